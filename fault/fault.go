@@ -1,0 +1,238 @@
+// Package fault is the one error type that crosses process boundaries: RPC,
+// REST and driver plugins. An error that a caller or a peer may act on has a
+// [Code] and, where code alone is too coarse, a reason; every other error
+// stays plain and arrives as [Internal].
+//
+//	var ErrNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room on host")
+//
+//	return fmt.Errorf("claim on %s: %w", host, ErrNoRoom)
+//
+//	// In another process, after an RPC:
+//	errors.Is(err, ErrNoRoom)       // true: identity is the reason
+//	errors.Is(err, fault.Exhausted) // true: the class
+//	fault.IsRemote(err)             // true: a peer said so
+//
+// It is not a logging or a stack trace package: messages are meant to cross
+// the wire, so they carry no secrets.
+package fault
+
+import (
+	"context"
+	"errors"
+	"fmt"
+)
+
+// Code says what kind of failure an error is, and so what a caller may do
+// about it. It implements error, so that errors.Is(err, fault.NotFound) works
+// on local and on remote errors.
+type Code uint8
+
+const (
+	// Internal is a failure that the caller can do nothing about: a bug, or a
+	// plain error that nobody classed. It is the zero Code.
+	Internal Code = iota
+	// Invalid means the request itself is wrong, whatever the state of the
+	// system. Sending it again is no use.
+	Invalid
+	// Unauthenticated means it is not known who is asking.
+	Unauthenticated
+	// Denied means the one who asks may not do this.
+	Denied
+	// NotFound means the thing named in the request does not exist.
+	NotFound
+	// Conflict means that the thing exists already or that somebody else
+	// changed it first: read it again, then decide.
+	Conflict
+	// Precondition means the system's state does not allow the request now,
+	// such as a resize of a stopped volume.
+	Precondition
+	// Exhausted means a quota, a capacity or a size limit was reached.
+	Exhausted
+	// Unimplemented means the peer does not know the method, the version or
+	// the ability.
+	Unimplemented
+	// Unavailable means the request was certainly not executed: sending it
+	// again is safe.
+	Unavailable
+	// Timeout means the deadline passed. Whether the request was executed is
+	// not known.
+	Timeout
+	// Unknown means the peer was lost after it took the request: it may have
+	// been executed. Only an idempotent request may be sent again.
+	Unknown
+	// Canceled means the caller gave the request up.
+	Canceled
+)
+
+var codeNames = [...]string{
+	Internal:        "Internal",
+	Invalid:         "Invalid",
+	Unauthenticated: "Unauthenticated",
+	Denied:          "Denied",
+	NotFound:        "NotFound",
+	Conflict:        "Conflict",
+	Precondition:    "Precondition",
+	Exhausted:       "Exhausted",
+	Unimplemented:   "Unimplemented",
+	Unavailable:     "Unavailable",
+	Timeout:         "Timeout",
+	Unknown:         "Unknown",
+	Canceled:        "Canceled",
+}
+
+// String returns the code's name, such as "NotFound".
+func (c Code) String() string {
+	if int(c) < len(codeNames) {
+		return codeNames[c]
+	}
+	return fmt.Sprintf("Code(%d)", uint8(c))
+}
+
+// Error returns the code's name. It makes a Code usable as the target of
+// [errors.Is].
+func (c Code) Error() string { return c.String() }
+
+// MarshalText returns the code's name, the form in which it crosses the wire.
+func (c Code) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
+
+// UnmarshalText reads a code's name. A name it does not know, from a newer
+// peer, becomes Internal: it is never an error.
+func (c *Code) UnmarshalText(text []byte) error {
+	*c = Internal
+	for i, name := range codeNames {
+		if name == string(text) {
+			*c = Code(i)
+		}
+	}
+	return nil
+}
+
+// Error is an error with a code. Its JSON form is its form on the wire. Make
+// one with [New] or [Sentinel]; read one with [From], [CodeOf] and errors.Is.
+// It is immutable once made, and so safe for concurrent use.
+type Error struct {
+	// Code is the kind of failure.
+	Code Code `json:"code"`
+	// Reason is a stable identifier, such as "NoValidHost", that errors.Is
+	// matches by. Empty when the code says enough.
+	Reason string `json:"reason,omitempty"`
+	// Msg is for people. Nothing may be parsed out of it.
+	Msg string `json:"msg"`
+	// Meta holds details for programs, such as the name of a field.
+	Meta map[string]string `json:"meta,omitempty"`
+
+	cause  error
+	remote bool
+}
+
+// Error returns the message.
+func (e *Error) Error() string {
+	if e.Msg == "" {
+		return e.Code.String()
+	}
+	return e.Msg
+}
+
+// Unwrap returns the error given to [New] with %w, or nil.
+func (e *Error) Unwrap() error { return e.cause }
+
+// Is reports whether target is the error's Code, or an *Error with the same,
+// non-empty Reason.
+func (e *Error) Is(target error) bool {
+	switch t := target.(type) {
+	case Code:
+		return e.Code == t
+	case *Error:
+		return t.Reason != "" && e.Reason == t.Reason
+	}
+	return false
+}
+
+// New returns an error with a code and a message made as by [fmt.Errorf]. The
+// format may use %w: the error then matches what it wraps, too, and takes over
+// its reason and details when it crosses the wire.
+func New(code Code, format string, args ...any) error {
+	err := fmt.Errorf(format, args...)
+	return &Error{Code: code, Msg: err.Error(), cause: unwrap(err)}
+}
+
+// unwrap keeps what %w wrapped without the text, which Msg already has. Several
+// %w verbs keep the whole error, because it is what joins them.
+func unwrap(err error) error {
+	if u, ok := err.(interface{ Unwrap() error }); ok { //nolint:errorlint // only the error that Errorf just made
+		return u.Unwrap()
+	}
+	if _, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the error that Errorf just made
+		return err
+	}
+	return nil
+}
+
+// Sentinel returns an error for a package variable. errors.Is matches it by
+// reason, after an RPC too. Reasons are CamelCase and unique in a component.
+func Sentinel(code Code, reason, msg string) error {
+	return &Error{Code: code, Reason: reason, Msg: msg}
+}
+
+// CodeOf returns the code of the first error in err's tree that has one. A
+// context's error is [Timeout] or [Canceled]; every other error is [Internal].
+// It must not be called with nil, which has no code; it returns Internal then.
+func CodeOf(err error) Code {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code
+	}
+	if c, ok := errors.AsType[Code](err); ok {
+		return c
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		return Timeout
+	case errors.Is(err, context.Canceled):
+		return Canceled
+	}
+	return Internal
+}
+
+// From returns the form in which err crosses a process boundary: the code of
+// [CodeOf], the whole text, and the first reason and details found in its
+// tree. It returns nil for nil. The result shares no memory with err.
+func From(err error) *Error {
+	if err == nil {
+		return nil
+	}
+	out := &Error{Code: CodeOf(err), Msg: err.Error(), cause: err, remote: IsRemote(err)}
+	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.cause) {
+		if out.Reason == "" {
+			out.Reason = e.Reason
+		}
+		for k, v := range e.Meta {
+			if out.Meta == nil {
+				out.Meta = make(map[string]string, len(e.Meta))
+			}
+			if _, set := out.Meta[k]; !set {
+				out.Meta[k] = v
+			}
+		}
+	}
+	return out
+}
+
+// Remote marks an error that came from a peer, so that [IsRemote] tells it from
+// one that this process made up. A transport calls it on what it decoded.
+func Remote(e Error) error {
+	e.remote = true
+	e.cause = nil
+	return &e
+}
+
+// IsRemote reports whether a peer sent err, rather than this process made it
+// up. A remote NotFound was answered by the service that was asked; a local
+// Timeout says nothing about what that service did.
+func IsRemote(err error) bool {
+	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.cause) {
+		if e.remote {
+			return true
+		}
+	}
+	return false
+}

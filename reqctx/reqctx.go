@@ -1,0 +1,115 @@
+// Package reqctx carries who asked, under which request id and trace, in a
+// [context.Context]. The API service makes a [Request]; rpc takes it to every
+// other process; [LogHandler] puts it on each log line.
+//
+//	ctx = reqctx.With(ctx, reqctx.Request{ID: reqctx.NewID(), ProjectID: "p1"})
+//	reqctx.From(ctx).ProjectID // "p1", here and in the worker
+//
+// It holds identities and ids only, never a token: whatever is in it crosses
+// the wire and may be logged.
+package reqctx
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"log/slog"
+)
+
+// Request says on whose behalf work is done. The zero value is a request of
+// nobody: work that the service started itself.
+type Request struct {
+	// ID is the id that the service which accepted the request gave it,
+	// "req-" and a UUID.
+	ID string `json:"id,omitempty"`
+	// GlobalID is the id that the client gave it, if it gave a well-formed
+	// one. It is the same in every component that works for one request.
+	GlobalID string `json:"global_id,omitempty"`
+	// UserID and ProjectID are the identity service's ids.
+	UserID    string `json:"user_id,omitempty"`
+	ProjectID string `json:"project_id,omitempty"`
+	// Roles are the names of the user's roles in the project.
+	Roles []string `json:"roles,omitempty"`
+	// Traceparent is the W3C trace context of the span that is current.
+	Traceparent string `json:"traceparent,omitempty"`
+}
+
+type key struct{}
+
+// With returns a context that carries r. The slice in r must not be changed
+// afterwards.
+func With(ctx context.Context, r Request) context.Context {
+	return context.WithValue(ctx, key{}, r)
+}
+
+// From returns the request that ctx carries, or the zero Request.
+func From(ctx context.Context) Request {
+	r, _ := ctx.Value(key{}).(Request)
+	return r
+}
+
+// NewID returns a new request id, "req-" and a random UUID, the form that
+// OpenStack services use and accept from each other.
+func NewID() string {
+	var b [16]byte
+	rand.Read(b[:]) // never fails
+	b[6] = b[6]&0x0f | 0x40
+	b[8] = b[8]&0x3f | 0x80
+	h := hex.EncodeToString(b[:])
+	return "req-" + h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// ValidID reports whether id has the form that [NewID] makes. An id from
+// outside that has another form must not be taken over (oslo.middleware's
+// rule): it could carry anything into logs and headers.
+func ValidID(id string) bool {
+	const form = "req-00000000-0000-0000-0000-000000000000"
+	if len(id) != len(form) || id[:4] != "req-" {
+		return false
+	}
+	for i := 4; i < len(form); i++ {
+		c := id[i]
+		switch {
+		case form[i] == '-':
+			if c != '-' {
+				return false
+			}
+		case c >= '0' && c <= '9', c >= 'a' && c <= 'f', c >= 'A' && c <= 'F':
+		default:
+			return false
+		}
+	}
+	return true
+}
+
+// LogHandler returns a handler that adds the ids of the context's request to
+// each record: request_id, global_request_id, user_id and project_id, those
+// that are set. It is safe for concurrent use if next is.
+func LogHandler(next slog.Handler) slog.Handler { return &logHandler{next} }
+
+type logHandler struct{ next slog.Handler }
+
+func (h *logHandler) Enabled(ctx context.Context, l slog.Level) bool { return h.next.Enabled(ctx, l) }
+
+func (h *logHandler) Handle(ctx context.Context, rec slog.Record) error {
+	r := From(ctx)
+	for _, a := range [...][2]string{
+		{"request_id", r.ID},
+		{"global_request_id", r.GlobalID},
+		{"user_id", r.UserID},
+		{"project_id", r.ProjectID},
+	} {
+		if a[1] != "" {
+			rec.AddAttrs(slog.String(a[0], a[1]))
+		}
+	}
+	return h.next.Handle(ctx, rec)
+}
+
+func (h *logHandler) WithAttrs(attrs []slog.Attr) slog.Handler {
+	return &logHandler{h.next.WithAttrs(attrs)}
+}
+
+func (h *logHandler) WithGroup(name string) slog.Handler {
+	return &logHandler{h.next.WithGroup(name)}
+}
