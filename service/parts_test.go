@@ -1,0 +1,309 @@
+package service_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
+)
+
+// client has a transport of its own, whose connections end with the test.
+func client(t *testing.T) *http.Client {
+	t.Helper()
+	tr := &http.Transport{}
+	t.Cleanup(tr.CloseIdleConnections)
+	return &http.Client{Transport: tr}
+}
+
+func get(ctx context.Context, c *http.Client, url string) (int, string, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return 0, "", err
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		return 0, "", err
+	}
+	defer res.Body.Close() //nolint:errcheck // it was only read from
+	body, err := io.ReadAll(res.Body)
+	return res.StatusCode, string(body), err
+}
+
+func TestHTTPListensBeforeStartReturns(t *testing.T) {
+	t.Parallel()
+	p := service.HTTP("127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = fmt.Fprint(w, "hi") }))
+	if got := p.Addr(); got != "127.0.0.1:0" {
+		t.Errorf("Addr before Start = %s", got)
+	}
+	if err := p.Stop(t.Context()); err != nil {
+		t.Errorf("Stop before Start = %v", err)
+	}
+	startCtx, cancel := context.WithCancel(t.Context())
+	if err := p.Start(startCtx); err != nil {
+		t.Fatal(err)
+	}
+	cancel() // the start's context: the server must live on
+	if code, body, err := get(t.Context(), client(t), "http://"+p.Addr()); code != 200 || body != "hi" || err != nil {
+		t.Errorf("GET = %d %q %v", code, body, err)
+	}
+	err := service.HTTP(p.Addr(), nil).Start(t.Context())
+	if err == nil || !strings.Contains(err.Error(), p.Addr()) {
+		t.Errorf("second listener: error %v, want one naming the address", err)
+	}
+	for range 2 {
+		if err := p.Stop(t.Context()); err != nil {
+			t.Errorf("Stop = %v", err)
+		}
+	}
+	var d net.Dialer
+	if c, err := d.DialContext(t.Context(), "tcp", p.Addr()); err == nil {
+		_ = c.Close()
+		t.Error("it still listens after Stop")
+	}
+}
+
+func TestHTTPStopWaitsForRunningRequests(t *testing.T) {
+	t.Parallel()
+	entered, release := make(chan struct{}), make(chan struct{})
+	p := service.HTTP("127.0.0.1:0", http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(entered)
+		<-release
+		_, _ = fmt.Fprint(w, "whole")
+	}))
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := client(t)
+	answer := make(chan string)
+	go func() {
+		_, body, err := get(t.Context(), c, "http://"+p.Addr())
+		answer <- fmt.Sprint(body, " ", err)
+	}()
+	<-entered
+	stopped := make(chan error)
+	go func() { stopped <- p.Stop(t.Context()) }()
+	select {
+	case err := <-stopped:
+		t.Errorf("Stop = %v while a request was running", err)
+	default:
+	}
+	close(release)
+	if got := <-answer; got != "whole <nil>" {
+		t.Errorf("the running request got %q", got)
+	}
+	if err := <-stopped; err != nil {
+		t.Errorf("Stop = %v", err)
+	}
+}
+
+func TestHTTPCutOffCancelsRequests(t *testing.T) {
+	t.Parallel()
+	entered, cancelled := make(chan struct{}), make(chan struct{})
+	p := service.HTTP("127.0.0.1:0", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(entered)
+		<-r.Context().Done()
+		close(cancelled)
+	}))
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := client(t)
+	failed := make(chan error)
+	go func() {
+		_, _, err := get(t.Context(), c, "http://"+p.Addr())
+		failed <- err
+	}()
+	<-entered
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := p.Stop(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Stop = %v, want its context's error", err)
+	}
+	<-cancelled
+	if err := <-failed; err == nil {
+		t.Error("the cut off request succeeded")
+	}
+}
+
+func TestHTTPBoundsHeaders(t *testing.T) {
+	t.Parallel()
+	p := service.HTTP("127.0.0.1:0", http.NotFoundHandler())
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer p.Stop(t.Context()) //nolint:errcheck // the test is over
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.Addr(), http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("X-Large", strings.Repeat("x", 100<<10))
+	res, err := client(t).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = res.Body.Close()
+	if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
+		t.Errorf("status %d, want 431", res.StatusCode)
+	}
+}
+
+// TestLoopSpacing counts calls on the fake clock: the first within one spacing,
+// then one each, and none doubled or piled up behind a slow one.
+func TestLoopSpacing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var at []time.Duration
+		ids := map[string]bool{}
+		begin := time.Now()
+		p := service.Loop(time.Minute, func(ctx context.Context) error {
+			at = append(at, time.Since(begin))
+			ids[reqctx.From(ctx).ID] = true
+			if len(at) == 2 {
+				<-time.After(150 * time.Second) // misses two turns
+			}
+			return nil
+		})
+		startCtx, cancel := context.WithCancel(t.Context())
+		if err := p.Start(startCtx); err != nil {
+			t.Fatal(err)
+		}
+		cancel() // the start's context: the loop must go on
+		<-time.After(10 * time.Minute)
+		if err := p.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		n := len(at)
+		<-time.After(10 * time.Minute)
+		if len(at) != n {
+			t.Error("called after Stop")
+		}
+		if at[0] >= time.Minute {
+			t.Errorf("first call after %v, want less than the spacing", at[0])
+		}
+		if n != 8 || len(ids) != n {
+			t.Errorf("%d calls under %d ids, want 8: ten turns, two of them missed", n, len(ids))
+		}
+		for i := 1; i < n; i++ {
+			want := time.Minute
+			if i == 2 {
+				want = 3 * time.Minute
+			}
+			if got := at[i] - at[i-1]; got != want {
+				t.Errorf("call %d after %v, want %v", i, got, want)
+			}
+		}
+	})
+}
+
+func TestLoopsOfAFleetSpread(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		var early, late atomic.Int32
+		for range 64 {
+			p := service.Loop(time.Minute, func(context.Context) error {
+				if time.Since(begin) < 30*time.Second {
+					early.Add(1)
+				} else {
+					late.Add(1)
+				}
+				return nil
+			})
+			if err := p.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer p.Stop(t.Context()) //nolint:errcheck // the test is over
+		}
+		<-time.After(time.Minute - time.Nanosecond)
+		if early.Load() == 0 || late.Load() == 0 || early.Load()+late.Load() != 64 {
+			t.Errorf("first calls: %d in the first half minute, %d in the second; want 64, spread", early.Load(), late.Load())
+		}
+	})
+}
+
+func TestLoopGoesOnAfterErrorsAndPanics(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		app := service.New(service.Config{NoSignals: true, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		n := 0
+		app.Add("report", service.Loop(time.Second, func(context.Context) error {
+			n++
+			switch n {
+			case 1:
+				return errBoom
+			case 2:
+				panic("argh")
+			}
+			return nil
+		}))
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := app.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		if n < 9 {
+			t.Errorf("%d calls in 10 s", n)
+		}
+		for _, want := range []string{"part=report error=boom", "panic: argh", "parts_test.go"} {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("log lacks %s:\n%s", want, &out)
+			}
+		}
+	})
+}
+
+func TestLoopStop(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		entered := make(chan struct{})
+		var cancelled atomic.Bool
+		p := service.Loop(time.Second, func(ctx context.Context) error {
+			close(entered)
+			<-ctx.Done()
+			cancelled.Store(true)
+			<-release
+			return ctx.Err()
+		})
+		if err := p.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-entered
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if err := p.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) || !cancelled.Load() {
+			t.Errorf("Stop = %v, call cancelled: %v; want the deadline, true", err, cancelled.Load())
+		}
+		close(release)
+		if err := p.Stop(t.Context()); err != nil {
+			t.Errorf("second Stop = %v", err)
+		}
+	})
+}
+
+func TestLoopDisabled(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := service.Loop(-1, func(context.Context) error { t.Error("called"); return nil })
+		if err := p.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(time.Hour)
+		if err := p.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
