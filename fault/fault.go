@@ -159,10 +159,10 @@ func New(code Code, format string, args ...any) error {
 // unwrap keeps what %w wrapped without the text, which Msg already has. Several
 // %w verbs keep the whole error, because it is what joins them.
 func unwrap(err error) error {
-	if u, ok := err.(interface{ Unwrap() error }); ok { //nolint:errorlint // only the error that Errorf just made
+	if u, ok := err.(interface{ Unwrap() error }); ok {
 		return u.Unwrap()
 	}
-	if _, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // only the error that Errorf just made
+	if _, ok := err.(interface{ Unwrap() []error }); ok {
 		return err
 	}
 	return nil

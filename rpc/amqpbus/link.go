@@ -1,0 +1,215 @@
+package amqpbus
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"sync"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// The pause between two attempts to connect is doubled from minRedial to
+// maxRedial, with full jitter, so that a cluster that comes back is not stormed.
+const (
+	minRedial = 20 * time.Millisecond
+	maxRedial = time.Second
+	// dialTime bounds one attempt on one broker, the handshakes included.
+	dialTime = 5 * time.Second
+)
+
+// link keeps one connection up. amqp091's own recovery stays off: after it, a
+// late Ack of an old delivery acknowledges another message.
+type link struct {
+	use string // what the connection is for
+	cfg Config
+
+	mu      sync.Mutex
+	conn    *amqp.Connection // nil while it is lost
+	changed chan struct{}    // closed, and replaced, when conn or blocked changes
+	blocked string           // why the broker takes nothing; empty if it does
+	last    error            // of the last attempt
+}
+
+func newLink(use string, cfg Config) *link {
+	return &link{use: use, cfg: cfg, changed: make(chan struct{}), last: errors.New("no attempt was made")}
+}
+
+// run dials until life ends. It owns the connection.
+func (l *link) run(life context.Context) {
+	for wait := minRedial; life.Err() == nil; {
+		conn, err := l.dial(life)
+		if err != nil {
+			l.set(nil, "", err)
+			pause(life, rand.N(wait))
+			wait = min(2*wait, maxRedial)
+			continue
+		}
+		wait = minRedial
+		l.hold(life, conn)
+	}
+}
+
+// hold serves the connection until it is lost or life ends.
+func (l *link) hold(life context.Context, conn *amqp.Connection) {
+	log := l.cfg.Logger.With("use", l.use, "broker", conn.RemoteAddr().String())
+	lost := conn.NotifyClose(make(chan *amqp.Error, 1))
+	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	l.set(conn, "", nil)
+	log.Debug("connected to RabbitMQ")
+	for {
+		select {
+		case b, ok := <-blocked:
+			if !ok {
+				blocked = nil
+				continue
+			}
+			reason := ""
+			if b.Active {
+				reason = b.Reason
+				log.Warn("RabbitMQ takes no messages", "reason", reason)
+			}
+			l.set(conn, reason, nil)
+		case e := <-lost:
+			err := errors.New("the connection was closed")
+			if e != nil {
+				err = e
+			}
+			l.set(nil, "", err)
+			if life.Err() == nil {
+				log.Warn("lost the connection to RabbitMQ, dialing again", "error", err)
+			}
+			return
+		case <-life.Done():
+			l.set(nil, "", errors.New("the bus was closed"))
+			_ = conn.CloseDeadline(time.Now().Add(dialTime)) // it ends either way
+			return
+		}
+	}
+}
+
+// dial tries the brokers once, in random order.
+func (l *link) dial(life context.Context) (*amqp.Connection, error) {
+	var err error
+	for _, i := range rand.Perm(len(l.cfg.URLs)) {
+		raw := l.cfg.URLs[i]
+		cfg := amqp.Config{
+			Heartbeat:  l.cfg.Heartbeat,
+			Properties: amqp.NewConnectionProperties(),
+			Dial: func(network, addr string) (net.Conn, error) {
+				ctx, cancel := context.WithTimeout(life, dialTime)
+				defer cancel()
+				c, err := new(net.Dialer).DialContext(ctx, network, addr)
+				if err != nil {
+					return nil, err
+				}
+				// For the handshakes; amqp091 clears it when they are done.
+				return c, c.SetDeadline(time.Now().Add(dialTime))
+			},
+		}
+		cfg.Properties.SetClientConnectionName(l.cfg.Exchange + " " + l.use)
+		if u, uerr := url.Parse(raw); uerr == nil && u.Scheme == "amqps" {
+			cfg.TLSClientConfig = &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}
+			if l.cfg.TLS != nil {
+				cfg.TLSClientConfig = l.cfg.TLS.Clone()
+				if cfg.TLSClientConfig.ServerName == "" {
+					cfg.TLSClientConfig.ServerName = u.Hostname()
+				}
+			}
+		}
+		var conn *amqp.Connection
+		if conn, err = amqp.DialConfig(raw, cfg); err == nil {
+			return conn, nil
+		}
+		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", redacted([]string{raw}), "error", err)
+	}
+	return nil, err
+}
+
+func (l *link) set(conn *amqp.Connection, blocked string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.conn, l.blocked = conn, blocked
+	if err != nil {
+		l.last = err
+	}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// get returns the connection, waiting for it until ctx ends.
+func (l *link) get(ctx context.Context) (*amqp.Connection, error) {
+	for {
+		l.mu.Lock()
+		conn, blocked, changed := l.conn, l.blocked, l.changed
+		l.mu.Unlock()
+		if conn != nil && blocked == "" && !conn.IsClosed() {
+			return conn, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+}
+
+// first waits for the first connection. A broker that refuses the user ends the
+// wait: it would go on refusing.
+func (l *link) first(ctx context.Context) error {
+	for {
+		l.mu.Lock()
+		conn, changed := l.conn, l.changed
+		l.mu.Unlock()
+		if conn != nil {
+			return nil
+		}
+		if code, err := l.lastError(); code == fault.Denied {
+			return err
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (l *link) check() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.conn == nil:
+		return fault.New(fault.Unavailable, "the connection to RabbitMQ to %s is lost: %v", l.use, l.last)
+	case l.blocked != "":
+		return fault.New(fault.Unavailable, "RabbitMQ takes no messages: %s", l.blocked)
+	}
+	return nil
+}
+
+// lastError returns why the last attempt failed: Denied if the broker refused
+// the user, else Unavailable.
+func (l *link) lastError() (fault.Code, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e, ok := errors.AsType[*amqp.Error](l.last); ok && (e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed) {
+		return fault.Denied, l.last
+	}
+	return fault.Unavailable, l.last
+}
+
+// pause waits, but not beyond the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

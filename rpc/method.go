@@ -1,0 +1,127 @@
+package rpc
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// Version is the version of an interface. The major number changes when old
+// clients stop working, the minor one when something is added.
+type Version struct{ Major, Minor int }
+
+// String returns the form used on the wire, such as "1.4".
+func (v Version) String() string { return strconv.Itoa(v.Major) + "." + strconv.Itoa(v.Minor) }
+
+// Accepts reports whether a server or a cap of version v takes a request that
+// needs version need: the same major, and a minor that is not newer. It is
+// oslo.messaging's rule (version_is_compatible).
+func (v Version) Accepts(need Version) bool { return v.Major == need.Major && need.Minor <= v.Minor }
+
+// parseVersion reads the form of String. A missing version is 1.0, not the
+// latest, so that a client from before versions were sent is treated as old.
+func parseVersion(s string) (Version, error) {
+	if s == "" {
+		return Version{Major: 1}, nil
+	}
+	major, minor, _ := strings.Cut(s, ".")
+	a, err := strconv.Atoi(major)
+	b, err2 := strconv.Atoi(minor)
+	if err != nil || err2 != nil || a < 0 || b < 0 {
+		return Version{}, fault.New(fault.Invalid, "version %q is not major.minor", s)
+	}
+	return Version{a, b}, nil
+}
+
+// Interface is a named, versioned set of methods that one kind of server
+// offers. Its name is part of the names of queues, so it never changes.
+type Interface struct {
+	// Name is what the queues are called, such as "backup". It has no spaces.
+	Name string
+	// Version is the newest version that this source tree implements.
+	Version Version
+}
+
+// Any is the host to give when any server of the interface may take the
+// message: the first that is free gets it.
+const Any = ""
+
+// None is the request or the response of a method that has none.
+type None = struct{}
+
+// Delivery says what is promised when a server dies.
+type Delivery uint8
+
+const (
+	// AtMostOnce means that the message is acknowledged when a handler slot takes it,
+	// before the handler runs. If the server dies then, the message is gone
+	// and the caller of a Call sees Timeout. Nothing runs twice.
+	AtMostOnce Delivery = iota
+	// AtLeastOnce means that the message survives a restart of the broker, and it is
+	// acknowledged only after the handler returned. If the server dies first,
+	// or the handler fails for a reason that may pass, it is delivered again,
+	// so the handler must be idempotent.
+	AtLeastOnce
+)
+
+// String returns the name of d on the wire.
+func (d Delivery) String() string {
+	if d == AtLeastOnce {
+		return "at-least-once"
+	}
+	return "at-most-once"
+}
+
+// Method is what client and server agree on: one value that both import.
+type Method[Req, Resp any] struct {
+	// Interface is the set the method belongs to. Required.
+	Interface *Interface
+	// Name is the method's name on the wire, unique in the interface. Required.
+	Name string
+	// Since is the version of the interface that brought the method. A server
+	// of an older version refuses the call with ErrUnsupportedVersion.
+	Since Version
+	// Delivery is what is promised when a server dies. Default AtMostOnce.
+	// It counts for casts; a call is only as safe as its caller, who waits.
+	Delivery Delivery
+}
+
+func (m Method[Req, Resp]) info(kind, host string) Info {
+	return Info{Kind: kind, Interface: m.Interface.Name, Method: m.Name, Version: m.Since, Host: host, Delivery: m.Delivery}
+}
+
+// Errors that the package makes itself. errors.Is matches them on both sides.
+var (
+	// ErrNoConsumer: nobody has ever listened on that topic, or the queue is
+	// gone. The request was not executed.
+	ErrNoConsumer = fault.Sentinel(fault.Unavailable, "NoConsumer", "nobody listens")
+	// ErrNoSuchMethod: the server does not know the method.
+	ErrNoSuchMethod = fault.Sentinel(fault.Unimplemented, "NoSuchMethod", "no such method")
+	// ErrUnsupportedVersion: the server is older than the method, or of another
+	// major version.
+	ErrUnsupportedVersion = fault.Sentinel(fault.Unimplemented, "UnsupportedVersion", "unsupported version")
+	// ErrVersionCap: the client's own cap forbids the method. Nothing was sent.
+	ErrVersionCap = fault.Sentinel(fault.Precondition, "VersionCap", "the version cap forbids it")
+	// ErrClosed: the client or the bus was closed. Nothing was sent.
+	ErrClosed = fault.Sentinel(fault.Unavailable, "Closed", "closed")
+)
+
+// Info describes one message to an [Interceptor].
+type Info struct {
+	Kind      string // KindCall, KindCast or KindFanout
+	Interface string
+	Method    string
+	Version   Version
+	Host      string // Any, or the one host that is meant
+	Delivery  Delivery
+}
+
+// String returns "interface.method", and the host if one is meant.
+func (i Info) String() string {
+	if i.Host != Any {
+		return fmt.Sprintf("%s.%s on %s", i.Interface, i.Method, i.Host)
+	}
+	return i.Interface + "." + i.Method
+}

@@ -1,0 +1,59 @@
+// Package rpctest has what tests of RPC servers and clients need, and
+// [TestBus], the suite that judges an implementation of rpc.Bus.
+//
+//	client := rpctest.Serve(t, backup.Interface, func(s *rpc.Server) {
+//		rpc.Handle(s, backup.Start, worker.Start)
+//	})
+//	reply, err := rpc.Call(t.Context(), client, backup.Start, rpc.Any, &backup.StartRequest{})
+package rpctest
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
+)
+
+// NewBus returns an in-memory bus that is closed when the test ends.
+func NewBus(t testing.TB) *membus.Bus {
+	t.Helper()
+	b := membus.New()
+	t.Cleanup(func() { _ = b.Close() }) // never fails
+	return b
+}
+
+// Serve starts a server of the interface on a bus of its own, with the handlers
+// that register adds, and returns a client for it. Its host is called "host".
+// Both are stopped when the test ends.
+func Serve(t testing.TB, iface *rpc.Interface, register func(*rpc.Server)) *rpc.Client {
+	t.Helper()
+	bus := NewBus(t)
+	start(t, bus, rpc.ServerConfig{Interface: iface, Host: "host"}, register)
+	return newClient(t, bus, rpc.ClientConfig{})
+}
+
+func start(t testing.TB, bus rpc.Bus, cfg rpc.ServerConfig, register func(*rpc.Server)) *rpc.Server {
+	t.Helper()
+	s := rpc.NewServer(bus, cfg)
+	register(s)
+	if err := s.Start(t.Context()); err != nil {
+		t.Fatalf("start the server: %v", err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := s.Stop(ctx); err != nil {
+			t.Errorf("stop the server: %v", err)
+		}
+	})
+	return s
+}
+
+func newClient(t testing.TB, bus rpc.Bus, cfg rpc.ClientConfig) *rpc.Client {
+	t.Helper()
+	c := rpc.NewClient(bus, cfg)
+	t.Cleanup(func() { _ = c.Close() }) // never fails
+	return c
+}
