@@ -36,7 +36,7 @@ func get(ctx context.Context, c *http.Client, url string) (int, string, error) {
 	if err != nil {
 		return 0, "", err
 	}
-	defer res.Body.Close() //nolint:errcheck // it was only read from
+	defer res.Body.Close()
 	body, err := io.ReadAll(res.Body)
 	return res.StatusCode, string(body), err
 }
@@ -69,7 +69,7 @@ func TestHTTPListensBeforeStartReturns(t *testing.T) {
 	}
 	var d net.Dialer
 	if c, err := d.DialContext(t.Context(), "tcp", p.Addr()); err == nil {
-		_ = c.Close()
+		c.Close()
 		t.Error("it still listens after Stop")
 	}
 }
@@ -143,7 +143,7 @@ func TestHTTPBoundsHeaders(t *testing.T) {
 	if err := p.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	defer p.Stop(t.Context()) //nolint:errcheck // the test is over
+	defer p.Stop(t.Context())
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+p.Addr(), http.NoBody)
 	if err != nil {
 		t.Fatal(err)
@@ -153,7 +153,7 @@ func TestHTTPBoundsHeaders(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_ = res.Body.Close()
+	res.Body.Close()
 	if res.StatusCode != http.StatusRequestHeaderFieldsTooLarge {
 		t.Errorf("status %d, want 431", res.StatusCode)
 	}
@@ -224,7 +224,7 @@ func TestLoopsOfAFleetSpread(t *testing.T) {
 			if err := p.Start(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			defer p.Stop(t.Context()) //nolint:errcheck // the test is over
+			defer p.Stop(t.Context())
 		}
 		<-time.After(time.Minute - time.Nanosecond)
 		if early.Load() == 0 || late.Load() == 0 || early.Load()+late.Load() != 64 {

@@ -1,0 +1,163 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"mime"
+	"net/http"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// maxShown bounds how much of a wrong value an error repeats.
+const maxShown = 100
+
+// decode reads the body into v, a pointer, and validates it.
+func (m *Mux) decode(rec *recorder, r *http.Request, v any) error {
+	raw, err := m.read(rec, r)
+	if err != nil {
+		return err
+	}
+	if len(raw) > 0 {
+		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+			return WithStatus(http.StatusUnsupportedMediaType,
+				fault.New(fault.Invalid, "The media type of the body must be application/json."))
+		}
+	}
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return bodyError(raw, err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return fault.New(fault.Invalid, "Malformed request body")
+	}
+	if val, ok := v.(Validator); ok {
+		err := val.Validate()
+		if err != nil && fault.CodeOf(err) == fault.Internal {
+			return fault.New(fault.Invalid, "%w", err)
+		}
+		return err
+	}
+	return nil
+}
+
+// read reads the body within its limits of size and time.
+func (m *Mux) read(rec *recorder, r *http.Request) ([]byte, error) {
+	tooLarge := WithStatus(http.StatusRequestEntityTooLarge, fault.New(fault.Invalid,
+		"Request is too large. Larger than max_request_body_size (%d).", m.cfg.MaxBody))
+	if r.ContentLength > m.cfg.MaxBody {
+		rec.Header().Set("Connection", "close") // what the client still sends is not read
+		return nil, tooLarge
+	}
+	conn := http.NewResponseController(rec)
+	_ = conn.SetReadDeadline(time.Now().Add(m.cfg.BodyTimeout)) // not supported by a test's recorder
+	// The server's own writer is given, not ours: MaxBytesReader tells it to close the connection.
+	raw, err := io.ReadAll(http.MaxBytesReader(rec.ResponseWriter, r.Body, m.cfg.MaxBody))
+	switch {
+	case err == nil:
+		_ = conn.SetReadDeadline(time.Time{})
+		return raw, nil
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		rec.Header().Set("Connection", "close")
+		return nil, WithStatus(http.StatusRequestTimeout, fault.New(fault.Invalid, "The body took too long."))
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, tooLarge
+	}
+	return nil, fault.New(fault.Invalid, "Malformed request body: %w", err)
+}
+
+// bodyError turns the decoder's error into one for the client.
+func bodyError(raw []byte, err error) error {
+	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
+		field := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
+		shown, want := valueAt(raw, e.Offset), schemaType(e.Type)
+		msg := fmt.Sprintf("%s is not of type '%s'", shown, want)
+		if want == "integer" && e.Value != "number" && strings.HasPrefix(e.Value, "number") && !strings.ContainsAny(shown, ".eE") {
+			msg = shown + " is out of range"
+		}
+		if field != "" {
+			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shown, msg)
+		}
+		return &fault.Error{Code: fault.Invalid, Msg: msg, Meta: map[string]string{"field": field}}
+	}
+	// The decoder has no type for this one; its text has been the same since Go 1.10.
+	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
+		if name, uerr := strconv.Unquote(quoted); uerr == nil {
+			return &fault.Error{
+				Code: fault.Invalid,
+				Msg:  fmt.Sprintf("Additional properties are not allowed ('%s' was unexpected)", shorten(name)),
+				Meta: map[string]string{"field": shorten(name)},
+			}
+		}
+	}
+	if e, ok := errors.AsType[*fault.Error](err); ok { // from an UnmarshalJSON of the component
+		return e
+	}
+	return fault.New(fault.Invalid, "Malformed request body")
+}
+
+// valueAt returns the JSON value that the decoder was at when it had read
+// offset bytes: for a literal that is its end, for the rest its start.
+func valueAt(raw []byte, offset int64) string {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	for {
+		tok, err := dec.Token()
+		if err != nil {
+			return "?"
+		}
+		end := dec.InputOffset()
+		if end < offset {
+			continue
+		}
+		if d, ok := tok.(json.Delim); ok {
+			var rest json.RawMessage
+			if json.NewDecoder(bytes.NewReader(raw[end-1:])).Decode(&rest) != nil {
+				return d.String()
+			}
+			return shorten(string(rest))
+		}
+		if s, ok := tok.(string); ok {
+			return "'" + shorten(s) + "'"
+		}
+		b, _ := json.Marshal(tok)
+		return shorten(string(b))
+	}
+}
+
+// shorten keeps what an error repeats of the request within bounds.
+func shorten(s string) string {
+	if len(s) > maxShown {
+		return strings.ToValidUTF8(s[:maxShown], "") + "..."
+	}
+	return s
+}
+
+// schemaType returns JSON Schema's name of the type that t is decoded from.
+func schemaType(t reflect.Type) string {
+	switch t.Kind() {
+	case reflect.String:
+		return "string"
+	case reflect.Bool:
+		return "boolean"
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
+		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		return "integer"
+	case reflect.Float32, reflect.Float64:
+		return "number"
+	case reflect.Slice, reflect.Array:
+		return "array"
+	default:
+		return "object"
+	}
+}

@@ -1,0 +1,146 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// retryAfter is what a reply of 503 asks a client to wait. What it stands for,
+// a broker or a database that is away, is mostly back within seconds.
+const retryAfter = time.Second
+
+// statusClientGone is nginx's status for a client that did not wait. Nobody
+// reads the reply; it tells the log what happened.
+const statusClientGone = 499
+
+// names are the keys of OpenStack's error bodies. Every other status has the
+// configured one.
+var names = map[int]string{
+	http.StatusBadRequest:            "badRequest",
+	http.StatusUnauthorized:          "unauthorized",
+	http.StatusForbidden:             "forbidden",
+	http.StatusNotFound:              "itemNotFound",
+	http.StatusMethodNotAllowed:      "badMethod",
+	http.StatusConflict:              "conflictingRequest",
+	http.StatusRequestEntityTooLarge: "overLimit",
+	http.StatusUnsupportedMediaType:  "badMediaType",
+	http.StatusTooManyRequests:       "tooManyRequests",
+	http.StatusNotImplemented:        "notImplemented",
+}
+
+// WithStatus returns err with a status of its own, where the one that its code
+// would get is too coarse, such as 410. Its message is sent, unless the
+// status is 500.
+func WithStatus(status int, err error) error { return &statusError{status, err} }
+
+type statusError struct {
+	status int
+	err    error
+}
+
+func (e *statusError) Error() string { return e.err.Error() }
+func (e *statusError) Unwrap() error { return e.err }
+
+// Missing returns the error for a property that a body must have: what a
+// [Validator] returns.
+func Missing(field string) error {
+	return &fault.Error{
+		Code: fault.Invalid, Msg: fmt.Sprintf("'%s' is a required property", field),
+		Meta: map[string]string{"field": field},
+	}
+}
+
+// Status returns the status with which err is answered. Timeout and Unknown are
+// 504 and not 503, because OpenStack's clients send a request again after 503:
+// it must mean that nothing was executed.
+func Status(err error) int {
+	if e, ok := errors.AsType[*statusError](err); ok {
+		return e.status
+	}
+	switch fault.CodeOf(err) {
+	case fault.Invalid:
+		return http.StatusBadRequest
+	case fault.Unauthenticated:
+		return http.StatusUnauthorized
+	case fault.Denied, fault.Exhausted: // a quota is answered so
+		return http.StatusForbidden
+	case fault.NotFound:
+		return http.StatusNotFound
+	case fault.Conflict, fault.Precondition:
+		return http.StatusConflict
+	case fault.Unimplemented:
+		return http.StatusNotImplemented
+	case fault.Unavailable:
+		return http.StatusServiceUnavailable
+	case fault.Timeout, fault.Unknown:
+		return http.StatusGatewayTimeout
+	case fault.Canceled:
+		return statusClientGone
+	default:
+		return http.StatusInternalServerError
+	}
+}
+
+// message is what the client may read of err: the outermost fault's text.
+// What plain errors wrapped around it says where it passed: that is for the log.
+func message(err error, status int, id string) string {
+	if status == http.StatusInternalServerError {
+		return "Unexpected API Error. The service's log has the cause under request id " + id + "."
+	}
+	if e, ok := errors.AsType[*fault.Error](err); ok {
+		return e.Error()
+	}
+	if e, ok := errors.AsType[*statusError](err); ok {
+		return e.Error()
+	}
+	return fault.CodeOf(err).String()
+}
+
+// fail answers with err's status and OpenStack's error body.
+func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
+	status := Status(err)
+	if status >= http.StatusInternalServerError {
+		m.cfg.Logger.ErrorContext(r.Context(), "request failed", "status", status, "error", err)
+	}
+	rec.routed = true // from here on it is our own reply
+	if rec.status != 0 {
+		panic(http.ErrAbortHandler) // too late for a status: cut the connection, lest half a reply look whole
+	}
+	if status == http.StatusServiceUnavailable && rec.Header().Get("Retry-After") == "" {
+		rec.Header().Set("Retry-After", strconv.Itoa(int(retryAfter.Seconds())))
+	}
+	name, ok := names[status]
+	if !ok {
+		name = m.cfg.FaultName
+	}
+	type body struct {
+		Code    int    `json:"code"`
+		Message string `json:"message"`
+	}
+	m.reply(rec, r, status, map[string]body{name: {status, message(err, status, rec.req.ID)}})
+}
+
+// reply sends v as JSON. A value that JSON cannot express is a bug of the handler
+// and answered with status 500.
+func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		m.fail(rec, r, fmt.Errorf("encode reply: %w", err))
+		return
+	}
+	body := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
+	h := rec.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("Content-Length", strconv.Itoa(len(body)))
+	rec.WriteHeader(status)
+	_, _ = rec.Write(body) // the client has gone: nobody is left to tell
+}
