@@ -1,0 +1,89 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// assign sets an option's field from the text of its value. The error says
+// what the text is not, and does not repeat it.
+func assign(f reflect.Value, text string) error {
+	if f.Type() == reflect.TypeFor[time.Duration]() {
+		d, err := duration(text)
+		f.SetInt(int64(d))
+		return err
+	}
+	switch f.Kind() {
+	case reflect.String:
+		f.SetString(text)
+	case reflect.Bool:
+		switch strings.ToLower(text) {
+		case "true", "1", "on", "yes":
+			f.SetBool(true)
+		case "false", "0", "off", "no":
+			f.SetBool(false)
+		default:
+			return errors.New("is not a boolean: true, false, yes, no, on, off, 1, 0")
+		}
+	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64:
+		n, err := strconv.ParseInt(text, 10, f.Type().Bits())
+		if err != nil {
+			return numberError(err, "an integer")
+		}
+		f.SetInt(n)
+	case reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
+		n, err := strconv.ParseUint(text, 10, f.Type().Bits())
+		if err != nil {
+			return numberError(err, "an integer of 0 or more")
+		}
+		f.SetUint(n)
+	case reflect.Float32, reflect.Float64:
+		n, err := strconv.ParseFloat(text, f.Type().Bits())
+		if err != nil || math.IsNaN(n) || math.IsInf(n, 0) {
+			return numberError(err, "a number")
+		}
+		f.SetFloat(n)
+	case reflect.Slice:
+		if f.Type().Elem().Kind() != reflect.String {
+			return fmt.Errorf("is for an option of a type that is not supported: %s", f.Type())
+		}
+		list := reflect.Zero(f.Type())
+		for item := range strings.SplitSeq(text, ",") {
+			if item = strings.TrimSpace(item); item != "" {
+				list = reflect.Append(list, reflect.ValueOf(item).Convert(f.Type().Elem()))
+			}
+		}
+		f.Set(list)
+	default:
+		return fmt.Errorf("is for an option of a type that is not supported: %s", f.Type())
+	}
+	return nil
+}
+
+// duration reads "90", "0.5" (seconds) and "1m30s".
+func duration(text string) (time.Duration, error) {
+	if n, err := strconv.ParseFloat(text, 64); err == nil {
+		ns := n * float64(time.Second)
+		if !(math.Abs(ns) < math.MaxInt64) { // NaN, too
+			return 0, errors.New("is out of range for a time")
+		}
+		return time.Duration(math.Round(ns)), nil
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, errors.New(`is not a time: seconds, or a form such as "1m30s"`)
+	}
+	return d, nil
+}
+
+func numberError(err error, want string) error {
+	if errors.Is(err, strconv.ErrRange) {
+		return errors.New("is out of range")
+	}
+	return errors.New("is not " + want)
+}
