@@ -30,7 +30,7 @@ func (b *Bus) Subscribe(ctx context.Context, topic string, mode rpc.Mode, slots 
 	}
 	b.wg.Go(func() {
 		defer cancel()
-		defer context.AfterFunc(b.life, cancel)()
+		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 		c.run(ctx)
 	})
 	b.mu.Unlock()

@@ -1,0 +1,252 @@
+// Package api is nova-mini's door: the part of the Nova v2.1 REST API that it
+// speaks. A request that changes something is written to the database; the
+// conductor is woken and does the work.
+package api
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service/api"
+)
+
+// Config configures the handler.
+type Config struct {
+	Store  *store.Store
+	Client *rpc.Client
+	// Ready says whether the service can work; while it cannot, a request that
+	// needs more than the database is refused.
+	Ready func(context.Context) error
+	// DownAfter is how long a service may be silent and still be up.
+	DownAfter time.Duration
+	Logger    *slog.Logger
+}
+
+// MaxLimit is how many items a page has at most, Nova's default.
+const MaxLimit = 1000
+
+// The microversions that are spoken: the first one only.
+const minVersion, maxVersion = "2.1", "2.1"
+
+type server struct{ cfg Config }
+
+// New returns the handler of the whole API.
+func New(cfg Config) http.Handler {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	s := &server{cfg}
+	mux := api.New(api.Config{
+		RequestIDHeaders: []string{"x-compute-request-id"},
+		FaultName:        "computeFault",
+		Logger:           cfg.Logger,
+		Authenticate: func(r *http.Request) (reqctx.Request, error) {
+			if err, ok := r.Context().Value(refused{}).(error); ok {
+				return reqctx.Request{}, err
+			}
+			// There is no identity service yet: everybody is the administrator.
+			return reqctx.Request{UserID: "admin", ProjectID: "admin", Roles: []string{"admin"}}, nil
+		},
+	})
+	mux.Health(cfg.Ready)
+	api.Handle(mux, "GET /{$}", s.versions)
+	api.Handle(mux, "GET /v2.1/{$}", s.version)
+	api.Handle(mux, "GET /v2.1", s.version)
+
+	api.Handle(mux, "GET /v2.1/flavors", s.listFlavors)
+	api.Handle(mux, "GET /v2.1/flavors/detail", s.listFlavorDetails)
+	api.Handle(mux, "GET /v2.1/flavors/{id}", s.showFlavor)
+	api.Handle(mux, "POST /v2.1/flavors", s.createFlavor)
+	api.Handle(mux, "DELETE /v2.1/flavors/{id}", s.deleteFlavor)
+
+	api.Handle(mux, "POST /v2.1/servers", s.createServer)
+	api.Handle(mux, "GET /v2.1/servers", s.listServers)
+	api.Handle(mux, "GET /v2.1/servers/detail", s.listServerDetails)
+	api.Handle(mux, "GET /v2.1/servers/{id}", s.showServer)
+	api.Handle(mux, "DELETE /v2.1/servers/{id}", s.deleteServer)
+
+	api.Handle(mux, "GET /v2.1/os-services", s.listServices)
+	api.Handle(mux, "PUT /v2.1/os-services/disable", s.disableService)
+	api.Handle(mux, "PUT /v2.1/os-services/disable-log-reason", s.disableService)
+	api.Handle(mux, "PUT /v2.1/os-services/enable", s.enableService)
+	api.Handle(mux, "GET /v2.1/os-hypervisors", s.listHypervisors)
+	api.Handle(mux, "GET /v2.1/os-hypervisors/detail", s.listHypervisorDetails)
+	api.Handle(mux, "GET /v2.1/os-hypervisors/{id}", s.showHypervisor)
+	return versioned(mux)
+}
+
+// versioned negotiates the microversion, by API-SIG's rules, for what stands
+// under /v2.1.
+func versioned(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.URL.Path, "/v2.1") {
+			next.ServeHTTP(w, r)
+			return
+		}
+		h := w.Header()
+		h.Add("Vary", "OpenStack-API-Version")
+		h.Add("Vary", "X-OpenStack-Nova-API-Version")
+		h.Set("OpenStack-API-Version", "compute "+minVersion)
+		h.Set("X-OpenStack-Nova-API-Version", minVersion)
+		if err := negotiate(r.Header); err != nil {
+			r = r.WithContext(context.WithValue(r.Context(), refused{}, err))
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// refused is the key of the error of a request for a version that is not
+// spoken.
+type refused struct{}
+
+func negotiate(h http.Header) error {
+	want := ""
+	for item := range strings.SplitSeq(h.Get("OpenStack-API-Version"), ",") {
+		if service, v, _ := strings.Cut(strings.TrimSpace(item), " "); service == "compute" {
+			want = strings.TrimSpace(v)
+		}
+	}
+	if want == "" {
+		want = h.Get("X-OpenStack-Nova-API-Version")
+	}
+	if want == "" || want == "latest" || want == minVersion {
+		return nil
+	}
+	major, minor, dot := strings.Cut(want, ".")
+	if _, err := strconv.ParseUint(major, 10, 16); err != nil || !dot {
+		return fault.New(fault.Invalid, "API Version String %s is of invalid format. Must be of format MajorNum.MinorNum.", want)
+	}
+	if _, err := strconv.ParseUint(minor, 10, 16); err != nil {
+		return fault.New(fault.Invalid, "API Version String %s is of invalid format. Must be of format MajorNum.MinorNum.", want)
+	}
+	return api.WithStatus(http.StatusNotAcceptable, fault.New(fault.Invalid,
+		"Version %s is not supported by the API. Minimum is %s and maximum is %s.", want, minVersion, maxVersion))
+}
+
+// link is a reference as OpenStack writes it.
+type link struct {
+	Rel  string `json:"rel"`
+	Href string `json:"href"`
+	Type string `json:"type,omitempty"`
+}
+
+// base returns the URL under which the client reached the service.
+func base(r *http.Request) string {
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	return scheme + "://" + r.Host
+}
+
+// links returns the two links that every resource has.
+func links(r *http.Request, kind, id string) []link {
+	return []link{
+		{Rel: "self", Href: base(r) + "/v2.1/" + kind + "/" + url.PathEscape(id)},
+		{Rel: "bookmark", Href: base(r) + "/" + kind + "/" + url.PathEscape(id)},
+	}
+}
+
+// page is what a list is asked for.
+type page struct {
+	limit  int
+	marker string
+}
+
+func readPage(r *http.Request) (page, error) {
+	q := r.URL.Query()
+	p := page{limit: MaxLimit, marker: q.Get("marker")}
+	if s := q.Get("limit"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 0 {
+			return p, fault.New(fault.Invalid, "Invalid input for query parameters limit. Value: %s. '%s' does not match '^[0-9]*$'", s, s)
+		}
+		if n > 0 { // 0 is the maximum, as in Nova
+			p.limit = min(n, MaxLimit)
+		}
+	}
+	return p, nil
+}
+
+// nextLink returns the link to the page after one that was full.
+func nextLink(r *http.Request, p page, got int, last string) []link {
+	if got < p.limit || got == 0 {
+		return nil
+	}
+	q := r.URL.Query()
+	q.Set("marker", last)
+	return []link{{Rel: "next", Href: base(r) + r.URL.Path + "?" + q.Encode()}}
+}
+
+type versionDoc struct {
+	ID         string      `json:"id"`
+	Status     string      `json:"status"`
+	Version    string      `json:"version"`
+	MinVersion string      `json:"min_version"`
+	Updated    string      `json:"updated"`
+	Links      []link      `json:"links"`
+	MediaTypes []mediaType `json:"media-types,omitempty"`
+}
+
+type mediaType struct {
+	Base string `json:"base"`
+	Type string `json:"type"`
+}
+
+func describe(r *http.Request) versionDoc {
+	return versionDoc{
+		ID: "v2.1", Status: "CURRENT", Version: maxVersion, MinVersion: minVersion, Updated: "2013-07-23T11:33:21Z",
+		Links: []link{{Rel: "self", Href: base(r) + "/v2.1/"}},
+	}
+}
+
+func (s *server) versions(_ context.Context, r *api.Request[api.None]) (map[string][]versionDoc, error) {
+	return map[string][]versionDoc{"versions": {describe(r.Request)}}, nil
+}
+
+func (s *server) version(_ context.Context, r *api.Request[api.None]) (map[string]versionDoc, error) {
+	doc := describe(r.Request)
+	doc.Links = append(doc.Links, link{Rel: "describedby", Type: "text/html", Href: "http://docs.openstack.org/"})
+	doc.MediaTypes = []mediaType{{Base: "application/json", Type: "application/vnd.openstack.compute+json;version=2.1"}}
+	return map[string]versionDoc{"version": doc}, nil
+}
+
+// able refuses what could not be done now: nothing is accepted that has to wait
+// for a broken service. The client may send it again.
+func (s *server) able(ctx context.Context) error {
+	if err := s.cfg.Ready(ctx); err != nil {
+		return fault.New(fault.Unavailable, "The service cannot accept this now: %w", err)
+	}
+	return nil
+}
+
+// wake hints to the conductor that a server has work. Without the hint the work
+// is found a little later.
+func (s *server) wake(ctx context.Context, id string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	if err := rpc.Cast(ctx, s.cfg.Client, compute.Wake, rpc.Any, &compute.WakeRequest{ServerID: id}); err != nil {
+		s.cfg.Logger.WarnContext(ctx, "the conductor was not woken; it finds the server by polling", "server", id, "error", err)
+	}
+}
+
+func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
+
+// micros is the other form in which Nova writes times.
+func micros(t *time.Time) *string {
+	if t == nil {
+		return nil
+	}
+	out := t.UTC().Format("2006-01-02T15:04:05.000000")
+	return &out
+}

@@ -1,0 +1,193 @@
+package api
+
+import (
+	"context"
+	"strconv"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/api"
+)
+
+type serviceView struct {
+	ID             int     `json:"id"`
+	Binary         string  `json:"binary"`
+	Host           string  `json:"host"`
+	Zone           string  `json:"zone"`
+	Status         string  `json:"status"`
+	State          string  `json:"state"`
+	UpdatedAt      *string `json:"updated_at"`
+	DisabledReason *string `json:"disabled_reason"`
+}
+
+func status(disabled bool) string {
+	if disabled {
+		return "disabled"
+	}
+	return "enabled"
+}
+
+func state(up bool) string {
+	if up {
+		return "up"
+	}
+	return "down"
+}
+
+// text is nil for an empty string.
+func text(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func (s *server) listServices(ctx context.Context, r *api.Request[api.None]) (map[string][]serviceView, error) {
+	list, err := s.cfg.Store.Services(ctx, s.cfg.DownAfter)
+	if err != nil {
+		return nil, err
+	}
+	host, binary := r.URL.Query().Get("host"), r.URL.Query().Get("binary")
+	out := []serviceView{}
+	for _, v := range list {
+		if host != "" && v.Host != host || binary != "" && v.Binary != binary {
+			continue
+		}
+		z := "internal"
+		if v.Binary == store.ComputeBinary {
+			z = zone
+		}
+		out = append(out, serviceView{
+			ID: v.ID, Binary: v.Binary, Host: v.Host, Zone: z, Status: status(v.Disabled), State: state(v.Up),
+			UpdatedAt: micros(&v.SeenAt), DisabledReason: text(v.DisabledReason),
+		})
+	}
+	return map[string][]serviceView{"services": out}, nil
+}
+
+type setService struct {
+	Host           string `json:"host"`
+	Binary         string `json:"binary"`
+	DisabledReason string `json:"disabled_reason"`
+}
+
+// Validate implements api.Validator.
+func (b *setService) Validate() error {
+	switch {
+	case b.Host == "":
+		return api.Missing("host")
+	case b.Binary == "":
+		return api.Missing("binary")
+	}
+	return nil
+}
+
+type setView struct {
+	Host           string `json:"host"`
+	Binary         string `json:"binary"`
+	Status         string `json:"status"`
+	DisabledReason string `json:"disabled_reason,omitempty"`
+}
+
+func (s *server) disableService(ctx context.Context, r *api.Request[setService]) (map[string]setView, error) {
+	return s.setService(ctx, r, true)
+}
+
+func (s *server) enableService(ctx context.Context, r *api.Request[setService]) (map[string]setView, error) {
+	r.Body.DisabledReason = ""
+	return s.setService(ctx, r, false)
+}
+
+func (s *server) setService(ctx context.Context, r *api.Request[setService], disabled bool) (map[string]setView, error) {
+	b := r.Body
+	if err := s.cfg.Store.SetDisabled(ctx, b.Binary, b.Host, disabled, b.DisabledReason); err != nil {
+		return nil, err
+	}
+	return map[string]setView{"service": {Host: b.Host, Binary: b.Binary, Status: status(disabled), DisabledReason: b.DisabledReason}}, nil
+}
+
+type hypervisorBrief struct {
+	ID       int    `json:"id"`
+	Hostname string `json:"hypervisor_hostname"`
+	State    string `json:"state"`
+	Status   string `json:"status"`
+}
+
+type hypervisorView struct {
+	hypervisorBrief
+
+	Type            string            `json:"hypervisor_type"`
+	Version         int               `json:"hypervisor_version"`
+	HostIP          string            `json:"host_ip"`
+	Service         hypervisorService `json:"service"`
+	VCPUs           int64             `json:"vcpus"`
+	MemoryMB        int64             `json:"memory_mb"`
+	LocalGB         int64             `json:"local_gb"`
+	VCPUsUsed       int64             `json:"vcpus_used"`
+	MemoryMBUsed    int64             `json:"memory_mb_used"`
+	LocalGBUsed     int64             `json:"local_gb_used"`
+	FreeRAM         int64             `json:"free_ram_mb"`
+	FreeDisk        int64             `json:"free_disk_gb"`
+	CurrentWorkload int               `json:"current_workload"`
+	RunningVMs      int               `json:"running_vms"`
+	DiskAvailable   int64             `json:"disk_available_least"`
+	CPUInfo         string            `json:"cpu_info"`
+}
+
+type hypervisorService struct {
+	ID             int     `json:"id"`
+	Host           string  `json:"host"`
+	DisabledReason *string `json:"disabled_reason"`
+}
+
+func brief(h *store.Host) hypervisorBrief {
+	return hypervisorBrief{ID: h.ID, Hostname: h.Hostname, State: state(h.Service.Up), Status: status(h.Service.Disabled)}
+}
+
+func viewHypervisor(h *store.Host) hypervisorView {
+	cpu, ram, disk := h.Inventories[compute.VCPU], h.Inventories[compute.MemoryMB], h.Inventories[compute.DiskGB]
+	return hypervisorView{
+		hypervisorBrief: brief(h), Type: h.Driver, Version: 1000, HostIP: "127.0.0.1",
+		Service: hypervisorService{ID: h.Service.ID, Host: h.Hostname, DisabledReason: text(h.Service.DisabledReason)},
+		VCPUs:   cpu.Total, MemoryMB: ram.Total, LocalGB: disk.Total,
+		VCPUsUsed: cpu.Used, MemoryMBUsed: ram.Used, LocalGBUsed: disk.Used,
+		FreeRAM: ram.Total - ram.Used, FreeDisk: disk.Total - disk.Used,
+		RunningVMs: h.Servers, DiskAvailable: disk.Total - disk.Used, CPUInfo: "",
+	}
+}
+
+func (s *server) hosts(ctx context.Context) ([]*store.Host, error) {
+	return s.cfg.Store.Hosts(ctx, s.cfg.DownAfter)
+}
+
+func (s *server) listHypervisors(ctx context.Context, _ *api.Request[api.None]) (map[string][]hypervisorBrief, error) {
+	hosts, err := s.hosts(ctx)
+	out := []hypervisorBrief{}
+	for _, h := range hosts {
+		out = append(out, brief(h))
+	}
+	return map[string][]hypervisorBrief{"hypervisors": out}, err
+}
+
+func (s *server) listHypervisorDetails(ctx context.Context, _ *api.Request[api.None]) (map[string][]hypervisorView, error) {
+	hosts, err := s.hosts(ctx)
+	out := []hypervisorView{}
+	for _, h := range hosts {
+		out = append(out, viewHypervisor(h))
+	}
+	return map[string][]hypervisorView{"hypervisors": out}, err
+}
+
+func (s *server) showHypervisor(ctx context.Context, r *api.Request[api.None]) (map[string]hypervisorView, error) {
+	hosts, err := s.hosts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range hosts {
+		if strconv.Itoa(h.ID) == r.PathValue("id") {
+			return map[string]hypervisorView{"hypervisor": viewHypervisor(h)}, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "Compute host %s could not be found.", r.PathValue("id"))
+}

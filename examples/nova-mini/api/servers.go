@@ -1,0 +1,243 @@
+package api
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"net/http"
+	"strings"
+
+	"github.com/google/uuid"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/api"
+)
+
+type createServer struct {
+	Server *newServer `json:"server"`
+}
+
+type newServer struct {
+	Name      *string           `json:"name"`
+	FlavorRef json.RawMessage   `json:"flavorRef"` // text or a number, as in Nova
+	ImageRef  string            `json:"imageRef"`
+	Metadata  map[string]string `json:"metadata"`
+	// Networks is taken and has no effect: servers have no network yet.
+	Networks json.RawMessage `json:"networks"`
+}
+
+// Validate implements api.Validator. The order is that of Nova's messages.
+func (b *createServer) Validate() error {
+	s := b.Server
+	if s == nil {
+		return api.Missing("server")
+	}
+	switch {
+	case s.Name == nil:
+		return api.Missing("name")
+	case len(s.FlavorRef) == 0:
+		return api.Missing("flavorRef")
+	case strings.TrimSpace(*s.Name) == "" || len(*s.Name) > 255:
+		return invalid("name", *s.Name, "its length must be 1 to 255, and not only spaces")
+	}
+	for k, v := range s.Metadata {
+		if k == "" || len(k) > 255 || len(v) > 255 {
+			return invalid("metadata", k, "names have 1 to 255 bytes, values at most 255")
+		}
+	}
+	return nil
+}
+
+// flavor returns the flavor that a reference means: its id, or the last part of
+// a link to it.
+func (s *newServer) flavor() string {
+	ref := strings.Trim(string(s.FlavorRef), `"`)
+	if i := strings.LastIndexByte(ref, '/'); i >= 0 {
+		ref = ref[i+1:]
+	}
+	return ref
+}
+
+type createdServer struct {
+	ID             string              `json:"id"`
+	Links          []link              `json:"links"`
+	DiskConfig     string              `json:"OS-DCF:diskConfig"`
+	SecurityGroups []map[string]string `json:"security_groups"`
+	AdminPass      string              `json:"adminPass"`
+}
+
+func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (map[string]createdServer, error) {
+	in := r.Body.Server
+	f, err := s.cfg.Store.Flavor(ctx, in.flavor())
+	if fault.CodeOf(err) == fault.NotFound && err != nil {
+		return nil, fault.New(fault.Invalid, "%w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := s.able(ctx); err != nil {
+		return nil, err
+	}
+	who := reqctx.From(ctx)
+	need := f.Resources()
+	srv := &store.Server{
+		ID: uuid.NewString(), Name: *in.Name, ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
+		ImageRef: in.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB,
+		Metadata: in.Metadata,
+	}
+	if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
+		return nil, err
+	}
+	s.wake(ctx, srv.ID)
+	l := links(r.Request, "servers", srv.ID)
+	r.Status = http.StatusAccepted
+	r.ReplyHeader.Set("Location", l[0].Href)
+	return map[string]createdServer{"server": {
+		ID: srv.ID, Links: l, DiskConfig: "MANUAL", SecurityGroups: []map[string]string{{"name": "default"}},
+		AdminPass: strings.ReplaceAll(uuid.NewString(), "-", "")[:12],
+	}}, nil
+}
+
+type serverBrief struct {
+	ID    string `json:"id"`
+	Name  string `json:"name"`
+	Links []link `json:"links"`
+}
+
+type serverView struct {
+	ID              string              `json:"id"`
+	Name            string              `json:"name"`
+	Status          string              `json:"status"`
+	TenantID        string              `json:"tenant_id"`
+	UserID          string              `json:"user_id"`
+	Metadata        map[string]string   `json:"metadata"`
+	HostID          string              `json:"hostId"`
+	Image           any                 `json:"image"` // "" for none
+	Flavor          reference           `json:"flavor"`
+	Created         string              `json:"created"`
+	Updated         string              `json:"updated"`
+	Addresses       map[string]any      `json:"addresses"`
+	AccessIPv4      string              `json:"accessIPv4"`
+	AccessIPv6      string              `json:"accessIPv6"`
+	Links           []link              `json:"links"`
+	DiskConfig      string              `json:"OS-DCF:diskConfig"`
+	Progress        *int                `json:"progress,omitempty"`
+	Zone            string              `json:"OS-EXT-AZ:availability_zone"`
+	ConfigDrive     string              `json:"config_drive"`
+	KeyName         *string             `json:"key_name"`
+	LaunchedAt      *string             `json:"OS-SRV-USG:launched_at"`
+	TerminatedAt    *string             `json:"OS-SRV-USG:terminated_at"`
+	Host            *string             `json:"OS-EXT-SRV-ATTR:host"`
+	InstanceName    string              `json:"OS-EXT-SRV-ATTR:instance_name"`
+	HypervisorHost  *string             `json:"OS-EXT-SRV-ATTR:hypervisor_hostname"`
+	TaskState       *string             `json:"OS-EXT-STS:task_state"`
+	VMState         string              `json:"OS-EXT-STS:vm_state"`
+	PowerState      compute.PowerState  `json:"OS-EXT-STS:power_state"`
+	VolumesAttached []map[string]string `json:"os-extended-volumes:volumes_attached"`
+	Fault           *faultView          `json:"fault,omitempty"`
+}
+
+type reference struct {
+	ID    string `json:"id"`
+	Links []link `json:"links"`
+}
+
+type faultView struct {
+	Code    int    `json:"code"`
+	Created string `json:"created"`
+	Message string `json:"message"`
+}
+
+// zone is the one availability zone, Nova's default name.
+const zone = "nova"
+
+func viewServer(r *http.Request, s *store.Server) serverView {
+	bookmark := func(kind, id string) reference {
+		return reference{ID: id, Links: links(r, kind, id)[1:]}
+	}
+	v := serverView{
+		ID: s.ID, Name: s.Name, TenantID: s.ProjectID, UserID: s.UserID, Metadata: s.Metadata, Image: "",
+		Flavor: bookmark("flavors", s.FlavorID), Created: stamp(s.CreatedAt), Updated: stamp(s.UpdatedAt),
+		Addresses: map[string]any{}, Links: links(r, "servers", s.ID), DiskConfig: "MANUAL",
+		LaunchedAt: micros(s.LaunchedAt), Host: s.Host, HypervisorHost: s.Host,
+		TaskState: s.TaskState, VMState: s.VMState, VolumesAttached: []map[string]string{},
+	}
+	if s.ImageRef != "" {
+		v.Image = bookmark("images", s.ImageRef)
+	}
+	if s.Host != nil {
+		sum := sha256.Sum224([]byte(s.ProjectID + *s.Host)) // tells hosts apart without naming them, as Nova does
+		v.HostID, v.Zone = hex.EncodeToString(sum[:]), zone
+	}
+	switch s.VMState {
+	case store.Building:
+		v.Status, v.Progress = "BUILD", new(int)
+	case store.Active:
+		v.Status, v.Progress, v.PowerState = "ACTIVE", new(int), compute.Running
+	default:
+		v.Status = "ERROR"
+		if s.FaultAt != nil {
+			v.Fault = &faultView{Code: s.FaultCode, Created: stamp(*s.FaultAt), Message: s.FaultMessage}
+		}
+	}
+	return v
+}
+
+type serverPage[T any] struct {
+	Servers []T    `json:"servers"`
+	Links   []link `json:"servers_links,omitempty"`
+}
+
+func serverList[T any](ctx context.Context, s *server, r *http.Request, view func(*store.Server) T) (serverPage[T], error) {
+	out := serverPage[T]{Servers: []T{}}
+	p, err := readPage(r)
+	if err != nil {
+		return out, err
+	}
+	list, err := s.cfg.Store.Servers(ctx, p.marker, p.limit)
+	if err != nil {
+		return out, err
+	}
+	for i := range list {
+		out.Servers = append(out.Servers, view(&list[i]))
+		out.Links = nextLink(r, p, len(list), list[i].ID)
+	}
+	return out, nil
+}
+
+func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (serverPage[serverBrief], error) {
+	return serverList(ctx, s, r.Request, func(v *store.Server) serverBrief {
+		return serverBrief{ID: v.ID, Name: v.Name, Links: links(r.Request, "servers", v.ID)}
+	})
+}
+
+func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
+	return serverList(ctx, s, r.Request, func(v *store.Server) serverView { return viewServer(r.Request, v) })
+}
+
+func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[string]serverView, error) {
+	v, err := s.cfg.Store.Server(ctx, r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	return map[string]serverView{"server": viewServer(r.Request, v)}, nil
+}
+
+func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
+	id := r.PathValue("id")
+	if _, err := s.cfg.Store.Server(ctx, id); err != nil {
+		return api.None{}, err
+	}
+	if err := s.able(ctx); err != nil {
+		return api.None{}, err
+	}
+	if err := s.cfg.Store.MarkDeleting(ctx, id); err != nil {
+		return api.None{}, err
+	}
+	s.wake(ctx, id)
+	return api.None{}, nil // 204
+}

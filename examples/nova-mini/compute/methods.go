@@ -1,0 +1,117 @@
+package compute
+
+import (
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+var v1 = rpc.Version{Major: 1}
+
+// Worker is what a compute service answers on its host.
+var Worker = &rpc.Interface{Name: "compute", Version: v1}
+
+var (
+	// Build makes the worker build a server and report how it ended. It is
+	// idempotent by server and generation.
+	Build = rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce}
+	// Destroy makes the worker remove a server and report it.
+	Destroy = rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce}
+)
+
+// BuildRequest asks for one attempt to build a server.
+type BuildRequest struct {
+	Spec Spec `json:"spec"`
+	// Generation is the attempt's. An attempt that is no longer the server's
+	// current one is not run.
+	Generation int64 `json:"generation"`
+}
+
+// DestroyRequest asks for a server's removal.
+type DestroyRequest struct {
+	ServerID string `json:"server_id"`
+}
+
+// Conductor is what the conductor answers.
+var Conductor = &rpc.Interface{Name: "conductor", Version: v1}
+
+var (
+	// Wake tells that a server has work waiting. It is a hint: the work is in
+	// the database, and found without it, only later.
+	Wake = rpc.Method[WakeRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1}
+	// BeginBuild asks whether an attempt is still wanted. A worker that was
+	// answered Conflict drops it.
+	BeginBuild = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1}
+	// EndBuild reports how an attempt ended. Conflict: it was no longer wanted.
+	EndBuild = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1}
+	// EndDestroy reports that nothing is left of a server on the host.
+	EndDestroy = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1}
+	// ReportHost is a worker's sign of life, with what its host has.
+	ReportHost = rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1}
+	// Strangers returns those of the servers on a host that do not belong
+	// there.
+	Strangers = rpc.Method[StrangersRequest, StrangersReply]{Interface: Conductor, Name: "strangers", Since: v1}
+)
+
+// WakeRequest names a server with work.
+type WakeRequest struct {
+	ServerID string `json:"server_id"`
+}
+
+// AttemptRequest names one attempt on one host.
+type AttemptRequest struct {
+	ServerID   string `json:"server_id"`
+	Host       string `json:"host"`
+	Generation int64  `json:"generation,omitempty"`
+}
+
+// EndBuildRequest is the end of an attempt.
+type EndBuildRequest struct {
+	AttemptRequest
+
+	// Error is why it failed; empty if the server runs.
+	Error string `json:"error,omitempty"`
+}
+
+// HostReport is what a worker knows of its host.
+type HostReport struct {
+	Host          string    `json:"host"`
+	Driver        string    `json:"driver"`
+	DriverVersion string    `json:"driver_version"`
+	Resources     Resources `json:"resources"`
+}
+
+// StrangersRequest lists servers that a host's driver has.
+type StrangersRequest struct {
+	Host    string   `json:"host"`
+	Servers []string `json:"servers"`
+}
+
+// StrangersReply lists those that do not belong there.
+type StrangersReply struct {
+	Servers []string `json:"servers"`
+}
+
+// Scheduler is what the scheduler answers.
+var Scheduler = &rpc.Interface{Name: "scheduler", Version: v1}
+
+// Select chooses a host for a server and claims its resources there. If the
+// server has a claim already, that is the answer. Errors: ErrNoValidHost, whose
+// text counts the reasons; Conflict if the server waits for no host.
+var Select = rpc.Method[SelectRequest, SelectReply]{Interface: Scheduler, Name: "select", Since: v1}
+
+// SelectRequest asks for a host.
+type SelectRequest struct {
+	ServerID string    `json:"server_id"`
+	Need     Resources `json:"need"`
+	// Exclude are hosts that have been tried in vain.
+	Exclude []string `json:"exclude,omitempty"`
+}
+
+// SelectReply is the host that was chosen.
+type SelectReply struct {
+	Host string `json:"host"`
+}
+
+// ErrStale means that an attempt is not, or no longer, what the server is to
+// have: it was deleted, or is built elsewhere.
+var ErrStale = fault.Sentinel(fault.Conflict, "StaleAttempt", "the attempt is not the server's current one")

@@ -1,0 +1,66 @@
+// Command nova-mini is a compute service that speaks a part of the Nova v2.1
+// REST API. It is the reference deployment of Armature's packages.
+//
+//	nova-mini                                        everything in one process, nothing installed
+//	nova-mini db sync --config-file nova.conf        make or upgrade the database
+//	nova-mini api|conductor|scheduler|compute --config-file nova.conf
+//
+// The services share a RabbitMQ (transport_url) and a MySQL or MariaDB
+// ([database] connection). Any number of each may run; one compute on each host.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/spf13/cobra"
+)
+
+func main() {
+	cmd := command(os.Stdout)
+	if err := cmd.ExecuteContext(context.Background()); err != nil {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
+		os.Exit(1)
+	}
+}
+
+// command returns the command line.
+func command(out io.Writer) *cobra.Command {
+	f := &flags{out: out}
+	root := &cobra.Command{
+		Use:           "nova-mini",
+		Short:         "A compute service that speaks a part of the Nova v2.1 API; without a command, all of it in one process",
+		Args:          cobra.NoArgs,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), allInOne) },
+	}
+	p := root.PersistentFlags()
+	p.StringArrayVar(&f.files, "config-file", nil, "INI file with options, such as /etc/nova/nova.conf; may be repeated, later ones win")
+	p.StringVar(&f.statePath, "state-path", "", "directory for the data of the fake driver and of the embedded database (default: a temporary one)")
+	p.StringVar(&f.port, "port", "", "port of the API, 0 for any free one (option osapi_compute_listen_port)")
+
+	for _, s := range []struct {
+		name, short string
+		wire        func(context.Context, *node) error
+	}{
+		{"api", "The REST API", wireAPI},
+		{"conductor", "Brings every task of a server to its end", wireConductor},
+		{"scheduler", "Chooses hosts", wireScheduler},
+		{"compute", "Builds servers on this host", wireCompute},
+	} {
+		root.AddCommand(&cobra.Command{
+			Use: s.name, Short: s.short, Args: cobra.NoArgs,
+			RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), s.wire) },
+		})
+	}
+	db := &cobra.Command{Use: "db", Short: "Work on the database"}
+	db.AddCommand(&cobra.Command{
+		Use: "sync", Short: "Make the tables, or bring them up to date", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.sync(cmd.Context()) },
+	})
+	root.AddCommand(db)
+	return root
+}

@@ -1,0 +1,328 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/drivers/fake"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/examples/nova-mini/scheduler"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/membus"
+	"github.com/armature-go/armature/service"
+)
+
+// node is one process: its options and the parts it runs.
+type node struct {
+	*options
+
+	app    *service.App
+	log    *slog.Logger
+	out    io.Writer
+	bus    rpc.Bus
+	client *rpc.Client
+	store  *store.Store
+	close  []func() error // what was opened while wiring
+}
+
+// run wires a service and runs it until it is told to stop.
+func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error) (err error) {
+	o, err := f.load()
+	if err != nil {
+		return err
+	}
+	n := &node{options: o, log: o.logger(), out: f.out}
+	slog.SetDefault(n.log)
+	n.app = service.New(service.Config{Name: "nova-mini", DrainTimeout: o.ShutdownTimeout, Logger: n.log})
+	defer func() {
+		for i := len(n.close) - 1; i >= 0; i-- {
+			err = errors.Join(err, n.close[i]())
+		}
+	}()
+	if err := wire(ctx, n); err != nil {
+		return err
+	}
+	return n.app.Run(ctx)
+}
+
+// sync is the command db sync.
+func (f *flags) sync(ctx context.Context) error {
+	o, err := f.load()
+	if err != nil {
+		return err
+	}
+	n := &node{options: o, log: o.logger()}
+	d, err := n.open(ctx, o.Database.Connection)
+	if err != nil {
+		return err
+	}
+	if err := db.Migrate(ctx, d, store.Migrations()); err != nil {
+		return errors.Join(err, d.Close())
+	}
+	fmt.Fprintln(f.out, "the database is up to date")
+	return d.Close()
+}
+
+func (n *node) open(ctx context.Context, url string) (*sqlx.DB, error) {
+	if url == "" {
+		return nil, errors.New("option connection of [database] is not set; it is mysql://user:password@host:port/name")
+	}
+	return db.Open(ctx, db.Config{URL: url, MaxOpen: n.Database.MaxPoolSize})
+}
+
+// wireBus adds the connections to the other services.
+func (n *node) wireBus() error {
+	urls, err := brokers(n.TransportURL)
+	if err != nil {
+		return err
+	}
+	bus, err := amqpbus.New(amqpbus.Config{URLs: urls, Exchange: n.ControlExchange, Logger: n.log})
+	if err != nil {
+		return fmt.Errorf("option transport_url: %w", err)
+	}
+	n.bus = bus
+	n.app.Add("bus", bus)
+	n.wireClient()
+	return nil
+}
+
+func (n *node) wireClient() {
+	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Logger: n.log})
+	n.app.Add("rpc client", part{stop: func(context.Context) error { return n.client.Close() }})
+}
+
+// wireStore adds the database, which must have been made by db sync.
+func (n *node) wireStore(ctx context.Context, url string) error {
+	d, err := n.open(ctx, url)
+	if err != nil {
+		return err
+	}
+	n.close = append(n.close, d.Close)
+	n.store = store.New(d)
+	n.app.Add("database", part{check: n.store.Check, start: func(ctx context.Context) error { return db.Check(ctx, d, store.Migrations()) }})
+	return nil
+}
+
+func (n *node) wireShared(ctx context.Context) error {
+	if err := n.wireBus(); err != nil {
+		return err
+	}
+	return n.wireStore(ctx, n.Database.Connection)
+}
+
+// serve adds an RPC server.
+func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server)) {
+	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Logger: n.log})
+	register(srv)
+	n.app.Add(name+" rpc", srv)
+}
+
+// report adds the signs of life of a service: one at once, then one at each
+// report_interval. After a failure it is tried each second.
+func (n *node) report(name string, f func(context.Context) error) {
+	var last time.Time
+	try := func(ctx context.Context) error {
+		if time.Since(last) < n.ReportInterval {
+			return nil
+		}
+		ctx, cancel := context.WithTimeout(ctx, n.ReportInterval)
+		defer cancel()
+		if err := f(ctx); err != nil {
+			return err
+		}
+		last = time.Now()
+		return nil
+	}
+	n.app.Add(name+" first report", part{start: func(ctx context.Context) error {
+		if err := try(ctx); err != nil {
+			n.log.Warn("the first report failed and is tried again", "service", name, "error", err)
+		}
+		return nil
+	}})
+	n.app.Add(name+" report", service.Loop(min(time.Second, n.ReportInterval), try))
+}
+
+func wireAPI(ctx context.Context, n *node) error {
+	if err := n.wireShared(ctx); err != nil {
+		return err
+	}
+	n.addAPI()
+	return nil
+}
+
+func (n *node) addAPI() {
+	http := service.HTTP(n.address(), api.New(api.Config{
+		Store: n.store, Client: n.client, Ready: n.app.Ready, DownAfter: n.ServiceDownTime, Logger: n.log,
+	}))
+	n.app.Add("api", http)
+	n.app.Add("greeting", part{start: func(context.Context) error { return greet(n.out, http.Addr()) }})
+}
+
+// greet prints where the API listens and commands that use it.
+func greet(w io.Writer, addr string) error {
+	_, err := fmt.Fprintf(w, `nova-mini listens on http://%[1]s
+
+Paste these to create a server, to list all servers, and to show the new one:
+
+  ID=$(curl -s http://%[1]s/v2.1/servers -H 'Content-Type: application/json' -d '{"server": {"name": "demo", "flavorRef": "1", "imageRef": "cirros"}}' | sed 's/.*"id":"\([^"]*\)".*/\1/'); echo "$ID"
+  curl -s http://%[1]s/v2.1/servers/detail
+  curl -s "http://%[1]s/v2.1/servers/$ID"
+
+`, addr)
+	return err
+}
+
+func wireConductor(ctx context.Context, n *node) error {
+	if err := n.wireShared(ctx); err != nil {
+		return err
+	}
+	n.addConductor(n.Host)
+	return nil
+}
+
+func (n *node) addConductor(host string) {
+	c := conductor.New(conductor.Config{
+		Store: n.store, Client: n.client, Ratios: store.Ratios{CPU: n.CPURatio, RAM: n.RAMRatio, Disk: n.DiskRatio},
+		MaxAttempts: n.Scheduler.MaxAttempts, BuildTimeout: n.BuildTimeout, Patience: n.RetryInterval, Logger: n.log,
+	})
+	n.serve("conductor", compute.Conductor, host, c.Register)
+	n.app.Add("conductor resume", service.Loop(time.Second, c.Resume))
+	n.report("conductor", func(ctx context.Context) error { return n.store.Beat(ctx, store.ConductorBinary, host) })
+}
+
+func wireScheduler(ctx context.Context, n *node) error {
+	if err := n.wireShared(ctx); err != nil {
+		return err
+	}
+	return n.addScheduler(n.Host)
+}
+
+func (n *node) addScheduler(host string) error {
+	s, err := scheduler.New(scheduler.Config{
+		Store: n.store, DownAfter: n.ServiceDownTime, SubsetSize: n.FilterScheduler.HostSubsetSize, Logger: n.log,
+	})
+	if err != nil {
+		return err
+	}
+	n.serve("scheduler", compute.Scheduler, host, s.Register)
+	n.report("scheduler", func(ctx context.Context) error { return n.store.Beat(ctx, store.SchedulerBinary, host) })
+	return nil
+}
+
+// wireCompute has no database: a worker asks the conductor.
+func wireCompute(ctx context.Context, n *node) error {
+	if n.StatePath == "" {
+		return errors.New("option state_path is not set: the driver needs a directory that outlives the process")
+	}
+	if err := n.wireBus(); err != nil {
+		return err
+	}
+	return n.addCompute(ctx, n.Host)
+}
+
+// drivers are those that are linked in.
+func drivers() *driver.Registry[compute.Driver] {
+	r := new(driver.Registry[compute.Driver])
+	r.Add("fake", fake.Open)
+	return r
+}
+
+func (n *node) addCompute(ctx context.Context, host string) error {
+	opts := n.driverOptions()
+	opts["host"], opts["dir"] = host, filepath.Join(n.StatePath, "instances", host)
+	raw, err := json.Marshal(opts)
+	if err != nil {
+		return err
+	}
+	d, err := drivers().Open(ctx, n.ComputeDriver, raw)
+	if err != nil {
+		return fmt.Errorf("option compute_driver: %w", err)
+	}
+	n.close = append(n.close, d.Close)
+	w := worker.New(worker.Config{Host: host, Driver: d, Client: n.client, Logger: n.log})
+	n.serve("compute "+host, compute.Worker, host, w.Register)
+	n.report("compute "+host, w.Report)
+	n.app.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
+	return nil
+}
+
+// fleet is how many hosts are simulated when all runs in one process.
+const fleet = 4
+
+// allInOne wires all services over the in-memory bus and an SQLite database.
+func allInOne(ctx context.Context, n *node) error {
+	if n.StatePath == "" {
+		dir, err := os.MkdirTemp("", "nova-mini-")
+		if err != nil {
+			return err
+		}
+		n.StatePath = dir
+		n.close = append(n.close, func() error { return os.RemoveAll(dir) })
+	}
+	if err := os.MkdirAll(n.StatePath, 0o750); err != nil {
+		return err
+	}
+	if n.TransportURL == "" {
+		bus := membus.New()
+		n.bus = bus
+		n.app.Add("bus", part{stop: func(context.Context) error { return bus.Close() }})
+		n.wireClient()
+	} else if err := n.wireBus(); err != nil {
+		return err
+	}
+	url := n.Database.Connection
+	if url == "" {
+		path, err := filepath.Abs(filepath.Join(n.StatePath, "nova.db"))
+		if err != nil {
+			return err
+		}
+		url = "sqlite://" + path
+	}
+	if err := n.wireStore(ctx, url); err != nil {
+		return err
+	}
+	if err := n.store.Migrate(ctx); err != nil {
+		return err
+	}
+	n.addConductor(n.Host)
+	if err := n.addScheduler(n.Host); err != nil {
+		return err
+	}
+	for i := range fleet {
+		if err := n.addCompute(ctx, fmt.Sprintf("node-%d", i+1)); err != nil {
+			return err
+		}
+	}
+	n.addAPI()
+	return nil
+}
+
+// part makes a service part of functions, each of which may be nil.
+type part struct{ start, stop, check func(context.Context) error }
+
+func call(ctx context.Context, f func(context.Context) error) error {
+	if f == nil {
+		return nil
+	}
+	return f(ctx)
+}
+
+func (p part) Start(ctx context.Context) error { return call(ctx, p.start) }
+func (p part) Stop(ctx context.Context) error  { return call(ctx, p.stop) }
+func (p part) Check(ctx context.Context) error { return call(ctx, p.check) }

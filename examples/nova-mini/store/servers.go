@@ -1,0 +1,363 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// States of a server, Nova's.
+const (
+	Building = "building" // vm_state
+	Active   = "active"
+	Error    = "error"
+
+	Scheduling = "scheduling" // task_state: the conductor looks for a host
+	Spawning   = "spawning"   // the worker builds
+	Deleting   = "deleting"   // the worker, or the conductor, removes
+)
+
+// Server is one row. A server that has no task waits for nobody.
+type Server struct {
+	ID           string     `db:"id"`
+	Name         string     `db:"name"`
+	ProjectID    string     `db:"project_id"`
+	UserID       string     `db:"user_id"`
+	RequestID    string     `db:"request_id"`
+	ImageRef     string     `db:"image_ref"`
+	FlavorID     string     `db:"flavor_id"`
+	VCPUs        int        `db:"vcpus"`
+	MemoryMiB    int        `db:"memory_mib"`
+	DiskGiB      int        `db:"disk_gib"`
+	Metadata     Strings    `db:"metadata"`
+	VMState      string     `db:"vm_state"`
+	TaskState    *string    `db:"task_state"`
+	Host         *string    `db:"host"`
+	Generation   int64      `db:"generation"`
+	Attempts     int        `db:"attempts"`
+	Tried        List       `db:"tried"`
+	FaultCode    int        `db:"fault_code"`
+	FaultMessage string     `db:"fault_message"`
+	FaultAt      *time.Time `db:"fault_at"`
+	Lease        string     `db:"lease"`
+	DueAt        time.Time  `db:"due_at"`
+	TaskSince    time.Time  `db:"task_since"`
+	CreatedAt    time.Time  `db:"created_at"`
+	UpdatedAt    time.Time  `db:"updated_at"`
+	LaunchedAt   *time.Time `db:"launched_at"`
+}
+
+// Task returns the task's name, or "" if the server has none.
+func (s *Server) Task() string {
+	if s.TaskState == nil {
+		return ""
+	}
+	return *s.TaskState
+}
+
+// Need returns what the server takes of a host.
+func (s *Server) Need() compute.Resources {
+	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
+}
+
+// Spec returns what a driver needs to know.
+func (s *Server) Spec() compute.Spec {
+	return compute.Spec{
+		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: s.ImageRef,
+		Resources: s.Need(), Metadata: s.Metadata,
+	}
+}
+
+// Strings is a map that is stored as JSON.
+type Strings map[string]string
+
+// Value implements driver.Valuer.
+func (m Strings) Value() (driver.Value, error) { return toJSON(m, len(m) == 0, "{}") }
+
+// Scan implements sql.Scanner.
+func (m *Strings) Scan(src any) error { return fromJSON(src, m) }
+
+// List is a list of names that is stored as JSON.
+type List []string
+
+// Value implements driver.Valuer.
+func (l List) Value() (driver.Value, error) { return toJSON(l, len(l) == 0, "[]") }
+
+// Scan implements sql.Scanner.
+func (l *List) Scan(src any) error { return fromJSON(src, l) }
+
+func toJSON(v any, empty bool, zero string) (driver.Value, error) {
+	if empty {
+		return zero, nil
+	}
+	b, err := json.Marshal(v)
+	return string(b), err
+}
+
+func fromJSON(src, out any) error {
+	switch v := src.(type) {
+	case string:
+		return json.Unmarshal([]byte(v), out)
+	case []byte:
+		return json.Unmarshal(v, out)
+	}
+	return fmt.Errorf("a column with JSON has type %T", src)
+}
+
+func notFound(id string) error {
+	return fault.New(fault.NotFound, "Instance %s could not be found.", id)
+}
+
+// CreateServer adds a server that waits for a host: all the conductor needs to
+// go on is in the row. The fields about its state are set here.
+func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		task := Scheduling
+		srv.VMState, srv.TaskState = Building, &task
+		srv.DueAt, srv.TaskSince, srv.CreatedAt, srv.UpdatedAt = now, now, now, now
+		_, err := tx.NamedExecContext(ctx, `INSERT INTO servers (id, name, project_id, user_id, request_id, image_ref, flavor_id,
+			vcpus, memory_mib, disk_gib, metadata, vm_state, task_state, host, generation, attempts, tried,
+			fault_code, fault_message, fault_at, lease, due_at, task_since, created_at, updated_at, launched_at)
+			VALUES (:id, :name, :project_id, :user_id, :request_id, :image_ref, :flavor_id,
+			:vcpus, :memory_mib, :disk_gib, :metadata, :vm_state, :task_state, :host, :generation, :attempts, :tried,
+			:fault_code, :fault_message, :fault_at, :lease, :due_at, :task_since, :created_at, :updated_at, :launched_at)`, srv)
+		return db.Error(err)
+	})
+}
+
+// Server returns one server, or NotFound.
+func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
+	srv := new(Server)
+	err := s.get(ctx, s.db, srv, notFound(id), `SELECT * FROM servers WHERE id = ?`, id)
+	return srv, err
+}
+
+// Servers returns up to limit servers, the newest first, beginning after marker
+// if that is not empty. Invalid: there is no such marker.
+func (s *Store) Servers(ctx context.Context, marker string, limit int) ([]Server, error) {
+	out := []Server{}
+	if marker == "" {
+		err := s.db.SelectContext(ctx, &out, `SELECT * FROM servers ORDER BY created_at DESC, id DESC LIMIT ?`, limit)
+		return out, db.Error(err)
+	}
+	m, err := s.Server(ctx, marker)
+	if err != nil {
+		return nil, badMarker(marker, err)
+	}
+	err = s.db.SelectContext(ctx, &out, `SELECT * FROM servers WHERE created_at < ? OR (created_at = ? AND id < ?)
+		ORDER BY created_at DESC, id DESC LIMIT ?`, m.CreatedAt, m.CreatedAt, m.ID, limit)
+	return out, db.Error(err)
+}
+
+// MarkDeleting gives a server the task to be deleted, whatever it was doing:
+// deletion wins. It is idempotent. NotFound.
+func (s *Store) MarkDeleting(ctx context.Context, id string) error {
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		n, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, lease = '', due_at = ?, task_since = ?, updated_at = ?
+			WHERE id = ? AND (task_state IS NULL OR task_state <> ?)`, Deleting, now, now, now, id, Deleting)
+		if err != nil || n == 1 {
+			return err
+		}
+		var there int
+		if err := tx.GetContext(ctx, &there, `SELECT COUNT(*) FROM servers WHERE id = ?`, id); err != nil {
+			return db.Error(err)
+		}
+		if there == 0 {
+			return notFound(id)
+		}
+		return nil
+	})
+}
+
+// Due returns up to limit servers whose task nobody is busy with, the longest
+// waiting first.
+func (s *Store) Due(ctx context.Context, limit int) ([]string, error) {
+	now, err := db.Now(ctx, s.db)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	err = s.db.SelectContext(ctx, &ids, `SELECT id FROM servers WHERE task_state IN (?, ?, ?) AND due_at <= ?
+		ORDER BY due_at LIMIT ?`, Scheduling, Spawning, Deleting, now, limit)
+	return ids, db.Error(err)
+}
+
+// Lease takes a server's task for a while, under a name that the later steps
+// give. It returns nil if there is nothing to do: no such server, no task, or
+// somebody else has it.
+func (s *Store) Lease(ctx context.Context, id, lease string, d time.Duration) (*Server, error) {
+	var out *Server
+	err := s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		out = nil
+		n, err := exec(ctx, tx, `UPDATE servers SET lease = ?, due_at = ? WHERE id = ? AND task_state IS NOT NULL AND due_at <= ?`,
+			lease, now.Add(d), id, now)
+		if err != nil || n == 0 {
+			return err
+		}
+		out = new(Server)
+		return db.Error(tx.GetContext(ctx, out, `SELECT * FROM servers WHERE id = ?`, id))
+	})
+	return out, err
+}
+
+// Postpone gives a lease back: the task is due again after d.
+func (s *Store) Postpone(ctx context.Context, id, lease string, d time.Duration) error {
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		_, err := exec(ctx, tx, `UPDATE servers SET due_at = ? WHERE id = ? AND lease = ?`, now.Add(d), id, lease)
+		return err
+	})
+}
+
+// Place ends the search for a host: the server is now to be built on host, in a
+// new generation, which it returns. If no news comes the task is due again after
+// d. ErrStale: the lease was lost, or the server is being deleted.
+func (s *Store) Place(ctx context.Context, id, lease, host string, d time.Duration) (generation int64, err error) {
+	err = s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		n, err := exec(ctx, tx, `UPDATE servers SET host = ?, task_state = ?, generation = generation + 1, attempts = attempts + 1,
+			due_at = ?, task_since = ?, updated_at = ? WHERE id = ? AND lease = ? AND task_state = ?`,
+			host, Spawning, now.Add(d), now, now, id, lease, Scheduling)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return compute.ErrStale
+		}
+		return db.Error(tx.GetContext(ctx, &generation, `SELECT generation FROM servers WHERE id = ?`, id))
+	})
+	return generation, err
+}
+
+// Current returns nil if the attempt is the one the server is to have, else
+// ErrStale.
+func (s *Store) Current(ctx context.Context, a compute.AttemptRequest) error {
+	var n int
+	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+		a.ServerID, a.Host, a.Generation, Spawning)
+	if err != nil {
+		return db.Error(err)
+	}
+	if n == 0 {
+		return compute.ErrStale
+	}
+	return nil
+}
+
+// Activate ends a successful attempt. Once more is no error, so that a worker
+// whose reply was lost can report again. ErrStale.
+func (s *Store) Activate(ctx context.Context, a compute.AttemptRequest) error {
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, launched_at = ?, updated_at = ?
+			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			Active, now, now, a.ServerID, a.Host, a.Generation, Spawning)
+		if err != nil || n == 1 {
+			return err
+		}
+		var done int
+		err = tx.GetContext(ctx, &done, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND vm_state = ? AND task_state IS NULL`,
+			a.ServerID, a.Host, a.Generation, Active)
+		if err != nil {
+			return db.Error(err)
+		}
+		if done == 0 {
+			return compute.ErrStale
+		}
+		return nil
+	})
+}
+
+// Reschedule ends a failed attempt: the claim is released, the host is noted as
+// tried, and the server waits for another one. ErrStale.
+func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why string) (*Server, error) {
+	srv := new(Server)
+	err := s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		n, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, host = NULL, lease = '', due_at = ?, updated_at = ?
+			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			Scheduling, now, now, a.ServerID, a.Host, a.Generation, Spawning)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return compute.ErrStale
+		}
+		*srv = Server{}
+		if err := tx.GetContext(ctx, srv, `SELECT * FROM servers WHERE id = ?`, a.ServerID); err != nil {
+			return db.Error(err)
+		}
+		srv.Tried = append(srv.Tried, a.Host)
+		srv.FaultMessage = why
+		if _, err := exec(ctx, tx, `UPDATE servers SET tried = ?, fault_message = ? WHERE id = ?`, srv.Tried, why, srv.ID); err != nil {
+			return err
+		}
+		return release(ctx, tx, srv.ID)
+	})
+	return srv, err
+}
+
+// Fail gives up: the server is in ERROR, with a fault, and has no task. If it
+// is on no host its claim is released. Nothing happens if the task was task no
+// longer.
+func (s *Store) Fail(ctx context.Context, id, task, message string) error {
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, fault_code = 500, fault_message = ?, fault_at = ?, updated_at = ?
+			WHERE id = ? AND task_state = ?`, Error, message, now, now, id, task)
+		if err != nil || n == 0 || task != Scheduling {
+			return err
+		}
+		return release(ctx, tx, id)
+	})
+}
+
+// Remove ends a deletion: the server and its claim are gone. Once more is no
+// error. Precondition: the server is not being deleted.
+func (s *Store) Remove(ctx context.Context, id string) error {
+	return s.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+		n, err := exec(ctx, tx, `DELETE FROM servers WHERE id = ? AND task_state = ?`, id, Deleting)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			var there int
+			if err := tx.GetContext(ctx, &there, `SELECT COUNT(*) FROM servers WHERE id = ?`, id); err != nil {
+				return db.Error(err)
+			}
+			if there > 0 {
+				return fault.New(fault.Precondition, "server %s is not being deleted", id)
+			}
+		}
+		return release(ctx, tx, id)
+	})
+}
+
+// Strangers returns those of ids that do not belong on host.
+func (s *Store) Strangers(ctx context.Context, host string, ids []string) ([]string, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	query, args, err := sqlx.In(`SELECT id FROM servers WHERE host = ? AND id IN (?)`, host, ids)
+	if err != nil {
+		return nil, err
+	}
+	var known []string
+	if err := s.db.SelectContext(ctx, &known, query, args...); err != nil {
+		return nil, db.Error(err)
+	}
+	mine := make(map[string]bool, len(known))
+	for _, id := range known {
+		mine[id] = true
+	}
+	var out []string
+	for _, id := range ids {
+		if !mine[id] {
+			out = append(out, id)
+		}
+	}
+	return out, nil
+}

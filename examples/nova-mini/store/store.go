@@ -1,0 +1,77 @@
+// Package store is nova-mini's database: the truth about flavors, servers,
+// services, hosts and claims. The conductor, the scheduler and the API use it;
+// workers have no access.
+package store
+
+import (
+	"context"
+	"embed"
+	"io/fs"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+)
+
+//go:embed migrations/*.sql
+var files embed.FS
+
+// Migrations returns the schema, for db.Migrate.
+func Migrations() fs.FS {
+	dir, err := fs.Sub(files, "migrations")
+	if err != nil {
+		panic(err) // the directory is compiled in
+	}
+	return dir
+}
+
+// Store is the database. It is safe for concurrent use. Every method may fail
+// with Unavailable while the database is away.
+type Store struct{ db *sqlx.DB }
+
+// New returns a store on a migrated database, which stays the caller's.
+func New(d *sqlx.DB) *Store { return &Store{db: d} }
+
+// Check fails with Unavailable if the database does not answer.
+func (s *Store) Check(ctx context.Context) error {
+	if err := s.db.PingContext(ctx); err != nil {
+		return fault.New(fault.Unavailable, "the database does not answer: %w", db.Error(err))
+	}
+	return nil
+}
+
+// get reads one row into out, or returns missing if there is none.
+func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing error, query string, args ...any) error {
+	err := db.Error(sqlx.GetContext(ctx, q, out, query, args...))
+	if fault.CodeOf(err) == fault.NotFound && err != nil {
+		return missing
+	}
+	return err
+}
+
+// exec runs a statement and returns how many rows it matched.
+func exec(ctx context.Context, tx *sqlx.Tx, query string, args ...any) (int64, error) {
+	res, err := tx.ExecContext(ctx, query, args...)
+	if err != nil {
+		return 0, db.Error(err)
+	}
+	n, err := res.RowsAffected()
+	return n, db.Error(err)
+}
+
+// tx runs f in a transaction with the database's time, by which all of it goes:
+// the clocks of the hosts may differ.
+func (s *Store) tx(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) error) error {
+	return db.Tx(ctx, s.db, func(tx *sqlx.Tx) error {
+		now, err := db.Now(ctx, tx)
+		if err != nil {
+			return err
+		}
+		return f(tx, now)
+	})
+}
+
+// Migrate makes the tables or brings them up to date.
+func (s *Store) Migrate(ctx context.Context) error { return db.Migrate(ctx, s.db, Migrations()) }

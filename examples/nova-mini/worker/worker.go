@@ -1,0 +1,233 @@
+// Package worker is nova-mini's compute service: it does on its host, through
+// the driver, what the conductor asks for. It has no database: all it knows it
+// is told, or asks the conductor.
+package worker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+// Config configures a Service.
+type Config struct {
+	// Host is the name of the host, the same after every restart.
+	Host   string
+	Driver compute.Driver
+	Client *rpc.Client
+	Logger *slog.Logger
+}
+
+// Service answers the worker's RPC interface. It is safe for concurrent use.
+type Service struct {
+	cfg   Config
+	locks locks
+}
+
+// New returns a service. The driver stays the caller's.
+func New(cfg Config) *Service {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	cfg.Logger = cfg.Logger.With("host", cfg.Host)
+	return &Service{cfg: cfg, locks: locks{held: make(map[string]*lock)}}
+}
+
+// Register adds the service's handlers to a server.
+func (s *Service) Register(srv *rpc.Server) {
+	rpc.Handle(srv, compute.Build, s.Build)
+	rpc.Handle(srv, compute.Destroy, s.Destroy)
+}
+
+// Build makes one attempt to build a server, and reports how it ended. It
+// returns an error only when it could not report, and is then called again.
+func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.None, error) {
+	id := req.Spec.ID
+	if !s.locks.try(id) {
+		// It is being built, or destroyed. While it is wanted the conductor
+		// asks again; a slot is too dear to wait in.
+		s.cfg.Logger.DebugContext(ctx, "dropped a build while other work on the server goes on", "server", id)
+		return &rpc.None{}, nil
+	}
+	defer s.locks.unlock(id)
+
+	// The message may be old: the server may have been deleted, or built, or
+	// moved to the next host while it waited.
+	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation}
+	_, err := rpc.Call(ctx, s.cfg.Client, compute.BeginBuild, rpc.Any, &attempt)
+	if errors.Is(err, compute.ErrStale) {
+		s.cfg.Logger.InfoContext(ctx, "dropped a build that is no longer wanted", "server", id, "generation", req.Generation)
+		return &rpc.None{}, nil
+	}
+	if err != nil {
+		return nil, again(fmt.Errorf("ask whether server %s is still wanted: %w", id, err))
+	}
+
+	end := compute.EndBuildRequest{AttemptRequest: attempt}
+	if err := s.cfg.Driver.Spawn(ctx, req.Spec); err != nil {
+		if ctx.Err() != nil { // the service stops; the message comes again
+			return nil, again(fmt.Errorf("spawn server %s: %w", id, err))
+		}
+		s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", err)
+		// Nothing may be left here before another host has it.
+		if err := s.cfg.Driver.Destroy(ctx, id); err != nil {
+			return nil, again(fmt.Errorf("clean up after server %s: %w", id, err))
+		}
+		end.Error = err.Error()
+	}
+	_, err = rpc.Call(ctx, s.cfg.Client, compute.EndBuild, rpc.Any, &end)
+	if errors.Is(err, compute.ErrStale) {
+		// It was given up meanwhile. If it is deleted a message to destroy it
+		// follows; else it is a stranger here, and found by the audit.
+		s.cfg.Logger.InfoContext(ctx, "built a server that is no longer wanted", "server", id)
+		return &rpc.None{}, nil
+	}
+	if err != nil {
+		return nil, again(fmt.Errorf("report server %s: %w", id, err))
+	}
+	return &rpc.None{}, nil
+}
+
+// Destroy removes a server, and reports it. Errors as Build.
+func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rpc.None, error) {
+	if err := s.locks.lock(ctx, req.ServerID); err != nil {
+		return nil, err
+	}
+	defer s.locks.unlock(req.ServerID)
+	if err := s.cfg.Driver.Destroy(ctx, req.ServerID); err != nil {
+		return nil, again(fmt.Errorf("destroy server %s: %w", req.ServerID, err))
+	}
+	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host}
+	if _, err := rpc.Call(ctx, s.cfg.Client, compute.EndDestroy, rpc.Any, &attempt); err != nil {
+		return nil, again(fmt.Errorf("report that server %s is destroyed: %w", req.ServerID, err))
+	}
+	return &rpc.None{}, nil
+}
+
+// again classes an error such that the message is delivered again, whatever the
+// peer's or the driver's code was.
+func again(err error) error { return fault.New(fault.Unavailable, "%w", err) }
+
+// Report tells the conductor that the host lives, and what it has. It is for a
+// loop.
+func (s *Service) Report(ctx context.Context) error {
+	info, err := s.cfg.Driver.Info(ctx)
+	if err != nil {
+		return err
+	}
+	have, err := s.cfg.Driver.Resources(ctx)
+	if err != nil {
+		return err
+	}
+	_, err = rpc.Call(ctx, s.cfg.Client, compute.ReportHost, rpc.Any, &compute.HostReport{
+		Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have,
+	})
+	return err
+}
+
+// Audit destroys what the driver has and the database does not place here: what
+// is left of servers that were deleted or moved while the host was away. It is
+// for a loop.
+func (s *Service) Audit(ctx context.Context) error {
+	found, err := s.cfg.Driver.List(ctx)
+	if err != nil {
+		return err
+	}
+	ids := make([]string, len(found))
+	for i, f := range found {
+		ids[i] = f.ID
+	}
+	strangers, err := s.strangers(ctx, ids)
+	for _, id := range strangers {
+		err = errors.Join(err, s.evict(ctx, id))
+	}
+	return err
+}
+
+func (s *Service) strangers(ctx context.Context, ids []string) ([]string, error) {
+	if len(ids) == 0 {
+		return nil, nil
+	}
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.Strangers, rpc.Any, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids})
+	if err != nil {
+		return nil, err
+	}
+	return got.Servers, nil
+}
+
+// evict destroys a stranger if it still is one when nobody else works on it.
+func (s *Service) evict(ctx context.Context, id string) error {
+	if err := s.locks.lock(ctx, id); err != nil {
+		return err
+	}
+	defer s.locks.unlock(id)
+	still, err := s.strangers(ctx, []string{id})
+	if err != nil || len(still) == 0 {
+		return err
+	}
+	s.cfg.Logger.WarnContext(ctx, "destroying a server that does not belong here", "server", id)
+	return s.cfg.Driver.Destroy(ctx, id)
+}
+
+// locks has a lock for each server that is worked on.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]*lock
+}
+
+type lock struct {
+	token chan struct{} // holds a token while it is free
+	users int           // who hold it or wait for it
+}
+
+func (l *locks) lock(ctx context.Context, id string) error {
+	l.mu.Lock()
+	k := l.held[id]
+	if k == nil {
+		k = &lock{token: make(chan struct{}, 1)}
+		k.token <- struct{}{}
+		l.held[id] = k
+	}
+	k.users++
+	l.mu.Unlock()
+	select {
+	case <-k.token:
+		return nil
+	case <-ctx.Done():
+		l.leave(id, k)
+		return fault.New(fault.Unavailable, "wait for other work on server %s: %w", id, ctx.Err())
+	}
+}
+
+// try takes the lock if nobody holds it or waits for it.
+func (l *locks) try(id string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.held[id] != nil {
+		return false
+	}
+	l.held[id] = &lock{token: make(chan struct{}, 1), users: 1}
+	return true
+}
+
+func (l *locks) unlock(id string) {
+	l.mu.Lock()
+	k := l.held[id]
+	l.mu.Unlock()
+	k.token <- struct{}{}
+	l.leave(id, k)
+}
+
+func (l *locks) leave(id string, k *lock) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if k.users--; k.users == 0 {
+		delete(l.held, id)
+	}
+}

@@ -1,0 +1,342 @@
+package amqpbus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/amqpbus"
+)
+
+var (
+	iface = &rpc.Interface{Name: "fault", Version: rpc.Version{Major: 1}}
+	add   = rpc.Method[int, int]{Interface: iface, Name: "add", Since: rpc.Version{Major: 1}}
+	keep  = rpc.Method[int, rpc.None]{Interface: iface, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+)
+
+// proxy stands before a broker and cuts its connections.
+type proxy struct {
+	l     net.Listener
+	to    string
+	wg    sync.WaitGroup
+	mu    sync.Mutex
+	conns map[net.Conn]bool
+}
+
+func newProxy(t *testing.T, to string) *proxy {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &proxy{l: l, to: to, conns: make(map[net.Conn]bool)}
+	p.wg.Go(p.accept)
+	t.Cleanup(func() {
+		l.Close()
+		p.cut()
+		p.wg.Wait()
+	})
+	return p
+}
+
+func (p *proxy) accept() {
+	for {
+		a, err := p.l.Accept()
+		if err != nil {
+			return
+		}
+		b, err := new(net.Dialer).DialContext(context.Background(), "tcp", p.to)
+		if err != nil {
+			a.Close()
+			continue
+		}
+		p.mu.Lock()
+		p.conns[a], p.conns[b] = true, true
+		p.mu.Unlock()
+		for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
+			p.wg.Go(func() {
+				_, _ = io.Copy(pair[0], pair[1]) // ends when either side is closed
+				pair[0].Close()
+				pair[1].Close()
+			})
+		}
+	}
+}
+
+// cut resets all connections, as a firewall that forgot them would.
+func (p *proxy) cut() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.conns)
+	for c := range p.conns {
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		c.Close()
+		delete(p.conns, c)
+	}
+	return n
+}
+
+// ledger counts what was sent and what was handled.
+type ledger struct {
+	mu   sync.Mutex
+	sent map[int]bool
+	got  map[int]int
+	more chan struct{}
+}
+
+func (l *ledger) handle(_ context.Context, n *int) (*rpc.None, error) {
+	l.mu.Lock()
+	l.got[*n]++
+	l.mu.Unlock()
+	select {
+	case l.more <- struct{}{}:
+	default:
+	}
+	return &rpc.None{}, nil
+}
+
+// wait waits until everything that was sent has been handled.
+func (l *ledger) wait(t *testing.T) {
+	t.Helper()
+	deadline := time.After(60 * time.Second)
+	for {
+		l.mu.Lock()
+		missing := 0
+		for n := range l.sent {
+			if l.got[n] == 0 {
+				missing++
+			}
+		}
+		l.mu.Unlock()
+		if missing == 0 {
+			return
+		}
+		select {
+		case <-l.more:
+		case <-deadline:
+			t.Fatalf("%d of %d confirmed casts were never handled", missing, len(l.sent))
+		}
+	}
+}
+
+// load casts and calls until stop is closed. Every cast that was confirmed is in
+// the ledger; a call may fail, but only typed, and never with another's answer.
+func load(t *testing.T, url, exchange string, l *ledger, stop <-chan struct{}) (calls, failed int64) {
+	t.Helper()
+	srvBus, cliBus := open(t, url, exchange), open(t, url, exchange)
+	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h"})
+	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
+	rpc.Handle(srv, keep, l.handle)
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	client := rpc.NewClient(cliBus, rpc.ClientConfig{})
+	var next, done, bad atomic.Int64
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				n := int(next.Add(1))
+				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				if err := rpc.Cast(ctx, client, keep, "h", &n); err != nil {
+					t.Errorf("cast %d: %v", n, err)
+				} else {
+					l.mu.Lock()
+					l.sent[n] = true
+					l.mu.Unlock()
+				}
+				cancel()
+				ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
+				m, err := rpc.Call(ctx, client, add, rpc.Any, &n)
+				cancel()
+				switch {
+				case err == nil && *m != n+1:
+					t.Errorf("call %d was answered with %d", n, *m)
+				case err == nil:
+					done.Add(1)
+				default:
+					bad.Add(1)
+					switch fault.CodeOf(err) {
+					case fault.Unknown, fault.Unavailable, fault.Timeout:
+					default:
+						t.Errorf("call %d: %v, want Unknown, Unavailable or Timeout", n, err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	l.wait(t)
+	if _, err := rpc.Call(t.Context(), client, add, "h", new(int)); err != nil {
+		t.Errorf("a call after it all: %v", err)
+	}
+	_ = client.Close() // never fails
+	if err := srv.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	return done.Load(), bad.Load()
+}
+
+func newLedger() *ledger {
+	return &ledger{sent: make(map[int]bool), got: make(map[int]int), more: make(chan struct{}, 1)}
+}
+
+// TestCutSockets: connections are reset again and again under load. No
+// confirmed at-least-once cast is lost.
+func TestCutSockets(t *testing.T) {
+	t.Parallel()
+	url := envtest.URL(t, testenv.AMQPVar)
+	host := url[strings.LastIndex(url, "@")+1 : strings.LastIndex(url, "/")]
+	p := newProxy(t, host)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		tick := time.NewTicker(400 * time.Millisecond)
+		defer tick.Stop()
+		for i, cuts := 0, 0; cuts < 5; i++ {
+			<-tick.C
+			if p.cut() > 0 {
+				cuts++
+			}
+			if i > 100 {
+				t.Error("the buses did not come back to be cut again")
+				break
+			}
+		}
+		close(stop)
+	})
+	l := newLedger()
+	calls, failed := load(t, strings.Replace(url, host, p.l.Addr().String(), 1), "cut."+t.Name(), l, stop)
+	wg.Wait()
+	t.Logf("%d casts, %d calls, %d calls failed typed", len(l.sent), calls, failed)
+	if len(l.sent) == 0 || calls == 0 {
+		t.Error("nothing was sent")
+	}
+}
+
+// TestBrokerKilled: the broker dies under load and comes back.
+func TestBrokerKilled(t *testing.T) {
+	t.Parallel()
+	broker := envtest.RabbitMQ(t)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	l := newLedger()
+	wg.Go(func() {
+		defer close(stop)
+		for range 50 { // some work is done before
+			<-l.more
+		}
+		broker.Kill()
+		if err := broker.Restart(t.Context()); err != nil {
+			t.Errorf("restart the broker: %v", err)
+		}
+		for range 50 {
+			select {
+			case <-l.more:
+			case <-time.After(30 * time.Second):
+				t.Error("no work was done after the broker came back")
+				return
+			}
+		}
+	})
+	calls, failed := load(t, broker.URL, "kill", l, stop)
+	wg.Wait()
+	t.Logf("%d casts, %d calls, %d calls failed typed", len(l.sent), calls, failed)
+}
+
+// TestBadBroker: what is wrong is said at once, or after the time that was
+// given, and never with the password.
+func TestBadBroker(t *testing.T) {
+	t.Parallel()
+	url := envtest.URL(t, testenv.AMQPVar)
+	at := url[strings.LastIndex(url, "@")+1:]
+	const password = "s3cr3t-pw"
+	tests := []struct {
+		name, url string
+		want      fault.Code
+		says      string
+	}{
+		{"nobody listens", "amqp://u:" + password + "@127.0.0.1:1/", fault.Unavailable, "127.0.0.1:1"},
+		{"wrong password", "amqp://guest:" + password + "@" + at, fault.Denied, "127.0.0.1"},
+		{"wrong scheme", "http://u:" + password + "@" + at, fault.Invalid, "http"},
+		{"no host", "amqp://u:" + password + "@/", fault.Invalid, "host"},
+		{"not a URL", "amqp://u:" + password + "%zz@h/", fault.Invalid, "URL 1 of 1"},
+		{"bad port", "amqp://u:" + password + "@h:x/", fault.Invalid, "URL 1 of 1"},
+		{"empty", "", fault.Invalid, "scheme"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			patience := 300 * time.Millisecond
+			if tt.want == fault.Denied {
+				patience = 10 * time.Second // RabbitMQ takes 3 s to say that it refuses a password
+			}
+			b, err := amqpbus.New(amqpbus.Config{URLs: []string{tt.url}, ConnectTimeout: patience})
+			if err == nil {
+				err = b.Start(t.Context())
+			}
+			if fault.CodeOf(err) != tt.want || err == nil || !strings.Contains(fmt.Sprint(err), tt.says) {
+				t.Errorf("error %v (%v), want %v that says %q", err, fault.CodeOf(err), tt.want, tt.says)
+			}
+			if strings.Contains(fmt.Sprint(err), password) {
+				t.Errorf("the error has the password: %v", err)
+			}
+		})
+	}
+}
+
+// TestAway: while the broker is away publishing waits for its deadline, and
+// Check says why; when it is back all works again.
+func TestAway(t *testing.T) {
+	t.Parallel()
+	broker := envtest.RabbitMQ(t)
+	b := open(t, broker.URL, "away")
+	if err := b.Check(t.Context()); err != nil {
+		t.Errorf("Check: %v", err)
+	}
+	broker.Kill()
+	client := rpc.NewClient(b, rpc.ClientConfig{})
+	defer client.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	err := rpc.Cast(ctx, client, keep, "h", new(int))
+	if c := fault.CodeOf(err); c != fault.Timeout && c != fault.Unknown {
+		t.Errorf("cast: %v, want Timeout", err)
+	}
+	if err := b.Check(t.Context()); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("Check: %v, want Unavailable", err)
+	}
+	if err := broker.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := rpc.Cast(ctx, client, keep, "nobody", new(int)); !errors.Is(err, rpc.ErrNoConsumer) {
+		t.Errorf("cast after the broker came back: %v, want the answer that nobody listens", err)
+	}
+	for b.Check(ctx) != nil { // the other connection comes back by itself, too
+		select {
+		case <-ctx.Done():
+			t.Fatalf("Check: %v", b.Check(ctx))
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
