@@ -1,0 +1,129 @@
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+
+	"github.com/go-sql-driver/mysql"
+)
+
+// MariaDB starts a server that keeps everything in dir, which must exist and
+// stays the caller's. It returns when the server answers, or after 120 seconds.
+// The user of its URL has all privileges; there is no database yet but the
+// server's own. The server's output goes to log. It fails with [ErrMissing]
+// when MariaDB is not installed; every error has the end of the output.
+func MariaDB(ctx context.Context, dir string, log io.Writer) (*Service, error) {
+	server, err := findMariaDB()
+	if err != nil {
+		return nil, err
+	}
+	install, err := findInstallDB()
+	if err != nil {
+		return nil, err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	out := &tail{next: log}
+	data, tmp := filepath.Join(dir, "data"), filepath.Join(dir, "tmp")
+	if err := os.MkdirAll(tmp, 0o700); err != nil {
+		return nil, err
+	}
+	user := []string{}
+	if os.Geteuid() == 0 {
+		user = append(user, "--user=root") // it refuses to run as root by accident
+	}
+	cmd := exec.Command(install, append([]string{ //nolint:noctx // awaited below
+		"--no-defaults", "--datadir=" + data, "--tmpdir=" + tmp, "--skip-test-db",
+		"--auth-root-authentication-method=normal",
+	}, user...)...)
+	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, out, out
+	p, err := Start(cmd)
+	if err != nil {
+		return nil, fmt.Errorf("install MariaDB's tables: %w", err)
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		p.Kill()
+	}
+	if p.ExitCode() != 0 {
+		return nil, fmt.Errorf("install MariaDB's tables in %s: %w%s", data, p.Err(), out)
+	}
+
+	for range portTries {
+		var s *Service
+		if s, err = newMariaDB(dir, server, user, out); err != nil {
+			return nil, err
+		}
+		if err = s.start(ctx); err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errPort) {
+			break
+		}
+	}
+	return nil, err
+}
+
+func newMariaDB(dir, server string, user []string, out *tail) (*Service, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	password := rand.Text()
+	initFile := filepath.Join(dir, "init.sql")
+	grant := "CREATE OR REPLACE USER armature@'127.0.0.1' IDENTIFIED BY '" + password + "';\n" +
+		"GRANT ALL PRIVILEGES ON *.* TO armature@'127.0.0.1' WITH GRANT OPTION;\n"
+	if err := os.WriteFile(initFile, []byte(grant), 0o600); err != nil {
+		return nil, err
+	}
+	s := &Service{Name: "MariaDB", Port: port, out: out}
+	cfg := mysql.NewConfig()
+	cfg.User, cfg.Passwd = "armature", password
+	cfg.Net, cfg.Addr = "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	cfg.Logger = new(mysql.NopLogger)
+	s.URL = (&url.URL{Scheme: "mysql", User: url.UserPassword(cfg.User, password), Host: cfg.Addr, Path: "/"}).String()
+	args := append([]string{
+		"--no-defaults",
+		"--datadir=" + filepath.Join(dir, "data"),
+		"--tmpdir=" + filepath.Join(dir, "tmp"),
+		"--pid-file=" + filepath.Join(dir, "pid"),
+		// Relative to the data directory, so that the length limit of socket
+		// paths does not apply to where that is.
+		"--socket=sock",
+		"--bind-address=127.0.0.1",
+		"--port=" + strconv.Itoa(port),
+		"--init-file=" + initFile,
+		"--skip-name-resolve",
+		"--max-connections=500",
+		"--character-set-server=utf8mb4",
+	}, user...)
+	s.launch = func() (*exec.Cmd, error) {
+		cmd := exec.Command(server, args...) //nolint:noctx // it lives until Stop
+		cmd.Dir = dir
+		return cmd, nil
+	}
+	s.probe = func(ctx context.Context) (v string, err error) {
+		c, err := mysql.NewConnector(cfg)
+		if err != nil {
+			return "", err
+		}
+		d := sql.OpenDB(c)
+		defer func() { err = errors.Join(err, d.Close()) }()
+		err = d.QueryRowContext(ctx, "SELECT VERSION()").Scan(&v)
+		return v, err
+	}
+	return s, nil
+}

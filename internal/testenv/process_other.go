@@ -1,0 +1,24 @@
+//go:build !linux
+
+package testenv
+
+import (
+	"os"
+	"os/exec"
+)
+
+// Without Linux's process groups and parent-death signals, what remains is to
+// end the program itself.
+var (
+	sigTerm   = os.Interrupt
+	sigPause  = os.Interrupt
+	sigResume = os.Interrupt
+)
+
+func isolate(*exec.Cmd) {}
+
+// SignalGroup sends sig to the program.
+func (p *Process) SignalGroup(sig os.Signal) { _ = p.Signal(sig) }
+
+// EndWithParent does nothing here.
+func EndWithParent() {}

@@ -1,0 +1,206 @@
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+var nodes atomic.Int64 // node names are unique in the process, too
+
+// RabbitMQ starts a broker that keeps everything in dir, which must exist and
+// stays the caller's. It returns when the broker answers, or after 120 seconds.
+// The broker's output goes to log. It fails with [ErrMissing] when RabbitMQ is
+// not installed; every error has the end of the broker's output.
+func RabbitMQ(ctx context.Context, dir string, log io.Writer) (*Service, error) {
+	server, err := findRabbitMQ()
+	if err != nil {
+		return nil, err
+	}
+	epmd, err := findEPMD()
+	if err != nil {
+		return nil, err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	for range portTries {
+		var s *Service
+		if s, err = newRabbitMQ(dir, server, epmd, &tail{next: log}); err != nil {
+			return nil, err
+		}
+		if err = s.start(ctx); err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errPort) {
+			break
+		}
+	}
+	return nil, err
+}
+
+func newRabbitMQ(dir, server, epmd string, out *tail) (*Service, error) {
+	var ports [3]int
+	for i := range ports {
+		var err error
+		if ports[i], err = freePort(); err != nil {
+			return nil, err
+		}
+	}
+	port, dist, epmdPort := ports[0], ports[1], ports[2]
+	node := fmt.Sprintf("armature-%d-%d@localhost", os.Getpid(), nodes.Add(1))
+	password := rand.Text()
+	files := map[string]string{
+		"rabbitmq.conf": fmt.Sprintf(`listeners.tcp.1 = 127.0.0.1:%d
+default_user = armature
+default_pass = %s
+default_user_tags.administrator = true
+disk_free_limit.absolute = 10MB
+vm_memory_high_watermark.relative = 0.7
+log.console = true
+log.console.level = info
+log.file = false
+`, port, password),
+		"enabled_plugins": "[].\n",
+		"env.conf":        "", // instead of the system's /etc/rabbitmq/rabbitmq-env.conf
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			return nil, err
+		}
+	}
+	env := cleanEnv(map[string]string{
+		"HOME":                                dir, // of the Erlang cookie
+		"LC_ALL":                              "C.UTF-8",
+		"ERL_EPMD_PORT":                       strconv.Itoa(epmdPort),
+		"ERL_EPMD_ADDRESS":                    "127.0.0.1",
+		"ERL_CRASH_DUMP_SECONDS":              "0",
+		"RABBITMQ_NODENAME":                   node,
+		"RABBITMQ_DIST_PORT":                  strconv.Itoa(dist),
+		"RABBITMQ_CONF_ENV_FILE":              filepath.Join(dir, "env.conf"),
+		"RABBITMQ_CONFIG_FILE":                filepath.Join(dir, "rabbitmq.conf"),
+		"RABBITMQ_ADVANCED_CONFIG_FILE":       filepath.Join(dir, "advanced.config"),
+		"RABBITMQ_ENABLED_PLUGINS_FILE":       filepath.Join(dir, "enabled_plugins"),
+		"RABBITMQ_FEATURE_FLAGS_FILE":         filepath.Join(dir, "feature_flags"),
+		"RABBITMQ_MNESIA_BASE":                filepath.Join(dir, "mnesia"),
+		"RABBITMQ_GENERATED_CONFIG_DIR":       filepath.Join(dir, "config"),
+		"RABBITMQ_SCHEMA_DIR":                 filepath.Join(dir, "schema"),
+		"RABBITMQ_LOG_BASE":                   filepath.Join(dir, "log"),
+		"RABBITMQ_PID_FILE":                   filepath.Join(dir, "pid"),
+		"RABBITMQ_LOGS":                       "-",
+		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} -start_epmd false",
+		// The script then becomes the broker instead of staying its parent,
+		// who would need rabbitmqctl to stop it and would leave it when killed.
+		"detached":              "true",
+		"RUNNING_UNDER_SYSTEMD": "true",
+	})
+	s := &Service{Name: "RabbitMQ", Port: port, out: out}
+	s.URL = (&url.URL{
+		Scheme: "amqp", User: url.UserPassword("armature", password),
+		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/",
+	}).String()
+	s.launch = func() (*exec.Cmd, error) {
+		cmd := exec.Command(server) //nolint:noctx // it lives until Stop
+		cmd.Dir, cmd.Env = dir, env
+		return cmd, nil
+	}
+	s.probe = func(ctx context.Context) (string, error) { return probeAMQP(ctx, s.URL) }
+
+	// Erlang's port mapper is a child like the broker, so that it ends with us:
+	// left to itself the broker starts one as a daemon that stays for ever.
+	var mapper *Process
+	s.extra = func(ctx context.Context, stop bool) error {
+		if stop {
+			if mapper != nil {
+				mapper.Stop(ctx, time.Second)
+				mapper = nil
+			}
+			return nil
+		}
+		if mapper != nil {
+			return nil
+		}
+		cmd := exec.Command(epmd, "-port", strconv.Itoa(epmdPort), "-address", "127.0.0.1") //nolint:noctx // it lives until Stop
+		cmd.Dir, cmd.Env = dir, env
+		cmd.Stdout, cmd.Stderr = out, out
+		p, err := Start(cmd)
+		if err != nil {
+			return fmt.Errorf("start epmd: %w", err)
+		}
+		mapper = p
+		if err := awaitPort(ctx, p, epmdPort); err != nil {
+			p.Kill()
+			mapper = nil
+			return fmt.Errorf("epmd on port %d: %w%s", epmdPort, err, out)
+		}
+		return nil
+	}
+	return s, nil
+}
+
+// awaitPort returns when something listens on port, with errPort if p ended.
+func awaitPort(ctx context.Context, p *Process, port int) error {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-p.Done():
+			return errPort
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
+		if err == nil {
+			return c.Close()
+		}
+	}
+}
+
+func probeAMQP(ctx context.Context, rawURL string) (string, error) {
+	c, err := amqp.DialConfig(rawURL, amqp.Config{Dial: func(network, addr string) (net.Conn, error) {
+		nc, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		deadline, _ := ctx.Deadline()
+		return nc, nc.SetDeadline(deadline) // of the handshake; the library lifts it afterwards
+	}})
+	if err != nil {
+		return "", err
+	}
+	v, _ := c.Properties["version"].(string)
+	return v, c.Close()
+}
+
+// cleanEnv returns the environment without what configures Erlang, RabbitMQ
+// and systemd, and with set.
+func cleanEnv(set map[string]string) []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		_, replaced := set[name]
+		if replaced || name == "NOTIFY_SOCKET" || strings.HasPrefix(name, "RABBITMQ_") || strings.HasPrefix(name, "ERL_") {
+			continue
+		}
+		env = append(env, kv)
+	}
+	for name, v := range set {
+		env = append(env, name+"="+v)
+	}
+	return env
+}

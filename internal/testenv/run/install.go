@@ -1,0 +1,69 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// install sees to it that RabbitMQ and MariaDB are installed, with apt-get if
+// this is root on Debian or Ubuntu. The system's services are not started.
+func install(ctx context.Context) error {
+	missing := testenv.Missing()
+	if len(missing) == 0 {
+		return nil
+	}
+	apt, err := exec.LookPath("apt-get")
+	if err != nil || os.Geteuid() != 0 {
+		return fmt.Errorf("please install %s (on Debian or Ubuntu: sudo apt-get install --no-install-recommends %[1]s)",
+			strings.Join(missing, " "))
+	}
+	begin := time.Now()
+	fmt.Fprintf(os.Stderr, "testenv: installing %s with apt-get\n", strings.Join(missing, " "))
+	done, err := denyStart()
+	if err != nil {
+		return err
+	}
+	defer done()
+	for _, args := range [][]string{
+		{"update"},
+		append([]string{"install", "-y", "--no-install-recommends"}, missing...),
+	} {
+		args = append([]string{"-q", "-o", "DPkg::Lock::Timeout=300"}, args...)
+		cmd := exec.CommandContext(ctx, apt, args...)
+		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	if missing := testenv.Missing(); len(missing) > 0 {
+		return fmt.Errorf("apt-get installed them, and yet %s cannot be found", strings.Join(missing, " "))
+	}
+	fmt.Fprintf(os.Stderr, "testenv: installed in %.1f s\n", time.Since(begin).Seconds())
+	return nil
+}
+
+// denyStart keeps the packages from starting their services, unless the machine
+// has a policy of its own. The function it returns lifts the ban.
+func denyStart() (func(), error) {
+	const policy = "/usr/sbin/policy-rc.d"
+	f, err := os.OpenFile(policy, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700) //nolint:gosec // a program
+	if errors.Is(err, fs.ErrExist) {
+		return func() {}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	_, err = f.WriteString("#!/bin/sh\nexit 101\n")
+	if err := errors.Join(err, f.Chmod(0o700), f.Close()); err != nil {
+		return nil, errors.Join(err, os.Remove(policy))
+	}
+	return func() { _ = os.Remove(policy) }, nil
+}

@@ -1,0 +1,126 @@
+package main_test
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// TestRun runs commands under the program, ends them in every way, and proves
+// each time that no process is left, and no directory if the program had a
+// chance to remove it.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("needs process groups and /proc")
+	}
+	if missing := testenv.Missing(); len(missing) > 0 {
+		if os.Getenv("CI") != "" {
+			t.Fatalf("not installed: %q", missing)
+		}
+		t.Skipf("not installed: %q", missing)
+	}
+	bin := filepath.Join(t.TempDir(), "run")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	// It says what it got, and stays until a signal comes if it is told to.
+	const script = `test -n "$ARMATURE_TEST_AMQP_URL" && test -n "$ARMATURE_TEST_MYSQL_URL" && echo ready; `
+	const stay = `sleep 1000 & wait`
+	tests := []struct {
+		name   string
+		script string
+		signal syscall.Signal
+		want   int
+		dirs   int // left in TMPDIR
+	}{
+		{"fails", script + "exit 7", 0, 7, 0},
+		{"leaves a child", script + "sleep 1000 &", 0, 0, 0},
+		{"terminated", script + stay, syscall.SIGTERM, 128 + 15, 0},
+		{"ends well when interrupted", `trap "exit 0" INT; ` + script + stay, syscall.SIGINT, 1, 0},
+		{"killed", script + "exec sleep 1000", syscall.SIGKILL, -1, 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			tmp := t.TempDir()
+			cmd := exec.CommandContext(t.Context(), bin, "--", "sh", "-c", tt.script, tmp)
+			cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			cmd.WaitDelay = 5 * time.Second // should anything be left that holds it
+			stdout, err := cmd.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			line := make([]byte, 5)
+			if _, err := stdout.Read(line); err != nil || string(line) != "ready" {
+				t.Fatalf("the command said %q (%v), want ready\n%s", line, err, &stderr)
+			}
+			if tt.signal != 0 {
+				if err := cmd.Process.Signal(tt.signal); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err = cmd.Wait()
+			code := 0
+			if ee, ok := errors.AsType[*exec.ExitError](err); ok {
+				code = ee.ExitCode()
+			}
+			if code != tt.want {
+				t.Errorf("exit code %d (%v), want %d\n%s", code, err, tt.want, &stderr)
+			}
+			left := processes(t, tmp)
+			for tt.signal == syscall.SIGKILL && len(left) > 0 { // the kernel takes its time
+				left = processes(t, tmp)
+			}
+			if len(left) > 0 {
+				t.Errorf("processes left: %q", left)
+			}
+			if dirs, _ := filepath.Glob(filepath.Join(tmp, "*")); len(dirs) != tt.dirs {
+				t.Errorf("left: %q", dirs)
+			}
+		})
+	}
+}
+
+// TestUsage: without a command it says how to use it.
+func TestUsage(t *testing.T) {
+	t.Parallel()
+	out, err := exec.CommandContext(t.Context(), "go", "run", ".", "--").CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "usage:") {
+		t.Errorf("run --: %v, %q; want usage", err, out)
+	}
+}
+
+// processes returns the command lines of all that have text in their command
+// line, their directory or their environment.
+func processes(t *testing.T, text string) []string {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for _, d := range dirs {
+		line, _ := os.ReadFile(filepath.Join(d, "cmdline"))
+		env, _ := os.ReadFile(filepath.Join(d, "environ"))
+		cwd, _ := os.Readlink(filepath.Join(d, "cwd"))
+		if bytes.Contains(line, []byte(text)) || bytes.Contains(env, []byte(text)) || strings.HasPrefix(cwd, text) {
+			found = append(found, strings.ReplaceAll(string(line), "\x00", " "))
+		}
+	}
+	return found
+}
