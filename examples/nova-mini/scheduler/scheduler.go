@@ -70,7 +70,7 @@ func New(cfg Config) (*Service, error) {
 		Weighers: []scheduler.Weighted[request, host]{
 			free("ram", compute.MemoryMB), free("cpu", compute.VCPU), free("disk", compute.DiskGB),
 		},
-		Pick: scheduler.Subset(max(cfg.SubsetSize, 1)),
+		Picker: scheduler.Subset(max(cfg.SubsetSize, 1)),
 	})
 	if err != nil {
 		return nil, err
