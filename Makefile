@@ -1,0 +1,74 @@
+# What each target is for stands in CONTRIBUTING.md. Needed: Go, make, git and
+# the usual Unix commands; `make test` and its like install RabbitMQ and MariaDB
+# where they may, and else say what to install.
+
+GO   ?= go
+TOOL := $(GO) tool -modfile=tools/go.mod
+
+# How long the tests of one package may take, and each benchmark; how often
+# `make soak` runs every test.
+TIMEOUT   ?= 15m
+BENCHTIME ?= 2s
+ROUNDS    ?= 20
+
+# WITH runs a command with a private RabbitMQ and MariaDB. It is built, not
+# started by `go run`, so that a signal to make reaches it and make waits until
+# it has stopped all it started.
+WITH := bin/testenv --
+SELF := $(MAKE) --no-print-directory
+
+.PHONY: run test lint bench soak generate fmt clean checks vet tidy vuln unit bin/testenv
+.NOTPARALLEL: # two tests of time on the same cores prove nothing
+
+run:
+	$(GO) run ./examples/nova-mini
+
+# With CI set a missing service fails a test instead of skipping it: nothing is
+# left out in silence.
+test: bin/testenv
+	CI=$${CI:-true} $(WITH) $(SELF) checks
+
+checks: vet lint tidy vuln unit
+
+vet:
+	$(GO) vet ./...
+
+lint:
+	$(TOOL) golangci-lint run ./...
+	$(TOOL) golangci-lint fmt --diff
+
+tidy:
+	$(GO) mod tidy -diff
+
+# Findings fail (exit code 3), and so does code that cannot be loaded; that the
+# database cannot be reached does not.
+vuln:
+	@echo govulncheck ./...; \
+	code=0; out=$$(timeout 300 $(TOOL) govulncheck ./... 2>&1) || code=$$?; \
+	case $$code,$$out in \
+	0,*) ;; \
+	124,* | *"fetching vulnerabilities"*) echo "govulncheck: left out, its database cannot be reached" ;; \
+	*) echo "$$out"; exit $$code ;; \
+	esac
+
+unit:
+	$(GO) test -race -timeout $(TIMEOUT) ./...
+
+bench: bin/testenv
+	$(WITH) $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m \
+		$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
+
+soak: bin/testenv
+	CI=$${CI:-true} $(WITH) $(GO) test -race -count $(ROUNDS) -timeout 6h ./...
+
+generate:
+	$(GO) generate ./...
+
+fmt:
+	$(TOOL) golangci-lint fmt
+
+clean:
+	rm -rf bin
+
+bin/testenv:
+	$(GO) build -o $@ ./internal/testenv/run

@@ -1,0 +1,184 @@
+// Package armature is the root of a module of packages for building
+// OpenStack-like components: services that take requests, choose hosts, and do
+// the work there through drivers. It has no code itself. This is a tour; each
+// package's own documentation has the contracts.
+//
+// The example throughout is a component that backs up volumes. What its services
+// share is one package of plain declarations.
+//
+// # fault: errors that survive every boundary
+//
+// An error that somebody may act on has a code, and where that is too coarse a
+// reason. It keeps both through an RPC and becomes the right HTTP status;
+// errors.Is works on either side.
+//
+//	var ErrFull = fault.Sentinel(fault.Exhausted, "DiskFull", "the disk is full")
+//
+//	func retry(err error) bool {
+//		return errors.Is(err, fault.Unavailable) || errors.Is(err, ErrFull)
+//	}
+//
+// # reqctx: who asked
+//
+// The request's id and its user travel in the context, from the API service to
+// the worker, and onto each line of the log.
+//
+//	func logger() *slog.Logger {
+//		return slog.New(reqctx.LogHandler(slog.NewJSONHandler(os.Stderr, nil)))
+//	}
+//
+//	func nightly(ctx context.Context) context.Context {
+//		return reqctx.With(ctx, reqctx.Request{ID: reqctx.NewID(), UserID: "cron", ProjectID: "backup"})
+//	}
+//
+// # rpc: calls over a message bus
+//
+// A method is one value that both sides import, so names and types cannot drift
+// apart. Delivery is a promise of the method: [rpc.AtMostOnce] for what a caller
+// waits for, [rpc.AtLeastOnce] for what must not be lost.
+//
+//	type Request struct{ Volume string }
+//	type Result struct{ GiB int }
+//
+//	var Backup = &rpc.Interface{Name: "backup", Version: rpc.Version{Major: 1}}
+//	var Size = rpc.Method[Request, Result]{Interface: Backup, Name: "size", Since: rpc.Version{Major: 1}}
+//	var Start = rpc.Method[Request, rpc.None]{Interface: Backup, Name: "start", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+//
+//	func server(bus rpc.Bus, host string) *rpc.Server {
+//		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: Backup, Host: host})
+//		rpc.Handle(srv, Size, func(_ context.Context, req *Request) (*Result, error) {
+//			return nil, fmt.Errorf("volume %s: %w", req.Volume, ErrFull)
+//		})
+//		return srv
+//	}
+//
+//	func client(ctx context.Context, c *rpc.Client, host string) error {
+//		if err := rpc.Cast(ctx, c, Start, host, &Request{Volume: "photos"}); err != nil { // one way
+//			return err
+//		}
+//		pending, err := rpc.Go(ctx, c, Size, host, &Request{Volume: "photos"}) // the result comes later
+//		if err != nil {
+//			return err
+//		}
+//		result, err := rpc.Call(ctx, c, Size, rpc.Any, &Request{Volume: "films"}) // wait for it
+//		_, _ = result, pending
+//		return err
+//	}
+//
+// Messages go over a bus: package membus inside one process, package amqpbus
+// over RabbitMQ. Package rpctest makes a server and its client in one line of a
+// test.
+//
+//	func bus(urls []string) (rpc.Bus, error) {
+//		if len(urls) == 0 {
+//			return membus.New(), nil
+//		}
+//		return amqpbus.New(amqpbus.Config{URLs: urls, Exchange: "backup"})
+//	}
+//
+// # scheduler: which host
+//
+// Filters turn hosts away and say why, in numbers; weighers order those that
+// are left. The decision is data that names every host.
+//
+//	type Node struct {
+//		Host string
+//		Free int
+//	}
+//
+//	func (n *Node) Name() string { return n.Host }
+//
+//	func rank(ctx context.Context, gib int, nodes []*Node) (*scheduler.Decision[*Node], error) {
+//		s, err := scheduler.New(scheduler.Config[int, *Node]{
+//			Filters: []scheduler.Filter[int, *Node]{
+//				scheduler.FilterFunc("room", func(gib int, n *Node) scheduler.Verdict {
+//					if n.Free < gib {
+//						return scheduler.Reject("needs %d GiB, %d GiB free", gib, n.Free)
+//					}
+//					return scheduler.Pass
+//				}),
+//			},
+//			Weighers: []scheduler.Weighted[int, *Node]{{
+//				Weigher:    scheduler.WeigherFunc("free", func(_ int, n *Node) float64 { return float64(n.Free) }),
+//				Multiplier: 1,
+//			}},
+//		})
+//		if err != nil {
+//			return nil, err
+//		}
+//		return s.Rank(ctx, gib, nodes) // ErrNoValidHost: "no valid host: 0 of 4 hosts: 4 room"
+//	}
+//
+// # driver: many technologies behind one interface
+//
+// A component embeds [driver.Driver] in the interface that its vendors
+// implement; one line of the configuration names the driver that is opened.
+//
+//	type Store interface {
+//		driver.Driver
+//
+//		Put(ctx context.Context, volume string) error
+//	}
+//
+//	func open(ctx context.Context, name string, fake func(context.Context, json.RawMessage) (Store, error)) (Store, error) {
+//		var drivers driver.Registry[Store]
+//		drivers.Add("fake", fake)
+//		return drivers.Open(ctx, name, json.RawMessage(`{"dir": "/var/lib/backup"}`))
+//	}
+//
+// # db: MySQL, or SQLite in one process
+//
+// The handle is sqlx's. A transaction is run again when the database gave it up
+// for another one, and errors have codes.
+//
+//	func database(ctx context.Context, url string, migrations fs.FS) (*sqlx.DB, error) {
+//		d, err := db.Open(ctx, db.Config{URL: url}) // mysql://user:password@host/backup, sqlite:///path/backup.db
+//		if err != nil {
+//			return nil, err
+//		}
+//		return d, db.Migrate(ctx, d, migrations)
+//	}
+//
+//	func take(ctx context.Context, d *sqlx.DB, host string, gib int) error {
+//		return db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+//			res, err := tx.ExecContext(ctx, `UPDATE nodes SET free = free - ? WHERE host = ? AND free >= ?`, gib, host, gib)
+//			if err != nil {
+//				return err
+//			}
+//			if n, err := res.RowsAffected(); err != nil || n == 1 {
+//				return err
+//			}
+//			return ErrFull
+//		})
+//	}
+//
+// # service: the life of a process
+//
+// Parts start in order. On SIGTERM they stop in reverse, under one deadline, and
+// what runs is waited for. Package config reads the options, package api is the
+// REST scaffold.
+//
+//	type Options struct {
+//		Driver string `ini:"backup_driver" default:"fake" help:"where backups go"`
+//	}
+//
+//	func run(ctx context.Context, srv *rpc.Server, report func(context.Context) error) error {
+//		var opts Options
+//		if err := config.Load(&opts, config.Source{Env: os.Environ()}); err != nil {
+//			return err
+//		}
+//		app := service.New(service.Config{Name: "backup", Logger: logger()})
+//		mux := api.New(api.Config{})
+//		mux.Health(app.Ready)
+//		api.Handle(mux, "GET /volumes/{id}", func(_ context.Context, r *api.Request[api.None]) (Request, error) {
+//			return Request{Volume: r.PathValue("id")}, nil
+//		})
+//		app.Add("rpc", srv) // started first, stopped last
+//		app.Add("report", service.Loop(time.Minute, report))
+//		app.Add("http", service.HTTP(":8080", mux))
+//		return app.Run(ctx)
+//	}
+//
+// All of it together, with REST, RabbitMQ, a database and a driver, is
+// examples/nova-mini; docs/architecture.md has the picture.
+package armature

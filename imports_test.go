@@ -1,0 +1,331 @@
+package armature_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+const module = "github.com/armature-go/armature"
+
+// Outside libraries of the import rule.
+const (
+	watermill = "github.com/ThreeDotsLabs/watermill"
+	amqp      = "github.com/rabbitmq/amqp091-go"
+	mysql     = "github.com/go-sql-driver/mysql"
+	plugin    = "github.com/hashicorp/go-plugin"
+	grpc      = "google.golang.org/grpc"
+)
+
+// rules is the import rule of docs/architecture.md: what each package may import
+// besides the standard library. A key is the path of a package, or with "/..."
+// that of a tree; the longest that fits counts. A package that none fits breaks
+// the rule. The values name packages of this module in the same way, and outside
+// libraries with all that they hold.
+var rules = map[string][]string{
+	".":      nil,
+	"fault":  nil,
+	"reqctx": nil,
+
+	"rpc":              {"fault", "reqctx", watermill + "/message"},
+	"rpc/membus":       {"rpc", "fault", watermill + "/message"},
+	"rpc/amqpbus":      {"rpc", "fault", watermill + "/message", amqp},
+	"rpc/watermillbus": {"rpc", "fault", watermill},
+	"rpc/rpctest":      {"rpc", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},
+
+	"scheduler":           {"fault"},
+	"scheduler/placement": {"scheduler", "db", "fault", "github.com/jmoiron/sqlx"},
+
+	"driver":            {"fault", "reqctx", plugin, grpc},
+	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc},
+
+	"db":        {"fault", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
+	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
+
+	"service":            {"fault", "reqctx"},
+	"service/...":        {"service/...", "fault", "reqctx"},
+	"service/membership": {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
+	"service/operation":  {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
+
+	"internal/testenv":     {mysql, amqp},
+	"internal/testenv/run": {"internal/testenv"},
+	"internal/envtest":     {"internal/testenv"},
+
+	"examples/...": nil, // not looked at: examples import what they like
+}
+
+// pkg is what `go list -json` tells of a package.
+type pkg struct {
+	ImportPath, Dir                          string
+	Standard                                 bool
+	Module                                   *struct{ Path string }
+	GoFiles, IgnoredGoFiles                  []string
+	Imports, Deps, TestImports, XTestImports []string
+}
+
+// name is the package's path in the module, "." for the root.
+func (p *pkg) name() string { return short(p.ImportPath) }
+
+func (p *pkg) own() bool { return p.Module != nil && p.Module.Path == module }
+
+func short(importPath string) string {
+	if importPath == module {
+		return "."
+	}
+	return strings.TrimPrefix(importPath, module+"/")
+}
+
+// readTree looks at every directory of the repository. A test that runs the go
+// command calls it: go test takes a result from its cache unless something that
+// the test itself has looked at changed.
+func readTree(t *testing.T) {
+	t.Helper()
+	err := filepath.WalkDir(".", func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && strings.HasPrefix(d.Name(), ".git") {
+			return fs.SkipDir
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// list returns the packages of the module and all they need, by import path.
+func list(t *testing.T) map[string]*pkg {
+	t.Helper()
+	readTree(t)
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-deps",
+		"-json=ImportPath,Dir,Standard,Module,GoFiles,IgnoredGoFiles,Imports,Deps,TestImports,XTestImports", "./...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, &stderr)
+	}
+	pkgs := make(map[string]*pkg)
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		p := new(pkg)
+		err := dec.Decode(p)
+		if errors.Is(err, io.EOF) {
+			return pkgs
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		pkgs[p.ImportPath] = p
+	}
+}
+
+// match returns the longest of the patterns that fits a name, or "".
+func match(patterns []string, name string) (best string) {
+	for _, p := range patterns {
+		tree, isTree := strings.CutSuffix(p, "/...")
+		isTree = isTree || strings.Contains(strings.SplitN(p, "/", 2)[0], ".") && p != "."
+		if (p == name || isTree && (name == tree || strings.HasPrefix(name, tree+"/"))) && len(p) > len(best) {
+			best = p
+		}
+	}
+	return best
+}
+
+func isTest(name string) bool { return strings.HasSuffix(path.Base(name), "test") }
+
+func isExample(name string) bool { return match([]string{"examples/..."}, name) != "" }
+
+// broken returns a sentence for each breach of the import rule.
+func broken(pkgs map[string]*pkg) (out []string) {
+	var keys []string
+	for k := range rules {
+		keys = append(keys, k)
+	}
+	say := func(format string, args ...any) { out = append(out, fmt.Sprintf(format, args...)) }
+	for _, p := range pkgs {
+		if !p.own() {
+			continue
+		}
+		name := p.name()
+		for _, i := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+			if isExample(short(i)) && !isExample(name) {
+				say("%s imports %s: nothing outside of examples does", name, short(i))
+			}
+		}
+		for _, i := range p.Imports {
+			if !isTest(name) && (i == "testing" || pkgs[i] != nil && pkgs[i].own() && isTest(short(i))) {
+				say("%s imports %s: only tests do", name, short(i))
+			}
+		}
+		if isExample(name) {
+			continue
+		}
+		key := match(keys, name)
+		if key == "" {
+			say("%s: no rule says what it may import", name)
+			continue
+		}
+		for _, i := range p.Imports {
+			if d := pkgs[i]; d != nil && !d.Standard && match(rules[key], short(i)) == "" {
+				say("%s imports %s, which its rule does not allow", name, short(i))
+			}
+		}
+		// What its imports import counts too: each of these is used alone.
+		rooms := []string{"rpc", "scheduler", "driver", "db", "service"}
+		for _, i := range p.Deps {
+			if slices.Contains(rooms, name) && slices.Contains(rooms, short(i)) {
+				say("%s needs %s: they do not know each other", name, short(i))
+			}
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func TestImportRule(t *testing.T) {
+	t.Parallel()
+	for _, s := range broken(list(t)) {
+		t.Error(s)
+	}
+}
+
+// TestImportRuleBroken shows that each kind of breach is found.
+func TestImportRuleBroken(t *testing.T) {
+	t.Parallel()
+	own := &struct{ Path string }{module}
+	tests := []struct {
+		name, path string
+		pkg        pkg
+		want       []string
+	}{
+		{name: "allowed", path: "rpc", pkg: pkg{Imports: []string{"context", module + "/fault", watermill + "/message"}}},
+		{name: "a part of a library", path: "driver", pkg: pkg{Imports: []string{grpc + "/codes"}}},
+		{name: "a test package in tests", path: "rpc", pkg: pkg{XTestImports: []string{module + "/rpc/rpctest", "testing"}}},
+		{name: "examples among themselves", path: "examples/x", pkg: pkg{Imports: []string{module + "/examples/y", amqp}}},
+		{
+			name: "leaf", path: "fault", pkg: pkg{Imports: []string{module + "/reqctx"}},
+			want: []string{"fault imports reqctx, which its rule does not allow"},
+		},
+		{
+			name: "the wrong library", path: "rpc", pkg: pkg{Imports: []string{watermill + "/pubsub/gochannel"}},
+			want: []string{"rpc imports " + watermill + "/pubsub/gochannel, which its rule does not allow"},
+		},
+		{
+			name: "a sibling, by way of another", path: "rpc", pkg: pkg{Deps: []string{module + "/db"}},
+			want: []string{"rpc needs db: they do not know each other"},
+		},
+		{
+			name: "a library of a name that begins alike", path: "rpc/amqpbus", pkg: pkg{Imports: []string{amqp + "-extra"}},
+			want: []string{"rpc/amqpbus imports " + amqp + "-extra, which its rule does not allow"},
+		},
+		{
+			name: "an example in a test", path: "db", pkg: pkg{TestImports: []string{module + "/examples/x"}},
+			want: []string{"db imports examples/x: nothing outside of examples does"},
+		},
+		{
+			name: "a test package in an example", path: "examples/x", pkg: pkg{Imports: []string{module + "/rpc/rpctest"}},
+			want: []string{"examples/x imports rpc/rpctest: only tests do"},
+		},
+		{
+			name: "package testing", path: "service/api", pkg: pkg{Imports: []string{"testing"}},
+			want: []string{"service/api imports testing: only tests do"},
+		},
+		{
+			name: "a package without a rule", path: "newroom",
+			want: []string{"newroom: no rule says what it may import"},
+		},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			p := tt.pkg
+			p.ImportPath, p.Module = module+"/"+tt.path, own
+			pkgs := map[string]*pkg{p.ImportPath: &p}
+			for _, i := range slices.Concat(p.Imports, p.TestImports, p.XTestImports) {
+				d := &pkg{ImportPath: i, Standard: !strings.Contains(strings.SplitN(i, "/", 2)[0], ".")}
+				if strings.HasPrefix(i, module) {
+					d.Module = own
+				}
+				pkgs[i] = d
+			}
+			if diff := cmp.Diff(tt.want, broken(pkgs)); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+// foreign are words of one component. They have no place in packages for all of
+// them. They are looked for at the begin of a word: NoValidHost is none.
+var foreign = regexp.MustCompile(`([Nn]ova|[Ff]lavor|[Hh]ypervisor|[Gg]lance|[Kk]eystone|[Nn]eutron|[Cc]inder|` +
+	`NOVA|FLAVOR|HYPERVISOR|GLANCE|KEYSTONE|NEUTRON|CINDER)`)
+
+// words returns the identifiers and literals of a file in which a foreign word
+// stands, each with its position. Comments may name the source of a rule.
+func words(fset *token.FileSet, name string, src any) (out []string, err error) {
+	f, err := parser.ParseFile(fset, name, src, parser.SkipObjectResolution)
+	if err != nil {
+		return nil, err
+	}
+	ast.Inspect(f, func(n ast.Node) bool {
+		text := ""
+		switch n := n.(type) {
+		case *ast.Ident:
+			text = n.Name
+		case *ast.BasicLit:
+			text = n.Value
+		}
+		if foreign.MatchString(text) {
+			out = append(out, fmt.Sprintf("%v: %s", fset.Position(n.Pos()), text))
+		}
+		return true
+	})
+	return out, nil
+}
+
+func TestForeignWords(t *testing.T) {
+	t.Parallel()
+	fset := token.NewFileSet()
+	files := 0
+	for _, p := range list(t) {
+		if !p.own() || isExample(p.name()) {
+			continue
+		}
+		for _, name := range slices.Concat(p.GoFiles, p.IgnoredGoFiles) {
+			files++
+			found, err := words(fset, filepath.Join(p.Dir, name), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, s := range found {
+				t.Errorf("a word of one component in a package for all of them: %s", s)
+			}
+		}
+	}
+	if files == 0 {
+		t.Error("no file was read")
+	}
+}
+
+func TestForeignWordsFound(t *testing.T) {
+	t.Parallel()
+	const src = "package p\n\n// As in Nova.\nvar FlavorID, NoValidHost = \"nova-api\", 1\n"
+	got, err := words(token.NewFileSet(), "p.go", src)
+	want := []string{"p.go:4:5: FlavorID", `p.go:4:29: "nova-api"`}
+	if diff := cmp.Diff(want, got); diff != "" || err != nil {
+		t.Error(diff, err)
+	}
+}
