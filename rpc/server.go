@@ -275,7 +275,7 @@ func (s *Server) serve(work context.Context, m *message.Message) {
 	case again:
 		s.settle(ctx, m, r, err)
 	case r.replyTo != "":
-		s.reply(ctx, r, resp, err)
+		s.reply(ctx, work.Done(), r, resp, err)
 	case err != nil:
 		log.ErrorContext(ctx, "a handler failed, and no caller waits for the error", "method", r.info.String(), "kind", r.info.Kind, "error", err)
 	}
@@ -343,11 +343,17 @@ func final(err error) bool {
 }
 
 // reply sends the result. It outlives the handler's context: a call answered in
-// its last moment, or while the server stops, is answered.
-func (s *Server) reply(ctx context.Context, r *request, resp any, err error) {
+// its last moment, or while the server stops, is answered. After the server was
+// aborted it is tried once, and not for long.
+func (s *Server) reply(ctx context.Context, aborted <-chan struct{}, r *request, resp any, err error) {
 	end := time.Now().Add(replyTime)
 	if !r.deadline.IsZero() && r.deadline.Before(end) {
 		end = r.deadline // nobody waits longer
+	}
+	select {
+	case <-aborted:
+		end = time.Now().Add(stopGrace / 2)
+	default:
 	}
 	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), end)
 	defer cancel()
@@ -363,6 +369,8 @@ func (s *Server) reply(ctx context.Context, r *request, resp any, err error) {
 				continue // the caller may be restoring its topic
 			}
 		case <-ctx.Done():
+			t.Stop()
+		case <-aborted:
 			t.Stop()
 		}
 		s.cfg.Logger.WarnContext(ctx, "the reply was lost", "method", r.info.String(), "error", perr)

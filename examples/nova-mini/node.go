@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -51,8 +52,8 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	slog.SetDefault(n.log)
 	n.app = service.New(service.Config{Name: "nova-mini", DrainTimeout: o.ShutdownTimeout, Logger: n.log})
 	defer func() {
-		for i := len(n.close) - 1; i >= 0; i-- {
-			err = errors.Join(err, n.close[i]())
+		for _, end := range slices.Backward(n.close) {
+			err = errors.Join(err, end())
 		}
 	}()
 	if err := wire(ctx, n); err != nil {
@@ -75,8 +76,8 @@ func (f *flags) sync(ctx context.Context) error {
 	if err := db.Migrate(ctx, d, store.Migrations()); err != nil {
 		return errors.Join(err, d.Close())
 	}
-	fmt.Fprintln(f.out, "the database is up to date")
-	return d.Close()
+	_, err = fmt.Fprintln(f.out, "the database is up to date")
+	return errors.Join(err, d.Close())
 }
 
 func (n *node) open(ctx context.Context, url string) (*sqlx.DB, error) {

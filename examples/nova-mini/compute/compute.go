@@ -47,6 +47,7 @@ type Spec struct {
 // PowerState is a server's state as its driver sees it. The numbers are Nova's.
 type PowerState int
 
+// The power states.
 const (
 	NoState  PowerState = 0 // not known
 	Running  PowerState = 1

@@ -77,6 +77,8 @@ func (s *Server) Spec() compute.Spec {
 }
 
 // Strings is a map that is stored as JSON.
+//
+//nolint:recvcheck // Value must work on a copy, Scan on the original
 type Strings map[string]string
 
 // Value implements driver.Valuer.
@@ -86,6 +88,8 @@ func (m Strings) Value() (driver.Value, error) { return toJSON(m, len(m) == 0, "
 func (m *Strings) Scan(src any) error { return fromJSON(src, m) }
 
 // List is a list of names that is stored as JSON.
+//
+//nolint:recvcheck // as Strings
 type List []string
 
 // Value implements driver.Valuer.

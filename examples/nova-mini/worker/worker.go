@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
@@ -60,7 +61,7 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 	// The message may be old: the server may have been deleted, or built, or
 	// moved to the next host while it waited.
 	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation}
-	_, err := rpc.Call(ctx, s.cfg.Client, compute.BeginBuild, rpc.Any, &attempt)
+	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
 	if errors.Is(err, compute.ErrStale) {
 		s.cfg.Logger.InfoContext(ctx, "dropped a build that is no longer wanted", "server", id, "generation", req.Generation)
 		return &rpc.None{}, nil
@@ -81,7 +82,7 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 		}
 		end.Error = err.Error()
 	}
-	_, err = rpc.Call(ctx, s.cfg.Client, compute.EndBuild, rpc.Any, &end)
+	_, err = ask(ctx, s, compute.EndBuild, &end)
 	if errors.Is(err, compute.ErrStale) {
 		// It was given up meanwhile. If it is deleted a message to destroy it
 		// follows; else it is a stranger here, and found by the audit.
@@ -104,10 +105,22 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 		return nil, again(fmt.Errorf("destroy server %s: %w", req.ServerID, err))
 	}
 	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host}
-	if _, err := rpc.Call(ctx, s.cfg.Client, compute.EndDestroy, rpc.Any, &attempt); err != nil {
+	if _, err := ask(ctx, s, compute.EndDestroy, &attempt); err != nil {
 		return nil, again(fmt.Errorf("report that server %s is destroyed: %w", req.ServerID, err))
 	}
 	return &rpc.None{}, nil
+}
+
+// askTime is how long a conductor may take to answer. It is much shorter than a
+// drain: when all services of a cloud stop at once, a worker must not wait for a
+// conductor that is gone, but give its message back.
+const askTime = 8 * time.Second
+
+// ask calls a conductor.
+func ask[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	return rpc.Call(ctx, s.cfg.Client, m, rpc.Any, req)
 }
 
 // again classes an error such that the message is delivered again, whatever the
@@ -125,7 +138,7 @@ func (s *Service) Report(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	_, err = rpc.Call(ctx, s.cfg.Client, compute.ReportHost, rpc.Any, &compute.HostReport{
+	_, err = ask(ctx, s, compute.ReportHost, &compute.HostReport{
 		Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have,
 	})
 	return err
@@ -154,7 +167,7 @@ func (s *Service) strangers(ctx context.Context, ids []string) ([]string, error)
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.Strangers, rpc.Any, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids})
+	got, err := ask(ctx, s, compute.Strangers, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids})
 	if err != nil {
 		return nil, err
 	}

@@ -1,0 +1,662 @@
+// Package e2e_test drives nova-mini as its users and operators do: the real
+// program as separate processes over a real RabbitMQ and MariaDB, through
+// gophercloud, a client that we did not write.
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/hypervisors"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/services"
+	"github.com/jmoiron/sqlx"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// binary is the program under test, built once with the race detector.
+var binary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "nova-mini-e2e-")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "nova-mini")
+	out, err := exec.CommandContext(context.Background(), "go", "build", "-race", "-o", path, "..").CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return path, err
+})
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if path, err := binary(); err == nil {
+		_ = os.RemoveAll(filepath.Dir(path)) // only a temporary directory
+	}
+	os.Exit(code)
+}
+
+// cloud is a deployment: a database, a broker, and processes.
+type cloud struct {
+	*testing.T
+
+	dir, exchange, conf string
+	db                  *sqlx.DB
+	amqpURL             string
+
+	mu    sync.Mutex
+	procs map[string]*process
+}
+
+type process struct {
+	*testenv.Process
+
+	name string
+	url  chan string // gets where the API listens
+	log  *safeBuffer
+}
+
+// safeBuffer keeps what a process prints.
+type safeBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// newCloud makes a database and a configuration file, as an operator would.
+func newCloud(t *testing.T, extra string) *cloud {
+	t.Helper()
+	return newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
+}
+
+func newCloudOn(t *testing.T, extra, mysqlURL, amqpURL string) *cloud {
+	t.Helper()
+	c := &cloud{T: t, dir: t.TempDir(), amqpURL: amqpURL, exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
+	name := "e2e_" + strings.ToLower(rand.Text())
+	admin := c.open(mysqlURL + "mysql")
+	if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _ = admin.ExecContext(context.Background(), "DROP DATABASE "+name) // the server goes, too
+		admin.Close()
+	})
+	c.conf = filepath.Join(c.dir, "nova.conf")
+	conf := fmt.Sprintf(`[DEFAULT]
+compute_driver = fake
+transport_url = %s
+control_exchange = %s
+state_path = %s
+osapi_compute_listen_port = 0
+report_interval = 1
+service_down_time = 10
+task_retry_interval = 3
+debug = true
+%s
+[database]
+connection = %s%s
+`, strings.Replace(amqpURL, "amqp://", "rabbit://", 1), c.exchange, c.dir, extra, mysqlURL, name)
+	if err := os.WriteFile(c.conf, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.db = c.open(mysqlURL + name)
+	t.Cleanup(func() { c.db.Close() })
+	if out, err := c.command("db", "sync").CombinedOutput(); err != nil {
+		t.Fatalf("db sync: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		for _, p := range c.procs {
+			p.Kill()
+		}
+		if t.Failed() {
+			c.dump()
+		}
+	})
+	return c
+}
+
+func (c *cloud) open(u string) *sqlx.DB {
+	c.Helper()
+	d, err := db.Open(c.Context(), db.Config{URL: u})
+	if err != nil {
+		c.Fatal(err)
+	}
+	return d
+}
+
+func (c *cloud) command(args ...string) *exec.Cmd {
+	c.Helper()
+	path, err := binary()
+	if err != nil {
+		c.Fatal(err)
+	}
+	return exec.CommandContext(context.Background(), path, append(args, "--config-file", c.conf)...)
+}
+
+// start starts a service under a host name of its own.
+func (c *cloud) start(service, host string) *process {
+	c.Helper()
+	cmd := c.command(service)
+	cmd.Env = append(os.Environ(), "OS_DEFAULT__HOST="+host)
+	p := &process{name: host, url: make(chan string, 1), log: &safeBuffer{}}
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, p.log
+	go func() { // ends with the process, which closes the pipe below
+		in := bufio.NewScanner(r)
+		for in.Scan() {
+			if at, ok := strings.CutPrefix(in.Text(), "nova-mini listens on "); ok {
+				p.url <- at
+			}
+		}
+	}()
+	proc, err := testenv.Start(cmd)
+	if err != nil {
+		c.Fatal(err)
+	}
+	p.Process = proc
+	go func() { <-proc.Done(); w.Close() }()
+	c.mu.Lock()
+	c.procs[host] = p
+	c.mu.Unlock()
+	return p
+}
+
+// client waits until an API process listens and returns a client for it.
+func (c *cloud) client(p *process) *gophercloud.ServiceClient {
+	c.Helper()
+	select {
+	case u := <-p.url:
+		return newClient(u)
+	case <-p.Done():
+		c.Fatalf("%s ended: %v\n%s", p.name, p.Err(), p.log)
+	case <-time.After(30 * time.Second):
+		c.Fatalf("%s does not listen\n%s", p.name, p.log)
+	}
+	return nil
+}
+
+func newClient(u string) *gophercloud.ServiceClient {
+	return &gophercloud.ServiceClient{
+		ProviderClient: &gophercloud.ProviderClient{TokenID: "none"},
+		Endpoint:       u + "/v2.1/", Type: "compute",
+	}
+}
+
+// poll waits until f is content, and fails with what it said last.
+func (c *cloud) poll(what string, limit time.Duration, f func() error) {
+	c.Helper()
+	end := time.After(limit)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-end:
+			c.Fatalf("%s: not within %v: %v", what, limit, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// dump shows what is in the database and the ends of the logs.
+func (c *cloud) dump() {
+	var rows []struct {
+		ID, State string
+		Task      *string
+		Host      *string
+		Attempts  int
+		Fault     string
+	}
+	_ = c.db.Select(&rows, `SELECT id, vm_state AS state, task_state AS task, host, attempts, fault_message AS fault FROM servers`)
+	for _, r := range rows {
+		b, _ := json.Marshal(r) //nolint:errchkjson // plain fields
+		c.Logf("server %s", b)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.procs)) {
+		text := c.procs[name].log.String()
+		if len(text) > 3000 {
+			text = "..." + text[len(text)-3000:]
+		}
+		c.Logf("log of %s:\n%s", name, text)
+	}
+}
+
+// hostsUp waits until so many hosts can take servers.
+func (c *cloud) hostsUp(cl *gophercloud.ServiceClient, n int) {
+	c.Helper()
+	c.poll("hosts up", 60*time.Second, func() error {
+		pages, err := hypervisors.List(cl, nil).AllPages(c.Context())
+		if err != nil {
+			return err
+		}
+		list, err := hypervisors.ExtractHypervisors(pages)
+		if err != nil {
+			return err
+		}
+		up := 0
+		for _, h := range list {
+			if h.State == "up" {
+				up++
+			}
+		}
+		if up != n {
+			return fmt.Errorf("%d of %d hosts are up", up, n)
+		}
+		return nil
+	})
+}
+
+func create(ctx context.Context, cl *gophercloud.ServiceClient, name, flavor string, md map[string]string) (*servers.Server, error) {
+	return servers.Create(ctx, cl, servers.CreateOpts{Name: name, FlavorRef: flavor, ImageRef: "cirros", Metadata: md}, nil).Extract()
+}
+
+// settled waits until every server has an end, and returns them by status.
+func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Duration) map[string][]servers.Server {
+	c.Helper()
+	var by map[string][]servers.Server
+	c.poll("servers settle", limit, func() error {
+		pages, err := servers.List(cl, servers.ListOpts{Limit: 25}).AllPages(c.Context())
+		if err != nil {
+			return err
+		}
+		list, err := servers.ExtractServers(pages)
+		if err != nil {
+			return err
+		}
+		by = map[string][]servers.Server{}
+		for _, s := range list {
+			by[s.Status] = append(by[s.Status], s)
+		}
+		if len(list) != want || len(by["BUILD"]) > 0 {
+			return fmt.Errorf("%d servers of %d, %d in BUILD, %d ACTIVE, %d ERROR", len(list), want, len(by["BUILD"]), len(by["ACTIVE"]), len(by["ERROR"]))
+		}
+		return nil
+	})
+	return by
+}
+
+// onHosts reads what the drivers have: host by server id. A server on two hosts
+// is an error.
+func (c *cloud) onHosts() map[string]string {
+	c.Helper()
+	files, err := filepath.Glob(filepath.Join(c.dir, "instances", "*", "*.json"))
+	if err != nil {
+		c.Fatal(err)
+	}
+	out := map[string]string{}
+	for _, f := range files {
+		id, host := strings.TrimSuffix(filepath.Base(f), ".json"), filepath.Base(filepath.Dir(f))
+		if other, twice := out[id]; twice {
+			c.Errorf("server %s is on %s and on %s", id, other, host)
+		}
+		out[id] = host
+	}
+	return out
+}
+
+// consistent checks that the API, the drivers and the claims tell the same, and
+// that no host is over its capacity.
+func (c *cloud) consistent(active []servers.Server) {
+	c.Helper()
+	found := c.onHosts()
+	for _, s := range active {
+		if found[s.ID] != s.Host {
+			c.Errorf("server %s is on %q, but the API says %q", s.ID, found[s.ID], s.Host)
+		}
+		delete(found, s.ID)
+	}
+	for id, host := range found {
+		c.Errorf("host %s has server %s, which the API does not place there", host, id)
+	}
+	var bad []struct {
+		Host, Class   string
+		Used, Claimed int64
+		Limit         float64
+	}
+	err := c.db.SelectContext(c.Context(), &bad, "SELECT i.host, i.class, i.used, COALESCE(SUM(a.amount), 0) AS claimed, (i.total - i.reserved) * i.ratio AS `limit`"+`
+		FROM inventories i LEFT JOIN allocations a ON a.host = i.host AND a.class = i.class
+		GROUP BY i.host, i.class, i.used, i.total, i.reserved, i.ratio HAVING i.used <> claimed OR i.used > (i.total - i.reserved) * i.ratio`)
+	if err != nil {
+		c.Fatal(err)
+	}
+	for _, b := range bad {
+		c.Errorf("host %s: %d %s used, %d claimed, capacity %v", b.Host, b.Used, b.Class, b.Claimed, b.Limit)
+	}
+}
+
+// deleteAll deletes every server and waits until nothing is left of them: in the
+// API, the drivers, the claims and the queues.
+func (c *cloud) deleteAll(cl *gophercloud.ServiceClient, hosts []string) {
+	c.Helper()
+	pages, err := servers.List(cl, nil).AllPages(c.Context())
+	if err != nil {
+		c.Fatal(err)
+	}
+	list, err := servers.ExtractServers(pages)
+	if err != nil {
+		c.Fatal(err)
+	}
+	for _, s := range list {
+		if err := servers.Delete(c.Context(), cl, s.ID).ExtractErr(); err != nil && !gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
+			c.Errorf("delete: %v", err)
+		}
+	}
+	c.settled(cl, 0, 60*time.Second)
+	if left := c.onHosts(); len(left) > 0 {
+		c.Errorf("the drivers still have %v", left)
+	}
+	var claims int
+	if err := c.db.GetContext(c.Context(), &claims, `SELECT COUNT(*) FROM allocations`); err != nil || claims > 0 {
+		c.Errorf("%d claims are left, error %v", claims, err)
+	}
+	c.consistent(nil)
+	conn, err := amqp.Dial(c.amqpURL)
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		c.Fatal(err)
+	}
+	names := []string{"compute", "conductor", "scheduler"}
+	for _, h := range hosts {
+		names = append(names, "compute."+h)
+	}
+	for _, name := range names {
+		c.poll("queue "+name+" empty", 30*time.Second, func() error {
+			q, err := ch.QueueDeclarePassive(c.exchange+"."+name, true, false, false, false, nil)
+			if err == nil && q.Messages > 0 {
+				err = fmt.Errorf("%d messages are left", q.Messages)
+			}
+			return err
+		})
+	}
+}
+
+// TestCloud is the life of a deployment: two APIs, a conductor, two schedulers
+// and three hosts.
+func TestCloud(t *testing.T) {
+	t.Parallel()
+	// There is room for the 60 servers, and for not one more.
+	c := newCloud(t, "[driver_fake]\nmemory_mib = 10240\n")
+	hosts := []string{"node-1", "node-2", "node-3"}
+	api1, api2 := c.start("api", "api-1"), c.start("api", "api-2")
+	c.start("conductor", "conductor-1")
+	c.start("scheduler", "scheduler-1")
+	c.start("scheduler", "scheduler-2")
+	for _, h := range hosts {
+		c.start("compute", h)
+	}
+	cl := []*gophercloud.ServiceClient{c.client(api1), c.client(api2)}
+	c.hostsUp(cl[0], len(hosts))
+
+	// 60 servers by 8 clients at once; a worker is killed and started again in
+	// the middle.
+	const total, clients = 60, 8
+	var made atomic.Int64
+	var once sync.Once
+	var wg sync.WaitGroup
+	for g := range clients {
+		wg.Go(func() {
+			for i := g; i < total; i += clients {
+				md := map[string]string{"fake:spawn_time": fmt.Sprintf("%dms", 50+i*5)}
+				if _, err := create(t.Context(), cl[g%2], fmt.Sprintf("s%d", i), "1", md); err != nil {
+					t.Errorf("create: %v", err)
+				}
+				if made.Add(1) > total/2 {
+					once.Do(func() {
+						c.procs["node-2"].Kill()
+						c.start("compute", "node-2")
+					})
+				}
+			}
+		})
+	}
+	wg.Wait()
+	by := c.settled(cl[0], total, 90*time.Second)
+	if n := len(by["ACTIVE"]); n != total {
+		t.Errorf("%d servers are ACTIVE, want %d; faults: %v", n, total, faults(by["ERROR"]))
+	}
+	c.consistent(by["ACTIVE"])
+	c.services(cl[1])
+	c.deleteAll(cl[1], hosts)
+}
+
+func faults(list []servers.Server) (out []string) {
+	for _, s := range list {
+		out = append(out, s.Fault.Message)
+	}
+	return out
+}
+
+// services checks what the operator sees.
+func (c *cloud) services(cl *gophercloud.ServiceClient) {
+	c.Helper()
+	pages, err := services.List(cl, nil).AllPages(c.Context())
+	if err != nil {
+		c.Fatal(err)
+	}
+	list, err := services.ExtractServices(pages)
+	if err != nil {
+		c.Fatal(err)
+	}
+	got := map[string]int{}
+	for _, s := range list {
+		got[s.Binary+" "+s.State+" "+s.Status]++
+	}
+	want := map[string]int{"nova-conductor up enabled": 1, "nova-scheduler up enabled": 2, "nova-compute up enabled": 3}
+	if !maps.Equal(got, want) {
+		c.Errorf("services %v, want %v", got, want)
+	}
+}
+
+// TestDrain: SIGTERM to every process under load. Each exits 0, and what was
+// accepted is done when the processes are back.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, "")
+	hosts := []string{"node-1", "node-2"}
+	all := []struct{ service, host string }{
+		{"api", "api-1"}, {"conductor", "conductor-1"}, {"scheduler", "scheduler-1"}, {"compute", "node-1"}, {"compute", "node-2"},
+	}
+	start := func() *gophercloud.ServiceClient {
+		var cl *process
+		for _, s := range all {
+			p := c.start(s.service, s.host)
+			if s.service == "api" {
+				cl = p
+			}
+		}
+		client := c.client(cl)
+		c.hostsUp(client, len(hosts))
+		return client
+	}
+	cl := start()
+	stop := make(chan struct{})
+	var accepted, refused atomic.Int64
+	var wg sync.WaitGroup
+	enough := make(chan struct{}, 1000)
+	for range 4 {
+		wg.Go(func() {
+			for accepted.Load() < 55 {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if _, err := create(t.Context(), cl, "d", "1", map[string]string{"fake:spawn_time": "200ms"}); err != nil {
+					refused.Add(1)
+					select {
+					case <-stop:
+					case <-time.After(20 * time.Millisecond): // it may be back soon
+					}
+					continue
+				}
+				accepted.Add(1)
+				enough <- struct{}{}
+			}
+		})
+	}
+	for range 20 {
+		<-enough
+	}
+	for _, s := range all {
+		if err := c.procs[s.host].Signal(syscall.SIGTERM); err != nil {
+			t.Errorf("signal %s: %v", s.host, err)
+		}
+	}
+	for _, s := range all {
+		p := c.procs[s.host]
+		select {
+		case <-p.Done():
+			if code := p.ExitCode(); code != 0 {
+				t.Errorf("%s exited with %d:\n%s", s.host, code, p.log)
+			}
+		case <-time.After(60 * time.Second):
+			t.Errorf("%s did not end", s.host)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	t.Logf("%d accepted, %d refused", accepted.Load(), refused.Load())
+	cl = start()
+	by := c.settled(cl, int(accepted.Load()), 60*time.Second)
+	if n := len(by["ACTIVE"]); n != int(accepted.Load()) {
+		t.Errorf("%d of %d accepted servers are ACTIVE; faults: %v", n, accepted.Load(), faults(by["ERROR"]))
+	}
+	c.consistent(by["ACTIVE"])
+	c.deleteAll(cl, hosts)
+}
+
+// TestReschedule: a failed build goes to the next host, at most three; no room
+// gives an ERROR whose text counts the reasons.
+func TestReschedule(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, "")
+	for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}, {"compute", "node-2"}, {"compute", "node-3"}, {"compute", "node-4"}} {
+		c.start(s[0], s[1])
+	}
+	cl := c.client(c.procs["api-1"])
+	c.hostsUp(cl, 4)
+	must := func(name, flavor string, md map[string]string) string {
+		s, err := create(t.Context(), cl, name, flavor, md)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return s.ID
+	}
+	second := must("second", "1", map[string]string{"fake:fail_spawn": "node-1,node-2"})
+	never := must("never", "1", map[string]string{"fake:fail_spawn": "*"})
+	huge, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "huge", RAM: 1 << 20, VCPUs: 1, Disk: new(1)}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.settled(cl, 2, 30*time.Second)
+	disable(t, cl, "node-4")
+	none := must("none", huge.ID, nil)
+	c.settled(cl, 3, 30*time.Second)
+	for _, tt := range []struct{ id, status, says string }{
+		{second, "ACTIVE", ""},
+		{never, "ERROR", "Exceeded maximum number of retries"},
+		{none, "ERROR", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 disabled"},
+	} {
+		s, err := servers.Get(t.Context(), cl, tt.id).Extract()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if s.Status != tt.status || !strings.Contains(s.Fault.Message, tt.says) {
+			t.Errorf("%s: status %s, fault %q; want %s, %q", s.Name, s.Status, s.Fault.Message, tt.status, tt.says)
+		}
+		if tt.status == "ACTIVE" && s.Host != "node-3" && s.Host != "node-4" {
+			t.Errorf("%s is on %s", s.Name, s.Host)
+		}
+	}
+	c.deleteAll(cl, nil)
+}
+
+// disable disables a compute service, as at microversion 2.1, which gophercloud
+// does not speak any more.
+func disable(t *testing.T, cl *gophercloud.ServiceClient, host string) {
+	t.Helper()
+	var out map[string]any
+	resp, err := cl.Put(t.Context(), cl.Endpoint+"os-services/disable", map[string]string{"host": host, "binary": "nova-compute"}, &out,
+		&gophercloud.RequestOpts{OkCodes: []int{http.StatusOK}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+}
+
+// lasting matches how long something was tried.
+var lasting = regexp.MustCompile(`(in|after) \d+(\.\d+)?m?s`)
+
+// TestBadStart: a bus or a database that is down at the start ends the program
+// with one line that says what was tried, where and for how long, and without
+// the password.
+func TestBadStart(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, "")
+	const password = "hunter2hunter2"
+	for _, tt := range []struct{ name, variable, value, says string }{
+		{"bus", "OS_DEFAULT__TRANSPORT_URL", "rabbit://u:" + password + "@127.0.0.1:1/", "connect to RabbitMQ at amqp://u:xxxxx@127.0.0.1:1/"},
+		{"database", "OS_DATABASE__CONNECTION", "mysql://u:" + password + "@127.0.0.1:1/nova", "mysql://u:xxxxx@127.0.0.1:1/nova"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			cmd := c.command("api")
+			cmd.Env = append(os.Environ(), tt.variable+"="+tt.value)
+			var stderr bytes.Buffer
+			cmd.Stderr = &stderr
+			if err := cmd.Run(); cmd.ProcessState == nil || cmd.ProcessState.ExitCode() != 1 {
+				t.Errorf("it ended with %v, want exit code 1", err)
+			}
+			lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+			last := lines[len(lines)-1]
+			if !strings.Contains(last, tt.says) || !lasting.MatchString(last) {
+				t.Errorf("the last line is %q, want what was tried, where and for how long", last)
+			}
+			if strings.Contains(stderr.String(), password) {
+				t.Errorf("the password is in the output:\n%s", stderr.String())
+			}
+		})
+	}
+}

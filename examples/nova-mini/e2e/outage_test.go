@@ -1,0 +1,221 @@
+package e2e_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// answer is what a plain HTTP client sees.
+type answer struct {
+	status int
+	body   string
+	header http.Header
+}
+
+func request(t *testing.T, method, url, contentType string, body io.Reader) answer {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, method, url, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if contentType != "" {
+		r.Header.Set("Content-Type", contentType)
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return answer{body: err.Error()}
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer{resp.StatusCode, string(b), resp.Header}
+}
+
+const demo = `{"server": {"name": "x", "flavorRef": "1", "imageRef": "i"}}`
+
+// TestOutage: the database and the broker go away under a running cloud. It
+// answers 503, is not ready, and works again by itself when they are back.
+func TestOutage(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		kill func(broker, database *testenv.Service) *testenv.Service
+		get  int // the status of a read
+	}{
+		{"broker", func(b, _ *testenv.Service) *testenv.Service { return b }, http.StatusOK},
+		{"database", func(_, d *testenv.Service) *testenv.Service { return d }, http.StatusServiceUnavailable},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			broker, database := envtest.RabbitMQ(t), envtest.MariaDB(t)
+			c := newCloudOn(t, "", database.URL, broker.URL)
+			for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
+				c.start(s[0], s[1])
+			}
+			cl := c.client(c.procs["api-1"])
+			c.hostsUp(cl, 1)
+			base := strings.TrimSuffix(cl.Endpoint, "/v2.1/")
+			if a := request(t, "GET", base+"/readyz", "", nil); a.status != http.StatusOK {
+				t.Errorf("ready: %v", a)
+			}
+
+			victim := tt.kill(broker, database)
+			victim.Kill()
+			c.poll("not ready", 30*time.Second, func() error {
+				if a := request(t, "GET", base+"/readyz", "", nil); a.status != http.StatusServiceUnavailable {
+					return fmt.Errorf("readyz: %v", a)
+				}
+				return nil
+			})
+			for _, r := range []struct {
+				method, path, body string
+				want               int
+			}{
+				{"GET", "/v2.1/servers", "", tt.get},
+				{"POST", "/v2.1/servers", demo, http.StatusServiceUnavailable},
+				{"GET", "/livez", "", http.StatusOK},
+			} {
+				if a := request(t, r.method, base+r.path, "application/json", strings.NewReader(r.body)); a.status != r.want {
+					t.Errorf("%s %s without the %s: %v, want %d", r.method, r.path, tt.name, a, r.want)
+				}
+			}
+			if err := victim.Restart(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c.poll("ready again", 60*time.Second, func() error {
+				if a := request(t, "GET", base+"/readyz", "", nil); a.status != http.StatusOK {
+					return fmt.Errorf("readyz: %v", a)
+				}
+				return nil
+			})
+			// A service may be seen down for a moment: it could not report.
+			c.hostsUp(cl, 1)
+			s, err := create(t.Context(), cl, "after", "1", nil)
+			if err != nil {
+				t.Fatalf("create after the outage: %v", err)
+			}
+			if by := c.settled(cl, 1, 60*time.Second); len(by["ACTIVE"]) != 1 {
+				t.Errorf("server %s after the outage: %v", s.ID, by)
+			}
+			c.deleteAll(cl, []string{"node-1"})
+		})
+	}
+}
+
+// TestBadInput: what is wrong is answered with the status and the text that
+// OpenStack's clients expect, and changes nothing.
+func TestBadInput(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, "")
+	cl := c.client(c.start("api", "api-1"))
+	base := strings.TrimSuffix(cl.Endpoint, "/v2.1/")
+	const none = "00000000-0000-0000-0000-000000000000"
+	const js = "application/json"
+	tests := []struct {
+		name, method, path, contentType, body string
+		status                                int
+		fault, says                           string
+	}{
+		{"malformed JSON", "POST", "/servers", js, `{not json`, 400, "badRequest", "Malformed request body"},
+		{"nothing in it", "POST", "/servers", js, `{}`, 400, "badRequest", "'server' is a required property"},
+		{"no name", "POST", "/servers", js, `{"server": {"flavorRef": "1"}}`, 400, "badRequest", "'name' is a required property"},
+		{"no flavor", "POST", "/servers", js, `{"server": {"name": "x"}}`, 400, "badRequest", "'flavorRef' is a required property"},
+		{"name of wrong type", "POST", "/servers", js, `{"server": {"name": 5, "flavorRef": "1"}}`, 400, "badRequest", "Invalid input for field/attribute name. Value: 5."},
+		{"unknown field", "POST", "/servers", js, `{"server": {"name": "x", "flavorRef": "1", "surprise": 1}}`, 400, "badRequest", "('surprise' was unexpected)"},
+		{"unknown flavor", "POST", "/servers", js, `{"server": {"name": "x", "flavorRef": "nope"}}`, 400, "badRequest", "Flavor nope could not be found."},
+		{"empty name", "POST", "/servers", js, `{"server": {"name": " ", "flavorRef": "1"}}`, 400, "badRequest", "name"},
+		{"too large", "POST", "/servers", js, `{"server": {"name": "` + strings.Repeat("x", 120000) + `"}}`, 413, "overLimit", ""},
+		{"wrong media type", "POST", "/servers", "text/plain", demo, 415, "badMediaType", ""},
+		{"unknown server", "GET", "/servers/" + none, "", "", 404, "itemNotFound", "Instance " + none + " could not be found."},
+		{"delete an unknown server", "DELETE", "/servers/" + none, "", "", 404, "itemNotFound", none},
+		{"unknown flavor shown", "GET", "/flavors/nope", "", "", 404, "itemNotFound", "Flavor nope could not be found."},
+		{"flavor twice", "POST", "/flavors", js, `{"flavor": {"id": "1", "name": "again", "ram": 1, "vcpus": 1, "disk": 1}}`, 409, "conflictingRequest", "Flavor with ID 1 already exists."},
+		{"flavor name twice", "POST", "/flavors", js, `{"flavor": {"id": "77", "name": "m1.tiny", "ram": 1, "vcpus": 1, "disk": 1}}`, 409, "conflictingRequest", "Flavor with name m1.tiny already exists."},
+		{"negative RAM", "POST", "/flavors", js, `{"flavor": {"name": "n", "ram": -1, "vcpus": 1, "disk": 1}}`, 400, "badRequest", "ram"},
+		{"bad limit", "GET", "/servers?limit=-1", "", "", 400, "badRequest", "limit"},
+		{"bad marker", "GET", "/servers?marker=nope", "", "", 400, "badRequest", "marker [nope] not found"},
+		{"unknown hypervisor", "GET", "/os-hypervisors/99", "", "", 404, "itemNotFound", "99"},
+		{"unknown route", "GET", "/no-such-thing", "", "", 404, "", ""},
+		{"wrong method", "PATCH", "/servers", "", "", 405, "badMethod", ""},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			a := request(t, tt.method, base+"/v2.1"+tt.path, tt.contentType, strings.NewReader(tt.body))
+			if a.status != tt.status {
+				t.Fatalf("%v, want status %d", a, tt.status)
+			}
+			if id := a.header.Get("X-Openstack-Request-Id"); !strings.HasPrefix(id, "req-") || id != a.header.Get("X-Compute-Request-Id") {
+				t.Errorf("request ids %q and %q", id, a.header.Get("X-Compute-Request-Id"))
+			}
+			if tt.fault == "" {
+				return
+			}
+			var body map[string]struct {
+				Code    int
+				Message string
+			}
+			if err := json.Unmarshal([]byte(a.body), &body); err != nil {
+				t.Fatalf("body %q: %v", a.body, err)
+			}
+			if f, ok := body[tt.fault]; !ok || f.Code != tt.status || !strings.Contains(f.Message, tt.says) {
+				t.Errorf("body %s, want %s with code %d that says %q", a.body, tt.fault, tt.status, tt.says)
+			}
+		})
+	}
+	t.Cleanup(func() { // when the sub-tests are done
+		var servers, flavors int
+		if err := c.db.Get(&servers, `SELECT COUNT(*) FROM servers`); err != nil || servers != 0 {
+			t.Errorf("%d servers, error %v; bad input changed something", servers, err)
+		}
+		if err := c.db.Get(&flavors, `SELECT COUNT(*) FROM flavors`); err != nil || flavors != 5 {
+			t.Errorf("%d flavors, error %v; bad input changed something", flavors, err)
+		}
+	})
+}
+
+// TestMicroversions: only 2.1 is spoken, and said so.
+func TestMicroversions(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, "")
+	cl := c.client(c.start("api", "api-1"))
+	for _, tt := range []struct {
+		header string
+		status int
+	}{
+		{"", 200},
+		{"compute 2.1", 200},
+		{"compute latest", 200},
+		{"volume 3.0", 200},
+		{"compute 2.99", 406},
+		{"compute abc", 400},
+		{"compute 2.x", 400},
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, cl.Endpoint+"flavors", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("OpenStack-API-Version", tt.header)
+		resp, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp.Body.Close()
+		if resp.StatusCode != tt.status || resp.Header.Get("OpenStack-API-Version") != "compute 2.1" || len(resp.Header.Values("Vary")) != 2 {
+			t.Errorf("version %q: status %d, headers %v; want %d and the version that is spoken", tt.header, resp.StatusCode, resp.Header, tt.status)
+		}
+	}
+}

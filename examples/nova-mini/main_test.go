@@ -1,0 +1,112 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"os/exec"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/fault"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// output hands on what the program prints.
+type output struct {
+	mu   sync.Mutex
+	buf  bytes.Buffer
+	more chan struct{}
+}
+
+func (o *output) Write(p []byte) (int, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	select {
+	case o.more <- struct{}{}:
+	default:
+	}
+	return o.buf.Write(p)
+}
+
+func (o *output) String() string {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.buf.String()
+}
+
+// TestGreeting runs everything in one process, and the commands that it prints,
+// as printed.
+func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the default logger
+	out := &output{more: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	var err error
+	wg.Go(func() {
+		cmd := command(out) //nolint:contextcheck // cobra hands the context on
+		cmd.SetArgs([]string{"--port", "0", "--state-path", t.TempDir()})
+		err = cmd.ExecuteContext(ctx)
+	})
+	defer func() {
+		cancel()
+		wg.Wait()
+		if err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+	}()
+	select {
+	case <-out.more:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it does not listen")
+	}
+	commands := regexp.MustCompile(`(?m)^  (.*)$`).FindAllString(out.String(), -1)
+	if len(commands) != 3 {
+		t.Fatalf("%d commands in %q, want 3", len(commands), out.String())
+	}
+	if _, err := exec.LookPath("curl"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("curl is not installed: the commands that are printed cannot be tried")
+		}
+		t.Skip("curl is not installed")
+	}
+	// The last command is repeated until the server is built: it takes a moment.
+	script := strings.Join(commands, "\n") + "\nfor i in $(seq 100); do " + commands[2] + " | tee last | grep -q ACTIVE && break; sleep 0.1; done; cat last"
+	sh := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script)
+	sh.Dir = t.TempDir()
+	got, err := sh.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v: %s", err, got)
+	}
+	id := regexp.MustCompile(`^[0-9a-f-]{36}\n`).Find(got)
+	if id == nil || strings.Count(string(got), `"name":"demo"`) < 3 || !strings.Contains(string(got), `"status":"ACTIVE"`) {
+		t.Errorf("the commands print %s", got)
+	}
+}
+
+func TestBrokers(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		url  string
+		want string
+		code fault.Code
+	}{
+		{"rabbit://u:p@a:5672,u2:p2@b:5673/v", "amqp://u:p@a:5672/v amqp://u2:p2@b:5673/v", 0},
+		{"amqps://u:p@a/", "amqps://u:p@a/", 0},
+		{"rabbit://u:p@a", "amqp://u:p@a/", 0},
+		{"", "", fault.Invalid},
+		{"kafka://a", "", fault.Invalid},
+		{"nothing", "", fault.Invalid},
+	}
+	for _, tt := range tests {
+		got, err := brokers(tt.url)
+		if strings.Join(got, " ") != tt.want || (err == nil) != (tt.want != "") || err != nil && fault.CodeOf(err) != tt.code {
+			t.Errorf("brokers(%q) = %q, %v; want %q", tt.url, got, err, tt.want)
+		}
+	}
+}

@@ -1,0 +1,369 @@
+package rpc_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	iface = &rpc.Interface{Name: "backup", Version: rpc.Version{Major: 2, Minor: 3}}
+	start = rpc.Method[string, string]{Interface: iface, Name: "start", Since: rpc.Version{Major: 2, Minor: 1}}
+	keep  = rpc.Method[string, rpc.None]{Interface: iface, Name: "keep", Since: rpc.Version{Major: 2}, Delivery: rpc.AtLeastOnce}
+)
+
+func upper(_ context.Context, s *string) (*string, error) {
+	out := strings.ToUpper(*s)
+	return &out, nil
+}
+
+func TestVersionAccepts(t *testing.T) {
+	t.Parallel()
+	v := rpc.Version{Major: 2, Minor: 3}
+	tests := []struct {
+		need rpc.Version
+		want bool
+	}{
+		{rpc.Version{Major: 2, Minor: 3}, true},
+		{rpc.Version{Major: 2, Minor: 0}, true},
+		{rpc.Version{Major: 2, Minor: 4}, false},
+		{rpc.Version{Major: 1, Minor: 0}, false},
+		{rpc.Version{Major: 3, Minor: 0}, false},
+	}
+	for _, tt := range tests {
+		if got := v.Accepts(tt.need); got != tt.want {
+			t.Errorf("%v.Accepts(%v) = %v", v, tt.need, got)
+		}
+	}
+}
+
+// TestCaps: above its cap a client sends nothing, and says so beforehand.
+func TestCaps(t *testing.T) {
+	t.Parallel()
+	bus := rpctest.NewBus(t) // nobody listens: what was sent would fail otherwise
+	tests := []struct {
+		limit rpc.Version
+		allow bool
+	}{
+		{rpc.Version{Major: 2, Minor: 1}, true},
+		{rpc.Version{Major: 2, Minor: 0}, false},
+		{rpc.Version{Major: 3, Minor: 9}, false},
+	}
+	for _, tt := range tests {
+		c := rpc.NewClient(bus, rpc.ClientConfig{Caps: map[string]rpc.Version{"backup": tt.limit}})
+		defer c.Close()
+		if got := c.Allows(iface, start.Since); got != tt.allow {
+			t.Errorf("cap %v: Allows = %v, want %v", tt.limit, got, tt.allow)
+		}
+		want := rpc.ErrVersionCap
+		if tt.allow {
+			want = rpc.ErrNoConsumer
+		}
+		_, callErr := rpc.Call(t.Context(), c, start, rpc.Any, new(string))
+		p, goErr := rpc.Go(t.Context(), c, start, rpc.Any, new(string))
+		if goErr == nil {
+			_, goErr = p.Wait(t.Context())
+		}
+		for what, err := range map[string]error{
+			"call": callErr, "go": goErr, "cast": rpc.Cast(t.Context(), c, start, rpc.Any, new(string)),
+		} {
+			if !errors.Is(err, want) {
+				t.Errorf("cap %v: %s: %v, want %v", tt.limit, what, err, want)
+			}
+		}
+	}
+}
+
+// TestInterceptors: the first is outermost, on both sides, and all kinds of
+// messages pass.
+func TestInterceptors(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var trace []string
+	note := func(name string) rpc.Interceptor {
+		return func(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
+			mu.Lock()
+			trace = append(trace, name+" "+info.Kind+" "+info.String())
+			mu.Unlock()
+			resp, err := next(ctx, req)
+			mu.Lock()
+			trace = append(trace, fmt.Sprintf("%s %T", name, resp))
+			mu.Unlock()
+			return resp, err
+		}
+	}
+	bus := rpctest.NewBus(t)
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h", Interceptors: []rpc.Interceptor{note("s1"), note("s2")}})
+	rpc.Handle(srv, start, upper)
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	c := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{note("c1"), note("c2")}})
+	defer c.Close()
+	req := "x"
+	if got, err := rpc.Call(t.Context(), c, start, "h", &req); err != nil || *got != "X" {
+		t.Fatalf("call: %v, %v", got, err)
+	}
+	want := []string{
+		"c1 call backup.start on h", "c2 call backup.start on h", "s1 call backup.start", "s2 call backup.start",
+		"s2 *string", "s1 *string", "c2 *string", "c1 *string",
+	}
+	if !slices.Equal(trace, want) {
+		t.Errorf("trace %q,\nwant %q", trace, want)
+	}
+}
+
+// TestStopCutsOff: a handler that does not end in time is cancelled, and named
+// by method and request.
+func TestStopCutsOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+		rpc.Handle(srv, start, func(ctx context.Context, _ *string) (*string, error) {
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := srv.Start(t.Context()); !errors.Is(err, fault.Precondition) {
+			t.Errorf("second Start: %v, want Precondition", err)
+		}
+		c := rpc.NewClient(bus, rpc.ClientConfig{Timeout: time.Hour})
+		defer c.Close()
+		ctx := reqctx.With(t.Context(), reqctx.Request{ID: "req-7"})
+		p, err := rpc.Go(ctx, c, start, rpc.Any, new(string))
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		short, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		began := time.Now()
+		err = srv.Stop(short)
+		if !errors.Is(err, fault.Timeout) || !strings.Contains(fmt.Sprint(err), "start (request req-7)") {
+			t.Errorf("Stop: %v, want a Timeout that names the method and the request", err)
+		}
+		if d := time.Since(began); d < time.Minute || d > time.Minute+2*time.Second {
+			t.Errorf("Stop took %v, want the minute and a little", d)
+		}
+		if _, err := p.Wait(t.Context()); !errors.Is(err, fault.Canceled) || !fault.IsRemote(err) {
+			t.Errorf("the caller sees %v, want the peer's Canceled", err)
+		}
+		if err := srv.Stop(t.Context()); err != nil {
+			t.Errorf("second Stop: %v", err)
+		}
+	})
+}
+
+// TestPending: Wait may give up and come again.
+func TestPending(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := rpctest.Serve(t, iface, func(s *rpc.Server) {
+			rpc.Handle(s, start, func(_ context.Context, s *string) (*string, error) {
+				time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
+				return s, nil
+			})
+		})
+		req := "again"
+		p, err := rpc.Go(t.Context(), c, start, rpc.Any, &req)
+		if err == nil {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			_, err = p.Wait(ctx)
+		}
+		if !errors.Is(err, fault.Timeout) {
+			t.Fatalf("first Wait: %v, want Timeout", err)
+		}
+		if got, err := p.Wait(t.Context()); err != nil || *got != "again" {
+			t.Errorf("second Wait: %v, %v", got, err)
+		}
+	})
+}
+
+// TestLateReply: the reply to a call that was given up is counted, and goes to
+// nobody else.
+func TestLateReply(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		c := rpctest.Serve(t, iface, func(s *rpc.Server) {
+			rpc.Handle(s, start, func(context.Context, *string) (*string, error) {
+				time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
+				return nil, nil
+			})
+		})
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		if _, err := rpc.Call(ctx, c, start, rpc.Any, new(string)); !errors.Is(err, fault.Canceled) || fault.IsRemote(err) {
+			t.Errorf("call: %v, want the client's own Canceled", err)
+		}
+		time.Sleep(2 * time.Minute) //nolint:forbidigo // in a synctest bubble
+		if n := c.LateReplies(); n != 1 {
+			t.Errorf("%d late replies, want 1", n)
+		}
+	})
+}
+
+// TestRedeliveryBackOff: a cast that fails is delivered again, later and later.
+func TestRedeliveryBackOff(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var times []time.Time
+		c := rpctest.Serve(t, iface, func(s *rpc.Server) {
+			rpc.Handle(s, keep, func(context.Context, *string) (*rpc.None, error) {
+				times = append(times, time.Now())
+				if len(times) < 12 {
+					return nil, errors.New("not yet")
+				}
+				return nil, nil
+			})
+		})
+		if err := rpc.Cast(t.Context(), c, keep, "host", new(string)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour) //nolint:forbidigo // in a synctest bubble
+		if len(times) != 12 {
+			t.Fatalf("%d deliveries, want 12", len(times))
+		}
+		for i := 1; i < len(times); i++ {
+			gap, most := times[i].Sub(times[i-1]), min(100*time.Millisecond<<(i-1), 30*time.Second)
+			if gap < most/2 || gap > most {
+				t.Errorf("gap %d is %v, want %v to %v", i, gap, most/2, most)
+			}
+		}
+	})
+}
+
+// TestClosedClient: after Close everything fails, and those that wait are told.
+func TestClosedClient(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+		rpc.Handle(srv, start, func(ctx context.Context, _ *string) (*string, error) { <-ctx.Done(); return nil, ctx.Err() })
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c := rpc.NewClient(bus, rpc.ClientConfig{})
+		p, err := rpc.Go(t.Context(), c, start, rpc.Any, new(string))
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		for range 2 {
+			if err := c.Close(); err != nil {
+				t.Errorf("Close: %v", err)
+			}
+		}
+		if _, err := p.Wait(t.Context()); err == nil {
+			t.Error("a call that waited at Close succeeded")
+		}
+		_, err = rpc.Call(t.Context(), c, start, rpc.Any, new(string))
+		if !errors.Is(err, rpc.ErrClosed) {
+			t.Errorf("call: %v, want ErrClosed", err)
+		}
+		if _, err = rpc.Go(t.Context(), c, start, rpc.Any, new(string)); !errors.Is(err, rpc.ErrClosed) {
+			t.Errorf("go: %v, want ErrClosed", err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		_ = srv.Stop(ctx) // cut off, as TestStopCutsOff shows
+	})
+}
+
+// TestMisuse: what a programmer does wrong shows at the start.
+func TestMisuse(t *testing.T) { //nolint:tparallel // the cases share a bus that ends with the test
+	t.Parallel()
+	bus := rpctest.NewBus(t)
+	other, newer := start, start
+	other.Interface = &rpc.Interface{Name: "other"}
+	newer.Since.Minor = 9
+	tests := []struct {
+		name string
+		f    func()
+	}{
+		{"no interface", func() { rpc.NewServer(bus, rpc.ServerConfig{}) }},
+		{"host fanout", func() { rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "fanout"}) }},
+		{"twice", func() {
+			s := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+			rpc.Handle(s, start, upper)
+			rpc.Handle(s, start, upper)
+		}},
+		{"other interface", func() { rpc.Handle(rpc.NewServer(bus, rpc.ServerConfig{Interface: iface}), other, upper) }},
+		{"newer than the interface", func() { rpc.Handle(rpc.NewServer(bus, rpc.ServerConfig{Interface: iface}), newer, upper) }},
+		{"after start", func() {
+			s := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+			if err := s.Start(t.Context()); err != nil {
+				t.Error(err)
+			}
+			defer s.Stop(context.Background())
+			rpc.Handle(s, start, upper)
+		}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			defer func() {
+				if recover() == nil {
+					t.Error("no panic")
+				}
+			}()
+			tt.f()
+		})
+	}
+}
+
+// FuzzServer gives a server messages of any kind: it must neither die nor stop
+// serving.
+func FuzzServer(f *testing.F) {
+	f.Add("call", "backup", "start", "2.1", "", "[]", "", []byte(`"x"`))
+	f.Add("cast", "backup", "start", "", "2026-01-01T00:00:00Z", "", "at-least-once", []byte(`{`))
+	f.Add("reply", "", "", "x.y", "never", "{", "?", []byte{0})
+	f.Add("fanout", "backup", "nope", "-1.2", "", "", "", []byte(nil))
+	f.Fuzz(func(t *testing.T, kind, name, method, version, deadline, roles, delivery string, payload []byte) {
+		bus := rpctest.NewBus(t)
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Logger: slog.New(slog.DiscardHandler)})
+		rpc.Handle(srv, start, upper)
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer srv.Stop(context.Background())
+		m := message.NewMessage("id", payload)
+		for k, v := range map[string]string{
+			rpc.MetaKind: kind, rpc.MetaInterface: name, rpc.MetaMethod: method, rpc.MetaVersion: version,
+			rpc.MetaDeadline: deadline, rpc.MetaRoles: roles, rpc.MetaDelivery: delivery,
+		} {
+			m.Metadata.Set(k, v)
+		}
+		if kind != rpc.KindFanout {
+			if err := bus.Publish("backup", m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c := rpc.NewClient(bus, rpc.ClientConfig{})
+		defer c.Close()
+		req := "y"
+		if got, err := rpc.Call(t.Context(), c, start, rpc.Any, &req); err != nil || *got != "Y" {
+			t.Errorf("after it: %v, %v", got, err)
+		}
+	})
+}
