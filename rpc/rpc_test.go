@@ -181,7 +181,7 @@ func TestPending(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := rpctest.Serve(t, iface, func(s *rpc.Server) {
 			rpc.Handle(s, start, func(_ context.Context, s *string) (*string, error) {
-				time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
+				time.Sleep(30 * time.Second) //nolint:forbidigo // in a synctest bubble
 				return s, nil
 			})
 		})
@@ -208,7 +208,7 @@ func TestLateReply(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		c := rpctest.Serve(t, iface, func(s *rpc.Server) {
 			rpc.Handle(s, start, func(context.Context, *string) (*string, error) {
-				time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
+				time.Sleep(30 * time.Second) //nolint:forbidigo // in a synctest bubble
 				return nil, nil
 			})
 		})
@@ -228,9 +228,12 @@ func TestLateReply(t *testing.T) {
 func TestRedeliveryBackOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		var times []time.Time
 		c := rpctest.Serve(t, iface, func(s *rpc.Server) {
 			rpc.Handle(s, keep, func(context.Context, *string) (*rpc.None, error) {
+				mu.Lock()
+				defer mu.Unlock()
 				times = append(times, time.Now())
 				if len(times) < 12 {
 					return nil, errors.New("not yet")
@@ -242,6 +245,8 @@ func TestRedeliveryBackOff(t *testing.T) {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Hour) //nolint:forbidigo // in a synctest bubble
+		mu.Lock()
+		defer mu.Unlock()
 		if len(times) != 12 {
 			t.Fatalf("%d deliveries, want 12", len(times))
 		}

@@ -1,0 +1,84 @@
+package rpc_test
+
+import (
+	"context"
+	"fmt"
+	"strings"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
+)
+
+// What both sides import.
+var (
+	greeter = &rpc.Interface{Name: "greeter", Version: rpc.Version{Major: 1}}
+	greet   = rpc.Method[string, string]{Interface: greeter, Name: "greet", Since: rpc.Version{Major: 1}}
+)
+
+// A server and a client, here in one process over the in-memory bus.
+func Example() {
+	ctx := context.Background()
+	bus := membus.New()
+	defer bus.Close()
+
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: greeter, Host: "node-1"})
+	rpc.Handle(srv, greet, func(_ context.Context, name *string) (*string, error) {
+		if *name == "" {
+			return nil, fault.New(fault.Invalid, "nobody to greet")
+		}
+		out := "Hello, " + strings.ToUpper(*name)
+		return &out, nil
+	})
+	if err := srv.Start(ctx); err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer srv.Stop(ctx)
+
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+
+	name := "world"
+	reply, err := rpc.Call(ctx, client, greet, rpc.Any, &name)
+	fmt.Println(*reply, err)
+
+	_, err = rpc.Call(ctx, client, greet, "node-1", new(string))
+	fmt.Println(err, fault.CodeOf(err), fault.IsRemote(err))
+	// Output:
+	// Hello, WORLD <nil>
+	// call greeter.greet on node-1: nobody to greet Invalid true
+}
+
+// Go sends several requests at once; the results come back by message.
+func ExampleGo() {
+	ctx := context.Background()
+	bus := membus.New()
+	defer bus.Close()
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: greeter})
+	rpc.Handle(srv, greet, upper)
+	if err := srv.Start(ctx); err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer srv.Stop(ctx)
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+
+	var all []*rpc.Pending[string]
+	for _, name := range []string{"a", "b"} {
+		p, err := rpc.Go(ctx, client, greet, rpc.Any, &name)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		all = append(all, p)
+	}
+	for _, p := range all {
+		reply, err := p.Wait(ctx)
+		fmt.Println(*reply, err)
+	}
+	// Output:
+	// A <nil>
+	// B <nil>
+}
