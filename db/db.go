@@ -1,263 +1,170 @@
-// Package db opens a component's database, MySQL or embedded SQLite, brings its
-// schema up to date and runs transactions that are retried.
+// Package db opens a component's database, MySQL or MariaDB in production and
+// SQLite for one process, so that the same store code runs on both. The handle
+// is a plain [*sqlx.DB]; everything else is a function on it.
+//
+//	d, err := db.Open(ctx, db.Config{URL: "mysql://nova:secret@db1:3306/nova"})
+//	err = db.Check(ctx, d, migrations) // made by db.Migrate
+//	err = db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+//		_, err := tx.ExecContext(ctx, "UPDATE hosts SET free = free - ? WHERE id = ?", n, id)
+//		return err
+//	})
+//	err = db.Error(d.GetContext(ctx, &host, "SELECT * FROM hosts WHERE id = ?", id))
+//	errors.Is(err, fault.NotFound)
+//
+// # SQL that runs on both
+//
+//   - Parameters are ?, identifiers are quoted with ", texts with ', || joins
+//     texts. Texts compare and sort byte by byte, LIKE minds case.
+//   - Times are columns of type DATETIME(6). A [time.Time] is kept in UTC with
+//     microseconds (the rest is cut off), read back in UTC, and compares and
+//     sorts in SQL. UTC_TIMESTAMP(6) is the database's clock in a statement,
+//     [Now] outside.
+//   - A transaction locks what it reads and will write with SELECT ... FOR
+//     UPDATE at the end of the statement. SQLite ignores it: there a
+//     transaction is alone from its beginning.
+//   - RowsAffected counts the rows that matched, changed or not.
+//
+// It is not a query builder and not an object mapper.
 package db
 
 import (
 	"context"
-	"crypto/sha256"
 	"database/sql"
-	"database/sql/driver"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
-	"net"
-	"net/url"
-	"path"
-	"strings"
-	"testing/fstest"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/jmoiron/sqlx"
-	"github.com/pressly/goose/v3"
-	"modernc.org/sqlite"
 
 	"github.com/armature-go/armature/fault"
 )
 
-// Config says which database.
+const (
+	defaultMaxOpen        = 20
+	defaultConnectTimeout = 10 * time.Second
+	// connLifetime is below the time after which load balancers and servers
+	// drop what is idle, and lets a pool find a new primary by itself.
+	connLifetime = 4 * time.Minute
+	pingTimeout  = 5 * time.Second // of one attempt to connect
+)
+
+// Config says which database to open, and how. URL is required.
 type Config struct {
-	URL            string
-	MaxOpen        int
+	// URL is mysql://user:password@host:port/database?options with the options
+	// of go-sql-driver/mysql (tls, readTimeout, ...), sqlite:///absolute/path,
+	// or sqlite:///:memory: for a database that lives as long as the handle.
+	// Special characters in the password are percent-encoded. The port
+	// defaults to 3306. What correctness needs cannot be changed by options:
+	// times in UTC, RowsAffected, sql_mode, one statement at a time.
+	URL string
+	// MaxOpen is the most connections that are open at once, all of which stay
+	// open while idle. Default 20. A database in memory has one: inside a
+	// transaction, every other use of the handle waits.
+	MaxOpen int
+	// ConnectTimeout is how long Open waits for a database that is down.
+	// Default 10 s; negative for one attempt.
 	ConnectTimeout time.Duration
 }
 
-// Open connects.
+// Open opens a database and waits until it answers. The caller closes it. The
+// handle recovers from lost connections by itself and is safe for concurrent
+// use.
+//
+// Errors: Invalid if the URL is wrong; Unauthenticated or Denied, at once, if
+// the database refuses the user; Precondition, at once, if it has no such
+// database or the file cannot be one; Unavailable if it did not answer in time;
+// the context's. None contains the password.
 func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
-	if cfg.MaxOpen <= 0 {
-		cfg.MaxOpen = 10
-	}
-	if cfg.ConnectTimeout <= 0 {
-		cfg.ConnectTimeout = 10 * time.Second
-	}
-	u, err := url.Parse(cfg.URL)
+	t, err := parse(cfg.URL)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "the database URL cannot be read")
+		return nil, err
 	}
-	var d *sqlx.DB
-	switch u.Scheme {
-	case "mysql":
-		m := mysql.NewConfig()
-		m.User = u.User.Username()
-		m.Passwd, _ = u.User.Password()
-		m.Net, m.Addr, m.DBName = "tcp", u.Host, strings.TrimPrefix(u.Path, "/")
-		if u.Port() == "" {
-			m.Addr = net.JoinHostPort(u.Hostname(), "3306")
-		}
-		m.ParseTime, m.Loc, m.ClientFoundRows, m.InterpolateParams = true, time.UTC, true, true
-		m.Timeout = 5 * time.Second
-		m.Params = map[string]string{"time_zone": "'+00:00'"}
-		m.Logger = &mysql.NopLogger{}
-		c, err := mysql.NewConnector(m)
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "database %s: %w", u.Redacted(), err)
-		}
-		d = sqlx.NewDb(sql.OpenDB(c), "mysql")
-		d.SetMaxOpenConns(cfg.MaxOpen)
-		d.SetMaxIdleConns(cfg.MaxOpen)
-		d.SetConnMaxLifetime(4 * time.Minute)
-	case "sqlite":
-		dsn := "file:" + u.Path + "?_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)&_pragma=foreign_keys(1)&_txlock=immediate&_time_format=sqlite&_timezone=UTC"
-		s, err := sql.Open("sqlite", dsn)
-		if err != nil {
-			return nil, err
-		}
-		d = sqlx.NewDb(s, "sqlite")
+	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
+	n := cfg.MaxOpen
+	if n <= 0 {
+		n = defaultMaxOpen
+	}
+	d.SetMaxOpenConns(n)
+	d.SetMaxIdleConns(n)
+	d.SetConnMaxLifetime(connLifetime)
+	if t.memory {
 		d.SetMaxOpenConns(1)
-	default:
-		return nil, fault.New(fault.Invalid, "database URL: scheme %q is neither mysql nor sqlite", u.Scheme)
+		d.SetConnMaxLifetime(0) // the data goes with the connection
 	}
-	start := time.Now()
-	wait, cancel := context.WithTimeout(ctx, cfg.ConnectTimeout)
-	defer cancel()
-	for {
-		err := d.PingContext(wait)
+	if err := connect(ctx, d, t.shown, cfg.ConnectTimeout); err != nil {
+		_ = d.Close() // it has no connection
+		return nil, err
+	}
+	return d, nil
+}
+
+// connect pings until the database answers, or refuses for good.
+func connect(ctx context.Context, d *sqlx.DB, shown string, limit time.Duration) error {
+	if limit == 0 {
+		limit = defaultConnectTimeout
+	}
+	begin := time.Now()
+	wait := 20 * time.Millisecond
+	for try := 1; ; try++ {
+		ping, cancel := context.WithTimeout(ctx, min(pingTimeout, max(limit, time.Second)))
+		err := d.PingContext(ping)
+		cancel()
 		if err == nil {
-			return d, nil
+			return nil
 		}
-		final := false
-		code := fault.Unavailable
-		if me, ok := errors.AsType[*mysql.MySQLError](err); ok {
-			switch me.Number {
-			case 1044, 1045:
-				final, code = true, fault.Denied
-			case 1049:
-				final, code = true, fault.Precondition
-			}
+		if ctx.Err() != nil {
+			return fmt.Errorf("connect to %s: %w (last error: %w)", shown, context.Cause(ctx), err)
 		}
-		t := time.NewTimer(20*time.Millisecond + rand.N(200*time.Millisecond))
-		select {
-		case <-t.C:
-		case <-wait.Done():
-			final = true
+		if !mayComeBack(err) {
+			e := Error(err)
+			return fault.New(fault.CodeOf(e), "connect to %s: %w", shown, e)
 		}
-		if final {
-			_ = d.Close()
-			return nil, fault.New(code, "connect to the database at %s: gave up after %v: %w", u.Redacted(), time.Since(start).Round(time.Millisecond), err)
+		wait = min(2*wait, time.Second)
+		pause := wait/2 + rand.N(wait/2)
+		if spent := time.Since(begin); spent+pause > limit {
+			return fault.New(fault.Unavailable, "connect to %s: %d attempts in %v: %w",
+				shown, try, spent.Round(10*time.Millisecond), err)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return fmt.Errorf("connect to %s: %w", shown, err)
 		}
 	}
 }
 
-func dialect(d *sqlx.DB) goose.Dialect {
-	if d.DriverName() == "mysql" {
-		return goose.DialectMySQL
+// mayComeBack tells a database that is down, or busy starting, from one that
+// answered no.
+func mayComeBack(err error) bool {
+	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
+		c, _ := classMySQL(my)
+		return c == fault.Unavailable
 	}
-	return goose.DialectSQLite3
+	if code, ok := sqliteCode(err); ok {
+		return code&0xff == sqliteBusy || code&0xff == sqliteLocked
+	}
+	return true
 }
 
-func provider(d *sqlx.DB, dir fs.FS) (*goose.Provider, error) {
-	if d.DriverName() != "mysql" {
-		out := fstest.MapFS{}
-		names, err := fs.Glob(dir, "*.sql")
-		if err != nil {
-			return nil, err
-		}
-		for _, n := range names {
-			b, err := fs.ReadFile(dir, n)
-			if err != nil {
-				return nil, err
-			}
-			out[path.Base(n)] = &fstest.MapFile{Data: []byte(strings.ReplaceAll(string(b), "DATETIME(6)", "DATETIME"))}
-		}
-		dir = out
+// Now returns the database's clock in UTC, to the microsecond (SQLite's is this
+// machine's). Leases and heartbeats compare by it, because the clocks of the
+// hosts differ. Errors are those of [Error].
+func Now(ctx context.Context, q sqlx.QueryerContext) (time.Time, error) {
+	var now time.Time
+	if err := q.QueryRowxContext(ctx, "SELECT UTC_TIMESTAMP(6)").Scan(&now); err != nil {
+		return time.Time{}, fmt.Errorf("database's clock: %w", Error(err))
 	}
-	return goose.NewProvider(dialect(d), d.DB, dir, goose.WithDisableGlobalRegistry(true))
+	return now, nil
 }
 
-// Migrate brings the schema up to date.
-func Migrate(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
-	p, err := provider(d, dir)
-	if err != nil {
-		return err
-	}
-	_, err = p.Up(ctx)
-	return err
-}
-
-// Check compares the schema.
-func Check(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
-	p, err := provider(d, dir)
-	if err != nil {
-		return err
-	}
-	have, want, err := p.GetVersions(ctx)
-	if err != nil {
-		return Error(err)
-	}
-	if have != want {
-		return fault.New(fault.Precondition, "the schema has version %d, the program needs %d: run db sync", have, want)
-	}
-	return nil
-}
-
-var _ = sha256.Sum256
-var _ = hex.EncodeToString
-
-// Tx runs f in a transaction.
-func Tx(ctx context.Context, d *sqlx.DB, f func(*sqlx.Tx) error) error {
-	for try := 0; ; try++ {
-		err := once(ctx, d, f)
-		if err == nil || !retriable(err) || try > 50 || ctx.Err() != nil {
-			return Error(err)
-		}
-		t := time.NewTimer(rand.N(min(time.Millisecond<<min(try, 8), 200*time.Millisecond)))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			return Error(err)
-		}
-	}
-}
-
-func once(ctx context.Context, d *sqlx.DB, f func(*sqlx.Tx) error) error {
-	tx, err := d.BeginTxx(ctx, nil)
-	if err != nil {
-		return err
-	}
-	defer tx.Rollback() //nolint:errcheck // after Commit it does nothing
-	if err := f(tx); err != nil {
-		return err
-	}
-	return tx.Commit()
-}
-
-func retriable(err error) bool {
-	if me, ok := errors.AsType[*mysql.MySQLError](err); ok {
-		switch me.Number {
-		case 1213, 1205, 1020:
-			return true
-		}
-	}
-	if se, ok := errors.AsType[*sqlite.Error](err); ok {
-		return se.Code()&0xff == 5 || se.Code()&0xff == 6
-	}
-	return false
-}
-
-// Error classes an error.
-func Error(err error) error {
-	if err == nil {
+// sleep waits for d, or returns the cause of the context's end.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
 		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	if _, ok := errors.AsType[*fault.Error](err); ok {
-		return err
-	}
-	if errors.Is(err, sql.ErrNoRows) {
-		return fault.New(fault.NotFound, "%w", err)
-	}
-	if me, ok := errors.AsType[*mysql.MySQLError](err); ok {
-		switch me.Number {
-		case 1062:
-			return fault.New(fault.Conflict, "%w", err)
-		case 1213, 1205, 1020, 1040, 1053, 1927:
-			return fault.New(fault.Unavailable, "%w", err)
-		}
-		return err
-	}
-	if se, ok := errors.AsType[*sqlite.Error](err); ok {
-		switch se.Code() {
-		case 1555, 2067:
-			return fault.New(fault.Conflict, "%w", err)
-		}
-		return err
-	}
-	_, isNet := errors.AsType[net.Error](err)
-	if errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) || isNet {
-		return fault.New(fault.Unavailable, "%w", err)
-	}
-	return err
-}
-
-// Now returns the database's clock.
-func Now(ctx context.Context, q interface {
-	sqlx.QueryerContext
-	DriverName() string
-},
-) (time.Time, error) {
-	if q.DriverName() == "mysql" {
-		var t time.Time
-		err := sqlx.GetContext(ctx, q, &t, `SELECT UTC_TIMESTAMP(6)`)
-		return t, Error(err)
-	}
-	var s string
-	if err := sqlx.GetContext(ctx, q, &s, `SELECT strftime('%Y-%m-%d %H:%M:%f', 'now')`); err != nil {
-		return time.Time{}, Error(err)
-	}
-	t, err := time.Parse("2006-01-02 15:04:05.999", s)
-	if err != nil {
-		return t, fmt.Errorf("the database's clock: %w", err)
-	}
-	return t, nil
 }

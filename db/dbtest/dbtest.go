@@ -1,0 +1,119 @@
+// Package dbtest gives a test a fresh, migrated database, once on SQLite and
+// once on MySQL or MariaDB, so that store code is proven on both.
+//
+//	func TestStore(t *testing.T) {
+//		t.Parallel()
+//		dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+//			...
+//		})
+//	}
+//
+// The server's URL is in the variable ARMATURE_TEST_MYSQL_URL, which `make
+// test` sets. Without it tests are skipped, or fail when CI is set.
+package dbtest
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"io/fs"
+	"net/url"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// Each runs f in two parallel subtests, "sqlite" and "mysql", each with a
+// database of its own to which migrations have been applied (none if it is
+// nil). The database is closed and removed when the subtest ends.
+func Each(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
+	t.Helper()
+	EachURL(t, func(t *testing.T, rawURL string) {
+		d, err := db.Open(t.Context(), db.Config{URL: rawURL})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := d.Close(); err != nil {
+				t.Errorf("close the database: %v", err)
+			}
+		})
+		if migrations != nil {
+			if err := db.Migrate(t.Context(), d, migrations); err != nil {
+				t.Fatal(err)
+			}
+		}
+		f(t, d)
+	})
+}
+
+// EachURL is like [Each] for tests that open the database themselves, perhaps
+// in another process: f gets the URL of an empty one.
+func EachURL(t *testing.T, f func(t *testing.T, url string)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		f(t, SQLite(t))
+	})
+	t.Run("mysql", func(t *testing.T) {
+		t.Parallel()
+		f(t, MySQL(t))
+	})
+}
+
+// SQLite returns the URL of a file that does not exist yet, in a directory that
+// is removed when the test ends.
+func SQLite(t testing.TB) string {
+	t.Helper()
+	return (&url.URL{Scheme: "sqlite", Path: filepath.ToSlash(filepath.Join(t.TempDir(), "test.db"))}).String()
+}
+
+// MySQL returns the URL of an empty database on the test server, which is
+// dropped when the test ends.
+func MySQL(t testing.TB) string {
+	t.Helper()
+	return On(t, envtest.URL(t, testenv.MySQLVar))
+}
+
+// On is like [MySQL] for the server with the given URL, whose user may create
+// databases.
+func On(t testing.TB, server string) string {
+	t.Helper()
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatalf("%s is not a URL", testenv.MySQLVar) // the error would show the password
+	}
+	name := "test_" + strings.ToLower(rand.Text()[:16])
+	do(t.Context(), t, u, "CREATE DATABASE "+name)
+	t.Cleanup(func() { do(context.WithoutCancel(t.Context()), t, u, "DROP DATABASE "+name) })
+	u.Path = "/" + name
+	return u.String()
+}
+
+func do(ctx context.Context, t testing.TB, u *url.URL, query string) {
+	t.Helper()
+	cfg := mysql.NewConfig()
+	cfg.User = u.User.Username()
+	cfg.Passwd, _ = u.User.Password()
+	cfg.Net, cfg.Addr = "tcp", u.Host
+	cfg.Logger = new(mysql.NopLogger)
+	c, err := mysql.NewConnector(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := sql.OpenDB(c)
+	_, err = d.ExecContext(ctx, query)
+	if cerr := d.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		t.Errorf("%s: %v", query, err)
+	}
+}

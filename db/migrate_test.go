@@ -1,0 +1,153 @@
+package db_test
+
+import (
+	"context"
+	"io/fs"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+)
+
+// TestMigrateAtOnce: 8 services start on an empty database, as separate
+// processes do, each with a handle of its own. The migrations do not bear being
+// run twice.
+func TestMigrateAtOnce(t *testing.T) {
+	t.Parallel()
+	dir := schema(
+		"CREATE TABLE a (i INTEGER NOT NULL PRIMARY KEY)",
+		"INSERT INTO a (i) VALUES (1)",
+		"ALTER TABLE a ADD COLUMN j INTEGER",
+		"UPDATE a SET j = i + 1",
+		"CREATE TABLE b (i INTEGER NOT NULL PRIMARY KEY)",
+		"INSERT INTO b (i) SELECT j FROM a",
+	)
+	dbtest.EachURL(t, func(t *testing.T, url string) {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				d, err := db.Open(t.Context(), db.Config{URL: url, MaxOpen: 2})
+				if err != nil {
+					t.Errorf("Open: %v", err)
+					return
+				}
+				defer d.Close()
+				if err := db.Migrate(t.Context(), d, dir); err != nil {
+					t.Errorf("Migrate: %v", err)
+				}
+				if err := db.Check(t.Context(), d, dir); err != nil {
+					t.Errorf("Check: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if i := get[int](t, mustOpen(t, url), "SELECT SUM(i) FROM b"); i != 2 {
+			t.Errorf("sum = %d, want 2", i)
+		}
+	})
+}
+
+// TestMigrateSteps: an upgrade, and each way in which files and schema may
+// differ.
+func TestMigrateSteps(t *testing.T) {
+	t.Parallel()
+	v2 := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)")
+	v3 := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)", "CREATE TABLE c (i INTEGER)")
+	changed := maps.Clone(v2)
+	changed["0001_step.sql"] = &fstest.MapFile{Data: []byte("-- +goose Up\nCREATE TABLE a (i BIGINT);\n")}
+	crlf := maps.Clone(v2)
+	crlf["0001_step.sql"] = &fstest.MapFile{Data: []byte(strings.ReplaceAll(string(v2["0001_step.sql"].Data), "\n", "\r\n"))}
+	late := maps.Clone(v2)
+	delete(late, "0002_step.sql")
+	late["0003_step.sql"] = v3["0003_step.sql"]
+	gone := fstest.MapFS{"0002_step.sql": v2["0002_step.sql"]}
+	dbtest.Each(t, late, func(t *testing.T, d *sqlx.DB) {
+		for _, err := range []error{db.Migrate(t.Context(), d, v3), db.Check(t.Context(), d, v3)} {
+			if fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), "0002_step.sql is new") {
+				t.Errorf("a file in the middle: %v, want Precondition", err)
+			}
+		}
+	})
+	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
+		migrate, check := db.Migrate, db.Check
+		for _, tt := range []struct {
+			name string
+			do   func(context.Context, *sqlx.DB, fs.FS) error
+			dir  fstest.MapFS
+			want string // in a Precondition; empty: success
+		}{
+			{"check empty", check, v2, "version 0, older than version 2 of this program: run db sync"},
+			{"first", migrate, v2, ""},
+			{"again", migrate, v2, ""},
+			{"check same", check, v2, ""},
+			{"check older", check, v3, "version 2, older than version 3"},
+			{"check changed", check, changed, "0001_step.sql has changed"},
+			{"migrate changed", migrate, changed, "0001_step.sql has changed"},
+			{"check gone", check, gone, "0001_step.sql was applied"},
+			{"other line ends", check, crlf, ""},
+			{"upgrade", migrate, v3, ""},
+			{"check upgraded", check, v3, ""},
+			{"check newer", check, v2, "version 3, newer than version 2"},
+			{"migrate newer", migrate, v2, "version 3, newer than version 2"},
+		} {
+			err := tt.do(t.Context(), d, tt.dir)
+			switch {
+			case tt.want == "" && err != nil:
+				t.Fatalf("%s: %v", tt.name, err)
+			case tt.want != "" && (fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), tt.want)):
+				t.Errorf("%s: %v, want Precondition with %q", tt.name, err, tt.want)
+			}
+		}
+		exec(t, d, "INSERT INTO c (i) VALUES (1)")
+	})
+}
+
+// TestMigrateFails: a wrong migration says which, can be mended, and does not
+// keep others out. On SQLite nothing of it stays.
+func TestMigrateFails(t *testing.T) {
+	t.Parallel()
+	good := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)")
+	bad := maps.Clone(good)
+	bad["0002_step.sql"] = &fstest.MapFile{Data: []byte("-- +goose Up\nCREATE TABEL b (i INTEGER);\n")}
+	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
+		if err := db.Migrate(t.Context(), d, bad); err == nil || !strings.Contains(err.Error(), "version:2") {
+			t.Fatalf("Migrate = %v, want an error with the version", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := db.Migrate(ctx, d, good); fault.CodeOf(err) != fault.Canceled {
+			t.Errorf("Migrate = %v, want Canceled", err)
+		}
+		want := "version 1"
+		if d.DriverName() != "mysql" {
+			want = "version 0"
+		}
+		if err := db.Check(t.Context(), d, good); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("Check = %v, want %s", err, want)
+		}
+		if err := db.Migrate(t.Context(), d, good); err != nil {
+			t.Errorf("mended: %v", err)
+		}
+	})
+}
+
+func TestMigrateRefuses(t *testing.T) {
+	t.Parallel()
+	d := mustOpen(t, "sqlite:///:memory:")
+	for name, dir := range map[string]fstest.MapFS{
+		"nothing":   {},
+		"no number": {"first.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}},
+		"twice":     {"1_a.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}, "01_b.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}},
+	} {
+		if err := db.Migrate(t.Context(), d, dir); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("%s: %v (%v), want Invalid", name, err, fault.CodeOf(err))
+		}
+	}
+}

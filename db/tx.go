@@ -1,0 +1,109 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	"github.com/go-sql-driver/mysql"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/fault"
+)
+
+const (
+	maxTries = 20
+	firstGap = 4 * time.Millisecond // between tries, doubled up to lastGap
+	lastGap  = 500 * time.Millisecond
+)
+
+// Tx runs f in a transaction and commits it. It rolls back if f returns an
+// error or panics. When another transaction won (deadlock, lock time-out,
+// changed row, conflict at COMMIT, busy file) it runs f again, up to 20 times
+// with growing random pauses, until ctx ends: so f may run several times, must
+// have no effect but on tx, and must set whatever it hands out from scratch.
+// f must return every error of tx, because a deadlock has ended the
+// transaction already. Nothing but tx may be used inside f: a second
+// transaction on d may wait for this one for ever.
+//
+// f's own error is returned, with a code as by [Error] if it had none. Others:
+// Unavailable if it lost every time or the connection was lost before COMMIT
+// was sent, so that nothing is done; Unknown if the connection was lost, or ctx
+// ended, while COMMIT was on its way, so that it may be done; the context's.
+// Tx is safe for concurrent use.
+func Tx(ctx context.Context, d *sqlx.DB, f func(*sqlx.Tx) error) error {
+	gap := firstGap
+	for try := 1; ; try++ {
+		err := once(ctx, d, f)
+		if err == nil || !retryable(err) {
+			return Error(err)
+		}
+		if try == maxTries {
+			return fault.New(fault.Unavailable, "transaction lost %d times: %w", try, Error(err))
+		}
+		if serr := sleep(ctx, rand.N(gap)); serr != nil {
+			return fmt.Errorf("transaction lost %d times: %w: %w", try, serr, err)
+		}
+		gap = min(2*gap, lastGap)
+	}
+}
+
+func once(ctx context.Context, d *sqlx.DB, f func(*sqlx.Tx) error) error {
+	tx, err := d.BeginTxx(ctx, nil)
+	if err != nil {
+		return rolledBack("begin transaction", err)
+	}
+	defer func() { _ = tx.Rollback() }() // after COMMIT it does nothing; a panic goes on after it
+	if err := f(tx); err != nil {
+		if ctx.Err() != nil && errors.Is(err, sql.ErrTxDone) {
+			return ctx.Err() // database/sql rolled back behind f's back
+		}
+		return rolledBack("", err)
+	}
+	return commit(ctx, d, tx)
+}
+
+// rolledBack marks the loss of the connection as what it is before COMMIT:
+// nothing is done.
+func rolledBack(what string, err error) error {
+	if lost(err) && !errors.Is(err, fault.Unavailable) {
+		err = fault.New(fault.Unavailable, "connection lost before COMMIT: %w", err)
+	}
+	if what != "" {
+		err = fmt.Errorf("%s: %w", what, err)
+	}
+	return err
+}
+
+func commit(ctx context.Context, d *sqlx.DB, tx *sqlx.Tx) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var err error
+	if isSQLite(d) {
+		err = tx.Commit()
+	} else if _, err = tx.ExecContext(ctx, "COMMIT"); err == nil {
+		// tx.Commit takes no context: on a server that hangs it would, too.
+		// Here it only tells database/sql that the transaction is over.
+		_ = tx.Commit()
+	}
+	_, answered := errors.AsType[*mysql.MySQLError](err)
+	_, local := sqliteCode(err)
+	switch {
+	case err == nil:
+		return nil
+	case answered, local, coded(err) && isSQLite(d):
+		return fmt.Errorf("commit: %w", err)
+	case errors.Is(err, driver.ErrBadConn): // it could not be sent
+		return fault.New(fault.Unavailable, "commit: %w", err)
+	case errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil:
+		return ctx.Err()
+	}
+	return fault.New(fault.Unknown, "commit, which may have been done: %w", err)
+}
+
+func isSQLite(d *sqlx.DB) bool { return d.DriverName() == driverSQLite }
