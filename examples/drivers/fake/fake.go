@@ -8,7 +8,6 @@
 package fake
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -17,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -47,28 +47,38 @@ var _ compute.Driver = (*Driver)(nil)
 // memory_mib, disk_gib and spawn_time, such as "2s". It is for a
 // driver.Registry.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
-	o := struct {
-		Host      string `json:"host"`
-		Dir       string `json:"dir"`
-		VCPUs     int    `json:"vcpus,string"`
-		MemoryMiB int    `json:"memory_mib,string"`
-		DiskGiB   int    `json:"disk_gib,string"`
-		SpawnTime string `json:"spawn_time"`
-	}{VCPUs: 16, MemoryMiB: 32768, DiskGiB: 500, SpawnTime: "0s"}
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&o); err != nil {
+	var opts map[string]string
+	if err := json.Unmarshal(raw, &opts); err != nil {
 		return nil, fault.New(fault.Invalid, "options: %w", err)
 	}
-	wait, err := time.ParseDuration(o.SpawnTime)
-	if err != nil {
-		return nil, fault.New(fault.Invalid, "option spawn_time: %w", err)
+	cfg := Config{Resources: defaults}
+	for name, v := range opts {
+		var err error
+		switch name {
+		case "host":
+			cfg.Host = v
+		case "dir":
+			cfg.Dir = v
+		case "vcpus":
+			cfg.Resources.VCPUs, err = strconv.Atoi(v)
+		case "memory_mib":
+			cfg.Resources.MemoryMiB, err = strconv.Atoi(v)
+		case "disk_gib":
+			cfg.Resources.DiskGiB, err = strconv.Atoi(v)
+		case "spawn_time":
+			cfg.SpawnTime, err = time.ParseDuration(v)
+		default:
+			err = errors.New("there is no such option")
+		}
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "option %s: %w", name, err)
+		}
 	}
-	return New(Config{
-		Host: o.Host, Dir: o.Dir, SpawnTime: wait,
-		Resources: compute.Resources{VCPUs: o.VCPUs, MemoryMiB: o.MemoryMiB, DiskGiB: o.DiskGiB},
-	})
+	return New(cfg)
 }
+
+// defaults are what a host has.
+var defaults = compute.Resources{VCPUs: 16, MemoryMiB: 32768, DiskGiB: 500}
 
 // New returns a driver for the servers that are in the directory.
 func New(cfg Config) (*Driver, error) {
@@ -76,7 +86,7 @@ func New(cfg Config) (*Driver, error) {
 		return nil, fault.New(fault.Invalid, "the fake driver needs the options host and dir")
 	}
 	if cfg.Resources == (compute.Resources{}) {
-		cfg.Resources = compute.Resources{VCPUs: 16, MemoryMiB: 32768, DiskGiB: 500}
+		cfg.Resources = defaults
 	}
 	if err := os.MkdirAll(cfg.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("fake driver: %w", err)

@@ -38,31 +38,38 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// binary is the program under test, built once with the race detector.
-var binary = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "nova-mini-e2e-")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "nova-mini")
-	out, err := exec.CommandContext(context.Background(), "go", "build", "-race", "-o", path, "..").CombinedOutput()
+// The program under test, built once: for tests with the race detector, for
+// benchmarks without.
+var (
+	raced = sync.OnceValues(func() (string, error) { return build("-race") })
+	plain = sync.OnceValues(func() (string, error) { return build() })
+	built string // the directory of the programs
+)
+
+func build(flags ...string) (string, error) {
+	path := filepath.Join(built, "nova-mini"+strings.Join(flags, ""))
+	args := append([]string{"build", "-o", path}, flags...)
+	out, err := exec.CommandContext(context.Background(), "go", append(args, "..")...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, out)
 	}
 	return path, err
-})
+}
 
 func TestMain(m *testing.M) {
-	code := m.Run()
-	if path, err := binary(); err == nil {
-		_ = os.RemoveAll(filepath.Dir(path)) // only a temporary directory
+	dir, err := os.MkdirTemp("", "nova-mini-e2e-")
+	if err != nil {
+		panic(err)
 	}
+	built = dir
+	code := m.Run()
+	_ = os.RemoveAll(dir) // only a temporary directory
 	os.Exit(code)
 }
 
 // cloud is a deployment: a database, a broker, and processes.
 type cloud struct {
-	*testing.T
+	testing.TB
 
 	dir, exchange, conf string
 	db                  *sqlx.DB
@@ -99,14 +106,14 @@ func (b *safeBuffer) String() string {
 }
 
 // newCloud makes a database and a configuration file, as an operator would.
-func newCloud(t *testing.T, extra string) *cloud {
+func newCloud(t testing.TB, extra string) *cloud {
 	t.Helper()
 	return newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
 }
 
-func newCloudOn(t *testing.T, extra, mysqlURL, amqpURL string) *cloud {
+func newCloudOn(t testing.TB, extra, mysqlURL, amqpURL string) *cloud {
 	t.Helper()
-	c := &cloud{T: t, dir: t.TempDir(), amqpURL: amqpURL, exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
+	c := &cloud{TB: t, dir: t.TempDir(), amqpURL: amqpURL, exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
 	name := "e2e_" + strings.ToLower(rand.Text())
 	admin := c.open(mysqlURL + "mysql")
 	if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
@@ -161,7 +168,11 @@ func (c *cloud) open(u string) *sqlx.DB {
 
 func (c *cloud) command(args ...string) *exec.Cmd {
 	c.Helper()
-	path, err := binary()
+	program := raced
+	if _, ok := c.TB.(*testing.B); ok {
+		program = plain
+	}
+	path, err := program()
 	if err != nil {
 		c.Fatal(err)
 	}
@@ -171,8 +182,19 @@ func (c *cloud) command(args ...string) *exec.Cmd {
 // start starts a service under a host name of its own.
 func (c *cloud) start(service, host string) *process {
 	c.Helper()
-	cmd := c.command(service)
-	cmd.Env = append(os.Environ(), "OS_DEFAULT__HOST="+host)
+	return c.startWith(service, host)
+}
+
+// startWith is start with options in the environment. The empty service is all
+// of them in one process.
+func (c *cloud) startWith(service, host string, env ...string) *process {
+	c.Helper()
+	var args []string
+	if service != "" {
+		args = append(args, service)
+	}
+	cmd := c.command(args...)
+	cmd.Env = append(append(os.Environ(), "OS_DEFAULT__HOST="+host), env...)
 	p := &process{name: host, url: make(chan string, 1), log: &safeBuffer{}}
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, p.log

@@ -1,0 +1,88 @@
+package e2e_test
+
+import (
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+)
+
+// BenchmarkServers is how many servers a second go the whole way from POST to
+// ACTIVE, asked for by 8 clients at once: everything in one process, and as
+// separate processes on RabbitMQ and MariaDB. The hosts have room for all.
+func BenchmarkServers(b *testing.B) {
+	const room = "[driver_fake]\nvcpus = 100000\nmemory_mib = 100000000\ndisk_gib = 1000000\n"
+	b.Run("one process", func(b *testing.B) {
+		c := newCloud(b, room)
+		p := c.startWith("", "all", "OS_DEFAULT__TRANSPORT_URL=", "OS_DATABASE__CONNECTION=sqlite://"+c.dir+"/nova.db")
+		cl := c.client(p)
+		c.hostsUp(cl, 4)
+		benchServers(b, c, cl, cl)
+	})
+	b.Run("processes", func(b *testing.B) {
+		c := newCloud(b, room)
+		for _, s := range [][2]string{
+			{"api", "api-1"},
+			{"api", "api-2"},
+			{"conductor", "c-1"},
+			{"scheduler", "s-1"},
+			{"scheduler", "s-2"},
+			{"compute", "node-1"},
+			{"compute", "node-2"},
+			{"compute", "node-3"},
+		} {
+			c.start(s[0], s[1])
+		}
+		a, z := c.client(c.procs["api-1"]), c.client(c.procs["api-2"])
+		c.hostsUp(a, 3)
+		benchServers(b, c, a, z)
+	})
+}
+
+func benchServers(b *testing.B, c *cloud, clients ...*gophercloud.ServiceClient) {
+	b.Helper()
+	ids := make(chan string, b.N)
+	jobs := make(chan struct{}, b.N)
+	for range b.N {
+		jobs <- struct{}{}
+	}
+	close(jobs)
+	each := func(f func(cl *gophercloud.ServiceClient)) {
+		var wg sync.WaitGroup
+		for g := range 8 {
+			wg.Go(func() { f(clients[g%len(clients)]) })
+		}
+		wg.Wait()
+	}
+	b.ResetTimer()
+	each(func(cl *gophercloud.ServiceClient) {
+		for range jobs {
+			s, err := create(b.Context(), cl, "b", "1", nil)
+			if err != nil {
+				b.Errorf("create: %v", err)
+				continue
+			}
+			ids <- s.ID
+		}
+	})
+	close(ids)
+	each(func(cl *gophercloud.ServiceClient) {
+		for id := range ids {
+			c.poll("server active", time.Minute, func() error {
+				s, err := servers.Get(b.Context(), cl, id).Extract()
+				if err == nil && s.Status != "ACTIVE" {
+					err = fmt.Errorf("server %s is %s", id, s.Status)
+				}
+				return err
+			})
+		}
+	})
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "servers/s")
+	for _, p := range c.procs { // a run is a cloud of its own
+		p.Kill()
+	}
+}

@@ -1,0 +1,402 @@
+package store_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// each runs f on an empty store, on every database.
+func each(t *testing.T, f func(t *testing.T, s *store.Store, d *sqlx.DB)) {
+	t.Helper()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		f(t, store.New(d), d)
+	})
+}
+
+var one = compute.Resources{VCPUs: 1, MemoryMiB: 512, DiskGiB: 1}
+
+func addServer(t *testing.T, s *store.Store) *store.Server {
+	t.Helper()
+	srv := &store.Server{ID: uuid.NewString(), Name: "s", FlavorID: "1", VCPUs: one.VCPUs, MemoryMiB: one.MemoryMiB, DiskGiB: one.DiskGiB, Metadata: store.Strings{"k": "v"}}
+	if err := s.CreateServer(t.Context(), srv); err != nil {
+		t.Fatal(err)
+	}
+	return srv
+}
+
+func addHost(t *testing.T, s *store.Store, name string, servers int) {
+	t.Helper()
+	err := s.ReportHost(t.Context(), &compute.HostReport{
+		Host: name, Driver: "fake", DriverVersion: "1",
+		Resources: compute.Resources{VCPUs: servers, MemoryMiB: 512 * servers, DiskGiB: servers},
+	}, store.Ratios{CPU: 1, RAM: 1, Disk: 1})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// place brings a server to the point where host is told to build it.
+func place(t *testing.T, s *store.Store, id, host string) compute.AttemptRequest {
+	t.Helper()
+	if _, err := s.Claim(t.Context(), id, host, one); err != nil {
+		t.Fatal(err)
+	}
+	srv, err := s.Lease(t.Context(), id, "L", time.Minute)
+	if err != nil || srv == nil {
+		t.Fatalf("lease: %v, %v", srv, err)
+	}
+	gen, err := s.Place(t.Context(), id, "L", host, time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return compute.AttemptRequest{ServerID: id, Host: host, Generation: gen}
+}
+
+// used returns how much memory is claimed on a host, and fails if the counters
+// and the claims differ.
+func used(t *testing.T, d *sqlx.DB, host string) (out int64) {
+	t.Helper()
+	var claimed int64
+	err := errors.Join(
+		d.GetContext(t.Context(), &out, `SELECT used FROM inventories WHERE host = ? AND class = ?`, host, compute.MemoryMB),
+		d.GetContext(t.Context(), &claimed, `SELECT COALESCE(SUM(amount), 0) FROM allocations WHERE host = ? AND class = ?`, host, compute.MemoryMB))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out != claimed {
+		t.Errorf("host %s: %d used, but %d claimed", host, out, claimed)
+	}
+	return out
+}
+
+// TestClaimRace: more claims at once than there is room, with deletions between
+// them. No host is over-committed, every claim that fits succeeds, nothing leaks.
+func TestClaimRace(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	t.Logf("seed %d", seed)
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		const hosts, room, total = 3, 8, 40
+		for i := range hosts {
+			addHost(t, s, fmt.Sprintf("h%d", i), room)
+		}
+		var ids []string
+		for range total {
+			ids = append(ids, addServer(t, s).ID)
+		}
+		var placed atomic.Int64
+		var wg sync.WaitGroup
+		for g := range 8 {
+			rng := rand.New(rand.NewPCG(seed, uint64(g)))
+			wg.Go(func() {
+				for i := g; i < total; i += 8 {
+					for _, h := range rng.Perm(hosts) {
+						_, err := s.Claim(t.Context(), ids[i], fmt.Sprintf("h%d", h), one)
+						if err == nil {
+							placed.Add(1)
+							break
+						}
+						if !errors.Is(err, store.ErrNoRoom) {
+							t.Errorf("claim: %v", err)
+						}
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if n := placed.Load(); n != hosts*room {
+			t.Errorf("%d claims succeeded, want all %d that fit", n, hosts*room)
+		}
+		for _, id := range ids { // claims and deletions exclude each other
+			wg.Go(func() {
+				if err := s.MarkDeleting(t.Context(), id); err != nil {
+					t.Errorf("mark: %v", err)
+				}
+				if err := s.Remove(t.Context(), id); err != nil {
+					t.Errorf("remove: %v", err)
+				}
+			})
+			wg.Go(func() {
+				if _, err := s.Claim(t.Context(), id, "h0", one); err != nil && !errors.Is(err, store.ErrNoRoom) && !errors.Is(err, compute.ErrStale) {
+					t.Errorf("claim: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		for i := range hosts {
+			if n := used(t, d, fmt.Sprintf("h%d", i)); n != 0 {
+				t.Errorf("h%d: %d MiB are left of deleted servers", i, n)
+			}
+		}
+	})
+}
+
+// TestClaimAgain: a claim that was made is found again, whatever host is asked
+// for, so that a conductor that died in between loses nothing.
+func TestClaimAgain(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		addHost(t, s, "a", 2)
+		addHost(t, s, "b", 2)
+		id := addServer(t, s).ID
+		for _, host := range []string{"a", "b", "a"} {
+			if got, err := s.Claim(t.Context(), id, host, one); err != nil || got != "a" {
+				t.Errorf("claim on %s: %s, %v; want a", host, got, err)
+			}
+		}
+		if a, b := used(t, d, "a"), used(t, d, "b"); a != 512 || b != 0 {
+			t.Errorf("%d and %d MiB used, want 512 and 0", a, b)
+		}
+		if _, err := s.Claim(t.Context(), "nobody", "a", one); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("claim for no server: %v, want ErrStale", err)
+		}
+	})
+}
+
+// TestLease: of many that want a task one gets it, and when it dies another one,
+// whose steps then count and not those of the first.
+func TestLease(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, _ *sqlx.DB) {
+		addHost(t, s, "a", 2)
+		id := addServer(t, s).ID
+		var got atomic.Int64
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				srv, err := s.Lease(t.Context(), id, strconv.Itoa(i), time.Hour)
+				if err != nil {
+					t.Errorf("lease: %v", err)
+				}
+				if srv != nil {
+					got.Add(1)
+				}
+			})
+		}
+		wg.Wait()
+		if n := got.Load(); n != 1 {
+			t.Fatalf("%d got the lease, want 1", n)
+		}
+		if due, err := s.Due(t.Context(), 10); err != nil || len(due) != 0 {
+			t.Errorf("due while leased: %v, %v", due, err)
+		}
+		other := addServer(t, s).ID
+		if srv, err := s.Lease(t.Context(), other, "dead", -time.Second); err != nil || srv == nil { // it died at once
+			t.Fatalf("lease: %v, %v", srv, err)
+		}
+		if due, err := s.Due(t.Context(), 10); err != nil || len(due) != 1 || due[0] != other {
+			t.Errorf("due after the lease ended: %v, %v", due, err)
+		}
+		if srv, err := s.Lease(t.Context(), other, "next", time.Minute); err != nil || srv == nil {
+			t.Fatalf("lease: %v, %v", srv, err)
+		}
+		if _, err := s.Place(t.Context(), other, "dead", "a", time.Minute); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("a step of the dead: %v, want ErrStale", err)
+		}
+		if _, err := s.Place(t.Context(), other, "next", "a", time.Minute); err != nil {
+			t.Errorf("a step of the living: %v", err)
+		}
+	})
+}
+
+// TestAttempts walks through a failed and a successful attempt, with the reports
+// that come late or twice.
+func TestAttempts(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "a", 2)
+		addHost(t, s, "b", 2)
+		id := addServer(t, s).ID
+		first := place(t, s, id, "a")
+		if err := s.Current(ctx, first); err != nil {
+			t.Errorf("current: %v", err)
+		}
+		srv, err := s.Reschedule(ctx, first, "disk on fire")
+		if err != nil || strings.Join(srv.Tried, ",") != "a" || used(t, d, "a") != 0 {
+			t.Errorf("reschedule: %+v, %v", srv, err)
+		}
+		if _, err := s.Reschedule(ctx, first, "again"); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("the same report twice: %v, want ErrStale", err)
+		}
+		if err := s.Activate(ctx, first); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("a late success of the first host: %v, want ErrStale", err)
+		}
+		second := place(t, s, id, "b")
+		if err := s.Current(ctx, first); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("the first attempt: %v, want ErrStale", err)
+		}
+		for range 2 { // the reply to the first report was lost
+			if err := s.Activate(ctx, second); err != nil {
+				t.Errorf("activate: %v", err)
+			}
+		}
+		strangers, err := s.Strangers(ctx, "a", []string{id, "ghost"})
+		if err != nil || strings.Join(strangers, ",") != id+",ghost" {
+			t.Errorf("strangers on a: %v, %v", strangers, err)
+		}
+		if strangers, err = s.Strangers(ctx, "b", []string{id}); err != nil || len(strangers) != 0 {
+			t.Errorf("strangers on b: %v, %v", strangers, err)
+		}
+	})
+}
+
+// TestDeleteWins: a deletion ends whatever goes on.
+func TestDeleteWins(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "a", 2)
+		id := addServer(t, s).ID
+		attempt := place(t, s, id, "a")
+		if err := s.Remove(ctx, id); !errors.Is(err, fault.Precondition) {
+			t.Errorf("remove what is not being deleted: %v, want Precondition", err)
+		}
+		for range 2 {
+			if err := s.MarkDeleting(ctx, id); err != nil {
+				t.Errorf("mark: %v", err)
+			}
+		}
+		if err := s.Current(ctx, attempt); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("current: %v, want ErrStale", err)
+		}
+		if err := s.Activate(ctx, attempt); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("activate: %v, want ErrStale", err)
+		}
+		if err := s.Fail(ctx, id, store.Spawning, "late"); err != nil {
+			t.Errorf("fail: %v", err)
+		}
+		for range 2 {
+			if err := s.Remove(ctx, id); err != nil {
+				t.Errorf("remove: %v", err)
+			}
+		}
+		if _, err := s.Server(ctx, id); !errors.Is(err, fault.NotFound) {
+			t.Errorf("server: %v, want NotFound", err)
+		}
+		if n := used(t, d, "a"); n != 0 {
+			t.Errorf("%d MiB are still claimed", n)
+		}
+		if err := s.MarkDeleting(ctx, id); !errors.Is(err, fault.NotFound) {
+			t.Errorf("mark: %v, want NotFound", err)
+		}
+	})
+}
+
+// TestPages: every server is on exactly one page, whatever the page's length,
+// also when many were created at the same moment.
+func TestPages(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, _ *sqlx.DB) {
+		const total = 23
+		for range total {
+			addServer(t, s)
+		}
+		for _, limit := range []int{1, 5, total, 100} {
+			seen := map[string]bool{}
+			marker := ""
+			for {
+				page, err := s.Servers(t.Context(), marker, limit)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if len(page) == 0 {
+					break
+				}
+				for _, srv := range page {
+					if seen[srv.ID] {
+						t.Errorf("limit %d: server %s twice", limit, srv.ID)
+					}
+					seen[srv.ID] = true
+					if srv.Metadata["k"] != "v" || srv.CreatedAt.Location() != time.UTC {
+						t.Errorf("server %+v lost its metadata or its time zone", srv)
+					}
+				}
+				marker = page[len(page)-1].ID
+			}
+			if len(seen) != total {
+				t.Errorf("limit %d: %d servers, want %d", limit, len(seen), total)
+			}
+		}
+		if _, err := s.Servers(t.Context(), "nope", 5); !errors.Is(err, fault.Invalid) {
+			t.Errorf("unknown marker: %v, want Invalid", err)
+		}
+	})
+}
+
+// TestBeats: many services may register at once, and each gets a number of its
+// own; who is silent is down.
+func TestBeats(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		var wg sync.WaitGroup
+		for i := range 8 {
+			wg.Go(func() {
+				for range 2 {
+					if err := s.Beat(t.Context(), store.SchedulerBinary, strconv.Itoa(i)); err != nil {
+						t.Errorf("beat: %v", err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		list, err := s.Services(t.Context(), time.Minute)
+		if err != nil || len(list) != 8 {
+			t.Fatalf("%d services, %v; want 8", len(list), err)
+		}
+		for _, v := range list {
+			if !v.Up {
+				t.Errorf("%s is down right after its sign of life", v.Host)
+			}
+		}
+		if _, err := d.ExecContext(t.Context(), `UPDATE services SET seen_at = ? WHERE host = '3'`, list[0].SeenAt.Add(-time.Hour)); err != nil {
+			t.Fatal(err)
+		}
+		if list, err = s.Services(t.Context(), time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		for _, v := range list {
+			if v.Up == (v.Host == "3") {
+				t.Errorf("%s up = %v", v.Host, v.Up)
+			}
+		}
+		if err := s.SetDisabled(t.Context(), "x", "y", true, ""); !errors.Is(err, fault.NotFound) {
+			t.Errorf("disable nobody: %v, want NotFound", err)
+		}
+	})
+}
+
+// TestCheck: a database that has gone is told.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, _ *sqlx.DB) {
+		if err := s.Check(context.Background()); err != nil {
+			t.Errorf("check: %v", err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := s.Check(ctx); !errors.Is(err, fault.Unavailable) {
+			t.Errorf("check: %v, want Unavailable", err)
+		}
+	})
+}

@@ -1,0 +1,323 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeDriver remembers what was done, in order.
+type fakeDriver struct {
+	mu      sync.Mutex
+	log     []string
+	servers map[string]bool
+	spawn   func() error // what Spawn returns; nil is success
+	destroy func() error
+}
+
+func (d *fakeDriver) note(s string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.log = append(d.log, s)
+}
+
+func (d *fakeDriver) did() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.log)
+}
+
+func (d *fakeDriver) Info(context.Context) (driver.Info, error) {
+	return driver.Info{Name: "d", Version: "7"}, nil
+}
+func (d *fakeDriver) Close() error { return nil }
+func (d *fakeDriver) Resources(context.Context) (compute.Resources, error) {
+	return compute.Resources{VCPUs: 1}, nil
+}
+
+func (d *fakeDriver) Spawn(_ context.Context, s compute.Spec) error {
+	d.note("spawn " + s.ID)
+	if d.spawn != nil {
+		if err := d.spawn(); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.servers[s.ID] = true
+	return nil
+}
+
+func (d *fakeDriver) Destroy(_ context.Context, id string) error {
+	d.note("destroy " + id)
+	if d.destroy != nil {
+		if err := d.destroy(); err != nil {
+			return err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.servers, id)
+	return nil
+}
+
+func (d *fakeDriver) List(context.Context) (out []compute.Instance, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id := range d.servers {
+		out = append(out, compute.Instance{ID: id})
+	}
+	return out, nil
+}
+
+// bench is a worker with a driver and a conductor that do what the test says.
+type bench struct {
+	driver *fakeDriver
+	svc    *worker.Service
+	client *rpc.Client
+
+	mu    sync.Mutex
+	begin error // what the conductor answers
+	end   error
+	mine  map[string]bool
+	ended chan compute.EndBuildRequest
+	gone  chan compute.AttemptRequest
+	seen  chan compute.HostReport
+}
+
+func newBench(t *testing.T) *bench {
+	t.Helper()
+	b := &bench{
+		driver: &fakeDriver{servers: map[string]bool{}}, mine: map[string]bool{},
+		ended: make(chan compute.EndBuildRequest, 10), gone: make(chan compute.AttemptRequest, 10), seen: make(chan compute.HostReport, 10),
+	}
+	bus := rpctest.NewBus(t)
+	quiet := slog.New(slog.DiscardHandler)
+	b.client = rpc.NewClient(bus, rpc.ClientConfig{})
+	t.Cleanup(func() { b.client.Close() })
+	b.svc = worker.New(worker.Config{Host: "h1", Driver: b.driver, Client: b.client, Logger: quiet})
+	answer := func(err *error) (*rpc.None, error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		return &rpc.None{}, *err
+	}
+	for _, s := range []struct {
+		cfg rpc.ServerConfig
+		add func(*rpc.Server)
+	}{
+		{rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet}, func(s *rpc.Server) {
+			rpc.Handle(s, compute.BeginBuild, func(context.Context, *compute.AttemptRequest) (*rpc.None, error) { return answer(&b.begin) })
+			rpc.Handle(s, compute.EndBuild, func(_ context.Context, r *compute.EndBuildRequest) (*rpc.None, error) {
+				b.ended <- *r
+				return answer(&b.end)
+			})
+			rpc.Handle(s, compute.EndDestroy, func(_ context.Context, r *compute.AttemptRequest) (*rpc.None, error) {
+				b.gone <- *r
+				return answer(&b.end)
+			})
+			rpc.Handle(s, compute.ReportHost, func(_ context.Context, r *compute.HostReport) (*rpc.None, error) {
+				b.seen <- *r
+				return &rpc.None{}, nil
+			})
+			rpc.Handle(s, compute.Strangers, func(_ context.Context, r *compute.StrangersRequest) (*compute.StrangersReply, error) {
+				b.mu.Lock()
+				defer b.mu.Unlock()
+				return &compute.StrangersReply{Servers: slices.DeleteFunc(r.Servers, func(id string) bool { return b.mine[id] })}, nil
+			})
+		}},
+		{rpc.ServerConfig{Interface: compute.Worker, Host: "h1", Logger: quiet}, b.svc.Register},
+	} {
+		srv := rpc.NewServer(bus, s.cfg)
+		s.add(srv)
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			if err := srv.Stop(context.Background()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	return b
+}
+
+func (b *bench) set(f func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	f()
+}
+
+func get[T any](t *testing.T, ch <-chan T) T {
+	t.Helper()
+	select {
+	case v := <-ch:
+		return v
+	case <-time.After(20 * time.Second):
+		t.Fatal("nothing was reported")
+		panic("unreachable")
+	}
+}
+
+var build = compute.BuildRequest{Spec: compute.Spec{ID: "s1"}, Generation: 3}
+
+func (b *bench) cast(t *testing.T) {
+	t.Helper()
+	if err := rpc.Cast(t.Context(), b.client, compute.Build, "h1", &build); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestBuild: the report carries the attempt it belongs to.
+func TestBuild(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.cast(t)
+	want := compute.EndBuildRequest{AttemptRequest: compute.AttemptRequest{ServerID: "s1", Host: "h1", Generation: 3}}
+	if got := get(t, b.ended); got != want {
+		t.Errorf("reported %+v, want %+v", got, want)
+	}
+}
+
+// TestFailedBuild: nothing is left of it when the failure is reported.
+func TestFailedBuild(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.driver.spawn = func() error { return errors.New("disk on fire") }
+	b.cast(t)
+	if got := get(t, b.ended); got.Error != "disk on fire" {
+		t.Errorf("reported %+v", got)
+	}
+	if did := b.driver.did(); !slices.Equal(did, []string{"spawn s1", "destroy s1"}) {
+		t.Errorf("the driver did %q", did)
+	}
+}
+
+// TestUncleanBuild: as long as the remains cannot be removed no other host may
+// have the server, so nothing is reported, and the message comes again.
+func TestUncleanBuild(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.driver.spawn = func() error { return errors.New("disk on fire") }
+	tries := 0
+	b.driver.destroy = func() error {
+		if tries++; tries < 3 {
+			return errors.New("busy")
+		}
+		return nil
+	}
+	b.cast(t)
+	get(t, b.ended)
+	if tries != 3 {
+		t.Errorf("reported after %d attempts to clean up, want 3", tries)
+	}
+}
+
+// TestStaleBuild: what is no longer wanted is not built.
+func TestStaleBuild(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.begin = compute.ErrStale
+	if _, err := b.svc.Build(t.Context(), &build); err != nil {
+		t.Errorf("build: %v; it must not be delivered again", err)
+	}
+	if did := b.driver.did(); len(did) != 0 {
+		t.Errorf("the driver did %q", did)
+	}
+}
+
+// TestReportFails: the message comes again until the end is reported, and the
+// build is not repeated from scratch by the worker itself.
+func TestReportFails(t *testing.T) {
+	t.Parallel()
+	for _, code := range []fault.Code{fault.Unavailable, fault.NotFound, fault.Internal} {
+		b := newBench(t)
+		b.set(func() { b.end = fault.New(code, "no") })
+		b.cast(t)
+		get(t, b.ended)
+		b.set(func() { b.end = nil })
+		get(t, b.ended)
+	}
+	b := newBench(t)
+	b.end = compute.ErrStale // given up meanwhile: nobody wants to hear it again
+	if _, err := b.svc.Build(t.Context(), &build); err != nil {
+		t.Errorf("build: %v", err)
+	}
+}
+
+// TestOneAtATime: a second message about a server that is being built is
+// dropped, and a deletion waits for the build.
+func TestOneAtATime(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	entered, gate := make(chan struct{}), make(chan struct{})
+	b.driver.spawn = func() error {
+		close(entered)
+		<-gate
+		return nil
+	}
+	b.cast(t)
+	get(t, entered)
+	if _, err := b.svc.Build(t.Context(), &build); err != nil {
+		t.Errorf("second build: %v", err)
+	}
+	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := b.svc.Destroy(short, &compute.DestroyRequest{ServerID: "s1"}); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("destroy while it is built: %v, want Unavailable, to come again", err)
+	}
+	if err := rpc.Cast(t.Context(), b.client, compute.Destroy, "h1", &compute.DestroyRequest{ServerID: "s1"}); err != nil {
+		t.Fatal(err)
+	}
+	close(gate)
+	get(t, b.ended)
+	if got := get(t, b.gone); got.ServerID != "s1" || got.Host != "h1" {
+		t.Errorf("reported %+v", got)
+	}
+	if did := b.driver.did(); !slices.Equal(did, []string{"spawn s1", "destroy s1"}) {
+		t.Errorf("the driver did %q", did)
+	}
+}
+
+// TestAudit: only what does not belong here is destroyed.
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	if err := b.svc.Audit(t.Context()); err != nil {
+		t.Errorf("audit of nothing: %v", err)
+	}
+	b.driver.servers = map[string]bool{"mine": true, "ghost": true}
+	b.mine = map[string]bool{"mine": true}
+	if err := b.svc.Audit(t.Context()); err != nil {
+		t.Errorf("audit: %v", err)
+	}
+	if did := b.driver.did(); !slices.Equal(did, []string{"destroy ghost"}) {
+		t.Errorf("the driver did %q", did)
+	}
+}
+
+func TestReport(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	if err := b.svc.Report(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	want := compute.HostReport{Host: "h1", Driver: "d", DriverVersion: "7", Resources: compute.Resources{VCPUs: 1}}
+	if got := get(t, b.seen); got != want {
+		t.Errorf("reported %+v, want %+v", got, want)
+	}
+}
