@@ -1,0 +1,123 @@
+package armature_test
+
+import (
+	"bytes"
+	"go/doc/comment"
+	"go/parser"
+	"go/token"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// block returns the first block of a language in a Markdown text.
+func block(t *testing.T, text, language string) string {
+	t.Helper()
+	_, rest, found := strings.Cut(text, "```"+language+"\n")
+	out, _, closed := strings.Cut(rest, "```\n")
+	if !found || !closed {
+		t.Fatalf("no block of %s", language)
+	}
+	return out
+}
+
+// goTool runs the go command on one file with this source, in the module, and
+// returns what it printed.
+func goTool(t *testing.T, command, source string) string {
+	t.Helper()
+	readTree(t) // it may need any package of the module
+	file := filepath.Join(t.TempDir(), "main.go")
+	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), "go", command, file)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("go %s: %v\n%s", command, err, &stderr)
+	}
+	return stdout.String()
+}
+
+func read(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// TestReadme runs the program of the README: it prints what is shown.
+func TestReadme(t *testing.T) {
+	t.Parallel()
+	text := read(t, "README.md")
+	program := block(t, text, "go")
+	if n := strings.Count(program, "\n"); n >= 40 {
+		t.Errorf("the program has %d lines; it must be under 40 to be read", n)
+	}
+	if diff := cmp.Diff(block(t, text, "text"), goTool(t, "run", program)); diff != "" {
+		t.Errorf("shown (-), printed (+):\n%s", diff)
+	}
+}
+
+// TestTour compiles the snippets of doc.go together as one package.
+func TestTour(t *testing.T) {
+	t.Parallel()
+	f, err := parser.ParseFile(token.NewFileSet(), "doc.go", nil, parser.ParseComments|parser.PackageClauseOnly)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	b.WriteString("package tour\n\nimport (\n")
+	for _, i := range []string{
+		"context", "encoding/json", "errors", "fmt", "io/fs", "log/slog", "os", "time",
+		"github.com/jmoiron/sqlx",
+		module + "/db", module + "/driver", module + "/fault", module + "/reqctx", module + "/rpc", module + "/rpc/amqpbus",
+		module + "/rpc/membus", module + "/scheduler", module + "/service", module + "/service/api", module + "/service/config",
+	} {
+		b.WriteString("\t\"" + i + "\"\n")
+	}
+	b.WriteString(")\n")
+	for _, block := range new(comment.Parser).Parse(f.Doc.Text()).Content {
+		if code, ok := block.(*comment.Code); ok {
+			b.WriteString("\n" + code.Text)
+		}
+	}
+	goTool(t, "vet", b.String())
+}
+
+var links = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
+
+// TestLinks looks after the links between files.
+func TestLinks(t *testing.T) {
+	t.Parallel()
+	files := 0
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() || filepath.Ext(name) != ".md" {
+			return err
+		}
+		files++
+		for _, m := range links.FindAllStringSubmatch(read(t, name), -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			if _, err := os.Stat(filepath.Join(filepath.Dir(name), m[1])); err != nil {
+				t.Errorf("%s: dead link: %v", name, err)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if files == 0 {
+		t.Error("no file was read")
+	}
+}
