@@ -45,6 +45,8 @@ const (
 	// minRedeliver, doubled each time up to maxRedeliver, with jitter.
 	minRedeliver = 100 * time.Millisecond
 	maxRedeliver = 30 * time.Second
+	// maxFailures is how many messages' failures are remembered.
+	maxFailures = 10_000
 	// stopGrace is how long Stop waits for handlers whose contexts it
 	// cancelled.
 	stopGrace = time.Second
@@ -317,6 +319,9 @@ func (s *Server) settle(ctx context.Context, m *message.Message, r *request, err
 		return
 	}
 	s.mu.Lock()
+	if len(s.failures) >= maxFailures { // of messages that a sibling took over, most likely
+		clear(s.failures)
+	}
 	s.failures[m.UUID]++
 	n := s.failures[m.UUID]
 	s.mu.Unlock()

@@ -90,16 +90,29 @@ func (c *consumer) run(ctx context.Context) {
 }
 
 // consume declares what the topic needs and starts to consume it.
-func (c *consumer) consume(conn *amqp.Connection) (ch *amqp.Channel, deliveries <-chan amqp.Delivery, err error) {
-	if ch, err = conn.Channel(); err != nil {
+func (c *consumer) consume(conn *amqp.Connection) (*amqp.Channel, <-chan amqp.Delivery, error) {
+	ch, err := conn.Channel()
+	if err != nil {
 		return nil, nil, err
 	}
-	defer func() {
-		if err != nil {
-			_ = ch.Close() // it is unusable either way
-		}
-	}()
-	queue := c.name
+	queue, err := c.declare(ch)
+	if err == nil {
+		err = ch.Qos(c.slots, 0, false)
+	}
+	var deliveries <-chan amqp.Delivery
+	if err == nil {
+		deliveries, err = ch.Consume(queue, consumerTag, false, false, false, false, nil)
+	}
+	if err != nil {
+		_ = ch.Close() // it is unusable either way
+		return nil, nil, err
+	}
+	return ch, deliveries, nil
+}
+
+// declare makes sure that the topic exists, and returns the queue to consume.
+func (c *consumer) declare(ch *amqp.Channel) (queue string, err error) {
+	queue = c.name
 	switch c.mode {
 	case rpc.Shared:
 		_, err = ch.QueueDeclare(queue, true, false, false, false, nil)
@@ -108,20 +121,13 @@ func (c *consumer) consume(conn *amqp.Connection) (ch *amqp.Channel, deliveries 
 	case rpc.Each:
 		queue += "." + rand.Text()
 		if err = ch.ExchangeDeclare(c.name, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
-			return nil, nil, err
+			return "", err
 		}
 		if _, err = ch.QueueDeclare(queue, false, true, true, false, nil); err == nil {
 			err = ch.QueueBind(queue, "", c.name, false, nil)
 		}
 	}
-	if err != nil {
-		return nil, nil, err
-	}
-	if err = ch.Qos(c.slots, 0, false); err != nil {
-		return nil, nil, err
-	}
-	deliveries, err = ch.Consume(queue, consumerTag, false, false, false, false, nil)
-	return ch, deliveries, err
+	return queue, err
 }
 
 // consumerTag names the one consumer of a channel.

@@ -43,6 +43,7 @@ func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 	t.Helper()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
+		cfg := cfg // each database has its own
 		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10)}
 		bus := rpctest.NewBus(t)
 		quiet := slog.New(slog.DiscardHandler)

@@ -516,36 +516,33 @@ func (c *cloud) services(cl *gophercloud.ServiceClient) {
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, "")
-	hosts := []string{"node-1", "node-2"}
+	hosts := []string{"node-1", "node-2", "node-3"}
 	all := []struct{ service, host string }{
-		{"api", "api-1"}, {"conductor", "conductor-1"}, {"scheduler", "scheduler-1"}, {"compute", "node-1"}, {"compute", "node-2"},
+		{"api", "api-1"}, {"api", "api-2"}, {"conductor", "conductor-1"}, {"scheduler", "scheduler-1"}, {"scheduler", "scheduler-2"},
+		{"compute", "node-1"}, {"compute", "node-2"}, {"compute", "node-3"},
 	}
-	start := func() *gophercloud.ServiceClient {
-		var cl *process
+	start := func() (clients []*gophercloud.ServiceClient) {
 		for _, s := range all {
-			p := c.start(s.service, s.host)
-			if s.service == "api" {
-				cl = p
-			}
+			c.start(s.service, s.host)
 		}
-		client := c.client(cl)
-		c.hostsUp(client, len(hosts))
-		return client
+		clients = append(clients, c.client(c.procs["api-1"]), c.client(c.procs["api-2"]))
+		c.hostsUp(clients[0], len(hosts))
+		return clients
 	}
 	cl := start()
 	stop := make(chan struct{})
 	var accepted, refused atomic.Int64
 	var wg sync.WaitGroup
 	enough := make(chan struct{}, 1000)
-	for range 4 {
+	for g := range 4 {
 		wg.Go(func() {
-			for accepted.Load() < 55 {
+			for accepted.Load() < 90 {
 				select {
 				case <-stop:
 					return
 				default:
 				}
-				if _, err := create(t.Context(), cl, "d", "1", map[string]string{"fake:spawn_time": "200ms"}); err != nil {
+				if _, err := create(t.Context(), cl[g%2], "d", "1", map[string]string{"fake:spawn_time": "200ms"}); err != nil {
 					refused.Add(1)
 					select {
 					case <-stop:
@@ -581,12 +578,12 @@ func TestDrain(t *testing.T) {
 	wg.Wait()
 	t.Logf("%d accepted, %d refused", accepted.Load(), refused.Load())
 	cl = start()
-	by := c.settled(cl, int(accepted.Load()), 60*time.Second)
+	by := c.settled(cl[0], int(accepted.Load()), 60*time.Second)
 	if n := len(by["ACTIVE"]); n != int(accepted.Load()) {
 		t.Errorf("%d of %d accepted servers are ACTIVE; faults: %v", n, accepted.Load(), faults(by["ERROR"]))
 	}
 	c.consistent(by["ACTIVE"])
-	c.deleteAll(cl, hosts)
+	c.deleteAll(cl[1], hosts)
 }
 
 // TestReschedule: a failed build goes to the next host, at most three; no room
