@@ -12,9 +12,9 @@ BENCHTIME ?= 2s
 ROUNDS    ?= 20
 
 # WITH runs a command with a private RabbitMQ and MariaDB. It is built, not
-# started by `go run`, so that a signal to make reaches it and make waits until
-# it has stopped all it started.
-WITH := bin/testenv --
+# started by `go run`, and takes the place of the recipe's shell, so that a signal
+# to make reaches it, and make waits until it has stopped all it started.
+WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
 .PHONY: run test lint bench soak generate fmt clean checks vet tidy vuln unit bin/testenv
@@ -25,8 +25,10 @@ run:
 
 # With CI set a missing service fails a test instead of skipping it: nothing is
 # left out in silence.
+test soak: export CI := $(or $(CI),true)
+
 test: bin/testenv
-	CI=$${CI:-true} $(WITH) $(SELF) checks
+	$(WITH) $(SELF) checks
 
 checks: vet lint tidy vuln unit
 
@@ -59,7 +61,7 @@ bench: bin/testenv
 		$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
 
 soak: bin/testenv
-	CI=$${CI:-true} $(WITH) $(GO) test -race -count $(ROUNDS) -timeout 6h ./...
+	$(WITH) $(GO) test -race -count $(ROUNDS) -timeout 6h ./...
 
 generate:
 	$(GO) generate ./...
