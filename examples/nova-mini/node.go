@@ -171,7 +171,7 @@ func (n *node) addAPI() {
 	http := service.HTTP(n.address(), api.New(api.Config{
 		Store: n.store, Client: n.client, Ready: n.app.Ready, DownAfter: n.ServiceDownTime, Logger: n.log,
 	}))
-	n.app.Add("api", http)
+	n.app.Add("api (option osapi_compute_listen_port, flag --port)", http)
 	n.app.Add("greeting", part{start: func(context.Context) error { return greet(n.out, http.Addr()) }})
 }
 

@@ -155,7 +155,7 @@ func load(t *testing.T, url, exchange string, l *ledger, stop <-chan struct{}) (
 				default:
 				}
 				n := int(next.Add(1))
-				ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // longer than any restart takes
 				if err := rpc.Cast(ctx, client, keep, "h", &n); err != nil {
 					t.Errorf("cast %d: %v", n, err)
 				} else {

@@ -96,7 +96,8 @@ var Scheduler = &rpc.Interface{Name: "scheduler", Version: v1}
 
 // Select chooses a host for a server and claims its resources there. If the
 // server has a claim already, that is the answer. Errors: ErrNoValidHost, whose
-// text counts the reasons; Conflict if the server waits for no host.
+// text counts the reasons; Unavailable while no host is up at all, or others
+// were faster too often; Conflict if the server waits for no host.
 var Select = rpc.Method[SelectRequest, SelectReply]{Interface: Scheduler, Name: "select", Since: v1}
 
 // SelectRequest asks for a host.

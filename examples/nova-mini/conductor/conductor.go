@@ -146,9 +146,6 @@ func (s *Service) place(ctx context.Context, srv *store.Server, lease string) er
 			"Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s: tried %v, last: %s",
 			srv.ID, srv.Tried, srv.FaultMessage))
 	}
-	if age := srv.DueAt.Sub(srv.TaskSince); age > s.cfg.BuildTimeout {
-		return s.cfg.Store.Fail(ctx, srv.ID, store.Scheduling, fmt.Sprintf("no host was chosen within %v", s.cfg.BuildTimeout))
-	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Exclude: srv.Tried})
 	if errors.Is(err, scheduler.ErrNoValidHost) {
 		text := err.Error()
@@ -159,6 +156,9 @@ func (s *Service) place(ctx context.Context, srv *store.Server, lease string) er
 			text += "; the last build failed: " + srv.FaultMessage
 		}
 		return s.cfg.Store.Fail(ctx, srv.ID, store.Scheduling, text)
+	}
+	if age := srv.DueAt.Sub(srv.TaskSince); err != nil && age > s.cfg.BuildTimeout {
+		return s.cfg.Store.Fail(ctx, srv.ID, store.Scheduling, fmt.Sprintf("no host was chosen within %v: %v", s.cfg.BuildTimeout, err))
 	}
 	if err != nil {
 		return err

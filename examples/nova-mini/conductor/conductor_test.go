@@ -308,6 +308,46 @@ func TestTimeouts(t *testing.T) {
 	})
 }
 
+// TestNoHostUp: while no host is up a server waits, because that says nothing
+// about room; but not for ever.
+func TestNoHostUp(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
+		b.down("h1")
+		id, late := b.add(), b.add()
+		for _, id := range []string{id, late} {
+			if _, err := b.svc.Wake(b.Context(), &compute.WakeRequest{ServerID: id}); !errors.Is(err, fault.Unavailable) {
+				b.Errorf("wake: %v, want Unavailable, to be tried again", err)
+			}
+			if s := b.server(id); s.Task() != store.Scheduling {
+				b.Errorf("server %s, task %q; want it to wait for a host", s.VMState, s.Task())
+			}
+		}
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET due_at = ?, task_since = ? WHERE id = ?`,
+			time.Now().UTC().Add(-time.Hour), time.Now().UTC().Add(-2*time.Hour), late); err != nil {
+			b.Fatal(err)
+		}
+		b.settle(late)
+		if s := b.server(late); s.VMState != store.Error || !strings.Contains(s.FaultMessage, "none of the 1 compute hosts is up") {
+			b.Errorf("server %s, fault %q", s.VMState, s.FaultMessage)
+		}
+		b.addHost("h1")
+		b.expire("due_at")
+		b.wake(id)
+		if r := get(b, b.builds); r.Spec.ID != id {
+			b.Errorf("built %s", r.Spec.ID)
+		}
+	})
+}
+
+// down makes a host silent for an hour.
+func (b *bench) down(host string) {
+	b.Helper()
+	if _, err := b.db.ExecContext(b.Context(), `UPDATE services SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host); err != nil {
+		b.Fatal(err)
+	}
+}
+
 // TestManyConductors: however many wake up for the same servers, each server
 // gets one attempt.
 func TestManyConductors(t *testing.T) {

@@ -518,8 +518,14 @@ func TestDrain(t *testing.T) {
 	c := newCloud(t, "")
 	hosts := []string{"node-1", "node-2", "node-3"}
 	all := []struct{ service, host string }{
-		{"api", "api-1"}, {"api", "api-2"}, {"conductor", "conductor-1"}, {"scheduler", "scheduler-1"}, {"scheduler", "scheduler-2"},
-		{"compute", "node-1"}, {"compute", "node-2"}, {"compute", "node-3"},
+		{"api", "api-1"},
+		{"api", "api-2"},
+		{"conductor", "conductor-1"},
+		{"scheduler", "scheduler-1"},
+		{"scheduler", "scheduler-2"},
+		{"compute", "node-1"},
+		{"compute", "node-2"},
+		{"compute", "node-3"},
 	}
 	start := func() (clients []*gophercloud.ServiceClient) {
 		for _, s := range all {

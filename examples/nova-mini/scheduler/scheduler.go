@@ -116,6 +116,11 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 		if err != nil {
 			return nil, err
 		}
+		if !slices.ContainsFunc(hosts, func(h host) bool { return h.Service.Up }) {
+			// The cloud starts, or has an outage. That passes: it says nothing
+			// about whether there is room.
+			return nil, fault.New(fault.Unavailable, "none of the %d compute hosts is up", len(hosts))
+		}
 		decision, err := s.rank.Rank(ctx, req, hosts)
 		if err != nil {
 			if errors.Is(err, scheduler.ErrNoValidHost) {
