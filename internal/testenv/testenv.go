@@ -65,6 +65,20 @@ type Service struct {
 	proc *Process // nil when it is stopped
 }
 
+// Done is closed when the daemon has ended, by itself or not. It is that of the
+// daemon that runs now: Restart starts another one. After Stop and Kill it is a
+// closed channel.
+func (s *Service) Done() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.proc == nil {
+		ended := make(chan struct{})
+		close(ended)
+		return ended
+	}
+	return s.proc.Done()
+}
+
 // Stop asks the daemon to end, kills it when it has not done so after 30
 // seconds or when ctx ends, and waits until it is gone. What it wrote stays in
 // its directory. The error says that the daemon had died before it was asked,

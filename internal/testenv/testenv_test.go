@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -117,12 +116,7 @@ func TestDiedAlone(t *testing.T) {
 	if _, err := d.ExecContext(t.Context(), "SHUTDOWN"); err != nil {
 		t.Fatal(err)
 	}
-	for d.PingContext(t.Context()) == nil {
-		continue // until the server is down
-	}
-	for processes(t, "--port="+strconv.Itoa(s.Port)) != nil {
-		continue
-	}
+	<-s.Done()
 	err := s.Stop(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "died before it was stopped") || !strings.Contains(err.Error(), "Shutdown complete") {
 		t.Errorf("Stop = %v, want that it died and its last words", err)

@@ -13,10 +13,23 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// install sees to it that RabbitMQ and MariaDB are installed, with apt-get if
+// missing returns the Debian packages that are not installed: those of the
+// services, and what the tests themselves run: a C compiler for the race
+// detector, and curl for the commands that nova-mini prints.
+func missing() []string {
+	list := testenv.Missing()
+	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}} {
+		if _, err := exec.LookPath(tool.program); err != nil {
+			list = append(list, strings.Fields(tool.packages)...)
+		}
+	}
+	return list
+}
+
+// install sees to it that all that is missing is installed, with apt-get if
 // this is root on Debian or Ubuntu. The system's services are not started.
 func install(ctx context.Context) error {
-	missing := testenv.Missing()
+	missing := missing()
 	if len(missing) == 0 {
 		return nil
 	}
@@ -43,8 +56,8 @@ func install(ctx context.Context) error {
 			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	if missing := testenv.Missing(); len(missing) > 0 {
-		return fmt.Errorf("apt-get installed them, and yet %s cannot be found", strings.Join(missing, " "))
+	if left := testenv.Missing(); len(left) > 0 {
+		return fmt.Errorf("apt-get installed them, and yet %s cannot be found", strings.Join(left, " "))
 	}
 	fmt.Fprintf(os.Stderr, "testenv: installed in %.1f s\n", time.Since(begin).Seconds())
 	return nil
