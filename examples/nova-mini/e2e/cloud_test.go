@@ -1,0 +1,427 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/hypervisors"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+	"github.com/jmoiron/sqlx"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// The program under test, built once: for tests with the race detector, for
+// benchmarks without.
+var (
+	raced = sync.OnceValues(func() (string, error) { return build("-race") })
+	plain = sync.OnceValues(func() (string, error) { return build() })
+	built string // the directory of the programs
+)
+
+func build(flags ...string) (string, error) {
+	path := filepath.Join(built, "nova-mini"+strings.Join(flags, ""))
+	args := append([]string{"build", "-o", path}, flags...)
+	out, err := exec.CommandContext(context.Background(), "go", append(args, "..")...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w: %s", err, out)
+	}
+	return path, err
+}
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "nova-mini-e2e-")
+	if err != nil {
+		panic(err)
+	}
+	built = dir
+	code := m.Run()
+	_ = os.RemoveAll(dir) // only a temporary directory
+	os.Exit(code)
+}
+
+// cloud is a deployment: a database, a broker, and processes.
+type cloud struct {
+	testing.TB
+
+	dir, exchange, conf string
+	db                  *sqlx.DB
+	amqpURL             string
+
+	mu    sync.Mutex
+	procs map[string]*process
+}
+
+type process struct {
+	*testenv.Process
+
+	name string
+	url  chan string // gets where the API listens
+	log  *safeBuffer
+}
+
+// safeBuffer keeps what a process prints.
+type safeBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (b *safeBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+func (b *safeBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
+}
+
+// newCloud makes a database and a configuration file, as an operator would.
+func newCloud(t testing.TB, extra string) *cloud {
+	t.Helper()
+	return newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
+}
+
+func newCloudOn(t testing.TB, extra, mysqlURL, amqpURL string) *cloud {
+	t.Helper()
+	c := &cloud{TB: t, dir: t.TempDir(), amqpURL: amqpURL, exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
+	name := "e2e_" + strings.ToLower(rand.Text())
+	admin := c.open(mysqlURL + "mysql")
+	if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_, _ = admin.ExecContext(context.Background(), "DROP DATABASE "+name) // the server goes, too
+		admin.Close()
+	})
+	c.conf = filepath.Join(c.dir, "nova.conf")
+	conf := fmt.Sprintf(`[DEFAULT]
+compute_driver = fake
+transport_url = %s
+control_exchange = %s
+state_path = %s
+osapi_compute_listen_port = 0
+report_interval = 1
+service_down_time = 10
+task_retry_interval = 3
+debug = true
+%s
+[database]
+connection = %s%s
+`, strings.Replace(amqpURL, "amqp://", "rabbit://", 1), c.exchange, c.dir, extra, mysqlURL, name)
+	if err := os.WriteFile(c.conf, []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.db = c.open(mysqlURL + name)
+	t.Cleanup(func() { c.db.Close() })
+	if out, err := c.command("db", "sync").CombinedOutput(); err != nil {
+		t.Fatalf("db sync: %v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		for _, p := range c.procs {
+			p.Kill()
+		}
+		if t.Failed() {
+			c.dump()
+		}
+	})
+	return c
+}
+
+func (c *cloud) open(u string) *sqlx.DB {
+	c.Helper()
+	d, err := db.Open(c.Context(), db.Config{URL: u})
+	if err != nil {
+		c.Fatal(err)
+	}
+	return d
+}
+
+func (c *cloud) command(args ...string) *exec.Cmd {
+	c.Helper()
+	program := raced
+	if _, ok := c.TB.(*testing.B); ok {
+		program = plain
+	}
+	path, err := program()
+	if err != nil {
+		c.Fatal(err)
+	}
+	return exec.CommandContext(context.Background(), path, append(args, "--config-file", c.conf)...)
+}
+
+// start starts a service under a host name of its own.
+func (c *cloud) start(service, host string) *process {
+	c.Helper()
+	return c.startWith(service, host)
+}
+
+// startWith is start with options in the environment. The empty service is all
+// of them in one process.
+func (c *cloud) startWith(service, host string, env ...string) *process {
+	c.Helper()
+	var args []string
+	if service != "" {
+		args = append(args, service)
+	}
+	cmd := c.command(args...)
+	cmd.Env = append(append(os.Environ(), "OS_DEFAULT__HOST="+host), env...)
+	p := &process{name: host, url: make(chan string, 1), log: &safeBuffer{}}
+	r, w := io.Pipe()
+	cmd.Stdout, cmd.Stderr = w, p.log
+	go func() { // ends with the process, which closes the pipe below
+		in := bufio.NewScanner(r)
+		for in.Scan() {
+			if at, ok := strings.CutPrefix(in.Text(), "nova-mini listens on "); ok {
+				p.url <- at
+			}
+		}
+	}()
+	proc, err := testenv.Start(cmd)
+	if err != nil {
+		c.Fatal(err)
+	}
+	p.Process = proc
+	go func() { <-proc.Done(); w.Close() }()
+	c.mu.Lock()
+	c.procs[host] = p
+	c.mu.Unlock()
+	return p
+}
+
+// client waits until an API process listens and returns a client for it.
+func (c *cloud) client(p *process) *gophercloud.ServiceClient {
+	c.Helper()
+	select {
+	case u := <-p.url:
+		return newClient(u)
+	case <-p.Done():
+		c.Fatalf("%s ended: %v\n%s", p.name, p.Err(), p.log)
+	case <-time.After(30 * time.Second):
+		c.Fatalf("%s does not listen\n%s", p.name, p.log)
+	}
+	return nil
+}
+
+func newClient(u string) *gophercloud.ServiceClient {
+	return &gophercloud.ServiceClient{
+		ProviderClient: &gophercloud.ProviderClient{TokenID: "none"},
+		Endpoint:       u + "/v2.1/", Type: "compute",
+	}
+}
+
+// poll waits until f is content, and fails with what it said last.
+func (c *cloud) poll(what string, limit time.Duration, f func() error) {
+	c.Helper()
+	end := time.After(limit)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-end:
+			c.Fatalf("%s: not within %v: %v", what, limit, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// dump shows what is in the database and the ends of the logs.
+func (c *cloud) dump() {
+	var rows []struct {
+		ID, State string
+		Task      *string
+		Host      *string
+		Attempts  int
+		Fault     string
+	}
+	_ = c.db.Select(&rows, `SELECT id, vm_state AS state, task_state AS task, host, attempts, fault_message AS fault FROM servers`)
+	for _, r := range rows {
+		b, _ := json.Marshal(r) //nolint:errchkjson // plain fields
+		c.Logf("server %s", b)
+	}
+	for _, name := range slices.Sorted(maps.Keys(c.procs)) {
+		text := c.procs[name].log.String()
+		if len(text) > 3000 {
+			text = "..." + text[len(text)-3000:]
+		}
+		c.Logf("log of %s:\n%s", name, text)
+	}
+}
+
+// hostsUp waits until so many hosts can take servers.
+func (c *cloud) hostsUp(cl *gophercloud.ServiceClient, n int) {
+	c.Helper()
+	c.poll("hosts up", 60*time.Second, func() error {
+		pages, err := hypervisors.List(cl, nil).AllPages(c.Context())
+		if err != nil {
+			return err
+		}
+		list, err := hypervisors.ExtractHypervisors(pages)
+		if err != nil {
+			return err
+		}
+		up := 0
+		for _, h := range list {
+			if h.State == "up" {
+				up++
+			}
+		}
+		if up != n {
+			return fmt.Errorf("%d of %d hosts are up", up, n)
+		}
+		return nil
+	})
+}
+
+func create(ctx context.Context, cl *gophercloud.ServiceClient, name, flavor string, md map[string]string) (*servers.Server, error) {
+	return servers.Create(ctx, cl, servers.CreateOpts{Name: name, FlavorRef: flavor, ImageRef: "cirros", Metadata: md}, nil).Extract()
+}
+
+// settled waits until every server has an end, and returns them by status.
+func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Duration) map[string][]servers.Server {
+	c.Helper()
+	var by map[string][]servers.Server
+	c.poll("servers settle", limit, func() error {
+		pages, err := servers.List(cl, servers.ListOpts{Limit: 25}).AllPages(c.Context())
+		if err != nil {
+			return err
+		}
+		list, err := servers.ExtractServers(pages)
+		if err != nil {
+			return err
+		}
+		by = map[string][]servers.Server{}
+		for _, s := range list {
+			by[s.Status] = append(by[s.Status], s)
+		}
+		if len(list) != want || len(by["BUILD"]) > 0 {
+			return fmt.Errorf("%d servers of %d, %d in BUILD, %d ACTIVE, %d ERROR", len(list), want, len(by["BUILD"]), len(by["ACTIVE"]), len(by["ERROR"]))
+		}
+		return nil
+	})
+	return by
+}
+
+// onHosts reads what the drivers have: host by server id. A server on two hosts
+// is an error.
+func (c *cloud) onHosts() map[string]string {
+	c.Helper()
+	files, err := filepath.Glob(filepath.Join(c.dir, "instances", "*", "*.json"))
+	if err != nil {
+		c.Fatal(err)
+	}
+	out := map[string]string{}
+	for _, f := range files {
+		id, host := strings.TrimSuffix(filepath.Base(f), ".json"), filepath.Base(filepath.Dir(f))
+		if other, twice := out[id]; twice {
+			c.Errorf("server %s is on %s and on %s", id, other, host)
+		}
+		out[id] = host
+	}
+	return out
+}
+
+// consistent checks that the API, the drivers and the claims tell the same, and
+// that no host is over its capacity.
+func (c *cloud) consistent(active []servers.Server) {
+	c.Helper()
+	found := c.onHosts()
+	for _, s := range active {
+		if found[s.ID] != s.Host {
+			c.Errorf("server %s is on %q, but the API says %q", s.ID, found[s.ID], s.Host)
+		}
+		delete(found, s.ID)
+	}
+	for id, host := range found {
+		c.Errorf("host %s has server %s, which the API does not place there", host, id)
+	}
+	var bad []struct {
+		Host, Class   string
+		Used, Claimed int64
+		Limit         float64
+	}
+	err := c.db.SelectContext(c.Context(), &bad, "SELECT i.host, i.class, i.used, COALESCE(SUM(a.amount), 0) AS claimed, (i.total - i.reserved) * i.ratio AS `limit`"+`
+		FROM inventories i LEFT JOIN allocations a ON a.host = i.host AND a.class = i.class
+		GROUP BY i.host, i.class, i.used, i.total, i.reserved, i.ratio HAVING i.used <> claimed OR i.used > (i.total - i.reserved) * i.ratio`)
+	if err != nil {
+		c.Fatal(err)
+	}
+	for _, b := range bad {
+		c.Errorf("host %s: %d %s used, %d claimed, capacity %v", b.Host, b.Used, b.Class, b.Claimed, b.Limit)
+	}
+}
+
+// deleteAll deletes every server and waits until nothing is left of them: in the
+// API, the drivers, the claims and the queues.
+func (c *cloud) deleteAll(cl *gophercloud.ServiceClient, hosts []string) {
+	c.Helper()
+	pages, err := servers.List(cl, nil).AllPages(c.Context())
+	if err != nil {
+		c.Fatal(err)
+	}
+	list, err := servers.ExtractServers(pages)
+	if err != nil {
+		c.Fatal(err)
+	}
+	for _, s := range list {
+		if err := servers.Delete(c.Context(), cl, s.ID).ExtractErr(); err != nil && !gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
+			c.Errorf("delete: %v", err)
+		}
+	}
+	c.settled(cl, 0, 60*time.Second)
+	if left := c.onHosts(); len(left) > 0 {
+		c.Errorf("the drivers still have %v", left)
+	}
+	var claims int
+	if err := c.db.GetContext(c.Context(), &claims, `SELECT COUNT(*) FROM allocations`); err != nil || claims > 0 {
+		c.Errorf("%d claims are left, error %v", claims, err)
+	}
+	c.consistent(nil)
+	conn, err := amqp.Dial(c.amqpURL)
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer conn.Close()
+	ch, err := conn.Channel()
+	if err != nil {
+		c.Fatal(err)
+	}
+	names := []string{"compute", "conductor", "scheduler"}
+	for _, h := range hosts {
+		names = append(names, "compute."+h)
+	}
+	for _, name := range names {
+		c.poll("queue "+name+" empty", 30*time.Second, func() error {
+			q, err := ch.QueueDeclarePassive(c.exchange+"."+name, true, false, false, false, nil)
+			if err == nil && q.Messages > 0 {
+				err = fmt.Errorf("%d messages are left", q.Messages)
+			}
+			return err
+		})
+	}
+}
