@@ -91,6 +91,16 @@ func New(cfg Config) (*Driver, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o750); err != nil {
 		return nil, fmt.Errorf("fake driver: %w", err)
 	}
+	// What a killed driver was writing is nobody's server.
+	halves, err := filepath.Glob(filepath.Join(cfg.Dir, half+"*"))
+	if err != nil {
+		return nil, fmt.Errorf("fake driver: %w", err)
+	}
+	for _, path := range halves {
+		if err := os.Remove(path); err != nil {
+			return nil, fmt.Errorf("fake driver: %w", err)
+		}
+	}
 	return &Driver{cfg: cfg}, nil
 }
 
@@ -105,7 +115,9 @@ func (d *Driver) Close() error { return nil }
 // Resources implements compute.Driver.
 func (d *Driver) Resources(context.Context) (compute.Resources, error) { return d.cfg.Resources, nil }
 
-const ext = ".json"
+// ext ends the name of a server's file; half begins the name of one that is not
+// written to its end.
+const ext, half = ".json", ".spawn-"
 
 // Spawn implements compute.Driver.
 func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
@@ -141,7 +153,7 @@ func write(path string, inst compute.Instance) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Dir(path), ".spawn-*")
+	f, err := os.CreateTemp(filepath.Dir(path), half+"*")
 	if err != nil {
 		return err
 	}

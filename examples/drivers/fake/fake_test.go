@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -49,6 +50,9 @@ func TestLife(t *testing.T) {
 	}
 	if err := d.Close(); err != nil {
 		t.Error(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, ".spawn-1"), []byte("{"), 0o600); err != nil { // it was killed while it wrote
+		t.Fatal(err)
 	}
 	d = open(t, dir)
 	if got := ids(t, d); got != "s1" {
