@@ -37,6 +37,7 @@ type node struct {
 	log    *slog.Logger
 	out    io.Writer
 	bus    rpc.Bus
+	reach  func(context.Context) error // nil while the bus works
 	client *rpc.Client
 	store  *store.Store
 	close  []func() error // what was opened while wiring
@@ -97,7 +98,7 @@ func (n *node) wireBus() error {
 	if err != nil {
 		return fmt.Errorf("option transport_url: %w", err)
 	}
-	n.bus = bus
+	n.bus, n.reach = bus, bus.Check
 	n.app.Add("bus", bus)
 	n.wireClient()
 	return nil
@@ -169,7 +170,7 @@ func wireAPI(ctx context.Context, n *node) error {
 
 func (n *node) addAPI() {
 	http := service.HTTP(n.address(), api.New(api.Config{
-		Store: n.store, Client: n.client, Ready: n.app.Ready, DownAfter: n.ServiceDownTime, Logger: n.log,
+		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Logger: n.log,
 	}))
 	n.app.Add("api (option osapi_compute_listen_port, flag --port)", http)
 	n.app.Add("greeting", part{start: func(context.Context) error { return greet(n.out, http.Addr()) }})
@@ -281,7 +282,7 @@ func allInOne(ctx context.Context, n *node) error {
 	}
 	if n.TransportURL == "" {
 		bus := membus.New()
-		n.bus = bus
+		n.bus, n.reach = bus, func(context.Context) error { return nil }
 		n.app.Add("bus", part{stop: func(context.Context) error { return bus.Close() }})
 		n.wireClient()
 	} else if err := n.wireBus(); err != nil {

@@ -24,9 +24,11 @@ import (
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
-	// Ready says whether the service can work; while it cannot, a request that
-	// needs more than the database is refused.
+	// Ready says whether the service can work, for the health probes.
 	Ready func(context.Context) error
+	// Bus says whether the other services can be reached. While they cannot, a
+	// request that needs them is refused. It does not block.
+	Bus func(context.Context) error
 	// DownAfter is how long a service may be silent and still be up.
 	DownAfter time.Duration
 	Logger    *slog.Logger
@@ -224,7 +226,7 @@ func (s *server) version(_ context.Context, r *api.Request[api.None]) (map[strin
 // able refuses what could not be done now: nothing is accepted that has to wait
 // for a broken service. The client may send it again.
 func (s *server) able(ctx context.Context) error {
-	if err := s.cfg.Ready(ctx); err != nil {
+	if err := s.cfg.Bus(ctx); err != nil {
 		return fault.New(fault.Unavailable, "The service cannot accept this now: %w", err)
 	}
 	return nil

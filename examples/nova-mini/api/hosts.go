@@ -145,7 +145,7 @@ func brief(h *store.Host) hypervisorBrief {
 	return hypervisorBrief{ID: h.ID, Hostname: h.Hostname, State: state(h.Service.Up), Status: status(h.Service.Disabled)}
 }
 
-func viewHypervisor(h *store.Host) hypervisorView {
+func viewHypervisor(h *store.Host, servers int) hypervisorView {
 	cpu, ram, disk := h.Inventories[compute.VCPU], h.Inventories[compute.MemoryMB], h.Inventories[compute.DiskGB]
 	return hypervisorView{
 		hypervisorBrief: brief(h), Type: h.Driver, Version: 1000, HostIP: "127.0.0.1",
@@ -153,7 +153,7 @@ func viewHypervisor(h *store.Host) hypervisorView {
 		VCPUs:   cpu.Total, MemoryMB: ram.Total, LocalGB: disk.Total,
 		VCPUsUsed: cpu.Used, MemoryMBUsed: ram.Used, LocalGBUsed: disk.Used,
 		FreeRAM: ram.Total - ram.Used, FreeDisk: disk.Total - disk.Used,
-		RunningVMs: h.Servers, DiskAvailable: disk.Total - disk.Used, CPUInfo: "",
+		RunningVMs: servers, DiskAvailable: disk.Total - disk.Used, CPUInfo: "",
 	}
 }
 
@@ -172,9 +172,13 @@ func (s *server) listHypervisors(ctx context.Context, _ *api.Request[api.None]) 
 
 func (s *server) listHypervisorDetails(ctx context.Context, _ *api.Request[api.None]) (map[string][]hypervisorView, error) {
 	hosts, err := s.hosts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	servers, err := s.cfg.Store.ServersByHost(ctx)
 	out := []hypervisorView{}
 	for _, h := range hosts {
-		out = append(out, viewHypervisor(h))
+		out = append(out, viewHypervisor(h, servers[h.Hostname]))
 	}
 	return map[string][]hypervisorView{"hypervisors": out}, err
 }
@@ -186,7 +190,8 @@ func (s *server) showHypervisor(ctx context.Context, r *api.Request[api.None]) (
 	}
 	for _, h := range hosts {
 		if strconv.Itoa(h.ID) == r.PathValue("id") {
-			return map[string]hypervisorView{"hypervisor": viewHypervisor(h)}, nil
+			servers, err := s.cfg.Store.ServersByHost(ctx)
+			return map[string]hypervisorView{"hypervisor": viewHypervisor(h, servers[h.Hostname])}, err
 		}
 	}
 	return nil, fault.New(fault.NotFound, "Compute host %s could not be found.", r.PathValue("id"))

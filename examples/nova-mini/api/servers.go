@@ -229,9 +229,6 @@ func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[
 
 func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
 	id := r.PathValue("id")
-	if _, err := s.cfg.Store.Server(ctx, id); err != nil {
-		return api.None{}, err
-	}
 	if err := s.able(ctx); err != nil {
 		return api.None{}, err
 	}

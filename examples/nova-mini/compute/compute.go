@@ -49,9 +49,8 @@ type PowerState int
 
 // The power states.
 const (
-	NoState  PowerState = 0 // not known
-	Running  PowerState = 1
-	Shutdown PowerState = 4
+	NoState PowerState = 0 // not known
+	Running PowerState = 1
 )
 
 // Instance is a server that a driver has.

@@ -118,7 +118,6 @@ type Host struct {
 
 	Service     Service              `db:"-"`
 	Inventories map[string]Inventory `db:"-"` // by class
-	Servers     int                  `db:"-"` // that have a claim
 }
 
 // Name makes a Host one that the scheduler can rank.
@@ -159,19 +158,21 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 			h.Inventories[i.Class] = i
 		}
 	}
+	return hosts, nil
+}
+
+// ServersByHost returns how many servers have a claim on each host that has any.
+func (s *Store) ServersByHost(ctx context.Context) (map[string]int, error) {
 	var counts []struct {
 		Host string `db:"host"`
 		N    int    `db:"n"`
 	}
-	if err := s.db.SelectContext(ctx, &counts, `SELECT host, COUNT(DISTINCT server_id) AS n FROM allocations GROUP BY host`); err != nil {
-		return nil, db.Error(err)
-	}
+	err := s.db.SelectContext(ctx, &counts, `SELECT host, COUNT(DISTINCT server_id) AS n FROM allocations GROUP BY host`)
+	out := make(map[string]int, len(counts))
 	for _, c := range counts {
-		if h := byName[c.Host]; h != nil {
-			h.Servers = c.N
-		}
+		out[c.Host] = c.N
 	}
-	return hosts, nil
+	return out, db.Error(err)
 }
 
 // Ratios are how far a host's resources may be over-committed.
