@@ -62,7 +62,11 @@ func TestOutage(t *testing.T) {
 		})
 	}
 	for range 8 {
-		<-started
+		select {
+		case <-started:
+		case <-time.After(time.Minute):
+			t.Fatal("the load did not start within a minute")
+		}
 	}
 	server.Kill()
 	wg.Wait()
@@ -116,5 +120,25 @@ func TestOutage(t *testing.T) {
 	}
 	if err := add(t.Context()); err != nil {
 		t.Errorf("after the hang: %v", err)
+	}
+
+	// The same between two statements, where there is nothing on its way that
+	// the context could cut short, but the ROLLBACK that follows.
+	before := get[int](t, d, "SELECT n FROM things")
+	between, cancel := context.WithCancel(t.Context())
+	err := db.Tx(between, d, func(tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(between, "UPDATE things SET n = n + 1")
+		err = errors.Join(err, server.Pause())
+		cancel()
+		return err
+	})
+	if !errors.Is(err, context.Canceled) || errors.Is(err, fault.Unknown) {
+		t.Errorf("cancelled between statements on a hung server: %v (%v), want Canceled", err, fault.CodeOf(err))
+	}
+	if err := server.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	if n := get[int](t, d, "SELECT n FROM things"); n != before {
+		t.Errorf("n = %d after a cancelled transaction, want %d", n, before)
 	}
 }

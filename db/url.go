@@ -108,7 +108,7 @@ func parseMySQL(u *url.URL) (target, error) {
 	if err != nil {
 		return target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
-	return target{connector: c, driver: driverMySQL, shown: u.Redacted()}, nil
+	return target{connector: mysqlDB{c}, driver: driverMySQL, shown: u.Redacted()}, nil
 }
 
 func parseSQLite(u *url.URL) (target, error) {

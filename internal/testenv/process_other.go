@@ -20,5 +20,7 @@ func isolate(*exec.Cmd) {}
 // SignalGroup sends sig to the program.
 func (p *Process) SignalGroup(sig os.Signal) { _ = p.Signal(sig) }
 
+func (p *Process) paused() bool { return true }
+
 // EndWithParent does nothing here.
 func EndWithParent() {}

@@ -128,8 +128,30 @@ func (s *Service) Restart(ctx context.Context) error {
 }
 
 // Pause stops the daemon in its tracks with SIGSTOP: connections stay open and
-// nothing answers, as on a hung machine. Resume lets it go on.
-func (s *Service) Pause() error { return s.signal(sigPause) }
+// nothing answers, as on a hung machine. It returns when the last thread has
+// stopped, or fails after 10 seconds. Resume lets it go on.
+func (s *Service) Pause() error {
+	if err := s.signal(sigPause); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	p := s.proc
+	s.mu.Unlock()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(10 * time.Second)
+	defer limit.Stop()
+	for p != nil && !p.paused() {
+		select {
+		case <-p.Done():
+			return fmt.Errorf("%s died when it was paused: %w%s", s.Name, p.Err(), s.out)
+		case <-limit.C:
+			return fmt.Errorf("%s has threads that run 10 s after SIGSTOP", s.Name)
+		case <-tick.C:
+		}
+	}
+	return nil
+}
 
 // Resume ends a Pause.
 func (s *Service) Resume() error { return s.signal(sigResume) }
