@@ -1,6 +1,6 @@
 # What each target is for stands in CONTRIBUTING.md. Needed: Go, make, git and
-# the usual Unix commands; `make test` and its like install RabbitMQ and MariaDB
-# where they may, and else say what to install.
+# the usual Unix commands; `make test` and its like install RabbitMQ, NATS and
+# MariaDB where they may, and else say what to install.
 
 GO   ?= go
 TOOL := $(GO) tool -modfile=tools/go.mod
@@ -11,8 +11,8 @@ TIMEOUT   ?= 15m
 BENCHTIME ?= 2s
 ROUNDS    ?= 20
 
-# WITH runs a command with a private RabbitMQ and MariaDB. It is built, not
-# started by `go run`, and takes the place of the recipe's shell, so that a signal
+# WITH runs a command with a private RabbitMQ, NATS and MariaDB. It is built,
+# not started by `go run`, and takes the place of the recipe's shell, so that a signal
 # to make reaches it, and make waits until it has stopped all it started.
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory

@@ -27,6 +27,7 @@ const module = "github.com/armature-go/armature"
 const (
 	watermill = "github.com/ThreeDotsLabs/watermill"
 	amqp      = "github.com/rabbitmq/amqp091-go"
+	nats      = "github.com/nats-io/nats.go"
 	mysql     = "github.com/go-sql-driver/mysql"
 	plugin    = "github.com/hashicorp/go-plugin"
 	grpc      = "google.golang.org/grpc"
@@ -62,7 +63,7 @@ var rules = map[string][]string{
 	"service/membership": {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
 	"service/operation":  {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
 
-	"internal/testenv":     {mysql, amqp},
+	"internal/testenv":     {mysql, amqp, nats},
 	"internal/testenv/run": {"internal/testenv"},
 	"internal/envtest":     {"internal/testenv"},
 

@@ -19,6 +19,13 @@ func RabbitMQ(t testing.TB) *testenv.Service {
 	return start(t, testenv.RabbitMQ)
 }
 
+// NATS is like [RabbitMQ] for a NATS server with JetStream. It takes a fraction
+// of a second.
+func NATS(t testing.TB) *testenv.Service {
+	t.Helper()
+	return start(t, testenv.NATS)
+}
+
 // MariaDB is like [RabbitMQ] for a database server.
 func MariaDB(t testing.TB) *testenv.Service {
 	t.Helper()

@@ -131,14 +131,17 @@ func freePort() (int, error) {
 	return 0, fmt.Errorf("no free port on 127.0.0.1: %w", last)
 }
 
-// Missing returns the Debian packages that [RabbitMQ] and [MariaDB] need and
-// that are not installed.
+// Missing returns the Debian packages that [RabbitMQ], [NATS] and [MariaDB]
+// need and that are not installed.
 func Missing() []string {
 	var missing []string
 	_, err1 := findRabbitMQ()
 	_, err2 := findEPMD()
 	if err1 != nil || err2 != nil {
 		missing = append(missing, "rabbitmq-server")
+	}
+	if _, err := findNATS(); err != nil {
+		missing = append(missing, "nats-server")
 	}
 	_, err1 = findMariaDB()
 	_, err2 = findInstallDB()
@@ -157,6 +160,8 @@ func findRabbitMQ() (string, error) {
 func findEPMD() (string, error) {
 	return find("rabbitmq-server", "epmd", "/usr/lib/erlang/erts-*/bin/epmd", "/usr/lib/erlang/bin/epmd")
 }
+
+func findNATS() (string, error) { return find("nats-server", "nats-server") }
 
 func findMariaDB() (string, error) { return find("mariadb-server", "mariadbd", "mysqld") }
 

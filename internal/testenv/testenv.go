@@ -1,4 +1,4 @@
-// Package testenv starts private instances of the machine's RabbitMQ and
+// Package testenv starts private instances of the machine's RabbitMQ, NATS and
 // MariaDB for tests: own data directory, free loopback ports, own node name.
 // It never touches the services of the system.
 //
@@ -6,7 +6,7 @@
 //	defer s.Stop(context.WithoutCancel(ctx))
 //	d, err := db.Open(ctx, db.Config{URL: s.URL + "mysql"})
 //
-// The program in the directory run starts both and runs a command with their
+// The program in the directory run starts them and runs a command with their
 // URLs in its environment. Tests take the URLs, or an instance of their own to
 // kill and restart, from package envtest.
 package testenv
@@ -27,6 +27,7 @@ import (
 // The environment variables in which tests find the services.
 const (
 	AMQPVar  = "ARMATURE_TEST_AMQP_URL"
+	NATSVar  = "ARMATURE_TEST_NATS_URL"
 	MySQLVar = "ARMATURE_TEST_MYSQL_URL"
 )
 
@@ -38,8 +39,8 @@ const (
 	portTries    = 5 // how often a race for a port may be lost
 )
 
-// ErrMissing is in the error of [RabbitMQ] and [MariaDB] when the programs are
-// not installed.
+// ErrMissing is in the error of [RabbitMQ], [NATS] and [MariaDB] when the
+// programs are not installed.
 var ErrMissing = errors.New("not installed")
 
 // errPort means that somebody else took the port that the daemon was to use.
@@ -51,7 +52,8 @@ var errPort = errors.New("port taken")
 type Service struct {
 	// Name and Version are the product's, such as "RabbitMQ", "3.10.8".
 	Name, Version string
-	// URL has the address, the user and a generated password. It ends in "/".
+	// URL has the address, the user and a generated password. Those of RabbitMQ
+	// and MariaDB end in "/".
 	URL string
 	// Port is the port on 127.0.0.1.
 	Port int

@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/go-sql-driver/mysql"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	amqp "github.com/rabbitmq/amqp091-go"
 	"go.uber.org/goleak"
 
@@ -36,6 +38,7 @@ var services = []struct {
 	use   use
 }{
 	{"rabbitmq", testenv.RabbitMQ, useRabbitMQ},
+	{"nats", testenv.NATS, useNATS},
 	{"mariadb", testenv.MariaDB, useMariaDB},
 }
 
@@ -137,7 +140,7 @@ func TestEndsAtStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What each needs at its start, broken.
-			for _, name := range []string{"rabbitmq.conf", "init.sql"} {
+			for _, name := range []string{"rabbitmq.conf", "nats.conf", "init.sql"} {
 				if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 					if err := os.Remove(filepath.Join(dir, name)); err != nil {
 						t.Fatal(err)
@@ -243,6 +246,32 @@ func useRabbitMQ(t *testing.T, rawURL string, first bool) error {
 	} else {
 		_, err = ch.QueueDeclarePassive("kept", true, false, false, false, nil)
 	}
+	return err
+}
+
+func useNATS(t *testing.T, rawURL string, first bool) error {
+	t.Helper()
+	c, err := nats.Connect(rawURL, nats.NoReconnect())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	js, err := jetstream.New(c)
+	if err != nil {
+		return err
+	}
+	if first {
+		if _, err = js.CreateStream(t.Context(), jetstream.StreamConfig{Name: "kept", Subjects: []string{"kept"}}); err != nil {
+			return err
+		}
+		_, err = js.Publish(t.Context(), "kept", []byte("kept"))
+		return err
+	}
+	s, err := js.Stream(t.Context(), "kept")
+	if err != nil {
+		return err
+	}
+	_, err = s.GetMsg(t.Context(), 1)
 	return err
 }
 

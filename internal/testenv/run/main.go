@@ -1,6 +1,6 @@
-// Run starts a private RabbitMQ and a private MariaDB, runs a command with
-// their URLs in its environment, and stops them when the command ends, however
-// it ends. It exits with the command's code.
+// Run starts a private RabbitMQ, NATS and MariaDB, runs a command with their
+// URLs in its environment, and stops them when the command ends, however it
+// ends. It exits with the command's code.
 //
 //	go run ./internal/testenv/run -- go test ./...
 //
@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -60,12 +61,13 @@ func run(args []string, signals <-chan os.Signal) (code int, err error) {
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 
 	up := make(chan struct{})
-	var amqp, mysql started
+	all := make([]started, len(services))
 	go func() {
 		defer close(up)
 		var wg sync.WaitGroup
-		wg.Go(func() { amqp = start(ctx, testenv.RabbitMQ, dir, "rabbitmq") })
-		wg.Go(func() { mysql = start(ctx, testenv.MariaDB, dir, "mariadb") })
+		for i, s := range services {
+			wg.Go(func() { all[i] = start(ctx, s.start, filepath.Join(dir, s.dir)) })
+		}
 		wg.Wait()
 	}()
 	select {
@@ -74,23 +76,39 @@ func run(args []string, signals <-chan os.Signal) (code int, err error) {
 		cancel(fmt.Errorf("stopped by signal: %v", sig))
 		<-up
 	}
-	defer func() { err = errors.Join(err, stop(amqp.service, mysql.service)) }()
-	if err := errors.Join(amqp.err, mysql.err); err != nil {
+	defer func() { err = errors.Join(err, stop(all)) }()
+	for _, s := range all {
+		err = errors.Join(err, s.err)
+	}
+	if err != nil {
 		return 1, err
 	}
-	for _, s := range []started{amqp, mysql} {
+	env := os.Environ()
+	for i, s := range all {
 		fmt.Fprintf(os.Stderr, "testenv: %s %s on 127.0.0.1:%d, started in %.1f s\n",
 			s.service.Name, s.service.Version, s.service.Port, s.took.Seconds())
+		env = append(env, services[i].env+"="+s.service.URL)
 	}
 
 	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx,gosec // it is stopped by signals; to run what it is told is its purpose
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.Env = append(os.Environ(), testenv.AMQPVar+"="+amqp.service.URL, testenv.MySQLVar+"="+mysql.service.URL)
+	cmd.Env = env
 	p, err := testenv.Start(cmd)
 	if err != nil {
 		return 1, err
 	}
 	return follow(p, signals), nil
+}
+
+type starter = func(context.Context, string, io.Writer) (*testenv.Service, error)
+
+var services = []struct {
+	dir, env string
+	start    starter
+}{
+	{"rabbitmq", testenv.AMQPVar, testenv.RabbitMQ},
+	{"nats", testenv.NATSVar, testenv.NATS},
+	{"mariadb", testenv.MySQLVar, testenv.MariaDB},
 }
 
 type started struct {
@@ -99,9 +117,8 @@ type started struct {
 	took    time.Duration
 }
 
-func start(ctx context.Context, f func(context.Context, string, io.Writer) (*testenv.Service, error), dir, name string) started {
+func start(ctx context.Context, f starter, dir string) started {
 	begin := time.Now()
-	dir = dir + "/" + name
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return started{err: err}
 	}
@@ -131,14 +148,14 @@ func follow(p *testenv.Process, signals <-chan os.Signal) int {
 	return max(p.ExitCode(), 1) // an interrupted run is not a pass
 }
 
-func stop(services ...*testenv.Service) error {
+func stop(all []started) error {
 	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
 	defer cancel()
-	errs := make([]error, len(services))
+	errs := make([]error, len(all))
 	var wg sync.WaitGroup
-	for i, s := range services {
-		if s != nil {
-			wg.Go(func() { errs[i] = s.Stop(ctx) })
+	for i, s := range all {
+		if s.service != nil {
+			wg.Go(func() { errs[i] = s.service.Stop(ctx) })
 		}
 	}
 	wg.Wait()

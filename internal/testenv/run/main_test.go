@@ -34,7 +34,8 @@ func TestRun(t *testing.T) {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
 	// It says what it got, and stays until a signal comes if it is told to.
-	const script = `test -n "$ARMATURE_TEST_AMQP_URL" && test -n "$ARMATURE_TEST_MYSQL_URL" && echo ready; `
+	const script = `test -n "$ARMATURE_TEST_AMQP_URL" && test -n "$ARMATURE_TEST_NATS_URL" && ` +
+		`test -n "$ARMATURE_TEST_MYSQL_URL" && echo ready; `
 	const stay = `sleep 1000 & wait`
 	tests := []struct {
 		name   string
