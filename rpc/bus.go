@@ -2,26 +2,42 @@ package rpc
 
 import (
 	"context"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// Mode says who gets the messages of a topic.
+// Mode says who gets the messages of a topic, and how long it lasts.
 type Mode uint8
 
 const (
-	// Shared means that each message goes to one of the topic's subscribers. The topic
-	// outlives its subscribers: what is published while they are away waits
+	// Shared means that each message goes to one of the topic's subscribers. The
+	// topic outlives its subscribers: what is published while they are away waits
 	// for them.
 	Shared Mode = iota
-	// Each means that every subscriber gets a copy of what is published while it is
-	// subscribed.
-	Each
-	// Private means that the topic has one subscriber and goes with it. What is published
-	// while the bus has lost and not yet restored it fails with ErrNoConsumer.
+	// Live means that each message goes to one of the topic's subscribers, and that
+	// the topic goes soon after the last of them: what is published then fails
+	// with ErrNoConsumer, instead of waiting for a server that is not there. The
+	// bus says how soon; a subscriber that comes back sooner gets what waited.
+	Live
+	// Private means that the topic has one subscriber and goes with it. Messages
+	// need not be acknowledged. What is published while the bus has lost and not
+	// yet restored it fails with ErrNoConsumer.
 	Private
 )
+
+// Subscription says what a subscriber gets.
+type Subscription struct {
+	// Topic is what is published to. Required.
+	Topic string
+	// Mode says who shares the topic. Default Shared.
+	Mode Mode
+	// Fanout is the topic of [KindFanout] messages of which this topic gets a
+	// copy. Only for a topic with one subscriber, Live or Private. Empty: none.
+	Fanout string
+	// Slots is how many messages the subscriber handles at once: a broker is
+	// told not to send it more than that unacknowledged. Default 1.
+	Slots int
+}
 
 // Bus carries messages between processes. It is watermill's Publisher and a
 // Subscribe that says who shares, so any watermill pub/sub can be made into
@@ -31,86 +47,109 @@ const (
 // Publish(topic, messages...) returns when the bus has taken responsibility for
 // the messages: a broker has confirmed them. It blocks while the broker is
 // away, until the deadline of the message's own context. A message of
-// [KindFanout] goes to the topic's Each subscribers, all others to one
-// Shared or Private subscriber. Errors: ErrNoConsumer when the topic does not
-// exist (never for KindFanout); Unavailable when the message was certainly not
-// sent; Unknown when it may have been sent; Timeout and Canceled, from the
-// message's context, when it was certainly not sent.
+// [KindFanout] goes to all topics that were subscribed to with that
+// Subscription.Fanout, every other one to one subscriber of the topic. Errors:
+// ErrNoConsumer when the topic does not exist (never for KindFanout);
+// Unavailable when the message was certainly not sent; Unknown when it may have
+// been sent; Timeout and Canceled, from the message's context, when it was
+// certainly not sent.
 //
-// Messages have to be treated as follows, according to their metadata:
-// one with [MetaDelivery] "at-least-once" survives a restart of the broker,
-// and Publish may send it more than once to make sure that it arrives; one past
-// its [MetaDeadline] need not be delivered.
+// Messages have to be treated as follows, according to their metadata: one that
+// is [Durable] survives a restart of the broker, and Publish may send it more
+// than once to make sure that it arrives; one past its [Deadline] need not be
+// delivered.
 //
 // Close ends all subscriptions; every later call fails with ErrClosed. It is
 // idempotent.
+//
+// A bus may also be a [Sender], and a watermill message.SubscribeInitializer,
+// whose SubscribeInitialize(topic) makes a Shared topic without a subscriber.
 type Bus interface {
 	message.Publisher
 
-	// Subscribe delivers the topic's messages on the channel it returns until
-	// ctx ends; then the channel is closed and what was not handed out goes
-	// back to the topic. The subscription survives a lost connection. It
-	// blocks until the topic exists, so that a message published after it
-	// returned is not lost, or fails with Unavailable.
+	// Subscribe delivers messages on the channel it returns until ctx ends; then
+	// the channel is closed and what was not handed out goes back to the topic.
+	// The subscription survives a lost connection. It blocks until the topic
+	// exists, so that a message published after it returned is not lost, or
+	// fails with Unavailable.
 	//
 	// The channel has no buffer: a message that nobody has received was not
 	// taken, and goes to another subscriber if this one dies. The receiver
-	// acknowledges each message with Ack, which may be long after it received
-	// the next ones, or gives it back with Nack, upon which it is delivered
-	// again. Slots is how many messages the subscriber handles at once: a
-	// broker is told not to send it more than that unacknowledged.
-	Subscribe(ctx context.Context, topic string, mode Mode, slots int) (<-chan *message.Message, error)
+	// settles each message with [Settle], which may be long after it received the
+	// next ones. One that is given back is delivered again.
+	Subscribe(ctx context.Context, s Subscription) (<-chan *message.Message, error)
 }
 
-// Kinds of messages, the values of MetaKind.
+// Sender is a bus whose messages need not be waited for one by one.
+type Sender interface {
+	// Send is Publish of one message, but returns when the bus has it in hand,
+	// and calls settled once with what Publish would have returned, possibly
+	// before Send returns. settled must not block. Send blocks while the bus has
+	// no room, until the end of the message's context.
+	Send(topic string, m *message.Message, settled func(error))
+}
+
+// settleKey is the key of a message's settle function in its context.
+type settleKey struct{}
+
+// WithSettle returns a context for a message that a bus delivers. [Settle] calls
+// f once, with whether the message is acknowledged, and returns its error, so
+// that the bus needs no goroutine to wait for a message's end and the receiver
+// knows that the acknowledgement went out. A message without is settled by its
+// own Ack and Nack, which is enough for a bus that waits for them.
+func WithSettle(ctx context.Context, f func(ack bool) error) context.Context {
+	return context.WithValue(ctx, settleKey{}, f)
+}
+
+// Settle acknowledges a message that was received from a [Bus], or gives it
+// back. An error means that the message will be delivered again whatever ack
+// was. It must be called once.
+func Settle(m *message.Message, ack bool) error {
+	if f, ok := m.Context().Value(settleKey{}).(func(bool) error); ok {
+		return f(ack)
+	}
+	if ack {
+		m.Ack()
+	} else {
+		m.Nack()
+	}
+	return nil
+}
+
+// Topics of an interface. Their names are fixed: they are the names of queues
+// that may exist already.
+//
+//	backup                  casts to any server       Shared
+//	backup.node-1           casts to one server       Shared
+//	backup.calls            calls to any server       Live
+//	backup.node-1.calls     calls to one server, and what is fanned out  Live
+//	backup.fanout           what is fanned out
+//	backup.dlq              what no server could do   Shared
 const (
-	KindCall   = "call"
-	KindCast   = "cast"
-	KindFanout = "fanout"
-	KindReply  = "reply"
+	suffixCalls  = ".calls"
+	suffixFanout = ".fanout"
+	suffixDead   = ".dlq"
 )
 
-// Keys of a message's metadata. Together with the JSON payload they are the
-// wire format.
-const (
-	MetaKind        = "kind"           // one of the kinds above
-	MetaInterface   = "interface"      // Interface.Name
-	MetaMethod      = "method"         // Method.Name
-	MetaVersion     = "version"        // Method.Since, "1.0" if missing
-	MetaDelivery    = "delivery"       // Delivery.String(), "at-most-once" if missing
-	MetaDeadline    = "deadline"       // of a call: RFC 3339 in UTC, with fractions
-	MetaReplyTo     = "reply_to"       // of a call: the topic for the reply
-	MetaCorrelation = "correlation_id" // of a reply: the UUID of the call
-	MetaError       = "error"          // of a reply that failed: fault.Error as JSON
-
-	MetaRequestID   = "request_id"        // reqctx.Request.ID
-	MetaGlobalID    = "global_request_id" // reqctx.Request.GlobalID
-	MetaUserID      = "user_id"           // reqctx.Request.UserID
-	MetaProjectID   = "project_id"        // reqctx.Request.ProjectID
-	MetaRoles       = "roles"             // reqctx.Request.Roles, a JSON array
-	MetaTraceparent = "traceparent"       // reqctx.Request.Traceparent, W3C
-)
-
-// Deadline returns the deadline in a message's metadata. A missing or
-// unreadable one is no deadline.
-func Deadline(m *message.Message) (time.Time, bool) {
-	s := m.Metadata.Get(MetaDeadline)
-	if s == "" {
-		return time.Time{}, false
+// topic is where a message goes.
+func topic(kind, iface, host string) string {
+	if kind == KindFanout {
+		return iface + suffixFanout
 	}
-	t, err := time.Parse(time.RFC3339Nano, s)
-	return t, err == nil
+	if host != Any {
+		iface += "." + host
+	}
+	if kind == KindCall || kind == KindCancel {
+		iface += suffixCalls
+	}
+	return iface
 }
 
-// topic is where messages for host, or for any server, of an interface go. The
-// name is fixed: it is the name of a queue that may exist already.
-func topic(iface, host string) string {
-	if host == Any {
-		return iface
+// checkHost refuses a server's name that would make two topics one.
+func checkHost(host string) string {
+	switch host {
+	case "calls", "fanout", "dlq":
+		return "a server cannot be called " + host + ": there is a topic of that name"
 	}
-	return iface + "." + host
+	return ""
 }
-
-// fanout is the last part of the topic that reaches all servers, and so no
-// server may be called that.
-const fanout = "fanout"

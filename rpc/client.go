@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -14,9 +15,14 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// replySlots is how many replies a broker may send ahead to one client. Taking
-// a reply is a map look-up, so it need not be tuned.
-const replySlots = 256
+const (
+	// replySlots is how many replies a broker may send ahead to one client.
+	// Taking a reply is a map look-up, so it need not be tuned.
+	replySlots = 256
+	// graceTime is how long a call goes on waiting for its reply when the bus
+	// does not know whether it was sent. Also how long a cancel is tried.
+	graceTime = 3 * time.Second
+)
 
 // ClientConfig configures a Client. The zero value is usable.
 type ClientConfig struct {
@@ -24,9 +30,23 @@ type ClientConfig struct {
 	// It also bounds how long a Cast or Fanout waits for a bus that is away.
 	// Default 60 s, as oslo.messaging's rpc_response_timeout.
 	Timeout time.Duration
+	// Silence is how long a call waits without hearing from the server, which
+	// sends a sign of life twice in that time while the handler runs. Then the
+	// call fails with ErrSilent although its deadline may be far. A call that
+	// waits in a queue is silent, too. Default 30 s; negative: only the
+	// deadline counts. It is oslo.messaging's call_monitor_timeout.
+	Silence time.Duration
 	// Caps limits, by interface name, the version that may be sent, for a
 	// rolling upgrade. An interface that is not in it is not limited.
 	Caps map[string]Version
+	// AutoCaps returns caps for interfaces that Caps does not name: of each the
+	// oldest version among the servers that live. It is called by the first
+	// message, which fails if it does, then again every CapsEvery by one that
+	// is sent, which does not wait for it, and by [Client.RefreshCaps]. If it
+	// fails then, the last caps stay. It must be safe for concurrent use.
+	AutoCaps func(context.Context) (map[string]Version, error)
+	// CapsEvery is how old what AutoCaps returned may become. Default 60 s.
+	CapsEvery time.Duration
 	// Interceptors stand around each message, the first outermost.
 	Interceptors []Interceptor
 	// Logger gets what nobody waits for. Default slog.Default().
@@ -36,19 +56,31 @@ type ClientConfig struct {
 // Client sends requests over a bus, and takes all replies through one private
 // topic. It is safe for concurrent use; one client a process is enough.
 type Client struct {
-	bus   Bus
-	cfg   ClientConfig
-	topic string // for replies
+	bus    Bus
+	sender Sender // the bus, if it is one
+	cfg    ClientConfig
+	topic  string // for replies
+	caps   caps
 
 	mu        sync.Mutex
-	pending   map[string]chan<- *message.Message // by the id of the call
-	listening bool                               // the reply topic is subscribed to
-	dialing   chan struct{}                      // closed when a subscribe under way ends
+	pending   map[string]*waiter // by the id of the call
+	listening bool               // the reply topic is subscribed to
+	dialing   chan struct{}      // closed when a subscribe under way ends
 
-	life context.Context //nolint:containedctx // the client's own life, ended by Close
-	end  context.CancelFunc
-	wg   sync.WaitGroup
-	late atomic.Int64
+	life  context.Context //nolint:containedctx // the client's own life, ended by Close
+	end   context.CancelFunc
+	wg    sync.WaitGroup
+	stats ClientStats // accessed atomically
+}
+
+// ClientStats counts what happened to a client's messages since it was made.
+type ClientStats struct {
+	// Late is how many replies came when nobody waited for them any more.
+	Late uint64
+	// Canceled is how many servers were told that the caller has given up.
+	Canceled uint64
+	// Silent is how many calls failed with ErrSilent.
+	Silent uint64
 }
 
 // NewClient returns a client. It starts nothing: the reply topic is subscribed
@@ -57,26 +89,32 @@ func NewClient(bus Bus, cfg ClientConfig) *Client {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 60 * time.Second
 	}
+	if cfg.Silence == 0 {
+		cfg.Silence = 30 * time.Second
+	}
+	if cfg.CapsEvery <= 0 {
+		cfg.CapsEvery = time.Minute
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
 	life, end := context.WithCancel(context.Background())
-	return &Client{
+	c := &Client{
 		bus: bus, cfg: cfg, topic: "reply." + newID(),
-		pending: make(map[string]chan<- *message.Message), life: life, end: end,
+		pending: make(map[string]*waiter), life: life, end: end,
+	}
+	c.sender, _ = bus.(Sender)
+	return c
+}
+
+// Stats returns the counters. They are those of the moment, one by one.
+func (c *Client) Stats() ClientStats {
+	return ClientStats{
+		Late:     atomic.LoadUint64(&c.stats.Late),
+		Canceled: atomic.LoadUint64(&c.stats.Canceled),
+		Silent:   atomic.LoadUint64(&c.stats.Silent),
 	}
 }
-
-// Allows reports whether the client's cap lets it send what needs version v of
-// the interface, so that a caller can choose an older method instead.
-func (c *Client) Allows(i *Interface, v Version) bool {
-	limit, capped := c.cfg.Caps[i.Name]
-	return !capped || limit.Accepts(v)
-}
-
-// LateReplies returns how many replies came when nobody waited for them any
-// more.
-func (c *Client) LateReplies() int64 { return c.late.Load() }
 
 // Close ends the client: calls that wait fail with ErrClosed, although their
 // requests may have been executed. It waits for the client's goroutines. The
@@ -95,9 +133,12 @@ func (c *Client) Close() error {
 //
 // The errors are the handler's own, with [fault.IsRemote] true, and the
 // client's: ErrNoConsumer, Unavailable (not executed), Unknown (the connection
-// broke while sending: may have been executed), Timeout and Canceled (nothing
-// is known about the execution), ErrVersionCap, ErrClosed, Invalid if the
-// request cannot be encoded.
+// broke while sending, or ErrSilent: may have been executed), Timeout and
+// Canceled (nothing is known about the execution), ErrVersionCap, ErrClosed,
+// Invalid if the request cannot be encoded.
+//
+// If ctx is cancelled, the server is told, and cancels the handler's context;
+// whether that comes in time is not certain.
 func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Resp, error) {
 	resp, err := c.do(ctx, m.info(KindCall, host), req, func(b []byte) (any, error) {
 		out := new(Resp)
@@ -121,7 +162,7 @@ func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], ho
 // sending. The error, if any, is ErrVersionCap or ErrClosed; every other one
 // comes through the Pending.
 func Go[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Pending[Resp], error) {
-	if err := c.allowed(m.info(KindCall, host)); err != nil {
+	if err := c.allowed(ctx, m.info(KindCall, host)); err != nil {
 		return nil, err
 	}
 	p := &Pending[Resp]{done: make(chan struct{})}
@@ -180,46 +221,55 @@ func Fanout[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], 
 // do is the one way of all four verbs; the types are gone from here on. decode
 // is nil when no reply is expected.
 func (c *Client) do(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
-	if err := c.allowed(info); err != nil {
-		return nil, err
-	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.Timeout)
 		defer cancel()
 	}
+	if err := c.allowed(ctx, info); err != nil {
+		return nil, err
+	}
+	if len(c.cfg.Interceptors) == 0 {
+		return c.transmit(ctx, info, req, decode)
+	}
 	return chain(c.cfg.Interceptors, info, func(ctx context.Context, req any) (any, error) {
-		if decode == nil {
-			return nil, c.send(ctx, info, req)
-		}
-		return c.roundTrip(ctx, info, req, decode)
+		return c.transmit(ctx, info, req, decode)
 	})(ctx, req)
 }
 
-func (c *Client) allowed(info Info) error {
-	limit, capped := c.cfg.Caps[info.Interface]
-	if capped && !limit.Accepts(info.Version) {
-		return fmt.Errorf("%s needs version %s, capped at %s: %w", info, info.Version, limit, ErrVersionCap)
+func (c *Client) transmit(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
+	if decode != nil {
+		return c.roundTrip(ctx, info, req, decode)
 	}
+	m, err := encodeRequest(ctx, info, req)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.bus.Publish(topic(info.Kind, info.Interface, info.Host), m); err != nil {
+		return nil, fmt.Errorf("%s %s: %w", info.Kind, info, err)
+	}
+	return nil, nil //nolint:nilnil // a cast has no result
+}
+
+func (c *Client) allowed(ctx context.Context, info Info) error {
 	if c.life.Err() != nil {
 		return fmt.Errorf("%s: %w", info, ErrClosed)
+	}
+	limit, capped, err := c.capOf(ctx, info.Interface)
+	if err != nil {
+		return fmt.Errorf("%s: %w", info, err)
+	}
+	if capped && !limit.Accepts(info.Version) {
+		return fmt.Errorf("%s needs version %s, capped at %s: %w", info, info.Version, limit, ErrVersionCap)
 	}
 	return nil
 }
 
-func (c *Client) send(ctx context.Context, info Info, req any) error {
-	m, err := encodeRequest(ctx, info, req)
-	if err != nil {
-		return err
-	}
-	to := topic(info.Interface, info.Host)
-	if info.Kind == KindFanout {
-		to = topic(info.Interface, fanout)
-	}
-	if err := c.bus.Publish(to, m); err != nil {
-		return fmt.Errorf("%s %s: %w", info.Kind, info, err)
-	}
-	return nil
+// waiter is a call that waits.
+type waiter struct {
+	reply chan *message.Message // gets the reply
+	sent  chan error            // gets why the request was not sent, or may not have been
+	beat  chan struct{}         // gets signs of life; nil if nobody minds
 }
 
 func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
@@ -231,44 +281,121 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 	if err != nil {
 		return nil, err
 	}
+	w := &waiter{reply: make(chan *message.Message, 1), sent: make(chan error, 1)}
 	if d, ok := ctx.Deadline(); ok {
 		m.Metadata[MetaDeadline] = d.UTC().Format(time.RFC3339Nano)
+		if c.cfg.Silence > 0 && d.Sub(start) > c.cfg.Silence {
+			w.beat = make(chan struct{}, 1)
+			m.Metadata[MetaBeat] = (c.cfg.Silence / 2).String()
+		}
 	}
 	m.Metadata[MetaReplyTo] = c.topic
-	got := make(chan *message.Message, 1)
-	c.expect(m.UUID, got)
-	defer c.expect(m.UUID, nil)
-	if err := c.bus.Publish(topic(info.Interface, info.Host), m); err != nil {
+	c.expect(m.UUID, w)
+	defer c.forget(m.UUID)
+	to := topic(info.Kind, info.Interface, info.Host)
+	if c.sender != nil {
+		c.sender.Send(to, m, func(err error) { w.sent <- err })
+	} else if err := c.bus.Publish(to, m); err != nil {
+		w.sent <- err
+	}
+	r, err := c.await(ctx, w)
+	if err != nil {
+		if errors.Is(ctx.Err(), context.Canceled) {
+			c.cancel(ctx, info, m.UUID)
+		}
+		return nil, fmt.Errorf("call %s: %w after %v", info, err, time.Since(start).Round(time.Millisecond))
+	}
+	b, err := decodeReply(r)
+	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", info, err)
 	}
-	select {
-	case r := <-got:
-		b, err := decodeReply(r)
-		if err != nil {
-			return nil, fmt.Errorf("call %s: %w", info, err)
+	out, err := decode(b)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "call %s: decode the response: %w", info, err)
+	}
+	return out, nil
+}
+
+// await waits for the reply, or for a reason to give up.
+func (c *Client) await(ctx context.Context, w *waiter) (*message.Message, error) {
+	var silence *time.Timer
+	var silent <-chan time.Time
+	if w.beat != nil {
+		silence = time.NewTimer(c.cfg.Silence)
+		defer silence.Stop()
+		silent = silence.C
+	}
+	sent := w.sent
+	var unknown error
+	for {
+		select {
+		case r := <-w.reply:
+			return r, nil
+		case err := <-sent:
+			sent = nil
+			if err != nil && fault.CodeOf(err) != fault.Unknown {
+				return nil, err
+			}
+			if err != nil { // the reply may come all the same
+				unknown = err
+				t := time.NewTimer(graceTime)
+				defer t.Stop()
+				silent = t.C
+			}
+		case <-w.beat:
+			unknown = nil
+			silence.Reset(c.cfg.Silence)
+			silent = silence.C
+		case <-silent:
+			if unknown != nil {
+				return nil, unknown
+			}
+			atomic.AddUint64(&c.stats.Silent, 1)
+			return nil, fmt.Errorf("nothing was heard for %v: %w", c.cfg.Silence, ErrSilent)
+		case <-ctx.Done():
+			return nil, fault.New(fault.CodeOf(ctx.Err()), "no reply: %w", ctx.Err())
+		case <-c.life.Done():
+			return nil, fmt.Errorf("%w while it waited for the reply", ErrClosed)
 		}
-		out, err := decode(b)
-		if err != nil {
-			return nil, fault.New(fault.Internal, "call %s: decode the response: %w", info, err)
-		}
-		return out, nil
-	case <-ctx.Done():
-		return nil, fault.New(fault.CodeOf(ctx.Err()), "call %s: no reply within %v: %w",
-			info, time.Since(start).Round(time.Millisecond), ctx.Err())
-	case <-c.life.Done():
-		return nil, fmt.Errorf("call %s: %w while it waited for the reply", info, ErrClosed)
 	}
 }
 
-// expect sets or, with nil, removes the channel for the reply to a call.
-func (c *Client) expect(id string, ch chan<- *message.Message) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if ch == nil {
-		delete(c.pending, id)
-		return
+// cancel tells the server that nobody waits for a call any more. Which one of
+// several has it is not known: then all are told.
+func (c *Client) cancel(ctx context.Context, info Info, id string) {
+	info.Kind, info.Delivery = KindCancel, AtMostOnce
+	to := topic(KindCancel, info.Interface, info.Host)
+	if info.Host == Any {
+		info.Kind = KindFanout
+		info.Method = methodCancel
+		to = topic(KindFanout, info.Interface, Any)
 	}
-	c.pending[id] = ch
+	ctx = context.WithoutCancel(ctx)
+	c.spawn(func() {
+		ctx, stop := context.WithTimeout(ctx, graceTime)
+		defer stop()
+		m := about(ctx, "", id)
+		m.Metadata[MetaRPC] = info.mark()
+		d, _ := ctx.Deadline()
+		m.Metadata[MetaDeadline] = d.UTC().Format(time.RFC3339Nano)
+		if err := c.bus.Publish(to, m); err != nil {
+			c.cfg.Logger.DebugContext(ctx, "a server could not be told that its caller has given up", "method", info.String(), "error", err)
+			return
+		}
+		atomic.AddUint64(&c.stats.Canceled, 1)
+	})
+}
+
+func (c *Client) expect(id string, w *waiter) {
+	c.mu.Lock()
+	c.pending[id] = w
+	c.mu.Unlock()
+}
+
+func (c *Client) forget(id string) {
+	c.mu.Lock()
+	delete(c.pending, id)
+	c.mu.Unlock()
 }
 
 // listen makes sure that the reply topic exists. The first call subscribes;
@@ -310,7 +437,7 @@ func (c *Client) listen(ctx context.Context) error {
 func (c *Client) subscribe(ctx context.Context) error {
 	sub, cancel := context.WithCancel(c.life)
 	keep := context.AfterFunc(ctx, cancel)
-	replies, err := c.bus.Subscribe(sub, c.topic, Private, replySlots) //nolint:contextcheck // it outlives the call that needs it first
+	replies, err := c.bus.Subscribe(sub, Subscription{Topic: c.topic, Mode: Private, Slots: replySlots}) //nolint:contextcheck // it outlives the call that needs it first
 	if !keep() && err == nil {
 		err = fault.New(fault.CodeOf(ctx.Err()), "%w", ctx.Err())
 	}
@@ -327,18 +454,27 @@ func (c *Client) subscribe(ctx context.Context) error {
 // ends.
 func (c *Client) receive(replies <-chan *message.Message) {
 	for m := range replies {
-		m.Ack()
-		id := m.Metadata.Get(MetaCorrelation)
+		_ = Settle(m, true) // nobody else could take it
+		id := m.Metadata[MetaCorrelation]
+		beat := m.Metadata[MetaRPC] == KindBeat
 		c.mu.Lock()
-		ch := c.pending[id]
-		delete(c.pending, id)
-		c.mu.Unlock()
-		if ch == nil {
-			c.late.Add(1)
-			c.cfg.Logger.Debug("a reply came when nobody waited for it", "correlation_id", id)
-			continue
+		w := c.pending[id]
+		if w != nil && !beat {
+			delete(c.pending, id)
 		}
-		ch <- m // has room for it
+		c.mu.Unlock()
+		switch {
+		case w != nil && !beat:
+			w.reply <- m // has room for it
+		case beat && w != nil:
+			select {
+			case w.beat <- struct{}{}:
+			default: // the last one is still to be seen
+			}
+		case !beat:
+			atomic.AddUint64(&c.stats.Late, 1)
+			c.cfg.Logger.Debug("a reply came when nobody waited for it", "correlation_id", id)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -38,7 +39,8 @@ func parseVersion(s string) (Version, error) {
 // Interface is a named, versioned set of methods that one kind of server
 // offers. Its name is part of the names of queues, so it never changes.
 type Interface struct {
-	// Name is what the queues are called, such as "backup". It has no spaces.
+	// Name is what the queues are called, such as "backup". It has no spaces and
+	// no characters that are special in a broker's names: * # > /.
 	Name string
 	// Version is the newest version that this source tree implements.
 	Version Version
@@ -78,7 +80,8 @@ func (d Delivery) String() string {
 type Method[Req, Resp any] struct {
 	// Interface is the set the method belongs to. Required.
 	Interface *Interface
-	// Name is the method's name on the wire, unique in the interface. Required.
+	// Name is the method's name on the wire, unique in the interface. It has no
+	// spaces, no dots and no @. Required.
 	Name string
 	// Since is the version of the interface that brought the method. A server
 	// of an older version refuses the call with ErrUnsupportedVersion.
@@ -86,6 +89,9 @@ type Method[Req, Resp any] struct {
 	// Delivery is what is promised when a server dies. Default AtMostOnce.
 	// It counts for casts; a call is only as safe as its caller, who waits.
 	Delivery Delivery
+	// Timeout is how long a handler may run before its context ends. Default: a
+	// call's until its deadline, any other as long as the bus allows.
+	Timeout time.Duration
 }
 
 func (m Method[Req, Resp]) info(kind, host string) Info {
@@ -94,8 +100,8 @@ func (m Method[Req, Resp]) info(kind, host string) Info {
 
 // Errors that the package makes itself. errors.Is matches them on both sides.
 var (
-	// ErrNoConsumer: nobody has ever listened on that topic, or the queue is
-	// gone. The request was not executed.
+	// ErrNoConsumer: no server is there. For a call: none now. For a cast: there
+	// never was one. The request was not executed.
 	ErrNoConsumer = fault.Sentinel(fault.Unavailable, "NoConsumer", "nobody listens")
 	// ErrNoSuchMethod: the server does not know the method.
 	ErrNoSuchMethod = fault.Sentinel(fault.Unimplemented, "NoSuchMethod", "no such method")
@@ -104,6 +110,9 @@ var (
 	ErrUnsupportedVersion = fault.Sentinel(fault.Unimplemented, "UnsupportedVersion", "unsupported version")
 	// ErrVersionCap: the client's own cap forbids the method. Nothing was sent.
 	ErrVersionCap = fault.Sentinel(fault.Precondition, "VersionCap", "the version cap forbids it")
+	// ErrSilent: the server of a long call was not heard of for
+	// ClientConfig.Silence. The request may have been executed.
+	ErrSilent = fault.Sentinel(fault.Unknown, "Silent", "the server is silent")
 	// ErrClosed: the client or the bus was closed. Nothing was sent.
 	ErrClosed = fault.Sentinel(fault.Unavailable, "Closed", "closed")
 )

@@ -1,17 +1,17 @@
 package rpc
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"reflect"
 	"runtime/debug"
-	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -31,6 +31,12 @@ type ServerConfig struct {
 	// is free is not taken from the bus, so that an idle sibling gets it.
 	// Default 64.
 	MaxInFlight int
+	// MaxTries is how often a cast of an AtLeastOnce method is tried before it
+	// becomes a dead letter. Default 10, which takes about a minute.
+	MaxTries int
+	// Dedup remembers the casts of AtLeastOnce methods that have been handled.
+	// Default NewDedup(0, 0), in this process.
+	Dedup Dedup
 	// Interceptors stand around each handler, the first outermost.
 	Interceptors []Interceptor
 	// Logger gets what no caller hears. Default slog.Default().
@@ -41,12 +47,6 @@ const (
 	// replyTime is how long a reply is tried that the caller's topic does not
 	// take: time enough for the caller to restore its connection.
 	replyTime = 10 * time.Second
-	// A delivery of an AtLeastOnce method that failed is given back after
-	// minRedeliver, doubled each time up to maxRedeliver, with jitter.
-	minRedeliver = 100 * time.Millisecond
-	maxRedeliver = 30 * time.Second
-	// maxFailures is how many messages' failures are remembered.
-	maxFailures = 10_000
 	// stopGrace is how long Stop waits for handlers whose contexts it
 	// cancelled.
 	stopGrace = time.Second
@@ -57,9 +57,11 @@ const (
 // methods are safe for concurrent use.
 type Server struct {
 	bus     Bus
+	sender  Sender // the bus, if it is one
 	cfg     ServerConfig
 	methods map[string]endpoint
 	slots   chan struct{} // a token for each running handler
+	limit   time.Duration // of a handler of an AtLeastOnce method; zero: none
 
 	mu       sync.Mutex
 	started  bool
@@ -67,60 +69,118 @@ type Server struct {
 	abort    context.CancelFunc // cancels the handlers
 	stopping chan struct{}
 	done     chan struct{} // closed when intake and handlers have ended
-	running  map[*request]struct{}
-	failures map[string]int // by message id: failed deliveries of AtLeastOnce methods
+	running  map[string]*request
+	dead     bool           // the topic of dead letters exists
+	wg       sync.WaitGroup // handlers, and replies under way
+	stats    ServerStats    // accessed atomically
+}
+
+// ServerStats counts what happened to a server's messages since it was made.
+type ServerStats struct {
+	// InFlight is how many handlers run now.
+	InFlight uint64
+	// Expired is how many requests were not run because their deadline had passed.
+	Expired uint64
+	// Canceled is how many running handlers were cancelled by their callers.
+	Canceled uint64
+	// Redelivered is how many casts were given back to be tried again.
+	Redelivered uint64
+	// Duplicate is how many casts were not run because they had been.
+	Duplicate uint64
+	// DeadLettered is how many messages became dead letters, Malformed how many
+	// of them could not be read.
+	DeadLettered, Malformed uint64
+	// LostReplies is how many replies no caller took.
+	LostReplies uint64
 }
 
 // endpoint is a method whose types are erased.
 type endpoint struct {
 	since    Version
 	delivery Delivery
+	timeout  time.Duration
+	types    [2]reflect.Type // of request and response
 	decode   func([]byte) (any, error)
 	call     func(context.Context, any) (any, error)
 }
 
+// limiter is a bus on which an unacknowledged message is taken away from its
+// receiver after some time.
+type limiter interface{ ConsumerTimeout() time.Duration }
+
 // NewServer returns a server without handlers. It starts nothing. It panics if
 // cfg lacks an interface or names a host that cannot be one.
 func NewServer(bus Bus, cfg ServerConfig) *Server {
-	switch {
-	case cfg.Interface == nil || cfg.Interface.Name == "":
-		panic("rpc: NewServer without an interface")
-	case cfg.Host == fanout:
-		panic(`rpc: a server cannot be called "fanout": that reaches all of them`)
+	if cfg.Interface == nil || cfg.Interface.Name == "" || strings.Contains(cfg.Interface.Name, " ") {
+		panic("rpc: NewServer without an interface, or with one whose name has a space")
+	}
+	if text := checkHost(cfg.Host); text != "" {
+		panic("rpc: " + text)
 	}
 	if cfg.MaxInFlight <= 0 {
 		cfg.MaxInFlight = 64
 	}
+	if cfg.MaxTries <= 0 {
+		cfg.MaxTries = 10
+	}
+	if cfg.Dedup == nil {
+		cfg.Dedup = NewDedup(0, 0)
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Server{
+	s := &Server{
 		bus: bus, cfg: cfg,
 		methods:  make(map[string]endpoint),
 		slots:    make(chan struct{}, cfg.MaxInFlight),
 		stopping: make(chan struct{}),
 		done:     make(chan struct{}),
-		running:  make(map[*request]struct{}),
-		failures: make(map[string]int),
+		running:  make(map[string]*request),
 	}
+	s.sender, _ = bus.(Sender)
+	if l, ok := bus.(limiter); ok {
+		s.limit = l.ConsumerTimeout()
+	}
+	for _, name := range []string{methodPing, methodDescribe} {
+		m := builtin(cfg.Interface, name)
+		s.add(m.info("", ""), erase(m, func(context.Context, *None) (*Description, error) {
+			if name == methodPing {
+				return &Description{}, nil
+			}
+			return s.describe(), nil
+		}))
+	}
+	return s
 }
 
 // Handle makes the server answer m with h. The context that h gets carries the
-// caller's deadline and its [reqctx.Request]; it is cancelled at the end of
-// [Server.Stop]. An error that h returns travels to the caller with its code,
-// reason and text. A panic becomes an Internal error.
+// caller's deadline and its [reqctx.Request]; it is cancelled when the caller
+// gives up, and at the end of [Server.Stop]. An error that h returns travels to
+// the caller with its code, reason and text. A panic becomes an Internal error.
 //
 // If m is [AtLeastOnce] and the message was a cast, an error has it delivered
-// again, later, unless its code says that this is no use: Invalid,
-// Unauthenticated, Denied, NotFound, Conflict, Precondition, Unimplemented.
+// again, later, up to ServerConfig.MaxTries times, unless its code says that
+// this is no use: Invalid, Unauthenticated, Denied, NotFound, Conflict,
+// Precondition, Unimplemented. What is given up becomes a dead letter, see
+// [DeadLetters].
 //
 // Handle panics, for it is a programmer's error, if the method has a handler
-// already, belongs to another interface or needs a newer version than the
-// interface has, or if the server was started.
+// already, has a name that cannot be one, belongs to another interface or needs
+// a newer version than the interface has, or if the server was started.
 func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) {
-	s.handle(m.info("", ""), endpoint{
+	info := m.info("", "")
+	if info.Method == "" || strings.ContainsAny(info.Method, " .@") {
+		panic(fmt.Sprintf("rpc: method %q has a name with a space, a dot or an @, or none", info.Method))
+	}
+	s.add(info, erase(m, h))
+}
+
+func erase[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) endpoint {
+	return endpoint{
 		since:    m.Since,
 		delivery: m.Delivery,
+		timeout:  m.Timeout,
+		types:    [2]reflect.Type{reflect.TypeFor[Req](), reflect.TypeFor[Resp]()},
 		decode: func(b []byte) (any, error) {
 			req := new(Req)
 			if len(b) == 0 {
@@ -139,10 +199,10 @@ func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Contex
 			}
 			return resp, nil
 		},
-	})
+	}
 }
 
-func (s *Server) handle(info Info, e endpoint) {
+func (s *Server) add(info Info, e endpoint) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, dup := s.methods[info.Method]
@@ -159,14 +219,38 @@ func (s *Server) handle(info Info, e endpoint) {
 	s.methods[info.Method] = e
 }
 
+// Stats returns the counters. They are those of the moment, one by one.
+func (s *Server) Stats() ServerStats {
+	st := &s.stats
+	return ServerStats{
+		InFlight:     atomic.LoadUint64(&st.InFlight),
+		Expired:      atomic.LoadUint64(&st.Expired),
+		Canceled:     atomic.LoadUint64(&st.Canceled),
+		Redelivered:  atomic.LoadUint64(&st.Redelivered),
+		Duplicate:    atomic.LoadUint64(&st.Duplicate),
+		DeadLettered: atomic.LoadUint64(&st.DeadLettered),
+		Malformed:    atomic.LoadUint64(&st.Malformed),
+		LostReplies:  atomic.LoadUint64(&st.LostReplies),
+	}
+}
+
 // Start subscribes to the interface's topics and returns when messages for the
-// server are kept for it. It fails with Unavailable if the bus is away, and with
-// Precondition if it was called before. ctx bounds only the call itself.
+// server are kept for it. It fails with Unavailable if the bus is away, with
+// Precondition if it was called before, and with Invalid if an AtLeastOnce
+// method may run for longer than the bus leaves a message with its receiver:
+// then it would be delivered again while it runs. ctx bounds only the call
+// itself.
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.started {
 		return fault.New(fault.Precondition, "rpc server %s was started before", s.cfg.Interface.Name)
+	}
+	for name, e := range s.methods {
+		if e.delivery == AtLeastOnce && s.limit > 0 && e.timeout >= s.limit {
+			return fault.New(fault.Invalid, "method %s.%s may run for %v, but the bus takes a message away from its receiver after %v: "+
+				"give the method a shorter time-out, or the bus a longer consumer time-out", s.cfg.Interface.Name, name, e.timeout, s.limit)
+		}
 	}
 	life := context.WithoutCancel(ctx)
 	sub, intake := context.WithCancel(life)
@@ -186,32 +270,41 @@ func (s *Server) Start(ctx context.Context) error {
 	return nil
 }
 
-// subscribe returns the channels of the three topics; those not wanted are nil.
-func (s *Server) subscribe(ctx context.Context) (in [3]<-chan *message.Message, err error) {
-	name := s.cfg.Interface.Name
-	topics := []struct {
-		topic string
-		mode  Mode
-	}{{topic(name, Any), Shared}, {topic(name, fanout), Each}}
-	if s.cfg.Host != Any {
-		topics = append(topics, struct {
-			topic string
-			mode  Mode
-		}{topic(name, s.cfg.Host), Shared})
+// inlet is a topic that the server takes messages from. ch is nil if there is
+// none, or no longer.
+type inlet struct {
+	topic string
+	ch    <-chan *message.Message
+}
+
+// subscribe returns the topics of the server, those of its own name last.
+func (s *Server) subscribe(ctx context.Context) (in [4]inlet, err error) {
+	name, host := s.cfg.Interface.Name, s.cfg.Host
+	subs := []Subscription{
+		{Topic: topic(KindCast, name, Any)},
+		{Topic: topic(KindCall, name, Any), Mode: Live},
 	}
-	for i, t := range topics {
-		if in[i], err = s.bus.Subscribe(ctx, t.topic, t.mode, s.cfg.MaxInFlight); err != nil {
-			return in, fmt.Errorf("subscribe to %s: %w", t.topic, err)
+	if host == Any {
+		subs = append(subs, Subscription{Topic: name + "." + newID() + suffixCalls, Mode: Private, Fanout: topic(KindFanout, name, Any)})
+	} else {
+		subs = append(subs,
+			Subscription{Topic: topic(KindCall, name, host), Mode: Live, Fanout: topic(KindFanout, name, Any)},
+			Subscription{Topic: topic(KindCast, name, host)})
+	}
+	for i, sub := range subs {
+		sub.Slots = s.cfg.MaxInFlight
+		in[i].topic = sub.Topic
+		if in[i].ch, err = s.bus.Subscribe(ctx, sub); err != nil {
+			return in, fmt.Errorf("subscribe to %s: %w", sub.Topic, err)
 		}
 	}
 	return in, nil
 }
 
 // run takes messages while there are free slots, until the subscriptions end.
-func (s *Server) run(work context.Context, in [3]<-chan *message.Message) {
+func (s *Server) run(work context.Context, in [4]inlet) {
 	defer close(s.done)
-	var wg sync.WaitGroup
-	defer wg.Wait()
+	defer s.wg.Wait()
 	for {
 		select {
 		case s.slots <- struct{}{}:
@@ -222,65 +315,105 @@ func (s *Server) run(work context.Context, in [3]<-chan *message.Message) {
 		var i int
 		var ok bool
 		select { // a closed or unwanted topic is nil, and so never ready
-		case m, ok = <-in[0]:
+		case m, ok = <-in[0].ch:
 			i = 0
-		case m, ok = <-in[1]:
+		case m, ok = <-in[1].ch:
 			i = 1
-		case m, ok = <-in[2]:
+		case m, ok = <-in[2].ch:
 			i = 2
+		case m, ok = <-in[3].ch:
+			i = 3
 		case <-s.stopping:
 			return
 		}
 		if !ok {
-			in[i] = nil
+			in[i].ch = nil
 			<-s.slots
 			continue
 		}
-		wg.Go(func() { s.serve(work, m) })
+		from := in[i].topic
+		s.wg.Go(func() { s.serve(work, m, from) })
 	}
 }
 
 // serve handles one message. It gives the slot back when the handler has
 // returned, before the reply is sent.
-func (s *Server) serve(work context.Context, m *message.Message) {
-	release := sync.OnceFunc(func() { <-s.slots })
+func (s *Server) serve(work context.Context, m *message.Message, from string) {
+	held := true
+	release := func() {
+		if held {
+			held = false
+			<-s.slots
+		}
+	}
 	defer release()
-	log := s.cfg.Logger
 	r, err := decodeRequest(m)
-	if err != nil { // again and again it would be unreadable
-		log.Error("dropped a message that cannot be read", "interface", s.cfg.Interface.Name, "id", m.UUID, "error", err)
-		m.Ack()
+	if err != nil {
+		release()
+		s.malformed(work, m, from, err)
+		return
+	}
+	r.topic = from
+	if r.info.Kind == KindCancel || r.info.Method == methodCancel {
+		_ = Settle(m, true) // if it comes again it does nothing again
+		s.cancel(r.about)
 		return
 	}
 	ctx := reqctx.With(work, r.from)
-	if !r.deadline.IsZero() {
-		if !time.Now().Before(r.deadline) {
-			m.Ack()
-			log.DebugContext(ctx, "dropped an expired request", "method", r.info.String(), "deadline", r.deadline)
-			return
-		}
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, r.deadline)
-		defer cancel()
-	}
 	e, known := s.methods[r.info.Method]
-	again := known && e.delivery == AtLeastOnce && r.info.Kind == KindCast
-	if !again {
-		m.Ack()
+	again := r.info.Kind == KindCast && (known && e.delivery == AtLeastOnce || r.info.Delivery == AtLeastOnce)
+	ctx, r.stop = s.limited(ctx, r, e, again)
+	defer r.stop()
+	if !r.deadline.IsZero() && !time.Now().Before(r.deadline) {
+		_ = Settle(m, true) // if it comes again it has expired again
+		atomic.AddUint64(&s.stats.Expired, 1)
+		s.cfg.Logger.DebugContext(ctx, "dropped an expired request", "method", r.info.String(), "deadline", r.deadline)
+		return
 	}
-	s.track(r, true)
+	if again {
+		open, err := s.once(ctx, m, r, e, known)
+		release()
+		if open {
+			s.settle(ctx, work, m, r, err)
+		}
+		return
+	}
+	if err := Settle(m, true); err != nil {
+		s.cfg.Logger.DebugContext(ctx, "left a message to its next delivery: it cannot be acknowledged", "method", r.info.String(), "error", err)
+		return
+	}
+	if !s.track(r) {
+		return // another copy of it runs: only a bus that is no at-most-once bus sends two
+	}
+	endBeat := s.beats(work, r)
 	resp, err := s.invoke(ctx, r, e, known)
-	s.track(r, false)
+	endBeat()
+	s.untrack(r)
 	release()
-
 	switch {
-	case again:
-		s.settle(ctx, m, r, err)
-	case r.replyTo != "":
-		s.reply(ctx, work.Done(), r, resp, err)
-	case err != nil:
-		log.ErrorContext(ctx, "a handler failed, and no caller waits for the error", "method", r.info.String(), "kind", r.info.Kind, "error", err)
+	case r.replyTo != "" && !r.gone.Load():
+		s.reply(work, r, resp, err)
+	case err != nil && r.replyTo == "":
+		s.cfg.Logger.ErrorContext(ctx, "a handler failed, and no caller waits for the error", "method", r.info.String(), "kind", r.info.Kind, "error", err)
 	}
+}
+
+// limited returns the handler's context, and what ends it.
+func (s *Server) limited(ctx context.Context, r *request, e endpoint, again bool) (context.Context, context.CancelFunc) {
+	end := r.deadline
+	limit := e.timeout
+	if again && limit == 0 && s.limit > 0 {
+		limit = s.limit - s.limit/10 // leaves time to settle
+	}
+	if limit > 0 {
+		if t := time.Now().Add(limit); end.IsZero() || t.Before(end) {
+			end = t
+		}
+	}
+	if end.IsZero() {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, end)
 }
 
 // invoke runs the handler behind the interceptors.
@@ -302,95 +435,136 @@ func (s *Server) invoke(ctx context.Context, r *request, e endpoint, known bool)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%s: decode the request: %w", r.info, err)
 	}
+	if len(s.cfg.Interceptors) == 0 {
+		return e.call(ctx, req)
+	}
 	return chain(s.cfg.Interceptors, r.info, e.call)(ctx, req)
 }
 
-// settle ends the delivery of an AtLeastOnce cast, or gives it back after a
-// while.
-func (s *Server) settle(ctx context.Context, m *message.Message, r *request, err error) {
-	if err == nil || final(err) {
-		if err != nil {
-			s.cfg.Logger.ErrorContext(ctx, "gave a cast up: to run it again is no use", "method", r.info.String(), "error", err)
-		}
-		s.mu.Lock()
-		delete(s.failures, m.UUID)
-		s.mu.Unlock()
-		m.Ack()
-		return
-	}
+// track notes that r runs, unless a message of the same id does.
+func (s *Server) track(r *request) bool {
+	r.since = time.Now()
 	s.mu.Lock()
-	if len(s.failures) >= maxFailures { // of messages that a sibling took over, most likely
-		clear(s.failures)
+	defer s.mu.Unlock()
+	if _, dup := s.running[r.id]; dup {
+		return false
 	}
-	s.failures[m.UUID]++
-	n := s.failures[m.UUID]
-	s.mu.Unlock()
-	wait := min(minRedeliver<<min(n-1, 16), maxRedeliver)
-	wait = wait/2 + rand.N(wait/2)
-	s.cfg.Logger.WarnContext(ctx, "a cast failed and is delivered again", "method", r.info.String(), "failures", n, "after", wait, "error", err)
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-s.stopping:
-	}
-	m.Nack()
+	s.running[r.id] = r
+	atomic.StoreUint64(&s.stats.InFlight, uint64(len(s.running)))
+	return true
 }
 
-// final reports whether running the same request again is no use.
-func final(err error) bool {
-	switch fault.CodeOf(err) {
-	case fault.Invalid, fault.Unauthenticated, fault.Denied, fault.NotFound, fault.Conflict, fault.Precondition, fault.Unimplemented:
-		return true
-	default:
-		return false
+func (s *Server) untrack(r *request) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.running, r.id)
+	atomic.StoreUint64(&s.stats.InFlight, uint64(len(s.running)))
+}
+
+// cancel ends the context of a running call whose caller has given up.
+func (s *Server) cancel(id string) {
+	s.mu.Lock()
+	r := s.running[id]
+	s.mu.Unlock()
+	if r != nil && r.replyTo != "" && r.gone.CompareAndSwap(false, true) {
+		atomic.AddUint64(&s.stats.Canceled, 1)
+		r.stop()
+	}
+}
+
+// beats tells the caller from time to time that its call is worked on, until the
+// function that it returns is called.
+func (s *Server) beats(work context.Context, r *request) (end func()) {
+	if r.beat == 0 || r.replyTo == "" {
+		return func() {}
+	}
+	every := max(r.beat, 10*time.Millisecond)
+	stop, ended := make(chan struct{}), make(chan struct{})
+	t := time.AfterFunc(every, func() {
+		defer close(ended)
+		tick := time.NewTicker(every)
+		defer tick.Stop()
+		for {
+			ctx, cancel := context.WithTimeout(work, every)
+			err := s.bus.Publish(r.replyTo, about(ctx, KindBeat, r.id))
+			cancel()
+			if err != nil {
+				s.cfg.Logger.Debug("a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
+			}
+			select {
+			case <-tick.C:
+			case <-stop:
+				return
+			}
+		}
+	})
+	return func() {
+		close(stop)
+		if !t.Stop() {
+			<-ended
+		}
 	}
 }
 
 // reply sends the result. It outlives the handler's context: a call answered in
-// its last moment, or while the server stops, is answered. After the server was
-// aborted it is tried once, and not for long.
-func (s *Server) reply(ctx context.Context, aborted <-chan struct{}, r *request, resp any, err error) {
+// its last moment, or while the server stops, is answered.
+func (s *Server) reply(work context.Context, r *request, resp any, err error) {
+	m := encodeReply(context.Background(), r.id, resp, err) //nolint:contextcheck // work has ended when the server is aborted
+	if s.sender == nil {
+		s.replyUntil(work, r, m, nil)
+		return
+	}
+	s.wg.Add(1)
+	s.sender.Send(r.replyTo, m, func(perr error) {
+		if perr == nil {
+			s.wg.Done()
+			return
+		}
+		go func() { // the counter is still held
+			defer s.wg.Done()
+			s.replyUntil(work, r, m, perr)
+		}()
+	})
+}
+
+// replyUntil sends a reply until it is taken, or nobody waits any more. perr is
+// how the first attempt failed, if one was made. After the server was aborted it
+// is tried once, and not for long.
+func (s *Server) replyUntil(work context.Context, r *request, m *message.Message, perr error) {
 	end := time.Now().Add(replyTime)
 	if !r.deadline.IsZero() && r.deadline.Before(end) {
 		end = r.deadline // nobody waits longer
 	}
-	select {
-	case <-aborted:
+	if work.Err() != nil {
 		end = time.Now().Add(stopGrace / 2)
-	default:
 	}
-	ctx, cancel := context.WithDeadline(context.WithoutCancel(ctx), end)
+	ctx, cancel := context.WithDeadline(context.Background(), end)
 	defer cancel()
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		perr := s.bus.Publish(r.replyTo, encodeReply(ctx, r.id, resp, err))
 		if perr == nil {
-			return
+			again := m.Copy()
+			again.SetContext(ctx) //nolint:contextcheck // as above
+			if perr = s.bus.Publish(r.replyTo, again); perr == nil {
+				return
+			}
 		}
 		t := time.NewTimer(wait/2 + rand.N(wait/2))
 		select {
 		case <-t.C:
-			if errors.Is(perr, ErrNoConsumer) {
-				continue // the caller may be restoring its topic
+			// The caller may be restoring its topic, the bus its connection.
+			if c := fault.CodeOf(perr); (c == fault.Unavailable || c == fault.Unknown) && !errors.Is(perr, ErrClosed) {
+				perr = nil
+				continue
 			}
 		case <-ctx.Done():
 			t.Stop()
-		case <-aborted:
+		case <-work.Done():
 			t.Stop()
 		}
-		s.cfg.Logger.WarnContext(ctx, "the reply was lost", "method", r.info.String(), "error", perr)
+		atomic.AddUint64(&s.stats.LostReplies, 1)
+		s.cfg.Logger.Warn("the reply was lost", "method", r.info.String(), "request_id", r.from.ID, "error", perr)
 		return
 	}
-}
-
-func (s *Server) track(r *request, on bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if on {
-		s.running[r] = struct{}{}
-		return
-	}
-	delete(s.running, r)
 }
 
 // Stop takes no new message, waits until the handlers have returned and their
@@ -428,19 +602,15 @@ func (s *Server) Stop(ctx context.Context) error {
 	return fault.New(fault.CodeOf(ctx.Err()), "stop rpc server %s: cut off %s: %w", s.cfg.Interface.Name, cut, ctx.Err())
 }
 
-// inFlight lists what runs now.
+// inFlight names what runs now.
 func (s *Server) inFlight() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var list []string
-	for r := range s.running {
-		list = append(list, fmt.Sprintf("%s (request %s)", r.info.Method, r.from.ID))
-	}
+	list := s.Running()
 	if len(list) == 0 {
 		return "replies that the bus does not take"
 	}
-	slices.Sort(list)
-	var out bytes.Buffer
-	fmt.Fprintf(&out, "%d handlers: %s", len(list), strings.Join(list, ", "))
-	return out.String()
+	names := make([]string, len(list))
+	for i, r := range list {
+		names[i] = fmt.Sprintf("%s (request %s)", r.Method, r.RequestID)
+	}
+	return fmt.Sprintf("%d handlers: %s", len(list), strings.Join(names, ", "))
 }

@@ -10,10 +10,15 @@
 // message is confirmed by the broker and, unless it is a fanout, returned when
 // no queue takes it.
 //
-// A Shared topic is a durable queue "<exchange>.<topic>", a Private one an
-// exclusive queue of that name, an Each one a durable fanout exchange of that
-// name with an exclusive queue for each subscriber. A message's UUID and
-// metadata are AMQP headers in the format of watermill-amqp.
+// The queues, whose properties are fixed:
+//
+//	Shared   <exchange>.<topic>   durable; a quorum queue with Config.Quorum
+//	Live     <exchange>.<topic>   durable, x-expires 10 s
+//	Private  <exchange>.<topic>   exclusive
+//	fanout   <exchange>.<topic>   a durable fanout exchange
+//
+// A message's UUID and metadata are AMQP headers in the format of
+// watermill-amqp; docs/wire.md has the details.
 package amqpbus
 
 import (
@@ -26,7 +31,6 @@ import (
 	"net/url"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -49,8 +53,19 @@ type Config struct {
 	// TLS is for amqps URLs. Default: the system's roots and the URL's host
 	// name.
 	TLS *tls.Config
-	// Channels is how many channels publish side by side. Default 4.
+	// Channels is how many channels publish side by side. Default 2.
 	Channels int
+	// Quorum makes the queues of Shared topics quorum queues, which survive the
+	// loss of a broker of the cluster. Queues that exist keep their type: they
+	// must be deleted first.
+	Quorum bool
+	// ConsumerTimeout is the broker's consumer_timeout, after which it takes a
+	// message that was not acknowledged away from its consumer. A server refuses
+	// AtLeastOnce methods that may take longer. Default 30 min, as the broker's.
+	ConsumerTimeout time.Duration
+	// ProbeEvery is how often each queue is looked after, on average. Default
+	// 10 s.
+	ProbeEvery time.Duration
 	// ConnectTimeout bounds how long Start and Subscribe wait for a broker
 	// that is away. Default 10 s.
 	ConnectTimeout time.Duration
@@ -64,17 +79,29 @@ type Config struct {
 // Bus is an [rpc.Bus] over RabbitMQ, and a service part. It is safe for
 // concurrent use.
 type Bus struct {
-	cfg  Config
-	pub  *link
-	sub  *link
-	outs []*publisher
-	next atomic.Uint64
+	cfg Config
+	pub *link
+	sub *link
+	out chan *outgoing // to whichever publisher is free
 
 	life context.Context //nolint:containedctx // the bus's own life, ended by Close
 	end  context.CancelFunc
-	mu   sync.Mutex // guards started and the start of goroutines
-	up   bool
 	wg   sync.WaitGroup
+
+	mu        sync.Mutex // also held when a goroutine is started
+	up        bool
+	consumers map[*consumer]bool
+
+	gate   sync.RWMutex // held for reading when something is put into out
+	closed bool         // nothing may be put into out
+}
+
+// Stats counts what happened to a bus since it was made.
+type Stats struct {
+	// Reconnects is how often a lost connection was replaced.
+	Reconnects uint64
+	// Blocked is whether the broker takes no messages now.
+	Blocked bool
 }
 
 // New returns a bus that is not connected. The error, with code Invalid, names
@@ -92,7 +119,13 @@ func New(cfg Config) (*Bus, error) {
 		cfg.Exchange = "armature"
 	}
 	if cfg.Channels <= 0 {
-		cfg.Channels = 4
+		cfg.Channels = 2
+	}
+	if cfg.ConsumerTimeout <= 0 {
+		cfg.ConsumerTimeout = 30 * time.Minute
+	}
+	if cfg.ProbeEvery <= 0 {
+		cfg.ProbeEvery = 10 * time.Second
 	}
 	if cfg.ConnectTimeout <= 0 {
 		cfg.ConnectTimeout = 10 * time.Second
@@ -103,12 +136,9 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	b := &Bus{cfg: cfg}
+	b := &Bus{cfg: cfg, out: make(chan *outgoing, 64), consumers: make(map[*consumer]bool)}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.pub, b.sub = newLink("publish", cfg), newLink("consume", cfg)
-	for range cfg.Channels {
-		b.outs = append(b.outs, &publisher{link: b.pub})
-	}
 	return b, nil
 }
 
@@ -147,6 +177,10 @@ func (b *Bus) Start(ctx context.Context) error {
 	for _, l := range []*link{b.pub, b.sub} {
 		b.wg.Go(func() { l.run(b.life) })
 	}
+	for range b.cfg.Channels {
+		p := &publisher{link: b.pub, in: b.out}
+		b.wg.Go(func() { p.run(b.life) })
+	}
 	b.mu.Unlock()
 
 	start := time.Now()
@@ -173,15 +207,54 @@ func (b *Bus) Close() error {
 	b.mu.Lock()
 	b.end()
 	b.mu.Unlock()
+	b.gate.Lock()
+	b.closed = true
+	b.gate.Unlock()
 	b.wg.Wait()
-	return nil
+	for {
+		select {
+		case o := <-b.out:
+			if o.abandon() {
+				o.settled(rpc.ErrClosed)
+			}
+		default:
+			return nil
+		}
+	}
 }
 
-// Check returns nil if the bus is connected, and Unavailable with what is wrong
-// if not. It does not block.
+// ConsumerTimeout returns Config.ConsumerTimeout.
+func (b *Bus) ConsumerTimeout() time.Duration { return b.cfg.ConsumerTimeout }
+
+// Stats returns the counters.
+func (b *Bus) Stats() Stats {
+	st := Stats{Blocked: b.pub.blocked.Load() || b.sub.blocked.Load()}
+	for _, l := range []*link{b.pub, b.sub} {
+		if n := l.dials.Load(); n > 1 {
+			st.Reconnects += n - 1
+		}
+	}
+	return st
+}
+
+func (b *Bus) drop(c *consumer) {
+	b.mu.Lock()
+	delete(b.consumers, c)
+	b.mu.Unlock()
+}
+
+// Check returns nil if the bus is connected and all its queues are consumed, and
+// Unavailable with what is wrong if not. It does not block.
 func (b *Bus) Check(context.Context) error {
 	for _, l := range []*link{b.pub, b.sub} {
 		if err := l.check(); err != nil {
+			return err
+		}
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for c := range b.consumers {
+		if err := c.check(); err != nil {
 			return err
 		}
 	}
@@ -201,50 +274,133 @@ func (b *Bus) Publish(topic string, messages ...*message.Message) error {
 }
 
 func (b *Bus) publish(topic string, m *message.Message) error {
-	if b.life.Err() != nil {
-		return rpc.ErrClosed
-	}
 	ctx := m.Context()
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(b.life, cancel)()
+	return b.persist(b.outgoing(ctx, topic, m), nil)
+}
 
-	out := outgoing{id: m.UUID, key: b.name(topic), body: marshal(m)}
-	if m.Metadata.Get(rpc.MetaKind) == rpc.KindFanout {
-		out.exchange, out.key = out.key, ""
+// Send publishes one message without waiting for its confirmation, see
+// [rpc.Sender]. A message whose context has no deadline waits 60 s for a broker
+// that is away.
+func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
+	o := b.outgoing(m.Context(), topic, m)
+	o.settled = func(err error) {
+		if err == nil || !o.mayRepeat(err) || !b.spawn(func() {
+			ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
+			defer cancel()
+			settled(wrap(topic, b.persist(b.outgoing(ctx, topic, m), err)))
+		}) {
+			settled(wrap(topic, err))
+		}
 	}
+	ctx := o.ctx
+	if len(b.out) == cap(b.out) {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Minute)
+		defer cancel()
+	}
+	if err := b.push(ctx, o); err != nil {
+		settled(wrap(topic, err))
+	}
+}
+
+func wrap(topic string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("publish to %s: %w", topic, err)
+}
+
+func (b *Bus) outgoing(ctx context.Context, topic string, m *message.Message) *outgoing {
+	o := &outgoing{ctx: ctx, id: m.UUID, key: b.name(topic), body: b.marshal(m)}
+	if rpc.KindOf(m) == rpc.KindFanout {
+		o.exchange, o.key = o.key, ""
+	}
+	return o
+}
+
+// push hands a message to a publisher.
+func (b *Bus) push(ctx context.Context, o *outgoing) error {
+	b.gate.RLock()
+	defer b.gate.RUnlock()
+	if b.closed {
+		return rpc.ErrClosed
+	}
+	select {
+	case b.out <- o:
+		return nil
+	case <-ctx.Done():
+		return notSent(ctx.Err())
+	case <-b.life.Done():
+		return rpc.ErrClosed
+	}
+}
+
+// mayRepeat reports whether a message whose sending ended with err may be sent
+// again: certainly not sent, or to be delivered at least once.
+func (o *outgoing) mayRepeat(err error) bool {
+	return errors.Is(err, errNotSent) || fault.CodeOf(err) == fault.Unknown && o.body.DeliveryMode == amqp.Persistent
+}
+
+// persist sends o until that succeeds, fails for good or o's context ends. last
+// is how an earlier attempt ended that may be repeated, nil if there was none.
+func (b *Bus) persist(o *outgoing, last error) error {
 	var unknown error // an attempt that may have arrived
 	for wait := minRedial; ; wait = min(2*wait, maxRedial) {
-		p := b.outs[b.next.Add(1)%uint64(len(b.outs))]
-		err := p.send(ctx, out)
+		if last != nil {
+			if fault.CodeOf(last) == fault.Unknown {
+				unknown = last
+			}
+			pause(o.ctx, wait/2+rand.N(wait/2))
+		}
+		again := &outgoing{ctx: o.ctx, id: o.id, exchange: o.exchange, key: o.key, body: o.body}
+		last = b.attempt(again)
 		switch {
-		case err == nil:
+		case last == nil:
 			return nil
 		case b.life.Err() != nil:
 			return rpc.ErrClosed
-		case errors.Is(err, errNotSent):
-			// The connection was gone before: waiting is safe.
-		case errors.Is(err, fault.Unknown) && out.body.DeliveryMode == amqp.Persistent:
-			unknown = err // it may arrive twice, which at-least-once allows
-		default:
-			return err
-		}
-		t := time.NewTimer(wait/2 + rand.N(wait/2))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			if unknown != nil {
-				return unknown
-			}
-			return fault.New(fault.CodeOf(ctx.Err()), "not sent, RabbitMQ was away for too long: %w", ctx.Err())
+		case o.ctx.Err() != nil && unknown != nil:
+			return unknown
+		case o.ctx.Err() != nil && errors.Is(last, errNotSent):
+			return notSent(o.ctx.Err())
+		case o.ctx.Err() != nil, !o.mayRepeat(last):
+			return last
 		}
 	}
+}
+
+// attempt sends o once and waits for the outcome.
+func (b *Bus) attempt(o *outgoing) error {
+	done := make(chan error, 1)
+	o.settled = func(err error) { done <- err }
+	if err := b.push(o.ctx, o); err != nil {
+		return err
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-o.ctx.Done():
+		if o.abandon() {
+			return notSent(o.ctx.Err())
+		}
+		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message before the end: %w", o.ctx.Err())
+	}
+}
+
+// spawn runs f in a goroutine that Close waits for, unless the bus is closed.
+func (b *Bus) spawn(f func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.life.Err() != nil {
+		return false
+	}
+	b.wg.Go(f)
+	return true
 }
 
 func (b *Bus) name(topic string) string { return b.cfg.Exchange + "." + topic }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -30,10 +31,13 @@ type link struct {
 	use string // what the connection is for
 	cfg Config
 
+	blocked atomic.Bool   // the broker takes nothing
+	dials   atomic.Uint64 // how often a connection was made
+
 	mu      sync.Mutex
 	conn    *amqp.Connection // nil while it is lost
-	changed chan struct{}    // closed, and replaced, when conn or blocked changes
-	blocked string           // why the broker takes nothing; empty if it does
+	changed chan struct{}    // closed, and replaced, when conn or reason changes
+	reason  string           // why the broker takes nothing; empty if it does
 	last    error            // of the last attempt
 }
 
@@ -61,6 +65,7 @@ func (l *link) hold(life context.Context, conn *amqp.Connection) {
 	log := l.cfg.Logger.With("use", l.use, "broker", conn.RemoteAddr().String())
 	lost := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
+	l.dials.Add(1)
 	l.set(conn, "", nil)
 	log.Debug("connected to RabbitMQ")
 	for {
@@ -135,7 +140,8 @@ func (l *link) dial(life context.Context) (*amqp.Connection, error) {
 func (l *link) set(conn *amqp.Connection, blocked string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.conn, l.blocked = conn, blocked
+	l.conn, l.reason = conn, blocked
+	l.blocked.Store(blocked != "")
 	if err != nil {
 		l.last = err
 	}
@@ -147,7 +153,7 @@ func (l *link) set(conn *amqp.Connection, blocked string, err error) {
 func (l *link) get(ctx context.Context) (*amqp.Connection, error) {
 	for {
 		l.mu.Lock()
-		conn, blocked, changed := l.conn, l.blocked, l.changed
+		conn, blocked, changed := l.conn, l.reason, l.changed
 		l.mu.Unlock()
 		if conn != nil && blocked == "" && !conn.IsClosed() {
 			return conn, nil
@@ -160,8 +166,8 @@ func (l *link) get(ctx context.Context) (*amqp.Connection, error) {
 	}
 }
 
-// first waits for the first connection. A broker that refuses the user ends the
-// wait: it would go on refusing.
+// first waits for the first connection. A broker that refuses the user, or that
+// is not the one it should be, ends the wait: it would go on so.
 func (l *link) first(ctx context.Context) error {
 	for {
 		l.mu.Lock()
@@ -187,18 +193,21 @@ func (l *link) check() error {
 	switch {
 	case l.conn == nil:
 		return fault.New(fault.Unavailable, "the connection to RabbitMQ to %s is lost: %v", l.use, l.last)
-	case l.blocked != "":
-		return fault.New(fault.Unavailable, "RabbitMQ takes no messages: %s", l.blocked)
+	case l.reason != "":
+		return fault.New(fault.Unavailable, "RabbitMQ takes no messages: %s", l.reason)
 	}
 	return nil
 }
 
 // lastError returns why the last attempt failed: Denied if the broker refused
-// the user, else Unavailable.
+// the user, or its certificate does not fit, else Unavailable.
 func (l *link) lastError() (fault.Code, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if e, ok := errors.AsType[*amqp.Error](l.last); ok && (e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed) {
+		return fault.Denied, l.last
+	}
+	if _, ok := errors.AsType[*tls.CertificateVerificationError](l.last); ok {
 		return fault.Denied, l.last
 	}
 	return fault.Unavailable, l.last

@@ -4,192 +4,217 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strconv"
 	"sync"
-	"time"
+	"sync/atomic"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 )
 
-// uuidHeader is the header in which watermill-amqp keeps a message's UUID.
-const uuidHeader = "_watermill_message_uuid"
-
 // errNotSent: the connection was lost before anything was written.
 var errNotSent = fault.New(fault.Unavailable, "the connection to RabbitMQ was lost before the message was sent")
 
+// outgoing is a message on its way to the broker. Whoever moves its state away
+// from waiting decides whether it is sent.
 type outgoing struct {
+	ctx           context.Context //nolint:containedctx // the message's
 	id            string
 	exchange, key string
 	body          amqp.Publishing
+	settled       func(error) // called once, unless the message was abandoned
+	state         atomic.Uint32
 }
 
-// marshal puts a message into watermill-amqp's format, and what the metadata
-// ask for into the properties that the broker acts on.
-func marshal(m *message.Message) amqp.Publishing {
-	headers := make(amqp.Table, len(m.Metadata)+1)
-	for k, v := range m.Metadata {
-		headers[k] = v
-	}
-	headers[uuidHeader] = m.UUID
-	p := amqp.Publishing{Body: m.Payload, Headers: headers, MessageId: m.UUID, ContentType: "application/json"}
-	if m.Metadata.Get(rpc.MetaDelivery) == rpc.AtLeastOnce.String() {
-		p.DeliveryMode = amqp.Persistent
-	}
-	if t, ok := rpc.Deadline(m); ok {
-		p.Expiration = strconv.FormatInt(max(time.Until(t).Milliseconds(), 1), 10)
-	}
-	return p
-}
+const (
+	waiting uint32 = iota
+	sending
+	abandoned
+)
 
-// unmarshal reads a delivery. Headers that are not text, such as x-death and
-// x-delivery-count, are the broker's and left out.
-func unmarshal(d *amqp.Delivery) *message.Message {
-	id, _ := d.Headers[uuidHeader].(string)
-	if id == "" {
-		id = d.MessageId
-	}
-	m := message.NewMessage(id, d.Body)
-	for k, v := range d.Headers {
-		if s, ok := v.(string); ok && k != uuidHeader {
-			m.Metadata[k] = s
-		}
-	}
-	return m
-}
+// abandon reports whether the message is certainly not sent, now and later.
+func (o *outgoing) abandon() bool { return o.state.CompareAndSwap(waiting, abandoned) }
 
-// publisher is one channel in confirm mode, opened when it is first needed and
-// again when it was lost.
+// publisher writes messages to one channel in confirm mode after the other.
 type publisher struct {
 	link *link
-	mu   sync.Mutex
-	cur  *outChannel
+	in   <-chan *outgoing // shared by all publishers
 }
 
-// outChannel is the life of one channel.
+// run publishes until life ends.
+func (p *publisher) run(life context.Context) {
+	for {
+		conn, err := p.link.get(life)
+		if err != nil {
+			return
+		}
+		c, err := openOut(conn)
+		if err != nil {
+			pause(life, minRedial)
+			continue
+		}
+		p.serve(life, c)
+		_ = c.ch.Close() // it may be closed already
+		<-c.lost
+	}
+}
+
+// serve takes messages while the channel lives and the broker takes them.
+func (p *publisher) serve(life context.Context, c *outChannel) {
+	for {
+		if p.link.blocked.Load() {
+			if _, err := p.link.get(life); err != nil {
+				return
+			}
+		}
+		select {
+		case o := <-p.in:
+			c.send(o)
+		case <-c.lost:
+			return
+		case <-life.Done():
+			return
+		}
+	}
+}
+
+// outChannel is one channel in confirm mode. One goroutine writes to it, another
+// one takes what comes back.
 type outChannel struct {
 	ch     *amqp.Channel
-	asked  chan returned // asks the goroutine below whether a message came back
-	ended  chan struct{} // closed when the channel is gone
-	mu     sync.Mutex
 	fanout map[string]bool // exchanges declared on this channel
+	lost   chan struct{}   // closed when the channel is gone and all is settled
+
+	mu      sync.Mutex
+	pending []*outgoing // sent and not confirmed, in the order of their delivery tags
+	gone    bool
 }
 
-type returned struct {
-	id  string
-	was chan<- bool
-}
-
-// send publishes and waits for the confirmation. Errors: errNotSent;
-// ErrNoConsumer; Unknown if it may have been sent; Timeout and Canceled when the
-// connection did not come back in time, or no confirmation came.
-func (p *publisher) send(ctx context.Context, out outgoing) error {
-	c, err := p.channel(ctx)
-	if err != nil {
-		return err
-	}
-	mandatory := out.exchange == ""
-	if !mandatory {
-		if err := c.declareFanout(out.exchange); err != nil {
-			return errNotSent
-		}
-	}
-	confirm, err := c.ch.PublishWithDeferredConfirm(out.exchange, out.key, mandatory, false, out.body)
-	switch {
-	case errors.Is(err, amqp.ErrClosed):
-		return errNotSent
-	case err != nil:
-		return fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err)
-	}
-	select {
-	case <-confirm.Done():
-	case <-ctx.Done():
-		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message before the end: %w", ctx.Err())
-	}
-	switch {
-	case confirm.Acked():
-		if mandatory && c.cameBack(out.id) {
-			return fmt.Errorf("queue %q: %w", out.key, rpc.ErrNoConsumer)
-		}
-		return nil
-	case c.ch.IsClosed():
-		return fault.New(fault.Unknown, "the connection to RabbitMQ was lost before the message was confirmed")
-	default:
-		return fault.New(fault.Unavailable, "RabbitMQ refused the message")
-	}
-}
-
-// channel returns the open channel, or opens one, waiting for the connection
-// until ctx ends.
-func (p *publisher) channel(ctx context.Context) (*outChannel, error) {
-	conn, err := p.link.get(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", errNotSent, err)
-	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.cur != nil && !p.cur.ch.IsClosed() {
-		return p.cur, nil
-	}
+func openOut(conn *amqp.Connection) (*outChannel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
-		return nil, errNotSent
+		return nil, err
 	}
 	// Without a buffer: the connection's reader hands a return over before it
 	// goes on to the confirmation that follows it.
 	returns := ch.NotifyReturn(make(chan amqp.Return))
+	confirms := ch.NotifyPublish(make(chan amqp.Confirmation, 256))
 	if err := ch.Confirm(false); err != nil {
 		_ = ch.Close() // it is unusable either way
-		return nil, errNotSent
+		return nil, err
 	}
-	c := &outChannel{ch: ch, asked: make(chan returned), ended: make(chan struct{}), fanout: make(map[string]bool)}
-	go c.collect(returns) // ends when the channel is closed, at the latest with the connection
-	p.cur = c
+	c := &outChannel{ch: ch, fanout: make(map[string]bool), lost: make(chan struct{})}
+	go c.collect(returns, confirms) // ends with the channel, and closes c.lost
 	return c, nil
 }
 
-// collect remembers what came back until it is asked for.
-func (c *outChannel) collect(returns <-chan amqp.Return) {
-	defer close(c.ended)
-	back := make(map[string]bool)
-	for {
+// send writes one message.
+func (c *outChannel) send(o *outgoing) {
+	if err := o.ctx.Err(); err != nil {
+		if o.abandon() {
+			o.settled(notSent(err))
+		}
+		return
+	}
+	if !o.state.CompareAndSwap(waiting, sending) {
+		return
+	}
+	if o.exchange != "" && !c.fanout[o.exchange] {
+		if err := c.ch.ExchangeDeclare(o.exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
+			o.settled(refused(err, "exchange "+o.exchange))
+			return
+		}
+		c.fanout[o.exchange] = true
+	}
+	c.mu.Lock()
+	if c.gone {
+		c.mu.Unlock()
+		o.settled(errNotSent)
+		return
+	}
+	c.pending = append(c.pending, o)
+	c.mu.Unlock()
+	err := c.ch.Publish(o.exchange, o.key, o.exchange == "", false, o.body)
+	if err == nil {
+		return
+	}
+	// Nothing was written if the channel was closed before; else it may have been.
+	c.mu.Lock()
+	mine := !c.gone
+	if mine {
+		c.pending = c.pending[:len(c.pending)-1]
+	}
+	c.mu.Unlock()
+	switch {
+	case !mine: // collect has settled it
+	case errors.Is(err, amqp.ErrClosed):
+		o.settled(errNotSent)
+	default:
+		o.settled(fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err))
+	}
+}
+
+// collect settles messages as they are confirmed.
+func (c *outChannel) collect(returns <-chan amqp.Return, confirms <-chan amqp.Confirmation) {
+	defer close(c.lost)
+	back := make(map[string]bool) // returned and not yet confirmed
+	for confirms != nil {
 		select {
 		case r, ok := <-returns:
 			if !ok {
-				return
+				returns = nil
+				continue
 			}
 			back[r.MessageId] = true
-		case q := <-c.asked:
-			q.was <- back[q.id]
-			delete(back, q.id)
+		case cf, ok := <-confirms:
+			if !ok {
+				confirms = nil
+				continue
+			}
+			c.mu.Lock()
+			if len(c.pending) == 0 { // a broker that confirms what was never sent
+				c.mu.Unlock()
+				continue
+			}
+			o := c.pending[0]
+			c.pending[0] = nil
+			c.pending = c.pending[1:]
+			c.mu.Unlock()
+			switch {
+			case !cf.Ack:
+				o.settled(fault.New(fault.Unavailable, "RabbitMQ refused the message"))
+			case len(back) > 0 && back[o.id]:
+				delete(back, o.id)
+				o.settled(fmt.Errorf("queue %q: %w", o.key, rpc.ErrNoConsumer))
+			default:
+				o.settled(nil)
+			}
 		}
 	}
-}
-
-// cameBack reports whether a confirmed message had been returned. The answer is
-// certain: collect has taken the return before the confirmation was read.
-func (c *outChannel) cameBack(id string) bool {
-	was := make(chan bool, 1)
-	select {
-	case c.asked <- returned{id, was}:
-		return <-was
-	case <-c.ended:
-		return false
-	}
-}
-
-func (c *outChannel) declareFanout(name string) error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.fanout[name] {
-		return nil
+	left := c.pending
+	c.pending, c.gone = nil, true
+	c.mu.Unlock()
+	for _, o := range left {
+		o.settled(fault.New(fault.Unknown, "the connection to RabbitMQ was lost before the message was confirmed"))
 	}
-	if err := c.ch.ExchangeDeclare(name, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
-		return err
+}
+
+func notSent(err error) error {
+	return fault.New(fault.CodeOf(err), "not sent, RabbitMQ was away or busy for too long: %w", err)
+}
+
+// refused gives what the broker says about a queue or an exchange a code.
+func refused(err error, what string) error {
+	e, ok := errors.AsType[*amqp.Error](err)
+	switch {
+	case ok && e.Code == amqp.AccessRefused:
+		return fault.New(fault.Denied, "RabbitMQ denies %s: %w", what, err)
+	case ok && e.Code == amqp.PreconditionFailed:
+		return fault.New(fault.Precondition, "RabbitMQ has %s with other properties: %w", what, err)
+	case ok && e.Server:
+		return fault.New(fault.Precondition, "RabbitMQ refuses %s: %w", what, err)
 	}
-	c.fanout[name] = true
-	return nil
+	return errNotSent
 }

@@ -2,10 +2,11 @@ package amqpbus
 
 import (
 	"context"
-	"crypto/rand"
+	"errors"
 	"fmt"
 	mrand "math/rand/v2"
 	"sync"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -14,13 +15,24 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
+// liveExpiry is how long the queue of a Live topic outlives its last consumer:
+// long enough for a server to restore its connection, or to restart, without
+// loss; afterwards a call fails at once. It is an argument of queues that may
+// exist, so it never changes.
+const liveExpiry = 10 * time.Second
+
 // Subscribe consumes the topic's queue until ctx ends, see [rpc.Bus]. It waits
-// up to Config.ConnectTimeout for a broker that is away.
-func (b *Bus) Subscribe(ctx context.Context, topic string, mode rpc.Mode, slots int) (<-chan *message.Message, error) {
+// up to Config.ConnectTimeout for a broker that is away. Errors besides: Denied
+// and Precondition if the broker refuses the queue.
+func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	c := &consumer{
-		bus: b, name: b.name(topic), mode: mode, slots: max(slots, 1),
+		bus: b, name: b.name(s.Topic), mode: s.Mode, slots: max(s.Slots, 1),
 		out: make(chan *message.Message), ready: make(chan error, 1),
+		state: errors.New("it has not been consumed yet"),
+	}
+	if s.Fanout != "" {
+		c.fanout = b.name(s.Fanout)
 	}
 	b.mu.Lock()
 	if b.life.Err() != nil || !b.up {
@@ -28,6 +40,7 @@ func (b *Bus) Subscribe(ctx context.Context, topic string, mode rpc.Mode, slots 
 		cancel()
 		return nil, fmt.Errorf("subscribe to %s: %w", c.name, rpc.ErrClosed)
 	}
+	b.consumers[c] = true
 	b.wg.Go(func() {
 		defer cancel()
 		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
@@ -48,21 +61,68 @@ func (b *Bus) Subscribe(ctx context.Context, topic string, mode rpc.Mode, slots 
 	}
 }
 
+// SubscribeInitialize makes the queue of a Shared topic, as watermill's
+// interface of that name asks. It waits up to Config.ConnectTimeout for a broker
+// that is away.
+func (b *Bus) SubscribeInitialize(topic string) error {
+	ctx, cancel := context.WithTimeout(b.life, b.cfg.ConnectTimeout)
+	defer cancel()
+	c := &consumer{bus: b, name: b.name(topic)}
+	for {
+		conn, err := b.sub.get(ctx)
+		if err != nil {
+			return fault.New(fault.Unavailable, "make queue %s: RabbitMQ did not answer in time: %w", c.name, err)
+		}
+		ch, err := conn.Channel()
+		if err == nil {
+			_, err = c.declare(ch)
+			_ = ch.Close() // it may be closed already
+		}
+		if err == nil {
+			return nil
+		}
+		if !conn.IsClosed() {
+			return fmt.Errorf("make queue: %w", refused(err, "queue "+c.name))
+		}
+	}
+}
+
 // consumer is one subscription, over all the channels of its life.
 type consumer struct {
-	bus   *Bus
-	name  string
-	mode  rpc.Mode
-	slots int
-	out   chan *message.Message
-	ready chan error // gets the outcome of the first attempt
-	held  sync.WaitGroup
+	bus    *Bus
+	name   string // of the queue
+	fanout string // of the exchange of which the queue gets a copy; may be empty
+	mode   rpc.Mode
+	slots  int
+	out    chan *message.Message
+	ready  chan error     // gets the outcome of the first attempt
+	helped sync.WaitGroup // goroutines of the channels
+
+	mu    sync.Mutex
+	state error // why the queue is not consumed now; nil if it is
+}
+
+func (c *consumer) set(err error) {
+	c.mu.Lock()
+	c.state = err
+	c.mu.Unlock()
+}
+
+// check returns Unavailable if the queue is not consumed.
+func (c *consumer) check() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.state == nil {
+		return nil
+	}
+	return fault.New(fault.Unavailable, "queue %s is not consumed: %v", c.name, c.state)
 }
 
 // run consumes until ctx ends. The first attempt decides whether Subscribe
 // fails; later ones are repeated.
 func (c *consumer) run(ctx context.Context) {
-	defer c.held.Wait()
+	defer c.bus.drop(c)
+	defer c.helped.Wait()
 	defer close(c.out)
 	first := true
 	for wait := minRedial; ctx.Err() == nil; wait = min(2*wait, maxRedial) {
@@ -70,18 +130,20 @@ func (c *consumer) run(ctx context.Context) {
 		if err != nil {
 			return
 		}
-		ch, deliveries, err := c.consume(conn)
+		in, err := c.consume(conn)
 		if err == nil {
 			wait = minRedial
 			if first {
 				c.ready <- nil
 			}
 			first = false
-			c.pump(ctx, ch, deliveries)
+			c.set(nil)
+			c.set(c.pump(ctx, in))
 			continue
 		}
+		c.set(err)
 		if first && !conn.IsClosed() {
-			c.ready <- fault.New(fault.Precondition, "RabbitMQ refuses the queue: %w", err)
+			c.ready <- refused(err, "queue "+c.name)
 			return
 		}
 		c.bus.cfg.Logger.Warn("cannot consume, trying again", "queue", c.name, "error", err)
@@ -90,125 +152,207 @@ func (c *consumer) run(ctx context.Context) {
 }
 
 // consume declares what the topic needs and starts to consume it.
-func (c *consumer) consume(conn *amqp.Connection) (*amqp.Channel, <-chan amqp.Delivery, error) {
+func (c *consumer) consume(conn *amqp.Connection) (*inChannel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	queue, err := c.declare(ch)
-	if err == nil {
-		err = ch.Qos(c.slots, 0, false)
+	in := &inChannel{
+		ch: ch, lost: make(chan struct{}), idle: make(chan struct{}),
+		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
+		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}
-	var deliveries <-chan amqp.Delivery
+	_, err = c.declare(ch)
 	if err == nil {
-		deliveries, err = ch.Consume(queue, consumerTag, false, false, false, false, nil)
+		err = ch.Qos(min(c.slots, 65_535), 0, false)
+	}
+	if err == nil {
+		in.deliveries, err = ch.Consume(c.name, consumerTag, c.mode == rpc.Private, false, false, false, nil)
 	}
 	if err != nil {
 		_ = ch.Close() // it is unusable either way
-		return nil, nil, err
+		return nil, err
 	}
-	return ch, deliveries, nil
+	return in, nil
 }
 
-// declare makes sure that the topic exists, and returns the queue to consume.
-func (c *consumer) declare(ch *amqp.Channel) (queue string, err error) {
-	queue = c.name
+// declare makes sure that the topic exists, and returns how many consume it. The
+// arguments are fixed: queues that exist would be refused with others.
+func (c *consumer) declare(ch *amqp.Channel) (consumers int, err error) {
+	var q amqp.Queue
 	switch c.mode {
 	case rpc.Shared:
-		_, err = ch.QueueDeclare(queue, true, false, false, false, nil)
+		var args amqp.Table
+		if c.bus.cfg.Quorum {
+			args = amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum}
+		}
+		q, err = ch.QueueDeclare(c.name, true, false, false, false, args)
+	case rpc.Live:
+		q, err = ch.QueueDeclare(c.name, true, false, false, false, amqp.Table{amqp.QueueTTLArg: liveExpiry.Milliseconds()})
 	case rpc.Private:
-		_, err = ch.QueueDeclare(queue, false, true, true, false, nil)
-	case rpc.Each:
-		queue += "." + rand.Text()
-		if err = ch.ExchangeDeclare(c.name, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
-			return "", err
-		}
-		if _, err = ch.QueueDeclare(queue, false, true, true, false, nil); err == nil {
-			err = ch.QueueBind(queue, "", c.name, false, nil)
-		}
+		q, err = ch.QueueDeclare(c.name, false, true, true, false, nil)
 	}
-	return queue, err
+	if err != nil || c.fanout == "" {
+		return q.Consumers, err
+	}
+	if err = ch.ExchangeDeclare(c.fanout, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
+		return 0, err
+	}
+	return q.Consumers, ch.QueueBind(c.name, "", c.fanout, false, nil)
 }
 
 // consumerTag names the one consumer of a channel.
 const consumerTag = "c"
 
-// pump hands deliveries out until the channel is lost or ctx ends.
-func (c *consumer) pump(ctx context.Context, ch *amqp.Channel, deliveries <-chan amqp.Delivery) {
-	lost := make(chan struct{})
-	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	canceled := ch.NotifyCancel(make(chan string, 1))
-	c.held.Go(func() {
-		<-closed //nolint:errcheck // why does not matter: what is not settled comes again
-		close(lost)
+// inChannel is the life of one channel that consumes.
+type inChannel struct {
+	ch         *amqp.Channel
+	deliveries <-chan amqp.Delivery
+	closed     <-chan *amqp.Error
+	canceled   <-chan string
+	lost       chan struct{} // closed when the channel is gone
+
+	mu      sync.Mutex
+	held    int           // deliveries handed out and not settled
+	retired bool          // nothing is handed out any more
+	idle    chan struct{} // closed when retired and nothing is held
+}
+
+// hold hands a delivery's message its way to settle it.
+func (in *inChannel) hold(d amqp.Delivery, m *message.Message) {
+	in.mu.Lock()
+	in.held++
+	in.mu.Unlock()
+	var once sync.Once
+	m.SetContext(rpc.WithSettle(context.Background(), func(ack bool) (err error) {
+		once.Do(func() {
+			if ack {
+				err = d.Ack(false)
+			} else {
+				err = d.Nack(false, true)
+			}
+			in.mu.Lock()
+			in.held--
+			in.leave()
+			in.mu.Unlock()
+		})
+		return err
+	}))
+}
+
+// leave notes that nothing is held any more. It is called with the lock held.
+func (in *inChannel) leave() {
+	if in.retired && in.held == 0 {
+		in.retired = false
+		close(in.idle)
+	}
+}
+
+// pump hands deliveries out until the channel is lost or ctx ends, and returns
+// why.
+func (c *consumer) pump(ctx context.Context, in *inChannel) error {
+	sick := make(chan error, 1)
+	c.helped.Go(func() {
+		c.probe(in, sick)
+		close(in.lost)
 	})
-	var held sync.WaitGroup // deliveries of this channel that are not settled
 	for {
 		select {
-		case d, ok := <-deliveries:
+		case d, ok := <-in.deliveries:
 			if !ok {
-				c.retire(ch, &held)
-				return
+				c.retire(in, false)
+				return errors.New("the channel was closed")
 			}
-			m := unmarshal(&d)
+			m := c.bus.unmarshal(&d)
+			if c.mode != rpc.Private {
+				in.hold(d, m) //nolint:contextcheck // a message's life is its own
+			}
 			select {
 			case c.out <- m:
-				held.Go(func() { c.settle(d, m, lost) })
-			case <-lost: // it is delivered again
-				return
+			case <-in.lost: // it is delivered again
+				return errors.New("the connection was lost")
 			case <-ctx.Done():
-				_ = d.Nack(false, true) // else the loss of the channel does it
+				if c.mode != rpc.Private {
+					_ = rpc.Settle(m, false) // else the loss of the channel does it
+				}
 			}
-		case tag, ok := <-canceled:
+		case tag, ok := <-in.canceled:
 			if ok && tag != "" {
 				c.bus.cfg.Logger.Warn("RabbitMQ cancelled the consumer, declaring the queue again", "queue", c.name)
-				c.retire(ch, &held)
-				return
+				c.retire(in, false)
+				return errors.New("RabbitMQ cancelled the consumer")
 			}
-			canceled = nil
-		case <-lost:
-			return
+			in.canceled = nil
+		case err := <-sick:
+			c.bus.cfg.Logger.Warn("the queue is not as it should be, declaring it again", "queue", c.name, "error", err)
+			c.retire(in, false)
+			return err
+		case <-in.lost:
+			return errors.New("the connection was lost")
 		case <-ctx.Done():
-			c.finish(ch, deliveries, &held)
-			return
+			c.finish(in)
+			return errors.New("the subscription has ended")
 		}
+	}
+}
+
+// probe watches the channel until it is closed. From time to time it declares
+// again what the topic needs: a connection may be well and its queue dead.
+func (c *consumer) probe(in *inChannel, sick chan<- error) {
+	every := c.bus.cfg.ProbeEvery
+	t := time.NewTimer(every/2 + mrand.N(every/2))
+	defer t.Stop()
+	for {
+		select {
+		case <-in.closed: //nolint:errcheck // why does not matter: what is not settled comes again
+			return
+		case <-t.C:
+		}
+		n, err := c.declare(in.ch)
+		if err == nil && n == 0 {
+			err = errors.New("RabbitMQ knows of no consumer of it")
+		}
+		if err != nil {
+			select {
+			case sick <- err:
+			default:
+			}
+		}
+		t.Reset(every/2 + mrand.N(every))
 	}
 }
 
 // finish stops the consumer, gives back what nobody has received and leaves the
 // channel open until what was received is settled.
-func (c *consumer) finish(ch *amqp.Channel, deliveries <-chan amqp.Delivery, held *sync.WaitGroup) {
-	c.held.Go(func() {
-		for d := range deliveries { // closed by Cancel, or with the channel
-			_ = d.Nack(false, true) // else the loss of the channel does it
+func (c *consumer) finish(in *inChannel) {
+	c.helped.Go(func() {
+		for d := range in.deliveries { // closed by Cancel, or with the channel
+			if c.mode != rpc.Private {
+				_ = d.Nack(false, true) // else the loss of the channel does it
+			}
 		}
 	})
-	_ = ch.Cancel(consumerTag, false) // else the channel is lost already
-	c.retire(ch, held)
+	_ = in.ch.Cancel(consumerTag, false) // else the channel is lost already
+	c.retire(in, true)
 }
 
-// retire closes the channel when all its deliveries are settled.
-func (c *consumer) retire(ch *amqp.Channel, held *sync.WaitGroup) {
-	c.held.Go(func() {
-		held.Wait()
-		_ = ch.Close() // it may be closed already
+// retire closes the channel when all its deliveries are settled. After the end
+// of the subscription a Live queue goes with it, unless somebody else uses it or
+// something waits in it.
+func (c *consumer) retire(in *inChannel, ended bool) {
+	in.mu.Lock()
+	in.retired = true
+	in.leave()
+	in.mu.Unlock()
+	c.helped.Go(func() {
+		select {
+		case <-in.idle:
+			if c.mode == rpc.Live && ended {
+				_, _ = in.ch.QueueDelete(c.name, true, true, false) // else it expires
+			}
+		case <-in.lost:
+		case <-c.bus.life.Done():
+		}
+		_ = in.ch.Close() // it may be closed already
 	})
-}
-
-// settle tells the broker how a delivery ended.
-func (c *consumer) settle(d amqp.Delivery, m *message.Message, lost <-chan struct{}) {
-	var err error
-	select {
-	case <-m.Acked():
-		err = d.Ack(false)
-	case <-m.Nacked():
-		err = d.Nack(false, true)
-	case <-lost: // the broker delivers it again, to whom it likes
-		return
-	case <-c.bus.life.Done():
-		return
-	}
-	if err != nil {
-		c.bus.cfg.Logger.Debug("a message could not be settled and is delivered again", "queue", c.name, "id", m.UUID, "error", err)
-	}
 }

@@ -7,13 +7,15 @@
 //
 // It keeps the contract of rpc.Bus as a broker does: a topic that was once
 // subscribed to as Shared keeps its messages while nobody is there, nobody is
-// sent more than it takes, and what is not acknowledged is delivered again. What
-// it cannot do is outlive its process. It works inside testing/synctest.
+// sent more than it takes, and what is not acknowledged is delivered again. A
+// Live topic goes with its last subscriber, at once. What it cannot do is outlive
+// its process. It works inside testing/synctest.
 package membus
 
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -22,12 +24,12 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// Bus is an in-memory [rpc.Bus]. It is safe for concurrent use.
+// Bus is an in-memory [rpc.Bus] and [rpc.Sender]. It is safe for concurrent use.
 type Bus struct {
-	mu     sync.Mutex
-	queues map[string]*queue   // Shared and Private topics
-	each   map[string][]*queue // Each topics: a queue for every subscriber
-	life   context.Context     //nolint:containedctx // the bus's own life, ended by Close
+	mu     sync.RWMutex
+	queues map[string]*queue
+	fanout map[string][]*queue
+	life   context.Context //nolint:containedctx // the bus's own life, ended by Close
 	end    context.CancelFunc
 	wg     sync.WaitGroup
 }
@@ -35,82 +37,99 @@ type Bus struct {
 // New returns an empty bus.
 func New() *Bus {
 	life, end := context.WithCancel(context.Background())
-	return &Bus{queues: make(map[string]*queue), each: make(map[string][]*queue), life: life, end: end}
+	return &Bus{queues: make(map[string]*queue), fanout: make(map[string][]*queue), life: life, end: end}
 }
 
 // Publish gives copies of the messages to the topic, see [rpc.Bus]. It never
 // blocks.
 func (b *Bus) Publish(topic string, messages ...*message.Message) error {
 	for _, m := range messages {
-		if err := m.Context().Err(); err != nil {
+		if err := b.publish(topic, m); err != nil {
 			return fmt.Errorf("publish to %s: %w", topic, err)
-		}
-		queues, err := b.targets(topic, m.Metadata.Get(rpc.MetaKind) == rpc.KindFanout)
-		if err != nil {
-			return fmt.Errorf("publish to %s: %w", topic, err)
-		}
-		for _, q := range queues {
-			q.put(m.Copy(), false)
 		}
 	}
 	return nil
 }
 
-func (b *Bus) targets(topic string, each bool) ([]*queue, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.life.Err() != nil {
-		return nil, rpc.ErrClosed
+// Send is Publish, see [rpc.Sender].
+func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
+	settled(b.Publish(topic, m))
+}
+
+func (b *Bus) publish(topic string, m *message.Message) error {
+	if err := m.Context().Err(); err != nil {
+		return err
 	}
-	if each {
-		return slices.Clone(b.each[topic]), nil
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	if b.life.Err() != nil {
+		return rpc.ErrClosed
+	}
+	if rpc.KindOf(m) == rpc.KindFanout {
+		for _, q := range b.fanout[topic] {
+			q.add(m)
+		}
+		return nil
 	}
 	q := b.queues[topic]
 	if q == nil {
-		return nil, rpc.ErrNoConsumer
+		return rpc.ErrNoConsumer
 	}
-	return []*queue{q}, nil
+	q.add(m)
+	return nil
+}
+
+// SubscribeInitialize makes a Shared topic, as watermill's interface of that
+// name asks.
+func (b *Bus) SubscribeInitialize(topic string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.life.Err() != nil {
+		return fmt.Errorf("make topic %s: %w", topic, rpc.ErrClosed)
+	}
+	b.open(rpc.Subscription{Topic: topic})
+	return nil
 }
 
 // Subscribe delivers the topic's messages until ctx ends, see [rpc.Bus]. It
 // never blocks. Slots is not needed: a subscriber is given only what it receives.
-func (b *Bus) Subscribe(ctx context.Context, topic string, mode rpc.Mode, _ int) (<-chan *message.Message, error) {
+func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.life.Err() != nil {
-		return nil, fmt.Errorf("subscribe to %s: %w", topic, rpc.ErrClosed)
+		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, rpc.ErrClosed)
 	}
-	q := b.queues[topic]
-	fresh := mode == rpc.Each || q == nil
-	if fresh {
-		q = &queue{wake: make(chan struct{}, 1)}
-	}
-	if mode == rpc.Each {
-		b.each[topic] = append(b.each[topic], q)
-	} else {
-		b.queues[topic] = q
-	}
-	out := q.subscribe(ctx)
-	if fresh {
-		b.wg.Go(func() {
-			q.run(b.life, &b.wg, mode != rpc.Shared)
-			b.forget(topic, mode, q)
-		})
-	}
-	return out, nil
+	return b.open(s).subscribe(ctx), nil
 }
 
-func (b *Bus) forget(topic string, mode rpc.Mode, q *queue) {
+// open returns the topic's queue. It is called with the lock held.
+func (b *Bus) open(s rpc.Subscription) *queue {
+	q := b.queues[s.Topic]
+	if q == nil {
+		q = &queue{wake: make(chan struct{}, 1)}
+		b.queues[s.Topic] = q
+		b.wg.Go(func() { q.run(b.life, s.Mode != rpc.Shared, func() bool { return b.forget(s, q) }) })
+	}
+	if s.Fanout != "" && !slices.Contains(b.fanout[s.Fanout], q) {
+		// Publish reads the old list meanwhile.
+		b.fanout[s.Fanout] = append(slices.Clip(b.fanout[s.Fanout]), q)
+	}
+	return q
+}
+
+// forget removes a queue that has no subscriber, and reports whether it did.
+func (b *Bus) forget(s rpc.Subscription, q *queue) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if mode != rpc.Each {
-		delete(b.queues, topic)
-		return
+	if q.subscribed() {
+		return false
 	}
-	b.each[topic] = slices.DeleteFunc(b.each[topic], func(x *queue) bool { return x == q })
-	if len(b.each[topic]) == 0 {
-		delete(b.each, topic)
-	}
+	delete(b.queues, s.Topic)
+	maps.DeleteFunc(b.fanout, func(topic string, list []*queue) bool {
+		b.fanout[topic] = slices.DeleteFunc(slices.Clone(list), func(x *queue) bool { return x == q })
+		return len(b.fanout[topic]) == 0
+	})
+	return true
 }
 
 // Close ends the subscriptions, drops all messages and waits for the bus's

@@ -2,9 +2,11 @@ package membus
 
 import (
 	"context"
+	"maps"
 	"reflect"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -12,15 +14,17 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// queue is a list of messages and those who take them. One goroutine, run,
-// offers the first message to all of them at once: whoever receives first gets
-// it, so that no message lies with a subscriber that has no time for it.
+// queue is a list of messages and those who take them. A message goes at once to
+// a subscriber that waits. Else one goroutine, run, offers the first of the list
+// to all of them: whoever receives first gets it, so that no message lies with a
+// subscriber that has no time for it.
 type queue struct {
 	wake chan struct{} // holds a token when the list or the subscribers changed
 
 	mu   sync.Mutex
 	list []*message.Message
 	subs []subscriber
+	next int // whose turn it is
 }
 
 type subscriber struct {
@@ -38,9 +42,36 @@ func (q *queue) subscribe(ctx context.Context) <-chan *message.Message {
 	return s.out
 }
 
+func (q *queue) subscribed() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.subs) > 0
+}
+
+// add puts a copy of a message at the end.
+func (q *queue) add(m *message.Message) { q.put(q.wrap(m), false) }
+
+// wrap returns a copy of a message that can be given back.
+func (q *queue) wrap(m *message.Message) *message.Message {
+	c := message.NewMessage(m.UUID, m.Payload)
+	maps.Copy(c.Metadata, m.Metadata)
+	var settled atomic.Bool
+	c.SetContext(rpc.WithSettle(context.Background(), func(ack bool) error {
+		if settled.CompareAndSwap(false, true) && !ack {
+			q.put(q.wrap(c), true)
+		}
+		return nil
+	}))
+	return c
+}
+
 // put adds a message, at the front if it was there before.
 func (q *queue) put(m *message.Message, front bool) {
 	q.mu.Lock()
+	if len(q.list) == 0 && q.hand(m) {
+		q.mu.Unlock()
+		return
+	}
 	if front {
 		q.list = slices.Insert(q.list, 0, m)
 	} else {
@@ -50,6 +81,25 @@ func (q *queue) put(m *message.Message, front bool) {
 	q.signal()
 }
 
+// hand gives m to a subscriber that waits for one.
+func (q *queue) hand(m *message.Message) bool {
+	for range q.subs {
+		q.next = (q.next + 1) % len(q.subs)
+		s := q.subs[q.next]
+		select {
+		case <-s.ended:
+			continue
+		default:
+		}
+		select {
+		case s.out <- m:
+			return true
+		default:
+		}
+	}
+	return false
+}
+
 func (q *queue) signal() {
 	select {
 	case q.wake <- struct{}{}:
@@ -57,13 +107,13 @@ func (q *queue) signal() {
 	}
 }
 
-// run delivers until life ends, or the last subscriber of a queue that is to
-// go with it.
-func (q *queue) run(life context.Context, wg *sync.WaitGroup, goes bool) {
+// run delivers until life ends, or until forget agrees that a queue that goes
+// with its last subscriber goes.
+func (q *queue) run(life context.Context, goes bool, forget func() bool) {
 	defer q.drop()
 	for {
-		m, subs := q.next()
-		if goes && len(subs) == 0 {
+		m, subs := q.first()
+		if goes && len(subs) == 0 && forget() {
 			return
 		}
 		took := false
@@ -98,14 +148,13 @@ func (q *queue) run(life context.Context, wg *sync.WaitGroup, goes bool) {
 		}
 		if took {
 			q.remove(m)
-			wg.Go(func() { q.settle(life, m) })
 		}
 	}
 }
 
-// next returns the first message that has not expired and those who may have
+// first returns the first message that has not expired and those who may have
 // it. It ends the subscriptions whose context has ended.
-func (q *queue) next() (*message.Message, []subscriber) {
+func (q *queue) first() (*message.Message, []subscriber) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.subs = slices.DeleteFunc(slices.Clone(q.subs), func(s subscriber) bool {
@@ -122,6 +171,7 @@ func (q *queue) next() (*message.Message, []subscriber) {
 		if t, ok := rpc.Deadline(m); !ok || time.Now().Before(t) {
 			return m, q.subs
 		}
+		q.list[0] = nil
 		q.list = q.list[1:]
 	}
 	return nil, q.subs
@@ -135,16 +185,6 @@ func (q *queue) remove(m *message.Message) {
 		q.list = q.list[1:]
 	} else { // another one was put in front meanwhile
 		q.list = slices.Delete(q.list, i, i+1)
-	}
-}
-
-// settle puts a message that is given back in front again.
-func (q *queue) settle(life context.Context, m *message.Message) {
-	select {
-	case <-m.Acked():
-	case <-m.Nacked():
-		q.put(m.Copy(), true)
-	case <-life.Done():
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,12 +26,21 @@ import (
 type Opener func(t *testing.T) (server, client rpc.Bus)
 
 // TestBus runs every rule that a bus has to keep as a sub-test. A failure
-// prints the rule.
-func TestBus(t *testing.T, open Opener) { //nolint:tparallel // whoever calls it decides
+// prints the rule. without names the rules that a bus is known not to keep; a
+// name that is no rule's fails.
+func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // whoever calls it decides
 	t.Helper()
+	for _, name := range without {
+		if !slices.ContainsFunc(rules, func(r rule) bool { return r.name == name }) {
+			t.Errorf("there is no rule %q to do without", name)
+		}
+	}
 	for _, r := range rules {
 		t.Run(r.name, func(t *testing.T) {
 			t.Parallel()
+			if slices.Contains(without, r.name) {
+				t.Skipf("this bus does not keep the rule: %s", r.rule)
+			}
 			t.Cleanup(func() {
 				if t.Failed() {
 					t.Logf("the rule: %s", r.rule)
@@ -90,16 +100,25 @@ func receive[T any](b *bench, ch <-chan T, what string) T {
 
 func message(b *bench, n int) *wm.Message {
 	m := wm.NewMessageWithContext(b.ctx(), fmt.Sprintf("id-%d", n), wm.Payload(strconv.Itoa(n)))
-	m.Metadata[rpc.MetaKind] = rpc.KindCast
+	m.Metadata[rpc.MetaRPC] = "cast suite.raw 1.0 at-least-once"
 	return m
+}
+
+func settle(b *bench, m *wm.Message, ack bool) {
+	b.Helper()
+	if err := rpc.Settle(m, ack); err != nil {
+		b.Errorf("settle message %s: %v", m.UUID, err)
+	}
 }
 
 func echoes(_ context.Context, n *note) (*note, error) { return n, nil }
 
-var rules = []struct {
+type rule struct {
 	name, rule string
 	run        func(*bench)
-}{
+}
+
+var rules = []rule{
 	{"call", "a call reaches a server and its result comes back, unchanged and to the caller that asked", testCall},
 	{"go", "Go returns before the result is there, and the result comes back by message", testGo},
 	{"errors", "an error comes back with its code, reason and text, marked as the peer's", testErrors},
@@ -113,6 +132,12 @@ var rules = []struct {
 	{"requeue", "what a subscriber has not received when its subscription ends goes to the next", testRequeue},
 	{"stop", "a server that stops answers what it has taken", testStop},
 	{"load", "nothing is lost, doubled or mixed up under load", testLoad},
+	{"cancel", "the caller's cancellation reaches the handler's context", testCancel},
+	{"beat", "a long call is kept alive by its server's signs of life, and fails as silent without", testBeat},
+	{"gone", "when the last server of a topic has left, a call fails at once, and a cast waits", testGone},
+	{"duplicate", "a message that comes twice is handled once", testDuplicate},
+	{"dead", "what no server can do becomes a dead letter, which can be shown, sent again and dropped", testDead},
+	{"describe", "every server answers ping and describe", testDescribe},
 	{"close", "a closed bus fails with ErrClosed, at once, and may be closed again", testClose},
 }
 
@@ -416,7 +441,7 @@ func testRedelivery(b *bench) {
 func testRequeue(b *bench) {
 	const total = 50
 	ctx, cancel := context.WithCancel(b.ctx())
-	first, err := b.server.Subscribe(ctx, "requeue", rpc.Shared, 10)
+	first, err := b.server.Subscribe(ctx, rpc.Subscription{Topic: "requeue", Slots: 10})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -429,22 +454,22 @@ func testRequeue(b *bench) {
 	for range 5 {
 		m := receive(b, first, "a message")
 		seen[string(m.Payload)]++
-		m.Ack()
+		settle(b, m, true)
 	}
 	held := receive(b, first, "a message to give back")
 	cancel()
 	for m := range first { // closed, because the subscription has ended
-		m.Nack()
+		settle(b, m, false)
 	}
-	held.Nack()
-	second, err := b.server.Subscribe(b.ctx(), "requeue", rpc.Shared, 10)
+	settle(b, held, false)
+	second, err := b.server.Subscribe(b.ctx(), rpc.Subscription{Topic: "requeue", Slots: 10})
 	if err != nil {
 		b.Fatal(err)
 	}
 	for range total - 5 {
 		m := receive(b, second, "the rest")
 		seen[string(m.Payload)]++
-		m.Ack()
+		settle(b, m, true)
 	}
 	for i := range total {
 		if n := seen[strconv.Itoa(i)]; n != 1 {
@@ -528,13 +553,13 @@ func testLoad(b *bench) {
 	}
 	wg.Wait()
 	receive(b, all, "the last of the casts")
-	if n := c.LateReplies(); n != 0 {
+	if n := c.Stats().Late; n != 0 {
 		b.Errorf("%d replies came twice or late", n)
 	}
 }
 
 func testClose(b *bench) {
-	in, err := b.client.Subscribe(b.ctx(), "close", rpc.Shared, 1)
+	in, err := b.client.Subscribe(b.ctx(), rpc.Subscription{Topic: "close", Slots: 1})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -549,7 +574,243 @@ func testClose(b *bench) {
 	if err := b.client.Publish("close", message(b, 1)); !errors.Is(err, rpc.ErrClosed) {
 		b.Errorf("Publish: %v, want ErrClosed", err)
 	}
-	if _, err := b.client.Subscribe(b.ctx(), "close", rpc.Shared, 1); !errors.Is(err, rpc.ErrClosed) {
+	if _, err := b.client.Subscribe(b.ctx(), rpc.Subscription{Topic: "close", Slots: 1}); !errors.Is(err, rpc.ErrClosed) {
 		b.Errorf("Subscribe: %v, want ErrClosed", err)
+	}
+}
+
+func testCancel(b *bench) {
+	entered, ended := make(chan struct{}, 1), make(chan error, 1)
+	srv := b.serve("a", 0, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
+			entered <- struct{}{}
+			select {
+			case <-ctx.Done():
+				ended <- ctx.Err()
+			case <-time.After(patience):
+				ended <- errors.New("it was not cancelled")
+			}
+			return n, nil
+		})
+	})
+	c := b.newClient()
+	for _, host := range []string{"a", rpc.Any} {
+		ctx, cancel := context.WithCancel(b.ctx())
+		p, err := rpc.Go(ctx, c, echo, host, &note{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		receive(b, entered, "the call")
+		cancel()
+		if err := receive(b, ended, "the end of the handler"); !errors.Is(err, context.Canceled) {
+			b.Errorf("the handler of a cancelled call to %q: %v", host, err)
+		}
+		if _, err := p.Wait(b.ctx()); fault.CodeOf(err) != fault.Canceled {
+			b.Errorf("cancelled call: %v", err)
+		}
+	}
+	if n := srv.Stats().Canceled; n != 2 {
+		b.Errorf("%d calls were counted as cancelled, want 2", n)
+	}
+}
+
+func testBeat(b *bench) {
+	entered, gate := make(chan struct{}, 1), make(chan struct{})
+	b.serve("a", 1, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
+			entered <- struct{}{}
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+			return n, nil
+		})
+	})
+	c := newClient(b, b.client, rpc.ClientConfig{Silence: 500 * time.Millisecond})
+	start := time.Now()
+	busy, err := rpc.Go(b.ctx(), c, echo, "a", &note{N: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	receive(b, entered, "the first call")
+	// It waits behind the other, in silence.
+	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
+	if !errors.Is(err, rpc.ErrSilent) || fault.CodeOf(err) != fault.Unknown {
+		b.Errorf("a call that nobody works on: %v, want ErrSilent", err)
+	}
+	select {
+	case <-busy.Done():
+		_, err := busy.Wait(b.ctx())
+		b.Errorf("a call that is worked on ended: %v", err)
+	case <-time.After(time.Until(start.Add(1500 * time.Millisecond))):
+	}
+	close(gate)
+	if got, err := busy.Wait(b.ctx()); err != nil || got.N != 1 {
+		b.Errorf("a call that was worked on: %v, %v", got, err)
+	}
+}
+
+func testGone(b *bench) {
+	register := func(s *rpc.Server) {
+		rpc.Handle(s, echo, echoes)
+		rpc.Handle(s, keep, func(context.Context, *note) (*rpc.None, error) { return nil, nil })
+	}
+	s := b.serve("a", 0, register)
+	c := b.newClient()
+	for _, host := range []string{"a", rpc.Any} {
+		if _, err := rpc.Call(b.ctx(), c, echo, host, &note{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := s.Stop(b.ctx()); err != nil {
+		b.Fatal(err)
+	}
+	for _, host := range []string{"a", rpc.Any} {
+		var err error
+		for end := time.Now().Add(patience); time.Now().Before(end); { // the bus says how soon
+			ctx, cancel := context.WithTimeout(b.ctx(), time.Second)
+			start := time.Now()
+			_, err = rpc.Call(ctx, c, echo, host, &note{})
+			cancel()
+			if errors.Is(err, rpc.ErrNoConsumer) && time.Since(start) < time.Second {
+				break
+			}
+		}
+		if !errors.Is(err, rpc.ErrNoConsumer) {
+			b.Errorf("call to %q after the last server left: %v, want ErrNoConsumer", host, err)
+		}
+		if err := rpc.Cast(b.ctx(), c, keep, host, &note{}); err != nil {
+			b.Errorf("cast to %q after the last server left: %v", host, err)
+		}
+	}
+}
+
+func testDuplicate(b *bench) {
+	got := make(chan int, 10)
+	srv := b.serve("a", 1, func(s *rpc.Server) {
+		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) { got <- n.N; return nil, nil })
+	})
+	send := func(id string, n int) {
+		m := wm.NewMessageWithContext(b.ctx(), id, wm.Payload(fmt.Sprintf(`{"N":%d}`, n)))
+		m.Metadata[rpc.MetaRPC] = "cast suite.keep 1.3 at-least-once"
+		if err := b.client.Publish("suite.a", m); err != nil {
+			b.Fatal(err)
+		}
+	}
+	send("twice", 1)
+	send("twice", 1)
+	send("once", 2)
+	for _, want := range []int{1, 2} {
+		if n := receive(b, got, "the messages"); n != want {
+			b.Errorf("got %d, want %d", n, want)
+		}
+	}
+	if n := srv.Stats().Duplicate; n != 1 {
+		b.Errorf("%d duplicates were counted, want 1", n)
+	}
+}
+
+func testDead(b *bench) {
+	var fixed atomic.Bool
+	got := make(chan int, 10)
+	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a", MaxTries: 2}, func(s *rpc.Server) {
+		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
+			if !fixed.Load() {
+				return nil, fault.New([]fault.Code{fault.Unavailable, fault.Invalid}[n.N%2], "not %d", n.N)
+			}
+			got <- n.N
+			return nil, nil
+		})
+	})
+	c := b.newClient()
+	for n := range 2 {
+		if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: n}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	garbage := wm.NewMessageWithContext(b.ctx(), "garbage", wm.Payload("?"))
+	garbage.Metadata[rpc.MetaRPC] = "what is this"
+	if err := b.client.Publish("suite.a", garbage); err != nil {
+		b.Fatal(err)
+	}
+	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
+		<-time.After(10 * time.Millisecond)
+	}
+	if st := srv.Stats(); st.DeadLettered != 3 || st.Malformed != 1 || st.Redelivered != 1 {
+		b.Fatalf("%+v, want 3 dead letters, 1 malformed, 1 redelivered", st)
+	}
+	seen := map[string]rpc.DeadLetter{}
+	show := func(l *rpc.DeadLetter) rpc.Verdict { seen[l.Info.Method+string(l.Payload)] = *l; return rpc.Keep }
+	if err := rpc.DeadLetters(b.ctx(), b.client, iface, show); err != nil {
+		b.Fatal(err)
+	}
+	for key, want := range map[string]rpc.DeadLetter{
+		`keep{"N":0,"Text":""}`: {Reason: "Unavailable", Failures: 2},
+		`keep{"N":1,"Text":""}`: {Reason: "Invalid", Failures: 1},
+		"?":                     {ID: "garbage", Reason: "malformed"},
+	} {
+		l := seen[key]
+		if !strings.Contains(l.Reason, want.Reason) || l.Failures != want.Failures || l.Topic != "suite.a" || l.Server != "a" ||
+			want.ID != "" && l.ID != want.ID || l.DiedAt.IsZero() {
+			b.Errorf("dead letter %s: %+v, want %+v", key, l, want)
+		}
+	}
+	fixed.Store(true)
+	n := 0
+	err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+		n++
+		if l.Info.Method == "keep" {
+			return rpc.Requeue
+		}
+		return rpc.Drop
+	})
+	if err != nil || n != 3 {
+		b.Fatalf("%d letters, error %v; want the 3 that were kept", n, err)
+	}
+	if a := receive(b, got, "a letter sent again") + receive(b, got, "the other"); a != 1 {
+		b.Errorf("the sum of what was sent again is %d, want 1", a)
+	}
+	if err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+		b.Errorf("letter %s is still there", l.ID)
+		return rpc.Keep
+	}); err != nil {
+		b.Error(err)
+	}
+}
+
+func testDescribe(b *bench) {
+	entered, gate := make(chan struct{}, 1), make(chan struct{})
+	b.serve("a", 7, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(_ context.Context, n *note) (*note, error) { entered <- struct{}{}; <-gate; return n, nil })
+		rpc.Handle(s, keep, func(context.Context, *note) (*rpc.None, error) { return nil, nil })
+	})
+	c := b.newClient()
+	p, err := rpc.Go(reqctx.With(b.ctx(), reqctx.Request{ID: "req-1"}), c, echo, "a", &note{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	receive(b, entered, "the call")
+	if _, err := rpc.Ping(b.ctx(), c, iface, "a"); err != nil {
+		b.Errorf("ping: %v", err)
+	}
+	d, err := rpc.Describe(b.ctx(), c, iface, rpc.Any)
+	close(gate)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range d.Running {
+		d.Running[i].Since = time.Time{}
+	}
+	d.Running = slices.DeleteFunc(d.Running, func(r rpc.Running) bool { return r.Method != "echo" })
+	want := &rpc.Description{
+		Interface: "suite", Version: iface.Version, Host: "a", Slots: 7,
+		Methods: []rpc.Described{{Name: "echo", Since: echo.Since}, {Name: "keep", Since: keep.Since, Delivery: rpc.AtLeastOnce}},
+		Running: []rpc.Running{{Method: "echo", Kind: rpc.KindCall, RequestID: "req-1"}},
+	}
+	if diff := cmp.Diff(want, d); diff != "" {
+		b.Errorf("description (-want +got):\n%s", diff)
+	}
+	if _, err := p.Wait(b.ctx()); err != nil {
+		b.Error(err)
 	}
 }
