@@ -1,0 +1,89 @@
+package watermillbus_test
+
+import (
+	"crypto/rand"
+	"strings"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill-amqp/v3/pkg/amqp"
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+	"github.com/armature-go/armature/rpc/watermillbus"
+)
+
+// stockAMQP is a bus of watermill-amqp's parts as they come, configured as its
+// users would.
+func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
+	t.Helper()
+	log := watermill.NopLogger{}
+	name := func(topic string) string { return prefix + "." + topic }
+	queues := func() amqp.Config {
+		c := amqp.NewDurableQueueConfig(url)
+		c.Queue.GenerateName = name
+		c.Publish.GenerateRoutingKey = name
+		c.Publish.ConfirmDelivery = true
+		c.Publish.ChannelPoolSize = 4
+		return c
+	}
+	fanouts := func() amqp.Config {
+		c := amqp.NewDurablePubSubConfig(url, nil)
+		c.Exchange.GenerateName = name
+		c.Publish.ConfirmDelivery = true
+		return c
+	}
+	pub, err := amqp.NewPublisher(queues(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fan, err := amqp.NewPublisher(fanouts(), log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := watermillbus.New(watermillbus.Config{
+		Publisher: pub,
+		Fanout:    fan,
+		Subscriber: func(s rpc.Subscription) (message.Subscriber, error) {
+			c := queues()
+			switch s.Mode {
+			case rpc.Shared:
+			case rpc.Live:
+				c.Queue.Arguments = map[string]any{"x-expires": int32(10_000)}
+			case rpc.Private:
+				c.Queue.Durable, c.Queue.Exclusive = false, true
+			}
+			return amqp.NewSubscriber(c, log)
+		},
+		FanoutSubscriber: func(rpc.Subscription) (message.Subscriber, error) {
+			c := fanouts()
+			own := prefix + "." + rand.Text()
+			c.Queue.GenerateName = func(string) string { return own }
+			c.Queue.Durable, c.Queue.Exclusive = false, true
+			return amqp.NewSubscriber(c, log)
+		},
+		Redelivered: amqp.MetadataRedeliveredKey,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := b.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	})
+	return b
+}
+
+func TestBusAMQP(t *testing.T) {
+	t.Parallel()
+	url := envtest.URL(t, testenv.AMQPVar)
+	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
+		t.Helper()
+		prefix := "test." + strings.ToLower(rand.Text())
+		return stockAMQP(t, url, prefix), stockAMQP(t, url, prefix)
+	}, "noconsumer", "gone")
+}

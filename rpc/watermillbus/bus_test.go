@@ -1,0 +1,379 @@
+package watermillbus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill"
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/ThreeDotsLabs/watermill/pubsub/gochannel"
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/watermillbus"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// part is both ends of a broker whose behaviour a test writes.
+type part struct {
+	publish   func(topic string, m *message.Message) error
+	subscribe func(ctx context.Context, topic string) (<-chan *message.Message, error)
+	closed    func()
+}
+
+func (p part) Publish(topic string, messages ...*message.Message) error {
+	for _, m := range messages {
+		if err := p.publish(topic, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p part) Subscribe(ctx context.Context, topic string) (<-chan *message.Message, error) {
+	return p.subscribe(ctx, topic)
+}
+
+func (p part) Close() error {
+	if p.closed != nil {
+		p.closed()
+	}
+	return nil
+}
+
+func newBus(t *testing.T, p part, change func(*watermillbus.Config)) *watermillbus.Bus {
+	t.Helper()
+	open := func(rpc.Subscription) (message.Subscriber, error) { return p, nil }
+	cfg := watermillbus.Config{Publisher: p, Subscriber: open, FanoutSubscriber: open}
+	if change != nil {
+		change(&cfg)
+	}
+	b, err := watermillbus.New(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	return b
+}
+
+const durable = "cast backup.start 1.0 at-least-once"
+
+func newMessage(ctx context.Context, mark string) *message.Message {
+	m := message.NewMessageWithContext(ctx, watermill.NewUUID(), message.Payload("{}"))
+	m.Metadata[rpc.MetaRPC] = mark
+	return m
+}
+
+func TestNew(t *testing.T) {
+	t.Parallel()
+	open := func(rpc.Subscription) (message.Subscriber, error) { return part{}, nil }
+	for _, cfg := range []watermillbus.Config{
+		{},
+		{Publisher: part{}},
+		{Subscriber: open, FanoutSubscriber: open},
+		{Publisher: part{}, Subscriber: open},
+	} {
+		if _, err := watermillbus.New(cfg); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("New with parts missing: %v, want Invalid", err)
+		}
+	}
+}
+
+// TestPublish: what the publisher's outcome becomes.
+func TestPublish(t *testing.T) {
+	t.Parallel()
+	down, broken := errors.New("not connected"), errors.New("broken pipe")
+	tests := []struct {
+		name  string
+		mark  string
+		fails []error // of the attempts, one after another; then they succeed
+		meta  string
+		want  fault.Code
+		tries int64
+	}{
+		{name: "well", tries: 1},
+		{name: "may have been sent", fails: []error{broken}, want: fault.Unknown, tries: 1},
+		{name: "may have been sent, durable", mark: durable, fails: []error{broken, broken}, tries: 3},
+		{name: "certainly not sent", fails: []error{down, down}, tries: 3},
+		{name: "a publisher that can tell", mark: durable, fails: []error{rpc.ErrNoConsumer}, want: fault.Unavailable, tries: 1},
+		{name: "metadata too long", meta: strings.Repeat("x", 100<<10), want: fault.Invalid},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				var tries atomic.Int64
+				b := newBus(t, part{publish: func(string, *message.Message) error {
+					if n := int(tries.Add(1)); n <= len(tt.fails) {
+						return tt.fails[n-1]
+					}
+					return nil
+				}}, func(c *watermillbus.Config) {
+					c.NotSent = func(err error) bool { return errors.Is(err, down) }
+				})
+				m := newMessage(t.Context(), tt.mark)
+				m.Metadata["more"] = tt.meta
+				err := b.Publish("backup", m)
+				if tt.want == 0 && err != nil || tt.want != 0 && fault.CodeOf(err) != tt.want {
+					t.Errorf("Publish: %v, want %v", err, tt.want)
+				}
+				if tries.Load() != tt.tries {
+					t.Errorf("%d attempts, want %d", tries.Load(), tt.tries)
+				}
+			})
+		})
+	}
+}
+
+// TestPublishHangs: a publisher that never returns costs a message its own time
+// and no more, and bounds what may hang.
+func TestPublishHangs(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		gate := make(chan struct{})
+		b := newBus(t, part{publish: func(string, *message.Message) error { <-gate; return nil }},
+			func(c *watermillbus.Config) { c.Sends = 1 })
+		for i, want := range []fault.Code{fault.Unknown, fault.Timeout} { // the second was not even begun
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			begin := time.Now()
+			err := b.Publish("backup", newMessage(ctx, durable))
+			if fault.CodeOf(err) != want || time.Since(begin) != time.Second {
+				t.Errorf("Publish %d: %v after %v, want %v after 1s", i, err, time.Since(begin), want)
+			}
+			cancel()
+		}
+		if err := b.Close(); fault.CodeOf(err) != fault.Timeout {
+			t.Errorf("Close while a publisher hangs: %v, want Timeout", err)
+		}
+		close(gate)
+	})
+}
+
+// TestLanes: a subscriber that hands out one message at a time serves as many
+// slots as there are, and what is in hand when the subscription ends can still be
+// acknowledged.
+func TestLanes(t *testing.T) {
+	t.Parallel()
+	const slots = 5
+	queue := make(chan string, 100)
+	for i := range 2 * slots {
+		queue <- strconv.Itoa(i)
+	}
+	var acked atomic.Int64
+	var loops sync.WaitGroup
+	t.Cleanup(loops.Wait)
+	b := newBus(t, part{subscribe: func(ctx context.Context, _ string) (<-chan *message.Message, error) {
+		out := make(chan *message.Message)
+		loops.Go(func() {
+			defer close(out)
+			for {
+				select {
+				case id := <-queue:
+					m := newMessage(ctx, durable)
+					m.UUID = id
+					out <- m
+					select {
+					case <-m.Acked():
+						acked.Add(1)
+					case <-m.Nacked():
+						queue <- id
+					case <-ctx.Done(): // as some do, although it may be handled
+						queue <- id
+						return
+					}
+				case <-ctx.Done():
+					return
+				}
+			}
+		})
+		return out, nil
+	}}, nil)
+	ctx, cancel := context.WithCancel(t.Context())
+	in, err := b.Subscribe(ctx, rpc.Subscription{Topic: "backup", Slots: slots})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var hand []*message.Message
+	for range slots {
+		hand = append(hand, <-in)
+	}
+	cancel()
+	if m, ok := <-in; ok {
+		t.Errorf("got %s after the end, want the channel closed", m.UUID)
+	}
+	for _, m := range hand {
+		if err := rpc.Settle(m, true); err != nil {
+			t.Error(err)
+		}
+	}
+	loops.Wait() // the subscriptions beneath have ended, too
+	if acked.Load() != slots || len(queue) != slots {
+		t.Errorf("%d acknowledged, %d left; want %d and %d", acked.Load(), len(queue), slots, slots)
+	}
+}
+
+// TestRenewed: a subscription whose channel ends is made again, and the empty
+// message that a deleted queue leaves is not handed out.
+func TestRenewed(t *testing.T) {
+	t.Parallel()
+	var opened atomic.Int64
+	b := newBus(t, part{subscribe: func(ctx context.Context, _ string) (<-chan *message.Message, error) {
+		switch opened.Add(1) {
+		case 1:
+			out := make(chan *message.Message, 1)
+			out <- message.NewMessage("", nil)
+			close(out)
+			return out, nil
+		case 2:
+			return nil, errors.New("still away")
+		default:
+			out := make(chan *message.Message, 1)
+			m := newMessage(ctx, durable)
+			m.Metadata["again"] = "true"
+			out <- m
+			context.AfterFunc(ctx, func() { close(out) })
+			return out, nil
+		}
+	}}, func(c *watermillbus.Config) { c.Redelivered = "again" })
+	in, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "backup"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := <-in
+	if rpc.KindOf(m) != rpc.KindCast || m.Metadata[rpc.MetaRedelivered] == "" {
+		t.Errorf("got %v, want the cast, marked as redelivered", m)
+	}
+	m.Ack()
+	if n := opened.Load(); n != 3 {
+		t.Errorf("%d subscriptions, want 3", n)
+	}
+}
+
+// TestClose: the parts are closed once, the publisher last, and what was in hand
+// is given back.
+func TestClose(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var order []string
+	note := func(s string) func() {
+		return func() {
+			mu.Lock()
+			defer mu.Unlock()
+			order = append(order, s)
+		}
+	}
+	inHand := newMessage(t.Context(), durable)
+	sub := part{closed: note("subscriber"), subscribe: func(ctx context.Context, _ string) (<-chan *message.Message, error) {
+		out := make(chan *message.Message, 1)
+		out <- inHand
+		context.AfterFunc(ctx, func() { close(out) })
+		return out, nil
+	}}
+	b := newBus(t, part{closed: note("publisher"), publish: func(string, *message.Message) error { return nil }},
+		func(c *watermillbus.Config) {
+			c.Subscriber = func(rpc.Subscription) (message.Subscriber, error) { return sub, nil }
+			c.Fanout = part{closed: note("fanout")}
+		})
+	in, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "backup"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-in
+	for range 2 {
+		if err := b.Close(); err != nil {
+			t.Errorf("Close: %v", err)
+		}
+	}
+	select {
+	case <-inHand.Nacked():
+	default:
+		t.Error("what was in hand was not given back")
+	}
+	if _, ok := <-in; ok {
+		t.Error("a message from a closed bus")
+	}
+	if got := strings.Join(order, " "); got != "subscriber publisher fanout" {
+		t.Errorf("closed %s, want subscriber, publisher, fanout", got)
+	}
+	if err := b.Publish("backup", newMessage(t.Context(), "")); !errors.Is(err, rpc.ErrClosed) {
+		t.Errorf("Publish: %v, want ErrClosed", err)
+	}
+	if _, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "backup"}); !errors.Is(err, rpc.ErrClosed) {
+		t.Errorf("Subscribe: %v, want ErrClosed", err)
+	}
+	if err := b.SubscribeInitialize("backup"); !errors.Is(err, rpc.ErrClosed) {
+		t.Errorf("SubscribeInitialize: %v, want ErrClosed", err)
+	}
+}
+
+// TestOpenFails: a subscriber that cannot be opened fails Subscribe, and what was
+// opened before it is closed.
+func TestOpenFails(t *testing.T) {
+	t.Parallel()
+	closed := make(chan struct{})
+	sub := part{closed: func() { close(closed) }, subscribe: func(ctx context.Context, _ string) (<-chan *message.Message, error) {
+		out := make(chan *message.Message)
+		context.AfterFunc(ctx, func() { close(out) })
+		return out, nil
+	}}
+	b := newBus(t, part{}, func(c *watermillbus.Config) {
+		c.Subscriber = func(rpc.Subscription) (message.Subscriber, error) { return sub, nil }
+		c.FanoutSubscriber = func(rpc.Subscription) (message.Subscriber, error) { return nil, errors.New("access refused") }
+	})
+	_, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "backup", Mode: rpc.Live, Fanout: "backup.fanout"})
+	if fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "access refused") {
+		t.Errorf("Subscribe: %v, want Unavailable with the reason", err)
+	}
+	<-closed
+}
+
+// shared leaves a gochannel open when the bus closes a subscriber on it.
+type shared struct{ *gochannel.GoChannel }
+
+func (shared) Close() error { return nil }
+
+// A gochannel gives every subscriber its own copy, so that each topic can have
+// one subscription only.
+func ExampleNew() {
+	ch := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
+	open := func(rpc.Subscription) (message.Subscriber, error) { return shared{ch}, nil }
+	bus, err := watermillbus.New(watermillbus.Config{
+		Publisher: ch, Subscriber: open, FanoutSubscriber: open, Lanes: 1,
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer bus.Close()
+
+	iface := &rpc.Interface{Name: "clock", Version: rpc.Version{Major: 1}}
+	double := rpc.Method[time.Duration, time.Duration]{Interface: iface, Name: "double", Since: rpc.Version{Major: 1}}
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "node-1"})
+	rpc.Handle(srv, double, func(_ context.Context, d *time.Duration) (*time.Duration, error) {
+		twice := 2 * *d
+		return &twice, nil
+	})
+	ctx := context.Background()
+	if err := srv.Start(ctx); err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer srv.Stop(ctx)
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+
+	d := time.Minute
+	got, err := rpc.Call(ctx, client, double, "node-1", &d)
+	fmt.Println(*got, err)
+	// Output: 2m0s <nil>
+}
