@@ -57,12 +57,14 @@ type Subscription struct {
 // Messages have to be treated as follows, according to their metadata: one that
 // is [Durable] survives a restart of the broker, and Publish may send it more
 // than once to make sure that it arrives; one past its [Deadline] need not be
-// delivered.
+// delivered. Payload and metadata are not changed any more by whoever has
+// published a message, nor by whoever received it: a bus may hand on what it was
+// given.
 //
 // Close ends all subscriptions; every later call fails with ErrClosed. It is
 // idempotent.
 //
-// A bus may also be a [Sender], and a watermill message.SubscribeInitializer,
+// A bus may also be a [Sender], a [Receiver], and a watermill message.SubscribeInitializer,
 // whose SubscribeInitialize(topic) makes a Shared topic without a subscriber.
 type Bus interface {
 	message.Publisher
@@ -89,24 +91,34 @@ type Sender interface {
 	Send(topic string, m *message.Message, settled func(error))
 }
 
-// settleKey is the key of a message's settle function in its context.
-type settleKey struct{}
+// Receiver is a bus that needs no channel to deliver the messages of a Private
+// topic.
+type Receiver interface {
+	// Receive is Subscribe, but calls f with each message, perhaps with several at
+	// once. f must not block, and need not settle the message. The channel is
+	// closed when the subscription has ended.
+	Receive(ctx context.Context, s Subscription, f func(*message.Message)) (ended <-chan struct{}, err error)
+}
 
-// WithSettle returns a context for a message that a bus delivers. [Settle] calls
-// f once, with whether the message is acknowledged, and returns its error, so
-// that the bus needs no goroutine to wait for a message's end and the receiver
-// knows that the acknowledgement went out. A message without is settled by its
-// own Ack and Nack, which is enough for a bus that waits for them.
-func WithSettle(ctx context.Context, f func(ack bool) error) context.Context {
-	return context.WithValue(ctx, settleKey{}, f)
+// Settler ends the delivery of a message.
+type Settler interface{ Settle(ack bool) error }
+
+type settlerKey struct{}
+
+// WithSettler returns a context for a message that a bus delivers. [Settle] calls
+// s, so that the bus needs no goroutine to wait for a message's end and the
+// receiver knows that the acknowledgement went out. A message without is settled
+// by its own Ack and Nack, which is enough for a bus that waits for them.
+func WithSettler(ctx context.Context, s Settler) context.Context {
+	return context.WithValue(ctx, settlerKey{}, s)
 }
 
 // Settle acknowledges a message that was received from a [Bus], or gives it
 // back. An error means that the message will be delivered again whatever ack
 // was. It must be called once.
 func Settle(m *message.Message, ack bool) error {
-	if f, ok := m.Context().Value(settleKey{}).(func(bool) error); ok {
-		return f(ack)
+	if s, ok := m.Context().Value(settlerKey{}).(Settler); ok {
+		return s.Settle(ack)
 	}
 	if ack {
 		m.Ack()

@@ -33,8 +33,8 @@ type ClientConfig struct {
 	// Silence is how long a call waits without hearing from the server, which
 	// sends a sign of life twice in that time while the handler runs. Then the
 	// call fails with ErrSilent although its deadline may be far. A call that
-	// waits in a queue is silent, too. Default 30 s; negative: only the
-	// deadline counts. It is oslo.messaging's call_monitor_timeout.
+	// waits in a queue is silent, too. It may be noticed an eighth of the time
+	// later. Default 30 s; negative: only the deadline counts. It is oslo.messaging's call_monitor_timeout.
 	Silence time.Duration
 	// Caps limits, by interface name, the version that may be sent, for a
 	// rolling upgrade. An interface that is not in it is not limited.
@@ -241,7 +241,7 @@ func (c *Client) transmit(ctx context.Context, info Info, req any, decode func([
 	if decode != nil {
 		return c.roundTrip(ctx, info, req, decode)
 	}
-	m, err := encodeRequest(ctx, info, req)
+	m, err := encodeRequest(ctx, info, req, time.Time{}, 0)
 	if err != nil {
 		return nil, err
 	}
@@ -267,9 +267,22 @@ func (c *Client) allowed(ctx context.Context, info Info) error {
 
 // waiter is a call that waits.
 type waiter struct {
-	reply chan *message.Message // gets the reply
-	sent  chan error            // gets why the request was not sent, or may not have been
-	beat  chan struct{}         // gets signs of life; nil if nobody minds
+	ended chan outcome // has room for all three that may come
+	heard time.Time    // of the server; zero if nobody minds. Guarded by Client.mu
+}
+
+// outcome is a reply; or why the request was not sent, or may not have been; or
+// that the server is silent.
+type outcome struct {
+	reply *message.Message
+	err   error
+}
+
+// settled is told how sending ended.
+func (w *waiter) settled(err error) {
+	if err != nil {
+		w.ended <- outcome{err: err}
+	}
 }
 
 func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
@@ -277,30 +290,33 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 	if err := c.listen(ctx); err != nil {
 		return nil, fmt.Errorf("call %s: subscribe to replies: %w", info, err)
 	}
-	m, err := encodeRequest(ctx, info, req)
+	w := &waiter{ended: make(chan outcome, 3)}
+	deadline, _ := ctx.Deadline()
+	var beat time.Duration
+	if c.cfg.Silence > 0 && deadline.Sub(start) > c.cfg.Silence {
+		w.heard = start
+		beat = c.cfg.Silence / 2
+	}
+	m, err := encodeRequest(ctx, info, req, deadline, beat)
 	if err != nil {
 		return nil, err
 	}
-	w := &waiter{reply: make(chan *message.Message, 1), sent: make(chan error, 1)}
-	if d, ok := ctx.Deadline(); ok {
-		m.Metadata[MetaDeadline] = d.UTC().Format(time.RFC3339Nano)
-		if c.cfg.Silence > 0 && d.Sub(start) > c.cfg.Silence {
-			w.beat = make(chan struct{}, 1)
-			m.Metadata[MetaBeat] = (c.cfg.Silence / 2).String()
-		}
-	}
 	m.Metadata[MetaReplyTo] = c.topic
-	c.expect(m.UUID, w)
-	defer c.forget(m.UUID)
+	c.mu.Lock()
+	c.pending[m.UUID] = w
+	c.mu.Unlock()
 	to := topic(info.Kind, info.Interface, info.Host)
 	if c.sender != nil {
-		c.sender.Send(to, m, func(err error) { w.sent <- err })
-	} else if err := c.bus.Publish(to, m); err != nil {
-		w.sent <- err
+		c.sender.Send(to, m, w.settled)
+	} else {
+		w.settled(c.bus.Publish(to, m))
 	}
 	r, err := c.await(ctx, w)
 	if err != nil {
-		if errors.Is(ctx.Err(), context.Canceled) {
+		c.mu.Lock()
+		delete(c.pending, m.UUID)
+		c.mu.Unlock()
+		if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, ErrSilent) {
 			c.cancel(ctx, info, m.UUID)
 		}
 		return nil, fmt.Errorf("call %s: %w after %v", info, err, time.Since(start).Round(time.Millisecond))
@@ -318,40 +334,23 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 
 // await waits for the reply, or for a reason to give up.
 func (c *Client) await(ctx context.Context, w *waiter) (*message.Message, error) {
-	var silence *time.Timer
-	var silent <-chan time.Time
-	if w.beat != nil {
-		silence = time.NewTimer(c.cfg.Silence)
-		defer silence.Stop()
-		silent = silence.C
-	}
-	sent := w.sent
+	var grace <-chan time.Time
 	var unknown error
 	for {
 		select {
-		case r := <-w.reply:
-			return r, nil
-		case err := <-sent:
-			sent = nil
-			if err != nil && fault.CodeOf(err) != fault.Unknown {
-				return nil, err
+		case o := <-w.ended:
+			switch {
+			case o.reply != nil:
+				return o.reply, nil
+			case fault.CodeOf(o.err) != fault.Unknown, errors.Is(o.err, ErrSilent):
+				return nil, o.err
 			}
-			if err != nil { // the reply may come all the same
-				unknown = err
-				t := time.NewTimer(graceTime)
-				defer t.Stop()
-				silent = t.C
-			}
-		case <-w.beat:
-			unknown = nil
-			silence.Reset(c.cfg.Silence)
-			silent = silence.C
-		case <-silent:
-			if unknown != nil {
-				return nil, unknown
-			}
-			atomic.AddUint64(&c.stats.Silent, 1)
-			return nil, fmt.Errorf("nothing was heard for %v: %w", c.cfg.Silence, ErrSilent)
+			unknown = o.err // the reply may come all the same
+			t := time.NewTimer(graceTime)
+			defer t.Stop()
+			grace = t.C
+		case <-grace:
+			return nil, unknown
 		case <-ctx.Done():
 			return nil, fault.New(fault.CodeOf(ctx.Err()), "no reply: %w", ctx.Err())
 		case <-c.life.Done():
@@ -375,27 +374,14 @@ func (c *Client) cancel(ctx context.Context, info Info, id string) {
 		ctx, stop := context.WithTimeout(ctx, graceTime)
 		defer stop()
 		m := about(ctx, "", id)
-		m.Metadata[MetaRPC] = info.mark()
 		d, _ := ctx.Deadline()
-		m.Metadata[MetaDeadline] = d.UTC().Format(time.RFC3339Nano)
+		m.Metadata[MetaRPC] = info.mark(d, 0)
 		if err := c.bus.Publish(to, m); err != nil {
 			c.cfg.Logger.DebugContext(ctx, "a server could not be told that its caller has given up", "method", info.String(), "error", err)
 			return
 		}
 		atomic.AddUint64(&c.stats.Canceled, 1)
 	})
-}
-
-func (c *Client) expect(id string, w *waiter) {
-	c.mu.Lock()
-	c.pending[id] = w
-	c.mu.Unlock()
-}
-
-func (c *Client) forget(id string) {
-	c.mu.Lock()
-	delete(c.pending, id)
-	c.mu.Unlock()
 }
 
 // listen makes sure that the reply topic exists. The first call subscribes;
@@ -437,11 +423,11 @@ func (c *Client) listen(ctx context.Context) error {
 func (c *Client) subscribe(ctx context.Context) error {
 	sub, cancel := context.WithCancel(c.life)
 	keep := context.AfterFunc(ctx, cancel)
-	replies, err := c.bus.Subscribe(sub, Subscription{Topic: c.topic, Mode: Private, Slots: replySlots}) //nolint:contextcheck // it outlives the call that needs it first
+	replies, ended, err := c.replies(sub) //nolint:contextcheck // it outlives the call that needs it first
 	if !keep() && err == nil {
 		err = fault.New(fault.CodeOf(ctx.Err()), "%w", ctx.Err())
 	}
-	if err == nil && !c.spawn(func() { c.receive(replies) }) {
+	if err == nil && !c.spawn(func() { c.watch(replies, ended) }) {
 		err = ErrClosed
 	}
 	if err != nil {
@@ -450,31 +436,72 @@ func (c *Client) subscribe(ctx context.Context) error {
 	return err
 }
 
-// receive hands replies to the calls that wait for them until the subscription
-// ends.
-func (c *Client) receive(replies <-chan *message.Message) {
-	for m := range replies {
-		_ = Settle(m, true) // nobody else could take it
-		id := m.Metadata[MetaCorrelation]
-		beat := m.Metadata[MetaRPC] == KindBeat
-		c.mu.Lock()
-		w := c.pending[id]
-		if w != nil && !beat {
-			delete(c.pending, id)
-		}
-		c.mu.Unlock()
-		switch {
-		case w != nil && !beat:
-			w.reply <- m // has room for it
-		case beat && w != nil:
-			select {
-			case w.beat <- struct{}{}:
-			default: // the last one is still to be seen
+// replies subscribes: messages come from the channel or, if it is nil, to take.
+func (c *Client) replies(ctx context.Context) (<-chan *message.Message, <-chan struct{}, error) {
+	s := Subscription{Topic: c.topic, Mode: Private, Slots: replySlots}
+	if r, ok := c.bus.(Receiver); ok {
+		ended, err := r.Receive(ctx, s, c.take)
+		return nil, ended, err
+	}
+	in, err := c.bus.Subscribe(ctx, s)
+	return in, nil, err
+}
+
+// watch takes replies until the subscription ends, and ends calls whose servers
+// are silent.
+func (c *Client) watch(replies <-chan *message.Message, ended <-chan struct{}) {
+	tick := time.NewTicker(max(c.cfg.Silence/8, time.Millisecond))
+	defer tick.Stop()
+	for {
+		select {
+		case m, ok := <-replies:
+			if !ok {
+				return
 			}
-		case !beat:
-			atomic.AddUint64(&c.stats.Late, 1)
-			c.cfg.Logger.Debug("a reply came when nobody waited for it", "correlation_id", id)
+			_ = Settle(m, true) // nobody else could take it
+			c.take(m)
+		case <-ended:
+			return
+		case now := <-tick.C:
+			c.listenFor(now)
 		}
+	}
+}
+
+// take hands one message to the call that it is about.
+func (c *Client) take(m *message.Message) {
+	id, beat := m.Metadata[MetaCorrelation], m.Metadata[MetaRPC] == KindBeat
+	c.mu.Lock()
+	w := c.pending[id]
+	switch {
+	case w == nil:
+	case beat:
+		w.heard = time.Now()
+	default:
+		delete(c.pending, id)
+	}
+	c.mu.Unlock()
+	switch {
+	case beat:
+	case w != nil:
+		w.ended <- outcome{reply: m}
+	default:
+		atomic.AddUint64(&c.stats.Late, 1)
+		c.cfg.Logger.Debug("a reply came when nobody waited for it", "correlation_id", id)
+	}
+}
+
+// listenFor ends the calls of which nothing was heard for too long.
+func (c *Client) listenFor(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, w := range c.pending {
+		if w.heard.IsZero() || now.Sub(w.heard) < c.cfg.Silence {
+			continue
+		}
+		delete(c.pending, id)
+		atomic.AddUint64(&c.stats.Silent, 1)
+		w.ended <- outcome{err: fmt.Errorf("nothing was heard for %v: %w", now.Sub(w.heard).Round(time.Millisecond), ErrSilent)}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -28,12 +29,13 @@ const (
 // Keys of a message's metadata. Together with the JSON payload they are the
 // wire format, which docs/wire.md describes.
 const (
-	// MetaRPC has the kind, the method, its version ("1.0" if missing) and
-	// whether the message must survive: "cast backup.start 2.1 at-least-once".
+	// MetaRPC says what the message is: the kind, the method, its version ("1.0"
+	// if missing) and options: "at-least-once"; "deadline=" and an RFC 3339 time in
+	// UTC; of a call "beat=" and how often the caller wants to hear. For example
+	// "cast backup.start 2.1 at-least-once" and
+	// "call backup.list 2.0 deadline=2026-11-23T07:38:13.5Z beat=15s".
 	MetaRPC         = "rpc"
-	MetaDeadline    = "deadline"       // of a call: RFC 3339 in UTC, with fractions
 	MetaReplyTo     = "reply_to"       // of a call: the topic for the reply
-	MetaBeat        = "beat"           // of a call: how often the caller wants to hear, such as "15s"
 	MetaCorrelation = "correlation_id" // of a reply, a beat, a cancel: the UUID of the call
 	MetaError       = "error"          // of a reply that failed: fault.Error as JSON
 	MetaContext     = "context"        // reqctx.Request as JSON, without the trace
@@ -59,18 +61,24 @@ func KindOf(m *message.Message) string {
 
 // Durable reports whether m must survive a restart of the broker.
 func Durable(m *message.Message) bool {
-	return strings.HasSuffix(m.Metadata[MetaRPC], durableMark) || m.Metadata[MetaReason] != ""
+	return strings.Contains(m.Metadata[MetaRPC], markDurable) || m.Metadata[MetaReason] != ""
 }
 
-const durableMark = " at-least-once"
+// Options of MetaRPC.
+const (
+	markDurable  = " at-least-once"
+	markDeadline = " deadline="
+	markBeat     = " beat="
+)
 
 // Deadline returns the deadline in a message's metadata. A missing or
 // unreadable one is no deadline.
 func Deadline(m *message.Message) (time.Time, bool) {
-	s := m.Metadata[MetaDeadline]
-	if s == "" {
+	_, s, ok := strings.Cut(m.Metadata[MetaRPC], markDeadline)
+	if !ok {
 		return time.Time{}, false
 	}
+	s, _, _ = strings.Cut(s, " ")
 	t, err := time.Parse(time.RFC3339Nano, s)
 	return t, err == nil
 }
@@ -79,21 +87,40 @@ func Deadline(m *message.Message) (time.Time, bool) {
 func newID() string {
 	var b [16]byte
 	rand.Read(b[:]) // never fails
-	return hex.EncodeToString(b[:])
+	var text [2 * len(b)]byte
+	hex.Encode(text[:], b[:])
+	return string(text[:])
 }
 
-// mark is the value of MetaRPC.
-func (i Info) mark() string {
-	s := i.Kind + " " + i.Interface + "." + i.Method + " " + i.Version.String()
+// mark is the value of MetaRPC. Zero means no deadline and no beat.
+func (i Info) mark(deadline time.Time, beat time.Duration) string {
+	b := make([]byte, 0, 128)
+	b = append(b, i.Kind...)
+	b = append(b, ' ')
+	b = append(b, i.Interface...)
+	b = append(b, '.')
+	b = append(b, i.Method...)
+	b = append(b, ' ')
+	b = strconv.AppendInt(b, int64(i.Version.Major), 10)
+	b = append(b, '.')
+	b = strconv.AppendInt(b, int64(i.Version.Minor), 10)
 	if i.Delivery == AtLeastOnce {
-		s += durableMark
+		b = append(b, markDurable...)
 	}
-	return s
+	if !deadline.IsZero() {
+		b = append(b, markDeadline...)
+		b = deadline.UTC().AppendFormat(b, time.RFC3339Nano)
+	}
+	if beat > 0 {
+		b = append(b, markBeat...)
+		b = append(b, beat.String()...)
+	}
+	return string(b)
 }
 
-// parseMark reads what mark wrote. Words that it does not know are ignored, so
+// parseMark reads what mark wrote. Options that it does not know are ignored, so
 // that newer clients may send more.
-func parseMark(s string) (i Info, err error) {
+func parseMark(s string) (i Info, deadline time.Time, beat time.Duration, err error) {
 	kind, rest, _ := strings.Cut(s, " ")
 	name, rest, _ := strings.Cut(rest, " ")
 	version, rest, _ := strings.Cut(rest, " ")
@@ -101,32 +128,52 @@ func parseMark(s string) (i Info, err error) {
 	switch kind {
 	case KindCall, KindCast, KindFanout, KindCancel:
 	default:
-		return i, fault.New(fault.Invalid, "the metadata's %q is %q, want a call, cast, fanout or cancel", MetaRPC, s)
+		return i, deadline, 0, fault.New(fault.Invalid, "the metadata's %q is %q, want a call, cast, fanout or cancel", MetaRPC, s)
 	}
 	dot := strings.LastIndexByte(name, '.')
 	if dot <= 0 || dot == len(name)-1 {
-		return i, fault.New(fault.Invalid, "the metadata's %q is %q, which names no interface and method", MetaRPC, s)
+		return i, deadline, 0, fault.New(fault.Invalid, "the metadata's %q is %q, which names no interface and method", MetaRPC, s)
 	}
 	i.Interface, i.Method = name[:dot], name[dot+1:]
 	if i.Version, err = parseVersion(version); err != nil {
-		return i, err
+		return i, deadline, 0, err
 	}
-	if rest == durableMark[1:] || strings.HasPrefix(rest, durableMark[1:]+" ") {
-		i.Delivery = AtLeastOnce
+	for rest != "" {
+		var word string
+		word, rest, _ = strings.Cut(rest, " ")
+		if word == markDurable[1:] {
+			i.Delivery = AtLeastOnce
+		} else if v, ok := strings.CutPrefix(word, markDeadline[1:]); ok {
+			if deadline, err = time.Parse(time.RFC3339Nano, v); err != nil {
+				return i, deadline, 0, fault.New(fault.Invalid, "the deadline %q is not an RFC 3339 time", v)
+			}
+		} else if v, ok := strings.CutPrefix(word, markBeat[1:]); ok {
+			if beat, err = time.ParseDuration(v); err != nil || beat <= 0 {
+				return i, deadline, 0, fault.New(fault.Invalid, "the beat %q is not a duration such as 15s", v)
+			}
+		}
 	}
-	return i, nil
+	return i, deadline, beat, nil
 }
 
 // encodeRequest makes the message of a call, a cast or a fanout.
-func encodeRequest(ctx context.Context, info Info, req any) (*message.Message, error) {
+func encodeRequest(ctx context.Context, info Info, req any, deadline time.Time, beat time.Duration) (*message.Message, error) {
 	payload, err := json.Marshal(req)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%s: encode the request: %w", info, err)
 	}
-	m := message.NewMessageWithContext(ctx, newID(), payload)
-	m.Metadata[MetaRPC] = info.mark()
+	m := newMessage(ctx, newID(), payload)
+	m.Metadata[MetaRPC] = info.mark(deadline, beat)
 	putRequest(m.Metadata, reqctx.From(ctx))
 	return m, nil
+}
+
+// newMessage is message.NewMessageWithContext without the channels for those who
+// wait for an acknowledgement, which nobody does here.
+func newMessage(ctx context.Context, id string, payload []byte) *message.Message {
+	m := &message.Message{UUID: id, Metadata: make(message.Metadata, 4), Payload: payload}
+	m.SetContext(ctx)
+	return m
 }
 
 // wireRequest is reqctx.Request as it travels.
@@ -148,18 +195,19 @@ func putRequest(md message.Metadata, r reqctx.Request) {
 	}
 }
 
-// getRequest reads what putRequest wrote.
-func getRequest(md message.Metadata) (reqctx.Request, error) {
-	var w wireRequest
-	if s := md[MetaContext]; s != "" {
-		if err := json.Unmarshal([]byte(s), &w); err != nil {
-			return reqctx.Request{}, fault.New(fault.Invalid, "the metadata's %q cannot be read: %w", MetaContext, err)
-		}
+// getRequest reads what putRequest wrote, and reports whether that was anything.
+func getRequest(md message.Metadata) (r reqctx.Request, ok bool, err error) {
+	r.Traceparent = md[MetaTraceparent]
+	s := md[MetaContext]
+	if s == "" {
+		return r, r.Traceparent != "", nil
 	}
-	return reqctx.Request{
-		ID: w.ID, GlobalID: w.GlobalID, UserID: w.UserID, ProjectID: w.ProjectID, Roles: w.Roles,
-		Traceparent: md[MetaTraceparent],
-	}, nil
+	var w wireRequest
+	if err := json.Unmarshal([]byte(s), &w); err != nil {
+		return r, false, fault.New(fault.Invalid, "the metadata's %q cannot be read: %w", MetaContext, err)
+	}
+	r.ID, r.GlobalID, r.UserID, r.ProjectID, r.Roles = w.ID, w.GlobalID, w.UserID, w.ProjectID, w.Roles
+	return r, true, nil
 }
 
 // encodeReply makes the reply to the call with the given id.
@@ -181,7 +229,7 @@ func encodeReply(ctx context.Context, id string, resp any, err error) *message.M
 
 // about makes a message of the given kind about the call with the given id.
 func about(ctx context.Context, kind, id string) *message.Message {
-	m := message.NewMessageWithContext(ctx, newID(), nil)
+	m := newMessage(ctx, id, nil)
 	m.Metadata[MetaRPC] = kind
 	m.Metadata[MetaCorrelation] = id
 	return m
@@ -210,36 +258,28 @@ type request struct {
 	deadline time.Time // zero: none
 	beat     time.Duration
 	from     reqctx.Request
+	named    bool // from says anything
 	payload  []byte
 
 	since time.Time          // when the handler was started
 	stop  context.CancelFunc // ends the handler's context
 	gone  atomic.Bool        // the caller has given up
+	heart heart
 }
 
 // decodeRequest reads a message. Metadata that are not known are ignored, so
 // that newer clients may send more.
 func decodeRequest(m *message.Message) (*request, error) {
-	info, err := parseMark(m.Metadata[MetaRPC])
-	if err != nil {
-		return nil, err
-	}
 	r := &request{
-		id: m.UUID, info: info, payload: m.Payload,
+		id: m.UUID, payload: m.Payload,
 		replyTo: m.Metadata[MetaReplyTo], about: m.Metadata[MetaCorrelation],
 	}
-	if r.from, err = getRequest(m.Metadata); err != nil {
+	var err error
+	if r.info, r.deadline, r.beat, err = parseMark(m.Metadata[MetaRPC]); err != nil {
 		return nil, err
 	}
-	if s := m.Metadata[MetaDeadline]; s != "" {
-		if r.deadline, err = time.Parse(time.RFC3339Nano, s); err != nil {
-			return nil, fault.New(fault.Invalid, "the metadata's %q is %q, not an RFC 3339 time", MetaDeadline, s)
-		}
-	}
-	if s := m.Metadata[MetaBeat]; s != "" {
-		if r.beat, err = time.ParseDuration(s); err != nil || r.beat <= 0 {
-			return nil, fault.New(fault.Invalid, "the metadata's %q is %q, not a duration such as 15s", MetaBeat, s)
-		}
+	if r.from, r.named, err = getRequest(m.Metadata); err != nil {
+		return nil, err
 	}
 	return r, nil
 }

@@ -128,7 +128,6 @@ func (s *Server) bury(ctx context.Context, m *message.Message, topic string, fai
 	letter.Metadata[MetaTopic] = topic
 	letter.Metadata[MetaDiedAt] = time.Now().UTC().Format(time.RFC3339Nano)
 	letter.Metadata[MetaServer] = s.cfg.Host
-	delete(letter.Metadata, MetaDeadline) // a dead letter does not expire
 	to := s.cfg.Interface.Name + suffixDead
 	err := s.dig(ctx, to)
 	if err == nil {
@@ -213,11 +212,8 @@ func (s *Server) pause(d time.Duration) bool {
 
 // clone returns a copy to publish.
 func clone(ctx context.Context, m *message.Message) *message.Message {
-	c := message.NewMessageWithContext(ctx, m.UUID, m.Payload)
-	c.Metadata = maps.Clone(m.Metadata)
-	if c.Metadata == nil {
-		c.Metadata = make(message.Metadata, 4)
-	}
+	c := newMessage(ctx, m.UUID, m.Payload)
+	maps.Copy(c.Metadata, m.Metadata)
 	delete(c.Metadata, MetaRedelivered)
 	return c
 }

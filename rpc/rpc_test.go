@@ -340,14 +340,14 @@ func TestMisuse(t *testing.T) { //nolint:tparallel // the cases share a bus that
 // FuzzServer gives a server messages of any kind: it must neither die nor stop
 // serving.
 func FuzzServer(f *testing.F) {
-	f.Add("call backup.start 2.1", "", "", "", "{}", "reply.x", "", []byte(`"x"`))
-	f.Add("cast backup.start 2.1 at-least-once", "2026-01-01T00:00:00Z", "", "7", "", "", "", []byte(`{`))
-	f.Add("reply backup.start x.y", "never", "1s", "-1", "{", "", "", []byte{0})
-	f.Add("cast backup.nope -1.2", "", "x", "99999999999999999999", "[]", "", "id", []byte(nil))
-	f.Add("cancel backup.@cancel 2.0", "", "1ns", "", "", "reply.x", "id", []byte("null"))
-	f.Add("cast backup.@describe 2.0 at-least-once more", "", "", "", "null", "reply.x", "", []byte("null"))
-	f.Add("cast  . ", "", "", "", "", "", "", []byte("null"))
-	f.Fuzz(func(t *testing.T, mark, deadline, beat, failures, from, replyTo, about string, payload []byte) {
+	f.Add("call backup.start 2.1 beat=1ns", "", "{}", "reply.x", "", []byte(`"x"`))
+	f.Add("cast backup.start 2.1 at-least-once deadline=2026-01-01T00:00:00Z", "7", "", "", "", []byte(`{`))
+	f.Add("reply backup.start x.y deadline=never", "-1", "{", "", "", []byte{0})
+	f.Add("cast backup.nope -1.2 beat=x", "99999999999999999999", "[]", "", "id", []byte(nil))
+	f.Add("cancel backup.@cancel 2.0", "", "", "reply.x", "id", []byte("null"))
+	f.Add("cast backup.@describe 2.0 at-least-once more", "", "null", "reply.x", "", []byte("null"))
+	f.Add("cast  . ", "", "", "", "", []byte("null"))
+	f.Fuzz(func(t *testing.T, mark, failures, from, replyTo, about string, payload []byte) {
 		bus := rpctest.NewBus(t)
 		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Logger: slog.New(slog.DiscardHandler)})
 		rpc.Handle(srv, start, upper)
@@ -361,7 +361,7 @@ func FuzzServer(f *testing.F) {
 		}()
 		m := message.NewMessage("id", payload)
 		for k, v := range map[string]string{
-			rpc.MetaRPC: mark, rpc.MetaDeadline: deadline, rpc.MetaBeat: beat, rpc.MetaFailures: failures,
+			rpc.MetaRPC: mark, rpc.MetaFailures: failures,
 			rpc.MetaContext: from, rpc.MetaReplyTo: replyTo, rpc.MetaCorrelation: about, rpc.MetaRedelivered: failures,
 		} {
 			m.Metadata.Set(k, v)

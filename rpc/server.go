@@ -332,8 +332,15 @@ func (s *Server) run(work context.Context, in [4]inlet) {
 			continue
 		}
 		from := in[i].topic
-		s.wg.Go(func() { s.serve(work, m, from) })
+		s.wg.Add(1)
+		go s.task(work, m, from)
 	}
+}
+
+// task is a handler's goroutine.
+func (s *Server) task(work context.Context, m *message.Message, from string) {
+	defer s.wg.Done()
+	s.serve(work, m, from)
 }
 
 // serve handles one message. It gives the slot back when the handler has
@@ -359,7 +366,10 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		s.cancel(r.about)
 		return
 	}
-	ctx := reqctx.With(work, r.from)
+	ctx := work
+	if r.named {
+		ctx = reqctx.With(work, r.from)
+	}
 	e, known := s.methods[r.info.Method]
 	again := r.info.Kind == KindCast && (known && e.delivery == AtLeastOnce || r.info.Delivery == AtLeastOnce)
 	ctx, r.stop = s.limited(ctx, r, e, again)
@@ -385,11 +395,11 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 	if !s.track(r) {
 		return // another copy of it runs: only a bus that is no at-most-once bus sends two
 	}
-	endBeat := s.beats(work, r)
+	s.beats(work, r)
 	resp, err := s.invoke(ctx, r, e, known)
-	endBeat()
 	s.untrack(r)
 	release()
+	r.heart.stop()
 	switch {
 	case r.replyTo != "" && !r.gone.Load():
 		s.reply(work, r, resp, err)
@@ -472,38 +482,48 @@ func (s *Server) cancel(id string) {
 	}
 }
 
-// beats tells the caller from time to time that its call is worked on, until the
-// function that it returns is called.
-func (s *Server) beats(work context.Context, r *request) (end func()) {
+// beats tells the caller from time to time that its call is worked on, until
+// r.heart is stopped.
+func (s *Server) beats(work context.Context, r *request) {
 	if r.beat == 0 || r.replyTo == "" {
-		return func() {}
+		return
 	}
-	every := max(r.beat, 10*time.Millisecond)
-	stop, ended := make(chan struct{}), make(chan struct{})
-	t := time.AfterFunc(every, func() {
-		defer close(ended)
-		tick := time.NewTicker(every)
-		defer tick.Stop()
-		for {
-			ctx, cancel := context.WithTimeout(work, every)
-			err := s.bus.Publish(r.replyTo, about(ctx, KindBeat, r.id))
-			cancel()
-			if err != nil {
-				s.cfg.Logger.Debug("a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
-			}
-			select {
-			case <-tick.C:
-			case <-stop:
-				return
-			}
+	h := &r.heart
+	h.every = max(r.beat, 10*time.Millisecond)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.timer = time.AfterFunc(h.every, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.stopped {
+			return
 		}
+		ctx, cancel := context.WithTimeout(work, h.every)
+		defer cancel()
+		if err := s.bus.Publish(r.replyTo, about(ctx, KindBeat, r.id)); err != nil {
+			s.cfg.Logger.DebugContext(ctx, "a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
+		}
+		h.timer.Reset(h.every)
 	})
-	return func() {
-		close(stop)
-		if !t.Stop() {
-			<-ended
-		}
+}
+
+// heart beats until it is stopped.
+type heart struct {
+	every   time.Duration
+	timer   *time.Timer
+	mu      sync.Mutex // held during a beat
+	stopped bool
+}
+
+// stop returns when there is no beat under way.
+func (h *heart) stop() {
+	if h.timer == nil || h.timer.Stop() {
+		return
 	}
+	h.mu.Lock()
+	h.stopped = true
+	h.mu.Unlock()
+	h.timer.Stop() // a beat that was under way has set it again
 }
 
 // reply sends the result. It outlives the handler's context: a call answered in
@@ -540,10 +560,10 @@ func (s *Server) replyUntil(work context.Context, r *request, m *message.Message
 	}
 	ctx, cancel := context.WithDeadline(context.Background(), end)
 	defer cancel()
+	stopping := s.stopping
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		if perr == nil {
-			again := m.Copy()
-			again.SetContext(ctx) //nolint:contextcheck // as above
+			again := clone(ctx, m) //nolint:contextcheck // as above
 			if perr = s.bus.Publish(r.replyTo, again); perr == nil {
 				return
 			}
@@ -556,6 +576,11 @@ func (s *Server) replyUntil(work context.Context, r *request, m *message.Message
 				perr = nil
 				continue
 			}
+		case <-stopping: // the process is to end: nobody gets all of the time
+			t.Stop()
+			stopping = nil
+			time.AfterFunc(stopGrace, cancel)
+			continue
 		case <-ctx.Done():
 			t.Stop()
 		case <-work.Done():

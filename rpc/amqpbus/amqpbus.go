@@ -31,6 +31,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -79,10 +80,11 @@ type Config struct {
 // Bus is an [rpc.Bus] over RabbitMQ, and a service part. It is safe for
 // concurrent use.
 type Bus struct {
-	cfg Config
-	pub *link
-	sub *link
-	out chan *outgoing // to whichever publisher is free
+	cfg  Config
+	pub  *link
+	sub  *link
+	outs []*publisher
+	next atomic.Uint64
 
 	life context.Context //nolint:containedctx // the bus's own life, ended by Close
 	end  context.CancelFunc
@@ -91,9 +93,6 @@ type Bus struct {
 	mu        sync.Mutex // also held when a goroutine is started
 	up        bool
 	consumers map[*consumer]bool
-
-	gate   sync.RWMutex // held for reading when something is put into out
-	closed bool         // nothing may be put into out
 }
 
 // Stats counts what happened to a bus since it was made.
@@ -119,7 +118,7 @@ func New(cfg Config) (*Bus, error) {
 		cfg.Exchange = "armature"
 	}
 	if cfg.Channels <= 0 {
-		cfg.Channels = 2
+		cfg.Channels = 4
 	}
 	if cfg.ConsumerTimeout <= 0 {
 		cfg.ConsumerTimeout = 30 * time.Minute
@@ -136,9 +135,12 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	b := &Bus{cfg: cfg, out: make(chan *outgoing, 64), consumers: make(map[*consumer]bool)}
+	b := &Bus{cfg: cfg, consumers: make(map[*consumer]bool)}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.pub, b.sub = newLink("publish", cfg), newLink("consume", cfg)
+	for range cfg.Channels {
+		b.outs = append(b.outs, &publisher{link: b.pub})
+	}
 	return b, nil
 }
 
@@ -177,8 +179,7 @@ func (b *Bus) Start(ctx context.Context) error {
 	for _, l := range []*link{b.pub, b.sub} {
 		b.wg.Go(func() { l.run(b.life) })
 	}
-	for range b.cfg.Channels {
-		p := &publisher{link: b.pub, in: b.out}
+	for _, p := range b.outs {
 		b.wg.Go(func() { p.run(b.life) })
 	}
 	b.mu.Unlock()
@@ -207,20 +208,8 @@ func (b *Bus) Close() error {
 	b.mu.Lock()
 	b.end()
 	b.mu.Unlock()
-	b.gate.Lock()
-	b.closed = true
-	b.gate.Unlock()
 	b.wg.Wait()
-	for {
-		select {
-		case o := <-b.out:
-			if o.abandon() {
-				o.settled(rpc.ErrClosed)
-			}
-		default:
-			return nil
-		}
-	}
+	return nil
 }
 
 // ConsumerTimeout returns Config.ConsumerTimeout.
@@ -280,30 +269,33 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 		ctx, cancel = context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 	}
-	return b.persist(b.outgoing(ctx, topic, m), nil)
+	return b.persist(ctx, b.outgoing(topic, m), nil)
 }
 
 // Send publishes one message without waiting for its confirmation, see
 // [rpc.Sender]. A message whose context has no deadline waits 60 s for a broker
 // that is away.
 func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
-	o := b.outgoing(m.Context(), topic, m)
+	o := b.outgoing(topic, m)
 	o.settled = func(err error) {
-		if err == nil || !o.mayRepeat(err) || !b.spawn(func() {
-			ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
-			defer cancel()
-			settled(wrap(topic, b.persist(b.outgoing(ctx, topic, m), err)))
-		}) {
-			settled(wrap(topic, err))
+		if err == nil {
+			settled(nil)
+			return
 		}
+		b.repeat(topic, m, o, err, settled)
 	}
-	ctx := o.ctx
-	if len(b.out) == cap(b.out) {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Minute)
+	if err := b.write(m.Context(), o); err != nil {
+		b.repeat(topic, m, o, err, settled)
+	}
+}
+
+// repeat tries a message again whose sending failed, if that is allowed.
+func (b *Bus) repeat(topic string, m *message.Message, o *outgoing, err error, settled func(error)) {
+	if !o.mayRepeat(err) || !b.spawn(func() {
+		ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
 		defer cancel()
-	}
-	if err := b.push(ctx, o); err != nil {
+		settled(wrap(topic, b.persist(ctx, o, err)))
+	}) {
 		settled(wrap(topic, err))
 	}
 }
@@ -315,29 +307,34 @@ func wrap(topic string, err error) error {
 	return fmt.Errorf("publish to %s: %w", topic, err)
 }
 
-func (b *Bus) outgoing(ctx context.Context, topic string, m *message.Message) *outgoing {
-	o := &outgoing{ctx: ctx, id: m.UUID, key: b.name(topic), body: b.marshal(m)}
+func (b *Bus) outgoing(topic string, m *message.Message) *outgoing {
+	o := &outgoing{id: m.UUID, key: b.name(topic), body: b.marshal(m)}
 	if rpc.KindOf(m) == rpc.KindFanout {
 		o.exchange, o.key = o.key, ""
 	}
 	return o
 }
 
-// push hands a message to a publisher.
-func (b *Bus) push(ctx context.Context, o *outgoing) error {
-	b.gate.RLock()
-	defer b.gate.RUnlock()
-	if b.closed {
+// write hands a message to the connection. It waits for one until ctx ends, or
+// for a minute. If it fails, o.settled is not called.
+func (b *Bus) write(ctx context.Context, o *outgoing) error {
+	if b.life.Err() != nil {
 		return rpc.ErrClosed
 	}
-	select {
-	case b.out <- o:
-		return nil
-	case <-ctx.Done():
-		return notSent(ctx.Err())
-	case <-b.life.Done():
-		return rpc.ErrClosed
+	if err := ctx.Err(); err != nil {
+		return notSent(err)
 	}
+	c, err := b.channel(ctx)
+	if err == nil && o.exchange != "" {
+		err = c.declare(ctx, o.exchange)
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return notSent(err)
+	}
+	if err != nil {
+		return err
+	}
+	return c.send(o)
 }
 
 // mayRepeat reports whether a message whose sending ended with err may be sent
@@ -346,49 +343,45 @@ func (o *outgoing) mayRepeat(err error) bool {
 	return errors.Is(err, errNotSent) || fault.CodeOf(err) == fault.Unknown && o.body.DeliveryMode == amqp.Persistent
 }
 
-// persist sends o until that succeeds, fails for good or o's context ends. last
-// is how an earlier attempt ended that may be repeated, nil if there was none.
-func (b *Bus) persist(o *outgoing, last error) error {
+// persist sends o until that succeeds, fails for good or ctx ends. last is how an
+// earlier attempt ended that may be repeated, nil if there was none.
+func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 	var unknown error // an attempt that may have arrived
 	for wait := minRedial; ; wait = min(2*wait, maxRedial) {
 		if last != nil {
 			if fault.CodeOf(last) == fault.Unknown {
 				unknown = last
 			}
-			pause(o.ctx, wait/2+rand.N(wait/2))
+			pause(ctx, wait/2+rand.N(wait/2))
 		}
-		again := &outgoing{ctx: o.ctx, id: o.id, exchange: o.exchange, key: o.key, body: o.body}
-		last = b.attempt(again)
+		last = b.attempt(ctx, o)
 		switch {
 		case last == nil:
 			return nil
 		case b.life.Err() != nil:
 			return rpc.ErrClosed
-		case o.ctx.Err() != nil && unknown != nil:
+		case ctx.Err() != nil && unknown != nil:
 			return unknown
-		case o.ctx.Err() != nil && errors.Is(last, errNotSent):
-			return notSent(o.ctx.Err())
-		case o.ctx.Err() != nil, !o.mayRepeat(last):
+		case ctx.Err() != nil && errors.Is(last, errNotSent):
+			return notSent(ctx.Err())
+		case ctx.Err() != nil, !o.mayRepeat(last):
 			return last
 		}
 	}
 }
 
-// attempt sends o once and waits for the outcome.
-func (b *Bus) attempt(o *outgoing) error {
+// attempt sends a copy of o once and waits for the outcome.
+func (b *Bus) attempt(ctx context.Context, o *outgoing) error {
 	done := make(chan error, 1)
-	o.settled = func(err error) { done <- err }
-	if err := b.push(o.ctx, o); err != nil {
+	again := &outgoing{id: o.id, exchange: o.exchange, key: o.key, body: o.body, settled: func(err error) { done <- err }}
+	if err := b.write(ctx, again); err != nil {
 		return err
 	}
 	select {
 	case err := <-done:
 		return err
-	case <-o.ctx.Done():
-		if o.abandon() {
-			return notSent(o.ctx.Err())
-		}
-		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message before the end: %w", o.ctx.Err())
+	case <-ctx.Done():
+		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message before the end: %w", ctx.Err())
 	}
 }
 

@@ -3,133 +3,199 @@ package amqpbus_test
 import (
 	"context"
 	"crypto/rand"
+	"flag"
 	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
-
-	amqp "github.com/rabbitmq/amqp091-go"
+	"text/tabwriter"
+	"time"
 
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
 )
 
-// BenchmarkCall compares calls over the bus with what raw amqp091-go does with
-// direct reply-to, in the same run, at several numbers of callers. The payload
-// is 1 KiB.
-func BenchmarkCall(b *testing.B) {
-	url := envtest.URL(b, testenv.AMQPVar)
-	for _, callers := range []int{1, 16, 64} {
-		b.Run(fmt.Sprintf("raw/callers=%d", callers), func(b *testing.B) { benchRaw(b, url, callers) })
-		b.Run(fmt.Sprintf("rpc/callers=%d", callers), func(b *testing.B) { benchRPC(b, url, callers) })
+var (
+	rounds = flag.Int("rounds", 5, "rounds of the comparison")
+	slice  = flag.Duration("slice", time.Second, "how long each contender runs in a round")
+)
+
+// contender is one way to do a piece of work.
+type contender struct {
+	name  string
+	op    func()
+	drain func() // waits until what op started has ended; may be nil
+}
+
+// result is what one contender did in one round.
+type result struct {
+	rate float64 // operations a second
+	p50  time.Duration
+}
+
+// measure runs op in as many goroutines as there are callers.
+func measure(c contender, callers int, d time.Duration) result {
+	var mu sync.Mutex
+	var all []time.Duration
+	var wg sync.WaitGroup
+	start := time.Now()
+	for range callers {
+		wg.Go(func() {
+			mine := make([]time.Duration, 0, 1<<14)
+			for time.Since(start) < d {
+				t := time.Now()
+				c.op()
+				mine = append(mine, time.Since(t))
+			}
+			mu.Lock()
+			all = append(all, mine...)
+			mu.Unlock()
+		})
 	}
+	wg.Wait()
+	if c.drain != nil {
+		c.drain()
+	}
+	spent := time.Since(start)
+	slices.Sort(all)
+	return result{float64(len(all)) / spent.Seconds(), all[len(all)/2]}
+}
+
+// compare runs the contenders one after another, again and again, and prints
+// their medians; the ratios are medians of those in one round to the first.
+func compare(w *tabwriter.Writer, what string, callers int, list ...contender) {
+	for _, c := range list { // warm
+		measure(c, callers, *slice/5)
+	}
+	got := make([][]result, len(list))
+	for range *rounds {
+		for i, c := range list {
+			got[i] = append(got[i], measure(c, callers, *slice))
+		}
+	}
+	for i, c := range list {
+		rates, ratios, p50s, slower := make([]float64, 0), make([]float64, 0), make([]time.Duration, 0), make([]float64, 0)
+		for r, x := range got[i] {
+			rates, p50s = append(rates, x.rate), append(p50s, x.p50)
+			ratios = append(ratios, x.rate/got[0][r].rate)
+			slower = append(slower, float64(x.p50)/float64(got[0][r].p50))
+		}
+		_, _ = fmt.Fprintf(w, "%s\t%d\t%s\t%.0f\t%.2f\t%v\t%.2f\t\n", what, callers, c.name,
+			median(rates), median(ratios), median(p50s).Round(time.Microsecond), median(slower))
+	}
+	_ = w.Flush() // to standard output
+}
+
+func median[T float64 | time.Duration](list []T) T {
+	list = slices.Sorted(slices.Values(list))
+	return list[len(list)/2]
+}
+
+// BenchmarkCompare compares the bus with amqp091-go alone, in interleaved rounds
+// of one run. It minds no -benchtime: -args -rounds and -slice say how long.
+func BenchmarkCompare(b *testing.B) {
+	url := envtest.URL(b, testenv.AMQPVar)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	_, _ = fmt.Fprintln(w, "\nwork\tcallers\tby\tper s\tratio\tp50\tratio\t")
+	call := []contender{
+		{"amqp091-go", rawCall(b, url, false), nil},
+		{"amqp091-go, mandatory, confirmed", rawCall(b, url, true), nil},
+		{"rpc on amqpbus", ourCall(b, url), nil},
+	}
+	for _, callers := range []int{1, 16, 64, 256} {
+		compare(w, "call", callers, call...)
+	}
+	for _, safe := range []bool{true, false} {
+		what := map[bool]string{true: "cast, persistent, confirmed", false: "cast, transient"}[safe]
+		cast, drain := rawCast(b, url, safe)
+		mine, drainMine := ourCast(b, url, safe)
+		compare(w, what, 64, contender{"amqp091-go", cast, drain}, contender{"rpc on amqpbus", mine, drainMine})
+	}
+	cast, drain := rawFanout(b, url)
+	mine, drainMine := ourFanout(b, url)
+	compare(w, "fanout to 10", 16, contender{"amqp091-go", cast, drain}, contender{"rpc on amqpbus", mine, drainMine})
 }
 
 type blob struct{ Data []byte }
 
-// share runs f n times, spread over the callers, and reports the rate.
-func share(b *testing.B, callers int, f func()) {
-	b.Helper()
-	b.ReportAllocs()
-	jobs := make(chan struct{}, b.N)
-	for range b.N {
-		jobs <- struct{}{}
-	}
-	close(jobs)
-	b.ResetTimer()
-	var wg sync.WaitGroup
-	for range callers {
-		wg.Go(func() {
-			for range jobs {
-				f()
-			}
-		})
-	}
-	wg.Wait()
-	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "calls/s")
-}
+// payload is 1 KiB as base64 in JSON.
+func payload() *blob { return &blob{make([]byte, 768)} }
 
-func benchRPC(b *testing.B, url string, callers int) {
+var (
+	echo  = rpc.Method[blob, blob]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
+	lossy = rpc.Method[blob, rpc.None]{Interface: iface, Name: "lossy", Since: rpc.Version{Major: 1}}
+	safe  = rpc.Method[blob, rpc.None]{Interface: iface, Name: "safe", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+)
+
+func benchServer(b *testing.B, url, exchange, host string, register func(*rpc.Server)) {
 	b.Helper()
-	exchange := "bench." + rand.Text()
-	srvBus, cliBus := open(b, url, exchange), open(b, url, exchange)
-	echo := rpc.Method[blob, blob]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
-	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, MaxInFlight: 100})
-	rpc.Handle(srv, echo, func(_ context.Context, r *blob) (*blob, error) { return r, nil })
+	srv := rpc.NewServer(open(b, url, exchange), rpc.ServerConfig{Interface: iface, Host: host, MaxInFlight: 100})
+	register(srv)
 	if err := srv.Start(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	defer srv.Stop(context.Background())
-	client := rpc.NewClient(cliBus, rpc.ClientConfig{})
-	defer client.Close()
-	req := &blob{make([]byte, 768)} // 1 KiB as base64 in JSON
-	if _, err := rpc.Call(b.Context(), client, echo, rpc.Any, req); err != nil {
-		b.Fatal(err)
-	}
-	share(b, callers, func() {
+	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // nothing runs any more
+}
+
+func benchClient(b *testing.B, url, exchange string) *rpc.Client {
+	b.Helper()
+	c := rpc.NewClient(open(b, url, exchange), rpc.ClientConfig{})
+	b.Cleanup(func() { _ = c.Close() }) // never fails
+	return c
+}
+
+func ourCall(b *testing.B, url string) func() {
+	b.Helper()
+	exchange := "bench." + strings.ToLower(rand.Text())
+	benchServer(b, url, exchange, "h", func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(_ context.Context, r *blob) (*blob, error) { return r, nil })
+	})
+	client, req := benchClient(b, url, exchange), payload()
+	return func() {
 		if _, err := rpc.Call(b.Context(), client, echo, rpc.Any, req); err != nil {
 			b.Error(err)
 		}
-	})
+	}
 }
 
-// benchRaw is the least that a call over RabbitMQ can be: one channel each way,
-// direct reply-to, no acknowledgements, no JSON.
-func benchRaw(b *testing.B, url string, callers int) {
+func ourCast(b *testing.B, url string, durable bool) (cast, drain func()) {
 	b.Helper()
-	queue := "bench." + rand.Text()
-	dial := func() *amqp.Channel {
-		conn, err := amqp.Dial(url)
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.Cleanup(func() { conn.Close() })
-		ch, err := conn.Channel()
-		if err != nil {
-			b.Fatal(err)
-		}
-		return ch
+	exchange := "bench." + strings.ToLower(rand.Text())
+	var c counter
+	handle := func(context.Context, *blob) (*rpc.None, error) { c.got(); return &rpc.None{}, nil } //nolint:unparam // a handler's form
+	benchServer(b, url, exchange, "h", func(s *rpc.Server) {
+		rpc.Handle(s, lossy, handle)
+		rpc.Handle(s, safe, handle)
+	})
+	client, req, m := benchClient(b, url, exchange), payload(), lossy
+	if durable {
+		m = safe
 	}
-	server, out, client := dial(), dial(), dial()
-	if _, err := server.QueueDeclare(queue, false, true, false, false, nil); err != nil {
-		b.Fatal(err)
-	}
-	in, err := server.Consume(queue, "", true, false, false, false, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	go func() { // ends with the connection
-		for d := range in {
-			_ = out.PublishWithContext(context.Background(), "", d.ReplyTo, false, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: d.Body})
-		}
-	}()
-	const direct = "amq.rabbitmq.reply-to"
-	replies, err := client.Consume(direct, "", true, false, false, false, nil)
-	if err != nil {
-		b.Fatal(err)
-	}
-	var mu sync.Mutex
-	waiting := map[string]chan struct{}{}
-	go func() { // ends with the connection
-		for d := range replies {
-			mu.Lock()
-			ch := waiting[d.CorrelationId]
-			delete(waiting, d.CorrelationId)
-			mu.Unlock()
-			if ch != nil {
-				close(ch)
-			}
-		}
-	}()
-	body := make([]byte, 1024)
-	share(b, callers, func() {
-		id, done := rand.Text(), make(chan struct{})
-		mu.Lock()
-		waiting[id] = done
-		mu.Unlock()
-		if err := client.PublishWithContext(b.Context(), "", queue, false, false, amqp.Publishing{ReplyTo: direct, CorrelationId: id, Body: body}); err != nil {
+	return func() {
+		c.sent(1)
+		if err := rpc.Cast(b.Context(), client, m, "h", req); err != nil {
 			b.Error(err)
 		}
-		<-done
-	})
+	}, c.drain
+}
+
+func ourFanout(b *testing.B, url string) (cast, drain func()) {
+	b.Helper()
+	exchange := "bench." + strings.ToLower(rand.Text())
+	var c counter
+	for i := range fanoutServers {
+		benchServer(b, url, exchange, fmt.Sprint("h", i), func(s *rpc.Server) {
+			rpc.Handle(s, lossy, func(context.Context, *blob) (*rpc.None, error) { c.got(); return nil, nil })
+		})
+	}
+	client, req := benchClient(b, url, exchange), payload()
+	return func() {
+		c.sent(fanoutServers)
+		if err := rpc.Fanout(b.Context(), client, lossy, req); err != nil {
+			b.Error(err)
+		}
+	}, c.drain
 }

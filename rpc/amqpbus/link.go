@@ -36,6 +36,7 @@ type link struct {
 
 	mu      sync.Mutex
 	conn    *amqp.Connection // nil while it is lost
+	out     *gathering       // what conn writes to
 	changed chan struct{}    // closed, and replaced, when conn or reason changes
 	reason  string           // why the broker takes nothing; empty if it does
 	last    error            // of the last attempt
@@ -48,25 +49,25 @@ func newLink(use string, cfg Config) *link {
 // run dials until life ends. It owns the connection.
 func (l *link) run(life context.Context) {
 	for wait := minRedial; life.Err() == nil; {
-		conn, err := l.dial(life)
+		conn, out, err := l.dial(life)
 		if err != nil {
-			l.set(nil, "", err)
+			l.set(nil, nil, "", err)
 			pause(life, rand.N(wait))
 			wait = min(2*wait, maxRedial)
 			continue
 		}
 		wait = minRedial
-		l.hold(life, conn)
+		l.hold(life, conn, out)
 	}
 }
 
 // hold serves the connection until it is lost or life ends.
-func (l *link) hold(life context.Context, conn *amqp.Connection) {
+func (l *link) hold(life context.Context, conn *amqp.Connection, out *gathering) {
 	log := l.cfg.Logger.With("use", l.use, "broker", conn.RemoteAddr().String())
 	lost := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
 	l.dials.Add(1)
-	l.set(conn, "", nil)
+	l.set(conn, out, "", nil)
 	log.Debug("connected to RabbitMQ")
 	for {
 		select {
@@ -80,19 +81,19 @@ func (l *link) hold(life context.Context, conn *amqp.Connection) {
 				reason = b.Reason
 				log.Warn("RabbitMQ takes no messages", "reason", reason)
 			}
-			l.set(conn, reason, nil)
+			l.set(conn, out, reason, nil)
 		case e := <-lost:
 			err := errors.New("the connection was closed")
 			if e != nil {
 				err = e
 			}
-			l.set(nil, "", err)
+			l.set(nil, nil, "", err)
 			if life.Err() == nil {
 				log.Warn("lost the connection to RabbitMQ, dialing again", "error", err)
 			}
 			return
 		case <-life.Done():
-			l.set(nil, "", errors.New("the bus was closed"))
+			l.set(nil, nil, "", errors.New("the bus was closed"))
 			_ = conn.CloseDeadline(time.Now().Add(dialTime)) // it ends either way
 			return
 		}
@@ -100,8 +101,7 @@ func (l *link) hold(life context.Context, conn *amqp.Connection) {
 }
 
 // dial tries the brokers once, in random order.
-func (l *link) dial(life context.Context) (*amqp.Connection, error) {
-	var err error
+func (l *link) dial(life context.Context) (conn *amqp.Connection, out *gathering, err error) {
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
 		raw := l.cfg.URLs[i]
 		cfg := amqp.Config{
@@ -115,7 +115,8 @@ func (l *link) dial(life context.Context) (*amqp.Connection, error) {
 					return nil, err
 				}
 				// For the handshakes; amqp091 clears it when they are done.
-				return c, c.SetDeadline(time.Now().Add(dialTime))
+				out = &gathering{Conn: c}
+				return out, c.SetDeadline(time.Now().Add(dialTime))
 			},
 		}
 		cfg.Properties.SetClientConnectionName(l.cfg.Exchange + " " + l.use)
@@ -128,19 +129,18 @@ func (l *link) dial(life context.Context) (*amqp.Connection, error) {
 				}
 			}
 		}
-		var conn *amqp.Connection
 		if conn, err = amqp.DialConfig(raw, cfg); err == nil {
-			return conn, nil
+			return conn, out, nil
 		}
 		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", redacted([]string{raw}), "error", err)
 	}
-	return nil, err
+	return nil, nil, err
 }
 
-func (l *link) set(conn *amqp.Connection, blocked string, err error) {
+func (l *link) set(conn *amqp.Connection, out *gathering, blocked string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.conn, l.reason = conn, blocked
+	l.conn, l.out, l.reason = conn, out, blocked
 	l.blocked.Store(blocked != "")
 	if err != nil {
 		l.last = err
@@ -185,6 +185,25 @@ func (l *link) first(ctx context.Context) error {
 			return ctx.Err()
 		}
 	}
+}
+
+// state returns a channel that is closed when something changes, and one that is
+// closed when the connection has room again, nil if it has.
+func (l *link) state() (changed, full <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.out != nil {
+		full = l.out.full()
+	}
+	return l.changed, full
+}
+
+// wake tells those who wait that something changed.
+func (l *link) wake() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.changed)
+	l.changed = make(chan struct{})
 }
 
 func (l *link) check() error {

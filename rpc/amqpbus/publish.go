@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
@@ -16,33 +17,22 @@ import (
 // errNotSent: the connection was lost before anything was written.
 var errNotSent = fault.New(fault.Unavailable, "the connection to RabbitMQ was lost before the message was sent")
 
-// outgoing is a message on its way to the broker. Whoever moves its state away
-// from waiting decides whether it is sent.
+// outgoing is a message on its way to the broker.
 type outgoing struct {
-	ctx           context.Context //nolint:containedctx // the message's
 	id            string
 	exchange, key string
 	body          amqp.Publishing
-	settled       func(error) // called once, unless the message was abandoned
-	state         atomic.Uint32
+	settled       func(error) // called once when the message was written
 }
 
-const (
-	waiting uint32 = iota
-	sending
-	abandoned
-)
-
-// abandon reports whether the message is certainly not sent, now and later.
-func (o *outgoing) abandon() bool { return o.state.CompareAndSwap(waiting, abandoned) }
-
-// publisher writes messages to one channel in confirm mode after the other.
+// publisher keeps a channel in confirm mode open. Those who publish write to it
+// themselves.
 type publisher struct {
 	link *link
-	in   <-chan *outgoing // shared by all publishers
+	cur  atomic.Pointer[outChannel] // nil while there is none
 }
 
-// run publishes until life ends.
+// run keeps the channel open until life ends.
 func (p *publisher) run(life context.Context) {
 	for {
 		conn, err := p.link.get(life)
@@ -54,41 +44,65 @@ func (p *publisher) run(life context.Context) {
 			pause(life, minRedial)
 			continue
 		}
-		p.serve(life, c)
+		p.cur.Store(c)
+		p.link.wake()
+		select {
+		case <-c.lost:
+		case <-life.Done():
+		}
+		p.cur.Store(nil)
 		_ = c.ch.Close() // it may be closed already
 		<-c.lost
 	}
 }
 
-// serve takes messages while the channel lives and the broker takes them.
-func (p *publisher) serve(life context.Context, c *outChannel) {
-	for {
-		if p.link.blocked.Load() {
-			if _, err := p.link.get(life); err != nil {
-				return
-			}
-		}
+// channel returns an open channel, waiting for one until ctx ends, or for a
+// minute.
+func (b *Bus) channel(ctx context.Context) (*outChannel, error) {
+	p := b.outs[b.next.Add(1)%uint64(len(b.outs))]
+	c, changed, full := p.open()
+	if c != nil {
+		return c, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for ; c == nil; c, changed, full = p.open() {
 		select {
-		case o := <-p.in:
-			c.send(o)
-		case <-c.lost:
-			return
-		case <-life.Done():
-			return
+		case <-full: // never ready if it is nil
+		case <-changed:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-b.life.Done():
+			return nil, rpc.ErrClosed
 		}
 	}
+	return c, nil
 }
 
-// outChannel is one channel in confirm mode. One goroutine writes to it, another
-// one takes what comes back.
-type outChannel struct {
-	ch     *amqp.Channel
-	fanout map[string]bool // exchanges declared on this channel
-	lost   chan struct{}   // closed when the channel is gone and all is settled
+// open returns the channel if it may be written to. Else it returns what is
+// closed when that may have changed.
+func (p *publisher) open() (c *outChannel, changed, full <-chan struct{}) {
+	changed, full = p.link.state()
+	if full != nil || p.link.blocked.Load() {
+		return nil, changed, full
+	}
+	return p.cur.Load(), changed, nil
+}
 
+// outChannel is one channel in confirm mode. A goroutine takes what comes back.
+type outChannel struct {
+	ch   *amqp.Channel
+	lost chan struct{} // closed when the channel is gone and all is settled
+
+	// sending makes the order of pending that of the delivery tags. collect must
+	// not need it: amqp091 has senders wait while it hands confirmations over.
+	sending sync.Mutex
 	mu      sync.Mutex
-	pending []*outgoing // sent and not confirmed, in the order of their delivery tags
+	pending []*outgoing // sent and not confirmed
 	gone    bool
+
+	fanoutMu sync.Mutex
+	fanout   map[string]chan struct{} // exchanges: closed when declared on this channel
 }
 
 func openOut(conn *amqp.Connection) (*outChannel, error) {
@@ -104,55 +118,62 @@ func openOut(conn *amqp.Connection) (*outChannel, error) {
 		_ = ch.Close() // it is unusable either way
 		return nil, err
 	}
-	c := &outChannel{ch: ch, fanout: make(map[string]bool), lost: make(chan struct{})}
+	c := &outChannel{ch: ch, fanout: make(map[string]chan struct{}), lost: make(chan struct{})}
 	go c.collect(returns, confirms) // ends with the channel, and closes c.lost
 	return c, nil
 }
 
-// send writes one message.
-func (c *outChannel) send(o *outgoing) {
-	if err := o.ctx.Err(); err != nil {
-		if o.abandon() {
-			o.settled(notSent(err))
-		}
-		return
+// declare makes sure that a fanout exchange exists. The first to ask has it
+// declared; it and all others wait until that is done, or ctx ends.
+func (c *outChannel) declare(ctx context.Context, exchange string) error {
+	c.fanoutMu.Lock()
+	done, asked := c.fanout[exchange]
+	if !asked {
+		done = make(chan struct{})
+		c.fanout[exchange] = done
+		go func() { // ends with the channel
+			if c.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil) == nil {
+				close(done)
+			}
+		}()
 	}
-	if !o.state.CompareAndSwap(waiting, sending) {
-		return
+	c.fanoutMu.Unlock()
+	select {
+	case <-done:
+		return nil
+	case <-c.lost:
+		return errNotSent
+	case <-ctx.Done():
+		return notSent(ctx.Err())
 	}
-	if o.exchange != "" && !c.fanout[o.exchange] {
-		if err := c.ch.ExchangeDeclare(o.exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
-			o.settled(refused(err, "exchange "+o.exchange))
-			return
-		}
-		c.fanout[o.exchange] = true
-	}
+}
+
+// send writes one message. It does not block. If it fails, o.settled is not
+// called.
+func (c *outChannel) send(o *outgoing) error {
+	c.sending.Lock()
+	defer c.sending.Unlock()
 	c.mu.Lock()
 	if c.gone {
 		c.mu.Unlock()
-		o.settled(errNotSent)
-		return
+		return errNotSent
 	}
 	c.pending = append(c.pending, o)
 	c.mu.Unlock()
 	err := c.ch.Publish(o.exchange, o.key, o.exchange == "", false, o.body)
 	if err == nil {
-		return
+		return nil
 	}
-	// Nothing was written if the channel was closed before; else it may have been.
 	c.mu.Lock()
-	mine := !c.gone
-	if mine {
-		c.pending = c.pending[:len(c.pending)-1]
+	defer c.mu.Unlock()
+	if c.gone {
+		return nil // collect has settled it
 	}
-	c.mu.Unlock()
-	switch {
-	case !mine: // collect has settled it
-	case errors.Is(err, amqp.ErrClosed):
-		o.settled(errNotSent)
-	default:
-		o.settled(fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err))
+	c.pending = c.pending[:len(c.pending)-1]
+	if errors.Is(err, amqp.ErrClosed) {
+		return errNotSent
 	}
+	return fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err)
 }
 
 // collect settles messages as they are confirmed.

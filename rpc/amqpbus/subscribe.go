@@ -6,6 +6,7 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -25,10 +26,27 @@ const liveExpiry = 10 * time.Second
 // up to Config.ConnectTimeout for a broker that is away. Errors besides: Denied
 // and Precondition if the broker refuses the queue.
 func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+	c, err := b.subscribe(ctx, s, nil)
+	if err != nil {
+		return nil, err
+	}
+	return c.out, nil
+}
+
+// Receive is Subscribe with a function, see [rpc.Receiver].
+func (b *Bus) Receive(ctx context.Context, s rpc.Subscription, f func(*message.Message)) (<-chan struct{}, error) {
+	c, err := b.subscribe(ctx, s, f)
+	if err != nil {
+		return nil, err
+	}
+	return c.done, nil
+}
+
+func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message.Message)) (*consumer, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	c := &consumer{
-		bus: b, name: b.name(s.Topic), mode: s.Mode, slots: max(s.Slots, 1),
-		out: make(chan *message.Message), ready: make(chan error, 1),
+		bus: b, name: b.name(s.Topic), mode: s.Mode, slots: max(s.Slots, 1), f: f,
+		out: make(chan *message.Message), done: make(chan struct{}), ready: make(chan error, 1),
 		state: errors.New("it has not been consumed yet"),
 	}
 	if s.Fanout != "" {
@@ -54,7 +72,7 @@ func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *messag
 		if err != nil {
 			return nil, fmt.Errorf("subscribe to %s: %w", c.name, err)
 		}
-		return c.out, nil
+		return c, nil
 	case <-wait.Done():
 		cancel()
 		return nil, fault.New(fault.Unavailable, "subscribe to %s: RabbitMQ did not answer in time: %w", c.name, wait.Err())
@@ -95,8 +113,10 @@ type consumer struct {
 	mode   rpc.Mode
 	slots  int
 	out    chan *message.Message
-	ready  chan error     // gets the outcome of the first attempt
-	helped sync.WaitGroup // goroutines of the channels
+	f      func(*message.Message) // in place of out, if it is not nil
+	done   chan struct{}          // closed with out
+	ready  chan error             // gets the outcome of the first attempt
+	helped sync.WaitGroup         // goroutines of the channels
 
 	mu    sync.Mutex
 	state error // why the queue is not consumed now; nil if it is
@@ -123,6 +143,7 @@ func (c *consumer) check() error {
 func (c *consumer) run(ctx context.Context) {
 	defer c.bus.drop(c)
 	defer c.helped.Wait()
+	defer close(c.done)
 	defer close(c.out)
 	first := true
 	for wait := minRedial; ctx.Err() == nil; wait = min(2*wait, maxRedial) {
@@ -219,25 +240,34 @@ type inChannel struct {
 }
 
 // hold hands a delivery's message its way to settle it.
-func (in *inChannel) hold(d amqp.Delivery, m *message.Message) {
+func (in *inChannel) hold(tag uint64, m *message.Message) {
 	in.mu.Lock()
 	in.held++
 	in.mu.Unlock()
-	var once sync.Once
-	m.SetContext(rpc.WithSettle(context.Background(), func(ack bool) (err error) {
-		once.Do(func() {
-			if ack {
-				err = d.Ack(false)
-			} else {
-				err = d.Nack(false, true)
-			}
-			in.mu.Lock()
-			in.held--
-			in.leave()
-			in.mu.Unlock()
-		})
-		return err
-	}))
+	m.SetContext(rpc.WithSettler(context.Background(), &settler{in: in, tag: tag}))
+}
+
+type settler struct {
+	in   *inChannel
+	tag  uint64
+	done atomic.Bool
+}
+
+// Settle is [rpc.Settler].
+func (s *settler) Settle(ack bool) (err error) {
+	if !s.done.CompareAndSwap(false, true) {
+		return nil
+	}
+	if ack {
+		err = s.in.ch.Ack(s.tag, false)
+	} else {
+		err = s.in.ch.Nack(s.tag, false, true)
+	}
+	s.in.mu.Lock()
+	s.in.held--
+	s.in.leave()
+	s.in.mu.Unlock()
+	return err
 }
 
 // leave notes that nothing is held any more. It is called with the lock held.
@@ -265,7 +295,11 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 			}
 			m := c.bus.unmarshal(&d)
 			if c.mode != rpc.Private {
-				in.hold(d, m) //nolint:contextcheck // a message's life is its own
+				in.hold(d.DeliveryTag, m) //nolint:contextcheck // a message's life is its own
+			}
+			if c.f != nil {
+				c.f(m)
+				continue
 			}
 			select {
 			case c.out <- m:

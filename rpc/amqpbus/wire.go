@@ -1,9 +1,7 @@
 package amqpbus
 
 import (
-	"strconv"
 	"strings"
-	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -14,33 +12,48 @@ import (
 // uuidHeader is the header in which watermill-amqp keeps a message's UUID.
 const uuidHeader = "_watermill_message_uuid"
 
-// marshal puts a message into watermill-amqp's format, and what AMQP has
-// properties for into these. Only casts and fanouts, which programs with stock
-// watermill-amqp read, have their UUID in a header as well.
+// maxShort is the longest text that a property can hold.
+const maxShort = 255
+
+// marshal puts casts and fanouts into watermill-amqp's format, so that programs
+// with that alone can read them: all metadata and the UUID are headers. Of the
+// others, what AMQP has properties for goes into these, because each header costs
+// the broker some time.
+//
+// There is no expiration: it costs time, too, and a request that has expired is
+// not run by whoever takes it; a topic of calls that nobody takes goes with all
+// that is in it.
 func (b *Bus) marshal(m *message.Message) amqp.Publishing {
 	p := amqp.Publishing{Body: m.Payload, MessageId: m.UUID, ContentType: "application/json"}
-	p.Headers = make(amqp.Table, len(m.Metadata)+1)
-	for k, v := range m.Metadata {
-		switch k {
-		case rpc.MetaReplyTo:
-			p.ReplyTo = b.name(v)
-		case rpc.MetaCorrelation:
-			p.CorrelationId = v
-		case rpc.MetaRedelivered:
-		default:
-			p.Headers[k] = v
-		}
-	}
+	plain := false // for stock watermill-amqp
 	switch rpc.KindOf(m) {
 	case rpc.KindCall, rpc.KindReply, rpc.KindBeat, rpc.KindCancel:
 	default:
+		plain = true
+	}
+	for k, v := range m.Metadata {
+		switch {
+		case k == rpc.MetaReplyTo:
+			p.ReplyTo = b.name(v)
+		case k == rpc.MetaCorrelation:
+			p.CorrelationId = v
+		case k == rpc.MetaRPC && !plain && len(v) <= maxShort:
+			p.Type = v
+		case k != rpc.MetaRedelivered:
+			if p.Headers == nil {
+				p.Headers = make(amqp.Table, len(m.Metadata)+1)
+			}
+			p.Headers[k] = v
+		}
+	}
+	if plain {
+		if p.Headers == nil {
+			p.Headers = make(amqp.Table, 1)
+		}
 		p.Headers[uuidHeader] = m.UUID
 	}
 	if rpc.Durable(m) {
 		p.DeliveryMode = amqp.Persistent
-	}
-	if t, ok := rpc.Deadline(m); ok {
-		p.Expiration = strconv.FormatInt(max(time.Until(t).Milliseconds(), 1), 10)
 	}
 	return p
 }
@@ -52,7 +65,10 @@ func (b *Bus) unmarshal(d *amqp.Delivery) *message.Message {
 	if s, ok := d.Headers[uuidHeader].(string); ok {
 		id = s
 	}
-	m := message.NewMessage(id, d.Body)
+	m := &message.Message{UUID: id, Metadata: make(message.Metadata, len(d.Headers)+4), Payload: d.Body}
+	if d.Type != "" {
+		m.Metadata[rpc.MetaRPC] = d.Type
+	}
 	for k, v := range d.Headers {
 		if s, ok := v.(string); ok && k != uuidHeader {
 			m.Metadata[k] = s

@@ -24,7 +24,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// Bus is an in-memory [rpc.Bus] and [rpc.Sender]. It is safe for concurrent use.
+// Bus is an in-memory [rpc.Bus], [rpc.Sender] and [rpc.Receiver]. It is safe for concurrent use.
 type Bus struct {
 	mu     sync.RWMutex
 	queues map[string]*queue
@@ -99,7 +99,18 @@ func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *messag
 	if b.life.Err() != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, rpc.ErrClosed)
 	}
-	return b.open(s).subscribe(ctx), nil
+	return b.open(s).subscribe(ctx, nil).out, nil
+}
+
+// Receive is Subscribe with a function, see [rpc.Receiver]. Whoever publishes
+// calls it.
+func (b *Bus) Receive(ctx context.Context, s rpc.Subscription, f func(*message.Message)) (<-chan struct{}, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.life.Err() != nil {
+		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, rpc.ErrClosed)
+	}
+	return b.open(s).subscribe(ctx, f).done, nil
 }
 
 // open returns the topic's queue. It is called with the lock held.

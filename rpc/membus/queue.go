@@ -2,7 +2,6 @@ package membus
 
 import (
 	"context"
-	"maps"
 	"reflect"
 	"slices"
 	"sync"
@@ -30,16 +29,23 @@ type queue struct {
 type subscriber struct {
 	ended <-chan struct{}
 	out   chan *message.Message
+	f     func(*message.Message) // in place of out, if it is not nil
+	done  chan struct{}          // closed with out
 }
 
-func (q *queue) subscribe(ctx context.Context) <-chan *message.Message {
-	s := subscriber{ended: ctx.Done(), out: make(chan *message.Message)}
+func (s subscriber) close() {
+	close(s.out)
+	close(s.done)
+}
+
+func (q *queue) subscribe(ctx context.Context, f func(*message.Message)) subscriber {
+	s := subscriber{ended: ctx.Done(), out: make(chan *message.Message), f: f, done: make(chan struct{})}
 	q.mu.Lock()
 	q.subs = append(q.subs, s)
 	q.mu.Unlock()
 	q.signal()
 	context.AfterFunc(ctx, q.signal)
-	return s.out
+	return s
 }
 
 func (q *queue) subscribed() bool {
@@ -51,26 +57,43 @@ func (q *queue) subscribed() bool {
 // add puts a copy of a message at the end.
 func (q *queue) add(m *message.Message) { q.put(q.wrap(m), false) }
 
-// wrap returns a copy of a message that can be given back.
+// delivery is a message that can be given back.
+type delivery struct {
+	message.Message
+	q       *queue
+	settled atomic.Bool
+}
+
+// Settle is [rpc.Settler].
+func (d *delivery) Settle(ack bool) error {
+	if d.settled.CompareAndSwap(false, true) && !ack {
+		d.q.put(d.q.wrap(&d.Message), true)
+	}
+	return nil
+}
+
+// wrap returns a message of its own with the same content.
 func (q *queue) wrap(m *message.Message) *message.Message {
-	c := message.NewMessage(m.UUID, m.Payload)
-	maps.Copy(c.Metadata, m.Metadata)
-	var settled atomic.Bool
-	c.SetContext(rpc.WithSettle(context.Background(), func(ack bool) error {
-		if settled.CompareAndSwap(false, true) && !ack {
-			q.put(q.wrap(c), true)
-		}
-		return nil
-	}))
-	return c
+	d := &delivery{q: q}
+	d.UUID, d.Metadata, d.Payload = m.UUID, m.Metadata, m.Payload
+	d.SetContext(rpc.WithSettler(context.Background(), d))
+	return &d.Message
 }
 
 // put adds a message, at the front if it was there before.
 func (q *queue) put(m *message.Message, front bool) {
 	q.mu.Lock()
-	if len(q.list) == 0 && q.hand(m) {
-		q.mu.Unlock()
-		return
+	if len(q.list) == 0 {
+		if len(q.subs) == 1 && q.subs[0].f != nil {
+			f := q.subs[0].f
+			q.mu.Unlock()
+			f(m)
+			return
+		}
+		if q.hand(m) {
+			q.mu.Unlock()
+			return
+		}
 	}
 	if front {
 		q.list = slices.Insert(q.list, 0, m)
@@ -124,6 +147,9 @@ func (q *queue) run(life context.Context, goes bool, forget func() bool) {
 			case <-life.Done():
 				return
 			}
+		case subs[0].f != nil:
+			subs[0].f(m)
+			took = true
 		case len(subs) == 1: // the usual case, without reflection
 			select {
 			case subs[0].out <- m:
@@ -160,7 +186,7 @@ func (q *queue) first() (*message.Message, []subscriber) {
 	q.subs = slices.DeleteFunc(slices.Clone(q.subs), func(s subscriber) bool {
 		select {
 		case <-s.ended:
-			close(s.out)
+			s.close()
 			return true
 		default:
 			return false
@@ -193,7 +219,7 @@ func (q *queue) drop() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, s := range q.subs {
-		close(s.out)
+		s.close()
 	}
 	q.subs = nil
 }

@@ -222,7 +222,8 @@ func testContext(b *bench) {
 		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
 			d, _ := ctx.Deadline()
 			got <- seen{d, reqctx.From(ctx)}
-			<-ctx.Done() // the caller gives up, or its deadline passes
+			<-ctx.Done() // the deadline passes
+			<-time.After(50 * time.Millisecond)
 			return n, nil
 		})
 	})

@@ -1,0 +1,201 @@
+package amqpbus_test
+
+import (
+	"context"
+	"crypto/rand"
+	"sync"
+	"testing"
+
+	amqp "github.com/rabbitmq/amqp091-go"
+)
+
+// What the same work costs with amqp091-go alone: the references of the
+// benchmark. They do no more than they must: no JSON, no deadlines, nothing that
+// survives a lost connection.
+
+func rawChannel(b *testing.B, url string) *amqp.Channel {
+	b.Helper()
+	conn, err := amqp.Dial(url)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { conn.Close() })
+	ch, err := conn.Channel()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return ch
+}
+
+func rawQueue(b *testing.B, ch *amqp.Channel, durable bool) string {
+	b.Helper()
+	q, err := ch.QueueDeclare("raw."+rand.Text(), durable, !durable, !durable, false, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return q.Name
+}
+
+func rawConsume(b *testing.B, ch *amqp.Channel, queue string, autoAck bool) <-chan amqp.Delivery {
+	b.Helper()
+	if err := ch.Qos(100, 0, false); err != nil {
+		b.Fatal(err)
+	}
+	in, err := ch.Consume(queue, "", autoAck, false, false, false, nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return in
+}
+
+// rawCall returns a function that makes one call: a reply queue, a prefetch of
+// 100 and manual acknowledgements at the server. With safe, requests are
+// mandatory and confirmed; the confirmation is not waited for.
+func rawCall(b *testing.B, url string, safe bool) func() {
+	b.Helper()
+	server, out, client, in := rawChannel(b, url), rawChannel(b, url), rawChannel(b, url), rawChannel(b, url)
+	queue, replyTo := rawQueue(b, server, false), rawQueue(b, in, false)
+	requests, replies := rawConsume(b, server, queue, false), rawConsume(b, in, replyTo, true)
+	if safe {
+		if err := client.Confirm(false); err != nil {
+			b.Fatal(err)
+		}
+	}
+	go func() { // ends with the connection
+		for d := range requests {
+			_ = d.Ack(false)
+			_ = out.PublishWithContext(context.Background(), "", d.ReplyTo, false, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: d.Body})
+		}
+	}()
+	var mu sync.Mutex
+	pending := map[string]chan struct{}{}
+	go func() { // ends with the connection
+		for d := range replies {
+			mu.Lock()
+			ch := pending[d.CorrelationId]
+			delete(pending, d.CorrelationId)
+			mu.Unlock()
+			if ch != nil {
+				close(ch)
+			}
+		}
+	}()
+	body := make([]byte, 1024)
+	return func() {
+		id, done := rand.Text(), make(chan struct{})
+		mu.Lock()
+		pending[id] = done
+		mu.Unlock()
+		if err := client.PublishWithContext(b.Context(), "", queue, safe, false, amqp.Publishing{ReplyTo: replyTo, CorrelationId: id, Body: body}); err != nil {
+			b.Error(err)
+		}
+		<-done
+	}
+}
+
+// rawCast returns a function that publishes one message, persistent and with its
+// confirmation awaited or transient without, and another one that waits until
+// all have been consumed.
+func rawCast(b *testing.B, url string, safe bool) (cast, drain func()) {
+	b.Helper()
+	server, client := rawChannel(b, url), rawChannel(b, url)
+	queue := rawQueue(b, server, true)
+	b.Cleanup(func() { _, _ = rawChannel(b, url).QueueDelete(queue, false, false, false) })
+	in := rawConsume(b, server, queue, false)
+	p := amqp.Publishing{Body: make([]byte, 1024)}
+	if safe {
+		p.DeliveryMode = amqp.Persistent
+		if err := client.Confirm(false); err != nil {
+			b.Fatal(err)
+		}
+	}
+	var c counter
+	go func() { // ends with the connection
+		for d := range in {
+			_ = d.Ack(false)
+			c.got()
+		}
+	}()
+	return func() {
+		c.sent(1)
+		confirm, err := client.PublishWithDeferredConfirmWithContext(b.Context(), "", queue, false, false, p)
+		if err != nil {
+			b.Error(err)
+		}
+		if safe {
+			confirm.Wait()
+		}
+	}, c.drain
+}
+
+// rawFanout is rawCast for an exchange with ten queues.
+func rawFanout(b *testing.B, url string) (cast, drain func()) {
+	b.Helper()
+	client := rawChannel(b, url)
+	name := "raw." + rand.Text()
+	if err := client.ExchangeDeclare(name, amqp.ExchangeFanout, false, true, false, false, nil); err != nil {
+		b.Fatal(err)
+	}
+	if err := client.Confirm(false); err != nil {
+		b.Fatal(err)
+	}
+	var c counter
+	for range fanoutServers {
+		ch := rawChannel(b, url)
+		queue := rawQueue(b, ch, false)
+		if err := ch.QueueBind(queue, "", name, false, nil); err != nil {
+			b.Fatal(err)
+		}
+		in := rawConsume(b, ch, queue, false)
+		go func() { // ends with the connection
+			for d := range in {
+				_ = d.Ack(false)
+				c.got()
+			}
+		}()
+	}
+	return func() {
+		c.sent(fanoutServers)
+		confirm, err := client.PublishWithDeferredConfirmWithContext(b.Context(), name, "", false, false, amqp.Publishing{Body: make([]byte, 1024)})
+		if err != nil {
+			b.Error(err)
+		}
+		confirm.Wait()
+	}, c.drain
+}
+
+const fanoutServers = 10
+
+// counter knows when all that was sent has arrived.
+type counter struct {
+	mu    sync.Mutex
+	open  int
+	empty chan struct{}
+}
+
+func (c *counter) sent(n int) { c.add(n) }
+func (c *counter) got()       { c.add(-1) }
+
+func (c *counter) add(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open += n
+	if c.open == 0 && c.empty != nil {
+		close(c.empty)
+		c.empty = nil
+	}
+}
+
+func (c *counter) drain() {
+	c.mu.Lock()
+	if c.open == 0 {
+		c.mu.Unlock()
+		return
+	}
+	if c.empty == nil {
+		c.empty = make(chan struct{})
+	}
+	wait := c.empty
+	c.mu.Unlock()
+	<-wait
+}
