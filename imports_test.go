@@ -31,6 +31,9 @@ const (
 	mysql     = "github.com/go-sql-driver/mysql"
 	plugin    = "github.com/hashicorp/go-plugin"
 	grpc      = "google.golang.org/grpc"
+
+	prometheus = "github.com/prometheus/client_golang"
+	otel       = "go.opentelemetry.io/otel"
 )
 
 // rules is the import rule of docs/architecture.md: what each package may import
@@ -46,7 +49,10 @@ var rules = map[string][]string{
 	"rpc":              {"fault", "reqctx", watermill + "/message"},
 	"rpc/membus":       {"rpc", "fault", watermill + "/message"},
 	"rpc/amqpbus":      {"rpc", "fault", watermill + "/message", amqp},
+	"rpc/natsbus":      {"rpc", "fault", watermill + "/message", nats},
 	"rpc/watermillbus": {"rpc", "fault", watermill},
+	"rpc/rpcprom":      {"rpc", "fault", prometheus},
+	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},
 	"rpc/rpctest":      {"rpc", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},
 
 	"scheduler":           {"fault"},

@@ -95,14 +95,6 @@ type Bus struct {
 	consumers map[*consumer]bool
 }
 
-// Stats counts what happened to a bus since it was made.
-type Stats struct {
-	// Reconnects is how often a lost connection was replaced.
-	Reconnects uint64
-	// Blocked is whether the broker takes no messages now.
-	Blocked bool
-}
-
 // New returns a bus that is not connected. The error, with code Invalid, names
 // the URL that is wrong.
 func New(cfg Config) (*Bus, error) {
@@ -215,16 +207,17 @@ func (b *Bus) Close() error {
 // ConsumerTimeout returns Config.ConsumerTimeout.
 func (b *Bus) ConsumerTimeout() time.Duration { return b.cfg.ConsumerTimeout }
 
-// Stats returns the counters.
-func (b *Bus) Stats() Stats {
-	st := Stats{Blocked: b.pub.blocked.Load() || b.sub.blocked.Load()}
+// Reconnects returns how often a lost connection was replaced.
+func (b *Bus) Reconnects() (n uint64) {
 	for _, l := range []*link{b.pub, b.sub} {
-		if n := l.dials.Load(); n > 1 {
-			st.Reconnects += n - 1
-		}
+		n += max(l.dials.Load(), 1) - 1
 	}
-	return st
+	return n
 }
+
+// Blocked reports whether RabbitMQ takes no messages now, for want of memory or
+// disk.
+func (b *Bus) Blocked() bool { return b.pub.blocked.Load() }
 
 func (b *Bus) drop(c *consumer) {
 	b.mu.Lock()

@@ -1,0 +1,253 @@
+// Package rpcprom gives Prometheus the metrics of rpc clients, servers and buses.
+//
+//	m := rpcprom.New()
+//	prometheus.MustRegister(m)
+//	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{m.Client()}})
+//	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{m.Server()}})
+//	m.AddClient(client)
+//	m.AddServer(backup.Interface.Name, server)
+//
+// The metrics, all with the prefix armature_rpc_:
+//
+//	client_requests_total        counter    interface, method, kind, code   what was sent, and how it ended
+//	client_request_seconds       histogram  interface, method, kind         until the reply came, or the bus took the message
+//	client_in_flight             gauge      interface                       requests that wait now
+//	client_no_consumer_total     counter    interface                       refused because nobody listens
+//	client_late_replies_total    counter                                    replies that nobody waited for any more
+//	client_canceled_total        counter                                    servers that were told to give up
+//	client_silent_total          counter                                    calls whose server was not heard of
+//	server_requests_total        counter    interface, method, kind, code   what was handled, and how it ended
+//	server_request_seconds       histogram  interface, method, kind         that the handler took
+//	server_in_flight             gauge      interface                       handlers that run now
+//	server_expired_total         counter    interface                       requests dropped because their deadline had passed
+//	server_canceled_total        counter    interface                       handlers that were cancelled by their callers
+//	server_redelivered_total     counter    interface                       casts given back to be tried again
+//	server_duplicate_total       counter    interface                       casts not run because they had been
+//	server_dead_lettered_total   counter    interface                       messages given up
+//	server_malformed_total       counter    interface                       of these, those that could not be read
+//	server_lost_replies_total    counter    interface                       replies that no caller took
+//	bus_reconnects_total         counter                                    lost connections that were replaced
+//	bus_blocked                  gauge                                      1 while the broker takes no messages
+//
+// kind is call, cast or fanout; code is OK or a fault code such as Timeout,
+// Unavailable (not executed) and Unknown (may have been executed).
+package rpcprom
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+const prefix = "armature_rpc_"
+
+// Metrics is a [prometheus.Collector]. It is safe for concurrent use.
+type Metrics struct {
+	client, server side
+	noConsumer     *prometheus.CounterVec
+	all            []prometheus.Collector
+
+	mu      sync.Mutex
+	clients []*rpc.Client
+	servers map[string][]*rpc.Server
+	buses   []Bus
+}
+
+// Bus is a bus that knows how its connections do, such as amqpbus.Bus.
+type Bus interface {
+	// Reconnects is how often a lost connection was replaced.
+	Reconnects() uint64
+	// Blocked is whether the broker takes no messages now.
+	Blocked() bool
+}
+
+// side is what client and server have in common.
+type side struct {
+	total   *prometheus.CounterVec
+	seconds *prometheus.HistogramVec
+	flight  *prometheus.GaugeVec // nil: Stats knows it
+}
+
+// New returns metrics of nothing yet.
+func New() *Metrics {
+	request := []string{"interface", "method", "kind"}
+	newSide := func(name, total, seconds string) side {
+		return side{
+			total: prometheus.NewCounterVec(prometheus.CounterOpts{
+				Name: prefix + name + "_requests_total", Help: total,
+			}, append(request[:3:3], "code")),
+			seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+				Name: prefix + name + "_request_seconds", Help: seconds,
+				Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+			}, request),
+		}
+	}
+	m := &Metrics{
+		client:  newSide("client", "Requests that were sent, and how they ended.", "Seconds until the reply came, or the bus took the message."),
+		server:  newSide("server", "Requests that were handled, and how they ended.", "Seconds that the handler took."),
+		servers: make(map[string][]*rpc.Server),
+	}
+	m.client.flight = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: prefix + "client_in_flight", Help: "Requests that wait now.",
+	}, []string{"interface"})
+	m.noConsumer = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: prefix + "client_no_consumer_total", Help: "Requests refused because nobody listens.",
+	}, []string{"interface"})
+	m.all = []prometheus.Collector{m.client.total, m.client.seconds, m.client.flight, m.noConsumer, m.server.total, m.server.seconds}
+	return m
+}
+
+// Client returns the interceptor for clients. It should be the first, so that it
+// counts what other interceptors refuse, too.
+func (m *Metrics) Client() rpc.Interceptor {
+	return func(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
+		flight := m.client.flight.WithLabelValues(info.Interface)
+		flight.Inc()
+		defer flight.Dec()
+		resp, err := m.client.observe(ctx, info, req, next)
+		if errors.Is(err, rpc.ErrNoConsumer) && !fault.IsRemote(err) {
+			m.noConsumer.WithLabelValues(info.Interface).Inc()
+		}
+		return resp, err
+	}
+}
+
+// Server returns the interceptor for servers. It should be the first.
+func (m *Metrics) Server() rpc.Interceptor { return m.server.observe }
+
+func (s side) observe(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (resp any, err error) {
+	start := time.Now()
+	code := fault.Internal.String() // of a panic, which goes on
+	defer func() {
+		s.seconds.WithLabelValues(info.Interface, info.Method, info.Kind).Observe(time.Since(start).Seconds())
+		s.total.WithLabelValues(info.Interface, info.Method, info.Kind, code).Inc()
+	}()
+	if resp, err = next(ctx, req); err != nil {
+		code = fault.CodeOf(err).String()
+	} else {
+		code = "OK"
+	}
+	return resp, err
+}
+
+// AddClient adds the counters of a client; those of several are added up.
+func (m *Metrics) AddClient(c *rpc.Client) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.clients = append(m.clients, c)
+}
+
+// AddServer adds the counters of a server of the interface.
+func (m *Metrics) AddServer(iface string, s *rpc.Server) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.servers[iface] = append(m.servers[iface], s)
+}
+
+// AddBus adds the counters of a bus.
+func (m *Metrics) AddBus(b Bus) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.buses = append(m.buses, b)
+}
+
+// stat is a number that a client, a server or a bus counts itself.
+type stat[T any] struct {
+	desc *prometheus.Desc
+	kind prometheus.ValueType
+	of   func(T) uint64
+}
+
+func newStat[T any](name, help string, kind prometheus.ValueType, of func(T) uint64, labels ...string) stat[T] {
+	return stat[T]{prometheus.NewDesc(prefix+name, help, labels, nil), kind, of}
+}
+
+const (
+	counter = prometheus.CounterValue
+	gauge   = prometheus.GaugeValue
+)
+
+var clientStats = []stat[rpc.ClientStats]{
+	newStat("client_late_replies_total", "Replies that nobody waited for any more.", counter, func(s rpc.ClientStats) uint64 { return s.Late }),
+	newStat("client_canceled_total", "Servers that were told that the caller has given up.", counter, func(s rpc.ClientStats) uint64 { return s.Canceled }),
+	newStat("client_silent_total", "Calls whose server was not heard of.", counter, func(s rpc.ClientStats) uint64 { return s.Silent }),
+}
+
+var serverStats = []stat[rpc.ServerStats]{
+	newStat("server_in_flight", "Handlers that run now.", gauge, func(s rpc.ServerStats) uint64 { return s.InFlight }, "interface"),
+	newStat("server_expired_total", "Requests dropped because their deadline had passed.", counter, func(s rpc.ServerStats) uint64 { return s.Expired }, "interface"),
+	newStat("server_canceled_total", "Handlers that were cancelled by their callers.", counter, func(s rpc.ServerStats) uint64 { return s.Canceled }, "interface"),
+	newStat("server_redelivered_total", "Casts given back to be tried again.", counter, func(s rpc.ServerStats) uint64 { return s.Redelivered }, "interface"),
+	newStat("server_duplicate_total", "Casts not run because they had been.", counter, func(s rpc.ServerStats) uint64 { return s.Duplicate }, "interface"),
+	newStat("server_dead_lettered_total", "Messages given up.", counter, func(s rpc.ServerStats) uint64 { return s.DeadLettered }, "interface"),
+	newStat("server_malformed_total", "Messages that could not be read.", counter, func(s rpc.ServerStats) uint64 { return s.Malformed }, "interface"),
+	newStat("server_lost_replies_total", "Replies that no caller took.", counter, func(s rpc.ServerStats) uint64 { return s.LostReplies }, "interface"),
+}
+
+var busStats = []stat[Bus]{
+	newStat("bus_reconnects_total", "Lost connections that were replaced.", counter, func(b Bus) uint64 { return b.Reconnects() }),
+	newStat("bus_blocked", "1 while the broker takes no messages.", gauge, func(b Bus) uint64 {
+		if b.Blocked() {
+			return 1
+		}
+		return 0
+	}),
+}
+
+// Describe is that of [prometheus.Collector].
+func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, c := range m.all {
+		c.Describe(ch)
+	}
+	for _, s := range clientStats {
+		ch <- s.desc
+	}
+	for _, s := range serverStats {
+		ch <- s.desc
+	}
+	for _, s := range busStats {
+		ch <- s.desc
+	}
+}
+
+// Collect is that of [prometheus.Collector].
+func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
+	for _, c := range m.all {
+		c.Collect(ch)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var clients []rpc.ClientStats
+	for _, c := range m.clients {
+		clients = append(clients, c.Stats())
+	}
+	collect(ch, clientStats, clients)
+	for iface, list := range m.servers {
+		var servers []rpc.ServerStats
+		for _, s := range list {
+			servers = append(servers, s.Stats())
+		}
+		collect(ch, serverStats, servers, iface)
+	}
+	collect(ch, busStats, m.buses)
+}
+
+// collect adds up what all of them count; of none there is nothing to say.
+func collect[T any](ch chan<- prometheus.Metric, stats []stat[T], all []T, labels ...string) {
+	if len(all) == 0 {
+		return
+	}
+	for _, s := range stats {
+		var n uint64
+		for _, x := range all {
+			n += s.of(x)
+		}
+		ch <- prometheus.MustNewConstMetric(s.desc, s.kind, float64(n), labels...)
+	}
+}
