@@ -1,0 +1,324 @@
+package natsbus
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/nats-io/nats.go"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+const (
+	// liveGroup is the queue group of the subscribers of a Live topic.
+	liveGroup = "live"
+	// minRoom is how many messages of a Live topic may wait here at least, so
+	// that a burst need not be refused; privateRoom the same for a Private
+	// one and fanoutRoom for what is fanned out.
+	minRoom     = 64
+	privateRoom = 1 << 16
+	fanoutRoom  = 1 << 12
+	// A message that has waited for a handler for minHold is offered to the
+	// topic's other subscribers, and again after twice the time up to maxHold.
+	minHold = 50 * time.Millisecond
+	maxHold = 250 * time.Millisecond
+	// offerTime bounds an offer.
+	offerTime = time.Second
+)
+
+// direct is a subscription of a Live or Private topic, whose messages go from
+// process to process and wait in this one's memory.
+type direct struct {
+	bus     *Bus
+	subject string
+	live    bool
+	id      string
+	slots   int
+	out     chan *message.Message
+	subs    []*nats.Subscription
+
+	mu      sync.Mutex
+	list    []*item
+	fanouts int  // how many of the list were fanned out
+	inHand  int  // received and not settled; Live only
+	ended   bool // no more is taken
+	wake    chan struct{}
+}
+
+// item is a message that waits here, or is in hand.
+type item struct {
+	d      *direct
+	m      *message.Message
+	msg    *nats.Msg
+	fanout bool
+	since  time.Time
+	hold   time.Duration
+}
+
+// Settle is [rpc.Settler].
+func (it *item) Settle(ack bool) error {
+	it.d.settle(it, ack)
+	return nil
+}
+
+// newDirect starts to take messages of a Live or Private topic.
+func (b *Bus) newDirect(ctx context.Context, s rpc.Subscription, subject, fanout string) (*direct, error) {
+	d := &direct{
+		bus: b, subject: subject, live: s.Mode == rpc.Live, slots: max(s.Slots, 1), id: nats.NewInbox(),
+		out: make(chan *message.Message), wake: make(chan struct{}, 1),
+	}
+	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+	defer cancel()
+	_, conn, err := b.connected(try)
+	if err != nil {
+		return nil, away(err)
+	}
+	var sub *nats.Subscription
+	if d.live {
+		sub, err = conn.QueueSubscribe(subject, liveGroup, d.take)
+	} else {
+		sub, err = conn.Subscribe(subject, d.take)
+	}
+	if err == nil {
+		d.subs = append(d.subs, sub)
+		if fanout != "" {
+			if sub, err = conn.Subscribe(fanout, d.copy); err == nil {
+				d.subs = append(d.subs, sub)
+			}
+		}
+	}
+	if err == nil {
+		err = conn.FlushWithContext(try) // then NATS knows of it
+	}
+	if err != nil {
+		d.leave(conn)
+		return nil, away(err)
+	}
+	return d, nil
+}
+
+func away(err error) error {
+	if errors.Is(err, rpc.ErrClosed) {
+		return err
+	}
+	return fault.New(fault.Unavailable, "NATS did not answer in time: %w", err)
+}
+
+// take takes a message if there is room, and answers whether it did.
+func (d *direct) take(msg *nats.Msg) {
+	answer := answerBusy
+	offered := msg.Header.Get(offerHeader)
+	d.mu.Lock()
+	waiting := len(d.list) - d.fanouts
+	switch {
+	case d.ended:
+	case offered != "": // by one that has no time, to one that has
+		if offered != d.id && waiting == 0 && d.inHand < d.slots {
+			answer = answerTaken
+		}
+	case d.live && waiting < max(d.slots, minRoom), !d.live && waiting < privateRoom:
+		answer = answerTaken
+	}
+	if len(answer) == len(answerTaken) {
+		delete(msg.Header, offerHeader)
+		d.list = append(d.list, &item{d: d, m: unmarshal(msg), msg: msg, since: time.Now(), hold: minHold})
+	}
+	d.mu.Unlock()
+	d.signal()
+	_ = msg.Respond(answer) // else the publisher sees that the connection was lost
+}
+
+// copy takes a message that is fanned out.
+func (d *direct) copy(msg *nats.Msg) {
+	d.mu.Lock()
+	room := !d.ended && d.fanouts < fanoutRoom
+	if room {
+		d.list = append(d.list, &item{d: d, m: unmarshal(msg), msg: msg, fanout: true, since: time.Now()})
+		d.fanouts++
+	}
+	ended := d.ended
+	d.mu.Unlock()
+	d.signal()
+	if !room && !ended {
+		d.bus.cfg.Logger.Warn("dropped a fanout, too many wait for a handler", "subject", msg.Subject)
+	}
+}
+
+func (d *direct) signal() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run hands out messages until ctx ends; what waits then goes to others.
+func (d *direct) run(ctx context.Context) {
+	timer := time.NewTimer(maxHold)
+	defer timer.Stop()
+	for ctx.Err() == nil {
+		first, wait := d.first() //nolint:contextcheck // a message outlives its subscription
+		var out chan *message.Message
+		var m *message.Message
+		if first != nil {
+			out, m = d.out, first.m
+		}
+		timer.Reset(wait)
+		select {
+		case out <- m:
+			d.remove(first)
+		case <-d.wake:
+		case <-timer.C:
+			d.offer() //nolint:contextcheck // as above
+		case <-ctx.Done():
+		}
+	}
+	close(d.out)
+	d.mu.Lock()
+	d.ended = true
+	rest := d.list
+	d.list, d.fanouts = nil, 0
+	d.mu.Unlock()
+	_, conn, err := d.bus.connected(ctx)
+	if err != nil {
+		conn = d.bus.conn
+	}
+	d.leave(conn)
+	for _, it := range rest {
+		if d.live && !it.fanout {
+			_ = d.pass(it, false) //nolint:contextcheck // as above; if it fails there is nobody
+		}
+	}
+}
+
+// first returns the first message, if it may be handed out, and for how long
+// nothing else is to be done.
+func (d *direct) first() (*item, time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	wait := maxHold
+	if d.live {
+		for _, it := range d.list {
+			if !it.fanout {
+				wait = max(min(wait, time.Until(it.since.Add(it.hold))), time.Millisecond)
+				break
+			}
+		}
+	}
+	if len(d.list) == 0 || d.live && d.inHand >= d.slots {
+		return nil, wait
+	}
+	it := d.list[0]
+	if d.live {
+		it.m.SetContext(rpc.WithSettler(context.Background(), it))
+	}
+	return it, wait
+}
+
+// remove takes a message that was received from the list.
+func (d *direct) remove(it *item) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if i := slices.Index(d.list, it); i >= 0 {
+		d.list = slices.Delete(d.list, i, i+1)
+	}
+	if it.fanout {
+		d.fanouts--
+	}
+	if d.live {
+		d.inHand++
+	}
+}
+
+// settle ends a delivery. A message that is given back is the first again, or
+// goes to others if this subscription has ended.
+func (d *direct) settle(it *item, ack bool) {
+	d.mu.Lock()
+	d.inHand--
+	ended := d.ended
+	if !ack && !ended {
+		it.m = unmarshal(it.msg)
+		it.m.Metadata[rpc.MetaRedelivered] = "true"
+		it.since = time.Now()
+		d.list = slices.Insert(d.list, 0, it)
+		if it.fanout {
+			d.fanouts++
+		}
+	}
+	d.mu.Unlock()
+	d.signal()
+	if !ack && ended && !it.fanout {
+		d.bus.run(func() { _ = d.pass(it, false) }) // else there is nobody
+	}
+}
+
+// offer offers what has waited for too long to the topic's other subscribers.
+func (d *direct) offer() {
+	now := time.Now()
+	d.mu.Lock()
+	var late []*item
+	d.list = slices.DeleteFunc(d.list, func(it *item) bool {
+		if !d.live || it.fanout || now.Before(it.since.Add(it.hold)) {
+			return false
+		}
+		late = append(late, it)
+		return true
+	})
+	d.mu.Unlock()
+	for _, it := range late {
+		back := func() {
+			d.mu.Lock()
+			it.since, it.hold = time.Now(), min(2*it.hold, maxHold)
+			ended := d.ended
+			if !ended {
+				d.list = slices.Insert(d.list, 0, it)
+			}
+			d.mu.Unlock()
+			d.signal()
+			if ended {
+				_ = d.pass(it, false) // else there is nobody
+			}
+		}
+		if !d.bus.run(func() {
+			if d.pass(it, true) {
+				back()
+			}
+		}) {
+			return // the bus is closed: nobody takes it
+		}
+	}
+}
+
+// pass sends a message to another subscriber, to one that has time if it is an
+// offer, and reports whether it is certain that nobody took it.
+func (d *direct) pass(it *item, offer bool) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), offerTime)
+	defer cancel()
+	msg := &nats.Msg{Subject: it.msg.Subject, Header: it.msg.Header, Data: it.msg.Data}
+	if offer {
+		msg.Header = maps.Clone(it.msg.Header)
+		msg.Header[offerHeader] = []string{d.id}
+	}
+	answer, err := d.bus.conn.RequestMsgWithContext(ctx, msg)
+	if err != nil {
+		err = sendError(err)
+	} else {
+		err = readAnswer(answer.Data)
+	}
+	return errors.Is(err, errAgain) || errors.Is(err, rpc.ErrNoConsumer)
+}
+
+// leave ends the subscriptions, and waits until what NATS has sent is refused.
+func (d *direct) leave(conn *nats.Conn) {
+	for _, s := range d.subs {
+		_ = s.Drain() // it may be lost with the connection
+	}
+	if conn.IsConnected() {
+		_ = conn.FlushTimeout(leaveTime)
+	}
+}

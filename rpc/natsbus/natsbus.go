@@ -1,0 +1,429 @@
+// Package natsbus is the bus over NATS, for services that run as separate
+// processes.
+//
+//	bus, err := natsbus.New(natsbus.Config{URLs: []string{"nats://user:pw@nats:4222"}})
+//	err = bus.Start(ctx)
+//	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
+//
+// What waits and must survive is kept by JetStream, which the server has to have
+// switched on; calls and their replies go through memory alone. The subjects and
+// streams, whose properties are fixed:
+//
+//	Shared   <exchange>.<topic>   a stream of that name with "~" for ".": a work
+//	                              queue on file, with one durable pull consumer, "work"
+//	Live     <exchange>.<topic>   a queue group, "live"
+//	Private  <exchange>.<topic>   a subscription
+//	fanout   <exchange>.<topic>   a subscription for each subscriber
+//
+// A stream that exists is used as it is, so that an operator may set its limits
+// and replicas. A stored message survives the death of a server; that of the
+// machine too, but for what it has not yet written to its disk, unless there are
+// several replicas.
+//
+// Every message but a fanout is a request: JetStream answers it, or the
+// subscriber's bus does, or NATS says at once that nobody is there. Differences
+// to amqpbus: a Live topic is gone as soon as its last subscriber is, also when
+// that one has only lost its connection. A Live message is in the memory of a
+// subscriber's process from the moment that it is published; it is passed on to
+// a sibling that has time, and lost with the process. A Shared message that a
+// dead process had is delivered again after 10 s.
+package natsbus
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+// Config configures a Bus.
+type Config struct {
+	// URLs are those of the cluster's servers, nats:// or tls:// with user,
+	// password, host and port. They are tried in random order. At least one is
+	// required. Passwords appear in no log and no error.
+	URLs []string
+	// Exchange is the first part of every subject, so that several components
+	// can share an account. Default "armature". Processes that talk to each
+	// other have the same.
+	Exchange string
+	// TLS is for tls URLs. Default: the system's roots and the URL's host name.
+	TLS *tls.Config
+	// Replicas is how many servers of a cluster keep each Shared topic that
+	// does not exist yet. Default 1.
+	Replicas int
+	// ConnectTimeout bounds how long Start and Subscribe wait for a server
+	// that is away. Default 10 s.
+	ConnectTimeout time.Duration
+	// Logger gets what happens to the connection. Default slog.Default().
+	Logger *slog.Logger
+}
+
+const (
+	// The pause between two attempts is doubled from minPause to maxPause, with
+	// full jitter, so that a cluster that comes back is not stormed.
+	minPause = 20 * time.Millisecond
+	maxPause = time.Second
+	// dialTime bounds one attempt on one server, the handshakes included.
+	dialTime = 5 * time.Second
+	// pingEvery is how often a silent connection is tried; it is taken for lost
+	// when two answers are missing.
+	pingEvery = 5 * time.Second
+	// grace is how long after a restored connection a topic without anybody may
+	// only be late: the others have to restore theirs.
+	grace = 3 * time.Second
+	// publishTime bounds the sending of a message without a deadline.
+	publishTime = time.Minute
+	// maxSends bounds how many messages are on their way that nobody waits for.
+	maxSends = 1024
+)
+
+// Bus is an [rpc.Bus] over NATS, and a service part. It is safe for concurrent
+// use.
+type Bus struct {
+	cfg   Config
+	sends chan struct{} // holds a token for each message of Send
+
+	life  context.Context //nolint:containedctx // the bus's own life, ended by Close
+	end   context.CancelFunc
+	wg    sync.WaitGroup
+	close func()
+
+	mu      sync.Mutex // guards all below, and the start of goroutines
+	begun   bool
+	conn    *nats.Conn
+	js      jetstream.JetStream
+	epoch   context.Context    //nolint:containedctx // the life of one connection; nil while there is none
+	lose    context.CancelFunc // ends epoch
+	changed chan struct{}      // closed, and replaced, when epoch changes
+	back    time.Time          // when the connection was last restored
+	last    error              // why there is none
+	queues  map[*queue]bool
+}
+
+// New returns a bus that is not connected. The error, with code Invalid, names
+// the URL that is wrong.
+func New(cfg Config) (*Bus, error) {
+	if len(cfg.URLs) == 0 {
+		return nil, fault.New(fault.Invalid, "natsbus: no URL of a server is given")
+	}
+	for i, u := range cfg.URLs {
+		if err := check(u); err != nil {
+			return nil, fault.New(fault.Invalid, "natsbus: URL %d of %d: %w", i+1, len(cfg.URLs), err)
+		}
+	}
+	if cfg.Exchange == "" {
+		cfg.Exchange = "armature"
+	}
+	if !valid(cfg.Exchange) {
+		return nil, fault.New(fault.Invalid, "natsbus: exchange %q cannot be a part of a subject", cfg.Exchange)
+	}
+	if cfg.Replicas <= 0 {
+		cfg.Replicas = 1
+	}
+	if cfg.ConnectTimeout <= 0 {
+		cfg.ConnectTimeout = 10 * time.Second
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	b := &Bus{
+		cfg: cfg, sends: make(chan struct{}, maxSends), changed: make(chan struct{}),
+		queues: make(map[*queue]bool), last: errors.New("it was never made"),
+	}
+	b.life, b.end = context.WithCancel(context.Background())
+	b.close = sync.OnceFunc(b.shut)
+	return b, nil
+}
+
+// check says what is wrong with a URL, without its password.
+func check(raw string) error {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return errors.New("it cannot be read; does the password have characters that must be percent-encoded?")
+	}
+	if u.Scheme != "nats" && u.Scheme != "tls" {
+		return fmt.Errorf("scheme %q is neither nats nor tls in %s", u.Scheme, u.Redacted())
+	}
+	if u.Hostname() == "" {
+		return fmt.Errorf("no host in %s", u.Redacted())
+	}
+	return nil
+}
+
+// Start connects. If no server answers within ConnectTimeout or before ctx ends
+// it fails with Unavailable, with Denied if the server refuses the user, and
+// with Precondition if it has no JetStream; the error says what was tried and
+// for how long.
+func (b *Bus) Start(ctx context.Context) error {
+	b.mu.Lock()
+	if b.life.Err() != nil {
+		b.mu.Unlock()
+		return rpc.ErrClosed
+	}
+	if b.begun {
+		b.mu.Unlock()
+		return fault.New(fault.Precondition, "natsbus: started twice")
+	}
+	b.begun = true
+	done := make(chan error, 1)
+	begin := time.Now()
+	b.wg.Go(func() { done <- b.connect() })
+	b.mu.Unlock()
+
+	wait, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+	defer cancel()
+	var err error
+	select {
+	case err = <-done:
+	case <-wait.Done():
+		b.mu.Lock()
+		err = fault.New(fault.Unavailable, "%v", b.last)
+		b.mu.Unlock()
+	}
+	if err == nil {
+		err = b.jetstream(wait)
+	}
+	if err != nil {
+		_ = b.Close() // never fails
+		return fault.New(fault.CodeOf(err), "connect to NATS at %s: gave up after %v: %v",
+			redacted(b.cfg.URLs), time.Since(begin).Round(time.Millisecond), err)
+	}
+	return nil
+}
+
+// connect tries until there is a connection, the user is refused, or the bus is
+// closed.
+func (b *Bus) connect() error {
+	opts := nats.GetDefaultOptions()
+	opts.Servers = b.cfg.URLs
+	opts.Name = b.cfg.Exchange
+	opts.Timeout = dialTime
+	opts.CustomDialer = dialer{b.life}
+	opts.MaxReconnect = -1
+	opts.IgnoreAuthErrorAbort = true
+	opts.CustomReconnectDelayCB = func(n int) time.Duration { return rand.N(min(minPause<<min(n, 10), maxPause)) }
+	opts.ReconnectBufSize = -1 // what cannot be sent now fails now
+	opts.PingInterval, opts.MaxPingsOut = pingEvery, 2
+	opts.DisconnectedErrCB = func(_ *nats.Conn, err error) { b.lost(err) }
+	opts.ReconnectedCB = func(*nats.Conn) { b.restored() }
+	opts.AsyncErrorCB = func(_ *nats.Conn, s *nats.Subscription, err error) {
+		subject := ""
+		if s != nil {
+			subject = s.Subject
+		}
+		b.cfg.Logger.Warn("NATS reports an error", "subject", subject, "error", err)
+	}
+	for _, u := range b.cfg.URLs {
+		if strings.HasPrefix(u, "tls:") {
+			opts.Secure = true
+			opts.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+			if b.cfg.TLS != nil {
+				opts.TLSConfig = b.cfg.TLS.Clone()
+			}
+		}
+	}
+	for wait := minPause; ; wait = min(2*wait, maxPause) {
+		conn, err := opts.Connect()
+		if err == nil {
+			js, err := jetstream.New(conn)
+			if err != nil {
+				conn.Close()
+				return err
+			}
+			b.mu.Lock()
+			b.conn, b.js = conn, js
+			b.mu.Unlock()
+			b.restored()
+			b.mu.Lock()
+			b.back = time.Time{} // nobody else lost theirs
+			b.mu.Unlock()
+			return nil
+		}
+		b.mu.Lock()
+		b.last = err
+		b.mu.Unlock()
+		if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
+			return fault.New(fault.Denied, "%w", err)
+		}
+		pause(b.life, rand.N(wait))
+		if b.life.Err() != nil {
+			return rpc.ErrClosed
+		}
+	}
+}
+
+// jetstream asks whether there is JetStream.
+func (b *Bus) jetstream(ctx context.Context) error {
+	_, err := b.js.AccountInfo(ctx)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
+		return fault.New(fault.Precondition, "%w: natsbus needs it", err)
+	default:
+		return fault.New(fault.Unavailable, "ask for JetStream: %w", err)
+	}
+}
+
+type dialer struct{ life context.Context } //nolint:containedctx // nats.go's interface has none
+
+func (d dialer) Dial(network, address string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(d.life, dialTime)
+	defer cancel()
+	return new(net.Dialer).DialContext(ctx, network, address)
+}
+
+func (b *Bus) lost(err error) {
+	if err == nil {
+		err = errors.New("the connection was closed")
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.lose != nil {
+		b.lose()
+	}
+	b.epoch, b.lose, b.last = nil, nil, err
+	close(b.changed)
+	b.changed = make(chan struct{})
+	if b.life.Err() == nil {
+		b.cfg.Logger.Warn("lost the connection to NATS, dialing again", "error", err)
+	}
+}
+
+func (b *Bus) restored() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.lose != nil {
+		b.lose() // the loss of the old one is still to be reported
+	}
+	b.epoch, b.lose = context.WithCancel(context.Background())
+	b.back = time.Now()
+	close(b.changed)
+	b.changed = make(chan struct{})
+	b.cfg.Logger.Debug("connected to NATS", "server", b.conn.ConnectedUrlRedacted())
+}
+
+// connected waits until there is a connection, or ctx ends. It returns its life
+// and the connection.
+func (b *Bus) connected(ctx context.Context) (context.Context, *nats.Conn, error) {
+	for {
+		b.mu.Lock()
+		epoch, conn, changed, begun := b.epoch, b.conn, b.changed, b.begun
+		b.mu.Unlock()
+		if b.life.Err() != nil || !begun {
+			return nil, nil, rpc.ErrClosed
+		}
+		if epoch != nil {
+			return epoch, conn, nil
+		}
+		select {
+		case <-changed:
+		case <-b.life.Done():
+		case <-ctx.Done():
+			return nil, nil, ctx.Err()
+		}
+	}
+}
+
+// run starts f unless the bus is closed or not started.
+func (b *Bus) run(f func()) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.life.Err() != nil || !b.begun {
+		return false
+	}
+	b.wg.Go(f)
+	return true
+}
+
+// Stop is Close, for use as a service part.
+func (b *Bus) Stop(context.Context) error { return b.Close() }
+
+// Close ends the subscriptions and the connection and waits for the bus's
+// goroutines. What was not acknowledged goes back to its topic. It is idempotent
+// and never fails.
+func (b *Bus) Close() error {
+	b.close()
+	return nil
+}
+
+func (b *Bus) shut() {
+	b.mu.Lock()
+	b.end()
+	b.mu.Unlock()
+	b.wg.Wait()
+	if b.conn == nil {
+		return
+	}
+	closed := make(chan struct{})
+	b.conn.SetClosedHandler(func(*nats.Conn) { close(closed) })
+	b.conn.Close()
+	<-closed
+}
+
+// Check returns nil if the bus is connected and consumes all its Shared topics,
+// and Unavailable with what is wrong if not. It does not block.
+func (b *Bus) Check(context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.epoch == nil {
+		return fault.New(fault.Unavailable, "the connection to NATS is lost: %v", b.last)
+	}
+	for q := range b.queues {
+		if err := q.state(); err != nil {
+			return fault.New(fault.Unavailable, "%s is not consumed: %w", q.subject, err)
+		}
+	}
+	return nil
+}
+
+// subject is what a topic is called in NATS.
+func (b *Bus) subject(topic string) (string, error) {
+	if !valid(topic) {
+		return "", fault.New(fault.Invalid, "topic %q cannot be a part of a subject: it has spaces, *, > or an empty part", topic)
+	}
+	return b.cfg.Exchange + "." + topic, nil
+}
+
+// valid reports whether s is one or more tokens of a subject.
+func valid(s string) bool {
+	for token := range strings.SplitSeq(s, ".") {
+		if token == "" {
+			return false
+		}
+	}
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '*' || r == '>' })
+}
+
+func redacted(urls []string) string {
+	out := make([]string, len(urls))
+	for i, raw := range urls {
+		if u, err := url.Parse(raw); err == nil {
+			out[i] = u.Redacted()
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// pause waits, but not beyond the end of ctx.
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

@@ -1,0 +1,59 @@
+package natsbus
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/rpc"
+)
+
+// Subscribe consumes the topic until ctx ends, see [rpc.Bus]. It waits up to
+// Config.ConnectTimeout for a server that is away. Errors besides: Invalid if a
+// topic cannot be a subject, Precondition if JetStream refuses the stream of a
+// Shared one.
+func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+	out, err := b.subscribe(ctx, s)
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to %s.%s: %w", b.cfg.Exchange, s.Topic, err)
+	}
+	return out, nil
+}
+
+func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+	subject, err := b.subject(s.Topic)
+	if err != nil {
+		return nil, err
+	}
+	fanout := ""
+	if s.Fanout != "" {
+		if fanout, err = b.subject(s.Fanout); err != nil {
+			return nil, err
+		}
+	}
+	var out chan *message.Message
+	var run func(context.Context)
+	if s.Mode == rpc.Shared {
+		q, err := b.newQueue(ctx, s, subject)
+		if err != nil {
+			return nil, err
+		}
+		out, run = q.out, q.run
+	} else {
+		d, err := b.newDirect(ctx, s, subject, fanout)
+		if err != nil {
+			return nil, err
+		}
+		out, run = d.out, d.run
+	}
+	if !b.run(func() {
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
+		run(ctx)
+	}) {
+		return nil, rpc.ErrClosed
+	}
+	return out, nil
+}

@@ -1,0 +1,52 @@
+package natsbus //nolint:testpackage // the encoding is not exported
+
+import (
+	"net/textproto"
+	"testing"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/go-cmp/cmp"
+	"github.com/nats-io/nats.go"
+)
+
+// FuzzWire: whatever a message's metadata are, they come out as they went in,
+// and NATS takes none of them for its own.
+func FuzzWire(f *testing.F) {
+	for _, s := range [][3]string{
+		{"id", "rpc", "cast backup.start 2.1 at-least-once"},
+		{"", "error", `{"msg":"no \"room\": ü€"}`},
+		{"i d", " spaces ", "\tat the ends "},
+		{"1", "two\r\nlines", "a: b\r\n\r\nc"},
+		{"1", "Nats-Rollup", "all"},
+		{"1", "Armature-Metadata", "a=b"},
+		{"1", "", "\xff\x00"},
+		{"1", "k%3D=v", "%zz"},
+	} {
+		f.Add(s[0], s[1], s[2])
+	}
+	f.Fuzz(func(t *testing.T, id, key, value string) {
+		m := message.NewMessage(id, nil)
+		if key == uuidHeader || key == "redelivered" {
+			t.Skip("the bus's own")
+		}
+		m.Metadata[key] = value
+		msg := marshal("s", m)
+		for k, vs := range msg.Header {
+			for _, v := range vs {
+				if k == "" || k != textproto.TrimString(k) || reserved(k) || v != textproto.TrimString(v) {
+					t.Errorf("header %q: %q would not arrive, or be taken for one of NATS's own", k, v)
+				}
+				for _, c := range []byte(k + v) {
+					if c < ' ' || c == 0x7f {
+						t.Errorf("header %q: %q has a control character", k, v)
+					}
+				}
+			}
+		}
+		got := unmarshal(msg)
+		if diff := cmp.Diff(m.Metadata, got.Metadata); diff != "" || got.UUID != id {
+			t.Errorf("id %q, metadata (-want +got):\n%s", got.UUID, diff)
+		}
+		_ = unmarshal(&nats.Msg{Header: nats.Header{key: {value}, oddHeader: {value}}}) // of a stranger: no panic
+	})
+}
