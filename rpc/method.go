@@ -16,6 +16,15 @@ type Version struct{ Major, Minor int }
 // String returns the form used on the wire, such as "1.4".
 func (v Version) String() string { return strconv.Itoa(v.Major) + "." + strconv.Itoa(v.Minor) }
 
+// MarshalText returns the form of String.
+func (v Version) MarshalText() ([]byte, error) { return []byte(v.String()), nil }
+
+// UnmarshalText reads the form of String. The error has code Invalid.
+func (v *Version) UnmarshalText(b []byte) (err error) {
+	*v, err = parseVersion(string(b))
+	return err
+}
+
 // Accepts reports whether a server or a cap of version v takes a request that
 // needs version need: the same major, and a minor that is not newer. It is
 // oslo.messaging's rule (version_is_compatible).

@@ -1,0 +1,155 @@
+package rpctest_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+// judge is a test that keeps what is said of it.
+type judge struct {
+	testing.TB
+	said string
+}
+
+func (j *judge) Helper()                   {}
+func (j *judge) Errorf(f string, a ...any) { j.said += fmt.Sprintf(f, a...) }
+func (j *judge) Fatalf(f string, a ...any) { j.Errorf(f, a...); panic(j) }
+
+type ask struct {
+	Name string `json:"name"`
+	N    *int   `json:"n,omitempty"`
+	Deep []struct {
+		At   time.Time
+		Self *ask
+	}
+	Any map[string]any
+}
+
+type askMore struct {
+	Name string `json:"name"`
+	N    *int   `json:"n,omitempty"`
+	Deep []struct {
+		At   time.Time
+		Self *askMore
+	}
+	Any  map[string]any
+	More bool `json:"more"`
+}
+
+type askDeep struct {
+	Name string `json:"name"`
+	N    *int   `json:"n,omitempty"`
+	Deep []struct {
+		At   time.Time
+		Self *askDeep
+		More bool
+	}
+	Any map[string]any
+}
+
+type askLess struct {
+	Name string `json:"name"`
+}
+
+type askOther struct {
+	ask
+	Name int `json:"name"`
+}
+
+// add registers a method without doing anything.
+func add[Req, Resp any](name string, since rpc.Version, d rpc.Delivery) func(*rpc.Interface, *rpc.Server) {
+	return func(i *rpc.Interface, s *rpc.Server) {
+		m := rpc.Method[Req, Resp]{Interface: i, Name: name, Since: since, Delivery: d}
+		rpc.Handle(s, m, func(context.Context, *Req) (*Resp, error) { return new(Resp), nil })
+	}
+}
+
+// check returns what Contract says of an interface with these methods.
+func check(t *testing.T, file string, v rpc.Version, methods ...func(*rpc.Interface, *rpc.Server)) string {
+	t.Helper()
+	j := &judge{TB: t}
+	func() {
+		defer func() {
+			if p := recover(); p != nil && p != any(j) {
+				panic(p)
+			}
+		}()
+		i := &rpc.Interface{Name: "backup", Version: v}
+		rpctest.Contract(j, file, i, func(s *rpc.Server) {
+			for _, m := range methods {
+				m(i, s)
+			}
+		})
+	}()
+	return j.said
+}
+
+// TestContract: what breaks a promise is named, what adds to it has to say so.
+func TestContract(t *testing.T) { // the environment variable is the process's
+	file := filepath.Join(t.TempDir(), "backup.json")
+	v1, v11, v2 := rpc.Version{Major: 1}, rpc.Version{Major: 1, Minor: 1}, rpc.Version{Major: 2}
+	start := add[ask, ask]("start", v1, rpc.AtMostOnce)
+	if said := check(t, file, v1, start); !strings.Contains(said, "ARMATURE_UPDATE=1") {
+		t.Errorf("no file: %q", said)
+	}
+	t.Setenv(rpctest.UpdateVar, "1")
+	if said := check(t, file, v1, start); said != "" {
+		t.Fatalf("the first time: %s", said)
+	}
+	frozen, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name    string
+		version rpc.Version
+		methods []func(*rpc.Interface, *rpc.Server)
+		says    string // with the right to write
+	}{
+		{"the same", v1, []func(*rpc.Interface, *rpc.Server){start}, ""},
+		{"a method is gone", v11, nil, "start is gone"},
+		{"newer since", v11, []func(*rpc.Interface, *rpc.Server){add[ask, ask]("start", v11, rpc.AtMostOnce)}, "start was there since 1.0, now since 1.1"},
+		{"other delivery", v11, []func(*rpc.Interface, *rpc.Server){add[ask, ask]("start", v1, rpc.AtLeastOnce)}, "was at-most-once, and is at-least-once"},
+		{"a field is gone", v11, []func(*rpc.Interface, *rpc.Server){add[askLess, ask]("start", v1, rpc.AtMostOnce)}, "start's request has lost the field Any"},
+		{"another type", v11, []func(*rpc.Interface, *rpc.Server){add[ask, askOther]("start", v1, rpc.AtMostOnce)}, `start's response.name was "string", and is "int"`},
+		{"a field, same version", v1, []func(*rpc.Interface, *rpc.Server){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
+		{"a field, next minor", v11, []func(*rpc.Interface, *rpc.Server){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, ""},
+		{"a field in a list", v11, []func(*rpc.Interface, *rpc.Server){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, ""},
+		{"a field in a list, same version", v1, []func(*rpc.Interface, *rpc.Server){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
+		{"a method, backdated", v11, []func(*rpc.Interface, *rpc.Server){start, add[ask, ask]("stop", v1, rpc.AtMostOnce)}, "stop is new, but says that it was there since 1.0"},
+		{"a method, next minor", v11, []func(*rpc.Interface, *rpc.Server){start, add[ask, ask]("stop", v11, rpc.AtMostOnce)}, ""},
+		{"all new, next major", v2, []func(*rpc.Interface, *rpc.Server){add[askLess, askLess]("begin", v2, rpc.AtMostOnce)}, ""},
+		{"backwards", rpc.Version{Major: 0, Minor: 9}, nil, "the version went back"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			if err := os.WriteFile(file, frozen, 0o600); err != nil {
+				t.Fatal(err)
+			}
+			said := check(t, file, tt.version, tt.methods...)
+			if tt.says == "" && said != "" || !strings.Contains(said, tt.says) {
+				t.Errorf("it says %q, want %q", said, tt.says)
+			}
+			after, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tt.says != "" && string(after) != string(frozen) {
+				t.Error("a broken contract was frozen")
+			}
+			t.Setenv(rpctest.UpdateVar, "")
+			said = check(t, file, tt.version, tt.methods...)
+			if (said == "") != (tt.says == "") {
+				t.Errorf("without the right to write it says %q", said)
+			}
+		})
+	}
+}
