@@ -181,6 +181,45 @@ func TestKilled(t *testing.T) {
 	}
 }
 
+// TestHung: a server that hangs costs a message its own time and no more, and
+// nothing when it goes on.
+func TestHung(t *testing.T) {
+	t.Parallel()
+	broker := envtest.NATS(t)
+	b := open(t, broker.URL, "")
+	in, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "t", Slots: 10})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := broker.Pause(); err != nil {
+		t.Fatal(err)
+	}
+	for _, mark := range []string{"cast t.keep 1.0 at-least-once", "cast t.keep 1.0", "fanout t.keep 1.0"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		m := newMessage(t, mark, mark)
+		m.SetContext(ctx)
+		begin := time.Now()
+		err := b.Publish("t", m)
+		if d := time.Since(begin); !errors.Is(err, fault.Unknown) || d > 2*time.Second {
+			t.Errorf("%s: %v after %v, want Unknown after 300ms", mark, err, d)
+		}
+		cancel()
+	}
+	if err := broker.Resume(); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Publish("t", durable(t, "last")); err != nil {
+		t.Errorf("Publish to a server that goes on: %v", err)
+	}
+	for id := ""; id != "last"; {
+		m := receive(t, in, "the last message")
+		id = m.UUID
+		if err := rpc.Settle(m, true); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 // TestStreamDeleted: a stream that is deleted under a server comes back.
 func TestStreamDeleted(t *testing.T) {
 	t.Parallel()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
@@ -88,11 +89,7 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 		// Its own for each Publish: a message that is published again on purpose
 		// is no duplicate.
 		msg.Header["Nats-Msg-Id"] = []string{m.UUID + "/" + rand.Text()}
-		send = func(ctx context.Context, msg *nats.Msg) error {
-			ctx, cancel := context.WithTimeout(ctx, attemptTime)
-			defer cancel()
-			return b.request(ctx, msg)
-		}
+		send = func(ctx context.Context, msg *nats.Msg) error { return b.store(ctx, topic, msg) }
 	}
 	var unknown error // of an attempt that may have arrived
 	for wait := minPause; ; wait = min(2*wait, maxPause) {
@@ -149,6 +146,22 @@ func (b *Bus) request(ctx context.Context, msg *nats.Msg) error {
 		return sendError(err)
 	}
 	return readAnswer(answer.Data)
+}
+
+// store is request for a durable message, which may be sent again soon. That
+// nobody answers may mean that a cluster is electing a leader of the stream: so
+// it asks whether there is one.
+func (b *Bus) store(ctx context.Context, topic string, msg *nats.Msg) error {
+	ctx, cancel := context.WithTimeout(ctx, attemptTime)
+	defer cancel()
+	err := b.request(ctx, msg)
+	if !errors.Is(err, rpc.ErrNoConsumer) {
+		return err
+	}
+	if _, serr := b.js.Stream(ctx, b.stream(topic)); !errors.Is(serr, jetstream.ErrStreamNotFound) {
+		return fmt.Errorf("%w: its stream does not answer", errAgain)
+	}
+	return err
 }
 
 // spread sends msg to whoever is there, and waits until NATS has it.

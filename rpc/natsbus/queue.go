@@ -215,7 +215,7 @@ func (q *queue) consume(ctx, epoch context.Context, conn *nats.Conn, beat <-chan
 		case msg := <-q.in:
 			switch q.take(msg) { //nolint:contextcheck // a message outlives its subscription
 			case "gone":
-				probe.Reset(minPause)
+				probe.Reset(maxPause / 10)
 				held = true
 			case "refused":
 				hold.Reset(maxPause / 4)
