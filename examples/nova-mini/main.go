@@ -4,8 +4,9 @@
 //	nova-mini                                        everything in one process, nothing installed
 //	nova-mini db sync --config-file nova.conf        make or upgrade the database
 //	nova-mini api|conductor|scheduler|compute --config-file nova.conf
+//	nova-mini dlq list|show|requeue|drop --config-file nova.conf   messages that no service could do
 //
-// The services share a RabbitMQ (transport_url) and a MySQL or MariaDB
+// The services share a RabbitMQ or a NATS (transport_url) and a MySQL or MariaDB
 // ([database] connection). Any number of each may run; one compute on each host.
 package main
 
@@ -61,6 +62,6 @@ func command(out io.Writer) *cobra.Command {
 		Use: "sync", Short: "Make the tables, or bring them up to date", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.sync(cmd.Context()) },
 	})
-	root.AddCommand(db)
+	root.AddCommand(db, f.dlqCommand())
 	return root
 }

@@ -100,11 +100,13 @@ func TestBrokers(t *testing.T) {
 		{"amqps://u:p@a/", "amqps://u:p@a/", 0},
 		{"rabbit://u:p@a", "amqp://u:p@a/", 0},
 		{"", "", fault.Invalid},
+		{"nats://u:p@a:4222,u:p@b:4222", "nats://u:p@a:4222 nats://u:p@b:4222", 0},
+		{"nats://u:p@a/v", "", fault.Invalid},
 		{"kafka://a", "", fault.Invalid},
 		{"nothing", "", fault.Invalid},
 	}
 	for _, tt := range tests {
-		got, err := brokers(tt.url)
+		_, got, err := brokers(tt.url)
 		if strings.Join(got, " ") != tt.want || (err == nil) != (tt.want != "") || err != nil && fault.CodeOf(err) != tt.code {
 			t.Errorf("brokers(%q) = %q, %v; want %q", tt.url, got, err, tt.want)
 		}

@@ -24,7 +24,6 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/amqpbus"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/service"
 )
@@ -90,13 +89,9 @@ func (n *node) open(ctx context.Context, url string) (*sqlx.DB, error) {
 
 // wireBus adds the connections to the other services.
 func (n *node) wireBus() error {
-	urls, err := brokers(n.TransportURL)
+	bus, err := n.openBus(n.log)
 	if err != nil {
 		return err
-	}
-	bus, err := amqpbus.New(amqpbus.Config{URLs: urls, Exchange: n.ControlExchange, Logger: n.log})
-	if err != nil {
-		return fmt.Errorf("option transport_url: %w", err)
 	}
 	n.bus, n.reach = bus, bus.Check
 	n.app.Add("bus", bus)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -20,7 +19,7 @@ import (
 type options struct {
 	Host            string                       `ini:"host" help:"name of this host, the same after every restart (default: the machine's)"`
 	ComputeDriver   string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service"`
-	TransportURL    string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost"`
+	TransportURL    string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, amqps:// alike, nats://user:password@host:port[,...], tls:// alike"`
 	ControlExchange string                       `ini:"control_exchange" default:"nova" help:"first part of the names of all queues"`
 	Listen          string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
 	Port            int                          `ini:"osapi_compute_listen_port" default:"8774" help:"port of the API, 0 for any free one"`
@@ -37,6 +36,7 @@ type options struct {
 	Database        databaseOptions              `section:"database"`
 	Scheduler       schedulerOptions             `section:"scheduler"`
 	FilterScheduler filterOptions                `section:"filter_scheduler"`
+	Rabbit          rabbitOptions                `section:"oslo_messaging_rabbit"`
 	Drivers         map[string]map[string]string `sections:"driver_"`
 }
 
@@ -51,6 +51,10 @@ type schedulerOptions struct {
 
 type filterOptions struct {
 	HostSubsetSize int `ini:"host_subset_size" default:"3" help:"one of so many best hosts is drawn"`
+}
+
+type rabbitOptions struct {
+	QuorumQueue bool `ini:"rabbit_quorum_queue" default:"false" help:"keep casts in quorum queues; queues that exist keep their type"`
 }
 
 // flags are those of the command line.
@@ -97,28 +101,6 @@ func (o *options) logger() *slog.Logger {
 }
 
 func (o *options) address() string { return net.JoinHostPort(o.Listen, strconv.Itoa(o.Port)) }
-
-// brokers returns the URLs of the brokers in a transport_url, which has
-// oslo.messaging's form: several hosts, separated by commas, each with its user
-// and password.
-func brokers(transport string) ([]string, error) {
-	scheme, rest, ok := strings.Cut(transport, "://")
-	switch {
-	case transport == "":
-		return nil, fault.New(fault.Invalid, "option transport_url is not set; it is rabbit://user:password@host:port/vhost")
-	case !ok || scheme != "rabbit" && scheme != "amqp" && scheme != "amqps":
-		return nil, fault.New(fault.Invalid, "transport_url: scheme %q is not rabbit, amqp or amqps", scheme)
-	}
-	if scheme == "rabbit" {
-		scheme = "amqp"
-	}
-	hosts, vhost, _ := strings.Cut(rest, "/")
-	var out []string
-	for h := range strings.SplitSeq(hosts, ",") {
-		out = append(out, scheme+"://"+h+"/"+vhost)
-	}
-	return out, nil
-}
 
 // driverOptions returns the options of the configured driver as JSON values.
 func (o *options) driverOptions() map[string]any {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -23,6 +24,8 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/hypervisors"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 	"github.com/jmoiron/sqlx"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/db"
@@ -65,7 +68,7 @@ type cloud struct {
 
 	dir, exchange, conf string
 	db                  *sqlx.DB
-	amqpURL             string
+	busURL              string
 
 	mu    sync.Mutex
 	procs map[string]*process
@@ -103,9 +106,9 @@ func newCloud(t testing.TB, extra string) *cloud {
 	return newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
 }
 
-func newCloudOn(t testing.TB, extra, mysqlURL, amqpURL string) *cloud {
+func newCloudOn(t testing.TB, extra, mysqlURL, busURL string) *cloud {
 	t.Helper()
-	c := &cloud{TB: t, dir: t.TempDir(), amqpURL: amqpURL, exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
+	c := &cloud{TB: t, dir: t.TempDir(), busURL: busURL, exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
 	name := "e2e_" + strings.ToLower(rand.Text())
 	admin := c.open(mysqlURL + "mysql")
 	if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
@@ -129,7 +132,7 @@ debug = true
 %s
 [database]
 connection = %s%s
-`, strings.Replace(amqpURL, "amqp://", "rabbit://", 1), c.exchange, c.dir, extra, mysqlURL, name)
+`, strings.Replace(busURL, "amqp://", "rabbit://", 1), c.exchange, c.dir, extra, mysqlURL, name)
 	if err := os.WriteFile(c.conf, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -402,7 +405,17 @@ func (c *cloud) deleteAll(cl *gophercloud.ServiceClient, hosts []string) {
 		c.Errorf("%d claims are left, error %v", claims, err)
 	}
 	c.consistent(nil)
-	conn, err := amqp.Dial(c.amqpURL)
+	if strings.HasPrefix(c.busURL, "nats:") {
+		c.streamsEmpty()
+	} else {
+		c.queuesEmpty(hosts)
+	}
+}
+
+// queuesEmpty waits until nothing is left in the queues of RabbitMQ.
+func (c *cloud) queuesEmpty(hosts []string) {
+	c.Helper()
+	conn, err := amqp.Dial(c.busURL)
 	if err != nil {
 		c.Fatal(err)
 	}
@@ -424,4 +437,34 @@ func (c *cloud) deleteAll(cl *gophercloud.ServiceClient, hosts []string) {
 			return err
 		})
 	}
+}
+
+// streamsEmpty waits until nothing is left in the streams of NATS.
+func (c *cloud) streamsEmpty() {
+	c.Helper()
+	conn, err := nats.Connect(c.busURL)
+	if err != nil {
+		c.Fatal(err)
+	}
+	defer conn.Close()
+	js, err := jetstream.New(conn)
+	if err != nil {
+		c.Fatal(err)
+	}
+	c.poll("streams empty", 30*time.Second, func() error {
+		list := js.ListStreams(c.Context())
+		n := 0
+		for s := range list.Info() {
+			if len(s.Config.Subjects) == 0 || !strings.HasPrefix(s.Config.Subjects[0], c.exchange+".") {
+				continue
+			}
+			if n++; s.State.Msgs > 0 {
+				return fmt.Errorf("%d messages for %v", s.State.Msgs, s.Config.Subjects)
+			}
+		}
+		if list.Err() == nil && n == 0 {
+			return errors.New("there are no streams")
+		}
+		return list.Err()
+	})
 }

@@ -21,14 +21,26 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/services"
+
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
 )
 
 // TestCloud is the life of a deployment: two APIs, a conductor, two schedulers
-// and three hosts.
+// and three hosts, on each bus.
 func TestCloud(t *testing.T) {
 	t.Parallel()
-	// There is room for the 60 servers, and for not one more.
-	c := newCloud(t, "[driver_fake]\nmemory_mib = 10240\n")
+	for name, env := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			// There is room for the 60 servers, and for not one more.
+			testCloud(t, newCloudOn(t, "[driver_fake]\nmemory_mib = 10240\n", envtest.URL(t, testenv.MySQLVar), envtest.URL(t, env)))
+		})
+	}
+}
+
+func testCloud(t *testing.T, c *cloud) {
+	t.Helper()
 	hosts := []string{"node-1", "node-2", "node-3"}
 	api1, api2 := c.start("api", "api-1"), c.start("api", "api-2")
 	c.start("conductor", "conductor-1")

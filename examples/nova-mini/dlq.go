@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+// dlqCommand is for the messages that no service could do.
+func (f *flags) dlqCommand() *cobra.Command {
+	var all bool
+	dlq := &cobra.Command{Use: "dlq", Short: "Dead letters: the messages that no service could do"}
+	list := &cobra.Command{
+		Use: "list", Short: "One line for each dead letter", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.dlqList(cmd.Context()) },
+	}
+	show := &cobra.Command{
+		Use: "show ID...", Short: "All that is known of dead letters", Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return f.dlqEach(cmd.Context(), ids, false, func(l *rpc.DeadLetter) rpc.Verdict {
+				printLetter(f.out, l)
+				return rpc.Keep
+			})
+		},
+	}
+	requeue := &cobra.Command{
+		Use: "requeue ID...", Short: "Send dead letters again to where they were sent", Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return f.dlqEnd(cmd.Context(), ids, all, rpc.Requeue, "requeued")
+		},
+	}
+	drop := &cobra.Command{
+		Use: "drop ID...", Short: "Delete dead letters", Args: cobra.ArbitraryArgs,
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			return f.dlqEnd(cmd.Context(), ids, all, rpc.Drop, "dropped")
+		},
+	}
+	for _, c := range []*cobra.Command{requeue, drop} {
+		c.Flags().BoolVar(&all, "all", false, "every dead letter, in place of those named")
+	}
+	dlq.AddCommand(list, show, requeue, drop)
+	return dlq
+}
+
+// interfaces are those whose dead letters there can be.
+var interfaces = []*rpc.Interface{compute.Worker, compute.Conductor, compute.Scheduler}
+
+// letters shows each dead letter once, with the name of its interface.
+func (f *flags) letters(ctx context.Context, decide func(iface string, l *rpc.DeadLetter) rpc.Verdict) (err error) {
+	o, err := f.load()
+	if err != nil {
+		return err
+	}
+	bus, err := o.openBus(slog.New(slog.DiscardHandler)) // what goes wrong is returned
+	if err != nil {
+		return err
+	}
+	if err := bus.Start(ctx); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bus.Stop(context.WithoutCancel(ctx))) }()
+	for _, i := range interfaces {
+		if err := rpc.DeadLetters(ctx, bus, i, func(l *rpc.DeadLetter) rpc.Verdict { return decide(i.Name, l) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *flags) dlqList(ctx context.Context) error {
+	w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
+	head := "ID\tINTERFACE\tMETHOD\tFAILURES\tDIED AT\tSERVER\tREASON"
+	n := 0
+	err := f.letters(ctx, func(iface string, l *rpc.DeadLetter) rpc.Verdict {
+		if n++; n == 1 {
+			_, _ = fmt.Fprintln(w, head) // Flush returns the error
+		}
+		reason, _, _ := strings.Cut(l.Reason, "\n")
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.ID, iface, l.Info.Method, l.Failures, // Flush returns the error
+			l.DiedAt.Format(time.DateTime), l.Server, reason)
+		return rpc.Keep
+	})
+	if err == nil && n == 0 {
+		_, err = fmt.Fprintln(f.out, "there are no dead letters")
+	}
+	return errors.Join(err, w.Flush())
+}
+
+// dlqEach calls do for each letter named, or for all. One that is not there
+// is an error.
+func (f *flags) dlqEach(ctx context.Context, ids []string, all bool, do func(*rpc.DeadLetter) rpc.Verdict) error {
+	missing := map[string]bool{}
+	for _, id := range ids {
+		missing[id] = true
+	}
+	err := f.letters(ctx, func(_ string, l *rpc.DeadLetter) rpc.Verdict {
+		if !all && !slices.Contains(ids, l.ID) {
+			return rpc.Keep
+		}
+		delete(missing, l.ID)
+		return do(l)
+	})
+	if err == nil && len(missing) > 0 {
+		err = fault.New(fault.NotFound, "there is no dead letter %s", strings.Join(slices.Sorted(maps.Keys(missing)), ", "))
+	}
+	return err
+}
+
+func (f *flags) dlqEnd(ctx context.Context, ids []string, all bool, v rpc.Verdict, done string) error {
+	if (len(ids) == 0) != all {
+		return fault.New(fault.Invalid, "name the dead letters by their ids, or give --all, but not both")
+	}
+	n := 0
+	err := f.dlqEach(ctx, ids, all, func(*rpc.DeadLetter) rpc.Verdict {
+		n++
+		return v
+	})
+	_, perr := fmt.Fprintf(f.out, "%d dead letters %s\n", n, done)
+	return errors.Join(err, perr)
+}
+
+func printLetter(w io.Writer, l *rpc.DeadLetter) {
+	_, _ = fmt.Fprintf(w, "id        %s\nreason    %s\nfailures  %d\ndied at   %s\nserver    %s\ntopic     %s\nmetadata\n", // standard output
+		l.ID, l.Reason, l.Failures, l.DiedAt.Format(time.RFC3339), l.Server, l.Topic)
+	for _, k := range slices.Sorted(maps.Keys(l.Metadata)) {
+		_, _ = fmt.Fprintf(w, "  %s: %s\n", k, l.Metadata[k]) // standard output
+	}
+	_, _ = fmt.Fprintf(w, "payload   %s\n", l.Payload) // standard output
+}

@@ -1,0 +1,122 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/amqpbus"
+)
+
+// TestDeadLetters takes dead letters of a real broker through the commands.
+func TestDeadLetters(t *testing.T) {
+	t.Parallel()
+	url := envtest.URL(t, testenv.AMQPVar)
+	exchange := "dlq." + strings.ToLower(rand.Text())
+	conf := filepath.Join(t.TempDir(), "nova.conf")
+	text := fmt.Sprintf("[DEFAULT]\ntransport_url = %s\ncontrol_exchange = %s\n", strings.Replace(url, "amqp://", "rabbit://", 1), exchange)
+	if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(args ...string) (string, error) {
+		var out bytes.Buffer
+		cmd := command(&out)
+		cmd.SetArgs(append([]string{"dlq", "--config-file", conf}, args...))
+		err := cmd.ExecuteContext(t.Context())
+		return out.String(), err
+	}
+	if out, err := run("list"); err != nil || out != "there are no dead letters\n" {
+		t.Errorf("list of nothing: %q, %v", out, err)
+	}
+
+	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{url}, Exchange: exchange})
+	if err == nil {
+		err = bus.Start(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bus.Close()
+	serve := func(handle func(*compute.DestroyRequest) error) *rpc.Server {
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Worker, Host: "h", MaxTries: 1})
+		rpc.Handle(srv, compute.Destroy, func(_ context.Context, r *compute.DestroyRequest) (*rpc.None, error) {
+			return &rpc.None{}, handle(r)
+		})
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return srv
+	}
+	srv := serve(func(r *compute.DestroyRequest) error {
+		return fault.New(fault.Unavailable, "no driver for %s", r.ServerID)
+	})
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+	for i := range 3 {
+		if err := rpc.Cast(t.Context(), client, compute.Destroy, "h", &compute.DestroyRequest{ServerID: fmt.Sprint("server-", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for end := time.Now().Add(20 * time.Second); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
+		<-time.After(10 * time.Millisecond)
+	}
+	if err := srv.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	list, err := run("list")
+	lines := strings.Split(strings.TrimSpace(list), "\n")
+	if err != nil || len(lines) != 4 || !strings.HasPrefix(lines[0], "ID ") {
+		t.Fatalf("list: %v\n%s", err, list)
+	}
+	ids := map[string]string{} // by the server that the message was about
+	for _, line := range lines[1:] {
+		id, rest, _ := strings.Cut(line, " ")
+		for _, want := range []string{"compute", "destroy", " 1 ", " h ", "Unavailable: no driver for server-"} {
+			if !strings.Contains(rest, want) {
+				t.Errorf("the line %q lacks %q", line, want)
+			}
+		}
+		ids[rest[strings.LastIndex(rest, " ")+1:]] = id
+	}
+	shown, err := run("show", ids["server-1"])
+	for _, want := range []string{"id        " + ids["server-1"], "topic     compute.h", "rpc: cast compute.destroy 1.0 at-least-once", `payload   {"server_id":"server-1"}`} {
+		if err != nil || !strings.Contains(shown, want) {
+			t.Errorf("show: %v, it lacks %q:\n%s", err, want, shown)
+		}
+	}
+	if _, err := run("show", "nobody"); fault.CodeOf(err) != fault.NotFound || !strings.Contains(fmt.Sprint(err), "nobody") {
+		t.Errorf("show of one that is not there: %v", err)
+	}
+	if _, err := run("drop"); fault.CodeOf(err) != fault.Invalid {
+		t.Errorf("drop of nothing in particular: %v", err)
+	}
+	if out, err := run("drop", ids["server-0"]); err != nil || out != "1 dead letters dropped\n" {
+		t.Errorf("drop: %q, %v", out, err)
+	}
+	if out, err := run("requeue", "--all"); err != nil || out != "2 dead letters requeued\n" {
+		t.Errorf("requeue: %q, %v", out, err)
+	}
+	got := make(chan string, 3)
+	srv = serve(func(r *compute.DestroyRequest) error { got <- r.ServerID; return nil })
+	if a, b := <-got, <-got; a+b != "server-1server-2" && a+b != "server-2server-1" {
+		t.Errorf("requeued: %s and %s, want server-1 and server-2", a, b)
+	}
+	if err := srv.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if out, err := run("list"); err != nil || out != "there are no dead letters\n" {
+		t.Errorf("list after all: %q, %v", out, err)
+	}
+}
