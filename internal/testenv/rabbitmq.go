@@ -119,6 +119,15 @@ log.file = false
 		return cmd, nil
 	}
 	s.probe = func(ctx context.Context) (string, error) { return probeAMQP(ctx, s.URL) }
+	s.ctl = func(args []string) (*exec.Cmd, error) {
+		path, err := find("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
+		if err != nil {
+			return nil, err
+		}
+		cmd := exec.Command(path, append([]string{"-q"}, args...)...) //nolint:noctx // awaited by Ctl
+		cmd.Dir, cmd.Env = dir, env
+		return cmd, nil
+	}
 
 	// Erlang's port mapper is a child like the broker, so that it ends with us:
 	// left to itself the broker starts one as a daemon that stays for ever.

@@ -61,6 +61,7 @@ type Service struct {
 	launch func() (*exec.Cmd, error)                  // the daemon's command, the same at each start
 	probe  func(ctx context.Context) (string, error)  // asks it for its version
 	extra  func(ctx context.Context, stop bool) error // starts or stops what the daemon needs; may be nil
+	ctl    func(args []string) (*exec.Cmd, error)     // an operator's command; nil if there is none
 	out    *tail
 
 	mu   sync.Mutex
@@ -165,6 +166,34 @@ func (s *Service) signal(sig os.Signal) error {
 		return fmt.Errorf("%s is stopped", s.Name)
 	}
 	return s.proc.Signal(sig)
+}
+
+// Ctl runs rabbitmqctl on the broker with the arguments, such as
+// "close_all_connections", "reason", and returns what it printed. It takes a
+// second or two. Other services have nothing of the kind.
+func (s *Service) Ctl(ctx context.Context, args ...string) (string, error) {
+	if s.ctl == nil {
+		return "", fmt.Errorf("%s has no program to control it", s.Name)
+	}
+	cmd, err := s.ctl(args)
+	if err != nil {
+		return "", err
+	}
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	p, err := Start(cmd)
+	if err != nil {
+		return "", err
+	}
+	select {
+	case <-p.Done():
+	case <-ctx.Done():
+		p.Kill()
+	}
+	if p.ExitCode() != 0 {
+		return out.String(), fmt.Errorf("control %s: %s: %w: %s", s.Name, strings.Join(args, " "), p.Err(), out.String())
+	}
+	return out.String(), nil
 }
 
 // start returns when the daemon answers. If it does not, nothing of it is left.
