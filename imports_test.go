@@ -50,7 +50,6 @@ var rules = map[string][]string{
 	"rpc/membus":       {"rpc", "fault", watermill + "/message"},
 	"rpc/amqpbus":      {"rpc", "fault", watermill + "/message", amqp},
 	"rpc/natsbus":      {"rpc", "fault", watermill + "/message", nats},
-	"rpc/natsbus":      {"rpc", "fault", watermill + "/message", nats},
 	"rpc/watermillbus": {"rpc", "fault", watermill},
 	"rpc/rpcprom":      {"rpc", "fault", prometheus},
 	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},
