@@ -3,6 +3,7 @@ package amqpbus_test
 import (
 	"context"
 	"crypto/rand"
+	"os"
 	"strings"
 	"testing"
 
@@ -14,7 +15,13 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if url := os.Getenv(stormVar); url != "" {
+		stormServer(url) // a child of TestStorm
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // open returns a started bus that is closed when the test ends.
 func open(t testing.TB, url, exchange string) *amqpbus.Bus {

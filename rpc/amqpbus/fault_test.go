@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -24,70 +22,6 @@ var (
 	add   = rpc.Method[int, int]{Interface: iface, Name: "add", Since: rpc.Version{Major: 1}}
 	keep  = rpc.Method[int, rpc.None]{Interface: iface, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
 )
-
-// proxy stands before a broker and cuts its connections.
-type proxy struct {
-	l     net.Listener
-	to    string
-	wg    sync.WaitGroup
-	mu    sync.Mutex
-	conns map[net.Conn]bool
-}
-
-func newProxy(t *testing.T, to string) *proxy {
-	t.Helper()
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &proxy{l: l, to: to, conns: make(map[net.Conn]bool)}
-	p.wg.Go(p.accept)
-	t.Cleanup(func() {
-		l.Close()
-		p.cut()
-		p.wg.Wait()
-	})
-	return p
-}
-
-func (p *proxy) accept() {
-	for {
-		a, err := p.l.Accept()
-		if err != nil {
-			return
-		}
-		b, err := new(net.Dialer).DialContext(context.Background(), "tcp", p.to)
-		if err != nil {
-			a.Close()
-			continue
-		}
-		p.mu.Lock()
-		p.conns[a], p.conns[b] = true, true
-		p.mu.Unlock()
-		for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
-			p.wg.Go(func() {
-				_, _ = io.Copy(pair[0], pair[1]) // ends when either side is closed
-				pair[0].Close()
-				pair[1].Close()
-			})
-		}
-	}
-}
-
-// cut resets all connections, as a firewall that forgot them would.
-func (p *proxy) cut() int {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	n := len(p.conns)
-	for c := range p.conns {
-		if tcp, ok := c.(*net.TCPConn); ok {
-			_ = tcp.SetLinger(0)
-		}
-		c.Close()
-		delete(p.conns, c)
-	}
-	return n
-}
 
 // ledger counts what was sent and what was handled.
 type ledger struct {
@@ -204,8 +138,7 @@ func newLedger() *ledger {
 func TestCutSockets(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
-	host := url[strings.LastIndex(url, "@")+1 : strings.LastIndex(url, "/")]
-	p := newProxy(t, host)
+	p, via := proxyTo(t, url)
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -224,7 +157,7 @@ func TestCutSockets(t *testing.T) {
 		close(stop)
 	})
 	l := newLedger()
-	calls, failed := load(t, strings.Replace(url, host, p.l.Addr().String(), 1), "cut."+t.Name(), l, stop)
+	calls, failed := load(t, via, "cut."+t.Name(), l, stop)
 	wg.Wait()
 	t.Logf("%d casts, %d calls, %d calls failed typed", len(l.sent), calls, failed)
 	if len(l.sent) == 0 || calls == 0 {

@@ -75,7 +75,7 @@ func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message
 		return c, nil
 	case <-wait.Done():
 		cancel()
-		return nil, fault.New(fault.Unavailable, "subscribe to %s: RabbitMQ did not answer in time: %w", c.name, wait.Err())
+		return nil, fault.New(fault.Unavailable, "subscribe to %s: RabbitMQ did not do it in time: %w: %w", c.name, wait.Err(), c.check())
 	}
 }
 
@@ -163,13 +163,21 @@ func (c *consumer) run(ctx context.Context) {
 			continue
 		}
 		c.set(err)
-		if first && !conn.IsClosed() {
+		if first && final(err) {
 			c.ready <- refused(err, "queue "+c.name)
 			return
 		}
 		c.bus.cfg.Logger.Warn("cannot consume, trying again", "queue", c.name, "error", err)
 		pause(ctx, mrand.N(wait))
 	}
+}
+
+// final reports whether the broker would refuse the queue again. Other refusals
+// pass: while it has not noticed that a connection is lost, or is just noticing,
+// it holds the exclusive queue of that connection, or takes the new one away.
+func final(err error) bool {
+	e, ok := errors.AsType[*amqp.Error](err)
+	return ok && (e.Code == amqp.AccessRefused || e.Code == amqp.PreconditionFailed)
 }
 
 // consume declares what the topic needs and starts to consume it.

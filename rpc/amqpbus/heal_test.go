@@ -1,0 +1,426 @@
+package amqpbus_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	mrand "math/rand/v2"
+	"net"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/amqpbus"
+)
+
+// within fails unless f succeeds within 5 s.
+func within(t *testing.T, what string, f func(context.Context) error) {
+	t.Helper()
+	const limit = 5 * time.Second
+	start := time.Now()
+	for {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		err := f(ctx)
+		cancel()
+		if err == nil {
+			t.Logf("%s: %v", what, time.Since(start).Round(time.Millisecond))
+			return
+		}
+		if time.Since(start) > limit {
+			t.Errorf("%s: not within %v: %v", what, limit, err)
+			return
+		}
+		<-time.After(10 * time.Millisecond)
+	}
+}
+
+// TestHeals takes one broker through what its operator may do to it: whatever is
+// taken away comes back within 5 s, without help.
+func TestHeals(t *testing.T) {
+	t.Parallel()
+	broker := envtest.RabbitMQ(t)
+	ctl := func(args ...string) string {
+		out, err := broker.Ctl(t.Context(), args...)
+		if err != nil {
+			t.Fatalf("%v", err)
+		}
+		return out
+	}
+	srvBus, cliBus := open(t, broker.URL, "heal"), open(t, broker.URL, "heal")
+	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h"})
+	got := make(chan int, 100)
+	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
+	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) { got <- *n; return &rpc.None{}, nil })
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	client := rpc.NewClient(cliBus, rpc.ClientConfig{})
+	defer client.Close()
+	works := func(ctx context.Context) error {
+		for _, host := range []string{"h", rpc.Any} {
+			if _, err := rpc.Call(ctx, client, add, host, new(int)); err != nil {
+				return err
+			}
+			if err := rpc.Cast(ctx, client, keep, host, new(int)); err != nil {
+				return err
+			}
+			select {
+			case <-got:
+			case <-ctx.Done():
+				return errors.New("the cast did not arrive")
+			}
+		}
+		if err := rpc.Fanout(ctx, client, keep, new(int)); err != nil {
+			return err
+		}
+		select {
+		case <-got:
+		case <-ctx.Done():
+			return errors.New("the fanout did not arrive")
+		}
+		return errors.Join(srvBus.Check(ctx), cliBus.Check(ctx))
+	}
+	within(t, "at the start", works)
+
+	queues := strings.Fields(ctl("list_queues", "name"))
+	deleted := 0
+	for _, name := range queues {
+		if strings.HasPrefix(name, "heal.") {
+			ctl("delete_queue", name)
+			deleted++
+			kind := name
+			if strings.HasPrefix(name, "heal.reply.") {
+				kind = "the reply queue"
+			}
+			within(t, "after the deletion of "+kind, works)
+		}
+	}
+	if deleted != 5 {
+		t.Errorf("%d queues were there, want 4 of the server and 1 for replies: %v", deleted, queues)
+	}
+	ctl("close_all_connections", "test")
+	within(t, "after all connections were closed", works)
+	ctl("stop_app")
+	if err := srvBus.Check(t.Context()); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("Check of a stopped broker: %v, want Unavailable", err)
+	}
+	ctl("start_app")
+	within(t, "after the broker was stopped and started", works)
+
+	// A broker without memory takes nothing: every wait ends, and health says why.
+	ctl("set_vm_memory_high_watermark", "0.00001")
+	within(t, "a blocked broker shows", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		start := time.Now()
+		err := rpc.Cast(ctx, client, keep, "h", new(int))
+		if spent := time.Since(start); spent > time.Second {
+			t.Errorf("a cast with 200 ms took %v: %v", spent, err)
+		}
+		if err := cliBus.Check(ctx); err == nil || !cliBus.Blocked() || !strings.Contains(err.Error(), "takes no messages") {
+			return fmt.Errorf("Check: %w, Blocked: %v", err, cliBus.Blocked())
+		}
+		if fault.CodeOf(err) != fault.Timeout {
+			return fmt.Errorf("cast: %w, want Timeout", err)
+		}
+		return nil
+	})
+	ctl("set_vm_memory_high_watermark", "0.7")
+	within(t, "after the broker had memory again", func(ctx context.Context) error {
+		for len(got) > 0 { // what was on its way when it was blocked
+			<-got
+		}
+		return works(ctx)
+	})
+
+	// A user who may not touch the queues.
+	ctl("add_user", "stranger", "s3cr3t-pw")
+	ctl("set_permissions", "stranger", "^other", "^other", "^other")
+	u, err := url.Parse(broker.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	u.User = url.UserPassword("stranger", "s3cr3t-pw")
+	bus := open(t, u.String(), "heal")
+	stranger := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+	if err := stranger.Start(t.Context()); fault.CodeOf(err) != fault.Denied || !strings.Contains(fmt.Sprint(err), "heal.fault") || strings.Contains(fmt.Sprint(err), "s3cr3t") {
+		t.Errorf("a server without permission: %v (%v), want Denied that names the queue", err, fault.CodeOf(err))
+	}
+}
+
+// TestStalled: while the network lets nothing through, every call and cast ends
+// in its time.
+func TestStalled(t *testing.T) {
+	t.Parallel()
+	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
+	exchange := "stall." + strings.ToLower(rand.Text())
+	bus := open(t, via, exchange)
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h"})
+	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { return n, nil })
+	rpc.Handle(srv, keep, func(context.Context, *int) (*rpc.None, error) { return &rpc.None{}, nil })
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+	if _, err := rpc.Call(t.Context(), client, add, "h", new(int)); err != nil {
+		t.Fatal(err)
+	}
+	p.stall()
+	var wg sync.WaitGroup
+	for i := range 64 {
+		wg.Go(func() {
+			ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+			defer cancel()
+			start := time.Now()
+			var err error
+			if i%2 == 0 {
+				_, err = rpc.Call(ctx, client, add, "h", &i)
+			} else {
+				err = rpc.Cast(ctx, client, keep, "h", &i)
+			}
+			if c := fault.CodeOf(err); c != fault.Timeout && c != fault.Unknown {
+				t.Errorf("%v (%v), want Timeout or Unknown", err, c)
+			}
+			if late := time.Since(start) - 500*time.Millisecond; late > time.Second {
+				t.Errorf("it ended %v after its deadline", late)
+			}
+		})
+	}
+	wg.Wait()
+	p.resume()
+	within(t, "after the stall", func(ctx context.Context) error {
+		_, err := rpc.Call(ctx, client, add, "h", new(int))
+		return err
+	})
+}
+
+// TestTLS: the host's name is checked, by default and with a configuration.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	raw := envtest.URL(t, testenv.AMQPVar)
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tmpl := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		DNSNames: []string{"localhost"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := tls.Listen("tcp", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, MinVersion: tls.VersionTLS12})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := proxyOn(t, l, u.Host)
+	_, port, err := net.SplitHostPort(p.l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	roots := x509.NewCertPool()
+	roots.AddCert(cert)
+	trusting := &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12}
+	tests := []struct {
+		name, host string
+		cfg        *tls.Config
+		ok         bool
+	}{
+		{"right name", "localhost", trusting, true},
+		{"wrong name", "127.0.0.1", trusting, false},
+		{"unknown authority", "localhost", nil, false},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			u := *u
+			u.Scheme, u.Host = "amqps", net.JoinHostPort(tt.host, port)
+			b, err := amqpbus.New(amqpbus.Config{URLs: []string{u.String()}, TLS: tt.cfg})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer b.Close()
+			start := time.Now()
+			err = b.Start(t.Context())
+			if tt.ok {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+			pw, _ := u.User.Password()
+			if fault.CodeOf(err) != fault.Denied || !strings.Contains(fmt.Sprint(err), "x509") || !strings.Contains(fmt.Sprint(err), u.Host) || strings.Contains(fmt.Sprint(err), pw) {
+				t.Errorf("%v (%v), want Denied with the host and the reason", err, fault.CodeOf(err))
+			}
+			if time.Since(start) > 5*time.Second {
+				t.Errorf("it took %v to say so", time.Since(start))
+			}
+		})
+	}
+}
+
+// TestOrders runs random orders of starting, stopping, cutting and publishing.
+// Whatever the order: no cast that was confirmed is lost, no call hangs or gets
+// another's answer, and all that was started ends.
+func TestOrders(t *testing.T) {
+	t.Parallel()
+	raw := envtest.URL(t, testenv.AMQPVar)
+	const orders, workers = 200, 4
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	jobs := make(chan int, orders)
+	for i := range orders {
+		jobs <- i
+	}
+	close(jobs)
+	var wg sync.WaitGroup
+	for range workers {
+		wg.Go(func() {
+			for i := range jobs {
+				if !t.Failed() {
+					runOrder(t, raw, seed, i)
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func runOrder(t *testing.T, raw string, seed uint64, i int) {
+	t.Helper()
+	rng := mrand.New(mrand.NewPCG(seed, uint64(i)))
+	var trace []string
+	fail := func(format string, args ...any) {
+		t.Errorf("seed %d, order %d (%s): %s", seed, i, strings.Join(trace, " "), fmt.Sprintf(format, args...))
+	}
+	p, via := proxyTo(t, raw)
+	exchange := fmt.Sprintf("order.%d.%d", seed, i)
+	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{via}, Exchange: exchange})
+	if err == nil {
+		err = bus.Start(t.Context())
+	}
+	if err != nil {
+		fail("%v", err)
+		return
+	}
+	defer bus.Close()
+	var mu sync.Mutex
+	handled := map[int]int{}
+	start := func() *rpc.Server {
+		s := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h", MaxInFlight: 1 + rng.IntN(4)})
+		rpc.Handle(s, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
+		rpc.Handle(s, keep, func(_ context.Context, n *int) (*rpc.None, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			handled[*n]++
+			return &rpc.None{}, nil
+		})
+		for {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			err := s.Start(ctx)
+			cancel()
+			if err == nil {
+				return s
+			}
+			if fault.CodeOf(err) != fault.Unavailable {
+				fail("start: %v", err)
+				return s
+			}
+		}
+	}
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+	srv := start() // once, so that the queues exist
+	running := true
+	sent := 0
+	var calls sync.WaitGroup
+	for range 8 + rng.IntN(8) {
+		switch op := rng.IntN(6); {
+		case op == 0 && !running:
+			trace = append(trace, "start")
+			srv, running = start(), true
+		case op <= 1 && running:
+			trace = append(trace, "stop")
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			if err := srv.Stop(ctx); err != nil {
+				fail("stop: %v", err)
+			}
+			cancel()
+			running = false
+		case op == 2:
+			trace = append(trace, "cut")
+			p.cut()
+		case op == 3:
+			trace = append(trace, "call")
+			n := rng.IntN(1000)
+			calls.Go(func() {
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+				defer cancel()
+				began := time.Now()
+				m, err := rpc.Call(ctx, client, add, "h", &n)
+				switch c := fault.CodeOf(err); {
+				case err == nil && *m != n+1:
+					fail("call %d was answered with %d", n, *m)
+				case err != nil && c != fault.Unavailable && c != fault.Unknown && c != fault.Timeout:
+					fail("call: %v (%v)", err, c)
+				case time.Since(began) > 3*time.Second:
+					fail("a call with 2 s took %v", time.Since(began))
+				}
+			})
+		default:
+			trace = append(trace, "cast")
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			if err := rpc.Cast(ctx, client, keep, "h", &sent); err != nil {
+				fail("cast: %v", err)
+			}
+			cancel()
+			sent++
+		}
+	}
+	calls.Wait()
+	if !running {
+		srv = start()
+	}
+	for end := time.Now().Add(20 * time.Second); ; <-time.After(2 * time.Millisecond) {
+		mu.Lock()
+		n := len(handled)
+		mu.Unlock()
+		if n == sent {
+			break
+		}
+		if time.Now().After(end) {
+			fail("%d of %d casts were handled", n, sent)
+			break
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	if err := srv.Stop(ctx); err != nil {
+		fail("the last stop: %v", err)
+	}
+}

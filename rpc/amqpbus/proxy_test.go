@@ -1,0 +1,143 @@
+package amqpbus_test
+
+import (
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+	"time"
+)
+
+// proxy stands before a broker and cuts its connections, stalls or slows them.
+type proxy struct {
+	l    net.Listener
+	to   string
+	wg   sync.WaitGroup
+	mu   sync.Mutex
+	open map[net.Conn]bool
+	gate chan struct{} // closed when bytes may pass
+	slow time.Duration // the pause after each piece
+}
+
+func newProxy(t testing.TB, to string) *proxy {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return proxyOn(t, l, to)
+}
+
+func proxyOn(t testing.TB, l net.Listener, to string) *proxy {
+	t.Helper()
+	p := &proxy{l: l, to: to, open: make(map[net.Conn]bool), gate: make(chan struct{})}
+	close(p.gate)
+	p.wg.Go(p.accept)
+	t.Cleanup(func() {
+		l.Close()
+		p.resume()
+		p.cut()
+		p.wg.Wait()
+	})
+	return p
+}
+
+// proxyTo returns a proxy before the broker of an AMQP URL, and the URL of the
+// proxy.
+func proxyTo(t testing.TB, raw string) (*proxy, string) {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := newProxy(t, u.Host)
+	u.Host = p.l.Addr().String()
+	return p, u.String()
+}
+
+func (p *proxy) accept() {
+	for {
+		a, err := p.l.Accept()
+		if err != nil {
+			return
+		}
+		b, err := new(net.Dialer).DialContext(context.Background(), "tcp", p.to)
+		if err != nil {
+			a.Close()
+			continue
+		}
+		p.mu.Lock()
+		p.open[a], p.open[b] = true, true
+		p.mu.Unlock()
+		for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
+			p.wg.Go(func() {
+				p.copy(pair[0], pair[1])
+				pair[0].Close()
+				pair[1].Close()
+			})
+		}
+	}
+}
+
+// copy ends when either side is closed.
+func (p *proxy) copy(to io.Writer, from io.Reader) {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		p.mu.Lock()
+		gate, slow := p.gate, p.slow
+		p.mu.Unlock()
+		<-gate
+		if slow > 0 {
+			<-time.After(slow)
+		}
+		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
+			return
+		}
+	}
+}
+
+// cut resets all connections, as a firewall that forgot them would.
+func (p *proxy) cut() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	n := len(p.open)
+	for c := range p.open {
+		if s, ok := c.(*tls.Conn); ok {
+			c = s.NetConn()
+		}
+		if tcp, ok := c.(*net.TCPConn); ok {
+			_ = tcp.SetLinger(0)
+		}
+		c.Close()
+	}
+	clear(p.open)
+	return n
+}
+
+// stall lets nothing through until resume is called.
+func (p *proxy) stall() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gate = make(chan struct{})
+}
+
+func (p *proxy) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.gate:
+	default:
+		close(p.gate)
+	}
+}
+
+// delay makes every piece wait.
+func (p *proxy) delay(d time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.slow = d
+}
