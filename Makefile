@@ -5,11 +5,12 @@
 GO   ?= go
 TOOL := $(GO) tool -modfile=tools/go.mod
 
-# How long the tests of one package may take, and each benchmark; how often
-# `make soak` runs every test.
+# How long the tests of one package may take, each benchmark, and each fuzzing of
+# a decoder; how often `make soak` runs every test.
 TIMEOUT   ?= 15m
 BENCHTIME ?= 2s
 ROUNDS    ?= 20
+FUZZTIME  ?= 20s
 
 # WITH runs a command with a private RabbitMQ, NATS and MariaDB. It is built,
 # not started by `go run`, and takes the place of the recipe's shell, so that a signal
@@ -17,7 +18,7 @@ ROUNDS    ?= 20
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test lint bench soak generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run test lint bench soak fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # two tests of time on the same cores prove nothing
 
 run:
@@ -30,7 +31,7 @@ test soak: export CI := $(or $(CI),true)
 test: bin/testenv
 	$(WITH) $(SELF) checks
 
-checks: vet lint tidy vuln unit
+checks: vet lint tidy vuln unit fuzz
 
 vet:
 	$(GO) vet ./...
@@ -55,6 +56,10 @@ vuln:
 
 unit:
 	$(GO) test -race -timeout $(TIMEOUT) ./...
+
+fuzz:
+	$(GO) test -run '^$$' -fuzz FuzzServer -fuzztime $(FUZZTIME) ./rpc
+	$(GO) test -run '^$$' -fuzz FuzzReply -fuzztime $(FUZZTIME) ./rpc
 
 bench: bin/testenv
 	$(WITH) $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m \

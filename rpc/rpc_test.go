@@ -381,3 +381,43 @@ func FuzzServer(f *testing.F) {
 		}
 	})
 }
+
+// FuzzReply answers a client's call with a message of any kind: the call ends
+// with a response or an error.
+func FuzzReply(f *testing.F) {
+	f.Add("reply", "", "", []byte(`"x"`))
+	f.Add("reply", `{"code":"NotFound","reason":"r","msg":"m","meta":{"a":"b"}}`, "", []byte(nil))
+	f.Add("reply", `{"code":99}`, "more", []byte(`{`))
+	f.Add("beat", "", "", []byte(nil))
+	f.Add("", "null", "reply_to", []byte(`[[[[`))
+	f.Fuzz(func(t *testing.T, mark, fail, key string, payload []byte) {
+		bus := rpctest.NewBus(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		in, err := bus.Subscribe(ctx, rpc.Subscription{Topic: "backup.calls", Mode: rpc.Live})
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := rpc.NewClient(bus, rpc.ClientConfig{Timeout: time.Minute, Logger: slog.New(slog.DiscardHandler)})
+		defer c.Close()
+		p, err := rpc.Go(t.Context(), c, start, rpc.Any, new(string))
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := <-in
+		for _, mark := range []string{mark, "reply"} { // a message that is none is not the end
+			r := message.NewMessage("id", payload)
+			r.Metadata[key] = "x"
+			r.Metadata[rpc.MetaRPC], r.Metadata[rpc.MetaCorrelation], r.Metadata[rpc.MetaError] = mark, m.UUID, fail
+			if rpc.KindOf(r) == rpc.KindFanout {
+				continue
+			}
+			if err := bus.Publish(m.Metadata[rpc.MetaReplyTo], r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if got, err := p.Wait(t.Context()); (got == nil) == (err == nil) {
+			t.Errorf("response %v, error %v", got, err)
+		}
+	})
+}
