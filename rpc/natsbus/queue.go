@@ -39,6 +39,8 @@ const (
 	apiTime = 5 * time.Second
 	// leaveTime bounds each of the last questions of a subscription that ends.
 	leaveTime = time.Second
+	// quietTime is for how long nothing must come before it leaves.
+	quietTime = 50 * time.Millisecond
 )
 
 // queue is a subscription of a Shared topic. It asks JetStream for as many
@@ -370,8 +372,23 @@ func (q *queue) beat(conn *nats.Conn) {
 	}
 }
 
-// leave ends the request for messages, and gives back those that come late.
+// leave ends the requests for messages, and gives back those that come late.
+// First it lets come what is on its way: a server of version 2.9 that finds only
+// requests of those who have left when it delivers a message again, such as one
+// that it could not deliver to them, puts that message off for ackWait and
+// delivers another one twice.
 func (q *queue) leave(conn *nats.Conn) {
+	quiet := time.NewTimer(quietTime)
+	defer quiet.Stop()
+	for calm := false; conn.IsConnected() && q.asked > 0 && !calm; {
+		select {
+		case msg := <-q.in:
+			q.take(msg)
+			quiet.Reset(quietTime)
+		case <-quiet.C:
+			calm = true
+		}
+	}
 	_ = q.inbox.Drain() // it may be lost with the connection
 	if conn.IsConnected() {
 		_ = conn.FlushTimeout(leaveTime) // then all that JetStream sent has come
@@ -390,9 +407,7 @@ func (q *queue) leave(conn *nats.Conn) {
 }
 
 // sweep reports whether the stream or its consumer is gone. The question makes
-// JetStream forget the requests of those who have left: a server of version 2.9
-// that finds one of them when it delivers a message again puts that message off
-// for ackWait, and delivers another one twice.
+// JetStream forget the requests of those who have left.
 func (q *queue) sweep(ctx context.Context) (gone bool) {
 	ctx, cancel := context.WithTimeout(ctx, apiTime)
 	defer cancel()

@@ -66,6 +66,9 @@ func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
 			return amqp.NewSubscriber(c, log)
 		},
 		Redelivered: amqp.MetadataRedeliveredKey,
+		// Each is a channel and some questions to the broker: more of them, in
+		// all tests at once, leave it no time for signs of life.
+		Lanes: 16,
 	})
 	if err != nil {
 		t.Fatal(err)
