@@ -24,6 +24,9 @@
 // promised about delivery is declared on the method, see [Delivery].
 //
 // A [Bus] carries the messages: membus inside one process, amqpbus over
-// RabbitMQ. Package rpctest has what tests need, and the suite that judges a
-// bus. The package is no broker, no service discovery and no stream transport.
+// RabbitMQ, natsbus over NATS, watermillbus over any stock watermill pub/sub.
+// Package rpctest has what tests need, and the suite that judges a bus; rpcprom
+// and rpcotel have interceptors for metrics and traces. docs/messaging.md says
+// what is guaranteed when what fails. The package is no broker, no service
+// discovery and no stream transport.
 package rpc
