@@ -66,9 +66,11 @@ type None = struct{}
 type Delivery uint8
 
 const (
-	// AtMostOnce means that the message is acknowledged when a handler slot takes it,
-	// before the handler runs. If the server dies then, the message is gone
-	// and the caller of a Call sees Timeout. Nothing runs twice.
+	// AtMostOnce means that the message is acknowledged when a handler slot takes
+	// it, before the handler runs. If the server dies then, the message is gone
+	// and the caller of a Call sees Unknown or Timeout. It does not run twice,
+	// unless the connection breaks before the broker has read the
+	// acknowledgement.
 	AtMostOnce Delivery = iota
 	// AtLeastOnce means that the message survives a restart of the broker, and it is
 	// acknowledged only after the handler returned. If the server dies first,
