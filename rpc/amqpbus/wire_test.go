@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -58,9 +59,7 @@ func golden(t *testing.T, name, exchange string, d amqp.Delivery) {
 			f.Properties[k] = v
 		}
 	}
-	for k, v := range d.Headers {
-		f.Headers[k] = v
-	}
+	maps.Copy(f.Headers, d.Headers)
 	text, err := json.MarshalIndent(f, "", "  ")
 	if err != nil {
 		t.Fatal(err)
