@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -142,7 +141,7 @@ func (c *Client) Close() error {
 func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Resp, error) {
 	resp, err := c.do(ctx, m.info(KindCall, host), req, func(b []byte) (any, error) {
 		out := new(Resp)
-		if err := json.Unmarshal(b, out); err != nil {
+		if err := decode(b, out); err != nil {
 			return nil, err
 		}
 		return out, nil

@@ -156,9 +156,26 @@ func parseMark(s string) (i Info, deadline time.Time, beat time.Duration, err er
 	return i, deadline, beat, nil
 }
 
+// encode makes a payload of a *Req or a *Resp. A json.RawMessage is one.
+func encode(v any) ([]byte, error) {
+	if raw, ok := v.(*json.RawMessage); ok && raw != nil && len(*raw) > 0 {
+		return *raw, nil
+	}
+	return json.Marshal(v)
+}
+
+// decode reads a payload into a *Req or a *Resp.
+func decode(b []byte, v any) error {
+	if raw, ok := v.(*json.RawMessage); ok {
+		*raw = b
+		return nil
+	}
+	return json.Unmarshal(b, v)
+}
+
 // encodeRequest makes the message of a call, a cast or a fanout.
 func encodeRequest(ctx context.Context, info Info, req any, deadline time.Time, beat time.Duration) (*message.Message, error) {
-	payload, err := json.Marshal(req)
+	payload, err := encode(req)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%s: encode the request: %w", info, err)
 	}
@@ -214,7 +231,7 @@ func getRequest(md message.Metadata) (r reqctx.Request, ok bool, err error) {
 func encodeReply(ctx context.Context, id string, resp any, err error) *message.Message {
 	var payload []byte
 	if err == nil {
-		if payload, err = json.Marshal(resp); err != nil {
+		if payload, err = encode(resp); err != nil {
 			err = fault.New(fault.Internal, "encode the response: %w", err)
 		}
 	}

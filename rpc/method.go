@@ -87,7 +87,9 @@ func (d Delivery) String() string {
 	return "at-most-once"
 }
 
-// Method is what client and server agree on: one value that both import.
+// Method is what client and server agree on: one value that both import. Req and
+// Resp are what encoding/json can encode; a [encoding/json.RawMessage] is sent as it is, not
+// even looked at.
 type Method[Req, Resp any] struct {
 	// Interface is the set the method belongs to. Required.
 	Interface *Interface

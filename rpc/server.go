@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -186,7 +185,7 @@ func erase[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req) (*R
 			if len(b) == 0 {
 				return req, nil
 			}
-			return req, json.Unmarshal(b, req)
+			return req, decode(b, req)
 		},
 		call: func(ctx context.Context, req any) (any, error) {
 			r, ok := req.(*Req)

@@ -1,8 +1,10 @@
 package amqpbus_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"flag"
 	"fmt"
 	"os"
@@ -101,9 +103,11 @@ func BenchmarkCompare(b *testing.B) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "\nwork\tcallers\tby\tper s\tratio\tp50\tratio\t")
 	call := []contender{
-		{"amqp091-go", rawCall(b, url, false), nil},
-		{"amqp091-go, mandatory, confirmed", rawCall(b, url, true), nil},
-		{"rpc on amqpbus", ourCall(b, url), nil},
+		{"amqp091-go", rawCall(b, url, false, false), nil},
+		{"amqp091-go, mandatory, confirmed", rawCall(b, url, true, false), nil},
+		{"amqp091-go, the same, and JSON", rawCall(b, url, true, true), nil},
+		{"rpc on amqpbus, bytes as above", ourCall(b, url, bytesEcho, rawPayload()), nil},
+		{"rpc on amqpbus, and JSON", ourCall(b, url, echo, payload()), nil},
 	}
 	for _, callers := range []int{1, 16, 64, 256} {
 		compare(w, "call", callers, call...)
@@ -124,7 +128,15 @@ type blob struct{ Data []byte }
 // payload is 1 KiB as base64 in JSON.
 func payload() *blob { return &blob{make([]byte, 768)} }
 
+// rawPayload is 1 KiB that nobody looks at.
+func rawPayload() *json.RawMessage {
+	raw := json.RawMessage(bytes.Repeat([]byte(" "), 1024))
+	return &raw
+}
+
 var (
+	bytesEcho = rpc.Method[json.RawMessage, json.RawMessage]{Interface: iface, Name: "bytes", Since: rpc.Version{Major: 1}}
+
 	echo  = rpc.Method[blob, blob]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
 	lossy = rpc.Method[blob, rpc.None]{Interface: iface, Name: "lossy", Since: rpc.Version{Major: 1}}
 	safe  = rpc.Method[blob, rpc.None]{Interface: iface, Name: "safe", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
@@ -147,15 +159,15 @@ func benchClient(b *testing.B, url, exchange string) *rpc.Client {
 	return c
 }
 
-func ourCall(b *testing.B, url string) func() {
+func ourCall[T any](b *testing.B, url string, m rpc.Method[T, T], req *T) func() {
 	b.Helper()
 	exchange := "bench." + strings.ToLower(rand.Text())
 	benchServer(b, url, exchange, "h", func(s *rpc.Server) {
-		rpc.Handle(s, echo, func(_ context.Context, r *blob) (*blob, error) { return r, nil })
+		rpc.Handle(s, m, func(_ context.Context, r *T) (*T, error) { return r, nil })
 	})
-	client, req := benchClient(b, url, exchange), payload()
+	client := benchClient(b, url, exchange)
 	return func() {
-		if _, err := rpc.Call(b.Context(), client, echo, rpc.Any, req); err != nil {
+		if _, err := rpc.Call(b.Context(), client, m, rpc.Any, req); err != nil {
 			b.Error(err)
 		}
 	}

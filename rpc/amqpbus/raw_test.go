@@ -3,6 +3,7 @@ package amqpbus_test
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
 	"sync"
 	"testing"
 
@@ -50,8 +51,9 @@ func rawConsume(b *testing.B, ch *amqp.Channel, queue string, autoAck bool) <-ch
 
 // rawCall returns a function that makes one call: a reply queue, a prefetch of
 // 100 and manual acknowledgements at the server. With safe, requests are
-// mandatory and confirmed; the confirmation is not waited for.
-func rawCall(b *testing.B, url string, safe bool) func() {
+// mandatory and confirmed; the confirmation is not waited for. With coded, both
+// sides encode and decode the value that rpc's do, as any program has to.
+func rawCall(b *testing.B, url string, safe, coded bool) func() {
 	b.Helper()
 	server, out, client, in := rawChannel(b, url), rawChannel(b, url), rawChannel(b, url), rawChannel(b, url)
 	queue, replyTo := rawQueue(b, server, false), rawQueue(b, in, false)
@@ -64,11 +66,15 @@ func rawCall(b *testing.B, url string, safe bool) func() {
 	go func() { // ends with the connection
 		for d := range requests {
 			_ = d.Ack(false)
-			_ = out.PublishWithContext(context.Background(), "", d.ReplyTo, false, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: d.Body})
+			body := d.Body
+			if coded {
+				body = encode(b, decode(b, body))
+			}
+			_ = out.PublishWithContext(context.Background(), "", d.ReplyTo, false, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: body})
 		}
 	}()
 	var mu sync.Mutex
-	pending := map[string]chan struct{}{}
+	pending := map[string]chan []byte{}
 	go func() { // ends with the connection
 		for d := range replies {
 			mu.Lock()
@@ -76,21 +82,45 @@ func rawCall(b *testing.B, url string, safe bool) func() {
 			delete(pending, d.CorrelationId)
 			mu.Unlock()
 			if ch != nil {
-				close(ch)
+				ch <- d.Body
 			}
 		}
 	}()
-	body := make([]byte, 1024)
+	body, req := make([]byte, 1024), payload()
 	return func() {
-		id, done := rand.Text(), make(chan struct{})
+		id, done := rand.Text(), make(chan []byte, 1)
+		body := body
+		if coded {
+			body = encode(b, req)
+		}
 		mu.Lock()
 		pending[id] = done
 		mu.Unlock()
 		if err := client.PublishWithContext(b.Context(), "", queue, safe, false, amqp.Publishing{ReplyTo: replyTo, CorrelationId: id, Body: body}); err != nil {
 			b.Error(err)
 		}
-		<-done
+		if reply := <-done; coded {
+			decode(b, reply)
+		}
 	}
+}
+
+func encode(b *testing.B, v *blob) []byte {
+	b.Helper()
+	raw, err := json.Marshal(v)
+	if err != nil {
+		b.Error(err)
+	}
+	return raw
+}
+
+func decode(b *testing.B, raw []byte) *blob {
+	b.Helper()
+	v := new(blob)
+	if err := json.Unmarshal(raw, v); err != nil {
+		b.Error(err)
+	}
+	return v
 }
 
 // rawCast returns a function that publishes one message, persistent and with its
