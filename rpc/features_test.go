@@ -1,0 +1,218 @@
+package rpc_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+// TestAutoCaps: the caps are found out once by many first messages, and again as
+// time goes by; what is known stays in force while that fails.
+func TestAutoCaps(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t) // nobody listens: what may be sent ends with ErrNoConsumer
+		var asked atomic.Int64
+		var now atomic.Pointer[rpc.Version]
+		fail := errors.New("no services table")
+		c := rpc.NewClient(bus, rpc.ClientConfig{AutoCaps: func(context.Context) (map[string]rpc.Version, error) {
+			asked.Add(1)
+			time.Sleep(time.Second) //nolint:forbidigo // in a synctest bubble
+			if v := now.Load(); v != nil {
+				return map[string]rpc.Version{"backup": *v}, nil
+			}
+			return nil, fail
+		}})
+		defer c.Close()
+		call := func() error {
+			_, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string)) // needs 2.1
+			return err
+		}
+		if err := call(); !errors.Is(err, fail) {
+			t.Errorf("while the caps cannot be found out: %v", err)
+		}
+		now.Store(&rpc.Version{Major: 2})
+		asked.Store(0)
+		var wg sync.WaitGroup
+		for range 100 {
+			wg.Go(func() {
+				if err := call(); !errors.Is(err, rpc.ErrVersionCap) {
+					t.Errorf("above the cap: %v", err)
+				}
+			})
+		}
+		wg.Wait()
+		if n := asked.Load(); n != 1 {
+			t.Errorf("asked %d times by 100 first messages", n)
+		}
+		if c.Allows(iface, start.Since) {
+			t.Error("Allows what the cap forbids")
+		}
+		now.Store(nil)
+		time.Sleep(2 * time.Minute) //nolint:forbidigo // in a synctest bubble
+		for range 2 {               // the first finds that it is time, and does not wait
+			began := time.Now()
+			if err := call(); !errors.Is(err, rpc.ErrVersionCap) || time.Since(began) != 0 {
+				t.Errorf("while the old caps count: %v after %v", err, time.Since(began))
+			}
+			time.Sleep(10 * time.Second) //nolint:forbidigo // in a synctest bubble
+		}
+		if n := asked.Load(); n != 2 {
+			t.Errorf("asked %d times, want once more", n)
+		}
+		now.Store(&iface.Version)
+		if err := c.RefreshCaps(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := call(); !errors.Is(err, rpc.ErrNoConsumer) {
+			t.Errorf("after the upgrade: %v, want it sent", err)
+		}
+	})
+}
+
+// TestDedupLimits: the oldest is forgotten first, and everything after its time.
+func TestDedupLimits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		d := rpc.NewDedup(2, time.Minute)
+		seen := func(id string) bool {
+			ok, err := d.Seen(t.Context(), id)
+			if err != nil {
+				t.Error(err)
+			}
+			return ok
+		}
+		for _, id := range []string{"a", "b", "a", "c"} {
+			if err := d.Add(t.Context(), id); err != nil {
+				t.Error(err)
+			}
+		}
+		if !seen("a") || seen("b") || !seen("c") {
+			t.Errorf("a %v, b %v, c %v; want b forgotten", seen("a"), seen("b"), seen("c"))
+		}
+		time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
+		if seen("a") || seen("c") {
+			t.Error("not forgotten in its time")
+		}
+	})
+}
+
+// lossy is a bus whose every delivery was in somebody's hand before.
+type lossy struct{ *membus.Bus }
+
+func (l lossy) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+	in, err := l.Bus.Subscribe(ctx, s)
+	out := make(chan *message.Message)
+	go func() { // ends with in
+		defer close(out)
+		for m := range in {
+			if s.Topic == "backup" {
+				again := message.NewMessage(m.UUID, m.Payload)
+				again.SetContext(m.Context()) //nolint:contextcheck // it has how to settle the message
+				maps.Copy(again.Metadata, m.Metadata)
+				again.Metadata[rpc.MetaRedelivered] = "true"
+				m = again
+			}
+			select {
+			case out <- m:
+			case <-ctx.Done():
+				_ = rpc.Settle(m, false) // it goes back
+			}
+		}
+	}()
+	return out, err
+}
+
+// TestLostServers: a message with which server after server is lost becomes a
+// dead letter, and is run by none of them in between.
+func TestLostServers(t *testing.T) {
+	t.Parallel()
+	bus := lossy{rpctest.NewBus(t)}
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+	rpc.Handle(srv, keep, func(context.Context, *string) (*rpc.None, error) {
+		t.Error("it was run")
+		return &rpc.None{}, nil
+	})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	c := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer c.Close()
+	if err := rpc.Cast(t.Context(), c, keep, rpc.Any, new(string)); err != nil {
+		t.Fatal(err)
+	}
+	var reasons []string
+	for end := time.Now().Add(10 * time.Second); len(reasons) == 0 && time.Now().Before(end); {
+		err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+			reasons = append(reasons, l.Reason)
+			return rpc.Drop
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if len(reasons) != 1 || !strings.Contains(reasons[0], "20 servers were lost") {
+		t.Errorf("dead letters: %q, want one of 20 lost servers", reasons)
+	}
+}
+
+// bounded is a bus that takes a message away from its receiver after an hour.
+type bounded struct{ *membus.Bus }
+
+func (bounded) ConsumerTimeout() time.Duration { return time.Hour }
+
+// TestConsumerTimeout: an AtLeastOnce handler ends before the bus gives its
+// message to another one; a method that is to take longer is refused.
+func TestConsumerTimeout(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := bounded{rpctest.NewBus(t)}
+		long, question := keep, start
+		long.Timeout, question.Timeout = 61*time.Minute, 61*time.Minute
+		none := func(context.Context, *string) (*rpc.None, error) { return &rpc.None{}, nil }
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+		rpc.Handle(srv, long, none)
+		if err := srv.Start(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), "backup.keep may run for 1h1m0s, but the bus takes a message away from its receiver after 1h0m0s") {
+			t.Errorf("Start: %v, want Invalid with the method and both times", err)
+		}
+
+		took := make(chan time.Duration, 1)
+		srv = rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, MaxTries: 1})
+		rpc.Handle(srv, question, upper) // its message was acknowledged before
+		rpc.Handle(srv, keep, func(ctx context.Context, _ *string) (*rpc.None, error) {
+			began := time.Now()
+			<-ctx.Done()
+			took <- time.Since(began)
+			return nil, ctx.Err()
+		})
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c := rpc.NewClient(bus, rpc.ClientConfig{})
+		defer c.Close()
+		if err := rpc.Cast(t.Context(), c, keep, rpc.Any, new(string)); err != nil {
+			t.Fatal(err)
+		}
+		if d := <-took; d >= time.Hour || d < 50*time.Minute {
+			t.Errorf("the handler's context ended after %v, want a little before the hour", d)
+		}
+		if err := srv.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
