@@ -2,11 +2,8 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"reflect"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -93,16 +90,6 @@ type ServerStats struct {
 	LostReplies uint64
 }
 
-// endpoint is a method whose types are erased.
-type endpoint struct {
-	since    Version
-	delivery Delivery
-	timeout  time.Duration
-	types    [2]reflect.Type // of request and response
-	decode   func([]byte) (any, error)
-	call     func(context.Context, any) (any, error)
-}
-
 // limiter is a bus on which an unacknowledged message is taken away from its
 // receiver after some time.
 type limiter interface{ ConsumerTimeout() time.Duration }
@@ -150,72 +137,6 @@ func NewServer(bus Bus, cfg ServerConfig) *Server {
 		}))
 	}
 	return s
-}
-
-// Handle makes the server answer m with h. The context that h gets carries the
-// caller's deadline and its [reqctx.Request]; it is cancelled when the caller
-// gives up, and at the end of [Server.Stop]. An error that h returns travels to
-// the caller with its code, reason and text. A panic becomes an Internal error.
-//
-// If m is [AtLeastOnce] and the message was a cast, an error has it delivered
-// again, later, up to ServerConfig.MaxTries times, unless its code says that
-// this is no use: Invalid, Unauthenticated, Denied, NotFound, Conflict,
-// Precondition, Unimplemented. What is given up becomes a dead letter, see
-// [DeadLetters].
-//
-// Handle panics, for it is a programmer's error, if the method has a handler
-// already, has a name that cannot be one, belongs to another interface or needs
-// a newer version than the interface has, or if the server was started.
-func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) {
-	info := m.info("", "")
-	if info.Method == "" || strings.ContainsAny(info.Method, " .@") {
-		panic(fmt.Sprintf("rpc: method %q has a name with a space, a dot or an @, or none", info.Method))
-	}
-	s.add(info, erase(m, h))
-}
-
-func erase[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) endpoint {
-	return endpoint{
-		since:    m.Since,
-		delivery: m.Delivery,
-		timeout:  m.Timeout,
-		types:    [2]reflect.Type{reflect.TypeFor[Req](), reflect.TypeFor[Resp]()},
-		decode: func(b []byte) (any, error) {
-			req := new(Req)
-			if len(b) == 0 {
-				return req, nil
-			}
-			return req, decode(b, req)
-		},
-		call: func(ctx context.Context, req any) (any, error) {
-			r, ok := req.(*Req)
-			if !ok {
-				return nil, fault.New(fault.Internal, "an interceptor passed %T, not %T", req, r)
-			}
-			resp, err := h(ctx, r)
-			if err != nil {
-				return nil, err
-			}
-			return resp, nil
-		},
-	}
-}
-
-func (s *Server) add(info Info, e endpoint) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, dup := s.methods[info.Method]
-	switch {
-	case s.started:
-		panic(fmt.Sprintf("rpc: Handle(%s) after Start", info))
-	case dup:
-		panic(fmt.Sprintf("rpc: %s has two handlers", info))
-	case info.Interface != s.cfg.Interface.Name:
-		panic(fmt.Sprintf("rpc: %s on a server of %s", info, s.cfg.Interface.Name))
-	case !s.cfg.Interface.Version.Accepts(info.Version):
-		panic(fmt.Sprintf("rpc: %s since %s, but the interface has version %s", info, info.Version, s.cfg.Interface.Version))
-	}
-	s.methods[info.Method] = e
 }
 
 // Stats returns the counters. They are those of the moment, one by one.
@@ -478,116 +399,6 @@ func (s *Server) cancel(id string) {
 	if r != nil && r.replyTo != "" && r.gone.CompareAndSwap(false, true) {
 		atomic.AddUint64(&s.stats.Canceled, 1)
 		r.stop()
-	}
-}
-
-// beats tells the caller from time to time that its call is worked on, until
-// r.heart is stopped.
-func (s *Server) beats(work context.Context, r *request) {
-	if r.beat == 0 || r.replyTo == "" {
-		return
-	}
-	h := &r.heart
-	h.every = max(r.beat, 10*time.Millisecond)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.timer = time.AfterFunc(h.every, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if h.stopped {
-			return
-		}
-		ctx, cancel := context.WithTimeout(work, h.every)
-		defer cancel()
-		if err := s.bus.Publish(r.replyTo, about(ctx, KindBeat, r.id)); err != nil {
-			s.cfg.Logger.DebugContext(ctx, "a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
-		}
-		h.timer.Reset(h.every)
-	})
-}
-
-// heart beats until it is stopped.
-type heart struct {
-	every   time.Duration
-	timer   *time.Timer
-	mu      sync.Mutex // held during a beat
-	stopped bool
-}
-
-// stop returns when there is no beat under way.
-func (h *heart) stop() {
-	if h.timer == nil || h.timer.Stop() {
-		return
-	}
-	h.mu.Lock()
-	h.stopped = true
-	h.mu.Unlock()
-	h.timer.Stop() // a beat that was under way has set it again
-}
-
-// reply sends the result. It outlives the handler's context: a call answered in
-// its last moment, or while the server stops, is answered.
-func (s *Server) reply(work context.Context, r *request, resp any, err error) {
-	m := encodeReply(context.Background(), r.id, resp, err) //nolint:contextcheck // work has ended when the server is aborted
-	if s.sender == nil {
-		s.replyUntil(work, r, m, nil)
-		return
-	}
-	s.wg.Add(1)
-	s.sender.Send(r.replyTo, m, func(perr error) {
-		if perr == nil {
-			s.wg.Done()
-			return
-		}
-		go func() { // the counter is still held
-			defer s.wg.Done()
-			s.replyUntil(work, r, m, perr)
-		}()
-	})
-}
-
-// replyUntil sends a reply until it is taken, or nobody waits any more. perr is
-// how the first attempt failed, if one was made. After the server was aborted it
-// is tried once, and not for long.
-func (s *Server) replyUntil(work context.Context, r *request, m *message.Message, perr error) {
-	end := time.Now().Add(replyTime)
-	if !r.deadline.IsZero() && r.deadline.Before(end) {
-		end = r.deadline // nobody waits longer
-	}
-	if work.Err() != nil {
-		end = time.Now().Add(stopGrace / 2)
-	}
-	ctx, cancel := context.WithDeadline(context.Background(), end)
-	defer cancel()
-	stopping := s.stopping
-	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
-		if perr == nil {
-			again := clone(ctx, m) //nolint:contextcheck // as above
-			if perr = s.bus.Publish(r.replyTo, again); perr == nil {
-				return
-			}
-		}
-		t := time.NewTimer(wait/2 + rand.N(wait/2))
-		select {
-		case <-t.C:
-			// The caller may be restoring its topic, the bus its connection.
-			if c := fault.CodeOf(perr); (c == fault.Unavailable || c == fault.Unknown) && !errors.Is(perr, ErrClosed) {
-				perr = nil
-				continue
-			}
-		case <-stopping: // the process is to end: nobody gets all of the time
-			t.Stop()
-			stopping = nil
-			time.AfterFunc(stopGrace, cancel)
-			continue
-		case <-ctx.Done():
-			t.Stop()
-		case <-work.Done():
-			t.Stop()
-		}
-		atomic.AddUint64(&s.stats.LostReplies, 1)
-		s.cfg.Logger.Warn("the reply was lost", "method", r.info.String(), "request_id", r.from.ID, "error", perr)
-		return
 	}
 }
 

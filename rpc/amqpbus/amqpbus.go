@@ -28,8 +28,6 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
-	"net/url"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,6 +37,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // Config configures a Bus.
@@ -54,7 +53,7 @@ type Config struct {
 	// TLS is for amqps URLs. Default: the system's roots and the URL's host
 	// name.
 	TLS *tls.Config
-	// Channels is how many channels publish side by side. Default 2.
+	// Channels is how many channels publish side by side. Default 4.
 	Channels int
 	// Quorum makes the queues of Shared topics quorum queues, which survive the
 	// loss of a broker of the cluster. Queues that exist keep their type: they
@@ -98,12 +97,12 @@ type Bus struct {
 // New returns a bus that is not connected. The error, with code Invalid, names
 // the URL that is wrong.
 func New(cfg Config) (*Bus, error) {
-	if len(cfg.URLs) == 0 {
-		return nil, fault.New(fault.Invalid, "amqpbus: no URL of a broker is given")
+	if err := broker.CheckURLs(cfg.URLs, "amqp", "amqps"); err != nil {
+		return nil, fmt.Errorf("amqpbus: %w", err)
 	}
-	for i, u := range cfg.URLs {
-		if err := check(u); err != nil {
-			return nil, fault.New(fault.Invalid, "amqpbus: URL %d of %d: %w", i+1, len(cfg.URLs), err)
+	for _, u := range cfg.URLs {
+		if _, err := amqp.ParseURI(u); err != nil {
+			return nil, fault.New(fault.Invalid, "amqpbus: %s is not an AMQP URI", broker.Redacted(u))
 		}
 	}
 	if cfg.Exchange == "" {
@@ -136,24 +135,6 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// check says what is wrong with a URL, without its password.
-func check(raw string) error {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return errors.New("it cannot be read; does the password have characters that must be percent-encoded?")
-	}
-	if u.Scheme != "amqp" && u.Scheme != "amqps" {
-		return fmt.Errorf("scheme %q is neither amqp nor amqps in %s", u.Scheme, u.Redacted())
-	}
-	if u.Hostname() == "" {
-		return fmt.Errorf("no host in %s", u.Redacted())
-	}
-	if _, err := amqp.ParseURI(raw); err != nil {
-		return fmt.Errorf("%s is not an AMQP URI", u.Redacted())
-	}
-	return nil
-}
-
 // Start connects. If no broker answers within ConnectTimeout or before ctx ends
 // it fails with Unavailable, and with Denied if the broker refuses the user;
 // the error says what was tried and for how long.
@@ -184,7 +165,7 @@ func (b *Bus) Start(ctx context.Context) error {
 			code, last := l.lastError()
 			_ = b.Close() // never fails
 			return fault.New(code, "connect to RabbitMQ at %s: gave up after %v: %v",
-				redacted(b.cfg.URLs), time.Since(start).Round(time.Millisecond), last)
+				broker.Redacted(b.cfg.URLs...), time.Since(start).Round(time.Millisecond), last)
 		}
 	}
 	return nil
@@ -345,7 +326,7 @@ func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 			if fault.CodeOf(last) == fault.Unknown {
 				unknown = last
 			}
-			pause(ctx, wait/2+rand.N(wait/2))
+			broker.Pause(ctx, wait/2+rand.N(wait/2))
 		}
 		last = b.attempt(ctx, o)
 		switch {
@@ -390,13 +371,3 @@ func (b *Bus) spawn(f func()) bool {
 }
 
 func (b *Bus) name(topic string) string { return b.cfg.Exchange + "." + topic }
-
-func redacted(urls []string) string {
-	out := make([]string, len(urls))
-	for i, raw := range urls {
-		if u, err := url.Parse(raw); err == nil {
-			out[i] = u.Redacted()
-		}
-	}
-	return strings.Join(out, ", ")
-}

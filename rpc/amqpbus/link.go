@@ -14,6 +14,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // The pause between two attempts to connect is doubled from minRedial to
@@ -52,7 +53,7 @@ func (l *link) run(life context.Context) {
 		conn, out, err := l.dial(life)
 		if err != nil {
 			l.set(nil, nil, "", err)
-			pause(life, rand.N(wait))
+			broker.Pause(life, rand.N(wait))
 			wait = min(2*wait, maxRedial)
 			continue
 		}
@@ -132,7 +133,7 @@ func (l *link) dial(life context.Context) (conn *amqp.Connection, out *gathering
 		if conn, err = amqp.DialConfig(raw, cfg); err == nil {
 			return conn, out, nil
 		}
-		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", redacted([]string{raw}), "error", err)
+		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", broker.Redacted(raw), "error", err)
 	}
 	return nil, nil, err
 }
@@ -230,14 +231,4 @@ func (l *link) lastError() (fault.Code, error) {
 		return fault.Denied, l.last
 	}
 	return fault.Unavailable, l.last
-}
-
-// pause waits, but not beyond the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // errNotSent: the connection was lost before anything was written.
@@ -41,7 +42,7 @@ func (p *publisher) run(life context.Context) {
 		}
 		c, err := openOut(conn)
 		if err != nil {
-			pause(life, minRedial)
+			broker.Pause(life, minRedial)
 			continue
 		}
 		p.cur.Store(c)

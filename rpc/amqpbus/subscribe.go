@@ -14,6 +14,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // liveExpiry is how long the queue of a Live topic outlives its last consumer:
@@ -168,7 +169,7 @@ func (c *consumer) run(ctx context.Context) {
 			return
 		}
 		c.bus.cfg.Logger.Warn("cannot consume, trying again", "queue", c.name, "error", err)
-		pause(ctx, mrand.N(wait))
+		broker.Pause(ctx, mrand.N(wait))
 	}
 }
 

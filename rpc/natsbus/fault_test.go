@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net"
-	"net/url"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -21,7 +18,6 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/natsbus"
 )
 
 var (
@@ -407,174 +403,4 @@ func newMessage(t *testing.T, id, mark string) *message.Message {
 func durable(t *testing.T, id string) *message.Message {
 	t.Helper()
 	return newMessage(t, id, "cast t.keep 1.0 at-least-once")
-}
-
-// proxy is between a bus and its server.
-type proxy struct {
-	url  string
-	mu   sync.Mutex
-	open []net.Conn
-	gate chan struct{} // closed when traffic may flow; nil at first
-}
-
-func newProxy(t *testing.T, to string) *proxy {
-	t.Helper()
-	u, err := url.Parse(to)
-	if err != nil {
-		t.Fatal("the URL of the server cannot be read")
-	}
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	host := u.Host
-	u.Host = l.Addr().String()
-	p := &proxy{url: u.String(), gate: make(chan struct{})}
-	close(p.gate)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			s, err := new(net.Dialer).DialContext(t.Context(), "tcp", host)
-			if err != nil {
-				_ = c.Close()
-				continue
-			}
-			p.mu.Lock()
-			p.open = append(p.open, c, s)
-			p.mu.Unlock()
-			wg.Go(func() { p.pipe(c, s) })
-			wg.Go(func() { p.pipe(s, c) })
-		}
-	})
-	t.Cleanup(func() {
-		_ = l.Close()
-		p.cut()
-		wg.Wait()
-	})
-	return p
-}
-
-func (p *proxy) pipe(from, to net.Conn) {
-	defer from.Close()
-	defer to.Close()
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := from.Read(buf)
-		p.mu.Lock()
-		gate := p.gate
-		p.mu.Unlock()
-		<-gate
-		if _, werr := to.Write(buf[:n]); werr != nil || err != nil {
-			return
-		}
-	}
-}
-
-// cut closes all connections; new ones work.
-func (p *proxy) cut() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, c := range p.open {
-		_ = c.Close()
-	}
-	p.open = nil
-	select {
-	case <-p.gate:
-	default:
-		close(p.gate)
-	}
-}
-
-// stall stops the traffic, new connections' too, until cut.
-func (p *proxy) stall() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.gate = make(chan struct{})
-}
-
-// TestStartFails: what is wrong is said in one line, without the password.
-func TestStartFails(t *testing.T) {
-	t.Parallel()
-	const secret = "hunter2"
-	broker := envtest.URL(t, testenv.NATSVar)
-	u, err := url.Parse(broker)
-	if err != nil {
-		t.Fatal("the URL of the server cannot be read")
-	}
-	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead := l.Addr().String()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	tests := []struct {
-		name, url string
-		want      fault.Code
-		text      string
-	}{
-		{"no server", "nats://u:" + secret + "@" + dead, fault.Unavailable, dead},
-		{"wrong password", "nats://armature:" + secret + "@" + u.Host, fault.Denied, u.Host},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			t.Parallel()
-			b, err := natsbus.New(natsbus.Config{URLs: []string{tt.url}, ConnectTimeout: time.Second})
-			if err != nil {
-				t.Fatal(err)
-			}
-			err = b.Start(t.Context())
-			if fault.CodeOf(err) != tt.want || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "\n") ||
-				!strings.Contains(err.Error(), tt.text) || !strings.Contains(err.Error(), "gave up after") {
-				t.Errorf("Start: %v, want one line with %v, %s, for how long, and no password", err, tt.want, tt.text)
-			}
-			if err := b.Publish("t", durable(t, "1")); !errors.Is(err, rpc.ErrClosed) {
-				t.Errorf("Publish afterwards: %v, want ErrClosed", err)
-			}
-		})
-	}
-}
-
-func TestNew(t *testing.T) {
-	t.Parallel()
-	for _, cfg := range []natsbus.Config{
-		{},
-		{URLs: []string{"amqp://u:hunter2@h"}},
-		{URLs: []string{"nats://h", "nats://u:hunter2%zz@h"}},
-		{URLs: []string{"nats://u:hunter2@"}},
-		{URLs: []string{"nats://h"}, Exchange: "a..b"},
-		{URLs: []string{"nats://h"}, Exchange: "a b"},
-	} {
-		_, err := natsbus.New(cfg)
-		if fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "hunter2") {
-			t.Errorf("New(%q): %v, want Invalid without the password", cfg.URLs, err)
-		}
-	}
-}
-
-// TestInvalid: what NATS cannot carry is refused, at once.
-func TestInvalid(t *testing.T) {
-	t.Parallel()
-	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())
-	if _, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "t"}); err != nil {
-		t.Fatal(err)
-	}
-	long := durable(t, "long")
-	long.Payload = make([]byte, 2<<20)
-	if err := b.Publish("t", long); fault.CodeOf(err) != fault.Invalid {
-		t.Errorf("2 MiB: %v, want Invalid", err)
-	}
-	for _, topic := range []string{"", "a..b", "a b", "a.*", ">", "a\n"} {
-		if err := b.Publish(topic, durable(t, "1")); fault.CodeOf(err) != fault.Invalid {
-			t.Errorf("publish to %q: %v, want Invalid", topic, err)
-		}
-		if _, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: topic}); fault.CodeOf(err) != fault.Invalid {
-			t.Errorf("subscribe to %q: %v, want Invalid", topic, err)
-		}
-	}
 }

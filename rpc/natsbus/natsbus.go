@@ -37,7 +37,6 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
-	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +46,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // Config configures a Bus.
@@ -116,13 +116,8 @@ type Bus struct {
 // New returns a bus that is not connected. The error, with code Invalid, names
 // the URL that is wrong.
 func New(cfg Config) (*Bus, error) {
-	if len(cfg.URLs) == 0 {
-		return nil, fault.New(fault.Invalid, "natsbus: no URL of a server is given")
-	}
-	for i, u := range cfg.URLs {
-		if err := check(u); err != nil {
-			return nil, fault.New(fault.Invalid, "natsbus: URL %d of %d: %w", i+1, len(cfg.URLs), err)
-		}
+	if err := broker.CheckURLs(cfg.URLs, "nats", "tls"); err != nil {
+		return nil, fmt.Errorf("natsbus: %w", err)
 	}
 	if cfg.Exchange == "" {
 		cfg.Exchange = "armature"
@@ -146,21 +141,6 @@ func New(cfg Config) (*Bus, error) {
 	b.life, b.end = context.WithCancel(context.Background())
 	b.close = sync.OnceFunc(b.shut)
 	return b, nil
-}
-
-// check says what is wrong with a URL, without its password.
-func check(raw string) error {
-	u, err := url.Parse(raw)
-	if err != nil {
-		return errors.New("it cannot be read; does the password have characters that must be percent-encoded?")
-	}
-	if u.Scheme != "nats" && u.Scheme != "tls" {
-		return fmt.Errorf("scheme %q is neither nats nor tls in %s", u.Scheme, u.Redacted())
-	}
-	if u.Hostname() == "" {
-		return fmt.Errorf("no host in %s", u.Redacted())
-	}
-	return nil
 }
 
 // Start connects. If no server answers within ConnectTimeout or before ctx ends
@@ -199,7 +179,7 @@ func (b *Bus) Start(ctx context.Context) error {
 	if err != nil {
 		_ = b.Close() // never fails
 		return fault.New(fault.CodeOf(err), "connect to NATS at %s: gave up after %v: %v",
-			redacted(b.cfg.URLs), time.Since(begin).Round(time.Millisecond), err)
+			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
 	}
 	return nil
 }
@@ -258,7 +238,7 @@ func (b *Bus) connect() error {
 		if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
 			return fault.New(fault.Denied, "%w", err)
 		}
-		pause(b.life, rand.N(wait))
+		broker.Pause(b.life, rand.N(wait))
 		if b.life.Err() != nil {
 			return rpc.ErrClosed
 		}
@@ -406,24 +386,4 @@ func valid(s string) bool {
 		}
 	}
 	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '*' || r == '>' })
-}
-
-func redacted(urls []string) string {
-	out := make([]string, len(urls))
-	for i, raw := range urls {
-		if u, err := url.Parse(raw); err == nil {
-			out[i] = u.Redacted()
-		}
-	}
-	return strings.Join(out, ", ")
-}
-
-// pause waits, but not beyond the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
 }

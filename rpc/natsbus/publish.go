@@ -15,6 +15,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // What the bus of a Live or Private topic answers.
@@ -108,7 +109,7 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 		default:
 			return err
 		}
-		pause(ctx, wait/2+mrand.N(wait/2))
+		broker.Pause(ctx, wait/2+mrand.N(wait/2))
 		switch {
 		case ctx.Err() == nil:
 		case unknown != nil:

@@ -17,6 +17,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 const (
@@ -100,7 +101,7 @@ func (b *Bus) make(ctx context.Context, topic, subject string) error {
 		if err == nil || errors.Is(err, fault.Precondition) || errors.Is(err, rpc.ErrClosed) {
 			return err
 		}
-		pause(ctx, wait)
+		broker.Pause(ctx, wait)
 		if ctx.Err() != nil {
 			return fault.New(fault.Unavailable, "make stream %s: %w", b.stream(topic), err)
 		}
@@ -190,7 +191,7 @@ func (q *queue) run(ctx context.Context) {
 func (q *queue) consume(ctx, epoch context.Context, conn *nats.Conn, beat <-chan time.Time) {
 	var err error
 	if q.inbox, err = conn.ChanSubscribe(conn.NewInbox()+".*", q.in); err != nil {
-		pause(ctx, minPause)
+		broker.Pause(ctx, minPause)
 		return
 	}
 	defer q.leave(conn) //nolint:contextcheck // it has its own time

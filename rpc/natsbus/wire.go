@@ -33,7 +33,7 @@ func marshal(subject string, m *message.Message) *nats.Msg {
 	}
 	put(uuidHeader, m.UUID)
 	for k, v := range m.Metadata {
-		if k != rpc.MetaRedelivered {
+		if k != rpc.MetaRedelivered && k != uuidHeader {
 			put(k, v)
 		}
 	}

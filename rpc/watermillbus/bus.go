@@ -45,6 +45,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // Config configures a Bus, which owns all it is given and opens, and closes it.
@@ -191,7 +192,7 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 		default:
 			return err
 		}
-		pause(ctx, wait/2+rand.N(wait/2))
+		broker.Pause(ctx, wait/2+rand.N(wait/2))
 	}
 }
 
@@ -289,15 +290,5 @@ func (b *Bus) shut() error {
 		return err
 	case <-t.C:
 		return fault.New(fault.Timeout, "watermillbus: a publisher or subscriber does not end within %v", b.cfg.CloseTimeout)
-	}
-}
-
-// pause waits, but not beyond the end of ctx.
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // Subscribe opens a subscriber, two with s.Fanout, and takes messages from as
@@ -130,7 +131,7 @@ func (g *group) lane(ctx context.Context, cancel context.CancelFunc, sub message
 			}
 		}
 		if g.ctx.Err() == nil {
-			pause(g.ctx, wait/2+rand.N(wait/2)) //nolint:contextcheck // of the subscription, not of the lane
+			broker.Pause(g.ctx, wait/2+rand.N(wait/2)) //nolint:contextcheck // of the subscription, not of the lane
 		}
 		if g.ctx.Err() != nil {
 			return

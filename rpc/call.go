@@ -1,0 +1,132 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// waiter is a call that waits.
+type waiter struct {
+	ended chan outcome // has room for all three that may come
+	heard time.Time    // of the server; zero if nobody minds. Guarded by Client.mu
+}
+
+// outcome is a reply; or why the request was not sent, or may not have been; or
+// that the server is silent.
+type outcome struct {
+	reply *message.Message
+	err   error
+}
+
+// settled is told how sending ended.
+func (w *waiter) settled(err error) {
+	if err != nil {
+		w.ended <- outcome{err: err}
+	}
+}
+
+func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
+	start := time.Now()
+	if err := c.listen(ctx); err != nil {
+		return nil, fmt.Errorf("call %s: subscribe to replies: %w", info, err)
+	}
+	w := &waiter{ended: make(chan outcome, 3)}
+	deadline, _ := ctx.Deadline()
+	var beat time.Duration
+	if c.cfg.Silence > 0 && deadline.Sub(start) > c.cfg.Silence {
+		w.heard = start
+		beat = c.cfg.Silence / 2
+	}
+	m, err := encodeRequest(ctx, info, req, deadline, beat)
+	if err != nil {
+		return nil, err
+	}
+	m.Metadata[MetaReplyTo] = c.topic
+	c.mu.Lock()
+	c.pending[m.UUID] = w
+	c.mu.Unlock()
+	to := topic(info.Kind, info.Interface, info.Host)
+	if c.sender != nil {
+		c.sender.Send(to, m, w.settled)
+	} else {
+		w.settled(c.bus.Publish(to, m))
+	}
+	r, err := c.await(ctx, w)
+	if err != nil {
+		c.mu.Lock()
+		delete(c.pending, m.UUID)
+		c.mu.Unlock()
+		if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, ErrSilent) {
+			c.cancel(ctx, info, m.UUID)
+		}
+		return nil, fmt.Errorf("call %s: %w after %v", info, err, time.Since(start).Round(time.Millisecond))
+	}
+	b, err := decodeReply(r)
+	if err != nil {
+		return nil, fmt.Errorf("call %s: %w", info, err)
+	}
+	out, err := decode(b)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "call %s: decode the response: %w", info, err)
+	}
+	return out, nil
+}
+
+// await waits for the reply, or for a reason to give up.
+func (c *Client) await(ctx context.Context, w *waiter) (*message.Message, error) {
+	var grace <-chan time.Time
+	var unknown error
+	for {
+		select {
+		case o := <-w.ended:
+			switch {
+			case o.reply != nil:
+				return o.reply, nil
+			case fault.CodeOf(o.err) != fault.Unknown, errors.Is(o.err, ErrSilent):
+				return nil, o.err
+			}
+			unknown = o.err // the reply may come all the same
+			t := time.NewTimer(graceTime)
+			defer t.Stop()
+			grace = t.C
+		case <-grace:
+			return nil, unknown
+		case <-ctx.Done():
+			return nil, fault.New(fault.CodeOf(ctx.Err()), "no reply: %w", ctx.Err())
+		case <-c.life.Done():
+			return nil, fmt.Errorf("%w while it waited for the reply", ErrClosed)
+		}
+	}
+}
+
+// cancel tells the server that nobody waits for a call any more. Which one of
+// several has it is not known: then all are told.
+func (c *Client) cancel(ctx context.Context, info Info, id string) {
+	info.Kind, info.Delivery = KindCancel, AtMostOnce
+	to := topic(KindCancel, info.Interface, info.Host)
+	if info.Host == Any {
+		info.Kind = KindFanout
+		info.Method = methodCancel
+		to = topic(KindFanout, info.Interface, Any)
+	}
+	ctx = context.WithoutCancel(ctx)
+	c.spawn(func() {
+		ctx, stop := context.WithTimeout(ctx, graceTime)
+		defer stop()
+		m := about(ctx, "", id)
+		d, _ := ctx.Deadline()
+		m.Metadata[MetaRPC] = info.mark(d, 0)
+		if err := c.bus.Publish(to, m); err != nil {
+			c.cfg.Logger.DebugContext(ctx, "a server could not be told that its caller has given up", "method", info.String(), "error", err)
+			return
+		}
+		atomic.AddUint64(&c.stats.Canceled, 1)
+	})
+}

@@ -1,0 +1,54 @@
+// Package broker has what the buses that connect to a broker share.
+package broker
+
+import (
+	"context"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// CheckURLs returns Invalid, with what is wrong with which URL but without its
+// password, unless there is at least one and all have a host and one of the
+// schemes.
+func CheckURLs(urls []string, schemes ...string) error {
+	if len(urls) == 0 {
+		return fault.New(fault.Invalid, "no URL of a broker is given")
+	}
+	for i, raw := range urls {
+		u, err := url.Parse(raw)
+		switch {
+		case err != nil:
+			return fault.New(fault.Invalid, "URL %d of %d cannot be read; does the password have characters that must be percent-encoded?", i+1, len(urls))
+		case !slices.Contains(schemes, u.Scheme):
+			return fault.New(fault.Invalid, "URL %d of %d: scheme %q is not %s in %s", i+1, len(urls), u.Scheme, strings.Join(schemes, " or "), u.Redacted())
+		case u.Hostname() == "":
+			return fault.New(fault.Invalid, "URL %d of %d: no host in %s", i+1, len(urls), u.Redacted())
+		}
+	}
+	return nil
+}
+
+// Redacted lists the URLs without their passwords.
+func Redacted(urls ...string) string {
+	out := make([]string, len(urls))
+	for i, raw := range urls {
+		if u, err := url.Parse(raw); err == nil {
+			out[i] = u.Redacted()
+		}
+	}
+	return strings.Join(out, ", ")
+}
+
+// Pause waits, but not beyond the end of ctx.
+func Pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}

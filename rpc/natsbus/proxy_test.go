@@ -1,0 +1,95 @@
+package natsbus_test
+
+import (
+	"net"
+	"net/url"
+	"sync"
+	"testing"
+)
+
+// proxy is between a bus and its server.
+type proxy struct {
+	url  string
+	mu   sync.Mutex
+	open []net.Conn
+	gate chan struct{} // closed when traffic may flow; nil at first
+}
+
+func newProxy(t *testing.T, to string) *proxy {
+	t.Helper()
+	u, err := url.Parse(to)
+	if err != nil {
+		t.Fatal("the URL of the server cannot be read")
+	}
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	host := u.Host
+	u.Host = l.Addr().String()
+	p := &proxy{url: u.String(), gate: make(chan struct{})}
+	close(p.gate)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			s, err := new(net.Dialer).DialContext(t.Context(), "tcp", host)
+			if err != nil {
+				_ = c.Close()
+				continue
+			}
+			p.mu.Lock()
+			p.open = append(p.open, c, s)
+			p.mu.Unlock()
+			wg.Go(func() { p.pipe(c, s) })
+			wg.Go(func() { p.pipe(s, c) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		p.cut()
+		wg.Wait()
+	})
+	return p
+}
+
+func (p *proxy) pipe(from, to net.Conn) {
+	defer from.Close()
+	defer to.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		p.mu.Lock()
+		gate := p.gate
+		p.mu.Unlock()
+		<-gate
+		if _, werr := to.Write(buf[:n]); werr != nil || err != nil {
+			return
+		}
+	}
+}
+
+// cut closes all connections; new ones work.
+func (p *proxy) cut() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, c := range p.open {
+		_ = c.Close()
+	}
+	p.open = nil
+	select {
+	case <-p.gate:
+	default:
+		close(p.gate)
+	}
+}
+
+// stall stops the traffic, new connections' too, until cut.
+func (p *proxy) stall() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.gate = make(chan struct{})
+}

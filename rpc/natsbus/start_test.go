@@ -1,0 +1,99 @@
+package natsbus_test
+
+import (
+	"errors"
+	"net"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/natsbus"
+)
+
+// TestStartFails: what is wrong is said in one line, without the password.
+func TestStartFails(t *testing.T) {
+	t.Parallel()
+	const secret = "hunter2"
+	broker := envtest.URL(t, testenv.NATSVar)
+	u, err := url.Parse(broker)
+	if err != nil {
+		t.Fatal("the URL of the server cannot be read")
+	}
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dead := l.Addr().String()
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	tests := []struct {
+		name, url string
+		want      fault.Code
+		text      string
+	}{
+		{"no server", "nats://u:" + secret + "@" + dead, fault.Unavailable, dead},
+		{"wrong password", "nats://armature:" + secret + "@" + u.Host, fault.Denied, u.Host},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			b, err := natsbus.New(natsbus.Config{URLs: []string{tt.url}, ConnectTimeout: time.Second})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = b.Start(t.Context())
+			if fault.CodeOf(err) != tt.want || strings.Contains(err.Error(), secret) || strings.Contains(err.Error(), "\n") ||
+				!strings.Contains(err.Error(), tt.text) || !strings.Contains(err.Error(), "gave up after") {
+				t.Errorf("Start: %v, want one line with %v, %s, for how long, and no password", err, tt.want, tt.text)
+			}
+			if err := b.Publish("t", durable(t, "1")); !errors.Is(err, rpc.ErrClosed) {
+				t.Errorf("Publish afterwards: %v, want ErrClosed", err)
+			}
+		})
+	}
+}
+
+func TestNew(t *testing.T) {
+	t.Parallel()
+	for _, cfg := range []natsbus.Config{
+		{},
+		{URLs: []string{"amqp://u:hunter2@h"}},
+		{URLs: []string{"nats://h", "nats://u:hunter2%zz@h"}},
+		{URLs: []string{"nats://u:hunter2@"}},
+		{URLs: []string{"nats://h"}, Exchange: "a..b"},
+		{URLs: []string{"nats://h"}, Exchange: "a b"},
+	} {
+		_, err := natsbus.New(cfg)
+		if fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("New(%q): %v, want Invalid without the password", cfg.URLs, err)
+		}
+	}
+}
+
+// TestInvalid: what NATS cannot carry is refused, at once.
+func TestInvalid(t *testing.T) {
+	t.Parallel()
+	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())
+	if _, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "t"}); err != nil {
+		t.Fatal(err)
+	}
+	long := durable(t, "long")
+	long.Payload = make([]byte, 2<<20)
+	if err := b.Publish("t", long); fault.CodeOf(err) != fault.Invalid {
+		t.Errorf("2 MiB: %v, want Invalid", err)
+	}
+	for _, topic := range []string{"", "a..b", "a b", "a.*", ">", "a\n"} {
+		if err := b.Publish(topic, durable(t, "1")); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("publish to %q: %v, want Invalid", topic, err)
+		}
+		if _, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: topic}); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("subscribe to %q: %v, want Invalid", topic, err)
+		}
+	}
+}

@@ -1,0 +1,124 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// beats tells the caller from time to time that its call is worked on, until
+// r.heart is stopped.
+func (s *Server) beats(work context.Context, r *request) {
+	if r.beat == 0 || r.replyTo == "" {
+		return
+	}
+	h := &r.heart
+	h.every = max(r.beat, 10*time.Millisecond)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.timer = time.AfterFunc(h.every, func() {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		if h.stopped {
+			return
+		}
+		ctx, cancel := context.WithTimeout(work, h.every)
+		defer cancel()
+		if err := s.bus.Publish(r.replyTo, about(ctx, KindBeat, r.id)); err != nil {
+			s.cfg.Logger.DebugContext(ctx, "a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
+		}
+		h.timer.Reset(h.every)
+	})
+}
+
+// heart beats until it is stopped.
+type heart struct {
+	every   time.Duration
+	timer   *time.Timer
+	mu      sync.Mutex // held during a beat
+	stopped bool
+}
+
+// stop returns when there is no beat under way.
+func (h *heart) stop() {
+	if h.timer == nil || h.timer.Stop() {
+		return
+	}
+	h.mu.Lock()
+	h.stopped = true
+	h.mu.Unlock()
+	h.timer.Stop() // a beat that was under way has set it again
+}
+
+// reply sends the result. It outlives the handler's context: a call answered in
+// its last moment, or while the server stops, is answered.
+func (s *Server) reply(work context.Context, r *request, resp any, err error) {
+	m := encodeReply(context.Background(), r.id, resp, err) //nolint:contextcheck // work has ended when the server is aborted
+	if s.sender == nil {
+		s.replyUntil(work, r, m, nil)
+		return
+	}
+	s.wg.Add(1)
+	s.sender.Send(r.replyTo, m, func(perr error) {
+		if perr == nil {
+			s.wg.Done()
+			return
+		}
+		go func() { // the counter is still held
+			defer s.wg.Done()
+			s.replyUntil(work, r, m, perr)
+		}()
+	})
+}
+
+// replyUntil sends a reply until it is taken, or nobody waits any more. perr is
+// how the first attempt failed, if one was made. After the server was aborted it
+// is tried once, and not for long.
+func (s *Server) replyUntil(work context.Context, r *request, m *message.Message, perr error) {
+	end := time.Now().Add(replyTime)
+	if !r.deadline.IsZero() && r.deadline.Before(end) {
+		end = r.deadline // nobody waits longer
+	}
+	if work.Err() != nil {
+		end = time.Now().Add(stopGrace / 2)
+	}
+	ctx, cancel := context.WithDeadline(context.Background(), end)
+	defer cancel()
+	stopping := s.stopping
+	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+		if perr == nil {
+			again := clone(ctx, m) //nolint:contextcheck // as above
+			if perr = s.bus.Publish(r.replyTo, again); perr == nil {
+				return
+			}
+		}
+		t := time.NewTimer(wait/2 + rand.N(wait/2))
+		select {
+		case <-t.C:
+			// The caller may be restoring its topic, the bus its connection.
+			if c := fault.CodeOf(perr); (c == fault.Unavailable || c == fault.Unknown) && !errors.Is(perr, ErrClosed) {
+				perr = nil
+				continue
+			}
+		case <-stopping: // the process is to end: nobody gets all of the time
+			t.Stop()
+			stopping = nil
+			time.AfterFunc(stopGrace, cancel)
+			continue
+		case <-ctx.Done():
+			t.Stop()
+		case <-work.Done():
+			t.Stop()
+		}
+		atomic.AddUint64(&s.stats.LostReplies, 1)
+		s.cfg.Logger.Warn("the reply was lost", "method", r.info.String(), "request_id", r.from.ID, "error", perr)
+		return
+	}
+}

@@ -1,0 +1,244 @@
+package rpctest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
+)
+
+func testCall(b *bench) {
+	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
+	c := b.newClient()
+	var wg sync.WaitGroup
+	for i := range 20 {
+		wg.Go(func() {
+			want := &note{N: i, Text: strings.Repeat("ü€\x00", 1000)}
+			host := []string{rpc.Any, "a"}[i%2]
+			got, err := rpc.Call(b.ctx(), c, echo, host, want)
+			if diff := cmp.Diff(want, got); err != nil || diff != "" {
+				b.Errorf("call %d: error %v (-want +got):\n%s", i, err, diff)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func testGo(b *bench) {
+	gate := make(chan struct{})
+	b.serve("a", 0, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+			return n, nil
+		})
+	})
+	p, err := rpc.Go(b.ctx(), b.newClient(), echo, rpc.Any, &note{N: 7})
+	if err != nil {
+		b.Fatal(err)
+	}
+	select {
+	case <-p.Done():
+		b.Error("the result is there before the handler returned")
+	default:
+	}
+	close(gate)
+	if got, err := p.Wait(b.ctx()); err != nil || got.N != 7 {
+		b.Errorf("result %v, error %v; want 7", got, err)
+	}
+}
+
+func testErrors(b *bench) {
+	b.serve("a", 0, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(_ context.Context, n *note) (*note, error) {
+			if n.N == 0 {
+				panic("no number")
+			}
+			return nil, fmt.Errorf("note %d: %w", n.N, errNoWay)
+		})
+	})
+	c := b.newClient()
+	_, err := rpc.Call(b.ctx(), c, echo, rpc.Any, &note{N: 3})
+	if !errors.Is(err, errNoWay) || !errors.Is(err, fault.Precondition) || !fault.IsRemote(err) || !strings.Contains(err.Error(), "note 3: no way") {
+		b.Errorf("error %v (remote %v), want the peer's errNoWay with its text", err, fault.IsRemote(err))
+	}
+	if _, err = rpc.Call(b.ctx(), c, echo, rpc.Any, &note{}); fault.CodeOf(err) != fault.Internal || !fault.IsRemote(err) {
+		b.Errorf("after a panic: %v, want the peer's Internal", err)
+	}
+	unknown := rpc.Method[note, note]{Interface: iface, Name: "unknown", Since: rpc.Version{Major: 1}}
+	if _, err = rpc.Call(b.ctx(), c, unknown, rpc.Any, &note{}); !errors.Is(err, rpc.ErrNoSuchMethod) || !fault.IsRemote(err) {
+		b.Errorf("unknown method: %v, want ErrNoSuchMethod from the peer", err)
+	}
+	newer := echo
+	newer.Since.Minor = iface.Version.Minor + 1
+	if _, err = rpc.Call(b.ctx(), c, newer, rpc.Any, &note{}); !errors.Is(err, rpc.ErrUnsupportedVersion) || !fault.IsRemote(err) {
+		b.Errorf("newer method: %v, want ErrUnsupportedVersion from the peer", err)
+	}
+}
+
+func testContext(b *bench) {
+	type seen struct {
+		deadline time.Time
+		req      reqctx.Request
+	}
+	got := make(chan seen, 1)
+	b.serve("a", 0, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
+			d, _ := ctx.Deadline()
+			got <- seen{d, reqctx.From(ctx)}
+			<-ctx.Done() // the deadline passes
+			<-time.After(50 * time.Millisecond)
+			return n, nil
+		})
+	})
+	want := reqctx.Request{
+		ID: reqctx.NewID(), GlobalID: reqctx.NewID(), UserID: "u", ProjectID: "p", Roles: []string{"a,b", "c"},
+		Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+	}
+	deadline := time.Now().Add(500 * time.Millisecond)
+	ctx, cancel := context.WithDeadline(reqctx.With(b.ctx(), want), deadline)
+	defer cancel()
+	_, err := rpc.Call(ctx, b.newClient(), echo, rpc.Any, &note{})
+	if fault.CodeOf(err) != fault.Timeout || fault.IsRemote(err) {
+		b.Errorf("error %v, want the client's own Timeout", err)
+	}
+	s := receive(b, got, "the call")
+	if d := s.deadline.Sub(deadline).Abs(); d > time.Millisecond {
+		b.Errorf("the handler's deadline is off by %v", d)
+	}
+	if diff := cmp.Diff(want, s.req); diff != "" {
+		b.Errorf("request context (-want +got):\n%s", diff)
+	}
+}
+
+func testNoConsumer(b *bench) {
+	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
+	c := b.newClient()
+	_, callErr := rpc.Call(b.ctx(), c, echo, "nobody", &note{})
+	for what, err := range map[string]error{"call": callErr, "cast": rpc.Cast(b.ctx(), c, keep, "nobody", &note{})} {
+		if !errors.Is(err, rpc.ErrNoConsumer) || fault.CodeOf(err) != fault.Unavailable {
+			b.Errorf("%s: %v, want ErrNoConsumer, Unavailable", what, err)
+		}
+	}
+	if _, err := rpc.Call(b.ctx(), c, echo, "a", &note{}); err != nil {
+		b.Errorf("the next call, to one that is there: %v", err)
+	}
+}
+
+func testExpired(b *bench) {
+	var ran atomic.Int64
+	entered, gate := make(chan struct{}, 1), make(chan struct{})
+	b.serve("a", 1, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(_ context.Context, n *note) (*note, error) {
+			ran.Add(1)
+			entered <- struct{}{}
+			<-gate
+			return n, nil
+		})
+		rpc.Handle(s, keep, func(context.Context, *note) (*rpc.None, error) { entered <- struct{}{}; return nil, nil })
+	})
+	c := b.newClient()
+	busy, err := rpc.Go(b.ctx(), c, echo, "a", &note{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	receive(b, entered, "the first call")
+	short, cancel := context.WithTimeout(b.ctx(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := rpc.Call(short, c, echo, "a", &note{}); fault.CodeOf(err) != fault.Timeout {
+		b.Errorf("the call that waits: %v, want Timeout", err)
+	}
+	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{}); err != nil {
+		b.Fatal(err)
+	}
+	close(gate)
+	if _, err := busy.Wait(b.ctx()); err != nil {
+		b.Errorf("the call that was running: %v", err)
+	}
+	receive(b, entered, "the cast behind the expired call")
+	if n := ran.Load(); n != 1 {
+		b.Errorf("the handler ran %d times, want 1", n)
+	}
+}
+
+func testCancel(b *bench) {
+	entered, ended := make(chan struct{}, 1), make(chan error, 1)
+	srv := b.serve("a", 0, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
+			entered <- struct{}{}
+			select {
+			case <-ctx.Done():
+				ended <- ctx.Err()
+			case <-time.After(patience):
+				ended <- errors.New("it was not cancelled")
+			}
+			return n, nil
+		})
+	})
+	c := b.newClient()
+	for _, host := range []string{"a", rpc.Any} {
+		ctx, cancel := context.WithCancel(b.ctx())
+		p, err := rpc.Go(ctx, c, echo, host, &note{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		receive(b, entered, "the call")
+		cancel()
+		if err := receive(b, ended, "the end of the handler"); !errors.Is(err, context.Canceled) {
+			b.Errorf("the handler of a cancelled call to %q: %v", host, err)
+		}
+		if _, err := p.Wait(b.ctx()); fault.CodeOf(err) != fault.Canceled {
+			b.Errorf("cancelled call: %v", err)
+		}
+	}
+	if n := srv.Stats().Canceled; n != 2 {
+		b.Errorf("%d calls were counted as cancelled, want 2", n)
+	}
+}
+
+func testBeat(b *bench) {
+	entered, gate := make(chan struct{}, 1), make(chan struct{})
+	b.serve("a", 1, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
+			entered <- struct{}{}
+			select {
+			case <-gate:
+			case <-ctx.Done():
+			}
+			return n, nil
+		})
+	})
+	c := newClient(b, b.client, rpc.ClientConfig{Silence: 500 * time.Millisecond})
+	start := time.Now()
+	busy, err := rpc.Go(b.ctx(), c, echo, "a", &note{N: 1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	receive(b, entered, "the first call")
+	// It waits behind the other, in silence.
+	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
+	if !errors.Is(err, rpc.ErrSilent) || fault.CodeOf(err) != fault.Unknown {
+		b.Errorf("a call that nobody works on: %v, want ErrSilent", err)
+	}
+	select {
+	case <-busy.Done():
+		_, err := busy.Wait(b.ctx())
+		b.Errorf("a call that is worked on ended: %v", err)
+	case <-time.After(time.Until(start.Add(1500 * time.Millisecond))):
+	}
+	close(gate)
+	if got, err := busy.Wait(b.ctx()); err != nil || got.N != 1 {
+		b.Errorf("a call that was worked on: %v, %v", got, err)
+	}
+}

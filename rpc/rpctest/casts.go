@@ -1,0 +1,291 @@
+package rpctest
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	wm "github.com/ThreeDotsLabs/watermill/message"
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+func testCast(b *bench) {
+	got := make(chan int, 10)
+	register := func(s *rpc.Server) {
+		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) { got <- n.N; return nil, nil })
+	}
+	first := b.serve("a", 0, register)
+	b.serve("b", 0, register)
+	c := b.newClient()
+	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 1}); err != nil {
+		b.Fatal(err)
+	}
+	if n := receive(b, got, "the cast"); n != 1 {
+		b.Errorf("got %d, want 1", n)
+	}
+	if err := first.Stop(b.ctx()); err != nil {
+		b.Fatal(err)
+	}
+	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 2}); err != nil {
+		b.Fatalf("cast to a server that is away: %v", err)
+	}
+	b.serve("a", 0, register)
+	if n := receive(b, got, "the cast to the server that was away"); n != 2 {
+		b.Errorf("got %d, want 2", n)
+	}
+	// A further message behind it shows that no third copy of the others is on its way.
+	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 3}); err != nil {
+		b.Fatal(err)
+	}
+	if n := receive(b, got, "the last cast"); n != 3 {
+		b.Errorf("got %d, want 3", n)
+	}
+}
+
+func testFanout(b *bench) {
+	ev := rpc.Method[note, rpc.None]{Interface: iface, Name: "event", Since: rpc.Version{Major: 1}}
+	c := b.newClient()
+	if err := rpc.Fanout(b.ctx(), c, ev, &note{}); err != nil {
+		b.Errorf("nobody listens: %v", err)
+	}
+	got := make(chan string, 10)
+	for _, host := range []string{"a", "b", "c"} {
+		b.serve(host, 0, func(s *rpc.Server) {
+			rpc.Handle(s, ev, func(_ context.Context, n *note) (*rpc.None, error) {
+				got <- fmt.Sprint(host, n.N)
+				return nil, nil
+			})
+		})
+	}
+	seen := map[string]int{}
+	for i := range 2 {
+		if err := rpc.Fanout(b.ctx(), c, ev, &note{N: i}); err != nil {
+			b.Fatal(err)
+		}
+		for range 3 {
+			seen[receive(b, got, "the fanout")]++
+		}
+	}
+	want := map[string]int{"a0": 1, "b0": 1, "c0": 1, "a1": 1, "b1": 1, "c1": 1}
+	if diff := cmp.Diff(want, seen); diff != "" {
+		b.Errorf("copies (-want +got):\n%s", diff)
+	}
+}
+
+func testSlots(b *bench) {
+	const slots = 3
+	var now, most atomic.Int64
+	gate, entered := make(chan struct{}), make(chan string, 100)
+	handler := func(host string) func(*rpc.Server) {
+		return func(s *rpc.Server) {
+			rpc.Handle(s, keep, func(_ context.Context, _ *note) (*rpc.None, error) {
+				n := now.Add(1)
+				for {
+					if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+						break
+					}
+				}
+				entered <- host
+				if host == "busy" {
+					<-gate
+				}
+				now.Add(-1)
+				return nil, nil
+			})
+		}
+	}
+	b.serve("busy", slots, handler("busy"))
+	c := b.newClient()
+	const total = 4 * slots
+	for i := range total {
+		if err := rpc.Cast(b.ctx(), c, keep, rpc.Any, &note{N: i}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for range slots {
+		receive(b, entered, "the first handlers")
+	}
+	b.serve("idle", slots, handler("idle"))
+	for range total - slots {
+		if host := receive(b, entered, "the rest at the idle server"); host != "idle" {
+			b.Errorf("a server without a free slot took a message")
+		}
+	}
+	close(gate)
+	if n := most.Load(); n > 2*slots {
+		b.Errorf("%d handlers ran at once, want at most %d", n, 2*slots)
+	}
+}
+
+func testRedelivery(b *bench) {
+	got := make(chan int, 10)
+	var tries atomic.Int64
+	b.serve("a", 1, func(s *rpc.Server) {
+		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
+			got <- n.N
+			if n.N == 1 && tries.Add(1) < 3 {
+				return nil, fault.New(fault.Unavailable, "not yet")
+			}
+			if n.N == 2 {
+				return nil, fault.New(fault.Invalid, "never")
+			}
+			return nil, nil
+		})
+	})
+	c := b.newClient()
+	for i := range 2 {
+		if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: i + 1}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	seen := map[int]int{}
+	for range 4 {
+		seen[receive(b, got, "the deliveries")]++
+	}
+	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 3}); err != nil {
+		b.Fatal(err)
+	}
+	seen[receive(b, got, "the last delivery")]++
+	if diff := cmp.Diff(map[int]int{1: 3, 2: 1, 3: 1}, seen); diff != "" {
+		b.Errorf("deliveries (-want +got):\n%s", diff)
+	}
+}
+
+func testRequeue(b *bench) {
+	const total = 50
+	ctx, cancel := context.WithCancel(b.ctx())
+	first, err := b.server.Subscribe(ctx, rpc.Subscription{Topic: "requeue", Slots: 10})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range total {
+		if err := b.client.Publish("requeue", message(b, i)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	seen := map[string]int{}
+	for range 5 {
+		m := receive(b, first, "a message")
+		seen[string(m.Payload)]++
+		settle(b, m, true)
+	}
+	held := receive(b, first, "a message to give back")
+	cancel()
+	for m := range first { // closed, because the subscription has ended
+		settle(b, m, false)
+	}
+	settle(b, held, false)
+	second, err := b.server.Subscribe(b.ctx(), rpc.Subscription{Topic: "requeue", Slots: 10})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for range total - 5 {
+		m := receive(b, second, "the rest")
+		seen[string(m.Payload)]++
+		settle(b, m, true)
+	}
+	for i := range total {
+		if n := seen[strconv.Itoa(i)]; n != 1 {
+			b.Errorf("message %d was taken %d times, want once", i, n)
+		}
+	}
+}
+
+func testDuplicate(b *bench) {
+	got := make(chan int, 10)
+	srv := b.serve("a", 1, func(s *rpc.Server) {
+		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) { got <- n.N; return nil, nil })
+	})
+	send := func(id string, n int) {
+		m := wm.NewMessageWithContext(b.ctx(), id, wm.Payload(fmt.Sprintf(`{"N":%d}`, n)))
+		m.Metadata[rpc.MetaRPC] = "cast suite.keep 1.3 at-least-once"
+		if err := b.client.Publish("suite.a", m); err != nil {
+			b.Fatal(err)
+		}
+	}
+	send("twice", 1)
+	send("twice", 1)
+	send("once", 2)
+	for _, want := range []int{1, 2} {
+		if n := receive(b, got, "the messages"); n != want {
+			b.Errorf("got %d, want %d", n, want)
+		}
+	}
+	if n := srv.Stats().Duplicate; n != 1 {
+		b.Errorf("%d duplicates were counted, want 1", n)
+	}
+}
+
+func testDead(b *bench) {
+	var fixed atomic.Bool
+	got := make(chan int, 10)
+	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a", MaxTries: 2}, func(s *rpc.Server) {
+		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
+			if !fixed.Load() {
+				return nil, fault.New([]fault.Code{fault.Unavailable, fault.Invalid}[n.N%2], "not %d", n.N)
+			}
+			got <- n.N
+			return nil, nil
+		})
+	})
+	c := b.newClient()
+	for n := range 2 {
+		if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: n}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	garbage := wm.NewMessageWithContext(b.ctx(), "garbage", wm.Payload("?"))
+	garbage.Metadata[rpc.MetaRPC] = "what is this"
+	if err := b.client.Publish("suite.a", garbage); err != nil {
+		b.Fatal(err)
+	}
+	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
+		<-time.After(10 * time.Millisecond)
+	}
+	if st := srv.Stats(); st.DeadLettered != 3 || st.Malformed != 1 || st.Redelivered != 1 {
+		b.Fatalf("%+v, want 3 dead letters, 1 malformed, 1 redelivered", st)
+	}
+	seen := map[string]rpc.DeadLetter{}
+	show := func(l *rpc.DeadLetter) rpc.Verdict { seen[l.Info.Method+string(l.Payload)] = *l; return rpc.Keep }
+	if err := rpc.DeadLetters(b.ctx(), b.client, iface, show); err != nil {
+		b.Fatal(err)
+	}
+	for key, want := range map[string]rpc.DeadLetter{
+		`keep{"N":0,"Text":""}`: {Reason: "Unavailable", Failures: 2},
+		`keep{"N":1,"Text":""}`: {Reason: "Invalid", Failures: 1},
+		"?":                     {ID: "garbage", Reason: "malformed"},
+	} {
+		l := seen[key]
+		if !strings.Contains(l.Reason, want.Reason) || l.Failures != want.Failures || l.Topic != "suite.a" || l.Server != "a" ||
+			want.ID != "" && l.ID != want.ID || l.DiedAt.IsZero() {
+			b.Errorf("dead letter %s: %+v, want %+v", key, l, want)
+		}
+	}
+	fixed.Store(true)
+	n := 0
+	err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+		n++
+		if l.Info.Method == "keep" {
+			return rpc.Requeue
+		}
+		return rpc.Drop
+	})
+	if err != nil || n != 3 {
+		b.Fatalf("%d letters, error %v; want the 3 that were kept", n, err)
+	}
+	if a := receive(b, got, "a letter sent again") + receive(b, got, "the other"); a != 1 {
+		b.Errorf("the sum of what was sent again is %d, want 1", a)
+	}
+	if err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+		b.Errorf("letter %s is still there", l.ID)
+		return rpc.Keep
+	}); err != nil {
+		b.Error(err)
+	}
+}
