@@ -48,9 +48,10 @@ var rules = map[string][]string{
 
 	"rpc":              {"fault", "reqctx", watermill + "/message"},
 	"rpc/membus":       {"rpc", "fault", watermill + "/message"},
-	"rpc/amqpbus":      {"rpc", "fault", watermill + "/message", amqp},
-	"rpc/natsbus":      {"rpc", "fault", watermill + "/message", nats},
-	"rpc/watermillbus": {"rpc", "fault", watermill},
+	"rpc/amqpbus":      {"rpc", "rpc/internal/broker", "fault", watermill + "/message", amqp},
+	"rpc/natsbus":      {"rpc", "rpc/internal/broker", "fault", watermill + "/message", nats},
+	"rpc/watermillbus": {"rpc", "rpc/internal/broker", "fault", watermill},
+	"rpc/internal/...": {"fault"},
 	"rpc/rpcprom":      {"rpc", "fault", prometheus},
 	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},
 	"rpc/rpctest":      {"rpc", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},

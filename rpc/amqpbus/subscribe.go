@@ -6,7 +6,6 @@ import (
 	"fmt"
 	mrand "math/rand/v2"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -188,7 +187,7 @@ func (c *consumer) consume(conn *amqp.Connection) (*inChannel, error) {
 		return nil, err
 	}
 	in := &inChannel{
-		ch: ch, lost: make(chan struct{}), idle: make(chan struct{}),
+		ch: ch, lost: make(chan struct{}), tags: newTags(ch),
 		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
 		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}
@@ -241,50 +240,7 @@ type inChannel struct {
 	closed     <-chan *amqp.Error
 	canceled   <-chan string
 	lost       chan struct{} // closed when the channel is gone
-
-	mu      sync.Mutex
-	held    int           // deliveries handed out and not settled
-	retired bool          // nothing is handed out any more
-	idle    chan struct{} // closed when retired and nothing is held
-}
-
-// hold hands a delivery's message its way to settle it.
-func (in *inChannel) hold(tag uint64, m *message.Message) {
-	in.mu.Lock()
-	in.held++
-	in.mu.Unlock()
-	m.SetContext(rpc.WithSettler(context.Background(), &settler{in: in, tag: tag}))
-}
-
-type settler struct {
-	in   *inChannel
-	tag  uint64
-	done atomic.Bool
-}
-
-// Settle is [rpc.Settler].
-func (s *settler) Settle(ack bool) (err error) {
-	if !s.done.CompareAndSwap(false, true) {
-		return nil
-	}
-	if ack {
-		err = s.in.ch.Ack(s.tag, false)
-	} else {
-		err = s.in.ch.Nack(s.tag, false, true)
-	}
-	s.in.mu.Lock()
-	s.in.held--
-	s.in.leave()
-	s.in.mu.Unlock()
-	return err
-}
-
-// leave notes that nothing is held any more. It is called with the lock held.
-func (in *inChannel) leave() {
-	if in.retired && in.held == 0 {
-		in.retired = false
-		close(in.idle)
-	}
+	tags       *tags
 }
 
 // pump hands deliveries out until the channel is lost or ctx ends, and returns
@@ -304,7 +260,7 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 			}
 			m := c.bus.unmarshal(&d)
 			if c.mode != rpc.Private {
-				in.hold(d.DeliveryTag, m) //nolint:contextcheck // a message's life is its own
+				in.tags.hold(d.DeliveryTag, m) //nolint:contextcheck // a message's life is its own
 			}
 			if c.f != nil {
 				c.f(m)
@@ -383,13 +339,10 @@ func (c *consumer) finish(in *inChannel) {
 // of the subscription a Live queue goes with it, unless somebody else uses it or
 // something waits in it.
 func (c *consumer) retire(in *inChannel, ended bool) {
-	in.mu.Lock()
-	in.retired = true
-	in.leave()
-	in.mu.Unlock()
+	in.tags.retire()
 	c.helped.Go(func() {
 		select {
-		case <-in.idle:
+		case <-in.tags.idle:
 			if c.mode == rpc.Live && ended {
 				_, _ = in.ch.QueueDelete(c.name, true, true, false) // else it expires
 			}

@@ -1,0 +1,137 @@
+package amqpbus
+
+import (
+	"context"
+	"math"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/armature-go/armature/rpc"
+)
+
+// tags settles the deliveries of one channel. Acknowledgements that come
+// together go out as one, where no delivery before them is unsettled: the broker
+// tells a queue of each one that it gets.
+type tags struct {
+	ch *amqp.Channel
+
+	mu      sync.Mutex
+	held    []uint64      // handed out and not settled, in their order
+	todo    []uint64      // settled, to be acknowledged
+	acking  bool          // somebody acknowledges what is in todo
+	retired bool          // nothing is handed out any more
+	idle    chan struct{} // closed when retired and nothing is held or to be acknowledged
+}
+
+func newTags(ch *amqp.Channel) *tags {
+	return &tags{ch: ch, idle: make(chan struct{})}
+}
+
+// hold hands a delivery's message its way to settle it.
+func (t *tags) hold(tag uint64, m *message.Message) {
+	t.mu.Lock()
+	t.held = append(t.held, tag)
+	t.mu.Unlock()
+	m.SetContext(rpc.WithSettler(context.Background(), &settler{tags: t, tag: tag}))
+}
+
+type settler struct {
+	tags *tags
+	tag  uint64
+	done atomic.Bool
+}
+
+// Settle is [rpc.Settler].
+func (s *settler) Settle(ack bool) error {
+	if !s.done.CompareAndSwap(false, true) {
+		return nil
+	}
+	t := s.tags
+	if ack && !t.ch.IsClosed() {
+		t.ack(s.tag)
+		return nil
+	}
+	err := t.ch.Nack(s.tag, false, true)
+	if ack {
+		err = amqp.ErrClosed
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drop(s.tag)
+	t.leave()
+	return err
+}
+
+// drop notes that a delivery is not held any more. It is called with the lock
+// held.
+func (t *tags) drop(tag uint64) {
+	if i, ok := slices.BinarySearch(t.held, tag); ok {
+		t.held = slices.Delete(t.held, i, i+1)
+	}
+}
+
+// ack sends the acknowledgement, or leaves it to whoever is about to send
+// others.
+func (t *tags) ack(tag uint64) {
+	t.mu.Lock()
+	t.drop(tag)
+	t.todo = append(t.todo, tag)
+	first := !t.acking
+	t.acking = true
+	t.mu.Unlock()
+	if first && t.send() {
+		go func() { // ends when nobody acknowledges any more
+			for t.send() {
+			}
+		}()
+	}
+}
+
+// send acknowledges what is to be, and reports whether more has come meanwhile.
+func (t *tags) send() bool {
+	runtime.Gosched() // whoever is about to acknowledge comes along
+	t.mu.Lock()
+	todo, low := t.todo, uint64(math.MaxUint64) // all before low are settled
+	t.todo = nil
+	if len(t.held) > 0 {
+		low = t.held[0]
+	}
+	t.mu.Unlock()
+	var last uint64 // of todo and before low
+	for _, tag := range todo {
+		if tag < low {
+			last = max(last, tag)
+		} else {
+			_ = t.ch.Ack(tag, false) // else it is delivered again
+		}
+	}
+	if last > 0 {
+		_ = t.ch.Ack(last, true) // as above
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.acking = len(t.todo) > 0
+	t.leave()
+	return t.acking
+}
+
+// retire notes that nothing is handed out any more.
+func (t *tags) retire() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retired = true
+	t.leave()
+}
+
+// leave is called with the lock held.
+func (t *tags) leave() {
+	if t.retired && len(t.held) == 0 && !t.acking {
+		t.retired = false
+		close(t.idle)
+	}
+}
