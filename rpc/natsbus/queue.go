@@ -27,13 +27,18 @@ const (
 	// somebody else. Whoever has it gives a sign every beatEvery.
 	ackWait   = 10 * time.Second
 	beatEvery = ackWait / 4
-	// Each stream is looked after every probeEvery on average, and sooner when it
-	// was just made anew: one that is being deleted may have been found, and its
-	// consumer answers on as if nothing were.
+	// Each stream is looked after every probeEvery on average, and doubtful times
+	// every probeSoon when JetStream says that it is gone, or when it was just made
+	// anew: one that is being deleted may be found, and its consumer answers on as
+	// if nothing were.
 	probeEvery = 15 * time.Second
 	probeSoon  = time.Second
-	// askTime is how long a request for messages stands.
-	askTime = 10 * time.Second
+	doubtful   = 5
+	// askTime is how long a request for messages stands. Meanwhile JetStream gives
+	// a sign of life every signEvery, unless it has lost the request: that of a
+	// consumer that is being deleted is.
+	askTime   = 10 * time.Second
+	signEvery = time.Second
 	// dedupWindow is how long JetStream knows a message that is sent again.
 	dedupWindow = 30 * time.Second
 	// apiTime bounds one question to JetStream.
@@ -58,6 +63,7 @@ type queue struct {
 	asked int                // messages asked for that have not come
 	asks  map[string]int     // how many each request that stands asked for
 	until time.Time          // when the last of them lapses
+	heard time.Time          // when JetStream gave the last sign of life, or was asked after it had nothing to do
 	ready []*message.Message // messages that nobody has received yet
 
 	mu   sync.Mutex
@@ -199,9 +205,12 @@ func (q *queue) consume(ctx, epoch context.Context, conn *nats.Conn, beat <-chan
 	clear(q.asks)
 	probe := time.NewTimer(0)
 	defer probe.Stop()
+	silent := time.NewTimer(2 * signEvery)
+	defer silent.Stop()
 	hold := time.NewTimer(0) // until it may be asked again, after a refusal
 	defer hold.Stop()
 	held := true
+	doubts := 0 // how often it is still to be looked after soon
 	for {
 		if !held {
 			q.ask(conn)
@@ -216,20 +225,33 @@ func (q *queue) consume(ctx, epoch context.Context, conn *nats.Conn, beat <-chan
 			q.ready[0] = nil
 			q.ready = q.ready[1:]
 		case msg := <-q.in:
+			q.heard = time.Now()
 			switch q.take(msg) { //nolint:contextcheck // a message outlives its subscription
 			case "gone":
-				probe.Reset(maxPause / 10)
-				held = true
+				// Not at once: NATS 2.9 may remove the files of a stream that is made
+				// while one of that name is being deleted.
+				probe.Reset(probeSoon)
+				held, doubts = true, doubtful
 			case "refused":
 				hold.Reset(maxPause / 4)
 				held = true
 			}
 		case <-hold.C:
 			held = false
+		case <-silent.C:
+			left := 2*signEvery - time.Since(q.heard)
+			if left <= 0 && q.asked > 0 {
+				probe.Reset(0)
+			}
+			silent.Reset(max(left, signEvery))
 		case <-probe.C:
-			next := probeEvery/2 + rand.N(probeEvery)
 			if q.sweep(ctx) {
 				q.restore(ctx)
+				doubts = doubtful
+			}
+			next := probeEvery/2 + rand.N(probeEvery)
+			if doubts > 0 {
+				doubts--
 				next = probeSoon
 			}
 			probe.Reset(next)
@@ -274,9 +296,12 @@ func (q *queue) ask(conn *nats.Conn) {
 	}
 	token := strconv.FormatInt(time.Now().UnixNano(), 36)
 	reply := strings.TrimSuffix(q.inbox.Subject, "*") + token
-	body, _ := json.Marshal(map[string]any{"batch": n, "expires": askTime}) // always encodes
+	body, _ := json.Marshal(map[string]any{"batch": n, "expires": askTime, "idle_heartbeat": signEvery}) // always encodes
 	if conn.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+q.stream+"."+consumerName, reply, body) != nil {
 		return // the connection is lost, which ends the epoch
+	}
+	if q.asked == 0 {
+		q.heard = time.Now()
 	}
 	q.asked += n
 	q.asks[token] += n
