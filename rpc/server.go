@@ -57,6 +57,7 @@ type Server struct {
 	cfg     ServerConfig
 	methods map[string]endpoint
 	slots   chan struct{} // a token for each running handler
+	baton   chan struct{} // makes another goroutine the one that takes messages
 	limit   time.Duration // of a handler of an AtLeastOnce method; zero: none
 
 	mu       sync.Mutex
@@ -119,6 +120,7 @@ func NewServer(bus Bus, cfg ServerConfig) *Server {
 		bus: bus, cfg: cfg,
 		methods:  make(map[string]endpoint),
 		slots:    make(chan struct{}, cfg.MaxInFlight),
+		baton:    make(chan struct{}),
 		stopping: make(chan struct{}),
 		done:     make(chan struct{}),
 		running:  make(map[string]*request),
@@ -221,17 +223,46 @@ func (s *Server) subscribe(ctx context.Context) (in [4]inlet, err error) {
 	return in, nil
 }
 
-// run takes messages while there are free slots, until the subscriptions end.
+// run takes messages until the subscriptions end.
 func (s *Server) run(work context.Context, in [4]inlet) {
 	defer close(s.done)
 	defer s.wg.Wait()
+	s.wg.Go(func() { s.work(work, &in) })
+	<-s.stopping
+}
+
+// work is a goroutine of handlers. One of them at a time takes a message, when
+// there is a free slot, and has another one take the next before it handles its
+// own: a message is handled by the goroutine that took it.
+func (s *Server) work(work context.Context, in *[4]inlet) {
 	for {
+		m, from := s.take(in)
+		if m == nil {
+			return
+		}
 		select {
-		case s.slots <- struct{}{}:
+		case s.baton <- struct{}{}:
+		default:
+			s.wg.Go(func() { s.work(work, in) })
+		}
+		s.serve(work, m, from)
+		select {
+		case <-s.baton:
 		case <-s.stopping:
 			return
 		}
-		var m *message.Message
+	}
+}
+
+// take returns a message and the topic it came from, with a slot for it, or nil
+// when the subscriptions have ended.
+func (s *Server) take(in *[4]inlet) (m *message.Message, from string) {
+	select {
+	case s.slots <- struct{}{}:
+	case <-s.stopping:
+		return nil, ""
+	}
+	for {
 		var i int
 		var ok bool
 		select { // a closed or unwanted topic is nil, and so never ready
@@ -244,23 +275,13 @@ func (s *Server) run(work context.Context, in [4]inlet) {
 		case m, ok = <-in[3].ch:
 			i = 3
 		case <-s.stopping:
-			return
+			return nil, ""
 		}
-		if !ok {
-			in[i].ch = nil
-			<-s.slots
-			continue
+		if ok {
+			return m, in[i].topic
 		}
-		from := in[i].topic
-		s.wg.Add(1)
-		go s.task(work, m, from)
+		in[i].ch = nil
 	}
-}
-
-// task is a handler's goroutine.
-func (s *Server) task(work context.Context, m *message.Message, from string) {
-	defer s.wg.Done()
-	s.serve(work, m, from)
 }
 
 // serve handles one message. It gives the slot back when the handler has

@@ -347,7 +347,7 @@ func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 // attempt sends a copy of o once and waits for the outcome.
 func (b *Bus) attempt(ctx context.Context, o *outgoing) error {
 	done := make(chan error, 1)
-	again := &outgoing{id: o.id, exchange: o.exchange, key: o.key, body: o.body, settled: func(err error) { done <- err }}
+	again := &outgoing{id: o.id, exchange: o.exchange, key: o.key, body: o.body, awaited: true, settled: func(err error) { done <- err }}
 	if err := b.write(ctx, again); err != nil {
 		return err
 	}

@@ -1,9 +1,11 @@
 package amqpbus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,15 +17,21 @@ import (
 	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
-// errNotSent: the connection was lost before anything was written.
-var errNotSent = fault.New(fault.Unavailable, "the connection to RabbitMQ was lost before the message was sent")
+// The connection was lost before anything was written, or before the broker
+// said what became of it.
+var (
+	errNotSent = fault.New(fault.Unavailable, "the connection to RabbitMQ was lost before the message was sent")
+	errLost    = fault.New(fault.Unknown, "the connection to RabbitMQ was lost before the message was confirmed")
+)
 
 // outgoing is a message on its way to the broker.
 type outgoing struct {
 	id            string
 	exchange, key string
 	body          amqp.Publishing
+	awaited       bool        // somebody waits for settled
 	settled       func(error) // called once when the message was written
+	confirm       *amqp.DeferredConfirmation
 }
 
 // publisher keeps a channel in confirm mode open. Those who publish write to it
@@ -90,16 +98,21 @@ func (p *publisher) open() (c *outChannel, changed, full <-chan struct{}) {
 	return p.cur.Load(), changed, nil
 }
 
+// lazy is how often the outcome of messages that nobody waits for is looked up.
+const lazy = 20 * time.Millisecond
+
 // outChannel is one channel in confirm mode. A goroutine takes what comes back.
+// It wakes up for a confirmation only if somebody waits for it.
 type outChannel struct {
 	ch   *amqp.Channel
 	lost chan struct{} // closed when the channel is gone and all is settled
+	wake chan struct{} // has a token if awaited is not empty any more
+	tick *time.Timer   // runs if others is not empty
 
-	// sending makes the order of pending that of the delivery tags. collect must
-	// not need it: amqp091 has senders wait while it hands confirmations over.
-	sending sync.Mutex
 	mu      sync.Mutex
-	pending []*outgoing // sent and not confirmed
+	awaited []*outgoing     // sent and not settled, in their order
+	others  []*outgoing     // the same, of those that nobody waits for
+	back    map[string]bool // returned before it was noted as sent
 	gone    bool
 
 	fanoutMu sync.Mutex
@@ -114,13 +127,15 @@ func openOut(conn *amqp.Connection) (*outChannel, error) {
 	// Without a buffer: the connection's reader hands a return over before it
 	// goes on to the confirmation that follows it.
 	returns := ch.NotifyReturn(make(chan amqp.Return))
-	confirms := ch.NotifyPublish(make(chan amqp.Confirmation, 256))
 	if err := ch.Confirm(false); err != nil {
 		_ = ch.Close() // it is unusable either way
 		return nil, err
 	}
-	c := &outChannel{ch: ch, fanout: make(map[string]chan struct{}), lost: make(chan struct{})}
-	go c.collect(returns, confirms) // ends with the channel, and closes c.lost
+	c := &outChannel{
+		ch: ch, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(lazy),
+		back: make(map[string]bool), fanout: make(map[string]chan struct{}),
+	}
+	go c.collect(returns) // ends with the channel, and closes c.lost
 	return c, nil
 }
 
@@ -151,77 +166,137 @@ func (c *outChannel) declare(ctx context.Context, exchange string) error {
 
 // send writes one message. It does not block. If it fails, o.settled is not
 // called.
-func (c *outChannel) send(o *outgoing) error {
-	c.sending.Lock()
-	defer c.sending.Unlock()
-	c.mu.Lock()
-	if c.gone {
-		c.mu.Unlock()
-		return errNotSent
-	}
-	c.pending = append(c.pending, o)
-	c.mu.Unlock()
-	err := c.ch.Publish(o.exchange, o.key, o.exchange == "", false, o.body)
-	if err == nil {
-		return nil
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.gone {
-		return nil // collect has settled it
-	}
-	c.pending = c.pending[:len(c.pending)-1]
+func (c *outChannel) send(o *outgoing) (err error) {
+	o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, o.body)
 	if errors.Is(err, amqp.ErrClosed) {
 		return errNotSent
 	}
-	return fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err)
+	if err != nil {
+		return fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.back[o.id] {
+		delete(c.back, o.id)
+		return nobody(o)
+	}
+	switch {
+	case c.gone:
+		return errLost
+	case o.awaited:
+		if len(c.awaited) == 0 {
+			select {
+			case c.wake <- struct{}{}:
+			default:
+			}
+		}
+		c.awaited = append(c.awaited, o)
+	default:
+		if len(c.others) == 0 {
+			c.tick.Reset(lazy)
+		}
+		c.others = append(c.others, o)
+	}
+	return nil
 }
 
-// collect settles messages as they are confirmed.
-func (c *outChannel) collect(returns <-chan amqp.Return, confirms <-chan amqp.Confirmation) {
+// collect settles messages as they are confirmed and returned.
+func (c *outChannel) collect(returns <-chan amqp.Return) {
 	defer close(c.lost)
-	back := make(map[string]bool) // returned and not yet confirmed
-	for confirms != nil {
+	defer c.tick.Stop()
+	for {
+		var next <-chan struct{} // never ready if nobody waits
+		c.mu.Lock()
+		if len(c.awaited) > 0 {
+			next = c.awaited[0].confirm.Done()
+		}
+		c.mu.Unlock()
 		select {
 		case r, ok := <-returns:
 			if !ok {
-				returns = nil
-				continue
+				c.leave()
+				return
 			}
-			back[r.MessageId] = true
-		case cf, ok := <-confirms:
-			if !ok {
-				confirms = nil
-				continue
-			}
-			c.mu.Lock()
-			if len(c.pending) == 0 { // a broker that confirms what was never sent
-				c.mu.Unlock()
-				continue
-			}
-			o := c.pending[0]
-			c.pending[0] = nil
-			c.pending = c.pending[1:]
-			c.mu.Unlock()
-			switch {
-			case !cf.Ack:
-				o.settled(fault.New(fault.Unavailable, "RabbitMQ refused the message"))
-			case len(back) > 0 && back[o.id]:
-				delete(back, o.id)
-				o.settled(fmt.Errorf("queue %q: %w", o.key, rpc.ErrNoConsumer))
-			default:
-				o.settled(nil)
-			}
+			c.give(&r)
+		case <-next:
+			c.settle(&c.awaited)
+		case <-c.tick.C:
+			c.settle(&c.others)
+		case <-c.wake:
 		}
 	}
+}
+
+// give settles a message that was returned.
+func (c *outChannel) give(r *amqp.Return) {
+	id := cmp.Or(r.MessageId, r.CorrelationId)
 	c.mu.Lock()
-	left := c.pending
-	c.pending, c.gone = nil, true
+	for _, list := range []*[]*outgoing{&c.awaited, &c.others} {
+		if i := slices.IndexFunc(*list, func(o *outgoing) bool { return o.id == id }); i >= 0 {
+			o := (*list)[i]
+			*list = slices.Delete(*list, i, i+1)
+			c.mu.Unlock()
+			o.settled(nobody(o))
+			return
+		}
+	}
+	c.back[id] = true
+	c.mu.Unlock()
+}
+
+// settle settles the first messages of a list, up to one that is not confirmed.
+func (c *outChannel) settle(list *[]*outgoing) {
+	c.mu.Lock()
+	n := 0
+	for n < len(*list) && (*list)[n].confirmed() {
+		n++
+	}
+	ended := (*list)[:n]
+	*list = (*list)[n:]
+	if list == &c.others && len(*list) > 0 {
+		c.tick.Reset(lazy)
+	}
+	c.mu.Unlock()
+	for _, o := range ended {
+		o.settled(c.outcome(o))
+	}
+	clear(ended) // nobody else has it
+}
+
+// leave settles what is left when the channel is gone.
+func (c *outChannel) leave() {
+	c.mu.Lock()
+	left := slices.Concat(c.awaited, c.others)
+	c.awaited, c.others, c.gone = nil, nil, true
 	c.mu.Unlock()
 	for _, o := range left {
-		o.settled(fault.New(fault.Unknown, "the connection to RabbitMQ was lost before the message was confirmed"))
+		o.settled(c.outcome(o))
 	}
 }
+
+// outcome returns how the broker has confirmed a message.
+func (c *outChannel) outcome(o *outgoing) error {
+	switch {
+	case o.confirm.Acked():
+		return nil
+	case c.ch.IsClosed():
+		return errLost
+	}
+	return fault.New(fault.Unavailable, "RabbitMQ refused the message")
+}
+
+// confirmed reports whether the broker has said something.
+func (o *outgoing) confirmed() bool {
+	select {
+	case <-o.confirm.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// nobody is the error of a message that was returned.
+func nobody(o *outgoing) error { return fmt.Errorf("queue %q: %w", o.key, rpc.ErrNoConsumer) }
 
 func notSent(err error) error {
 	return fault.New(fault.CodeOf(err), "not sent, RabbitMQ was away or busy for too long: %w", err)

@@ -1,6 +1,7 @@
 package amqpbus
 
 import (
+	"cmp"
 	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -24,7 +25,7 @@ const maxShort = 255
 // not run by whoever takes it; a topic of calls that nobody takes goes with all
 // that is in it.
 func (b *Bus) marshal(m *message.Message) amqp.Publishing {
-	p := amqp.Publishing{Body: m.Payload, MessageId: m.UUID, ContentType: "application/json"}
+	p := amqp.Publishing{Body: m.Payload, MessageId: m.UUID}
 	plain := false // for stock watermill-amqp
 	switch rpc.KindOf(m) {
 	case rpc.KindCall, rpc.KindReply, rpc.KindBeat, rpc.KindCancel:
@@ -46,7 +47,11 @@ func (b *Bus) marshal(m *message.Message) amqp.Publishing {
 			p.Headers[k] = v
 		}
 	}
+	if p.MessageId == p.CorrelationId {
+		p.MessageId = "" // once is enough
+	}
 	if plain {
+		p.ContentType = "application/json"
 		if p.Headers == nil {
 			p.Headers = make(amqp.Table, 1)
 		}
@@ -61,7 +66,7 @@ func (b *Bus) marshal(m *message.Message) amqp.Publishing {
 // unmarshal reads a delivery. Headers that are not text, such as x-death and
 // x-delivery-count, are the broker's and left out.
 func (b *Bus) unmarshal(d *amqp.Delivery) *message.Message {
-	id := d.MessageId
+	id := cmp.Or(d.MessageId, d.CorrelationId)
 	if s, ok := d.Headers[uuidHeader].(string); ok {
 		id = s
 	}

@@ -74,7 +74,11 @@ func TestMetrics(t *testing.T) {
 		}
 		return s, nil
 	})
-	rpc.Handle(srv, keep, func(context.Context, *string) (*rpc.None, error) { return nil, errors.New("broken") })
+	begun := make(chan struct{})
+	rpc.Handle(srv, keep, func(context.Context, *string) (*rpc.None, error) {
+		close(begun)
+		return nil, errors.New("broken")
+	})
 	if err := srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -95,6 +99,7 @@ func TestMetrics(t *testing.T) {
 	if err := rpc.Cast(t.Context(), c, keep, rpc.Any, new(string)); err != nil {
 		t.Error(err)
 	}
+	<-begun
 	if err := srv.Stop(t.Context()); err != nil { // so that the cast has ended
 		t.Error(err)
 	}
