@@ -77,8 +77,12 @@ func (c *Client) replies(ctx context.Context) (<-chan *message.Message, <-chan s
 // watch takes replies until the subscription ends, and ends calls whose servers
 // are silent.
 func (c *Client) watch(replies <-chan *message.Message, ended <-chan struct{}) {
-	tick := time.NewTicker(max(c.cfg.Silence/8, time.Millisecond))
-	defer tick.Stop()
+	var tick <-chan time.Time
+	if c.cfg.Silence > 0 {
+		t := time.NewTicker(max(c.cfg.Silence/8, time.Millisecond))
+		defer t.Stop()
+		tick = t.C
+	}
 	for {
 		select {
 		case m, ok := <-replies:
@@ -89,7 +93,7 @@ func (c *Client) watch(replies <-chan *message.Message, ended <-chan struct{}) {
 			c.take(m)
 		case <-ended:
 			return
-		case now := <-tick.C:
+		case now := <-tick:
 			c.listenFor(now)
 		}
 	}

@@ -1,0 +1,138 @@
+package rpc_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
+)
+
+var (
+	backups = &rpc.Interface{Name: "backups", Version: rpc.Version{Major: 1}}
+	reload  = rpc.Method[rpc.None, rpc.None]{Interface: backups, Name: "reload", Since: rpc.Version{Major: 1}}
+	remove  = rpc.Method[string, rpc.None]{Interface: backups, Name: "remove", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+)
+
+// serveBackups starts a server, and returns what stops it.
+func serveBackups(bus rpc.Bus, host string, register func(*rpc.Server)) (stop func()) {
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backups, Host: host, Dedup: rpc.NewDedup(1000, time.Hour)})
+	register(srv)
+	if err := srv.Start(context.Background()); err != nil {
+		panic(err)
+	}
+	return func() { _ = srv.Stop(context.Background()) } // no handler is cut off
+}
+
+// A cast of an AtLeastOnce method is tried again until the handler succeeds, and
+// what has succeeded is not done twice: Dedup remembers it.
+func ExampleCast() {
+	bus := membus.New()
+	defer bus.Close()
+	done := make(chan string)
+	tries := 0
+	stop := serveBackups(bus, "node-1", func(s *rpc.Server) {
+		rpc.Handle(s, remove, func(_ context.Context, name *string) (*rpc.None, error) {
+			if tries++; tries < 3 {
+				return nil, fault.New(fault.Unavailable, "the store is away")
+			}
+			done <- *name
+			return &rpc.None{}, nil
+		})
+	})
+	defer stop()
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+
+	name := "monday"
+	err := rpc.Cast(context.Background(), client, remove, "node-1", &name)
+	fmt.Println("sent:", err)
+	fmt.Println("removed", <-done, "at try", tries)
+	// Output:
+	// sent: <nil>
+	// removed monday at try 3
+}
+
+// Fanout reaches every server that runs.
+func ExampleFanout() {
+	bus := membus.New()
+	defer bus.Close()
+	got := make(chan string)
+	for _, host := range []string{"node-1", "node-2"} {
+		defer serveBackups(bus, host, func(s *rpc.Server) {
+			rpc.Handle(s, reload, func(context.Context, *rpc.None) (*rpc.None, error) {
+				got <- host
+				return &rpc.None{}, nil
+			})
+		})()
+	}
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+
+	err := rpc.Fanout(context.Background(), client, reload, &rpc.None{})
+	fmt.Println(err)
+	fmt.Println(<-got)
+	fmt.Println(<-got)
+	// Unordered output:
+	// <nil>
+	// node-1
+	// node-2
+}
+
+// Every server says what it offers and does, without a handler for that.
+func ExampleDescribe() {
+	ctx := context.Background()
+	bus := membus.New()
+	defer bus.Close()
+	stop := serveBackups(bus, "node-1", func(s *rpc.Server) {
+		rpc.Handle(s, remove, func(context.Context, *string) (*rpc.None, error) { return &rpc.None{}, nil })
+	})
+	defer stop()
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+
+	_, err := rpc.Ping(ctx, client, backups, "node-1")
+	fmt.Println("ping:", err)
+	_, err = rpc.Ping(ctx, client, backups, "node-2")
+	fmt.Println("ping:", errors.Is(err, rpc.ErrNoConsumer))
+	d, err := rpc.Describe(ctx, client, backups, "node-1")
+	fmt.Println(d.Interface, d.Version, d.Host, d.Methods, err)
+	// Output:
+	// ping: <nil>
+	// ping: true
+	// backups 1.0 node-1 [{remove 1.0 at-least-once}] <nil>
+}
+
+// What no server could do is kept until somebody decides about it.
+func ExampleDeadLetters() {
+	ctx := context.Background()
+	bus := membus.New()
+	defer bus.Close()
+	stop := serveBackups(bus, "node-1", func(s *rpc.Server) {
+		rpc.Handle(s, remove, func(_ context.Context, name *string) (*rpc.None, error) {
+			return nil, fault.New(fault.NotFound, "no backup %s", *name)
+		})
+	})
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+	name := "monday"
+	if err := rpc.Cast(ctx, client, remove, "node-1", &name); err != nil {
+		fmt.Println(err)
+	}
+	for found := false; !found; {
+		err := rpc.DeadLetters(ctx, bus, backups, func(l *rpc.DeadLetter) rpc.Verdict {
+			found = true
+			fmt.Println(l.Info, string(l.Payload), l.Topic, l.Failures, l.Reason)
+			return rpc.Drop // or Requeue, when the cause is mended
+		})
+		if err != nil {
+			fmt.Println(err)
+		}
+	}
+	stop()
+	// Output:
+	// backups.remove "monday" backups.node-1 1 NotFound: no backup monday
+}

@@ -1,0 +1,311 @@
+package rpc_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+// faulty is a bus of which each message that is published may be refused, or
+// swallowed.
+type faulty struct {
+	*membus.Bus
+	// meet returns whether the message goes on, and the error otherwise.
+	meet func(topic string, m *message.Message) (bool, error)
+}
+
+func (f *faulty) Publish(topic string, list ...*message.Message) error {
+	for _, m := range list {
+		if on, err := f.meet(topic, m); !on {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		if err := f.Bus.Publish(topic, m); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (f *faulty) Send(topic string, m *message.Message, settled func(error)) {
+	settled(f.Publish(topic, m))
+}
+
+// shaky is a Dedup that fails while it is told to.
+type shaky struct {
+	rpc.Dedup
+	seen, add atomic.Bool
+}
+
+var errShaky = errors.New("the store of ids is away")
+
+func (s *shaky) Seen(ctx context.Context, id string) (bool, error) {
+	if s.seen.Load() {
+		return false, errShaky
+	}
+	return s.Dedup.Seen(ctx, id)
+}
+
+func (s *shaky) Add(ctx context.Context, id string) error {
+	if s.add.Load() {
+		return errShaky
+	}
+	return s.Dedup.Add(ctx, id)
+}
+
+// logs is a log that can be read while it is written.
+type logs struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *logs) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *logs) has(text string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.Contains(l.buf.String(), text)
+}
+
+func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
+
+// startServer starts a server of the interface with a handler for keep. It is
+// stopped when the test ends.
+func startServer(t *testing.T, bus rpc.Bus, cfg rpc.ServerConfig, h func(context.Context, *string) (*rpc.None, error)) *rpc.Server {
+	t.Helper()
+	cfg.Interface = iface
+	srv := rpc.NewServer(bus, cfg)
+	rpc.Handle(srv, keep, h)
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := srv.Stop(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return srv
+}
+
+// sendKeep casts a message of the given id.
+func sendKeep(t *testing.T, bus rpc.Bus, id string) {
+	t.Helper()
+	m := message.NewMessageWithContext(t.Context(), id, message.Payload(`"x"`))
+	m.Metadata[rpc.MetaRPC] = "cast backup.keep 2.0 at-least-once"
+	if err := bus.Publish("backup", m); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// pass lets time go by in a bubble.
+func pass(d time.Duration) {
+	time.Sleep(d) //nolint:forbidigo // in a synctest bubble
+	synctest.Wait()
+}
+
+// TestDedupFails: a message of which it cannot be known whether it was handled
+// waits until it can be. One that cannot be noted as handled is not repeated for
+// that, and somebody is told.
+func TestDedupFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		var runs atomic.Int64
+		var log logs
+		store := &shaky{Dedup: rpc.NewDedup(0, 0)}
+		srv := startServer(t, bus, rpc.ServerConfig{Dedup: store, Logger: log.logger()}, func(context.Context, *string) (*rpc.None, error) {
+			runs.Add(1)
+			return &rpc.None{}, nil
+		})
+		store.seen.Store(true)
+		sendKeep(t, bus, "a")
+		pass(time.Second)
+		if n := runs.Load(); n != 0 {
+			t.Errorf("it was run %d times while nobody knew whether it had been", n)
+		}
+		store.seen.Store(false)
+		pass(time.Minute)
+		if st := srv.Stats(); runs.Load() != 1 || st.Redelivered == 0 || st.DeadLettered != 0 {
+			t.Errorf("run %d times, %+v; want once, after it was tried again", runs.Load(), st)
+		}
+		store.add.Store(true)
+		sendKeep(t, bus, "b")
+		pass(time.Hour)
+		if n := runs.Load(); n != 2 {
+			t.Errorf("run %d times, want the second message once", n-1)
+		}
+		if !log.has(errShaky.Error()) || !log.has("it could not be noted") {
+			t.Error("nobody was told that a handled message could not be noted")
+		}
+	})
+}
+
+// TestCopyWhileItRuns: two copies of a message are never run at the same time.
+// The second is dropped if the first succeeds, and else takes its place.
+func TestCopyWhileItRuns(t *testing.T) {
+	t.Parallel()
+	for _, fails := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			bus := rpctest.NewBus(t)
+			var now, most, runs, done int
+			var mu sync.Mutex
+			srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+				mu.Lock()
+				runs++
+				now++
+				most = max(most, now)
+				first := runs == 1
+				mu.Unlock()
+				time.Sleep(10 * time.Second) //nolint:forbidigo // in a synctest bubble
+				mu.Lock()
+				defer mu.Unlock()
+				now--
+				if first && fails {
+					return nil, errors.New("not this time")
+				}
+				done++
+				return &rpc.None{}, nil
+			})
+			sendKeep(t, bus, "a")
+			pass(time.Second)
+			sendKeep(t, bus, "a")
+			pass(time.Hour)
+			mu.Lock()
+			defer mu.Unlock()
+			if want := map[bool]int{false: 1, true: 2}[fails]; runs != want || done != 1 || most != 1 {
+				t.Errorf("first fails %v: %d runs, %d succeeded, %d at once; want %d, 1, 1", fails, runs, done, most, want)
+			}
+			if st := srv.Stats(); st.Duplicate == 0 || st.InFlight != 0 || st.DeadLettered != 0 {
+				t.Errorf("first fails %v: %+v, want the copy counted", fails, st)
+			}
+		})
+	}
+}
+
+// TestFailuresTravel: how often a message failed is counted over all servers that
+// had it, also when one is stopped while the message waits for its next try.
+func TestFailuresTravel(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		var runs atomic.Int64
+		h := func(context.Context, *string) (*rpc.None, error) {
+			runs.Add(1)
+			return nil, errors.New("never")
+		}
+		first := startServer(t, bus, rpc.ServerConfig{MaxTries: 8}, h)
+		sendKeep(t, bus, "a")
+		pass(2 * time.Second) // tries at about 0, 0.1, 0.3, 0.7 and 1.5 s; the next one waits
+		before := runs.Load()
+		if before < 4 || before > 6 {
+			t.Fatalf("%d tries in 2 s", before)
+		}
+		begin := time.Now()
+		if err := first.Stop(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if d := time.Since(begin); d > 0 {
+			t.Errorf("Stop waited %v for a message that is to be tried later", d)
+		}
+		second := startServer(t, bus, rpc.ServerConfig{MaxTries: 8}, h)
+		pass(10 * time.Minute)
+		// What was given back during the pause had its last failure not counted yet.
+		if n := runs.Load(); n != 9 || second.Stats().DeadLettered != 1 {
+			t.Errorf("%d tries on two servers, %d dead letters; want 8 counted ones and the one that Stop interrupted", n, second.Stats().DeadLettered)
+		}
+		var failures int
+		if err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+			failures = l.Failures
+			return rpc.Drop
+		}); err != nil || failures != 8 {
+			t.Errorf("dead letter with %d failures, error %v; want 8", failures, err)
+		}
+	})
+}
+
+// TestDeadLetterFails: a message that is given up while the topic of dead letters
+// takes nothing is not lost, and becomes one dead letter when it does.
+func TestDeadLetterFails(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var refused atomic.Int64
+		var well atomic.Bool
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(topic string, _ *message.Message) (bool, error) {
+			if topic == "backup.dlq" && !well.Load() {
+				refused.Add(1)
+				return false, fault.New(fault.Unavailable, "the disk is full")
+			}
+			return true, nil
+		}}
+		var runs atomic.Int64
+		srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+			runs.Add(1)
+			return nil, fault.New(fault.Invalid, "no use")
+		})
+		sendKeep(t, bus, "a")
+		pass(10 * time.Second)
+		if st := srv.Stats(); refused.Load() < 2 || st.DeadLettered != 0 {
+			t.Errorf("%d attempts, %+v; want it tried again and not counted", refused.Load(), st)
+		}
+		well.Store(true)
+		pass(10 * time.Second)
+		var ids []string
+		if err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+			ids = append(ids, l.ID)
+			return rpc.Drop
+		}); err != nil || len(ids) != 1 || ids[0] != "a" {
+			t.Errorf("dead letters %q, error %v; want one", ids, err)
+		}
+		if st := srv.Stats(); st.DeadLettered != 1 {
+			t.Errorf("%+v, want one dead letter", st)
+		}
+	})
+}
+
+// TestCountNotPublished: a message whose next try cannot be published goes back
+// as it was.
+func TestCountNotPublished(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var refuse atomic.Bool
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
+			if refuse.Load() && m.Metadata[rpc.MetaFailures] != "" {
+				return false, fault.New(fault.Unavailable, "the broker is away")
+			}
+			return true, nil
+		}}
+		refuse.Store(true)
+		var runs atomic.Int64
+		startServer(t, bus, rpc.ServerConfig{MaxTries: 3}, func(context.Context, *string) (*rpc.None, error) {
+			if runs.Add(1) < 6 {
+				return nil, errors.New("not yet")
+			}
+			return &rpc.None{}, nil
+		})
+		sendKeep(t, bus, "a")
+		pass(time.Minute)
+		if n := runs.Load(); n != 6 {
+			t.Errorf("%d runs, want 6: what could not be counted must not be given up, nor lost", n)
+		}
+	})
+}

@@ -1,0 +1,279 @@
+package rpc_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+// TestAnswered: whatever is wrong with a call, its caller is told, at once.
+func TestAnswered(t *testing.T) { //nolint:tparallel // the cases share a server that ends with the test
+	t.Parallel()
+	unknown, wrong, broken := start, start, start
+	unknown.Name, broken.Name = "unknown", "broken"
+	other := rpc.Method[int, string]{Interface: iface, Name: "start", Since: start.Since}
+	shout := rpc.Method[string, func()]{Interface: iface, Name: "shout", Since: start.Since}
+	wrong.Interface = &rpc.Interface{Name: "backup", Version: rpc.Version{Major: 3}}
+	wrong.Since = wrong.Interface.Version
+	bus := rpctest.NewBus(t)
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+	rpc.Handle(srv, start, upper)
+	rpc.Handle(srv, broken, func(context.Context, *string) (*string, error) { panic("a bug") })
+	rpc.Handle(srv, shout, func(context.Context, *string) (*func(), error) { f := func() {}; return &f, nil })
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	c := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer c.Close()
+	call := func(m rpc.Method[string, string]) func() error {
+		return func() error {
+			_, err := rpc.Call(t.Context(), c, m, rpc.Any, new(string))
+			return err
+		}
+	}
+	tests := []struct {
+		name string
+		call func() error
+		code fault.Code
+		text string
+		is   error
+	}{
+		{"a panic", call(broken), fault.Internal, "panic in the handler", nil},
+		{"an unknown method", call(unknown), fault.Unimplemented, "backup.unknown", rpc.ErrNoSuchMethod},
+		{"another major version", call(wrong), fault.Unimplemented, "needs version 3.0, the server has 2.3", rpc.ErrUnsupportedVersion},
+		{"a request of another type", func() error {
+			_, err := rpc.Call(t.Context(), c, other, rpc.Any, new(int))
+			return err
+		}, fault.Invalid, "decode the request", nil},
+		{"a result that cannot be encoded", func() error {
+			_, err := rpc.Call(t.Context(), c, shout, rpc.Any, new(string))
+			return err
+		}, fault.Internal, "encode the response", nil},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			err := tt.call()
+			if fault.CodeOf(err) != tt.code || !fault.IsRemote(err) || !strings.Contains(err.Error(), tt.text) || tt.is != nil && !errors.Is(err, tt.is) {
+				t.Errorf("%v, remote %v; want the server's %v with %q", err, fault.IsRemote(err), tt.code, tt.text)
+			}
+		})
+	}
+}
+
+// TestUnreadable: a call that cannot be read is answered, too, and becomes a dead
+// letter.
+func TestUnreadable(t *testing.T) {
+	t.Parallel()
+	bus := rpctest.NewBus(t)
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	replies, err := bus.Subscribe(t.Context(), rpc.Subscription{Topic: "reply.x", Mode: rpc.Private})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, metadata := range []message.Metadata{
+		{rpc.MetaRPC: "call"},
+		{rpc.MetaRPC: "call backup.start two"},
+		{rpc.MetaRPC: "call backup.start 2.1 deadline=soon"},
+		{rpc.MetaRPC: "call backup.start 2.1", rpc.MetaContext: "{"},
+	} {
+		m := message.NewMessageWithContext(t.Context(), "id", nil)
+		m.Metadata = metadata
+		m.Metadata[rpc.MetaReplyTo] = "reply.x"
+		if err := bus.Publish("backup.calls", m); err != nil {
+			t.Fatal(err)
+		}
+		r := <-replies
+		if r.Metadata[rpc.MetaCorrelation] != "id" || !strings.Contains(r.Metadata[rpc.MetaError], `"Invalid"`) {
+			t.Errorf("%v is answered %v, want Invalid", metadata, r.Metadata)
+		}
+	}
+	n := 0
+	if err := rpc.DeadLetters(t.Context(), bus, iface, func(*rpc.DeadLetter) rpc.Verdict { n++; return rpc.Drop }); err != nil {
+		t.Error(err)
+	}
+	if st := srv.Stats(); n != 4 || st.Malformed != 4 || st.DeadLettered != 4 {
+		t.Errorf("%d dead letters, %+v; want 4", n, st)
+	}
+}
+
+// TestSwallowed: a request that the bus has taken and lost fails as silent, long
+// before its deadline; without a limit of silence, only the deadline ends it.
+func TestSwallowed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(string, *message.Message) (bool, error) { return false, nil }}
+		for _, tt := range []struct {
+			silence, least, most time.Duration
+			want                 error
+		}{
+			{10 * time.Second, 10 * time.Second, 12 * time.Second, rpc.ErrSilent},
+			{-1, time.Hour, time.Hour, fault.Timeout},
+		} {
+			c := rpc.NewClient(bus, rpc.ClientConfig{Timeout: time.Hour, Silence: tt.silence})
+			begin := time.Now()
+			_, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string))
+			if d := time.Since(begin); !errors.Is(err, tt.want) || d < tt.least || d > tt.most {
+				t.Errorf("with a silence of %v: %v after %v, want %v after %v", tt.silence, err, d, tt.want, tt.least)
+			}
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+}
+
+// unsure is a bus that says of each request, later, that it may not have been
+// sent.
+type unsure struct {
+	*faulty
+	after time.Duration
+}
+
+func (u unsure) Send(topic string, m *message.Message, settled func(error)) {
+	err := u.Publish(topic, m)
+	if rpc.KindOf(m) != rpc.KindCall || err != nil {
+		settled(err)
+		return
+	}
+	time.AfterFunc(u.after, func() { settled(fault.New(fault.Unknown, "the connection was lost")) })
+}
+
+// TestUnknown: when it is not known whether a request was sent, its reply is
+// waited for a little longer, and counts if it comes.
+func TestUnknown(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		name          string
+		works, unsure time.Duration // how long the handler works, and when the bus loses the connection
+		swallow       bool
+		want          error
+		after         time.Duration
+	}{
+		{"after the reply", time.Second, 2 * time.Second, false, nil, time.Second},
+		{"before the reply", 2 * time.Second, time.Second, false, nil, 2 * time.Second},
+		{"long before the reply", time.Minute, time.Second, false, fault.Unknown, 4 * time.Second},
+		{"and it was not sent", 0, time.Second, true, fault.Unknown, 4 * time.Second},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				bus := unsure{&faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
+					return !tt.swallow || rpc.KindOf(m) != rpc.KindCall, nil
+				}}, tt.unsure}
+				srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+				rpc.Handle(srv, start, func(context.Context, *string) (*string, error) {
+					time.Sleep(tt.works) //nolint:forbidigo // in a synctest bubble
+					return new(string), nil
+				})
+				if err := srv.Start(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				c := rpc.NewClient(bus, rpc.ClientConfig{})
+				begin := time.Now()
+				_, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string))
+				if d := time.Since(begin); !errors.Is(err, tt.want) || d != tt.after {
+					t.Errorf("%v after %v, want %v after %v", err, d, tt.want, tt.after)
+				}
+				pass(2 * time.Minute) // what comes later disturbs nobody
+				if err := c.Close(); err != nil {
+					t.Error(err)
+				}
+				if err := srv.Stop(t.Context()); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
+// TestClosed: all that is tried after the end says so, and nothing waits.
+func TestClosed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) { return &rpc.None{}, nil })
+		c := rpc.NewClient(bus, rpc.ClientConfig{})
+		if err := rpc.Cast(t.Context(), c, keep, rpc.Any, new(string)); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if err := srv.Stop(t.Context()); err != nil {
+				t.Errorf("Stop: %v", err)
+			}
+		}
+		if err := srv.Start(t.Context()); !errors.Is(err, fault.Precondition) {
+			t.Errorf("Start after Stop: %v, want Precondition", err)
+		}
+		begin := time.Now()
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		for name, err := range map[string]error{
+			"Cast":   rpc.Cast(t.Context(), c, keep, rpc.Any, new(string)),
+			"Fanout": rpc.Fanout(t.Context(), c, start, new(string)),
+		} {
+			if !errors.Is(err, rpc.ErrClosed) {
+				t.Errorf("%s after Close: %v, want ErrClosed", name, err)
+			}
+		}
+		if d := time.Since(begin); d > 0 {
+			t.Errorf("it took %v to say so", d)
+		}
+	})
+}
+
+// TestBusClosed: calls that are under way when the bus is closed end, and so do
+// its servers.
+func TestBusClosed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+		rpc.Handle(srv, start, func(context.Context, *string) (*string, error) {
+			time.Sleep(time.Second) //nolint:forbidigo // in a synctest bubble
+			return new(string), nil
+		})
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 20 * time.Second})
+		var wg sync.WaitGroup
+		for range 10 {
+			wg.Go(func() {
+				if _, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string)); err == nil {
+					t.Error("a call was answered over a closed bus")
+				}
+			})
+		}
+		synctest.Wait()
+		if err := bus.Close(); err != nil {
+			t.Error(err)
+		}
+		wg.Wait()
+		if _, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string)); !errors.Is(err, rpc.ErrClosed) {
+			t.Errorf("a call after it: %v, want ErrClosed", err)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := srv.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
