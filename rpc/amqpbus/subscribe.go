@@ -22,6 +22,16 @@ import (
 // exist, so it never changes.
 const liveExpiry = 10 * time.Second
 
+// A consumer of a Live topic that hands nothing on for stall is shut: all that
+// the broker has sent ahead goes back, for others to take, and from then on it
+// has one message at a time, for door at most, until it hands one on again as
+// soon as it comes.
+const (
+	stall  = 100 * time.Millisecond
+	door   = time.Second
+	prompt = 10 * time.Millisecond
+)
+
 // Subscribe consumes the topic's queue until ctx ends, see [rpc.Bus]. It waits
 // up to Config.ConnectTimeout for a broker that is away. Errors besides: Denied
 // and Precondition if the broker refuses the queue.
@@ -187,22 +197,51 @@ func (c *consumer) consume(conn *amqp.Connection) (*inChannel, error) {
 		return nil, err
 	}
 	in := &inChannel{
-		ch: ch, lost: make(chan struct{}), tags: newTags(ch),
+		ch: ch, lost: make(chan struct{}), tags: newTags(ch), timer: time.NewTimer(stall),
 		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
 		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}
 	_, err = c.declare(ch)
 	if err == nil {
-		err = ch.Qos(min(c.slots, 65_535), 0, false)
-	}
-	if err == nil {
-		in.deliveries, err = ch.Consume(c.name, consumerTag, c.mode == rpc.Private, false, false, false, nil)
+		err = c.open(in, c.slots)
 	}
 	if err != nil {
 		_ = ch.Close() // it is unusable either way
 		return nil, err
 	}
 	return in, nil
+}
+
+// open starts to consume, with so many messages sent ahead.
+func (c *consumer) open(in *inChannel, prefetch int) (err error) {
+	if err = in.ch.Qos(min(prefetch, 65_535), 0, false); err != nil {
+		return err
+	}
+	in.deliveries, err = in.ch.Consume(c.name, consumerTag, c.mode == rpc.Private, false, false, false, nil)
+	return err
+}
+
+// reopen starts to consume with another number of messages sent ahead, and gives
+// back those that were. The channel is lost if it fails.
+func (c *consumer) reopen(in *inChannel, prefetch int) {
+	in.rpc.Lock()
+	defer in.rpc.Unlock()
+	back := make(chan struct{})
+	go func() { // ends when the consumer or the channel has
+		defer close(back)
+		for d := range in.deliveries {
+			_ = d.Nack(false, true) // else the loss of the channel does it
+		}
+	}()
+	err := in.ch.Cancel(consumerTag, false)
+	<-back
+	if err == nil {
+		err = c.open(in, prefetch)
+	}
+	if err != nil {
+		c.bus.cfg.Logger.Debug("a consumer was lost while it was opened again", "queue", c.name, "error", err)
+		_ = in.ch.Close() // it may be closed already
+	}
 }
 
 // declare makes sure that the topic exists, and returns how many consume it. The
@@ -241,6 +280,9 @@ type inChannel struct {
 	canceled   <-chan string
 	lost       chan struct{} // closed when the channel is gone
 	tags       *tags
+	rpc        sync.Mutex // held for each question: amqp091 mixes up the answers else
+	shut       bool       // the broker sends no more than one message ahead
+	timer      *time.Timer
 }
 
 // pump hands deliveries out until the channel is lost or ctx ends, and returns
@@ -266,14 +308,8 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 				c.f(m)
 				continue
 			}
-			select {
-			case c.out <- m:
-			case <-in.lost: // it is delivered again
-				return errors.New("the connection was lost")
-			case <-ctx.Done():
-				if c.mode != rpc.Private {
-					_ = rpc.Settle(m, false) // else the loss of the channel does it
-				}
+			if err := c.hand(ctx, in, m); err != nil {
+				return err
 			}
 		case tag, ok := <-in.canceled:
 			if ok && tag != "" {
@@ -295,6 +331,49 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 	}
 }
 
+// hand hands a message out, or gives it back. An error means that the channel is
+// lost.
+func (c *consumer) hand(ctx context.Context, in *inChannel, m *message.Message) error {
+	if !in.shut {
+		select {
+		case c.out <- m: // nearly always
+			return nil
+		default:
+		}
+	}
+	began := time.Now()
+	var late <-chan time.Time
+	if c.mode == rpc.Live {
+		wait := stall
+		if in.shut {
+			wait = door
+		}
+		in.timer.Reset(wait)
+		late = in.timer.C
+	}
+	select {
+	case c.out <- m:
+		if in.shut && time.Since(began) < prompt {
+			in.shut = false
+			c.reopen(in, c.slots)
+		}
+		return nil
+	case <-in.lost: // it is delivered again
+		return errors.New("the connection was lost")
+	case <-late:
+		_ = rpc.Settle(m, false) // else the loss of the channel does it
+		if !in.shut {
+			in.shut = true
+			c.reopen(in, 1)
+		}
+	case <-ctx.Done():
+		if c.mode != rpc.Private {
+			_ = rpc.Settle(m, false) // else the loss of the channel does it
+		}
+	}
+	return nil
+}
+
 // probe watches the channel until it is closed. From time to time it declares
 // again what the topic needs: a connection may be well and its queue dead.
 func (c *consumer) probe(in *inChannel, sick chan<- error) {
@@ -307,7 +386,9 @@ func (c *consumer) probe(in *inChannel, sick chan<- error) {
 			return
 		case <-t.C:
 		}
+		in.rpc.Lock()
 		n, err := c.declare(in.ch)
+		in.rpc.Unlock()
 		if err == nil && n == 0 {
 			err = errors.New("RabbitMQ knows of no consumer of it")
 		}
@@ -331,7 +412,9 @@ func (c *consumer) finish(in *inChannel) {
 			}
 		}
 	})
+	in.rpc.Lock()
 	_ = in.ch.Cancel(consumerTag, false) // else the channel is lost already
+	in.rpc.Unlock()
 	c.retire(in, true)
 }
 
@@ -344,7 +427,9 @@ func (c *consumer) retire(in *inChannel, ended bool) {
 		select {
 		case <-in.tags.idle:
 			if c.mode == rpc.Live && ended {
+				in.rpc.Lock()
 				_, _ = in.ch.QueueDelete(c.name, true, true, false) // else it expires
+				in.rpc.Unlock()
 			}
 		case <-in.lost:
 		case <-c.bus.life.Done():

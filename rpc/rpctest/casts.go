@@ -123,6 +123,47 @@ func testSlots(b *bench) {
 	}
 }
 
+func testBusy(b *bench) {
+	const slots, total = 3, 30
+	gate, entered := make(chan struct{}), make(chan string, total)
+	handler := func(host string) func(*rpc.Server) {
+		return func(s *rpc.Server) {
+			rpc.Handle(s, echo, func(_ context.Context, n *note) (*note, error) {
+				entered <- host
+				if host == "busy" {
+					<-gate
+				}
+				return n, nil
+			})
+		}
+	}
+	b.serve("busy", slots, handler("busy"))
+	c := b.newClient()
+	var calls []*rpc.Pending[note]
+	for i := range total {
+		p, err := rpc.Go(b.ctx(), c, echo, rpc.Any, &note{N: i})
+		if err != nil {
+			b.Fatal(err)
+		}
+		calls = append(calls, p)
+	}
+	for range slots {
+		receive(b, entered, "the first handlers")
+	}
+	b.serve("idle", slots, handler("idle"))
+	for range total - slots {
+		if host := receive(b, entered, "the rest at the idle server"); host != "idle" {
+			b.Errorf("a server without a free slot took a call")
+		}
+	}
+	close(gate)
+	for i, p := range calls {
+		if n, err := p.Wait(b.ctx()); err != nil || n.N != i {
+			b.Errorf("call %d: %v, %v", i, n, err)
+		}
+	}
+}
+
 func testRedelivery(b *bench) {
 	got := make(chan int, 10)
 	var tries atomic.Int64

@@ -122,6 +122,7 @@ var rules = []rule{
 	{"noconsumer", "a message for a topic that does not exist fails at once, and not executed", testNoConsumer},
 	{"expired", "a call that waits until its caller has given up is never run", testExpired},
 	{"slots", "a busy server takes no more than it has slots for; an idle one gets the rest", testSlots},
+	{"busy", "a call that waits at a busy server goes to an idle one", testBusy},
 	{"redelivery", "a message that is given back is delivered again, and one that is acknowledged is not", testRedelivery},
 	{"requeue", "what a subscriber has not received when its subscription ends goes to the next", testRequeue},
 	{"stop", "a server that stops answers what it has taken", testStop},

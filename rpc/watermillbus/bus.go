@@ -15,11 +15,13 @@
 // subscriptions that are renewed, typed errors, and a Close that ends.
 //
 // What it cannot add are these rules of rpctest.TestBus, named as there, because
-// a watermill publisher does not say that nobody takes a message:
+// a watermill publisher does not say that nobody takes a message, and a
+// subscriber cannot be told that there is no free slot:
 //
 //   - noconsumer: a call or cast to a server that never was ends by its deadline,
 //     or waits, instead of failing at once with ErrNoConsumer.
 //   - gone: so does a call to a server that has left.
+//   - busy: a call that a busy server has been sent waits for that one.
 //
 // Three more limits are no rules there. A publisher's error does not say
 // whether the message was sent: it is Unknown unless Config.NotSent knows better.
