@@ -109,14 +109,26 @@ func BenchmarkCompare(b *testing.B) {
 		{"rpc on amqpbus, bytes as above", ourCall(b, url, bytesEcho, rawPayload()), nil},
 		{"rpc on amqpbus, and JSON", ourCall(b, url, echo, payload()), nil},
 	}
+	stock := []contender{
+		{"amqp091-go", call[0].op, nil},
+		{"watermill-amqp", watermillCall(b, url, asItComes(url), 1), nil},
+		{"watermill-amqp, tuned", watermillCall(b, url, tuned(url, false), tunedLanes), nil},
+		{"watermill requestreply", requestReply(b, url), nil},
+	}
 	for _, callers := range []int{1, 16, 64, 256} {
 		compare(w, "call", callers, call...)
+		if callers <= 64 { // 256 at once are too many for requestreply
+			compare(w, "call", callers, stock...)
+		}
 	}
 	for _, safe := range []bool{true, false} {
 		what := map[bool]string{true: "cast, persistent, confirmed", false: "cast, transient"}[safe]
 		cast, drain := rawCast(b, url, safe)
 		mine, drainMine := ourCast(b, url, safe)
-		compare(w, what, 64, contender{"amqp091-go", cast, drain}, contender{"rpc on amqpbus", mine, drainMine})
+		plain, drainPlain := watermillCast(b, url, asItComes(url), 1)
+		fast, drainFast := watermillCast(b, url, tuned(url, safe), tunedLanes)
+		compare(w, what, 64, contender{"amqp091-go", cast, drain}, contender{"rpc on amqpbus", mine, drainMine},
+			contender{"watermill-amqp, persistent, not confirmed", plain, drainPlain}, contender{"watermill-amqp, tuned", fast, drainFast})
 	}
 	cast, drain := rawFanout(b, url)
 	mine, drainMine := ourFanout(b, url)
