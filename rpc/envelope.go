@@ -281,7 +281,7 @@ type request struct {
 	since time.Time          // when the handler was started
 	stop  context.CancelFunc // ends the handler's context
 	gone  atomic.Bool        // the caller has given up
-	heart heart
+	due   time.Time          // of the next beat; guarded by Server.mu
 }
 
 // decodeRequest reads a message. Metadata that are not known are ignored, so

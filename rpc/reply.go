@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -13,48 +12,61 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// beats tells the caller from time to time that its call is worked on, until
-// r.heart is stopped.
-func (s *Server) beats(work context.Context, r *request) {
+// minBeat is how often a caller is told at most that its call is worked on.
+const minBeat = 10 * time.Millisecond
+
+// pulse sees to it that the caller of r hears from time to time that its call is
+// worked on. One timer serves all calls: most end long before it. It is called
+// with the lock held.
+func (s *Server) pulse(r *request) {
 	if r.beat == 0 || r.replyTo == "" {
 		return
 	}
-	h := &r.heart
-	h.every = max(r.beat, 10*time.Millisecond)
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.timer = time.AfterFunc(h.every, func() {
-		h.mu.Lock()
-		defer h.mu.Unlock()
-		if h.stopped {
-			return
+	r.beat = max(r.beat, minBeat)
+	r.due = r.since.Add(r.beat)
+	if s.due.IsZero() || r.due.Before(s.due) {
+		s.due = r.due
+		if s.heart == nil {
+			s.heart = time.AfterFunc(r.beat, s.beats)
+		} else {
+			s.heart.Reset(r.beat)
 		}
-		ctx, cancel := context.WithTimeout(work, h.every)
-		defer cancel()
-		if err := s.bus.Publish(r.replyTo, about(ctx, KindBeat, r.id)); err != nil {
-			s.cfg.Logger.DebugContext(ctx, "a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
-		}
-		h.timer.Reset(h.every)
-	})
+	}
 }
 
-// heart beats until it is stopped.
-type heart struct {
-	every   time.Duration
-	timer   *time.Timer
-	mu      sync.Mutex // held during a beat
-	stopped bool
-}
-
-// stop returns when there is no beat under way.
-func (h *heart) stop() {
-	if h.timer == nil || h.timer.Stop() {
+// beats sends the beats that are due.
+func (s *Server) beats() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cut {
 		return
 	}
-	h.mu.Lock()
-	h.stopped = true
-	h.mu.Unlock()
-	h.timer.Stop() // a beat that was under way has set it again
+	now := time.Now()
+	s.due = time.Time{}
+	for _, r := range s.running {
+		if r.due.IsZero() {
+			continue
+		}
+		if !r.due.After(now) {
+			r.due = now.Add(r.beat)
+			s.wg.Go(func() { s.beat(r) }) // the counter is not zero while r runs
+		}
+		if s.due.IsZero() || r.due.Before(s.due) {
+			s.due = r.due
+		}
+	}
+	if !s.due.IsZero() {
+		s.heart.Reset(s.due.Sub(now))
+	}
+}
+
+// beat sends one beat. It may come after the reply, which does not matter.
+func (s *Server) beat(r *request) {
+	ctx, cancel := context.WithTimeout(context.Background(), r.beat)
+	defer cancel()
+	if err := s.bus.Publish(r.replyTo, about(ctx, KindBeat, r.id)); err != nil {
+		s.cfg.Logger.DebugContext(ctx, "a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
+	}
 }
 
 // reply sends the result. It outlives the handler's context: a call answered in

@@ -67,6 +67,9 @@ type Server struct {
 	stopping chan struct{}
 	done     chan struct{} // closed when intake and handlers have ended
 	running  map[string]*request
+	heart    *time.Timer    // sends the beats; nil before the first is wanted
+	due      time.Time      // when heart goes off; zero if it does not
+	cut      bool           // the handlers that still run are cut off
 	dead     bool           // the topic of dead letters exists
 	wg       sync.WaitGroup // handlers, and replies under way
 	stats    ServerStats    // accessed atomically
@@ -336,11 +339,9 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 	if !s.track(r) {
 		return // another copy of it runs: only a bus that is no at-most-once bus sends two
 	}
-	s.beats(work, r)
 	resp, err := s.invoke(ctx, r, e, known)
 	s.untrack(r)
 	release()
-	r.heart.stop()
 	switch {
 	case r.replyTo != "" && !r.gone.Load():
 		s.reply(work, r, resp, err)
@@ -401,6 +402,7 @@ func (s *Server) track(r *request) bool {
 		return false
 	}
 	s.running[r.id] = r
+	s.pulse(r)
 	atomic.StoreUint64(&s.stats.InFlight, uint64(len(s.running)))
 	return true
 }
@@ -449,6 +451,9 @@ func (s *Server) Stop(ctx context.Context) error {
 	}
 	cut := s.inFlight()
 	s.abort()
+	s.mu.Lock()
+	s.cut = true
+	s.mu.Unlock()
 	t := time.NewTimer(stopGrace)
 	defer t.Stop()
 	select {

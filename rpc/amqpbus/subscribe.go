@@ -197,7 +197,7 @@ func (c *consumer) consume(conn *amqp.Connection) (*inChannel, error) {
 		return nil, err
 	}
 	in := &inChannel{
-		ch: ch, lost: make(chan struct{}), tags: newTags(ch), timer: time.NewTimer(stall),
+		ch: ch, lost: make(chan struct{}), end: make(chan struct{}), tags: newTags(ch), timer: time.NewTimer(stall),
 		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
 		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}
@@ -279,11 +279,20 @@ type inChannel struct {
 	closed     <-chan *amqp.Error
 	canceled   <-chan string
 	lost       chan struct{} // closed when the channel is gone
+	end        chan struct{} // closed when it is not to be consumed any more
+	why        error         // set before
 	tags       *tags
 	rpc        sync.Mutex // held for each question: amqp091 mixes up the answers else
 	shut       bool       // the broker sends no more than one message ahead
 	timer      *time.Timer
 }
+
+// Why a channel is not consumed any more, besides what a probe finds.
+var (
+	errChannel  = errors.New("the channel was closed")
+	errCanceled = errors.New("RabbitMQ cancelled the consumer")
+	errEnded    = errors.New("the subscription has ended")
+)
 
 // pump hands deliveries out until the channel is lost or ctx ends, and returns
 // why.
@@ -293,12 +302,16 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 		c.probe(in, sick)
 		close(in.lost)
 	})
+	c.helped.Go(func() {
+		in.why = in.watch(ctx, sick)
+		close(in.end)
+	})
 	for {
 		select {
 		case d, ok := <-in.deliveries:
 			if !ok {
 				c.retire(in, false)
-				return errors.New("the channel was closed")
+				return errChannel
 			}
 			m := c.bus.unmarshal(&d)
 			if c.mode != rpc.Private {
@@ -306,38 +319,48 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 			}
 			if c.f != nil {
 				c.f(m)
-				continue
+			} else {
+				c.hand(in, m)
 			}
-			if err := c.hand(ctx, in, m); err != nil {
-				return err
-			}
-		case tag, ok := <-in.canceled:
-			if ok && tag != "" {
-				c.bus.cfg.Logger.Warn("RabbitMQ cancelled the consumer, declaring the queue again", "queue", c.name)
+		case <-in.end:
+			switch {
+			case errors.Is(in.why, errEnded):
+				c.finish(in)
+			case !errors.Is(in.why, errChannel):
+				c.bus.cfg.Logger.Warn("the queue is not as it should be, declaring it again", "queue", c.name, "error", in.why)
 				c.retire(in, false)
-				return errors.New("RabbitMQ cancelled the consumer")
 			}
-			in.canceled = nil
-		case err := <-sick:
-			c.bus.cfg.Logger.Warn("the queue is not as it should be, declaring it again", "queue", c.name, "error", err)
-			c.retire(in, false)
-			return err
-		case <-in.lost:
-			return errors.New("the connection was lost")
-		case <-ctx.Done():
-			c.finish(in)
-			return errors.New("the subscription has ended")
+			return in.why
 		}
 	}
 }
 
-// hand hands a message out, or gives it back. An error means that the channel is
-// lost.
-func (c *consumer) hand(ctx context.Context, in *inChannel, m *message.Message) error {
+// watch waits until the channel is not to be consumed any more, and returns why.
+func (in *inChannel) watch(ctx context.Context, sick <-chan error) error {
+	canceled := in.canceled
+	for {
+		select {
+		case tag, ok := <-canceled:
+			if ok && tag != "" {
+				return errCanceled
+			}
+			canceled = nil
+		case err := <-sick:
+			return err
+		case <-in.lost:
+			return errChannel
+		case <-ctx.Done():
+			return errEnded
+		}
+	}
+}
+
+// hand hands a message out, or gives it back.
+func (c *consumer) hand(in *inChannel, m *message.Message) {
 	if !in.shut {
 		select {
 		case c.out <- m: // nearly always
-			return nil
+			return
 		default:
 		}
 	}
@@ -357,21 +380,17 @@ func (c *consumer) hand(ctx context.Context, in *inChannel, m *message.Message) 
 			in.shut = false
 			c.reopen(in, c.slots)
 		}
-		return nil
-	case <-in.lost: // it is delivered again
-		return errors.New("the connection was lost")
+		return
 	case <-late:
-		_ = rpc.Settle(m, false) // else the loss of the channel does it
 		if !in.shut {
 			in.shut = true
-			c.reopen(in, 1)
+			defer c.reopen(in, 1)
 		}
-	case <-ctx.Done():
-		if c.mode != rpc.Private {
-			_ = rpc.Settle(m, false) // else the loss of the channel does it
-		}
+	case <-in.end:
 	}
-	return nil
+	if c.mode != rpc.Private {
+		_ = rpc.Settle(m, false) // else the loss of the channel does it
+	}
 }
 
 // probe watches the channel until it is closed. From time to time it declares
