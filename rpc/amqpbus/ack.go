@@ -75,8 +75,7 @@ func (t *tags) drop(tag uint64) {
 	}
 }
 
-// ack sends the acknowledgement, or leaves it to whoever is about to send
-// others.
+// ack has the acknowledgement sent. The receiver need not wait for that.
 func (t *tags) ack(tag uint64) {
 	t.mu.Lock()
 	t.drop(tag)
@@ -84,7 +83,7 @@ func (t *tags) ack(tag uint64) {
 	first := !t.acking
 	t.acking = true
 	t.mu.Unlock()
-	if first && t.send() {
+	if first {
 		go func() { // ends when nobody acknowledges any more
 			for t.send() {
 			}

@@ -282,7 +282,7 @@ func wrap(topic string, err error) error {
 }
 
 func (b *Bus) outgoing(topic string, m *message.Message) *outgoing {
-	o := &outgoing{id: m.UUID, key: b.name(topic), body: b.marshal(m)}
+	o := &outgoing{m: m, key: b.name(topic)}
 	if rpc.KindOf(m) == rpc.KindFanout {
 		o.exchange, o.key = o.key, ""
 	}
@@ -308,13 +308,13 @@ func (b *Bus) write(ctx context.Context, o *outgoing) error {
 	if err != nil {
 		return err
 	}
-	return c.send(o)
+	return c.send(o, b.marshal(o.m))
 }
 
 // mayRepeat reports whether a message whose sending ended with err may be sent
 // again: certainly not sent, or to be delivered at least once.
 func (o *outgoing) mayRepeat(err error) bool {
-	return errors.Is(err, errNotSent) || fault.CodeOf(err) == fault.Unknown && o.body.DeliveryMode == amqp.Persistent
+	return errors.Is(err, errNotSent) || fault.CodeOf(err) == fault.Unknown && rpc.Durable(o.m)
 }
 
 // persist sends o until that succeeds, fails for good or ctx ends. last is how an
@@ -347,7 +347,7 @@ func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 // attempt sends a copy of o once and waits for the outcome.
 func (b *Bus) attempt(ctx context.Context, o *outgoing) error {
 	done := make(chan error, 1)
-	again := &outgoing{id: o.id, exchange: o.exchange, key: o.key, body: o.body, awaited: true, settled: func(err error) { done <- err }}
+	again := &outgoing{m: o.m, exchange: o.exchange, key: o.key, awaited: true, settled: func(err error) { done <- err }}
 	if err := b.write(ctx, again); err != nil {
 		return err
 	}

@@ -96,43 +96,75 @@ func median[T float64 | time.Duration](list []T) T {
 	return list[len(list)/2]
 }
 
-// BenchmarkCompare compares the bus with amqp091-go alone, in interleaved rounds
-// of one run. It minds no -benchtime: -args -rounds and -slice say how long.
+// BenchmarkCompare compares the bus with amqp091-go alone and with watermill-amqp,
+// in interleaved rounds of one run. Those that are compared are open at the same
+// time, and no others. It minds no -benchtime: -args -rounds and -slice say how
+// long.
 func BenchmarkCompare(b *testing.B) {
 	url := envtest.URL(b, testenv.AMQPVar)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(w, "\nwork\tcallers\tby\tper s\tratio\tp50\tratio\t")
-	call := []contender{
-		{"amqp091-go", rawCall(b, url, false, false), nil},
-		{"amqp091-go, mandatory, confirmed", rawCall(b, url, true, false), nil},
-		{"amqp091-go, the same, and JSON", rawCall(b, url, true, true), nil},
-		{"rpc on amqpbus, bytes as above", ourCall(b, url, bytesEcho, rawPayload()), nil},
-		{"rpc on amqpbus, and JSON", ourCall(b, url, echo, payload()), nil},
-	}
-	stock := []contender{
-		{"amqp091-go", call[0].op, nil},
-		{"watermill-amqp", watermillCall(b, url, asItComes(url), 1), nil},
-		{"watermill-amqp, tuned", watermillCall(b, url, tuned(url, false), tunedLanes), nil},
-		{"watermill requestreply", requestReply(b, url), nil},
-	}
-	for _, callers := range []int{1, 16, 64, 256} {
-		compare(w, "call", callers, call...)
-		if callers <= 64 { // 256 at once are too many for requestreply
-			compare(w, "call", callers, stock...)
+	b.Run("call", func(b *testing.B) {
+		list := []contender{
+			{"amqp091-go", rawCall(b, url, false, false), nil},
+			{"amqp091-go, mandatory, confirmed", rawCall(b, url, true, false), nil},
+			{"rpc on amqpbus, bytes as above", ourCall(b, url, bytesEcho, rawPayload()), nil},
 		}
+		for _, callers := range []int{1, 16, 64, 256} {
+			compare(w, "call", callers, list...)
+		}
+	})
+	b.Run("json", func(b *testing.B) {
+		list := []contender{
+			{"amqp091-go, mandatory, confirmed", rawCall(b, url, true, true), nil},
+			{"rpc on amqpbus", ourCall(b, url, echo, payload()), nil},
+		}
+		for _, callers := range []int{1, 16, 64, 256} {
+			compare(w, "call with JSON", callers, list...)
+		}
+	})
+	b.Run("stock", func(b *testing.B) {
+		list := []contender{
+			{"amqp091-go", rawCall(b, url, false, false), nil},
+			{"watermill-amqp", watermillCall(b, url, asItComes(url), 1), nil},
+			{"watermill-amqp, tuned", watermillCall(b, url, tuned(url, false), tunedLanes), nil},
+			{"watermill requestreply, and JSON", requestReply(b, url), nil},
+		}
+		for _, callers := range []int{1, 16, 64} { // 256 at once are too many for requestreply
+			compare(w, "call", callers, list...)
+		}
+	})
+	for _, d := range []rpc.Delivery{rpc.AtLeastOnce, rpc.AtMostOnce} {
+		b.Run(d.String(), func(b *testing.B) { compareCasts(b, w, url, d) })
 	}
-	for _, safe := range []bool{true, false} {
-		what := map[bool]string{true: "cast, persistent, confirmed", false: "cast, transient"}[safe]
-		cast, drain := rawCast(b, url, safe)
-		mine, drainMine := ourCast(b, url, safe)
-		plain, drainPlain := watermillCast(b, url, asItComes(url), 1)
-		fast, drainFast := watermillCast(b, url, tuned(url, safe), tunedLanes)
-		compare(w, what, 64, contender{"amqp091-go", cast, drain}, contender{"rpc on amqpbus", mine, drainMine},
-			contender{"watermill-amqp, persistent, not confirmed", plain, drainPlain}, contender{"watermill-amqp, tuned", fast, drainFast})
+	b.Run("fanout", func(b *testing.B) {
+		cast, drain := rawFanout(b, url)
+		bare, drainBare := ourFanout(b, url, rawPayload())
+		coded, drainCoded := ourFanout(b, url, payload())
+		compare(w, "fanout to 10", 16, contender{"amqp091-go", cast, drain},
+			contender{"rpc on amqpbus, bytes as above", bare, drainBare}, contender{"rpc on amqpbus, and JSON", coded, drainCoded})
+	})
+}
+
+func compareCasts(b *testing.B, w *tabwriter.Writer, url string, d rpc.Delivery) {
+	b.Helper()
+	var list []contender
+	add := func(name string, op, drain func()) { list = append(list, contender{name, op, drain}) }
+	safe, what := d == rpc.AtLeastOnce, "cast, transient"
+	if safe {
+		what = "cast, persistent, confirmed"
 	}
-	cast, drain := rawFanout(b, url)
-	mine, drainMine := ourFanout(b, url)
-	compare(w, "fanout to 10", 16, contender{"amqp091-go", cast, drain}, contender{"rpc on amqpbus", mine, drainMine})
+	op, drain := rawCast(b, url, safe)
+	add("amqp091-go", op, drain)
+	op, drain = ourCast(b, url, d, rawPayload())
+	add("rpc on amqpbus, bytes as above", op, drain)
+	op, drain = ourCast(b, url, d, payload())
+	add("rpc on amqpbus, and JSON", op, drain)
+	op, drain = watermillCast(b, url, asItComes(url), 1)
+	add("watermill-amqp, persistent, not confirmed", op, drain)
+	op, drain = watermillCast(b, url, tuned(url, safe), tunedLanes)
+	add("watermill-amqp, tuned", op, drain)
+	compare(w, what, 64, list...)
 }
 
 type blob struct{ Data []byte }
@@ -149,9 +181,7 @@ func rawPayload() *json.RawMessage {
 var (
 	bytesEcho = rpc.Method[json.RawMessage, json.RawMessage]{Interface: iface, Name: "bytes", Since: rpc.Version{Major: 1}}
 
-	echo  = rpc.Method[blob, blob]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
-	lossy = rpc.Method[blob, rpc.None]{Interface: iface, Name: "lossy", Since: rpc.Version{Major: 1}}
-	safe  = rpc.Method[blob, rpc.None]{Interface: iface, Name: "safe", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+	echo = rpc.Method[blob, blob]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
 )
 
 func benchServer(b *testing.B, url, exchange, host string, register func(*rpc.Server)) {
@@ -185,19 +215,20 @@ func ourCall[T any](b *testing.B, url string, m rpc.Method[T, T], req *T) func()
 	}
 }
 
-func ourCast(b *testing.B, url string, durable bool) (cast, drain func()) {
+// note is a method without a result.
+func note[T any](d rpc.Delivery) rpc.Method[T, rpc.None] {
+	return rpc.Method[T, rpc.None]{Interface: iface, Name: "note", Since: rpc.Version{Major: 1}, Delivery: d}
+}
+
+func ourCast[T any](b *testing.B, url string, d rpc.Delivery, req *T) (cast, drain func()) {
 	b.Helper()
 	exchange := "bench." + strings.ToLower(rand.Text())
 	var c counter
-	handle := func(context.Context, *blob) (*rpc.None, error) { c.got(); return &rpc.None{}, nil } //nolint:unparam // a handler's form
+	m := note[T](d)
 	benchServer(b, url, exchange, "h", func(s *rpc.Server) {
-		rpc.Handle(s, lossy, handle)
-		rpc.Handle(s, safe, handle)
+		rpc.Handle(s, m, func(context.Context, *T) (*rpc.None, error) { c.got(); return &rpc.None{}, nil })
 	})
-	client, req, m := benchClient(b, url, exchange), payload(), lossy
-	if durable {
-		m = safe
-	}
+	client := benchClient(b, url, exchange)
 	return func() {
 		c.sent(1)
 		if err := rpc.Cast(b.Context(), client, m, "h", req); err != nil {
@@ -206,19 +237,20 @@ func ourCast(b *testing.B, url string, durable bool) (cast, drain func()) {
 	}, c.drain
 }
 
-func ourFanout(b *testing.B, url string) (cast, drain func()) {
+func ourFanout[T any](b *testing.B, url string, req *T) (cast, drain func()) {
 	b.Helper()
 	exchange := "bench." + strings.ToLower(rand.Text())
 	var c counter
+	m := note[T](rpc.AtMostOnce)
 	for i := range fanoutServers {
 		benchServer(b, url, exchange, fmt.Sprint("h", i), func(s *rpc.Server) {
-			rpc.Handle(s, lossy, func(context.Context, *blob) (*rpc.None, error) { c.got(); return nil, nil })
+			rpc.Handle(s, m, func(context.Context, *T) (*rpc.None, error) { c.got(); return &rpc.None{}, nil })
 		})
 	}
-	client, req := benchClient(b, url, exchange), payload()
+	client := benchClient(b, url, exchange)
 	return func() {
 		c.sent(fanoutServers)
-		if err := rpc.Fanout(b.Context(), client, lossy, req); err != nil {
+		if err := rpc.Fanout(b.Context(), client, m, req); err != nil {
 			b.Error(err)
 		}
 	}, c.drain

@@ -121,15 +121,12 @@ func TestInteropToServer(t *testing.T) {
 }
 
 // TestInteropFromClient: a program with stock watermill-amqp reads what a client
-// casts and fans out.
+// casts.
 func TestInteropFromClient(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, "ARMATURE_TEST_AMQP_URL"), "test."+strings.ToLower(rand.Text())
 	some := stockSubscribe(t, stock.NewDurableQueueConfig(url), exchange+".interop")
 	one := stockSubscribe(t, stock.NewDurableQueueConfig(url), exchange+".interop.node-1")
-	all := stock.NewDurablePubSubConfig(url, stock.GenerateQueueNameTopicNameWithSuffix("stock"))
-	all.Queue.Durable, all.Queue.Exclusive = false, true
-	every := stockSubscribe(t, all, exchange+".interop.fanout")
 
 	c := rpc.NewClient(open(t, url, exchange), rpc.ClientConfig{})
 	t.Cleanup(func() { _ = c.Close() }) // never fails
@@ -139,7 +136,6 @@ func TestInteropFromClient(t *testing.T) {
 		rpc.Cast(ctx, c, interopTake, rpc.Any, v),
 		rpc.Cast(ctx, c, interopTake, "node-1", v),
 		rpc.Cast(ctx, c, interopNote, "node-1", v),
-		rpc.Fanout(ctx, c, interopNote, v),
 	} {
 		if err != nil {
 			t.Fatal(err)
@@ -153,7 +149,6 @@ func TestInteropFromClient(t *testing.T) {
 		{some, "cast interop.take 2.1 at-least-once"},
 		{one, "cast interop.take 2.1 at-least-once"},
 		{one, "cast interop.note 2.0"},
-		{every, "fanout interop.note 2.0"},
 	} {
 		m := interopWait(t, tt.in, tt.mark)
 		m.Ack()

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
@@ -26,9 +27,8 @@ var (
 
 // outgoing is a message on its way to the broker.
 type outgoing struct {
-	id            string
+	m             *message.Message
 	exchange, key string
-	body          amqp.Publishing
 	awaited       bool        // somebody waits for settled
 	settled       func(error) // called once when the message was written
 	confirm       *amqp.DeferredConfirmation
@@ -166,8 +166,8 @@ func (c *outChannel) declare(ctx context.Context, exchange string) error {
 
 // send writes one message. It does not block. If it fails, o.settled is not
 // called.
-func (c *outChannel) send(o *outgoing) (err error) {
-	o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, o.body)
+func (c *outChannel) send(o *outgoing, p amqp.Publishing) (err error) {
+	o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, p)
 	if errors.Is(err, amqp.ErrClosed) {
 		return errNotSent
 	}
@@ -176,8 +176,8 @@ func (c *outChannel) send(o *outgoing) (err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.back[o.id] {
-		delete(c.back, o.id)
+	if c.back[o.m.UUID] {
+		delete(c.back, o.m.UUID)
 		return nobody(o)
 	}
 	switch {
@@ -232,7 +232,7 @@ func (c *outChannel) give(r *amqp.Return) {
 	id := cmp.Or(r.MessageId, r.CorrelationId)
 	c.mu.Lock()
 	for _, list := range []*[]*outgoing{&c.awaited, &c.others} {
-		if i := slices.IndexFunc(*list, func(o *outgoing) bool { return o.id == id }); i >= 0 {
+		if i := slices.IndexFunc(*list, func(o *outgoing) bool { return o.m.UUID == id }); i >= 0 {
 			o := (*list)[i]
 			*list = slices.Delete(*list, i, i+1)
 			c.mu.Unlock()

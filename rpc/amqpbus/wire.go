@@ -16,10 +16,10 @@ const uuidHeader = "_watermill_message_uuid"
 // maxShort is the longest text that a property can hold.
 const maxShort = 255
 
-// marshal puts casts and fanouts into watermill-amqp's format, so that programs
-// with that alone can read them: all metadata and the UUID are headers. Of the
-// others, what AMQP has properties for goes into these, because each header costs
-// the broker some time.
+// marshal puts casts and dead letters into watermill-amqp's format, so that
+// programs with that alone can read them: all metadata and the UUID are headers.
+// Of the others, what AMQP has properties for goes into these, because each header
+// costs the broker some time.
 //
 // There is no expiration: it costs time, too, and a request that has expired is
 // not run by whoever takes it; a topic of calls that nobody takes goes with all
@@ -28,7 +28,7 @@ func (b *Bus) marshal(m *message.Message) amqp.Publishing {
 	p := amqp.Publishing{Body: m.Payload, MessageId: m.UUID}
 	plain := false // for stock watermill-amqp
 	switch rpc.KindOf(m) {
-	case rpc.KindCall, rpc.KindReply, rpc.KindBeat, rpc.KindCancel:
+	case rpc.KindCall, rpc.KindFanout, rpc.KindReply, rpc.KindBeat, rpc.KindCancel:
 	default:
 		plain = true
 	}
