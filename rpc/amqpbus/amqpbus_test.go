@@ -3,13 +3,16 @@ package amqpbus_test
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"os"
 	"strings"
 	"testing"
 
 	"go.uber.org/goleak"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
 	"github.com/armature-go/armature/rpc/rpctest"
@@ -26,7 +29,12 @@ func TestMain(m *testing.M) {
 // open returns a started bus that is closed when the test ends.
 func open(t testing.TB, url, exchange string) *amqpbus.Bus {
 	t.Helper()
-	b, err := amqpbus.New(amqpbus.Config{URLs: []string{url}, Exchange: exchange})
+	return openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: exchange})
+}
+
+func openWith(t testing.TB, cfg amqpbus.Config) *amqpbus.Bus {
+	t.Helper()
+	b, err := amqpbus.New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,10 +47,29 @@ func open(t testing.TB, url, exchange string) *amqpbus.Bus {
 
 func TestBus(t *testing.T) {
 	t.Parallel()
-	url := envtest.URL(t, "ARMATURE_TEST_AMQP_URL")
+	url := envtest.URL(t, testenv.AMQPVar)
 	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
 		t.Helper()
 		exchange := "test." + strings.ToLower(rand.Text())
 		return open(t, url, exchange), open(t, url, exchange)
 	})
+}
+
+// TestBusQuorum: the rules hold with quorum queues, too, here of one broker.
+func TestBusQuorum(t *testing.T) {
+	t.Parallel()
+	url := envtest.URL(t, testenv.AMQPVar)
+	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
+		t.Helper()
+		cfg := amqpbus.Config{URLs: []string{url}, Exchange: "test." + strings.ToLower(rand.Text()), Quorum: true}
+		return openWith(t, cfg), openWith(t, cfg)
+	})
+	exchange := "test." + strings.ToLower(rand.Text())
+	quorum, classic := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: exchange, Quorum: true}), open(t, url, exchange)
+	if err := quorum.SubscribeInitialize("topic"); err != nil {
+		t.Fatal(err)
+	}
+	if err := classic.SubscribeInitialize("topic"); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), exchange+".topic") {
+		t.Errorf("a bus without quorum queues, on one: %v, want Precondition with its name", err)
+	}
 }
