@@ -137,37 +137,44 @@ func (l lossy) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *messa
 	return out, err
 }
 
-// TestLostServers: a message with which server after server is lost becomes a
-// dead letter, and is run by none of them in between.
+// TestLostServers: a cast with which server after server is lost becomes a dead
+// letter, and is run by none of them in between, whatever its delivery.
 func TestLostServers(t *testing.T) {
 	t.Parallel()
-	bus := lossy{rpctest.NewBus(t)}
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
-	rpc.Handle(srv, keep, func(context.Context, *string) (*rpc.None, error) {
-		t.Error("it was run")
-		return &rpc.None{}, nil
-	})
-	if err := srv.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer srv.Stop(context.Background())
-	c := rpc.NewClient(bus, rpc.ClientConfig{})
-	defer c.Close()
-	if err := rpc.Cast(t.Context(), c, keep, rpc.Any, new(string)); err != nil {
-		t.Fatal(err)
-	}
-	var reasons []string
-	for end := time.Now().Add(10 * time.Second); len(reasons) == 0 && time.Now().Before(end); {
-		err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
-			reasons = append(reasons, l.Reason)
-			return rpc.Drop
+	for _, d := range []rpc.Delivery{rpc.AtLeastOnce, rpc.AtMostOnce} {
+		t.Run(d.String(), func(t *testing.T) {
+			t.Parallel()
+			m := keep
+			m.Delivery = d
+			bus := lossy{rpctest.NewBus(t)}
+			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+			rpc.Handle(srv, m, func(context.Context, *string) (*rpc.None, error) {
+				t.Error("it was run")
+				return &rpc.None{}, nil
+			})
+			if err := srv.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer srv.Stop(context.Background())
+			c := rpc.NewClient(bus, rpc.ClientConfig{})
+			defer c.Close()
+			if err := rpc.Cast(t.Context(), c, m, rpc.Any, new(string)); err != nil {
+				t.Fatal(err)
+			}
+			var reasons []string
+			for end := time.Now().Add(10 * time.Second); len(reasons) == 0 && time.Now().Before(end); {
+				err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+					reasons = append(reasons, l.Reason)
+					return rpc.Drop
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if len(reasons) != 1 || !strings.Contains(reasons[0], "20 servers were lost") {
+				t.Errorf("dead letters: %q, want one of 20 lost servers", reasons)
+			}
 		})
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
-	if len(reasons) != 1 || !strings.Contains(reasons[0], "20 servers were lost") {
-		t.Errorf("dead letters: %q, want one of 20 lost servers", reasons)
 	}
 }
 

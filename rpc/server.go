@@ -332,6 +332,10 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		}
 		return
 	}
+	// A call's deadline ends what kills one server after the other.
+	if r.info.Kind == KindCast && m.Metadata[MetaRedelivered] != "" && s.redelivered(ctx, m, r) {
+		return
+	}
 	if err := Settle(m, true); err != nil {
 		s.cfg.Logger.DebugContext(ctx, "left a message to its next delivery: it cannot be acknowledged", "method", r.info.String(), "error", err)
 		return
