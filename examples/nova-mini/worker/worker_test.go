@@ -111,24 +111,25 @@ func newBench(t *testing.T) *bench {
 	b.client = rpc.NewClient(bus, rpc.ClientConfig{})
 	t.Cleanup(func() { b.client.Close() })
 	b.svc = worker.New(worker.Config{Host: "h1", Driver: b.driver, Client: b.client, Logger: quiet})
-	answer := func(err *error) (*rpc.None, error) {
+	// What is answered is read before tell lets the test go on and change it.
+	answer := func(err *error, tell func()) (*rpc.None, error) {
 		b.mu.Lock()
-		defer b.mu.Unlock()
-		return &rpc.None{}, *err
+		is := *err
+		b.mu.Unlock()
+		tell()
+		return &rpc.None{}, is
 	}
 	for _, s := range []struct {
 		cfg rpc.ServerConfig
 		add func(*rpc.Server)
 	}{
 		{rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet}, func(s *rpc.Server) {
-			rpc.Handle(s, compute.BeginBuild, func(context.Context, *compute.AttemptRequest) (*rpc.None, error) { return answer(&b.begin) })
+			rpc.Handle(s, compute.BeginBuild, func(context.Context, *compute.AttemptRequest) (*rpc.None, error) { return answer(&b.begin, func() {}) })
 			rpc.Handle(s, compute.EndBuild, func(_ context.Context, r *compute.EndBuildRequest) (*rpc.None, error) {
-				b.ended <- *r
-				return answer(&b.end)
+				return answer(&b.end, func() { b.ended <- *r })
 			})
 			rpc.Handle(s, compute.EndDestroy, func(_ context.Context, r *compute.AttemptRequest) (*rpc.None, error) {
-				b.gone <- *r
-				return answer(&b.end)
+				return answer(&b.end, func() { b.gone <- *r })
 			})
 			rpc.Handle(s, compute.ReportHost, func(_ context.Context, r *compute.HostReport) (*rpc.None, error) {
 				b.seen <- *r
