@@ -73,6 +73,7 @@ var rules = map[string][]string{
 	"internal/testenv":     {mysql, amqp, nats},
 	"internal/testenv/run": {"internal/testenv"},
 	"internal/envtest":     {"internal/testenv"},
+	"internal/compare":     {},
 
 	"examples/...": nil, // not looked at: examples import what they like
 }

@@ -10,14 +10,35 @@ import (
 	"text/tabwriter"
 )
 
-// Decision says what became of every host: each is in exactly one of the lists.
-// In JSON a host is its name; decode it as a Decision of [Name].
+// Decision says what became of every host: each is in exactly one of the lists,
+// unless the configuration limits them; the numbers hold anyway. In JSON a host
+// is its name; decode it as a Decision of [Name].
 type Decision[H Host] struct {
-	// Ranked are the hosts that passed. The first is the chosen one, the
-	// others are alternates, best first.
+	// Ranked are the hosts that passed, Config.Keep at most. The first is the
+	// chosen one, the others are alternates, best first.
 	Ranked []Ranked[H] `json:"ranked"`
-	// Rejected are in the order in which they were turned away.
+	// Rejected are the others, if the explanation is Full. The order is the same
+	// for the same hosts.
 	Rejected []Rejected `json:"rejected"`
+	// Passed is how many hosts passed, Counts how many each filter turned away,
+	// the most frequent first. Unseen is how many nobody asked about, because
+	// enough had passed.
+	Passed int     `json:"passed"`
+	Counts []Count `json:"counts"`
+	Unseen int     `json:"unseen,omitempty"`
+}
+
+// Count is how many hosts a filter turned away.
+type Count struct {
+	Filter string `json:"filter"`
+	Hosts  int    `json:"hosts"`
+}
+
+// sortCounts puts the most frequent first.
+func sortCounts(counts []Count) {
+	slices.SortFunc(counts, func(a, b Count) int {
+		return cmp.Or(cmp.Compare(b.Hosts, a.Hosts), cmp.Compare(a.Filter, b.Filter))
+	})
 }
 
 // Ranked is a host that passed.
@@ -54,10 +75,10 @@ type Name string
 // Name returns the name.
 func (n Name) Name() string { return string(n) }
 
-// Named returns the decision with the hosts' names alone. The lists of scores
-// and of rejected hosts are shared with d.
+// Named returns the decision with the hosts' names alone. All else is shared
+// with d.
 func (d *Decision[H]) Named() *Decision[Name] {
-	out := &Decision[Name]{Ranked: make([]Ranked[Name], len(d.Ranked)), Rejected: d.Rejected}
+	out := &Decision[Name]{make([]Ranked[Name], len(d.Ranked)), d.Rejected, d.Passed, d.Counts, d.Unseen}
 	for i, r := range d.Ranked {
 		out.Ranked[i] = Ranked[Name]{Name(r.Host.Name()), r.Total, r.Scores}
 	}
@@ -73,29 +94,19 @@ func (r Ranked[H]) MarshalJSON() ([]byte, error) {
 // Summary counts the hosts that passed and the others by filter, the most
 // frequent first: "0 of 4 hosts: 3 MEMORY_MB, 1 disabled".
 func (d *Decision[H]) Summary() string {
-	counts := map[string]int{}
-	for _, r := range d.Rejected {
-		counts[r.Filter]++
+	all := d.Passed + d.Unseen
+	for _, c := range d.Counts {
+		all += c.Hosts
 	}
-	type count struct {
-		filter string
-		n      int
-	}
-	list := make([]count, 0, len(counts))
-	for f, n := range counts {
-		list = append(list, count{f, n})
-	}
-	slices.SortFunc(list, func(a, b count) int {
-		return cmp.Or(cmp.Compare(b.n, a.n), cmp.Compare(a.filter, b.filter))
-	})
 	var s strings.Builder
-	fmt.Fprintf(&s, "%d of %d hosts", len(d.Ranked), len(d.Ranked)+len(d.Rejected))
-	for i, c := range list {
-		sep := ", "
-		if i == 0 {
-			sep = ": "
-		}
-		s.WriteString(sep + strconv.Itoa(c.n) + " " + c.filter)
+	fmt.Fprintf(&s, "%d of %d hosts", d.Passed, all)
+	sep := ": "
+	for _, c := range d.Counts {
+		s.WriteString(sep + strconv.Itoa(c.Hosts) + " " + c.Filter)
+		sep = ", "
+	}
+	if d.Unseen > 0 {
+		s.WriteString(sep + strconv.Itoa(d.Unseen) + " not looked at")
 	}
 	return s.String()
 }

@@ -10,7 +10,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -52,18 +51,18 @@ func enabled() filter {
 func room() filter {
 	return scheduler.FilterFunc("MEMORY_MB", func(s spec, n *node) scheduler.Verdict {
 		if n.free < s.need {
-			return scheduler.Reject("needs %d MiB, %d MiB free", s.need, n.free)
+			return scheduler.RejectNumbers("needs %d MiB, %d MiB free", s.need, n.free)
 		}
 		return scheduler.Pass
 	})
 }
 
 func byFree(multiplier float64) weighted {
-	return weighted{scheduler.WeigherFunc("free", func(_ spec, n *node) float64 { return float64(n.free) }), multiplier}
+	return weighted{Weigher: scheduler.WeigherFunc("free", func(_ spec, n *node) float64 { return float64(n.free) }), Multiplier: multiplier}
 }
 
 func byLoad(multiplier float64) weighted {
-	return weighted{scheduler.WeigherFunc("load", func(_ spec, n *node) float64 { return n.load }), multiplier}
+	return weighted{Weigher: scheduler.WeigherFunc("load", func(_ spec, n *node) float64 { return n.load }), Multiplier: multiplier}
 }
 
 func mustNew(t testing.TB, cfg config) *scheduler.Scheduler[spec, *node] {
@@ -109,7 +108,7 @@ func TestNormalise(t *testing.T) {
 		{"negative weights", []float64{-2, -10, -4}, 1, -inf, inf, []float64{1, 0, 0.75}, "a c b"},
 		{"negative multiplier", []float64{2, 10, 4}, -1.5, -inf, inf, []float64{0, 1, 0.25}, "a c b"},
 		{"zero multiplier", []float64{2, 10, 4}, 0, -inf, inf, []float64{0, 1, 0.25}, "a b c"},
-		{"ties by name", []float64{10, 2, 10}, 1, -inf, inf, []float64{1, 0, 1}, "a c b"},
+		{"ties in the order given", []float64{10, 2, 10}, 1, -inf, inf, []float64{1, 0, 1}, "a c b"},
 		{"declared bounds", []float64{2, 5, 4}, 1, 0, 10, []float64{0.2, 0.5, 0.4}, "b c a"},
 		{"weights beyond the bounds", []float64{-5, 50, 4}, 1, 0, 10, []float64{0, 1, 0.4}, "b c a"},
 		{"one bound", []float64{2, 10, 4}, 1, 0, inf, []float64{0.2, 1, 0.4}, "b c a"},
@@ -125,7 +124,7 @@ func TestNormalise(t *testing.T) {
 			for i, l := range tt.loads {
 				hosts = append(hosts, &node{name: string(rune('a' + i)), load: l})
 			}
-			s := mustNew(t, config{Weighers: []weighted{{bounded{byLoad(0).Weigher, tt.low, tt.high}, tt.multiplier}}})
+			s := mustNew(t, config{Weighers: []weighted{{Weigher: bounded{byLoad(0).Weigher, tt.low, tt.high}, Multiplier: tt.multiplier}}})
 			d, err := s.Rank(t.Context(), spec{}, hosts)
 			if err != nil {
 				t.Fatal(err)
@@ -174,10 +173,12 @@ func TestDecision(t *testing.T) {
 			{Host: hosts[1], Total: -1, Scores: []scheduler.Score{{"free", 4096, 1, 1}, {"load", 3, 1, -2}}},
 		},
 		Rejected: []scheduler.Rejected{
-			{"n3", "disabled", "out of service"},
 			{"n1", "MEMORY_MB", "needs 2048 MiB, 512 MiB free"},
+			{"n3", "disabled", "out of service"},
 			{"n5", "MEMORY_MB", "needs 2048 MiB, 1024 MiB free"},
 		},
+		Passed: 2,
+		Counts: []scheduler.Count{{"MEMORY_MB", 2}, {"disabled", 1}},
 	}
 	if diff := cmp.Diff(want, d, cmp.AllowUnexported(node{})); diff != "" {
 		t.Errorf("decision (-want +got):\n%s", diff)
@@ -217,7 +218,7 @@ func TestNoValidHost(t *testing.T) {
 		t.Errorf("without hosts: %v, %v", d, err)
 	}
 	raw, err := json.Marshal(d)
-	if string(raw) != `{"ranked":[],"rejected":[]}` || err != nil {
+	if string(raw) != `{"ranked":[],"rejected":[],"passed":0,"counts":[]}` || err != nil {
 		t.Errorf("JSON of an empty decision: %s, %v", raw, err)
 	}
 }
@@ -241,20 +242,16 @@ func golden(t *testing.T, name, got string) {
 
 func TestSummary(t *testing.T) {
 	t.Parallel()
-	rejected := func(filters ...string) (out []scheduler.Rejected) {
-		for i, f := range filters {
-			out = append(out, scheduler.Rejected{Host: strconv.Itoa(i), Filter: f})
-		}
-		return out
-	}
+	type decision = scheduler.Decision[scheduler.Name]
 	tests := []struct {
-		d    scheduler.Decision[scheduler.Name]
+		d    decision
 		want string
 	}{
-		{scheduler.Decision[scheduler.Name]{}, "0 of 0 hosts"},
-		{scheduler.Decision[scheduler.Name]{Ranked: make([]scheduler.Ranked[scheduler.Name], 2)}, "2 of 2 hosts"},
-		{scheduler.Decision[scheduler.Name]{Ranked: make([]scheduler.Ranked[scheduler.Name], 2), Rejected: rejected("a", "b", "b")}, "2 of 5 hosts: 2 b, 1 a"},
-		{scheduler.Decision[scheduler.Name]{Rejected: rejected("c", "b", "a")}, "0 of 3 hosts: 1 a, 1 b, 1 c"},
+		{decision{}, "0 of 0 hosts"},
+		{decision{Passed: 2}, "2 of 2 hosts"},
+		{decision{Passed: 2, Counts: []scheduler.Count{{"b", 2}, {"a", 1}}}, "2 of 5 hosts: 2 b, 1 a"},
+		{decision{Passed: 1, Unseen: 7}, "1 of 8 hosts: 7 not looked at"},
+		{decision{Passed: 1, Counts: []scheduler.Count{{"b", 2}}, Unseen: 7}, "1 of 10 hosts: 2 b, 7 not looked at"},
 	}
 	for _, tt := range tests {
 		if got := tt.d.Summary(); got != tt.want {
@@ -341,7 +338,7 @@ func TestPrepare(t *testing.T) {
 	if !errors.Is(err, scheduler.ErrNoValidHost) || d.Summary() != "0 of 5 hosts: 2 i, 1 f, 1 g, 1 h" {
 		t.Errorf("Rank = %v, %v", d, err)
 	}
-	if want := "fn1 fn2 fn3 fn4 fn5 gn2 gn3 gn4 gn5 hn2 hn4 hn5 in2 in5"; strings.Join(asked, " ") != want {
+	if want := "fn1 fn2 gn2 hn2 in2 fn3 gn3 fn4 gn4 hn4 fn5 gn5 hn5 in5"; strings.Join(asked, " ") != want {
 		t.Errorf("asked %v, want %s", asked, want)
 	}
 }
@@ -360,7 +357,7 @@ func TestErrorsEndTheDecision(t *testing.T) {
 		text string
 	}{
 		{"filter", t.Context(), config{Filters: []filter{broken}}, boom, "filter broken: boom"},
-		{"weigher", t.Context(), config{Weighers: []weighted{{failingWeigher{boom}, 1}}}, boom, "weigher broken: boom"},
+		{"weigher", t.Context(), config{Weighers: []weighted{{Weigher: failingWeigher{boom}, Multiplier: 1}}}, boom, "weigher broken: boom"},
 		{"context in filters", cancelled, config{Filters: []filter{room()}}, context.Canceled, "context canceled"},
 		{"context in weighers", cancelled, config{Weighers: []weighted{byFree(1)}}, context.Canceled, "context canceled"},
 	} {
@@ -369,7 +366,7 @@ func TestErrorsEndTheDecision(t *testing.T) {
 			t.Errorf("%s: Rank = %v, %v", tt.name, d, err)
 		}
 	}
-	d, err := mustNew(t, config{Weighers: []weighted{{failingWeigher{nil}, 1}}}).Rank(t.Context(), spec{}, fleet())
+	d, err := mustNew(t, config{Weighers: []weighted{{Weigher: failingWeigher{nil}, Multiplier: 1}}}).Rank(t.Context(), spec{}, fleet())
 	if err != nil || names(d) != "n1 n2 n3 n4 n5" {
 		t.Errorf("a weigher that has nothing to say: %v, %v", d, err)
 	}
@@ -383,7 +380,7 @@ func TestNewRefuses(t *testing.T) {
 		"filter 0 has no name":          {Filters: []filter{prepared{}}},
 		"two filters named MEMORY_MB":   {Filters: []filter{room(), enabled(), room()}},
 		"weigher 0 is nil":              {Weighers: []weighted{{}}},
-		"weigher 0 has no name":         {Weighers: []weighted{{scheduler.WeigherFunc("", func(spec, *node) float64 { return 0 }), 1}}},
+		"weigher 0 has no name":         {Weighers: []weighted{{Weigher: scheduler.WeigherFunc("", func(spec, *node) float64 { return 0 }), Multiplier: 1}}},
 		"two weighers named free":       {Weighers: []weighted{byFree(1), byFree(2)}},
 		"weigher free: multiplier NaN":  {Weighers: []weighted{byFree(math.NaN())}},
 		"weigher free: multiplier +Inf": {Weighers: []weighted{byFree(math.Inf(1))}},
@@ -532,7 +529,7 @@ func BenchmarkRank(b *testing.B) {
 				Filters: []filter{enabled(), room(), third},
 				Weighers: []weighted{
 					byFree(1), byLoad(-1),
-					{scheduler.WeigherFunc("even", func(_ spec, n *node) float64 { return float64(n.free % 7) }), 0.5},
+					{Weigher: scheduler.WeigherFunc("even", func(_ spec, n *node) float64 { return float64(n.free % 7) }), Multiplier: 0.5},
 				},
 			})
 			b.ReportAllocs()

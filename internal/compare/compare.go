@@ -1,0 +1,100 @@
+// Package compare runs ways to do the same work side by side and prints how they
+// compare, for benchmarks whose results are ratios.
+package compare
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"text/tabwriter"
+	"time"
+)
+
+var (
+	rounds = flag.Int("rounds", 5, "rounds of a comparison")
+	slice  = flag.Duration("slice", time.Second, "how long each contender runs in a round")
+)
+
+// Contender is one way to do a piece of work.
+type Contender struct {
+	Name  string
+	Op    func()
+	Drain func() // waits until what Op started has ended; may be nil
+}
+
+// Table is where comparisons are printed.
+type Table struct{ w *tabwriter.Writer }
+
+// New begins a table on standard output.
+func New() *Table {
+	t := &Table{tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)}
+	_, _ = fmt.Fprintln(t.w, "\nwork\tcallers\tby\tper s\tratio\tp50\tratio\t")
+	return t
+}
+
+// result is what one contender did in one round.
+type result struct {
+	rate float64 // operations a second
+	p50  time.Duration
+}
+
+// measure runs Op in as many goroutines as there are callers.
+func measure(c Contender, callers int, d time.Duration) result {
+	var mu sync.Mutex
+	var all []time.Duration
+	var wg sync.WaitGroup
+	start := time.Now()
+	for range callers {
+		wg.Go(func() {
+			mine := make([]time.Duration, 0, 1<<14)
+			for time.Since(start) < d {
+				t := time.Now()
+				c.Op()
+				mine = append(mine, time.Since(t))
+			}
+			mu.Lock()
+			all = append(all, mine...)
+			mu.Unlock()
+		})
+	}
+	wg.Wait()
+	if c.Drain != nil {
+		c.Drain()
+	}
+	spent := time.Since(start)
+	slices.Sort(all)
+	return result{float64(len(all)) / spent.Seconds(), all[len(all)/2]}
+}
+
+// Row runs the contenders one after another, again and again, and prints their
+// medians, a line each; the ratios are medians of those in one round to the
+// first.
+func (t *Table) Row(what string, callers int, list ...Contender) {
+	for _, c := range list { // warm
+		measure(c, callers, *slice/5)
+	}
+	got := make([][]result, len(list))
+	for range *rounds {
+		for i, c := range list {
+			got[i] = append(got[i], measure(c, callers, *slice))
+		}
+	}
+	for i, c := range list {
+		rates, ratios, p50s, slower := make([]float64, 0), make([]float64, 0), make([]time.Duration, 0), make([]float64, 0)
+		for r, x := range got[i] {
+			rates, p50s = append(rates, x.rate), append(p50s, x.p50)
+			ratios = append(ratios, x.rate/got[0][r].rate)
+			slower = append(slower, float64(x.p50)/float64(got[0][r].p50))
+		}
+		_, _ = fmt.Fprintf(t.w, "%s\t%d\t%s\t%.0f\t%.2f\t%v\t%.2f\t\n", what, callers, c.Name,
+			median(rates), median(ratios), median(p50s).Round(100*time.Nanosecond), median(slower))
+	}
+	_ = t.w.Flush() // to standard output
+}
+
+func median[T float64 | time.Duration](list []T) T {
+	list = slices.Sorted(slices.Values(list))
+	return list[len(list)/2]
+}

@@ -1,0 +1,287 @@
+package scheduler_test
+
+import (
+	"cmp"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/armature-go/armature/internal/compare"
+	"github.com/armature-go/armature/scheduler"
+)
+
+// box is a host as a hand-written scheduler would have it.
+type box struct {
+	name              string
+	zone              int
+	enabled           bool
+	traits            uint64
+	vcpus, vcpusUsed  int64
+	ramMiB, ramUsed   int64
+	diskGiB, diskUsed int64
+	ioOps, instances  int64
+}
+
+func (b *box) Name() string { return b.name }
+
+type ask struct {
+	zone           int
+	traits         uint64
+	vcpus, ram, gb int64
+	maxIO, maxVMs  int64
+}
+
+// boxes makes a fleet that is half full on average.
+func boxes(n int) []*box {
+	r := rand.New(rand.NewPCG(1, 2))
+	out := make([]*box, n)
+	for i := range out {
+		b := &box{name: fmt.Sprintf("node-%06d", i), zone: r.IntN(3), enabled: r.IntN(50) > 0, traits: r.Uint64() | 1, vcpus: 256, ramMiB: 512 << 10, diskGiB: 8 << 10, ioOps: r.Int64N(8)}
+		b.vcpusUsed, b.ramUsed, b.diskUsed = r.Int64N(b.vcpus), r.Int64N(b.ramMiB), r.Int64N(b.diskGiB)
+		b.instances = b.vcpusUsed / 4
+		out[i] = b
+	}
+	return out
+}
+
+func boxConfig() scheduler.Config[*ask, *box] {
+	f := scheduler.FilterFunc[*ask, *box]
+	w := func(name string, m float64, f func(*ask, *box) float64) scheduler.Weighted[*ask, *box] {
+		return scheduler.Weighted[*ask, *box]{Weigher: scheduler.WeigherFunc(name, f), Multiplier: m}
+	}
+	return scheduler.Config[*ask, *box]{
+		Filters: []scheduler.Filter[*ask, *box]{
+			f("disabled", func(_ *ask, b *box) scheduler.Verdict {
+				if !b.enabled {
+					return scheduler.Reject("out of service")
+				}
+				return scheduler.Pass
+			}),
+			f("zone", func(a *ask, b *box) scheduler.Verdict {
+				if a.zone >= 0 && a.zone != b.zone {
+					return scheduler.RejectNumbers("wants zone %d, is in zone %d", a.zone, b.zone)
+				}
+				return scheduler.Pass
+			}),
+			f("VCPU", func(a *ask, b *box) scheduler.Verdict {
+				if free := b.vcpus - b.vcpusUsed; a.vcpus > free {
+					return scheduler.RejectNumbers("needs %d VCPU, %d VCPU free", a.vcpus, free)
+				}
+				return scheduler.Pass
+			}),
+			f("MEMORY_MB", func(a *ask, b *box) scheduler.Verdict {
+				if free := b.ramMiB - b.ramUsed; a.ram > free {
+					return scheduler.RejectNumbers("needs %d MiB, %d MiB free", a.ram, free)
+				}
+				return scheduler.Pass
+			}),
+			f("DISK_GB", func(a *ask, b *box) scheduler.Verdict {
+				if free := b.diskGiB - b.diskUsed; a.gb > free {
+					return scheduler.RejectNumbers("needs %d GiB, %d GiB free", a.gb, free)
+				}
+				return scheduler.Pass
+			}),
+			f("traits", func(a *ask, b *box) scheduler.Verdict {
+				if a.traits&^b.traits != 0 {
+					return scheduler.Reject("a trait is missing")
+				}
+				return scheduler.Pass
+			}),
+			f("io_ops", func(a *ask, b *box) scheduler.Verdict {
+				if b.ioOps > a.maxIO {
+					return scheduler.RejectNumbers("%d I/O operations run, at most %d", b.ioOps, a.maxIO)
+				}
+				return scheduler.Pass
+			}),
+			f("instances", func(a *ask, b *box) scheduler.Verdict {
+				if b.instances > a.maxVMs {
+					return scheduler.RejectNumbers("has %d instances, at most %d", b.instances, a.maxVMs)
+				}
+				return scheduler.Pass
+			}),
+		},
+		Weighers: []scheduler.Weighted[*ask, *box]{
+			w("ram", 1, func(_ *ask, b *box) float64 { return float64(b.ramMiB - b.ramUsed) }),
+			w("cpu", 1, func(_ *ask, b *box) float64 { return float64(b.vcpus - b.vcpusUsed) }),
+			w("disk", 1, func(_ *ask, b *box) float64 { return float64(b.diskGiB - b.diskUsed) }),
+			w("io_ops", -1, func(_ *ask, b *box) float64 { return float64(b.ioOps) }),
+		},
+	}
+}
+
+type scored struct {
+	box   *box
+	at    int
+	total float64
+	raw   [4]float64
+}
+
+// byHand is what one would write for this one purpose: the same filters,
+// weights and order, without names and reasons.
+func byHand(a *ask, boxes []*box, start, enough int) []scored {
+	out := make([]scored, 0, 1024)
+	var low, high [4]float64
+	for i := range boxes {
+		b := boxes[(start+i)%len(boxes)]
+		switch {
+		case !b.enabled,
+			a.zone >= 0 && a.zone != b.zone,
+			a.vcpus > b.vcpus-b.vcpusUsed,
+			a.ram > b.ramMiB-b.ramUsed,
+			a.gb > b.diskGiB-b.diskUsed,
+			a.traits&^b.traits != 0,
+			b.ioOps > a.maxIO,
+			b.instances > a.maxVMs:
+			continue
+		}
+		s := scored{box: b, at: len(out), raw: [4]float64{float64(b.ramMiB - b.ramUsed), float64(b.vcpus - b.vcpusUsed), float64(b.diskGiB - b.diskUsed), float64(b.ioOps)}}
+		for j, x := range s.raw {
+			if len(out) == 0 || x < low[j] {
+				low[j] = x
+			}
+			if len(out) == 0 || x > high[j] {
+				high[j] = x
+			}
+		}
+		if out = append(out, s); len(out) == enough {
+			break
+		}
+	}
+	mult := [4]float64{1, 1, 1, -1}
+	for i := range out {
+		for j, x := range out[i].raw {
+			if high[j] > low[j] {
+				out[i].total += mult[j] * ((x - low[j]) / (high[j] - low[j]))
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b scored) int { return cmp.Or(cmp.Compare(b.total, a.total), cmp.Compare(a.at, b.at)) })
+	return out
+}
+
+var (
+	mostPass = &ask{zone: -1, traits: 1, vcpus: 1, ram: 1024, gb: 1, maxIO: 8, maxVMs: 1000}
+	fewPass  = &ask{zone: 1, traits: 3, vcpus: 100, ram: 128 << 10, gb: 1024, maxIO: 6, maxVMs: 1000}
+)
+
+// BenchmarkCompare compares decisions with a loop written by hand, in interleaved
+// rounds of one run. It minds no -benchtime: -args -rounds and -slice say how
+// long.
+func BenchmarkCompare(b *testing.B) {
+	t := compare.New()
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		hosts := boxes(n)
+		for _, a := range []struct {
+			name string
+			ask  *ask
+		}{{"most pass", mostPass}, {"few pass", fewPass}} {
+			list := []compare.Contender{{Name: "loop by hand", Op: func() { byHand(a.ask, hosts, 0, 0) }}}
+			for _, e := range []struct {
+				name    string
+				explain scheduler.Explain
+			}{{"Rank, brief", scheduler.Brief}, {"Rank, short", scheduler.Short}, {"Rank, full", scheduler.Full}} {
+				list = append(list, compare.Contender{Name: e.name, Op: ranks(b, e.explain, 0, a.ask, hosts)})
+			}
+			t.Row(fmt.Sprintf("%d hosts, %s", n, a.name), 1, list...)
+		}
+	}
+	hosts := boxes(100_000)
+	start := 0
+	t.Row("100000 hosts, until 500 pass", 1,
+		compare.Contender{Name: "loop by hand", Op: func() {
+			byHand(mostPass, hosts, start, 500)
+			start = (start + 500) % len(hosts)
+		}},
+		compare.Contender{Name: "Rank, brief", Op: ranks(b, scheduler.Brief, 500, mostPass, hosts)},
+		compare.Contender{Name: "Rank, full", Op: ranks(b, scheduler.Full, 500, mostPass, hosts)})
+	hosts = hosts[:10_000]
+	cfg := boxConfig()
+	cfg.Explain = scheduler.Brief
+	s, err := scheduler.New(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	t.Row("10000 hosts", 1,
+		compare.Contender{Name: "Rank", Op: ranks(b, scheduler.Brief, 0, mostPass, hosts)},
+		compare.Contender{Name: "RankMany of 1000", Op: func() {
+			got, err := s.RankMany(b.Context(), mostPass, hosts, 1000, func(b *box) *box {
+				c := *b
+				c.vcpusUsed += mostPass.vcpus
+				c.ramUsed += mostPass.ram
+				c.diskUsed += mostPass.gb
+				c.instances++
+				return &c
+			})
+			if err != nil || len(got.Hosts) != 1000 {
+				b.Error(err)
+			}
+		}})
+}
+
+func ranks(b *testing.B, e scheduler.Explain, enough int, a *ask, hosts []*box) func() {
+	b.Helper()
+	cfg := boxConfig()
+	cfg.Explain, cfg.Enough = e, enough
+	s, err := scheduler.New(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return func() {
+		if _, err := s.Rank(b.Context(), a, hosts); err != nil {
+			b.Error(err)
+		}
+	}
+}
+
+// TestAllocations: a decision needs no memory for each host, but for what it
+// hands out.
+func TestAllocations(t *testing.T) {
+	for _, e := range []scheduler.Explain{scheduler.Brief, scheduler.Short, scheduler.Full} {
+		for name, a := range map[string]*ask{"most pass": mostPass, "few pass": fewPass} {
+			cfg := boxConfig()
+			cfg.Explain = e
+			s, err := scheduler.New(cfg)
+			if err != nil {
+				t.Fatal(err)
+			}
+			count := func(hosts []*box) float64 {
+				return testing.AllocsPerRun(20, func() {
+					if _, err := s.Rank(t.Context(), a, hosts); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			few, many := count(boxes(500)), count(boxes(5000))
+			t.Logf("explain %d, %s: %g allocations for 500 hosts, %g for 5000", e, name, few, many)
+			if many > few+20 { // lists that grow
+				t.Errorf("explain %d, %s: %g allocations for 500 hosts, %g for 5000", e, name, few, many)
+			}
+		}
+	}
+}
+
+// TestByHand: what the benchmark compares does the same work.
+func TestByHand(t *testing.T) {
+	t.Parallel()
+	hosts := boxes(1000)
+	for _, a := range []*ask{mostPass, fewPass} {
+		s, err := scheduler.New(boxConfig())
+		if err != nil {
+			t.Fatal(err)
+		}
+		d, err := s.Rank(t.Context(), a, hosts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := byHand(a, hosts, 0, 0)
+		if len(want) != len(d.Ranked) || len(want) < 2 {
+			t.Fatalf("%d by hand, %d by Rank", len(want), len(d.Ranked))
+		}
+		for i, w := range want {
+			if r := d.Ranked[i]; r.Host != w.box || r.Total != w.total {
+				t.Fatalf("place %d: %s %g, by hand %s %g", i, r.Host.name, r.Total, w.box.name, w.total)
+			}
+		}
+	}
+}

@@ -1,0 +1,152 @@
+package scheduler
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Reported is a host that says since when what it tells of itself is true.
+type Reported interface {
+	Host
+	ReportedAt() time.Time
+}
+
+// Fleet keeps the hosts as they last reported themselves, in memory. Readers
+// take no lock: what [Fleet.Hosts] returned stays as it is, and a change makes
+// another list. Hosts are not changed once they are in it: an update is another
+// H. The zero value is ready. It is safe for concurrent use.
+type Fleet[H Reported] struct {
+	mu    sync.Mutex // of writers
+	hosts atomic.Pointer[[]H]
+}
+
+// Hosts returns all hosts by name. The list is shared and must not be changed.
+func (f *Fleet[H]) Hosts() []H {
+	if p := f.hosts.Load(); p != nil {
+		return *p
+	}
+	return nil
+}
+
+// Host returns one host.
+func (f *Fleet[H]) Host(name string) (h H, ok bool) {
+	hosts := f.Hosts()
+	if i, ok := find(hosts, name); ok {
+		return hosts[i], true
+	}
+	return h, false
+}
+
+func find[H Host](hosts []H, name string) (int, bool) {
+	return slices.BinarySearchFunc(hosts, name, func(h H, name string) int { return cmp.Compare(h.Name(), name) })
+}
+
+// Report takes reports in, of new hosts and of those it has, and returns how many
+// it dropped because it has a later one of that host. Many at once cost as much
+// as one: the list is copied.
+func (f *Fleet[H]) Report(hosts ...H) (late int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	old := f.Hosts()
+	list := slices.Clone(old)
+	var more []H
+	for _, h := range hosts {
+		i, ok := find(list, h.Name())
+		switch {
+		case !ok:
+			more = append(more, h)
+		case h.ReportedAt().Before(list[i].ReportedAt()):
+			late++
+		default:
+			list[i] = h
+		}
+	}
+	if len(more) > 0 {
+		// The last of equal names is the latest.
+		slices.SortStableFunc(more, func(a, b H) int {
+			return cmp.Or(cmp.Compare(a.Name(), b.Name()), a.ReportedAt().Compare(b.ReportedAt()))
+		})
+		before := len(more)
+		slices.Reverse(more)
+		more = slices.CompactFunc(more, func(a, b H) bool { return a.Name() == b.Name() })
+		late += before - len(more)
+		list = append(list, more...)
+		slices.SortFunc(list, func(a, b H) int { return cmp.Compare(a.Name(), b.Name()) })
+	}
+	f.hosts.Store(&list)
+	return late
+}
+
+// Update replaces a host by what f makes of it, such as when a claim succeeded
+// and its next report is still to come, and reports whether there is one of that
+// name. f must not change its argument, and not call the Fleet.
+func (f *Fleet[H]) Update(name string, change func(H) H) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := slices.Clone(f.Hosts())
+	i, ok := find(list, name)
+	if !ok {
+		return false
+	}
+	list[i] = change(list[i])
+	f.hosts.Store(&list)
+	return true
+}
+
+// Forget removes hosts whose last report is older than maxAge, and returns
+// their names: what a loop calls so that the list does not grow for ever.
+func (f *Fleet[H]) Forget(maxAge time.Duration) (names []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	end := time.Now().Add(-maxAge)
+	var list []H
+	for _, h := range f.Hosts() {
+		if h.ReportedAt().Before(end) {
+			names = append(names, h.Name())
+		} else {
+			list = append(list, h)
+		}
+	}
+	if len(names) > 0 {
+		f.hosts.Store(&list)
+	}
+	return names
+}
+
+// Age returns for how long the hosts' reports have been known, at least and at
+// most. Both are 0 if there are no hosts.
+func (f *Fleet[H]) Age() (newest, oldest time.Duration) {
+	for i, h := range f.Hosts() {
+		age := time.Since(h.ReportedAt())
+		if i == 0 {
+			newest = age
+		}
+		newest, oldest = min(newest, age), max(oldest, age)
+	}
+	return newest, oldest
+}
+
+// Fresh returns the Filter "stale": it turns away hosts whose last report is
+// older than maxAge.
+func Fresh[R any, H Reported](maxAge time.Duration) Filter[R, H] { return fresh[R, H]{maxAge} }
+
+type fresh[R any, H Reported] struct{ maxAge time.Duration }
+
+func (fresh[R, H]) Name() string { return "stale" }
+
+// Once: a report is as old for the next request.
+func (fresh[R, H]) Once() {}
+
+func (f fresh[R, H]) Prepare(context.Context, R, []H) (func(H) Verdict, error) {
+	now := time.Now()
+	return func(h H) Verdict {
+		if age := now.Sub(h.ReportedAt()); age > f.maxAge {
+			return RejectNumbers("the last report is %d s old, %d s at most", int64(age/time.Second), int64(f.maxAge/time.Second))
+		}
+		return Pass
+	}, nil
+}

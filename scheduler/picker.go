@@ -1,0 +1,91 @@
+package scheduler
+
+import (
+	"fmt"
+	"math/rand/v2"
+)
+
+// Picker chooses one of the hosts that passed by their totals, at least two,
+// which stand in the order of the hosts, and returns its index. It must not
+// keep or change them. Calls do not overlap.
+type Picker func(totals []float64, r *rand.Rand) int
+
+// Best picks the host with the highest total, the first of equals.
+func Best(totals []float64, _ *rand.Rand) int {
+	best := 0
+	for i, t := range totals {
+		if t > totals[best] {
+			best = i
+		}
+	}
+	return best
+}
+
+// Shuffle picks one of those with the highest total at random (Nova's
+// shuffle_best_same_weighed_hosts).
+func Shuffle(totals []float64, r *rand.Rand) int {
+	best, equals := 0, 1
+	for i, t := range totals[1:] {
+		switch {
+		case t > totals[best]:
+			best, equals = i+1, 1
+		case t == totals[best]:
+			if equals++; r.IntN(equals) == 0 {
+				best = i + 1
+			}
+		}
+	}
+	return best
+}
+
+// Subset picks one of the n best at random (Nova's host_subset_size), so that
+// many schedulers do not all choose the same host. It panics if n is less
+// than 1.
+func Subset(n int) Picker {
+	if n < 1 {
+		panic(fmt.Sprintf("scheduler: Subset of %d", n))
+	}
+	return func(totals []float64, r *rand.Rand) int {
+		var few [16]int
+		best := few[:0]
+		for i, t := range totals {
+			if len(best) == n && t <= totals[best[n-1]] {
+				continue
+			}
+			if len(best) < n {
+				best = append(best, i)
+			}
+			at := len(best) - 1
+			for ; at > 0 && totals[best[at-1]] < t; at-- {
+				best[at] = best[at-1]
+			}
+			best[at] = i
+		}
+		return best[r.IntN(len(best))]
+	}
+}
+
+// Lottery picks at random, each host with a chance in proportion to its total
+// (Cinder's StochasticHostWeightHandler); a total below 0 counts as 0, and if
+// none is above 0 all have the same chance. Config.Unscaled goes with it.
+func Lottery(totals []float64, r *rand.Rand) int {
+	sum := 0.0
+	for _, t := range totals {
+		sum += max(t, 0)
+	}
+	if sum == 0 {
+		return r.IntN(len(totals))
+	}
+	draw, last := r.Float64()*sum, 0
+	for i, t := range totals {
+		if t <= 0 {
+			continue
+		}
+		if draw < t {
+			return i
+		}
+		draw -= t
+		last = i
+	}
+	return last // what rounding left over
+}
