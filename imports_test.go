@@ -56,8 +56,9 @@ var rules = map[string][]string{
 	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},
 	"rpc/rpctest":      {"rpc", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},
 
-	"scheduler":           {"fault"},
-	"scheduler/placement": {"scheduler", "db", "fault", "github.com/jmoiron/sqlx"},
+	"scheduler":                         {"fault"},
+	"scheduler/placement":               {"scheduler", "db", "fault", "github.com/jmoiron/sqlx"},
+	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
 	"driver":            {"fault", "reqctx", plugin, grpc},
 	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc},

@@ -1,0 +1,517 @@
+package placement
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/scheduler"
+)
+
+// Options are for [Filters] and [Weighers]. The zero value has the defaults.
+type Options struct {
+	// DownAfter is for how long a provider may give no sign of life. Default one
+	// minute, as Nova's service_down_time.
+	DownAfter time.Duration
+	// MaxTasks and MaxConsumers are what a host may have already when it gets
+	// another one: fewer than that. Defaults 8 and 50, as Nova's
+	// max_io_ops_per_host and max_instances_per_host. Metadata of those names in
+	// an aggregate replaces them, the least one if there are several.
+	MaxTasks, MaxConsumers int64
+	// HalfLife is after which time a failure counts half. Default one hour.
+	HalfLife time.Duration
+	// PropertyPrefix limits the filter "aggregate_properties" to metadata of
+	// aggregates whose names begin with it. Default: all.
+	PropertyPrefix string
+	// Multipliers replace weighers' own, by name.
+	Multipliers map[string]float64
+}
+
+func (o Options) withDefaults() Options {
+	if o.DownAfter == 0 {
+		o.DownAfter = time.Minute
+	}
+	if o.MaxTasks == 0 {
+		o.MaxTasks = 8
+	}
+	if o.MaxConsumers == 0 {
+		o.MaxConsumers = 50
+	}
+	if o.HalfLife == 0 {
+		o.HalfLife = time.Hour
+	}
+	return o
+}
+
+// judge tells what a filter says of a provider. prepare makes one for a request,
+// nil if the filter has nothing to say about it.
+type (
+	judge   = func(*Provider) scheduler.Verdict
+	prepare = func(*Request) judge
+)
+
+// filter is a filter on providers. Those that are once say the same while a batch
+// is placed.
+type filter[R Requester, H Hosted] struct {
+	name    string
+	prepare prepare
+}
+
+func (f filter[R, H]) Name() string { return f.name }
+
+func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) scheduler.Verdict, error) {
+	j := f.prepare(req.Placement())
+	if j == nil {
+		return nil, nil //nolint:nilnil // nothing to say
+	}
+	return func(h H) scheduler.Verdict { return j(h.Placement()) }, nil
+}
+
+type onceFilter[R Requester, H Hosted] struct{ filter[R, H] }
+
+func (onceFilter[R, H]) Once() {}
+
+// Filters returns all ready-made filters, in an order that is good for most:
+// what is cheap and turns many away comes first. scheduler.ByName chooses among
+// them. Their names, and those that Nova has for them, stand in
+// docs/scheduling.md.
+//
+// A filter without something in the request that concerns it lets all hosts
+// pass.
+func Filters[R Requester, H Hosted](o Options) []scheduler.Filter[R, H] {
+	o = o.withDefaults()
+	var out []scheduler.Filter[R, H]
+	for _, f := range []struct {
+		name    string
+		once    bool
+		prepare prepare
+	}{
+		{"forced", true, forced},
+		{"ignored", true, ignored},
+		{"disabled", true, disabled},
+		{"down", true, o.down},
+		{"zone", true, zone},
+		{VCPU, false, room(VCPU)},
+		{MemoryMB, false, room(MemoryMB)},
+		{DiskGB, false, room(DiskGB)},
+		{"resources", false, rest},
+		{"traits", true, traits},
+		{"platform", true, platform},
+		{"capabilities", true, capabilities},
+		{"aggregate_tenant", true, aggregateTenant},
+		{"aggregate_type", true, aggregateType},
+		{"aggregate_specs", true, aggregateSpecs},
+		{"aggregate_properties", true, o.aggregateProperties},
+		{"same_host", true, sameHost},
+		{"different_host", true, differentHost},
+		{"affinity", false, affinity},
+		{"anti_affinity", false, antiAffinity},
+		{"tasks", false, o.tasks},
+		{"consumers", false, o.consumers},
+	} {
+		if g := (filter[R, H]{f.name, f.prepare}); f.once {
+			out = append(out, onceFilter[R, H]{g})
+		} else {
+			out = append(out, g)
+		}
+	}
+	return out
+}
+
+func forced(q *Request) judge {
+	if len(q.Force) == 0 {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		if named(q.Force, p.ID) {
+			return scheduler.Pass
+		}
+		return scheduler.Reject("another host is asked for")
+	}
+}
+
+func ignored(q *Request) judge {
+	if len(q.Ignore) == 0 {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		if named(q.Ignore, p.ID) {
+			return scheduler.Reject("not this host")
+		}
+		return scheduler.Pass
+	}
+}
+
+// named minds no case, as Nova does not for forced and ignored hosts.
+func named(list []string, id string) bool {
+	return slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, id) })
+}
+
+func disabled(*Request) judge {
+	return func(p *Provider) scheduler.Verdict {
+		if p.Disabled != "" {
+			return scheduler.Reject(p.Disabled)
+		}
+		return scheduler.Pass
+	}
+}
+
+func (o Options) down(*Request) judge {
+	now := time.Now()
+	return func(p *Provider) scheduler.Verdict {
+		if age := now.Sub(p.SeenAt); age > o.DownAfter && !p.SeenAt.IsZero() {
+			return scheduler.RejectNumbers("not seen for %d s, down after %d s", int64(age/time.Second), int64(o.DownAfter/time.Second))
+		}
+		return scheduler.Pass
+	}
+}
+
+func zone(q *Request) judge {
+	if q.Zone == "" {
+		return nil
+	}
+	reason := "not in zone " + q.Zone
+	return func(p *Provider) scheduler.Verdict {
+		if p.Zone != q.Zone {
+			return scheduler.Reject(reason)
+		}
+		return scheduler.Pass
+	}
+}
+
+// units of the classes that have one.
+var units = map[string]string{MemoryMB: " MiB", DiskGB: " GiB"}
+
+// room is the filter of one class.
+func room(class string) prepare {
+	unit := units[class]
+	text := "needs %d" + unit + ", %d" + unit + " free"
+	return func(q *Request) judge {
+		n := q.Resources[class]
+		if n == 0 {
+			return nil
+		}
+		return func(p *Provider) scheduler.Verdict {
+			i, ok := p.Inventories[class]
+			if free := i.Free(); n > free && ok {
+				return scheduler.RejectNumbers(text, n, free)
+			}
+			return roomRest(&i, ok, n)
+		}
+	}
+}
+
+// roomRest says what room does not about an inventory in which there is room.
+func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
+	if !ok {
+		return scheduler.Reject("has none of it")
+	}
+	if i.Min|i.Max|i.Step == 0 {
+		return scheduler.Pass
+	}
+	if format, bound := i.unit(n); format != "" {
+		return scheduler.RejectNumbers(format, n, bound)
+	}
+	return scheduler.Pass
+}
+
+// rest is the filter of all the other classes.
+func rest(q *Request) judge {
+	type need struct {
+		class, text, none string
+		n                 int64
+	}
+	var needs []need
+	for _, class := range slices.Sorted(maps.Keys(q.Resources)) {
+		if n := q.Resources[class]; n != 0 && class != VCPU && class != MemoryMB && class != DiskGB {
+			needs = append(needs, need{class, class + ": needs %d, %d free", "has no " + class, n})
+		}
+	}
+	if len(needs) == 0 {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		for k := range needs {
+			w := &needs[k]
+			i, ok := p.Inventories[w.class]
+			if !ok {
+				return scheduler.Reject(w.none)
+			}
+			if free := i.Free(); w.n > free {
+				return scheduler.RejectNumbers(w.text, w.n, free)
+			}
+			if v := roomRest(&i, ok, w.n); v != scheduler.Pass {
+				return scheduler.Reject("%s: %d is not an amount that one consumer may have", w.class, w.n)
+			}
+		}
+		return scheduler.Pass
+	}
+}
+
+func traits(q *Request) judge {
+	if len(q.Required)+len(q.Forbidden) == 0 {
+		return nil
+	}
+	missing := reasons("trait %s is missing", q.Required)
+	there := reasons("trait %s is forbidden", q.Forbidden)
+	return func(p *Provider) scheduler.Verdict {
+		for i, t := range q.Required {
+			if !p.Has(t) {
+				return scheduler.Reject(missing[i])
+			}
+		}
+		for i, t := range q.Forbidden {
+			if p.Has(t) {
+				return scheduler.Reject(there[i])
+			}
+		}
+		return scheduler.Pass
+	}
+}
+
+// reasons are texts that are made once a decision, not once a host.
+func reasons(format string, of []string) []string {
+	out := make([]string, len(of))
+	for i, s := range of {
+		out[i] = fmt.Sprintf(format, s)
+	}
+	return out
+}
+
+func platform(q *Request) judge {
+	want := q.Platform
+	if want == (Platform{}) {
+		return nil
+	}
+	reason := fmt.Sprintf("cannot run %+v", want)
+	is := func(want, have string) bool { return want == "" || want == have }
+	return func(p *Provider) scheduler.Verdict {
+		for _, have := range p.Platforms {
+			if is(want.Arch, have.Arch) && is(want.Type, have.Type) && is(want.Mode, have.Mode) {
+				return scheduler.Pass
+			}
+		}
+		return scheduler.Reject(reason)
+	}
+}
+
+// Specs of these scopes, and those without one, concern the filter.
+const (
+	scopeCapabilities = "capabilities:"
+	scopeAggregates   = "aggregate_instance_extra_specs:"
+)
+
+// spec is a condition of a request that concerns a filter.
+type spec struct{ key, want, missing, wrong string }
+
+// specs returns the conditions of one scope and, as Nova does, those of none.
+func specs(q *Request, scope string) (out []spec) {
+	for _, k := range slices.Sorted(maps.Keys(q.Specs)) {
+		key, ok := strings.CutPrefix(k, scope)
+		if ok || !strings.Contains(k, ":") {
+			out = append(out, spec{key, q.Specs[k], "says nothing of " + key, key + " is not " + q.Specs[k]})
+		}
+	}
+	return out
+}
+
+func capabilities(q *Request) judge {
+	list := specs(q, scopeCapabilities)
+	if len(list) == 0 {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		for i := range list {
+			have, ok := p.Capabilities[list[i].key]
+			if !ok {
+				return scheduler.Reject(list[i].missing)
+			}
+			if !Match(have, list[i].want) {
+				return scheduler.Reject(list[i].wrong)
+			}
+		}
+		return scheduler.Pass
+	}
+}
+
+func aggregateSpecs(q *Request) judge {
+	list := specs(q, scopeAggregates)
+	if len(list) == 0 {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		for i := range list {
+			found, match := p.metadata(list[i].key, func(v string) bool { return Match(v, list[i].want) })
+			if !found {
+				return scheduler.Reject(list[i].missing)
+			}
+			if !match {
+				return scheduler.Reject(list[i].wrong)
+			}
+		}
+		return scheduler.Pass
+	}
+}
+
+// metadata reports whether an aggregate of the provider has a key, and whether
+// one of the values, which may be a list with commas, is right.
+func (p *Provider) metadata(key string, right func(string) bool) (found, ok bool) {
+	for _, a := range p.Aggregates {
+		list, has := a.Metadata[key]
+		if !has {
+			continue
+		}
+		found = true
+		for v := range strings.SplitSeq(list, ",") {
+			if right(strings.TrimSpace(v)) {
+				return true, true
+			}
+		}
+	}
+	return found, false
+}
+
+func aggregateTenant(q *Request) judge {
+	return func(p *Provider) scheduler.Verdict {
+		mine := func(v string) bool { return v == q.Tenant }
+		found := false
+		for _, a := range p.Aggregates {
+			for key := range a.Metadata {
+				if !strings.HasPrefix(key, "filter_tenant_id") {
+					continue
+				}
+				if _, ok := p.metadata(key, mine); ok {
+					return scheduler.Pass
+				}
+				found = true
+			}
+		}
+		if found {
+			return scheduler.Reject("for other tenants")
+		}
+		return scheduler.Pass
+	}
+}
+
+func aggregateType(q *Request) judge {
+	if q.Type == "" {
+		return nil
+	}
+	reason := "not for " + q.Type
+	return func(p *Provider) scheduler.Verdict {
+		if found, ok := p.metadata("instance_type", func(v string) bool { return v == q.Type }); found && !ok {
+			return scheduler.Reject(reason)
+		}
+		return scheduler.Pass
+	}
+}
+
+func (o Options) aggregateProperties(q *Request) judge {
+	if len(q.Properties) == 0 {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		for _, a := range p.Aggregates {
+			for key := range a.Metadata {
+				want, asked := q.Properties[key]
+				if !asked || want == "" || !strings.HasPrefix(key, o.PropertyPrefix) {
+					continue
+				}
+				if _, ok := p.metadata(key, func(v string) bool { return v == want }); !ok {
+					return scheduler.Reject("not for %s = %s", key, want)
+				}
+			}
+		}
+		return scheduler.Pass
+	}
+}
+
+func sameHost(q *Request) judge {
+	if len(q.SameAs) == 0 {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		if slices.Contains(q.SameAs, p.ID) {
+			return scheduler.Pass
+		}
+		return scheduler.Reject("not one of the hosts asked for")
+	}
+}
+
+func differentHost(q *Request) judge {
+	if len(q.NotWith) == 0 {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		if slices.Contains(q.NotWith, p.ID) {
+			return scheduler.Reject("has what must be elsewhere")
+		}
+		return scheduler.Pass
+	}
+}
+
+func affinity(q *Request) judge {
+	if q.Group == nil || q.Group.Policy != Affinity {
+		return nil
+	}
+	return func(p *Provider) scheduler.Verdict {
+		if len(q.Group.Members) == 0 || q.Group.Members[p.ID] > 0 {
+			return scheduler.Pass
+		}
+		return scheduler.Reject("the group is on another host")
+	}
+}
+
+func antiAffinity(q *Request) judge {
+	if q.Group == nil || q.Group.Policy != AntiAffinity {
+		return nil
+	}
+	most := max(q.Group.MaxPerHost, 1)
+	return func(p *Provider) scheduler.Verdict {
+		if n := max(q.Group.Members[p.ID], p.Members[q.Group.ID]); n >= most {
+			return scheduler.RejectNumbers("has %d of the group, at most %d", n, most)
+		}
+		return scheduler.Pass
+	}
+}
+
+func (o Options) tasks(*Request) judge {
+	return func(p *Provider) scheduler.Verdict {
+		if most := p.limit("max_io_ops_per_host", o.MaxTasks); p.Tasks >= most {
+			return scheduler.RejectNumbers("%d operations with much I/O run there, %d are enough", p.Tasks, most)
+		}
+		return scheduler.Pass
+	}
+}
+
+func (o Options) consumers(*Request) judge {
+	return func(p *Provider) scheduler.Verdict {
+		if most := p.limit("max_instances_per_host", o.MaxConsumers); p.Consumers >= most {
+			return scheduler.RejectNumbers("has %d consumers, %d are enough", p.Consumers, most)
+		}
+		return scheduler.Pass
+	}
+}
+
+// limit returns the least number that the provider's aggregates have for key, or
+// otherwise that of the configuration.
+func (p *Provider) limit(key string, otherwise int64) int64 {
+	if len(p.Aggregates) == 0 {
+		return otherwise
+	}
+	least, found := int64(0), false
+	p.metadata(key, func(v string) bool {
+		if n, err := strconv.ParseInt(v, 10, 64); err == nil && (!found || n < least) {
+			least, found = n, true
+		}
+		return false
+	})
+	if found {
+		return least
+	}
+	return otherwise
+}

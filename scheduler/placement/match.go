@@ -1,0 +1,67 @@
+package placement
+
+import (
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Match reports whether a value meets a condition in the grammar of Nova's extra
+// specs:
+//
+//	>= 4, == 4, != 4, <= 4       numbers; "= 4" is ">= 4"
+//	s== a, s!= a, s< a, s>= a    texts
+//	<in> a                       the value has a in it
+//	<all-in> a b                 it has all of them in it
+//	<or> a <or> b                it is one of them
+//	a                            it is a
+//
+// A value that is no number does not meet a condition on numbers, nor does any
+// value one with nothing behind its operator.
+func Match(value, condition string) bool {
+	words := strings.Fields(condition)
+	if len(words) == 0 {
+		return value == condition
+	}
+	op, words := words[0], words[1:]
+	compare, known := operators[op]
+	switch {
+	case op == "<or>":
+		for i := 0; i < len(words); i += 2 {
+			if words[i] == value {
+				return true
+			}
+		}
+		return false
+	case op == "<all-in>":
+		return len(words) > 0 && !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(value, w) })
+	case !known:
+		return value == condition
+	case len(words) == 0:
+		return false
+	}
+	return compare(value, words[0])
+}
+
+var operators = map[string]func(value, want string) bool{
+	"=":    numbers(func(a, b float64) bool { return a >= b }), // as it says there: for historical reasons
+	"==":   numbers(func(a, b float64) bool { return a == b }),
+	"!=":   numbers(func(a, b float64) bool { return a != b }),
+	">=":   numbers(func(a, b float64) bool { return a >= b }),
+	"<=":   numbers(func(a, b float64) bool { return a <= b }),
+	"s==":  func(a, b string) bool { return a == b },
+	"s!=":  func(a, b string) bool { return a != b },
+	"s<":   func(a, b string) bool { return a < b },
+	"s<=":  func(a, b string) bool { return a <= b },
+	"s>":   func(a, b string) bool { return a > b },
+	"s>=":  func(a, b string) bool { return a >= b },
+	"<in>": strings.Contains,
+}
+
+func numbers(f func(a, b float64) bool) func(string, string) bool {
+	return func(value, want string) bool {
+		a, err := strconv.ParseFloat(value, 64)
+		b, err2 := strconv.ParseFloat(want, 64)
+		return err == nil && err2 == nil && f(a, b)
+	}
+}

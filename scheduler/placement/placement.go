@@ -1,0 +1,286 @@
+// Package placement is what most schedulers need beside the scheduler itself:
+// providers of resources with inventories, traits and aggregates; the usual
+// filters and weighers on them; and claims that cannot over-commit, however many
+// schedulers claim at once.
+//
+//	type Node struct{ *placement.Provider; ... }  // the component's own host
+//	type Spec struct{ placement.Request; ... }    // and request
+//
+//	filters, err := scheduler.ByName(placement.Filters[*Spec, *Node](opts), cfg.EnabledFilters)
+//	s, err := scheduler.New(scheduler.Config[*Spec, *Node]{Filters: filters, ...})
+//	p := placement.Placer[*Spec, *Node]{Scheduler: s, Store: store, Hosts: nodes}
+//	placed, err := p.Place(ctx, spec) // placed.Host has the claim
+//
+// A choice is made from what was known; the claim is what decides. It is one
+// transaction of a [Store] in which the capacity of every resource is checked by
+// the statement that takes it.
+package placement
+
+import (
+	"maps"
+	"math"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// Resource classes that filters and weighers know by name. Others are used alike.
+// The names are those of OpenStack's os-resource-classes; a class of one's own
+// begins with CUSTOM_.
+const (
+	VCPU     = "VCPU"
+	MemoryMB = "MEMORY_MB"
+	DiskGB   = "DISK_GB"
+	PCPU     = "PCPU"
+	VGPU     = "VGPU"
+)
+
+// Resources are amounts by resource class.
+type Resources map[string]int64
+
+// Inventory is how much of one resource class a provider has. Its rules are
+// those of OpenStack's placement.
+type Inventory struct {
+	Total    int64 `json:"total"`
+	Reserved int64 `json:"reserved,omitempty"` // not for consumers
+	// Ratio is how many times what is there may be given away. 0 is 1.
+	Ratio float64 `json:"allocation_ratio,omitempty"`
+	// Min, Max and Step bound the amount that one consumer may have: at least
+	// Min, at most Max, a multiple of Step. 0 is 1 for Min and Step, and no limit
+	// for Max.
+	Min  int64 `json:"min_unit,omitempty"`
+	Max  int64 `json:"max_unit,omitempty"`
+	Step int64 `json:"step_size,omitempty"`
+	// Used is what consumers have. A store counts it; nobody sets it.
+	Used int64 `json:"used,omitempty"`
+}
+
+// Capacity returns how much consumers may have in all: what is not reserved,
+// times the ratio, rounded down.
+func (i Inventory) Capacity() int64 {
+	if i.Ratio == 0 || i.Ratio == 1 {
+		return i.Total - i.Reserved
+	}
+	return int64(math.Floor(float64(i.Total-i.Reserved) * i.Ratio))
+}
+
+// Free returns how much is left. It is negative if the capacity has shrunk below
+// what is used.
+func (i Inventory) Free() int64 { return i.Capacity() - i.Used }
+
+// unit returns why one consumer may not have n, a format for n and a bound, or
+// "".
+func (i Inventory) unit(n int64) (format string, bound int64) {
+	switch {
+	case n < i.Min:
+		return "needs %d, at least %d for each consumer", i.Min
+	case i.Max > 0 && n > i.Max:
+		return "needs %d, at most %d for each consumer", i.Max
+	case i.Step > 1 && n%i.Step != 0:
+		return "needs %d, not a multiple of %d", i.Step
+	}
+	return "", 0
+}
+
+// Aggregate is a set of providers with something in common. Many providers may
+// share one; it is not changed then.
+type Aggregate struct {
+	Name     string            `json:"name"`
+	Metadata map[string]string `json:"metadata,omitempty"`
+}
+
+// Platform is a kind of guest that a provider can run. In a request an empty
+// field stands for any.
+type Platform struct {
+	Arch string `json:"arch,omitempty"` // x86_64
+	Type string `json:"type,omitempty"` // qemu
+	Mode string `json:"mode,omitempty"` // hvm
+}
+
+// Provider is a host, or anything else that has resources, as a scheduler knows
+// it. A component embeds a pointer to it in its own host type. One that others
+// may see is not changed any more; [Provider.With] makes another one.
+type Provider struct {
+	ID          string               `json:"id"`
+	Zone        string               `json:"zone,omitempty"`
+	Inventories map[string]Inventory `json:"inventories,omitempty"` // by class
+	Traits      []string             `json:"traits,omitempty"`      // sorted
+	Aggregates  []*Aggregate         `json:"aggregates,omitempty"`
+	// Generation is counted up by a [Store] when what this struct says has
+	// changed, but not by claims. It is 0 before the first time.
+	Generation int64 `json:"generation,omitempty"`
+	// At is when this was true. A Store sets it to its own time of reading.
+	At time.Time `json:"at,omitzero"`
+
+	// Disabled is why the provider takes nothing new, empty if it does.
+	Disabled string `json:"disabled,omitempty"`
+	// SeenAt is its last sign of life. Zero: it needs none.
+	SeenAt time.Time `json:"seen_at,omitzero"`
+	// Platforms is what it can run, Capabilities what else there is to know, for
+	// requests with Specs.
+	Platforms    []Platform        `json:"platforms,omitempty"`
+	Capabilities map[string]string `json:"capabilities,omitempty"`
+	Version      int64             `json:"version,omitempty"` // of what runs there, as a number
+	// Tasks is how many operations with much I/O run there now, Consumers how
+	// many consumers it has, Members how many of them are of a group, by its ID.
+	// A Store counts Consumers and Members.
+	Tasks     int64            `json:"tasks,omitempty"`
+	Consumers int64            `json:"consumers,omitempty"`
+	Members   map[string]int64 `json:"members,omitempty"`
+	// Failures is how many times building there failed, weighed by age as of
+	// FailedAt, see [Provider.Failed].
+	Failures float64   `json:"failures,omitempty"`
+	FailedAt time.Time `json:"failed_at,omitzero"`
+}
+
+// Name returns the ID, so that a provider is a scheduler.Host.
+func (p *Provider) Name() string { return p.ID }
+
+// Placement returns p: what embeds it is a [Hosted].
+func (p *Provider) Placement() *Provider { return p }
+
+// ReportedAt returns when what p says was true, for a scheduler.Fleet.
+func (p *Provider) ReportedAt() time.Time { return p.At }
+
+// Has reports whether the provider has a trait.
+func (p *Provider) Has(trait string) bool {
+	_, ok := slices.BinarySearch(p.Traits, trait)
+	return ok
+}
+
+// With returns the provider as it is with one more consumer: what a scheduler
+// goes on with until the next report.
+func (p *Provider) With(q *Request) *Provider {
+	out := *p
+	out.Inventories = maps.Clone(p.Inventories)
+	for class, n := range q.Resources {
+		i := out.Inventories[class]
+		i.Used += n
+		out.Inventories[class] = i
+	}
+	out.Consumers++
+	out.Tasks++
+	if q.Group != nil {
+		out.Members = maps.Clone(p.Members)
+		if out.Members == nil {
+			out.Members = map[string]int64{}
+		}
+		out.Members[q.Group.ID]++
+	}
+	return &out
+}
+
+// Failed returns the provider with one more failure at the given time. What
+// failed before counts half after each half-life.
+func (p *Provider) Failed(at time.Time, halfLife time.Duration) *Provider {
+	out := *p
+	out.Failures, out.FailedAt = p.failures(at, halfLife)+1, at
+	return &out
+}
+
+func (p *Provider) failures(at time.Time, halfLife time.Duration) float64 {
+	if p.Failures == 0 || halfLife <= 0 {
+		return p.Failures
+	}
+	return p.Failures * math.Exp2(-max(at.Sub(p.FailedAt), 0).Hours()/halfLife.Hours())
+}
+
+// Policy is what a group asks of the hosts of its members.
+type Policy string
+
+// Policies. The soft ones are wishes.
+const (
+	Affinity         Policy = "affinity"
+	AntiAffinity     Policy = "anti-affinity"
+	SoftAffinity     Policy = "soft-affinity"
+	SoftAntiAffinity Policy = "soft-anti-affinity"
+)
+
+// Group is a set of consumers that are placed with regard to each other.
+type Group struct {
+	ID     string `json:"id"`
+	Policy Policy `json:"policy"`
+	// MaxPerHost is how many members a host may have with AntiAffinity. 0 is 1.
+	MaxPerHost int64 `json:"max_per_host,omitempty"`
+	// Members are the hosts of the members so far, with how many are there: what
+	// the filters of Affinity go by. A claim goes by what the Store knows.
+	Members map[string]int64 `json:"members,omitempty"`
+}
+
+// Request is what is to be placed. A component embeds it in its own request
+// type. All fields are optional.
+type Request struct {
+	// Consumer is the ID under which the claim is made.
+	Consumer  string    `json:"consumer,omitempty"`
+	Resources Resources `json:"resources,omitempty"`
+	Required  []string  `json:"required,omitempty"`  // traits
+	Forbidden []string  `json:"forbidden,omitempty"` // traits
+	Preferred []string  `json:"preferred,omitempty"` // traits
+	Zone      string    `json:"zone,omitempty"`
+	Tenant    string    `json:"tenant,omitempty"`
+	Type      string    `json:"type,omitempty"` // the name of a size that hosts may be for
+	// Specs are conditions on capabilities and aggregates, see [Match]. Properties
+	// are those of what is to run.
+	Specs      map[string]string `json:"specs,omitempty"`
+	Properties map[string]string `json:"properties,omitempty"`
+	Platform   Platform          `json:"platform,omitzero"`
+	Group      *Group            `json:"group,omitempty"`
+	// Only these hosts, none of those; SameAs are hosts of which one must be it,
+	// NotWith hosts that must not.
+	Force   []string `json:"force,omitempty"`
+	Ignore  []string `json:"ignore,omitempty"`
+	SameAs  []string `json:"same_as,omitempty"`
+	NotWith []string `json:"not_with,omitempty"`
+}
+
+// Placement returns q: what embeds it is a [Requester].
+func (q *Request) Placement() *Request { return q }
+
+// Hosted is a host with a Provider.
+type Hosted interface {
+	Name() string
+	Placement() *Provider
+}
+
+// Requester is a request with a Request.
+type Requester interface{ Placement() *Request }
+
+// nameRule is what names of classes and traits are made of, as in OpenStack.
+var nameRule = regexp.MustCompile(`^[A-Z0-9_]{1,255}$`)
+
+// check returns an error with code Invalid if the provider makes no sense.
+func (p *Provider) check() error {
+	if err := id("provider", p.ID); err != nil {
+		return err
+	}
+	for class, i := range p.Inventories {
+		switch {
+		case !nameRule.MatchString(class):
+			return fault.New(fault.Invalid, "provider %s: resource class %q: not in capitals, digits and _", p.ID, class)
+		case i.Total < 0, i.Reserved < 0, i.Reserved > i.Total, i.Min < 0, i.Max < 0, i.Step < 0:
+			return fault.New(fault.Invalid, "provider %s: %s: total %d, reserved %d, min %d, max %d, step %d",
+				p.ID, class, i.Total, i.Reserved, i.Min, i.Max, i.Step)
+		case !(i.Ratio >= 0) || float64(i.Total)*max(i.Ratio, 1) > math.MaxInt64/2:
+			return fault.New(fault.Invalid, "provider %s: %s: %d times the ratio %g", p.ID, class, i.Total, i.Ratio)
+		}
+	}
+	for n, t := range p.Traits {
+		switch {
+		case !nameRule.MatchString(t):
+			return fault.New(fault.Invalid, "provider %s: trait %q: not in capitals, digits and _", p.ID, t)
+		case n > 0 && t <= p.Traits[n-1]:
+			return fault.New(fault.Invalid, "provider %s: traits %s, %s: not sorted, or twice the same", p.ID, p.Traits[n-1], t)
+		}
+	}
+	return nil
+}
+
+func id(what, s string) error {
+	if s == "" || len(s) > 255 || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
+		return fault.New(fault.Invalid, "%s %q: a name has 1 to 255 bytes, and no control characters", what, s)
+	}
+	return nil
+}

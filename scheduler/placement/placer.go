@@ -1,0 +1,211 @@
+package placement
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/scheduler"
+)
+
+// Placer chooses hosts and claims them. All fields but Claim are required. It is
+// safe for concurrent use, as many in one process or in many as one likes.
+type Placer[R Requester, H Hosted] struct {
+	Scheduler *scheduler.Scheduler[R, H]
+	Store     Store
+	// Hosts returns the candidates. With fresh it must read their state anew;
+	// else it may return what is known, such as a scheduler.Fleet's hosts.
+	Hosts func(ctx context.Context, fresh bool) ([]H, error)
+	// Claim returns what a request claims on a host. Default: its Resources, all
+	// from the host, with its Group, as a new claim of its Consumer.
+	Claim func(req R, host H) Claim
+}
+
+// Placed is what [Placer.Place] did.
+type Placed[H Hosted] struct {
+	Host H
+	// Alternates are the hosts to try next, best first, if the work then fails on
+	// Host; each is to be claimed before.
+	Alternates []H
+	// Decision is the one that the host was chosen by.
+	Decision *scheduler.Decision[H]
+	// Refused says of each better host why it could not be claimed.
+	Refused []error
+}
+
+// rounds is how often Place decides anew because others took the room between the
+// decision and the claim. Each time somebody else got what they wanted.
+const rounds = 20
+
+// Place chooses a host for the request and claims it. When others take the room
+// on one between the choice and the claim it takes the next best, and when that
+// is none it decides anew from a fresh state. It fails with
+// scheduler.ErrNoValidHost only if, by a fresh state, no host passes; Placed has
+// the decision then. Other errors: Unavailable if others were faster every time;
+// those of the store, of Hosts and of the filters; Placed is nil then.
+func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
+	var last error
+	for round, fresh := 0, false; round < rounds; round++ {
+		hosts, err := p.Hosts(ctx, fresh)
+		if err != nil {
+			return nil, err
+		}
+		d, err := p.Scheduler.Rank(ctx, req, hosts)
+		if errors.Is(err, scheduler.ErrNoValidHost) {
+			if fresh {
+				return &Placed[H]{Decision: d}, err
+			}
+			fresh = true
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		placed := &Placed[H]{Decision: d}
+		for i, r := range d.Ranked {
+			if last = p.Store.Claim(ctx, p.claim(req, r.Host)); last == nil {
+				placed.Host = r.Host
+				for _, a := range d.Ranked[i+1:] {
+					placed.Alternates = append(placed.Alternates, a.Host)
+				}
+				return placed, nil
+			}
+			if !elsewhere(last) {
+				return nil, fmt.Errorf("claim on %s: %w", r.Host.Name(), last)
+			}
+			if placed.Refused = append(placed.Refused, last); len(placed.Refused) == refusals {
+				break // what was known is far from how it is
+			}
+		}
+		fresh = true
+	}
+	return nil, fault.New(fault.Unavailable, "every host that had room was taken by others, %d times: %w", rounds, last)
+}
+
+// refusals is after how many hosts that refuse a claim Place reads their state
+// anew.
+const refusals = 5
+
+// elsewhere reports whether another host may take what one has refused.
+func elsewhere(err error) bool {
+	return errors.Is(err, ErrNoRoom) || errors.Is(err, ErrGroup) || errors.Is(err, ErrChanged) || errors.Is(err, fault.NotFound)
+}
+
+func (p *Placer[R, H]) claim(req R, h H) Claim {
+	if p.Claim != nil {
+		return p.Claim(req, h)
+	}
+	q := req.Placement()
+	return Claim{Consumer: q.Consumer, Group: q.Group, Allocations: []Allocation{{Provider: h.Placement().ID, Resources: q.Resources}}}
+}
+
+// Finding is something that [Audit] found.
+type Finding struct {
+	// Kind is "orphaned": a claim of a consumer that should have none; "missing":
+	// a consumer without the claim that it should have; "different": one whose
+	// claim is not that; "miscounted": a provider whose use is not the sum of the
+	// claims.
+	Kind string `json:"kind"`
+	// Claim is what there is, or for a missing one what should be, Want what
+	// should be instead of a different one. Provider is a miscounted one.
+	Claim    Claim     `json:"claim,omitzero"`
+	Want     *Claim    `json:"want,omitempty"`
+	Provider *Provider `json:"provider,omitempty"`
+	// Err is why it could not be repaired.
+	Err error `json:"-"`
+	// Repaired says that it was.
+	Repaired bool `json:"repaired"`
+}
+
+// AuditConfig configures an [Audit]. Want is required.
+type AuditConfig struct {
+	// Want returns the claims that consumers should have: what the component's own
+	// records say. It is asked once, after the claims have been read, and again
+	// for each consumer just before something of it is repaired; an empty list
+	// stands for all. Allocations, Host and Group.ID count.
+	Want func(ctx context.Context, consumers ...string) ([]Claim, error)
+	// Repair makes the claims what they should be. Default: only look.
+	Repair bool
+}
+
+// Audit compares the claims in a store with what should be, and repairs the
+// difference if it is told to: it drops orphaned claims, makes missing ones,
+// corrects different ones and counts anew. What changes while it looks is left
+// alone: a repair fails if the claim is not as it was read, or if Want no longer
+// says the same. A repair that finds no room says so in the finding. The error
+// is that of reading.
+func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
+	have, err := s.Claims(ctx)
+	if err != nil {
+		return nil, err
+	}
+	want, err := cfg.Want(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var out []Finding
+	wanted := map[string]*Claim{}
+	for i := range want {
+		wanted[want[i].Consumer] = &want[i]
+	}
+	for i := range have {
+		c := have[i]
+		w := wanted[c.Consumer]
+		delete(wanted, c.Consumer)
+		switch {
+		case w == nil || len(w.Allocations) == 0:
+			out = append(out, Finding{Kind: "orphaned", Claim: c})
+		case !same(&c, w):
+			out = append(out, Finding{Kind: "different", Claim: c, Want: w})
+		}
+	}
+	for i := range want {
+		if w := wanted[want[i].Consumer]; w != nil && len(w.Allocations) > 0 {
+			out = append(out, Finding{Kind: "missing", Claim: *w})
+		}
+	}
+	if cfg.Repair {
+		for i := range out {
+			out[i].Err = out[i].repair(ctx, s, cfg)
+			out[i].Repaired = out[i].Err == nil
+		}
+	}
+	wrong, err := s.Recount(ctx, !cfg.Repair)
+	for _, p := range wrong {
+		out = append(out, Finding{Kind: "miscounted", Provider: p, Repaired: cfg.Repair})
+	}
+	return out, err
+}
+
+// repair makes a claim what it should be, if that is still so.
+func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
+	now, err := cfg.Want(ctx, f.Claim.Consumer)
+	if err != nil {
+		return err
+	}
+	now = slices.DeleteFunc(now, func(c Claim) bool { return c.Consumer != f.Claim.Consumer || len(c.Allocations) == 0 })
+	should := Claim{Consumer: f.Claim.Consumer}
+	switch f.Kind {
+	case "different":
+		should = *f.Want
+	case "missing":
+		should = f.Claim
+	}
+	is := Claim{Consumer: f.Claim.Consumer}
+	if len(now) > 0 {
+		is = now[0]
+	}
+	if !same(&is, &should) {
+		return fmt.Errorf("consumer %s: what should be: %w", f.Claim.Consumer, ErrChanged)
+	}
+	should.Generation = f.Claim.Generation
+	if f.Kind == "missing" {
+		should.Generation = 0
+	}
+	if should.Group != nil { // the consumer is where it is
+		should.Group = &Group{ID: should.Group.ID}
+	}
+	return s.Claim(ctx, should)
+}

@@ -1,0 +1,120 @@
+package placement
+
+import (
+	"context"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/scheduler"
+)
+
+// weigher is a weigher on providers, nil from prepare if it has nothing to say.
+type weigher[R Requester, H Hosted] struct {
+	name    string
+	prepare func(*Request) func(*Provider) float64
+}
+
+func (w weigher[R, H]) Name() string { return w.name }
+
+func (w weigher[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) float64, error) {
+	f := w.prepare(req.Placement())
+	if f == nil {
+		return nil, nil //nolint:nilnil // nothing to say
+	}
+	return func(h H) float64 { return f(h.Placement()) }, nil
+}
+
+// Weighers returns all ready-made weighers with their usual multipliers, which
+// Options.Multipliers replaces, and for a host the metadata NAME_weight_multiplier
+// of its aggregates, the least number if there are several. scheduler.ByName
+// chooses among them. Their names, and those that Nova has for them, stand in
+// docs/scheduling.md.
+func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
+	o = o.withDefaults()
+	var out []scheduler.Weighted[R, H]
+	for _, w := range []struct {
+		name       string
+		multiplier float64
+		prepare    func(*Request) func(*Provider) float64
+	}{
+		{"ram", 1, free(MemoryMB)},
+		{"cpu", 1, free(VCPU)},
+		{"disk", 1, free(DiskGB)},
+		{"io_ops", -1, func(*Request) func(*Provider) float64 {
+			return func(p *Provider) float64 { return float64(p.Tasks) }
+		}},
+		{"num_instances", 0, func(*Request) func(*Provider) float64 {
+			return func(p *Provider) float64 { return float64(p.Consumers) }
+		}},
+		{"soft_affinity", 1, members(SoftAffinity)},
+		{"soft_anti_affinity", -1, members(SoftAntiAffinity)},
+		{"preferred_traits", 1, preferred},
+		{"build_failure", -1, o.failures},
+		{"version", 1, func(*Request) func(*Provider) float64 {
+			return func(p *Provider) float64 { return float64(p.Version) }
+		}},
+	} {
+		m, ok := o.Multipliers[w.name]
+		if !ok {
+			m = w.multiplier
+		}
+		key := w.name + "_weight_multiplier"
+		out = append(out, scheduler.Weighted[R, H]{
+			Weigher: weigher[R, H]{w.name, w.prepare}, Multiplier: m,
+			PerHost: func(h H) (float64, bool) { return h.Placement().multiplier(key) },
+		})
+	}
+	return out
+}
+
+// multiplier returns the least number that the provider's aggregates have for
+// key.
+func (p *Provider) multiplier(key string) (least float64, ok bool) {
+	for _, a := range p.Aggregates {
+		v, has := a.Metadata[key]
+		if !has {
+			continue
+		}
+		x, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
+		if err == nil && (!ok || x < least) {
+			least, ok = x, true
+		}
+	}
+	return least, ok
+}
+
+func free(class string) func(*Request) func(*Provider) float64 {
+	return func(*Request) func(*Provider) float64 {
+		return func(p *Provider) float64 { return float64(p.Inventories[class].Free()) }
+	}
+}
+
+func members(policy Policy) func(*Request) func(*Provider) float64 {
+	return func(q *Request) func(*Provider) float64 {
+		if q.Group == nil || q.Group.Policy != policy {
+			return nil
+		}
+		return func(p *Provider) float64 { return float64(max(q.Group.Members[p.ID], p.Members[q.Group.ID])) }
+	}
+}
+
+func preferred(q *Request) func(*Provider) float64 {
+	if len(q.Preferred) == 0 {
+		return nil
+	}
+	return func(p *Provider) float64 {
+		n := 0
+		for _, t := range q.Preferred {
+			if p.Has(t) {
+				n++
+			}
+		}
+		return float64(n)
+	}
+}
+
+func (o Options) failures(*Request) func(*Provider) float64 {
+	now := time.Now()
+	return func(p *Provider) float64 { return p.failures(now, o.HalfLife) }
+}
