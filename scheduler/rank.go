@@ -27,7 +27,10 @@ type run[R any, H Host] struct {
 
 	left   []H // that passed
 	counts []int
-	turned []turned // away
+	turned []Rejected // away; those in texts lack the reason
+	texts  []text
+	chars  []byte   // of all texts
+	format []phrase // of each of the names, the last one
 	seen   int      // hosts looked at
 	start  int      // the first of them
 
@@ -38,7 +41,6 @@ type run[R any, H Host] struct {
 	spans             []span // for each weigher
 	totals            []float64
 	order             []rank
-	text              []byte
 }
 
 // judge is a filter at work: f, what Prepare returned, or else plain, which needs
@@ -48,12 +50,8 @@ type judge[R any, H Host] struct {
 	f     func(H) Verdict
 }
 
-// turned is a host that was turned away: by which of the names, and why.
-type turned struct {
-	host string
-	by   int
-	why  Verdict
-}
+// text is the reason of one that was turned away, up to which of the chars.
+type text struct{ turned, end int }
 
 // span is between which weights a weigher's are scaled.
 type span struct{ low, high float64 }
@@ -65,7 +63,7 @@ type rank struct {
 }
 
 func newRun[R any, H Host](s *Scheduler[R, H]) *run[R, H] {
-	return &run[R, H]{s: s, counts: make([]int, len(s.names))}
+	return &run[R, H]{s: s, counts: make([]int, len(s.names)), format: make([]phrase, len(s.names))}
 }
 
 // begin filters and weighs.
@@ -90,7 +88,8 @@ func (r *run[R, H]) end() {
 	clear(r.weights)
 	clear(r.left[:cap(r.left)])
 	clear(r.turned)
-	r.weights, r.left, r.turned, r.text = r.weights[:0], r.left[:0], r.turned[:0], r.text[:0]
+	clear(r.format)
+	r.weights, r.left, r.turned, r.texts, r.chars = r.weights[:0], r.left[:0], r.turned[:0], r.texts[:0], r.chars[:0]
 	r.seen = 0
 	r.s.runs.Put(r)
 }
@@ -143,7 +142,7 @@ next:
 			if v.format != "" {
 				r.counts[r.filters[i]]++
 				if full {
-					r.turned = append(r.turned, turned{h.Name(), r.filters[i], v})
+					r.reject(h, r.filters[i], &v)
 				}
 				continue next
 			}
@@ -247,8 +246,11 @@ func (r *run[R, H]) drop() {
 		bad := -1
 		for j := range r.weights {
 			if x := r.raw[j*r.stride+i]; math.IsNaN(x) || math.IsInf(x, 0) {
-				bad = j
-				r.reject(h, len(r.s.cfg.Filters)+j, Reject("weight is %g", x))
+				bad = len(r.s.cfg.Filters) + j
+				r.counts[bad]++
+				if why := Reject("weight is %g", x); r.s.cfg.Explain == Full {
+					r.reject(h, bad, &why)
+				}
 				break
 			}
 		}
@@ -265,10 +267,14 @@ func (r *run[R, H]) drop() {
 	r.left, r.totals = r.left[:keep], r.totals[:keep]
 }
 
-func (r *run[R, H]) reject(h H, by int, why Verdict) {
-	r.counts[by]++
-	if r.s.cfg.Explain == Full {
-		r.turned = append(r.turned, turned{h.Name(), by, why})
+// reject writes down that a host was turned away, by which of the names and why.
+func (r *run[R, H]) reject(h H, by int, why *Verdict) {
+	if p := &r.format[by]; !p.set(why.format) {
+		r.turned = append(r.turned, Rejected{h.Name(), r.s.names[by], why.format})
+	} else {
+		r.chars = p.append(r.chars, why)
+		r.texts = append(r.texts, text{len(r.turned), len(r.chars)})
+		r.turned = append(r.turned, Rejected{h.Name(), r.s.names[by], ""})
 	}
 }
 
@@ -436,24 +442,13 @@ func (a rank) compare(b rank) int {
 	return a.at - b.at
 }
 
-// rejected writes down the hosts that were turned away. The texts of all share
-// one piece of memory.
+// rejected returns the hosts that were turned away. The reasons with numbers all
+// share one piece of memory.
 func (r *run[R, H]) rejected() []Rejected {
-	out := make([]Rejected, len(r.turned))
-	var p phrase
-	for i := range r.turned {
-		if v := &r.turned[i].why; p.set(v.format) {
-			r.text = p.append(r.text, v)
-			*v = Verdict{a: int64(len(r.text))}
-		}
-	}
-	text, from := string(r.text), int64(0)
-	for i := range r.turned {
-		t := &r.turned[i]
-		out[i] = Rejected{t.host, r.s.names[t.by], t.why.format}
-		if end := t.why.a; t.why.format == "" {
-			out[i].Reason, from = text[from:end], end
-		}
+	out := append(make([]Rejected, 0, len(r.turned)), r.turned...)
+	all, from := string(r.chars), 0
+	for _, t := range r.texts {
+		out[t.turned].Reason, from = all[from:t.end], t.end
 	}
 	return out
 }

@@ -2,7 +2,6 @@ package placement
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"strconv"
@@ -67,6 +66,9 @@ func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) schedule
 	j := f.prepare(req.Placement())
 	if j == nil {
 		return nil, nil //nolint:nilnil // nothing to say
+	}
+	if f, ok := any(j).(func(H) scheduler.Verdict); ok { // H is *Provider itself
+		return f, nil
 	}
 	return func(h H) scheduler.Verdict { return j(h.Placement()) }, nil
 }
@@ -174,10 +176,10 @@ func zone(q *Request) judge {
 	if q.Zone == "" {
 		return nil
 	}
-	reason := "not in zone " + q.Zone
+	reason := scheduler.Reject("not in zone " + q.Zone)
 	return func(p *Provider) scheduler.Verdict {
 		if p.Zone != q.Zone {
-			return scheduler.Reject(reason)
+			return reason
 		}
 		return scheduler.Pass
 	}
@@ -222,13 +224,14 @@ func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 // rest is the filter of all the other classes.
 func rest(q *Request) judge {
 	type need struct {
-		class, text, none string
-		n                 int64
+		class, text string
+		none        scheduler.Verdict
+		n           int64
 	}
 	var needs []need
 	for _, class := range slices.Sorted(maps.Keys(q.Resources)) {
 		if n := q.Resources[class]; n != 0 && class != VCPU && class != MemoryMB && class != DiskGB {
-			needs = append(needs, need{class, class + ": needs %d, %d free", "has no " + class, n})
+			needs = append(needs, need{class, class + ": needs %d, %d free", scheduler.Reject("has no " + class), n})
 		}
 	}
 	if len(needs) == 0 {
@@ -239,13 +242,13 @@ func rest(q *Request) judge {
 			w := &needs[k]
 			i, ok := p.Inventories[w.class]
 			if !ok {
-				return scheduler.Reject(w.none)
+				return w.none
 			}
 			if free := i.Free(); w.n > free {
 				return scheduler.RejectNumbers(w.text, w.n, free)
 			}
-			if v := roomRest(&i, ok, w.n); v != scheduler.Pass {
-				return scheduler.Reject("%s: %d is not an amount that one consumer may have", w.class, w.n)
+			if format, bound := i.unit(w.n); format != "" {
+				return scheduler.RejectNumbers(w.class+": "+format, w.n, bound)
 			}
 		}
 		return scheduler.Pass
@@ -261,23 +264,23 @@ func traits(q *Request) judge {
 	return func(p *Provider) scheduler.Verdict {
 		for i, t := range q.Required {
 			if !p.Has(t) {
-				return scheduler.Reject(missing[i])
+				return missing[i]
 			}
 		}
 		for i, t := range q.Forbidden {
 			if p.Has(t) {
-				return scheduler.Reject(there[i])
+				return there[i]
 			}
 		}
 		return scheduler.Pass
 	}
 }
 
-// reasons are texts that are made once a decision, not once a host.
-func reasons(format string, of []string) []string {
-	out := make([]string, len(of))
+// reasons are verdicts that are made once a decision, not once a host.
+func reasons(format string, of []string) []scheduler.Verdict {
+	out := make([]scheduler.Verdict, len(of))
 	for i, s := range of {
-		out[i] = fmt.Sprintf(format, s)
+		out[i] = scheduler.Reject(format, s)
 	}
 	return out
 }
@@ -287,7 +290,7 @@ func platform(q *Request) judge {
 	if want == (Platform{}) {
 		return nil
 	}
-	reason := fmt.Sprintf("cannot run %+v", want)
+	reason := scheduler.Reject("cannot run " + strings.Join(slices.DeleteFunc([]string{want.Arch, want.Type, want.Mode}, func(s string) bool { return s == "" }), " "))
 	is := func(want, have string) bool { return want == "" || want == have }
 	return func(p *Provider) scheduler.Verdict {
 		for _, have := range p.Platforms {
@@ -295,7 +298,7 @@ func platform(q *Request) judge {
 				return scheduler.Pass
 			}
 		}
-		return scheduler.Reject(reason)
+		return reason
 	}
 }
 
@@ -306,14 +309,17 @@ const (
 )
 
 // spec is a condition of a request that concerns a filter.
-type spec struct{ key, want, missing, wrong string }
+type spec struct {
+	key, want      string
+	missing, wrong scheduler.Verdict
+}
 
 // specs returns the conditions of one scope and, as Nova does, those of none.
 func specs(q *Request, scope string) (out []spec) {
 	for _, k := range slices.Sorted(maps.Keys(q.Specs)) {
 		key, ok := strings.CutPrefix(k, scope)
 		if ok || !strings.Contains(k, ":") {
-			out = append(out, spec{key, q.Specs[k], "says nothing of " + key, key + " is not " + q.Specs[k]})
+			out = append(out, spec{key, q.Specs[k], scheduler.Reject("says nothing of " + key), scheduler.Reject(key + " is not " + q.Specs[k])})
 		}
 	}
 	return out
@@ -328,10 +334,10 @@ func capabilities(q *Request) judge {
 		for i := range list {
 			have, ok := p.Capabilities[list[i].key]
 			if !ok {
-				return scheduler.Reject(list[i].missing)
+				return list[i].missing
 			}
 			if !Match(have, list[i].want) {
-				return scheduler.Reject(list[i].wrong)
+				return list[i].wrong
 			}
 		}
 		return scheduler.Pass
@@ -347,10 +353,10 @@ func aggregateSpecs(q *Request) judge {
 		for i := range list {
 			found, match := p.metadata(list[i].key, func(v string) bool { return Match(v, list[i].want) })
 			if !found {
-				return scheduler.Reject(list[i].missing)
+				return list[i].missing
 			}
 			if !match {
-				return scheduler.Reject(list[i].wrong)
+				return list[i].wrong
 			}
 		}
 		return scheduler.Pass
@@ -401,10 +407,10 @@ func aggregateType(q *Request) judge {
 	if q.Type == "" {
 		return nil
 	}
-	reason := "not for " + q.Type
+	reason := scheduler.Reject("not for " + q.Type)
 	return func(p *Provider) scheduler.Verdict {
 		if found, ok := p.metadata("instance_type", func(v string) bool { return v == q.Type }); found && !ok {
-			return scheduler.Reject(reason)
+			return reason
 		}
 		return scheduler.Pass
 	}

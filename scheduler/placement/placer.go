@@ -31,6 +31,9 @@ type Placed[H Hosted] struct {
 	Alternates []H
 	// Decision is the one that the host was chosen by.
 	Decision *scheduler.Decision[H]
+	// Again says that the consumer had its claim already, on Host, such as from a
+	// call whose answer was lost.
+	Again bool
 	// Refused says of each better host why it could not be claimed.
 	Refused []error
 }
@@ -41,7 +44,8 @@ const rounds = 20
 
 // Place chooses a host for the request and claims it. When others take the room
 // on one between the choice and the claim it takes the next best, and when that
-// is none it decides anew from a fresh state. It fails with
+// is none it decides anew from a fresh state. A consumer that has a claim already
+// keeps it, so that Place may be repeated. It fails with
 // scheduler.ErrNoValidHost only if, by a fresh state, no host passes; Placed has
 // the decision then. Other errors: Unavailable if others were faster every time;
 // those of the store, of Hosts and of the filters; Placed is nil then.
@@ -75,6 +79,11 @@ func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 			if !elsewhere(last) {
 				return nil, fmt.Errorf("claim on %s: %w", r.Host.Name(), last)
 			}
+			if errors.Is(last, ErrChanged) {
+				if err := p.already(ctx, req, placed, d.Ranked); err != nil || placed.Again {
+					return placed, err
+				}
+			}
 			if placed.Refused = append(placed.Refused, last); len(placed.Refused) == refusals {
 				break // what was known is far from how it is
 			}
@@ -82,6 +91,25 @@ func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 		fresh = true
 	}
 	return nil, fault.New(fault.Unavailable, "every host that had room was taken by others, %d times: %w", rounds, last)
+}
+
+// already looks whether the consumer has a claim, and on which host.
+func (p *Placer[R, H]) already(ctx context.Context, req R, placed *Placed[H], ranked []scheduler.Ranked[H]) error {
+	c := p.claim(req, ranked[0].Host)
+	have, err := p.Store.Claims(ctx, c.Consumer)
+	if err != nil || len(have) == 0 || have[0].Generation == 0 || c.Generation != 0 {
+		return err
+	}
+	hosts, err := p.Hosts(ctx, true)
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(hosts, func(h H) bool { return h.Placement().ID == have[0].Host })
+	if i < 0 {
+		return fault.New(fault.NotFound, "%s has its claim on %s, which is no candidate", c.Consumer, have[0].Host)
+	}
+	placed.Host, placed.Again = hosts[i], true
+	return nil
 }
 
 // refusals is after how many hosts that refuse a claim Place reads their state

@@ -22,6 +22,9 @@ func (w weigher[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) float64
 	if f == nil {
 		return nil, nil //nolint:nilnil // nothing to say
 	}
+	if f, ok := any(f).(func(H) float64); ok { // H is *Provider itself
+		return f, nil
+	}
 	return func(h H) float64 { return f(h.Placement()) }, nil
 }
 
