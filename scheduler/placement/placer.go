@@ -31,8 +31,8 @@ type Placed[H Hosted] struct {
 	Alternates []H
 	// Decision is the one that the host was chosen by.
 	Decision *scheduler.Decision[H]
-	// Again says that the consumer had its claim already, on Host, such as from a
-	// call whose answer was lost.
+	// Again says that the consumer had its claim already, such as from a call
+	// whose answer was lost, on Host, which the Decision did not choose.
 	Again bool
 	// Refused says of each better host why it could not be claimed.
 	Refused []error

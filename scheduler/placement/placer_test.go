@@ -1,0 +1,255 @@
+package placement_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/scheduler"
+	"github.com/armature-go/armature/scheduler/placement"
+)
+
+// newPlacer returns a placer whose picture of the hosts is as old as the test,
+// unless it is asked for a fresh one.
+func newPlacer(t *testing.T, s placement.Store) *placement.Placer[*request, *provider] {
+	t.Helper()
+	sched, err := scheduler.New(scheduler.Config[*request, *provider]{
+		Filters: filters(placement.Options{}), Weighers: placement.Weighers[*request, *provider](placement.Options{}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	var known []*provider
+	return &placement.Placer[*request, *provider]{Scheduler: sched, Store: s, Hosts: func(ctx context.Context, fresh bool) (_ []*provider, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if fresh || known == nil {
+			known, err = s.Providers(ctx)
+		}
+		return known, err
+	}}
+}
+
+func put(t *testing.T, s placement.Store, id string, vcpus int64) {
+	t.Helper()
+	if _, err := s.Put(t.Context(), &provider{ID: id, Inventories: inventory("VCPU", placement.Inventory{Total: vcpus})}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func vcpus(consumer string, n int64) *request {
+	return &request{Consumer: consumer, Resources: placement.Resources{"VCPU": n}}
+}
+
+// TestPlace: a placer with an old picture goes to the next best host, then looks
+// again, and gives up only when there is really no room.
+func TestPlace(t *testing.T) {
+	t.Parallel()
+	s := &placement.Memory{}
+	put(t, s, "n1", 4)
+	put(t, s, "n2", 3)
+	put(t, s, "n3", 2)
+	p := newPlacer(t, s)
+	got, err := p.Place(t.Context(), vcpus("a", 2))
+	if err != nil || got.Host.ID != "n1" || len(got.Alternates) != 2 || got.Alternates[0].ID != "n2" || got.Again || len(got.Refused) != 0 {
+		t.Fatalf("%+v, %v", got, err)
+	}
+	// The same once more, after a lost answer: nothing is claimed twice.
+	again, err := p.Place(t.Context(), vcpus("a", 2))
+	if err != nil || again.Host.ID != "n1" {
+		t.Errorf("again: %+v, %v", again, err)
+	}
+	// By another process, which would choose another host by now.
+	again, err = newPlacer(t, s).Place(t.Context(), vcpus("a", 2))
+	if err != nil || again.Host.ID != "n1" || !again.Again || again.Decision.Ranked[0].Host.ID != "n2" {
+		t.Errorf("again by another: %+v, %v", again, err)
+	}
+	// Others fill n1 and n2 without the placer's knowledge.
+	for host, n := range map[string]int64{"n1": 2, "n2": 3} {
+		if err := s.Claim(t.Context(), placement.Claim{Consumer: host, Allocations: []placement.Allocation{{Provider: host, Resources: placement.Resources{"VCPU": n}}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stale := newPlacer(t, s)
+	hosts, err := stale.Hosts(t.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := slices.Clone(hosts)
+	for i, h := range old { // as they were before all that
+		c := *h
+		c.Inventories = inventory("VCPU", placement.Inventory{Total: h.Inventories["VCPU"].Total})
+		old[i] = &c
+	}
+	stale.Hosts = func(ctx context.Context, fresh bool) ([]*provider, error) {
+		if fresh {
+			return s.Providers(ctx)
+		}
+		return old, nil
+	}
+	got, err = stale.Place(t.Context(), vcpus("b", 2))
+	if err != nil || got.Host.ID != "n3" || len(got.Refused) != 2 || !errors.Is(got.Refused[0], placement.ErrNoRoom) {
+		t.Errorf("with an old picture: %+v, %v", got, err)
+	}
+	got, err = stale.Place(t.Context(), vcpus("c", 2))
+	if !errors.Is(err, scheduler.ErrNoValidHost) || got == nil || got.Decision.Summary() != "0 of 3 hosts: 3 VCPU" {
+		t.Errorf("without room: %+v, %v", got, err)
+	}
+	if claims, err := s.Claims(t.Context(), "c"); err != nil || claims[0].Generation != 0 {
+		t.Errorf("the claim of what was not placed: %+v, %v", claims, err)
+	}
+	broken := errors.New("no database")
+	stale.Hosts = func(context.Context, bool) ([]*provider, error) { return nil, broken }
+	if got, err := stale.Place(t.Context(), vcpus("d", 1)); !errors.Is(err, broken) || got != nil {
+		t.Errorf("%v, %v", got, err)
+	}
+	got, err = p.Place(t.Context(), vcpus("", 1))
+	if !errors.Is(err, fault.Invalid) || got != nil {
+		t.Errorf("a request without a consumer: %v, %v", got, err)
+	}
+}
+
+// TestPlaceGroup: members that are placed at the same moment keep apart, although
+// no placer knows of the others' choice.
+func TestPlaceGroup(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		s := placement.NewSQL(d)
+		const n = 6
+		for i := range n {
+			put(t, s, fmt.Sprint("n", i), 10)
+		}
+		var wg sync.WaitGroup
+		for i := range n {
+			p := newPlacer(t, s)
+			wg.Go(func() {
+				q := vcpus(fmt.Sprint("c", i), 1)
+				q.Group = &group{ID: "g", Policy: placement.AntiAffinity}
+				if got, err := p.Place(t.Context(), q); err != nil {
+					t.Errorf("%d: %+v, %v", i, got, err)
+				}
+			})
+		}
+		wg.Wait()
+		list, err := s.Providers(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range list {
+			if p.Members["g"] != 1 {
+				t.Errorf("%s has %d members", p.ID, p.Members["g"])
+			}
+		}
+	})
+}
+
+// TestAudit: what differs is found, and repaired only if it is told to, and only
+// what is still so.
+func TestAudit(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		s := placement.NewSQL(d)
+		put(t, s, "n1", 10)
+		put(t, s, "n2", 10)
+		claim := func(consumer, host string, n int64) placement.Claim {
+			return placement.Claim{Consumer: consumer, Allocations: []placement.Allocation{{Provider: host, Resources: placement.Resources{"VCPU": n}}}}
+		}
+		if err := s.Claim(ctx, claim("right", "n1", 1), claim("orphan", "n1", 2), claim("moved", "n1", 3), claim("busy", "n2", 1)); err != nil {
+			t.Fatal(err)
+		}
+		want := []placement.Claim{claim("right", "n1", 1), claim("moved", "n2", 3), claim("lost", "n2", 4), claim("huge", "n2", 40)}
+		if _, err := d.ExecContext(ctx, `UPDATE placement_inventories SET used = used + 1 WHERE provider = 'n1'`); err != nil {
+			t.Fatal(err)
+		}
+		cfg := placement.AuditConfig{Want: func(_ context.Context, consumers ...string) ([]placement.Claim, error) {
+			if slices.Equal(consumers, []string{"busy"}) { // it has been made meanwhile
+				return []placement.Claim{claim("busy", "n2", 1)}, nil
+			}
+			return slices.DeleteFunc(slices.Clone(want), func(c placement.Claim) bool {
+				return len(consumers) > 0 && !slices.Contains(consumers, c.Consumer)
+			}), nil
+		}}
+		const all = "orphaned busy, different moved, orphaned orphan, missing lost, missing huge, miscounted n1"
+		show := func(list []placement.Finding) string {
+			var out []string
+			for _, f := range list {
+				name := f.Claim.Consumer
+				if f.Provider != nil {
+					name = f.Provider.ID
+				}
+				out = append(out, f.Kind+" "+name)
+			}
+			return strings.Join(out, ", ")
+		}
+		for range 2 { // looking changes nothing
+			found, err := placement.Audit(ctx, s, cfg)
+			if err != nil || show(found) != all {
+				t.Errorf("found %s, %v", show(found), err)
+			}
+		}
+		cfg.Repair = true
+		found, err := placement.Audit(ctx, s, cfg)
+		if err != nil || show(found) != all {
+			t.Errorf("found %s, %v", show(found), err)
+		}
+		for _, f := range found {
+			var want error
+			switch f.Claim.Consumer {
+			case "busy":
+				want = placement.ErrChanged
+			case "huge":
+				want = placement.ErrNoRoom
+			}
+			if !errors.Is(f.Err, want) || f.Repaired != (want == nil) {
+				t.Errorf("%s %s: repaired %v, %v", f.Kind, f.Claim.Consumer, f.Repaired, f.Err)
+			}
+		}
+		found, err = placement.Audit(ctx, s, cfg)
+		if err != nil || show(found) != "orphaned busy, missing huge" {
+			t.Errorf("after the repair: %s, %v", show(found), err)
+		}
+		list, err := s.Providers(ctx)
+		if err != nil || list[0].Inventories["VCPU"].Used != 1 || list[1].Inventories["VCPU"].Used != 8 {
+			t.Errorf("%+v, %v", list, err)
+		}
+	})
+}
+
+// TestClaimTx: a claim and the component's own rows are one transaction.
+func TestClaimTx(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		s := placement.NewSQL(d)
+		put(t, s, "n1", 2)
+		claim := func(consumer string, n int64, then error) error {
+			return db.Tx(t.Context(), d, func(tx *sqlx.Tx) error {
+				err := s.ClaimTx(t.Context(), tx, placement.Claim{Consumer: consumer, Allocations: []placement.Allocation{{Provider: "n1", Resources: placement.Resources{"VCPU": n}}}})
+				if err != nil {
+					return err
+				}
+				return then
+			})
+		}
+		undone := errors.New("the component's own rows could not be written")
+		if err := claim("a", 2, undone); !errors.Is(err, undone) {
+			t.Errorf("%v", err)
+		}
+		if err := claim("b", 2, nil); err != nil {
+			t.Errorf("what was undone is still there: %v", err)
+		}
+		if err := claim("c", 1, nil); !errors.Is(err, placement.ErrNoRoom) {
+			t.Errorf("%v, want ErrNoRoom", err)
+		}
+	})
+}
