@@ -211,8 +211,10 @@ func wireScheduler(ctx context.Context, n *node) error {
 }
 
 func (n *node) addScheduler(host string) error {
+	f := n.FilterScheduler
 	s, err := scheduler.New(scheduler.Config{
-		Store: n.store, DownAfter: n.ServiceDownTime, SubsetSize: n.FilterScheduler.HostSubsetSize, Logger: n.log,
+		Store: n.store, DownAfter: n.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize, Logger: n.log,
+		Multipliers: map[string]float64{"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier},
 	})
 	if err != nil {
 		return err

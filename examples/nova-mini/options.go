@@ -50,7 +50,12 @@ type schedulerOptions struct {
 }
 
 type filterOptions struct {
-	HostSubsetSize int `ini:"host_subset_size" default:"3" help:"one of so many best hosts is drawn"`
+	EnabledFilters    []string `ini:"enabled_filters" help:"filters in the order in which they are asked, by their own names or Nova's (default: tried, disabled, down, VCPU, MEMORY_MB, DISK_GB)"`
+	HostSubsetSize    int      `ini:"host_subset_size" default:"3" help:"one of so many best hosts is drawn"`
+	RAMMultiplier     float64  `ini:"ram_weight_multiplier" default:"1.0" help:"how much free memory counts, negative to fill hosts up"`
+	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" help:"how much free virtual CPUs count"`
+	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" help:"how much free disk counts"`
+	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" help:"how much the number of servers counts"`
 }
 
 type rabbitOptions struct {

@@ -111,30 +111,20 @@ func (s *SQL) Put(ctx context.Context, p *Provider) (out *Provider, err error) {
 	if err := p.check(); err != nil {
 		return nil, err
 	}
-	err = db.Tx(ctx, s.db, func(tx *sqlx.Tx) error {
-		known, err := read(ctx, tx, " FOR UPDATE", p.ID)
-		if err != nil {
+	err = again(ctx, errLost, func() error {
+		err := db.Tx(ctx, s.db, func(tx *sqlx.Tx) (err error) {
+			out, err = put(ctx, tx, p)
 			return err
-		}
-		have := known[p.ID]
-		if out, err = p.replaces(have); err != nil {
+		})
+		switch {
+		case fault.CodeOf(err) != fault.Conflict || errors.Is(err, ErrChanged):
 			return err
+		case p.Generation == Any: // another one was the first to make it
+			return fmt.Errorf("provider %s: %w: %w", p.ID, errLost, err)
 		}
-		names, err := aggregates(ctx, tx)
-		if err != nil {
-			return err
-		}
-		for _, a := range out.Aggregates {
-			if names[a.Name] == nil {
-				return fault.New(fault.NotFound, "provider %s: there is no aggregate %s", p.ID, a.Name)
-			}
-		}
-		return write(ctx, tx, out, have)
+		return fmt.Errorf("provider %s, generation %d: another one was faster: %w", p.ID, p.Generation, ErrChanged)
 	})
 	if err != nil {
-		if p.Generation != 0 && fault.CodeOf(err) == fault.Conflict { // two made it at once
-			err = fmt.Errorf("provider %s: %w", p.ID, ErrChanged)
-		}
 		return nil, err
 	}
 	list, err := s.Providers(ctx, p.ID)
@@ -142,6 +132,28 @@ func (s *SQL) Put(ctx context.Context, p *Provider) (out *Provider, err error) {
 		return out, err
 	}
 	return list[0], nil
+}
+
+func put(ctx context.Context, tx *sqlx.Tx, p *Provider) (*Provider, error) {
+	known, err := read(ctx, tx, " FOR UPDATE", p.ID)
+	if err != nil {
+		return nil, err
+	}
+	have := known[p.ID]
+	next, err := p.replaces(have)
+	if err != nil {
+		return nil, err
+	}
+	names, err := aggregates(ctx, tx)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range next.Aggregates {
+		if names[a.Name] == nil {
+			return nil, fault.New(fault.NotFound, "provider %s: there is no aggregate %s", p.ID, a.Name)
+		}
+	}
+	return next, write(ctx, tx, next, have)
 }
 
 // write writes a provider that takes the place of have, or of none if it is nil.

@@ -130,7 +130,7 @@ type hypervisorView struct {
 	FreeRAM         int64             `json:"free_ram_mb"`
 	FreeDisk        int64             `json:"free_disk_gb"`
 	CurrentWorkload int               `json:"current_workload"`
-	RunningVMs      int               `json:"running_vms"`
+	RunningVMs      int64             `json:"running_vms"`
 	DiskAvailable   int64             `json:"disk_available_least"`
 	CPUInfo         string            `json:"cpu_info"`
 }
@@ -145,7 +145,7 @@ func brief(h *store.Host) hypervisorBrief {
 	return hypervisorBrief{ID: h.ID, Hostname: h.Hostname, State: state(h.Service.Up), Status: status(h.Service.Disabled)}
 }
 
-func viewHypervisor(h *store.Host, servers int) hypervisorView {
+func viewHypervisor(h *store.Host) hypervisorView {
 	cpu, ram, disk := h.Inventories[compute.VCPU], h.Inventories[compute.MemoryMB], h.Inventories[compute.DiskGB]
 	return hypervisorView{
 		hypervisorBrief: brief(h), Type: h.Driver, Version: 1000, HostIP: "127.0.0.1",
@@ -153,7 +153,7 @@ func viewHypervisor(h *store.Host, servers int) hypervisorView {
 		VCPUs:   cpu.Total, MemoryMB: ram.Total, LocalGB: disk.Total,
 		VCPUsUsed: cpu.Used, MemoryMBUsed: ram.Used, LocalGBUsed: disk.Used,
 		FreeRAM: ram.Total - ram.Used, FreeDisk: disk.Total - disk.Used,
-		RunningVMs: servers, DiskAvailable: disk.Total - disk.Used, CPUInfo: "",
+		RunningVMs: h.Consumers, DiskAvailable: disk.Total - disk.Used, CPUInfo: "",
 	}
 }
 
@@ -175,12 +175,11 @@ func (s *server) listHypervisorDetails(ctx context.Context, _ *api.Request[api.N
 	if err != nil {
 		return nil, err
 	}
-	servers, err := s.cfg.Store.ServersByHost(ctx)
 	out := []hypervisorView{}
 	for _, h := range hosts {
-		out = append(out, viewHypervisor(h, servers[h.Hostname]))
+		out = append(out, viewHypervisor(h))
 	}
-	return map[string][]hypervisorView{"hypervisors": out}, err
+	return map[string][]hypervisorView{"hypervisors": out}, nil
 }
 
 func (s *server) showHypervisor(ctx context.Context, r *api.Request[api.None]) (map[string]hypervisorView, error) {
@@ -190,8 +189,7 @@ func (s *server) showHypervisor(ctx context.Context, r *api.Request[api.None]) (
 	}
 	for _, h := range hosts {
 		if strconv.Itoa(h.ID) == r.PathValue("id") {
-			servers, err := s.cfg.Store.ServersByHost(ctx)
-			return map[string]hypervisorView{"hypervisor": viewHypervisor(h, servers[h.Hostname])}, err
+			return map[string]hypervisorView{"hypervisor": viewHypervisor(h)}, nil
 		}
 	}
 	return nil, fault.New(fault.NotFound, "Compute host %s could not be found.", r.PathValue("id"))

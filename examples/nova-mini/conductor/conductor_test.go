@@ -21,6 +21,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
+	"github.com/armature-go/armature/scheduler/placement"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -190,7 +191,9 @@ func TestDeadConductor(t *testing.T) {
 		if _, err := b.store.Lease(b.Context(), id, "dead", time.Hour); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := b.store.Claim(b.Context(), id, "h1", compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}); err != nil {
+		if err := b.store.Claims().Claim(b.Context(), placement.Claim{Consumer: id, Allocations: []placement.Allocation{
+			{Provider: "h1", Resources: placement.Resources{compute.VCPU: 1, compute.MemoryMB: 1, compute.DiskGB: 1}},
+		}}); err != nil {
 			b.Fatal(err)
 		}
 		b.addHost("h2") // empty, and so the better one
@@ -253,7 +256,7 @@ func (b *bench) settle(id string) {
 func (b *bench) unclaimed() {
 	b.Helper()
 	var n int
-	if err := b.db.GetContext(b.Context(), &n, `SELECT COUNT(*) FROM allocations`); err != nil || n != 0 {
+	if err := b.db.GetContext(b.Context(), &n, `SELECT COUNT(*) FROM placement_allocations`); err != nil || n != 0 {
 		b.Errorf("%d claims are left, %v", n, err)
 	}
 }

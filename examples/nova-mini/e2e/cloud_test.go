@@ -368,9 +368,9 @@ func (c *cloud) consistent(active []servers.Server) {
 		Used, Claimed int64
 		Limit         float64
 	}
-	err := c.db.SelectContext(c.Context(), &bad, "SELECT i.host, i.class, i.used, COALESCE(SUM(a.amount), 0) AS claimed, (i.total - i.reserved) * i.ratio AS `limit`"+`
-		FROM inventories i LEFT JOIN allocations a ON a.host = i.host AND a.class = i.class
-		GROUP BY i.host, i.class, i.used, i.total, i.reserved, i.ratio HAVING i.used <> claimed OR i.used > (i.total - i.reserved) * i.ratio`)
+	err := c.db.SelectContext(c.Context(), &bad, "SELECT i.provider AS host, i.class, i.used, COALESCE(SUM(a.amount), 0) AS claimed, i.capacity AS `limit`"+`
+		FROM placement_inventories i LEFT JOIN placement_allocations a ON a.provider = i.provider AND a.class = i.class
+		GROUP BY i.provider, i.class, i.used, i.capacity HAVING i.used <> claimed OR i.used > i.capacity`)
 	if err != nil {
 		c.Fatal(err)
 	}
@@ -401,7 +401,7 @@ func (c *cloud) deleteAll(cl *gophercloud.ServiceClient, hosts []string) {
 		c.Errorf("the drivers still have %v", left)
 	}
 	var claims int
-	if err := c.db.GetContext(c.Context(), &claims, `SELECT COUNT(*) FROM allocations`); err != nil || claims > 0 {
+	if err := c.db.GetContext(c.Context(), &claims, `SELECT COUNT(*) FROM placement_allocations`); err != nil || claims > 0 {
 		c.Errorf("%d claims are left, error %v", claims, err)
 	}
 	c.consistent(nil)

@@ -5,7 +5,6 @@ package scheduler
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler"
+	"github.com/armature-go/armature/scheduler/placement"
 )
 
 // Config configures a Service.
@@ -23,6 +23,12 @@ type Config struct {
 	// DownAfter is how long a compute service may be silent and still get
 	// servers.
 	DownAfter time.Duration
+	// Filters are the names of those to use, in this order: of this package and
+	// of package placement, or Nova's. Default: [DefaultFilters].
+	Filters []string
+	// Multipliers are of the weighers, by name. One that is not named has the
+	// multiplier of package placement.
+	Multipliers map[string]float64
 	// SubsetSize is among how many of the best hosts one is drawn, so that
 	// several schedulers do not all want the same one (Nova's host_subset_size).
 	// Default 1.
@@ -32,45 +38,74 @@ type Config struct {
 
 // Service answers the scheduler's RPC interface. It is safe for concurrent use.
 type Service struct {
-	cfg  Config
-	rank *scheduler.Scheduler[*compute.SelectRequest, *store.Host]
+	cfg    Config
+	placer placement.Placer[*spec, *store.Host]
 }
 
-type (
-	request = *compute.SelectRequest
-	host    = *store.Host
-)
+// spec is a request as filters and weighers see it.
+type spec struct {
+	placement.Request
 
-// New returns a service.
+	tried []string
+}
+
+type filter = scheduler.Filter[*spec, *store.Host]
+
+// DefaultFilters are the filters that are used if the configuration names none.
+var DefaultFilters = []string{"tried", "disabled", "down", placement.VCPU, placement.MemoryMB, placement.DiskGB}
+
+// nova are the names that Nova has for filters, with ours.
+var nova = map[string][]string{
+	"ComputeFilter":                     {"disabled", "down"},
+	"ComputeCapabilitiesFilter":         {"capabilities"},
+	"ImagePropertiesFilter":             {"platform"},
+	"ServerGroupAffinityFilter":         {"affinity"},
+	"ServerGroupAntiAffinityFilter":     {"anti_affinity"},
+	"IoOpsFilter":                       {"tasks"},
+	"AggregateIoOpsFilter":              {"tasks"},
+	"NumInstancesFilter":                {"consumers"},
+	"AggregateNumInstancesFilter":       {"consumers"},
+	"SameHostFilter":                    {"same_host"},
+	"DifferentHostFilter":               {"different_host"},
+	"AggregateInstanceExtraSpecsFilter": {"aggregate_specs"},
+	"AggregateImagePropertiesIsolation": {"aggregate_properties"},
+	"AggregateMultiTenancyIsolation":    {"aggregate_tenant"},
+	"AggregateTypeAffinityFilter":       {"aggregate_type"},
+}
+
+// New returns a service. Invalid if there is no filter of a name that the
+// configuration has; the error has those that there are.
 func New(cfg Config) (*Service, error) {
-	rank, err := scheduler.New(scheduler.Config[request, host]{
-		Filters: []scheduler.Filter[request, host]{
-			scheduler.FilterFunc("tried", func(r request, h host) scheduler.Verdict {
-				if slices.Contains(r.Exclude, h.Hostname) {
-					return scheduler.Reject("a build failed there")
+	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
+	names := DefaultFilters
+	if len(cfg.Filters) > 0 {
+		names = []string{"tried"} // who has failed to build it is never asked again
+		for _, n := range cfg.Filters {
+			ours, ok := nova[n]
+			if !ok {
+				ours = []string{n}
+			}
+			for _, n := range ours { // several of Nova's may be one of ours
+				if !slices.Contains(names, n) {
+					names = append(names, n)
 				}
-				return scheduler.Pass
-			}),
-			scheduler.FilterFunc("disabled", func(_ request, h host) scheduler.Verdict {
-				if h.Service.Disabled {
-					return scheduler.Reject("the compute service is disabled: %s", h.Service.DisabledReason)
-				}
-				return scheduler.Pass
-			}),
-			scheduler.FilterFunc("down", func(_ request, h host) scheduler.Verdict {
-				if !h.Service.Up {
-					return scheduler.Reject("not seen since %s", h.Service.SeenAt.Format(time.RFC3339))
-				}
-				return scheduler.Pass
-			}),
-			room(compute.VCPU, "", func(r compute.Resources) int { return r.VCPUs }),
-			room(compute.MemoryMB, " MiB", func(r compute.Resources) int { return r.MemoryMiB }),
-			room(compute.DiskGB, " GiB", func(r compute.Resources) int { return r.DiskGiB }),
-		},
-		Weighers: []scheduler.Weighted[request, host]{
-			free("ram", compute.MemoryMB), free("cpu", compute.VCPU), free("disk", compute.DiskGB),
-		},
-		Picker: scheduler.Subset(max(cfg.SubsetSize, 1)),
+			}
+		}
+	}
+	tried := scheduler.FilterFunc("tried", func(s *spec, h *store.Host) scheduler.Verdict {
+		if slices.Contains(s.tried, h.Hostname) {
+			return scheduler.Reject("a build failed there")
+		}
+		return scheduler.Pass
+	})
+	filters, err := scheduler.ByName(append([]filter{tried}, placement.Filters[*spec, *store.Host](o)...), names)
+	if err != nil {
+		return nil, err
+	}
+	rank, err := scheduler.New(scheduler.Config[*spec, *store.Host]{
+		Filters:  filters,
+		Weighers: placement.Weighers[*spec, *store.Host](o),
+		Picker:   scheduler.Subset(max(cfg.SubsetSize, 1)),
 	})
 	if err != nil {
 		return nil, err
@@ -78,68 +113,42 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Service{cfg: cfg, rank: rank}, nil
-}
-
-// room turns hosts away that have too little of a resource class left.
-func room(class, unit string, of func(compute.Resources) int) scheduler.Filter[request, host] {
-	return scheduler.FilterFunc(class, func(r request, h host) scheduler.Verdict {
-		if need, have := int64(of(r.Need)), h.Free(class); need > have {
-			return scheduler.Reject("needs %d%s, %d%s free", need, unit, have, unit)
-		}
-		return scheduler.Pass
-	})
-}
-
-// free prefers hosts that have more of a resource class left, as Nova's RAM, CPU
-// and disk weighers do.
-func free(name, class string) scheduler.Weighted[request, host] {
-	return scheduler.Weighted[request, host]{
-		Weigher:    scheduler.WeigherFunc(name, func(_ request, h host) float64 { return float64(h.Free(class)) }),
-		Multiplier: 1,
-	}
+	s := &Service{cfg: cfg}
+	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: cfg.Store.Claims(), Hosts: s.hosts}
+	return s, nil
 }
 
 // Register adds the service's handlers to a server.
 func (s *Service) Register(srv *rpc.Server) { rpc.Handle(srv, compute.Select, s.Select) }
 
-// tries is how often the hosts are ranked anew when others took the room between
-// the choice and the claim. Each time somebody else got a server placed, so that
-// this is no livelock.
-const tries = 20
+// hosts reads all hosts, whether a fresh picture is asked for or not.
+func (s *Service) hosts(ctx context.Context, _ bool) ([]*store.Host, error) {
+	hosts, err := s.cfg.Store.Hosts(ctx, s.cfg.DownAfter)
+	if err == nil && !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Service.Up }) {
+		// The cloud starts, or has an outage. That passes: it says nothing about
+		// whether there is room.
+		return nil, fault.New(fault.Unavailable, "none of the %d compute hosts is up", len(hosts))
+	}
+	return hosts, err
+}
 
-// Select chooses a host and claims it, see compute.Select. The choice is a guess
-// from what was read; the claim is what decides.
+// Select chooses a host and claims it, see compute.Select.
 func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*compute.SelectReply, error) {
-	for range tries {
-		hosts, err := s.cfg.Store.Hosts(ctx, s.cfg.DownAfter)
-		if err != nil {
-			return nil, err
-		}
-		if !slices.ContainsFunc(hosts, func(h host) bool { return h.Service.Up }) {
-			// The cloud starts, or has an outage. That passes: it says nothing
-			// about whether there is room.
-			return nil, fault.New(fault.Unavailable, "none of the %d compute hosts is up", len(hosts))
-		}
-		decision, err := s.rank.Rank(ctx, req, hosts)
-		if err != nil {
-			if errors.Is(err, scheduler.ErrNoValidHost) {
-				s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", decision.String())
-				f := fault.From(err)
-				f.Msg = "No valid host was found. " + decision.Summary() // as users read it
-				return nil, f
-			}
-			return nil, err
-		}
-		for _, r := range decision.Ranked {
-			claimed, err := s.cfg.Store.Claim(ctx, req.ServerID, r.Host.Hostname, req.Need)
-			switch {
-			case err == nil:
-				return &compute.SelectReply{Host: claimed}, nil
-			case !errors.Is(err, store.ErrNoRoom):
-				return nil, fmt.Errorf("claim on %s: %w", r.Host.Hostname, err)
-			}
+	q := &spec{tried: req.Exclude, Request: placement.Request{Consumer: req.ServerID, Resources: placement.Resources{}}}
+	for _, a := range req.Need.Amounts() {
+		if a.N > 0 {
+			q.Resources[a.Class] = int64(a.N)
 		}
 	}
-	return nil, fault.New(fault.Unavailable, "server %s: every host that had room was taken by others, %d times", req.ServerID, tries)
+	placed, err := s.placer.Place(ctx, q)
+	switch {
+	case errors.Is(err, scheduler.ErrNoValidHost):
+		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())
+		f := fault.From(err)
+		f.Msg = "No valid host was found. " + placed.Decision.Summary() // as users read it
+		return nil, f
+	case err != nil:
+		return nil, err
+	}
+	return &compute.SelectReply{Host: placed.Host.Hostname}, nil
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"math"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -10,6 +9,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/scheduler/placement"
 )
 
 // Binary names of the services, Nova's.
@@ -94,85 +94,58 @@ func (s *Store) SetDisabled(ctx context.Context, binary, host string, disabled b
 	})
 }
 
-// Inventory is how much of one resource class a host has.
-type Inventory struct {
-	Host     string  `db:"host"`
-	Class    string  `db:"class"`
-	Total    int64   `db:"total"`
-	Reserved int64   `db:"reserved"`
-	Ratio    float64 `db:"ratio"`
-	Used     int64   `db:"used"`
-}
-
-// Capacity returns how much may be allocated in all: (total - reserved) * ratio.
-func (i *Inventory) Capacity() int64 {
-	return int64(math.Floor(float64(i.Total-i.Reserved) * i.Ratio))
-}
-
-// Host is a compute host with what it has and who is on it.
+// Host is a compute host: a provider of resources, with its service.
 type Host struct {
 	ID            int    `db:"id"`
 	Hostname      string `db:"name"`
 	Driver        string `db:"driver"`
 	DriverVersion string `db:"driver_version"`
 
-	Service     Service              `db:"-"`
-	Inventories map[string]Inventory `db:"-"` // by class
+	Service             Service `db:"-"`
+	*placement.Provider `db:"-"`
 }
 
-// Name makes a Host one that the scheduler can rank.
-func (h *Host) Name() string { return h.Hostname }
-
-// Free returns how much of a resource class can still be allocated.
-func (h *Host) Free(class string) int64 {
-	inv := h.Inventories[class]
-	return inv.Capacity() - inv.Used
-}
-
-// Hosts returns all compute hosts by id.
+// Hosts returns all compute hosts by id. One whose service was not seen for
+// downAfter is not up.
 func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, error) {
 	hosts := []*Host{}
 	if err := s.db.SelectContext(ctx, &hosts, `SELECT * FROM hosts ORDER BY id`); err != nil {
 		return nil, db.Error(err)
 	}
+	now, err := db.Now(ctx, s.db)
+	if err != nil {
+		return nil, err
+	}
 	services, err := s.Services(ctx, downAfter)
+	if err != nil {
+		return nil, err
+	}
+	providers, err := s.claims.Providers(ctx)
 	if err != nil {
 		return nil, err
 	}
 	byName := make(map[string]*Host, len(hosts))
 	for _, h := range hosts {
-		h.Inventories = make(map[string]Inventory, 3)
+		h.Provider = &placement.Provider{ID: h.Hostname} // until its first report
 		byName[h.Hostname] = h
 	}
-	for _, v := range services {
-		if h := byName[v.Host]; h != nil && v.Binary == ComputeBinary {
-			h.Service = v
+	for _, p := range providers {
+		if h := byName[p.ID]; h != nil {
+			h.Provider = p
 		}
 	}
-	var invs []Inventory
-	if err := s.db.SelectContext(ctx, &invs, `SELECT * FROM inventories`); err != nil {
-		return nil, db.Error(err)
-	}
-	for _, i := range invs {
-		if h := byName[i.Host]; h != nil {
-			h.Inventories[i.Class] = i
+	for _, v := range services {
+		h := byName[v.Host]
+		if h == nil || v.Binary != ComputeBinary {
+			continue
+		}
+		h.Service = v
+		h.SeenAt = time.Now().Add(v.SeenAt.Sub(now)) // by this process's clock
+		if v.Disabled {
+			h.Disabled = "the compute service is disabled: " + v.DisabledReason
 		}
 	}
 	return hosts, nil
-}
-
-// ServersByHost returns how many servers have a claim on each host that has any.
-func (s *Store) ServersByHost(ctx context.Context) (map[string]int, error) {
-	var counts []struct {
-		Host string `db:"host"`
-		N    int    `db:"n"`
-	}
-	err := s.db.SelectContext(ctx, &counts, `SELECT host, COUNT(DISTINCT server_id) AS n FROM allocations GROUP BY host`)
-	out := make(map[string]int, len(counts))
-	for _, c := range counts {
-		out[c.Host] = c.N
-	}
-	return out, db.Error(err)
 }
 
 // Ratios are how far a host's resources may be over-committed.
@@ -180,7 +153,7 @@ type Ratios struct{ CPU, RAM, Disk float64 }
 
 // ReportHost notes a worker's sign of life and what its host has.
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
-	return s.register(ctx, func(tx *sqlx.Tx, now time.Time) error {
+	err := s.register(ctx, func(tx *sqlx.Tx, now time.Time) error {
 		if err := beat(ctx, tx, now, ComputeBinary, r.Host); err != nil {
 			return err
 		}
@@ -198,85 +171,47 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 				return err
 			}
 		}
-		ratio := map[string]float64{compute.VCPU: ratios.CPU, compute.MemoryMB: ratios.RAM, compute.DiskGB: ratios.Disk}
-		for _, a := range r.Resources.Amounts() {
-			n, err := exec(ctx, tx, `UPDATE inventories SET total = ?, ratio = ? WHERE host = ? AND class = ?`, a.N, ratio[a.Class], r.Host, a.Class)
-			if err != nil {
-				return err
-			}
-			if n == 1 {
-				continue
-			}
-			if _, err := exec(ctx, tx, `INSERT INTO inventories (host, class, total, reserved, ratio, used) VALUES (?, ?, ?, 0, ?, 0)`,
-				r.Host, a.Class, a.N, ratio[a.Class]); err != nil {
-				return err
-			}
-		}
 		return nil
 	})
+	if err != nil {
+		return err
+	}
+	p := &placement.Provider{ID: r.Host, Generation: placement.Any, Inventories: map[string]placement.Inventory{}}
+	ratio := map[string]float64{compute.VCPU: ratios.CPU, compute.MemoryMB: ratios.RAM, compute.DiskGB: ratios.Disk}
+	for _, a := range r.Resources.Amounts() {
+		p.Inventories[a.Class] = placement.Inventory{Total: int64(a.N), Ratio: ratio[a.Class]}
+	}
+	_, err = s.claims.Put(ctx, p)
+	return err
 }
 
-// ErrNoRoom means that the host has not enough left for the claim.
-var ErrNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "the host has not enough room left")
+// Claims are what servers hold of the hosts. A claim for a server is made only
+// while it waits for a host, and a claim and a deletion exclude each other: it
+// fails with ErrStale otherwise.
+func (s *Store) Claims() placement.Store { return claims{s.claims, s} }
 
-// Claim takes what a server needs from a host, all or nothing, and returns the
-// host. If the server has a claim already, it returns that one's host. ErrNoRoom;
-// ErrStale: the server does not wait for a host.
-func (s *Store) Claim(ctx context.Context, serverID, host string, need compute.Resources) (string, error) {
-	claimed := host
-	err := s.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
-		claimed = host
-		// The server's row is locked first: a claim and a deletion exclude each
-		// other.
-		n, err := exec(ctx, tx, `UPDATE servers SET lease = lease WHERE id = ? AND task_state = ?`, serverID, Scheduling)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			return compute.ErrStale
-		}
-		var have []string
-		if err := tx.SelectContext(ctx, &have, `SELECT DISTINCT host FROM allocations WHERE server_id = ?`, serverID); err != nil {
-			return db.Error(err)
-		}
-		if len(have) > 0 {
-			claimed = have[0]
-			return nil
-		}
-		for _, a := range need.Amounts() { // always in the same order, so that claims do not deadlock
-			n, err := exec(ctx, tx, `UPDATE inventories SET used = used + ? WHERE host = ? AND class = ? AND used + ? <= (total - reserved) * ratio`,
-				a.N, host, a.Class, a.N)
+type claims struct {
+	*placement.SQL
+
+	store *Store
+}
+
+func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
+	return c.store.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+		for _, claim := range list {
+			n, err := exec(ctx, tx, `UPDATE servers SET lease = lease WHERE id = ? AND task_state = ?`, claim.Consumer, Scheduling)
 			if err != nil {
 				return err
 			}
 			if n == 0 {
-				return ErrNoRoom
-			}
-			if _, err := exec(ctx, tx, `INSERT INTO allocations (server_id, class, host, amount) VALUES (?, ?, ?, ?)`,
-				serverID, a.Class, host, a.N); err != nil {
-				return err
+				return compute.ErrStale
 			}
 		}
-		return nil
+		return c.ClaimTx(ctx, tx, list...)
 	})
-	return claimed, err
 }
 
 // release drops a server's claim, if it has one.
-func release(ctx context.Context, tx *sqlx.Tx, serverID string) error {
-	var list []struct {
-		Host   string `db:"host"`
-		Class  string `db:"class"`
-		Amount int64  `db:"amount"`
-	}
-	if err := tx.SelectContext(ctx, &list, `SELECT host, class, amount FROM allocations WHERE server_id = ? ORDER BY class`, serverID); err != nil {
-		return db.Error(err)
-	}
-	for _, a := range list {
-		if _, err := exec(ctx, tx, `UPDATE inventories SET used = used - ? WHERE host = ? AND class = ?`, a.Amount, a.Host, a.Class); err != nil {
-			return err
-		}
-	}
-	_, err := exec(ctx, tx, `DELETE FROM allocations WHERE server_id = ?`, serverID)
-	return err
+func (s *Store) release(ctx context.Context, tx *sqlx.Tx, serverID string) error {
+	return s.claims.ClaimTx(ctx, tx, placement.Claim{Consumer: serverID, Generation: placement.Any})
 }

@@ -300,7 +300,7 @@ func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why st
 		if _, err := exec(ctx, tx, `UPDATE servers SET tried = ?, fault_message = ? WHERE id = ?`, srv.Tried, why, srv.ID); err != nil {
 			return err
 		}
-		return release(ctx, tx, srv.ID)
+		return s.release(ctx, tx, srv.ID)
 	})
 	return srv, err
 }
@@ -315,7 +315,7 @@ func (s *Store) Fail(ctx context.Context, id, task, message string) error {
 		if err != nil || n == 0 || task != Scheduling {
 			return err
 		}
-		return release(ctx, tx, id)
+		return s.release(ctx, tx, id)
 	})
 }
 
@@ -336,7 +336,7 @@ func (s *Store) Remove(ctx context.Context, id string) error {
 				return fault.New(fault.Precondition, "server %s is not being deleted", id)
 			}
 		}
-		return release(ctx, tx, id)
+		return s.release(ctx, tx, id)
 	})
 }
 

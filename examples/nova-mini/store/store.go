@@ -13,6 +13,7 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/scheduler/placement"
 )
 
 //go:embed migrations/*.sql
@@ -29,10 +30,13 @@ func Migrations() fs.FS {
 
 // Store is the database. It is safe for concurrent use. Every method may fail
 // with Unavailable while the database is away.
-type Store struct{ db *sqlx.DB }
+type Store struct {
+	db     *sqlx.DB
+	claims *placement.SQL
+}
 
 // New returns a store on a migrated database, which stays the caller's.
-func New(d *sqlx.DB) *Store { return &Store{db: d} }
+func New(d *sqlx.DB) *Store { return &Store{d, placement.NewSQL(d)} }
 
 // Check fails with Unavailable if the database does not answer.
 func (s *Store) Check(ctx context.Context) error {

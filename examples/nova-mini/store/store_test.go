@@ -4,22 +4,26 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"go.uber.org/goleak"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/scheduler/placement"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -55,10 +59,19 @@ func addHost(t *testing.T, s *store.Store, name string, servers int) {
 	}
 }
 
+func claim(t *testing.T, s *store.Store, id, host string) error {
+	t.Helper()
+	r := placement.Resources{}
+	for _, a := range one.Amounts() {
+		r[a.Class] = int64(a.N)
+	}
+	return s.Claims().Claim(t.Context(), placement.Claim{Consumer: id, Allocations: []placement.Allocation{{Provider: host, Resources: r}}})
+}
+
 // place brings a server to the point where host is told to build it.
 func place(t *testing.T, s *store.Store, id, host string) compute.AttemptRequest {
 	t.Helper()
-	if _, err := s.Claim(t.Context(), id, host, one); err != nil {
+	if err := claim(t, s, id, host); err != nil {
 		t.Fatal(err)
 	}
 	srv, err := s.Lease(t.Context(), id, "L", time.Minute)
@@ -78,8 +91,8 @@ func used(t *testing.T, d *sqlx.DB, host string) (out int64) {
 	t.Helper()
 	var claimed int64
 	err := errors.Join(
-		d.GetContext(t.Context(), &out, `SELECT used FROM inventories WHERE host = ? AND class = ?`, host, compute.MemoryMB),
-		d.GetContext(t.Context(), &claimed, `SELECT COALESCE(SUM(amount), 0) FROM allocations WHERE host = ? AND class = ?`, host, compute.MemoryMB))
+		d.GetContext(t.Context(), &out, `SELECT used FROM placement_inventories WHERE provider = ? AND class = ?`, host, compute.MemoryMB),
+		d.GetContext(t.Context(), &claimed, `SELECT COALESCE(SUM(amount), 0) FROM placement_allocations WHERE provider = ? AND class = ?`, host, compute.MemoryMB))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -111,12 +124,12 @@ func TestClaimRace(t *testing.T) {
 			wg.Go(func() {
 				for i := g; i < total; i += 8 {
 					for _, h := range rng.Perm(hosts) {
-						_, err := s.Claim(t.Context(), ids[i], fmt.Sprintf("h%d", h), one)
+						err := claim(t, s, ids[i], fmt.Sprintf("h%d", h))
 						if err == nil {
 							placed.Add(1)
 							break
 						}
-						if !errors.Is(err, store.ErrNoRoom) {
+						if !errors.Is(err, placement.ErrNoRoom) {
 							t.Errorf("claim: %v", err)
 						}
 					}
@@ -137,7 +150,7 @@ func TestClaimRace(t *testing.T) {
 				}
 			})
 			wg.Go(func() {
-				if _, err := s.Claim(t.Context(), id, "h0", one); err != nil && !errors.Is(err, store.ErrNoRoom) && !errors.Is(err, compute.ErrStale) {
+				if err := claim(t, s, id, "h0"); err != nil && !errors.Is(err, placement.ErrNoRoom) && !errors.Is(err, placement.ErrChanged) && !errors.Is(err, compute.ErrStale) {
 					t.Errorf("claim: %v", err)
 				}
 			})
@@ -151,23 +164,26 @@ func TestClaimRace(t *testing.T) {
 	})
 }
 
-// TestClaimAgain: a claim that was made is found again, whatever host is asked
-// for, so that a conductor that died in between loses nothing.
+// TestClaimAgain: a claim that was made can be made again, and no other one, so
+// that a conductor that died in between loses nothing.
 func TestClaimAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
 		addHost(t, s, "a", 2)
 		addHost(t, s, "b", 2)
 		id := addServer(t, s).ID
-		for _, host := range []string{"a", "b", "a"} {
-			if got, err := s.Claim(t.Context(), id, host, one); err != nil || got != "a" {
-				t.Errorf("claim on %s: %s, %v; want a", host, got, err)
+		for _, tt := range []struct {
+			host string
+			want error
+		}{{"a", nil}, {"b", placement.ErrChanged}, {"a", nil}} {
+			if err := claim(t, s, id, tt.host); !errors.Is(err, tt.want) {
+				t.Errorf("claim on %s: %v; want %v", tt.host, err, tt.want)
 			}
 		}
 		if a, b := used(t, d, "a"), used(t, d, "b"); a != 512 || b != 0 {
 			t.Errorf("%d and %d MiB used, want 512 and 0", a, b)
 		}
-		if _, err := s.Claim(t.Context(), "nobody", "a", one); !errors.Is(err, compute.ErrStale) {
+		if err := claim(t, s, "nobody", "a"); !errors.Is(err, compute.ErrStale) {
 			t.Errorf("claim for no server: %v, want ErrStale", err)
 		}
 	})
@@ -397,6 +413,52 @@ func TestCheck(t *testing.T) {
 		cancel()
 		if err := s.Check(ctx); !errors.Is(err, fault.Unavailable) {
 			t.Errorf("check: %v, want Unavailable", err)
+		}
+	})
+}
+
+// TestPlacementSchema: the second migration is the library's, unchanged.
+func TestPlacementSchema(t *testing.T) {
+	t.Parallel()
+	got, err := fs.ReadFile(store.Migrations(), "00002_placement.sql")
+	if err != nil || string(got) != placement.Schema {
+		t.Errorf("00002_placement.sql is not placement.Schema, %v", err)
+	}
+}
+
+// TestUpgrade: claims that were made before there was placement are still there,
+// and count.
+func TestUpgrade(t *testing.T) {
+	t.Parallel()
+	first, err := fs.ReadFile(store.Migrations(), "00001_init.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dbtest.Each(t, fstest.MapFS{"00001_init.sql": {Data: first}}, func(t *testing.T, d *sqlx.DB) {
+		for _, q := range []string{
+			`INSERT INTO hosts (id, name, driver, driver_version) VALUES (1, 'h1', 'fake', '1')`,
+			`INSERT INTO inventories (host, class, total, reserved, ratio, used) VALUES ('h1', 'VCPU', 4, 0, 2, 3), ('h1', 'MEMORY_MB', 2048, 0, 1, 512), ('h1', 'DISK_GB', 10, 0, 1, 0)`,
+			`INSERT INTO allocations (server_id, class, host, amount) VALUES ('s1', 'VCPU', 'h1', 3), ('s1', 'MEMORY_MB', 'h1', 512), ('s1', 'DISK_GB', 'h1', 0)`,
+		} {
+			if _, err := d.ExecContext(t.Context(), q); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := db.Migrate(t.Context(), d, store.Migrations()); err != nil {
+			t.Fatal(err)
+		}
+		s := store.New(d)
+		addHost(t, s, "h1", 4)
+		hosts, err := s.Hosts(t.Context(), time.Minute)
+		if err != nil || len(hosts) != 1 || hosts[0].Consumers != 1 || hosts[0].Inventories[compute.VCPU].Free() != 1 || hosts[0].Inventories[compute.MemoryMB].Free() != 3*512 {
+			t.Fatalf("%+v, %v", hosts[0].Provider, err)
+		}
+		claims, err := s.Claims().Claims(t.Context(), "s1")
+		if err != nil || claims[0].Generation != 1 || claims[0].Host != "h1" || claims[0].Allocations[0].Resources[compute.VCPU] != 3 {
+			t.Errorf("%+v, %v", claims, err)
+		}
+		if wrong, err := s.Claims().Recount(t.Context(), true); err != nil || len(wrong) > 0 {
+			t.Errorf("counted wrong: %+v, %v", wrong, err)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -40,6 +41,7 @@ type rule struct {
 
 var rules = []rule{
 	{"provider", "a provider is read back as it was put, with its generation, which changes with it, but not by signs of life, and which a writer must know", testProvider},
+	{"provider race", "of many who put a new provider at once one makes it, or all of those who do not mind", testProviderRace},
 	{"refused", "a provider that makes no sense is refused, and says why", testRefused},
 	{"inventory", "an inventory may become too small for what is used, but not vanish", testInventory},
 	{"aggregate", "providers share aggregates; what changes in one is seen by all", testAggregate},
@@ -227,6 +229,29 @@ func testProvider(b bench) {
 	some, err := b.Providers(b.Context(), "n1", "none", "n1")
 	if err != nil || len(some) != 1 {
 		b.Errorf("one of three: %v, %v", some, err)
+	}
+}
+
+func testProviderRace(b bench) {
+	var wg sync.WaitGroup
+	var made atomic.Int64
+	for i := range 12 {
+		wg.Go(func() {
+			_, err := b.Put(b.Context(), &placement.Provider{ID: "new", Zone: strconv.Itoa(i)})
+			switch {
+			case err == nil:
+				made.Add(1)
+			case !errors.Is(err, placement.ErrChanged):
+				b.Errorf("put: %v", err)
+			}
+			if _, err := b.Put(b.Context(), &placement.Provider{ID: "any", Generation: placement.Any, Zone: strconv.Itoa(i)}); err != nil {
+				b.Errorf("put any: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if made.Load() != 1 || b.provider("any").Generation != 12 {
+		b.Errorf("%d made it, want 1; generation %d, want 12", made.Load(), b.provider("any").Generation)
 	}
 }
 
