@@ -57,6 +57,7 @@ var rules = map[string][]string{
 	"rpc/rpctest":      {"rpc", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},
 
 	"scheduler":                         {"fault"},
+	"scheduler/placement/backend":       {"scheduler", "github.com/expr-lang/expr"},
 	"scheduler/schedulertest":           {"scheduler"},
 	"scheduler/placement":               {"scheduler", "db", "fault", "github.com/jmoiron/sqlx"},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},

@@ -1,0 +1,46 @@
+package placement_test
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/scheduler/placement/backend"
+)
+
+// TestDocs: the tables of docs/scheduling.md have every filter and every weigher,
+// in order, and no other.
+func TestDocs(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../../docs/scheduling.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, line := range regexp.MustCompile("(?m)^\\| (`[^|]*`) \\|").FindAllStringSubmatch(string(text), -1) {
+		for name := range strings.SplitSeq(line[1], ",") {
+			got = append(got, strings.Trim(name, " `"))
+		}
+	}
+	var want []string
+	for _, f := range placement.Filters[*request, *provider](placement.Options{}) {
+		want = append(want, f.Name())
+	}
+	for _, f := range backend.Filters[*backend.Request, *backend.Backend]() {
+		want = append(want, f.Name())
+	}
+	for _, w := range placement.Weighers[*request, *provider](placement.Options{}) {
+		want = append(want, w.Name())
+	}
+	for _, w := range backend.Weighers[*backend.Request, *backend.Backend]() {
+		want = append(want, w.Name())
+	}
+	if diff := cmp.Diff(want, got); diff != "" || !slices.Contains(got, "goodness") {
+		t.Errorf("docs/scheduling.md (-there are +it has):\n%s", diff)
+	}
+}
