@@ -140,7 +140,7 @@
 //	}
 //
 //	func take(ctx context.Context, d *sqlx.DB, host string, gib int) error {
-//		return db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+//		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 //			res, err := tx.ExecContext(ctx, `UPDATE nodes SET free = free - ? WHERE host = ? AND free >= ?`, gib, host, gib)
 //			if err != nil {
 //				return err

@@ -4,7 +4,7 @@
 //
 //	d, err := db.Open(ctx, db.Config{URL: "mysql://nova:secret@db1:3306/nova"})
 //	err = db.Check(ctx, d, migrations) // made by db.Migrate
-//	err = db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+//	err = db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 //		_, err := tx.ExecContext(ctx, "UPDATE hosts SET free = free - ? WHERE id = ?", n, id)
 //		return err
 //	})
@@ -28,10 +28,12 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"time"
 
@@ -66,6 +68,13 @@ type Config struct {
 	// ConnectTimeout is how long Open waits for a database that is down.
 	// Default 10 s; negative for one attempt.
 	ConnectTimeout time.Duration
+	// SlowQuery is how long a statement may take until it is logged, at level
+	// Warn, with its text and its time, which includes the time that it waited for
+	// other writers of an SQLite file, but not that for a connection. Values of
+	// parameters are not logged. Default 0: none.
+	SlowQuery time.Duration
+	// Logger defaults to slog.Default().
+	Logger *slog.Logger
 }
 
 // Open opens a database and waits until it answers. The caller closes it. The
@@ -80,6 +89,9 @@ func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
 	t, err := parse(cfg.URL)
 	if err != nil {
 		return nil, err
+	}
+	if cfg.SlowQuery > 0 {
+		t.watch(&slow{cfg.SlowQuery, cmp.Or(cfg.Logger, slog.Default())})
 	}
 	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
 	n := cfg.MaxOpen

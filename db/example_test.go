@@ -52,7 +52,7 @@ func ExampleTx() {
 	d.MustExecContext(ctx, "INSERT INTO hosts (name, free) VALUES ('node-1', 3)")
 
 	claim := func(host string, n int) error {
-		return db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 			var free int
 			if err := tx.GetContext(ctx, &free, "SELECT free FROM hosts WHERE name = ? FOR UPDATE", host); err != nil {
 				return err

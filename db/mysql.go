@@ -16,14 +16,18 @@ const rollbackWait = time.Second
 // mysqlDB is a connector whose transactions end in time: database/sql gives
 // COMMIT and ROLLBACK no context, so that on a server that hangs they would,
 // too, and with them whoever waits for the transaction.
-type mysqlDB struct{ driver.Connector }
+type mysqlDB struct {
+	driver.Connector
 
-func (m mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
+	slow *slow
+}
+
+func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := m.Connector.Connect(ctx)
 	if err != nil {
 		return nil, err
 	}
-	return &mysqlConn{c.(rawMySQL)}, nil
+	return &mysqlConn{c.(rawMySQL), m.slow}, nil
 }
 
 type rawMySQL interface {
@@ -31,7 +35,52 @@ type rawMySQL interface {
 	driver.NamedValueChecker
 }
 
-type mysqlConn struct{ rawMySQL }
+type mysqlConn struct {
+	rawMySQL
+
+	slow *slow
+}
+
+func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	defer c.slow.begin(ctx, query)()
+	return c.rawMySQL.ExecContext(ctx, query, args)
+}
+
+func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	defer c.slow.begin(ctx, query)()
+	return c.rawMySQL.QueryContext(ctx, query, args)
+}
+
+func (c *mysqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
+	st, err := c.rawMySQL.PrepareContext(ctx, query)
+	if err != nil || c.slow == nil {
+		return st, err
+	}
+	return &slowStmt{st.(rawMySQLStmt), c.slow, query}, nil
+}
+
+type rawMySQLStmt interface {
+	rawStmt
+	driver.NamedValueChecker
+}
+
+// slowStmt is a prepared statement whose time is taken.
+type slowStmt struct {
+	rawMySQLStmt
+
+	slow  *slow
+	query string
+}
+
+func (s *slowStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	defer s.slow.begin(ctx, s.query)()
+	return s.rawMySQLStmt.ExecContext(ctx, args)
+}
+
+func (s *slowStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	defer s.slow.begin(ctx, s.query)()
+	return s.rawMySQLStmt.QueryContext(ctx, args)
+}
 
 func (c *mysqlConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	if _, err := c.rawMySQL.BeginTx(ctx, opts); err != nil {

@@ -26,7 +26,7 @@ func TestOutage(t *testing.T) {
 	}
 	exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
 	add := func(ctx context.Context) error {
-		return db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 			_, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1")
 			return err
 		})
@@ -102,7 +102,7 @@ func TestOutage(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	go func() {
-		committing <- db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+		committing <- db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 			_, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1")
 			return errors.Join(err, server.Pause())
 		})
@@ -126,7 +126,7 @@ func TestOutage(t *testing.T) {
 	// the context could cut short, but the ROLLBACK that follows.
 	before := get[int](t, d, "SELECT n FROM things")
 	between, cancel := context.WithCancel(t.Context())
-	err := db.Tx(between, d, func(tx *sqlx.Tx) error {
+	err := db.Tx(between, d, func(_ context.Context, tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(between, "UPDATE things SET n = n + 1")
 		err = errors.Join(err, server.Pause())
 		cancel()

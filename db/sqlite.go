@@ -44,6 +44,7 @@ var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 type sqliteDB struct {
 	dsn    string
 	writer chan struct{} // holds an element while somebody writes
+	slow   *slow
 }
 
 func newSQLite(file string) *sqliteDB {
@@ -149,10 +150,12 @@ func (c *sqliteConn) exec(ctx context.Context, f func() (driver.Result, error)) 
 }
 
 func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	defer c.db.slow.begin(ctx, query)()
 	return c.exec(ctx, func() (driver.Result, error) { return c.rawConn.ExecContext(ctx, query, args) })
 }
 
 func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
+	defer c.db.slow.begin(ctx, query)()
 	rows, err := c.rawConn.QueryContext(ctx, forUpdate.ReplaceAllString(query, ""), args)
 	return wrapRows(rows, err)
 }
@@ -162,7 +165,7 @@ func (c *sqliteConn) PrepareContext(ctx context.Context, query string) (driver.S
 	if err != nil {
 		return nil, err
 	}
-	return &sqliteStmt{st.(rawStmt), c}, nil
+	return &sqliteStmt{st.(rawStmt), c, query}, nil
 }
 
 // forUpdate is what ends a statement that locks the rows it reads.
@@ -186,14 +189,17 @@ type rawStmt interface {
 
 type sqliteStmt struct {
 	rawStmt
-	c *sqliteConn
+	c     *sqliteConn
+	query string
 }
 
 func (s *sqliteStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
+	defer s.c.db.slow.begin(ctx, s.query)()
 	return s.c.exec(ctx, func() (driver.Result, error) { return s.rawStmt.ExecContext(ctx, args) })
 }
 
 func (s *sqliteStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
+	defer s.c.db.slow.begin(ctx, s.query)()
 	rows, err := s.rawStmt.QueryContext(ctx, args)
 	return wrapRows(rows, err)
 }

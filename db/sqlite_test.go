@@ -31,12 +31,12 @@ func TestSQLiteHandles(t *testing.T) {
 		d := handles[i%2]
 		wg.Go(func() {
 			for range each {
-				err := db.Tx(t.Context(), d, func(tx *sqlx.Tx) error {
+				err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
 					var n int
-					if err := tx.GetContext(t.Context(), &n, "SELECT n FROM things"); err != nil {
+					if err := tx.GetContext(ctx, &n, "SELECT n FROM things"); err != nil {
 						return err
 					}
-					_, err := tx.ExecContext(t.Context(), "UPDATE things SET n = ?", n+1)
+					_, err := tx.ExecContext(ctx, "UPDATE things SET n = ?", n+1)
 					return err
 				})
 				if err != nil {
@@ -68,7 +68,7 @@ func TestSQLiteWriterWaits(t *testing.T) {
 	exec(t, holder, "INSERT INTO things (id, name) VALUES ('1', 'a')")
 	for name, d := range map[string]*sqlx.DB{"same": d, "other": mustOpen(t, url)} {
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		err := db.Tx(ctx, d, func(*sqlx.Tx) error { return nil })
+		err := db.Tx(ctx, d, func(context.Context, *sqlx.Tx) error { return nil })
 		if _, eerr := d.ExecContext(ctx, "DELETE FROM things"); fault.CodeOf(err) != fault.Timeout || fault.CodeOf(eerr) != fault.Timeout {
 			t.Errorf("%s handle: Tx %v, Exec %v; want the context's error", name, err, eerr)
 		}

@@ -27,12 +27,12 @@ func TestTxLosesNothing(t *testing.T) {
 		for range workers {
 			wg.Go(func() {
 				for range each {
-					err := db.Tx(t.Context(), d, func(tx *sqlx.Tx) error {
+					err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
 						var n int
-						if err := tx.GetContext(t.Context(), &n, "SELECT n FROM things WHERE id = '1' FOR UPDATE"); err != nil {
+						if err := tx.GetContext(ctx, &n, "SELECT n FROM things WHERE id = '1' FOR UPDATE"); err != nil {
 							return err
 						}
-						_, err := tx.ExecContext(t.Context(), "UPDATE things SET n = ? WHERE id = '1'", n+1)
+						_, err := tx.ExecContext(ctx, "UPDATE things SET n = ? WHERE id = '1'", n+1)
 						return err
 					})
 					if err != nil {
@@ -62,9 +62,9 @@ func TestTxDeadlock(t *testing.T) {
 		for me := range 2 {
 			wg.Go(func() {
 				first := true
-				err := db.Tx(t.Context(), d, func(tx *sqlx.Tx) error {
+				err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
 					runs.Add(1)
-					if _, err := tx.ExecContext(t.Context(), "UPDATE things SET n = n + 1 WHERE id = ?", rows[me]); err != nil {
+					if _, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1 WHERE id = ?", rows[me]); err != nil {
 						return err
 					}
 					if first && d.DriverName() == "mysql" {
@@ -72,7 +72,7 @@ func TestTxDeadlock(t *testing.T) {
 						close(met[me])
 						<-met[1-me]
 					}
-					if _, err := tx.ExecContext(t.Context(), "UPDATE things SET n = n + 1 WHERE id = ?", rows[1-me]); err != nil {
+					if _, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1 WHERE id = ?", rows[1-me]); err != nil {
 						return fmt.Errorf("wrapped: %w", db.Error(err)) // must not hide it
 					}
 					return nil
@@ -113,7 +113,7 @@ func TestTxGivesUp(t *testing.T) {
 	exec(t, holder, "UPDATE things SET n = 1")
 	runs := 0
 	wait := func(ctx context.Context) error {
-		return db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 			runs++
 			if _, err := tx.ExecContext(ctx, "SET innodb_lock_wait_timeout = 0"); err != nil {
 				return err
@@ -154,24 +154,24 @@ func TestTxEnds(t *testing.T) {
 		rows int
 	}{
 		{"success", func(ctx context.Context, d *sqlx.DB) error {
-			return db.Tx(ctx, d, func(tx *sqlx.Tx) error { return insert(ctx, tx) })
+			return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error { return insert(ctx, tx) })
 		}, nil, 1},
 		{"own error", func(ctx context.Context, d *sqlx.DB) error {
-			return db.Tx(ctx, d, func(tx *sqlx.Tx) error { return errors.Join(insert(ctx, tx), errMine) })
+			return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error { return errors.Join(insert(ctx, tx), errMine) })
 		}, errMine, 0},
 		{"driver's error", func(ctx context.Context, d *sqlx.DB) error {
-			return db.Tx(ctx, d, func(tx *sqlx.Tx) error { return errors.Join(insert(ctx, tx), insert(ctx, tx)) })
+			return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error { return errors.Join(insert(ctx, tx), insert(ctx, tx)) })
 		}, fault.Conflict, 0},
 		{"panic", func(ctx context.Context, d *sqlx.DB) (err error) {
 			defer func() { err, _ = recover().(error) }()
-			return db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+			return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 				_ = insert(ctx, tx)
 				panic(errMine)
 			})
 		}, errMine, 0},
 		{"context ends in f", func(ctx context.Context, d *sqlx.DB) error {
 			ctx, cancel := context.WithCancel(ctx)
-			return db.Tx(ctx, d, func(tx *sqlx.Tx) error {
+			return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 				err := insert(ctx, tx)
 				cancel()
 				return err
@@ -180,7 +180,7 @@ func TestTxEnds(t *testing.T) {
 		{"context has ended", func(ctx context.Context, d *sqlx.DB) error {
 			ctx, cancel := context.WithCancel(ctx)
 			cancel()
-			return db.Tx(ctx, d, func(tx *sqlx.Tx) error { return insert(ctx, tx) })
+			return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error { return insert(ctx, tx) })
 		}, context.Canceled, 0},
 	}
 	for _, tt := range tests {

@@ -26,6 +26,16 @@ type target struct {
 	memory    bool
 }
 
+// watch has slow statements logged.
+func (t *target) watch(s *slow) {
+	switch c := t.connector.(type) {
+	case *mysqlDB:
+		c.slow = s
+	case *sqliteDB:
+		c.slow = s
+	}
+}
+
 const wantURL = `want mysql://user:password@host:port/database or sqlite:///path/file.db`
 
 // parse never repeats the URL in an error: in one that is wrong, the password
@@ -108,7 +118,7 @@ func parseMySQL(u *url.URL) (target, error) {
 	if err != nil {
 		return target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
-	return target{connector: mysqlDB{c}, driver: driverMySQL, shown: u.Redacted()}, nil
+	return target{connector: &mysqlDB{Connector: c}, driver: driverMySQL, shown: u.Redacted()}, nil
 }
 
 func parseSQLite(u *url.URL) (target, error) {

@@ -233,8 +233,8 @@ func TestClaimTx(t *testing.T) {
 		s := placement.NewSQL(d)
 		put(t, s, "n1", 2)
 		claim := func(consumer string, n int64, then error) error {
-			return db.Tx(t.Context(), d, func(tx *sqlx.Tx) error {
-				err := s.ClaimTx(t.Context(), tx, placement.Claim{Consumer: consumer, Allocations: []placement.Allocation{{Provider: "n1", Resources: placement.Resources{"VCPU": n}}}})
+			return db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+				err := s.ClaimTx(ctx, tx, placement.Claim{Consumer: consumer, Allocations: []placement.Allocation{{Provider: "n1", Resources: placement.Resources{"VCPU": n}}}})
 				if err != nil {
 					return err
 				}

@@ -112,7 +112,7 @@ func (s *SQL) Put(ctx context.Context, p *Provider) (out *Provider, err error) {
 		return nil, err
 	}
 	err = again(ctx, errLost, func() error {
-		err := db.Tx(ctx, s.db, func(tx *sqlx.Tx) (err error) {
+		err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) (err error) {
 			out, err = put(ctx, tx, p)
 			return err
 		})
@@ -201,7 +201,7 @@ func write(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 
 // Remove is as [Store] says.
 func (s *SQL) Remove(ctx context.Context, id string) error {
-	return db.Tx(ctx, s.db, func(tx *sqlx.Tx) error {
+	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		known, err := read(ctx, tx, " FOR UPDATE", id)
 		if err != nil || known[id] == nil {
 			return err
@@ -292,7 +292,7 @@ func (s *SQL) PutAggregate(ctx context.Context, a Aggregate) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "aggregate %s: %w", a.Name, err)
 	}
-	return db.Tx(ctx, s.db, func(tx *sqlx.Tx) error {
+	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		n, err := exec(ctx, tx, `UPDATE placement_aggregates SET metadata = ? WHERE name = ?`, data, a.Name)
 		if err == nil && n == 0 {
 			_, err = exec(ctx, tx, `INSERT INTO placement_aggregates (name, metadata) VALUES (?, ?)`, a.Name, data)
@@ -303,7 +303,7 @@ func (s *SQL) PutAggregate(ctx context.Context, a Aggregate) error {
 
 // RemoveAggregate is as [Store] says.
 func (s *SQL) RemoveAggregate(ctx context.Context, name string) error {
-	return db.Tx(ctx, s.db, func(tx *sqlx.Tx) error {
+	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		if _, err := exec(ctx, tx, `DELETE FROM placement_aggregates WHERE name = ?`, name); err != nil {
 			return err
 		}
@@ -330,7 +330,7 @@ var errLost = errors.New("lost the race for it")
 // Claim is as [Store] says. It is one transaction.
 func (s *SQL) Claim(ctx context.Context, claims ...Claim) error {
 	err := again(ctx, errLost, func() error {
-		return db.Tx(ctx, s.db, func(tx *sqlx.Tx) error { return s.ClaimTx(ctx, tx, claims...) })
+		return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error { return s.ClaimTx(ctx, tx, claims...) })
 	})
 	if errors.Is(err, errLost) {
 		return fault.New(fault.Unavailable, "claim of %s: %w", claims[0].Consumer, err)
@@ -616,7 +616,7 @@ func claimsOf(ctx context.Context, q sqlx.QueryerContext, lock string, consumers
 
 // Claims is as [Store] says.
 func (s *SQL) Claims(ctx context.Context, consumers ...string) (out []Claim, err error) {
-	err = db.Tx(ctx, s.db, func(tx *sqlx.Tx) error { // both tables at one moment
+	err = db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error { // both tables at one moment
 		out, err = claimsOf(ctx, tx, "", consumers...)
 		return err
 	})
@@ -638,7 +638,7 @@ func (s *SQL) Recount(ctx context.Context, dry bool) ([]*Provider, error) {
 		return out, err
 	}
 	for _, p := range wrong {
-		if err := db.Tx(ctx, s.db, func(tx *sqlx.Tx) error {
+		if err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 			if _, err := read(ctx, tx, " FOR UPDATE", p); err != nil {
 				return err
 			}

@@ -68,7 +68,7 @@ func exec(ctx context.Context, tx *sqlx.Tx, query string, args ...any) (int64, e
 // tx runs f in a transaction with the database's time, by which all of it goes:
 // the clocks of the hosts may differ.
 func (s *Store) tx(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) error) error {
-	return db.Tx(ctx, s.db, func(tx *sqlx.Tx) error {
+	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		now, err := db.Now(ctx, tx)
 		if err != nil {
 			return err
