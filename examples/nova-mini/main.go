@@ -3,6 +3,7 @@
 //
 //	nova-mini                                        everything in one process, nothing installed
 //	nova-mini db sync --config-file nova.conf        make or upgrade the database
+//	nova-mini upgrade check --config-file nova.conf   whether the services can start: exit code 0, 1 or 2
 //	nova-mini api|conductor|scheduler|compute --config-file nova.conf
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   messages that no service could do
 //
@@ -12,6 +13,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,7 +23,11 @@ import (
 
 func main() {
 	cmd := command(os.Stdout)
-	if err := cmd.ExecuteContext(context.Background()); err != nil {
+	err := cmd.ExecuteContext(context.Background())
+	if code, ok := errors.AsType[exitError](err); ok {
+		os.Exit(int(code))
+	}
+	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
 		os.Exit(1)
 	}
@@ -57,11 +63,7 @@ func command(out io.Writer) *cobra.Command {
 			RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), s.wire) },
 		})
 	}
-	db := &cobra.Command{Use: "db", Short: "Work on the database"}
-	db.AddCommand(&cobra.Command{
-		Use: "sync", Short: "Make the tables, or bring them up to date", Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error { return f.sync(cmd.Context()) },
-	})
-	root.AddCommand(db, f.dlqCommand())
+	root.AddCommand(f.databaseCommands()...)
+	root.AddCommand(f.dlqCommand())
 	return root
 }

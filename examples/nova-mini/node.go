@@ -62,24 +62,6 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	return n.app.Run(ctx)
 }
 
-// sync is the command db sync.
-func (f *flags) sync(ctx context.Context) error {
-	o, err := f.load()
-	if err != nil {
-		return err
-	}
-	n := &node{options: o, log: o.logger()}
-	d, err := n.open(ctx, o.Database.Connection)
-	if err != nil {
-		return err
-	}
-	if err := db.Migrate(ctx, d, store.Migrations()); err != nil {
-		return errors.Join(err, d.Close())
-	}
-	_, err = fmt.Fprintln(f.out, "the database is up to date")
-	return errors.Join(err, d.Close())
-}
-
 func (n *node) open(ctx context.Context, url string) (*sqlx.DB, error) {
 	if url == "" {
 		return nil, errors.New("option connection of [database] is not set; it is mysql://user:password@host:port/name")

@@ -38,21 +38,8 @@ const flavorColumns = `id, name, vcpus, memory_mib, disk_gib, ephemeral_gib, swa
 // Flavors returns up to limit flavors by id, beginning after marker if that is
 // not empty. Invalid: there is no such marker.
 func (s *Store) Flavors(ctx context.Context, marker string, limit int) ([]Flavor, error) {
-	if marker != "" {
-		if _, err := s.Flavor(ctx, marker); err != nil {
-			return nil, badMarker(marker, err)
-		}
-	}
-	out := []Flavor{}
-	err := s.db.SelectContext(ctx, &out, `SELECT `+flavorColumns+` FROM flavors WHERE id > ? ORDER BY id LIMIT ?`, marker, limit)
-	return out, db.Error(err)
-}
-
-func badMarker(marker string, err error) error {
-	if fault.CodeOf(err) != fault.NotFound {
-		return err
-	}
-	return fault.New(fault.Invalid, "marker [%s] not found", marker)
+	out, _, err := db.List[Flavor](ctx, s.db, db.Page{Columns: flavorColumns, From: "flavors", Key: "id", Marker: marker, Limit: limit})
+	return out, err
 }
 
 // Flavor returns one flavor, or NotFound.

@@ -147,18 +147,10 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 // Servers returns up to limit servers, the newest first, beginning after marker
 // if that is not empty. Invalid: there is no such marker.
 func (s *Store) Servers(ctx context.Context, marker string, limit int) ([]Server, error) {
-	out := []Server{}
-	if marker == "" {
-		err := s.db.SelectContext(ctx, &out, `SELECT * FROM servers ORDER BY created_at DESC, id DESC LIMIT ?`, limit)
-		return out, db.Error(err)
-	}
-	m, err := s.Server(ctx, marker)
-	if err != nil {
-		return nil, badMarker(marker, err)
-	}
-	err = s.db.SelectContext(ctx, &out, `SELECT * FROM servers WHERE created_at < ? OR (created_at = ? AND id < ?)
-		ORDER BY created_at DESC, id DESC LIMIT ?`, m.CreatedAt, m.CreatedAt, m.ID, limit)
-	return out, db.Error(err)
+	out, _, err := db.List[Server](ctx, s.db, db.Page{
+		From: "servers", Sort: []db.SortKey{{Column: "created_at", Desc: true}}, Key: "id", Marker: marker, Limit: limit,
+	})
+	return out, err
 }
 
 // MarkDeleting gives a server the task to be deleted, whatever it was doing:

@@ -38,13 +38,9 @@ type Store struct {
 // New returns a store on a migrated database, which stays the caller's.
 func New(d *sqlx.DB) *Store { return &Store{d, placement.NewSQL(d)} }
 
-// Check fails with Unavailable if the database does not answer.
-func (s *Store) Check(ctx context.Context) error {
-	if err := s.db.PingContext(ctx); err != nil {
-		return fault.New(fault.Unavailable, "the database does not answer: %w", db.Error(err))
-	}
-	return nil
-}
+// Check fails with Unavailable if the database does not answer, or cannot be
+// written.
+func (s *Store) Check(ctx context.Context) error { return db.Health(ctx, s.db) }
 
 // get reads one row into out, or returns missing if there is none.
 func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing error, query string, args ...any) error {

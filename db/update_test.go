@@ -1,0 +1,201 @@
+package db_test
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+)
+
+var volumes = fstest.MapFS{"0001_volumes.sql": {Data: []byte(`-- +goose Up
+CREATE TABLE volumes (id VARCHAR(36) NOT NULL, site INTEGER NOT NULL, status VARCHAR(20), host VARCHAR(50),
+	version BIGINT NOT NULL, at DATETIME(6), PRIMARY KEY (id, site));
+`)}}
+
+// isDone stands for no code.
+const isDone = 255
+
+func TestUpdateIf(t *testing.T) {
+	t.Parallel()
+	at := time.Date(2026, 11, 23, 12, 0, 0, 123456000, time.UTC)
+	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+		d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version, at) VALUES ('v', 1, 'in-use', 7, ?), ('v', 2, 'error', 7, NULL)", at)
+		key := db.Values{"id": "v", "site": 1}
+		set := db.Values{"version": db.Expr("version + 1"), "status": "deleting"}
+		tests := []struct {
+			name string
+			u    db.Update
+			want fault.Code
+			msg  string
+			meta map[string]string
+		}{
+			{
+				"another value",
+				db.Update{Key: key, If: db.Values{"status": "available"}},
+				fault.Conflict,
+				"volumes id=v site=1: status is in-use, not available",
+				map[string]string{"status": "in-use"},
+			},
+			{
+				"another of several",
+				db.Update{Key: key, If: db.Values{"status": []string{"available", "error"}, "version": 7}},
+				fault.Conflict,
+				"volumes id=v site=1: status is in-use, not one of available, error",
+				map[string]string{"status": "in-use"},
+			},
+			{
+				"NULL",
+				db.Update{Key: key, If: db.Values{"host": "h", "version": 8}},
+				fault.Conflict,
+				"volumes id=v site=1: host is NULL, not h, version is 7, not 8",
+				map[string]string{"host": "NULL", "version": "7"},
+			},
+			{
+				"not NULL",
+				db.Update{Key: key, If: db.Values{"at": nil}},
+				fault.Conflict,
+				"volumes id=v site=1: at is 2026-11-23T12:00:00.123456Z, not NULL",
+				map[string]string{"at": "2026-11-23T12:00:00.123456Z"},
+			},
+			{"none of none", db.Update{Key: key, If: db.Values{"status": []string{}}}, fault.Conflict, "", map[string]string{"status": "in-use"}},
+			{
+				"no row",
+				db.Update{Key: db.Values{"id": "w", "site": 1}, If: db.Values{"status": "in-use"}},
+				fault.NotFound,
+				"volumes id=w site=1 does not exist", nil,
+			},
+			{"several rows", db.Update{Key: db.Values{"id": "v"}}, fault.Internal, "volumes id=v is the key of 2 rows, it must be that of one", nil},
+			{"no key", db.Update{}, fault.Invalid, "", nil},
+			{"an injection", db.Update{Key: key, If: db.Values{`id" = "id" OR "id`: 1}}, fault.Invalid, "", nil},
+			{"no such column", db.Update{Key: key, If: db.Values{"size": 1}}, fault.Internal, "", nil},
+			{"all kinds", db.Update{Key: key, If: db.Values{
+				"status": []any{nil, "in-use"}, "host": (*string)(nil), "version": int64(7), "at": at,
+			}}, isDone, "", nil},
+			{"valuers", db.Update{Key: key, If: db.Values{
+				"host": sql.NullString{}, "status": sql.NullString{String: "in-use", Valid: true}, "version": []int{6, 7},
+			}}, isDone, "", nil},
+			{"nothing expected", db.Update{Key: key}, isDone, "", nil},
+		}
+		for _, tt := range tests {
+			tt.u.Table = "volumes"
+			tt.u.Set = set
+			undo := errors.New("undo")
+			err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+				err := db.UpdateIf(ctx, tx, tt.u)
+				if err != nil {
+					return err
+				}
+				var got string
+				if err := tx.GetContext(ctx, &got, "SELECT status FROM volumes WHERE id = 'v' AND site = 1 AND version = 8"); err != nil || got != "deleting" {
+					t.Errorf("%s: the row has status %q, %v", tt.name, got, err)
+				}
+				return undo
+			})
+			if done := errors.Is(err, undo); done || tt.want == isDone {
+				if !done || tt.want != isDone {
+					t.Errorf("%s: %v, want %v", tt.name, err, tt.want)
+				}
+				continue
+			}
+			if fault.CodeOf(err) != tt.want || tt.msg != "" && err.Error() != tt.msg {
+				t.Errorf("%s: %v %q, want %v %q", tt.name, fault.CodeOf(err), err, tt.want, tt.msg)
+			}
+			if diff := cmp.Diff(tt.meta, fault.From(err).Meta); tt.meta != nil && diff != "" {
+				t.Errorf("%s: details (-want +got):\n%s", tt.name, diff)
+			}
+			if tt.want == fault.Conflict && fault.From(err).Reason != "Changed" {
+				t.Errorf("%s: reason %q, want Changed", tt.name, fault.From(err).Reason)
+			}
+		}
+	})
+}
+
+// TestUpdateIfSeesNow: in a transaction that has read before, the error has the
+// value of now, not that of the transaction's picture.
+func TestUpdateIfSeesNow(t *testing.T) {
+	t.Parallel()
+	d, err := db.Open(t.Context(), db.Config{URL: dbtest.MySQL(t)}) // SQLite has no writer beside a transaction
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := db.Migrate(t.Context(), d, volumes); err != nil {
+		t.Fatal(err)
+	}
+	d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version) VALUES ('v', 1, 'available', 1)")
+	tries := 0
+	err = db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+		tries++
+		var status string
+		if err := tx.GetContext(ctx, &status, "SELECT status FROM volumes"); err != nil {
+			return err
+		}
+		if tries == 1 {
+			if _, err := d.ExecContext(ctx, "UPDATE volumes SET status = 'in-use'"); err != nil { // somebody else
+				return err
+			}
+		}
+		return db.UpdateIf(ctx, tx, db.Update{
+			Table: "volumes", Key: db.Values{"id": "v", "site": 1},
+			If: db.Values{"status": "available"}, Set: db.Values{"status": "deleting"},
+		})
+	})
+	if err == nil || fault.CodeOf(err) != fault.Conflict || !strings.Contains(err.Error(), "status is in-use, not available") {
+		t.Errorf("%v, want Conflict: status is in-use", err)
+	}
+}
+
+// TestUpdateIfOneWins: of many that expect the same, one wins each time, with or
+// without a transaction.
+func TestUpdateIfOneWins(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+		d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version) VALUES ('v', 1, 'available', 0)")
+		const writers, rounds = 8, 25
+		var won, lost atomic.Int64
+		var wg sync.WaitGroup
+		for w := range writers {
+			wg.Go(func() {
+				for v := 0; v < rounds; {
+					u := db.Update{
+						Table: "volumes", Key: db.Values{"id": "v", "site": 1},
+						If: db.Values{"version": v}, Set: db.Values{"version": v + 1},
+					}
+					var err error
+					if w%2 == 0 {
+						err = db.UpdateIf(t.Context(), d, u)
+					} else {
+						err = db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error { return db.UpdateIf(ctx, tx, u) })
+					}
+					switch {
+					case err == nil:
+						won.Add(1)
+					case errors.Is(err, fault.Conflict):
+						lost.Add(1)
+					default:
+						t.Error(err)
+						return
+					}
+					v++
+				}
+			})
+		}
+		wg.Wait()
+		t.Logf("%d won, %d lost", won.Load(), lost.Load())
+		if won.Load() != rounds {
+			t.Errorf("%d updates won in %d rounds", won.Load(), rounds)
+		}
+	})
+}

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+)
+
+// TestUpgrade goes the way of an operator: check, sync, check.
+func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the default logger
+	dir := t.TempDir()
+	url := "sqlite://" + filepath.ToSlash(filepath.Join(dir, "nova.db"))
+	conf := filepath.Join(dir, "nova.conf")
+	if err := os.WriteFile(conf, []byte("[DEFAULT]\nservice_down_time = 2\nreport_interval = 1\n[database]\nconnection = "+url+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	run := func(code int, want string, args ...string) {
+		t.Helper()
+		var out bytes.Buffer
+		cmd := command(&out)
+		cmd.SetArgs(append(args, "--config-file", conf))
+		err := cmd.ExecuteContext(t.Context())
+		var got exitError
+		if err != nil && !errors.As(err, &got) {
+			t.Fatalf("%v: %v", args, err)
+		}
+		if int(got) != code || !strings.Contains(out.String(), want) {
+			t.Errorf("%v: exit code %d, %q; want %d, %q", args, got, out.String(), code, want)
+		}
+	}
+	run(2, "run db sync", "upgrade", "check")
+	run(0, "the database is up to date", "db", "sync")
+	run(0, "Schema    Success", "upgrade", "check")
+
+	d, err := db.Open(t.Context(), db.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = d.Close() }()
+	s := store.New(d)
+	if err := s.ReportHost(t.Context(), &compute.HostReport{Host: "node-1", Driver: "fake"}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+		t.Fatal(err)
+	}
+	run(0, "Services  Success", "upgrade", "check")
+	d.MustExecContext(t.Context(), "UPDATE services SET seen_at = ?", time.Now().Add(-time.Hour))
+	run(1, "Services  Warning  not seen for 2s: nova-compute on node-1", "upgrade", "check")
+}
