@@ -109,6 +109,18 @@
 //		return s.Rank(ctx, gib, nodes) // ErrNoValidHost: "no valid host: 0 of 4 hosts: 4 room"
 //	}
 //
+// Package placement has the filters and weighers of Nova and Cinder, and claims:
+// what was chosen is taken of its host in one transaction, so that no two
+// schedulers give away the same room. A host that embeds a placement.Provider
+// goes through all of them.
+//
+//	func claim(ctx context.Context, s placement.Store, volume, node string, gib int64) error {
+//		return s.Claim(ctx, placement.Claim{ // ErrNoRoom: the next host, please
+//			Consumer:    volume,
+//			Allocations: []placement.Allocation{{Provider: node, Resources: map[string]int64{"DISK_GB": gib}}},
+//		})
+//	}
+//
 // # driver: many technologies behind one interface
 //
 // A component embeds [driver.Driver] in the interface that its vendors
@@ -150,6 +162,22 @@
 //			}
 //			return ErrFull
 //		})
+//	}
+//
+// A change of state is a compare-and-swap, and a list is read in pages that each
+// cost the same. docs/database.md has the rest: replicas, history, upgrades.
+//
+//	func remove(ctx context.Context, d *sqlx.DB, volume string) error {
+//		return db.UpdateIf(ctx, d, db.Update{ // Conflict: "volumes id=photos: status is in-use, not available"
+//			Table: "volumes",
+//			Key:   db.Values{"id": volume},
+//			If:    db.Values{"status": "available"},
+//			Set:   db.Values{"status": "deleting"},
+//		})
+//	}
+//
+//	func list(ctx context.Context, d *sqlx.DB, marker string) (volumes []Request, more bool, err error) {
+//		return db.List[Request](ctx, d, db.Page{From: "volumes", Columns: "id AS volume", Key: "id", Marker: marker, Limit: 100})
 //	}
 //
 // # service: the life of a process

@@ -80,7 +80,7 @@ func TestTour(t *testing.T) {
 		"context", "encoding/json", "errors", "fmt", "io/fs", "log/slog", "os", "time",
 		"github.com/jmoiron/sqlx",
 		module + "/db", module + "/driver", module + "/fault", module + "/reqctx", module + "/rpc", module + "/rpc/amqpbus",
-		module + "/rpc/membus", module + "/scheduler", module + "/service", module + "/service/api", module + "/service/config",
+		module + "/rpc/membus", module + "/scheduler", module + "/scheduler/placement", module + "/service", module + "/service/api", module + "/service/config",
 	} {
 		b.WriteString("\t\"" + i + "\"\n")
 	}
@@ -93,7 +93,10 @@ func TestTour(t *testing.T) {
 	goTool(t, "vet", b.String())
 }
 
-var links = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
+var (
+	links  = regexp.MustCompile(`\]\(([^)#]+)(#[^)]*)?\)`)
+	blocks = regexp.MustCompile("(?s)```.*?```") // of code, which has no links
+)
 
 // TestLinks looks after the links between files.
 func TestLinks(t *testing.T) {
@@ -104,7 +107,7 @@ func TestLinks(t *testing.T) {
 			return err
 		}
 		files++
-		for _, m := range links.FindAllStringSubmatch(read(t, name), -1) {
+		for _, m := range links.FindAllStringSubmatch(blocks.ReplaceAllString(read(t, name), ""), -1) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"testing/fstest"
+	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
@@ -71,4 +74,195 @@ func ExampleTx() {
 	// <nil>
 	// claim 2 on node-1: no room
 	// true
+}
+
+// open makes a database in memory for an example.
+func open(ctx context.Context, statements ...string) *sqlx.DB {
+	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
+	if err != nil {
+		panic(err)
+	}
+	for _, s := range statements {
+		d.MustExecContext(ctx, s)
+	}
+	return d
+}
+
+// A volume is deleted only if it is available, or failed. Whoever comes too late
+// learns what it is now.
+func ExampleUpdateIf() {
+	ctx := context.Background()
+	d := open(ctx,
+		"CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, status VARCHAR(20) NOT NULL, host VARCHAR(50), version BIGINT NOT NULL)",
+		"INSERT INTO volumes (id, status, version) VALUES ('v1', 'available', 1), ('v2', 'in-use', 1)")
+	defer d.Close()
+
+	remove := func(id string) error {
+		return db.UpdateIf(ctx, d, db.Update{
+			Table: "volumes",
+			Key:   db.Values{"id": id},
+			If:    db.Values{"status": []string{"available", "error"}, "host": nil},
+			Set:   db.Values{"status": "deleting", "version": db.Expr("version + 1")},
+		})
+	}
+	fmt.Println(remove("v1"))
+	err := remove("v2")
+	fmt.Println(err)
+	fmt.Println(fault.CodeOf(err), fault.From(err).Meta["status"])
+	fmt.Println(fault.CodeOf(remove("v3")))
+	// Output:
+	// <nil>
+	// volumes id=v2: status is in-use, not one of available, error
+	// Conflict in-use
+	// NotFound
+}
+
+// All volumes, two at a time, the largest first.
+func ExampleList() {
+	ctx := context.Background()
+	d := open(ctx,
+		"CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, size BIGINT)",
+		"INSERT INTO volumes (id, size) VALUES ('a', 1), ('b', 8), ('c', NULL), ('d', 8), ('e', 3)")
+	defer d.Close()
+
+	type Volume struct {
+		ID   string
+		Size *int64
+	}
+	marker := ""
+	for more := true; more; {
+		var page []Volume
+		var err error
+		page, more, err = db.List[Volume](ctx, d, db.Page{
+			From: "volumes",
+			Sort: []db.SortKey{{Column: "size", Desc: true, Nulls: db.NullsLast}},
+			Key:  "id", Marker: marker, Limit: 2,
+		})
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		for _, v := range page {
+			fmt.Print(v.ID)
+			marker = v.ID
+		}
+		fmt.Println()
+	}
+	_, _, err := db.List[Volume](ctx, d, db.Page{From: "volumes", Key: "id", Marker: "gone", Limit: 2})
+	fmt.Println(err)
+	// Output:
+	// db
+	// ea
+	// c
+	// marker [gone] not found
+}
+
+// What was deleted long ago goes to the history with all that belongs to it, in
+// small transactions.
+func ExamplePurge() {
+	ctx := context.Background()
+	d := open(ctx,
+		"CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, deleted_at DATETIME(6))",
+		"CREATE TABLE volumes_history (id VARCHAR(36) NOT NULL, deleted_at DATETIME(6), archived_at DATETIME DEFAULT CURRENT_TIMESTAMP)",
+		"CREATE TABLE tags (volume_id VARCHAR(36) NOT NULL REFERENCES volumes (id), tag VARCHAR(20) NOT NULL)",
+		"INSERT INTO volumes (id, deleted_at) VALUES ('a', '2020-01-01'), ('b', NULL), ('c', '2020-01-02')",
+		"INSERT INTO tags (volume_id, tag) VALUES ('a', 'x'), ('b', 'y')")
+	defer d.Close()
+
+	n, err := db.Purge(ctx, d, db.Retention{
+		Table:   "volumes",
+		Where:   "deleted_at < ?",
+		Args:    []any{time.Now().AddDate(0, -3, 0)},
+		History: "volumes_history",
+		Parts:   []db.Part{{Table: "tags", Column: "volume_id"}}, // they have no history
+		Pause:   10 * time.Millisecond,
+	})
+	fmt.Println(n, err)
+	// Output: 2 <nil>
+}
+
+// A column is new. The program writes it, and what was written before it was
+// there is filled in while the program runs.
+func ExampleMigrateData() {
+	ctx := context.Background()
+	d := open(ctx,
+		"CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, gib BIGINT, bytes BIGINT)",
+		"INSERT INTO volumes (id, gib) VALUES ('a', 1), ('b', 8), ('c', 3)")
+	defer d.Close()
+
+	bytes := db.DataMigration{
+		Name: "sizes in bytes",
+		Left: func(ctx context.Context, q sqlx.QueryerContext) (n int64, err error) {
+			err = sqlx.GetContext(ctx, q, &n, "SELECT COUNT(*) FROM volumes WHERE bytes IS NULL")
+			return n, err
+		},
+		Batch: func(ctx context.Context, tx *sqlx.Tx, n int) (int, error) {
+			var ids []string
+			err := tx.SelectContext(ctx, &ids, "SELECT id FROM volumes WHERE bytes IS NULL ORDER BY id LIMIT ? FOR UPDATE", n)
+			for _, id := range ids {
+				if err == nil {
+					_, err = tx.ExecContext(ctx, "UPDATE volumes SET bytes = gib * 1073741824 WHERE id = ?", id)
+				}
+			}
+			return len(ids), err
+		},
+	}
+	reports := db.MigrateData(ctx, d, 2, bytes) // at most two rows, now
+	fmt.Println(reports.Done(), reports[0].Left, reports.ExitCode())
+	reports = db.MigrateData(ctx, d, 0, bytes)
+	fmt.Println(reports.Done(), reports[0].Left, reports.ExitCode())
+
+	checks := db.CheckUpgrade(ctx, db.DataCheck(d, bytes)) // of the next version
+	fmt.Println(checks.ExitCode())
+	// Output:
+	// 2 1 1
+	// 1 0 0
+	// 0
+}
+
+// The pool's metrics are those of the Prometheus client.
+func Example_metrics() {
+	ctx := context.Background()
+	d := open(ctx)
+	defer d.Close()
+	metrics := prometheus.NewRegistry()
+	metrics.MustRegister(collectors.NewDBStatsCollector(d.DB, "nova"))
+
+	families, err := metrics.Gather()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == "go_sql_open_connections" {
+				fmt.Println(f.GetName(), m.GetLabel()[0].GetValue(), m.GetGauge().GetValue())
+			}
+		}
+	}
+	// Output: go_sql_open_connections nova 1
+}
+
+// Whoever has written reads what was written, others a replica.
+func ExampleReaders() {
+	ctx := context.Background()
+	primary := open(ctx, "CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY)")
+	defer primary.Close()
+	replica := open(ctx, "CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY)") // it is behind
+	defer replica.Close()
+	readers := db.NewReaders(primary, replica)
+
+	volumes := func(ctx context.Context) (n int) {
+		if err := sqlx.GetContext(ctx, readers.For(ctx), &n, "SELECT COUNT(*) FROM volumes"); err != nil {
+			panic(err)
+		}
+		return n
+	}
+	request := db.WithSession(ctx)
+	err := db.Tx(request, primary, func(ctx context.Context, tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, "INSERT INTO volumes (id) VALUES ('a')")
+		return err
+	})
+	fmt.Println(err, volumes(request), volumes(db.WithSession(ctx)))
+	// Output: <nil> 1 0
 }

@@ -1,0 +1,31 @@
+package db_test
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// TestDocs: every block of Go in docs/database.md is a part of an example, which
+// runs.
+func TestDocs(t *testing.T) {
+	t.Parallel()
+	guide, err := os.ReadFile("../docs/database.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples, err := os.ReadFile("example_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(guide), -1)
+	if len(blocks) < 5 {
+		t.Errorf("%d blocks of Go, want at least 5", len(blocks))
+	}
+	for _, b := range blocks {
+		if !strings.Contains(string(examples), b[1]) {
+			t.Errorf("no example has this block of docs/database.md:\n%s", b[1])
+		}
+	}
+}
