@@ -71,10 +71,10 @@ func TestReasons(t *testing.T) {
 		hosts = append(hosts, &node{name: strconv.Itoa(i), free: i % len(verdicts)})
 	}
 	d, err := s.Rank(t.Context(), spec{}, hosts)
-	if !errors.Is(err, scheduler.ErrNoValidHost) || len(d.Rejected) != len(hosts) {
-		t.Fatalf("%d rejected, %v", len(d.Rejected), err)
+	if !errors.Is(err, scheduler.ErrNoValidHost) || len(d.Rejected()) != len(hosts) {
+		t.Fatalf("%d rejected, %v", len(d.Rejected()), err)
 	}
-	for i, r := range d.Rejected {
+	for i, r := range d.Rejected() {
 		if r.Host != hosts[i].name || r.Reason != want[i%len(want)] {
 			t.Fatalf("host %d: %+v, want %q", i, r, want[i%len(want)])
 		}
@@ -119,7 +119,7 @@ func TestExplain(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			want := *full
+			want := viewOf(full)
 			if keep > 0 {
 				want.Ranked = want.Ranked[:min(keep, len(want.Ranked))]
 			}
@@ -132,7 +132,7 @@ func TestExplain(t *testing.T) {
 			if e != scheduler.Full {
 				want.Rejected = []scheduler.Rejected{}
 			}
-			if diff := cmp.Diff(&want, d, cmp.AllowUnexported(node{})); diff != "" {
+			if diff := cmp.Diff(want, viewOf(d), cmp.AllowUnexported(node{})); diff != "" {
 				t.Errorf("explain %d, keep %d (-want +got):\n%s", e, keep, diff)
 			}
 			if d.Summary() != full.Summary() {
@@ -189,7 +189,7 @@ func TestEnough(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d.Passed < 10 || d.Passed > 10+64 || d.Passed+len(d.Rejected)+d.Unseen != len(hosts) || d.Unseen < 800 {
+		if d.Passed < 10 || d.Passed > 10+64 || d.Passed+len(d.Rejected())+d.Unseen != len(hosts) || d.Unseen < 800 {
 			t.Fatalf("%s", d.Summary())
 		}
 		for _, r := range d.Ranked {
@@ -205,7 +205,7 @@ func TestEnough(t *testing.T) {
 	}
 	// All are looked at if it takes all.
 	d, err := s.Rank(t.Context(), spec{5000}, hosts)
-	if !errors.Is(err, scheduler.ErrNoValidHost) || d.Unseen != 0 || len(d.Rejected) != len(hosts) {
+	if !errors.Is(err, scheduler.ErrNoValidHost) || d.Unseen != 0 || len(d.Rejected()) != len(hosts) {
 		t.Errorf("%v, %v", d.Summary(), err)
 	}
 }
@@ -429,7 +429,7 @@ func TestFleet(t *testing.T) {
 		}
 		d, err := s.Rank(t.Context(), spec{}, f.Hosts())
 		want := []scheduler.Rejected{{"b", "stale", "the last report is 10 s old, 9 s at most"}, {"c", "stale", "the last report is 10 s old, 9 s at most"}}
-		if diff := cmp.Diff(want, d.Rejected); err != nil || diff != "" {
+		if diff := cmp.Diff(want, d.Rejected()); err != nil || diff != "" {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
 		if gone := f.Forget(9 * time.Second); !slices.Equal(gone, []string{"b", "c"}) || len(f.Hosts()) != 1 {

@@ -10,22 +10,45 @@ import (
 	"text/tabwriter"
 )
 
-// Decision says what became of every host: each is in exactly one of the lists,
-// unless the configuration limits them; the numbers hold anyway. In JSON a host
-// is its name; decode it as a Decision of [Name].
+// Decision says what became of every host: each is Ranked or Rejected, unless the
+// configuration limits them; the numbers hold anyway. It is safe for concurrent
+// use if nobody changes it. In JSON a host is its name; decode it as a Decision of
+// [Name].
+//
+//nolint:recvcheck // MarshalJSON must work on a copy, UnmarshalJSON on the original
 type Decision[H Host] struct {
 	// Ranked are the hosts that passed, Config.Keep at most. The first is the
 	// chosen one, the others are alternates, best first.
-	Ranked []Ranked[H] `json:"ranked"`
-	// Rejected are the others, if the explanation is Full. The order is the same
-	// for the same hosts.
-	Rejected []Rejected `json:"rejected"`
+	Ranked []Ranked[H]
 	// Passed is how many hosts passed, Counts how many each filter turned away,
 	// the most frequent first. Unseen is how many nobody asked about, because
 	// enough had passed.
-	Passed int     `json:"passed"`
-	Counts []Count `json:"counts"`
-	Unseen int     `json:"unseen,omitempty"`
+	Passed int
+	Counts []Count
+	Unseen int
+
+	turned turned[H]
+}
+
+// turned are the hosts that were turned away, without the texts, which may never
+// be read.
+type turned[H Host] struct {
+	hosts []H
+	why   []why
+	words []phrase
+}
+
+// Rejected returns the hosts that were turned away, if the explanation is Full.
+// The order is the same for the same hosts. It is made anew each time.
+func (d *Decision[H]) Rejected() []Rejected {
+	t := &d.turned
+	out := make([]Rejected, len(t.hosts))
+	for i, h := range t.hosts {
+		w := &t.why[i]
+		p := &t.words[w.word]
+		out[i] = Rejected{h.Name(), p.filter, text(p.format, w.a, w.b)}
+	}
+	return out
 }
 
 // Count is how many hosts a filter turned away.
@@ -75,14 +98,58 @@ type Name string
 // Name returns the name.
 func (n Name) Name() string { return string(n) }
 
-// Named returns the decision with the hosts' names alone. All else is shared
-// with d.
+// Named returns the decision with the hosts' names alone. What needs no change is
+// shared with d.
 func (d *Decision[H]) Named() *Decision[Name] {
-	out := &Decision[Name]{make([]Ranked[Name], len(d.Ranked)), d.Rejected, d.Passed, d.Counts, d.Unseen}
+	out := &Decision[Name]{
+		Ranked: make([]Ranked[Name], len(d.Ranked)), Passed: d.Passed, Counts: d.Counts, Unseen: d.Unseen,
+		turned: turned[Name]{make([]Name, len(d.turned.hosts)), d.turned.why, d.turned.words},
+	}
 	for i, r := range d.Ranked {
 		out.Ranked[i] = Ranked[Name]{Name(r.Host.Name()), r.Total, r.Scores}
 	}
+	for i, h := range d.turned.hosts {
+		out.turned.hosts[i] = Name(h.Name())
+	}
 	return out
+}
+
+// onWire is a decision in JSON.
+type onWire[H Host] struct {
+	Ranked   []Ranked[H] `json:"ranked"`
+	Rejected []Rejected  `json:"rejected"`
+	Passed   int         `json:"passed"`
+	Counts   []Count     `json:"counts"`
+	Unseen   int         `json:"unseen,omitempty"`
+}
+
+// MarshalJSON writes the hosts as their names, and the reasons as text.
+func (d Decision[H]) MarshalJSON() ([]byte, error) {
+	return json.Marshal(onWire[H]{d.Ranked, d.Rejected(), d.Passed, d.Counts, d.Unseen})
+}
+
+// UnmarshalJSON reads what MarshalJSON wrote. H must be [Name], or a type that is
+// a text in JSON and whose Name returns it.
+func (d *Decision[H]) UnmarshalJSON(b []byte) error {
+	var w onWire[H]
+	if err := json.Unmarshal(b, &w); err != nil {
+		return err
+	}
+	*d = Decision[H]{Ranked: w.Ranked, Passed: w.Passed, Counts: w.Counts, Unseen: w.Unseen}
+	for i, r := range w.Rejected {
+		name, err := json.Marshal(r.Host)
+		if err != nil {
+			return err
+		}
+		var h H
+		if err := json.Unmarshal(name, &h); err != nil {
+			return err
+		}
+		d.turned.hosts = append(d.turned.hosts, h)
+		d.turned.why = append(d.turned.why, why{word: int32(i)})
+		d.turned.words = append(d.turned.words, phrase{r.Filter, Reject(r.Reason).format})
+	}
+	return nil
 }
 
 // MarshalJSON writes the host as its name.
@@ -132,9 +199,9 @@ func (d *Decision[H]) String() string {
 		}
 		_ = w.Flush() // a Builder does not fail
 	}
-	if len(d.Rejected) > 0 {
+	if rejected := d.Rejected(); len(rejected) > 0 {
 		row(w, []string{"host", "turned away by", "because"})
-		for _, r := range d.Rejected {
+		for _, r := range rejected {
 			row(w, []string{r.Host, r.Filter, r.Reason})
 		}
 		_ = w.Flush() // a Builder does not fail

@@ -27,10 +27,10 @@ type run[R any, H Host] struct {
 
 	left   []H // that passed
 	counts []int
-	turned []Rejected // away; those in texts lack the reason
-	texts  []text
-	chars  []byte   // of all texts
-	format []phrase // of each of the names, the last one
+	turned []H      // away
+	why    []why    // for each of them
+	words  []phrase // that the reasons are made of
+	last   []int32  // of the words, for each of the names
 	seen   int      // hosts looked at
 	start  int      // the first of them
 
@@ -50,8 +50,15 @@ type judge[R any, H Host] struct {
 	f     func(H) Verdict
 }
 
-// text is the reason of one that was turned away, up to which of the chars.
-type text struct{ turned, end int }
+// why is why a host was turned away: one of the words, with its numbers. It is
+// small, and nothing that the garbage collector has to follow.
+type why struct {
+	a, b int64
+	word int32
+}
+
+// phrase is what a filter has said, perhaps of many hosts.
+type phrase struct{ filter, format string }
 
 // span is between which weights a weigher's are scaled.
 type span struct{ low, high float64 }
@@ -63,7 +70,7 @@ type rank struct {
 }
 
 func newRun[R any, H Host](s *Scheduler[R, H]) *run[R, H] {
-	return &run[R, H]{s: s, counts: make([]int, len(s.names)), format: make([]phrase, len(s.names))}
+	return &run[R, H]{s: s, counts: make([]int, len(s.names)), last: make([]int32, len(s.names))}
 }
 
 // begin filters and weighs.
@@ -88,8 +95,9 @@ func (r *run[R, H]) end() {
 	clear(r.weights)
 	clear(r.left[:cap(r.left)])
 	clear(r.turned)
-	clear(r.format)
-	r.weights, r.left, r.turned, r.texts, r.chars = r.weights[:0], r.left[:0], r.turned[:0], r.texts[:0], r.chars[:0]
+	clear(r.words)
+	clear(r.last)
+	r.weights, r.left, r.turned, r.why, r.words = r.weights[:0], r.left[:0], r.turned[:0], r.why[:0], r.words[:0]
 	r.seen = 0
 	r.s.runs.Put(r)
 }
@@ -268,14 +276,15 @@ func (r *run[R, H]) drop() {
 }
 
 // reject writes down that a host was turned away, by which of the names and why.
-func (r *run[R, H]) reject(h H, by int, why *Verdict) {
-	if p := &r.format[by]; !p.set(why.format) {
-		r.turned = append(r.turned, Rejected{h.Name(), r.s.names[by], why.format})
-	} else {
-		r.chars = p.append(r.chars, why)
-		r.texts = append(r.texts, text{len(r.turned), len(r.chars)})
-		r.turned = append(r.turned, Rejected{h.Name(), r.s.names[by], ""})
+func (r *run[R, H]) reject(h H, by int, v *Verdict) {
+	word := r.last[by] - 1
+	if word < 0 || r.words[word].format != v.format { // most come many times in a row
+		word = int32(len(r.words))
+		r.words = append(r.words, phrase{r.s.names[by], v.format})
+		r.last[by] = word + 1
 	}
+	r.turned = append(r.turned, h)
+	r.why = append(r.why, why{v.a, v.b, word})
 }
 
 // span returns the lowest and the highest weight of weigher j, or its bounds
@@ -381,7 +390,7 @@ func (r *run[R, H]) decision(keep int) *Decision[H] {
 			to.Scores[j] = Score{names[j], r.raw[at], r.scaled[at], r.mult[at]}
 		}
 	}
-	d.Rejected = r.rejected()
+	d.turned = turned[H]{slices.Clone(r.turned), slices.Clone(r.why), slices.Clone(r.words)}
 	d.Counts = make([]Count, 0, len(r.counts))
 	for i, c := range r.counts {
 		if c > 0 {
@@ -440,15 +449,4 @@ func (a rank) compare(b rank) int {
 		return 1
 	}
 	return a.at - b.at
-}
-
-// rejected returns the hosts that were turned away. The reasons with numbers all
-// share one piece of memory.
-func (r *run[R, H]) rejected() []Rejected {
-	out := append(make([]Rejected, 0, len(r.turned)), r.turned...)
-	all, from := string(r.chars), 0
-	for _, t := range r.texts {
-		out[t.turned].Reason, from = all[from:t.end], t.end
-	}
-	return out
 }

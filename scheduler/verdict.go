@@ -32,7 +32,7 @@ func Reject(reason string, args ...any) Verdict {
 
 // RejectNumbers is Reject for a reason with two numbers: the first %d of format
 // stands for a, the second for b, as in "needs %d MiB, %d MiB free". It needs no
-// memory, and the text is made only if a decision names the host.
+// memory, and the text is made only when somebody reads it.
 func RejectNumbers[N ~int | ~int32 | ~int64](format string, a, b N) Verdict {
 	if format == "" {
 		format = "%d, %d"
@@ -40,46 +40,24 @@ func RejectNumbers[N ~int | ~int32 | ~int64](format string, a, b N) Verdict {
 	return Verdict{format, int64(a), int64(b)}
 }
 
-// phrase is a format, cut at what its %d stand for.
-type phrase struct {
-	format string
-	parts  []string
-	text   bool // whether it is no text as it is
-}
-
-// set makes f the format, and reports whether it is no text as it is.
-func (p *phrase) set(f string) bool {
-	if f == p.format { // most come many times in a row
-		return p.text
+// text returns a reason: the format with its numbers.
+func text(format string, a, b int64) string {
+	i := strings.IndexByte(format, '%')
+	if i < 0 {
+		return format
 	}
-	p.format, p.parts, p.text = f, append(p.parts[:0], ""), strings.Contains(f, "%")
-	for p.text {
-		i := strings.IndexByte(f, '%')
-		last := &p.parts[len(p.parts)-1]
-		switch {
-		case i < 0 || i+1 == len(f):
-			*last += f
-			return true
-		case f[i+1] == 'd':
-			*last += f[:i]
-			p.parts = append(p.parts, "")
-		case f[i+1] == '%':
-			*last += f[:i+1]
+	out := make([]byte, 0, len(format)+16)
+	for ; i >= 0 && i+1 < len(format); i = strings.IndexByte(format, '%') {
+		switch format[i+1] {
+		case 'd':
+			out = strconv.AppendInt(append(out, format[:i]...), a, 10)
+			a = b
+		case '%':
+			out = append(out, format[:i+1]...)
 		default:
-			*last += f[:i+2]
+			out = append(out, format[:i+2]...)
 		}
-		f = f[i+2:]
+		format = format[i+2:]
 	}
-	return false
-}
-
-// append adds the text for v.
-func (p *phrase) append(b []byte, v *Verdict) []byte {
-	b = append(b, p.parts[0]...)
-	n := v.a
-	for _, part := range p.parts[1:] {
-		b = append(strconv.AppendInt(b, n, 10), part...)
-		n = v.b
-	}
-	return b
+	return string(append(out, format...))
 }

@@ -81,7 +81,7 @@ func TestFilters(t *testing.T) {
 		d, err := s.Rank(t.Context(), &tt.q, []*pool{&tt.b})
 		got := ""
 		if errors.Is(err, scheduler.ErrNoValidHost) {
-			got = d.Rejected[0].Reason
+			got = d.Rejected()[0].Reason
 		} else if err != nil {
 			t.Fatal(err)
 		}
