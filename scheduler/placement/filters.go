@@ -199,8 +199,11 @@ func room(class string) prepare {
 		}
 		return func(p *Provider) scheduler.Verdict {
 			i, ok := p.Inventories[class]
-			if free := i.Free(); n > free && ok {
+			if free := left(&i); n > free && ok {
 				return scheduler.RejectNumbers(text, n, free)
+			}
+			if ok && i.Min|i.Max|i.Step == 0 {
+				return scheduler.Pass
 			}
 			return roomRest(&i, ok, n)
 		}
@@ -211,9 +214,6 @@ func room(class string) prepare {
 func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	if !ok {
 		return scheduler.Reject("has none of it")
-	}
-	if i.Min|i.Max|i.Step == 0 {
-		return scheduler.Pass
 	}
 	if format, bound := i.unit(n); format != "" {
 		return scheduler.RejectNumbers(format, n, bound)
@@ -244,7 +244,7 @@ func rest(q *Request) judge {
 			if !ok {
 				return w.none
 			}
-			if free := i.Free(); w.n > free {
+			if free := left(&i); w.n > free {
 				return scheduler.RejectNumbers(w.text, w.n, free)
 			}
 			if format, bound := i.unit(w.n); format != "" {

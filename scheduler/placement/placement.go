@@ -60,16 +60,20 @@ type Inventory struct {
 
 // Capacity returns how much consumers may have in all: what is not reserved,
 // times the ratio, rounded down.
-func (i Inventory) Capacity() int64 {
-	if i.Ratio == 0 || i.Ratio == 1 {
-		return i.Total - i.Reserved
-	}
-	return int64(math.Floor(float64(i.Total-i.Reserved) * i.Ratio))
-}
+func (i Inventory) Capacity() int64 { return left(&i) + i.Used }
 
 // Free returns how much is left. It is negative if the capacity has shrunk below
 // what is used.
-func (i Inventory) Free() int64 { return i.Capacity() - i.Used }
+func (i Inventory) Free() int64 { return left(&i) }
+
+// left is Free without a copy, for what is asked of every host.
+func left(i *Inventory) int64 {
+	n := i.Total - i.Reserved
+	if r := i.Ratio; r != 0 && r != 1 {
+		n = int64(math.Floor(float64(n) * r))
+	}
+	return n - i.Used
+}
 
 // unit returns why one consumer may not have n, a format for n and a bound, or
 // "".

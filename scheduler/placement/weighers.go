@@ -89,7 +89,10 @@ func (p *Provider) multiplier(key string) (least float64, ok bool) {
 
 func free(class string) func(*Request) func(*Provider) float64 {
 	return func(*Request) func(*Provider) float64 {
-		return func(p *Provider) float64 { return float64(p.Inventories[class].Free()) }
+		return func(p *Provider) float64 {
+			i := p.Inventories[class]
+			return float64(left(&i))
+		}
 	}
 }
 
