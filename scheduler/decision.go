@@ -14,8 +14,6 @@ import (
 // configuration limits them; the numbers hold anyway. It is safe for concurrent
 // use if nobody changes it. In JSON a host is its name; decode it as a Decision of
 // [Name].
-//
-//nolint:recvcheck // MarshalJSON must work on a copy, UnmarshalJSON on the original
 type Decision[H Host] struct {
 	// Ranked are the hosts that passed, Config.Keep at most. The first is the
 	// chosen one, the others are alternates, best first.

@@ -1,0 +1,91 @@
+package scheduler_test
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/armature-go/armature/scheduler"
+)
+
+// Node is a host of a component.
+type Node struct {
+	Host string
+	Free int // MiB
+	At   time.Time
+}
+
+// Name implements scheduler.Host.
+func (n *Node) Name() string { return n.Host }
+
+// ReportedAt implements scheduler.Reported.
+func (n *Node) ReportedAt() time.Time { return n.At }
+
+// with returns the node with so much less free.
+func (n *Node) with(mib int) *Node { return &Node{n.Host, n.Free - mib, n.At} }
+
+var enough = scheduler.FilterFunc("memory", func(mib int, n *Node) scheduler.Verdict {
+	if n.Free < mib {
+		return scheduler.RejectNumbers("needs %d MiB, %d MiB free", mib, n.Free)
+	}
+	return scheduler.Pass
+})
+
+func nodes() *scheduler.Scheduler[int, *Node] {
+	s, err := scheduler.New(scheduler.Config[int, *Node]{
+		Filters: []scheduler.Filter[int, *Node]{scheduler.Fresh[int, *Node](time.Minute), enough},
+		Weighers: []scheduler.Weighted[int, *Node]{{
+			Weigher:    scheduler.WeigherFunc("free", func(_ int, n *Node) float64 { return float64(n.Free) }),
+			Multiplier: 1,
+		}},
+	})
+	if err != nil {
+		panic(err)
+	}
+	return s
+}
+
+// Hosts report themselves, and decisions are made of the last reports.
+func ExampleFleet() {
+	ctx, now := context.Background(), time.Now()
+	var fleet scheduler.Fleet[*Node]
+	fleet.Report(
+		&Node{"node-1", 2048, now},
+		&Node{"node-2", 8192, now.Add(-time.Hour)}, // not heard of since
+		&Node{"node-3", 1024, now},
+	)
+	s := nodes()
+	d, err := s.Rank(ctx, 1500, fleet.Hosts())
+	fmt.Println(d.Ranked[0].Host.Host, err)
+	for _, r := range d.Rejected() {
+		fmt.Println(r.Host, r.Filter+":", r.Reason)
+	}
+
+	// What was given away counts before the next report says so.
+	fleet.Update("node-1", func(n *Node) *Node { return n.with(1500) })
+	_, err = s.Rank(ctx, 1500, fleet.Hosts())
+	fmt.Println(err)
+	// Output:
+	// node-1 <nil>
+	// node-2 stale: the last report is 3600 s old, 60 s at most
+	// node-3 memory: needs 1500 MiB, 1024 MiB free
+	// no valid host: 0 of 3 hosts: 2 memory, 1 stale
+}
+
+// Four equal requests, each with the ones before it taken into account, cost
+// little more than one.
+func ExampleScheduler_RankMany() {
+	now := time.Now()
+	hosts := []*Node{{"node-1", 2500, now}, {"node-2", 4000, now}}
+	b, err := nodes().RankMany(context.Background(), 1000, hosts, 4, func(n *Node) *Node { return n.with(1000) })
+	for _, h := range b.Hosts {
+		fmt.Print(h.Host, " ")
+	}
+	fmt.Println(err)
+
+	b, err = nodes().RankMany(context.Background(), 1000, hosts, 7, func(n *Node) *Node { return n.with(1000) })
+	fmt.Println(len(b.Hosts), err)
+	// Output:
+	// node-2 node-2 node-1 node-2 <nil>
+	// 6 no valid host for 1 of 7 requests: 0 of 2 hosts: 2 memory
+}
