@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/jmoiron/sqlx"
@@ -11,6 +13,7 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/scheduler/placement"
 )
 
 // exitError ends the program with a code, and nothing to say.
@@ -18,7 +21,8 @@ type exitError int
 
 func (c exitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
-// databaseCommands are for upgrades.
+// databaseCommands need the database alone. Their exit codes are those of
+// nova-manage and nova-status.
 func (f *flags) databaseCommands() []*cobra.Command {
 	manage := &cobra.Command{Use: "db", Short: "Work on the database"}
 	manage.AddCommand(&cobra.Command{
@@ -31,7 +35,20 @@ func (f *flags) databaseCommands() []*cobra.Command {
 		Short: "Look whether they can: exit code 0 they can, 1 they can, with warnings, 2 they must not",
 		RunE:  func(cmd *cobra.Command, _ []string) error { return f.withDatabase(cmd.Context(), f.checkUpgrade) },
 	})
-	return []*cobra.Command{manage, upgrade}
+	var repair bool
+	audit := &cobra.Command{
+		Use: "audit", Args: cobra.NoArgs,
+		Short: "Compare what is claimed of hosts with the servers: exit code 0 it is right, 3 it is not, 4 it was not and is now",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return f.withDatabase(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
+				return f.auditClaims(ctx, store.New(d), repair)
+			})
+		},
+	}
+	audit.Flags().BoolVar(&repair, "repair", false, "make the claims what they should be")
+	claims := &cobra.Command{Use: "placement", Short: "Work on what is claimed of hosts"}
+	claims.AddCommand(audit)
+	return []*cobra.Command{manage, upgrade, claims}
 }
 
 func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *options, *sqlx.DB) error) error {
@@ -79,4 +96,53 @@ func (f *flags) checkUpgrade(ctx context.Context, o *options, d *sqlx.DB) error 
 		return exitError(code)
 	}
 	return nil
+}
+
+func (f *flags) auditClaims(ctx context.Context, s *store.Store, repair bool) error {
+	found, err := s.Audit(ctx, repair)
+	repaired := 0
+	for i := range found {
+		state := "found"
+		if one := &found[i]; one.Repaired {
+			state = "repaired"
+			repaired++
+		} else if one.Err != nil {
+			state = "not repaired: " + one.Err.Error()
+		}
+		if _, err := fmt.Fprintf(f.out, "%s: %s\n", describe(&found[i]), state); err != nil {
+			return err
+		}
+	}
+	switch {
+	case err != nil:
+		return err
+	case len(found) == 0:
+		_, err = fmt.Fprintln(f.out, "every claim is as it should be")
+		return err
+	case repaired == len(found):
+		return exitError(4)
+	}
+	return exitError(3)
+}
+
+// describe is a finding in a line.
+func describe(f *placement.Finding) string {
+	if f.Provider != nil {
+		return f.Kind + " host " + f.Provider.ID
+	}
+	where := func(c *placement.Claim) string {
+		var out []string
+		for _, a := range c.Allocations {
+			for _, class := range slices.Sorted(maps.Keys(a.Resources)) {
+				out = append(out, fmt.Sprintf("%s %d", class, a.Resources[class]))
+			}
+			out = append(out, "on "+a.Provider)
+		}
+		return strings.Join(out, " ")
+	}
+	out := f.Kind + " claim of server " + f.Claim.Consumer + ": " + where(&f.Claim)
+	if f.Want != nil {
+		out += ", should be " + where(f.Want)
+	}
+	return out
 }

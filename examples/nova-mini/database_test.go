@@ -12,6 +12,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/scheduler/placement"
 )
 
 // TestUpgrade goes the way of an operator: check, sync, check.
@@ -46,10 +47,21 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the def
 	}
 	defer func() { _ = d.Close() }()
 	s := store.New(d)
-	if err := s.ReportHost(t.Context(), &compute.HostReport{Host: "node-1", Driver: "fake"}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+	if err := s.ReportHost(t.Context(), &compute.HostReport{Host: "node-1", Driver: "fake", Resources: compute.Resources{VCPUs: 4, MemoryMiB: 4, DiskGiB: 4}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
 		t.Fatal(err)
 	}
 	run(0, "Services  Success", "upgrade", "check")
 	d.MustExecContext(t.Context(), "UPDATE services SET seen_at = ?", time.Now().Add(-time.Hour))
 	run(1, "Services  Warning  not seen for 2s: nova-compute on node-1", "upgrade", "check")
+
+	run(0, "every claim is as it should be", "placement", "audit")
+	if err := placement.NewSQL(d).Claim(t.Context(), placement.Claim{Consumer: "gone", Allocations: []placement.Allocation{
+		{Provider: "node-1", Resources: placement.Resources{"VCPU": 2, "DISK_GB": 1}},
+	}}); err != nil {
+		t.Fatal(err)
+	}
+	const line = "orphaned claim of server gone: DISK_GB 1 VCPU 2 on node-1: "
+	run(3, line+"found\n", "placement", "audit")
+	run(4, line+"repaired\n", "placement", "audit", "--repair")
+	run(0, "every claim is as it should be", "placement", "audit")
 }

@@ -5,6 +5,7 @@
 //	nova-mini db sync --config-file nova.conf        make or upgrade the database
 //	nova-mini upgrade check --config-file nova.conf   whether the services can start: exit code 0, 1 or 2
 //	nova-mini api|conductor|scheduler|compute --config-file nova.conf
+//	nova-mini placement audit [--repair] --config-file nova.conf   claims that are not as the servers are
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   messages that no service could do
 //
 // The services share a RabbitMQ or a NATS (transport_url) and a MySQL or MariaDB

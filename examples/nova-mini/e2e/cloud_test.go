@@ -29,6 +29,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 )
@@ -376,6 +377,13 @@ func (c *cloud) consistent(active []servers.Server) {
 	}
 	for _, b := range bad {
 		c.Errorf("host %s: %d %s used, %d claimed, capacity %v", b.Host, b.Used, b.Class, b.Claimed, b.Limit)
+	}
+	wrong, err := store.New(c.db).Audit(c.Context(), false)
+	for _, f := range wrong {
+		c.Errorf("%s claim: %+v", f.Kind, f.Claim)
+	}
+	if err != nil {
+		c.Error(err)
 	}
 }
 

@@ -134,12 +134,7 @@ func (s *Service) hosts(ctx context.Context, _ bool) ([]*store.Host, error) {
 
 // Select chooses a host and claims it, see compute.Select.
 func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*compute.SelectReply, error) {
-	q := &spec{tried: req.Exclude, Request: placement.Request{Consumer: req.ServerID, Resources: placement.Resources{}}}
-	for _, a := range req.Need.Amounts() {
-		if a.N > 0 {
-			q.Resources[a.Class] = int64(a.N)
-		}
-	}
+	q := &spec{tried: req.Exclude, Request: placement.Request{Consumer: req.ServerID, Resources: store.Need(req.Need)}}
 	placed, err := s.placer.Place(ctx, q)
 	switch {
 	case errors.Is(err, scheduler.ErrNoValidHost):
