@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -25,6 +26,10 @@ type mysqlDB struct {
 func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := m.Connector.Connect(ctx)
 	if err != nil {
+		// The dialer minds the deadline by a clock of its own, which may be early.
+		if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && !time.Now().Before(d) {
+			err = fmt.Errorf("connect: %w (%w)", context.DeadlineExceeded, err)
+		}
 		return nil, err
 	}
 	return &mysqlConn{c.(rawMySQL), m.slow}, nil
