@@ -31,6 +31,7 @@ const (
 	mysql     = "github.com/go-sql-driver/mysql"
 	plugin    = "github.com/hashicorp/go-plugin"
 	grpc      = "google.golang.org/grpc"
+	protobuf  = "google.golang.org/protobuf"
 
 	prometheus = "github.com/prometheus/client_golang"
 	otel       = "go.opentelemetry.io/otel"
@@ -62,7 +63,9 @@ var rules = map[string][]string{
 	"scheduler/placement":               {"scheduler", "db", "fault", "github.com/jmoiron/sqlx"},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
-	"driver":            {"fault", "reqctx", plugin, grpc},
+	"driver":            {"driver/driverpb", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
+	"driver/driverpb":   {grpc, protobuf},
+	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc},
 
 	"db":        {"fault", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},

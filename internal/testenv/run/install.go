@@ -15,10 +15,11 @@ import (
 
 // missing returns the Debian packages that are not installed: those of the
 // services, and what the tests themselves run: a C compiler for the race
-// detector, and curl for the commands that nova-mini prints.
+// detector, curl for the commands that nova-mini prints, and what generates code
+// of .proto files.
 func missing() []string {
 	list := testenv.Missing()
-	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}} {
+	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}} {
 		if _, err := exec.LookPath(tool.program); err != nil {
 			list = append(list, strings.Fields(tool.packages)...)
 		}

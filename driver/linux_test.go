@@ -1,0 +1,18 @@
+package driver_test
+
+import (
+	"fmt"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// stopSelf makes the whole process hang, as a debugger or a dead disk does.
+func stopSelf() error { return syscall.Kill(syscall.Getpid(), syscall.SIGSTOP) }
+
+func limits() string {
+	var files, data unix.Rlimit
+	_ = unix.Getrlimit(unix.RLIMIT_NOFILE, &files)
+	_ = unix.Getrlimit(unix.RLIMIT_DATA, &data)
+	return fmt.Sprintf("%d files, %d MiB", files.Max, data.Max>>20)
+}

@@ -1,0 +1,260 @@
+package driver
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// PluginConfig configures a driver's program, and how it is watched.
+type PluginConfig struct {
+	// Program is a name, such as "acme" for the program armature-volume-acme in
+	// Dir, or an absolute path. Required, but for [Registry.Launch].
+	Program string
+	// Args are given to the program.
+	Args []string
+	// Dir is where drivers' programs are installed. Nobody but its owner should be
+	// able to write there.
+	Dir string
+	// Options are the driver's own: a JSON object, or nil. They go over the
+	// connection, and so are in no list of processes.
+	Options json.RawMessage
+	// SHA256, if set, is what the program must have as its sum, in hexadecimal. It
+	// is compared before each start.
+	SHA256 string
+	// Env is added to the program's environment, as KEY=value. Of the worker's own,
+	// which may hold passwords, it inherits PATH, HOME, LANG, LC_ALL, TZ and TMPDIR.
+	Env []string
+	// User, if set, is the name of the user that the program runs as. It takes
+	// root, and Linux.
+	User string
+	// MaxFiles limits how many files the program has open, and MaxMemoryMiB its
+	// private writable memory (RLIMIT_DATA), in MiB. 0 is no limit. Linux only.
+	MaxFiles, MaxMemoryMiB int
+	// SocketDir is where a directory for the program's socket is made. Default: the
+	// directory of temporary files.
+	SocketDir string
+
+	// StartTimeout limits a start, until the driver is open. Default 30 s.
+	StartTimeout time.Duration
+	// PingEvery is how often a running program is asked for a sign of life, and
+	// PingTimeout how long it is waited for: a program that gives none hangs, and is
+	// killed and restarted. Defaults 5 s and 10 s.
+	PingEvery, PingTimeout time.Duration
+	// CloseTimeout limits a Close whose context has no deadline. Default 10 s.
+	CloseTimeout time.Duration
+	// MinDelay and MaxDelay bound the pause before a restart. It is random, and
+	// below MinDelay for the first crash within CrashWindow, twice as much for each
+	// more, and MaxDelay at most. Defaults 100 ms and 30 s.
+	MinDelay, MaxDelay time.Duration
+	// MaxCrashes is how many crashes within CrashWindow are one too many: the
+	// circuit opens, and the next start is tried after Cooldown. Defaults 5, 1
+	// min and 1 min.
+	MaxCrashes            int
+	CrashWindow, Cooldown time.Duration
+
+	// Observe, if set, is told of each call that has ended, and of each stream:
+	// the method's full name in gRPC, the time that it took, and its error. It is
+	// called by many goroutines, and the caller waits for it.
+	Observe func(method string, took time.Duration, err error)
+	// Logger takes what the program logs, and of its life. Default: slog.Default.
+	Logger *slog.Logger
+}
+
+func (c *PluginConfig) setDefaults() {
+	for _, d := range []struct {
+		v   *time.Duration
+		def time.Duration
+	}{
+		{&c.StartTimeout, 30 * time.Second},
+		{&c.PingEvery, 5 * time.Second},
+		{&c.PingTimeout, 10 * time.Second},
+		{&c.CloseTimeout, 10 * time.Second},
+		{&c.MinDelay, 100 * time.Millisecond},
+		{&c.MaxDelay, 30 * time.Second},
+		{&c.CrashWindow, time.Minute},
+		{&c.Cooldown, time.Minute},
+	} {
+		if *d.v <= 0 {
+			*d.v = d.def
+		}
+	}
+	if c.MaxCrashes <= 0 {
+		c.MaxCrashes = 5
+	}
+	if c.SocketDir == "" {
+		c.SocketDir = os.TempDir()
+	}
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+}
+
+// State is what a plugin does.
+type State string
+
+// The states of a plugin.
+const (
+	Up         State = "up"
+	Restarting State = "restarting" // it crashed, and is started again soon
+	Broken     State = "broken"     // it crashed too often, and is left alone for a while
+	Closed     State = "closed"
+)
+
+// Status tells how a plugin does.
+type Status struct {
+	State State
+	// PID is the program's process, 0 if there is none.
+	PID int
+	// Since is when State began.
+	Since time.Time
+	// Restarts counts the starts but the first.
+	Restarts int
+	// Err is why the program ended, or did not start, the last time; nil if it
+	// never did.
+	Err error
+	// Next is when the next start is tried, if the program is down.
+	Next time.Time
+}
+
+// Plugin is a driver that is looked after: as a program that is watched and
+// restarted, or one in this process, which needs no looking after. It is safe for
+// concurrent use.
+type Plugin[D Driver] struct {
+	d     D
+	sup   *supervisor // nil: in this process
+	once  sync.Once
+	since time.Time
+	err   error
+}
+
+// Launch starts a driver's program, and returns when the driver is open. From then
+// on the program is restarted whenever it ends or hangs, until Close. An error
+// about the program or its answer names the program and what is wrong: NotFound if
+// there is none, Invalid if it is no driver of this kind and protocol or refuses
+// its options, Denied if its sum is another one, Timeout if it does not start in
+// time. Nothing is left running then.
+//
+// The program cannot outlive this process, however it ends.
+func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
+	k.check()
+	cfg.setDefaults()
+	path, err := find(k.Name, cfg.Program, cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	protocols := []int{k.Protocol}
+	if k.Protocol > 1 {
+		protocols = append(protocols, k.Protocol-1)
+	}
+	sup, protocol, err := supervise(ctx, k.Name, protocols, path, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &Plugin[D]{d: k.Client(sup.link, protocol), sup: sup}, nil
+}
+
+// Driver returns the driver. It stays the same, and usable, when the program is
+// restarted. While the program is down its methods fail with Unavailable at once:
+// nothing was executed. A call in whose middle the program ended fails with Unknown:
+// it may have been executed.
+func (p *Plugin[D]) Driver() D { return p.d }
+
+// Status tells how the plugin does.
+func (p *Plugin[D]) Status() Status {
+	if p.sup == nil {
+		return Status{State: Up, Since: p.since}
+	}
+	return p.sup.get()
+}
+
+// Check is for readiness: it returns nil if the program is up, and else an error
+// with code Unavailable that says why it is not, and when it is tried again. It
+// does not block.
+func (p *Plugin[D]) Check(context.Context) error {
+	if p.sup == nil {
+		return nil
+	}
+	return p.sup.check()
+}
+
+// Close waits for the calls that are under way, cuts off streams, closes the driver
+// and ends its program, all within ctx; what is not done then is killed, and the
+// error says so. What the driver manages outside stays as it is. A second Close
+// waits for the first and returns the same.
+func (p *Plugin[D]) Close(ctx context.Context) error {
+	if p.sup != nil {
+		return p.sup.close(ctx)
+	}
+	p.once.Do(func() { p.err = p.d.Close() })
+	return p.err
+}
+
+// Launch makes the driver run that a configuration names: a registered one in this
+// process, with cfg.Options; every other as a program, as the function [Launch]
+// does. cfg.Program is name.
+func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
+	r.mu.RLock()
+	builtIn := r.open[name] != nil
+	r.mu.RUnlock()
+	if builtIn {
+		d, err := r.Open(ctx, name, cfg.Options)
+		if err != nil {
+			return nil, err
+		}
+		return &Plugin[D]{d: d, since: time.Now()}, nil
+	}
+	cfg.Program = name
+	p, err := Launch(ctx, k, cfg)
+	if err != nil && fault.CodeOf(err) == fault.NotFound && !filepath.IsAbs(name) {
+		if known := r.Names(); len(known) > 0 {
+			err = fmt.Errorf("%w; built in: %s", err, strings.Join(known, ", "))
+		}
+	}
+	return p, err
+}
+
+// find returns the path of a kind's program.
+func find(kind, name, dir string) (string, error) {
+	prefix := "armature-" + kind + "-"
+	switch {
+	case filepath.IsAbs(name):
+		return name, nil
+	case !plainName.MatchString(name):
+		return "", fault.New(fault.Invalid, "%s is neither the name of a %s driver (lower-case letters, digits, - and _) nor an absolute path", quote(name), kind)
+	case dir == "":
+		return "", fault.New(fault.NotFound, "no %s driver %q: plugin_dir is not set", kind, name)
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, prefix+name)
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", fault.New(fault.NotFound, "no %s driver %q: plugin_dir: %w", kind, name, err)
+	}
+	var there []string
+	for _, e := range entries {
+		if n, ok := strings.CutPrefix(e.Name(), prefix); ok {
+			there = append(there, n)
+		}
+	}
+	if len(there) == 0 {
+		there = []string{"none"}
+	}
+	slices.Sort(there)
+	return "", fault.New(fault.NotFound, "no %s driver %q: there is no %s; in that directory: %s", kind, name, path, strings.Join(there, ", "))
+}

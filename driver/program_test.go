@@ -1,0 +1,307 @@
+package driver_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+)
+
+// echoer is a kind of driver for these tests.
+type echoer interface {
+	driver.Driver
+	// Echo returns what it is given, or does what that says.
+	Echo(ctx context.Context, s string) (string, error)
+	// Count calls f with 0 to n-1.
+	Count(ctx context.Context, n int, f func(int) error) error
+}
+
+var echoKind = driver.Kind[echoer]{
+	Name: "echo", Protocol: 3,
+	Register: func(s grpc.ServiceRegistrar, d echoer) { s.RegisterService(&echoDesc, d) },
+	Client: func(c grpc.ClientConnInterface, protocol int) echoer {
+		return &echoClient{driver.Remote(c), c, protocol}
+	},
+}
+
+// protocol is echoKind at another protocol.
+func protocol(n int) driver.Kind[echoer] {
+	k := echoKind
+	k.Protocol = n
+	return k
+}
+
+var echoDesc = grpc.ServiceDesc{
+	ServiceName: "test.Echo",
+	HandlerType: (*echoer)(nil),
+	Methods: []grpc.MethodDesc{{
+		MethodName: "Echo",
+		Handler: func(srv any, ctx context.Context, dec func(any) error, ic grpc.UnaryServerInterceptor) (any, error) {
+			in := new(wrapperspb.StringValue)
+			if err := dec(in); err != nil {
+				return nil, err
+			}
+			return ic(ctx, in, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/test.Echo/Echo"}, func(ctx context.Context, req any) (any, error) {
+				out, err := srv.(echoer).Echo(ctx, req.(*wrapperspb.StringValue).GetValue())
+				return wrapperspb.String(out), err
+			})
+		},
+	}},
+	Streams: []grpc.StreamDesc{{
+		StreamName: "Count", ServerStreams: true,
+		Handler: func(srv any, ss grpc.ServerStream) error {
+			in := new(wrapperspb.Int64Value)
+			if err := ss.RecvMsg(in); err != nil {
+				return err
+			}
+			return srv.(echoer).Count(ss.Context(), int(in.GetValue()), func(i int) error { return ss.SendMsg(wrapperspb.Int64(int64(i))) })
+		},
+	}},
+}
+
+type echoClient struct {
+	driver.Driver
+	c        grpc.ClientConnInterface
+	protocol int
+}
+
+func (c *echoClient) Echo(ctx context.Context, s string) (string, error) {
+	out := new(wrapperspb.StringValue)
+	err := c.c.Invoke(ctx, "/test.Echo/Echo", wrapperspb.String(s), out)
+	return out.GetValue(), err
+}
+
+func (c *echoClient) Count(ctx context.Context, n int, f func(int) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ss, err := c.c.NewStream(ctx, &echoDesc.Streams[0], "/test.Echo/Count")
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(ss.SendMsg(wrapperspb.Int64(int64(n))), ss.CloseSend()); err != nil {
+		return err
+	}
+	for {
+		v := new(wrapperspb.Int64Value)
+		if err := ss.RecvMsg(v); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := f(int(v.GetValue())); err != nil {
+			return err
+		}
+	}
+}
+
+// echo is the driver, in the program.
+type echo struct{ dir string }
+
+var errNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room")
+
+type echoOptions struct {
+	Dir    string `json:"dir"`
+	Colour string `json:"colour"`
+	Crash  string `json:"crash"` // a file: while it is there, Open crashes
+	Fail   string `json:"fail"`  // a file: while it is there, Open fails
+	Hang   bool   `json:"hang"`  // Open does
+}
+
+func openEcho(ctx context.Context, raw json.RawMessage) (echoer, error) {
+	var o echoOptions
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, &o); err != nil {
+			return nil, fault.New(fault.Invalid, "options: %w", err)
+		}
+	}
+	if o.Colour != "" && o.Colour != "blue" {
+		return nil, fault.New(fault.Invalid, "option colour: %q is not blue", o.Colour)
+	}
+	if _, err := os.Stat(o.Crash); err == nil {
+		panicIn("Open wants to crash")
+	}
+	if _, err := os.Stat(o.Fail); err == nil {
+		return nil, errors.New("the array cannot be reached")
+	}
+	if o.Hang {
+		<-ctx.Done()
+		select {} // it minds no context
+	}
+	return &echo{dir: o.Dir}, nil
+}
+
+func panicIn(msg string) {
+	done := make(chan struct{})
+	go func() { defer close(done); panic(msg) }()
+	<-done
+}
+
+func (e *echo) Info(context.Context) (driver.Info, error) {
+	return driver.Info{Name: "echo", Version: "1.2", Capabilities: []driver.Capability{"count"}}, nil
+}
+
+func (e *echo) Close() error {
+	if e.dir != "" {
+		return os.WriteFile(filepath.Join(e.dir, "closed"), nil, 0o600)
+	}
+	return nil
+}
+
+func (e *echo) Echo(ctx context.Context, s string) (string, error) {
+	what, arg, _ := strings.Cut(s, ":")
+	switch what {
+	case "exit":
+		code, _ := strconv.Atoi(arg)
+		os.Exit(code)
+	case "crash":
+		panicIn("crash")
+	case "panic":
+		panic("panic " + arg)
+	case "sleep":
+		d, _ := time.ParseDuration(arg)
+		_ = os.WriteFile(filepath.Join(e.dir, "asleep"), nil, 0o600)
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+			_ = os.WriteFile(filepath.Join(e.dir, "canceled"), nil, 0o600)
+			return "", ctx.Err()
+		}
+	case "plain":
+		return "", errors.New(arg)
+	case "room":
+		return "", fault.New(fault.Precondition, "host h1: %w", &fault.Error{Code: fault.Exhausted, Reason: "NoRoom", Msg: arg, Meta: map[string]string{"need": "3"}})
+	case "unavailable":
+		return "", fault.New(fault.Unavailable, "not yet")
+	case "who":
+		r := reqctx.From(ctx)
+		return fmt.Sprintf("%s %s %v", r.ID, r.ProjectID, r.Roles), nil
+	case "deadline":
+		d, ok := ctx.Deadline()
+		return strconv.FormatBool(ok && time.Until(d) > 0 && time.Until(d) < time.Minute), nil
+	case "env":
+		return strings.Join(os.Environ(), "\n"), nil
+	case "pid":
+		return strconv.Itoa(os.Getpid()), nil
+	case "uid":
+		return strconv.Itoa(os.Getuid()), nil
+	case "limit":
+		return limits(), nil
+	case "log":
+		slog.WarnContext(ctx, "the fan is slow", "rpm", 300)
+		fmt.Fprintln(os.Stderr, "plain words")
+		fmt.Println("printed")
+		return "", nil
+	case "flood":
+		n, _ := strconv.Atoi(arg)
+		for i := range n {
+			fmt.Fprintf(os.Stderr, "{\"level\":\"INFO\",\"msg\":\"line %d\"}\n", i)
+		}
+		return "", nil
+	case "write":
+		text, err := strconv.Unquote(arg)
+		if err == nil {
+			_, err = os.Stderr.WriteString(text)
+		}
+		return "", err
+	case "stopped":
+		return "", stopSelf()
+	}
+	return s, nil
+}
+
+func (e *echo) Count(ctx context.Context, n int, f func(int) error) error {
+	for i := range n {
+		if err := f(i); err != nil {
+			return err
+		}
+	}
+	if n == 7 {
+		return errNoRoom
+	}
+	if n == 100 {
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	return nil
+}
+
+// TestMain is also the main function of the programs: this binary, by other names.
+func TestMain(m *testing.M) {
+	if os.Getenv("ARMATURE_DRIVER") == "" {
+		goleak.VerifyTestMain(m)
+		return
+	}
+	switch name := filepath.Base(os.Args[0]); name {
+	case "armature-echo-old":
+		driver.Serve(protocol(2), openEcho)
+	case "armature-echo-new":
+		driver.Serve(protocol(4), openEcho)
+	case "armature-echo-other":
+		k := protocol(3)
+		k.Name = "volume"
+		driver.Serve(k, openEcho)
+	default:
+		driver.Serve(echoKind, openEcho)
+	}
+}
+
+// install puts programs into a directory: this binary by the names, or, if a name
+// has "=", a shell script.
+func install(t testing.TB, programs ...string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range programs {
+		name, script, ok := strings.Cut(p, "=")
+		path := filepath.Join(dir, "armature-echo-"+name)
+		if ok {
+			err = os.WriteFile(path, []byte("#!/bin/sh\n"+script+"\n"), 0o755)
+		} else {
+			err = os.Symlink(self, path)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// launch starts the program of these tests.
+func launch(t testing.TB, cfg driver.PluginConfig) *driver.Plugin[echoer] {
+	t.Helper()
+	if cfg.Program == "" {
+		cfg.Program, cfg.Dir = "good", install(t, "good")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	p, err := driver.Launch(t.Context(), echoKind, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Close(context.Background()); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return p
+}

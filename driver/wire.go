@@ -1,0 +1,142 @@
+package driver
+
+import (
+	"context"
+	"encoding/json"
+	"strings"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+)
+
+// The metadata of driver.proto.
+const (
+	requestKey = "armature-request-bin"
+	faultKey   = "armature-fault-bin"
+)
+
+// maxMessage is what an error's text is cut to, in bytes: gRPC libraries refuse
+// headers of more than 8 KiB unless told otherwise.
+const maxMessage = 4 << 10
+
+var toGRPC = [...]codes.Code{
+	fault.Internal:        codes.Internal,
+	fault.Invalid:         codes.InvalidArgument,
+	fault.Unauthenticated: codes.Unauthenticated,
+	fault.Denied:          codes.PermissionDenied,
+	fault.NotFound:        codes.NotFound,
+	fault.Conflict:        codes.Aborted,
+	fault.Precondition:    codes.FailedPrecondition,
+	fault.Exhausted:       codes.ResourceExhausted,
+	fault.Unimplemented:   codes.Unimplemented,
+	fault.Unavailable:     codes.Unavailable,
+	fault.Timeout:         codes.DeadlineExceeded,
+	fault.Unknown:         codes.Unknown,
+	fault.Canceled:        codes.Canceled,
+}
+
+// fromGRPC has the codes that a program without armature-fault-bin sends; the
+// rest are Internal. Unavailable and Canceled are told apart in outcome.err.
+var fromGRPC = map[codes.Code]fault.Code{
+	codes.InvalidArgument:    fault.Invalid,
+	codes.OutOfRange:         fault.Invalid,
+	codes.DeadlineExceeded:   fault.Timeout,
+	codes.NotFound:           fault.NotFound,
+	codes.AlreadyExists:      fault.Conflict,
+	codes.Aborted:            fault.Conflict,
+	codes.PermissionDenied:   fault.Denied,
+	codes.Unauthenticated:    fault.Unauthenticated,
+	codes.ResourceExhausted:  fault.Exhausted,
+	codes.FailedPrecondition: fault.Precondition,
+	codes.Unimplemented:      fault.Unimplemented,
+}
+
+// outcome is what gRPC tells of a call besides its status.
+type outcome struct {
+	peer    peer.Peer // empty: the call never reached a connection
+	trailer metadata.MD
+}
+
+func (o *outcome) options(opts []grpc.CallOption) []grpc.CallOption {
+	all := make([]grpc.CallOption, 0, len(opts)+2)
+	return append(append(all, opts...), grpc.Peer(&o.peer), grpc.Trailer(&o.trailer))
+}
+
+// err turns the error of a call to the named driver into one with a fault code.
+func (o *outcome) err(ctx context.Context, name, method string, err error) error {
+	if v := o.trailer.Get(faultKey); len(v) > 0 {
+		f := fault.Error{}
+		if json.Unmarshal([]byte(v[0]), &f) == nil {
+			f.Msg = status.Convert(err).Message()
+			return fault.Remote(f)
+		}
+	}
+	if ctx.Err() != nil {
+		return fault.New(fault.CodeOf(ctx.Err()), "driver %s: %s: %w", name, short(method), ctx.Err())
+	}
+	s := status.Convert(err)
+	if s.Code() != codes.Unavailable && s.Code() != codes.Canceled { // which a closed connection gives, too
+		return fault.Remote(fault.Error{Code: fromGRPC[s.Code()], Msg: s.Message()})
+	}
+	if o.peer.Addr == nil {
+		return fault.New(fault.Unavailable, "driver %s: its program takes no calls: %s", name, s.Message())
+	}
+	return fault.New(fault.Unknown, "driver %s: its program was lost in the middle of %s: %s", name, short(method), s.Message())
+}
+
+// short is the last part of a method's name.
+func short(method string) string { return method[strings.LastIndexByte(method, '/')+1:] }
+
+// toStatus turns the error of a driver's method into what crosses the wire.
+func toStatus(err error, setTrailer func(metadata.MD)) error {
+	if s, ok := status.FromError(err); ok && s.Code() != codes.Unavailable {
+		return err // already in gRPC's terms
+	}
+	f := fault.From(err)
+	msg := strings.ToValidUTF8(f.Error(), "\uFFFD")
+	if len(msg) > maxMessage {
+		msg = strings.ToValidUTF8(msg[:maxMessage], "") + " (cut)"
+	}
+	f.Msg = "" // the status has it
+	if raw, err := json.Marshal(f); err == nil && len(raw) <= maxMessage {
+		setTrailer(metadata.Pairs(faultKey, string(raw)))
+	}
+	code := codes.Internal
+	if int(f.Code) < len(toGRPC) {
+		code = toGRPC[f.Code]
+	}
+	return status.Error(code, msg)
+}
+
+// outgoing puts the request of package reqctx into a call's metadata.
+func outgoing(ctx context.Context) context.Context {
+	r := reqctx.From(ctx)
+	if r.ID == "" && r.GlobalID == "" && r.UserID == "" && r.ProjectID == "" && r.Traceparent == "" && len(r.Roles) == 0 {
+		return ctx
+	}
+	raw, err := json.Marshal(r)
+	if err != nil {
+		return ctx // strings only: cannot be
+	}
+	return metadata.AppendToOutgoingContext(ctx, requestKey, string(raw))
+}
+
+// incoming takes the request out of a call's metadata. One that cannot be read is
+// nobody's.
+func incoming(ctx context.Context) context.Context {
+	v := metadata.ValueFromIncomingContext(ctx, requestKey)
+	if len(v) == 0 {
+		return ctx
+	}
+	var r reqctx.Request
+	if json.Unmarshal([]byte(v[0]), &r) != nil {
+		return ctx
+	}
+	return reqctx.With(ctx, r)
+}
