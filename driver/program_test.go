@@ -57,10 +57,14 @@ var echoDesc = grpc.ServiceDesc{
 			if err := dec(in); err != nil {
 				return nil, err
 			}
-			return ic(ctx, in, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/test.Echo/Echo"}, func(ctx context.Context, req any) (any, error) {
+			call := func(ctx context.Context, req any) (any, error) {
 				out, err := srv.(echoer).Echo(ctx, req.(*wrapperspb.StringValue).GetValue())
 				return wrapperspb.String(out), err
-			})
+			}
+			if ic == nil {
+				return call(ctx, in)
+			}
+			return ic(ctx, in, &grpc.UnaryServerInfo{Server: srv, FullMethod: "/test.Echo/Echo"}, call)
 		},
 	}},
 	Streams: []grpc.StreamDesc{{
@@ -252,6 +256,8 @@ func TestMain(m *testing.M) {
 		driver.Serve(protocol(2), openEcho)
 	case "armature-echo-new":
 		driver.Serve(protocol(4), openEcho)
+	case "armature-echo-bare":
+		serveBare()
 	case "armature-echo-other":
 		k := protocol(3)
 		k.Name = "volume"
