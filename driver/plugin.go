@@ -187,6 +187,14 @@ func (p *Plugin[D]) Check(context.Context) error {
 	return p.sup.check()
 }
 
+// Kill ends the program as a crash does; it is restarted. It does nothing to a driver
+// in this process, or to one that is down.
+func (p *Plugin[D]) Kill() {
+	if p.sup != nil {
+		p.sup.kill()
+	}
+}
+
 // Close waits for the calls that are under way, cuts off streams, closes the driver
 // and ends its program, all within ctx; what is not done then is killed, and the
 // error says so. What the driver manages outside stays as it is. A second Close

@@ -31,8 +31,9 @@ type supervisor struct {
 	once    sync.Once          // of close
 	closing error              // what the first close returned
 
-	mu sync.Mutex
-	st Status
+	mu  sync.Mutex
+	st  Status
+	now *process // that is up, or nil
 }
 
 func supervise(ctx context.Context, kind string, protocols []int, path string, cfg PluginConfig) (*supervisor, int, error) {
@@ -140,6 +141,7 @@ func (s *supervisor) up(p *process) {
 		s.st.Restarts++
 	}
 	s.st.State, s.st.PID, s.st.Since, s.st.Next = Up, p.pid(), time.Now(), time.Time{}
+	s.now = p
 	restarts := s.st.Restarts
 	s.mu.Unlock()
 	s.link.conn.Store(p.conn)
@@ -153,6 +155,16 @@ func (s *supervisor) set(state State, err error, next time.Time) {
 		s.st.Since = time.Now()
 	}
 	s.st.State, s.st.PID, s.st.Err, s.st.Next = state, 0, err, next
+	s.now = nil
+}
+
+func (s *supervisor) kill() {
+	s.mu.Lock()
+	p := s.now
+	s.mu.Unlock()
+	if p != nil {
+		p.kill()
+	}
 }
 
 func (s *supervisor) get() Status {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -77,8 +78,12 @@ func (o *outcome) err(ctx context.Context, name, method string, err error) error
 			return fault.Remote(f)
 		}
 	}
-	if ctx.Err() != nil {
-		return fault.New(fault.CodeOf(ctx.Err()), "driver %s: %s: %w", name, short(method), ctx.Err())
+	ended := ctx.Err()
+	if d, ok := ctx.Deadline(); ok && ended == nil && !time.Now().Before(d) {
+		ended = context.DeadlineExceeded // gRPC minds the deadline by a clock of its own
+	}
+	if ended != nil {
+		return fault.New(fault.CodeOf(ended), "driver %s: %s: %w", name, short(method), ended)
 	}
 	s := status.Convert(err)
 	if s.Code() != codes.Unavailable && s.Code() != codes.Canceled { // which a closed connection gives, too
