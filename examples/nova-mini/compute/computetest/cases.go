@@ -1,0 +1,598 @@
+package computetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/driver/drivertest"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// Cases are the rules. They run one after another on one driver, and each leaves
+// nothing behind.
+func Cases(cfg Config) []drivertest.Case[compute.Driver] {
+	cfg.setDefaults()
+	var out []drivertest.Case[compute.Driver]
+	add := func(name, rule string, run func(e *env), need ...driver.Capability) {
+		out = append(out, drivertest.Case[compute.Driver]{Name: name, Rule: rule, Need: need, Crashes: strings.HasPrefix(name, "crash"), Run: func(e *drivertest.Env[compute.Driver]) {
+			before := (&env{e, &cfg}).list()
+			run(&env{e, &cfg})
+			if after := (&env{e, &cfg}).list(); !slices.Equal(before, after) {
+				e.Errorf("the host had the servers %v, and has %v", before, after)
+			}
+		}})
+	}
+	add("info", "A driver says who it is, and names only capabilities that there are: others decide by them.", info)
+	add("life", "Spawn returns when the server runs, as it was asked for; Get and List tell it; after Destroy nothing is left.", life)
+	add("spawn again", "A worker that was killed spawns again: there is one server, and it runs, also if it was stopped meanwhile.", spawnAgain)
+	add("destroy again", "A worker destroys until it has succeeded, so to destroy what is not there is no error, in no state.", destroyAgain)
+	add("not found", "Every call on a server that there is not says NotFound: a worker that asks must not take it for a fault of the host.", notFound)
+	add("bad ids", "An id that is none is Invalid, and does nothing: ids become names of files.", badIDs)
+	add("power", "PowerOff ends in SHUTDOWN and PowerOn in RUNNING, also when the server was so already.", power)
+	add("reboot", "A hard reboot ends in RUNNING from every state, a soft one too, but from RUNNING only.", reboot)
+	add("resources", "Resources are what the host has in all, whoever uses them: the scheduler counts the servers itself.", resources)
+	add("honest capabilities", "What a driver lists it does, and the rest is Unimplemented: the scheduler trusts the list.", honest)
+	add("pause", "Pause and Unpause work from RUNNING and PAUSED, again too, and not from SHUTDOWN.", pause, compute.CapPause)
+	add("suspend", "Suspend and Resume work from RUNNING and SUSPENDED, again too, and not from SHUTDOWN.", suspend, compute.CapSuspend)
+	add("resize", "A stopped server gets other resources, which it then runs with; its disk does not shrink.", resize, compute.CapResize)
+	add("rescue", "A rescued server runs and says so, and is its old self after Unrescue.", rescue, compute.CapRescue)
+	add("snapshot", "A snapshot leaves the server as it was, and can be booted from; to take it again is no error.", snapshot, compute.CapSnapshot)
+	add("console log", "What the guest writes on its console can be read, all of it or the last lines.", consoleLog, compute.CapConsoleLog)
+	add("vnc console", "A running server has a console, a stopped one has not.", func(e *env) { console(e, compute.VNC) }, compute.CapVNCConsole)
+	add("serial console", "A running server has a console, a stopped one has not.", func(e *env) { console(e, compute.Serial) }, compute.CapSerialConsole)
+	add("volumes", "A volume is attached once however often it is asked for, stays over a stop, and is detached once and for all.", volumes, compute.CapAttachVolume)
+	add("interfaces", "An interface is attached once however often it is asked for, stays over a stop, and is detached once and for all.", interfaces, compute.CapAttachInterface)
+	add("metrics", "Counters of a running server do not go back.", metrics, compute.CapMetrics)
+	add("diagnostics", "There is something to say of a server.", diagnostics, compute.CapDiagnostics)
+	add("events", "The stream begins with BEGAN, and tells each change after it.", events, compute.CapEvents)
+	add("many servers", "Calls on different servers run at the same time, and List beside them.", manyServers)
+	add("canceled", "A call whose context has ended, before it or in its middle, gives up, and the same call or Destroy succeeds later.", canceled)
+	add("restart", "Servers outlive the driver, in the states that they have.", restart)
+	add("crash in the middle", "When the driver is killed in the middle of a call, wherever that is, the same call succeeds afterwards, and Destroy leaves nothing.", crashes)
+	return out
+}
+
+func info(e *env) {
+	i := e.Info()
+	if i.Name == "" || i.Version == "" {
+		e.Errorf("the driver is %q in version %q", i.Name, i.Version)
+	}
+	all := []driver.Capability{
+		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog, compute.CapVNCConsole,
+		compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents,
+	}
+	for _, c := range i.Capabilities {
+		if !slices.Contains(all, c) {
+			e.Errorf("there is no capability %q", c)
+		}
+	}
+}
+
+func life(e *env) {
+	e.with(func(s compute.Spec) {
+		got := e.state("spawn", s.ID, compute.Running)
+		if got.Name != s.Name || got.Resources != s.Resources {
+			e.Errorf("the server is %q with %+v, want %q with %+v", got.Name, got.Resources, s.Name, s.Resources)
+		}
+		e.must("list", func(ctx context.Context, d compute.Driver) error {
+			list, err := d.List(ctx)
+			i := slices.IndexFunc(list, func(i compute.Instance) bool { return i.ID == s.ID })
+			if err == nil && (i < 0 || list[i].Power != compute.Running) {
+				return fmt.Errorf("%s is not in it, or does not run: %+v", s.ID, list)
+			}
+			return err
+		})
+	})
+}
+
+func spawnAgain(e *env) {
+	e.with(func(s compute.Spec) {
+		spawn := func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) }
+		e.must("spawn again", spawn)
+		e.state("the second spawn", s.ID, compute.Running)
+		if n := len(e.list()); n != len(slices.Compact(e.list())) {
+			e.Errorf("List has a server twice")
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.must("spawn of a stopped server", spawn)
+		e.state("the third spawn", s.ID, compute.Running)
+	})
+}
+
+func destroyAgain(e *env) {
+	destroy := func(id string) func(ctx context.Context, d compute.Driver) error {
+		return func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, id) }
+	}
+	e.must("destroy of nothing", destroy(newID()))
+	from := []compute.PowerState{compute.Running, compute.Shutdown}
+	for state, c := range map[compute.PowerState]driver.Capability{compute.Paused: compute.CapPause, compute.Suspended: compute.CapSuspend} {
+		if e.Info().Has(c) {
+			from = append(from, state)
+		}
+	}
+	for _, state := range from {
+		e.with(func(s compute.Spec) {
+			e.reach(s.ID, state)
+			e.must(fmt.Sprintf("destroy in %v", state), destroy(s.ID))
+			e.gone(s.ID)
+			e.must("destroy again", destroy(s.ID))
+		})
+	}
+}
+
+func notFound(e *env) {
+	for _, m := range e.cfg.methods() {
+		if m.need == "" || e.Info().Has(m.need) {
+			e.want(fault.NotFound, m.name, func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, newID()) })
+		}
+	}
+}
+
+func badIDs(e *env) {
+	for _, id := range []string{"", "..", ".", "../x", "a/b", "/etc/passwd", "a\x00b", "a\nb", strings.Repeat("x", 300), "<id/>"} {
+		e.want(fault.Invalid, fmt.Sprintf("spawn of %.20q", id), func(ctx context.Context, d compute.Driver) error {
+			s := e.spec()
+			s.ID = id
+			return d.Spawn(ctx, s)
+		})
+		e.want(fault.Invalid, fmt.Sprintf("destroy of %.20q", id), func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, id) })
+	}
+}
+
+func power(e *env) {
+	e.with(func(s compute.Spec) {
+		for range 2 {
+			e.must("power off", func(ctx context.Context, d compute.Driver) error { return d.PowerOff(ctx, s.ID, 0) })
+			e.state("power off", s.ID, compute.Shutdown)
+		}
+		for range 2 {
+			e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+			e.state("power on", s.ID, compute.Running)
+		}
+		e.must("power off with grace", func(ctx context.Context, d compute.Driver) error { return d.PowerOff(ctx, s.ID, 200*time.Millisecond) })
+		e.state("power off with grace", s.ID, compute.Shutdown)
+	})
+}
+
+func reboot(e *env) {
+	e.with(func(s compute.Spec) {
+		for _, hard := range []bool{true, false} {
+			e.must("reboot", func(ctx context.Context, d compute.Driver) error { return d.Reboot(ctx, s.ID, hard) })
+			e.state(fmt.Sprintf("reboot (hard: %v)", hard), s.ID, compute.Running)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, "soft reboot of a stopped server", func(ctx context.Context, d compute.Driver) error { return d.Reboot(ctx, s.ID, false) })
+		e.must("hard reboot of a stopped server", func(ctx context.Context, d compute.Driver) error { return d.Reboot(ctx, s.ID, true) })
+		e.state("hard reboot", s.ID, compute.Running)
+	})
+}
+
+func resources(e *env) {
+	get := func() (r compute.Resources) {
+		e.must("resources", func(ctx context.Context, d compute.Driver) (err error) {
+			r, err = d.Resources(ctx)
+			return err
+		})
+		return r
+	}
+	before := get()
+	if before.VCPUs <= 0 || before.MemoryMiB <= 0 || before.DiskGiB <= 0 {
+		e.Errorf("the host has %+v", before)
+	}
+	e.with(func(compute.Spec) {
+		if got := get(); got != before {
+			e.Errorf("with a server the host has %+v, before %+v", got, before)
+		}
+	})
+}
+
+func honest(e *env) {
+	e.with(func(s compute.Spec) {
+		for _, m := range e.cfg.methods() {
+			err := e.call(func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, newID()) })
+			if has := m.need == "" || e.Info().Has(m.need); has == errors.Is(err, fault.Unimplemented) {
+				e.Errorf("%s: %s; that the driver has the capability %q is %v", m.name, describe(err), m.need, has)
+			}
+		}
+		if !e.Info().Has(compute.CapEvents) {
+			e.want(fault.Unimplemented, "Events", func(ctx context.Context, d compute.Driver) error {
+				return d.Events(ctx, func(compute.Event) error { return errEnough })
+			})
+		}
+		if !e.Info().Has(compute.CapLiveMigrate) {
+			e.want(fault.Unimplemented, "LiveMigrate", func(ctx context.Context, d compute.Driver) error { return d.LiveMigrate(ctx, s.ID, "elsewhere") })
+		}
+	})
+}
+
+// there is a pair of calls that lead from Running to another state and back.
+func there(e *env, state compute.PowerState, and, back func(ctx context.Context, d compute.Driver, id string) error) {
+	e.with(func(s compute.Spec) {
+		for range 2 {
+			e.must("there", func(ctx context.Context, d compute.Driver) error { return and(ctx, d, s.ID) })
+			e.state("there", s.ID, state)
+		}
+		for range 2 {
+			e.must("back", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
+			e.state("back", s.ID, compute.Running)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, "there from SHUTDOWN", func(ctx context.Context, d compute.Driver) error { return and(ctx, d, s.ID) })
+		e.want(fault.Precondition, "back from SHUTDOWN", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
+		e.state("what was refused", s.ID, compute.Shutdown)
+	})
+}
+
+func pause(e *env) {
+	there(e, compute.Paused, func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) },
+		func(ctx context.Context, d compute.Driver, id string) error { return d.Unpause(ctx, id) })
+}
+
+func suspend(e *env) {
+	there(e, compute.Suspended, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) },
+		func(ctx context.Context, d compute.Driver, id string) error { return d.Resume(ctx, id) })
+}
+
+func resize(e *env) {
+	e.with(func(s compute.Spec) {
+		to := func(r compute.Resources) func(ctx context.Context, d compute.Driver) error {
+			return func(ctx context.Context, d compute.Driver) error { return d.Resize(ctx, s.ID, r) }
+		}
+		e.want(fault.Precondition, "resize of a running server", to(e.cfg.Bigger))
+		e.reach(s.ID, compute.Shutdown)
+		for range 2 {
+			e.must("resize", to(e.cfg.Bigger))
+			if got := e.state("resize", s.ID, compute.Shutdown); got.Resources != e.cfg.Bigger {
+				e.Errorf("it has %+v, want %+v", got.Resources, e.cfg.Bigger)
+			}
+		}
+		e.want(fault.Invalid, "a smaller disk", to(e.cfg.Resources))
+		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+		if got := e.state("power on", s.ID, compute.Running); got.Resources != e.cfg.Bigger {
+			e.Errorf("it runs with %+v, want %+v", got.Resources, e.cfg.Bigger)
+		}
+	})
+}
+
+func rescue(e *env) {
+	e.with(func(s compute.Spec) {
+		for range 2 {
+			e.must("rescue", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, e.cfg.Image) })
+			if got := e.state("rescue", s.ID, compute.Running); !got.Rescued {
+				e.Errorf("it does not say that it is rescued")
+			}
+		}
+		for range 2 {
+			e.must("unrescue", func(ctx context.Context, d compute.Driver) error { return d.Unrescue(ctx, s.ID) })
+			if got := e.state("unrescue", s.ID, compute.Running); got.Rescued {
+				e.Errorf("it says that it is rescued")
+			}
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.must("rescue of a stopped server", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, "") })
+		e.state("rescue", s.ID, compute.Running)
+	})
+}
+
+func snapshot(e *env) {
+	e.with(func(s compute.Spec) {
+		image := "snapshot-" + s.ID
+		for range 2 {
+			e.must("snapshot", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, image) })
+			e.state("snapshot", s.ID, compute.Running)
+		}
+		e.want(fault.Invalid, "a snapshot that leads elsewhere", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, "../x") })
+		again := e.spec()
+		again.ImageRef = image
+		e.must("spawn from the snapshot", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, again) })
+		e.state("spawn from the snapshot", again.ID, compute.Running)
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, again.ID) })
+	})
+}
+
+func consoleLog(e *env) {
+	e.with(func(s compute.Spec) {
+		read := func(lines int) string {
+			var b strings.Builder
+			e.must("console log", func(ctx context.Context, d compute.Driver) error { return d.ConsoleLog(ctx, s.ID, lines, &b) })
+			return b.String()
+		}
+		e.eventually("two lines on the console", func() bool { return strings.Count(read(0), "\n") >= 2 })
+		if one := read(1); strings.Count(strings.TrimSuffix(one, "\n"), "\n") != 0 || one == "" {
+			e.Errorf("one line is %q", one)
+		}
+	})
+}
+
+func console(e *env, t compute.ConsoleType) {
+	e.with(func(s compute.Spec) {
+		get := func(ctx context.Context, d compute.Driver) error {
+			c, err := d.Console(ctx, s.ID, t)
+			if err == nil && c.Path == "" && (c.Host == "" || c.Port == 0) {
+				return fmt.Errorf("it is nowhere: %+v", c)
+			}
+			return err
+		}
+		e.must("console", get)
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, "console of a stopped server", get)
+	})
+}
+
+// attached is the rule of volumes and of interfaces.
+func attached(e *env, id string, of func(compute.Instance) []string, attach, detach func(ctx context.Context, d compute.Driver, server string) error) {
+	has := func(after, server string, state compute.PowerState, want int) {
+		e.Helper()
+		list := of(e.state(after, server, state))
+		if n := len(slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x != id })); n != want {
+			e.Errorf("after %s it has %v: %s %d times, want %d", after, list, id, n, want)
+		}
+	}
+	e.with(func(s compute.Spec) {
+		for range 2 {
+			e.must("attach", func(ctx context.Context, d compute.Driver) error { return attach(ctx, d, s.ID) })
+			has("attach", s.ID, compute.Running, 1)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		has("power off", s.ID, compute.Shutdown, 1)
+		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+		has("power on", s.ID, compute.Running, 1)
+		for range 2 {
+			e.must("detach", func(ctx context.Context, d compute.Driver) error { return detach(ctx, d, s.ID) })
+			has("detach", s.ID, compute.Running, 0)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.must("attach to a stopped server", func(ctx context.Context, d compute.Driver) error { return attach(ctx, d, s.ID) })
+		has("attach to a stopped server", s.ID, compute.Shutdown, 1)
+	})
+}
+
+func volumes(e *env) {
+	attached(e, e.cfg.Volume.ID, func(i compute.Instance) []string { return i.Volumes },
+		func(ctx context.Context, d compute.Driver, server string) error {
+			return d.AttachVolume(ctx, server, e.cfg.Volume)
+		},
+		func(ctx context.Context, d compute.Driver, server string) error {
+			return d.DetachVolume(ctx, server, e.cfg.Volume.ID)
+		})
+}
+
+func interfaces(e *env) {
+	attached(e, e.cfg.Interface.ID, func(i compute.Instance) []string { return i.Interfaces },
+		func(ctx context.Context, d compute.Driver, server string) error {
+			return d.AttachInterface(ctx, server, e.cfg.Interface)
+		},
+		func(ctx context.Context, d compute.Driver, server string) error {
+			return d.DetachInterface(ctx, server, e.cfg.Interface.ID)
+		})
+}
+
+func metrics(e *env) {
+	e.with(func(s compute.Spec) {
+		var last compute.Metrics
+		for range 3 {
+			var m compute.Metrics
+			e.must("metrics", func(ctx context.Context, d compute.Driver) (err error) {
+				m, err = d.Metrics(ctx, s.ID)
+				return err
+			})
+			if m.MemoryMiB < 0 || m.CPUTime < last.CPUTime || m.DiskReadBytes < last.DiskReadBytes || m.DiskWriteBytes < last.DiskWriteBytes ||
+				m.NetReceivedBytes < last.NetReceivedBytes || m.NetSentBytes < last.NetSentBytes {
+				e.Errorf("they were %+v, and are %+v", last, m)
+			}
+			last = m
+			e.pause(50 * time.Millisecond)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, "metrics of a stopped server", func(ctx context.Context, d compute.Driver) error { _, err := d.Metrics(ctx, s.ID); return err })
+	})
+}
+
+func diagnostics(e *env) {
+	e.with(func(s compute.Spec) {
+		e.must("diagnostics", func(ctx context.Context, d compute.Driver) error {
+			got, err := d.Diagnostics(ctx, s.ID)
+			if err == nil && len(got) == 0 {
+				return errors.New("there are none")
+			}
+			return err
+		})
+	})
+}
+
+func events(e *env) {
+	ctx, cancel := context.WithCancel(e.Context())
+	defer cancel()
+	got := make(chan compute.Event, 1000)
+	ended := make(chan error, 1)
+	d := e.Driver()
+	go func() {
+		ended <- d.Events(ctx, func(ev compute.Event) error { got <- ev; return nil })
+	}()
+	await := func(id string, want compute.EventType) {
+		e.Helper()
+		for timeout := time.After(e.cfg.Timeout); ; {
+			select {
+			case ev := <-got:
+				if ev.ServerID != id {
+					continue
+				}
+				if since := time.Since(ev.Time); since > time.Hour || since < -time.Hour {
+					e.Errorf("an event of %v", ev.Time)
+				}
+				if ev.Type == want {
+					return
+				}
+			case err := <-ended:
+				e.Fatalf("the stream ended while %s was waited for: %v", want, describe(err))
+			case <-timeout:
+				e.Fatalf("no event %s of %q within %v", want, id, e.cfg.Timeout)
+			}
+		}
+	}
+	await("", compute.EventBegan)
+	s := e.spec()
+	e.must("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+	await(s.ID, compute.EventStarted)
+	e.reach(s.ID, compute.Shutdown)
+	await(s.ID, compute.EventStopped)
+	if e.Info().Has(compute.CapPause) {
+		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+		e.reach(s.ID, compute.Paused)
+		await(s.ID, compute.EventPaused)
+	}
+	e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
+	await(s.ID, compute.EventDestroyed)
+	cancel()
+	if err := <-ended; fault.CodeOf(err) != fault.Canceled {
+		e.Errorf("the stream that was cancelled ended with %s", describe(err))
+	}
+	if err := e.call(func(ctx context.Context, d compute.Driver) error {
+		return d.Events(ctx, func(compute.Event) error { return errEnough })
+	}); !errors.Is(err, errEnough) {
+		e.Errorf("a stream that the listener ended: %s", describe(err))
+	}
+}
+
+func manyServers(e *env) {
+	var wg sync.WaitGroup
+	d := e.Driver()
+	for range e.cfg.Servers {
+		wg.Go(func() {
+			s := e.spec()
+			for _, step := range []struct {
+				name string
+				call func(ctx context.Context, d compute.Driver) error
+			}{
+				{"spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) }},
+				{"list", func(ctx context.Context, d compute.Driver) error { _, err := d.List(ctx); return err }},
+				{"power off", func(ctx context.Context, d compute.Driver) error { return d.PowerOff(ctx, s.ID, 0) }},
+				{"get", func(ctx context.Context, d compute.Driver) error {
+					i, err := d.Get(ctx, s.ID)
+					if err == nil && i.Power != compute.Shutdown {
+						return fmt.Errorf("it is %v", i.Power)
+					}
+					return err
+				}},
+				{"power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) }},
+				{"destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) }},
+			} {
+				ctx, cancel := context.WithTimeout(e.Context(), e.cfg.Timeout*time.Duration(e.cfg.Servers))
+				if err := step.call(ctx, d); err != nil {
+					e.Errorf("%s of %s among %d servers: %s", step.name, s.ID, e.cfg.Servers, describe(err))
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func canceled(e *env) {
+	gaveUp := func(what string, err error) {
+		e.Helper()
+		if c := fault.CodeOf(err); err != nil && c != fault.Timeout && c != fault.Canceled {
+			e.Errorf("%s that was given up: %s", what, describe(err))
+		}
+	}
+	ended, cancel := context.WithCancel(e.Context())
+	cancel()
+	s := e.spec()
+	if err := e.Driver().Spawn(ended, s); err == nil {
+		e.Errorf("a spawn with a context that has ended succeeded")
+	} else {
+		gaveUp("a spawn", err)
+	}
+	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	for i := range e.cfg.Crashes {
+		s := e.spec()
+		after := time.Duration(r.Int64N(int64(20*time.Millisecond) << (2 * i)))
+		ctx, cancel := context.WithTimeout(e.Context(), after)
+		gaveUp(fmt.Sprintf("a spawn after %v", after), e.Driver().Spawn(ctx, s))
+		cancel()
+		if i%2 == 0 {
+			e.must("the same spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+			e.state("the same spawn", s.ID, compute.Running)
+		}
+		ctx, cancel = context.WithTimeout(e.Context(), after)
+		gaveUp(fmt.Sprintf("a destroy after %v", after), e.Driver().Destroy(ctx, s.ID))
+		cancel()
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
+		e.gone(s.ID)
+	}
+}
+
+func restart(e *env) {
+	e.with(func(s compute.Spec) {
+		e.Restart()
+		e.state("a restart of the driver", s.ID, compute.Running)
+		e.reach(s.ID, compute.Shutdown)
+		e.Restart()
+		got := e.state("a restart of the driver", s.ID, compute.Shutdown)
+		if got.Name != s.Name || got.Resources != s.Resources {
+			e.Errorf("the server is %q with %+v, want %q with %+v", got.Name, got.Resources, s.Name, s.Resources)
+		}
+	})
+}
+
+func crashes(e *env) {
+	seed := rand.Uint64()
+	e.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
+	took := make(map[string]time.Duration) // how long a call was, when nothing was in its way
+	hit, all := 0, 0
+	crashed := func(what string, call func(ctx context.Context, d compute.Driver) error) {
+		e.Helper()
+		done := make(chan error, 1)
+		began := time.Now()
+		go func() { done <- e.call(call) }()
+		after := time.Duration(r.Int64N(int64(max(took[what], time.Millisecond))))
+		e.Crash(after)
+		err := <-done
+		if err != nil && fault.CodeOf(err) != fault.Unknown && fault.CodeOf(err) != fault.Unavailable {
+			e.Errorf("%s, in whose middle, after %v, the driver was killed: %s, want Unknown or Unavailable", what, after, describe(err))
+		}
+		if all++; fault.CodeOf(err) == fault.Unknown {
+			hit++
+		}
+		if d := time.Since(began); d > e.cfg.Timeout {
+			e.Errorf("%s hung for %v", what, d)
+		}
+		began = time.Now()
+		e.must(what+" again", call)
+		took[what] = max(took[what], time.Since(began))
+	}
+	defer func() { e.Logf("%d of %d calls were in their middle when the driver was killed", hit, all) }()
+	for range e.cfg.Crashes {
+		s := e.spec()
+		crashed("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+		e.state("spawn", s.ID, compute.Running)
+		for _, m := range e.cfg.methods() {
+			if m.to == 0 || m.need != "" && !e.Info().Has(m.need) {
+				continue
+			}
+			e.reach(s.ID, m.from)
+			crashed(m.name, func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, s.ID) })
+			e.state(m.name, s.ID, m.to)
+			switch m.to { // and back to RUNNING
+			case compute.Shutdown:
+				e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+			case compute.Paused:
+				e.must("unpause", func(ctx context.Context, d compute.Driver) error { return d.Unpause(ctx, s.ID) })
+			case compute.Suspended:
+				e.must("resume", func(ctx context.Context, d compute.Driver) error { return d.Resume(ctx, s.ID) })
+			default:
+			}
+		}
+		crashed("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
+		e.gone(s.ID)
+	}
+}

@@ -1,0 +1,286 @@
+// Package computetest has the rules that every compute driver keeps. A vendor runs
+// them in a test of the driver:
+//
+//	func TestMain(m *testing.M) { drivertest.Main(m, compute.Kind, acme.Open) }
+//
+//	func TestRules(t *testing.T) {
+//		computetest.Run(t, acme.Open, computetest.Config{Image: "cirros"})
+//	}
+//
+// and, if the driver is not written in Go, with the command armature-drivertest.
+package computetest
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/driver/drivertest"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// Config says what servers the rules make, and how much time they have.
+type Config struct {
+	drivertest.Config
+
+	// Image is what the servers boot from.
+	Image string
+	// Resources are what they have. Default 1 VCPU, 64 MiB, 1 GiB.
+	Resources compute.Resources
+	// Bigger is what they are resized to. Default: twice as much.
+	Bigger compute.Resources
+	// Volume and Interface are attached to them. Defaults that only a driver takes
+	// which looks at neither.
+	Volume    compute.Volume
+	Interface compute.Interface
+	// Timeout limits each call. Default 1 min.
+	Timeout time.Duration
+	// Servers is how many exist at the same time. Default 8.
+	Servers int
+	// Crashes is how often the driver is killed in the middle of each call. Default 3.
+	Crashes int
+}
+
+func (c *Config) setDefaults() {
+	if c.Resources == (compute.Resources{}) {
+		c.Resources = compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}
+	}
+	if c.Bigger == (compute.Resources{}) {
+		c.Bigger = compute.Resources{VCPUs: c.Resources.VCPUs * 2, MemoryMiB: c.Resources.MemoryMiB * 2, DiskGiB: c.Resources.DiskGiB * 2}
+	}
+	if c.Volume == (compute.Volume{}) {
+		c.Volume = compute.Volume{ID: "5f0c8b3e-8d55-4f30-9f29-0a4c1f6a7b11", Path: "/dev/null"}
+	}
+	if c.Interface == (compute.Interface{}) {
+		c.Interface = compute.Interface{ID: "8a0f6b1d-2f4e-4c58-8f0e-6f2b7c9d4e21", MAC: "52:54:00:12:34:56", Network: "default"}
+	}
+	if c.Timeout == 0 {
+		c.Timeout = time.Minute
+	}
+	if c.Servers == 0 {
+		c.Servers = 8
+	}
+	if c.Crashes == 0 {
+		c.Crashes = 3
+	}
+}
+
+// Run checks a driver that is written in Go, in process and as a program. TestMain
+// calls drivertest.Main.
+func Run(t *testing.T, open func(context.Context, json.RawMessage) (compute.Driver, error), cfg Config) {
+	t.Helper()
+	drivertest.Run(t, compute.Kind, open, cfg.Config, Cases(cfg))
+}
+
+// RunProgram checks the driver that is the program cfg.Plugin.Program.
+func RunProgram(t *testing.T, cfg Config) {
+	t.Helper()
+	drivertest.RunProgram(t, compute.Kind, cfg.Config, Cases(cfg))
+}
+
+// env is what a rule works with.
+type env struct {
+	*drivertest.Env[compute.Driver]
+
+	cfg *Config
+}
+
+// call runs f with the time that a call has.
+func (e *env) call(f func(ctx context.Context, d compute.Driver) error) error {
+	ctx, cancel := context.WithTimeout(e.Context(), e.cfg.Timeout)
+	defer cancel()
+	return f(ctx, e.Driver())
+}
+
+// must is call, where an error ends the rule.
+func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) error) {
+	e.Helper()
+	if err := e.call(f); err != nil {
+		e.Fatalf("%s: %v: %v", what, fault.CodeOf(err), err)
+	}
+}
+
+// want is call, where an error with another code, or none, breaks the rule.
+func (e *env) want(code fault.Code, what string, f func(ctx context.Context, d compute.Driver) error) {
+	e.Helper()
+	if err := e.call(f); err == nil || fault.CodeOf(err) != code {
+		e.Errorf("%s: %v, want an error with code %v", what, describe(err), code)
+	}
+}
+
+func describe(err error) string {
+	if err == nil {
+		return "no error"
+	}
+	return fmt.Sprintf("%v: %v", fault.CodeOf(err), err)
+}
+
+// spec is a server that there has never been.
+func (e *env) spec() compute.Spec {
+	return compute.Spec{ID: newID(), Name: "rule", ProjectID: "conformance", ImageRef: e.cfg.Image, Resources: e.cfg.Resources}
+}
+
+func newID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:]) // never fails
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	h := hex.EncodeToString(b[:])
+	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
+}
+
+// with gives f a server that runs, and sees that nothing is left of it.
+func (e *env) with(f func(s compute.Spec)) {
+	e.Helper()
+	s := e.spec()
+	defer func() {
+		e.Helper()
+		err := e.call(func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
+		if err != nil {
+			e.Errorf("destroy: %v", describe(err))
+		}
+		e.gone(s.ID)
+	}()
+	e.must("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
+	f(s)
+}
+
+// state breaks the rule unless a server is in a state.
+func (e *env) state(after, id string, want compute.PowerState) compute.Instance {
+	e.Helper()
+	var got compute.Instance
+	e.must("get after "+after, func(ctx context.Context, d compute.Driver) (err error) {
+		got, err = d.Get(ctx, id)
+		return err
+	})
+	if got.ID != id || got.Power != want {
+		e.Errorf("after %s the server is %s in state %v, want %s in %v", after, got.ID, got.Power, id, want)
+	}
+	return got
+}
+
+// gone breaks the rule if a server is still there.
+func (e *env) gone(id string) {
+	e.Helper()
+	e.want(fault.NotFound, "get of a destroyed server", func(ctx context.Context, d compute.Driver) error {
+		_, err := d.Get(ctx, id)
+		return err
+	})
+	if slices.Contains(e.list(), id) {
+		e.Errorf("List has the destroyed server %s", id)
+	}
+}
+
+func (e *env) list() (ids []string) {
+	e.Helper()
+	e.must("list", func(ctx context.Context, d compute.Driver) error {
+		list, err := d.List(ctx)
+		for _, i := range list {
+			ids = append(ids, i.ID)
+		}
+		return err
+	})
+	slices.Sort(ids)
+	return ids
+}
+
+// eventually waits until something is so.
+func (e *env) eventually(what string, f func() bool) {
+	e.Helper()
+	for end := time.Now().Add(e.cfg.Timeout); !f(); {
+		if time.Now().After(end) {
+			e.Fatalf("waited %v for %s", e.cfg.Timeout, what)
+		}
+		e.pause(20 * time.Millisecond)
+	}
+}
+
+func (e *env) pause(d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-e.Context().Done():
+	}
+}
+
+// method is one call on a server, for rules that are of all calls.
+type method struct {
+	name string
+	need driver.Capability // "" of the core
+	call func(ctx context.Context, d compute.Driver, id string) error
+	// Of a call that changes a server: the state that it is made in, and the one
+	// that it ends in; 0: none.
+	from, to compute.PowerState
+}
+
+func (c *Config) methods() []method {
+	return []method{
+		{"Get", "", func(ctx context.Context, d compute.Driver, id string) error { _, err := d.Get(ctx, id); return err }, 0, 0},
+		{"PowerOn", "", func(ctx context.Context, d compute.Driver, id string) error { return d.PowerOn(ctx, id) }, compute.Shutdown, compute.Running},
+		{"PowerOff", "", func(ctx context.Context, d compute.Driver, id string) error { return d.PowerOff(ctx, id, 0) }, compute.Running, compute.Shutdown},
+		{"Reboot", "", func(ctx context.Context, d compute.Driver, id string) error { return d.Reboot(ctx, id, true) }, compute.Running, compute.Running},
+		{"Pause", compute.CapPause, func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) }, compute.Running, compute.Paused},
+		{"Unpause", compute.CapPause, func(ctx context.Context, d compute.Driver, id string) error { return d.Unpause(ctx, id) }, compute.Paused, compute.Running},
+		{"Suspend", compute.CapSuspend, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) }, compute.Running, compute.Suspended},
+		{"Resume", compute.CapSuspend, func(ctx context.Context, d compute.Driver, id string) error { return d.Resume(ctx, id) }, compute.Suspended, compute.Running},
+		{"Resize", compute.CapResize, func(ctx context.Context, d compute.Driver, id string) error { return d.Resize(ctx, id, c.Bigger) }, compute.Shutdown, compute.Shutdown},
+		{"Rescue", compute.CapRescue, func(ctx context.Context, d compute.Driver, id string) error { return d.Rescue(ctx, id, c.Image) }, compute.Running, compute.Running},
+		{"Unrescue", compute.CapRescue, func(ctx context.Context, d compute.Driver, id string) error { return d.Unrescue(ctx, id) }, compute.Running, compute.Running},
+		{"Snapshot", compute.CapSnapshot, func(ctx context.Context, d compute.Driver, id string) error {
+			return d.Snapshot(ctx, id, "snapshot-"+id)
+		}, compute.Running, compute.Running},
+		{"ConsoleLog", compute.CapConsoleLog, func(ctx context.Context, d compute.Driver, id string) error {
+			return d.ConsoleLog(ctx, id, 0, new(strings.Builder))
+		}, 0, 0},
+		{"Console", compute.CapVNCConsole, func(ctx context.Context, d compute.Driver, id string) error {
+			_, err := d.Console(ctx, id, compute.VNC)
+			return err
+		}, 0, 0},
+		{"Console", compute.CapSerialConsole, func(ctx context.Context, d compute.Driver, id string) error {
+			_, err := d.Console(ctx, id, compute.Serial)
+			return err
+		}, 0, 0},
+		{"AttachVolume", compute.CapAttachVolume, func(ctx context.Context, d compute.Driver, id string) error { return d.AttachVolume(ctx, id, c.Volume) }, compute.Running, compute.Running},
+		{"DetachVolume", compute.CapAttachVolume, func(ctx context.Context, d compute.Driver, id string) error {
+			return d.DetachVolume(ctx, id, c.Volume.ID)
+		}, compute.Running, compute.Running},
+		{"AttachInterface", compute.CapAttachInterface, func(ctx context.Context, d compute.Driver, id string) error {
+			return d.AttachInterface(ctx, id, c.Interface)
+		}, compute.Running, compute.Running},
+		{"DetachInterface", compute.CapAttachInterface, func(ctx context.Context, d compute.Driver, id string) error {
+			return d.DetachInterface(ctx, id, c.Interface.ID)
+		}, compute.Running, compute.Running},
+		{"Metrics", compute.CapMetrics, func(ctx context.Context, d compute.Driver, id string) error { _, err := d.Metrics(ctx, id); return err }, 0, 0},
+		{"Diagnostics", compute.CapDiagnostics, func(ctx context.Context, d compute.Driver, id string) error {
+			_, err := d.Diagnostics(ctx, id)
+			return err
+		}, 0, 0},
+	}
+}
+
+// reach brings a server that runs into a state.
+func (e *env) reach(id string, s compute.PowerState) {
+	e.Helper()
+	e.must(fmt.Sprintf("bring the server to %v", s), func(ctx context.Context, d compute.Driver) error {
+		switch s {
+		case compute.Shutdown:
+			return d.PowerOff(ctx, id, 0)
+		case compute.Paused:
+			return d.Pause(ctx, id)
+		case compute.Suspended:
+			return d.Suspend(ctx, id)
+		default:
+			return nil
+		}
+	})
+}
+
+// errEnough ends a stream of events.
+var errEnough = errors.New("enough")
