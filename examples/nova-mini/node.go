@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -225,18 +224,18 @@ func drivers() *driver.Registry[compute.Driver] {
 }
 
 func (n *node) addCompute(ctx context.Context, host string) error {
-	opts := n.driverOptions()
-	opts["host"], opts["dir"] = host, filepath.Join(n.StatePath, "instances", host)
-	raw, err := json.Marshal(opts)
+	cfg, err := n.driverConfig(host)
 	if err != nil {
 		return err
 	}
-	d, err := drivers().Open(ctx, n.ComputeDriver, raw)
+	cfg.Logger = n.log.With("host", host)
+	p, err := drivers().Launch(ctx, compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
 		return fmt.Errorf("option compute_driver: %w", err)
 	}
-	n.close = append(n.close, d.Close)
-	w := worker.New(worker.Config{Host: host, Driver: d, Client: n.client, Logger: n.log})
+	n.app.Add("driver "+host, part{stop: p.Close, check: p.Check})
+	n.close = append(n.close, func() error { return p.Close(context.WithoutCancel(ctx)) }) // if it never starts
+	w := worker.New(worker.Config{Host: host, Driver: p.Driver(), Client: n.client, Logger: n.log})
 	n.serve("compute "+host, compute.Worker, host, w.Register)
 	n.report("compute "+host, w.Report)
 	n.app.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))

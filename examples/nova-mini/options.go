@@ -1,14 +1,21 @@
 package main
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/config"
@@ -18,7 +25,8 @@ import (
 // defaults are Nova's, where Nova has them.
 type options struct {
 	Host            string                       `ini:"host" help:"name of this host, the same after every restart (default: the machine's)"`
-	ComputeDriver   string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service"`
+	ComputeDriver   string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, or the absolute path of one"`
+	PluginDir       string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of drivers' programs"`
 	TransportURL    string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, amqps:// alike, nats://user:password@host:port[,...], tls:// alike"`
 	ControlExchange string                       `ini:"control_exchange" default:"nova" help:"first part of the names of all queues"`
 	Listen          string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
@@ -107,11 +115,40 @@ func (o *options) logger() *slog.Logger {
 
 func (o *options) address() string { return net.JoinHostPort(o.Listen, strconv.Itoa(o.Port)) }
 
-// driverOptions returns the options of the configured driver as JSON values.
-func (o *options) driverOptions() map[string]any {
-	out := map[string]any{}
-	for k, v := range o.Drivers[o.ComputeDriver] {
-		out[k] = v
+// driverConfig returns the configuration of a host's driver: its section, to which
+// the worker adds the host's name and a directory that is the driver's own. The
+// section's options that begin with plugin_ are about the program.
+func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
+	name := strings.TrimPrefix(filepath.Base(o.ComputeDriver), "armature-compute-")
+	cfg := driver.PluginConfig{Dir: o.PluginDir}
+	opts := map[string]string{"host": host, "dir": filepath.Join(o.StatePath, "instances", host)}
+	for _, k := range slices.Sorted(maps.Keys(o.Drivers[name])) {
+		v := o.Drivers[name][k]
+		var err error
+		switch k {
+		case "plugin_sha256":
+			cfg.SHA256 = v
+		case "plugin_user":
+			cfg.User = v
+		case "plugin_max_files":
+			cfg.MaxFiles, err = strconv.Atoi(v)
+		case "plugin_max_memory_mib":
+			cfg.MaxMemoryMiB, err = strconv.Atoi(v)
+		case "plugin_max_crashes":
+			cfg.MaxCrashes, err = strconv.Atoi(v)
+		case "plugin_start_timeout":
+			cfg.StartTimeout, err = time.ParseDuration(v)
+		default:
+			if strings.HasPrefix(k, "plugin_") {
+				err = errors.New("there is no such option")
+			}
+			opts[k] = v
+		}
+		if err != nil {
+			return cfg, fault.New(fault.Invalid, "option %s in section driver_%s: %w", k, name, err)
+		}
 	}
-	return out
+	var err error
+	cfg.Options, err = json.Marshal(opts)
+	return cfg, err
 }

@@ -1,10 +1,21 @@
-// Package fake is a compute driver without a hypervisor. It keeps its servers in
-// a directory of its host, so that they outlive a killed worker as a
-// hypervisor's do.
+// Package fake is a compute driver without a hypervisor, with all capabilities, for
+// the tests of whatever uses compute drivers. A driver is a host; a process can
+// have thousands of them, and a host thousands of servers, which outlive the
+// process in a directory as a hypervisor's do.
 //
-// A server's metadata can make it fail: "fake:fail_spawn" holds the names of
-// the hosts, separated by commas, on which Spawn fails, or "*" for all;
-// "fake:spawn_time" is how long Spawn takes, such as "2s".
+// It fails as it is told to: by an option fault_METHOD of its configuration for all
+// servers, or by the metadata fake:METHOD of one. METHOD is a method's name such as
+// spawn or power_off, and the value is a list of faults separated by ";", each with
+// the words
+//
+//	slow DURATION | fail [CODE] | hang | crash | wrong STATE   [after] [TIMES] [on HOST[,HOST]]
+//
+// such as "slow 2s", "fail Exhausted on node-1,node-2", "fail 2" (then it succeeds),
+// "crash after 1" (the process dies once, after the effect and before the answer),
+// "hang" (until the call is given up) and "wrong CRASHED" (the call succeeds, and
+// the server is in another state than it should be). TIMES are counted over the
+// crashes of the process. The metadata fake:dies is how long after a start a guest
+// crashes.
 package fake
 
 import (
@@ -12,12 +23,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
+	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/armature-go/armature/driver"
@@ -29,31 +40,54 @@ import (
 type Config struct {
 	// Host is the name of the host it simulates. Required.
 	Host string
-	// Dir is where it keeps the servers. It is made if it is missing. Required.
+	// Dir is where it keeps the servers; a directory of one driver alone, which is
+	// made if it is missing. Servers migrate between the drivers of sibling
+	// directories, which are named like their hosts. Without it the servers end
+	// with the driver.
 	Dir string
 	// Resources are what the host has. Default 16 VCPUs, 32768 MiB, 500 GiB.
 	Resources compute.Resources
-	// SpawnTime is how long a build takes, unless the server's metadata say.
-	SpawnTime time.Duration
+	// Faults are what each call of a method, named as above, suffers from.
+	Faults map[string]string
+	// EventStorm is how many needless events a second each stream of events has.
+	EventStorm int
+	// Crash is what the fault crash does. Default: it kills the process.
+	Crash func()
+
+	faults map[string][]trouble
 }
 
 // Driver is a compute.Driver. It is safe for concurrent use.
-type Driver struct{ cfg Config }
+type Driver struct {
+	cfg Config
+
+	mu       sync.Mutex
+	servers  map[string]*server
+	counts   map[string]int // of faults that end
+	images   map[string]bool
+	received time.Time
+	watchers map[chan compute.Event]bool
+	dying    map[string]*time.Timer
+	closed   bool
+}
 
 var _ compute.Driver = (*Driver)(nil)
 
 // Open makes a driver of options as they stand in a configuration file, all of
 // them text: host and dir, and, if other than the defaults of Config, vcpus,
-// memory_mib, disk_gib and spawn_time, such as "2s". It is for a
-// driver.Registry.
+// memory_mib, disk_gib, event_storm and fault_METHOD. It is for a driver.Registry
+// and for driver.Serve.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	var opts map[string]string
-	if err := json.Unmarshal(raw, &opts); err != nil {
-		return nil, fault.New(fault.Invalid, "options: %w", err)
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, &opts); err != nil {
+			return nil, fault.New(fault.Invalid, "options: %w", err)
+		}
 	}
-	cfg := Config{Resources: defaults}
-	for name, v := range opts {
+	cfg := Config{Resources: defaults, Faults: make(map[string]string)}
+	for _, name := range slices.Sorted(maps.Keys(opts)) {
 		var err error
+		v := opts[name]
 		switch name {
 		case "host":
 			cfg.Host = v
@@ -65,16 +99,24 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 			cfg.Resources.MemoryMiB, err = strconv.Atoi(v)
 		case "disk_gib":
 			cfg.Resources.DiskGiB, err = strconv.Atoi(v)
-		case "spawn_time":
-			cfg.SpawnTime, err = time.ParseDuration(v)
+		case "event_storm":
+			cfg.EventStorm, err = strconv.Atoi(v)
 		default:
-			err = errors.New("there is no such option")
+			method, ok := strings.CutPrefix(name, "fault_")
+			if !ok {
+				err = errors.New("there is no such option")
+			}
+			cfg.Faults[method] = v
 		}
 		if err != nil {
 			return nil, fault.New(fault.Invalid, "option %s: %w", name, err)
 		}
 	}
-	return New(cfg)
+	d, err := New(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return d, nil
 }
 
 // defaults are what a host has.
@@ -82,135 +124,240 @@ var defaults = compute.Resources{VCPUs: 16, MemoryMiB: 32768, DiskGiB: 500}
 
 // New returns a driver for the servers that are in the directory.
 func New(cfg Config) (*Driver, error) {
-	if cfg.Host == "" || cfg.Dir == "" {
-		return nil, fault.New(fault.Invalid, "the fake driver needs the options host and dir")
+	if cfg.Host == "" {
+		return nil, fault.New(fault.Invalid, "the fake driver needs the option host")
 	}
 	if cfg.Resources == (compute.Resources{}) {
 		cfg.Resources = defaults
 	}
-	if err := os.MkdirAll(cfg.Dir, 0o750); err != nil {
-		return nil, fmt.Errorf("fake driver: %w", err)
-	}
-	// What a killed driver was writing is nobody's server.
-	halves, err := filepath.Glob(filepath.Join(cfg.Dir, half+"*"))
-	if err != nil {
-		return nil, fmt.Errorf("fake driver: %w", err)
-	}
-	for _, path := range halves {
-		if err := os.Remove(path); err != nil {
-			return nil, fmt.Errorf("fake driver: %w", err)
+	if cfg.Crash == nil {
+		cfg.Crash = func() {
+			self, _ := os.FindProcess(os.Getpid()) // always there
+			_ = self.Kill()
+			select {}
 		}
 	}
-	return &Driver{cfg: cfg}, nil
+	cfg.faults = make(map[string][]trouble)
+	for method, text := range cfg.Faults {
+		if !slices.Contains(methods, method) {
+			return nil, fault.New(fault.Invalid, "option fault_%s: there is no such method; there are: %s", method, strings.Join(methods, ", "))
+		}
+		var err error
+		if cfg.faults[method], err = parseFaults(text); err != nil {
+			return nil, fault.New(fault.Invalid, "option fault_%s: %w", method, err)
+		}
+	}
+	d := &Driver{
+		cfg: cfg, servers: make(map[string]*server), counts: make(map[string]int), images: make(map[string]bool),
+		watchers: make(map[chan compute.Event]bool), dying: make(map[string]*time.Timer),
+	}
+	return d, d.load()
 }
 
 // Info implements driver.Driver.
-func (d *Driver) Info(context.Context) (driver.Info, error) {
-	return driver.Info{Name: "fake", Version: "1.0"}, nil
+func (d *Driver) Info(ctx context.Context) (driver.Info, error) {
+	info := driver.Info{Name: "fake", Version: "2.0", Capabilities: []driver.Capability{
+		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog,
+		compute.CapVNCConsole, compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume,
+		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents,
+	}}
+	return info, d.around(ctx, "info", "", nil, func() error { return nil })
 }
 
-// Close implements driver.Driver. The servers stay.
-func (d *Driver) Close() error { return nil }
+// Close implements driver.Driver. The servers stay, in the directory.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.closed = true
+	for _, t := range d.dying {
+		t.Stop()
+	}
+	for w := range d.watchers {
+		close(w)
+		delete(d.watchers, w)
+	}
+	return nil
+}
 
 // Resources implements compute.Driver.
-func (d *Driver) Resources(context.Context) (compute.Resources, error) { return d.cfg.Resources, nil }
-
-// ext ends the name of a server's file; half begins the name of one that is not
-// written to its end.
-const ext, half = ".json", ".spawn-"
+func (d *Driver) Resources(ctx context.Context) (compute.Resources, error) {
+	return d.cfg.Resources, d.around(ctx, "resources", "", nil, func() error { return nil })
+}
 
 // Spawn implements compute.Driver.
 func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
-	path, err := d.path(spec.ID)
-	if err != nil {
+	if err := checkID(spec.ID); err != nil {
 		return err
 	}
-	if _, err := os.Stat(path); err == nil {
-		return nil // it runs already
+	if r := spec.Resources; r.VCPUs < 0 || r.MemoryMiB < 0 || r.DiskGiB < 0 {
+		return fault.New(fault.Invalid, "a server cannot have %+v", r)
 	}
-	wait := d.cfg.SpawnTime
-	if s := spec.Metadata["fake:spawn_time"]; s != "" {
-		if wait, err = time.ParseDuration(s); err != nil {
-			return fault.New(fault.Invalid, "metadata fake:spawn_time: %w", err)
+	if text := spec.Metadata["fake:dies"]; text != "" {
+		if _, err := time.ParseDuration(text); err != nil {
+			return fault.New(fault.Invalid, "metadata fake:dies: %w", err)
 		}
 	}
-	t := time.NewTimer(wait)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-		return fmt.Errorf("spawn %s: %w", spec.ID, ctx.Err())
-	}
-	if hosts := spec.Metadata["fake:fail_spawn"]; hosts == "*" || slices.Contains(strings.Split(hosts, ","), d.cfg.Host) {
-		return fault.New(fault.Internal, "the metadata want this build to fail on %s", d.cfg.Host)
-	}
-	return write(path, compute.Instance{ID: spec.ID, Name: spec.Name, Power: compute.Running})
-}
-
-// write makes the file appear whole or not at all, also if the machine stops.
-func write(path string, inst compute.Instance) error {
-	b, err := json.Marshal(inst)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(filepath.Dir(path), half+"*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(b)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(f.Name()))
-	}
-	return nil
+	return d.around(ctx, "spawn", spec.ID, spec.Metadata, func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if err := d.receive(); err != nil {
+			return err
+		}
+		s := &server{
+			Instance: compute.Instance{ID: spec.ID, Name: spec.Name, Resources: spec.Resources},
+			Image:    spec.ImageRef, Metadata: maps.Clone(spec.Metadata),
+		}
+		if old := d.servers[spec.ID]; old != nil {
+			if old.Power == compute.Running {
+				return nil
+			}
+			*s = *old
+		}
+		s.boot()
+		return d.put(s)
+	})
 }
 
 // Destroy implements compute.Driver.
-func (d *Driver) Destroy(_ context.Context, id string) error {
-	path, err := d.path(id)
-	if err != nil {
+func (d *Driver) Destroy(ctx context.Context, id string) error {
+	if err := checkID(id); err != nil {
 		return err
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
+	var metadata map[string]string
+	if s, err := d.look(id); err == nil {
+		metadata = s.Metadata
 	}
-	return nil
+	return d.around(ctx, "destroy", id, metadata, func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if err := d.remove(id); err != nil {
+			return err
+		}
+		d.forget(id)
+		return nil
+	})
 }
 
 // List implements compute.Driver.
-func (d *Driver) List(context.Context) ([]compute.Instance, error) {
-	entries, err := os.ReadDir(d.cfg.Dir)
-	if err != nil {
-		return nil, err
-	}
-	var out []compute.Instance
-	for _, e := range entries {
-		if filepath.Ext(e.Name()) != ext {
-			continue
+func (d *Driver) List(ctx context.Context) (list []compute.Instance, err error) {
+	err = d.around(ctx, "list", "", nil, func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if err := d.receive(); err != nil {
+			return err
 		}
-		b, err := os.ReadFile(filepath.Join(d.cfg.Dir, e.Name()))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // destroyed meanwhile
+		list = make([]compute.Instance, 0, len(d.servers))
+		for _, s := range d.servers {
+			list = append(list, s.Instance)
 		}
-		var inst compute.Instance
-		if err == nil {
-			err = json.Unmarshal(b, &inst)
-		}
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", e.Name(), err)
-		}
-		out = append(out, inst)
-	}
-	return out, nil
+		return nil
+	})
+	slices.SortFunc(list, func(a, b compute.Instance) int { return strings.Compare(a.ID, b.ID) })
+	return list, err
 }
 
-// path is where a server is kept. An id that would lead elsewhere is refused.
-func (d *Driver) path(id string) (string, error) {
-	if id == "" || id != filepath.Base(id) || strings.HasPrefix(id, ".") {
-		return "", fault.New(fault.Invalid, "%q is not a server's id", id)
+// Get implements compute.Driver.
+func (d *Driver) Get(ctx context.Context, id string) (compute.Instance, error) {
+	s, err := d.on(ctx, "get", id, nil)
+	return s.Instance, err
+}
+
+// on does what a method does to a server, which must be there, and returns how it is
+// then. With no effect it only reads.
+func (d *Driver) on(ctx context.Context, method, id string, effect func(s *server) error) (server, error) {
+	s, err := d.look(id)
+	if err != nil {
+		return server{}, err
 	}
-	return filepath.Join(d.cfg.Dir, id+ext), nil
+	if err := d.around(ctx, method, id, s.Metadata, func() error {
+		if effect == nil {
+			return nil
+		}
+		return d.change(id, effect)
+	}); err != nil {
+		return server{}, err
+	}
+	return d.look(id)
+}
+
+// set does what a method does to a server: from some states, with none from all.
+func (d *Driver) set(ctx context.Context, method, id string, from []compute.PowerState, effect func(s *server)) error {
+	_, err := d.on(ctx, method, id, func(s *server) error {
+		if len(from) > 0 && !slices.Contains(from, s.Power) {
+			return fault.New(fault.Precondition, "%s: server %s is %v", method, id, s.Power)
+		}
+		effect(s)
+		return nil
+	})
+	return err
+}
+
+// become is an effect: another state.
+func become(p compute.PowerState) func(*server) { return func(s *server) { s.Power = p } }
+
+func states(p ...compute.PowerState) []compute.PowerState { return p }
+
+// PowerOn implements compute.Driver.
+func (d *Driver) PowerOn(ctx context.Context, id string) error {
+	return d.set(ctx, "power_on", id, states(compute.Shutdown, compute.Crashed, compute.Running), func(s *server) {
+		if s.Power != compute.Running {
+			s.boot()
+		}
+	})
+}
+
+// PowerOff implements compute.Driver. Its guests shut down at once.
+func (d *Driver) PowerOff(ctx context.Context, id string, _ time.Duration) error {
+	return d.set(ctx, "power_off", id, nil, become(compute.Shutdown))
+}
+
+// Reboot implements compute.Driver.
+func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
+	from := states(compute.Running)
+	if hard {
+		from = nil
+	}
+	return d.set(ctx, "reboot", id, from, (*server).boot)
+}
+
+// Pause implements compute.Driver.
+func (d *Driver) Pause(ctx context.Context, id string) error {
+	return d.set(ctx, "pause", id, states(compute.Running, compute.Paused), become(compute.Paused))
+}
+
+// Unpause implements compute.Driver.
+func (d *Driver) Unpause(ctx context.Context, id string) error {
+	return d.set(ctx, "unpause", id, states(compute.Running, compute.Paused), become(compute.Running))
+}
+
+// Suspend implements compute.Driver.
+func (d *Driver) Suspend(ctx context.Context, id string) error {
+	return d.set(ctx, "suspend", id, states(compute.Running, compute.Suspended), become(compute.Suspended))
+}
+
+// Resume implements compute.Driver.
+func (d *Driver) Resume(ctx context.Context, id string) error {
+	return d.set(ctx, "resume", id, states(compute.Running, compute.Suspended), become(compute.Running))
+}
+
+// remove removes a server, if it is there.
+func (d *Driver) remove(id string) error {
+	if err := d.receive(); err != nil {
+		return err
+	}
+	if d.servers[id] == nil {
+		return nil
+	}
+	if d.cfg.Dir != "" {
+		if err := os.Remove(d.cfg.Dir + "/" + id + ext); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("destroy %s: %w", id, err)
+		}
+	}
+	if t := d.dying[id]; t != nil {
+		t.Stop()
+		delete(d.dying, id)
+	}
+	delete(d.servers, id)
+	d.tell(id, compute.EventDestroyed)
+	return nil
 }

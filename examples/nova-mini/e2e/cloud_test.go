@@ -40,16 +40,36 @@ var (
 	raced = sync.OnceValues(func() (string, error) { return build("-race") })
 	plain = sync.OnceValues(func() (string, error) { return build() })
 	built string // the directory of the programs
+
+	// The fake driver as the program of the driver sim.
+	sim = sync.OnceValues(func() (string, error) {
+		dir := filepath.Join(built, "plugins")
+		return dir, compile(filepath.Join(dir, "armature-compute-sim"), "../../drivers/fake/armature-compute-fake", "-race")
+	})
 )
 
 func build(flags ...string) (string, error) {
 	path := filepath.Join(built, "nova-mini"+strings.Join(flags, ""))
+	return path, compile(path, "..", flags...)
+}
+
+func compile(path, pkg string, flags ...string) error {
 	args := append([]string{"build", "-o", path}, flags...)
-	out, err := exec.CommandContext(context.Background(), "go", append(args, "..")...).CombinedOutput()
+	out, err := exec.CommandContext(context.Background(), "go", append(args, pkg)...).CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%w: %s", err, out)
 	}
-	return path, err
+	return err
+}
+
+// withSim is configuration that makes the driver sim the one of the workers.
+func withSim(t testing.TB, options string) string {
+	t.Helper()
+	dir, err := sim()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return "compute_driver = sim\nplugin_dir = " + dir + "\n[driver_sim]\n" + options
 }
 
 func TestMain(m *testing.M) {
@@ -121,7 +141,6 @@ func newCloudOn(t testing.TB, extra, mysqlURL, busURL string) *cloud {
 	})
 	c.conf = filepath.Join(c.dir, "nova.conf")
 	conf := fmt.Sprintf(`[DEFAULT]
-compute_driver = fake
 transport_url = %s
 control_exchange = %s
 state_path = %s

@@ -27,14 +27,18 @@ import (
 )
 
 // TestCloud is the life of a deployment: two APIs, a conductor, two schedulers
-// and three hosts, on each bus.
+// and three hosts, on each bus; with the driver in the workers, and as programs.
 func TestCloud(t *testing.T) {
 	t.Parallel()
 	for name, env := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			// There is room for the 60 servers, and for not one more.
-			testCloud(t, newCloudOn(t, "[driver_fake]\nmemory_mib = 10240\n", envtest.URL(t, testenv.MySQLVar), envtest.URL(t, env)))
+			extra := "[driver_fake]\nmemory_mib = 10240\n"
+			if name == "NATS" {
+				extra = withSim(t, "memory_mib = 10240\n")
+			}
+			testCloud(t, newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, env)))
 		})
 	}
 }
@@ -61,7 +65,7 @@ func testCloud(t *testing.T, c *cloud) {
 	for g := range clients {
 		wg.Go(func() {
 			for i := g; i < total; i += clients {
-				md := map[string]string{"fake:spawn_time": fmt.Sprintf("%dms", 50+i*5)}
+				md := map[string]string{"fake:spawn": fmt.Sprintf("slow %dms", 50+i*5)}
 				if _, err := create(t.Context(), cl[g%2], fmt.Sprintf("s%d", i), "1", md); err != nil {
 					t.Errorf("create: %v", err)
 				}
@@ -149,7 +153,7 @@ func TestDrain(t *testing.T) {
 					return
 				default:
 				}
-				if _, err := create(t.Context(), cl[g%2], "d", "1", map[string]string{"fake:spawn_time": "200ms"}); err != nil {
+				if _, err := create(t.Context(), cl[g%2], "d", "1", map[string]string{"fake:spawn": "slow 200ms"}); err != nil {
 					refused.Add(1)
 					select {
 					case <-stop:
@@ -210,8 +214,8 @@ func TestReschedule(t *testing.T) {
 		}
 		return s.ID
 	}
-	second := must("second", "1", map[string]string{"fake:fail_spawn": "node-1,node-2"})
-	never := must("never", "1", map[string]string{"fake:fail_spawn": "*"})
+	second := must("second", "1", map[string]string{"fake:spawn": "fail on node-1,node-2"})
+	never := must("never", "1", map[string]string{"fake:spawn": "fail"})
 	huge, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "huge", RAM: 1 << 20, VCPUs: 1, Disk: new(1)}).Extract()
 	if err != nil {
 		t.Fatal(err)
@@ -237,6 +241,40 @@ func TestReschedule(t *testing.T) {
 		}
 	}
 	c.deleteAll(cl, nil)
+}
+
+// TestDriverCrashes: a driver's program that dies in the middle of a build, before
+// the effect and after it, is restarted by its worker, and the build succeeds on the
+// same host; a guest that the driver cannot build is built elsewhere.
+func TestDriverCrashes(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, withSim(t, "plugin_max_crashes = 1000\n"))
+	for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}, {"compute", "node-2"}} {
+		c.start(s[0], s[1])
+	}
+	cl := c.client(c.procs["api-1"])
+	c.hostsUp(cl, 2)
+	kinds := []string{"crash 1", "crash after 1", "slow 100ms; crash 1", "crash 1 on node-1; fail Exhausted on node-1"}
+	for i, how := range kinds {
+		md := map[string]string{"fake:spawn": how}
+		if i == 0 {
+			md["fake:destroy"] = "crash 1"
+		}
+		if _, err := create(t.Context(), cl, how, "1", md); err != nil {
+			t.Fatal(err)
+		}
+	}
+	by := c.settled(cl, len(kinds), 60*time.Second)
+	if n := len(by["ACTIVE"]); n != len(kinds) {
+		t.Errorf("%d of %d servers are ACTIVE; faults: %v", n, len(kinds), faults(by["ERROR"]))
+	}
+	for _, s := range by["ACTIVE"] {
+		if strings.Contains(s.Name, "Exhausted") && s.Host != "node-2" {
+			t.Errorf("%s is on %s", s.Name, s.Host)
+		}
+	}
+	c.consistent(by["ACTIVE"])
+	c.deleteAll(cl, []string{"node-1", "node-2"})
 }
 
 // disable disables a compute service, as at microversion 2.1, which gophercloud

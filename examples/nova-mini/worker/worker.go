@@ -71,13 +71,13 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 	}
 
 	end := compute.EndBuildRequest{AttemptRequest: attempt}
-	if err := s.cfg.Driver.Spawn(ctx, req.Spec); err != nil {
+	if err := retry(ctx, func() error { return s.cfg.Driver.Spawn(ctx, req.Spec) }); err != nil {
 		if ctx.Err() != nil { // the service stops; the message comes again
 			return nil, again(fmt.Errorf("spawn server %s: %w", id, err))
 		}
 		s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", err)
 		// Nothing may be left here before another host has it.
-		if err := s.cfg.Driver.Destroy(ctx, id); err != nil {
+		if err := retry(ctx, func() error { return s.cfg.Driver.Destroy(ctx, id) }); err != nil {
 			return nil, again(fmt.Errorf("clean up after server %s: %w", id, err))
 		}
 		end.Error = err.Error()
@@ -101,7 +101,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 		return nil, err
 	}
 	defer s.locks.unlock(req.ServerID)
-	if err := s.cfg.Driver.Destroy(ctx, req.ServerID); err != nil {
+	if err := retry(ctx, func() error { return s.cfg.Driver.Destroy(ctx, req.ServerID) }); err != nil {
 		return nil, again(fmt.Errorf("destroy server %s: %w", req.ServerID, err))
 	}
 	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host}
@@ -126,6 +126,25 @@ func ask[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp]
 // again classes an error such that the message is delivered again, whatever the
 // peer's or the driver's code was.
 func again(err error) error { return fault.New(fault.Unavailable, "%w", err) }
+
+// retry makes a call to the driver again when its program was down or was lost in
+// the middle: calls are idempotent, and a program that crashed is back soon. It
+// gives up after about 10 s.
+func retry(ctx context.Context, call func() error) error {
+	for wait := 50 * time.Millisecond; ; wait *= 2 {
+		err := call()
+		if c := fault.CodeOf(err); err == nil || c != fault.Unavailable && c != fault.Unknown || wait > 5*time.Second {
+			return err
+		}
+		t := time.NewTimer(wait)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return err
+		}
+	}
+}
 
 // Report tells the conductor that the host lives, and what it has. It is for a
 // loop.

@@ -23,6 +23,8 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // fakeDriver remembers what was done, in order.
 type fakeDriver struct {
+	compute.Driver // nil: what is not overridden is not called
+
 	mu      sync.Mutex
 	log     []string
 	servers map[string]bool

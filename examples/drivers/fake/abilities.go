@@ -1,0 +1,275 @@
+package fake
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// Resize implements compute.Driver.
+func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) error {
+	_, err := d.on(ctx, "resize", id, func(s *server) error {
+		switch {
+		case to.VCPUs < 1 || to.MemoryMiB < 1 || to.DiskGiB < s.Resources.DiskGiB:
+			return fault.New(fault.Invalid, "a server with %+v cannot have %+v", s.Resources, to)
+		case s.Resources == to:
+			return nil
+		case s.Power != compute.Shutdown:
+			return fault.New(fault.Precondition, "resize: server %s is %v", id, s.Power)
+		}
+		s.Resources = to
+		return nil
+	})
+	return err
+}
+
+// Rescue implements compute.Driver.
+func (d *Driver) Rescue(ctx context.Context, id, _ string) error {
+	return d.set(ctx, "rescue", id, nil, func(s *server) {
+		if !s.Rescued || s.Power != compute.Running {
+			s.Rescued = true
+			s.boot()
+		}
+	})
+}
+
+// Unrescue implements compute.Driver.
+func (d *Driver) Unrescue(ctx context.Context, id string) error {
+	return d.set(ctx, "unrescue", id, nil, func(s *server) {
+		if s.Rescued || s.Power != compute.Running {
+			s.Rescued = false
+			s.boot()
+		}
+	})
+}
+
+// Snapshot implements compute.Driver. The image is a file of the directory images.
+func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
+	if checkID(imageRef) != nil {
+		return fault.New(fault.Invalid, "%q is not an image's name", imageRef)
+	}
+	s, err := d.look(id)
+	if err != nil {
+		return err
+	}
+	return d.around(ctx, "snapshot", id, s.Metadata, func() error {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.images[imageRef] = true
+		if d.cfg.Dir == "" {
+			return nil
+		}
+		return os.WriteFile(filepath.Join(d.cfg.Dir, images, imageRef), []byte(id), 0o600)
+	})
+}
+
+// ConsoleLog implements compute.Driver.
+func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error {
+	s, err := d.on(ctx, "console_log", id, nil)
+	if err != nil {
+		return err
+	}
+	log := []string{
+		"[    0.000000] Linux version 0.0.0-fake (fake@" + d.cfg.Host + ")",
+		"[    0.000001] boot " + strconv.Itoa(s.Boots) + " of server " + s.ID + " from image " + s.Image,
+		fmt.Sprintf("[    0.100000] %d CPUs, %d MiB of memory, %d GiB of disk", s.Resources.VCPUs, s.Resources.MemoryMiB, s.Resources.DiskGiB),
+		s.Name + " login:",
+	}
+	if lines > 0 && lines < len(log) {
+		log = log[len(log)-lines:]
+	}
+	_, err = io.WriteString(w, strings.Join(log, "\n")+"\n")
+	return err
+}
+
+// Console implements compute.Driver. Nobody listens there.
+func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) (compute.Console, error) {
+	s, err := d.on(ctx, "console", id, nil)
+	switch {
+	case err != nil:
+		return compute.Console{}, err
+	case s.Power != compute.Running:
+		return compute.Console{}, fault.New(fault.Precondition, "console: server %s is %v", id, s.Power)
+	case t == compute.VNC:
+		return compute.Console{Host: "127.0.0.1", Port: 5900}, nil
+	case t == compute.Serial:
+		return compute.Console{Path: "/nonexistent/" + id}, nil
+	}
+	return compute.Console{}, fault.New(fault.Invalid, "there is no type of console %q", t)
+}
+
+// LiveMigrate implements compute.Driver.
+func (d *Driver) LiveMigrate(ctx context.Context, id, host string) error {
+	if checkID(host) != nil || host == d.cfg.Host || d.cfg.Dir == "" {
+		return fault.New(fault.Invalid, "%q is no host that %s can send servers to", host, d.cfg.Host)
+	}
+	if err := checkID(id); err != nil {
+		return err
+	}
+	there := filepath.Join(filepath.Dir(d.cfg.Dir), host)
+	if _, err := os.Stat(filepath.Join(there, incoming)); err != nil {
+		return fault.New(fault.NotFound, "host %s: %w", host, err)
+	}
+	s, err := d.look(id)
+	arrived := slices.ContainsFunc([]string{there, filepath.Join(there, incoming)}, func(dir string) bool {
+		_, err := os.Stat(filepath.Join(dir, id+ext))
+		return err == nil
+	})
+	if fault.CodeOf(err) == fault.NotFound && arrived {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return d.around(ctx, "live_migrate", id, s.Metadata, func() error {
+		if s.Power != compute.Running {
+			return fault.New(fault.Precondition, "live_migrate: server %s is %v", id, s.Power)
+		}
+		if !arrived {
+			if err := save(filepath.Join(there, incoming), &s); err != nil {
+				return err
+			}
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		return d.remove(id)
+	})
+}
+
+// AttachVolume implements compute.Driver.
+func (d *Driver) AttachVolume(ctx context.Context, id string, v compute.Volume) error {
+	if v.ID == "" {
+		return fault.New(fault.Invalid, "a volume without an id")
+	}
+	return d.set(ctx, "attach_volume", id, nil, func(s *server) { s.Volumes = with(s.Volumes, v.ID) })
+}
+
+// DetachVolume implements compute.Driver.
+func (d *Driver) DetachVolume(ctx context.Context, id, volumeID string) error {
+	return d.set(ctx, "detach_volume", id, nil, func(s *server) { s.Volumes = without(s.Volumes, volumeID) })
+}
+
+// AttachInterface implements compute.Driver.
+func (d *Driver) AttachInterface(ctx context.Context, id string, i compute.Interface) error {
+	if i.ID == "" {
+		return fault.New(fault.Invalid, "an interface without an id")
+	}
+	return d.set(ctx, "attach_interface", id, nil, func(s *server) { s.Interfaces = with(s.Interfaces, i.ID) })
+}
+
+// DetachInterface implements compute.Driver.
+func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) error {
+	return d.set(ctx, "detach_interface", id, nil, func(s *server) { s.Interfaces = without(s.Interfaces, interfaceID) })
+}
+
+// with and without leave the list that they are given as it is: others read it.
+func with(list []string, id string) []string { return append(without(list, id), id) }
+
+func without(list []string, id string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x == id })
+}
+
+// Metrics implements compute.Driver. Its guests are a tenth busy.
+func (d *Driver) Metrics(ctx context.Context, id string) (compute.Metrics, error) {
+	s, err := d.on(ctx, "metrics", id, nil)
+	if err != nil {
+		return compute.Metrics{}, err
+	}
+	if s.Power != compute.Running {
+		return compute.Metrics{}, fault.New(fault.Precondition, "metrics: server %s is %v", id, s.Power)
+	}
+	up := time.Since(s.Started)
+	return compute.Metrics{
+		CPUTime: up / 10 * time.Duration(s.Resources.VCPUs), MemoryMiB: s.Resources.MemoryMiB,
+		DiskReadBytes: up.Milliseconds() << 10, DiskWriteBytes: up.Milliseconds() << 9,
+		NetReceivedBytes: up.Milliseconds() << 8, NetSentBytes: up.Milliseconds() << 7,
+	}, nil
+}
+
+// Diagnostics implements compute.Driver.
+func (d *Driver) Diagnostics(ctx context.Context, id string) (map[string]string, error) {
+	s, err := d.on(ctx, "diagnostics", id, nil)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"host": d.cfg.Host, "state": s.Power.String(), "boots": strconv.Itoa(s.Boots), "image": s.Image}, nil
+}
+
+// backlog is how many events a listener may be behind.
+const backlog = 1024
+
+// Events implements compute.Driver.
+func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error {
+	if err := d.around(ctx, "events", "", nil, func() error { return nil }); err != nil {
+		return err
+	}
+	w := make(chan compute.Event, backlog)
+	d.mu.Lock()
+	if d.closed {
+		d.mu.Unlock()
+		return fault.New(fault.Unavailable, "the driver is closed")
+	}
+	d.watchers[w] = true
+	d.mu.Unlock()
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.watchers, w)
+	}()
+	var storm <-chan time.Time
+	if d.cfg.EventStorm > 0 {
+		t := time.NewTicker(time.Second / time.Duration(d.cfg.EventStorm))
+		defer t.Stop()
+		storm = t.C
+	}
+	e := compute.Event{Type: compute.EventBegan, Time: time.Now().UTC()}
+	for {
+		if err := f(e); err != nil {
+			return err
+		}
+		var open bool
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case e, open = <-w:
+			if !open {
+				return fault.New(fault.Unavailable, "events were lost: the listener is too slow, or the driver is closed")
+			}
+		case <-storm:
+			e = d.any()
+		}
+	}
+}
+
+// any is an event that says of some server what is so already.
+func (d *Driver) any() compute.Event {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for id, s := range d.servers {
+		return compute.Event{ServerID: id, Type: eventOf[s.Power], Time: time.Now().UTC()}
+	}
+	return compute.Event{ServerID: "00000000-0000-0000-0000-000000000000", Type: compute.EventDestroyed, Time: time.Now().UTC()}
+}
+
+// tell tells all that listen. One that is too far behind is cut off: it has to ask
+// List again.
+func (d *Driver) tell(id string, t compute.EventType) {
+	e := compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}
+	for w := range d.watchers {
+		select {
+		case w <- e:
+		default:
+			close(w)
+			delete(d.watchers, w)
+		}
+	}
+}
