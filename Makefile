@@ -8,6 +8,8 @@ TOOL := $(GO) tool -modfile=tools/go.mod
 # How long the tests of one package may take, each benchmark, and each fuzzing of
 # a decoder; how often `make soak` runs every test.
 TIMEOUT   ?= 15m
+# The libvirt driver is built with it, and nothing else minds.
+TAGS      := -tags libvirt_dlopen
 BENCHTIME ?= 2s
 ROUNDS    ?= 20
 FUZZTIME  ?= 20s
@@ -35,6 +37,7 @@ checks: vet lint tidy vuln unit fuzz
 
 vet:
 	$(GO) vet ./...
+	$(GO) vet $(TAGS) ./examples/drivers/libvirt/...
 
 lint:
 	$(TOOL) golangci-lint run ./...
@@ -55,7 +58,7 @@ vuln:
 	esac
 
 unit:
-	$(GO) test -race -timeout $(TIMEOUT) ./...
+	$(GO) test -race $(TAGS) -timeout $(TIMEOUT) ./...
 
 fuzz:
 	$(GO) test -run '^$$' -fuzz FuzzServer -fuzztime $(FUZZTIME) ./rpc
@@ -66,7 +69,7 @@ bench: bin/testenv
 		$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
 
 soak: bin/testenv
-	$(WITH) $(GO) test -race -count $(ROUNDS) -timeout 6h ./...
+	$(WITH) $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
 
 # The Go code of the .proto files; TestGenerated sees that it is what is committed.
 PROTOS = $(sort $(shell find . -name '*.proto' -printf '%P\n'))

@@ -48,3 +48,29 @@ func start(t testing.TB, f func(context.Context, string, io.Writer) (*testenv.Se
 	})
 	return s
 }
+
+// Libvirt starts a libvirtd for this test alone, with a driver for QEMU guests, which
+// end with the test.
+func Libvirt(t testing.TB) *testenv.Service {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "lv") //nolint:usetesting // a short name, for the socket's
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return start(t, func(ctx context.Context, _ string, log io.Writer) (*testenv.Service, error) {
+		return testenv.Libvirt(ctx, dir, log)
+	})
+}
+
+// GuestImage makes an image for guests, as testenv.GuestImage does, at path.
+func GuestImage(t testing.TB, path string) {
+	t.Helper()
+	err := testenv.GuestImage(t.Context(), path)
+	if errors.Is(err, testenv.ErrMissing) && os.Getenv("CI") == "" {
+		t.Skipf("needs an image for guests: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -148,7 +148,7 @@ func Missing() []string {
 	if err1 != nil || err2 != nil {
 		missing = append(missing, "mariadb-server")
 	}
-	return missing
+	return append(missing, missingForGuests()...)
 }
 
 // Debian's /usr/sbin/rabbitmq-server insists on becoming the user rabbitmq, so

@@ -1,0 +1,569 @@
+//go:build libvirt_dlopen
+
+package libvirt
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	lv "libvirt.org/go/libvirt"
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// Pause implements compute.Driver.
+func (d *Driver) Pause(ctx context.Context, id string) error {
+	return d.change(ctx, "pause", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		switch p {
+		case compute.Paused:
+			return nil
+		case compute.Running:
+			return g.Suspend() // libvirt's name for it
+		default:
+			return wrongState("pause", id, p)
+		}
+	})
+}
+
+// Unpause implements compute.Driver.
+func (d *Driver) Unpause(ctx context.Context, id string) error {
+	return d.change(ctx, "unpause", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		switch p {
+		case compute.Running:
+			return nil
+		case compute.Paused:
+			return g.Resume()
+		default:
+			return wrongState("unpause", id, p)
+		}
+	})
+}
+
+// Suspend implements compute.Driver.
+func (d *Driver) Suspend(ctx context.Context, id string) error {
+	if !d.qemu() {
+		return d.Unsupported.Suspend(ctx, id)
+	}
+	return d.change(ctx, "suspend", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		switch p {
+		case compute.Suspended:
+			return nil
+		case compute.Running:
+			return g.ManagedSave(0)
+		default:
+			return wrongState("suspend", id, p)
+		}
+	})
+}
+
+// Resume implements compute.Driver.
+func (d *Driver) Resume(ctx context.Context, id string) error {
+	if !d.qemu() {
+		return d.Unsupported.Resume(ctx, id)
+	}
+	return d.change(ctx, "resume", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		switch p {
+		case compute.Running:
+			return nil
+		case compute.Suspended:
+			return g.start()
+		default:
+			return wrongState("resume", id, p)
+		}
+	})
+}
+
+func (d *Driver) qemu() bool { return d.opts.virtType != "test" }
+
+// Resize implements compute.Driver. The disk grows first: a call that is made again
+// finds it grown.
+func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) error {
+	return d.change(ctx, "resize", id, func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
+		has := g.def.meta.resources()
+		switch {
+		case to.VCPUs < 1 || to.MemoryMiB < 1 || to.DiskGiB < has.DiskGiB:
+			return fault.New(fault.Invalid, "server %s with %+v cannot have %+v", id, has, to)
+		case to == has:
+			return nil
+		case p != compute.Shutdown:
+			return wrongState("resize", id, p)
+		}
+		if to.DiskGiB > has.DiskGiB {
+			path := d.opts.file(id, diskFile)
+			size, err := virtualSize(ctx, path, "qcow2")
+			if err != nil {
+				return err
+			}
+			if want := int64(to.DiskGiB) << 30; size < want {
+				if _, err := qemuImg(ctx, "resize", "-q", "-f", "qcow2", path, strconv.FormatInt(want, 10)); err != nil {
+					return err
+				}
+			}
+		}
+		g.def.setResources(to)
+		return g.save(conn)
+	})
+}
+
+// Rescue implements compute.Driver.
+func (d *Driver) Rescue(ctx context.Context, id, imageRef string) error {
+	return d.change(ctx, "rescue", id, func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
+		if g.def.meta.Rescued && p == compute.Running {
+			return nil
+		}
+		if imageRef == "" {
+			imageRef = g.def.meta.Image
+		}
+		if err := d.opts.overlay(ctx, d.opts.file(id, rescueFile), imageRef, 0); err != nil {
+			return err
+		}
+		if err := g.stop(); err != nil {
+			return err
+		}
+		g.def.boots(&d.opts, true)
+		if err := g.save(conn); err != nil {
+			return err
+		}
+		return g.start()
+	})
+}
+
+// Unrescue implements compute.Driver.
+func (d *Driver) Unrescue(ctx context.Context, id string) error {
+	return d.change(ctx, "unrescue", id, func(_ context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
+		if !g.def.meta.Rescued {
+			if p == compute.Running {
+				return nil
+			}
+			return errors.Join(g.stop(), g.start())
+		}
+		if err := g.stop(); err != nil {
+			return err
+		}
+		g.def.boots(&d.opts, false)
+		if err := g.save(conn); err != nil {
+			return err
+		}
+		if err := os.Remove(d.opts.file(id, rescueFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return g.start()
+	})
+}
+
+// Snapshot implements compute.Driver. The disk of a guest that runs is mirrored
+// until the copy is complete, and the copy is what the disk was at that moment.
+func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
+	if !d.qemu() {
+		return d.Unsupported.Snapshot(ctx, id, imageRef)
+	}
+	if !imageName.MatchString(imageRef) {
+		return fault.New(fault.Invalid, "%q is not an image's name", imageRef)
+	}
+	final := filepath.Join(d.opts.images, imageRef+".qcow2")
+	tmp := filepath.Join(d.opts.images, ".new-"+imageRef+".qcow2")
+	return d.change(ctx, "snapshot", id, func(ctx context.Context, _ *lv.Connect, g *guest, _ compute.PowerState) error {
+		if _, err := os.Stat(final); err == nil {
+			return nil
+		}
+		active, err := g.IsActive()
+		if err != nil {
+			return err
+		}
+		if active { // a call that was killed may have left its job
+			_ = g.BlockJobAbort("vda", 0) // there is none
+		}
+		if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if active {
+			err = g.mirror(ctx, tmp)
+		} else {
+			_, err = qemuImg(ctx, "convert", "-q", "-f", "qcow2", "-O", "qcow2", d.opts.file(id, diskFile), tmp)
+		}
+		if err != nil {
+			_ = os.Remove(tmp) // what there is of it
+			return err
+		}
+		return os.Rename(tmp, final)
+	})
+}
+
+// mirror copies a running guest's disk.
+func (g *guest) mirror(ctx context.Context, path string) error {
+	to := libvirtxml.DomainDisk{
+		Source: &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}},
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: "qcow2"},
+	}
+	doc, err := to.Marshal()
+	if err != nil {
+		return err
+	}
+	if err := g.BlockCopy("vda", doc, &lv.DomainBlockCopyParameters{}, lv.DOMAIN_BLOCK_COPY_TRANSIENT_JOB); err != nil {
+		return err
+	}
+	for {
+		job, err := g.GetBlockJobInfo("vda", 0)
+		if err != nil {
+			return errors.Join(err, g.BlockJobAbort("vda", 0))
+		}
+		if job.End > 0 && job.Cur == job.End {
+			return g.BlockJobAbort("vda", 0) // not: pivot
+		}
+		t := time.NewTimer(20 * time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return errors.Join(ctx.Err(), g.BlockJobAbort("vda", 0))
+		}
+	}
+}
+
+// ConsoleLog implements compute.Driver.
+func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error {
+	if !d.qemu() {
+		return d.Unsupported.ConsoleLog(ctx, id, lines, w)
+	}
+	if err := d.read(ctx, "console log", id, func(*lv.Connect, *guest) error { return nil }); err != nil {
+		return err
+	}
+	f, err := os.Open(d.opts.file(id, consoleFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // it was never started
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	if lines > 0 {
+		if err := seekLines(f, lines); err != nil {
+			return err
+		}
+	}
+	_, err = io.Copy(w, f)
+	return err
+}
+
+// seekLines goes to the beginning of the last lines of a file. A last line without
+// an end is one.
+func seekLines(f *os.File, lines int) error {
+	pos, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 64<<10)
+	last := true // the last byte is not yet seen
+	for pos > 0 {
+		n := min(int64(len(buf)), pos)
+		pos -= n
+		if _, err := f.ReadAt(buf[:n], pos); err != nil {
+			return err
+		}
+		for end := n; end > 0; {
+			i := int64(bytes.LastIndexByte(buf[:end], '\n'))
+			if i < 0 {
+				break
+			}
+			if !last || i != n-1 { // that at the very end ends the last line
+				if lines--; lines == 0 {
+					_, err := f.Seek(pos+i+1, io.SeekStart)
+					return err
+				}
+			}
+			end = i
+		}
+		last = false
+	}
+	_, err = f.Seek(0, io.SeekStart)
+	return err
+}
+
+// Console implements compute.Driver.
+func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) (c compute.Console, err error) {
+	if !d.qemu() || t != compute.VNC || d.opts.vnc == "none" {
+		return d.Unsupported.Console(ctx, id, t)
+	}
+	err = d.read(ctx, "console", id, func(_ *lv.Connect, g *guest) error {
+		if p, err := g.power(); err != nil || p != compute.Running {
+			return errors.Join(err, wrongState("console", id, p))
+		}
+		doc, err := g.GetXMLDesc(0)
+		if err != nil {
+			return err
+		}
+		running, err := parse(doc)
+		if err != nil {
+			return err
+		}
+		for _, gr := range running.Devices.Graphics {
+			if gr.VNC != nil {
+				c = compute.Console{Host: gr.VNC.Listen, Port: gr.VNC.Port}
+			}
+		}
+		return nil
+	})
+	return c, err
+}
+
+// impact is where a change of a guest's devices goes: its definition, and what runs.
+func impact(p compute.PowerState) lv.DomainDeviceModifyFlags {
+	if p == compute.Running || p == compute.Paused {
+		return lv.DOMAIN_DEVICE_MODIFY_CONFIG | lv.DOMAIN_DEVICE_MODIFY_LIVE
+	}
+	return lv.DOMAIN_DEVICE_MODIFY_CONFIG
+}
+
+var attachID = regexp.MustCompile(`^[A-Za-z0-9_-]{1,64}$`)
+
+// AttachVolume implements compute.Driver.
+func (d *Driver) AttachVolume(ctx context.Context, id string, v compute.Volume) error {
+	if !d.qemu() {
+		return d.Unsupported.AttachVolume(ctx, id, v)
+	}
+	if !attachID.MatchString(v.ID) || !filepath.IsAbs(v.Path) {
+		return fault.New(fault.Invalid, "%+v is not a volume", v)
+	}
+	return d.attach(ctx, id, v.ID, (*definition).volumes, func(def *definition) (string, error) {
+		if _, err := os.Stat(v.Path); err != nil {
+			return "", fault.New(fault.Precondition, "volume %s: %w", v.ID, err)
+		}
+		return def.volumeDisk(v)
+	})
+}
+
+// AttachInterface implements compute.Driver.
+func (d *Driver) AttachInterface(ctx context.Context, id string, i compute.Interface) error {
+	if !d.qemu() {
+		return d.Unsupported.AttachInterface(ctx, id, i)
+	}
+	if !attachID.MatchString(i.ID) || i.Network == "" {
+		return fault.New(fault.Invalid, "%+v is not an interface", i)
+	}
+	return d.attach(ctx, id, i.ID, (*definition).interfaces, func(*definition) (string, error) { return networkCard(i) })
+}
+
+func (d *Driver) attach(ctx context.Context, id, device string, has func(*definition) []string, doc func(*definition) (string, error)) error {
+	return d.change(ctx, "attach "+device+" to", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		if slices.Contains(has(g.def), device) {
+			return nil
+		}
+		doc, err := doc(g.def)
+		if err != nil {
+			return err
+		}
+		return g.AttachDeviceFlags(doc, impact(p))
+	})
+}
+
+// DetachVolume implements compute.Driver.
+func (d *Driver) DetachVolume(ctx context.Context, id, volumeID string) error {
+	if !d.qemu() {
+		return d.Unsupported.DetachVolume(ctx, id, volumeID)
+	}
+	return d.detach(ctx, id, volumeID, volumeAlias+volumeID, (*definition).volumes)
+}
+
+// DetachInterface implements compute.Driver.
+func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) error {
+	if !d.qemu() {
+		return d.Unsupported.DetachInterface(ctx, id, interfaceID)
+	}
+	return d.detach(ctx, id, interfaceID, interfaceAlias+interfaceID, (*definition).interfaces)
+}
+
+// detach takes a device away: first from the guest that runs, which has to give it
+// back and, while it boots, does not hear that it should; then from the definition,
+// so that a call that is made again knows what is left to do.
+func (d *Driver) detach(ctx context.Context, id, device, alias string, has func(*definition) []string) error {
+	return d.change(ctx, "detach "+device+" from", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		if impact(p)&lv.DOMAIN_DEVICE_MODIFY_LIVE != 0 {
+			if err := g.unplug(ctx, device, alias, has); err != nil {
+				return err
+			}
+		}
+		if !slices.Contains(has(g.def), device) {
+			return nil
+		}
+		return g.DetachDeviceAlias(alias, lv.DOMAIN_DEVICE_MODIFY_CONFIG)
+	})
+}
+
+func (g *guest) unplug(ctx context.Context, device, alias string, has func(*definition) []string) error {
+	end := time.Now().Add(g.d.opts.detach)
+	for n := 0; ; n++ {
+		doc, err := g.GetXMLDesc(0)
+		if err != nil {
+			return err
+		}
+		running, err := parse(doc)
+		if err != nil {
+			return err
+		}
+		if !slices.Contains(has(running), device) {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fault.New(fault.Timeout, "the guest did not give %s back within %v", device, g.d.opts.detach)
+		}
+		if n%20 == 0 { // asked again every 2 s
+			err := g.DetachDeviceAlias(alias, lv.DOMAIN_DEVICE_MODIFY_LIVE)
+			if err != nil && !is(err, lv.ERR_OPERATION_FAILED) && !is(err, lv.ERR_DEVICE_MISSING) && !is(err, lv.ERR_INTERNAL_ERROR) { // it is under way, or gone
+				return err
+			}
+		}
+		t := time.NewTimer(100 * time.Millisecond)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+	}
+}
+
+// Metrics implements compute.Driver.
+func (d *Driver) Metrics(ctx context.Context, id string) (m compute.Metrics, err error) {
+	if !d.qemu() {
+		return d.Unsupported.Metrics(ctx, id)
+	}
+	err = d.read(ctx, "metrics", id, func(conn *lv.Connect, g *guest) error {
+		if p, err := g.power(); err != nil || p != compute.Running {
+			return errors.Join(err, wrongState("metrics", id, p))
+		}
+		all, err := conn.GetAllDomainStats([]*lv.Domain{g.Domain}, lv.DOMAIN_STATS_CPU_TOTAL|lv.DOMAIN_STATS_BALLOON|lv.DOMAIN_STATS_INTERFACE|lv.DOMAIN_STATS_BLOCK, 0)
+		if err != nil || len(all) != 1 {
+			return errors.Join(err, wrongState("metrics", id, compute.NoState))
+		}
+		s := &all[0]
+		defer func() { _ = s.Domain.Free() }()
+		if s.Cpu != nil { // what is not known is 0
+			m.CPUTime = time.Duration(s.Cpu.Time)
+		}
+		if s.Balloon != nil {
+			m.MemoryMiB = int(s.Balloon.Rss >> 10)
+		}
+		for _, b := range s.Block {
+			m.DiskReadBytes += int64(b.RdBytes)
+			m.DiskWriteBytes += int64(b.WrBytes)
+		}
+		for _, n := range s.Net {
+			m.NetReceivedBytes += int64(n.RxBytes)
+			m.NetSentBytes += int64(n.TxBytes)
+		}
+		return nil
+	})
+	return m, err
+}
+
+// Diagnostics implements compute.Driver.
+func (d *Driver) Diagnostics(ctx context.Context, id string) (out map[string]string, err error) {
+	err = d.read(ctx, "diagnostics", id, func(conn *lv.Connect, g *guest) error {
+		p, err := g.power()
+		if err != nil {
+			return err
+		}
+		state, reason, err := g.GetState()
+		if err != nil {
+			return err
+		}
+		version, err := conn.GetLibVersion()
+		if err != nil {
+			return err
+		}
+		out = map[string]string{
+			"state": p.String(), "libvirt_state": fmt.Sprintf("%d, reason %d", state, reason), "domain": g.def.Name, "virt_type": g.def.Type,
+			"libvirt_version": fmt.Sprintf("%d.%d.%d", version/1_000_000, version/1000%1000, version%1000), "image": g.def.meta.Image,
+		}
+		if size, err := virtualSize(ctx, d.opts.file(id, diskFile), "qcow2"); err == nil {
+			out["disk_bytes"] = strconv.FormatInt(size, 10)
+		}
+		return nil
+	})
+	return out, err
+}
+
+// backlog is how many events a listener may be behind.
+const backlog = 1024
+
+// Events implements compute.Driver. It ends when libvirtd is lost.
+func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error {
+	conn, lost, err := d.conn.get()
+	if err != nil {
+		return err
+	}
+	got := make(chan compute.Event, backlog)
+	late := make(chan struct{}, 1)
+	id, err := conn.DomainEventLifecycleRegister(nil, func(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEventLifecycle) {
+		t := eventType(e)
+		name, err := dom.GetName()
+		id, ours := strings.CutPrefix(name, domainPrefix)
+		if t == "" || err != nil || !ours {
+			return
+		}
+		select {
+		case got <- compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}:
+		default:
+			select {
+			case late <- struct{}{}:
+			default:
+			}
+		}
+	})
+	if err != nil {
+		return classed("events of", d.opts.host, err)
+	}
+	defer func() { _ = conn.DomainEventDeregister(id) }() // the connection may be lost
+	e := compute.Event{Type: compute.EventBegan, Time: time.Now().UTC()}
+	for {
+		if err := f(e); err != nil {
+			return err
+		}
+		select {
+		case e = <-got:
+		case <-late:
+			return fault.New(fault.Unavailable, "events were lost: the listener is too slow")
+		case <-lost:
+			return fault.New(fault.Unavailable, "libvirtd was lost")
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func eventType(e *lv.DomainEventLifecycle) compute.EventType {
+	switch e.Event {
+	case lv.DOMAIN_EVENT_STARTED, lv.DOMAIN_EVENT_RESUMED:
+		return compute.EventStarted
+	case lv.DOMAIN_EVENT_SUSPENDED:
+		return compute.EventPaused
+	case lv.DOMAIN_EVENT_STOPPED:
+		switch lv.DomainEventStoppedDetailType(e.Detail) {
+		case lv.DOMAIN_EVENT_STOPPED_SAVED:
+			return compute.EventSuspended
+		case lv.DOMAIN_EVENT_STOPPED_CRASHED, lv.DOMAIN_EVENT_STOPPED_FAILED:
+			return compute.EventCrashed
+		default:
+			return compute.EventStopped
+		}
+	case lv.DOMAIN_EVENT_CRASHED:
+		return compute.EventCrashed
+	case lv.DOMAIN_EVENT_UNDEFINED:
+		return compute.EventDestroyed
+	default:
+		return ""
+	}
+}

@@ -1,0 +1,243 @@
+package libvirt
+
+import (
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"libvirt.org/go/libvirtxml"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// metadata is what a guest's definition tells of its server.
+type metadata struct {
+	XMLName   xml.Name `xml:"https://github.com/armature-go/armature/compute/1 server"`
+	ID        string   `xml:"id,attr"`
+	Name      string   `xml:"name,attr"`
+	Project   string   `xml:"project,attr"`
+	Image     string   `xml:"image,attr"`
+	Host      string   `xml:"host,attr"`
+	VCPUs     int      `xml:"vcpus,attr"`
+	MemoryMiB int      `xml:"memory_mib,attr"`
+	DiskGiB   int      `xml:"disk_gib,attr"`
+	Rescued   bool     `xml:"rescued,attr"`
+}
+
+func (m *metadata) resources() compute.Resources {
+	return compute.Resources{VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, DiskGiB: m.DiskGiB}
+}
+
+// domainPrefix begins the names of guests.
+const domainPrefix = "armature-"
+
+// errNotOurs says that a guest is not one of this driver's.
+var errNotOurs = errors.New("not a guest of this driver")
+
+// definition is a guest's definition with the driver's part of it.
+type definition struct {
+	libvirtxml.Domain
+
+	meta metadata
+}
+
+func parse(doc string) (*definition, error) {
+	d := new(definition)
+	if err := d.Unmarshal(doc); err != nil {
+		return nil, err
+	}
+	if d.Metadata == nil || xml.Unmarshal([]byte(d.Metadata.XML), &d.meta) != nil {
+		return nil, errNotOurs
+	}
+	return d, nil
+}
+
+func (d *definition) document() (string, error) {
+	raw, err := xml.Marshal(&d.meta)
+	if err != nil {
+		return "", err
+	}
+	d.Metadata = &libvirtxml.DomainMetadata{XML: string(raw)}
+	return d.Marshal()
+}
+
+// The names of a server's files, in its directory.
+const (
+	diskFile    = "disk.qcow2"
+	rescueFile  = "rescue.qcow2"
+	consoleFile = "console.log"
+)
+
+func (o *options) file(id, name string) string { return filepath.Join(o.dir, id, name) }
+
+// define makes the definition of a new server.
+func (o *options) define(s compute.Spec) *definition {
+	d := &definition{meta: metadata{
+		ID: s.ID, Name: s.Name, Project: s.ProjectID, Image: s.ImageRef, Host: o.host,
+	}}
+	d.Type, d.Name, d.UUID, d.Title = o.virtType, domainPrefix+s.ID, s.ID, s.Name
+	d.OS = &libvirtxml.DomainOS{
+		Type:        &libvirtxml.DomainOSType{Type: "hvm", Arch: "x86_64", Machine: o.machine},
+		BootDevices: []libvirtxml.DomainBootDevice{{Dev: "hd"}},
+		BIOS:        &libvirtxml.DomainBIOS{UseSerial: "yes"}, // the console's log begins with the firmware
+	}
+	d.Features = &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}, APIC: &libvirtxml.DomainFeatureAPIC{}}
+	d.CPU = &libvirtxml.DomainCPU{Mode: "host-model"}
+	switch {
+	case o.cpu != "":
+		d.CPU = &libvirtxml.DomainCPU{Match: "exact", Model: &libvirtxml.DomainCPUModel{Value: o.cpu}}
+	case o.virtType != "kvm":
+		d.CPU = &libvirtxml.DomainCPU{Match: "exact", Model: &libvirtxml.DomainCPUModel{Value: "qemu64"}}
+	}
+	if o.virtType == "qemu" { // else each emulated guest takes up to 1 GiB for translated code
+		d.Features.TCG = &libvirtxml.DomainFeatureTCG{TBCache: &libvirtxml.DomainFeatureTCGTBCache{Unit: "MiB", Size: 32}}
+	}
+	d.Clock = &libvirtxml.DomainClock{Offset: "utc"}
+	d.OnPoweroff, d.OnReboot, d.OnCrash = "destroy", "restart", "destroy"
+	d.Devices = &libvirtxml.DomainDeviceList{
+		Controllers: []libvirtxml.DomainController{{Type: "usb", Model: "none"}},
+		Serials: []libvirtxml.DomainSerial{{
+			Source: &libvirtxml.DomainChardevSource{File: &libvirtxml.DomainChardevSourceFile{Path: o.file(s.ID, consoleFile), Append: "off"}},
+		}},
+		MemBalloon: &libvirtxml.DomainMemBalloon{Model: "virtio"},
+	}
+	if o.vnc != "none" {
+		d.Devices.Graphics = []libvirtxml.DomainGraphic{{VNC: &libvirtxml.DomainGraphicVNC{AutoPort: "yes", Listen: o.vnc}}}
+		d.Devices.Videos = []libvirtxml.DomainVideo{{Model: libvirtxml.DomainVideoModel{Type: "vga", VRam: 4096}}}
+	}
+	d.setResources(s.Resources)
+	d.boots(o, false)
+	return d
+}
+
+func (d *definition) setResources(r compute.Resources) {
+	d.meta.VCPUs, d.meta.MemoryMiB, d.meta.DiskGiB = r.VCPUs, r.MemoryMiB, r.DiskGiB
+	d.VCPU = &libvirtxml.DomainVCPU{Value: uint(r.VCPUs)}
+	d.Memory = &libvirtxml.DomainMemory{Value: uint(r.MemoryMiB), Unit: "MiB"}
+	d.CurrentMemory = &libvirtxml.DomainCurrentMemory{Value: uint(r.MemoryMiB), Unit: "MiB"}
+}
+
+// boots makes a server boot from its own disk, or from the one that rescues it,
+// with its own as the second.
+func (d *definition) boots(o *options, rescued bool) {
+	d.meta.Rescued = rescued
+	own := slices.DeleteFunc(d.Devices.Disks, func(disk libvirtxml.DomainDisk) bool { return volumeOf(&disk) == "" })
+	files := []string{diskFile}
+	if rescued {
+		files = []string{rescueFile, diskFile}
+	}
+	disks := make([]libvirtxml.DomainDisk, 0, len(files)+len(own))
+	for i, name := range files {
+		disks = append(disks, disk(o.file(d.meta.ID, name), "qcow2", "vd"+string(rune('a'+i))))
+	}
+	d.Devices.Disks = append(disks, own...)
+}
+
+func disk(path, format, target string) libvirtxml.DomainDisk {
+	src := &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}}
+	if info, err := os.Stat(path); err == nil && info.Mode()&os.ModeDevice != 0 {
+		src = &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: path}}
+	}
+	return libvirtxml.DomainDisk{
+		Device: "disk",
+		Driver: &libvirtxml.DomainDiskDriver{Name: "qemu", Type: format},
+		Source: src,
+		Target: &libvirtxml.DomainDiskTarget{Dev: target, Bus: "virtio"},
+	}
+}
+
+// What is attached is known by its alias, which libvirt keeps for users ("ua-").
+const (
+	volumeAlias    = "ua-volume-"
+	interfaceAlias = "ua-interface-"
+)
+
+func volumeOf(d *libvirtxml.DomainDisk) string {
+	if d.Alias == nil {
+		return ""
+	}
+	id, _ := strings.CutPrefix(d.Alias.Name, volumeAlias)
+	if id == d.Alias.Name {
+		return ""
+	}
+	return id
+}
+
+func interfaceOf(i *libvirtxml.DomainInterface) string {
+	if i.Alias == nil {
+		return ""
+	}
+	id, found := strings.CutPrefix(i.Alias.Name, interfaceAlias)
+	if !found {
+		return ""
+	}
+	return id
+}
+
+func (d *definition) volumes() (ids []string) {
+	for i := range d.Devices.Disks {
+		if id := volumeOf(&d.Devices.Disks[i]); id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+func (d *definition) interfaces() (ids []string) {
+	for i := range d.Devices.Interfaces {
+		if id := interfaceOf(&d.Devices.Interfaces[i]); id != "" {
+			ids = append(ids, id)
+		}
+	}
+	return ids
+}
+
+// volumeDisk is a volume as a disk under a name that is free. The first names are
+// for the server's own disks.
+func (d *definition) volumeDisk(v compute.Volume) (string, error) {
+	taken := make(map[string]bool)
+	for _, disk := range d.Devices.Disks {
+		taken[disk.Target.Dev] = true
+	}
+	for c := 'c'; c <= 'z'; c++ {
+		if taken["vd"+string(c)] {
+			continue
+		}
+		out := disk(v.Path, "raw", "vd"+string(c)) // never probed: what is in it is the guest's
+		out.Alias = &libvirtxml.DomainAlias{Name: volumeAlias + v.ID}
+		if v.ReadOnly {
+			out.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
+		}
+		return out.Marshal()
+	}
+	return "", fault.New(fault.Exhausted, "server %s has as many volumes as it can have", d.meta.ID)
+}
+
+// networkCard is an interface: the network "user" is QEMU's own, behind the host;
+// "bridge:NAME" a bridge of the host, and every other name a network of libvirt's.
+func networkCard(i compute.Interface) (string, error) {
+	out := libvirtxml.DomainInterface{
+		MAC:   &libvirtxml.DomainInterfaceMAC{Address: i.MAC},
+		Model: &libvirtxml.DomainInterfaceModel{Type: "virtio"},
+		Alias: &libvirtxml.DomainAlias{Name: interfaceAlias + i.ID},
+	}
+	bridge, isBridge := strings.CutPrefix(i.Network, "bridge:")
+	switch {
+	case i.Network == "user":
+		out.Source = &libvirtxml.DomainInterfaceSource{User: &libvirtxml.DomainInterfaceSourceUser{}}
+	case isBridge:
+		out.Source = &libvirtxml.DomainInterfaceSource{Bridge: &libvirtxml.DomainInterfaceSourceBridge{Bridge: bridge}}
+	default:
+		out.Source = &libvirtxml.DomainInterfaceSource{Network: &libvirtxml.DomainInterfaceSourceNetwork{Network: i.Network}}
+	}
+	doc, err := out.Marshal()
+	if err != nil {
+		return "", fmt.Errorf("interface %s: %w", i.ID, err)
+	}
+	return doc, nil
+}

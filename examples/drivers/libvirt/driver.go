@@ -1,0 +1,524 @@
+//go:build libvirt_dlopen
+
+package libvirt
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"sync"
+	"syscall"
+	"time"
+
+	lv "libvirt.org/go/libvirt"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// Driver is a compute.Driver. It is safe for concurrent use.
+type Driver struct {
+	compute.Unsupported
+
+	opts options
+	conn connection
+	busy locks
+}
+
+var _ compute.Driver = (*Driver)(nil)
+
+// Open connects to libvirt. It is for driver.Serve. Errors: Invalid for an option,
+// Unavailable if libvirtd is not there, with the package that is missing.
+func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
+	o, err := parseOptions(raw)
+	if err != nil {
+		return nil, err
+	}
+	d := &Driver{opts: o, conn: connection{uri: o.uri}, busy: locks{held: make(map[string]chan struct{})}}
+	if _, _, err := d.conn.get(); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// Info implements driver.Driver.
+func (d *Driver) Info(context.Context) (driver.Info, error) {
+	info := driver.Info{Name: "libvirt", Version: "1.0", Capabilities: []driver.Capability{compute.CapPause, compute.CapResize, compute.CapRescue, compute.CapEvents, compute.CapDiagnostics}}
+	if d.opts.virtType != "test" {
+		info.Capabilities = append(info.Capabilities, compute.CapSuspend, compute.CapSnapshot, compute.CapConsoleLog, compute.CapAttachVolume, compute.CapAttachInterface, compute.CapMetrics)
+		if d.opts.vnc != "none" {
+			info.Capabilities = append(info.Capabilities, compute.CapVNCConsole)
+		}
+	}
+	return info, nil
+}
+
+// Close implements driver.Driver. The guests run on.
+func (d *Driver) Close() error { return d.conn.close() }
+
+// locks has a lock for each server that is worked on: a call that was given up goes
+// on in libvirt, and the next waits for it.
+type locks struct {
+	mu   sync.Mutex
+	held map[string]chan struct{}
+}
+
+func (l *locks) lock(ctx context.Context, id string) error {
+	for {
+		l.mu.Lock()
+		wait := l.held[id]
+		if wait == nil {
+			l.held[id] = make(chan struct{})
+		}
+		l.mu.Unlock()
+		if wait == nil {
+			return nil
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+func (l *locks) unlock(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	close(l.held[id])
+	delete(l.held, id)
+}
+
+var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
+
+func checkID(id string) error {
+	if !uuid.MatchString(id) {
+		return fault.New(fault.Invalid, "%q is not a server's id, a UUID in lower-case letters", id)
+	}
+	return nil
+}
+
+// on does what a method does to a server, alone. ctx is looked at between the steps.
+func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect) error) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%s %s: %w", what, id, err)
+	}
+	if err := d.busy.lock(ctx, id); err != nil {
+		return fmt.Errorf("%s %s: %w", what, id, err)
+	}
+	err := await(ctx, func() error {
+		conn, _, err := d.conn.get()
+		if err != nil {
+			return err
+		}
+		return f(ctx, conn)
+	}, func() { d.busy.unlock(id) })
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return err
+	}
+	return classed(what, id, err)
+}
+
+// guest is a server's domain.
+type guest struct {
+	*lv.Domain
+	d   *Driver
+	def *definition // as it is kept, not as it runs
+}
+
+// find looks a server up. A domain that is not this driver's is none of its servers.
+func (d *Driver) find(conn *lv.Connect, id string) (*guest, error) {
+	dom, err := conn.LookupDomainByUUIDString(id)
+	if is(err, lv.ERR_NO_DOMAIN) {
+		return nil, fault.New(fault.NotFound, "there is no server %s", id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	g, err := d.guest(dom)
+	if err != nil {
+		_ = dom.Free()
+	}
+	if errors.Is(err, errNotOurs) {
+		return nil, fault.New(fault.Conflict, "the guest %s is not one of this driver's", id)
+	}
+	return g, err
+}
+
+func (d *Driver) guest(dom *lv.Domain) (*guest, error) {
+	doc, err := dom.GetXMLDesc(lv.DOMAIN_XML_INACTIVE)
+	if err != nil {
+		return nil, err
+	}
+	def, err := parse(doc)
+	if err != nil {
+		return nil, err
+	}
+	if def.meta.Host != d.opts.host {
+		return nil, errNotOurs
+	}
+	return &guest{dom, d, def}, nil
+}
+
+func (g *guest) free() { _ = g.Free() } // a reference in this process
+
+// power is the state that a guest is in.
+func (g *guest) power() (compute.PowerState, error) {
+	state, reason, err := g.GetState()
+	if err != nil {
+		return compute.NoState, err
+	}
+	switch state {
+	case lv.DOMAIN_RUNNING, lv.DOMAIN_BLOCKED, lv.DOMAIN_SHUTDOWN: // the last: about to be shut off
+		return compute.Running, nil
+	case lv.DOMAIN_PAUSED:
+		return compute.Paused, nil
+	case lv.DOMAIN_PMSUSPENDED:
+		return compute.Suspended, nil
+	case lv.DOMAIN_CRASHED:
+		return compute.Crashed, nil
+	case lv.DOMAIN_SHUTOFF:
+		if saved, err := g.HasManagedSaveImage(0); err == nil && saved {
+			return compute.Suspended, nil
+		}
+		if r := lv.DomainShutoffReason(reason); r == lv.DOMAIN_SHUTOFF_CRASHED || r == lv.DOMAIN_SHUTOFF_FAILED {
+			return compute.Crashed, nil
+		}
+		return compute.Shutdown, nil
+	default:
+		return compute.NoState, nil
+	}
+}
+
+func (g *guest) instance() (compute.Instance, error) {
+	p, err := g.power()
+	m := g.def.meta
+	return compute.Instance{
+		ID: m.ID, Name: m.Name, Power: p, Resources: m.resources(), Rescued: m.Rescued,
+		Volumes: g.def.volumes(), Interfaces: g.def.interfaces(),
+	}, err
+}
+
+// save keeps the guest's definition as it now is.
+func (g *guest) save(conn *lv.Connect) error {
+	doc, err := g.def.document()
+	if err != nil {
+		return err
+	}
+	dom, err := conn.DomainDefineXML(doc)
+	if err != nil {
+		return err
+	}
+	return dom.Free()
+}
+
+// start boots a guest that does not run.
+func (g *guest) start() error {
+	err := g.Create()
+	if is(err, lv.ERR_OPERATION_INVALID) { // it runs already?
+		if p, perr := g.power(); perr == nil && p == compute.Running {
+			return nil
+		}
+	}
+	return err
+}
+
+// stop cuts a guest's power and forgets a saved memory, whatever its state is.
+func (g *guest) stop() error {
+	err := g.Destroy()
+	if err != nil && !is(err, lv.ERR_OPERATION_INVALID) { // else it does not run
+		return err
+	}
+	if saved, err := g.HasManagedSaveImage(0); err == nil && saved {
+		return g.ManagedSaveRemove(0)
+	}
+	return nil
+}
+
+// Spawn implements compute.Driver. The disk is made first, then the guest is
+// defined, then started; each step finds what an earlier call has left.
+func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
+	if r := s.Resources; r.VCPUs < 1 || r.MemoryMiB < 1 || r.DiskGiB < 0 {
+		return fault.New(fault.Invalid, "a server cannot have %+v", r)
+	}
+	return d.on(ctx, "spawn", s.ID, func(ctx context.Context, conn *lv.Connect) error {
+		g, err := d.find(conn, s.ID)
+		if errors.Is(err, fault.NotFound) {
+			if g, err = d.build(ctx, conn, s); err != nil {
+				return err
+			}
+		} else if err != nil {
+			return err
+		}
+		defer g.free()
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		switch p, err := g.power(); {
+		case err != nil:
+			return err
+		case p == compute.Running:
+			return nil
+		case p == compute.Paused:
+			return g.Resume()
+		default:
+			return g.start()
+		}
+	})
+}
+
+func (d *Driver) build(ctx context.Context, conn *lv.Connect, s compute.Spec) (*guest, error) {
+	if err := os.MkdirAll(d.opts.file(s.ID, ""), 0o711); err != nil { //nolint:gosec // QEMU's user has to pass
+		return nil, err
+	}
+	if err := d.opts.overlay(ctx, d.opts.file(s.ID, diskFile), s.ImageRef, s.Resources.DiskGiB); err != nil {
+		return nil, errors.Join(err, os.RemoveAll(d.opts.file(s.ID, "")))
+	}
+	doc, err := d.opts.define(s).document()
+	if err != nil {
+		return nil, err
+	}
+	dom, err := conn.DomainDefineXML(doc)
+	if err != nil {
+		return nil, err
+	}
+	return d.guest(dom)
+}
+
+// Destroy implements compute.Driver. The files go last: while there are any List
+// tells of the server.
+func (d *Driver) Destroy(ctx context.Context, id string) error {
+	return d.on(ctx, "destroy", id, func(_ context.Context, conn *lv.Connect) error {
+		g, err := d.find(conn, id)
+		if err == nil {
+			defer g.free()
+			if err := g.stop(); err != nil {
+				return err
+			}
+			err := g.UndefineFlags(lv.DOMAIN_UNDEFINE_MANAGED_SAVE | lv.DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
+			if err != nil && !is(err, lv.ERR_NO_DOMAIN) {
+				return err
+			}
+		} else if !errors.Is(err, fault.NotFound) {
+			return err
+		}
+		return os.RemoveAll(d.opts.file(id, ""))
+	})
+}
+
+// List implements compute.Driver.
+func (d *Driver) List(ctx context.Context) (out []compute.Instance, err error) {
+	err = await(ctx, func() error {
+		conn, _, err := d.conn.get()
+		if err != nil {
+			return err
+		}
+		doms, err := conn.ListAllDomains(0)
+		if err != nil {
+			return err
+		}
+		defer func() {
+			for i := range doms {
+				_ = doms[i].Free()
+			}
+		}()
+		var list []compute.Instance
+		seen := make(map[string]bool)
+		for i := range doms {
+			g, err := d.guest(&doms[i])
+			if errors.Is(err, errNotOurs) || is(err, lv.ERR_NO_DOMAIN) { // the latter: gone meanwhile
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			inst, err := g.instance()
+			if err != nil && !is(err, lv.ERR_NO_DOMAIN) {
+				return err
+			}
+			seen[inst.ID] = true
+			list = append(list, inst)
+		}
+		entries, err := os.ReadDir(d.opts.dir)
+		if err != nil {
+			return err
+		}
+		for _, e := range entries { // half built, or half destroyed
+			if checkID(e.Name()) == nil && !seen[e.Name()] {
+				list = append(list, compute.Instance{ID: e.Name()})
+			}
+		}
+		out = list
+		return nil
+	}, func() {})
+	return out, classed("list", "servers", err)
+}
+
+// Get implements compute.Driver.
+func (d *Driver) Get(ctx context.Context, id string) (inst compute.Instance, err error) {
+	err = d.read(ctx, "get", id, func(_ *lv.Connect, g *guest) error {
+		inst, err = g.instance()
+		return err
+	})
+	if errors.Is(err, fault.NotFound) {
+		if _, serr := os.Stat(d.opts.file(id, "")); serr == nil {
+			return compute.Instance{ID: id}, nil // half built, or half destroyed
+		}
+	}
+	return inst, err
+}
+
+// read looks at a server, beside whatever else is done to it.
+func (d *Driver) read(ctx context.Context, what, id string, f func(conn *lv.Connect, g *guest) error) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	err := await(ctx, func() error {
+		conn, _, err := d.conn.get()
+		if err != nil {
+			return err
+		}
+		g, err := d.find(conn, id)
+		if err != nil {
+			return err
+		}
+		defer g.free()
+		return f(conn, g)
+	}, func() {})
+	if _, ok := errors.AsType[*fault.Error](err); ok {
+		return err
+	}
+	return classed(what, id, err)
+}
+
+// change does something to a server that is there.
+func (d *Driver) change(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error) error {
+	return d.on(ctx, what, id, func(ctx context.Context, conn *lv.Connect) error {
+		g, err := d.find(conn, id)
+		if err != nil {
+			return err
+		}
+		defer g.free()
+		p, err := g.power()
+		if err != nil {
+			return err
+		}
+		return f(ctx, conn, g, p)
+	})
+}
+
+func wrongState(what, id string, p compute.PowerState) error {
+	return fault.New(fault.Precondition, "%s: server %s is %v", what, id, p)
+}
+
+// PowerOn implements compute.Driver.
+func (d *Driver) PowerOn(ctx context.Context, id string) error {
+	return d.change(ctx, "power on", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		switch p {
+		case compute.Running:
+			return nil
+		case compute.Shutdown, compute.Crashed:
+			return g.start()
+		default:
+			return wrongState("power on", id, p)
+		}
+	})
+}
+
+// PowerOff implements compute.Driver.
+func (d *Driver) PowerOff(ctx context.Context, id string, grace time.Duration) error {
+	return d.change(ctx, "power off", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		if p == compute.Running && grace > 0 {
+			if err := g.ask(ctx, grace); err != nil {
+				return err
+			}
+		}
+		if err := g.stop(); err != nil {
+			return err
+		}
+		return g.settle(p)
+	})
+}
+
+// settle makes a guest that crashed one that is shut down: libvirt remembers how it
+// ended until it is started, or its definition is told anew.
+func (g *guest) settle(p compute.PowerState) error {
+	if p != compute.Crashed {
+		return nil
+	}
+	if err := g.CreateWithFlags(lv.DOMAIN_START_PAUSED); err != nil {
+		return err
+	}
+	return g.stop()
+}
+
+// ask asks a guest to shut down, again and again, as one that is still booting does
+// not hear it, until it did or grace is over.
+func (g *guest) ask(ctx context.Context, grace time.Duration) error {
+	end := time.Now().Add(grace)
+	for n := 0; time.Now().Before(end); n++ {
+		if n%10 == 0 {
+			if err := g.Shutdown(); err != nil && !is(err, lv.ERR_OPERATION_INVALID) {
+				return err
+			}
+		}
+		t := time.NewTimer(min(100*time.Millisecond, time.Until(end)))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return ctx.Err()
+		}
+		if p, err := g.power(); err != nil || p != compute.Running {
+			return err
+		}
+	}
+	return nil
+}
+
+// Reboot implements compute.Driver. As in Nova, a soft reboot is a shutdown and a
+// start.
+func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
+	return d.change(ctx, "reboot", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+		if !hard {
+			if p != compute.Running {
+				return wrongState("soft reboot", id, p)
+			}
+			if err := g.ask(ctx, d.opts.softReboot); err != nil {
+				return err
+			}
+		}
+		if err := g.stop(); err != nil {
+			return err
+		}
+		return g.start()
+	})
+}
+
+// Resources implements compute.Driver.
+func (d *Driver) Resources(ctx context.Context) (r compute.Resources, err error) {
+	err = await(ctx, func() error {
+		conn, _, err := d.conn.get()
+		if err != nil {
+			return err
+		}
+		node, err := conn.GetNodeInfo()
+		if err != nil {
+			return err
+		}
+		var disk syscall.Statfs_t
+		if err := syscall.Statfs(d.opts.dir, &disk); err != nil {
+			return err
+		}
+		r = compute.Resources{VCPUs: int(node.Cpus), MemoryMiB: int(node.Memory >> 10), DiskGiB: int(disk.Blocks * uint64(disk.Bsize) >> 30)}
+		return nil
+	}, func() {})
+	return r, classed("resources of", d.opts.host, err)
+}

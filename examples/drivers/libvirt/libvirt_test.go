@@ -1,0 +1,261 @@
+//go:build libvirt_dlopen
+
+package libvirt_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/examples/drivers/libvirt"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+)
+
+const guestID = "11111111-2222-4333-8444-555555555555"
+
+// wait waits until something is so, which happens in a guest or in libvirtd.
+func wait(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(90 * time.Second); !f(); {
+		if time.Now().After(end) {
+			t.Fatalf("waited 90 s for %s", what)
+		}
+		select {
+		case <-time.After(50 * time.Millisecond):
+		case <-t.Context().Done():
+		}
+	}
+}
+
+func power(t *testing.T, d compute.Driver) compute.PowerState {
+	t.Helper()
+	i, err := d.Get(t.Context(), guestID)
+	if err != nil {
+		t.Logf("get: %v", err)
+	}
+	return i.Power
+}
+
+func console(t *testing.T, d compute.Driver, lines int) string {
+	t.Helper()
+	var b strings.Builder
+	if err := d.ConsoleLog(t.Context(), guestID, lines, &b); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// qemu returns the process of a guest.
+func qemu(t *testing.T) int {
+	t.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, f := range files {
+		raw, err := os.ReadFile(f)
+		if err == nil && strings.HasPrefix(string(raw), "/usr/bin/qemu-system") && strings.Contains(string(raw), guestID) {
+			var pid int
+			if _, err := fmt.Sscanf(f, "/proc/%d/", &pid); err == nil {
+				return pid
+			}
+		}
+	}
+	t.Fatalf("no QEMU runs %s", guestID)
+	return 0
+}
+
+// TestGuest: a real system in a real machine, through the crashes of all that is
+// around it.
+func TestGuest(t *testing.T) {
+	t.Parallel()
+	lv := envtest.Libvirt(t)
+	dir := filepath.Join(t.TempDir(), "instances")
+	opts := options(t, map[string]string{"connection_uri": lv.URL, "images_path": images(t), "dir": dir, "wait_soft_reboot_seconds": "60"})
+	d, err := libvirt.Open(t.Context(), opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	const id = guestID
+	must := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
+		}
+	}
+	heard := make(chan compute.Event, 100)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- d.Events(ctx, func(e compute.Event) error { heard <- e; return nil })
+	}()
+	hears := func(want compute.EventType) {
+		t.Helper()
+		for timeout := time.After(10 * time.Second); ; {
+			select {
+			case e := <-heard:
+				if e.Type == want {
+					return
+				}
+			case <-timeout:
+				t.Fatalf("no event %s within 10 s", want)
+			}
+		}
+	}
+	hears(compute.EventBegan)
+
+	must("spawn", d.Spawn(ctx, compute.Spec{ID: id, Name: "real <guest> & \"more\"", ImageRef: "guest", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 128, DiskGiB: 1}}))
+	hears(compute.EventStarted)
+	wait(t, "the guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 1 CPUs") })
+	if last := console(t, d, 1); strings.Contains(last, "Linux version") || strings.Count(last, "\n") > 1 {
+		t.Errorf("the last line is %q", last)
+	}
+	if i, err := d.Get(ctx, id); err != nil || i.Name != "real <guest> & \"more\"" {
+		t.Errorf("get: %+v, %v", i, err)
+	}
+
+	// A soft reboot and a shutdown are done by the guest itself.
+	began := time.Now()
+	must("soft reboot", d.Reboot(ctx, id, false))
+	if took := time.Since(began); took > 50*time.Second {
+		t.Errorf("the guest did not hear the soft reboot: it took %v", took)
+	}
+	wait(t, "the guest to be ready again", func() bool { return strings.Contains(console(t, d, 0), "guest ready") })
+	must("power off", d.PowerOff(ctx, id, 60*time.Second))
+	if log := console(t, d, 0); !strings.Contains(log, "guest powers off") {
+		t.Errorf("it did not shut down by itself: %s", log[max(0, len(log)-200):])
+	}
+
+	must("resize", d.Resize(ctx, id, compute.Resources{VCPUs: 2, MemoryMiB: 256, DiskGiB: 2}))
+	must("power on", d.PowerOn(ctx, id))
+	wait(t, "the bigger guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 2 CPUs, 2") })
+
+	// The guest's process dies.
+	for len(heard) > 0 {
+		<-heard
+	}
+	must("kill QEMU", syscall.Kill(qemu(t), syscall.SIGKILL))
+	hears(compute.EventCrashed)
+	if p := power(t, d); p != compute.Crashed {
+		t.Errorf("after its QEMU was killed it is %v", p)
+	}
+	must("power on", d.PowerOn(ctx, id))
+	if p := power(t, d); p != compute.Running {
+		t.Errorf("started again it is %v", p)
+	}
+
+	// libvirtd dies, and comes back.
+	pid := qemu(t)
+	lv.Kill()
+	if err := <-ended; fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("the stream of events without libvirtd: %v", err)
+	}
+	if _, err := d.Get(ctx, id); fault.CodeOf(err) != fault.Unavailable && fault.CodeOf(err) != fault.Unknown {
+		t.Errorf("get without libvirtd: %v", err)
+	}
+	must("restart of libvirtd", lv.Restart(ctx))
+	wait(t, "libvirtd to be used again", func() bool { _, err := d.Get(ctx, id); return err == nil })
+	if p := power(t, d); p != compute.Running || qemu(t) != pid {
+		t.Errorf("after a restart of libvirtd it is %v, in process %d; it was in %d", p, qemu(t), pid)
+	}
+
+	// Guests of others are left alone, and not even seen.
+	other := `<domain type="qemu"><name>other</name><uuid>99999999-2222-4333-8444-555555555555</uuid><memory unit="MiB">16</memory><os><type>hvm</type></os></domain>`
+	file := filepath.Join(t.TempDir(), "other.xml")
+	must("write", os.WriteFile(file, []byte(other), 0o600))
+	if out, err := exec.CommandContext(ctx, "virsh", "-c", lv.URL, "define", file).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if list, err := d.List(ctx); err != nil || len(list) != 1 || list[0].ID != id {
+		t.Errorf("list: %+v, %v", list, err)
+	}
+	if err := d.Destroy(ctx, "99999999-2222-4333-8444-555555555555"); fault.CodeOf(err) != fault.Conflict {
+		t.Errorf("destroy of another's guest: %v", err)
+	}
+
+	must("destroy", d.Destroy(ctx, id))
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Errorf("files are left: %v, %v", left, err)
+	}
+	if out, err := exec.CommandContext(ctx, "virsh", "-c", lv.URL, "list", "--all", "--name").CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "other" {
+		t.Errorf("libvirt has %q, %v", out, err)
+	}
+}
+
+// TestImages: what cannot be built, and that nothing is left of it.
+func TestImages(t *testing.T) {
+	t.Parallel()
+	lv := envtest.Libvirt(t)
+	dir, imgs := filepath.Join(t.TempDir(), "instances"), t.TempDir()
+	run := func(args ...string) {
+		t.Helper()
+		if out, err := exec.CommandContext(t.Context(), "qemu-img", args...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	run("create", "-q", "-f", "qcow2", imgs+"/big.qcow2", "5G")
+	run("create", "-q", "-f", "qcow2", "-b", imgs+"/big.qcow2", "-F", "qcow2", imgs+"/hole.qcow2")
+	if err := os.WriteFile(imgs+"/noise.qcow2", []byte("not an image"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	d, err := libvirt.Open(t.Context(), options(t, map[string]string{"connection_uri": lv.URL, "images_path": imgs, "dir": dir}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	for _, tt := range []struct {
+		image string
+		code  fault.Code
+		says  string
+	}{
+		{"none", fault.Precondition, "this host has no image none"},
+		{"../etc/passwd", fault.Invalid, "is not an image's name"},
+		{"", fault.Invalid, "is not an image's name"},
+		{"big", fault.Invalid, "a disk of 1 GiB is too small for image big"},
+		{"hole", fault.Invalid, "an image has to be whole"},
+		{"noise", fault.Internal, "qemu-img info"},
+	} {
+		err := d.Spawn(t.Context(), compute.Spec{ID: guestID, ImageRef: tt.image, Resources: compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}})
+		if fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("image %q: %v: %v, want %v with %q", tt.image, fault.CodeOf(err), err, tt.code, tt.says)
+		}
+		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+			t.Errorf("image %q: left %v, %v", tt.image, left, err)
+		}
+	}
+}
+
+// TestOpen: options that cannot be, and a libvirt that is not there.
+func TestOpen(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, tt := range []struct {
+		opts map[string]string
+		code fault.Code
+		says string
+	}{
+		{map[string]string{"images_path": "relative"}, fault.Invalid, "option images_path"},
+		{map[string]string{"images_path": dir + "/none"}, fault.Invalid, "is not a directory"},
+		{map[string]string{"images_path": dir, "virt_type": "xen"}, fault.Invalid, "option virt_type"},
+		{map[string]string{"images_path": dir, "colour": "red"}, fault.Invalid, "option colour: there is no such option"},
+		{map[string]string{"images_path": dir, "wait_soft_reboot_seconds": "long"}, fault.Invalid, "option wait_soft_reboot_seconds"},
+		{map[string]string{"images_path": dir, "connection_uri": "qemu+unix:///system?socket=/nonexistent"}, fault.Unavailable, "install libvirt-daemon and libvirt-daemon-driver-qemu, and see that libvirtd runs"},
+	} {
+		d, err := libvirt.Open(t.Context(), options(t, tt.opts))
+		if d != nil || fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {
+			t.Errorf("%v: %v: %v, want %v with %q", tt.opts, fault.CodeOf(err), err, tt.code, tt.says)
+		}
+	}
+	if _, err := libvirt.Open(t.Context(), json.RawMessage("[]")); !errors.Is(err, fault.Invalid) {
+		t.Errorf("options that are none: %v", err)
+	}
+}

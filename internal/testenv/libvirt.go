@@ -1,0 +1,207 @@
+package testenv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Libvirt starts a libvirtd with the QEMU driver that keeps everything in dir, which
+// must exist and stays the caller's; its name must be short, as those of sockets are
+// limited. URL is for libvirt's clients. It is in namespaces of its own for files and
+// processes, in which dir takes the places of libvirt's directories: so it takes root,
+// on Linux, and whatever becomes of this process nothing is left of it. Guests outlive
+// Kill and Restart, and end with Stop.
+//
+// It returns when libvirtd answers, or after 120 seconds, and fails with [ErrMissing]
+// when it is not installed, or this is not root.
+func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
+	if err := findLibvirt(); err != nil {
+		return nil, err
+	}
+	if os.Geteuid() != 0 {
+		return nil, fmt.Errorf("libvirtd needs root here: %w", ErrMissing)
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	socket := filepath.Join(dir, "run", "libvirt-sock")
+	if len(socket) > 100 {
+		return nil, fmt.Errorf("%s is too long for a socket", socket)
+	}
+	if err := writeLibvirt(dir); err != nil {
+		return nil, err
+	}
+	s := &Service{Name: "libvirt", out: &tail{next: log}, URL: "qemu+unix:///system?socket=" + socket}
+	var holder *Process
+	s.extra = func(ctx context.Context, stop bool) error {
+		switch {
+		case stop && holder != nil:
+			holder.Kill() // and, as it is the first of its processes, everything in its namespace
+			holder = nil
+		case !stop && holder == nil:
+			var err error
+			holder, err = hold(ctx, dir)
+			return err
+		}
+		return nil
+	}
+	s.launch = func() (*exec.Cmd, error) {
+		first, err := firstChild(holder.PID())
+		if err != nil {
+			return nil, err
+		}
+		return exec.Command("nsenter", "-t", first, "-m", "-p", "libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"), nil //nolint:noctx // it lives until Stop
+	}
+	s.probe = func(ctx context.Context) (string, error) {
+		var d net.Dialer
+		c, err := d.DialContext(ctx, "unix", socket)
+		if err != nil {
+			return "", err
+		}
+		_ = c.Close() // it was only a question
+		// The first connection waits until every QEMU has been asked what it can do.
+		long, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout/2)
+		defer cancel()
+		out, err := exec.CommandContext(long, "virsh", "-c", s.URL, "version").CombinedOutput()
+		if err != nil {
+			return "", fmt.Errorf("virsh: %w: %s", err, out)
+		}
+		_, after, _ := strings.Cut(string(out), "Using library: libvirt ")
+		v, _, _ := strings.Cut(after, "\n")
+		return v, nil
+	}
+	if err := s.start(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// writeLibvirt writes the configuration, and what has to be in the machine's
+// directories.
+func writeLibvirt(dir string) error {
+	files := map[string]string{
+		"etc/qemu.conf": "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\nsecurity_driver = \"none\"\n" +
+			"namespaces = []\ncgroup_controllers = []\nstdio_handler = \"file\"\n",
+		"etc/libvirtd.conf": fmt.Sprintf("unix_sock_dir = %q\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nlog_outputs = \"3:stderr\"\n"+
+			"host_uuid = \"4c8b9c3e-7a41-4f6b-9f0a-2d5f6b8a1c10\"\n", filepath.Join(dir, "run")),
+	}
+	// The QEMU driver looks for this user before it reads its configuration.
+	for _, f := range [][2]string{{"passwd", "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n"}, {"group", "libvirt-qemu:x:64055:\nkvm:x:64054:\n"}} {
+		name, line := f[0], f[1]
+		raw, err := os.ReadFile("/etc/" + name)
+		if err != nil {
+			return err
+		}
+		files[name] = string(bytes.TrimRight(raw, "\n")) + "\n" + line
+	}
+	for _, sub := range []string{"run", "lib", "cache", "log", "etc"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return err
+		}
+	}
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // as the files it stands for
+			return err
+		}
+	}
+	return nil
+}
+
+// hold starts the first process of the namespaces, which makes them and waits.
+func hold(ctx context.Context, dir string) (*Process, error) {
+	const script = `set -e
+for d in run/libvirt:run var/lib/libvirt:lib var/cache/libvirt:cache var/log/libvirt:log etc/libvirt:etc; do
+	mkdir -p /${d%%:*}
+	mount --bind "$1/${d#*:}" /${d%%:*}
+done
+mount --bind "$1/passwd" /etc/passwd
+mount --bind "$1/group" /etc/group
+touch "$1/held"
+while :; do # as the first process it has to see to those that have lost their parents
+	sleep 3600 &
+	wait
+done`
+	if err := os.Remove(filepath.Join(dir, "held")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh", dir) //nolint:noctx // it lives until Stop
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	p, err := Start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "held")); err == nil {
+			return p, nil
+		}
+		select {
+		case <-p.Done():
+			return nil, fmt.Errorf("namespaces for libvirt: %w: %s", p.Err(), &out)
+		case <-ctx.Done():
+			p.Kill()
+			return nil, ctx.Err()
+		case <-tick.C:
+		}
+	}
+}
+
+// firstChild returns the number of a process's only child.
+func firstChild(pid int) (string, error) {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if err != nil {
+		return "", err
+	}
+	if f := strings.Fields(string(raw)); len(f) == 1 {
+		return f[0], nil
+	}
+	return "", fmt.Errorf("process %d has the children %q, not one", pid, raw)
+}
+
+// findLibvirt reports what is missing for guests.
+func findLibvirt() error {
+	for _, p := range libvirtPrograms {
+		if _, err := find(p.pkg, p.name); err != nil {
+			return err
+		}
+	}
+	if m, _ := filepath.Glob("/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so"); len(m) == 0 {
+		return fmt.Errorf("libvirt-daemon-driver-qemu: %w", ErrMissing)
+	}
+	return nil
+}
+
+var libvirtPrograms = []struct{ pkg, name string }{
+	{"libvirt-daemon", "libvirtd"},
+	{"libvirt-clients", "virsh"},
+	{"qemu-system-x86", "qemu-system-x86_64"},
+	{"qemu-utils", "qemu-img"},
+}
+
+// missingForGuests returns the packages that are missing for guests: libvirt with QEMU, and
+// what [GuestImage] takes.
+func missingForGuests() []string {
+	var missing []string
+	for _, p := range slices.Concat(guestPrograms, libvirtPrograms) {
+		if _, err := find(p.pkg, p.name); err != nil {
+			missing = append(missing, p.pkg)
+		}
+	}
+	if m, _ := filepath.Glob("/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so"); len(m) == 0 {
+		missing = append(missing, "libvirt-daemon-driver-qemu")
+	}
+	return missing
+}
