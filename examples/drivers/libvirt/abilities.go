@@ -74,12 +74,12 @@ func (d *Driver) Resume(ctx context.Context, id string) error {
 	if !d.qemu() {
 		return d.Unsupported.Resume(ctx, id)
 	}
-	return d.change(ctx, "resume", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+	return d.change(ctx, "resume", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
 		switch p {
 		case compute.Running:
 			return nil
 		case compute.Suspended:
-			return g.start()
+			return g.start(ctx)
 		default:
 			return wrongState("resume", id, p)
 		}
@@ -137,18 +137,18 @@ func (d *Driver) Rescue(ctx context.Context, id, imageRef string) error {
 		if err := g.save(conn); err != nil {
 			return err
 		}
-		return g.start()
+		return g.start(ctx)
 	})
 }
 
 // Unrescue implements compute.Driver.
 func (d *Driver) Unrescue(ctx context.Context, id string) error {
-	return d.change(ctx, "unrescue", id, func(_ context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
+	return d.change(ctx, "unrescue", id, func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
 		if !g.def.meta.Rescued {
 			if p == compute.Running {
 				return nil
 			}
-			return errors.Join(g.stop(), g.start())
+			return errors.Join(g.stop(), g.start(ctx))
 		}
 		if err := g.stop(); err != nil {
 			return err
@@ -160,7 +160,7 @@ func (d *Driver) Unrescue(ctx context.Context, id string) error {
 		if err := os.Remove(d.opts.file(id, rescueFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		return g.start()
+		return g.start(ctx)
 	})
 }
 
@@ -223,12 +223,8 @@ func (g *guest) mirror(ctx context.Context, path string) error {
 		if job.End > 0 && job.Cur == job.End {
 			return g.BlockJobAbort("vda", 0) // not: pivot
 		}
-		t := time.NewTimer(20 * time.Millisecond)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return errors.Join(ctx.Err(), g.BlockJobAbort("vda", 0))
+		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+			return errors.Join(err, g.BlockJobAbort("vda", 0))
 		}
 	}
 }
@@ -425,12 +421,8 @@ func (g *guest) unplug(ctx context.Context, device, alias string, has func(*defi
 				return err
 			}
 		}
-		t := time.NewTimer(100 * time.Millisecond)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return ctx.Err()
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return err
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -179,7 +180,13 @@ func (g *guest) power() (compute.PowerState, error) {
 	case lv.DOMAIN_RUNNING, lv.DOMAIN_BLOCKED, lv.DOMAIN_SHUTDOWN: // the last: about to be shut off
 		return compute.Running, nil
 	case lv.DOMAIN_PAUSED:
-		return compute.Paused, nil
+		switch lv.DomainPausedReason(reason) {
+		case lv.DOMAIN_PAUSED_STARTING_UP, lv.DOMAIN_PAUSED_SAVE, lv.DOMAIN_PAUSED_DUMP, lv.DOMAIN_PAUSED_MIGRATION,
+			lv.DOMAIN_PAUSED_SNAPSHOT, lv.DOMAIN_PAUSED_FROM_SNAPSHOT, lv.DOMAIN_PAUSED_SHUTTING_DOWN:
+			return compute.NoState, nil // libvirt is at work on it
+		default:
+			return compute.Paused, nil
+		}
 	case lv.DOMAIN_PMSUSPENDED:
 		return compute.Suspended, nil
 	case lv.DOMAIN_CRASHED:
@@ -219,15 +226,46 @@ func (g *guest) save(conn *lv.Connect) error {
 	return dom.Free()
 }
 
-// start boots a guest that does not run.
-func (g *guest) start() error {
-	err := g.Create()
-	if is(err, lv.ERR_OPERATION_INVALID) { // it runs already?
-		if p, perr := g.power(); perr == nil && p == compute.Running {
-			return nil
+// settled returns the state that a guest is in when libvirt has done with it what a
+// call wanted whose driver was killed.
+func (g *guest) settled(ctx context.Context) (compute.PowerState, error) {
+	for {
+		p, err := g.power()
+		if err != nil || p != compute.NoState {
+			return p, err
+		}
+		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+			return p, err
 		}
 	}
-	return err
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// start boots a guest that does not run.
+func (g *guest) start(ctx context.Context) error {
+	for n := 0; ; n++ {
+		err := g.Create()
+		switch {
+		case is(err, lv.ERR_OPERATION_INVALID): // it runs already?
+			if p, perr := g.settled(ctx); perr == nil && p == compute.Running {
+				return nil
+			}
+			return err
+		case err != nil && n < 5 && strings.Contains(err.Error(), "Failed to find an available port"):
+			continue // another program has taken the console's port
+		}
+		return err
+	}
 }
 
 // stop cuts a guest's power and forgets a saved memory, whatever its state is.
@@ -261,7 +299,7 @@ func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		switch p, err := g.power(); {
+		switch p, err := g.settled(ctx); {
 		case err != nil:
 			return err
 		case p == compute.Running:
@@ -269,7 +307,7 @@ func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 		case p == compute.Paused:
 			return g.Resume()
 		default:
-			return g.start()
+			return g.start(ctx)
 		}
 	})
 }
@@ -406,7 +444,7 @@ func (d *Driver) change(ctx context.Context, what, id string, f func(ctx context
 			return err
 		}
 		defer g.free()
-		p, err := g.power()
+		p, err := g.settled(ctx)
 		if err != nil {
 			return err
 		}
@@ -420,12 +458,12 @@ func wrongState(what, id string, p compute.PowerState) error {
 
 // PowerOn implements compute.Driver.
 func (d *Driver) PowerOn(ctx context.Context, id string) error {
-	return d.change(ctx, "power on", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
+	return d.change(ctx, "power on", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
 		switch p {
 		case compute.Running:
 			return nil
 		case compute.Shutdown, compute.Crashed:
-			return g.start()
+			return g.start(ctx)
 		default:
 			return wrongState("power on", id, p)
 		}
@@ -469,12 +507,8 @@ func (g *guest) ask(ctx context.Context, grace time.Duration) error {
 				return err
 			}
 		}
-		t := time.NewTimer(min(100*time.Millisecond, time.Until(end)))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return ctx.Err()
+		if err := sleep(ctx, min(100*time.Millisecond, time.Until(end))); err != nil {
+			return err
 		}
 		if p, err := g.power(); err != nil || p != compute.Running {
 			return err
@@ -498,7 +532,7 @@ func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
 		if err := g.stop(); err != nil {
 			return err
 		}
-		return g.start()
+		return g.start(ctx)
 	})
 }
 

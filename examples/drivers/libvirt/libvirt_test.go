@@ -78,7 +78,7 @@ func TestGuest(t *testing.T) {
 	t.Parallel()
 	lv := envtest.Libvirt(t)
 	dir := filepath.Join(t.TempDir(), "instances")
-	opts := options(t, map[string]string{"connection_uri": lv.URL, "images_path": images(t), "dir": dir, "wait_soft_reboot_seconds": "60"})
+	opts := options(t, map[string]string{"connection_uri": lv.URL, "images_path": images(t), "dir": dir, "vnc_listen": "none", "wait_soft_reboot_seconds": "60"})
 	d, err := libvirt.Open(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
