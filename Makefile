@@ -79,6 +79,9 @@ generate:
 	$(GO) build -modfile=tools/go.mod -o bin/ google.golang.org/protobuf/cmd/protoc-gen-go google.golang.org/grpc/cmd/protoc-gen-go-grpc
 	PATH="$(CURDIR)/bin:$$PATH" protoc -I . --go_out=$(OUT) --go_opt=paths=source_relative \
 		--go-grpc_out=$(OUT) --go-grpc_opt=paths=source_relative $(PROTOS)
+	mkdir -p $(OUT)/examples/drivers/python
+	protoc $(addprefix -I ,$(dir $(PROTOS))) --plugin=protoc-gen-grpc=$$(command -v grpc_python_plugin) \
+		--python_out=$(OUT)/examples/drivers/python --grpc_out=$(OUT)/examples/drivers/python $(notdir $(PROTOS))
 
 fmt:
 	$(TOOL) golangci-lint fmt

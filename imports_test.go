@@ -66,7 +66,7 @@ var rules = map[string][]string{
 	"driver":            {"driver/driverpb", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
 	"driver/driverpb":   {grpc, protobuf},
 	"driver/driverprom": {"driver", "fault", prometheus},
-	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc},
+	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc, protobuf},
 
 	"db":        {"fault", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},

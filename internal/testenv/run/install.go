@@ -16,13 +16,16 @@ import (
 // missing returns the Debian packages that are not installed: those of the
 // services, and what the tests themselves run: a C compiler for the race
 // detector, curl for the commands that nova-mini prints, and what generates code
-// of .proto files.
-func missing() []string {
+// of .proto files, and what a driver in Python takes.
+func missing(ctx context.Context) []string {
 	list := testenv.Missing()
-	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}} {
+	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}} {
 		if _, err := exec.LookPath(tool.program); err != nil {
 			list = append(list, strings.Fields(tool.packages)...)
 		}
+	}
+	if exec.CommandContext(ctx, "/usr/bin/python3", "-c", "import grpc, google.protobuf").Run() != nil {
+		list = append(list, "python3-grpcio", "python3-protobuf")
 	}
 	return list
 }
@@ -30,7 +33,7 @@ func missing() []string {
 // install sees to it that all that is missing is installed, with apt-get if
 // this is root on Debian or Ubuntu. The system's services are not started.
 func install(ctx context.Context) error {
-	missing := missing()
+	missing := missing(ctx)
 	if len(missing) == 0 {
 		return nil
 	}

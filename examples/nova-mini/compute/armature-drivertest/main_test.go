@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/drivers/fake"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+)
+
+// stubborn is a driver that breaks two rules.
+type stubborn struct{ compute.Driver }
+
+func (stubborn) Pause(context.Context, string) error   { return nil }
+func (stubborn) PowerOn(context.Context, string) error { select {} }
+
+// TestMain is also the main function of the drivers under test.
+func TestMain(m *testing.M) {
+	switch {
+	case os.Getenv("ARMATURE_DRIVER") == "":
+		os.Exit(m.Run())
+	case strings.HasSuffix(os.Args[0], "stubborn"):
+		driver.Serve(compute.Kind, func(ctx context.Context, raw json.RawMessage) (compute.Driver, error) {
+			d, err := fake.Open(ctx, raw)
+			return stubborn{d}, err
+		})
+	default:
+		driver.Serve(compute.Kind, fake.Open)
+	}
+}
+
+// TestRun: the verdict on a good driver, on one that breaks rules, and on what is
+// no driver.
+func TestRun(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name string
+		args []string
+		code int
+		says []string
+	}{
+		{"good", []string{"--crashes", "1"}, 0, []string{"27 rules kept, 0 broken, 0 that do not apply", "life                 PASS"}},
+		{"stubborn", []string{"--timeout", "300ms", "--crashes", "1"}, 1, []string{
+			"pause                FAIL", "after there the server is", "The rule: Pause and Unpause work from RUNNING and PAUSED",
+			"power                FAIL", "power on: Timeout:", "life                 PASS",
+		}},
+		{"bad option", []string{"--option", "colour=red"}, 2, []string{"option colour: there is no such option"}},
+		{"none", []string{"--plugin", "/bin/true"}, 2, []string{"/bin/true: it ended by itself"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dir := t.TempDir()
+			program := dir + "/" + tt.name
+			if err := os.Symlink(self, program); err != nil {
+				t.Fatal(err)
+			}
+			args := append([]string{"--plugin", program, "--option", "host=h1,dir=" + dir + "/servers"}, tt.args...)
+			var out strings.Builder
+			if code := run(t.Context(), args, &out); code != tt.code {
+				t.Errorf("exit code %d, want %d", code, tt.code)
+			}
+			for _, want := range tt.says {
+				if !strings.Contains(out.String(), want) {
+					t.Errorf("it does not say %q:\n%s", want, &out)
+				}
+			}
+		})
+	}
+}
