@@ -60,7 +60,7 @@ func run(ctx context.Context, args []string, out io.Writer) int {
 	f.IntVar(&cfg.Servers, "servers", 8, "how many servers there are at a time")
 	f.IntVar(&cfg.Crashes, "crashes", 3, "how often the driver is killed in the middle of each call")
 	f.BoolVarP(&verbose, "verbose", "v", false, "print the driver's log, too")
-	_ = cmd.MarkFlagRequired("plugin") // it is there
+	_ = cmd.MarkFlagRequired("plugin")                      // it is there
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error { //nolint:contextcheck // it has the command's
 		var err error
 		if cfg.Options, err = json.Marshal(options); err != nil {
