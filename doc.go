@@ -124,7 +124,8 @@
 // # driver: many technologies behind one interface
 //
 // A component embeds [driver.Driver] in the interface that its vendors
-// implement; one line of the configuration names the driver that is opened.
+// implement; one line of the configuration names the driver: one that is built in, or
+// a vendor's program, in any language that has gRPC, which is watched and restarted.
 //
 //	type Store interface {
 //		driver.Driver
@@ -132,10 +133,10 @@
 //		Put(ctx context.Context, volume string) error
 //	}
 //
-//	func open(ctx context.Context, name string, fake func(context.Context, json.RawMessage) (Store, error)) (Store, error) {
+//	func open(ctx context.Context, kind driver.Kind[Store], name string, fake func(context.Context, json.RawMessage) (Store, error)) (*driver.Plugin[Store], error) {
 //		var drivers driver.Registry[Store]
 //		drivers.Add("fake", fake)
-//		return drivers.Open(ctx, name, json.RawMessage(`{"dir": "/var/lib/backup"}`))
+//		return drivers.Launch(ctx, kind, name, driver.PluginConfig{Dir: "/usr/lib/backup/plugins", Options: json.RawMessage(`{"dir": "/var/lib/backup"}`)})
 //	}
 //
 // # db: MySQL, or SQLite in one process

@@ -1,14 +1,27 @@
 // Package driver is how a worker comes by the one driver that its
-// configuration names, among many technologies behind one interface.
+// configuration names, among many technologies behind one interface: built in, or a
+// vendor's program, which may be written in any language that has gRPC.
 //
-// A component embeds [Driver] in the interface of its own kind of driver, and
-// registers the ones that are built in:
+// A component embeds [Driver] in the interface of its own kind of driver, says with
+// a [Kind] how that crosses a process boundary, and registers the drivers that are
+// built in. A name that is not registered is a program, and the same in all else:
 //
 //	var drivers driver.Registry[volume.Driver]
 //	drivers.Add("fake", fake.Open)
 //
-//	d, err := drivers.Open(ctx, conf.VolumeDriver, options)
-//	defer d.Close()
+//	p, err := drivers.Launch(ctx, volume.Kind, conf.VolumeDriver, driver.PluginConfig{Dir: conf.PluginDir, Options: options})
+//	defer p.Close(ctx)
+//	err = p.Driver().Create(ctx, "v1")
+//
+// A vendor's program is one line, and its tests are in package drivertest:
+//
+//	func main() { driver.Serve(volume.Kind, acme.Open) }
+//
+// A program is started with a handshake that checks kind, protocol and, if wanted, its
+// SHA-256; watched, and restarted when it ends or hangs; and cannot outlive its
+// worker. Errors of package fault, deadlines, cancellation and the request of package
+// reqctx cross the wire. A call while the program is down fails with Unavailable, one in
+// whose middle it ended with Unknown.
 //
 // What only some drivers can do is told by [Info.Has], never by a type
 // assertion: those see nothing through a process boundary or a wrapper.

@@ -352,6 +352,9 @@ func (p *process) end(ctx context.Context) error {
 	_ = p.life.Close()
 	select {
 	case <-p.exited:
+		if !fault.IsRemote(err) {
+			err = nil // it was dead, or died of it: there is nothing left to be closed
+		}
 	case <-ctx.Done():
 		p.fail(fmt.Errorf("it did not end in time: %w", ctx.Err()))
 	}

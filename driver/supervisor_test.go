@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -177,6 +178,16 @@ func TestHang(t *testing.T) {
 	}
 }
 
+// stopped reports whether every thread of a process is: SIGSTOP takes effect late.
+func stopped(pid int) bool {
+	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	return len(threads) > 0 && !slices.ContainsFunc(threads, func(file string) bool {
+		raw, err := os.ReadFile(file)
+		_, state, _ := strings.Cut(string(raw), ") ")
+		return err == nil && !strings.HasPrefix(state, "T")
+	})
+}
+
 // TestCloseOfHung: a program that hangs is killed when the time to close is over.
 func TestCloseOfHung(t *testing.T) {
 	t.Parallel()
@@ -188,6 +199,7 @@ func TestCloseOfHung(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
+	wait(t, "every thread to be stopped", func() bool { return stopped(pid) })
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := p.Close(ctx); fault.CodeOf(err) != fault.Timeout {
