@@ -7,8 +7,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stopSelf makes the whole process hang, as a debugger or a dead disk does.
-func stopSelf() error { return syscall.Kill(syscall.Getpid(), syscall.SIGSTOP) }
+// stopSelf makes the whole process hang, as a debugger or a dead disk does. The
+// signal takes effect late.
+func stopSelf() error {
+	if err := syscall.Kill(syscall.Getpid(), syscall.SIGSTOP); err != nil {
+		return err
+	}
+	select {}
+}
 
 func limits() string {
 	var files, data unix.Rlimit

@@ -81,11 +81,15 @@ func start(ctx context.Context, kind string, protocols []int, path string, cfg *
 		exited: make(chan struct{}), drained: make(chan struct{}),
 	}
 	late := func() error {
-		return fault.New(fault.CodeOf(ctx.Err()), "it did not start in time: %w", ctx.Err())
+		ended := ctx.Err()
+		if ended == nil {
+			ended = context.DeadlineExceeded // which gRPC has seen first
+		}
+		return fault.New(fault.CodeOf(ended), "it did not start in time: %w", ended)
 	}
 	stop := context.AfterFunc(ctx, func() { p.fail(late()) })
 	err := p.connect(ctx, kind)
-	if !stop() {
+	if !stop() || errors.Is(err, context.DeadlineExceeded) {
 		err = late()
 	}
 	if err != nil {
