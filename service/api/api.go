@@ -26,7 +26,8 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// None is the body of a request that has none, or of a reply without one.
+// None is the body of a request that has none, or of a reply without one. A handler
+// whose reply is of type any may return it, too, with a Status of its own.
 type None = struct{}
 
 // requestIDHeader carries the request's id in replies, and the client's own,
@@ -135,10 +136,11 @@ func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Req
 			}
 		}
 		reply, err := h(hr.Context(), r) //nolint:contextcheck // enter added to the request's own context
+		_, none := any(reply).(None)
 		switch {
 		case err != nil:
 			m.fail(rec, hr, err)
-		case noReply:
+		case none:
 			rec.WriteHeader(r.Status)
 		default:
 			m.reply(rec, hr, r.Status, reply)

@@ -76,6 +76,7 @@ func New(cfg Config) http.Handler {
 	api.Handle(mux, "GET /v2.1/servers/detail", s.listServerDetails)
 	api.Handle(mux, "GET /v2.1/servers/{id}", s.showServer)
 	api.Handle(mux, "DELETE /v2.1/servers/{id}", s.deleteServer)
+	api.Handle(mux, "POST /v2.1/servers/{id}/action", s.act)
 
 	api.Handle(mux, "GET /v2.1/os-services", s.listServices)
 	api.Handle(mux, "PUT /v2.1/os-services/disable", s.disableService)

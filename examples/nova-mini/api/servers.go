@@ -178,6 +178,14 @@ func viewServer(r *http.Request, s *store.Server) serverView {
 		v.Status, v.Progress = "BUILD", new(int)
 	case store.Active:
 		v.Status, v.Progress, v.PowerState = "ACTIVE", new(int), compute.Running
+		switch s.Task() {
+		case store.Rebooting:
+			v.Status = "REBOOT"
+		case store.RebootingHard:
+			v.Status = "HARD_REBOOT"
+		}
+	case store.Stopped:
+		v.Status, v.PowerState = "SHUTOFF", compute.Shutdown
 	default:
 		v.Status = "ERROR"
 		if s.FaultAt != nil {

@@ -20,11 +20,14 @@ func TestContracts(t *testing.T) {
 	rpctest.Contract(t, "testdata/compute.json", compute.Worker, func(s *rpc.Server) {
 		promise(s, compute.Build)
 		promise(s, compute.Destroy)
+		promise(s, compute.Act)
+		promise(s, compute.ReadConsole)
 	})
 	rpctest.Contract(t, "testdata/conductor.json", compute.Conductor, func(s *rpc.Server) {
 		promise(s, compute.Wake)
 		promise(s, compute.BeginBuild)
 		promise(s, compute.EndBuild)
+		promise(s, compute.EndAct)
 		promise(s, compute.EndDestroy)
 		promise(s, compute.ReportHost)
 		promise(s, compute.Strangers)

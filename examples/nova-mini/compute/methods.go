@@ -5,10 +5,13 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-var v1 = rpc.Version{Major: 1}
+var (
+	v1  = rpc.Version{Major: 1}
+	v11 = rpc.Version{Major: 1, Minor: 1}
+)
 
 // Worker is what a compute service answers on its host.
-var Worker = &rpc.Interface{Name: "compute", Version: v1}
+var Worker = &rpc.Interface{Name: "compute", Version: v11}
 
 var (
 	// Build makes the worker build a server and report how it ended. It is
@@ -16,7 +19,46 @@ var (
 	Build = rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce}
 	// Destroy makes the worker remove a server and report it.
 	Destroy = rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce}
+	// Act makes the worker do an action to a server and report how it ended. It is
+	// idempotent by server and generation.
+	Act = rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce}
+	// ReadConsole returns the end of a server's console log, at most 100 KiB, as
+	// in Nova. Errors: NotFound; Unimplemented if the driver has none.
+	ReadConsole = rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11}
 )
+
+// Action is what a user wants done to a server that has been built.
+type Action string
+
+// The actions.
+const (
+	Stop       Action = "stop"
+	Start      Action = "start"
+	SoftReboot Action = "reboot"
+	HardReboot Action = "hard_reboot"
+)
+
+// ActRequest asks for an action.
+type ActRequest struct {
+	ServerID string `json:"server_id"`
+	Action   Action `json:"action"`
+	// Task is the server's task while the action is wanted, and Generation its
+	// generation.
+	Task       string `json:"task"`
+	Generation int64  `json:"generation"`
+}
+
+// ConsoleRequest asks for a server's console log.
+type ConsoleRequest struct {
+	ServerID string `json:"server_id"`
+	// Lines is how many from the end; 0: all.
+	Lines int `json:"lines,omitempty"`
+}
+
+// ConsoleReply is a console log.
+type ConsoleReply struct {
+	Output string `json:"output"`
+}
 
 // BuildRequest asks for one attempt to build a server.
 type BuildRequest struct {
@@ -32,7 +74,7 @@ type DestroyRequest struct {
 }
 
 // Conductor is what the conductor answers.
-var Conductor = &rpc.Interface{Name: "conductor", Version: v1}
+var Conductor = &rpc.Interface{Name: "conductor", Version: v11}
 
 var (
 	// Wake tells that a server has work waiting. It is a hint: the work is in
@@ -43,6 +85,8 @@ var (
 	BeginBuild = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1}
 	// EndBuild reports how an attempt ended. Conflict: it was no longer wanted.
 	EndBuild = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1}
+	// EndAct reports how an action ended. Conflict: it was no longer wanted.
+	EndAct = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11}
 	// EndDestroy reports that nothing is left of a server on the host.
 	EndDestroy = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1}
 	// ReportHost is a worker's sign of life, with what its host has.
@@ -62,13 +106,15 @@ type AttemptRequest struct {
 	ServerID   string `json:"server_id"`
 	Host       string `json:"host"`
 	Generation int64  `json:"generation,omitempty"`
+	// Task is what the attempt is part of; empty: a build.
+	Task string `json:"task,omitempty"`
 }
 
 // EndBuildRequest is the end of an attempt.
 type EndBuildRequest struct {
 	AttemptRequest
 
-	// Error is why it failed; empty if the server runs.
+	// Error is why it failed; empty if it did not.
 	Error string `json:"error,omitempty"`
 }
 

@@ -9,6 +9,8 @@
 //	scheduling  ask the scheduler for a host; then spawning
 //	spawning    tell the worker to build; it reports the end. Active, or scheduling again, or error
 //	deleting    tell the worker to destroy; it reports the end. Gone
+//	powering-off, powering-on, rebooting, rebooting_hard
+//	            tell the worker to do it; it reports the end. Active, or stopped
 package conductor
 
 import (
@@ -76,6 +78,7 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Wake, s.Wake)
 	rpc.Handle(srv, compute.BeginBuild, s.BeginBuild)
 	rpc.Handle(srv, compute.EndBuild, s.EndBuild)
+	rpc.Handle(srv, compute.EndAct, s.EndAct)
 	rpc.Handle(srv, compute.EndDestroy, s.EndDestroy)
 	rpc.Handle(srv, compute.ReportHost, s.ReportHost)
 	rpc.Handle(srv, compute.Strangers, s.Strangers)
@@ -129,6 +132,8 @@ func (s *Service) step(ctx context.Context, id string) error {
 		err = s.build(ctx, srv)
 	case store.Deleting:
 		err = s.destroy(ctx, srv)
+	default:
+		err = s.act(ctx, srv)
 	}
 	if err == nil || errors.Is(err, compute.ErrStale) {
 		return nil // what is no longer wanted needs no second try
@@ -184,6 +189,18 @@ func (s *Service) cast(ctx context.Context, srv *store.Server) error {
 	return rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{Spec: srv.Spec(), Generation: srv.Generation})
 }
 
+// act tells the worker to do the action of the server's task, again if there is no
+// news.
+func (s *Service) act(ctx context.Context, srv *store.Server) error {
+	if age := srv.DueAt.Sub(srv.TaskSince); age > s.cfg.BuildTimeout {
+		a := compute.AttemptRequest{ServerID: srv.ID, Host: *srv.Host, Generation: srv.Generation, Task: srv.Task()}
+		return s.cfg.Store.EndAct(ctx, a, fmt.Sprintf("host %s did not end %s within %v", *srv.Host, srv.Task(), s.cfg.BuildTimeout))
+	}
+	return rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, &compute.ActRequest{
+		ServerID: srv.ID, Action: store.ActionOf(srv.Task()), Task: srv.Task(), Generation: srv.Generation,
+	})
+}
+
 func (s *Service) destroy(ctx context.Context, srv *store.Server) error {
 	if srv.Host == nil {
 		return s.cfg.Store.Remove(ctx, srv.ID)
@@ -210,6 +227,14 @@ func (s *Service) EndBuild(ctx context.Context, req *compute.EndBuildRequest) (*
 		s.cfg.Logger.DebugContext(ctx, "nobody was woken; the task is found by polling", "server", req.ServerID, "error", err)
 	}
 	return &rpc.None{}, nil
+}
+
+// EndAct notes how an action ended, see compute.EndAct.
+func (s *Service) EndAct(ctx context.Context, req *compute.EndBuildRequest) (*rpc.None, error) {
+	if req.Error != "" {
+		s.cfg.Logger.WarnContext(ctx, "an action failed", "server", req.ServerID, "host", req.Host, "task", req.Task, "error", req.Error)
+	}
+	return &rpc.None{}, s.cfg.Store.EndAct(ctx, req.AttemptRequest, req.Error)
 }
 
 // EndDestroy ends a deletion, see compute.EndDestroy.

@@ -1,6 +1,8 @@
 package e2e_test
 
 import (
+	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,14 +10,17 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gophercloud/gophercloud/v2"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
 	"github.com/armature-go/armature/internal/envtest"
 )
 
 // TestLibvirt: a server that is created through REST is a QEMU guest that boots, also
-// when the worker and the driver's program are killed under it; when it is deleted
-// libvirt has no domain, and the disk no file of it.
+// when the worker and the driver's program are killed under it; its console log is read,
+// and it is stopped, started and rebooted; when it is deleted libvirt has no domain, and
+// the disk no file of it.
 func TestLibvirt(t *testing.T) {
 	t.Parallel()
 	lv := envtest.Libvirt(t)
@@ -54,13 +59,50 @@ func TestLibvirt(t *testing.T) {
 	c.procs["node-1"].Kill() // and with it its driver
 	c.start("compute", "node-1")
 	dir := filepath.Join(c.dir, "instances", "node-1", s.ID)
-	c.poll("the guest to be ready", 60*time.Second, func() error {
-		raw, err := os.ReadFile(filepath.Join(dir, "console.log"))
-		if err == nil && !strings.Contains(string(raw), "guest ready: 1 CPUs") {
-			err = os.ErrNotExist
+	says := func(what string) {
+		t.Helper()
+		c.poll("the console to say "+what, 60*time.Second, func() error {
+			out, err := servers.ShowConsoleOutput(t.Context(), cl, s.ID, servers.ShowConsoleOutputOpts{}).Extract()
+			if err == nil && !strings.Contains(out, what) {
+				err = fmt.Errorf("it says %q", out[max(0, len(out)-200):])
+			}
+			return err
+		})
+	}
+	becomes := func(status string) {
+		t.Helper()
+		c.poll("the server to be "+status, 90*time.Second, func() error {
+			got, err := servers.Get(t.Context(), cl, s.ID).Extract()
+			if err == nil && (got.Status != status || got.TaskState != "") {
+				err = fmt.Errorf("it is %s, task %q, fault %q", got.Status, got.TaskState, got.Fault.Message)
+			}
+			return err
+		})
+	}
+	do := func(what string, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatalf("%s: %v", what, err)
 		}
-		return err
-	})
+	}
+	says("guest ready: 1 CPUs")
+	if out, err := servers.ShowConsoleOutput(t.Context(), cl, s.ID, servers.ShowConsoleOutputOpts{Length: 2}).Extract(); err != nil || strings.Count(out, "\n") > 2 {
+		t.Errorf("two lines of the console: %q, %v", out, err)
+	}
+	do("stop", servers.Stop(t.Context(), cl, s.ID).ExtractErr())
+	becomes("SHUTOFF")
+	says("guest powers off")
+	if err := servers.Stop(t.Context(), cl, s.ID).ExtractErr(); !gophercloud.ResponseCodeIs(err, http.StatusConflict) {
+		t.Errorf("stop of a stopped server: %v", err)
+	}
+	do("start", servers.Start(t.Context(), cl, s.ID).ExtractErr())
+	becomes("ACTIVE")
+	says("guest ready")
+	do("soft reboot", servers.Reboot(t.Context(), cl, s.ID, servers.RebootOpts{Type: servers.SoftReboot}).ExtractErr())
+	becomes("ACTIVE")
+	do("hard reboot", servers.Reboot(t.Context(), cl, s.ID, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr())
+	becomes("ACTIVE")
+	says("guest ready")
 	c.deleteAll(cl, nil)
 	if got := domains(); len(got) != 0 {
 		t.Errorf("libvirt still has %v", got)

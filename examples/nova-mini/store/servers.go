@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql/driver"
 	"encoding/json"
@@ -18,12 +19,40 @@ import (
 const (
 	Building = "building" // vm_state
 	Active   = "active"
+	Stopped  = "stopped"
 	Error    = "error"
 
 	Scheduling = "scheduling" // task_state: the conductor looks for a host
 	Spawning   = "spawning"   // the worker builds
 	Deleting   = "deleting"   // the worker, or the conductor, removes
+
+	PoweringOff   = "powering-off" // the worker does an action
+	PoweringOn    = "powering-on"
+	Rebooting     = "rebooting"
+	RebootingHard = "rebooting_hard"
 )
+
+// Actions are those that a worker does to a server: the states in which they are
+// allowed, as in Nova, their task, and the state that they end in.
+var actions = map[compute.Action]struct {
+	name, task, to string
+	from           []string
+}{
+	compute.Stop:       {"stop", PoweringOff, Stopped, []string{Active, Error}},
+	compute.Start:      {"start", PoweringOn, Active, []string{Stopped}},
+	compute.SoftReboot: {"reboot", Rebooting, Active, []string{Active}},
+	compute.HardReboot: {"reboot", RebootingHard, Active, []string{Active, Stopped, Error}},
+}
+
+// ActionOf returns the action that a task is part of, or "".
+func ActionOf(task string) compute.Action {
+	for a, d := range actions {
+		if d.task == task {
+			return a
+		}
+	}
+	return ""
+}
 
 // Server is one row. A server that has no task waits for nobody.
 type Server struct {
@@ -181,8 +210,8 @@ func (s *Store) Due(ctx context.Context, limit int) ([]string, error) {
 		return nil, err
 	}
 	var ids []string
-	err = s.db.SelectContext(ctx, &ids, `SELECT id FROM servers WHERE task_state IN (?, ?, ?) AND due_at <= ?
-		ORDER BY due_at LIMIT ?`, Scheduling, Spawning, Deleting, now, limit)
+	err = s.db.SelectContext(ctx, &ids, `SELECT id FROM servers WHERE task_state IN (?, ?, ?, ?, ?, ?, ?) AND due_at <= ?
+		ORDER BY due_at LIMIT ?`, Scheduling, Spawning, Deleting, PoweringOff, PoweringOn, Rebooting, RebootingHard, now, limit)
 	return ids, db.Error(err)
 }
 
@@ -236,7 +265,7 @@ func (s *Store) Place(ctx context.Context, id, lease, host string, d time.Durati
 func (s *Store) Current(ctx context.Context, a compute.AttemptRequest) error {
 	var n int
 	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-		a.ServerID, a.Host, a.Generation, Spawning)
+		a.ServerID, a.Host, a.Generation, cmp.Or(a.Task, Spawning))
 	if err != nil {
 		return db.Error(err)
 	}
@@ -259,6 +288,59 @@ func (s *Store) Activate(ctx context.Context, a compute.AttemptRequest) error {
 		var done int
 		err = tx.GetContext(ctx, &done, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND vm_state = ? AND task_state IS NULL`,
 			a.ServerID, a.Host, a.Generation, Active)
+		if err != nil {
+			return db.Error(err)
+		}
+		if done == 0 {
+			return compute.ErrStale
+		}
+		return nil
+	})
+}
+
+// Act gives a server that has no task the task of an action, in a new generation.
+// NotFound; Conflict, with Nova's words: its state does not allow the action.
+func (s *Store) Act(ctx context.Context, id string, a compute.Action) error {
+	d := actions[a]
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		query, args, err := sqlx.In(`UPDATE servers SET task_state = ?, generation = generation + 1, lease = '', due_at = ?, task_since = ?, updated_at = ?
+			WHERE id = ? AND task_state IS NULL AND host IS NOT NULL AND vm_state IN (?)`, d.task, now, now, now, id, d.from)
+		if err != nil {
+			return err
+		}
+		if n, err := exec(ctx, tx, query, args...); err != nil || n == 1 {
+			return err
+		}
+		var srv Server
+		if err := s.get(ctx, tx, &srv, notFound(id), `SELECT * FROM servers WHERE id = ?`, id); err != nil {
+			return err
+		}
+		if srv.TaskState != nil {
+			return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", d.name, id, srv.Task())
+		}
+		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", d.name, id, srv.VMState)
+	})
+}
+
+// EndAct ends an action: the server is in the state that the action leads to, or,
+// with why it failed, in the one that it was in. Once more is no error. ErrStale.
+func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string) error {
+	to := actions[ActionOf(a.Task)].to
+	if to == "" {
+		return fault.New(fault.Invalid, "%q is not the task of an action", a.Task)
+	}
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		set, args := `vm_state = ?, updated_at = ?`, []any{to, now}
+		if why != "" {
+			set, args = `fault_code = 500, fault_message = ?, fault_at = ?, updated_at = ?`, []any{why, now, now}
+		}
+		n, err := exec(ctx, tx, `UPDATE servers SET task_state = NULL, `+set+` WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			append(args, a.ServerID, a.Host, a.Generation, a.Task)...)
+		if err != nil || n == 1 {
+			return err
+		}
+		var done int
+		err = tx.GetContext(ctx, &done, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state IS NULL`, a.ServerID, a.Host, a.Generation)
 		if err != nil {
 			return db.Error(err)
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -22,7 +23,10 @@ type Config struct {
 	Host   string
 	Driver compute.Driver
 	Client *rpc.Client
-	Logger *slog.Logger
+	// ShutdownTimeout is how long a guest has to shut down before its power is cut.
+	// Default 60 s, as in Nova.
+	ShutdownTimeout time.Duration
+	Logger          *slog.Logger
 }
 
 // Service answers the worker's RPC interface. It is safe for concurrent use.
@@ -36,6 +40,9 @@ func New(cfg Config) *Service {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.ShutdownTimeout <= 0 {
+		cfg.ShutdownTimeout = time.Minute
+	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
 	return &Service{cfg: cfg, locks: locks{held: make(map[string]*lock)}}
 }
@@ -44,6 +51,8 @@ func New(cfg Config) *Service {
 func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Build, s.Build)
 	rpc.Handle(srv, compute.Destroy, s.Destroy)
+	rpc.Handle(srv, compute.Act, s.Act)
+	rpc.Handle(srv, compute.ReadConsole, s.ReadConsole)
 }
 
 // Build makes one attempt to build a server, and reports how it ended. It
@@ -109,6 +118,79 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 		return nil, again(fmt.Errorf("report that server %s is destroyed: %w", req.ServerID, err))
 	}
 	return &rpc.None{}, nil
+}
+
+// Act does an action to a server, and reports how it ended. Errors as Build.
+func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
+	id := req.ServerID
+	if !s.locks.try(id) {
+		s.cfg.Logger.DebugContext(ctx, "dropped an action while other work on the server goes on", "server", id, "action", string(req.Action))
+		return &rpc.None{}, nil // as Build
+	}
+	defer s.locks.unlock(id)
+	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Task: req.Task}
+	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
+	if errors.Is(err, compute.ErrStale) {
+		s.cfg.Logger.InfoContext(ctx, "dropped an action that is no longer wanted", "server", id, "action", string(req.Action))
+		return &rpc.None{}, nil
+	}
+	if err != nil {
+		return nil, again(fmt.Errorf("ask whether %s of server %s is still wanted: %w", req.Action, id, err))
+	}
+	end := compute.EndBuildRequest{AttemptRequest: attempt}
+	if err := retry(ctx, func() error { return s.drive(ctx, id, req.Action) }); err != nil {
+		if ctx.Err() != nil {
+			return nil, again(fmt.Errorf("%s server %s: %w", req.Action, id, err))
+		}
+		s.cfg.Logger.ErrorContext(ctx, "an action failed", "server", id, "action", string(req.Action), "error", err)
+		end.Error = err.Error()
+	}
+	if _, err := ask(ctx, s, compute.EndAct, &end); err != nil && !errors.Is(err, compute.ErrStale) {
+		return nil, again(fmt.Errorf("report %s of server %s: %w", req.Action, id, err))
+	}
+	return &rpc.None{}, nil
+}
+
+func (s *Service) drive(ctx context.Context, id string, a compute.Action) error {
+	switch a {
+	case compute.Stop:
+		return s.cfg.Driver.PowerOff(ctx, id, s.cfg.ShutdownTimeout)
+	case compute.Start:
+		return s.cfg.Driver.PowerOn(ctx, id)
+	case compute.SoftReboot:
+		err := s.cfg.Driver.Reboot(ctx, id, false)
+		if errors.Is(err, fault.Precondition) { // it was cut off in the middle of a reboot, or the guest died meanwhile
+			err = s.cfg.Driver.Reboot(ctx, id, true)
+		}
+		return err
+	case compute.HardReboot:
+		return s.cfg.Driver.Reboot(ctx, id, true)
+	default:
+		return fault.New(fault.Unimplemented, "this worker does not know the action %q", a)
+	}
+}
+
+// maxConsole is how much of a console log is returned, in bytes: Nova's
+// MAX_CONSOLE_BYTES.
+const maxConsole = 100 << 10
+
+// ReadConsole returns a server's console log, see compute.ReadConsole.
+func (s *Service) ReadConsole(ctx context.Context, req *compute.ConsoleRequest) (*compute.ConsoleReply, error) {
+	var end ending
+	if err := s.cfg.Driver.ConsoleLog(ctx, req.ServerID, req.Lines, &end); err != nil {
+		return nil, err
+	}
+	return &compute.ConsoleReply{Output: strings.ToValidUTF8(string(end[max(0, len(end)-maxConsole):]), "\uFFFD")}, nil
+}
+
+// ending keeps the end of what is written to it.
+type ending []byte
+
+func (e *ending) Write(b []byte) (int, error) {
+	if *e = append(*e, b...); len(*e) > 4*maxConsole {
+		*e = append((*e)[:0], (*e)[len(*e)-maxConsole:]...)
+	}
+	return len(b), nil
 }
 
 // askTime is how long a conductor may take to answer. It is much shorter than a
