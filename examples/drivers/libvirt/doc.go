@@ -12,7 +12,7 @@
 // The options of [driver_libvirt], named as in nova.conf where Nova has them:
 //
 //	connection_uri            where libvirtd is; default qemu:///system
-//	virt_type                 kvm, or qemu for software emulation; default kvm
+//	virt_type                 kvm, qemu for software emulation, or test with test:///default; default kvm
 //	images_path               the directory of the images: NAME.qcow2, or NAME.img and NAME.raw for raw ones. Required
 //	machine_type              QEMU's machine; default pc
 //	cpu_model                 the guests' processor; default host-model with kvm, qemu64 with qemu

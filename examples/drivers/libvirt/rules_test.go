@@ -57,3 +57,17 @@ func TestRules(t *testing.T) {
 		Timeout:   2 * time.Minute,
 	})
 }
+
+// TestRulesOfTest: the same on libvirt's own test driver, which has no QEMU: what it
+// does not have is left out. Its guests end with the connection.
+func TestRulesOfTest(t *testing.T) {
+	t.Parallel()
+	known := map[string]string{
+		"restart":             "guests of test:// end with the connection",
+		"crash in the middle": "guests of test:// end with the connection",
+	}
+	computetest.Run(t, libvirt.Open, computetest.Config{
+		Config: drivertest.Config{Options: options(t, map[string]string{"connection_uri": "test:///default", "virt_type": "test", "images_path": images(t)}), Skip: known},
+		Image:  "guest",
+	})
+}

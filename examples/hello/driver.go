@@ -1,0 +1,54 @@
+package main
+
+import (
+	"context"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/armature-go/armature/driver"
+)
+
+// Greeter is this component's kind of driver: it knows one language.
+type Greeter interface {
+	driver.Driver
+
+	// Greet returns a greeting for somebody. Invalid: the name is empty.
+	Greet(ctx context.Context, name string) (string, error)
+}
+
+// Kind is how greeters run as programs, such as armature-hello-latin. One method with
+// a text in and a text out needs no .proto file of its own.
+var Kind = driver.Kind[Greeter]{
+	Name: "hello", Protocol: 1,
+	Register: func(s grpc.ServiceRegistrar, d Greeter) { s.RegisterService(&service, d) },
+	Client:   func(c grpc.ClientConnInterface, _ int) Greeter { return &client{driver.Remote(c), c} },
+}
+
+const greet = "/hello.v1.Greeter/Greet"
+
+var service = grpc.ServiceDesc{ServiceName: "hello.v1.Greeter", HandlerType: (*Greeter)(nil), Methods: []grpc.MethodDesc{{
+	MethodName: "Greet",
+	Handler: func(srv any, ctx context.Context, read func(any) error, around grpc.UnaryServerInterceptor) (any, error) {
+		in := new(wrapperspb.StringValue)
+		if err := read(in); err != nil {
+			return nil, err
+		}
+		return around(ctx, in, &grpc.UnaryServerInfo{FullMethod: greet}, func(ctx context.Context, _ any) (any, error) {
+			text, err := srv.(Greeter).Greet(ctx, in.GetValue())
+			return wrapperspb.String(text), err
+		})
+	},
+}}}
+
+type client struct {
+	driver.Driver
+
+	conn grpc.ClientConnInterface
+}
+
+func (c *client) Greet(ctx context.Context, name string) (string, error) {
+	out := new(wrapperspb.StringValue)
+	err := c.conn.Invoke(ctx, greet, wrapperspb.String(name), out)
+	return out.GetValue(), err
+}
