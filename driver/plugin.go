@@ -238,7 +238,7 @@ func find(kind, name, dir string) (string, error) {
 	case filepath.IsAbs(name):
 		return name, nil
 	case !plainName.MatchString(name):
-		return "", fault.New(fault.Invalid, "%s is neither the name of a %s driver (lower-case letters, digits, - and _) nor an absolute path", quote(name), kind)
+		return "", fault.New(fault.Invalid, "%s is neither the name of a driver (lower-case letters, digits, - and _) nor an absolute path", quote(name))
 	case dir == "":
 		return "", fault.New(fault.NotFound, "no %s driver %q: plugin_dir is not set", kind, name)
 	}

@@ -2,11 +2,15 @@ package driver_test
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -256,6 +260,8 @@ func TestMain(m *testing.M) {
 		driver.Serve(protocol(2), openEcho)
 	case "armature-echo-new":
 		driver.Serve(protocol(4), openEcho)
+	case "armature-echo-garbage":
+		talkGarbage()
 	case "armature-echo-bare":
 		serveBare()
 	case "armature-echo-other":
@@ -264,6 +270,26 @@ func TestMain(m *testing.M) {
 		driver.Serve(k, openEcho)
 	default:
 		driver.Serve(echoKind, openEcho)
+	}
+}
+
+// talkGarbage is a program that begins as a driver does, and then sends noise to
+// whoever connects.
+func talkGarbage() {
+	l, err := net.Listen("unix", filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s"))
+	if err != nil {
+		panic(err)
+	}
+	block, _ := pem.Decode([]byte(os.Getenv("PLUGIN_CLIENT_CERT"))) // some certificate
+	fmt.Printf("1|3|unix|%s|grpc|%s\n", l.Addr(), base64.RawStdEncoding.EncodeToString(block.Bytes))
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		noise := make([]byte, 1<<20)
+		_, _ = rand.Read(noise)
+		_, _ = c.Write(noise)
 	}
 }
 

@@ -350,11 +350,11 @@ func TestNotADriver(t *testing.T) {
 	t.Parallel()
 	const line = `1|3|unix|/nonexistent/socket|grpc|`
 	cert := strings.Repeat("A", 60)
-	dir := install(t, "good",
+	dir := install(t, "good", "garbage",
 		"exits=echo I cannot find my library >&2; exit 7",
 		"silent=exit 0",
 		"talks=echo hello, I am a cat; exec sleep 1000",
-		"garbage=head -c 100000 /dev/zero; exec sleep 1000",
+		"noise=head -c 100000 /dev/zero; exec sleep 1000",
 		"waits=exec sleep 1000",
 		"old=echo '1|1|unix|/x|grpc|'; exec sleep 1000",
 		"netrpc=echo '1|3|unix|/x|netrpc|'; exec sleep 1000",
@@ -389,7 +389,8 @@ func TestNotADriver(t *testing.T) {
 		{"exits", driver.PluginConfig{}, fault.Internal, "it ended: exit status 7; its last words: I cannot find my library"},
 		{"silent", driver.PluginConfig{}, fault.Internal, "it ended by itself"},
 		{"talks", driver.PluginConfig{}, fault.Invalid, `it is not a driver: its output begins with "hello, I am a cat"`},
-		{"garbage", driver.PluginConfig{}, fault.Invalid, `it is not a driver: its output begins with "\x00\x00`},
+		{"garbage", driver.PluginConfig{}, fault.Unavailable, "first record does not look like a TLS handshake"},
+		{"noise", driver.PluginConfig{}, fault.Invalid, `it is not a driver: its output begins with "\x00\x00`},
 		{"waits", driver.PluginConfig{StartTimeout: 300 * time.Millisecond}, fault.Timeout, "it did not start in time"},
 		{"old", driver.PluginConfig{}, fault.Invalid, "it speaks protocol 1, and this worker 3 and 2"},
 		{"netrpc", driver.PluginConfig{}, fault.Invalid, "it is not a driver"},
