@@ -301,7 +301,10 @@ func (s *Store) Activate(ctx context.Context, a compute.AttemptRequest) error {
 // Act gives a server that has no task the task of an action, in a new generation.
 // NotFound; Conflict, with Nova's words: its state does not allow the action.
 func (s *Store) Act(ctx context.Context, id string, a compute.Action) error {
-	d := actions[a]
+	d, known := actions[a]
+	if !known {
+		return fault.New(fault.Unimplemented, "there is no action %q", a)
+	}
 	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
 		query, args, err := sqlx.In(`UPDATE servers SET task_state = ?, generation = generation + 1, lease = '', due_at = ?, task_since = ?, updated_at = ?
 			WHERE id = ? AND task_state IS NULL AND host IS NOT NULL AND vm_state IN (?)`, d.task, now, now, now, id, d.from)
