@@ -128,7 +128,7 @@ func (p *process) connect(ctx context.Context, kind string) error {
 		},
 		SkipHostEnv:      true,
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: p.dir},
-		StartTimeout:     p.cfg.StartTimeout,
+		StartTimeout:     2 * p.cfg.StartTimeout, // ours is over before
 		Logger:           hclog.NewNullLogger(),
 		SyncStdout:       log,
 		SyncStderr:       log,

@@ -14,7 +14,6 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	lv "libvirt.org/go/libvirt"
@@ -493,40 +492,20 @@ const backlog = 1024
 
 // Events implements compute.Driver. It ends when libvirtd is lost.
 func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error {
-	conn, lost, err := d.conn.get()
+	_, lost, err := d.conn.get()
 	if err != nil {
 		return err
 	}
-	got := make(chan compute.Event, backlog)
-	late := make(chan struct{}, 1)
-	id, err := conn.DomainEventLifecycleRegister(nil, func(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEventLifecycle) {
-		t := eventType(e)
-		name, err := dom.GetName()
-		id, ours := strings.CutPrefix(name, domainPrefix)
-		if t == "" || err != nil || !ours {
-			return
-		}
-		select {
-		case got <- compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}:
-		default:
-			select {
-			case late <- struct{}{}:
-			default:
-			}
-		}
-	})
-	if err != nil {
-		return classed("events of", d.opts.host, err)
-	}
-	defer func() { _ = conn.DomainEventDeregister(id) }() // the connection may be lost
+	l := d.conn.listen()
+	defer d.conn.drop(l)
 	e := compute.Event{Type: compute.EventBegan, Time: time.Now().UTC()}
 	for {
 		if err := f(e); err != nil {
 			return err
 		}
 		select {
-		case e = <-got:
-		case <-late:
+		case e = <-l.got:
+		case <-l.late:
 			return fault.New(fault.Unavailable, "events were lost: the listener is too slow")
 		case <-lost:
 			return fault.New(fault.Unavailable, "libvirtd was lost")

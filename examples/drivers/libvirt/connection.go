@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	lv "libvirt.org/go/libvirt"
 
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -34,6 +36,56 @@ type connection struct {
 	mu   sync.Mutex
 	conn *lv.Connect
 	lost chan struct{} // closed when conn is
+
+	hearing   sync.Mutex
+	listeners map[*listener]bool
+}
+
+// listener is a stream of events.
+type listener struct {
+	got  chan compute.Event
+	late chan struct{} // gets something when got is full
+}
+
+// listen tells a listener of all events from now on, until it is dropped.
+func (c *connection) listen() *listener {
+	c.hearing.Lock()
+	defer c.hearing.Unlock()
+	l := &listener{make(chan compute.Event, backlog), make(chan struct{}, 1)}
+	if c.listeners == nil {
+		c.listeners = make(map[*listener]bool)
+	}
+	c.listeners[l] = true
+	return l
+}
+
+func (c *connection) drop(l *listener) {
+	c.hearing.Lock()
+	defer c.hearing.Unlock()
+	delete(c.listeners, l)
+}
+
+// hear is libvirt's callback, which must not wait. There is one for each connection:
+// libvirt takes a callback for a while after its end for one that is there.
+func (c *connection) hear(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEventLifecycle) {
+	t := eventType(e)
+	name, err := dom.GetName()
+	id, ours := strings.CutPrefix(name, domainPrefix)
+	if t == "" || err != nil || !ours {
+		return
+	}
+	c.hearing.Lock()
+	defer c.hearing.Unlock()
+	for l := range c.listeners {
+		select {
+		case l.got <- compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}:
+		default:
+			select {
+			case l.late <- struct{}{}:
+			default:
+			}
+		}
+	}
 }
 
 // get returns the connection, and a channel that is closed when it is lost.
@@ -63,6 +115,10 @@ func (c *connection) get() (*lv.Connect, <-chan struct{}, error) {
 		return nil, nil, err
 	}
 	if err := conn.SetKeepAlive(5, 3); err != nil && !is(err, lv.ERR_NO_SUPPORT) {
+		_, _ = conn.Close()
+		return nil, nil, err
+	}
+	if _, err := conn.DomainEventLifecycleRegister(nil, c.hear); err != nil {
 		_, _ = conn.Close()
 		return nil, nil, err
 	}
