@@ -276,7 +276,7 @@ func TestMain(m *testing.M) {
 // talkGarbage is a program that begins as a driver does, and then sends noise to
 // whoever connects.
 func talkGarbage() {
-	l, err := net.Listen("unix", filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s"))
+	l, err := new(net.ListenConfig).Listen(context.Background(), "unix", filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s"))
 	if err != nil {
 		panic(err)
 	}
