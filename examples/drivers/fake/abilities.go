@@ -25,8 +25,31 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 			return nil
 		case s.Power != compute.Shutdown:
 			return fault.New(fault.Precondition, "resize: server %s is %v", id, s.Power)
+		case s.Before != nil:
+			return fault.New(fault.Precondition, "resize: the last one of server %s is not confirmed yet", id)
 		}
+		s.Before = new(s.Resources)
 		s.Resources = to
+		return nil
+	})
+	return err
+}
+
+// ConfirmResize implements compute.Driver.
+func (d *Driver) ConfirmResize(ctx context.Context, id string) error {
+	return d.set(ctx, "confirm_resize", id, nil, func(s *server) { s.Before = nil })
+}
+
+// RevertResize implements compute.Driver.
+func (d *Driver) RevertResize(ctx context.Context, id string) error {
+	_, err := d.on(ctx, "revert_resize", id, func(s *server) error {
+		switch {
+		case s.Before == nil:
+			return nil
+		case s.Power != compute.Shutdown:
+			return fault.New(fault.Precondition, "revert resize: server %s is %v", id, s.Power)
+		}
+		s.Resources, s.Before = *s.Before, nil
 		return nil
 	})
 	return err

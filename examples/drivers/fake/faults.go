@@ -18,7 +18,7 @@ import (
 // methods are the names by which faults name the methods of a compute.Driver.
 var methods = []string{
 	"spawn", "destroy", "list", "get", "power_on", "power_off", "reboot", "resources", "pause", "unpause",
-	"suspend", "resume", "resize", "rescue", "unrescue", "snapshot", "console_log", "console", "live_migrate",
+	"suspend", "resume", "resize", "confirm_resize", "revert_resize", "rescue", "unrescue", "snapshot", "console_log", "console", "live_migrate",
 	"attach_volume", "detach_volume", "attach_interface", "detach_interface", "metrics", "diagnostics", "events", "info",
 }
 

@@ -28,10 +28,11 @@ const (
 type server struct {
 	compute.Instance
 
-	Image    string            `json:"image"`
-	Metadata map[string]string `json:"metadata,omitempty"`
-	Started  time.Time         `json:"started"`
-	Boots    int               `json:"boots"`
+	Before   *compute.Resources `json:"before,omitempty"` // what it had before a resize that is not confirmed
+	Image    string             `json:"image"`
+	Metadata map[string]string  `json:"metadata,omitempty"`
+	Started  time.Time          `json:"started"`
+	Boots    int                `json:"boots"`
 }
 
 var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)

@@ -99,20 +99,52 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 			return nil
 		case p != compute.Shutdown:
 			return wrongState("resize", id, p)
+		case g.def.meta.Before != nil:
+			return fault.New(fault.Precondition, "resize: the last one of server %s is not confirmed yet", id)
 		}
+		before := &earlier{VCPUs: has.VCPUs, MemoryMiB: has.MemoryMiB, DiskGiB: has.DiskGiB}
 		if to.DiskGiB > has.DiskGiB {
-			path := d.opts.file(id, diskFile)
-			size, err := virtualSize(ctx, path, "qcow2")
-			if err != nil {
+			var err error
+			if before.File, err = d.opts.grow(ctx, id, to.DiskGiB); err != nil {
 				return err
 			}
-			if want := int64(to.DiskGiB) << 30; size < want {
-				if _, err := qemuImg(ctx, "resize", "-q", "-f", "qcow2", path, strconv.FormatInt(want, 10)); err != nil {
-					return err
-				}
+		}
+		g.def.meta.Before = before
+		g.def.setResources(to)
+		return g.save(conn)
+	})
+}
+
+// ConfirmResize implements compute.Driver. What the disk was stays, as the file that
+// it rests on.
+func (d *Driver) ConfirmResize(ctx context.Context, id string) error {
+	return d.change(ctx, "confirm resize", id, func(_ context.Context, conn *lv.Connect, g *guest, _ compute.PowerState) error {
+		if g.def.meta.Before == nil {
+			return nil
+		}
+		g.def.meta.Before = nil
+		return g.save(conn)
+	})
+}
+
+// RevertResize implements compute.Driver.
+func (d *Driver) RevertResize(ctx context.Context, id string) error {
+	return d.change(ctx, "revert resize", id, func(_ context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
+		before := g.def.meta.Before
+		switch {
+		case before == nil:
+			return nil
+		case p != compute.Shutdown:
+			return wrongState("revert resize", id, p)
+		}
+		if before.File != "" {
+			err := os.Rename(d.opts.file(id, before.File), d.opts.file(id, diskFile))
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // a call that was killed has done it
+				return err
 			}
 		}
-		g.def.setResources(to)
+		g.def.meta.Before = nil
+		g.def.setResources(compute.Resources{VCPUs: before.VCPUs, MemoryMiB: before.MemoryMiB, DiskGiB: before.DiskGiB})
 		return g.save(conn)
 	})
 }

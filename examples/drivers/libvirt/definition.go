@@ -27,6 +27,16 @@ type metadata struct {
 	MemoryMiB int      `xml:"memory_mib,attr"`
 	DiskGiB   int      `xml:"disk_gib,attr"`
 	Rescued   bool     `xml:"rescued,attr"`
+	Before    *earlier `xml:"before"`
+}
+
+// earlier is what a guest had before a resize that is not confirmed yet.
+type earlier struct {
+	VCPUs     int `xml:"vcpus,attr"`
+	MemoryMiB int `xml:"memory_mib,attr"`
+	DiskGiB   int `xml:"disk_gib,attr"`
+	// File has its disk, if that has grown.
+	File string `xml:"file,attr,omitempty"`
 }
 
 func (m *metadata) resources() compute.Resources {

@@ -54,6 +54,12 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 		}
 		size = want
 	}
+	return restOn(ctx, path, base, format, size)
+}
+
+// restOn makes a disk of some bytes that begins as base, at path, in one step
+// whatever is there.
+func restOn(ctx context.Context, path, base, format string, size int64) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -64,22 +70,69 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 	return os.Rename(tmp, path)
 }
 
+// grow makes the disk of a server that is off larger, and returns the name of the
+// file that keeps it as it was, on which it rests from now on. It may be killed, and
+// called again, at any point: the server's disk is always whole.
+func (o *options) grow(ctx context.Context, id string, gib int) (string, error) {
+	path, want := o.file(id, diskFile), int64(gib)<<30
+	now, err := describe(ctx, path, "qcow2")
+	if err != nil {
+		return "", err
+	}
+	if now.Size >= want { // a call that was killed has done it, or the image is as large
+		if filepath.Dir(now.Backing) != filepath.Dir(path) {
+			return "", nil
+		}
+		return filepath.Base(now.Backing), nil
+	}
+	for n := 1; ; n++ {
+		name := fmt.Sprintf("disk.%d.qcow2", n)
+		err := os.Link(path, o.file(id, name))
+		if errors.Is(err, fs.ErrExist) {
+			if same, err := sameFile(path, o.file(id, name)); err != nil || !same { // same: a call that was killed
+				if err != nil {
+					return "", err
+				}
+				continue
+			}
+		} else if err != nil {
+			return "", err
+		}
+		return name, restOn(ctx, path, o.file(id, name), "qcow2", want)
+	}
+}
+
+func sameFile(a, b string) (bool, error) {
+	x, err := os.Stat(a)
+	if err != nil {
+		return false, err
+	}
+	y, err := os.Stat(b)
+	return err == nil && os.SameFile(x, y), err
+}
+
 func virtualSize(ctx context.Context, path, format string) (int64, error) {
+	info, err := describe(ctx, path, format)
+	if err == nil && info.Backing != "" && filepath.Base(path) != diskFile {
+		err = fault.New(fault.Invalid, "image %s rests on %s: an image has to be whole", path, info.Backing)
+	}
+	return info.Size, err
+}
+
+type diskInfo struct {
+	Size    int64  `json:"virtual-size"`
+	Backing string `json:"backing-filename"`
+}
+
+func describe(ctx context.Context, path, format string) (info diskInfo, err error) {
 	out, err := qemuImg(ctx, "info", "-U", "--output=json", "-f", format, path)
 	if err != nil {
-		return 0, err
-	}
-	var info struct {
-		Size    int64  `json:"virtual-size"`
-		Backing string `json:"backing-filename"`
+		return info, err
 	}
 	if err := json.Unmarshal(out, &info); err != nil {
-		return 0, fmt.Errorf("qemu-img info %s: %w", path, err)
+		return info, fmt.Errorf("qemu-img info %s: %w", path, err)
 	}
-	if info.Backing != "" && filepath.Base(path) != diskFile {
-		return 0, fault.New(fault.Invalid, "image %s rests on %s: an image has to be whole", path, info.Backing)
-	}
-	return info.Size, nil
+	return info, nil
 }
 
 func qemuImg(ctx context.Context, args ...string) ([]byte, error) {

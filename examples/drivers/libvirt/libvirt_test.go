@@ -135,9 +135,42 @@ func TestGuest(t *testing.T) {
 		t.Errorf("it did not shut down by itself: %s", log[max(0, len(log)-200):])
 	}
 
-	must("resize", d.Resize(ctx, id, compute.Resources{VCPUs: 2, MemoryMiB: 256, DiskGiB: 2}))
+	// It is resized, and back, and again; the disk is what it was, or what it became.
+	disk := filepath.Join(dir, id, "disk.qcow2")
+	size := func() int64 {
+		t.Helper()
+		out, err := exec.CommandContext(ctx, "qemu-img", "info", "-U", "--output=json", disk).Output()
+		var info struct {
+			Size int64 `json:"virtual-size"`
+		}
+		must("qemu-img info", errors.Join(err, json.Unmarshal(out, &info)))
+		return info.Size >> 30
+	}
+	was, err := os.Stat(disk)
+	must("look at the disk", err)
+	bigger := compute.Resources{VCPUs: 2, MemoryMiB: 256, DiskGiB: 2}
+	must("resize", d.Resize(ctx, id, bigger))
 	must("power on", d.PowerOn(ctx, id))
 	wait(t, "the bigger guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 2 CPUs, 2") })
+	must("power off", d.PowerOff(ctx, id, 0))
+	if got := size(); got != 2 {
+		t.Errorf("resized, its disk has %d GiB", got)
+	}
+	must("revert", d.RevertResize(ctx, id))
+	if is, err := os.Stat(disk); err != nil || !os.SameFile(was, is) || size() != 1 {
+		t.Errorf("reverted, the disk is not what it was: %v, %d GiB", err, size())
+	}
+	must("power on", d.PowerOn(ctx, id))
+	wait(t, "the old guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 1 CPUs") })
+	must("power off", d.PowerOff(ctx, id, 0))
+	must("resize", d.Resize(ctx, id, bigger))
+	must("power on", d.PowerOn(ctx, id))
+	must("confirm", d.ConfirmResize(ctx, id))
+	must("revert after it is confirmed", d.RevertResize(ctx, id))
+	wait(t, "the bigger guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 2 CPUs, 2") })
+	if got := size(); got != 2 {
+		t.Errorf("confirmed, its disk has %d GiB", got)
+	}
 
 	// The guest's process dies.
 	for len(heard) > 0 {

@@ -79,6 +79,16 @@ class ComputeStub(object):
                 request_serializer=compute__pb2.ResizeRequest.SerializeToString,
                 response_deserializer=compute__pb2.ResizeResponse.FromString,
                 )
+        self.ConfirmResize = channel.unary_unary(
+                '/armature.compute.v1.Compute/ConfirmResize',
+                request_serializer=compute__pb2.ConfirmResizeRequest.SerializeToString,
+                response_deserializer=compute__pb2.ConfirmResizeResponse.FromString,
+                )
+        self.RevertResize = channel.unary_unary(
+                '/armature.compute.v1.Compute/RevertResize',
+                request_serializer=compute__pb2.RevertResizeRequest.SerializeToString,
+                response_deserializer=compute__pb2.RevertResizeResponse.FromString,
+                )
         self.Rescue = channel.unary_unary(
                 '/armature.compute.v1.Compute/Rescue',
                 request_serializer=compute__pb2.RescueRequest.SerializeToString,
@@ -245,8 +255,27 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Resize(self, request, context):
-        """Resize changes what a SHUTDOWN server has. INVALID_ARGUMENT: its disk would
-        shrink; RESOURCE_EXHAUSTED: no room. Capability resize.
+        """Resize changes what a SHUTDOWN server has, such that RevertResize can undo it
+        until ConfirmResize. INVALID_ARGUMENT: its disk would shrink;
+        RESOURCE_EXHAUSTED: no room; FAILED_PRECONDITION, too: another resize is not
+        confirmed yet. Capability resize.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ConfirmResize(self, request, context):
+        """ConfirmResize gives up what RevertResize would need. That there is nothing to
+        confirm is no error. Capability resize.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevertResize(self, request, context):
+        """RevertResize gives a SHUTDOWN server what it had before Resize. If its disk had
+        grown, what was written since is lost. That there is nothing to revert is no
+        error. Capability resize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -427,6 +456,16 @@ def add_ComputeServicer_to_server(servicer, server):
                     servicer.Resize,
                     request_deserializer=compute__pb2.ResizeRequest.FromString,
                     response_serializer=compute__pb2.ResizeResponse.SerializeToString,
+            ),
+            'ConfirmResize': grpc.unary_unary_rpc_method_handler(
+                    servicer.ConfirmResize,
+                    request_deserializer=compute__pb2.ConfirmResizeRequest.FromString,
+                    response_serializer=compute__pb2.ConfirmResizeResponse.SerializeToString,
+            ),
+            'RevertResize': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevertResize,
+                    request_deserializer=compute__pb2.RevertResizeRequest.FromString,
+                    response_serializer=compute__pb2.RevertResizeResponse.SerializeToString,
             ),
             'Rescue': grpc.unary_unary_rpc_method_handler(
                     servicer.Rescue,
@@ -721,6 +760,40 @@ class Compute(object):
         return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/Resize',
             compute__pb2.ResizeRequest.SerializeToString,
             compute__pb2.ResizeResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ConfirmResize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/ConfirmResize',
+            compute__pb2.ConfirmResizeRequest.SerializeToString,
+            compute__pb2.ConfirmResizeResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RevertResize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/armature.compute.v1.Compute/RevertResize',
+            compute__pb2.RevertResizeRequest.SerializeToString,
+            compute__pb2.RevertResizeResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
 

@@ -53,6 +53,14 @@ func (s *server) act(ctx context.Context, r *api.Request[action]) (any, error) {
 				return s.begin(ctx, r, id, compute.HardReboot)
 			}
 			return nil, invalid("type", in.Type, "it is neither SOFT nor HARD")
+		case "resize":
+			return s.resize(ctx, r, id, args)
+		case "confirmResize":
+			out, err := s.begin(ctx, r, id, compute.ConfirmResize)
+			r.Status = http.StatusNoContent
+			return out, err
+		case "revertResize":
+			return s.begin(ctx, r, id, compute.RevertResize)
 		case "os-getConsoleOutput":
 			return s.console(ctx, id, args)
 		default:
@@ -68,6 +76,31 @@ func (s *server) begin(ctx context.Context, r *api.Request[action], id string, a
 		return nil, err
 	}
 	if err := s.cfg.Store.Act(ctx, id, a); err != nil {
+		return nil, err
+	}
+	s.wake(ctx, id)
+	r.Status = http.StatusAccepted
+	return api.None{}, nil
+}
+
+func (s *server) resize(ctx context.Context, r *api.Request[action], id string, args json.RawMessage) (any, error) {
+	var in struct {
+		FlavorRef flavorRef `json:"flavorRef"`
+	}
+	if err := json.Unmarshal(args, &in); err != nil {
+		return nil, invalid("resize", string(args), "it is not an object with a flavorRef")
+	}
+	if len(in.FlavorRef) == 0 {
+		return nil, api.Missing("flavorRef")
+	}
+	f, err := s.flavor(ctx, in.FlavorRef)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.able(ctx); err != nil {
+		return nil, err
+	}
+	if err := s.cfg.Store.BeginResize(ctx, id, f); err != nil {
 		return nil, err
 	}
 	s.wake(ctx, id)

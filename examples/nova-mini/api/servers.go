@@ -23,7 +23,7 @@ type createServer struct {
 
 type newServer struct {
 	Name      *string           `json:"name"`
-	FlavorRef json.RawMessage   `json:"flavorRef"` // text or a number, as in Nova
+	FlavorRef flavorRef         `json:"flavorRef"`
 	ImageRef  string            `json:"imageRef"`
 	Metadata  map[string]string `json:"metadata"`
 	// Networks is taken and has no effect: servers have no network yet.
@@ -52,14 +52,20 @@ func (b *createServer) Validate() error {
 	return nil
 }
 
-// flavor returns the flavor that a reference means: its id, or the last part of
-// a link to it.
-func (s *newServer) flavor() string {
-	ref := strings.Trim(string(s.FlavorRef), `"`)
-	if i := strings.LastIndexByte(ref, '/'); i >= 0 {
-		ref = ref[i+1:]
+// flavorRef is text or a number, as in Nova: a flavor's id, or a link to it.
+type flavorRef = json.RawMessage
+
+// flavor returns the flavor that a reference means. Invalid: there is none.
+func (s *server) flavor(ctx context.Context, ref flavorRef) (*store.Flavor, error) {
+	id := strings.Trim(string(ref), `"`)
+	if i := strings.LastIndexByte(id, '/'); i >= 0 {
+		id = id[i+1:]
 	}
-	return ref
+	f, err := s.cfg.Store.Flavor(ctx, id)
+	if fault.CodeOf(err) == fault.NotFound && err != nil {
+		err = fault.New(fault.Invalid, "%w", err)
+	}
+	return f, err
 }
 
 type createdServer struct {
@@ -72,10 +78,7 @@ type createdServer struct {
 
 func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (map[string]createdServer, error) {
 	in := r.Body.Server
-	f, err := s.cfg.Store.Flavor(ctx, in.flavor())
-	if fault.CodeOf(err) == fault.NotFound && err != nil {
-		return nil, fault.New(fault.Invalid, "%w", err)
-	}
+	f, err := s.flavor(ctx, in.FlavorRef)
 	if err != nil {
 		return nil, err
 	}
@@ -183,9 +186,22 @@ func viewServer(r *http.Request, s *store.Server) serverView {
 			v.Status = "REBOOT"
 		case store.RebootingHard:
 			v.Status = "HARD_REBOOT"
+		case store.ResizePrep:
+			v.Status = "RESIZE"
 		}
 	case store.Stopped:
 		v.Status, v.PowerState = "SHUTOFF", compute.Shutdown
+		if s.Task() == store.ResizePrep {
+			v.Status, v.Progress = "RESIZE", new(int)
+		}
+	case store.Resized:
+		v.Status, v.Progress, v.PowerState = "VERIFY_RESIZE", new(int), compute.Shutdown
+		if s.Resize != nil && s.Resize.Running {
+			v.PowerState = compute.Running
+		}
+		if s.Task() == store.ResizeReverting {
+			v.Status = "REVERT_RESIZE"
+		}
 	default:
 		v.Status = "ERROR"
 		if s.FaultAt != nil {

@@ -75,9 +75,17 @@ type Driver interface {
 	Suspend(ctx context.Context, id string) error
 	// Resume makes a Suspended server go on where it was. CapSuspend.
 	Resume(ctx context.Context, id string) error
-	// Resize changes what a Shutdown server has. Invalid: its disk would shrink;
-	// Exhausted: no room. CapResize.
+	// Resize changes what a Shutdown server has, such that RevertResize can undo
+	// it until ConfirmResize. Invalid: its disk would shrink; Exhausted: no room;
+	// Precondition, too: another resize is not confirmed yet. CapResize.
 	Resize(ctx context.Context, id string, to Resources) error
+	// ConfirmResize gives up what RevertResize would need. That there is nothing to
+	// confirm is no error. CapResize.
+	ConfirmResize(ctx context.Context, id string) error
+	// RevertResize gives a Shutdown server what it had before Resize. If its disk
+	// had grown, what was written since is lost. That there is nothing to revert is
+	// no error. CapResize.
+	RevertResize(ctx context.Context, id string) error
 	// Rescue starts the server from another image, or its own if that is empty,
 	// with its own disk as the second, from every state. It ends in Running, with
 	// Instance.Rescued. CapRescue.
@@ -286,6 +294,12 @@ func (Unsupported) Resume(context.Context, string) error { return lacks(CapSuspe
 
 // Resize implements Driver.
 func (Unsupported) Resize(context.Context, string, Resources) error { return lacks(CapResize) }
+
+// ConfirmResize implements Driver.
+func (Unsupported) ConfirmResize(context.Context, string) error { return lacks(CapResize) }
+
+// RevertResize implements Driver.
+func (Unsupported) RevertResize(context.Context, string) error { return lacks(CapResize) }
 
 // Rescue implements Driver.
 func (Unsupported) Rescue(context.Context, string, string) error { return lacks(CapRescue) }

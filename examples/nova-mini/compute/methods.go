@@ -8,10 +8,11 @@ import (
 var (
 	v1  = rpc.Version{Major: 1}
 	v11 = rpc.Version{Major: 1, Minor: 1}
+	v12 = rpc.Version{Major: 1, Minor: 2}
 )
 
 // Worker is what a compute service answers on its host.
-var Worker = &rpc.Interface{Name: "compute", Version: v11}
+var Worker = &rpc.Interface{Name: "compute", Version: v12}
 
 var (
 	// Build makes the worker build a server and report how it ended. It is
@@ -20,7 +21,7 @@ var (
 	// Destroy makes the worker remove a server and report it.
 	Destroy = rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce}
 	// Act makes the worker do an action to a server and report how it ended. It is
-	// idempotent by server and generation.
+	// idempotent by server and generation. Since 1.2 it resizes.
 	Act = rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce}
 	// ReadConsole returns the end of a server's console log, at most 100 KiB, as
 	// in Nova. Errors: NotFound; Unimplemented if the driver has none.
@@ -36,6 +37,10 @@ const (
 	Start      Action = "start"
 	SoftReboot Action = "reboot"
 	HardReboot Action = "hard_reboot"
+
+	Resize        Action = "resize"
+	ConfirmResize Action = "confirm_resize"
+	RevertResize  Action = "revert_resize"
 )
 
 // ActRequest asks for an action.
@@ -46,6 +51,10 @@ type ActRequest struct {
 	// generation.
 	Task       string `json:"task"`
 	Generation int64  `json:"generation"`
+	// Resources are what the server is to have after a Resize. It, and RevertResize,
+	// end with the server Running, or off.
+	Resources Resources `json:"resources,omitzero"`
+	Running   bool      `json:"running,omitempty"`
 }
 
 // ConsoleRequest asks for a server's console log.

@@ -71,6 +71,14 @@ func (s *server) Resize(ctx context.Context, r *pb.ResizeRequest) (*pb.ResizeRes
 	return &pb.ResizeResponse{}, s.d.Resize(ctx, r.GetId(), fromResources(r.GetResources()))
 }
 
+func (s *server) ConfirmResize(ctx context.Context, r *pb.ConfirmResizeRequest) (*pb.ConfirmResizeResponse, error) {
+	return &pb.ConfirmResizeResponse{}, s.d.ConfirmResize(ctx, r.GetId())
+}
+
+func (s *server) RevertResize(ctx context.Context, r *pb.RevertResizeRequest) (*pb.RevertResizeResponse, error) {
+	return &pb.RevertResizeResponse{}, s.d.RevertResize(ctx, r.GetId())
+}
+
 func (s *server) Rescue(ctx context.Context, r *pb.RescueRequest) (*pb.RescueResponse, error) {
 	return &pb.RescueResponse{}, s.d.Rescue(ctx, r.GetId(), r.GetImageRef())
 }
@@ -225,6 +233,16 @@ func (c *client) Resume(ctx context.Context, id string) error {
 
 func (c *client) Resize(ctx context.Context, id string, to Resources) error {
 	_, err := c.rpc.Resize(ctx, &pb.ResizeRequest{Id: id, Resources: toResources(to)})
+	return err
+}
+
+func (c *client) ConfirmResize(ctx context.Context, id string) error {
+	_, err := c.rpc.ConfirmResize(ctx, &pb.ConfirmResizeRequest{Id: id})
+	return err
+}
+
+func (c *client) RevertResize(ctx context.Context, id string) error {
+	_, err := c.rpc.RevertResize(ctx, &pb.RevertResizeRequest{Id: id})
 	return err
 }
 

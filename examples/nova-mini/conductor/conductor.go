@@ -11,6 +11,8 @@
 //	deleting    tell the worker to destroy; it reports the end. Gone
 //	powering-off, powering-on, rebooting, rebooting_hard
 //	            tell the worker to do it; it reports the end. Active, or stopped
+//	resize_prep, resize_confirming, resize_reverting
+//	            the same. Resized; after that active, or stopped
 package conductor
 
 import (
@@ -193,12 +195,18 @@ func (s *Service) cast(ctx context.Context, srv *store.Server) error {
 // news.
 func (s *Service) act(ctx context.Context, srv *store.Server) error {
 	if age := srv.DueAt.Sub(srv.TaskSince); age > s.cfg.BuildTimeout {
+		why := fmt.Sprintf("host %s did not end %s within %v", *srv.Host, srv.Task(), s.cfg.BuildTimeout)
+		if srv.Resize != nil { // nobody knows which size it has; it keeps the room for both
+			return s.cfg.Store.Fail(ctx, srv.ID, srv.Task(), why)
+		}
 		a := compute.AttemptRequest{ServerID: srv.ID, Host: *srv.Host, Generation: srv.Generation, Task: srv.Task()}
-		return s.cfg.Store.EndAct(ctx, a, fmt.Sprintf("host %s did not end %s within %v", *srv.Host, srv.Task(), s.cfg.BuildTimeout))
+		return s.cfg.Store.EndAct(ctx, a, why)
 	}
-	return rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, &compute.ActRequest{
-		ServerID: srv.ID, Action: store.ActionOf(srv.Task()), Task: srv.Task(), Generation: srv.Generation,
-	})
+	req := &compute.ActRequest{ServerID: srv.ID, Action: store.ActionOf(srv.Task()), Task: srv.Task(), Generation: srv.Generation}
+	if srv.Resize != nil {
+		req.Resources, req.Running = srv.Resize.To.Has, srv.Resize.Running
+	}
+	return rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, req)
 }
 
 func (s *Service) destroy(ctx context.Context, srv *store.Server) error {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/flavors"
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 )
 
@@ -36,7 +37,9 @@ func TestActions(t *testing.T) {
 	crash := make1("crash", map[string]string{"fake:power_off": "crash 1; crash after 1"})
 	broken := make1("broken", map[string]string{"fake:power_off": "fail"})
 	hangs := make1("hangs", map[string]string{"fake:reboot": "hang"})
-	c.settled(cl, len(ids)+3, 60*time.Second)
+	norsz := make1("norsz", map[string]string{"fake:resize": "fail exhausted"})
+	rszcrash := make1("rszcrash", map[string]string{"fake:resize": "crash 1; crash after 1"})
+	c.settled(cl, len(ids)+5, 60*time.Second)
 	becomes := func(id, status string) {
 		t.Helper()
 		c.poll("server "+id+" to be "+status, 60*time.Second, func() error {
@@ -94,6 +97,51 @@ func TestActions(t *testing.T) {
 	for _, id := range ids[1:] {
 		becomes(id, "ACTIVE")
 	}
+
+	// Resizes are done once whoever dies, end as the user says, and what the driver cannot
+	// do leaves the server as it was.
+	resize := func(id, flavor string) error {
+		return servers.Resize(t.Context(), cl, id, servers.ResizeOpts{FlavorRef: flavor}).ExtractErr()
+	}
+	flavorOf := func(id, want string) {
+		t.Helper()
+		if got, err := servers.Get(t.Context(), cl, id).Extract(); err != nil || got.Flavor["id"] != want {
+			t.Errorf("server %s has flavor %v, %v; want %s", id, got.Flavor, err, want)
+		}
+	}
+	huge, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "huge", RAM: 1 << 20, VCPUs: 1, Disk: new(1)}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, err := range map[string]error{"no such flavor": resize(ids[0], "none"), "its own flavor": resize(ids[0], "1"), "more than the host has": resize(ids[0], huge.ID)} {
+		refused(what, err, http.StatusBadRequest)
+	}
+	refused("confirm of nothing", servers.ConfirmResize(t.Context(), cl, ids[0]).ExtractErr(), http.StatusConflict)
+	for _, id := range append(ids, norsz, rszcrash) {
+		if err := resize(id, "2"); err != nil {
+			t.Errorf("resize: %v", err)
+		}
+	}
+	for _, p := range []string{"node-2", "c-1"} {
+		c.procs[p].Kill()
+	}
+	c.start("compute", "node-2")
+	c.start("conductor", "c-1")
+	becomes(norsz, "ACTIVE")
+	flavorOf(norsz, "1")
+	for _, id := range append(ids, rszcrash) {
+		becomes(id, "VERIFY_RESIZE")
+		flavorOf(id, "2")
+		refused("stop before it is confirmed", servers.Stop(t.Context(), cl, id).ExtractErr(), http.StatusConflict)
+	}
+	end, left := servers.ConfirmResize(t.Context(), cl, ids[0]).ExtractErr(), servers.RevertResize(t.Context(), cl, ids[1]).ExtractErr()
+	if end != nil || left != nil {
+		t.Errorf("confirm: %v; revert: %v", end, left)
+	}
+	becomes(ids[0], "ACTIVE")
+	becomes(ids[1], "ACTIVE")
+	flavorOf(ids[0], "2")
+	flavorOf(ids[1], "1")
 
 	// What the driver cannot do leaves the server as it was.
 	if err := servers.Stop(t.Context(), cl, broken).ExtractErr(); err != nil {

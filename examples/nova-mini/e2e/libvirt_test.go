@@ -19,7 +19,7 @@ import (
 
 // TestLibvirt: a server that is created through REST is a QEMU guest that boots, also
 // when the worker and the driver's program are killed under it; its console log is read,
-// and it is stopped, started and rebooted; when it is deleted libvirt has no domain, and
+// and it is stopped, started, rebooted and resized; when it is deleted libvirt has no domain, and
 // the disk no file of it.
 func TestLibvirt(t *testing.T) {
 	t.Parallel()
@@ -103,6 +103,30 @@ func TestLibvirt(t *testing.T) {
 	do("hard reboot", servers.Reboot(t.Context(), cl, s.ID, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr())
 	becomes("ACTIVE")
 	says("guest ready")
+	// It is resized and back, then resized for good; its disk grows with it.
+	large, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "large", RAM: 192, VCPUs: 2, Disk: new(2)}).Extract()
+	if err != nil {
+		t.Fatal(err)
+	}
+	do("resize", servers.Resize(t.Context(), cl, s.ID, servers.ResizeOpts{FlavorRef: large.ID}).ExtractErr())
+	becomes("VERIFY_RESIZE")
+	says("guest ready: 2 CPUs")
+	do("revert", servers.RevertResize(t.Context(), cl, s.ID).ExtractErr())
+	becomes("ACTIVE")
+	says("guest ready: 1 CPUs")
+	do("resize", servers.Resize(t.Context(), cl, s.ID, servers.ResizeOpts{FlavorRef: large.ID}).ExtractErr())
+	c.procs["node-1"].Kill() // in the middle of it
+	c.start("compute", "node-1")
+	becomes("VERIFY_RESIZE")
+	do("confirm", servers.ConfirmResize(t.Context(), cl, s.ID).ExtractErr())
+	becomes("ACTIVE")
+	says("guest ready: 2 CPUs")
+	if got, err := servers.Get(t.Context(), cl, s.ID).Extract(); err != nil || got.Flavor["id"] != large.ID {
+		t.Errorf("its flavor is %v, %v", got.Flavor, err)
+	}
+	if out, err := exec.CommandContext(t.Context(), "qemu-img", "info", "-U", filepath.Join(dir, "disk.qcow2")).Output(); err != nil || !strings.Contains(string(out), "2 GiB") {
+		t.Errorf("its disk: %s, %v", out, err)
+	}
 	c.deleteAll(cl, nil)
 	if got := domains(); len(got) != 0 {
 		t.Errorf("libvirt still has %v", got)

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -97,6 +98,133 @@ func TestActions(t *testing.T) {
 		}
 		if err := s.Act(ctx, "none", compute.Stop); fault.CodeOf(err) != fault.NotFound {
 			t.Errorf("stop of nothing: %v", err)
+		}
+	})
+}
+
+// TestResize: what a server counts as, holds and is at each point of a resize, and how
+// each may end.
+func TestResize(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "h1", 4)
+		id := addServer(t, s).ID
+		if err := s.Activate(ctx, place(t, s, id, "h1")); err != nil {
+			t.Fatal(err)
+		}
+		size := func(name string, n, disk int) *store.Flavor {
+			return &store.Flavor{ID: name, Name: name, VCPUs: n, MemoryMiB: 512 * n, DiskGiB: disk}
+		}
+		check := func(what, state, flavor string, memory int64) *store.Server {
+			t.Helper()
+			srv, err := s.Server(t.Context(), id)
+			if got := used(t, d, "h1"); err != nil || srv.VMState != state || srv.FlavorID != flavor || got != memory {
+				t.Fatalf("%s: %s, flavor %s, %d MiB in use, %v; want %s, %s, %d", what, srv.VMState, srv.FlavorID, got, err, state, flavor, memory)
+			}
+			if found, err := s.Audit(t.Context(), false); err != nil || len(found) > 0 {
+				t.Errorf("%s: the audit finds %+v, %v", what, found, err)
+			}
+			return srv
+		}
+		end := func(why string) {
+			t.Helper()
+			srv, err := s.Server(ctx, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for range 2 {
+				if err := s.EndAct(ctx, compute.AttemptRequest{ServerID: id, Host: "h1", Generation: srv.Generation, Task: srv.Task()}, why); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		begin := func(f *store.Flavor) {
+			t.Helper()
+			if err := s.BeginResize(ctx, id, f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		act := func(a compute.Action) {
+			t.Helper()
+			if err := s.Act(ctx, id, a); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for _, bad := range []struct {
+			f    *store.Flavor
+			says string
+		}{
+			{size("1", 1, 1), "When resizing, instances must change flavor!"},
+			{size("flat", 1, 0), "Unable to resize disk down"},
+			{size("huge", 5, 1), "No valid host was found"},
+		} {
+			if err := s.BeginResize(ctx, id, bad.f); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), bad.says) {
+				t.Errorf("resize to %s: %v", bad.f.ID, err)
+			}
+			if srv := check("after what was refused", store.Active, "1", 512); srv.TaskState != nil || srv.Resize != nil {
+				t.Errorf("what was refused left %+v", srv)
+			}
+		}
+		for _, a := range []compute.Action{compute.ConfirmResize, compute.RevertResize} {
+			if err := s.Act(ctx, id, a); fault.CodeOf(err) != fault.Conflict {
+				t.Errorf("%s without a resize: %v", a, err)
+			}
+		}
+
+		begin(size("3", 3, 2))
+		check("begun", store.Active, "1", 3*512)
+		if err := s.BeginResize(ctx, id, size("2", 2, 2)); fault.CodeOf(err) != fault.Conflict {
+			t.Errorf("two resizes at once: %v", err)
+		}
+		end("the driver cannot")
+		if srv := check("failed", store.Active, "1", 512); srv.FaultMessage != "the driver cannot" || srv.Resize != nil {
+			t.Errorf("after one that failed: %+v", srv)
+		}
+
+		begin(size("3", 3, 2))
+		end("")
+		if srv := check("resized", store.Resized, "3", 3*512); srv.Resize == nil || !srv.Resize.Running {
+			t.Errorf("resized: %+v", srv.Resize)
+		}
+		if err := s.Act(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict {
+			t.Errorf("stop before it is confirmed: %v", err)
+		}
+		act(compute.RevertResize)
+		end("not now")
+		check("not reverted", store.Resized, "3", 3*512)
+		act(compute.RevertResize)
+		end("")
+		check("reverted", store.Active, "1", 512)
+
+		act(compute.Stop)
+		end("")
+		begin(size("2", 2, 1))
+		end("")
+		act(compute.ConfirmResize)
+		end("not now")
+		check("not confirmed", store.Resized, "2", 2*512)
+		act(compute.ConfirmResize)
+		end("")
+		check("confirmed", store.Stopped, "2", 2*512)
+		begin(size("1", 1, 1)) // a smaller one holds the larger until it is confirmed
+		end("")
+		check("smaller", store.Resized, "1", 2*512)
+		act(compute.ConfirmResize)
+		end("")
+		check("smaller, confirmed", store.Stopped, "1", 512)
+
+		// Whose end nobody knows keeps the room for both.
+		begin(size("3", 3, 1))
+		if err := s.Fail(ctx, id, store.ResizePrep, "the host is silent"); err != nil {
+			t.Error(err)
+		}
+		check("given up", store.Error, "1", 3*512)
+		if err := s.MarkDeleting(ctx, id); err != nil {
+			t.Error(err)
+		}
+		if err := s.Remove(ctx, id); err != nil || used(t, d, "h1") != 0 {
+			t.Errorf("deleted: %v, %d MiB in use", err, used(t, d, "h1"))
 		}
 	})
 }

@@ -23,7 +23,7 @@ func Need(r compute.Resources) placement.Resources {
 }
 
 // Audit compares the claims with the servers, and repairs them if it is told to:
-// a server on a host has a claim there, of what its flavor says; one that waits
+// a server on a host has a claim there, of what its flavor says, or both of those of a resize; one that waits
 // for a host, or is deleted before it has one, may have a claim; any other has
 // none. It is safe while all services run.
 func (s *Store) Audit(ctx context.Context, repair bool) ([]placement.Finding, error) {
@@ -48,7 +48,7 @@ func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, e
 	for i := range servers {
 		switch srv := &servers[i]; {
 		case srv.Host != nil:
-			out = append(out, placement.Claim{Consumer: srv.ID, Allocations: []placement.Allocation{{Provider: *srv.Host, Resources: Need(srv.Need())}}})
+			out = append(out, placement.Claim{Consumer: srv.ID, Allocations: []placement.Allocation{{Provider: *srv.Host, Resources: Need(srv.Holds())}}})
 		case srv.Task() != "":
 			between = append(between, srv.ID)
 		}

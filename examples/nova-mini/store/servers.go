@@ -21,6 +21,7 @@ const (
 	Active   = "active"
 	Stopped  = "stopped"
 	Error    = "error"
+	Resized  = "resized" // neither confirmed nor reverted
 
 	Scheduling = "scheduling" // task_state: the conductor looks for a host
 	Spawning   = "spawning"   // the worker builds
@@ -30,10 +31,15 @@ const (
 	PoweringOn    = "powering-on"
 	Rebooting     = "rebooting"
 	RebootingHard = "rebooting_hard"
+
+	ResizePrep       = "resize_prep"
+	ResizeConfirming = "resize_confirming"
+	ResizeReverting  = "resize_reverting"
 )
 
-// Actions are those that a worker does to a server: the states in which they are
-// allowed, as in Nova, their task, and the state that they end in.
+// Actions are those that a worker does to a server: Nova's name, their task, the state
+// that they end in, if it is always the same, and those in which they are allowed, as in
+// Nova.
 var actions = map[compute.Action]struct {
 	name, task, to string
 	from           []string
@@ -42,7 +48,20 @@ var actions = map[compute.Action]struct {
 	compute.Start:      {"start", PoweringOn, Active, []string{Stopped}},
 	compute.SoftReboot: {"reboot", Rebooting, Active, []string{Active}},
 	compute.HardReboot: {"reboot", RebootingHard, Active, []string{Active, Stopped, Error}},
+
+	compute.Resize:        {"resize", ResizePrep, Resized, []string{Active, Stopped}},
+	compute.ConfirmResize: {"confirmResize", ResizeConfirming, "", []string{Resized}},
+	compute.RevertResize:  {"revertResize", ResizeReverting, "", []string{Resized}},
 }
+
+// tasks are all that somebody is to do.
+var tasks = func() []string {
+	out := []string{Scheduling, Spawning, Deleting}
+	for _, d := range actions {
+		out = append(out, d.task)
+	}
+	return out
+}()
 
 // ActionOf returns the action that a task is part of, or "".
 func ActionOf(task string) compute.Action {
@@ -82,6 +101,7 @@ type Server struct {
 	CreatedAt    time.Time  `db:"created_at"`
 	UpdatedAt    time.Time  `db:"updated_at"`
 	LaunchedAt   *time.Time `db:"launched_at"`
+	Resize       *Resize    `db:"resize"`
 }
 
 // Task returns the task's name, or "" if the server has none.
@@ -209,9 +229,12 @@ func (s *Store) Due(ctx context.Context, limit int) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	query, args, err := sqlx.In(`SELECT id FROM servers WHERE task_state IN (?) AND due_at <= ? ORDER BY due_at LIMIT ?`, tasks, now, limit)
+	if err != nil {
+		return nil, err
+	}
 	var ids []string
-	err = s.db.SelectContext(ctx, &ids, `SELECT id FROM servers WHERE task_state IN (?, ?, ?, ?, ?, ?, ?) AND due_at <= ?
-		ORDER BY due_at LIMIT ?`, Scheduling, Spawning, Deleting, PoweringOff, PoweringOn, Rebooting, RebootingHard, now, limit)
+	err = s.db.SelectContext(ctx, &ids, query, args...)
 	return ids, db.Error(err)
 }
 
@@ -301,57 +324,34 @@ func (s *Store) Activate(ctx context.Context, a compute.AttemptRequest) error {
 // Act gives a server that has no task the task of an action, in a new generation.
 // NotFound; Conflict, with Nova's words: its state does not allow the action.
 func (s *Store) Act(ctx context.Context, id string, a compute.Action) error {
-	d, known := actions[a]
-	if !known {
-		return fault.New(fault.Unimplemented, "there is no action %q", a)
-	}
 	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		query, args, err := sqlx.In(`UPDATE servers SET task_state = ?, generation = generation + 1, lease = '', due_at = ?, task_since = ?, updated_at = ?
-			WHERE id = ? AND task_state IS NULL AND host IS NOT NULL AND vm_state IN (?)`, d.task, now, now, now, id, d.from)
-		if err != nil {
-			return err
-		}
-		if n, err := exec(ctx, tx, query, args...); err != nil || n == 1 {
-			return err
-		}
-		var srv Server
-		if err := s.get(ctx, tx, &srv, notFound(id), `SELECT * FROM servers WHERE id = ?`, id); err != nil {
-			return err
-		}
-		if srv.TaskState != nil {
-			return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", d.name, id, srv.Task())
-		}
-		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", d.name, id, srv.VMState)
+		_, err := s.begin(ctx, tx, now, id, a)
+		return err
 	})
 }
 
-// EndAct ends an action: the server is in the state that the action leads to, or,
-// with why it failed, in the one that it was in. Once more is no error. ErrStale.
-func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string) error {
-	to := actions[ActionOf(a.Task)].to
-	if to == "" {
-		return fault.New(fault.Invalid, "%q is not the task of an action", a.Task)
+func (s *Store) begin(ctx context.Context, tx *sqlx.Tx, now time.Time, id string, a compute.Action) (*Server, error) {
+	d, known := actions[a]
+	if !known {
+		return nil, fault.New(fault.Unimplemented, "there is no action %q", a)
 	}
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		set, args := `vm_state = ?, updated_at = ?`, []any{to, now}
-		if why != "" {
-			set, args = `fault_code = 500, fault_message = ?, fault_at = ?, updated_at = ?`, []any{why, now, now}
-		}
-		n, err := exec(ctx, tx, `UPDATE servers SET task_state = NULL, `+set+` WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			append(args, a.ServerID, a.Host, a.Generation, a.Task)...)
-		if err != nil || n == 1 {
-			return err
-		}
-		var done int
-		err = tx.GetContext(ctx, &done, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state IS NULL`, a.ServerID, a.Host, a.Generation)
-		if err != nil {
-			return db.Error(err)
-		}
-		if done == 0 {
-			return compute.ErrStale
-		}
-		return nil
-	})
+	query, args, err := sqlx.In(`UPDATE servers SET task_state = ?, generation = generation + 1, lease = '', due_at = ?, task_since = ?, updated_at = ?
+		WHERE id = ? AND task_state IS NULL AND host IS NOT NULL AND vm_state IN (?)`, d.task, now, now, now, id, d.from)
+	if err != nil {
+		return nil, err
+	}
+	n, err := exec(ctx, tx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	srv := new(Server)
+	if err := s.get(ctx, tx, srv, notFound(id), `SELECT * FROM servers WHERE id = ?`, id); err != nil || n == 1 {
+		return srv, err
+	}
+	if srv.TaskState != nil {
+		return nil, fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", d.name, id, srv.Task())
+	}
+	return nil, fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", d.name, id, srv.VMState)
 }
 
 // Reschedule ends a failed attempt: the claim is released, the host is noted as

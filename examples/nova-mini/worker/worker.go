@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
@@ -138,8 +140,8 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		return nil, again(fmt.Errorf("ask whether %s of server %s is still wanted: %w", req.Action, id, err))
 	}
 	end := compute.EndBuildRequest{AttemptRequest: attempt}
-	if err := retry(ctx, func() error { return s.drive(ctx, id, req.Action) }); err != nil {
-		if ctx.Err() != nil {
+	if err := s.drive(ctx, req); err != nil {
+		if ctx.Err() != nil || errors.Is(err, errHalf) {
 			return nil, again(fmt.Errorf("%s server %s: %w", req.Action, id, err))
 		}
 		s.cfg.Logger.ErrorContext(ctx, "an action failed", "server", id, "action", string(req.Action), "error", err)
@@ -151,23 +153,94 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 	return &rpc.None{}, nil
 }
 
-func (s *Service) drive(ctx context.Context, id string, a compute.Action) error {
-	switch a {
+// drive does an action. An error with errHalf: it is done in part.
+func (s *Service) drive(ctx context.Context, req *compute.ActRequest) error {
+	d, id := s.cfg.Driver, req.ServerID
+	switch req.Action {
 	case compute.Stop:
-		return s.cfg.Driver.PowerOff(ctx, id, s.cfg.ShutdownTimeout)
+		return retry(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
 	case compute.Start:
-		return s.cfg.Driver.PowerOn(ctx, id)
+		return retry(ctx, func() error { return d.PowerOn(ctx, id) })
 	case compute.SoftReboot:
-		err := s.cfg.Driver.Reboot(ctx, id, false)
-		if errors.Is(err, fault.Precondition) { // it was cut off in the middle of a reboot, or the guest died meanwhile
-			err = s.cfg.Driver.Reboot(ctx, id, true)
+		return retry(ctx, func() error {
+			err := d.Reboot(ctx, id, false)
+			if errors.Is(err, fault.Precondition) { // it was cut off in the middle of a reboot, or the guest died meanwhile
+				err = d.Reboot(ctx, id, true)
+			}
+			return err
+		})
+	case compute.HardReboot:
+		return retry(ctx, func() error { return d.Reboot(ctx, id, true) })
+	case compute.Resize:
+		return s.resize(ctx, req)
+	case compute.ConfirmResize:
+		return retry(ctx, func() error { return d.ConfirmResize(ctx, id) })
+	case compute.RevertResize:
+		return s.revert(ctx, req)
+	default:
+		return fault.New(fault.Unimplemented, "this worker does not know the action %q", req.Action)
+	}
+}
+
+// errHalf says that a server was left neither as it was nor as it was to be.
+var errHalf = errors.New("done in part")
+
+// resize gives the server its new size, or leaves it with the old one.
+func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
+	d, id := s.cfg.Driver, req.ServerID
+	var info driver.Info
+	var is compute.Instance
+	err := retry(ctx, func() (err error) {
+		if info, err = d.Info(ctx); err == nil {
+			is, err = d.Get(ctx, id)
 		}
 		return err
-	case compute.HardReboot:
-		return s.cfg.Driver.Reboot(ctx, id, true)
-	default:
-		return fault.New(fault.Unimplemented, "this worker does not know the action %q", a)
+	})
+	switch {
+	case err != nil:
+		return err
+	case !slices.Contains(info.Capabilities, compute.CapResize): // before it is stopped in vain
+		return fault.New(fault.Unimplemented, "driver %s cannot resize servers", info.Name)
+	case is.Resources == req.Resources && (is.Power == compute.Running || !req.Running):
+		return nil // it was done, and the report lost
 	}
+	if is.Resources != req.Resources {
+		err = retry(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
+		if err == nil {
+			err = retry(ctx, func() error { return d.Resize(ctx, id, req.Resources) })
+		}
+	}
+	if err == nil && req.Running {
+		err = retry(ctx, func() error { return d.PowerOn(ctx, id) })
+	}
+	if err == nil || ctx.Err() != nil {
+		return err
+	}
+	if undo := s.revert(ctx, req); undo != nil {
+		return fmt.Errorf("%w, and cannot be undone: %w, %w", err, undo, errHalf)
+	}
+	return err
+}
+
+// revert gives the server its old size back. It fails with errHalf.
+func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
+	d, id := s.cfg.Driver, req.ServerID
+	err := retry(ctx, func() error {
+		err := d.RevertResize(ctx, id)
+		if errors.Is(err, fault.Precondition) { // it runs; if there is nothing to revert it is not stopped
+			if err = d.PowerOff(ctx, id, s.cfg.ShutdownTimeout); err == nil {
+				err = d.RevertResize(ctx, id)
+			}
+		}
+		return err
+	})
+	if err == nil && req.Running {
+		err = retry(ctx, func() error { return d.PowerOn(ctx, id) })
+	}
+	if err != nil {
+		err = fmt.Errorf("%w: %w", errHalf, err)
+	}
+	return err
 }
 
 // maxConsole is how much of a console log is returned, in bytes: Nova's

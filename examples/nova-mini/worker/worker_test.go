@@ -5,6 +5,8 @@ import (
 	"errors"
 	"log/slog"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -12,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/drivers/fake"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
@@ -128,6 +131,9 @@ func newBench(t *testing.T) *bench {
 		{rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet}, func(s *rpc.Server) {
 			rpc.Handle(s, compute.BeginBuild, func(context.Context, *compute.AttemptRequest) (*rpc.None, error) { return answer(&b.begin, func() {}) })
 			rpc.Handle(s, compute.EndBuild, func(_ context.Context, r *compute.EndBuildRequest) (*rpc.None, error) {
+				return answer(&b.end, func() { b.ended <- *r })
+			})
+			rpc.Handle(s, compute.EndAct, func(_ context.Context, r *compute.EndBuildRequest) (*rpc.None, error) {
 				return answer(&b.end, func() { b.ended <- *r })
 			})
 			rpc.Handle(s, compute.EndDestroy, func(_ context.Context, r *compute.AttemptRequest) (*rpc.None, error) {
@@ -322,5 +328,79 @@ func TestReport(t *testing.T) {
 	want := compute.HostReport{Host: "h1", Driver: "d", DriverVersion: "7", Resources: compute.Resources{VCPUs: 1}}
 	if got := get(t, b.seen); got != want {
 		t.Errorf("reported %+v, want %+v", got, want)
+	}
+}
+
+// TestResize: a resize that fails leaves the server with the size that it had, running if
+// it ran; one that was done is not done again; one that can neither be done nor be undone
+// is not reported, but tried again.
+func TestResize(t *testing.T) {
+	b := newBench(t)
+	small, large := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}, compute.Resources{VCPUs: 2, MemoryMiB: 128, DiskGiB: 2}
+	for _, tt := range []struct {
+		name   string
+		faults map[string]string
+		stop   bool // it is off before
+		action compute.Action
+		says   string // the error that is reported
+		again  bool
+		want   compute.Resources
+		boots  int // how often the guest has been started
+	}{
+		{name: "done", action: compute.Resize, want: large, boots: 2},
+		{name: "of a stopped one", stop: true, action: compute.Resize, want: large, boots: 1},
+		{name: "no room", faults: map[string]string{"resize": "fail exhausted"}, action: compute.Resize, says: "resize is to fail", want: small, boots: 2},
+		{name: "does not start", faults: map[string]string{"power_on": "fail internal 1"}, action: compute.Resize, says: "power_on is to fail", want: small, boots: 2},
+		{name: "lost and done", faults: map[string]string{"resize": "fail unknown after 1"}, action: compute.Resize, want: large, boots: 2},
+		{name: "does not go back", faults: map[string]string{"power_on": "fail internal 1", "revert_resize": "fail internal"}, action: compute.Resize, again: true, want: large, boots: 1},
+		{name: "nothing to revert", action: compute.RevertResize, want: small, boots: 1},
+		{name: "unknown", action: "explode", says: "does not know the action", want: small, boots: 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			d, err := fake.New(fake.Config{Host: "h1", Faults: tt.faults})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer d.Close()
+			svc := worker.New(worker.Config{Host: "h1", Driver: d, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+			if err := d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: small}); err != nil {
+				t.Fatal(err)
+			}
+			if tt.stop {
+				if err := d.PowerOff(t.Context(), "s1", 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for range 2 { // the message may come twice
+				_, err = svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: tt.action, Generation: 5, Resources: large, Running: !tt.stop})
+				if tt.again {
+					if fault.CodeOf(err) != fault.Unavailable {
+						t.Fatalf("%v, want Unavailable", err)
+					}
+					break
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if got := get(t, b.ended); got.Generation != 5 || tt.says == "" && got.Error != "" || !strings.Contains(got.Error, tt.says) {
+					t.Errorf("reported %+v, want %q", got, tt.says)
+				}
+				if tt.says != "" {
+					break
+				}
+			}
+			is, err := d.Get(t.Context(), "s1")
+			power := compute.Running
+			if tt.stop || tt.again {
+				power = compute.Shutdown
+			}
+			if err != nil || is.Resources != tt.want || is.Power != power {
+				t.Errorf("it is %v with %+v, %v; want %v with %+v", is.Power, is.Resources, err, power, tt.want)
+			}
+			info, err := d.Diagnostics(t.Context(), "s1")
+			if err != nil || info["boots"] != strconv.Itoa(tt.boots) {
+				t.Errorf("it was started %s times, %v; want %d", info["boots"], err, tt.boots)
+			}
+		})
 	}
 }

@@ -1495,6 +1495,166 @@ func (*ResizeResponse) Descriptor() ([]byte, []int) {
 	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{27}
 }
 
+type ConfirmResizeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmResizeRequest) Reset() {
+	*x = ConfirmResizeRequest{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmResizeRequest) ProtoMessage() {}
+
+func (x *ConfirmResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmResizeRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmResizeRequest) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *ConfirmResizeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ConfirmResizeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmResizeResponse) Reset() {
+	*x = ConfirmResizeResponse{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmResizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmResizeResponse) ProtoMessage() {}
+
+func (x *ConfirmResizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmResizeResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmResizeResponse) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{29}
+}
+
+type RevertResizeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevertResizeRequest) Reset() {
+	*x = RevertResizeRequest{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevertResizeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevertResizeRequest) ProtoMessage() {}
+
+func (x *RevertResizeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevertResizeRequest.ProtoReflect.Descriptor instead.
+func (*RevertResizeRequest) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *RevertResizeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type RevertResizeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevertResizeResponse) Reset() {
+	*x = RevertResizeResponse{}
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevertResizeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevertResizeResponse) ProtoMessage() {}
+
+func (x *RevertResizeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevertResizeResponse.ProtoReflect.Descriptor instead.
+func (*RevertResizeResponse) Descriptor() ([]byte, []int) {
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{31}
+}
+
 type RescueRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -1506,7 +1666,7 @@ type RescueRequest struct {
 
 func (x *RescueRequest) Reset() {
 	*x = RescueRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[28]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1518,7 +1678,7 @@ func (x *RescueRequest) String() string {
 func (*RescueRequest) ProtoMessage() {}
 
 func (x *RescueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[28]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1531,7 +1691,7 @@ func (x *RescueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RescueRequest.ProtoReflect.Descriptor instead.
 func (*RescueRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{28}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *RescueRequest) GetId() string {
@@ -1556,7 +1716,7 @@ type RescueResponse struct {
 
 func (x *RescueResponse) Reset() {
 	*x = RescueResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[29]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1568,7 +1728,7 @@ func (x *RescueResponse) String() string {
 func (*RescueResponse) ProtoMessage() {}
 
 func (x *RescueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[29]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1581,7 +1741,7 @@ func (x *RescueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RescueResponse.ProtoReflect.Descriptor instead.
 func (*RescueResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{29}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{33}
 }
 
 type UnrescueRequest struct {
@@ -1593,7 +1753,7 @@ type UnrescueRequest struct {
 
 func (x *UnrescueRequest) Reset() {
 	*x = UnrescueRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[30]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1605,7 +1765,7 @@ func (x *UnrescueRequest) String() string {
 func (*UnrescueRequest) ProtoMessage() {}
 
 func (x *UnrescueRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[30]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1618,7 +1778,7 @@ func (x *UnrescueRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrescueRequest.ProtoReflect.Descriptor instead.
 func (*UnrescueRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{30}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *UnrescueRequest) GetId() string {
@@ -1636,7 +1796,7 @@ type UnrescueResponse struct {
 
 func (x *UnrescueResponse) Reset() {
 	*x = UnrescueResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[31]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1648,7 +1808,7 @@ func (x *UnrescueResponse) String() string {
 func (*UnrescueResponse) ProtoMessage() {}
 
 func (x *UnrescueResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[31]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1661,7 +1821,7 @@ func (x *UnrescueResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnrescueResponse.ProtoReflect.Descriptor instead.
 func (*UnrescueResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{31}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{35}
 }
 
 type SnapshotRequest struct {
@@ -1674,7 +1834,7 @@ type SnapshotRequest struct {
 
 func (x *SnapshotRequest) Reset() {
 	*x = SnapshotRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[32]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1686,7 +1846,7 @@ func (x *SnapshotRequest) String() string {
 func (*SnapshotRequest) ProtoMessage() {}
 
 func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[32]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1699,7 +1859,7 @@ func (x *SnapshotRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotRequest.ProtoReflect.Descriptor instead.
 func (*SnapshotRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{32}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SnapshotRequest) GetId() string {
@@ -1724,7 +1884,7 @@ type SnapshotResponse struct {
 
 func (x *SnapshotResponse) Reset() {
 	*x = SnapshotResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[33]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1736,7 +1896,7 @@ func (x *SnapshotResponse) String() string {
 func (*SnapshotResponse) ProtoMessage() {}
 
 func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[33]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1749,7 +1909,7 @@ func (x *SnapshotResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SnapshotResponse.ProtoReflect.Descriptor instead.
 func (*SnapshotResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{33}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{37}
 }
 
 type ConsoleLogRequest struct {
@@ -1763,7 +1923,7 @@ type ConsoleLogRequest struct {
 
 func (x *ConsoleLogRequest) Reset() {
 	*x = ConsoleLogRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[34]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1775,7 +1935,7 @@ func (x *ConsoleLogRequest) String() string {
 func (*ConsoleLogRequest) ProtoMessage() {}
 
 func (x *ConsoleLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[34]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1788,7 +1948,7 @@ func (x *ConsoleLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleLogRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleLogRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{34}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ConsoleLogRequest) GetId() string {
@@ -1814,7 +1974,7 @@ type ConsoleLogResponse struct {
 
 func (x *ConsoleLogResponse) Reset() {
 	*x = ConsoleLogResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[35]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1826,7 +1986,7 @@ func (x *ConsoleLogResponse) String() string {
 func (*ConsoleLogResponse) ProtoMessage() {}
 
 func (x *ConsoleLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[35]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1839,7 +1999,7 @@ func (x *ConsoleLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleLogResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleLogResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{35}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ConsoleLogResponse) GetData() []byte {
@@ -1859,7 +2019,7 @@ type ConsoleRequest struct {
 
 func (x *ConsoleRequest) Reset() {
 	*x = ConsoleRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[36]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1871,7 +2031,7 @@ func (x *ConsoleRequest) String() string {
 func (*ConsoleRequest) ProtoMessage() {}
 
 func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[36]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1884,7 +2044,7 @@ func (x *ConsoleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleRequest.ProtoReflect.Descriptor instead.
 func (*ConsoleRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{36}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *ConsoleRequest) GetId() string {
@@ -1913,7 +2073,7 @@ type ConsoleResponse struct {
 
 func (x *ConsoleResponse) Reset() {
 	*x = ConsoleResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[37]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1925,7 +2085,7 @@ func (x *ConsoleResponse) String() string {
 func (*ConsoleResponse) ProtoMessage() {}
 
 func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[37]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1938,7 +2098,7 @@ func (x *ConsoleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConsoleResponse.ProtoReflect.Descriptor instead.
 func (*ConsoleResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{37}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ConsoleResponse) GetHost() string {
@@ -1973,7 +2133,7 @@ type LiveMigrateRequest struct {
 
 func (x *LiveMigrateRequest) Reset() {
 	*x = LiveMigrateRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[38]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1985,7 +2145,7 @@ func (x *LiveMigrateRequest) String() string {
 func (*LiveMigrateRequest) ProtoMessage() {}
 
 func (x *LiveMigrateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[38]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1998,7 +2158,7 @@ func (x *LiveMigrateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveMigrateRequest.ProtoReflect.Descriptor instead.
 func (*LiveMigrateRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{38}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *LiveMigrateRequest) GetId() string {
@@ -2023,7 +2183,7 @@ type LiveMigrateResponse struct {
 
 func (x *LiveMigrateResponse) Reset() {
 	*x = LiveMigrateResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2035,7 +2195,7 @@ func (x *LiveMigrateResponse) String() string {
 func (*LiveMigrateResponse) ProtoMessage() {}
 
 func (x *LiveMigrateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[39]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2048,7 +2208,7 @@ func (x *LiveMigrateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LiveMigrateResponse.ProtoReflect.Descriptor instead.
 func (*LiveMigrateResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{39}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{43}
 }
 
 type AttachVolumeRequest struct {
@@ -2061,7 +2221,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2233,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[40]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2246,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{40}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AttachVolumeRequest) GetId() string {
@@ -2115,7 +2275,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2127,7 +2287,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[41]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2140,7 +2300,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{41}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *Volume) GetId() string {
@@ -2172,7 +2332,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2184,7 +2344,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[42]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2197,7 +2357,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{42}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{46}
 }
 
 type DetachVolumeRequest struct {
@@ -2210,7 +2370,7 @@ type DetachVolumeRequest struct {
 
 func (x *DetachVolumeRequest) Reset() {
 	*x = DetachVolumeRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2222,7 +2382,7 @@ func (x *DetachVolumeRequest) String() string {
 func (*DetachVolumeRequest) ProtoMessage() {}
 
 func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[43]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2235,7 +2395,7 @@ func (x *DetachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*DetachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{43}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *DetachVolumeRequest) GetId() string {
@@ -2260,7 +2420,7 @@ type DetachVolumeResponse struct {
 
 func (x *DetachVolumeResponse) Reset() {
 	*x = DetachVolumeResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2272,7 +2432,7 @@ func (x *DetachVolumeResponse) String() string {
 func (*DetachVolumeResponse) ProtoMessage() {}
 
 func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[44]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2285,7 +2445,7 @@ func (x *DetachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*DetachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{44}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{48}
 }
 
 type AttachInterfaceRequest struct {
@@ -2298,7 +2458,7 @@ type AttachInterfaceRequest struct {
 
 func (x *AttachInterfaceRequest) Reset() {
 	*x = AttachInterfaceRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2310,7 +2470,7 @@ func (x *AttachInterfaceRequest) String() string {
 func (*AttachInterfaceRequest) ProtoMessage() {}
 
 func (x *AttachInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[45]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2323,7 +2483,7 @@ func (x *AttachInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*AttachInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{45}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *AttachInterfaceRequest) GetId() string {
@@ -2353,7 +2513,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2365,7 +2525,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[46]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2378,7 +2538,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{46}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *Interface) GetId() string {
@@ -2410,7 +2570,7 @@ type AttachInterfaceResponse struct {
 
 func (x *AttachInterfaceResponse) Reset() {
 	*x = AttachInterfaceResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2422,7 +2582,7 @@ func (x *AttachInterfaceResponse) String() string {
 func (*AttachInterfaceResponse) ProtoMessage() {}
 
 func (x *AttachInterfaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[47]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2435,7 +2595,7 @@ func (x *AttachInterfaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachInterfaceResponse.ProtoReflect.Descriptor instead.
 func (*AttachInterfaceResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{47}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{51}
 }
 
 type DetachInterfaceRequest struct {
@@ -2448,7 +2608,7 @@ type DetachInterfaceRequest struct {
 
 func (x *DetachInterfaceRequest) Reset() {
 	*x = DetachInterfaceRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2460,7 +2620,7 @@ func (x *DetachInterfaceRequest) String() string {
 func (*DetachInterfaceRequest) ProtoMessage() {}
 
 func (x *DetachInterfaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[48]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2473,7 +2633,7 @@ func (x *DetachInterfaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachInterfaceRequest.ProtoReflect.Descriptor instead.
 func (*DetachInterfaceRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{48}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *DetachInterfaceRequest) GetId() string {
@@ -2498,7 +2658,7 @@ type DetachInterfaceResponse struct {
 
 func (x *DetachInterfaceResponse) Reset() {
 	*x = DetachInterfaceResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2510,7 +2670,7 @@ func (x *DetachInterfaceResponse) String() string {
 func (*DetachInterfaceResponse) ProtoMessage() {}
 
 func (x *DetachInterfaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[49]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2523,7 +2683,7 @@ func (x *DetachInterfaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DetachInterfaceResponse.ProtoReflect.Descriptor instead.
 func (*DetachInterfaceResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{49}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{53}
 }
 
 type MetricsRequest struct {
@@ -2535,7 +2695,7 @@ type MetricsRequest struct {
 
 func (x *MetricsRequest) Reset() {
 	*x = MetricsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2547,7 +2707,7 @@ func (x *MetricsRequest) String() string {
 func (*MetricsRequest) ProtoMessage() {}
 
 func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[50]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2560,7 +2720,7 @@ func (x *MetricsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsRequest.ProtoReflect.Descriptor instead.
 func (*MetricsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{50}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *MetricsRequest) GetId() string {
@@ -2586,7 +2746,7 @@ type MetricsResponse struct {
 
 func (x *MetricsResponse) Reset() {
 	*x = MetricsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2598,7 +2758,7 @@ func (x *MetricsResponse) String() string {
 func (*MetricsResponse) ProtoMessage() {}
 
 func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[51]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2611,7 +2771,7 @@ func (x *MetricsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MetricsResponse.ProtoReflect.Descriptor instead.
 func (*MetricsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{51}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *MetricsResponse) GetCpuTimeNs() int64 {
@@ -2665,7 +2825,7 @@ type DiagnosticsRequest struct {
 
 func (x *DiagnosticsRequest) Reset() {
 	*x = DiagnosticsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2677,7 +2837,7 @@ func (x *DiagnosticsRequest) String() string {
 func (*DiagnosticsRequest) ProtoMessage() {}
 
 func (x *DiagnosticsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[52]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2690,7 +2850,7 @@ func (x *DiagnosticsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnosticsRequest.ProtoReflect.Descriptor instead.
 func (*DiagnosticsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{52}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *DiagnosticsRequest) GetId() string {
@@ -2709,7 +2869,7 @@ type DiagnosticsResponse struct {
 
 func (x *DiagnosticsResponse) Reset() {
 	*x = DiagnosticsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2721,7 +2881,7 @@ func (x *DiagnosticsResponse) String() string {
 func (*DiagnosticsResponse) ProtoMessage() {}
 
 func (x *DiagnosticsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[53]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2734,7 +2894,7 @@ func (x *DiagnosticsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiagnosticsResponse.ProtoReflect.Descriptor instead.
 func (*DiagnosticsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{53}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *DiagnosticsResponse) GetDiagnostics() map[string]string {
@@ -2752,7 +2912,7 @@ type EventsRequest struct {
 
 func (x *EventsRequest) Reset() {
 	*x = EventsRequest{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2764,7 +2924,7 @@ func (x *EventsRequest) String() string {
 func (*EventsRequest) ProtoMessage() {}
 
 func (x *EventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[54]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2777,7 +2937,7 @@ func (x *EventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsRequest.ProtoReflect.Descriptor instead.
 func (*EventsRequest) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{54}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{58}
 }
 
 type EventsResponse struct {
@@ -2792,7 +2952,7 @@ type EventsResponse struct {
 
 func (x *EventsResponse) Reset() {
 	*x = EventsResponse{}
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2804,7 +2964,7 @@ func (x *EventsResponse) String() string {
 func (*EventsResponse) ProtoMessage() {}
 
 func (x *EventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[55]
+	mi := &file_examples_nova_mini_compute_computepb_compute_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2817,7 +2977,7 @@ func (x *EventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EventsResponse.ProtoReflect.Descriptor instead.
 func (*EventsResponse) Descriptor() ([]byte, []int) {
-	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{55}
+	return file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *EventsResponse) GetServerId() string {
@@ -2913,7 +3073,13 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\rResizeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12<\n" +
 	"\tresources\x18\x02 \x01(\v2\x1e.armature.compute.v1.ResourcesR\tresources\"\x10\n" +
-	"\x0eResizeResponse\"<\n" +
+	"\x0eResizeResponse\"&\n" +
+	"\x14ConfirmResizeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x17\n" +
+	"\x15ConfirmResizeResponse\"%\n" +
+	"\x13RevertResizeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\x16\n" +
+	"\x14RevertResizeResponse\"<\n" +
 	"\rRescueRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1b\n" +
 	"\timage_ref\x18\x02 \x01(\tR\bimageRef\"\x10\n" +
@@ -3008,7 +3174,7 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\x14EVENT_TYPE_SUSPENDED\x10\x04\x12\x16\n" +
 	"\x12EVENT_TYPE_CRASHED\x10\x05\x12\x18\n" +
 	"\x14EVENT_TYPE_DESTROYED\x10\x06\x12\x14\n" +
-	"\x10EVENT_TYPE_BEGAN\x10\a2\x97\x12\n" +
+	"\x10EVENT_TYPE_BEGAN\x10\a2\xe4\x13\n" +
 	"\aCompute\x12N\n" +
 	"\x05Spawn\x12!.armature.compute.v1.SpawnRequest\x1a\".armature.compute.v1.SpawnResponse\x12T\n" +
 	"\aDestroy\x12#.armature.compute.v1.DestroyRequest\x1a$.armature.compute.v1.DestroyResponse\x12K\n" +
@@ -3022,7 +3188,9 @@ const file_examples_nova_mini_compute_computepb_compute_proto_rawDesc = "" +
 	"\aUnpause\x12#.armature.compute.v1.UnpauseRequest\x1a$.armature.compute.v1.UnpauseResponse\x12T\n" +
 	"\aSuspend\x12#.armature.compute.v1.SuspendRequest\x1a$.armature.compute.v1.SuspendResponse\x12Q\n" +
 	"\x06Resume\x12\".armature.compute.v1.ResumeRequest\x1a#.armature.compute.v1.ResumeResponse\x12Q\n" +
-	"\x06Resize\x12\".armature.compute.v1.ResizeRequest\x1a#.armature.compute.v1.ResizeResponse\x12Q\n" +
+	"\x06Resize\x12\".armature.compute.v1.ResizeRequest\x1a#.armature.compute.v1.ResizeResponse\x12f\n" +
+	"\rConfirmResize\x12).armature.compute.v1.ConfirmResizeRequest\x1a*.armature.compute.v1.ConfirmResizeResponse\x12c\n" +
+	"\fRevertResize\x12(.armature.compute.v1.RevertResizeRequest\x1a).armature.compute.v1.RevertResizeResponse\x12Q\n" +
 	"\x06Rescue\x12\".armature.compute.v1.RescueRequest\x1a#.armature.compute.v1.RescueResponse\x12W\n" +
 	"\bUnrescue\x12$.armature.compute.v1.UnrescueRequest\x1a%.armature.compute.v1.UnrescueResponse\x12W\n" +
 	"\bSnapshot\x12$.armature.compute.v1.SnapshotRequest\x1a%.armature.compute.v1.SnapshotResponse\x12_\n" +
@@ -3051,7 +3219,7 @@ func file_examples_nova_mini_compute_computepb_compute_proto_rawDescGZIP() []byt
 }
 
 var file_examples_nova_mini_compute_computepb_compute_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_examples_nova_mini_compute_computepb_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
+var file_examples_nova_mini_compute_computepb_compute_proto_msgTypes = make([]protoimpl.MessageInfo, 62)
 var file_examples_nova_mini_compute_computepb_compute_proto_goTypes = []any{
 	(PowerState)(0),                 // 0: armature.compute.v1.PowerState
 	(ConsoleType)(0),                // 1: armature.compute.v1.ConsoleType
@@ -3084,50 +3252,54 @@ var file_examples_nova_mini_compute_computepb_compute_proto_goTypes = []any{
 	(*ResumeResponse)(nil),          // 28: armature.compute.v1.ResumeResponse
 	(*ResizeRequest)(nil),           // 29: armature.compute.v1.ResizeRequest
 	(*ResizeResponse)(nil),          // 30: armature.compute.v1.ResizeResponse
-	(*RescueRequest)(nil),           // 31: armature.compute.v1.RescueRequest
-	(*RescueResponse)(nil),          // 32: armature.compute.v1.RescueResponse
-	(*UnrescueRequest)(nil),         // 33: armature.compute.v1.UnrescueRequest
-	(*UnrescueResponse)(nil),        // 34: armature.compute.v1.UnrescueResponse
-	(*SnapshotRequest)(nil),         // 35: armature.compute.v1.SnapshotRequest
-	(*SnapshotResponse)(nil),        // 36: armature.compute.v1.SnapshotResponse
-	(*ConsoleLogRequest)(nil),       // 37: armature.compute.v1.ConsoleLogRequest
-	(*ConsoleLogResponse)(nil),      // 38: armature.compute.v1.ConsoleLogResponse
-	(*ConsoleRequest)(nil),          // 39: armature.compute.v1.ConsoleRequest
-	(*ConsoleResponse)(nil),         // 40: armature.compute.v1.ConsoleResponse
-	(*LiveMigrateRequest)(nil),      // 41: armature.compute.v1.LiveMigrateRequest
-	(*LiveMigrateResponse)(nil),     // 42: armature.compute.v1.LiveMigrateResponse
-	(*AttachVolumeRequest)(nil),     // 43: armature.compute.v1.AttachVolumeRequest
-	(*Volume)(nil),                  // 44: armature.compute.v1.Volume
-	(*AttachVolumeResponse)(nil),    // 45: armature.compute.v1.AttachVolumeResponse
-	(*DetachVolumeRequest)(nil),     // 46: armature.compute.v1.DetachVolumeRequest
-	(*DetachVolumeResponse)(nil),    // 47: armature.compute.v1.DetachVolumeResponse
-	(*AttachInterfaceRequest)(nil),  // 48: armature.compute.v1.AttachInterfaceRequest
-	(*Interface)(nil),               // 49: armature.compute.v1.Interface
-	(*AttachInterfaceResponse)(nil), // 50: armature.compute.v1.AttachInterfaceResponse
-	(*DetachInterfaceRequest)(nil),  // 51: armature.compute.v1.DetachInterfaceRequest
-	(*DetachInterfaceResponse)(nil), // 52: armature.compute.v1.DetachInterfaceResponse
-	(*MetricsRequest)(nil),          // 53: armature.compute.v1.MetricsRequest
-	(*MetricsResponse)(nil),         // 54: armature.compute.v1.MetricsResponse
-	(*DiagnosticsRequest)(nil),      // 55: armature.compute.v1.DiagnosticsRequest
-	(*DiagnosticsResponse)(nil),     // 56: armature.compute.v1.DiagnosticsResponse
-	(*EventsRequest)(nil),           // 57: armature.compute.v1.EventsRequest
-	(*EventsResponse)(nil),          // 58: armature.compute.v1.EventsResponse
-	nil,                             // 59: armature.compute.v1.SpawnRequest.MetadataEntry
-	nil,                             // 60: armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
+	(*ConfirmResizeRequest)(nil),    // 31: armature.compute.v1.ConfirmResizeRequest
+	(*ConfirmResizeResponse)(nil),   // 32: armature.compute.v1.ConfirmResizeResponse
+	(*RevertResizeRequest)(nil),     // 33: armature.compute.v1.RevertResizeRequest
+	(*RevertResizeResponse)(nil),    // 34: armature.compute.v1.RevertResizeResponse
+	(*RescueRequest)(nil),           // 35: armature.compute.v1.RescueRequest
+	(*RescueResponse)(nil),          // 36: armature.compute.v1.RescueResponse
+	(*UnrescueRequest)(nil),         // 37: armature.compute.v1.UnrescueRequest
+	(*UnrescueResponse)(nil),        // 38: armature.compute.v1.UnrescueResponse
+	(*SnapshotRequest)(nil),         // 39: armature.compute.v1.SnapshotRequest
+	(*SnapshotResponse)(nil),        // 40: armature.compute.v1.SnapshotResponse
+	(*ConsoleLogRequest)(nil),       // 41: armature.compute.v1.ConsoleLogRequest
+	(*ConsoleLogResponse)(nil),      // 42: armature.compute.v1.ConsoleLogResponse
+	(*ConsoleRequest)(nil),          // 43: armature.compute.v1.ConsoleRequest
+	(*ConsoleResponse)(nil),         // 44: armature.compute.v1.ConsoleResponse
+	(*LiveMigrateRequest)(nil),      // 45: armature.compute.v1.LiveMigrateRequest
+	(*LiveMigrateResponse)(nil),     // 46: armature.compute.v1.LiveMigrateResponse
+	(*AttachVolumeRequest)(nil),     // 47: armature.compute.v1.AttachVolumeRequest
+	(*Volume)(nil),                  // 48: armature.compute.v1.Volume
+	(*AttachVolumeResponse)(nil),    // 49: armature.compute.v1.AttachVolumeResponse
+	(*DetachVolumeRequest)(nil),     // 50: armature.compute.v1.DetachVolumeRequest
+	(*DetachVolumeResponse)(nil),    // 51: armature.compute.v1.DetachVolumeResponse
+	(*AttachInterfaceRequest)(nil),  // 52: armature.compute.v1.AttachInterfaceRequest
+	(*Interface)(nil),               // 53: armature.compute.v1.Interface
+	(*AttachInterfaceResponse)(nil), // 54: armature.compute.v1.AttachInterfaceResponse
+	(*DetachInterfaceRequest)(nil),  // 55: armature.compute.v1.DetachInterfaceRequest
+	(*DetachInterfaceResponse)(nil), // 56: armature.compute.v1.DetachInterfaceResponse
+	(*MetricsRequest)(nil),          // 57: armature.compute.v1.MetricsRequest
+	(*MetricsResponse)(nil),         // 58: armature.compute.v1.MetricsResponse
+	(*DiagnosticsRequest)(nil),      // 59: armature.compute.v1.DiagnosticsRequest
+	(*DiagnosticsResponse)(nil),     // 60: armature.compute.v1.DiagnosticsResponse
+	(*EventsRequest)(nil),           // 61: armature.compute.v1.EventsRequest
+	(*EventsResponse)(nil),          // 62: armature.compute.v1.EventsResponse
+	nil,                             // 63: armature.compute.v1.SpawnRequest.MetadataEntry
+	nil,                             // 64: armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
 }
 var file_examples_nova_mini_compute_computepb_compute_proto_depIdxs = []int32{
 	0,  // 0: armature.compute.v1.Instance.power:type_name -> armature.compute.v1.PowerState
 	3,  // 1: armature.compute.v1.Instance.resources:type_name -> armature.compute.v1.Resources
 	3,  // 2: armature.compute.v1.SpawnRequest.resources:type_name -> armature.compute.v1.Resources
-	59, // 3: armature.compute.v1.SpawnRequest.metadata:type_name -> armature.compute.v1.SpawnRequest.MetadataEntry
+	63, // 3: armature.compute.v1.SpawnRequest.metadata:type_name -> armature.compute.v1.SpawnRequest.MetadataEntry
 	4,  // 4: armature.compute.v1.ListResponse.instances:type_name -> armature.compute.v1.Instance
 	4,  // 5: armature.compute.v1.GetResponse.instance:type_name -> armature.compute.v1.Instance
 	3,  // 6: armature.compute.v1.ResourcesResponse.resources:type_name -> armature.compute.v1.Resources
 	3,  // 7: armature.compute.v1.ResizeRequest.resources:type_name -> armature.compute.v1.Resources
 	1,  // 8: armature.compute.v1.ConsoleRequest.type:type_name -> armature.compute.v1.ConsoleType
-	44, // 9: armature.compute.v1.AttachVolumeRequest.volume:type_name -> armature.compute.v1.Volume
-	49, // 10: armature.compute.v1.AttachInterfaceRequest.interface:type_name -> armature.compute.v1.Interface
-	60, // 11: armature.compute.v1.DiagnosticsResponse.diagnostics:type_name -> armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
+	48, // 9: armature.compute.v1.AttachVolumeRequest.volume:type_name -> armature.compute.v1.Volume
+	53, // 10: armature.compute.v1.AttachInterfaceRequest.interface:type_name -> armature.compute.v1.Interface
+	64, // 11: armature.compute.v1.DiagnosticsResponse.diagnostics:type_name -> armature.compute.v1.DiagnosticsResponse.DiagnosticsEntry
 	2,  // 12: armature.compute.v1.EventsResponse.type:type_name -> armature.compute.v1.EventType
 	5,  // 13: armature.compute.v1.Compute.Spawn:input_type -> armature.compute.v1.SpawnRequest
 	7,  // 14: armature.compute.v1.Compute.Destroy:input_type -> armature.compute.v1.DestroyRequest
@@ -3142,47 +3314,51 @@ var file_examples_nova_mini_compute_computepb_compute_proto_depIdxs = []int32{
 	25, // 23: armature.compute.v1.Compute.Suspend:input_type -> armature.compute.v1.SuspendRequest
 	27, // 24: armature.compute.v1.Compute.Resume:input_type -> armature.compute.v1.ResumeRequest
 	29, // 25: armature.compute.v1.Compute.Resize:input_type -> armature.compute.v1.ResizeRequest
-	31, // 26: armature.compute.v1.Compute.Rescue:input_type -> armature.compute.v1.RescueRequest
-	33, // 27: armature.compute.v1.Compute.Unrescue:input_type -> armature.compute.v1.UnrescueRequest
-	35, // 28: armature.compute.v1.Compute.Snapshot:input_type -> armature.compute.v1.SnapshotRequest
-	37, // 29: armature.compute.v1.Compute.ConsoleLog:input_type -> armature.compute.v1.ConsoleLogRequest
-	39, // 30: armature.compute.v1.Compute.Console:input_type -> armature.compute.v1.ConsoleRequest
-	41, // 31: armature.compute.v1.Compute.LiveMigrate:input_type -> armature.compute.v1.LiveMigrateRequest
-	43, // 32: armature.compute.v1.Compute.AttachVolume:input_type -> armature.compute.v1.AttachVolumeRequest
-	46, // 33: armature.compute.v1.Compute.DetachVolume:input_type -> armature.compute.v1.DetachVolumeRequest
-	48, // 34: armature.compute.v1.Compute.AttachInterface:input_type -> armature.compute.v1.AttachInterfaceRequest
-	51, // 35: armature.compute.v1.Compute.DetachInterface:input_type -> armature.compute.v1.DetachInterfaceRequest
-	53, // 36: armature.compute.v1.Compute.Metrics:input_type -> armature.compute.v1.MetricsRequest
-	55, // 37: armature.compute.v1.Compute.Diagnostics:input_type -> armature.compute.v1.DiagnosticsRequest
-	57, // 38: armature.compute.v1.Compute.Events:input_type -> armature.compute.v1.EventsRequest
-	6,  // 39: armature.compute.v1.Compute.Spawn:output_type -> armature.compute.v1.SpawnResponse
-	8,  // 40: armature.compute.v1.Compute.Destroy:output_type -> armature.compute.v1.DestroyResponse
-	10, // 41: armature.compute.v1.Compute.List:output_type -> armature.compute.v1.ListResponse
-	12, // 42: armature.compute.v1.Compute.Get:output_type -> armature.compute.v1.GetResponse
-	14, // 43: armature.compute.v1.Compute.PowerOn:output_type -> armature.compute.v1.PowerOnResponse
-	16, // 44: armature.compute.v1.Compute.PowerOff:output_type -> armature.compute.v1.PowerOffResponse
-	18, // 45: armature.compute.v1.Compute.Reboot:output_type -> armature.compute.v1.RebootResponse
-	20, // 46: armature.compute.v1.Compute.Resources:output_type -> armature.compute.v1.ResourcesResponse
-	22, // 47: armature.compute.v1.Compute.Pause:output_type -> armature.compute.v1.PauseResponse
-	24, // 48: armature.compute.v1.Compute.Unpause:output_type -> armature.compute.v1.UnpauseResponse
-	26, // 49: armature.compute.v1.Compute.Suspend:output_type -> armature.compute.v1.SuspendResponse
-	28, // 50: armature.compute.v1.Compute.Resume:output_type -> armature.compute.v1.ResumeResponse
-	30, // 51: armature.compute.v1.Compute.Resize:output_type -> armature.compute.v1.ResizeResponse
-	32, // 52: armature.compute.v1.Compute.Rescue:output_type -> armature.compute.v1.RescueResponse
-	34, // 53: armature.compute.v1.Compute.Unrescue:output_type -> armature.compute.v1.UnrescueResponse
-	36, // 54: armature.compute.v1.Compute.Snapshot:output_type -> armature.compute.v1.SnapshotResponse
-	38, // 55: armature.compute.v1.Compute.ConsoleLog:output_type -> armature.compute.v1.ConsoleLogResponse
-	40, // 56: armature.compute.v1.Compute.Console:output_type -> armature.compute.v1.ConsoleResponse
-	42, // 57: armature.compute.v1.Compute.LiveMigrate:output_type -> armature.compute.v1.LiveMigrateResponse
-	45, // 58: armature.compute.v1.Compute.AttachVolume:output_type -> armature.compute.v1.AttachVolumeResponse
-	47, // 59: armature.compute.v1.Compute.DetachVolume:output_type -> armature.compute.v1.DetachVolumeResponse
-	50, // 60: armature.compute.v1.Compute.AttachInterface:output_type -> armature.compute.v1.AttachInterfaceResponse
-	52, // 61: armature.compute.v1.Compute.DetachInterface:output_type -> armature.compute.v1.DetachInterfaceResponse
-	54, // 62: armature.compute.v1.Compute.Metrics:output_type -> armature.compute.v1.MetricsResponse
-	56, // 63: armature.compute.v1.Compute.Diagnostics:output_type -> armature.compute.v1.DiagnosticsResponse
-	58, // 64: armature.compute.v1.Compute.Events:output_type -> armature.compute.v1.EventsResponse
-	39, // [39:65] is the sub-list for method output_type
-	13, // [13:39] is the sub-list for method input_type
+	31, // 26: armature.compute.v1.Compute.ConfirmResize:input_type -> armature.compute.v1.ConfirmResizeRequest
+	33, // 27: armature.compute.v1.Compute.RevertResize:input_type -> armature.compute.v1.RevertResizeRequest
+	35, // 28: armature.compute.v1.Compute.Rescue:input_type -> armature.compute.v1.RescueRequest
+	37, // 29: armature.compute.v1.Compute.Unrescue:input_type -> armature.compute.v1.UnrescueRequest
+	39, // 30: armature.compute.v1.Compute.Snapshot:input_type -> armature.compute.v1.SnapshotRequest
+	41, // 31: armature.compute.v1.Compute.ConsoleLog:input_type -> armature.compute.v1.ConsoleLogRequest
+	43, // 32: armature.compute.v1.Compute.Console:input_type -> armature.compute.v1.ConsoleRequest
+	45, // 33: armature.compute.v1.Compute.LiveMigrate:input_type -> armature.compute.v1.LiveMigrateRequest
+	47, // 34: armature.compute.v1.Compute.AttachVolume:input_type -> armature.compute.v1.AttachVolumeRequest
+	50, // 35: armature.compute.v1.Compute.DetachVolume:input_type -> armature.compute.v1.DetachVolumeRequest
+	52, // 36: armature.compute.v1.Compute.AttachInterface:input_type -> armature.compute.v1.AttachInterfaceRequest
+	55, // 37: armature.compute.v1.Compute.DetachInterface:input_type -> armature.compute.v1.DetachInterfaceRequest
+	57, // 38: armature.compute.v1.Compute.Metrics:input_type -> armature.compute.v1.MetricsRequest
+	59, // 39: armature.compute.v1.Compute.Diagnostics:input_type -> armature.compute.v1.DiagnosticsRequest
+	61, // 40: armature.compute.v1.Compute.Events:input_type -> armature.compute.v1.EventsRequest
+	6,  // 41: armature.compute.v1.Compute.Spawn:output_type -> armature.compute.v1.SpawnResponse
+	8,  // 42: armature.compute.v1.Compute.Destroy:output_type -> armature.compute.v1.DestroyResponse
+	10, // 43: armature.compute.v1.Compute.List:output_type -> armature.compute.v1.ListResponse
+	12, // 44: armature.compute.v1.Compute.Get:output_type -> armature.compute.v1.GetResponse
+	14, // 45: armature.compute.v1.Compute.PowerOn:output_type -> armature.compute.v1.PowerOnResponse
+	16, // 46: armature.compute.v1.Compute.PowerOff:output_type -> armature.compute.v1.PowerOffResponse
+	18, // 47: armature.compute.v1.Compute.Reboot:output_type -> armature.compute.v1.RebootResponse
+	20, // 48: armature.compute.v1.Compute.Resources:output_type -> armature.compute.v1.ResourcesResponse
+	22, // 49: armature.compute.v1.Compute.Pause:output_type -> armature.compute.v1.PauseResponse
+	24, // 50: armature.compute.v1.Compute.Unpause:output_type -> armature.compute.v1.UnpauseResponse
+	26, // 51: armature.compute.v1.Compute.Suspend:output_type -> armature.compute.v1.SuspendResponse
+	28, // 52: armature.compute.v1.Compute.Resume:output_type -> armature.compute.v1.ResumeResponse
+	30, // 53: armature.compute.v1.Compute.Resize:output_type -> armature.compute.v1.ResizeResponse
+	32, // 54: armature.compute.v1.Compute.ConfirmResize:output_type -> armature.compute.v1.ConfirmResizeResponse
+	34, // 55: armature.compute.v1.Compute.RevertResize:output_type -> armature.compute.v1.RevertResizeResponse
+	36, // 56: armature.compute.v1.Compute.Rescue:output_type -> armature.compute.v1.RescueResponse
+	38, // 57: armature.compute.v1.Compute.Unrescue:output_type -> armature.compute.v1.UnrescueResponse
+	40, // 58: armature.compute.v1.Compute.Snapshot:output_type -> armature.compute.v1.SnapshotResponse
+	42, // 59: armature.compute.v1.Compute.ConsoleLog:output_type -> armature.compute.v1.ConsoleLogResponse
+	44, // 60: armature.compute.v1.Compute.Console:output_type -> armature.compute.v1.ConsoleResponse
+	46, // 61: armature.compute.v1.Compute.LiveMigrate:output_type -> armature.compute.v1.LiveMigrateResponse
+	49, // 62: armature.compute.v1.Compute.AttachVolume:output_type -> armature.compute.v1.AttachVolumeResponse
+	51, // 63: armature.compute.v1.Compute.DetachVolume:output_type -> armature.compute.v1.DetachVolumeResponse
+	54, // 64: armature.compute.v1.Compute.AttachInterface:output_type -> armature.compute.v1.AttachInterfaceResponse
+	56, // 65: armature.compute.v1.Compute.DetachInterface:output_type -> armature.compute.v1.DetachInterfaceResponse
+	58, // 66: armature.compute.v1.Compute.Metrics:output_type -> armature.compute.v1.MetricsResponse
+	60, // 67: armature.compute.v1.Compute.Diagnostics:output_type -> armature.compute.v1.DiagnosticsResponse
+	62, // 68: armature.compute.v1.Compute.Events:output_type -> armature.compute.v1.EventsResponse
+	41, // [41:69] is the sub-list for method output_type
+	13, // [13:41] is the sub-list for method input_type
 	13, // [13:13] is the sub-list for extension type_name
 	13, // [13:13] is the sub-list for extension extendee
 	0,  // [0:13] is the sub-list for field type_name
@@ -3199,7 +3375,7 @@ func file_examples_nova_mini_compute_computepb_compute_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_examples_nova_mini_compute_computepb_compute_proto_rawDesc), len(file_examples_nova_mini_compute_computepb_compute_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   58,
+			NumMessages:   62,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -63,6 +63,8 @@ const (
 	Compute_Suspend_FullMethodName         = "/armature.compute.v1.Compute/Suspend"
 	Compute_Resume_FullMethodName          = "/armature.compute.v1.Compute/Resume"
 	Compute_Resize_FullMethodName          = "/armature.compute.v1.Compute/Resize"
+	Compute_ConfirmResize_FullMethodName   = "/armature.compute.v1.Compute/ConfirmResize"
+	Compute_RevertResize_FullMethodName    = "/armature.compute.v1.Compute/RevertResize"
 	Compute_Rescue_FullMethodName          = "/armature.compute.v1.Compute/Rescue"
 	Compute_Unrescue_FullMethodName        = "/armature.compute.v1.Compute/Unrescue"
 	Compute_Snapshot_FullMethodName        = "/armature.compute.v1.Compute/Snapshot"
@@ -117,9 +119,18 @@ type ComputeClient interface {
 	Suspend(ctx context.Context, in *SuspendRequest, opts ...grpc.CallOption) (*SuspendResponse, error)
 	// Resume makes a SUSPENDED server go on where it was. Capability suspend.
 	Resume(ctx context.Context, in *ResumeRequest, opts ...grpc.CallOption) (*ResumeResponse, error)
-	// Resize changes what a SHUTDOWN server has. INVALID_ARGUMENT: its disk would
-	// shrink; RESOURCE_EXHAUSTED: no room. Capability resize.
+	// Resize changes what a SHUTDOWN server has, such that RevertResize can undo it
+	// until ConfirmResize. INVALID_ARGUMENT: its disk would shrink;
+	// RESOURCE_EXHAUSTED: no room; FAILED_PRECONDITION, too: another resize is not
+	// confirmed yet. Capability resize.
 	Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*ResizeResponse, error)
+	// ConfirmResize gives up what RevertResize would need. That there is nothing to
+	// confirm is no error. Capability resize.
+	ConfirmResize(ctx context.Context, in *ConfirmResizeRequest, opts ...grpc.CallOption) (*ConfirmResizeResponse, error)
+	// RevertResize gives a SHUTDOWN server what it had before Resize. If its disk had
+	// grown, what was written since is lost. That there is nothing to revert is no
+	// error. Capability resize.
+	RevertResize(ctx context.Context, in *RevertResizeRequest, opts ...grpc.CallOption) (*RevertResizeResponse, error)
 	// Rescue starts the server from another image, with its own disk as the second,
 	// from every state. It ends in RUNNING, with Instance.rescued. Capability rescue.
 	Rescue(ctx context.Context, in *RescueRequest, opts ...grpc.CallOption) (*RescueResponse, error)
@@ -297,6 +308,26 @@ func (c *computeClient) Resize(ctx context.Context, in *ResizeRequest, opts ...g
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(ResizeResponse)
 	err := c.cc.Invoke(ctx, Compute_Resize_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *computeClient) ConfirmResize(ctx context.Context, in *ConfirmResizeRequest, opts ...grpc.CallOption) (*ConfirmResizeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfirmResizeResponse)
+	err := c.cc.Invoke(ctx, Compute_ConfirmResize_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *computeClient) RevertResize(ctx context.Context, in *RevertResizeRequest, opts ...grpc.CallOption) (*RevertResizeResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevertResizeResponse)
+	err := c.cc.Invoke(ctx, Compute_RevertResize_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -490,9 +521,18 @@ type ComputeServer interface {
 	Suspend(context.Context, *SuspendRequest) (*SuspendResponse, error)
 	// Resume makes a SUSPENDED server go on where it was. Capability suspend.
 	Resume(context.Context, *ResumeRequest) (*ResumeResponse, error)
-	// Resize changes what a SHUTDOWN server has. INVALID_ARGUMENT: its disk would
-	// shrink; RESOURCE_EXHAUSTED: no room. Capability resize.
+	// Resize changes what a SHUTDOWN server has, such that RevertResize can undo it
+	// until ConfirmResize. INVALID_ARGUMENT: its disk would shrink;
+	// RESOURCE_EXHAUSTED: no room; FAILED_PRECONDITION, too: another resize is not
+	// confirmed yet. Capability resize.
 	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
+	// ConfirmResize gives up what RevertResize would need. That there is nothing to
+	// confirm is no error. Capability resize.
+	ConfirmResize(context.Context, *ConfirmResizeRequest) (*ConfirmResizeResponse, error)
+	// RevertResize gives a SHUTDOWN server what it had before Resize. If its disk had
+	// grown, what was written since is lost. That there is nothing to revert is no
+	// error. Capability resize.
+	RevertResize(context.Context, *RevertResizeRequest) (*RevertResizeResponse, error)
 	// Rescue starts the server from another image, with its own disk as the second,
 	// from every state. It ends in RUNNING, with Instance.rescued. Capability rescue.
 	Rescue(context.Context, *RescueRequest) (*RescueResponse, error)
@@ -584,6 +624,12 @@ func (UnimplementedComputeServer) Resume(context.Context, *ResumeRequest) (*Resu
 }
 func (UnimplementedComputeServer) Resize(context.Context, *ResizeRequest) (*ResizeResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Resize not implemented")
+}
+func (UnimplementedComputeServer) ConfirmResize(context.Context, *ConfirmResizeRequest) (*ConfirmResizeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmResize not implemented")
+}
+func (UnimplementedComputeServer) RevertResize(context.Context, *RevertResizeRequest) (*RevertResizeResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevertResize not implemented")
 }
 func (UnimplementedComputeServer) Rescue(context.Context, *RescueRequest) (*RescueResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method Rescue not implemented")
@@ -879,6 +925,42 @@ func _Compute_Resize_Handler(srv interface{}, ctx context.Context, dec func(inte
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Compute_ConfirmResize_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ConfirmResizeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ComputeServer).ConfirmResize(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Compute_ConfirmResize_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ComputeServer).ConfirmResize(ctx, req.(*ConfirmResizeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Compute_RevertResize_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevertResizeRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(ComputeServer).RevertResize(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Compute_RevertResize_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(ComputeServer).RevertResize(ctx, req.(*RevertResizeRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Compute_Rescue_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(RescueRequest)
 	if err := dec(in); err != nil {
@@ -1157,6 +1239,14 @@ var Compute_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Resize",
 			Handler:    _Compute_Resize_Handler,
+		},
+		{
+			MethodName: "ConfirmResize",
+			Handler:    _Compute_ConfirmResize_Handler,
+		},
+		{
+			MethodName: "RevertResize",
+			Handler:    _Compute_RevertResize_Handler,
 		},
 		{
 			MethodName: "Rescue",

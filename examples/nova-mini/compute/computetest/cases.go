@@ -42,7 +42,7 @@ func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 	add("honest capabilities", "What a driver lists it does, and the rest is Unimplemented: the scheduler trusts the list.", honest)
 	add("pause", "Pause and Unpause work from RUNNING and PAUSED, again too, and not from SHUTDOWN.", pause, compute.CapPause)
 	add("suspend", "Suspend and Resume work from RUNNING and SUSPENDED, again too, and not from SHUTDOWN.", suspend, compute.CapSuspend)
-	add("resize", "A stopped server gets other resources, which it then runs with; its disk does not shrink.", resize, compute.CapResize)
+	add("resize", "A stopped server gets other resources, which it then runs with, until the resize is confirmed or reverted; its disk does not shrink.", resize, compute.CapResize)
 	add("rescue", "A rescued server runs and says so, and is its old self after Unrescue.", rescue, compute.CapRescue)
 	add("snapshot", "A snapshot leaves the server as it was, and can be booted from; to take it again is no error.", snapshot, compute.CapSnapshot)
 	add("console log", "What the guest writes on its console can be read, all of it or the last lines.", consoleLog, compute.CapConsoleLog)
@@ -246,19 +246,42 @@ func resize(e *env) {
 		to := func(r compute.Resources) func(ctx context.Context, d compute.Driver) error {
 			return func(ctx context.Context, d compute.Driver) error { return d.Resize(ctx, s.ID, r) }
 		}
+		confirm := func(ctx context.Context, d compute.Driver) error { return d.ConfirmResize(ctx, s.ID) }
+		revert := func(ctx context.Context, d compute.Driver) error { return d.RevertResize(ctx, s.ID) }
+		has := func(what string, p compute.PowerState, want compute.Resources) {
+			e.Helper()
+			if got := e.state(what, s.ID, p); got.Resources != want {
+				e.Errorf("%s: it has %+v, want %+v", what, got.Resources, want)
+			}
+		}
 		e.want(fault.Precondition, "resize of a running server", to(e.cfg.Bigger))
+		e.must("confirm of nothing", confirm)
+		e.must("revert of nothing", revert)
 		e.reach(s.ID, compute.Shutdown)
 		for range 2 {
 			e.must("resize", to(e.cfg.Bigger))
-			if got := e.state("resize", s.ID, compute.Shutdown); got.Resources != e.cfg.Bigger {
-				e.Errorf("it has %+v, want %+v", got.Resources, e.cfg.Bigger)
-			}
+			has("resize", compute.Shutdown, e.cfg.Bigger)
 		}
 		e.want(fault.Invalid, "a smaller disk", to(e.cfg.Resources))
+		other := e.cfg.Bigger
+		other.MemoryMiB++
+		e.want(fault.Precondition, "another resize before the first is confirmed", to(other))
 		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
-		if got := e.state("power on", s.ID, compute.Running); got.Resources != e.cfg.Bigger {
-			e.Errorf("it runs with %+v, want %+v", got.Resources, e.cfg.Bigger)
+		has("power on", compute.Running, e.cfg.Bigger)
+		e.want(fault.Precondition, "revert while it runs", revert)
+		e.reach(s.ID, compute.Shutdown)
+		for range 2 {
+			e.must("revert", revert)
+			has("revert", compute.Shutdown, e.cfg.Resources)
 		}
+		e.must("resize after a revert", to(e.cfg.Bigger))
+		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+		for range 2 {
+			e.must("confirm", confirm)
+			has("confirm", compute.Running, e.cfg.Bigger)
+		}
+		e.must("revert after it was confirmed", revert)
+		has("revert after it was confirmed", compute.Running, e.cfg.Bigger)
 	})
 }
 

@@ -231,6 +231,8 @@ func (c *Config) methods() []method {
 		{"Suspend", compute.CapSuspend, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) }, compute.Running, compute.Suspended},
 		{"Resume", compute.CapSuspend, func(ctx context.Context, d compute.Driver, id string) error { return d.Resume(ctx, id) }, compute.Suspended, compute.Running},
 		{"Resize", compute.CapResize, func(ctx context.Context, d compute.Driver, id string) error { return d.Resize(ctx, id, c.Bigger) }, compute.Shutdown, compute.Shutdown},
+		{"ConfirmResize", compute.CapResize, func(ctx context.Context, d compute.Driver, id string) error { return d.ConfirmResize(ctx, id) }, compute.Shutdown, compute.Shutdown},
+		{"RevertResize", compute.CapResize, func(ctx context.Context, d compute.Driver, id string) error { return d.RevertResize(ctx, id) }, compute.Shutdown, compute.Shutdown},
 		{"Rescue", compute.CapRescue, func(ctx context.Context, d compute.Driver, id string) error { return d.Rescue(ctx, id, c.Image) }, compute.Running, compute.Running},
 		{"Unrescue", compute.CapRescue, func(ctx context.Context, d compute.Driver, id string) error { return d.Unrescue(ctx, id) }, compute.Running, compute.Running},
 		{"Snapshot", compute.CapSnapshot, func(ctx context.Context, d compute.Driver, id string) error {

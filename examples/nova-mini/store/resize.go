@@ -1,0 +1,156 @@
+package store
+
+import (
+	"context"
+	"database/sql/driver"
+	"errors"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/scheduler/placement"
+)
+
+// Size is what a flavor gives a server.
+type Size struct {
+	FlavorID string            `json:"flavor"`
+	Has      compute.Resources `json:"has"`
+}
+
+// Resize is a resize that is neither confirmed nor reverted. Until then the server
+// holds the room for both sizes.
+//
+//nolint:recvcheck // as Strings
+type Resize struct {
+	From Size `json:"from"`
+	To   Size `json:"to"`
+	// Running says that the server runs, but for the stops of the resize.
+	Running bool `json:"running"`
+}
+
+// Value implements driver.Valuer.
+func (r Resize) Value() (driver.Value, error) { return toJSON(r, false, "") }
+
+// Scan implements sql.Scanner.
+func (r *Resize) Scan(src any) error { return fromJSON(src, r) }
+
+func (s *Server) size() Size { return Size{s.FlavorID, s.Need()} }
+
+func (s *Server) become(z Size) {
+	s.FlavorID, s.VCPUs, s.MemoryMiB, s.DiskGiB = z.FlavorID, z.Has.VCPUs, z.Has.MemoryMiB, z.Has.DiskGiB
+}
+
+// Holds returns what the server has claimed of its host.
+func (s *Server) Holds() compute.Resources {
+	if s.Resize == nil {
+		return s.Need()
+	}
+	a, b := s.Resize.From.Has, s.Resize.To.Has
+	return compute.Resources{VCPUs: max(a.VCPUs, b.VCPUs), MemoryMiB: max(a.MemoryMiB, b.MemoryMiB), DiskGiB: max(a.DiskGiB, b.DiskGiB)}
+}
+
+// hold makes the server's claim what it holds.
+func (s *Store) hold(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
+	return s.claims.ClaimTx(ctx, tx, placement.Claim{
+		Consumer: srv.ID, Generation: placement.Any,
+		Allocations: []placement.Allocation{{Provider: *srv.Host, Resources: Need(srv.Holds())}},
+	})
+}
+
+// BeginResize gives a server the task to become another size on its host, where the
+// room for it is claimed at once. Errors as Act; Invalid, with Nova's words: it is the
+// flavor that it has, its disk would shrink, or there is no room.
+func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		srv, err := s.begin(ctx, tx, now, id, compute.Resize)
+		if err != nil {
+			return err
+		}
+		to := Size{f.ID, f.Resources()}
+		switch {
+		case to.FlavorID == srv.FlavorID:
+			return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
+		case to.Has.DiskGiB < srv.DiskGiB:
+			return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
+		}
+		srv.Resize = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
+		if _, err := exec(ctx, tx, `UPDATE servers SET resize = ? WHERE id = ?`, srv.Resize, id); err != nil {
+			return err
+		}
+		err = s.hold(ctx, tx, srv)
+		if errors.Is(err, placement.ErrNoRoom) {
+			return fault.New(fault.Invalid, "No valid host was found. A resize stays on its host: %w", err)
+		}
+		return err
+	})
+}
+
+// end makes the server what it is after an action, or after why it failed.
+func (s *Server) end(a compute.Action, why string, now time.Time) {
+	failed := why != ""
+	if failed {
+		s.FaultCode, s.FaultMessage, s.FaultAt = 500, why, &now
+	}
+	switch {
+	case a == compute.Resize && failed:
+		s.Resize = nil
+	case failed:
+	case a == compute.Resize:
+		s.become(s.Resize.To)
+		s.VMState, s.LaunchedAt = Resized, &now
+	case a == compute.ConfirmResize, a == compute.RevertResize:
+		if a == compute.RevertResize {
+			s.become(s.Resize.From)
+		}
+		s.VMState = Stopped
+		if s.Resize.Running {
+			s.VMState = Active
+		}
+		s.Resize = nil
+	default:
+		s.VMState = actions[a].to
+	}
+}
+
+// EndAct ends an action: the server is in the state that the action leads to, or,
+// with why it failed, in the one that it was in. Once more is no error. ErrStale.
+func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string) error {
+	action := ActionOf(a.Task)
+	if action == "" {
+		return fault.New(fault.Invalid, "%q is not the task of an action", a.Task)
+	}
+	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+		n, err := exec(ctx, tx, `UPDATE servers SET task_state = NULL, updated_at = ? WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			now, a.ServerID, a.Host, a.Generation, a.Task)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			var done int
+			err = tx.GetContext(ctx, &done, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state IS NULL`, a.ServerID, a.Host, a.Generation)
+			if err != nil {
+				return db.Error(err)
+			}
+			if done == 0 {
+				return compute.ErrStale
+			}
+			return nil
+		}
+		srv := new(Server)
+		if err := tx.GetContext(ctx, srv, `SELECT * FROM servers WHERE id = ?`, a.ServerID); err != nil {
+			return db.Error(err)
+		}
+		held := srv.Resize != nil
+		srv.end(action, why, now)
+		_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
+			disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_message = :fault_message, fault_at = :fault_at
+			WHERE id = :id`, srv)
+		if err != nil || !held {
+			return db.Error(err)
+		}
+		return s.hold(ctx, tx, srv)
+	})
+}
