@@ -13,6 +13,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 const (
@@ -28,8 +29,10 @@ const (
 	// topic's other subscribers, and again after twice the time up to maxHold.
 	minHold = 50 * time.Millisecond
 	maxHold = 250 * time.Millisecond
-	// offerTime bounds an offer.
-	offerTime = time.Second
+	// offerTime bounds an offer, and handOverTime how long those who have no room are
+	// asked again when the one who has a message leaves.
+	offerTime    = time.Second
+	handOverTime = 5 * time.Second
 )
 
 // direct is a subscription of a Live or Private topic, whose messages go from
@@ -189,9 +192,11 @@ func (d *direct) run(ctx context.Context) {
 		conn = d.bus.conn
 	}
 	d.leave(conn)
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for _, it := range rest {
 		if d.live && !it.fanout {
-			_ = d.pass(it, false) //nolint:contextcheck // as above; if it fails there is nobody
+			wg.Go(func() { d.handOver(it) }) //nolint:contextcheck // as above
 		}
 	}
 }
@@ -253,7 +258,7 @@ func (d *direct) settle(it *item, ack bool) {
 	d.mu.Unlock()
 	d.signal()
 	if !ack && ended && !it.fanout {
-		d.bus.run(func() { _ = d.pass(it, false) }) // else there is nobody
+		d.bus.run(func() { d.handOver(it) })
 	}
 }
 
@@ -281,11 +286,11 @@ func (d *direct) offer() {
 			d.mu.Unlock()
 			d.signal()
 			if ended {
-				_ = d.pass(it, false) // else there is nobody
+				d.handOver(it)
 			}
 		}
 		if !d.bus.run(func() {
-			if d.pass(it, true) {
+			if err := d.pass(it, true); errors.Is(err, errAgain) || errors.Is(err, rpc.ErrNoConsumer) {
 				back()
 			}
 		}) {
@@ -294,9 +299,23 @@ func (d *direct) offer() {
 	}
 }
 
+// handOver gives a message to another subscriber when this one has ended. NATS may
+// still choose this one, or one that has no room: they are asked again.
+func (d *direct) handOver(it *item) {
+	ctx, cancel := context.WithTimeout(context.Background(), handOverTime)
+	defer cancel()
+	for wait := minPause; ctx.Err() == nil; wait = min(2*wait, maxHold) {
+		if !errors.Is(d.pass(it, false), errAgain) {
+			return // it was taken, or there is nobody
+		}
+		broker.Pause(ctx, wait)
+	}
+	d.bus.cfg.Logger.Warn("dropped a message, its other servers have no room", "subject", it.msg.Subject)
+}
+
 // pass sends a message to another subscriber, to one that has time if it is an
-// offer, and reports whether it is certain that nobody took it.
-func (d *direct) pass(it *item, offer bool) bool {
+// offer. With errAgain and ErrNoConsumer it is certain that nobody took it.
+func (d *direct) pass(it *item, offer bool) error {
 	ctx, cancel := context.WithTimeout(context.Background(), offerTime)
 	defer cancel()
 	msg := &nats.Msg{Subject: it.msg.Subject, Header: it.msg.Header, Data: it.msg.Data}
@@ -306,11 +325,9 @@ func (d *direct) pass(it *item, offer bool) bool {
 	}
 	answer, err := d.bus.conn.RequestMsgWithContext(ctx, msg)
 	if err != nil {
-		err = sendError(err)
-	} else {
-		err = readAnswer(answer.Data)
+		return sendError(err)
 	}
-	return errors.Is(err, errAgain) || errors.Is(err, rpc.ErrNoConsumer)
+	return readAnswer(answer.Data)
 }
 
 // leave ends the subscriptions, and waits until what NATS has sent is refused.
