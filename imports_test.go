@@ -71,10 +71,11 @@ var rules = map[string][]string{
 	"db":        {"fault", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
-	"service":            {"fault", "reqctx"},
-	"service/...":        {"service/...", "fault", "reqctx"},
-	"service/membership": {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
-	"service/operation":  {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
+	"service":             {"fault", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
+	"service/...":         {"service/...", "fault", "reqctx"},
+	"service/serviceprom": {"service", prometheus},
+	"service/membership":  {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
+	"service/operation":   {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
 
 	"internal/testenv":     {mysql, amqp, nats},
 	"internal/testenv/run": {"internal/testenv"},
@@ -150,9 +151,12 @@ func list(t *testing.T) map[string]*pkg {
 // match returns the longest of the patterns that fits a name, or "".
 func match(patterns []string, name string) (best string) {
 	for _, p := range patterns {
+		if p == name {
+			return p
+		}
 		tree, isTree := strings.CutSuffix(p, "/...")
 		isTree = isTree || strings.Contains(strings.SplitN(p, "/", 2)[0], ".") && p != "."
-		if (p == name || isTree && (name == tree || strings.HasPrefix(name, tree+"/"))) && len(p) > len(best) {
+		if isTree && (name == tree || strings.HasPrefix(name, tree+"/")) && len(p) > len(best) {
 			best = p
 		}
 	}

@@ -2,12 +2,17 @@ package service
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -19,11 +24,38 @@ const (
 	maxHeaderBytes    = 64 << 10
 )
 
-// HTTPPart is a listening HTTP/1.1 server. Make one with [HTTP].
+// HTTPConfig configures an [HTTPPart]. Addr and Handler are required.
+type HTTPConfig struct {
+	// Addr is "host:port", where port 0 means one that the system chooses (see
+	// [HTTPPart.Addr]), or "unix:/path/of.sock", which only the user of the process
+	// can reach.
+	Addr    string
+	Handler http.Handler
+	// CertFile and KeyFile, in PEM form, make it HTTPS, with HTTP/2. They are read
+	// again on SIGHUP, and when they have changed: no later than CertInterval after.
+	// Files that do not work leave the old certificate in use.
+	CertFile, KeyFile string
+	// ClientCAFile has the authorities whose certificates clients must show.
+	// Default: none is asked for.
+	ClientCAFile string
+	// CertInterval is how often changed files are looked for, when somebody connects.
+	// Default 10 s.
+	CertInterval time.Duration
+	// ReadHeaderTimeout is how long a client has to send its headers, at most 64 KiB
+	// of them. Default 10 s.
+	ReadHeaderTimeout time.Duration
+	// IdleTimeout is how long a connection may be idle. Default 2 minutes.
+	IdleTimeout time.Duration
+}
+
+// HTTPPart is a listening server of HTTP/1.1 and, with TLS, HTTP/2. Make one with
+// [HTTP] or [NewHTTP].
 type HTTPPart struct {
-	addr    string
-	handler http.Handler
+	cfg     HTTPConfig
 	log     *slog.Logger
+	closing atomic.Bool // replies ask clients to go elsewhere
+	ending  func() bool // the App drains
+	certs   *certificates
 
 	mu       sync.Mutex
 	listener net.Listener
@@ -33,56 +65,140 @@ type HTTPPart struct {
 	failed   chan error
 }
 
-// HTTP returns a [Part] that serves h on addr, "host:port"; port 0 means one
-// that the system chooses, see [HTTPPart.Addr]. Start listens before it
-// returns, so that an address in use is its error. Stop closes the listener and
-// waits for running requests; when its context ends first, it cancels theirs
-// and closes their connections.
-//
-// A client has 10 s to send its headers, at most 64 KiB of them; an idle
-// connection is closed after 2 minutes.
+// HTTP returns a [Part] that serves h on addr, as [NewHTTP] does.
 func HTTP(addr string, h http.Handler) *HTTPPart {
-	return &HTTPPart{addr: addr, handler: h, log: slog.Default(), failed: make(chan error, 1)}
+	return NewHTTP(HTTPConfig{Addr: addr, Handler: h})
 }
 
-func (p *HTTPPart) bind(name string, logger *slog.Logger) { p.log = logger.With("part", name) }
+// NewHTTP returns a [Part] that serves HTTP. Start listens before it returns, so that
+// an address in use is its error, and so is a certificate that cannot be used. As soon
+// as the App drains, replies ask clients to close their connections; Drain closes the
+// listener and waits for running requests; when its context ends first, it cancels
+// theirs and closes their connections. Stop does the same.
+func NewHTTP(cfg HTTPConfig) *HTTPPart {
+	if cfg.CertInterval <= 0 {
+		cfg.CertInterval = 10 * time.Second
+	}
+	if cfg.ReadHeaderTimeout <= 0 {
+		cfg.ReadHeaderTimeout = readHeaderTimeout
+	}
+	if cfg.IdleTimeout <= 0 {
+		cfg.IdleTimeout = idleTimeout
+	}
+	return &HTTPPart{cfg: cfg, log: slog.Default(), ending: func() bool { return false }, failed: make(chan error, 1)}
+}
+
+func (p *HTTPPart) bind(a *App, name string) {
+	p.log = a.cfg.Logger.With("part", name)
+	p.ending = func() bool { return a.phase.Load() >= draining }
+}
 
 // Start listens and serves.
 func (p *HTTPPart) Start(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", p.addr)
+	var tlsConfig *tls.Config
+	if p.cfg.CertFile != "" || p.cfg.KeyFile != "" || p.cfg.ClientCAFile != "" {
+		p.certs = &certificates{cfg: p.cfg, log: p.log}
+		if err := p.certs.load(ctx); err != nil {
+			return err
+		}
+		tlsConfig = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetConfigForClient: p.certs.config}
+	}
+	l, err := listen(ctx, p.cfg.Addr)
 	if err != nil {
-		return fmt.Errorf("listen on %s: %w", p.addr, err)
+		return err
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	srv := &http.Server{
-		Handler:           p.handler,
-		ReadHeaderTimeout: readHeaderTimeout,
-		IdleTimeout:       idleTimeout,
+		Handler:           p.answers(p.cfg.Handler),
+		TLSConfig:         tlsConfig,
+		ReadHeaderTimeout: p.cfg.ReadHeaderTimeout,
+		IdleTimeout:       p.cfg.IdleTimeout,
 		MaxHeaderBytes:    maxHeaderBytes,
 		BaseContext:       func(net.Listener) context.Context { return base },
 		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
 	p.listener, p.server, p.cancel = l, srv, cancel
-	p.log.InfoContext(ctx, "listening", "addr", l.Addr().String())
+	p.log.InfoContext(ctx, "listening", "addr", l.Addr().String(), "tls", tlsConfig != nil)
 	p.serving.Go(func() {
-		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		serve := srv.Serve
+		if tlsConfig != nil {
+			serve = func(l net.Listener) error { return srv.ServeTLS(l, "", "") }
+		}
+		if err := serve(l); !errors.Is(err, http.ErrServerClosed) {
 			p.failed <- fmt.Errorf("serve on %s: %w", l.Addr(), err)
 		}
 	})
 	return nil
 }
 
+// answers asks clients to close their connections as soon as the server is to end: who
+// sends a request on one that is closed at that moment would get no answer.
+func (p *HTTPPart) answers(h http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if p.closing.Load() || p.ending() {
+			w.Header().Set("Connection", "close")
+		}
+		h.ServeHTTP(w, r)
+	})
+}
+
+// listen listens on "host:port" or "unix:/path".
+func listen(ctx context.Context, addr string) (net.Listener, error) {
+	var lc net.ListenConfig
+	path, unix := strings.CutPrefix(addr, "unix:")
+	if !unix {
+		l, err := lc.Listen(ctx, "tcp", addr)
+		if err != nil {
+			return nil, fmt.Errorf("listen on %s: %w", addr, err)
+		}
+		return l, nil
+	}
+	if err := removeStale(ctx, path); err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	l, err := lc.Listen(ctx, "unix", path)
+	if err == nil {
+		if err = os.Chmod(path, 0o600); err != nil {
+			_ = l.Close() // the error is the one to tell
+		}
+	}
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	return l, nil
+}
+
+// removeStale removes the socket of a process that was killed.
+func removeStale(ctx context.Context, path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return errors.New("there is something that is no socket")
+	}
+	var d net.Dialer
+	c, err := d.DialContext(ctx, "unix", path)
+	if err == nil {
+		_ = c.Close() // only a question
+		return errors.New("somebody listens there")
+	}
+	return os.Remove(path)
+}
+
 // Addr returns the address that the server listens on, with the port that was
-// chosen, or the one given to [HTTP] while it does not listen. It is safe for
+// chosen, or the configured one while it does not listen. It is safe for
 // concurrent use.
 func (p *HTTPPart) Addr() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.listener == nil {
-		return p.addr
+		return p.cfg.Addr
 	}
 	return p.listener.Addr().String()
 }
@@ -90,19 +206,35 @@ func (p *HTTPPart) Addr() string {
 // Failed receives the error that ended the serving, if Stop did not.
 func (p *HTTPPart) Failed() <-chan error { return p.failed }
 
-// Stop drains as [HTTP] says. More calls, and one without a Start, do nothing.
-func (p *HTTPPart) Stop(ctx context.Context) error {
+// Reload reads the certificates again. Invalid: they cannot be used; those that were
+// in use stay so.
+func (p *HTTPPart) Reload(ctx context.Context) error {
+	p.mu.Lock()
+	certs := p.certs
+	p.mu.Unlock()
+	if certs == nil {
+		return nil
+	}
+	return certs.load(ctx)
+}
+
+// Drain implements [Drainer] as [NewHTTP] says.
+func (p *HTTPPart) Drain(ctx context.Context) error {
 	p.mu.Lock()
 	srv, cancel := p.server, p.cancel
 	p.mu.Unlock()
 	if srv == nil {
 		return nil
 	}
+	p.closing.Store(true)
 	err := srv.Shutdown(ctx)
-	cancel()
-	if err != nil {
-		srv.Close() //nolint:errcheck,gosec // cutting off: the Shutdown's error is the one to tell
+	if err != nil { // the connections first: what is cut off must not look whole
+		srv.Close() //nolint:errcheck,gosec // the Shutdown's error is the one to tell
 	}
+	cancel()
 	p.serving.Wait()
 	return err
 }
+
+// Stop drains, if Drain did not. More calls, and one without a Start, do nothing.
+func (p *HTTPPart) Stop(ctx context.Context) error { return p.Drain(ctx) }

@@ -3,10 +3,20 @@
 // order under one deadline.
 //
 //	app := service.New(service.Config{Name: "volume-worker"})
-//	app.Add("rpc", server)        // started first, stopped last
+//	app.Add("admin", app.Admin(service.AdminConfig{Addr: "127.0.0.1:9776"}))
+//	app.Add("rpc", server)        // started before what follows, stopped after it
 //	app.Add("report", service.Loop(time.Minute, worker.Report))
 //	app.Add("http", service.HTTP(":8776", handler))
 //	return app.Run(ctx)
+//
+// The drain has two phases. First every [Drainer] takes no new work and waits for what
+// runs, while all that this may need still works; then every part is stopped. Whatever
+// runs is noted in [App.Inflight], and what the deadline cuts off is logged with its
+// request ids.
+//
+// SIGHUP reloads every [Reloader], SIGUSR2 writes a report, a second SIGTERM or SIGINT
+// exits at once. Under systemd the App says when it is ready, reloads and stops, and
+// feeds the watchdog.
 //
 // It is not a dependency injector: main makes the parts and says their order.
 package service
@@ -14,15 +24,12 @@ package service
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -48,6 +55,21 @@ type Failer interface {
 	Failed() <-chan error
 }
 
+// Drainer is a [Part] with an intake. Drain is called before any part is stopped, the
+// last part's first: it takes no new work and waits for what runs, which may still use
+// every part that was added before. When ctx ends it cancels what runs and returns ctx's
+// error soon. Stop follows. A part that is no Drainer does all of it in Stop.
+type Drainer interface {
+	Drain(ctx context.Context) error
+}
+
+// Reloader is a [Part] that can take up changes of its configuration while it runs.
+// Reload is called for each SIGHUP, of one part after the other in their order. An
+// error is logged, and must leave the part as it was.
+type Reloader interface {
+	Reload(ctx context.Context) error
+}
+
 // Checker is a [Part] that can be started and still not be ready, such as an RPC
 // server whose broker is away. Check must be safe for concurrent use.
 type Checker interface {
@@ -66,24 +88,33 @@ type Config struct {
 	// are cut off. Default 60 s. It should be less than what the supervisor of
 	// the process grants before it kills.
 	DrainTimeout time.Duration
-	// NoSignals leaves signals alone: only Run's context and a [Failer] end the
-	// App. For a program that handles signals itself, and for tests in a
+	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s.
+	CheckTimeout time.Duration
+	// NoSignals leaves signals and systemd alone: only Run's context and a [Failer]
+	// end the App. For a program that handles them itself, and for tests in a
 	// synctest bubble, which the runtime's signal goroutine must not enter.
 	NoSignals bool
+	// ReportTo is where the report of SIGUSR2 goes. Default os.Stderr.
+	ReportTo io.Writer
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
 }
 
 // App runs parts. Make one with [New].
 type App struct {
-	cfg   Config
-	parts []named
-	phase atomic.Int32
+	cfg      Config
+	parts    []named
+	sections []section
+	phase    atomic.Int32
+	began    atomic.Pointer[time.Time]
+	inflight Inflight
+	reload   sync.Mutex // one at a time
 }
 
 type named struct {
 	Part
-	name string
+	name     string
+	checking *checking // nil: not a Checker
 }
 
 // The phases of an App's life, in this order.
@@ -97,10 +128,6 @@ const (
 
 var phaseNames = [...]string{"not started", "starting", "running", "draining", "stopped"}
 
-// hardStop is how long a part has to return from Stop once the drain's
-// deadline has passed.
-const hardStop = time.Second
-
 // New returns an App without parts. It starts nothing.
 func New(cfg Config) *App {
 	if cfg.Name == "" {
@@ -108,6 +135,12 @@ func New(cfg Config) *App {
 	}
 	if cfg.DrainTimeout == 0 {
 		cfg.DrainTimeout = 60 * time.Second
+	}
+	if cfg.CheckTimeout == 0 {
+		cfg.CheckTimeout = 5 * time.Second
+	}
+	if cfg.ReportTo == nil {
+		cfg.ReportTo = os.Stderr
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -127,41 +160,29 @@ func (a *App) Add(name string, p Part) {
 	case slices.ContainsFunc(a.parts, func(n named) bool { return n.name == name }):
 		panic("service: two parts named " + name)
 	}
-	if b, ok := p.(interface {
-		bind(name string, logger *slog.Logger)
-	}); ok {
-		b.bind(name, a.cfg.Logger)
+	if b, ok := p.(interface{ bind(a *App, name string) }); ok {
+		b.bind(a, name)
 	}
-	a.parts = append(a.parts, named{p, name})
+	n := named{Part: p, name: name}
+	if c, ok := p.(Checker); ok {
+		n.checking = &checking{checker: c}
+	}
+	a.parts = append(a.parts, n)
 }
 
-// Ready returns nil when every part is started, none is being stopped, and
-// every [Checker] is content; otherwise an error with code Unavailable that
-// says why. It blocks as long as the checks do, at most until ctx ends if they
-// keep to it. It is safe for concurrent use.
-func (a *App) Ready(ctx context.Context) error {
-	if p := a.phase.Load(); p != running {
-		return fault.New(fault.Unavailable, "%s is %s", a.cfg.Name, phaseNames[p])
-	}
-	for _, p := range a.parts {
-		if c, ok := p.Part.(Checker); ok {
-			if err := c.Check(ctx); err != nil {
-				return fault.New(fault.Unavailable, "%s: %w", p.name, err)
-			}
-		}
-	}
-	return nil
-}
+// Inflight returns the list of what runs in this process, for whoever takes work in to
+// note it there.
+func (a *App) Inflight() *Inflight { return &a.inflight }
 
 // Run starts the parts in the order in which they were added, waits until ctx
 // ends, SIGTERM or SIGINT arrives, or a [Failer] fails, and then drains: the
-// App becomes not ready, DrainDelay passes, and the parts are stopped in
-// reverse order, each with what is left of DrainTimeout. A second signal exits
+// App becomes not ready, DrainDelay passes, and the parts are drained and then stopped
+// in reverse order, each with what is left of DrainTimeout. A second signal exits
 // the process at once with status 1.
 //
 // It returns nil when it was asked to stop and every part did. Otherwise the
 // error names the parts: the one that did not start (those before it are
-// stopped), the one that failed, those whose Stop returned an error, and, with
+// stopped), the one that failed, those whose Drain or Stop returned an error, and, with
 // code Timeout, those that were cut off. An App runs once.
 func (a *App) Run(ctx context.Context) error {
 	if a.cfg.DrainDelay >= a.cfg.DrainTimeout {
@@ -172,6 +193,7 @@ func (a *App) Run(ctx context.Context) error {
 		return fault.New(fault.Precondition, "%s is %s: an App runs once", a.cfg.Name, phaseNames[a.phase.Load()])
 	}
 	defer a.phase.Store(stopped)
+	a.began.Store(new(time.Now()))
 
 	life, end := context.WithCancelCause(ctx)
 	done := make(chan struct{})
@@ -179,14 +201,18 @@ func (a *App) Run(ctx context.Context) error {
 	defer watchers.Wait()
 	defer close(done)
 	defer end(nil)
+	var sd notifier
 	if !a.cfg.NoSignals {
-		a.watchSignals(&watchers, end, done)
+		sd = systemd(a.cfg.Logger)
+		a.watchSignals(ctx, &watchers, sd, end, done)
 	}
 
 	n, startErr := a.start(life, &watchers, end, done)
 	if startErr == nil {
 		a.phase.Store(running)
 		a.cfg.Logger.InfoContext(ctx, "ready", "service", a.cfg.Name, "parts", n)
+		sd.say("READY=1", "STATUS=running")
+		a.feed(life, &watchers, sd)
 		<-life.Done()
 	}
 	if failure, ok := errors.AsType[*partError](context.Cause(life)); ok {
@@ -194,6 +220,7 @@ func (a *App) Run(ctx context.Context) error {
 	} else if life.Err() != nil {
 		startErr = nil // asked to stop while it was starting: not a failure
 	}
+	sd.say("STOPPING=1", "STATUS=draining")
 	return errors.Join(startErr, a.drain(life, n))
 }
 
@@ -222,73 +249,6 @@ func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelC
 		}
 	}
 	return len(a.parts), nil
-}
-
-func (a *App) watchSignals(wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) {
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
-	wg.Go(func() {
-		defer signal.Stop(signals)
-		for asked := false; ; asked = true {
-			select {
-			case s := <-signals:
-				if asked {
-					a.cfg.Logger.Error("second signal: exit at once", "service", a.cfg.Name, "signal", s.String())
-					os.Exit(1)
-				}
-				end(fmt.Errorf("signal %s", s))
-			case <-done:
-				return
-			}
-		}
-	})
-}
-
-// drain stops the first n parts in reverse order.
-func (a *App) drain(life context.Context, n int) error {
-	wasReady := a.phase.Swap(draining) == running
-	begin := time.Now()
-	logger := a.cfg.Logger.With("service", a.cfg.Name)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(life), a.cfg.DrainTimeout)
-	defer cancel()
-	logger.InfoContext(ctx, "draining", "why", context.Cause(life), "timeout", a.cfg.DrainTimeout)
-	if wasReady && a.cfg.DrainDelay > 0 {
-		<-time.After(a.cfg.DrainDelay)
-	}
-	var errs []error
-	var late []string
-	for _, p := range slices.Backward(a.parts[:n]) {
-		switch err := stop(ctx, p); {
-		case err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()):
-			late = append(late, p.name)
-		case err != nil:
-			errs = append(errs, &partError{"stop", p.name, err})
-		}
-	}
-	if late != nil {
-		errs = append(errs, fault.New(fault.Timeout, "%s: cut off after %s: %s",
-			a.cfg.Name, a.cfg.DrainTimeout, strings.Join(late, ", ")))
-	}
-	logger.InfoContext(ctx, "stopped", "took", time.Since(begin), "cut_off", late)
-	return errors.Join(errs...)
-}
-
-// stop stops one part. A part that does not return although its context ended
-// is left behind: the process is about to exit.
-func stop(ctx context.Context, p named) error {
-	result := make(chan error, 1)
-	go func() { result <- p.Stop(ctx) }()
-	select {
-	case err := <-result:
-		return err
-	case <-ctx.Done():
-	}
-	select {
-	case err := <-result:
-		return err
-	case <-time.After(hardStop):
-		return ctx.Err()
-	}
 }
 
 // partError says which part failed at what.

@@ -5,9 +5,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -18,7 +21,7 @@ import (
 // child is what the test binary does when it is started as a child: it
 // runs an App and says on its standard output where it is.
 func child(mode string) int {
-	app := service.New(service.Config{Name: "child", DrainTimeout: 50 * time.Millisecond, Logger: quiet()})
+	app := service.New(service.Config{Name: "child", DrainTimeout: 50 * time.Millisecond, Logger: quiet(), ReportTo: firstLine{}})
 	app.Add("part", childPart(mode))
 	go func() {
 		for app.Ready(context.Background()) != nil {
@@ -37,6 +40,36 @@ func child(mode string) int {
 type childPart string
 
 func (childPart) Start(context.Context) error { return nil }
+
+func (p childPart) Reload(context.Context) error {
+	fmt.Println("reloading")
+	return nil
+}
+
+// Check hangs in one mode, which the watchdog is to notice.
+func (p childPart) Check(context.Context) error {
+	switch p {
+	case "unready":
+		return errBoom
+	case "stuck":
+		if stuck.Add(1) > 2 { // the first ones let it become ready
+			select {}
+		}
+	}
+	return nil
+}
+
+var stuck atomic.Int32
+
+// firstLine prints the first line of a report, without its time.
+type firstLine struct{}
+
+func (firstLine) Write(p []byte) (int, error) {
+	if head, _, ok := strings.Cut(string(p), " of 2"); ok {
+		fmt.Println(head)
+	}
+	return len(p), nil
+}
 
 func (p childPart) Stop(ctx context.Context) error {
 	fmt.Println("stopping")
@@ -65,6 +98,7 @@ func TestSignals(t *testing.T) {
 			[]syscall.Signal{syscall.SIGTERM},
 			3, "ready stopping error: child: cut off after 50ms: part",
 		},
+		{"SIGHUP reloads, SIGUSR2 reports", "good", []syscall.Signal{syscall.SIGHUP, syscall.SIGUSR2, syscall.SIGTERM}, 0, "ready reloading ==== child: report stopping clean"},
 		{"second signal exits at once", "hung", []syscall.Signal{syscall.SIGTERM, syscall.SIGINT}, 1, "ready stopping"},
 	}
 	for _, tt := range tests {
@@ -98,6 +132,64 @@ func TestSignals(t *testing.T) {
 			}
 			if got := strings.Join(seen, " "); code != tt.wantCode || got != tt.wantOut {
 				t.Errorf("exit %d after %q, want %d after %q", code, got, tt.wantCode, tt.wantOut)
+			}
+		})
+	}
+}
+
+// TestSystemd: what a service tells systemd, and that it feeds the watchdog while it is
+// not ready, but not while a check hangs.
+func TestSystemd(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		mode  string
+		wants []string // in this order, others between
+		never string
+	}{
+		{"good", []string{"READY=1\nSTATUS=running", "WATCHDOG=1\nSTATUS=running", "RELOADING=1\nMONOTONIC_USEC=", "READY=1", "WATCHDOG=1", "STOPPING=1\nSTATUS=draining"}, ""},
+		{"unready", []string{"READY=1\nSTATUS=running", "WATCHDOG=1\nSTATUS=not ready: part: boom", "RELOADING=1", "STOPPING=1"}, ""},
+		{"stuck", []string{"READY=1\nSTATUS=running", "STATUS=part: the check hangs for", "RELOADING=1", "STOPPING=1"}, "WATCHDOG=1\nSTATUS=not"},
+	} {
+		t.Run(tt.mode, func(t *testing.T) {
+			t.Parallel()
+			addr := &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"}
+			sd, err := net.ListenUnixgram("unixgram", addr)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer sd.Close()
+			cmd := exec.CommandContext(t.Context(), os.Args[0])
+			cmd.Env = append(os.Environ(), "SERVICE_TEST_CHILD="+tt.mode, "NOTIFY_SOCKET="+addr.Name, "WATCHDOG_USEC=50000")
+			cmd.Stderr = os.Stderr
+			if err := cmd.Start(); err != nil {
+				t.Fatal(err)
+			}
+			buf := make([]byte, 4096)
+			if err := sd.SetReadDeadline(time.Now().Add(30 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			for _, want := range tt.wants {
+				switch {
+				case strings.HasPrefix(want, "RELOADING"):
+					err = cmd.Process.Signal(syscall.SIGHUP)
+				case strings.HasPrefix(want, "STOPPING"):
+					err = cmd.Process.Signal(syscall.SIGTERM)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				for said := ""; !strings.HasPrefix(said, want); {
+					n, err := sd.Read(buf)
+					if err != nil {
+						t.Fatalf("it does not say %q: %v", want, err)
+					}
+					if said = string(buf[:n]); tt.never != "" && strings.HasPrefix(said, tt.never) {
+						t.Errorf("it says %q", said)
+					}
+				}
+			}
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
 			}
 		})
 	}

@@ -1,0 +1,344 @@
+package service_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
+)
+
+// running runs an App with an admin listener until the test ends.
+func running(t *testing.T, app *service.App, cfg service.AdminConfig) (url string) {
+	t.Helper()
+	cfg.Addr = "127.0.0.1:0"
+	admin := app.Admin(cfg)
+	app.Add("admin", admin)
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- app.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-ended //nolint:errcheck // tests that mind run it themselves
+	})
+	for app.Ready(t.Context()) != nil && strings.HasSuffix(admin.Addr(), ":0") {
+		select {
+		case err := <-ended:
+			t.Fatalf("it ended: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	return "http://" + admin.Addr()
+}
+
+func ask(t *testing.T, method, url, body string, header ...string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	res, err := client(t).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	out, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(out)
+}
+
+// TestAdmin: each page, and what it says when something is wrong.
+func TestAdmin(t *testing.T) {
+	t.Parallel()
+	var level slog.LevelVar
+	app := service.New(service.Config{Name: "app", NoSignals: true, Logger: quiet()})
+	var broken error
+	calls := make(chan struct{}, 10)
+	app.Add("database", service.Funcs{OnCheck: func(context.Context) error { return broken }})
+	app.Add("audit", service.Loop(time.Hour, func(context.Context) error {
+		calls <- struct{}{}
+		return errBoom
+	}))
+	app.AddReport("weather", func(w io.Writer) error {
+		_, err := io.WriteString(w, "it rains\n")
+		return err
+	})
+	url := running(t, app, service.AdminConfig{
+		Metrics: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "up 1\n") }),
+		Config:  func() any { return map[string]string{"workers": "4"} },
+		Level:   &level,
+	})
+	end := app.Inflight().Begin(reqctx.With(t.Context(), reqctx.Request{ID: "req-1"}), service.Work{Kind: "task", Name: "copy", Resource: "v1"})
+	for _, tt := range []struct {
+		method, path, body string
+		code               int
+		says               string
+	}{
+		{"GET", "/livez", "", 200, `"status": "ok"`},
+		{"GET", "/readyz", "", 200, `"name": "database"`},
+		{"GET", "/metrics", "", 200, "up 1"},
+		{"GET", "/debug/config", "", 200, `"workers": "4"`},
+		{"GET", "/debug/inflight", "", 200, `"request_id": "req-1"`},
+		{"GET", "/debug/loops", "", 200, `"name": "audit"`},
+		{"POST", "/debug/loops/audit/run", "", 500, "boom"},
+		{"POST", "/debug/loops/none/run", "", 404, "no loop"},
+		{"GET", "/debug/loops", "", 200, `"failed": 1`},
+		{"GET", "/debug/loglevel", "", 200, "INFO"},
+		{"PUT", "/debug/loglevel", `{"level": "debug"}`, 200, "DEBUG"},
+		{"PUT", "/debug/loglevel", `{"level": "loud"}`, 400, "the body is"},
+		{"GET", "/debug/report", "", 200, "it rains"},
+		{"GET", "/debug/report", "", 200, "task copy v1 req-1"},
+		{"GET", "/debug/report", "", 200, "admin_test.go"},
+		{"GET", "/debug/pprof/goroutine?debug=1", "", 200, "goroutine profile"},
+		{"POST", "/debug/reload", "", 200, "ok"},
+		{"DELETE", "/debug/config", "", 405, ""},
+	} {
+		code, body := ask(t, tt.method, url+tt.path, tt.body)
+		if code != tt.code || !strings.Contains(body, tt.says) {
+			t.Errorf("%s %s = %d %s, want %d with %s", tt.method, tt.path, code, body, tt.code, tt.says)
+		}
+	}
+	if len(calls) != 1 || level.Level() != slog.LevelDebug {
+		t.Errorf("the loop was called %d times, the level is %v", len(calls), level.Level())
+	}
+	if code, body := ask(t, "POST", url+"/debug/reload", "", "Origin", "http://evil.example"); code != 403 {
+		t.Errorf("a web page's request = %d %s", code, body)
+	}
+	end()
+	end()
+	broken = errors.New("no route to host")
+	code, body := ask(t, "GET", url+"/readyz", "")
+	var got struct {
+		Status string
+		Checks []struct{ Name, Status, Error string }
+	}
+	if err := json.Unmarshal([]byte(body), &got); err != nil || code != 503 || got.Status != "unavailable" || got.Checks[0].Error != "no route to host" {
+		t.Errorf("readyz = %d %s, %v", code, body, err)
+	}
+	if _, body := ask(t, "GET", url+"/debug/inflight", ""); strings.TrimSpace(body) != "[]" {
+		t.Errorf("in flight: %s", body)
+	}
+}
+
+// TestInflight: what began and has not ended, the longest first, whatever the order in
+// which it ends.
+func TestInflight(t *testing.T) {
+	t.Parallel()
+	var f service.Inflight
+	ends := map[string]func(){}
+	for _, name := range []string{"a", "b", "c", "d"} {
+		ends[name] = f.Begin(t.Context(), service.Work{Name: name})
+	}
+	for _, step := range []struct {
+		end  string
+		want []string
+	}{{"b", []string{"a", "c", "d"}}, {"d", []string{"a", "c"}}, {"b", []string{"a", "c"}}, {"a", []string{"c"}}, {"c", []string{}}, {"c", []string{}}} {
+		ends[step.end]()
+		names := []string{}
+		for _, w := range f.List() {
+			names = append(names, w.Name)
+		}
+		if diff := cmp.Diff(step.want, names); diff != "" {
+			t.Errorf("after the end of %s (-want +got):\n%s", step.end, diff)
+		}
+	}
+}
+
+// TestDrainBeforeStop: every intake is drained before anything is stopped, and what the
+// deadline cuts off is named with its request.
+func TestDrainBeforeStop(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		j := new(journal)
+		note := func(what string) func(context.Context) error {
+			return func(context.Context) error { j.add("%s", what); return nil }
+		}
+		app := service.New(service.Config{Name: "app", NoSignals: true, DrainTimeout: time.Second, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		app.Add("bus", service.Funcs{OnStop: note("stop bus")})
+		app.Add("rpc", service.Funcs{OnDrain: note("drain rpc"), OnStop: note("stop rpc")})
+		app.Add("api", service.Funcs{OnDrain: func(ctx context.Context) error {
+			j.add("drain api")
+			defer app.Inflight().Begin(reqctx.With(ctx, reqctx.Request{ID: "req-7"}), service.Work{Kind: "request", Name: "POST /v1/volumes"})()
+			<-ctx.Done()
+			return ctx.Err()
+		}, OnStop: note("stop api")})
+		err := app.Run(stopWhenReady(t, app))
+		if diff := cmp.Diff([]string{"drain api", "drain rpc", "stop api", "stop rpc", "stop bus"}, j.entries()); diff != "" {
+			t.Errorf("order (-want +got):\n%s", diff)
+		}
+		if fault.CodeOf(err) != fault.Timeout || !strings.Contains(err.Error(), "cut off after 1s: api") {
+			t.Errorf("Run = %v", err)
+		}
+		if !strings.Contains(out.String(), `msg="cut off" service=app kind=request name="POST /v1/volumes" resource="" request_id=req-7`) {
+			t.Errorf("the log does not say what was cut off:\n%s", &out)
+		}
+	})
+}
+
+// TestReload: parts are reloaded in order, and one that fails does not stop the others.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	j := new(journal)
+	app := service.New(service.Config{NoSignals: true, Logger: quiet()})
+	app.Add("config", service.Funcs{OnReload: func(context.Context) error { j.add("config"); return errBoom }})
+	app.Add("policy", service.Funcs{OnReload: func(context.Context) error { j.add("policy"); return nil }})
+	if err := app.Reload(t.Context()); err != nil || len(j.entries()) > 0 {
+		t.Errorf("before it runs: %v, %v", err, j.entries())
+	}
+	running(t, app, service.AdminConfig{})
+	for app.Ready(t.Context()) != nil {
+		<-time.After(time.Millisecond)
+	}
+	err := app.Reload(t.Context())
+	if !errors.Is(err, errBoom) || err.Error() != "reload config: boom" {
+		t.Errorf("Reload = %v", err)
+	}
+	if diff := cmp.Diff([]string{"config", "policy"}, j.entries()); diff != "" {
+		t.Errorf("order (-want +got):\n%s", diff)
+	}
+}
+
+// TestHungCheck: a check that hangs makes the App not ready, is not called again while it
+// does, and delays nobody longer than its time.
+func TestHungCheck(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		release := make(chan struct{})
+		var calls atomic.Int32
+		app := service.New(service.Config{NoSignals: true, CheckTimeout: time.Second, Logger: quiet()})
+		app.Add("driver", service.Funcs{OnCheck: func(context.Context) error {
+			calls.Add(1)
+			<-release
+			return nil
+		}})
+		app.Add("database", service.Funcs{OnCheck: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }})
+		for range 3 {
+			begin := time.Now()
+			checks := app.Checks(t.Context())
+			if took := time.Since(begin); took > 3*time.Second {
+				t.Errorf("the checks took %v", took)
+			}
+			if fault.CodeOf(checks[0].Err) != fault.Timeout || !strings.Contains(checks[0].Err.Error(), "hangs") {
+				t.Errorf("the check that hangs: %v", checks[0].Err)
+			}
+			if !errors.Is(checks[1].Err, context.DeadlineExceeded) || strings.Contains(checks[1].Err.Error(), "hangs") {
+				t.Errorf("the check that is only slow: %v", checks[1].Err)
+			}
+		}
+		if n := calls.Load(); n != 1 {
+			t.Errorf("the check that hangs was called %d times", n)
+		}
+		close(release)
+		synctest.Wait()
+		if checks := app.Checks(t.Context()); checks[0].Err != nil || calls.Load() != 2 {
+			t.Errorf("after it ended: %v, %d calls", checks[0].Err, calls.Load())
+		}
+	})
+}
+
+// TestRunNow: a call on demand, also of a loop that is disabled, never at the same time
+// as another.
+func TestRunNow(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		active := 0
+		l := service.Loop(-1, func(context.Context) error {
+			if active++; active > 1 {
+				t.Error("two calls at once")
+			}
+			<-time.After(time.Second)
+			active--
+			return errBoom
+		})
+		if err := l.RunNow(t.Context()); fault.CodeOf(err) != fault.Unavailable {
+			t.Errorf("before Start: %v", err)
+		}
+		if err := l.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		results := make(chan error, 3)
+		for range 3 {
+			go func() { results <- l.RunNow(t.Context()) }()
+		}
+		for range 3 {
+			if err := <-results; !errors.Is(err, errBoom) {
+				t.Errorf("RunNow = %v", err)
+			}
+		}
+		if s := l.Stats(); s.Calls != 3 || s.Failed != 3 || s.Took != time.Second || s.Total != 3*time.Second || s.Err != "boom" || s.Running {
+			t.Errorf("stats: %+v", s)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if err := l.RunNow(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("RunNow of somebody who does not wait: %v", err)
+		}
+		if err := l.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if err := l.RunNow(t.Context()); fault.CodeOf(err) != fault.Unavailable {
+			t.Errorf("after Stop: %v", err)
+		}
+	})
+}
+
+// TestUnixSocket: only the user can use it; what a killed process left is replaced, what
+// is in use or no socket is not.
+func TestUnixSocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "admin.sock")
+	old, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := service.HTTP("unix:"+path, nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "somebody listens") {
+		t.Errorf("a socket in use: %v", err)
+	}
+	old.SetUnlinkOnClose(false)
+	old.Close()
+	p := service.HTTP("unix:"+path, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "hi") }))
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, %v", info.Mode(), err)
+	}
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}}}
+	if code, body, err := get(t.Context(), c, "http://admin/"); code != 200 || body != "hi" || err != nil {
+		t.Errorf("GET = %d %q %v", code, body, err)
+	}
+	if err := p.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := service.HTTP("unix:"+path, nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "no socket") {
+		t.Errorf("a file: %v", err)
+	}
+}

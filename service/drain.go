@@ -1,0 +1,84 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// drain drains and then stops the first n parts, the last one first.
+func (a *App) drain(life context.Context, n int) error {
+	wasReady := a.phase.Swap(draining) == running
+	begin := time.Now()
+	logger := a.cfg.Logger.With("service", a.cfg.Name)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(life), a.cfg.DrainTimeout)
+	defer cancel()
+	logger.InfoContext(ctx, "draining", "why", context.Cause(life), "timeout", a.cfg.DrainTimeout)
+	if wasReady && a.cfg.DrainDelay > 0 {
+		<-time.After(a.cfg.DrainDelay)
+	}
+	// Just before the deadline: after it the work is gone.
+	defer time.AfterFunc(a.cfg.DrainTimeout-min(a.cfg.DrainTimeout/10, 20*time.Millisecond), func() { a.logInflight(ctx, logger) }).Stop()
+	var errs []error
+	var late []string
+	turn := func(p named, doing string, f func(context.Context) error) {
+		switch err := within(ctx, f); {
+		case err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()):
+			if !slices.Contains(late, p.name) {
+				late = append(late, p.name)
+			}
+		case err != nil:
+			errs = append(errs, &partError{doing, p.name, err})
+		}
+	}
+	for _, p := range slices.Backward(a.parts[:n]) {
+		if d, ok := p.Part.(Drainer); ok {
+			turn(p, "drain", d.Drain)
+		}
+	}
+	for _, p := range slices.Backward(a.parts[:n]) {
+		turn(p, "stop", p.Stop)
+	}
+	if late != nil {
+		errs = append(errs, fault.New(fault.Timeout, "%s: cut off after %s: %s",
+			a.cfg.Name, a.cfg.DrainTimeout, strings.Join(late, ", ")))
+	}
+	logger.InfoContext(ctx, "stopped", "took", time.Since(begin), "cut_off", late)
+	return errors.Join(errs...)
+}
+
+// logInflight says what the drain's deadline cuts off.
+func (a *App) logInflight(ctx context.Context, logger *slog.Logger) {
+	for _, w := range a.inflight.List() {
+		logger.WarnContext(ctx, "cut off", "kind", w.Kind, "name", w.Name, "resource", w.Resource,
+			"request_id", w.RequestID, "running", time.Since(w.Since).Round(time.Millisecond))
+	}
+}
+
+// hardStop is how long a part has to return once the drain's deadline has passed.
+const hardStop = time.Second
+
+// within calls f. If it does not return although ctx has ended it is left behind: the
+// process is about to exit.
+func within(ctx context.Context, f func(context.Context) error) error {
+	result := make(chan error, 1)
+	go func() { result <- f(ctx) }()
+	select {
+	case err := <-result:
+		return err
+	case <-ctx.Done():
+	}
+	timer := time.NewTimer(hardStop)
+	defer timer.Stop()
+	select {
+	case err := <-result:
+		return err
+	case <-timer.C:
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,36 @@
+package service
+
+import "context"
+
+// Funcs is a [Part] made of functions, each of which may be nil: a database that is
+// opened elsewhere and has to be checked, a step that must be done before the next
+// part starts.
+type Funcs struct {
+	OnStart  func(ctx context.Context) error
+	OnDrain  func(ctx context.Context) error
+	OnStop   func(ctx context.Context) error
+	OnCheck  func(ctx context.Context) error
+	OnReload func(ctx context.Context) error
+}
+
+func call(ctx context.Context, f func(context.Context) error) error {
+	if f == nil {
+		return nil
+	}
+	return f(ctx)
+}
+
+// Start implements [Part].
+func (f Funcs) Start(ctx context.Context) error { return call(ctx, f.OnStart) }
+
+// Drain implements [Drainer].
+func (f Funcs) Drain(ctx context.Context) error { return call(ctx, f.OnDrain) }
+
+// Stop implements [Part].
+func (f Funcs) Stop(ctx context.Context) error { return call(ctx, f.OnStop) }
+
+// Check implements [Checker].
+func (f Funcs) Check(ctx context.Context) error { return call(ctx, f.OnCheck) }
+
+// Reload implements [Reloader].
+func (f Funcs) Reload(ctx context.Context) error { return call(ctx, f.OnReload) }

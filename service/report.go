@@ -1,0 +1,79 @@
+package service
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"runtime/debug"
+	"runtime/pprof"
+	"time"
+)
+
+// section is a part of a report.
+type section struct {
+	name  string
+	write func(io.Writer) error
+}
+
+// AddReport adds a section to the report that SIGUSR2 and the admin listener write.
+// It must be called before Run, from one goroutine; write is called whenever a report
+// is written, maybe several times at once.
+func (a *App) AddReport(name string, write func(io.Writer) error) {
+	a.sections = append(a.sections, section{name, write})
+}
+
+// Report writes what a person wants to know who looks for a fault: the build, the
+// phase, the checks, what runs and since when, the loops, the added sections, and every
+// goroutine's stack. It is what oslo.reports calls a Guru Meditation Report. It is safe
+// for concurrent use.
+func (a *App) Report(ctx context.Context, w io.Writer) error {
+	r := &reporter{w: w}
+	r.print("==== %s: report of %s ====\n", a.cfg.Name, time.Now().UTC().Format(time.RFC3339))
+	if b, ok := debug.ReadBuildInfo(); ok {
+		r.print("build: %s %s %s\n", b.Main.Path, b.Main.Version, b.GoVersion)
+	}
+	began := a.began.Load()
+	if began != nil {
+		r.print("up: %v\n", time.Since(*began).Round(time.Second))
+	}
+	r.print("phase: %s\n", phaseNames[a.phase.Load()])
+	r.print("\n==== checks ====\n")
+	for _, c := range a.Checks(ctx) {
+		state := "ok"
+		if c.Err != nil {
+			state = c.Err.Error()
+		}
+		r.print("%s: %s (%v)\n", c.Name, state, c.Took.Round(time.Microsecond))
+	}
+	r.print("\n==== in flight ====\n")
+	for _, k := range a.inflight.List() {
+		r.print("%v %s %s %s %s\n", time.Since(k.Since).Round(time.Millisecond), k.Kind, k.Name, k.Resource, k.RequestID)
+	}
+	r.print("\n==== loops ====\n")
+	for _, l := range a.Loops() {
+		r.print("%s: every %v, %d calls, %d failed, the last at %s took %v: %s\n", l.Name, l.Every, l.Calls, l.Failed, l.Last.UTC().Format(time.RFC3339), l.Took, l.Err)
+	}
+	for _, s := range a.sections {
+		r.print("\n==== %s ====\n", s.name)
+		if err := s.write(w); err != nil {
+			r.print("%v\n", err)
+		}
+	}
+	r.print("\n==== goroutines ====\n")
+	if r.err != nil {
+		return r.err
+	}
+	return pprof.Lookup("goroutine").WriteTo(w, 2)
+}
+
+// reporter keeps the first error of many writes.
+type reporter struct {
+	w   io.Writer
+	err error
+}
+
+func (r *reporter) print(format string, args ...any) {
+	if r.err == nil {
+		_, r.err = fmt.Fprintf(r.w, format, args...)
+	}
+}

@@ -1,0 +1,71 @@
+package service
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+)
+
+// notifier tells systemd how the service does. The zero value tells nobody.
+type notifier struct {
+	log      *slog.Logger
+	watchdog time.Duration // 0: there is none
+}
+
+// systemd returns what talks to the systemd that started the process, if one did.
+func systemd(log *slog.Logger) notifier {
+	every, err := daemon.SdWatchdogEnabled(false)
+	if err != nil {
+		log.Error("the watchdog of systemd is not fed", "error", err)
+	}
+	return notifier{log: log, watchdog: every}
+}
+
+func (n notifier) say(lines ...string) {
+	if n.log == nil {
+		return
+	}
+	if _, err := daemon.SdNotify(false, strings.Join(lines, "\n")); err != nil {
+		n.log.Error("notify systemd", "error", err)
+	}
+}
+
+// reloading says that a reload begins. Type=notify-reload wants the time with it.
+func (n notifier) reloading() {
+	n.say("RELOADING=1", "MONOTONIC_USEC="+monotonic())
+}
+
+// feed feeds the watchdog, twice as often as needed, as long as every check answers.
+// That it is not ready is no reason to be killed: a database that is away does not come
+// back by that. A check that hangs is one.
+func (a *App) feed(life context.Context, wg *sync.WaitGroup, sd notifier) {
+	if sd.watchdog <= 0 {
+		return
+	}
+	wg.Go(func() {
+		tick := time.NewTicker(sd.watchdog / 2)
+		defer tick.Stop()
+		for {
+			select {
+			case <-tick.C:
+				switch err := a.Ready(life); {
+				case err == nil:
+					sd.say("WATCHDOG=1", "STATUS=running")
+				case errors.Is(err, errHung):
+					sd.say("STATUS=" + oneLine(err))
+				default:
+					sd.say("WATCHDOG=1", "STATUS=not ready: "+oneLine(err))
+				}
+			case <-life.Done():
+				return
+			}
+		}
+	})
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

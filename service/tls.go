@@ -1,0 +1,97 @@
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// certificates are those of a listener, read again when their files change.
+type certificates struct {
+	cfg HTTPConfig
+	log *slog.Logger
+
+	mu      sync.Mutex
+	current *tls.Config
+	looked  time.Time
+	seen    [3]fileState // of the files of current, or of the last attempt
+}
+
+type fileState struct {
+	size  int64
+	mtime time.Time
+}
+
+func (c *certificates) files() [3]string {
+	return [3]string{c.cfg.CertFile, c.cfg.KeyFile, c.cfg.ClientCAFile}
+}
+
+func (c *certificates) states() (out [3]fileState) {
+	for i, name := range c.files() {
+		if info, err := os.Stat(name); err == nil {
+			out[i] = fileState{info.Size(), info.ModTime()}
+		}
+	}
+	return out
+}
+
+// load reads the files. What was in use stays so if it fails.
+func (c *certificates) load(ctx context.Context) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.looked, c.seen = time.Now(), c.states()
+	next, err := c.read()
+	if err != nil {
+		return err
+	}
+	c.current = next
+	if leaf := next.Certificates[0].Leaf; leaf != nil {
+		c.log.InfoContext(ctx, "certificate read", "file", c.cfg.CertFile, "names", leaf.DNSNames, "until", leaf.NotAfter)
+	}
+	return nil
+}
+
+func (c *certificates) read() (*tls.Config, error) {
+	pair, err := tls.LoadX509KeyPair(c.cfg.CertFile, c.cfg.KeyFile)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "certificate %s with key %s: %w", c.cfg.CertFile, c.cfg.KeyFile, err)
+	}
+	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2", "http/1.1"}}
+	if c.cfg.ClientCAFile == "" {
+		return out, nil
+	}
+	pem, err := os.ReadFile(c.cfg.ClientCAFile)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "authorities of clients: %w", err)
+	}
+	out.ClientAuth, out.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
+	if !out.ClientCAs.AppendCertsFromPEM(pem) {
+		return nil, fault.New(fault.Invalid, "authorities of clients: %s has no certificate in PEM form", c.cfg.ClientCAFile)
+	}
+	return out, nil
+}
+
+// config is what a client that connects gets.
+func (c *certificates) config(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	c.mu.Lock()
+	look := time.Since(c.looked) >= c.cfg.CertInterval
+	if look {
+		c.looked = time.Now()
+		look = c.states() != c.seen
+	}
+	c.mu.Unlock()
+	if look {
+		if err := c.load(hello.Context()); err != nil {
+			c.log.ErrorContext(hello.Context(), "a changed certificate is not used", "error", err)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current, nil
+}
