@@ -20,10 +20,12 @@ import (
 	"log/slog"
 	"net/http"
 	"runtime/debug"
+	"strings"
 	"time"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
 )
 
 // None is the body of a request that has none, or of a reply without one. A handler
@@ -38,21 +40,46 @@ const requestIDHeader = "X-Openstack-Request-Id"
 type Config struct {
 	// Authenticate says who asks: the user, project and roles of what it
 	// returns are put into the context; its ids are not used. It is called for
-	// each routed request except those to the health routes, with r.Pattern
-	// set, so that it can let public routes pass. Its error is the reply;
-	// a plain one is status 500, never an open door. Nil: nobody is known
-	// and nobody is turned away. Identity headers are never believed.
+	// each request to a route that is not Public, with r.Pattern set. Its error is
+	// the reply; a plain one is status 500, never an open door. Nil: nobody is known
+	// and nobody is turned away. Identity headers are removed before: they are
+	// never believed.
 	Authenticate func(r *http.Request) (reqctx.Request, error)
+	// Enforce says whether who asks may do what a [Route]'s Rule names, such as a
+	// policy. Its error is the reply. Nil: the rules are not asked.
+	Enforce func(ctx context.Context, rule string, target map[string]any) error
+	// Microversions are the versions of the API. Nil: there are none.
+	Microversions *Microversions
 	// RequestIDHeaders are further names for the header with the request id,
 	// which is always sent as x-openstack-request-id.
 	RequestIDHeaders []string
 	// FaultName is the key of an error body whose status has no name of its
 	// own, such as 500. Default "fault".
 	FaultName string
+	// ErrorList makes error bodies those of the API-SIG, {"errors": [{"status": 404,
+	// "code": "volume.not_found", ...}]}, and this the first part of their codes, such as
+	// "volume". Default: {"itemNotFound": {"code": 404, "message": ...}}.
+	ErrorList string
 	// MaxBody is the longest request body in bytes. Default 114688.
 	MaxBody int64
+	// MaxDepth is how deep a body may be nested. Default 64.
+	MaxDepth int
 	// BodyTimeout is how long a client may take to send a body. Default 30 s.
 	BodyTimeout time.Duration
+	// WriteTimeout is how long a client may take to read a reply. Default 60 s.
+	WriteTimeout time.Duration
+	// CORS are the origins of web pages that may use the API, see [CORS]. Nil: none.
+	CORS *CORS
+	// Gzip compresses replies of 1 KiB and more for clients that take it.
+	Gzip bool
+	// CheckReplies compares each reply with the route's schema, and answers 500 if it
+	// is different. For tests: it costs as much as the check of a body.
+	CheckReplies bool
+	// Inflight notes each request while it runs, unless it is nil.
+	Inflight *service.Inflight
+	// Observe is called after each request, unless it is nil, with the pattern of its
+	// route, or "" if it had none.
+	Observe func(ctx context.Context, o Observation)
 	// Logger gets a line for each request (health probes at debug level) and
 	// one for each reply of 500 and more. Its handler should be a
 	// [reqctx.LogHandler], which adds the ids; the default is one around
@@ -63,8 +90,21 @@ type Config struct {
 // Mux routes requests to handlers. Register them with [Handle] before it
 // serves; then it is safe for concurrent use.
 type Mux struct {
-	cfg Config
-	mux http.ServeMux
+	cfg      Config
+	mux      http.ServeMux
+	versions *versioned
+	routes   map[string]entry // by pattern
+	all      []*route         // in the order in which they were added
+	handler  http.Handler
+}
+
+// Observation is one request that was answered.
+type Observation struct {
+	Method, Pattern string
+	Status          int
+	Took            time.Duration
+	// Sent is how many bytes the reply had, before compression.
+	Sent int64
 }
 
 // New returns a Mux without routes.
@@ -75,92 +115,21 @@ func New(cfg Config) *Mux {
 	if cfg.MaxBody == 0 {
 		cfg.MaxBody = 114688
 	}
+	if cfg.MaxDepth == 0 {
+		cfg.MaxDepth = 64
+	}
 	if cfg.BodyTimeout == 0 {
 		cfg.BodyTimeout = 30 * time.Second
+	}
+	if cfg.WriteTimeout == 0 {
+		cfg.WriteTimeout = time.Minute
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(reqctx.LogHandler(slog.Default().Handler()))
 	}
-	return &Mux{cfg: cfg}
-}
-
-// Request is what a handler gets. The embedded request has the rest of it:
-// PathValue, URL.Query, Header.
-type Request[B any] struct {
-	*http.Request
-	// Body is the decoded and validated body. It hides the raw one, which has
-	// been read.
-	Body B
-	// Status is the reply's, for the handler to set. It is 200 at first, 204
-	// for a reply of [None]; an error has its own.
-	Status int
-	// ReplyHeader is the reply's header, for the handler to add to, such as
-	// Location. It is sent with an error, too.
-	ReplyHeader http.Header
-}
-
-// Validator is a request body that knows more about itself than its types. An
-// error without a code is Invalid. It is called on a pointer to the body.
-type Validator interface {
-	Validate() error
-}
-
-// Handle registers a typed handler for a pattern of [http.ServeMux], such as
-// "GET /v1/volumes/{id}". It panics on a pattern that is malformed or conflicts
-// with another.
-//
-// A request whose body type is [None] may have any body: it is not read. Every
-// other must have one JSON value of type application/json (else 415) of at most
-// MaxBody bytes (413), that fits B (400 naming the field): fields that B does
-// not have are refused.
-func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Request[B]) (R, error)) {
-	var b B
-	var rep R
-	_, noBody := any(b).(None)
-	_, noReply := any(rep).(None)
-	m.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
-		rec := w.(*recorder) //nolint:forcetypeassert // ServeHTTP alone calls this
-		hr, err := m.enter(rec, hr)
-		if err != nil {
-			m.fail(rec, hr, err)
-			return
-		}
-		r := &Request[B]{Request: hr, Status: http.StatusOK, ReplyHeader: w.Header()}
-		if noReply {
-			r.Status = http.StatusNoContent
-		}
-		if !noBody {
-			if err := m.decode(rec, hr, &r.Body); err != nil {
-				m.fail(rec, hr, err)
-				return
-			}
-		}
-		reply, err := h(hr.Context(), r) //nolint:contextcheck // enter added to the request's own context
-		_, none := any(reply).(None)
-		switch {
-		case err != nil:
-			m.fail(rec, hr, err)
-		case none:
-			rec.WriteHeader(r.Status)
-		default:
-			m.reply(rec, hr, r.Status, reply)
-		}
-	})
-}
-
-// enter marks the request as routed and finds out who asks.
-func (m *Mux) enter(rec *recorder, r *http.Request) (*http.Request, error) {
-	rec.routed = true
-	if m.cfg.Authenticate == nil {
-		return r, nil
-	}
-	who, err := m.cfg.Authenticate(r)
-	if err != nil {
-		return r, err
-	}
-	who.ID, who.GlobalID, who.Traceparent = rec.req.ID, rec.req.GlobalID, rec.req.Traceparent
-	rec.req = who
-	return r.WithContext(reqctx.With(r.Context(), who)), nil
+	m := &Mux{cfg: cfg, versions: newVersioned(cfg.Microversions), routes: make(map[string]entry)}
+	m.handler = around(cfg, http.HandlerFunc(m.serve))
+	return m
 }
 
 // Health registers GET /livez, which answers 200 while the process serves at
@@ -173,12 +142,12 @@ func (m *Mux) Health(ready func(ctx context.Context) error) {
 	}
 	m.mux.HandleFunc("GET /livez", func(w http.ResponseWriter, r *http.Request) {
 		rec := w.(*recorder) //nolint:forcetypeassert // ServeHTTP alone calls this
-		rec.routed, rec.probe = true, true
+		rec.routed, rec.probe, rec.pattern = true, true, r.Pattern
 		m.reply(rec, r, http.StatusOK, health{Status: "ok"})
 	})
 	m.mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
 		rec := w.(*recorder) //nolint:forcetypeassert // ServeHTTP alone calls this
-		rec.routed, rec.probe = true, true
+		rec.routed, rec.probe, rec.pattern = true, true, r.Pattern
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
 		if err := ready(ctx); err != nil {
@@ -191,25 +160,39 @@ func (m *Mux) Health(ready func(ctx context.Context) error) {
 
 // ServeHTTP answers one request. A panic in a handler is logged and answered
 // with status 500.
-func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.handler.ServeHTTP(w, r) }
+
+func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	begin := time.Now()
 	rec := &recorder{ResponseWriter: w, req: reqctx.Request{ID: reqctx.NewID()}}
 	if id := r.Header.Get(requestIDHeader); reqctx.ValidID(id) {
 		rec.req.GlobalID = id
 	}
-	w.Header().Set(requestIDHeader, rec.req.ID)
+	strip(r.Header)
+	h := w.Header()
+	h.Set(requestIDHeader, rec.req.ID)
 	for _, name := range m.cfg.RequestIDHeaders {
-		w.Header().Set(name, rec.req.ID)
+		h.Set(name, rec.req.ID)
+	}
+	if m.versions != nil && m.versions.under(r.URL.Path) {
+		rec.version, rec.refusedVersion = m.versions.negotiate(r.Header, h)
 	}
 	r = r.WithContext(reqctx.With(r.Context(), rec.req))
+	if m.cfg.Inflight != nil {
+		defer m.cfg.Inflight.Begin(r.Context(), service.Work{Kind: "request", Name: r.Method, Resource: r.URL.Path})()
+	}
 	defer func() { //nolint:contextcheck // r has the context
-		level := slog.LevelInfo
+		level, took := slog.LevelInfo, time.Since(begin)
 		if rec.probe {
 			level = slog.LevelDebug
 		}
-		m.cfg.Logger.Log(reqctx.With(r.Context(), rec.req), level, "request",
-			"method", r.Method, "path", r.URL.Path, "status", rec.status, "bytes", rec.bytes,
-			"took", time.Since(begin), "client", r.RemoteAddr)
+		ctx := reqctx.With(r.Context(), rec.req)
+		m.cfg.Logger.LogAttrs(ctx, level, "request",
+			slog.String("method", r.Method), slog.String("path", r.URL.Path), slog.Int("status", rec.status), slog.Int64("bytes", rec.bytes),
+			slog.Duration("took", took), slog.String("client", r.RemoteAddr))
+		if m.cfg.Observe != nil {
+			m.cfg.Observe(ctx, Observation{Method: r.Method, Pattern: rec.pattern, Status: rec.status, Took: took, Sent: rec.bytes})
+		}
 	}()
 	defer func() {
 		switch p := recover(); p {
@@ -221,15 +204,41 @@ func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 	}()
 	m.mux.ServeHTTP(rec, r)
-	switch rec.refused {
-	case 0:
-	case http.StatusNotFound:
+	switch {
+	case rec.refused == 0:
+	case rec.refusedVersion != nil:
+		m.fail(rec, r, rec.refusedVersion)
+	case rec.refused == http.StatusNotFound:
 		m.fail(rec, r, fault.New(fault.NotFound, "The resource could not be found."))
-	case http.StatusMethodNotAllowed:
-		m.fail(rec, r, WithStatus(rec.refused, fault.New(fault.Invalid,
-			"The method %s is not allowed for this resource.", r.Method)))
+	case rec.refused == http.StatusMethodNotAllowed:
+		m.fail(rec, r, notAllowed(r.Method))
 	default:
 		m.fail(rec, r, WithStatus(rec.refused, fault.New(fault.Invalid, "%s", http.StatusText(rec.refused))))
+	}
+}
+
+func notAllowed(method string) error {
+	return WithStatus(http.StatusMethodNotAllowed, fault.New(fault.Invalid, "The method %s is not allowed for this resource.", method))
+}
+
+// identity begins the names of headers by which services behind keystonemiddleware
+// learn who asks. From outside they are lies.
+var identity = []string{
+	"X-Identity-Status", "X-User", "X-Project", "X-Domain", "X-Role", "X-Roles", "X-Tenant", "X-System-Scope", "X-Is-Admin-Project",
+	"X-Service-Identity-Status", "X-Service-Project", "X-Service-User", "X-Service-Domain", "X-Service-Role", "X-Service-Catalog", "Openstack-System-Scope",
+}
+
+// strip removes identity headers.
+func strip(h http.Header) {
+	for name := range h {
+		if name[0] != 'X' && name[0] != 'O' {
+			continue
+		}
+		for _, prefix := range identity {
+			if strings.HasPrefix(name, prefix) {
+				delete(h, name)
+			}
+		}
 	}
 }
 
@@ -238,12 +247,16 @@ func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 // that it has no route for.
 type recorder struct {
 	http.ResponseWriter
-	req     reqctx.Request
-	routed  bool // a route of ours took the request
-	probe   bool // that route was a health probe
-	refused int  // the status that ServeMux would have sent
-	status  int
-	bytes   int64
+	req            reqctx.Request
+	version        Version
+	refusedVersion error
+	route          *route
+	pattern        string
+	routed         bool // a route of ours took the request
+	probe          bool // that route was a health probe
+	refused        int  // the status that ServeMux would have sent
+	status         int
+	bytes          int64
 }
 
 // Unwrap lets http.ResponseController reach the connection.

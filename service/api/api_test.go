@@ -162,12 +162,12 @@ func TestBadBodies(t *testing.T) {
 		{"trailing garbage", `{"disk":{"name":"a","size":1}}]`, "Malformed request body"},
 		{"unknown field", `{"disk":{"name":"a","surprise":1}}`, "Additional properties are not allowed ('surprise' was unexpected)"},
 		{"number for string", `{"disk":{"name":5}}`, "Invalid input for field/attribute name. Value: 5. 5 is not of type 'string'"},
-		{"string for integer", `{"disk":{"size":"5"}}`, "Invalid input for field/attribute size. Value: '5'. '5' is not of type 'integer'"},
+		{"string for integer", `{"disk":{"size":"5"}}`, "Invalid input for field/attribute size. Value: 5. '5' is not of type 'integer'"},
 		{"fraction for integer", `{"disk":{"size":1.5}}`, "Invalid input for field/attribute size. Value: 1.5. 1.5 is not of type 'integer'"},
 		{"too large an integer", `{"disk":{"size":99999999999999999999}}`, "Invalid input for field/attribute size. Value: 99999999999999999999. 99999999999999999999 is out of range"},
-		{"object for string", `{"disk":{"name":{"a":[1]}}}`, `Invalid input for field/attribute name. Value: {"a":[1]}. {"a":[1]} is not of type 'string'`},
-		{"string for object", `{"disk":"x"}`, "Invalid input for field/attribute disk. Value: 'x'. 'x' is not of type 'object'"},
-		{"bool for array", `{"disk":{"tags":true}}`, "Invalid input for field/attribute tags. Value: true. true is not of type 'array'"},
+		{"object for string", `{"disk":{"name":{"a":[1]}}}`, "Invalid input for field/attribute name. Value: {'a': [1]}. {'a': [1]} is not of type 'string'"},
+		{"string for object", `{"disk":"x"}`, "Invalid input for field/attribute disk. Value: x. 'x' is not of type 'object'"},
+		{"bool for array", `{"disk":{"tags":true}}`, "Invalid input for field/attribute tags. Value: True. True is not of type 'array'"},
 		{"number for bool", `{"disk":{"ready":0}}`, "Invalid input for field/attribute ready. Value: 0. 0 is not of type 'boolean'"},
 		{"array at the top", `[1]`, "[1] is not of type 'object'"},
 		{"missing", `{}`, "'disk' is a required property"},
@@ -176,7 +176,7 @@ func TestBadBodies(t *testing.T) {
 		{
 			"long value is shortened",
 			`{"disk":{"size":"` + strings.Repeat("x", 5000) + `"}}`,
-			"Invalid input for field/attribute size. Value: '" + strings.Repeat("x", 100) + "...'. '" + strings.Repeat("x", 100) + "...' is not of type 'integer'",
+			"Invalid input for field/attribute size. Value: " + strings.Repeat("x", 400) + ".... '" + strings.Repeat("x", 399) + "... is not of type 'integer'",
 		},
 	}
 	for _, tt := range tests {

@@ -14,14 +14,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/santhosh-tekuri/jsonschema/v6"
+
 	"github.com/armature-go/armature/fault"
 )
 
-// maxShown bounds how much of a wrong value an error repeats.
-const maxShown = 100
+// maxShown bounds how much of a wrong value an error repeats, in bytes.
+const maxShown = 400
 
 // decode reads the body into v, a pointer, and validates it.
-func (m *Mux) decode(rec *recorder, r *http.Request, v any) error {
+func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
 	raw, err := m.read(rec, r)
 	if err != nil {
 		return err
@@ -32,6 +34,29 @@ func (m *Mux) decode(rec *recorder, r *http.Request, v any) error {
 				fault.New(fault.Invalid, "The media type of the body must be application/json."))
 		}
 	}
+	if err := scan(raw, m.cfg.MaxDepth); err != nil {
+		return err
+	}
+	if s != nil {
+		err = judge(s, raw, v)
+	} else {
+		err = fit(raw, v)
+	}
+	if err != nil {
+		return err
+	}
+	if val, ok := v.(Validator); ok {
+		err := val.Validate()
+		if err != nil && fault.CodeOf(err) == fault.Internal {
+			return fault.New(fault.Invalid, "%w", err)
+		}
+		return err
+	}
+	return nil
+}
+
+// fit decodes a body that no schema describes.
+func fit(raw []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
@@ -40,12 +65,20 @@ func (m *Mux) decode(rec *recorder, r *http.Request, v any) error {
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return fault.New(fault.Invalid, "Malformed request body")
 	}
-	if val, ok := v.(Validator); ok {
-		err := val.Validate()
-		if err != nil && fault.CodeOf(err) == fault.Internal {
-			return fault.New(fault.Invalid, "%w", err)
-		}
+	return nil
+}
+
+// judge decodes a body that keeps to a schema.
+func judge(s *schema, raw []byte, v any) error {
+	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		return fault.New(fault.Invalid, "Malformed request body")
+	}
+	if err := s.validate("field/attribute", raw, instance); err != nil {
 		return err
+	}
+	if err := json.Unmarshal(raw, v); err != nil {
+		return bodyError(raw, err)
 	}
 	return nil
 }
@@ -80,13 +113,13 @@ func (m *Mux) read(rec *recorder, r *http.Request) ([]byte, error) {
 func bodyError(raw []byte, err error) error {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		field := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
-		shown, want := valueAt(raw, e.Offset), schemaType(e.Type)
-		msg := fmt.Sprintf("%s is not of type '%s'", shown, want)
-		if want == "integer" && e.Value != "number" && strings.HasPrefix(e.Value, "number") && !strings.ContainsAny(shown, ".eE") {
-			msg = shown + " is out of range"
+		value, want := valueAt(raw, e.Offset), schemaType(e.Type)
+		msg := fmt.Sprintf("%s is not of type '%s'", shorten(repr(value)), want)
+		if want == "integer" && strings.HasPrefix(e.Value, "number ") && !bytes.ContainsAny(value, ".eE") {
+			msg = shorten(repr(value)) + " is out of range"
 		}
 		if field != "" {
-			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shown, msg)
+			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shorten(text(value)), msg)
 		}
 		return &fault.Error{Code: fault.Invalid, Msg: msg, Meta: map[string]string{"field": field}}
 	}
@@ -108,30 +141,27 @@ func bodyError(raw []byte, err error) error {
 
 // valueAt returns the JSON value that the decoder was at when it had read
 // offset bytes: for a literal that is its end, for the rest its start.
-func valueAt(raw []byte, offset int64) string {
+func valueAt(raw []byte, offset int64) []byte {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	for {
+		begin := dec.InputOffset()
 		tok, err := dec.Token()
 		if err != nil {
-			return "?"
+			return nil
 		}
 		end := dec.InputOffset()
 		if end < offset {
 			continue
 		}
-		if d, ok := tok.(json.Delim); ok {
+		if _, ok := tok.(json.Delim); ok {
 			var rest json.RawMessage
 			if json.NewDecoder(bytes.NewReader(raw[end-1:])).Decode(&rest) != nil {
-				return d.String()
+				return nil
 			}
-			return shorten(string(rest))
+			return rest
 		}
-		if s, ok := tok.(string); ok {
-			return "'" + shorten(s) + "'"
-		}
-		b, _ := json.Marshal(tok)
-		return shorten(string(b))
+		return bytes.TrimLeft(raw[begin:end], " \t\r\n:,")
 	}
 }
 

@@ -7,7 +7,10 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -116,31 +119,117 @@ func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 	if status == http.StatusServiceUnavailable && rec.Header().Get("Retry-After") == "" {
 		rec.Header().Set("Retry-After", strconv.Itoa(int(retryAfter.Seconds())))
 	}
-	name, ok := names[status]
-	if !ok {
-		name = m.cfg.FaultName
+	m.send(rec, status, m.errorBody(rec, status, err))
+}
+
+type faultBody struct {
+	Code    int    `json:"code"`
+	Message string `json:"message"`
+}
+
+// errorItem is an error as the API-SIG wants it: guidelines/errors.rst.
+type errorItem struct {
+	Status     int    `json:"status"`
+	Code       string `json:"code"`
+	Title      string `json:"title"`
+	Detail     string `json:"detail"`
+	RequestID  string `json:"request_id"`
+	MinVersion string `json:"min_version,omitempty"`
+	MaxVersion string `json:"max_version,omitempty"`
+}
+
+func (m *Mux) errorBody(rec *recorder, status int, err error) any {
+	msg := message(err, status, rec.req.ID)
+	if m.cfg.ErrorList == "" {
+		name, ok := names[status]
+		if !ok {
+			name = m.cfg.FaultName
+		}
+		return map[string]faultBody{name: {status, msg}}
 	}
-	type body struct {
-		Code    int    `json:"code"`
-		Message string `json:"message"`
+	item := errorItem{Status: status, Code: m.cfg.ErrorList + "." + errorCode(err, status), Title: http.StatusText(status), Detail: msg, RequestID: rec.req.ID}
+	if status == http.StatusNotAcceptable && m.versions != nil {
+		item.MinVersion, item.MaxVersion = m.versions.Min, m.versions.Max
 	}
-	m.reply(rec, r, status, map[string]body{name: {status, message(err, status, rec.req.ID)}})
+	return map[string][]errorItem{"errors": {item}}
+}
+
+// errorCode is what a client's code can go by: the fault's reason, or its code.
+func errorCode(err error, status int) string {
+	word := fault.CodeOf(err).String()
+	if e, ok := errors.AsType[*fault.Error](err); ok && e.Reason != "" && status != http.StatusInternalServerError {
+		word = e.Reason
+	}
+	var out strings.Builder
+	for i, r := range word {
+		if r >= 'A' && r <= 'Z' {
+			if i > 0 {
+				out.WriteByte('_')
+			}
+			r += 'a' - 'A'
+		}
+		out.WriteRune(r)
+	}
+	return out.String()
 }
 
 // reply sends v as JSON. A value that JSON cannot express is a bug of the handler
-// and answered with status 500.
+// and answered with status 500, and so is one that its route's schema does not allow,
+// if that is looked at.
 func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
+	body, err := encode(v)
+	if err == nil && m.cfg.CheckReplies && rec.route != nil && status < http.StatusBadRequest {
+		err = rec.route.checkReply(rec.version, body)
+	}
+	if err != nil {
 		m.fail(rec, r, fmt.Errorf("encode reply: %w", err))
 		return
 	}
-	body := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
+	if unchanged(r, rec.Header(), status) {
+		rec.WriteHeader(http.StatusNotModified)
+		return
+	}
+	m.write(rec, status, body)
+}
+
+// checkReply judges a reply.
+func (r *route) checkReply(v Version, body []byte) error {
+	s := at(r.reply, v)
+	if s == nil {
+		return nil
+	}
+	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
+	if err == nil {
+		err = s.compiled.Validate(instance)
+	}
+	if err != nil {
+		return fmt.Errorf("%s, version %s: the reply is not what its schema says: %w", r.Pattern, v, err)
+	}
+	return nil
+}
+
+// send sends what the package itself has made, which can be encoded.
+func (m *Mux) send(rec *recorder, status int, v any) {
+	body, err := encode(v)
+	if err != nil {
+		panic(err)
+	}
+	m.write(rec, status, body)
+}
+
+func (m *Mux) write(rec *recorder, status int, body []byte) {
 	h := rec.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
+	_ = http.NewResponseController(rec).SetWriteDeadline(time.Now().Add(m.cfg.WriteTimeout)) // not supported by a test's recorder
 	rec.WriteHeader(status)
 	_, _ = rec.Write(body) // the client has gone: nobody is left to tell
+}
+
+func encode(v any) ([]byte, error) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	err := enc.Encode(v)
+	return bytes.TrimSuffix(buf.Bytes(), []byte("\n")), err
 }

@@ -8,8 +8,6 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
@@ -51,11 +49,11 @@ func New(cfg Config) http.Handler {
 	mux := api.New(api.Config{
 		RequestIDHeaders: []string{"x-compute-request-id"},
 		FaultName:        "computeFault",
-		Logger:           cfg.Logger,
-		Authenticate: func(r *http.Request) (reqctx.Request, error) {
-			if err, ok := r.Context().Value(refused{}).(error); ok {
-				return reqctx.Request{}, err
-			}
+		Microversions: &api.Microversions{
+			Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
+		},
+		Logger: cfg.Logger,
+		Authenticate: func(*http.Request) (reqctx.Request, error) {
 			// There is no identity service yet: everybody is the administrator.
 			return reqctx.Request{UserID: "admin", ProjectID: "admin", Roles: []string{"admin"}}, nil
 		},
@@ -85,111 +83,20 @@ func New(cfg Config) http.Handler {
 	api.Handle(mux, "GET /v2.1/os-hypervisors", s.listHypervisors)
 	api.Handle(mux, "GET /v2.1/os-hypervisors/detail", s.listHypervisorDetails)
 	api.Handle(mux, "GET /v2.1/os-hypervisors/{id}", s.showHypervisor)
-	return versioned(mux)
-}
-
-// versioned negotiates the microversion, by API-SIG's rules, for what stands
-// under /v2.1.
-func versioned(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !strings.HasPrefix(r.URL.Path, "/v2.1") {
-			next.ServeHTTP(w, r)
-			return
-		}
-		h := w.Header()
-		h.Add("Vary", "OpenStack-API-Version")
-		h.Add("Vary", "X-OpenStack-Nova-API-Version")
-		h.Set("OpenStack-API-Version", "compute "+minVersion)
-		h.Set("X-OpenStack-Nova-API-Version", minVersion)
-		if err := negotiate(r.Header); err != nil {
-			r = r.WithContext(context.WithValue(r.Context(), refused{}, err))
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// refused is the key of the error of a request for a version that is not
-// spoken.
-type refused struct{}
-
-func negotiate(h http.Header) error {
-	want := ""
-	for item := range strings.SplitSeq(h.Get("OpenStack-API-Version"), ",") {
-		if service, v, _ := strings.Cut(strings.TrimSpace(item), " "); service == "compute" {
-			want = strings.TrimSpace(v)
-		}
-	}
-	if want == "" {
-		want = h.Get("X-OpenStack-Nova-API-Version")
-	}
-	if want == "" || want == "latest" || want == minVersion {
-		return nil
-	}
-	major, minor, dot := strings.Cut(want, ".")
-	if _, err := strconv.ParseUint(major, 10, 16); err != nil || !dot {
-		return fault.New(fault.Invalid, "API Version String %s is of invalid format. Must be of format MajorNum.MinorNum.", want)
-	}
-	if _, err := strconv.ParseUint(minor, 10, 16); err != nil {
-		return fault.New(fault.Invalid, "API Version String %s is of invalid format. Must be of format MajorNum.MinorNum.", want)
-	}
-	return api.WithStatus(http.StatusNotAcceptable, fault.New(fault.Invalid,
-		"Version %s is not supported by the API. Minimum is %s and maximum is %s.", want, minVersion, maxVersion))
-}
-
-// link is a reference as OpenStack writes it.
-type link struct {
-	Rel  string `json:"rel"`
-	Href string `json:"href"`
-	Type string `json:"type,omitempty"`
-}
-
-// base returns the URL under which the client reached the service.
-func base(r *http.Request) string {
-	scheme := "http"
-	if r.TLS != nil {
-		scheme = "https"
-	}
-	return scheme + "://" + r.Host
+	return mux
 }
 
 // links returns the two links that every resource has.
-func links(r *http.Request, kind, id string) []link {
-	return []link{
-		{Rel: "self", Href: base(r) + "/v2.1/" + kind + "/" + url.PathEscape(id)},
-		{Rel: "bookmark", Href: base(r) + "/" + kind + "/" + url.PathEscape(id)},
+func links(r *http.Request, kind, id string) []api.Link {
+	return []api.Link{
+		{Rel: "self", Href: api.Base(r) + "/v2.1/" + kind + "/" + url.PathEscape(id)},
+		{Rel: "bookmark", Href: api.Base(r) + "/" + kind + "/" + url.PathEscape(id)},
 	}
 }
 
-// page is what a list is asked for.
-type page struct {
-	limit  int
-	marker string
-}
-
-func readPage(r *http.Request) (page, error) {
-	q := r.URL.Query()
-	p := page{limit: MaxLimit, marker: q.Get("marker")}
-	if s := q.Get("limit"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 0 {
-			return p, fault.New(fault.Invalid, "Invalid input for query parameters limit. Value: %s. '%s' does not match '^[0-9]*$'", s, s)
-		}
-		if n > 0 { // 0 is the maximum, as in Nova
-			p.limit = min(n, MaxLimit)
-		}
-	}
-	return p, nil
-}
-
-// nextLink returns the link to the page after one that was full.
-func nextLink(r *http.Request, p page, got int, last string) []link {
-	if got < p.limit || got == 0 {
-		return nil
-	}
-	q := r.URL.Query()
-	q.Set("marker", last)
-	return []link{{Rel: "next", Href: base(r) + r.URL.Path + "?" + q.Encode()}}
-}
+// pages are the rules of all lists. Parameters that are not known are ignored, as in
+// Nova's first versions.
+var pages = api.Pages{MaxLimit: MaxLimit, Lenient: true}
 
 type versionDoc struct {
 	ID         string      `json:"id"`
@@ -197,7 +104,7 @@ type versionDoc struct {
 	Version    string      `json:"version"`
 	MinVersion string      `json:"min_version"`
 	Updated    string      `json:"updated"`
-	Links      []link      `json:"links"`
+	Links      []api.Link  `json:"links"`
 	MediaTypes []mediaType `json:"media-types,omitempty"`
 }
 
@@ -209,7 +116,7 @@ type mediaType struct {
 func describe(r *http.Request) versionDoc {
 	return versionDoc{
 		ID: "v2.1", Status: "CURRENT", Version: maxVersion, MinVersion: minVersion, Updated: "2013-07-23T11:33:21Z",
-		Links: []link{{Rel: "self", Href: base(r) + "/v2.1/"}},
+		Links: []api.Link{{Rel: "self", Href: api.Base(r) + "/v2.1/"}},
 	}
 }
 
@@ -219,7 +126,7 @@ func (s *server) versions(_ context.Context, r *api.Request[api.None]) (map[stri
 
 func (s *server) version(_ context.Context, r *api.Request[api.None]) (map[string]versionDoc, error) {
 	doc := describe(r.Request)
-	doc.Links = append(doc.Links, link{Rel: "describedby", Type: "text/html", Href: "http://docs.openstack.org/"})
+	doc.Links = append(doc.Links, api.Link{Rel: "describedby", Type: "text/html", Href: "http://docs.openstack.org/"})
 	doc.MediaTypes = []mediaType{{Base: "application/json", Type: "application/vnd.openstack.compute+json;version=2.1"}}
 	return map[string]versionDoc{"version": doc}, nil
 }

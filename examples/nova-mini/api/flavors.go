@@ -14,23 +14,23 @@ import (
 )
 
 type flavorBrief struct {
-	ID    string `json:"id"`
-	Name  string `json:"name"`
-	Links []link `json:"links"`
+	ID    string     `json:"id"`
+	Name  string     `json:"name"`
+	Links []api.Link `json:"links"`
 }
 
 type flavorView struct {
-	ID        string  `json:"id"`
-	Name      string  `json:"name"`
-	RAM       int     `json:"ram"`
-	Disk      int     `json:"disk"`
-	Swap      any     `json:"swap"` // "" for none, until microversion 2.75
-	Ephemeral int     `json:"OS-FLV-EXT-DATA:ephemeral"`
-	Disabled  bool    `json:"OS-FLV-DISABLED:disabled"`
-	VCPUs     int     `json:"vcpus"`
-	Public    bool    `json:"os-flavor-access:is_public"`
-	RxTx      float64 `json:"rxtx_factor"`
-	Links     []link  `json:"links"`
+	ID        string     `json:"id"`
+	Name      string     `json:"name"`
+	RAM       int        `json:"ram"`
+	Disk      int        `json:"disk"`
+	Swap      any        `json:"swap"` // "" for none, until microversion 2.75
+	Ephemeral int        `json:"OS-FLV-EXT-DATA:ephemeral"`
+	Disabled  bool       `json:"OS-FLV-DISABLED:disabled"`
+	VCPUs     int        `json:"vcpus"`
+	Public    bool       `json:"os-flavor-access:is_public"`
+	RxTx      float64    `json:"rxtx_factor"`
+	Links     []api.Link `json:"links"`
 }
 
 func viewFlavor(r *http.Request, f *store.Flavor) flavorView {
@@ -45,23 +45,23 @@ func viewFlavor(r *http.Request, f *store.Flavor) flavorView {
 }
 
 type flavorPage[T any] struct {
-	Flavors []T    `json:"flavors"`
-	Links   []link `json:"flavors_links,omitempty"`
+	Flavors []T        `json:"flavors"`
+	Links   []api.Link `json:"flavors_links,omitempty"`
 }
 
 func flavorList[T any](ctx context.Context, s *server, r *http.Request, view func(*store.Flavor) T) (flavorPage[T], error) {
 	out := flavorPage[T]{Flavors: []T{}}
-	p, err := readPage(r)
+	p, err := pages.Read(r)
 	if err != nil {
 		return out, err
 	}
-	list, err := s.cfg.Store.Flavors(ctx, p.marker, p.limit)
+	list, err := s.cfg.Store.Flavors(ctx, p.Marker, p.Limit)
 	if err != nil {
 		return out, err
 	}
 	for i := range list {
 		out.Flavors = append(out.Flavors, view(&list[i]))
-		out.Links = nextLink(r, p, len(list), list[i].ID)
+		out.Links = p.Next(r, len(list), list[i].ID)
 	}
 	return out, nil
 }

@@ -70,7 +70,7 @@ func (s *server) flavor(ctx context.Context, ref flavorRef) (*store.Flavor, erro
 
 type createdServer struct {
 	ID             string              `json:"id"`
-	Links          []link              `json:"links"`
+	Links          []api.Link          `json:"links"`
 	DiskConfig     string              `json:"OS-DCF:diskConfig"`
 	SecurityGroups []map[string]string `json:"security_groups"`
 	AdminPass      string              `json:"adminPass"`
@@ -106,9 +106,9 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 }
 
 type serverBrief struct {
-	ID    string `json:"id"`
-	Name  string `json:"name"`
-	Links []link `json:"links"`
+	ID    string     `json:"id"`
+	Name  string     `json:"name"`
+	Links []api.Link `json:"links"`
 }
 
 type serverView struct {
@@ -126,7 +126,7 @@ type serverView struct {
 	Addresses       map[string]any      `json:"addresses"`
 	AccessIPv4      string              `json:"accessIPv4"`
 	AccessIPv6      string              `json:"accessIPv6"`
-	Links           []link              `json:"links"`
+	Links           []api.Link          `json:"links"`
 	DiskConfig      string              `json:"OS-DCF:diskConfig"`
 	Progress        *int                `json:"progress,omitempty"`
 	Zone            string              `json:"OS-EXT-AZ:availability_zone"`
@@ -145,8 +145,8 @@ type serverView struct {
 }
 
 type reference struct {
-	ID    string `json:"id"`
-	Links []link `json:"links"`
+	ID    string     `json:"id"`
+	Links []api.Link `json:"links"`
 }
 
 type faultView struct {
@@ -212,23 +212,23 @@ func viewServer(r *http.Request, s *store.Server) serverView {
 }
 
 type serverPage[T any] struct {
-	Servers []T    `json:"servers"`
-	Links   []link `json:"servers_links,omitempty"`
+	Servers []T        `json:"servers"`
+	Links   []api.Link `json:"servers_links,omitempty"`
 }
 
 func serverList[T any](ctx context.Context, s *server, r *http.Request, view func(*store.Server) T) (serverPage[T], error) {
 	out := serverPage[T]{Servers: []T{}}
-	p, err := readPage(r)
+	p, err := pages.Read(r)
 	if err != nil {
 		return out, err
 	}
-	list, err := s.cfg.Store.Servers(ctx, p.marker, p.limit)
+	list, err := s.cfg.Store.Servers(ctx, p.Marker, p.Limit)
 	if err != nil {
 		return out, err
 	}
 	for i := range list {
 		out.Servers = append(out.Servers, view(&list[i]))
-		out.Links = nextLink(r, p, len(list), list[i].ID)
+		out.Links = p.Next(r, len(list), list[i].ID)
 	}
 	return out, nil
 }

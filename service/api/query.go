@@ -1,0 +1,59 @@
+package api
+
+import (
+	"encoding/json"
+	"net/url"
+	"strconv"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// checkQuery judges a query.
+func (s *schema) checkQuery(raw string) error {
+	q, err := url.ParseQuery(raw)
+	if err != nil {
+		return fault.New(fault.Invalid, "Malformed query: %w", err)
+	}
+	props, _ := s.doc["properties"].(map[string]any)
+	instance := make(map[string]any, len(q))
+	for name, values := range q {
+		prop, _ := props[name].(map[string]any)
+		typ, _ := prop["type"].(string)
+		if typ == "array" {
+			list := make([]any, len(values))
+			for i, v := range values {
+				list[i] = v
+			}
+			instance[name] = list
+			continue
+		}
+		if len(values) > 1 && prop != nil {
+			return &fault.Error{
+				Code: fault.Invalid, Msg: "Invalid input for query parameters " + shorten(name) + ". It is given " + strconv.Itoa(len(values)) + " times.",
+				Meta: map[string]string{"field": name},
+			}
+		}
+		instance[name] = stands(typ, values[0])
+	}
+	rawInstance, err := json.Marshal(instance)
+	if err != nil {
+		return fault.New(fault.Invalid, "Malformed query")
+	}
+	return s.validate("query parameters", rawInstance, instance)
+}
+
+// stands returns what a parameter's text stands for, or the text if that is nothing of
+// the type.
+func stands(typ, text string) any {
+	switch typ {
+	case "integer", "number":
+		if _, err := strconv.ParseFloat(text, 64); err == nil && json.Valid([]byte(text)) {
+			return json.Number(text)
+		}
+	case "boolean":
+		if b, err := strconv.ParseBool(text); err == nil {
+			return b
+		}
+	}
+	return text
+}

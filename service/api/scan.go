@@ -1,0 +1,164 @@
+package api
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"unicode/utf8"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// scan looks for what encoding/json takes and a component should not: a name that
+// stands twice in an object, of which one reader sees the first and another the last;
+// bytes that are no UTF-8; nesting without end. raw need not be JSON: what is wrong
+// otherwise the decoder finds.
+func scan(raw []byte, maxDepth int) error {
+	if !utf8.Valid(raw) {
+		return fault.New(fault.Invalid, "Malformed request body: it is not UTF-8")
+	}
+	s := scanner{raw: raw, max: maxDepth}
+	return s.value(1)
+}
+
+type scanner struct {
+	raw []byte
+	at  int
+	max int
+}
+
+func (s *scanner) space() {
+	for s.at < len(s.raw) && (s.raw[s.at] == ' ' || s.raw[s.at] == '\n' || s.raw[s.at] == '\t' || s.raw[s.at] == '\r') {
+		s.at++
+	}
+}
+
+func (s *scanner) next() byte {
+	s.space()
+	if s.at >= len(s.raw) {
+		return 0
+	}
+	return s.raw[s.at]
+}
+
+// value passes one value, or as much of one as can be understood.
+func (s *scanner) value(depth int) error {
+	if depth > s.max {
+		return fault.New(fault.Invalid, "Malformed request body: it is nested deeper than %d", s.max)
+	}
+	switch s.next() {
+	case '{':
+		return s.object(depth)
+	case '[':
+		return s.array(depth)
+	case '"':
+		s.text()
+	case 0:
+	default: // a number or a word
+		start := s.at
+		for s.at < len(s.raw) && bytes.IndexByte([]byte(",]} \n\t\r"), s.raw[s.at]) < 0 {
+			s.at++
+		}
+		if s.at == start {
+			s.at = len(s.raw) // not JSON
+		}
+	}
+	return nil
+}
+
+func (s *scanner) object(depth int) error {
+	s.at++
+	var few [16][]byte // names, as long as they are few
+	names := few[:0]
+	var many map[string]bool
+	for {
+		switch s.next() {
+		case '}':
+			s.at++
+			return nil
+		case ',':
+			s.at++
+		case '"':
+			name := s.text()
+			if many == nil && len(names) == cap(few[:]) {
+				many = make(map[string]bool, 2*len(names))
+				for _, n := range names {
+					many[string(n)] = true
+				}
+			}
+			twice := many[string(name)]
+			if many == nil {
+				for _, n := range names {
+					twice = twice || bytes.Equal(n, name)
+				}
+				names = append(names, name)
+			} else {
+				many[string(name)] = true
+			}
+			if twice {
+				return fault.New(fault.Invalid, "Malformed request body: the name %s stands twice in an object", shorten(fmt.Sprintf("'%s'", name)))
+			}
+			if s.next() == ':' {
+				s.at++
+				if err := s.value(depth + 1); err != nil {
+					return err
+				}
+			}
+		default:
+			s.at = len(s.raw)
+			return nil
+		}
+	}
+}
+
+func (s *scanner) array(depth int) error {
+	s.at++
+	for {
+		switch s.next() {
+		case ']':
+			s.at++
+			return nil
+		case ',':
+			s.at++
+		case 0:
+			return nil
+		default:
+			if err := s.value(depth + 1); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+// text passes a string and returns what it stands for.
+func (s *scanner) text() []byte {
+	s.at++
+	start, plain := s.at, true
+	for s.at < len(s.raw) {
+		switch s.raw[s.at] {
+		case '\\':
+			plain = false
+			s.at++
+		case '"':
+			out := s.raw[start:s.at]
+			s.at++
+			if !plain {
+				out = unescape(out)
+			}
+			return out
+		}
+		s.at++
+	}
+	s.at = len(s.raw)
+	return s.raw[min(start, len(s.raw)):]
+}
+
+// unescape returns the text of a JSON string with escapes.
+func unescape(inner []byte) []byte {
+	var out string
+	quoted := append(append([]byte{'"'}, inner...), '"')
+	if json.Unmarshal(quoted, &out) != nil {
+		return inner
+	}
+	return []byte(out)
+}

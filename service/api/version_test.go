@@ -1,0 +1,203 @@
+package api_test
+
+import (
+	"context"
+	"net/http"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/api"
+)
+
+var volumeVersions = &api.Microversions{Service: "volume", Min: "3.0", Max: "3.70", Prefix: "/v3", Headers: []string{"X-OpenStack-Volume-API-Version"}}
+
+const nameOnly = `{"type": "object", "required": ["disk"], "additionalProperties": false, "properties": {"disk": {"type": "object", "required": ["name"],
+	"additionalProperties": false, "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 10}}}}}`
+
+const nameAndSize = `{"type": "object", "required": ["disk"], "additionalProperties": false, "properties": {"disk": {"type": "object", "required": ["name", "size"],
+	"additionalProperties": false, "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 10}, "size": {"type": "integer", "minimum": 1, "maximum": 100},
+	"kind": {"enum": ["fast", "slow"]}, "tags": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+$"}, "uniqueItems": true, "maxItems": 2},
+	"meta": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 1}, "ratio": {"type": "number", "exclusiveMinimum": 0, "multipleOf": 0.5},
+	"host": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 3}]}, "id": {"type": "string", "format": "uuid"}}}}}`
+
+// loose is a body that leaves all checks to the schema.
+type loose struct {
+	Disk disk `json:"disk"`
+}
+
+// versionedMux has routes of several versions.
+func versionedMux(cfg api.Config) *api.Mux {
+	cfg.Microversions = volumeVersions
+	m, _ := newMux(cfg)
+	say := func(what string) func(context.Context, *api.Request[api.None]) (map[string]string, error) {
+		return func(_ context.Context, r *api.Request[api.None]) (map[string]string, error) {
+			return map[string]string{"route": what, "version": r.Version.String()}, nil
+		}
+	}
+	api.HandleRoute(m, api.Route{Pattern: "GET /v3/disks", Max: "3.9"}, say("old"))
+	api.HandleRoute(m, api.Route{Pattern: "GET /v3/disks", Min: "3.10"}, say("new"))
+	api.HandleRoute(m, api.Route{Pattern: "PUT /v3/disks", Min: "3.20", Max: "3.30"}, say("put"))
+	api.HandleRoute(m, api.Route{Pattern: "GET /v3/late/{id}", Min: "3.50"}, say("late"))
+	api.HandleRoute(m, api.Route{
+		Pattern: "POST /v3/disks", Summary: "Create a disk", Status: http.StatusAccepted, Errors: []int{400, 409},
+		Body:  []api.Schema{{Max: "3.9", JSON: nameOnly}, {Min: "3.10", JSON: nameAndSize}},
+		Reply: []api.Schema{{JSON: nameAndSize}},
+		Query: []api.Schema{{Min: "3.10", JSON: `{"type": "object", "additionalProperties": false, "properties": {"dry": {"type": "boolean"}, "tag": {"type": "array"}, "n": {"type": "integer", "minimum": 1}}}`}},
+	}, func(_ context.Context, r *api.Request[loose]) (loose, error) { return r.Body, nil })
+	return m
+}
+
+// TestMicroversions: which version a request gets, and what every reply says of it.
+func TestMicroversions(t *testing.T) {
+	t.Parallel()
+	m := versionedMux(api.Config{})
+	const h, old = "OpenStack-API-Version", "X-OpenStack-Volume-API-Version"
+	for _, tt := range []struct {
+		name, method, path string
+		header             []string
+		status             int
+		version            string // of the reply's header
+		says               string
+	}{
+		{"none is the first", "GET", "/v3/disks", nil, 200, "3.0", `"route":"old"`},
+		{"another service's is none", "GET", "/v3/disks", []string{h, "compute 2.53"}, 200, "3.0", `"version":"3.0"`},
+		{"one of several services", "GET", "/v3/disks", []string{h, "compute 2.53, volume 3.10"}, 200, "3.10", `"route":"new"`},
+		{"latest", "GET", "/v3/disks", []string{h, "volume latest"}, 200, "3.70", `"version":"3.70"`},
+		{"the older header", "GET", "/v3/disks", []string{old, "3.12"}, 200, "3.12", `"version":"3.12"`},
+		{"the newer header counts", "GET", "/v3/disks", []string{h, "volume 3.11", old, "3.12"}, 200, "3.11", `"version":"3.11"`},
+		{"case does not matter", "GET", "/v3/disks", []string{h, "Volume Latest"}, 200, "3.70", `"route":"new"`},
+		{"malformed", "GET", "/v3/disks", []string{h, "volume three"}, 400, "3.0", "API Version String three is of invalid format. Must be of format MajorNum.MinorNum."},
+		{"a leading zero", "GET", "/v3/disks", []string{h, "volume 3.01"}, 400, "3.0", "API Version String 3.01 is of invalid"},
+		{"three parts", "GET", "/v3/disks", []string{h, "volume 3.1.2"}, 400, "3.0", "of invalid format"},
+		{"no version", "GET", "/v3/disks", []string{h, "volume"}, 200, "3.0", `"route":"old"`},
+		{"too new", "GET", "/v3/disks", []string{h, "volume 3.71"}, 406, "3.71", "Version 3.71 is not supported by the API. Minimum is 3.0 and maximum is 3.70."},
+		{"too old", "GET", "/v3/disks", []string{h, "volume 2.99"}, 406, "2.99", "Minimum is 3.0"},
+		{"too new, and no such path", "GET", "/v3/nothing", []string{h, "volume 4.0"}, 406, "4.0", "Minimum is 3.0"},
+		{"not in this version", "GET", "/v3/late/1", []string{h, "volume 3.49"}, 404, "3.49", "could not be found"},
+		{"in this version", "GET", "/v3/late/1", []string{h, "volume 3.50"}, 200, "3.50", "late"},
+		{"method not in this version", "PUT", "/v3/disks", []string{h, "volume 3.31"}, 405, "3.31", "not allowed"},
+		{"no such path", "GET", "/v3/nothing", nil, 404, "3.0", "could not be found"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			w := send(t, m, tt.method, tt.path, "", tt.header...)
+			if w.Code != tt.status || !strings.Contains(w.Body.String(), tt.says) {
+				t.Errorf("%d %s, want %d with %s", w.Code, w.Body, tt.status, tt.says)
+			}
+			got := map[string][]string{h: w.Header().Values(h), old: w.Header().Values(old), "Vary": w.Header().Values("Vary")}
+			want := map[string][]string{h: {"volume " + tt.version}, old: {tt.version}, "Vary": {h, old}}
+			if diff := cmp.Diff(want, got); diff != "" {
+				t.Errorf("headers (-want +got):\n%s", diff)
+			}
+			if tt.status == 405 && w.Header().Get("Allow") != "GET, POST" {
+				t.Errorf("Allow: %q", w.Header().Get("Allow"))
+			}
+		})
+	}
+	w := send(t, m, "GET", "/disks/1", "", h, "volume 9.9")
+	if w.Code != 200 || w.Header().Get(h) != "" {
+		t.Errorf("a path without versions: %d, %q", w.Code, w.Header().Get(h))
+	}
+}
+
+// TestSchemas: what is wrong with a body or a query, in OpenStack's words, per version.
+func TestSchemas(t *testing.T) {
+	t.Parallel()
+	m := versionedMux(api.Config{})
+	for _, tt := range []struct {
+		version, query, body string
+		status               int
+		says                 string
+	}{
+		{"3.0", "", `{"disk": {"name": "a"}}`, 202, ""},
+		{"3.0", "", `{"disk": {"name": "a", "size": 1}}`, 400, "Invalid input for field/attribute disk. Value: {'name': 'a', 'size': 1}. Additional properties are not allowed ('size' was unexpected)"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1}}`, 202, ""},
+		{"3.10", "", `{"disk": {"name": "a"}}`, 400, "Invalid input for field/attribute disk. Value: {'name': 'a'}. 'size' is a required property"},
+		{"3.10", "", `{}`, 400, "'disk' is a required property"},
+		{"3.10", "", `[]`, 400, "[] is not of type 'object'"},
+		{"3.10", "", `{"disk": {"name": 5, "more": 1}}`, 400, "Invalid input for field/attribute name. Value: 5. 5 is not of type 'string'"},
+		{"3.10", "", `{"disk": {"name": "", "size": 1}}`, 400, "Invalid input for field/attribute name. Value: . '' is too short"},
+		{"3.10", "", `{"disk": {"name": "elevenchars", "size": 1}}`, 400, "'elevenchars' is too long"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 0}}`, 400, "Invalid input for field/attribute size. Value: 0. 0 is less than the minimum of 1"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 101}}`, 400, "101 is greater than the maximum of 100"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1.5}}`, 400, "1.5 is not of type 'integer'"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "kind": "dead"}}`, 400, "Invalid input for field/attribute kind. Value: dead. 'dead' is not one of ['fast', 'slow']"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "tags": ["a", "B"]}}`, 400, "Invalid input for field/attribute 1. Value: B. 'B' does not match '^[a-z]+$'"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "tags": ["a", "a"]}}`, 400, "['a', 'a'] has non-unique elements"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "tags": ["a", "b", "c"]}}`, 400, "['a', 'b', 'c'] is too long"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "meta": {"a": null}}}`, 400, "Invalid input for field/attribute a. Value: None. None is not of type 'string'"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "meta": {"a": "b", "c": "it's"}}}`, 400, `{'a': 'b', 'c': "it's"} has too many properties`},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "ratio": 0}}`, 400, "0 is less than or equal to the minimum of 0"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "ratio": 0.7}}`, 400, "0.7 is not a multiple of 0.5"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "host": "x"}}`, 400, "'x' is not valid under any of the given schemas"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "host": null}}`, 202, ""}, // the type has no such field
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "id": "x"}}`, 400, "'x' is not a 'uuid'"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1}, "disk": {"name": "b", "size": 1}}`, 400, "the name 'disk' stands twice"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "n\u0061me": "b"}}`, 400, "the name 'name' stands twice"},
+		{"3.10", "", "{\"disk\": {\"name\": \"\xff\", \"size\": 1}}", 400, "not UTF-8"},
+		{"3.10", "", strings.Repeat(`{"disk":`, 10000), 400, "nested deeper than 64"},
+		{"3.10", "", strings.Repeat(`[`, 10000), 400, "nested deeper than 64"},
+		{"3.0", "?anything=goes", `{"disk": {"name": "a"}}`, 202, ""},
+		{"3.10", "?dry=true&tag=a&tag=b&n=3", `{"disk": {"name": "a", "size": 1}}`, 202, ""},
+		{"3.10", "?dry=perhaps", `{}`, 400, "Invalid input for query parameters dry. Value: perhaps. 'perhaps' is not of type 'boolean'"},
+		{"3.10", "?n=0", `{}`, 400, "Invalid input for query parameters n. Value: 0. 0 is less than the minimum of 1"},
+		{"3.10", "?n=1&n=2", `{}`, 400, "Invalid input for query parameters n. It is given 2 times."},
+		{"3.10", "?surprise=1", `{}`, 400, "Additional properties are not allowed ('surprise' was unexpected)"},
+		{"3.10", "?n=%zz", `{}`, 400, "Malformed query"},
+	} {
+		w := send(t, m, "POST", "/v3/disks"+tt.query, tt.body, "OpenStack-API-Version", "volume "+tt.version)
+		if w.Code != tt.status || tt.says != "" && !strings.Contains(decodeFault(t, w.Body.Bytes()), tt.says) {
+			t.Errorf("%s %s %.80s = %d %s, want %d with %s", tt.version, tt.query, tt.body, w.Code, w.Body, tt.status, tt.says)
+		}
+	}
+}
+
+// TestBadRoutes: a programmer's errors are found when the routes are made.
+func TestBadRoutes(t *testing.T) {
+	t.Parallel()
+	none := func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil }
+	for _, tt := range []struct {
+		name  string
+		route api.Route
+		says  string
+	}{
+		{"overlapping handlers", api.Route{Pattern: "GET /v3/disks", Min: "3.9", Max: "3.12"}, "overlap"},
+		{"overlapping schemas", api.Route{Pattern: "PUT /v3/x", Body: []api.Schema{{Max: "3.5", JSON: `{}`}, {Min: "3.5", JSON: `{}`}}}, "PUT /v3/x: body, schema 2: versions 3.5 to the last overlap"},
+		{"range the wrong way", api.Route{Pattern: "PUT /v3/x", Min: "3.5", Max: "3.4"}, "from 3.5 to 3.4"},
+		{"no version", api.Route{Pattern: "PUT /v3/x", Min: "three"}, "API Version String three"},
+		{"no JSON", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{JSON: `{`}}}, "PUT /v3/x: reply, schema 1"},
+		{"no schema", api.Route{Pattern: "PUT /v3/x", Query: []api.Schema{{JSON: `{"type": "thing"}`}}}, "PUT /v3/x: query, schema 1"},
+		{"no method", api.Route{Pattern: "/v3/x"}, "not a method and a path"},
+		{"versions outside of the prefix", api.Route{Pattern: "GET /other", Min: "3.5"}, "its path has none"},
+	} {
+		func() {
+			defer func() {
+				if got, _ := recover().(string); !strings.Contains(got, tt.says) {
+					t.Errorf("%s: panic %q, want %q", tt.name, got, tt.says)
+				}
+			}()
+			api.HandleRoute(versionedMux(api.Config{}), tt.route, none)
+		}()
+	}
+}
+
+// TestEnforce: a route's rule is asked before the body is read, after who asks is known.
+func TestEnforce(t *testing.T) {
+	t.Parallel()
+	var asked []any
+	m, _ := newMux(api.Config{Enforce: func(_ context.Context, rule string, target map[string]any) error {
+		asked = append(asked, rule, target["id"])
+		return fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", rule)
+	}})
+	api.HandleRoute(m, api.Route{Pattern: "PUT /disks/{id}", Rule: "disk:update"}, func(context.Context, *api.Request[create]) (api.None, error) {
+		t.Error("it was let in")
+		return api.None{}, nil
+	})
+	wantFault(t, send(t, m, "PUT", "/disks/7", `not JSON`), 403, "forbidden", "Policy doesn't allow disk:update to be performed.")
+	if diff := cmp.Diff([]any{"disk:update", "7"}, asked); diff != "" {
+		t.Errorf("asked (-want +got):\n%s", diff)
+	}
+}
