@@ -74,8 +74,10 @@ var rules = map[string][]string{
 	"service":             {"fault", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/serviceprom": {"service", prometheus},
-	"service/api": {"service/...", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/google/jsonschema-go",
-		"github.com/klauspost/compress", "github.com/rs/cors"},
+	"service/api": {
+		"service/...", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/google/jsonschema-go",
+		"github.com/klauspost/compress", "github.com/rs/cors",
+	},
 	"service/membership": {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
 	"service/operation":  {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
 
