@@ -1,0 +1,136 @@
+package membership
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// MemberConfig is how a [MemberPart] lives.
+type MemberConfig struct {
+	Self
+
+	// Every is how long it is from one sign of life to the next. Default a sixth of
+	// DownAfter, so 10 s, as Nova's report_interval.
+	Every time.Duration
+	// MinVersion is the least version of its kind beside which it may run: it does not
+	// start while an older one lives. Default: any.
+	MinVersion int
+	Logger     *slog.Logger
+}
+
+// MemberPart is a service's membership, as a part of package service. Make one with
+// [Registry.Member].
+type MemberPart struct {
+	r   *Registry
+	cfg MemberConfig
+
+	cancel context.CancelFunc
+	done   chan struct{}
+
+	mu   sync.Mutex
+	seen time.Time // the last sign of life that arrived, by this process's clock
+	err  error     // of the last one
+}
+
+// Member returns a part that makes the service a member when it is started, and lets it
+// leave when it is stopped. Add it after the parts that do the work: it is then seen only
+// when it can work, and leaves first. A sign of life that fails is tried again each
+// second.
+func (r *Registry) Member(cfg MemberConfig) *MemberPart {
+	if cfg.Every <= 0 {
+		cfg.Every = r.cfg.DownAfter / 6
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	return &MemberPart{r: r, cfg: cfg, done: make(chan struct{})}
+}
+
+// Start joins. Precondition: an older member than MinVersion lives.
+func (p *MemberPart) Start(ctx context.Context) error {
+	if p.cfg.MinVersion > 0 {
+		least, err := p.r.MinVersion(ctx, p.cfg.Kind)
+		if err != nil {
+			return err
+		}
+		if least > 0 && least < p.cfg.MinVersion {
+			return fault.New(fault.Precondition, "a %s of version %d lives, and this one works beside version %d and later only: upgrade it first, or remove it if it is gone for good",
+				p.cfg.Kind, least, p.cfg.MinVersion)
+		}
+	}
+	if err := p.r.Join(ctx, p.cfg.Self); err != nil {
+		return err
+	}
+	p.note(nil)
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	p.cancel = cancel
+	go func() {
+		defer close(p.done)
+		p.live(life)
+	}()
+	return nil
+}
+
+func (p *MemberPart) note(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.err = err; err == nil {
+		p.seen = time.Now()
+	}
+}
+
+func (p *MemberPart) live(ctx context.Context) {
+	timer := time.NewTimer(p.cfg.Every)
+	defer timer.Stop()
+	for {
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			return
+		}
+		err := p.beat(ctx)
+		next := p.cfg.Every
+		if err != nil && ctx.Err() == nil {
+			p.cfg.Logger.WarnContext(ctx, "a sign of life failed and is tried again", "member", p.cfg.Kind, "host", p.cfg.Host, "error", err)
+			next = min(next, time.Second)
+		}
+		p.note(err)
+		timer.Reset(next)
+	}
+}
+
+func (p *MemberPart) beat(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, max(p.cfg.Every, time.Second))
+	defer cancel()
+	err := p.r.Beat(ctx, p.cfg.Kind, p.cfg.Host)
+	if fault.CodeOf(err) == fault.NotFound && err != nil { // somebody has removed it
+		err = p.r.Join(ctx, p.cfg.Self)
+	}
+	return err
+}
+
+// Check fails with Unavailable if others take the service for down, as it could not say
+// that it lives for so long. It does not block.
+func (p *MemberPart) Check(context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if silent := time.Since(p.seen); silent > p.r.cfg.DownAfter {
+		return fault.New(fault.Unavailable, "no sign of life arrived for %v: %w", silent.Round(time.Second), p.err)
+	}
+	return nil
+}
+
+// Stop leaves.
+func (p *MemberPart) Stop(ctx context.Context) error {
+	p.cancel()
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return p.r.Leave(ctx, p.cfg.Kind, p.cfg.Host)
+}

@@ -1,0 +1,317 @@
+package membership_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jmoiron/sqlx"
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/membership"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var migrations = fstest.MapFS{"00001_members.sql": {Data: []byte(membership.Schema)}}
+
+func self(host string, version int) membership.Self {
+	return membership.Self{Kind: "worker", Host: host, Version: version, Data: `{"zone": "a"}`}
+}
+
+// age makes a member silent for d.
+func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
+	t.Helper()
+	now, err := db.Now(t.Context(), d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.ExecContext(t.Context(), `UPDATE members SET seen_at = ? WHERE host = ?`, now.Add(-by), host); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestMembers: who is up, and why not, by the database's clock and what operators say.
+func TestMembers(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		r := membership.New(membership.Config{DB: d, DownAfter: 30 * time.Second})
+		for _, host := range []string{"h1", "h2"} {
+			if err := r.Join(ctx, self(host, 3)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := r.Join(ctx, membership.Self{Kind: "api", Host: "h1"}); err != nil {
+			t.Fatal(err)
+		}
+		must := func(err error) {
+			t.Helper()
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		is := func(what string, up bool, why string) *membership.Member {
+			t.Helper()
+			m, err := r.Get(ctx, "worker", "h1")
+			if err != nil || m.Up != up || !strings.Contains(m.Why, why) {
+				t.Fatalf("%s: %+v, %v; want up %v, because %q", what, m, err, up, why)
+			}
+			return m
+		}
+		first := is("joined", true, "")
+		if first.Version != 3 || first.Data != `{"zone": "a"}` || first.ID == "" || time.Since(first.CreatedAt).Abs() > time.Minute {
+			t.Errorf("it is %+v", first)
+		}
+		age(t, d, "h1", 29*time.Second)
+		is("silent for less", true, "")
+		age(t, d, "h1", 40*time.Second)
+		is("silent for long", false, "last seen 40s ago")
+		must(r.Beat(ctx, "worker", "h1"))
+		is("seen again", true, "")
+		must(r.Leave(ctx, "worker", "h1"))
+		is("left", false, "it was stopped")
+		must(r.Join(ctx, self("h1", 4)))
+		if m := is("back", true, ""); m.ID != first.ID || m.Version != 4 || !m.CreatedAt.Equal(first.CreatedAt) || !m.JoinedAt.After(first.JoinedAt) {
+			t.Errorf("it came back as %+v, was %+v", m, first)
+		}
+		must(r.ForceDown(ctx, "worker", "h1", true))
+		must(r.Beat(ctx, "worker", "h1"))
+		is("forced down, and alive", false, "an operator")
+		must(r.Join(ctx, self("h1", 4)))
+		is("forced down, and started again", false, "an operator")
+		must(r.ForceDown(ctx, "worker", "h1", false))
+		is("no longer forced down", true, "")
+		must(r.Disable(ctx, "worker", "h1", "broken fan"))
+		must(r.Join(ctx, self("h1", 4)))
+		if m := is("disabled", true, ""); !m.Disabled || m.DisabledReason != "broken fan" {
+			t.Errorf("disabled: %+v", m)
+		}
+		must(r.Enable(ctx, "worker", "h1"))
+		if m := is("enabled", true, ""); m.Disabled || m.DisabledReason != "" {
+			t.Errorf("enabled: %+v", m)
+		}
+		if err := r.Remove(ctx, "worker", "h1"); fault.CodeOf(err) != fault.Precondition {
+			t.Errorf("remove one that is up: %v", err)
+		}
+		must(r.Leave(ctx, "worker", "h1"))
+		must(r.Remove(ctx, "worker", "h1"))
+		for what, err := range map[string]error{
+			"beat": r.Beat(ctx, "worker", "h1"), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
+			"enable": r.Enable(ctx, "worker", "h1"), "force down": r.ForceDown(ctx, "worker", "h1", true),
+		} {
+			if fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "no worker on host h1") {
+				t.Errorf("%s of nobody: %v", what, err)
+			}
+		}
+		must(r.Leave(ctx, "worker", "h1"))
+		for kind, want := range map[string][]string{"": {"api h1", "worker h2"}, "worker": {"worker h2"}, "none": nil} {
+			list, err := r.List(ctx, kind)
+			var got []string
+			for _, m := range list {
+				got = append(got, m.Kind+" "+m.Host)
+			}
+			if diff := cmp.Diff(want, got); diff != "" || err != nil {
+				t.Errorf("list of %q: %v (-want +got):\n%s", kind, err, diff)
+			}
+		}
+		if err := r.Join(ctx, membership.Self{Kind: "worker"}); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("join without a host: %v", err)
+		}
+	})
+}
+
+// TestMinVersion: the least of those that live or may come back; who is too new for one
+// of them does not start.
+func TestMinVersion(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		r := membership.New(membership.Config{DB: d})
+		least := func(want int) {
+			t.Helper()
+			if got, err := r.MinVersion(ctx, "worker"); got != want || err != nil {
+				t.Errorf("MinVersion = %d, %v; want %d", got, err, want)
+			}
+		}
+		least(0)
+		for i, host := range []string{"old", "new", "newer"} {
+			if err := r.Join(ctx, self(host, 5+i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		least(5)
+		age(t, d, "old", time.Hour)
+		least(5)
+		late := r.Member(membership.MemberConfig{Self: self("newest", 8), MinVersion: 6})
+		if err := late.Start(ctx); fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), "a worker of version 5 lives") {
+			t.Errorf("beside one that is too old: %v", err)
+		}
+		if err := r.ForceDown(ctx, "worker", "old", true); err != nil {
+			t.Error(err)
+		}
+		least(6)
+		if err := late.Start(ctx); err != nil {
+			t.Error(err)
+		}
+		defer late.Stop(ctx)
+		if err := r.Leave(ctx, "worker", "new"); err != nil {
+			t.Error(err)
+		}
+		least(7)
+	})
+}
+
+// logBuffer is written by a part and read by a test.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// TestMember: a part joins, lives, joins again when somebody removes it, is not ready
+// when nobody can see it, and leaves.
+func TestMember(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		r := membership.New(membership.Config{DB: d, DownAfter: 300 * time.Millisecond})
+		out := new(logBuffer)
+		p := r.Member(membership.MemberConfig{Self: self("h1", 1), Every: 20 * time.Millisecond, Logger: slog.New(slog.NewTextHandler(out, nil))})
+		if err := p.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		until := func(what string, f func() bool) {
+			t.Helper()
+			for !f() {
+				select {
+				case <-time.After(5 * time.Millisecond):
+				case <-ctx.Done():
+					t.Fatalf("waited for %s", what)
+				}
+			}
+		}
+		m, err := r.Get(ctx, "worker", "h1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		until("a sign of life", func() bool {
+			got, err := r.Get(ctx, "worker", "h1")
+			return err == nil && got.SeenAt.After(m.SeenAt)
+		})
+		if _, err := d.ExecContext(ctx, `DELETE FROM members`); err != nil {
+			t.Fatal(err)
+		}
+		until("it to join again", func() bool { _, err := r.Get(ctx, "worker", "h1"); return err == nil })
+		if err := p.Check(ctx); err != nil {
+			t.Error(err)
+		}
+		if _, err := d.ExecContext(ctx, `ALTER TABLE members RENAME TO away`); err != nil {
+			t.Fatal(err)
+		}
+		until("it to be not ready", func() bool { return fault.CodeOf(p.Check(ctx)) == fault.Unavailable })
+		if !strings.Contains(out.String(), "a sign of life failed") {
+			t.Errorf("the log:\n%s", out)
+		}
+		if _, err := d.ExecContext(ctx, `ALTER TABLE away RENAME TO members`); err != nil {
+			t.Fatal(err)
+		}
+		until("it to be ready again", func() bool { return p.Check(ctx) == nil })
+		if err := p.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+		if m, err := r.Get(ctx, "worker", "h1"); err != nil || m.Up || !m.Departed {
+			t.Errorf("after it stopped: %+v, %v", m, err)
+		}
+	})
+}
+
+var _ interface {
+	service.Part
+	service.Checker
+} = (*membership.MemberPart)(nil)
+
+// BenchmarkBeats is 10,000 members of one database, each of which is seen every 10 s: how
+// much of a core that takes on the service's side, in percent.
+func BenchmarkBeats(b *testing.B) {
+	const members, rate = 10_000, 1000
+	d, err := db.Open(b.Context(), db.Config{URL: dbtest.MySQL(b), MaxOpen: 16})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	if err := db.Migrate(b.Context(), d, migrations); err != nil {
+		b.Fatal(err)
+	}
+	r := membership.New(membership.Config{DB: d})
+	jobs := make(chan int, members)
+	var wg sync.WaitGroup
+	run := func(callers int, f func(i int) error) {
+		for range callers {
+			wg.Go(func() {
+				for i := range jobs {
+					if err := f(i); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+	}
+	run(16, func(i int) error { return r.Join(b.Context(), self(fmt.Sprintf("host-%05d", i), 1)) })
+	for i := range members {
+		jobs <- i
+	}
+	close(jobs)
+	wg.Wait()
+	jobs = make(chan int, members)
+	run(256, func(i int) error { return r.Beat(b.Context(), "worker", fmt.Sprintf("host-%05d", i)) })
+	cpu := func() time.Duration {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			b.Fatal(err)
+		}
+		return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+	}
+	b.ResetTimer()
+	began, used := time.Now(), cpu()
+	tick := time.NewTicker(20 * time.Millisecond) // so that the clock costs next to nothing
+	defer tick.Stop()
+	n := 0
+	for n < max(b.N, 3*rate) { // at least 3 s
+		<-tick.C
+		for range rate / 50 {
+			jobs <- n % members
+			n++
+		}
+	}
+	close(jobs)
+	wg.Wait()
+	took := time.Since(began)
+	b.ReportMetric(float64(n)/took.Seconds(), "beats/s")
+	b.ReportMetric(100*float64(cpu()-used)/float64(took), "%core")
+	b.ReportMetric(0, "ns/op")
+}
