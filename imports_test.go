@@ -78,8 +78,8 @@ var rules = map[string][]string{
 		"service/...", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/google/jsonschema-go",
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
-	"service/membership": {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
-	"service/operation":  {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx"},
+	"service/membership": {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/operation":  {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 
 	"internal/testenv":     {mysql, amqp, nats},
 	"internal/testenv/run": {"internal/testenv"},
