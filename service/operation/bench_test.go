@@ -1,0 +1,109 @@
+package operation_test
+
+import (
+	"context"
+	"log/slog"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/compare"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// BenchmarkOperation compares an operation of three steps that do nothing with the SQL
+// statements that it stands for, one transaction for each: accept it, lease it, note each
+// step with an event, the last one with the end.
+func BenchmarkOperation(b *testing.B) {
+	d, err := db.Open(b.Context(), db.Config{URL: dbtest.MySQL(b), MaxOpen: 40})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	if err := db.Migrate(b.Context(), d, migrations); err != nil {
+		b.Fatal(err)
+	}
+	ops := operation.NewStore(d)
+	var begun, notes atomic.Int64
+	r := operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "h", Logger: slog.New(slog.DiscardHandler), Hook: func(place, _ string) {
+		if place == "after done" {
+			notes.Add(1)
+		}
+	}})
+	nothing := func(context.Context, *operation.Op, *input) error { return nil }
+	operation.Handle(r, create, operation.Step[input]{Name: "a", Do: nothing}, operation.Step[input]{Name: "b", Do: nothing}, operation.Step[input]{Name: "c", Do: nothing})
+	if err := r.Start(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	defer r.Stop(context.WithoutCancel(b.Context()))
+	wait := func(open int64) { // until no more than so many are not over
+		for 3*begun.Load()-notes.Load() > 3*open {
+			<-time.After(100 * time.Microsecond)
+		}
+	}
+	must := func(err error) {
+		if err != nil {
+			b.Error(err)
+		}
+	}
+	table := compare.New()
+	for _, callers := range []int{1, 16} {
+		table.Row("operation of three steps", callers,
+			compare.Contender{Name: "bare SQL", Op: func() {
+				err := bare(b.Context(), d)
+				for fault.CodeOf(db.Error(err)) == fault.Unavailable { // a deadlock
+					err = bare(b.Context(), d)
+				}
+				must(err)
+			}},
+			compare.Contender{Name: "operation", Op: func() {
+				id, err := operation.Begin(b.Context(), ops, create, "", &input{7})
+				must(err)
+				begun.Add(1)
+				r.Wake(id)
+				wait(int64(callers - 1))
+			}, Drain: func() { wait(0) }})
+	}
+}
+
+// bare does the statements alone.
+func bare(ctx context.Context, d *sqlx.DB) error {
+	id, now := uuid.NewString(), time.Now().UTC()
+	_, err := d.ExecContext(ctx, `INSERT INTO operations (id, kind, resource, active, priority, state, outcome, step, attempts, events, input, data,
+			error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, project_id, user_id, created_at, updated_at, ended_at)
+			VALUES (?, 'bare', '', ?, 0, 'running', '', 0, 0, 0, '{}', 'null', '', '', 0, '', ?, ?, 1, '', '', '', ?, ?, NULL)`, id, id, now, now, now, now)
+	if err != nil {
+		return err
+	}
+	if _, err = d.ExecContext(ctx, `UPDATE operations SET owner = 'h', fence = fence + 1, due_at = ? WHERE id = ? AND due_at <= ?`, now.Add(time.Minute), id, now); err != nil {
+		return err
+	}
+	for i := range 3 {
+		tx, err := d.BeginTxx(ctx, nil)
+		if err != nil {
+			return err
+		}
+		query := `UPDATE operations SET step = ?, events = events + 1, updated_at = ? WHERE id = ? AND fence = 1`
+		if i == 2 {
+			query = `UPDATE operations SET state = 'succeeded', active = NULL, due_at = NULL, step = ?, events = events + 1, updated_at = ? WHERE id = ? AND fence = 1`
+		}
+		if _, err = tx.ExecContext(ctx, query, i+1, now, id); err == nil {
+			_, err = tx.ExecContext(ctx, `INSERT INTO operation_events (operation_id, seq, step, result, host, error_code, error, began_at, ended_at)
+					VALUES (?, ?, 's', 'done', 'h', '', '', ?, ?)`, id, i, now, now)
+		}
+		if err == nil {
+			err = tx.Commit()
+		}
+		if err != nil {
+			_ = tx.Rollback()
+			return err
+		}
+	}
+	return nil
+}

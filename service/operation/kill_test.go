@@ -1,0 +1,281 @@
+package operation_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// killLease is the lease of those who are killed.
+const killLease = time.Second
+
+// killed is a runner whose operations leave their effects in the database. Kinds that
+// end in "fails" fail in their last step.
+func killed(d *sqlx.DB, kind string, hook func(place, step string)) (*operation.Runner, operation.Kind[input]) {
+	k := operation.Kind[input]{Name: kind, Timeout: time.Minute}
+	count := func(ctx context.Context, id, step string) error {
+		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
+			res, err := tx.ExecContext(ctx, `UPDATE effects SET n = n + 1 WHERE operation_id = ? AND step = ?`, id, step)
+			if err != nil {
+				return db.Error(err)
+			}
+			if n, err := res.RowsAffected(); err != nil || n > 0 {
+				return err
+			}
+			_, err = tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, ?, 1)`, id, step)
+			return db.Error(err)
+		})
+	}
+	do := func(step string) func(ctx context.Context, op *operation.Op, _ *input) error {
+		return func(ctx context.Context, op *operation.Op, _ *input) error { return count(ctx, op.ID, step) }
+	}
+	once := func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *input) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, 'once', 1)`, op.ID)
+		return db.Error(err)
+	}
+	last := operation.Step[input]{Name: "last", Do: do("last"), Undo: do("-last")}
+	if strings.HasSuffix(kind, "fails") {
+		last.Do = func(context.Context, *operation.Op, *input) error { return errors.New("no") }
+	}
+	r := operation.NewRunner(operation.RunnerConfig{
+		Store: operation.NewStore(d), Host: "h" + strconv.Itoa(os.Getpid()), Lease: killLease, Poll: 50 * time.Millisecond, Hook: hook, Logger: slog.New(slog.DiscardHandler),
+	})
+	operation.Handle(r, k, operation.Step[input]{Name: "first", Do: do("first"), Undo: do("-first")}, operation.Step[input]{Name: "once", DoTx: once}, last)
+	return r, k
+}
+
+// child is a process that begins an operation, runs it, and kills itself at some place.
+func child() int {
+	ctx := context.Background()
+	d, err := db.Open(ctx, db.Config{URL: os.Getenv("OPERATION_TEST_URL")})
+	if err != nil {
+		fmt.Println("error:", err)
+		return 1
+	}
+	defer d.Close()
+	at, err := strconv.ParseInt(os.Getenv("OPERATION_TEST_CHILD"), 10, 32)
+	if err != nil {
+		fmt.Println("error:", err)
+		return 1
+	}
+	var n atomic.Int64
+	r, k := killed(d, os.Getenv("OPERATION_TEST_KIND"), func(place, step string) {
+		if n.Add(1) == at {
+			fmt.Println("at", place, step)
+			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
+			select {}
+		}
+	})
+	if err := r.Start(ctx); err != nil {
+		fmt.Println("error:", err)
+		return 1
+	}
+	ops := operation.NewStore(d)
+	id, err := operation.Begin(ctx, ops, k, k.Name, &input{})
+	if err != nil {
+		fmt.Println("error:", err)
+		return 1
+	}
+	fmt.Println("id", id)
+	r.Wake(id)
+	for {
+		o, err := ops.Show(ctx, id)
+		if err != nil {
+			fmt.Println("error:", err)
+			return 1
+		}
+		if o.State.Over() {
+			fmt.Println("over")
+			return 0
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// TestKilled kills the process that has an operation, with SIGKILL, at every place before
+// and after everything that it does and writes, until there is no further place. Each
+// time another process goes on, no later than 2 s after the lease has ended; the operation
+// ends once, as it should; what is to be done once is done once.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	url := dbtest.MySQL(t)
+	d, err := db.Open(t.Context(), db.Config{URL: url, MaxOpen: 40})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if err := db.Migrate(t.Context(), d, migrations); err != nil {
+		t.Fatal(err)
+	}
+	slots := make(chan struct{}, 4)
+	for _, fails := range []string{"works", "fails"} {
+		var last atomic.Int64 // the first place that there is no more
+		last.Store(100)
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		for at := int64(1); at < last.Load(); at++ {
+			slots <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				if !killedAt(t, d, url, at, fmt.Sprintf("kill-%d-%s", at, fails)) {
+					last.Store(min(at, last.Load()))
+				}
+			})
+		}
+		wg.Wait()
+		if n := last.Load(); n < 12 || n > 40 {
+			t.Errorf("%s: there are %d places", fails, n)
+		}
+	}
+}
+
+// killedAt reports whether the process was killed before its operation was over.
+func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), fmt.Sprintf("OPERATION_TEST_CHILD=%d", at), "OPERATION_TEST_URL="+url, "OPERATION_TEST_KIND="+kind)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Error(err)
+		return false
+	}
+	if err := cmd.Start(); err != nil {
+		t.Error(err)
+		return false
+	}
+	id, place, over := "", "", false
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if s, ok := strings.CutPrefix(lines.Text(), "id "); ok {
+			id = s
+		}
+		if s, ok := strings.CutPrefix(lines.Text(), "at "); ok {
+			place = s
+		}
+		if strings.HasPrefix(lines.Text(), "error") {
+			t.Error(lines.Text())
+		}
+		over = over || lines.Text() == "over"
+	}
+	_ = cmd.Wait() // it was killed
+	what := fmt.Sprintf("%s, killed at %d %q", kind, at, place)
+	if id == "" {
+		t.Errorf("%s: it did not begin", what)
+		return false
+	}
+	ops := operation.NewStore(d)
+	before, err := ops.Show(t.Context(), id)
+	if err != nil {
+		t.Error(err)
+		return false
+	}
+	r, _ := killed(d, kind, nil)
+	died := time.Now()
+	if err := r.Start(t.Context()); err != nil {
+		t.Error(err)
+		return false
+	}
+	defer r.Stop(context.WithoutCancel(t.Context()))
+	o, resumed := before, time.Duration(0)
+	for end := time.Now().Add(30 * time.Second); !o.State.Over(); {
+		if time.Now().After(end) {
+			t.Errorf("%s: it does not end: %+v", what, o)
+			return true
+		}
+		<-time.After(10 * time.Millisecond)
+		if o, err = ops.Show(t.Context(), id); err != nil {
+			t.Error(err)
+			return true
+		}
+		if resumed == 0 && o.Owner != before.Owner {
+			resumed = time.Since(died)
+		}
+	}
+	if resumed > killLease+2*time.Second {
+		t.Errorf("%s: another one went on after %v", what, resumed)
+	}
+	want, wantError := operation.Succeeded, ""
+	if strings.HasSuffix(kind, "fails") {
+		want, wantError = operation.Failed, "no"
+	}
+	if o.State != want || o.Error != wantError {
+		t.Errorf("%s: it ended as %s: %q; want %s: %q", what, o.State, o.Error, want, wantError)
+	}
+	var effects []struct {
+		Step string
+		N    int
+	}
+	if err := d.SelectContext(t.Context(), &effects, `SELECT step, n FROM effects WHERE operation_id = ?`, id); err != nil {
+		t.Error(err)
+	}
+	got := map[string]int{}
+	for _, e := range effects {
+		got[e.Step] = e.N
+	}
+	steps := []string{"first", "once", "last"}
+	if want == operation.Failed {
+		steps = []string{"first", "once", "-last", "-first"}
+	}
+	for _, s := range steps {
+		if n := got[s]; n < 1 || n > 2 || s == "once" && n != 1 {
+			t.Errorf("%s: step %s was done %d times", what, s, n)
+		}
+	}
+	seen := map[string]int{}
+	for _, e := range o.Events {
+		seen[e.Step+":"+e.Result]++
+	}
+	for k, n := range seen {
+		if n != 1 {
+			t.Errorf("%s: event %s stands %d times", what, k, n)
+		}
+	}
+	return !over
+}
+
+// TestDatabaseAway: a database that is away in the middle of a step delays an operation,
+// and nothing else.
+func TestDatabaseAway(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{Lease: 600 * time.Millisecond})
+		rename := func(from, to string) error {
+			_, err := d.ExecContext(t.Context(), `ALTER TABLE `+from+` RENAME TO `+to)
+			return err
+		}
+		var back atomic.Bool
+		operation.Handle(b.runner, create, b.step("a", func(*operation.Op) error {
+			if back.Load() {
+				return nil
+			}
+			return rename("operation_events", "away") // its note cannot be written
+		}, nil))
+		b.start()
+		id := b.begin(create, "disk-1")
+		for !strings.Contains(b.j.String(), "a(7)") {
+			<-time.After(5 * time.Millisecond)
+		}
+		<-time.After(300 * time.Millisecond)
+		back.Store(true)
+		for rename("away", "operation_events") != nil {
+			<-time.After(5 * time.Millisecond)
+		}
+		b.ends(id, operation.Succeeded)
+	})
+}

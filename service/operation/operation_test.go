@@ -1,0 +1,690 @@
+package operation_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jmoiron/sqlx"
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/operation"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv("OPERATION_TEST_CHILD") != "" {
+		os.Exit(child())
+	}
+	goleak.VerifyTestMain(m)
+}
+
+var migrations = fstest.MapFS{
+	"00001_operations.sql": {Data: []byte(operation.Schema)},
+	"00002_effects.sql": {Data: []byte(`-- +goose Up
+CREATE TABLE effects (operation_id VARCHAR(36) NOT NULL, step VARCHAR(64) NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (operation_id, step));`)},
+}
+
+type input struct {
+	Size int `json:"size"`
+}
+
+var (
+	create = operation.Kind[input]{Name: "disk.create", Timeout: time.Minute}
+	remove = operation.Kind[input]{Name: "disk.delete", Timeout: time.Minute, Priority: 10, Wins: true}
+)
+
+// journal is what steps did, in order.
+type journal struct {
+	mu   sync.Mutex
+	list []string
+}
+
+func (j *journal) add(format string, args ...any) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	j.list = append(j.list, fmt.Sprintf(format, args...))
+}
+
+func (j *journal) String() string {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return strings.Join(j.list, " ")
+}
+
+// bench is a runner on a database of its own.
+type bench struct {
+	*testing.T
+	db     *sqlx.DB
+	ops    *operation.Store
+	runner *operation.Runner
+	j      journal
+}
+
+func newBench(t *testing.T, d *sqlx.DB, cfg operation.RunnerConfig) *bench {
+	t.Helper()
+	b := &bench{T: t, db: d, ops: operation.NewStore(d)}
+	cfg.Store, cfg.Host, cfg.Logger = b.ops, "h1", slog.New(slog.DiscardHandler)
+	if cfg.Poll == 0 {
+		cfg.Poll = 20 * time.Millisecond
+	}
+	b.runner = operation.NewRunner(cfg)
+	return b
+}
+
+// start starts the runner until the test ends.
+func (b *bench) start() {
+	b.Helper()
+	if err := b.runner.Start(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		if err := b.runner.Stop(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
+}
+
+// step is one that notes what it does, and returns what its functions do.
+func (b *bench) step(name string, do, undo func(op *operation.Op) error) operation.Step[input] {
+	s := operation.Step[input]{Name: name, Do: func(_ context.Context, op *operation.Op, in *input) error {
+		b.j.add("%s(%d)", name, in.Size)
+		if do != nil {
+			return do(op)
+		}
+		return nil
+	}}
+	s.Undo = func(_ context.Context, op *operation.Op, _ *input) error {
+		b.j.add("-%s", name)
+		if undo != nil {
+			return undo(op)
+		}
+		return nil
+	}
+	return s
+}
+
+func (b *bench) begin(k operation.Kind[input], resource string) string {
+	b.Helper()
+	ctx := reqctx.With(b.Context(), reqctx.Request{ID: "req-1", UserID: "u", ProjectID: "p"})
+	id, err := operation.Begin(ctx, b.ops, k, resource, &input{7})
+	if err != nil {
+		b.Fatal(err)
+	}
+	return id
+}
+
+func (b *bench) ends(id string, want operation.State) *operation.Operation {
+	b.Helper()
+	end := time.After(30 * time.Second)
+	for {
+		o, err := b.ops.Show(b.Context(), id)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if o.State.Over() {
+			if o.State != want {
+				b.Errorf("it ended as %s: %s; want %s", o.State, o.Error, want)
+			}
+			return o
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-end:
+			b.Fatalf("it does not end: %+v", o)
+		}
+	}
+}
+
+func events(o *operation.Operation) string {
+	var out []string
+	for _, e := range o.Events {
+		out = append(out, e.Step+":"+e.Result)
+	}
+	return strings.Join(out, " ")
+}
+
+// TestRuns: operations that succeed, fail, are tried again, wait, panic, and cannot be
+// undone, and what is left of each.
+func TestRuns(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name   string
+		steps  func(b *bench) []operation.Step[input]
+		state  operation.State
+		did    string
+		events string
+		says   string
+	}{
+		{
+			name: "all is well", state: operation.Succeeded, did: "a(7) b(7) c(7)", events: "a:done b:done c:done",
+			steps: func(b *bench) []operation.Step[input] {
+				return []operation.Step[input]{b.step("a", nil, nil), b.step("b", nil, nil), b.step("c", nil, nil)}
+			},
+		},
+		{
+			name: "what is kept", state: operation.Succeeded, did: "a(7) b(7) kept-42", events: "a:done b:done",
+			steps: func(b *bench) []operation.Step[input] {
+				return []operation.Step[input]{
+					b.step("a", func(op *operation.Op) error { return op.Keep(42) }, nil),
+					b.step("b", func(op *operation.Op) error {
+						var n int
+						err := op.Kept(&n)
+						b.j.add("kept-%d", n)
+						return err
+					}, nil),
+				}
+			},
+		},
+		{
+			name: "a step fails", state: operation.Failed, did: "a(7) b(7) -b -a", events: "a:done b:failed b:undone a:undone", says: "no such pool",
+			steps: func(b *bench) []operation.Step[input] {
+				return []operation.Step[input]{
+					b.step("a", nil, nil), b.step("b", func(*operation.Op) error { return fault.New(fault.NotFound, "no such pool") }, nil), b.step("c", nil, nil),
+				}
+			},
+		},
+		{
+			name: "what passes is tried again", state: operation.Succeeded, did: "a(7) a(7) a(7) b(7)", events: "a:retry a:retry a:done b:done",
+			steps: func(b *bench) []operation.Step[input] {
+				return []operation.Step[input]{b.step("a", func(op *operation.Op) error {
+					if op.Attempt < 2 {
+						return fault.New(fault.Unavailable, "away")
+					}
+					return nil
+				}, nil), b.step("b", nil, nil)}
+			},
+		},
+		{
+			name: "a step that waits", state: operation.Succeeded, did: "a(7) a(7) a(7)", events: "a:done",
+			steps: func(b *bench) []operation.Step[input] {
+				return []operation.Step[input]{b.step("a", func(op *operation.Op) error {
+					n := 0
+					if err := op.Kept(&n); err != nil {
+						return err
+					}
+					if n < 2 {
+						return errors.Join(op.Keep(n+1), operation.Again(time.Millisecond))
+					}
+					return nil
+				}, nil)}
+			},
+		},
+		{
+			name: "a panic", state: operation.Failed, did: "a(7) -a", events: "a:failed a:undone", says: "panic: argh",
+			steps: func(b *bench) []operation.Step[input] {
+				return []operation.Step[input]{b.step("a", func(*operation.Op) error { panic("argh") }, nil)}
+			},
+		},
+		{
+			name: "a step that takes too long", state: operation.Succeeded, did: "a(7) a(7)", events: "a:retry a:done",
+			steps: func(b *bench) []operation.Step[input] {
+				s := b.step("a", nil, nil)
+				inner := s.Do
+				s.Timeout = 10 * time.Millisecond
+				s.Do = func(ctx context.Context, op *operation.Op, in *input) error {
+					if err := inner(ctx, op, in); err != nil || op.Attempt > 0 {
+						return err
+					}
+					<-ctx.Done()
+					return ctx.Err()
+				}
+				return []operation.Step[input]{s}
+			},
+		},
+		{
+			name: "what cannot be undone", state: operation.Failed, did: "a(7) b(7) c(7) -c -b -b -a", events: "a:done b:done c:failed c:not undone b:retry b:undone a:undone",
+			says: "no; step c was not undone: stuck",
+			steps: func(b *bench) []operation.Step[input] {
+				return []operation.Step[input]{
+					b.step("a", nil, nil),
+					b.step("b", nil, func(op *operation.Op) error {
+						if op.Attempt == 0 {
+							return fault.New(fault.Unknown, "lost")
+						}
+						return nil
+					}),
+					b.step("c", func(*operation.Op) error { return errors.New("no") }, func(*operation.Op) error { return errors.New("stuck") }),
+				}
+			},
+		},
+		{
+			name: "nothing to undo", state: operation.Failed, did: "a(7) b(7)", events: "a:done b:failed", says: "no",
+			steps: func(b *bench) []operation.Step[input] {
+				x, y := b.step("a", nil, nil), b.step("b", func(*operation.Op) error { return errors.New("no") }, nil)
+				x.Undo, y.Undo = nil, nil
+				return []operation.Step[input]{x, y}
+			},
+		},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+				b := newBench(t, d, operation.RunnerConfig{})
+				operation.Handle(b.runner, create, tt.steps(b)...)
+				b.start()
+				id := b.begin(create, "disk-1")
+				b.runner.Wake(id)
+				o := b.ends(id, tt.state)
+				if got := b.j.String(); got != tt.did || events(o) != tt.events || !strings.Contains(o.Error, tt.says) {
+					t.Errorf("did %s, want %s\nevents %s, want %s\nerror %q, want %q", got, tt.did, events(o), tt.events, o.Error, tt.says)
+				}
+				if o.RequestID != "req-1" || o.UserID != "u" || o.ProjectID != "p" || o.Ended == nil || string(o.Input) != `{"size":7}` {
+					t.Errorf("it is %+v", o)
+				}
+				for _, e := range o.Events {
+					if e.Host != "h1" || e.Ended.Before(e.Began) || e.Began.Before(o.Created.Add(-time.Second)) {
+						t.Errorf("event %+v of %v", e, o.Created)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestOneAtATime: a resource has one operation, but one that wins takes its place, even
+// while a step runs.
+func TestOneAtATime(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{Lease: 300 * time.Millisecond})
+		entered := make(chan struct{})
+		s := b.step("slow", nil, nil)
+		s.Do = func(ctx context.Context, _ *operation.Op, _ *input) error {
+			close(entered)
+			<-ctx.Done()
+			b.j.add("stopped")
+			return ctx.Err()
+		}
+		operation.Handle(b.runner, create, s)
+		operation.Handle(b.runner, remove, b.step("remove", nil, nil))
+		b.start()
+		first := b.begin(create, "disk-1")
+		<-entered
+		if _, err := operation.Begin(t.Context(), b.ops, create, "disk-1", &input{}); !errors.Is(err, operation.ErrBusy) || !strings.Contains(err.Error(), first) {
+			t.Errorf("a second one: %v", err)
+		}
+		other := b.begin(create, "")
+		if err := b.ops.Cancel(t.Context(), other, "not this one"); err != nil {
+			t.Error(err)
+		}
+		second := b.begin(remove, "disk-1")
+		b.ends(second, operation.Succeeded)
+		if o := b.ends(first, operation.Canceled); !strings.Contains(o.Error, "disk.delete "+second) || len(o.Events) > 0 {
+			t.Errorf("the one whose place was taken: %+v", o)
+		}
+		b.ends(other, operation.Canceled)
+		for end := time.Now().Add(10 * time.Second); !strings.Contains(b.j.String(), "stopped"); {
+			if time.Now().After(end) {
+				t.Fatal("the step goes on")
+			}
+			<-time.After(time.Millisecond)
+		}
+	})
+}
+
+// TestCancelAndRetry: what was done is undone; and done again from the start.
+func TestCancelAndRetry(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		b := newBench(t, d, operation.RunnerConfig{})
+		wait := true
+		operation.Handle(b.runner, create, b.step("a", nil, nil), b.step("b", func(*operation.Op) error {
+			if wait {
+				return operation.Again(time.Hour)
+			}
+			return nil
+		}, nil))
+		b.start()
+		id := b.begin(create, "disk-1")
+		for o := (&operation.Operation{}); o.Step == 0 || o.Owner != ""; { // until it waits
+			var err error
+			if o, err = b.ops.Show(ctx, id); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.ops.Retry(ctx, id); fault.CodeOf(err) != fault.Precondition {
+			t.Errorf("retry of one that is not over: %v", err)
+		}
+		if err := b.ops.Cancel(ctx, id, "the user has changed their mind"); err != nil {
+			t.Fatal(err)
+		}
+		if o := b.ends(id, operation.Canceled); o.Error != "the user has changed their mind" || o.ErrorCode != "Canceled" || b.j.String() != "a(7) b(7) -b -a" {
+			t.Errorf("canceled: %+v after %s", o, &b.j)
+		}
+		if err := b.ops.Cancel(ctx, id, ""); fault.CodeOf(err) != fault.Precondition {
+			t.Errorf("cancel of one that is over: %v", err)
+		}
+		wait = false
+		if err := b.ops.Retry(ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		if o := b.ends(id, operation.Succeeded); o.Error != "" || o.Step != 2 {
+			t.Errorf("done again: %+v", o)
+		}
+		if err := b.ops.Retry(ctx, id); fault.CodeOf(err) != fault.Precondition {
+			t.Errorf("retry of one that has succeeded: %v", err)
+		}
+		for _, err := range []error{b.ops.Retry(ctx, "none"), b.ops.Cancel(ctx, "none", "")} {
+			if fault.CodeOf(err) != fault.NotFound {
+				t.Errorf("of nothing: %v", err)
+			}
+		}
+		if _, err := b.ops.Show(ctx, "none"); fault.CodeOf(err) != fault.NotFound {
+			t.Errorf("show of nothing: %v", err)
+		}
+	})
+}
+
+// TestTimeout: an operation that does not come to an end is undone when its time is over,
+// and ends when the time for that is over, too; so does one whose kind nobody knows.
+func TestTimeout(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		short, stuck, strange := create, create, create
+		short.Name, stuck.Name, strange.Name = "short", "stuck", "strange"
+		short.Timeout, stuck.Timeout, strange.Timeout = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
+		away := func(*operation.Op) error { return fault.New(fault.Unavailable, "away") }
+		operation.Handle(b.runner, short, b.step("a", nil, nil), b.step("b", away, nil))
+		operation.Handle(b.runner, stuck, b.step("c", nil, away), b.step("d", away, nil))
+		b.start()
+		ids := []string{b.begin(short, ""), b.begin(stuck, ""), b.begin(strange, "")}
+		if o := b.ends(ids[0], operation.TimedOut); !strings.HasSuffix(events(o), "b:undone a:undone") || o.ErrorCode != "Timeout" || o.Error != "it was not done within 200ms" {
+			t.Errorf("short: %s, %+v", events(o), o)
+		}
+		if o := b.ends(ids[1], operation.TimedOut); !strings.HasSuffix(events(o), "c:not undone") || !strings.Contains(o.Error, "step c was not undone") {
+			t.Errorf("stuck: %s, %+v", events(o), o)
+		}
+		if o := b.ends(ids[2], operation.TimedOut); o.Error != "no process knows the kind strange" {
+			t.Errorf("strange: %+v", o)
+		}
+	})
+}
+
+// TestOrder: what is more urgent goes first, and finds a place where the rest has none.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{MaxInFlight: 4})
+		release := make(chan struct{})
+		var active, most int
+		var mu sync.Mutex
+		few := create
+		few.Name = "few"
+		operation.HandleMax(b.runner, few, 2, b.step("few", func(*operation.Op) error {
+			mu.Lock()
+			active++
+			most = max(most, active)
+			mu.Unlock()
+			<-release
+			mu.Lock()
+			active--
+			mu.Unlock()
+			return nil
+		}, nil))
+		operation.Handle(b.runner, create, b.step("many", func(*operation.Op) error { <-release; return nil }, nil))
+		operation.Handle(b.runner, remove, b.step("remove", nil, nil))
+		var ids []string
+		for range 5 {
+			ids = append(ids, b.begin(few, ""), b.begin(create, ""))
+		}
+		b.start()
+		urgent := b.begin(remove, "")
+		b.ends(urgent, operation.Succeeded)
+		close(release)
+		for _, id := range ids {
+			b.ends(id, operation.Succeeded)
+		}
+		if most > 2 {
+			t.Errorf("%d of a kind ran at once, 2 may", most)
+		}
+	})
+}
+
+// TestInTransaction: an operation is begun with the change that it belongs to, or not at
+// all.
+func TestInTransaction(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		boom := errors.New("boom")
+		var id string
+		err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
+			var err error
+			if id, err = operation.Begin(ctx, b.ops, create, "disk-1", &input{}); err != nil {
+				return err
+			}
+			return boom
+		})
+		if !errors.Is(err, boom) {
+			t.Fatal(err)
+		}
+		if _, err := b.ops.Show(t.Context(), id); fault.CodeOf(err) != fault.NotFound {
+			t.Errorf("what was rolled back is there: %v", err)
+		}
+		if list, err := b.ops.List(t.Context(), operation.Filter{}); err != nil || len(list) > 0 {
+			t.Errorf("list: %+v, %v", list, err)
+		}
+		if _, err := operation.Begin(t.Context(), b.ops, operation.Kind[func()]{Name: "x"}, "", new(func())); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("an input that is no JSON: %v", err)
+		}
+	})
+}
+
+// TestDoTx: a step in the transaction of its note is done exactly once, and what it kept
+// is kept; if it fails nothing of it is left.
+func TestDoTx(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		tries := 0
+		once := operation.Step[input]{Name: "once", DoTx: func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input) error {
+			tries++
+			if _, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, 'once', ?)`, op.ID, in.Size); err != nil {
+				return db.Error(err)
+			}
+			if err := op.Keep(tries); err != nil {
+				return err
+			}
+			if tries < 3 {
+				return fault.New(fault.Unavailable, "away")
+			}
+			return nil
+		}}
+		operation.Handle(b.runner, create, once, b.step("after", func(op *operation.Op) error {
+			var n int
+			err := op.Kept(&n)
+			b.j.add("kept-%d", n)
+			return err
+		}, nil))
+		b.start()
+		o := b.ends(b.begin(create, ""), operation.Succeeded)
+		var n int
+		if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM effects`); err != nil || n != 1 {
+			t.Errorf("%d effects, %v", n, err)
+		}
+		if b.j.String() != "after(7) kept-3" || events(o) != "once:retry once:retry once:done after:done" {
+			t.Errorf("%s; events %s", &b.j, events(o))
+		}
+	})
+}
+
+// TestDrain: an operation is given back between two steps, and goes on elsewhere at once.
+func TestDrain(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		var f service.Inflight
+		b := newBench(t, d, operation.RunnerConfig{Lease: time.Hour, Inflight: &f})
+		entered, release := make(chan struct{}, 1), make(chan struct{})
+		steps := []operation.Step[input]{b.step("a", func(*operation.Op) error {
+			entered <- struct{}{}
+			<-release
+			return nil
+		}, nil), b.step("b", nil, nil)}
+		operation.Handle(b.runner, create, steps...)
+		if err := b.runner.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		id := b.begin(create, "disk-1")
+		<-entered
+		if list := f.List(); len(list) != 1 || list[0].Name != "disk.create" || list[0].Resource != "disk-1" || list[0].RequestID != "req-1" {
+			t.Errorf("in flight: %+v", list)
+		}
+		stopped := make(chan error)
+		go func() { stopped <- b.runner.Drain(t.Context()) }()
+		close(release)
+		if err := <-stopped; err != nil {
+			t.Error(err)
+		}
+		if o, err := b.ops.Show(t.Context(), id); err != nil || o.Step != 1 || o.Owner != "" {
+			t.Errorf("given back: %+v, %v", o, err)
+		}
+		second := newBench(t, d, operation.RunnerConfig{Lease: time.Hour})
+		operation.Handle(second.runner, create, second.step("a", nil, nil), second.step("b", nil, nil))
+		second.start()
+		second.ends(id, operation.Succeeded)
+		if second.j.String() != "b(7)" {
+			t.Errorf("the other one did %s", &second.j)
+		}
+	})
+}
+
+// TestList: filters, order and pages.
+func TestList(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		var ids []string
+		for i := range 5 {
+			k := create
+			if i%2 == 1 {
+				k = remove
+			}
+			ids = append(ids, b.begin(k, fmt.Sprintf("disk-%d", i)))
+			<-time.After(time.Millisecond)
+		}
+		if err := b.ops.Cancel(t.Context(), ids[0], ""); err != nil {
+			t.Fatal(err)
+		}
+		slices.Reverse(ids)
+		for _, tt := range []struct {
+			f    operation.Filter
+			want []string
+		}{
+			{operation.Filter{}, ids},
+			{operation.Filter{Limit: 2}, ids[:2]},
+			{operation.Filter{Limit: 2, Marker: ids[1]}, ids[2:4]},
+			{operation.Filter{Resource: "disk-4"}, ids[:1]},
+			{operation.Filter{Kind: "disk.delete"}, []string{ids[1], ids[3]}},
+			{operation.Filter{State: operation.Undoing}, ids[4:]},
+			{operation.Filter{State: operation.Succeeded}, nil},
+			{operation.Filter{Open: true, Kind: "disk.create", Limit: 1}, ids[:1]},
+		} {
+			list, err := b.ops.List(t.Context(), tt.f)
+			var got []string
+			for _, o := range list {
+				got = append(got, o.ID)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
+				t.Errorf("%+v: %v (-want +got):\n%s", tt.f, err, diff)
+			}
+		}
+		if _, err := b.ops.List(t.Context(), operation.Filter{Marker: "none"}); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("no such marker: %v", err)
+		}
+		if raw, err := json.Marshal(operation.Operation{}); err != nil || !strings.Contains(string(raw), `"request_id"`) {
+			t.Errorf("%s, %v", raw, err)
+		}
+	})
+}
+
+// TestLeader: one of many leads; the next one when it resigns or falls silent, with a
+// higher fence, and who was silent learns it.
+func TestLeader(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		ops := operation.NewStore(d)
+		candidate := func(host string) *operation.Leader {
+			return operation.NewLeader(operation.LeaderConfig{Store: ops, Name: "audit", Host: host, Lease: 300 * time.Millisecond})
+		}
+		a, b := candidate("a"), candidate("b")
+		leads := func(l *operation.Leader) (fence int64) {
+			t.Helper()
+			err := l.Only(func(_ context.Context, n int64) error { fence = n; return nil })(ctx)
+			if err != nil {
+				t.Error(err)
+			}
+			return fence
+		}
+		if x, y, z := leads(a), leads(b), leads(a); x != 1 || y != 0 || z != 1 {
+			t.Errorf("fences %d, %d, %d; want 1, 0, 1", x, y, z)
+		}
+		err := a.Only(func(context.Context, int64) error { // longer than its lease
+			<-time.After(700 * time.Millisecond)
+			if n := leads(b); n != 0 {
+				t.Errorf("two lead: %d", n)
+			}
+			return nil
+		})(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(b.Resign(ctx), a.Resign(ctx)); err != nil {
+			t.Error(err)
+		}
+		if x, y := leads(b), leads(a); x != 2 || y != 0 {
+			t.Errorf("after it resigned: %d, %d; want 2, 0", x, y)
+		}
+		<-time.After(400 * time.Millisecond)
+		if x, y := leads(a), leads(b); x != 3 || y != 0 {
+			t.Errorf("after it fell silent: %d, %d; want 3, 0", x, y)
+		}
+		// Somebody takes the lease while a leads: its work is told to end.
+		err = a.Only(func(held context.Context, _ int64) error {
+			if _, err := d.ExecContext(ctx, `UPDATE operation_leases SET owner = 'thief', fence = 9, until = ?`, time.Now().Add(time.Hour)); err != nil {
+				return err
+			}
+			select {
+			case <-held.Done():
+				return nil
+			case <-time.After(10 * time.Second):
+				return errors.New("it still leads")
+			}
+		})(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		var wg sync.WaitGroup
+		var firsts [8]int64
+		first := operation.LeaderConfig{Store: ops, Name: "other", Host: "x"}
+		for i := range firsts {
+			wg.Go(func() {
+				err := operation.NewLeader(first).Only(func(_ context.Context, n int64) error { firsts[i] = n; return nil })(ctx)
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if slices.Sort(firsts[:]); firsts[7] != 1 || firsts[6] != 0 {
+			t.Errorf("of eight that began at once, fences %v", firsts)
+		}
+	})
+}

@@ -1,0 +1,136 @@
+package operation
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// Op is the operation that a step is of.
+type Op struct {
+	// ID is the operation's: with the step's name it is the key by which a step that
+	// is done again is known.
+	ID       string
+	Kind     string
+	Resource string
+	// Attempt is how often the step was tried before, without those that were cut off.
+	Attempt int
+	// Fence is a number that is higher for whoever has the operation later. What takes
+	// it along can turn away those that were thought dead.
+	Fence int64
+
+	data json.RawMessage
+}
+
+// Keep makes v, as JSON, what later steps, and those who look, find by Kept. It is
+// written when the step is done.
+func (o *Op) Keep(v any) error {
+	raw, err := json.Marshal(v)
+	if err == nil {
+		o.data = raw
+	}
+	return err
+}
+
+// Kept reads what an earlier step kept into v, which is left alone if none has.
+func (o *Op) Kept(v any) error { return json.Unmarshal(o.data, v) }
+
+// Step is a part of an operation: Do or DoTx, and how to undo it.
+//
+// An error with code Unavailable, Unknown or Timeout makes it try again after a pause,
+// until the operation's time is over; any other ends the operation: its steps are undone,
+// this one first, as it may be done in part.
+type Step[In any] struct {
+	// Name is stored, for people. Steps are found again by their place: steps that have
+	// been released are never reordered or removed, only added at the end.
+	Name string
+	// Do does it, at least once: it is done again if the process dies before it is
+	// noted.
+	Do func(ctx context.Context, op *Op, in *In) error
+	// DoTx does it exactly once, in the transaction in which it is noted. It only
+	// writes to tx, and may be called again if the transaction is rolled back.
+	DoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, in *In) error
+	// Undo undoes it, at least once, also if it was only done in part or not at all.
+	// Nil: there is nothing to undo.
+	Undo func(ctx context.Context, op *Op, in *In) error
+	// Timeout is how long one attempt may take. Default 1 minute.
+	Timeout time.Duration
+}
+
+// step is a Step whose input's type is forgotten.
+type step struct {
+	name     string
+	timeout  time.Duration
+	do, undo func(ctx context.Context, op *Op, in string) error
+	doTx     func(ctx context.Context, tx *sqlx.Tx, op *Op, in string) error
+}
+
+func erase[In any](k string, s Step[In]) step {
+	if s.Name == "" || (s.Do == nil) == (s.DoTx == nil) {
+		panic(fmt.Sprintf("operation: a step of %s has no name, or not one of Do and DoTx", k))
+	}
+	out := step{name: s.Name, timeout: s.Timeout}
+	if out.timeout <= 0 {
+		out.timeout = time.Minute
+	}
+	call := func(f func(ctx context.Context, op *Op, in *In) error) func(ctx context.Context, op *Op, in string) error {
+		if f == nil {
+			return nil
+		}
+		return func(ctx context.Context, op *Op, raw string) error {
+			in, err := decode[In](raw)
+			if err != nil {
+				return err
+			}
+			return f(ctx, op, in)
+		}
+	}
+	out.do, out.undo = call(s.Do), call(s.Undo)
+	if s.DoTx != nil {
+		out.doTx = func(ctx context.Context, tx *sqlx.Tx, op *Op, raw string) error {
+			in, err := decode[In](raw)
+			if err != nil {
+				return err
+			}
+			return s.DoTx(ctx, tx, op, in)
+		}
+	}
+	return out
+}
+
+func decode[In any](raw string) (*In, error) {
+	in := new(In)
+	if err := json.Unmarshal([]byte(raw), in); err != nil {
+		return nil, fault.New(fault.Invalid, "input: %w", err)
+	}
+	return in, nil
+}
+
+// Again is what a step returns that waits for something: it is called again after d, at
+// the latest, and [Runner.Wake] makes it earlier. It is no failure, and leaves no event.
+func Again(d time.Duration) error { return &again{d} }
+
+type again struct{ after time.Duration }
+
+func (a *again) Error() string { return fmt.Sprintf("not done yet, look again in %v", a.after) }
+
+// passing reports whether an attempt that failed is to be made again.
+func passing(err error) bool {
+	c := fault.CodeOf(err)
+	return c == fault.Unavailable || c == fault.Unknown || c == fault.Timeout
+}
+
+// pause is how long to wait before the next attempt.
+func pause(attempts int) time.Duration {
+	return min(minPause<<min(attempts, 10), maxPause)
+}
+
+const (
+	minPause = 100 * time.Millisecond
+	maxPause = 30 * time.Second
+)
