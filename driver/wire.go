@@ -122,7 +122,7 @@ func toStatus(err error, setTrailer func(metadata.MD)) error {
 // outgoing puts the request of package reqctx into a call's metadata.
 func outgoing(ctx context.Context) context.Context {
 	r := reqctx.From(ctx)
-	if r.ID == "" && r.GlobalID == "" && r.UserID == "" && r.ProjectID == "" && r.Traceparent == "" && len(r.Roles) == 0 {
+	if r.ID == "" && r.GlobalID == "" && r.UserID == "" && r.ProjectID == "" && r.DomainID == "" && r.SystemScope == "" && r.Traceparent == "" && len(r.Roles) == 0 {
 		return ctx
 	}
 	raw, err := json.Marshal(r)

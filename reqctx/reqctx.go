@@ -28,7 +28,12 @@ type Request struct {
 	// UserID and ProjectID are the identity service's ids.
 	UserID    string `json:"user_id,omitempty"`
 	ProjectID string `json:"project_id,omitempty"`
-	// Roles are the names of the user's roles in the project.
+	// DomainID is the domain that the user acts in, instead of a project.
+	DomainID string `json:"domain_id,omitempty"`
+	// SystemScope is "all" for a user who acts on the whole installation, instead of
+	// a project or a domain.
+	SystemScope string `json:"system_scope,omitempty"`
+	// Roles are the names of the user's roles there.
 	Roles []string `json:"roles,omitempty"`
 	// Traceparent is the W3C trace context of the span that is current.
 	Traceparent string `json:"traceparent,omitempty"`

@@ -199,6 +199,8 @@ type wireRequest struct {
 	GlobalID  string   `json:"global_request_id,omitempty"`
 	UserID    string   `json:"user_id,omitempty"`
 	ProjectID string   `json:"project_id,omitempty"`
+	DomainID  string   `json:"domain_id,omitempty"`
+	System    string   `json:"system_scope,omitempty"`
 	Roles     []string `json:"roles,omitempty"`
 }
 
@@ -206,8 +208,8 @@ func putRequest(md message.Metadata, r reqctx.Request) {
 	if r.Traceparent != "" {
 		md[MetaTraceparent] = r.Traceparent
 	}
-	if r.ID != "" || r.GlobalID != "" || r.UserID != "" || r.ProjectID != "" || len(r.Roles) > 0 {
-		text, _ := json.Marshal(wireRequest{r.ID, r.GlobalID, r.UserID, r.ProjectID, r.Roles}) // strings always encode
+	if r.ID != "" || r.GlobalID != "" || r.UserID != "" || r.ProjectID != "" || r.DomainID != "" || r.SystemScope != "" || len(r.Roles) > 0 {
+		text, _ := json.Marshal(wireRequest{r.ID, r.GlobalID, r.UserID, r.ProjectID, r.DomainID, r.SystemScope, r.Roles}) // strings always encode
 		md[MetaContext] = string(text)
 	}
 }
@@ -223,7 +225,8 @@ func getRequest(md message.Metadata) (r reqctx.Request, ok bool, err error) {
 	if err := json.Unmarshal([]byte(s), &w); err != nil {
 		return r, false, fault.New(fault.Invalid, "the metadata's %q cannot be read: %w", MetaContext, err)
 	}
-	r.ID, r.GlobalID, r.UserID, r.ProjectID, r.Roles = w.ID, w.GlobalID, w.UserID, w.ProjectID, w.Roles
+	r.ID, r.GlobalID, r.UserID, r.ProjectID = w.ID, w.GlobalID, w.UserID, w.ProjectID
+	r.DomainID, r.SystemScope, r.Roles = w.DomainID, w.System, w.Roles
 	return r, true, nil
 }
 

@@ -103,7 +103,7 @@ func testContext(b *bench) {
 		})
 	})
 	want := reqctx.Request{
-		ID: reqctx.NewID(), GlobalID: reqctx.NewID(), UserID: "u", ProjectID: "p", Roles: []string{"a,b", "c"},
+		ID: reqctx.NewID(), GlobalID: reqctx.NewID(), UserID: "u", ProjectID: "p", DomainID: "d", SystemScope: "all", Roles: []string{"a,b", "c"},
 		Traceparent: "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
 	}
 	deadline := time.Now().Add(500 * time.Millisecond)

@@ -45,6 +45,9 @@ type Config struct {
 	// and nobody is turned away. Identity headers are removed before: they are
 	// never believed.
 	Authenticate func(r *http.Request) (reqctx.Request, error)
+	// Challenge is the WWW-Authenticate of replies of 401, such as
+	// auth.Keystone's. Empty: none.
+	Challenge string
 	// Enforce says whether who asks may do what a [Route]'s Rule names, such as a
 	// policy. Its error is the reply. Nil: the rules are not asked.
 	Enforce func(ctx context.Context, rule string, target map[string]any) error

@@ -116,6 +116,9 @@ func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 	if rec.status != 0 {
 		panic(http.ErrAbortHandler) // too late for a status: cut the connection, lest half a reply look whole
 	}
+	if status == http.StatusUnauthorized && m.cfg.Challenge != "" {
+		rec.Header().Set("WWW-Authenticate", m.cfg.Challenge)
+	}
 	if status == http.StatusServiceUnavailable && rec.Header().Get("Retry-After") == "" {
 		rec.Header().Set("Retry-After", strconv.Itoa(int(retryAfter.Seconds())))
 	}

@@ -1,0 +1,340 @@
+package auth_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func request(t testing.TB, token string) *http.Request {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if token != "" {
+		r.Header.Set("X-Auth-Token", token)
+	}
+	return r
+}
+
+func TestStatic(t *testing.T) {
+	t.Parallel()
+	who := reqctx.Request{UserID: "u", ProjectID: "p", Roles: []string{"member"}}
+	in := auth.Static(map[string]reqctx.Request{"secret": who})
+	if got, err := in(request(t, "secret")); err != nil || !cmp.Equal(got, who) {
+		t.Errorf("its owner is %+v, %v", got, err)
+	}
+	for _, token := range []string{"", "Secret", "secret "} {
+		if _, err := in(request(t, token)); fault.CodeOf(err) != fault.Unauthenticated {
+			t.Errorf("token %q: %v", token, err)
+		}
+	}
+	if _, err := auth.Static(map[string]reqctx.Request{"": who})(request(t, "")); fault.CodeOf(err) != fault.Unauthenticated {
+		t.Errorf("an empty token is an open door: %v", err)
+	}
+	if got, err := auth.None(who)(request(t, "")); err != nil || !cmp.Equal(got, who) {
+		t.Errorf("None: %+v, %v", got, err)
+	}
+}
+
+// fakeKeystone answers as Keystone's v3 API does.
+type fakeKeystone struct {
+	*httptest.Server
+
+	mu        sync.Mutex
+	tokens    map[string]string // the body's token, by the client's
+	own       string            // the service's
+	status    int               // answered instead, unless 0
+	logins    atomic.Int32
+	validated atomic.Int32
+}
+
+func newKeystone(t testing.TB) *fakeKeystone {
+	t.Helper()
+	f := &fakeKeystone{tokens: map[string]string{}}
+	f.Server = httptest.NewServer(http.HandlerFunc(f.serve))
+	t.Cleanup(f.Close)
+	return f
+}
+
+func (f *fakeKeystone) set(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
+}
+
+func (f *fakeKeystone) serve(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.status != 0 {
+		w.WriteHeader(f.status)
+		_, _ = io.WriteString(w, f.tokens["body"])
+		return
+	}
+	switch r.Method + " " + r.URL.Path {
+	case "POST /v3/auth/tokens":
+		var in struct {
+			Auth struct {
+				Identity struct {
+					Password struct {
+						User struct {
+							Name, Password string
+							Domain         struct{ Name string }
+						}
+					}
+				}
+				Scope struct{ Project struct{ Name string } }
+			}
+		}
+		u := &in.Auth.Identity.Password.User
+		if json.NewDecoder(r.Body).Decode(&in) != nil || u.Name != "volume" || u.Password != "pw" || u.Domain.Name != "Default" || in.Auth.Scope.Project.Name != "service" {
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		f.own = fmt.Sprintf("own-%d", f.logins.Add(1))
+		w.Header().Set("X-Subject-Token", f.own)
+		w.WriteHeader(http.StatusCreated)
+	case "GET /v3/auth/tokens":
+		f.validated.Add(1)
+		token, ok := f.tokens[r.Header.Get("X-Subject-Token")]
+		switch {
+		case r.Header.Get("X-Auth-Token") != f.own:
+			w.WriteHeader(http.StatusUnauthorized)
+		case !ok:
+			w.WriteHeader(http.StatusNotFound)
+		default:
+			_, _ = fmt.Fprintf(w, `{"token": %s}`, token)
+		}
+	default:
+		w.WriteHeader(http.StatusNotFound)
+	}
+}
+
+// member is what Keystone says of a token that lives for d.
+func member(d time.Duration) string {
+	return fmt.Sprintf(`{"expires_at": %q, "user": {"id": "u1", "name": "ada"}, "project": {"id": "p1"}, "roles": [{"name": "member"}, {"name": "reader"}]}`,
+		time.Now().Add(d).UTC().Format("2006-01-02T15:04:05.000000Z"))
+}
+
+func open(t testing.TB, f *fakeKeystone, change func(*auth.KeystoneConfig)) *auth.Keystone {
+	t.Helper()
+	cfg := auth.KeystoneConfig{URL: f.URL + "/v3", Username: "volume", Password: "pw", ProjectName: "service", Logger: slog.New(slog.DiscardHandler)}
+	if change != nil {
+		change(&cfg)
+	}
+	k, err := auth.NewKeystone(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = k.Stop(t.Context()) })
+	return k
+}
+
+// TestKeystone: who a token belongs to, in each scope, and how often Keystone is asked.
+func TestKeystone(t *testing.T) {
+	t.Parallel()
+	f := newKeystone(t)
+	k := open(t, f, nil)
+	life := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+	f.set(func() {
+		f.tokens["project"] = member(time.Hour)
+		f.tokens["domain"] = `{"expires_at": "` + life + `", "user": {"id": "u2"}, "domain": {"id": "d1"}, "roles": [{"name": "admin"}]}`
+		f.tokens["system"] = `{"expires_at": "` + life + `", "user": {"id": "u3"}, "system": {"all": true}, "roles": [{"name": "admin"}]}`
+		f.tokens["unscoped"] = `{"expires_at": "` + life + `", "user": {"id": "u4"}}`
+		f.tokens["past"] = member(-time.Second)
+	})
+	for range 3 {
+		for token, want := range map[string]reqctx.Request{
+			"project":  {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
+			"domain":   {UserID: "u2", DomainID: "d1", Roles: []string{"admin"}},
+			"system":   {UserID: "u3", SystemScope: "all", Roles: []string{"admin"}},
+			"unscoped": {UserID: "u4"},
+		} {
+			if got, err := k.Authenticate(request(t, token)); err != nil || !cmp.Equal(got, want) {
+				t.Errorf("%s: %+v, %v; want %+v", token, got, err, want)
+			}
+		}
+		for _, token := range []string{"", "unknown", "past"} {
+			if _, err := k.Authenticate(request(t, token)); fault.CodeOf(err) != fault.Unauthenticated || err.Error() != "The request you have made requires authentication." {
+				t.Errorf("token %q: %v", token, err)
+			}
+		}
+	}
+	if l, v := f.logins.Load(), f.validated.Load(); l != 1 || v != 6 {
+		t.Errorf("%d logins, %d questions; want 1 and 6: each token once", l, v)
+	}
+	f.set(func() { f.own = "another" }) // the service's token is out of date
+	f.set(func() { f.tokens["late"] = member(time.Hour) })
+	if _, err := k.Authenticate(request(t, "late")); err != nil {
+		t.Errorf("after the service's own token was out of date: %v", err)
+	}
+	if l := f.logins.Load(); l != 2 {
+		t.Errorf("%d logins, want 2", l)
+	}
+}
+
+// TestKeystoneForgets: what was said of a token holds for its time, and no longer than the
+// token lives.
+func TestKeystoneForgets(t *testing.T) {
+	t.Parallel()
+	f := newKeystone(t)
+	k := open(t, f, func(c *auth.KeystoneConfig) { c.TTL, c.RefusedTTL, c.MaxCached = time.Hour, 50*time.Millisecond, 20 })
+	f.set(func() { f.tokens["short"], f.tokens["long"] = member(300*time.Millisecond), member(time.Hour) })
+	is := func(token string, code fault.Code) {
+		t.Helper()
+		if _, err := k.Authenticate(request(t, token)); err == nil != (code == 0) || err != nil && fault.CodeOf(err) != code {
+			t.Errorf("%s: %v", token, err)
+		}
+	}
+	is("short", 0)
+	is("long", 0)
+	is("new", fault.Unauthenticated)
+	f.set(func() { f.tokens["new"] = member(time.Hour); delete(f.tokens, "short"); delete(f.tokens, "long") })
+	<-time.After(60 * time.Millisecond)
+	is("new", 0)
+	is("short", 0)
+	<-time.After(300 * time.Millisecond)
+	is("short", fault.Unauthenticated)
+	is("long", 0)
+	for i := range 200 {
+		is(fmt.Sprintf("guess-%d", i), fault.Unauthenticated)
+	}
+	is("long", 0) // guesses do not drive out what is known
+}
+
+// TestKeystoneAway: while Keystone is away, or answers nonsense, nobody is let in but whose
+// token is remembered; the reply is 503.
+func TestKeystoneAway(t *testing.T) {
+	t.Parallel()
+	f := newKeystone(t)
+	k := open(t, f, func(c *auth.KeystoneConfig) { c.Timeout = 500 * time.Millisecond })
+	mux := api.New(api.Config{Authenticate: k.Authenticate, Challenge: k.Challenge(), Logger: slog.New(slog.DiscardHandler)})
+	api.Handle(mux, "GET /", func(ctx context.Context, _ *api.Request[api.None]) (map[string]string, error) {
+		return map[string]string{"user": reqctx.From(ctx).UserID}, nil
+	})
+	ask := func(token string) *httptest.ResponseRecorder {
+		w := httptest.NewRecorder()
+		mux.ServeHTTP(w, request(t, token))
+		return w
+	}
+	f.set(func() { f.tokens["known"], f.tokens["other"] = member(time.Hour), member(time.Hour) })
+	if w := ask("known"); w.Code != 200 || !strings.Contains(w.Body.String(), `"u1"`) {
+		t.Errorf("%d %s", w.Code, w.Body)
+	}
+	if w := ask("wrong"); w.Code != 401 || w.Header().Get("WWW-Authenticate") != `Keystone uri="`+f.URL+`/v3"` {
+		t.Errorf("%d %v", w.Code, w.Header())
+	}
+	if err := k.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	for _, status := range []int{500, 503, 404, 200, 302, 403} {
+		f.set(func() { f.status, f.own = status, "gone" })
+		for _, token := range []string{fmt.Sprint("other-", status), fmt.Sprint("third-", status)} {
+			w := ask(token)
+			if status == 404 && w.Code == 401 { // so Keystone says that it does not know it
+				continue
+			}
+			if w.Code != 503 || w.Header().Get("Retry-After") == "" || strings.Contains(w.Body.String(), token) {
+				t.Errorf("Keystone answers %d: %d %s", status, w.Code, w.Body)
+			}
+		}
+		if w := ask("known"); w.Code != 200 {
+			t.Errorf("Keystone answers %d: a token that is remembered: %d %s", status, w.Code, w.Body)
+		}
+	}
+	f.set(func() { f.status = 500 })
+	ask("fourth")
+	if err := k.Check(t.Context()); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("Check: %v", err)
+	}
+	f.set(func() { f.status = 0 })
+	if err := k.Check(t.Context()); err != nil {
+		t.Errorf("Check when it is back: %v", err)
+	}
+	if w := ask("fourth"); w.Code != 401 {
+		t.Errorf("when it is back: %d", w.Code)
+	}
+	f.Close()
+	if w := ask("fifth"); w.Code != 503 {
+		t.Errorf("a Keystone that does not listen: %d", w.Code)
+	}
+	for name, change := range map[string]func(*auth.KeystoneConfig){
+		"no URL": func(c *auth.KeystoneConfig) { c.URL = "keystone:5000" }, "no user": func(c *auth.KeystoneConfig) { c.Username = "" },
+		"no password": func(c *auth.KeystoneConfig) { c.Password = "" }, "no project": func(c *auth.KeystoneConfig) { c.ProjectName = "" },
+	} {
+		cfg := auth.KeystoneConfig{URL: "http://k/v3", Username: "u", Password: "secret", ProjectName: "p"}
+		change(&cfg)
+		if _, err := auth.NewKeystone(cfg); fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	wrong := open(t, newKeystone(t), func(c *auth.KeystoneConfig) { c.Password = "other" })
+	if err := wrong.Check(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "refuses the service's own") {
+		t.Errorf("a wrong password of the service: %v", err)
+	}
+	if _, err := wrong.Authenticate(request(t, "x")); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a wrong password of the service: %v", err)
+	}
+}
+
+// TestKeystoneTogether: many requests with one token ask once.
+func TestKeystoneTogether(t *testing.T) {
+	t.Parallel()
+	f := newKeystone(t)
+	k := open(t, f, nil)
+	f.set(func() { f.tokens["one"] = member(time.Hour) })
+	var wg sync.WaitGroup
+	for range 64 {
+		wg.Go(func() {
+			if _, err := k.Authenticate(request(t, "one")); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if v := f.validated.Load(); v > 4 {
+		t.Errorf("%d questions", v)
+	}
+}
+
+var _ interface {
+	service.Part
+	service.Checker
+} = (*auth.Keystone)(nil)
+
+func BenchmarkCached(b *testing.B) {
+	f := newKeystone(b)
+	k := open(b, f, nil)
+	f.set(func() { f.tokens[strings.Repeat("g", 200)] = member(time.Hour) })
+	r := request(b, strings.Repeat("g", 200))
+	if _, err := k.Authenticate(r); err != nil {
+		b.Fatal(err)
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := k.Authenticate(r); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
