@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"sync"
@@ -44,6 +45,8 @@ func (o *output) String() string {
 // TestGreeting runs everything in one process, and the commands that it prints,
 // as printed.
 func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the default logger
+	admin := filepath.Join(t.TempDir(), "admin")
+	t.Setenv("OS_DEFAULT__ADMIN_LISTEN", "unix:"+admin)
 	out := &output{more: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
@@ -86,6 +89,15 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	id := regexp.MustCompile(`^[0-9a-f-]{36}\n`).Find(got)
 	if id == nil || strings.Count(string(got), `"name":"demo"`) < 3 || !strings.Contains(string(got), `"status":"ACTIVE"`) {
 		t.Errorf("the commands print %s", got)
+	}
+	for path, want := range map[string]string{
+		"readyz": `"name": "database"`, "metrics": `armature_service_loop_calls_total{loop="conductor resume"}`, "debug/loops": `"name": "compute node-1 audit"`,
+		"debug/loglevel": `"INFO"`, "debug/report": "==== goroutines ====",
+	} {
+		got, err := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", admin, "http://admin/"+path).Output()
+		if err != nil || !strings.Contains(string(got), want) {
+			t.Errorf("%s: %v, %.300s; want %s", path, err, got, want)
+		}
 	}
 }
 

@@ -12,6 +12,9 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/driver"
@@ -25,6 +28,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/serviceprom"
 )
 
 // node is one process: its options and the parts it runs.
@@ -50,6 +54,13 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	n := &node{options: o, log: o.logger(), out: f.out}
 	slog.SetDefault(n.log)
 	n.app = service.New(service.Config{Name: "nova-mini", DrainTimeout: o.ShutdownTimeout, Logger: n.log})
+	if o.Admin != "" {
+		metrics := prometheus.NewRegistry()
+		metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), serviceprom.New(n.app))
+		n.app.Add("admin (option admin_listen)", n.app.Admin(service.AdminConfig{
+			Addr: o.Admin, Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}), Level: &o.level,
+		}))
+	}
 	defer func() {
 		for _, end := range slices.Backward(n.close) {
 			err = errors.Join(err, end())
@@ -82,7 +93,7 @@ func (n *node) wireBus() error {
 
 func (n *node) wireClient() {
 	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Logger: n.log})
-	n.app.Add("rpc client", part{stop: func(context.Context) error { return n.client.Close() }})
+	n.app.Add("rpc client", service.Funcs{OnStop: func(context.Context) error { return n.client.Close() }})
 }
 
 // wireStore adds the database, which must have been made by db sync.
@@ -93,7 +104,7 @@ func (n *node) wireStore(ctx context.Context, url string) error {
 	}
 	n.close = append(n.close, d.Close)
 	n.store = store.New(d)
-	n.app.Add("database", part{check: n.store.Check, start: func(ctx context.Context) error { return db.Check(ctx, d, store.Migrations()) }})
+	n.app.Add("database", service.Funcs{OnCheck: n.store.Check, OnStart: func(ctx context.Context) error { return db.Check(ctx, d, store.Migrations()) }})
 	return nil
 }
 
@@ -106,9 +117,15 @@ func (n *node) wireShared(ctx context.Context) error {
 
 // serve adds an RPC server.
 func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server)) {
-	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Logger: n.log})
+	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: []rpc.Interceptor{n.track}, Logger: n.log})
 	register(srv)
 	n.app.Add(name+" rpc", srv)
+}
+
+// track notes what a server runs.
+func (n *node) track(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
+	defer n.app.Inflight().Begin(ctx, service.Work{Kind: "rpc", Name: info.Interface + "." + info.Method})()
+	return next(ctx, req)
 }
 
 // report adds the signs of life of a service: one at once, then one at each
@@ -127,7 +144,7 @@ func (n *node) report(name string, f func(context.Context) error) {
 		last = time.Now()
 		return nil
 	}
-	n.app.Add(name+" first report", part{start: func(ctx context.Context) error {
+	n.app.Add(name+" first report", service.Funcs{OnStart: func(ctx context.Context) error {
 		if err := try(ctx); err != nil {
 			n.log.Warn("the first report failed and is tried again", "service", name, "error", err)
 		}
@@ -146,10 +163,10 @@ func wireAPI(ctx context.Context, n *node) error {
 
 func (n *node) addAPI() {
 	http := service.HTTP(n.address(), api.New(api.Config{
-		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Logger: n.log,
+		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Logger: n.log,
 	}))
 	n.app.Add("api (option osapi_compute_listen_port, flag --port)", http)
-	n.app.Add("greeting", part{start: func(context.Context) error { return greet(n.out, http.Addr()) }})
+	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, http.Addr()) }})
 }
 
 // greet prints where the API listens and commands that use it.
@@ -233,7 +250,7 @@ func (n *node) addCompute(ctx context.Context, host string) error {
 	if err != nil {
 		return fmt.Errorf("option compute_driver: %w", err)
 	}
-	n.app.Add("driver "+host, part{stop: p.Close, check: p.Check})
+	n.app.Add("driver "+host, service.Funcs{OnStop: p.Close, OnCheck: p.Check})
 	n.close = append(n.close, func() error { return p.Close(context.WithoutCancel(ctx)) }) // if it never starts
 	w := worker.New(worker.Config{Host: host, Driver: p.Driver(), Client: n.client, Logger: n.log})
 	n.serve("compute "+host, compute.Worker, host, w.Register)
@@ -261,7 +278,7 @@ func allInOne(ctx context.Context, n *node) error {
 	if n.TransportURL == "" {
 		bus := membus.New()
 		n.bus, n.reach = bus, func(context.Context) error { return nil }
-		n.app.Add("bus", part{stop: func(context.Context) error { return bus.Close() }})
+		n.app.Add("bus", service.Funcs{OnStop: func(context.Context) error { return bus.Close() }})
 		n.wireClient()
 	} else if err := n.wireBus(); err != nil {
 		return err
@@ -292,17 +309,3 @@ func allInOne(ctx context.Context, n *node) error {
 	n.addAPI()
 	return nil
 }
-
-// part makes a service part of functions, each of which may be nil.
-type part struct{ start, stop, check func(context.Context) error }
-
-func call(ctx context.Context, f func(context.Context) error) error {
-	if f == nil {
-		return nil
-	}
-	return f(ctx)
-}
-
-func (p part) Start(ctx context.Context) error { return call(ctx, p.start) }
-func (p part) Stop(ctx context.Context) error  { return call(ctx, p.stop) }
-func (p part) Check(ctx context.Context) error { return call(ctx, p.check) }

@@ -41,11 +41,14 @@ type options struct {
 	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" help:"memory of servers per real memory"`
 	DiskRatio       float64                      `ini:"disk_allocation_ratio" default:"1.0" help:"disk of servers per real disk"`
 	Debug           bool                         `ini:"debug" default:"false" help:"log at debug level"`
+	Admin           string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/admin.sock (default: none)"`
 	Database        databaseOptions              `section:"database"`
 	Scheduler       schedulerOptions             `section:"scheduler"`
 	FilterScheduler filterOptions                `section:"filter_scheduler"`
 	Rabbit          rabbitOptions                `section:"oslo_messaging_rabbit"`
 	Drivers         map[string]map[string]string `sections:"driver_"`
+
+	level slog.LevelVar // of the log, which an operator can set
 }
 
 type databaseOptions struct {
@@ -106,11 +109,10 @@ func (f *flags) load() (*options, error) {
 
 // logger writes to standard error, with the ids of the request.
 func (o *options) logger() *slog.Logger {
-	level := slog.LevelInfo
 	if o.Debug {
-		level = slog.LevelDebug
+		o.level.Set(slog.LevelDebug)
 	}
-	return slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})))
+	return slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &o.level})))
 }
 
 func (o *options) address() string { return net.JoinHostPort(o.Listen, strconv.Itoa(o.Port)) }

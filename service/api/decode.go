@@ -70,12 +70,14 @@ func fit(raw []byte, v any) error {
 
 // judge decodes a body that keeps to a schema.
 func judge(s *schema, raw []byte, v any) error {
-	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
-	if err != nil {
-		return fault.New(fault.Invalid, "Malformed request body")
-	}
-	if err := s.validate("field/attribute", raw, instance); err != nil {
-		return err
+	if !s.fast.accepts(raw) {
+		instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+		if err != nil {
+			return fault.New(fault.Invalid, "Malformed request body")
+		}
+		if err := s.validate("field/attribute", raw, instance); err != nil {
+			return err
+		}
 	}
 	if err := json.Unmarshal(raw, v); err != nil {
 		return bodyError(raw, err)
@@ -85,11 +87,13 @@ func judge(s *schema, raw []byte, v any) error {
 
 // read reads the body within its limits of size and time.
 func (m *Mux) read(rec *recorder, r *http.Request) ([]byte, error) {
-	tooLarge := WithStatus(http.StatusRequestEntityTooLarge, fault.New(fault.Invalid,
-		"Request is too large. Larger than max_request_body_size (%d).", m.cfg.MaxBody))
+	tooLarge := func() error {
+		return WithStatus(http.StatusRequestEntityTooLarge, fault.New(fault.Invalid,
+			"Request is too large. Larger than max_request_body_size (%d).", m.cfg.MaxBody))
+	}
 	if r.ContentLength > m.cfg.MaxBody {
 		rec.Header().Set("Connection", "close") // what the client still sends is not read
-		return nil, tooLarge
+		return nil, tooLarge()
 	}
 	conn := http.NewResponseController(rec)
 	_ = conn.SetReadDeadline(time.Now().Add(m.cfg.BodyTimeout)) // not supported by a test's recorder
@@ -104,7 +108,7 @@ func (m *Mux) read(rec *recorder, r *http.Request) ([]byte, error) {
 		return nil, WithStatus(http.StatusRequestTimeout, fault.New(fault.Invalid, "The body took too long."))
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, tooLarge
+		return nil, tooLarge()
 	}
 	return nil, fault.New(fault.Invalid, "Malformed request body: %w", err)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -29,7 +30,9 @@ type Config struct {
 	Bus func(context.Context) error
 	// DownAfter is how long a service may be silent and still be up.
 	DownAfter time.Duration
-	Logger    *slog.Logger
+	// Inflight notes each request while it runs.
+	Inflight *service.Inflight
+	Logger   *slog.Logger
 }
 
 // MaxLimit is how many items a page has at most, Nova's default.
@@ -49,6 +52,7 @@ func New(cfg Config) http.Handler {
 	mux := api.New(api.Config{
 		RequestIDHeaders: []string{"x-compute-request-id"},
 		FaultName:        "computeFault",
+		Inflight:         cfg.Inflight,
 		Microversions: &api.Microversions{
 			Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
 		},

@@ -1,0 +1,155 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/compare"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
+)
+
+// chain is a Mux with all that a component has around its handlers.
+func chain() *api.Mux {
+	var f service.Inflight
+	count := map[string]int{}
+	m := api.New(api.Config{
+		Authenticate:  auth.Static(map[string]reqctx.Request{"token": {UserID: "u", ProjectID: "p", Roles: []string{"member"}}}),
+		Enforce:       func(ctx context.Context, _ string, _ map[string]any) error { return member(ctx) },
+		Microversions: volumeVersions, Inflight: &f, RequestIDHeaders: []string{"X-Compute-Request-Id"},
+		Logger:  slog.New(reqctx.LogHandler(slog.NewJSONHandler(io.Discard, nil))), //nolint:sloglint // what a line costs counts
+		Observe: func(_ context.Context, o api.Observation) { _ = count[o.Pattern] },
+	})
+	api.HandleRoute(m, api.Route{Pattern: "GET /v3/disks/{id}", Rule: "disk:get"}, func(_ context.Context, r *api.Request[api.None]) (disk, error) {
+		return disk{Name: r.PathValue("id"), Size: 7, Tags: []string{"a", "b"}}, nil
+	})
+	api.HandleRoute(m, api.Route{Pattern: "POST /v3/disks", Rule: "disk:create", Body: []api.Schema{{JSON: nameAndSize}}}, func(_ context.Context, r *api.Request[loose]) (disk, error) {
+		return r.Body.Disk, nil
+	})
+	return m
+}
+
+func member(ctx context.Context) error {
+	if slices.Contains(reqctx.From(ctx).Roles, "member") {
+		return nil
+	}
+	return fault.New(fault.Denied, "no")
+}
+
+// plain is the same with ServeMux alone.
+func plain() http.Handler {
+	m := http.NewServeMux()
+	reply := func(w http.ResponseWriter, d disk) {
+		w.Header().Set("Content-Type", "application/json")
+		_ = json.NewEncoder(w).Encode(d)
+	}
+	m.HandleFunc("GET /v3/disks/{id}", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, disk{Name: r.PathValue("id"), Size: 7, Tags: []string{"a", "b"}})
+	})
+	m.HandleFunc("POST /v3/disks", func(w http.ResponseWriter, r *http.Request) {
+		raw, err := io.ReadAll(r.Body)
+		var in loose
+		if err == nil {
+			err = json.Unmarshal(raw, &in)
+		}
+		if err != nil {
+			w.WriteHeader(http.StatusBadRequest)
+			return
+		}
+		reply(w, in.Disk)
+	})
+	return m
+}
+
+const smallBody = `{"disk": {"name": "a", "size": 7, "tags": ["a", "b"], "meta": {"k": "v"}, "kind": "fast"}}`
+
+// BenchmarkChain compares the whole chain with ServeMux alone, the same handlers, over
+// real connections.
+func BenchmarkChain(b *testing.B) {
+	table := compare.New()
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		var list []compare.Contender
+		for _, c := range []struct {
+			name string
+			h    http.Handler
+		}{{"ServeMux", plain()}, {"api", chain()}} {
+			srv := httptest.NewServer(c.h)
+			b.Cleanup(srv.Close)
+			client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 16}}
+			b.Cleanup(client.CloseIdleConnections)
+			list = append(list, compare.Contender{Name: c.name, Op: func() {
+				path, body := "/v3/disks/d1", io.Reader(http.NoBody)
+				if method == http.MethodPost {
+					path, body = "/v3/disks", strings.NewReader(smallBody)
+				}
+				r, err := http.NewRequestWithContext(b.Context(), method, srv.URL+path, body)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				r.Header.Set("Content-Type", "application/json")
+				r.Header.Set("X-Auth-Token", "token")
+				r.Header.Set("OpenStack-API-Version", "volume 3.10")
+				resp, err := client.Do(r)
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				_, _ = io.Copy(io.Discard, resp.Body)
+				resp.Body.Close()
+				if resp.StatusCode != http.StatusOK {
+					b.Error(resp.Status)
+				}
+			}})
+		}
+		table.Row(method+" of a small document", 1, list...)
+		table.Row(method+" of a small document", 8, list...)
+	}
+}
+
+// nothing is a ResponseWriter that keeps nothing.
+type nothing struct{ h http.Header }
+
+func (n *nothing) Header() http.Header         { return n.h }
+func (n *nothing) Write(p []byte) (int, error) { return len(p), nil }
+func (n *nothing) WriteHeader(int)             {}
+
+// BenchmarkAllocations counts what the chain allocates on top of ServeMux alone.
+func BenchmarkAllocations(b *testing.B) {
+	for _, method := range []string{http.MethodGet, http.MethodPost} {
+		for name, h := range map[string]http.Handler{"ServeMux": plain(), "api": chain()} {
+			b.Run(method+"/"+name, func(b *testing.B) {
+				path := "/v3/disks/d1"
+				if method == http.MethodPost {
+					path = "/v3/disks"
+				}
+				r := httptest.NewRequestWithContext(b.Context(), method, path, http.NoBody)
+				r.Header.Set("Content-Type", "application/json")
+				r.Header.Set("X-Auth-Token", "token")
+				r.Header.Set("OpenStack-API-Version", "volume 3.10")
+				w := &nothing{http.Header{}}
+				body := bytes.NewReader([]byte(smallBody))
+				b.ReportAllocs()
+				for b.Loop() {
+					clear(w.h)
+					if method == http.MethodPost {
+						body.Reset([]byte(smallBody))
+						r.Body, r.ContentLength = io.NopCloser(body), int64(len(smallBody))
+					}
+					h.ServeHTTP(w, r)
+				}
+			})
+		}
+	}
+}

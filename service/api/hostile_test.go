@@ -1,0 +1,196 @@
+package api_test
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/api"
+)
+
+// serving runs a Mux behind a real listener.
+func serving(t *testing.T, m http.Handler) string {
+	t.Helper()
+	p := service.NewHTTP(service.HTTPConfig{Addr: "127.0.0.1:0", Handler: m})
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		_ = p.Stop(ctx) // some clients never go
+	})
+	return p.Addr()
+}
+
+// raw sends bytes on a connection of its own, and returns the status lines of all that
+// comes back.
+func raw(t *testing.T, addr string, text io.Reader) []string {
+	t.Helper()
+	var d net.Dialer
+	c, err := d.DialContext(t.Context(), "tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = io.Copy(c, text) }() // it may be closed under it
+	var out []string
+	for lines := bufio.NewScanner(c); lines.Scan(); {
+		if status, ok := strings.CutPrefix(lines.Text(), "HTTP/1.1 "); ok {
+			out = append(out, status)
+		}
+	}
+	return out
+}
+
+// TestHostile: what no client should send is answered, or the connection is closed, and
+// nothing of it is kept.
+func TestHostile(t *testing.T) {
+	t.Parallel()
+	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler), BodyTimeout: time.Second})
+	seen := make(chan string, 10)
+	api.Handle(m, "POST /disks", func(_ context.Context, r *api.Request[create]) (api.None, error) {
+		seen <- r.Body.Disk.Name
+		return api.None{}, nil
+	})
+	api.Handle(m, "GET /disks", func(context.Context, *api.Request[api.None]) (api.None, error) {
+		seen <- "list"
+		return api.None{}, nil
+	})
+	addr := serving(t, m)
+	post := func(headers, body string) string {
+		return "POST /disks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\n" + headers + "\r\n" + body
+	}
+	good := `{"disk": {"name": "a", "size": 1}}`
+	for _, tt := range []struct {
+		name, text string
+		want       string // the beginning of the one status line; "": it is closed
+	}{
+		{"all is well", post(fmt.Sprintf("Content-Length: %d\r\n", len(good)), good), "204"},
+		{"a header of 1 MiB", post("X-Long: "+strings.Repeat("x", 1<<20)+"\r\n", ""), "431"},
+		{"10,000 headers", post(strings.Repeat("X-Many: y\r\n", 10_000), ""), "431"},
+		{"a length and chunks", post(fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n", len(good)), "0\r\n\r\n"+good), "400"},
+		{"two lengths", post("Content-Length: 3\r\nContent-Length: 4\r\n", "abcd"), "400"},
+		{"a length that is none", post("Content-Length: +3\r\n", "abc"), "400"},
+		{"a strange encoding", post("Transfer-Encoding: chunked, identity\r\n", "0\r\n\r\n"), "501"},
+		{"a space before the colon", post("Content-Length : 3\r\n", "abc"), "400"},
+		{"a folded header", post("X-A: b\r\n c: d\r\n", ""), ""},
+		{"a header with NUL", post("X-A: b\x00c\r\n", ""), "400"},
+		{"no host", "GET /disks HTTP/1.1\r\n\r\n", "400"},
+		{"two hosts", "GET /disks HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", "400"},
+		{"noise", "\x16\x03\x01\x02\x00\x01", "400"},
+		{"nothing that ends", "GET /" + strings.Repeat("a", 1<<20), "431"},
+		{"10,000 deep", post("Content-Length: 80000\r\n", strings.Repeat(`{"disk":`, 10_000)), "400"},
+		{"not UTF-8", post("Content-Length: 24\r\n", "{\"disk\": {\"name\": \"\xff\xfe\"}}"), "400"},
+		{"a name twice", post("Content-Length: 48\r\n", `{"disk": {"name": "a", "size": 1, "name": "evil"}`), "400"},
+		{"100 MB announced", post("Content-Length: 104857600\r\n", "{"), "413"},
+		{"half a body", post("Content-Length: 50\r\n", `{"disk"`), "408"},
+	} {
+		got := raw(t, addr, strings.NewReader(tt.text))
+		if tt.want == "" && len(got) <= 1 && (len(got) == 0 || got[0][0] == '4' || strings.HasPrefix(got[0], "411")) {
+			continue
+		}
+		if len(got) != 1 || !strings.HasPrefix(got[0], tt.want) {
+			t.Errorf("%s: answered %q, want one %s", tt.name, got, tt.want)
+		}
+	}
+	// 100 MB in chunks, of which the length is not known before: no more is read than may
+	// be, and so no more is kept.
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			chunk := fmt.Sprintf("%x\r\n%s\r\n", 1<<16, strings.Repeat("x", 1<<16))
+			parts := []io.Reader{strings.NewReader(post("Transfer-Encoding: chunked\r\n", ""))}
+			for range 1600 {
+				parts = append(parts, strings.NewReader(chunk))
+			}
+			if got := raw(t, addr, io.MultiReader(parts...)); len(got) > 1 || len(got) == 1 && !strings.HasPrefix(got[0], "413") {
+				t.Errorf("100 MB in chunks: %q", got)
+			}
+		})
+	}
+	wg.Wait()
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if kept := int64(after.HeapAlloc) - int64(before.HeapAlloc); kept > 32<<20 {
+		t.Errorf("%d MiB are kept", kept>>20)
+	}
+	if len(seen) != 1 || <-seen != "a" {
+		t.Errorf("handlers saw more than the one good request")
+	}
+}
+
+// TestIdleClients: up to 9,000 clients that connect and send next to nothing keep others from
+// nothing, and cost less than 40 KiB each.
+func TestIdleClients(t *testing.T) {
+	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})
+	api.Handle(m, "GET /disks", func(context.Context, *api.Request[api.None]) (map[string]int, error) {
+		return map[string]int{"n": 1}, nil
+	})
+	addr := serving(t, m)
+	var files syscall.Rlimit // each client is two here, one at each end
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		t.Fatal(err)
+	}
+	clients := min(9000, (int(min(files.Cur, 1<<20))-1000)/2)
+	if clients < 100 {
+		t.Skipf("only %d files may be open", files.Cur)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	var d net.Dialer
+	conns := make([]net.Conn, 0, clients)
+	defer func() {
+		for _, c := range conns {
+			c.Close()
+		}
+	}()
+	for i := range clients {
+		c, err := d.DialContext(t.Context(), "tcp", addr)
+		if err != nil {
+			t.Fatalf("client %d: %v", i, err)
+		}
+		conns = append(conns, c)
+		if _, err := io.WriteString(c, "GET /disks HTTP/1.1\r\nHost: x\r\nX-Slow: "); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if each := (int64(after.HeapInuse+after.StackInuse) - int64(before.HeapInuse+before.StackInuse)) / int64(clients); each > 40<<10 {
+		t.Errorf("each costs %d bytes", each)
+	}
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 5 * time.Second}
+	for range 10 {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/disks", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := c.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != http.StatusOK {
+			t.Errorf("status %d", res.StatusCode)
+		}
+	}
+}
