@@ -207,6 +207,13 @@ func (p *Plugin[D]) Close(ctx context.Context) error {
 	return p.err
 }
 
+// Start does nothing, as Launch has started the driver: with Stop it makes the plugin a
+// part of a service.
+func (p *Plugin[D]) Start(context.Context) error { return nil }
+
+// Stop is Close.
+func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
+
 // Launch makes the driver run that a configuration names: a registered one in this
 // process, with cfg.Options; every other as a program, as the function [Launch]
 // does. cfg.Program is name.

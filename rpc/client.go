@@ -123,6 +123,12 @@ func (c *Client) Close() error {
 	return nil
 }
 
+// Start does nothing: with Stop it makes the client a part of a service.
+func (c *Client) Start(context.Context) error { return nil }
+
+// Stop is Close.
+func (c *Client) Stop(context.Context) error { return c.Close() }
+
 // Call sends the request to a server, waits for the result and returns it. host
 // is [Any] or the name of one server. It blocks until the reply is there or ctx
 // ends, or for ClientConfig.Timeout if ctx has no deadline.

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/fault"
 )
 
 // Greeter is this component's kind of driver: it knows one language.
@@ -21,20 +23,20 @@ type Greeter interface {
 // a text in and a text out needs no .proto file of its own.
 var Kind = driver.Kind[Greeter]{
 	Name: "hello", Protocol: 1,
-	Register: func(s grpc.ServiceRegistrar, d Greeter) { s.RegisterService(&service, d) },
+	Register: func(s grpc.ServiceRegistrar, d Greeter) { s.RegisterService(&wire, d) },
 	Client:   func(c grpc.ClientConnInterface, _ int) Greeter { return &client{driver.Remote(c), c} },
 }
 
-const greet = "/hello.v1.Greeter/Greet"
+const greetMethod = "/hello.v1.Greeter/Greet"
 
-var service = grpc.ServiceDesc{ServiceName: "hello.v1.Greeter", HandlerType: (*Greeter)(nil), Methods: []grpc.MethodDesc{{
+var wire = grpc.ServiceDesc{ServiceName: "hello.v1.Greeter", HandlerType: (*Greeter)(nil), Methods: []grpc.MethodDesc{{
 	MethodName: "Greet",
 	Handler: func(srv any, ctx context.Context, read func(any) error, around grpc.UnaryServerInterceptor) (any, error) {
 		in := new(wrapperspb.StringValue)
 		if err := read(in); err != nil {
 			return nil, err
 		}
-		return around(ctx, in, &grpc.UnaryServerInfo{FullMethod: greet}, func(ctx context.Context, _ any) (any, error) {
+		return around(ctx, in, &grpc.UnaryServerInfo{FullMethod: greetMethod}, func(ctx context.Context, _ any) (any, error) {
 			text, err := srv.(Greeter).Greet(ctx, in.GetValue())
 			return wrapperspb.String(text), err
 		})
@@ -49,6 +51,24 @@ type client struct {
 
 func (c *client) Greet(ctx context.Context, name string) (string, error) {
 	out := new(wrapperspb.StringValue)
-	err := c.conn.Invoke(ctx, greet, wrapperspb.String(name), out)
+	err := c.conn.Invoke(ctx, greetMethod, wrapperspb.String(name), out)
 	return out.GetValue(), err
 }
+
+// english is the driver that is built in.
+type english struct{}
+
+func (english) Info(context.Context) (driver.Info, error) {
+	return driver.Info{Name: "english", Version: "1.0"}, nil
+}
+
+func (english) Close() error { return nil }
+
+func (english) Greet(_ context.Context, name string) (string, error) {
+	if name == "" {
+		return "", fault.New(fault.Invalid, "there is nobody to greet")
+	}
+	return "Hello, " + name + "!", nil
+}
+
+func openEnglish(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil }

@@ -4,12 +4,21 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
+	"time"
 
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/driver/drivertest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
 )
 
 // rules are those of greeters.
@@ -50,9 +59,33 @@ func TestRules(t *testing.T) {
 	drivertest.Run(t, Kind, openLatin, drivertest.Config{}, rules)
 }
 
-// TestHello: the driver that is built in, a program, and one that there is not.
-func TestHello(t *testing.T) {
+// TestDrivers: the driver that is built in, a program, and one that there is not.
+func TestDrivers(t *testing.T) {
 	t.Parallel()
+	dir := plugins(t)
+	for name, want := range map[string]string{"english": "Hello, Ada!", "latin": "Ave, Ada!"} {
+		var drivers driver.Registry[Greeter]
+		drivers.Add("english", openEnglish)
+		p, err := drivers.Launch(t.Context(), Kind, name, driver.PluginConfig{Dir: dir})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer p.Close(t.Context())
+		if text, err := p.Driver().Greet(t.Context(), "Ada"); err != nil || text != want {
+			t.Errorf("%s: %q, %v", name, text, err)
+		}
+		if _, err := p.Driver().Greet(t.Context(), ""); !errors.Is(err, fault.Invalid) {
+			t.Errorf("%s: nobody: %v", name, err)
+		}
+	}
+	if _, err := new(driver.Registry[Greeter]).Launch(t.Context(), Kind, "greek", driver.PluginConfig{Dir: dir}); !errors.Is(err, fault.NotFound) {
+		t.Errorf("greek: %v", err)
+	}
+}
+
+// plugins is a directory with the program armature-hello-latin, which is this test.
+func plugins(t *testing.T) string {
+	t.Helper()
 	dir := t.TempDir()
 	self, err := os.Executable()
 	if err == nil {
@@ -61,15 +94,112 @@ func TestHello(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for name, want := range map[string]string{"english": "Hello, Ada!", "latin": "Ave, Ada!"} {
-		if text, err := hello(t.Context(), name, dir, "Ada"); err != nil || text != want {
-			t.Errorf("%s: %q, %v", name, text, err)
+	return dir
+}
+
+// processes runs components until the test ends, and returns their addresses.
+func processes(t *testing.T, all ...*options) (addrs []string) {
+	t.Helper()
+	for _, o := range all {
+		ctx, cancel := context.WithCancel(context.Background())
+		listens, ended := make(chan string, 1), make(chan error, 1)
+		go func() { ended <- run(ctx, o, listens) }()
+		t.Cleanup(func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Errorf("%s ended with %v", o.Host, err)
+			}
+		})
+		select {
+		case a := <-listens:
+			addrs = append(addrs, "http://"+a)
+		case err := <-ended:
+			ended <- err
+			t.Fatalf("%s: %v", o.Host, err)
+		case <-time.After(30 * time.Second):
+			t.Fatalf("%s does not listen", o.Host)
 		}
 	}
-	if _, err := hello(t.Context(), "greek", dir, "Ada"); !errors.Is(err, fault.NotFound) {
-		t.Errorf("greek: %v", err)
+	return addrs
+}
+
+func ask(t *testing.T, method, url, body string) (int, http.Header, string) {
+	t.Helper()
+	r, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := hello(t.Context(), "latin", dir, ""); !errors.Is(err, fault.Invalid) {
-		t.Errorf("nobody: %v", err)
+	r.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	out, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, res.Header, string(out)
+}
+
+// greeted orders a greeting and waits until it was said.
+func greeted(t *testing.T, addr, name string) (g Greeting) {
+	t.Helper()
+	code, header, body := ask(t, http.MethodPost, addr+"/v1/greetings", fmt.Sprintf(`{"name": %q}`, name))
+	if code != http.StatusAccepted {
+		t.Fatalf("POST: %d %s", code, body)
+	}
+	for end := time.Now().Add(30 * time.Second); g.Text == ""; {
+		if time.Now().After(end) {
+			t.Fatalf("it was not said: %+v", g)
+		}
+		if code, _, body = ask(t, http.MethodGet, addr+header.Get("Location"), ""); code != http.StatusOK || json.Unmarshal([]byte(body), &g) != nil {
+			t.Fatalf("GET: %d %s", code, body)
+		}
+	}
+	return g
+}
+
+// TestOneProcess: the component with everything in one process.
+func TestOneProcess(t *testing.T) {
+	t.Parallel()
+	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "latin", Plugins: plugins(t), Connection: dbtest.SQLite(t)})[0]
+	if g := greeted(t, addr, "Ada"); g.Text != "Ave, Ada!" || g.Host != "h1" {
+		t.Errorf("%+v", g)
+	}
+	for body, says := range map[string]string{
+		`{"name": ""}`: "'' is too short", `{}`: "'name' is a required property", `{"name": "a", "text": "b"}`: "('text' was unexpected)", `{"name"`: "Malformed request body",
+	} {
+		if code, _, got := ask(t, http.MethodPost, addr+"/v1/greetings", body); code != http.StatusBadRequest || !strings.Contains(got, says) {
+			t.Errorf("%s: %d %s, want %s", body, code, got, says)
+		}
+	}
+	if code, _, got := ask(t, http.MethodGet, addr+"/v1/greetings/none", ""); code != http.StatusNotFound || !strings.Contains(got, "Greeting none could not be found.") {
+		t.Errorf("%d %s", code, got)
+	}
+	if code, _, got := ask(t, http.MethodGet, addr+"/readyz", ""); code != http.StatusOK {
+		t.Errorf("readyz: %d %s", code, got)
+	}
+}
+
+// TestTwoProcesses: two of them with RabbitMQ and MariaDB; both greet, whichever is asked.
+func TestTwoProcesses(t *testing.T) {
+	t.Parallel()
+	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
+	var all []*options
+	for _, host := range []string{"h1", "h2"} {
+		all = append(all, &options{Host: host, Listen: "127.0.0.1:0", Driver: "english", Connection: database, Bus: bus})
+	}
+	addrs := processes(t, all...)
+	hosts := map[string]bool{}
+	for i := 0; i < 100 && len(hosts) < 2; i++ {
+		g := greeted(t, addrs[i%2], "Ada")
+		if g.Text != "Hello, Ada!" {
+			t.Errorf("%+v", g)
+		}
+		hosts[g.Host] = true
+	}
+	if len(hosts) != 2 {
+		t.Errorf("only %v greeted", hosts)
 	}
 }

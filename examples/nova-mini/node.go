@@ -93,7 +93,7 @@ func (n *node) wireBus() error {
 
 func (n *node) wireClient() {
 	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Logger: n.log})
-	n.app.Add("rpc client", service.Funcs{OnStop: func(context.Context) error { return n.client.Close() }})
+	n.app.Add("rpc client", n.client)
 }
 
 // wireStore adds the database, which must have been made by db sync.
@@ -250,7 +250,7 @@ func (n *node) addCompute(ctx context.Context, host string) error {
 	if err != nil {
 		return fmt.Errorf("option compute_driver: %w", err)
 	}
-	n.app.Add("driver "+host, service.Funcs{OnStop: p.Close, OnCheck: p.Check})
+	n.app.Add("driver "+host, p)
 	n.close = append(n.close, func() error { return p.Close(context.WithoutCancel(ctx)) }) // if it never starts
 	w := worker.New(worker.Config{Host: host, Driver: p.Driver(), Client: n.client, Logger: n.log})
 	n.serve("compute "+host, compute.Worker, host, w.Register)
@@ -278,7 +278,7 @@ func allInOne(ctx context.Context, n *node) error {
 	if n.TransportURL == "" {
 		bus := membus.New()
 		n.bus, n.reach = bus, func(context.Context) error { return nil }
-		n.app.Add("bus", service.Funcs{OnStop: func(context.Context) error { return bus.Close() }})
+		n.app.Add("bus", bus)
 		n.wireClient()
 	} else if err := n.wireBus(); err != nil {
 		return err

@@ -152,3 +152,9 @@ func (b *Bus) Close() error {
 	b.wg.Wait()
 	return nil
 }
+
+// Start does nothing: with Stop it makes the bus a part of a service.
+func (b *Bus) Start(context.Context) error { return nil }
+
+// Stop is Close.
+func (b *Bus) Stop(context.Context) error { return b.Close() }

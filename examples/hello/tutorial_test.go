@@ -1,0 +1,84 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/service/config"
+)
+
+// TestTutorial: each block of docs/tutorial.md stands in this program, its file is one
+// that is taken, and its commands do what it says.
+func TestTutorial(t *testing.T) {
+	t.Parallel()
+	guide, err := os.ReadFile("../../docs/tutorial.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var program strings.Builder
+	for _, f := range []string{"main.go", "driver.go"} {
+		raw, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		program.Write(raw)
+	}
+	code := program.String()
+	blocks := map[string][]string{}
+	for _, b := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(string(guide), -1) {
+		blocks[b[1]] = append(blocks[b[1]], b[2])
+	}
+	for _, b := range blocks["go"] {
+		if !strings.Contains(code, b) {
+			t.Errorf("the program does not have this block:\n%s", b)
+		}
+	}
+	if len(blocks["go"]) < 8 || len(blocks["ini"]) != 1 || len(blocks["console"]) != 2 {
+		t.Fatalf("there are %d blocks of code, %d files, %d commands", len(blocks["go"]), len(blocks["ini"]), len(blocks["console"]))
+	}
+	file := filepath.Join(t.TempDir(), "hello-1.conf")
+	if err := os.WriteFile(file, []byte(blocks["ini"][0]), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var o options
+	if err := config.Load(&o, config.Source{Files: []string{file}}); err != nil || o.Connection == "" || o.Bus == "" {
+		t.Errorf("the file: %+v, %v", o, err)
+	}
+	if _, err := exec.LookPath("curl"); err != nil {
+		if os.Getenv("CI") != "" {
+			t.Fatal("curl is not installed: the commands cannot be tried")
+		}
+		t.Skip("curl is not installed")
+	}
+	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t)})[0]
+	for i, want := range []string{"202 Accepted", "'' is too short"} {
+		cmd := strings.ReplaceAll(blocks["console"][i], "http://127.0.0.1:8780", addr)
+		out, err := exec.CommandContext(t.Context(), "sh", "-euc", cmd).CombinedOutput()
+		if err != nil || !strings.Contains(string(out), want) || i == 0 && !strings.Contains(string(out), "Location: /v1/greetings/") {
+			t.Errorf("%s says %s, %v; want %s", cmd, out, err, want)
+		}
+	}
+}
+
+// TestMigrations: the tables of the packages are those that they ask for.
+func TestMigrations(t *testing.T) {
+	t.Parallel()
+	for file, of := range map[string]string{"00002_membership.sql": "membership", "00003_operation.sql": "operation"} {
+		have, err := os.ReadFile(filepath.Join("migrations", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, err := os.ReadFile(filepath.Join("../../service", of, "schema.sql"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if string(have) != string(want) {
+			t.Errorf("%s is not %s's schema", file, of)
+		}
+	}
+}
