@@ -53,7 +53,7 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	}
 	n := &node{options: o, log: o.logger(), out: f.out}
 	slog.SetDefault(n.log)
-	n.app = service.New(service.Config{Name: "nova-mini", DrainTimeout: o.ShutdownTimeout, Logger: n.log})
+	n.app = service.New(service.Config{Name: "nova-mini", DrainDelay: o.DrainDelay, DrainTimeout: o.ShutdownTimeout, Logger: n.log})
 	if o.Admin != "" {
 		metrics := prometheus.NewRegistry()
 		metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), serviceprom.New(n.app))

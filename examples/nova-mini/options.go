@@ -37,6 +37,7 @@ type options struct {
 	BuildTimeout    time.Duration                `ini:"instance_build_timeout" default:"600" help:"seconds that a build may take on one host"`
 	RetryInterval   time.Duration                `ini:"task_retry_interval" default:"15" help:"seconds of silence after which a step of a task is done again"`
 	ShutdownTimeout time.Duration                `ini:"graceful_shutdown_timeout" default:"60" help:"seconds that running work may take after SIGTERM"`
+	DrainDelay      time.Duration                `ini:"drain_delay" default:"0" help:"seconds after SIGTERM in which work is still taken, while /readyz fails and load balancers look elsewhere"`
 	CPURatio        float64                      `ini:"cpu_allocation_ratio" default:"4.0" help:"virtual CPUs per real one"`
 	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" help:"memory of servers per real memory"`
 	DiskRatio       float64                      `ini:"disk_allocation_ratio" default:"1.0" help:"disk of servers per real disk"`
