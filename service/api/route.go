@@ -39,7 +39,9 @@ type Route struct {
 	// Public says that nobody has to say who they are.
 	Public bool
 	// Rule is the policy rule that [Config.Enforce] asks before the body is read, with
-	// the path's parameters as the target. Empty: it is not asked.
+	// the path's parameters as the target, or nil if it has none. What a rule has to
+	// know of the thing itself, such as whose it is, the handler asks. Empty: it is not
+	// asked.
 	Rule string
 	// Summary is a line for the OpenAPI document.
 	Summary string
@@ -251,8 +253,11 @@ func (m *Mux) admit(rec *recorder, hr *http.Request, r *route) (*http.Request, e
 	return hr, nil
 }
 
-// target returns the values of the path's parameters.
+// target returns the values of the path's parameters, or nil if there are none.
 func (r *route) target(hr *http.Request) map[string]any {
+	if len(r.params) == 0 {
+		return nil
+	}
 	out := make(map[string]any, len(r.params))
 	for _, name := range r.params {
 		out[name] = hr.PathValue(name)

@@ -1,0 +1,454 @@
+package policy_test
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/policy"
+)
+
+func enforcer(t testing.TB, cfg policy.Config, rules ...policy.Rule) *policy.Enforcer {
+	t.Helper()
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	e, err := policy.New(rules, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+var ada = policy.Credentials{
+	UserID: "u1", ProjectID: "p1", Roles: []string{"Member", "reader"},
+	Extra: map[string]any{
+		"user_domain_id": "d1", "is_admin_project": true, "number": 7, "none": nil, "list": []any{"a", "b"}, "texts": []string{"x"},
+		"token":       map[string]any{"user": map[string]any{"id": "u9"}, "roles": []any{map[string]any{"id": "r1"}, map[string]any{"id": "r2"}}},
+		"dotted.name": "whole",
+	},
+}
+
+var thing = map[string]any{
+	"project_id": "p1", "user_id": "u2", "public": true, "private": false, "size": 7, "empty": "", "nothing": nil, "role": "MEMBER",
+	"target.user.id": "u1", "owner": map[string]any{"id": "u1", "domain": map[string]any{"id": "d1"}}, "list_item": "b", "word": "a b",
+}
+
+// TestChecks: the language, as oslo.policy's documentation and tests say it. Ada is a
+// member and reader in p1; the thing is of p1 and of user u2.
+func TestChecks(t *testing.T) {
+	t.Parallel()
+	for check, want := range map[string]bool{
+		"": true, "@": true, "!": false, "not !": true, "not @": false, "not not @": true, "(@)": true, "((!))": false, "  @  ": true,
+		"role:member": true, "role:MEMBER": true, "role:admin": false, "role:%(role)s": true, "role:%(none)s": false, "role:": false,
+		"user_id:u1": true, "user_id:u2": false, "user_id:%(user_id)s": false, "user_id:%(target.user.id)s": true, "user_id:%(owner.id)s": true,
+		"project_id:%(project_id)s": true, "tenant_id:%(project_id)s": true, "project_id:p2": false, "project_id:": false, "domain_id:": false,
+		"user_domain_id:%(owner.domain.id)s": true, "user_domain_id:%(owner.domain.name)s": false, "user_domain_id:%(owner.id.deeper)s": false,
+		"is_admin:True": false, "is_admin:False": true, "is_admin:true": false, "is_admin_project:True": true, "system_scope:all": false, "system:all": false,
+		"number:7": true, "number:%(size)s": true, "number:8": false, "none:None": true, "none:": false, "unknown:x": false, "unknown:None": false,
+		"list:a": true, "list:%(list_item)s": true, "list:c": false, "texts:x": true, "texts:y": false,
+		"token.user.id:u9": true, "token.user.id:u1": false, "token.user:u9": false, "token.roles.id:r2": true, "token.roles.id:r3": false, "dotted.name:whole": true,
+		"'p1':%(project_id)s": true, `"p1":%(project_id)s`: true, "'p2':%(project_id)s": false, "True:%(public)s": true, "False:%(private)s": true, "True:%(private)s": false,
+		"None:%(nothing)s": true, "7:%(size)s": true, "8:%(size)s": false, "True:%(missing)s": false, "'':%(empty)s": true, "'a b':%(word)s": true,
+		"user_id:u%(size)s": false, "number:%(size)s%%": false, "user_domain_id:d%%": false, "'p1-u2':%(project_id)s-%(user_id)s": true, "'p1-x':%(project_id)s-%(missing)s": false,
+		"role:member and user_id:u1": true, "role:member and user_id:u2": false, "role:admin or user_id:u1": true, "role:admin or user_id:u2": false,
+		"ROLE:member": false, "role:member AND user_id:u1": true, "role:admin OR user_id:u1": true, "NOT role:admin": true, "not role:member": false,
+		"@ or @ and !": true, "! and @ or @": true, "(@ or @) and !": false, "! or @ and @": true, "not ! and !": false, "not (! and !)": true, "not @ or @": true,
+		"@ and not !": true, "@ and not @": false, "(role:admin or role:member) and (user_id:u1 or user_id:u2)": true,
+		"((@) and (not (!)))": true, "@ and (@ and (@ and !))": false, "@ or ! or !": true, "! or ! or !": false, "@ and @ and @": true, "@ and @ and !": false,
+		"project_id:%(project_id)s and not role:admin": true, "(project_id:%(project_id)s)": true, "rule:yes": true, "rule:no": false, "not rule:no": true,
+		"rule:yes and rule:both": true, "rule:both": true, "tab:x\tor\n@": true,
+	} {
+		e := enforcer(t, policy.Config{}, policy.Rule{Name: "r", Check: check}, policy.Rule{Name: "yes", Check: "@"}, policy.Rule{Name: "no", Check: "!"},
+			policy.Rule{Name: "both", Check: "rule:yes and not rule:no"})
+		if err := e.Check(ada, "r", thing); err == nil != want {
+			t.Errorf("%q: %v, want %v", check, err, want)
+		}
+	}
+	for check, says := range map[string]string{
+		"role:a and":    `after column 8: want a check, not the end`,
+		"and role:a":    `column 1: want a check, not "and"`,
+		"role:a role:b": `column 8: want and, or or the end, not "role:b"`,
+		"(role:a":       `after column 2: want and, or or ), not the end`,
+		"role:a)":       `column 7: want and, or or the end, not ")"`,
+		"not(role:a)":   `column 11: want and, or or the end, not ")"`,
+		"nothing":       `column 1: want KIND:VALUE, @ or !, not "nothing"`,
+		":x":            `want KIND:VALUE`,
+		"user_id:%(x":   `has a %( without a name and )s`,
+		"user_id:%()s":  `has a %( without a name and )s`,
+		"http://x/y":    "not supported",
+		"https:%(x)s":   "not supported",
+		"not":           "want a check, not the end",
+		"rule:missing":  "refers to rule missing, which there is not",
+		"rule:r":        "refers to itself: r -> r",
+		strings.Repeat("(", 200) + "@" + strings.Repeat(")", 200): "nested deeper than 100",
+		strings.Repeat("not ", 200) + "@":                         "nested deeper than 100",
+	} {
+		_, err := policy.New([]policy.Rule{{Name: "r", Check: check}}, policy.Config{})
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), says) {
+			t.Errorf("%.40q: %v, want %s", check, err, says)
+		}
+	}
+}
+
+// TestEnforce: who asks is the context's; a rule that there is not, and a wrong scope,
+// deny.
+func TestEnforce(t *testing.T) {
+	t.Parallel()
+	e := enforcer(t, policy.Config{}, policy.Rule{Name: "get", Check: "project_id:%(project_id)s"},
+		policy.Rule{Name: "admin", Check: "role:admin", Scopes: []string{"system", "domain"}}, policy.Rule{Name: "any", Check: "@"})
+	member := reqctx.Request{UserID: "u", ProjectID: "p"}
+	for _, tt := range []struct {
+		name   string
+		who    reqctx.Request
+		rule   string
+		target map[string]any
+		reason string // "": allowed
+	}{
+		{"own", member, "get", map[string]any{"project_id": "p"}, ""},
+		{"another's", member, "get", map[string]any{"project_id": "q"}, "PolicyNotAuthorized"},
+		{"no target", member, "get", nil, ""},
+		{"a target without an owner", member, "get", map[string]any{"id": "x"}, "PolicyNotAuthorized"},
+		{"nobody, no target", reqctx.Request{}, "get", nil, "PolicyNotAuthorized"},
+		{"nobody, of nobody", reqctx.Request{}, "get", map[string]any{"project_id": ""}, "PolicyNotAuthorized"},
+		{"no such rule", member, "put", nil, "PolicyNotAuthorized"},
+		{"a project's admin", reqctx.Request{ProjectID: "p", Roles: []string{"admin"}}, "admin", nil, "InvalidScope"},
+		{"a system's admin", reqctx.Request{SystemScope: "all", Roles: []string{"admin"}}, "admin", nil, ""},
+		{"a domain's admin", reqctx.Request{DomainID: "d", Roles: []string{"admin"}}, "admin", nil, ""},
+		{"a system's reader", reqctx.Request{SystemScope: "all", Roles: []string{"reader"}}, "admin", nil, "PolicyNotAuthorized"},
+	} {
+		err := e.Enforce(reqctx.With(t.Context(), tt.who), tt.rule, tt.target)
+		reason := ""
+		if err != nil {
+			reason = fault.From(err).Reason
+		}
+		if reason != tt.reason || err != nil && fault.CodeOf(err) != fault.Denied {
+			t.Errorf("%s: %v, want %q", tt.name, err, tt.reason)
+		}
+	}
+	if err := e.Enforce(reqctx.With(t.Context(), member), "put", nil); err.Error() != "Policy doesn't allow put to be performed." {
+		t.Error(err)
+	}
+	withDefault := enforcer(t, policy.Config{}, policy.Rule{Name: "default", Check: "role:admin"})
+	if err := withDefault.Check(policy.Credentials{Roles: []string{"admin"}}, "put", nil); err != nil {
+		t.Errorf("a rule named default: %v", err)
+	}
+}
+
+func write(t *testing.T, path, text string) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestFiles: what operators write, and every fault in it with its place; a bad file leaves
+// the rules as they were.
+func TestFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file, more := filepath.Join(dir, "policy.yaml"), filepath.Join(dir, "policy.d")
+	if err := os.Mkdir(more, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	rules := []policy.Rule{
+		{Name: "get", Check: "role:reader"},
+		{Name: "put", Check: "role:member"},
+		{Name: "drop", Check: "role:admin"},
+		{Name: "volume:show", Check: "role:reader", Deprecated: &policy.Deprecated{Name: "volume:get", Check: "@", Reason: "It was renamed.", Since: "3.0"}},
+	}
+	var out bytes.Buffer
+	cfg := policy.Config{File: file, Dirs: []string{more, filepath.Join(dir, "none.d")}, Logger: slog.New(slog.NewTextHandler(&out, nil))}
+	e := enforcer(t, cfg, rules...)
+	allows := func(rule string, want bool) {
+		t.Helper()
+		if err := e.Check(policy.Credentials{ProjectID: "p", Roles: []string{"reader"}}, rule, nil); err == nil != want {
+			t.Errorf("%s: %v, want %v", rule, err, want)
+		}
+	}
+	allows("get", true)
+	allows("put", false)
+	write(t, file, "# comments\n\"put\": \"role:reader\"\nget: '!'\ndrop:\n  - [\"role:reader\", \"project_id:p\"]\n  - \"role:root\"\n")
+	if err := e.Watch(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	allows("get", false)
+	allows("put", true)
+	allows("drop", true)
+	write(t, filepath.Join(more, "20.json"), `{"get": "@", "helper": "role:x or role:reader"}`)
+	if err := e.Watch(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "20.json:1: there is no rule helper") {
+		t.Errorf("a rule that nobody asks: %v", err)
+	}
+	allows("get", false)
+	write(t, filepath.Join(more, "10.yaml"), "get: '!'\ndrop: 'rule:helper'\n")
+	write(t, filepath.Join(more, "ignored.txt"), "nonsense: [")
+	if err := e.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	allows("get", true) // 20 is after 10
+	allows("drop", true)
+	for _, r := range e.Rules() {
+		if r.Name == "drop" && r.Where != filepath.Join(more, "10.yaml")+":2" {
+			t.Errorf("%+v", r)
+		}
+	}
+
+	// All faults at once.
+	write(t, file, "gte: '@'\nput: 'role:a and'\nget:\n  a: b\nput: '@'\ndrop: '@'\nvolume:show: 'rule:volume:show'\n")
+	err := e.Reload(t.Context())
+	for _, want := range []string{
+		"policy.yaml:1: there is no rule gte; the nearest is get", "policy.yaml:2: rule put: after column 8", "policy.yaml:3: rule get: want a check",
+		"policy.yaml:5: rule put stands on line 2 already", "refers to itself: volume:show -> volume:show",
+	} {
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%v\nwant %s", err, want)
+		}
+	}
+	allows("put", true)
+	for text, want := range map[string]string{"- a\n": "policy.yaml:1: want a map", "a: [": "policy.yaml: ", "get: [[{}]]\n": "want a check", "get: [[http:x]]\n": "not supported"} {
+		write(t, file, text)
+		if err := e.Reload(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+	if err := os.RemoveAll(more); err != nil {
+		t.Fatal(err)
+	}
+
+	// An older name, and an older check.
+	write(t, file, "volume:get: 'role:nobody'\n")
+	for range 2 {
+		if err := e.Reload(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	allows("volume:show", false)
+	if n := strings.Count(out.String(), "rule volume:get is volume:show now: It was renamed."); n != 1 {
+		t.Errorf("warned %d times:\n%s", n, &out)
+	}
+	write(t, file, "volume:get: '!'\nvolume:show: '@'\n")
+	if err := e.Reload(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	allows("volume:show", true)
+	write(t, file, "")
+	cfg.OldDefaults = true
+	old := enforcer(t, cfg, rules...)
+	if err := old.Check(policy.Credentials{}, "volume:show", nil); err != nil {
+		t.Errorf("the older check: %v", err)
+	}
+	if err := enforcer(t, policy.Config{}, rules...).Check(policy.Credentials{}, "volume:show", nil); err == nil {
+		t.Error("the older check holds although nobody wants it")
+	}
+
+	// Unknown rules may be a warning; what only repeats the default is said.
+	write(t, file, "unknown: '@'\nget: 'role:reader'\n")
+	cfg.Lenient = true
+	lenient := enforcer(t, cfg, rules...)
+	if !strings.Contains(out.String(), "there is no rule unknown") {
+		t.Errorf("no warning:\n%s", &out)
+	}
+	for _, r := range lenient.Rules() {
+		if r.Redundant != (r.Name == "get") && r.Name != "unknown" {
+			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// TestBadRules: a programmer's faults, all at once.
+func TestBadRules(t *testing.T) {
+	t.Parallel()
+	_, err := policy.New([]policy.Rule{
+		{Name: "a", Check: "@"},
+		{Name: "a", Check: "!"},
+		{Check: "@"},
+		{Name: "b", Check: "@", Scopes: []string{"galaxy"}},
+		{Name: "c", Check: "rule:d"},
+		{Name: "d", Check: "not rule:e"},
+		{Name: "e", Check: "role:x or rule:c"},
+		{Name: "f", Check: "@", Deprecated: &policy.Deprecated{Check: "("}},
+	}, policy.Config{})
+	for _, want := range []string{`rule "a" is defined twice`, `rule "" is defined twice, or has no name`, `there is no scope "galaxy"`, "refers to itself: c -> d -> e -> c", "its older check"} {
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%v\nwant %s", err, want)
+		}
+	}
+}
+
+// TestSample: a file of all rules, which changes nothing as it is, and nothing either
+// when its comments are taken off.
+func TestSample(t *testing.T) {
+	t.Parallel()
+	rules := []policy.Rule{
+		{Name: "get", Check: `role:reader or "a b":%(x)s`, Description: strings.Repeat("Read a volume. ", 12), Operations: []policy.Operation{{Method: "GET", Path: "/v3/volumes/{id}"}}, Scopes: []string{"project"}},
+		{Name: "volume:show", Check: "", Deprecated: &policy.Deprecated{Name: "show", Check: "@", Reason: "Renamed.", Since: "3.0"}},
+	}
+	var out bytes.Buffer
+	if err := policy.Sample(&out, rules); err != nil {
+		t.Fatal(err)
+	}
+	var bare []string
+	for line := range strings.Lines(out.String()) {
+		if len(line) > 80 {
+			t.Errorf("a long line: %s", line)
+		}
+		if strings.HasPrefix(line, `#"`) {
+			bare = append(bare, line[1:])
+		}
+	}
+	for i, text := range []string{out.String(), strings.Join(bare, "")} {
+		e := enforcer(t, policy.Config{File: write(t, filepath.Join(t.TempDir(), "p.yaml"), text)}, rules...)
+		for _, r := range e.Rules() {
+			if (r.Where == "default") != (i == 0) || i == 1 && !r.Redundant {
+				t.Errorf("%s: %+v", text, r)
+			}
+		}
+	}
+	for _, want := range []string{"# GET /v3/volumes/{id}", "# Scope: project", `# Deprecated since 3.0: it was called "show": it was "@". Renamed.`} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%s\nlacks %s", &out, want)
+		}
+	}
+}
+
+// TestExplain: which part denied.
+func TestExplain(t *testing.T) {
+	t.Parallel()
+	e := enforcer(t, policy.Config{}, policy.Rule{Name: "owner", Check: "project_id:%(project_id)s"},
+		policy.Rule{Name: "delete", Check: "rule:owner and (role:admin or not role:reader)"}, policy.Rule{Name: "system", Check: "@", Scopes: []string{"system"}})
+	for rule, want := range map[string]string{
+		"delete": `delete (default) denies
+  no   rule:owner and (role:admin or not role:reader)
+    yes  rule:owner
+      yes  project_id:%(project_id)s
+    no   role:admin or not role:reader
+      no   role:admin
+      no   not role:reader
+        yes  role:reader
+`,
+		"system": "system (default) denies: it is for scope system, the token has scope project\n",
+		"none":   "none: there is no such rule, which denies\n",
+	} {
+		x := e.Explain(ada, rule, thing)
+		if diff := cmp.Diff(want, x.String()); diff != "" || x.Allowed {
+			t.Errorf("%s (-want +got):\n%s", rule, diff)
+		}
+	}
+	if x := e.Explain(ada, "owner", thing); !x.Allowed || !strings.HasPrefix(x.String(), "owner (default) allows") {
+		t.Error(x)
+	}
+}
+
+// TestWhileReloading: checks go on, by one set of rules or the other.
+func TestWhileReloading(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "p.yaml")
+	e := enforcer(t, policy.Config{File: file}, policy.Rule{Name: "a", Check: "rule:b"}, policy.Rule{Name: "b", Check: "@"})
+	var wg sync.WaitGroup
+	stop := make(chan struct{})
+	for range 4 {
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := e.Check(ada, "a", thing); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 200 {
+		write(t, file, []string{"a: '@'\nb: '!'\n", "a: 'rule:b'\n", "a: '('\n"}[i%3])
+		_ = e.Reload(t.Context()) // every third one is bad
+	}
+	close(stop)
+	wg.Wait()
+}
+
+var _ interface {
+	service.Part
+	service.Reloader
+} = (*policy.Enforcer)(nil)
+
+// FuzzCheck: whatever stands in a check is refused with a reason, or judged, and what it
+// is printed as means the same.
+func FuzzCheck(f *testing.F) {
+	for _, s := range []string{
+		"", "@", "!", "role:a and not (user_id:%(user_id)s or 'x y':%(z)s)", "((", "not not", "a:b:c", "%(", "x:%(y", "role:a) or (b:c", "True:%(a)s", "or", "'", "''", "a' b'", "(((@)))", "rule:r",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		e, err := policy.New([]policy.Rule{{Name: "r", Check: text}}, policy.Config{})
+		if err != nil {
+			if fault.CodeOf(err) != fault.Invalid {
+				t.Fatal(err)
+			}
+			return
+		}
+		x := e.Explain(ada, "r", thing)
+		if (e.Check(ada, "r", thing) == nil) != x.Allowed {
+			t.Errorf("%q is judged in two ways", text)
+		}
+		printed := x.Parts[0].Check
+		again, err := policy.New([]policy.Rule{{Name: "r", Check: printed}}, policy.Config{})
+		if err != nil {
+			t.Fatalf("%q is printed as %q: %v", text, printed, err)
+		}
+		if y := again.Explain(ada, "r", thing); y.Parts[0].Check != printed || y.Allowed != x.Allowed {
+			t.Errorf("%q is printed as %q, and that as %q", text, printed, y.Parts[0].Check)
+		}
+	})
+}
+
+// BenchmarkEnforce is a warm check by way of two other rules.
+func BenchmarkEnforce(b *testing.B) {
+	e := enforcer(b, policy.Config{}, policy.Rule{Name: "admin", Check: "role:admin"}, policy.Rule{Name: "owner", Check: "project_id:%(project_id)s"},
+		policy.Rule{Name: "admin_or_owner", Check: "rule:admin or rule:owner"}, policy.Rule{Name: "volume:delete", Check: "rule:admin_or_owner and not role:banned", Scopes: []string{"project"}})
+	ctx := reqctx.With(b.Context(), reqctx.Request{UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}})
+	target := map[string]any{"project_id": "p1"}
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := e.Enforce(ctx, "volume:delete", target); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func Example() {
+	p, err := policy.New([]policy.Rule{
+		{Name: "admin_or_owner", Check: "role:admin or project_id:%(project_id)s"},
+		{Name: "volume:delete", Check: "rule:admin_or_owner", Description: "Delete a volume"},
+	}, policy.Config{})
+	if err != nil {
+		panic(err)
+	}
+	ctx := reqctx.With(context.Background(), reqctx.Request{ProjectID: "p1", Roles: []string{"member"}})
+	fmt.Println(p.Enforce(ctx, "volume:delete", map[string]any{"project_id": "p1"}))
+	fmt.Println(p.Enforce(ctx, "volume:delete", map[string]any{"project_id": "p2"}))
+	fmt.Print(p.Explain(policy.From(reqctx.From(ctx)), "volume:delete", map[string]any{"project_id": "p2"}))
+	// Output:
+	// <nil>
+	// Policy doesn't allow volume:delete to be performed.
+	// volume:delete (default) denies
+	//   no   rule:admin_or_owner
+	//     no   role:admin or project_id:%(project_id)s
+	//       no   role:admin
+	//       no   project_id:%(project_id)s
+}
