@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -25,9 +26,13 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/auth"
+	"github.com/armature-go/armature/service/policy"
 	"github.com/armature-go/armature/service/serviceprom"
 )
 
@@ -157,16 +162,48 @@ func wireAPI(ctx context.Context, n *node) error {
 	if err := n.wireShared(ctx); err != nil {
 		return err
 	}
-	n.addAPI()
+	return n.addAPI()
+}
+
+func (n *node) addAPI() error {
+	rules, err := policy.New(api.Rules(), policy.Config{File: n.Policy.File, Dirs: n.Policy.Dirs, Logger: n.log})
+	if err != nil {
+		return err
+	}
+	n.app.Add("policy", rules)
+	n.app.Add("policy files", service.Loop(10*time.Second, rules.Watch))
+	who, challenge, err := n.authenticator()
+	if err != nil {
+		return err
+	}
+	door := service.HTTP(n.address(), api.New(api.Config{
+		Authenticate: who, Challenge: challenge, Policy: rules,
+		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Logger: n.log,
+	}))
+	n.app.Add("api (option osapi_compute_listen_port, flag --port)", door)
+	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, door.Addr()) }})
 	return nil
 }
 
-func (n *node) addAPI() {
-	http := service.HTTP(n.address(), api.New(api.Config{
-		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Logger: n.log,
-	}))
-	n.app.Add("api (option osapi_compute_listen_port, flag --port)", http)
-	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, http.Addr()) }})
+// authenticator returns who says who asks, and what those are told who do not say.
+func (n *node) authenticator() (func(*http.Request) (reqctx.Request, error), string, error) {
+	switch n.API.AuthStrategy {
+	case "noauth2":
+		return auth.None(api.Administrator), "", nil
+	case "keystone":
+	default:
+		return nil, "", fault.New(fault.Invalid, "option auth_strategy in section api: %q is neither noauth2 nor keystone", n.API.AuthStrategy)
+	}
+	o := n.Keystone
+	k, err := auth.NewKeystone(auth.KeystoneConfig{
+		URL: o.AuthURL, Username: o.Username, Password: o.Password, UserDomain: o.UserDomain, ProjectName: o.Project, ProjectDomain: o.ProjectDomain,
+		TTL: o.CacheTime, Logger: n.log,
+	})
+	if err != nil {
+		return nil, "", fmt.Errorf("section keystone_authtoken: %w", err)
+	}
+	n.app.Add("keystone", k)
+	return k.Authenticate, k.Challenge(), nil
 }
 
 // greet prints where the API listens and commands that use it.
@@ -306,6 +343,5 @@ func allInOne(ctx context.Context, n *node) error {
 			return err
 		}
 	}
-	n.addAPI()
-	return nil
+	return n.addAPI()
 }

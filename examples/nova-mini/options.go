@@ -47,6 +47,9 @@ type options struct {
 	Scheduler       schedulerOptions             `section:"scheduler"`
 	FilterScheduler filterOptions                `section:"filter_scheduler"`
 	Rabbit          rabbitOptions                `section:"oslo_messaging_rabbit"`
+	API             apiOptions                   `section:"api"`
+	Keystone        keystoneOptions              `section:"keystone_authtoken"`
+	Policy          policyOptions                `section:"oslo_policy"`
 	Drivers         map[string]map[string]string `sections:"driver_"`
 
 	level slog.LevelVar // of the log, which an operator can set
@@ -68,6 +71,25 @@ type filterOptions struct {
 	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" help:"how much free virtual CPUs count"`
 	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" help:"how much free disk counts"`
 	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" help:"how much the number of servers counts"`
+}
+
+type apiOptions struct {
+	AuthStrategy string `ini:"auth_strategy" default:"noauth2" help:"who is let in: noauth2, everybody as the administrator, or keystone"`
+}
+
+type keystoneOptions struct {
+	AuthURL       string        `ini:"auth_url" help:"Keystone's v3 endpoint, https://host:5000/v3"`
+	Username      string        `ini:"username" help:"the service's own user, who may validate tokens"`
+	Password      string        `ini:"password" secret:"true" help:"and its password"`
+	UserDomain    string        `ini:"user_domain_name" default:"Default" help:"domain of the user"`
+	Project       string        `ini:"project_name" default:"service" help:"project of the user"`
+	ProjectDomain string        `ini:"project_domain_name" default:"Default" help:"domain of the project"`
+	CacheTime     time.Duration `ini:"token_cache_time" default:"300" help:"seconds for which a token is believed, so also for which one may live that was revoked"`
+}
+
+type policyOptions struct {
+	File string   `ini:"policy_file" default:"policy.yaml" help:"rules that are not the defaults, beside the first configuration file unless the path is absolute"`
+	Dirs []string `ini:"policy_dirs" default:"policy.d" help:"directories with more such files, which win"`
 }
 
 type rabbitOptions struct {
@@ -104,6 +126,16 @@ func (f *flags) load() (*options, error) {
 	}
 	if o.ReportInterval <= 0 || o.ServiceDownTime <= o.ReportInterval {
 		return nil, fault.New(fault.Invalid, "service_down_time (%v) must be longer than report_interval (%v), which must be positive", o.ServiceDownTime, o.ReportInterval)
+	}
+	beside := func(path string) string {
+		if path == "" || filepath.IsAbs(path) || len(f.files) == 0 {
+			return path
+		}
+		return filepath.Join(filepath.Dir(f.files[0]), path)
+	}
+	o.Policy.File = beside(o.Policy.File)
+	for i := range o.Policy.Dirs {
+		o.Policy.Dirs[i] = beside(o.Policy.Dirs[i])
 	}
 	return o, nil
 }

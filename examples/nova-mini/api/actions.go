@@ -38,9 +38,9 @@ func (s *server) act(ctx context.Context, r *api.Request[action]) (any, error) {
 	for name, args := range r.Body {
 		switch name {
 		case "os-stop":
-			return s.begin(ctx, r, id, compute.Stop)
+			return s.begin(ctx, r, ruleStop, id, compute.Stop)
 		case "os-start":
-			return s.begin(ctx, r, id, compute.Start)
+			return s.begin(ctx, r, ruleStart, id, compute.Start)
 		case "reboot":
 			var in reboot
 			if err := json.Unmarshal(args, &in); err != nil {
@@ -48,19 +48,19 @@ func (s *server) act(ctx context.Context, r *api.Request[action]) (any, error) {
 			}
 			switch strings.ToUpper(in.Type) {
 			case "SOFT":
-				return s.begin(ctx, r, id, compute.SoftReboot)
+				return s.begin(ctx, r, ruleReboot, id, compute.SoftReboot)
 			case "HARD":
-				return s.begin(ctx, r, id, compute.HardReboot)
+				return s.begin(ctx, r, ruleReboot, id, compute.HardReboot)
 			}
 			return nil, invalid("type", in.Type, "it is neither SOFT nor HARD")
 		case "resize":
 			return s.resize(ctx, r, id, args)
 		case "confirmResize":
-			out, err := s.begin(ctx, r, id, compute.ConfirmResize)
+			out, err := s.begin(ctx, r, ruleConfirmResize, id, compute.ConfirmResize)
 			r.Status = http.StatusNoContent
 			return out, err
 		case "revertResize":
-			return s.begin(ctx, r, id, compute.RevertResize)
+			return s.begin(ctx, r, ruleRevertResize, id, compute.RevertResize)
 		case "os-getConsoleOutput":
 			return s.console(ctx, id, args)
 		default:
@@ -71,7 +71,10 @@ func (s *server) act(ctx context.Context, r *api.Request[action]) (any, error) {
 }
 
 // begin notes that an action is wanted, which is done by and by.
-func (s *server) begin(ctx context.Context, r *api.Request[action], id string, a compute.Action) (any, error) {
+func (s *server) begin(ctx context.Context, r *api.Request[action], rule, id string, a compute.Action) (any, error) {
+	if _, err := s.server(ctx, rule, id); err != nil {
+		return nil, err
+	}
 	if err := s.able(ctx); err != nil {
 		return nil, err
 	}
@@ -92,6 +95,9 @@ func (s *server) resize(ctx context.Context, r *api.Request[action], id string, 
 	}
 	if len(in.FlavorRef) == 0 {
 		return nil, api.Missing("flavorRef")
+	}
+	if _, err := s.server(ctx, ruleResize, id); err != nil {
+		return nil, err
 	}
 	f, err := s.flavor(ctx, in.FlavorRef)
 	if err != nil {
@@ -122,7 +128,7 @@ func (s *server) console(ctx context.Context, id string, args json.RawMessage) (
 		}
 		lines = max(n, 0) // -1 is all
 	}
-	srv, err := s.cfg.Store.Server(ctx, id)
+	srv, err := s.server(ctx, ruleConsole, id)
 	if err != nil {
 		return nil, err
 	}

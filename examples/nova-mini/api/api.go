@@ -17,6 +17,8 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
+	"github.com/armature-go/armature/service/policy"
 )
 
 // Config configures the handler.
@@ -30,6 +32,12 @@ type Config struct {
 	Bus func(context.Context) error
 	// DownAfter is how long a service may be silent and still be up.
 	DownAfter time.Duration
+	// Authenticate says who asks, see package auth; Challenge is for those who do not
+	// say. Default: everybody is the administrator.
+	Authenticate func(*http.Request) (reqctx.Request, error)
+	Challenge    string
+	// Policy says who may do what, by [Rules]. Default: as they are.
+	Policy *policy.Enforcer
 	// Inflight notes each request while it runs.
 	Inflight *service.Inflight
 	Logger   *slog.Logger
@@ -37,6 +45,9 @@ type Config struct {
 
 // MaxLimit is how many items a page has at most, Nova's default.
 const MaxLimit = 1000
+
+// Administrator is who asks when nobody has to say who they are.
+var Administrator = reqctx.Request{UserID: "admin", ProjectID: "admin", Roles: []string{"admin", "member", "reader"}}
 
 // The microversions that are spoken: the first one only.
 const minVersion, maxVersion = "2.1", "2.1"
@@ -48,6 +59,16 @@ func New(cfg Config) http.Handler {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
+	if cfg.Authenticate == nil {
+		cfg.Authenticate = auth.None(Administrator)
+	}
+	if cfg.Policy == nil {
+		p, err := policy.New(Rules(), policy.Config{Logger: cfg.Logger})
+		if err != nil {
+			panic(err) // the rules are in the code
+		}
+		cfg.Policy = p
+	}
 	s := &server{cfg}
 	mux := api.New(api.Config{
 		RequestIDHeaders: []string{"x-compute-request-id"},
@@ -56,37 +77,34 @@ func New(cfg Config) http.Handler {
 		Microversions: &api.Microversions{
 			Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
 		},
-		Logger: cfg.Logger,
-		Authenticate: func(*http.Request) (reqctx.Request, error) {
-			// There is no identity service yet: everybody is the administrator.
-			return reqctx.Request{UserID: "admin", ProjectID: "admin", Roles: []string{"admin"}}, nil
-		},
+		Logger:       cfg.Logger,
+		Authenticate: cfg.Authenticate, Challenge: cfg.Challenge, Enforce: cfg.Policy.Enforce,
 	})
 	mux.Health(cfg.Ready)
-	api.Handle(mux, "GET /{$}", s.versions)
-	api.Handle(mux, "GET /v2.1/{$}", s.version)
-	api.Handle(mux, "GET /v2.1", s.version)
+	api.HandleRoute(mux, api.Route{Public: true, Pattern: "GET /{$}"}, s.versions)
+	api.HandleRoute(mux, api.Route{Public: true, Pattern: "GET /v2.1/{$}"}, s.version)
+	api.HandleRoute(mux, api.Route{Public: true, Pattern: "GET /v2.1"}, s.version)
 
 	api.Handle(mux, "GET /v2.1/flavors", s.listFlavors)
 	api.Handle(mux, "GET /v2.1/flavors/detail", s.listFlavorDetails)
 	api.Handle(mux, "GET /v2.1/flavors/{id}", s.showFlavor)
-	api.Handle(mux, "POST /v2.1/flavors", s.createFlavor)
-	api.Handle(mux, "DELETE /v2.1/flavors/{id}", s.deleteFlavor)
+	api.HandleRoute(mux, api.Route{Rule: ruleFlavorCreate, Pattern: "POST /v2.1/flavors"}, s.createFlavor)
+	api.HandleRoute(mux, api.Route{Rule: ruleFlavorDelete, Pattern: "DELETE /v2.1/flavors/{id}"}, s.deleteFlavor)
 
-	api.Handle(mux, "POST /v2.1/servers", s.createServer)
-	api.Handle(mux, "GET /v2.1/servers", s.listServers)
-	api.Handle(mux, "GET /v2.1/servers/detail", s.listServerDetails)
+	api.HandleRoute(mux, api.Route{Rule: ruleCreate, Pattern: "POST /v2.1/servers"}, s.createServer)
+	api.HandleRoute(mux, api.Route{Rule: ruleIndex, Pattern: "GET /v2.1/servers"}, s.listServers)
+	api.HandleRoute(mux, api.Route{Rule: ruleDetail, Pattern: "GET /v2.1/servers/detail"}, s.listServerDetails)
 	api.Handle(mux, "GET /v2.1/servers/{id}", s.showServer)
 	api.Handle(mux, "DELETE /v2.1/servers/{id}", s.deleteServer)
 	api.Handle(mux, "POST /v2.1/servers/{id}/action", s.act)
 
-	api.Handle(mux, "GET /v2.1/os-services", s.listServices)
-	api.Handle(mux, "PUT /v2.1/os-services/disable", s.disableService)
-	api.Handle(mux, "PUT /v2.1/os-services/disable-log-reason", s.disableService)
-	api.Handle(mux, "PUT /v2.1/os-services/enable", s.enableService)
-	api.Handle(mux, "GET /v2.1/os-hypervisors", s.listHypervisors)
-	api.Handle(mux, "GET /v2.1/os-hypervisors/detail", s.listHypervisorDetails)
-	api.Handle(mux, "GET /v2.1/os-hypervisors/{id}", s.showHypervisor)
+	api.HandleRoute(mux, api.Route{Rule: ruleServices, Pattern: "GET /v2.1/os-services"}, s.listServices)
+	api.HandleRoute(mux, api.Route{Rule: ruleServiceUpdate, Pattern: "PUT /v2.1/os-services/disable"}, s.disableService)
+	api.HandleRoute(mux, api.Route{Rule: ruleServiceUpdate, Pattern: "PUT /v2.1/os-services/disable-log-reason"}, s.disableService)
+	api.HandleRoute(mux, api.Route{Rule: ruleServiceUpdate, Pattern: "PUT /v2.1/os-services/enable"}, s.enableService)
+	api.HandleRoute(mux, api.Route{Rule: ruleHypervisors, Pattern: "GET /v2.1/os-hypervisors"}, s.listHypervisors)
+	api.HandleRoute(mux, api.Route{Rule: ruleHypervisorsDe, Pattern: "GET /v2.1/os-hypervisors/detail"}, s.listHypervisorDetails)
+	api.HandleRoute(mux, api.Route{Rule: ruleHypervisor, Pattern: "GET /v2.1/os-hypervisors/{id}"}, s.showHypervisor)
 	return mux
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -222,7 +223,14 @@ func serverList[T any](ctx context.Context, s *server, r *http.Request, view fun
 	if err != nil {
 		return out, err
 	}
-	list, err := s.cfg.Store.Servers(ctx, p.Marker, p.Limit)
+	project := reqctx.From(ctx).ProjectID
+	if all, err := strconv.ParseBool(r.URL.Query().Get("all_tenants")); err == nil && all {
+		if err := s.cfg.Policy.Enforce(ctx, ruleAllTenants, nil); err != nil {
+			return out, err
+		}
+		project = ""
+	}
+	list, err := s.cfg.Store.Servers(ctx, project, p.Marker, p.Limit)
 	if err != nil {
 		return out, err
 	}
@@ -244,7 +252,7 @@ func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]
 }
 
 func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[string]serverView, error) {
-	v, err := s.cfg.Store.Server(ctx, r.PathValue("id"))
+	v, err := s.server(ctx, ruleShow, r.PathValue("id"))
 	if err != nil {
 		return nil, err
 	}
@@ -253,6 +261,9 @@ func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[
 
 func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
 	id := r.PathValue("id")
+	if _, err := s.server(ctx, ruleDelete, id); err != nil {
+		return api.None{}, err
+	}
 	if err := s.able(ctx); err != nil {
 		return api.None{}, err
 	}

@@ -193,11 +193,16 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	return srv, err
 }
 
-// Servers returns up to limit servers, the newest first, beginning after marker
-// if that is not empty. Invalid: there is no such marker.
-func (s *Store) Servers(ctx context.Context, marker string, limit int) ([]Server, error) {
+// Servers returns up to limit servers of a project, or of all if that is empty, the
+// newest first, beginning after marker if that is not empty. Invalid: there is no such
+// marker.
+func (s *Store) Servers(ctx context.Context, project, marker string, limit int) ([]Server, error) {
+	where, args := "", []any(nil)
+	if project != "" {
+		where, args = "project_id = ?", []any{project}
+	}
 	out, _, err := db.List[Server](ctx, s.db, db.Page{
-		From: "servers", Sort: []db.SortKey{{Column: "created_at", Desc: true}}, Key: "id", Marker: marker, Limit: limit,
+		From: "servers", Where: where, Args: args, Sort: []db.SortKey{{Column: "created_at", Desc: true}}, Key: "id", Marker: marker, Limit: limit,
 	})
 	return out, err
 }

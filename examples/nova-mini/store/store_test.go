@@ -333,7 +333,7 @@ func TestPages(t *testing.T) {
 			seen := map[string]bool{}
 			marker := ""
 			for {
-				page, err := s.Servers(t.Context(), marker, limit)
+				page, err := s.Servers(t.Context(), "", marker, limit)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -355,7 +355,7 @@ func TestPages(t *testing.T) {
 				t.Errorf("limit %d: %d servers, want %d", limit, len(seen), total)
 			}
 		}
-		if _, err := s.Servers(t.Context(), "nope", 5); !errors.Is(err, fault.Invalid) {
+		if _, err := s.Servers(t.Context(), "", "nope", 5); !errors.Is(err, fault.Invalid) {
 			t.Errorf("unknown marker: %v, want Invalid", err)
 		}
 	})

@@ -1,0 +1,88 @@
+package api
+
+import (
+	"context"
+
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/policy"
+)
+
+// The names of the rules, Nova's.
+const (
+	ruleCreate        = "os_compute_api:servers:create"
+	ruleIndex         = "os_compute_api:servers:index"
+	ruleDetail        = "os_compute_api:servers:detail"
+	ruleAllTenants    = "os_compute_api:servers:index:get_all_tenants"
+	ruleShow          = "os_compute_api:servers:show"
+	ruleDelete        = "os_compute_api:servers:delete"
+	ruleStart         = "os_compute_api:servers:start"
+	ruleStop          = "os_compute_api:servers:stop"
+	ruleReboot        = "os_compute_api:servers:reboot"
+	ruleResize        = "os_compute_api:servers:resize"
+	ruleConfirmResize = "os_compute_api:servers:confirm_resize"
+	ruleRevertResize  = "os_compute_api:servers:revert_resize"
+	ruleConsole       = "os_compute_api:os-console-output"
+	ruleFlavorCreate  = "os_compute_api:os-flavor-manage:create"
+	ruleFlavorDelete  = "os_compute_api:os-flavor-manage:delete"
+	ruleServices      = "os_compute_api:os-services:list"
+	ruleServiceUpdate = "os_compute_api:os-services:update"
+	ruleHypervisors   = "os_compute_api:os-hypervisors:list"
+	ruleHypervisorsDe = "os_compute_api:os-hypervisors:list-detail"
+	ruleHypervisor    = "os_compute_api:os-hypervisors:show"
+)
+
+// Rules are the policy's, with the defaults that Nova has in Zed.
+func Rules() []policy.Rule {
+	rules := []policy.Rule{
+		{Name: "context_is_admin", Check: "role:admin", Description: "Who is an administrator."},
+		{Name: "project_member_api", Check: "role:member and project_id:%(project_id)s", Description: "A member of the project."},
+		{Name: "project_reader_api", Check: "role:reader and project_id:%(project_id)s", Description: "Who may read what the project has."},
+		{Name: "project_member_or_admin", Check: "rule:project_member_api or rule:context_is_admin", Description: "A member of the project, or an administrator."},
+		{Name: "project_reader_or_admin", Check: "rule:project_reader_api or rule:context_is_admin", Description: "Who may read what the project has, or an administrator."},
+	}
+	const server, action = "/servers/{server_id}", "/servers/{server_id}/action"
+	for _, r := range []struct{ name, check, what, method, path string }{
+		{ruleCreate, "rule:project_member_or_admin", "Create a server", "POST", "/servers"},
+		{ruleIndex, "rule:project_reader_or_admin", "List servers", "GET", "/servers"},
+		{ruleDetail, "rule:project_reader_or_admin", "List servers with details", "GET", "/servers/detail"},
+		{ruleAllTenants, "rule:context_is_admin", "List the servers of all projects", "GET", "/servers"},
+		{ruleShow, "rule:project_reader_or_admin", "Show a server", "GET", server},
+		{ruleDelete, "rule:project_member_or_admin", "Delete a server", "DELETE", server},
+		{ruleStart, "rule:project_member_or_admin", "Start a server", "POST", action + " (os-start)"},
+		{ruleStop, "rule:project_member_or_admin", "Stop a server", "POST", action + " (os-stop)"},
+		{ruleReboot, "rule:project_member_or_admin", "Reboot a server", "POST", action + " (reboot)"},
+		{ruleResize, "rule:project_member_or_admin", "Resize a server", "POST", action + " (resize)"},
+		{ruleConfirmResize, "rule:project_member_or_admin", "Confirm a resize", "POST", action + " (confirmResize)"},
+		{ruleRevertResize, "rule:project_member_or_admin", "Revert a resize", "POST", action + " (revertResize)"},
+		{ruleConsole, "rule:project_member_or_admin", "Read a server's console log", "POST", action + " (os-getConsoleOutput)"},
+		{ruleFlavorCreate, "rule:context_is_admin", "Create a flavor", "POST", "/flavors"},
+		{ruleFlavorDelete, "rule:context_is_admin", "Delete a flavor", "DELETE", "/flavors/{flavor_id}"},
+		{ruleServices, "rule:context_is_admin", "List services", "GET", "/os-services"},
+		{ruleServiceUpdate, "rule:context_is_admin", "Enable or disable a service", "PUT", "/os-services/enable"},
+		{ruleHypervisors, "rule:context_is_admin", "List hypervisors", "GET", "/os-hypervisors"},
+		{ruleHypervisorsDe, "rule:context_is_admin", "List hypervisors with details", "GET", "/os-hypervisors/detail"},
+		{ruleHypervisor, "rule:context_is_admin", "Show a hypervisor", "GET", "/os-hypervisors/{hypervisor_id}"},
+	} {
+		rules = append(rules, policy.Rule{
+			Name: r.name, Check: r.check, Description: r.what + ".", Scopes: []string{"project"},
+			Operations: []policy.Operation{{Method: r.method, Path: r.path}},
+		})
+	}
+	return rules
+}
+
+// server returns a server of which who asks may do what the rule says. One of another
+// project is not there, as in Nova, unless they may.
+func (s *server) server(ctx context.Context, rule, id string) (*store.Server, error) {
+	srv, err := s.cfg.Store.Server(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	err = s.cfg.Policy.Enforce(ctx, rule, map[string]any{"project_id": srv.ProjectID, "user_id": srv.UserID})
+	if err != nil && srv.ProjectID != reqctx.From(ctx).ProjectID {
+		err = fault.New(fault.NotFound, "Instance %s could not be found.", id)
+	}
+	return srv, err
+}

@@ -1,0 +1,77 @@
+package api_test
+
+import (
+	"bytes"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/service/policy"
+)
+
+// TestPolicy is every rule, by every role and every scope: who may.
+func TestPolicy(t *testing.T) {
+	t.Parallel()
+	p, err := policy.New(api.Rules(), policy.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, other := policy.Credentials{UserID: "u", ProjectID: "p"}, policy.Credentials{UserID: "v", ProjectID: "q"}
+	who := map[string]policy.Credentials{}
+	for _, role := range []string{"admin", "member", "reader", "nothing"} {
+		for scope, c := range map[string]policy.Credentials{
+			"own": own, "other": other, "domain": {UserID: "u", DomainID: "d"}, "system": {UserID: "u", SystemScope: "all"},
+		} {
+			c.Roles = []string{role}
+			who[role+" "+scope] = c
+		}
+	}
+	const (
+		admin  = "admin other, admin own"
+		member = "admin other, admin own, member own"
+		reader = "admin other, admin own, reader own"
+	)
+	want := map[string]string{
+		"os_compute_api:servers:create": member, "os_compute_api:servers:index": reader, "os_compute_api:servers:detail": reader,
+		"os_compute_api:servers:index:get_all_tenants": admin, "os_compute_api:servers:show": reader, "os_compute_api:servers:delete": member,
+		"os_compute_api:servers:start": member, "os_compute_api:servers:stop": member, "os_compute_api:servers:reboot": member, "os_compute_api:servers:resize": member,
+		"os_compute_api:servers:confirm_resize": member, "os_compute_api:servers:revert_resize": member, "os_compute_api:os-console-output": member,
+		"os_compute_api:os-flavor-manage:create": admin, "os_compute_api:os-flavor-manage:delete": admin, "os_compute_api:os-services:list": admin,
+		"os_compute_api:os-services:update": admin, "os_compute_api:os-hypervisors:list": admin, "os_compute_api:os-hypervisors:list-detail": admin,
+		"os_compute_api:os-hypervisors:show": admin,
+		// What rules are made of has no scope.
+		"context_is_admin":   "admin domain, admin other, admin own, admin system",
+		"project_member_api": "member own", "project_reader_api": "reader own",
+		"project_member_or_admin": "admin domain, admin other, admin own, admin system, member own",
+		"project_reader_or_admin": "admin domain, admin other, admin own, admin system, reader own",
+	}
+	target := map[string]any{"project_id": "p", "user_id": "u"}
+	seen := map[string]bool{}
+	for _, r := range api.Rules() {
+		seen[r.Name] = true
+		var may []string
+		for _, name := range slices.Sorted(maps.Keys(who)) {
+			if p.Check(who[name], r.Name, target) == nil {
+				may = append(may, name)
+			}
+		}
+		if got := strings.Join(may, ", "); got != want[r.Name] {
+			t.Errorf("%s is for %s; want %s", r.Name, got, want[r.Name])
+		}
+		if r.Description == "" || len(r.Scopes) > 0 && len(r.Operations) == 0 {
+			t.Errorf("%s does not say what it is for", r.Name)
+		}
+	}
+	for name := range want {
+		if !seen[name] {
+			t.Errorf("there is no rule %s", name)
+		}
+	}
+	var sample bytes.Buffer
+	if err := policy.Sample(&sample, api.Rules()); err != nil || !strings.Contains(sample.String(), `#"os_compute_api:servers:create": "rule:project_member_or_admin"`) {
+		t.Errorf("%s, %v", &sample, err)
+	}
+}
