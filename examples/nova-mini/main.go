@@ -6,6 +6,8 @@
 //	nova-mini upgrade check --config-file nova.conf   whether the services can start: exit code 0, 1 or 2
 //	nova-mini api|conductor|scheduler|compute --config-file nova.conf
 //	nova-mini placement audit [--repair] --config-file nova.conf   claims that are not as the servers are
+//	nova-mini config sample|validate                  options: a file of all, and whether one is right
+//	nova-mini policy sample|explain|list              rules: a file of all, who is denied by which part, those in force
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   messages that no service could do
 //
 // The services share a RabbitMQ or a NATS (transport_url) and a MySQL or MariaDB
@@ -47,6 +49,7 @@ func command(out io.Writer) *cobra.Command {
 	}
 	p := root.PersistentFlags()
 	p.StringArrayVar(&f.files, "config-file", nil, "INI file with options, such as /etc/nova/nova.conf; may be repeated, later ones win")
+	p.StringArrayVar(&f.dirs, "config-dir", nil, "directory whose files *.conf are read after those; may be repeated")
 	p.StringVar(&f.statePath, "state-path", "", "directory for the data of the fake driver and of the embedded database (default: a temporary one)")
 	p.StringVar(&f.port, "port", "", "port of the API, 0 for any free one (option osapi_compute_listen_port)")
 
@@ -65,6 +68,6 @@ func command(out io.Writer) *cobra.Command {
 		})
 	}
 	root.AddCommand(f.databaseCommands()...)
-	root.AddCommand(f.dlqCommand())
+	root.AddCommand(f.dlqCommand(), f.configCommand(), f.policyCommand())
 	return root
 }

@@ -124,3 +124,32 @@ func TestBrokers(t *testing.T) {
 		}
 	}
 }
+
+// TestTools: what an operator asks about options and rules.
+func TestTools(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	nova := filepath.Join(dir, "nova.conf")
+	if err := os.WriteFile(nova, []byte("[DEFAULT]\nstrict = false\nmy_ip = 10.0.0.1\ntransport_url = rabbit://u:hush@h/\n[libvirt]\nvirt_type = kvm\n[database]\nconnection = mysql://h/nova\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("os_compute_api:servers:start: 'role:admin'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"config sample":   "#compute_driver = fake",
+		"config validate": "nova.conf:4",
+		"policy sample":   `#"os_compute_api:servers:start": "rule:project_member_or_admin"`,
+		"policy list":     "policy.yaml:1",
+		"policy explain --rule os_compute_api:servers:start --role member --project p":          "denies\n  no   role:admin\n",
+		"policy explain --rule os_compute_api:servers:stop --role member --project p":           "allows",
+		"policy explain --rule os_compute_api:servers:stop --role member --project p --owner q": "no   project_id:%(project_id)s",
+	} {
+		var out bytes.Buffer
+		cmd := command(&out)
+		cmd.SetArgs(append(strings.Fields(args), "--config-file", nova))
+		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), want) || strings.Contains(out.String(), "hush") {
+			t.Errorf("%s: %v\n%s\nwant %s", args, err, &out, want)
+		}
+	}
+}

@@ -59,11 +59,12 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	n := &node{options: o, log: o.logger(), out: f.out}
 	slog.SetDefault(n.log)
 	n.app = service.New(service.Config{Name: "nova-mini", DrainDelay: o.DrainDelay, DrainTimeout: o.ShutdownTimeout, Logger: n.log})
+	n.app.Add("configuration", o.config)
 	if o.Admin != "" {
 		metrics := prometheus.NewRegistry()
 		metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), serviceprom.New(n.app))
 		n.app.Add("admin (option admin_listen)", n.app.Admin(service.AdminConfig{
-			Addr: o.Admin, Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}), Level: &o.level,
+			Addr: o.Admin, Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}), Level: &o.level, Config: func() any { return o.config.Values() },
 		}))
 	}
 	defer func() {

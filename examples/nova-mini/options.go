@@ -21,9 +21,9 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// options are those of nova.conf that nova-mini knows. Names, sections and
+// settings are those of nova.conf that nova-mini knows. Names, sections and
 // defaults are Nova's, where Nova has them.
-type options struct {
+type settings struct {
 	Host            string                       `ini:"host" help:"name of this host, the same after every restart (default: the machine's)"`
 	ComputeDriver   string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, or the absolute path of one"`
 	PluginDir       string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of drivers' programs"`
@@ -41,7 +41,8 @@ type options struct {
 	CPURatio        float64                      `ini:"cpu_allocation_ratio" default:"4.0" help:"virtual CPUs per real one"`
 	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" help:"memory of servers per real memory"`
 	DiskRatio       float64                      `ini:"disk_allocation_ratio" default:"1.0" help:"disk of servers per real disk"`
-	Debug           bool                         `ini:"debug" default:"false" help:"log at debug level"`
+	Debug           bool                         `ini:"debug" default:"false" help:"log at debug level" reloadable:"true"`
+	Strict          bool                         `ini:"strict" default:"true" strict:"true" help:"refuse options and sections that nova-mini does not know; false: take a file that was written for Nova"`
 	Admin           string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/admin.sock (default: none)"`
 	Database        databaseOptions              `section:"database"`
 	Scheduler       schedulerOptions             `section:"scheduler"`
@@ -51,8 +52,14 @@ type options struct {
 	Keystone        keystoneOptions              `section:"keystone_authtoken"`
 	Policy          policyOptions                `section:"oslo_policy"`
 	Drivers         map[string]map[string]string `sections:"driver_"`
+}
 
-	level slog.LevelVar // of the log, which an operator can set
+// options are the settings as a process uses them.
+type options struct {
+	settings
+
+	config *config.Config[settings]
+	level  slog.LevelVar // of the log, which an operator can set
 }
 
 type databaseOptions struct {
@@ -74,7 +81,7 @@ type filterOptions struct {
 }
 
 type apiOptions struct {
-	AuthStrategy string `ini:"auth_strategy" default:"noauth2" help:"who is let in: noauth2, everybody as the administrator, or keystone"`
+	AuthStrategy string `ini:"auth_strategy" default:"noauth2" choices:"noauth2, keystone" help:"who is let in: noauth2, everybody as the administrator, or keystone"`
 }
 
 type keystoneOptions struct {
@@ -100,12 +107,13 @@ type rabbitOptions struct {
 type flags struct {
 	out       io.Writer
 	files     []string
+	dirs      []string
 	statePath string
 	port      string
 }
 
-// load reads the options.
-func (f *flags) load() (*options, error) {
+// source says where the options come from.
+func (f *flags) source() config.Source {
 	given := map[string]string{}
 	if f.statePath != "" {
 		given["state_path"] = f.statePath
@@ -113,10 +121,16 @@ func (f *flags) load() (*options, error) {
 	if f.port != "" {
 		given["osapi_compute_listen_port"] = f.port
 	}
-	o := new(options)
-	if err := config.Load(o, config.Source{Files: f.files, Env: os.Environ(), Flags: given}); err != nil {
+	return config.Source{Files: f.files, Dirs: f.dirs, Env: os.Environ(), Flags: given}
+}
+
+// load reads the options.
+func (f *flags) load() (*options, error) {
+	c, err := config.Open[settings](f.source())
+	if err != nil {
 		return nil, err
 	}
+	o := &options{settings: *c.Current(), config: c} // those that it adds itself are its own
 	if o.Host == "" {
 		name, err := os.Hostname()
 		if err != nil {
@@ -142,9 +156,14 @@ func (f *flags) load() (*options, error) {
 
 // logger writes to standard error, with the ids of the request.
 func (o *options) logger() *slog.Logger {
-	if o.Debug {
-		o.level.Set(slog.LevelDebug)
+	level := func(s *settings) {
+		o.level.Set(slog.LevelInfo)
+		if s.Debug {
+			o.level.Set(slog.LevelDebug)
+		}
 	}
+	level(&o.settings)
+	o.config.OnChange(nil, func(_, next *settings) { level(next) })
 	return slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &o.level})))
 }
 

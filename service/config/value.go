@@ -53,12 +53,14 @@ func assign(f reflect.Value, text string) error {
 			return fmt.Errorf("is for an option of a type that is not supported: %s", f.Type())
 		}
 		list := reflect.Zero(f.Type())
-		for item := range strings.SplitSeq(text, ",") {
-			if item = strings.TrimSpace(item); item != "" {
-				list = reflect.Append(list, reflect.ValueOf(item).Convert(f.Type().Elem()))
-			}
+		items, err := split(text)
+		for _, item := range items {
+			list = reflect.Append(list, reflect.ValueOf(item).Convert(f.Type().Elem()))
 		}
 		f.Set(list)
+		return err
+	case reflect.Map:
+		return dict(f, text)
 	default:
 		return fmt.Errorf("is for an option of a type that is not supported: %s", f.Type())
 	}
@@ -86,4 +88,56 @@ func numberError(err error, want string) error {
 		return errors.New("is out of range")
 	}
 	return errors.New("is not " + want)
+}
+
+// split reads a list: items between commas, without the blanks around them, and in quotes
+// if they have commas. Empty items do not count.
+func split(text string) (out []string, err error) {
+	for rest := text; rest != ""; {
+		rest = strings.TrimLeft(rest, " \t\n")
+		if rest != "" && (rest[0] == '"' || rest[0] == '\'') {
+			end := strings.IndexByte(rest[1:], rest[0])
+			if end < 0 {
+				return nil, errors.New("has a quote that is not closed")
+			}
+			item, after := rest[1:1+end], strings.TrimLeft(rest[end+2:], " \t\n")
+			if after != "" && after[0] != ',' {
+				return nil, errors.New("has something between a quote and the next comma")
+			}
+			out, rest = append(out, item), strings.TrimPrefix(after, ",")
+			continue
+		}
+		item, after, _ := strings.Cut(rest, ",")
+		if item = strings.TrimSpace(item); item != "" {
+			out = append(out, item)
+		}
+		rest = after
+	}
+	return out, nil
+}
+
+// dict reads a:b,c:d.
+func dict(f reflect.Value, text string) error {
+	if f.Type().Key().Kind() != reflect.String || f.Type().Elem().Kind() != reflect.String {
+		return fmt.Errorf("is for an option of a type that is not supported: %s", f.Type())
+	}
+	items, err := split(text)
+	if err != nil {
+		return err
+	}
+	out := reflect.MakeMap(f.Type())
+	for _, item := range items {
+		k, v, ok := strings.Cut(item, ":")
+		k, v = strings.TrimSpace(k), strings.TrimSpace(v)
+		key := reflect.ValueOf(k).Convert(f.Type().Key())
+		switch {
+		case !ok || k == "":
+			return errors.New("is not of the form name:value,name:value")
+		case out.MapIndex(key).IsValid():
+			return errors.New("has a name twice")
+		}
+		out.SetMapIndex(key, reflect.ValueOf(v).Convert(f.Type().Elem()))
+	}
+	f.Set(out)
+	return nil
 }

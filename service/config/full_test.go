@@ -1,0 +1,374 @@
+package config_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/config"
+)
+
+// full has every kind of option and of tag.
+type full struct {
+	Strict   bool              `ini:"strict" default:"true" strict:"true" help:"unknown options are errors"`
+	Workers  int               `ini:"workers" default:"4" min:"1" max:"64" help:"calls that are handled at once" reloadable:"true"`
+	Level    string            `ini:"level" default:"info" choices:"debug, info, error" reloadable:"true"`
+	Wait     time.Duration     `ini:"wait" default:"60" min:"0.5" max:"1h"`
+	Brokers  []string          `ini:"brokers" default:"a,b" max:"3"`
+	Labels   map[string]string `ini:"labels" default:"x:1"`
+	Addr     netip.Addr        `ini:"addr" default:"127.0.0.1"`
+	Old      string            `ini:"old" removed:"nobody needs it since 3.0"`
+	Database struct {
+		URL  string `ini:"url" required:"true" secret:"true" deprecated:"sql_url, DEFAULT.sql_connection"`
+		Pool uint8  `ini:"pool" default:"5"`
+	} `section:"database"`
+	Drivers map[string]map[string]string `sections:"driver_"`
+}
+
+var errOdd = errors.New("workers must be even")
+
+// Validate wants an even number of workers.
+func (f *full) Validate() error {
+	if f.Workers%2 != 0 {
+		return errOdd
+	}
+	return nil
+}
+
+func put(t *testing.T, path, text string, mode os.FileMode) string {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), mode); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestPrecedence: each source is weaker than the next, also by an older name.
+func TestPrecedence(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "conf.d")
+	if err := os.Mkdir(conf, 0o750); err != nil {
+		t.Fatal(err)
+	}
+	put(t, filepath.Join(conf, "20.conf"), "workers = 24\n", 0o600)
+	put(t, filepath.Join(conf, "10.conf"), "workers = 22\n[database]\npool = 6\n", 0o600)
+	put(t, filepath.Join(conf, "note.txt"), "nonsense", 0o600)
+	file := put(t, filepath.Join(dir, "a.conf"), "workers = 20\nsql_connection = old\n", 0o600)
+	var out bytes.Buffer
+	src := config.Source{Logger: slog.New(slog.NewTextHandler(&out, nil)), Flags: map[string]string{"database.url": "u"}}
+	for i, step := range []struct {
+		add         func()
+		want        int
+		where       string
+		url, urlWas string
+	}{
+		{func() {}, 4, "default", "u", "flag database.url"},
+		{func() { src.Defaults = map[string]string{"workers": "10"} }, 10, "program's default workers", "u", "flag database.url"},
+		{func() { src.Files = []string{file}; src.Flags = nil }, 20, file + ":1", "old", file + ":2"},
+		{func() { src.Dirs = []string{conf, filepath.Join(dir, "none")} }, 24, filepath.Join(conf, "20.conf") + ":1", "old", file + ":2"},
+		{func() { src.Env = []string{"OS_DEFAULT__WORKERS=30", "OS_DATABASE__SQL_URL=older"} }, 30, "environment OS_DEFAULT__WORKERS", "older", "environment OS_DATABASE__SQL_URL"},
+		{func() { src.Env = append(src.Env, "OS_DATABASE__URL=new") }, 30, "environment OS_DEFAULT__WORKERS", "new", "environment OS_DATABASE__URL"},
+		{func() { src.Flags = map[string]string{"workers": "40"} }, 40, "flag workers", "new", "environment OS_DATABASE__URL"},
+		{func() { src.Overrides = map[string]string{"workers": "50", "database.url": "mine"} }, 50, "program's override workers", "mine", "program's override database.url"},
+	} {
+		step.add()
+		c, err := config.Open[full](src)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if c.Current().Workers != step.want || c.Current().Database.URL != step.url {
+			t.Errorf("step %d: %d workers, url %s; want %d, %s", i, c.Current().Workers, c.Current().Database.URL, step.want, step.url)
+		}
+		for _, v := range c.Values() {
+			if v.Name == "workers" && v.Where != step.where || v.Name == "url" && (v.Where != step.urlWas || v.Value != "***") {
+				t.Errorf("step %d: %+v", i, v)
+			}
+		}
+	}
+	if !strings.Contains(out.String(), "[DEFAULT] sql_connection is called [database] url now") {
+		t.Errorf("no warning of an older name:\n%s", &out)
+	}
+}
+
+// TestTags: bounds, choices, what is required, lists and dictionaries, in whole texts.
+func TestTags(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"workers = 0":                        `1.conf:1: [DEFAULT] workers: "0" is less than 1`,
+		"workers = 66":                       `1.conf:1: [DEFAULT] workers: "66" is more than 64`,
+		"workers = 3":                        "workers must be even",
+		"level = loud":                       `1.conf:1: [DEFAULT] level: "loud" is none of debug, info, error`,
+		"wait = 0.1":                         `1.conf:1: [DEFAULT] wait: "0.1" is less than 0.5`,
+		"wait = 2h":                          `1.conf:1: [DEFAULT] wait: "2h" is more than 1h`,
+		"brokers = a,b,c,d":                  `1.conf:1: [DEFAULT] brokers: "a,b,c,d" has more than 3`,
+		`brokers = "a`:                       `brokers: "\"a" has a quote that is not closed`,
+		`brokers = "a" b`:                    `has something between a quote and the next comma`,
+		"labels = a":                         `1.conf:1: [DEFAULT] labels: "a" is not of the form name:value,name:value`,
+		"labels = a:1,a:2":                   `has a name twice`,
+		"addr = host":                        `1.conf:1: [DEFAULT] addr: "host" is not one: `,
+		"[database]\nurl =":                  "[database] url is required; set it in a file, or as OS_DATABASE__URL",
+		"[database]\npool = 256":             `1.conf:2: [database] pool: "256" is out of range`,
+		"strict = true\nworker = 1":          "1.conf:2: [DEFAULT] worker: no such option; the nearest is workers",
+		"strict = maybe\nworker = 1":         "is not a boolean",
+		"[database]\nurl = secret\npool = x": `1.conf:3: [database] pool: "x" is not an integer`,
+	} {
+		var o full
+		err := config.Load(&o, config.Source{Files: write(t, text+"\n"), Defaults: map[string]string{"database.url": "u"}})
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%q: %v\nwant %s", text, err, want)
+		}
+	}
+	var o full
+	err := config.Load(&o, config.Source{Files: write(t, "brokers = \"a,b\", 'c' ,, d\nlabels = a:1, \"b:x,y\" , c:\naddr = ::1\nold = 1\n[database]\nurl = u\n"), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"a,b", "c", "d"}, o.Brokers); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(map[string]string{"a": "1", "b": "x,y", "c": ""}, o.Labels); diff != "" {
+		t.Error(diff)
+	}
+	if o.Addr != netip.IPv6Loopback() || o.Old != "" {
+		t.Errorf("%v, %q", o.Addr, o.Old)
+	}
+}
+
+// TestLenient: a file written for another program is taken for what is known of it, and
+// each rest is said once.
+func TestLenient(t *testing.T) {
+	t.Parallel()
+	const text = "strict = false\nstrange = 1\n[oslo_concurrency]\nlock_path = /x\nmore = y\n[database]\nurl = u\nurls = v\n"
+	for name, src := range map[string]config.Source{
+		"by the file": {Files: write(t, text)}, "by the program": {Files: write(t, strings.TrimPrefix(text, "strict = false\n")), Lenient: true},
+	} {
+		var out bytes.Buffer
+		src.Logger = slog.New(slog.NewTextHandler(&out, nil))
+		c, err := config.Open[full](src)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		for range 2 {
+			if err := c.Reload(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if n := strings.Count(out.String(), "ignored: "); n != 3 {
+			t.Errorf("%s: %d warnings:\n%s", name, n, &out)
+		}
+	}
+	src := config.Source{Lenient: true, Flags: map[string]string{"wokers": "1", "database.url": "u"}}
+	if _, err := config.Open[full](src); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "flag wokers: [DEFAULT] wokers: no such option") {
+		t.Errorf("a flag that nobody has: %v", err)
+	}
+}
+
+// TestSecretFiles: a secret may stand in a file that not everybody can read.
+func TestSecretFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	good := put(t, filepath.Join(dir, "good"), "hush\n\n", 0o640)
+	for text, want := range map[string]string{
+		"url_file = " + good:                                                                   "hush",
+		"url_file = " + filepath.Join(dir, "none"):                                             "1.conf:2: [database] url_file: stat ",
+		"url_file = " + put(t, filepath.Join(dir, "open"), "hush", 0o644):                      "everybody can read " + dir + "/open, whose mode is 0644: make it 0600",
+		"url_file = " + put(t, filepath.Join(dir, "long"), strings.Repeat("x", 70_000), 0o600): "has more than 65536 bytes",
+		"url = a\nurl_file = " + good:                                                          "it stands beside url: only one of them can count",
+		"url_file = " + good + "\nurl = a":                                                     "url stands beside url_file",
+		"url = a\npool_file = " + good:                                                         "[database] pool_file: no such option",
+	} {
+		var o full
+		err := config.Load(&o, config.Source{Files: write(t, "[database]\n"+text+"\n")})
+		if err == nil && o.Database.URL == want {
+			continue
+		}
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "hush") {
+			t.Errorf("%q: %q, %v; want %s", text, o.Database.URL, err, want)
+		}
+	}
+	var o full
+	err := config.Load(&o, config.Source{Files: write(t, "[database]\nurl = a\n"), Env: []string{"OS_DATABASE__URL_FILE=" + good}})
+	if err != nil || o.Database.URL != "hush" {
+		t.Errorf("%q, %v", o.Database.URL, err)
+	}
+}
+
+// TestReload: all takes effect, or nothing does; what is not reloadable waits; checks may
+// refuse; who holds the old options keeps them.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "a.conf")
+	set := func(text string) {
+		t.Helper()
+		put(t, file, text+"\n[database]\nurl = u\n", 0o600)
+	}
+	set("workers = 2")
+	var out bytes.Buffer
+	c, err := config.Open[full](config.Source{Files: []string{file}, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log []string
+	c.OnChange(func(old, next *full) error {
+		log = append(log, fmt.Sprint("check ", old.Workers, next.Workers))
+		if next.Workers == 8 {
+			return errors.New("eight is too many")
+		}
+		return nil
+	}, func(old, next *full) { log = append(log, fmt.Sprint("apply ", old.Workers, next.Workers)) })
+	c.OnChange(nil, func(_, next *full) { log = append(log, fmt.Sprint("now ", c.Current() == next)) })
+	first := c.Current()
+	for _, tt := range []struct {
+		text    string
+		workers int
+		pool    uint8
+		says    string
+		log     string
+	}{
+		{"workers = 2", 2, 5, "", ""},
+		{"workers = 4\nwait = 7", 4, 5, "", "check 2 4,apply 2 4,now true"},
+		{"workers = 4\nwait = x\nlevel = y", 4, 5, "wait", ""},
+		{"workers = 8", 4, 5, "eight is too many", "check 4 8"},
+		{"workers = 7", 4, 5, "must be even", ""},
+		{"workers = 6\n[driver_x]\na = b", 6, 5, "", "check 4 6,apply 4 6,now true"},
+	} {
+		log = nil
+		set(tt.text)
+		err := c.Reload(t.Context())
+		if (err == nil) != (tt.says == "") || err != nil && (!strings.Contains(err.Error(), tt.says) || fault.CodeOf(err) != fault.Invalid) {
+			t.Errorf("%q: %v, want %q", tt.text, err, tt.says)
+		}
+		now := c.Current()
+		if now.Workers != tt.workers || now.Wait != time.Minute || len(now.Drivers) != 0 || strings.Join(log, ",") != tt.log {
+			t.Errorf("%q: %+v after %v, want %s", tt.text, now, log, tt.log)
+		}
+		for _, v := range c.Values() {
+			if v.Name == "workers" && v.Value != strconv.Itoa(tt.workers) || v.Name == "wait" && v.Value != "60" {
+				t.Errorf("%q: %+v", tt.text, v)
+			}
+		}
+	}
+	if first.Workers != 2 {
+		t.Errorf("the first options are %+v now", first)
+	}
+	for _, want := range []string{"a changed option waits for a restart\" section=DEFAULT option=wait", "changed sections wait for a restart\" sections=driver_*", "option=workers"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("the log lacks %s:\n%s", want, &out)
+		}
+	}
+}
+
+// TestSample: a file that says what there is, and whose options, without the marks, are
+// the defaults.
+func TestSample(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	if err := config.Sample(&out, new(full)); err != nil {
+		t.Fatal(err)
+	}
+	var bare []string
+	for line := range strings.Lines(out.String()) {
+		if len(line) > 80 {
+			t.Errorf("a long line: %s", line)
+		}
+		switch {
+		case strings.HasPrefix(line, "# "):
+		case strings.HasPrefix(line, "#url ="):
+			bare = append(bare, "url = u\n") // which is required
+		default:
+			bare = append(bare, strings.TrimPrefix(line, "#"))
+		}
+	}
+	var got, want full
+	if err := config.Load(&got, config.Source{Files: write(t, strings.Join(bare, "")), Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatalf("%v\n%s", err, bare)
+	}
+	if err := config.Load(&want, config.Source{Files: write(t, out.String()), Overrides: map[string]string{"database.url": "u"}}); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("without the marks (-defaults +sample):\n%s", diff)
+	}
+	for _, line := range []string{
+		"# Calls that are handled at once. An integer, at least 1, at most 64. A change\n# takes effect on SIGHUP.\n#workers = 4\n", "# A text: debug, info, error.", "[database]\n",
+		"It was\n# called sql_url, DEFAULT.sql_connection.", "It has no effect any more: nobody needs it since 3.0.", "# Sections [driver_NAME] have options of their own.", "Secret: url_file may name a file",
+	} {
+		if !strings.Contains(out.String(), line) {
+			t.Errorf("%s\nlacks %s", &out, line)
+		}
+	}
+}
+
+// TestBadTags: a programmer's faults are found when the options are declared.
+func TestBadTags(t *testing.T) {
+	t.Parallel()
+	for name, opts := range map[string]any{
+		"default out of range": &struct {
+			A int `ini:"a" default:"9" max:"5"`
+		}{}, "default is no choice": &struct {
+			A string `ini:"a" default:"x" choices:"y"`
+		}{}, "unknown tag": &struct {
+			A int `ini:"a" defalt:"1"`
+		}{}, "bad flag": &struct {
+			A int `ini:"a" secret:"yes"`
+		}{}, "required with a default": &struct {
+			A string `ini:"a" default:"1" required:"true"`
+		}{}, "strict text": &struct {
+			A string `ini:"a" strict:"true"`
+		}{}, "bad bound": &struct {
+			A int `ini:"a" default:"1" min:"x"`
+		}{}, "dictionary of numbers": &struct {
+			A map[string]int `ini:"a" default:"a:1"`
+		}{},
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s: it does not panic", name)
+				}
+			}()
+			_ = config.Load(opts, config.Source{})
+		}()
+	}
+}
+
+var _ interface {
+	service.Part
+	service.Reloader
+} = (*config.Config[full])(nil)
+
+func ExampleOpen() {
+	type options struct {
+		Workers int `ini:"workers" default:"4" min:"1" reloadable:"true"`
+	}
+	c, err := config.Open[options](config.Source{Env: []string{"OS_DEFAULT__WORKERS=8"}})
+	if err != nil {
+		panic(err)
+	}
+	c.OnChange(nil, func(old, next *options) { fmt.Println("from", old.Workers, "to", next.Workers) })
+	fmt.Println(c.Current().Workers, c.Values()[0].Where)
+	_, err = config.Open[options](config.Source{Env: []string{"OS_DEFAULT__WORKERS=0"}})
+	fmt.Println(err)
+	fmt.Println(c.Reload(context.Background()))
+	// Output:
+	// 8 environment OS_DEFAULT__WORKERS
+	// environment OS_DEFAULT__WORKERS: [DEFAULT] workers: "0" is less than 1
+	// <nil>
+}

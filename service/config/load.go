@@ -1,0 +1,409 @@
+package config
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// defaultSection is where options stand that no section struct is around of.
+const defaultSection = "DEFAULT"
+
+// The levels of sources, the weakest first.
+const (
+	levelDefaults = iota + 1
+	levelFiles
+	levelEnv
+	levelFlags
+	levelOverrides
+)
+
+type loader struct {
+	options map[string]map[string]*option // by section and name
+	aliases map[string]map[string]*option // by older ones
+	free    []free
+	strict  *option // the option that says whether unknown ones are errors
+	unknown []string
+	warns   []string
+	errs    []error
+}
+
+// free is a declared family of sections with raw values.
+type free struct {
+	prefix string
+	values map[string]map[string]string
+	field  reflect.Value
+}
+
+// load fills the struct work.
+func load(work reflect.Value, src Source) (*loader, error) {
+	l := &loader{options: map[string]map[string]*option{defaultSection: {}}, aliases: map[string]map[string]*option{}}
+	l.declare(work, defaultSection)
+	l.named(levelDefaults, "program's default ", src.Defaults)
+	for _, file := range src.Files {
+		l.file(file)
+	}
+	for _, dir := range src.Dirs {
+		l.dir(dir)
+	}
+	l.env(src.Env)
+	l.named(levelFlags, "flag ", src.Flags)
+	l.named(levelOverrides, "program's override ", src.Overrides)
+	lenient := src.Lenient
+	if l.strict != nil && l.strict.assign(l.strict.value) == nil {
+		lenient = lenient || !l.strict.field.Bool()
+	}
+	for _, text := range l.unknown {
+		if lenient {
+			l.warnf("ignored: %s", text)
+		} else {
+			l.fail("%s", text)
+		}
+	}
+	for o := range l.all() {
+		switch {
+		case o.is("required") && o.value == "":
+			l.fail("[%s] %s is required; set it in a file, or as %s", o.section, o.name, envName(o.section, o.name))
+			continue
+		case o.tag.Get("removed") != "":
+			if o.where != "default" {
+				l.warnf("%s: [%s] %s has no effect: %s", o.where, o.section, o.name, o.tag.Get("removed"))
+			}
+			continue
+		}
+		if err := o.assign(o.value); err != nil {
+			l.fail("%s: [%s] %s: %s", o.where, o.section, o.name, o.wrong(err))
+		}
+	}
+	if l.errs == nil {
+		if v, ok := reflect.TypeAssert[interface{ Validate() error }](work.Addr()); ok {
+			if err := v.Validate(); err != nil {
+				l.errs = append(l.errs, fault.New(fault.Invalid, "%w", err))
+			}
+		}
+	}
+	return l, errors.Join(l.errs...)
+}
+
+func (l *loader) fail(format string, args ...any) {
+	l.errs = append(l.errs, fault.New(fault.Invalid, format, args...))
+}
+
+func (l *loader) warnf(format string, args ...any) {
+	l.warns = append(l.warns, fmt.Sprintf(format, args...))
+}
+
+// warn logs the warnings that were not said before.
+func (l *loader) warn(src Source, said map[string]bool) {
+	log := src.Logger
+	if log == nil {
+		log = slog.Default()
+	}
+	for _, w := range l.warns {
+		if !said[w] {
+			said[w] = true
+			log.Warn("configuration: " + w)
+		}
+	}
+}
+
+// all returns the options by section and name.
+func (l *loader) all() func(yield func(*option) bool) {
+	return func(yield func(*option) bool) {
+		for _, section := range slices.Sorted(maps.Keys(l.options)) {
+			for _, name := range slices.Sorted(maps.Keys(l.options[section])) {
+				if !yield(l.options[section][name]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// declare finds the options in a struct.
+func (l *loader) declare(v reflect.Value, section string) {
+	for i := range v.NumField() {
+		f, field := v.Field(i), v.Type().Field(i)
+		tag := field.Tag
+		switch {
+		case tag.Get("ini") != "":
+			o := newOption(f, field, section)
+			if l.options[section][o.name] != nil {
+				panic("config: field " + field.Name + ": its option is declared twice")
+			}
+			l.options[section][o.name] = o
+			if o.is("strict") {
+				l.strict = o
+			}
+			l.declareAliases(o)
+		case tag.Get("section") != "":
+			s := tag.Get("section")
+			if l.options[s] == nil {
+				l.options[s] = map[string]*option{}
+			}
+			l.declare(f, s)
+		case tag.Get("sections") != "":
+			values := map[string]map[string]string{}
+			f.Set(reflect.ValueOf(values))
+			l.free = append(l.free, free{tag.Get("sections"), values, f})
+		case field.Anonymous && f.Kind() == reflect.Struct:
+			l.declare(f, section)
+		}
+	}
+}
+
+func (l *loader) declareAliases(o *option) {
+	for older := range strings.SplitSeq(o.tag.Get("deprecated"), ",") {
+		if older = strings.TrimSpace(older); older == "" {
+			continue
+		}
+		section, name, ok := strings.Cut(older, ".")
+		if !ok {
+			section, name = o.section, older
+		}
+		if l.aliases[section] == nil {
+			l.aliases[section] = map[string]*option{}
+		}
+		l.aliases[section][name] = o
+	}
+}
+
+func (l *loader) dir(path string) {
+	entries, err := os.ReadDir(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	if err != nil {
+		l.fail("read configuration: %w", err)
+		return
+	}
+	for _, e := range entries { // by name
+		if !e.IsDir() && filepath.Ext(e.Name()) == ".conf" {
+			l.file(filepath.Join(path, e.Name()))
+		}
+	}
+}
+
+func (l *loader) file(path string) {
+	text, err := os.ReadFile(path)
+	if err != nil {
+		l.fail("read configuration: %w", err)
+		return
+	}
+	entries, err := parse(path, string(text))
+	if err != nil {
+		l.errs = append(l.errs, err)
+		return
+	}
+	for _, e := range entries {
+		l.set(levelFiles, fmt.Sprintf("%s:%d", path, e.line), e.section, e.key, e.value)
+	}
+}
+
+func (l *loader) named(level int, what string, values map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		section, key, ok := strings.Cut(name, ".")
+		if !ok {
+			section, key = defaultSection, name
+		}
+		l.set(level, what+name, section, key, values[name])
+	}
+}
+
+func envName(section, name string) string {
+	return strings.ToUpper("OS_" + strings.ReplaceAll(section, "-", "_") + "__" + strings.ReplaceAll(name, "-", "_"))
+}
+
+// env looks for the declared options only. A name in the environment is in
+// upper case, so the sections' and options' own case does not matter.
+func (l *loader) env(env []string) {
+	vars := make(map[string]string, len(env))
+	for _, kv := range env {
+		if k, v, ok := strings.Cut(kv, "="); ok && strings.HasPrefix(k, "OS_") {
+			vars[k] = v
+		}
+	}
+	look := func(section, name string) {
+		k := envName(section, name)
+		if v, ok := vars[k]; ok {
+			l.set(levelEnv, "environment "+k, section, name, v)
+		}
+	}
+	for _, section := range slices.Sorted(maps.Keys(l.aliases)) {
+		for _, name := range slices.Sorted(maps.Keys(l.aliases[section])) {
+			look(section, name)
+		}
+	}
+	for o := range l.all() {
+		look(o.section, o.name)
+		if o.is("secret") {
+			look(o.section, o.name+fileSuffix)
+		}
+	}
+}
+
+// fileSuffix makes the name of the option that names a file with a secret.
+const fileSuffix = "_file"
+
+// set takes one value. An empty key declares that the section stands there.
+func (l *loader) set(level int, where, section, key, value string) {
+	if o := l.options[section][key]; o != nil {
+		if o.byFile != "" && o.level == level {
+			l.fail("%s: [%s] %s stands beside %s, which names a file with it: only one of them can count", where, section, key, o.byFile)
+			return
+		}
+		o.take(level, where, value, false)
+		return
+	}
+	if name, ok := strings.CutSuffix(key, fileSuffix); ok {
+		if o := l.options[section][name]; o != nil && o.is("secret") {
+			l.secret(o, level, where, key, value)
+			return
+		}
+	}
+	if o := l.aliases[section][key]; o != nil {
+		l.warnf("%s: [%s] %s is called [%s] %s now", where, section, key, o.section, o.name)
+		if o.level != level || o.byAlias {
+			o.take(level, where, value, true)
+		}
+		return
+	}
+	if l.options[section] != nil {
+		if key != "" {
+			l.strange(level, "%s: [%s] %s: no such option%s", where, section, key, l.hint(section, key))
+		}
+		return
+	}
+	if _, ok := l.aliases[section]; ok && key == "" {
+		return // options that stood there stand elsewhere now
+	}
+	for _, f := range l.free {
+		if rest, ok := strings.CutPrefix(section, f.prefix); ok && rest != "" {
+			if f.values[rest] == nil {
+				f.values[rest] = map[string]string{}
+			}
+			if key != "" {
+				f.values[rest][key] = value
+			}
+			return
+		}
+	}
+	switch {
+	case key == "":
+		l.strange(level, "%s: [%s]: no such section%s", where, section, suggest(section, maps.Keys(l.options)))
+	case level != levelFiles:
+		l.strange(level, "%s: no such section%s", where, suggest(section, maps.Keys(l.options)))
+	default: // a file's section was told once, at its head
+	}
+}
+
+// strange is something that nobody has declared. Only in files may it be somebody
+// else's.
+func (l *loader) strange(level int, format string, args ...any) {
+	if level == levelFiles {
+		l.unknown = append(l.unknown, fmt.Sprintf(format, args...))
+		return
+	}
+	l.fail(format, args...)
+}
+
+func (o *option) take(level int, where, value string, byAlias bool) {
+	o.level, o.where, o.value, o.byAlias, o.byFile = level, where, value, byAlias, ""
+}
+
+// maxSecret is how long a file with a secret may be, in bytes.
+const maxSecret = 64 << 10
+
+// secret reads a secret from a file.
+func (l *loader) secret(o *option, level int, where, key, path string) {
+	fail := func(format string, args ...any) {
+		l.fail("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
+	}
+	if o.level == level && o.byFile == "" {
+		fail("it stands beside %s: only one of them can count", o.name)
+		return
+	}
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		fail("%v", err)
+		return
+	case info.Mode().Perm()&0o004 != 0:
+		fail("everybody can read %s, whose mode is %04o: make it 0600", path, info.Mode().Perm())
+		return
+	case info.Size() > maxSecret:
+		fail("%s has more than %d bytes", path, maxSecret)
+		return
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		fail("%v", err)
+		return
+	}
+	o.take(level, where, strings.TrimRight(string(raw), "\r\n"), false)
+	o.byFile = key
+}
+
+// hint names where the option could have been meant to stand.
+func (l *loader) hint(section, key string) string {
+	for _, other := range slices.Sorted(maps.Keys(l.options)) {
+		if other != section && l.options[other][key] != nil {
+			return "; it belongs to [" + other + "]"
+		}
+	}
+	return suggest(key, maps.Keys(l.options[section]))
+}
+
+// suggest names the known name that is nearest to one that is not known.
+func suggest(name string, known func(yield func(string) bool)) string {
+	nearest := slices.SortedFunc(known, func(a, b string) int {
+		return cmp.Or(cmp.Compare(distance(name, a), distance(name, b)), cmp.Compare(a, b))
+	})
+	if len(nearest) == 0 {
+		return ""
+	}
+	return "; the nearest is " + nearest[0]
+}
+
+// distance is the Levenshtein distance, in bytes.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// values returns the options as they are.
+func (l *loader) values() (out []Value) {
+	for o := range l.all() {
+		v := Value{Section: o.section, Name: o.name, Value: o.value, Where: o.where}
+		if o.is("secret") && v.Value != "" {
+			v.Value = "***"
+		}
+		out = append(out, v)
+	}
+	return out
+}
