@@ -531,13 +531,14 @@ func TestDrain(t *testing.T) {
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		var f service.Inflight
 		b := newBench(t, d, operation.RunnerConfig{Lease: time.Hour, Inflight: &f})
-		entered, release := make(chan struct{}, 1), make(chan struct{})
-		steps := []operation.Step[input]{b.step("a", func(*operation.Op) error {
+		entered := make(chan struct{}, 1)
+		first := b.step("a", nil, nil)
+		first.Do = func(ctx context.Context, _ *operation.Op, _ *input) error {
 			entered <- struct{}{}
-			<-release
-			return nil
-		}, nil), b.step("b", nil, nil)}
-		operation.Handle(b.runner, create, steps...)
+			<-ctx.Done() // the drain has begun, and is in a hurry
+			return nil   // and yet it was done
+		}
+		operation.Handle(b.runner, create, first, b.step("b", nil, nil))
 		if err := b.runner.Start(t.Context()); err != nil {
 			t.Fatal(err)
 		}
@@ -546,11 +547,10 @@ func TestDrain(t *testing.T) {
 		if list := f.List(); len(list) != 1 || list[0].Name != "disk.create" || list[0].Resource != "disk-1" || list[0].RequestID != "req-1" {
 			t.Errorf("in flight: %+v", list)
 		}
-		stopped := make(chan error)
-		go func() { stopped <- b.runner.Drain(t.Context()) }()
-		close(release)
-		if err := <-stopped; err != nil {
-			t.Error(err)
+		hurry, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := b.runner.Drain(hurry); !errors.Is(err, context.Canceled) {
+			t.Errorf("Drain = %v", err)
 		}
 		if o, err := b.ops.Show(t.Context(), id); err != nil || o.Step != 1 || o.Owner != "" {
 			t.Errorf("given back: %+v, %v", o, err)

@@ -110,12 +110,21 @@ func HandleMax[In any](r *Runner, k Kind[In], n int, steps ...Step[In]) {
 type clock struct {
 	at   time.Time // the database's
 	when time.Time // measured then, with a monotonic reading
+	last time.Time // that was told
 }
 
+// now returns the time. It does not go back, unless the database's clock was set back by
+// more than what measuring it is wrong by.
 func (r *Runner) now() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.clock.at.Add(time.Since(r.clock.when))
+	c := &r.clock
+	now := c.at.Add(time.Since(c.when))
+	if behind := c.last.Sub(now); behind > 0 && behind < time.Second {
+		return c.last
+	}
+	c.last = now
+	return now
 }
 
 func (r *Runner) setClock(ctx context.Context) error {
@@ -126,7 +135,7 @@ func (r *Runner) setClock(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.clock = clock{at: at, when: before} // at the earliest then: a lease ends too late rather than too early
+	r.clock.at, r.clock.when = at, before // at the earliest then: a lease ends too late rather than too early
 	return nil
 }
 

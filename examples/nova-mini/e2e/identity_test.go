@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -73,6 +74,12 @@ func TestIdentity(t *testing.T) {
 		}
 		return res.StatusCode, string(raw), res.Header
 	}
+	c.poll("the compute service to be known", 30*time.Second, func() error {
+		if _, body, _ := ask("root.p0.admin", "GET", "os-services", ""); !strings.Contains(body, "nova-compute") {
+			return errors.New(body)
+		}
+		return nil
+	})
 	const boot = `{"server": {"name": "s", "flavorRef": "1", "imageRef": "cirros"}}`
 	ids := map[string]string{}
 	for _, token := range []string{"ada.p1.member", "bob.p2.member"} {
