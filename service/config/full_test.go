@@ -188,7 +188,7 @@ func TestSecretFiles(t *testing.T) {
 	for text, want := range map[string]string{
 		"url_file = " + good:                                                                   "hush",
 		"url_file = " + filepath.Join(dir, "none"):                                             "1.conf:2: [database] url_file: stat ",
-		"url_file = " + put(t, filepath.Join(dir, "open"), "hush", 0o644):                      "everybody can read " + dir + "/open, whose mode is 0644: make it 0600",
+		"url_file = " + put(t, filepath.Join(dir, "open"), "hush", 0o644):                      "everybody can read or write " + dir + "/open, whose mode is 0644: make it 0600",
 		"url_file = " + put(t, filepath.Join(dir, "long"), strings.Repeat("x", 70_000), 0o600): "has more than 65536 bytes",
 		"url = a\nurl_file = " + good:                                                          "it stands beside url: only one of them can count",
 		"url_file = " + good + "\nurl = a":                                                     "url stands beside url_file",
@@ -371,4 +371,85 @@ func ExampleOpen() {
 	// 8 environment OS_DEFAULT__WORKERS
 	// environment OS_DEFAULT__WORKERS: [DEFAULT] workers: "0" is less than 1
 	// <nil>
+}
+
+// between has options that only make sense together, and bounds without a default.
+type between struct {
+	Low  int    `ini:"low" default:"1"`
+	High int    `ini:"high" default:"9" reloadable:"true"`
+	Open int    `ini:"open" min:"1"`
+	Peer string `ini:"peer"`
+}
+
+func (b *between) Validate() error {
+	if b.Low >= b.High {
+		return errors.New("low must be below high")
+	}
+	return nil
+}
+
+// TestMergedIsValid: what stays and what changes must be right together.
+func TestMergedIsValid(t *testing.T) {
+	t.Parallel()
+	file := put(t, filepath.Join(t.TempDir(), "a.conf"), "low = 5\nhigh = 6\n", 0o600)
+	c, err := config.Open[between](config.Source{Files: []string{file}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, file, "low = 1\nhigh = 2\n", 0o600)
+	if err := c.Reload(t.Context()); err == nil || c.Current().High != 6 {
+		t.Errorf("%v, %+v", err, c.Current())
+	}
+}
+
+// TestUnset: bounds are for what is set.
+func TestUnset(t *testing.T) {
+	t.Parallel()
+	var b between
+	if err := config.Load(&b, config.Source{}); err != nil || b.Open != 0 {
+		t.Errorf("%+v, %v", b, err)
+	}
+	if err := config.Load(&b, config.Source{Flags: map[string]string{"open": "0"}}); err == nil {
+		t.Error("0 is taken")
+	}
+}
+
+// TestPasswordsInURLs are shown nowhere, whether the option is marked as secret or not.
+func TestPasswordsInURLs(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	c, err := config.Open[between](config.Source{
+		Flags: map[string]string{"peer": "http://u:hunter2@h/x"}, Env: []string{"OS_DEFAULT__PEAR=1", "OS_OTHER__X=1"}, Logger: slog.New(slog.NewTextHandler(&out, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, v := range c.Values() {
+		if v.Name == "peer" && v.Value != "http://u:***@h/x" {
+			t.Errorf("%+v", v)
+		}
+	}
+	if !strings.Contains(out.String(), "environment OS_DEFAULT__PEAR: there is no such option in [DEFAULT]") || strings.Contains(out.String(), "OS_OTHER") {
+		t.Errorf("%s", &out)
+	}
+	_, err = config.Open[between](config.Source{Flags: map[string]string{"low": "http://u:hunter2@h"}})
+	if err == nil || strings.Contains(err.Error(), "hunter2") {
+		t.Error(err)
+	}
+}
+
+// TestSecretOverFile: a later file counts, whichever way it gives the secret.
+func TestSecretOverFile(t *testing.T) {
+	t.Parallel()
+	good := put(t, filepath.Join(t.TempDir(), "good"), "hush", 0o600)
+	for _, files := range [][]string{{"[database]\nurl = a\n", "[database]\nurl_file = " + good + "\n"}, {"[database]\nurl_file = " + good + "\n", "[database]\nurl = hush\n"}} {
+		var o full
+		if err := config.Load(&o, config.Source{Files: write(t, files...)}); err != nil || o.Database.URL != "hush" {
+			t.Errorf("%v: %q, %v", files, o.Database.URL, err)
+		}
+	}
+	var o full
+	if err := config.Load(&o, config.Source{Files: write(t, "[database]\nurl_file = "+t.TempDir()+"\n")}); err == nil || !strings.Contains(err.Error(), "is not a file") {
+		t.Error(err)
+	}
 }

@@ -10,7 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/armature-go/armature/fault"
@@ -80,6 +82,8 @@ func load(work reflect.Value, src Source) (*loader, error) {
 				l.warnf("%s: [%s] %s has no effect: %s", o.where, o.section, o.name, o.tag.Get("removed"))
 			}
 			continue
+		case o.unset():
+			continue // the field has its zero value
 		}
 		if err := o.assign(o.value); err != nil {
 			l.fail("%s: [%s] %s: %s", o.where, o.section, o.name, o.wrong(err))
@@ -233,8 +237,10 @@ func (l *loader) env(env []string) {
 			vars[k] = v
 		}
 	}
+	known := map[string]bool{}
 	look := func(section, name string) {
 		k := envName(section, name)
+		known[k] = true
 		if v, ok := vars[k]; ok {
 			l.set(levelEnv, "environment "+k, section, name, v)
 		}
@@ -250,6 +256,13 @@ func (l *loader) env(env []string) {
 			look(o.section, o.name+fileSuffix)
 		}
 	}
+	for _, k := range slices.Sorted(maps.Keys(vars)) { // of another program's section, or misspelt
+		for section := range l.options {
+			if strings.HasPrefix(k, envName(section, "")) && !known[k] {
+				l.warnf("environment %s: there is no such option in [%s]", k, section)
+			}
+		}
+	}
 }
 
 // fileSuffix makes the name of the option that names a file with a secret.
@@ -258,7 +271,7 @@ const fileSuffix = "_file"
 // set takes one value. An empty key declares that the section stands there.
 func (l *loader) set(level int, where, section, key, value string) {
 	if o := l.options[section][key]; o != nil {
-		if o.byFile != "" && o.level == level {
+		if o.byFile != "" && o.level == level && sameFile(o.where, where) {
 			l.fail("%s: [%s] %s stands beside %s, which names a file with it: only one of them can count", where, section, key, o.byFile)
 			return
 		}
@@ -317,6 +330,26 @@ func (l *loader) strange(level int, format string, args ...any) {
 	l.fail(format, args...)
 }
 
+// sameFile reports whether two values stand in one file, or both in none.
+func sameFile(a, b string) bool {
+	file := func(where string) string {
+		name, line, ok := cutLast(where, ":")
+		if _, err := strconv.Atoi(line); !ok || err != nil {
+			return ""
+		}
+		return name
+	}
+	return file(a) == file(b)
+}
+
+func cutLast(s, sep string) (before, after string, ok bool) {
+	i := strings.LastIndex(s, sep)
+	if i < 0 {
+		return s, "", false
+	}
+	return s[:i], s[i+len(sep):], true
+}
+
 func (o *option) take(level int, where, value string, byAlias bool) {
 	o.level, o.where, o.value, o.byAlias, o.byFile = level, where, value, byAlias, ""
 }
@@ -329,7 +362,7 @@ func (l *loader) secret(o *option, level int, where, key, path string) {
 	fail := func(format string, args ...any) {
 		l.fail("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
 	}
-	if o.level == level && o.byFile == "" {
+	if o.level == level && o.byFile == "" && sameFile(o.where, where) {
 		fail("it stands beside %s: only one of them can count", o.name)
 		return
 	}
@@ -338,8 +371,11 @@ func (l *loader) secret(o *option, level int, where, key, path string) {
 	case err != nil:
 		fail("%v", err)
 		return
-	case info.Mode().Perm()&0o004 != 0:
-		fail("everybody can read %s, whose mode is %04o: make it 0600", path, info.Mode().Perm())
+	case !info.Mode().IsRegular():
+		fail("%s is not a file", path)
+		return
+	case info.Mode().Perm()&0o006 != 0:
+		fail("everybody can read or write %s, whose mode is %04o: make it 0600", path, info.Mode().Perm())
 		return
 	case info.Size() > maxSecret:
 		fail("%s has more than %d bytes", path, maxSecret)
@@ -396,6 +432,12 @@ func distance(a, b string) int {
 	return row[len(b)]
 }
 
+// password is one in a URL.
+var password = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*):[^\s@]+@`)
+
+// redact hides passwords in URLs, also of options that nobody has marked as secret.
+func redact(s string) string { return password.ReplaceAllString(s, "$1:***@") }
+
 // values returns the options as they are.
 func (l *loader) values() (out []Value) {
 	for o := range l.all() {
@@ -403,6 +445,7 @@ func (l *loader) values() (out []Value) {
 		if o.is("secret") && v.Value != "" {
 			v.Value = "***"
 		}
+		v.Value = redact(v.Value)
 		out = append(out, v)
 	}
 	return out

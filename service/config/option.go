@@ -66,10 +66,16 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 	if o.value == "" && !o.text() {
 		o.value = "0"
 	}
-	if o.is("required") {
-		if o.tag.Get("default") != "" {
-			fail("what is required has no default")
+	if o.is("required") && o.tag.Get("default") != "" {
+		fail("what is required has no default")
+	}
+	if o.unset() { // that need not be within the bounds
+		if o.unmarshaler() == nil {
+			if err := assign(o.field, o.value); err != nil {
+				fail("%s", o.wrong(err))
+			}
 		}
+		_ = o.bounds() // which panics if the tags are wrong
 		return o
 	}
 	if err := o.assign(o.value); err != nil {
@@ -77,6 +83,9 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 	}
 	return o
 }
+
+// unset reports whether nobody has set the option, and it has no default.
+func (o *option) unset() bool { return o.where == "default" && o.tag.Get("default") == "" }
 
 // text reports whether an empty text is a value of the option.
 func (o *option) text() bool {
@@ -158,7 +167,7 @@ func (o *option) wrong(err error) string {
 	if o.is("secret") {
 		return "the value " + err.Error()
 	}
-	return fmt.Sprintf("%q %s", o.value, err)
+	return fmt.Sprintf("%q %s", redact(o.value), err)
 }
 
 // kind names the type for people.

@@ -114,6 +114,11 @@ func (c *Config[T]) Reload(context.Context) error {
 		return nil
 	}
 	var errs []error
+	if v, ok := any(&next.opts).(interface{ Validate() error }); ok { // with the options that stay
+		if err := v.Validate(); err != nil {
+			errs = append(errs, fault.New(fault.Invalid, "%w", err))
+		}
+	}
 	for _, h := range c.hooks {
 		if h.check != nil {
 			if err := h.check(&old.opts, &next.opts); err != nil {
