@@ -76,6 +76,7 @@ var rules = map[string][]string{
 	"service/auth":        {"service", "service/api", "fault", "reqctx", "golang.org/x/sync"},
 	"service/policy":      {"service", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
+	"service/api/apiprom": {"service/api", prometheus},
 	"service/api": {
 		"service/...", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/google/jsonschema-go",
 		"github.com/klauspost/compress", "github.com/rs/cors",

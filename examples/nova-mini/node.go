@@ -31,6 +31,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/api/apiprom"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/policy"
 	"github.com/armature-go/armature/service/serviceprom"
@@ -47,7 +48,9 @@ type node struct {
 	reach  func(context.Context) error // nil while the bus works
 	client *rpc.Client
 	store  *store.Store
-	close  []func() error // what was opened while wiring
+	// requests are the metrics of the API.
+	requests *apiprom.Metrics
+	close    []func() error // what was opened while wiring
 }
 
 // run wires a service and runs it until it is told to stop.
@@ -56,13 +59,13 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	if err != nil {
 		return err
 	}
-	n := &node{options: o, log: o.logger(), out: f.out}
+	n := &node{options: o, log: o.logger(), out: f.out, requests: apiprom.New()}
 	slog.SetDefault(n.log)
 	n.app = service.New(service.Config{Name: "nova-mini", DrainDelay: o.DrainDelay, DrainTimeout: o.ShutdownTimeout, Logger: n.log})
 	n.app.Add("configuration", o.config)
 	if o.Admin != "" {
 		metrics := prometheus.NewRegistry()
-		metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), serviceprom.New(n.app))
+		metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), serviceprom.New(n.app), n.requests)
 		n.app.Add("admin (option admin_listen)", n.app.Admin(service.AdminConfig{
 			Addr: o.Admin, Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}), Level: &o.level, Config: func() any { return o.config.Values() },
 		}))
@@ -179,7 +182,7 @@ func (n *node) addAPI() error {
 	}
 	door := service.HTTP(n.address(), api.New(api.Config{
 		Authenticate: who, Challenge: challenge, Policy: rules,
-		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Logger: n.log,
+		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.requests.Observe, Logger: n.log,
 	}))
 	n.app.Add("api (option osapi_compute_listen_port, flag --port)", door)
 	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, door.Addr()) }})

@@ -40,7 +40,9 @@ type Config struct {
 	Policy *policy.Enforcer
 	// Inflight notes each request while it runs.
 	Inflight *service.Inflight
-	Logger   *slog.Logger
+	// Observe is called after each request, unless it is nil.
+	Observe func(context.Context, api.Observation)
+	Logger  *slog.Logger
 }
 
 // MaxLimit is how many items a page has at most, Nova's default.
@@ -74,6 +76,7 @@ func New(cfg Config) http.Handler {
 		RequestIDHeaders: []string{"x-compute-request-id"},
 		FaultName:        "computeFault",
 		Inflight:         cfg.Inflight,
+		Observe:          cfg.Observe,
 		Microversions: &api.Microversions{
 			Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
 		},

@@ -1,0 +1,42 @@
+package api_test
+
+import (
+	"net/http/httptest"
+	"testing"
+
+	"github.com/armature-go/armature/service/api"
+)
+
+// FuzzRequest: whatever stands in a path, a query or a version header is answered, and
+// never with a 500.
+func FuzzRequest(f *testing.F) {
+	for _, s := range [][3]string{
+		{"/v3/disks", "dry=true&n=3&tag=a&tag=b", "volume 3.10"},
+		{"/v3/disks", "n=1e400", "volume latest"},
+		{"/v3/late/1", "", "volume 3.50, compute 2.1"},
+		{"/v3/disks/", "a=%zz", "volume 3.1.2"},
+		{"//v3/../disks", "limit=-1", "volume"},
+		{"/disks/%2e%2e", "", ",,"},
+		{"/v3", "sort=name:up", "volume 99999999999999999999.1"},
+	} {
+		f.Add(s[0], s[1], s[2])
+	}
+	m := versionedMux(api.Config{})
+	f.Fuzz(func(t *testing.T, path, query, version string) {
+		for _, method := range []string{"GET", "POST"} {
+			r := httptest.NewRequestWithContext(t.Context(), method, "/", nil)
+			r.URL.Path, r.URL.RawQuery = path, query
+			r.Header.Set("OpenStack-API-Version", version)
+			w := httptest.NewRecorder()
+			m.ServeHTTP(w, r)
+			if w.Code >= 500 || w.Code < 200 || w.Header().Get("X-Openstack-Request-Id") == "" {
+				t.Errorf("%s %q ? %q, version %q: %d %s", method, path, query, version, w.Code, w.Body)
+			}
+		}
+		r := httptest.NewRequestWithContext(t.Context(), "GET", "/", nil)
+		r.URL.RawQuery = query
+		if p, err := (api.Pages{SortKeys: []string{"name"}}).Read(r); err == nil && (p.Limit < 1 || p.Limit > 1000) {
+			t.Errorf("%q: %+v", query, p)
+		}
+	})
+}
