@@ -50,6 +50,10 @@ func killed(d *sqlx.DB, kind string, hook func(place, step string)) (*operation.
 		_, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, 'once', 1)`, op.ID)
 		return db.Error(err)
 	}
+	unonce := func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *input) error {
+		_, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, '-once', 1)`, op.ID)
+		return db.Error(err)
+	}
 	last := operation.Step[input]{Name: "last", Do: do("last"), Undo: do("-last")}
 	if strings.HasSuffix(kind, "fails") {
 		last.Do = func(context.Context, *operation.Op, *input) error { return errors.New("no") }
@@ -57,7 +61,7 @@ func killed(d *sqlx.DB, kind string, hook func(place, step string)) (*operation.
 	r := operation.NewRunner(operation.RunnerConfig{
 		Store: operation.NewStore(d), Host: "h" + strconv.Itoa(os.Getpid()), Lease: killLease, Poll: 50 * time.Millisecond, Hook: hook, Logger: slog.New(slog.DiscardHandler),
 	})
-	operation.Handle(r, k, operation.Step[input]{Name: "first", Do: do("first"), Undo: do("-first")}, operation.Step[input]{Name: "once", DoTx: once}, last)
+	operation.Handle(r, k, operation.Step[input]{Name: "first", Do: do("first"), Undo: do("-first")}, operation.Step[input]{Name: "once", DoTx: once, UndoTx: unonce}, last)
 	return r, k
 }
 
@@ -230,10 +234,10 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 	}
 	steps := []string{"first", "once", "last"}
 	if want == operation.Failed {
-		steps = []string{"first", "once", "-last", "-first"}
+		steps = []string{"first", "once", "-last", "-once", "-first"}
 	}
 	for _, s := range steps {
-		if n := got[s]; n < 1 || n > 2 || s == "once" && n != 1 {
+		if n := got[s]; n < 1 || n > 2 || strings.HasSuffix(s, "once") && n != 1 {
 			t.Errorf("%s: step %s was done %d times", what, s, n)
 		}
 	}

@@ -22,8 +22,9 @@
 //	app.Add("operations", runner)
 //
 // A step is done at least once, so it has to be idempotent, except that DoTx is done
-// exactly once, as it is one transaction with the note that it is done. Times are those
-// of the database's clock; only durations are measured here.
+// exactly once, as it is one transaction with the note that it is done. A step that waits
+// for somebody else returns [Again]; [Runner.Complete] ends it, in the transaction of the
+// report. Times are those of the database's clock; only durations are measured here.
 package operation
 
 import (
@@ -110,37 +111,6 @@ func Begin[In any](ctx context.Context, s *Store, k Kind[In], resource string, i
 }
 
 const defaultTimeout = 10 * time.Minute
-
-// row is an operation's.
-type row struct {
-	ID         string     `db:"id"`
-	Kind       string     `db:"kind"`
-	Resource   string     `db:"resource"`
-	Active     *string    `db:"active"`
-	Priority   int        `db:"priority"`
-	State      State      `db:"state"`
-	Outcome    State      `db:"outcome"` // the state that an undoing one ends in
-	Step       int        `db:"step"`    // to be done next, or to be undone
-	Attempts   int        `db:"attempts"`
-	Events     int        `db:"events"`
-	Input      string     `db:"input"`
-	Data       string     `db:"data"`
-	ErrorCode  string     `db:"error_code"`
-	Error      string     `db:"error"`
-	Fence      int64      `db:"fence"`
-	Owner      string     `db:"owner"`
-	DueAt      *time.Time `db:"due_at"`
-	DeadlineAt time.Time  `db:"deadline_at"`
-	TimeoutMS  int64      `db:"timeout_ms"`
-	RequestID  string     `db:"request_id"`
-	ProjectID  string     `db:"project_id"`
-	UserID     string     `db:"user_id"`
-	CreatedAt  time.Time  `db:"created_at"`
-	UpdatedAt  time.Time  `db:"updated_at"`
-	EndedAt    *time.Time `db:"ended_at"`
-}
-
-func (r *row) timeout() time.Duration { return time.Duration(r.TimeoutMS) * time.Millisecond }
 
 func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bool) (string, error) {
 	who := reqctx.From(ctx)

@@ -19,7 +19,8 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
-// errLost says that somebody else has the operation, or may have it.
+// errLost says that somebody else has the operation, may have it, or has ended the step
+// with Complete.
 var errLost = errors.New("the operation was taken over, or its lease could not be renewed")
 
 // execution is an operation that this process has leased.
@@ -123,34 +124,26 @@ func (x *execution) next(ctx context.Context) bool {
 	case x.row.State == Running && late:
 		return x.fail(ctx, TimedOut, fault.Timeout, fmt.Sprintf("it was not done within %v", x.row.timeout()), nil)
 	case x.row.State == Running && x.row.Step >= len(x.kind.steps):
-		return x.write(ctx, "end", func(r *row) { x.over(r, Succeeded) }, nil, nil)
+		return x.write(ctx, "end", func(r *row) { r.over(Succeeded, x.now()) }, nil, nil)
 	case x.row.State == Running:
 		return x.do(ctx, &x.kind.steps[x.row.Step])
 	case x.row.Step < 0 || x.row.Step >= len(x.kind.steps):
-		return x.write(ctx, "end", func(r *row) { x.over(r, r.Outcome) }, nil, nil)
+		return x.write(ctx, "end", func(r *row) { r.over(r.Outcome, x.now()) }, nil, nil)
 	default:
 		return x.undo(ctx, &x.kind.steps[x.row.Step], late)
 	}
-}
-
-// over makes a row that of an operation that has ended.
-func (x *execution) over(r *row, state State) {
-	now := x.now()
-	r.State, r.Active, r.DueAt, r.EndedAt = state, nil, nil, &now
 }
 
 // do does a step.
 func (x *execution) do(ctx context.Context, s *step) bool {
 	op, began := x.op(), x.now()
 	done := func(r *row) {
-		r.Step, r.Attempts, r.Data = r.Step+1, 0, string(op.data)
-		if r.Step == len(x.kind.steps) {
-			x.over(r, Succeeded)
-		}
+		r.Data = string(op.data)
+		x.kind.done(r, x.now())
 	}
 	var err error
 	if s.doTx != nil {
-		more, stepErr := x.doTx(ctx, s, op, began, done)
+		more, stepErr := x.inTx(ctx, s, s.doTx, op, "done", began, done)
 		if stepErr == nil {
 			return more
 		}
@@ -177,11 +170,12 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 	}
 }
 
-// doTx does a step in the transaction in which it is noted. stepErr is the step's own.
-func (x *execution) doTx(ctx context.Context, s *step, op *Op, began time.Time, done func(*row)) (more bool, stepErr error) {
-	more = x.write(ctx, "done", done, x.event(s, "done", nil, began), func(ctx context.Context, tx *sqlx.Tx) error {
+// inTx does or undoes a step in the transaction in which it is noted. stepErr is the
+// step's own.
+func (x *execution) inTx(ctx context.Context, s *step, f func(context.Context, *sqlx.Tx, *Op, string) error, op *Op, result string, began time.Time, change func(*row)) (more bool, stepErr error) {
+	more = x.write(ctx, result, change, x.event(s, result, nil, began), func(ctx context.Context, tx *sqlx.Tx) error {
 		*op = *x.op() // of an attempt that was rolled back nothing is kept
-		if stepErr = x.attempt(ctx, s, func(ctx context.Context) error { return s.doTx(ctx, tx, op, x.row.Input) }); stepErr != nil {
+		if stepErr = x.attempt(ctx, s, func(ctx context.Context) error { return f(ctx, tx, op, x.row.Input) }); stepErr != nil {
 			return stepErr
 		}
 		if string(op.data) == x.row.Data {
@@ -198,7 +192,11 @@ func (x *execution) doTx(ctx context.Context, s *step, op *Op, began time.Time, 
 
 // attempt calls a step within its time.
 func (x *execution) attempt(ctx context.Context, s *step, f func(context.Context) error) (err error) {
-	ctx, cancel := context.WithTimeout(ctx, max(min(s.timeout, x.row.DeadlineAt.Sub(x.now())), time.Millisecond))
+	left := max(x.row.DeadlineAt.Sub(x.now()), time.Millisecond)
+	if x.row.State == Undoing && s.undoTx != nil { // it has its time always
+		left = s.timeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(s.timeout, left))
 	defer cancel()
 	defer func() {
 		if p := recover(); p != nil {
@@ -212,13 +210,17 @@ func (x *execution) attempt(ctx context.Context, s *step, f func(context.Context
 }
 
 func (x *execution) op() *Op {
-	return &Op{ID: x.row.ID, Kind: x.row.Kind, Resource: x.row.Resource, Attempt: x.row.Attempts, Fence: x.row.Fence, data: json.RawMessage(x.row.Data)}
+	op := &Op{ID: x.row.ID, Kind: x.row.Kind, Resource: x.row.Resource, Attempt: x.row.Attempts, Fence: x.row.Fence, data: json.RawMessage(x.row.Data)}
+	if x.row.State == Undoing {
+		op.Err = x.row.err()
+	}
+	return op
 }
 
 func (x *execution) event(s *step, result string, err error, began time.Time) *Event {
 	e := &Event{Step: s.name, Result: result, Host: x.cfg.Host, Began: began}
 	if err != nil {
-		e.ErrorCode, e.Error = fault.CodeOf(err).String(), err.Error()
+		e.fail(result, err)
 	}
 	return e
 }
@@ -226,40 +228,31 @@ func (x *execution) event(s *step, result string, err error, began time.Time) *E
 // fail ends what goes forward: what was done is undone, from this step on.
 func (x *execution) fail(ctx context.Context, outcome State, code fault.Code, why string, e *Event) bool {
 	x.log.WarnContext(ctx, "an operation is undone", "step", x.row.Step, "outcome", string(outcome), "error", why)
-	return x.write(ctx, "fail", func(r *row) {
-		r.State, r.Outcome, r.Attempts = Undoing, outcome, 0
-		r.ErrorCode, r.Error, r.DeadlineAt = code.String(), why, x.now().Add(r.timeout())
-		x.skip(r)
-	}, e, nil)
-}
-
-// skip passes steps that have nothing to undo, and ends the operation after the last.
-func (x *execution) skip(r *row) {
-	r.Step = min(r.Step, len(x.kind.steps)-1)
-	for r.Step >= 0 && x.kind.steps[r.Step].undo == nil {
-		r.Step--
-	}
-	if r.Step < 0 {
-		x.over(r, r.Outcome)
-	}
+	return x.write(ctx, "fail", func(r *row) { x.kind.fail(r, outcome, code, why, x.now()) }, e, nil)
 }
 
 // undo undoes a step.
 func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
-	began := x.now()
+	op, began := x.op(), x.now()
+	undone := func(r *row) { x.kind.undone(r, x.now()) }
 	var err error
 	switch {
+	case s.undoTx != nil: // also late: it does not take longer than to note that it was not undone
+		late = false
+		more, stepErr := x.inTx(ctx, s, s.undoTx, op, "undone", began, undone)
+		if stepErr == nil {
+			return more
+		}
+		err = stepErr
 	case s.undo == nil:
 	case late:
 		err = fault.New(fault.Timeout, "there was no time left")
 	default:
-		op := x.op()
 		err = x.attempt(ctx, s, func(ctx context.Context) error { return s.undo(ctx, op, x.row.Input) })
 	}
-	a, waits := errors.AsType[*again](err)
-	switch {
+	switch a, waits := errors.AsType[*again](err); {
 	case err == nil:
-		return x.write(ctx, "undone", func(r *row) { r.Step, r.Attempts = r.Step-1, 0; x.skip(r) }, x.event(s, "undone", nil, began), nil)
+		return x.write(ctx, "undone", undone, x.event(s, "undone", nil, began), nil)
 	case context.Cause(ctx) == errLost: //nolint:errorlint // it is set so
 		return false
 	case ctx.Err() != nil:
@@ -275,17 +268,15 @@ func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 		x.log.ErrorContext(ctx, "a step cannot be undone", "step", s.name, "error", err)
 		return x.write(ctx, "undone", func(r *row) {
 			r.Error += fmt.Sprintf("; step %s was not undone: %v", s.name, err)
-			r.Step, r.Attempts = r.Step-1, 0
-			x.skip(r)
+			undone(r)
 		}, x.event(s, "not undone", err, began), nil)
 	}
 }
 
 // later gives the operation back until the next attempt.
 func (x *execution) later(ctx context.Context, e *Event) {
-	wait := pause(x.row.Attempts)
-	id, due := x.row.ID, x.now().Add(wait)
-	x.write(ctx, "retry", func(r *row) { r.Owner, r.DueAt, r.Attempts = "", &due, r.Attempts+1 }, e, nil)
+	id, wait := x.row.ID, time.Duration(0)
+	x.write(ctx, "retry", func(r *row) { wait = r.later(x.now()) }, e, nil)
 	time.AfterFunc(wait, func() { x.Wake(id) })
 }
 
@@ -371,9 +362,7 @@ func (x *execution) try(ctx context.Context, next *row, e *Event, also func(cont
 				return fmt.Errorf("%w: %w", errStep, err)
 			}
 		}
-		_, err = exec(ctx, tx, `INSERT INTO operation_events (operation_id, seq, step, result, host, error_code, error, began_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-			next.ID, x.row.Events, e.Step, e.Result, e.Host, e.ErrorCode, e.Error, e.Began, x.now())
-		return err
+		return e.insert(ctx, tx, next.ID, x.row.Events, x.now())
 	})
 	if errors.Is(err, errLost) {
 		return x.already(ctx, next)

@@ -320,6 +320,9 @@ func (r *Runner) take(c candidate) {
 			defer r.mu.Unlock()
 			delete(r.running, c.ID)
 			r.perKind[c.Kind]--
+			if p.woken && !r.ending {
+				r.Wake(c.ID) // it may have gone on meanwhile, by Complete
+			}
 		}()
 		r.run(ctx, k, c.ID, p)
 	})

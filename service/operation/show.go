@@ -187,3 +187,15 @@ func (s *Store) Retry(ctx context.Context, id string) error {
 		return err
 	})
 }
+
+// Purge forgets operations that ended longer than age ago, with their events, and returns
+// how many they were, also with an error. It is for a loop, see db.Purge.
+func (s *Store) Purge(ctx context.Context, age time.Duration) (int64, error) {
+	now, err := db.Now(ctx, s.db)
+	if err != nil {
+		return 0, err
+	}
+	return db.Purge(ctx, s.db, db.Retention{
+		Table: "operations", Where: "ended_at <= ?", Args: []any{now.Add(-age)}, Parts: []db.Part{{Table: "operation_events", Column: "operation_id"}},
+	})
+}

@@ -23,6 +23,9 @@ type Op struct {
 	// Fence is a number that is higher for whoever has the operation later. What takes
 	// it along can turn away those that were thought dead.
 	Fence int64
+	// Err is why the operation is undone, with its code and text; nil while it is done.
+	// Its code is Timeout if it ran out of its time, Canceled if it was canceled.
+	Err error
 
 	data json.RawMessage
 }
@@ -40,7 +43,7 @@ func (o *Op) Keep(v any) error {
 // Kept reads what an earlier step kept into v, which is left alone if none has.
 func (o *Op) Kept(v any) error { return json.Unmarshal(o.data, v) }
 
-// Step is a part of an operation: Do or DoTx, and how to undo it.
+// Step is a part of an operation: Do or DoTx, and Undo or UndoTx, or neither.
 //
 // An error with code Unavailable, Unknown or Timeout makes it try again after a pause,
 // until the operation's time is over; any other ends the operation: its steps are undone,
@@ -58,21 +61,25 @@ type Step[In any] struct {
 	// Undo undoes it, at least once, also if it was only done in part or not at all.
 	// Nil: there is nothing to undo.
 	Undo func(ctx context.Context, op *Op, in *In) error
+	// UndoTx undoes it exactly once, in the transaction in which that is noted, and
+	// also when there is no time left. What it writes is seen together with the end of
+	// the operation if no earlier step has anything to undo. Otherwise as DoTx.
+	UndoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, in *In) error
 	// Timeout is how long one attempt may take. Default 1 minute.
 	Timeout time.Duration
 }
 
 // step is a Step whose input's type is forgotten.
 type step struct {
-	name     string
-	timeout  time.Duration
-	do, undo func(ctx context.Context, op *Op, in string) error
-	doTx     func(ctx context.Context, tx *sqlx.Tx, op *Op, in string) error
+	name         string
+	timeout      time.Duration
+	do, undo     func(ctx context.Context, op *Op, in string) error
+	doTx, undoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, in string) error
 }
 
 func erase[In any](k string, s Step[In]) step {
-	if s.Name == "" || (s.Do == nil) == (s.DoTx == nil) {
-		panic(fmt.Sprintf("operation: a step of %s has no name, or not one of Do and DoTx", k))
+	if s.Name == "" || (s.Do == nil) == (s.DoTx == nil) || s.Undo != nil && s.UndoTx != nil {
+		panic(fmt.Sprintf("operation: a step of %s has no name, not one of Do and DoTx, or both Undo and UndoTx", k))
 	}
 	out := step{name: s.Name, timeout: s.Timeout}
 	if out.timeout <= 0 {
@@ -91,15 +98,19 @@ func erase[In any](k string, s Step[In]) step {
 		}
 	}
 	out.do, out.undo = call(s.Do), call(s.Undo)
-	if s.DoTx != nil {
-		out.doTx = func(ctx context.Context, tx *sqlx.Tx, op *Op, raw string) error {
+	callTx := func(f func(ctx context.Context, tx *sqlx.Tx, op *Op, in *In) error) func(ctx context.Context, tx *sqlx.Tx, op *Op, in string) error {
+		if f == nil {
+			return nil
+		}
+		return func(ctx context.Context, tx *sqlx.Tx, op *Op, raw string) error {
 			in, err := decode[In](raw)
 			if err != nil {
 				return err
 			}
-			return s.DoTx(ctx, tx, op, in)
+			return f(ctx, tx, op, in)
 		}
 	}
+	out.doTx, out.undoTx = callTx(s.DoTx), callTx(s.UndoTx)
 	return out
 }
 
@@ -112,7 +123,8 @@ func decode[In any](raw string) (*In, error) {
 }
 
 // Again is what a step returns that waits for something: it is called again after d, at
-// the latest, and [Runner.Wake] makes it earlier. It is no failure, and leaves no event.
+// the latest; [Runner.Wake] makes it earlier, and [Runner.Complete] says how what it waits
+// for has ended. It is no failure, and leaves no event.
 func Again(d time.Duration) error { return &again{d} }
 
 type again struct{ after time.Duration }
