@@ -3,6 +3,7 @@ package operation_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,19 +20,20 @@ func (b *bench) waiting(name string) operation.Step[input] {
 	return b.step(name, func(*operation.Op) error { return operation.Again(time.Hour) }, nil)
 }
 
-// waits waits until an operation waits, having done what did says.
-func (b *bench) waits(id, did string) {
+// waits waits until an operation waits, having done a step more than n times, and returns
+// how often that was: a wake-up that comes late makes it look again.
+func (b *bench) waits(id, step string, n int) int {
 	b.Helper()
 	for end := time.Now().Add(30 * time.Second); ; {
 		o, err := b.ops.Show(b.Context(), id)
 		if err != nil {
 			b.Fatal(err)
 		}
-		if b.j.String() == did && o.Owner == "" {
-			return
+		if did := strings.Count(b.j.String(), step+"("); did > n && o.Owner == "" {
+			return did
 		}
 		if o.State.Over() || time.Now().After(end) {
-			b.Fatalf("it does not wait after %s, but did %s: %+v", did, &b.j, o)
+			b.Fatalf("it does not wait at %s, but did %s: %+v", step, &b.j, o)
 		}
 		<-time.After(5 * time.Millisecond)
 	}
@@ -48,7 +50,7 @@ func TestComplete(t *testing.T) {
 			b.start()
 			id := b.begin(create, "done")
 			b.runner.Wake(id)
-			b.waits(id, "a(7)")
+			b.waits(id, "a", 0)
 			if err := b.runner.Complete(t.Context(), "done", "b", nil); !errors.Is(err, fault.Precondition) {
 				t.Errorf("a step that is not reached: %v", err)
 			}
@@ -74,7 +76,7 @@ func TestComplete(t *testing.T) {
 			if err := b.runner.WakeResource(t.Context(), "done"); err != nil {
 				t.Fatal(err)
 			}
-			b.waits(id, "a(7) b(7)")
+			b.waits(id, "b", 0)
 			if err := b.runner.Complete(t.Context(), "done", "b", nil); err != nil {
 				t.Fatal(err)
 			}
@@ -93,20 +95,20 @@ func TestComplete(t *testing.T) {
 			}), b.waiting("b"))
 			b.start()
 			id := b.begin(create, "failed")
-			b.waits(id, "a(7) b(7)")
+			n := b.waits(id, "b", 0)
 			if err := b.runner.Complete(t.Context(), "failed", "b", fault.New(fault.Unavailable, "not now")); err != nil {
 				t.Fatal(err)
 			}
 			b.runner.Wake(id)
-			b.waits(id, "a(7) b(7) b(7)")
+			b.waits(id, "b", n)
 			if err := b.runner.Complete(t.Context(), "failed", "b", fault.New(fault.Exhausted, "no room")); err != nil {
 				t.Fatal(err)
 			}
 			if o := b.ends(id, operation.Failed); o.Error != "no room" || o.ErrorCode != "Exhausted" || events(o) != "a:done b:retry b:failed b:undone a:undone" {
 				t.Errorf("%+v; events %s", o, events(o))
 			}
-			if want := "a(7) b(7) b(7) -b -a no room/Exhausted"; b.j.String() != want {
-				t.Errorf("it did %s, want %s", &b.j, want)
+			if !strings.HasSuffix(b.j.String(), "b(7) -b -a no room/Exhausted") {
+				t.Errorf("it did %s", &b.j)
 			}
 		})
 		t.Run("while it runs", func(t *testing.T) {
@@ -136,7 +138,7 @@ func TestComplete(t *testing.T) {
 			b.start()
 			id := b.begin(create, "canceled")
 			b.runner.Wake(id)
-			b.waits(id, "a(7)")
+			b.waits(id, "a", 0)
 			if err := b.ops.Cancel(t.Context(), id, "no longer wanted"); err != nil {
 				t.Fatal(err)
 			}
@@ -213,7 +215,7 @@ func TestPurge(t *testing.T) {
 		old := b.begin(create, "old")
 		b.ends(old, operation.Succeeded)
 		stays := b.begin(create, "stays")
-		b.waits(stays, "a(7) b(7) a(7) b(7)")
+		b.waits(stays, "b", 1)
 		if n, err := b.ops.Purge(t.Context(), time.Hour); err != nil || n != 0 {
 			t.Errorf("Purge of what is an hour old: %d, %v", n, err)
 		}
