@@ -79,8 +79,8 @@ func (f *flags) checkUpgrade(ctx context.Context, o *options, d *sqlx.DB) error 
 			services, err := store.New(d).Services(ctx, o.ServiceDownTime)
 			var down []string
 			for _, s := range services {
-				if !s.Up {
-					down = append(down, s.Binary+" on "+s.Host)
+				if !s.Up && !s.Departed {
+					down = append(down, s.Kind+" on "+s.Host)
 				}
 			}
 			if len(down) == 0 {

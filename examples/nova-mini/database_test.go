@@ -51,7 +51,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the def
 		t.Fatal(err)
 	}
 	run(0, "Services  Success", "upgrade", "check")
-	d.MustExecContext(t.Context(), "UPDATE services SET seen_at = ?", time.Now().Add(-time.Hour))
+	d.MustExecContext(t.Context(), "UPDATE members SET seen_at = ?", time.Now().Add(-time.Hour))
 	run(1, "Services  Warning  not seen for 2s: nova-compute on node-1", "upgrade", "check")
 
 	run(0, "every claim is as it should be", "placement", "audit")

@@ -6,6 +6,7 @@
 //	nova-mini upgrade check --config-file nova.conf   whether the services can start: exit code 0, 1 or 2
 //	nova-mini api|conductor|scheduler|compute --config-file nova.conf
 //	nova-mini placement audit [--repair] --config-file nova.conf   claims that are not as the servers are
+//	nova-mini operation list|show|cancel|retry --config-file nova.conf   what is done to servers, step by step
 //	nova-mini config sample|validate                  options: a file of all, and whether one is right
 //	nova-mini policy sample|explain|list              rules: a file of all, who is denied by which part, those in force
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   messages that no service could do
@@ -68,6 +69,6 @@ func command(out io.Writer) *cobra.Command {
 		})
 	}
 	root.AddCommand(f.databaseCommands()...)
-	root.AddCommand(f.dlqCommand(), f.configCommand(), f.policyCommand())
+	root.AddCommand(f.dlqCommand(), f.operationCommand(), f.configCommand(), f.policyCommand())
 	return root
 }

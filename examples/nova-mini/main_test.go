@@ -91,7 +91,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		t.Errorf("the commands print %s", got)
 	}
 	for path, want := range map[string]string{
-		"readyz": `"name": "database"`, "metrics": `armature_service_loop_calls_total{loop="conductor resume"}`, "debug/loops": `"name": "compute node-1 audit"`,
+		"readyz": `"name": "database"`, "metrics": `armature_service_loop_calls_total{loop="policy files"}`, "debug/loops": `"name": "compute node-1 audit"`,
 		"debug/loglevel": `"INFO"`, "debug/report": "==== goroutines ====", "debug/config": `"name": "compute_driver"`,
 	} {
 		got, err := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", admin, "http://admin/"+path).Output()

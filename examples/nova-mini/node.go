@@ -33,6 +33,8 @@ import (
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api/apiprom"
 	"github.com/armature-go/armature/service/auth"
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
 	"github.com/armature-go/armature/service/serviceprom"
 )
@@ -234,12 +236,28 @@ func wireConductor(ctx context.Context, n *node) error {
 
 func (n *node) addConductor(host string) {
 	c := conductor.New(conductor.Config{
-		Store: n.store, Client: n.client, Ratios: store.Ratios{CPU: n.CPURatio, RAM: n.RAMRatio, Disk: n.DiskRatio},
-		MaxAttempts: n.Scheduler.MaxAttempts, BuildTimeout: n.BuildTimeout, Patience: n.RetryInterval, Logger: n.log,
+		Store: n.store, Client: n.client, Host: host, Ratios: store.Ratios{CPU: n.CPURatio, RAM: n.RAMRatio, Disk: n.DiskRatio},
+		MaxAttempts: n.Scheduler.MaxAttempts, BuildTimeout: n.BuildTimeout, Patience: n.RetryInterval, Inflight: n.app.Inflight(), Logger: n.log,
 	})
 	n.serve("conductor", compute.Conductor, host, c.Register)
-	n.app.Add("conductor resume", service.Loop(time.Second, c.Resume))
-	n.report("conductor", func(ctx context.Context) error { return n.store.Beat(ctx, store.ConductorBinary, host) })
+	n.app.Add("operations", c.Runner)
+	n.join(store.ConductorBinary, host)
+	purge := operation.NewLeader(operation.LeaderConfig{Store: n.store.Operations(), Name: "purge", Host: host})
+	n.app.Add("operations purge (option operation_history)", service.Loop(time.Hour, purge.Only(func(ctx context.Context, _ int64) error {
+		gone, err := n.store.Operations().Purge(ctx, n.OperationHistory)
+		if gone > 0 {
+			n.log.InfoContext(ctx, "forgot old operations", "operations", gone)
+		}
+		return err
+	})))
+}
+
+// join makes a service one that the others know.
+func (n *node) join(kind, host string) {
+	n.app.Add(kind+" number", service.Funcs{OnStart: func(ctx context.Context) error { return n.store.Number(ctx, kind, host) }})
+	n.app.Add(kind+" member", n.store.Members(n.ServiceDownTime).Member(membership.MemberConfig{
+		Self: membership.Self{Kind: kind, Host: host, Version: 1}, Every: n.ReportInterval, Logger: n.log,
+	}))
 }
 
 func wireScheduler(ctx context.Context, n *node) error {
@@ -259,7 +277,7 @@ func (n *node) addScheduler(host string) error {
 		return err
 	}
 	n.serve("scheduler", compute.Scheduler, host, s.Register)
-	n.report("scheduler", func(ctx context.Context) error { return n.store.Beat(ctx, store.SchedulerBinary, host) })
+	n.join(store.SchedulerBinary, host)
 	return nil
 }
 

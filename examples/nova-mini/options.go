@@ -24,34 +24,35 @@ import (
 // settings are those of nova.conf that nova-mini knows. Names, sections and
 // defaults are Nova's, where Nova has them.
 type settings struct {
-	Host            string                       `ini:"host" help:"name of this host, the same after every restart (default: the machine's)"`
-	ComputeDriver   string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, or the absolute path of one"`
-	PluginDir       string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of drivers' programs"`
-	TransportURL    string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, amqps:// alike, nats://user:password@host:port[,...], tls:// alike"`
-	ControlExchange string                       `ini:"control_exchange" default:"nova" help:"first part of the names of all queues"`
-	Listen          string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
-	Port            int                          `ini:"osapi_compute_listen_port" default:"8774" help:"port of the API, 0 for any free one"`
-	StatePath       string                       `ini:"state_path" help:"directory for the data of the fake driver and of the embedded database"`
-	ReportInterval  time.Duration                `ini:"report_interval" default:"10" help:"seconds between signs of life"`
-	ServiceDownTime time.Duration                `ini:"service_down_time" default:"60" help:"seconds of silence after which a service is down"`
-	BuildTimeout    time.Duration                `ini:"instance_build_timeout" default:"600" help:"seconds that a build may take on one host"`
-	RetryInterval   time.Duration                `ini:"task_retry_interval" default:"15" help:"seconds of silence after which a step of a task is done again"`
-	ShutdownTimeout time.Duration                `ini:"graceful_shutdown_timeout" default:"60" help:"seconds that running work may take after SIGTERM"`
-	DrainDelay      time.Duration                `ini:"drain_delay" default:"0" help:"seconds after SIGTERM in which work is still taken, while /readyz fails and load balancers look elsewhere"`
-	CPURatio        float64                      `ini:"cpu_allocation_ratio" default:"4.0" help:"virtual CPUs per real one"`
-	RAMRatio        float64                      `ini:"ram_allocation_ratio" default:"1.0" help:"memory of servers per real memory"`
-	DiskRatio       float64                      `ini:"disk_allocation_ratio" default:"1.0" help:"disk of servers per real disk"`
-	Debug           bool                         `ini:"debug" default:"false" help:"log at debug level" reloadable:"true"`
-	Strict          bool                         `ini:"strict" default:"true" strict:"true" help:"refuse options and sections that nova-mini does not know; false: take a file that was written for Nova"`
-	Admin           string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/admin.sock (default: none)"`
-	Database        databaseOptions              `section:"database"`
-	Scheduler       schedulerOptions             `section:"scheduler"`
-	FilterScheduler filterOptions                `section:"filter_scheduler"`
-	Rabbit          rabbitOptions                `section:"oslo_messaging_rabbit"`
-	API             apiOptions                   `section:"api"`
-	Keystone        keystoneOptions              `section:"keystone_authtoken"`
-	Policy          policyOptions                `section:"oslo_policy"`
-	Drivers         map[string]map[string]string `sections:"driver_"`
+	Host             string                       `ini:"host" help:"name of this host, the same after every restart (default: the machine's)"`
+	ComputeDriver    string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, or the absolute path of one"`
+	PluginDir        string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of drivers' programs"`
+	TransportURL     string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, amqps:// alike, nats://user:password@host:port[,...], tls:// alike"`
+	ControlExchange  string                       `ini:"control_exchange" default:"nova" help:"first part of the names of all queues"`
+	Listen           string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
+	Port             int                          `ini:"osapi_compute_listen_port" default:"8774" help:"port of the API, 0 for any free one"`
+	StatePath        string                       `ini:"state_path" help:"directory for the data of the fake driver and of the embedded database"`
+	ReportInterval   time.Duration                `ini:"report_interval" default:"10" help:"seconds between signs of life"`
+	ServiceDownTime  time.Duration                `ini:"service_down_time" default:"60" help:"seconds of silence after which a service is down"`
+	BuildTimeout     time.Duration                `ini:"instance_build_timeout" default:"600" help:"seconds that a build, or an action, may take on one host"`
+	RetryInterval    time.Duration                `ini:"task_retry_interval" default:"15" help:"seconds of silence after which a worker is told again, and another conductor goes on with what one has begun"`
+	OperationHistory time.Duration                `ini:"operation_history" default:"2592000" min:"0" help:"seconds after which operations that have ended are forgotten"`
+	ShutdownTimeout  time.Duration                `ini:"graceful_shutdown_timeout" default:"60" help:"seconds that running work may take after SIGTERM"`
+	DrainDelay       time.Duration                `ini:"drain_delay" default:"0" help:"seconds after SIGTERM in which work is still taken, while /readyz fails and load balancers look elsewhere"`
+	CPURatio         float64                      `ini:"cpu_allocation_ratio" default:"4.0" help:"virtual CPUs per real one"`
+	RAMRatio         float64                      `ini:"ram_allocation_ratio" default:"1.0" help:"memory of servers per real memory"`
+	DiskRatio        float64                      `ini:"disk_allocation_ratio" default:"1.0" help:"disk of servers per real disk"`
+	Debug            bool                         `ini:"debug" default:"false" help:"log at debug level" reloadable:"true"`
+	Strict           bool                         `ini:"strict" default:"true" strict:"true" help:"refuse options and sections that nova-mini does not know; false: take a file that was written for Nova"`
+	Admin            string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/admin.sock (default: none)"`
+	Database         databaseOptions              `section:"database"`
+	Scheduler        schedulerOptions             `section:"scheduler"`
+	FilterScheduler  filterOptions                `section:"filter_scheduler"`
+	Rabbit           rabbitOptions                `section:"oslo_messaging_rabbit"`
+	API              apiOptions                   `section:"api"`
+	Keystone         keystoneOptions              `section:"keystone_authtoken"`
+	Policy           policyOptions                `section:"oslo_policy"`
+	Drivers          map[string]map[string]string `sections:"driver_"`
 }
 
 // options are the settings as a process uses them.

@@ -51,15 +51,15 @@ func (s *server) listServices(ctx context.Context, r *api.Request[api.None]) (ma
 	host, binary := r.URL.Query().Get("host"), r.URL.Query().Get("binary")
 	out := []serviceView{}
 	for _, v := range list {
-		if host != "" && v.Host != host || binary != "" && v.Binary != binary {
+		if host != "" && v.Host != host || binary != "" && v.Kind != binary {
 			continue
 		}
 		z := "internal"
-		if v.Binary == store.ComputeBinary {
+		if v.Kind == store.ComputeBinary {
 			z = zone
 		}
 		out = append(out, serviceView{
-			ID: v.ID, Binary: v.Binary, Host: v.Host, Zone: z, Status: status(v.Disabled), State: state(v.Up),
+			ID: v.Number, Binary: v.Kind, Host: v.Host, Zone: z, Status: status(v.Disabled), State: state(v.Up),
 			UpdatedAt: micros(&v.SeenAt), DisabledReason: text(v.DisabledReason),
 		})
 	}
@@ -149,7 +149,7 @@ func viewHypervisor(h *store.Host) hypervisorView {
 	cpu, ram, disk := h.Inventories[compute.VCPU], h.Inventories[compute.MemoryMB], h.Inventories[compute.DiskGB]
 	return hypervisorView{
 		hypervisorBrief: brief(h), Type: h.Driver, Version: 1000, HostIP: "127.0.0.1",
-		Service: hypervisorService{ID: h.Service.ID, Host: h.Hostname, DisabledReason: text(h.Service.DisabledReason)},
+		Service: hypervisorService{ID: h.Service.Number, Host: h.Hostname, DisabledReason: text(h.Service.DisabledReason)},
 		VCPUs:   cpu.Total, MemoryMB: ram.Total, LocalGB: disk.Total,
 		VCPUsUsed: cpu.Used, MemoryMBUsed: ram.Used, LocalGBUsed: disk.Used,
 		FreeRAM: ram.Total - ram.Used, FreeDisk: disk.Total - disk.Used,

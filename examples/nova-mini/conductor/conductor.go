@@ -1,62 +1,71 @@
-// Package conductor is nova-mini's conductor: it brings every task of a server
-// to its end, whoever dies on the way. All it knows is in the database; messages
-// are hints. Any number of conductors may run.
+// Package conductor is nova-mini's conductor: it runs the operations on servers, so that
+// each ends, whoever dies on the way. All it knows is in the database; messages are
+// hints. Any number of conductors may run.
 //
-// A server with a task is leased, its next step is done, and the outcome is
-// written in one transaction together with the time at which somebody is to look
-// again if no news comes:
+//	server.create   ask the scheduler for a host; then tell the worker to build, and after
+//	                a failure another one. Active, or error
+//	server.delete   tell the worker to destroy. Gone
+//	server.stop, server.start, server.reboot, server.hard_reboot,
+//	server.resize, server.confirm_resize, server.revert_resize
+//	                tell the worker to do it. What it leads to, or as before with a fault
 //
-//	scheduling  ask the scheduler for a host; then spawning
-//	spawning    tell the worker to build; it reports the end. Active, or scheduling again, or error
-//	deleting    tell the worker to destroy; it reports the end. Gone
-//	powering-off, powering-on, rebooting, rebooting_hard
-//	            tell the worker to do it; it reports the end. Active, or stopped
-//	resize_prep, resize_confirming, resize_reverting
-//	            the same. Resized; after that active, or stopped
+// A step that needs the worker tells it, again and again while there is no news, and ends
+// with the worker's report, in the transaction that changes the server.
 package conductor
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
-	"fmt"
 	"log/slog"
-	"sync"
 	"time"
+
+	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // Config configures a Service. All durations have defaults.
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
+	// Host is this process's name, which stands in the events of operations.
+	Host string
 	// Ratios are how far resources may be over-committed.
 	Ratios store.Ratios
 	// MaxAttempts is on how many hosts a build is tried. Default 3.
 	MaxAttempts int
-	// BuildTimeout is how long a build may take on one host, or the search for
-	// a host, before the server is in ERROR. Default 10 minutes.
+	// BuildTimeout is how long a build or an action may take on one host, or the search
+	// for a host, before it is given up. Default 10 minutes.
 	BuildTimeout time.Duration
-	// Patience is how long a worker, or a conductor that leased a task, may be
-	// silent before the step is done again. Default 15 s.
+	// Patience is how long a worker may be silent before it is told again, or a conductor
+	// that runs an operation before another one goes on with it. Default 15 s.
 	Patience time.Duration
+	// Poll is how often operations are looked for that nobody was woken for. Default 1 s.
+	Poll     time.Duration
+	Inflight *service.Inflight
 	Logger   *slog.Logger
 }
 
-// Service answers the conductor's RPC interface. It is safe for concurrent use.
+// Service answers the conductor's RPC interface, and runs operations once its Runner is
+// started. It is safe for concurrent use.
 type Service struct {
-	cfg   Config
-	slots chan struct{} // a token for each step that Resume runs
+	cfg Config
+	// Runner is a part of package service.
+	Runner *operation.Runner
 }
 
-// steps is how many tasks Resume works on at once.
-const steps = 16
+// The steps that a worker ends.
+const (
+	stepBuild   = "build"
+	stepAct     = "act"
+	stepDestroy = "destroy"
+)
 
 // New returns a service.
 func New(cfg Config) *Service {
@@ -72,7 +81,20 @@ func New(cfg Config) *Service {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Service{cfg: cfg, slots: make(chan struct{}, steps)}
+	s := &Service{cfg: cfg, Runner: operation.NewRunner(operation.RunnerConfig{
+		Store: cfg.Store.Operations(), Host: cfg.Host, Lease: cfg.Patience, Poll: cfg.Poll, Inflight: cfg.Inflight, Logger: cfg.Logger,
+	})}
+	operation.Handle(s.Runner, store.Create,
+		operation.Step[struct{}]{Name: "schedule", Do: s.schedule, UndoTx: s.fail, Timeout: cfg.Patience},
+		operation.Step[struct{}]{Name: stepBuild, Do: s.build, Timeout: cfg.Patience})
+	operation.Handle(s.Runner, store.Delete,
+		operation.Step[struct{}]{Name: stepDestroy, Do: s.destroy, UndoTx: s.fail, Timeout: cfg.Patience},
+		operation.Step[struct{}]{Name: "remove", DoTx: s.remove})
+	for a, k := range store.Kinds {
+		act := actor{s, a}
+		operation.Handle(s.Runner, k, operation.Step[store.ActInput]{Name: stepAct, Do: act.do, UndoTx: act.fail, Timeout: cfg.Patience})
+	}
+	return s
 }
 
 // Register adds the service's handlers to a server.
@@ -86,75 +108,35 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Strangers, s.Strangers)
 }
 
-// Wake does the next step of a server's task now.
+// Wake goes on with a server's operation now.
 func (s *Service) Wake(ctx context.Context, req *compute.WakeRequest) (*rpc.None, error) {
-	return &rpc.None{}, s.step(ctx, req.ServerID)
+	return &rpc.None{}, s.Runner.WakeResource(ctx, req.ServerID)
 }
 
-// Resume does the next step of every task that is due: those whose hint was
-// lost, whose conductor died, or whose worker is silent. It is for a loop.
-func (s *Service) Resume(ctx context.Context) error {
-	ids, err := s.cfg.Store.Due(ctx, 100)
-	if err != nil {
-		return err
-	}
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	for _, id := range ids {
-		select {
-		case s.slots <- struct{}{}:
-		case <-ctx.Done():
-			return ctx.Err()
+// schedule finds a host.
+func (s *Service) schedule(ctx context.Context, op *operation.Op, _ *struct{}) error {
+	srv, age, err := s.cfg.Store.Look(ctx, op.Resource)
+	if err == nil && srv.Task() == "" { // it is done again, see operation.Store.Retry
+		if err := s.cfg.Store.Repeat(ctx, op.Resource, "", nil); err != nil {
+			return err
 		}
-		wg.Go(func() {
-			defer func() { <-s.slots }()
-			if err := s.step(ctx, id); err != nil && ctx.Err() == nil {
-				s.cfg.Logger.WarnContext(ctx, "a step failed and is tried again", "server", id, "error", err)
-			}
-		})
+		srv, age, err = s.cfg.Store.Look(ctx, op.Resource)
 	}
-	return nil
-}
-
-// step leases the server and does what its task needs next.
-func (s *Service) step(ctx context.Context, id string) error {
-	lease := rand.Text()
-	srv, err := s.cfg.Store.Lease(ctx, id, lease, s.cfg.Patience)
-	if err != nil || srv == nil {
+	if err != nil || srv.Task() != store.Scheduling {
 		return err
 	}
-	who := reqctx.From(ctx)
-	who.ID, who.UserID, who.ProjectID = srv.RequestID, srv.UserID, srv.ProjectID
-	ctx, cancel := context.WithTimeout(reqctx.With(ctx, who), s.cfg.Patience)
-	defer cancel()
-	switch srv.Task() {
-	case store.Scheduling:
-		err = s.place(ctx, srv, lease)
-	case store.Spawning:
-		err = s.build(ctx, srv)
-	case store.Deleting:
-		err = s.destroy(ctx, srv)
-	default:
-		err = s.act(ctx, srv)
-	}
-	if err == nil || errors.Is(err, compute.ErrStale) {
-		return nil // what is no longer wanted needs no second try
-	}
-	// The lease is given back early: Patience is for those that died.
-	again, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-	defer cancel()
-	return errors.Join(fmt.Errorf("%s server %s: %w", srv.Task(), id, err), s.cfg.Store.Postpone(again, id, lease, time.Second))
+	return s.place(ctx, srv, age)
 }
 
-// place finds a host and has the server built there.
-func (s *Service) place(ctx context.Context, srv *store.Server, lease string) error {
+// place finds a host for a server that waits for one.
+func (s *Service) place(ctx context.Context, srv *store.Server, age time.Duration) error {
 	if srv.Attempts >= s.cfg.MaxAttempts {
-		return s.cfg.Store.Fail(ctx, srv.ID, store.Scheduling, fmt.Sprintf(
-			"Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s: tried %v, last: %s",
-			srv.ID, srv.Tried, srv.FaultMessage))
+		return fault.New(fault.Exhausted, "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s: tried %v, last: %s",
+			srv.ID, srv.Tried, srv.FaultMessage)
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Exclude: srv.Tried})
-	if errors.Is(err, scheduler.ErrNoValidHost) {
+	switch {
+	case errors.Is(err, scheduler.ErrNoValidHost):
 		text := err.Error()
 		if f, ok := errors.AsType[*fault.Error](err); ok {
 			text = f.Msg // without the path it came
@@ -162,58 +144,116 @@ func (s *Service) place(ctx context.Context, srv *store.Server, lease string) er
 		if srv.FaultMessage != "" {
 			text += "; the last build failed: " + srv.FaultMessage
 		}
-		return s.cfg.Store.Fail(ctx, srv.ID, store.Scheduling, text)
-	}
-	if age := srv.DueAt.Sub(srv.TaskSince); err != nil && age > s.cfg.BuildTimeout {
-		return s.cfg.Store.Fail(ctx, srv.ID, store.Scheduling, fmt.Sprintf("no host was chosen within %v: %v", s.cfg.BuildTimeout, err))
-	}
-	if err != nil {
+		return fault.New(fault.CodeOf(err), "%s", text)
+	case err != nil && age > s.cfg.BuildTimeout:
+		return fault.New(fault.Canceled, "no host was chosen within %v: %v", s.cfg.BuildTimeout, err)
+	case err != nil:
 		return err
 	}
-	generation, err := s.cfg.Store.Place(ctx, srv.ID, lease, got.Host, s.cfg.Patience)
-	if err != nil {
-		return err
-	}
-	srv.Host, srv.Generation = &got.Host, generation
-	return s.cast(ctx, srv)
+	_, err = s.cfg.Store.Place(ctx, srv, got.Host)
+	return err
 }
 
-// build tells the worker again: the first message was lost, or the worker is
-// busy or away.
-func (s *Service) build(ctx context.Context, srv *store.Server) error {
-	if age := srv.DueAt.Sub(srv.TaskSince); age > s.cfg.BuildTimeout {
-		return s.cfg.Store.Fail(ctx, srv.ID, store.Spawning, fmt.Sprintf("host %s did not build the server within %v", *srv.Host, s.cfg.BuildTimeout))
-	}
-	return s.cast(ctx, srv)
-}
-
-func (s *Service) cast(ctx context.Context, srv *store.Server) error {
-	return rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{Spec: srv.Spec(), Generation: srv.Generation})
-}
-
-// act tells the worker to do the action of the server's task, again if there is no
-// news.
-func (s *Service) act(ctx context.Context, srv *store.Server) error {
-	if age := srv.DueAt.Sub(srv.TaskSince); age > s.cfg.BuildTimeout {
-		why := fmt.Sprintf("host %s did not end %s within %v", *srv.Host, srv.Task(), s.cfg.BuildTimeout)
-		if srv.Resize != nil { // nobody knows which size it has; it keeps the room for both
-			return s.cfg.Store.Fail(ctx, srv.ID, srv.Task(), why)
+// build tells the worker, again and again: it is busy or away, or the message was lost.
+// After a failure it finds the next host first.
+func (s *Service) build(ctx context.Context, op *operation.Op, _ *struct{}) error {
+	srv, age, err := s.cfg.Store.Look(ctx, op.Resource)
+	if err == nil && srv.Task() == store.Scheduling {
+		if err := s.place(ctx, srv, age); err != nil {
+			return err
 		}
-		a := compute.AttemptRequest{ServerID: srv.ID, Host: *srv.Host, Generation: srv.Generation, Task: srv.Task()}
-		return s.cfg.Store.EndAct(ctx, a, why)
+		srv, age, err = s.cfg.Store.Look(ctx, op.Resource)
 	}
-	req := &compute.ActRequest{ServerID: srv.ID, Action: store.ActionOf(srv.Task()), Task: srv.Task(), Generation: srv.Generation}
+	switch {
+	case err != nil:
+		return err
+	case srv.Task() != store.Spawning:
+		return compute.ErrStale
+	case age > s.cfg.BuildTimeout:
+		return fault.New(fault.Canceled, "host %s did not build the server within %v", *srv.Host, s.cfg.BuildTimeout)
+	}
+	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{Spec: srv.Spec(), Generation: srv.Generation}))
+}
+
+// tell is what a step returns after it has told a worker, with the error of that.
+func (s *Service) tell(err error) error {
+	if err != nil {
+		return err
+	}
+	return operation.Again(s.cfg.Patience)
+}
+
+// fail ends the task of a server in an error.
+func (s *Service) fail(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
+	return s.cfg.Store.Fail(ctx, op.Resource, op.Err.Error())
+}
+
+func (s *Service) destroy(ctx context.Context, op *operation.Op, _ *struct{}) error {
+	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	switch {
+	case errors.Is(err, fault.NotFound):
+		return nil
+	case err != nil:
+		return err
+	case srv.Task() != store.Deleting: // it is done again
+		if err := s.cfg.Store.RepeatDelete(ctx, op.Resource); err != nil {
+			return err
+		}
+	}
+	if srv.Host == nil {
+		return nil
+	}
+	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Destroy, *srv.Host, &compute.DestroyRequest{ServerID: srv.ID}))
+}
+
+func (s *Service) remove(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
+	return s.cfg.Store.Remove(ctx, op.Resource)
+}
+
+// actor runs the operations of an action.
+type actor struct {
+	*Service
+	action compute.Action
+}
+
+func (s actor) do(ctx context.Context, op *operation.Op, in *store.ActInput) error {
+	srv, age, err := s.cfg.Store.Look(ctx, op.Resource)
+	if err == nil && srv.Task() == "" { // it is done again
+		if err := s.cfg.Store.Repeat(ctx, op.Resource, s.action, in); err != nil {
+			return err
+		}
+		srv, age, err = s.cfg.Store.Look(ctx, op.Resource)
+	}
+	switch {
+	case err != nil:
+		return err
+	case store.ActionOf(srv.Task()) != s.action:
+		return compute.ErrStale
+	case age > s.cfg.BuildTimeout:
+		return fault.New(fault.Canceled, "host %s did not end %s within %v", *srv.Host, srv.Task(), s.cfg.BuildTimeout)
+	}
+	req := &compute.ActRequest{ServerID: srv.ID, Action: s.action, Task: srv.Task(), Generation: srv.Generation}
 	if srv.Resize != nil {
 		req.Resources, req.Running = srv.Resize.To.Has, srv.Resize.Running
 	}
-	return rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, req)
+	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, req))
 }
 
-func (s *Service) destroy(ctx context.Context, srv *store.Server) error {
-	if srv.Host == nil {
-		return s.cfg.Store.Remove(ctx, srv.ID)
+// fail makes a server what it was, with a fault. After a resize that was given up or
+// canceled nobody knows its size: it keeps the room for both.
+func (s actor) fail(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *store.ActInput) error {
+	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	if errors.Is(err, fault.NotFound) || err == nil && store.ActionOf(srv.Task()) != s.action {
+		return nil
 	}
-	return rpc.Cast(ctx, s.cfg.Client, compute.Destroy, *srv.Host, &compute.DestroyRequest{ServerID: srv.ID})
+	if err != nil {
+		return err
+	}
+	if c := fault.CodeOf(op.Err); srv.Resize != nil && (c == fault.Canceled || c == fault.Timeout) {
+		return s.cfg.Store.Fail(ctx, op.Resource, op.Err.Error())
+	}
+	a := compute.AttemptRequest{ServerID: srv.ID, Host: *srv.Host, Generation: srv.Generation, Task: srv.Task()}
+	return s.cfg.Store.EndAct(ctx, a, op.Err.Error())
 }
 
 // BeginBuild answers a worker, see compute.BeginBuild.
@@ -224,30 +264,79 @@ func (s *Service) BeginBuild(ctx context.Context, req *compute.AttemptRequest) (
 // EndBuild notes how an attempt ended, see compute.EndBuild. After a failure the
 // next host is tried at once.
 func (s *Service) EndBuild(ctx context.Context, req *compute.EndBuildRequest) (*rpc.None, error) {
-	if req.Error == "" {
-		return &rpc.None{}, s.cfg.Store.Activate(ctx, req.AttemptRequest)
+	var failed error
+	if req.Error != "" {
+		s.cfg.Logger.WarnContext(ctx, "a build failed", "server", req.ServerID, "host", req.Host, "error", req.Error)
+		failed = fault.New(fault.Unavailable, "host %s: %s", req.Host, req.Error)
 	}
-	s.cfg.Logger.WarnContext(ctx, "a build failed", "server", req.ServerID, "host", req.Host, "error", req.Error)
-	if _, err := s.cfg.Store.Reschedule(ctx, req.AttemptRequest, fmt.Sprintf("host %s: %s", req.Host, req.Error)); err != nil {
-		return nil, err
-	}
-	if err := rpc.Cast(ctx, s.cfg.Client, compute.Wake, rpc.Any, &compute.WakeRequest{ServerID: req.ServerID}); err != nil {
-		s.cfg.Logger.DebugContext(ctx, "nobody was woken; the task is found by polling", "server", req.ServerID, "error", err)
-	}
-	return &rpc.None{}, nil
+	err := s.complete(ctx, &req.AttemptRequest, stepBuild, failed, func(ctx context.Context) error {
+		if failed == nil {
+			return s.cfg.Store.Activate(ctx, req.AttemptRequest)
+		}
+		_, err := s.cfg.Store.Reschedule(ctx, req.AttemptRequest, failed.Error())
+		return err
+	})
+	return &rpc.None{}, err
 }
 
 // EndAct notes how an action ended, see compute.EndAct.
 func (s *Service) EndAct(ctx context.Context, req *compute.EndBuildRequest) (*rpc.None, error) {
+	var failed error
 	if req.Error != "" {
 		s.cfg.Logger.WarnContext(ctx, "an action failed", "server", req.ServerID, "host", req.Host, "task", req.Task, "error", req.Error)
+		failed = errors.New(req.Error)
 	}
-	return &rpc.None{}, s.cfg.Store.EndAct(ctx, req.AttemptRequest, req.Error)
+	err := s.complete(ctx, &req.AttemptRequest, stepAct, failed, func(ctx context.Context) error {
+		if failed == nil {
+			return s.cfg.Store.EndAct(ctx, req.AttemptRequest, "")
+		}
+		return s.cfg.Store.Holds(ctx, req.AttemptRequest) // see actor.fail
+	})
+	return &rpc.None{}, err
+}
+
+// complete ends a step as the worker reports, together with what changes for the server.
+// ErrStale: it is not the attempt that the server is to have. The report of one that has
+// ended is none again: the reply was lost.
+func (s *Service) complete(ctx context.Context, a *compute.AttemptRequest, step string, failed error, change func(context.Context) error) error {
+	err := s.cfg.Store.Tx(ctx, func(ctx context.Context) error {
+		if err := s.Runner.Complete(ctx, a.ServerID, step, failed); err != nil {
+			return err
+		}
+		return change(ctx)
+	})
+	if errors.Is(err, fault.NotFound) || errors.Is(err, fault.Precondition) {
+		return s.cfg.Store.Ended(ctx, *a)
+	}
+	if err == nil {
+		s.wake(ctx, a.ServerID)
+	}
+	return err
+}
+
+// wake makes an operation go on at once if it has more to do.
+func (s *Service) wake(ctx context.Context, id string) {
+	if err := s.Runner.WakeResource(ctx, id); err != nil {
+		s.cfg.Logger.DebugContext(ctx, "nobody was woken; the operation is found by polling", "server", id, "error", err)
+	}
 }
 
 // EndDestroy ends a deletion, see compute.EndDestroy.
 func (s *Service) EndDestroy(ctx context.Context, req *compute.AttemptRequest) (*rpc.None, error) {
-	return &rpc.None{}, s.cfg.Store.Remove(ctx, req.ServerID)
+	err := s.cfg.Store.Tx(ctx, func(ctx context.Context) error {
+		if err := s.Runner.Complete(ctx, req.ServerID, stepDestroy, nil); err != nil {
+			return err
+		}
+		return s.cfg.Store.Remove(ctx, req.ServerID)
+	})
+	if errors.Is(err, fault.NotFound) || errors.Is(err, fault.Precondition) {
+		// The reply to the first report was lost, or nobody wants it deleted any more.
+		return &rpc.None{}, nil
+	}
+	if err == nil {
+		s.wake(ctx, req.ServerID)
+	}
+	return &rpc.None{}, err
 }
 
 // ReportHost notes what a worker has, see compute.ReportHost.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -22,6 +23,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/operation"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -37,6 +39,8 @@ type bench struct {
 
 	builds   chan compute.BuildRequest
 	destroys chan compute.DestroyRequest
+	acts     chan compute.ActRequest
+	cfg      conductor.Config
 }
 
 // each runs f on every database. Host h1 has room for two servers.
@@ -45,7 +49,7 @@ func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
 		cfg := cfg // each database has its own
-		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10)}
+		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10), acts: make(chan compute.ActRequest, 100)}
 		bus := rpctest.NewBus(t)
 		quiet := slog.New(slog.DiscardHandler)
 		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 10 * time.Second})
@@ -55,6 +59,8 @@ func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 			t.Fatal(err)
 		}
 		cfg.Store, cfg.Client, cfg.Ratios, cfg.Logger = b.store, client, store.Ratios{CPU: 1, RAM: 1, Disk: 1}, quiet
+		cfg.Host, cfg.Poll = "c", 20*time.Millisecond
+		b.cfg = cfg
 		b.svc = conductor.New(cfg)
 		for _, s := range []struct {
 			iface *rpc.Interface
@@ -85,6 +91,10 @@ func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 func (b *bench) work(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Build, func(_ context.Context, r *compute.BuildRequest) (*rpc.None, error) {
 		b.builds <- *r
+		return &rpc.None{}, nil
+	})
+	rpc.Handle(srv, compute.Act, func(_ context.Context, r *compute.ActRequest) (*rpc.None, error) {
+		b.acts <- *r
 		return &rpc.None{}, nil
 	})
 	rpc.Handle(srv, compute.Destroy, func(_ context.Context, r *compute.DestroyRequest) (*rpc.None, error) {
@@ -138,13 +148,65 @@ func (b *bench) server(id string) *store.Server {
 	return s
 }
 
-// expire ends all leases and waits, as if their time had passed.
-func (b *bench) expire(column string) {
+// start runs operations until the test ends.
+func (b *bench) start() {
 	b.Helper()
-	past := time.Now().UTC().Add(-2 * time.Hour)
-	if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET `+column+` = ?`, past); err != nil {
+	if err := b.svc.Runner.Start(b.Context()); err != nil {
 		b.Fatal(err)
 	}
+	b.Cleanup(func() {
+		if err := b.svc.Runner.Stop(context.Background()); err != nil {
+			b.Error(err)
+		}
+	})
+}
+
+// past makes a time of all rows of a table one that was two hours ago.
+func (b *bench) past(table, column string) {
+	b.Helper()
+	if _, err := b.db.ExecContext(b.Context(), `UPDATE `+table+` SET `+column+` = ? WHERE `+column+` IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour)); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// expire ends all leases and waits of operations.
+func (b *bench) expire() { b.Helper(); b.past("operations", "due_at") }
+
+// operation returns what was done last to a server.
+func (b *bench) operation(id string) *operation.Operation {
+	b.Helper()
+	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Limit: 1})
+	if err != nil || len(list) == 0 {
+		b.Fatalf("operations of %s: %v, %v", id, list, err)
+	}
+	o, err := b.store.Operations().Show(b.Context(), list[0].ID)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return o
+}
+
+// waits waits until a server's operation waits for news, and returns it.
+func (b *bench) waits(id string) *operation.Operation {
+	b.Helper()
+	for end := time.Now().Add(20 * time.Second); ; {
+		o := b.operation(id)
+		if o.Owner == "" && len(o.Events) > 0 {
+			return o
+		}
+		if time.Now().After(end) {
+			b.Fatalf("it does not wait: %+v", o)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+func events(o *operation.Operation) string {
+	var out []string
+	for _, e := range o.Events {
+		out = append(out, e.Step+":"+e.Result)
+	}
+	return strings.Join(out, " ")
 }
 
 func attempt(host string, r compute.BuildRequest) compute.AttemptRequest {
@@ -156,18 +218,15 @@ func attempt(host string, r compute.BuildRequest) compute.AttemptRequest {
 func TestLostMessages(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
 		id := b.add() // nobody is woken
-		if err := b.svc.Resume(b.Context()); err != nil {
-			b.Fatal(err)
-		}
 		first := get(b, b.builds)
-		if err := b.svc.Resume(b.Context()); err != nil || len(b.builds) != 0 {
-			b.Errorf("the worker was told again before its time: %v", err)
+		b.waits(id)
+		<-time.After(100 * time.Millisecond) // a few looks
+		if len(b.builds) != 0 {
+			b.Error("the worker was told again before its time")
 		}
-		b.expire("due_at") // the worker is silent
-		if err := b.svc.Resume(b.Context()); err != nil {
-			b.Fatal(err)
-		}
+		b.expire() // the worker is silent
 		if second := get(b, b.builds); second.Generation != first.Generation || second.Spec.ID != id {
 			b.Errorf("told %+v at first and %+v then, want the same attempt", first, second)
 		}
@@ -179,6 +238,9 @@ func TestLostMessages(t *testing.T) {
 		if s := b.server(id); s.VMState != store.Active || s.TaskState != nil {
 			b.Errorf("server %s, task %q; want active", s.VMState, s.Task())
 		}
+		if o := b.operation(id); o.State != operation.Succeeded || events(o) != "schedule:done build:done" || o.Events[1].Host != "c" {
+			b.Errorf("operation %+v", o)
+		}
 	})
 }
 
@@ -188,7 +250,7 @@ func TestDeadConductor(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
 		id := b.add()
-		if _, err := b.store.Lease(b.Context(), id, "dead", time.Hour); err != nil {
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET owner = 'dead', fence = fence + 1, due_at = ?`, time.Now().UTC().Add(time.Hour)); err != nil {
 			b.Fatal(err)
 		}
 		if err := b.store.Claims().Claim(b.Context(), placement.Claim{Consumer: id, Allocations: []placement.Allocation{
@@ -197,12 +259,13 @@ func TestDeadConductor(t *testing.T) {
 			b.Fatal(err)
 		}
 		b.addHost("h2") // empty, and so the better one
+		b.start()
 		b.wake(id)
+		<-time.After(100 * time.Millisecond) // a few looks
 		if len(b.builds) != 0 {
-			b.Error("a leased server was touched")
+			b.Error("a leased operation was touched")
 		}
-		b.expire("due_at")
-		b.wake(id)
+		b.expire()
 		get(b, b.builds)
 		if s := b.server(id); *s.Host != "h1" {
 			b.Errorf("host %s, want h1, which was claimed", *s.Host)
@@ -216,6 +279,7 @@ func TestNextHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{MaxAttempts: 2}, func(b *bench) {
 		b.addHost("h2")
+		b.start()
 		id := b.add()
 		b.wake(id)
 		for range 2 {
@@ -237,6 +301,25 @@ func TestNextHost(t *testing.T) {
 			b.Errorf("server %s, tried %v, fault %q; want an error after two hosts", s.VMState, s.Tried, s.FaultMessage)
 		}
 		b.unclaimed()
+		o := b.operation(id)
+		if events(o) != "schedule:done build:retry build:retry build:failed schedule:undone" || o.State != operation.Failed || o.Error != s.FaultMessage || !strings.Contains(o.Events[1].Error, "disk on fire") {
+			b.Errorf("operation %+v", o)
+		}
+
+		// An operator has put the fire out.
+		if err := b.store.Operations().Retry(b.Context(), o.ID); err != nil {
+			b.Fatal(err)
+		}
+		r := get(b, b.builds)
+		if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt(*b.server(id).Host, r)}); err != nil {
+			b.Errorf("report: %v", err)
+		}
+		if s := b.server(id); s.VMState != store.Active || s.Attempts != 1 || b.operation(id).State != operation.Succeeded {
+			b.Errorf("done again it is %s, in %d attempts", s.VMState, s.Attempts)
+		}
+		if err := b.store.Operations().Retry(b.Context(), o.ID); !errors.Is(err, fault.Precondition) {
+			b.Errorf("retry of what has succeeded: %v", err)
+		}
 	})
 }
 
@@ -247,9 +330,7 @@ func (b *bench) settle(id string) {
 		if time.Now().After(end) {
 			b.Fatalf("the server still has the task %s", b.server(id).Task())
 		}
-		if err := b.svc.Resume(b.Context()); err != nil {
-			b.Fatal(err)
-		}
+		<-time.After(5 * time.Millisecond)
 	}
 }
 
@@ -269,6 +350,7 @@ func TestNoRoom(t *testing.T) {
 		if err := b.store.SetDisabled(b.Context(), store.ComputeBinary, "h2", true, "broken fan"); err != nil {
 			b.Fatal(err)
 		}
+		b.start()
 		var ids []string
 		for range 3 {
 			ids = append(ids, b.add())
@@ -285,12 +367,14 @@ func TestNoRoom(t *testing.T) {
 func TestTimeouts(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
+		b.start()
 		id := b.add()
 		b.wake(id)
 		r := get(b, b.builds)
-		b.expire("due_at")
-		b.expire("task_since")
-		b.wake(id)
+		b.waits(id)
+		b.past("servers", "task_since")
+		b.expire()
+		b.settle(id)
 		if s := b.server(id); s.VMState != store.Error || !strings.Contains(s.FaultMessage, "h1 did not build") || s.Host == nil {
 			b.Errorf("server %s, fault %q, host %v; want an error that names the host, which still has to be cleaned", s.VMState, s.FaultMessage, s.Host)
 		}
@@ -308,6 +392,9 @@ func TestTimeouts(t *testing.T) {
 			b.Errorf("end: %v", err)
 		}
 		b.unclaimed()
+		if _, err := b.svc.EndDestroy(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1"}); err != nil {
+			b.Errorf("end once more: %v", err)
+		}
 	})
 }
 
@@ -317,17 +404,18 @@ func TestNoHostUp(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
 		b.down("h1")
+		b.start()
 		id, late := b.add(), b.add()
 		for _, id := range []string{id, late} {
-			if _, err := b.svc.Wake(b.Context(), &compute.WakeRequest{ServerID: id}); !errors.Is(err, fault.Unavailable) {
-				b.Errorf("wake: %v, want Unavailable, to be tried again", err)
+			b.wake(id)
+			if o := b.waits(id); events(o)[:len("schedule:retry")] != "schedule:retry" || o.Events[0].ErrorCode != "Unavailable" {
+				b.Errorf("operation %+v, want it to be tried again", o)
 			}
 			if s := b.server(id); s.Task() != store.Scheduling {
 				b.Errorf("server %s, task %q; want it to wait for a host", s.VMState, s.Task())
 			}
 		}
-		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET due_at = ?, task_since = ? WHERE id = ?`,
-			time.Now().UTC().Add(-time.Hour), time.Now().UTC().Add(-2*time.Hour), late); err != nil {
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET task_since = ? WHERE id = ?`, time.Now().UTC().Add(-2*time.Hour), late); err != nil {
 			b.Fatal(err)
 		}
 		b.settle(late)
@@ -335,8 +423,6 @@ func TestNoHostUp(t *testing.T) {
 			b.Errorf("server %s, fault %q", s.VMState, s.FaultMessage)
 		}
 		b.addHost("h1")
-		b.expire("due_at")
-		b.wake(id)
 		if r := get(b, b.builds); r.Spec.ID != id {
 			b.Errorf("built %s", r.Spec.ID)
 		}
@@ -346,28 +432,182 @@ func TestNoHostUp(t *testing.T) {
 // down makes a host silent for an hour.
 func (b *bench) down(host string) {
 	b.Helper()
-	if _, err := b.db.ExecContext(b.Context(), `UPDATE services SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host); err != nil {
+	if _, err := b.db.ExecContext(b.Context(), `UPDATE members SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host); err != nil {
 		b.Fatal(err)
 	}
 }
 
-// TestManyConductors: however many wake up for the same servers, each server
-// gets one attempt.
+// TestManyConductors: however many run, and wake up for the same server, it gets one
+// attempt.
 func TestManyConductors(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
 		id := b.add()
+		b.start()
 		var wg sync.WaitGroup
-		for range 8 {
-			wg.Go(func() {
-				if _, err := b.svc.Wake(b.Context(), &compute.WakeRequest{ServerID: id}); err != nil && !errors.Is(err, fault.Unavailable) {
-					b.Errorf("wake: %v", err)
+		for i := range 4 {
+			cfg := b.cfg
+			cfg.Host = "c" + strconv.Itoa(i)
+			other := conductor.New(cfg)
+			if err := other.Runner.Start(b.Context()); err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() {
+				if err := other.Runner.Stop(context.Background()); err != nil {
+					b.Error(err)
 				}
 			})
+			for range 2 {
+				wg.Go(func() {
+					if _, err := other.Wake(b.Context(), &compute.WakeRequest{ServerID: id}); err != nil {
+						b.Errorf("wake: %v", err)
+					}
+				})
+			}
 		}
 		wg.Wait()
-		if r := get(b, b.builds); r.Generation != 1 || len(b.builds) != 0 {
-			b.Errorf("generation %d, %d more messages; want one attempt", r.Generation, len(b.builds))
+		r := get(b, b.builds)
+		b.waits(id)
+		<-time.After(100 * time.Millisecond)
+		// Woken while they ran, some look once more: it is the same attempt.
+		for len(b.builds) > 0 {
+			if more := get(b, b.builds); more.Generation != r.Generation {
+				b.Errorf("generations %d and %d", r.Generation, more.Generation)
+			}
+		}
+		if s := b.server(id); s.Generation != 1 || r.Generation != 1 || s.Attempts != 1 {
+			b.Errorf("generation %d, %d attempts; want one", s.Generation, s.Attempts)
 		}
 	})
+}
+
+// TestActions: an action that the worker fails leaves the server as it was, with a fault;
+// one that it never ends too, but for a resize; one that is canceled is not begun any
+// more. Whoever sees that the server has no task can begin the next one.
+func TestActions(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
+		b.start()
+		id := b.add()
+		b.wake(id)
+		if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt("h1", get(b, b.builds))}); err != nil {
+			b.Fatal(err)
+		}
+		begin := func(a compute.Action) *compute.EndBuildRequest {
+			b.Helper()
+			var err error
+			if a == compute.Resize {
+				err = b.store.BeginResize(b.Context(), id, &store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})
+			} else {
+				err = b.store.Act(b.Context(), id, a)
+			}
+			if err != nil {
+				b.Fatalf("%s: %v", a, err)
+			}
+			b.wake(id)
+			r := get(b, b.acts)
+			for want := b.server(id).Generation; r.Generation != want; { // told twice, the one before
+				r = get(b, b.acts)
+			}
+			at := compute.AttemptRequest{ServerID: id, Host: "h1", Generation: r.Generation, Task: r.Task}
+			if _, err := b.svc.BeginBuild(b.Context(), &at); err != nil {
+				b.Errorf("%s is not wanted: %v", a, err)
+			}
+			return &compute.EndBuildRequest{AttemptRequest: at}
+		}
+		end := func(r *compute.EndBuildRequest, want error) {
+			b.Helper()
+			if _, err := b.svc.EndAct(b.Context(), r); !errors.Is(err, want) {
+				b.Errorf("report: %v, want %v", err, want)
+			}
+		}
+		for range 20 { // at once, each time
+			for _, a := range []compute.Action{compute.Stop, compute.Start} {
+				end(begin(a), nil)
+			}
+		}
+		for range 20 {
+			r := begin(compute.Stop)
+			r.Error = "no power"
+			end(r, nil)
+			b.settle(id)
+			end(r, nil)
+			if s := b.server(id); s.VMState != store.Active || s.FaultMessage != "no power" {
+				b.Fatalf("after a stop that failed: %s, %q", s.VMState, s.FaultMessage)
+			}
+		}
+
+		r := begin(compute.Stop)
+		b.waitsFor(id)
+		b.past("servers", "task_since")
+		b.expire()
+		b.settle(id)
+		end(r, nil) // as if it had been told: the server is what it was
+		if s := b.server(id); s.VMState != store.Active || s.FaultMessage != "host h1 did not end powering-off within 1m0s" {
+			b.Errorf("after a stop that never ended: %s, %q", s.VMState, s.FaultMessage)
+		}
+
+		r = begin(compute.Stop)
+		b.waitsFor(id)
+		if err := b.store.Operations().Cancel(b.Context(), b.operation(id).ID, "no"); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := b.svc.BeginBuild(b.Context(), &r.AttemptRequest); !errors.Is(err, compute.ErrStale) {
+			b.Errorf("what is canceled is wanted: %v", err)
+		}
+		b.settle(id)
+		if s := b.server(id); s.VMState != store.Active || s.FaultMessage != "no" {
+			b.Errorf("after a stop that was canceled: %s, %q", s.VMState, s.FaultMessage)
+		}
+		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
+			b.Fatal(err)
+		}
+		for before := r.Generation; r.Generation == before; {
+			r.Generation = get(b, b.acts).Generation
+		}
+		end(r, nil)
+		if s := b.server(id); s.VMState != store.Stopped {
+			b.Errorf("after the stop was done again: %s", s.VMState)
+		}
+
+		begin(compute.Resize)
+		b.waitsFor(id)
+		b.past("servers", "task_since")
+		b.expire()
+		b.settle(id)
+		if s := b.server(id); s.VMState != store.Error || s.Resize == nil || s.Holds().VCPUs != 2 {
+			b.Errorf("after a resize that never ended: %s, %+v", s.VMState, s.Resize)
+		}
+		if err := b.store.MarkDeleting(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+		b.wake(id)
+		get(b, b.destroys)
+		if err := b.store.Operations().Cancel(b.Context(), b.operation(id).ID, "keep it"); err != nil {
+			b.Fatal(err)
+		}
+		b.settle(id)
+		if s := b.server(id); s.VMState != store.Error || s.FaultMessage != "keep it" {
+			b.Errorf("after a deletion that was canceled: %s, %q", s.VMState, s.FaultMessage)
+		}
+		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
+			b.Fatal(err)
+		}
+		get(b, b.destroys)
+		if _, err := b.svc.EndDestroy(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1"}); err != nil {
+			b.Error(err)
+		}
+		b.unclaimed()
+	})
+}
+
+// waitsFor waits until a server's operation waits for the worker.
+func (b *bench) waitsFor(id string) {
+	b.Helper()
+	for end := time.Now().Add(20 * time.Second); b.operation(id).Owner != ""; {
+		if time.Now().After(end) {
+			b.Fatalf("it does not wait: %+v", b.operation(id))
+		}
+		<-time.After(5 * time.Millisecond)
+	}
 }

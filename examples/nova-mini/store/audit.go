@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -69,12 +68,12 @@ type repairs struct {
 }
 
 func (r repairs) Claim(ctx context.Context, list ...placement.Claim) error {
-	return r.store.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+	return db.Tx(ctx, r.store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		for _, c := range list {
 			if len(c.Allocations) == 0 {
 				continue
 			}
-			n, err := exec(ctx, tx, `UPDATE servers SET lease = lease WHERE id = ? AND host = ?`, c.Consumer, c.Allocations[0].Provider)
+			n, err := exec(ctx, tx, `UPDATE servers SET generation = generation WHERE id = ? AND host = ?`, c.Consumer, c.Allocations[0].Provider)
 			if err != nil {
 				return err
 			}

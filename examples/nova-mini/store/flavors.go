@@ -52,7 +52,7 @@ func (s *Store) Flavor(ctx context.Context, id string) (*Flavor, error) {
 
 // CreateFlavor adds a flavor. Conflict: its id or its name is taken.
 func (s *Store) CreateFlavor(ctx context.Context, f *Flavor) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		var n int
 		if err := tx.GetContext(ctx, &n, `SELECT COUNT(*) FROM flavors WHERE id = ?`, f.ID); err != nil {
 			return db.Error(err)
@@ -71,7 +71,7 @@ func (s *Store) CreateFlavor(ctx context.Context, f *Flavor) error {
 
 // DeleteFlavor removes a flavor. Its servers keep what they have. NotFound.
 func (s *Store) DeleteFlavor(ctx context.Context, id string) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		n, err := exec(ctx, tx, `DELETE FROM flavors WHERE id = ?`, id)
 		if err == nil && n == 0 {
 			return fault.New(fault.NotFound, "Flavor %s could not be found.", id)

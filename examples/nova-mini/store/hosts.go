@@ -2,6 +2,8 @@ package store
 
 import (
 	"context"
+	"errors"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -10,6 +12,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/membership"
 )
 
 // Binary names of the services, Nova's.
@@ -21,77 +24,90 @@ const (
 
 // Service is one process, as the others know it.
 type Service struct {
-	ID             int       `db:"id"`
-	Binary         string    `db:"binary_name"`
-	Host           string    `db:"host"`
-	Disabled       bool      `db:"disabled"`
-	DisabledReason string    `db:"disabled_reason"`
-	SeenAt         time.Time `db:"seen_at"`
-	Up             bool      `db:"-"`
+	membership.Member
+
+	// Number is the one by which the API knows it.
+	Number int
 }
 
-// Beat notes a sign of life of a service, by the database's clock.
-func (s *Store) Beat(ctx context.Context, binary, host string) error {
-	return s.register(ctx, func(tx *sqlx.Tx, now time.Time) error { return beat(ctx, tx, now, binary, host) })
+// Members are the services. One that was not seen for downAfter is not up.
+func (s *Store) Members(downAfter time.Duration) *membership.Registry {
+	return membership.New(membership.Config{DB: s.db, DownAfter: downAfter})
 }
 
-// register runs f again when it chose a number for a new row that somebody else
+// Number gives a service a number, if it has none. It is for before it joins.
+func (s *Store) Number(ctx context.Context, kind, host string) error {
+	return s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error { return number(ctx, tx, kind, host) })
+}
+
+// number runs f again when it chose a number for a new row that somebody else
 // chose at the same moment.
-func (s *Store) register(ctx context.Context, f func(*sqlx.Tx, time.Time) error) (err error) {
+func (s *Store) number(ctx context.Context, f func(context.Context, *sqlx.Tx) error) (err error) {
 	for range 20 {
-		if err = s.tx(ctx, f); err == nil || fault.CodeOf(err) != fault.Conflict {
+		if err = db.Tx(ctx, s.db, f); err == nil || fault.CodeOf(err) != fault.Conflict {
 			return err
 		}
 	}
 	return err
 }
 
-func beat(ctx context.Context, tx *sqlx.Tx, now time.Time, binary, host string) error {
-	n, err := exec(ctx, tx, `UPDATE services SET seen_at = ? WHERE binary_name = ? AND host = ?`, now, binary, host)
-	if err != nil || n == 1 {
-		return err
+func number(ctx context.Context, tx *sqlx.Tx, kind, host string) error {
+	var n int
+	if err := tx.GetContext(ctx, &n, `SELECT COUNT(*) FROM service_numbers WHERE kind = ? AND host = ?`, kind, host); err != nil || n > 0 {
+		return db.Error(err)
 	}
-	id, err := nextID(ctx, tx, `SELECT COALESCE(MAX(id), 0) + 1 FROM services`)
+	id, err := nextID(ctx, tx, `SELECT COALESCE(MAX(id), 0) + 1 FROM service_numbers`)
 	if err != nil {
 		return err
 	}
-	_, err = exec(ctx, tx, `INSERT INTO services (id, binary_name, host, disabled, disabled_reason, seen_at) VALUES (?, ?, ?, FALSE, '', ?)`,
-		id, binary, host, now)
+	_, err = exec(ctx, tx, `INSERT INTO service_numbers (id, kind, host) VALUES (?, ?, ?)`, id, kind, host)
 	return err
 }
 
 // nextID returns a number for a new row. Of two that choose the same one at once
-// one gets a Conflict from the primary key, see register.
+// one gets a Conflict from the primary key, see number.
 func nextID(ctx context.Context, tx *sqlx.Tx, query string) (id int, err error) {
 	return id, db.Error(tx.GetContext(ctx, &id, query))
 }
 
-// Services returns all services by id. One that was not seen for downAfter is
+// Services returns all services by number. One that was not seen for downAfter is
 // not up.
 func (s *Store) Services(ctx context.Context, downAfter time.Duration) ([]Service, error) {
-	out := []Service{}
-	now, err := db.Now(ctx, s.db)
+	members, err := s.Members(downAfter).List(ctx, "")
 	if err != nil {
 		return nil, err
 	}
-	if err := s.db.SelectContext(ctx, &out, `SELECT * FROM services ORDER BY id`); err != nil {
+	var rows []struct {
+		ID         int
+		Kind, Host string
+	}
+	if err := s.db.SelectContext(ctx, &rows, `SELECT * FROM service_numbers`); err != nil {
 		return nil, db.Error(err)
 	}
-	for i := range out {
-		out[i].Up = now.Sub(out[i].SeenAt) <= downAfter
+	numbers := map[[2]string]int{}
+	for _, r := range rows {
+		numbers[[2]string{r.Kind, r.Host}] = r.ID
 	}
+	out := make([]Service, len(members))
+	for i, m := range members {
+		out[i] = Service{m, numbers[[2]string{m.Kind, m.Host}]}
+	}
+	slices.SortFunc(out, func(a, b Service) int { return a.Number - b.Number })
 	return out, nil
 }
 
 // SetDisabled says whether a service takes new work. NotFound.
-func (s *Store) SetDisabled(ctx context.Context, binary, host string, disabled bool, reason string) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
-		n, err := exec(ctx, tx, `UPDATE services SET disabled = ?, disabled_reason = ? WHERE binary_name = ? AND host = ?`, disabled, reason, binary, host)
-		if err == nil && n == 0 {
-			return fault.New(fault.NotFound, "Could not find binary %s on host %s.", binary, host)
-		}
-		return err
-	})
+func (s *Store) SetDisabled(ctx context.Context, kind, host string, disabled bool, reason string) error {
+	var err error
+	if disabled {
+		err = s.members.Disable(ctx, kind, host, reason)
+	} else {
+		err = s.members.Enable(ctx, kind, host)
+	}
+	if errors.Is(err, fault.NotFound) {
+		return fault.New(fault.NotFound, "Could not find binary %s on host %s.", kind, host)
+	}
+	return err
 }
 
 // Host is a compute host: a provider of resources, with its service.
@@ -136,11 +152,13 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 	}
 	for _, v := range services {
 		h := byName[v.Host]
-		if h == nil || v.Binary != ComputeBinary {
+		if h == nil || v.Kind != ComputeBinary {
 			continue
 		}
 		h.Service = v
-		h.SeenAt = time.Now().Add(v.SeenAt.Sub(now)) // by this process's clock
+		if h.SeenAt = time.Now().Add(v.SeenAt.Sub(now)); v.ForcedDown || v.Departed { // by this process's clock
+			h.SeenAt = time.Time{}
+		}
 		if v.Disabled {
 			h.Disabled = "the compute service is disabled: " + v.DisabledReason
 		}
@@ -153,25 +171,26 @@ type Ratios struct{ CPU, RAM, Disk float64 }
 
 // ReportHost notes a worker's sign of life and what its host has.
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
-	err := s.register(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		if err := beat(ctx, tx, now, ComputeBinary, r.Host); err != nil {
+	err := s.members.Beat(ctx, ComputeBinary, r.Host)
+	if errors.Is(err, fault.NotFound) {
+		if err = s.Number(ctx, ComputeBinary, r.Host); err == nil {
+			err = s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1})
+		}
+	}
+	if err != nil {
+		return err
+	}
+	err = s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
+		n, err := exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
+		if err != nil || n > 0 {
 			return err
 		}
-		n, err := exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
+		id, err := nextID(ctx, tx, `SELECT COALESCE(MAX(id), 0) + 1 FROM hosts`)
 		if err != nil {
 			return err
 		}
-		if n == 0 {
-			id, err := nextID(ctx, tx, `SELECT COALESCE(MAX(id), 0) + 1 FROM hosts`)
-			if err != nil {
-				return err
-			}
-			if _, err := exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`,
-				id, r.Host, r.Driver, r.DriverVersion); err != nil {
-				return err
-			}
-		}
-		return nil
+		_, err = exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion)
+		return err
 	})
 	if err != nil {
 		return err
@@ -197,9 +216,9 @@ type claims struct {
 }
 
 func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
-	return c.store.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+	return db.Tx(ctx, c.store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		for _, claim := range list {
-			n, err := exec(ctx, tx, `UPDATE servers SET lease = lease WHERE id = ? AND task_state = ?`, claim.Consumer, Scheduling)
+			n, err := exec(ctx, tx, `UPDATE servers SET generation = generation WHERE id = ? AND task_state = ?`, claim.Consumer, Scheduling)
 			if err != nil {
 				return err
 			}

@@ -12,6 +12,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // Size is what a flavor gives a server.
@@ -64,28 +65,36 @@ func (s *Store) hold(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 // room for it is claimed at once. Errors as Act; Invalid, with Nova's words: it is the
 // flavor that it has, its disk would shrink, or there is no room.
 func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		srv, err := s.begin(ctx, tx, now, id, compute.Resize)
-		if err != nil {
+	to := Size{f.ID, f.Resources()}
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		if err := s.beginResize(ctx, tx, now, id, to); err != nil {
 			return err
 		}
-		to := Size{f.ID, f.Resources()}
-		switch {
-		case to.FlavorID == srv.FlavorID:
-			return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
-		case to.Has.DiskGiB < srv.DiskGiB:
-			return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
-		}
-		srv.Resize = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
-		if _, err := exec(ctx, tx, `UPDATE servers SET resize = ? WHERE id = ?`, srv.Resize, id); err != nil {
-			return err
-		}
-		err = s.hold(ctx, tx, srv)
-		if errors.Is(err, placement.ErrNoRoom) {
-			return fault.New(fault.Invalid, "No valid host was found. A resize stays on its host: %w", err)
-		}
+		_, err := operation.Begin(ctx, s.ops, Kinds[compute.Resize], id, &ActInput{Resize: &to})
 		return err
 	})
+}
+
+func (s *Store) beginResize(ctx context.Context, tx *sqlx.Tx, now time.Time, id string, to Size) error {
+	srv, err := s.begin(ctx, tx, now, id, compute.Resize)
+	if err != nil {
+		return err
+	}
+	switch {
+	case to.FlavorID == srv.FlavorID:
+		return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
+	case to.Has.DiskGiB < srv.DiskGiB:
+		return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
+	}
+	srv.Resize = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
+	if _, err := exec(ctx, tx, `UPDATE servers SET resize = ? WHERE id = ?`, srv.Resize, id); err != nil {
+		return err
+	}
+	err = s.hold(ctx, tx, srv)
+	if errors.Is(err, placement.ErrNoRoom) {
+		return fault.New(fault.Invalid, "No valid host was found. A resize stays on its host: %w", err)
+	}
+	return err
 }
 
 // end makes the server what it is after an action, or after why it failed.
@@ -116,28 +125,17 @@ func (s *Server) end(a compute.Action, why string, now time.Time) {
 }
 
 // EndAct ends an action: the server is in the state that the action leads to, or,
-// with why it failed, in the one that it was in. Once more is no error. ErrStale.
+// with why it failed, in the one that it was in. ErrStale.
 func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string) error {
 	action := ActionOf(a.Task)
 	if action == "" {
 		return fault.New(fault.Invalid, "%q is not the task of an action", a.Task)
 	}
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		n, err := exec(ctx, tx, `UPDATE servers SET task_state = NULL, updated_at = ? WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			now, a.ServerID, a.Host, a.Generation, a.Task)
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		err := one(exec(ctx, tx, `UPDATE servers SET task_state = NULL, updated_at = ? WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			now, a.ServerID, a.Host, a.Generation, a.Task))
 		if err != nil {
 			return err
-		}
-		if n == 0 {
-			var done int
-			err = tx.GetContext(ctx, &done, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state IS NULL`, a.ServerID, a.Host, a.Generation)
-			if err != nil {
-				return db.Error(err)
-			}
-			if done == 0 {
-				return compute.ErrStale
-			}
-			return nil
 		}
 		srv := new(Server)
 		if err := tx.GetContext(ctx, srv, `SELECT * FROM servers WHERE id = ?`, a.ServerID); err != nil {

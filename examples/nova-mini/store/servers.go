@@ -13,6 +13,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // States of a server, Nova's.
@@ -54,15 +55,6 @@ var actions = map[compute.Action]struct {
 	compute.RevertResize:  {"revertResize", ResizeReverting, "", []string{Resized}},
 }
 
-// tasks are all that somebody is to do.
-var tasks = func() []string {
-	out := []string{Scheduling, Spawning, Deleting}
-	for _, d := range actions {
-		out = append(out, d.task)
-	}
-	return out
-}()
-
 // ActionOf returns the action that a task is part of, or "".
 func ActionOf(task string) compute.Action {
 	for a, d := range actions {
@@ -73,7 +65,8 @@ func ActionOf(task string) compute.Action {
 	return ""
 }
 
-// Server is one row. A server that has no task waits for nobody.
+// Server is one row. A server that has a task has an operation that is not over, and the
+// other way round: both begin and end in one transaction.
 type Server struct {
 	ID           string     `db:"id"`
 	Name         string     `db:"name"`
@@ -95,8 +88,6 @@ type Server struct {
 	FaultCode    int        `db:"fault_code"`
 	FaultMessage string     `db:"fault_message"`
 	FaultAt      *time.Time `db:"fault_at"`
-	Lease        string     `db:"lease"`
-	DueAt        time.Time  `db:"due_at"`
 	TaskSince    time.Time  `db:"task_since"`
 	CreatedAt    time.Time  `db:"created_at"`
 	UpdatedAt    time.Time  `db:"updated_at"`
@@ -169,20 +160,24 @@ func notFound(id string) error {
 	return fault.New(fault.NotFound, "Instance %s could not be found.", id)
 }
 
-// CreateServer adds a server that waits for a host: all the conductor needs to
-// go on is in the row. The fields about its state are set here.
+// CreateServer adds a server that waits for a host, and the operation that builds it: all
+// the conductor needs to go on is in the rows. The fields about its state are set here.
 func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		task := Scheduling
 		srv.VMState, srv.TaskState = Building, &task
-		srv.DueAt, srv.TaskSince, srv.CreatedAt, srv.UpdatedAt = now, now, now, now
+		srv.TaskSince, srv.CreatedAt, srv.UpdatedAt = now, now, now
 		_, err := tx.NamedExecContext(ctx, `INSERT INTO servers (id, name, project_id, user_id, request_id, image_ref, flavor_id,
 			vcpus, memory_mib, disk_gib, metadata, vm_state, task_state, host, generation, attempts, tried,
-			fault_code, fault_message, fault_at, lease, due_at, task_since, created_at, updated_at, launched_at)
+			fault_code, fault_message, fault_at, task_since, created_at, updated_at, launched_at)
 			VALUES (:id, :name, :project_id, :user_id, :request_id, :image_ref, :flavor_id,
 			:vcpus, :memory_mib, :disk_gib, :metadata, :vm_state, :task_state, :host, :generation, :attempts, :tried,
-			:fault_code, :fault_message, :fault_at, :lease, :due_at, :task_since, :created_at, :updated_at, :launched_at)`, srv)
-		return db.Error(err)
+			:fault_code, :fault_message, :fault_at, :task_since, :created_at, :updated_at, :launched_at)`, srv)
+		if err != nil {
+			return db.Error(err)
+		}
+		_, err = operation.Begin(ctx, s.ops, Create, srv.ID, &struct{}{})
+		return err
 	})
 }
 
@@ -210,10 +205,18 @@ func (s *Store) Servers(ctx context.Context, project, marker string, limit int) 
 // MarkDeleting gives a server the task to be deleted, whatever it was doing:
 // deletion wins. It is idempotent. NotFound.
 func (s *Store) MarkDeleting(ctx context.Context, id string) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		n, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, lease = '', due_at = ?, task_since = ?, updated_at = ?
-			WHERE id = ? AND (task_state IS NULL OR task_state <> ?)`, Deleting, now, now, now, id, Deleting)
-		if err != nil || n == 1 {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		// First, as whoever runs an operation locks it before the server.
+		if _, err := exec(ctx, tx, `UPDATE operations SET fence = fence WHERE active = ?`, id); err != nil {
+			return err
+		}
+		n, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, task_since = ?, updated_at = ?
+			WHERE id = ? AND (task_state IS NULL OR task_state <> ?)`, Deleting, now, now, id, Deleting)
+		if err != nil {
+			return err
+		}
+		if n == 1 {
+			_, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{})
 			return err
 		}
 		var there int
@@ -227,110 +230,114 @@ func (s *Store) MarkDeleting(ctx context.Context, id string) error {
 	})
 }
 
-// Due returns up to limit servers whose task nobody is busy with, the longest
-// waiting first.
-func (s *Store) Due(ctx context.Context, limit int) ([]string, error) {
-	now, err := db.Now(ctx, s.db)
-	if err != nil {
-		return nil, err
-	}
-	query, args, err := sqlx.In(`SELECT id FROM servers WHERE task_state IN (?) AND due_at <= ? ORDER BY due_at LIMIT ?`, tasks, now, limit)
-	if err != nil {
-		return nil, err
-	}
-	var ids []string
-	err = s.db.SelectContext(ctx, &ids, query, args...)
-	return ids, db.Error(err)
-}
+// Look returns a server, and for how long it has had its task. NotFound.
+func (s *Store) Look(ctx context.Context, id string) (*Server, time.Duration, error) {
+	row := struct {
+		Server
 
-// Lease takes a server's task for a while, under a name that the later steps
-// give. It returns nil if there is nothing to do: no such server, no task, or
-// somebody else has it.
-func (s *Store) Lease(ctx context.Context, id, lease string, d time.Duration) (*Server, error) {
-	var out *Server
-	err := s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		out = nil
-		n, err := exec(ctx, tx, `UPDATE servers SET lease = ?, due_at = ? WHERE id = ? AND task_state IS NOT NULL AND due_at <= ?`,
-			lease, now.Add(d), id, now)
-		if err != nil || n == 0 {
-			return err
-		}
-		out = new(Server)
-		return db.Error(tx.GetContext(ctx, out, `SELECT * FROM servers WHERE id = ?`, id))
-	})
-	return out, err
-}
-
-// Postpone gives a lease back: the task is due again after d.
-func (s *Store) Postpone(ctx context.Context, id, lease string, d time.Duration) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		_, err := exec(ctx, tx, `UPDATE servers SET due_at = ? WHERE id = ? AND lease = ?`, now.Add(d), id, lease)
-		return err
-	})
+		Now time.Time `db:"now"`
+	}{}
+	err := s.get(ctx, s.db, &row, notFound(id), `SELECT servers.*, UTC_TIMESTAMP(6) AS now FROM servers WHERE id = ?`, id)
+	return &row.Server, row.Now.Sub(row.TaskSince), err
 }
 
 // Place ends the search for a host: the server is now to be built on host, in a
-// new generation, which it returns. If no news comes the task is due again after
-// d. ErrStale: the lease was lost, or the server is being deleted.
-func (s *Store) Place(ctx context.Context, id, lease, host string, d time.Duration) (generation int64, err error) {
-	err = s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		n, err := exec(ctx, tx, `UPDATE servers SET host = ?, task_state = ?, generation = generation + 1, attempts = attempts + 1,
-			due_at = ?, task_since = ?, updated_at = ? WHERE id = ? AND lease = ? AND task_state = ?`,
-			host, Spawning, now.Add(d), now, now, id, lease, Scheduling)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			return compute.ErrStale
-		}
-		return db.Error(tx.GetContext(ctx, &generation, `SELECT generation FROM servers WHERE id = ?`, id))
+// new generation, which it returns. ErrStale: somebody else has placed it, or it is being
+// deleted.
+func (s *Store) Place(ctx context.Context, srv *Server, host string) (generation int64, err error) {
+	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		return one(exec(ctx, tx, `UPDATE servers SET host = ?, task_state = ?, generation = generation + 1, attempts = attempts + 1,
+			task_since = ?, updated_at = ? WHERE id = ? AND generation = ? AND task_state = ?`,
+			host, Spawning, now, now, srv.ID, srv.Generation, Scheduling))
 	})
-	return generation, err
+	return srv.Generation + 1, err
+}
+
+// one makes it ErrStale that a statement has found nothing.
+func one(n int64, err error) error {
+	if err == nil && n == 0 {
+		return compute.ErrStale
+	}
+	return err
 }
 
 // Current returns nil if the attempt is the one the server is to have, else
 // ErrStale.
 func (s *Store) Current(ctx context.Context, a compute.AttemptRequest) error {
-	var n int
-	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-		a.ServerID, a.Host, a.Generation, cmp.Or(a.Task, Spawning))
-	if err != nil {
-		return db.Error(err)
-	}
-	if n == 0 {
-		return compute.ErrStale
-	}
-	return nil
+	var n int64
+	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers JOIN operations ON operations.active = servers.id AND operations.state = ?
+		WHERE servers.id = ? AND host = ? AND generation = ? AND task_state = ?`,
+		operation.Running, a.ServerID, a.Host, a.Generation, cmp.Or(a.Task, Spawning))
+	return one(n, db.Error(err))
 }
 
-// Activate ends a successful attempt. Once more is no error, so that a worker
-// whose reply was lost can report again. ErrStale.
-func (s *Store) Activate(ctx context.Context, a compute.AttemptRequest) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, launched_at = ?, updated_at = ?
-			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			Active, now, now, a.ServerID, a.Host, a.Generation, Spawning)
-		if err != nil || n == 1 {
-			return err
-		}
-		var done int
-		err = tx.GetContext(ctx, &done, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND vm_state = ? AND task_state IS NULL`,
-			a.ServerID, a.Host, a.Generation, Active)
-		if err != nil {
-			return db.Error(err)
-		}
-		if done == 0 {
-			return compute.ErrStale
-		}
-		return nil
+// Holds is Current in a transaction, in which it keeps the attempt what it is.
+func (s *Store) Holds(ctx context.Context, a compute.AttemptRequest) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
+		return one(exec(ctx, tx, `UPDATE servers SET generation = generation WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			a.ServerID, a.Host, a.Generation, a.Task))
 	})
 }
 
-// Act gives a server that has no task the task of an action, in a new generation.
-// NotFound; Conflict, with Nova's words: its state does not allow the action.
+// Ended returns nil if the attempt was the server's last one and has ended, so that a
+// worker whose reply was lost can report again, else ErrStale.
+func (s *Store) Ended(ctx context.Context, a compute.AttemptRequest) error {
+	var n int64
+	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state IS NULL AND (? OR vm_state = ?)`,
+		a.ServerID, a.Host, a.Generation, a.Task != "", Active)
+	return one(n, db.Error(err))
+}
+
+// Activate ends a successful attempt. ErrStale.
+func (s *Store) Activate(ctx context.Context, a compute.AttemptRequest) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		return one(exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, launched_at = ?, updated_at = ?
+			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			Active, now, now, a.ServerID, a.Host, a.Generation, Spawning))
+	})
+}
+
+// Act gives a server that has no task the task of an action, in a new generation, and its
+// operation. NotFound; Conflict, with Nova's words: its state does not allow the action.
 func (s *Store) Act(ctx context.Context, id string, a compute.Action) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		_, err := s.begin(ctx, tx, now, id, a)
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		if _, err := s.begin(ctx, tx, now, id, a); err != nil {
+			return err
+		}
+		_, err := operation.Begin(ctx, s.ops, Kinds[a], id, &ActInput{})
+		return err
+	})
+}
+
+// Repeat gives a server the task of an operation that is to be done again, after it has
+// failed. Errors as of what began it; Precondition: it was built meanwhile.
+func (s *Store) Repeat(ctx context.Context, id string, a compute.Action, in *ActInput) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		switch {
+		case a == "":
+			n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = ?, host = NULL, generation = generation + 1, attempts = 0, tried = '[]',
+				fault_message = '', task_since = ?, updated_at = ? WHERE id = ? AND vm_state = ? AND launched_at IS NULL AND task_state IS NULL`,
+				Building, Scheduling, now, now, id, Error)
+			if err == nil && n == 0 {
+				return fault.New(fault.Precondition, "server %s is not one whose building has failed", id)
+			}
+			if err != nil {
+				return err
+			}
+			return s.release(ctx, tx, id)
+		case in.Resize != nil:
+			return s.beginResize(ctx, tx, now, id, *in.Resize)
+		default:
+			_, err := s.begin(ctx, tx, now, id, a)
+			return err
+		}
+	})
+}
+
+// RepeatDelete is Repeat for a deletion. That there is no such server is no error.
+func (s *Store) RepeatDelete(ctx context.Context, id string) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		_, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, task_since = ?, updated_at = ? WHERE id = ?`, Deleting, now, now, id)
 		return err
 	})
 }
@@ -340,8 +347,8 @@ func (s *Store) begin(ctx context.Context, tx *sqlx.Tx, now time.Time, id string
 	if !known {
 		return nil, fault.New(fault.Unimplemented, "there is no action %q", a)
 	}
-	query, args, err := sqlx.In(`UPDATE servers SET task_state = ?, generation = generation + 1, lease = '', due_at = ?, task_since = ?, updated_at = ?
-		WHERE id = ? AND task_state IS NULL AND host IS NOT NULL AND vm_state IN (?)`, d.task, now, now, now, id, d.from)
+	query, args, err := sqlx.In(`UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ?
+		WHERE id = ? AND task_state IS NULL AND host IS NOT NULL AND vm_state IN (?)`, d.task, now, now, id, d.from)
 	if err != nil {
 		return nil, err
 	}
@@ -363,15 +370,12 @@ func (s *Store) begin(ctx context.Context, tx *sqlx.Tx, now time.Time, id string
 // tried, and the server waits for another one. ErrStale.
 func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why string) (*Server, error) {
 	srv := new(Server)
-	err := s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
-		n, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, host = NULL, lease = '', due_at = ?, updated_at = ?
+	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		err := one(exec(ctx, tx, `UPDATE servers SET task_state = ?, host = NULL, updated_at = ?
 			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			Scheduling, now, now, a.ServerID, a.Host, a.Generation, Spawning)
+			Scheduling, now, a.ServerID, a.Host, a.Generation, Spawning))
 		if err != nil {
 			return err
-		}
-		if n == 0 {
-			return compute.ErrStale
 		}
 		*srv = Server{}
 		if err := tx.GetContext(ctx, srv, `SELECT * FROM servers WHERE id = ?`, a.ServerID); err != nil {
@@ -388,14 +392,18 @@ func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why st
 }
 
 // Fail gives up: the server is in ERROR, with a fault, and has no task. If it
-// is on no host its claim is released. Nothing happens if the task was task no
-// longer.
-func (s *Store) Fail(ctx context.Context, id, task, message string) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, now time.Time) error {
+// is on no host its claim is released. Nothing happens if it has no task, or there is no
+// such server.
+func (s *Store) Fail(ctx context.Context, id, message string) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, fault_code = 500, fault_message = ?, fault_at = ?, updated_at = ?
-			WHERE id = ? AND task_state = ?`, Error, message, now, now, id, task)
-		if err != nil || n == 0 || task != Scheduling {
+			WHERE id = ? AND task_state IS NOT NULL`, Error, message, now, now, id)
+		if err != nil || n == 0 {
 			return err
+		}
+		var host *string
+		if err := tx.GetContext(ctx, &host, `SELECT host FROM servers WHERE id = ?`, id); err != nil || host != nil {
+			return db.Error(err)
 		}
 		return s.release(ctx, tx, id)
 	})
@@ -404,7 +412,7 @@ func (s *Store) Fail(ctx context.Context, id, task, message string) error {
 // Remove ends a deletion: the server and its claim are gone. Once more is no
 // error. Precondition: the server is not being deleted.
 func (s *Store) Remove(ctx context.Context, id string) error {
-	return s.tx(ctx, func(tx *sqlx.Tx, _ time.Time) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		n, err := exec(ctx, tx, `DELETE FROM servers WHERE id = ? AND task_state = ?`, id, Deleting)
 		if err != nil {
 			return err

@@ -1,5 +1,5 @@
-// Package store is nova-mini's database: the truth about flavors, servers,
-// services, hosts and claims. The conductor, the scheduler and the API use it;
+// Package store is nova-mini's database: the truth about flavors, servers, the
+// operations on them, services, hosts and claims. The conductor, the scheduler and the API use it;
 // workers have no access.
 package store
 
@@ -14,6 +14,8 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/operation"
 )
 
 //go:embed migrations/*.sql
@@ -31,12 +33,16 @@ func Migrations() fs.FS {
 // Store is the database. It is safe for concurrent use. Every method may fail
 // with Unavailable while the database is away.
 type Store struct {
-	db     *sqlx.DB
-	claims *placement.SQL
+	db      *sqlx.DB
+	claims  *placement.SQL
+	ops     *operation.Store
+	members *membership.Registry
 }
 
 // New returns a store on a migrated database, which stays the caller's.
-func New(d *sqlx.DB) *Store { return &Store{d, placement.NewSQL(d)} }
+func New(d *sqlx.DB) *Store {
+	return &Store{d, placement.NewSQL(d), operation.NewStore(d), membership.New(membership.Config{DB: d})}
+}
 
 // Check fails with Unavailable if the database does not answer, or cannot be
 // written.
@@ -63,13 +69,13 @@ func exec(ctx context.Context, tx *sqlx.Tx, query string, args ...any) (int64, e
 
 // tx runs f in a transaction with the database's time, by which all of it goes:
 // the clocks of the hosts may differ.
-func (s *Store) tx(ctx context.Context, f func(tx *sqlx.Tx, now time.Time) error) error {
+func (s *Store) tx(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx, now time.Time) error) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		now, err := db.Now(ctx, tx)
 		if err != nil {
 			return err
 		}
-		return f(tx, now)
+		return f(ctx, tx, now)
 	})
 }
 

@@ -15,6 +15,7 @@ import (
 	"testing/fstest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"go.uber.org/goleak"
@@ -25,6 +26,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/operation"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -75,13 +78,16 @@ func place(t *testing.T, s *store.Store, id, host string) compute.AttemptRequest
 	if err := claim(t, s, id, host); err != nil {
 		t.Fatal(err)
 	}
-	srv, err := s.Lease(t.Context(), id, "L", time.Minute)
-	if err != nil || srv == nil {
-		t.Fatalf("lease: %v, %v", srv, err)
-	}
-	gen, err := s.Place(t.Context(), id, "L", host, time.Minute)
+	srv, err := s.Server(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
+	}
+	gen, err := s.Place(t.Context(), srv, host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Place(t.Context(), srv, host); !errors.Is(err, compute.ErrStale) {
+		t.Errorf("placed twice: %v, want ErrStale", err)
 	}
 	return compute.AttemptRequest{ServerID: id, Host: host, Generation: gen}
 }
@@ -190,52 +196,6 @@ func TestClaimAgain(t *testing.T) {
 	})
 }
 
-// TestLease: of many that want a task one gets it, and when it dies another one,
-// whose steps then count and not those of the first.
-func TestLease(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, s *store.Store, _ *sqlx.DB) {
-		addHost(t, s, "a", 2)
-		id := addServer(t, s).ID
-		var got atomic.Int64
-		var wg sync.WaitGroup
-		for i := range 8 {
-			wg.Go(func() {
-				srv, err := s.Lease(t.Context(), id, strconv.Itoa(i), time.Hour)
-				if err != nil {
-					t.Errorf("lease: %v", err)
-				}
-				if srv != nil {
-					got.Add(1)
-				}
-			})
-		}
-		wg.Wait()
-		if n := got.Load(); n != 1 {
-			t.Fatalf("%d got the lease, want 1", n)
-		}
-		if due, err := s.Due(t.Context(), 10); err != nil || len(due) != 0 {
-			t.Errorf("due while leased: %v, %v", due, err)
-		}
-		other := addServer(t, s).ID
-		if srv, err := s.Lease(t.Context(), other, "dead", -time.Second); err != nil || srv == nil { // it died at once
-			t.Fatalf("lease: %v, %v", srv, err)
-		}
-		if due, err := s.Due(t.Context(), 10); err != nil || len(due) != 1 || due[0] != other {
-			t.Errorf("due after the lease ended: %v, %v", due, err)
-		}
-		if srv, err := s.Lease(t.Context(), other, "next", time.Minute); err != nil || srv == nil {
-			t.Fatalf("lease: %v, %v", srv, err)
-		}
-		if _, err := s.Place(t.Context(), other, "dead", "a", time.Minute); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("a step of the dead: %v, want ErrStale", err)
-		}
-		if _, err := s.Place(t.Context(), other, "next", "a", time.Minute); err != nil {
-			t.Errorf("a step of the living: %v", err)
-		}
-	})
-}
-
 // TestAttempts walks through a failed and a successful attempt, with the reports
 // that come late or twice.
 func TestAttempts(t *testing.T) {
@@ -263,10 +223,17 @@ func TestAttempts(t *testing.T) {
 		if err := s.Current(ctx, first); !errors.Is(err, compute.ErrStale) {
 			t.Errorf("the first attempt: %v, want ErrStale", err)
 		}
-		for range 2 { // the reply to the first report was lost
-			if err := s.Activate(ctx, second); err != nil {
-				t.Errorf("activate: %v", err)
-			}
+		if err := s.Ended(ctx, second); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("an attempt that goes on has ended: %v, want ErrStale", err)
+		}
+		if err := s.Activate(ctx, second); err != nil {
+			t.Errorf("activate: %v", err)
+		}
+		if err := s.Ended(ctx, second); err != nil {
+			t.Errorf("ended: %v", err)
+		}
+		if err := s.Ended(ctx, first); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("the first attempt has ended well: %v, want ErrStale", err)
 		}
 		strangers, err := s.Strangers(ctx, "a", []string{id, "ghost"})
 		if err != nil || strings.Join(strangers, ",") != id+",ghost" {
@@ -300,8 +267,8 @@ func TestDeleteWins(t *testing.T) {
 		if err := s.Activate(ctx, attempt); !errors.Is(err, compute.ErrStale) {
 			t.Errorf("activate: %v, want ErrStale", err)
 		}
-		if err := s.Fail(ctx, id, store.Spawning, "late"); err != nil {
-			t.Errorf("fail: %v", err)
+		if open, err := s.Operations().List(ctx, operation.Filter{Resource: id, Open: true}); err != nil || len(open) != 1 || open[0].Kind != "server.delete" {
+			t.Errorf("operations that are not over: %+v, %v; want the deletion alone", open, err)
 		}
 		for range 2 {
 			if err := s.Remove(ctx, id); err != nil {
@@ -361,43 +328,57 @@ func TestPages(t *testing.T) {
 	})
 }
 
-// TestBeats: many services may register at once, and each gets a number of its
-// own; who is silent is down.
-func TestBeats(t *testing.T) {
+// TestServices: many services may come at once, and each gets a number of its own, which
+// it keeps; who is silent is down.
+func TestServices(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
-		var wg sync.WaitGroup
-		for i := range 8 {
-			wg.Go(func() {
-				for range 2 {
-					if err := s.Beat(t.Context(), store.SchedulerBinary, strconv.Itoa(i)); err != nil {
-						t.Errorf("beat: %v", err)
-					}
+		ctx := t.Context()
+		numbers := func() map[string]int {
+			list, err := s.Services(ctx, time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out := map[string]int{}
+			for i, v := range list {
+				out[v.Host] = v.Number
+				if v.Up == (v.Host == "silent") || v.Number < 1 || i > 0 && v.Number <= list[i-1].Number {
+					t.Errorf("%s: up %t, number %d", v.Host, v.Up, v.Number)
 				}
-			})
+			}
+			return out
 		}
-		wg.Wait()
-		list, err := s.Services(t.Context(), time.Minute)
-		if err != nil || len(list) != 8 {
-			t.Fatalf("%d services, %v; want 8", len(list), err)
+		come := func() {
+			var wg sync.WaitGroup
+			for i := range 8 {
+				wg.Go(func() {
+					host := strconv.Itoa(i)
+					if err := s.Number(ctx, store.SchedulerBinary, host); err != nil {
+						t.Errorf("number: %v", err)
+					}
+					if err := s.Members(time.Minute).Join(ctx, membership.Self{Kind: store.SchedulerBinary, Host: host}); err != nil {
+						t.Errorf("join: %v", err)
+					}
+				})
+			}
+			wg.Wait()
 		}
-		for _, v := range list {
-			if !v.Up {
-				t.Errorf("%s is down right after its sign of life", v.Host)
+		come()
+		first := numbers()
+		addHost(t, s, "silent", 1)
+		addHost(t, s, "silent", 1)
+		d.MustExecContext(ctx, `UPDATE members SET seen_at = ? WHERE host = 'silent'`, time.Now().Add(-time.Hour))
+		come()
+		second := numbers()
+		if len(first) != 8 || len(second) != 9 {
+			t.Errorf("services %v, then %v", first, second)
+		}
+		for host, n := range first {
+			if second[host] != n {
+				t.Errorf("%s had number %d, and has %d", host, n, second[host])
 			}
 		}
-		if _, err := d.ExecContext(t.Context(), `UPDATE services SET seen_at = ? WHERE host = '3'`, list[0].SeenAt.Add(-time.Hour)); err != nil {
-			t.Fatal(err)
-		}
-		if list, err = s.Services(t.Context(), time.Minute); err != nil {
-			t.Fatal(err)
-		}
-		for _, v := range list {
-			if v.Up == (v.Host == "3") {
-				t.Errorf("%s up = %v", v.Host, v.Up)
-			}
-		}
-		if err := s.SetDisabled(t.Context(), "x", "y", true, ""); !errors.Is(err, fault.NotFound) {
+		if err := s.SetDisabled(ctx, "x", "y", true, ""); !errors.Is(err, fault.NotFound) || err.Error() != "Could not find binary x on host y." {
 			t.Errorf("disable nobody: %v, want NotFound", err)
 		}
 	})
@@ -418,17 +399,22 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-// TestPlacementSchema: the second migration is the library's, unchanged.
-func TestPlacementSchema(t *testing.T) {
+// TestSchemas: the migrations of the libraries are theirs, unchanged.
+func TestSchemas(t *testing.T) {
 	t.Parallel()
-	got, err := fs.ReadFile(store.Migrations(), "00002_placement.sql")
-	if err != nil || string(got) != placement.Schema {
-		t.Errorf("00002_placement.sql is not placement.Schema, %v", err)
+	for name, want := range map[string]string{
+		"00002_placement.sql": placement.Schema, "00005_operation.sql": operation.Schema, "00006_membership.sql": membership.Schema,
+	} {
+		got, err := fs.ReadFile(store.Migrations(), name)
+		if err != nil || string(got) != want {
+			t.Errorf("%s is not the library's schema, %v", name, err)
+		}
 	}
 }
 
 // TestUpgrade: claims that were made before there was placement are still there,
-// and count.
+// and count; tasks that were before there were operations go on as such, and services
+// keep their numbers and what was said of them.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	first, err := fs.ReadFile(store.Migrations(), "00001_init.sql")
@@ -445,10 +431,35 @@ func TestUpgrade(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		for i, task := range []string{"scheduling", "deleting", "rebooting_hard", ""} {
+			var state *string
+			if task != "" {
+				state = &task
+			}
+			d.MustExecContext(t.Context(), `INSERT INTO servers (id, name, project_id, user_id, request_id, image_ref, flavor_id, vcpus, memory_mib, disk_gib, metadata,
+				vm_state, task_state, host, generation, attempts, tried, fault_code, fault_message, lease, due_at, task_since, created_at, updated_at)
+				VALUES (?, 'n', 'p', 'u', 'req-1', '', '1', 1, 1, 1, '{}', 'active', ?, 'h1', 1, 1, '[]', 0, '', '', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
+				fmt.Sprintf("server-%d", i), state)
+		}
+		d.MustExecContext(t.Context(), `INSERT INTO services (id, binary_name, host, disabled, disabled_reason, seen_at) VALUES (7, 'nova-compute', 'h1', TRUE, 'fan', UTC_TIMESTAMP(6))`)
 		if err := db.Migrate(t.Context(), d, store.Migrations()); err != nil {
 			t.Fatal(err)
 		}
 		s := store.New(d)
+		ops, err := s.Operations().List(t.Context(), operation.Filter{Open: true})
+		kinds := map[string]string{}
+		for _, o := range ops {
+			kinds[o.Resource] = o.Kind + " " + string(o.State) + " " + o.RequestID
+		}
+		if diff := cmp.Diff(map[string]string{
+			"server-0": "server.create running req-1", "server-1": "server.delete running req-1", "server-2": "server.hard_reboot running req-1",
+		}, kinds); err != nil || diff != "" {
+			t.Errorf("operations after the upgrade, %v (-want +got):\n%s", err, diff)
+		}
+		if list, err := s.Services(t.Context(), time.Minute); err != nil || len(list) != 1 || list[0].Number != 7 || !list[0].Up || list[0].DisabledReason != "fan" {
+			t.Errorf("services after the upgrade: %+v, %v", list, err)
+		}
+		d.MustExecContext(t.Context(), `DELETE FROM servers`)
 		addHost(t, s, "h1", 4)
 		hosts, err := s.Hosts(t.Context(), time.Minute)
 		if err != nil || len(hosts) != 1 || hosts[0].Consumers != 1 || hosts[0].Inventories[compute.VCPU].Free() != 1 || hosts[0].Inventories[compute.MemoryMB].Free() != 3*512 {
