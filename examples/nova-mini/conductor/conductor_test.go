@@ -283,8 +283,7 @@ func TestNextHost(t *testing.T) {
 		id := b.add()
 		b.wake(id)
 		for range 2 {
-			r := get(b, b.builds)
-			host := *b.server(id).Host
+			r, host := b.build(id)
 			if _, err := b.svc.BeginBuild(b.Context(), new(attempt(host, r))); err != nil {
 				b.Errorf("begin: %v", err)
 			}
@@ -310,8 +309,8 @@ func TestNextHost(t *testing.T) {
 		if err := b.store.Operations().Retry(b.Context(), o.ID); err != nil {
 			b.Fatal(err)
 		}
-		r := get(b, b.builds)
-		if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt(*b.server(id).Host, r)}); err != nil {
+		r, host := b.build(id)
+		if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt(host, r)}); err != nil {
 			b.Errorf("report: %v", err)
 		}
 		if s := b.server(id); s.VMState != store.Active || s.Attempts != 1 || b.operation(id).State != operation.Succeeded {
@@ -321,6 +320,18 @@ func TestNextHost(t *testing.T) {
 			b.Errorf("retry of what has succeeded: %v", err)
 		}
 	})
+}
+
+// build waits for the message of a server's current attempt: a worker may be told twice of
+// one, the second time when it is over.
+func (b *bench) build(id string) (compute.BuildRequest, string) {
+	b.Helper()
+	for {
+		r := get(b, b.builds)
+		if s := b.server(id); r.Spec.ID == id && s.Host != nil && s.Generation == r.Generation {
+			return r, *s.Host
+		}
+	}
 }
 
 // settle waits until a server has no task.
@@ -351,13 +362,15 @@ func TestNoRoom(t *testing.T) {
 			b.Fatal(err)
 		}
 		b.start()
-		var ids []string
-		for range 3 {
-			ids = append(ids, b.add())
-			b.wake(ids[len(ids)-1])
+		for range 2 {
+			id := b.add()
+			b.wake(id)
+			b.build(id) // it has its place
 		}
-		b.settle(ids[2])
-		if s := b.server(ids[2]); s.VMState != store.Error || s.FaultCode != 500 || s.FaultMessage != "No valid host was found. 0 of 2 hosts: 1 VCPU, 1 disabled" {
+		id := b.add()
+		b.wake(id)
+		b.settle(id)
+		if s := b.server(id); s.VMState != store.Error || s.FaultCode != 500 || s.FaultMessage != "No valid host was found. 0 of 2 hosts: 1 VCPU, 1 disabled" {
 			b.Errorf("server %s, fault %d %q", s.VMState, s.FaultCode, s.FaultMessage)
 		}
 	})
@@ -593,7 +606,12 @@ func TestActions(t *testing.T) {
 		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
 			b.Fatal(err)
 		}
-		get(b, b.destroys)
+		for end := time.Now().Add(20 * time.Second); b.server(id).Task() != store.Deleting; {
+			if time.Now().After(end) {
+				b.Fatal("it is not deleted again")
+			}
+			<-time.After(5 * time.Millisecond)
+		}
 		if _, err := b.svc.EndDestroy(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1"}); err != nil {
 			b.Error(err)
 		}
