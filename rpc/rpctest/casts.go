@@ -289,8 +289,10 @@ func testDead(b *bench) {
 	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
 		<-time.After(10 * time.Millisecond)
 	}
-	if st := srv.Stats(); st.DeadLettered != 3 || st.Malformed != 1 || st.Redelivered != 1 {
-		b.Fatalf("%+v, want 3 dead letters, 1 malformed, 1 redelivered", st)
+	// A bus may refuse what is published for it, such as RabbitMQ while a new queue has no
+	// leader yet: then the message comes once more.
+	if st := srv.Stats(); st.DeadLettered != 3 || st.Malformed < 1 || st.Redelivered < 1 {
+		b.Fatalf("%+v, want 3 dead letters, 1 malformed, 1 redelivered, or more of those", st)
 	}
 	seen := map[string]rpc.DeadLetter{}
 	show := func(l *rpc.DeadLetter) rpc.Verdict { seen[l.Info.Method+string(l.Payload)] = *l; return rpc.Keep }
