@@ -8,7 +8,8 @@
 // It keeps two connections, one to publish and one to consume, dials them again
 // when they are lost, and declares all it needs again before it goes on. Every
 // message is confirmed by the broker and, unless it is a fanout, returned when
-// no queue takes it.
+// no queue takes it: then nobody listens, and it is tried again only in the 5 s
+// after a connection was restored, in which the others restore theirs.
 //
 // The queues, whose properties are fixed:
 //
@@ -265,7 +266,7 @@ func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
 
 // repeat tries a message again whose sending failed, if that is allowed.
 func (b *Bus) repeat(topic string, m *message.Message, o *outgoing, err error, settled func(error)) {
-	if !o.mayRepeat(err) || !b.spawn(func() {
+	if !b.mayRepeat(o, err) || !b.spawn(func() {
 		ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
 		defer cancel()
 		settled(wrap(topic, b.persist(ctx, o, err)))
@@ -312,9 +313,14 @@ func (b *Bus) write(ctx context.Context, o *outgoing) error {
 }
 
 // mayRepeat reports whether a message whose sending ended with err may be sent
-// again: certainly not sent, or to be delivered at least once.
-func (o *outgoing) mayRepeat(err error) bool {
-	return errors.Is(err, errNotSent) || fault.CodeOf(err) == fault.Unknown && rpc.Durable(o.m)
+// again: certainly not sent, or to be delivered at least once, or nobody listened
+// just after the connection was restored. Then the others may still be about to
+// restore theirs, and a broker that was killed has forgotten queues that were
+// declared a moment before.
+func (b *Bus) mayRepeat(o *outgoing, err error) bool {
+	return errors.Is(err, errNotSent) ||
+		fault.CodeOf(err) == fault.Unknown && rpc.Durable(o.m) ||
+		errors.Is(err, rpc.ErrNoConsumer) && b.pub.restored(grace)
 }
 
 // persist sends o until that succeeds, fails for good or ctx ends. last is how an
@@ -334,11 +340,12 @@ func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 			return nil
 		case b.life.Err() != nil:
 			return rpc.ErrClosed
-		case ctx.Err() != nil && unknown != nil:
-			return unknown
-		case ctx.Err() != nil && errors.Is(last, errNotSent):
+		case ctx.Err() != nil && unknown == nil && errors.Is(last, errNotSent):
 			return notSent(ctx.Err())
-		case ctx.Err() != nil, !o.mayRepeat(last):
+		case ctx.Err() == nil && b.mayRepeat(o, last):
+		case unknown != nil:
+			return unknown
+		default:
 			return last
 		}
 	}

@@ -195,6 +195,55 @@ func TestBrokerKilled(t *testing.T) {
 	t.Logf("%d casts, %d calls, %d calls failed typed", len(l.sent), calls, failed)
 }
 
+// TestLateConsumer: a queue that the broker has forgotten, and whose consumer comes
+// back later than those who publish, is waited for.
+func TestLateConsumer(t *testing.T) {
+	t.Parallel()
+	broker := envtest.RabbitMQ(t)
+	pSrv, viaSrv := proxyTo(t, broker.URL)
+	pCli, viaCli := proxyTo(t, broker.URL)
+	srvBus, cliBus := open(t, viaSrv, "late"), open(t, viaCli, "late")
+	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h"})
+	l := newLedger()
+	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
+	rpc.Handle(srv, keep, l.handle)
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	client := rpc.NewClient(cliBus, rpc.ClientConfig{})
+	defer client.Close()
+	n := 7
+	if err := rpc.Cast(t.Context(), client, keep, "h", &n); err != nil {
+		t.Fatal(err)
+	}
+	pSrv.stall()
+	pSrv.cut()
+	queues, err := broker.Ctl(t.Context(), "list_queues", "name")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for q := range strings.FieldsSeq(queues) {
+		if !strings.HasPrefix(q, "late.") || strings.HasPrefix(q, "late.reply.") {
+			continue
+		}
+		if _, err := broker.Ctl(t.Context(), "delete_queue", q); err != nil && !strings.Contains(err.Error(), "not found") { // gone by itself
+			t.Fatal(err)
+		}
+	}
+	pCli.cut()
+	within(t, "the publisher is back", cliBus.Check)
+	time.AfterFunc(time.Second, pSrv.resume)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := rpc.Cast(ctx, client, keep, "h", &n); err != nil {
+		t.Errorf("cast: %v", err)
+	}
+	if m, err := rpc.Call(ctx, client, add, "h", &n); err != nil || *m != 8 {
+		t.Errorf("call: %v, %v", m, err)
+	}
+}
+
 // TestBadBroker: what is wrong is said at once, or after the time that was
 // given, and never with the password.
 func TestBadBroker(t *testing.T) {

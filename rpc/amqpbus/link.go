@@ -24,6 +24,9 @@ const (
 	maxRedial = time.Second
 	// dialTime bounds one attempt on one broker, the handshakes included.
 	dialTime = 5 * time.Second
+	// grace is how long after a restored connection a queue that does not exist may
+	// only be late.
+	grace = 5 * time.Second
 )
 
 // link keeps one connection up. amqp091's own recovery stays off: after it, a
@@ -41,6 +44,7 @@ type link struct {
 	changed chan struct{}    // closed, and replaced, when conn or reason changes
 	reason  string           // why the broker takes nothing; empty if it does
 	last    error            // of the last attempt
+	back    time.Time        // when a connection replaced another
 }
 
 func newLink(use string, cfg Config) *link {
@@ -67,7 +71,11 @@ func (l *link) hold(life context.Context, conn *amqp.Connection, out *gathering)
 	log := l.cfg.Logger.With("use", l.use, "broker", conn.RemoteAddr().String())
 	lost := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	l.dials.Add(1)
+	if l.dials.Add(1) > 1 {
+		l.mu.Lock()
+		l.back = time.Now()
+		l.mu.Unlock()
+	}
 	l.set(conn, out, "", nil)
 	log.Debug("connected to RabbitMQ")
 	for {
@@ -197,6 +205,13 @@ func (l *link) state() (changed, full <-chan struct{}) {
 		full = l.out.full()
 	}
 	return l.changed, full
+}
+
+// restored reports whether a connection replaced another less than d ago.
+func (l *link) restored(d time.Duration) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Since(l.back) < d
 }
 
 // wake tells those who wait that something changed.
