@@ -32,6 +32,13 @@ func MariaDB(t testing.TB) *testenv.Service {
 	return start(t, testenv.MariaDB)
 }
 
+// Keystone is like [RabbitMQ] for an identity service. It takes ten seconds. Package
+// keystonetest makes users and tokens of it.
+func Keystone(t testing.TB) *testenv.Service {
+	t.Helper()
+	return start(t, testenv.Keystone)
+}
+
 func start(t testing.TB, f func(context.Context, string, io.Writer) (*testenv.Service, error)) *testenv.Service {
 	t.Helper()
 	s, err := f(t.Context(), t.TempDir(), io.Discard)

@@ -131,8 +131,8 @@ func freePort() (int, error) {
 	return 0, fmt.Errorf("no free port on 127.0.0.1: %w", last)
 }
 
-// Missing returns the Debian packages that [RabbitMQ], [NATS] and [MariaDB]
-// need and that are not installed.
+// Missing returns the Debian packages that the services need and that are not
+// installed.
 func Missing() []string {
 	var missing []string
 	_, err1 := findRabbitMQ()
@@ -147,6 +147,9 @@ func Missing() []string {
 	_, err2 = findInstallDB()
 	if err1 != nil || err2 != nil {
 		missing = append(missing, "mariadb-server")
+	}
+	if _, err := findKeystone(); err != nil {
+		missing = append(missing, keystonePackage)
 	}
 	return append(missing, missingForGuests()...)
 }

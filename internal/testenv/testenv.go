@@ -1,5 +1,5 @@
-// Package testenv starts private instances of the machine's RabbitMQ, NATS and
-// MariaDB for tests: own data directory, free loopback ports, own node name.
+// Package testenv starts private instances of the machine's RabbitMQ, NATS,
+// MariaDB, Keystone and libvirt for tests: own data directory, free loopback ports, own node name.
 // It never touches the services of the system.
 //
 //	s, err := testenv.MariaDB(ctx, dir, io.Discard)

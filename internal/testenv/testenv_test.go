@@ -5,8 +5,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"fmt"
 	"io"
 	"net"
+	"net/http"
 	"net/url"
 	"os"
 	"os/exec"
@@ -40,6 +42,7 @@ var services = []struct {
 	{"rabbitmq", testenv.RabbitMQ, useRabbitMQ},
 	{"nats", testenv.NATS, useNATS},
 	{"mariadb", testenv.MariaDB, useMariaDB},
+	{"keystone", testenv.Keystone, useKeystone},
 }
 
 // TestLife takes each service through all it can do and proves that nothing is
@@ -140,7 +143,7 @@ func TestEndsAtStart(t *testing.T) {
 				t.Fatal(err)
 			}
 			// What each needs at its start, broken.
-			for _, name := range []string{"rabbitmq.conf", "nats.conf", "init.sql"} {
+			for _, name := range []string{"rabbitmq.conf", "nats.conf", "init.sql", "keystone.conf"} {
 				if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 					if err := os.Remove(filepath.Join(dir, name)); err != nil {
 						t.Fatal(err)
@@ -305,4 +308,30 @@ func open(t *testing.T, rawURL string) *sql.DB {
 	d := sql.OpenDB(c)
 	t.Cleanup(func() { _ = d.Close() })
 	return d
+}
+
+// useKeystone logs in: the user is in the database.
+func useKeystone(t *testing.T, rawURL string, _ bool) error {
+	t.Helper()
+	u, err := url.Parse(rawURL)
+	if err != nil {
+		return err
+	}
+	password, _ := u.User.Password()
+	u.User = nil
+	body := `{"auth": {"identity": {"methods": ["password"], "password": {"user": {"name": "admin", "password": "` + password + `", "domain": {"id": "default"}}}}}}`
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, u.JoinPath("auth", "tokens").String(), strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	req.Close = true
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusCreated {
+		return fmt.Errorf("log in: %s, %w", resp.Status, err)
+	}
+	return nil
 }

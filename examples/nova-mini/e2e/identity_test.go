@@ -6,62 +6,48 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+
+	"github.com/armature-go/armature/internal/keystonetest"
 )
 
-// keystone answers as Keystone does, for tokens of the form USER.PROJECT.ROLE.
-func keystone(t *testing.T, away *atomic.Bool) string {
-	t.Helper()
-	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		parts := strings.Split(r.Header.Get("X-Subject-Token"), ".")
-		switch {
-		case away.Load():
-			w.WriteHeader(http.StatusServiceUnavailable)
-		case r.Method == http.MethodPost:
-			w.Header().Set("X-Subject-Token", "own")
-			w.WriteHeader(http.StatusCreated)
-		case r.Header.Get("X-Auth-Token") != "own":
-			w.WriteHeader(http.StatusUnauthorized)
-		case len(parts) != 3:
-			w.WriteHeader(http.StatusNotFound)
-		default:
-			roles := []any{map[string]string{"name": parts[2]}}
-			if parts[2] == "member" { // which implies it, as in a real one
-				roles = append(roles, map[string]string{"name": "reader"})
-			}
-			_ = json.NewEncoder(w).Encode(map[string]any{"token": map[string]any{
-				"expires_at": time.Now().Add(time.Hour).UTC().Format(time.RFC3339), "user": map[string]string{"id": parts[0]},
-				"project": map[string]string{"id": parts[1]}, "roles": roles,
-			}})
-		}
-	}))
-	t.Cleanup(srv.Close)
-	return srv.URL + "/v3"
-}
-
-// TestIdentity: who may see and do what, by Keystone's word and the policy, which an
-// operator changes while the service runs; nobody new is let in while Keystone is away.
+// TestIdentity: who may see and do what, by the word of a real Keystone and by the policy,
+// which an operator changes while the service runs; nobody new is let in while Keystone is
+// dead. OpenStack's own command line finds the service in Keystone's catalog.
 func TestIdentity(t *testing.T) {
 	t.Parallel()
-	var away atomic.Bool
-	c := newCloud(t, "[api]\nauth_strategy = keystone\n[keystone_authtoken]\nauth_url = "+keystone(t, &away)+"\nusername = nova\npassword = pw\n")
+	ks := keystonetest.Start(t)
+	ks.Role("service")
+	in := func(project string) gophercloud.AuthScope { return gophercloud.AuthScope{ProjectID: project} }
+	p0, p1, p2, services := ks.Project("p0"), ks.Project("p1"), ks.Project("p2"), ks.Project("service")
+	ks.Grant(ks.User("nova"), "service", in(services))
+	token := map[string]string{"": "", "unknown": "unknown"}
+	for user, its := range map[string][2]string{
+		"ada": {p1, "member"}, "eve": {p1, "reader"}, "bob": {p2, "member"}, "root": {p0, "admin"}, "new": {p1, "member"},
+	} {
+		scope := in(its[0])
+		ks.Grant(ks.User(user), its[1], scope)
+		token[user] = ks.Token(user, &scope)
+	}
+	c := newCloud(t, "[api]\nauth_strategy = keystone\n[keystone_authtoken]\nauth_url = "+ks.Endpoint+"\nusername = nova\npassword = "+keystonetest.Password+"\n")
 	for _, p := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
 		c.start(p[0], p[1])
 	}
 	cl := c.client(c.start("api", "api-1"))
-	ask := func(token, method, path, body string) (int, string, http.Header) {
+	ask := func(user, method, path, body string) (int, string, http.Header) {
 		t.Helper()
 		r, err := http.NewRequestWithContext(t.Context(), method, cl.Endpoint+path, strings.NewReader(body))
 		if err != nil {
 			t.Fatal(err)
 		}
-		r.Header.Set("X-Auth-Token", token)
+		r.Header.Set("X-Auth-Token", token[user])
 		r.Header.Set("Content-Type", "application/json")
 		res, err := http.DefaultClient.Do(r)
 		if err != nil {
@@ -75,55 +61,71 @@ func TestIdentity(t *testing.T) {
 		return res.StatusCode, string(raw), res.Header
 	}
 	c.poll("the compute service to be known", 30*time.Second, func() error {
-		if _, body, _ := ask("root.p0.admin", "GET", "os-services", ""); !strings.Contains(body, "nova-compute") {
+		if _, body, _ := ask("root", "GET", "os-services", ""); !strings.Contains(body, "nova-compute") {
 			return errors.New(body)
 		}
 		return nil
 	})
 	const boot = `{"server": {"name": "s", "flavorRef": "1", "imageRef": "cirros"}}`
 	ids := map[string]string{}
-	for _, token := range []string{"ada.p1.member", "bob.p2.member"} {
-		code, body, _ := ask(token, "POST", "servers", boot)
+	for _, user := range []string{"ada", "bob"} {
+		code, body, _ := ask(user, "POST", "servers", boot)
 		var made struct{ Server struct{ ID string } }
 		if err := json.Unmarshal([]byte(body), &made); code != 202 || err != nil {
-			t.Fatalf("%s: %d %s", token, code, body)
+			t.Fatalf("%s: %d %s", user, code, body)
 		}
-		ids[token] = made.Server.ID
+		ids[user] = made.Server.ID
 	}
-	ada, bob := ids["ada.p1.member"], ids["bob.p2.member"]
+	ada, bob := ids["ada"], ids["bob"]
 	const flavor = `{"flavor": {"name": "f", "ram": 1, "vcpus": 1, "disk": 1}}`
 	for _, tt := range []struct {
-		token, method, path, body string
-		code                      int
-		says                      string
+		user, method, path, body string
+		code                     int
+		says                     string
 	}{
 		{"", "GET", "servers", "", 401, "The request you have made requires authentication."},
 		{"unknown", "GET", "servers", "", 401, "requires authentication"},
 		{"", "GET", "", "", 200, "CURRENT"},
-		{"ada.p1.reader", "GET", "servers", "", 200, ada},
-		{"ada.p1.reader", "POST", "servers", boot, 403, "Policy doesn't allow os_compute_api:servers:create to be performed."},
-		{"ada.p1.reader", "GET", "servers/" + ada, "", 200, ada},
-		{"ada.p1.reader", "DELETE", "servers/" + ada, "", 403, "Policy doesn't allow os_compute_api:servers:delete to be performed."},
-		{"ada.p1.reader", "POST", "servers/" + ada + "/action", `{"os-stop": null}`, 403, "servers:stop"},
-		{"ada.p1.member", "GET", "servers/" + bob, "", 404, "Instance " + bob + " could not be found."},
-		{"ada.p1.member", "DELETE", "servers/" + bob, "", 404, "could not be found"},
-		{"ada.p1.member", "POST", "servers/" + bob + "/action", `{"os-stop": null}`, 404, "could not be found"},
-		{"ada.p1.member", "GET", "servers?all_tenants=1", "", 403, "get_all_tenants"},
-		{"ada.p1.member", "GET", "os-services", "", 403, "os-services:list"},
-		{"ada.p1.member", "POST", "flavors", flavor, 403, "os-flavor-manage:create"},
-		{"root.p0.admin", "GET", "servers/" + bob, "", 200, bob},
-		{"root.p0.admin", "GET", "servers?all_tenants=True", "", 200, ada},
-		{"root.p0.admin", "GET", "os-services", "", 200, "nova-compute"},
-		{"root.p0.admin", "POST", "flavors", flavor, 200, `"name":"f"`},
+		{"eve", "GET", "servers", "", 200, ada},
+		{"eve", "POST", "servers", boot, 403, "Policy doesn't allow os_compute_api:servers:create to be performed."},
+		{"eve", "GET", "servers/" + ada, "", 200, ada},
+		{"eve", "DELETE", "servers/" + ada, "", 403, "Policy doesn't allow os_compute_api:servers:delete to be performed."},
+		{"eve", "POST", "servers/" + ada + "/action", `{"os-stop": null}`, 403, "servers:stop"},
+		{"ada", "GET", "servers/" + bob, "", 404, "Instance " + bob + " could not be found."},
+		{"ada", "DELETE", "servers/" + bob, "", 404, "could not be found"},
+		{"ada", "POST", "servers/" + bob + "/action", `{"os-stop": null}`, 404, "could not be found"},
+		{"ada", "GET", "servers?all_tenants=1", "", 403, "get_all_tenants"},
+		{"ada", "GET", "os-services", "", 403, "os-services:list"},
+		{"ada", "POST", "flavors", flavor, 403, "os-flavor-manage:create"},
+		{"root", "GET", "servers/" + bob, "", 200, bob},
+		{"root", "GET", "servers?all_tenants=True", "", 200, ada},
+		{"root", "GET", "os-services", "", 200, "nova-compute"},
+		{"root", "POST", "flavors", flavor, 200, `"name":"f"`},
 	} {
-		if code, body, _ := ask(tt.token, tt.method, tt.path, tt.body); code != tt.code || !strings.Contains(body, tt.says) {
-			t.Errorf("%s: %s %s = %d %s, want %d with %s", tt.token, tt.method, tt.path, code, body, tt.code, tt.says)
+		if code, body, _ := ask(tt.user, tt.method, tt.path, tt.body); code != tt.code || !strings.Contains(body, tt.says) {
+			t.Errorf("%s: %s %s = %d %s, want %d with %s", tt.user, tt.method, tt.path, code, body, tt.code, tt.says)
 		}
 	}
-	for token, other := range map[string]string{"ada.p1.reader": bob, "root.p0.admin": ada} {
-		if _, body, _ := ask(token, "GET", "servers", ""); strings.Contains(body, other) {
-			t.Errorf("%s sees servers of others: %s", token, body)
+	for user, other := range map[string]string{"eve": bob, "root": ada} {
+		if _, body, _ := ask(user, "GET", "servers", ""); strings.Contains(body, other) {
+			t.Errorf("%s sees servers of others: %s", user, body)
 		}
+	}
+
+	ks.Publish("compute", cl.Endpoint)
+	ks.Publish("image", cl.Endpoint) // which is looked up, and then not asked
+	openstack := func(user, project string, args ...string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), "openstack", append(args, "-f", "json")...)
+		cmd.Env = append(os.Environ(), "OS_AUTH_URL="+ks.Endpoint, "OS_USERNAME="+user, "OS_PASSWORD="+keystonetest.Password, "OS_PROJECT_ID="+project,
+			"OS_USER_DOMAIN_ID=default", "OS_IDENTITY_API_VERSION=3")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	if out, err := openstack("ada", p1, "server", "list", "-n"); err != nil || !strings.Contains(out, ada) || strings.Contains(out, bob) {
+		t.Errorf("openstack server list: %v\n%s", err, out)
+	}
+	if out, err := openstack("ada", p1, "compute", "service", "list"); err == nil || !strings.Contains(out, "os-services:list") || !strings.Contains(out, "403") {
+		t.Errorf("openstack compute service list of a member: %v\n%s", err, out)
 	}
 
 	// The operator lets readers boot servers.
@@ -131,17 +133,17 @@ func TestIdentity(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.poll("the policy to change", 30*time.Second, func() error {
-		if code, body, _ := ask("ada.p1.reader", "POST", "servers", boot); code != 202 {
+		if code, body, _ := ask("eve", "POST", "servers", boot); code != 202 {
 			return fmt.Errorf("%d %s", code, body)
 		}
 		return nil
 	})
 
-	away.Store(true)
-	if code, body, h := ask("new.p1.member", "GET", "servers", ""); code != 503 || h.Get("Retry-After") == "" {
-		t.Errorf("while Keystone is away: %d %s", code, body)
+	ks.Kill()
+	if code, body, h := ask("new", "GET", "servers", ""); code != 503 || h.Get("Retry-After") == "" {
+		t.Errorf("while Keystone is dead: %d %s", code, body)
 	}
-	if code, body, _ := ask("ada.p1.reader", "GET", "servers", ""); code != 200 {
+	if code, body, _ := ask("eve", "GET", "servers", ""); code != 200 {
 		t.Errorf("a token that is remembered: %d %s", code, body)
 	}
 }

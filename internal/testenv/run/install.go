@@ -16,10 +16,10 @@ import (
 // missing returns the Debian packages that are not installed: those of the
 // services, and what the tests themselves run: a C compiler for the race
 // detector, curl for the commands that nova-mini prints, and what generates code
-// of .proto files, and what a driver in Python takes.
+// of .proto files, what a driver in Python takes, and OpenStack's command line.
 func missing(ctx context.Context) []string {
 	list := testenv.Missing()
-	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}} {
+	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}, {"openstack", "python3-openstackclient"}} {
 		if _, err := exec.LookPath(tool.program); err != nil {
 			list = append(list, strings.Fields(tool.packages)...)
 		}

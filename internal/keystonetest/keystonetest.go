@@ -1,0 +1,146 @@
+// Package keystonetest gives a test a Keystone of its own, with users and tokens.
+package keystonetest
+
+import (
+	"net/url"
+	"testing"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/endpoints"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/projects"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/roles"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/services"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/tokens"
+	"github.com/gophercloud/gophercloud/v2/openstack/identity/v3/users"
+
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// Keystone is an identity service for one test, which is its administrator. Its methods
+// fail the test. It is for the test's goroutine alone.
+type Keystone struct {
+	*testenv.Service
+
+	// Endpoint is the URL without the administrator's name and password.
+	Endpoint string
+
+	t     testing.TB
+	admin *gophercloud.ServiceClient
+	roles map[string]string // their ids, by name
+}
+
+// Password is that of every user that tests make.
+const Password = "a password of tests"
+
+// Start starts a Keystone, as envtest.Keystone does.
+func Start(t testing.TB) *Keystone {
+	t.Helper()
+	k := &Keystone{Service: envtest.Keystone(t), t: t, roles: map[string]string{}}
+	u, err := url.Parse(k.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	password, _ := u.User.Password()
+	u.User = nil
+	k.Endpoint = u.String()
+	k.admin = k.login("admin", password, &gophercloud.AuthScope{ProjectName: "admin", DomainID: "default"})
+	pages, err := roles.List(k.admin, nil).AllPages(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := roles.ExtractRoles(pages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range list {
+		k.roles[r.Name] = r.ID
+	}
+	return k
+}
+
+func (k *Keystone) login(user, password string, scope *gophercloud.AuthScope) *gophercloud.ServiceClient {
+	k.t.Helper()
+	p, err := openstack.AuthenticatedClient(k.t.Context(), gophercloud.AuthOptions{
+		IdentityEndpoint: k.Endpoint, Username: user, Password: password, DomainID: "default", Scope: scope,
+	})
+	if err != nil {
+		k.t.Fatalf("log %s in: %v", user, err)
+	}
+	k.t.Cleanup(p.HTTPClient.CloseIdleConnections)
+	c, err := openstack.NewIdentityV3(p, gophercloud.EndpointOpts{})
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return c
+}
+
+// Project makes a project and returns its id.
+func (k *Keystone) Project(name string) string {
+	k.t.Helper()
+	p, err := projects.Create(k.t.Context(), k.admin, projects.CreateOpts{Name: name, DomainID: "default"}).Extract()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return p.ID
+}
+
+// Role makes a role.
+func (k *Keystone) Role(name string) {
+	k.t.Helper()
+	r, err := roles.Create(k.t.Context(), k.admin, roles.CreateOpts{Name: name}).Extract()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.roles[name] = r.ID
+}
+
+// User makes a user with the [Password] and returns the id.
+func (k *Keystone) User(name string) string {
+	k.t.Helper()
+	u, err := users.Create(k.t.Context(), k.admin, users.CreateOpts{Name: name, Password: Password, DomainID: "default"}).Extract()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return u.ID
+}
+
+// Grant gives a user a role: in the project or domain, or in the system if to names
+// neither.
+func (k *Keystone) Grant(userID, role string, to gophercloud.AuthScope) {
+	k.t.Helper()
+	opts := roles.AssignOpts{UserID: userID, ProjectID: to.ProjectID, DomainID: to.DomainID, System: to == gophercloud.AuthScope{}}
+	if err := roles.Assign(k.t.Context(), k.admin, k.roles[role], opts).ExtractErr(); err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// Token logs a user in, in a project, a domain, the system, or, with nil, nowhere.
+func (k *Keystone) Token(user string, scope *gophercloud.AuthScope) string {
+	k.t.Helper()
+	return k.login(user, Password, scope).TokenID
+}
+
+// Revoke makes a token worth nothing.
+func (k *Keystone) Revoke(token string) {
+	k.t.Helper()
+	if err := tokens.Revoke(k.t.Context(), k.admin, token).Err; err != nil {
+		k.t.Fatal(err)
+	}
+}
+
+// Publish puts a service into the catalog, as the only one of its kind.
+func (k *Keystone) Publish(kind, endpoint string) {
+	k.t.Helper()
+	s, err := services.Create(k.t.Context(), k.admin, services.CreateOpts{Type: kind}).Extract()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	_, err = endpoints.Create(k.t.Context(), k.admin, endpoints.CreateOpts{
+		Availability: gophercloud.AvailabilityPublic, Name: kind, Region: "RegionOne", URL: endpoint, ServiceID: s.ID,
+	}).Extract()
+	if err != nil {
+		k.t.Fatal(err)
+	}
+}

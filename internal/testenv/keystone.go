@@ -1,0 +1,140 @@
+package testenv
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+
+	_ "modernc.org/sqlite" // the driver
+)
+
+// Keystone starts an identity service that keeps everything in dir, which must exist and
+// stays the caller's. Its user admin has the role admin in the project admin and in the
+// whole system; users and projects of tests are made through its API. It takes ten
+// seconds of a processor. The errors are those of [NATS].
+func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) {
+	manage, err := findKeystone()
+	if err != nil {
+		return nil, err
+	}
+	server, err := find(keystonePackage, "keystone-wsgi-public")
+	if err != nil {
+		return nil, err
+	}
+	dir, err = filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	s, err := newKeystone(dir, server, &tail{next: log})
+	if err != nil {
+		return nil, err
+	}
+	admin, _ := url.Parse(s.URL) // it was made of its parts
+	password, _ := admin.User.Password()
+	for _, args := range [][]string{
+		{"db_sync"},
+		{"fernet_setup", "--keystone-user", strconv.Itoa(os.Geteuid()), "--keystone-group", strconv.Itoa(os.Getegid())},
+		{"bootstrap", "--bootstrap-password", password, "--bootstrap-public-url", keystoneURL(s.Port), "--bootstrap-region-id", "RegionOne"},
+	} {
+		cmd := exec.Command(manage, append([]string{"--config-file", filepath.Join(dir, "keystone.conf")}, args...)...) //nolint:noctx,gosec // awaited below
+		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, s.out, s.out
+		p, err := Start(cmd)
+		if err != nil {
+			return nil, fmt.Errorf("make Keystone's database: %w", err)
+		}
+		select {
+		case <-p.Done():
+		case <-ctx.Done():
+			p.Kill()
+		}
+		if p.ExitCode() != 0 {
+			return nil, fmt.Errorf("keystone-manage %s: %w%s", args[0], p.Err(), s.out)
+		}
+	}
+	if err := journal(ctx, filepath.Join(dir, "keystone.db")); err != nil {
+		return nil, err
+	}
+	// Its own catalog has the port, so another one is not tried: who loses the race for
+	// one of 16,000 ports fails.
+	if err := s.start(ctx); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// journal makes a database one in which a transaction that reads does not keep others from
+// writing: Keystone leaves such open, and answers 500 to who writes meanwhile.
+func journal(ctx context.Context, path string) (err error) {
+	d, err := sql.Open("sqlite", path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.Close()) }()
+	_, err = d.ExecContext(ctx, "PRAGMA journal_mode = WAL")
+	return err
+}
+
+const keystonePackage = "python3-keystone"
+
+func findKeystone() (string, error) { return find(keystonePackage, "keystone-manage") }
+
+func keystoneURL(port int) string { return "http://127.0.0.1:" + strconv.Itoa(port) + "/v3" }
+
+func newKeystone(dir, server string, out *tail) (*Service, error) {
+	port, err := freePort()
+	if err != nil {
+		return nil, err
+	}
+	file := filepath.Join(dir, "keystone.conf")
+	keys := filepath.Join(dir, "keys")
+	if err := os.MkdirAll(keys, 0o700); err != nil {
+		return nil, err
+	}
+	conf := fmt.Sprintf("[DEFAULT]\nuse_stderr = true\n[database]\nconnection = sqlite:///%s\n[fernet_tokens]\nkey_repository = %s\n"+
+		"[identity]\npassword_hash_rounds = 4\n", filepath.Join(dir, "keystone.db"), keys)
+	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
+		return nil, err
+	}
+	s := &Service{Name: "Keystone", Port: port, out: out}
+	s.URL = (&url.URL{
+		Scheme: "http", User: url.UserPassword("admin", rand.Text()), Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/v3",
+	}).String()
+	s.launch = func() (*exec.Cmd, error) {
+		cmd := exec.Command(server, "--host", "127.0.0.1", "--port", strconv.Itoa(port)) //nolint:noctx // it lives until Stop
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "OS_KEYSTONE_CONFIG_FILES="+file)
+		return cmd, nil
+	}
+	s.probe = func(ctx context.Context) (string, error) {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, keystoneURL(port), http.NoBody)
+		if err != nil {
+			return "", err
+		}
+		req.Close = true
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close() //nolint:errcheck // it was read
+		var doc struct{ Version struct{ ID string } }
+		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&doc); err != nil {
+			return "", err
+		}
+		if doc.Version.ID == "" {
+			return "", errors.New("the answer is not that of Keystone")
+		}
+		return doc.Version.ID, nil
+	}
+	return s, nil
+}

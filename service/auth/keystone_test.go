@@ -1,0 +1,137 @@
+package auth_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/gophercloud/gophercloud/v2"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/keystonetest"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/auth"
+)
+
+// TestRealKeystone asks a real Keystone: who tokens of each scope belong to, what becomes
+// of one that is revoked, of a service that Keystone refuses, and of tokens known and
+// unknown while Keystone is dead.
+func TestRealKeystone(t *testing.T) {
+	t.Parallel()
+	ks := keystonetest.Start(t)
+	ks.Role("service")
+	services, project := ks.Project("service"), ks.Project("p1")
+	ks.Grant(ks.User("volume"), "service", gophercloud.AuthScope{ProjectID: services})
+	ks.Grant(ks.User("nobody"), "reader", gophercloud.AuthScope{ProjectID: services})
+	ada := ks.User("ada")
+	inProject, inDomain := gophercloud.AuthScope{ProjectID: project}, gophercloud.AuthScope{DomainID: "default"}
+	ks.Grant(ada, "member", inProject)
+	ks.Grant(ada, "admin", inDomain)
+	ks.Grant(ada, "reader", gophercloud.AuthScope{})
+
+	service := func(user, password string, change func(*auth.KeystoneConfig)) *auth.Keystone {
+		cfg := auth.KeystoneConfig{URL: ks.Endpoint, Username: user, Password: password, ProjectName: "service", TTL: 2 * time.Second, Logger: slog.New(slog.DiscardHandler)}
+		if change != nil {
+			change(&cfg)
+		}
+		k, err := auth.NewKeystone(cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = k.Stop(context.WithoutCancel(t.Context())) })
+		return k
+	}
+	k := service("volume", keystonetest.Password, nil)
+	if err := k.Check(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+
+	for name, tt := range map[string]struct {
+		scope *gophercloud.AuthScope
+		want  reqctx.Request
+	}{
+		"project": {&inProject, reqctx.Request{UserID: ada, ProjectID: project, Roles: []string{"member", "reader"}}}, // the one implies the other
+		"domain":  {&inDomain, reqctx.Request{UserID: ada, DomainID: "default", Roles: []string{"admin", "manager", "member", "reader"}}},
+		"system":  {&gophercloud.AuthScope{System: true}, reqctx.Request{UserID: ada, SystemScope: "all", Roles: []string{"reader"}}},
+		"none":    {nil, reqctx.Request{UserID: ada}},
+	} {
+		got, err := k.Authenticate(request(t, ks.Token("ada", tt.scope)))
+		slices.Sort(got.Roles)
+		got.Roles = slices.DeleteFunc(got.Roles, func(r string) bool { return r == "manager" }) // of newer ones
+		tt.want.Roles = slices.DeleteFunc(tt.want.Roles, func(r string) bool { return r == "manager" })
+		if err != nil || !cmp.Equal(got, tt.want) {
+			t.Errorf("scope %s: %+v, %v; want %+v", name, got, err, tt.want)
+		}
+	}
+
+	revoked, kept := ks.Token("ada", &inProject), ks.Token("ada", &inProject)
+	if _, err := k.Authenticate(request(t, revoked)); err != nil {
+		t.Errorf("a token: %v", err)
+	}
+	ks.Revoke(revoked)
+	eventually(t, "a revoked token to be refused", func() error {
+		if _, err := k.Authenticate(request(t, revoked)); fault.CodeOf(err) != fault.Unauthenticated {
+			return errors.New("it is believed")
+		}
+		return nil
+	})
+	if _, err := k.Authenticate(request(t, "not a token")); fault.CodeOf(err) != fault.Unauthenticated {
+		t.Errorf("what is no token: %v", err)
+	}
+
+	// Whom Keystone refuses, or who may not validate, lets nobody in.
+	for user, password := range map[string]string{"volume": "wrong", "nobody": keystonetest.Password} {
+		if who, err := service(user, password, nil).Authenticate(request(t, kept)); fault.CodeOf(err) != fault.Unavailable {
+			t.Errorf("service %s: %+v, %v", user, who, err)
+		}
+	}
+
+	long := service("volume", keystonetest.Password, func(c *auth.KeystoneConfig) { c.TTL = time.Hour })
+	fresh := ks.Token("ada", &inProject)
+	if _, err := long.Authenticate(request(t, kept)); err != nil {
+		t.Error(err)
+	}
+	ks.Kill()
+	if _, err := long.Authenticate(request(t, kept)); err != nil {
+		t.Errorf("a token that is remembered, while Keystone is dead: %v", err)
+	}
+	if _, err := long.Authenticate(request(t, fresh)); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("a token that is not: %v", err)
+	}
+	if err := long.Check(t.Context()); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("Check: %v", err)
+	}
+	if err := ks.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := long.Check(t.Context()); err != nil {
+		t.Errorf("Check when Keystone is back: %v", err)
+	}
+	if _, err := long.Authenticate(request(t, fresh)); err != nil {
+		t.Errorf("a token when Keystone is back: %v", err)
+	}
+}
+
+// eventually waits until f returns nil, for 30 s.
+func eventually(t *testing.T, what string, f func() error) {
+	t.Helper()
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	limit := time.NewTimer(30 * time.Second)
+	defer limit.Stop()
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-limit.C:
+			t.Fatalf("waited 30 s for %s: %v", what, err)
+		}
+	}
+}
