@@ -203,7 +203,7 @@ func (n *node) authenticator() (func(*http.Request) (reqctx.Request, error), str
 	o := n.Keystone
 	k, err := auth.NewKeystone(auth.KeystoneConfig{
 		URL: o.AuthURL, Username: o.Username, Password: o.Password, UserDomain: o.UserDomain, ProjectName: o.Project, ProjectDomain: o.ProjectDomain,
-		TTL: o.CacheTime, Logger: n.log,
+		ServiceRoles: o.ServiceRoles, TTL: o.CacheTime, Logger: n.log,
 	})
 	if err != nil {
 		return nil, "", fmt.Errorf("section keystone_authtoken: %w", err)

@@ -92,6 +92,7 @@ type keystoneOptions struct {
 	UserDomain    string        `ini:"user_domain_name" default:"Default" help:"domain of the user"`
 	Project       string        `ini:"project_name" default:"service" help:"project of the user"`
 	ProjectDomain string        `ini:"project_domain_name" default:"Default" help:"domain of the project"`
+	ServiceRoles  []string      `ini:"service_token_roles" default:"service" help:"roles, one of them, of a service that may ask for a user whose token has expired"`
 	CacheTime     time.Duration `ini:"token_cache_time" default:"300" help:"seconds for which a token is believed, so also for which one may live that was revoked"`
 }
 

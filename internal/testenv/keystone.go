@@ -47,7 +47,7 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 		{"fernet_setup", "--keystone-user", strconv.Itoa(os.Geteuid()), "--keystone-group", strconv.Itoa(os.Getegid())},
 		{"bootstrap", "--bootstrap-password", password, "--bootstrap-public-url", keystoneURL(s.Port), "--bootstrap-region-id", "RegionOne"},
 	} {
-		cmd := exec.Command(manage, append([]string{"--config-file", filepath.Join(dir, "keystone.conf")}, args...)...) //nolint:noctx,gosec // awaited below
+		cmd := exec.Command(manage, append([]string{"--config-file", filepath.Join(dir, "keystone.conf")}, args...)...) //nolint:noctx // awaited below
 		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, s.out, s.out
 		p, err := Start(cmd)
 		if err != nil {

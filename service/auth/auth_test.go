@@ -118,6 +118,9 @@ func (f *fakeKeystone) serve(w http.ResponseWriter, r *http.Request) {
 	case "GET /v3/auth/tokens":
 		f.validated.Add(1)
 		token, ok := f.tokens[r.Header.Get("X-Subject-Token")]
+		if r.URL.Query().Get("allow_expired") != "1" && r.Header.Get("X-Subject-Token") == "expired" {
+			ok = false
+		}
 		switch {
 		case r.Header.Get("X-Auth-Token") != f.own:
 			w.WriteHeader(http.StatusUnauthorized)
@@ -191,6 +194,41 @@ func TestKeystone(t *testing.T) {
 	}
 	if l := f.logins.Load(); l != 2 {
 		t.Errorf("%d logins, want 2", l)
+	}
+}
+
+// TestServiceTokens: a user's token that has expired counts while a service with the
+// right role asks, and for nobody else.
+func TestServiceTokens(t *testing.T) {
+	t.Parallel()
+	f := newKeystone(t)
+	k := open(t, f, nil)
+	life := time.Now().Add(time.Hour).UTC().Format(time.RFC3339)
+	f.set(func() {
+		f.tokens["expired"] = member(-time.Hour)
+		f.tokens["service"] = `{"expires_at": "` + life + `", "user": {"id": "nova"}, "project": {"id": "p9"}, "roles": [{"name": "service"}]}`
+		f.tokens["reader"] = `{"expires_at": "` + life + `", "user": {"id": "u7"}, "project": {"id": "p9"}, "roles": [{"name": "reader"}]}`
+	})
+	for range 2 { // asked, and remembered
+		for _, tt := range []struct {
+			token, service string
+			in             bool
+		}{
+			{"expired", "", false},
+			{"expired", "service", true},
+			{"expired", "reader", false},
+			{"expired", "unknown", false},
+			{"expired", "expired", false},
+			{"unknown", "service", false},
+			{"", "service", false},
+		} {
+			r := request(t, tt.token)
+			r.Header.Set("X-Service-Token", tt.service)
+			who, err := k.Authenticate(r)
+			if tt.in && (err != nil || who.UserID != "u1") || !tt.in && fault.CodeOf(err) != fault.Unauthenticated {
+				t.Errorf("token %q of service %q: %+v, %v; want in: %v", tt.token, tt.service, who, err, tt.in)
+			}
+		}
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -31,6 +32,11 @@ type KeystoneConfig struct {
 	// tokens, such as service or admin.
 	Username, Password, UserDomain string // UserDomain by name; default "Default"
 	ProjectName, ProjectDomain     string // ProjectDomain by name; default "Default"
+	// ServiceRoles are the roles, one of them, of a service whose token, in the header
+	// X-Service-Token, lets a user's token count that has expired meanwhile: what one
+	// service began for a user, another one may end. Default "service", as in
+	// keystonemiddleware.
+	ServiceRoles []string
 	// TTL is for how long what Keystone says of a token is believed, so also how long
 	// a token may live that was revoked. Default 5 minutes, as in keystonemiddleware;
 	// negative: each request asks.
@@ -81,6 +87,9 @@ func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 	cfg.UserDomain, cfg.ProjectDomain = cmp.Or(cfg.UserDomain, "Default"), cmp.Or(cfg.ProjectDomain, "Default")
 	cfg.TTL, cfg.RefusedTTL = cmp.Or(cfg.TTL, 5*time.Minute), cmp.Or(cfg.RefusedTTL, 10*time.Second)
 	cfg.MaxCached, cfg.Timeout = cmp.Or(cfg.MaxCached, 10_000), cmp.Or(cfg.Timeout, 5*time.Second)
+	if cfg.ServiceRoles == nil {
+		cfg.ServiceRoles = []string{"service"}
+	}
 	if cfg.Client == nil {
 		cfg.Client = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()} //nolint:forcetypeassert // it is one
 	}
@@ -96,6 +105,9 @@ func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 // Challenge is the value of WWW-Authenticate in replies of 401.
 func (k *Keystone) Challenge() string { return fmt.Sprintf("Keystone uri=%q", k.url) }
 
+// serviceHeader is the one that has the token of a service that asks for a user.
+const serviceHeader = "X-Service-Token"
+
 // Authenticate returns whom the request's token belongs to, for api.Config. It blocks
 // while it asks Keystone, if it does not remember the token. Errors: Unauthenticated if
 // there is no token, or Keystone does not know it; Unavailable if Keystone does not
@@ -105,22 +117,16 @@ func (k *Keystone) Authenticate(r *http.Request) (reqctx.Request, error) {
 	if token == "" {
 		return reqctx.Request{}, errWho
 	}
-	sum := sha256.Sum256([]byte(token))
-	now := time.Now()
-	k.mu.Lock()
-	a, known := k.cache[sum]
-	k.mu.Unlock()
-	if !known || !now.Before(a.until) {
-		// For all who have the same token; so the context is none of theirs.
-		v, err, _ := k.asked.Do(string(sum[:]), func() (any, error) {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), k.cfg.Timeout)
-			defer cancel()
-			return k.ask(ctx, sum, token)
-		})
-		if err != nil {
-			return reqctx.Request{}, err
+	a, err := k.look(r.Context(), token, false)
+	if service := r.Header.Get(serviceHeader); err == nil && !a.ok && service != "" {
+		var s answer
+		s, err = k.look(r.Context(), service, false)
+		if err == nil && s.ok && slices.ContainsFunc(s.who.Roles, func(role string) bool { return slices.Contains(k.cfg.ServiceRoles, role) }) {
+			a, err = k.look(r.Context(), token, true)
 		}
-		a = v.(answer) //nolint:forcetypeassert // ask returns one
+	}
+	if err != nil {
+		return reqctx.Request{}, err
 	}
 	if !a.ok {
 		return reqctx.Request{}, errWho
@@ -128,9 +134,34 @@ func (k *Keystone) Authenticate(r *http.Request) (reqctx.Request, error) {
 	return a.who, nil
 }
 
+// look returns what is remembered of a token, or what Keystone says of it. Whether it has
+// expired may not count.
+func (k *Keystone) look(ctx context.Context, token string, expired bool) (answer, error) {
+	sum := sha256.Sum256([]byte(token))
+	if expired {
+		sum = sha256.Sum256(append(sum[:], "expired"...))
+	}
+	k.mu.Lock()
+	a, known := k.cache[sum]
+	k.mu.Unlock()
+	if known && time.Now().Before(a.until) {
+		return a, nil
+	}
+	// For all who have the same token; so the context is none of theirs.
+	v, err, _ := k.asked.Do(string(sum[:]), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.cfg.Timeout)
+		defer cancel()
+		return k.ask(ctx, sum, token, expired)
+	})
+	if err != nil {
+		return answer{}, err
+	}
+	return v.(answer), nil //nolint:forcetypeassert // ask returns one
+}
+
 // ask asks Keystone whose token it is, and remembers it.
-func (k *Keystone) ask(ctx context.Context, sum [32]byte, token string) (answer, error) {
-	a, err := k.validate(ctx, token)
+func (k *Keystone) ask(ctx context.Context, sum [32]byte, token string, expired bool) (answer, error) {
+	a, err := k.validate(ctx, token, expired)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.err = err; err != nil {
@@ -170,13 +201,17 @@ func (k *Keystone) shrink() {
 // errOwn says that Keystone refuses the service itself.
 var errOwn = errors.New("Keystone refuses the service's own user, password or project")
 
-func (k *Keystone) validate(ctx context.Context, token string) (answer, error) {
+func (k *Keystone) validate(ctx context.Context, token string, expired bool) (answer, error) {
+	target := k.url.JoinPath("auth", "tokens").String() + "?nocatalog"
+	if expired {
+		target += "&allow_expired=1"
+	}
 	for fresh := false; ; fresh = true {
 		own, err := k.ownToken(ctx, fresh)
 		if err != nil {
 			return answer{}, err
 		}
-		req, err := http.NewRequestWithContext(ctx, http.MethodGet, k.url.JoinPath("auth", "tokens").String()+"?nocatalog", http.NoBody)
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, http.NoBody)
 		if err != nil {
 			return answer{}, err
 		}
@@ -187,7 +222,7 @@ func (k *Keystone) validate(ctx context.Context, token string) (answer, error) {
 		case err != nil:
 			return answer{}, err
 		case status == http.StatusOK:
-			return k.read(body)
+			return k.read(body, expired)
 		case status == http.StatusNotFound:
 			return answer{until: time.Now().Add(k.cfg.RefusedTTL)}, nil
 		case status == http.StatusUnauthorized && !fresh: // our own is out of date
@@ -220,7 +255,7 @@ type named struct {
 }
 
 // read reads what Keystone says of a token.
-func (k *Keystone) read(body []byte) (answer, error) {
+func (k *Keystone) read(body []byte, expired bool) (answer, error) {
 	var in struct {
 		Token struct {
 			ExpiresAt time.Time `json:"expires_at"`
@@ -237,11 +272,11 @@ func (k *Keystone) read(body []byte) (answer, error) {
 		return answer{}, errors.New("validate a token: Keystone's answer is not a token")
 	}
 	now := time.Now()
-	if !now.Before(in.Token.ExpiresAt) {
+	if !expired && !now.Before(in.Token.ExpiresAt) {
 		return answer{until: now.Add(k.cfg.RefusedTTL)}, nil
 	}
 	a := answer{ok: true, until: now.Add(k.cfg.TTL), who: reqctx.Request{UserID: in.Token.User.ID, ProjectID: in.Token.Project.ID, DomainID: in.Token.Domain.ID}}
-	if in.Token.ExpiresAt.Before(a.until) {
+	if !expired && in.Token.ExpiresAt.Before(a.until) {
 		a.until = in.Token.ExpiresAt
 	}
 	if in.Token.System.All {
