@@ -23,6 +23,8 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/armature-go/armature/service/config"
 )
 
 func main() {
@@ -48,9 +50,18 @@ func command(out io.Writer) *cobra.Command {
 		SilenceErrors: true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), allInOne) },
 	}
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		if len(f.files) > 0 || cmd == root { // all in one process needs no files, and takes none that it was not given
+			return nil
+		}
+		home, _ := os.UserHomeDir() // else there are none of the user
+		f.files = config.Find(home, "nova-mini", "")
+		return nil
+	}
 	p := root.PersistentFlags()
-	p.StringArrayVar(&f.files, "config-file", nil, "INI file with options, such as /etc/nova/nova.conf; may be repeated, later ones win")
-	p.StringArrayVar(&f.dirs, "config-dir", nil, "directory whose files *.conf are read after those; may be repeated")
+	more := func(path string) error { f.files = append(f.files, path); return nil }
+	p.Func("config-file", "INI `file` with options, such as /etc/nova/nova.conf; may be repeated, later ones win (default: ~/.nova-mini/nova-mini.conf or /etc/nova-mini/nova-mini.conf, and nova-mini.conf.d)", more)
+	p.Func("config-dir", "`directory` whose files *.conf are read in its place among the files; may be repeated", more)
 	p.StringVar(&f.statePath, "state-path", "", "directory for the data of the fake driver and of the embedded database (default: a temporary one)")
 	p.StringVar(&f.port, "port", "", "port of the API, 0 for any free one (option osapi_compute_listen_port)")
 

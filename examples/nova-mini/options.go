@@ -108,8 +108,7 @@ type rabbitOptions struct {
 // flags are those of the command line.
 type flags struct {
 	out       io.Writer
-	files     []string
-	dirs      []string
+	files     []string // and directories of files, in the order in which they count
 	statePath string
 	port      string
 }
@@ -123,7 +122,7 @@ func (f *flags) source() config.Source {
 	if f.port != "" {
 		given["osapi_compute_listen_port"] = f.port
 	}
-	return config.Source{Files: f.files, Dirs: f.dirs, Env: os.Environ(), Flags: given}
+	return config.Source{Files: f.files, Env: os.Environ(), Flags: given}
 }
 
 // load reads the options.

@@ -22,7 +22,10 @@
 //	default      the value without any, in the form a file has it
 //	help         a sentence for operators
 //	min, max     bounds of a number, a duration, or the length of a list
-//	choices      the values that there are, separated by commas
+//	choices      the values that there are, separated by commas; of a list, for each item
+//	regex        what a text has to match, as regexp.MatchString; of a list, each item
+//	multi        "true": a []string that has an item for each time that it is set, in
+//	             all files together, and is not split at commas
 //	required     "true": it must be set
 //	secret       "true": no error and no page shows it; NAME_file names a file that has it
 //	reloadable   "true": a change takes effect without a restart
@@ -35,8 +38,8 @@
 // by the rest of the name: [driver_acme] is Drivers["acme"]. Embedded structs
 // count as if their fields stood in the outer one; other fields are left alone.
 //
-// The package reads no environment by itself and expands no variables: a $ in a
-// password stays.
+// Names of sections may have any case, except DEFAULT. The package reads no environment by
+// itself, and expands no variables unless it is lenient: a $ in a password stays.
 package config
 
 import (
@@ -46,16 +49,15 @@ import (
 )
 
 // Source says where values come from, the weakest first, as in oslo.config: an option's
-// default, Defaults, Files, Dirs, Env, Flags, Overrides.
+// default, Defaults, Files, Env, Flags, Overrides. What stands later in one source counts,
+// and an option's name more than an older name of it.
 type Source struct {
 	// Defaults are those of a component that are other than its options' own, as
 	// "workers" or "database.connection".
 	Defaults map[string]string
-	// Files are read in this order: a later one overrides an earlier one.
+	// Files are read in this order: a later one overrides an earlier one. A directory
+	// stands for its files *.conf, by name. Each must exist; [Find] finds those that do.
 	Files []string
-	// Dirs are directories whose files *.conf are read after Files, by name. One that
-	// does not exist has none.
-	Dirs []string
 	// Env are variables as of os.Environ. OS_DATABASE__CONNECTION is the option
 	// connection of [database]; others are ignored, as they may be anybody's.
 	Env []string
@@ -63,7 +65,10 @@ type Source struct {
 	Flags map[string]string
 	// Overrides are what a program insists on, by names as in Defaults.
 	Overrides map[string]string
-	// Lenient makes options and sections that nobody has declared in files warnings.
+	// Lenient takes files that were written for a program of oslo.config: options and
+	// sections in them that nobody has declared are warnings, and in all values $name,
+	// ${name} and ${section.name} stand for the value of another option, as far as
+	// there is one, and $$ for a $. An option with the tag strict does the same.
 	Lenient bool
 	// Logger gets the warnings, each once. Default slog.Default().
 	Logger *slog.Logger

@@ -82,7 +82,7 @@ func TestPrecedence(t *testing.T) {
 		{func() {}, 4, "default", "u", "flag database.url"},
 		{func() { src.Defaults = map[string]string{"workers": "10"} }, 10, "program's default workers", "u", "flag database.url"},
 		{func() { src.Files = []string{file}; src.Flags = nil }, 20, file + ":1", "old", file + ":2"},
-		{func() { src.Dirs = []string{conf, filepath.Join(dir, "none")} }, 24, filepath.Join(conf, "20.conf") + ":1", "old", file + ":2"},
+		{func() { src.Files = append(src.Files, conf) }, 24, filepath.Join(conf, "20.conf") + ":1", "old", file + ":2"},
 		{func() { src.Env = []string{"OS_DEFAULT__WORKERS=30", "OS_DATABASE__SQL_URL=older"} }, 30, "environment OS_DEFAULT__WORKERS", "older", "environment OS_DATABASE__SQL_URL"},
 		{func() { src.Env = append(src.Env, "OS_DATABASE__URL=new") }, 30, "environment OS_DEFAULT__WORKERS", "new", "environment OS_DATABASE__URL"},
 		{func() { src.Flags = map[string]string{"workers": "40"} }, 40, "flag workers", "new", "environment OS_DATABASE__URL"},

@@ -1,18 +1,17 @@
 package config
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"maps"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/armature-go/armature/fault"
@@ -21,20 +20,27 @@ import (
 // defaultSection is where options stand that no section struct is around of.
 const defaultSection = "DEFAULT"
 
-// The levels of sources, the weakest first.
+// rank is how much a source counts, the least first; each file has one of its own.
+type rank int
+
 const (
-	levelDefaults = iota + 1
-	levelFiles
-	levelEnv
-	levelFlags
-	levelOverrides
+	rankDefaults  rank = 1
+	rankFile      rank = 2 // of the first one
+	rankEnv       rank = math.MaxInt - 2
+	rankFlags     rank = math.MaxInt - 1
+	rankOverrides rank = math.MaxInt
 )
+
+func (r rank) file() bool { return r >= rankFile && r < rankEnv }
 
 type loader struct {
 	options map[string]map[string]*option // by section and name
 	aliases map[string]map[string]*option // by older ones
+	byCase  map[string]string             // the declared sections, by their names in lower case
 	free    []free
-	strict  *option // the option that says whether unknown ones are errors
+	strict  *option                      // the option that says whether unknown ones are errors
+	next    rank                         // of the next file
+	others  map[string]map[string]string // what stands in files, and nobody has declared
 	unknown []string
 	warns   []string
 	errs    []error
@@ -47,20 +53,32 @@ type free struct {
 	field  reflect.Value
 }
 
+func newLoader() *loader {
+	return &loader{
+		options: map[string]map[string]*option{defaultSection: {}}, aliases: map[string]map[string]*option{},
+		byCase: map[string]string{}, others: map[string]map[string]string{}, next: rankFile,
+	}
+}
+
 // load fills the struct work.
 func load(work reflect.Value, src Source) (*loader, error) {
-	l := &loader{options: map[string]map[string]*option{defaultSection: {}}, aliases: map[string]map[string]*option{}}
+	l := newLoader()
 	l.declare(work, defaultSection)
-	l.named(levelDefaults, "program's default ", src.Defaults)
-	for _, file := range src.Files {
-		l.file(file)
+	for section := range l.options {
+		l.byCase[strings.ToLower(section)] = section
 	}
-	for _, dir := range src.Dirs {
-		l.dir(dir)
+	for section := range l.aliases {
+		if l.options[section] == nil {
+			l.byCase[strings.ToLower(section)] = section
+		}
+	}
+	l.named(rankDefaults, "program's default ", src.Defaults)
+	for _, path := range src.Files {
+		l.path(path)
 	}
 	l.env(src.Env)
-	l.named(levelFlags, "flag ", src.Flags)
-	l.named(levelOverrides, "program's override ", src.Overrides)
+	l.named(rankFlags, "flag ", src.Flags)
+	l.named(rankOverrides, "program's override ", src.Overrides)
 	lenient := src.Lenient
 	if l.strict != nil && l.strict.assign(l.strict.value) == nil {
 		lenient = lenient || !l.strict.field.Bool()
@@ -72,6 +90,22 @@ func load(work reflect.Value, src Source) (*loader, error) {
 			l.fail("%s", text)
 		}
 	}
+	if lenient {
+		l.expand()
+	}
+	l.assign()
+	if l.errs == nil {
+		if v, ok := reflect.TypeAssert[interface{ Validate() error }](work.Addr()); ok {
+			if err := v.Validate(); err != nil {
+				l.errs = append(l.errs, fault.New(fault.Invalid, "%w", err))
+			}
+		}
+	}
+	return l, errors.Join(l.errs...)
+}
+
+// assign sets the fields of all options.
+func (l *loader) assign() {
 	for o := range l.all() {
 		switch {
 		case o.is("required") && o.value == "":
@@ -89,14 +123,6 @@ func load(work reflect.Value, src Source) (*loader, error) {
 			l.fail("%s: [%s] %s: %s", o.where, o.section, o.name, o.wrong(err))
 		}
 	}
-	if l.errs == nil {
-		if v, ok := reflect.TypeAssert[interface{ Validate() error }](work.Addr()); ok {
-			if err := v.Validate(); err != nil {
-				l.errs = append(l.errs, fault.New(fault.Invalid, "%w", err))
-			}
-		}
-	}
-	return l, errors.Join(l.errs...)
 }
 
 func (l *loader) fail(format string, args ...any) {
@@ -182,17 +208,23 @@ func (l *loader) declareAliases(o *option) {
 	}
 }
 
-func (l *loader) dir(path string) {
-	entries, err := os.ReadDir(path)
-	if errors.Is(err, fs.ErrNotExist) {
+// path reads a file, or the files of a directory.
+func (l *loader) path(path string) {
+	info, err := os.Stat(path)
+	if err == nil && !info.IsDir() {
+		l.file(path)
 		return
+	}
+	var entries []fs.DirEntry
+	if err == nil {
+		entries, err = os.ReadDir(path)
 	}
 	if err != nil {
 		l.fail("read configuration: %w", err)
 		return
 	}
 	for _, e := range entries { // by name
-		if !e.IsDir() && filepath.Ext(e.Name()) == ".conf" {
+		if !e.IsDir() && filepath.Ext(e.Name()) == ".conf" && e.Name()[0] != '.' {
 			l.file(filepath.Join(path, e.Name()))
 		}
 	}
@@ -210,17 +242,18 @@ func (l *loader) file(path string) {
 		return
 	}
 	for _, e := range entries {
-		l.set(levelFiles, fmt.Sprintf("%s:%d", path, e.line), e.section, e.key, e.value)
+		l.set(l.next, fmt.Sprintf("%s:%d", path, e.line), e.section, e.key, e.value)
 	}
+	l.next++
 }
 
-func (l *loader) named(level int, what string, values map[string]string) {
+func (l *loader) named(r rank, what string, values map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		section, key, ok := strings.Cut(name, ".")
 		if !ok {
 			section, key = defaultSection, name
 		}
-		l.set(level, what+name, section, key, values[name])
+		l.set(r, what+name, section, key, values[name])
 	}
 }
 
@@ -242,7 +275,7 @@ func (l *loader) env(env []string) {
 		k := envName(section, name)
 		known[k] = true
 		if v, ok := vars[k]; ok {
-			l.set(levelEnv, "environment "+k, section, name, v)
+			l.set(rankEnv, "environment "+k, section, name, v)
 		}
 	}
 	for _, section := range slices.Sorted(maps.Keys(l.aliases)) {
@@ -269,31 +302,42 @@ func (l *loader) env(env []string) {
 const fileSuffix = "_file"
 
 // set takes one value. An empty key declares that the section stands there.
-func (l *loader) set(level int, where, section, key, value string) {
+func (l *loader) set(r rank, where, section, key, value string) {
+	if section != defaultSection {
+		if known, ok := l.byCase[strings.ToLower(section)]; ok && known != defaultSection {
+			section = known
+		}
+	}
 	if o := l.options[section][key]; o != nil {
-		if o.byFile != "" && o.level == level && sameFile(o.where, where) {
+		if o.byFile != "" && o.rank == r {
 			l.fail("%s: [%s] %s stands beside %s, which names a file with it: only one of them can count", where, section, key, o.byFile)
 			return
 		}
-		o.take(level, where, value, false)
+		o.take(r, where, value, false)
 		return
 	}
 	if name, ok := strings.CutSuffix(key, fileSuffix); ok {
 		if o := l.options[section][name]; o != nil && o.is("secret") {
-			l.secret(o, level, where, key, value)
+			l.secret(o, r, where, key, value)
 			return
 		}
 	}
 	if o := l.aliases[section][key]; o != nil {
 		l.warnf("%s: [%s] %s is called [%s] %s now", where, section, key, o.section, o.name)
-		if o.level != level || o.byAlias {
-			o.take(level, where, value, true)
+		if o.rank != r || o.byAlias {
+			o.take(r, where, value, true)
 		}
 		return
 	}
+	if r.file() {
+		if l.others[section] == nil {
+			l.others[section] = map[string]string{}
+		}
+		l.others[section][key] = value
+	}
 	if l.options[section] != nil {
 		if key != "" {
-			l.strange(level, "%s: [%s] %s: no such option%s", where, section, key, l.hint(section, key))
+			l.strange(r, "%s: [%s] %s: no such option%s", where, section, key, l.hint(section, key))
 		}
 		return
 	}
@@ -313,56 +357,43 @@ func (l *loader) set(level int, where, section, key, value string) {
 	}
 	switch {
 	case key == "":
-		l.strange(level, "%s: [%s]: no such section%s", where, section, suggest(section, maps.Keys(l.options)))
-	case level != levelFiles:
-		l.strange(level, "%s: no such section%s", where, suggest(section, maps.Keys(l.options)))
+		l.strange(r, "%s: [%s]: no such section%s", where, section, suggest(section, maps.Keys(l.options)))
+	case !r.file():
+		l.strange(r, "%s: no such section%s", where, suggest(section, maps.Keys(l.options)))
 	default: // a file's section was told once, at its head
 	}
 }
 
 // strange is something that nobody has declared. Only in files may it be somebody
 // else's.
-func (l *loader) strange(level int, format string, args ...any) {
-	if level == levelFiles {
+func (l *loader) strange(r rank, format string, args ...any) {
+	if r.file() {
 		l.unknown = append(l.unknown, fmt.Sprintf(format, args...))
 		return
 	}
 	l.fail(format, args...)
 }
 
-// sameFile reports whether two values stand in one file, or both in none.
-func sameFile(a, b string) bool {
-	file := func(where string) string {
-		name, line, ok := cutLast(where, ":")
-		if _, err := strconv.Atoi(line); !ok || err != nil {
-			return ""
-		}
-		return name
+func (o *option) take(r rank, where, value string, byAlias bool) {
+	if !o.is("multi") || !r.file() || !o.rank.file() {
+		o.values = nil
 	}
-	return file(a) == file(b)
-}
-
-func cutLast(s, sep string) (before, after string, ok bool) {
-	i := strings.LastIndex(s, sep)
-	if i < 0 {
-		return s, "", false
+	o.values = append(o.values, value)
+	if o.is("multi") {
+		value = strings.Join(o.values, "\n")
 	}
-	return s[:i], s[i+len(sep):], true
-}
-
-func (o *option) take(level int, where, value string, byAlias bool) {
-	o.level, o.where, o.value, o.byAlias, o.byFile = level, where, value, byAlias, ""
+	o.rank, o.where, o.value, o.byAlias, o.byFile = r, where, value, byAlias, ""
 }
 
 // maxSecret is how long a file with a secret may be, in bytes.
 const maxSecret = 64 << 10
 
 // secret reads a secret from a file.
-func (l *loader) secret(o *option, level int, where, key, path string) {
+func (l *loader) secret(o *option, r rank, where, key, path string) {
 	fail := func(format string, args ...any) {
 		l.fail("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
 	}
-	if o.level == level && o.byFile == "" && sameFile(o.where, where) {
+	if o.rank == r && o.byFile == "" {
 		fail("it stands beside %s: only one of them can count", o.name)
 		return
 	}
@@ -386,50 +417,8 @@ func (l *loader) secret(o *option, level int, where, key, path string) {
 		fail("%v", err)
 		return
 	}
-	o.take(level, where, strings.TrimRight(string(raw), "\r\n"), false)
+	o.take(r, where, strings.TrimRight(string(raw), "\r\n"), false)
 	o.byFile = key
-}
-
-// hint names where the option could have been meant to stand.
-func (l *loader) hint(section, key string) string {
-	for _, other := range slices.Sorted(maps.Keys(l.options)) {
-		if other != section && l.options[other][key] != nil {
-			return "; it belongs to [" + other + "]"
-		}
-	}
-	return suggest(key, maps.Keys(l.options[section]))
-}
-
-// suggest names the known name that is nearest to one that is not known.
-func suggest(name string, known func(yield func(string) bool)) string {
-	nearest := slices.SortedFunc(known, func(a, b string) int {
-		return cmp.Or(cmp.Compare(distance(name, a), distance(name, b)), cmp.Compare(a, b))
-	})
-	if len(nearest) == 0 {
-		return ""
-	}
-	return "; the nearest is " + nearest[0]
-}
-
-// distance is the Levenshtein distance, in bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }
 
 // password is one in a URL.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -17,18 +18,21 @@ type option struct {
 	field         reflect.Value
 	tag           reflect.StructTag
 	choices       []string
+	regex         *regexp.Regexp
 
-	level   int // of the strongest source seen so far
+	rank    rank // of the strongest source seen so far
 	byAlias bool
 	byFile  string // the NAME_file that it was read from
 	value   string
-	where   string // it stands
+	values  []string // of one that is multi
+	later   string   // value, with variables expanded
+	where   string   // it stands
 }
 
 func (o *option) is(tag string) bool { return o.tag.Get(tag) == "true" }
 
 // tags are those that a field may have.
-var tags = []string{"ini", "default", "help", "min", "max", "choices", "required", "secret", "reloadable", "deprecated", "removed", "strict", "json"}
+var tags = []string{"ini", "default", "help", "min", "max", "choices", "regex", "multi", "required", "secret", "reloadable", "deprecated", "removed", "strict", "json"}
 
 // newOption makes an option of a field. It panics if its tags are wrong.
 func newOption(f reflect.Value, field reflect.StructField, section string) *option {
@@ -47,7 +51,7 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 		}
 		value := field.Tag.Get(name)
 		switch name {
-		case "required", "secret", "reloadable", "strict":
+		case "required", "secret", "reloadable", "strict", "multi":
 			if value != "true" {
 				fail("tag %s is %q, and can only be true", name, value)
 			}
@@ -60,8 +64,17 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 			o.choices = append(o.choices, strings.TrimSpace(c))
 		}
 	}
-	if o.is("strict") && f.Kind() != reflect.Bool {
+	if text := o.tag.Get("regex"); text != "" {
+		var err error
+		if o.regex, err = regexp.Compile(text); err != nil {
+			fail("%v", err)
+		}
+	}
+	switch {
+	case o.is("strict") && f.Kind() != reflect.Bool:
 		fail("strict is for a bool")
+	case o.is("multi") && (f.Type() != reflect.TypeFor[[]string]() || o.value != "" || o.is("secret")):
+		fail("multi is for a []string without a default, which is not secret")
 	}
 	if o.value == "" && !o.text() {
 		o.value = "0"
@@ -110,11 +123,25 @@ func (o *option) assign(text string) error {
 		}
 		return nil
 	}
-	if err := assign(o.field, text); err != nil {
+	if o.is("multi") {
+		o.field.Set(reflect.ValueOf(slices.Clone(o.values)))
+	} else if err := assign(o.field, text); err != nil {
 		return err
 	}
-	if o.choices != nil && !slices.Contains(o.choices, text) {
-		return errors.New("is none of " + strings.Join(o.choices, ", "))
+	items := []string{text}
+	if o.field.Kind() == reflect.Slice {
+		items = items[:0]
+		for i := range o.field.Len() {
+			items = append(items, o.field.Index(i).String())
+		}
+	}
+	for _, item := range items {
+		switch {
+		case o.choices != nil && !slices.Contains(o.choices, item):
+			return errors.New("is none of " + strings.Join(o.choices, ", "))
+		case o.regex != nil && !o.regex.MatchString(item):
+			return fmt.Errorf("does not match %s", o.regex)
+		}
 	}
 	return o.bounds()
 }
@@ -182,6 +209,9 @@ func (o *option) kind() string {
 	case reflect.Bool:
 		return "a boolean"
 	case reflect.Slice:
+		if o.is("multi") {
+			return "a text, which may be given several times"
+		}
 		return "a list, separated by commas"
 	case reflect.Map:
 		return "a dictionary, such as a:b,c:d"

@@ -77,7 +77,7 @@ func (c *Config[T]) Reload(context.Context) error {
 	if err != nil {
 		return err
 	}
-	was := &loader{options: map[string]map[string]*option{defaultSection: {}}, aliases: map[string]map[string]*option{}}
+	was := newLoader()
 	before := old.opts
 	was.declareOnly(reflect.ValueOf(&before).Elem(), defaultSection)
 	log := c.src.Logger

@@ -15,7 +15,7 @@ import (
 // off it is a file of the defaults. It panics as [Load] does.
 func Sample(w io.Writer, opts any) error {
 	work := reflect.New(pointer(opts).Type()).Elem()
-	l := &loader{options: map[string]map[string]*option{defaultSection: {}}, aliases: map[string]map[string]*option{}}
+	l := newLoader()
 	l.declare(work, defaultSection)
 	out := bufio.NewWriter(w)
 	say := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format, args...) } // the writer keeps the error
@@ -53,6 +53,9 @@ func (o *option) about() string {
 	}
 	if o.choices != nil {
 		text += ": " + strings.Join(o.choices, ", ")
+	}
+	if v := o.tag.Get("regex"); v != "" {
+		text += ", of the form " + v
 	}
 	text += "."
 	for _, extra := range []struct{ tag, text string }{

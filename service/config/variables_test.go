@@ -1,0 +1,154 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/config"
+)
+
+type paths struct {
+	State    string   `ini:"state_path"`
+	Logs     string   `ini:"logs"`
+	Dirs     []string `ini:"dir" multi:"true"`
+	Password string   `ini:"password" secret:"true"`
+	Strict   bool     `ini:"strict" default:"true" strict:"true"`
+	Database struct {
+		URL string `ini:"url"`
+	} `section:"database"`
+}
+
+// TestVariables: a file that was written for oslo.config has variables; any other has $.
+func TestVariables(t *testing.T) {
+	t.Parallel()
+	const text = "state_path = $pybasedir/state\npybasedir = /usr\nlogs = ${state_path}/logs\ndir = $logs/a\ndir = $$b\npassword = pa$$word\n" +
+		"[database]\nurl = sqlite:///${DEFAULT.state_path}/$name.db\nname = nova\n"
+	want := paths{State: "/usr/state", Logs: "/usr/state/logs", Dirs: []string{"/usr/state/logs/a", "$b"}, Password: "pa$word"}
+	want.Database.URL = "sqlite:////usr/state/nova.db"
+	var got paths
+	if err := config.Load(&got, config.Source{Files: write(t, "strict = false\n"+text)}); err != nil || !cmp.Equal(got, want) {
+		t.Errorf("%v\n%s", err, cmp.Diff(want, got))
+	}
+	got = paths{}
+	if err := config.Load(&got, config.Source{Files: write(t, "state_path = $a\npassword = pa$$word$1\n")}); err != nil || got.State != "$a" || got.Password != "pa$$word$1" {
+		t.Errorf("strict: %+v, %v", got, err)
+	}
+	for bad, says := range map[string]string{
+		"logs = $nothing":           "[DEFAULT] logs: there is no option nothing that $nothing could stand for; a $ itself is written $$",
+		"logs = ${database.x}":      "there is no option database.x",
+		"logs = $logs":              "$logs stands for itself",
+		"logs = $state_path":        "$logs stands for itself", // by way of state_path
+		"password = correct$horse1": "[DEFAULT] password: a $ begins a variable that has no value; a $ itself is written $$",
+	} {
+		err := config.Load(&got, config.Source{Files: write(t, bad+"\nstate_path = $logs\n"), Lenient: true})
+		if bad == "password = correct$horse1" {
+			err = config.Load(&got, config.Source{Files: write(t, bad+"\n"), Lenient: true})
+		}
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "horse") {
+			t.Errorf("%s: %v, want %q", bad, err, says)
+		}
+	}
+}
+
+// TestItems: texts that have to match, and options that are set several times.
+func TestItems(t *testing.T) {
+	t.Parallel()
+	type options struct {
+		Name  string   `ini:"name" default:"x-1" regex:"^[a-z]-[0-9]$"`
+		Names []string `ini:"names" regex:"^[a-z]+$" choices:"a,b,c"`
+		Many  []string `ini:"many" multi:"true" max:"3"`
+	}
+	files := write(t, "name = y-2\nnames = b, a\nmany = 1,2\nmany = 3\n", "many = 4\n")
+	var got options
+	want := options{Name: "y-2", Names: []string{"b", "a"}, Many: []string{"1,2", "3", "4"}}
+	if err := config.Load(&got, config.Source{Files: files}); err != nil || !cmp.Equal(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	c, err := config.Open[options](config.Source{Files: files, Env: []string{"OS_DEFAULT__MANY=5"}})
+	if err != nil || !cmp.Equal(c.Current().Many, []string{"5"}) {
+		t.Errorf("what the environment says takes the place of all: %v", err)
+	}
+	for text, says := range map[string]string{
+		"name = Y-2":                             `"Y-2" does not match ^[a-z]-[0-9]$`,
+		"names = a,d":                            `"a,d" is none of a, b, c`,
+		"many = 1\nmany = 2\nmany = 3\nmany = 4": "has more than 3",
+	} {
+		if err := config.Load(&got, config.Source{Files: write(t, text+"\n")}); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}
+
+// TestFind: the first of each name, files before directories, and only what there is.
+func TestFind(t *testing.T) {
+	t.Parallel()
+	home := t.TempDir()
+	for _, dir := range []string{".volume", "volume-api.conf.d", ".volume/volume.conf.d"} {
+		if err := os.MkdirAll(filepath.Join(home, dir), 0o750); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, file := range []string{"volume.conf", ".volume/volume.conf", "volume-api.conf"} {
+		put(t, filepath.Join(home, file), "", 0o600)
+	}
+	want := []string{
+		filepath.Join(home, ".volume/volume.conf"), filepath.Join(home, "volume-api.conf"),
+		filepath.Join(home, ".volume/volume.conf.d"), filepath.Join(home, "volume-api.conf.d"),
+	}
+	if diff := cmp.Diff(want, config.Find(home, "volume", "volume-api")); diff != "" {
+		t.Error(diff)
+	}
+	if got := config.Find(t.TempDir(), "no-such-project", ""); len(got) > 0 {
+		t.Errorf("%q, which are not there", got)
+	}
+}
+
+// FuzzValue: whatever a value is, an option of each type takes it or says what it is not,
+// and what it took it takes again in the form in which it shows it.
+func FuzzValue(f *testing.F) {
+	for _, seed := range []string{"", "1", "1.5", "1m30s", "a,b", "'a,b',c", "a:1,b:2", "a:'x", "true", "::1", "1e400", "-0", "$x", "${x.y}", "$$", "\x00", "ü,ö:é", "'", `"`, ",,,", ":,:"} {
+		f.Add(seed, true)
+	}
+	type options struct {
+		Text   string            `ini:"text"`
+		Number int               `ini:"number"`
+		Small  uint8             `ini:"small"`
+		Float  float64           `ini:"float"`
+		Time   time.Duration     `ini:"time"`
+		Flag   bool              `ini:"flag"`
+		List   []string          `ini:"list"`
+		Dict   map[string]string `ini:"dict"`
+		Many   []string          `ini:"many" multi:"true"`
+	}
+	f.Fuzz(func(t *testing.T, value string, lenient bool) {
+		for _, name := range []string{"text", "number", "small", "float", "time", "flag", "list", "dict", "many"} {
+			src := config.Source{Flags: map[string]string{name: value}, Lenient: lenient}
+			c, err := config.Open[options](src)
+			if err != nil {
+				if fault.CodeOf(err) != fault.Invalid {
+					t.Errorf("%s = %q: %v", name, value, err)
+				}
+				continue
+			}
+			if strings.Contains(value, "://") {
+				continue // a password may be hidden
+			}
+			for _, v := range c.Values() {
+				if v.Name != name {
+					continue
+				}
+				src.Flags[name], src.Lenient = v.Value, false
+				again, err := config.Open[options](src)
+				if err != nil || !cmp.Equal(again.Current(), c.Current()) {
+					t.Errorf("%s = %q, shown as %q: %v", name, value, v.Value, err)
+				}
+			}
+		}
+	})
+}
