@@ -63,6 +63,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"empty", "", "no database URL"},
 		{"no scheme", "nova:hunter2@tcp(db1)/nova", "no scheme"},
 		{"other scheme", "postgres://nova:hunter2@db1/nova", `scheme "postgres"`},
+		{"another dialect of SQLite", "sqlite+aiosqlite:///nova.db", `scheme "sqlite+aiosqlite"`},
 		{"no user", "mysql://db1/nova", "no user"},
 		{"no host", "mysql://nova:hunter2@/nova", "no host"},
 		{"no database", "mysql://nova:hunter2@db1/", "no database name"},

@@ -48,7 +48,9 @@ func parse(raw string) (target, error) {
 	if !ok || strings.ContainsAny(scheme, ":@/") {
 		return target{}, fault.New(fault.Invalid, "database URL has no scheme: %s", wantURL)
 	}
-	if scheme != "mysql" && scheme != "sqlite" {
+	// SQLAlchemy's form, in which the files of Python's services have it.
+	kind, _, dialect := strings.Cut(scheme, "+")
+	if kind != "mysql" && kind != "sqlite" || dialect && kind != "mysql" {
 		return target{}, fault.New(fault.Invalid, "database URL has scheme %q: %s", scheme, wantURL)
 	}
 	u, err := url.Parse(raw)
@@ -79,12 +81,14 @@ func parseMySQL(u *url.URL) (target, error) {
 	if port == "" {
 		port = "3306"
 	}
-	for name, v := range u.Query() {
+	query := u.Query()
+	delete(query, "charset") // it is utf8mb4, whatever that says
+	for name, v := range query {
 		if _, err := mysql.ParseDSN("/?" + url.Values{name: v}.Encode()); err != nil {
 			return target{}, fault.New(fault.Invalid, "option %s of the mysql database URL: %w", name, err)
 		}
 	}
-	cfg, err := mysql.ParseDSN("/?" + u.RawQuery)
+	cfg, err := mysql.ParseDSN("/?" + query.Encode())
 	if err != nil {
 		return target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}

@@ -41,7 +41,7 @@ func main() {
 
 // command returns the command line.
 func command(out io.Writer) *cobra.Command {
-	f := &flags{out: out}
+	f := &flags{out: out, env: os.Environ()}
 	root := &cobra.Command{
 		Use:           "nova-mini",
 		Short:         "A compute service that speaks a part of the Nova v2.1 API; without a command, all of it in one process",

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +26,7 @@ import (
 // defaults are Nova's, where Nova has them.
 type settings struct {
 	Host             string                       `ini:"host" help:"name of this host, the same after every restart (default: the machine's)"`
-	ComputeDriver    string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, or the absolute path of one"`
+	ComputeDriver    string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, the absolute path of one, or Nova's name, such as libvirt.LibvirtDriver for libvirt"`
 	PluginDir        string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of drivers' programs"`
 	TransportURL     string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, amqps:// alike, nats://user:password@host:port[,...], tls:// alike"`
 	ControlExchange  string                       `ini:"control_exchange" default:"nova" help:"first part of the names of all queues"`
@@ -86,7 +87,7 @@ type apiOptions struct {
 }
 
 type keystoneOptions struct {
-	AuthURL       string        `ini:"auth_url" help:"Keystone's v3 endpoint, https://host:5000/v3"`
+	AuthURL       string        `ini:"auth_url" help:"Keystone's endpoint, https://host:5000/v3"`
 	Username      string        `ini:"username" help:"the service's own user, who may validate tokens"`
 	Password      string        `ini:"password" secret:"true" help:"and its password"`
 	UserDomain    string        `ini:"user_domain_name" default:"Default" help:"domain of the user"`
@@ -109,6 +110,7 @@ type rabbitOptions struct {
 type flags struct {
 	out       io.Writer
 	files     []string // and directories of files, in the order in which they count
+	env       []string // as of os.Environ
 	statePath string
 	port      string
 }
@@ -122,7 +124,7 @@ func (f *flags) source() config.Source {
 	if f.port != "" {
 		given["osapi_compute_listen_port"] = f.port
 	}
-	return config.Source{Files: f.files, Env: os.Environ(), Flags: given}
+	return config.Source{Files: f.files, Env: f.env, Flags: given}
 }
 
 // load reads the options.
@@ -142,6 +144,9 @@ func (f *flags) load() (*options, error) {
 	if o.ReportInterval <= 0 || o.ServiceDownTime <= o.ReportInterval {
 		return nil, fault.New(fault.Invalid, "service_down_time (%v) must be longer than report_interval (%v), which must be positive", o.ServiceDownTime, o.ReportInterval)
 	}
+	if m := novaDriver.FindStringSubmatch(o.ComputeDriver); m != nil {
+		o.ComputeDriver = m[1]
+	}
 	beside := func(path string) string {
 		if path == "" || filepath.IsAbs(path) || len(f.files) == 0 {
 			return path
@@ -154,6 +159,9 @@ func (f *flags) load() (*options, error) {
 	}
 	return o, nil
 }
+
+// novaDriver is a driver's name in Nova's form, such as libvirt.LibvirtDriver.
+var novaDriver = regexp.MustCompile(`^([a-z]+)\.[A-Za-z]+Driver$`)
 
 // logger writes to standard error, with the ids of the request.
 func (o *options) logger() *slog.Logger {

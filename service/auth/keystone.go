@@ -12,6 +12,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"path"
 	"slices"
 	"strings"
 	"sync"
@@ -26,7 +27,8 @@ import (
 // KeystoneConfig configures a [Keystone]. URL, Username, Password and ProjectName are
 // required.
 type KeystoneConfig struct {
-	// URL is Keystone's v3 endpoint, such as "https://keystone:5000/v3".
+	// URL is Keystone's v3 endpoint, such as "https://keystone:5000/v3". Without the /v3 it
+	// is the same.
 	URL string
 	// Username and the rest are the service's own, with a role that may validate
 	// tokens, such as service or admin.
@@ -98,6 +100,9 @@ func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 	cfg.Client = &client
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	if path.Base(u.Path) != "v3" {
+		u = u.JoinPath("v3")
 	}
 	return &Keystone{cfg: cfg, url: u, cache: map[[32]byte]answer{}}, nil
 }
