@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -141,6 +142,8 @@ func TestTools(t *testing.T) {
 		"config validate": "nova.conf:4",
 		"policy sample":   `#"os_compute_api:servers:start": "rule:project_member_or_admin"`,
 		"policy list":     "policy.yaml:1",
+		"policy validate": "policy.yaml:1\n", // and that alone
+		"policy explain --rule os_compute_api:servers:start --token any":                        "allows\n", // everybody is the administrator
 		"policy explain --rule os_compute_api:servers:start --role member --project p":          "denies\n  no   role:admin\n",
 		"policy explain --rule os_compute_api:servers:stop --role member --project p":           "allows",
 		"policy explain --rule os_compute_api:servers:stop --role member --project p --owner q": "no   project_id:%(project_id)s",
@@ -150,6 +153,20 @@ func TestTools(t *testing.T) {
 		cmd.SetArgs(append(strings.Fields(args), "--config-file", nova))
 		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), want) || strings.Contains(out.String(), "hush") {
 			t.Errorf("%s: %v\n%s\nwant %s", args, err, &out, want)
+		}
+		if args == "policy validate" && strings.Count(out.String(), "\n") != 1 {
+			t.Errorf("%s prints rules that no file has:\n%s", args, &out)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("os_compute_api:servers:strat: '!'\nos_compute_api:servers:stop: 'role:admin and'\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cmd := command(io.Discard)
+	cmd.SetArgs([]string{"policy", "validate", "--config-file", nova})
+	err := cmd.ExecuteContext(t.Context())
+	for _, want := range []string{"policy.yaml:1: there is no rule os_compute_api:servers:strat; the nearest is os_compute_api:servers:start", "policy.yaml:2: rule os_compute_api:servers:stop"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("policy validate of a wrong file: %v, want %q", err, want)
 		}
 	}
 }

@@ -178,12 +178,15 @@ func (n *node) addAPI() error {
 	}
 	n.app.Add("policy", rules)
 	n.app.Add("policy files", service.Loop(10*time.Second, rules.Watch))
-	who, challenge, err := n.authenticator()
+	who, err := n.identity(n.log)
 	if err != nil {
 		return err
 	}
+	if who.part != nil {
+		n.app.Add("keystone", who.part)
+	}
 	door := service.HTTP(n.address(), api.New(api.Config{
-		Authenticate: who, Challenge: challenge, Policy: rules,
+		Authenticate: who.authenticate, Challenge: who.challenge, Policy: rules,
 		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.requests.Observe, Logger: n.log,
 	}))
 	n.app.Add("api (option osapi_compute_listen_port, flag --port)", door)
@@ -191,25 +194,31 @@ func (n *node) addAPI() error {
 	return nil
 }
 
-// authenticator returns who says who asks, and what those are told who do not say.
-func (n *node) authenticator() (func(*http.Request) (reqctx.Request, error), string, error) {
-	switch n.API.AuthStrategy {
+// identity says who asks.
+type identity struct {
+	authenticate func(*http.Request) (reqctx.Request, error)
+	challenge    string       // of those who do not say
+	part         service.Part // nil: there is none
+}
+
+// identity returns what the options say.
+func (o *options) identity(log *slog.Logger) (*identity, error) {
+	switch o.API.AuthStrategy {
 	case "noauth2":
-		return auth.None(api.Administrator), "", nil
+		return &identity{authenticate: auth.None(api.Administrator)}, nil
 	case "keystone":
 	default:
-		return nil, "", fault.New(fault.Invalid, "option auth_strategy in section api: %q is neither noauth2 nor keystone", n.API.AuthStrategy)
+		return nil, fault.New(fault.Invalid, "option auth_strategy in section api: %q is neither noauth2 nor keystone", o.API.AuthStrategy)
 	}
-	o := n.Keystone
+	c := o.Keystone
 	k, err := auth.NewKeystone(auth.KeystoneConfig{
-		URL: o.AuthURL, Username: o.Username, Password: o.Password, UserDomain: o.UserDomain, ProjectName: o.Project, ProjectDomain: o.ProjectDomain,
-		ServiceRoles: o.ServiceRoles, TTL: o.CacheTime, Logger: n.log,
+		URL: c.AuthURL, Username: c.Username, Password: c.Password, UserDomain: c.UserDomain, ProjectName: c.Project, ProjectDomain: c.ProjectDomain,
+		ServiceRoles: c.ServiceRoles, TTL: c.CacheTime, Logger: log,
 	})
 	if err != nil {
-		return nil, "", fmt.Errorf("section keystone_authtoken: %w", err)
+		return nil, fmt.Errorf("section keystone_authtoken: %w", err)
 	}
-	n.app.Add("keystone", k)
-	return k.Authenticate, k.Challenge(), nil
+	return &identity{k.Authenticate, k.Challenge(), k}, nil
 }
 
 // greet prints where the API listens and commands that use it.

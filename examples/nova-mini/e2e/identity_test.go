@@ -112,6 +112,10 @@ func TestIdentity(t *testing.T) {
 		}
 	}
 
+	if out, err := c.command("policy", "explain", "--rule", "os_compute_api:os-services:list", "--token", token["ada"]).CombinedOutput(); err != nil || !strings.Contains(string(out), "denies\n") {
+		t.Errorf("policy explain of a member's token: %v\n%s", err, out)
+	}
+
 	ks.Publish("compute", cl.Endpoint)
 	ks.Publish("image", cl.Endpoint) // which is looked up, and then not asked
 	openstack := func(user, project string, args ...string) (string, error) {
