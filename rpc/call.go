@@ -32,15 +32,41 @@ func (w *waiter) settled(err error) {
 	}
 }
 
+// maxSkew is how many servers in a row may have a clock that disagrees.
+const maxSkew = 3
+
 func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
 	start := time.Now()
 	if err := c.listen(ctx); err != nil {
 		return nil, fmt.Errorf("call %s: subscribe to replies: %w", info, err)
 	}
-	w := &waiter{ended: make(chan outcome, 3)}
 	deadline, _ := ctx.Deadline()
+	b, err := c.attempt(ctx, info, req, start, deadline)
+	for range maxSkew {
+		ahead := skew(err)
+		if ahead == 0 || ctx.Err() != nil {
+			break
+		}
+		// The server's clock, or the own one, is wrong: it is not run for a deadline
+		// that has not come yet. So the deadline goes out by the server's.
+		c.cfg.Logger.WarnContext(ctx, "the clock of a server disagrees", "method", info.String(), "host", info.Host, "ahead", ahead)
+		b, err = c.attempt(ctx, info, req, start, deadline.Add(ahead))
+	}
+	if err != nil {
+		return nil, err
+	}
+	out, err := decode(b)
+	if err != nil {
+		return nil, fault.New(fault.Internal, "call %s: decode the response: %w", info, err)
+	}
+	return out, nil
+}
+
+// attempt sends a request and returns the reply's payload.
+func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadline time.Time) ([]byte, error) {
+	w := &waiter{ended: make(chan outcome, 3)}
 	var beat time.Duration
-	if c.cfg.Silence > 0 && deadline.Sub(start) > c.cfg.Silence {
+	if end, _ := ctx.Deadline(); c.cfg.Silence > 0 && end.Sub(start) > c.cfg.Silence {
 		w.heard = start
 		beat = c.cfg.Silence / 2
 	}
@@ -72,11 +98,7 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 	if err != nil {
 		return nil, fmt.Errorf("call %s: %w", info, err)
 	}
-	out, err := decode(b)
-	if err != nil {
-		return nil, fault.New(fault.Internal, "call %s: decode the response: %w", info, err)
-	}
-	return out, nil
+	return b, nil
 }
 
 // await waits for the reply, or for a reason to give up.

@@ -298,6 +298,10 @@ func decodeRequest(m *message.Message) (*request, error) {
 	if r.info, r.deadline, r.beat, err = parseMark(m.Metadata[MetaRPC]); err != nil {
 		return nil, err
 	}
+	if !r.deadline.IsZero() { // from here on by the monotonic clock, which nobody moves
+		now := time.Now()
+		r.deadline = now.Add(r.deadline.Sub(now))
+	}
 	if r.from, r.named, err = getRequest(m.Metadata); err != nil {
 		return nil, err
 	}

@@ -90,6 +90,45 @@ func (s *Server) reply(work context.Context, r *request, resp any, err error) {
 	})
 }
 
+// expired tells a caller who may still wait, because its clock is another, what time it
+// is here. It is tried once: most callers have given up.
+func (s *Server) expired(r *request) {
+	if r.replyTo == "" {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), graceTime)
+	m := encodeReply(ctx, r.id, nil, &fault.Error{
+		Code: fault.Timeout, Reason: reasonExpired, Msg: "the request came after its deadline, and was not run",
+		Meta: map[string]string{metaNow: time.Now().UTC().Format(time.RFC3339Nano)},
+	})
+	if s.sender != nil {
+		s.sender.Send(r.replyTo, m, func(error) { cancel() })
+		return
+	}
+	_ = s.bus.Publish(r.replyTo, m) // see above
+	cancel()
+}
+
+// What a server says of a request that came too late.
+const (
+	reasonExpired = "Expired"
+	metaNow       = "now"
+)
+
+// skew returns by how much the clock of the server that sent err, as one that has
+// expired, is ahead of the own one. It is 0 if they agree within a second.
+func skew(err error) time.Duration {
+	f, ok := errors.AsType[*fault.Error](err)
+	if !ok || f.Reason != reasonExpired {
+		return 0
+	}
+	there, perr := time.Parse(time.RFC3339Nano, f.Meta[metaNow])
+	if d := time.Until(there); perr == nil && d.Abs() > time.Second {
+		return d
+	}
+	return 0
+}
+
 // replyUntil sends a reply until it is taken, or nobody waits any more. perr is
 // how the first attempt failed, if one was made. After the server was aborted it
 // is tried once, and not for long.

@@ -322,6 +322,8 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		_ = Settle(m, true) // if it comes again it has expired again
 		atomic.AddUint64(&s.stats.Expired, 1)
 		s.cfg.Logger.DebugContext(ctx, "dropped an expired request", "method", r.info.String(), "deadline", r.deadline)
+		release()
+		s.expired(r)
 		return
 	}
 	if again {

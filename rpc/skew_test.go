@@ -1,0 +1,139 @@
+package rpc_test
+
+import (
+	"context"
+	"encoding/json"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+// skewed is a bus between processes whose clocks disagree: for those who receive calls it
+// is later, by ahead, than for those who send them.
+type skewed struct {
+	rpc.Bus
+
+	ahead time.Duration
+	calls atomic.Int64
+}
+
+func (s *skewed) Subscribe(ctx context.Context, sub rpc.Subscription) (<-chan *message.Message, error) {
+	in, err := s.Bus.Subscribe(ctx, sub)
+	if err != nil {
+		return nil, err
+	}
+	out := make(chan *message.Message)
+	go func() {
+		defer close(out)
+		for m := range in {
+			select {
+			case out <- s.seen(m):
+			case <-ctx.Done():
+				_ = rpc.Settle(m, false)
+			}
+		}
+	}()
+	return out, nil
+}
+
+// seen is a message with the times that it names as the receiver's clock has them.
+func (s *skewed) seen(m *message.Message) *message.Message {
+	c := message.NewMessage(m.UUID, m.Payload)
+	c.SetContext(m.Context())
+	for k, v := range m.Metadata {
+		c.Metadata[k] = v
+	}
+	if end, ok := rpc.Deadline(m); ok {
+		s.calls.Add(1)
+		was := end.UTC().Format(time.RFC3339Nano)
+		c.Metadata[rpc.MetaRPC] = strings.Replace(m.Metadata[rpc.MetaRPC], was, end.Add(-s.ahead).UTC().Format(time.RFC3339Nano), 1)
+	}
+	var e struct {
+		Code   string            `json:"code"`
+		Reason string            `json:"reason"`
+		Msg    string            `json:"msg"`
+		Meta   map[string]string `json:"meta"`
+	}
+	if raw := m.Metadata[rpc.MetaError]; raw != "" && json.Unmarshal([]byte(raw), &e) == nil && e.Meta["now"] != "" {
+		now, _ := time.Parse(time.RFC3339Nano, e.Meta["now"])
+		e.Meta["now"] = now.Add(s.ahead).Format(time.RFC3339Nano)
+		changed, _ := json.Marshal(e)
+		c.Metadata[rpc.MetaError] = string(changed)
+	}
+	return c
+}
+
+// TestSkew: a server whose clock is an hour off, in whichever direction, answers; and one
+// whose clock agrees does not run what came too late.
+func TestSkew(t *testing.T) {
+	t.Parallel()
+	for _, ahead := range []time.Duration{time.Hour, -time.Hour, 2 * time.Minute, 0} {
+		synctest.Test(t, func(t *testing.T) {
+			bus := &skewed{Bus: rpctest.NewBus(t), ahead: ahead}
+			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "a", MaxInFlight: 1, Logger: slog.New(slog.DiscardHandler)})
+			var ran atomic.Int64
+			gate := make(chan struct{})
+			rpc.Handle(srv, start, func(ctx context.Context, s *string) (*string, error) {
+				ran.Add(1)
+				if *s == "slow" {
+					<-gate
+				}
+				return s, nil
+			})
+			if err := srv.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			c := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler)})
+			text := "x"
+			begin := time.Now()
+			if got, err := rpc.Call(t.Context(), c, start, "a", &text); err != nil || *got != "x" {
+				t.Errorf("ahead %v: %v", ahead, err)
+			}
+			if took := time.Since(begin); took > time.Second {
+				t.Errorf("ahead %v: it took %v", ahead, took)
+			}
+			want := int64(1)
+			if ahead > 0 {
+				want = 2 // one that came too late, and one by the server's clock
+			}
+			if n := bus.calls.Load(); n != want {
+				t.Errorf("ahead %v: %d requests, want %d", ahead, n, want)
+			}
+			slow := "slow"
+			p, err := rpc.Go(t.Context(), c, start, "a", &slow)
+			if err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			short, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if _, err := rpc.Call(short, c, start, "a", &text); fault.CodeOf(err) != fault.Timeout {
+				t.Errorf("ahead %v: a call that has to wait: %v", ahead, err)
+			}
+			time.Sleep(time.Second) //nolint:forbidigo // in a synctest bubble
+			close(gate)
+			if _, err := p.Wait(t.Context()); err != nil {
+				t.Error(err)
+			}
+			synctest.Wait()
+			if n := ran.Load(); ahead >= 0 && n != 2 {
+				t.Errorf("ahead %v: the handler ran %d times, want 2: the call that waited is over", ahead, n)
+			}
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+			if err := srv.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
