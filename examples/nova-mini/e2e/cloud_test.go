@@ -87,6 +87,7 @@ func TestMain(m *testing.M) {
 type cloud struct {
 	testing.TB
 
+	program             string // "": it is built
 	dir, exchange, conf string
 	db                  *sqlx.DB
 	busURL              string
@@ -187,7 +188,10 @@ func (c *cloud) command(args ...string) *exec.Cmd {
 	if _, ok := c.TB.(*testing.B); ok {
 		program = plain
 	}
-	path, err := program()
+	path, err := c.program, error(nil)
+	if path == "" {
+		path, err = program()
+	}
 	if err != nil {
 		c.Fatal(err)
 	}

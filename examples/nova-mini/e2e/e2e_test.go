@@ -84,7 +84,7 @@ func testCloud(t *testing.T, c *cloud) {
 		t.Errorf("%d servers are ACTIVE, want %d; faults: %v", n, total, faults(by["ERROR"]))
 	}
 	c.consistent(by["ACTIVE"])
-	c.services(cl[1])
+	c.allUp(cl[1])
 	c.deleteAll(cl[1], hosts)
 }
 
@@ -95,8 +95,8 @@ func faults(list []servers.Server) (out []string) {
 	return out
 }
 
-// services checks what the operator sees.
-func (c *cloud) services(cl *gophercloud.ServiceClient) {
+// services returns what the operator sees.
+func (c *cloud) services(cl *gophercloud.ServiceClient) []services.Service {
 	c.Helper()
 	pages, err := services.List(cl, nil).AllPages(c.Context())
 	if err != nil {
@@ -106,6 +106,13 @@ func (c *cloud) services(cl *gophercloud.ServiceClient) {
 	if err != nil {
 		c.Fatal(err)
 	}
+	return list
+}
+
+// allUp checks the services of testCloud.
+func (c *cloud) allUp(cl *gophercloud.ServiceClient) {
+	c.Helper()
+	list := c.services(cl)
 	got := map[string]int{}
 	for _, s := range list {
 		got[s.Binary+" "+s.State+" "+s.Status]++
