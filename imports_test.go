@@ -77,6 +77,7 @@ var rules = map[string][]string{
 	"service/policy":      {"service", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
 	"service/api/apiprom": {"service/api", prometheus},
+	"service/api/apiotel": {"service/api", "reqctx", otel},
 	"service/api": {
 		"service/...", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/google/jsonschema-go",
 		"github.com/klauspost/compress", "github.com/rs/cors",

@@ -13,9 +13,6 @@ import (
 	"time"
 
 	"github.com/jmoiron/sqlx"
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/driver"
@@ -30,13 +27,12 @@ import (
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/membus"
+	"github.com/armature-go/armature/rpc/rpcprom"
 	"github.com/armature-go/armature/service"
-	"github.com/armature-go/armature/service/api/apiprom"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
-	"github.com/armature-go/armature/service/serviceprom"
 )
 
 // node is one process: its options and the parts it runs.
@@ -50,9 +46,8 @@ type node struct {
 	reach  func(context.Context) error // nil while the bus works
 	client *rpc.Client
 	store  *store.Store
-	// requests are the metrics of the API.
-	requests *apiprom.Metrics
-	close    []func() error // what was opened while wiring
+	tell   *telemetry
+	close  []func() error // what was opened while wiring
 }
 
 // run wires a service and runs it until it is told to stop.
@@ -61,15 +56,16 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	if err != nil {
 		return err
 	}
-	n := &node{options: o, log: o.logger(), out: f.out, requests: apiprom.New()}
+	n := &node{options: o, log: o.logger(), out: f.out}
 	slog.SetDefault(n.log)
 	n.app = service.New(service.Config{Name: "nova-mini", DrainDelay: o.DrainDelay, DrainTimeout: o.ShutdownTimeout, Logger: n.log})
 	n.app.Add("configuration", o.config)
+	if n.tell, err = newTelemetry(ctx, n.app, o, n.log); err != nil {
+		return err
+	}
 	if o.Admin != "" {
-		metrics := prometheus.NewRegistry()
-		metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), serviceprom.New(n.app), n.requests)
 		n.app.Add("admin (option admin_listen)", n.app.Admin(service.AdminConfig{
-			Addr: o.Admin, Metrics: promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}), Level: &o.level, Config: func() any { return o.config.Values() },
+			Addr: o.Admin, Metrics: n.tell.metrics(), Level: &o.level, Config: func() any { return o.config.Values() },
 		}))
 	}
 	defer func() {
@@ -103,7 +99,11 @@ func (n *node) wireBus() error {
 }
 
 func (n *node) wireClient() {
-	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Logger: n.log})
+	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Interceptors: n.tell.client(), Logger: n.log})
+	n.tell.rpc.AddClient(n.client)
+	if b, ok := n.bus.(rpcprom.Bus); ok {
+		n.tell.rpc.AddBus(b)
+	}
 	n.app.Add("rpc client", n.client)
 }
 
@@ -128,8 +128,9 @@ func (n *node) wireShared(ctx context.Context) error {
 
 // serve adds an RPC server.
 func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server)) {
-	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: []rpc.Interceptor{n.track}, Logger: n.log})
+	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: append(n.tell.server(), n.track), Logger: n.log})
 	register(srv)
+	n.tell.rpc.AddServer(iface.Name, srv)
 	n.app.Add(name+" rpc", srv)
 }
 
@@ -185,10 +186,10 @@ func (n *node) addAPI() error {
 	if who.part != nil {
 		n.app.Add("keystone", who.part)
 	}
-	door := service.HTTP(n.address(), api.New(api.Config{
+	door := service.HTTP(n.address(), n.tell.around(api.New(api.Config{
 		Authenticate: who.authenticate, Challenge: who.challenge, Policy: rules,
-		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.requests.Observe, Logger: n.log,
-	}))
+		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.tell.observe, Logger: n.log,
+	})))
 	n.app.Add("api (option osapi_compute_listen_port, flag --port)", door)
 	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, door.Addr()) }})
 	return nil
@@ -313,11 +314,12 @@ func (n *node) addCompute(ctx context.Context, host string) error {
 	if err != nil {
 		return err
 	}
-	cfg.Logger = n.log.With("host", host)
+	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(host)
 	p, err := drivers().Launch(ctx, compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
 		return fmt.Errorf("option compute_driver: %w", err)
 	}
+	n.tell.drivers.Add(host, p)
 	n.app.Add("driver "+host, p)
 	n.close = append(n.close, func() error { return p.Close(context.WithoutCancel(ctx)) }) // if it never starts
 	w := worker.New(worker.Config{Host: host, Driver: p.Driver(), Client: n.client, Logger: n.log})

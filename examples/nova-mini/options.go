@@ -53,6 +53,7 @@ type settings struct {
 	API              apiOptions                   `section:"api"`
 	Keystone         keystoneOptions              `section:"keystone_authtoken"`
 	Policy           policyOptions                `section:"oslo_policy"`
+	Telemetry        telemetryOptions             `section:"opentelemetry"`
 	Drivers          map[string]map[string]string `sections:"driver_"`
 }
 

@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
+	"regexp"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -39,7 +40,7 @@ const requestIDHeader = "X-Openstack-Request-Id"
 // Config configures a [Mux]. The zero value is usable.
 type Config struct {
 	// Authenticate says who asks: the user, project and roles of what it
-	// returns are put into the context; its ids are not used. It is called for
+	// returns are put into the context; its ids and trace are not used. It is called for
 	// each request to a route that is not Public, with r.Pattern set. Its error is
 	// the reply; a plain one is status 500, never an open door. Nil: nobody is known
 	// and nobody is turned away. Identity headers are removed before: they are
@@ -171,6 +172,9 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	if id := r.Header.Get(requestIDHeader); reqctx.ValidID(id) {
 		rec.req.GlobalID = id
 	}
+	if parent := r.Header.Get("Traceparent"); traceparent.MatchString(parent) {
+		rec.req.Traceparent = parent
+	}
 	strip(r.Header)
 	h := w.Header()
 	h.Set(requestIDHeader, rec.req.ID)
@@ -219,6 +223,9 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 		m.fail(rec, r, WithStatus(rec.refused, fault.New(fault.Invalid, "%s", http.StatusText(rec.refused))))
 	}
 }
+
+// traceparent is the form of W3C Trace Context, version 00.
+var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
 func notAllowed(method string) error {
 	return WithStatus(http.StatusMethodNotAllowed, fault.New(fault.Invalid, "The method %s is not allowed for this resource.", method))

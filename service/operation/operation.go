@@ -48,6 +48,11 @@ import (
 //go:embed schema.sql
 var Schema string
 
+// Schema2 is a later migration, which follows Schema.
+//
+//go:embed schema2.sql
+var Schema2 string
+
 // State is how far an operation is.
 type State string
 
@@ -115,7 +120,7 @@ const defaultTimeout = 10 * time.Minute
 func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bool) (string, error) {
 	who := reqctx.From(ctx)
 	r.ID = uuid.NewString()
-	r.State, r.RequestID, r.ProjectID, r.UserID = Running, who.ID, who.ProjectID, who.UserID
+	r.State, r.RequestID, r.GlobalRequestID, r.Traceparent, r.ProjectID, r.UserID = Running, who.ID, who.GlobalID, who.Traceparent, who.ProjectID, who.UserID
 	r.Active = &r.Resource
 	if r.Resource == "" {
 		r.Active = &r.ID
@@ -142,9 +147,9 @@ func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bo
 		}
 		r.CreatedAt, r.UpdatedAt, r.DueAt, r.DeadlineAt, r.TimeoutMS = now, now, &now, now.Add(timeout), timeout.Milliseconds()
 		_, err = tx.NamedExecContext(ctx, `INSERT INTO operations (id, kind, resource, active, priority, state, outcome, step, attempts, events, input, data,
-			error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, project_id, user_id, created_at, updated_at, ended_at)
+			error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, global_request_id, traceparent, project_id, user_id, created_at, updated_at, ended_at)
 			VALUES (:id, :kind, :resource, :active, :priority, :state, :outcome, :step, :attempts, :events, :input, :data,
-			:error_code, :error, :fence, :owner, :due_at, :deadline_at, :timeout_ms, :request_id, :project_id, :user_id, :created_at, :updated_at, :ended_at)`, r)
+			:error_code, :error, :fence, :owner, :due_at, :deadline_at, :timeout_ms, :request_id, :global_request_id, :traceparent, :project_id, :user_id, :created_at, :updated_at, :ended_at)`, r)
 		return db.Error(err)
 	})
 	if err != nil {

@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 
 var migrations = fstest.MapFS{
 	"00001_operations.sql": {Data: []byte(operation.Schema)},
+	"00003_requests.sql":   {Data: []byte(operation.Schema2)},
 	"00002_effects.sql": {Data: []byte(`-- +goose Up
 CREATE TABLE effects (operation_id VARCHAR(36) NOT NULL, step VARCHAR(64) NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (operation_id, step));`)},
 }
@@ -101,8 +102,11 @@ func (b *bench) start() {
 
 // step is one that notes what it does, and returns what its functions do.
 func (b *bench) step(name string, do, undo func(op *operation.Op) error) operation.Step[input] {
-	s := operation.Step[input]{Name: name, Do: func(_ context.Context, op *operation.Op, in *input) error {
+	s := operation.Step[input]{Name: name, Do: func(ctx context.Context, op *operation.Op, in *input) error {
 		b.j.add("%s(%d)", name, in.Size)
+		if got := reqctx.From(ctx); !cmp.Equal(got, asker) {
+			b.Errorf("step %s is done for %+v, want %+v", name, got, asker)
+		}
 		if do != nil {
 			return do(op)
 		}
@@ -118,9 +122,12 @@ func (b *bench) step(name string, do, undo func(op *operation.Op) error) operati
 	return s
 }
 
+// asker is on whose behalf operations are.
+var asker = reqctx.Request{ID: "req-1", GlobalID: "req-0", Traceparent: "00-1-2-01", UserID: "u", ProjectID: "p"}
+
 func (b *bench) begin(k operation.Kind[input], resource string) string {
 	b.Helper()
-	ctx := reqctx.With(b.Context(), reqctx.Request{ID: "req-1", UserID: "u", ProjectID: "p"})
+	ctx := reqctx.With(b.Context(), asker)
 	id, err := operation.Begin(ctx, b.ops, k, resource, &input{7})
 	if err != nil {
 		b.Fatal(err)
@@ -283,7 +290,7 @@ func TestRuns(t *testing.T) {
 				if got := b.j.String(); got != tt.did || events(o) != tt.events || !strings.Contains(o.Error, tt.says) {
 					t.Errorf("did %s, want %s\nevents %s, want %s\nerror %q, want %q", got, tt.did, events(o), tt.events, o.Error, tt.says)
 				}
-				if o.RequestID != "req-1" || o.UserID != "u" || o.ProjectID != "p" || o.Ended == nil || string(o.Input) != `{"size":7}` {
+				if o.RequestID != "req-1" || o.GlobalRequestID != "req-0" || o.UserID != "u" || o.ProjectID != "p" || o.Ended == nil || string(o.Input) != `{"size":7}` {
 					t.Errorf("it is %+v", o)
 				}
 				for _, e := range o.Events {

@@ -8,31 +8,33 @@ import (
 
 // row is an operation's.
 type row struct {
-	ID         string     `db:"id"`
-	Kind       string     `db:"kind"`
-	Resource   string     `db:"resource"`
-	Active     *string    `db:"active"`
-	Priority   int        `db:"priority"`
-	State      State      `db:"state"`
-	Outcome    State      `db:"outcome"` // the state that an undoing one ends in
-	Step       int        `db:"step"`    // to be done next, or to be undone
-	Attempts   int        `db:"attempts"`
-	Events     int        `db:"events"`
-	Input      string     `db:"input"`
-	Data       string     `db:"data"`
-	ErrorCode  string     `db:"error_code"`
-	Error      string     `db:"error"`
-	Fence      int64      `db:"fence"`
-	Owner      string     `db:"owner"`
-	DueAt      *time.Time `db:"due_at"`
-	DeadlineAt time.Time  `db:"deadline_at"`
-	TimeoutMS  int64      `db:"timeout_ms"`
-	RequestID  string     `db:"request_id"`
-	ProjectID  string     `db:"project_id"`
-	UserID     string     `db:"user_id"`
-	CreatedAt  time.Time  `db:"created_at"`
-	UpdatedAt  time.Time  `db:"updated_at"`
-	EndedAt    *time.Time `db:"ended_at"`
+	ID              string     `db:"id"`
+	Kind            string     `db:"kind"`
+	Resource        string     `db:"resource"`
+	Active          *string    `db:"active"`
+	Priority        int        `db:"priority"`
+	State           State      `db:"state"`
+	Outcome         State      `db:"outcome"` // the state that an undoing one ends in
+	Step            int        `db:"step"`    // to be done next, or to be undone
+	Attempts        int        `db:"attempts"`
+	Events          int        `db:"events"`
+	Input           string     `db:"input"`
+	Data            string     `db:"data"`
+	ErrorCode       string     `db:"error_code"`
+	Error           string     `db:"error"`
+	Fence           int64      `db:"fence"`
+	Owner           string     `db:"owner"`
+	DueAt           *time.Time `db:"due_at"`
+	DeadlineAt      time.Time  `db:"deadline_at"`
+	TimeoutMS       int64      `db:"timeout_ms"`
+	RequestID       string     `db:"request_id"`
+	GlobalRequestID string     `db:"global_request_id"`
+	Traceparent     string     `db:"traceparent"`
+	ProjectID       string     `db:"project_id"`
+	UserID          string     `db:"user_id"`
+	CreatedAt       time.Time  `db:"created_at"`
+	UpdatedAt       time.Time  `db:"updated_at"`
+	EndedAt         *time.Time `db:"ended_at"`
 }
 
 func (r *row) timeout() time.Duration { return time.Duration(r.TimeoutMS) * time.Millisecond }

@@ -42,7 +42,7 @@ func (r *Runner) run(ctx context.Context, k *kind, id string, p *place) {
 	if row == nil {
 		return // somebody was faster
 	}
-	ctx = reqctx.With(ctx, reqctx.Request{ID: row.RequestID, UserID: row.UserID, ProjectID: row.ProjectID})
+	ctx = reqctx.With(ctx, reqctx.Request{ID: row.RequestID, GlobalID: row.GlobalRequestID, Traceparent: row.Traceparent, UserID: row.UserID, ProjectID: row.ProjectID})
 	if r.cfg.Inflight != nil {
 		defer r.cfg.Inflight.Begin(ctx, service.Work{Kind: "operation", Name: row.Kind, Resource: row.Resource})()
 	}
@@ -318,6 +318,9 @@ func (x *execution) write(ctx context.Context, place string, change func(*row), 
 		switch {
 		case err == nil:
 			x.row = &next
+			if next.State.Over() {
+				x.log.InfoContext(ctx, "an operation is over", "state", string(next.State), "took", next.UpdatedAt.Sub(next.CreatedAt).Round(time.Millisecond))
+			}
 			return next.DueAt != nil && next.Owner != ""
 		case errors.Is(err, errLost), errors.Is(err, errStep):
 			return false

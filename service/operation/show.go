@@ -25,12 +25,14 @@ type Operation struct {
 	Error     string          `json:"error,omitempty"`
 	Owner     string          `json:"owner,omitempty"` // who has it, or had it last
 	RequestID string          `json:"request_id"`
-	ProjectID string          `json:"project_id"`
-	UserID    string          `json:"user_id"`
-	Deadline  time.Time       `json:"deadline_at"`
-	Created   time.Time       `json:"created_at"`
-	Updated   time.Time       `json:"updated_at"`
-	Ended     *time.Time      `json:"ended_at,omitempty"`
+	// GlobalRequestID is the client's own id of the request, or "".
+	GlobalRequestID string     `json:"global_request_id,omitempty"`
+	ProjectID       string     `json:"project_id"`
+	UserID          string     `json:"user_id"`
+	Deadline        time.Time  `json:"deadline_at"`
+	Created         time.Time  `json:"created_at"`
+	Updated         time.Time  `json:"updated_at"`
+	Ended           *time.Time `json:"ended_at,omitempty"`
 	// Events are what was done, of [Store.Show] only.
 	Events []Event `json:"events,omitempty"`
 }
@@ -54,7 +56,7 @@ func (r *row) view() Operation {
 	return Operation{
 		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, Step: step, Attempts: r.Attempts,
 		Input: json.RawMessage(r.Input), Data: json.RawMessage(r.Data), ErrorCode: r.ErrorCode, Error: r.Error, Owner: r.Owner,
-		RequestID: r.RequestID, ProjectID: r.ProjectID, UserID: r.UserID,
+		RequestID: r.RequestID, GlobalRequestID: r.GlobalRequestID, ProjectID: r.ProjectID, UserID: r.UserID,
 		Deadline: r.DeadlineAt, Created: r.CreatedAt, Updated: r.UpdatedAt, Ended: r.EndedAt,
 	}
 }

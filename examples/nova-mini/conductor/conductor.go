@@ -309,6 +309,7 @@ func (s *Service) complete(ctx context.Context, a *compute.AttemptRequest, step 
 		return s.cfg.Store.Ended(ctx, *a)
 	}
 	if err == nil {
+		s.cfg.Logger.InfoContext(ctx, "a host has reported", "server", a.ServerID, "host", a.Host, "step", step, "done", failed == nil)
 		s.wake(ctx, a.ServerID)
 	}
 	return err

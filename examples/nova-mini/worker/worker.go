@@ -103,6 +103,9 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 	if err != nil {
 		return nil, again(fmt.Errorf("report server %s: %w", id, err))
 	}
+	if end.Error == "" {
+		s.cfg.Logger.InfoContext(ctx, "built a server", "server", id)
+	}
 	return &rpc.None{}, nil
 }
 
@@ -119,6 +122,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 	if _, err := ask(ctx, s, compute.EndDestroy, &attempt); err != nil {
 		return nil, again(fmt.Errorf("report that server %s is destroyed: %w", req.ServerID, err))
 	}
+	s.cfg.Logger.InfoContext(ctx, "destroyed a server", "server", req.ServerID)
 	return &rpc.None{}, nil
 }
 
@@ -149,6 +153,9 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 	}
 	if _, err := ask(ctx, s, compute.EndAct, &end); err != nil && !errors.Is(err, compute.ErrStale) {
 		return nil, again(fmt.Errorf("report %s of server %s: %w", req.Action, id, err))
+	}
+	if end.Error == "" {
+		s.cfg.Logger.InfoContext(ctx, "did an action", "server", id, "action", string(req.Action))
 	}
 	return &rpc.None{}, nil
 }

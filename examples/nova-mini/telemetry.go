@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"go.opentelemetry.io/otel"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/exporters/otlp/otlptrace/otlptracehttp"
+	"go.opentelemetry.io/otel/sdk/resource"
+	sdktrace "go.opentelemetry.io/otel/sdk/trace"
+
+	"github.com/armature-go/armature/driver/driverprom"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpcotel"
+	"github.com/armature-go/armature/rpc/rpcprom"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/api/apiotel"
+	"github.com/armature-go/armature/service/api/apiprom"
+	"github.com/armature-go/armature/service/serviceprom"
+)
+
+type telemetryOptions struct {
+	Endpoint string  `ini:"otlp_endpoint" help:"collector of traces that takes OTLP over HTTP, such as http://127.0.0.1:4318 (default: no traces)"`
+	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"how many traces are kept, of those that begin here"`
+}
+
+// telemetry is what a process tells of itself.
+type telemetry struct {
+	registry *prometheus.Registry
+	requests *apiprom.Metrics
+	rpc      *rpcprom.Metrics
+	drivers  *driverprom.Metrics
+	provider *sdktrace.TracerProvider // nil: no traces
+	traces   *apiotel.Traces          // the same
+}
+
+func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.Logger) (*telemetry, error) {
+	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New()}
+	t.registry.MustRegister(
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+		serviceprom.New(app), t.requests, t.rpc, t.drivers,
+	)
+	if o.Telemetry.Endpoint == "" {
+		return t, nil
+	}
+	u, err := url.Parse(o.Telemetry.Endpoint)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fault.New(fault.Invalid, "option otlp_endpoint in section opentelemetry: %q is not of the form http://host:4318", o.Telemetry.Endpoint)
+	}
+	out, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(u.JoinPath("v1", "traces").String()))
+	if err != nil {
+		return nil, fmt.Errorf("option otlp_endpoint in section opentelemetry: %w", err)
+	}
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("traces", "error", err) }))
+	t.provider = sdktrace.NewTracerProvider(
+		sdktrace.WithBatcher(out), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(o.Telemetry.Ratio))),
+		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", "nova-mini"), attribute.String("host.name", o.Host))),
+	)
+	t.traces = apiotel.New(t.provider)
+	app.Add("traces (option otlp_endpoint)", service.Funcs{OnStop: func(ctx context.Context) error {
+		if err := t.provider.Shutdown(ctx); err != nil { // a collector that is away keeps nobody from stopping
+			log.WarnContext(ctx, "the last traces were lost", "error", err)
+		}
+		return nil
+	}})
+	return t, nil
+}
+
+// metrics is the page for Prometheus.
+func (t *telemetry) metrics() http.Handler {
+	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{})
+}
+
+// around makes spans of what an API answers.
+func (t *telemetry) around(h http.Handler) http.Handler {
+	if t.traces == nil {
+		return h
+	}
+	return t.traces.Handler(h)
+}
+
+// observe is told of each request to the API.
+func (t *telemetry) observe(ctx context.Context, o api.Observation) {
+	t.requests.Observe(ctx, o)
+	if t.traces != nil {
+		t.traces.Observe(ctx, o)
+	}
+}
+
+// client returns the interceptors of a client.
+func (t *telemetry) client() []rpc.Interceptor {
+	out := []rpc.Interceptor{t.rpc.Client()}
+	if t.provider != nil {
+		out = append(out, rpcotel.Client(t.provider))
+	}
+	return out
+}
+
+// server returns the interceptors of a server.
+func (t *telemetry) server() []rpc.Interceptor {
+	out := []rpc.Interceptor{t.rpc.Server()}
+	if t.provider != nil {
+		out = append(out, rpcotel.Server(t.provider))
+	}
+	return out
+}

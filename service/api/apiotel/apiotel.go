@@ -1,0 +1,91 @@
+// Package apiotel makes OpenTelemetry spans of the requests of a REST API.
+//
+//	traces := apiotel.New(provider)
+//	mux := api.New(api.Config{Observe: traces.Observe})
+//	app.Add("http", service.HTTP(":8776", traces.Handler(mux)))
+//
+// A span is the child of the one in the request's W3C traceparent, if it has one. It is
+// called by method and route, such as "GET /v3/volumes/{id}", has the attributes that
+// OpenTelemetry's conventions want of a server, and the request id; an answer of 500 and
+// more makes it a failed one. Within the handler it is the context's span, and the
+// Traceparent of reqctx, which log lines and package rpc take along.
+package apiotel
+
+import (
+	"context"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/propagation"
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/api"
+)
+
+// Traces makes spans. It is safe for concurrent use.
+type Traces struct{ tracer trace.Tracer }
+
+// New returns what makes spans of a provider, which stays the caller's.
+func New(p trace.TracerProvider) *Traces {
+	return &Traces{p.Tracer("github.com/armature-go/armature/service/api")}
+}
+
+// Handler begins and ends a span around each request that next, an [api.Mux], answers.
+func (t *Traces) Handler(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w3c := propagation.TraceContext{}
+		ctx := w3c.Extract(r.Context(), propagation.HeaderCarrier(r.Header))
+		scheme := "http"
+		if r.TLS != nil {
+			scheme = "https"
+		}
+		attrs := []attribute.KeyValue{
+			attribute.String("http.request.method", method(r.Method)),
+			attribute.String("url.path", r.URL.Path),
+			attribute.String("url.scheme", scheme),
+			attribute.String("server.address", r.Host),
+			attribute.String("network.protocol.version", strings.TrimPrefix(r.Proto, "HTTP/")),
+		}
+		if host, _, err := net.SplitHostPort(r.RemoteAddr); err == nil {
+			attrs = append(attrs, attribute.String("client.address", host))
+		}
+		if agent := r.UserAgent(); agent != "" {
+			attrs = append(attrs, attribute.String("user_agent.original", agent))
+		}
+		ctx, span := t.tracer.Start(ctx, method(r.Method), trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attrs...))
+		defer span.End()
+		r = r.WithContext(ctx)
+		r.Header = r.Header.Clone()                          // the server's own
+		w3c.Inject(ctx, propagation.HeaderCarrier(r.Header)) // where the Mux takes it from
+		next.ServeHTTP(w, r)
+	})
+}
+
+// method returns a method's name, of those that there are.
+func method(m string) string {
+	switch m {
+	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
+		return m
+	}
+	return "_OTHER"
+}
+
+// Observe is for api.Config: it says how a request ended.
+func (t *Traces) Observe(ctx context.Context, o api.Observation) {
+	span := trace.SpanFromContext(ctx)
+	if o.Pattern != "" {
+		span.SetName(o.Pattern)
+		_, route, _ := strings.Cut(o.Pattern, " ")
+		span.SetAttributes(attribute.String("http.route", route))
+	}
+	span.SetAttributes(attribute.Int("http.response.status_code", o.Status), attribute.String("request.id", reqctx.From(ctx).ID))
+	if o.Status >= http.StatusInternalServerError {
+		span.SetAttributes(attribute.String("error.type", strconv.Itoa(o.Status)))
+		span.SetStatus(codes.Error, "")
+	}
+}
