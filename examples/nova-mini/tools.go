@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"text/tabwriter"
@@ -89,5 +90,25 @@ func (f *flags) policyCommand() *cobra.Command {
 			return w.Flush()
 		},
 	})
+	return cmd
+}
+
+// openapiCommand prints what the REST API is.
+func (f *flags) openapiCommand() *cobra.Command {
+	var version string
+	cmd := &cobra.Command{
+		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			doc, err := api.OpenAPI(version)
+			if err != nil {
+				return err
+			}
+			enc := json.NewEncoder(f.out)
+			enc.SetEscapeHTML(false)
+			enc.SetIndent("", "  ")
+			return enc.Encode(doc)
+		},
+	}
+	cmd.Flags().StringVar(&version, "version", "2.1", "microversion")
 	return cmd
 }
