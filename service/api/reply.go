@@ -126,7 +126,7 @@ func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 	body := encodeOwn(m.errorBody(rec, status, err))
 	if m.errors != nil {
 		if werr := m.errors.holds(body); werr != nil {
-			m.cfg.Logger.ErrorContext(r.Context(), "an error that is not as the document says", "status", status, "error", werr)
+			m.cfg.Logger.ErrorContext(r.Context(), "the error is not what its schema says", "status", status, "error", werr)
 			status = http.StatusInternalServerError
 			body = encodeOwn(m.errorBody(rec, status, werr))
 		}
@@ -191,7 +191,7 @@ func errorCode(err error, status int) string {
 func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 	body, err := encode(v)
 	if err == nil && m.cfg.CheckReplies && rec.route != nil {
-		err = rec.route.checkReply(rec.version, status, body)
+		err = m.checkReply(rec.route, rec.version, status, body)
 	}
 	if err != nil {
 		m.fail(rec, r, fmt.Errorf("encode reply: %w", err))
@@ -207,7 +207,7 @@ func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 // replyNone sends a reply without a body.
 func (m *Mux) replyNone(rec *recorder, r *http.Request, status int) {
 	if m.cfg.CheckReplies {
-		if err := rec.route.checkReply(rec.version, status, nil); err != nil {
+		if err := m.checkReply(rec.route, rec.version, status, nil); err != nil {
 			m.fail(rec, r, err)
 			return
 		}
@@ -215,13 +215,16 @@ func (m *Mux) replyNone(rec *recorder, r *http.Request, status int) {
 	rec.WriteHeader(status)
 }
 
-// checkReply judges a reply, of which the body is nil if it has none.
-func (r *route) checkReply(v Version, status int, body []byte) error {
+// checkReply judges a handler's reply, of which the body is nil if it has none.
+func (m *Mux) checkReply(r *route, v Version, status int, body []byte) error {
 	if status != r.Status && !slices.Contains(r.Errors, status) {
 		return fmt.Errorf("%s %s, version %s: the reply has status %d, which is not what its route says", r.Pattern, r.Action, v, status)
 	}
 	s := at(r.reply, v)
-	if s == nil || status != r.Status {
+	switch {
+	case status >= http.StatusBadRequest:
+		s = m.errors
+	case s == nil || status != r.Status:
 		return nil
 	}
 	if err := s.holds(body); err != nil {

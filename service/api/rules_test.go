@@ -237,7 +237,7 @@ func TestCheckReplies(t *testing.T) {
 		t.Errorf("a reply with size 0: %d %s", w.Code, w.Body)
 	}
 	// What the query says is what the handler answers with.
-	route := api.Route{Pattern: "GET /answer", Reply: []api.Schema{{JSON: `{"type": "object", "required": ["n"]}`}}, Errors: []int{203}}
+	route := api.Route{Pattern: "GET /answer", Reply: []api.Schema{{JSON: `{"type": "object", "required": ["n"]}`}}, Errors: []int{203, 404}}
 	api.HandleRoute(m, route, func(_ context.Context, r *api.Request[api.None]) (any, error) {
 		status, err := strconv.Atoi(r.URL.Query().Get("status"))
 		if err != nil {
@@ -254,7 +254,7 @@ func TestCheckReplies(t *testing.T) {
 	})
 	for query, want := range map[string]int{
 		"status=200": 200, "status=201": 500, "status=203&what=none": 203, "status=204&what=none": 500, "status=200&what=none": 500,
-		"status=418&what=error": 418, "status=299&what=error": 500,
+		"status=404": 500, "status=404&what=error": 404, "status=418&what=error": 418, "status=299&what=error": 500,
 	} {
 		if w := send(t, m, "GET", "/answer?"+query, ""); w.Code != want {
 			t.Errorf("%s: %d %s, want %d", query, w.Code, w.Body, want)
