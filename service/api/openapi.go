@@ -171,7 +171,7 @@ func responses(e entry, v Version) map[string]any {
 		replies[r.Status] = list
 	}
 	for status, list := range replies {
-		one := map[string]any{"description": http.StatusText(status)}
+		one := map[string]any{}
 		switch len(list) {
 		case 0:
 		case 1:

@@ -36,7 +36,7 @@ func decodeFault(t *testing.T, raw []byte) string {
 // TestErrorList: errors in the form of the API-SIG.
 func TestErrorList(t *testing.T) {
 	t.Parallel()
-	m := versionedMux(api.Config{ErrorList: "volume"})
+	m := versionedMux(api.Config{ErrorList: "volume", CheckReplies: true})
 	api.Handle(m, "GET /v3/full", func(context.Context, *api.Request[api.None]) (api.None, error) {
 		return api.None{}, fault.Sentinel(fault.Conflict, "ConcurrentUpdate", "somebody was faster")
 	})
