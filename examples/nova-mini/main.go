@@ -9,6 +9,7 @@
 //	nova-mini operation list|show|cancel|retry --config-file nova.conf   what is done to servers, step by step
 //	nova-mini config sample|validate                  options: a file of all, and whether one is right
 //	nova-mini policy sample|explain|list              rules: a file of all, who is denied by which part, those in force
+//	nova-mini openapi [--version 2.1]                 the OpenAPI 3.1 document of the REST API
 //	nova-mini dlq list|show|requeue|drop --config-file nova.conf   messages that no service could do
 //
 // The services share a RabbitMQ or a NATS (transport_url) and a MySQL or MariaDB
@@ -80,6 +81,6 @@ func command(out io.Writer) *cobra.Command {
 		})
 	}
 	root.AddCommand(f.databaseCommands()...)
-	root.AddCommand(f.dlqCommand(), f.operationCommand(), f.configCommand(), f.policyCommand())
+	root.AddCommand(f.dlqCommand(), f.operationCommand(), f.configCommand(), f.policyCommand(), f.openapiCommand())
 	return root
 }

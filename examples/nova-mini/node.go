@@ -188,7 +188,8 @@ func (n *node) addAPI() error {
 	}
 	door := service.HTTP(n.address(), n.tell.around(api.New(api.Config{
 		Authenticate: who.authenticate, Challenge: who.challenge, Policy: rules,
-		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.tell.observe, Logger: n.log,
+		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.tell.observe,
+		CheckReplies: n.API.CheckReplies, Logger: n.log,
 	})))
 	n.app.Add("api (option osapi_compute_listen_port, flag --port)", door)
 	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, door.Addr()) }})

@@ -85,6 +85,7 @@ type filterOptions struct {
 
 type apiOptions struct {
 	AuthStrategy string `ini:"auth_strategy" default:"noauth2" choices:"noauth2, keystone" help:"who is let in: noauth2, everybody as the administrator, or keystone"`
+	CheckReplies bool   `ini:"check_replies" default:"false" help:"compare every reply with its schema, for tests"`
 }
 
 type keystoneOptions struct {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -137,4 +138,24 @@ func (o *options) whose(ctx context.Context, token string) (policy.Credentials, 
 		return policy.Credentials{}, fmt.Errorf("the token: %w", err)
 	}
 	return policy.From(got), nil
+}
+
+// openapiCommand prints what the REST API is.
+func (f *flags) openapiCommand() *cobra.Command {
+	var version string
+	cmd := &cobra.Command{
+		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			doc, err := api.OpenAPI(version)
+			if err != nil {
+				return err
+			}
+			enc := json.NewEncoder(f.out)
+			enc.SetEscapeHTML(false)
+			enc.SetIndent("", "  ")
+			return enc.Encode(doc)
+		},
+	}
+	cmd.Flags().StringVar(&version, "version", "2.1", "microversion")
+	return cmd
 }

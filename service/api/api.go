@@ -76,8 +76,10 @@ type Config struct {
 	CORS *CORS
 	// Gzip compresses replies of 1 KiB and more for clients that take it.
 	Gzip bool
-	// CheckReplies compares each reply with the route's schema, and answers 500 if it
-	// is different. For tests: it costs as much as the check of a body.
+	// CheckReplies compares each reply with what the OpenAPI document says of it, its
+	// status (one of the route's Status and Errors), its body, and the body of an error,
+	// and answers 500 if it is different. For tests: it costs as much as the check of a
+	// body.
 	CheckReplies bool
 	// Inflight notes each request while it runs, unless it is nil.
 	Inflight *service.Inflight
@@ -99,6 +101,7 @@ type Mux struct {
 	versions *versioned
 	routes   map[string]entry // by pattern
 	all      []*route         // in the order in which they were added
+	errors   *schema          // of error bodies, if replies are checked
 	handler  http.Handler
 }
 
@@ -132,6 +135,9 @@ func New(cfg Config) *Mux {
 		cfg.Logger = slog.New(reqctx.LogHandler(slog.Default().Handler()))
 	}
 	m := &Mux{cfg: cfg, versions: newVersioned(cfg.Microversions), routes: make(map[string]entry)}
+	if cfg.CheckReplies {
+		m.errors = m.compileErrors()
+	}
 	m.handler = around(cfg, http.HandlerFunc(m.serve))
 	return m
 }
@@ -262,9 +268,10 @@ type recorder struct {
 	refusedVersion error
 	route          *route
 	pattern        string
-	routed         bool // a route of ours took the request
-	probe          bool // that route was a health probe
-	refused        int  // the status that ServeMux would have sent
+	body           []byte // the request's, once it has been read
+	routed         bool   // a route of ours took the request
+	probe          bool   // that route was a health probe
+	refused        int    // the status that ServeMux would have sent
 	status         int
 	bytes          int64
 }

@@ -24,17 +24,8 @@ const maxShown = 400
 
 // decode reads the body into v, a pointer, and validates it.
 func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
-	raw, err := m.read(rec, r)
+	raw, err := m.body(rec, r)
 	if err != nil {
-		return err
-	}
-	if len(raw) > 0 {
-		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
-			return WithStatus(http.StatusUnsupportedMediaType,
-				fault.New(fault.Invalid, "The media type of the body must be application/json."))
-		}
-	}
-	if err := scan(raw, m.cfg.MaxDepth); err != nil {
 		return err
 	}
 	if s != nil {
@@ -53,6 +44,28 @@ func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
 		return err
 	}
 	return nil
+}
+
+// body returns the body, of which the form is right. It is read once.
+func (m *Mux) body(rec *recorder, r *http.Request) ([]byte, error) {
+	if rec.body != nil {
+		return rec.body, nil
+	}
+	raw, err := m.read(rec, r)
+	if err != nil {
+		return nil, err
+	}
+	if len(raw) > 0 {
+		if t, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || t != "application/json" {
+			return nil, WithStatus(http.StatusUnsupportedMediaType,
+				fault.New(fault.Invalid, "The media type of the body must be application/json."))
+		}
+	}
+	if err := scan(raw, m.cfg.MaxDepth); err != nil {
+		return nil, err
+	}
+	rec.body = raw
+	return raw, nil
 }
 
 // fit decodes a body that no schema describes.
@@ -75,7 +88,7 @@ func judge(s *schema, raw []byte, v any) error {
 		if err != nil {
 			return fault.New(fault.Invalid, "Malformed request body")
 		}
-		if err := s.validate("field/attribute", raw, instance); err != nil {
+		if err := s.validate(inBody, raw, instance); err != nil {
 			return err
 		}
 	}

@@ -19,8 +19,9 @@ type fast struct {
 	properties map[string]*fast
 	required   map[string]uint // bit of a mask
 	all        uint64          // the mask with all bits
-	others     *fast           // additionalProperties; nil: any
-	closed     bool            // additionalProperties: false
+	patterns   []patterned
+	others     *fast // additionalProperties; nil: any
+	closed     bool  // additionalProperties: false
 	items      *fast
 	unique     bool
 	enum       [][]byte // as JSON
@@ -29,6 +30,12 @@ type fast struct {
 	sizes      bounds // of an array
 	counts     bounds // of an object
 	values     bounds // of a number
+}
+
+// patterned is one of patternProperties.
+type patterned struct {
+	name *regexp.Regexp
+	*fast
 }
 
 // bounds are a minimum and a maximum.
@@ -80,6 +87,14 @@ func (f *fast) add(keyword string, v any) bool {
 		f.properties = make(map[string]*fast, len(m))
 		for name, s := range m {
 			f.properties[name] = newFast(s)
+		}
+		return ok
+	case "patternProperties":
+		m, ok := v.(map[string]any)
+		for text, s := range m {
+			re, err := regexp.Compile(text)
+			ok = ok && err == nil
+			f.patterns = append(f.patterns, patterned{re, newFast(s)})
 		}
 		return ok
 	case "required":
@@ -209,6 +224,15 @@ func (s *scanner) acceptObject(f *fast) bool {
 			seen |= 1 << bit
 		}
 		p := f.properties[string(name)]
+		for _, o := range f.patterns {
+			if !o.name.Match(name) {
+				continue
+			}
+			if p != nil { // it has to keep to both
+				return false
+			}
+			p = o.fast
+		}
 		switch {
 		case p != nil:
 		case f.closed:

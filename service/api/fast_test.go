@@ -17,6 +17,7 @@ var fastSchemas = []string{
 	`{"type": "array", "uniqueItems": true, "maxItems": 9}`,
 	`{"type": ["string", "boolean"], "maxLength": 2}`,
 	`true`,
+	`{"patternProperties": {"^[a-c]{1,2}$": {"type": "string", "maxLength": 2}, "b$": {"minLength": 1}}, "properties": {"b": {"type": "string"}, "k": {"type": "boolean"}}, "additionalProperties": false}`,
 }
 
 // FuzzFast: what the fast way accepts, the whole schema accepts.
@@ -26,6 +27,7 @@ func FuzzFast(f *testing.F) {
 		`{"p": ["x", 1]}`, `{"p": []}`, `{"p": ["x"], "q": [null], "r": [true]}`, `{"p": [1.5]}`, `{"p": [{"k": 1}]}`, `{"p": [1.0]}`,
 		`{"n": 1e3, "i": 2}`, `{"i": 1}`, `{"f": "x"}`, `{"none": 1}`, `{"any": [1, {"z": []}]}`,
 		`[{"x": "s", "y": true}, {"x": true, "y": false}]`, `[{"x": 1, "y": true}]`, `[{"y": true}]`, `[]`, `[0, -0]`, `[1, 2, 1]`, `["a", "\u0061"]`, `[1,]`, `[,]`,
+		`{"a": "x", "k": true}`, `{"a": "xyz"}`, `{"b": ""}`, `{"cb": ""}`, `{"d": 1}`, `{"db": 1}`,
 		`"ab"`, `"abc"`, `true`, ` null `, `12`, `-0`, `01`, `{}`, `{"a"}`, `{"a":}`, `{`, ``, `{"a":"a"} x`, `{,}`, `tru`, `9007199254740993`,
 	} {
 		for s := range fastSchemas {
@@ -68,7 +70,7 @@ func FuzzFast(f *testing.F) {
 // TestFastIsUsed: bodies of the usual kind need no decoding.
 func TestFastIsUsed(t *testing.T) {
 	t.Parallel()
-	for i, body := range []string{`{"a": "abc", "b": -2}`, `{"p": ["x", null]}`, `{"n": 12, "any": [1, {"z": []}]}`, `[]`, `[1, -1, "1", null]`, `"ab"`, `[1]`} {
+	for i, body := range []string{`{"a": "abc", "b": -2}`, `{"p": ["x", null]}`, `{"n": 12, "any": [1, {"z": []}]}`, `[]`, `[1, -1, "1", null]`, `"ab"`, `[1]`, `{"a": "xy", "k": true, "db": 1}`} {
 		doc, err := jsonschema.UnmarshalJSON(bytes.NewReader([]byte(fastSchemas[i])))
 		if err != nil {
 			t.Fatal(err)

@@ -20,21 +20,23 @@ type About struct {
 
 // OpenAPI returns the OpenAPI 3.1 document of the API in one microversion, or of all of
 // it that has no versions. It is made of the routes: of their schemas, and where there
-// are none of the types of their handlers. Health routes are not in it. It panics if a
-// type cannot be described, a programmer's error.
+// are none of the types of their handlers. Handlers of actions are one operation. Health
+// routes are not in it. It panics if a type cannot be described, a programmer's error.
 func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	paths := map[string]any{}
 	for _, r := range m.all {
 		if !r.has(v) {
 			continue
 		}
-		path := openPath(r.path)
+		path, method := openPath(r.path), strings.ToLower(r.method)
 		item, _ := paths[path].(map[string]any)
 		if item == nil {
 			item = map[string]any{}
 			paths[path] = item
 		}
-		item[strings.ToLower(r.method)] = m.operation(r, v)
+		if item[method] == nil {
+			item[method] = m.operation(m.routes[r.Pattern].all(v), v)
+		}
 	}
 	info := map[string]any{"title": about.Title, "version": about.Version}
 	if about.Description != "" {
@@ -47,64 +49,139 @@ func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	return doc
 }
 
+// all returns the routes of a version: one, or one for each action.
+func (e entry) all(v Version) entry {
+	var out entry
+	for _, r := range e {
+		if r.has(v) {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // openPath writes a pattern's path as OpenAPI does.
 func openPath(path string) string {
 	path = strings.ReplaceAll(strings.TrimSuffix(path, "{$}"), "...}", "}")
 	return path[strings.IndexByte(path, '/'):]
 }
 
-func (m *Mux) operation(r *route, v Version) map[string]any {
+func (m *Mux) operation(e entry, v Version) map[string]any {
+	first := e[0]
 	params := []any{}
-	for _, name := range r.params {
+	for _, name := range first.params {
 		params = append(params, map[string]any{"name": name, "in": "path", "required": true, "schema": map[string]any{"type": "string"}})
 	}
-	if s := at(r.query, v); s != nil {
+	if s := at(first.query, v); s != nil {
 		params = append(params, s.parameters()...)
 	}
-	if m.versions != nil && m.versions.under(openPath(r.path)) {
+	if m.versions != nil && m.versions.under(openPath(first.path)) {
 		params = append(params, map[string]any{
 			"name": versionHeader, "in": "header", "schema": map[string]any{"type": "string"}, "example": m.versions.Service + " " + v.String(),
 		})
 	}
-	op := map[string]any{"operationId": operationID(r), "parameters": params, "responses": m.responses(r, v)}
-	if r.Summary != "" {
-		op["summary"] = r.Summary
+	op := map[string]any{"operationId": first.id, "parameters": params, "responses": responses(e, v)}
+	if first.Action != "" {
+		op["summary"] = "One of the actions, by the only name in the body"
+		op["requestBody"] = content(true, map[string]any{"oneOf": actions(e, v)})
+		return op
 	}
-	if s := at(r.body, v); s != nil {
-		op["requestBody"] = content(true, s.doc)
-	} else if r.in != reflect.TypeFor[None]() {
-		op["requestBody"] = content(true, infer(r.in))
+	if first.Summary != "" {
+		op["summary"] = first.Summary
+	}
+	if body := first.describeBody(v); body != nil {
+		op["requestBody"] = content(true, body)
 	}
 	return op
 }
 
-// operationID is a name for the operation, which versions of one share.
-func operationID(r *route) string {
+// actions describes the body of each action.
+func actions(e entry, v Version) []any {
+	var out []any
+	for _, r := range e {
+		one := map[string]any{"title": r.Action}
+		if r.Summary != "" {
+			one["description"] = r.Summary
+		}
+		switch body, _ := r.describeBody(v).(map[string]any); {
+		case body != nil:
+			maps.Copy(one, body)
+		default:
+			one["type"], one["required"], one["additionalProperties"] = "object", []string{r.Action}, false
+			one["properties"] = map[string]any{r.Action: map[string]any{}}
+		}
+		out = append(out, one)
+	}
+	return out
+}
+
+// describeBody returns the schema of the body, or nil if none is read.
+func (r *route) describeBody(v Version) any {
+	if s := at(r.body, v); s != nil {
+		return s.doc
+	}
+	if r.in == reflect.TypeFor[None]() {
+		return nil
+	}
+	return infer(r.in)
+}
+
+// describeReply returns the schema of the reply, or nil if there is none to tell.
+func (r *route) describeReply(v Version) any {
+	if s := at(r.reply, v); s != nil {
+		return s.doc
+	}
+	if r.out == reflect.TypeFor[None]() || r.out.Kind() == reflect.Interface {
+		return nil
+	}
+	return infer(r.out)
+}
+
+// operationID returns a name for the operation that no other has, and that handlers of
+// one pattern share.
+func (m *Mux) operationID(r *route) string {
 	words := []string{strings.ToLower(r.method)}
 	for part := range strings.FieldsFuncSeq(r.path, func(c rune) bool { return strings.ContainsRune("/{}.$-_", c) }) {
 		words = append(words, strings.ToUpper(part[:1])+part[1:])
 	}
-	return strings.Join(words, "")
+	id := strings.Join(words, "")
+	for n, out := 2, id; ; n++ {
+		if !slices.ContainsFunc(m.all, func(o *route) bool { return o.id == out && o.Pattern != r.Pattern }) {
+			return out
+		}
+		out = id + strconv.Itoa(n)
+	}
 }
 
-func (m *Mux) responses(r *route, v Version) map[string]any {
-	ok := map[string]any{"description": http.StatusText(r.Status)}
-	switch s := at(r.reply, v); {
-	case s != nil:
-		ok["content"] = content(false, s.doc)["content"]
-	case r.out != reflect.TypeFor[None]() && r.out.Kind() != reflect.Interface:
-		ok["content"] = content(false, infer(r.out))["content"]
+func responses(e entry, v Version) map[string]any {
+	failed := content(false, map[string]any{"$ref": "#/components/schemas/Error"})
+	failed["description"] = "An error"
+	out := map[string]any{"default": failed}
+	replies := map[int][]any{}
+	for _, r := range e {
+		for _, status := range r.Errors {
+			one := maps.Clone(failed)
+			one["description"] = http.StatusText(status)
+			out[strconv.Itoa(status)] = one
+		}
+		list := replies[r.Status]
+		if s := r.describeReply(v); s != nil {
+			list = append(list, s)
+		}
+		replies[r.Status] = list
 	}
-	out := map[string]any{strconv.Itoa(r.Status): ok}
-	failed := map[string]any{"$ref": "#/components/schemas/Error"}
-	for _, status := range r.Errors {
-		e := content(false, failed)
-		e["description"] = http.StatusText(status)
-		out[strconv.Itoa(status)] = e
+	for status, list := range replies {
+		one := map[string]any{}
+		switch len(list) {
+		case 0:
+		case 1:
+			one = content(false, list[0])
+		default:
+			one = content(false, map[string]any{"anyOf": list})
+		}
+		one["description"] = http.StatusText(status)
+		out[strconv.Itoa(status)] = one
 	}
-	e := content(false, failed)
-	e["description"] = "An error"
-	out["default"] = e
 	return out
 }
 
@@ -151,9 +228,25 @@ func infer(t reflect.Type) any {
 	return out
 }
 
-func (m *Mux) errorSchema() any {
-	if m.cfg.ErrorList != "" {
-		return infer(reflect.TypeFor[map[string][]errorItem]())
+// errorSchema describes the body of an error.
+func (m *Mux) errorSchema() map[string]any {
+	status := map[string]any{"type": "integer", "minimum": 400, "maximum": 599}
+	if m.cfg.ErrorList == "" {
+		return map[string]any{"type": "object", "minProperties": 1, "maxProperties": 1, "additionalProperties": map[string]any{
+			"type": "object", "required": []any{"code", "message"}, "additionalProperties": false,
+			"properties": map[string]any{"code": status, "message": map[string]any{"type": "string"}},
+		}}
 	}
-	return infer(reflect.TypeFor[map[string]faultBody]())
+	item, _ := infer(reflect.TypeFor[errorItem]()).(map[string]any)
+	if props, ok := item["properties"].(map[string]any); ok {
+		props["status"] = status
+	}
+	return map[string]any{"type": "object", "required": []any{"errors"}, "additionalProperties": false, "properties": map[string]any{
+		"errors": map[string]any{"type": "array", "minItems": 1, "items": item},
+	}}
+}
+
+// compileErrors makes the schema of error bodies usable.
+func (m *Mux) compileErrors() *schema {
+	return compile("errors", []Schema{{JSON: string(encodeOwn(m.errorSchema()))}})[0]
 }

@@ -39,7 +39,7 @@ func (s *schema) checkQuery(raw string) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "Malformed query")
 	}
-	return s.validate("query parameters", rawInstance, instance)
+	return s.validate(inQuery, rawInstance, instance)
 }
 
 // stands returns what a parameter's text stands for, or the text if that is nothing of

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -122,7 +123,15 @@ func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 	if status == http.StatusServiceUnavailable && rec.Header().Get("Retry-After") == "" {
 		rec.Header().Set("Retry-After", strconv.Itoa(int(retryAfter.Seconds())))
 	}
-	m.send(rec, status, m.errorBody(rec, status, err))
+	body := encodeOwn(m.errorBody(rec, status, err))
+	if m.errors != nil {
+		if werr := m.errors.holds(body); werr != nil {
+			m.cfg.Logger.ErrorContext(r.Context(), "the error is not what its schema says", "status", status, "error", werr)
+			status = http.StatusInternalServerError
+			body = encodeOwn(m.errorBody(rec, status, werr))
+		}
+	}
+	m.write(rec, status, body)
 }
 
 type faultBody struct {
@@ -181,8 +190,8 @@ func errorCode(err error, status int) string {
 // if that is looked at.
 func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 	body, err := encode(v)
-	if err == nil && m.cfg.CheckReplies && rec.route != nil && status < http.StatusBadRequest {
-		err = rec.route.checkReply(rec.version, body)
+	if err == nil && m.cfg.CheckReplies && rec.route != nil {
+		err = m.checkReply(rec.route, rec.version, status, body)
 	}
 	if err != nil {
 		m.fail(rec, r, fmt.Errorf("encode reply: %w", err))
@@ -195,29 +204,51 @@ func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 	m.write(rec, status, body)
 }
 
-// checkReply judges a reply.
-func (r *route) checkReply(v Version, body []byte) error {
+// replyNone sends a reply without a body.
+func (m *Mux) replyNone(rec *recorder, r *http.Request, status int) {
+	if m.cfg.CheckReplies {
+		if err := m.checkReply(rec.route, rec.version, status, nil); err != nil {
+			m.fail(rec, r, err)
+			return
+		}
+	}
+	rec.WriteHeader(status)
+}
+
+// checkReply judges a handler's reply, of which the body is nil if it has none.
+func (m *Mux) checkReply(r *route, v Version, status int, body []byte) error {
+	if status != r.Status && !slices.Contains(r.Errors, status) {
+		return fmt.Errorf("%s %s, version %s: the reply has status %d, which is not what its route says", r.Pattern, r.Action, v, status)
+	}
 	s := at(r.reply, v)
-	if s == nil {
+	switch {
+	case status >= http.StatusBadRequest:
+		s = m.errors
+	case s == nil || status != r.Status:
 		return nil
 	}
-	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
-	if err == nil {
-		err = s.compiled.Validate(instance)
-	}
-	if err != nil {
-		return fmt.Errorf("%s, version %s: the reply is not what its schema says: %w", r.Pattern, v, err)
+	if err := s.holds(body); err != nil {
+		return fmt.Errorf("%s %s, version %s: the reply is not what its schema says: %w", r.Pattern, r.Action, v, err)
 	}
 	return nil
 }
 
-// send sends what the package itself has made, which can be encoded.
-func (m *Mux) send(rec *recorder, status int, v any) {
+// holds returns nil if a text keeps to the schema.
+func (s *schema) holds(raw []byte) error {
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	return s.compiled.Validate(v)
+}
+
+// encodeOwn encodes what the package itself has made.
+func encodeOwn(v any) []byte {
 	body, err := encode(v)
 	if err != nil {
 		panic(err)
 	}
-	m.write(rec, status, body)
+	return body
 }
 
 func (m *Mux) write(rec *recorder, status int, body []byte) {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net/http"
 	"reflect"
@@ -16,6 +17,13 @@ import (
 type Route struct {
 	// Pattern is one of [http.ServeMux] with a method, such as "GET /v1/volumes/{id}".
 	Pattern string
+	// Action is the only name in the body of what the handler is for, such as "extend" for
+	// {"extend": {"new_size": 2}}: several handlers may have one pattern, each for an action
+	// of its own. Who asks is found out first, then the action, and then its Rule is asked;
+	// they are Public if all of the pattern are. Invalid: a body that is no object with one
+	// name, or names an action that the version does not have. The body of a handler that
+	// takes [None] may have anything under the name. Empty: the handler is for every body.
+	Action string
 	// Min and Max are the first and the last microversion that the handler is for, such
 	// as "3.4". Empty: the first and the last of all. Several handlers may have one
 	// pattern, each for versions of its own.
@@ -38,7 +46,7 @@ type Route struct {
 	Errors []int
 	// Public says that nobody has to say who they are.
 	Public bool
-	// Rule is the policy rule that [Config.Enforce] asks before the body is read, with
+	// Rule is the policy rule that [Config.Enforce] asks before the body is judged, with
 	// the path's parameters as the target, or nil if it has none. What a rule has to
 	// know of the thing itself, such as whose it is, the handler asks. Empty: it is not
 	// asked.
@@ -51,6 +59,7 @@ type Route struct {
 type route struct {
 	Route
 	span
+	id                 string // in the OpenAPI document
 	method, path       string
 	params             []string // of the path
 	body, query, reply []*schema
@@ -68,6 +77,26 @@ func (e entry) at(v Version) *route {
 		}
 	}
 	return nil
+}
+
+// action returns the route for an action in a version, or nil.
+func (e entry) action(v Version, name string) *route {
+	for _, r := range e {
+		if r.Action == name && r.has(v) {
+			return r
+		}
+	}
+	return nil
+}
+
+// public reports whether nobody has to say who they are for any of the routes.
+func (e entry) public() bool {
+	for _, r := range e {
+		if !r.Public {
+			return false
+		}
+	}
+	return true
 }
 
 // Request is what a handler gets. The embedded request has the rest of it:
@@ -145,7 +174,7 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 		case err != nil:
 			m.fail(rec, hr, err)
 		case none:
-			rec.WriteHeader(req.Status)
+			m.replyNone(rec, hr, req.Status)
 		default:
 			m.reply(rec, hr, req.Status, reply)
 		}
@@ -161,13 +190,15 @@ func (m *Mux) add(r *route) {
 	r.method, r.path, r.params = method, path, params(path)
 	have := m.routes[r.Pattern]
 	for _, o := range have {
-		if o.overlaps(r.span) {
+		same := o.Action == r.Action || o.Action == "" || r.Action == ""
+		if same && o.overlaps(r.span) {
 			panic(fmt.Sprintf("api: %s: versions %s overlap with %s of another handler", r.Pattern, r.span, o.span))
 		}
 	}
 	if r.span != (span{}) && (m.versions == nil || !m.versions.under(path[strings.IndexByte(path, '/'):])) {
 		panic(fmt.Sprintf("api: %s has versions, but its path has none", r.Pattern))
 	}
+	r.id = m.operationID(r)
 	m.routes[r.Pattern] = append(have, r)
 	m.all = append(m.all, r)
 	if have == nil {
@@ -208,13 +239,42 @@ func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry, path string) {
 		m.fail(rec, hr, fault.New(fault.NotFound, "The resource could not be found."))
 		return
 	}
-	hr, err := m.admit(rec, hr, r)
+	public := r.Public
+	if r.Action != "" {
+		public = e.public()
+	}
+	hr, err := m.identify(rec, hr, public)
+	if err == nil && r.Action != "" {
+		r, err = m.choose(rec, hr, e)
+	}
+	if err == nil {
+		err = m.permit(rec, hr, r)
+	}
 	if err != nil {
 		m.fail(rec, hr, err)
 		return
 	}
 	rec.route = r
 	r.serve(rec, hr)
+}
+
+// choose returns the route of the action that the body names.
+func (m *Mux) choose(rec *recorder, hr *http.Request, e entry) (*route, error) {
+	raw, err := m.body(rec, hr)
+	if err != nil {
+		return nil, err
+	}
+	var body map[string]json.RawMessage
+	if json.Unmarshal(raw, &body) != nil || len(body) != 1 {
+		return nil, fault.New(fault.Invalid, "Malformed request body")
+	}
+	for name := range body {
+		if r := e.action(rec.version, name); r != nil {
+			return r, nil
+		}
+		err = fault.New(fault.Invalid, "There is no such action: %s", shorten(name))
+	}
+	return nil, err
 }
 
 // methods returns those that a path has in a version.
@@ -229,28 +289,31 @@ func (m *Mux) methods(path string, v Version) []string {
 	return out
 }
 
-// admit finds out who asks, whether they may, and whether the query is right.
-func (m *Mux) admit(rec *recorder, hr *http.Request, r *route) (*http.Request, error) {
-	if m.cfg.Authenticate != nil && !r.Public {
-		who, err := m.cfg.Authenticate(hr)
-		if err != nil {
-			return hr, err
-		}
-		who.ID, who.GlobalID, who.Traceparent = rec.req.ID, rec.req.GlobalID, rec.req.Traceparent
-		rec.req = who
-		hr = hr.WithContext(reqctx.With(hr.Context(), who))
+// identify finds out who asks.
+func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Request, error) {
+	if m.cfg.Authenticate == nil || public {
+		return hr, nil
 	}
+	who, err := m.cfg.Authenticate(hr)
+	if err != nil {
+		return hr, err
+	}
+	who.ID, who.GlobalID, who.Traceparent = rec.req.ID, rec.req.GlobalID, rec.req.Traceparent
+	rec.req = who
+	return hr.WithContext(reqctx.With(hr.Context(), who)), nil
+}
+
+// permit finds out whether who asks may, and whether the query is right.
+func (m *Mux) permit(rec *recorder, hr *http.Request, r *route) error {
 	if r.Rule != "" && m.cfg.Enforce != nil {
 		if err := m.cfg.Enforce(hr.Context(), r.Rule, r.target(hr)); err != nil {
-			return hr, err
+			return err
 		}
 	}
 	if s := at(r.query, rec.version); s != nil {
-		if err := s.checkQuery(hr.URL.RawQuery); err != nil {
-			return hr, err
-		}
+		return s.checkQuery(hr.URL.RawQuery)
 	}
-	return hr, nil
+	return nil
 }
 
 // target returns the values of the path's parameters, or nil if there are none.

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -35,7 +36,7 @@ func decodeFault(t *testing.T, raw []byte) string {
 // TestErrorList: errors in the form of the API-SIG.
 func TestErrorList(t *testing.T) {
 	t.Parallel()
-	m := versionedMux(api.Config{ErrorList: "volume"})
+	m := versionedMux(api.Config{ErrorList: "volume", CheckReplies: true})
 	api.Handle(m, "GET /v3/full", func(context.Context, *api.Request[api.None]) (api.None, error) {
 		return api.None{}, fault.Sentinel(fault.Conflict, "ConcurrentUpdate", "somebody was faster")
 	})
@@ -234,6 +235,30 @@ func TestCheckReplies(t *testing.T) {
 	}
 	if w := send(t, m, "POST", "/v3/disks", `{"disk": {"name": "a"}}`); w.Code != 500 {
 		t.Errorf("a reply with size 0: %d %s", w.Code, w.Body)
+	}
+	// What the query says is what the handler answers with.
+	route := api.Route{Pattern: "GET /answer", Reply: []api.Schema{{JSON: `{"type": "object", "required": ["n"]}`}}, Errors: []int{203, 404}}
+	api.HandleRoute(m, route, func(_ context.Context, r *api.Request[api.None]) (any, error) {
+		status, err := strconv.Atoi(r.URL.Query().Get("status"))
+		if err != nil {
+			return nil, err
+		}
+		r.Status = status
+		switch r.URL.Query().Get("what") {
+		case "none":
+			return api.None{}, nil
+		case "error":
+			return nil, api.WithStatus(status, fault.New(fault.Invalid, "what is wrong"))
+		}
+		return map[string]int{"n": 1}, nil
+	})
+	for query, want := range map[string]int{
+		"status=200": 200, "status=201": 500, "status=203&what=none": 203, "status=204&what=none": 500, "status=200&what=none": 500,
+		"status=404": 500, "status=404&what=error": 404, "status=418&what=error": 418, "status=299&what=error": 500,
+	} {
+		if w := send(t, m, "GET", "/answer?"+query, ""); w.Code != want {
+			t.Errorf("%s: %d %s, want %d", query, w.Code, w.Body, want)
+		}
 	}
 }
 

@@ -5,7 +5,9 @@ import (
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"math/big"
+	"net/url"
 	"slices"
 	"strconv"
 	"strings"
@@ -77,6 +79,12 @@ func at(list []*schema, v Version) *schema {
 	return nil
 }
 
+// What a value is, in errors.
+const (
+	inBody  = "field/attribute"
+	inQuery = "query parameters"
+)
+
 // validate judges a value that was decoded with numbers as json.Number. raw is its text,
 // and what says in errors what it is.
 func (s *schema) validate(what string, raw []byte, v any) error {
@@ -90,10 +98,13 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 	}
 	leaf := first(ve)
 	value := lookup(raw, leaf.InstanceLocation)
-	msg := explain(leaf, value)
+	msg := s.explain(leaf, value)
 	field := ""
 	if n := len(leaf.InstanceLocation); n > 0 {
 		field = leaf.InstanceLocation[n-1]
+		if what == inQuery { // of a parameter that is given several times the name, not the index
+			field = leaf.InstanceLocation[0]
+		}
 		msg = fmt.Sprintf("Invalid input for %s %s. Value: %s. %s", what, shorten(field), shorten(text(value)), msg)
 	}
 	return &fault.Error{Code: fault.Invalid, Msg: msg, Meta: map[string]string{"field": field}}
@@ -145,7 +156,7 @@ func rank(k jsonschema.ErrorKind) int {
 
 // explain says what is wrong in the words of Python's jsonschema, which OpenStack's
 // clients and their tests know.
-func explain(e *jsonschema.ValidationError, raw []byte) string {
+func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
 	got := shorten(repr(raw))
 	switch k := e.ErrorKind.(type) {
 	case *kind.Type:
@@ -154,9 +165,12 @@ func explain(e *jsonschema.ValidationError, raw []byte) string {
 		return "'" + k.Missing[0] + "' is a required property"
 	case *kind.AdditionalProperties:
 		names := slices.Sorted(slices.Values(k.Properties))
-		verb := "was"
+		verb, do := "was", "does"
 		if len(names) > 1 {
-			verb = "were"
+			verb, do = "were", "do"
+		}
+		if patterns := s.patterns(e.SchemaURL); len(patterns) > 0 {
+			return shorten("'"+strings.Join(names, "', '")+"'") + " " + do + " not match any of the regexes: '" + strings.Join(patterns, "', '") + "'"
 		}
 		return "Additional properties are not allowed (" + shorten("'"+strings.Join(names, "', '")+"'") + " " + verb + " unexpected)"
 	case *kind.Enum:
@@ -200,6 +214,30 @@ func explain(e *jsonschema.ValidationError, raw []byte) string {
 		return "'" + k.Missing[0] + "' is a dependency of '" + k.Prop + "'"
 	}
 	return got + " is not valid: " + strings.Join(e.ErrorKind.KeywordPath(), "/")
+}
+
+// patterns returns the names of the patternProperties of a part of the schema.
+func (s *schema) patterns(location string) []string {
+	_, pointer, _ := strings.Cut(location, "#")
+	var part any = s.doc
+	for step := range strings.SplitSeq(strings.TrimPrefix(pointer, "/"), "/") {
+		if name, err := url.PathUnescape(step); err == nil {
+			step = strings.NewReplacer("~1", "/", "~0", "~").Replace(name)
+		}
+		switch p := part.(type) {
+		case map[string]any:
+			if step != "" {
+				part = p[step]
+			}
+		case []any:
+			if i, err := strconv.Atoi(step); err == nil && i < len(p) {
+				part = p[i]
+			}
+		}
+	}
+	object, _ := part.(map[string]any)
+	patterns, _ := object["patternProperties"].(map[string]any)
+	return slices.Sorted(maps.Keys(patterns))
 }
 
 // lookup returns the text of the value at a path, or of nothing.

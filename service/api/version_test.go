@@ -21,7 +21,7 @@ const nameAndSize = `{"type": "object", "required": ["disk"], "additionalPropert
 	"additionalProperties": false, "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 10}, "size": {"type": "integer", "minimum": 1, "maximum": 100},
 	"kind": {"enum": ["fast", "slow"]}, "tags": {"type": "array", "items": {"type": "string", "pattern": "^[a-z]+$"}, "uniqueItems": true, "maxItems": 2},
 	"meta": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 1}, "ratio": {"type": "number", "exclusiveMinimum": 0, "multipleOf": 0.5},
-	"host": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 3}]}, "id": {"type": "string", "format": "uuid"}}}}}`
+	"labels": {"type": "object", "patternProperties": {"^[a-z]{1,3}$": {"type": "string"}}, "additionalProperties": false}, "host": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 3}]}, "id": {"type": "string", "format": "uuid"}}}}}`
 
 // loose is a body that leaves all checks to the schema.
 type loose struct {
@@ -45,7 +45,7 @@ func versionedMux(cfg api.Config) *api.Mux {
 		Pattern: "POST /v3/disks", Summary: "Create a disk", Status: http.StatusAccepted, Errors: []int{400, 409},
 		Body:  []api.Schema{{Max: "3.9", JSON: nameOnly}, {Min: "3.10", JSON: nameAndSize}},
 		Reply: []api.Schema{{JSON: nameAndSize}},
-		Query: []api.Schema{{Min: "3.10", JSON: `{"type": "object", "additionalProperties": false, "properties": {"dry": {"type": "boolean"}, "tag": {"type": "array"}, "n": {"type": "integer", "minimum": 1}}}`}},
+		Query: []api.Schema{{Min: "3.10", JSON: `{"type": "object", "additionalProperties": false, "properties": {"dry": {"type": "boolean"}, "tag": {"type": "array", "items": {"maxLength": 3}}, "n": {"type": "integer", "minimum": 1}}}`}},
 	}, func(_ context.Context, r *api.Request[loose]) (loose, error) { return r.Body, nil })
 	return m
 }
@@ -145,6 +145,11 @@ func TestSchemas(t *testing.T) {
 		{"3.10", "?dry=perhaps", `{}`, 400, "Invalid input for query parameters dry. Value: perhaps. 'perhaps' is not of type 'boolean'"},
 		{"3.10", "?n=0", `{}`, 400, "Invalid input for query parameters n. Value: 0. 0 is less than the minimum of 1"},
 		{"3.10", "?n=1&n=2", `{}`, 400, "Invalid input for query parameters n. It is given 2 times."},
+		{"3.10", "?tag=a&tag=long", `{}`, 400, "Invalid input for query parameters tag. Value: long. 'long' is too long"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "labels": {"a": "b"}}}`, 202, ""},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "labels": {"a": 1}}}`, 400, "Invalid input for field/attribute a. Value: 1. 1 is not of type 'string'"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "labels": {"A": "b"}}}`, 400, "Invalid input for field/attribute labels. Value: {'A': 'b'}. 'A' does not match any of the regexes: '^[a-z]{1,3}$'"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "labels": {"B": "b", "A": "b"}}}`, 400, "'A', 'B' do not match any of the regexes"},
 		{"3.10", "?surprise=1", `{}`, 400, "Additional properties are not allowed ('surprise' was unexpected)"},
 		{"3.10", "?n=%zz", `{}`, 400, "Malformed query"},
 	} {
@@ -165,6 +170,7 @@ func TestBadRoutes(t *testing.T) {
 		says  string
 	}{
 		{"overlapping handlers", api.Route{Pattern: "GET /v3/disks", Min: "3.9", Max: "3.12"}, "overlap"},
+		{"an action beside all bodies", api.Route{Pattern: "GET /v3/disks", Action: "x"}, "overlap"},
 		{"overlapping schemas", api.Route{Pattern: "PUT /v3/x", Body: []api.Schema{{Max: "3.5", JSON: `{}`}, {Min: "3.5", JSON: `{}`}}}, "PUT /v3/x: body, schema 2: versions 3.5 to the last overlap"},
 		{"range the wrong way", api.Route{Pattern: "PUT /v3/x", Min: "3.5", Max: "3.4"}, "from 3.5 to 3.4"},
 		{"no version", api.Route{Pattern: "PUT /v3/x", Min: "three"}, "API Version String three"},

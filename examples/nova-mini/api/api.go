@@ -42,7 +42,10 @@ type Config struct {
 	Inflight *service.Inflight
 	// Observe is called after each request, unless it is nil.
 	Observe func(context.Context, api.Observation)
-	Logger  *slog.Logger
+	// CheckReplies compares each reply with its schema, for tests: one that is different
+	// is answered with status 500.
+	CheckReplies bool
+	Logger       *slog.Logger
 }
 
 // MaxLimit is how many items a page has at most, Nova's default.
@@ -58,6 +61,12 @@ type server struct{ cfg Config }
 
 // New returns the handler of the whole API.
 func New(cfg Config) http.Handler {
+	mux := newMux(cfg)
+	mux.Health(cfg.Ready)
+	return mux
+}
+
+func newMux(cfg Config) *api.Mux {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -77,42 +86,19 @@ func New(cfg Config) http.Handler {
 		FaultName:        "computeFault",
 		Inflight:         cfg.Inflight,
 		Observe:          cfg.Observe,
+		CheckReplies:     cfg.CheckReplies,
 		Microversions: &api.Microversions{
 			Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
 		},
 		Logger:       cfg.Logger,
 		Authenticate: cfg.Authenticate, Challenge: cfg.Challenge, Enforce: cfg.Policy.Enforce,
 	})
-	mux.Health(cfg.Ready)
-	api.HandleRoute(mux, api.Route{Public: true, Pattern: "GET /{$}"}, s.versions)
-	api.HandleRoute(mux, api.Route{Public: true, Pattern: "GET /v2.1/{$}"}, s.version)
-	api.HandleRoute(mux, api.Route{Public: true, Pattern: "GET /v2.1"}, s.version)
-
-	api.Handle(mux, "GET /v2.1/flavors", s.listFlavors)
-	api.Handle(mux, "GET /v2.1/flavors/detail", s.listFlavorDetails)
-	api.Handle(mux, "GET /v2.1/flavors/{id}", s.showFlavor)
-	api.HandleRoute(mux, api.Route{Rule: ruleFlavorCreate, Pattern: "POST /v2.1/flavors"}, s.createFlavor)
-	api.HandleRoute(mux, api.Route{Rule: ruleFlavorDelete, Pattern: "DELETE /v2.1/flavors/{id}"}, s.deleteFlavor)
-
-	api.HandleRoute(mux, api.Route{Rule: ruleCreate, Pattern: "POST /v2.1/servers"}, s.createServer)
-	api.HandleRoute(mux, api.Route{Rule: ruleIndex, Pattern: "GET /v2.1/servers"}, s.listServers)
-	api.HandleRoute(mux, api.Route{Rule: ruleDetail, Pattern: "GET /v2.1/servers/detail"}, s.listServerDetails)
-	api.Handle(mux, "GET /v2.1/servers/{id}", s.showServer)
-	api.Handle(mux, "DELETE /v2.1/servers/{id}", s.deleteServer)
-	api.Handle(mux, "POST /v2.1/servers/{id}/action", s.act)
-
-	api.HandleRoute(mux, api.Route{Rule: ruleServices, Pattern: "GET /v2.1/os-services"}, s.listServices)
-	api.HandleRoute(mux, api.Route{Rule: ruleServiceUpdate, Pattern: "PUT /v2.1/os-services/disable"}, s.disableService)
-	api.HandleRoute(mux, api.Route{Rule: ruleServiceUpdate, Pattern: "PUT /v2.1/os-services/disable-log-reason"}, s.disableService)
-	api.HandleRoute(mux, api.Route{Rule: ruleServiceUpdate, Pattern: "PUT /v2.1/os-services/enable"}, s.enableService)
-	api.HandleRoute(mux, api.Route{Rule: ruleHypervisors, Pattern: "GET /v2.1/os-hypervisors"}, s.listHypervisors)
-	api.HandleRoute(mux, api.Route{Rule: ruleHypervisorsDe, Pattern: "GET /v2.1/os-hypervisors/detail"}, s.listHypervisorDetails)
-	api.HandleRoute(mux, api.Route{Rule: ruleHypervisor, Pattern: "GET /v2.1/os-hypervisors/{id}"}, s.showHypervisor)
+	s.routes(mux)
 	return mux
 }
 
-// links returns the two links that every resource has.
-func links(r *http.Request, kind, id string) []api.Link {
+// linksTo returns the two links that every resource has.
+func linksTo(r *http.Request, kind, id string) []api.Link {
 	return []api.Link{
 		{Rel: "self", Href: api.Base(r) + "/v2.1/" + kind + "/" + url.PathEscape(id)},
 		{Rel: "bookmark", Href: api.Base(r) + "/" + kind + "/" + url.PathEscape(id)},

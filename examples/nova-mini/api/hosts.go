@@ -72,17 +72,6 @@ type setService struct {
 	DisabledReason string `json:"disabled_reason"`
 }
 
-// Validate implements api.Validator.
-func (b *setService) Validate() error {
-	switch {
-	case b.Host == "":
-		return api.Missing("host")
-	case b.Binary == "":
-		return api.Missing("binary")
-	}
-	return nil
-}
-
 type setView struct {
 	Host           string `json:"host"`
 	Binary         string `json:"binary"`
@@ -91,20 +80,25 @@ type setView struct {
 }
 
 func (s *server) disableService(ctx context.Context, r *api.Request[setService]) (map[string]setView, error) {
-	return s.setService(ctx, r, true)
+	return s.setService(ctx, &r.Body, true, "")
+}
+
+func (s *server) disableServiceFor(ctx context.Context, r *api.Request[setService]) (map[string]setView, error) {
+	if r.Body.DisabledReason == "" {
+		return nil, fault.New(fault.Invalid, "Missing disabled reason field")
+	}
+	return s.setService(ctx, &r.Body, true, r.Body.DisabledReason)
 }
 
 func (s *server) enableService(ctx context.Context, r *api.Request[setService]) (map[string]setView, error) {
-	r.Body.DisabledReason = ""
-	return s.setService(ctx, r, false)
+	return s.setService(ctx, &r.Body, false, "")
 }
 
-func (s *server) setService(ctx context.Context, r *api.Request[setService], disabled bool) (map[string]setView, error) {
-	b := r.Body
-	if err := s.cfg.Store.SetDisabled(ctx, b.Binary, b.Host, disabled, b.DisabledReason); err != nil {
+func (s *server) setService(ctx context.Context, b *setService, disabled bool, reason string) (map[string]setView, error) {
+	if err := s.cfg.Store.SetDisabled(ctx, b.Binary, b.Host, disabled, reason); err != nil {
 		return nil, err
 	}
-	return map[string]setView{"service": {Host: b.Host, Binary: b.Binary, Status: status(disabled), DisabledReason: b.DisabledReason}}, nil
+	return map[string]setView{"service": {Host: b.Host, Binary: b.Binary, Status: status(disabled), DisabledReason: reason}}, nil
 }
 
 type hypervisorBrief struct {

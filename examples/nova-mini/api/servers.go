@@ -6,7 +6,6 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
-	"strconv"
 	"strings"
 
 	"github.com/google/uuid"
@@ -19,46 +18,23 @@ import (
 )
 
 type createServer struct {
-	Server *newServer `json:"server"`
+	Server newServer `json:"server"`
 }
 
+// newServer is what has an effect of what the schema allows.
 type newServer struct {
-	Name      *string           `json:"name"`
-	FlavorRef flavorRef         `json:"flavorRef"`
+	Name      string            `json:"name"`
+	FlavorRef json.RawMessage   `json:"flavorRef"`
 	ImageRef  string            `json:"imageRef"`
 	Metadata  map[string]string `json:"metadata"`
-	// Networks is taken and has no effect: servers have no network yet.
-	Networks json.RawMessage `json:"networks"`
+	KeyName   string            `json:"key_name"`
+	Zone      string            `json:"availability_zone"`
 }
 
-// Validate implements api.Validator. The order is that of Nova's messages.
-func (b *createServer) Validate() error {
-	s := b.Server
-	if s == nil {
-		return api.Missing("server")
-	}
-	switch {
-	case s.Name == nil:
-		return api.Missing("name")
-	case len(s.FlavorRef) == 0:
-		return api.Missing("flavorRef")
-	case strings.TrimSpace(*s.Name) == "" || len(*s.Name) > 255:
-		return invalid("name", *s.Name, "its length must be 1 to 255, and not only spaces")
-	}
-	for k, v := range s.Metadata {
-		if k == "" || len(k) > 255 || len(v) > 255 {
-			return invalid("metadata", k, "names have 1 to 255 bytes, values at most 255")
-		}
-	}
-	return nil
-}
-
-// flavorRef is text or a number, as in Nova: a flavor's id, or a link to it.
-type flavorRef = json.RawMessage
-
-// flavor returns the flavor that a reference means. Invalid: there is none.
-func (s *server) flavor(ctx context.Context, ref flavorRef) (*store.Flavor, error) {
-	id := strings.Trim(string(ref), `"`)
+// flavor returns the flavor that a reference means, its id or a link to it. Invalid: there
+// is none.
+func (s *server) flavor(ctx context.Context, ref json.RawMessage) (*store.Flavor, error) {
+	id := plainText(ref)
 	if i := strings.LastIndexByte(id, '/'); i >= 0 {
 		id = id[i+1:]
 	}
@@ -79,6 +55,12 @@ type createdServer struct {
 
 func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (map[string]createdServer, error) {
 	in := r.Body.Server
+	switch {
+	case in.KeyName != "": // there are no key pairs
+		return nil, fault.New(fault.Invalid, "Invalid key_name provided.")
+	case in.Zone != "" && in.Zone != zone:
+		return nil, fault.New(fault.Invalid, "The requested availability zone is not available")
+	}
 	f, err := s.flavor(ctx, in.FlavorRef)
 	if err != nil {
 		return nil, err
@@ -89,7 +71,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	who := reqctx.From(ctx)
 	need := f.Resources()
 	srv := &store.Server{
-		ID: uuid.NewString(), Name: *in.Name, ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
+		ID: uuid.NewString(), Name: in.Name, ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
 		ImageRef: in.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB,
 		Metadata: in.Metadata,
 	}
@@ -97,8 +79,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 		return nil, err
 	}
 	s.wake(ctx, srv.ID)
-	l := links(r.Request, "servers", srv.ID)
-	r.Status = http.StatusAccepted
+	l := linksTo(r.Request, "servers", srv.ID)
 	r.ReplyHeader.Set("Location", l[0].Href)
 	return map[string]createdServer{"server": {
 		ID: srv.ID, Links: l, DiskConfig: "MANUAL", SecurityGroups: []map[string]string{{"name": "default"}},
@@ -121,7 +102,7 @@ type serverView struct {
 	Metadata        map[string]string   `json:"metadata"`
 	HostID          string              `json:"hostId"`
 	Image           any                 `json:"image"` // "" for none
-	Flavor          reference           `json:"flavor"`
+	Flavor          bookmark            `json:"flavor"`
 	Created         string              `json:"created"`
 	Updated         string              `json:"updated"`
 	Addresses       map[string]any      `json:"addresses"`
@@ -145,7 +126,7 @@ type serverView struct {
 	Fault           *faultView          `json:"fault,omitempty"`
 }
 
-type reference struct {
+type bookmark struct {
 	ID    string     `json:"id"`
 	Links []api.Link `json:"links"`
 }
@@ -160,18 +141,18 @@ type faultView struct {
 const zone = "nova"
 
 func viewServer(r *http.Request, s *store.Server) serverView {
-	bookmark := func(kind, id string) reference {
-		return reference{ID: id, Links: links(r, kind, id)[1:]}
+	marked := func(kind, id string) bookmark {
+		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
 	}
 	v := serverView{
 		ID: s.ID, Name: s.Name, TenantID: s.ProjectID, UserID: s.UserID, Metadata: s.Metadata, Image: "",
-		Flavor: bookmark("flavors", s.FlavorID), Created: stamp(s.CreatedAt), Updated: stamp(s.UpdatedAt),
-		Addresses: map[string]any{}, Links: links(r, "servers", s.ID), DiskConfig: "MANUAL",
+		Flavor: marked("flavors", s.FlavorID), Created: stamp(s.CreatedAt), Updated: stamp(s.UpdatedAt),
+		Addresses: map[string]any{}, Links: linksTo(r, "servers", s.ID), DiskConfig: "MANUAL",
 		LaunchedAt: micros(s.LaunchedAt), Host: s.Host, HypervisorHost: s.Host,
 		TaskState: s.TaskState, VMState: s.VMState, VolumesAttached: []map[string]string{},
 	}
 	if s.ImageRef != "" {
-		v.Image = bookmark("images", s.ImageRef)
+		v.Image = marked("images", s.ImageRef)
 	}
 	if s.Host != nil {
 		sum := sha256.Sum224([]byte(s.ProjectID + *s.Host)) // tells hosts apart without naming them, as Nova does
@@ -224,7 +205,11 @@ func serverList[T any](ctx context.Context, s *server, r *http.Request, view fun
 		return out, err
 	}
 	project := reqctx.From(ctx).ProjectID
-	if all, err := strconv.ParseBool(r.URL.Query().Get("all_tenants")); err == nil && all {
+	all, err := allTenants(r.URL.Query())
+	if err != nil {
+		return out, err
+	}
+	if all {
 		if err := s.cfg.Policy.Enforce(ctx, ruleAllTenants, nil); err != nil {
 			return out, err
 		}
@@ -243,7 +228,7 @@ func serverList[T any](ctx context.Context, s *server, r *http.Request, view fun
 
 func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (serverPage[serverBrief], error) {
 	return serverList(ctx, s, r.Request, func(v *store.Server) serverBrief {
-		return serverBrief{ID: v.ID, Name: v.Name, Links: links(r.Request, "servers", v.ID)}
+		return serverBrief{ID: v.ID, Name: v.Name, Links: linksTo(r.Request, "servers", v.ID)}
 	})
 }
 

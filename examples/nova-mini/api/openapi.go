@@ -1,0 +1,26 @@
+package api
+
+import (
+	"log/slog"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/api"
+)
+
+// OpenAPI returns the OpenAPI 3.1 document of the API in a microversion. Invalid: it is not
+// spoken.
+func OpenAPI(version string) (map[string]any, error) {
+	v, err := api.ParseVersion(version)
+	if err != nil {
+		return nil, err
+	}
+	low, _ := api.ParseVersion(minVersion)
+	high, _ := api.ParseVersion(maxVersion)
+	if !v.AtLeast(low.Major, low.Minor) || !high.AtLeast(v.Major, v.Minor) {
+		return nil, fault.New(fault.Invalid, "version %s is not spoken: the first is %s, the last %s", v, minVersion, maxVersion)
+	}
+	mux := newMux(Config{Logger: slog.New(slog.DiscardHandler)})
+	return mux.OpenAPI(api.About{
+		Title: "nova-mini", Version: v.String(), Description: "The part of the Nova v2.1 REST API that nova-mini speaks.",
+	}, v), nil
+}

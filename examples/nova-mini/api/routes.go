@@ -1,0 +1,126 @@
+package api
+
+import (
+	"net/http"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/service/api"
+)
+
+// fails are the statuses of errors that a client of a route may get, but for those of a
+// service that is broken: what it asks for itself, and these.
+func fails(more ...int) []int {
+	return append([]int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotAcceptable}, more...)
+}
+
+// failsOfBody is fails for a route that reads a body.
+func failsOfBody(more ...int) []int {
+	return append(fails(http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType), more...)
+}
+
+// routes registers all that Nova has, too.
+func (s *server) routes(mux *api.Mux) {
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /{$}", Public: true, Summary: "List the versions of the API",
+		Reply: always(exact(fields{"versions": list(versionBrief)})),
+	}, s.versions)
+	for _, pattern := range []string{"GET /v2.1/{$}", "GET /v2.1"} {
+		api.HandleRoute(mux, api.Route{
+			Pattern: pattern, Public: true, Summary: "Show the version of the API",
+			Reply: always(exact(fields{"version": versionWhole})), Errors: []int{http.StatusBadRequest, http.StatusNotAcceptable},
+		}, s.version)
+	}
+	s.flavorRoutes(mux)
+	s.serverRoutes(mux)
+	s.actionRoutes(mux)
+	s.hostRoutes(mux)
+}
+
+func (s *server) flavorRoutes(mux *api.Mux) {
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/flavors", Summary: "List flavors", Query: pageOf, Reply: page("flavors", flavorShort), Errors: fails(),
+	}, s.listFlavors)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/flavors/detail", Summary: "List flavors with details", Query: pageOf, Reply: page("flavors", flavorLong), Errors: fails(),
+	}, s.listFlavorDetails)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/flavors/{id}", Summary: "Show a flavor", Reply: flavorOne, Errors: fails(http.StatusNotFound),
+	}, s.showFlavor)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "POST /v2.1/flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor",
+		Body: flavorCreate, Reply: flavorOne, Errors: failsOfBody(http.StatusConflict),
+	}, s.createFlavor)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "DELETE /v2.1/flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor",
+		Status: http.StatusAccepted, Errors: fails(http.StatusNotFound),
+	}, s.deleteFlavor)
+}
+
+func (s *server) serverRoutes(mux *api.Mux) {
+	api.HandleRoute(mux, api.Route{
+		Pattern: "POST /v2.1/servers", Rule: ruleCreate, Summary: "Create a server",
+		Body: serverCreate, Reply: serverMade, Status: http.StatusAccepted, Errors: failsOfBody(http.StatusServiceUnavailable),
+	}, s.createServer)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/servers", Rule: ruleIndex, Summary: "List servers",
+		Query: serverQuery, Reply: page("servers", serverShort), Errors: fails(),
+	}, s.listServers)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/servers/detail", Rule: ruleDetail, Summary: "List servers with details",
+		Query: serverQuery, Reply: page("servers", serverLong), Errors: fails(),
+	}, s.listServerDetails)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/servers/{id}", Summary: "Show a server", Reply: serverOne, Errors: fails(http.StatusNotFound),
+	}, s.showServer)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "DELETE /v2.1/servers/{id}", Summary: "Delete a server",
+		Status: http.StatusNoContent, Errors: fails(http.StatusNotFound, http.StatusServiceUnavailable),
+	}, s.deleteServer)
+}
+
+func (s *server) actionRoutes(mux *api.Mux) {
+	action := func(name, summary string, status int, body []api.Schema) api.Route {
+		return api.Route{
+			Pattern: "POST /v2.1/servers/{id}/action", Action: name, Summary: summary, Body: body, Status: status,
+			Errors: failsOfBody(http.StatusNotFound, http.StatusConflict, http.StatusServiceUnavailable),
+		}
+	}
+	const accepted = http.StatusAccepted
+	api.HandleRoute(mux, action("os-start", "Start a server", accepted, nil), s.plain(ruleStart, compute.Start))
+	api.HandleRoute(mux, action("os-stop", "Stop a server", accepted, nil), s.plain(ruleStop, compute.Stop))
+	api.HandleRoute(mux, action("reboot", "Reboot a server", accepted, rebootBody), s.reboot)
+	api.HandleRoute(mux, action("resize", "Give a server another flavor", accepted, resizeBody), s.resize)
+	api.HandleRoute(mux, action("confirmResize", "Keep the new size", http.StatusNoContent, nil), s.plain(ruleConfirmResize, compute.ConfirmResize))
+	api.HandleRoute(mux, action("revertResize", "Go back to the old size", accepted, nil), s.plain(ruleRevertResize, compute.RevertResize))
+	console := action("os-getConsoleOutput", "Read the end of a server's console log", http.StatusOK, consoleBody)
+	console.Reply = consoleText
+	console.Errors = append(console.Errors, http.StatusNotImplemented)
+	api.HandleRoute(mux, console, s.console)
+}
+
+func (s *server) hostRoutes(mux *api.Mux) {
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/os-services", Rule: ruleServices, Summary: "List services", Query: serviceQuery, Reply: serviceList, Errors: fails(),
+	}, s.listServices)
+	update := func(name, summary string) api.Route {
+		return api.Route{
+			Pattern: "PUT /v2.1/os-services/" + name, Rule: ruleServiceUpdate, Summary: summary,
+			Body: serviceUpdate, Reply: serviceSet, Errors: failsOfBody(http.StatusNotFound),
+		}
+	}
+	api.HandleRoute(mux, update("disable", "Give a host no more servers"), s.disableService)
+	api.HandleRoute(mux, update("disable-log-reason", "Give a host no more servers, and say why"), s.disableServiceFor)
+	api.HandleRoute(mux, update("enable", "Give a host servers again"), s.enableService)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/os-hypervisors", Rule: ruleHypervisors, Summary: "List hypervisors",
+		Reply: always(exact(fields{"hypervisors": list(hypervisorShort)})), Errors: fails(),
+	}, s.listHypervisors)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/os-hypervisors/detail", Rule: ruleHypervisorsDe, Summary: "List hypervisors with details",
+		Reply: always(exact(fields{"hypervisors": list(hypervisorLong)})), Errors: fails(),
+	}, s.listHypervisorDetails)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/os-hypervisors/{id}", Rule: ruleHypervisor, Summary: "Show a hypervisor",
+		Reply: always(exact(fields{"hypervisor": hypervisorLong})), Errors: fails(http.StatusNotFound),
+	}, s.showHypervisor)
+}

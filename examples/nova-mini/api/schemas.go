@@ -1,0 +1,194 @@
+package api
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/armature-go/armature/service/api"
+)
+
+// What requests and replies are, as JSON Schemas. They are what is checked, and what the
+// OpenAPI document shows. Bodies and queries take what Nova 2.1 takes; of what nova-mini
+// knows but cannot do only the part that it does already, such as one server a request.
+// Replies are exact.
+
+// fields are the properties of an object, by name. A name that ends with "?" need not be
+// there.
+type fields map[string]string
+
+// exact is an object with these fields and no others.
+func exact(f fields) string {
+	var required, properties []string
+	for _, name := range slices.Sorted(maps.Keys(f)) {
+		plain, optional := strings.CutSuffix(name, "?")
+		if !optional {
+			required = append(required, fmt.Sprintf("%q", plain))
+		}
+		properties = append(properties, fmt.Sprintf("%q: %s", plain, f[name]))
+	}
+	return `{"type": "object", "additionalProperties": false, "required": [` + strings.Join(required, ", ") +
+		`], "properties": {` + strings.Join(properties, ", ") + `}}`
+}
+
+func list(item string) string { return `{"type": "array", "items": ` + item + `}` }
+
+func anyOf(schemas ...string) string { return `{"anyOf": [` + strings.Join(schemas, ", ") + `]}` }
+
+// always makes a schema hold for all versions.
+func always(schema string) []api.Schema { return []api.Schema{{JSON: schema}} }
+
+// page is a list of which a client may ask for a part.
+func page(name, item string) []api.Schema {
+	return always(exact(fields{name: list(item), name + "_links?": list(link)}))
+}
+
+// query is one with these parameters, each any number of times. Others are ignored, as
+// until microversion 2.75.
+func query(params fields) []api.Schema {
+	var properties []string
+	for _, name := range slices.Sorted(maps.Keys(params)) {
+		properties = append(properties, fmt.Sprintf("%q: %s", name, list(params[name])))
+	}
+	return always(`{"type": "object", "additionalProperties": true, "properties": {` + strings.Join(properties, ", ") + `}}`)
+}
+
+// Values.
+const (
+	anything  = `{"type": "string"}`
+	null      = `{"type": "null"}`
+	boolean   = `{"type": "boolean"}`
+	amount    = `{"type": "integer", "minimum": 0}`
+	integer   = `{"type": "integer"}`
+	empty     = `{"const": ""}`
+	uuidText  = `{"type": "string", "format": "uuid"}`
+	upTo255   = `{"type": "string", "minLength": 1, "maxLength": 255}`
+	optional  = `{"type": ["string", "null"]}`
+	digits    = `{"type": "string", "pattern": "^[0-9]*$"}`
+	seconds   = `{"type": "string", "format": "date-time", "pattern": "Z$"}`
+	noMicros  = `{"type": ["string", "null"], "pattern": "^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\\.[0-9]{6}$"}`
+	turned    = `{"enum": ["enabled", "disabled"]}`
+	upOrDown  = `{"enum": ["up", "down"]}`
+	manual    = `{"enum": ["MANUAL"]}`
+	flavorIDs = `{"type": "string", "pattern": "^[a-zA-Z0-9. _-]{1,255}$"}`
+
+	// nameText is printable, and neither begins nor ends with a space.
+	nameText = `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$"}`
+	// labels is a server's metadata.
+	labels = `{"type": "object", "additionalProperties": false, "patternProperties": {"^[a-zA-Z0-9-_:. ]{1,255}$": {"type": "string", "maxLength": 255}}}`
+	// hostText is a host's name.
+	hostText = `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9-._]*$"}`
+	// reference is a flavor's id, or a link that ends with it.
+	reference = `{"type": ["string", "integer"], "minLength": 1}`
+	// yesOrNo is all that Nova takes for a boolean.
+	yesOrNo = `{"enum": [true, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", ` + no + `]}`
+	no      = `false, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no"`
+	// positive and natural are numbers, or their text, up to what MySQL has.
+	positive = `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 1, "maximum": 2147483647}`
+	natural  = `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 0, "maximum": 2147483647}`
+)
+
+var (
+	link  = exact(fields{"rel": `{"enum": ["self", "bookmark", "next", "describedby"]}`, "href": `{"type": "string", "format": "uri"}`, "type?": anything})
+	links = list(link)
+)
+
+// Versions.
+var (
+	number       = `{"type": "string", "pattern": "^[0-9]+\\.[0-9]+$"}`
+	versionBrief = exact(fields{
+		"id": anything, "status": `{"enum": ["CURRENT", "SUPPORTED"]}`, "version": number, "min_version": number,
+		"updated": seconds, "links": links,
+	})
+	versionWhole = exact(fields{
+		"id": anything, "status": `{"enum": ["CURRENT"]}`, "version": number, "min_version": number,
+		"updated": seconds, "links": links, "media-types": list(exact(fields{"base": anything, "type": anything})),
+	})
+)
+
+// Flavors.
+var (
+	pageOf       = query(fields{"limit": digits, "marker": anything})
+	flavorCreate = always(exact(fields{"flavor": exact(fields{
+		"name": nameText, "ram": positive, "vcpus": positive, "disk": natural, "swap?": natural, "OS-FLV-EXT-DATA:ephemeral?": natural,
+		"id?":                         `{"type": ["string", "number", "null"], "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9._-]([a-zA-Z0-9. _-]*[a-zA-Z0-9._-])?$"}`,
+		"rxtx_factor?":                `{"type": ["number", "string"], "pattern": "^[0-9]+(\\.[0-9]+)?$", "exclusiveMinimum": 0, "maximum": 3.40282e+38}`,
+		"os-flavor-access:is_public?": yesOrNo,
+	})}))
+	flavorShort = exact(fields{"id": flavorIDs, "name": upTo255, "links": links})
+	flavorLong  = exact(fields{
+		"id": flavorIDs, "name": upTo255, "ram": amount, "vcpus": amount, "disk": amount, "OS-FLV-EXT-DATA:ephemeral": amount,
+		"swap":                     `{"type": ["integer", "string"], "minimum": 1, "maxLength": 0}`, // "" for none, until microversion 2.75
+		"OS-FLV-DISABLED:disabled": boolean, "os-flavor-access:is_public": boolean, "rxtx_factor": `{"type": "number"}`, "links": links,
+	})
+	flavorOne = always(exact(fields{"flavor": flavorLong}))
+)
+
+// Servers.
+var (
+	// Networks are taken and have no effect: servers have no network yet.
+	networks = list(`{"type": "object", "additionalProperties": false, "properties": {` +
+		`"fixed_ip": {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}, "port": {"type": ["string", "null"], "format": "uuid"}, "uuid": ` + anything + `}}`)
+	serverCreate = always(exact(fields{"server": exact(fields{
+		"name": nameText, "flavorRef": reference, "metadata?": labels, "networks?": networks,
+		"imageRef?":  `{"type": "string", "maxLength": 255}`, // nobody knows the images
+		"key_name?":  nameText,
+		"min_count?": oneServer, "max_count?": oneServer, "OS-DCF:diskConfig?": manual, "config_drive?": `{"enum": [` + no + `]}`,
+		"availability_zone?": nameText,
+	})}))
+	oneServer   = `{"enum": [1, "1"]}`
+	serverQuery = query(fields{"limit": digits, "marker": anything, "all_tenants": anything})
+	serverMade  = always(exact(fields{"server": exact(fields{
+		"id": uuidText, "links": links, "OS-DCF:diskConfig": manual, "adminPass": anything, "security_groups": list(exact(fields{"name": anything})),
+	})}))
+	serverShort = exact(fields{"id": uuidText, "name": upTo255, "links": links})
+	serverLong  = exact(fields{
+		"id": uuidText, "name": upTo255, "tenant_id": anything, "user_id": anything, "metadata": labels, "links": links,
+		"status":    `{"enum": ["BUILD", "ACTIVE", "REBOOT", "HARD_REBOOT", "RESIZE", "VERIFY_RESIZE", "REVERT_RESIZE", "SHUTOFF", "ERROR"]}`,
+		"hostId":    `{"type": "string", "pattern": "^([0-9a-f]{56})?$"}`,
+		"image":     anyOf(empty, exact(fields{"id": anything, "links": links})),
+		"flavor":    exact(fields{"id": anything, "links": links}),
+		"created":   seconds,
+		"updated":   seconds,
+		"fault?":    exact(fields{"code": integer, "created": seconds, "message": anything}),
+		"progress?": amount, "addresses": exact(nil), "accessIPv4": empty, "accessIPv6": empty, "config_drive": empty, "key_name": null,
+		"OS-DCF:diskConfig": manual, "OS-EXT-AZ:availability_zone": `{"enum": ["", "` + zone + `"]}`,
+		"OS-EXT-STS:vm_state":    `{"enum": ["building", "active", "stopped", "resized", "error"]}`,
+		"OS-EXT-STS:task_state":  optional,
+		"OS-EXT-STS:power_state": `{"enum": [0, 1, 3, 4, 6, 7]}`,
+		"OS-SRV-USG:launched_at": noMicros, "OS-SRV-USG:terminated_at": noMicros,
+		"OS-EXT-SRV-ATTR:host": optional, "OS-EXT-SRV-ATTR:hypervisor_hostname": optional, "OS-EXT-SRV-ATTR:instance_name": anything,
+		"os-extended-volumes:volumes_attached": `{"type": "array", "maxItems": 0}`,
+	})
+	serverOne = always(exact(fields{"server": serverLong}))
+)
+
+// Actions.
+var (
+	rebootBody  = always(exact(fields{"reboot": exact(fields{"type": `{"type": "string", "enum": ["HARD", "Hard", "hard", "SOFT", "Soft", "soft"]}`})}))
+	resizeBody  = always(exact(fields{"resize": exact(fields{"flavorRef": reference, "OS-DCF:diskConfig?": manual})}))
+	consoleBody = always(exact(fields{"os-getConsoleOutput": exact(fields{
+		"length?": `{"type": ["integer", "string", "null"], "pattern": "^-?[0-9]+$", "minimum": -1}`, // -1 is all
+	})}))
+	consoleText = always(exact(fields{"output": anything}))
+)
+
+// Services and hypervisors.
+var (
+	serviceQuery  = query(fields{"host": anything, "binary": anything})
+	serviceUpdate = always(exact(fields{"host": hostText, "binary": upTo255, "disabled_reason?": upTo255}))
+	serviceSet    = always(exact(fields{"service": exact(fields{"host": anything, "binary": anything, "status": turned, "disabled_reason?": anything})}))
+	serviceList   = always(exact(fields{"services": list(exact(fields{
+		"id": integer, "binary": anything, "host": anything, "zone": `{"enum": ["internal", "` + zone + `"]}`, "status": turned, "state": upOrDown,
+		"updated_at": noMicros, "disabled_reason": optional,
+	}))}))
+	hypervisorShort = exact(fields{"id": integer, "hypervisor_hostname": anything, "state": upOrDown, "status": turned})
+	hypervisorLong  = exact(fields{
+		"id": integer, "hypervisor_hostname": anything, "state": upOrDown, "status": turned,
+		"hypervisor_type": anything, "hypervisor_version": integer, "host_ip": `{"type": "string", "format": "ipv4"}`, "cpu_info": anything,
+		"service": exact(fields{"id": integer, "host": anything, "disabled_reason": optional}),
+		"vcpus":   amount, "memory_mb": amount, "local_gb": amount, "vcpus_used": amount, "memory_mb_used": amount, "local_gb_used": amount,
+		"free_ram_mb": integer, "free_disk_gb": integer, "disk_available_least": integer, "current_workload": amount, "running_vms": amount,
+	})
+)

@@ -1,0 +1,76 @@
+package api
+
+import (
+	"encoding/json"
+	"math"
+	"strconv"
+	"strings"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// Nova takes numbers as text, too, and looks at what the text says only after the
+// schema, with other words.
+
+// plainText returns a text, or the digits of a number; "" for null and for nothing.
+func plainText(raw json.RawMessage) string {
+	var s string
+	if json.Unmarshal(raw, &s) == nil { // also null
+		return s
+	}
+	return string(raw)
+}
+
+// whole returns a whole number of at least low; low if there is none.
+func whole(name string, raw json.RawMessage, low int) (int, error) {
+	if len(raw) == 0 {
+		return low, nil
+	}
+	n, err := strconv.ParseInt(plainText(raw), 10, 64)
+	switch {
+	case err != nil && !strings.Contains(err.Error(), "range"):
+		return 0, fault.New(fault.Invalid, "Invalid input received: %s must be an integer", name)
+	case n < int64(low):
+		return 0, fault.New(fault.Invalid, "Invalid input received: %s must be >= %d", name, low)
+	case n > math.MaxInt32:
+		return 0, fault.New(fault.Invalid, "Invalid input received: %s must be <= %d", name, math.MaxInt32)
+	}
+	return int(n), nil
+}
+
+// factor returns a positive number; 1 if there is none.
+func factor(raw json.RawMessage) (float64, error) {
+	if len(raw) == 0 {
+		return 1, nil
+	}
+	x, err := strconv.ParseFloat(plainText(raw), 64)
+	if err != nil || x <= 0 || x > 3.40282e+38 {
+		return 0, fault.New(fault.Invalid, "Invalid input received: 'rxtx_factor' argument must be a float between 0 and 3.40282e+38")
+	}
+	return x, nil
+}
+
+// yes reports whether a text, or true, says so.
+func yes(text string) bool {
+	switch strings.ToLower(text) {
+	case "true", "1", "on", "yes", "t", "y":
+		return true
+	}
+	return false
+}
+
+// allTenants reads the parameter of that name. Without a value it says yes.
+func allTenants(q map[string][]string) (bool, error) {
+	values := q["all_tenants"]
+	if len(values) == 0 {
+		return false, nil
+	}
+	switch text := strings.ToLower(strings.TrimSpace(values[0])); {
+	case text == "" || yes(text):
+		return true, nil
+	case text == "0" || text == "f" || text == "false" || text == "n" || text == "no" || text == "off":
+		return false, nil
+	}
+	return false, fault.New(fault.Invalid, "Invalid input received: Unrecognized value '%.100s', "+
+		"acceptable values are: '0', '1', 'f', 'false', 'n', 'no', 'off', 'on', 't', 'true', 'y', 'yes'", values[0])
+}

@@ -1,0 +1,387 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/santhosh-tekuri/jsonschema/v6"
+)
+
+// document is what tests read of an OpenAPI document.
+type document struct {
+	Paths map[string]map[string]operationDoc
+}
+
+type operationDoc struct {
+	Summary     string
+	Parameters  []struct{ Name, In string }
+	RequestBody *struct {
+		Content map[string]struct {
+			Schema struct{ OneOf []struct{ Title string } }
+		}
+	}
+	Responses map[string]struct{ Content map[string]any }
+}
+
+// actions returns the names of the operation's actions, if it has any.
+func (o operationDoc) actions() (names []string) {
+	if o.RequestBody == nil {
+		return nil
+	}
+	for _, one := range o.RequestBody.Content["application/json"].Schema.OneOf {
+		names = append(names, one.Title)
+	}
+	slices.Sort(names)
+	return names
+}
+
+func parse(t *testing.T, raw []byte) document {
+	t.Helper()
+	var doc document
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		t.Fatal(err)
+	}
+	return doc
+}
+
+// runAll runs everything in one process until the test ends, and returns where the API is.
+func runAll(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "nova.conf")
+	if err := os.WriteFile(conf, []byte("[api]\ncheck_replies = true\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	out := &output{more: make(chan struct{}, 1)}
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		cmd := command(out) //nolint:contextcheck // cobra hands the context on
+		cmd.SetArgs([]string{"--port", "0", "--state-path", dir, "--config-file", conf})
+		if err := cmd.ExecuteContext(ctx); err != nil {
+			t.Errorf("it ended with %v", err)
+		}
+	})
+	t.Cleanup(func() {
+		cancel()
+		wg.Wait()
+	})
+	select {
+	case <-out.more:
+	case <-time.After(30 * time.Second):
+		t.Fatal("it does not listen")
+	}
+	return regexp.MustCompile(`http://\S+`).FindString(out.String())
+}
+
+// judge compares what the API does with its document.
+type judge struct {
+	*testing.T
+
+	base     string
+	doc      document
+	compiler *jsonschema.Compiler
+	client   *http.Client
+	seen     map[string]bool // method, path and status, or method, path and action
+}
+
+func newJudge(t *testing.T, base string, raw []byte) *judge {
+	t.Helper()
+	j := &judge{T: t, base: base, doc: parse(t, raw), compiler: jsonschema.NewCompiler(), client: &http.Client{Transport: &http.Transport{}}, seen: map[string]bool{}}
+	t.Cleanup(j.client.CloseIdleConnections)
+	parsed, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		t.Fatal(err)
+	}
+	j.compiler.DefaultDraft(jsonschema.Draft2020)
+	j.compiler.AssertFormat()
+	if err := j.compiler.AddResource("mem:///openapi.json", parsed); err != nil {
+		t.Fatal(err)
+	}
+	return j
+}
+
+// check judges a text by the schema at a place in the document.
+func (j *judge) check(raw []byte, place ...string) error {
+	escape := strings.NewReplacer("~", "~0", "/", "~1")
+	pointer := []string{"mem:///openapi.json#"}
+	for _, step := range append(place, "content", "application/json", "schema") {
+		pointer = append(pointer, url.PathEscape(escape.Replace(step)))
+	}
+	s, err := j.compiler.Compile(strings.Join(pointer, "/"))
+	if err != nil {
+		return err
+	}
+	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		return err
+	}
+	return s.Validate(v)
+}
+
+// do sends a request of an operation, and checks that the reply is one that the document
+// has. The values take the place of the path's parameters, and the last may be a query.
+func (j *judge) do(want int, method, path, body string, values ...string) []byte {
+	j.Helper()
+	op, ok := j.doc.Paths[path][strings.ToLower(method)]
+	if !ok {
+		j.Fatalf("the document has no %s %s", method, path)
+	}
+	at := path
+	for _, v := range values {
+		if strings.HasPrefix(v, "?") {
+			at += v
+			j.checkQuery(op, v)
+			continue
+		}
+		at = regexp.MustCompile(`\{\w+\}`).ReplaceAllLiteralString(at, url.PathEscape(v))
+	}
+	status, header, reply := j.send(method, at, body)
+	what := fmt.Sprintf("%s %s %s = %d %.500s", method, at, body, status, reply)
+	if status != want {
+		j.Fatalf("%s, want %d", what, want)
+	}
+	if (body != "") != (op.RequestBody != nil) {
+		j.Errorf("%s: the document has a body: %v", what, op.RequestBody != nil)
+	}
+	if body != "" && status < 400 {
+		if err := j.check([]byte(body), "paths", path, strings.ToLower(method), "requestBody"); err != nil {
+			j.Errorf("%s was taken, but the document does not allow the body: %v", what, err)
+		}
+	}
+	response, ok := op.Responses[strconv.Itoa(status)]
+	switch {
+	case !ok:
+		j.Errorf("%s: the document does not have the status", what)
+	case response.Content == nil:
+		if len(reply) > 0 {
+			j.Errorf("%s: the document has no body", what)
+		}
+	case header.Get("Content-Type") != "application/json":
+		j.Errorf("%s: the type is %s", what, header.Get("Content-Type"))
+	default:
+		if err := j.check(reply, "paths", path, strings.ToLower(method), "responses", strconv.Itoa(status)); err != nil {
+			j.Errorf("%s: %v", what, err)
+		}
+	}
+	j.saw(op, method, path, status, body)
+	return reply
+}
+
+// saw notes what was exercised.
+func (j *judge) saw(op operationDoc, method, path string, status int, body string) {
+	j.seen[fmt.Sprintf("%s %s: %d", method, path, status)] = true
+	var sent map[string]any
+	if len(op.actions()) > 0 && status < 400 && json.Unmarshal([]byte(body), &sent) == nil {
+		for name := range sent {
+			j.seen[fmt.Sprintf("%s %s: %s", method, path, name)] = true
+		}
+	}
+}
+
+// checkQuery sees that the parameters are in the document.
+func (j *judge) checkQuery(op operationDoc, query string) {
+	j.Helper()
+	q, err := url.ParseQuery(query[1:])
+	if err != nil {
+		j.Fatal(err)
+	}
+	for name := range q {
+		if !slices.ContainsFunc(op.Parameters, func(p struct{ Name, In string }) bool { return p.Name == name && p.In == "query" }) {
+			j.Errorf("the document does not have the parameter %s", name)
+		}
+	}
+}
+
+func (j *judge) send(method, path, body string) (int, http.Header, []byte) {
+	j.Helper()
+	r, err := http.NewRequestWithContext(j.Context(), method, j.base+path, strings.NewReader(body))
+	if err != nil {
+		j.Fatal(err)
+	}
+	if body != "" {
+		r.Header.Set("Content-Type", "application/json")
+	}
+	r.Header.Set("OpenStack-API-Version", "compute 2.1")
+	resp, err := j.client.Do(r)
+	if err != nil {
+		j.Fatal(err)
+	}
+	defer resp.Body.Close()
+	raw, err := io.ReadAll(resp.Body)
+	if err != nil {
+		j.Fatal(err)
+	}
+	return resp.StatusCode, resp.Header, raw
+}
+
+// await shows a server until it has a status and no task.
+func (j *judge) await(id, status string) {
+	j.Helper()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	end := time.After(30 * time.Second)
+	for {
+		raw := j.do(200, "GET", "/v2.1/servers/{id}", "", id)
+		var got struct {
+			Server struct {
+				Status string
+				Task   *string `json:"OS-EXT-STS:task_state"`
+			}
+		}
+		if err := json.Unmarshal(raw, &got); err != nil {
+			j.Fatal(err)
+		}
+		if got.Server.Status == status && got.Server.Task == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-end:
+			j.Fatalf("the server is %s, want %s: %s", got.Server.Status, status, raw)
+		}
+	}
+}
+
+// missed returns what the document has of success and was not seen, and the errors that a
+// test can make of itself.
+func (j *judge) missed() (out []string) {
+	for path, ops := range j.doc.Paths {
+		for method, op := range ops {
+			what := strings.ToUpper(method) + " " + path + ": "
+			for status := range op.Responses {
+				if ok := status[0] == '2' || status == "404" || status == "409" || status == "400" && op.RequestBody != nil; ok && !j.seen[what+status] {
+					out = append(out, what+status)
+				}
+			}
+			for _, name := range op.actions() {
+				if !j.seen[what+name] {
+					out = append(out, what+name)
+				}
+			}
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// TestDocument: a real nova-mini does what its document says, and there is nothing in the
+// document that it was not asked for.
+func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the default logger
+	j := newJudge(t, runAll(t), printed(t, "openapi"))
+	for _, path := range []string{"/", "/v2.1", "/v2.1/"} {
+		j.do(200, "GET", path, "")
+	}
+	j.flavors()
+	j.servers()
+	j.hosts()
+	for _, what := range j.missed() {
+		t.Errorf("the document has what was not exercised: %s", what)
+	}
+	// It can fail: what there is not is missed, and what is wrong is seen.
+	delete(j.seen, "DELETE /v2.1/servers/{id}: 204")
+	delete(j.seen, "POST /v2.1/servers/{id}/action: reboot")
+	if got := strings.Join(j.missed(), ", "); got != "DELETE /v2.1/servers/{id}: 204, POST /v2.1/servers/{id}/action: reboot" {
+		t.Errorf("missed: %s", got)
+	}
+	err := j.check([]byte(`{"flavors": [{}]}`), "paths", "/v2.1/flavors", "get", "responses", "200")
+	if _, ok := errors.AsType[*jsonschema.ValidationError](err); !ok {
+		t.Errorf("a flavor without a name: %v", err)
+	}
+}
+
+func (j *judge) flavors() {
+	j.Helper()
+	const flavor = `{"flavor": {"name": "f", "ram": 64, "vcpus": "1", "disk": 0, "swap": 512, "id": "f 1", "os-flavor-access:is_public": "no", "rxtx_factor": 1.5}}`
+	j.do(200, "POST", "/v2.1/flavors", flavor)
+	j.do(409, "POST", "/v2.1/flavors", flavor)
+	j.do(400, "POST", "/v2.1/flavors", `{"flavor": {}}`)
+	for _, path := range []string{"/v2.1/flavors", "/v2.1/flavors/detail"} {
+		j.do(200, "GET", path, "", "?limit=2&marker=1")
+		j.do(200, "GET", path, "")
+		j.do(400, "GET", path, "", "?limit=few")
+	}
+	j.do(200, "GET", "/v2.1/flavors/{id}", "", "f 1")
+	j.do(202, "DELETE", "/v2.1/flavors/{id}", "", "f 1")
+	j.do(404, "DELETE", "/v2.1/flavors/{id}", "", "f 1")
+	j.do(404, "GET", "/v2.1/flavors/{id}", "", "f 1")
+}
+
+func (j *judge) servers() {
+	j.Helper()
+	const action = "/v2.1/servers/{id}/action"
+	j.do(400, "POST", "/v2.1/servers", `{}`)
+	raw := j.do(202, "POST", "/v2.1/servers", `{"server": {"name": "s", "flavorRef": 1, "imageRef": "cirros", "min_count": 1, "max_count": "1", "metadata": {"a": "b"},
+		"networks": [{"uuid": "a"}], "availability_zone": "nova", "OS-DCF:diskConfig": "MANUAL", "config_drive": false}}`)
+	var made struct{ Server struct{ ID string } }
+	if err := json.Unmarshal(raw, &made); err != nil {
+		j.Fatal(err)
+	}
+	id := made.Server.ID
+	j.await(id, "ACTIVE")
+	for _, path := range []string{"/v2.1/servers", "/v2.1/servers/detail"} {
+		j.do(200, "GET", path, "", "?limit=1&all_tenants=True")
+		j.do(200, "GET", path, "", "?marker="+id)
+		j.do(400, "GET", path, "", "?marker=none")
+		j.do(400, "GET", path, "", "?all_tenants=perhaps")
+	}
+	for _, step := range []struct {
+		body   string
+		status int
+		ends   string
+	}{
+		{`{"os-start": null}`, 409, ""},
+		{`{"os-stop": null}`, 202, "SHUTOFF"},
+		{`{"os-start": null}`, 202, "ACTIVE"},
+		{`{"reboot": {"type": "Soft"}}`, 202, "ACTIVE"},
+		{`{"reboot": {"type": "HARD"}}`, 202, "ACTIVE"},
+		{`{"reboot": {"type": "MEDIUM"}}`, 400, ""},
+		{`{"resize": {"flavorRef": "2", "OS-DCF:diskConfig": "MANUAL"}}`, 202, "VERIFY_RESIZE"},
+		{`{"confirmResize": null}`, 204, "ACTIVE"},
+		{`{"resize": {"flavorRef": "3"}}`, 202, "VERIFY_RESIZE"},
+		{`{"revertResize": null}`, 202, "ACTIVE"},
+		{`{"os-getConsoleOutput": {"length": 10}}`, 200, ""},
+		{`{"os-getConsoleOutput": {"length": "many"}}`, 400, ""},
+	} {
+		j.do(step.status, "POST", action, step.body, id)
+		if step.ends != "" {
+			j.await(id, step.ends)
+		}
+	}
+	const nobody = "00000000-0000-0000-0000-000000000000"
+	j.do(404, "POST", action, `{"os-stop": null}`, nobody)
+	j.do(404, "GET", "/v2.1/servers/{id}", "", nobody)
+	j.do(404, "DELETE", "/v2.1/servers/{id}", "", nobody)
+	j.do(204, "DELETE", "/v2.1/servers/{id}", "", id)
+}
+
+func (j *judge) hosts() {
+	j.Helper()
+	j.do(200, "GET", "/v2.1/os-services", "")
+	j.do(200, "GET", "/v2.1/os-services", "", "?host=node-1&binary=nova-compute")
+	for _, name := range []string{"disable", "disable-log-reason", "enable"} {
+		path := "/v2.1/os-services/" + name
+		j.do(200, "PUT", path, `{"host": "node-1", "binary": "nova-compute", "disabled_reason": "a test"}`)
+		j.do(404, "PUT", path, `{"host": "nowhere", "binary": "nova-compute", "disabled_reason": "a test"}`)
+		j.do(400, "PUT", path, `{"host": "node-1"}`)
+	}
+	j.do(200, "GET", "/v2.1/os-hypervisors", "")
+	j.do(200, "GET", "/v2.1/os-hypervisors/detail", "")
+	j.do(200, "GET", "/v2.1/os-hypervisors/{id}", "", "1")
+	j.do(404, "GET", "/v2.1/os-hypervisors/{id}", "", "none")
+}

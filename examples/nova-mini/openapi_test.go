@@ -1,0 +1,133 @@
+package main
+
+import (
+	"bytes"
+	"flag"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/pb33f/libopenapi"
+	validator "github.com/pb33f/libopenapi-validator"
+
+	"github.com/armature-go/armature/fault"
+)
+
+var update = flag.Bool("update", false, "write the golden files")
+
+// printed returns what a command prints.
+func printed(t *testing.T, args ...string) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	cmd := command(&out)
+	cmd.SetArgs(args)
+	if err := cmd.ExecuteContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+// TestOpenAPI: the document that is printed is the one that is known, and OpenAPI 3.1 by
+// the word of others.
+func TestOpenAPI(t *testing.T) {
+	t.Parallel()
+	got := printed(t, "openapi", "--version", "2.1")
+	golden := filepath.Join("testdata", "openapi-2.1.json")
+	if *update {
+		if err := os.WriteFile(golden, got, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(string(got), "\n")); diff != "" {
+		t.Errorf("the API is not what %s says; -update writes it anew (-want +got):\n%s", golden, diff)
+	}
+	doc, err := libopenapi.NewDocument(got)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, errs := validator.NewValidator(doc)
+	if len(errs) > 0 {
+		t.Fatal(errs)
+	}
+	if _, bad := v.ValidateDocument(); len(bad) > 0 {
+		for _, e := range bad {
+			t.Errorf("%s: %s: %+v", e.Message, e.Reason, e.SchemaValidationErrors)
+		}
+	}
+	for _, version := range []string{"2.0", "2.2", "3.1", "two"} {
+		cmd := command(new(bytes.Buffer))
+		cmd.SetArgs([]string{"openapi", "--version", version})
+		if err := cmd.ExecuteContext(t.Context()); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("version %s: %v", version, err)
+		}
+	}
+}
+
+// TestOperations: every route is in the document, with its parameters, body and replies.
+func TestOperations(t *testing.T) {
+	t.Parallel()
+	const (
+		head     = "OpenStack-API-Version"
+		paged    = "limit marker " + head
+		reads    = "200 400 401 403 406"
+		readsOne = "200 400 401 403 404 406"
+		updates  = "200 400 401 403 404 406 413 415"
+	)
+	want := map[string][3]string{ // parameters, body, statuses
+		"get /":                                    {"", "", "200"},
+		"get /v2.1":                                {head, "", "200 400 406"},
+		"get /v2.1/":                               {head, "", "200 400 406"},
+		"get /v2.1/flavors":                        {paged, "", reads},
+		"get /v2.1/flavors/detail":                 {paged, "", reads},
+		"get /v2.1/flavors/{id}":                   {"id " + head, "", readsOne},
+		"post /v2.1/flavors":                       {head, "body", "200 400 401 403 406 409 413 415"},
+		"delete /v2.1/flavors/{id}":                {"id " + head, "", "202 400 401 403 404 406"},
+		"get /v2.1/servers":                        {"all_tenants " + paged, "", reads},
+		"get /v2.1/servers/detail":                 {"all_tenants " + paged, "", reads},
+		"get /v2.1/servers/{id}":                   {"id " + head, "", readsOne},
+		"post /v2.1/servers":                       {head, "body", "202 400 401 403 406 413 415 503"},
+		"delete /v2.1/servers/{id}":                {"id " + head, "", "204 400 401 403 404 406 503"},
+		"post /v2.1/servers/{id}/action":           {"id " + head, "confirmResize os-getConsoleOutput os-start os-stop reboot resize revertResize", "200 202 204 400 401 403 404 406 409 413 415 501 503"},
+		"get /v2.1/os-services":                    {"binary host " + head, "", reads},
+		"put /v2.1/os-services/disable":            {head, "body", updates},
+		"put /v2.1/os-services/enable":             {head, "body", updates},
+		"get /v2.1/os-hypervisors":                 {head, "", reads},
+		"get /v2.1/os-hypervisors/detail":          {head, "", reads},
+		"get /v2.1/os-hypervisors/{id}":            {"id " + head, "", readsOne},
+		"put /v2.1/os-services/disable-log-reason": {head, "body", updates},
+	}
+	got := map[string][3]string{}
+	for path, ops := range parse(t, printed(t, "openapi")).Paths {
+		for method, op := range ops {
+			var row [3]string
+			var params []string
+			for _, p := range op.Parameters {
+				params = append(params, p.Name)
+			}
+			row[0] = strings.Join(params, " ")
+			if op.RequestBody != nil {
+				row[1] = "body"
+				if names := op.actions(); len(names) > 0 {
+					row[1] = strings.Join(names, " ")
+				}
+			}
+			statuses := slices.Sorted(maps.Keys(op.Responses))
+			row[2] = strings.TrimSuffix(strings.Join(statuses, " "), " default")
+			got[method+" "+path] = row
+			if op.Summary == "" {
+				t.Errorf("%s %s has no summary", method, path)
+			}
+		}
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("operations (-want +got):\n%s", diff)
+	}
+}
