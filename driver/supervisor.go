@@ -136,6 +136,7 @@ func (s *supervisor) pause(ctx context.Context, err error, n int) bool {
 }
 
 func (s *supervisor) up(p *process) {
+	s.link.conn.Store(p.conn) // first: whoever sees that it is up can call it
 	s.mu.Lock()
 	if s.st.State != "" {
 		s.st.Restarts++
@@ -144,7 +145,6 @@ func (s *supervisor) up(p *process) {
 	s.now = p
 	restarts := s.st.Restarts
 	s.mu.Unlock()
-	s.link.conn.Store(p.conn)
 	s.log.Info("the driver's program is up", "program", s.path, "pid", p.pid(), "protocol", p.protocol, "restarts", restarts)
 }
 
