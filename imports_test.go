@@ -52,6 +52,7 @@ var rules = map[string][]string{
 	"rpc/amqpbus":      {"rpc", "rpc/internal/broker", "fault", watermill + "/message", amqp},
 	"rpc/natsbus":      {"rpc", "rpc/internal/broker", "fault", watermill + "/message", nats},
 	"rpc/watermillbus": {"rpc", "rpc/internal/broker", "fault", watermill},
+	"rpc/urlbus":       {"rpc", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
 	"rpc/internal/...": {"fault"},
 	"rpc/rpcprom":      {"rpc", "fault", prometheus},
 	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},

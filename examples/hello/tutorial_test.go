@@ -20,15 +20,11 @@ func TestTutorial(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var program strings.Builder
-	for _, f := range []string{"main.go", "driver.go"} {
-		raw, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		program.Write(raw)
+	program, err := os.ReadFile("main.go")
+	if err != nil {
+		t.Fatal(err)
 	}
-	code := program.String()
+	code := string(program)
 	blocks := map[string][]string{}
 	for _, b := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(string(guide), -1) {
 		blocks[b[1]] = append(blocks[b[1]], b[2])

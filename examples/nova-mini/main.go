@@ -42,27 +42,27 @@ func main() {
 
 // command returns the command line.
 func command(out io.Writer) *cobra.Command {
-	f := &flags{out: out, env: os.Environ()}
+	f := &flags{out: out, config: config.Source{Env: os.Environ()}}
 	root := &cobra.Command{
-		Use:           "nova-mini",
-		Short:         "A compute service that speaks a part of the Nova v2.1 API; without a command, all of it in one process",
+		Use:   "nova-mini",
+		Short: "A compute service that speaks a part of the Nova v2.1 API; without a command, all of it in one process",
+		Long: "A compute service that speaks a part of the Nova v2.1 API. Without a command all of it runs in one process.\n\n" +
+			"Commands that get no --config-file and no --config-dir read nova-mini.conf and nova-mini.conf.d, of ~/.nova-mini or /etc/nova-mini.",
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), allInOne) },
 	}
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
-		if len(f.files) > 0 || cmd == root { // all in one process needs no files, and takes none that it was not given
+		if len(f.config.Files) > 0 || cmd == root { // all in one process needs no files, and takes none that it was not given
 			return nil
 		}
 		home, _ := os.UserHomeDir() // else there are none of the user
-		f.files = config.Find(home, "nova-mini", "")
+		f.config.Files = config.Find(home, "nova-mini", "")
 		return nil
 	}
 	p := root.PersistentFlags()
-	more := func(path string) error { f.files = append(f.files, path); return nil }
-	p.Func("config-file", "INI `file` with options, such as /etc/nova/nova.conf; may be repeated, later ones win (default: ~/.nova-mini/nova-mini.conf or /etc/nova-mini/nova-mini.conf, and nova-mini.conf.d)", more)
-	p.Func("config-dir", "`directory` whose files *.conf are read in its place among the files; may be repeated", more)
+	f.config.AddFlags(p)
 	p.StringVar(&f.statePath, "state-path", "", "directory for the data of the fake driver and of the embedded database (default: a temporary one)")
 	p.StringVar(&f.port, "port", "", "port of the API, 0 for any free one (option osapi_compute_listen_port)")
 

@@ -14,8 +14,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-
-	"github.com/armature-go/armature/fault"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -99,30 +97,6 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		got, err := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", admin, "http://admin/"+path).Output()
 		if err != nil || !strings.Contains(string(got), want) {
 			t.Errorf("%s: %v, %.300s; want %s", path, err, got, want)
-		}
-	}
-}
-
-func TestBrokers(t *testing.T) {
-	t.Parallel()
-	tests := []struct {
-		url  string
-		want string
-		code fault.Code
-	}{
-		{"rabbit://u:p@a:5672,u2:p2@b:5673/v", "amqp://u:p@a:5672/v amqp://u2:p2@b:5673/v", 0},
-		{"amqps://u:p@a/", "amqps://u:p@a/", 0},
-		{"rabbit://u:p@a", "amqp://u:p@a/", 0},
-		{"", "", fault.Invalid},
-		{"nats://u:p@a:4222,u:p@b:4222", "nats://u:p@a:4222 nats://u:p@b:4222", 0},
-		{"nats://u:p@a/v", "", fault.Invalid},
-		{"kafka://a", "", fault.Invalid},
-		{"nothing", "", fault.Invalid},
-	}
-	for _, tt := range tests {
-		_, got, err := brokers(tt.url)
-		if strings.Join(got, " ") != tt.want || (err == nil) != (tt.want != "") || err != nil && fault.CodeOf(err) != tt.code {
-			t.Errorf("brokers(%q) = %q, %v; want %q", tt.url, got, err, tt.want)
 		}
 	}
 }

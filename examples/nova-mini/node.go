@@ -26,8 +26,8 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/rpcprom"
+	"github.com/armature-go/armature/rpc/urlbus"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/membership"
@@ -86,6 +86,18 @@ func (n *node) open(ctx context.Context, url string) (*sqlx.DB, error) {
 	return db.Open(ctx, db.Config{URL: url, MaxOpen: n.Database.MaxPoolSize})
 }
 
+// openBus returns the bus that transport_url names. It is not started.
+func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
+	if o.TransportURL == "" {
+		return nil, fault.New(fault.Invalid, "option transport_url is not set; it is rabbit://user:password@host:port/vhost or nats://user:password@host:port")
+	}
+	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("option transport_url: %w", err)
+	}
+	return bus, nil
+}
+
 // wireBus adds the connections to the other services.
 func (n *node) wireBus() error {
 	bus, err := n.openBus(n.log)
@@ -94,17 +106,13 @@ func (n *node) wireBus() error {
 	}
 	n.bus, n.reach = bus, bus.Check
 	n.app.Add("bus", bus)
-	n.wireClient()
-	return nil
-}
-
-func (n *node) wireClient() {
 	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Interceptors: n.tell.client(), Logger: n.log})
 	n.tell.rpc.AddClient(n.client)
 	if b, ok := n.bus.(rpcprom.Bus); ok {
 		n.tell.rpc.AddBus(b)
 	}
 	n.app.Add("rpc client", n.client)
+	return nil
 }
 
 // wireStore adds the database, which must have been made by db sync.
@@ -347,11 +355,9 @@ func allInOne(ctx context.Context, n *node) error {
 		return err
 	}
 	if n.TransportURL == "" {
-		bus := membus.New()
-		n.bus, n.reach = bus, func(context.Context) error { return nil }
-		n.app.Add("bus", bus)
-		n.wireClient()
-	} else if err := n.wireBus(); err != nil {
+		n.TransportURL = "memory://"
+	}
+	if err := n.wireBus(); err != nil {
 		return err
 	}
 	url := n.Database.Connection

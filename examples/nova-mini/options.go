@@ -111,22 +111,22 @@ type rabbitOptions struct {
 // flags are those of the command line.
 type flags struct {
 	out       io.Writer
-	files     []string // and directories of files, in the order in which they count
-	env       []string // as of os.Environ
+	config    config.Source
 	statePath string
 	port      string
 }
 
 // source says where the options come from.
 func (f *flags) source() config.Source {
-	given := map[string]string{}
+	src := f.config
+	src.Flags = map[string]string{}
 	if f.statePath != "" {
-		given["state_path"] = f.statePath
+		src.Flags["state_path"] = f.statePath
 	}
 	if f.port != "" {
-		given["osapi_compute_listen_port"] = f.port
+		src.Flags["osapi_compute_listen_port"] = f.port
 	}
-	return config.Source{Files: f.files, Env: f.env, Flags: given}
+	return src
 }
 
 // load reads the options.
@@ -150,10 +150,10 @@ func (f *flags) load() (*options, error) {
 		o.ComputeDriver = m[1]
 	}
 	beside := func(path string) string {
-		if path == "" || filepath.IsAbs(path) || len(f.files) == 0 {
+		if path == "" || filepath.IsAbs(path) || len(f.config.Files) == 0 {
 			return path
 		}
-		return filepath.Join(filepath.Dir(f.files[0]), path)
+		return filepath.Join(filepath.Dir(f.config.Files[0]), path)
 	}
 	o.Policy.File = beside(o.Policy.File)
 	for i := range o.Policy.Dirs {

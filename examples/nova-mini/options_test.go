@@ -17,7 +17,7 @@ import (
 func TestNovaConf(t *testing.T) {
 	t.Parallel()
 	const file = "testdata/nova.conf"
-	f := &flags{files: []string{file}, env: []string{"OS_DEFAULT__STRICT=false"}}
+	f := &flags{config: config.Source{Files: []string{file}, Env: []string{"OS_DEFAULT__STRICT=false"}}}
 	var out bytes.Buffer
 	src := f.source()
 	src.Logger = slog.New(slog.NewTextHandler(&out, nil))
@@ -76,7 +76,7 @@ func TestNovaConf(t *testing.T) {
 		}
 	}
 
-	f.env = nil
+	f.config.Env = nil
 	if _, err := f.load(); err == nil || !strings.Contains(err.Error(), file+":5: [DEFAULT] enabled_apis: no such option") {
 		t.Errorf("strict: %v", err)
 	}

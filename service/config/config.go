@@ -74,6 +74,16 @@ type Source struct {
 	Logger *slog.Logger
 }
 
+// AddFlags adds --config-file and --config-dir to a command line, which may be repeated,
+// and count among Files in the order in which they are given.
+func (s *Source) AddFlags(fs interface {
+	Func(name, usage string, f func(string) error)
+}) {
+	more := func(path string) error { s.Files = append(s.Files, path); return nil }
+	fs.Func("config-file", "INI `file` with options; may be repeated, later ones win", more)
+	fs.Func("config-dir", "`directory` whose files *.conf are read in its place among the files; may be repeated", more)
+}
+
 // Load sets the options in the struct that opts points to. The error, with code
 // Invalid, has one line for each thing that is wrong, which says where it
 // stands, and opts is then as it was. It panics if the struct is not

@@ -88,6 +88,18 @@ type Member struct {
 	Why string `db:"-"`
 }
 
+// Name returns the host's, so that a member is a host of package scheduler as it is.
+func (m Member) Name() string { return m.Host }
+
+// Unfit says why nothing new is to be given to a member: it is down, or an operator has
+// disabled it. Empty: it is fit.
+func (m Member) Unfit() string {
+	if m.Up && m.Disabled {
+		return "disabled: " + m.DisabledReason
+	}
+	return m.Why
+}
+
 // Join makes a service a member, or one that comes back. What an operator has said of
 // it stays so. Invalid: it has no kind or no host.
 func (r *Registry) Join(ctx context.Context, s Self) error {

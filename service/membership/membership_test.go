@@ -69,6 +69,9 @@ func TestMembers(t *testing.T) {
 			if err != nil || m.Up != up || !strings.Contains(m.Why, why) {
 				t.Fatalf("%s: %+v, %v; want up %v, because %q", what, m, err, up, why)
 			}
+			if unfit := m.Unfit(); (unfit == "") != (m.Up && !m.Disabled) || !strings.Contains(unfit, why) || m.Name() != "h1" {
+				t.Errorf("%s: %s is unfit because %q", what, m.Name(), unfit)
+			}
 			return m
 		}
 		first := is("joined", true, "")

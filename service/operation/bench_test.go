@@ -63,7 +63,7 @@ func BenchmarkOperation(b *testing.B) {
 				must(err)
 			}},
 			compare.Contender{Name: "operation", Op: func() {
-				id, err := operation.Begin(b.Context(), ops, create, "", &input{7})
+				id, err := operation.Begin(b.Context(), ops, create, "", &input{Size: 7})
 				must(err)
 				begun.Add(1)
 				r.Wake(id)

@@ -111,7 +111,7 @@ func Begin[In any](ctx context.Context, s *Store, k Kind[In], resource string, i
 		k.Timeout = defaultTimeout
 	}
 	return s.begin(ctx, row{
-		Kind: k.Name, Resource: resource, Priority: k.Priority, Input: string(raw), Data: "null",
+		Kind: k.Name, Resource: resource, Priority: k.Priority, Input: string(raw), Data: noData,
 	}, k.Timeout, k.Wins)
 }
 

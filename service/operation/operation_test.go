@@ -42,6 +42,7 @@ CREATE TABLE effects (operation_id VARCHAR(36) NOT NULL, step VARCHAR(64) NOT NU
 
 type input struct {
 	Size int `json:"size"`
+	Kept int `json:"kept,omitempty"`
 }
 
 var (
@@ -102,13 +103,21 @@ func (b *bench) start() {
 
 // step is one that notes what it does, and returns what its functions do.
 func (b *bench) step(name string, do, undo func(op *operation.Op) error) operation.Step[input] {
+	if do == nil {
+		return b.stepIn(name, nil, undo)
+	}
+	return b.stepIn(name, func(op *operation.Op, _ *input) error { return do(op) }, undo)
+}
+
+// stepIn is step with a Do that gets the input.
+func (b *bench) stepIn(name string, do func(op *operation.Op, in *input) error, undo func(op *operation.Op) error) operation.Step[input] {
 	s := operation.Step[input]{Name: name, Do: func(ctx context.Context, op *operation.Op, in *input) error {
 		b.j.add("%s(%d)", name, in.Size)
 		if got := reqctx.From(ctx); !cmp.Equal(got, asker) {
 			b.Errorf("step %s is done for %+v, want %+v", name, got, asker)
 		}
 		if do != nil {
-			return do(op)
+			return do(op, in)
 		}
 		return nil
 	}}
@@ -128,7 +137,7 @@ var asker = reqctx.Request{ID: "req-1", GlobalID: "req-0", Traceparent: "00-1-2-
 func (b *bench) begin(k operation.Kind[input], resource string) string {
 	b.Helper()
 	ctx := reqctx.With(b.Context(), asker)
-	id, err := operation.Begin(ctx, b.ops, k, resource, &input{7})
+	id, err := operation.Begin(ctx, b.ops, k, resource, &input{Size: 7})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -184,16 +193,21 @@ func TestRuns(t *testing.T) {
 			},
 		},
 		{
-			name: "what is kept", state: operation.Succeeded, did: "a(7) b(7) kept-42", events: "a:done b:done",
+			name: "what is kept", state: operation.Failed, did: "a(7) a(7) b(7) kept-42 -b -a", events: "a:retry a:done b:failed b:undone a:undone", says: "gone",
 			steps: func(b *bench) []operation.Step[input] {
 				return []operation.Step[input]{
-					b.step("a", func(op *operation.Op) error { return op.Keep(42) }, nil),
-					b.step("b", func(op *operation.Op) error {
-						var n int
-						err := op.Kept(&n)
-						b.j.add("kept-%d", n)
-						return err
+					b.stepIn("a", func(op *operation.Op, in *input) error {
+						in.Kept += 42
+						if op.Attempt == 0 { // of which nothing is kept
+							return fault.New(fault.Unavailable, "away")
+						}
+						return nil
 					}, nil),
+					b.stepIn("b", func(_ *operation.Op, in *input) error {
+						b.j.add("kept-%d", in.Kept)
+						in.Kept++
+						return fault.New(fault.NotFound, "gone")
+					}, func(*operation.Op) error { return nil }),
 				}
 			},
 		},
@@ -219,13 +233,10 @@ func TestRuns(t *testing.T) {
 		{
 			name: "a step that waits", state: operation.Succeeded, did: "a(7) a(7) a(7)", events: "a:done",
 			steps: func(b *bench) []operation.Step[input] {
-				return []operation.Step[input]{b.step("a", func(op *operation.Op) error {
-					n := 0
-					if err := op.Kept(&n); err != nil {
-						return err
-					}
-					if n < 2 {
-						return errors.Join(op.Keep(n+1), operation.Again(time.Millisecond))
+				return []operation.Step[input]{b.stepIn("a", func(_ *operation.Op, in *input) error {
+					if in.Kept < 2 {
+						in.Kept++
+						return operation.Again(time.Millisecond)
 					}
 					return nil
 				}, nil)}
@@ -289,6 +300,9 @@ func TestRuns(t *testing.T) {
 				o := b.ends(id, tt.state)
 				if got := b.j.String(); got != tt.did || events(o) != tt.events || !strings.Contains(o.Error, tt.says) {
 					t.Errorf("did %s, want %s\nevents %s, want %s\nerror %q, want %q", got, tt.did, events(o), tt.events, o.Error, tt.says)
+				}
+				if tt.name == "what is kept" && string(o.Data) != `{"size":7,"kept":42}` {
+					t.Errorf("data %s", o.Data)
 				}
 				if o.RequestID != "req-1" || o.GlobalRequestID != "req-0" || o.UserID != "u" || o.ProjectID != "p" || o.Ended == nil || string(o.Input) != `{"size":7}` {
 					t.Errorf("it is %+v", o)
@@ -506,19 +520,15 @@ func TestDoTx(t *testing.T) {
 			if _, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, 'once', ?)`, op.ID, in.Size); err != nil {
 				return db.Error(err)
 			}
-			if err := op.Keep(tries); err != nil {
-				return err
-			}
+			in.Kept += tries
 			if tries < 3 {
 				return fault.New(fault.Unavailable, "away")
 			}
 			return nil
 		}}
-		operation.Handle(b.runner, create, once, b.step("after", func(op *operation.Op) error {
-			var n int
-			err := op.Kept(&n)
-			b.j.add("kept-%d", n)
-			return err
+		operation.Handle(b.runner, create, once, b.stepIn("after", func(_ *operation.Op, in *input) error {
+			b.j.add("kept-%d", in.Kept)
+			return nil
 		}, nil))
 		b.start()
 		o := b.ends(b.begin(create, ""), operation.Succeeded)

@@ -20,7 +20,7 @@ type Operation struct {
 	Step      int             `json:"step"` // how many are done, or, while it is undone, are left
 	Attempts  int             `json:"attempts"`
 	Input     json.RawMessage `json:"input"`
-	Data      json.RawMessage `json:"data"`
+	Data      json.RawMessage `json:"data"`                 // the input as the steps have left it; null: as it was
 	ErrorCode string          `json:"error_code,omitempty"` // of fault
 	Error     string          `json:"error,omitempty"`
 	Owner     string          `json:"owner,omitempty"` // who has it, or had it last

@@ -1,8 +1,10 @@
 package operation
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -30,20 +32,13 @@ type Op struct {
 	data json.RawMessage
 }
 
-// Keep makes v, as JSON, what later steps, and those who look, find by Kept. It is
-// written when the step is done.
-func (o *Op) Keep(v any) error {
-	raw, err := json.Marshal(v)
-	if err == nil {
-		o.data = raw
-	}
-	return err
-}
-
-// Kept reads what an earlier step kept into v, which is left alone if none has.
-func (o *Op) Kept(v any) error { return json.Unmarshal(o.data, v) }
-
 // Step is a part of an operation: Do or DoTx, and Undo or UndoTx, or neither.
+//
+// They get the operation's input as the steps before have left it: what Do or DoTx changes
+// in it is written together with the note that the step is done, or waits (see [Again]),
+// and later steps, and those who look, find it so. It has to be the same after it was
+// written as JSON and read again. What is changed in an attempt that failed, or while
+// undoing, is forgotten.
 //
 // An error with code Unavailable, Unknown or Timeout makes it try again after a pause,
 // until the operation's time is over; any other ends the operation: its steps are undone,
@@ -90,11 +85,7 @@ func erase[In any](k string, s Step[In]) step {
 			return nil
 		}
 		return func(ctx context.Context, op *Op, raw string) error {
-			in, err := decode[In](raw)
-			if err != nil {
-				return err
-			}
-			return f(ctx, op, in)
+			return with(op, raw, func(in *In) error { return f(ctx, op, in) })
 		}
 	}
 	out.do, out.undo = call(s.Do), call(s.Undo)
@@ -103,24 +94,43 @@ func erase[In any](k string, s Step[In]) step {
 			return nil
 		}
 		return func(ctx context.Context, tx *sqlx.Tx, op *Op, raw string) error {
-			in, err := decode[In](raw)
-			if err != nil {
-				return err
-			}
-			return f(ctx, tx, op, in)
+			return with(op, raw, func(in *In) error { return f(ctx, tx, op, in) })
 		}
 	}
 	out.doTx, out.undoTx = callTx(s.DoTx), callTx(s.UndoTx)
 	return out
 }
 
-func decode[In any](raw string) (*In, error) {
+// with calls f with an operation's input as it is now, and notes in op what f has changed.
+func with[In any](op *Op, raw string, f func(*In) error) error {
+	if string(op.data) != noData {
+		raw = string(op.data)
+	}
 	in := new(In)
 	if err := json.Unmarshal([]byte(raw), in); err != nil {
-		return nil, fault.New(fault.Invalid, "input: %w", err)
+		return fault.New(fault.Invalid, "input: %w", err)
 	}
-	return in, nil
+	// Not raw: it may have what a later version of this program knows.
+	before, err := json.Marshal(in)
+	if err != nil {
+		return fault.New(fault.Invalid, "input: %w", err)
+	}
+	result := f(in)
+	if _, waits := errors.AsType[*again](result); result != nil && !waits {
+		return result
+	}
+	after, err := json.Marshal(in)
+	if err != nil {
+		return fault.New(fault.Invalid, "input, as the step has left it: %w", err)
+	}
+	if !bytes.Equal(before, after) {
+		op.data = after
+	}
+	return result
 }
+
+// noData is the data of an operation whose steps have changed nothing.
+const noData = "null"
 
 // Again is what a step returns that waits for something: it is called again after d, at
 // the latest; [Runner.Wake] makes it earlier, and [Runner.Complete] says how what it waits

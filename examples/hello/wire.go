@@ -2,22 +2,12 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/armature-go/armature/driver"
-	"github.com/armature-go/armature/fault"
 )
-
-// Greeter is this component's kind of driver: it knows one language.
-type Greeter interface {
-	driver.Driver
-
-	// Greet returns a greeting for somebody. Invalid: the name is empty.
-	Greet(ctx context.Context, name string) (string, error)
-}
 
 // Kind is how greeters run as programs, such as armature-hello-latin. One method with
 // a text in and a text out needs no .proto file of its own.
@@ -54,21 +44,3 @@ func (c *client) Greet(ctx context.Context, name string) (string, error) {
 	err := c.conn.Invoke(ctx, greetMethod, wrapperspb.String(name), out)
 	return out.GetValue(), err
 }
-
-// english is the driver that is built in.
-type english struct{}
-
-func (english) Info(context.Context) (driver.Info, error) {
-	return driver.Info{Name: "english", Version: "1.0"}, nil
-}
-
-func (english) Close() error { return nil }
-
-func (english) Greet(_ context.Context, name string) (string, error) {
-	if name == "" {
-		return "", fault.New(fault.Invalid, "there is nobody to greet")
-	}
-	return "Hello, " + name + "!", nil
-}
-
-func openEnglish(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil }
