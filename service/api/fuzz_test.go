@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"net/http/httptest"
+	"strings"
 	"testing"
 
 	"github.com/armature-go/armature/service/api"
@@ -37,6 +38,41 @@ func FuzzRequest(f *testing.F) {
 		r.URL.RawQuery = query
 		if p, err := (api.Pages{SortKeys: []string{"name"}}).Read(r); err == nil && (p.Limit < 1 || p.Limit > 1000) {
 			t.Errorf("%q: %+v", query, p)
+		}
+	})
+}
+
+// FuzzHeaders: whatever the headers are that somebody reads here, the request is answered,
+// and never with a 500; and what the reply says of its own id is its own.
+func FuzzHeaders(f *testing.F) {
+	for _, s := range [][2]string{
+		{"application/json", `"abc"`},
+		{"application/json; charset=utf-8", "*"},
+		{"text/plain", `W/"a", "b"`},
+		{"application/json;", "gzip;q=0, br"},
+		{`multipart/form-data; boundary="`, "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+		{"a/b;=;", "req-11111111-2222-3333-4444-555555555555"},
+		{"", "https://dashboard.example.org"},
+	} {
+		f.Add(s[0], s[1])
+	}
+	m := versionedMux(api.Config{Gzip: true, CORS: &api.CORS{Origins: []string{"https://dashboard.example.org"}}})
+	f.Fuzz(func(t *testing.T, contentType, value string) {
+		for _, method := range []string{"GET", "POST", "OPTIONS"} {
+			r := httptest.NewRequestWithContext(t.Context(), method, "/v3/disks", strings.NewReader(`{"name": "a"}`))
+			r.Header.Set("Content-Type", contentType)
+			for _, name := range []string{
+				"Accept", "Accept-Encoding", "If-Match", "If-None-Match", "Origin", "Access-Control-Request-Method", "Traceparent",
+				"X-Openstack-Request-Id", "X-Auth-Token", "X-Forwarded-Proto", "Forwarded", "X-Roles", "Content-Encoding",
+			} {
+				r.Header.Set(name, value)
+			}
+			w := httptest.NewRecorder()
+			m.ServeHTTP(w, r)
+			id := w.Header().Get("X-Openstack-Request-Id")
+			if w.Code >= 500 || w.Code < 200 || id == value || id == "" && method != "OPTIONS" {
+				t.Errorf("%s, content type %q, others %q: %d %s, id %q", method, contentType, value, w.Code, w.Body, id)
+			}
 		}
 	})
 }
