@@ -208,6 +208,54 @@
 //		return app.Run(ctx)
 //	}
 //
-// All of it together, with REST, RabbitMQ, a database and a driver, is
-// examples/nova-mini; docs/architecture.md has the picture.
+// # service/auth and service/policy: who asks, and what they may
+//
+// Keystone, or static tokens, say who asks. Rules in code, in oslo.policy's language, say
+// who may, unless an operator's file says something else.
+//
+//	func door(app *service.App, k *auth.Keystone) (*api.Mux, error) {
+//		rules, err := policy.New([]policy.Rule{
+//			{Name: "backup:show", Check: "role:admin or project_id:%(project_id)s", Description: "Show a backup"},
+//		}, policy.Config{File: "/etc/backup/policy.yaml"})
+//		if err != nil {
+//			return nil, err
+//		}
+//		app.Add("policy", rules) // read again on SIGHUP
+//		app.Add("keystone", k)   // ready when Keystone is
+//		mux := api.New(api.Config{
+//			Authenticate: k.Authenticate, Challenge: k.Challenge(), Enforce: rules.Enforce,
+//			Microversions: &api.Microversions{Service: "backup", Min: "1.0", Max: "1.7", Prefix: "/v1"},
+//		})
+//		api.HandleRoute(mux, api.Route{
+//			Pattern: "GET /v1/backups", Min: "1.4", Rule: "backup:show",
+//			Query: []api.Schema{{JSON: `{"type": "object", "properties": {"limit": {"type": "integer", "minimum": 0}}}`}},
+//		}, func(context.Context, *api.Request[api.None]) ([]Request, error) { return nil, nil })
+//		return mux, nil
+//	}
+//
+// # service/membership and service/operation: who lives, and work that ends
+//
+// A service is a member while it leaves signs of life, by the database's clock. What was
+// accepted is an operation: a row that is written in the transaction of the change, and
+// that some process brings to its end, whoever dies.
+//
+//	var Archive = operation.Kind[Request]{Name: "backup.archive", Timeout: time.Hour}
+//
+//	func accept(ctx context.Context, ops *operation.Store, runner *operation.Runner, volume string) error {
+//		id, err := operation.Begin(ctx, ops, Archive, volume, &Request{Volume: volume}) // in the transaction of ctx, if it has one
+//		if err == nil {
+//			runner.Wake(id)
+//		}
+//		return err
+//	}
+//
+//	func work(app *service.App, d *sqlx.DB, runner *operation.Runner, copyIt, free func(context.Context, *operation.Op, *Request) error) {
+//		operation.Handle(runner, Archive, operation.Step[Request]{Name: "copy", Do: copyIt, Undo: free})
+//		members := membership.New(membership.Config{DB: d})
+//		app.Add("member", members.Member(membership.MemberConfig{Self: membership.Self{Kind: "backup", Host: "node-1", Version: 3}}))
+//		app.Add("operations", runner)
+//	}
+//
+// All of it together in one file is examples/hello, which docs/tutorial.md builds, and with
+// all that a real one has examples/nova-mini; docs/architecture.md has the picture.
 package armature

@@ -80,7 +80,8 @@ func TestTour(t *testing.T) {
 		"context", "encoding/json", "errors", "fmt", "io/fs", "log/slog", "os", "time",
 		"github.com/jmoiron/sqlx",
 		module + "/db", module + "/driver", module + "/fault", module + "/reqctx", module + "/rpc", module + "/rpc/amqpbus",
-		module + "/rpc/membus", module + "/scheduler", module + "/scheduler/placement", module + "/service", module + "/service/api", module + "/service/config",
+		module + "/rpc/membus", module + "/scheduler", module + "/scheduler/placement", module + "/service", module + "/service/api", module + "/service/auth", module + "/service/config",
+		module + "/service/membership", module + "/service/operation", module + "/service/policy",
 	} {
 		b.WriteString("\t\"" + i + "\"\n")
 	}

@@ -323,7 +323,7 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		atomic.AddUint64(&s.stats.Expired, 1)
 		s.cfg.Logger.DebugContext(ctx, "dropped an expired request", "method", r.info.String(), "deadline", r.deadline)
 		release()
-		s.expired(r)
+		s.expired(r) //nolint:contextcheck // its own: it is sent whatever becomes of the handler's
 		return
 	}
 	if again {

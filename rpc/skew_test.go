@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"log/slog"
+	"maps"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -36,7 +37,7 @@ func (s *skewed) Subscribe(ctx context.Context, sub rpc.Subscription) (<-chan *m
 		defer close(out)
 		for m := range in {
 			select {
-			case out <- s.seen(m):
+			case out <- s.seen(m): //nolint:contextcheck // the message has its own
 			case <-ctx.Done():
 				_ = rpc.Settle(m, false)
 			}
@@ -49,9 +50,7 @@ func (s *skewed) Subscribe(ctx context.Context, sub rpc.Subscription) (<-chan *m
 func (s *skewed) seen(m *message.Message) *message.Message {
 	c := message.NewMessage(m.UUID, m.Payload)
 	c.SetContext(m.Context())
-	for k, v := range m.Metadata {
-		c.Metadata[k] = v
-	}
+	maps.Copy(c.Metadata, m.Metadata)
 	if end, ok := rpc.Deadline(m); ok {
 		s.calls.Add(1)
 		was := end.UTC().Format(time.RFC3339Nano)
@@ -82,7 +81,7 @@ func TestSkew(t *testing.T) {
 			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "a", MaxInFlight: 1, Logger: slog.New(slog.DiscardHandler)})
 			var ran atomic.Int64
 			gate := make(chan struct{})
-			rpc.Handle(srv, start, func(ctx context.Context, s *string) (*string, error) {
+			rpc.Handle(srv, start, func(_ context.Context, s *string) (*string, error) {
 				ran.Add(1)
 				if *s == "slow" {
 					<-gate

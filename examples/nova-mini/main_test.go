@@ -133,13 +133,13 @@ func TestTools(t *testing.T) {
 			t.Errorf("%s prints rules that no file has:\n%s", args, &out)
 		}
 	}
-	if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("os_compute_api:servers:strat: '!'\nos_compute_api:servers:stop: 'role:admin and'\n"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("os_compute_api:servers:stort: '!'\nos_compute_api:servers:stop: 'role:admin and'\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	cmd := command(io.Discard)
 	cmd.SetArgs([]string{"policy", "validate", "--config-file", nova})
 	err := cmd.ExecuteContext(t.Context())
-	for _, want := range []string{"policy.yaml:1: there is no rule os_compute_api:servers:strat; the nearest is os_compute_api:servers:start", "policy.yaml:2: rule os_compute_api:servers:stop"} {
+	for _, want := range []string{"policy.yaml:1: there is no rule os_compute_api:servers:stort; the nearest is os_compute_api:servers:start", "policy.yaml:2: rule os_compute_api:servers:stop"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("policy validate of a wrong file: %v, want %q", err, want)
 		}

@@ -74,11 +74,14 @@ type Source struct {
 	Logger *slog.Logger
 }
 
+// FlagSet is a [flag.FlagSet], or that of another library.
+type FlagSet interface {
+	Func(name, usage string, f func(string) error)
+}
+
 // AddFlags adds --config-file and --config-dir to a command line, which may be repeated,
 // and count among Files in the order in which they are given.
-func (s *Source) AddFlags(fs interface {
-	Func(name, usage string, f func(string) error)
-}) {
+func (s *Source) AddFlags(fs FlagSet) {
 	more := func(path string) error { s.Files = append(s.Files, path); return nil }
 	fs.Func("config-file", "INI `file` with options; may be repeated, later ones win", more)
 	fs.Func("config-dir", "`directory` whose files *.conf are read in its place among the files; may be repeated", more)

@@ -156,9 +156,9 @@ func TestOslo(t *testing.T) {
 		}
 		t.Skip("needs oslo.config, package python3-oslo.config")
 	}
-	seed := uint64(time.Now().UnixNano()) //nolint:gosec // any number
+	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
-	rng := rand.New(rand.NewPCG(seed, 0)) //nolint:gosec // not for secrets
+	rng := rand.New(rand.NewPCG(seed, 0))
 	cases := make([]osloCase, 400)
 	for i := range cases {
 		cases[i] = newOsloCase(t, rng, t.TempDir())

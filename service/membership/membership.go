@@ -195,24 +195,24 @@ func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string
 	}
 	for _, row := range rows {
 		m := row.Member
-		m.judge(row.Now, r.cfg.DownAfter)
+		m.Up, m.Why = m.judge(row.Now, r.cfg.DownAfter)
 		list = append(list, m)
 	}
 	return list, nil
 }
 
-func (m *Member) judge(now time.Time, downAfter time.Duration) {
+// judge reports whether a member lives, and why not.
+func (m Member) judge(now time.Time, downAfter time.Duration) (up bool, why string) {
 	silent := now.Sub(m.SeenAt)
 	switch {
 	case m.ForcedDown:
-		m.Why = "an operator says that it is down"
+		return false, "an operator says that it is down"
 	case m.Departed:
-		m.Why = "it was stopped"
+		return false, "it was stopped"
 	case silent > downAfter:
-		m.Why = fmt.Sprintf("it was last seen %v ago", silent.Round(time.Second))
-	default:
-		m.Up = true
+		return false, fmt.Sprintf("it was last seen %v ago", silent.Round(time.Second))
 	}
+	return true, ""
 }
 
 // MinVersion returns the least version of a kind's members that have not left and are

@@ -59,7 +59,7 @@ func TestSpans(t *testing.T) {
 		if s.Status().Code == codes.Error {
 			failed = " failed"
 		}
-		got = append(got, s.Name()+" "+route.AsString()+" "+status.Emit()+failed)
+		got = append(got, s.Name()+" "+route.AsString()+" "+status.String()+failed)
 		if s.SpanKind() != oteltrace.SpanKindServer || s.Parent().SpanID().String() != "b7ad6b7169203331" || s.Parent().TraceID() != s.SpanContext().TraceID() {
 			t.Errorf("span %s: kind %v, parent %v", s.Name(), s.SpanKind(), s.Parent())
 		}

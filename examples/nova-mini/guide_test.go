@@ -1,0 +1,89 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+)
+
+// TestOperating: the file of docs/operating.md is one that is taken, its commands do
+// something, and what it says of options, pages and commands is there.
+func TestOperating(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	guide := string(raw)
+	blocks := map[string][]string{}
+	for _, b := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(guide, -1) {
+		blocks[b[1]] = append(blocks[b[1]], b[2])
+	}
+	if len(blocks["ini"]) != 1 || len(blocks["console"]) != 3 {
+		t.Fatalf("%d files, %d blocks of commands", len(blocks["ini"]), len(blocks["console"]))
+	}
+	dir, url := t.TempDir(), dbtest.SQLite(t)
+	d, err := db.Open(t.Context(), db.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := store.New(d).Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	secret := filepath.Join(dir, "url")
+	file := filepath.Join(dir, "nova-mini.conf")
+	text := strings.Replace(blocks["ini"][0], "/etc/nova-mini/database-url", secret, 1)
+	for path, text := range map[string]string{secret: url + "\n", file: text} {
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	run := func(line string) string {
+		t.Helper()
+		var out bytes.Buffer
+		cmd := command(&out)
+		cmd.SetArgs(append(strings.Fields(line)[1:], "--config-file", file))
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+		return out.String()
+	}
+	for _, line := range strings.Split(strings.TrimSpace(strings.Join(blocks["console"], "")), "\n") {
+		out := run(line)
+		if out == "" && line != "nova-mini policy validate" { // which has nothing to say: there are no files
+			t.Errorf("%s prints nothing", line)
+		}
+		if strings.Contains(line, "explain") && !strings.Contains(out, "denies\n") {
+			t.Errorf("%s: %s", line, out)
+		}
+	}
+	sample := run("nova-mini config sample")
+	for _, option := range []string{"strict", "token_cache_time", "admin_listen", "drain_delay", "graceful_shutdown_timeout", "auth_strategy", "otlp_endpoint"} {
+		if !strings.Contains(guide, option) || !strings.Contains(sample, "#"+option+" = ") {
+			t.Errorf("option %s is not in the guide, or not in nova-mini", option)
+		}
+	}
+	help := func(args ...string) string {
+		var out bytes.Buffer
+		cmd := command(&out)
+		cmd.SetOut(&out)
+		cmd.SetArgs(append(args, "--help"))
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Error(err)
+		}
+		return out.String()
+	}
+	for _, of := range [][2]string{{"operation", "show"}, {"operation", "cancel"}, {"operation", "retry"}, {"placement", "audit"}, {"dlq", "list"}, {"upgrade", "check"}} {
+		if text := help(of[0]); !strings.Contains(text, "  "+of[1]) {
+			t.Errorf("there is no command %s %s:\n%s", of[0], of[1], text)
+		}
+	}
+}
