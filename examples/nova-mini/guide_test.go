@@ -56,7 +56,7 @@ func TestOperating(t *testing.T) {
 		}
 		return out.String()
 	}
-	for _, line := range strings.Split(strings.TrimSpace(strings.Join(blocks["console"], "")), "\n") {
+	for line := range strings.SplitSeq(strings.TrimSpace(strings.Join(blocks["console"], "")), "\n") {
 		out := run(line)
 		if out == "" && line != "nova-mini policy validate" { // which has nothing to say: there are no files
 			t.Errorf("%s prints nothing", line)
