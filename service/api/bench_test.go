@@ -8,28 +8,36 @@ import (
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"slices"
 	"strings"
 	"testing"
 
-	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/compare"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/api/apiprom"
 	"github.com/armature-go/armature/service/auth"
+	"github.com/armature-go/armature/service/policy"
 )
 
-// chain is a Mux with all that a component has around its handlers.
+// chain is a Mux with all that a component has around its handlers: ids, tokens, a policy,
+// versions, a log in JSON, what is in flight, and Prometheus.
 func chain() *api.Mux {
 	var f service.Inflight
-	count := map[string]int{}
+	rules, err := policy.New([]policy.Rule{
+		{Name: "owner", Check: "project_id:%(project_id)s"},
+		{Name: "disk:get", Check: "role:admin or (role:reader and rule:owner) or (role:member and rule:owner)"},
+		{Name: "disk:create", Check: "role:admin or (role:member and rule:owner)"},
+	}, policy.Config{})
+	if err != nil {
+		panic(err)
+	}
 	m := api.New(api.Config{
 		Authenticate:  auth.Static(map[string]reqctx.Request{"token": {UserID: "u", ProjectID: "p", Roles: []string{"member"}}}),
-		Enforce:       func(ctx context.Context, _ string, _ map[string]any) error { return member(ctx) },
+		Enforce:       func(ctx context.Context, rule string, _ map[string]any) error { return rules.Enforce(ctx, rule, nil) },
 		Microversions: volumeVersions, Inflight: &f, RequestIDHeaders: []string{"X-Compute-Request-Id"},
 		Logger:  slog.New(reqctx.LogHandler(slog.NewJSONHandler(io.Discard, nil))), //nolint:sloglint // what a line costs counts
-		Observe: func(_ context.Context, o api.Observation) { _ = count[o.Pattern] },
+		Observe: apiprom.New().Observe,
 	})
 	api.HandleRoute(m, api.Route{Pattern: "GET /v3/disks/{id}", Rule: "disk:get"}, func(_ context.Context, r *api.Request[api.None]) (disk, error) {
 		return disk{Name: r.PathValue("id"), Size: 7, Tags: []string{"a", "b"}}, nil
@@ -38,13 +46,6 @@ func chain() *api.Mux {
 		return r.Body.Disk, nil
 	})
 	return m
-}
-
-func member(ctx context.Context) error {
-	if slices.Contains(reqctx.From(ctx).Roles, "member") {
-		return nil
-	}
-	return fault.New(fault.Denied, "no")
 }
 
 // plain is the same with ServeMux alone.
