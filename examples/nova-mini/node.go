@@ -194,13 +194,16 @@ func (n *node) addAPI() error {
 	if who.part != nil {
 		n.app.Add("keystone", who.part)
 	}
-	door := service.HTTP(n.address(), n.tell.around(api.New(api.Config{
+	handler := n.tell.around(api.New(api.Config{
 		Authenticate: who.authenticate, Challenge: who.challenge, Policy: rules,
 		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.tell.observe,
-		CheckReplies: n.API.CheckReplies, Logger: n.log,
-	})))
+		CORS: n.CORS.Origins, CheckReplies: n.API.CheckReplies, Logger: n.log,
+	}))
+	door := service.NewHTTP(service.HTTPConfig{
+		Addr: n.address(), Handler: handler, CertFile: n.WSGI.CertFile, KeyFile: n.WSGI.KeyFile, ClientCAFile: n.WSGI.CAFile,
+	})
 	n.app.Add("api (option osapi_compute_listen_port, flag --port)", door)
-	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, door.Addr()) }})
+	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, n.scheme()+"://"+door.Addr()) }})
 	return nil
 }
 
@@ -231,17 +234,25 @@ func (o *options) identity(log *slog.Logger) (*identity, error) {
 	return &identity{k.Authenticate, k.Challenge(), k}, nil
 }
 
+// scheme is that of the API's URLs.
+func (o *options) scheme() string {
+	if o.WSGI.CertFile != "" {
+		return "https"
+	}
+	return "http"
+}
+
 // greet prints where the API listens and commands that use it.
-func greet(w io.Writer, addr string) error {
-	_, err := fmt.Fprintf(w, `nova-mini listens on http://%[1]s
+func greet(w io.Writer, url string) error {
+	_, err := fmt.Fprintf(w, `nova-mini listens on %[1]s
 
 Paste these to create a server, to list all servers, and to show the new one:
 
-  ID=$(curl -s http://%[1]s/v2.1/servers -H 'Content-Type: application/json' -d '{"server": {"name": "demo", "flavorRef": "1", "imageRef": "cirros"}}' | sed 's/.*"id":"\([^"]*\)".*/\1/'); echo "$ID"
-  curl -s http://%[1]s/v2.1/servers/detail
-  curl -s "http://%[1]s/v2.1/servers/$ID"
+  ID=$(curl -s %[1]s/v2.1/servers -H 'Content-Type: application/json' -d '{"server": {"name": "demo", "flavorRef": "1", "imageRef": "cirros"}}' | sed 's/.*"id":"\([^"]*\)".*/\1/'); echo "$ID"
+  curl -s %[1]s/v2.1/servers/detail
+  curl -s "%[1]s/v2.1/servers/$ID"
 
-`, addr)
+`, url)
 	return err
 }
 

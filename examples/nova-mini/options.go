@@ -51,6 +51,8 @@ type settings struct {
 	FilterScheduler  filterOptions                `section:"filter_scheduler"`
 	Rabbit           rabbitOptions                `section:"oslo_messaging_rabbit"`
 	API              apiOptions                   `section:"api"`
+	WSGI             wsgiOptions                  `section:"wsgi"`
+	CORS             corsOptions                  `section:"cors"`
 	Keystone         keystoneOptions              `section:"keystone_authtoken"`
 	Policy           policyOptions                `section:"oslo_policy"`
 	Telemetry        telemetryOptions             `section:"opentelemetry"`
@@ -86,6 +88,16 @@ type filterOptions struct {
 type apiOptions struct {
 	AuthStrategy string `ini:"auth_strategy" default:"noauth2" choices:"noauth2, keystone" help:"who is let in: noauth2, everybody as the administrator, or keystone"`
 	CheckReplies bool   `ini:"check_replies" default:"false" help:"compare every reply with its schema, for tests"`
+}
+
+type wsgiOptions struct {
+	CertFile string `ini:"ssl_cert_file" help:"certificate of the API, in PEM form, which makes it HTTPS; it is read again when it changes"`
+	KeyFile  string `ini:"ssl_key_file" help:"its private key"`
+	CAFile   string `ini:"ssl_ca_file" help:"authorities whose certificates clients must show (default: none is asked for)"`
+}
+
+type corsOptions struct {
+	Origins []string `ini:"allowed_origin" help:"origins of web pages that may use the API, such as https://dashboard.example.org"`
 }
 
 type keystoneOptions struct {

@@ -38,6 +38,8 @@ type Config struct {
 	Challenge    string
 	// Policy says who may do what, by [Rules]. Default: as they are.
 	Policy *policy.Enforcer
+	// CORS are the origins of web pages that may use the API. Default: none.
+	CORS []string
 	// Inflight notes each request while it runs.
 	Inflight *service.Inflight
 	// Observe is called after each request, unless it is nil.
@@ -81,7 +83,12 @@ func newMux(cfg Config) *api.Mux {
 		cfg.Policy = p
 	}
 	s := &server{cfg}
+	var pages *api.CORS
+	if len(cfg.CORS) > 0 {
+		pages = &api.CORS{Origins: cfg.CORS}
+	}
 	mux := api.New(api.Config{
+		CORS:             pages,
 		RequestIDHeaders: []string{"x-compute-request-id"},
 		FaultName:        "computeFault",
 		Inflight:         cfg.Inflight,
