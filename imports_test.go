@@ -75,7 +75,7 @@ var rules = map[string][]string{
 	"service":             {"fault", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/auth":        {"service", "service/api", "fault", "reqctx", "golang.org/x/sync"},
-	"service/policy":      {"service", "fault", "reqctx", "go.yaml.in/yaml/v4"},
+	"service/policy":      {"service", "service/internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
 	"service/api/apiprom": {"service/api", prometheus},
 	"service/api/apiotel": {"service/api", "reqctx", otel},

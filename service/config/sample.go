@@ -8,6 +8,8 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+
+	"github.com/armature-go/armature/service/internal/text"
 )
 
 // Sample writes a file with all options of a struct as comments, for an operator to set
@@ -27,64 +29,51 @@ func Sample(w io.Writer, opts any) error {
 		for _, name := range slices.Sorted(maps.Keys(l.options[section])) {
 			o := l.options[section][name]
 			say("\n")
-			comment(say, o.about())
+			text.Comment(out, o.about())
 			say("#%s = %s\n", name, strings.ReplaceAll(o.tag.Get("default"), "\n", "\n#  "))
 		}
 	}
 	for _, f := range l.free {
 		say("\n")
-		comment(say, fmt.Sprintf("Sections [%sNAME] have options of their own.", f.prefix))
+		text.Comment(out, fmt.Sprintf("Sections [%sNAME] have options of their own.", f.prefix))
 	}
 	return out.Flush()
 }
 
 // about says what an option is.
 func (o *option) about() string {
-	text := o.tag.Get("help")
-	if text != "" {
-		text = strings.ToUpper(text[:1]) + text[1:] + ". "
+	about := o.tag.Get("help")
+	if about != "" {
+		about = strings.ToUpper(about[:1]) + about[1:] + ". "
 	}
-	text += strings.ToUpper(o.kind()[:1]) + o.kind()[1:]
+	about += strings.ToUpper(o.kind()[:1]) + o.kind()[1:]
 	if v := o.tag.Get("min"); v != "" {
-		text += ", at least " + v
+		about += ", at least " + v
 	}
 	if v := o.tag.Get("max"); v != "" {
-		text += ", at most " + v
+		about += ", at most " + v
 	}
 	if o.choices != nil {
-		text += ": " + strings.Join(o.choices, ", ")
+		about += ": " + strings.Join(o.choices, ", ")
 	}
 	if v := o.tag.Get("regex"); v != "" {
-		text += ", of the form " + v
+		about += ", of the form " + v
 	}
-	text += "."
+	about += "."
 	for _, extra := range []struct{ tag, text string }{
 		{"required", "It must be set."},
 		{"secret", "Secret: " + o.name + "_file may name a file that has it."},
 		{"reloadable", "A change takes effect on SIGHUP."},
 	} {
 		if o.is(extra.tag) {
-			text += " " + extra.text
+			about += " " + extra.text
 		}
 	}
 	if v := o.tag.Get("deprecated"); v != "" {
-		text += " It was called " + v + "."
+		about += " It was called " + v + "."
 	}
 	if v := o.tag.Get("removed"); v != "" {
-		text += " It has no effect any more: " + v + "."
+		about += " It has no effect any more: " + v + "."
 	}
-	return text
-}
-
-// comment writes a text as comments of at most 79 columns.
-func comment(say func(string, ...any), text string) {
-	line := "#"
-	for word := range strings.FieldsSeq(text) {
-		if len(line)+1+len(word) > 79 && line != "#" {
-			say("%s\n", line)
-			line = "#"
-		}
-		line += " " + word
-	}
-	say("%s\n", line)
+	return about
 }

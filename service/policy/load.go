@@ -17,6 +17,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/internal/text"
 )
 
 // override is a rule in a file.
@@ -303,7 +304,7 @@ func (e *Enforcer) warn(format string, args ...any) {
 func nearest(name string, rules map[string]*rule) string {
 	best, least := "", max(len(name)/2+1, 3)
 	for _, other := range slices.Sorted(maps.Keys(rules)) {
-		if d := distance(name, other); d < least {
+		if d := text.Distance(name, other); d < least {
 			best, least = other, d
 		}
 	}
@@ -311,25 +312,4 @@ func nearest(name string, rules map[string]*rule) string {
 		return ""
 	}
 	return "; the nearest is " + best
-}
-
-// distance is the Levenshtein distance, in bytes.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			change := diagonal
-			if a[i] != b[j] {
-				change++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -7,6 +7,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/armature-go/armature/service/internal/text"
 )
 
 // Explanation says how a rule was judged.
@@ -118,42 +120,27 @@ func Sample(w io.Writer, rules []Rule) error {
 		if i > 0 {
 			_, _ = fmt.Fprintln(out) // the writer keeps the error
 		}
-		comment(out, r.Description)
+		text.Comment(out, r.Description)
 		for _, o := range r.Operations {
-			comment(out, o.Method+" "+o.Path)
+			text.Comment(out, o.Method+" "+o.Path)
 		}
 		if len(r.Scopes) > 0 {
-			comment(out, "Scope: "+strings.Join(r.Scopes, ", "))
+			text.Comment(out, "Scope: "+strings.Join(r.Scopes, ", "))
 		}
 		if d := r.Deprecated; d != nil {
-			text := "Deprecated"
+			was := "Deprecated"
 			if d.Since != "" {
-				text += " since " + d.Since
+				was += " since " + d.Since
 			}
 			if d.Name != "" {
-				text += fmt.Sprintf(": it was called %q", d.Name)
+				was += fmt.Sprintf(": it was called %q", d.Name)
 			}
 			if d.Check != "" {
-				text += fmt.Sprintf(": it was %q", d.Check)
+				was += fmt.Sprintf(": it was %q", d.Check)
 			}
-			comment(out, strings.TrimRight(text+". "+d.Reason, " "))
+			text.Comment(out, strings.TrimRight(was+". "+d.Reason, " "))
 		}
 		_, _ = fmt.Fprintf(out, "#%q: %q\n", r.Name, r.Check) // the writer keeps the error
 	}
 	return out.Flush()
-}
-
-// comment writes a text as comments of at most 79 columns.
-func comment(out io.Writer, text string) {
-	line := "#"
-	for word := range strings.FieldsSeq(text) {
-		if len(line)+1+len(word) > 79 && line != "#" {
-			_, _ = fmt.Fprintln(out, line) // the writer keeps the error
-			line = "#"
-		}
-		line += " " + word
-	}
-	if line != "#" {
-		_, _ = fmt.Fprintln(out, line) // the writer keeps the error
-	}
 }

@@ -1,0 +1,45 @@
+// Package text is what packages that write for operators have in common.
+package text
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// Comment writes words as a comment of lines of at most 79 columns. Without a word it writes
+// nothing. Errors are the writer's, which has to keep them.
+func Comment(w io.Writer, words string) {
+	line := "#"
+	for word := range strings.FieldsSeq(words) {
+		if len(line)+1+len(word) > 79 && line != "#" {
+			_, _ = fmt.Fprintln(w, line) // see above
+			line = "#"
+		}
+		line += " " + word
+	}
+	if line != "#" {
+		_, _ = fmt.Fprintln(w, line) // see above
+	}
+}
+
+// Distance is the Levenshtein distance, in bytes.
+func Distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			change := diagonal
+			if a[i] != b[j] {
+				change++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
