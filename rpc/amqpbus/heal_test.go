@@ -1,6 +1,7 @@
 package amqpbus_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -16,6 +17,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -159,6 +161,76 @@ func TestHeals(t *testing.T) {
 	stranger := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
 	if err := stranger.Start(t.Context()); fault.CodeOf(err) != fault.Denied || !strings.Contains(fmt.Sprint(err), "heal.fault") || strings.Contains(fmt.Sprint(err), "s3cr3t") {
 		t.Errorf("a server without permission: %v (%v), want Denied that names the queue", err, fault.CodeOf(err))
+	}
+}
+
+// TestEndsWhileReopened: a subscription ends while its consumer is opened again, with less
+// sent ahead, and the connection is lost in the middle of that. Nothing waits for it.
+func TestEndsWhileReopened(t *testing.T) {
+	t.Parallel()
+	raw := envtest.URL(t, testenv.AMQPVar)
+	p, via := proxyTo(t, raw)
+	exchange := "reopen." + strings.ToLower(rand.Text())
+	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{via}, Exchange: exchange})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := bus.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	var consumes atomic.Int64
+	asked, pass, gate := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	p.mu.Lock()
+	p.look = func(b []byte) { // basic.consume of the queue
+		if bytes.Contains(b, []byte{0, 60, 0, 20}) && bytes.Contains(b, []byte(".h.calls")) && consumes.Add(1) == 2 {
+			close(asked)
+			<-pass
+		}
+	}
+	p.mu.Unlock()
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h", MaxInFlight: 1})
+	entered := make(chan struct{}, 8)
+	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) {
+		entered <- struct{}{}
+		<-gate
+		return n, nil
+	})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	client := rpc.NewClient(open(t, raw, exchange), rpc.ClientConfig{})
+	defer client.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer cancel()
+	for range 3 { // one is run, the others wait at a server that is busy
+		wg.Go(func() { _, _ = rpc.Call(ctx, client, add, "h", new(int)) })
+	}
+	<-entered
+	select {
+	case <-asked:
+	case <-time.After(30 * time.Second):
+		t.Fatal("the consumer of a busy server is not opened again")
+	}
+	ended := make(chan error, 1)
+	go func() {
+		short, stop := context.WithTimeout(context.Background(), time.Second)
+		defer stop()
+		_ = srv.Stop(short) // the handler does not end
+		ended <- bus.Stop(short)
+	}()
+	<-time.After(200 * time.Millisecond) // the subscriptions end at once
+	p.cut()
+	close(pass)
+	close(gate)
+	select {
+	case err := <-ended:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatal("the bus does not end")
 	}
 }
 

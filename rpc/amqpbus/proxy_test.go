@@ -20,6 +20,7 @@ type proxy struct {
 	open map[net.Conn]bool
 	gate chan struct{} // closed when bytes may pass
 	slow time.Duration // the pause after each piece
+	look func([]byte)  // sees what clients send before it passes; nil: nobody does
 }
 
 func newProxy(t testing.TB, to string) *proxy {
@@ -72,9 +73,9 @@ func (p *proxy) accept() {
 		p.mu.Lock()
 		p.open[a], p.open[b] = true, true
 		p.mu.Unlock()
-		for _, pair := range [][2]net.Conn{{a, b}, {b, a}} {
+		for i, pair := range [][2]net.Conn{{a, b}, {b, a}} {
 			p.wg.Go(func() {
-				p.copy(pair[0], pair[1])
+				p.copy(pair[0], pair[1], i == 1)
 				pair[0].Close()
 				pair[1].Close()
 			})
@@ -83,13 +84,16 @@ func (p *proxy) accept() {
 }
 
 // copy ends when either side is closed.
-func (p *proxy) copy(to io.Writer, from io.Reader) {
+func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
 		p.mu.Lock()
-		gate, slow := p.gate, p.slow
+		gate, slow, look := p.gate, p.slow, p.look
 		p.mu.Unlock()
+		if client && look != nil {
+			look(buf[:n])
+		}
 		<-gate
 		if slow > 0 {
 			<-time.After(slow)

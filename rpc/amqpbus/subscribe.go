@@ -217,7 +217,10 @@ func (c *consumer) open(in *inChannel, prefetch int) (err error) {
 	if err = in.ch.Qos(min(prefetch, 65_535), 0, false); err != nil {
 		return err
 	}
-	in.deliveries, err = in.ch.Consume(c.name, consumerTag, c.mode == rpc.Private, false, false, false, nil)
+	d, err := in.ch.Consume(c.name, consumerTag, c.mode == rpc.Private, false, false, false, nil)
+	if err == nil { // else those that there were have ended, which is what who waits for one has to learn
+		in.deliveries = d
+	}
 	return err
 }
 

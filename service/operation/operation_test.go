@@ -121,8 +121,11 @@ func (b *bench) stepIn(name string, do func(op *operation.Op, in *input) error, 
 		}
 		return nil
 	}}
-	s.Undo = func(_ context.Context, op *operation.Op, _ *input) error {
+	s.Undo = func(_ context.Context, op *operation.Op, in *input) error {
 		b.j.add("-%s", name)
+		if in.Kept > 0 {
+			in.Kept += 5
+		}
 		if undo != nil {
 			return undo(op)
 		}
@@ -207,7 +210,7 @@ func TestRuns(t *testing.T) {
 						b.j.add("kept-%d", in.Kept)
 						in.Kept++
 						return fault.New(fault.NotFound, "gone")
-					}, func(*operation.Op) error { return nil }),
+					}, nil),
 				}
 			},
 		},
@@ -301,7 +304,7 @@ func TestRuns(t *testing.T) {
 				if got := b.j.String(); got != tt.did || events(o) != tt.events || !strings.Contains(o.Error, tt.says) {
 					t.Errorf("did %s, want %s\nevents %s, want %s\nerror %q, want %q", got, tt.did, events(o), tt.events, o.Error, tt.says)
 				}
-				if tt.name == "what is kept" && string(o.Data) != `{"size":7,"kept":42}` {
+				if tt.name == "what is kept" && string(o.Data) != `{"size":7,"kept":52}` { // and what undoing has changed
 					t.Errorf("data %s", o.Data)
 				}
 				if o.RequestID != "req-1" || o.GlobalRequestID != "req-0" || o.UserID != "u" || o.ProjectID != "p" || o.Ended == nil || string(o.Input) != `{"size":7}` {

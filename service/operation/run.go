@@ -234,7 +234,10 @@ func (x *execution) fail(ctx context.Context, outcome State, code fault.Code, wh
 // undo undoes a step.
 func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 	op, began := x.op(), x.now()
-	undone := func(r *row) { x.kind.undone(r, x.now()) }
+	undone := func(r *row) {
+		r.Data = string(op.data)
+		x.kind.undone(r, x.now())
+	}
 	var err error
 	switch {
 	case s.undoTx != nil: // also late: it does not take longer than to note that it was not undone
@@ -259,7 +262,7 @@ func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 		x.release(ctx, x.now(), x.row.Attempts, nil)
 		return false
 	case waits:
-		x.release(ctx, x.now().Add(a.after), 0, nil)
+		x.release(ctx, x.now().Add(a.after), 0, op.data)
 		return false
 	case passing(err) && !late:
 		x.later(ctx, x.event(s, "retry", err, began))

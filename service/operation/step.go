@@ -34,11 +34,10 @@ type Op struct {
 
 // Step is a part of an operation: Do or DoTx, and Undo or UndoTx, or neither.
 //
-// They get the operation's input as the steps before have left it: what Do or DoTx changes
-// in it is written together with the note that the step is done, or waits (see [Again]),
-// and later steps, and those who look, find it so. It has to be the same after it was
-// written as JSON and read again. What is changed in an attempt that failed, or while
-// undoing, is forgotten.
+// They get the operation's input as the steps before have left it: what one changes in it
+// is written together with the note that it is done, or undone, or waits (see [Again]), and
+// later ones, and those who look, find it so. It has to be the same after it was written as
+// JSON and read again. What is changed in an attempt that failed is forgotten.
 //
 // An error with code Unavailable, Unknown or Timeout makes it try again after a pause,
 // until the operation's time is over; any other ends the operation: its steps are undone,
