@@ -207,6 +207,7 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	rpc.Handle(worker, speak, c.greet)
 	mux := api.New(api.Config{Inflight: app.Inflight(), Logger: log})
 	mux.Health(app.Ready)
+	mux.Discover(api.Discovery{ID: "v1", Path: "/v1"})
 	api.HandleRoute(mux, api.Route{Pattern: "POST /v1/greetings", Body: []api.Schema{{
 		JSON: `{"type": "object", "required": ["name"], "additionalProperties": false, "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 255}}}`,
 	}}}, c.create)

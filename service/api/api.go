@@ -4,6 +4,7 @@
 //
 //	mux := api.New(api.Config{})
 //	mux.Health(app.Ready)
+//	mux.Discover(api.Discovery{ID: "v1", Path: "/v1"})
 //	api.Handle(mux, "POST /v1/volumes", func(ctx context.Context, r *api.Request[CreateVolume]) (Volume, error) {
 //		r.Status = http.StatusAccepted
 //		return volumes.Create(ctx, r.Body)

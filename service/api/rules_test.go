@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
 )
 
 // decodeFault returns the message of an error body.
@@ -260,6 +262,35 @@ func TestCheckReplies(t *testing.T) {
 			t.Errorf("%s: %d %s, want %d", query, w.Code, w.Body, want)
 		}
 	}
+}
+
+// TestDiscover: who knows an address finds out, without a token, where the API is and which
+// versions it speaks, as the API-SIG says.
+func TestDiscover(t *testing.T) {
+	t.Parallel()
+	m := versionedMux(api.Config{CheckReplies: true, Authenticate: auth.Static(nil)})
+	m.Discover(api.Discovery{ID: "v3", Updated: "2026-11-23T00:00:00Z", Links: []api.Link{{Rel: "describedby", Href: "https://docs.example.org/"}}})
+	for path, want := range map[string]string{
+		"/": `{"versions":[{"id":"v3","status":"CURRENT","version":"3.70","min_version":"3.0","updated":"2026-11-23T00:00:00Z",` +
+			`"links":[{"rel":"self","href":"http://example.com/v3/"}]}]}`,
+		"/v3": `{"version":{"id":"v3","status":"CURRENT","version":"3.70","min_version":"3.0","updated":"2026-11-23T00:00:00Z",` +
+			`"links":[{"rel":"self","href":"http://example.com/v3/"},{"rel":"describedby","href":"https://docs.example.org/"}]}}`,
+	} {
+		for _, p := range []string{path, strings.TrimSuffix(path, "/") + "/"} {
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, p, http.NoBody)
+			w := httptest.NewRecorder()
+			m.ServeHTTP(w, r)
+			if w.Code != http.StatusOK || strings.TrimSpace(w.Body.String()) != want {
+				t.Errorf("GET %s: %d %s\nwant %s", p, w.Code, w.Body, want)
+			}
+		}
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("it does not say where it is, and does not panic")
+		}
+	}()
+	api.New(api.Config{}).Discover(api.Discovery{ID: "v1"})
 }
 
 // TestOpenAPI: the document of each version names its routes alone, and its schemas are

@@ -116,39 +116,6 @@ func linksTo(r *http.Request, kind, id string) []api.Link {
 // Nova's first versions.
 var pages = api.Pages{MaxLimit: MaxLimit, Lenient: true}
 
-type versionDoc struct {
-	ID         string      `json:"id"`
-	Status     string      `json:"status"`
-	Version    string      `json:"version"`
-	MinVersion string      `json:"min_version"`
-	Updated    string      `json:"updated"`
-	Links      []api.Link  `json:"links"`
-	MediaTypes []mediaType `json:"media-types,omitempty"`
-}
-
-type mediaType struct {
-	Base string `json:"base"`
-	Type string `json:"type"`
-}
-
-func describe(r *http.Request) versionDoc {
-	return versionDoc{
-		ID: "v2.1", Status: "CURRENT", Version: maxVersion, MinVersion: minVersion, Updated: "2013-07-23T11:33:21Z",
-		Links: []api.Link{{Rel: "self", Href: api.Base(r) + "/v2.1/"}},
-	}
-}
-
-func (s *server) versions(_ context.Context, r *api.Request[api.None]) (map[string][]versionDoc, error) {
-	return map[string][]versionDoc{"versions": {describe(r.Request)}}, nil
-}
-
-func (s *server) version(_ context.Context, r *api.Request[api.None]) (map[string]versionDoc, error) {
-	doc := describe(r.Request)
-	doc.Links = append(doc.Links, api.Link{Rel: "describedby", Type: "text/html", Href: "http://docs.openstack.org/"})
-	doc.MediaTypes = []mediaType{{Base: "application/json", Type: "application/vnd.openstack.compute+json;version=2.1"}}
-	return map[string]versionDoc{"version": doc}, nil
-}
-
 // able refuses what could not be done now: nothing is accepted that has to wait
 // for a broken service. The client may send it again.
 func (s *server) able(ctx context.Context) error {

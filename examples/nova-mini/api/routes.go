@@ -20,16 +20,11 @@ func failsOfBody(more ...int) []int {
 
 // routes registers all that Nova has, too.
 func (s *server) routes(mux *api.Mux) {
-	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /{$}", Public: true, Summary: "List the versions of the API",
-		Reply: always(exact(fields{"versions": list(versionBrief)})),
-	}, s.versions)
-	for _, pattern := range []string{"GET /v2.1/{$}", "GET /v2.1"} {
-		api.HandleRoute(mux, api.Route{
-			Pattern: pattern, Public: true, Summary: "Show the version of the API",
-			Reply: always(exact(fields{"version": versionWhole})), Errors: []int{http.StatusBadRequest, http.StatusNotAcceptable},
-		}, s.version)
-	}
+	mux.Discover(api.Discovery{
+		ID: "v2.1", Updated: "2013-07-23T11:33:21Z",
+		Links:      []api.Link{{Rel: "describedby", Type: "text/html", Href: "http://docs.openstack.org/"}},
+		MediaTypes: []api.MediaType{{Base: "application/json", Type: "application/vnd.openstack.compute+json;version=2.1"}},
+	})
 	s.flavorRoutes(mux)
 	s.serverRoutes(mux)
 	s.actionRoutes(mux)

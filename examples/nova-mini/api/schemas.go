@@ -94,19 +94,6 @@ var (
 	links = list(link)
 )
 
-// Versions.
-var (
-	number       = `{"type": "string", "pattern": "^[0-9]+\\.[0-9]+$"}`
-	versionBrief = exact(fields{
-		"id": anything, "status": `{"enum": ["CURRENT", "SUPPORTED"]}`, "version": number, "min_version": number,
-		"updated": seconds, "links": links,
-	})
-	versionWhole = exact(fields{
-		"id": anything, "status": `{"enum": ["CURRENT"]}`, "version": number, "min_version": number,
-		"updated": seconds, "links": links, "media-types": list(exact(fields{"base": anything, "type": anything})),
-	})
-)
-
 // Flavors.
 var (
 	pageOf       = query(fields{"limit": digits, "marker": anything})

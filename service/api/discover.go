@@ -1,0 +1,87 @@
+package api
+
+import (
+	"context"
+	"net/http"
+)
+
+// Discovery is what clients are told of an API before they use it. ID is required.
+type Discovery struct {
+	// ID is that of the major version, such as "v3".
+	ID string
+	// Path is where it is, such as "/v3". Default: where the microversions are.
+	Path string
+	// Updated is when the API last changed, as "2026-11-23T00:00:00Z". Default: nothing
+	// is said of it.
+	Updated string
+	// Links and MediaTypes are what the document at Path has besides.
+	Links      []Link
+	MediaTypes []MediaType
+}
+
+// MediaType is one in which the API speaks.
+type MediaType struct {
+	Base string `json:"base"`
+	Type string `json:"type"`
+}
+
+// versionDocument is a version as the API-SIG's discovery has it.
+type versionDocument struct {
+	ID         string      `json:"id"`
+	Status     string      `json:"status"`
+	Version    string      `json:"version"`
+	MinVersion string      `json:"min_version"`
+	Updated    string      `json:"updated,omitempty"`
+	Links      []Link      `json:"links"`
+	MediaTypes []MediaType `json:"media-types,omitempty"`
+}
+
+const versionSchema = `{"type": "object", "additionalProperties": false, "required": ["id", "status", "version", "min_version", "links"], "properties": {
+	"id": {"type": "string"}, "status": {"enum": ["CURRENT"]}, "version": {"type": "string"}, "min_version": {"type": "string"},
+	"updated": {"type": "string", "format": "date-time"},
+	"links": {"type": "array", "items": {"type": "object", "additionalProperties": false, "required": ["rel", "href"],
+		"properties": {"rel": {"type": "string"}, "href": {"type": "string"}, "type": {"type": "string"}}}},
+	"media-types": {"type": "array", "items": {"type": "object", "additionalProperties": false, "required": ["base", "type"],
+		"properties": {"base": {"type": "string"}, "type": {"type": "string"}}}}}}`
+
+func keyed(key, schema string) []Schema {
+	return []Schema{{JSON: `{"type": "object", "additionalProperties": false, "required": ["` + key + `"], "properties": {"` + key + `": ` + schema + `}}`}}
+}
+
+// Discover registers the documents of the API-SIG's version discovery, for which nobody
+// has to say who they are: GET / lists the versions, of which there is one, and GET of
+// the Path, with and without a slash, shows it, with the bounds of its microversions. It
+// panics if there is no Path.
+func (m *Mux) Discover(d Discovery) {
+	v := versionDocument{ID: d.ID, Status: "CURRENT", Updated: d.Updated}
+	if m.versions != nil {
+		v.Version, v.MinVersion = m.versions.Max, m.versions.Min
+		if d.Path == "" {
+			d.Path = m.versions.Prefix
+		}
+	}
+	if d.Path == "" {
+		panic("api: Discover without a path")
+	}
+	at := func(r *http.Request) versionDocument {
+		v := v
+		v.Links = []Link{{Rel: "self", Href: Base(r) + d.Path + "/"}}
+		return v
+	}
+	HandleRoute(m, Route{
+		Pattern: "GET /{$}", Public: true, Summary: "List the versions of the API",
+		Reply: keyed("versions", `{"type": "array", "items": `+versionSchema+`}`),
+	}, func(_ context.Context, r *Request[None]) (map[string][]versionDocument, error) {
+		return map[string][]versionDocument{"versions": {at(r.Request)}}, nil
+	})
+	for _, pattern := range []string{"GET " + d.Path + "/{$}", "GET " + d.Path} {
+		HandleRoute(m, Route{
+			Pattern: pattern, Public: true, Summary: "Show the version of the API",
+			Reply: keyed("version", versionSchema), Errors: []int{http.StatusBadRequest, http.StatusNotAcceptable},
+		}, func(_ context.Context, r *Request[None]) (map[string]versionDocument, error) {
+			v := at(r.Request)
+			v.Links, v.MediaTypes = append(v.Links, d.Links...), d.MediaTypes
+			return map[string]versionDocument{"version": v}, nil
+		})
+	}
+}
