@@ -60,14 +60,14 @@ func (o *option) about() string {
 		about += ", of the form " + v
 	}
 	about += "."
-	for _, extra := range []struct{ tag, text string }{
-		{"required", "It must be set."},
-		{"secret", "Secret: " + o.name + "_file may name a file that has it."},
-		{"reloadable", "A change takes effect on SIGHUP."},
-	} {
-		if o.is(extra.tag) {
-			about += " " + extra.text
-		}
+	if o.is("required") {
+		about += " It must be set."
+	}
+	if o.is("secret") {
+		about += " Secret: " + o.name + "_file may name a file that has it."
+	}
+	if o.is("reloadable") {
+		about += " A change takes effect on SIGHUP."
 	}
 	if v := o.tag.Get("deprecated"); v != "" {
 		about += " It was called " + v + "."
