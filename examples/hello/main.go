@@ -176,23 +176,14 @@ func main() {
 // run runs the component until it is told to stop. It sends the address of the API.
 func run(ctx context.Context, o *options, listens chan<- string) error {
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
-	bus, err := urlbus.Open(o.Bus, urlbus.Config{Exchange: "hello", Logger: log})
-	if err != nil {
-		return err
-	}
-	rank, err := scheduler.New(scheduler.Config[*Greeting, membership.Member]{Filters: []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)}, Picker: scheduler.Shuffle})
-	if err != nil {
-		return err
-	}
+	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: "hello", Logger: log})
+	rank, rankErr := scheduler.New(scheduler.Config[*Greeting, membership.Member]{Filters: []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)}, Picker: scheduler.Shuffle})
 	var drivers driver.Registry[Greeter]
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
-	plugin, err := drivers.Launch(ctx, Kind, o.Driver, driver.PluginConfig{Dir: o.Plugins, Logger: log})
-	if err != nil {
-		return err
-	}
-	d, err := db.Open(ctx, db.Config{URL: o.Connection})
-	if err != nil {
-		return err
+	plugin, pluginErr := drivers.Launch(ctx, Kind, o.Driver, driver.PluginConfig{Dir: o.Plugins, Logger: log})
+	d, dbErr := db.Open(ctx, db.Config{URL: o.Connection})
+	if err := errors.Join(busErr, rankErr, pluginErr, dbErr); err != nil {
+		return err // all that is wrong, at once; the process ends
 	}
 	tables, _ := fs.Sub(migrations, "migrations") // it is there
 
