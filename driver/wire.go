@@ -73,16 +73,12 @@ func (o *outcome) options(opts []grpc.CallOption) []grpc.CallOption {
 func (o *outcome) err(ctx context.Context, name, method string, err error) error {
 	if v := o.trailer.Get(faultKey); len(v) > 0 {
 		f := fault.Error{}
-		if json.Unmarshal([]byte(v[0]), &f) == nil {
+		if json.Unmarshal([]byte(v[0]), &f) == nil && (f.Code != fault.Timeout && f.Code != fault.Canceled || over(ctx) == nil) {
 			f.Msg = status.Convert(err).Message()
 			return fault.Remote(f)
 		}
 	}
-	ended := ctx.Err()
-	if d, ok := ctx.Deadline(); ok && ended == nil && !time.Now().Before(d) {
-		ended = context.DeadlineExceeded // gRPC minds the deadline by a clock of its own
-	}
-	if ended != nil {
+	if ended := over(ctx); ended != nil {
 		return fault.New(fault.CodeOf(ended), "driver %s: %s: %w", name, short(method), ended)
 	}
 	s := status.Convert(err)
@@ -94,6 +90,18 @@ func (o *outcome) err(ctx context.Context, name, method string, err error) error
 	}
 	return fault.New(fault.Unknown, "driver %s: its program was lost in the middle of %s: %s", name, short(method), s.Message())
 }
+
+// over returns why ctx has ended, or is about to: gRPC minds its deadline by a clock of its
+// own, and so does the driver, which may answer first that it has passed.
+func over(ctx context.Context) error {
+	if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(d) < slack {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
+}
+
+// slack is by how much those clocks may differ.
+const slack = 10 * time.Millisecond
 
 // short is the last part of a method's name.
 func short(method string) string { return method[strings.LastIndexByte(method, '/')+1:] }

@@ -219,7 +219,7 @@ func testBeat(b *bench) {
 			return n, nil
 		})
 	})
-	c := newClient(b, b.client, rpc.ClientConfig{Silence: 500 * time.Millisecond})
+	c := newClient(b, b.client, rpc.ClientConfig{Silence: 1500 * time.Millisecond})
 	start := time.Now()
 	busy, err := rpc.Go(b.ctx(), c, echo, "a", &note{N: 1})
 	if err != nil {
@@ -235,7 +235,7 @@ func testBeat(b *bench) {
 	case <-busy.Done():
 		_, err := busy.Wait(b.ctx())
 		b.Errorf("a call that is worked on ended: %v", err)
-	case <-time.After(time.Until(start.Add(1500 * time.Millisecond))):
+	case <-time.After(time.Until(start.Add(4500 * time.Millisecond))):
 	}
 	close(gate)
 	if got, err := busy.Wait(b.ctx()); err != nil || got.N != 1 {
