@@ -12,7 +12,7 @@ TIMEOUT   ?= 15m
 TAGS      := -tags libvirt_dlopen
 BENCHTIME ?= 2s
 ROUNDS    ?= 20
-FUZZ     ?= 40000x
+FUZZ     ?= 20000x
 
 # WITH runs a command with a private RabbitMQ, NATS and MariaDB. It is built,
 # not started by `go run`, and takes the place of the recipe's shell, so that a signal
