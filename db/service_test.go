@@ -1,7 +1,11 @@
 package db_test
 
 import (
+	"context"
+	"errors"
 	"testing"
+
+	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
@@ -35,4 +39,15 @@ func TestService(t *testing.T) {
 	if err := p.Check(t.Context()); err == nil {
 		t.Error("it is closed, and healthy")
 	}
+	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+		p := &db.Service{DB: d, Dir: things}
+		if err := errors.Join(p.Start(t.Context()), p.Check(t.Context())); err != nil {
+			t.Error(err)
+		}
+		gone, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := p.Check(gone); !errors.Is(err, fault.Unavailable) {
+			t.Errorf("who cannot wait for it: %v, want Unavailable", err)
+		}
+	})
 }

@@ -121,9 +121,9 @@ func (n *node) wireStore(ctx context.Context, url string) error {
 	if err != nil {
 		return err
 	}
-	n.close = append(n.close, d.Close)
+	n.close = append(n.close, d.Close) // if it never starts
 	n.store = store.New(d)
-	n.app.Add("database", service.Funcs{OnCheck: n.store.Check, OnStart: func(ctx context.Context) error { return db.Check(ctx, d, store.Migrations()) }})
+	n.app.Add("database", &db.Service{DB: d, Dir: store.Migrations()})
 	return nil
 }
 

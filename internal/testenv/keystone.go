@@ -36,9 +36,30 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 	if err != nil {
 		return nil, err
 	}
-	s, err := newKeystone(dir, server, &tail{next: log})
-	if err != nil {
-		return nil, err
+	for range portTries {
+		var s *Service
+		if s, err = newKeystone(dir, server, &tail{next: log}); err != nil {
+			return nil, err
+		}
+		if err = s.bootstrap(ctx, manage, dir); err != nil {
+			return nil, err
+		}
+		if err = s.start(ctx); err == nil {
+			return s, nil
+		}
+		if !errors.Is(err, errPort) {
+			break
+		}
+	}
+	return nil, err
+}
+
+// bootstrap makes Keystone's database, keys and administrator, anew: its own catalog has
+// the port.
+func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
+	database := filepath.Join(dir, "keystone.db")
+	if err := errors.Join(os.RemoveAll(database), os.RemoveAll(filepath.Join(dir, "keys")), os.Mkdir(filepath.Join(dir, "keys"), 0o700)); err != nil {
+		return err
 	}
 	admin, _ := url.Parse(s.URL) // it was made of its parts
 	password, _ := admin.User.Password()
@@ -51,7 +72,7 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, s.out, s.out
 		p, err := Start(cmd)
 		if err != nil {
-			return nil, fmt.Errorf("make Keystone's database: %w", err)
+			return fmt.Errorf("make Keystone's database: %w", err)
 		}
 		select {
 		case <-p.Done():
@@ -59,18 +80,10 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 			p.Kill()
 		}
 		if p.ExitCode() != 0 {
-			return nil, fmt.Errorf("keystone-manage %s: %w%s", args[0], p.Err(), s.out)
+			return fmt.Errorf("keystone-manage %s: %w%s", args[0], p.Err(), s.out)
 		}
 	}
-	if err := journal(ctx, filepath.Join(dir, "keystone.db")); err != nil {
-		return nil, err
-	}
-	// Its own catalog has the port, so another one is not tried: who loses the race for
-	// one of 16,000 ports fails.
-	if err := s.start(ctx); err != nil {
-		return nil, err
-	}
-	return s, nil
+	return journal(ctx, database)
 }
 
 // journal makes a database one in which a transaction that reads does not keep others from
@@ -97,12 +110,8 @@ func newKeystone(dir, server string, out *tail) (*Service, error) {
 		return nil, err
 	}
 	file := filepath.Join(dir, "keystone.conf")
-	keys := filepath.Join(dir, "keys")
-	if err := os.MkdirAll(keys, 0o700); err != nil {
-		return nil, err
-	}
 	conf := fmt.Sprintf("[DEFAULT]\nuse_stderr = true\n[database]\nconnection = sqlite:///%s\n[fernet_tokens]\nkey_repository = %s\n"+
-		"[identity]\npassword_hash_rounds = 4\n", filepath.Join(dir, "keystone.db"), keys)
+		"[identity]\npassword_hash_rounds = 4\n", filepath.Join(dir, "keystone.db"), filepath.Join(dir, "keys"))
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		return nil, err
 	}

@@ -345,7 +345,8 @@ func (l *loader) set(r rank, where, section, key, value string) {
 		return // options that stood there stand elsewhere now
 	}
 	for _, f := range l.free {
-		if rest, ok := strings.CutPrefix(section, f.prefix); ok && rest != "" {
+		if n := len(f.prefix); len(section) > n && strings.EqualFold(section[:n], f.prefix) {
+			rest := section[n:]
 			if f.values[rest] == nil {
 				f.values[rest] = map[string]string{}
 			}

@@ -56,17 +56,20 @@ func TestVariables(t *testing.T) {
 	}
 }
 
-// TestItems: texts that have to match, and options that are set several times.
+// TestItems: texts that have to match, options that are set several times, and families of
+// sections in any case.
 func TestItems(t *testing.T) {
 	t.Parallel()
 	type options struct {
 		Name  string   `ini:"name" default:"x-1" regex:"^[a-z]-[0-9]$"`
 		Names []string `ini:"names" regex:"^[a-z]+$" choices:"a,b,c"`
 		Many  []string `ini:"many" multi:"true" max:"3"`
+
+		Drivers map[string]map[string]string `sections:"driver_"`
 	}
-	files := write(t, "name = y-2\nnames = b, a\nmany = 1,2\nmany = 3\n", "many = 4\n")
+	files := write(t, "name = y-2\nnames = b, a\nmany = 1,2\nmany = 3\n", "many = 4\n[Driver_Acme]\nkey = v\n")
 	var got options
-	want := options{Name: "y-2", Names: []string{"b", "a"}, Many: []string{"1,2", "3", "4"}}
+	want := options{Name: "y-2", Names: []string{"b", "a"}, Many: []string{"1,2", "3", "4"}, Drivers: map[string]map[string]string{"Acme": {"key": "v"}}}
 	if err := config.Load(&got, config.Source{Files: files}); err != nil || !cmp.Equal(got, want) {
 		t.Errorf("%+v, %v", got, err)
 	}

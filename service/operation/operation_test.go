@@ -2,12 +2,10 @@ package operation_test
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -18,11 +16,9 @@ import (
 	"github.com/jmoiron/sqlx"
 	"go.uber.org/goleak"
 
-	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
-	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -477,234 +473,6 @@ func TestOrder(t *testing.T) {
 		}
 		if most > 2 {
 			t.Errorf("%d of a kind ran at once, 2 may", most)
-		}
-	})
-}
-
-// TestInTransaction: an operation is begun with the change that it belongs to, or not at
-// all.
-func TestInTransaction(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		b := newBench(t, d, operation.RunnerConfig{})
-		boom := errors.New("boom")
-		var id string
-		err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
-			var err error
-			if id, err = operation.Begin(ctx, b.ops, create, "disk-1", &input{}); err != nil {
-				return err
-			}
-			return boom
-		})
-		if !errors.Is(err, boom) {
-			t.Fatal(err)
-		}
-		if _, err := b.ops.Show(t.Context(), id); fault.CodeOf(err) != fault.NotFound {
-			t.Errorf("what was rolled back is there: %v", err)
-		}
-		if list, err := b.ops.List(t.Context(), operation.Filter{}); err != nil || len(list) > 0 {
-			t.Errorf("list: %+v, %v", list, err)
-		}
-		if _, err := operation.Begin(t.Context(), b.ops, operation.Kind[func()]{Name: "x"}, "", new(func())); fault.CodeOf(err) != fault.Invalid {
-			t.Errorf("an input that is no JSON: %v", err)
-		}
-	})
-}
-
-// TestDoTx: a step in the transaction of its note is done exactly once, and what it kept
-// is kept; if it fails nothing of it is left.
-func TestDoTx(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		b := newBench(t, d, operation.RunnerConfig{})
-		tries := 0
-		once := operation.Step[input]{Name: "once", DoTx: func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input) error {
-			tries++
-			if _, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, 'once', ?)`, op.ID, in.Size); err != nil {
-				return db.Error(err)
-			}
-			in.Kept += tries
-			if tries < 3 {
-				return fault.New(fault.Unavailable, "away")
-			}
-			return nil
-		}}
-		operation.Handle(b.runner, create, once, b.stepIn("after", func(_ *operation.Op, in *input) error {
-			b.j.add("kept-%d", in.Kept)
-			return nil
-		}, nil))
-		b.start()
-		o := b.ends(b.begin(create, ""), operation.Succeeded)
-		var n int
-		if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM effects`); err != nil || n != 1 {
-			t.Errorf("%d effects, %v", n, err)
-		}
-		if b.j.String() != "after(7) kept-3" || events(o) != "once:retry once:retry once:done after:done" {
-			t.Errorf("%s; events %s", &b.j, events(o))
-		}
-	})
-}
-
-// TestDrain: an operation is given back between two steps, and goes on elsewhere at once.
-func TestDrain(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		var f service.Inflight
-		b := newBench(t, d, operation.RunnerConfig{Lease: time.Hour, Inflight: &f})
-		entered := make(chan struct{}, 1)
-		first := b.step("a", nil, nil)
-		first.Do = func(ctx context.Context, _ *operation.Op, _ *input) error {
-			entered <- struct{}{}
-			<-ctx.Done() // the drain has begun, and is in a hurry
-			return nil   // and yet it was done
-		}
-		operation.Handle(b.runner, create, first, b.step("b", nil, nil))
-		if err := b.runner.Start(t.Context()); err != nil {
-			t.Fatal(err)
-		}
-		id := b.begin(create, "disk-1")
-		<-entered
-		if list := f.List(); len(list) != 1 || list[0].Name != "disk.create" || list[0].Resource != "disk-1" || list[0].RequestID != "req-1" {
-			t.Errorf("in flight: %+v", list)
-		}
-		hurry, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := b.runner.Drain(hurry); !errors.Is(err, context.Canceled) {
-			t.Errorf("Drain = %v", err)
-		}
-		if o, err := b.ops.Show(t.Context(), id); err != nil || o.Step != 1 || o.Owner != "" {
-			t.Errorf("given back: %+v, %v", o, err)
-		}
-		second := newBench(t, d, operation.RunnerConfig{Lease: time.Hour})
-		operation.Handle(second.runner, create, second.step("a", nil, nil), second.step("b", nil, nil))
-		second.start()
-		second.ends(id, operation.Succeeded)
-		if second.j.String() != "b(7)" {
-			t.Errorf("the other one did %s", &second.j)
-		}
-	})
-}
-
-// TestList: filters, order and pages.
-func TestList(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		b := newBench(t, d, operation.RunnerConfig{})
-		var ids []string
-		for i := range 5 {
-			k := create
-			if i%2 == 1 {
-				k = remove
-			}
-			ids = append(ids, b.begin(k, fmt.Sprintf("disk-%d", i)))
-			<-time.After(time.Millisecond)
-		}
-		if err := b.ops.Cancel(t.Context(), ids[0], ""); err != nil {
-			t.Fatal(err)
-		}
-		slices.Reverse(ids)
-		for _, tt := range []struct {
-			f    operation.Filter
-			want []string
-		}{
-			{operation.Filter{}, ids},
-			{operation.Filter{Limit: 2}, ids[:2]},
-			{operation.Filter{Limit: 2, Marker: ids[1]}, ids[2:4]},
-			{operation.Filter{Resource: "disk-4"}, ids[:1]},
-			{operation.Filter{Kind: "disk.delete"}, []string{ids[1], ids[3]}},
-			{operation.Filter{State: operation.Undoing}, ids[4:]},
-			{operation.Filter{State: operation.Succeeded}, nil},
-			{operation.Filter{Open: true, Kind: "disk.create", Limit: 1}, ids[:1]},
-		} {
-			list, err := b.ops.List(t.Context(), tt.f)
-			var got []string
-			for _, o := range list {
-				got = append(got, o.ID)
-			}
-			if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
-				t.Errorf("%+v: %v (-want +got):\n%s", tt.f, err, diff)
-			}
-		}
-		if _, err := b.ops.List(t.Context(), operation.Filter{Marker: "none"}); fault.CodeOf(err) != fault.Invalid {
-			t.Errorf("no such marker: %v", err)
-		}
-		if raw, err := json.Marshal(operation.Operation{}); err != nil || !strings.Contains(string(raw), `"request_id"`) {
-			t.Errorf("%s, %v", raw, err)
-		}
-	})
-}
-
-// TestLeader: one of many leads; the next one when it resigns or falls silent, with a
-// higher fence, and who was silent learns it.
-func TestLeader(t *testing.T) {
-	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		ctx := t.Context()
-		ops := operation.NewStore(d)
-		candidate := func(host string) *operation.Leader {
-			return operation.NewLeader(operation.LeaderConfig{Store: ops, Name: "audit", Host: host, Lease: 300 * time.Millisecond})
-		}
-		a, b := candidate("a"), candidate("b")
-		leads := func(l *operation.Leader) (fence int64) {
-			t.Helper()
-			err := l.Only(func(_ context.Context, n int64) error { fence = n; return nil })(ctx)
-			if err != nil {
-				t.Error(err)
-			}
-			return fence
-		}
-		if x, y, z := leads(a), leads(b), leads(a); x != 1 || y != 0 || z != 1 {
-			t.Errorf("fences %d, %d, %d; want 1, 0, 1", x, y, z)
-		}
-		err := a.Only(func(context.Context, int64) error { // longer than its lease
-			<-time.After(700 * time.Millisecond)
-			if n := leads(b); n != 0 {
-				t.Errorf("two lead: %d", n)
-			}
-			return nil
-		})(ctx)
-		if err != nil {
-			t.Error(err)
-		}
-		if err := errors.Join(b.Resign(ctx), a.Resign(ctx)); err != nil {
-			t.Error(err)
-		}
-		if x, y := leads(b), leads(a); x != 2 || y != 0 {
-			t.Errorf("after it resigned: %d, %d; want 2, 0", x, y)
-		}
-		<-time.After(400 * time.Millisecond)
-		if x, y := leads(a), leads(b); x != 3 || y != 0 {
-			t.Errorf("after it fell silent: %d, %d; want 3, 0", x, y)
-		}
-		// Somebody takes the lease while a leads: its work is told to end.
-		err = a.Only(func(held context.Context, _ int64) error {
-			if _, err := d.ExecContext(ctx, `UPDATE operation_leases SET owner = 'thief', fence = 9, until = ?`, time.Now().Add(time.Hour)); err != nil {
-				return err
-			}
-			select {
-			case <-held.Done():
-				return nil
-			case <-time.After(10 * time.Second):
-				return errors.New("it still leads")
-			}
-		})(ctx)
-		if err != nil {
-			t.Error(err)
-		}
-		var wg sync.WaitGroup
-		var firsts [8]int64
-		first := operation.LeaderConfig{Store: ops, Name: "other", Host: "x"}
-		for i := range firsts {
-			wg.Go(func() {
-				err := operation.NewLeader(first).Only(func(_ context.Context, n int64) error { firsts[i] = n; return nil })(ctx)
-				if err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		wg.Wait()
-		if slices.Sort(firsts[:]); firsts[7] != 1 || firsts[6] != 0 {
-			t.Errorf("of eight that began at once, fences %v", firsts)
 		}
 	})
 }

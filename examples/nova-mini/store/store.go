@@ -44,10 +44,6 @@ func New(d *sqlx.DB) *Store {
 	return &Store{d, placement.NewSQL(d), operation.NewStore(d), membership.New(membership.Config{DB: d})}
 }
 
-// Check fails with Unavailable if the database does not answer, or cannot be
-// written.
-func (s *Store) Check(ctx context.Context) error { return db.Health(ctx, s.db) }
-
 // get reads one row into out, or returns missing if there is none.
 func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing error, query string, args ...any) error {
 	err := db.Error(sqlx.GetContext(ctx, q, out, query, args...))

@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -380,21 +379,6 @@ func TestServices(t *testing.T) {
 		}
 		if err := s.SetDisabled(ctx, "x", "y", true, ""); !errors.Is(err, fault.NotFound) || err.Error() != "Could not find binary x on host y." {
 			t.Errorf("disable nobody: %v, want NotFound", err)
-		}
-	})
-}
-
-// TestCheck: a database that has gone is told.
-func TestCheck(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, s *store.Store, _ *sqlx.DB) {
-		if err := s.Check(context.Background()); err != nil {
-			t.Errorf("check: %v", err)
-		}
-		ctx, cancel := context.WithCancel(t.Context())
-		cancel()
-		if err := s.Check(ctx); !errors.Is(err, fault.Unavailable) {
-			t.Errorf("check: %v, want Unavailable", err)
 		}
 	})
 }

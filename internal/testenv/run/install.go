@@ -16,7 +16,8 @@ import (
 // missing returns the Debian packages that are not installed: those of the
 // services, and what the tests themselves run: a C compiler for the race
 // detector, curl for the commands that nova-mini prints, and what generates code
-// of .proto files, what a driver in Python takes, and OpenStack's command line.
+// of .proto files, what a driver in Python takes, OpenStack's command line, and
+// oslo.config, with which ours is compared.
 func missing(ctx context.Context) []string {
 	list := testenv.Missing()
 	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}, {"openstack", "python3-openstackclient"}} {
@@ -24,8 +25,10 @@ func missing(ctx context.Context) []string {
 			list = append(list, strings.Fields(tool.packages)...)
 		}
 	}
-	if exec.CommandContext(ctx, "/usr/bin/python3", "-c", "import grpc, google.protobuf").Run() != nil {
-		list = append(list, "python3-grpcio", "python3-protobuf")
+	for _, of := range []struct{ modules, packages string }{{"grpc, google.protobuf", "python3-grpcio python3-protobuf"}, {"oslo_config", "python3-oslo.config"}} {
+		if exec.CommandContext(ctx, "/usr/bin/python3", "-c", "import "+of.modules).Run() != nil {
+			list = append(list, strings.Fields(of.packages)...)
+		}
 	}
 	return list
 }

@@ -1,0 +1,144 @@
+package operation_test
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// TestList: filters, order and pages.
+func TestList(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		var ids []string
+		for i := range 5 {
+			k := create
+			if i%2 == 1 {
+				k = remove
+			}
+			ids = append(ids, b.begin(k, fmt.Sprintf("disk-%d", i)))
+			<-time.After(time.Millisecond)
+		}
+		if err := b.ops.Cancel(t.Context(), ids[0], ""); err != nil {
+			t.Fatal(err)
+		}
+		slices.Reverse(ids)
+		for _, tt := range []struct {
+			f    operation.Filter
+			want []string
+		}{
+			{operation.Filter{}, ids},
+			{operation.Filter{Limit: 2}, ids[:2]},
+			{operation.Filter{Limit: 2, Marker: ids[1]}, ids[2:4]},
+			{operation.Filter{Resource: "disk-4"}, ids[:1]},
+			{operation.Filter{Kind: "disk.delete"}, []string{ids[1], ids[3]}},
+			{operation.Filter{State: operation.Undoing}, ids[4:]},
+			{operation.Filter{State: operation.Succeeded}, nil},
+			{operation.Filter{Open: true, Kind: "disk.create", Limit: 1}, ids[:1]},
+		} {
+			list, err := b.ops.List(t.Context(), tt.f)
+			var got []string
+			for _, o := range list {
+				got = append(got, o.ID)
+			}
+			if diff := cmp.Diff(tt.want, got); diff != "" || err != nil {
+				t.Errorf("%+v: %v (-want +got):\n%s", tt.f, err, diff)
+			}
+		}
+		if _, err := b.ops.List(t.Context(), operation.Filter{Marker: "none"}); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("no such marker: %v", err)
+		}
+		if raw, err := json.Marshal(operation.Operation{}); err != nil || !strings.Contains(string(raw), `"request_id"`) {
+			t.Errorf("%s, %v", raw, err)
+		}
+	})
+}
+
+// TestLeader: one of many leads; the next one when it resigns or falls silent, with a
+// higher fence, and who was silent learns it.
+func TestLeader(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		ops := operation.NewStore(d)
+		candidate := func(host string) *operation.Leader {
+			return operation.NewLeader(operation.LeaderConfig{Store: ops, Name: "audit", Host: host, Lease: 300 * time.Millisecond})
+		}
+		a, b := candidate("a"), candidate("b")
+		leads := func(l *operation.Leader) (fence int64) {
+			t.Helper()
+			err := l.Only(func(_ context.Context, n int64) error { fence = n; return nil })(ctx)
+			if err != nil {
+				t.Error(err)
+			}
+			return fence
+		}
+		if x, y, z := leads(a), leads(b), leads(a); x != 1 || y != 0 || z != 1 {
+			t.Errorf("fences %d, %d, %d; want 1, 0, 1", x, y, z)
+		}
+		err := a.Only(func(context.Context, int64) error { // longer than its lease
+			<-time.After(700 * time.Millisecond)
+			if n := leads(b); n != 0 {
+				t.Errorf("two lead: %d", n)
+			}
+			return nil
+		})(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		if err := errors.Join(b.Resign(ctx), a.Resign(ctx)); err != nil {
+			t.Error(err)
+		}
+		if x, y := leads(b), leads(a); x != 2 || y != 0 {
+			t.Errorf("after it resigned: %d, %d; want 2, 0", x, y)
+		}
+		<-time.After(400 * time.Millisecond)
+		if x, y := leads(a), leads(b); x != 3 || y != 0 {
+			t.Errorf("after it fell silent: %d, %d; want 3, 0", x, y)
+		}
+		// Somebody takes the lease while a leads: its work is told to end.
+		err = a.Only(func(held context.Context, _ int64) error {
+			if _, err := d.ExecContext(ctx, `UPDATE operation_leases SET owner = 'thief', fence = 9, until = ?`, time.Now().Add(time.Hour)); err != nil {
+				return err
+			}
+			select {
+			case <-held.Done():
+				return nil
+			case <-time.After(10 * time.Second):
+				return errors.New("it still leads")
+			}
+		})(ctx)
+		if err != nil {
+			t.Error(err)
+		}
+		var wg sync.WaitGroup
+		var firsts [8]int64
+		first := operation.LeaderConfig{Store: ops, Name: "other", Host: "x"}
+		for i := range firsts {
+			wg.Go(func() {
+				err := operation.NewLeader(first).Only(func(_ context.Context, n int64) error { firsts[i] = n; return nil })(ctx)
+				if err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if slices.Sort(firsts[:]); firsts[7] != 1 || firsts[6] != 0 {
+			t.Errorf("of eight that began at once, fences %v", firsts)
+		}
+	})
+}
