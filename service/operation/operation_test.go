@@ -419,13 +419,13 @@ func TestTimeout(t *testing.T) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		short, stuck, strange := create, create, create
 		short.Name, stuck.Name, strange.Name = "short", "stuck", "strange"
-		short.Timeout, stuck.Timeout, strange.Timeout = 200*time.Millisecond, 200*time.Millisecond, 200*time.Millisecond
+		short.Timeout, stuck.Timeout, strange.Timeout = 2*time.Second, 2*time.Second, 200*time.Millisecond // time for the first steps, on a loaded machine, too
 		away := func(*operation.Op) error { return fault.New(fault.Unavailable, "away") }
 		operation.Handle(b.runner, short, b.step("a", nil, nil), b.step("b", away, nil))
 		operation.Handle(b.runner, stuck, b.step("c", nil, away), b.step("d", away, nil))
 		b.start()
 		ids := []string{b.begin(short, ""), b.begin(stuck, ""), b.begin(strange, "")}
-		if o := b.ends(ids[0], operation.TimedOut); !strings.HasSuffix(events(o), "b:undone a:undone") || o.ErrorCode != "Timeout" || o.Error != "it was not done within 200ms" {
+		if o := b.ends(ids[0], operation.TimedOut); !strings.HasSuffix(events(o), "b:undone a:undone") || o.ErrorCode != "Timeout" || o.Error != "it was not done within 2s" {
 			t.Errorf("short: %s, %+v", events(o), o)
 		}
 		if o := b.ends(ids[1], operation.TimedOut); !strings.HasSuffix(events(o), "c:not undone") || !strings.Contains(o.Error, "step c was not undone") {
