@@ -1,17 +1,20 @@
 package policy
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 
 	"go.yaml.in/yaml/v4"
@@ -26,8 +29,10 @@ type override struct {
 	check             check
 }
 
-// Reload reads the files again. Invalid, with all that is wrong, each with its file and
-// line: the rules that were in force stay so. It is what SIGHUP does.
+// Reload reads the files again and logs which rules changed. SIGHUP calls it. The error is
+// Invalid, with all that is wrong, each with its file and line; the rules in force stay then.
+// A file that had rules and now is gone, or has none, is such an error: {} in a file says that
+// it has no rules on purpose.
 func (e *Enforcer) Reload(context.Context) error { return e.load() }
 
 // Watch reads the files again if they have changed. It is for service.Loop.
@@ -35,7 +40,7 @@ func (e *Enforcer) Watch(context.Context) error {
 	e.mu.Lock()
 	seen := e.seen
 	e.mu.Unlock()
-	_, now, err := e.read()
+	_, now, err := e.readFiles()
 	if err == nil && now == seen {
 		return nil
 	}
@@ -45,77 +50,165 @@ func (e *Enforcer) Watch(context.Context) error {
 func (e *Enforcer) load() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	overrides, seen, err := e.read()
+	files, seen, err := e.readFiles()
+	var overrides []override
+	for _, f := range files {
+		overrides = append(overrides, f.rules...)
+	}
 	next, errs := e.compile(overrides)
-	if err := errors.Join(append([]error{err}, errs...)...); err != nil {
+	errs = append([]error{err}, errs...)
+	for _, name := range e.files { // of the rules in force
+		if err != nil {
+			break // a file without rules may be one that cannot be read
+		}
+		if i := slices.IndexFunc(files, func(f file) bool { return f.name == name }); i < 0 || len(files[i].rules) == 0 && !files[i].cleared {
+			errs = append(errs, fmt.Errorf("%s: the file had rules and has none now: the rules in force stay; write {} into the file to go back to the defaults, or restart the service", name))
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
 		return fault.New(fault.Invalid, "%w", err)
 	}
-	e.set.Store(next)
-	e.seen = seen
+	before := e.set.Swap(next)
+	e.seen, e.files = seen, nil
+	for _, f := range files {
+		if len(f.rules) > 0 {
+			e.files = append(e.files, f.name)
+		}
+	}
+	if before != nil {
+		changed := next.changes(before)
+		e.cfg.Logger.Info("policy: rules reloaded", "changed", len(changed), "rules", changed)
+	}
 	return nil
 }
 
-// files returns the names of those that are read, in their order.
-func (e *Enforcer) files() ([]string, error) {
-	var out []string
-	if e.cfg.File != "" {
+// changes returns the rules whose check differs from that in another set.
+func (s *set) changes(before *set) []string {
+	out := []string{}
+	all := maps.Clone(before.rules)
+	maps.Copy(all, s.rules)
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		was, is := "none", "none"
+		if r := before.rules[name]; r != nil {
+			was = strconv.Quote(r.text)
+		}
+		if r := s.rules[name]; r != nil {
+			is = strconv.Quote(r.text)
+		}
+		if was != is {
+			out = append(out, fmt.Sprintf("%s: %s, was %s", name, is, was))
+		}
+	}
+	return out
+}
+
+// file is a file of an operator.
+type file struct {
+	name    string
+	rules   []override
+	cleared bool // it says {}: no rules on purpose
+}
+
+// names returns those of the files, in the order in which they are read. A file that is named
+// and does not exist is left out, unless it is required; a link to nothing is an error, as is
+// whatever is neither a file nor, in a directory, a directory.
+func (e *Enforcer) names() (out []string, errs []error) {
+	exists := func(path string) bool {
+		_, err := os.Lstat(path)
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(e.cfg.Required, path) {
+			errs = append(errs, fmt.Errorf("%s does not exist", path))
+		}
+		return !errors.Is(err, fs.ErrNotExist)
+	}
+	if e.cfg.File != "" && exists(e.cfg.File) {
 		out = append(out, e.cfg.File)
 	}
 	for _, dir := range e.cfg.Dirs {
+		if !exists(dir) {
+			continue
+		}
 		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
+		if err != nil {
+			errs = append(errs, err)
+			continue
 		}
 		for _, f := range entries { // by name
-			if ext := filepath.Ext(f.Name()); !f.IsDir() && (ext == ".yaml" || ext == ".yml" || ext == ".json") {
-				out = append(out, filepath.Join(dir, f.Name()))
+			path := filepath.Join(dir, f.Name())
+			switch name := f.Name(); {
+			case strings.HasPrefix(name, "."): // oslo.policy leaves these out, too
+			case strings.HasSuffix(name, "~"), strings.HasPrefix(name, "#") && strings.HasSuffix(name, "#"):
+				e.warn("%s is an editor's copy and is not read", path)
+			default:
+				if info, err := os.Stat(path); err == nil && info.IsDir() { // oslo.policy does not read below it
+					e.warn("%s is a directory and is not read", path)
+					continue
+				}
+				out = append(out, path)
 			}
 		}
 	}
-	return out, nil
+	return out, errs
 }
 
-// read reads the files, and returns a sum of all of them.
-func (e *Enforcer) read() (out []override, sum string, err error) {
-	names, err := e.files()
-	if err != nil {
-		return nil, "", err
-	}
-	var errs []error
+// readFiles reads the files, and returns a sum of all of them.
+func (e *Enforcer) readFiles() (out []file, sum string, err error) {
+	names, errs := e.names()
 	h := sha256.New()
 	for _, name := range names {
-		raw, err := os.ReadFile(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
+		raw, err := readRegular(name)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
 		_, _ = fmt.Fprintf(h, "%q %d\n%s", name, len(raw), raw) // a hash never fails
-		list, ferrs := readFile(name, raw)
-		out, errs = append(out, list...), append(errs, ferrs...)
+		f, ferrs := parseFile(name, raw)
+		out, errs = append(out, f), append(errs, ferrs...)
 	}
 	return out, hex.EncodeToString(h.Sum(nil)), errors.Join(errs...)
 }
 
-// readFile reads a file from names to checks.
-func readFile(name string, raw []byte) (out []override, errs []error) {
-	var doc yaml.Node
-	if err := yaml.Unmarshal(raw, &doc); err != nil {
-		return nil, []error{fmt.Errorf("%s: %w", name, err)}
+// readRegular reads a file, and refuses what is none: reading a pipe would block.
+func readRegular(name string) ([]byte, error) {
+	info, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", name)
+	}
+	return os.ReadFile(name)
+}
+
+// parseFile reads a file from names to checks.
+func parseFile(name string, raw []byte) (out file, errs []error) {
+	out.name = name
+	var doc, more yaml.Node
+	in := yaml.NewDecoder(bytes.NewReader(raw))
+	switch err := in.Decode(&doc); {
+	case errors.Is(err, io.EOF):
+		return out, nil // nothing but comments
+	case err != nil:
+		return out, []error{fmt.Errorf("%s: %w", name, err)}
+	}
+	if err := in.Decode(&more); !errors.Is(err, io.EOF) {
+		return out, []error{fmt.Errorf("%s: more than one document: only the first would count, remove the line ---", name)}
 	}
 	if doc.Kind == 0 || len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
-		return nil, nil // nothing but comments
+		return out, nil
 	}
 	top := doc.Content[0]
 	if top.Kind != yaml.MappingNode {
-		return nil, []error{fmt.Errorf("%s:%d: want a map from names of rules to checks", name, top.Line)}
+		return out, []error{fmt.Errorf("%s:%d: want a map from names of rules to checks", name, top.Line)}
 	}
+	out.cleared = len(top.Content) == 0
 	seen := map[string]int{}
 	for i := 0; i+1 < len(top.Content); i += 2 {
 		k, v := top.Content[i], top.Content[i+1]
 		where := fmt.Sprintf("%s:%d", name, k.Line)
+		if k.Kind != yaml.ScalarNode || k.Value == "" {
+			errs = append(errs, fmt.Errorf("%s: want the name of a rule", where))
+			continue
+		}
 		if line := seen[k.Value]; line > 0 {
 			errs = append(errs, fmt.Errorf("%s: rule %s stands on line %d already", where, k.Value, line))
 			continue
@@ -126,46 +219,63 @@ func readFile(name string, raw []byte) (out []override, errs []error) {
 			errs = append(errs, fmt.Errorf("%s: rule %s: %w", where, k.Value, err))
 			continue
 		}
-		out = append(out, override{k.Value, text, where, c})
+		out.rules = append(out.rules, override{k.Value, text, where, c})
 	}
 	return out, errs
 }
 
-// fromYAML reads a check: a text, or a list of lists, of which one must hold whole.
+// fromYAML reads a check: a text, or a list of lists, of which one must hold whole. The answers
+// are those of oslo.policy, but for values that it takes for "always" although no author wrote
+// so, such as !, which in YAML is a tag without a value: they are errors.
 func fromYAML(v *yaml.Node) (check, string, error) {
-	if v.Kind == yaml.ScalarNode {
-		if v.Tag == "!!null" {
-			return always(true), "", nil
-		}
+	const quoted = yaml.SingleQuotedStyle | yaml.DoubleQuotedStyle
+	switch {
+	case v.Kind == yaml.ScalarNode && (v.Tag == "!!null" || v.Value == "" && v.Style&quoted == 0):
+		return nil, "", errors.New(`no value: write "@" to allow, "!" to deny, in quotes`)
+	case v.Kind == yaml.ScalarNode && v.Tag != "!!str", v.Kind != yaml.ScalarNode && v.Kind != yaml.SequenceNode:
+		return nil, "", errors.New("want a text or a list of lists of texts")
+	case v.Kind == yaml.ScalarNode:
 		c, err := parse(v.Value)
 		return c, v.Value, err
+	case len(v.Content) == 0:
+		return nil, "", errors.New(`an empty list allows everything in oslo.policy: write "@" for that, or "!" to deny`)
 	}
-	if v.Kind != yaml.SequenceNode {
-		return nil, "", errors.New("want a check, or a list of lists of checks")
+	text := func(v *yaml.Node) error {
+		if v.Kind != yaml.ScalarNode || v.Tag != "!!str" || v.Value == "" && v.Style&quoted == 0 {
+			return fmt.Errorf("line %d: want a text in quotes", v.Line)
+		}
+		return nil
 	}
 	var some either
 	for _, one := range v.Content {
 		items := one.Content
-		if one.Kind == yaml.ScalarNode {
+		if one.Kind != yaml.SequenceNode {
+			if err := text(one); err != nil {
+				return nil, "", err
+			}
+			if one.Value == "" { // oslo.policy passes over these, and over empty lists
+				continue
+			}
 			items = []*yaml.Node{one}
+		}
+		if len(items) == 0 {
+			continue
 		}
 		var all both
 		for _, item := range items {
-			if item.Kind != yaml.ScalarNode {
-				return nil, "", fmt.Errorf("line %d: want a check", item.Line)
+			if err := text(item); err != nil {
+				return nil, "", err
 			}
-			c, err := atom(cmp.Or(item.Value, "@"))
+			c, err := atom(cmp.Or(item.Value, "!")) // beside others, "" is false
 			if err != nil {
 				return nil, "", fmt.Errorf("line %d: %w", item.Line, err)
 			}
 			all = append(all, c)
 		}
-		if len(all) > 0 {
-			some = append(some, all)
-		}
+		some = append(some, all)
 	}
 	if len(some) == 0 {
-		return always(true), "", nil
+		return always(false), "!", nil
 	}
 	return some, some.String(), nil
 }

@@ -11,9 +11,12 @@ const maxNested = 100
 
 // parse reads a check.
 func parse(text string) (check, error) {
+	if text == "" {
+		return always(true), nil
+	}
 	p := &parser{tokens: tokens(text)}
 	if len(p.tokens) == 0 {
-		return always(true), nil
+		return nil, errors.New(`a blank check: write "@" to allow, "!" to deny`)
 	}
 	c, err := p.or(0)
 	if err != nil {

@@ -12,7 +12,7 @@
 // A check is made of these, with and, or, not and parentheses; not binds tighter than and,
 // and and tighter than or:
 //
-//	@ and !                          always and never; so does an empty check: always
+//	@ and !                          always and never; an empty check is always, too
 //	rule:NAME                        another rule
 //	role:NAME                        the user has the role, in whatever case
 //	KIND:%(ATTR)s                    what the user has as KIND is the target's ATTR
@@ -72,11 +72,15 @@ type Deprecated struct {
 
 // Config says where an operator's rules are. The zero value has none.
 type Config struct {
-	// File is a file in YAML, or JSON, from names of rules to checks. One that does not
-	// exist has no rules. Dirs are directories all of whose files *.yaml, *.yml and
-	// *.json are read after it, by name; later ones win.
+	// File is a file in YAML, or JSON, from names of rules to checks. Dirs are directories
+	// whose files are read after it, by name, whatever their names are; later ones win.
+	// Hidden files and directories below are not read, as in oslo.policy, and neither are
+	// editors' copies (name~, #name#).
 	File string
 	Dirs []string
+	// Required are those of File and Dirs that must exist, such as one that an operator has
+	// named. The others have no rules if they do not exist.
+	Required []string
 	// OldDefaults lets in who an older check of a rule lets in, too, unless a file has
 	// the rule. It is for the time of an upgrade: while it is on nobody can say who may
 	// do what by looking at the rules. (oslo.policy's enforce_new_defaults is the
@@ -123,7 +127,8 @@ type Enforcer struct {
 	set   atomic.Pointer[set]
 
 	mu     sync.Mutex // one reload at a time
-	seen   string     // the files that set was made of
+	seen   string     // the sum of the files that set was made of
+	files  []string   // those of them that have rules
 	warned map[string]bool
 }
 

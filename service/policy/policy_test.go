@@ -3,12 +3,14 @@ package policy_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -193,7 +195,12 @@ func TestFiles(t *testing.T) {
 	}
 	allows("get", false)
 	write(t, filepath.Join(more, "10.yaml"), "get: '!'\ndrop: 'rule:helper'\n")
-	write(t, filepath.Join(more, "ignored.txt"), "nonsense: [")
+	for _, name := range []string{".hidden.yaml", "20.json~", "#20.json#"} {
+		write(t, filepath.Join(more, name), "nonsense: [")
+	}
+	if err := os.Symlink("nothing", filepath.Join(more, ".#20.json")); err != nil { // an editor's lock
+		t.Fatal(err)
+	}
 	if err := e.Reload(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +216,7 @@ func TestFiles(t *testing.T) {
 	write(t, file, "gte: '@'\nput: 'role:a and'\nget:\n  a: b\nput: '@'\ndrop: '@'\nvolume:show: 'rule:volume:show'\n")
 	err := e.Reload(t.Context())
 	for _, want := range []string{
-		"policy.yaml:1: there is no rule gte; the nearest is get", "policy.yaml:2: rule put: after column 8", "policy.yaml:3: rule get: want a check",
+		"policy.yaml:1: there is no rule gte; the nearest is get", "policy.yaml:2: rule put: after column 8", "policy.yaml:3: rule get: want a text",
 		"policy.yaml:5: rule put stands on line 2 already", "refers to itself: volume:show -> volume:show",
 	} {
 		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), want) {
@@ -217,14 +224,14 @@ func TestFiles(t *testing.T) {
 		}
 	}
 	allows("put", true)
-	for text, want := range map[string]string{"- a\n": "policy.yaml:1: want a map", "a: [": "policy.yaml: ", "get: [[{}]]\n": "want a check", "get: [[http:x]]\n": "not supported"} {
+	for text, want := range map[string]string{"- a\n": "policy.yaml:1: want a map", "a: [": "policy.yaml: ", "get: [[{}]]\n": "want a text", "get: [[http:x]]\n": "not supported"} {
 		write(t, file, text)
 		if err := e.Reload(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %s", text, err, want)
 		}
 	}
-	if err := os.RemoveAll(more); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"10.yaml", "20.json"} {
+		write(t, filepath.Join(more, name), "{}")
 	}
 
 	// An older name, and an older check.
@@ -263,6 +270,69 @@ func TestFiles(t *testing.T) {
 	for _, r := range lenient.Rules() {
 		if r.Redundant != (r.Name == "get") && r.Name != "unknown" {
 			t.Errorf("%+v", r)
+		}
+	}
+}
+
+// TestReload: a file that had rules and is gone, empty or a link to nothing keeps the rules in
+// force; each reload says which rules changed.
+func TestReload(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name string
+		do   func(path string) error
+		keep bool
+	}{
+		{"removed", os.Remove, true},
+		{"emptied", func(p string) error { return os.Truncate(p, 0) }, true},
+		{"commented out", func(p string) error { return os.WriteFile(p, []byte("# put: '!'\n"), 0o600) }, true},
+		{"null", func(p string) error { return os.WriteFile(p, []byte("~\n"), 0o600) }, true},
+		{"a link to nothing", func(p string) error { return errors.Join(os.Remove(p), os.Symlink("nothing", p)) }, true},
+		{"a pipe", func(p string) error { return errors.Join(os.Remove(p), syscall.Mkfifo(p, 0o600)) }, true},
+		{"a directory that is gone", func(p string) error { return os.RemoveAll(filepath.Dir(p)) }, true},
+		{"two documents", func(p string) error { return os.WriteFile(p, []byte("{}\n---\nput: '!'\n"), 0o600) }, true},
+		{"cleared", func(p string) error { return os.WriteFile(p, []byte("{}"), 0o600) }, false},
+		{"changed", func(p string) error { return os.WriteFile(p, []byte("put: 'role:reader'"), 0o600) }, false},
+	} {
+		for _, place := range []string{"policy.yaml", "policy.d/lockdown", "policy.d/site.conf", "policy.d/10.YAML"} {
+			dir := t.TempDir()
+			if err := os.Mkdir(filepath.Join(dir, "policy.d"), 0o750); err != nil {
+				t.Fatal(err)
+			}
+			path := write(t, filepath.Join(dir, place), "put: '!'\n")
+			var out bytes.Buffer
+			e := enforcer(t, policy.Config{
+				File: filepath.Join(dir, "policy.yaml"), Dirs: []string{filepath.Join(dir, "policy.d")}, Logger: slog.New(slog.NewTextHandler(&out, nil)),
+			}, policy.Rule{Name: "put", Check: "role:reader"}, policy.Rule{Name: "get", Check: "@"})
+			if err := e.Check(ada, "put", nil); err == nil {
+				t.Fatalf("%s: %s is not read", tt.name, place)
+			}
+			if err := tt.do(path); err != nil {
+				t.Fatal(err)
+			}
+			for _, reload := range []func(context.Context) error{e.Watch, e.Reload, e.Reload} {
+				err := reload(t.Context())
+				if (err != nil) != tt.keep || (e.Check(ada, "put", nil) != nil) != tt.keep {
+					t.Errorf("%s, %s: reload: %v, put: %v", tt.name, place, err, e.Check(ada, "put", nil))
+				}
+				if tt.keep && tt.name != "a directory that is gone" && !strings.Contains(fmt.Sprint(err), path) {
+					t.Errorf("%s, %s: the error does not name the file: %v", tt.name, place, err)
+				}
+			}
+			want := `changed=1 rules="[put: \"role:reader\", was \"!\"]"`
+			if strings.Contains(out.String(), want) == tt.keep {
+				t.Errorf("%s, %s: the log is\n%s", tt.name, place, &out)
+			}
+		}
+	}
+
+	// What an operator names has to be there.
+	missing := filepath.Join(t.TempDir(), "policy.yaml")
+	for _, cfg := range []policy.Config{{File: missing}, {Dirs: []string{missing}}} {
+		enforcer(t, cfg)
+		cfg.Required = []string{missing}
+		if _, err := policy.New(nil, cfg); fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), missing+" does not exist") {
+			t.Errorf("%+v: %v", cfg, err)
 		}
 	}
 }

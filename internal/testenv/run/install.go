@@ -25,7 +25,7 @@ func missing(ctx context.Context) []string {
 			list = append(list, strings.Fields(tool.packages)...)
 		}
 	}
-	for _, of := range []struct{ modules, packages string }{{"grpc, google.protobuf", "python3-grpcio python3-protobuf"}, {"oslo_config", "python3-oslo.config"}} {
+	for _, of := range []struct{ modules, packages string }{{"grpc, google.protobuf", "python3-grpcio python3-protobuf"}, {"oslo_config", "python3-oslo.config"}, {"oslo_policy", "python3-oslo.policy"}} {
 		if exec.CommandContext(ctx, "/usr/bin/python3", "-c", "import "+of.modules).Run() != nil {
 			list = append(list, strings.Fields(of.packages)...)
 		}
