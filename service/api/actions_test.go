@@ -16,6 +16,9 @@ import (
 // actionMux has handlers of several actions for one pattern.
 func actionMux(cfg api.Config) *api.Mux {
 	cfg.Microversions = volumeVersions
+	if cfg.Enforce == nil {
+		cfg.Enforce = func(context.Context, string, map[string]any) error { return nil }
+	}
 	m, _ := newMux(cfg)
 	const pattern = "POST /v3/disks/{id}/action"
 	api.HandleRoute(m, api.Route{

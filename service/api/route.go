@@ -31,6 +31,11 @@ type Route struct {
 	// Body are what the body must be, each for a range of versions. Without one for the
 	// version the body has to fit the handler's type, without further fields.
 	Body []Schema
+	// NoEffect names the properties of the body that its schemas take and the handler's type
+	// has no field for, such as "volume.size", in an array "volumes[].size": clients may send
+	// them, and they change nothing. Any other property without a field is a panic, unless its
+	// schema takes one value only.
+	NoEffect []string
 	// Query are what the query must be: an object whose properties are the parameters.
 	// One of type array has all values of a parameter that is given several times; one
 	// of type integer, number or boolean has what the text stands for. Without one for
@@ -49,7 +54,7 @@ type Route struct {
 	// Rule is the policy rule that [Config.Enforce] asks before the body is judged, with
 	// the path's parameters as the target, or nil if it has none. What a rule has to
 	// know of the thing itself, such as whose it is, the handler asks. Empty: it is not
-	// asked.
+	// asked. A rule without an Enforce is a panic.
 	Rule string
 	// Summary is a line for the OpenAPI document.
 	Summary string
@@ -60,6 +65,7 @@ type route struct {
 	Route
 	span
 	id                 string // in the OpenAPI document
+	at                 string // file:line of the caller that registered it
 	method, path       string
 	params             []string // of the path
 	body, query, reply []*schema
@@ -135,8 +141,10 @@ func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Req
 	HandleRoute(m, Route{Pattern: pattern}, h)
 }
 
-// HandleRoute registers a typed handler. It panics on a route that is malformed or
-// conflicts with another, such as one for the same pattern and version.
+// HandleRoute registers a typed handler. It panics on a route that is malformed, conflicts
+// with another, such as one for the same pattern and version, or says something that would
+// have no effect: a Rule without an Enforce, versions that the API does not have, a property
+// of the body that no field takes (see [Route.NoEffect]). The panic names the caller's line.
 //
 // A request whose body type is [None] may have any body: it is not read. Every
 // other must have one JSON value of type application/json (else 415) of at most
@@ -157,7 +165,7 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 		}
 	}
 	r := &route{
-		Route: def, span: newSpan(def.Min, def.Max), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
+		Route: def, span: newSpan(def.Min, def.Max), at: caller(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
 		body: compile(def.Pattern+": body", def.Body), query: compile(def.Pattern+": query", def.Query), reply: compile(def.Pattern+": reply", def.Reply),
 	}
 	r.serve = func(rec *recorder, hr *http.Request) {
@@ -185,24 +193,30 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 func (m *Mux) add(r *route) {
 	method, path, ok := strings.Cut(r.Pattern, " ")
 	if !ok || strings.ToUpper(method) != method || !strings.Contains(path, "/") {
-		panic(fmt.Sprintf("api: pattern %q is not a method and a path", r.Pattern))
+		panic(fmt.Sprintf("api: pattern %q is not a method and a path (registered at %s)", r.Pattern, r.at))
 	}
 	r.method, r.path, r.params = method, path, params(path)
 	have := m.routes[r.Pattern]
 	for _, o := range have {
 		same := o.Action == r.Action || o.Action == "" || r.Action == ""
 		if same && o.overlaps(r.span) {
-			panic(fmt.Sprintf("api: %s: versions %s overlap with %s of another handler", r.Pattern, r.span, o.span))
+			panic(fmt.Sprintf("api: %s: versions %s overlap with %s of another handler (registered at %s and at %s)", r.Pattern, r.span, o.span, o.at, r.at))
 		}
 	}
 	if r.span != (span{}) && (m.versions == nil || !m.versions.under(path[strings.IndexByte(path, '/'):])) {
-		panic(fmt.Sprintf("api: %s has versions, but its path has none", r.Pattern))
+		panic(fmt.Sprintf("api: %s has versions, but its path has none (registered at %s)", r.Pattern, r.at))
 	}
+	m.check(r)
 	r.id = m.operationID(r)
 	m.routes[r.Pattern] = append(have, r)
 	m.all = append(m.all, r)
 	if have == nil {
 		pattern := r.Pattern
+		defer func() {
+			if p := recover(); p != nil {
+				panic(m.conflict(r, p))
+			}
+		}()
 		m.mux.HandleFunc(pattern, func(w http.ResponseWriter, hr *http.Request) {
 			m.dispatch(w.(*recorder), hr, m.routes[pattern], path) //nolint:forcetypeassert // ServeHTTP alone calls this
 		})

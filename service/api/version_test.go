@@ -2,9 +2,12 @@ package api_test
 
 import (
 	"context"
+	"encoding/json"
+	"log/slog"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -43,7 +46,7 @@ func versionedMux(cfg api.Config) *api.Mux {
 	api.HandleRoute(m, api.Route{Pattern: "GET /v3/late/{id}", Min: "3.50"}, say("late"))
 	api.HandleRoute(m, api.Route{
 		Pattern: "POST /v3/disks", Summary: "Create a disk", Status: http.StatusAccepted, Errors: []int{400, 409},
-		Body:  []api.Schema{{Max: "3.9", JSON: nameOnly}, {Min: "3.10", JSON: nameAndSize}},
+		Body: []api.Schema{{Max: "3.9", JSON: nameOnly}, {Min: "3.10", JSON: nameAndSize}}, NoEffect: []string{"disk.kind", "disk.ratio", "disk.labels", "disk.host", "disk.id"},
 		Reply: []api.Schema{{JSON: nameAndSize}},
 		Query: []api.Schema{{Min: "3.10", JSON: `{"type": "object", "additionalProperties": false, "properties": {"dry": {"type": "boolean"}, "tag": {"type": "array", "items": {"maxLength": 3}}, "n": {"type": "integer", "minimum": 1}}}`}},
 	}, func(_ context.Context, r *api.Request[loose]) (loose, error) { return r.Body, nil })
@@ -171,21 +174,88 @@ func TestBadRoutes(t *testing.T) {
 	}{
 		{"overlapping handlers", api.Route{Pattern: "GET /v3/disks", Min: "3.9", Max: "3.12"}, "overlap"},
 		{"an action beside all bodies", api.Route{Pattern: "GET /v3/disks", Action: "x"}, "overlap"},
-		{"overlapping schemas", api.Route{Pattern: "PUT /v3/x", Body: []api.Schema{{Max: "3.5", JSON: `{}`}, {Min: "3.5", JSON: `{}`}}}, "PUT /v3/x: body, schema 2: versions 3.5 to the last overlap"},
+		{"overlapping schemas", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{Max: "3.5", JSON: `{}`}, {Min: "3.5", JSON: `{}`}}}, "PUT /v3/x: reply, schema 2: versions 3.5 to the last overlap"},
 		{"range the wrong way", api.Route{Pattern: "PUT /v3/x", Min: "3.5", Max: "3.4"}, "from 3.5 to 3.4"},
 		{"no version", api.Route{Pattern: "PUT /v3/x", Min: "three"}, "API Version String three"},
 		{"no JSON", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{JSON: `{`}}}, "PUT /v3/x: reply, schema 1"},
 		{"no schema", api.Route{Pattern: "PUT /v3/x", Query: []api.Schema{{JSON: `{"type": "thing"}`}}}, "PUT /v3/x: query, schema 1"},
 		{"no method", api.Route{Pattern: "/v3/x"}, "not a method and a path"},
 		{"versions outside of the prefix", api.Route{Pattern: "GET /other", Min: "3.5"}, "its path has none"},
+		{"versions above the last one", api.Route{Pattern: "GET /v3/x", Min: "3.71"}, "GET /v3/x: versions 3.71 to the last are none of the API's, 3.0 to 3.70"},
+		{"versions below the first one", api.Route{Pattern: "GET /v3/x", Max: "2.9"}, "are none of the API's"},
+		{"a schema for other versions", api.Route{Pattern: "PUT /v3/x", Max: "3.5", Reply: []api.Schema{{Min: "3.6", JSON: `{}`}}}, "reply, schema 1: versions 3.6 to the last are none of the route's"},
+		{"a rule that is never asked", api.Route{Pattern: "GET /v3/x", Rule: "x:get"}, "GET /v3/x: rule x:get would never be asked"},
+		{"a body that is never read", api.Route{Pattern: "PUT /v3/x", Body: []api.Schema{{JSON: `{}`}}}, "never reads it"},
+		{"the same route again", api.Route{Pattern: "GET /v3/disks"}, "registered at"},
+		{"a pattern that conflicts", api.Route{Pattern: "GET /{a}/disks"}, "conflicts with"},
 	} {
 		func() {
 			defer func() {
-				if got, _ := recover().(string); !strings.Contains(got, tt.says) {
+				got, _ := recover().(string)
+				if !strings.Contains(got, tt.says) {
 					t.Errorf("%s: panic %q, want %q", tt.name, got, tt.says)
+				}
+				if strings.Contains(got, "registered at") && !strings.Contains(got, "version_test.go:") || strings.Contains(got, "route.go") {
+					t.Errorf("%s: panic %q does not name the caller's line", tt.name, got)
 				}
 			}()
 			api.HandleRoute(versionedMux(api.Config{}), tt.route, none)
+		}()
+	}
+}
+
+// TestNoEffect: a property of a body that the handler's type has no field for is a panic,
+// unless it takes one value only, or the route names it.
+func TestNoEffect(t *testing.T) {
+	t.Parallel()
+	type part struct {
+		Name string `json:"name"`
+	}
+	type body struct {
+		part
+
+		Size   *int            `json:"size,omitempty"`
+		Parts  []part          `json:"parts"`
+		Labels map[string]part `json:"labels"`
+		Any    any             `json:"any"`
+		Raw    json.RawMessage `json:"raw"`
+		When   time.Time       `json:"when"`
+	}
+	h := func(context.Context, *api.Request[body]) (api.None, error) { return api.None{}, nil }
+	for _, tt := range []struct {
+		properties string
+		noEffect   []string
+		says       string // "": it is registered
+	}{
+		{`"name": {}, "size": {}, "parts": {"items": {"properties": {"name": {}}}}, "labels": {"additionalProperties": {"properties": {"name": {}}}}`, nil, ""},
+		{`"any": {"properties": {"x": {}}}, "raw": {"properties": {"x": {}}}, "when": {"properties": {"x": {}}}`, nil, ""},
+		{`"lost": {"type": "string"}`, nil, "POST /x: body, schema 1: property lost is taken"},
+		{`"lost": {"type": "string"}`, []string{"lost"}, ""},
+		{`"lost": true`, nil, "property lost is taken"},
+		{`"lost": false`, nil, ""},
+		{`"lost": {"const": 1}`, nil, ""},
+		{`"lost": {"enum": ["MANUAL"]}`, nil, ""},
+		{`"lost": {"enum": ["a", "b"]}`, nil, "property lost is taken"},
+		{`"lost": {"type": "null"}`, nil, ""},
+		{`"parts": {"items": {"properties": {"size": {}}}}`, nil, "property parts[].size is taken"},
+		{`"parts": {"items": {"properties": {"size": {}}}}`, []string{"parts[].size"}, ""},
+		{`"labels": {"patternProperties": {"^a": {"properties": {"size": {}}}}}`, nil, "property labels.^a.size is taken"},
+		{`"part": {"$ref": "#/$defs/p"}`, nil, "property part is taken"},
+		{`"parts": {"items": {"$ref": "#/$defs/p"}}`, nil, "property parts[].deep is taken"},
+		{`"name": {}`, []string{"name"}, "NoEffect names name"},
+		{`"name": {}`, []string{"gone"}, "NoEffect names gone"},
+	} {
+		func() {
+			defer func() {
+				got, _ := recover().(string)
+				if tt.says == "" && got != "" || !strings.Contains(got, tt.says) {
+					t.Errorf("%s: panic %q, want %q", tt.properties, got, tt.says)
+				}
+			}()
+			m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})
+			api.HandleRoute(m, api.Route{Pattern: "POST /x", NoEffect: tt.noEffect, Body: []api.Schema{{
+				JSON: `{"type": "object", "$defs": {"p": {"anyOf": [{"properties": {"deep": {}}}, {"$ref": "#"}]}}, "properties": {` + tt.properties + `}}`,
+			}}}, h)
 		}()
 	}
 }
