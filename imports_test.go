@@ -72,7 +72,7 @@ var rules = map[string][]string{
 	"db":        {"fault", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
-	"service":             {"fault", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
+	"service":             {"service/internal/bodytime", "fault", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/auth":        {"service", "service/api", "fault", "reqctx", "golang.org/x/sync"},
 	"service/policy":      {"service", "service/internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},

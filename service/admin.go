@@ -6,8 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/pprof"
+	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -15,9 +19,16 @@ import (
 
 // AdminConfig configures [App.Admin]. Addr is required.
 type AdminConfig struct {
-	// Addr is where it listens, as of [HTTPConfig]: a loopback address or a Unix
-	// socket. It asks nobody who they are.
+	// Addr is where it listens, as of [HTTPConfig]: a loopback address or a Unix socket.
+	// Clients are not asked for an identity, and they can stop loops, read profiles and set the
+	// level of the log.
 	Addr string
+	// Hosts are the names and addresses by which clients of other machines reach it, such as
+	// "node1.example.org". They are what makes another Addr than a loopback one a valid one:
+	// set them only where a firewall lets operators alone in. A request over TCP whose Host
+	// header is neither one of them nor of this machine ("localhost", 127.0.0.1, [::1]) is
+	// refused, so that a web page cannot reach it by a name of its own. Default: none.
+	Hosts []string
 	// Metrics serves /metrics. Default: there are none.
 	Metrics http.Handler
 	// Config returns what /debug/config shows, as JSON: each option's value and where
@@ -28,7 +39,30 @@ type AdminConfig struct {
 	Level *slog.LevelVar
 }
 
-// Admin returns a part that serves an operator, for one machine only:
+// Validate reports Invalid if Addr can be reached from other machines and Hosts does not say
+// that this is meant. The Start of the part of [App.Admin] does the same.
+func (c AdminConfig) Validate() error {
+	if strings.HasPrefix(c.Addr, "unix:") || len(c.Hosts) > 0 {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(c.Addr)
+	if err != nil {
+		return fault.New(fault.Invalid, "admin address %q: %w; write 127.0.0.1:9774 or unix:/run/admin.sock", c.Addr, err)
+	}
+	if !loopback(host) {
+		return fault.New(fault.Invalid, "admin address %q can be reached from other machines, and clients are not asked for an identity: "+
+			"listen on 127.0.0.1, [::1] or unix:/path, or name the hosts by which other machines may reach it", c.Addr)
+	}
+	return nil
+}
+
+// loopback reports whether a host is this machine, in numbers or as localhost.
+func loopback(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return err == nil && ip.IsLoopback() || strings.EqualFold(host, "localhost")
+}
+
+// Admin returns a part that serves an operator, by default of this machine only:
 //
 //	GET  /livez                 200 while the process serves at all
 //	GET  /readyz                200, or 503, with each check by name and why it fails
@@ -73,18 +107,29 @@ func (a *App) Admin(cfg AdminConfig) *HTTPPart {
 	m.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
 	m.HandleFunc("GET /debug/pprof/symbol", pprof.Symbol)
 	m.HandleFunc("GET /debug/pprof/trace", pprof.Trace)
-	return HTTP(cfg.Addr, local(m))
+	p := HTTP(cfg.Addr, cfg.guard(m))
+	p.validate = cfg.Validate
+	return p
 }
 
-// local refuses what a web page that somebody on the machine looks at could send: a
-// browser says where such a request comes from.
-func local(next http.Handler) http.Handler {
+// guard refuses what a web page in a browser on this machine could send: a browser names the
+// page's origin, and a page that has its own name point to this machine shows that name as Host.
+func (c AdminConfig) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Origin") != "" {
-			done(w, fault.New(fault.Denied, "requests of web pages are not answered"))
-			return
+		host := r.Host
+		if h, _, err := net.SplitHostPort(host); err == nil {
+			host = h
 		}
-		next.ServeHTTP(w, r)
+		host = strings.Trim(host, "[]")
+		known := func(h string) bool { return strings.EqualFold(h, host) }
+		switch {
+		case r.Header.Get("Origin") != "":
+			done(w, fault.New(fault.Denied, "requests of web pages are not answered"))
+		case !strings.HasPrefix(c.Addr, "unix:") && !loopback(host) && !slices.ContainsFunc(c.Hosts, known):
+			done(w, fault.New(fault.Denied, "the Host %q is not one of the admin listener: use its address", r.Host))
+		default:
+			next.ServeHTTP(w, r)
+		}
 	})
 }
 

@@ -47,6 +47,60 @@ func running(t *testing.T, app *service.App, cfg service.AdminConfig) (url strin
 	return "http://" + admin.Addr()
 }
 
+// TestAdminAddress: the admin listener is for this machine, unless hosts are named, and answers
+// no request for another host.
+func TestAdminAddress(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		addr  string
+		hosts []string
+		ok    bool
+	}{
+		{"127.0.0.1:0", nil, true},
+		{"127.1.2.3:0", nil, true},
+		{"localhost:0", nil, true},
+		{"unix:" + filepath.Join(t.TempDir(), "admin.sock"), nil, true},
+		{"0.0.0.0:0", nil, false},
+		{"[::]:0", nil, false},
+		{":0", nil, false},
+		{"example.org:0", nil, false},
+		{"192.0.2.1:0", nil, false},
+		{"9774", nil, false},
+		{"0.0.0.0:0", []string{"node1.example.org"}, true},
+	} {
+		app := service.New(service.Config{Name: "test", Logger: slog.New(slog.DiscardHandler)})
+		cfg := service.AdminConfig{Addr: tt.addr, Hosts: tt.hosts}
+		p := app.Admin(cfg)
+		err := p.Start(t.Context())
+		if (err == nil) != tt.ok || err != nil && (fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "unix:")) {
+			t.Errorf("%s, hosts %v: %v", tt.addr, tt.hosts, err)
+		}
+		if verr := cfg.Validate(); (verr == nil) != tt.ok {
+			t.Errorf("%s, hosts %v: Validate: %v", tt.addr, tt.hosts, verr)
+		}
+		_ = p.Stop(t.Context())
+	}
+	url := running(t, service.New(service.Config{Name: "test", Logger: slog.New(slog.DiscardHandler)}), service.AdminConfig{Hosts: []string{"node1.example.org"}})
+	for host, want := range map[string]int{
+		"127.0.0.1": 200, "localhost:9774": 200, "LOCALHOST": 200, "[::1]:80": 200, "node1.example.org": 200, "Node1.Example.org:9774": 200,
+		"evil.example.org": 403, "evil.example.org:9774": 403, "192.0.2.1": 403, "127.0.0.1.example.org": 403, "localhost.example.org": 403,
+	} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url+"/debug/config", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Host = host
+		res, err := client(t).Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("Host %s: %d, want %d", host, res.StatusCode, want)
+		}
+	}
+}
+
 func ask(t *testing.T, method, url, body string, header ...string) (int, string) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))

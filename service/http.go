@@ -14,12 +14,14 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/armature-go/armature/service/internal/bodytime"
 )
 
 // The bounds that keep idle and slow clients from holding the server's memory.
-// How long a body may take is the handler's affair; package api bounds it.
 const (
 	readHeaderTimeout = 10 * time.Second
+	bodyTimeout       = 30 * time.Second
 	idleTimeout       = 2 * time.Minute
 	maxHeaderBytes    = 64 << 10
 )
@@ -44,6 +46,10 @@ type HTTPConfig struct {
 	// ReadHeaderTimeout is how long a client has to send its headers, at most 64 KiB
 	// of them. Default 10 s.
 	ReadHeaderTimeout time.Duration
+	// BodyTimeout is how long a client has to send the whole body, from the end of its headers
+	// on. It holds for every request, also for one whose body the Handler never reads: the
+	// connection of a client that is late is closed. Default 30 s; negative: no bound.
+	BodyTimeout time.Duration
 	// IdleTimeout is how long a connection may be idle. Default 2 minutes.
 	IdleTimeout time.Duration
 }
@@ -54,6 +60,8 @@ type HTTPPart struct {
 	cfg     HTTPConfig
 	log     *slog.Logger
 	closing atomic.Bool // replies ask clients to go elsewhere
+
+	validate func() error // of the configuration, before it listens; nil: none
 	ending  func() bool // the App drains
 	certs   *certificates
 
@@ -82,6 +90,9 @@ func NewHTTP(cfg HTTPConfig) *HTTPPart {
 	if cfg.ReadHeaderTimeout <= 0 {
 		cfg.ReadHeaderTimeout = readHeaderTimeout
 	}
+	if cfg.BodyTimeout == 0 {
+		cfg.BodyTimeout = bodyTimeout
+	}
 	if cfg.IdleTimeout <= 0 {
 		cfg.IdleTimeout = idleTimeout
 	}
@@ -97,6 +108,11 @@ func (p *HTTPPart) bind(a *App, name string) {
 func (p *HTTPPart) Start(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.validate != nil {
+		if err := p.validate(); err != nil {
+			return err
+		}
+	}
 	var tlsConfig *tls.Config
 	if p.cfg.CertFile != "" || p.cfg.KeyFile != "" || p.cfg.ClientCAFile != "" {
 		p.certs = &certificates{cfg: p.cfg, log: p.log}
@@ -133,13 +149,15 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 	return nil
 }
 
-// answers asks clients to close their connections as soon as the server is to end: who
-// sends a request on one that is closed at that moment would get no answer.
+// answers gives bodies their deadline, and asks clients to close their connections as soon as
+// the server is to end: a request on a connection that is closed at that moment would get no
+// answer.
 func (p *HTTPPart) answers(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p.closing.Load() || p.ending() {
 			w.Header().Set("Connection", "close")
 		}
+		bodytime.Limit(w, r, p.cfg.BodyTimeout)
 		h.ServeHTTP(w, r)
 	})
 }

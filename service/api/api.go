@@ -23,11 +23,13 @@ import (
 	"regexp"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/internal/bodytime"
 )
 
 // None is the body of a request that has none, or of a reply without one. A handler
@@ -55,6 +57,10 @@ type Config struct {
 	Enforce func(ctx context.Context, rule string, target map[string]any) error
 	// Microversions are the versions of the API. Nil: there are none.
 	Microversions *Microversions
+	// PublicURL begins the links of replies: the URL by which clients reach the service, such as
+	// "https://api.example.org/volume". Set it behind a proxy or a load balancer. New panics if
+	// it is not an http or https URL. Default: see [Base].
+	PublicURL string
 	// RequestIDHeaders are further names for the header with the request id,
 	// which is always sent as x-openstack-request-id.
 	RequestIDHeaders []string
@@ -69,7 +75,9 @@ type Config struct {
 	MaxBody int64
 	// MaxDepth is how deep a body may be nested. Default 64.
 	MaxDepth int
-	// BodyTimeout is how long a client may take to send a body. Default 30 s.
+	// BodyTimeout is how long a client may take to send a body, from the end of the headers on,
+	// before it is known who asks. Default 30 s; negative: no bound. A server of package service
+	// has one of its own, service.HTTPConfig.BodyTimeout: the shorter one counts.
 	BodyTimeout time.Duration
 	// WriteTimeout is how long a client may take to read a reply. Default 60 s.
 	WriteTimeout time.Duration
@@ -103,6 +111,7 @@ type Mux struct {
 	routes   map[string]entry // by pattern
 	all      []*route         // in the order in which they were added
 	errors   *schema          // of error bodies, if replies are checked
+	foreign  sync.Once        // the first request for an unknown host is logged
 	handler  http.Handler
 }
 
@@ -135,6 +144,7 @@ func New(cfg Config) *Mux {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(reqctx.LogHandler(slog.Default().Handler()))
 	}
+	cfg.PublicURL = mustPublicURL(cfg.PublicURL)
 	m := &Mux{cfg: cfg, versions: newVersioned(cfg.Microversions), routes: make(map[string]entry)}
 	if cfg.CheckReplies {
 		m.errors = m.compileErrors()
@@ -175,6 +185,7 @@ func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.handler.Serv
 
 func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	begin := time.Now()
+	bodytime.Limit(w, r, m.cfg.BodyTimeout)
 	rec := &recorder{ResponseWriter: w, req: reqctx.Request{ID: reqctx.NewID()}}
 	if id := r.Header.Get(requestIDHeader); reqctx.ValidID(id) {
 		rec.req.GlobalID = id
@@ -191,7 +202,7 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	if m.versions != nil && m.versions.under(r.URL.Path) {
 		rec.version, rec.refusedVersion = m.versions.negotiate(r.Header, h)
 	}
-	r = r.WithContext(reqctx.With(r.Context(), rec.req))
+	r = r.WithContext(reqctx.With(m.withBase(r.Context()), rec.req))
 	if m.cfg.Inflight != nil {
 		defer m.cfg.Inflight.Begin(r.Context(), service.Work{Kind: "request", Name: r.Method, Resource: r.URL.Path})()
 	}

@@ -138,13 +138,3 @@ func (p Page) Next(r *http.Request, got int, last string) []Link {
 	q.Set("marker", last)
 	return []Link{{Rel: "next", Href: Base(r) + r.URL.Path + "?" + q.Encode()}}
 }
-
-// Base returns the scheme and host by which the client reached the service, such as
-// "https://api.example.org:8776".
-func Base(r *http.Request) string {
-	scheme := "http"
-	if r.TLS != nil {
-		scheme = "https"
-	}
-	return scheme + "://" + r.Host
-}

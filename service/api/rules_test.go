@@ -155,7 +155,7 @@ func TestPages(t *testing.T) {
 			t.Errorf("%s: %v (-want +got):\n%s", tt.query, err, diff)
 		}
 	}
-	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://api:8776/disks?limit=2&status=a&marker=x", http.NoBody)
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://localhost/disks?limit=2&status=a&marker=x", http.NoBody)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +163,7 @@ func TestPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []api.Link{{Rel: "next", Href: "http://api:8776/disks?limit=2&marker=b&status=a"}}
+	want := []api.Link{{Rel: "next", Href: "http://localhost/disks?limit=2&marker=b&status=a"}}
 	if diff := cmp.Diff(want, p.Next(r, 2, "b")); diff != "" {
 		t.Errorf("next (-want +got):\n%s", diff)
 	}
@@ -268,7 +268,7 @@ func TestCheckReplies(t *testing.T) {
 // versions it speaks, as the API-SIG says.
 func TestDiscover(t *testing.T) {
 	t.Parallel()
-	m := versionedMux(api.Config{CheckReplies: true, Authenticate: auth.Static(nil)})
+	m := versionedMux(api.Config{CheckReplies: true, Authenticate: auth.Static(nil), PublicURL: "http://example.com/"})
 	m.Discover(api.Discovery{ID: "v3", Updated: "2026-11-23T00:00:00Z", Links: []api.Link{{Rel: "describedby", Href: "https://docs.example.org/"}}})
 	for path, want := range map[string]string{
 		"/": `{"versions":[{"id":"v3","status":"CURRENT","version":"3.70","min_version":"3.0","updated":"2026-11-23T00:00:00Z",` +
