@@ -27,7 +27,9 @@ func unread(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
 	log := slog.New(slog.DiscardHandler)
 	m := api.New(api.Config{
 		Logger: log, BodyTimeout: -1, // the server's own counts
-		Authenticate: func(*http.Request) (reqctx.Request, error) { return reqctx.Request{}, fault.New(fault.Unauthenticated, "who?") },
+		Authenticate: func(*http.Request) (reqctx.Request, error) {
+			return reqctx.Request{}, fault.New(fault.Unauthenticated, "who?")
+		},
 	})
 	m.Health(func(context.Context) error { return nil })
 	type thing struct{ Name string }

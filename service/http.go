@@ -62,8 +62,8 @@ type HTTPPart struct {
 	closing atomic.Bool // replies ask clients to go elsewhere
 
 	validate func() error // of the configuration, before it listens; nil: none
-	ending  func() bool // the App drains
-	certs   *certificates
+	ending   func() bool  // the App drains
+	certs    *certificates
 
 	mu       sync.Mutex
 	listener net.Listener

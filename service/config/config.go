@@ -31,6 +31,9 @@
 //	reloadable   "true": a change takes effect without a restart
 //	deprecated   older names, NAME or SECTION.NAME, separated by commas
 //	removed      it has no effect any more, and why: it is taken, with a warning
+//	unsupported  why no other value than the default is taken: it is an error, never ignored
+//	protects     "true": it protects, such as identity, TLS or a checksum: an unknown option or
+//	             section that may be meant for it is an error, also where unknown ones are not
 //	strict       "true": a bool; while it is false unknown options are warnings
 //
 // Options stand in [DEFAULT], or in the section of the struct field around them. A map
@@ -59,7 +62,8 @@ type Source struct {
 	// stands for its files *.conf, by name. Each must exist; [Find] finds those that do.
 	Files []string
 	// Env are variables as of os.Environ. OS_DATABASE__CONNECTION is the option
-	// connection of [database]; others are ignored, as they may be anybody's.
+	// connection of [database]. A name of a declared section without such an option is an
+	// error, as in a file; all other variables are other programs'.
 	Env []string
 	// Flags are options given on the command line, by names as in Defaults.
 	Flags map[string]string

@@ -114,7 +114,7 @@ pool_size=6
 		},
 		{
 			name: "environment over files", files: []string{"workers = 1\nslots = 1\n"},
-			env: []string{"OS_DEFAULT__WORKERS=3", "OS_DATABASE__CONNECTION=a=b", "OS_DEFAULT__VOLUME_DRIVER=", "OS_DEFAULT__NOTHING=1", "OS_AUTH_URL=x", "DEFAULT__SLOTS=8", "odd"},
+			env: []string{"OS_DEFAULT__WORKERS=3", "OS_DATABASE__CONNECTION=a=b", "OS_DEFAULT__VOLUME_DRIVER=", "OS_AUTH_URL=x", "DEFAULT__SLOTS=8", "odd"},
 			want: func(o *options) {
 				o.Workers, o.Slots, o.Database.Connection, o.Driver = 3, 1, "a=b", ""
 			},

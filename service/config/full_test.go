@@ -414,12 +414,103 @@ func TestUnset(t *testing.T) {
 	}
 }
 
+// guarded has options that protect.
+type guarded struct {
+	Strategy string `ini:"auth_strategy" default:"keystone" choices:"keystone, none" protects:"true"`
+	Debug    bool   `ini:"debug"`
+	TLS      struct {
+		CA     string `ini:"ca_file" protects:"true"`
+		Policy string `ini:"ssl_version" unsupported:"the TLS library chooses the version"`
+		Token  string `ini:"token" default:"x" secret:"true" unsupported:"there are no tokens"`
+		Size   int    `ini:"size"`
+	} `section:"tls"`
+	Cache struct {
+		Size int `ini:"size"`
+	} `section:"cache"`
+}
+
+// TestProtects: what may be meant for an option that protects is never ignored, and neither is
+// what is not supported, also where unknown options are.
+func TestProtects(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		text   string
+		env    string
+		strict string // the error when unknown options are errors, "": none
+		says   string // the error when they are not, "": none
+	}{
+		{"auth_strategi = keystone", "", "no such option", "1.conf:1: [DEFAULT] auth_strategi: no such option; the nearest is auth_strategy; it is not ignored"},
+		{"auth_strategyy = keystone", "", "no such option", "it is not ignored"},
+		{"ca_file = /x", "", "it belongs to [tls]", "[DEFAULT] ca_file: no such option; it belongs to [tls]; it is not ignored"},
+		{"[cache]\nca_file = /x", "", "it belongs to [tls]", "[cache] ca_file: no such option"},
+		{"[tls]\nca_fil = /x", "", "the nearest is ca_file", "[tls] ca_fil: no such option"},
+		{"[tsl]\nca_file = /x", "", "no such section", "[tsl]: no such section"},
+		{"[tls]\nssl_version = 1", "", "1.conf:2: [tls] ssl_version = 1 is not supported: the TLS library chooses the version", "is not supported"},
+		{"[tls]\ntoken = hunter2", "", "[tls] token = *** is not supported", "[tls] token = *** is not supported"},
+		{"[tls]\nssl_version =", "", "", ""},
+		{"[tls]\ntoken = x", "", "", ""},
+		{"[tls]\nsizes = 1", "", "no such option", ""},
+		{"[cachee]\nsize = 1", "", "no such section", ""},
+		{"[somewhere_else]\nca_file = 1", "", "no such section", ""},
+		{"debugg = 1", "", "no such option", ""},
+		{"", "OS_DEFAULT__AUTH_STRATEGI=keystone", "environment OS_DEFAULT__AUTH_STRATEGI: [DEFAULT] auth_strategi: no such option; the nearest is auth_strategy", "it is not ignored"},
+		{"", "OS_TLS__CA_FIL=/x", "environment OS_TLS__CA_FIL: [tls] ca_fil: no such option; the nearest is ca_file", "it is not ignored"},
+		{"", "OS_TLS__SSL_VERSION=1", "environment OS_TLS__SSL_VERSION: [tls] ssl_version = 1 is not supported", "is not supported"},
+		{"", "OS_DEFAULT__DEBUGG=1", "the nearest is debug", ""},
+		{"", "OS_OTHER__DEBUG=1", "", ""},
+	} {
+		file := filepath.Join(t.TempDir(), "1.conf")
+		put(t, file, tt.text+"\n", 0o600)
+		for _, lenient := range []bool{false, true} {
+			want := tt.strict
+			if lenient {
+				want = tt.says
+			}
+			var g guarded
+			err := config.Load(&g, config.Source{Files: []string{file}, Env: []string{tt.env}, Lenient: lenient, Logger: slog.New(slog.DiscardHandler)})
+			if (err != nil) != (want != "") || !strings.Contains(fmt.Sprint(err), want) || strings.Contains(fmt.Sprint(err), "hunter2") {
+				t.Errorf("%q %s, lenient %t: %v, want %q", tt.text, tt.env, lenient, err, want)
+			}
+		}
+	}
+}
+
+// TestWrongSections: a section that is no struct, or a family of sections that is no map of texts,
+// is a panic that names the field.
+func TestWrongSections(t *testing.T) {
+	t.Parallel()
+	type entry struct{ A string }
+	for name, opts := range map[string]any{
+		"Structs": &struct {
+			Structs map[string]entry `sections:"x_"`
+		}{},
+		"Text": &struct {
+			Text string `sections:"x_"`
+		}{},
+		"Pointer": &struct {
+			Pointer *entry `section:"x"`
+		}{},
+		"hidden": &struct {
+			hidden map[string]map[string]string `sections:"x_"` //nolint:unused // it is what is wrong
+		}{},
+	} {
+		func() {
+			defer func() {
+				if got := fmt.Sprint(recover()); !strings.Contains(got, "config: field "+name+":") {
+					t.Errorf("panic %q does not name %s", got, name)
+				}
+			}()
+			_ = config.Load(opts, config.Source{})
+		}()
+	}
+}
+
 // TestPasswordsInURLs are shown nowhere, whether the option is marked as secret or not.
 func TestPasswordsInURLs(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	c, err := config.Open[between](config.Source{
-		Flags: map[string]string{"peer": "http://u:hunter2@h/x"}, Env: []string{"OS_DEFAULT__PEAR=1", "OS_OTHER__X=1"}, Logger: slog.New(slog.NewTextHandler(&out, nil)),
+		Flags: map[string]string{"peer": "http://u:hunter2@h/x"}, Env: []string{"OS_DEFAULT__PEAR=1", "OS_OTHER__X=1"}, Lenient: true, Logger: slog.New(slog.NewTextHandler(&out, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -429,7 +520,7 @@ func TestPasswordsInURLs(t *testing.T) {
 			t.Errorf("%+v", v)
 		}
 	}
-	if !strings.Contains(out.String(), "environment OS_DEFAULT__PEAR: there is no such option in [DEFAULT]") || strings.Contains(out.String(), "OS_OTHER") {
+	if !strings.Contains(out.String(), "environment OS_DEFAULT__PEAR: [DEFAULT] pear: no such option; the nearest is peer") || strings.Contains(out.String(), "OS_OTHER") {
 		t.Errorf("%s", &out)
 	}
 	_, err = config.Open[between](config.Source{Flags: map[string]string{"low": "http://u:hunter2@h"}})

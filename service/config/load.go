@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/internal/text"
 )
 
 // defaultSection is where options stand that no section struct is around of.
@@ -41,9 +42,16 @@ type loader struct {
 	strict  *option                      // the option that says whether unknown ones are errors
 	next    rank                         // of the next file
 	others  map[string]map[string]string // what stands in files, and nobody has declared
-	unknown []string
+	unknown []unknown
 	warns   []string
 	errs    []error
+}
+
+// unknown is something in a file or in the environment that is not declared.
+type unknown struct {
+	text string
+	// protects says that an option that protects may be meant: then it is never ignored.
+	protects bool
 }
 
 // free is a declared family of sections with raw values.
@@ -83,11 +91,14 @@ func load(work reflect.Value, src Source) (*loader, error) {
 	if l.strict != nil && l.strict.assign(l.strict.value) == nil {
 		lenient = lenient || !l.strict.field.Bool()
 	}
-	for _, text := range l.unknown {
-		if lenient {
-			l.warnf("ignored: %s", text)
-		} else {
-			l.fail("%s", text)
+	for _, u := range l.unknown {
+		switch {
+		case !lenient:
+			l.fail("%s", u.text)
+		case u.protects:
+			l.fail("%s; it is not ignored, though unknown options are: an option that protects may be meant", u.text)
+		default:
+			l.warnf("ignored: %s", u.text)
 		}
 	}
 	if lenient {
@@ -115,6 +126,9 @@ func (l *loader) assign() {
 			if o.where != "default" {
 				l.warnf("%s: [%s] %s has no effect: %s", o.where, o.section, o.name, o.tag.Get("removed"))
 			}
+			continue
+		case o.tag.Get("unsupported") != "" && o.where != "default" && o.value != o.tag.Get("default"):
+			l.fail("%s: [%s] %s = %s is not supported: %s", o.where, o.section, o.name, o.shown(), o.tag.Get("unsupported"))
 			continue
 		case o.unset():
 			continue // the field has its zero value
@@ -178,11 +192,17 @@ func (l *loader) declare(v reflect.Value, section string) {
 			l.declareAliases(o)
 		case tag.Get("section") != "":
 			s := tag.Get("section")
+			if f.Kind() != reflect.Struct || !f.CanSet() {
+				panic("config: field " + field.Name + ": the tag section is for an exported struct, not for " + f.Type().String())
+			}
 			if l.options[s] == nil {
 				l.options[s] = map[string]*option{}
 			}
 			l.declare(f, s)
 		case tag.Get("sections") != "":
+			if f.Type() != reflect.TypeFor[map[string]map[string]string]() || !f.CanSet() {
+				panic("config: field " + field.Name + ": the tag sections is for an exported map[string]map[string]string, not for " + f.Type().String())
+			}
 			values := map[string]map[string]string{}
 			f.Set(reflect.ValueOf(values))
 			l.free = append(l.free, free{tag.Get("sections"), values, f})
@@ -291,8 +311,9 @@ func (l *loader) env(env []string) {
 	}
 	for _, k := range slices.Sorted(maps.Keys(vars)) { // of another program's section, or misspelt
 		for section := range l.options {
-			if strings.HasPrefix(k, envName(section, "")) && !known[k] {
-				l.warnf("environment %s: there is no such option in [%s]", k, section)
+			if name, ok := strings.CutPrefix(k, envName(section, "")); ok && !known[k] {
+				name = strings.ToLower(name)
+				l.unknown = append(l.unknown, unknown{fmt.Sprintf("environment %s: [%s] %s: no such option%s", k, section, name, l.hint(section, name)), l.protected(section, name)})
 			}
 		}
 	}
@@ -337,7 +358,7 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	}
 	if l.options[section] != nil {
 		if key != "" {
-			l.strange(r, "%s: [%s] %s: no such option%s", where, section, key, l.hint(section, key))
+			l.strange(r, l.protected(section, key), "%s: [%s] %s: no such option%s", where, section, key, l.hint(section, key))
 		}
 		return
 	}
@@ -358,21 +379,39 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	}
 	switch {
 	case key == "":
-		l.strange(r, "%s: [%s]: no such section%s", where, section, suggest(section, maps.Keys(l.options)))
+		l.strange(r, l.protected(section, ""), "%s: [%s]: no such section%s", where, section, suggest(section, maps.Keys(l.options)))
 	case !r.file():
-		l.strange(r, "%s: no such section%s", where, suggest(section, maps.Keys(l.options)))
+		l.strange(r, false, "%s: no such section%s", where, suggest(section, maps.Keys(l.options)))
 	default: // a file's section was told once, at its head
 	}
 }
 
-// strange is something that nobody has declared. Only in files may it be somebody
-// else's.
-func (l *loader) strange(r rank, format string, args ...any) {
+// strange is something that is not declared. Only in files may it be another program's.
+func (l *loader) strange(r rank, protects bool, format string, args ...any) {
 	if r.file() {
-		l.unknown = append(l.unknown, fmt.Sprintf(format, args...))
+		l.unknown = append(l.unknown, unknown{fmt.Sprintf(format, args...), protects})
 		return
 	}
 	l.fail(format, args...)
+}
+
+// mistyped is how many bytes a name may differ from another one that may be meant.
+const mistyped = 2
+
+// protected reports whether a name that is not declared may be meant for an option with the tag
+// protects: one of a similar name, or of the same name in another section; or, without a name,
+// whether the section's own name is similar to that of a section with such options.
+func (l *loader) protected(section, name string) bool {
+	for o := range l.all() {
+		similar := text.Distance(strings.ToLower(section), strings.ToLower(o.section)) <= mistyped
+		if name != "" {
+			similar = o.name == name || o.section == section && text.Distance(name, o.name) <= mistyped
+		}
+		if o.is("protects") && similar {
+			return true
+		}
+	}
+	return false
 }
 
 func (o *option) take(r rank, where, value string, byAlias bool) {
@@ -431,12 +470,15 @@ func redact(s string) string { return password.ReplaceAllString(s, "$1:***@") }
 // values returns the options as they are.
 func (l *loader) values() (out []Value) {
 	for o := range l.all() {
-		v := Value{Section: o.section, Name: o.name, Value: o.value, Where: o.where}
-		if o.is("secret") && v.Value != "" {
-			v.Value = "***"
-		}
-		v.Value = redact(v.Value)
-		out = append(out, v)
+		out = append(out, Value{Section: o.section, Name: o.name, Value: o.shown(), Where: o.where})
 	}
 	return out
+}
+
+// shown returns the value as people may see it.
+func (o *option) shown() string {
+	if o.is("secret") && o.value != "" {
+		return "***"
+	}
+	return redact(o.value)
 }

@@ -32,7 +32,7 @@ type option struct {
 func (o *option) is(tag string) bool { return o.tag.Get(tag) == "true" }
 
 // tags are those that a field may have.
-var tags = []string{"ini", "default", "help", "min", "max", "choices", "regex", "multi", "required", "secret", "reloadable", "deprecated", "removed", "strict", "json"}
+var tags = []string{"ini", "default", "help", "min", "max", "choices", "regex", "multi", "required", "secret", "reloadable", "deprecated", "removed", "unsupported", "protects", "strict", "json"}
 
 // newOption makes an option of a field. It panics if its tags are wrong.
 func newOption(f reflect.Value, field reflect.StructField, section string) *option {
@@ -51,7 +51,7 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 		}
 		value := field.Tag.Get(name)
 		switch name {
-		case "required", "secret", "reloadable", "strict", "multi":
+		case "required", "secret", "reloadable", "strict", "multi", "protects":
 			if value != "true" {
 				fail("tag %s is %q, and can only be true", name, value)
 			}

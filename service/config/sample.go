@@ -72,6 +72,9 @@ func (o *option) about() string {
 	if v := o.tag.Get("deprecated"); v != "" {
 		about += " It was called " + v + "."
 	}
+	if v := o.tag.Get("unsupported"); v != "" {
+		about += " No other value is supported: " + v + "."
+	}
 	if v := o.tag.Get("removed"); v != "" {
 		about += " It has no effect any more: " + v + "."
 	}
