@@ -51,7 +51,12 @@ func command(out io.Writer) *cobra.Command {
 		Args:          cobra.NoArgs,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		RunE:          func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), allInOne) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.openByDefault(); err != nil {
+				return err
+			}
+			return f.run(cmd.Context(), allInOne)
+		},
 	}
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
 		if len(f.config.Files) > 0 || cmd == root { // all in one process needs no files, and takes none that it was not given

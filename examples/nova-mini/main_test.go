@@ -108,7 +108,7 @@ func TestTools(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	nova := filepath.Join(dir, "nova.conf")
-	if err := os.WriteFile(nova, []byte("[DEFAULT]\nstrict = false\nmy_ip = 10.0.0.1\ntransport_url = rabbit://u:hush@h/\n[libvirt]\nvirt_type = kvm\n[database]\nconnection = mysql://h/nova\n"), 0o600); err != nil {
+	if err := os.WriteFile(nova, []byte("[DEFAULT]\nstrict = false\nauth_strategy = noauth2\nmy_ip = 10.0.0.1\ntransport_url = rabbit://u:hush@h/\n[libvirt]\nvirt_type = kvm\n[database]\nconnection = mysql://h/nova\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("os_compute_api:servers:start: 'role:admin'\n"), 0o600); err != nil {
@@ -116,7 +116,7 @@ func TestTools(t *testing.T) {
 	}
 	for args, want := range map[string]string{
 		"config sample":   "#compute_driver = fake",
-		"config validate": "nova.conf:4",
+		"config validate": "nova.conf:5",
 		"policy sample":   `#"os_compute_api:servers:start": "rule:project_member_or_admin"`,
 		"policy list":     "policy.yaml:1",
 		"policy validate": "policy.yaml:1\n", // and that alone

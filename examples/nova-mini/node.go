@@ -64,9 +64,12 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 		return err
 	}
 	if o.Admin != "" {
-		n.app.Add("admin (option admin_listen)", n.app.Admin(service.AdminConfig{
-			Addr: o.Admin, Metrics: n.tell.metrics(), Level: &o.level, Config: func() any { return o.config.Values() },
-		}))
+		admin := o.admin()
+		if err := admin.Validate(); err != nil {
+			return fmt.Errorf("options admin_listen and admin_hosts: %w", err)
+		}
+		admin.Metrics = n.tell.metrics()
+		n.app.Add("admin (option admin_listen)", n.app.Admin(admin))
 	}
 	defer func() {
 		for _, end := range slices.Backward(n.close) {
@@ -181,7 +184,7 @@ func wireAPI(ctx context.Context, n *node) error {
 }
 
 func (n *node) addAPI() error {
-	rules, err := policy.New(api.Rules(), policy.Config{File: n.Policy.File, Dirs: n.Policy.Dirs, Logger: n.log})
+	rules, err := policy.New(api.Rules(), n.policy(n.log))
 	if err != nil {
 		return err
 	}
@@ -193,17 +196,19 @@ func (n *node) addAPI() error {
 	}
 	if who.part != nil {
 		n.app.Add("keystone", who.part)
+	} else {
+		n.log.Warn("every client is the administrator (option auth_strategy of [api] is noauth2)", "listen", n.Listen)
 	}
 	handler := n.tell.around(api.New(api.Config{
 		Authenticate: who.authenticate, Challenge: who.challenge, Policy: rules,
 		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.tell.observe,
-		CORS: n.CORS.Origins, CheckReplies: n.API.CheckReplies, Logger: n.log,
+		CORS: n.CORS.Origins, PublicURL: n.API.LinkPrefix, BodyTimeout: n.WSGI.BodyTimeout, CheckReplies: n.API.CheckReplies, Logger: n.log,
 	}))
 	door := service.NewHTTP(service.HTTPConfig{
-		Addr: n.address(), Handler: handler, CertFile: n.WSGI.CertFile, KeyFile: n.WSGI.KeyFile, ClientCAFile: n.WSGI.CAFile,
+		Addr: n.address(), Handler: handler, CertFile: n.WSGI.CertFile, KeyFile: n.WSGI.KeyFile, ClientCAFile: n.WSGI.CAFile, BodyTimeout: n.WSGI.BodyTimeout,
 	})
 	n.app.Add("api (option osapi_compute_listen_port, flag --port)", door)
-	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return greet(n.out, n.scheme()+"://"+door.Addr()) }})
+	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return n.greet(n.out, n.scheme()+"://"+door.Addr()) }})
 	return nil
 }
 
@@ -216,12 +221,12 @@ type identity struct {
 
 // identity returns what the options say.
 func (o *options) identity(log *slog.Logger) (*identity, error) {
-	switch o.API.AuthStrategy {
-	case "noauth2":
+	if o.API.AuthStrategy == "noauth2" {
+		if !o.loopback() && !o.API.OpenRemote {
+			return nil, fault.New(fault.Invalid, "option auth_strategy of [api] is noauth2, which makes every client the administrator, and osapi_compute_listen = %s can be reached "+
+				"from other machines: use auth_strategy = keystone, or listen on 127.0.0.1, or set noauth2_remote = true in [api]", o.Listen)
+		}
 		return &identity{authenticate: auth.None(api.Administrator)}, nil
-	case "keystone":
-	default:
-		return nil, fault.New(fault.Invalid, "option auth_strategy in section api: %q is neither noauth2 nor keystone", o.API.AuthStrategy)
 	}
 	c := o.Keystone
 	k, err := auth.NewKeystone(auth.KeystoneConfig{
@@ -229,7 +234,7 @@ func (o *options) identity(log *slog.Logger) (*identity, error) {
 		ServiceRoles: c.ServiceRoles, TTL: c.CacheTime, Logger: log,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("section keystone_authtoken: %w", err)
+		return nil, fmt.Errorf("option auth_strategy of [api] is keystone, and [keystone_authtoken] says: %w; for a test without users set auth_strategy = noauth2 in [api]", err)
 	}
 	return &identity{k.Authenticate, k.Challenge(), k}, nil
 }
@@ -242,17 +247,23 @@ func (o *options) scheme() string {
 	return "http"
 }
 
-// greet prints where the API listens and commands that use it.
-func greet(w io.Writer, url string) error {
+// greet prints where the API listens, and commands that use it as it is.
+func (o *options) greet(w io.Writer, url string) error {
+	curl, hint := "curl -s", "Paste these to create a server, to list all servers, and to show the new one:"
+	if o.API.AuthStrategy != "noauth2" {
+		curl = `curl -s -H "X-Auth-Token: $TOKEN"`
+		hint = "With OpenStack's command line set up for your Keystone, paste these to get a token, to create a server, to list all servers, and to show the new one:\n\n" +
+			"  TOKEN=$(openstack token issue -f value -c id)"
+	}
 	_, err := fmt.Fprintf(w, `nova-mini listens on %[1]s
 
-Paste these to create a server, to list all servers, and to show the new one:
+%[3]s
 
-  ID=$(curl -s %[1]s/v2.1/servers -H 'Content-Type: application/json' -d '{"server": {"name": "demo", "flavorRef": "1", "imageRef": "cirros"}}' | sed 's/.*"id":"\([^"]*\)".*/\1/'); echo "$ID"
-  curl -s %[1]s/v2.1/servers/detail
-  curl -s "%[1]s/v2.1/servers/$ID"
+  ID=$(%[2]s %[1]s/v2.1/servers -H 'Content-Type: application/json' -d '{"server": {"name": "demo", "flavorRef": "1", "imageRef": "cirros"}}' | sed 's/.*"id":"\([^"]*\)".*/\1/'); echo "$ID"
+  %[2]s %[1]s/v2.1/servers/detail
+  %[2]s "%[1]s/v2.1/servers/$ID"
 
-`, url)
+`, url, curl, hint)
 	return err
 }
 

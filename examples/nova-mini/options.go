@@ -19,7 +19,9 @@ import (
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/config"
+	"github.com/armature-go/armature/service/policy"
 )
 
 // settings are those of nova.conf that nova-mini knows. Names, sections and
@@ -46,6 +48,7 @@ type settings struct {
 	Debug            bool                         `ini:"debug" default:"false" help:"log at debug level" reloadable:"true"`
 	Strict           bool                         `ini:"strict" default:"true" strict:"true" help:"refuse options and sections that nova-mini does not know; false: take a file that was written for Nova"`
 	Admin            string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/admin.sock (default: none)"`
+	AdminHosts       []string                     `ini:"admin_hosts" help:"names and addresses by which other machines may reach admin_listen, which asks for no identity; without them it must be of this machine only"`
 	Database         databaseOptions              `section:"database"`
 	Scheduler        schedulerOptions             `section:"scheduler"`
 	FilterScheduler  filterOptions                `section:"filter_scheduler"`
@@ -68,32 +71,35 @@ type options struct {
 }
 
 type databaseOptions struct {
-	Connection  string `ini:"connection" secret:"true" help:"mysql://user:password@host:port/name or sqlite:///path/nova.db"`
-	MaxPoolSize int    `ini:"max_pool_size" default:"10" help:"connections to the database"`
+	Connection  string `ini:"connection" secret:"true" deprecated:"sql_connection, sql.connection, DEFAULT.sql_connection" help:"mysql://user:password@host:port/name or sqlite:///path/nova.db"`
+	MaxPoolSize int    `ini:"max_pool_size" default:"10" deprecated:"sql_max_pool_size, DEFAULT.sql_max_pool_size" help:"connections to the database"`
 }
 
 type schedulerOptions struct {
-	MaxAttempts int `ini:"max_attempts" default:"3" help:"hosts on which a build is tried"`
+	MaxAttempts int `ini:"max_attempts" default:"3" deprecated:"DEFAULT.scheduler_max_attempts" help:"hosts on which a build is tried"`
 }
 
 type filterOptions struct {
-	EnabledFilters    []string `ini:"enabled_filters" help:"filters in the order in which they are asked, by their own names or Nova's (default: tried, disabled, down, VCPU, MEMORY_MB, DISK_GB)"`
-	HostSubsetSize    int      `ini:"host_subset_size" default:"3" help:"one of so many best hosts is drawn"`
-	RAMMultiplier     float64  `ini:"ram_weight_multiplier" default:"1.0" help:"how much free memory counts, negative to fill hosts up"`
-	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" help:"how much free virtual CPUs count"`
-	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" help:"how much free disk counts"`
+	EnabledFilters    []string `ini:"enabled_filters" deprecated:"DEFAULT.scheduler_default_filters" help:"filters in the order in which they are asked, by their own names or Nova's (default: tried, disabled, down, VCPU, MEMORY_MB, DISK_GB)"`
+	HostSubsetSize    int      `ini:"host_subset_size" default:"3" deprecated:"DEFAULT.scheduler_host_subset_size" help:"one of so many best hosts is drawn"`
+	RAMMultiplier     float64  `ini:"ram_weight_multiplier" default:"1.0" deprecated:"DEFAULT.ram_weight_multiplier" help:"how much free memory counts, negative to fill hosts up"`
+	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" help:"how much free virtual CPUs count"`
+	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" help:"how much free disk counts"`
 	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" help:"how much the number of servers counts"`
 }
 
 type apiOptions struct {
-	AuthStrategy string `ini:"auth_strategy" default:"noauth2" choices:"noauth2, keystone" help:"who is let in: noauth2, everybody as the administrator, or keystone"`
+	AuthStrategy string `ini:"auth_strategy" default:"keystone" choices:"keystone, noauth2" protects:"true" deprecated:"DEFAULT.auth_strategy" help:"who is let in: keystone, the users whom Keystone knows, or noauth2, every client as the administrator, which is the default of all services in one process only"`
+	OpenRemote   bool   `ini:"noauth2_remote" default:"false" protects:"true" help:"let noauth2 be used on an address that other machines can reach"`
+	LinkPrefix   string `ini:"compute_link_prefix" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" deprecated:"DEFAULT.osapi_compute_link_prefix" help:"URL that begins the links of replies, such as https://nova.example.org: that of the proxy in front of the API (default: the address that the client has reached)"`
 	CheckReplies bool   `ini:"check_replies" default:"false" help:"compare every reply with its schema, for tests"`
 }
 
 type wsgiOptions struct {
-	CertFile string `ini:"ssl_cert_file" help:"certificate of the API, in PEM form, which makes it HTTPS; it is read again when it changes"`
-	KeyFile  string `ini:"ssl_key_file" help:"its private key"`
-	CAFile   string `ini:"ssl_ca_file" help:"authorities whose certificates clients must show (default: none is asked for)"`
+	CertFile    string        `ini:"ssl_cert_file" protects:"true" deprecated:"DEFAULT.ssl_cert_file" help:"certificate of the API, in PEM form, which makes it HTTPS; it is read again when it changes"`
+	KeyFile     string        `ini:"ssl_key_file" protects:"true" deprecated:"DEFAULT.ssl_key_file" help:"its private key"`
+	CAFile      string        `ini:"ssl_ca_file" protects:"true" deprecated:"DEFAULT.ssl_ca_file" help:"authorities whose certificates clients must show (default: none is asked for)"`
+	BodyTimeout time.Duration `ini:"client_body_timeout" default:"30" min:"1ms" help:"seconds that a client may take to send the body of a request"`
 }
 
 type corsOptions struct {
@@ -101,19 +107,19 @@ type corsOptions struct {
 }
 
 type keystoneOptions struct {
-	AuthURL       string        `ini:"auth_url" help:"Keystone's endpoint, https://host:5000/v3"`
-	Username      string        `ini:"username" help:"the service's own user, who may validate tokens"`
-	Password      string        `ini:"password" secret:"true" help:"and its password"`
+	AuthURL       string        `ini:"auth_url" protects:"true" deprecated:"identity_uri" help:"Keystone's endpoint, https://host:5000/v3"`
+	Username      string        `ini:"username" deprecated:"user_name, admin_user" help:"the service's own user, who may validate tokens"`
+	Password      string        `ini:"password" secret:"true" deprecated:"admin_password" help:"and its password"`
 	UserDomain    string        `ini:"user_domain_name" default:"Default" help:"domain of the user"`
-	Project       string        `ini:"project_name" default:"service" help:"project of the user"`
+	Project       string        `ini:"project_name" default:"service" deprecated:"tenant_name, admin_tenant_name" help:"project of the user"`
 	ProjectDomain string        `ini:"project_domain_name" default:"Default" help:"domain of the project"`
 	ServiceRoles  []string      `ini:"service_token_roles" default:"service" help:"roles, one of them, of a service that may ask for a user whose token has expired"`
 	CacheTime     time.Duration `ini:"token_cache_time" default:"300" help:"seconds for which a token is believed, so also for which one may live that was revoked"`
 }
 
 type policyOptions struct {
-	File string   `ini:"policy_file" default:"policy.yaml" help:"rules that are not the defaults, beside the first configuration file unless the path is absolute"`
-	Dirs []string `ini:"policy_dirs" default:"policy.d" help:"directories with more such files, which win"`
+	File string   `ini:"policy_file" default:"policy.yaml" protects:"true" deprecated:"DEFAULT.policy_file" help:"rules that are not the defaults, beside the first configuration file unless the path is absolute"`
+	Dirs []string `ini:"policy_dirs" default:"policy.d" protects:"true" deprecated:"DEFAULT.policy_dirs" help:"directories with more such files, which win"`
 }
 
 type rabbitOptions struct {
@@ -126,6 +132,26 @@ type flags struct {
 	config    config.Source
 	statePath string
 	port      string
+}
+
+// openByDefault makes noauth2 the default, for all services in one process. A file that says how
+// to reach Keystone wants it, also if it does not name the strategy.
+func (f *flags) openByDefault() error {
+	const strategy = "api.auth_strategy"
+	f.config.Defaults = map[string]string{strategy: "noauth2"}
+	src := f.source()
+	src.Logger = slog.New(slog.DiscardHandler) // load says it
+	c, err := config.Open[settings](src)
+	if err != nil {
+		return err
+	}
+	for _, v := range c.Values() {
+		if v.Section == "keystone_authtoken" && v.Where != "default" {
+			f.config.Defaults = nil
+			return nil
+		}
+	}
+	return nil
 }
 
 // source says where the options come from.
@@ -190,7 +216,36 @@ func (o *options) logger() *slog.Logger {
 	return slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &o.level})))
 }
 
-func (o *options) address() string { return net.JoinHostPort(o.Listen, strconv.Itoa(o.Port)) }
+func (o *options) address() string {
+	return net.JoinHostPort(strings.TrimSuffix(strings.TrimPrefix(o.Listen, "["), "]"), strconv.Itoa(o.Port))
+}
+
+// loopback reports whether the API can be reached from this machine only.
+func (o *options) loopback() bool {
+	host, _, err := net.SplitHostPort(o.address())
+	ip := net.ParseIP(host)
+	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
+}
+
+// admin is the configuration of the admin listener.
+func (o *options) admin() service.AdminConfig {
+	return service.AdminConfig{Addr: o.Admin, Hosts: o.AdminHosts, Level: &o.level, Config: func() any { return o.config.Values() }}
+}
+
+// policy is where the operator's rules are. A file that an option names must exist.
+func (o *options) policy(log *slog.Logger) policy.Config {
+	cfg := policy.Config{File: o.Policy.File, Dirs: o.Policy.Dirs, Logger: log}
+	for _, v := range o.config.Values() {
+		switch {
+		case v.Section != "oslo_policy" || v.Where == "default":
+		case v.Name == "policy_file":
+			cfg.Required = append(cfg.Required, o.Policy.File)
+		case v.Name == "policy_dirs":
+			cfg.Required = append(cfg.Required, o.Policy.Dirs...)
+		}
+	}
+	return cfg
+}
 
 // driverConfig returns the configuration of a host's driver: its section, to which
 // the worker adds the host's name and a directory that is the driver's own. The

@@ -61,7 +61,7 @@ func (f *flags) rules() (*options, *policy.Enforcer, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	p, err := policy.New(api.Rules(), policy.Config{File: o.Policy.File, Dirs: o.Policy.Dirs})
+	p, err := policy.New(api.Rules(), o.policy(nil))
 	return o, p, err
 }
 

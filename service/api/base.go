@@ -34,7 +34,7 @@ func Base(r *http.Request) string {
 		return scheme + "://" + r.Host
 	}
 	if m != nil {
-		m.foreign.Do(func() {
+		m.foreign.Do(func() { //nolint:contextcheck // r has the context
 			m.cfg.Logger.WarnContext(r.Context(), "links name the address that the connection has reached: the Host header is not known to be this service; set PublicURL",
 				"host", shorten(r.Host), "addr", local)
 		})

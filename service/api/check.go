@@ -81,7 +81,7 @@ func (e *effect) object(schema any, t reflect.Type, path string, depth int) {
 			e.object(one, t, path, depth+1)
 		}
 	}
-	switch t.Kind() {
+	switch t.Kind() { //nolint:exhaustive // the others have no fields
 	case reflect.Slice, reflect.Array:
 		e.object(s["items"], t.Elem(), path+"[]", depth+1)
 	case reflect.Map:

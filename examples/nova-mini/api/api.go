@@ -17,7 +17,6 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
-	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/policy"
 )
 
@@ -32,12 +31,16 @@ type Config struct {
 	Bus func(context.Context) error
 	// DownAfter is how long a service may be silent and still be up.
 	DownAfter time.Duration
-	// Authenticate says who asks, see package auth; Challenge is for those who do not
-	// say. Default: everybody is the administrator.
+	// Authenticate says who asks, see package auth; Challenge is for clients that do not
+	// say. Required: auth.None makes every client the administrator.
 	Authenticate func(*http.Request) (reqctx.Request, error)
 	Challenge    string
 	// Policy says who may do what, by [Rules]. Default: as they are.
 	Policy *policy.Enforcer
+	// PublicURL begins the links of replies, BodyTimeout bounds how long a client may take to
+	// send a body: see package service/api.
+	PublicURL   string
+	BodyTimeout time.Duration
 	// CORS are the origins of web pages that may use the API. Default: none.
 	CORS []string
 	// Inflight notes each request while it runs.
@@ -73,7 +76,7 @@ func newMux(cfg Config) *api.Mux {
 		cfg.Logger = slog.Default()
 	}
 	if cfg.Authenticate == nil {
-		cfg.Authenticate = auth.None(Administrator)
+		panic("nova-mini/api: Config.Authenticate is not set")
 	}
 	if cfg.Policy == nil {
 		p, err := policy.New(Rules(), policy.Config{Logger: cfg.Logger})
@@ -89,6 +92,8 @@ func newMux(cfg Config) *api.Mux {
 	}
 	mux := api.New(api.Config{
 		CORS:             pages,
+		PublicURL:        cfg.PublicURL,
+		BodyTimeout:      cfg.BodyTimeout,
 		RequestIDHeaders: []string{"x-compute-request-id"},
 		FaultName:        "computeFault",
 		Inflight:         cfg.Inflight,

@@ -17,6 +17,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/auth"
 )
 
 const (
@@ -66,7 +67,7 @@ func door(t *testing.T) http.Handler {
 		t.Fatal(err)
 	}
 	fine := func(context.Context) error { return nil }
-	return api.New(api.Config{Store: s, Ready: fine, Bus: fine, CheckReplies: true, Logger: slog.New(slog.DiscardHandler)})
+	return api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Ready: fine, Bus: fine, CheckReplies: true, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // ask returns the status, the name of the error and its message.

@@ -5,6 +5,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
 )
 
 // OpenAPI returns the OpenAPI 3.1 document of the API in a microversion. Invalid: it is not
@@ -19,7 +20,7 @@ func OpenAPI(version string) (map[string]any, error) {
 	if !v.AtLeast(low.Major, low.Minor) || !high.AtLeast(v.Major, v.Minor) {
 		return nil, fault.New(fault.Invalid, "version %s is not spoken: the first is %s, the last %s", v, minVersion, maxVersion)
 	}
-	mux := newMux(Config{Logger: slog.New(slog.DiscardHandler)})
+	mux := newMux(Config{Authenticate: auth.None(Administrator), Logger: slog.New(slog.DiscardHandler)})
 	return mux.OpenAPI(api.About{
 		Title: "nova-mini", Version: v.String(), Description: "The part of the Nova v2.1 REST API that nova-mini speaks.",
 	}, v), nil

@@ -150,6 +150,7 @@ report_interval = 1
 service_down_time = 10
 task_retry_interval = 3
 debug = true
+auth_strategy = noauth2
 %s
 [database]
 connection = %s%s
