@@ -90,9 +90,7 @@ func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	if cfg.SlowQuery > 0 {
-		t.watch(&slow{cfg.SlowQuery, cmp.Or(cfg.Logger, slog.Default())})
-	}
+	t.watch(&watch{limit: max(cfg.SlowQuery, 0), log: cmp.Or(cfg.Logger, slog.Default())})
 	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
 	n := cfg.MaxOpen
 	if n <= 0 {

@@ -34,6 +34,10 @@ const (
 // [errors.Is] and [errors.AsType]. Errors that have a code, errors of contexts,
 // others and nil come back as they are.
 //
+// The error is private (see [fault.Error]): its code is for the component, which translates what its
+// users shall know, such as a DuplicateKey or a NotFound, into an error of its own. What it does
+// not translate is to users a failure of the component, not their own.
+//
 //   - NotFound: no rows.
 //   - Conflict: a unique key exists already, reason DuplicateKey. The detail
 //     "key" is the key's name on MySQL, its columns on SQLite.
@@ -56,7 +60,7 @@ func Error(err error) error {
 	}
 	out := &fault.Error{}
 	errors.As(fault.New(code, "%w", err), &out)
-	out.Reason = reason
+	out.Reason, out.Private = reason, true
 	if key := duplicateKey(err); reason == reasonDuplicate && key != "" {
 		out.Meta = map[string]string{"key": key}
 	}

@@ -20,19 +20,25 @@ const rollbackWait = time.Second
 type mysqlDB struct {
 	driver.Connector
 
-	slow *slow
+	watch *watch
+}
+
+// Driver returns the driver, with the trouble of this handle.
+func (m *mysqlDB) Driver() driver.Driver {
+	return &troubledDriver{m.Connector.Driver(), &m.watch.trouble}
 }
 
 func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := m.Connector.Connect(ctx)
 	if err != nil {
+		m.watch.trouble.note(err, false)
 		// The dialer minds the deadline by a clock of its own, which may be early.
 		if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && !time.Now().Before(d) {
 			err = fmt.Errorf("connect: %w (%w)", context.DeadlineExceeded, err)
 		}
 		return nil, err
 	}
-	return &mysqlConn{c.(rawMySQL), m.slow}, nil
+	return &mysqlConn{c.(rawMySQL), m.watch}, nil
 }
 
 type rawMySQL interface {
@@ -43,25 +49,27 @@ type rawMySQL interface {
 type mysqlConn struct {
 	rawMySQL
 
-	slow *slow
+	watch *watch
 }
 
-func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	defer c.slow.begin(ctx, query)()
+func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
+	end := c.watch.begin(ctx, query)
+	defer func() { end(res, err) }()
 	return c.rawMySQL.ExecContext(ctx, query, args)
 }
 
-func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	defer c.slow.begin(ctx, query)()
+func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
+	end := c.watch.begin(ctx, query)
+	defer func() { end(nil, err) }()
 	return c.rawMySQL.QueryContext(ctx, query, args)
 }
 
 func (c *mysqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	st, err := c.rawMySQL.PrepareContext(ctx, query)
-	if err != nil || c.slow == nil {
+	if err != nil {
 		return st, err
 	}
-	return &slowStmt{st.(rawMySQLStmt), c.slow, query}, nil
+	return &watchedStmt{st.(rawMySQLStmt), c.watch, query}, nil
 }
 
 type rawMySQLStmt interface {
@@ -69,21 +77,23 @@ type rawMySQLStmt interface {
 	driver.NamedValueChecker
 }
 
-// slowStmt is a prepared statement whose time is taken.
-type slowStmt struct {
+// watchedStmt is a prepared statement that is seen, too.
+type watchedStmt struct {
 	rawMySQLStmt
 
-	slow  *slow
+	watch *watch
 	query string
 }
 
-func (s *slowStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	defer s.slow.begin(ctx, s.query)()
+func (s *watchedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
+	end := s.watch.begin(ctx, s.query)
+	defer func() { end(res, err) }()
 	return s.rawMySQLStmt.ExecContext(ctx, args)
 }
 
-func (s *slowStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	defer s.slow.begin(ctx, s.query)()
+func (s *watchedStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
+	end := s.watch.begin(ctx, s.query)
+	defer func() { end(nil, err) }()
 	return s.rawMySQLStmt.QueryContext(ctx, args)
 }
 

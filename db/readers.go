@@ -122,9 +122,10 @@ const healthWait = 5 * time.Second
 
 // Health returns nil if the database answers and can be written, and otherwise
 // Unavailable: within 5 s, or ctx's end, also for a server that hangs. The
-// reason is ReadOnly if it is a server that can only be read. Of SQLite it says
-// only that the file can be read; a database in memory waits for the transaction
-// that has its one connection.
+// reason is ReadOnly if it is a server that can only be read. A statement of this handle that
+// failed because the database is full, read-only, or refuses the user, counts for 30 s, or until
+// another one writes: a question does not show it. A database in memory waits for the
+// transaction that has its one connection.
 func Health(ctx context.Context, d *sqlx.DB) error {
 	ctx, cancel := context.WithTimeout(ctx, healthWait)
 	defer cancel()
@@ -139,6 +140,10 @@ func Health(ctx context.Context, d *sqlx.DB) error {
 		return fault.New(fault.Unavailable, "the database does not answer: %w", Error(err))
 	case readOnly:
 		return &fault.Error{Code: fault.Unavailable, Reason: reasonReadOnly, Msg: "the database is read-only"}
+	}
+	if err := troubleOf(d); err != nil {
+		_, reason := class(err)
+		return &fault.Error{Code: fault.Unavailable, Reason: reason, Private: true, Msg: "the database has refused a statement: " + err.Error()}
 	}
 	return nil
 }

@@ -44,14 +44,15 @@ var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 type sqliteDB struct {
 	dsn    string
 	writer chan struct{} // holds an element while somebody writes
-	slow   *slow
+	watch  *watch
 }
 
 func newSQLite(file string) *sqliteDB {
 	return &sqliteDB{dsn: file + sqliteOptions, writer: make(chan struct{}, 1)}
 }
 
-func (s *sqliteDB) Driver() driver.Driver { return sqliteDriver() }
+// Driver returns the driver, with the trouble of this handle.
+func (s *sqliteDB) Driver() driver.Driver { return &troubledDriver{sqliteDriver(), &s.watch.trouble} }
 
 func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 	if err := ctx.Err(); err != nil {
@@ -59,6 +60,7 @@ func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 	}
 	c, err := sqliteDriver().Open(s.dsn)
 	if err != nil {
+		s.watch.trouble.note(err, false)
 		return nil, err
 	}
 	return &sqliteConn{rawConn: c.(rawConn), db: s}, nil
@@ -130,7 +132,13 @@ type sqliteTx struct {
 	unlock func()
 }
 
-func (t *sqliteTx) Commit() error   { defer t.end(); return t.Tx.Commit() }
+func (t *sqliteTx) Commit() error {
+	defer t.end()
+	err := t.Tx.Commit()
+	t.c.db.watch.trouble.note(err, false)
+	return err
+}
+
 func (t *sqliteTx) Rollback() error { defer t.end(); return t.Tx.Rollback() }
 
 func (t *sqliteTx) end() {
@@ -149,14 +157,16 @@ func (c *sqliteConn) exec(ctx context.Context, f func() (driver.Result, error)) 
 	return f()
 }
 
-func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	defer c.db.slow.begin(ctx, query)()
+func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
+	end := c.db.watch.begin(ctx, query)
+	defer func() { end(res, err) }()
 	return c.exec(ctx, func() (driver.Result, error) { return c.rawConn.ExecContext(ctx, query, args) })
 }
 
-func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Rows, error) {
-	defer c.db.slow.begin(ctx, query)()
-	rows, err := c.rawConn.QueryContext(ctx, forUpdate.ReplaceAllString(query, ""), args)
+func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
+	end := c.db.watch.begin(ctx, query)
+	defer func() { end(nil, err) }()
+	rows, err = c.rawConn.QueryContext(ctx, forUpdate.ReplaceAllString(query, ""), args)
 	return wrapRows(rows, err)
 }
 
@@ -193,14 +203,16 @@ type sqliteStmt struct {
 	query string
 }
 
-func (s *sqliteStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (driver.Result, error) {
-	defer s.c.db.slow.begin(ctx, s.query)()
+func (s *sqliteStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
+	end := s.c.db.watch.begin(ctx, s.query)
+	defer func() { end(res, err) }()
 	return s.c.exec(ctx, func() (driver.Result, error) { return s.rawStmt.ExecContext(ctx, args) })
 }
 
-func (s *sqliteStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (driver.Rows, error) {
-	defer s.c.db.slow.begin(ctx, s.query)()
-	rows, err := s.rawStmt.QueryContext(ctx, args)
+func (s *sqliteStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
+	end := s.c.db.watch.begin(ctx, s.query)
+	defer func() { end(nil, err) }()
+	rows, err = s.rawStmt.QueryContext(ctx, args)
 	return wrapRows(rows, err)
 }
 

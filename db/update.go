@@ -55,7 +55,7 @@ type Update struct {
 // Within a transaction the row is locked until its end, whether it was changed
 // or not. Names of columns must be plain: letters, digits and _.
 //
-// Errors: NotFound if there is no such row; Conflict, reason Changed, if it does
+// Errors, whose messages for users name no table and no column: NotFound if there is no such row; Conflict, reason Changed, if it does
 // not hold what is expected: the message names each column that differs with
 // what it holds, as the details do (text, NULL for NULL); Invalid if u cannot be a
 // statement; Internal if Key names several rows; those of [Error]. A Conflict or
@@ -92,7 +92,7 @@ func UpdateIf(ctx context.Context, q sqlx.ExtContext, u Update) error {
 			return err
 		}
 		if try == maxTries {
-			return &fault.Error{Code: fault.Unavailable, Reason: reasonContention, Msg: fmt.Sprintf("%s changed %d times meanwhile", u.name(), try)}
+			return &fault.Error{Code: fault.Unavailable, Reason: reasonContention, Private: true, Msg: fmt.Sprintf("%s changed %d times meanwhile", u.name(), try)}
 		}
 	}
 }
@@ -134,7 +134,7 @@ func (u *Update) differs(ctx context.Context, q sqlx.QueryerContext) error {
 		strings.Join(sel.terms, ", "), u.Table, strings.Join(where.terms, " AND ")), append(sel.args, where.args...)...).SliceScan()
 	if err = Error(err); err != nil {
 		if fault.CodeOf(err) == fault.NotFound {
-			return fault.New(fault.NotFound, "%s does not exist", u.name())
+			return &fault.Error{Code: fault.NotFound, Msg: u.name() + " does not exist", User: "The resource could not be found."}
 		}
 		return err
 	}
@@ -151,7 +151,10 @@ func (u *Update) differs(ctx context.Context, q sqlx.QueryerContext) error {
 	if len(text) == 0 {
 		return nil
 	}
-	return &fault.Error{Code: fault.Conflict, Reason: reasonChanged, Msg: u.name() + ": " + strings.Join(text, ", "), Meta: meta}
+	return &fault.Error{
+		Code: fault.Conflict, Reason: reasonChanged, Msg: u.name() + ": " + strings.Join(text, ", "), Meta: meta,
+		User: "The resource was changed meanwhile, or its state does not allow this.",
+	}
 }
 
 // clause is a list of terms with their parameters.

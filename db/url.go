@@ -26,13 +26,13 @@ type target struct {
 	memory    bool
 }
 
-// watch has slow statements logged.
-func (t *target) watch(s *slow) {
+// watch has every statement seen.
+func (t *target) watch(w *watch) {
 	switch c := t.connector.(type) {
 	case *mysqlDB:
-		c.slow = s
+		c.watch = w
 	case *sqliteDB:
-		c.slow = s
+		c.watch = w
 	}
 }
 

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // Code says what kind of failure an error is, and so what a caller may do
@@ -120,6 +121,13 @@ type Error struct {
 	Msg string `json:"msg"`
 	// Meta holds details for programs, such as the name of a field.
 	Meta map[string]string `json:"meta,omitempty"`
+	// User is for users of the component, where Msg tells operators more than users may know,
+	// such as the name of a table or a broker. Empty: Msg is for both. See [UserMessage].
+	User string `json:"user,omitempty"`
+	// Private says that the error is about what the component is made of, such as its database:
+	// its code is for callers within the component, and neither code nor Msg are for users. To
+	// them it is a failure of the component, until an error around it says something else.
+	Private bool `json:"private,omitempty"`
 
 	cause  error
 	remote bool
@@ -150,10 +158,68 @@ func (e *Error) Is(target error) bool {
 
 // New returns an error with a code and a message made as by [fmt.Errorf]. The
 // format may use %w: the error then matches what it wraps, too, and takes over
-// its reason and details when it crosses the wire.
+// its reason and details when it crosses the wire. In the message for users, errors among
+// args have theirs, see [UserMessage].
 func New(code Code, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	return &Error{Code: code, Msg: err.Error(), cause: unwrap(err)}
+	out := &Error{Code: code, Msg: err.Error(), cause: unwrap(err)}
+	var public []any
+	for i, a := range args {
+		e, ok := a.(error)
+		if !ok {
+			continue
+		}
+		if f, ok := errors.AsType[*Error](e); ok && (f.Private || f.User != "") {
+			if public == nil {
+				public = slices.Clone(args)
+			}
+			public[i] = errors.New(UserMessage(e))
+		}
+	}
+	if public != nil {
+		out.User = fmt.Errorf(format, public...).Error()
+	}
+	return out
+}
+
+// ofService reports whether errors of a code are failures of the service, not of a request: their
+// messages are for operators, unless one for users was set.
+func ofService(c Code) bool {
+	return c == Internal || c == Unavailable || c == Timeout || c == Unknown
+}
+
+// WithUser returns err with a message for users, which is all that they read of it. The code and
+// the reason stay as they are, and the error is not private any more.
+func WithUser(err error, message string) error {
+	if err == nil {
+		return nil
+	}
+	out := From(err)
+	out.User, out.Private = message, false
+	return out
+}
+
+// UserMessage returns what users of the component may read of err: of the outermost [Error] its
+// User, or its Msg if that is for both. Of a private error, and of one without a code, it is a
+// general text. It returns "" for nil.
+func UserMessage(err error) string {
+	if err == nil {
+		return ""
+	}
+	e, ok := errors.AsType[*Error](err)
+	switch {
+	case ok && e.User != "":
+		return e.User
+	case ok && !e.Private:
+		return e.Error()
+	}
+	return "internal error"
+}
+
+// IsPrivate reports whether err is not for users: its outermost [Error] is private.
+func IsPrivate(err error) bool {
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Private
 }
 
 // unwrap keeps what %w wrapped without the text, which Msg already has. Several
@@ -195,12 +261,18 @@ func CodeOf(err error) Code {
 
 // From returns the form in which err crosses a process boundary: the code of
 // [CodeOf], the whole text, and the first reason and details found in its
-// tree. It returns nil for nil. The result shares no memory with err.
+// tree; its message for users is that of [UserMessage]. It returns nil for nil. The result shares no memory with err.
 func From(err error) *Error {
 	if err == nil {
 		return nil
 	}
 	out := &Error{Code: CodeOf(err), Msg: err.Error(), cause: err, remote: IsRemote(err)}
+	if e, ok := errors.AsType[*Error](err); ok {
+		out.Private, out.User = e.Private, e.User
+		if out.User == "" && e.Msg != out.Msg && !e.Private && !ofService(out.Code) {
+			out.User = e.Error() // what plain errors wrapped around it says where it passed
+		}
+	}
 	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.cause) {
 		if out.Reason == "" {
 			out.Reason = e.Reason

@@ -88,6 +88,7 @@ func send(t *testing.T, err error) error {
 func TestFrom(t *testing.T) {
 	t.Parallel()
 	inner := &fault.Error{Code: fault.Invalid, Reason: "BadField", Msg: "bad", Meta: map[string]string{"field": "name"}}
+	private := &fault.Error{Code: fault.Conflict, Reason: "DuplicateKey", Msg: "Error 1062", Private: true}
 	tests := []struct {
 		name string
 		err  error
@@ -96,8 +97,14 @@ func TestFrom(t *testing.T) {
 		{"nil", nil, nil},
 		{"plain", io.EOF, &fault.Error{Code: fault.Internal, Msg: "EOF"}},
 		{"details", fmt.Errorf("create: %w", inner), &fault.Error{
-			Code: fault.Invalid, Reason: "BadField", Msg: "create: bad", Meta: map[string]string{"field": "name"},
+			Code: fault.Invalid, Reason: "BadField", Msg: "create: bad", Meta: map[string]string{"field": "name"}, User: "bad",
 		}},
+		{"a failure of the service", fmt.Errorf("call: %w", fault.New(fault.Unavailable, "no bus")), &fault.Error{Code: fault.Unavailable, Msg: "call: no bus"}},
+		{"private", fmt.Errorf("call: %w", private), &fault.Error{Code: fault.Conflict, Reason: "DuplicateKey", Msg: "call: Error 1062", Private: true}},
+		{"translated", fmt.Errorf("call: %w", fault.New(fault.Conflict, "exists: %w", private)), &fault.Error{
+			Code: fault.Conflict, Reason: "DuplicateKey", Msg: "call: exists: Error 1062", User: "exists: internal error",
+		}},
+		{"for users", fmt.Errorf("call: %w", fault.WithUser(private, "It exists.")), &fault.Error{Code: fault.Conflict, Reason: "DuplicateKey", Msg: "call: Error 1062", User: "It exists."}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -126,4 +133,46 @@ func Example() {
 	// Output:
 	// claim on n1: no room on host
 	// true true Exhausted
+}
+
+// TestUserMessage: what users read of an error, on both sides of a wire.
+func TestUserMessage(t *testing.T) {
+	t.Parallel()
+	private := &fault.Error{Code: fault.Denied, Msg: "Error 1142: INSERT command denied to user", Private: true}
+	for _, tt := range []struct {
+		name    string
+		err     error
+		want    string
+		private bool
+	}{
+		{"nil", nil, "", false},
+		{"plain", io.EOF, "internal error", false},
+		{"a fault", fault.New(fault.Invalid, "bad size"), "bad size", false},
+		{"wrapped", fmt.Errorf("on n1: %w", fault.New(fault.Invalid, "bad size")), "bad size", false},
+		{"private", private, "internal error", true},
+		{"private, wrapped", fmt.Errorf("create: %w", private), "internal error", true},
+		{"private within", fault.New(fault.Exhausted, "no room: %w", private), "no room: internal error", false},
+		{"private within, twice", fault.New(fault.Exhausted, "no room: %w", fault.New(fault.Invalid, "a: %w", private)), "no room: a: internal error", false},
+		{"as a value", fault.New(fault.Exhausted, "no room: %v", private), "no room: internal error", false},
+		{"for users", fault.WithUser(private, "Come back later."), "Come back later.", false},
+		{"for users, of nothing", fault.WithUser(nil, "x"), "", false},
+	} {
+		if got := fault.UserMessage(tt.err); got != tt.want || fault.IsPrivate(tt.err) != tt.private {
+			t.Errorf("%s: %q, private %t, want %q", tt.name, got, fault.IsPrivate(tt.err), tt.want)
+		}
+		if tt.err == nil || tt.name == "plain" {
+			continue
+		}
+		raw, err := json.Marshal(fault.From(tt.err))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var e fault.Error
+		if err := json.Unmarshal(raw, &e); err != nil {
+			t.Fatal(err)
+		}
+		if got := fault.UserMessage(fmt.Errorf("call: %w", fault.Remote(e))); got != tt.want || fault.IsPrivate(fault.Remote(e)) != tt.private {
+			t.Errorf("%s, of a peer: %q, want %q", tt.name, got, tt.want)
+		}
+	}
 }

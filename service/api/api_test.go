@@ -225,8 +225,19 @@ func TestNoRoute(t *testing.T) {
 	}
 }
 
+// private is an error as package db makes them.
+func private(c fault.Code) error {
+	return &fault.Error{Code: c, Private: true, Msg: "Error 1045 (28000): Access denied for user 'volume'@'10.0.0.7'"}
+}
+
 func TestErrors(t *testing.T) {
 	t.Parallel()
+	const (
+		cause       = " The service's log has the cause under request id ID."
+		unavailable = "The service is not available for the moment." + cause
+		late        = "The service has not got an answer in time; the request may have been executed." + cause
+		broken      = "Unexpected API Error." + cause
+	)
 	noHost := fault.Sentinel(fault.Exhausted, "NoValidHost", "no valid host")
 	tests := []struct {
 		name       string
@@ -245,20 +256,38 @@ func TestErrors(t *testing.T) {
 		{"plain text around a fault is for the log", fmt.Errorf("on n1: %w", noHost), 403, "forbidden", "no valid host"},
 		{"a fault around a fault is not", fault.New(fault.NotFound, "gone: %w", noHost), 404, "itemNotFound", "gone: no valid host"},
 		{"unimplemented", fault.New(fault.Unimplemented, "later"), 501, "notImplemented", "later"},
-		{"unavailable", fault.New(fault.Unavailable, "no bus"), 503, "diskFault", "no bus"},
-		{"timeout", context.DeadlineExceeded, 504, "diskFault", "Timeout"},
-		{"unknown", fault.New(fault.Unknown, "lost"), 504, "diskFault", "lost"},
+		{"unavailable", fault.New(fault.Unavailable, "no bus at 10.0.0.7"), 503, "diskFault", unavailable},
+		{"unavailable, with a text for users", fault.WithUser(fault.New(fault.Unavailable, "no bus at 10.0.0.7"), "We move house."), 503, "diskFault", "We move house."},
+		{"unavailable, through a plain error and a peer", fmt.Errorf("call x.y: %w", fault.Remote(*fault.From(fmt.Errorf("n1: %w", fault.New(fault.Unavailable, "no bus at 10.0.0.7"))))), 503, "diskFault", unavailable},
+		{"timeout", context.DeadlineExceeded, 504, "diskFault", late},
+		{"unknown", fault.New(fault.Unknown, "lost"), 504, "diskFault", late},
 		{"canceled", context.Canceled, 499, "diskFault", "Canceled"},
 		{"own status", api.WithStatus(410, errors.New("gone for good")), 410, "diskFault", "gone for good"},
 		{"own status of a fault", fmt.Errorf("x: %w", api.WithStatus(429, fault.New(fault.Exhausted, "slower"))), 429, "tooManyRequests", "slower"},
 		{"remote", fault.Remote(fault.Error{Code: fault.NotFound, Msg: "no such disk"}), 404, "itemNotFound", "no such disk"},
+		{"remote, with where it passed", fault.Remote(*fault.From(fmt.Errorf("select: %w", noHost))), 403, "forbidden", "no valid host"},
+		{"a private login", private(fault.Unauthenticated), 503, "diskFault", unavailable},
+		{"a private right", private(fault.Denied), 503, "diskFault", unavailable},
+		{"a private disk", private(fault.Exhausted), 503, "diskFault", unavailable},
+		{"a private outage", private(fault.Unavailable), 503, "diskFault", unavailable},
+		{"a private loss", private(fault.Unknown), 504, "diskFault", late},
+		{"a private key", private(fault.Conflict), 500, "diskFault", broken},
+		{"a private row", private(fault.NotFound), 500, "diskFault", broken},
+		{"a private value", private(fault.Invalid), 500, "diskFault", broken},
+		{"a private foreign key", private(fault.Precondition), 500, "diskFault", broken},
+		{"private, of a peer", fault.Remote(*fault.From(fmt.Errorf("select: %w", private(fault.Denied)))), 503, "diskFault", unavailable},
+		{"private, translated", fault.New(fault.Conflict, "disk a exists: %w", private(fault.Conflict)), 409, "conflictingRequest", "disk a exists: internal error"},
+		{"private, with a text for users", fault.WithUser(private(fault.Conflict), "Disk a exists."), 409, "conflictingRequest", "Disk a exists."},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			m, out := failing(api.Config{FaultName: "diskFault"}, tt.err)
 			w := send(t, m, "GET", "/x", "")
-			wantFault(t, w, tt.wantStatus, tt.wantName, tt.wantMsg)
+			wantFault(t, w, tt.wantStatus, tt.wantName, strings.ReplaceAll(tt.wantMsg, "ID", w.Header().Get("X-Openstack-Request-Id")))
+			if strings.Contains(w.Body.String(), "10.0.0.7") {
+				t.Errorf("what is the service's own gets out: %s", w.Body)
+			}
 			if got := w.Header().Get("Retry-After"); (got != "") != (tt.wantStatus == 503) {
 				t.Errorf("Retry-After = %q", got)
 			}

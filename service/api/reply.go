@@ -40,8 +40,8 @@ var names = map[int]string{
 }
 
 // WithStatus returns err with a status of its own, where the one that its code
-// would get is too coarse, such as 410. Its message is sent, unless the
-// status is 500.
+// would get is too coarse, such as 410. Its message for users is sent; of 500, 503 and 504
+// only one that was given to it by fault.WithUser.
 func WithStatus(status int, err error) error { return &statusError{status, err} }
 
 type statusError struct {
@@ -63,12 +63,23 @@ func Missing(field string) error {
 
 // Status returns the status with which err is answered. Timeout and Unknown are
 // 504 and not 503, because OpenStack's clients send a request again after 503:
-// it must mean that nothing was executed.
+// it must mean that nothing was executed. A private error, such as one of the database, is a
+// failure of the service: 503 if certainly nothing was executed, else 504 or 500.
 func Status(err error) int {
 	if e, ok := errors.AsType[*statusError](err); ok {
 		return e.status
 	}
-	switch fault.CodeOf(err) {
+	code := fault.CodeOf(err)
+	if fault.IsPrivate(err) {
+		switch code {
+		case fault.Unauthenticated, fault.Denied, fault.Exhausted: // of the service's own user and disk
+			code = fault.Unavailable
+		case fault.Unavailable, fault.Timeout, fault.Unknown, fault.Canceled:
+		default:
+			code = fault.Internal
+		}
+	}
+	switch code {
 	case fault.Invalid:
 		return http.StatusBadRequest
 	case fault.Unauthenticated:
@@ -92,14 +103,22 @@ func Status(err error) int {
 	}
 }
 
-// message is what the client may read of err: the outermost fault's text.
-// What plain errors wrapped around it says where it passed: that is for the log.
+// general are the texts of failures of the service itself, whose causes are for its log.
+var general = map[int]string{
+	http.StatusInternalServerError: "Unexpected API Error.",
+	http.StatusServiceUnavailable:  "The service is not available for the moment.",
+	http.StatusGatewayTimeout:      "The service has not got an answer in time; the request may have been executed.",
+}
+
+// message is what the client may read of err: the outermost fault's text for users. What plain
+// errors wrapped around it says where it passed: that is for the log.
 func message(err error, status int, id string) string {
-	if status == http.StatusInternalServerError {
-		return "Unexpected API Error. The service's log has the cause under request id " + id + "."
+	e, ok := errors.AsType[*fault.Error](err)
+	if text := general[status]; text != "" && (!ok || e.User == "" || status == http.StatusInternalServerError) {
+		return text + " The service's log has the cause under request id " + id + "."
 	}
-	if e, ok := errors.AsType[*fault.Error](err); ok {
-		return e.Error()
+	if ok {
+		return fault.UserMessage(e)
 	}
 	if e, ok := errors.AsType[*statusError](err); ok {
 		return e.Error()

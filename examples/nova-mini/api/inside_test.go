@@ -1,0 +1,113 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"log/slog"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/auth"
+)
+
+// locked is a buffer that several goroutines write.
+type locked struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *locked) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *locked) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// TestDatabaseStaysInside: what the database refuses is the service's failure. A user reads a
+// general text and the request's id; the log has the cause under that id.
+func TestDatabaseStaysInside(t *testing.T) {
+	t.Parallel()
+	server := dbtest.MySQL(t)
+	admin, err := db.Open(t.Context(), db.Config{URL: server})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = admin.Close() })
+	if err := store.New(admin).Migrate(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	u, err := url.Parse(server)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name, user := strings.TrimPrefix(u.Path, "/"), "t"+strings.ToLower(rand.Text()[:12])
+	run := func(format string, args ...any) {
+		t.Helper()
+		if _, err := admin.ExecContext(context.WithoutCancel(t.Context()), fmt.Sprintf(format, args...)); err != nil {
+			t.Error(err)
+		}
+	}
+	run("CREATE USER '%s'@'%%' IDENTIFIED BY 'old'", user)
+	t.Cleanup(func() { run("DROP USER '%s'@'%%'", user) })
+	run("GRANT ALL ON %s.* TO '%s'@'%%'", name, user)
+	u.User = url.UserPassword(user, "old")
+
+	create := `{"server": {"name": "a", "flavorRef": "1", "imageRef": "x"}}`
+	for _, tt := range []struct {
+		name, method, path, body string
+		breakIt, mend            string // statements of an administrator
+		want                     int
+	}{
+		{"a right is lost", "POST", "/v2.1/servers", create, "REVOKE INSERT ON %[1]s.* FROM '%[2]s'@'%%'", "GRANT INSERT ON %[1]s.* TO '%[2]s'@'%%'", 503},
+		{"a right is lost, reading", "GET", "/v2.1/servers", "", "REVOKE SELECT ON %[1]s.* FROM '%[2]s'@'%%'", "GRANT SELECT ON %[1]s.* TO '%[2]s'@'%%'", 503},
+		{"the password is another one", "GET", "/v2.1/flavors", "", "ALTER USER '%[2]s'@'%%' IDENTIFIED BY 'new'", "ALTER USER '%[2]s'@'%%' IDENTIFIED BY 'old'", 503},
+		{"a table is gone", "GET", "/v2.1/servers/detail", "", "RENAME TABLE %[1]s.servers TO %[1]s.gone", "RENAME TABLE %[1]s.gone TO %[1]s.servers", 500},
+		{"a column is too short", "POST", "/v2.1/servers", create, "ALTER TABLE %[1]s.servers MODIFY project_id VARCHAR(1)", "ALTER TABLE %[1]s.servers MODIFY project_id VARCHAR(255)", 500},
+	} {
+		d, err := db.Open(t.Context(), db.Config{URL: u.String(), MaxOpen: 2})
+		if err != nil {
+			t.Fatal(err)
+		}
+		d.SetMaxIdleConns(0) // the request gets a connection of its own, which is younger than the change
+		out := &locked{}
+		fine := func(context.Context) error { return nil }
+		h := api.New(api.Config{
+			Authenticate: auth.None(api.Administrator), Store: store.New(d), Ready: fine, Bus: fine,
+			Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(out, nil))),
+		})
+		run(tt.breakIt, name, user)
+		r := httptest.NewRequestWithContext(t.Context(), tt.method, tt.path, strings.NewReader(tt.body))
+		r.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		_ = d.Close()
+		run(tt.mend, name, user)
+		body, id := w.Body.String(), w.Header().Get("X-Compute-Request-Id")
+		if w.Code != tt.want || !strings.Contains(body, id) || id == "" {
+			t.Errorf("%s: %d %s, want %d", tt.name, w.Code, body, tt.want)
+		}
+		for _, word := range []string{user, "Error 1", "SQL", "servers'", "project_id", "127.0.0.1", "column"} {
+			if strings.Contains(body, word) {
+				t.Errorf("%s: the reply has %q: %s", tt.name, word, body)
+			}
+		}
+		if !strings.Contains(out.String(), "request failed") || !strings.Contains(out.String(), id) {
+			t.Errorf("%s: the log lacks the cause, or the id %s:\n%s", tt.name, id, out)
+		}
+	}
+}
