@@ -169,7 +169,7 @@ func TestUndoTx(t *testing.T) {
 			return nil
 		}
 		short := create
-		short.Name, short.Timeout = "short", 300*time.Millisecond
+		short.Name, short.Timeout = "short", time.Second // for the first step, on a loaded machine, too
 		operation.Handle(b.runner, short, first, b.step("b", func(*operation.Op) error { return operation.Again(50 * time.Millisecond) }, func(*operation.Op) error {
 			return operation.Again(50 * time.Millisecond)
 		}))

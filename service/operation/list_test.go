@@ -76,7 +76,7 @@ func TestLeader(t *testing.T) {
 		ctx := t.Context()
 		ops := operation.NewStore(d)
 		candidate := func(host string) *operation.Leader {
-			return operation.NewLeader(operation.LeaderConfig{Store: ops, Name: "audit", Host: host, Lease: 300 * time.Millisecond})
+			return operation.NewLeader(operation.LeaderConfig{Store: ops, Name: "audit", Host: host, Lease: time.Second})
 		}
 		a, b := candidate("a"), candidate("b")
 		leads := func(l *operation.Leader) (fence int64) {
@@ -91,7 +91,7 @@ func TestLeader(t *testing.T) {
 			t.Errorf("fences %d, %d, %d; want 1, 0, 1", x, y, z)
 		}
 		err := a.Only(func(context.Context, int64) error { // longer than its lease
-			<-time.After(700 * time.Millisecond)
+			<-time.After(2200 * time.Millisecond)
 			if n := leads(b); n != 0 {
 				t.Errorf("two lead: %d", n)
 			}
@@ -106,7 +106,7 @@ func TestLeader(t *testing.T) {
 		if x, y := leads(b), leads(a); x != 2 || y != 0 {
 			t.Errorf("after it resigned: %d, %d; want 2, 0", x, y)
 		}
-		<-time.After(400 * time.Millisecond)
+		<-time.After(1300 * time.Millisecond)
 		if x, y := leads(a), leads(b); x != 3 || y != 0 {
 			t.Errorf("after it fell silent: %d, %d; want 3, 0", x, y)
 		}

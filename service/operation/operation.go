@@ -30,7 +30,7 @@ package operation
 import (
 	"context"
 	_ "embed" // the schema
-	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -101,11 +101,15 @@ func NewStore(d *sqlx.DB) *Store { return &Store{d} }
 // runner knows its kind, at its next look; [Runner.Wake] makes it at once. The context's
 // request is the operation's: its steps have it in their contexts. With an empty resource
 // it is alone with itself. Errors: ErrBusy if the resource has an operation that is not
-// over and this one does not win; Invalid if there is no JSON for the input.
+// over and this one does not win; Invalid if there is no JSON for the input, or it has more than
+// 65,535 bytes, or if the resource has more than 255.
 func Begin[In any](ctx context.Context, s *Store, k Kind[In], resource string, in *In) (string, error) {
-	raw, err := json.Marshal(in)
+	raw, err := marshal(in)
 	if err != nil {
 		return "", fault.New(fault.Invalid, "operation %s: input: %w", k.Name, err)
+	}
+	if err := errors.Join(fits("kind", k.Name, maxName), fits("resource", resource, maxID)); err != nil {
+		return "", fault.New(fault.Invalid, "operation %s: %w", k.Name, err)
 	}
 	if k.Timeout <= 0 {
 		k.Timeout = defaultTimeout
@@ -120,7 +124,11 @@ const defaultTimeout = 10 * time.Minute
 func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bool) (string, error) {
 	who := reqctx.From(ctx)
 	r.ID = uuid.NewString()
-	r.State, r.RequestID, r.GlobalRequestID, r.Traceparent, r.ProjectID, r.UserID = Running, who.ID, who.GlobalID, who.Traceparent, who.ProjectID, who.UserID
+	r.State, r.RequestID, r.GlobalRequestID, r.Traceparent = Running, cut(who.ID, maxName), cut(who.GlobalID, maxName), cut(who.Traceparent, maxName)
+	r.ProjectID, r.UserID = who.ProjectID, who.UserID
+	if err := errors.Join(fits("project", r.ProjectID, maxID), fits("user", r.UserID, maxID)); err != nil {
+		return "", fault.New(fault.Invalid, "operation %s: %w", r.Kind, err)
+	}
 	r.Active = &r.Resource
 	if r.Resource == "" {
 		r.Active = &r.ID
@@ -161,7 +169,7 @@ func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bo
 // end ends an operation that has been read FOR UPDATE.
 func (s *Store) end(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time, state State, code fault.Code, why string) error {
 	_, err := exec(ctx, tx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL, fence = fence + 1, error_code = ?, error = ?,
-		updated_at = ?, ended_at = ? WHERE id = ?`, state, code.String(), why, now, now, r.ID)
+		updated_at = ?, ended_at = ? WHERE id = ?`, state, code.String(), cut(why, maxError), now, now, r.ID)
 	return err
 }
 

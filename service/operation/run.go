@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -30,13 +32,15 @@ type execution struct {
 	place *place
 	row   *row // as it stands in the database
 	log   *slog.Logger
+
+	deadline atomic.Int64 // of row, in Unix microseconds, for renew
 }
 
 // run leases an operation and goes on with it until it is over, waits, or is lost.
-func (r *Runner) run(ctx context.Context, k *kind, id string, p *place) {
-	row, err := r.lease(ctx, id)
+func (r *Runner) run(ctx context.Context, k *kind, c candidate, p *place) {
+	row, err := r.lease(ctx, c)
 	if err != nil {
-		r.cfg.Logger.WarnContext(ctx, "an operation was not leased, and is looked at again", "operation", id, "error", err)
+		r.cfg.Logger.WarnContext(ctx, "an operation was not leased, and is looked at again", "operation", c.ID, "error", err)
 		return
 	}
 	if row == nil {
@@ -46,7 +50,8 @@ func (r *Runner) run(ctx context.Context, k *kind, id string, p *place) {
 	if r.cfg.Inflight != nil {
 		defer r.cfg.Inflight.Begin(ctx, service.Work{Kind: "operation", Name: row.Kind, Resource: row.Resource})()
 	}
-	x := &execution{Runner: r, kind: k, place: p, row: row, log: r.cfg.Logger.With("operation", id, "kind", row.Kind, "resource", row.Resource)}
+	x := &execution{Runner: r, kind: k, place: p, row: row, log: r.cfg.Logger.With("operation", c.ID, "kind", row.Kind, "resource", row.Resource)}
+	x.deadline.Store(row.DeadlineAt.UnixMicro())
 	held, lose := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -60,22 +65,33 @@ func (r *Runner) run(ctx context.Context, k *kind, id string, p *place) {
 }
 
 // lease takes an operation that nobody has, and returns it, or nil.
-func (r *Runner) lease(ctx context.Context, id string) (*row, error) {
+func (r *Runner) lease(ctx context.Context, c candidate) (*row, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease)
 	defer cancel()
 	owner, now := r.cfg.Host+"/"+rand.Text()[:8], r.now()
 	r.cfg.Hook("before lease", "")
 	n, err := exec(ctx, r.cfg.Store.db, `UPDATE operations SET owner = ?, fence = fence + 1, due_at = ? WHERE id = ? AND (due_at <= ? OR owner = '' AND due_at IS NOT NULL)`,
-		owner, now.Add(r.cfg.Lease), id, now)
+		owner, r.leaseEnd(c.DeadlineAt, now), c.ID, now)
 	r.cfg.Hook("after lease", "")
 	if err != nil || n == 0 {
 		return nil, err
 	}
-	row, err := r.cfg.Store.read(ctx, r.cfg.Store.db, id, "")
+	row, err := r.cfg.Store.read(ctx, r.cfg.Store.db, c.ID, "")
 	if err == nil && row.Owner != owner {
 		return nil, nil //nolint:nilnil // nobody's fault: see the doc
 	}
 	return row, err
+}
+
+// leaseEnd returns when a lease of now ends. It ends soon after the operation's deadline, if that
+// comes before: a process that is killed does not keep the operation from being undone.
+func (r *Runner) leaseEnd(deadline, now time.Time) time.Time {
+	end := now.Add(r.cfg.Lease)
+	soon := deadline.Add(min(r.cfg.Lease/5, 2*time.Second))
+	if now.Before(deadline) && soon.Before(end) {
+		return soon
+	}
+	return end
 }
 
 // renew renews the lease until ctx ends. When it is lost, or may be, it calls lose.
@@ -92,7 +108,7 @@ func (x *execution) renew(ctx context.Context, lose context.CancelCauseFunc, fen
 		begin := time.Now()
 		call, cancel := context.WithTimeout(ctx, x.cfg.Lease/3)
 		n, err := exec(call, x.cfg.Store.db, `UPDATE operations SET due_at = ? WHERE id = ? AND fence = ? AND due_at IS NOT NULL AND owner <> ''`,
-			x.now().Add(x.cfg.Lease), x.row.ID, fence)
+			x.leaseEnd(time.UnixMicro(x.deadline.Load()).UTC(), x.now()), x.row.ID, fence)
 		cancel()
 		switch {
 		case err == nil && n == 0:
@@ -151,7 +167,9 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 	} else {
 		err = x.attempt(ctx, s, func(ctx context.Context) error { return s.do(ctx, op, x.row.Input) })
 	}
-	switch a, waits := errors.AsType[*again](err); {
+	a, waits := errors.AsType[*again](err)
+	g, back := errors.AsType[*goTo](err)
+	switch {
 	case err == nil:
 		return x.write(ctx, "done", done, x.event(s, "done", nil, began), nil)
 	case context.Cause(ctx) == errLost: //nolint:errorlint // it is set so
@@ -162,12 +180,39 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 	case waits:
 		x.release(ctx, x.now().Add(a.after), 0, op.data)
 		return false
+	case back:
+		return x.back(ctx, s, g, op.data, began)
 	case passing(err):
 		x.later(ctx, x.event(s, "retry", err, began))
 		return false
 	default:
 		return x.fail(ctx, Failed, fault.CodeOf(err), err.Error(), x.event(s, "failed", err, began))
 	}
+}
+
+// back sends the operation back to an earlier step, or fails it when it was sent often enough.
+func (x *execution) back(ctx context.Context, s *step, g *goTo, data json.RawMessage, began time.Time) bool {
+	to := slices.IndexFunc(x.kind.steps[:x.row.Step], func(s step) bool { return s.name == g.step })
+	var n int
+	err := db.Error(x.cfg.Store.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM operation_events WHERE operation_id = ? AND step = ? AND result = 'back'`, x.row.ID, s.name))
+	switch {
+	case err != nil:
+		x.later(ctx, x.event(s, "retry", err, began))
+		return false
+	case to < 0:
+		err = fault.New(fault.Internal, "there is no step %q before step %s", g.step, s.name)
+		return x.fail(ctx, Failed, fault.Internal, err.Error(), x.event(s, "failed", err, began))
+	case n >= g.limit:
+		err = fmt.Errorf("back to step %s %d times: %w", g.step, n, g.err)
+		return x.fail(ctx, Failed, fault.CodeOf(err), err.Error(), x.event(s, "failed", err, began))
+	}
+	id, wait := x.row.ID, pause(n)
+	x.write(ctx, "back", func(r *row) {
+		due := x.now().Add(wait)
+		r.Step, r.Attempts, r.Owner, r.DueAt, r.Data = to, 0, "", &due, string(data)
+	}, x.event(s, "back", g.err, began), nil)
+	time.AfterFunc(wait, func() { x.Wake(id) })
+	return false
 }
 
 // inTx does or undoes a step in the transaction in which it is noted. stepErr is the
@@ -190,11 +235,14 @@ func (x *execution) inTx(ctx context.Context, s *step, f func(context.Context, *
 	return more, stepErr
 }
 
+// lastUndo is how long the last attempt to undo a step may take, when the time for it is over.
+const lastUndo = 5 * time.Second
+
 // attempt calls a step within its time.
 func (x *execution) attempt(ctx context.Context, s *step, f func(context.Context) error) (err error) {
 	left := max(x.row.DeadlineAt.Sub(x.now()), time.Millisecond)
-	if x.row.State == Undoing && s.undoTx != nil { // it has its time always
-		left = s.timeout
+	if x.row.State == Undoing { // the last attempt has its time always
+		left = max(left, lastUndo)
 	}
 	ctx, cancel := context.WithTimeout(ctx, min(s.timeout, left))
 	defer cancel()
@@ -228,7 +276,13 @@ func (x *execution) event(s *step, result string, err error, began time.Time) *E
 // fail ends what goes forward: what was done is undone, from this step on.
 func (x *execution) fail(ctx context.Context, outcome State, code fault.Code, why string, e *Event) bool {
 	x.log.WarnContext(ctx, "an operation is undone", "step", x.row.Step, "outcome", string(outcome), "error", why)
-	return x.write(ctx, "fail", func(r *row) { x.kind.fail(r, outcome, code, why, x.now()) }, e, nil)
+	return x.write(ctx, "fail", func(r *row) {
+		now := x.now()
+		if x.kind.fail(r, outcome, code, why, now); !r.State.Over() {
+			due := x.leaseEnd(r.DeadlineAt, now) // that of the lease so far was near the deadline
+			r.DueAt = &due
+		}
+	}, e, nil)
 }
 
 // undo undoes a step.
@@ -240,17 +294,13 @@ func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 	}
 	var err error
 	switch {
-	case s.undoTx != nil: // also late: it does not take longer than to note that it was not undone
-		late = false
+	case s.undoTx != nil:
 		more, stepErr := x.inTx(ctx, s, s.undoTx, op, "undone", began, undone)
 		if stepErr == nil {
 			return more
 		}
 		err = stepErr
-	case s.undo == nil:
-	case late:
-		err = fault.New(fault.Timeout, "there was no time left")
-	default:
+	case s.undo != nil:
 		err = x.attempt(ctx, s, func(ctx context.Context) error { return s.undo(ctx, op, x.row.Input) })
 	}
 	switch a, waits := errors.AsType[*again](err); {
@@ -261,16 +311,17 @@ func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 	case ctx.Err() != nil:
 		x.release(ctx, x.now(), x.row.Attempts, nil)
 		return false
-	case waits:
+	case waits && !late:
 		x.release(ctx, x.now().Add(a.after), 0, op.data)
 		return false
-	case passing(err) && !late:
+	case !late, s.undoTx != nil && passing(err):
 		x.later(ctx, x.event(s, "retry", err, began))
 		return false
-	default: // the others are undone all the same
-		x.log.ErrorContext(ctx, "a step cannot be undone", "step", s.name, "error", err)
+	default: // the other steps are still undone
+		x.log.ErrorContext(ctx, "step not undone", "step", s.name, "error", err)
+		x.notUndone.Add(1)
 		return x.write(ctx, "undone", func(r *row) {
-			r.Error += fmt.Sprintf("; step %s was not undone: %v", s.name, err)
+			r.Error = cut(fmt.Sprintf("%s; step %s was not undone: %v", r.Error, s.name, err), maxError)
 			undone(r)
 		}, x.event(s, "not undone", err, began), nil)
 	}
@@ -321,6 +372,7 @@ func (x *execution) write(ctx context.Context, place string, change func(*row), 
 		switch {
 		case err == nil:
 			x.row = &next
+			x.deadline.Store(next.DeadlineAt.UnixMicro())
 			if next.State.Over() {
 				x.log.InfoContext(ctx, "an operation is over", "state", string(next.State), "took", next.UpdatedAt.Sub(next.CreatedAt).Round(time.Millisecond))
 			}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -51,6 +52,8 @@ type Runner struct {
 	clock   clock
 	ending  bool // no more is begun, also no more steps
 
+	notUndone atomic.Uint64
+
 	cancel context.CancelFunc
 	done   chan struct{}
 	wg     sync.WaitGroup
@@ -95,8 +98,8 @@ func Handle[In any](r *Runner, k Kind[In], steps ...Step[In]) { HandleMax(r, k, 
 // HandleMax is Handle for a kind of which at most n run at once in this process. 0: as
 // many as there is room for.
 func HandleMax[In any](r *Runner, k Kind[In], n int, steps ...Step[In]) {
-	if k.Name == "" || len(steps) == 0 || r.kinds[k.Name] != nil {
-		panic("operation: kind " + k.Name + " has no name, no steps, or is handled already")
+	if k.Name == "" || len(k.Name) > maxName || len(steps) == 0 || r.kinds[k.Name] != nil {
+		panic("operation: kind " + k.Name + " has no name, one of more than 64 bytes, no steps, or is handled already")
 	}
 	out := &kind{name: k.Name, priority: k.Priority, max: n}
 	for _, s := range steps {
@@ -139,8 +142,12 @@ func (r *Runner) setClock(ctx context.Context) error {
 	return nil
 }
 
-// Start begins to run operations. Unavailable: the database is away.
+// Start begins to run operations. Errors: Unavailable: the database is away; Invalid: Host has
+// more than 200 bytes, or is not UTF-8.
 func (r *Runner) Start(ctx context.Context) error {
+	if err := fits("host", r.cfg.Host, 200); err != nil { // the owner of a lease is the host and more
+		return err
+	}
 	if err := r.setClock(ctx); err != nil {
 		return err
 	}
@@ -186,6 +193,22 @@ func (r *Runner) Drain(ctx context.Context) error {
 // Stop is Drain, if that was not called.
 func (r *Runner) Stop(ctx context.Context) error { return r.Drain(ctx) }
 
+// Stats is what a [Runner] has done since it was made.
+type Stats struct {
+	// Running is how many operations run in this process now.
+	Running int
+	// NotUndone is how many steps could not be undone within their time: what they have done, such
+	// as a claim, is left, and the log has an error for each.
+	NotUndone uint64
+}
+
+// Stats returns what the runner has done.
+func (r *Runner) Stats() Stats {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return Stats{Running: len(r.running), NotUndone: r.notUndone.Load()}
+}
+
 // Wake makes the runner look at an operation now. It does not block, and is only a hint:
 // operations are found without it, only later.
 func (r *Runner) Wake(id string) {
@@ -197,9 +220,10 @@ func (r *Runner) Wake(id string) {
 
 // candidate is an operation that is due.
 type candidate struct {
-	ID       string `db:"id"`
-	Kind     string `db:"kind"`
-	Priority int    `db:"priority"`
+	ID         string    `db:"id"`
+	Kind       string    `db:"kind"`
+	Priority   int       `db:"priority"`
+	DeadlineAt time.Time `db:"deadline_at"`
 }
 
 func (r *Runner) dispatch(ctx context.Context) {
@@ -235,11 +259,11 @@ func (r *Runner) poll(ctx context.Context, id string) error {
 	if len(r.names) == 0 || id != "" && r.woken(id) {
 		return nil
 	}
-	query, args, err := sqlx.In(`SELECT id, kind, priority FROM operations WHERE due_at <= ? AND kind IN (?) ORDER BY priority DESC, due_at LIMIT ?`,
+	query, args, err := sqlx.In(`SELECT id, kind, priority, deadline_at FROM operations WHERE due_at <= ? AND kind IN (?) ORDER BY priority DESC, due_at LIMIT ?`,
 		r.now(), r.names, 2*r.cfg.MaxInFlight)
 	if id != "" {
 		// Also one that waits for its next attempt.
-		query, args, err = sqlx.In(`SELECT id, kind, priority FROM operations WHERE id = ? AND owner = '' AND due_at IS NOT NULL AND kind IN (?)`, id, r.names)
+		query, args, err = sqlx.In(`SELECT id, kind, priority, deadline_at FROM operations WHERE id = ? AND owner = '' AND due_at IS NOT NULL AND kind IN (?)`, id, r.names)
 	}
 	if err != nil {
 		return err
@@ -324,6 +348,6 @@ func (r *Runner) take(c candidate) {
 				r.Wake(c.ID) // it may have gone on meanwhile, by Complete
 			}
 		}()
-		r.run(ctx, k, c.ID, p)
+		r.run(ctx, k, c, p)
 	})
 }

@@ -40,7 +40,7 @@ type Operation struct {
 // Event is one attempt at a step.
 type Event struct {
 	Step      string    `json:"step" db:"step"`
-	Result    string    `json:"result" db:"result"` // done, retry, failed, undone, not undone
+	Result    string    `json:"result" db:"result"` // done, retry, back, failed, undone, not undone
 	Host      string    `json:"host" db:"host"`
 	ErrorCode string    `json:"error_code,omitempty" db:"error_code"`
 	Error     string    `json:"error,omitempty" db:"error"`
@@ -150,7 +150,7 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
 		}
 		_, err = exec(ctx, tx, `UPDATE operations SET state = ?, outcome = ?, attempts = 0, fence = fence + 1, due_at = ?, deadline_at = ?, error_code = ?, error = ?,
-			updated_at = ? WHERE id = ?`, Undoing, Canceled, now, now.Add(r.timeout()), fault.Canceled.String(), why, now, id)
+			updated_at = ? WHERE id = ?`, Undoing, Canceled, now, now.Add(r.timeout()), fault.Canceled.String(), cut(why, maxError), now, id)
 		return err
 	})
 }

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jmoiron/sqlx"
 
@@ -32,16 +34,20 @@ type Op struct {
 	data json.RawMessage
 }
 
-// Step is a part of an operation: Do or DoTx, and Undo or UndoTx, or neither.
+// Step is a part of an operation. It has Do or DoTx, or neither if there is only something to
+// undo, and Undo or UndoTx, or neither if there is nothing to undo; but not nothing at all.
 //
 // They get the operation's input as the steps before have left it: what one changes in it
 // is written together with the note that it is done, or undone, or waits (see [Again]), and
 // later ones, and those who look, find it so. It has to be the same after it was written as
 // JSON and read again. What is changed in an attempt that failed is forgotten.
 //
-// An error with code Unavailable, Unknown or Timeout makes it try again after a pause,
-// until the operation's time is over; any other ends the operation: its steps are undone,
-// this one first, as it may be done in part.
+// An error of Do or DoTx with code Unavailable, Unknown or Timeout makes it try again after a
+// pause of at most 3 s, until the operation's time is over; [GoTo] sends the operation back to an
+// earlier step; any other error ends the operation: its steps are undone, this one first, as it
+// may be done in part. Undoing is tried again after every error, until the time for it is over:
+// then each step that is left has one more attempt of at most 5 s, and what is still not undone is
+// logged, noted in the operation's error, and counted, see [Runner.Stats].
 type Step[In any] struct {
 	// Name is stored, for people. Steps are found again by their place: steps that have
 	// been released are never reordered or removed, only added at the end.
@@ -55,9 +61,9 @@ type Step[In any] struct {
 	// Undo undoes it, at least once, also if it was only done in part or not at all.
 	// Nil: there is nothing to undo.
 	Undo func(ctx context.Context, op *Op, in *In) error
-	// UndoTx undoes it exactly once, in the transaction in which that is noted, and
-	// also when there is no time left. What it writes is seen together with the end of
-	// the operation if no earlier step has anything to undo. Otherwise as DoTx.
+	// UndoTx undoes it exactly once, in the transaction in which that is noted. What it
+	// writes is seen together with the end of the operation if no earlier step has anything to
+	// undo. Otherwise as DoTx.
 	UndoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, in *In) error
 	// Timeout is how long one attempt may take. Default 1 minute.
 	Timeout time.Duration
@@ -72,8 +78,19 @@ type step struct {
 }
 
 func erase[In any](k string, s Step[In]) step {
-	if s.Name == "" || (s.Do == nil) == (s.DoTx == nil) || s.Undo != nil && s.UndoTx != nil {
-		panic(fmt.Sprintf("operation: a step of %s has no name, not one of Do and DoTx, or both Undo and UndoTx", k))
+	for wrong, is := range map[string]bool{
+		"has no name":                      s.Name == "",
+		"has a name of more than 64 bytes": len(s.Name) > maxName,
+		"has both Do and DoTx":             s.Do != nil && s.DoTx != nil,
+		"has both Undo and UndoTx":         s.Undo != nil && s.UndoTx != nil,
+		"has nothing to do or to undo":     s.Do == nil && s.DoTx == nil && s.Undo == nil && s.UndoTx == nil,
+	} {
+		if is {
+			panic(fmt.Sprintf("operation: step %q of %s %s", s.Name, k, wrong))
+		}
+	}
+	if s.Do == nil && s.DoTx == nil {
+		s.Do = func(context.Context, *Op, *In) error { return nil }
 	}
 	out := step{name: s.Name, timeout: s.Timeout}
 	if out.timeout <= 0 {
@@ -115,10 +132,12 @@ func with[In any](op *Op, raw string, f func(*In) error) error {
 		return fault.New(fault.Invalid, "input: %w", err)
 	}
 	result := f(in)
-	if _, waits := errors.AsType[*again](result); result != nil && !waits {
+	_, waits := errors.AsType[*again](result)
+	_, back := errors.AsType[*goTo](result)
+	if result != nil && !waits && !back {
 		return result
 	}
-	after, err := json.Marshal(in)
+	after, err := marshal(in)
 	if err != nil {
 		return fault.New(fault.Invalid, "input, as the step has left it: %w", err)
 	}
@@ -138,6 +157,24 @@ func Again(d time.Duration) error { return &again{d} }
 
 type again struct{ after time.Duration }
 
+// GoTo is what a step returns to send its operation back to an earlier step, because of err: to
+// one that chooses a host, say, as the chosen one is gone. What the step has changed in the
+// operation's input is kept, such as the host not to choose again; nothing is undone, so what is
+// done again from there has to replace what was done before. A step may do so limit times in
+// one operation: then it fails with err. The operation goes on after a pause, 100 ms at first and
+// at most 3 s, within the time that it has in all. The error is a programmer's, and the step
+// fails, if there is no such earlier step.
+func GoTo(step string, limit int, err error) error { return &goTo{step, limit, err} }
+
+type goTo struct {
+	step  string
+	limit int
+	err   error
+}
+
+func (g *goTo) Error() string { return fmt.Sprintf("back to step %s: %v", g.step, g.err) }
+func (g *goTo) Unwrap() error { return g.err }
+
 func (a *again) Error() string { return fmt.Sprintf("not done yet, look again in %v", a.after) }
 
 // passing reports whether an attempt that failed is to be made again.
@@ -153,5 +190,44 @@ func pause(attempts int) time.Duration {
 
 const (
 	minPause = 100 * time.Millisecond
-	maxPause = 30 * time.Second
+	maxPause = 3 * time.Second // so that what waits goes on within 5 s after an outage
 )
+
+// What fits the tables. MySQL refuses what is longer, SQLite does not: so it is judged here.
+const (
+	maxName  = 64        // bytes of the name of a kind or of a step
+	maxID    = 255       // bytes of a resource
+	maxData  = 1<<16 - 1 // bytes of an input
+	maxError = 8 << 10   // bytes of a text of an error, of which the rest is cut
+)
+
+// marshal returns an input as JSON, or an error if it does not fit.
+func marshal(in any) ([]byte, error) {
+	raw, err := json.Marshal(in)
+	if err == nil && len(raw) > maxData {
+		err = fmt.Errorf("it has %d bytes, at most %d fit", len(raw), maxData)
+	}
+	return raw, err
+}
+
+// fits reports Invalid if a name cannot be stored as it is.
+func fits(what, name string, most int) error {
+	if len(name) > most || !utf8.ValidString(name) {
+		return fault.New(fault.Invalid, "%s %q has more than %d bytes, or is not UTF-8", what, cut(name, most), most)
+	}
+	return nil
+}
+
+// cut returns a text in valid UTF-8 of at most so many bytes.
+func cut(text string, most int) string {
+	text = strings.ToValidUTF8(text, "\uFFFD")
+	if len(text) <= most {
+		return text
+	}
+	const mark = "..."
+	text = text[:most-len(mark)]
+	for !utf8.ValidString(text) { // a character was cut
+		text = text[:len(text)-1]
+	}
+	return text + mark
+}
