@@ -56,7 +56,8 @@ const (
 type Config struct {
 	// URL is mysql://user:password@host:port/database?options with the options
 	// of go-sql-driver/mysql (tls, readTimeout, ...), sqlite:///absolute/path,
-	// or sqlite:///:memory: for a database that lives as long as the handle.
+	// sqlite://path/relative/to/the/process, or sqlite:///:memory: for a database that lives
+	// as long as the handle.
 	// Special characters in the password are percent-encoded. The port
 	// defaults to 3306. What correctness needs cannot be changed by options:
 	// times in UTC, RowsAffected, sql_mode, one statement at a time.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -74,7 +75,6 @@ func TestOpenRefuses(t *testing.T) {
 		{"question in password", "mysql://nova:12?hunter2@db1/nova", "no user"},
 		{"percent in password", "mysql://nova:hunter2%@db1/nova", "percent-encoded"},
 		{"bad option", "mysql://nova:hunter2@db1/nova?timeout=soon", "timeout"},
-		{"relative file", "sqlite://nova.db", "three slashes"},
 		{"no file", "sqlite:///", "no file"},
 		{"sqlite options", "sqlite:///tmp/x.db?mode=ro", "no options"},
 	}
@@ -414,5 +414,36 @@ func TestOddFile(t *testing.T) {
 	exec(t, mustOpen(t, u.String()), "CREATE TABLE t (i INTEGER)")
 	if files, err := filepath.Glob(filepath.Join(filepath.Dir(path), "a b%41[?]c#d.db")); err != nil || len(files) != 1 {
 		t.Errorf("files %q, %v; want %s", files, err, path)
+	}
+}
+
+// TestSQLitePaths: a path may be absolute or relative, and have what means something in a URL.
+func TestSQLitePaths(t *testing.T) { //nolint:paralleltest // it changes the directory
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for raw, file := range map[string]string{
+		"sqlite://" + dir + "/a.db":        "a.db",
+		"sqlite:///" + dir + "/b.db":       "b.db", // four slashes
+		"sqlite://c.db":                    "c.db",
+		"sqlite://sub/d.db":                "sub/d.db",
+		"sqlite://" + dir + "/e#1.db":      "e#1.db",
+		"sqlite://" + dir + "/f%231%3F.db": "f#1?.db",
+		"sqlite://" + dir + "/g%.db":       "g%.db",
+		"sqlite://" + dir + "/h%25.db":     "h%.db",
+		"sqlite://" + dir + "/i j.db":      "i j.db",
+	} {
+		if err := os.MkdirAll(filepath.Dir(file), 0o750); err != nil {
+			t.Fatal(err)
+		}
+		d, err := db.Open(t.Context(), db.Config{URL: raw})
+		if err != nil {
+			t.Errorf("%s: %v", raw, err)
+			continue
+		}
+		exec(t, d, "CREATE TABLE x (id INTEGER)")
+		_ = d.Close()
+		if _, err := os.Stat(file); err != nil {
+			t.Errorf("%s: %v", raw, err)
+		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"database/sql/driver"
 	"net"
 	"net/url"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -36,7 +37,7 @@ func (t *target) watch(w *watch) {
 	}
 }
 
-const wantURL = `want mysql://user:password@host:port/database or sqlite:///path/file.db`
+const wantURL = `want mysql://user:password@host:port/database or sqlite:///absolute/file.db or sqlite://relative/file.db`
 
 // parse never repeats the URL in an error: in one that is wrong, the password
 // may stand anywhere.
@@ -53,13 +54,13 @@ func parse(raw string) (target, error) {
 	if kind != "mysql" && kind != "sqlite" || dialect && kind != "mysql" {
 		return target{}, fault.New(fault.Invalid, "database URL has scheme %q: %s", scheme, wantURL)
 	}
+	if kind == "sqlite" {
+		return parseSQLite(strings.TrimPrefix(raw, "sqlite://"))
+	}
 	u, err := url.Parse(raw)
 	if err != nil || u.Fragment != "" {
 		return target{}, fault.New(fault.Invalid, "%s database URL is malformed; "+
 			"special characters in the password must be percent-encoded, such as %%2F for /", scheme)
-	}
-	if scheme == "sqlite" {
-		return parseSQLite(u)
 	}
 	return parseMySQL(u)
 }
@@ -125,20 +126,36 @@ func parseMySQL(u *url.URL) (target, error) {
 	return target{connector: &mysqlDB{Connector: c}, driver: driverMySQL, shown: u.Redacted()}, nil
 }
 
-func parseSQLite(u *url.URL) (target, error) {
+// parseSQLite reads what follows sqlite://: a path, absolute if it begins with a slash, or with two
+// as in SQLAlchemy, else relative to the directory of the process. It may be percent-encoded, and
+// need not be: a # is a part of it, and so is a % without two digits after it.
+func parseSQLite(rest string) (target, error) {
+	path := strings.ReplaceAll(rest, "#", "%23")
+	if strings.Contains(path, "?") {
+		return target{}, fault.New(fault.Invalid, "sqlite database URL takes no options; a ? in the path is %%3F")
+	}
+	if decoded, err := url.PathUnescape(path); err == nil {
+		path = decoded
+	} else {
+		path = rest
+	}
+	if strings.HasPrefix(path, "//") { // sqlite:////absolute/path
+		path = path[1:]
+	}
+	memory := path == "/:memory:"
 	switch {
-	case u.Host != "" || u.User != nil:
-		return target{}, fault.New(fault.Invalid, "sqlite database URL must have an absolute path after three slashes: %s", wantURL)
-	case u.Path == "" || strings.HasSuffix(u.Path, "/"):
+	case path == "" || strings.HasSuffix(path, "/"):
 		return target{}, fault.New(fault.Invalid, "sqlite database URL names no file: %s", wantURL)
-	case u.RawQuery != "":
-		return target{}, fault.New(fault.Invalid, "sqlite database URL takes no options")
+	case strings.ContainsRune(path, 0):
+		return target{}, fault.New(fault.Invalid, "sqlite database URL has a NUL in the path: %s", wantURL)
 	}
-	t := target{driver: driverSQLite, shown: u.String(), memory: u.Path == "/:memory:"}
-	file := (&url.URL{Scheme: "file", OmitHost: true, Path: u.Path}).String()
-	if t.memory {
-		file = "file::memory:"
+	file := "file::memory:"
+	if !memory {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return target{}, fault.New(fault.Invalid, "sqlite database URL: %w", err)
+		}
+		file, path = (&url.URL{Scheme: "file", OmitHost: true, Path: abs}).String(), abs
 	}
-	t.connector = newSQLite(file)
-	return t, nil
+	return target{connector: newSQLite(file), driver: driverSQLite, shown: (&url.URL{Scheme: "sqlite", Path: path}).String(), memory: memory}, nil
 }

@@ -2,12 +2,15 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -52,7 +55,13 @@ func (latin) Greet(_ context.Context, name string) (string, error) {
 
 func openLatin(context.Context, json.RawMessage) (Greeter, error) { return latin{}, nil }
 
-func TestMain(m *testing.M) { drivertest.Main(m, Kind, openLatin) }
+func TestMain(m *testing.M) {
+	if os.Getenv("HELLO_TEST_PROCESS") != "" {
+		main()
+		return
+	}
+	drivertest.Main(m, Kind, openLatin)
+}
 
 func TestRules(t *testing.T) {
 	t.Parallel()
@@ -163,7 +172,7 @@ func greeted(t *testing.T, addr, name string) (g Greeting) {
 // TestOneProcess: the component with everything in one process.
 func TestOneProcess(t *testing.T) {
 	t.Parallel()
-	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "latin", Plugins: plugins(t), Connection: dbtest.SQLite(t)})[0]
+	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "latin", Plugins: plugins(t), Connection: dbtest.SQLite(t), Exchange: "hello"})[0]
 	if g := greeted(t, addr, "Ada"); g.Text != "Ave, Ada!" || g.Host != "h1" {
 		t.Errorf("%+v", g)
 	}
@@ -188,7 +197,7 @@ func TestTwoProcesses(t *testing.T) {
 	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
 	var all []*options
 	for _, host := range []string{"h1", "h2"} {
-		all = append(all, &options{Host: host, Listen: "127.0.0.1:0", Driver: "english", Connection: database, Bus: bus})
+		all = append(all, &options{Host: host, Listen: "127.0.0.1:0", Driver: "english", Connection: database, Bus: bus, Exchange: "hello"})
 	}
 	addrs := processes(t, all...)
 	hosts := map[string]bool{}
@@ -201,5 +210,91 @@ func TestTwoProcesses(t *testing.T) {
 	}
 	if len(hosts) != 2 {
 		t.Errorf("only %v greeted", hosts)
+	}
+}
+
+// start starts hello as a process of its own, and returns its address.
+func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, string) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port that is free
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().String()
+	_ = l.Close()
+	cmd := exec.CommandContext(context.Background(), os.Args[0])
+	cmd.Env = append(os.Environ(), "HELLO_TEST_PROCESS=1", "OS_DEFAULT__HOST="+host, "OS_DEFAULT__LISTEN="+addr, "OS_DEFAULT__CONNECTION="+database, "OS_DEFAULT__TRANSPORT_URL="+bus, "OS_DEFAULT__CONTROL_EXCHANGE="+exchange)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill() // it may have been killed
+		_ = cmd.Wait()
+	})
+	for end := time.Now().Add(30 * time.Second); ; {
+		res, err := http.Get("http://" + addr + "/readyz") //nolint:noctx // a question
+		if err == nil {
+			_ = res.Body.Close()
+			if res.StatusCode == http.StatusOK {
+				return cmd, "http://" + addr
+			}
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s is not ready: %v", host, err)
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
+// TestKilled: of two processes one is killed while both take orders; each of the 30 orders that
+// were accepted is done.
+func TestKilled(t *testing.T) {
+	t.Parallel()
+	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
+	exchange := "hello-" + strings.ToLower(rand.Text()[:8])
+	var addrs []string
+	var second *exec.Cmd
+	for _, host := range []string{"h1", "h2"} {
+		cmd, addr := start(t, host, database, bus, exchange)
+		addrs, second = append(addrs, addr), cmd
+	}
+	var places []string
+	for i := range 30 {
+		if i == 15 {
+			if err := second.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		at := addrs[i%2]
+		if i >= 15 {
+			at = addrs[0]
+		}
+		code, header, body := ask(t, http.MethodPost, at+"/v1/greetings", `{"name": "Ada"}`)
+		if code != http.StatusAccepted {
+			t.Fatalf("POST %d: %d %s", i, code, body)
+		}
+		places = append(places, header.Get("Location"))
+	}
+	killed := time.Now()
+	done := 0
+	for _, place := range places {
+		for {
+			var g Greeting
+			if code, _, body := ask(t, http.MethodGet, addrs[0]+place, ""); code != http.StatusOK || json.Unmarshal([]byte(body), &g) != nil {
+				t.Fatalf("GET: %d %s", code, body)
+			}
+			if g.Text == "Hello, Ada!" {
+				done++
+				break
+			}
+			if time.Since(killed) > time.Minute {
+				break
+			}
+			<-time.After(20 * time.Millisecond)
+		}
+	}
+	t.Logf("%d of 30 orders are done %v after the kill", done, time.Since(killed).Round(time.Millisecond))
+	if done != 30 {
+		t.Errorf("%d of 30 orders are done", done)
 	}
 }

@@ -39,6 +39,7 @@ type options struct {
 	Host       string `ini:"host" default:"hello-1" help:"name of this process, the same after every restart"`
 	Listen     string `ini:"listen" default:"127.0.0.1:8780" help:"address of the API"`
 	Bus        string `ini:"transport_url" secret:"true" help:"rabbit://user:password@host/vhost or nats://user:password@host (default: all in one process)"`
+	Exchange   string `ini:"control_exchange" default:"hello" help:"first part of the names of all queues"`
 	Connection string `ini:"connection" default:"sqlite://hello.db" secret:"true" help:"mysql://user:password@host/name or sqlite://file"`
 	Driver     string `ini:"driver" default:"english" help:"english, or NAME for the program armature-hello-NAME in plugin_dir"`
 	Plugins    string `ini:"plugin_dir" help:"directory of drivers' programs"`
@@ -104,6 +105,14 @@ func fit(_ *Greeting, m membership.Member) scheduler.Verdict {
 	return scheduler.Pass
 }
 
+// other is a weigher: the host that was asked before, and did not answer, comes last.
+func other(g *Greeting, m membership.Member) float64 {
+	if m.Host == g.Host {
+		return 0
+	}
+	return 1
+}
+
 // choose is the first step: which host says it.
 func (c *component) choose(ctx context.Context, _ *operation.Op, g *Greeting) error {
 	hosts, err := c.members.List(ctx, "greeter")
@@ -118,9 +127,16 @@ func (c *component) choose(ctx context.Context, _ *operation.Op, g *Greeting) er
 	return nil
 }
 
-// speak is the second step: the host says it. Saying it twice does no harm.
+// speak is the second step: the host says it. Saying it twice does no harm. If the host does not
+// answer, another one is chosen.
 func (c *component) speak(ctx context.Context, _ *operation.Op, g *Greeting) error {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	said, err := rpc.Call(ctx, c.client, speak, g.Host, g)
+	switch fault.CodeOf(err) {
+	case fault.Unavailable, fault.Unknown, fault.Timeout:
+		return operation.GoTo("choose", 20, err)
+	}
 	if err == nil {
 		*g = *said
 	}
@@ -176,8 +192,12 @@ func main() {
 // run runs the component until it is told to stop. It sends the address of the API.
 func run(ctx context.Context, o *options, listens chan<- string) error {
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
-	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: "hello", Logger: log})
-	rank, rankErr := scheduler.New(scheduler.Config[*Greeting, membership.Member]{Filters: []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)}, Picker: scheduler.Shuffle})
+	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Logger: log})
+	rank, rankErr := scheduler.New(scheduler.Config[*Greeting, membership.Member]{
+		Filters:  []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)},
+		Weighers: []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", other), Multiplier: 1}},
+		Picker:   scheduler.Shuffle,
+	})
 	var drivers driver.Registry[Greeter]
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
 	plugin, pluginErr := drivers.Launch(ctx, Kind, o.Driver, driver.PluginConfig{Dir: o.Plugins, Logger: log})

@@ -113,6 +113,93 @@ func child() int {
 	}
 }
 
+// waiting is a runner whose operations wait for a peer that never answers.
+func waiting(d *sqlx.DB) (*operation.Runner, operation.Kind[input]) {
+	k := operation.Kind[input]{Name: "waits", Timeout: 3 * time.Second}
+	r := operation.NewRunner(operation.RunnerConfig{Store: operation.NewStore(d), Host: "h" + strconv.Itoa(os.Getpid()), Logger: slog.New(slog.DiscardHandler)})
+	operation.Handle(r, k, operation.Step[input]{Name: "ask", Do: func(ctx context.Context, _ *operation.Op, _ *input) error {
+		fmt.Println("asks")
+		<-ctx.Done()
+		return ctx.Err()
+	}})
+	return r, k
+}
+
+// blocked is a process that runs such an operation until it is killed.
+func blocked() int {
+	ctx := context.Background()
+	d, err := db.Open(ctx, db.Config{URL: os.Getenv("OPERATION_TEST_URL")})
+	if err == nil {
+		r, k := waiting(d)
+		if err = r.Start(ctx); err == nil {
+			var id string
+			if id, err = operation.Begin(ctx, operation.NewStore(d), k, "", &input{}); err == nil {
+				fmt.Println("id", id)
+				r.Wake(id)
+				select {}
+			}
+		}
+	}
+	fmt.Println("error:", err)
+	return 1
+}
+
+// TestDeadlineOfKilled: an operation whose step waits for a peer in a process that is killed ends
+// within 5 s of its deadline, though the lease of that process, 15 s, would be longer.
+func TestDeadlineOfKilled(t *testing.T) {
+	t.Parallel()
+	url := dbtest.MySQL(t)
+	d, err := db.Open(t.Context(), db.Config{URL: url})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	if err := db.Migrate(t.Context(), d, migrations); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "OPERATION_TEST_CHILD=deadline", "OPERATION_TEST_URL="+url)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	id := ""
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		if s, ok := strings.CutPrefix(lines.Text(), "id "); ok {
+			id = s
+		}
+		if lines.Text() == "asks" {
+			_ = cmd.Process.Kill()
+		}
+	}
+	_ = cmd.Wait() // it was killed
+	r, _ := waiting(d)
+	if err := r.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer r.Stop(context.WithoutCancel(t.Context()))
+	for {
+		o, err := operation.NewStore(d).Show(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		late := time.Since(o.Created.Add(3 * time.Second))
+		if late > 5*time.Second {
+			t.Fatalf("%v after its deadline it is %s, owner %s", late, o.State, o.Owner)
+		}
+		if o.State.Over() {
+			if o.State != operation.TimedOut {
+				t.Errorf("it ended as %s: %s", o.State, o.Error)
+			}
+			return
+		}
+		<-time.After(20 * time.Millisecond)
+	}
+}
+
 // TestKilled kills the process that has an operation, with SIGKILL, at every place before
 // and after everything that it does and writes, until there is no further place. Each
 // time another process goes on, no later than 2 s after the lease has ended; the operation

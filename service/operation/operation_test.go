@@ -26,6 +26,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	if os.Getenv("OPERATION_TEST_CHILD") == "deadline" {
+		os.Exit(blocked())
+	}
 	if os.Getenv("OPERATION_TEST_CHILD") != "" {
 		os.Exit(child())
 	}
@@ -329,8 +332,10 @@ func TestRuns(t *testing.T) {
 		{
 			name: "a step that only undoes", state: operation.Failed, did: "b(7) -b -a", events: "a:done b:failed b:undone a:undone", says: "no",
 			steps: func(b *bench) []operation.Step[input] {
-				return []operation.Step[input]{{Name: "a", UndoTx: func(context.Context, *sqlx.Tx, *operation.Op, *input) error { b.j.add("-a"); return nil }},
-					b.step("b", func(*operation.Op) error { return errors.New("no") }, nil)}
+				return []operation.Step[input]{
+					{Name: "a", UndoTx: func(context.Context, *sqlx.Tx, *operation.Op, *input) error { b.j.add("-a"); return nil }},
+					b.step("b", func(*operation.Op) error { return errors.New("no") }, nil),
+				}
 			},
 		},
 		{

@@ -168,7 +168,7 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 		err = x.attempt(ctx, s, func(ctx context.Context) error { return s.do(ctx, op, x.row.Input) })
 	}
 	a, waits := errors.AsType[*again](err)
-	g, back := errors.AsType[*goTo](err)
+	g, back := errors.AsType[*goToError](err)
 	switch {
 	case err == nil:
 		return x.write(ctx, "done", done, x.event(s, "done", nil, began), nil)
@@ -191,7 +191,7 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 }
 
 // back sends the operation back to an earlier step, or fails it when it was sent often enough.
-func (x *execution) back(ctx context.Context, s *step, g *goTo, data json.RawMessage, began time.Time) bool {
+func (x *execution) back(ctx context.Context, s *step, g *goToError, data json.RawMessage, began time.Time) bool {
 	to := slices.IndexFunc(x.kind.steps[:x.row.Step], func(s step) bool { return s.name == g.step })
 	var n int
 	err := db.Error(x.cfg.Store.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM operation_events WHERE operation_id = ? AND step = ? AND result = 'back'`, x.row.ID, s.name))

@@ -133,7 +133,7 @@ func with[In any](op *Op, raw string, f func(*In) error) error {
 	}
 	result := f(in)
 	_, waits := errors.AsType[*again](result)
-	_, back := errors.AsType[*goTo](result)
+	_, back := errors.AsType[*goToError](result)
 	if result != nil && !waits && !back {
 		return result
 	}
@@ -164,16 +164,16 @@ type again struct{ after time.Duration }
 // one operation: then it fails with err. The operation goes on after a pause, 100 ms at first and
 // at most 3 s, within the time that it has in all. The error is a programmer's, and the step
 // fails, if there is no such earlier step.
-func GoTo(step string, limit int, err error) error { return &goTo{step, limit, err} }
+func GoTo(step string, limit int, err error) error { return &goToError{step, limit, err} }
 
-type goTo struct {
+type goToError struct {
 	step  string
 	limit int
 	err   error
 }
 
-func (g *goTo) Error() string { return fmt.Sprintf("back to step %s: %v", g.step, g.err) }
-func (g *goTo) Unwrap() error { return g.err }
+func (g *goToError) Error() string { return fmt.Sprintf("back to step %s: %v", g.step, g.err) }
+func (g *goToError) Unwrap() error { return g.err }
 
 func (a *again) Error() string { return fmt.Sprintf("not done yet, look again in %v", a.after) }
 
