@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"net/url"
 	"strconv"
+	"strings"
+	"unicode/utf8"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -13,6 +15,11 @@ func (s *schema) checkQuery(raw string) error {
 	q, err := url.ParseQuery(raw)
 	if err != nil {
 		return fault.New(fault.Invalid, "Malformed query: %w", err)
+	}
+	for name, values := range q {
+		if !utf8.ValidString(name) || !utf8.ValidString(strings.Join(values, "")) {
+			return fault.New(fault.Invalid, "Query string is not UTF-8 encoded")
+		}
 	}
 	props, _ := s.doc["properties"].(map[string]any)
 	instance := make(map[string]any, len(q))

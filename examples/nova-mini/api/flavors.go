@@ -54,7 +54,12 @@ func flavorList[T any](ctx context.Context, s *server, r *http.Request, view fun
 	if err != nil {
 		return out, err
 	}
-	list, err := s.cfg.Store.Flavors(ctx, p.Marker, p.Limit)
+	q, err := s.flavorQuery(ctx, r)
+	if err != nil {
+		return out, err
+	}
+	q.Marker, q.Limit = p.Marker, p.Limit
+	list, err := s.cfg.Store.Flavors(ctx, q)
 	if err != nil {
 		return out, err
 	}

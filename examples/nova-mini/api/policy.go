@@ -11,10 +11,13 @@ import (
 
 // The names of the rules, Nova's.
 const (
+	ruleAdmin         = "context_is_admin"
 	ruleCreate        = "os_compute_api:servers:create"
 	ruleIndex         = "os_compute_api:servers:index"
 	ruleDetail        = "os_compute_api:servers:detail"
 	ruleAllTenants    = "os_compute_api:servers:index:get_all_tenants"
+	ruleAllDetails    = "os_compute_api:servers:detail:get_all_tenants"
+	ruleAllFilters    = "os_compute_api:servers:allow_all_filters"
 	ruleShow          = "os_compute_api:servers:show"
 	ruleDelete        = "os_compute_api:servers:delete"
 	ruleStart         = "os_compute_api:servers:start"
@@ -36,7 +39,7 @@ const (
 // Rules are the policy's, with the defaults that Nova has in Zed.
 func Rules() []policy.Rule {
 	rules := []policy.Rule{
-		{Name: "context_is_admin", Check: "role:admin", Description: "Who is an administrator."},
+		{Name: ruleAdmin, Check: "role:admin", Description: "Who is an administrator."},
 		{Name: "project_member_api", Check: "role:member and project_id:%(project_id)s", Description: "A member of the project."},
 		{Name: "project_reader_api", Check: "role:reader and project_id:%(project_id)s", Description: "Who may read what the project has."},
 		{Name: "project_member_or_admin", Check: "rule:project_member_api or rule:context_is_admin", Description: "A member of the project, or an administrator."},
@@ -48,6 +51,8 @@ func Rules() []policy.Rule {
 		{ruleIndex, "rule:project_reader_or_admin", "List servers", "GET", "/servers"},
 		{ruleDetail, "rule:project_reader_or_admin", "List servers with details", "GET", "/servers/detail"},
 		{ruleAllTenants, "rule:context_is_admin", "List the servers of all projects", "GET", "/servers"},
+		{ruleAllDetails, "rule:context_is_admin", "List the servers of all projects with details", "GET", "/servers/detail"},
+		{ruleAllFilters, "rule:context_is_admin", "Filter servers by their host", "GET", "/servers"},
 		{ruleShow, "rule:project_reader_or_admin", "Show a server", "GET", server},
 		{ruleDelete, "rule:project_member_or_admin", "Delete a server", "DELETE", server},
 		{ruleStart, "rule:project_member_or_admin", "Start a server", "POST", action + " (os-start)"},

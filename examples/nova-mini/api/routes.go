@@ -33,10 +33,10 @@ func (s *server) routes(mux *api.Mux) {
 
 func (s *server) flavorRoutes(mux *api.Mux) {
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/flavors", Summary: "List flavors", Query: pageOf, Reply: page("flavors", flavorShort), Errors: fails(),
+		Pattern: "GET /v2.1/flavors", Summary: "List flavors", Query: flavorQuery, Reply: page("flavors", flavorShort), Errors: fails(),
 	}, s.listFlavors)
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/flavors/detail", Summary: "List flavors with details", Query: pageOf, Reply: page("flavors", flavorLong), Errors: fails(),
+		Pattern: "GET /v2.1/flavors/detail", Summary: "List flavors with details", Query: flavorQuery, Reply: page("flavors", flavorLong), Errors: fails(),
 	}, s.listFlavorDetails)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/flavors/{id}", Summary: "Show a flavor", Reply: flavorOne, Errors: fails(http.StatusNotFound),

@@ -54,6 +54,19 @@ func query(params fields) []api.Schema {
 	return always(`{"type": "object", "additionalProperties": true, "properties": {` + strings.Join(properties, ", ") + `}}`)
 }
 
+// oneOf is the name of a column.
+func oneOf(columns map[string]string) string {
+	return fmt.Sprintf(`{"enum": ["%s"]}`, strings.Join(slices.Sorted(maps.Keys(columns)), `", "`))
+}
+
+// withFilters adds the filters of servers to parameters.
+func withFilters(params fields) fields {
+	for _, name := range filterNames() {
+		params[name] = anything
+	}
+	return params
+}
+
 // Values.
 const (
 	anything  = `{"type": "string"}`
@@ -96,7 +109,10 @@ var (
 
 // Flavors.
 var (
-	pageOf       = query(fields{"limit": digits, "marker": anything})
+	flavorQuery = query(fields{
+		"limit": digits, "marker": anything, "is_public": anything, "minRam": anything, "minDisk": anything,
+		"sort_key": oneOf(flavorSorts), "sort_dir": `{"enum": ["asc", "desc"]}`,
+	})
 	flavorCreate = always(exact(fields{"flavor": exact(fields{
 		"name": nameText, "ram": positive, "vcpus": positive, "disk": natural, "swap?": natural, "OS-FLV-EXT-DATA:ephemeral?": natural,
 		"id?":                         `{"type": ["string", "number", "null"], "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9._-]([a-zA-Z0-9. _-]*[a-zA-Z0-9._-])?$"}`,
@@ -125,8 +141,10 @@ var (
 		"availability_zone?": nameText,
 	})}))
 	oneServer   = `{"enum": [1, "1"]}`
-	serverQuery = query(fields{"limit": digits, "marker": anything, "all_tenants": anything})
-	serverMade  = always(exact(fields{"server": exact(fields{
+	serverQuery = query(withFilters(fields{
+		"limit": digits, "marker": anything, "all_tenants": anything, "sort_key": oneOf(serverSorts), "sort_dir": anything,
+	}))
+	serverMade = always(exact(fields{"server": exact(fields{
 		"id": uuidText, "links": links, "OS-DCF:diskConfig": manual, "adminPass": anything, "security_groups": list(exact(fields{"name": anything})),
 	})}))
 	serverShort = exact(fields{"id": uuidText, "name": upTo255, "links": links})

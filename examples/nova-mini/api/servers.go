@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -140,55 +141,40 @@ type faultView struct {
 // zone is the one availability zone, Nova's default name.
 const zone = "nova"
 
+// zoneOf returns the availability zone of a server, which it has with its host.
+func zoneOf(s *store.Server) string {
+	if s.Host == nil {
+		return ""
+	}
+	return zone
+}
+
+// progressing are the statuses of servers that are shown with a progress, as in Nova.
+var progressing = []string{"ACTIVE", "BUILD", "RESIZE", "VERIFY_RESIZE"}
+
 func viewServer(r *http.Request, s *store.Server) serverView {
 	marked := func(kind, id string) bookmark {
 		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
 	}
 	v := serverView{
-		ID: s.ID, Name: s.Name, TenantID: s.ProjectID, UserID: s.UserID, Metadata: s.Metadata, Image: "",
+		ID: s.ID, Name: s.Name, Status: s.Status(), TenantID: s.ProjectID, UserID: s.UserID, Metadata: s.Metadata, Image: "",
 		Flavor: marked("flavors", s.FlavorID), Created: stamp(s.CreatedAt), Updated: stamp(s.UpdatedAt),
 		Addresses: map[string]any{}, Links: linksTo(r, "servers", s.ID), DiskConfig: "MANUAL",
 		LaunchedAt: micros(s.LaunchedAt), Host: s.Host, HypervisorHost: s.Host,
-		TaskState: s.TaskState, VMState: s.VMState, VolumesAttached: []map[string]string{},
+		TaskState: s.TaskState, VMState: s.VMState, PowerState: s.PowerState(), Zone: zoneOf(s), VolumesAttached: []map[string]string{},
 	}
 	if s.ImageRef != "" {
 		v.Image = marked("images", s.ImageRef)
 	}
 	if s.Host != nil {
 		sum := sha256.Sum224([]byte(s.ProjectID + *s.Host)) // tells hosts apart without naming them, as Nova does
-		v.HostID, v.Zone = hex.EncodeToString(sum[:]), zone
+		v.HostID = hex.EncodeToString(sum[:])
 	}
-	switch s.VMState {
-	case store.Building:
-		v.Status, v.Progress = "BUILD", new(int)
-	case store.Active:
-		v.Status, v.Progress, v.PowerState = "ACTIVE", new(int), compute.Running
-		switch s.Task() {
-		case store.Rebooting:
-			v.Status = "REBOOT"
-		case store.RebootingHard:
-			v.Status = "HARD_REBOOT"
-		case store.ResizePrep:
-			v.Status = "RESIZE"
-		}
-	case store.Stopped:
-		v.Status, v.PowerState = "SHUTOFF", compute.Shutdown
-		if s.Task() == store.ResizePrep {
-			v.Status, v.Progress = "RESIZE", new(int)
-		}
-	case store.Resized:
-		v.Status, v.Progress, v.PowerState = "VERIFY_RESIZE", new(int), compute.Shutdown
-		if s.Resize != nil && s.Resize.Running {
-			v.PowerState = compute.Running
-		}
-		if s.Task() == store.ResizeReverting {
-			v.Status = "REVERT_RESIZE"
-		}
-	default:
-		v.Status = "ERROR"
-		if s.FaultAt != nil {
-			v.Fault = &faultView{Code: s.FaultCode, Created: stamp(*s.FaultAt), Message: s.FaultMessage}
-		}
+	if slices.Contains(progressing, v.Status) {
+		v.Progress = new(int)
+	}
+	if v.Status == store.StatusError && s.FaultAt != nil {
+		v.Fault = &faultView{Code: s.FaultCode, Created: stamp(*s.FaultAt), Message: s.FaultMessage}
 	}
 	return v
 }
@@ -198,24 +184,18 @@ type serverPage[T any] struct {
 	Links   []api.Link `json:"servers_links,omitempty"`
 }
 
-func serverList[T any](ctx context.Context, s *server, r *http.Request, view func(*store.Server) T) (serverPage[T], error) {
+func serverList[T any](ctx context.Context, s *server, r *http.Request, allRule string, view func(*store.Server) T) (serverPage[T], error) {
 	out := serverPage[T]{Servers: []T{}}
 	p, err := pages.Read(r)
 	if err != nil {
 		return out, err
 	}
-	project := reqctx.From(ctx).ProjectID
-	all, err := allTenants(r.URL.Query())
+	q, err := s.serverQuery(ctx, r, allRule)
 	if err != nil {
 		return out, err
 	}
-	if all {
-		if err := s.cfg.Policy.Enforce(ctx, ruleAllTenants, nil); err != nil {
-			return out, err
-		}
-		project = ""
-	}
-	list, err := s.cfg.Store.Servers(ctx, project, p.Marker, p.Limit)
+	q.Marker, q.Limit = p.Marker, p.Limit
+	list, err := s.cfg.Store.Servers(ctx, q)
 	if err != nil {
 		return out, err
 	}
@@ -227,13 +207,13 @@ func serverList[T any](ctx context.Context, s *server, r *http.Request, view fun
 }
 
 func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (serverPage[serverBrief], error) {
-	return serverList(ctx, s, r.Request, func(v *store.Server) serverBrief {
+	return serverList(ctx, s, r.Request, ruleAllTenants, func(v *store.Server) serverBrief {
 		return serverBrief{ID: v.ID, Name: v.Name, Links: linksTo(r.Request, "servers", v.ID)}
 	})
 }
 
 func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
-	return serverList(ctx, s, r.Request, func(v *store.Server) serverView { return viewServer(r.Request, v) })
+	return serverList(ctx, s, r.Request, ruleAllDetails, func(v *store.Server) serverView { return viewServer(r.Request, v) })
 }
 
 func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[string]serverView, error) {

@@ -35,10 +35,30 @@ func (f *Flavor) Resources() compute.Resources {
 
 const flavorColumns = `id, name, vcpus, memory_mib, disk_gib, ephemeral_gib, swap_mib, rxtx_factor, is_public`
 
-// Flavors returns up to limit flavors by id, beginning after marker if that is
-// not empty. Invalid: there is no such marker.
-func (s *Store) Flavors(ctx context.Context, marker string, limit int) ([]Flavor, error) {
-	out, _, err := db.List[Flavor](ctx, s.db, db.Page{Columns: flavorColumns, From: "flavors", Key: "id", Marker: marker, Limit: limit})
+// FlavorQuery says which flavors a list has, and in which order.
+type FlavorQuery struct {
+	// Public says whether the flavors are those for every project, or the others; nil: all.
+	Public *bool
+	// MinMemoryMiB and MinDiskGiB are the least that a flavor has.
+	MinMemoryMiB, MinDiskGiB int
+	// Sort is the order. The id ends it, in the direction of the last key.
+	Sort []db.SortKey
+	// Marker is the id of the last flavor of the page before; empty: the first page.
+	Marker string
+	// Limit is how many flavors are returned at most.
+	Limit int
+}
+
+// Flavors returns a page of flavors. Invalid, reason MarkerNotFound: the marker is not a
+// flavor.
+func (s *Store) Flavors(ctx context.Context, q FlavorQuery) ([]Flavor, error) {
+	where, args := "memory_mib >= ? AND disk_gib >= ?", []any{q.MinMemoryMiB, q.MinDiskGiB}
+	if q.Public != nil {
+		where, args = where+" AND is_public = ?", append(args, *q.Public)
+	}
+	out, _, err := db.List[Flavor](ctx, s.db, db.Page{
+		Columns: flavorColumns, From: "flavors", Where: where, Args: args, Sort: q.Sort, Key: "id", Marker: q.Marker, Limit: q.Limit,
+	})
 	return out, err
 }
 

@@ -103,6 +103,17 @@ func (s *Server) Task() string {
 	return *s.TaskState
 }
 
+// PowerState returns what the state of the server says of its power.
+func (s *Server) PowerState() compute.PowerState {
+	switch {
+	case s.VMState == Active, s.VMState == Resized && s.Resize != nil && s.Resize.Running:
+		return compute.Running
+	case s.VMState == Stopped, s.VMState == Resized:
+		return compute.Shutdown
+	}
+	return compute.NoState
+}
+
 // Need returns what the server takes of a host.
 func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
@@ -186,20 +197,6 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
 	err := s.get(ctx, s.db, srv, notFound(id), `SELECT * FROM servers WHERE id = ?`, id)
 	return srv, err
-}
-
-// Servers returns up to limit servers of a project, or of all if that is empty, the
-// newest first, beginning after marker if that is not empty. Invalid: there is no such
-// marker.
-func (s *Store) Servers(ctx context.Context, project, marker string, limit int) ([]Server, error) {
-	where, args := "", []any(nil)
-	if project != "" {
-		where, args = "project_id = ?", []any{project}
-	}
-	out, _, err := db.List[Server](ctx, s.db, db.Page{
-		From: "servers", Where: where, Args: args, Sort: []db.SortKey{{Column: "created_at", Desc: true}}, Key: "id", Marker: marker, Limit: limit,
-	})
-	return out, err
 }
 
 // MarkDeleting gives a server the task to be deleted, whatever it was doing:

@@ -299,7 +299,7 @@ func TestPages(t *testing.T) {
 			seen := map[string]bool{}
 			marker := ""
 			for {
-				page, err := s.Servers(t.Context(), "", marker, limit)
+				page, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Marker: marker, Limit: limit})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -321,7 +321,7 @@ func TestPages(t *testing.T) {
 				t.Errorf("limit %d: %d servers, want %d", limit, len(seen), total)
 			}
 		}
-		if _, err := s.Servers(t.Context(), "", "nope", 5); !errors.Is(err, fault.Invalid) {
+		if _, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Marker: "nope", Limit: 5}); !errors.Is(err, fault.Invalid) {
 			t.Errorf("unknown marker: %v, want Invalid", err)
 		}
 	})

@@ -1,0 +1,539 @@
+package api_test
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+)
+
+// The names that Nova has at microversion 2.1 (nova/api/openstack/compute/schemas, servers
+// and flavors): filters, joined tables that it refuses, sort keys, and sort keys that it
+// ignores.
+const (
+	novaFilters = `user_id project_id tenant_id launch_index image_ref image kernel_id ramdisk_id hostname key_name power_state
+		vm_state task_state host node flavor reservation_id launched_at terminated_at availability_zone name display_name description
+		display_description locked_by uuid root_device_name config_drive access_ip_v4 access_ip_v6 auto_disk_config progress soft_deleted
+		deleted status changes-since ip ip6 created_at`
+	novaJoined   = `block_device_mapping services metadata system_metadata info_cache security_groups pci_devices _anything`
+	novaSortKeys = `access_ip_v4 access_ip_v6 auto_disk_config availability_zone config_drive created_at display_description
+		display_name host hostname image_ref instance_type_id kernel_id key_name launch_index launched_at locked_by node power_state
+		progress project_id ramdisk_id root_device_name task_state terminated_at updated_at user_id uuid vm_state`
+	novaIgnored = `architecture cell_name cleaned default_ephemeral_device default_swap_device deleted deleted_at disable_terminate
+		ephemeral_gb ephemeral_key_uuid id key_data launched_on locked memory_mb os_type reservation_id root_gb shutdown_terminate
+		user_data vcpus vm_mode`
+	novaFlavorSorts = `created_at description disabled ephemeral_gb flavorid id is_public memory_mb name root_gb rxtx_factor swap
+		updated_at vcpu_weight vcpus`
+)
+
+// people are those who may ask, by their token.
+var people = map[string]reqctx.Request{
+	"admin":    {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
+	"member":   {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
+	"stranger": {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
+}
+
+// cloud is an API with rows that nothing works on.
+type cloud struct {
+	*testing.T
+	http.Handler
+
+	store *store.Store
+	db    *sqlx.DB
+}
+
+// eachCloud runs f with an API, on every database.
+func eachCloud(t *testing.T, f func(c *cloud)) {
+	t.Helper()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		fine := func(context.Context) error { return nil }
+		f(&cloud{t, api.New(api.Config{
+			Store: s, Ready: fine, Bus: fine, CheckReplies: true, Logger: slog.New(slog.DiscardHandler),
+			Authenticate: func(r *http.Request) (reqctx.Request, error) {
+				who, ok := people[r.Header.Get("X-Auth-Token")]
+				if !ok {
+					return who, fault.New(fault.Unauthenticated, "who?")
+				}
+				return who, nil
+			},
+		}), s, d})
+	})
+}
+
+func (c *cloud) ask(who, method, path, body string) (status int, reply string) {
+	c.Helper()
+	r := httptest.NewRequestWithContext(c.Context(), method, "/v2.1"+path, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("X-Auth-Token", who)
+	w := httptest.NewRecorder()
+	c.ServeHTTP(w, r)
+	return w.Code, w.Body.String()
+}
+
+// list returns the items of a list of which the reply has the name, or nil and the error.
+func (c *cloud) list(who, kind, query string) (items []item, refused string) {
+	c.Helper()
+	status, reply := c.ask(who, "GET", "/"+kind+"/detail?"+query, "")
+	if status != http.StatusOK {
+		if status >= 500 {
+			c.Fatalf("%s?%s = %d %s", kind, query, status, reply)
+		}
+		return nil, fmt.Sprintf("%d %s", status, reply)
+	}
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(reply), &got); err != nil {
+		c.Fatal(err)
+	}
+	if err := json.Unmarshal(got[kind], &items); err != nil {
+		c.Fatal(err)
+	}
+	if strings.Contains(query, "marker=") { // one of many pages
+		return items, ""
+	}
+	var brief map[string]json.RawMessage
+	var same []item
+	if _, reply = c.ask(who, "GET", "/"+kind+"?"+query, ""); json.Unmarshal([]byte(reply), &brief) != nil || json.Unmarshal(brief[kind], &same) != nil ||
+		!slices.Equal(ids(same), ids(items)) {
+		c.Errorf("%s?%s without details: %s", kind, query, reply)
+	}
+	return items, ""
+}
+
+// item is what a client sees.
+type item map[string]any
+
+// text returns an attribute as a text; none is "".
+func (i item) text(name string) string {
+	switch v := i[name].(type) {
+	case nil:
+		return ""
+	case map[string]any: // image and flavor
+		return fmt.Sprint(v["id"])
+	default:
+		return fmt.Sprint(v)
+	}
+}
+
+func ids(items []item) (out []string) {
+	for _, i := range items {
+		out = append(out, i.text("id"))
+	}
+	return out
+}
+
+// filled adds servers in every state to two projects.
+func (c *cloud) filled() {
+	c.Helper()
+	base := time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
+	str := func(s string) *string { return &s }
+	for i, row := range []struct {
+		vm, task, host string
+		running        bool
+	}{
+		{store.Building, store.Scheduling, "", false},
+		{store.Building, store.Spawning, "n1", false},
+		{store.Active, "", "n1", false},
+		{store.Active, store.Rebooting, "n2", false},
+		{store.Active, store.RebootingHard, "n2", false},
+		{store.Active, store.ResizePrep, "n1", false},
+		{store.Active, store.Deleting, "n10", false},
+		{store.Stopped, "", "n1", false},
+		{store.Stopped, store.ResizePrep, "n2", false},
+		{store.Stopped, store.PoweringOn, "n2", false},
+		{store.Resized, "", "n1", true},
+		{store.Resized, store.ResizeReverting, "n1", false},
+		{store.Error, "", "", false},
+		{store.Error, "", "n2", false},
+		{store.Active, "", "n1", false},
+	} {
+		for j, project := range []string{"p1", "p2"} {
+			n := 2*i + j
+			srv := &store.Server{
+				ID: fmt.Sprintf("%08d-0000-4000-8000-000000000000", (n*7919)%100000), Name: []string{"web-1", "web-2", "WEB", "db.1", "w+b", "Ä%_"}[n%6],
+				ProjectID: project, UserID: []string{"u1", "u2"}[n/2%2], ImageRef: []string{"", "img-1", "img-2"}[n%3], FlavorID: []string{"1", "2", "10"}[n/2%3],
+			}
+			if err := c.store.CreateServer(c.Context(), srv); err != nil {
+				c.Fatal(err)
+			}
+			var task, host *string
+			var launched *time.Time
+			var resize *store.Resize
+			if row.task != "" {
+				task = str(row.task)
+			}
+			if row.host != "" {
+				host = str(row.host)
+			}
+			if i%2 == 0 {
+				launched = new(base.Add(time.Duration(n%4) * time.Hour))
+			}
+			if row.vm == store.Resized {
+				resize = &store.Resize{Running: row.running}
+			}
+			if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET vm_state = ?, task_state = ?, host = ?, launched_at = ?, created_at = ?, updated_at = ?, resize = ? WHERE id = ?`,
+				row.vm, task, host, launched, base.Add(time.Duration(n%5)*time.Minute), base.Add(time.Duration(n%7)*time.Second), resize, srv.ID); err != nil {
+				c.Fatal(err)
+			}
+		}
+	}
+}
+
+// TestServerFilters takes each name by which Nova filters servers: the rows that come are
+// those that match, or the name is refused.
+func TestServerFilters(t *testing.T) {
+	t.Parallel()
+	same := func(attribute string) func(item, string) bool {
+		return func(i item, value string) bool { return i[attribute] != nil && i.text(attribute) == value }
+	}
+	like := func(attribute string) func(item, string) bool {
+		return func(i item, value string) bool {
+			return i[attribute] != nil && regexp.MustCompile(value).MatchString(i.text(attribute))
+		}
+	}
+	const host = "OS-EXT-SRV-ATTR:host"
+	filters := map[string]struct {
+		matches func(i item, value string) bool
+		values  []string
+	}{
+		"user_id":           {same("user_id"), []string{"u1", "u2", "u", "", "U1"}},
+		"project_id":        {same("tenant_id"), []string{"p1", "p2", "p"}},
+		"tenant_id":         {same("tenant_id"), []string{"p1", "p2", ""}},
+		"image":             {same("image"), []string{"img-1", "", "img-3"}},
+		"image_ref":         {same("image"), []string{"img-2", "img"}},
+		"flavor":            {same("flavor"), []string{"1", "10", "0", ".*"}},
+		"vm_state":          {same("OS-EXT-STS:vm_state"), []string{"active", "error", "ACTIVE", "deleted", ""}},
+		"task_state":        {same("OS-EXT-STS:task_state"), []string{"rebooting", "deleting", "reboot", ""}},
+		"host":              {same(host), []string{"n1", "n10", "n", ""}},
+		"node":              {like(host), []string{"n1", "^n1$", "2|0"}},
+		"power_state":       {like("OS-EXT-STS:power_state"), []string{"1", "4", "0", "9", "[14]"}},
+		"availability_zone": {like("OS-EXT-AZ:availability_zone"), []string{"nova", "^$", "x"}},
+		"name":              {like("name"), []string{"web", "^web-1$", "b.1", "(?i)web", "w+b", `w\+b`, "Ä%_", "", "[dw]b?", "none", "web-1|db", "(web)-(1)", "(?i:w)eb-2"}},
+		"display_name":      {like("name"), []string{"web", "1$"}},
+		"created_at":        {like("created"), []string{"10:0[12]:00Z$", "2025"}},
+		"launched_at":       {like("OS-SRV-USG:launched_at"), []string{"T1[01]:", ".*"}},
+		"uuid":              {same("id"), []string{"00007919-0000-4000-8000-000000000000", "7919", ""}},
+		"deleted":           {func(_ item, value string) bool { return value != "True" && value != " 1" }, []string{"True", "False", "perhaps", " 1", ""}},
+		"status": {
+			func(i item, value string) bool { return strings.EqualFold(i.text("status"), value) },
+			[]string{"ACTIVE", "error", "BUILD", "REBOOT", "HARD_REBOOT", "RESIZE", "VERIFY_RESIZE", "REVERT_RESIZE", "SHUTOFF", "PAUSED", "DELETED", "nonsense", ""},
+		},
+		"changes-since": {func(i item, value string) bool {
+			at, err := time.Parse("2006-01-02T15:04:05Z07:00", value)
+			updated, err2 := time.Parse(time.RFC3339, i.text("updated"))
+			return err == nil && err2 == nil && !updated.Before(at)
+		}, []string{"2026-11-26T10:00:03Z", "2026-11-26T11:00:04+01:00", "2051-01-01T12:34:00Z", "2000-01-01T00:00:00Z"}},
+	}
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		for _, name := range append(strings.Fields(novaFilters), strings.Fields(novaJoined)...) {
+			for _, who := range []string{"admin", "member"} {
+				all := ""
+				if who == "admin" {
+					all = "&all_tenants=1"
+				}
+				every, refused := c.list("admin", "servers", strings.Trim(all, "&"))
+				if len(every) < 15 {
+					t.Fatalf("%d servers, %s", len(every), refused)
+				}
+				f, done := filters[name]
+				values := f.values
+				if hidden := who == "member" && (name == "host" || name == "node"); !done || hidden {
+					values, done = []string{"x", "a.b", ""}, false
+				}
+				for _, value := range values {
+					query := url.QueryEscape(name) + "=" + url.QueryEscape(value) + all
+					got, refused := c.list(who, "servers", query)
+					if strings.EqualFold(value, "DELETED") && name == "status" && who == "member" {
+						if !strings.HasPrefix(refused, "403") || !strings.Contains(refused, "Only administrators may list deleted instances") {
+							t.Errorf("%s: %s: %s, %v", who, query, refused, ids(got))
+						}
+						continue
+					}
+					if !done {
+						if !strings.HasPrefix(refused, "400") || !strings.Contains(refused, "Invalid filter field: "+name+".") {
+							t.Errorf("%s: %s: %s, %v; want a refusal of %s", who, query, refused, ids(got), name)
+						}
+						continue
+					}
+					want := slices.DeleteFunc(slices.Clone(every), func(i item) bool { return !f.matches(i, value) })
+					if diff := gocmp.Diff(ids(want), ids(got)); diff != "" || refused != "" {
+						t.Errorf("%s: %s: %s (-want +got):\n%s", who, query, refused, diff)
+					}
+				}
+			}
+		}
+		for _, tt := range []struct{ who, query, want string }{
+			{"admin", "status=ERROR&status=build&name=web&all_tenants=1", ""},
+			{"admin", "tenant_id=p2", ""}, // and of the own project: none, as in Nova
+			{"admin", "name=[", `400 "message":"Invalid input for query parameters name. Value: [. '[' is not a 'regex'"`},
+			{"member", "changes-since=invalid+date", `400 "message":"Invalid input for query parameters changes-since. Value: invalid date. 'invalid date' is not a 'date-time'"`},
+			{"member", "changes-since=", "400 is not a 'date-time'"},
+			{"member", "all_tenants=1", "403 get_all_tenants"},
+			{"member", "unknown=1&tags=a&changes-before=x", ""}, // Nova ignores them at 2.1
+			{"member", "name=%ff", "400 Query string is not UTF-8 encoded"},
+		} {
+			got, refused := c.list(tt.who, "servers", tt.query)
+			code, says, _ := strings.Cut(tt.want, " ")
+			if !strings.HasPrefix(refused, code) || !strings.Contains(refused, says) || (tt.want == "") != (refused == "") {
+				t.Errorf("%s: %s: %s, %v; want %s", tt.who, tt.query, refused, ids(got), tt.want)
+			}
+			for _, i := range got {
+				if tt.query == "tenant_id=p2" || tt.who == "admin" && i.text("status") != "BUILD" && i.text("status") != "ERROR" || tt.who == "member" && i.text("tenant_id") != "p1" {
+					t.Errorf("%s: %s: has %v", tt.who, tt.query, i)
+				}
+			}
+			if strings.HasPrefix(tt.query, "status") && len(got) != 4 {
+				t.Errorf("%s: %d servers", tt.query, len(got))
+			}
+		}
+	})
+}
+
+// TestServerOrder takes each key by which Nova sorts servers, in both directions: the list
+// has that order, and so have its pages, or the key is refused.
+func TestServerOrder(t *testing.T) {
+	t.Parallel()
+	shown := map[string]string{
+		"created_at": "created", "updated_at": "updated", "launched_at": "OS-SRV-USG:launched_at", "display_name": "name", "uuid": "id",
+		"host": "OS-EXT-SRV-ATTR:host", "node": "OS-EXT-SRV-ATTR:host", "image_ref": "image", "instance_type_id": "flavor",
+		"project_id": "tenant_id", "user_id": "user_id", "task_state": "OS-EXT-STS:task_state", "vm_state": "OS-EXT-STS:vm_state",
+	}
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		c.ordered("servers", "all_tenants=1&", append(strings.Fields(novaSortKeys), strings.Fields(novaIgnored)...), shown, "desc", "created_at", "created")
+		for _, tt := range []struct{ who, query, says string }{
+			{"member", "sort_key=host", "403 Only administrators can sort servers by host"},
+			{"member", "sort_key=node", "403 Only administrators can sort servers by node"},
+			{"member", "sort_key=password", "400 'password' is not one of ["},
+			{"member", "sort_key=uuid&sort_dir=up", "400 Unknown sort direction, must be 'desc' or 'asc'"},
+			{"member", "sort_key=uuid&sort_dir=asc&sort_dir=asc", "400 Sort direction size exceeds sort key size"},
+		} {
+			code, says, _ := strings.Cut(tt.says, " ")
+			if _, refused := c.list(tt.who, "servers", tt.query); !strings.HasPrefix(refused, code) || !strings.Contains(refused, says) {
+				t.Errorf("%s: %s: %s; want %s", tt.who, tt.query, refused, tt.says)
+			}
+		}
+		mixed, _ := c.list("admin", "servers", "all_tenants=1&sort_key=vm_state&sort_dir=asc&sort_key=project_id&sort_dir=desc&sort_key=uuid")
+		if !slices.IsSortedFunc(mixed, func(a, b item) int {
+			const vm = "OS-EXT-STS:vm_state"
+			return cmp.Or(cmp.Compare(a.text(vm), b.text(vm)), cmp.Compare(b.text("tenant_id"), a.text("tenant_id")), cmp.Compare(a.text("id"), b.text("id")))
+		}) || len(mixed) != 30 {
+			t.Errorf("by state, project downwards and id: %v", mixed)
+		}
+	})
+}
+
+// ordered checks every key that Nova sorts a list by.
+func (c *cloud) ordered(kind, query string, keys []string, shown map[string]string, dir, first, firstShown string) {
+	c.Helper()
+	for _, key := range keys {
+		for _, how := range []string{"asc", "desc", ""} {
+			q := query + "sort_key=" + key
+			if how != "" {
+				q += "&sort_dir=" + how
+			}
+			got, refused := c.list("admin", kind, q)
+			attribute, done := shown[key]
+			if !done {
+				if !strings.HasPrefix(refused, "400") || !strings.Contains(refused, "'"+key+"' is not one of [") {
+					c.Errorf("%s: %s, %v; want a refusal of %s", q, refused, ids(got), key)
+				}
+				continue
+			}
+			down := cmp.Or(how, dir) == "desc"
+			if refused != "" || len(got) < 5 || !slices.IsSortedFunc(got, func(a, b item) int {
+				out := cmp.Or(compare(a[attribute], b[attribute]), compare(a[firstShown], b[firstShown]), compare(a["id"], b["id"]))
+				if down {
+					return -out
+				}
+				return out
+			}) {
+				c.Errorf("%s: %s; not by %s and then by %s: %v", q, refused, key, first, got)
+			}
+			for _, limit := range []int{7, len(got)} {
+				var paged []item
+				for marker := ""; ; marker = paged[len(paged)-1].text("id") {
+					page := fmt.Sprintf("%s&limit=%d", q, limit)
+					if marker != "" {
+						page += "&marker=" + url.QueryEscape(marker)
+					}
+					some, refused := c.list("admin", kind, page)
+					if refused != "" || len(some) > limit {
+						c.Fatalf("%s: %s, %d items", page, refused, len(some))
+					}
+					if len(some) == 0 {
+						break
+					}
+					paged = append(paged, some...)
+				}
+				if diff := gocmp.Diff(ids(got), ids(paged)); diff != "" {
+					c.Errorf("%s: pages of %d (-whole +pages):\n%s", q, limit, diff)
+				}
+			}
+		}
+	}
+}
+
+// compare compares what clients see: nothing is the smallest.
+func compare(a, b any) int {
+	if m, ok := a.(map[string]any); ok {
+		a = m["id"]
+	}
+	if m, ok := b.(map[string]any); ok {
+		b = m["id"]
+	}
+	truth := map[any]float64{true: 1, false: 0}
+	for _, v := range []*any{&a, &b} {
+		if n, ok := truth[*v]; ok {
+			*v = n
+		}
+	}
+	x, isX := a.(float64)
+	y, isY := b.(float64)
+	switch {
+	case isX || isY: // "" is 0
+		return cmp.Compare(x, y)
+	case a == nil || b == nil:
+		return cmp.Compare(truth[b == nil], truth[a == nil])
+	}
+	return strings.Compare(fmt.Sprint(a), fmt.Sprint(b))
+}
+
+// TestLimit: 0 is an empty list without a next page, as in Nova, and a filter does not
+// change what a page is.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		for _, path := range []string{"/servers", "/servers/detail", "/flavors", "/flavors/detail"} {
+			for _, query := range []string{"?limit=0", "?limit=0&sort_key=flavorid", "?limit=0&sort_key=uuid", "?limit=0&name=web"} {
+				if strings.Contains(query, "uuid") == strings.HasPrefix(path, "/flavors") && strings.Contains(query, "_key") {
+					continue
+				}
+				kind, _, _ := strings.Cut(strings.Trim(path, "/"), "/")
+				if status, got := c.ask("admin", "GET", path+query, ""); status != 200 || got != `{"`+kind+`":[]}` {
+					t.Errorf("%s%s = %d %.300s", path, query, status, got)
+				}
+			}
+		}
+		var all []string
+		want, _ := c.list("member", "servers", "name=web-")
+		for next := "/servers?limit=2&name=web-"; next != ""; {
+			_, got := c.ask("member", "GET", next, "")
+			var page struct {
+				Servers []item
+				Links   []struct{ Href string } `json:"servers_links"`
+			}
+			if err := json.Unmarshal([]byte(got), &page); err != nil {
+				t.Fatal(err)
+			}
+			all = append(all, ids(page.Servers)...)
+			if next = ""; len(page.Links) > 0 {
+				_, next, _ = strings.Cut(page.Links[0].Href, "/v2.1")
+			}
+		}
+		if diff := gocmp.Diff(ids(want), all); diff != "" || len(want) < 4 {
+			t.Errorf("by the links (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestFlavorLists: the same for flavors.
+func TestFlavorLists(t *testing.T) {
+	t.Parallel()
+	shown := map[string]string{
+		"flavorid": "id", "name": "name", "memory_mb": "ram", "root_gb": "disk", "ephemeral_gb": "OS-FLV-EXT-DATA:ephemeral", "swap": "swap",
+		"vcpus": "vcpus", "is_public": "os-flavor-access:is_public", "rxtx_factor": "rxtx_factor",
+	}
+	eachCloud(t, func(c *cloud) {
+		for i, name := range []string{"small", "Small", "x y", "tiny"} {
+			f := &store.Flavor{ID: name, Name: name, VCPUs: 1 + i%2, MemoryMiB: 256 << i, DiskGiB: 5 * (i % 3), EphemeralGiB: i % 2, SwapMiB: i % 3, RxTxFactor: 1 / float64(1+i%2), Public: i%2 == 0}
+			if err := c.store.CreateFlavor(c.Context(), f); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.ordered("flavors", "is_public=None&", strings.Fields(novaFlavorSorts), shown, "asc", "flavorid", "id")
+		every, _ := c.list("admin", "flavors", "is_public=none")
+		if len(every) != 9 {
+			t.Fatalf("%d flavors", len(every))
+		}
+		atLeast := func(attribute string, least float64) func(item) bool {
+			return func(i item) bool {
+				got, _ := i[attribute].(float64)
+				return i["os-flavor-access:is_public"] == true && got >= least
+			}
+		}
+		public := func(want bool) func(item) bool {
+			return func(i item) bool { return i["os-flavor-access:is_public"] == want }
+		}
+		for query, matches := range map[string]func(item) bool{
+			"": public(true), "is_public=True": public(true), "is_public=1": public(true), "is_public=F": public(false), "is_public=false": public(false),
+			"is_public=NONE": func(item) bool { return true },
+			"minRam=512":     atLeast("ram", 512), "minRam=2049": atLeast("ram", 2049), "minDisk=20": atLeast("disk", 20), "minDisk=-1": public(true),
+			"minRam=99999999999999999999": func(item) bool { return false },
+			"minRam=512&minDisk=21&x=1":   atLeast("disk", 21),
+		} {
+			want := slices.DeleteFunc(slices.Clone(every), func(i item) bool { return !matches(i) })
+			got, refused := c.list("admin", "flavors", query)
+			if diff := gocmp.Diff(ids(want), ids(got)); diff != "" || refused != "" {
+				t.Errorf("%s: %s (-want +got):\n%s", query, refused, diff)
+			}
+		}
+		for query, says := range map[string]string{
+			"minRam=1GB": "Invalid minRam filter [1GB]", "minDisk=": "Invalid minDisk filter []", "minDisk=1+2": "Invalid minDisk filter [1 2]",
+			"is_public=perhaps": "Invalid is_public filter [perhaps]", "sort_dir=up": "'up' is not one of ['asc', 'desc']", "marker=none": "marker [none] not found",
+		} {
+			if _, refused := c.list("admin", "flavors", query); !strings.HasPrefix(refused, "400") || !strings.Contains(refused, says) {
+				t.Errorf("%s: %s; want %s", query, refused, says)
+			}
+		}
+	})
+}
+
+// TestHostLists: services and hypervisors have the filters that Nova has at 2.1, others are
+// ignored.
+func TestHostLists(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		for _, kind := range []string{store.ComputeBinary, store.ConductorBinary} {
+			for _, host := range []string{"n1", "n2"} {
+				if _, err := c.db.ExecContext(c.Context(), `INSERT INTO members (kind, host, id, version, data, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
+					VALUES (?, ?, ?, 1, '', FALSE, '', FALSE, FALSE, ?, ?, ?)`, kind, host, kind[5:]+host, time.Now().UTC(), time.Now().UTC(), time.Now().UTC()); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		for query, want := range map[string]int{"": 4, "host=n1": 2, "binary=nova-compute": 2, "host=n1&binary=nova-compute": 1, "host=n": 0, "host=": 4, "x=1&limit=1": 4} {
+			_, reply := c.ask("admin", "GET", "/os-services?"+query, "")
+			var got struct{ Services []item }
+			if err := json.Unmarshal([]byte(reply), &got); err != nil || len(got.Services) != want {
+				t.Errorf("os-services?%s: %v, %s; want %d", query, err, reply, want)
+			}
+			for _, i := range got.Services {
+				if strings.Contains(query, "host=n1") && i["host"] != "n1" || strings.Contains(query, "binary") && i["binary"] != "nova-compute" {
+					t.Errorf("os-services?%s has %v", query, i)
+				}
+			}
+		}
+	})
+}
