@@ -23,6 +23,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/policy"
 )
 
 // The names that Nova has at microversion 2.1 (nova/api/openstack/compute/schemas, servers
@@ -48,6 +49,7 @@ const (
 var people = map[string]reqctx.Request{
 	"admin":    {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
 	"member":   {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
+	"nowhere":  {UserID: "u1", Roles: []string{"member", "reader"}},
 	"stranger": {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
 }
 
@@ -60,15 +62,24 @@ type cloud struct {
 	db    *sqlx.DB
 }
 
-// eachCloud runs f with an API, on every database.
+// eachCloud runs f with an API, on every database, and the rules as they are.
 func eachCloud(t *testing.T, f func(c *cloud)) {
 	t.Helper()
+	eachCloudWith(t, api.Rules(), f)
+}
+
+func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
+	t.Helper()
+	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
 		s := store.New(d)
 		fine := func(context.Context) error { return nil }
 		f(&cloud{t, api.New(api.Config{
-			Store: s, Ready: fine, Bus: fine, CheckReplies: true, Logger: slog.New(slog.DiscardHandler),
+			Store: s, Ready: fine, Bus: fine, CheckReplies: true, Policy: enforcer, Logger: slog.New(slog.DiscardHandler),
 			Authenticate: func(r *http.Request) (reqctx.Request, error) {
 				who, ok := people[r.Header.Get("X-Auth-Token")]
 				if !ok {
@@ -533,6 +544,70 @@ func TestHostLists(t *testing.T) {
 				if strings.Contains(query, "host=n1") && i["host"] != "n1" || strings.Contains(query, "binary") && i["binary"] != "nova-compute" {
 					t.Errorf("os-services?%s has %v", query, i)
 				}
+			}
+		}
+	})
+}
+
+// TestTenancy: a token without a project sees and makes no servers, also if an operator has
+// loosened every rule; "all projects" is what all_tenants says, and nothing else.
+func TestTenancy(t *testing.T) {
+	t.Parallel()
+	rules := api.Rules()
+	for i := range rules {
+		rules[i].Check = "@"
+	}
+	eachCloudWith(t, rules, func(c *cloud) {
+		c.filled()
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET project_id = '' WHERE id LIKE '00007919%'`); err != nil { // of an older version
+			t.Fatal(err)
+		}
+		for _, query := range []string{"", "name=web", "limit=5", "project_id=", "project_id=p1", "all_tenants=0"} {
+			if got, refused := c.list("nowhere", "servers", query); len(got) > 0 || refused != "" {
+				t.Errorf("without a project: %s: %s, %v", query, refused, ids(got))
+			}
+		}
+		for who, want := range map[string]int{"nowhere": 30, "member": 30} {
+			if got, refused := c.list(who, "servers", "all_tenants=1"); len(got) != want {
+				t.Errorf("%s, all tenants: %s, %d", who, refused, len(got))
+			}
+		}
+		if got, _ := c.list("member", "servers", ""); len(got) != 15 {
+			t.Errorf("the own project has %d servers", len(got))
+		}
+		status, reply := c.ask("nowhere", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1"}}`)
+		if status != 403 || !strings.Contains(reply, "A server needs a project") {
+			t.Errorf("a create without a project: %d %s", status, reply)
+		}
+		if got, _ := c.list("member", "servers", "all_tenants=1"); len(got) != 30 {
+			t.Errorf("%d servers", len(got))
+		}
+	})
+}
+
+// TestMarkers: the marker of a page is one of the servers or flavors that the list may have.
+func TestMarkers(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		own, _ := c.list("member", "servers", "")
+		all, _ := c.list("admin", "servers", "all_tenants=1")
+		var foreign string
+		for _, i := range all {
+			if i.text("tenant_id") != "p1" {
+				foreign = i.text("id")
+			}
+		}
+		const unknown = "99999999-0000-4000-8000-000000000000"
+		for _, sort := range []string{"", "sort_key=task_state&", "name=web&", "limit=0&", "deleted=True&"} {
+			for marker, found := range map[string]bool{own[3].text("id"): true, foreign: false, unknown: false, "nope": false, own[3].text("id") + " ": false} {
+				_, refused := c.list("member", "servers", sort+"marker="+url.QueryEscape(marker))
+				if (refused == "") != found || !found && (!strings.HasPrefix(refused, "400") || !strings.Contains(refused, "marker ["+marker+"] not found")) {
+					t.Errorf("%smarker=%s: %q", sort, marker, refused)
+				}
+			}
+			if _, refused := c.list("admin", "servers", sort+"all_tenants=1&marker="+foreign); refused != "" {
+				t.Errorf("all tenants, %smarker of any: %s", sort, refused)
 			}
 		}
 	})

@@ -113,7 +113,7 @@ func (b *bench) addHost(name string) {
 
 func (b *bench) add() string {
 	b.Helper()
-	srv := &store.Server{ID: uuid.NewString(), Name: "s", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}
+	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}
 	if err := b.store.CreateServer(b.Context(), srv); err != nil {
 		b.Fatal(err)
 	}

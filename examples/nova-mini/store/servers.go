@@ -173,7 +173,11 @@ func notFound(id string) error {
 
 // CreateServer adds a server that waits for a host, and the operation that builds it: all
 // the conductor needs to go on is in the rows. The fields about its state are set here.
+// Denied: the server has no project.
 func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
+	if srv.ProjectID == "" {
+		return fault.New(fault.Denied, "A server needs a project: use a token that is scoped to one.")
+	}
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		task := Scheduling
 		srv.VMState, srv.TaskState = Building, &task

@@ -44,7 +44,7 @@ var one = compute.Resources{VCPUs: 1, MemoryMiB: 512, DiskGiB: 1}
 
 func addServer(t *testing.T, s *store.Store) *store.Server {
 	t.Helper()
-	srv := &store.Server{ID: uuid.NewString(), Name: "s", FlavorID: "1", VCPUs: one.VCPUs, MemoryMiB: one.MemoryMiB, DiskGiB: one.DiskGiB, Metadata: store.Strings{"k": "v"}}
+	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", FlavorID: "1", VCPUs: one.VCPUs, MemoryMiB: one.MemoryMiB, DiskGiB: one.DiskGiB, Metadata: store.Strings{"k": "v"}}
 	if err := s.CreateServer(t.Context(), srv); err != nil {
 		t.Fatal(err)
 	}
