@@ -84,13 +84,15 @@ func TestOperations(t *testing.T) {
 		updates  = "200 400 401 403 404 406 413 415"
 	)
 	want := map[string][3]string{ // parameters, body, statuses
-		"get /":                                    {"", "", "200"},
-		"get /v2.1":                                {head, "", "200 400 406"},
-		"get /v2.1/":                               {head, "", "200 400 406"},
-		"get /v2.1/flavors":                        {flavors, "", reads},
-		"get /v2.1/flavors/detail":                 {flavors, "", reads},
-		"get /v2.1/flavors/{id}":                   {"id " + head, "", readsOne},
-		"post /v2.1/flavors":                       {head, "body", "200 400 401 403 406 409 413 415"},
+		"get /":                    {"", "", "200"},
+		"get /v2.1":                {head, "", "200 400 406"},
+		"get /v2.1/":               {head, "", "200 400 406"},
+		"get /v2.1/flavors":        {flavors, "", reads},
+		"get /v2.1/flavors/detail": {flavors, "", reads},
+		"get /v2.1/flavors/{id}":   {"id " + head, "", readsOne},
+		"post /v2.1/flavors":       {head, "body", "200 400 401 403 406 409 413 415"},
+		"get /v2.1/flavors/{id}/os-flavor-access":  {"id " + head, "", readsOne},
+		"post /v2.1/flavors/{id}/action":           {"id " + head, "addTenantAccess removeTenantAccess", "200 400 401 403 404 406 409 413 415"},
 		"delete /v2.1/flavors/{id}":                {"id " + head, "", "202 400 401 403 404 406"},
 		"get /v2.1/servers":                        {servers, "", reads},
 		"get /v2.1/servers/detail":                 {servers, "", reads},

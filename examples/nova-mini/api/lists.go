@@ -172,6 +172,11 @@ func (s *server) administrator(ctx context.Context) bool {
 	return s.cfg.Policy.Enforce(ctx, ruleAdmin, nil) == nil
 }
 
+// viewer returns which flavors the one who asks sees.
+func (s *server) viewer(ctx context.Context) store.FlavorViewer {
+	return store.FlavorViewer{Project: reqctx.From(ctx).ProjectID, All: s.administrator(ctx)}
+}
+
 // serverQuery reads what a client asks of a list of servers.
 func (s *server) serverQuery(ctx context.Context, r *http.Request, allRule string) (q store.ServerQuery, err error) {
 	values := r.URL.Query()
@@ -243,7 +248,8 @@ func sortKeys(q url.Values, columns map[string]string, key, dir string) ([]db.So
 }
 
 // flavorQuery reads what a client asks of a list of flavors.
-func (s *server) flavorQuery(_ context.Context, r *http.Request) (q store.FlavorQuery, err error) {
+func (s *server) flavorQuery(ctx context.Context, r *http.Request) (q store.FlavorQuery, err error) {
+	q.For = s.viewer(ctx)
 	values := r.URL.Query()
 	for _, v := range []struct {
 		name string

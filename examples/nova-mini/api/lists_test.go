@@ -23,6 +23,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/service/policy"
 )
 
@@ -77,9 +79,11 @@ func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
 		s := store.New(d)
+		client := rpc.NewClient(rpctest.NewBus(t), rpc.ClientConfig{})
+		t.Cleanup(func() { client.Close() })
 		fine := func(context.Context) error { return nil }
 		f(&cloud{t, api.New(api.Config{
-			Store: s, Ready: fine, Bus: fine, CheckReplies: true, Policy: enforcer, Logger: slog.New(slog.DiscardHandler),
+			Store: s, Client: client, Ready: fine, Bus: fine, CheckReplies: true, Policy: enforcer, Logger: slog.New(slog.DiscardHandler),
 			Authenticate: func(r *http.Request) (reqctx.Request, error) {
 				who, ok := people[r.Header.Get("X-Auth-Token")]
 				if !ok {
@@ -611,4 +615,80 @@ func TestMarkers(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestPrivateFlavors: a flavor that is not public does not exist for those without access:
+// neither in lists, nor by its id or as a marker, nor for a server.
+func TestPrivateFlavors(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		var own string
+		for _, i := range must(c.list("member", "servers", "status=ACTIVE")) {
+			own = i.text("id")
+		}
+		must := func(status int, who, method, path, body, says string) {
+			t.Helper()
+			if got, reply := c.ask(who, method, path, body); got != status || !strings.Contains(reply, says) {
+				t.Errorf("%s: %s %s %s = %d %s; want %d %s", who, method, path, body, got, reply, status, says)
+			}
+		}
+		must(200, "admin", "POST", "/flavors", `{"flavor": {"id": "secret", "name": "secret", "ram": 4096, "vcpus": 1, "disk": 1, "os-flavor-access:is_public": false}}`, "secret")
+		const gone = "Flavor secret could not be found."
+		visible := func(who string, access bool) {
+			t.Helper()
+			for query, listed := range map[string]bool{"": access, "is_public=True": access, "is_public=None": access || who == "admin", "is_public=False": access || who == "admin"} {
+				got, refused := c.list(who, "flavors", query)
+				if slices.Contains(ids(got), "secret") != listed || refused != "" || (len(got) < 5) != (query == "is_public=False") {
+					t.Errorf("%s, access %t: %s: %s, %v", who, access, query, refused, ids(got))
+				}
+			}
+			status, code, says := 404, 400, gone
+			if access || who == "admin" {
+				status, code, says = 200, 202, ""
+			}
+			must(status, who, "GET", "/flavors/secret", "", says)
+			create := `{"server": {"name": "x", "flavorRef": "secret"}}`
+			must(code, who, "POST", "/servers", create, says)
+			must(code, who, "POST", "/servers", strings.Replace(create, "secret", "http://x/flavors/secret", 1), says)
+			if who == "stranger" {
+				must(404, who, "POST", "/servers/"+own+"/action", `{"resize": {"flavorRef": "secret"}}`, own)
+			} else if code == 400 {
+				must(code, who, "POST", "/servers/"+own+"/action", `{"resize": {"flavorRef": "secret"}}`, says)
+				must(400, who, "GET", "/flavors?marker=secret", "", "marker [secret] not found")
+			} else {
+				must(200, who, "GET", "/flavors?marker=secret", "", `"flavors":[]`)
+			}
+		}
+		visible("member", false)
+		visible("admin", false)
+
+		must(404, "admin", "GET", "/flavors/1/os-flavor-access", "", "Access list not available for public flavors.")
+		must(200, "admin", "GET", "/flavors/secret/os-flavor-access", "", `{"flavor_access":[]}`)
+		const action, add, remove = "/flavors/secret/action", `{"addTenantAccess": {"tenant": "p1"}}`, `{"removeTenantAccess": {"tenant": "p1"}}`
+		must(403, "member", "POST", action, add, "os-flavor-access:add_tenant_access")
+		must(404, "admin", "POST", "/flavors/none/action", add, "Flavor none could not be found.")
+		must(400, "admin", "POST", action, `{"addTenantAccess": {"tenant": ""}}`, "is too short")
+		must(200, "admin", "POST", action, add, `{"flavor_access":[{"flavor_id":"secret","tenant_id":"p1"}]}`)
+		must(409, "admin", "POST", action, add, "Flavor access already exists for flavor secret and project p1 combination.")
+		must(200, "admin", "GET", "/flavors/secret/os-flavor-access", "", `"tenant_id":"p1"`)
+		must(403, "member", "GET", "/flavors/secret/os-flavor-access", "", "os-flavor-access")
+		visible("member", true)
+		visible("stranger", false)
+		must(200, "admin", "POST", action, remove, `{"flavor_access":[]}`)
+		must(404, "admin", "POST", action, remove, "Flavor access not found for secret / p1 combination.")
+		visible("member", false)
+
+		must(200, "admin", "POST", action, add, "p1")
+		must(202, "admin", "DELETE", "/flavors/secret", "", "")
+		must(200, "admin", "POST", "/flavors", `{"flavor": {"id": "secret", "name": "new", "ram": 1, "vcpus": 1, "disk": 1, "os-flavor-access:is_public": false}}`, "new")
+		visible("member", false) // the access was the old one's
+	})
+}
+
+func must(items []item, refused string) []item {
+	if refused != "" {
+		panic(refused)
+	}
+	return items
 }

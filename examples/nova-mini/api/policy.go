@@ -29,6 +29,9 @@ const (
 	ruleConsole       = "os_compute_api:os-console-output"
 	ruleFlavorCreate  = "os_compute_api:os-flavor-manage:create"
 	ruleFlavorDelete  = "os_compute_api:os-flavor-manage:delete"
+	ruleFlavorAccess  = "os_compute_api:os-flavor-access"
+	ruleAddAccess     = "os_compute_api:os-flavor-access:add_tenant_access"
+	ruleRemoveAccess  = "os_compute_api:os-flavor-access:remove_tenant_access"
 	ruleServices      = "os_compute_api:os-services:list"
 	ruleServiceUpdate = "os_compute_api:os-services:update"
 	ruleHypervisors   = "os_compute_api:os-hypervisors:list"
@@ -64,6 +67,9 @@ func Rules() []policy.Rule {
 		{ruleConsole, "rule:project_member_or_admin", "Read a server's console log", "POST", action + " (os-getConsoleOutput)"},
 		{ruleFlavorCreate, "rule:context_is_admin", "Create a flavor", "POST", "/flavors"},
 		{ruleFlavorDelete, "rule:context_is_admin", "Delete a flavor", "DELETE", "/flavors/{flavor_id}"},
+		{ruleFlavorAccess, "rule:context_is_admin", "List the projects that have access to a flavor", "GET", "/flavors/{flavor_id}/os-flavor-access"},
+		{ruleAddAccess, "rule:context_is_admin", "Give a project access to a flavor", "POST", "/flavors/{flavor_id}/action (addTenantAccess)"},
+		{ruleRemoveAccess, "rule:context_is_admin", "Take a project's access to a flavor", "POST", "/flavors/{flavor_id}/action (removeTenantAccess)"},
 		{ruleServices, "rule:context_is_admin", "List services", "GET", "/os-services"},
 		{ruleServiceUpdate, "rule:context_is_admin", "Enable or disable a service", "PUT", "/os-services/enable"},
 		{ruleHypervisors, "rule:context_is_admin", "List hypervisors", "GET", "/os-hypervisors"},

@@ -49,6 +49,18 @@ func (s *server) flavorRoutes(mux *api.Mux) {
 		Pattern: "DELETE /v2.1/flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor",
 		Status: http.StatusAccepted, Errors: fails(http.StatusNotFound),
 	}, s.deleteFlavor)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/flavors/{id}/os-flavor-access", Rule: ruleFlavorAccess, Summary: "List the projects that have access to a flavor",
+		Reply: accessList, Errors: fails(http.StatusNotFound),
+	}, s.showAccess)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "POST /v2.1/flavors/{id}/action", Action: "addTenantAccess", Rule: ruleAddAccess, Summary: "Give a project access to a flavor",
+		Body: accessBody("addTenantAccess"), Reply: accessList, Errors: failsOfBody(http.StatusNotFound, http.StatusConflict),
+	}, s.addAccess)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "POST /v2.1/flavors/{id}/action", Action: "removeTenantAccess", Rule: ruleRemoveAccess, Summary: "Take a project's access to a flavor",
+		Body: accessBody("removeTenantAccess"), Reply: accessList, Errors: failsOfBody(http.StatusNotFound),
+	}, s.removeAccess)
 }
 
 func (s *server) serverRoutes(mux *api.Mux) {

@@ -125,8 +125,14 @@ var (
 		"swap":                     `{"type": ["integer", "string"], "minimum": 1, "maxLength": 0}`, // "" for none, until microversion 2.75
 		"OS-FLV-DISABLED:disabled": boolean, "os-flavor-access:is_public": boolean, "rxtx_factor": `{"type": "number"}`, "links": links,
 	})
-	flavorOne = always(exact(fields{"flavor": flavorLong}))
+	flavorOne  = always(exact(fields{"flavor": flavorLong}))
+	accessList = always(exact(fields{"flavor_access": list(exact(fields{"flavor_id": flavorIDs, "tenant_id": upTo255}))}))
 )
+
+// accessBody is the body of an action that changes who has access to a flavor.
+func accessBody(action string) []api.Schema {
+	return always(exact(fields{action: exact(fields{"tenant": upTo255})}))
+}
 
 // Servers.
 var (

@@ -33,13 +33,13 @@ type newServer struct {
 }
 
 // flavor returns the flavor that a reference means, its id or a link to it. Invalid: there
-// is none.
+// is none that the client may use.
 func (s *server) flavor(ctx context.Context, ref json.RawMessage) (*store.Flavor, error) {
 	id := plainText(ref)
 	if i := strings.LastIndexByte(id, '/'); i >= 0 {
 		id = id[i+1:]
 	}
-	f, err := s.cfg.Store.Flavor(ctx, id)
+	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), id)
 	if fault.CodeOf(err) == fault.NotFound && err != nil {
 		err = fault.New(fault.Invalid, "%w", err)
 	}
