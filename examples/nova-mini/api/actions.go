@@ -11,6 +11,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -68,7 +69,12 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize]) (api.None, 
 	if err := s.able(ctx); err != nil {
 		return api.None{}, err
 	}
-	if err := s.cfg.Store.BeginResize(ctx, id, f); err != nil {
+	err = s.cfg.Store.BeginResize(ctx, id, f)
+	if errors.Is(err, placement.ErrNoRoom) {
+		s.cfg.Logger.InfoContext(ctx, "a resize was refused", "server", id, "flavor", f.ID, "error", err)
+		err = fault.New(fault.Invalid, "No valid host was found. No valid host found for resize")
+	}
+	if err != nil {
 		return api.None{}, err
 	}
 	s.wake(ctx, id)

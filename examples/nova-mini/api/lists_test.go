@@ -20,6 +20,7 @@ import (
 
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
@@ -211,6 +212,9 @@ func (c *cloud) filled() {
 			}
 		}
 	}
+	if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET state = 'succeeded', active = NULL`); err != nil {
+		c.Fatal(err)
+	}
 }
 
 // TestServerFilters takes each name by which Nova filters servers: the rows that come are
@@ -268,7 +272,7 @@ func TestServerFilters(t *testing.T) {
 				}
 				every, refused := c.list("admin", "servers", strings.Trim(all, "&"))
 				if len(every) < 15 {
-					t.Fatalf("%d servers, %s", len(every), refused)
+					c.Fatalf("%d servers, %s", len(every), refused)
 				}
 				f, done := filters[name]
 				values := f.values
@@ -280,19 +284,19 @@ func TestServerFilters(t *testing.T) {
 					got, refused := c.list(who, "servers", query)
 					if strings.EqualFold(value, "DELETED") && name == "status" && who == "member" {
 						if !strings.HasPrefix(refused, "403") || !strings.Contains(refused, "Only administrators may list deleted instances") {
-							t.Errorf("%s: %s: %s, %v", who, query, refused, ids(got))
+							c.Errorf("%s: %s: %s, %v", who, query, refused, ids(got))
 						}
 						continue
 					}
 					if !done {
 						if !strings.HasPrefix(refused, "400") || !strings.Contains(refused, "Invalid filter field: "+name+".") {
-							t.Errorf("%s: %s: %s, %v; want a refusal of %s", who, query, refused, ids(got), name)
+							c.Errorf("%s: %s: %s, %v; want a refusal of %s", who, query, refused, ids(got), name)
 						}
 						continue
 					}
 					want := slices.DeleteFunc(slices.Clone(every), func(i item) bool { return !f.matches(i, value) })
 					if diff := gocmp.Diff(ids(want), ids(got)); diff != "" || refused != "" {
-						t.Errorf("%s: %s: %s (-want +got):\n%s", who, query, refused, diff)
+						c.Errorf("%s: %s: %s (-want +got):\n%s", who, query, refused, diff)
 					}
 				}
 			}
@@ -310,15 +314,15 @@ func TestServerFilters(t *testing.T) {
 			got, refused := c.list(tt.who, "servers", tt.query)
 			code, says, _ := strings.Cut(tt.want, " ")
 			if !strings.HasPrefix(refused, code) || !strings.Contains(refused, says) || (tt.want == "") != (refused == "") {
-				t.Errorf("%s: %s: %s, %v; want %s", tt.who, tt.query, refused, ids(got), tt.want)
+				c.Errorf("%s: %s: %s, %v; want %s", tt.who, tt.query, refused, ids(got), tt.want)
 			}
 			for _, i := range got {
 				if tt.query == "tenant_id=p2" || tt.who == "admin" && i.text("status") != "BUILD" && i.text("status") != "ERROR" || tt.who == "member" && i.text("tenant_id") != "p1" {
-					t.Errorf("%s: %s: has %v", tt.who, tt.query, i)
+					c.Errorf("%s: %s: has %v", tt.who, tt.query, i)
 				}
 			}
 			if strings.HasPrefix(tt.query, "status") && len(got) != 4 {
-				t.Errorf("%s: %d servers", tt.query, len(got))
+				c.Errorf("%s: %d servers", tt.query, len(got))
 			}
 		}
 	})
@@ -345,7 +349,7 @@ func TestServerOrder(t *testing.T) {
 		} {
 			code, says, _ := strings.Cut(tt.says, " ")
 			if _, refused := c.list(tt.who, "servers", tt.query); !strings.HasPrefix(refused, code) || !strings.Contains(refused, says) {
-				t.Errorf("%s: %s: %s; want %s", tt.who, tt.query, refused, tt.says)
+				c.Errorf("%s: %s: %s; want %s", tt.who, tt.query, refused, tt.says)
 			}
 		}
 		mixed, _ := c.list("admin", "servers", "all_tenants=1&sort_key=vm_state&sort_dir=asc&sort_key=project_id&sort_dir=desc&sort_key=uuid")
@@ -353,7 +357,7 @@ func TestServerOrder(t *testing.T) {
 			const vm = "OS-EXT-STS:vm_state"
 			return cmp.Or(cmp.Compare(a.text(vm), b.text(vm)), cmp.Compare(b.text("tenant_id"), a.text("tenant_id")), cmp.Compare(a.text("id"), b.text("id")))
 		}) || len(mixed) != 30 {
-			t.Errorf("by state, project downwards and id: %v", mixed)
+			c.Errorf("by state, project downwards and id: %v", mixed)
 		}
 	})
 }
@@ -447,7 +451,7 @@ func TestLimit(t *testing.T) {
 				}
 				kind, _, _ := strings.Cut(strings.Trim(path, "/"), "/")
 				if status, got := c.ask("admin", "GET", path+query, ""); status != 200 || got != `{"`+kind+`":[]}` {
-					t.Errorf("%s%s = %d %.300s", path, query, status, got)
+					c.Errorf("%s%s = %d %.300s", path, query, status, got)
 				}
 			}
 		}
@@ -460,7 +464,7 @@ func TestLimit(t *testing.T) {
 				Links   []struct{ Href string } `json:"servers_links"`
 			}
 			if err := json.Unmarshal([]byte(got), &page); err != nil {
-				t.Fatal(err)
+				c.Fatal(err)
 			}
 			all = append(all, ids(page.Servers)...)
 			if next = ""; len(page.Links) > 0 {
@@ -468,7 +472,7 @@ func TestLimit(t *testing.T) {
 			}
 		}
 		if diff := gocmp.Diff(ids(want), all); diff != "" || len(want) < 4 {
-			t.Errorf("by the links (-want +got):\n%s", diff)
+			c.Errorf("by the links (-want +got):\n%s", diff)
 		}
 	})
 }
@@ -484,13 +488,13 @@ func TestFlavorLists(t *testing.T) {
 		for i, name := range []string{"small", "Small", "x y", "tiny"} {
 			f := &store.Flavor{ID: name, Name: name, VCPUs: 1 + i%2, MemoryMiB: 256 << i, DiskGiB: 5 * (i % 3), EphemeralGiB: i % 2, SwapMiB: i % 3, RxTxFactor: 1 / float64(1+i%2), Public: i%2 == 0}
 			if err := c.store.CreateFlavor(c.Context(), f); err != nil {
-				t.Fatal(err)
+				c.Fatal(err)
 			}
 		}
 		c.ordered("flavors", "is_public=None&", strings.Fields(novaFlavorSorts), shown, "asc", "flavorid", "id")
 		every, _ := c.list("admin", "flavors", "is_public=none")
 		if len(every) != 9 {
-			t.Fatalf("%d flavors", len(every))
+			c.Fatalf("%d flavors", len(every))
 		}
 		atLeast := func(attribute string, least float64) func(item) bool {
 			return func(i item) bool {
@@ -511,7 +515,7 @@ func TestFlavorLists(t *testing.T) {
 			want := slices.DeleteFunc(slices.Clone(every), func(i item) bool { return !matches(i) })
 			got, refused := c.list("admin", "flavors", query)
 			if diff := gocmp.Diff(ids(want), ids(got)); diff != "" || refused != "" {
-				t.Errorf("%s: %s (-want +got):\n%s", query, refused, diff)
+				c.Errorf("%s: %s (-want +got):\n%s", query, refused, diff)
 			}
 		}
 		for query, says := range map[string]string{
@@ -519,7 +523,7 @@ func TestFlavorLists(t *testing.T) {
 			"is_public=perhaps": "Invalid is_public filter [perhaps]", "sort_dir=up": "'up' is not one of ['asc', 'desc']", "marker=none": "marker [none] not found",
 		} {
 			if _, refused := c.list("admin", "flavors", query); !strings.HasPrefix(refused, "400") || !strings.Contains(refused, says) {
-				t.Errorf("%s: %s; want %s", query, refused, says)
+				c.Errorf("%s: %s; want %s", query, refused, says)
 			}
 		}
 	})
@@ -534,7 +538,7 @@ func TestHostLists(t *testing.T) {
 			for _, host := range []string{"n1", "n2"} {
 				if _, err := c.db.ExecContext(c.Context(), `INSERT INTO members (kind, host, id, version, data, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
 					VALUES (?, ?, ?, 1, '', FALSE, '', FALSE, FALSE, ?, ?, ?)`, kind, host, kind[5:]+host, time.Now().UTC(), time.Now().UTC(), time.Now().UTC()); err != nil {
-					t.Fatal(err)
+					c.Fatal(err)
 				}
 			}
 		}
@@ -542,11 +546,11 @@ func TestHostLists(t *testing.T) {
 			_, reply := c.ask("admin", "GET", "/os-services?"+query, "")
 			var got struct{ Services []item }
 			if err := json.Unmarshal([]byte(reply), &got); err != nil || len(got.Services) != want {
-				t.Errorf("os-services?%s: %v, %s; want %d", query, err, reply, want)
+				c.Errorf("os-services?%s: %v, %s; want %d", query, err, reply, want)
 			}
 			for _, i := range got.Services {
 				if strings.Contains(query, "host=n1") && i["host"] != "n1" || strings.Contains(query, "binary") && i["binary"] != "nova-compute" {
-					t.Errorf("os-services?%s has %v", query, i)
+					c.Errorf("os-services?%s has %v", query, i)
 				}
 			}
 		}
@@ -564,27 +568,27 @@ func TestTenancy(t *testing.T) {
 	eachCloudWith(t, rules, func(c *cloud) {
 		c.filled()
 		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET project_id = '' WHERE id LIKE '00007919%'`); err != nil { // of an older version
-			t.Fatal(err)
+			c.Fatal(err)
 		}
 		for _, query := range []string{"", "name=web", "limit=5", "project_id=", "project_id=p1", "all_tenants=0"} {
 			if got, refused := c.list("nowhere", "servers", query); len(got) > 0 || refused != "" {
-				t.Errorf("without a project: %s: %s, %v", query, refused, ids(got))
+				c.Errorf("without a project: %s: %s, %v", query, refused, ids(got))
 			}
 		}
 		for who, want := range map[string]int{"nowhere": 30, "member": 30} {
 			if got, refused := c.list(who, "servers", "all_tenants=1"); len(got) != want {
-				t.Errorf("%s, all tenants: %s, %d", who, refused, len(got))
+				c.Errorf("%s, all tenants: %s, %d", who, refused, len(got))
 			}
 		}
 		if got, _ := c.list("member", "servers", ""); len(got) != 15 {
-			t.Errorf("the own project has %d servers", len(got))
+			c.Errorf("the own project has %d servers", len(got))
 		}
 		status, reply := c.ask("nowhere", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1"}}`)
 		if status != 403 || !strings.Contains(reply, "A server needs a project") {
-			t.Errorf("a create without a project: %d %s", status, reply)
+			c.Errorf("a create without a project: %d %s", status, reply)
 		}
 		if got, _ := c.list("member", "servers", "all_tenants=1"); len(got) != 30 {
-			t.Errorf("%d servers", len(got))
+			c.Errorf("%d servers", len(got))
 		}
 	})
 }
@@ -607,11 +611,11 @@ func TestMarkers(t *testing.T) {
 			for marker, found := range map[string]bool{own[3].text("id"): true, foreign: false, unknown: false, "nope": false, own[3].text("id") + " ": false} {
 				_, refused := c.list("member", "servers", sort+"marker="+url.QueryEscape(marker))
 				if (refused == "") != found || !found && (!strings.HasPrefix(refused, "400") || !strings.Contains(refused, "marker ["+marker+"] not found")) {
-					t.Errorf("%smarker=%s: %q", sort, marker, refused)
+					c.Errorf("%smarker=%s: %q", sort, marker, refused)
 				}
 			}
 			if _, refused := c.list("admin", "servers", sort+"all_tenants=1&marker="+foreign); refused != "" {
-				t.Errorf("all tenants, %smarker of any: %s", sort, refused)
+				c.Errorf("all tenants, %smarker of any: %s", sort, refused)
 			}
 		}
 	})
@@ -628,19 +632,19 @@ func TestPrivateFlavors(t *testing.T) {
 			own = i.text("id")
 		}
 		must := func(status int, who, method, path, body, says string) {
-			t.Helper()
+			c.Helper()
 			if got, reply := c.ask(who, method, path, body); got != status || !strings.Contains(reply, says) {
-				t.Errorf("%s: %s %s %s = %d %s; want %d %s", who, method, path, body, got, reply, status, says)
+				c.Errorf("%s: %s %s %s = %d %s; want %d %s", who, method, path, body, got, reply, status, says)
 			}
 		}
 		must(200, "admin", "POST", "/flavors", `{"flavor": {"id": "secret", "name": "secret", "ram": 4096, "vcpus": 1, "disk": 1, "os-flavor-access:is_public": false}}`, "secret")
 		const gone = "Flavor secret could not be found."
 		visible := func(who string, access bool) {
-			t.Helper()
+			c.Helper()
 			for query, listed := range map[string]bool{"": access, "is_public=True": access, "is_public=None": access || who == "admin", "is_public=False": access || who == "admin"} {
 				got, refused := c.list(who, "flavors", query)
 				if slices.Contains(ids(got), "secret") != listed || refused != "" || (len(got) < 5) != (query == "is_public=False") {
-					t.Errorf("%s, access %t: %s: %s, %v", who, access, query, refused, ids(got))
+					c.Errorf("%s, access %t: %s: %s, %v", who, access, query, refused, ids(got))
 				}
 			}
 			status, code, says := 404, 400, gone
@@ -691,4 +695,74 @@ func must(items []item, refused string) []item {
 		panic(refused)
 	}
 	return items
+}
+
+// TestAttributes: members see of a server what Nova's policies let them: not its host, and
+// of its fault neither hosts nor amounts.
+func TestAttributes(t *testing.T) {
+	t.Parallel()
+	const message, details = "No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 node-7 disabled"
+	extended := []string{"OS-EXT-SRV-ATTR:host", "OS-EXT-SRV-ATTR:hypervisor_hostname", "OS-EXT-SRV-ATTR:instance_name"}
+	loose := api.Rules()
+	for i := range loose {
+		if loose[i].Name == "os_compute_api:os-extended-server-attributes" {
+			loose[i].Check = "rule:project_reader_or_admin"
+		}
+	}
+	for name, rules := range map[string][]policy.Rule{"Nova's rules": api.Rules(), "for readers": loose} {
+		eachCloudWith(t, rules, func(c *cloud) {
+			c.filled()
+			victim := must(c.list("member", "servers", "status=SHUTOFF"))[0].text("id")
+			if err := c.store.Act(c.Context(), victim, compute.Start); err != nil {
+				c.Fatal(err)
+			}
+			if err := c.store.Fail(c.Context(), victim, message, details); err != nil {
+				c.Fatal(err)
+			}
+			for who, sees := range map[string]bool{"admin": true, "member": name == "for readers"} {
+				list := must(c.list(who, "servers", ""))
+				_, one := c.ask(who, "GET", "/servers/"+victim, "")
+				var show struct{ Server item }
+				if err := json.Unmarshal([]byte(one), &show); err != nil {
+					c.Fatal(err)
+				}
+				for _, i := range append(list, show.Server) {
+					for _, attribute := range extended {
+						if _, there := i[attribute]; there != sees {
+							c.Errorf("%s, %s: %s is there: %t, of %v", name, who, attribute, there, i)
+						}
+					}
+					if i.text("id") != victim {
+						continue
+					}
+					got, _ := i["fault"].(map[string]any)
+					if got["message"] != message || (got["details"] == details) != (who == "admin") || got["details"] != nil && who != "admin" || got["code"] != 500. {
+						c.Errorf("%s, %s: fault %v", name, who, got)
+					}
+				}
+				if status, raw := c.ask(who, "GET", "/servers/detail", ""); status != 200 || !sees && (strings.Contains(raw, "n10") || strings.Contains(raw, "node-7")) {
+					c.Errorf("%s, %s: a host's name is in %s", name, who, raw)
+				}
+			}
+		})
+	}
+}
+
+// TestResizeWithoutRoom: the refusal names neither hosts nor amounts.
+func TestResizeWithoutRoom(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		own := must(c.list("member", "servers", "vm_state=stopped&flavor=1"))[0].text("id")
+		if err := c.store.ReportHost(c.Context(), &compute.HostReport{Host: "n1", Driver: "fake", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+			c.Fatal(err)
+		}
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET task_state = NULL, host = 'n1' WHERE id = ?`, own); err != nil {
+			c.Fatal(err)
+		}
+		status, reply := c.ask("member", "POST", "/servers/"+own+"/action", `{"resize": {"flavorRef": "2"}}`)
+		if want := `{"badRequest":{"code":400,"message":"No valid host was found. No valid host found for resize"}}`; status != 400 || reply != want {
+			c.Errorf("%d %s; want %s", status, reply, want)
+		}
+	})
 }

@@ -18,6 +18,7 @@ const (
 	ruleAllTenants    = "os_compute_api:servers:index:get_all_tenants"
 	ruleAllDetails    = "os_compute_api:servers:detail:get_all_tenants"
 	ruleAllFilters    = "os_compute_api:servers:allow_all_filters"
+	ruleExtended      = "os_compute_api:os-extended-server-attributes"
 	ruleShow          = "os_compute_api:servers:show"
 	ruleDelete        = "os_compute_api:servers:delete"
 	ruleStart         = "os_compute_api:servers:start"
@@ -57,6 +58,7 @@ func Rules() []policy.Rule {
 		{ruleAllDetails, "rule:context_is_admin", "List the servers of all projects with details", "GET", "/servers/detail"},
 		{ruleAllFilters, "rule:context_is_admin", "Filter servers by their host", "GET", "/servers"},
 		{ruleShow, "rule:project_reader_or_admin", "Show a server", "GET", server},
+		{ruleExtended, "rule:context_is_admin", "Show the host of a server", "GET", server},
 		{ruleDelete, "rule:project_member_or_admin", "Delete a server", "DELETE", server},
 		{ruleStart, "rule:project_member_or_admin", "Start a server", "POST", action + " (os-start)"},
 		{ruleStop, "rule:project_member_or_admin", "Stop a server", "POST", action + " (os-stop)"},

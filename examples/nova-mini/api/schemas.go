@@ -162,14 +162,14 @@ var (
 		"flavor":    exact(fields{"id": anything, "links": links}),
 		"created":   seconds,
 		"updated":   seconds,
-		"fault?":    exact(fields{"code": integer, "created": seconds, "message": anything}),
+		"fault?":    exact(fields{"code": integer, "created": seconds, "message": anything, "details?": anything}),
 		"progress?": amount, "addresses": exact(nil), "accessIPv4": empty, "accessIPv6": empty, "config_drive": empty, "key_name": null,
 		"OS-DCF:diskConfig": manual, "OS-EXT-AZ:availability_zone": `{"enum": ["", "` + zone + `"]}`,
 		"OS-EXT-STS:vm_state":    `{"enum": ["building", "active", "stopped", "resized", "error"]}`,
 		"OS-EXT-STS:task_state":  optional,
 		"OS-EXT-STS:power_state": `{"enum": [0, 1, 3, 4, 6, 7]}`,
 		"OS-SRV-USG:launched_at": noMicros, "OS-SRV-USG:terminated_at": noMicros,
-		"OS-EXT-SRV-ATTR:host": optional, "OS-EXT-SRV-ATTR:hypervisor_hostname": optional, "OS-EXT-SRV-ATTR:instance_name": anything,
+		"OS-EXT-SRV-ATTR:host?": optional, "OS-EXT-SRV-ATTR:hypervisor_hostname?": optional, "OS-EXT-SRV-ATTR:instance_name?": anything,
 		"os-extended-volumes:volumes_attached": `{"type": "array", "maxItems": 0}`,
 	})
 	serverOne = always(exact(fields{"server": serverLong}))

@@ -117,14 +117,20 @@ type serverView struct {
 	KeyName         *string             `json:"key_name"`
 	LaunchedAt      *string             `json:"OS-SRV-USG:launched_at"`
 	TerminatedAt    *string             `json:"OS-SRV-USG:terminated_at"`
-	Host            *string             `json:"OS-EXT-SRV-ATTR:host"`
-	InstanceName    string              `json:"OS-EXT-SRV-ATTR:instance_name"`
-	HypervisorHost  *string             `json:"OS-EXT-SRV-ATTR:hypervisor_hostname"`
 	TaskState       *string             `json:"OS-EXT-STS:task_state"`
 	VMState         string              `json:"OS-EXT-STS:vm_state"`
 	PowerState      compute.PowerState  `json:"OS-EXT-STS:power_state"`
 	VolumesAttached []map[string]string `json:"os-extended-volumes:volumes_attached"`
 	Fault           *faultView          `json:"fault,omitempty"`
+
+	*extendedView // nil, and so left out, for those who may not see it
+}
+
+// extendedView tells where a server is.
+type extendedView struct {
+	Host           *string `json:"OS-EXT-SRV-ATTR:host"`
+	InstanceName   string  `json:"OS-EXT-SRV-ATTR:instance_name"`
+	HypervisorHost *string `json:"OS-EXT-SRV-ATTR:hypervisor_hostname"`
 }
 
 type bookmark struct {
@@ -136,6 +142,7 @@ type faultView struct {
 	Code    int    `json:"code"`
 	Created string `json:"created"`
 	Message string `json:"message"`
+	Details string `json:"details,omitempty"`
 }
 
 // zone is the one availability zone, Nova's default name.
@@ -152,7 +159,8 @@ func zoneOf(s *store.Server) string {
 // progressing are the statuses of servers that are shown with a progress, as in Nova.
 var progressing = []string{"ACTIVE", "BUILD", "RESIZE", "VERIFY_RESIZE"}
 
-func viewServer(r *http.Request, s *store.Server) serverView {
+// viewServer returns what the one who asks may see of a server.
+func (a *server) viewServer(r *http.Request, s *store.Server) serverView {
 	marked := func(kind, id string) bookmark {
 		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
 	}
@@ -160,8 +168,8 @@ func viewServer(r *http.Request, s *store.Server) serverView {
 		ID: s.ID, Name: s.Name, Status: s.Status(), TenantID: s.ProjectID, UserID: s.UserID, Metadata: s.Metadata, Image: "",
 		Flavor: marked("flavors", s.FlavorID), Created: stamp(s.CreatedAt), Updated: stamp(s.UpdatedAt),
 		Addresses: map[string]any{}, Links: linksTo(r, "servers", s.ID), DiskConfig: "MANUAL",
-		LaunchedAt: micros(s.LaunchedAt), Host: s.Host, HypervisorHost: s.Host,
-		TaskState: s.TaskState, VMState: s.VMState, PowerState: s.PowerState(), Zone: zoneOf(s), VolumesAttached: []map[string]string{},
+		LaunchedAt: micros(s.LaunchedAt),
+		TaskState:  s.TaskState, VMState: s.VMState, PowerState: s.PowerState(), Zone: zoneOf(s), VolumesAttached: []map[string]string{},
 	}
 	if s.ImageRef != "" {
 		v.Image = marked("images", s.ImageRef)
@@ -175,6 +183,12 @@ func viewServer(r *http.Request, s *store.Server) serverView {
 	}
 	if v.Status == store.StatusError && s.FaultAt != nil {
 		v.Fault = &faultView{Code: s.FaultCode, Created: stamp(*s.FaultAt), Message: s.FaultMessage}
+		if s.FaultCode != http.StatusInternalServerError || a.administrator(r.Context()) { // as Nova
+			v.Fault.Details = s.FaultDetails
+		}
+	}
+	if a.cfg.Policy.Enforce(r.Context(), ruleExtended, map[string]any{"project_id": s.ProjectID}) == nil {
+		v.extendedView = &extendedView{Host: s.Host, HypervisorHost: s.Host}
 	}
 	return v
 }
@@ -213,7 +227,7 @@ func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (ser
 }
 
 func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
-	return serverList(ctx, s, r.Request, ruleAllDetails, func(v *store.Server) serverView { return viewServer(r.Request, v) })
+	return serverList(ctx, s, r.Request, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
 }
 
 func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[string]serverView, error) {
@@ -221,7 +235,7 @@ func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[
 	if err != nil {
 		return nil, err
 	}
-	return map[string]serverView{"server": viewServer(r.Request, v)}, nil
+	return map[string]serverView{"server": s.viewServer(r.Request, v)}, nil
 }
 
 func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
