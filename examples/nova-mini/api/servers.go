@@ -160,35 +160,35 @@ func zoneOf(s *store.Server) string {
 var progressing = []string{"ACTIVE", "BUILD", "RESIZE", "VERIFY_RESIZE"}
 
 // viewServer returns what the one who asks may see of a server.
-func (a *server) viewServer(r *http.Request, s *store.Server) serverView {
+func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 	marked := func(kind, id string) bookmark {
 		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
 	}
 	v := serverView{
-		ID: s.ID, Name: s.Name, Status: s.Status(), TenantID: s.ProjectID, UserID: s.UserID, Metadata: s.Metadata, Image: "",
-		Flavor: marked("flavors", s.FlavorID), Created: stamp(s.CreatedAt), Updated: stamp(s.UpdatedAt),
-		Addresses: map[string]any{}, Links: linksTo(r, "servers", s.ID), DiskConfig: "MANUAL",
-		LaunchedAt: micros(s.LaunchedAt),
-		TaskState:  s.TaskState, VMState: s.VMState, PowerState: s.PowerState(), Zone: zoneOf(s), VolumesAttached: []map[string]string{},
+		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata, Image: "",
+		Flavor: marked("flavors", srv.FlavorID), Created: stamp(srv.CreatedAt), Updated: stamp(srv.UpdatedAt),
+		Addresses: map[string]any{}, Links: linksTo(r, "servers", srv.ID), DiskConfig: "MANUAL",
+		LaunchedAt: micros(srv.LaunchedAt),
+		TaskState:  srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), Zone: zoneOf(srv), VolumesAttached: []map[string]string{},
 	}
-	if s.ImageRef != "" {
-		v.Image = marked("images", s.ImageRef)
+	if srv.ImageRef != "" {
+		v.Image = marked("images", srv.ImageRef)
 	}
-	if s.Host != nil {
-		sum := sha256.Sum224([]byte(s.ProjectID + *s.Host)) // tells hosts apart without naming them, as Nova does
+	if srv.Host != nil {
+		sum := sha256.Sum224([]byte(srv.ProjectID + *srv.Host)) // tells hosts apart without naming them, as Nova does
 		v.HostID = hex.EncodeToString(sum[:])
 	}
 	if slices.Contains(progressing, v.Status) {
 		v.Progress = new(int)
 	}
-	if v.Status == store.StatusError && s.FaultAt != nil {
-		v.Fault = &faultView{Code: s.FaultCode, Created: stamp(*s.FaultAt), Message: s.FaultMessage}
-		if s.FaultCode != http.StatusInternalServerError || a.administrator(r.Context()) { // as Nova
-			v.Fault.Details = s.FaultDetails
+	if v.Status == store.StatusError && srv.FaultAt != nil {
+		v.Fault = &faultView{Code: srv.FaultCode, Created: stamp(*srv.FaultAt), Message: srv.FaultMessage}
+		if srv.FaultCode != http.StatusInternalServerError || s.administrator(r.Context()) { // as Nova
+			v.Fault.Details = srv.FaultDetails
 		}
 	}
-	if a.cfg.Policy.Enforce(r.Context(), ruleExtended, map[string]any{"project_id": s.ProjectID}) == nil {
-		v.extendedView = &extendedView{Host: s.Host, HypervisorHost: s.Host}
+	if s.cfg.Policy.Enforce(r.Context(), ruleExtended, map[string]any{"project_id": srv.ProjectID}) == nil {
+		v.extendedView = &extendedView{Host: srv.Host, HypervisorHost: srv.Host}
 	}
 	return v
 }
