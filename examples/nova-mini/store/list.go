@@ -81,7 +81,8 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 		if !slices.Contains(equalColumns, is.Column) {
 			return nil, fault.New(fault.Internal, "servers are not listed by %s", is.Column)
 		}
-		add(is.Column+" = ?", is.Value)
+		// MySQL does not compare spaces at the end.
+		add(is.Column+" = ? AND LENGTH("+is.Column+") = LENGTH(?)", is.Value, is.Value)
 	}
 	for _, text := range q.NameHas {
 		add("INSTR(name, ?) > 0", text)
