@@ -48,9 +48,9 @@ type Pages struct {
 // MaxLimit, or 0, is MaxLimit, as in OpenStack. Invalid: anything else that is not as
 // [Pages] says.
 func (p Pages) Read(r *http.Request) (Page, error) {
-	q, err := url.ParseQuery(r.URL.RawQuery)
+	q, err := parseQuery(r.URL.RawQuery)
 	if err != nil {
-		return Page{}, fault.New(fault.Invalid, "Malformed query: %w", err)
+		return Page{}, err
 	}
 	if p.MaxLimit <= 0 {
 		p.MaxLimit = 1000

@@ -137,6 +137,7 @@ func TestPages(t *testing.T) {
 		{"status=a&status=b", api.Page{Limit: 100, Filters: map[string][]string{"status": {"a", "b"}}}, ""},
 		{"surprise=1", api.Page{}, "Additional properties are not allowed ('surprise' was unexpected)"},
 		{"a;b", api.Page{}, "Malformed query"},
+		{"status=%ff", api.Page{}, "Query string is not UTF-8 encoded"},
 	} {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "/x?"+tt.query, http.NoBody)
 		if err != nil {
