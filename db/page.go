@@ -43,9 +43,13 @@ type Page struct {
 	Columns string
 	// From is a table or a join, as SQL.
 	From string
-	// Where is a condition, as SQL, with parameters.
+	// Where is a condition, as SQL, with parameters, that the rows of the page fulfil.
 	Where string
 	Args  []any
+	// Within is a condition, as SQL, with parameters, that the rows and the row of the
+	// marker fulfil, such as whose they are: the marker of another tenant is not found.
+	Within     string
+	WithinArgs []any
 	// Sort is the order. Key ends it, in the direction of what is before it, and
 	// makes it total; what follows a Key in it counts for nothing. A column may
 	// not be a FLOAT, whose values MySQL rounds when it shows them. An index on
@@ -55,7 +59,7 @@ type Page struct {
 	// Key is the unique column, not NULL, that markers are values of.
 	Key string
 	// Marker is the Key of the last row of the page before, empty for the first
-	// page. It need not fulfil Where any more, but it must be there.
+	// page. Its row must exist and fulfil Within, but need not fulfil Where any more.
 	Marker string
 	// Limit is the most rows that are returned, 0 or more.
 	Limit int
@@ -83,13 +87,44 @@ func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, 
 		return nil, false, err
 	}
 	rows = []T{}
-	if err := sqlx.SelectContext(ctx, q, &rows, query, args...); err != nil {
+	if err := sqlx.SelectContext(ctx, q, &rows, query+" LIMIT ?", append(args, p.Limit+1)...); err != nil {
 		return nil, false, Error(err)
 	}
 	if len(rows) > p.Limit {
 		return rows[:p.Limit], true, nil
 	}
 	return rows, false, nil
+}
+
+// ListFunc is [List] for a condition that SQL cannot express: the page has only rows for
+// which keep returns true. T is a struct. Rows are read one by one until the page is
+// full, so that Where should exclude most of the others. The row that keep gets is valid
+// during the call.
+func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep func(*T) bool) (rows []T, more bool, err error) {
+	query, args, err := p.query(ctx, q)
+	if err != nil {
+		return nil, false, err
+	}
+	cursor, err := q.QueryxContext(ctx, query, args...)
+	if err != nil {
+		return nil, false, Error(err)
+	}
+	defer func() { _ = cursor.Close() }() // Err reports what matters
+	rows = []T{}
+	for cursor.Next() {
+		var row T
+		if err := cursor.StructScan(&row); err != nil {
+			return nil, false, Error(err)
+		}
+		switch {
+		case !keep(&row):
+		case len(rows) == p.Limit:
+			return rows, true, nil
+		default:
+			rows = append(rows, row)
+		}
+	}
+	return rows, false, Error(cursor.Err())
 }
 
 const reasonMarker = "MarkerNotFound"
@@ -108,6 +143,9 @@ func (p *Page) query(ctx context.Context, q sqlx.QueryerContext) (query string, 
 	var where clause
 	if p.Where != "" {
 		where.add("("+p.Where+")", p.Args...)
+	}
+	if p.Within != "" {
+		where.add("("+p.Within+")", p.WithinArgs...)
 	}
 	if p.Marker != "" {
 		marker, err := p.marker(ctx, q, keys)
@@ -131,8 +169,7 @@ func (p *Page) query(ctx context.Context, q sqlx.QueryerContext) (query string, 
 	for _, k := range keys {
 		order = append(order, k.order()...)
 	}
-	query += " ORDER BY " + strings.Join(order, ", ") + " LIMIT ?"
-	return query, append(where.args, p.Limit+1), nil
+	return query + " ORDER BY " + strings.Join(order, ", "), where.args, nil
 }
 
 // pageKey is a key, of which it may be known that it has no NULLs.
@@ -174,8 +211,11 @@ func (p *Page) marker(ctx context.Context, q sqlx.QueryerContext, keys []pageKey
 	for _, k := range keys {
 		cols = append(cols, k.name())
 	}
-	rows, err := q.QueryxContext(ctx, fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ? LIMIT 2`,
-		strings.Join(cols, ", "), p.From, cols[len(cols)-1]), p.Marker)
+	query, args := fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ?`, strings.Join(cols, ", "), p.From, cols[len(cols)-1]), []any{p.Marker}
+	if p.Within != "" {
+		query, args = query+" AND ("+p.Within+")", append(args, p.WithinArgs...)
+	}
+	rows, err := q.QueryxContext(ctx, query+" LIMIT 2", args...)
 	if err != nil {
 		return nil, fmt.Errorf("marker: %w", Error(err))
 	}
@@ -202,7 +242,7 @@ func (p *Page) marker(ctx context.Context, q sqlx.QueryerContext, keys []pageKey
 		values[i] = text(v, types[i])
 	}
 	switch id := values[len(values)-1].(type) {
-	case int64, uint64: // of which MySQL says that 12 = '12abc'
+	case int64, uint64, string: // MySQL compares 12 = '12abc' and 'a' = 'a ' as true
 		if fmt.Sprint(id) != p.Marker {
 			return nil, p.noMarker()
 		}

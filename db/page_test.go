@@ -165,12 +165,19 @@ func TestPages(t *testing.T) {
 				p.Where, p.Args = "kind = ? OR n IS NULL", []any{"a"}
 				want = slices.DeleteFunc(want, func(a thing) bool { return a.Kind != "a" && a.N != nil })
 			}
+			list := db.List[thing]
+			if r.IntN(2) > 0 {
+				list = func(ctx context.Context, q sqlx.QueryerContext, p db.Page) ([]thing, bool, error) {
+					return db.ListFunc(ctx, q, p, func(a *thing) bool { return a.X != nil })
+				}
+				want = slices.DeleteFunc(want, func(a thing) bool { return a.X == nil })
+			}
 			slices.SortFunc(want, compareBy(keys))
 			var got []thing
 			for more := true; more; {
 				var rows []thing
 				var err error
-				if rows, more, err = db.List[thing](t.Context(), d, p); err != nil {
+				if rows, more, err = list(t.Context(), d, p); err != nil {
 					t.Fatalf("%+v: %v", p, err)
 				}
 				if len(rows) > p.Limit || more && len(rows) < p.Limit {
@@ -256,6 +263,7 @@ func TestPageRefuses(t *testing.T) {
 	dbtest.Each(t, pages, func(t *testing.T, d *sqlx.DB) {
 		d.MustExecContext(t.Context(), "CREATE TABLE numbered (id BIGINT NOT NULL PRIMARY KEY, tag VARCHAR(9) NOT NULL)")
 		d.MustExecContext(t.Context(), "INSERT INTO numbered (id, tag) VALUES (12, 'a'), (13, 'a'), (14, 'b')")
+		insertThings(t.Context(), t, d, thing{ID: "1", Kind: "a", Name: new("z"), CreatedAt: time.Now().UTC()})
 		page := func(change func(p *db.Page)) ([]int64, bool, error) {
 			p := db.Page{Columns: "id", From: "numbered", Key: "id", Limit: 10}
 			change(&p)
@@ -272,6 +280,18 @@ func TestPageRefuses(t *testing.T) {
 		rows, more, err = page(func(p *db.Page) { p.Limit = 0 })
 		if err != nil || len(rows) > 0 || !more {
 			t.Errorf("a page of none: %v, %t, %v; want none, and more", rows, more, err)
+		}
+		within := func(p *db.Page) { p.Within, p.WithinArgs = "tag = ? OR tag = ?", []any{"a", "c"} }
+		rows, more, err = page(func(p *db.Page) { within(p); p.Marker, p.Limit = "12", 1 })
+		if err != nil || more || !slices.Equal(rows, []int64{13}) {
+			t.Errorf("within tag a, after 12: %v, %t, %v", rows, more, err)
+		}
+		if _, _, err = page(func(p *db.Page) { within(p); p.Marker = "14" }); err == nil || err.Error() != "marker [14] not found" {
+			t.Errorf("a marker outside of Within: %v", err)
+		}
+		_, _, err = db.List[string](t.Context(), d, db.Page{Columns: "name", From: "things", Key: "name", Limit: 9, Marker: "z "})
+		if err == nil || err.Error() != "marker [z ] not found" {
+			t.Errorf("a marker with a space at its end: %v", err)
 		}
 		for _, marker := range []string{"15", "12abc", "0x0c", "x"} {
 			_, _, err := page(func(p *db.Page) { p.Marker = marker })

@@ -3,6 +3,8 @@ package service
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -100,23 +102,29 @@ func (a *App) Checks(ctx context.Context) []Check {
 }
 
 // Ready returns nil when every part is started, none is being stopped, and every
-// [Checker] is content; otherwise an error with code Unavailable that says why, for
-// each that is not. It blocks as [App.Checks] does. It is safe for concurrent use.
+// [Checker] is content; otherwise an error with code Unavailable. Its text says why, for
+// each check that has failed, and is for operators; the [fault.Error] in it names the
+// checks only, and is what clients may read. It blocks as [App.Checks] does. It is safe for
+// concurrent use.
 func (a *App) Ready(ctx context.Context) error {
 	if p := a.phase.Load(); p != running {
 		return fault.New(fault.Unavailable, "%s is %s", a.cfg.Name, phaseNames[p])
 	}
+	var names []string
 	var errs []error
 	for _, c := range a.Checks(ctx) {
 		if c.Err != nil {
-			errs = append(errs, fault.New(fault.Unavailable, "%s: %w", c.Name, c.Err))
+			names, errs = append(names, c.Name), append(errs, fmt.Errorf("%s: %w", c.Name, c.Err))
 		}
 	}
-	if len(errs) == 1 {
-		return errs[0]
+	if len(errs) == 0 {
+		return nil
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fault.New(fault.Unavailable, "%w", err)
-	}
-	return nil
+	return &notReadyError{fault.New(fault.Unavailable, "%s is not ready: %s", a.cfg.Name, strings.Join(names, ", ")), errors.Join(errs...)}
 }
+
+// notReadyError is an error with the text of the causes, and a fault that names the checks only.
+type notReadyError struct{ names, causes error }
+
+func (e *notReadyError) Error() string   { return e.causes.Error() }
+func (e *notReadyError) Unwrap() []error { return []error{e.names, e.causes} }

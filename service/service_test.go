@@ -272,6 +272,8 @@ func TestReadyThroughTheLife(t *testing.T) {
 		broken = errBoom
 		if err := app.Ready(t.Context()); !errors.Is(err, fault.Unavailable) || !errors.Is(err, errBoom) {
 			t.Errorf("Ready = %v, want Unavailable and boom", err)
+		} else if f, ok := errors.AsType[*fault.Error](err); !ok || f.Error() != "app is not ready: a" {
+			t.Errorf("clients read %v; want the names of the checks only", f)
 		}
 		_ = see("check")(t.Context())
 		broken = nil

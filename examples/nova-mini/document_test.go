@@ -317,6 +317,14 @@ func (j *judge) flavors() {
 		j.do(400, "GET", path, "", "?limit=few")
 	}
 	j.do(200, "GET", "/v2.1/flavors/{id}", "", "f 1")
+	const action, add, remove = "/v2.1/flavors/{id}/action", `{"addTenantAccess": {"tenant": "p"}}`, `{"removeTenantAccess": {"tenant": "p"}}`
+	j.do(200, "POST", action, add, "f 1")
+	j.do(409, "POST", action, add, "f 1")
+	j.do(400, "POST", action, `{"addTenantAccess": {}}`, "f 1")
+	j.do(200, "GET", "/v2.1/flavors/{id}/os-flavor-access", "", "f 1")
+	j.do(404, "GET", "/v2.1/flavors/{id}/os-flavor-access", "", "1")
+	j.do(200, "POST", action, remove, "f 1")
+	j.do(404, "POST", action, remove, "f 1")
 	j.do(202, "DELETE", "/v2.1/flavors/{id}", "", "f 1")
 	j.do(404, "DELETE", "/v2.1/flavors/{id}", "", "f 1")
 	j.do(404, "GET", "/v2.1/flavors/{id}", "", "f 1")

@@ -75,23 +75,27 @@ func TestOpenAPI(t *testing.T) {
 func TestOperations(t *testing.T) {
 	t.Parallel()
 	const (
-		head     = "OpenStack-API-Version"
-		paged    = "limit marker " + head
+		head    = "OpenStack-API-Version"
+		flavors = "is_public limit marker minDisk minRam sort_dir sort_key " + head
+		servers = "all_tenants availability_zone changes-since created_at deleted display_name flavor host image image_ref launched_at limit marker name node " +
+			"power_state project_id sort_dir sort_key status task_state tenant_id user_id uuid vm_state " + head
 		reads    = "200 400 401 403 406"
 		readsOne = "200 400 401 403 404 406"
 		updates  = "200 400 401 403 404 406 413 415"
 	)
 	want := map[string][3]string{ // parameters, body, statuses
-		"get /":                                    {"", "", "200"},
-		"get /v2.1":                                {head, "", "200 400 406"},
-		"get /v2.1/":                               {head, "", "200 400 406"},
-		"get /v2.1/flavors":                        {paged, "", reads},
-		"get /v2.1/flavors/detail":                 {paged, "", reads},
-		"get /v2.1/flavors/{id}":                   {"id " + head, "", readsOne},
-		"post /v2.1/flavors":                       {head, "body", "200 400 401 403 406 409 413 415"},
+		"get /":                    {"", "", "200"},
+		"get /v2.1":                {head, "", "200 400 406"},
+		"get /v2.1/":               {head, "", "200 400 406"},
+		"get /v2.1/flavors":        {flavors, "", reads},
+		"get /v2.1/flavors/detail": {flavors, "", reads},
+		"get /v2.1/flavors/{id}":   {"id " + head, "", readsOne},
+		"post /v2.1/flavors":       {head, "body", "200 400 401 403 406 409 413 415"},
+		"get /v2.1/flavors/{id}/os-flavor-access":  {"id " + head, "", readsOne},
+		"post /v2.1/flavors/{id}/action":           {"id " + head, "addTenantAccess removeTenantAccess", "200 400 401 403 404 406 409 413 415"},
 		"delete /v2.1/flavors/{id}":                {"id " + head, "", "202 400 401 403 404 406"},
-		"get /v2.1/servers":                        {"all_tenants " + paged, "", reads},
-		"get /v2.1/servers/detail":                 {"all_tenants " + paged, "", reads},
+		"get /v2.1/servers":                        {servers, "", reads},
+		"get /v2.1/servers/detail":                 {servers, "", reads},
 		"get /v2.1/servers/{id}":                   {"id " + head, "", readsOne},
 		"post /v2.1/servers":                       {head, "body", "202 400 401 403 406 413 415 503"},
 		"delete /v2.1/servers/{id}":                {"id " + head, "", "204 400 401 403 404 406 503"},

@@ -38,7 +38,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // the others se
 	}
 	defer func() { _ = d.Close() }()
 	s := store.New(d)
-	if err := s.CreateServer(t.Context(), &store.Server{ID: "s1", Name: "s1", RequestID: "req-1"}); err != nil {
+	if err := s.CreateServer(t.Context(), &store.Server{ID: "s1", Name: "s1", ProjectID: "p", RequestID: "req-1"}); err != nil {
 		t.Fatal(err)
 	}
 	list, err := s.Operations().List(t.Context(), operation.Filter{})

@@ -17,6 +17,7 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -154,8 +155,10 @@ func New(cfg Config) *Mux {
 }
 
 // Health registers GET /livez, which answers 200 while the process serves at
-// all, and GET /readyz, which answers 503 with the reason while ready, such as
-// service.App's Ready, returns an error; ready has 5 s. They ask for no authentication.
+// all, and GET /readyz, which answers 503 while ready, such as service.App's Ready, returns
+// an error; ready has 5 s. They ask for no authentication, so a client reads the text of the
+// outermost [fault.Error] only, as in every reply. The whole error is in the log, under the
+// id of the request.
 func (m *Mux) Health(ready func(ctx context.Context) error) {
 	type health struct {
 		Status string `json:"status"`
@@ -172,7 +175,12 @@ func (m *Mux) Health(ready func(ctx context.Context) error) {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
 		if err := ready(ctx); err != nil {
-			m.reply(rec, r, http.StatusServiceUnavailable, health{"unavailable", err.Error()})
+			m.cfg.Logger.WarnContext(reqctx.With(r.Context(), rec.req), "not ready", "error", err)
+			out := health{Status: "unavailable"}
+			if _, ok := errors.AsType[*fault.Error](err); ok {
+				out.Reason = fault.UserMessage(err)
+			}
+			m.reply(rec, r, http.StatusServiceUnavailable, out)
 			return
 		}
 		m.reply(rec, r, http.StatusOK, health{Status: "ok"})

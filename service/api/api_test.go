@@ -80,6 +80,12 @@ func (b *logBuffer) String() string {
 }
 
 // newMux returns a Mux with a few routes, and its log.
+func (b *logBuffer) reset() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.buf.Reset()
+}
+
 func newMux(cfg api.Config) (*api.Mux, *logBuffer) {
 	out := new(logBuffer)
 	cfg.Logger = slog.New(reqctx.LogHandler(slog.NewTextHandler(out, nil)))
@@ -430,15 +436,20 @@ func TestHealth(t *testing.T) {
 		{"/livez", nil, 200, `{"status":"ok"}`},
 		{"/readyz", nil, 200, `{"status":"ok"}`},
 		{"/livez", errTooSmall, 200, `{"status":"ok"}`},
-		{"/readyz", errors.New("bus: no broker"), 503, `{"status":"unavailable","reason":"bus: no broker"}`},
+		{"/readyz", errors.New("dial 10.0.0.1:5672: no broker"), 503, `{"status":"unavailable"}`},
+		{"/readyz", fmt.Errorf("%w: dial 10.0.0.1:5672", fault.New(fault.Unavailable, "not ready: bus")), 503, `{"status":"unavailable","reason":"not ready: bus"}`},
 	} {
 		down = tt.down
-		if w := send(t, m, "GET", tt.path, ""); w.Code != tt.code || w.Body.String() != tt.want {
+		out.reset()
+		w := send(t, m, "GET", tt.path, "")
+		if w.Code != tt.code || w.Body.String() != tt.want {
 			t.Errorf("%s: %d %s, want %d %s", tt.path, w.Code, w.Body, tt.code, tt.want)
 		}
-	}
-	if out.String() != "" {
-		t.Errorf("probes fill the log:\n%s", out)
+		if id := w.Header().Get("X-Openstack-Request-Id"); tt.code == 503 && (!strings.Contains(out.String(), "10.0.0.1:5672") || !strings.Contains(out.String(), id)) {
+			t.Errorf("the log does not have the details under %s: %s", id, out)
+		} else if tt.code == 200 && out.String() != "" {
+			t.Errorf("probes fill the log:\n%s", out)
+		}
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 
 // Page is the part of a list that a client asks for.
 type Page struct {
-	// Limit is how many items it has at most.
+	// Limit is how many items it has at most. 0: the page is empty.
 	Limit int
 	// Marker is the id of the last item that the client has seen; empty: none.
 	Marker string
@@ -33,7 +33,8 @@ type SortKey struct {
 type Pages struct {
 	// MaxLimit is how many items a page has at most, and by default. 0: 1000.
 	MaxLimit int
-	// SortKeys are those that a client may sort by.
+	// SortKeys are those that a client may sort by. Without any the list has one order,
+	// and sort_key, sort_dir and sort are unknown parameters.
 	SortKeys []string
 	// Filters are the parameters by which a client may filter.
 	Filters []string
@@ -47,9 +48,9 @@ type Pages struct {
 // MaxLimit, or 0, is MaxLimit, as in OpenStack. Invalid: anything else that is not as
 // [Pages] says.
 func (p Pages) Read(r *http.Request) (Page, error) {
-	q, err := url.ParseQuery(r.URL.RawQuery)
+	q, err := parseQuery(r.URL.RawQuery)
 	if err != nil {
-		return Page{}, fault.New(fault.Invalid, "Malformed query: %w", err)
+		return Page{}, err
 	}
 	if p.MaxLimit <= 0 {
 		p.MaxLimit = 1000
@@ -63,16 +64,18 @@ func (p Pages) Read(r *http.Request) (Page, error) {
 		if err != nil || n < 0 {
 			return Page{}, wrongQuery("limit", s, fmt.Sprintf("'%s' does not match '^[0-9]*$'", shorten(s)))
 		}
-		if n > 0 {
-			out.Limit = min(n, p.MaxLimit)
-		}
+		out.Limit = min(n, p.MaxLimit)
 	}
-	if out.Sort, err = p.sort(q); err != nil {
-		return Page{}, err
+	known := []string{"limit", "marker"}
+	if len(p.SortKeys) > 0 {
+		known = append(known, "sort_key", "sort_dir", "sort")
+		if out.Sort, err = p.sort(q); err != nil {
+			return Page{}, err
+		}
 	}
 	for name, values := range q {
 		switch {
-		case slices.Contains([]string{"limit", "marker", "sort_key", "sort_dir", "sort"}, name):
+		case slices.Contains(known, name):
 		case slices.Contains(p.Filters, name):
 			out.Filters[name] = values
 		case !p.Lenient:
@@ -97,7 +100,7 @@ func (p Pages) sort(q url.Values) ([]SortKey, error) {
 	var out []SortKey
 	for i, k := range keys {
 		if !slices.Contains(p.SortKeys, k) {
-			return nil, wrongQuery("sort_key", k, fmt.Sprintf("'%s' is not one of %s", shorten(k), reprOf(append([]string{}, p.SortKeys...))))
+			return nil, wrongQuery("sort_key", k, fmt.Sprintf("'%s' is not one of %s", shorten(k), reprOf(p.SortKeys)))
 		}
 		s := SortKey{Key: k}
 		if i < len(dirs) {
@@ -129,7 +132,7 @@ type Link struct {
 }
 
 // Next returns the link to the page after this one, for a list that has got items of
-// which the last has the id last; nil if the page was not full.
+// which the last has the id last; nil if the page was not full, or empty.
 func (p Page) Next(r *http.Request, got int, last string) []Link {
 	if got < p.Limit || got == 0 {
 		return nil

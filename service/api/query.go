@@ -3,16 +3,32 @@ package api
 import (
 	"encoding/json"
 	"net/url"
+	"slices"
 	"strconv"
+	"unicode/utf8"
 
 	"github.com/armature-go/armature/fault"
 )
 
-// checkQuery judges a query.
-func (s *schema) checkQuery(raw string) error {
+// parseQuery reads a query. Invalid: it is malformed, or is not UTF-8.
+func parseQuery(raw string) (url.Values, error) {
 	q, err := url.ParseQuery(raw)
 	if err != nil {
-		return fault.New(fault.Invalid, "Malformed query: %w", err)
+		return nil, fault.New(fault.Invalid, "Malformed query: %w", err)
+	}
+	for name, values := range q {
+		if !utf8.ValidString(name) || slices.ContainsFunc(values, func(v string) bool { return !utf8.ValidString(v) }) {
+			return nil, fault.New(fault.Invalid, "Query string is not UTF-8 encoded")
+		}
+	}
+	return q, nil
+}
+
+// checkQuery judges a query.
+func (s *schema) checkQuery(raw string) error {
+	q, err := parseQuery(raw)
+	if err != nil {
+		return err
 	}
 	props, _ := s.doc["properties"].(map[string]any)
 	instance := make(map[string]any, len(q))

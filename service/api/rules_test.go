@@ -123,7 +123,8 @@ func TestPages(t *testing.T) {
 	}{
 		{"", api.Page{Limit: 100}, ""},
 		{"limit=10&marker=m", api.Page{Limit: 10, Marker: "m"}, ""},
-		{"limit=0", api.Page{Limit: 100}, ""},
+		{"limit=0&marker=m", api.Page{Limit: 0, Marker: "m"}, ""},
+		{"limit=00", api.Page{Limit: 0}, ""},
 		{"limit=101", api.Page{Limit: 100}, ""},
 		{"limit=99999999999999999999999", api.Page{Limit: 100}, ""},
 		{"limit=-1", api.Page{}, "Invalid input for query parameters limit. Value: -1. '-1' does not match '^[0-9]*$'"},
@@ -136,6 +137,7 @@ func TestPages(t *testing.T) {
 		{"status=a&status=b", api.Page{Limit: 100, Filters: map[string][]string{"status": {"a", "b"}}}, ""},
 		{"surprise=1", api.Page{}, "Additional properties are not allowed ('surprise' was unexpected)"},
 		{"a;b", api.Page{}, "Malformed query"},
+		{"status=%ff", api.Page{}, "Query string is not UTF-8 encoded"},
 	} {
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "/x?"+tt.query, http.NoBody)
 		if err != nil {
@@ -169,6 +171,16 @@ func TestPages(t *testing.T) {
 	}
 	if p.Next(r, 1, "b") != nil {
 		t.Error("a page that is not full has a next one")
+	}
+	if next := (api.Page{Limit: 0}).Next(r, 0, ""); next != nil {
+		t.Errorf("a page of limit 0 has a next one: %v", next)
+	}
+	r.URL.RawQuery = "sort_key=name"
+	if _, err := (api.Pages{}).Read(r); err == nil || !strings.Contains(err.Error(), "('sort_key' was unexpected)") {
+		t.Errorf("sort_key for a list with one order: %v", err)
+	}
+	if p, err := (api.Pages{Lenient: true}).Read(r); err != nil || p.Sort != nil {
+		t.Errorf("sort_key for a lenient list with one order: %+v, %v", p, err)
 	}
 }
 

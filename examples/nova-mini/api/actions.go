@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strconv"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/api"
 )
 
@@ -68,7 +70,12 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize]) (api.None, 
 	if err := s.able(ctx); err != nil {
 		return api.None{}, err
 	}
-	if err := s.cfg.Store.BeginResize(ctx, id, f); err != nil {
+	err = s.cfg.Store.BeginResize(ctx, id, f)
+	if errors.Is(err, placement.ErrNoRoom) {
+		s.cfg.Logger.InfoContext(ctx, "a resize was refused", "server", id, "flavor", f.ID, "error", err)
+		err = fault.New(fault.Invalid, "No valid host was found. No valid host found for resize")
+	}
+	if err != nil {
 		return api.None{}, err
 	}
 	s.wake(ctx, id)
@@ -90,6 +97,18 @@ func (c *console) lines() int {
 	return max(n, 0) // -1 is all
 }
 
+// hidden makes an error of another service one that clients may read: its text names hosts
+// and topics. What only the service itself can have done wrong is Internal.
+func hidden(err error, text string) error {
+	code := fault.CodeOf(err)
+	switch code {
+	case fault.NotFound, fault.Conflict, fault.Precondition, fault.Unavailable, fault.Timeout, fault.Unknown, fault.Canceled:
+	default:
+		code = fault.Internal
+	}
+	return fault.WithUser(fault.New(code, "%w", err), text)
+}
+
 // console asks the server's host for its console log.
 func (s *server) console(ctx context.Context, r *api.Request[console]) (map[string]string, error) {
 	id := r.PathValue("id")
@@ -105,7 +124,8 @@ func (s *server) console(ctx context.Context, r *api.Request[console]) (map[stri
 	case errors.Is(err, fault.Unimplemented):
 		return nil, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "Unable to get console log, functionality not implemented"))
 	case err != nil:
-		return nil, err
+		s.cfg.Logger.WarnContext(ctx, "a console log was not read", "server", id, "host", *srv.Host, "error", err)
+		return nil, hidden(err, fmt.Sprintf("Unable to get console log of instance %s.", id))
 	}
 	return map[string]string{"output": got.Output}, nil
 }

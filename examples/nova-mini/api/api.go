@@ -122,10 +122,10 @@ func linksTo(r *http.Request, kind, id string) []api.Link {
 var pages = api.Pages{MaxLimit: MaxLimit, Lenient: true}
 
 // able refuses what could not be done now: nothing is accepted that has to wait
-// for a broken service. The client may send it again.
+// for a broken service. The client may send it again. Why is in the log.
 func (s *server) able(ctx context.Context) error {
 	if err := s.cfg.Bus(ctx); err != nil {
-		return fault.New(fault.Unavailable, "The service cannot accept this now: %w", err)
+		return fault.WithUser(fault.New(fault.Unavailable, "other services cannot be reached: %w", err), "The service cannot accept this now: other services cannot be reached.")
 	}
 	return nil
 }

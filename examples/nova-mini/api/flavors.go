@@ -54,7 +54,12 @@ func flavorList[T any](ctx context.Context, s *server, r *http.Request, view fun
 	if err != nil {
 		return out, err
 	}
-	list, err := s.cfg.Store.Flavors(ctx, p.Marker, p.Limit)
+	q, err := s.flavorQuery(ctx, r)
+	if err != nil {
+		return out, err
+	}
+	q.Marker, q.Limit = p.Marker, p.Limit
+	list, err := s.cfg.Store.Flavors(ctx, q)
 	if err != nil {
 		return out, err
 	}
@@ -76,7 +81,7 @@ func (s *server) listFlavorDetails(ctx context.Context, r *api.Request[api.None]
 }
 
 func (s *server) showFlavor(ctx context.Context, r *api.Request[api.None]) (map[string]flavorView, error) {
-	f, err := s.cfg.Store.Flavor(ctx, r.PathValue("id"))
+	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
 	if err != nil {
 		return nil, err
 	}
@@ -146,4 +151,64 @@ func (s *server) createFlavor(ctx context.Context, r *api.Request[createFlavor])
 
 func (s *server) deleteFlavor(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
 	return api.None{}, s.cfg.Store.DeleteFlavor(ctx, r.PathValue("id"))
+}
+
+type flavorAccess struct {
+	Access []flavorTenant `json:"flavor_access"`
+}
+
+type flavorTenant struct {
+	FlavorID string `json:"flavor_id"`
+	TenantID string `json:"tenant_id"`
+}
+
+func (s *server) access(ctx context.Context, id string) (flavorAccess, error) {
+	out := flavorAccess{Access: []flavorTenant{}}
+	projects, err := s.cfg.Store.FlavorProjects(ctx, id)
+	for _, p := range projects {
+		out.Access = append(out.Access, flavorTenant{id, p})
+	}
+	return out, err
+}
+
+func (s *server) showAccess(ctx context.Context, r *api.Request[api.None]) (flavorAccess, error) {
+	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), r.PathValue("id"))
+	if err != nil {
+		return flavorAccess{}, err
+	}
+	if f.Public {
+		return flavorAccess{}, fault.New(fault.NotFound, "Access list not available for public flavors.")
+	}
+	return s.access(ctx, f.ID)
+}
+
+type tenantAccess struct {
+	Tenant string `json:"tenant"`
+}
+
+type addAccess struct {
+	Add tenantAccess `json:"addTenantAccess"`
+}
+
+type removeAccess struct {
+	Remove tenantAccess `json:"removeTenantAccess"`
+}
+
+func (s *server) addAccess(ctx context.Context, r *api.Request[addAccess]) (flavorAccess, error) {
+	id := r.PathValue("id")
+	if err := s.cfg.Store.AllowFlavor(ctx, id, r.Body.Add.Tenant); err != nil {
+		return flavorAccess{}, err
+	}
+	return s.access(ctx, id)
+}
+
+func (s *server) removeAccess(ctx context.Context, r *api.Request[removeAccess]) (flavorAccess, error) {
+	id := r.PathValue("id")
+	if _, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), id); err != nil {
+		return flavorAccess{}, err
+	}
+	if err := s.cfg.Store.DenyFlavor(ctx, id, r.Body.Remove.Tenant); err != nil {
+		return flavorAccess{}, err
+	}
+	return s.access(ctx, id)
 }

@@ -11,10 +11,14 @@ import (
 
 // The names of the rules, Nova's.
 const (
+	ruleAdmin         = "context_is_admin"
 	ruleCreate        = "os_compute_api:servers:create"
 	ruleIndex         = "os_compute_api:servers:index"
 	ruleDetail        = "os_compute_api:servers:detail"
 	ruleAllTenants    = "os_compute_api:servers:index:get_all_tenants"
+	ruleAllDetails    = "os_compute_api:servers:detail:get_all_tenants"
+	ruleAllFilters    = "os_compute_api:servers:allow_all_filters"
+	ruleExtended      = "os_compute_api:os-extended-server-attributes"
 	ruleShow          = "os_compute_api:servers:show"
 	ruleDelete        = "os_compute_api:servers:delete"
 	ruleStart         = "os_compute_api:servers:start"
@@ -26,6 +30,9 @@ const (
 	ruleConsole       = "os_compute_api:os-console-output"
 	ruleFlavorCreate  = "os_compute_api:os-flavor-manage:create"
 	ruleFlavorDelete  = "os_compute_api:os-flavor-manage:delete"
+	ruleFlavorAccess  = "os_compute_api:os-flavor-access"
+	ruleAddAccess     = "os_compute_api:os-flavor-access:add_tenant_access"
+	ruleRemoveAccess  = "os_compute_api:os-flavor-access:remove_tenant_access"
 	ruleServices      = "os_compute_api:os-services:list"
 	ruleServiceUpdate = "os_compute_api:os-services:update"
 	ruleHypervisors   = "os_compute_api:os-hypervisors:list"
@@ -36,7 +43,7 @@ const (
 // Rules are the policy's, with the defaults that Nova has in Zed.
 func Rules() []policy.Rule {
 	rules := []policy.Rule{
-		{Name: "context_is_admin", Check: "role:admin", Description: "Who is an administrator."},
+		{Name: ruleAdmin, Check: "role:admin", Description: "Who is an administrator."},
 		{Name: "project_member_api", Check: "role:member and project_id:%(project_id)s", Description: "A member of the project."},
 		{Name: "project_reader_api", Check: "role:reader and project_id:%(project_id)s", Description: "Who may read what the project has."},
 		{Name: "project_member_or_admin", Check: "rule:project_member_api or rule:context_is_admin", Description: "A member of the project, or an administrator."},
@@ -48,7 +55,10 @@ func Rules() []policy.Rule {
 		{ruleIndex, "rule:project_reader_or_admin", "List servers", "GET", "/servers"},
 		{ruleDetail, "rule:project_reader_or_admin", "List servers with details", "GET", "/servers/detail"},
 		{ruleAllTenants, "rule:context_is_admin", "List the servers of all projects", "GET", "/servers"},
+		{ruleAllDetails, "rule:context_is_admin", "List the servers of all projects with details", "GET", "/servers/detail"},
+		{ruleAllFilters, "rule:context_is_admin", "Filter servers by their host", "GET", "/servers"},
 		{ruleShow, "rule:project_reader_or_admin", "Show a server", "GET", server},
+		{ruleExtended, "rule:context_is_admin", "Show the host of a server", "GET", server},
 		{ruleDelete, "rule:project_member_or_admin", "Delete a server", "DELETE", server},
 		{ruleStart, "rule:project_member_or_admin", "Start a server", "POST", action + " (os-start)"},
 		{ruleStop, "rule:project_member_or_admin", "Stop a server", "POST", action + " (os-stop)"},
@@ -59,6 +69,9 @@ func Rules() []policy.Rule {
 		{ruleConsole, "rule:project_member_or_admin", "Read a server's console log", "POST", action + " (os-getConsoleOutput)"},
 		{ruleFlavorCreate, "rule:context_is_admin", "Create a flavor", "POST", "/flavors"},
 		{ruleFlavorDelete, "rule:context_is_admin", "Delete a flavor", "DELETE", "/flavors/{flavor_id}"},
+		{ruleFlavorAccess, "rule:context_is_admin", "List the projects that have access to a flavor", "GET", "/flavors/{flavor_id}/os-flavor-access"},
+		{ruleAddAccess, "rule:context_is_admin", "Give a project access to a flavor", "POST", "/flavors/{flavor_id}/action (addTenantAccess)"},
+		{ruleRemoveAccess, "rule:context_is_admin", "Take a project's access to a flavor", "POST", "/flavors/{flavor_id}/action (removeTenantAccess)"},
 		{ruleServices, "rule:context_is_admin", "List services", "GET", "/os-services"},
 		{ruleServiceUpdate, "rule:context_is_admin", "Enable or disable a service", "PUT", "/os-services/enable"},
 		{ruleHypervisors, "rule:context_is_admin", "List hypervisors", "GET", "/os-hypervisors"},

@@ -36,6 +36,10 @@ func TestPolicy(t *testing.T) {
 	)
 	want := map[string]string{
 		"os_compute_api:servers:create": member, "os_compute_api:servers:index": reader, "os_compute_api:servers:detail": reader,
+		"os_compute_api:os-extended-server-attributes": admin,
+		"os_compute_api:os-flavor-access":              admin, "os_compute_api:os-flavor-access:add_tenant_access": admin,
+		"os_compute_api:os-flavor-access:remove_tenant_access": admin,
+		"os_compute_api:servers:detail:get_all_tenants":        admin, "os_compute_api:servers:allow_all_filters": admin,
 		"os_compute_api:servers:index:get_all_tenants": admin, "os_compute_api:servers:show": reader, "os_compute_api:servers:delete": member,
 		"os_compute_api:servers:start": member, "os_compute_api:servers:stop": member, "os_compute_api:servers:reboot": member, "os_compute_api:servers:resize": member,
 		"os_compute_api:servers:confirm_resize": member, "os_compute_api:servers:revert_resize": member, "os_compute_api:os-console-output": member,

@@ -33,10 +33,10 @@ func (s *server) routes(mux *api.Mux) {
 
 func (s *server) flavorRoutes(mux *api.Mux) {
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/flavors", Summary: "List flavors", Query: pageOf, Reply: page("flavors", flavorShort), Errors: fails(),
+		Pattern: "GET /v2.1/flavors", Summary: "List flavors", Query: flavorQuery, Reply: page("flavors", flavorShort), Errors: fails(),
 	}, s.listFlavors)
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/flavors/detail", Summary: "List flavors with details", Query: pageOf, Reply: page("flavors", flavorLong), Errors: fails(),
+		Pattern: "GET /v2.1/flavors/detail", Summary: "List flavors with details", Query: flavorQuery, Reply: page("flavors", flavorLong), Errors: fails(),
 	}, s.listFlavorDetails)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/flavors/{id}", Summary: "Show a flavor", Reply: flavorOne, Errors: fails(http.StatusNotFound),
@@ -49,6 +49,18 @@ func (s *server) flavorRoutes(mux *api.Mux) {
 		Pattern: "DELETE /v2.1/flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor",
 		Status: http.StatusAccepted, Errors: fails(http.StatusNotFound),
 	}, s.deleteFlavor)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "GET /v2.1/flavors/{id}/os-flavor-access", Rule: ruleFlavorAccess, Summary: "List the projects that have access to a flavor",
+		Reply: accessList, Errors: fails(http.StatusNotFound),
+	}, s.showAccess)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "POST /v2.1/flavors/{id}/action", Action: "addTenantAccess", Rule: ruleAddAccess, Summary: "Give a project access to a flavor",
+		Body: accessBody("addTenantAccess"), Reply: accessList, Errors: failsOfBody(http.StatusNotFound, http.StatusConflict),
+	}, s.addAccess)
+	api.HandleRoute(mux, api.Route{
+		Pattern: "POST /v2.1/flavors/{id}/action", Action: "removeTenantAccess", Rule: ruleRemoveAccess, Summary: "Take a project's access to a flavor",
+		Body: accessBody("removeTenantAccess"), Reply: accessList, Errors: failsOfBody(http.StatusNotFound),
+	}, s.removeAccess)
 }
 
 func (s *server) serverRoutes(mux *api.Mux) {

@@ -54,6 +54,19 @@ func query(params fields) []api.Schema {
 	return always(`{"type": "object", "additionalProperties": true, "properties": {` + strings.Join(properties, ", ") + `}}`)
 }
 
+// oneOf is the name of a column.
+func oneOf(columns map[string]string) string {
+	return fmt.Sprintf(`{"enum": ["%s"]}`, strings.Join(slices.Sorted(maps.Keys(columns)), `", "`))
+}
+
+// withFilters adds the filters of servers to parameters.
+func withFilters(params fields) fields {
+	for _, name := range filterNames() {
+		params[name] = anything
+	}
+	return params
+}
+
 // Values.
 const (
 	anything  = `{"type": "string"}`
@@ -96,7 +109,10 @@ var (
 
 // Flavors.
 var (
-	pageOf       = query(fields{"limit": digits, "marker": anything})
+	flavorQuery = query(fields{
+		"limit": digits, "marker": anything, "is_public": anything, "minRam": anything, "minDisk": anything,
+		"sort_key": oneOf(flavorSorts), "sort_dir": `{"enum": ["asc", "desc"]}`,
+	})
 	flavorCreate = always(exact(fields{"flavor": exact(fields{
 		"name": nameText, "ram": positive, "vcpus": positive, "disk": natural, "swap?": natural, "OS-FLV-EXT-DATA:ephemeral?": natural,
 		"id?":                         `{"type": ["string", "number", "null"], "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9._-]([a-zA-Z0-9. _-]*[a-zA-Z0-9._-])?$"}`,
@@ -109,8 +125,14 @@ var (
 		"swap":                     `{"type": ["integer", "string"], "minimum": 1, "maxLength": 0}`, // "" for none, until microversion 2.75
 		"OS-FLV-DISABLED:disabled": boolean, "os-flavor-access:is_public": boolean, "rxtx_factor": `{"type": "number"}`, "links": links,
 	})
-	flavorOne = always(exact(fields{"flavor": flavorLong}))
+	flavorOne  = always(exact(fields{"flavor": flavorLong}))
+	accessList = always(exact(fields{"flavor_access": list(exact(fields{"flavor_id": flavorIDs, "tenant_id": upTo255}))}))
 )
+
+// accessBody is the body of an action that changes who has access to a flavor.
+func accessBody(action string) []api.Schema {
+	return always(exact(fields{action: exact(fields{"tenant": upTo255})}))
+}
 
 // Servers.
 var (
@@ -125,8 +147,10 @@ var (
 		"availability_zone?": nameText,
 	})}))
 	oneServer   = `{"enum": [1, "1"]}`
-	serverQuery = query(fields{"limit": digits, "marker": anything, "all_tenants": anything})
-	serverMade  = always(exact(fields{"server": exact(fields{
+	serverQuery = query(withFilters(fields{
+		"limit": digits, "marker": anything, "all_tenants": anything, "sort_key": oneOf(serverSorts), "sort_dir": anything,
+	}))
+	serverMade = always(exact(fields{"server": exact(fields{
 		"id": uuidText, "links": links, "OS-DCF:diskConfig": manual, "adminPass": anything, "security_groups": list(exact(fields{"name": anything})),
 	})}))
 	serverShort = exact(fields{"id": uuidText, "name": upTo255, "links": links})
@@ -138,14 +162,14 @@ var (
 		"flavor":    exact(fields{"id": anything, "links": links}),
 		"created":   seconds,
 		"updated":   seconds,
-		"fault?":    exact(fields{"code": integer, "created": seconds, "message": anything}),
+		"fault?":    exact(fields{"code": integer, "created": seconds, "message": anything, "details?": anything}),
 		"progress?": amount, "addresses": exact(nil), "accessIPv4": empty, "accessIPv6": empty, "config_drive": empty, "key_name": null,
 		"OS-DCF:diskConfig": manual, "OS-EXT-AZ:availability_zone": `{"enum": ["", "` + zone + `"]}`,
 		"OS-EXT-STS:vm_state":    `{"enum": ["building", "active", "stopped", "resized", "error"]}`,
 		"OS-EXT-STS:task_state":  optional,
 		"OS-EXT-STS:power_state": `{"enum": [0, 1, 3, 4, 6, 7]}`,
 		"OS-SRV-USG:launched_at": noMicros, "OS-SRV-USG:terminated_at": noMicros,
-		"OS-EXT-SRV-ATTR:host": optional, "OS-EXT-SRV-ATTR:hypervisor_hostname": optional, "OS-EXT-SRV-ATTR:instance_name": anything,
+		"OS-EXT-SRV-ATTR:host?": optional, "OS-EXT-SRV-ATTR:hypervisor_hostname?": optional, "OS-EXT-SRV-ATTR:instance_name?": anything,
 		"os-extended-volumes:volumes_attached": `{"type": "array", "maxItems": 0}`,
 	})
 	serverOne = always(exact(fields{"server": serverLong}))

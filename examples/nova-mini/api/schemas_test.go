@@ -85,7 +85,7 @@ func TestBodies(t *testing.T) {
 		{"GET", servers + "?limit=1&limit=x", "", 400, "Invalid input for query parameters limit. Value: x. 'x' does not match '^[0-9]*$'"},
 		{"GET", servers + "?all_tenants=perhaps", "", 400, "Invalid input received: Unrecognized value 'perhaps', acceptable values are: '0', '1', 'f'"},
 		{"GET", servers + "?all_tenants&surprise=1&limit=1", "", 200, `"servers_links":[{"rel":"next"`},
-		{"GET", servers + "/detail?all_tenants=no&status=x", "", 200, activeID},
+		{"GET", servers + "/detail?all_tenants=no&status=active&surprise=1", "", 200, activeID},
 		{"GET", services[:len(services)-1] + "?binary=nova-compute&host=none", "", 200, `{"services":[]}`},
 	} {
 		status, _, got := ask(t, h, tt.method, tt.path, tt.body)

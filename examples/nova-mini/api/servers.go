@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/google/uuid"
@@ -32,13 +33,13 @@ type newServer struct {
 }
 
 // flavor returns the flavor that a reference means, its id or a link to it. Invalid: there
-// is none.
+// is none that the client may use.
 func (s *server) flavor(ctx context.Context, ref json.RawMessage) (*store.Flavor, error) {
 	id := plainText(ref)
 	if i := strings.LastIndexByte(id, '/'); i >= 0 {
 		id = id[i+1:]
 	}
-	f, err := s.cfg.Store.Flavor(ctx, id)
+	f, err := s.cfg.Store.Flavor(ctx, s.viewer(ctx), id)
 	if fault.CodeOf(err) == fault.NotFound && err != nil {
 		err = fault.New(fault.Invalid, "%w", err)
 	}
@@ -116,14 +117,20 @@ type serverView struct {
 	KeyName         *string             `json:"key_name"`
 	LaunchedAt      *string             `json:"OS-SRV-USG:launched_at"`
 	TerminatedAt    *string             `json:"OS-SRV-USG:terminated_at"`
-	Host            *string             `json:"OS-EXT-SRV-ATTR:host"`
-	InstanceName    string              `json:"OS-EXT-SRV-ATTR:instance_name"`
-	HypervisorHost  *string             `json:"OS-EXT-SRV-ATTR:hypervisor_hostname"`
 	TaskState       *string             `json:"OS-EXT-STS:task_state"`
 	VMState         string              `json:"OS-EXT-STS:vm_state"`
 	PowerState      compute.PowerState  `json:"OS-EXT-STS:power_state"`
 	VolumesAttached []map[string]string `json:"os-extended-volumes:volumes_attached"`
 	Fault           *faultView          `json:"fault,omitempty"`
+
+	*extendedView // nil, and so left out, for those who may not see it
+}
+
+// extendedView tells where a server is.
+type extendedView struct {
+	Host           *string `json:"OS-EXT-SRV-ATTR:host"`
+	InstanceName   string  `json:"OS-EXT-SRV-ATTR:instance_name"`
+	HypervisorHost *string `json:"OS-EXT-SRV-ATTR:hypervisor_hostname"`
 }
 
 type bookmark struct {
@@ -135,60 +142,53 @@ type faultView struct {
 	Code    int    `json:"code"`
 	Created string `json:"created"`
 	Message string `json:"message"`
+	Details string `json:"details,omitempty"`
 }
 
 // zone is the one availability zone, Nova's default name.
 const zone = "nova"
 
-func viewServer(r *http.Request, s *store.Server) serverView {
+// zoneOf returns the availability zone of a server, which it has with its host.
+func zoneOf(s *store.Server) string {
+	if s.Host == nil {
+		return ""
+	}
+	return zone
+}
+
+// progressing are the statuses of servers that are shown with a progress, as in Nova.
+var progressing = []string{"ACTIVE", "BUILD", "RESIZE", "VERIFY_RESIZE"}
+
+// viewServer returns what the one who asks may see of a server.
+func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 	marked := func(kind, id string) bookmark {
 		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
 	}
 	v := serverView{
-		ID: s.ID, Name: s.Name, TenantID: s.ProjectID, UserID: s.UserID, Metadata: s.Metadata, Image: "",
-		Flavor: marked("flavors", s.FlavorID), Created: stamp(s.CreatedAt), Updated: stamp(s.UpdatedAt),
-		Addresses: map[string]any{}, Links: linksTo(r, "servers", s.ID), DiskConfig: "MANUAL",
-		LaunchedAt: micros(s.LaunchedAt), Host: s.Host, HypervisorHost: s.Host,
-		TaskState: s.TaskState, VMState: s.VMState, VolumesAttached: []map[string]string{},
+		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata, Image: "",
+		Flavor: marked("flavors", srv.FlavorID), Created: stamp(srv.CreatedAt), Updated: stamp(srv.UpdatedAt),
+		Addresses: map[string]any{}, Links: linksTo(r, "servers", srv.ID), DiskConfig: "MANUAL",
+		LaunchedAt: micros(srv.LaunchedAt),
+		TaskState:  srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), Zone: zoneOf(srv), VolumesAttached: []map[string]string{},
 	}
-	if s.ImageRef != "" {
-		v.Image = marked("images", s.ImageRef)
+	if srv.ImageRef != "" {
+		v.Image = marked("images", srv.ImageRef)
 	}
-	if s.Host != nil {
-		sum := sha256.Sum224([]byte(s.ProjectID + *s.Host)) // tells hosts apart without naming them, as Nova does
-		v.HostID, v.Zone = hex.EncodeToString(sum[:]), zone
+	if srv.Host != nil {
+		sum := sha256.Sum224([]byte(srv.ProjectID + *srv.Host)) // tells hosts apart without naming them, as Nova does
+		v.HostID = hex.EncodeToString(sum[:])
 	}
-	switch s.VMState {
-	case store.Building:
-		v.Status, v.Progress = "BUILD", new(int)
-	case store.Active:
-		v.Status, v.Progress, v.PowerState = "ACTIVE", new(int), compute.Running
-		switch s.Task() {
-		case store.Rebooting:
-			v.Status = "REBOOT"
-		case store.RebootingHard:
-			v.Status = "HARD_REBOOT"
-		case store.ResizePrep:
-			v.Status = "RESIZE"
+	if slices.Contains(progressing, v.Status) {
+		v.Progress = new(int)
+	}
+	if v.Status == store.StatusError && srv.FaultAt != nil {
+		v.Fault = &faultView{Code: srv.FaultCode, Created: stamp(*srv.FaultAt), Message: srv.FaultMessage}
+		if srv.FaultCode != http.StatusInternalServerError || s.administrator(r.Context()) { // as Nova
+			v.Fault.Details = srv.FaultDetails
 		}
-	case store.Stopped:
-		v.Status, v.PowerState = "SHUTOFF", compute.Shutdown
-		if s.Task() == store.ResizePrep {
-			v.Status, v.Progress = "RESIZE", new(int)
-		}
-	case store.Resized:
-		v.Status, v.Progress, v.PowerState = "VERIFY_RESIZE", new(int), compute.Shutdown
-		if s.Resize != nil && s.Resize.Running {
-			v.PowerState = compute.Running
-		}
-		if s.Task() == store.ResizeReverting {
-			v.Status = "REVERT_RESIZE"
-		}
-	default:
-		v.Status = "ERROR"
-		if s.FaultAt != nil {
-			v.Fault = &faultView{Code: s.FaultCode, Created: stamp(*s.FaultAt), Message: s.FaultMessage}
-		}
+	}
+	if s.cfg.Policy.Enforce(r.Context(), ruleExtended, map[string]any{"project_id": srv.ProjectID}) == nil {
+		v.extendedView = &extendedView{Host: srv.Host, HypervisorHost: srv.Host}
 	}
 	return v
 }
@@ -198,24 +198,18 @@ type serverPage[T any] struct {
 	Links   []api.Link `json:"servers_links,omitempty"`
 }
 
-func serverList[T any](ctx context.Context, s *server, r *http.Request, view func(*store.Server) T) (serverPage[T], error) {
+func serverList[T any](ctx context.Context, s *server, r *http.Request, allRule string, view func(*store.Server) T) (serverPage[T], error) {
 	out := serverPage[T]{Servers: []T{}}
 	p, err := pages.Read(r)
 	if err != nil {
 		return out, err
 	}
-	project := reqctx.From(ctx).ProjectID
-	all, err := allTenants(r.URL.Query())
+	q, err := s.serverQuery(ctx, r, allRule)
 	if err != nil {
 		return out, err
 	}
-	if all {
-		if err := s.cfg.Policy.Enforce(ctx, ruleAllTenants, nil); err != nil {
-			return out, err
-		}
-		project = ""
-	}
-	list, err := s.cfg.Store.Servers(ctx, project, p.Marker, p.Limit)
+	q.Marker, q.Limit = p.Marker, p.Limit
+	list, err := s.cfg.Store.Servers(ctx, q)
 	if err != nil {
 		return out, err
 	}
@@ -227,13 +221,13 @@ func serverList[T any](ctx context.Context, s *server, r *http.Request, view fun
 }
 
 func (s *server) listServers(ctx context.Context, r *api.Request[api.None]) (serverPage[serverBrief], error) {
-	return serverList(ctx, s, r.Request, func(v *store.Server) serverBrief {
+	return serverList(ctx, s, r.Request, ruleAllTenants, func(v *store.Server) serverBrief {
 		return serverBrief{ID: v.ID, Name: v.Name, Links: linksTo(r.Request, "servers", v.ID)}
 	})
 }
 
 func (s *server) listServerDetails(ctx context.Context, r *api.Request[api.None]) (serverPage[serverView], error) {
-	return serverList(ctx, s, r.Request, func(v *store.Server) serverView { return viewServer(r.Request, v) })
+	return serverList(ctx, s, r.Request, ruleAllDetails, func(v *store.Server) serverView { return s.viewServer(r.Request, v) })
 }
 
 func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[string]serverView, error) {
@@ -241,7 +235,7 @@ func (s *server) showServer(ctx context.Context, r *api.Request[api.None]) (map[
 	if err != nil {
 		return nil, err
 	}
-	return map[string]serverView{"server": viewServer(r.Request, v)}, nil
+	return map[string]serverView{"server": s.viewServer(r.Request, v)}, nil
 }
 
 func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (api.None, error) {

@@ -50,13 +50,21 @@ func factor(raw json.RawMessage) (float64, error) {
 	return x, nil
 }
 
+// truth reads a text that stands for a boolean; ok is false if it stands for none.
+func truth(text string) (value, ok bool) {
+	switch strings.ToLower(strings.TrimSpace(text)) {
+	case "true", "1", "on", "yes", "t", "y":
+		return true, true
+	case "false", "0", "off", "no", "f", "n":
+		return false, true
+	}
+	return false, false
+}
+
 // yes reports whether a text, or true, says so.
 func yes(text string) bool {
-	switch strings.ToLower(text) {
-	case "true", "1", "on", "yes", "t", "y":
-		return true
-	}
-	return false
+	value, _ := truth(text)
+	return value
 }
 
 // allTenants reads the parameter of that name. Without a value it says yes.
@@ -65,12 +73,10 @@ func allTenants(q map[string][]string) (bool, error) {
 	if len(values) == 0 {
 		return false, nil
 	}
-	switch text := strings.ToLower(strings.TrimSpace(values[0])); {
-	case text == "" || yes(text):
-		return true, nil
-	case text == "0" || text == "f" || text == "false" || text == "n" || text == "no" || text == "off":
-		return false, nil
+	value, ok := truth(values[0])
+	if !ok && strings.TrimSpace(values[0]) != "" {
+		return false, fault.New(fault.Invalid, "Invalid input received: Unrecognized value '%.100s', "+
+			"acceptable values are: '0', '1', 'f', 'false', 'n', 'no', 'off', 'on', 't', 'true', 'y', 'yes'", values[0])
 	}
-	return false, fault.New(fault.Invalid, "Invalid input received: Unrecognized value '%.100s', "+
-		"acceptable values are: '0', '1', 'f', 'false', 'n', 'no', 'off', 'on', 't', 'true', 'y', 'yes'", values[0])
+	return value || !ok, nil
 }

@@ -16,6 +16,7 @@ package conductor
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -85,10 +86,10 @@ func New(cfg Config) *Service {
 		Store: cfg.Store.Operations(), Host: cfg.Host, Lease: cfg.Patience, Poll: cfg.Poll, Inflight: cfg.Inflight, Logger: cfg.Logger,
 	})}
 	operation.Handle(s.Runner, store.Create,
-		operation.Step[struct{}]{Name: "schedule", Do: s.schedule, UndoTx: s.fail, Timeout: cfg.Patience},
+		operation.Step[struct{}]{Name: "schedule", Do: s.schedule, UndoTx: s.failBuild, Timeout: cfg.Patience},
 		operation.Step[struct{}]{Name: stepBuild, Do: s.build, Timeout: cfg.Patience})
 	operation.Handle(s.Runner, store.Delete,
-		operation.Step[struct{}]{Name: stepDestroy, Do: s.destroy, UndoTx: s.fail, Timeout: cfg.Patience},
+		operation.Step[struct{}]{Name: stepDestroy, Do: s.destroy, UndoTx: s.failDelete, Timeout: cfg.Patience},
 		operation.Step[struct{}]{Name: "remove", DoTx: s.remove})
 	for a, k := range store.Kinds {
 		act := actor{s, a}
@@ -132,7 +133,7 @@ func (s *Service) schedule(ctx context.Context, op *operation.Op, _ *struct{}) e
 func (s *Service) place(ctx context.Context, srv *store.Server, age time.Duration) error {
 	if srv.Attempts >= s.cfg.MaxAttempts {
 		return fault.New(fault.Exhausted, "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s: tried %v, last: %s",
-			srv.ID, srv.Tried, srv.FaultMessage)
+			srv.ID, srv.Tried, srv.FaultDetails)
 	}
 	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Exclude: srv.Tried})
 	switch {
@@ -141,8 +142,8 @@ func (s *Service) place(ctx context.Context, srv *store.Server, age time.Duratio
 		if f, ok := errors.AsType[*fault.Error](err); ok {
 			text = f.Msg // without the path it came
 		}
-		if srv.FaultMessage != "" {
-			text += "; the last build failed: " + srv.FaultMessage
+		if srv.FaultDetails != "" {
+			text += "; the last build failed: " + srv.FaultDetails
 		}
 		return fault.New(fault.CodeOf(err), "%s", text)
 	case err != nil && age > s.cfg.BuildTimeout:
@@ -183,9 +184,28 @@ func (s *Service) tell(err error) error {
 	return operation.Again(s.cfg.Patience)
 }
 
-// fail ends the task of a server in an error.
-func (s *Service) fail(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
-	return s.cfg.Store.Fail(ctx, op.Resource, op.Err.Error())
+// failBuild ends the building of a server in an error. The message is Nova's.
+func (s *Service) failBuild(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
+	srv, err := s.cfg.Store.Server(ctx, op.Resource)
+	if errors.Is(err, fault.NotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	message := fmt.Sprintf("Build of instance %s aborted.", srv.ID)
+	switch exhausted := fault.CodeOf(op.Err) == fault.Exhausted; {
+	case exhausted && srv.Attempts == 0:
+		message = "No valid host was found. There are not enough hosts available."
+	case exhausted:
+		message = fmt.Sprintf("Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s.", srv.ID)
+	}
+	return s.cfg.Store.Fail(ctx, srv.ID, message, op.Err.Error())
+}
+
+// failDelete ends the deletion of a server in an error.
+func (s *Service) failDelete(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
+	return s.cfg.Store.Fail(ctx, op.Resource, fmt.Sprintf("Failed to delete instance %s.", op.Resource), op.Err.Error())
 }
 
 func (s *Service) destroy(ctx context.Context, op *operation.Op, _ *struct{}) error {
@@ -250,7 +270,7 @@ func (s actor) fail(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *store.
 		return err
 	}
 	if c := fault.CodeOf(op.Err); srv.Resize != nil && (c == fault.Canceled || c == fault.Timeout) {
-		return s.cfg.Store.Fail(ctx, op.Resource, op.Err.Error())
+		return s.cfg.Store.Fail(ctx, op.Resource, store.FailedAction(s.action, srv.ID), op.Err.Error())
 	}
 	a := compute.AttemptRequest{ServerID: srv.ID, Host: *srv.Host, Generation: srv.Generation, Task: srv.Task()}
 	return s.cfg.Store.EndAct(ctx, a, op.Err.Error())

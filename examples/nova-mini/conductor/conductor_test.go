@@ -113,7 +113,7 @@ func (b *bench) addHost(name string) {
 
 func (b *bench) add() string {
 	b.Helper()
-	srv := &store.Server{ID: uuid.NewString(), Name: "s", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}
+	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}
 	if err := b.store.CreateServer(b.Context(), srv); err != nil {
 		b.Fatal(err)
 	}
@@ -296,12 +296,13 @@ func TestNextHost(t *testing.T) {
 		}
 		b.settle(id)
 		s := b.server(id)
-		if s.VMState != store.Error || !strings.Contains(s.FaultMessage, "retries") || !strings.Contains(s.FaultMessage, "disk on fire") || len(s.Tried) != 2 {
-			b.Errorf("server %s, tried %v, fault %q; want an error after two hosts", s.VMState, s.Tried, s.FaultMessage)
+		if s.VMState != store.Error || !strings.Contains(s.FaultDetails, "retries") || !strings.Contains(s.FaultDetails, "disk on fire") || len(s.Tried) != 2 ||
+			s.FaultMessage != "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance "+id+"." {
+			b.Errorf("server %s, tried %v, fault %q; want an error after two hosts", s.VMState, s.Tried, s.FaultDetails)
 		}
 		b.unclaimed()
 		o := b.operation(id)
-		if events(o) != "schedule:done build:retry build:retry build:failed schedule:undone" || o.State != operation.Failed || o.Error != s.FaultMessage || !strings.Contains(o.Events[1].Error, "disk on fire") {
+		if events(o) != "schedule:done build:retry build:retry build:failed schedule:undone" || o.State != operation.Failed || o.Error != s.FaultDetails || !strings.Contains(o.Events[1].Error, "disk on fire") {
 			b.Errorf("operation %+v", o)
 		}
 
@@ -370,8 +371,9 @@ func TestNoRoom(t *testing.T) {
 		id := b.add()
 		b.wake(id)
 		b.settle(id)
-		if s := b.server(id); s.VMState != store.Error || s.FaultCode != 500 || s.FaultMessage != "No valid host was found. 0 of 2 hosts: 1 VCPU, 1 disabled" {
-			b.Errorf("server %s, fault %d %q", s.VMState, s.FaultCode, s.FaultMessage)
+		if s := b.server(id); s.VMState != store.Error || s.FaultCode != 500 || s.FaultDetails != "No valid host was found. 0 of 2 hosts: 1 VCPU, 1 disabled" ||
+			s.FaultMessage != "No valid host was found. There are not enough hosts available." {
+			b.Errorf("server %s, fault %d %q: %q", s.VMState, s.FaultCode, s.FaultMessage, s.FaultDetails)
 		}
 	})
 }
@@ -388,8 +390,8 @@ func TestTimeouts(t *testing.T) {
 		b.past("servers", "task_since")
 		b.expire()
 		b.settle(id)
-		if s := b.server(id); s.VMState != store.Error || !strings.Contains(s.FaultMessage, "h1 did not build") || s.Host == nil {
-			b.Errorf("server %s, fault %q, host %v; want an error that names the host, which still has to be cleaned", s.VMState, s.FaultMessage, s.Host)
+		if s := b.server(id); s.VMState != store.Error || !strings.Contains(s.FaultDetails, "h1 did not build") || s.Host == nil || s.FaultMessage != "Build of instance "+id+" aborted." {
+			b.Errorf("server %s, fault %q, host %v; want an error that names the host, which still has to be cleaned", s.VMState, s.FaultDetails, s.Host)
 		}
 		if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt("h1", r)}); !errors.Is(err, compute.ErrStale) {
 			b.Errorf("a report after the end: %v, want ErrStale", err)
@@ -432,8 +434,8 @@ func TestNoHostUp(t *testing.T) {
 			b.Fatal(err)
 		}
 		b.settle(late)
-		if s := b.server(late); s.VMState != store.Error || !strings.Contains(s.FaultMessage, "none of the 1 compute hosts is up") {
-			b.Errorf("server %s, fault %q", s.VMState, s.FaultMessage)
+		if s := b.server(late); s.VMState != store.Error || !strings.Contains(s.FaultDetails, "none of the 1 compute hosts is up") {
+			b.Errorf("server %s, fault %q", s.VMState, s.FaultDetails)
 		}
 		b.addHost("h1")
 		if r := get(b, b.builds); r.Spec.ID != id {
@@ -545,8 +547,8 @@ func TestActions(t *testing.T) {
 			end(r, nil)
 			b.settle(id)
 			end(r, nil)
-			if s := b.server(id); s.VMState != store.Active || s.FaultMessage != "no power" {
-				b.Fatalf("after a stop that failed: %s, %q", s.VMState, s.FaultMessage)
+			if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "no power" || s.FaultMessage != "Failed to stop instance "+id+"." {
+				b.Fatalf("after a stop that failed: %s, %q", s.VMState, s.FaultDetails)
 			}
 		}
 
@@ -556,8 +558,8 @@ func TestActions(t *testing.T) {
 		b.expire()
 		b.settle(id)
 		end(r, nil) // as if it had been told: the server is what it was
-		if s := b.server(id); s.VMState != store.Active || s.FaultMessage != "host h1 did not end powering-off within 1m0s" {
-			b.Errorf("after a stop that never ended: %s, %q", s.VMState, s.FaultMessage)
+		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "host h1 did not end powering-off within 1m0s" {
+			b.Errorf("after a stop that never ended: %s, %q", s.VMState, s.FaultDetails)
 		}
 
 		r = begin(compute.Stop)
@@ -569,8 +571,8 @@ func TestActions(t *testing.T) {
 			b.Errorf("what is canceled is wanted: %v", err)
 		}
 		b.settle(id)
-		if s := b.server(id); s.VMState != store.Active || s.FaultMessage != "no" {
-			b.Errorf("after a stop that was canceled: %s, %q", s.VMState, s.FaultMessage)
+		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "no" {
+			b.Errorf("after a stop that was canceled: %s, %q", s.VMState, s.FaultDetails)
 		}
 		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
 			b.Fatal(err)
@@ -600,8 +602,8 @@ func TestActions(t *testing.T) {
 			b.Fatal(err)
 		}
 		b.settle(id)
-		if s := b.server(id); s.VMState != store.Error || s.FaultMessage != "keep it" {
-			b.Errorf("after a deletion that was canceled: %s, %q", s.VMState, s.FaultMessage)
+		if s := b.server(id); s.VMState != store.Error || s.FaultDetails != "keep it" || s.FaultMessage != "Failed to delete instance "+id+"." {
+			b.Errorf("after a deletion that was canceled: %s, %q", s.VMState, s.FaultDetails)
 		}
 		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
 			b.Fatal(err)

@@ -90,7 +90,7 @@ func testCloud(t *testing.T, c *cloud) {
 
 func faults(list []servers.Server) (out []string) {
 	for _, s := range list {
-		out = append(out, s.Fault.Message)
+		out = append(out, s.Fault.Details)
 	}
 	return out
 }
@@ -231,17 +231,17 @@ func TestReschedule(t *testing.T) {
 	disable(t, cl, "node-4")
 	none := must("none", huge.ID, nil)
 	c.settled(cl, 3, 30*time.Second)
-	for _, tt := range []struct{ id, status, says string }{
-		{second, "ACTIVE", ""},
-		{never, "ERROR", "Exceeded maximum number of retries"},
-		{none, "ERROR", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 disabled"},
+	for _, tt := range []struct{ id, status, says, details string }{
+		{second, "ACTIVE", "", ""},
+		{never, "ERROR", "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance " + never + ".", "tried [node-"},
+		{none, "ERROR", "No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 disabled"},
 	} {
 		s, err := servers.Get(t.Context(), cl, tt.id).Extract()
 		if err != nil {
 			t.Fatal(err)
 		}
-		if s.Status != tt.status || !strings.Contains(s.Fault.Message, tt.says) {
-			t.Errorf("%s: status %s, fault %q; want %s, %q", s.Name, s.Status, s.Fault.Message, tt.status, tt.says)
+		if s.Status != tt.status || s.Fault.Message != tt.says || !strings.Contains(s.Fault.Details, tt.details) {
+			t.Errorf("%s: status %s, fault %+v; want %s, %q, %q", s.Name, s.Status, s.Fault, tt.status, tt.says, tt.details)
 		}
 		if tt.status == "ACTIVE" && s.Host != "node-3" && s.Host != "node-4" {
 			t.Errorf("%s is on %s", s.Name, s.Host)

@@ -101,6 +101,14 @@ func TestIdentity(t *testing.T) {
 		{"root", "GET", "servers?all_tenants=True", "", 200, ada},
 		{"root", "GET", "os-services", "", 200, "nova-compute"},
 		{"root", "POST", "flavors", flavor, 200, `"name":"f"`},
+		{"root", "POST", "flavors", strings.Replace(flavor, `"f"`, `"p", "id": "p", "os-flavor-access:is_public": false`, 1), 200, `"id":"p"`},
+		{"ada", "GET", "flavors/p", "", 404, "Flavor p could not be found."},
+		{"ada", "POST", "servers", strings.Replace(boot, `"1"`, `"p"`, 1), 400, "Flavor p could not be found."},
+		{"root", "POST", "flavors/p/action", `{"addTenantAccess": {"tenant": "` + p1 + `"}}`, 200, p1},
+		{"ada", "GET", "flavors/p", "", 200, `"id":"p"`},
+		{"bob", "GET", "flavors/p", "", 404, "Flavor p could not be found."},
+		{"ada", "GET", "servers?host=node-1", "", 400, "Invalid filter field: host."},
+		{"root", "GET", "servers?all_tenants=1&status=DELETED", "", 200, `"servers":[]`},
 	} {
 		if code, body, _ := ask(tt.user, tt.method, tt.path, tt.body); code != tt.code || !strings.Contains(body, tt.says) {
 			t.Errorf("%s: %s %s = %d %s, want %d with %s", tt.user, tt.method, tt.path, code, body, tt.code, tt.says)
@@ -109,6 +117,12 @@ func TestIdentity(t *testing.T) {
 	for user, other := range map[string]string{"eve": bob, "root": ada} {
 		if _, body, _ := ask(user, "GET", "servers", ""); strings.Contains(body, other) {
 			t.Errorf("%s sees servers of others: %s", user, body)
+		}
+	}
+
+	for user, sees := range map[string]bool{"ada": false, "eve": false, "root": true} {
+		if _, body, _ := ask(user, "GET", "servers/"+ada, ""); strings.Contains(body, "OS-EXT-SRV-ATTR:host") != sees || !strings.Contains(body, ada) {
+			t.Errorf("%s sees the host of a server, which is for administrators: %t; %s", user, !sees, body)
 		}
 	}
 

@@ -74,7 +74,7 @@ func TestLibvirt(t *testing.T) {
 		c.poll("the server to be "+status, 90*time.Second, func() error {
 			got, err := servers.Get(t.Context(), cl, s.ID).Extract()
 			if err == nil && (got.Status != status || got.TaskState != "") {
-				err = fmt.Errorf("it is %s, task %q, fault %q", got.Status, got.TaskState, got.Fault.Message)
+				err = fmt.Errorf("it is %s, task %q, fault %q", got.Status, got.TaskState, got.Fault.Details)
 			}
 			return err
 		})

@@ -75,8 +75,12 @@ func TestOutage(t *testing.T) {
 			victim := tt.kill(broker, database)
 			victim.Kill()
 			c.poll("not ready", 30*time.Second, func() error {
-				if a := request(t, "GET", base+"/readyz", "", nil); a.status != http.StatusServiceUnavailable {
+				a := request(t, "GET", base+"/readyz", "", nil)
+				if a.status != http.StatusServiceUnavailable {
 					return fmt.Errorf("readyz: %v", a)
+				}
+				if !strings.Contains(a.body, "is not ready: ") || strings.Contains(a.body, "127.0.0.1") || strings.Contains(a.body, "dial") {
+					t.Errorf("readyz names more than checks: %v", a)
 				}
 				return nil
 			})
@@ -90,6 +94,8 @@ func TestOutage(t *testing.T) {
 			} {
 				if a := request(t, r.method, base+r.path, "application/json", strings.NewReader(r.body)); a.status != r.want {
 					t.Errorf("%s %s without the %s: %v, want %d", r.method, r.path, tt.name, a, r.want)
+				} else if strings.Contains(a.body, "127.0.0.1") {
+					t.Errorf("%s %s without the %s tells addresses: %v", r.method, r.path, tt.name, a)
 				}
 			}
 			if err := victim.Restart(t.Context()); err != nil {

@@ -108,7 +108,7 @@ func TestActions(t *testing.T) {
 		if err := s.EndAct(ctx, compute.AttemptRequest{ServerID: id, Host: "h1", Generation: srv.Generation, Task: store.PoweringOff}, "no power"); err != nil {
 			t.Error(err)
 		}
-		if srv, err = s.Server(ctx, id); err != nil || srv.VMState != store.Active || srv.FaultMessage != "no power" {
+		if srv, err = s.Server(ctx, id); err != nil || srv.VMState != store.Active || srv.FaultDetails != "no power" {
 			t.Errorf("after a stop that failed: %+v, %v", srv, err)
 		}
 		if err := s.Act(ctx, "none", compute.Stop); fault.CodeOf(err) != fault.NotFound {
@@ -193,7 +193,7 @@ func TestResize(t *testing.T) {
 			t.Errorf("two resizes at once: %v", err)
 		}
 		end("the driver cannot")
-		if srv := check("failed", store.Active, "1", 512); srv.FaultMessage != "the driver cannot" || srv.Resize != nil {
+		if srv := check("failed", store.Active, "1", 512); srv.FaultDetails != "the driver cannot" || srv.Resize != nil {
 			t.Errorf("after one that failed: %+v", srv)
 		}
 
@@ -231,7 +231,7 @@ func TestResize(t *testing.T) {
 
 		// Whose end nobody knows keeps the room for both.
 		begin(size("3", 3, 1))
-		if err := s.Fail(ctx, id, "the host is silent"); err != nil {
+		if err := s.Fail(ctx, id, "failed", "the host is silent"); err != nil {
 			t.Error(err)
 		}
 		check("given up", store.Error, "1", 3*512)

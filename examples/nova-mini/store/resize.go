@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql/driver"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -63,7 +64,8 @@ func (s *Store) hold(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 
 // BeginResize gives a server the task to become another size on its host, where the
 // room for it is claimed at once. Errors as Act; Invalid, with Nova's words: it is the
-// flavor that it has, its disk would shrink, or there is no room.
+// flavor that it has, or its disk would shrink; [placement.ErrNoRoom], with the host and
+// amounts, which are not for the server's project.
 func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
 	to := Size{f.ID, f.Resources()}
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
@@ -101,7 +103,7 @@ func (s *Store) beginResize(ctx context.Context, tx *sqlx.Tx, now time.Time, id 
 func (s *Server) end(a compute.Action, why string, now time.Time) {
 	failed := why != ""
 	if failed {
-		s.FaultCode, s.FaultMessage, s.FaultAt = 500, why, &now
+		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = 500, FailedAction(a, s.ID), why, &now
 	}
 	switch {
 	case a == compute.Resize && failed:
@@ -124,6 +126,11 @@ func (s *Server) end(a compute.Action, why string, now time.Time) {
 	}
 }
 
+// FailedAction is the message of the fault of a server whose action has failed.
+func FailedAction(a compute.Action, id string) string {
+	return fmt.Sprintf("Failed to %s instance %s.", actions[a].name, id)
+}
+
 // EndAct ends an action: the server is in the state that the action leads to, or,
 // with why it failed, in the one that it was in. ErrStale.
 func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string) error {
@@ -144,7 +151,8 @@ func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string
 		held := srv.Resize != nil
 		srv.end(action, why, now)
 		_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
-			disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_message = :fault_message, fault_at = :fault_at
+			disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_for_users = :fault_for_users,
+			fault_message = :fault_message, fault_at = :fault_at
 			WHERE id = :id`, srv)
 		if err != nil || !held {
 			return db.Error(err)

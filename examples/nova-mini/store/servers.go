@@ -68,25 +68,28 @@ func ActionOf(task string) compute.Action {
 // Server is one row. A server that has a task has an operation that is not over, and the
 // other way round: both begin and end in one transaction.
 type Server struct {
-	ID           string     `db:"id"`
-	Name         string     `db:"name"`
-	ProjectID    string     `db:"project_id"`
-	UserID       string     `db:"user_id"`
-	RequestID    string     `db:"request_id"`
-	ImageRef     string     `db:"image_ref"`
-	FlavorID     string     `db:"flavor_id"`
-	VCPUs        int        `db:"vcpus"`
-	MemoryMiB    int        `db:"memory_mib"`
-	DiskGiB      int        `db:"disk_gib"`
-	Metadata     Strings    `db:"metadata"`
-	VMState      string     `db:"vm_state"`
-	TaskState    *string    `db:"task_state"`
-	Host         *string    `db:"host"`
-	Generation   int64      `db:"generation"`
-	Attempts     int        `db:"attempts"`
-	Tried        List       `db:"tried"`
-	FaultCode    int        `db:"fault_code"`
-	FaultMessage string     `db:"fault_message"`
+	ID         string  `db:"id"`
+	Name       string  `db:"name"`
+	ProjectID  string  `db:"project_id"`
+	UserID     string  `db:"user_id"`
+	RequestID  string  `db:"request_id"`
+	ImageRef   string  `db:"image_ref"`
+	FlavorID   string  `db:"flavor_id"`
+	VCPUs      int     `db:"vcpus"`
+	MemoryMiB  int     `db:"memory_mib"`
+	DiskGiB    int     `db:"disk_gib"`
+	Metadata   Strings `db:"metadata"`
+	VMState    string  `db:"vm_state"`
+	TaskState  *string `db:"task_state"`
+	Host       *string `db:"host"`
+	Generation int64   `db:"generation"`
+	Attempts   int     `db:"attempts"`
+	Tried      List    `db:"tried"`
+	FaultCode  int     `db:"fault_code"`
+	// FaultMessage is what the server's project may read of its fault: no hosts, no amounts.
+	FaultMessage string `db:"fault_for_users"`
+	// FaultDetails are the reasons, for administrators.
+	FaultDetails string     `db:"fault_message"`
 	FaultAt      *time.Time `db:"fault_at"`
 	TaskSince    time.Time  `db:"task_since"`
 	CreatedAt    time.Time  `db:"created_at"`
@@ -101,6 +104,17 @@ func (s *Server) Task() string {
 		return ""
 	}
 	return *s.TaskState
+}
+
+// PowerState returns what the state of the server says of its power.
+func (s *Server) PowerState() compute.PowerState {
+	switch {
+	case s.VMState == Active, s.VMState == Resized && s.Resize != nil && s.Resize.Running:
+		return compute.Running
+	case s.VMState == Stopped, s.VMState == Resized:
+		return compute.Shutdown
+	}
+	return compute.NoState
 }
 
 // Need returns what the server takes of a host.
@@ -162,17 +176,21 @@ func notFound(id string) error {
 
 // CreateServer adds a server that waits for a host, and the operation that builds it: all
 // the conductor needs to go on is in the rows. The fields about its state are set here.
+// Denied: the server has no project.
 func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
+	if srv.ProjectID == "" {
+		return fault.New(fault.Denied, "A server needs a project: use a token that is scoped to one.")
+	}
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		task := Scheduling
 		srv.VMState, srv.TaskState = Building, &task
 		srv.TaskSince, srv.CreatedAt, srv.UpdatedAt = now, now, now
 		_, err := tx.NamedExecContext(ctx, `INSERT INTO servers (id, name, project_id, user_id, request_id, image_ref, flavor_id,
 			vcpus, memory_mib, disk_gib, metadata, vm_state, task_state, host, generation, attempts, tried,
-			fault_code, fault_message, fault_at, task_since, created_at, updated_at, launched_at)
+			fault_code, fault_for_users, fault_message, fault_at, task_since, created_at, updated_at, launched_at)
 			VALUES (:id, :name, :project_id, :user_id, :request_id, :image_ref, :flavor_id,
 			:vcpus, :memory_mib, :disk_gib, :metadata, :vm_state, :task_state, :host, :generation, :attempts, :tried,
-			:fault_code, :fault_message, :fault_at, :task_since, :created_at, :updated_at, :launched_at)`, srv)
+			:fault_code, :fault_for_users, :fault_message, :fault_at, :task_since, :created_at, :updated_at, :launched_at)`, srv)
 		if err != nil {
 			return db.Error(err)
 		}
@@ -186,20 +204,6 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
 	err := s.get(ctx, s.db, srv, notFound(id), `SELECT * FROM servers WHERE id = ?`, id)
 	return srv, err
-}
-
-// Servers returns up to limit servers of a project, or of all if that is empty, the
-// newest first, beginning after marker if that is not empty. Invalid: there is no such
-// marker.
-func (s *Store) Servers(ctx context.Context, project, marker string, limit int) ([]Server, error) {
-	where, args := "", []any(nil)
-	if project != "" {
-		where, args = "project_id = ?", []any{project}
-	}
-	out, _, err := db.List[Server](ctx, s.db, db.Page{
-		From: "servers", Where: where, Args: args, Sort: []db.SortKey{{Column: "created_at", Desc: true}}, Key: "id", Marker: marker, Limit: limit,
-	})
-	return out, err
 }
 
 // MarkDeleting gives a server the task to be deleted, whatever it was doing:
@@ -316,7 +320,7 @@ func (s *Store) Repeat(ctx context.Context, id string, a compute.Action, in *Act
 		switch {
 		case a == "":
 			n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = ?, host = NULL, generation = generation + 1, attempts = 0, tried = '[]',
-				fault_message = '', task_since = ?, updated_at = ? WHERE id = ? AND vm_state = ? AND launched_at IS NULL AND task_state IS NULL`,
+				fault_for_users = '', fault_message = '', task_since = ?, updated_at = ? WHERE id = ? AND vm_state = ? AND launched_at IS NULL AND task_state IS NULL`,
 				Building, Scheduling, now, now, id, Error)
 			if err == nil && n == 0 {
 				return fault.New(fault.Precondition, "server %s is not one whose building has failed", id)
@@ -382,7 +386,7 @@ func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why st
 			return db.Error(err)
 		}
 		srv.Tried = append(srv.Tried, a.Host)
-		srv.FaultMessage = why
+		srv.FaultDetails = why
 		if _, err := exec(ctx, tx, `UPDATE servers SET tried = ?, fault_message = ? WHERE id = ?`, srv.Tried, why, srv.ID); err != nil {
 			return err
 		}
@@ -391,13 +395,13 @@ func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why st
 	return srv, err
 }
 
-// Fail gives up: the server is in ERROR, with a fault, and has no task. If it
-// is on no host its claim is released. Nothing happens if it has no task, or there is no
-// such server.
-func (s *Store) Fail(ctx context.Context, id, message string) error {
+// Fail gives up: the server is in ERROR, with a fault, and has no task. The message is for
+// its project, details are for administrators. If it is on no host its claim is released.
+// Nothing happens if it has no task, or there is no such server.
+func (s *Store) Fail(ctx context.Context, id, message, details string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, fault_code = 500, fault_message = ?, fault_at = ?, updated_at = ?
-			WHERE id = ? AND task_state IS NOT NULL`, Error, message, now, now, id)
+		n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = ?,
+			updated_at = ? WHERE id = ? AND task_state IS NOT NULL`, Error, message, details, now, now, id)
 		if err != nil || n == 0 {
 			return err
 		}

@@ -44,7 +44,7 @@ var one = compute.Resources{VCPUs: 1, MemoryMiB: 512, DiskGiB: 1}
 
 func addServer(t *testing.T, s *store.Store) *store.Server {
 	t.Helper()
-	srv := &store.Server{ID: uuid.NewString(), Name: "s", FlavorID: "1", VCPUs: one.VCPUs, MemoryMiB: one.MemoryMiB, DiskGiB: one.DiskGiB, Metadata: store.Strings{"k": "v"}}
+	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", FlavorID: "1", VCPUs: one.VCPUs, MemoryMiB: one.MemoryMiB, DiskGiB: one.DiskGiB, Metadata: store.Strings{"k": "v"}}
 	if err := s.CreateServer(t.Context(), srv); err != nil {
 		t.Fatal(err)
 	}
@@ -299,7 +299,7 @@ func TestPages(t *testing.T) {
 			seen := map[string]bool{}
 			marker := ""
 			for {
-				page, err := s.Servers(t.Context(), "", marker, limit)
+				page, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Marker: marker, Limit: limit})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -321,7 +321,7 @@ func TestPages(t *testing.T) {
 				t.Errorf("limit %d: %d servers, want %d", limit, len(seen), total)
 			}
 		}
-		if _, err := s.Servers(t.Context(), "", "nope", 5); !errors.Is(err, fault.Invalid) {
+		if _, err := s.Servers(t.Context(), store.ServerQuery{In: store.AllProjects(), Marker: "nope", Limit: 5}); !errors.Is(err, fault.Invalid) {
 			t.Errorf("unknown marker: %v, want Invalid", err)
 		}
 	})
@@ -416,7 +416,7 @@ func TestUpgrade(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		for i, task := range []string{"scheduling", "deleting", "rebooting_hard", ""} {
+		for i, task := range []string{"scheduling", "deleting", "rebooting_hard", "", ""} {
 			var state *string
 			if task != "" {
 				state = &task
@@ -425,6 +425,9 @@ func TestUpgrade(t *testing.T) {
 				vm_state, task_state, host, generation, attempts, tried, fault_code, fault_message, lease, due_at, task_since, created_at, updated_at)
 				VALUES (?, 'n', 'p', 'u', 'req-1', '', '1', 1, 1, 1, '{}', 'active', ?, 'h1', 1, 1, '[]', 0, '', '', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
 				fmt.Sprintf("server-%d", i), state)
+		}
+		for id, why := range map[string]string{"server-3": "No valid host was found. 0 of 2 hosts: 2 MEMORY_MB", "server-4": "host h1: disk on fire"} {
+			d.MustExecContext(t.Context(), `UPDATE servers SET fault_message = ?, fault_at = UTC_TIMESTAMP(6) WHERE id = ?`, why, id)
 		}
 		d.MustExecContext(t.Context(), `INSERT INTO services (id, binary_name, host, disabled, disabled_reason, seen_at) VALUES (7, 'nova-compute', 'h1', TRUE, 'fan', UTC_TIMESTAMP(6))`)
 		if err := db.Migrate(t.Context(), d, store.Migrations()); err != nil {
@@ -443,6 +446,15 @@ func TestUpgrade(t *testing.T) {
 		}
 		if list, err := s.Services(t.Context(), time.Minute); err != nil || len(list) != 1 || list[0].Number != 7 || !list[0].Up || list[0].DisabledReason != "fan" {
 			t.Errorf("services after the upgrade: %+v, %v", list, err)
+		}
+		for id, want := range map[string][2]string{
+			"server-0": {"", ""},
+			"server-3": {"No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 2 hosts: 2 MEMORY_MB"},
+			"server-4": {"Build of instance server-4 aborted.", "host h1: disk on fire"},
+		} {
+			if srv, err := s.Server(t.Context(), id); err != nil || srv.FaultMessage != want[0] || srv.FaultDetails != want[1] {
+				t.Errorf("%s after the upgrade has the fault %q, %q, %v; want %q", id, srv.FaultMessage, srv.FaultDetails, err, want)
+			}
 		}
 		d.MustExecContext(t.Context(), `DELETE FROM servers`)
 		addHost(t, s, "h1", 4)

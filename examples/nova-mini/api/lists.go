@@ -1,0 +1,287 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"net/url"
+	"regexp"
+	"regexp/syntax"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+)
+
+// What lists may be filtered and sorted by. Parameters that Nova does not have at
+// microversion 2.1 are ignored, as in Nova. What Nova has is done, or refused by name.
+
+// A filter adds to a query what one value of a parameter asks for.
+type filter func(q *store.ServerQuery, value string) error
+
+// serverFilters are all that Nova has at microversion 2.1. Those that are nil are refused:
+// nova-mini has nothing to filter by, or Nova refuses them.
+var serverFilters = map[string]filter{
+	"uuid":              is("id"),
+	"project_id":        is("project_id"),
+	"tenant_id":         is("project_id"),
+	"user_id":           is("user_id"),
+	"image":             is("image_ref"),
+	"image_ref":         is("image_ref"),
+	"flavor":            is("flavor_id"),
+	"vm_state":          is("vm_state"),
+	"task_state":        is("task_state"),
+	"host":              is("host"),
+	"name":              like("name", nameOf),
+	"display_name":      like("display_name", nameOf),
+	"node":              like("node", func(s *store.Server) *string { return s.Host }),
+	"power_state":       like("power_state", func(s *store.Server) *string { return new(strconv.Itoa(int(s.PowerState()))) }),
+	"availability_zone": like("availability_zone", func(s *store.Server) *string { return new(zoneOf(s)) }),
+	"created_at":        like("created_at", func(s *store.Server) *string { return new(stamp(s.CreatedAt)) }),
+	"launched_at":       like("launched_at", func(s *store.Server) *string { return micros(s.LaunchedAt) }),
+	"changes-since":     changedSince,
+	"deleted":           deleted,
+	"status":            hasStatus,
+
+	"access_ip_v4": nil, "access_ip_v6": nil, "auto_disk_config": nil, "config_drive": nil, "description": nil, "display_description": nil,
+	"hostname": nil, "ip": nil, "ip6": nil, "kernel_id": nil, "key_name": nil, "launch_index": nil, "locked_by": nil, "progress": nil,
+	"ramdisk_id": nil, "reservation_id": nil, "root_device_name": nil, "soft_deleted": nil, "terminated_at": nil,
+	// Nova refuses these.
+	"block_device_mapping": nil, "info_cache": nil, "metadata": nil, "pci_devices": nil, "security_groups": nil, "services": nil, "system_metadata": nil,
+}
+
+// serverSorts are the keys to sort by with their columns. Nova's other keys, of what
+// nova-mini does not have, are refused.
+var serverSorts = map[string]string{
+	"created_at": "created_at", "updated_at": "updated_at", "launched_at": "launched_at", "display_name": "name", "uuid": "id",
+	"host": "host", "node": "host", "image_ref": "image_ref", "instance_type_id": "flavor_id", "project_id": "project_id", "user_id": "user_id",
+	"task_state": "task_state", "vm_state": "vm_state",
+}
+
+// flavorSorts are the same for flavors.
+var flavorSorts = map[string]string{
+	"flavorid": "id", "name": "name", "memory_mb": "memory_mib", "root_gb": "disk_gib", "ephemeral_gb": "ephemeral_gib", "swap": "swap_mib",
+	"vcpus": "vcpus", "is_public": "is_public", "rxtx_factor": "rxtx_factor",
+}
+
+// hostNames are filters and sort keys that tell which host a server is on.
+var hostNames = []string{"host", "node"}
+
+// filterNames returns the filters that are not refused.
+func filterNames() []string {
+	return slices.Sorted(func(yield func(string) bool) {
+		for name, f := range serverFilters {
+			if f != nil && !yield(name) {
+				return
+			}
+		}
+	})
+}
+
+func is(column string) filter {
+	return func(q *store.ServerQuery, value string) error {
+		q.Is = append(q.Is, store.Is{Column: column, Value: value})
+		return nil
+	}
+}
+
+func nameOf(s *store.Server) *string { return &s.Name }
+
+// like filters by a regular expression that is found in what of returns. Nil has no match.
+func like(name string, of func(*store.Server) *string) filter {
+	return func(q *store.ServerQuery, value string) error {
+		re, err := regexp.Compile(value)
+		if err != nil {
+			return wrongQuery(name, value, fmt.Sprintf("'%.100s' is not a 'regex'", value))
+		}
+		if text := literal(value); text != "" && (name == "name" || name == "display_name") {
+			q.NameHas = append(q.NameHas, text)
+		}
+		q.Keep = append(q.Keep, func(s *store.Server) bool {
+			got := of(s)
+			return got != nil && re.MatchString(*got)
+		})
+		return nil
+	}
+}
+
+// literal returns the longest text that is plainly a part of all that an expression
+// matches; empty: none.
+func literal(expr string) (text string) {
+	re, err := syntax.Parse(expr, syntax.Perl)
+	if err != nil {
+		return ""
+	}
+	parts := []*syntax.Regexp{re}
+	if re.Op == syntax.OpConcat {
+		parts = re.Sub
+	}
+	for _, p := range parts {
+		if p.Op == syntax.OpLiteral && p.Flags&syntax.FoldCase == 0 && len(p.Rune) > len([]rune(text)) {
+			text = string(p.Rune)
+		}
+	}
+	return text
+}
+
+// isoTimes are the forms of ISO 8601 that are read; without a zone it is UTC.
+var isoTimes = []string{
+	time.RFC3339Nano, "2006-01-02T15:04:05.999999999Z0700", "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999Z07:00",
+	"2006-01-02 15:04:05.999999999", "2006-01-02T15:04Z07:00", "2006-01-02T15:04", "20060102T150405Z0700", "20060102T150405", time.DateOnly,
+}
+
+func changedSince(q *store.ServerQuery, value string) error {
+	for _, form := range isoTimes {
+		if t, err := time.Parse(form, value); err == nil {
+			if t.After(q.ChangedSince) {
+				q.ChangedSince = t.UTC()
+			}
+			return nil
+		}
+	}
+	return wrongQuery("changes-since", value, fmt.Sprintf("'%.100s' is not a 'date-time'", value))
+}
+
+// deleted filters by whether servers are deleted, which none in the database is. A text
+// that is no boolean says no, as in Nova.
+func deleted(q *store.ServerQuery, value string) error {
+	q.Nothing = q.Nothing || yes(strings.TrimSpace(value))
+	return nil
+}
+
+// hasStatus filters by the statuses that servers are shown with, of which one must be the
+// server's. No server has one that is unknown.
+func hasStatus(q *store.ServerQuery, value string) error {
+	q.Statuses = append(q.Statuses, value)
+	return nil
+}
+
+func wrongQuery(name, value, why string) error {
+	return fault.New(fault.Invalid, "Invalid input for query parameters %s. Value: %.100s. %s", name, value, why)
+}
+
+// administrator reports whether the one who asks is an administrator.
+func (s *server) administrator(ctx context.Context) bool {
+	return s.cfg.Policy.Enforce(ctx, ruleAdmin, nil) == nil
+}
+
+// viewer returns which flavors the one who asks sees.
+func (s *server) viewer(ctx context.Context) store.FlavorViewer {
+	return store.FlavorViewer{Project: reqctx.From(ctx).ProjectID, All: s.administrator(ctx)}
+}
+
+// serverQuery reads what a client asks of a list of servers.
+func (s *server) serverQuery(ctx context.Context, r *http.Request, allRule string) (q store.ServerQuery, err error) {
+	values := r.URL.Query()
+	q.In = store.OfProject(reqctx.From(ctx).ProjectID)
+	if all, err := allTenants(values); err != nil {
+		return q, err
+	} else if all {
+		if err := s.cfg.Policy.Enforce(ctx, allRule, nil); err != nil {
+			return q, err
+		}
+		q.In = store.AllProjects()
+	}
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		f, known := serverFilters[name]
+		switch {
+		case !known && !strings.HasPrefix(name, "_"):
+			continue
+		case f == nil:
+			return q, fault.New(fault.Invalid, "Invalid filter field: %.100s.", name)
+		case slices.Contains(hostNames, name) && s.cfg.Policy.Enforce(ctx, ruleAllFilters, nil) != nil:
+			return q, fault.New(fault.Invalid, "Invalid filter field: %s. Only administrators can filter servers by it.", name)
+		}
+		for _, value := range values[name] {
+			if err := f(&q, value); err != nil {
+				return q, err
+			}
+		}
+	}
+	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, "deleted") }) && !s.administrator(ctx) {
+		return q, fault.New(fault.Denied, "Only administrators may list deleted instances")
+	}
+	for _, key := range values["sort_key"] {
+		if slices.Contains(hostNames, key) && !s.administrator(ctx) {
+			return q, fault.New(fault.Denied, "Only administrators can sort servers by %s", key)
+		}
+	}
+	q.Sort, err = sortKeys(values, serverSorts, "created_at", "desc")
+	return q, err
+}
+
+// sortKeys reads sort_key and sort_dir: a key without a direction has the first one. The
+// schema of the query has judged the keys.
+func sortKeys(q url.Values, columns map[string]string, key, dir string) ([]db.SortKey, error) {
+	keys, dirs := q["sort_key"], q["sort_dir"]
+	if len(dirs) > 0 {
+		dir = dirs[0]
+	}
+	if len(keys) == 0 {
+		keys = []string{key}
+	}
+	if len(dirs) > len(keys) {
+		return nil, fault.New(fault.Invalid, "Invalid input received: Sort direction size exceeds sort key size")
+	}
+	if !slices.Contains(keys, key) {
+		keys = append(slices.Clip(keys), key)
+	}
+	var out []db.SortKey
+	for i, k := range keys {
+		d := dir
+		if i < len(dirs) {
+			d = dirs[i]
+		}
+		if d != "asc" && d != "desc" {
+			return nil, fault.New(fault.Invalid, "Invalid input received: Unknown sort direction, must be 'desc' or 'asc'")
+		}
+		out = append(out, db.SortKey{Column: columns[k], Desc: d == "desc"})
+	}
+	return out, nil
+}
+
+// flavorQuery reads what a client asks of a list of flavors.
+func (s *server) flavorQuery(ctx context.Context, r *http.Request) (q store.FlavorQuery, err error) {
+	q.For = s.viewer(ctx)
+	values := r.URL.Query()
+	for _, v := range []struct {
+		name string
+		to   *int
+	}{{"minRam", &q.MinMemoryMiB}, {"minDisk", &q.MinDiskGiB}} {
+		for _, text := range values[v.name] {
+			n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+			if errors.Is(err, strconv.ErrSyntax) {
+				return q, fault.New(fault.Invalid, "Invalid %s filter [%.100s]", v.name, text)
+			}
+			*v.to = max(*v.to, int(n)) // out of range: the nearest number
+		}
+	}
+	if q.Public, err = isPublic(values["is_public"]); err != nil {
+		return q, err
+	}
+	q.Sort, err = sortKeys(values, flavorSorts, "flavorid", "asc")
+	return q, err
+}
+
+// isPublic reads a parameter whose text is a boolean, or none for both. Without it flavors
+// are public.
+func isPublic(values []string) (*bool, error) {
+	if len(values) == 0 {
+		return new(true), nil
+	}
+	text := values[len(values)-1]
+	switch got, ok := truth(text); {
+	case strings.EqualFold(text, "none"):
+		return nil, nil //nolint:nilnil // none of both
+	case ok:
+		return &got, nil
+	}
+	return nil, fault.New(fault.Invalid, "Invalid is_public filter [%.100s]", text)
+}

@@ -1,0 +1,861 @@
+package api_test
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+	"github.com/armature-go/armature/service/policy"
+)
+
+// The names that Nova has at microversion 2.1 (nova/api/openstack/compute/schemas, servers
+// and flavors): filters, joined tables that it refuses, sort keys, and sort keys that it
+// ignores.
+const (
+	novaFilters = `user_id project_id tenant_id launch_index image_ref image kernel_id ramdisk_id hostname key_name power_state
+		vm_state task_state host node flavor reservation_id launched_at terminated_at availability_zone name display_name description
+		display_description locked_by uuid root_device_name config_drive access_ip_v4 access_ip_v6 auto_disk_config progress soft_deleted
+		deleted status changes-since ip ip6 created_at`
+	novaJoined   = `block_device_mapping services metadata system_metadata info_cache security_groups pci_devices _anything`
+	novaSortKeys = `access_ip_v4 access_ip_v6 auto_disk_config availability_zone config_drive created_at display_description
+		display_name host hostname image_ref instance_type_id kernel_id key_name launch_index launched_at locked_by node power_state
+		progress project_id ramdisk_id root_device_name task_state terminated_at updated_at user_id uuid vm_state`
+	novaIgnored = `architecture cell_name cleaned default_ephemeral_device default_swap_device deleted deleted_at disable_terminate
+		ephemeral_gb ephemeral_key_uuid id key_data launched_on locked memory_mb os_type reservation_id root_gb shutdown_terminate
+		user_data vcpus vm_mode`
+	novaFlavorSorts = `created_at description disabled ephemeral_gb flavorid id is_public memory_mb name root_gb rxtx_factor swap
+		updated_at vcpu_weight vcpus`
+)
+
+// people are those who may ask, by their token.
+var people = map[string]reqctx.Request{
+	"admin":    {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
+	"member":   {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
+	"nowhere":  {UserID: "u1", Roles: []string{"member", "reader"}},
+	"stranger": {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
+}
+
+// cloud is an API with rows that nothing works on.
+type cloud struct {
+	*testing.T
+	http.Handler
+
+	store *store.Store
+	db    *sqlx.DB
+	bus   rpc.Bus
+	log   *bytes.Buffer
+	down  error // of the bus
+}
+
+// eachCloud runs f with an API, on every database, and the rules as they are.
+func eachCloud(t *testing.T, f func(c *cloud)) {
+	t.Helper()
+	eachCloudWith(t, api.Rules(), f)
+}
+
+func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
+	t.Helper()
+	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		bus := rpctest.NewBus(t)
+		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
+		t.Cleanup(func() { client.Close() })
+		c := &cloud{T: t, store: s, db: d, bus: bus, log: new(bytes.Buffer)}
+		c.Handler = api.New(api.Config{
+			Store: s, Client: client, Ready: func(context.Context) error { return c.down }, Bus: func(context.Context) error { return c.down },
+			CheckReplies: true, Policy: enforcer, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
+			Authenticate: func(r *http.Request) (reqctx.Request, error) {
+				who, ok := people[r.Header.Get("X-Auth-Token")]
+				if !ok {
+					return who, fault.New(fault.Unauthenticated, "who?")
+				}
+				return who, nil
+			},
+		})
+		f(c)
+	})
+}
+
+func (c *cloud) ask(who, method, path, body string) (status int, reply string) {
+	c.Helper()
+	r := httptest.NewRequestWithContext(c.Context(), method, "/v2.1"+path, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("X-Auth-Token", who)
+	w := httptest.NewRecorder()
+	c.ServeHTTP(w, r)
+	return w.Code, w.Body.String()
+}
+
+// list returns the items of a list of which the reply has the name, or nil and the error.
+func (c *cloud) list(who, kind, query string) (items []item, refused string) {
+	c.Helper()
+	status, reply := c.ask(who, "GET", "/"+kind+"/detail?"+query, "")
+	if status != http.StatusOK {
+		if status >= 500 {
+			c.Fatalf("%s?%s = %d %s", kind, query, status, reply)
+		}
+		return nil, fmt.Sprintf("%d %s", status, reply)
+	}
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(reply), &got); err != nil {
+		c.Fatal(err)
+	}
+	if err := json.Unmarshal(got[kind], &items); err != nil {
+		c.Fatal(err)
+	}
+	if strings.Contains(query, "marker=") { // one of many pages
+		return items, ""
+	}
+	var brief map[string]json.RawMessage
+	var same []item
+	if _, reply = c.ask(who, "GET", "/"+kind+"?"+query, ""); json.Unmarshal([]byte(reply), &brief) != nil || json.Unmarshal(brief[kind], &same) != nil ||
+		!slices.Equal(ids(same), ids(items)) {
+		c.Errorf("%s?%s without details: %s", kind, query, reply)
+	}
+	return items, ""
+}
+
+// item is what a client sees.
+type item map[string]any
+
+// text returns an attribute as a text; none is "".
+func (i item) text(name string) string {
+	switch v := i[name].(type) {
+	case nil:
+		return ""
+	case map[string]any: // image and flavor
+		return fmt.Sprint(v["id"])
+	default:
+		return fmt.Sprint(v)
+	}
+}
+
+func ids(items []item) (out []string) {
+	for _, i := range items {
+		out = append(out, i.text("id"))
+	}
+	return out
+}
+
+// filled adds servers in every state to two projects.
+func (c *cloud) filled() {
+	c.Helper()
+	base := time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
+	str := func(s string) *string { return &s }
+	for i, row := range []struct {
+		vm, task, host string
+		running        bool
+	}{
+		{store.Building, store.Scheduling, "", false},
+		{store.Building, store.Spawning, "n1", false},
+		{store.Active, "", "n1", false},
+		{store.Active, store.Rebooting, "n2", false},
+		{store.Active, store.RebootingHard, "n2", false},
+		{store.Active, store.ResizePrep, "n1", false},
+		{store.Active, store.Deleting, "n10", false},
+		{store.Stopped, "", "n1", false},
+		{store.Stopped, store.ResizePrep, "n2", false},
+		{store.Stopped, store.PoweringOn, "n2", false},
+		{store.Resized, "", "n1", true},
+		{store.Resized, store.ResizeReverting, "n1", false},
+		{store.Error, "", "", false},
+		{store.Error, "", "n2", false},
+		{store.Active, "", "n1", false},
+	} {
+		for j, project := range []string{"p1", "p2"} {
+			n := 2*i + j
+			srv := &store.Server{
+				ID: fmt.Sprintf("%08d-0000-4000-8000-000000000000", (n*7919)%100000), Name: []string{"web-1", "web-2", "WEB", "db.1", "w+b", "Ä%_"}[n%6],
+				ProjectID: project, UserID: []string{"u1", "u2"}[n/2%2], ImageRef: []string{"", "img-1", "img-2"}[n%3], FlavorID: []string{"1", "2", "10"}[n/2%3],
+			}
+			if err := c.store.CreateServer(c.Context(), srv); err != nil {
+				c.Fatal(err)
+			}
+			var task, host *string
+			var launched *time.Time
+			var resize *store.Resize
+			if row.task != "" {
+				task = str(row.task)
+			}
+			if row.host != "" {
+				host = str(row.host)
+			}
+			if i%2 == 0 {
+				launched = new(base.Add(time.Duration(n%4) * time.Hour))
+			}
+			if row.vm == store.Resized {
+				resize = &store.Resize{Running: row.running}
+			}
+			if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET vm_state = ?, task_state = ?, host = ?, launched_at = ?, created_at = ?, updated_at = ?, resize = ? WHERE id = ?`,
+				row.vm, task, host, launched, base.Add(time.Duration(n%5)*time.Minute), base.Add(time.Duration(n%7)*time.Second), resize, srv.ID); err != nil {
+				c.Fatal(err)
+			}
+		}
+	}
+	if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET state = 'succeeded', active = NULL`); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// TestServerFilters takes each name by which Nova filters servers: the rows that come are
+// those that match, or the name is refused.
+func TestServerFilters(t *testing.T) {
+	t.Parallel()
+	same := func(attribute string) func(item, string) bool {
+		return func(i item, value string) bool { return i[attribute] != nil && i.text(attribute) == value }
+	}
+	like := func(attribute string) func(item, string) bool {
+		return func(i item, value string) bool {
+			return i[attribute] != nil && regexp.MustCompile(value).MatchString(i.text(attribute))
+		}
+	}
+	const host = "OS-EXT-SRV-ATTR:host"
+	filters := map[string]struct {
+		matches func(i item, value string) bool
+		values  []string
+	}{
+		"user_id":           {same("user_id"), []string{"u1", "u2", "u", "", "U1", "u1 "}},
+		"project_id":        {same("tenant_id"), []string{"p1", "p2", "p"}},
+		"tenant_id":         {same("tenant_id"), []string{"p1", "p2", ""}},
+		"image":             {same("image"), []string{"img-1", "", "img-3", "img-1  "}},
+		"image_ref":         {same("image"), []string{"img-2", "img"}},
+		"flavor":            {same("flavor"), []string{"1", "10", "0", ".*"}},
+		"vm_state":          {same("OS-EXT-STS:vm_state"), []string{"active", "error", "ACTIVE", "deleted", ""}},
+		"task_state":        {same("OS-EXT-STS:task_state"), []string{"rebooting", "deleting", "reboot", ""}},
+		"host":              {same(host), []string{"n1", "n10", "n", "", "n1 "}},
+		"node":              {like(host), []string{"n1", "^n1$", "2|0"}},
+		"power_state":       {like("OS-EXT-STS:power_state"), []string{"1", "4", "0", "9", "[14]"}},
+		"availability_zone": {like("OS-EXT-AZ:availability_zone"), []string{"nova", "^$", "x"}},
+		"name":              {like("name"), []string{"web", "^web-1$", "b.1", "(?i)web", "w+b", `w\+b`, "Ä%_", "", "[dw]b?", "none", "web-1|db", "(web)-(1)", "(?i:w)eb-2"}},
+		"display_name":      {like("name"), []string{"web", "1$"}},
+		"created_at":        {like("created"), []string{"10:0[12]:00Z$", "2025"}},
+		"launched_at":       {like("OS-SRV-USG:launched_at"), []string{"T1[01]:", ".*"}},
+		"uuid":              {same("id"), []string{"00007919-0000-4000-8000-000000000000", "7919", ""}},
+		"deleted":           {func(_ item, value string) bool { return value != "True" && value != " 1" }, []string{"True", "False", "perhaps", " 1", ""}},
+		"status": {
+			func(i item, value string) bool { return strings.EqualFold(i.text("status"), value) },
+			[]string{"ACTIVE", "error", "BUILD", "REBOOT", "HARD_REBOOT", "RESIZE", "VERIFY_RESIZE", "REVERT_RESIZE", "SHUTOFF", "PAUSED", "DELETED", "nonsense", ""},
+		},
+		"changes-since": {func(i item, value string) bool {
+			at, err := time.Parse("2006-01-02T15:04:05Z07:00", value)
+			updated, err2 := time.Parse(time.RFC3339, i.text("updated"))
+			return err == nil && err2 == nil && !updated.Before(at)
+		}, []string{"2026-11-26T10:00:03Z", "2026-11-26T11:00:04+01:00", "2051-01-01T12:34:00Z", "2000-01-01T00:00:00Z"}},
+	}
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		visible := map[string][]item{
+			"admin":  must(c.list("admin", "servers", "all_tenants=1")),
+			"member": must(c.list("admin", "servers", "")), // of the same project, with the hosts
+		}
+		if len(visible["admin"]) != 30 || len(visible["member"]) != 15 {
+			c.Fatalf("%d and %d servers", len(visible["admin"]), len(visible["member"]))
+		}
+		for _, name := range append(strings.Fields(novaFilters), strings.Fields(novaJoined)...) {
+			for _, who := range []string{"admin", "member"} {
+				all := ""
+				if who == "admin" {
+					all = "&all_tenants=1"
+				}
+				every := visible[who]
+				f, done := filters[name]
+				values := f.values
+				if hidden := who == "member" && (name == "host" || name == "node"); !done || hidden {
+					values, done = []string{"x", "a.b", ""}, false
+				}
+				for _, value := range values {
+					query := url.QueryEscape(name) + "=" + url.QueryEscape(value) + all
+					got, refused := c.list(who, "servers", query)
+					if strings.EqualFold(value, "DELETED") && name == "status" && who == "member" {
+						if !strings.HasPrefix(refused, "403") || !strings.Contains(refused, "Only administrators may list deleted instances") {
+							c.Errorf("%s: %s: %s, %v", who, query, refused, ids(got))
+						}
+						continue
+					}
+					if !done {
+						if !strings.HasPrefix(refused, "400") || !strings.Contains(refused, "Invalid filter field: "+name+".") {
+							c.Errorf("%s: %s: %s, %v; want a refusal of %s", who, query, refused, ids(got), name)
+						}
+						continue
+					}
+					want := slices.DeleteFunc(slices.Clone(every), func(i item) bool { return !f.matches(i, value) })
+					if diff := gocmp.Diff(ids(want), ids(got)); diff != "" || refused != "" {
+						c.Errorf("%s: %s: %s (-want +got):\n%s", who, query, refused, diff)
+					}
+				}
+			}
+		}
+		for _, name := range []string{"uuid", "name", "node", "status", "changes-since", "deleted"} { // one of each kind
+			for _, value := range []string{"\x00", "a\x00b", "'", `"`, "%", "_", `\`, "((((", "a{1000}{1000}", strings.Repeat("(a|b)*", 50), strings.Repeat("x", 4000), "\U0010FFFF\uFFFD", "(?=x)", "99999999999999999999", "-1"} {
+				if got, _ := c.list("admin", "servers", "all_tenants=1&"+name+"="+url.QueryEscape(value)); len(got) > 0 && name != "deleted" { // which is true or not
+					for _, i := range got {
+						if !filters[name].matches(i, value) {
+							c.Errorf("%s=%q has %v", name, value, i)
+						}
+					}
+				}
+			}
+		}
+		for _, tt := range []struct{ who, query, want string }{
+			{"admin", "status=ERROR&status=build&name=web&all_tenants=1", ""},
+			{"admin", "tenant_id=p2", ""}, // and of the own project: none, as in Nova
+			{"admin", "name=[", `400 "message":"Invalid input for query parameters name. Value: [. '[' is not a 'regex'"`},
+			{"member", "changes-since=invalid+date", `400 "message":"Invalid input for query parameters changes-since. Value: invalid date. 'invalid date' is not a 'date-time'"`},
+			{"member", "changes-since=", "400 is not a 'date-time'"},
+			{"member", "all_tenants=1", "403 get_all_tenants"},
+			{"member", "unknown=1&tags=a&changes-before=x", ""}, // Nova ignores them at 2.1
+			{"member", "name=%ff", "400 Query string is not UTF-8 encoded"},
+		} {
+			got, refused := c.list(tt.who, "servers", tt.query)
+			code, says, _ := strings.Cut(tt.want, " ")
+			if !strings.HasPrefix(refused, code) || !strings.Contains(refused, says) || (tt.want == "") != (refused == "") {
+				c.Errorf("%s: %s: %s, %v; want %s", tt.who, tt.query, refused, ids(got), tt.want)
+			}
+			for _, i := range got {
+				if tt.query == "tenant_id=p2" || tt.who == "admin" && i.text("status") != "BUILD" && i.text("status") != "ERROR" || tt.who == "member" && i.text("tenant_id") != "p1" {
+					c.Errorf("%s: %s: has %v", tt.who, tt.query, i)
+				}
+			}
+			if strings.HasPrefix(tt.query, "status") && len(got) != 4 {
+				c.Errorf("%s: %d servers", tt.query, len(got))
+			}
+		}
+	})
+}
+
+// TestServerOrder takes each key by which Nova sorts servers, in both directions: the list
+// has that order, and so have its pages, or the key is refused.
+func TestServerOrder(t *testing.T) {
+	t.Parallel()
+	shown := map[string]string{
+		"created_at": "created", "updated_at": "updated", "launched_at": "OS-SRV-USG:launched_at", "display_name": "name", "uuid": "id",
+		"host": "OS-EXT-SRV-ATTR:host", "node": "OS-EXT-SRV-ATTR:host", "image_ref": "image", "instance_type_id": "flavor",
+		"project_id": "tenant_id", "user_id": "user_id", "task_state": "OS-EXT-STS:task_state", "vm_state": "OS-EXT-STS:vm_state",
+	}
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		c.ordered("servers", "all_tenants=1&", append(strings.Fields(novaSortKeys), strings.Fields(novaIgnored)...), shown, "desc", "created_at", "created")
+		for _, tt := range []struct{ who, query, says string }{
+			{"member", "sort_key=host", "403 Only administrators can sort servers by host"},
+			{"member", "sort_key=node", "403 Only administrators can sort servers by node"},
+			{"member", "sort_key=password", "400 'password' is not one of ["},
+			{"member", "sort_key=uuid&sort_dir=up", "400 Unknown sort direction, must be 'desc' or 'asc'"},
+			{"member", "sort_key=uuid&sort_dir=asc&sort_dir=asc", "400 Sort direction size exceeds sort key size"},
+		} {
+			code, says, _ := strings.Cut(tt.says, " ")
+			if _, refused := c.list(tt.who, "servers", tt.query); !strings.HasPrefix(refused, code) || !strings.Contains(refused, says) {
+				c.Errorf("%s: %s: %s; want %s", tt.who, tt.query, refused, tt.says)
+			}
+		}
+		mixed, _ := c.list("admin", "servers", "all_tenants=1&sort_key=vm_state&sort_dir=asc&sort_key=project_id&sort_dir=desc&sort_key=uuid")
+		if !slices.IsSortedFunc(mixed, func(a, b item) int {
+			const vm = "OS-EXT-STS:vm_state"
+			return cmp.Or(cmp.Compare(a.text(vm), b.text(vm)), cmp.Compare(b.text("tenant_id"), a.text("tenant_id")), cmp.Compare(a.text("id"), b.text("id")))
+		}) || len(mixed) != 30 {
+			c.Errorf("by state, project downwards and id: %v", mixed)
+		}
+	})
+}
+
+// ordered checks every key that Nova sorts a list by.
+func (c *cloud) ordered(kind, query string, keys []string, shown map[string]string, dir, first, firstShown string) {
+	c.Helper()
+	for _, key := range keys {
+		for _, how := range []string{"asc", "desc", ""} {
+			q := query + "sort_key=" + key
+			if how != "" {
+				q += "&sort_dir=" + how
+			}
+			got, refused := c.list("admin", kind, q)
+			attribute, done := shown[key]
+			if !done {
+				if !strings.HasPrefix(refused, "400") || !strings.Contains(refused, "'"+key+"' is not one of [") {
+					c.Errorf("%s: %s, %v; want a refusal of %s", q, refused, ids(got), key)
+				}
+				continue
+			}
+			down := cmp.Or(how, dir) == "desc"
+			if refused != "" || len(got) < 5 || !slices.IsSortedFunc(got, func(a, b item) int {
+				out := cmp.Or(compare(a[attribute], b[attribute]), compare(a[firstShown], b[firstShown]), compare(a["id"], b["id"]))
+				if down {
+					return -out
+				}
+				return out
+			}) {
+				c.Errorf("%s: %s; not by %s and then by %s: %v", q, refused, key, first, got)
+			}
+			for _, limit := range []int{7, len(got)} {
+				var paged []item
+				for marker := ""; ; marker = paged[len(paged)-1].text("id") {
+					page := fmt.Sprintf("%s&limit=%d", q, limit)
+					if marker != "" {
+						page += "&marker=" + url.QueryEscape(marker)
+					}
+					some, refused := c.list("admin", kind, page)
+					if refused != "" || len(some) > limit {
+						c.Fatalf("%s: %s, %d items", page, refused, len(some))
+					}
+					if len(some) == 0 {
+						break
+					}
+					paged = append(paged, some...)
+				}
+				if diff := gocmp.Diff(ids(got), ids(paged)); diff != "" {
+					c.Errorf("%s: pages of %d (-whole +pages):\n%s", q, limit, diff)
+				}
+			}
+		}
+	}
+}
+
+// compare compares what clients see: nothing is the smallest.
+func compare(a, b any) int {
+	if m, ok := a.(map[string]any); ok {
+		a = m["id"]
+	}
+	if m, ok := b.(map[string]any); ok {
+		b = m["id"]
+	}
+	truth := map[any]float64{true: 1, false: 0}
+	for _, v := range []*any{&a, &b} {
+		if n, ok := truth[*v]; ok {
+			*v = n
+		}
+	}
+	x, isX := a.(float64)
+	y, isY := b.(float64)
+	switch {
+	case isX || isY: // "" is 0
+		return cmp.Compare(x, y)
+	case a == nil || b == nil:
+		return cmp.Compare(truth[b == nil], truth[a == nil])
+	}
+	return strings.Compare(fmt.Sprint(a), fmt.Sprint(b))
+}
+
+// TestLimit: 0 is an empty list without a next page, as in Nova, and a filter does not
+// change what a page is.
+func TestLimit(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		for _, path := range []string{"/servers", "/servers/detail", "/flavors", "/flavors/detail"} {
+			for _, query := range []string{"?limit=0", "?limit=0&sort_key=flavorid", "?limit=0&sort_key=uuid", "?limit=0&name=web"} {
+				if strings.Contains(query, "uuid") == strings.HasPrefix(path, "/flavors") && strings.Contains(query, "_key") {
+					continue
+				}
+				kind, _, _ := strings.Cut(strings.Trim(path, "/"), "/")
+				if status, got := c.ask("admin", "GET", path+query, ""); status != 200 || got != `{"`+kind+`":[]}` {
+					c.Errorf("%s%s = %d %.300s", path, query, status, got)
+				}
+			}
+		}
+		var all []string
+		want, _ := c.list("member", "servers", "name=web-")
+		for next := "/servers?limit=2&name=web-"; next != ""; {
+			_, got := c.ask("member", "GET", next, "")
+			var page struct {
+				Servers []item
+				Links   []struct{ Href string } `json:"servers_links"`
+			}
+			if err := json.Unmarshal([]byte(got), &page); err != nil {
+				c.Fatal(err)
+			}
+			all = append(all, ids(page.Servers)...)
+			if next = ""; len(page.Links) > 0 {
+				_, next, _ = strings.Cut(page.Links[0].Href, "/v2.1")
+			}
+		}
+		if diff := gocmp.Diff(ids(want), all); diff != "" || len(want) < 4 {
+			c.Errorf("by the links (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// TestFlavorLists: the same for flavors.
+func TestFlavorLists(t *testing.T) {
+	t.Parallel()
+	shown := map[string]string{
+		"flavorid": "id", "name": "name", "memory_mb": "ram", "root_gb": "disk", "ephemeral_gb": "OS-FLV-EXT-DATA:ephemeral", "swap": "swap",
+		"vcpus": "vcpus", "is_public": "os-flavor-access:is_public", "rxtx_factor": "rxtx_factor",
+	}
+	eachCloud(t, func(c *cloud) {
+		for i, name := range []string{"small", "Small", "x y", "tiny"} {
+			f := &store.Flavor{ID: name, Name: name, VCPUs: 1 + i%2, MemoryMiB: 256 << i, DiskGiB: 5 * (i % 3), EphemeralGiB: i % 2, SwapMiB: i % 3, RxTxFactor: 1 / float64(1+i%2), Public: i%2 == 0}
+			if err := c.store.CreateFlavor(c.Context(), f); err != nil {
+				c.Fatal(err)
+			}
+		}
+		c.ordered("flavors", "is_public=None&", strings.Fields(novaFlavorSorts), shown, "asc", "flavorid", "id")
+		every, _ := c.list("admin", "flavors", "is_public=none")
+		if len(every) != 9 {
+			c.Fatalf("%d flavors", len(every))
+		}
+		atLeast := func(attribute string, least float64) func(item) bool {
+			return func(i item) bool {
+				got, _ := i[attribute].(float64)
+				return i["os-flavor-access:is_public"] == true && got >= least
+			}
+		}
+		public := func(want bool) func(item) bool {
+			return func(i item) bool { return i["os-flavor-access:is_public"] == want }
+		}
+		for query, matches := range map[string]func(item) bool{
+			"": public(true), "is_public=True": public(true), "is_public=1": public(true), "is_public=F": public(false), "is_public=false": public(false),
+			"is_public=NONE": func(item) bool { return true },
+			"minRam=512":     atLeast("ram", 512), "minRam=2049": atLeast("ram", 2049), "minDisk=20": atLeast("disk", 20), "minDisk=-1": public(true),
+			"minRam=99999999999999999999": func(item) bool { return false },
+			"minRam=512&minDisk=21&x=1":   atLeast("disk", 21),
+		} {
+			want := slices.DeleteFunc(slices.Clone(every), func(i item) bool { return !matches(i) })
+			got, refused := c.list("admin", "flavors", query)
+			if diff := gocmp.Diff(ids(want), ids(got)); diff != "" || refused != "" {
+				c.Errorf("%s: %s (-want +got):\n%s", query, refused, diff)
+			}
+		}
+		for query, says := range map[string]string{
+			"minRam=1GB": "Invalid minRam filter [1GB]", "minDisk=": "Invalid minDisk filter []", "minDisk=1+2": "Invalid minDisk filter [1 2]",
+			"is_public=perhaps": "Invalid is_public filter [perhaps]", "sort_dir=up": "'up' is not one of ['asc', 'desc']", "marker=none": "marker [none] not found",
+		} {
+			if _, refused := c.list("admin", "flavors", query); !strings.HasPrefix(refused, "400") || !strings.Contains(refused, says) {
+				c.Errorf("%s: %s; want %s", query, refused, says)
+			}
+		}
+	})
+}
+
+// TestHostLists: services and hypervisors have the filters that Nova has at 2.1, others are
+// ignored.
+func TestHostLists(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		for _, kind := range []string{store.ComputeBinary, store.ConductorBinary} {
+			for _, host := range []string{"n1", "n2"} {
+				if _, err := c.db.ExecContext(c.Context(), `INSERT INTO members (kind, host, id, version, data, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
+					VALUES (?, ?, ?, 1, '', FALSE, '', FALSE, FALSE, ?, ?, ?)`, kind, host, kind[5:]+host, time.Now().UTC(), time.Now().UTC(), time.Now().UTC()); err != nil {
+					c.Fatal(err)
+				}
+			}
+		}
+		for _, host := range []string{"n1", "n2"} {
+			if err := c.store.ReportHost(c.Context(), &compute.HostReport{Host: host, Driver: "fake", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+				c.Fatal(err)
+			}
+		}
+		for _, path := range []string{"/os-hypervisors", "/os-hypervisors/detail"} { // pages and patterns begin with 2.33 and 2.53
+			if _, reply := c.ask("admin", "GET", path+"?limit=1&marker=x&hypervisor_hostname_pattern=n9", ""); !strings.Contains(reply, `"n1"`) || !strings.Contains(reply, `"n2"`) {
+				c.Errorf("%s: %s", path, reply)
+			}
+		}
+		for query, want := range map[string]int{"": 4, "host=n1": 2, "binary=nova-compute": 2, "host=n1&binary=nova-compute": 1, "host=n": 0, "host=": 4, "x=1&limit=1": 4} {
+			_, reply := c.ask("admin", "GET", "/os-services?"+query, "")
+			var got struct{ Services []item }
+			if err := json.Unmarshal([]byte(reply), &got); err != nil || len(got.Services) != want {
+				c.Errorf("os-services?%s: %v, %s; want %d", query, err, reply, want)
+			}
+			for _, i := range got.Services {
+				if strings.Contains(query, "host=n1") && i["host"] != "n1" || strings.Contains(query, "binary") && i["binary"] != "nova-compute" {
+					c.Errorf("os-services?%s has %v", query, i)
+				}
+			}
+		}
+	})
+}
+
+// TestTenancy: a token without a project sees and makes no servers, also if an operator has
+// loosened every rule; "all projects" is what all_tenants says, and nothing else.
+func TestTenancy(t *testing.T) {
+	t.Parallel()
+	rules := api.Rules()
+	for i := range rules {
+		rules[i].Check = "@"
+	}
+	eachCloudWith(t, rules, func(c *cloud) {
+		c.filled()
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET project_id = '' WHERE id LIKE '00007919%'`); err != nil { // of an older version
+			c.Fatal(err)
+		}
+		for _, query := range []string{"", "name=web", "limit=5", "project_id=", "project_id=p1", "all_tenants=0"} {
+			if got, refused := c.list("nowhere", "servers", query); len(got) > 0 || refused != "" {
+				c.Errorf("without a project: %s: %s, %v", query, refused, ids(got))
+			}
+		}
+		for who, want := range map[string]int{"nowhere": 30, "member": 30} {
+			if got, refused := c.list(who, "servers", "all_tenants=1"); len(got) != want {
+				c.Errorf("%s, all tenants: %s, %d", who, refused, len(got))
+			}
+		}
+		if got, _ := c.list("member", "servers", ""); len(got) != 15 {
+			c.Errorf("the own project has %d servers", len(got))
+		}
+		status, reply := c.ask("nowhere", "POST", "/servers", `{"server": {"name": "x", "flavorRef": "1"}}`)
+		if status != 403 || !strings.Contains(reply, "A server needs a project") {
+			c.Errorf("a create without a project: %d %s", status, reply)
+		}
+		if got, _ := c.list("member", "servers", "all_tenants=1"); len(got) != 30 {
+			c.Errorf("%d servers", len(got))
+		}
+	})
+}
+
+// TestMarkers: the marker of a page is one of the servers or flavors that the list may have.
+func TestMarkers(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		own, _ := c.list("member", "servers", "")
+		all, _ := c.list("admin", "servers", "all_tenants=1")
+		var foreign string
+		for _, i := range all {
+			if i.text("tenant_id") != "p1" {
+				foreign = i.text("id")
+			}
+		}
+		const unknown = "99999999-0000-4000-8000-000000000000"
+		for _, sort := range []string{"", "sort_key=task_state&", "name=web&", "limit=0&", "deleted=True&"} {
+			for marker, found := range map[string]bool{own[3].text("id"): true, foreign: false, unknown: false, "nope": false, own[3].text("id") + " ": false} {
+				_, refused := c.list("member", "servers", sort+"marker="+url.QueryEscape(marker))
+				if (refused == "") != found || !found && (!strings.HasPrefix(refused, "400") || !strings.Contains(refused, "marker ["+marker+"] not found")) {
+					c.Errorf("%smarker=%s: %q", sort, marker, refused)
+				}
+			}
+			if _, refused := c.list("admin", "servers", sort+"all_tenants=1&marker="+foreign); refused != "" {
+				c.Errorf("all tenants, %smarker of any: %s", sort, refused)
+			}
+		}
+	})
+}
+
+// TestPrivateFlavors: a flavor that is not public does not exist for those without access:
+// neither in lists, nor by its id or as a marker, nor for a server.
+func TestPrivateFlavors(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		var own string
+		for _, i := range must(c.list("member", "servers", "status=ACTIVE")) {
+			own = i.text("id")
+		}
+		must := func(status int, who, method, path, body, says string) {
+			c.Helper()
+			if got, reply := c.ask(who, method, path, body); got != status || !strings.Contains(reply, says) {
+				c.Errorf("%s: %s %s %s = %d %s; want %d %s", who, method, path, body, got, reply, status, says)
+			}
+		}
+		must(200, "admin", "POST", "/flavors", `{"flavor": {"id": "secret", "name": "secret", "ram": 4096, "vcpus": 1, "disk": 1, "os-flavor-access:is_public": false}}`, "secret")
+		const gone = "Flavor secret could not be found."
+		visible := func(who string, access bool) {
+			c.Helper()
+			for query, listed := range map[string]bool{"": access, "is_public=True": access, "is_public=None": access || who == "admin", "is_public=False": access || who == "admin"} {
+				got, refused := c.list(who, "flavors", query)
+				if slices.Contains(ids(got), "secret") != listed || refused != "" || (len(got) < 5) != (query == "is_public=False") {
+					c.Errorf("%s, access %t: %s: %s, %v", who, access, query, refused, ids(got))
+				}
+			}
+			status, code, says := 404, 400, gone
+			if access || who == "admin" {
+				status, code, says = 200, 202, ""
+			}
+			must(status, who, "GET", "/flavors/secret", "", says)
+			create := `{"server": {"name": "x", "flavorRef": "secret"}}`
+			must(code, who, "POST", "/servers", create, says)
+			must(code, who, "POST", "/servers", strings.Replace(create, "secret", "http://x/flavors/secret", 1), says)
+			if who == "stranger" {
+				must(404, who, "POST", "/servers/"+own+"/action", `{"resize": {"flavorRef": "secret"}}`, own)
+			} else if code == 400 {
+				must(code, who, "POST", "/servers/"+own+"/action", `{"resize": {"flavorRef": "secret"}}`, says)
+				must(400, who, "GET", "/flavors?marker=secret", "", "marker [secret] not found")
+			} else {
+				must(200, who, "GET", "/flavors?marker=secret", "", `"flavors":[]`)
+			}
+		}
+		visible("member", false)
+		visible("admin", false)
+
+		must(404, "admin", "GET", "/flavors/1/os-flavor-access", "", "Access list not available for public flavors.")
+		must(200, "admin", "GET", "/flavors/secret/os-flavor-access", "", `{"flavor_access":[]}`)
+		const action, add, remove = "/flavors/secret/action", `{"addTenantAccess": {"tenant": "p1"}}`, `{"removeTenantAccess": {"tenant": "p1"}}`
+		must(403, "member", "POST", action, add, "os-flavor-access:add_tenant_access")
+		must(404, "admin", "POST", "/flavors/none/action", add, "Flavor none could not be found.")
+		must(400, "admin", "POST", action, `{"addTenantAccess": {"tenant": ""}}`, "is too short")
+		must(200, "admin", "POST", action, add, `{"flavor_access":[{"flavor_id":"secret","tenant_id":"p1"}]}`)
+		must(409, "admin", "POST", action, add, "Flavor access already exists for flavor secret and project p1 combination.")
+		must(200, "admin", "GET", "/flavors/secret/os-flavor-access", "", `"tenant_id":"p1"`)
+		must(403, "member", "GET", "/flavors/secret/os-flavor-access", "", "os-flavor-access")
+		visible("member", true)
+		visible("stranger", false)
+		must(200, "admin", "POST", action, remove, `{"flavor_access":[]}`)
+		must(404, "admin", "POST", action, remove, "Flavor access not found for secret / p1 combination.")
+		visible("member", false)
+
+		must(200, "admin", "POST", action, add, "p1")
+		must(202, "admin", "DELETE", "/flavors/secret", "", "")
+		must(200, "admin", "POST", "/flavors", `{"flavor": {"id": "secret", "name": "new", "ram": 1, "vcpus": 1, "disk": 1, "os-flavor-access:is_public": false}}`, "new")
+		visible("member", false) // the access was the old one's
+	})
+}
+
+func must(items []item, refused string) []item {
+	if refused != "" {
+		panic(refused)
+	}
+	return items
+}
+
+// TestAttributes: members see of a server what Nova's policies let them: not its host, and
+// of its fault neither hosts nor amounts.
+func TestAttributes(t *testing.T) {
+	t.Parallel()
+	const message, details = "No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 node-7 disabled"
+	extended := []string{"OS-EXT-SRV-ATTR:host", "OS-EXT-SRV-ATTR:hypervisor_hostname", "OS-EXT-SRV-ATTR:instance_name"}
+	loose := api.Rules()
+	for i := range loose {
+		if loose[i].Name == "os_compute_api:os-extended-server-attributes" {
+			loose[i].Check = "rule:project_reader_or_admin"
+		}
+	}
+	for name, rules := range map[string][]policy.Rule{"Nova's rules": api.Rules(), "for readers": loose} {
+		eachCloudWith(t, rules, func(c *cloud) {
+			c.filled()
+			victim := must(c.list("member", "servers", "status=SHUTOFF"))[0].text("id")
+			if err := c.store.Act(c.Context(), victim, compute.Start); err != nil {
+				c.Fatal(err)
+			}
+			if err := c.store.Fail(c.Context(), victim, message, details); err != nil {
+				c.Fatal(err)
+			}
+			for who, sees := range map[string]bool{"admin": true, "member": name == "for readers"} {
+				list := must(c.list(who, "servers", ""))
+				_, one := c.ask(who, "GET", "/servers/"+victim, "")
+				var show struct{ Server item }
+				if err := json.Unmarshal([]byte(one), &show); err != nil {
+					c.Fatal(err)
+				}
+				for _, i := range append(list, show.Server) {
+					for _, attribute := range extended {
+						if _, there := i[attribute]; there != sees {
+							c.Errorf("%s, %s: %s is there: %t, of %v", name, who, attribute, there, i)
+						}
+					}
+					if i.text("id") != victim {
+						continue
+					}
+					got, _ := i["fault"].(map[string]any)
+					if got["message"] != message || (got["details"] == details) != (who == "admin") || got["details"] != nil && who != "admin" || got["code"] != 500. {
+						c.Errorf("%s, %s: fault %v", name, who, got)
+					}
+				}
+				if status, raw := c.ask(who, "GET", "/servers/detail", ""); status != 200 || !sees && (strings.Contains(raw, "n10") || strings.Contains(raw, "node-7")) {
+					c.Errorf("%s, %s: a host's name is in %s", name, who, raw)
+				}
+			}
+		})
+	}
+}
+
+// TestResizeWithoutRoom: the refusal names neither hosts nor amounts.
+func TestResizeWithoutRoom(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		own := must(c.list("member", "servers", "vm_state=stopped&flavor=1"))[0].text("id")
+		if err := c.store.ReportHost(c.Context(), &compute.HostReport{Host: "n1", Driver: "fake", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+			c.Fatal(err)
+		}
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET task_state = NULL, host = 'n1' WHERE id = ?`, own); err != nil {
+			c.Fatal(err)
+		}
+		status, reply := c.ask("member", "POST", "/servers/"+own+"/action", `{"resize": {"flavorRef": "2"}}`)
+		if want := `{"badRequest":{"code":400,"message":"No valid host was found. No valid host found for resize"}}`; status != 400 || reply != want {
+			c.Errorf("%d %s; want %s", status, reply, want)
+		}
+	})
+}
+
+// TestBroken: what is broken inside is told to clients without brokers, hosts, ports and
+// users; the log has it under the id of the request.
+func TestBroken(t *testing.T) {
+	t.Parallel()
+	eachCloud(t, func(c *cloud) {
+		c.filled()
+		own := must(c.list("member", "servers", "status=ACTIVE"))[0].text("id")
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET host = 'node-7', task_state = NULL WHERE id = ?`, own); err != nil {
+			c.Fatal(err)
+		}
+		const secret = "dial tcp 10.9.8.7:5672: user nova is refused"
+		// broken asks, and wants a status and a text without a secret that the log has.
+		broken := func(method, path, body string, status int, says, secret string) {
+			c.Helper()
+			c.log.Reset()
+			r := httptest.NewRequestWithContext(c.Context(), method, path, strings.NewReader(body))
+			r.Header.Set("Content-Type", "application/json")
+			r.Header.Set("X-Auth-Token", "member")
+			w := httptest.NewRecorder()
+			c.ServeHTTP(w, r)
+			if w.Code != status || !strings.Contains(w.Body.String(), says) || strings.Contains(w.Body.String(), secret) || strings.Contains(w.Body.String(), "node-7") {
+				c.Errorf("%s %s %s = %d %s; want %d %s", method, path, body, w.Code, w.Body, status, says)
+			}
+			id := w.Header().Get("X-Openstack-Request-Id")
+			if log := c.log.String(); !slices.ContainsFunc(strings.Split(log, "\n"), func(line string) bool { return strings.Contains(line, secret) && strings.Contains(line, id) }) {
+				c.Errorf("%s %s: the log does not have %q under %s:\n%s", method, path, secret, id, log)
+			}
+		}
+		c.down = fault.New(fault.Unavailable, "%s", secret)
+		const refused = "The service cannot accept this now: other services cannot be reached."
+		action := "/v2.1/servers/" + own + "/action"
+		broken("POST", "/v2.1/servers", `{"server": {"name": "x", "flavorRef": "1"}}`, 503, refused, secret)
+		broken("DELETE", "/v2.1/servers/"+own, "", 503, refused, secret)
+		broken("POST", action, `{"os-stop": null}`, 503, refused, secret)
+		broken("POST", action, `{"resize": {"flavorRef": "2"}}`, 503, refused, secret)
+		c.down = fmt.Errorf("%w: %s", fault.New(fault.Unavailable, "not ready: bus"), secret)
+		broken("GET", "/readyz", "", 503, `{"status":"unavailable","reason":"not ready: bus"}`, secret)
+		c.down = nil
+
+		const ask, unable = `{"os-getConsoleOutput": {}}`, "Unable to get console log of instance "
+		broken("POST", action, ask, 503, unable, "node-7") // which nobody serves
+		var answer error
+		srv := rpc.NewServer(c.bus, rpc.ServerConfig{Interface: compute.Worker, Host: "node-7", Logger: slog.New(slog.DiscardHandler)})
+		rpc.Handle(srv, compute.ReadConsole, func(context.Context, *compute.ConsoleRequest) (*compute.ConsoleReply, error) { return nil, answer })
+		if err := srv.Start(c.Context()); err != nil {
+			c.Fatal(err)
+		}
+		defer func() { _ = srv.Stop(context.WithoutCancel(c.Context())) }()
+		for code, status := range map[fault.Code]int{
+			fault.Internal: 500, fault.Denied: 500, fault.Unauthenticated: 500, fault.Exhausted: 500, fault.NotFound: 404, fault.Unavailable: 503, fault.Conflict: 409,
+		} {
+			answer = fault.New(code, "%s", secret)
+			says := unable
+			if status == 500 {
+				says = "Unexpected API Error."
+			}
+			broken("POST", action, ask, status, says, secret)
+		}
+	})
+}
