@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strconv"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
 )
 
 const (
@@ -113,8 +116,12 @@ func letter(m *message.Message) *DeadLetter {
 }
 
 func resend(ctx context.Context, bus Bus, m *message.Message) error {
+	if whole := m.Metadata[MetaTruncated]; whole != "" {
+		return fault.New(fault.Precondition, "its payload of %s bytes was too large to be kept whole", whole)
+	}
 	next := clone(ctx, m)
 	topic := next.Metadata[MetaTopic]
+	next.Metadata[MetaRequeues] = strconv.Itoa(count(m, MetaRequeues) + 1) // its attempts are counted anew
 	for _, key := range []string{MetaFailures, MetaRedeliveries, MetaReason, MetaTopic, MetaDiedAt, MetaServer} {
 		delete(next.Metadata, key)
 	}

@@ -51,6 +51,8 @@ const (
 	MetaTopic        = "topic"        // where it was published to
 	MetaDiedAt       = "died_at"      // RFC 3339 in UTC
 	MetaServer       = "server"       // which server gave it up
+	MetaTruncated    = "truncated"    // of a dead letter that the bus could not carry whole: bytes of the whole payload
+	MetaRequeues     = "requeues"     // how often its dead letter was sent again
 )
 
 // KindOf returns what kind of message m is, "" if it says nothing.

@@ -67,12 +67,14 @@ type Server struct {
 	stopping chan struct{}
 	done     chan struct{} // closed when intake and handlers have ended
 	running  map[string]*request
-	heart    *time.Timer    // sends the beats; nil before the first is wanted
-	due      time.Time      // when heart goes off; zero if it does not
-	cut      bool           // the handlers that still run are cut off
-	dead     bool           // the topic of dead letters exists
-	wg       sync.WaitGroup // handlers, and replies under way
-	stats    ServerStats    // accessed atomically
+	settling map[string]*settlement // by id, of AtLeastOnce casts
+	replaced *recent[int]           // by lifeKey, the attempt by which this server has replaced a message
+	heart    *time.Timer            // sends the beats; nil before the first is wanted
+	due      time.Time              // when heart goes off; zero if it does not
+	cut      bool                   // the handlers that still run are cut off
+	dead     bool                   // the topic of dead letters exists
+	wg       sync.WaitGroup         // handlers, and replies under way
+	stats    ServerStats            // accessed atomically
 }
 
 // ServerStats counts what happened to a server's messages since it was made.
@@ -127,6 +129,8 @@ func NewServer(bus Bus, cfg ServerConfig) *Server {
 		stopping: make(chan struct{}),
 		done:     make(chan struct{}),
 		running:  make(map[string]*request),
+		settling: make(map[string]*settlement),
+		replaced: newRecent[int](rememberSize, rememberTime),
 	}
 	s.sender, _ = bus.(Sender)
 	if l, ok := bus.(limiter); ok {
@@ -287,20 +291,28 @@ func (s *Server) take(in *[4]inlet) (m *message.Message, from string) {
 	}
 }
 
+// slot is the right to run a handler.
+type slot struct {
+	server *Server
+	held   bool
+}
+
+// release gives the slot back if it is held.
+func (sl *slot) release() {
+	if sl.held {
+		sl.held = false
+		<-sl.server.slots
+	}
+}
+
 // serve handles one message. It gives the slot back when the handler has
 // returned, before the reply is sent.
 func (s *Server) serve(work context.Context, m *message.Message, from string) {
-	held := true
-	release := func() {
-		if held {
-			held = false
-			<-s.slots
-		}
-	}
-	defer release()
+	sl := &slot{s, true}
+	defer sl.release()
 	r, err := decodeRequest(m)
 	if err != nil {
-		release()
+		sl.release()
 		s.malformed(work, m, from, err)
 		return
 	}
@@ -322,20 +334,16 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		_ = Settle(m, true) // if it comes again it has expired again
 		atomic.AddUint64(&s.stats.Expired, 1)
 		s.cfg.Logger.DebugContext(ctx, "dropped an expired request", "method", r.info.String(), "deadline", r.deadline)
-		release()
+		sl.release()
 		s.expired(r) //nolint:contextcheck // its own: it is sent whatever becomes of the handler's
 		return
 	}
 	if again {
-		open, err := s.once(ctx, m, r, e, known)
-		release()
-		if open {
-			s.settle(ctx, work, m, r, err)
-		}
+		s.serveDurable(ctx, work, sl, m, r, e, known)
 		return
 	}
 	// A call's deadline ends what kills one server after the other.
-	if r.info.Kind == KindCast && m.Metadata[MetaRedelivered] != "" && s.redelivered(ctx, m, r) {
+	if r.info.Kind == KindCast && m.Metadata[MetaRedelivered] != "" && s.redelivered(ctx, work, m, r) {
 		return
 	}
 	if err := Settle(m, true); err != nil {
@@ -347,7 +355,7 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 	}
 	resp, err := s.invoke(ctx, r, e, known)
 	s.untrack(r)
-	release()
+	sl.release()
 	switch {
 	case r.replyTo != "" && !r.gone.Load():
 		s.reply(work, r, resp, err)

@@ -1,0 +1,209 @@
+package rpc_test
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+// lateBus is a bus that takes each copy and each dead letter at once, and whose confirmation
+// is late, or lost with the connection.
+type lateBus struct {
+	*membus.Bus
+	late time.Duration // until the confirmation comes
+	lose int           // so many confirmations never come
+
+	mu     sync.Mutex
+	copies map[string]int // taken, by id, without the dead letters
+	total  int            // of all, beyond maxCopies they are lost
+}
+
+// maxCopies bounds what a fault can cost the test.
+const maxCopies = 1000
+
+func (b *lateBus) Publish(topic string, list ...*message.Message) error {
+	for _, m := range list {
+		b.mu.Lock()
+		b.total++
+		full := b.total > maxCopies
+		b.mu.Unlock()
+		if full {
+			continue
+		}
+		if err := b.Bus.Publish(topic, m); err != nil {
+			return err
+		}
+		b.mu.Lock()
+		if topic != "backup.dlq" {
+			b.copies[m.UUID]++
+		}
+		first := m.Metadata[rpc.MetaFailures] == ""
+		lost := !first && b.lose > 0
+		if lost {
+			b.lose--
+		}
+		b.mu.Unlock()
+		if first {
+			continue
+		}
+		late := time.NewTimer(b.late)
+		select {
+		case <-late.C:
+		case <-m.Context().Done():
+			lost = true
+		}
+		late.Stop()
+		if lost {
+			return fault.New(fault.Unknown, "it may have been sent")
+		}
+	}
+	return nil
+}
+
+func (b *lateBus) Send(topic string, m *message.Message, settled func(error)) {
+	settled(b.Publish(topic, m))
+}
+
+// deadLetters returns how many dead letters each message has become, and drops them.
+func deadLetters(t *testing.T, bus rpc.Bus) map[string]int {
+	t.Helper()
+	letters := map[string]int{}
+	if err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+		letters[l.ID]++
+		return rpc.Drop
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return letters
+}
+
+// TestLateConfirm: casts that fail are published again over a bus that confirms late, or loses
+// confirmations. They do not multiply: each attempt runs once, and each message becomes one dead letter.
+func TestLateConfirm(t *testing.T) {
+	t.Parallel()
+	const casts, tries = 5, 5
+	for _, tt := range []struct {
+		name string
+		late time.Duration
+		lose int
+	}{
+		{"in time", time.Second, 0},
+		{"after 12.5 s", 12500 * time.Millisecond, 0},
+		{"after an hour", time.Hour, 0},
+		{"three are lost", 12500 * time.Millisecond, 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				bus := &lateBus{Bus: rpctest.NewBus(t), late: tt.late, lose: tt.lose, copies: make(map[string]int)}
+				var mu sync.Mutex
+				runs := 0
+				startServer(t, bus, rpc.ServerConfig{MaxTries: tries}, func(context.Context, *string) (*rpc.None, error) {
+					mu.Lock()
+					defer mu.Unlock()
+					runs++
+					return nil, fault.New(fault.Unavailable, "not now")
+				})
+				for n := range casts {
+					sendKeep(t, bus, fmt.Sprint("cast-", n))
+				}
+				pass(10 * time.Hour)
+				bus.mu.Lock()
+				total := 0
+				for _, n := range bus.copies {
+					total += n
+				}
+				bus.mu.Unlock()
+				letters := deadLetters(t, bus)
+				t.Logf("%d copies, %d runs, dead letters %v", total, runs, letters)
+				if total > casts*tries+tt.lose {
+					t.Errorf("%d copies of %d casts with %d attempts, %d confirmations lost", total, casts, tries, tt.lose)
+				}
+				if runs != casts*tries {
+					t.Errorf("%d runs, want %d: each attempt once", runs, casts*tries)
+				}
+				for n := range casts {
+					if got := letters[fmt.Sprint("cast-", n)]; got != 1 {
+						t.Errorf("cast-%d is %d dead letters, want 1", n, got)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestStaleCopy: the original of a message that was published again comes back, because its
+// acknowledgement was lost. It is not run again with its old count, also not after the last attempt. A dead
+// letter that is sent again starts anew.
+func TestStaleCopy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		var mu sync.Mutex
+		runs := 0
+		count := func() int {
+			mu.Lock()
+			defer mu.Unlock()
+			return runs
+		}
+		startServer(t, bus, rpc.ServerConfig{MaxTries: 4}, func(context.Context, *string) (*rpc.None, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			runs++
+			return nil, fault.New(fault.Unavailable, "not now")
+		})
+		sendKeep(t, bus, "a")
+		pass(50 * time.Millisecond)
+		sendKeep(t, bus, "a") // while the message waits for its second attempt
+		pass(time.Minute)
+		sendKeep(t, bus, "a") // after the last
+		pass(time.Minute)
+		if n := count(); n != 4 {
+			t.Errorf("%d runs, want 4", n)
+		}
+		letters := 0
+		if err := rpc.DeadLetters(t.Context(), bus, iface, func(*rpc.DeadLetter) rpc.Verdict {
+			letters++
+			return rpc.Requeue
+		}); err != nil || letters != 1 {
+			t.Errorf("%d dead letters, error %v; want 1", letters, err)
+		}
+		pass(time.Minute)
+		if n := count(); n != 8 {
+			t.Errorf("%d runs after the dead letter was sent again, want 8", n)
+		}
+		if got := deadLetters(t, bus); got["a"] != 1 {
+			t.Errorf("dead letters %v, want 1", got)
+		}
+	})
+}
+
+// TestCopyOfARunningMessage: a second delivery of a message whose handler runs for long is not
+// taken for one that was lost with a server, however often it is looked at.
+func TestCopyOfARunningMessage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+			time.Sleep(20 * time.Minute) //nolint:forbidigo // in a synctest bubble
+			return &rpc.None{}, nil
+		})
+		sendKeep(t, bus, "a")
+		pass(time.Second)
+		sendKeep(t, bus, "a")
+		pass(time.Hour)
+		if st := srv.Stats(); st.DeadLettered != 0 || st.Redelivered != 0 {
+			t.Errorf("%+v, want no dead letter and no redelivery", st)
+		}
+	})
+}
