@@ -2,11 +2,15 @@ package rpc_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
@@ -204,6 +208,50 @@ func TestCopyOfARunningMessage(t *testing.T) {
 		pass(time.Hour)
 		if st := srv.Stats(); st.DeadLettered != 0 || st.Redelivered != 0 {
 			t.Errorf("%+v, want no dead letter and no redelivery", st)
+		}
+	})
+}
+
+// TestLetterCut: a dead letter that the bus cannot carry is cut, once, and cannot be sent again.
+func TestLetterCut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const most = 20 << 10
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
+			if m.Metadata[rpc.MetaReason] != "" && rpc.Size(m) > most {
+				return false, fault.New(fault.Invalid, "%w: the broker takes %d bytes", rpc.ErrTooLarge, most)
+			}
+			return true, nil
+		}}
+		runs := 0
+		srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+			runs++
+			return nil, fault.New(fault.Conflict, "no use %s", strings.Repeat("\u00e9", most))
+		})
+		m := message.NewMessageWithContext(t.Context(), "a", message.Payload(`"`+strings.Repeat("x", most-300)+`"`))
+		m.Metadata[rpc.MetaRPC] = "cast backup.keep 2.0 at-least-once"
+		m.Metadata["more"] = strings.Repeat("m", 60<<10)
+		if err := bus.Publish("backup", m); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Hour)
+		if st := srv.Stats(); runs != 1 || st.DeadLettered != 1 {
+			t.Errorf("%d runs, %+v; want one run and one dead letter", runs, st)
+		}
+		show := func(verdict rpc.Verdict) error {
+			return rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+				if l.ID != "a" || l.Info.Method != "keep" || l.Topic != "backup" || !utf8.ValidString(l.Reason) || !strings.HasPrefix(l.Reason, "Conflict: no use") ||
+					l.Metadata[rpc.MetaTruncated] != strconv.Itoa(most-298) || len(l.Payload) == 0 {
+					t.Errorf("dead letter %s of %s, %d bytes, truncated %q, reason %.40q", l.ID, l.Topic, len(l.Payload), l.Metadata[rpc.MetaTruncated], l.Reason)
+				}
+				return verdict
+			})
+		}
+		if err := show(rpc.Requeue); !errors.Is(err, fault.Precondition) {
+			t.Errorf("a letter that was cut is sent again: %v, want Precondition", err)
+		}
+		if err := show(rpc.Drop); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -46,7 +46,7 @@ const (
 )
 
 // DeadLetters shows decide the dead letters of an interface, the oldest first,
-// each once and at most 65,535, and does with each what decide says. It returns
+// each once and at most 65,535 and no more kept ones than the bus has bytes in flight, and does with each what decide says. It returns
 // when it has seen those that were there, which takes a second at least. While it
 // runs nobody else sees them. decide runs in the caller's goroutine.
 //

@@ -14,6 +14,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc/internal/names"
 )
 
 // Kinds of messages.
@@ -243,7 +244,11 @@ func encodeReply(ctx context.Context, id string, resp any, err error) *message.M
 	m := about(ctx, KindReply, id)
 	m.Payload = payload
 	if err != nil {
-		text, _ := json.Marshal(fault.From(err)) // strings always encode
+		e := fault.From(err)
+		text, _ := json.Marshal(e) // strings always encode
+		if len(text) > maxReason { // a broker carries less metadata than payload
+			text, _ = json.Marshal(fault.Error{Code: e.Code, Reason: cutText(e.Reason, names.Max), Msg: cutText(e.Msg, maxReason)})
+		}
 		m.Metadata[MetaError] = string(text)
 	}
 	return m

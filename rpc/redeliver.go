@@ -16,6 +16,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/internal/names"
 )
 
 const (
@@ -107,7 +108,8 @@ func (s *Server) once(ctx, work context.Context, m *message.Message, r *request,
 		s.acknowledge(ctx, m, r)
 		return false, nil
 	}
-	if m.Metadata[MetaRedelivered] != "" && s.redelivered(ctx, work, m, r) {
+	if m.Metadata[MetaRedelivered] != "" {
+		s.redelivered(ctx, work, m, r)
 		return false, nil
 	}
 	if err != nil {
@@ -155,22 +157,20 @@ func (s *Server) settle(ctx, work context.Context, m *message.Message, r *reques
 	s.requeue(ctx, work, m, r.topic, MetaFailures, n)
 }
 
-// redelivered counts that the message was lost with a server, and reports
-// whether that was all there is to do. The count travels with the message,
-// because a message that kills its servers leaves none that could remember.
-func (s *Server) redelivered(ctx, work context.Context, m *message.Message, r *request) bool {
-	if s.superseded(m) {
+// redelivered counts that the message was lost with a server, and ends its delivery: the next one has the
+// count. The count travels with the message, because a message that kills its servers leaves none that
+// could remember.
+func (s *Server) redelivered(ctx, work context.Context, m *message.Message, r *request) {
+	n := count(m, MetaRedeliveries) + 1
+	switch {
+	case s.superseded(m):
 		atomic.AddUint64(&s.stats.Duplicate, 1)
 		s.acknowledge(ctx, m, r)
-		return true
-	}
-	n := count(m, MetaRedeliveries) + 1
-	if n >= maxRedeliveries {
+	case n >= maxRedeliveries:
 		s.bury(ctx, work, m, r.topic, count(m, MetaFailures), fmt.Sprintf("%d servers were lost that had it", n))
-		return true
+	default:
+		s.requeue(context.WithoutCancel(ctx), work, m, r.topic, MetaRedeliveries, n)
 	}
-	s.requeue(context.WithoutCancel(ctx), work, m, r.topic, MetaRedeliveries, n)
-	return true
 }
 
 // requeue publishes the message anew with a higher count, and acknowledges this one when that is confirmed.
@@ -294,11 +294,13 @@ func (s *Server) bury(ctx, work context.Context, m *message.Message, topic strin
 	letter.Metadata[MetaDiedAt] = time.Now().UTC().Format(time.RFC3339Nano)
 	letter.Metadata[MetaServer] = s.cfg.Host
 	to := s.cfg.Interface.Name + suffixDead
-	err := s.dig(ctx, to)
+	made, cancel := context.WithTimeout(ctx, settleTime)
+	err := s.dig(made, to)
+	cancel()
 	if err == nil {
 		err = s.replace(work, m, letter, to, ended)
 		if errors.Is(err, fault.Invalid) {
-			err = s.replace(work, m, cutLetter(letter), to, ended)
+			err = s.replace(work, m, cutLetter(ctx, letter), to, ended)
 		}
 	}
 	log := s.cfg.Logger.With("topic", topic, "id", m.UUID, "reason", letter.Metadata[MetaReason])
@@ -317,8 +319,8 @@ func (s *Server) bury(ctx, work context.Context, m *message.Message, topic strin
 
 // cutLetter returns a dead letter that every bus can carry: of a payload and metadata that are too
 // large it has the beginning, and says so.
-func cutLetter(m *message.Message) *message.Message {
-	c := newMessage(m.Context(), cutText(m.UUID, 255), m.Payload[:min(len(m.Payload), maxReason)])
+func cutLetter(ctx context.Context, m *message.Message) *message.Message {
+	c := newMessage(ctx, cutText(m.UUID, names.Max), m.Payload[:min(len(m.Payload), maxReason)])
 	for _, key := range []string{MetaRPC, MetaContext, MetaFailures, MetaRedeliveries, MetaRequeues, MetaReason, MetaTopic, MetaDiedAt, MetaServer} {
 		if v := m.Metadata[key]; v != "" && len(v) <= maxReason {
 			c.Metadata[key] = v
@@ -375,7 +377,7 @@ func create(ctx context.Context, bus Bus, topic string) error {
 	return nil
 }
 
-// malformed ends the delivery of a message that cannot be read. Whoever waits
+// malformed ends the delivery of a message that cannot be read, or is too large. Whoever waits
 // for a reply gets one.
 func (s *Server) malformed(work context.Context, m *message.Message, topic string, err error) {
 	atomic.AddUint64(&s.stats.Malformed, 1)

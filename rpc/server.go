@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -21,7 +22,7 @@ type ServerConfig struct {
 	// Interface is what the server offers. Required.
 	Interface *Interface
 	// Host is the server's own name, by which it alone can be addressed. No
-	// two servers of an interface have the same. Empty: only Any reaches it.
+	// two servers of an interface have the same. Empty: only Any reaches it. See [CheckHost].
 	Host string
 	// MaxInFlight is how many handlers run at once. A message for which no slot
 	// is free is not taken from the bus, so that an idle sibling gets it.
@@ -58,6 +59,7 @@ type Server struct {
 	methods map[string]endpoint
 	slots   chan struct{} // a token for each running handler
 	baton   chan struct{} // makes another goroutine the one that takes messages
+	largest int           // message that is handled, in bytes; zero: any
 	limit   time.Duration // of a handler of an AtLeastOnce method; zero: none
 
 	mu       sync.Mutex
@@ -101,13 +103,13 @@ type ServerStats struct {
 type limiter interface{ ConsumerTimeout() time.Duration }
 
 // NewServer returns a server without handlers. It starts nothing. It panics if
-// cfg lacks an interface or names a host that cannot be one.
+// cfg lacks an interface or names a host that [CheckHost] refuses.
 func NewServer(bus Bus, cfg ServerConfig) *Server {
 	if cfg.Interface == nil || cfg.Interface.Name == "" || strings.Contains(cfg.Interface.Name, " ") {
 		panic("rpc: NewServer without an interface, or with one whose name has a space")
 	}
-	if text := checkHost(cfg.Host); text != "" {
-		panic("rpc: " + text)
+	if err := CheckHost(cfg.Host); err != nil {
+		panic("rpc: NewServer: " + err.Error())
 	}
 	if cfg.MaxInFlight <= 0 {
 		cfg.MaxInFlight = 64
@@ -135,6 +137,9 @@ func NewServer(bus Bus, cfg ServerConfig) *Server {
 	s.sender, _ = bus.(Sender)
 	if l, ok := bus.(limiter); ok {
 		s.limit = l.ConsumerTimeout()
+	}
+	if b, ok := bus.(Bounded); ok {
+		s.largest = b.MaxMessage()
 	}
 	for _, name := range []string{methodPing, methodDescribe} {
 		m := builtin(cfg.Interface, name)
@@ -165,7 +170,8 @@ func (s *Server) Stats() ServerStats {
 
 // Start subscribes to the interface's topics and returns when messages for the
 // server are kept for it. It fails with Unavailable if the bus is away, with
-// Precondition if it was called before, and with Invalid if an AtLeastOnce
+// Precondition if it was called before, and with Invalid if the bus cannot carry the names of the server's
+// topics, or if an AtLeastOnce
 // method may run for longer than the bus leaves a message with its receiver:
 // then it would be delivered again while it runs. ctx bounds only the call
 // itself.
@@ -180,6 +186,13 @@ func (s *Server) Start(ctx context.Context) error {
 			return fault.New(fault.Invalid, "method %s.%s may run for %v, but the bus takes a message away from its receiver after %v: "+
 				"give the method a shorter time-out, or the bus a longer consumer time-out", s.cfg.Interface.Name, name, e.timeout, s.limit)
 		}
+	}
+	err := checkTo(s.bus, s.cfg.Interface.Name, s.cfg.Host)
+	if b, ok := s.bus.(Bounded); ok && err == nil {
+		err = cmp.Or(b.CheckTopic(topic(KindFanout, s.cfg.Interface.Name, Any)), b.CheckTopic(s.cfg.Interface.Name+suffixDead))
+	}
+	if err != nil {
+		return fmt.Errorf("start a server of %s: %w", s.cfg.Interface.Name, err)
 	}
 	life := context.WithoutCancel(ctx)
 	sub, intake := context.WithCancel(life)
@@ -311,6 +324,9 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 	sl := &slot{s, true}
 	defer sl.release()
 	r, err := decodeRequest(m)
+	if size := Size(m); s.largest > 0 && size > s.largest {
+		err = fault.New(fault.Invalid, "%w: it has %d bytes, and the limit is %d bytes", ErrTooLarge, size, s.largest)
+	}
 	if err != nil {
 		sl.release()
 		s.malformed(work, m, from, err)
@@ -343,7 +359,8 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		return
 	}
 	// A call's deadline ends what kills one server after the other.
-	if r.info.Kind == KindCast && m.Metadata[MetaRedelivered] != "" && s.redelivered(ctx, work, m, r) {
+	if r.info.Kind == KindCast && m.Metadata[MetaRedelivered] != "" {
+		s.redelivered(ctx, work, m, r)
 		return
 	}
 	if err := Settle(m, true); err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -120,7 +121,7 @@ func TestLateConfirm(t *testing.T) {
 	})
 	begin := time.Now()
 	for n := range casts {
-		m := message.NewMessageWithContext(t.Context(), fmt.Sprint("late-", n), message.Payload(fmt.Sprint(n)))
+		m := message.NewMessageWithContext(t.Context(), fmt.Sprint("late-", n), message.Payload(strconv.Itoa(n)))
 		m.Metadata[rpc.MetaRPC] = "cast fault.keep 1.0 at-least-once"
 		if err := cliBus.Publish("fault.h", m); err != nil {
 			t.Fatal(err)
