@@ -36,11 +36,16 @@ func (b *Bus) attemptLarge(ctx context.Context, o *outgoing) error {
 	case b.turns <- struct{}{}:
 	case <-ctx.Done():
 		return notSent(ctx.Err())
+	case <-b.life.Done():
+		return rpc.ErrClosed
 	}
 	b.largeOnce.Do(func() { b.spawn(func() { b.bulk.run(b.life) }) })
 	done := make(chan error, 1)
 	if !b.spawn(func() {
 		defer func() { <-b.turns }()
+		ctx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(b.life, cancel)()
 		conn, err := b.bulk.get(ctx)
 		if err != nil {
 			done <- notSent(err)

@@ -246,3 +246,69 @@ func TestInFlight(t *testing.T) {
 		t.Logf("round %d: at most %d bytes at once", round, most.Load())
 	}
 }
+
+// TestLargeAway: a large message waits for a broker that is away until its deadline, and no longer than the bus lives.
+func TestLargeAway(t *testing.T) {
+	t.Parallel()
+	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
+	b := open(t, via, "large.away")
+	if err := b.SubscribeInitialize("fault.h"); err != nil {
+		t.Fatal(err)
+	}
+	client := rpc.NewClient(b, rpc.ClientConfig{})
+	defer client.Close()
+	text := strings.Repeat("x", 1<<20)
+	if err := rpc.Cast(t.Context(), client, blobs, "h", &text); err != nil {
+		t.Fatal(err)
+	}
+	p.stall()
+	p.cut()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	err := rpc.Cast(ctx, client, blobs, "h", &text)
+	if c := fault.CodeOf(err); c != fault.Timeout && c != fault.Unknown || time.Since(begin) > 3*time.Second {
+		t.Errorf("cast while the broker is away: %v (%v) after %v, want Timeout or Unknown at its deadline", err, c, time.Since(begin))
+	}
+	failed := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		failed <- rpc.Cast(ctx, client, blobs, "h", &text)
+	}()
+	select {
+	case err := <-failed:
+		t.Errorf("cast while the broker is away: %v, want it to wait", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	p.resume()
+	select {
+	case err := <-failed:
+		if err != nil {
+			t.Errorf("cast when the broker is back: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the cast does not end when the broker is back")
+	}
+	p.stall()
+	p.cut()
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		failed <- rpc.Cast(ctx, client, blobs, "h", &text)
+	}()
+	<-time.After(100 * time.Millisecond)
+	begin = time.Now()
+	_ = b.Close()
+	if d := time.Since(begin); d > 10*time.Second {
+		t.Errorf("Close took %v", d)
+	}
+	select {
+	case err := <-failed:
+		if c := fault.CodeOf(err); c != fault.Unavailable && c != fault.Unknown {
+			t.Errorf("cast on a bus that is closed meanwhile: %v (%v)", err, c)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the cast does not end with the bus")
+	}
+}
