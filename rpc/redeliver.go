@@ -381,10 +381,10 @@ func create(ctx context.Context, bus Bus, topic string) error {
 // for a reply gets one.
 func (s *Server) malformed(work context.Context, m *message.Message, topic string, err error) {
 	atomic.AddUint64(&s.stats.Malformed, 1)
-	s.bury(work, work, m, topic, count(m, MetaFailures), fmt.Sprintf("malformed: %v", err))
 	if to := m.Metadata[MetaReplyTo]; to != "" {
 		s.reply(work, &request{id: m.UUID, replyTo: to}, nil, err)
 	}
+	s.bury(work, work, m, topic, count(m, MetaFailures), fmt.Sprintf("malformed: %v", err))
 }
 
 func (s *Server) acknowledge(ctx context.Context, m *message.Message, r *request) {
