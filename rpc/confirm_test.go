@@ -212,6 +212,34 @@ func TestCopyOfARunningMessage(t *testing.T) {
 	})
 }
 
+// TestNoID: messages of another program that have no id are not taken for copies of each other.
+func TestNoID(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		var mu sync.Mutex
+		runs := 0
+		srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			runs++
+			if runs == 1 {
+				return nil, fault.New(fault.Unavailable, "not now")
+			}
+			return &rpc.None{}, nil
+		})
+		for range 3 {
+			sendKeep(t, bus, "")
+		}
+		pass(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		if st := srv.Stats(); runs != 4 || st.Duplicate != 0 {
+			t.Errorf("%d runs, %+v; want 3 messages run, one of them twice", runs, st)
+		}
+	})
+}
+
 // TestLetterCut: a dead letter that the bus cannot carry is cut, once, and cannot be sent again.
 func TestLetterCut(t *testing.T) {
 	t.Parallel()

@@ -301,6 +301,9 @@ func decodeRequest(m *message.Message) (*request, error) {
 		id: m.UUID, payload: m.Payload,
 		replyTo: m.Metadata[MetaReplyTo], about: m.Metadata[MetaCorrelation],
 	}
+	if r.id == "" { // of another program: it is no copy of another one without an id
+		r.id = newID()
+	}
 	var err error
 	if r.info, r.deadline, r.beat, err = parseMark(m.Metadata[MetaRPC]); err != nil {
 		return nil, err
