@@ -45,7 +45,7 @@ func (b *Bus) attemptLarge(ctx context.Context, o *outgoing) error {
 		defer func() { <-b.turns }()
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		defer context.AfterFunc(b.life, cancel)()
+		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 		conn, err := b.bulk.get(ctx)
 		if err != nil {
 			done <- notSent(err)
