@@ -19,8 +19,11 @@ package placement
 import (
 	"maps"
 	"math"
+	"math/big"
+	"math/bits"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -70,9 +73,35 @@ func (i Inventory) Free() int64 { return left(&i) }
 func left(i *Inventory) int64 {
 	n := i.Total - i.Reserved
 	if r := i.Ratio; r != 0 && r != 1 {
-		n = int64(math.Floor(float64(n) * r))
+		n = times(n, r)
 	}
 	return n - i.Used
+}
+
+// times returns n times a ratio, rounded down. The ratio counts as the decimal number that it is
+// written as: 100 times 1.15 is 115, though the binary number nearest to 1.15 is a little less.
+func times(n int64, ratio float64) int64 {
+	scale := 1.0
+	for range 10 { // up to nine decimals
+		m := math.Round(ratio * scale)
+		if m/scale == ratio && m < 1<<53 {
+			if high, low := bits.Mul64(uint64(max(n, -n)), uint64(m)); high == 0 && low < 1<<63 {
+				product, by := n*int64(m), int64(scale)
+				if product < 0 {
+					return (product - by + 1) / by // rounded down, not toward zero
+				}
+				return product / by
+			}
+			break
+		}
+		scale *= 10
+	}
+	r, ok := new(big.Rat).SetString(strconv.FormatFloat(ratio, 'g', -1, 64))
+	if !ok { // infinite or not a number, which no provider has
+		return 0
+	}
+	r.Mul(r, new(big.Rat).SetInt64(n))
+	return new(big.Int).Div(r.Num(), r.Denom()).Int64() // Div rounds down for a positive divisor
 }
 
 // unit returns why one consumer may not have n, a format for n and a bound, or

@@ -650,3 +650,6 @@ func (s *SQL) Recount(ctx context.Context, dry bool) ([]*Provider, error) {
 	}
 	return out, nil
 }
+
+// Now implements [Store]: it is the database's clock.
+func (s *SQL) Now(ctx context.Context) (time.Time, error) { return db.Now(ctx, s.db) }

@@ -408,7 +408,7 @@ func (c *cloud) consistent(active []servers.Server) {
 	for _, b := range bad {
 		c.Errorf("host %s: %d %s used, %d claimed, capacity %v", b.Host, b.Used, b.Class, b.Claimed, b.Limit)
 	}
-	wrong, err := store.New(c.db).Audit(c.Context(), false)
+	wrong, err := store.New(c.db).Audit(c.Context(), false, 0)
 	for _, f := range wrong {
 		c.Errorf("%s claim: %+v", f.Kind, f.Claim)
 	}
