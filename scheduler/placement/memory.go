@@ -160,7 +160,7 @@ func (m *Memory) Providers(_ context.Context, ids ...string) ([]*Provider, error
 
 // PutAggregate is as [Store] says.
 func (m *Memory) PutAggregate(_ context.Context, a Aggregate) error {
-	if err := id("aggregate", a.Name); err != nil {
+	if err := a.check(); err != nil {
 		return err
 	}
 	m.mu.Lock()

@@ -17,6 +17,8 @@
 package placement
 
 import (
+	"encoding/json"
+	"fmt"
 	"maps"
 	"math"
 	"math/big"
@@ -26,6 +28,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -308,11 +311,35 @@ func (p *Provider) check() error {
 			return fault.New(fault.Invalid, "provider %s: traits %s, %s: not sorted, or twice the same", p.ID, p.Traits[n-1], t)
 		}
 	}
+	return fits("provider "+p.ID, p)
+}
+
+// maxData is how many bytes of JSON a store keeps of a provider, or of an aggregate's metadata. It is
+// judged here, as MySQL refuses more, and SQLite does not.
+const maxData = 1<<16 - 1
+
+// fits reports Invalid if a value is too large to be stored.
+func fits(what string, v any) error {
+	raw, err := json.Marshal(v)
+	if err == nil && len(raw) > maxData {
+		err = fmt.Errorf("it has %d bytes as JSON, at most %d fit", len(raw), maxData)
+	}
+	if err != nil {
+		return fault.New(fault.Invalid, "%s: %w", what, err)
+	}
 	return nil
 }
 
+// check returns an error with code Invalid if the aggregate cannot be stored.
+func (a *Aggregate) check() error {
+	if err := id("aggregate", a.Name); err != nil {
+		return err
+	}
+	return fits("aggregate "+a.Name, a.Metadata)
+}
+
 func id(what, s string) error {
-	if s == "" || len(s) > 255 || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
+	if s == "" || len(s) > 255 || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
 		return fault.New(fault.Invalid, "%s %q: a name has 1 to 255 bytes, and no control characters", what, s)
 	}
 	return nil

@@ -285,7 +285,7 @@ func aggregates(ctx context.Context, q sqlx.QueryerContext) (map[string]*Aggrega
 
 // PutAggregate is as [Store] says.
 func (s *SQL) PutAggregate(ctx context.Context, a Aggregate) error {
-	if err := id("aggregate", a.Name); err != nil {
+	if err := a.check(); err != nil {
 		return err
 	}
 	data, err := json.Marshal(a.Metadata)

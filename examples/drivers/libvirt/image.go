@@ -50,7 +50,7 @@ func (o *options) base(ctx context.Context, ref string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }() // it was only read
 	info, err := f.Stat()
 	if err != nil {
 		return "", err
@@ -69,8 +69,8 @@ func (o *options) base(ctx context.Context, ref string) (string, error) {
 	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user has to pass
 		return "", err
 	}
-	tmp := path + ".new-" + rand.Text() // several may be made at once: the last one stays
-	defer os.Remove(tmp)
+	tmp := path + ".new-" + rand.Text()   // several may be made at once: the last one stays
+	defer func() { _ = os.Remove(tmp) }() // if it could not be made
 	// The very file that was inspected, which another one may have replaced by name.
 	if _, err := qemuImgOn(ctx, f, "convert", "-q", "-f", format, "-O", "qcow2", inherited, tmp); err != nil {
 		return "", fmt.Errorf("image %s: %w", source, err)
@@ -178,7 +178,9 @@ func describe(ctx context.Context, path, format string) (info diskInfo, err erro
 // inherited is the name of the file that qemuImgOn hands on.
 const inherited = "/dev/fd/3"
 
-func qemuImg(ctx context.Context, args ...string) ([]byte, error) { return qemuImgOn(ctx, nil, args...) }
+func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
+	return qemuImgOn(ctx, nil, args...)
+}
 
 // qemuImgOn runs qemu-img, which finds a file that is open here as inherited.
 func qemuImgOn(ctx context.Context, f *os.File, args ...string) ([]byte, error) {

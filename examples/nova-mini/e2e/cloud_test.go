@@ -361,6 +361,19 @@ func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Dura
 	return by
 }
 
+// instances returns the servers that a host's driver has.
+func (c *cloud) instances(host string) (ids []string) {
+	c.Helper()
+	files, err := filepath.Glob(filepath.Join(c.dir, "instances", host, "*.json"))
+	if err != nil {
+		c.Fatal(err)
+	}
+	for _, f := range files {
+		ids = append(ids, strings.TrimSuffix(filepath.Base(f), ".json"))
+	}
+	return ids
+}
+
 // onHosts reads what the drivers have: host by server id. A server on two hosts
 // is an error.
 func (c *cloud) onHosts() map[string]string {
