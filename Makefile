@@ -57,8 +57,14 @@ vuln:
 	*) echo "$$out"; exit $$code ;; \
 	esac
 
+# The ten slowest packages stand at the end, so that a slow one is seen before all are.
 unit:
-	$(GO) test -race $(TAGS) -timeout $(TIMEOUT) ./...
+	@mkdir -p bin; \
+	echo "$(GO) test -race $(TAGS) -timeout $(TIMEOUT) ./..."; \
+	{ $(GO) test -race $(TAGS) -timeout $(TIMEOUT) ./... 2>&1; echo $$? >bin/unit.code; } | tee bin/unit.log; \
+	echo "the ten slowest packages, in seconds:"; \
+	awk '($$1 == "ok" || $$1 == "FAIL") && $$3 ~ /^[0-9.]+s$$/ { sub(/s$$/, "", $$3); print $$3, $$2 }' bin/unit.log | sort -rn | head -10; \
+	exit $$(cat bin/unit.code)
 
 # So many inputs, not so much time: until Go 1.27 a target may fail for no reason when
 # its time is over (golang/go#75804).
