@@ -8,11 +8,11 @@ import (
 var (
 	v1  = rpc.Version{Major: 1}
 	v11 = rpc.Version{Major: 1, Minor: 1}
-	v12 = rpc.Version{Major: 1, Minor: 2}
+	v13 = rpc.Version{Major: 1, Minor: 3}
 )
 
 // Worker is what a compute service answers on its host.
-var Worker = &rpc.Interface{Name: "compute", Version: v12}
+var Worker = &rpc.Interface{Name: "compute", Version: v13}
 
 var (
 	// Build makes the worker build a server and report how it ended. It is
@@ -80,6 +80,9 @@ type BuildRequest struct {
 // DestroyRequest asks for a server's removal.
 type DestroyRequest struct {
 	ServerID string `json:"server_id"`
+	// Generation is that of the deletion: a request that is not of the server's current one is
+	// not run. 0: the server has to be deleted on this host in whatever generation.
+	Generation int64 `json:"generation,omitempty"`
 }
 
 // Conductor is what the conductor answers.
@@ -89,14 +92,15 @@ var (
 	// Wake tells that a server has work waiting. It is a hint: the work is in
 	// the database, and found without it, only later.
 	Wake = rpc.Method[WakeRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1}
-	// BeginBuild asks whether an attempt is still wanted. A worker that was
-	// answered Conflict drops it.
+	// BeginBuild asks whether an attempt, of a build, an action or a deletion by its Task, is
+	// still wanted. A worker that was answered Conflict drops it.
 	BeginBuild = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1}
 	// EndBuild reports how an attempt ended. Conflict: it was no longer wanted.
 	EndBuild = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1}
 	// EndAct reports how an action ended. Conflict: it was no longer wanted.
 	EndAct = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11}
-	// EndDestroy reports that nothing is left of a server on the host.
+	// EndDestroy reports that nothing is left of a server on the host. Conflict: it is not
+	// deleted on that host.
 	EndDestroy = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1}
 	// ReportHost is a worker's sign of life, with what its host has.
 	ReportHost = rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1}

@@ -219,11 +219,14 @@ func (s *Service) destroy(ctx context.Context, op *operation.Op, _ *struct{}) er
 		if err := s.cfg.Store.RepeatDelete(ctx, op.Resource); err != nil {
 			return err
 		}
+		if srv, err = s.cfg.Store.Server(ctx, op.Resource); err != nil {
+			return err
+		}
 	}
 	if srv.Host == nil {
 		return nil
 	}
-	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Destroy, *srv.Host, &compute.DestroyRequest{ServerID: srv.ID}))
+	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Destroy, *srv.Host, &compute.DestroyRequest{ServerID: srv.ID, Generation: srv.Generation}))
 }
 
 func (s *Service) remove(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
@@ -348,7 +351,7 @@ func (s *Service) EndDestroy(ctx context.Context, req *compute.AttemptRequest) (
 		if err := s.Runner.Complete(ctx, req.ServerID, stepDestroy, nil); err != nil {
 			return err
 		}
-		return s.cfg.Store.Remove(ctx, req.ServerID)
+		return s.cfg.Store.RemoveFrom(ctx, *req)
 	})
 	if errors.Is(err, fault.NotFound) || errors.Is(err, fault.Precondition) {
 		// The reply to the first report was lost, or nobody wants it deleted any more.

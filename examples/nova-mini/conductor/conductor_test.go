@@ -400,8 +400,29 @@ func TestTimeouts(t *testing.T) {
 			b.Fatal(err)
 		}
 		b.wake(id)
-		if d := get(b, b.destroys); d.ServerID != id {
-			b.Errorf("told to destroy %s", d.ServerID)
+		d := get(b, b.destroys)
+		if d.ServerID != id || d.Generation != b.server(id).Generation {
+			b.Errorf("told to destroy %+v", d)
+		}
+		// What another host says, or an older deletion, changes nothing.
+		for _, a := range []compute.AttemptRequest{
+			{ServerID: id, Host: "h2", Generation: d.Generation}, {ServerID: id, Host: "h2"}, {ServerID: id, Host: "h1", Generation: d.Generation - 1},
+		} {
+			if _, err := b.svc.EndDestroy(b.Context(), &a); !errors.Is(err, compute.ErrStale) {
+				b.Errorf("the report %+v: %v, want ErrStale", a, err)
+			}
+			a.Task = store.Deleting
+			if _, err := b.svc.BeginBuild(b.Context(), &a); !errors.Is(err, compute.ErrStale) {
+				b.Errorf("the question %+v: %v, want ErrStale", a, err)
+			}
+		}
+		if b.server(id).Task() != store.Deleting {
+			b.Error("it is gone by the report of another host")
+		}
+		for _, generation := range []int64{0, d.Generation} {
+			if _, err := b.svc.BeginBuild(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1", Generation: generation, Task: store.Deleting}); err != nil {
+				b.Errorf("the question of its host, generation %d: %v", generation, err)
+			}
 		}
 		if _, err := b.svc.EndDestroy(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1"}); err != nil {
 			b.Errorf("end: %v", err)

@@ -5,12 +5,14 @@ import (
 	"errors"
 	"slices"
 	"time"
+	"unicode/utf8"
 
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/membership"
 )
@@ -169,8 +171,15 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 // Ratios are how far a host's resources may be over-committed.
 type Ratios struct{ CPU, RAM, Disk float64 }
 
-// ReportHost notes a worker's sign of life and what its host has.
+// ReportHost notes a worker's heartbeat and what its host has. A report that is refused, as Invalid,
+// leaves no host behind.
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
+	if err := rpc.CheckHost(r.Host); err != nil {
+		return err
+	}
+	if err := s.putHost(ctx, r, ratios); err != nil { // first, as it judges what is reported
+		return err
+	}
 	err := s.members.Beat(ctx, ComputeBinary, r.Host)
 	if errors.Is(err, fault.NotFound) {
 		if err = s.Number(ctx, ComputeBinary, r.Host); err == nil {
@@ -180,7 +189,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err != nil {
 		return err
 	}
-	err = s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
+	return s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
 		n, err := exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
 		if err != nil || n > 0 {
 			return err
@@ -192,15 +201,21 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		_, err = exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion)
 		return err
 	})
-	if err != nil {
-		return err
+}
+
+// putHost makes the host one that claims are made on.
+func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
+	for what, text := range map[string]string{"driver": r.Driver, "driver version": r.DriverVersion} {
+		if len(text) > 255 || !utf8.ValidString(text) {
+			return fault.New(fault.Invalid, "host %s: its %s has more than 255 bytes, or is not UTF-8", r.Host, what)
+		}
 	}
 	p := &placement.Provider{ID: r.Host, Generation: placement.Any, Inventories: map[string]placement.Inventory{}}
 	ratio := map[string]float64{compute.VCPU: ratios.CPU, compute.MemoryMB: ratios.RAM, compute.DiskGB: ratios.Disk}
 	for _, a := range r.Resources.Amounts() {
 		p.Inventories[a.Class] = placement.Inventory{Total: int64(a.N), Ratio: ratio[a.Class]}
 	}
-	_, err = s.claims.Put(ctx, p)
+	_, err := s.claims.Put(ctx, p)
 	return err
 }
 

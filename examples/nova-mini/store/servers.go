@@ -217,7 +217,7 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	return srv, err
 }
 
-// MarkDeleting gives a server the task to be deleted, whatever it was doing:
+// MarkDeleting gives a server the task to be deleted, in a new generation, whatever it was doing:
 // deletion wins. It is idempotent. NotFound.
 func (s *Store) MarkDeleting(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
@@ -225,7 +225,7 @@ func (s *Store) MarkDeleting(ctx context.Context, id string) error {
 		if _, err := exec(ctx, tx, `UPDATE operations SET fence = fence WHERE active = ?`, id); err != nil {
 			return err
 		}
-		n, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, task_since = ?, updated_at = ?
+		n, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ?
 			WHERE id = ? AND (task_state IS NULL OR task_state <> ?)`, Deleting, now, now, id, Deleting)
 		if err != nil {
 			return err
@@ -281,8 +281,8 @@ func one(n int64, err error) error {
 func (s *Store) Current(ctx context.Context, a compute.AttemptRequest) error {
 	var n int64
 	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers JOIN operations ON operations.active = servers.id AND operations.state = ?
-		WHERE servers.id = ? AND host = ? AND generation = ? AND task_state = ?`,
-		operation.Running, a.ServerID, a.Host, a.Generation, cmp.Or(a.Task, Spawning))
+		WHERE servers.id = ? AND host = ? AND (generation = ? OR ?) AND task_state = ?`,
+		operation.Running, a.ServerID, a.Host, a.Generation, a.Task == Deleting && a.Generation == 0, cmp.Or(a.Task, Spawning))
 	return one(n, db.Error(err))
 }
 
@@ -352,7 +352,7 @@ func (s *Store) Repeat(ctx context.Context, id string, a compute.Action, in *Act
 // RepeatDelete is Repeat for a deletion. That there is no such server is no error.
 func (s *Store) RepeatDelete(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		_, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, task_since = ?, updated_at = ? WHERE id = ?`, Deleting, now, now, id)
+		_, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ? WHERE id = ?`, Deleting, now, now, id)
 		return err
 	})
 }
@@ -421,6 +421,19 @@ func (s *Store) Fail(ctx context.Context, id, message, details string) error {
 			return db.Error(err)
 		}
 		return s.release(ctx, tx, id)
+	})
+}
+
+// RemoveFrom is Remove for the report of a host. ErrStale: the server is deleted, but on another
+// host, or in another generation.
+func (s *Store) RemoveFrom(ctx context.Context, a compute.AttemptRequest) error {
+	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
+		err := one(exec(ctx, tx, `UPDATE servers SET generation = generation WHERE id = ? AND host = ? AND (generation = ? OR ?) AND task_state = ?`,
+			a.ServerID, a.Host, a.Generation, a.Generation == 0, Deleting))
+		if err != nil {
+			return err
+		}
+		return s.Remove(ctx, a.ServerID)
 	})
 }
 

@@ -541,3 +541,30 @@ func TestAudit(t *testing.T) {
 		}
 	})
 }
+
+// TestRefusedReport: the report of a host that makes no sense leaves no host behind.
+func TestRefusedReport(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		s := store.New(d)
+		good := compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}
+		for _, r := range []compute.HostReport{
+			{Host: "", Resources: good},
+			{Host: "a b\n", Resources: good},
+			{Host: strings.Repeat("x", 300), Resources: good},
+			{Host: "bad", Resources: compute.Resources{VCPUs: -1}},
+			{Host: "bad", Driver: strings.Repeat("x", 300), Resources: good},
+			{Host: "bad", DriverVersion: "\xff", Resources: good},
+		} {
+			if err := s.ReportHost(t.Context(), &r, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); !errors.Is(err, fault.Invalid) {
+				t.Errorf("%.40q: %v, want Invalid", fmt.Sprint(r), err)
+			}
+		}
+		for _, table := range []string{"hosts", "members", "service_numbers", "placement_providers"} {
+			var n int
+			if err := d.GetContext(t.Context(), &n, "SELECT COUNT(*) FROM "+table); err != nil || n > 0 {
+				t.Errorf("%s has %d rows, %v", table, n, err)
+			}
+		}
+	})
+}

@@ -109,17 +109,30 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 	return &rpc.None{}, nil
 }
 
-// Destroy removes a server, and reports it. Errors as Build.
+// taskDeleting is the task of a server that is deleted, Nova's.
+const taskDeleting = "deleting"
+
+// Destroy removes a server, if the conductor says that it is to be deleted here, and reports it.
+// Errors as Build.
 func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rpc.None, error) {
 	if err := s.locks.lock(ctx, req.ServerID); err != nil {
 		return nil, err
 	}
 	defer s.locks.unlock(req.ServerID)
+	// A message is only a hint, which another service, or an old one, may have sent.
+	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host, Generation: req.Generation, Task: taskDeleting}
+	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
+	if errors.Is(err, compute.ErrStale) {
+		s.cfg.Logger.InfoContext(ctx, "deletion not wanted, message dropped", "server", req.ServerID, "generation", req.Generation)
+		return &rpc.None{}, nil
+	}
+	if err != nil {
+		return nil, again(fmt.Errorf("ask whether server %s is to be destroyed: %w", req.ServerID, err))
+	}
 	if err := retry(ctx, func() error { return s.cfg.Driver.Destroy(ctx, req.ServerID) }); err != nil {
 		return nil, again(fmt.Errorf("destroy server %s: %w", req.ServerID, err))
 	}
-	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host}
-	if _, err := ask(ctx, s, compute.EndDestroy, &attempt); err != nil {
+	if _, err := ask(ctx, s, compute.EndDestroy, &attempt); err != nil && !errors.Is(err, compute.ErrStale) {
 		return nil, again(fmt.Errorf("report that server %s is destroyed: %w", req.ServerID, err))
 	}
 	s.cfg.Logger.InfoContext(ctx, "destroyed a server", "server", req.ServerID)

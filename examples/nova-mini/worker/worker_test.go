@@ -302,6 +302,32 @@ func TestOneAtATime(t *testing.T) {
 	}
 }
 
+// TestDestroyNotWanted: a message to destroy a server that the conductor does not delete here, as an
+// old one or one of another service, destroys nothing.
+func TestDestroyNotWanted(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	b.driver.servers = map[string]bool{"s1": true}
+	b.mu.Lock()
+	b.begin = compute.ErrStale
+	b.mu.Unlock()
+	if _, err := b.svc.Destroy(t.Context(), &compute.DestroyRequest{ServerID: "s1", Generation: 3}); err != nil {
+		t.Error(err)
+	}
+	if did := b.driver.did(); len(did) > 0 {
+		t.Errorf("the driver did %q", did)
+	}
+	b.mu.Lock()
+	b.begin = nil
+	b.mu.Unlock()
+	if _, err := b.svc.Destroy(t.Context(), &compute.DestroyRequest{ServerID: "s1", Generation: 4}); err != nil {
+		t.Error(err)
+	}
+	if got := get(t, b.gone); got.ServerID != "s1" || got.Generation != 4 {
+		t.Errorf("reported %+v", got)
+	}
+}
+
 // TestAudit: only what does not belong here is destroyed.
 func TestAudit(t *testing.T) {
 	t.Parallel()
