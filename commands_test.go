@@ -58,8 +58,8 @@ func TestCommands(t *testing.T) {
 	t.Parallel()
 	readTree(t) // it needs every package of the module
 	dir := checkout(t)
-	t.Run("README", func(t *testing.T) { readme(t, dir) })
-	t.Run("tutorial", func(t *testing.T) { tutorial(t, dir) })
+	t.Run("README", func(t *testing.T) { t.Parallel(); readme(t, dir) })
+	t.Run("tutorial", func(t *testing.T) { t.Parallel(); tutorial(t, dir) })
 }
 
 // readme starts nova-mini, and pastes the commands that it prints.
