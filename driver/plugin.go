@@ -28,8 +28,8 @@ type PluginConfig struct {
 	// Options are the driver's own: a JSON object, or nil. They go over the
 	// connection, and so are in no list of processes.
 	Options json.RawMessage
-	// SHA256, if set, is what the program must have as its sum, in hexadecimal. It
-	// is compared before each start.
+	// SHA256, if set, is what the program must have as its sum: 64 hexadecimal digits. It
+	// is compared before each start, with the very file that is executed.
 	SHA256 string
 	// Env is added to the program's environment, as KEY=value. Of the worker's own,
 	// which may hold passwords, it inherits PATH, HOME, LANG, LC_ALL, TZ and TMPDIR.
@@ -148,6 +148,11 @@ type Plugin[D Driver] struct {
 func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
 	cfg.setDefaults()
+	if cfg.SHA256 != "" {
+		if err := checkSum(cfg.SHA256); err != nil {
+			return nil, fault.New(fault.Invalid, "the SHA-256 of driver %s: %q %w", quote(cfg.Program), cfg.SHA256, err)
+		}
+	}
 	path, err := find(k.Name, cfg.Program, cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -216,12 +221,16 @@ func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
 // Launch makes the driver run that a configuration names: a registered one in this
 // process, with cfg.Options; every other as a program, as the function [Launch]
-// does. cfg.Program is name.
+// does. cfg.Program is name. What is for a program, such as SHA256 or User, is Invalid for
+// a driver in this process: it would be without effect.
 func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	r.mu.RLock()
 	builtIn := r.open[name] != nil
 	r.mu.RUnlock()
 	if builtIn {
+		if err := cfg.forProgram(); err != nil {
+			return nil, fmt.Errorf("open driver %s: %w", name, err)
+		}
 		d, err := r.Open(ctx, name, cfg.Options)
 		if err != nil {
 			return nil, err
@@ -236,6 +245,26 @@ func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg Pl
 		}
 	}
 	return p, err
+}
+
+// forProgram returns an error if a field is set that a driver in this process cannot honor.
+func (c *PluginConfig) forProgram() error {
+	for _, o := range []struct {
+		name string
+		set  bool
+	}{
+		{"plugin_sha256", c.SHA256 != ""},
+		{"plugin_user", c.User != ""},
+		{"plugin_max_files", c.MaxFiles != 0},
+		{"plugin_max_memory_mib", c.MaxMemoryMiB != 0},
+		{"plugin_max_crashes", c.MaxCrashes != 0},
+		{"plugin_start_timeout", c.StartTimeout != 0},
+	} {
+		if o.set {
+			return fault.New(fault.Invalid, "option %s is for a driver that is a program, and this one is built in: remove the option, or name the program by its absolute path", o.name)
+		}
+	}
+	return nil
 }
 
 // find returns the path of a kind's program.

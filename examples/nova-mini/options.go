@@ -2,16 +2,13 @@ package main
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -251,36 +248,19 @@ func (o *options) policy(log *slog.Logger) policy.Config {
 // the worker adds the host's name and a directory that is the driver's own. The
 // section's options that begin with plugin_ are about the program.
 func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
-	name := strings.TrimPrefix(filepath.Base(o.ComputeDriver), "armature-compute-")
-	cfg := driver.PluginConfig{Dir: o.PluginDir}
-	opts := map[string]string{"host": host, "dir": filepath.Join(o.StatePath, "instances", host)}
-	for _, k := range slices.Sorted(maps.Keys(o.Drivers[name])) {
-		v := o.Drivers[name][k]
-		var err error
-		switch k {
-		case "plugin_sha256":
-			cfg.SHA256 = v
-		case "plugin_user":
-			cfg.User = v
-		case "plugin_max_files":
-			cfg.MaxFiles, err = strconv.Atoi(v)
-		case "plugin_max_memory_mib":
-			cfg.MaxMemoryMiB, err = strconv.Atoi(v)
-		case "plugin_max_crashes":
-			cfg.MaxCrashes, err = strconv.Atoi(v)
-		case "plugin_start_timeout":
-			cfg.StartTimeout, err = time.ParseDuration(v)
-		default:
-			if strings.HasPrefix(k, "plugin_") {
-				err = errors.New("there is no such option")
-			}
-			opts[k] = v
-		}
-		if err != nil {
-			return cfg, fault.New(fault.Invalid, "option %s in section driver_%s: %w", k, name, err)
-		}
+	name := o.driverName()
+	options, err := json.Marshal(map[string]string{"host": host, "dir": filepath.Join(o.StatePath, "instances", host)})
+	if err != nil {
+		return driver.PluginConfig{}, err
 	}
-	var err error
-	cfg.Options, err = json.Marshal(opts)
-	return cfg, err
+	cfg := driver.PluginConfig{Dir: o.PluginDir, Options: options}
+	if err := cfg.Configure(o.Drivers[name]); err != nil {
+		return cfg, fmt.Errorf("section driver_%s: %w", name, err)
+	}
+	return cfg, nil
+}
+
+// driverName is what the section of compute_driver is called after driver_.
+func (o *options) driverName() string {
+	return strings.TrimPrefix(filepath.Base(o.ComputeDriver), "armature-compute-")
 }

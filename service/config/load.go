@@ -15,7 +15,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/service/internal/text"
+	"github.com/armature-go/armature/internal/text"
 )
 
 // defaultSection is where options stand that no section struct is around of.
@@ -379,9 +379,9 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	}
 	switch {
 	case key == "":
-		l.strange(r, l.protected(section, ""), "%s: [%s]: no such section%s", where, section, suggest(section, maps.Keys(l.options)))
+		l.strange(r, l.protected(section, ""), "%s: [%s]: no such section%s", where, section, text.Nearest(section, maps.Keys(l.options)))
 	case !r.file():
-		l.strange(r, false, "%s: no such section%s", where, suggest(section, maps.Keys(l.options)))
+		l.strange(r, false, "%s: no such section%s", where, text.Nearest(section, maps.Keys(l.options)))
 	default: // a file's section was told once, at its head
 	}
 }
