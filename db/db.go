@@ -78,9 +78,20 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Open opens a database and waits until it answers. The caller closes it. The
-// handle recovers from lost connections by itself and is safe for concurrent
-// use.
+// New returns a handle on a database without connecting to it: the first statement does, or
+// [Service].Start, which waits for it. The caller closes it, or a [Service] that has it. The handle
+// recovers from lost connections by itself and is safe for concurrent use. Invalid: the URL is
+// wrong; the error does not contain it, as it has a password. ConnectTimeout is not used.
+func New(cfg Config) (*sqlx.DB, error) {
+	t, err := parse(cfg.URL)
+	if err != nil {
+		return nil, err
+	}
+	return t.open(cfg), nil
+}
+
+// Open is [New] that waits until the database answers, for a tool or a test: a service gives the
+// handle of New to a [Service].
 //
 // Errors: Invalid if the URL is wrong; Unauthenticated or Denied, at once, if
 // the database refuses the user; Precondition, at once, if it has no such
@@ -91,7 +102,17 @@ func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.watch(&watch{limit: max(cfg.SlowQuery, 0), log: cmp.Or(cfg.Logger, slog.Default())})
+	d := t.open(cfg)
+	if err := connect(ctx, d, t.shown, cfg.ConnectTimeout); err != nil {
+		_ = d.Close() // it has no connection
+		return nil, err
+	}
+	return d, nil
+}
+
+// open makes the handle.
+func (t *target) open(cfg Config) *sqlx.DB {
+	t.watch(&watch{shown: t.shown, limit: max(cfg.SlowQuery, 0), log: cmp.Or(cfg.Logger, slog.Default())})
 	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
 	n := cfg.MaxOpen
 	if n <= 0 {
@@ -104,11 +125,7 @@ func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
 		d.SetMaxOpenConns(1)
 		d.SetConnMaxLifetime(0) // the data goes with the connection
 	}
-	if err := connect(ctx, d, t.shown, cfg.ConnectTimeout); err != nil {
-		_ = d.Close() // it has no connection
-		return nil, err
-	}
-	return d, nil
+	return d
 }
 
 // connect pings until the database answers, or refuses for good.

@@ -77,11 +77,14 @@ func Check(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
 		return err
 	}
 	if want := s.files[len(s.files)-1].version; have < want {
-		return fault.New(fault.Precondition,
-			"the database schema is at version %d, older than version %d of this program: run db sync", have, want)
+		return &fault.Error{Code: fault.Precondition, Reason: errOlder.Reason,
+			Msg: fmt.Sprintf("the database schema is at version %d, older than version %d of this program: run db sync", have, want)}
 	}
 	return nil
 }
+
+// errOlder marks the error of a schema that is older than that of the program.
+var errOlder = &fault.Error{Code: fault.Precondition, Reason: "SchemaOlder", Msg: "schema too old"}
 
 // schema is what goose needs to know about the database: a store of versions
 // and a lock.

@@ -25,7 +25,7 @@ type mysqlDB struct {
 
 // Driver returns the driver, with the trouble of this handle.
 func (m *mysqlDB) Driver() driver.Driver {
-	return &troubledDriver{m.Connector.Driver(), &m.watch.trouble}
+	return &watchedDriver{m.Connector.Driver(), m.watch}
 }
 
 func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {

@@ -12,6 +12,7 @@ import (
 // that they tell of.
 type watch struct {
 	trouble trouble
+	shown   string        // the URL without the password
 	limit   time.Duration // 0: none is slow
 	log     *slog.Logger
 }

@@ -52,7 +52,7 @@ func newSQLite(file string) *sqliteDB {
 }
 
 // Driver returns the driver, with the trouble of this handle.
-func (s *sqliteDB) Driver() driver.Driver { return &troubledDriver{sqliteDriver(), &s.watch.trouble} }
+func (s *sqliteDB) Driver() driver.Driver { return &watchedDriver{sqliteDriver(), s.watch} }
 
 func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 	if err := ctx.Err(); err != nil {

@@ -70,18 +70,18 @@ func lasting(err error) bool {
 	return code == fault.Unauthenticated || my.Number == 1044 // 1044: of the whole database; whether it is read-only Health asks
 }
 
-// troubledDriver is a driver that knows the trouble of a handle: the one way from a handle to
-// its connector.
-type troubledDriver struct {
+// watchedDriver is a driver that knows what is seen of a handle: the one way from a handle to its
+// connector.
+type watchedDriver struct {
 	driver.Driver
 
-	trouble *trouble
+	watch *watch
 }
 
 // troubleOf returns the failure that still counts of a handle of [Open].
 func troubleOf(d *sqlx.DB) error {
-	if t, ok := d.Driver().(*troubledDriver); ok {
-		return t.trouble.last()
+	if t, ok := d.Driver().(*watchedDriver); ok {
+		return t.watch.trouble.last()
 	}
 	return nil
 }

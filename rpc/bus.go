@@ -2,8 +2,12 @@ package rpc
 
 import (
 	"context"
+	"strings"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/internal/names"
 )
 
 // Mode says who gets the messages of a topic, and how long it lasts.
@@ -52,7 +56,8 @@ type Subscription struct {
 // ErrNoConsumer when the topic does not exist (never for KindFanout);
 // Unavailable when the message was certainly not sent; Unknown when it may have
 // been sent; Timeout and Canceled, from the message's context, when it was
-// certainly not sent.
+// certainly not sent; Invalid when the bus cannot carry the message or its topic, [ErrTooLarge] above all.
+// It was not sent then, and no other message fails or waits for it.
 //
 // Messages have to be treated as follows, according to their metadata: one that
 // is [Durable] survives a restart of the broker, and Publish may send it more
@@ -64,7 +69,7 @@ type Subscription struct {
 // Close ends all subscriptions; every later call fails with ErrClosed. It is
 // idempotent.
 //
-// A bus may also be a [Sender], a [Receiver], and a watermill message.SubscribeInitializer,
+// A bus may also be a [Sender], a [Receiver], a [Bounded] and a watermill message.SubscribeInitializer,
 // whose SubscribeInitialize(topic) makes a Shared topic without a subscriber.
 type Bus interface {
 	message.Publisher
@@ -98,6 +103,29 @@ type Receiver interface {
 	// once. f must not block, and need not settle the message. The channel is
 	// closed when the subscription has ended.
 	Receive(ctx context.Context, s Subscription, f func(*message.Message)) (ended <-chan struct{}, err error)
+}
+
+// Bounded is a bus that knows what it can carry.
+type Bounded interface {
+	// MaxMessage returns the largest [Size] of a message, in bytes, that Publish takes. Dead letters may
+	// be larger: a broker has carried them before.
+	MaxMessage() int
+	// CheckTopic returns Invalid if the topic's name, with what the bus puts before it, is longer than
+	// 255 bytes, is not UTF-8, or has control characters, spaces, *, > or an empty part between two dots.
+	CheckTopic(topic string) error
+}
+
+// DefaultMaxMessage is the largest [Size] of a message, in bytes, unless a bus is told another.
+const DefaultMaxMessage = 4 << 20
+
+// Size returns how many bytes of a message count against the limit of a bus: its id, its metadata and its
+// payload.
+func Size(m *message.Message) int {
+	n := len(m.UUID) + len(m.Payload)
+	for k, v := range m.Metadata {
+		n += len(k) + len(v)
+	}
+	return n
 }
 
 // Settler ends the delivery of a message.
@@ -157,11 +185,32 @@ func topic(kind, iface, host string) string {
 	return iface
 }
 
-// checkHost refuses a server's name that would make two topics one.
-func checkHost(host string) string {
-	switch host {
-	case "calls", "fanout", "dlq":
-		return "a server cannot be called " + host + ": there is a topic of that name"
+// CheckHost returns Invalid if no server can have the name: it is longer than 255 bytes, is not UTF-8, has
+// control characters, spaces, * or >, has an empty part between two dots, or ends in a part that is the name of
+// a topic: calls, fanout or dlq. The empty name is [Any].
+func CheckHost(host string) error {
+	if host == Any {
+		return nil
 	}
-	return ""
+	wrong := names.Fault(host)
+	switch last := host[strings.LastIndexByte(host, '.')+1:]; {
+	case wrong != "":
+	case "."+last == suffixCalls, "."+last == suffixFanout, "."+last == suffixDead:
+		wrong = "ends in " + last + ", which is the name of a topic"
+	default:
+		return nil
+	}
+	return fault.New(fault.Invalid, "host name %.300q of %d bytes cannot be that of a server: it %s", host, len(host), wrong)
+}
+
+// checkTo returns Invalid if the host cannot be one, or if the bus cannot carry its topic of the
+// interface, the longest, which is that of calls.
+func checkTo(bus Bus, iface, host string) error {
+	if err := CheckHost(host); err != nil {
+		return err
+	}
+	if b, ok := bus.(Bounded); ok {
+		return b.CheckTopic(topic(KindCall, iface, host))
+	}
+	return nil
 }

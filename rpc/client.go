@@ -137,7 +137,8 @@ func (c *Client) Stop(context.Context) error { return c.Close() }
 // client's: ErrNoConsumer, Unavailable (not executed), Unknown (the connection
 // broke while sending, or ErrSilent: may have been executed), Timeout and
 // Canceled (nothing is known about the execution), ErrVersionCap, ErrClosed,
-// Invalid if the request cannot be encoded.
+// Invalid if the request cannot be encoded, ErrTooLarge if it is too large, or Invalid if [CheckHost] refuses
+// the host or the bus cannot carry its topics; ErrReplyTooLarge from the server whose reply is too large.
 //
 // If ctx is cancelled, the server is told, and cancels the handler's context;
 // whether that comes in time is not certain.
@@ -227,6 +228,9 @@ func (c *Client) do(ctx context.Context, info Info, req any, decode func([]byte)
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.Timeout)
 		defer cancel()
+	}
+	if err := checkTo(c.bus, info.Interface, info.Host); err != nil {
+		return nil, fmt.Errorf("%s %s.%s: %w", info.Kind, info.Interface, info.Method, err)
 	}
 	if err := c.allowed(ctx, info); err != nil {
 		return nil, err

@@ -4,9 +4,12 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"strconv"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
 )
 
 const (
@@ -43,7 +46,7 @@ const (
 )
 
 // DeadLetters shows decide the dead letters of an interface, the oldest first,
-// each once and at most 65,535, and does with each what decide says. It returns
+// each once and at most 65,535 and no more kept ones than the bus has bytes in flight, and does with each what decide says. It returns
 // when it has seen those that were there, which takes a second at least. While it
 // runs nobody else sees them. decide runs in the caller's goroutine.
 //
@@ -113,8 +116,12 @@ func letter(m *message.Message) *DeadLetter {
 }
 
 func resend(ctx context.Context, bus Bus, m *message.Message) error {
+	if whole := m.Metadata[MetaTruncated]; whole != "" {
+		return fault.New(fault.Precondition, "its payload of %s bytes was too large to be kept whole", whole)
+	}
 	next := clone(ctx, m)
 	topic := next.Metadata[MetaTopic]
+	next.Metadata[MetaRequeues] = strconv.Itoa(count(m, MetaRequeues) + 1) // its attempts are counted anew
 	for _, key := range []string{MetaFailures, MetaRedeliveries, MetaReason, MetaTopic, MetaDiedAt, MetaServer} {
 		delete(next.Metadata, key)
 	}

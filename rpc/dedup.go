@@ -1,9 +1,7 @@
 package rpc
 
 import (
-	"container/list"
 	"context"
-	"sync"
 	"time"
 )
 
@@ -24,55 +22,28 @@ type Dedup interface {
 // size messages, each for ttl. Zero means 10,000 messages and an hour.
 func NewDedup(size int, ttl time.Duration) Dedup {
 	if size <= 0 {
-		size = 10_000
+		size = rememberSize
 	}
 	if ttl <= 0 {
-		ttl = time.Hour
+		ttl = rememberTime
 	}
-	return &dedup{size: size, ttl: ttl, at: make(map[string]*list.Element)}
+	return dedup{newRecent[struct{}](size, ttl)}
 }
 
-type dedup struct {
-	size int
-	ttl  time.Duration
+// How many messages a process remembers by default, and for how long.
+const (
+	rememberSize = 10_000
+	rememberTime = time.Hour
+)
 
-	mu  sync.Mutex
-	at  map[string]*list.Element
-	all list.List // of handled, the oldest first
-}
+type dedup struct{ handled *recent[struct{}] }
 
-type handled struct {
-	id   string
-	when time.Time
-}
-
-func (d *dedup) Seen(_ context.Context, id string) (bool, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.expire()
-	_, ok := d.at[id]
+func (d dedup) Seen(_ context.Context, id string) (bool, error) {
+	_, ok := d.handled.get(id)
 	return ok, nil
 }
 
-func (d *dedup) Add(_ context.Context, id string) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if e, ok := d.at[id]; ok {
-		d.all.Remove(e)
-	}
-	d.at[id] = d.all.PushBack(handled{id, time.Now()})
-	d.expire()
+func (d dedup) Add(_ context.Context, id string) error {
+	d.handled.put(id, struct{}{})
 	return nil
-}
-
-func (d *dedup) expire() {
-	oldest := time.Now().Add(-d.ttl)
-	for e := d.all.Front(); e != nil; e = d.all.Front() {
-		h := e.Value.(handled) //nolint:forcetypeassert // the list has nothing else
-		if d.all.Len() <= d.size && h.when.After(oldest) {
-			return
-		}
-		d.all.Remove(e)
-		delete(d.at, h.id)
-	}
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc/internal/names"
 )
 
 // Kinds of messages.
@@ -51,6 +52,8 @@ const (
 	MetaTopic        = "topic"        // where it was published to
 	MetaDiedAt       = "died_at"      // RFC 3339 in UTC
 	MetaServer       = "server"       // which server gave it up
+	MetaTruncated    = "truncated"    // of a dead letter that the bus could not carry whole: bytes of the whole payload
+	MetaRequeues     = "requeues"     // how often its dead letter was sent again
 )
 
 // KindOf returns what kind of message m is, "" if it says nothing.
@@ -241,7 +244,11 @@ func encodeReply(ctx context.Context, id string, resp any, err error) *message.M
 	m := about(ctx, KindReply, id)
 	m.Payload = payload
 	if err != nil {
-		text, _ := json.Marshal(fault.From(err)) // strings always encode
+		e := fault.From(err)
+		text, _ := json.Marshal(e) // strings always encode
+		if len(text) > maxReason { // a broker carries less metadata than payload
+			text, _ = json.Marshal(fault.Error{Code: e.Code, Reason: cutText(e.Reason, names.Max), Msg: cutText(e.Msg, maxReason)})
+		}
 		m.Metadata[MetaError] = string(text)
 	}
 	return m
@@ -293,6 +300,9 @@ func decodeRequest(m *message.Message) (*request, error) {
 	r := &request{
 		id: m.UUID, payload: m.Payload,
 		replyTo: m.Metadata[MetaReplyTo], about: m.Metadata[MetaCorrelation],
+	}
+	if r.id == "" { // of another program: it is no copy of another one without an id
+		r.id = newID()
 	}
 	var err error
 	if r.info, r.deadline, r.beat, err = parseMark(m.Metadata[MetaRPC]); err != nil {

@@ -126,6 +126,11 @@ var (
 	// ErrSilent: the server of a long call was not heard of for
 	// ClientConfig.Silence. The request may have been executed.
 	ErrSilent = fault.Sentinel(fault.Unknown, "Silent", "the server is silent")
+	// ErrTooLarge: the message is larger than the bus carries, or than the broker accepts. It was not
+	// sent, and never will be: send less, or raise the limit of all processes and of the broker.
+	ErrTooLarge = fault.Sentinel(fault.Invalid, "TooLarge", "the message is too large")
+	// ErrReplyTooLarge: the handler ran, and its reply or the text of its error is larger than the bus carries.
+	ErrReplyTooLarge = fault.Sentinel(fault.Internal, "ReplyTooLarge", "the reply is too large")
 	// ErrClosed: the client or the bus was closed. Nothing was sent.
 	ErrClosed = fault.Sentinel(fault.Unavailable, "Closed", "closed")
 )

@@ -2,16 +2,21 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
+	"unicode/utf8"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/internal/names"
 )
 
 const (
@@ -24,29 +29,95 @@ const (
 	// of RabbitMQ's quorum queues.
 	maxRedeliveries = 20
 	// settleTime bounds the publishing of a message that is tried again, or that
-	// is a dead letter.
+	// is a dead letter, while the server stops.
 	settleTime = 10 * time.Second
+	// confirmTime bounds it while the server runs: the bus waits for the confirmation as long as
+	// its connection lives, so this is only not to wait for ever.
+	confirmTime = 24 * time.Hour
+	// maxReason bounds the text of a dead letter's reason and of an error that is sent to the caller, in
+	// bytes.
+	maxReason = 8 << 10
 )
 
-// once runs the handler of an AtLeastOnce cast, unless it was run before, or runs
-// now. It reports whether the message is still to be settled, by err.
-func (s *Server) once(ctx context.Context, m *message.Message, r *request, e endpoint, known bool) (open bool, err error) {
-	if m.Metadata[MetaRedelivered] != "" && s.redelivered(ctx, m, r) {
-		return false, nil
+// settlement is the delivery of an AtLeastOnce cast that is in hand.
+type settlement struct {
+	attempt int           // of the message, see attempts
+	arrived chan struct{} // closed when a newer copy has come
+	done    chan struct{} // closed when the delivery is settled
+}
+
+// serveDurable handles a cast of an AtLeastOnce method. A second delivery of a message waits until the
+// first is settled: then it is known whether the message was handled, or was replaced by a newer copy.
+// The arrival of the newer copy tells the first that its publish is confirmed.
+func (s *Server) serveDurable(ctx, work context.Context, sl *slot, m *message.Message, r *request, e endpoint, known bool) {
+	own := &settlement{attempts(m), make(chan struct{}), make(chan struct{})}
+	for {
+		s.mu.Lock()
+		earlier := s.settling[r.id]
+		if earlier == nil {
+			s.settling[r.id] = own
+		} else if own.attempt > earlier.attempt {
+			select {
+			case <-earlier.arrived:
+			default:
+				close(earlier.arrived)
+			}
+		}
+		s.mu.Unlock()
+		if earlier == nil {
+			break
+		}
+		if own.attempt <= earlier.attempt {
+			sl.release()
+			<-earlier.done
+			s.discard(ctx, m, r)
+			return
+		}
+		<-earlier.done
 	}
+	defer func() {
+		s.mu.Lock()
+		delete(s.settling, r.id)
+		s.mu.Unlock()
+		close(own.done)
+	}()
+	open, err := s.once(ctx, work, m, r, e, known)
+	sl.release()
+	if open {
+		s.settle(ctx, work, m, r, err)
+	}
+}
+
+// discard acknowledges a second delivery if the message was handled or replaced. If not, the first was
+// returned to the bus, and so is the second.
+func (s *Server) discard(ctx context.Context, m *message.Message, r *request) {
+	if seen, err := s.cfg.Dedup.Seen(context.WithoutCancel(ctx), r.id); err == nil && seen || s.superseded(m) {
+		atomic.AddUint64(&s.stats.Duplicate, 1)
+		s.acknowledge(ctx, m, r)
+		return
+	}
+	_ = Settle(m, false) // else the bus redelivers it by itself
+}
+
+// once runs the handler of an AtLeastOnce cast, unless the message was handled or replaced before. It
+// reports whether the message is still to be settled, by err.
+func (s *Server) once(ctx, work context.Context, m *message.Message, r *request, e endpoint, known bool) (open bool, err error) {
 	seen, err := s.cfg.Dedup.Seen(ctx, r.id)
-	if err != nil {
-		return true, fmt.Errorf("look up whether the message was handled: %w", err)
-	}
-	if seen {
+	if err == nil && (seen || s.superseded(m)) {
 		atomic.AddUint64(&s.stats.Duplicate, 1)
 		s.acknowledge(ctx, m, r)
 		return false, nil
 	}
-	if !s.track(r) { // a copy of it runs: its end decides
-		atomic.AddUint64(&s.stats.Duplicate, 1)
+	if m.Metadata[MetaRedelivered] != "" {
+		s.redelivered(ctx, work, m, r)
+		return false, nil
+	}
+	if err != nil {
+		return true, fmt.Errorf("look up whether the message was handled: %w", err)
+	}
+	if !s.track(r) { // a call has the same id
 		s.pause(time.Second)
-		_ = Settle(m, false) // else the bus gives it back by itself
+		_ = Settle(m, false) // else the bus redelivers it by itself
 		return false, nil
 	}
 	defer s.untrack(r)
@@ -73,7 +144,7 @@ func (s *Server) settle(ctx, work context.Context, m *message.Message, r *reques
 	ctx = context.WithoutCancel(ctx)
 	n := count(m, MetaFailures) + 1
 	if final(err) || n >= s.cfg.MaxTries {
-		s.bury(ctx, m, r.topic, n, fmt.Sprintf("%v: %v", fault.CodeOf(err), err))
+		s.bury(ctx, work, m, r.topic, n, fmt.Sprintf("%v: %v", fault.CodeOf(err), err))
 		return
 	}
 	wait := min(minRedeliver<<min(n-1, 16), maxRedeliver)
@@ -83,57 +154,156 @@ func (s *Server) settle(ctx, work context.Context, m *message.Message, r *reques
 		_ = Settle(m, false) // else the bus gives it back by itself
 		return
 	}
-	s.again(ctx, m, r.topic, MetaFailures, n)
+	s.requeue(ctx, work, m, r.topic, MetaFailures, n)
 }
 
-// redelivered counts that the message was lost with a server, and reports
-// whether that was all there is to do. The count travels with the message,
-// because a message that kills its servers leaves none that could remember.
-func (s *Server) redelivered(ctx context.Context, m *message.Message, r *request) bool {
-	if seen, err := s.cfg.Dedup.Seen(ctx, r.id); err == nil && seen {
-		return false // it was the acknowledgement that was lost
-	}
+// redelivered counts that the message was lost with a server, and ends its delivery: the next one has the
+// count. The count travels with the message, because a message that kills its servers leaves none that
+// could remember.
+func (s *Server) redelivered(ctx, work context.Context, m *message.Message, r *request) {
 	n := count(m, MetaRedeliveries) + 1
-	if n >= maxRedeliveries {
-		s.bury(ctx, m, r.topic, count(m, MetaFailures), fmt.Sprintf("%d servers were lost that had it", n))
-		return true
+	switch {
+	case s.superseded(m):
+		atomic.AddUint64(&s.stats.Duplicate, 1)
+		s.acknowledge(ctx, m, r)
+	case n >= maxRedeliveries:
+		s.bury(ctx, work, m, r.topic, count(m, MetaFailures), fmt.Sprintf("%d servers were lost that had it", n))
+	default:
+		s.requeue(context.WithoutCancel(ctx), work, m, r.topic, MetaRedeliveries, n)
 	}
-	s.again(context.WithoutCancel(ctx), m, r.topic, MetaRedeliveries, n)
-	return true
 }
 
-// again publishes the message anew with a higher count and acknowledges this
-// one. If that fails, it is given back as it was.
-func (s *Server) again(ctx context.Context, m *message.Message, topic, key string, n int) {
+// requeue publishes the message anew with a higher count, and acknowledges this one when that is confirmed.
+func (s *Server) requeue(ctx, work context.Context, m *message.Message, topic, key string, n int) {
 	atomic.AddUint64(&s.stats.Redelivered, 1)
-	ctx, cancel := context.WithTimeout(ctx, settleTime)
-	defer cancel()
 	next := clone(ctx, m)
 	next.Metadata[key] = strconv.Itoa(n)
-	if err := s.bus.Publish(topic, next); err != nil {
-		s.cfg.Logger.WarnContext(ctx, "a message that is to be tried again goes back with its old count", "topic", topic, "id", m.UUID, "error", err)
-		_ = Settle(m, false) // else the bus gives it back by itself
-		return
+	err := s.replace(work, m, next, topic, attempts(next))
+	log := s.cfg.Logger.With("topic", topic, "id", m.UUID, "error", err)
+	switch {
+	case err == nil:
+	case errors.Is(err, fault.Invalid):
+		s.bury(ctx, work, m, topic, count(next, MetaFailures), fmt.Sprintf("it cannot be published again: %v", err))
+	default:
+		log.WarnContext(ctx, "requeue failed, message returned with old attempt count")
+		_ = Settle(m, false) // else the bus redelivers it by itself
 	}
-	_ = Settle(m, true) // else it comes twice, which Dedup sees to
 }
 
-// bury makes m a dead letter. If that fails, it is given back.
-func (s *Server) bury(ctx context.Context, m *message.Message, topic string, failures int, reason string) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTime)
+// ended is the attempt after which there is none: a dead letter has replaced the message.
+const ended = math.MaxInt
+
+// replace publishes next in place of m, and acknowledges m when the bus has confirmed next. m stays
+// unacknowledged until then: an unconfirmed publish has an unknown outcome, and m must not be delivered beside
+// next. If the connection is lost before the confirmation, next is published again. On an
+// error m is still to be settled: next was certainly not published, or the server ends. attempt is
+// what [Server.superseded] compares with.
+func (s *Server) replace(work context.Context, m, next *message.Message, topic string, attempt int) error {
+	ctx, cancel := s.untilStopped(work)
 	defer cancel()
+	s.mu.Lock()
+	own := s.settling[m.UUID]
+	s.mu.Unlock()
+	arrived := func() bool { return false }
+	if own != nil && attempt != ended {
+		go func() { // ends with ctx
+			select {
+			case <-own.arrived:
+				cancel()
+			case <-ctx.Done():
+			}
+		}()
+		arrived = func() bool {
+			select {
+			case <-own.arrived:
+				return true
+			default:
+				return false
+			}
+		}
+	}
+	for delay := minRedeliver; ; delay = min(2*delay, maxRedeliver) {
+		err := s.bus.Publish(topic, clone(ctx, next))
+		switch {
+		case err == nil, arrived():
+			if m.UUID != "" {
+				s.replaced.put(lifeKey(m), attempt)
+			}
+			_ = Settle(m, true) // else it comes again, and is superseded
+			return nil
+		case ctx.Err() != nil, errors.Is(err, ErrClosed), fault.CodeOf(err) != fault.Unknown:
+			return err
+		case !Durable(next): // at most once: rather lost than doubled
+			_ = Settle(m, true)
+			return nil
+		}
+		s.cfg.Logger.WarnContext(ctx, "publish has an unknown outcome, publishing again", "topic", topic, "id", m.UUID, "error", err)
+		t := time.NewTimer(delay/2 + rand.N(delay/2))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+		}
+	}
+}
+
+// untilStopped returns a context that ends with work, or settleTime after the server begins to stop.
+func (s *Server) untilStopped(work context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(work, confirmTime)
+	go func() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.stopping:
+		}
+		t := time.NewTimer(settleTime)
+		defer t.Stop()
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+			cancel()
+		}
+	}()
+	return ctx, cancel
+}
+
+// superseded reports whether this server has replaced m by a newer copy, or made it a dead letter. Then m
+// came again because its acknowledgement was lost, or is one of several copies.
+func (s *Server) superseded(m *message.Message) bool {
+	if m.UUID == "" {
+		return false
+	}
+	newest, ok := s.replaced.get(lifeKey(m))
+	return ok && attempts(m) < newest
+}
+
+// attempts is how often a message was published anew by servers.
+func attempts(m *message.Message) int { return count(m, MetaFailures) + count(m, MetaRedeliveries) }
+
+// lifeKey tells a message from what is made of its dead letter when that is sent again.
+func lifeKey(m *message.Message) string { return m.UUID + "/" + m.Metadata[MetaRequeues] }
+
+// bury makes m a dead letter, and acknowledges it when that is confirmed. If it fails, m is delivered
+// again.
+func (s *Server) bury(ctx, work context.Context, m *message.Message, topic string, failures int, reason string) {
+	ctx = context.WithoutCancel(ctx)
 	letter := clone(ctx, m)
 	letter.Metadata[MetaFailures] = strconv.Itoa(failures)
-	letter.Metadata[MetaReason] = reason
+	letter.Metadata[MetaReason] = cutText(reason, maxReason)
 	letter.Metadata[MetaTopic] = topic
 	letter.Metadata[MetaDiedAt] = time.Now().UTC().Format(time.RFC3339Nano)
 	letter.Metadata[MetaServer] = s.cfg.Host
 	to := s.cfg.Interface.Name + suffixDead
-	err := s.dig(ctx, to)
+	made, cancel := context.WithTimeout(ctx, settleTime)
+	err := s.dig(made, to)
+	cancel()
 	if err == nil {
-		err = s.bus.Publish(to, letter)
+		err = s.replace(work, m, letter, to, ended)
+		if errors.Is(err, fault.Invalid) {
+			err = s.replace(work, m, cutLetter(ctx, letter), to, ended)
+		}
 	}
-	log := s.cfg.Logger.With("topic", topic, "id", m.UUID, "reason", reason)
+	log := s.cfg.Logger.With("topic", topic, "id", m.UUID, "reason", letter.Metadata[MetaReason])
 	if err != nil {
 		log.ErrorContext(ctx, "a message that is given up could not be made a dead letter, and comes again", "error", err)
 		s.mu.Lock()
@@ -145,7 +315,32 @@ func (s *Server) bury(ctx context.Context, m *message.Message, topic string, fai
 	}
 	atomic.AddUint64(&s.stats.DeadLettered, 1)
 	log.ErrorContext(ctx, "gave a message up: it is a dead letter now", "dead_letters", to)
-	_ = Settle(m, true) // else it becomes one twice
+}
+
+// cutLetter returns a dead letter that every bus can carry: of a payload and metadata that are too
+// large it has the beginning, and says so.
+func cutLetter(ctx context.Context, m *message.Message) *message.Message {
+	c := newMessage(ctx, cutText(m.UUID, names.Max), m.Payload[:min(len(m.Payload), maxReason)])
+	for _, key := range []string{MetaRPC, MetaContext, MetaFailures, MetaRedeliveries, MetaRequeues, MetaReason, MetaTopic, MetaDiedAt, MetaServer} {
+		if v := m.Metadata[key]; v != "" && len(v) <= maxReason {
+			c.Metadata[key] = v
+		}
+	}
+	c.Metadata[MetaTruncated] = strconv.Itoa(len(m.Payload))
+	return c
+}
+
+// cutText returns s, or as much of its beginning as fits into size bytes, as valid UTF-8.
+func cutText(s string, size int) string {
+	if len(s) > size {
+		const mark = "..."
+		s = s[:size-len(mark)]
+		for len(s) > 0 && !utf8.RuneStart(s[len(s)-1]) {
+			s = s[:len(s)-1]
+		}
+		s = s[:max(len(s)-1, 0)] + mark
+	}
+	return strings.ToValidUTF8(s, "\uFFFD")
 }
 
 // dig makes sure that the topic of dead letters exists.
@@ -182,14 +377,14 @@ func create(ctx context.Context, bus Bus, topic string) error {
 	return nil
 }
 
-// malformed ends the delivery of a message that cannot be read. Whoever waits
+// malformed ends the delivery of a message that cannot be read, or is too large. Whoever waits
 // for a reply gets one.
 func (s *Server) malformed(work context.Context, m *message.Message, topic string, err error) {
 	atomic.AddUint64(&s.stats.Malformed, 1)
-	s.bury(work, m, topic, count(m, MetaFailures), fmt.Sprintf("malformed: %v", err))
 	if to := m.Metadata[MetaReplyTo]; to != "" {
 		s.reply(work, &request{id: m.UUID, replyTo: to}, nil, err)
 	}
+	s.bury(work, work, m, topic, count(m, MetaFailures), fmt.Sprintf("malformed: %v", err))
 }
 
 func (s *Server) acknowledge(ctx context.Context, m *message.Message, r *request) {

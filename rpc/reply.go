@@ -143,12 +143,19 @@ func (s *Server) replyUntil(work context.Context, r *request, m *message.Message
 	ctx, cancel := context.WithDeadline(context.Background(), end)
 	defer cancel()
 	stopping := s.stopping
+	small := false // the reply was replaced by one that says that it is too large
 	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
 		if perr == nil {
 			again := clone(ctx, m) //nolint:contextcheck // as above
 			if perr = s.bus.Publish(r.replyTo, again); perr == nil {
 				return
 			}
+		}
+		if fault.CodeOf(perr) == fault.Invalid && !small {
+			small = true
+			m = encodeReply(context.Background(), r.id, nil, fault.New(fault.Internal, "%s: %w: %v", r.info, ErrReplyTooLarge, perr)) //nolint:contextcheck // as above
+			perr = nil
+			continue
 		}
 		t := time.NewTimer(wait/2 + rand.N(wait/2))
 		select {

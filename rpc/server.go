@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -21,7 +22,7 @@ type ServerConfig struct {
 	// Interface is what the server offers. Required.
 	Interface *Interface
 	// Host is the server's own name, by which it alone can be addressed. No
-	// two servers of an interface have the same. Empty: only Any reaches it.
+	// two servers of an interface have the same. Empty: only Any reaches it. See [CheckHost].
 	Host string
 	// MaxInFlight is how many handlers run at once. A message for which no slot
 	// is free is not taken from the bus, so that an idle sibling gets it.
@@ -58,6 +59,7 @@ type Server struct {
 	methods map[string]endpoint
 	slots   chan struct{} // a token for each running handler
 	baton   chan struct{} // makes another goroutine the one that takes messages
+	largest int           // message that is handled, in bytes; zero: any
 	limit   time.Duration // of a handler of an AtLeastOnce method; zero: none
 
 	mu       sync.Mutex
@@ -67,12 +69,14 @@ type Server struct {
 	stopping chan struct{}
 	done     chan struct{} // closed when intake and handlers have ended
 	running  map[string]*request
-	heart    *time.Timer    // sends the beats; nil before the first is wanted
-	due      time.Time      // when heart goes off; zero if it does not
-	cut      bool           // the handlers that still run are cut off
-	dead     bool           // the topic of dead letters exists
-	wg       sync.WaitGroup // handlers, and replies under way
-	stats    ServerStats    // accessed atomically
+	settling map[string]*settlement // by id, of AtLeastOnce casts
+	replaced *recent[int]           // by lifeKey, the attempt by which this server has replaced a message
+	heart    *time.Timer            // sends the beats; nil before the first is wanted
+	due      time.Time              // when heart goes off; zero if it does not
+	cut      bool                   // the handlers that still run are cut off
+	dead     bool                   // the topic of dead letters exists
+	wg       sync.WaitGroup         // handlers, and replies under way
+	stats    ServerStats            // accessed atomically
 }
 
 // ServerStats counts what happened to a server's messages since it was made.
@@ -99,13 +103,13 @@ type ServerStats struct {
 type limiter interface{ ConsumerTimeout() time.Duration }
 
 // NewServer returns a server without handlers. It starts nothing. It panics if
-// cfg lacks an interface or names a host that cannot be one.
+// cfg lacks an interface or names a host that [CheckHost] refuses.
 func NewServer(bus Bus, cfg ServerConfig) *Server {
 	if cfg.Interface == nil || cfg.Interface.Name == "" || strings.Contains(cfg.Interface.Name, " ") {
 		panic("rpc: NewServer without an interface, or with one whose name has a space")
 	}
-	if text := checkHost(cfg.Host); text != "" {
-		panic("rpc: " + text)
+	if err := CheckHost(cfg.Host); err != nil {
+		panic("rpc: NewServer: " + err.Error())
 	}
 	if cfg.MaxInFlight <= 0 {
 		cfg.MaxInFlight = 64
@@ -127,10 +131,15 @@ func NewServer(bus Bus, cfg ServerConfig) *Server {
 		stopping: make(chan struct{}),
 		done:     make(chan struct{}),
 		running:  make(map[string]*request),
+		settling: make(map[string]*settlement),
+		replaced: newRecent[int](rememberSize, rememberTime),
 	}
 	s.sender, _ = bus.(Sender)
 	if l, ok := bus.(limiter); ok {
 		s.limit = l.ConsumerTimeout()
+	}
+	if b, ok := bus.(Bounded); ok {
+		s.largest = b.MaxMessage()
 	}
 	for _, name := range []string{methodPing, methodDescribe} {
 		m := builtin(cfg.Interface, name)
@@ -161,7 +170,8 @@ func (s *Server) Stats() ServerStats {
 
 // Start subscribes to the interface's topics and returns when messages for the
 // server are kept for it. It fails with Unavailable if the bus is away, with
-// Precondition if it was called before, and with Invalid if an AtLeastOnce
+// Precondition if it was called before, and with Invalid if the bus cannot carry the names of the server's
+// topics, or if an AtLeastOnce
 // method may run for longer than the bus leaves a message with its receiver:
 // then it would be delivered again while it runs. ctx bounds only the call
 // itself.
@@ -176,6 +186,13 @@ func (s *Server) Start(ctx context.Context) error {
 			return fault.New(fault.Invalid, "method %s.%s may run for %v, but the bus takes a message away from its receiver after %v: "+
 				"give the method a shorter time-out, or the bus a longer consumer time-out", s.cfg.Interface.Name, name, e.timeout, s.limit)
 		}
+	}
+	err := checkTo(s.bus, s.cfg.Interface.Name, s.cfg.Host)
+	if b, ok := s.bus.(Bounded); ok && err == nil {
+		err = cmp.Or(b.CheckTopic(topic(KindFanout, s.cfg.Interface.Name, Any)), b.CheckTopic(s.cfg.Interface.Name+suffixDead))
+	}
+	if err != nil {
+		return fmt.Errorf("start a server of %s: %w", s.cfg.Interface.Name, err)
 	}
 	life := context.WithoutCancel(ctx)
 	sub, intake := context.WithCancel(life)
@@ -287,20 +304,31 @@ func (s *Server) take(in *[4]inlet) (m *message.Message, from string) {
 	}
 }
 
+// slot is the right to run a handler.
+type slot struct {
+	server *Server
+	held   bool
+}
+
+// release gives the slot back if it is held.
+func (sl *slot) release() {
+	if sl.held {
+		sl.held = false
+		<-sl.server.slots
+	}
+}
+
 // serve handles one message. It gives the slot back when the handler has
 // returned, before the reply is sent.
 func (s *Server) serve(work context.Context, m *message.Message, from string) {
-	held := true
-	release := func() {
-		if held {
-			held = false
-			<-s.slots
-		}
-	}
-	defer release()
+	sl := &slot{s, true}
+	defer sl.release()
 	r, err := decodeRequest(m)
+	if size := Size(m); s.largest > 0 && size > s.largest {
+		err = fault.New(fault.Invalid, "%w: it has %d bytes, and the limit is %d bytes", ErrTooLarge, size, s.largest)
+	}
 	if err != nil {
-		release()
+		sl.release()
 		s.malformed(work, m, from, err)
 		return
 	}
@@ -322,20 +350,17 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		_ = Settle(m, true) // if it comes again it has expired again
 		atomic.AddUint64(&s.stats.Expired, 1)
 		s.cfg.Logger.DebugContext(ctx, "dropped an expired request", "method", r.info.String(), "deadline", r.deadline)
-		release()
+		sl.release()
 		s.expired(r) //nolint:contextcheck // its own: it is sent whatever becomes of the handler's
 		return
 	}
 	if again {
-		open, err := s.once(ctx, m, r, e, known)
-		release()
-		if open {
-			s.settle(ctx, work, m, r, err)
-		}
+		s.serveDurable(ctx, work, sl, m, r, e, known)
 		return
 	}
 	// A call's deadline ends what kills one server after the other.
-	if r.info.Kind == KindCast && m.Metadata[MetaRedelivered] != "" && s.redelivered(ctx, m, r) {
+	if r.info.Kind == KindCast && m.Metadata[MetaRedelivered] != "" {
+		s.redelivered(ctx, work, m, r)
 		return
 	}
 	if err := Settle(m, true); err != nil {
@@ -347,7 +372,7 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 	}
 	resp, err := s.invoke(ctx, r, e, known)
 	s.untrack(r)
-	release()
+	sl.release()
 	switch {
 	case r.replyTo != "" && !r.gone.Load():
 		s.reply(work, r, resp, err)

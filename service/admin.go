@@ -147,6 +147,9 @@ func (a *App) readyz(w http.ResponseWriter, r *http.Request) {
 		Checks []checkView `json:"checks"`
 	}{"ok", phaseNames[a.phase.Load()], []checkView{}}
 	status := http.StatusOK
+	if w := a.waiting.Load(); w != nil {
+		reply.Checks = append(reply.Checks, checkView{Name: w.part, Status: "waiting", Error: w.err.Error()})
+	}
 	if reply.Phase != phaseNames[running] {
 		status, reply.Status = http.StatusServiceUnavailable, "unavailable"
 	}

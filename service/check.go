@@ -108,7 +108,11 @@ func (a *App) Checks(ctx context.Context) []Check {
 // concurrent use.
 func (a *App) Ready(ctx context.Context) error {
 	if p := a.phase.Load(); p != running {
-		return fault.New(fault.Unavailable, "%s is %s", a.cfg.Name, phaseNames[p])
+		state := fault.New(fault.Unavailable, "%s is %s", a.cfg.Name, phaseNames[p])
+		if w := a.waiting.Load(); w != nil {
+			return &notReadyError{state, fmt.Errorf("%w: %w", state, w)}
+		}
+		return state
 	}
 	var names []string
 	var errs []error

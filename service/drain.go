@@ -18,7 +18,9 @@ func (a *App) drain(life context.Context, n int) error {
 	logger := a.cfg.Logger.With("service", a.cfg.Name)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(life), a.cfg.DrainTimeout)
 	defer cancel()
-	logger.InfoContext(ctx, "draining", "why", context.Cause(life), "timeout", a.cfg.DrainTimeout)
+	if life.Err() != nil {
+		logger.InfoContext(ctx, "draining", "why", context.Cause(life), "timeout", a.cfg.DrainTimeout)
+	}
 	if wasReady && a.cfg.DrainDelay > 0 {
 		<-time.After(a.cfg.DrainDelay)
 	}
@@ -33,7 +35,7 @@ func (a *App) drain(life context.Context, n int) error {
 				late = append(late, p.name)
 			}
 		case err != nil:
-			errs = append(errs, &partError{doing, p.name, err})
+			errs = append(errs, p.failed(doing, err))
 		}
 	}
 	for _, p := range slices.Backward(a.parts[:n]) {
@@ -48,7 +50,11 @@ func (a *App) drain(life context.Context, n int) error {
 		errs = append(errs, fault.New(fault.Timeout, "%s: cut off after %s: %s",
 			a.cfg.Name, a.cfg.DrainTimeout, strings.Join(late, ", ")))
 	}
-	logger.InfoContext(ctx, "stopped", "took", time.Since(begin), "cut_off", late)
+	level := slog.LevelInfo
+	if life.Err() == nil { // a failed start, whose reason is the last line
+		level = slog.LevelDebug
+	}
+	logger.Log(ctx, level, "stopped", "took", time.Since(begin), "cut_off", late)
 	return errors.Join(errs...)
 }
 

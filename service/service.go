@@ -14,6 +14,9 @@
 // runs is noted in [App.Inflight], and what the deadline cuts off is logged with its
 // request ids.
 //
+// A part whose database or broker is away is waited for: the process is not ready meanwhile, and
+// the log says once for what it waits. Constructors open nothing; a part connects in its Start.
+//
 // SIGHUP reloads every [Reloader], SIGUSR2 writes a report, a second SIGTERM or SIGINT
 // exits at once. Under systemd the App says when it is ready, reloads and stops, and
 // feeds the watchdog.
@@ -26,6 +29,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"slices"
 	"sync"
@@ -39,8 +43,10 @@ import (
 // an RPC server, a supervised driver.
 type Part interface {
 	// Start returns when the part works, or with the reason why it does not;
-	// it has then left nothing running. ctx is for the start only: it ends
-	// when the drain begins, so what outlives Start must not derive from it.
+	// it has then left nothing running. An error with code Unavailable, such as of a database
+	// that is away, means that it may work later: the App calls Start again, after a pause
+	// of at most 5 s, until it works or the App is told to stop. ctx is for the start only: it
+	// ends when the drain begins, so what outlives Start must not derive from it.
 	Start(ctx context.Context) error
 	// Stop takes no new work, waits for what runs, and closes. When ctx ends
 	// it cancels what runs and returns ctx's error soon. It is called once for
@@ -109,11 +115,15 @@ type App struct {
 	began    atomic.Pointer[time.Time]
 	inflight Inflight
 	reload   sync.Mutex // one at a time
+	started  chan struct{}
+	waiting  atomic.Pointer[partError] // the part that does not start yet
+	hangup   atomic.Bool               // SIGHUP came while parts were started
 }
 
 type named struct {
 	Part
 	name     string
+	label    string    // for people
 	checking *checking // nil: not a Checker
 }
 
@@ -145,13 +155,17 @@ func New(cfg Config) *App {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &App{cfg: cfg}
+	return &App{cfg: cfg, started: make(chan struct{})}
 }
 
 // Add appends a part under a name that errors and log lines use. It must be
 // called before Run, from one goroutine. It panics if the name is empty or
 // taken, the part is nil, or the App runs already: programmer's errors.
-func (a *App) Add(name string, p Part) {
+func (a *App) Add(name string, p Part) { a.AddLabeled(name, "", p) }
+
+// AddLabeled is [App.Add] with a label for people, such as "option transport_url": it stands after
+// the name where a start or a run fails, or waits. Checks, loops and metrics have the name alone.
+func (a *App) AddLabeled(name, label string, p Part) {
 	switch {
 	case name == "" || p == nil:
 		panic("service: a part without a name, or a nil part")
@@ -163,7 +177,7 @@ func (a *App) Add(name string, p Part) {
 	if b, ok := p.(interface{ bind(a *App, name string) }); ok {
 		b.bind(a, name)
 	}
-	n := named{Part: p, name: name}
+	n := named{Part: p, name: name, label: label}
 	if c, ok := p.(Checker); ok {
 		n.checking = &checking{checker: c}
 	}
@@ -173,6 +187,10 @@ func (a *App) Add(name string, p Part) {
 // Inflight returns the list of what runs in this process, for whoever takes work in to
 // note it there.
 func (a *App) Inflight() *Inflight { return &a.inflight }
+
+// Started returns a channel that is closed when every part has started: from then on an
+// [HTTPPart].Addr has the port that was chosen.
+func (a *App) Started() <-chan struct{} { return a.started }
 
 // Run starts the parts in the order in which they were added, waits until ctx
 // ends, SIGTERM or SIGINT arrives, or a [Failer] fails, and then drains: the
@@ -210,6 +228,10 @@ func (a *App) Run(ctx context.Context) error {
 	n, startErr := a.start(life, &watchers, end, done)
 	if startErr == nil {
 		a.phase.Store(running)
+		close(a.started)
+		if a.hangup.Load() { // what the parts have read may be older
+			_ = a.Reload(ctx) // logged
+		}
 		a.cfg.Logger.InfoContext(ctx, "ready", "service", a.cfg.Name, "parts", n)
 		sd.say("READY=1", "STATUS=running")
 		a.feed(life, &watchers, sd)
@@ -231,8 +253,8 @@ func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelC
 			return i, context.Cause(ctx)
 		}
 		begin := time.Now()
-		if err := p.Start(ctx); err != nil {
-			return i, &partError{"start", p.name, err}
+		if err := a.startPart(ctx, p); err != nil {
+			return i, err
 		}
 		a.cfg.Logger.DebugContext(ctx, "part started", "part", p.name, "took", time.Since(begin))
 		if f, ok := p.Part.(Failer); ok {
@@ -241,7 +263,7 @@ func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelC
 				select {
 				case err := <-failed:
 					if err != nil {
-						end(&partError{"run", p.name, err})
+						end(p.failed("run", err))
 					}
 				case <-done:
 				}
@@ -249,6 +271,46 @@ func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelC
 		}
 	}
 	return len(a.parts), nil
+}
+
+// maxStartPause is the longest pause between two attempts to start a part.
+const maxStartPause = 5 * time.Second
+
+// startPart starts a part, and waits for what it needs as long as that is away.
+func (a *App) startPart(ctx context.Context, p named) error {
+	pause := 100 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		err := p.Start(ctx)
+		if err == nil {
+			if a.waiting.Swap(nil) != nil {
+				a.cfg.Logger.InfoContext(ctx, "part started after waiting", "part", p.name, "attempts", attempt)
+			}
+			return nil
+		}
+		failed := p.failed("start", err)
+		if ctx.Err() != nil || !errors.Is(err, fault.Unavailable) {
+			return failed
+		}
+		if a.waiting.Swap(failed) == nil {
+			a.cfg.Logger.WarnContext(ctx, "waiting for a part to start; the service is not ready", "part", p.name, "label", p.label, "error", err)
+		}
+		pause = min(2*pause, maxStartPause)
+		t := time.NewTimer(pause/2 + rand.N(pause/2))
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return failed
+		}
+	}
+}
+
+func (n *named) failed(doing string, err error) *partError {
+	part := n.name
+	if n.label != "" {
+		part += " (" + n.label + ")"
+	}
+	return &partError{doing, part, err}
 }
 
 // partError says which part failed at what.

@@ -358,3 +358,77 @@ func Example() {
 	fmt.Println("stopped:", app.Run(ctx))
 	// Output: stopped: <nil>
 }
+
+// awayPart does not start until it was asked often enough.
+type awayPart struct {
+	attempts, needs int
+	err             error
+}
+
+func (p *awayPart) Start(context.Context) error {
+	if p.attempts++; p.attempts < p.needs {
+		return p.err
+	}
+	return nil
+}
+
+func (*awayPart) Stop(context.Context) error { return nil }
+
+// TestStartWaits: a part whose Start says Unavailable is started again until it works; one warning
+// says for what the App waits, with the label; readiness names it.
+func TestStartWaits(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		app := service.New(service.Config{Name: "app", NoSignals: true, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		p := &awayPart{needs: 20, err: fault.New(fault.Unavailable, "dial: refused")}
+		app.AddLabeled("database", "option connection of [database]", p)
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		begin := time.Now()
+		go func() { ended <- app.Run(ctx) }()
+		synctest.Wait()
+		if err := app.Ready(ctx); err == nil || !strings.Contains(err.Error(), "app is starting: start database (option connection of [database]): dial: refused") ||
+			fault.UserMessage(err) != "app is starting" {
+			t.Errorf("Ready = %v, for users %q", err, fault.UserMessage(err))
+		}
+		<-app.Started()
+		if took := time.Since(begin); p.attempts != 20 || took < 20*time.Second || took > 100*time.Second {
+			t.Errorf("started after %d attempts and %v", p.attempts, took)
+		}
+		if err := app.Ready(ctx); err != nil {
+			t.Error(err)
+		}
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if n := strings.Count(out.String(), "level=WARN"); n != 1 || !strings.Contains(out.String(), `part=database label="option connection of [database]" error="dial: refused"`) {
+			t.Errorf("%d warnings:\n%s", n, &out)
+		}
+	})
+}
+
+// TestStartGivesUp: any other error ends the start at once, with the label, and with the reason as
+// the last thing that is said; an App that waits can be told to stop.
+func TestStartGivesUp(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		app := service.New(service.Config{Name: "app", NoSignals: true, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		app.Add("first", &awayPart{})
+		app.AddLabeled("bus", "option transport_url", &awayPart{needs: 2, err: fault.New(fault.Unauthenticated, "the user is refused")})
+		begin := time.Now()
+		err := app.Run(t.Context())
+		if err == nil || err.Error() != "start bus (option transport_url): the user is refused" || time.Since(begin) > 0 || strings.Contains(out.String(), "draining") {
+			t.Errorf("Run = %v after %v\n%s", err, time.Since(begin), &out)
+		}
+		app = service.New(service.Config{Name: "app", NoSignals: true, Logger: slog.New(slog.DiscardHandler)})
+		app.Add("bus", &awayPart{needs: 1 << 30, err: fault.New(fault.Unavailable, "away")})
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := app.Run(ctx); err != nil {
+			t.Errorf("told to stop while it waits: %v", err)
+		}
+	})
+}

@@ -22,6 +22,7 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, sd notifier,
 			case s := <-signals:
 				switch s {
 				case sigReload:
+					a.hangup.Store(true) // counts only while parts are started
 					wg.Go(func() {
 						sd.reloading()
 						_ = a.Reload(ctx) // logged
@@ -46,6 +47,13 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, sd notifier,
 			}
 		}
 	})
+}
+
+// CatchSignals keeps SIGHUP and SIGUSR2 from killing a process that has not come to [App.Run] yet:
+// call it in the first line of main. SIGTERM and SIGINT still end the process at once until then,
+// as nothing is open that needs a drain.
+func CatchSignals() {
+	signal.Notify(make(chan os.Signal, 1), sigReload, sigReport)
 }
 
 // reloadTimeout bounds a reload of one part.

@@ -15,12 +15,18 @@ import (
 	"testing"
 	"time"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service"
 )
 
 // child is what the test binary does when it is started as a child: it
 // runs an App and says on its standard output where it is.
 func child(mode string) int {
+	if mode == "starting" { // as a main that takes its time before it runs the App
+		service.CatchSignals()
+		fmt.Println("early")
+		<-time.After(300 * time.Millisecond)
+	}
 	app := service.New(service.Config{Name: "child", DrainTimeout: 50 * time.Millisecond, Logger: quiet(), ReportTo: firstLine{}})
 	app.Add("part", childPart(mode))
 	go func() {
@@ -39,7 +45,16 @@ func child(mode string) int {
 
 type childPart string
 
-func (childPart) Start(context.Context) error { return nil }
+func (p childPart) Start(context.Context) error {
+	if p == "starting" && waits.Add(1) < 3 {
+		fmt.Println("waits")
+		<-time.After(200 * time.Millisecond)
+		return fault.New(fault.Unavailable, "away")
+	}
+	return nil
+}
+
+var waits atomic.Int32
 
 func (p childPart) Reload(context.Context) error {
 	fmt.Println("reloading")
@@ -81,6 +96,35 @@ func (p childPart) Stop(ctx context.Context) error {
 		select {} // until the second signal
 	}
 	return nil
+}
+
+// TestSignalsWhileStarting: SIGHUP and SIGUSR2 do not kill a process that has not run its App yet, or
+// that waits for a part; what SIGHUP asked for is done when all parts have started.
+func TestSignalsWhileStarting(t *testing.T) {
+	t.Parallel()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), "SERVICE_TEST_CHILD=starting")
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		got = append(got, lines.Text())
+		signals := map[string][]os.Signal{"early": {syscall.SIGHUP, syscall.SIGUSR2}, "waits": {syscall.SIGHUP}, "ready": {syscall.SIGTERM}}[lines.Text()]
+		for _, s := range signals {
+			if err := cmd.Process.Signal(s); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	text := strings.Join(got, " ")
+	if err := cmd.Wait(); err != nil || !strings.HasPrefix(text, "early waits waits ") || strings.Count(text, "reloading") != 1 || !strings.HasSuffix(text, "stopping clean") {
+		t.Errorf("%v: %s", err, text)
+	}
 }
 
 func TestSignals(t *testing.T) {

@@ -176,6 +176,7 @@ func (english) Greet(_ context.Context, name string) (string, error) {
 }
 
 func main() {
+	service.CatchSignals()
 	src, o := config.Source{Env: os.Environ()}, options{}
 	src.AddFlags(flag.CommandLine)
 	flag.Parse()
@@ -201,7 +202,7 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	var drivers driver.Registry[Greeter]
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
 	plugin, pluginErr := drivers.Launch(ctx, Kind, o.Driver, driver.PluginConfig{Dir: o.Plugins, Logger: log})
-	d, dbErr := db.Open(ctx, db.Config{URL: o.Connection})
+	d, dbErr := db.New(db.Config{URL: o.Connection})
 	if err := errors.Join(busErr, rankErr, pluginErr, dbErr); err != nil {
 		return err // all that is wrong, at once; the process ends
 	}
@@ -225,9 +226,9 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	api.Handle(mux, "GET /v1/greetings/{id}", c.show)
 	door := service.HTTP(o.Listen, mux)
 
-	app.Add("database", &db.Service{DB: d, Dir: tables, Migrate: true})
+	app.AddLabeled("database", "option connection", &db.Service{DB: d, Dir: tables, Migrate: true})
 	app.Add("driver", plugin)
-	app.Add("bus", bus)
+	app.AddLabeled("bus", "option transport_url", bus)
 	app.Add("client", c.client)
 	app.Add("worker", worker)
 	app.Add("member", c.members.Member(membership.MemberConfig{Self: membership.Self{Kind: "greeter", Host: o.Host}, Logger: log}))

@@ -56,10 +56,14 @@ func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *opti
 	if err != nil {
 		return err
 	}
-	n := &node{options: o, log: o.logger()}
-	d, err := n.open(ctx, o.Database.Connection)
+	_ = o.logger() // it sets the level
+	cfg, err := o.databaseConfig(o.Database.Connection)
 	if err != nil {
 		return err
+	}
+	d, err := db.Open(ctx, cfg)
+	if err != nil {
+		return fmt.Errorf("option connection of [database]: %w", err)
 	}
 	return errors.Join(do(ctx, o, d), d.Close())
 }

@@ -7,12 +7,11 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
 	"time"
-
-	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/driver"
@@ -52,6 +51,7 @@ type node struct {
 
 // run wires a service and runs it until it is told to stop.
 func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error) (err error) {
+	service.CatchSignals()
 	o, err := f.load()
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 			return fmt.Errorf("options admin_listen and admin_hosts: %w", err)
 		}
 		admin.Metrics = n.tell.metrics()
-		n.app.Add("admin (option admin_listen)", n.app.Admin(admin))
+		n.app.AddLabeled("admin", "option admin_listen", n.app.Admin(admin))
 	}
 	defer func() {
 		for _, end := range slices.Backward(n.close) {
@@ -82,11 +82,12 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	return n.app.Run(ctx)
 }
 
-func (n *node) open(ctx context.Context, url string) (*sqlx.DB, error) {
+// databaseConfig says which database it is.
+func (o *options) databaseConfig(url string) (db.Config, error) {
 	if url == "" {
-		return nil, errors.New("option connection of [database] is not set; it is mysql://user:password@host:port/name")
+		return db.Config{}, errors.New("option connection of [database] is not set; it is mysql://user:password@host:port/name")
 	}
-	return db.Open(ctx, db.Config{URL: url, MaxOpen: n.Database.MaxPoolSize})
+	return db.Config{URL: url, MaxOpen: o.Database.MaxPoolSize}, nil
 }
 
 // openBus returns the bus that transport_url names. It is not started.
@@ -94,7 +95,7 @@ func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	if o.TransportURL == "" {
 		return nil, fault.New(fault.Invalid, "option transport_url is not set; it is rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 	}
-	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, Logger: log})
+	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("option transport_url: %w", err)
 	}
@@ -108,7 +109,7 @@ func (n *node) wireBus() error {
 		return err
 	}
 	n.bus, n.reach = bus, bus.Check
-	n.app.Add("bus", bus)
+	n.app.AddLabeled("bus", "option transport_url", bus)
 	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Interceptors: n.tell.client(), Logger: n.log})
 	n.tell.rpc.AddClient(n.client)
 	if b, ok := n.bus.(rpcprom.Bus); ok {
@@ -118,23 +119,27 @@ func (n *node) wireBus() error {
 	return nil
 }
 
-// wireStore adds the database, which must have been made by db sync.
-func (n *node) wireStore(ctx context.Context, url string) error {
-	d, err := n.open(ctx, url)
+// wireStore adds the database. Its tables are made by db sync, unless migrate is set.
+func (n *node) wireStore(url string, migrate bool) error {
+	cfg, err := n.databaseConfig(url)
 	if err != nil {
 		return err
 	}
+	d, err := db.New(cfg)
+	if err != nil {
+		return fmt.Errorf("option connection of [database]: %w", err)
+	}
 	n.close = append(n.close, d.Close) // if it never starts
 	n.store = store.New(d)
-	n.app.Add("database", &db.Service{DB: d, Dir: store.Migrations()})
+	n.app.AddLabeled("database", "option connection of [database]", &db.Service{DB: d, Dir: store.Migrations(), Migrate: migrate})
 	return nil
 }
 
-func (n *node) wireShared(ctx context.Context) error {
+func (n *node) wireShared() error {
 	if err := n.wireBus(); err != nil {
 		return err
 	}
-	return n.wireStore(ctx, n.Database.Connection)
+	return n.wireStore(n.Database.Connection, false)
 }
 
 // serve adds an RPC server.
@@ -177,7 +182,7 @@ func (n *node) report(name string, f func(context.Context) error) {
 }
 
 func wireAPI(ctx context.Context, n *node) error {
-	if err := n.wireShared(ctx); err != nil {
+	if err := n.wireShared(); err != nil {
 		return err
 	}
 	return n.addAPI()
@@ -195,7 +200,7 @@ func (n *node) addAPI() error {
 		return err
 	}
 	if who.part != nil {
-		n.app.Add("keystone", who.part)
+		n.app.AddLabeled("keystone", "option auth_url of [keystone_authtoken]", who.part)
 	} else {
 		n.log.Warn("every client is the administrator (option auth_strategy of [api] is noauth2)", "listen", n.Listen)
 	}
@@ -207,7 +212,7 @@ func (n *node) addAPI() error {
 	door := service.NewHTTP(service.HTTPConfig{
 		Addr: n.address(), Handler: handler, CertFile: n.WSGI.CertFile, KeyFile: n.WSGI.KeyFile, ClientCAFile: n.WSGI.CAFile, BodyTimeout: n.WSGI.BodyTimeout,
 	})
-	n.app.Add("api (option osapi_compute_listen_port, flag --port)", door)
+	n.app.AddLabeled("api", "option osapi_compute_listen_port, flag --port", door)
 	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return n.greet(n.out, n.scheme()+"://"+door.Addr()) }})
 	return nil
 }
@@ -268,7 +273,7 @@ func (o *options) greet(w io.Writer, url string) error {
 }
 
 func wireConductor(ctx context.Context, n *node) error {
-	if err := n.wireShared(ctx); err != nil {
+	if err := n.wireShared(); err != nil {
 		return err
 	}
 	n.addConductor(n.Host)
@@ -284,7 +289,7 @@ func (n *node) addConductor(host string) {
 	n.app.Add("operations", c.Runner)
 	n.join(store.ConductorBinary, host)
 	purge := operation.NewLeader(operation.LeaderConfig{Store: n.store.Operations(), Name: "purge", Host: host})
-	n.app.Add("operations purge (option operation_history)", service.Loop(time.Hour, purge.Only(func(ctx context.Context, _ int64) error {
+	n.app.AddLabeled("operations purge", "option operation_history", service.Loop(time.Hour, purge.Only(func(ctx context.Context, _ int64) error {
 		gone, err := n.store.Operations().Purge(ctx, n.OperationHistory)
 		if gone > 0 {
 			n.log.InfoContext(ctx, "forgot old operations", "operations", gone)
@@ -302,7 +307,7 @@ func (n *node) join(kind, host string) {
 }
 
 func wireScheduler(ctx context.Context, n *node) error {
-	if err := n.wireShared(ctx); err != nil {
+	if err := n.wireShared(); err != nil {
 		return err
 	}
 	return n.addScheduler(n.Host)
@@ -382,18 +387,15 @@ func allInOne(ctx context.Context, n *node) error {
 	if err := n.wireBus(); err != nil {
 		return err
 	}
-	url := n.Database.Connection
-	if url == "" {
+	connection := n.Database.Connection
+	if connection == "" {
 		path, err := filepath.Abs(filepath.Join(n.StatePath, "nova.db"))
 		if err != nil {
 			return err
 		}
-		url = "sqlite://" + path
+		connection = (&url.URL{Scheme: "sqlite", Path: path}).String()
 	}
-	if err := n.wireStore(ctx, url); err != nil {
-		return err
-	}
-	if err := n.store.Migrate(ctx); err != nil {
+	if err := n.wireStore(connection, true); err != nil {
 		return err
 	}
 	n.addConductor(n.Host)

@@ -16,6 +16,7 @@ import (
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/config"
 	"github.com/armature-go/armature/service/policy"
@@ -29,6 +30,7 @@ type settings struct {
 	PluginDir        string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of drivers' programs"`
 	TransportURL     string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, amqps:// alike, nats://user:password@host:port[,...], tls:// alike"`
 	ControlExchange  string                       `ini:"control_exchange" default:"nova" help:"first part of the names of all queues"`
+	MaxMessage       int                          `ini:"max_message_size" default:"4194304" min:"65536" help:"bytes of the largest message on the bus, the same for all services, and not above the broker's own max_message_size"`
 	Listen           string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
 	Port             int                          `ini:"osapi_compute_listen_port" default:"8774" help:"port of the API, 0 for any free one"`
 	StatePath        string                       `ini:"state_path" help:"directory for the data of the fake driver and of the embedded database"`
@@ -177,6 +179,9 @@ func (f *flags) load() (*options, error) {
 			return nil, fmt.Errorf("option host is not set, and the machine has no name: %w", err)
 		}
 		o.Host = name
+	}
+	if err := rpc.CheckHost(o.Host); err != nil {
+		return nil, fmt.Errorf("option host: %w", err)
 	}
 	if o.ReportInterval <= 0 || o.ServiceDownTime <= o.ReportInterval {
 		return nil, fault.New(fault.Invalid, "service_down_time (%v) must be longer than report_interval (%v), which must be positive", o.ServiceDownTime, o.ReportInterval)

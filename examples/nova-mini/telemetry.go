@@ -66,7 +66,7 @@ func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.L
 		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", "nova-mini"), attribute.String("host.name", o.Host))),
 	)
 	t.traces = apiotel.New(t.provider)
-	app.Add("traces (option otlp_endpoint)", service.Funcs{OnStop: func(ctx context.Context) error {
+	app.AddLabeled("traces", "option otlp_endpoint", service.Funcs{OnStop: func(ctx context.Context) error {
 		if err := t.provider.Shutdown(ctx); err != nil { // a collector that is away keeps nobody from stopping
 			log.WarnContext(ctx, "the last traces were lost", "error", err)
 		}

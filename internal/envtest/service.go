@@ -13,10 +13,12 @@ import (
 // RabbitMQ starts a broker for this test alone, which may kill and restart it.
 // It takes seconds: a test that only needs a broker uses [URL]. The broker is
 // stopped at the end of the test. If RabbitMQ is not installed the test is
-// skipped, or fails when CI is set.
-func RabbitMQ(t testing.TB) *testenv.Service {
+// skipped, or fails when CI is set. settings are lines of its rabbitmq.conf besides.
+func RabbitMQ(t testing.TB, settings ...string) *testenv.Service {
 	t.Helper()
-	return start(t, testenv.RabbitMQ)
+	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
+		return testenv.RabbitMQWith(ctx, dir, log, settings...)
+	})
 }
 
 // NATS is like [RabbitMQ] for a NATS server with JetStream. It takes a fraction

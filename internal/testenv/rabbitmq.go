@@ -26,6 +26,12 @@ var nodes atomic.Int64 // node names are unique in the process, too
 // The broker's output goes to log. It fails with [ErrMissing] when RabbitMQ is
 // not installed; every error has the end of the broker's output.
 func RabbitMQ(ctx context.Context, dir string, log io.Writer) (*Service, error) {
+	return RabbitMQWith(ctx, dir, log)
+}
+
+// RabbitMQWith is [RabbitMQ] with more lines of rabbitmq.conf, such as
+// "max_message_size = 1048576".
+func RabbitMQWith(ctx context.Context, dir string, log io.Writer, settings ...string) (*Service, error) {
 	server, err := findRabbitMQ()
 	if err != nil {
 		return nil, err
@@ -40,7 +46,7 @@ func RabbitMQ(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 	}
 	for range portTries {
 		var s *Service
-		if s, err = newRabbitMQ(dir, server, epmd, &tail{next: log}); err != nil {
+		if s, err = newRabbitMQ(dir, server, epmd, &tail{next: log}, settings); err != nil {
 			return nil, err
 		}
 		if err = s.start(ctx); err == nil {
@@ -53,7 +59,7 @@ func RabbitMQ(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 	return nil, err
 }
 
-func newRabbitMQ(dir, server, epmd string, out *tail) (*Service, error) {
+func newRabbitMQ(dir, server, epmd string, out *tail, settings []string) (*Service, error) {
 	var ports [3]int
 	for i := range ports {
 		var err error
@@ -74,7 +80,8 @@ vm_memory_high_watermark.relative = 0.7
 log.console = true
 log.console.level = info
 log.file = false
-`, port, password),
+%s
+`, port, password, strings.Join(settings, "\n")),
 		"enabled_plugins": "[].\n",
 		"env.conf":        "", // instead of the system's /etc/rabbitmq/rabbitmq-env.conf
 	}

@@ -1,6 +1,7 @@
 package amqpbus
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"runtime"
@@ -21,11 +22,18 @@ type tags struct {
 	ch *amqp.Channel
 
 	mu      sync.Mutex
-	held    []uint64      // handed out and not settled, in their order
+	held    []delivery    // handed out and not settled, in their order
+	bytes   int           // of their payloads
 	todo    []uint64      // settled, to be acknowledged
 	acking  bool          // somebody acknowledges what is in todo
 	retired bool          // nothing is handed out any more
 	idle    chan struct{} // closed when retired and nothing is held or to be acknowledged
+}
+
+// delivery is a message that is not settled.
+type delivery struct {
+	tag  uint64
+	size int
 }
 
 func newTags(ch *amqp.Channel) *tags {
@@ -35,7 +43,8 @@ func newTags(ch *amqp.Channel) *tags {
 // hold hands a delivery's message its way to settle it.
 func (t *tags) hold(tag uint64, m *message.Message) {
 	t.mu.Lock()
-	t.held = append(t.held, tag)
+	t.held = append(t.held, delivery{tag, len(m.Payload)})
+	t.bytes += len(m.Payload)
 	t.mu.Unlock()
 	m.SetContext(rpc.WithSettler(context.Background(), &settler{tags: t, tag: tag}))
 }
@@ -70,9 +79,23 @@ func (s *settler) Settle(ack bool) error {
 // drop notes that a delivery is not held any more. It is called with the lock
 // held.
 func (t *tags) drop(tag uint64) {
-	if i, ok := slices.BinarySearch(t.held, tag); ok {
+	if i, ok := t.find(tag); ok {
+		t.bytes -= t.held[i].size
 		t.held = slices.Delete(t.held, i, i+1)
 	}
+}
+
+// find returns where a tag is in held, or would be. It is called with the lock held.
+func (t *tags) find(tag uint64) (int, bool) {
+	return slices.BinarySearchFunc(t.held, tag, func(d delivery, tag uint64) int { return cmp.Compare(d.tag, tag) })
+}
+
+// unsettled returns how many deliveries are held, how many of them came after the given one, and the bytes of all.
+func (t *tags) unsettled(after uint64) (all, later, bytes int) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	i, _ := t.find(after + 1)
+	return len(t.held), len(t.held) - i, t.bytes
 }
 
 // ack has the acknowledgement sent. The receiver need not wait for that.
@@ -98,7 +121,7 @@ func (t *tags) send() bool {
 	todo, low := t.todo, uint64(math.MaxUint64) // all before low are settled
 	t.todo = nil
 	if len(t.held) > 0 {
-		low = t.held[0]
+		low = t.held[0].tag
 	}
 	t.mu.Unlock()
 	var last uint64 // of todo and before low

@@ -5,8 +5,8 @@
 //	err = bus.Start(ctx)
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// It keeps two connections, one to publish and one to consume, dials them again
-// when they are lost, and declares all it needs again before it goes on. Every
+// It keeps two connections, one to publish and one to consume, and a third from the
+// first message of more than 64 KiB. It dials them again when they are lost, and declares all it needs again before it goes on. Every
 // message is confirmed by the broker and, unless it is a fanout, returned when
 // no queue takes it: then nobody listens, and it is tried again only in the 5 s
 // after a connection was restored, in which the others restore theirs.
@@ -23,6 +23,7 @@
 package amqpbus
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -67,6 +68,14 @@ type Config struct {
 	// ProbeEvery is how often each queue is looked after, on average. Default
 	// 10 s.
 	ProbeEvery time.Duration
+	// MaxMessage is the largest message that Publish takes, in bytes, see [rpc.Size]. A message above the
+	// broker's own max_message_size, which RabbitMQ does not announce, fails with rpc.ErrTooLarge, too.
+	// Default [rpc.DefaultMaxMessage].
+	MaxMessage int
+	// MaxInFlight is how many bytes of messages, each counted as it is and those that RabbitMQ may still send
+	// as MaxMessage, one subscription may have unsettled. A server has four subscriptions. One message is always
+	// allowed. Default 128 MiB.
+	MaxInFlight int
 	// ConnectTimeout bounds how long Start and Subscribe wait for a broker
 	// that is away. Default 10 s.
 	ConnectTimeout time.Duration
@@ -83,8 +92,13 @@ type Bus struct {
 	cfg  Config
 	pub  *link
 	sub  *link
+	bulk *link // for large messages, see largeMessage; dialed by the first
 	outs []*publisher
 	next atomic.Uint64
+
+	largeFrom atomic.Int64 // the payload above which a message is large
+	largeOnce sync.Once    // starts bulk
+	turns     chan struct{}
 
 	life context.Context //nolint:containedctx // the bus's own life, ended by Close
 	end  context.CancelFunc
@@ -109,6 +123,15 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Exchange == "" {
 		cfg.Exchange = "armature"
 	}
+	if err := broker.CheckName(cfg.Exchange); err != nil {
+		return nil, fmt.Errorf("amqpbus: exchange: %w", err)
+	}
+	if cfg.MaxMessage <= 0 {
+		cfg.MaxMessage = rpc.DefaultMaxMessage
+	}
+	if cfg.MaxInFlight <= 0 {
+		cfg.MaxInFlight = 128 << 20
+	}
 	if cfg.Channels <= 0 {
 		cfg.Channels = 4
 	}
@@ -127,11 +150,13 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	b := &Bus{cfg: cfg, consumers: make(map[*consumer]bool)}
+	b := &Bus{cfg: cfg, consumers: make(map[*consumer]bool), turns: make(chan struct{}, largeTurns)}
+	b.largeFrom.Store(largeMessage)
 	b.life, b.end = context.WithCancel(context.Background())
-	b.pub, b.sub = newLink("publish", cfg), newLink("consume", cfg)
+	b.pub, b.sub, b.bulk = newLink("publish", cfg), newLink("consume", cfg), newLink("publish large messages", cfg)
+	b.bulk.plain = true
 	for range cfg.Channels {
-		b.outs = append(b.outs, &publisher{link: b.pub})
+		b.outs = append(b.outs, &publisher{link: b.pub, learn: b.learnLimit})
 	}
 	return b, nil
 }
@@ -225,6 +250,21 @@ func (b *Bus) Check(context.Context) error {
 	return nil
 }
 
+// MaxMessage returns Config.MaxMessage.
+func (b *Bus) MaxMessage() int { return b.cfg.MaxMessage }
+
+// CheckTopic is [rpc.Bounded].
+func (b *Bus) CheckTopic(topic string) error { return broker.CheckName(b.name(topic)) }
+
+// check returns Invalid if RabbitMQ could not carry the message.
+func (b *Bus) check(topic string, m *message.Message) error {
+	err := cmp.Or(b.CheckTopic(topic), broker.CheckMessage(m, b.cfg.MaxMessage))
+	if to := m.Metadata[rpc.MetaReplyTo]; err == nil && to != "" {
+		err = b.CheckTopic(to)
+	}
+	return err
+}
+
 // Publish sends the messages one after another and waits for each one's
 // confirmation, see [rpc.Bus]. A message whose context has no deadline is tried
 // for 60 s.
@@ -238,6 +278,9 @@ func (b *Bus) Publish(topic string, messages ...*message.Message) error {
 }
 
 func (b *Bus) publish(topic string, m *message.Message) error {
+	if err := b.check(topic, m); err != nil {
+		return err
+	}
 	ctx := m.Context()
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -252,6 +295,20 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 // that is away.
 func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
 	o := b.outgoing(topic, m)
+	if err := b.check(topic, m); err != nil {
+		settled(wrap(topic, err))
+		return
+	}
+	if b.isLarge(o) {
+		if !b.spawn(func() {
+			ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
+			defer cancel()
+			settled(wrap(topic, b.persist(ctx, o, nil)))
+		}) {
+			settled(wrap(topic, rpc.ErrClosed))
+		}
+		return
+	}
 	o.settled = func(err error) {
 		if err == nil {
 			settled(nil)
@@ -353,6 +410,9 @@ func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 
 // attempt sends a copy of o once and waits for the outcome.
 func (b *Bus) attempt(ctx context.Context, o *outgoing) error {
+	if b.isLarge(o) {
+		return b.attemptLarge(ctx, o)
+	}
 	done := make(chan error, 1)
 	again := &outgoing{m: o.m, exchange: o.exchange, key: o.key, awaited: true, settled: func(err error) { done <- err }}
 	if err := b.write(ctx, again); err != nil {

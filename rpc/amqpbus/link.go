@@ -32,8 +32,9 @@ const (
 // link keeps one connection up. amqp091's own recovery stays off: after it, a
 // late Ack of an old delivery acknowledges another message.
 type link struct {
-	use string // what the connection is for
-	cfg Config
+	use   string // what the connection is for
+	cfg   Config
+	plain bool // writes are not gathered
 
 	blocked atomic.Bool   // the broker takes nothing
 	dials   atomic.Uint64 // how often a connection was made
@@ -124,8 +125,12 @@ func (l *link) dial(life context.Context) (conn *amqp.Connection, out *gathering
 					return nil, err
 				}
 				// For the handshakes; amqp091 clears it when they are done.
+				err = c.SetDeadline(time.Now().Add(dialTime))
+				if l.plain {
+					return c, err
+				}
 				out = &gathering{Conn: c}
-				return out, c.SetDeadline(time.Now().Add(dialTime))
+				return out, err
 			},
 		}
 		cfg.Properties.SetClientConnectionName(l.cfg.Exchange + " " + l.use)

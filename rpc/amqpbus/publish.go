@@ -22,6 +22,7 @@ import (
 // said what became of it.
 var (
 	errNotSent = fault.New(fault.Unavailable, "the connection to RabbitMQ was lost before the message was sent")
+	errRefused = fault.New(fault.Unavailable, "RabbitMQ refused the message")
 	errLost    = fault.New(fault.Unknown, "the connection to RabbitMQ was lost before the message was confirmed")
 )
 
@@ -37,8 +38,9 @@ type outgoing struct {
 // publisher keeps a channel in confirm mode open. Those who publish write to it
 // themselves.
 type publisher struct {
-	link *link
-	cur  atomic.Pointer[outChannel] // nil while there is none
+	link  *link
+	learn func(limit int)            // is told the broker's limit of a message's size
+	cur   atomic.Pointer[outChannel] // nil while there is none
 }
 
 // run keeps the channel open until life ends.
@@ -48,7 +50,7 @@ func (p *publisher) run(life context.Context) {
 		if err != nil {
 			return
 		}
-		c, err := openOut(conn)
+		c, err := openOut(conn, p.learn)
 		if err != nil {
 			broker.Pause(life, minRedial)
 			continue
@@ -104,26 +106,29 @@ const lazy = 20 * time.Millisecond
 // outChannel is one channel in confirm mode. A goroutine takes what comes back.
 // It wakes up for a confirmation only if somebody waits for it.
 type outChannel struct {
-	ch   *amqp.Channel
-	lost chan struct{} // closed when the channel is gone and all is settled
-	wake chan struct{} // has a token if awaited is not empty any more
-	tick *time.Timer   // runs if others is not empty
+	ch     *amqp.Channel
+	learn  func(limit int)
+	closed <-chan *amqp.Error // why the channel was closed
+	lost   chan struct{}      // closed when the channel is gone and all is settled
+	wake   chan struct{}      // has a token if awaited is not empty any more
+	tick   *time.Timer        // runs if others is not empty
 
 	mu      sync.Mutex
 	awaited []*outgoing     // sent and not settled, in their order
 	others  []*outgoing     // the same, of those that nobody waits for
 	back    map[string]bool // returned before it was noted as sent
-	gone    bool
+	gone    error           // of what is sent when the channel is gone; nil while it is there
 
 	fanoutMu sync.Mutex
 	fanout   map[string]chan struct{} // exchanges: closed when declared on this channel
 }
 
-func openOut(conn *amqp.Connection) (*outChannel, error) {
+func openOut(conn *amqp.Connection, learn func(int)) (*outChannel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
 		return nil, err
 	}
+	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
 	// Without a buffer: the connection's reader hands a return over before it
 	// goes on to the confirmation that follows it.
 	returns := ch.NotifyReturn(make(chan amqp.Return))
@@ -132,7 +137,7 @@ func openOut(conn *amqp.Connection) (*outChannel, error) {
 		return nil, err
 	}
 	c := &outChannel{
-		ch: ch, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(lazy),
+		ch: ch, learn: learn, closed: closed, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(lazy),
 		back: make(map[string]bool), fanout: make(map[string]chan struct{}),
 	}
 	go c.collect(returns) // ends with the channel, and closes c.lost
@@ -181,8 +186,8 @@ func (c *outChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 		return nobody(o)
 	}
 	switch {
-	case c.gone:
-		return errLost
+	case c.gone != nil:
+		return c.gone
 	case o.awaited:
 		if len(c.awaited) == 0 {
 			select {
@@ -267,10 +272,14 @@ func (c *outChannel) settle(list *[]*outgoing) {
 func (c *outChannel) leave() {
 	c.mu.Lock()
 	left := slices.Concat(c.awaited, c.others)
-	c.awaited, c.others, c.gone = nil, nil, true
+	why := c.blame(left)
+	c.awaited, c.others, c.gone = nil, nil, errLost
+	if why != nil {
+		c.gone = errNotSent // RabbitMQ reads no more of a channel after it has refused a message
+	}
 	c.mu.Unlock()
 	for _, o := range left {
-		o.settled(c.outcome(o))
+		o.settled(cmp.Or(why[o], c.outcome(o)))
 	}
 }
 
@@ -282,7 +291,7 @@ func (c *outChannel) outcome(o *outgoing) error {
 	case c.ch.IsClosed():
 		return errLost
 	}
-	return fault.New(fault.Unavailable, "RabbitMQ refused the message")
+	return errRefused
 }
 
 // confirmed reports whether the broker has said something.

@@ -34,7 +34,7 @@ const (
 
 // Subscribe consumes the topic's queue until ctx ends, see [rpc.Bus]. It waits
 // up to Config.ConnectTimeout for a broker that is away. Errors besides: Denied
-// and Precondition if the broker refuses the queue.
+// and Precondition if the broker refuses the queue, Invalid if it cannot have the name.
 func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
 	c, err := b.subscribe(ctx, s, nil)
 	if err != nil {
@@ -53,6 +53,13 @@ func (b *Bus) Receive(ctx context.Context, s rpc.Subscription, f func(*message.M
 }
 
 func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message.Message)) (*consumer, error) {
+	err := b.CheckTopic(s.Topic)
+	if err == nil && s.Fanout != "" {
+		err = b.CheckTopic(s.Fanout)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("subscribe to %.300q: %w", s.Topic, err)
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	c := &consumer{
 		bus: b, name: b.name(s.Topic), mode: s.Mode, slots: max(s.Slots, 1), f: f,
@@ -93,6 +100,9 @@ func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message
 // interface of that name asks. It waits up to Config.ConnectTimeout for a broker
 // that is away.
 func (b *Bus) SubscribeInitialize(topic string) error {
+	if err := b.CheckTopic(topic); err != nil {
+		return fmt.Errorf("make queue: %w", err)
+	}
 	ctx, cancel := context.WithTimeout(b.life, b.cfg.ConnectTimeout)
 	defer cancel()
 	c := &consumer{bus: b, name: b.name(topic)}
@@ -197,13 +207,13 @@ func (c *consumer) consume(conn *amqp.Connection) (*inChannel, error) {
 		return nil, err
 	}
 	in := &inChannel{
-		ch: ch, lost: make(chan struct{}), end: make(chan struct{}), tags: newTags(ch), timer: time.NewTimer(stall),
+		ch: ch, lost: make(chan struct{}), end: make(chan struct{}), tags: newTags(ch), timer: time.NewTimer(stall), widenAt: time.NewTimer(widenSoon),
 		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
 		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}
 	_, err = c.declare(ch)
 	if err == nil {
-		err = c.open(in, c.slots)
+		err = c.open(in, c.window(0, 0))
 	}
 	if err != nil {
 		_ = ch.Close() // it is unusable either way
@@ -220,8 +230,65 @@ func (c *consumer) open(in *inChannel, prefetch int) (err error) {
 	d, err := in.ch.Consume(c.name, consumerTag, c.mode == rpc.Private, false, false, false, nil)
 	if err == nil { // else those that there were have ended, which is what who waits for one has to learn
 		in.deliveries = d
+		in.prefetch, in.base = prefetch, in.last
 	}
 	return err
+}
+
+// window returns how many messages RabbitMQ may send ahead, beside so many unsettled ones with so many
+// bytes. Each may be as large as a message can be, and all together not above Config.MaxInFlight. It is at
+// least one if nothing is unsettled.
+func (c *consumer) window(unsettled, bytes int) int {
+	cfg := &c.bus.cfg
+	n := min(c.slots-unsettled, (cfg.MaxInFlight-bytes)/cfg.MaxMessage)
+	if unsettled == 0 {
+		n = max(n, 1)
+	}
+	return n
+}
+
+// A consumer whose window is full although slots are free, because it was opened for messages that could have
+// been larger, is replaced by one with what is left of Config.MaxInFlight. It is looked at widenSoon after a
+// message filled the window, then every widenLater.
+const (
+	widenSoon  = 5 * time.Millisecond
+	widenLater = 50 * time.Millisecond
+)
+
+// full reports whether RabbitMQ sends no more until something is settled.
+func (in *inChannel) full() bool {
+	_, later, _ := in.tags.unsettled(in.base)
+	return later >= in.prefetch
+}
+
+// widen cancels the consumer if another one would get more. What RabbitMQ has sent is handed out before
+// that one is opened, so that nothing goes back and counts as redelivered.
+func (c *consumer) widen(in *inChannel) {
+	all, _, bytes := in.tags.unsettled(in.base)
+	if !in.full() || in.widening {
+		return
+	}
+	if c.window(all, bytes) <= 0 {
+		in.widenAt.Reset(widenLater)
+		return
+	}
+	in.rpc.Lock()
+	defer in.rpc.Unlock()
+	in.widening = true
+	_ = in.ch.Cancel(consumerTag, false) // else the channel is lost, which the deliveries' end tells
+}
+
+// widened opens the consumer that widen has made place for, and reports whether it did.
+func (c *consumer) widened(in *inChannel) bool {
+	in.rpc.Lock()
+	defer in.rpc.Unlock()
+	if !in.widening || in.ch.IsClosed() {
+		return false
+	}
+	all, _, bytes := in.tags.unsettled(in.base)
+	err := c.open(in, max(c.window(all, bytes), 1))
+	in.widening = false
+	return err == nil
 }
 
 // reopen starts to consume with another number of messages sent ahead, and gives
@@ -288,6 +355,11 @@ type inChannel struct {
 	rpc        sync.Mutex // held for each question: amqp091 mixes up the answers else
 	shut       bool       // the broker sends no more than one message ahead
 	timer      *time.Timer
+
+	prefetch   int         // how many messages the broker sends ahead to the consumer that is open
+	last, base uint64      // the last delivery, and that of the consumer before
+	widening   bool        // that consumer is cancelled, to be opened with more; guarded by rpc
+	widenAt    *time.Timer // when widen looks again
 }
 
 // Why a channel is not consumed any more, besides what a probe finds.
@@ -313,9 +385,13 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 		select {
 		case d, ok := <-in.deliveries:
 			if !ok {
+				if c.widened(in) {
+					continue
+				}
 				c.retire(in, false)
 				return errChannel
 			}
+			in.last = d.DeliveryTag
 			m := c.bus.unmarshal(&d)
 			if c.mode != rpc.Private {
 				in.tags.hold(d.DeliveryTag, m) //nolint:contextcheck // a message's life is its own
@@ -324,6 +400,13 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 				c.f(m)
 			} else {
 				c.hand(in, m)
+			}
+			if c.mode == rpc.Shared && in.prefetch < c.slots && in.full() {
+				in.widenAt.Reset(widenSoon)
+			}
+		case <-in.widenAt.C:
+			if c.mode == rpc.Shared && in.prefetch < c.slots {
+				c.widen(in)
 			}
 		case <-in.end:
 			switch {
@@ -381,7 +464,7 @@ func (c *consumer) hand(in *inChannel, m *message.Message) {
 	case c.out <- m:
 		if in.shut && time.Since(began) < prompt {
 			in.shut = false
-			c.reopen(in, c.slots)
+			c.reopen(in, c.window(0, 0))
 		}
 		return
 	case <-late:
@@ -410,8 +493,9 @@ func (c *consumer) probe(in *inChannel, sick chan<- error) {
 		}
 		in.rpc.Lock()
 		n, err := c.declare(in.ch)
+		widening := in.widening
 		in.rpc.Unlock()
-		if err == nil && n == 0 {
+		if err == nil && n == 0 && !widening {
 			err = errors.New("RabbitMQ knows of no consumer of it")
 		}
 		if err != nil {

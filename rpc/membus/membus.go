@@ -13,6 +13,7 @@
 package membus
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -22,6 +23,7 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 // Bus is an in-memory [rpc.Bus], [rpc.Sender] and [rpc.Receiver]. It is safe for concurrent use.
@@ -39,6 +41,12 @@ func New() *Bus {
 	life, end := context.WithCancel(context.Background())
 	return &Bus{queues: make(map[string]*queue), fanout: make(map[string][]*queue), life: life, end: end}
 }
+
+// MaxMessage returns [rpc.DefaultMaxMessage].
+func (b *Bus) MaxMessage() int { return rpc.DefaultMaxMessage }
+
+// CheckTopic is [rpc.Bounded].
+func (b *Bus) CheckTopic(topic string) error { return broker.CheckName(topic) }
 
 // Publish gives copies of the messages to the topic, see [rpc.Bus]. It never
 // blocks.
@@ -58,6 +66,9 @@ func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
 
 func (b *Bus) publish(topic string, m *message.Message) error {
 	if err := m.Context().Err(); err != nil {
+		return err
+	}
+	if err := cmp.Or(b.CheckTopic(topic), broker.CheckMessage(m, rpc.DefaultMaxMessage)); err != nil {
 		return err
 	}
 	b.mu.RLock()
@@ -87,8 +98,20 @@ func (b *Bus) SubscribeInitialize(topic string) error {
 	if b.life.Err() != nil {
 		return fmt.Errorf("make topic %s: %w", topic, rpc.ErrClosed)
 	}
-	b.open(rpc.Subscription{Topic: topic})
+	s := rpc.Subscription{Topic: topic}
+	if err := check(s); err != nil {
+		return fmt.Errorf("make topic: %w", err)
+	}
+	b.open(s)
 	return nil
+}
+
+// check returns Invalid if a topic of the subscription has a name that no broker could take.
+func check(s rpc.Subscription) error {
+	if s.Fanout == "" {
+		return broker.CheckName(s.Topic)
+	}
+	return cmp.Or(broker.CheckName(s.Topic), broker.CheckName(s.Fanout))
 }
 
 // Subscribe delivers the topic's messages until ctx ends, see [rpc.Bus]. It
@@ -98,6 +121,9 @@ func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *messag
 	defer b.mu.Unlock()
 	if b.life.Err() != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, rpc.ErrClosed)
+	}
+	if err := check(s); err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
 	}
 	return b.open(s).subscribe(ctx, nil).out, nil
 }
@@ -109,6 +135,9 @@ func (b *Bus) Receive(ctx context.Context, s rpc.Subscription, f func(*message.M
 	defer b.mu.Unlock()
 	if b.life.Err() != nil {
 		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, rpc.ErrClosed)
+	}
+	if err := check(s); err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
 	}
 	return b.open(s).subscribe(ctx, f).done, nil
 }

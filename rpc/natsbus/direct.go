@@ -48,6 +48,7 @@ type direct struct {
 
 	mu      sync.Mutex
 	list    []*item
+	bytes   int  // of the list's payloads
 	fanouts int  // how many of the list were fanned out
 	inHand  int  // received and not settled; Live only
 	ended   bool // no more is taken
@@ -120,7 +121,7 @@ func (d *direct) take(msg *nats.Msg) {
 	d.mu.Lock()
 	waiting := len(d.list) - d.fanouts
 	switch {
-	case d.ended:
+	case d.ended, !d.fitsLocked(msg):
 	case offered != "": // by one that has no time, to one that has
 		if offered != d.id && waiting == 0 && d.inHand < d.slots {
 			answer = answerTaken
@@ -130,19 +131,30 @@ func (d *direct) take(msg *nats.Msg) {
 	}
 	if len(answer) == len(answerTaken) {
 		delete(msg.Header, offerHeader)
-		d.list = append(d.list, &item{d: d, m: unmarshal(msg), msg: msg, since: time.Now(), hold: minHold})
+		d.insertLocked(len(d.list), &item{d: d, m: unmarshal(msg), msg: msg, since: time.Now(), hold: minHold})
 	}
 	d.mu.Unlock()
 	d.signal()
 	_ = msg.Respond(answer) // else the publisher sees that the connection was lost
 }
 
+// fitsLocked reports whether there is room for the bytes of a message.
+func (d *direct) fitsLocked(msg *nats.Msg) bool {
+	return len(d.list) == 0 || d.bytes+len(msg.Data) <= d.bus.cfg.MaxInFlight
+}
+
+// insertLocked puts an item into the list.
+func (d *direct) insertLocked(i int, it *item) {
+	d.list = slices.Insert(d.list, i, it)
+	d.bytes += len(it.msg.Data)
+}
+
 // copy takes a message that is fanned out.
 func (d *direct) copy(msg *nats.Msg) {
 	d.mu.Lock()
-	room := !d.ended && d.fanouts < fanoutRoom
+	room := !d.ended && d.fanouts < fanoutRoom && d.fitsLocked(msg)
 	if room {
-		d.list = append(d.list, &item{d: d, m: unmarshal(msg), msg: msg, fanout: true, since: time.Now()})
+		d.insertLocked(len(d.list), &item{d: d, m: unmarshal(msg), msg: msg, fanout: true, since: time.Now()})
 		d.fanouts++
 	}
 	ended := d.ended
@@ -185,7 +197,7 @@ func (d *direct) run(ctx context.Context) {
 	d.mu.Lock()
 	d.ended = true
 	rest := d.list
-	d.list, d.fanouts = nil, 0
+	d.list, d.bytes, d.fanouts = nil, 0, 0
 	d.mu.Unlock()
 	_, conn, err := d.bus.connected(ctx)
 	if err != nil {
@@ -231,6 +243,7 @@ func (d *direct) remove(it *item) {
 	defer d.mu.Unlock()
 	if i := slices.Index(d.list, it); i >= 0 {
 		d.list = slices.Delete(d.list, i, i+1)
+		d.bytes -= len(it.msg.Data)
 	}
 	if it.fanout {
 		d.fanouts--
@@ -250,7 +263,7 @@ func (d *direct) settle(it *item, ack bool) {
 		it.m = unmarshal(it.msg)
 		it.m.Metadata[rpc.MetaRedelivered] = "true"
 		it.since = time.Now()
-		d.list = slices.Insert(d.list, 0, it)
+		d.insertLocked(0, it)
 		if it.fanout {
 			d.fanouts++
 		}
@@ -272,6 +285,7 @@ func (d *direct) offer() {
 			return false
 		}
 		late = append(late, it)
+		d.bytes -= len(it.msg.Data)
 		return true
 	})
 	d.mu.Unlock()
@@ -281,7 +295,7 @@ func (d *direct) offer() {
 			it.since, it.hold = time.Now(), min(2*it.hold, maxHold)
 			ended := d.ended
 			if !ended {
-				d.list = slices.Insert(d.list, 0, it)
+				d.insertLocked(0, it)
 			}
 			d.mu.Unlock()
 			d.signal()

@@ -64,6 +64,14 @@ type Config struct {
 	// Replicas is how many servers of a cluster keep each Shared topic that
 	// does not exist yet. Default 1.
 	Replicas int
+	// MaxMessage is the largest message that Publish takes, in bytes, see [rpc.Size]. What the server announces
+	// as max_payload counts if it is less: 1 MiB, headers included, unless it is configured otherwise.
+	// Default [rpc.DefaultMaxMessage].
+	MaxMessage int
+	// MaxInFlight is how many bytes of messages one subscription may hold, unsettled or waiting for a handler. Of
+	// what JetStream may still send, each message counts as the largest. A server has four subscriptions. One message
+	// is always allowed. A publisher waits, and a fanout is dropped, while there is no room. Default 128 MiB.
+	MaxInFlight int
 	// ConnectTimeout bounds how long Start and Subscribe wait for a server
 	// that is away. Default 10 s.
 	ConnectTimeout time.Duration
@@ -122,8 +130,14 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Exchange == "" {
 		cfg.Exchange = "armature"
 	}
-	if !valid(cfg.Exchange) {
-		return nil, fault.New(fault.Invalid, "natsbus: exchange %q cannot be a part of a subject", cfg.Exchange)
+	if err := broker.CheckName(cfg.Exchange); err != nil {
+		return nil, fmt.Errorf("natsbus: exchange: %w", err)
+	}
+	if cfg.MaxMessage <= 0 {
+		cfg.MaxMessage = rpc.DefaultMaxMessage
+	}
+	if cfg.MaxInFlight <= 0 {
+		cfg.MaxInFlight = 128 << 20
 	}
 	if cfg.Replicas <= 0 {
 		cfg.Replicas = 1
@@ -372,18 +386,25 @@ func (b *Bus) Check(context.Context) error {
 
 // subject is what a topic is called in NATS.
 func (b *Bus) subject(topic string) (string, error) {
-	if !valid(topic) {
-		return "", fault.New(fault.Invalid, "topic %q cannot be a part of a subject: it has spaces, *, > or an empty part", topic)
-	}
-	return b.cfg.Exchange + "." + topic, nil
+	name := b.cfg.Exchange + "." + topic
+	return name, broker.CheckName(name)
 }
 
-// valid reports whether s is one or more tokens of a subject.
-func valid(s string) bool {
-	for token := range strings.SplitSeq(s, ".") {
-		if token == "" {
-			return false
+// CheckTopic is [rpc.Bounded].
+func (b *Bus) CheckTopic(topic string) error {
+	_, err := b.subject(topic)
+	return err
+}
+
+// MaxMessage returns Config.MaxMessage, or what the server has announced that it takes if that is less.
+func (b *Bus) MaxMessage() int {
+	b.mu.Lock()
+	conn := b.conn
+	b.mu.Unlock()
+	if conn != nil {
+		if n := conn.MaxPayload(); n > 0 && n < int64(b.cfg.MaxMessage) {
+			return int(n)
 		}
 	}
-	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r == 0x7f || r == '*' || r == '>' })
+	return b.cfg.MaxMessage
 }

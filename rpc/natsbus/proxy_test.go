@@ -87,9 +87,20 @@ func (p *proxy) cut() {
 	}
 }
 
-// stall stops the traffic, new connections' too, until cut.
+// stall stops the traffic, new connections' too, until cut or resume.
 func (p *proxy) stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.gate = make(chan struct{})
+}
+
+// resume ends a stall.
+func (p *proxy) resume() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	select {
+	case <-p.gate:
+	default:
+		close(p.gate)
+	}
 }

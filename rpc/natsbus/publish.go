@@ -30,7 +30,7 @@ const attemptTime = 5 * time.Second
 
 // Publish sends the messages one after another and waits for each one's answer,
 // see [rpc.Bus]. A message whose context has no deadline is tried for 60 s. One
-// that is longer than the server takes (1 MiB with its metadata, unless it is
+// that is larger than Config.MaxMessage or than the server takes (1 MiB with its metadata, unless it is
 // configured otherwise) or whose topic cannot be a subject is Invalid.
 func (b *Bus) Publish(topic string, messages ...*message.Message) error {
 	for _, m := range messages {
@@ -72,6 +72,10 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 	if err != nil {
 		return err
 	}
+	msg := marshal(subject, m)
+	if err := b.checkSize(m, msg); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(m.Context())
 	defer cancel()
 	if _, ok := ctx.Deadline(); !ok {
@@ -80,7 +84,6 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 	}
 	defer context.AfterFunc(b.life, cancel)()
 
-	msg := marshal(subject, m)
 	send := b.request
 	durable := rpc.Durable(m)
 	switch {
@@ -92,15 +95,20 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 		msg.Header["Nats-Msg-Id"] = []string{m.UUID + "/" + rand.Text()}
 		send = func(ctx context.Context, msg *nats.Msg) error { return b.store(ctx, topic, msg) }
 	}
-	var unknown error // of an attempt that may have arrived
+	var unknown error   // of an attempt that may have arrived
+	var since time.Time // when that began
 	for wait := minPause; ; wait = min(2*wait, maxPause) {
+		begin := time.Now()
 		err := send(ctx, msg)
 		switch {
 		case err == nil:
 			return nil
 		case errors.Is(err, fault.Unknown):
-			if unknown = err; !durable {
-				return err
+			if unknown == nil {
+				since = begin
+			}
+			if unknown = err; !durable || time.Since(since) > dedupWindow-attemptTime {
+				return err // sent again it could be a second message
 			}
 		case errors.Is(err, errAgain):
 		case errors.Is(err, rpc.ErrNoConsumer) && b.late():
@@ -121,6 +129,32 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 		}
 	}
 }
+
+// checkSize returns Invalid if the message is larger than it may be, or than the server takes with its
+// headers.
+func (b *Bus) checkSize(m *message.Message, msg *nats.Msg) error {
+	limit := b.MaxMessage()
+	if err := broker.CheckMessage(m, limit); err != nil {
+		return err
+	}
+	size := len("NATS/1.0\r\n\r\n") + len(msg.Data) + idHeader
+	for k, vs := range msg.Header {
+		for _, v := range vs {
+			size += len(k) + len(v) + len(": \r\n")
+		}
+	}
+	b.mu.Lock()
+	conn := b.conn
+	b.mu.Unlock()
+	if conn != nil && conn.MaxPayload() > 0 && int64(size) > conn.MaxPayload() {
+		return broker.TooLarge(size, int(conn.MaxPayload()))
+	}
+	return nil
+}
+
+// idHeader is how many bytes are left for the header by which JetStream knows a message that is sent
+// again, and for that of an offer.
+const idHeader = 512
 
 // late reports whether the connection was restored just now, so that others may
 // still be about to restore theirs.

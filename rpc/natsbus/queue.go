@@ -39,8 +39,9 @@ const (
 	// consumer that is being deleted is.
 	askTime   = 10 * time.Second
 	signEvery = time.Second
-	// dedupWindow is how long JetStream knows a message that is sent again.
-	dedupWindow = 30 * time.Second
+	// dedupWindow is how long JetStream knows a message that is sent again. A message whose outcome is
+	// still unknown then is not sent again. Streams that exist keep their own.
+	dedupWindow = 2 * time.Minute
 	// apiTime bounds one question to JetStream.
 	apiTime = 5 * time.Second
 	// leaveTime bounds each of the last questions of a subscription that ends.
@@ -67,9 +68,10 @@ type queue struct {
 	ready []*message.Message // messages that nobody has received yet
 
 	mu   sync.Mutex
-	held map[string]bool // the acknowledgement subjects of what has come and is not settled
-	wake chan struct{}   // holds a token when something was settled
-	err  error           // why nothing is consumed
+	held map[string]int // the acknowledgement subjects of what has come and is not settled, with the bytes of each
+	size int            // the sum of these
+	wake chan struct{}  // holds a token when something was settled
+	err  error          // why nothing is consumed
 }
 
 func (b *Bus) stream(topic string) string {
@@ -152,7 +154,7 @@ func (b *Bus) declare(ctx context.Context, name, subject string) error {
 func (b *Bus) newQueue(ctx context.Context, s rpc.Subscription, subject string) (*queue, error) {
 	q := &queue{
 		bus: b, topic: s.Topic, subject: subject, stream: b.stream(s.Topic), slots: max(s.Slots, 1),
-		out: make(chan *message.Message), held: make(map[string]bool), wake: make(chan struct{}, 1),
+		out: make(chan *message.Message), held: make(map[string]int), wake: make(chan struct{}, 1),
 		asks: make(map[string]int),
 	}
 	q.in = make(chan *nats.Msg, 2*q.slots+64)
@@ -282,14 +284,19 @@ func (q *queue) restore(ctx context.Context) {
 	clear(q.asks)
 }
 
-// ask asks for as many messages as there are slots free.
+// ask asks for as many messages as there are slots free, and as may have the largest size without there being
+// more bytes than Config.MaxInFlight.
 func (q *queue) ask(conn *nats.Conn) {
 	if time.Now().After(q.until) { // none stands: what has not come was lost
 		q.asked = 0
 		clear(q.asks)
 	}
+	most := q.bus.MaxMessage()
 	q.mu.Lock()
-	n := q.slots - len(q.held) - q.asked
+	n := min(q.slots-len(q.held), (q.bus.cfg.MaxInFlight-q.size)/most) - q.asked
+	if len(q.held)+q.asked == 0 {
+		n = max(n, 1)
+	}
 	q.mu.Unlock()
 	if n <= 0 {
 		return
@@ -318,7 +325,8 @@ func (q *queue) take(msg *nats.Msg) string {
 		}
 		q.asked = max(q.asked-1, 0)
 		q.mu.Lock()
-		q.held[msg.Reply] = true
+		q.held[msg.Reply] = len(msg.Data)
+		q.size += len(msg.Data)
 		q.err = nil
 		q.mu.Unlock()
 		q.ready = append(q.ready, q.message(msg, md.NumDelivered > 1))
@@ -369,8 +377,9 @@ func (d *delivery) Settle(ack bool) error { return d.queue.settle(d.reply, ack) 
 // connection than that of the delivery.
 func (q *queue) settle(reply string, ack bool) error {
 	q.mu.Lock()
-	held := q.held[reply]
+	size, held := q.held[reply]
 	delete(q.held, reply)
+	q.size -= size
 	q.mu.Unlock()
 	if !held {
 		return fault.New(fault.Precondition, "the message was given back before, when the bus was closed")
@@ -461,6 +470,7 @@ func (q *queue) linger(beat <-chan time.Time) {
 				_ = q.bus.conn.Publish(reply, []byte("-NAK")) // else its time runs out
 			}
 			clear(q.held)
+			q.size = 0
 			q.mu.Unlock()
 			if q.bus.conn.IsConnected() {
 				_ = q.bus.conn.FlushTimeout(leaveTime) // else its time runs out

@@ -132,6 +132,8 @@ var rules = []rule{
 	{"gone", "when the last server of a topic has left, a call fails at once, and a cast waits", testGone},
 	{"duplicate", "a message that comes twice is handled once", testDuplicate},
 	{"dead", "what no server can do becomes a dead letter, which can be shown, sent again and dropped", testDead},
+	{"toolarge", "a message or a reply that is larger than the bus carries fails at once, with both sizes, and alone", testTooLarge},
+	{"names", "a name that a broker cannot take is refused before anything is sent", testNames},
 	{"describe", "every server answers ping and describe", testDescribe},
 	{"close", "a closed bus fails with ErrClosed, at once, and may be closed again", testClose},
 }

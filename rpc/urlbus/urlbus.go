@@ -29,6 +29,9 @@ type Config struct {
 	Exchange string
 	// Quorum keeps casts in quorum queues on RabbitMQ, see amqpbus.Config.
 	Quorum bool
+	// MaxMessage is the largest message that is sent or handled, in bytes, see rpc.Size. Default
+	// rpc.DefaultMaxMessage, which is also that of memory://, always.
+	MaxMessage int
 	// Logger gets what happens to the connections. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -59,9 +62,9 @@ func Open(url string, cfg Config) (Bus, error) {
 	case "memory":
 		return inMemory{membus.New()}, nil
 	case "nats", "tls":
-		return natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, Logger: cfg.Logger})
+		return natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 	}
-	return amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, Quorum: cfg.Quorum, Logger: cfg.Logger})
+	return amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 }
 
 // inMemory is a bus that always works.

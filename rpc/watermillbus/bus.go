@@ -35,6 +35,7 @@
 package watermillbus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -80,6 +81,9 @@ type Config struct {
 	// Sends is how many messages may be on their way at once. One that a
 	// publisher never returns from counts for ever. Default 256.
 	Sends int
+	// MaxMessage is the largest message that Publish takes, in bytes, see [rpc.Size]. It must not be above what
+	// the broker takes. Default [rpc.DefaultMaxMessage].
+	MaxMessage int
 	// CloseTimeout bounds how long Close waits for parts that hang. Default 10 s.
 	CloseTimeout time.Duration
 	// Logger gets what goes wrong beneath. Default slog.Default().
@@ -87,11 +91,6 @@ type Config struct {
 }
 
 const (
-	// maxKey and maxMetadata are what every broker can carry: a longer key than
-	// an AMQP short string or a header beyond its smallest usual frame would
-	// cost the connection.
-	maxKey      = 255
-	maxMetadata = 64 << 10
 	// A publish or subscribe that failed is tried again after minPause, doubled
 	// up to maxPause, with jitter.
 	minPause = 20 * time.Millisecond
@@ -129,6 +128,9 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Sends <= 0 {
 		cfg.Sends = 256
 	}
+	if cfg.MaxMessage <= 0 {
+		cfg.MaxMessage = rpc.DefaultMaxMessage
+	}
 	if cfg.CloseTimeout <= 0 {
 		cfg.CloseTimeout = 10 * time.Second
 	}
@@ -141,11 +143,17 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
+// MaxMessage returns Config.MaxMessage.
+func (b *Bus) MaxMessage() int { return b.cfg.MaxMessage }
+
+// CheckTopic is [rpc.Bounded].
+func (b *Bus) CheckTopic(topic string) error { return broker.CheckName(topic) }
+
 // Publish sends the messages one after another, see [rpc.Bus]. The publishers
 // take no context, so each message is sent aside and left behind at the end of
 // its context, with Unknown. A durable one that failed is sent again until then.
-// Metadata of more than 64 KiB, or with a key of more than 255 bytes, are
-// Invalid.
+// A message of more than Config.MaxMessage, with metadata of more than 64 KiB, or with a key of more than
+// 255 bytes, is Invalid.
 func (b *Bus) Publish(topic string, messages ...*message.Message) error {
 	for _, m := range messages {
 		if err := b.publish(topic, m); err != nil {
@@ -156,11 +164,8 @@ func (b *Bus) Publish(topic string, messages ...*message.Message) error {
 }
 
 func (b *Bus) publish(topic string, m *message.Message) error {
-	size := 0
-	for k, v := range m.Metadata {
-		if size += len(k) + len(v); len(k) > maxKey || size > maxMetadata {
-			return fault.New(fault.Invalid, "metadata %.40q... of %d bytes are more than a broker can carry", k, size)
-		}
+	if err := cmp.Or(b.CheckTopic(topic), broker.CheckMessage(m, b.cfg.MaxMessage)); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(m.Context(), publishTime)
 	if _, ok := m.Context().Deadline(); ok {
@@ -250,6 +255,9 @@ func (b *Bus) run(f func()) bool {
 func (b *Bus) SubscribeInitialize(topic string) error {
 	if b.life.Err() != nil {
 		return fmt.Errorf("make %s: %w", topic, rpc.ErrClosed)
+	}
+	if err := b.CheckTopic(topic); err != nil {
+		return fmt.Errorf("make topic: %w", err)
 	}
 	s, err := b.cfg.Subscriber(rpc.Subscription{Topic: topic, Slots: 1})
 	if err != nil {

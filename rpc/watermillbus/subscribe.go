@@ -20,6 +20,13 @@ import (
 // hands out one message at a time to each, see [rpc.Bus]. It blocks as long as
 // the subscribers do, but not beyond the end of ctx.
 func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+	err := b.CheckTopic(s.Topic)
+	if err == nil && s.Fanout != "" {
+		err = b.CheckTopic(s.Fanout)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("subscribe: %w", err)
+	}
 	s.Slots = max(s.Slots, 1)
 	g := &group{bus: b, private: s.Mode == rpc.Private, out: make(chan *message.Message)}
 	g.ctx, g.cancel = context.WithCancel(ctx)

@@ -1,0 +1,314 @@
+package amqpbus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/amqpbus"
+)
+
+var (
+	blob1 = rpc.Method[string, int]{Interface: iface, Name: "blob", Since: rpc.Version{Major: 1}}
+	blobs = rpc.Method[string, rpc.None]{Interface: iface, Name: "blobs", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+	bulk  = rpc.Method[int, string]{Interface: iface, Name: "bulk", Since: rpc.Version{Major: 1}}
+)
+
+// TestBrokerLimit: RabbitMQ refuses a message for its size and closes the channel. That message fails for good,
+// at once, with both sizes; of 2,000 other calls none fails.
+func TestBrokerLimit(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		limit, size int
+		first       bool // the first refusal may cost others that are not repeatable: its limit is not known yet
+	}{{1 << 20, 3 << 20, false}, {32 << 10, 48 << 10, true}} {
+		t.Run(strconv.Itoa(tt.limit), func(t *testing.T) {
+			t.Parallel()
+			broker := envtest.RabbitMQ(t, fmt.Sprint("max_message_size = ", tt.limit))
+			srvBus, cliBus := open(t, broker.URL, "limit"), open(t, broker.URL, "limit")
+			srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h"})
+			rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
+			rpc.Handle(srv, blob1, func(_ context.Context, s *string) (*int, error) { n := len(*s); return &n, nil })
+			rpc.Handle(srv, blobs, func(context.Context, *string) (*rpc.None, error) { return nil, nil })
+			rpc.Handle(srv, bulk, func(_ context.Context, n *int) (*string, error) { s := strings.Repeat("x", *n); return &s, nil })
+			if err := srv.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			defer srv.Stop(context.Background())
+			client := rpc.NewClient(cliBus, rpc.ClientConfig{})
+			defer client.Close()
+			large := strings.Repeat("x", tt.size)
+			refused := func(what string, want error, err error, since time.Time) {
+				t.Helper()
+				if !errors.Is(err, want) || !strings.Contains(fmt.Sprint(err), strconv.Itoa(tt.limit)) || !strings.Contains(fmt.Sprint(err), strconv.Itoa(tt.size)[:2]) {
+					t.Errorf("%s of %d bytes: %v (%v), want %v with both sizes", what, tt.size, err, fault.CodeOf(err), want)
+				}
+				if d := time.Since(since); d > 5*time.Second {
+					t.Errorf("%s: it took %v to say so", what, d)
+				}
+			}
+			var failed, next atomic.Int64
+			var slowest atomic.Int64
+			var wg sync.WaitGroup
+			for range 16 {
+				wg.Go(func() {
+					for n := int(next.Add(1)); n <= 2000; n = int(next.Add(1)) {
+						ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+						begin := time.Now()
+						if m, err := rpc.Call(ctx, client, add, rpc.Any, &n); err != nil || *m != n+1 {
+							failed.Add(1)
+							t.Errorf("healthy call %d: %v, %v", n, m, err)
+						}
+						if d := int64(time.Since(begin)); d > slowest.Load() {
+							slowest.Store(d)
+						}
+						cancel()
+					}
+				})
+			}
+			for next.Load() < 100 { // in the midst
+				<-time.After(time.Millisecond)
+			}
+			for range 3 {
+				begin := time.Now()
+				_, err := rpc.Call(t.Context(), client, blob1, "h", &large)
+				refused("call", rpc.ErrTooLarge, err, begin)
+				begin = time.Now()
+				refused("cast", rpc.ErrTooLarge, rpc.Cast(t.Context(), client, blobs, "h", &large), begin)
+				begin = time.Now()
+				refused("fanout", rpc.ErrTooLarge, rpc.Fanout(t.Context(), client, blobs, &large), begin)
+				begin = time.Now()
+				_, err = rpc.Call(t.Context(), client, bulk, "h", &tt.size)
+				refused("reply", rpc.ErrReplyTooLarge, err, begin)
+			}
+			wg.Wait()
+			t.Logf("%d of 2000 healthy calls failed, the slowest took %v", failed.Load(), time.Duration(slowest.Load()))
+			if n := cliBus.Reconnects() + srvBus.Reconnects(); n != 0 {
+				t.Errorf("%d connections were lost", n)
+			}
+			fits := large[:tt.limit-2]
+			if n, err := rpc.Call(t.Context(), client, blob1, "h", &fits); err != nil || *n != len(fits) {
+				t.Errorf("a call of just the limit: %v", err)
+			}
+		})
+	}
+}
+
+// TestLargeReceived: messages above the limit of a server become dead letters, whole, and are not held more
+// than once.
+func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the memory of the process
+	url := envtest.URL(t, testenv.AMQPVar)
+	const letters, size = 4, 12 << 20
+	exchange := "large." + strings.ToLower(t.Name())
+	big := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: exchange, MaxMessage: 64 << 20})
+	small := open(t, url, exchange)
+	for _, topic := range []string{"fault.h", "fault.dlq"} {
+		if err := big.SubscribeInitialize(topic); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range letters {
+		payload := message.Payload(`"` + strings.Repeat("x", size) + `"`)
+		m := message.NewMessageWithContext(t.Context(), fmt.Sprint("large-", n), payload)
+		m.Metadata[rpc.MetaRPC] = "cast fault.blobs 1.0 at-least-once"
+		if err := big.Publish("fault.h", m); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.GC()
+	var before, now runtime.MemStats
+	runtime.ReadMemStats(&before)
+	srv := rpc.NewServer(small, rpc.ServerConfig{Interface: iface, Host: "h"})
+	rpc.Handle(srv, blobs, func(context.Context, *string) (*rpc.None, error) {
+		t.Error("a message that is too large was handled")
+		return nil, nil
+	})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for end := time.Now().Add(60 * time.Second); srv.Stats().DeadLettered < letters && time.Now().Before(end); {
+		<-time.After(10 * time.Millisecond)
+	}
+	if st := srv.Stats(); st.DeadLettered != letters {
+		t.Errorf("%+v, want %d dead letters", st, letters)
+	}
+	defer srv.Stop(context.Background())
+	runtime.ReadMemStats(&now)
+	allocated := now.TotalAlloc - before.TotalAlloc
+	runtime.GC()
+	runtime.ReadMemStats(&now)
+	t.Logf("%d MiB received, %d MiB allocated meanwhile, %d MiB stay", letters*size>>20, allocated>>20, (int64(now.HeapAlloc)-int64(before.HeapAlloc))>>20)
+	if stays := int64(now.HeapAlloc) - int64(before.HeapAlloc); stays > 2*size {
+		t.Errorf("%d bytes stay in memory", stays)
+	}
+	client := rpc.NewClient(big, rpc.ClientConfig{})
+	defer client.Close()
+	text := strings.Repeat("x", rpc.DefaultMaxMessage)
+	begin := time.Now()
+	if _, err := rpc.Call(t.Context(), client, blob1, "h", &text); !errors.Is(err, rpc.ErrTooLarge) || !fault.IsRemote(err) || time.Since(begin) > 5*time.Second {
+		t.Errorf("a call after %v: %v, want the server's ErrTooLarge", time.Since(begin), err)
+	}
+	whole := 0
+	for end := time.Now().Add(30 * time.Second); whole < letters && time.Now().Before(end); {
+		if err := rpc.DeadLetters(t.Context(), big, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+			if strings.HasPrefix(l.ID, "large-") && len(l.Payload) == size+2 && strings.Contains(l.Reason, strconv.Itoa(rpc.DefaultMaxMessage)) {
+				whole++
+			}
+			return rpc.Drop
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if whole != letters {
+		t.Errorf("%d whole dead letters, want %d", whole, letters)
+	}
+}
+
+// TestInFlight: a subscription has no more bytes unsettled than it may, and as many small messages as it has
+// slots. When the large ones are settled there is room again.
+func TestInFlight(t *testing.T) {
+	t.Parallel()
+	url := envtest.URL(t, testenv.AMQPVar)
+	const slots, budget, size = 64, 16 << 20, 2 << 20
+	b := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: "inflight", MaxInFlight: budget})
+	var now, most atomic.Int64
+	entered := make(chan int, 1000)
+	var gate atomic.Pointer[chan struct{}]
+	srv := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: "h", MaxInFlight: slots})
+	rpc.Handle(srv, blobs, func(ctx context.Context, s *string) (*rpc.None, error) {
+		n := now.Add(int64(len(*s)))
+		for {
+			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+				break
+			}
+		}
+		entered <- len(*s)
+		select {
+		case <-*gate.Load():
+		case <-ctx.Done():
+		}
+		now.Add(-int64(len(*s)))
+		return nil, nil
+	})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	client := rpc.NewClient(b, rpc.ClientConfig{})
+	defer client.Close()
+	for round, tt := range []struct{ messages, size, atOnce int }{{3 * slots, 1, slots}, {20, size, 6}, {3 * slots, 1, slots}} {
+		shut := make(chan struct{})
+		gate.Store(&shut)
+		most.Store(0)
+		text := strings.Repeat("x", tt.size)
+		for range tt.messages {
+			if err := rpc.Cast(t.Context(), client, blobs, "h", &text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		open := sync.OnceFunc(func() { close(shut) })
+		defer open()
+		want := tt.atOnce // of the large ones, 6 and what is left of the budget is less than one may have
+		for i := range want {
+			select {
+			case <-entered:
+			case <-time.After(10 * time.Second):
+				t.Fatalf("round %d: %d of %d messages of %d bytes are handled at once, want %d", round, i, tt.messages, tt.size, want)
+			}
+		}
+		if tt.size > 1 {
+			<-time.After(300 * time.Millisecond)
+		}
+		if n := most.Load(); n > budget {
+			t.Errorf("round %d: %d bytes in flight, want at most %d", round, n, budget)
+		}
+		open()
+		for i := range tt.messages - want {
+			select {
+			case <-entered:
+			case <-time.After(20 * time.Second):
+				t.Fatalf("round %d: %d of the last %d messages came", round, i, tt.messages-want)
+			}
+		}
+		t.Logf("round %d: at most %d bytes at once", round, most.Load())
+	}
+}
+
+// TestLargeAway: a large message waits for a broker that is away until its deadline, and no longer than the bus lives.
+func TestLargeAway(t *testing.T) {
+	t.Parallel()
+	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
+	b := open(t, via, "large.away")
+	if err := b.SubscribeInitialize("fault.h"); err != nil {
+		t.Fatal(err)
+	}
+	client := rpc.NewClient(b, rpc.ClientConfig{})
+	defer client.Close()
+	text := strings.Repeat("x", 1<<20)
+	if err := rpc.Cast(t.Context(), client, blobs, "h", &text); err != nil {
+		t.Fatal(err)
+	}
+	p.stall()
+	p.cut()
+	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	begin := time.Now()
+	err := rpc.Cast(ctx, client, blobs, "h", &text)
+	if c := fault.CodeOf(err); c != fault.Timeout && c != fault.Unknown || time.Since(begin) > 3*time.Second {
+		t.Errorf("cast while the broker is away: %v (%v) after %v, want Timeout or Unknown at its deadline", err, c, time.Since(begin))
+	}
+	failed := make(chan error, 1)
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		failed <- rpc.Cast(ctx, client, blobs, "h", &text)
+	}()
+	select {
+	case err := <-failed:
+		t.Errorf("cast while the broker is away: %v, want it to wait", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	p.resume()
+	select {
+	case err := <-failed:
+		if err != nil {
+			t.Errorf("cast when the broker is back: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Error("the cast does not end when the broker is back")
+	}
+	p.stall()
+	p.cut()
+	go func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Hour)
+		defer cancel()
+		failed <- rpc.Cast(ctx, client, blobs, "h", &text)
+	}()
+	<-time.After(100 * time.Millisecond)
+	begin = time.Now()
+	_ = b.Close()
+	if d := time.Since(begin); d > 10*time.Second {
+		t.Errorf("Close took %v", d)
+	}
+	select {
+	case err := <-failed:
+		if c := fault.CodeOf(err); c != fault.Unavailable && c != fault.Unknown {
+			t.Errorf("cast on a bus that is closed meanwhile: %v (%v)", err, c)
+		}
+	case <-time.After(5 * time.Second):
+		t.Error("the cast does not end with the bus")
+	}
+}

@@ -1,0 +1,180 @@
+package amqpbus_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	amqp "github.com/rabbitmq/amqp091-go"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/rpc"
+)
+
+// lateVar sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of 14 s.
+const lateVar = "ARMATURE_TEST_LATE"
+
+// publishes counts what a broker is sent for each queue. It sees it by the broker's own trace.
+func publishes(t *testing.T, url string) func(queue string) int {
+	t.Helper()
+	conn, err := amqp.Dial(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	ch, err := conn.Channel()
+	if err != nil {
+		t.Fatal(err)
+	}
+	q, err := ch.QueueDeclare("", false, true, true, false, nil)
+	if err == nil {
+		err = ch.QueueBind(q.Name, "publish.#", "amq.rabbitmq.trace", false, nil)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen, err := ch.Consume(q.Name, "", true, true, false, false, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var mu sync.Mutex
+	counts := map[string]int{}
+	go func() {
+		for d := range seen {
+			keys, _ := d.Headers["routing_keys"].([]any)
+			mu.Lock()
+			for _, key := range keys {
+				counts[fmt.Sprint(key)]++
+			}
+			mu.Unlock()
+		}
+	}()
+	return func(queue string) int {
+		mu.Lock()
+		defer mu.Unlock()
+		return counts[queue]
+	}
+}
+
+// TestLateConfirm: the link of a server stalls for 12.5 s of every 14 s, so that confirmations are later than
+// any timeout of the old code, while the connection lives. Casts do not multiply: there are no more copies
+// than attempts, plus one for each message that was in flight at a lost connection; attempt counts rise, it
+// ends, and each message is handled once or becomes one dead letter.
+func TestLateConfirm(t *testing.T) {
+	t.Parallel()
+	const casts, tries = 10, 6 // every second one fails always
+	const open1, period = 1500 * time.Millisecond, 14 * time.Second
+	length := period
+	if v := os.Getenv(lateVar); v != "" {
+		var err error
+		if length, err = time.ParseDuration(v); err != nil {
+			t.Fatalf("%s: %v", lateVar, err)
+		}
+	}
+	broker := envtest.RabbitMQ(t)
+	if _, err := broker.Ctl(t.Context(), "trace_on"); err != nil {
+		t.Fatal(err)
+	}
+	published := publishes(t, broker.URL)
+	p, via := proxyTo(t, broker.URL)
+	srvBus, cliBus := open(t, via, "late"), open(t, broker.URL, "late")
+	var mu sync.Mutex
+	runs, done := map[int]int{}, map[int]int{}
+	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h", MaxTries: tries})
+	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		runs[*n]++
+		if *n%2 == 0 {
+			return nil, fault.New(fault.Unavailable, "not now")
+		}
+		done[*n]++
+		return &rpc.None{}, nil
+	})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			for _, phase := range []struct {
+				set func()
+				d   time.Duration
+			}{{p.resume, open1}, {p.stall, period - open1}} {
+				phase.set()
+				select {
+				case <-time.After(phase.d):
+				case <-stop:
+					p.resume()
+					return
+				}
+			}
+		}
+	})
+	begin := time.Now()
+	for n := range casts {
+		m := message.NewMessageWithContext(t.Context(), fmt.Sprint("late-", n), message.Payload(strconv.Itoa(n)))
+		m.Metadata[rpc.MetaRPC] = "cast fault.keep 1.0 at-least-once"
+		if err := cliBus.Publish("fault.h", m); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(length / 2 / casts)
+	}
+	for end := begin.Add(length); time.Now().Before(end); {
+		<-time.After(100 * time.Millisecond)
+	}
+	close(stop)
+	wg.Wait()
+	letters := map[string]int{}
+	for end := time.Now().Add(40 * time.Second); len(letters) < casts/2 && time.Now().Before(end); {
+		if err := rpc.DeadLetters(t.Context(), cliBus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+			letters[l.ID]++
+			if l.Failures != tries {
+				t.Errorf("dead letter %s has %d failures, want %d", l.ID, l.Failures, tries)
+			}
+			return rpc.Drop
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	if err := srv.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	lost := int(srvBus.Reconnects()) * casts
+	copies, dead := published("late.fault.h"), published("late.fault.dlq")
+	t.Logf("%d copies, %d dead letters published, %v lost connections, runs %v, letters %v", copies, dead, srvBus.Reconnects(), runs, letters)
+	if most := casts/2 + casts/2*tries + lost; copies > most {
+		t.Errorf("%d copies of %d casts, want at most %d", copies, casts, most)
+	}
+	if dead > casts/2+lost {
+		t.Errorf("%d dead letters were published, want %d", dead, casts/2)
+	}
+	for n := range casts {
+		id := fmt.Sprint("late-", n)
+		if n%2 == 1 && (done[n] != 1 || letters[id] != 0) {
+			t.Errorf("cast %d was handled %d times and is %d dead letters, want once and none", n, done[n], letters[id])
+		}
+		if n%2 == 0 && (runs[n] < tries || runs[n] > tries+int(srvBus.Reconnects()) || letters[id] != 1) {
+			t.Errorf("cast %d ran %d times and is %d dead letters, want %d and one", n, runs[n], letters[id], tries)
+		}
+	}
+	left, err := broker.Ctl(t.Context(), "list_queues", "name", "messages")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(left) {
+		if f := strings.Fields(line); len(f) == 2 && strings.HasPrefix(f[0], "late.") && f[1] != "0" {
+			t.Errorf("queue %s holds %s messages at the end", f[0], f[1])
+		}
+	}
+}

@@ -1,0 +1,285 @@
+package rpc_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+	"unicode/utf8"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+// lateBus is a bus that takes each copy and each dead letter at once, and whose confirmation
+// is late, or lost with the connection.
+type lateBus struct {
+	*membus.Bus
+	late time.Duration // until the confirmation comes
+	lose int           // so many confirmations never come
+
+	mu     sync.Mutex
+	copies map[string]int // taken, by id, without the dead letters
+	total  int            // of all, beyond maxCopies they are lost
+}
+
+// maxCopies bounds what a fault can cost the test.
+const maxCopies = 1000
+
+func (b *lateBus) Publish(topic string, list ...*message.Message) error {
+	for _, m := range list {
+		b.mu.Lock()
+		b.total++
+		full := b.total > maxCopies
+		b.mu.Unlock()
+		if full {
+			continue
+		}
+		if err := b.Bus.Publish(topic, m); err != nil {
+			return err
+		}
+		b.mu.Lock()
+		if topic != "backup.dlq" {
+			b.copies[m.UUID]++
+		}
+		first := m.Metadata[rpc.MetaFailures] == ""
+		lost := !first && b.lose > 0
+		if lost {
+			b.lose--
+		}
+		b.mu.Unlock()
+		if first {
+			continue
+		}
+		late := time.NewTimer(b.late)
+		select {
+		case <-late.C:
+		case <-m.Context().Done():
+			lost = true
+		}
+		late.Stop()
+		if lost {
+			return fault.New(fault.Unknown, "it may have been sent")
+		}
+	}
+	return nil
+}
+
+func (b *lateBus) Send(topic string, m *message.Message, settled func(error)) {
+	settled(b.Publish(topic, m))
+}
+
+// deadLetters returns how many dead letters each message has become, and drops them.
+func deadLetters(t *testing.T, bus rpc.Bus) map[string]int {
+	t.Helper()
+	letters := map[string]int{}
+	if err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+		letters[l.ID]++
+		return rpc.Drop
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return letters
+}
+
+// TestLateConfirm: casts that fail are published again over a bus that confirms late, or loses
+// confirmations. They do not multiply: each attempt runs once, and each message becomes one dead letter.
+func TestLateConfirm(t *testing.T) {
+	t.Parallel()
+	const casts, tries = 5, 5
+	for _, tt := range []struct {
+		name string
+		late time.Duration
+		lose int
+	}{
+		{"in time", time.Second, 0},
+		{"after 12.5 s", 12500 * time.Millisecond, 0},
+		{"after an hour", time.Hour, 0},
+		{"three are lost", 12500 * time.Millisecond, 3},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				bus := &lateBus{Bus: rpctest.NewBus(t), late: tt.late, lose: tt.lose, copies: make(map[string]int)}
+				var mu sync.Mutex
+				runs := 0
+				startServer(t, bus, rpc.ServerConfig{MaxTries: tries}, func(context.Context, *string) (*rpc.None, error) {
+					mu.Lock()
+					defer mu.Unlock()
+					runs++
+					return nil, fault.New(fault.Unavailable, "not now")
+				})
+				for n := range casts {
+					sendKeep(t, bus, fmt.Sprint("cast-", n))
+				}
+				pass(10 * time.Hour)
+				bus.mu.Lock()
+				total := 0
+				for _, n := range bus.copies {
+					total += n
+				}
+				bus.mu.Unlock()
+				letters := deadLetters(t, bus)
+				t.Logf("%d copies, %d runs, dead letters %v", total, runs, letters)
+				if total > casts*tries+tt.lose {
+					t.Errorf("%d copies of %d casts with %d attempts, %d confirmations lost", total, casts, tries, tt.lose)
+				}
+				if runs != casts*tries {
+					t.Errorf("%d runs, want %d: each attempt once", runs, casts*tries)
+				}
+				for n := range casts {
+					if got := letters[fmt.Sprint("cast-", n)]; got != 1 {
+						t.Errorf("cast-%d is %d dead letters, want 1", n, got)
+					}
+				}
+			})
+		})
+	}
+}
+
+// TestStaleCopy: the original of a message that was published again comes back, because its
+// acknowledgement was lost. It is not run again with its old count, also not after the last attempt. A dead
+// letter that is sent again starts anew.
+func TestStaleCopy(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		var mu sync.Mutex
+		runs := 0
+		count := func() int {
+			mu.Lock()
+			defer mu.Unlock()
+			return runs
+		}
+		startServer(t, bus, rpc.ServerConfig{MaxTries: 4}, func(context.Context, *string) (*rpc.None, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			runs++
+			return nil, fault.New(fault.Unavailable, "not now")
+		})
+		sendKeep(t, bus, "a")
+		pass(50 * time.Millisecond)
+		sendKeep(t, bus, "a") // while the message waits for its second attempt
+		pass(time.Minute)
+		sendKeep(t, bus, "a") // after the last
+		pass(time.Minute)
+		if n := count(); n != 4 {
+			t.Errorf("%d runs, want 4", n)
+		}
+		letters := 0
+		if err := rpc.DeadLetters(t.Context(), bus, iface, func(*rpc.DeadLetter) rpc.Verdict {
+			letters++
+			return rpc.Requeue
+		}); err != nil || letters != 1 {
+			t.Errorf("%d dead letters, error %v; want 1", letters, err)
+		}
+		pass(time.Minute)
+		if n := count(); n != 8 {
+			t.Errorf("%d runs after the dead letter was sent again, want 8", n)
+		}
+		if got := deadLetters(t, bus); got["a"] != 1 {
+			t.Errorf("dead letters %v, want 1", got)
+		}
+	})
+}
+
+// TestCopyOfARunningMessage: a second delivery of a message whose handler runs for long is not
+// taken for one that was lost with a server, however often it is looked at.
+func TestCopyOfARunningMessage(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+			time.Sleep(20 * time.Minute) //nolint:forbidigo // in a synctest bubble
+			return &rpc.None{}, nil
+		})
+		sendKeep(t, bus, "a")
+		pass(time.Second)
+		sendKeep(t, bus, "a")
+		pass(time.Hour)
+		if st := srv.Stats(); st.DeadLettered != 0 || st.Redelivered != 0 {
+			t.Errorf("%+v, want no dead letter and no redelivery", st)
+		}
+	})
+}
+
+// TestNoID: messages of another program that have no id are not taken for copies of each other.
+func TestNoID(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := rpctest.NewBus(t)
+		var mu sync.Mutex
+		runs := 0
+		srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			runs++
+			if runs == 1 {
+				return nil, fault.New(fault.Unavailable, "not now")
+			}
+			return &rpc.None{}, nil
+		})
+		for range 3 {
+			sendKeep(t, bus, "")
+		}
+		pass(time.Minute)
+		mu.Lock()
+		defer mu.Unlock()
+		if st := srv.Stats(); runs != 4 || st.Duplicate != 0 {
+			t.Errorf("%d runs, %+v; want 3 messages run, one of them twice", runs, st)
+		}
+	})
+}
+
+// TestLetterCut: a dead letter that the bus cannot carry is cut, once, and cannot be sent again.
+func TestLetterCut(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const most = 20 << 10
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
+			if m.Metadata[rpc.MetaReason] != "" && rpc.Size(m) > most {
+				return false, fault.New(fault.Invalid, "%w: the broker takes %d bytes", rpc.ErrTooLarge, most)
+			}
+			return true, nil
+		}}
+		runs := 0
+		srv := startServer(t, bus, rpc.ServerConfig{}, func(context.Context, *string) (*rpc.None, error) {
+			runs++
+			return nil, fault.New(fault.Conflict, "no use %s", strings.Repeat("\u00e9", most))
+		})
+		m := message.NewMessageWithContext(t.Context(), "a", message.Payload(`"`+strings.Repeat("x", most-300)+`"`))
+		m.Metadata[rpc.MetaRPC] = "cast backup.keep 2.0 at-least-once"
+		m.Metadata["more"] = strings.Repeat("m", 60<<10)
+		if err := bus.Publish("backup", m); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Hour)
+		if st := srv.Stats(); runs != 1 || st.DeadLettered != 1 {
+			t.Errorf("%d runs, %+v; want one run and one dead letter", runs, st)
+		}
+		show := func(verdict rpc.Verdict) error {
+			return rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+				if l.ID != "a" || l.Info.Method != "keep" || l.Topic != "backup" || !utf8.ValidString(l.Reason) || !strings.HasPrefix(l.Reason, "Conflict: no use") ||
+					l.Metadata[rpc.MetaTruncated] != strconv.Itoa(most-298) || len(l.Payload) == 0 {
+					t.Errorf("dead letter %s of %s, %d bytes, truncated %q, reason %.40q", l.ID, l.Topic, len(l.Payload), l.Metadata[rpc.MetaTruncated], l.Reason)
+				}
+				return verdict
+			})
+		}
+		if err := show(rpc.Requeue); !errors.Is(err, fault.Precondition) {
+			t.Errorf("a letter that was cut is sent again: %v, want Precondition", err)
+		}
+		if err := show(rpc.Drop); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,161 @@
+package natsbus_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/nats-io/nats.go"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/natsbus"
+)
+
+// lateVar sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of 14 s.
+const lateVar = "ARMATURE_TEST_LATE"
+
+// TestLateConfirm: the link of a server stalls for 12.5 s of every 14 s, so that JetStream's answers are late.
+// Casts do not multiply: attempt counts rise, it ends, and each message is handled once or becomes one dead
+// letter.
+func TestLateConfirm(t *testing.T) {
+	t.Parallel()
+	const casts, tries = 10, 6 // every second one fails always
+	const open1, period = 1500 * time.Millisecond, 14 * time.Second
+	length := period
+	if v := os.Getenv(lateVar); v != "" {
+		var err error
+		if length, err = time.ParseDuration(v); err != nil {
+			t.Fatalf("%s: %v", lateVar, err)
+		}
+	}
+	url := envtest.URL(t, testenv.NATSVar)
+	conn, err := nats.Connect(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(conn.Close)
+	var mu sync.Mutex
+	ids := map[string]bool{} // each is one message of JetStream, however often it is sent
+	if _, err := conn.Subscribe("late.backup.h", func(m *nats.Msg) {
+		mu.Lock()
+		defer mu.Unlock()
+		ids[m.Header.Get("Nats-Msg-Id")] = true
+	}); err != nil {
+		t.Fatal(err)
+	}
+	var lost atomic.Int64
+	p := newProxy(t, url)
+	openBus := func(url string, log *slog.Logger) *natsbus.Bus {
+		b, err := natsbus.New(natsbus.Config{URLs: []string{url}, Exchange: "late", Logger: log})
+		if err == nil {
+			err = b.Start(t.Context())
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = b.Close() })
+		return b
+	}
+	srvBus := openBus(p.url, slog.New(counter{&lost, slog.DiscardHandler}))
+	cliBus := openBus(url, slog.New(slog.DiscardHandler))
+	runs, done := map[int]int{}, map[int]int{}
+	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h", MaxTries: tries, Logger: slog.New(slog.DiscardHandler)})
+	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) {
+		mu.Lock()
+		defer mu.Unlock()
+		runs[*n]++
+		if *n%2 == 0 {
+			return nil, fault.New(fault.Unavailable, "not now")
+		}
+		done[*n]++
+		return &rpc.None{}, nil
+	})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			for _, phase := range []struct {
+				set func()
+				d   time.Duration
+			}{{p.resume, open1}, {p.stall, period - open1}} {
+				phase.set()
+				select {
+				case <-time.After(phase.d):
+				case <-stop:
+					p.resume()
+					return
+				}
+			}
+		}
+	})
+	end := time.Now().Add(length)
+	for n := range casts {
+		m := message.NewMessageWithContext(t.Context(), fmt.Sprint("late-", n), message.Payload(strconv.Itoa(n)))
+		m.Metadata[rpc.MetaRPC] = "cast backup.keep 1.0 at-least-once"
+		if err := cliBus.Publish("backup.h", m); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(length / 2 / casts)
+	}
+	<-time.After(time.Until(end))
+	close(stop)
+	wg.Wait()
+	letters := map[string]int{}
+	for end := time.Now().Add(60 * time.Second); len(letters) < casts/2 && time.Now().Before(end); {
+		if err := rpc.DeadLetters(t.Context(), cliBus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+			letters[l.ID]++
+			return rpc.Drop
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	if err := srv.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	t.Logf("%d messages, %d lost connections, runs %v, letters %v", len(ids), lost.Load(), runs, letters)
+	if most := casts/2 + casts/2*tries + int(lost.Load())*casts; len(ids) > most {
+		t.Errorf("%d copies of %d casts, want at most %d", len(ids), casts, most)
+	}
+	for n := range casts {
+		id := fmt.Sprint("late-", n)
+		if n%2 == 1 && (done[n] != 1 || letters[id] != 0) {
+			t.Errorf("cast %d was handled %d times and is %d dead letters, want once and none", n, done[n], letters[id])
+		}
+		if n%2 == 0 && (runs[n] > tries || letters[id] != 1) {
+			t.Errorf("cast %d ran %d times and is %d dead letters, want %d at most and one", n, runs[n], letters[id], tries)
+		}
+	}
+}
+
+// counter is a log that counts the lost connections.
+type counter struct {
+	lost *atomic.Int64
+	slog.Handler
+}
+
+func (c counter) Enabled(context.Context, slog.Level) bool { return true }
+
+func (c counter) Handle(_ context.Context, r slog.Record) error {
+	if strings.HasPrefix(r.Message, "lost the connection") {
+		c.lost.Add(1)
+	}
+	return nil
+}

@@ -1,0 +1,198 @@
+package rpctest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+// prompt is how long a refusal that needs no broker may take.
+const prompt = 5 * time.Second
+
+// bounded returns what the bus says of its limits.
+func bounded(b *bench) rpc.Bounded {
+	limits, ok := b.client.(rpc.Bounded)
+	if !ok {
+		b.Skip("the bus does not say what it can carry")
+	}
+	return limits
+}
+
+// refusal checks that err is want, says all of texts, and came at once.
+func refusal(b *bench, what string, err, want error, since time.Time, texts ...string) {
+	b.Helper()
+	if !errors.Is(err, want) {
+		b.Errorf("%s: %.300v (%v), want %v", what, err, fault.CodeOf(err), want)
+	}
+	for _, text := range texts {
+		if !strings.Contains(fmt.Sprint(err), text) {
+			b.Errorf("%s: %.300v, want it to say %q", what, err, text)
+		}
+	}
+	if d := time.Since(since); d > prompt {
+		b.Errorf("%s: it took %v to say so", what, d)
+	}
+}
+
+func testTooLarge(b *bench) {
+	limit := bounded(b).MaxMessage()
+	took := make(chan int, 10)
+	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a"}, func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(_ context.Context, n *note) (*note, error) {
+			switch {
+			case n.N < 0:
+				return nil, fmt.Errorf("%w: %s", errNoWay, strings.Repeat("x", -n.N))
+			case n.N > 0:
+				return &note{Text: strings.Repeat("x", n.N)}, nil
+			}
+			return &note{N: len(n.Text)}, nil
+		})
+		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
+			if n.N < 0 {
+				return nil, fmt.Errorf("%w: %s", errNoWay, strings.Repeat("x", -n.N))
+			}
+			took <- n.N
+			return nil, nil
+		})
+	})
+	c := b.newClient()
+	large := &note{Text: strings.Repeat("x", limit)}
+	sizes := []string{strconv.Itoa(limit), strconv.Itoa(limit)[:2]}
+	since := time.Now()
+	_, err := rpc.Call(b.ctx(), c, echo, "a", large)
+	refusal(b, "call", err, rpc.ErrTooLarge, since, sizes...)
+	if !errors.Is(err, fault.Invalid) || fault.IsRemote(err) {
+		b.Errorf("call: %.300v, want the own Invalid", err)
+	}
+	since = time.Now()
+	refusal(b, "cast", rpc.Cast(b.ctx(), c, keep, "a", large), rpc.ErrTooLarge, since, sizes...)
+	since = time.Now()
+	refusal(b, "fanout", rpc.Fanout(b.ctx(), c, keep, large), rpc.ErrTooLarge, since, sizes...)
+
+	since = time.Now()
+	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: limit})
+	refusal(b, "reply", err, rpc.ErrReplyTooLarge, since, sizes...)
+	since = time.Now()
+	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: -(200 << 10)})
+	refusal(b, "an error of 200 KiB", err, errNoWay, since)
+
+	fits := &note{Text: strings.Repeat("x", limit-2048)}
+	if got, err := rpc.Call(b.ctx(), c, echo, "a", fits); err != nil || got.N != limit-2048 {
+		b.Errorf("a call just below the limit: %.300v", err)
+	}
+
+	// Its dead letter is longer than the message, and may be more than the broker takes.
+	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: -(200 << 10), Text: fits.Text}); err != nil {
+		b.Fatal(err)
+	}
+	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 1 && time.Now().Before(end); {
+		<-time.After(10 * time.Millisecond)
+	}
+	letters := 0
+	if err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+		letters++
+		if len(l.Reason) > 64<<10 || !strings.Contains(l.Reason, "no way") {
+			b.Errorf("a reason of %d bytes: %.100q", len(l.Reason), l.Reason)
+		}
+		if cut := l.Metadata[rpc.MetaTruncated]; len(l.Payload) < len(fits.Text) && cut == "" || len(l.Payload) > len(fits.Text) && cut != "" {
+			b.Errorf("a dead letter with %d bytes, truncated %q", len(l.Payload), cut)
+		}
+		return rpc.Drop
+	}); err != nil || letters != 1 {
+		b.Errorf("%d dead letters, error %v; want the one whose error is long", letters, err)
+	}
+
+	for what, change := range map[string]func(map[string]string){
+		"metadata of 100 KiB":         func(md map[string]string) { md["more"] = strings.Repeat("x", 100<<10) },
+		"a key of 300 bytes":          func(md map[string]string) { md[strings.Repeat("k", 300)] = "x" },
+		"a reply topic of 300 bytes":  func(md map[string]string) { md[rpc.MetaReplyTo] = strings.Repeat("r", 300) },
+		"a correlation of 300 bytes":  func(md map[string]string) { md[rpc.MetaCorrelation] = strings.Repeat("c", 300) },
+		"metadata in 20,000 keys":     func(md map[string]string) { fill(md, 20_000) },
+		"a dead letter of 100 KiB md": func(md map[string]string) { md[rpc.MetaReason] = strings.Repeat("x", 100<<10) },
+	} {
+		m := message(b, 1)
+		change(m.Metadata)
+		since = time.Now()
+		refusal(b, what, b.client.Publish("suite.a", m), fault.Invalid, since)
+	}
+	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 7}); err != nil {
+		b.Fatal(err)
+	}
+	if n := receive(b, took, "a cast after it all"); n != 7 {
+		b.Errorf("got %d, want 7: what was refused must not arrive", n)
+	}
+}
+
+func fill(md map[string]string, n int) {
+	for i := range n {
+		md[fmt.Sprint("key-", i)] = "x"
+	}
+}
+
+func testNames(b *bench) {
+	bounded(b)
+	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
+	c := b.newClient()
+	names := map[string]string{
+		"300 bytes":                  strings.Repeat("h", 300),
+		"250 bytes, without suffix":  strings.Repeat("h", 249),
+		"a line break":               "a\nb",
+		"a zero byte":                "a\x00",
+		"a control character beyond": "a\u0085b",
+		"no UTF-8":                   "a\xffb",
+		"a space":                    "a b",
+		"a wildcard":                 "a.*",
+		"the rest":                   "a.>",
+		"an empty part":              "a..b",
+		"a dot at the end":           "a.",
+		"the name of a topic":        "calls",
+		"a topic of another host":    "a.calls",
+		"the dead letters":           "dlq",
+	}
+	for what, host := range names {
+		since := time.Now()
+		_, err := rpc.Call(b.ctx(), c, echo, host, &note{})
+		refusal(b, "call to a host with "+what, err, fault.Invalid, since)
+		since = time.Now()
+		refusal(b, "cast to a host with "+what, rpc.Cast(b.ctx(), c, keep, host, &note{}), fault.Invalid, since)
+		since = time.Now()
+		refusal(b, "a server with "+what, startNamed(b, host), fault.Invalid, since)
+		if host == "calls" || host == "dlq" || host == "a.calls" {
+			continue // fine as topics
+		}
+		topic := "suite." + host + ".calls"
+		since = time.Now()
+		refusal(b, "publish to "+what, b.client.Publish(topic, message(b, 1)), fault.Invalid, since)
+		for _, mode := range []rpc.Mode{rpc.Shared, rpc.Live, rpc.Private} {
+			since = time.Now()
+			_, err := b.server.Subscribe(b.ctx(), rpc.Subscription{Topic: topic, Mode: mode})
+			refusal(b, "subscribe to "+what, err, fault.Invalid, since)
+		}
+		since = time.Now()
+		_, err = b.server.Subscribe(b.ctx(), rpc.Subscription{Topic: "suite.private", Mode: rpc.Private, Fanout: topic})
+		refusal(b, "subscribe to fanouts of "+what, err, fault.Invalid, since)
+	}
+	if _, err := rpc.Call(b.ctx(), c, echo, "a", &note{}); err != nil {
+		b.Errorf("a call after it all: %v", err)
+	}
+}
+
+// startNamed starts a server with the name, and returns the error or the panic.
+func startNamed(b *bench, host string) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fault.New(fault.Invalid, "%v", p)
+		}
+	}()
+	s := rpc.NewServer(b.server, rpc.ServerConfig{Interface: iface, Host: host})
+	if err = s.Start(b.ctx()); err == nil {
+		b.Cleanup(func() { _ = s.Stop(context.Background()) })
+	}
+	return err
+}
