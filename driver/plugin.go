@@ -22,8 +22,9 @@ type PluginConfig struct {
 	Program string
 	// Args are given to the program.
 	Args []string
-	// Dir is where drivers' programs are installed. Nobody but its owner should be
-	// able to write there.
+	// Dir is where drivers' programs are installed. The program, each folder of its path and
+	// each symbolic link in it must belong to root or to the user of this process, and no other
+	// user may be able to write there; in a sticky folder, such as /tmp, others may add files.
 	Dir string
 	// Options are the driver's own: a JSON object, or nil. They go over the
 	// connection, and so are in no list of processes.
@@ -141,7 +142,7 @@ type Plugin[D Driver] struct {
 // on the program is restarted whenever it ends or hangs, until Close. An error
 // about the program or its answer names the program and what is wrong: NotFound if
 // there is none, Invalid if it is no driver of this kind and protocol or refuses
-// its options, Denied if its sum is another one, Timeout if it does not start in
+// its options, Denied if its sum is another one or another user could replace it, Timeout if it does not start in
 // time. Nothing is left running then.
 //
 // The program cannot outlive this process, however it ends.

@@ -216,7 +216,7 @@ func TestLaunchByName(t *testing.T) {
 	for name, want := range map[string]string{
 		"akme":    `no echo driver "akme": there is no ` + dir + `/armature-echo-akme; in that directory: acme, zeta; built in: mem`,
 		"../acme": `"../acme" is neither the name of a driver (lower-case letters, digits, - and _) nor an absolute path`,
-		"/nil":    `the driver's program: stat /nil: no such file or directory`,
+		"/nil":    `the driver's program /nil: lstat /nil: no such file or directory`,
 	} {
 		if _, err := r.Launch(t.Context(), echoKind, name, driver.PluginConfig{Dir: dir}); err == nil || err.Error() != want {
 			t.Errorf("%s: %v\nwant %s", name, err, want)
