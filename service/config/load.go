@@ -43,6 +43,8 @@ type loader struct {
 	next    rank                         // of the next file
 	others  map[string]map[string]string // what stands in files, and nobody has declared
 	unknown []unknown
+	files   []string // that were read
+	unread  bool     // a file could not be
 	warns   []string
 	errs    []error
 }
@@ -121,6 +123,7 @@ func (l *loader) assign() {
 		switch {
 		case o.is("required") && o.value == "":
 			l.fail("[%s] %s is required; set it in a file, or as %s", o.section, o.name, envName(o.section, o.name))
+			o.bad = true
 			continue
 		case o.tag.Get("removed") != "":
 			if o.where != "default" {
@@ -129,13 +132,25 @@ func (l *loader) assign() {
 			continue
 		case o.tag.Get("unsupported") != "" && o.where != "default" && o.value != o.tag.Get("default"):
 			l.fail("%s: [%s] %s = %s is not supported: %s", o.where, o.section, o.name, o.shown(), o.tag.Get("unsupported"))
+			o.bad = true
 			continue
 		case o.unset():
 			continue // the field has its zero value
 		}
 		if err := o.assign(o.value); err != nil {
 			l.fail("%s: [%s] %s: %s", o.where, o.section, o.name, o.wrong(err))
+			o.reset()
 		}
+	}
+}
+
+// reset gives the field of an option whose value is wrong its default.
+func (o *option) reset() {
+	o.bad = true
+	o.field.SetZero()
+	if text := o.tag.Get("default"); text != "" {
+		o.values = nil
+		_ = o.assign(text) // it was right when the option was declared
 	}
 }
 
@@ -241,6 +256,7 @@ func (l *loader) path(path string) {
 	}
 	if err != nil {
 		l.fail("read configuration: %w", err)
+		l.unread = true
 		return
 	}
 	for _, e := range entries { // by name
@@ -254,13 +270,12 @@ func (l *loader) file(path string) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		l.fail("read configuration: %w", err)
+		l.unread = true
 		return
 	}
-	entries, err := parse(path, string(text))
-	if err != nil {
-		l.errs = append(l.errs, err)
-		return
-	}
+	l.files = append(l.files, path)
+	entries, errs := parse(path, string(text))
+	l.errs = append(l.errs, errs...)
 	for _, e := range entries {
 		l.set(l.next, fmt.Sprintf("%s:%d", path, e.line), e.section, e.key, e.value)
 	}
@@ -332,6 +347,7 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	if o := l.options[section][key]; o != nil {
 		if o.byFile != "" && o.rank == r {
 			l.fail("%s: [%s] %s stands beside %s, which names a file with it: only one of them can count", where, section, key, o.byFile)
+			o.bad = true
 			return
 		}
 		o.take(r, where, value, false)
@@ -431,6 +447,7 @@ const maxSecret = 64 << 10
 // secret reads a secret from a file.
 func (l *loader) secret(o *option, r rank, where, key, path string) {
 	fail := func(format string, args ...any) {
+		o.bad = true
 		l.fail("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
 	}
 	if o.rank == r && o.byFile == "" {
@@ -470,7 +487,7 @@ func redact(s string) string { return password.ReplaceAllString(s, "$1:***@") }
 // values returns the options as they are.
 func (l *loader) values() (out []Value) {
 	for o := range l.all() {
-		out = append(out, Value{Section: o.section, Name: o.name, Value: o.shown(), Where: o.where})
+		out = append(out, Value{Section: o.section, Name: o.name, Value: o.shown(), Where: o.where, Wrong: o.bad})
 	}
 	return out
 }
