@@ -20,7 +20,7 @@ FUZZ     ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test lint bench soak fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run test lint bench chaos soak fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # two tests of time on the same cores prove nothing
 
 run:
@@ -28,7 +28,7 @@ run:
 
 # With CI set a missing service fails a test instead of skipping it: nothing is
 # left out in silence.
-test soak: export CI := $(or $(CI),true)
+test soak chaos: export CI := $(or $(CI),true)
 
 test: bin/testenv
 	$(WITH) $(SELF) checks
@@ -71,6 +71,13 @@ fuzz:
 bench: bin/testenv
 	$(WITH) $(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) -timeout 60m \
 		$$(grep -rl --include='*_test.go' '^func Benchmark' . | xargs -n 1 dirname | sort -u)
+
+# A cloud of nova-mini, and everything that can die in it: about 10 minutes. CHAOS is how long it is
+# disturbed; ARMATURE_CHAOS_SEED repeats the choices of a run.
+CHAOS ?= 7m
+
+chaos: bin/testenv
+	$(WITH) env ARMATURE_CHAOS=$(CHAOS) $(GO) test -run '^TestChaos$$' -count 1 -timeout 30m -v ./examples/nova-mini/e2e
 
 soak: bin/testenv
 	$(WITH) $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...

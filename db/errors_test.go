@@ -132,3 +132,22 @@ func TestErrorLeavesAlone(t *testing.T) {
 		t.Errorf("a lost connection is %v", fault.CodeOf(got))
 	}
 }
+
+// TestCut: after it a text fits a column of both databases.
+func TestCut(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		text string
+		most int
+		want string
+	}{
+		{"", 3, ""}, {"abc", 3, "abc"}, {"abcd", 3, "..."}, {"abcdef", 5, "ab..."}, {"äöü", 5, "ä..."}, {"aäöü", 6, "aä..."}, {"a\xffb", 10, "a\uFFFDb"}, {"\xed\xa0\x80", 10, "\uFFFD"},
+	} {
+		if got := db.Cut(tt.text, tt.most); got != tt.want {
+			t.Errorf("Cut(%q, %d) = %q, want %q", tt.text, tt.most, got, tt.want)
+		}
+	}
+	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+		exec(t, d, "INSERT INTO things (id, name) VALUES ('1', ?)", db.Cut(strings.Repeat("x\xff", 100), 20))
+	})
+}

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 	"github.com/spf13/cobra"
@@ -36,16 +37,18 @@ func (f *flags) databaseCommands() []*cobra.Command {
 		RunE:  func(cmd *cobra.Command, _ []string) error { return f.withDatabase(cmd.Context(), f.checkUpgrade) },
 	})
 	var repair bool
+	var minAge time.Duration
 	audit := &cobra.Command{
 		Use: "audit", Args: cobra.NoArgs,
 		Short: "Compare what is claimed of hosts with the servers: exit code 0 it is right, 3 it is not, 4 it was not and is now",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return f.withDatabase(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
-				return f.auditClaims(ctx, store.New(d), repair)
+				return f.auditClaims(ctx, store.New(d), repair, minAge)
 			})
 		},
 	}
 	audit.Flags().BoolVar(&repair, "repair", false, "make the claims what they should be")
+	audit.Flags().DurationVar(&minAge, "min-age", 5*time.Minute, "leave claims alone that have changed within this time, such as 90s: they may be of servers that are being created")
 	claims := &cobra.Command{Use: "placement", Short: "Work on what is claimed of hosts"}
 	claims.AddCommand(audit)
 	return []*cobra.Command{manage, upgrade, claims}
@@ -102,8 +105,8 @@ func (f *flags) checkUpgrade(ctx context.Context, o *options, d *sqlx.DB) error 
 	return nil
 }
 
-func (f *flags) auditClaims(ctx context.Context, s *store.Store, repair bool) error {
-	found, err := s.Audit(ctx, repair)
+func (f *flags) auditClaims(ctx context.Context, s *store.Store, repair bool, minAge time.Duration) error {
+	found, err := s.Audit(ctx, repair, minAge)
 	repaired := 0
 	for i := range found {
 		state := "found"

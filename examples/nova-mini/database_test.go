@@ -61,7 +61,8 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the def
 		t.Fatal(err)
 	}
 	const line = "orphaned claim of server gone: DISK_GB 1 VCPU 2 on node-1: "
-	run(3, line+"found\n", "placement", "audit")
-	run(4, line+"repaired\n", "placement", "audit", "--repair")
+	run(0, "every claim is as it should be", "placement", "audit", "--repair") // it is too young
+	run(3, line+"found\n", "placement", "audit", "--min-age", "0s")
+	run(4, line+"repaired\n", "placement", "audit", "--min-age", "0s", "--repair")
 	run(0, "every claim is as it should be", "placement", "audit")
 }

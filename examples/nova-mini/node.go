@@ -181,7 +181,7 @@ func (n *node) report(name string, f func(context.Context) error) {
 	n.app.Add(name+" report", service.Loop(min(time.Second, n.ReportInterval), try))
 }
 
-func wireAPI(ctx context.Context, n *node) error {
+func wireAPI(_ context.Context, n *node) error {
 	if err := n.wireShared(); err != nil {
 		return err
 	}
@@ -272,7 +272,7 @@ func (o *options) greet(w io.Writer, url string) error {
 	return err
 }
 
-func wireConductor(ctx context.Context, n *node) error {
+func wireConductor(_ context.Context, n *node) error {
 	if err := n.wireShared(); err != nil {
 		return err
 	}
@@ -306,7 +306,7 @@ func (n *node) join(kind, host string) {
 	}))
 }
 
-func wireScheduler(ctx context.Context, n *node) error {
+func wireScheduler(_ context.Context, n *node) error {
 	if err := n.wireShared(); err != nil {
 		return err
 	}

@@ -102,6 +102,8 @@ type Store interface {
 	// Claims returns the claims of the given consumers, one of generation 0 for
 	// one without, or all claims if no consumer is given, by consumer.
 	Claims(ctx context.Context, consumers ...string) ([]Claim, error)
+	// Now returns the clock by which Claim.At is set: the clocks of the processes may differ.
+	Now(ctx context.Context) (time.Time, error)
 	// Recount makes what providers believe to be used the sum of the claims, and
 	// returns those that were wrong, as they were. Only repairs by hand in the
 	// tables can make it necessary. With dry it changes nothing.

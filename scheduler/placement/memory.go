@@ -160,7 +160,7 @@ func (m *Memory) Providers(_ context.Context, ids ...string) ([]*Provider, error
 
 // PutAggregate is as [Store] says.
 func (m *Memory) PutAggregate(_ context.Context, a Aggregate) error {
-	if err := id("aggregate", a.Name); err != nil {
+	if err := a.check(); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -317,3 +317,6 @@ func (m *Memory) Claims(_ context.Context, consumers ...string) ([]Claim, error)
 
 // Recount is as [Store] says. There is nothing to repair here.
 func (m *Memory) Recount(context.Context, bool) ([]*Provider, error) { return nil, nil }
+
+// Now implements [Store]: it is this machine's clock.
+func (m *Memory) Now(context.Context) (time.Time, error) { return time.Now(), nil }

@@ -17,12 +17,18 @@
 package placement
 
 import (
+	"encoding/json"
+	"fmt"
 	"maps"
 	"math"
+	"math/big"
+	"math/bits"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -70,9 +76,35 @@ func (i Inventory) Free() int64 { return left(&i) }
 func left(i *Inventory) int64 {
 	n := i.Total - i.Reserved
 	if r := i.Ratio; r != 0 && r != 1 {
-		n = int64(math.Floor(float64(n) * r))
+		n = times(n, r)
 	}
 	return n - i.Used
+}
+
+// times returns n times a ratio, rounded down. The ratio counts as the decimal number that it is
+// written as: 100 times 1.15 is 115, though the binary number nearest to 1.15 is a little less.
+func times(n int64, ratio float64) int64 {
+	scale := 1.0
+	for range 10 { // up to nine decimals
+		m := math.Round(ratio * scale)
+		if m/scale == ratio && m < 1<<53 {
+			if high, low := bits.Mul64(uint64(max(n, -n)), uint64(m)); high == 0 && low < 1<<63 {
+				product, by := n*int64(m), int64(scale)
+				if product < 0 {
+					return (product - by + 1) / by // rounded down, not toward zero
+				}
+				return product / by
+			}
+			break
+		}
+		scale *= 10
+	}
+	r, ok := new(big.Rat).SetString(strconv.FormatFloat(ratio, 'g', -1, 64))
+	if !ok { // infinite or not a number, which no provider has
+		return 0
+	}
+	r.Mul(r, new(big.Rat).SetInt64(n))
+	return new(big.Int).Div(r.Num(), r.Denom()).Int64() // Div rounds down for a positive divisor
 }
 
 // unit returns why one consumer may not have n, a format for n and a bound, or
@@ -279,11 +311,35 @@ func (p *Provider) check() error {
 			return fault.New(fault.Invalid, "provider %s: traits %s, %s: not sorted, or twice the same", p.ID, p.Traits[n-1], t)
 		}
 	}
+	return fits("provider "+p.ID, p)
+}
+
+// maxData is how many bytes of JSON a store keeps of a provider, or of an aggregate's metadata. It is
+// judged here, as MySQL refuses more, and SQLite does not.
+const maxData = 1<<16 - 1
+
+// fits reports Invalid if a value is too large to be stored.
+func fits(what string, v any) error {
+	raw, err := json.Marshal(v)
+	if err == nil && len(raw) > maxData {
+		err = fmt.Errorf("it has %d bytes as JSON, at most %d fit", len(raw), maxData)
+	}
+	if err != nil {
+		return fault.New(fault.Invalid, "%s: %w", what, err)
+	}
 	return nil
 }
 
+// check returns an error with code Invalid if the aggregate cannot be stored.
+func (a *Aggregate) check() error {
+	if err := id("aggregate", a.Name); err != nil {
+		return err
+	}
+	return fits("aggregate "+a.Name, a.Metadata)
+}
+
 func id(what, s string) error {
-	if s == "" || len(s) > 255 || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
+	if s == "" || len(s) > 255 || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
 		return fault.New(fault.Invalid, "%s %q: a name has 1 to 255 bytes, and no control characters", what, s)
 	}
 	return nil

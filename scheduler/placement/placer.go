@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/scheduler"
@@ -156,18 +157,29 @@ type AuditConfig struct {
 	Want func(ctx context.Context, consumers ...string) ([]Claim, error)
 	// Repair makes the claims what they should be. Default: only look.
 	Repair bool
+	// MinAge is for how long a claim must not have changed to count as orphaned or different: a
+	// component may claim before it writes down what for. It should be longer than that ever
+	// takes. Default 5 minutes; negative: claims of every age count.
+	MinAge time.Duration
 }
 
 // Audit compares the claims in a store with what should be, and repairs the
 // difference if it is told to: it drops orphaned claims, makes missing ones,
-// corrects different ones and counts anew. What changes while it looks is left
-// alone: a repair fails if the claim is not as it was read, or if Want no longer
+// corrects different ones and counts anew. Claims younger than MinAge are no findings, and are not
+// touched. What changes while it looks is left alone: a repair fails if the claim is not as it was read, or if Want no longer
 // says the same. A repair that finds no room says so in the finding. The error
 // is that of reading.
 func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 	have, err := s.Claims(ctx)
 	if err != nil {
 		return nil, err
+	}
+	now, err := s.Now(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.MinAge == 0 {
+		cfg.MinAge = 5 * time.Minute
 	}
 	want, err := cfg.Want(ctx)
 	if err != nil {
@@ -183,6 +195,7 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 		w := wanted[c.Consumer]
 		delete(wanted, c.Consumer)
 		switch {
+		case now.Sub(c.At) < cfg.MinAge: // it may be of what is being created
 		case w == nil || len(w.Allocations) == 0:
 			out = append(out, Finding{Kind: "orphaned", Claim: c})
 		case !same(&c, w):

@@ -9,6 +9,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
@@ -172,7 +173,7 @@ func TestAudit(t *testing.T) {
 		if _, err := d.ExecContext(ctx, `UPDATE placement_inventories SET used = used + 1 WHERE provider = 'n1'`); err != nil {
 			t.Fatal(err)
 		}
-		cfg := placement.AuditConfig{Want: func(_ context.Context, consumers ...string) ([]placement.Claim, error) {
+		cfg := placement.AuditConfig{MinAge: -1, Want: func(_ context.Context, consumers ...string) ([]placement.Claim, error) {
 			if slices.Equal(consumers, []string{"busy"}) { // it has been made meanwhile
 				return []placement.Claim{claim("busy", "n2", 1)}, nil
 			}
@@ -180,6 +181,29 @@ func TestAudit(t *testing.T) {
 				return len(consumers) > 0 && !slices.Contains(consumers, c.Consumer)
 			}), nil
 		}}
+		young := cfg
+		young.MinAge, young.Repair = 0, true
+		young.Want = func(context.Context, ...string) ([]placement.Claim, error) {
+			return []placement.Claim{claim("moved", "n2", 3)}, nil // "busy" and "orphan" are being created
+		}
+		fresh := func(s placement.Store) {
+			t.Helper()
+			before, err := s.Claims(ctx)
+			if err != nil {
+				t.Fatal(err)
+			}
+			found, err := placement.Audit(ctx, s, young)
+			if err != nil || len(found) != 1 || found[0].Kind != "miscounted" {
+				t.Errorf("claims younger than 5 minutes: %+v, %v", found, err)
+			}
+			if after, err := s.Claims(ctx); err != nil || !cmp.Equal(before, after) {
+				t.Errorf("claims younger than 5 minutes were changed: %v\n%s", err, cmp.Diff(before, after))
+			}
+		}
+		fresh(s)
+		if _, err := d.ExecContext(ctx, `UPDATE placement_inventories SET used = used + 1 WHERE provider = 'n1'`); err != nil {
+			t.Fatal(err)
+		}
 		const all = "orphaned busy, different moved, orphaned orphan, missing lost, missing huge, miscounted n1"
 		show := func(list []placement.Finding) string {
 			var out []string

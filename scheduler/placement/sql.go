@@ -285,7 +285,7 @@ func aggregates(ctx context.Context, q sqlx.QueryerContext) (map[string]*Aggrega
 
 // PutAggregate is as [Store] says.
 func (s *SQL) PutAggregate(ctx context.Context, a Aggregate) error {
-	if err := id("aggregate", a.Name); err != nil {
+	if err := a.check(); err != nil {
 		return err
 	}
 	data, err := json.Marshal(a.Metadata)
@@ -650,3 +650,6 @@ func (s *SQL) Recount(ctx context.Context, dry bool) ([]*Provider, error) {
 	}
 	return out, nil
 }
+
+// Now implements [Store]: it is the database's clock.
+func (s *SQL) Now(ctx context.Context) (time.Time, error) { return db.Now(ctx, s.db) }

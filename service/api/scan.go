@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"unicode/utf8"
 
 	"github.com/armature-go/armature/fault"
@@ -11,20 +12,26 @@ import (
 
 // scan looks for what encoding/json takes and a component should not: a name that
 // stands twice in an object, of which one reader sees the first and another the last;
-// bytes that are no UTF-8; nesting without end. raw need not be JSON: what is wrong
+// bytes that are no UTF-8; half of a surrogate pair; nesting without end. raw need not be JSON: what is wrong
 // otherwise the decoder finds.
 func scan(raw []byte, maxDepth int) error {
 	if !utf8.Valid(raw) {
 		return fault.New(fault.Invalid, "Malformed request body: it is not UTF-8")
 	}
 	s := scanner{raw: raw, max: maxDepth}
-	return s.value(1)
+	err := s.value(1)
+	if err == nil && s.lone {
+		err = fault.New(fault.Invalid, "Malformed request body: it has half of a surrogate pair, which is no character")
+	}
+	return err
 }
 
 type scanner struct {
 	raw []byte
 	at  int
 	max int
+
+	lone bool // half of a surrogate pair was seen
 }
 
 func (s *scanner) space() {
@@ -138,7 +145,7 @@ func (s *scanner) text() []byte {
 		switch s.raw[s.at] {
 		case '\\':
 			plain = false
-			s.at++
+			s.escape()
 		case '"':
 			out := s.raw[start:s.at]
 			s.at++
@@ -151,6 +158,31 @@ func (s *scanner) text() []byte {
 	}
 	s.at = len(s.raw)
 	return s.raw[min(start, len(s.raw)):]
+}
+
+// escape passes an escape but for its last byte, and a surrogate pair whole: encoding/json makes
+// another character of half of one.
+func (s *scanner) escape() {
+	s.at++
+	switch r := s.unit(s.at); {
+	case r < 0xD800 || r > 0xDFFF:
+	case r < 0xDC00 && s.at+5 < len(s.raw) && s.raw[s.at+5] == '\\' && s.unit(s.at+6) >= 0xDC00 && s.unit(s.at+6) <= 0xDFFF:
+		s.at += 6
+	default:
+		s.lone = true
+	}
+}
+
+// unit returns the code unit of uXXXX at a place, or 0.
+func (s *scanner) unit(at int) uint64 {
+	if at+5 > len(s.raw) || s.raw[at] != 'u' {
+		return 0
+	}
+	n, err := strconv.ParseUint(string(s.raw[at+1:at+5]), 16, 32)
+	if err != nil {
+		return 0
+	}
+	return n
 }
 
 // unescape returns the text of a JSON string with escapes.

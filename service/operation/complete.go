@@ -74,7 +74,7 @@ func (r *Runner) WakeResource(ctx context.Context, resource string) error {
 }
 
 func (e *Event) fail(result string, err error) {
-	e.Result, e.ErrorCode, e.Error = result, fault.CodeOf(err).String(), cut(err.Error(), maxError)
+	e.Result, e.ErrorCode, e.Error = result, fault.CodeOf(err).String(), db.Cut(err.Error(), maxError)
 }
 
 // insert adds the event to those of an operation.

@@ -124,7 +124,7 @@ const defaultTimeout = 10 * time.Minute
 func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bool) (string, error) {
 	who := reqctx.From(ctx)
 	r.ID = uuid.NewString()
-	r.State, r.RequestID, r.GlobalRequestID, r.Traceparent = Running, cut(who.ID, maxName), cut(who.GlobalID, maxName), cut(who.Traceparent, maxName)
+	r.State, r.RequestID, r.GlobalRequestID, r.Traceparent = Running, db.Cut(who.ID, maxName), db.Cut(who.GlobalID, maxName), db.Cut(who.Traceparent, maxName)
 	r.ProjectID, r.UserID = who.ProjectID, who.UserID
 	if err := errors.Join(fits("project", r.ProjectID, maxID), fits("user", r.UserID, maxID)); err != nil {
 		return "", fault.New(fault.Invalid, "operation %s: %w", r.Kind, err)
@@ -169,7 +169,7 @@ func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bo
 // end ends an operation that has been read FOR UPDATE.
 func (s *Store) end(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time, state State, code fault.Code, why string) error {
 	_, err := exec(ctx, tx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL, fence = fence + 1, error_code = ?, error = ?,
-		updated_at = ?, ended_at = ? WHERE id = ?`, state, code.String(), cut(why, maxError), now, now, r.ID)
+		updated_at = ?, ended_at = ? WHERE id = ?`, state, code.String(), db.Cut(why, maxError), now, now, r.ID)
 	return err
 }
 

@@ -3,6 +3,7 @@ package operation
 import (
 	"time"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -68,7 +69,7 @@ func (k *kind) done(r *row, now time.Time) {
 // fail ends what goes forward: what was done is undone, from this step on.
 func (k *kind) fail(r *row, outcome State, code fault.Code, why string, now time.Time) {
 	r.State, r.Outcome, r.Attempts = Undoing, outcome, 0
-	r.ErrorCode, r.Error, r.DeadlineAt = code.String(), cut(why, maxError), now.Add(r.timeout())
+	r.ErrorCode, r.Error, r.DeadlineAt = code.String(), db.Cut(why, maxError), now.Add(r.timeout())
 	r.Step = min(r.Step, len(k.steps)-1)
 	k.skip(r, now)
 }

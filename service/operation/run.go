@@ -321,7 +321,7 @@ func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 		x.log.ErrorContext(ctx, "step not undone", "step", s.name, "error", err)
 		x.notUndone.Add(1)
 		return x.write(ctx, "undone", func(r *row) {
-			r.Error = cut(fmt.Sprintf("%s; step %s was not undone: %v", r.Error, s.name, err), maxError)
+			r.Error = db.Cut(fmt.Sprintf("%s; step %s was not undone: %v", r.Error, s.name, err), maxError)
 			undone(r)
 		}, x.event(s, "not undone", err, began), nil)
 	}

@@ -150,7 +150,7 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
 		}
 		_, err = exec(ctx, tx, `UPDATE operations SET state = ?, outcome = ?, attempts = 0, fence = fence + 1, due_at = ?, deadline_at = ?, error_code = ?, error = ?,
-			updated_at = ? WHERE id = ?`, Undoing, Canceled, now, now.Add(r.timeout()), fault.Canceled.String(), cut(why, maxError), now, id)
+			updated_at = ? WHERE id = ?`, Undoing, Canceled, now, now.Add(r.timeout()), fault.Canceled.String(), db.Cut(why, maxError), now, id)
 		return err
 	})
 }

@@ -6,12 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -213,21 +213,7 @@ func marshal(in any) ([]byte, error) {
 // fits reports Invalid if a name cannot be stored as it is.
 func fits(what, name string, most int) error {
 	if len(name) > most || !utf8.ValidString(name) {
-		return fault.New(fault.Invalid, "%s %q has more than %d bytes, or is not UTF-8", what, cut(name, most), most)
+		return fault.New(fault.Invalid, "%s %q has more than %d bytes, or is not UTF-8", what, db.Cut(name, most), most)
 	}
 	return nil
-}
-
-// cut returns a text in valid UTF-8 of at most so many bytes.
-func cut(text string, most int) string {
-	text = strings.ToValidUTF8(text, "\uFFFD")
-	if len(text) <= most {
-		return text
-	}
-	const mark = "..."
-	text = text[:most-len(mark)]
-	for !utf8.ValidString(text) { // a character was cut
-		text = text[:len(text)-1]
-	}
-	return text + mark
 }

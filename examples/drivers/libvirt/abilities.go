@@ -511,8 +511,8 @@ func (d *Driver) Diagnostics(ctx context.Context, id string) (out map[string]str
 			"state": p.String(), "libvirt_state": fmt.Sprintf("%d, reason %d", state, reason), "domain": g.def.Name, "virt_type": g.def.Type,
 			"libvirt_version": fmt.Sprintf("%d.%d.%d", version/1_000_000, version/1000%1000, version%1000), "image": g.def.meta.Image,
 		}
-		if size, err := virtualSize(ctx, d.opts.file(id, diskFile), "qcow2"); err == nil {
-			out["disk_bytes"] = strconv.FormatInt(size, 10)
+		if disk, err := describe(ctx, d.opts.file(id, diskFile), "qcow2"); err == nil {
+			out["disk_bytes"] = strconv.FormatInt(disk.Size, 10)
 		}
 		return nil
 	})

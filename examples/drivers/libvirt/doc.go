@@ -13,7 +13,10 @@
 //
 //	connection_uri            where libvirtd is; default qemu:///system
 //	virt_type                 kvm, qemu for software emulation, or test with test:///default; default kvm
-//	images_path               the directory of the images: NAME.qcow2, or NAME.img and NAME.raw for raw ones. Required
+//	images_path               the directory of the images: NAME.qcow2, or NAME.img and NAME.raw for raw ones. Required.
+//	                          An image of another format than its name says, and one that refers to another file (a
+//	                          backing file, an external data file), is refused; others are converted once into the
+//	                          driver's own cache, the directory _base, on which disks rest
 //	machine_type              QEMU's machine; default pc
 //	cpu_model                 the guests' processor; default host-model with kvm, qemu64 with qemu
 //	vnc_listen                the address of VNC consoles, default 127.0.0.1; "none" for guests without one

@@ -3,6 +3,7 @@ package libvirt
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,27 +35,74 @@ func (o *options) image(ref string) (path, format string, err error) {
 	return "", "", fault.New(fault.Precondition, "this host has no image %s: there is no %s.qcow2, .img or .raw", ref, filepath.Join(o.images, ref))
 }
 
+// baseDir is the cache of images in the driver's directory, as Nova's. It is no server's.
+const baseDir = "_base"
+
+// base returns the copy of an image in the driver's cache, on which disks rest. It is made once for
+// each content, by conversion, of an image that was inspected: whatever is written in the image
+// itself, or is done to its file later, is in no disk's chain.
+func (o *options) base(ctx context.Context, ref string) (string, error) {
+	source, format, err := o.image(ref)
+	if err != nil {
+		return "", err
+	}
+	f, err := os.Open(source)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = f.Close() }() // it was only read
+	info, err := f.Stat()
+	if err != nil {
+		return "", err
+	}
+	if !info.Mode().IsRegular() {
+		return "", fault.New(fault.Invalid, "image %s is not a regular file", source)
+	}
+	dir := filepath.Join(o.dir, baseDir)
+	path := filepath.Join(dir, fmt.Sprintf("%s.%x.%x.qcow2", ref, info.Size(), info.ModTime().UnixNano()))
+	if _, err := os.Stat(path); err == nil {
+		return path, nil
+	}
+	if err := inspect(f, format); err != nil {
+		return "", fault.New(fault.CodeOf(err), "image %s: %w", source, err)
+	}
+	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user has to pass
+		return "", err
+	}
+	tmp := path + ".new-" + rand.Text()   // several may be made at once: the last one stays
+	defer func() { _ = os.Remove(tmp) }() // if it could not be made
+	// The very file that was inspected, which another one may have replaced by name.
+	if _, err := qemuImgOn(ctx, f, "convert", "-q", "-f", format, "-O", "qcow2", inherited, tmp); err != nil {
+		return "", fmt.Errorf("image %s: %w", source, err)
+	}
+	if err := os.Chmod(tmp, info.Mode().Perm()); err != nil {
+		return "", err
+	}
+	return path, os.Rename(tmp, path)
+}
+
 // overlay makes a disk that begins as an image, at path, which appears when it is
 // complete. It has gib GiB, or as much as the image if that is 0.
 func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	base, format, err := o.image(imageRef)
+	base, err := o.base(ctx, imageRef)
 	if err != nil {
 		return err
 	}
-	size, err := virtualSize(ctx, base, format)
+	info, err := describe(ctx, base, "qcow2")
 	if err != nil {
 		return err
 	}
+	size := info.Size
 	if want := int64(gib) << 30; gib > 0 {
 		if want < size {
 			return fault.New(fault.Invalid, "a disk of %d GiB is too small for image %s, which has %d bytes", gib, imageRef, size)
 		}
 		size = want
 	}
-	return restOn(ctx, path, base, format, size)
+	return restOn(ctx, path, base, "qcow2", size)
 }
 
 // restOn makes a disk of some bytes that begins as base, at path, in one step
@@ -111,14 +159,6 @@ func sameFile(a, b string) (bool, error) {
 	return err == nil && os.SameFile(x, y), err
 }
 
-func virtualSize(ctx context.Context, path, format string) (int64, error) {
-	info, err := describe(ctx, path, format)
-	if err == nil && info.Backing != "" && filepath.Base(path) != diskFile {
-		err = fault.New(fault.Invalid, "image %s rests on %s: an image has to be whole", path, info.Backing)
-	}
-	return info.Size, err
-}
-
 type diskInfo struct {
 	Size    int64  `json:"virtual-size"`
 	Backing string `json:"backing-filename"`
@@ -135,8 +175,19 @@ func describe(ctx context.Context, path, format string) (info diskInfo, err erro
 	return info, nil
 }
 
+// inherited is the name of the file that qemuImgOn hands on.
+const inherited = "/dev/fd/3"
+
 func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
+	return qemuImgOn(ctx, nil, args...)
+}
+
+// qemuImgOn runs qemu-img, which finds a file that is open here as inherited.
+func qemuImgOn(ctx context.Context, f *os.File, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "qemu-img", args...)
+	if f != nil {
+		cmd.ExtraFiles = []*os.File{f}
+	}
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -3,6 +3,7 @@
 package libvirt_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -216,7 +218,7 @@ func TestGuest(t *testing.T) {
 	}
 
 	must("destroy", d.Destroy(ctx, id))
-	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != "_base" { // the cache of images
 		t.Errorf("files are left: %v, %v", left, err)
 	}
 	if out, err := exec.CommandContext(ctx, "virsh", "-c", lv.URL, "list", "--all", "--name").CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "other" {
@@ -237,8 +239,31 @@ func TestImages(t *testing.T) {
 	}
 	run("create", "-q", "-f", "qcow2", imgs+"/big.qcow2", "5G")
 	run("create", "-q", "-f", "qcow2", "-b", imgs+"/big.qcow2", "-F", "qcow2", imgs+"/hole.qcow2")
-	if err := os.WriteFile(imgs+"/noise.qcow2", []byte("not an image"), 0o600); err != nil {
+	run("create", "-q", "-f", "qcow2", imgs+"/fine.qcow2", "1G")
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
+	}
+	run("create", "-q", "-f", "qcow2", "-o", "data_file="+secret+",data_file_raw=on", imgs+"/outside.qcow2", "1M")
+	outside, err := os.ReadFile(imgs + "/outside.qcow2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	fine, err := os.ReadFile(imgs + "/fine.qcow2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := bytes.Clone(outside) // the name without the feature
+	named[79] &^= 4
+	named[95] = 0 // and without the feature that makes the file raw
+	unknown := bytes.Clone(fine)
+	unknown[72] |= 0x80
+	for name, content := range map[string][]byte{
+		"noise.qcow2": []byte("not an image"), "disguised.img": outside, "vmdk.raw": []byte("KDMV and more"), "short.qcow2": []byte("QFI\xfb"), "named.qcow2": named, "unknown.qcow2": unknown,
+	} {
+		if err := os.WriteFile(filepath.Join(imgs, name), content, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
 	d, err := libvirt.Open(t.Context(), options(t, map[string]string{"connection_uri": lv.URL, "images_path": imgs, "dir": dir}))
 	if err != nil {
@@ -254,15 +279,25 @@ func TestImages(t *testing.T) {
 		{"../etc/passwd", fault.Invalid, "is not an image's name"},
 		{"", fault.Invalid, "is not an image's name"},
 		{"big", fault.Invalid, "a disk of 1 GiB is too small for image big"},
-		{"hole", fault.Invalid, "an image has to be whole"},
-		{"noise", fault.Internal, "qemu-img info"},
+		{"hole", fault.Invalid, "rests on a backing file"},
+		{"noise", fault.Invalid, "the image has the format raw, not qcow2"},
+		{"outside", fault.Invalid, "external data file"},
+		{"named", fault.Invalid, "names an external data file"},
+		{"disguised", fault.Invalid, "the image has the format qcow2, not raw"},
+		{"vmdk", fault.Invalid, "the image has the format vmdk, not raw"},
+		{"short", fault.Invalid, "no header of qcow2"},
+		{"unknown", fault.Invalid, "features that are not known"},
 	} {
 		err := d.Spawn(t.Context(), compute.Spec{ID: guestID, ImageRef: tt.image, Resources: compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}})
 		if fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {
 			t.Errorf("image %q: %v: %v, want %v with %q", tt.image, fault.CodeOf(err), err, tt.code, tt.says)
 		}
-		if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		left, err := os.ReadDir(dir)
+		if err != nil || len(left) > 1 || len(left) == 1 && left[0].Name() != "_base" {
 			t.Errorf("image %q: left %v, %v", tt.image, left, err)
+		}
+		if bases, _ := filepath.Glob(dir + "/_base/*"); slices.ContainsFunc(bases, func(s string) bool { return !strings.HasPrefix(filepath.Base(s), "big.") }) {
+			t.Errorf("image %q: it is in the cache: %v", tt.image, bases)
 		}
 	}
 }

@@ -12,11 +12,15 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/jmoiron/sqlx"
+
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/service/auth"
 )
 
@@ -110,4 +114,57 @@ func TestDatabaseStaysInside(t *testing.T) {
 			t.Errorf("%s: the log lacks the cause, or the id %s:\n%s", tt.name, id, out)
 		}
 	}
+}
+
+// TestTexts: what fits no column is refused at once, and texts of faults are cut, on both databases
+// alike.
+func TestTexts(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		s, bus := store.New(d), membus.New()
+		defer bus.Close()
+		calls := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler)})
+		defer calls.Close()
+		fine := func(context.Context) error { return nil }
+		h := api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Client: calls, Ready: fine, Bus: fine, CheckReplies: true, Logger: slog.New(slog.DiscardHandler)})
+		items := func(n int, value string) string {
+			var out []string
+			for i := range n {
+				out = append(out, fmt.Sprintf(`"k%d": "%s"`, i, value))
+			}
+			return `, "metadata": {` + strings.Join(out, ", ") + "}"
+		}
+		var id string
+		for _, tt := range []struct {
+			name, more string
+			want       int
+			says       string
+		}{
+			{"a", items(128, strings.Repeat("x", 255)), 202, ""},
+			{"a", items(129, "x"), 403, "Maximum number of metadata items exceeds 128"},
+			{"a", items(1, strings.Repeat("x", 256)), 400, "is too long"},
+			{"a", items(100, strings.Repeat("😀", 255)), 400, "Invalid metadata"},
+			{strings.Repeat("😀", 255), "", 202, ""},
+			{strings.Repeat("x", 256), "", 400, "is too long"},
+			{`a\ud800`, "", 400, "surrogate"},
+			{"a", items(1, `\udfff`), 400, "surrogate"},
+			{"a\xff", "", 400, "UTF-8"},
+		} {
+			body := `{"server": {"name": "` + tt.name + `", "flavorRef": "1", "imageRef": "x"` + tt.more + `}}`
+			status, _, message := ask(t, h, "POST", "/v2.1/servers", body)
+			if status != tt.want || !strings.Contains(message, tt.says) {
+				t.Errorf("name %.20q, %.60s: %d %.200s, want %d with %s", tt.name, tt.more, status, message, tt.want, tt.says)
+			}
+		}
+		if err := d.GetContext(t.Context(), &id, "SELECT id FROM servers WHERE name = 'a'"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Fail(t.Context(), id, strings.Repeat("ü\xff", 50_000), strings.Repeat("ü\xff", 50_000)); err != nil {
+			t.Error(err)
+		}
+		srv, err := s.Server(t.Context(), id)
+		if err != nil || len(srv.FaultDetails) > 8<<10 || !strings.HasPrefix(srv.FaultMessage, "ü\uFFFDü") {
+			t.Errorf("%v, %.20q, %d bytes", err, srv.FaultMessage, len(srv.FaultDetails))
+		}
+	})
 }

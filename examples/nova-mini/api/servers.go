@@ -18,6 +18,9 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
+// maxMetadata is how many items of metadata a server may have: Nova's quota metadata_items.
+const maxMetadata = 128
+
 type createServer struct {
 	Server newServer `json:"server"`
 }
@@ -59,6 +62,8 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	switch {
 	case in.KeyName != "": // there are no key pairs
 		return nil, fault.New(fault.Invalid, "Invalid key_name provided.")
+	case len(in.Metadata) > maxMetadata:
+		return nil, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
 	case in.Zone != "" && in.Zone != zone:
 		return nil, fault.New(fault.Invalid, "The requested availability zone is not available")
 	}

@@ -361,6 +361,19 @@ func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Dura
 	return by
 }
 
+// instances returns the servers that a host's driver has.
+func (c *cloud) instances(host string) (ids []string) {
+	c.Helper()
+	files, err := filepath.Glob(filepath.Join(c.dir, "instances", host, "*.json"))
+	if err != nil {
+		c.Fatal(err)
+	}
+	for _, f := range files {
+		ids = append(ids, strings.TrimSuffix(filepath.Base(f), ".json"))
+	}
+	return ids
+}
+
 // onHosts reads what the drivers have: host by server id. A server on two hosts
 // is an error.
 func (c *cloud) onHosts() map[string]string {
@@ -408,7 +421,7 @@ func (c *cloud) consistent(active []servers.Server) {
 	for _, b := range bad {
 		c.Errorf("host %s: %d %s used, %d claimed, capacity %v", b.Host, b.Used, b.Class, b.Claimed, b.Limit)
 	}
-	wrong, err := store.New(c.db).Audit(c.Context(), false)
+	wrong, err := store.New(c.db).Audit(c.Context(), false, 0)
 	for _, f := range wrong {
 		c.Errorf("%s claim: %+v", f.Kind, f.Claim)
 	}

@@ -138,7 +138,7 @@ func TestResize(t *testing.T) {
 			if got := used(t, d, "h1"); err != nil || srv.VMState != state || srv.FlavorID != flavor || got != memory {
 				t.Fatalf("%s: %s, flavor %s, %d MiB in use, %v; want %s, %s, %d", what, srv.VMState, srv.FlavorID, got, err, state, flavor, memory)
 			}
-			if found, err := s.Audit(t.Context(), false); err != nil || len(found) > 0 {
+			if found, err := s.Audit(t.Context(), false, 0); err != nil || len(found) > 0 {
 				t.Errorf("%s: the audit finds %+v, %v", what, found, err)
 			}
 			return srv

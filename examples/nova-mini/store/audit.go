@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -24,9 +25,12 @@ func Need(r compute.Resources) placement.Resources {
 // Audit compares the claims with the servers, and repairs them if it is told to:
 // a server on a host has a claim there, of what its flavor says, or both of those of a resize; one that waits
 // for a host, or is deleted before it has one, may have a claim; any other has
-// none. It is safe while all services run.
-func (s *Store) Audit(ctx context.Context, repair bool) ([]placement.Finding, error) {
-	return placement.Audit(ctx, repairs{s.claims, s}, placement.AuditConfig{Want: s.wanted, Repair: repair})
+// none. Claims that have changed within minAge are left alone. It is safe while all services run.
+func (s *Store) Audit(ctx context.Context, repair bool, minAge time.Duration) ([]placement.Finding, error) {
+	if minAge == 0 {
+		minAge = -1 // no age is too young
+	}
+	return placement.Audit(ctx, repairs{s.claims, s}, placement.AuditConfig{Want: s.wanted, Repair: repair, MinAge: minAge})
 }
 
 // wanted returns the claims that there should be, of all servers or of some.

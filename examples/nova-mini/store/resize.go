@@ -103,7 +103,7 @@ func (s *Store) beginResize(ctx context.Context, tx *sqlx.Tx, now time.Time, id 
 func (s *Server) end(a compute.Action, why string, now time.Time) {
 	failed := why != ""
 	if failed {
-		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = 500, FailedAction(a, s.ID), why, &now
+		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = 500, FailedAction(a, s.ID), db.Cut(why, maxFault), &now
 	}
 	switch {
 	case a == compute.Resize && failed:

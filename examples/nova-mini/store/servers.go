@@ -174,12 +174,23 @@ func notFound(id string) error {
 	return fault.New(fault.NotFound, "Instance %s could not be found.", id)
 }
 
+// What is stored of a server's fault, for its project and for administrators, and of its metadata as
+// JSON, in bytes.
+const (
+	maxMessage  = 255
+	maxFault    = 8 << 10
+	maxMetadata = 1<<16 - 1
+)
+
 // CreateServer adds a server that waits for a host, and the operation that builds it: all
 // the conductor needs to go on is in the rows. The fields about its state are set here.
-// Denied: the server has no project.
+// Denied: the server has no project; Invalid: its metadata have more than 65,535 bytes as JSON.
 func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
 	if srv.ProjectID == "" {
 		return fault.New(fault.Denied, "A server needs a project: use a token that is scoped to one.")
+	}
+	if raw, err := srv.Metadata.Value(); err != nil || len(fmt.Sprint(raw)) > maxMetadata {
+		return fault.New(fault.Invalid, "Invalid metadata: all of it may have %d bytes", maxMetadata)
 	}
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		task := Scheduling
@@ -386,8 +397,8 @@ func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why st
 			return db.Error(err)
 		}
 		srv.Tried = append(srv.Tried, a.Host)
-		srv.FaultDetails = why
-		if _, err := exec(ctx, tx, `UPDATE servers SET tried = ?, fault_message = ? WHERE id = ?`, srv.Tried, why, srv.ID); err != nil {
+		srv.FaultDetails = db.Cut(why, maxFault)
+		if _, err := exec(ctx, tx, `UPDATE servers SET tried = ?, fault_message = ? WHERE id = ?`, srv.Tried, srv.FaultDetails, srv.ID); err != nil {
 			return err
 		}
 		return s.release(ctx, tx, srv.ID)
@@ -401,7 +412,7 @@ func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why st
 func (s *Store) Fail(ctx context.Context, id, message, details string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = ?,
-			updated_at = ? WHERE id = ? AND task_state IS NOT NULL`, Error, message, details, now, now, id)
+			updated_at = ? WHERE id = ? AND task_state IS NOT NULL`, Error, db.Cut(message, maxMessage), db.Cut(details, maxFault), now, now, id)
 		if err != nil || n == 0 {
 			return err
 		}

@@ -518,7 +518,7 @@ func TestAudit(t *testing.T) {
 		servers["gone"] = "gone"
 		audit := func(repair bool, want ...string) {
 			t.Helper()
-			found, err := s.Audit(ctx, repair)
+			found, err := s.Audit(ctx, repair, 0)
 			got := []string{}
 			for _, f := range found {
 				got = append(got, f.Kind+" "+servers[f.Claim.Consumer])

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -259,6 +260,13 @@ func testRefused(b bench) {
 	inv := func(i placement.Inventory) map[string]placement.Inventory {
 		return map[string]placement.Inventory{placement.VCPU: i}
 	}
+	var many []string
+	for i := range 300 {
+		many = append(many, fmt.Sprintf("T%0247d", i))
+	}
+	if err := b.PutAggregate(b.Context(), placement.Aggregate{Name: "a", Metadata: map[string]string{"k": strings.Repeat("x", 70_000)}}); !errors.Is(err, fault.Invalid) {
+		b.Errorf("an aggregate that does not fit: %v", err)
+	}
 	for want, p := range map[string]placement.Provider{
 		`provider "": a name has 1 to 255 bytes, and no control characters`:     {},
 		`provider "a\nb": a name has 1 to 255 bytes, and no control characters`: {ID: "a\nb"},
@@ -270,6 +278,9 @@ func testRefused(b bench) {
 		`provider n: trait "sse": not in capitals, digits and _`:                {ID: "n", Traits: []string{"sse"}},
 		`provider n: traits B, A: not sorted, or twice the same`:                {ID: "n", Traits: []string{"B", "A"}},
 		`provider n: traits A, A: not sorted, or twice the same`:                {ID: "n", Traits: []string{"A", "A"}},
+
+		"provider \"a\\xff\": a name has 1 to 255 bytes, and no control characters": {ID: "a\xff"},
+		`provider n: it has 75321 bytes as JSON, at most 65535 fit`:                 {ID: "n", Traits: many},
 	} {
 		if _, err := b.Put(b.Context(), &p); !errors.Is(err, fault.Invalid) || err.Error() != want {
 			b.Errorf("%v, want Invalid: %s", err, want)

@@ -1,0 +1,411 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+
+	"github.com/armature-go/armature/internal/envtest"
+)
+
+// hole is a way to a service in which, now and then, nothing arrives and no connection ends.
+type hole struct {
+	to string
+	l  net.Listener
+
+	mu   sync.Mutex
+	gate chan struct{} // closed while bytes pass
+}
+
+// newHole returns a hole before the service of a URL, and the URL of the hole.
+func newHole(t *testing.T, raw string) (*hole, string) {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h := &hole{to: u.Host, l: l, gate: make(chan struct{})}
+	close(h.gate)
+	go func() { // ends with the listener
+		for {
+			a, err := l.Accept()
+			if err != nil {
+				return
+			}
+			b, err := new(net.Dialer).DialContext(context.Background(), "tcp", h.to)
+			if err != nil {
+				_ = a.Close()
+				continue
+			}
+			go h.copy(a, b)
+			go h.copy(b, a)
+		}
+	}()
+	t.Cleanup(func() { _ = l.Close() })
+	u.Host = l.Addr().String()
+	return h, u.String()
+}
+
+func (h *hole) copy(to, from net.Conn) {
+	defer to.Close()
+	defer from.Close()
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := from.Read(buf)
+		h.mu.Lock()
+		gate := h.gate
+		h.mu.Unlock()
+		<-gate
+		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
+			return
+		}
+	}
+}
+
+// swallow lets nothing pass for a time.
+func (h *hole) swallow(d time.Duration) {
+	h.mu.Lock()
+	gate := make(chan struct{})
+	h.gate = gate
+	h.mu.Unlock()
+	<-time.After(d)
+	close(gate)
+}
+
+// chaosServices are the processes, by host.
+var chaosServices = map[string]string{
+	"api-1": "api", "api-2": "api", "conductor-1": "conductor", "conductor-2": "conductor", "scheduler-1": "scheduler", "scheduler-2": "scheduler",
+	"node-1": "compute", "node-2": "compute", "node-3": "compute", "node-4": "compute",
+}
+
+// chaos is what is done to a cloud, and what its clients were told.
+type chaos struct {
+	*cloud
+
+	rng   *rand.Rand // of the one goroutine that kills
+	urls  []string   // of the APIs
+	ports map[string]string
+	kills int
+
+	mu       sync.Mutex
+	accepted map[string]bool // servers by id: still wanted
+	all      atomic.Int64    // that were accepted
+	unknown  atomic.Int64    // creations without an answer, of which a server may have been made
+}
+
+func (c *chaos) launch(host string) {
+	c.startWith(chaosServices[host], host, "OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT="+c.ports[host])
+}
+
+// disturb kills a random process every 2 s until ctx ends, and in between, once each, the broker and
+// the database, pauses a host beyond its lease, and lets a black hole of 25 s swallow all.
+func (c *chaos) disturb(ctx context.Context, whole time.Duration, events []func()) {
+	hosts := slices.Sorted(func(yield func(string) bool) {
+		for h := range chaosServices {
+			if !yield(h) {
+				return
+			}
+		}
+	})
+	begin, next := time.Now(), 0
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for tick := time.NewTicker(2 * time.Second); ; {
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+		}
+		if next < len(events) && time.Since(begin) > whole*time.Duration(next+1)/time.Duration(len(events)+2) {
+			wg.Go(events[next])
+			next++
+		}
+		host := hosts[c.rng.IntN(len(hosts))]
+		c.cloud.mu.Lock()
+		p := c.procs[host]
+		c.cloud.mu.Unlock()
+		p.Kill()
+		c.kills++
+		c.launch(host) //nolint:contextcheck // a process outlives the disturbance
+	}
+}
+
+// try asks an API until it answers something else than that it cannot now, and returns that. A
+// nil error is a success.
+func (c *chaos) try(ctx context.Context, n int, f func(cl *gophercloud.ServiceClient) error) error {
+	for i := n; ; i++ {
+		err := f(newClient(c.urls[i%len(c.urls)]))
+		status, answered := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err)
+		if err == nil || answered && status.Actual < 500 {
+			return err
+		}
+		select {
+		case <-time.After(500 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// client creates a server, acts on it, and deletes a third of them.
+func (c *chaos) use(ctx context.Context, n int) {
+	name := fmt.Sprintf("chaos-%d", n)
+	var id string
+	err := c.try(ctx, n, func(cl *gophercloud.ServiceClient) error {
+		s, err := create(ctx, cl, name, "1", map[string]string{"fake:spawn": "slow 300ms"})
+		if err == nil {
+			id = s.ID
+		} else if _, answered := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err); !answered && !errors.Is(err, syscall.ECONNREFUSED) {
+			c.unknown.Add(1)
+		}
+		return err
+	})
+	if err != nil {
+		if ctx.Err() == nil {
+			c.Errorf("create %s: %v", name, err)
+		}
+		return
+	}
+	c.mu.Lock()
+	c.accepted[id] = true
+	c.mu.Unlock()
+	c.all.Add(1)
+	for _, act := range []func(cl *gophercloud.ServiceClient) error{
+		func(cl *gophercloud.ServiceClient) error { return servers.Stop(ctx, cl, id).ExtractErr() },
+		func(cl *gophercloud.ServiceClient) error { return servers.Start(ctx, cl, id).ExtractErr() },
+		func(cl *gophercloud.ServiceClient) error {
+			return servers.Reboot(ctx, cl, id, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr()
+		},
+	} {
+		if c.idle(ctx, n, id) != nil {
+			return
+		}
+		// A conflict: the answer to an attempt before this one was lost, or it is in ERROR.
+		if err := c.try(ctx, n, act); err != nil && ctx.Err() == nil && !gophercloud.ResponseCodeIs(err, http.StatusConflict) {
+			c.Errorf("act on %s: %v", name, err)
+		}
+	}
+	if n%3 == 0 {
+		if c.idle(ctx, n, id) != nil {
+			return
+		}
+		c.mu.Lock()
+		delete(c.accepted, id)
+		c.mu.Unlock()
+		err := c.try(ctx, n, func(cl *gophercloud.ServiceClient) error { return servers.Delete(ctx, cl, id).ExtractErr() })
+		if err != nil && ctx.Err() == nil && !gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
+			c.Errorf("delete %s: %v", name, err)
+		}
+	}
+}
+
+// idle waits until a server has no task.
+func (c *chaos) idle(ctx context.Context, n int, id string) error {
+	for {
+		var s *servers.Server
+		err := c.try(ctx, n, func(cl *gophercloud.ServiceClient) (err error) {
+			s, err = servers.Get(ctx, cl, id).Extract()
+			return err
+		})
+		if err != nil || s.TaskState == "" && s.Status != "BUILD" {
+			return err
+		}
+		select {
+		case <-time.After(300 * time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// TestChaos: all services on RabbitMQ and MariaDB, 16 clients and 300 servers, while whatever can
+// die does. Nothing that was accepted is lost, stuck, doubled or in ERROR, and no host has a
+// server that the API does not place there. It runs with `make chaos`.
+func TestChaos(t *testing.T) { //nolint:paralleltest // it is alone
+	whole, err := time.ParseDuration(os.Getenv("ARMATURE_CHAOS"))
+	if err != nil {
+		t.Skip("run it with make chaos, which says in ARMATURE_CHAOS how long it takes")
+	}
+	seed := uint64(time.Now().UnixNano())
+	if _, err := fmt.Sscan(os.Getenv("ARMATURE_CHAOS_SEED"), &seed); err != nil && !errors.Is(err, io.EOF) && os.Getenv("ARMATURE_CHAOS_SEED") != "" {
+		t.Fatal(err)
+	}
+	const total, clients = 300, 16
+	t.Logf("seed %d, %v", seed, whole)
+	broker, database := envtest.RabbitMQ(t), envtest.MariaDB(t)
+	busHole, busURL := newHole(t, broker.URL)
+	dbHole, dbURL := newHole(t, database.URL)
+	c := &chaos{
+		cloud: newCloudOn(t, "[driver_fake]\nmemory_mib = 65536\nvcpus = 256\n", dbURL, busURL), rng: rand.New(rand.NewPCG(seed, 0)), ports: map[string]string{}, accepted: map[string]bool{},
+	}
+	for host, service := range chaosServices {
+		c.ports[host] = "0"
+		if service == "api" { // the same after every restart
+			l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			_, c.ports[host], _ = net.SplitHostPort(l.Addr().String())
+			_ = l.Close()
+			c.urls = append(c.urls, "http://"+l.Addr().String())
+		}
+		c.launch(host)
+	}
+	c.hostsUp(c.client(c.procs["api-1"]), 4)
+
+	restart := func(what string, kill func(), again func(context.Context) error) func() {
+		return func() {
+			t.Logf("the %s is killed, and away for 10 s", what)
+			kill()
+			<-time.After(10 * time.Second)
+			if err := again(t.Context()); err != nil {
+				t.Errorf("the %s does not come back: %v", what, err)
+			}
+		}
+	}
+	events := []func(){
+		restart("broker", broker.Kill, broker.Restart),
+		func() {
+			t.Log("a host is paused for 20 s")
+			c.cloud.mu.Lock()
+			p := c.procs["node-1"]
+			c.cloud.mu.Unlock()
+			_ = p.Signal(syscall.SIGSTOP) // it may just have been killed
+			<-time.After(20 * time.Second)
+			_ = p.Signal(syscall.SIGCONT)
+		},
+		restart("database", database.Kill, database.Restart),
+		func() {
+			t.Log("a black hole swallows all for 25 s")
+			var wg sync.WaitGroup
+			wg.Go(func() { busHole.swallow(25 * time.Second) })
+			wg.Go(func() { dbHole.swallow(25 * time.Second) })
+			wg.Wait()
+		},
+	}
+	// The clients spread their servers over the time, and end when all is done.
+	ctx, cancel := context.WithTimeout(t.Context(), whole+2*time.Minute)
+	defer cancel()
+	calm, end := context.WithCancel(ctx)
+	var disturbing, using sync.WaitGroup
+	disturbing.Go(func() { c.disturb(calm, whole, events) })
+	begin := time.Now()
+	for g := range clients {
+		using.Go(func() {
+			for n := g; n < total; n += clients {
+				select {
+				case <-time.After(time.Until(begin.Add(whole * time.Duration(n) / total))):
+				case <-ctx.Done():
+					return
+				}
+				c.use(ctx, n)
+			}
+		})
+	}
+	<-time.After(whole)
+	end()
+	disturbing.Wait()
+	for host := range chaosServices { // all run again
+		select {
+		case <-c.procs[host].Done():
+			c.launch(host)
+		default:
+		}
+	}
+	using.Wait()
+
+	c.judge(begin)
+}
+
+// judge waits until all has come to rest, and counts.
+func (c *chaos) judge(begin time.Time) {
+	c.Helper()
+	cl := newClient(c.urls[0])
+	var list []servers.Server
+	var stuck int
+	for end := time.Now().Add(2 * time.Minute); ; {
+		stuck = 0
+		pages, err := servers.List(cl, servers.ListOpts{}).AllPages(c.Context())
+		if err == nil {
+			list, err = servers.ExtractServers(pages)
+		}
+		for _, s := range list {
+			if s.TaskState != "" || s.Status == "BUILD" {
+				stuck++
+			}
+		}
+		if err == nil && stuck == 0 || time.Now().After(end) {
+			break
+		}
+		<-time.After(time.Second)
+	}
+	<-time.After(3 * time.Second) // drivers' files of what was deleted last
+	lost, broken := 0, 0
+	placed := map[string]string{}
+	for id := range c.accepted {
+		if !slices.ContainsFunc(list, func(s servers.Server) bool { return s.ID == id }) {
+			c.Logf("lost: %s", id)
+			lost++
+		}
+	}
+	for _, s := range list {
+		placed[s.ID] = s.Host
+		if s.Status == "ERROR" {
+			c.Logf("ERROR: %s: %+v", s.ID, s.Fault)
+			broken++
+		}
+		if s.TaskState != "" || s.Status == "BUILD" {
+			c.Logf("stuck: %s: %s, task %q, host %q", s.ID, s.Status, s.TaskState, s.Host)
+		}
+	}
+	doubled, orphaned := 0, 0
+	on := map[string][]string{}
+	for host := range chaosServices {
+		for _, id := range c.instances(host) {
+			on[id] = append(on[id], host)
+		}
+	}
+	for id, hosts := range on {
+		if len(hosts) > 1 {
+			c.Logf("doubled: %s on %v", id, hosts)
+			doubled++
+		}
+		if !slices.Contains(hosts, placed[id]) {
+			c.Logf("orphaned: %s on %v, placed on %q", id, hosts, placed[id])
+			orphaned++
+		}
+	}
+	missing := 0
+	for id, host := range placed {
+		if host != "" && !slices.Contains(on[id], host) {
+			c.Logf("missing: %s is not on %s", id, host)
+			missing++
+		}
+	}
+	accepted := c.all.Load()
+	fmt.Printf("chaos: %v, %d SIGKILLs; %d servers accepted, %d of them deleted, %d creations without an answer; lost %d, stuck %d, doubled %d, orphaned %d, missing on their host %d, ERROR %d\n",
+		time.Since(begin).Round(time.Second), c.kills, accepted, accepted-int64(len(c.accepted)), c.unknown.Load(), lost, stuck, doubled, orphaned, missing, broken)
+	if lost+stuck+doubled+orphaned+missing+broken > 0 || accepted == 0 {
+		c.Errorf("not all but the accepted are 0")
+	}
+}
