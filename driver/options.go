@@ -35,8 +35,8 @@ import (
 // "label_*", takes every option that begins so, by the rest of its name.
 //
 // An option that the struct does not have, or a value that is not of the field's type, is an error
-// with code Invalid that names the option: a misspelt option must not be without effect in silence.
-// ParseOptions panics if into is not as described: a programmer's error.
+// with code Invalid that names the option, also as Meta["option"]: a misspelt option must not be without
+// effect in silence. ParseOptions panics if into is not as described: a programmer's error.
 func ParseOptions(options json.RawMessage, into any) error {
 	var given map[string]json.RawMessage
 	if len(options) > 0 {
@@ -48,19 +48,24 @@ func ParseOptions(options json.RawMessage, into any) error {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		value, err := optionText(given[name])
 		if err != nil {
-			return fault.New(fault.Invalid, "option %s: %w", name, err)
+			return optionError(name, err.Error())
 		}
 		if f, ok := names[name]; ok {
 			if err := assignOption(f, value); err != nil {
-				return fault.New(fault.Invalid, "option %s: %w", name, err)
+				return optionError(name, err.Error())
 			}
 			continue
 		}
 		if !takeFamily(families, name, value) {
-			return fault.New(fault.Invalid, "option %s: no such option%s", name, nearest(name, names, families))
+			return optionError(name, "no such option"+nearest(name, names, families))
 		}
 	}
 	return nil
+}
+
+// optionError says what is wrong with an option, whose name is in Meta, too.
+func optionError(name, text string) error {
+	return &fault.Error{Code: fault.Invalid, Msg: "option " + name + ": " + text, Meta: map[string]string{"option": name}}
 }
 
 // optionFields returns the fields of the struct that into points to: by the names of options, and those
@@ -201,7 +206,7 @@ const mistyped = 2
 // (seconds, or a form such as 1m) set the fields of these names; all other options are the driver's own
 // and become Options, over those that Options has.
 //
-// The error has code Invalid and names the option: a value that is empty, negative or not of the
+// The error has code Invalid and names the option, also as Meta["option"]: a value that is empty, negative or not of the
 // option's type, and a name that begins with plugin_ or looks like such an option and is not one. An
 // option that protects, such as the checksum, is never without effect in silence.
 func (c *PluginConfig) Configure(section map[string]string) error {
@@ -218,7 +223,7 @@ func (c *PluginConfig) Configure(section map[string]string) error {
 		f, ours := names[name]
 		if !ours {
 			if meant(name, names) {
-				return fault.New(fault.Invalid, "option %s: no such option%s", name, nearest(name, names, nil))
+				return optionError(name, "no such option"+nearest(name, names, nil))
 			}
 			own[name] = value
 			continue
@@ -234,7 +239,7 @@ func (c *PluginConfig) Configure(section map[string]string) error {
 			err = checkSum(value)
 		}
 		if err != nil {
-			return fault.New(fault.Invalid, "option %s: %q %w", name, value, err)
+			return optionError(name, strconv.Quote(value)+" "+err.Error())
 		}
 	}
 	options, err := json.Marshal(own)

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -248,6 +249,38 @@ func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg Pl
 	return p, err
 }
 
+// Validate reports what [Registry.Launch] would refuse before it opens a driver or starts a program: a
+// driver that does not exist, a program that another user could replace or whose sum is another one, a
+// user that does not exist. It does not judge the driver's own options, and opens nothing. The codes are
+// those of [Launch].
+func (r *Registry[D]) Validate(k Kind[D], name string, cfg PluginConfig) error {
+	r.mu.RLock()
+	builtIn := r.open[name] != nil
+	r.mu.RUnlock()
+	if builtIn {
+		return cfg.forProgram()
+	}
+	if cfg.SHA256 != "" {
+		if err := checkSum(cfg.SHA256); err != nil {
+			return optionError("plugin_sha256", err.Error())
+		}
+	}
+	if cfg.User != "" {
+		if _, err := user.Lookup(cfg.User); err != nil {
+			return optionError("plugin_user", err.Error())
+		}
+	}
+	path, err := find(k.Name, name, cfg.Dir)
+	if err != nil {
+		return err
+	}
+	f, err := openProgram(path, cfg.SHA256)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
 // forProgram returns an error if a field is set that a driver in this process cannot honor.
 func (c *PluginConfig) forProgram() error {
 	for _, o := range []struct {
@@ -262,7 +295,7 @@ func (c *PluginConfig) forProgram() error {
 		{"plugin_start_timeout", c.StartTimeout != 0},
 	} {
 		if o.set {
-			return fault.New(fault.Invalid, "option %s is for a driver that is a program, and this one is built in: remove the option, or name the program by its absolute path", o.name)
+			return optionError(o.name, "it is for a driver that is a program, and this one is built in: remove the option, or name the program by its absolute path")
 		}
 	}
 	return nil

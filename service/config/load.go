@@ -43,7 +43,8 @@ type loader struct {
 	next    rank                         // of the next file
 	others  map[string]map[string]string // what stands in files, and nobody has declared
 	unknown []unknown
-	files   []string // that were read
+	places  map[string]string // where what stands in free sections does, by SECTION.NAME
+	files   []string          // that were read
 	unread  bool     // a file could not be
 	warns   []string
 	errs    []error
@@ -66,7 +67,7 @@ type free struct {
 func newLoader() *loader {
 	return &loader{
 		options: map[string]map[string]*option{defaultSection: {}}, aliases: map[string]map[string]*option{},
-		byCase: map[string]string{}, others: map[string]map[string]string{}, next: rankFile,
+		byCase: map[string]string{}, others: map[string]map[string]string{}, places: map[string]string{}, next: rankFile,
 	}
 }
 
@@ -387,6 +388,7 @@ func (l *loader) set(r rank, where, section, key, value string) {
 			if f.values[rest] == nil {
 				f.values[rest] = map[string]string{}
 			}
+			l.places[section+"."+key] = where
 			if key != "" {
 				f.values[rest][key] = value
 			}

@@ -28,6 +28,7 @@ type loaded[T any] struct {
 	opts   T
 	values []Value
 	files  []string
+	places map[string]string
 }
 
 type hook[T any] struct {
@@ -55,13 +56,25 @@ func Inspect[T any](src Source) (*Config[T], error) {
 		return nil, err
 	}
 	l.warn(src, c.said)
-	next.values, next.files = l.values(), l.files
+	next.values, next.files, next.places = l.values(), l.files, l.places
 	c.current.Store(next)
 	return c, err
 }
 
 // Files returns the files that were read, in their order: a later one wins.
 func (c *Config[T]) Files() []string { return c.current.Load().files }
+
+// Where returns where an option stands, as [Value].Where; for an empty name, where the head of a section
+// of a family does. Of what does not exist it is empty.
+func (c *Config[T]) Where(section, name string) string {
+	now := c.current.Load()
+	for _, v := range now.values {
+		if v.Section == section && v.Name == name {
+			return v.Where
+		}
+	}
+	return now.places[section+"."+name]
+}
 
 // Current returns the options. They do not change, and must not be changed: after a reload
 // there are others.
@@ -99,7 +112,7 @@ func (c *Config[T]) Reload(context.Context) error {
 	if log == nil {
 		log = slog.Default()
 	}
-	next.values, next.files = l.values(), l.files
+	next.values, next.files, next.places = l.values(), l.files, l.places
 	changed := false
 	i := -1
 	for o := range l.all() {
