@@ -64,7 +64,7 @@ var rules = map[string][]string{
 	"scheduler/placement":               {"scheduler", "db", "fault", "github.com/jmoiron/sqlx"},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
-	"driver":            {"driver/driverpb", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
+	"driver":            {"driver/driverpb", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
 	"driver/driverpb":   {grpc, protobuf},
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc, protobuf},
@@ -74,8 +74,9 @@ var rules = map[string][]string{
 
 	"service":             {"service/internal/bodytime", "fault", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
+	"service/config":      {"internal/text", "fault"},
 	"service/auth":        {"service", "service/api", "fault", "reqctx", "golang.org/x/sync"},
-	"service/policy":      {"service", "service/internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
+	"service/policy":      {"service", "internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
 	"service/api/apiprom": {"service/api", prometheus},
 	"service/api/apiotel": {"service/api", "reqctx", otel},
@@ -91,6 +92,7 @@ var rules = map[string][]string{
 	"internal/envtest":      {"internal/testenv"},
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
+	"internal/text":         {},
 
 	"examples/...": nil, // not looked at: examples import what they like
 }

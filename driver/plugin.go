@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -22,14 +23,15 @@ type PluginConfig struct {
 	Program string
 	// Args are given to the program.
 	Args []string
-	// Dir is where drivers' programs are installed. Nobody but its owner should be
-	// able to write there.
+	// Dir is where drivers' programs are installed. The program, each folder of its path and
+	// each symbolic link in it must belong to root or to the user of this process, and no other
+	// user may be able to write there; in a sticky folder, such as /tmp, others may add files.
 	Dir string
 	// Options are the driver's own: a JSON object, or nil. They go over the
 	// connection, and so are in no list of processes.
 	Options json.RawMessage
-	// SHA256, if set, is what the program must have as its sum, in hexadecimal. It
-	// is compared before each start.
+	// SHA256, if set, is what the program must have as its sum: 64 hexadecimal digits. It
+	// is compared before each start, with the very file that is executed.
 	SHA256 string
 	// Env is added to the program's environment, as KEY=value. Of the worker's own,
 	// which may hold passwords, it inherits PATH, HOME, LANG, LC_ALL, TZ and TMPDIR.
@@ -141,13 +143,18 @@ type Plugin[D Driver] struct {
 // on the program is restarted whenever it ends or hangs, until Close. An error
 // about the program or its answer names the program and what is wrong: NotFound if
 // there is none, Invalid if it is no driver of this kind and protocol or refuses
-// its options, Denied if its sum is another one, Timeout if it does not start in
+// its options, Denied if its sum is another one or another user could replace it, Timeout if it does not start in
 // time. Nothing is left running then.
 //
 // The program cannot outlive this process, however it ends.
 func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
 	cfg.setDefaults()
+	if cfg.SHA256 != "" {
+		if err := checkSum(cfg.SHA256); err != nil {
+			return nil, fault.New(fault.Invalid, "the SHA-256 of driver %s: %q %w", quote(cfg.Program), cfg.SHA256, err)
+		}
+	}
 	path, err := find(k.Name, cfg.Program, cfg.Dir)
 	if err != nil {
 		return nil, err
@@ -216,12 +223,16 @@ func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
 // Launch makes the driver run that a configuration names: a registered one in this
 // process, with cfg.Options; every other as a program, as the function [Launch]
-// does. cfg.Program is name.
+// does. cfg.Program is name. What is for a program, such as SHA256 or User, is Invalid for
+// a driver in this process: it would be without effect.
 func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	r.mu.RLock()
 	builtIn := r.open[name] != nil
 	r.mu.RUnlock()
 	if builtIn {
+		if err := cfg.forProgram(); err != nil {
+			return nil, fmt.Errorf("open driver %s: %w", name, err)
+		}
 		d, err := r.Open(ctx, name, cfg.Options)
 		if err != nil {
 			return nil, err
@@ -236,6 +247,58 @@ func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg Pl
 		}
 	}
 	return p, err
+}
+
+// Validate reports what [Registry.Launch] would refuse before it opens a driver or starts a program: a
+// driver that does not exist, a program that another user could replace or whose sum is another one, a
+// user that does not exist. It does not judge the driver's own options, and opens nothing. The codes are
+// those of [Launch].
+func (r *Registry[D]) Validate(k Kind[D], name string, cfg PluginConfig) error {
+	r.mu.RLock()
+	builtIn := r.open[name] != nil
+	r.mu.RUnlock()
+	if builtIn {
+		return cfg.forProgram()
+	}
+	if cfg.SHA256 != "" {
+		if err := checkSum(cfg.SHA256); err != nil {
+			return optionError("plugin_sha256", err.Error())
+		}
+	}
+	if cfg.User != "" {
+		if _, err := user.Lookup(cfg.User); err != nil {
+			return optionError("plugin_user", err.Error())
+		}
+	}
+	path, err := find(k.Name, name, cfg.Dir)
+	if err != nil {
+		return err
+	}
+	f, err := openProgram(path, cfg.SHA256)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+// forProgram returns an error if a field is set that a driver in this process cannot honor.
+func (c *PluginConfig) forProgram() error {
+	for _, o := range []struct {
+		name string
+		set  bool
+	}{
+		{"plugin_sha256", c.SHA256 != ""},
+		{"plugin_user", c.User != ""},
+		{"plugin_max_files", c.MaxFiles != 0},
+		{"plugin_max_memory_mib", c.MaxMemoryMiB != 0},
+		{"plugin_max_crashes", c.MaxCrashes != 0},
+		{"plugin_start_timeout", c.StartTimeout != 0},
+	} {
+		if o.set {
+			return optionError(o.name, "it is for a driver that is a program, and this one is built in: remove the option, or name the program by its absolute path")
+		}
+	}
+	return nil
 }
 
 // find returns the path of a kind's program.

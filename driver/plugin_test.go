@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -215,7 +216,7 @@ func TestLaunchByName(t *testing.T) {
 	for name, want := range map[string]string{
 		"akme":    `no echo driver "akme": there is no ` + dir + `/armature-echo-akme; in that directory: acme, zeta; built in: mem`,
 		"../acme": `"../acme" is neither the name of a driver (lower-case letters, digits, - and _) nor an absolute path`,
-		"/nil":    `the driver's program: stat /nil: no such file or directory`,
+		"/nil":    `the driver's program /nil: lstat /nil: no such file or directory`,
 	} {
 		if _, err := r.Launch(t.Context(), echoKind, name, driver.PluginConfig{Dir: dir}); err == nil || err.Error() != want {
 			t.Errorf("%s: %v\nwant %s", name, err, want)
@@ -223,5 +224,25 @@ func TestLaunchByName(t *testing.T) {
 	}
 	if _, err := r.Launch(t.Context(), echoKind, "x", driver.PluginConfig{}); fault.CodeOf(err) != fault.NotFound {
 		t.Errorf("no directory: %v", err)
+	}
+}
+
+// TestBuiltInTakesNoPin: what only a program can honor is refused for a driver in this process.
+func TestBuiltInTakesNoPin(t *testing.T) {
+	t.Parallel()
+	var drivers driver.Registry[echoer]
+	drivers.Add("echo", openEcho)
+	for option, cfg := range map[string]driver.PluginConfig{
+		"plugin_sha256":         {SHA256: strings.Repeat("0", 64)},
+		"plugin_user":           {User: "nobody"},
+		"plugin_max_files":      {MaxFiles: 10},
+		"plugin_max_memory_mib": {MaxMemoryMiB: 10},
+	} {
+		if _, err := drivers.Launch(t.Context(), echoKind, "echo", cfg); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), option) {
+			t.Errorf("%s: %v, want Invalid with the option", option, err)
+		}
+	}
+	if _, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good"), SHA256: "abc"}); fault.CodeOf(err) != fault.Invalid {
+		t.Errorf("a sum that is none: %v, want Invalid", err)
 	}
 }

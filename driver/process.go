@@ -7,11 +7,9 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -49,6 +47,7 @@ const drain = 200 * time.Millisecond
 type process struct {
 	cfg       *PluginConfig
 	path      string
+	program   *os.File // at path, which was judged; open until it runs
 	protocols []int
 
 	cmd    *exec.Cmd
@@ -73,11 +72,13 @@ type process struct {
 // start runs the program and opens its driver, within ctx. On an error nothing of
 // it is left.
 func start(ctx context.Context, kind string, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
-	if err := checkProgram(path, cfg.SHA256); err != nil {
+	program, err := openProgram(path, cfg.SHA256)
+	if err != nil {
 		return nil, err
 	}
+	defer func() { _ = program.Close() }() // it was only read
 	p := &process{
-		cfg: cfg, path: path, protocols: protocols, log: &programLog{log: log, ctx: context.WithoutCancel(ctx)},
+		cfg: cfg, path: path, program: program, protocols: protocols, log: &programLog{log: log, ctx: context.WithoutCancel(ctx)},
 		exited: make(chan struct{}), drained: make(chan struct{}),
 	}
 	late := func() error {
@@ -88,7 +89,7 @@ func start(ctx context.Context, kind string, protocols []int, path string, cfg *
 		return fault.New(fault.CodeOf(ended), "it did not start in time: %w", ended)
 	}
 	stop := context.AfterFunc(ctx, func() { p.fail(late()) })
-	err := p.connect(ctx, kind)
+	err = p.connect(ctx, kind)
 	if !stop() || errors.Is(err, context.DeadlineExceeded) {
 		err = late()
 	}
@@ -166,6 +167,9 @@ const maxSocket = 107
 // prepare makes the command, which [process.Start] starts.
 func (p *process) prepare(ctx context.Context, env []string, dir, cert string) error {
 	p.cmd = exec.Command(p.path, p.cfg.Args...) //nolint:noctx // ended by fail
+	if p.cfg.SHA256 != "" {
+		p.executeOpen()
+	}
 	p.cmd.Dir = "/"
 	for _, name := range []string{"PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR"} {
 		if v, ok := os.LookupEnv(name); ok {
@@ -414,36 +418,6 @@ func (p *process) why(err error) error {
 		return fmt.Errorf("%s: %w; its last words: %s", p.path, err, said)
 	}
 	return fmt.Errorf("%s: %w", p.path, err)
-}
-
-// checkProgram looks at the file before it is run.
-func checkProgram(path, pin string) error {
-	info, err := os.Stat(path)
-	switch {
-	case err != nil:
-		return fault.New(fault.NotFound, "the driver's program: %w", err)
-	case !info.Mode().IsRegular():
-		return fault.New(fault.Invalid, "the driver's program %s is not a file", path)
-	case info.Mode()&0o111 == 0:
-		return fault.New(fault.Invalid, "the driver's program %s is not executable", path)
-	case info.Mode()&0o002 != 0:
-		return fault.New(fault.Invalid, "the driver's program %s can be written by everybody", path)
-	case pin == "":
-		return nil
-	}
-	f, err := os.Open(path)
-	if err != nil {
-		return fault.New(fault.Invalid, "the driver's program: %w", err)
-	}
-	defer func() { _ = f.Close() }() // it was only read
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return fault.New(fault.Invalid, "the driver's program: %w", err)
-	}
-	if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, pin) {
-		return fault.New(fault.Denied, "the driver's program %s has the SHA-256 %s, and the configuration says %s", path, got, pin)
-	}
-	return nil
 }
 
 // ownTLS makes a certificate for one run of one program, as its PEM form.

@@ -42,6 +42,14 @@ func (p *process) secure(dirs ...string) error {
 	return nil
 }
 
+// executeOpen makes the open file the one that is executed: the sum is that of this file, also when
+// another one takes its name in the meantime. The program has it as its file 3, which the interpreter
+// of a script reads.
+func (p *process) executeOpen() {
+	p.cmd.Path, p.cmd.Err = "/proc/self/fd/3", nil
+	p.cmd.ExtraFiles = []*os.File{p.program}
+}
+
 // run starts the program and waits for its end. The kernel kills a child when the
 // thread that started it ends (PR_SET_PDEATHSIG), so the thread stays as long.
 func (p *process) run(started chan<- error) {

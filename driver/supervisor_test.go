@@ -400,7 +400,7 @@ func TestNotADriver(t *testing.T) {
 		{"holder", driver.PluginConfig{}, fault.Invalid, "it is not a driver: its output begins with \"no\""},
 		{"text", driver.PluginConfig{}, fault.Internal, "exec format error"},
 		{"data", driver.PluginConfig{}, fault.Invalid, "is not executable"},
-		{"open", driver.PluginConfig{}, fault.Invalid, "can be written by everybody"},
+		{"open", driver.PluginConfig{}, fault.Denied, "can be written by its group or by all users"},
 		{"dir", driver.PluginConfig{}, fault.Invalid, "is not a file"},
 		{"good", driver.PluginConfig{SHA256: strings.Repeat("0", 64)}, fault.Denied, "and the configuration says 000"},
 		{"good", driver.PluginConfig{SocketDir: "/proc"}, fault.Internal, "socket_dir: "},
@@ -495,9 +495,12 @@ func TestUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := launch(t, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: "/var/tmp", User: "nobody"})
-	if got, err := p.Driver().Echo(t.Context(), "uid"); got == "0" || err != nil {
-		t.Errorf("it runs as %s, %v", got, err)
+	sum := sha256.Sum256(raw)
+	for _, pin := range []string{"", hex.EncodeToString(sum[:])} {
+		p := launch(t, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: "/var/tmp", User: "nobody", SHA256: pin})
+		if got, err := p.Driver().Echo(t.Context(), "uid"); got == "0" || err != nil {
+			t.Errorf("it runs as %s, %v", got, err)
+		}
 	}
 	if _, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: dir, User: "no-such-user"}); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("an unknown user: %v", err)

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/internal/bodytime"
 )
 
@@ -52,6 +53,21 @@ type HTTPConfig struct {
 	BodyTimeout time.Duration
 	// IdleTimeout is how long a connection may be idle. Default 2 minutes.
 	IdleTimeout time.Duration
+}
+
+// Validate reports Invalid if the certificate, its key or the authorities of clients cannot be used, or
+// Addr is not an address. It opens no socket. [HTTPPart].Start does the same.
+func (c HTTPConfig) Validate() error {
+	if !strings.HasPrefix(c.Addr, "unix:") {
+		if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+			return fault.New(fault.Invalid, "address %q: %w", c.Addr, err)
+		}
+	}
+	if c.CertFile == "" && c.KeyFile == "" && c.ClientCAFile == "" {
+		return nil
+	}
+	_, err := (&certificates{cfg: c}).read()
+	return err
 }
 
 // HTTPPart is a listening server of HTTP/1.1 and, with TLS, HTTP/2. Make one with

@@ -58,6 +58,9 @@ func (c *certificates) load(ctx context.Context) error {
 }
 
 func (c *certificates) read() (*tls.Config, error) {
+	if c.cfg.CertFile == "" || c.cfg.KeyFile == "" {
+		return nil, fault.New(fault.Invalid, "certificate %q with key %q: HTTPS needs both, also to ask clients for certificates", c.cfg.CertFile, c.cfg.KeyFile)
+	}
 	pair, err := tls.LoadX509KeyPair(c.cfg.CertFile, c.cfg.KeyFile)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "certificate %s with key %s: %w", c.cfg.CertFile, c.cfg.KeyFile, err)

@@ -68,6 +68,8 @@ type Env[D driver.Driver] struct {
 	info    driver.Info
 	plugin  *driver.Plugin[D]      // nil: in process
 	restart func(old D) (D, error) // in process
+	open    func(options json.RawMessage) error
+	options json.RawMessage
 }
 
 // Driver returns the driver. After [Env.Restart] it may be another one.
@@ -90,6 +92,13 @@ func (e *Env[D]) Restart() {
 	}
 	e.d = d
 }
+
+// Options are those that the driver was opened with.
+func (e *Env[D]) Options() json.RawMessage { return e.options }
+
+// Open opens another driver of the same make with other options, closes it, and returns the error of
+// that. It is for rules about options.
+func (e *Env[D]) Open(options json.RawMessage) error { return e.open(options) }
 
 // Crash kills the driver's program after a while, and waits until it is up again.
 // It is for rules with Crashes.
@@ -147,6 +156,12 @@ func Run[D driver.Driver](t *testing.T, k driver.Kind[D], open func(context.Cont
 				t.Errorf("close: %v", err)
 			}
 			return open(t.Context(), cfg.Options)
+		}, options: cfg.Options, open: func(options json.RawMessage) error {
+			d, err := open(t.Context(), options)
+			if err != nil {
+				return err
+			}
+			return d.Close()
 		}}
 		var err error
 		if e.d, err = open(t.Context(), cfg.Options); err != nil {
@@ -196,7 +211,15 @@ func Launch[D driver.Driver](t T, k driver.Kind[D], cfg Config) (*Env[D], func()
 		}
 		return nil, nil, err
 	}
-	e := &Env[D]{T: t, d: plugin.Driver(), plugin: plugin}
+	e := &Env[D]{T: t, d: plugin.Driver(), plugin: plugin, options: cfg.Options, open: func(options json.RawMessage) error {
+		p := p
+		p.Options = options
+		plugin, err := driver.Launch(t.Context(), k, p)
+		if err != nil {
+			return err
+		}
+		return plugin.Close(context.WithoutCancel(t.Context()))
+	}}
 	return e, func() {
 		if err := plugin.Close(context.WithoutCancel(t.Context())); err != nil {
 			t.Errorf("close: %v", err)

@@ -5,6 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -60,15 +63,31 @@ func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *opti
 		return err
 	}
 	_ = o.logger() // it sets the level
-	cfg, err := o.databaseConfig(o.Database.Connection)
+	connection := o.Database.Connection
+	if connection == "" && o.StatePath != "" { // of all services in one process, if it has been made
+		embedded, path, err := o.embedded()
+		if err != nil {
+			return err
+		}
+		if _, err := os.Stat(path); err == nil {
+			connection = embedded
+		}
+	}
+	cfg, err := o.databaseConfig(connection)
 	if err != nil {
-		return err
+		return o.wrong("database", "connection", err)
 	}
 	d, err := db.Open(ctx, cfg)
 	if err != nil {
 		return fmt.Errorf("option connection of [database]: %w", err)
 	}
 	return errors.Join(do(ctx, o, d), d.Close())
+}
+
+// embedded returns the URL of the database of all services in one process, and its file.
+func (o *options) embedded() (connection, path string, err error) {
+	path, err = filepath.Abs(filepath.Join(o.StatePath, "nova.db"))
+	return (&url.URL{Scheme: "sqlite", Path: path}).String(), path, err
 }
 
 func (f *flags) sync(ctx context.Context, _ *options, d *sqlx.DB) error {

@@ -66,7 +66,7 @@ func (f *flags) letters(ctx context.Context, decide func(iface string, l *rpc.De
 	}
 	bus, err := o.openBus(slog.New(slog.DiscardHandler)) // what goes wrong is returned
 	if err != nil {
-		return err
+		return o.wrong("DEFAULT", "transport_url", err)
 	}
 	if err := bus.Start(ctx); err != nil {
 		return err

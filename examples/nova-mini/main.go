@@ -22,9 +22,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/service/config"
 )
 
@@ -36,6 +40,9 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "%s: %v\n", cmd.Name(), err)
+		if _, ok := errors.AsType[usageError](err); ok {
+			os.Exit(2)
+		}
 		os.Exit(1)
 	}
 }
@@ -55,7 +62,7 @@ func command(out io.Writer) *cobra.Command {
 			if err := f.openByDefault(); err != nil {
 				return err
 			}
-			return f.run(cmd.Context(), allInOne)
+			return f.run(cmd.Context(), allInOneService, allInOne)
 		},
 	}
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
@@ -82,10 +89,54 @@ func command(out io.Writer) *cobra.Command {
 	} {
 		root.AddCommand(&cobra.Command{
 			Use: s.name, Short: s.short, Args: cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), s.wire) },
+			RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), s.name, s.wire) },
 		})
 	}
 	root.AddCommand(f.databaseCommands()...)
 	root.AddCommand(f.dlqCommand(), f.operationCommand(), f.configCommand(), f.policyCommand(), f.openapiCommand())
+	judgeArguments(root)
 	return root
+}
+
+// usageError is an error of the command line: the exit code is 2.
+type usageError struct{ error }
+
+func (e usageError) Unwrap() error { return e.error }
+
+// unknown is an error about a name that does not exist, with the nearest that does.
+func unknown(what, name string, known func(yield func(string) bool)) error {
+	return usageError{fault.New(fault.Invalid, "there is no %s %q%s", what, name, text.Nearest(name, known))}
+}
+
+// judgeArguments makes the errors of all command lines usageErrors, and a command that does not exist one.
+func judgeArguments(cmd *cobra.Command) {
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
+	args := cmd.Args
+	if cmd.HasSubCommands() {
+		args = func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return nil
+			}
+			var names []string
+			for _, c := range cmd.Commands() {
+				names = append(names, c.Name())
+			}
+			return unknown("command", strings.TrimSpace(strings.TrimPrefix(cmd.CommandPath(), "nova-mini")+" "+args[0]), slices.Values(names))
+		}
+		if cmd.RunE == nil {
+			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }
+		}
+	}
+	cmd.Args = func(cmd *cobra.Command, given []string) error {
+		if args == nil {
+			return nil
+		}
+		if err := args(cmd, given); err != nil {
+			return usageError{err}
+		}
+		return nil
+	}
+	for _, c := range cmd.Commands() {
+		judgeArguments(c)
+	}
 }

@@ -108,7 +108,7 @@ func TestTools(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	nova := filepath.Join(dir, "nova.conf")
-	if err := os.WriteFile(nova, []byte("[DEFAULT]\nstrict = false\nauth_strategy = noauth2\nmy_ip = 10.0.0.1\ntransport_url = rabbit://u:hush@h/\n[libvirt]\nvirt_type = kvm\n[database]\nconnection = mysql://h/nova\n"), 0o600); err != nil {
+	if err := os.WriteFile(nova, []byte("[DEFAULT]\nstrict = false\nauth_strategy = noauth2\nmy_ip = 10.0.0.1\ntransport_url = rabbit://u:hush@h/\nstate_path = /var/lib/nova\n[libvirt]\nvirt_type = kvm\n[database]\nconnection = mysql://u@h/nova\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("os_compute_api:servers:start: 'role:admin'\n"), 0o600); err != nil {

@@ -7,9 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -50,9 +48,9 @@ type node struct {
 }
 
 // run wires a service and runs it until it is told to stop.
-func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error) (err error) {
+func (f *flags) run(ctx context.Context, name string, wire func(context.Context, *node) error) (err error) {
 	service.CatchSignals()
-	o, err := f.load()
+	o, err := f.load(name)
 	if err != nil {
 		return err
 	}
@@ -65,9 +63,6 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 	}
 	if o.Admin != "" {
 		admin := o.admin()
-		if err := admin.Validate(); err != nil {
-			return fmt.Errorf("options admin_listen and admin_hosts: %w", err)
-		}
 		admin.Metrics = n.tell.metrics()
 		n.app.AddLabeled("admin", "option admin_listen", n.app.Admin(admin))
 	}
@@ -85,7 +80,7 @@ func (f *flags) run(ctx context.Context, wire func(context.Context, *node) error
 // databaseConfig says which database it is.
 func (o *options) databaseConfig(url string) (db.Config, error) {
 	if url == "" {
-		return db.Config{}, errors.New("option connection of [database] is not set; it is mysql://user:password@host:port/name")
+		return db.Config{}, errors.New("is not set; it is mysql://user:password@host:port/name")
 	}
 	return db.Config{URL: url, MaxOpen: o.Database.MaxPoolSize}, nil
 }
@@ -93,11 +88,11 @@ func (o *options) databaseConfig(url string) (db.Config, error) {
 // openBus returns the bus that transport_url names. It is not started.
 func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	if o.TransportURL == "" {
-		return nil, fault.New(fault.Invalid, "option transport_url is not set; it is rabbit://user:password@host:port/vhost or nats://user:password@host:port")
+		return nil, fault.New(fault.Invalid, "is not set; it is rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 	}
 	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, Logger: log})
 	if err != nil {
-		return nil, fmt.Errorf("option transport_url: %w", err)
+		return nil, err
 	}
 	return bus, nil
 }
@@ -227,9 +222,8 @@ type identity struct {
 // identity returns what the options say.
 func (o *options) identity(log *slog.Logger) (*identity, error) {
 	if o.API.AuthStrategy == "noauth2" {
-		if !o.loopback() && !o.API.OpenRemote {
-			return nil, fault.New(fault.Invalid, "option auth_strategy of [api] is noauth2, which makes every client the administrator, and osapi_compute_listen = %s can be reached "+
-				"from other machines: use auth_strategy = keystone, or listen on 127.0.0.1, or set noauth2_remote = true in [api]", o.Listen)
+		if err := o.checkOpenAccess(); err != nil {
+			return nil, err
 		}
 		return &identity{authenticate: auth.None(api.Administrator)}, nil
 	}
@@ -314,11 +308,9 @@ func wireScheduler(_ context.Context, n *node) error {
 }
 
 func (n *node) addScheduler(host string) error {
-	f := n.FilterScheduler
-	s, err := scheduler.New(scheduler.Config{
-		Store: n.store, DownAfter: n.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize, Logger: n.log,
-		Multipliers: map[string]float64{"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier},
-	})
+	cfg := n.schedulerConfig()
+	cfg.Store, cfg.Logger = n.store, n.log
+	s, err := scheduler.New(cfg)
 	if err != nil {
 		return err
 	}
@@ -327,11 +319,17 @@ func (n *node) addScheduler(host string) error {
 	return nil
 }
 
+// schedulerConfig is what the options say of the scheduler.
+func (o *options) schedulerConfig() scheduler.Config {
+	f := o.FilterScheduler
+	return scheduler.Config{
+		DownAfter: o.ServiceDownTime, Filters: f.EnabledFilters, SubsetSize: f.HostSubsetSize,
+		Multipliers: map[string]float64{"ram": f.RAMMultiplier, "cpu": f.CPUMultiplier, "disk": f.DiskMultiplier, "num_instances": f.ServersMultiplier},
+	}
+}
+
 // wireCompute has no database: a worker asks the conductor.
 func wireCompute(ctx context.Context, n *node) error {
-	if n.StatePath == "" {
-		return errors.New("option state_path is not set: the driver needs a directory that outlives the process")
-	}
 	if err := n.wireBus(); err != nil {
 		return err
 	}
@@ -389,11 +387,10 @@ func allInOne(ctx context.Context, n *node) error {
 	}
 	connection := n.Database.Connection
 	if connection == "" {
-		path, err := filepath.Abs(filepath.Join(n.StatePath, "nova.db"))
-		if err != nil {
+		var err error
+		if connection, _, err = n.embedded(); err != nil {
 			return err
 		}
-		connection = (&url.URL{Scheme: "sqlite", Path: path}).String()
 	}
 	if err := n.wireStore(connection, true); err != nil {
 		return err

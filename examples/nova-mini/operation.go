@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"github.com/spf13/cobra"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -41,11 +43,22 @@ func (f *flags) operationCommand() *cobra.Command {
 	var state, why string
 	list := &cobra.Command{
 		Use: "list", Short: "One line for each operation, the newest first", Args: cobra.NoArgs,
-		RunE: with(func(ctx context.Context, ops *operation.Store, _ []string) error {
+		PreRunE: func(*cobra.Command, []string) error {
+			if state != "" && !slices.Contains(states, state) {
+				return unknown("state", state, slices.Values(states))
+			}
+			if filter.Limit < 0 {
+				return usageError{fault.New(fault.Invalid, "flag --limit: %d is less than 0", filter.Limit)}
+			}
+			return nil
+		},
+		RunE: with(func(ctx context.Context, ops *operation.Store, _ []string) (err error) {
 			filter.State = operation.State(state)
-			found, err := ops.List(ctx, filter)
-			if err != nil {
-				return err
+			var found []operation.Operation
+			if filter.Limit > 0 { // of 0 there is none
+				if found, err = ops.List(ctx, filter); err != nil {
+					return err
+				}
 			}
 			w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
 			_, _ = fmt.Fprintln(w, "ID\tKIND\tSERVER\tSTATE\tCREATED\tERROR") // Flush has the error
@@ -59,7 +72,7 @@ func (f *flags) operationCommand() *cobra.Command {
 	flags := list.Flags()
 	flags.StringVar(&filter.Resource, "server", "", "those on this server")
 	flags.StringVar(&filter.Kind, "kind", "", "those of this kind, such as server.create")
-	flags.StringVar(&state, "state", "", "those in this state: running, undoing, succeeded, failed, timed_out or canceled")
+	flags.StringVar(&state, "state", "", "those in this state: "+strings.Join(states, ", "))
 	flags.BoolVar(&filter.Open, "open", false, "those that are not over")
 	flags.IntVar(&filter.Limit, "limit", 100, "how many at most")
 	flags.StringVar(&filter.Marker, "marker", "", "ID of the last one of the page before")
@@ -93,6 +106,11 @@ func (f *flags) operationCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "operation", Short: "What is done to servers, step by step"}
 	cmd.AddCommand(list, show, cancel, retry)
 	return cmd
+}
+
+// states are those of operations.
+var states = []string{
+	string(operation.Running), string(operation.Undoing), string(operation.Succeeded), string(operation.Failed), string(operation.TimedOut), string(operation.Canceled),
 }
 
 // line makes a text one line that does nothing to a terminal.

@@ -6,20 +6,16 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/armature-go/armature/driver"
-	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
-	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/config"
 	"github.com/armature-go/armature/service/policy"
@@ -32,24 +28,24 @@ type settings struct {
 	ComputeDriver    string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, the absolute path of one, or Nova's name, such as libvirt.LibvirtDriver for libvirt"`
 	PluginDir        string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of drivers' programs"`
 	TransportURL     string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, amqps:// alike, nats://user:password@host:port[,...], tls:// alike"`
-	ControlExchange  string                       `ini:"control_exchange" default:"nova" help:"first part of the names of all queues"`
+	ControlExchange  string                       `ini:"control_exchange" default:"nova" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"first part of the names of all queues"`
 	MaxMessage       int                          `ini:"max_message_size" default:"4194304" min:"65536" help:"bytes of the largest message on the bus, the same for all services, and not above the broker's own max_message_size"`
 	Listen           string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
-	Port             int                          `ini:"osapi_compute_listen_port" default:"8774" help:"port of the API, 0 for any free one"`
+	Port             int                          `ini:"osapi_compute_listen_port" default:"8774" min:"0" max:"65535" help:"port of the API, 0 for any free one"`
 	StatePath        string                       `ini:"state_path" help:"directory for the data of the fake driver and of the embedded database"`
-	ReportInterval   time.Duration                `ini:"report_interval" default:"10" help:"seconds between signs of life"`
-	ServiceDownTime  time.Duration                `ini:"service_down_time" default:"60" help:"seconds of silence after which a service is down"`
-	BuildTimeout     time.Duration                `ini:"instance_build_timeout" default:"600" help:"seconds that a build, or an action, may take on one host"`
-	RetryInterval    time.Duration                `ini:"task_retry_interval" default:"15" help:"seconds of silence after which a worker is told again, and another conductor goes on with what one has begun"`
+	ReportInterval   time.Duration                `ini:"report_interval" default:"10" min:"1ms" help:"seconds between signs of life"`
+	ServiceDownTime  time.Duration                `ini:"service_down_time" default:"60" min:"1ms" help:"seconds of silence after which a service is down"`
+	BuildTimeout     time.Duration                `ini:"instance_build_timeout" default:"600" min:"1ms" help:"seconds that a build, or an action, may take on one host"`
+	RetryInterval    time.Duration                `ini:"task_retry_interval" default:"15" min:"1ms" help:"seconds of silence after which a worker is told again, and another conductor goes on with what one has begun"`
 	OperationHistory time.Duration                `ini:"operation_history" default:"2592000" min:"0" help:"seconds after which operations that have ended are forgotten"`
-	ShutdownTimeout  time.Duration                `ini:"graceful_shutdown_timeout" default:"60" help:"seconds that running work may take after SIGTERM"`
-	DrainDelay       time.Duration                `ini:"drain_delay" default:"0" help:"seconds after SIGTERM in which work is still taken, while /readyz fails and load balancers look elsewhere"`
-	CPURatio         float64                      `ini:"cpu_allocation_ratio" default:"4.0" help:"virtual CPUs per real one"`
-	RAMRatio         float64                      `ini:"ram_allocation_ratio" default:"1.0" help:"memory of servers per real memory"`
-	DiskRatio        float64                      `ini:"disk_allocation_ratio" default:"1.0" help:"disk of servers per real disk"`
+	ShutdownTimeout  time.Duration                `ini:"graceful_shutdown_timeout" default:"60" min:"1ms" help:"seconds that running work may take after SIGTERM"`
+	DrainDelay       time.Duration                `ini:"drain_delay" default:"0" min:"0" help:"seconds after SIGTERM in which work is still taken, while /readyz fails and load balancers look elsewhere"`
+	CPURatio         float64                      `ini:"cpu_allocation_ratio" default:"4.0" min:"0.01" max:"10000" help:"virtual CPUs per real one"`
+	RAMRatio         float64                      `ini:"ram_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"memory of servers per real memory"`
+	DiskRatio        float64                      `ini:"disk_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"disk of servers per real disk"`
 	Debug            bool                         `ini:"debug" default:"false" help:"log at debug level" reloadable:"true"`
 	Strict           bool                         `ini:"strict" default:"true" strict:"true" help:"refuse options and sections that nova-mini does not know; false: take a file that was written for Nova"`
-	Admin            string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/admin.sock (default: none)"`
+	Admin            string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/{service}.sock, where {service} stands for the service's name, so that all of a host can have one file (default: none)"`
 	AdminHosts       []string                     `ini:"admin_hosts" help:"names and addresses by which other machines may reach admin_listen, which asks for no identity; without them it must be of this machine only"`
 	Database         databaseOptions              `section:"database"`
 	Scheduler        schedulerOptions             `section:"scheduler"`
@@ -68,26 +64,27 @@ type settings struct {
 type options struct {
 	settings
 
-	config *config.Config[settings]
-	level  slog.LevelVar // of the log, which an operator can set
+	config  *config.Config[settings]
+	service string        // that the process is
+	level   slog.LevelVar // of the log, which an operator can set
 }
 
 type databaseOptions struct {
 	Connection  string `ini:"connection" secret:"true" deprecated:"sql_connection, sql.connection, DEFAULT.sql_connection" help:"mysql://user:password@host:port/name or sqlite:///path/nova.db"`
-	MaxPoolSize int    `ini:"max_pool_size" default:"10" deprecated:"sql_max_pool_size, DEFAULT.sql_max_pool_size" help:"connections to the database"`
+	MaxPoolSize int    `ini:"max_pool_size" default:"10" deprecated:"sql_max_pool_size, DEFAULT.sql_max_pool_size" min:"1" max:"10000" help:"connections to the database"`
 }
 
 type schedulerOptions struct {
-	MaxAttempts int `ini:"max_attempts" default:"3" deprecated:"DEFAULT.scheduler_max_attempts" help:"hosts on which a build is tried"`
+	MaxAttempts int `ini:"max_attempts" default:"3" deprecated:"DEFAULT.scheduler_max_attempts" min:"1" help:"hosts on which a build is tried"`
 }
 
 type filterOptions struct {
 	EnabledFilters    []string `ini:"enabled_filters" deprecated:"DEFAULT.scheduler_default_filters" help:"filters in the order in which they are asked, by their own names or Nova's (default: tried, disabled, down, VCPU, MEMORY_MB, DISK_GB)"`
-	HostSubsetSize    int      `ini:"host_subset_size" default:"3" deprecated:"DEFAULT.scheduler_host_subset_size" help:"one of so many best hosts is drawn"`
-	RAMMultiplier     float64  `ini:"ram_weight_multiplier" default:"1.0" deprecated:"DEFAULT.ram_weight_multiplier" help:"how much free memory counts, negative to fill hosts up"`
-	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" help:"how much free virtual CPUs count"`
-	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" help:"how much free disk counts"`
-	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" help:"how much the number of servers counts"`
+	HostSubsetSize    int      `ini:"host_subset_size" default:"3" deprecated:"DEFAULT.scheduler_host_subset_size" min:"1" help:"one of so many best hosts is drawn"`
+	RAMMultiplier     float64  `ini:"ram_weight_multiplier" default:"1.0" deprecated:"DEFAULT.ram_weight_multiplier" min:"-1000000" max:"1000000" help:"how much free memory counts, negative to fill hosts up"`
+	CPUMultiplier     float64  `ini:"cpu_weight_multiplier" default:"1.0" deprecated:"DEFAULT.cpu_weight_multiplier" min:"-1000000" max:"1000000" help:"how much free virtual CPUs count"`
+	DiskMultiplier    float64  `ini:"disk_weight_multiplier" default:"1.0" deprecated:"DEFAULT.disk_weight_multiplier" min:"-1000000" max:"1000000" help:"how much free disk counts"`
+	ServersMultiplier float64  `ini:"num_instances_weight_multiplier" default:"0.0" min:"-1000000" max:"1000000" help:"how much the number of servers counts"`
 }
 
 type apiOptions struct {
@@ -105,7 +102,7 @@ type wsgiOptions struct {
 }
 
 type corsOptions struct {
-	Origins []string `ini:"allowed_origin" help:"origins of web pages that may use the API, such as https://dashboard.example.org"`
+	Origins []string `ini:"allowed_origin" regex:"^([*]|https?://[^/?#@ ]+)$" help:"origins of web pages that may use the API, such as https://dashboard.example.org"`
 }
 
 type keystoneOptions struct {
@@ -116,7 +113,7 @@ type keystoneOptions struct {
 	Project       string        `ini:"project_name" default:"service" deprecated:"tenant_name, admin_tenant_name" help:"project of the user"`
 	ProjectDomain string        `ini:"project_domain_name" default:"Default" help:"domain of the project"`
 	ServiceRoles  []string      `ini:"service_token_roles" default:"service" help:"roles, one of them, of a service that may ask for a user whose token has expired"`
-	CacheTime     time.Duration `ini:"token_cache_time" default:"300" help:"seconds for which a token is believed, so also for which one may live that was revoked"`
+	CacheTime     time.Duration `ini:"token_cache_time" default:"300" min:"1ms" help:"seconds for which a token is believed, so also for which one may live that was revoked"`
 }
 
 type policyOptions struct {
@@ -143,8 +140,8 @@ func (f *flags) openByDefault() error {
 	f.config.Defaults = map[string]string{strategy: "noauth2"}
 	src := f.source()
 	src.Logger = slog.New(slog.DiscardHandler) // load says it
-	c, err := config.Open[settings](src)
-	if err != nil {
+	c, err := config.Inspect[settings](src)
+	if c == nil {
 		return err
 	}
 	for _, v := range c.Values() {
@@ -169,25 +166,31 @@ func (f *flags) source() config.Source {
 	return src
 }
 
-// load reads the options.
-func (f *flags) load() (*options, error) {
-	c, err := config.Open[settings](f.source())
-	if err != nil {
+// load reads the options, and judges them for the services that are to use them: the error has all that is
+// wrong, a line each. A command of an operator names no service.
+func (f *flags) load(of ...string) (*options, error) {
+	c, err := config.Inspect[settings](f.source())
+	if c == nil {
 		return nil, err
 	}
-	o := &options{settings: *c.Current(), config: c} // those that it adds itself are its own
+	o, herr := f.options(c)
+	if len(of) == 1 {
+		o.service = of[0]
+	}
+	if err := errors.Join(err, herr, o.judge(of...)); err != nil {
+		return nil, err
+	}
+	return o, nil
+}
+
+// options returns what is read as a process uses it.
+func (f *flags) options(c *config.Config[settings]) (*options, error) {
+	o := &options{settings: *c.Current(), config: c, service: "nova-mini"} // those that it adds itself are its own
+	var err error
 	if o.Host == "" {
-		name, err := os.Hostname()
-		if err != nil {
-			return nil, fmt.Errorf("option host is not set, and the machine has no name: %w", err)
+		if o.Host, err = os.Hostname(); err != nil {
+			err = fmt.Errorf("option host is not set, and the machine has no name: %w", err)
 		}
-		o.Host = name
-	}
-	if err := rpc.CheckHost(o.Host); err != nil {
-		return nil, fmt.Errorf("option host: %w", err)
-	}
-	if o.ReportInterval <= 0 || o.ServiceDownTime <= o.ReportInterval {
-		return nil, fault.New(fault.Invalid, "service_down_time (%v) must be longer than report_interval (%v), which must be positive", o.ServiceDownTime, o.ReportInterval)
 	}
 	if m := novaDriver.FindStringSubmatch(o.ComputeDriver); m != nil {
 		o.ComputeDriver = m[1]
@@ -202,7 +205,7 @@ func (f *flags) load() (*options, error) {
 	for i := range o.Policy.Dirs {
 		o.Policy.Dirs[i] = beside(o.Policy.Dirs[i])
 	}
-	return o, nil
+	return o, err
 }
 
 // novaDriver is a driver's name in Nova's form, such as libvirt.LibvirtDriver.
@@ -234,7 +237,7 @@ func (o *options) loopback() bool {
 
 // admin is the configuration of the admin listener.
 func (o *options) admin() service.AdminConfig {
-	return service.AdminConfig{Addr: o.Admin, Hosts: o.AdminHosts, Level: &o.level, Config: func() any { return o.config.Values() }}
+	return service.AdminConfig{Addr: strings.ReplaceAll(o.Admin, "{service}", o.service), Hosts: o.AdminHosts, Level: &o.level, Config: func() any { return o.config.Values() }}
 }
 
 // policy is where the operator's rules are. A file that an option names must exist.
@@ -256,36 +259,19 @@ func (o *options) policy(log *slog.Logger) policy.Config {
 // the worker adds the host's name and a directory that is the driver's own. The
 // section's options that begin with plugin_ are about the program.
 func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
-	name := strings.TrimPrefix(filepath.Base(o.ComputeDriver), "armature-compute-")
-	cfg := driver.PluginConfig{Dir: o.PluginDir}
-	opts := map[string]string{"host": host, "dir": filepath.Join(o.StatePath, "instances", host)}
-	for _, k := range slices.Sorted(maps.Keys(o.Drivers[name])) {
-		v := o.Drivers[name][k]
-		var err error
-		switch k {
-		case "plugin_sha256":
-			cfg.SHA256 = v
-		case "plugin_user":
-			cfg.User = v
-		case "plugin_max_files":
-			cfg.MaxFiles, err = strconv.Atoi(v)
-		case "plugin_max_memory_mib":
-			cfg.MaxMemoryMiB, err = strconv.Atoi(v)
-		case "plugin_max_crashes":
-			cfg.MaxCrashes, err = strconv.Atoi(v)
-		case "plugin_start_timeout":
-			cfg.StartTimeout, err = time.ParseDuration(v)
-		default:
-			if strings.HasPrefix(k, "plugin_") {
-				err = errors.New("there is no such option")
-			}
-			opts[k] = v
-		}
-		if err != nil {
-			return cfg, fault.New(fault.Invalid, "option %s in section driver_%s: %w", k, name, err)
-		}
+	name := o.driverName()
+	options, err := json.Marshal(map[string]string{"host": host, "dir": filepath.Join(o.StatePath, "instances", host)})
+	if err != nil {
+		return driver.PluginConfig{}, err
 	}
-	var err error
-	cfg.Options, err = json.Marshal(opts)
-	return cfg, err
+	cfg := driver.PluginConfig{Dir: o.PluginDir, Options: options}
+	if err := cfg.Configure(o.Drivers[name]); err != nil {
+		return cfg, err
+	}
+	return cfg, nil
+}
+
+// driverName is what the section of compute_driver is called after driver_.
+func (o *options) driverName() string {
+	return strings.TrimPrefix(filepath.Base(o.ComputeDriver), "armature-compute-")
 }

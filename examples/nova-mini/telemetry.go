@@ -33,6 +33,18 @@ type telemetryOptions struct {
 	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"how many traces are kept, of those that begin here"`
 }
 
+// traces is where traces go, nil if there are none.
+func (t telemetryOptions) traces() (*url.URL, error) {
+	if t.Endpoint == "" {
+		return nil, nil //nolint:nilnil // there are none
+	}
+	u, err := url.Parse(t.Endpoint)
+	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+		return nil, fault.New(fault.Invalid, "%q is not of the form http://host:4318", t.Endpoint)
+	}
+	return u, nil
+}
+
 // telemetry is what a process tells of itself.
 type telemetry struct {
 	registry *prometheus.Registry
@@ -52,9 +64,9 @@ func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.L
 	if o.Telemetry.Endpoint == "" {
 		return t, nil
 	}
-	u, err := url.Parse(o.Telemetry.Endpoint)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fault.New(fault.Invalid, "option otlp_endpoint in section opentelemetry: %q is not of the form http://host:4318", o.Telemetry.Endpoint)
+	u, err := o.Telemetry.traces()
+	if err != nil {
+		return nil, err
 	}
 	out, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(u.JoinPath("v1", "traces").String()))
 	if err != nil {

@@ -3,14 +3,23 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
+	"slices"
+	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/config"
 	"github.com/armature-go/armature/service/policy"
@@ -19,24 +28,122 @@ import (
 // configCommand is what an operator asks about options.
 func (f *flags) configCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "config", Short: "Options: a sample file, and whether a file is right"}
+	var of []string
+	var online bool
+	validate := &cobra.Command{
+		Use: "validate", Args: cobra.NoArgs,
+		Short: "Say all that is wrong with the configuration, without the network, or where each option stands",
+		PreRunE: func(*cobra.Command, []string) error {
+			for _, s := range of {
+				if known := append([]string{allInOneService}, services...); !slices.Contains(known, s) {
+					return unknown("service", s, slices.Values(known))
+				}
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.validate(cmd.Context(), of, online) },
+	}
+	validate.Flags().StringSliceVar(&of, "service", services, "services that use the files; all-in-one is that of the command without a name")
+	validate.Flags().BoolVar(&online, "online", false, "also try the bus, the database and its schema, Keystone and the driver")
 	cmd.AddCommand(&cobra.Command{
 		Use: "sample", Short: "Print a file with all options", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return config.Sample(f.out, new(settings)) },
-	}, &cobra.Command{
-		Use: "validate", Short: "Say all that is wrong with the configuration, or where each option stands", Args: cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			c, err := config.Open[settings](f.source())
+	}, validate)
+	return cmd
+}
+
+// validate says which files are read, and all that is wrong, or where each option stands.
+func (f *flags) validate(ctx context.Context, of []string, online bool) error {
+	c, err := config.Inspect[settings](f.source())
+	if c == nil {
+		return err
+	}
+	w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
+	for _, path := range c.Files() {
+		_, _ = fmt.Fprintf(w, "read %s\n", path) // Flush has the error
+	}
+	o, herr := f.options(c)
+	if err := errors.Join(err, herr, o.judge(of...)); err != nil {
+		return errors.Join(err, w.Flush())
+	}
+	if online {
+		if err := o.try(ctx, w, of); err != nil {
+			return errors.Join(err, w.Flush())
+		}
+	}
+	for _, v := range c.Values() {
+		_, _ = fmt.Fprintf(w, "[%s]\t%s\t%s\t%s\n", v.Section, v.Name, v.Value, v.Where) // Flush has the error
+	}
+	return w.Flush()
+}
+
+// tryTime is how long what the options name may take to answer.
+const tryTime = 10 * time.Second
+
+// try asks everything that the options name whether it works. The error has all that does not.
+func (o *options) try(ctx context.Context, w io.Writer, of []string) error {
+	log := slog.New(slog.DiscardHandler) // what goes wrong is returned
+	var errs []error
+	for _, a := range []struct {
+		of, section, option string
+		ask                 func(ctx context.Context) error
+	}{
+		{"api conductor scheduler compute", "DEFAULT", "transport_url", func(ctx context.Context) error {
+			bus, err := o.openBus(log)
 			if err != nil {
 				return err
 			}
-			w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
-			for _, v := range c.Values() {
-				_, _ = fmt.Fprintf(w, "[%s]\t%s\t%s\t%s\n", v.Section, v.Name, v.Value, v.Where) // Flush has the error
+			err = bus.Start(ctx)
+			if err == nil {
+				err = errors.Join(bus.Check(ctx), bus.Stop(ctx))
 			}
-			return w.Flush()
-		},
-	})
-	return cmd
+			return err
+		}},
+		{"api conductor scheduler", "database", "connection", func(ctx context.Context) error {
+			cfg, err := o.databaseConfig(o.Database.Connection)
+			if err != nil {
+				return err
+			}
+			d, err := db.Open(ctx, cfg)
+			if err != nil {
+				return err
+			}
+			return errors.Join(db.Check(ctx, d, store.Migrations()), d.Close())
+		}},
+		{"api all-in-one", "keystone_authtoken", "auth_url", func(ctx context.Context) error {
+			who, err := o.identity(log)
+			if err != nil || who.part == nil {
+				return err
+			}
+			defer who.part.Stop(ctx)                     //nolint:errcheck // it closes idle connections
+			return who.part.(service.Checker).Check(ctx) //nolint:forcetypeassert // it is one
+		}},
+		{"compute all-in-one", "DEFAULT", "compute_driver", func(ctx context.Context) error {
+			cfg, err := o.driverConfig(o.Host)
+			if err != nil {
+				return err
+			}
+			cfg.Logger = log
+			p, err := drivers().Launch(ctx, compute.Kind, o.ComputeDriver, cfg)
+			if err != nil {
+				return err
+			}
+			_, err = p.Driver().Info(ctx)
+			return errors.Join(err, p.Close(ctx))
+		}},
+	} {
+		if !slices.ContainsFunc(strings.Fields(a.of), func(s string) bool { return slices.Contains(of, s) }) {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, tryTime)
+		if err := a.ask(ctx); err != nil {
+			errs = append(errs, o.wrong(a.section, a.option, err))
+		} else {
+			_, _ = fmt.Fprintf(w, "works: [%s] %s\n", a.section, a.option) // Flush has the error
+		}
+		cancel()
+	}
+	return errors.Join(errs...)
 }
 
 // policyCommand is what an operator asks about rules.
@@ -94,6 +201,13 @@ func (f *flags) policyExplain() *cobra.Command {
 			o, p, err := f.rules()
 			if err != nil {
 				return err
+			}
+			var names []string
+			for _, r := range p.Rules() {
+				names = append(names, r.Name)
+			}
+			if !slices.Contains(names, rule) {
+				return unknown("rule", rule, slices.Values(names))
 			}
 			if token != "" {
 				if c, err = o.whose(cmd.Context(), token); err != nil {

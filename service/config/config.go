@@ -124,4 +124,6 @@ type Value struct {
 	Value string `json:"value"`
 	// Where is where it stands: default, FILE:LINE, environment NAME, flag NAME.
 	Where string `json:"where"`
+	// Wrong reports that the value is a part of the error of [Inspect]. The option has its default then.
+	Wrong bool `json:"wrong,omitempty"`
 }

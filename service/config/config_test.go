@@ -192,8 +192,8 @@ func TestErrors(t *testing.T) {
 		{"no name", " \n= hunter2\n", nil, nil, "DIR/1.conf:2: a value without a name"},
 		{"open head", "[database\n", nil, nil, "DIR/1.conf:1: a section's head is [name]"},
 		{"empty head", "[]\n", nil, nil, "DIR/1.conf:1: a section's head is [name]"},
-		{"stray continuation", "\n hunter2\n", nil, nil, "DIR/1.conf:2: a continuation line, but nothing to continue"},
-		{"continuation after a comment", "workers = 1\n# x\n hunter2\n", nil, nil, "DIR/1.conf:3: a continuation line, but nothing to continue"},
+		{"stray continuation", "\n hunter2\n", nil, nil, "DIR/1.conf:2: a continuation line, but nothing to continue; an option begins in the first column"},
+		{"continuation after a comment", "workers = 1\n# x\n hunter2\n", nil, nil, "DIR/1.conf:3: a continuation line, but nothing to continue; an option begins in the first column"},
 		{
 			"all of them", "nothing = 1\nratio = x\nworkers = x\n", nil, nil,
 			"DIR/1.conf:1: [DEFAULT] nothing: no such option; the nearest is ratio\nDIR/1.conf:2: [DEFAULT] ratio: \"x\" is not a number\nDIR/1.conf:3: [DEFAULT] workers: \"x\" is not an integer",
@@ -304,4 +304,47 @@ func Example() {
 	// Output:
 	// fake 1m30s sqlite:///var/lib/v.db <nil>
 	// flag volume_drivr: [DEFAULT] volume_drivr: no such option; the nearest is volume_driver
+}
+
+// TestInspect: all that is wrong is said at once, each wrong line of a file too, and what is right is there
+// beside the error. A file that cannot be read leaves nothing.
+func TestInspect(t *testing.T) {
+	t.Parallel()
+	type options struct {
+		Workers int      `ini:"workers" default:"4" min:"1"`
+		Hosts   []string `ini:"hosts" default:"a,b" choices:"a,b"`
+		Name    string   `ini:"name"`
+	}
+	dir := t.TempDir()
+	path, second := filepath.Join(dir, "a.conf"), filepath.Join(dir, "b.conf")
+	text := "[DEFAULT]\nworkers = 0\nthis is no option\nname = x\n  continued\nhosts = a,z\n= 3\n[broken\nnmae = y\n"
+	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.WriteFile(second, []byte("name = z\n"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	c, err := config.Inspect[options](config.Source{Files: []string{dir}})
+	for _, want := range []string{
+		path + ":2: [DEFAULT] workers: \"0\" is less than 1", path + ":3: neither a section", path + ":6: [DEFAULT] hosts",
+		path + ":7: a value without a name", path + ":8: a section's head is [name]", path + ":9: [DEFAULT] nmae: no such option; the nearest is name",
+	} {
+		if !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("it does not say %s:\n%v", want, err)
+		}
+	}
+	if n := strings.Count(fmt.Sprint(err), "\n"); n != 5 {
+		t.Errorf("%d lines, want 6:\n%v", n+1, err)
+	}
+	if got := *c.Current(); got.Workers != 4 || strings.Join(got.Hosts, ",") != "a,b" || got.Name != "z" {
+		t.Errorf("what is right: %+v", got)
+	}
+	if got := strings.Join(c.Files(), " "); got != path+" "+second {
+		t.Errorf("files: %s", got)
+	}
+	for _, v := range c.Values() {
+		if v.Wrong != (v.Name != "name") {
+			t.Errorf("%s is wrong: %v", v.Name, v.Wrong)
+		}
+	}
+	if c, err := config.Inspect[options](config.Source{Files: []string{dir + "/none"}}); c != nil || err == nil {
+		t.Errorf("a file that is not there: %v, %v", c, err)
+	}
 }

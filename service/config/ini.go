@@ -18,14 +18,15 @@ type entry struct {
 // pair of quotes around a value is taken off; nothing is unescaped. gopkg.in's
 // ini knows neither these rules nor the lines that errors name.
 //
-// An error never repeats the line: it could be a password's.
-func parse(path, text string) ([]entry, error) {
-	var out []entry
+// Lines that are none of these are errors, and left out. An error never repeats the line: it could
+// be a password's.
+func parse(path, text string) (out []entry, errs []error) {
 	section := defaultSection
 	open := false // the last entry can be continued
 	line := 0
-	fail := func(what string) error {
-		return fault.New(fault.Invalid, "%s:%d: %s", path, line, what)
+	fail := func(what string) {
+		errs = append(errs, fault.New(fault.Invalid, "%s:%d: %s", path, line, what))
+		open = false
 	}
 	for raw := range strings.SplitSeq(strings.TrimPrefix(text, "\ufeff"), "\n") {
 		line++
@@ -35,7 +36,8 @@ func parse(path, text string) ([]entry, error) {
 			open = false
 		case s[0] == ' ' || s[0] == '\t':
 			if !open {
-				return nil, fail("a continuation line, but nothing to continue")
+				fail("a continuation line, but nothing to continue; an option begins in the first column")
+				continue
 			}
 			out[len(out)-1].value += "\n" + strings.TrimLeft(s, " \t")
 		case s[0] == '#' || s[0] == ';':
@@ -43,24 +45,27 @@ func parse(path, text string) ([]entry, error) {
 		case s[0] == '[':
 			open = false
 			if len(s) < 3 || s[len(s)-1] != ']' {
-				return nil, fail("a section's head is [name]")
+				fail("a section's head is [name]")
+				continue
 			}
 			section = s[1 : len(s)-1]
 			out = append(out, entry{line: line, section: section})
 		default:
 			i := strings.IndexAny(s, "=:")
 			if i < 0 {
-				return nil, fail("neither a section, nor a comment, nor name = value")
+				fail("neither a section, nor a comment, nor name = value")
+				continue
 			}
 			key := strings.TrimRight(s[:i], " \t")
 			if key == "" {
-				return nil, fail("a value without a name")
+				fail("a value without a name")
+				continue
 			}
 			out = append(out, entry{line, section, key, unquote(strings.TrimLeft(s[i+1:], " \t"))})
 			open = true
 		}
 	}
-	return out, nil
+	return out, errs
 }
 
 func unquote(s string) string {

@@ -15,7 +15,7 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/service/internal/text"
+	"github.com/armature-go/armature/internal/text"
 )
 
 // defaultSection is where options stand that no section struct is around of.
@@ -43,6 +43,9 @@ type loader struct {
 	next    rank                         // of the next file
 	others  map[string]map[string]string // what stands in files, and nobody has declared
 	unknown []unknown
+	places  map[string]string // where what stands in free sections does, by SECTION.NAME
+	files   []string          // that were read
+	unread  bool     // a file could not be
 	warns   []string
 	errs    []error
 }
@@ -64,7 +67,7 @@ type free struct {
 func newLoader() *loader {
 	return &loader{
 		options: map[string]map[string]*option{defaultSection: {}}, aliases: map[string]map[string]*option{},
-		byCase: map[string]string{}, others: map[string]map[string]string{}, next: rankFile,
+		byCase: map[string]string{}, others: map[string]map[string]string{}, places: map[string]string{}, next: rankFile,
 	}
 }
 
@@ -121,6 +124,7 @@ func (l *loader) assign() {
 		switch {
 		case o.is("required") && o.value == "":
 			l.fail("[%s] %s is required; set it in a file, or as %s", o.section, o.name, envName(o.section, o.name))
+			o.bad = true
 			continue
 		case o.tag.Get("removed") != "":
 			if o.where != "default" {
@@ -129,13 +133,25 @@ func (l *loader) assign() {
 			continue
 		case o.tag.Get("unsupported") != "" && o.where != "default" && o.value != o.tag.Get("default"):
 			l.fail("%s: [%s] %s = %s is not supported: %s", o.where, o.section, o.name, o.shown(), o.tag.Get("unsupported"))
+			o.bad = true
 			continue
 		case o.unset():
 			continue // the field has its zero value
 		}
 		if err := o.assign(o.value); err != nil {
 			l.fail("%s: [%s] %s: %s", o.where, o.section, o.name, o.wrong(err))
+			o.reset()
 		}
+	}
+}
+
+// reset gives the field of an option whose value is wrong its default.
+func (o *option) reset() {
+	o.bad = true
+	o.field.SetZero()
+	if text := o.tag.Get("default"); text != "" {
+		o.values = nil
+		_ = o.assign(text) // it was right when the option was declared
 	}
 }
 
@@ -241,6 +257,7 @@ func (l *loader) path(path string) {
 	}
 	if err != nil {
 		l.fail("read configuration: %w", err)
+		l.unread = true
 		return
 	}
 	for _, e := range entries { // by name
@@ -254,13 +271,12 @@ func (l *loader) file(path string) {
 	text, err := os.ReadFile(path)
 	if err != nil {
 		l.fail("read configuration: %w", err)
+		l.unread = true
 		return
 	}
-	entries, err := parse(path, string(text))
-	if err != nil {
-		l.errs = append(l.errs, err)
-		return
-	}
+	l.files = append(l.files, path)
+	entries, errs := parse(path, string(text))
+	l.errs = append(l.errs, errs...)
 	for _, e := range entries {
 		l.set(l.next, fmt.Sprintf("%s:%d", path, e.line), e.section, e.key, e.value)
 	}
@@ -332,6 +348,7 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	if o := l.options[section][key]; o != nil {
 		if o.byFile != "" && o.rank == r {
 			l.fail("%s: [%s] %s stands beside %s, which names a file with it: only one of them can count", where, section, key, o.byFile)
+			o.bad = true
 			return
 		}
 		o.take(r, where, value, false)
@@ -371,6 +388,7 @@ func (l *loader) set(r rank, where, section, key, value string) {
 			if f.values[rest] == nil {
 				f.values[rest] = map[string]string{}
 			}
+			l.places[section+"."+key] = where
 			if key != "" {
 				f.values[rest][key] = value
 			}
@@ -379,9 +397,9 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	}
 	switch {
 	case key == "":
-		l.strange(r, l.protected(section, ""), "%s: [%s]: no such section%s", where, section, suggest(section, maps.Keys(l.options)))
+		l.strange(r, l.protected(section, ""), "%s: [%s]: no such section%s", where, section, text.Nearest(section, maps.Keys(l.options)))
 	case !r.file():
-		l.strange(r, false, "%s: no such section%s", where, suggest(section, maps.Keys(l.options)))
+		l.strange(r, false, "%s: no such section%s", where, text.Nearest(section, maps.Keys(l.options)))
 	default: // a file's section was told once, at its head
 	}
 }
@@ -431,6 +449,7 @@ const maxSecret = 64 << 10
 // secret reads a secret from a file.
 func (l *loader) secret(o *option, r rank, where, key, path string) {
 	fail := func(format string, args ...any) {
+		o.bad = true
 		l.fail("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
 	}
 	if o.rank == r && o.byFile == "" {
@@ -470,7 +489,7 @@ func redact(s string) string { return password.ReplaceAllString(s, "$1:***@") }
 // values returns the options as they are.
 func (l *loader) values() (out []Value) {
 	for o := range l.all() {
-		out = append(out, Value{Section: o.section, Name: o.name, Value: o.shown(), Where: o.where})
+		out = append(out, Value{Section: o.section, Name: o.name, Value: o.shown(), Where: o.where, Wrong: o.bad})
 	}
 	return out
 }

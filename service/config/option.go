@@ -27,6 +27,7 @@ type option struct {
 	values  []string // of one that is multi
 	later   string   // value, with variables expanded
 	where   string   // it stands
+	bad     bool     // what was said of it is an error
 }
 
 func (o *option) is(tag string) bool { return o.tag.Get(tag) == "true" }

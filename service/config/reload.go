@@ -27,6 +27,8 @@ type Config[T any] struct {
 type loaded[T any] struct {
 	opts   T
 	values []Value
+	files  []string
+	places map[string]string
 }
 
 type hook[T any] struct {
@@ -36,16 +38,42 @@ type hook[T any] struct {
 
 // Open reads a configuration. Errors and panics are those of [Load].
 func Open[T any](src Source) (*Config[T], error) {
-	c := &Config[T]{src: src, said: map[string]bool{}}
-	next := new(loaded[T])
-	l, err := load(pointer(&next.opts), src)
+	c, err := Inspect[T](src)
 	if err != nil {
 		return nil, err
 	}
-	l.warn(src, c.said)
-	next.values = l.values()
-	c.current.Store(next)
 	return c, nil
+}
+
+// Inspect is Open for a tool that looks for everything that is wrong: beside an error the configuration
+// has what is right, with the defaults of options that are [Value.Wrong]. It is nil if a file could not be
+// read. A configuration that has an error is not for use, and must not be reloaded.
+func Inspect[T any](src Source) (*Config[T], error) {
+	c := &Config[T]{src: src, said: map[string]bool{}}
+	next := new(loaded[T])
+	l, err := load(pointer(&next.opts), src)
+	if l.unread {
+		return nil, err
+	}
+	l.warn(src, c.said)
+	next.values, next.files, next.places = l.values(), l.files, l.places
+	c.current.Store(next)
+	return c, err
+}
+
+// Files returns the files that were read, in their order: a later one wins.
+func (c *Config[T]) Files() []string { return c.current.Load().files }
+
+// Where returns where an option stands, as [Value].Where; for an empty name, where the head of a section
+// of a family does. Of what does not exist it is empty.
+func (c *Config[T]) Where(section, name string) string {
+	now := c.current.Load()
+	for _, v := range now.values {
+		if v.Section == section && v.Name == name {
+			return v.Where
+		}
+	}
+	return now.places[section+"."+name]
 }
 
 // Current returns the options. They do not change, and must not be changed: after a reload
@@ -84,7 +112,7 @@ func (c *Config[T]) Reload(context.Context) error {
 	if log == nil {
 		log = slog.Default()
 	}
-	next.values = l.values()
+	next.values, next.files, next.places = l.values(), l.files, l.places
 	changed := false
 	i := -1
 	for o := range l.all() {

@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/armature-go/armature/service/internal/text"
+	"github.com/armature-go/armature/internal/text"
 )
 
 // Sample writes a file with all options of a struct as comments, for an operator to set

@@ -20,7 +20,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/service/internal/text"
+	"github.com/armature-go/armature/internal/text"
 )
 
 // override is a rule in a file.

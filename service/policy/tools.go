@@ -8,7 +8,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/armature-go/armature/service/internal/text"
+	"github.com/armature-go/armature/internal/text"
 )
 
 // Explanation says how a rule was judged.

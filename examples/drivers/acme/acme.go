@@ -31,9 +31,12 @@ type Driver struct {
 
 // Open makes a driver of its options: dir, where it keeps its servers.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
-	var opts struct{ Host, Dir string }
-	if err := json.Unmarshal(raw, &opts); err != nil {
-		return nil, fault.New(fault.Invalid, "options: %w", err)
+	var opts struct {
+		Host string `option:"host"`
+		Dir  string `option:"dir"`
+	}
+	if err := driver.ParseOptions(raw, &opts); err != nil {
+		return nil, err
 	}
 	if opts.Dir == "" {
 		return nil, fault.New(fault.Invalid, "option dir is not set")

@@ -26,7 +26,6 @@ import (
 	"maps"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -78,39 +77,21 @@ var _ compute.Driver = (*Driver)(nil)
 // memory_mib, disk_gib, event_storm and fault_METHOD. It is for a driver.Registry
 // and for driver.Serve.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
-	var opts map[string]string
-	if len(raw) > 0 {
-		if err := json.Unmarshal(raw, &opts); err != nil {
-			return nil, fault.New(fault.Invalid, "options: %w", err)
-		}
+	opts := struct {
+		Host       string            `option:"host"`
+		Dir        string            `option:"dir"`
+		VCPUs      int               `option:"vcpus"`
+		MemoryMiB  int               `option:"memory_mib"`
+		DiskGiB    int               `option:"disk_gib"`
+		EventStorm int               `option:"event_storm"`
+		Faults     map[string]string `option:"fault_*"`
+	}{VCPUs: defaults.VCPUs, MemoryMiB: defaults.MemoryMiB, DiskGiB: defaults.DiskGiB}
+	if err := driver.ParseOptions(raw, &opts); err != nil {
+		return nil, err
 	}
-	cfg := Config{Resources: defaults, Faults: make(map[string]string)}
-	for _, name := range slices.Sorted(maps.Keys(opts)) {
-		var err error
-		v := opts[name]
-		switch name {
-		case "host":
-			cfg.Host = v
-		case "dir":
-			cfg.Dir = v
-		case "vcpus":
-			cfg.Resources.VCPUs, err = strconv.Atoi(v)
-		case "memory_mib":
-			cfg.Resources.MemoryMiB, err = strconv.Atoi(v)
-		case "disk_gib":
-			cfg.Resources.DiskGiB, err = strconv.Atoi(v)
-		case "event_storm":
-			cfg.EventStorm, err = strconv.Atoi(v)
-		default:
-			method, ok := strings.CutPrefix(name, "fault_")
-			if !ok {
-				err = errors.New("there is no such option")
-			}
-			cfg.Faults[method] = v
-		}
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "option %s: %w", name, err)
-		}
+	cfg := Config{
+		Host: opts.Host, Dir: opts.Dir, Faults: opts.Faults, EventStorm: opts.EventStorm,
+		Resources: compute.Resources{VCPUs: opts.VCPUs, MemoryMiB: opts.MemoryMiB, DiskGiB: opts.DiskGiB},
 	}
 	d, err := New(cfg)
 	if err != nil {

@@ -318,7 +318,8 @@ func TestOpen(t *testing.T) {
 		{"not a number", `{"host": "h", "vcpus": "many"}`, "vcpus"},
 		{"not a fault", `{"host": "h", "fault_spawn": "explode"}`, "option fault_spawn: fault \"explode\""},
 		{"not a method", `{"host": "h", "fault_explode": "fail"}`, "there is no such method; there are: spawn,"},
-		{"not text", `{"host": 3}`, "options"},
+		{"not text", `{"host": {"a": 1}}`, "option host"},
+		{"not an object", `[]`, "options"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -2,15 +2,11 @@ package libvirt
 
 import (
 	"encoding/json"
-	"errors"
-	"fmt"
-	"maps"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"time"
 
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
 )
 
@@ -21,45 +17,32 @@ type options struct {
 }
 
 func parseOptions(raw json.RawMessage) (options, error) {
-	o := options{uri: "qemu:///system", virtType: "kvm", machine: "pc", vnc: "127.0.0.1", softReboot: 120 * time.Second, detach: 60 * time.Second}
-	var given map[string]string
-	if len(raw) > 0 {
-		if err := json.Unmarshal(raw, &given); err != nil {
-			return o, fault.New(fault.Invalid, "options: %w", err)
-		}
+	given := struct {
+		Host       string        `option:"host"`
+		Dir        string        `option:"dir"`
+		URI        string        `option:"connection_uri"`
+		VirtType   string        `option:"virt_type"`
+		Images     string        `option:"images_path"`
+		Machine    string        `option:"machine_type"`
+		CPU        string        `option:"cpu_model"`
+		VNC        string        `option:"vnc_listen"`
+		SoftReboot time.Duration `option:"wait_soft_reboot_seconds"`
+		Detach     time.Duration `option:"detach_timeout_seconds"`
+	}{URI: "qemu:///system", VirtType: "kvm", Machine: "pc", VNC: "127.0.0.1", SoftReboot: 120 * time.Second, Detach: 60 * time.Second}
+	if err := driver.ParseOptions(raw, &given); err != nil {
+		return options{}, err
 	}
-	for _, name := range slices.Sorted(maps.Keys(given)) {
-		v := given[name]
-		var err error
-		switch name {
-		case "host":
-			o.host = v
-		case "dir":
-			o.dir = v
-		case "connection_uri":
-			o.uri = v
-		case "virt_type":
-			if o.virtType = v; v != "kvm" && v != "qemu" && v != "test" {
-				err = fmt.Errorf("%q is neither kvm nor qemu", v)
-			}
-		case "images_path":
-			o.images = v
-		case "machine_type":
-			o.machine = v
-		case "cpu_model":
-			o.cpu = v
-		case "vnc_listen":
-			o.vnc = v
-		case "wait_soft_reboot_seconds":
-			o.softReboot, err = seconds(v)
-		case "detach_timeout_seconds":
-			o.detach, err = seconds(v)
-		default:
-			err = errors.New("there is no such option")
-		}
-		if err != nil {
-			return o, fault.New(fault.Invalid, "option %s: %w", name, err)
-		}
+	o := options{
+		host: given.Host, dir: given.Dir, uri: given.URI, virtType: given.VirtType, images: given.Images, machine: given.Machine,
+		cpu: given.CPU, vnc: given.VNC, softReboot: given.SoftReboot, detach: given.Detach,
+	}
+	switch {
+	case o.virtType != "kvm" && o.virtType != "qemu" && o.virtType != "test":
+		return o, fault.New(fault.Invalid, "option virt_type: %q is neither kvm nor qemu", o.virtType)
+	case o.softReboot < 0:
+		return o, fault.New(fault.Invalid, "option wait_soft_reboot_seconds: %v is negative", o.softReboot)
+	case o.detach < 0:
+		return o, fault.New(fault.Invalid, "option detach_timeout_seconds: %v is negative", o.detach)
 	}
 	for _, d := range [][2]string{{"dir", o.dir}, {"images_path", o.images}} {
 		if !filepath.IsAbs(d[1]) {
@@ -76,12 +59,4 @@ func parseOptions(raw json.RawMessage) (options, error) {
 		return o, fault.New(fault.Invalid, "option dir: %w", err)
 	}
 	return o, nil
-}
-
-func seconds(v string) (time.Duration, error) {
-	n, err := strconv.ParseFloat(v, 64)
-	if err != nil || n < 0 {
-		return 0, fmt.Errorf("%q is not a number of seconds", v)
-	}
-	return time.Duration(n * float64(time.Second)), nil
 }

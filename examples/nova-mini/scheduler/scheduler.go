@@ -73,16 +73,48 @@ var nova = map[string][]string{
 	"AggregateTypeAffinityFilter":       {"aggregate_type"},
 }
 
+// builtIn are Nova's filters whose work is done without a filter.
+var builtIn = map[string]string{
+	"RetryFilter":            "a host on which a build has failed is not asked again",
+	"AvailabilityZoneFilter": "there are no availability zones, so that every host is in the zone that is asked for",
+}
+
 // New returns a service. Invalid if there is no filter of a name that the
-// configuration has; the error has those that there are.
+// configuration has; the error has those that there are. Filters of Nova that are built in are
+// taken, and the log says so.
 func New(cfg Config) (*Service, error) {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	rank, err := ranking(&cfg)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range cfg.Filters {
+		if why, ok := builtIn[n]; ok {
+			cfg.Logger.Info("a filter is built in", "filter", n, "reason", why)
+		}
+	}
+	s := &Service{cfg: cfg}
+	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: cfg.Store.Claims(), Hosts: s.hosts}
+	return s, nil
+}
+
+// Validate reports what [New] would refuse. Store is not needed.
+func (c Config) Validate() error {
+	_, err := ranking(&c)
+	return err
+}
+
+// ranking makes the filters and weighers that a configuration names.
+func ranking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
 	names := DefaultFilters
 	if len(cfg.Filters) > 0 {
 		names = []string{"tried"} // who has failed to build it is never asked again
 		for _, n := range cfg.Filters {
 			ours, ok := nova[n]
-			if !ok {
+			if _, done := builtIn[n]; !ok && !done {
 				ours = []string{n}
 			}
 			for _, n := range ours { // several of Nova's may be one of ours
@@ -102,20 +134,11 @@ func New(cfg Config) (*Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	rank, err := scheduler.New(scheduler.Config[*spec, *store.Host]{
+	return scheduler.New(scheduler.Config[*spec, *store.Host]{
 		Filters:  filters,
 		Weighers: placement.Weighers[*spec, *store.Host](o),
 		Picker:   scheduler.Subset(max(cfg.SubsetSize, 1)),
 	})
-	if err != nil {
-		return nil, err
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
-	s := &Service{cfg: cfg}
-	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: cfg.Store.Claims(), Hosts: s.hosts}
-	return s, nil
 }
 
 // Register adds the service's handlers to a server.

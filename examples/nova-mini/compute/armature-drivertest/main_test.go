@@ -47,12 +47,12 @@ func TestRun(t *testing.T) {
 		code int
 		says []string
 	}{
-		{"good", []string{"--crashes", "1"}, 0, []string{"27 rules kept, 0 broken, 0 that do not apply", "life                 PASS"}},
+		{"good", []string{"--crashes", "1"}, 0, []string{"28 rules kept, 0 broken, 0 that do not apply", "life                 PASS"}},
 		{"stubborn", []string{"--timeout", "300ms", "--crashes", "1"}, 1, []string{
 			"pause                FAIL", "after there the server is", "The rule: Pause and Unpause work from RUNNING and PAUSED",
 			"power                FAIL", "power on: Timeout:", "life                 PASS",
 		}},
-		{"bad option", []string{"--option", "colour=red"}, 2, []string{"option colour: there is no such option"}},
+		{"bad option", []string{"--option", "colour=red"}, 2, []string{"option colour: no such option; the nearest is "}},
 		{"none", []string{"--plugin", "/bin/true"}, 2, []string{"/bin/true: it ended by itself"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

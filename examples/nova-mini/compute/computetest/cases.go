@@ -2,8 +2,10 @@ package computetest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -31,6 +33,7 @@ func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 		}})
 	}
 	add("info", "A driver says who it is, and names only capabilities that there are: others decide by them.", info)
+	add("unknown options", "An option that the driver does not know, or a misspelt one, is Invalid and named: it would be without effect in silence.", unknownOptions)
 	add("life", "Spawn returns when the server runs, as it was asked for; Get and List tell it; after Destroy nothing is left.", life)
 	add("spawn again", "A worker that was killed spawns again: there is one server, and it runs, also if it was stopped meanwhile.", spawnAgain)
 	add("destroy again", "A worker destroys until it has succeeded, so to destroy what is not there is no error, in no state.", destroyAgain)
@@ -72,6 +75,33 @@ func info(e *env) {
 	for _, c := range i.Capabilities {
 		if !slices.Contains(all, c) {
 			e.Errorf("there is no capability %q", c)
+		}
+	}
+}
+
+func unknownOptions(e *env) {
+	var given map[string]any
+	if raw := e.Options(); len(raw) > 0 {
+		if err := json.Unmarshal(raw, &given); err != nil {
+			e.Fatalf("the options are not a JSON object: %v", err)
+		}
+	}
+	unknown := []string{"no_such_option", ""}
+	for name := range given {
+		unknown = append(unknown, name+"x", strings.ToUpper(name))
+	}
+	for _, name := range unknown {
+		options := maps.Clone(given)
+		if options == nil {
+			options = map[string]any{}
+		}
+		options[name] = "1"
+		raw, err := json.Marshal(options)
+		if err != nil {
+			e.Fatalf("%v", err)
+		}
+		if err = e.Open(raw); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), name) {
+			e.Errorf("open with an option %q that there is not: %v, want Invalid with its name", name, describe(err))
 		}
 	}
 }

@@ -2,8 +2,10 @@
 package text
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 )
 
@@ -21,6 +23,18 @@ func Comment(w io.Writer, words string) {
 	if line != "#" {
 		_, _ = fmt.Fprintln(w, line) // see above
 	}
+}
+
+// Nearest returns a clause that names the known name which is nearest to one that is not known,
+// to be put after the words of an error. Without known names it is empty.
+func Nearest(name string, known func(yield func(string) bool)) string {
+	nearest := slices.SortedFunc(known, func(a, b string) int {
+		return cmp.Or(cmp.Compare(Distance(name, a), Distance(name, b)), cmp.Compare(a, b))
+	})
+	if len(nearest) == 0 {
+		return ""
+	}
+	return "; the nearest is " + nearest[0]
 }
 
 // Distance is the Levenshtein distance, in bytes.

@@ -1,0 +1,164 @@
+package driver
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// maxLinks is how many symbolic links a path may have, as on Linux.
+const maxLinks = 40
+
+// openProgram opens the program at an absolute path, and judges the file, each folder of its path and
+// each symbolic link, as ADR 19 says: a user that is neither root nor that of this process must not be
+// able to choose what is executed. The caller closes the file. NotFound: the program does not exist.
+// Invalid: it is not an executable file. Denied: another user could change it, or its sum is not pin.
+func openProgram(path, pin string) (*os.File, error) {
+	real, err := trustedPath(path)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(real)
+	if err != nil {
+		return nil, programError(path, err)
+	}
+	if err = judgeProgram(f, path, pin); err != nil {
+		_ = f.Close() // it was only read
+		return nil, err
+	}
+	return f, nil
+}
+
+// judgeProgram judges the open file, which is the one that is executed.
+func judgeProgram(f *os.File, path, pin string) error {
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		return programError(path, err)
+	case !info.Mode().IsRegular():
+		return fault.New(fault.Invalid, "the driver's program %s is not a file", path)
+	case info.Mode()&0o111 == 0:
+		return fault.New(fault.Invalid, "the driver's program %s is not executable: run chmod 755 %s", path, path)
+	}
+	if err := judgeOwner(path, f.Name(), info); err != nil || pin == "" {
+		return err
+	}
+	h := sha256.New()
+	if _, err := io.Copy(h, f); err != nil {
+		return programError(path, err)
+	}
+	if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, pin) {
+		return fault.New(fault.Denied, "the driver's program %s has the SHA-256 %s, and the configuration says %s", path, got, pin)
+	}
+	return nil
+}
+
+func programError(path string, err error) error {
+	code := fault.Invalid
+	if errors.Is(err, fs.ErrNotExist) {
+		code = fault.NotFound
+	}
+	return fault.New(code, "the driver's program %s: %w", path, err)
+}
+
+// trustedPath resolves the symbolic links of an absolute path, and judges each folder and each link on
+// the way from / to the file, but not the file. The folders that were judged can no longer be changed by
+// other users, so that what was judged stays what it was.
+func trustedPath(path string) (string, error) {
+	at, rest := string(filepath.Separator), strings.Split(path, string(filepath.Separator))
+	root, err := os.Lstat(at)
+	if err == nil {
+		err = judgeOwner(path, at, root)
+	}
+	if err != nil {
+		return "", err
+	}
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		switch name {
+		case "", ".":
+			continue
+		case "..":
+			at = filepath.Dir(at)
+			continue
+		}
+		next := filepath.Join(at, name)
+		info, err := os.Lstat(next)
+		if err != nil {
+			return "", programError(path, err)
+		}
+		if info.Mode().Type() == fs.ModeSymlink {
+			if links++; links > maxLinks {
+				return "", fault.New(fault.Invalid, "the driver's program %s: too many symbolic links", path)
+			}
+			target, err := os.Readlink(next)
+			if err == nil {
+				err = judgeOwner(path, next, info)
+			}
+			if err != nil {
+				return "", err
+			}
+			if filepath.IsAbs(target) {
+				at = string(filepath.Separator)
+			}
+			rest = append(strings.Split(target, string(filepath.Separator)), rest...)
+			continue
+		}
+		if info.IsDir() {
+			if err := judgeOwner(path, next, info); err != nil {
+				return "", err
+			}
+		}
+		at = next
+	}
+	return at, nil
+}
+
+// judgeOwner returns an error if another user than root and that of this process could change a part of
+// a program's path. Of a folder with the sticky bit, such as /tmp, other users can only add entries: whose
+// they are is judged when they are met.
+func judgeOwner(program, part string, info fs.FileInfo) error {
+	owner, ok := ownerOf(info)
+	if !ok {
+		return fault.New(fault.Unimplemented, "the driver's program %s: this system does not tell whose %s is", program, part)
+	}
+	kind := map[fs.FileMode]string{fs.ModeDir: "the folder", fs.ModeSymlink: "the symbolic link"}[info.Mode().Type()]
+	if kind == "" {
+		kind = "the file"
+	}
+	wrong, mend := "", ""
+	switch mode := info.Mode(); {
+	case owner != 0 && owner != os.Geteuid():
+		wrong, mend = "belongs to another user", "chown -h root "+part
+	case mode.Type() == fs.ModeSymlink: // its mode means nothing
+	case mode&0o022 != 0 && (!mode.IsDir() || mode&fs.ModeSticky == 0):
+		wrong, mend = "can be written by its group or by all users", "chmod go-w "+part
+	}
+	if wrong == "" {
+		return nil
+	}
+	trusted := "root"
+	if os.Geteuid() != 0 {
+		trusted += " or " + userName(os.Geteuid())
+	}
+	return fault.New(fault.Denied, "the driver's program %s is not run: %s %s (owner %s, mode %s) %s, who could replace the program; "+
+		"it and each folder of its path must belong to %s and be writable by no other user: run %s",
+		program, kind, part, userName(owner), info.Mode(), wrong, trusted, mend)
+}
+
+// userName names a user for people.
+func userName(uid int) string {
+	if name := lookupUser(uid); name != "" {
+		return fmt.Sprintf("%s (%d)", name, uid)
+	}
+	return fmt.Sprintf("%d", uid)
+}

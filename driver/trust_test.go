@@ -1,0 +1,188 @@
+package driver_test
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/fault"
+)
+
+// stranger is the number of a user that is neither root nor the one of the tests.
+const stranger = 65534
+
+// TestTrust: a program is run only if no other user than root and that of this process could replace it:
+// the file, a folder of its path, a symbolic link or what that points to. The error says which part it
+// is, its owner and mode, and what to do.
+func TestTrust(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const name = "armature-echo-good"
+	for _, tt := range []struct {
+		name string
+		root bool // it takes root
+		// spoil gets a folder top with the folder top/in that has the program, and returns the plugin_dir and
+		// the part of the path that is wrong; "" if none is.
+		spoil func(t *testing.T, top string) (dir, wrong string, err error)
+		says  string
+	}{
+		{"as it should be", false, func(_ *testing.T, top string) (string, string, error) { return top + "/in", "", nil }, ""},
+		{"plugin_dir for all", false, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/in", top + "/in", os.Chmod(top+"/in", 0o777)
+		}, "mode drwxrwxrwx"},
+		{"plugin_dir for its group", false, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/in", top + "/in", os.Chmod(top+"/in", 0o775)
+		}, "mode drwxrwxr-x"},
+		{"a folder above for all", false, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/in", top, os.Chmod(top, 0o777)
+		}, "chmod go-w "},
+		{"a sticky folder above", false, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/in", "", os.Chmod(top, 0o777|os.ModeSticky)
+		}, ""},
+		{"the program for its group", false, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/in", top + "/in/" + name, os.Chmod(top+"/in/"+name, 0o775)
+		}, "mode -rwxrwxr-x"},
+		{"a link out of a folder for all", false, func(t *testing.T, top string) (string, string, error) {
+			link := t.TempDir()
+			return link, link, errors.Join(os.Symlink(top+"/in/"+name, filepath.Join(link, name)), os.Chmod(link, 0o777))
+		}, "mode drwxrwxrwx"},
+		{"a link into a folder for all", false, func(t *testing.T, top string) (string, string, error) {
+			link := t.TempDir()
+			return link, top + "/in", errors.Join(os.Symlink(top+"/in/"+name, filepath.Join(link, name)), os.Chmod(top+"/in", 0o777))
+		}, "mode drwxrwxrwx"},
+		{"plugin_dir is a link into a folder for all", false, func(t *testing.T, top string) (string, string, error) {
+			link := filepath.Join(t.TempDir(), "plugins")
+			return link, top, errors.Join(os.Symlink(top+"/in", link), os.Chmod(top, 0o777))
+		}, "mode drwxrwxrwx"},
+		{"a relative link", false, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/links", "", errors.Join(os.Mkdir(top+"/links", 0o755), os.Symlink("../in/"+name, top+"/links/"+name))
+		}, ""},
+		{"links in a circle", false, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/links", "links", errors.Join(os.Mkdir(top+"/links", 0o755), os.Symlink(name, top+"/links/"+name))
+		}, ""},
+		{"the program of another user", true, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/in", top + "/in/" + name, os.Chown(top+"/in/"+name, stranger, 0)
+		}, "(65534), mode -rwxr-xr-x"},
+		{"plugin_dir of another user", true, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/in", top + "/in", os.Chown(top+"/in", stranger, 0)
+		}, "chown -h root "},
+		{"another user's program in a sticky folder", true, func(_ *testing.T, top string) (string, string, error) {
+			return top + "/in", top + "/in/" + name, errors.Join(os.Chmod(top+"/in", 0o777|os.ModeSticky), os.Chown(top+"/in/"+name, stranger, 0))
+		}, "the file"},
+		{"another user's link in a sticky folder", true, func(t *testing.T, top string) (string, string, error) {
+			link := t.TempDir()
+			return link, link + "/" + name, errors.Join(os.Symlink(top+"/in/"+name, link+"/"+name), os.Chmod(link, 0o777|os.ModeSticky), os.Lchown(link+"/"+name, stranger, 0))
+		}, "the symbolic link"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			if tt.root && os.Geteuid() != 0 {
+				t.Skip("only root gives files to other users")
+			}
+			top := t.TempDir()
+			err := errors.Join(os.Mkdir(top+"/in", 0o755), os.WriteFile(top+"/in/"+name, raw, 0o755))
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir, wrong, err := tt.spoil(t, top)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: socketDir(t), Logger: slog.New(slog.DiscardHandler)})
+			if p != nil {
+				defer p.Close(t.Context())
+			}
+			switch {
+			case wrong == "" && err != nil:
+				t.Error(err)
+			case wrong != "" && err == nil:
+				t.Errorf("the program runs, though %s could be changed by another user", wrong)
+			case tt.says != "" && (fault.CodeOf(err) != fault.Denied || !strings.Contains(err.Error(), wrong+" (owner ") || !strings.Contains(err.Error(), tt.says)):
+				t.Errorf("%v: %v\nwant Denied with %q and %q", fault.CodeOf(err), err, wrong, tt.says)
+			}
+		})
+	}
+}
+
+// TestPinOfTheFileThatRuns: the file whose sum is compared is the one that is executed. Another file takes
+// its name again and again meanwhile, and is never run.
+func TestPinOfTheFileThatRuns(t *testing.T) {
+	t.Parallel()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	evil := filepath.Join(dir, "evil-has-run")
+	path := filepath.Join(dir, "armature-echo-good")
+	put := func(text []byte) {
+		if err := errors.Join(os.WriteFile(path+".new", text, 0o755), os.Rename(path+".new", path)); err != nil {
+			t.Error(err)
+		}
+	}
+	put(raw)
+	sum := sha256.Sum256(raw)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for t.Context().Err() == nil {
+			put([]byte("#!/bin/sh\ntouch " + evil + "\n"))
+			put(raw)
+		}
+	}()
+	taken, refused := 0, 0
+	for range 40 {
+		p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{
+			Program: "good", Dir: dir, SHA256: hex.EncodeToString(sum[:]), SocketDir: socketDir(t), Logger: slog.New(slog.DiscardHandler),
+		})
+		switch {
+		case err == nil:
+			taken++
+			if err := p.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		case errors.Is(err, fault.Denied):
+			refused++
+		default:
+			t.Errorf("neither taken nor refused: %v", err)
+		}
+	}
+	if _, err := os.Stat(evil); err == nil {
+		t.Error("a file that has another sum was executed")
+	}
+	t.Logf("%d taken, %d refused", taken, refused)
+	t.Cleanup(func() { <-ended })
+}
+
+// TestPinOfAScript: a script that is pinned is read by its interpreter, also as another user.
+func TestPinOfAScript(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := []byte("#!/bin/sh\nexec " + self + "\n")
+	if err := os.WriteFile(filepath.Join(dir, "armature-echo-good"), script, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(script)
+	launch(t, driver.PluginConfig{Program: "good", Dir: dir, SHA256: hex.EncodeToString(sum[:])})
+}

@@ -1,0 +1,263 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/policy"
+)
+
+// allInOneService is the name of all services in one process, which need neither a bus nor a database.
+const allInOneService = "all-in-one"
+
+// services are those that a process can be, beside all in one.
+var services = []string{"api", "conductor", "scheduler", "compute"}
+
+// check is one judgement of the options. It needs no network and changes nothing.
+type check struct {
+	// of are the services that need it, separated by blanks; "" are all, and every operator's command.
+	of string
+	// options are those that are judged, as SECTION.NAME, separated by blanks: the error says where the
+	// first one stands. The check is left out if the value of one is wrong already.
+	options string
+	judge   func(o *options) error
+}
+
+// checks are all that a start judges beside the bounds that the options have themselves.
+var checks = []check{
+	{"", "DEFAULT.host", func(o *options) error {
+		if strings.ContainsAny(o.Host, "/\\ ") || o.Host == "." || o.Host == ".." {
+			return fmt.Errorf("%q has a character that no name of a host has: letters, digits, - and .", o.Host)
+		}
+		return rpc.CheckHost(o.Host)
+	}},
+	{"", "DEFAULT.service_down_time DEFAULT.report_interval", func(o *options) error {
+		if o.ServiceDownTime <= o.ReportInterval {
+			return fmt.Errorf("service_down_time (%v) must be longer than report_interval (%v): three times as long, or more", o.ServiceDownTime, o.ReportInterval)
+		}
+		return nil
+	}},
+	{"", "DEFAULT.instance_build_timeout DEFAULT.task_retry_interval", func(o *options) error {
+		if o.BuildTimeout <= o.RetryInterval {
+			return fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), or no build is tried again", o.BuildTimeout, o.RetryInterval)
+		}
+		return nil
+	}},
+	{"api conductor scheduler compute", "DEFAULT.transport_url DEFAULT.control_exchange DEFAULT.max_message_size oslo_messaging_rabbit.rabbit_quorum_queue", (*options).checkBus},
+	{allInOneService, "DEFAULT.transport_url DEFAULT.control_exchange DEFAULT.max_message_size", func(o *options) error {
+		if o.TransportURL == "" {
+			return nil
+		}
+		return o.checkBus()
+	}},
+	{"api conductor scheduler", "database.connection", func(o *options) error { return o.checkDatabase(o.Database.Connection) }},
+	{allInOneService, "database.connection", func(o *options) error {
+		if o.Database.Connection == "" {
+			return nil
+		}
+		return o.checkDatabase(o.Database.Connection)
+	}},
+	{"scheduler all-in-one", "filter_scheduler.enabled_filters", func(o *options) error { return o.schedulerConfig().Validate() }},
+	{"api all-in-one", "DEFAULT.osapi_compute_listen", func(o *options) error {
+		host := strings.TrimSuffix(strings.TrimPrefix(o.Listen, "["), "]")
+		if net.ParseIP(host) == nil && !hostName.MatchString(host) {
+			return fmt.Errorf("%q is neither an address such as 127.0.0.1, 0.0.0.0 or ::1 nor the name of a host; the port is osapi_compute_listen_port", o.Listen)
+		}
+		return nil
+	}},
+	{"api all-in-one", "wsgi.ssl_cert_file wsgi.ssl_key_file wsgi.ssl_ca_file", func(o *options) error {
+		return service.HTTPConfig{Addr: o.address(), CertFile: o.WSGI.CertFile, KeyFile: o.WSGI.KeyFile, ClientCAFile: o.WSGI.CAFile}.Validate()
+	}},
+	{"api all-in-one", "api.auth_strategy DEFAULT.osapi_compute_listen api.noauth2_remote", (*options).checkOpenAccess},
+	{"api all-in-one", "keystone_authtoken.auth_url", func(o *options) error {
+		if o.API.AuthStrategy != "keystone" {
+			return nil
+		}
+		if u, err := url.Parse(o.Keystone.AuthURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return fmt.Errorf("%q is not of the form https://host:5000/v3, which auth_strategy = keystone of [api] needs; for a test without users set auth_strategy = noauth2", o.Keystone.AuthURL)
+		}
+		return nil
+	}},
+	{"api all-in-one", "keystone_authtoken.username", func(o *options) error { return o.keystoneNeeds(o.Keystone.Username) }},
+	{"api all-in-one", "keystone_authtoken.password", func(o *options) error { return o.keystoneNeeds(o.Keystone.Password) }},
+	{"api all-in-one", "keystone_authtoken.project_name", func(o *options) error { return o.keystoneNeeds(o.Keystone.Project) }},
+	{"api all-in-one", "oslo_policy.policy_file oslo_policy.policy_dirs", func(o *options) error {
+		_, err := policy.New(api.Rules(), o.policy(slog.New(slog.DiscardHandler)))
+		return err
+	}},
+	{"api conductor scheduler compute all-in-one", "DEFAULT.admin_listen DEFAULT.admin_hosts", (*options).checkAdmin},
+	{"api conductor scheduler compute all-in-one", "opentelemetry.otlp_endpoint", func(o *options) error {
+		_, err := o.Telemetry.traces()
+		return err
+	}},
+	{"compute", "DEFAULT.state_path", func(o *options) error {
+		if o.StatePath == "" {
+			return errors.New("is not set: the driver needs a directory that outlives the process, such as /var/lib/nova")
+		}
+		return nil
+	}},
+	{"compute all-in-one", "DEFAULT.state_path", func(o *options) error {
+		info, err := os.Stat(o.StatePath)
+		switch {
+		case o.StatePath == "" || errors.Is(err, fs.ErrNotExist): // it is made
+			return nil
+		case err != nil:
+			return err
+		case !info.IsDir():
+			return fmt.Errorf("%s is not a directory", o.StatePath)
+		}
+		return nil
+	}},
+	{"compute all-in-one", "DEFAULT.compute_driver DEFAULT.plugin_dir", (*options).checkDriver},
+}
+
+// hostName is the name of a host in DNS or in /etc/hosts, which is no malformed address.
+var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$`)
+
+// judge says all that is wrong with the options for the services, without the network: one error a line,
+// with where the option stands. Without services it judges what holds for every command.
+func (o *options) judge(of ...string) error {
+	var errs []error
+	errs = append(errs, o.checkSections()...)
+	wrong := map[string]bool{}
+	for _, v := range o.config.Values() {
+		wrong[v.Section+"."+v.Name] = v.Wrong
+	}
+	for _, c := range checks {
+		applies := c.of == "" || slices.ContainsFunc(strings.Fields(c.of), func(s string) bool { return slices.Contains(of, s) })
+		judged := strings.Fields(c.options)
+		if !applies || slices.ContainsFunc(judged, func(name string) bool { return wrong[name] }) {
+			continue
+		}
+		if err := c.judge(o); err != nil {
+			section, name, _ := strings.Cut(judged[0], ".")
+			for _, option := range judged[1:] { // the first one that is set, if the first one is not
+				s, n, _ := strings.Cut(option, ".")
+				if o.config.Where(section, name) == "default" && o.config.Where(s, n) != "default" {
+					section, name = s, n
+				}
+			}
+			errs = append(errs, o.wrong(section, name, err))
+			wrong[judged[0]] = true // so that one fault is told once
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// wrong says where an option stands, and what is wrong with it.
+func (o *options) wrong(section, name string, err error) error {
+	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" { // of the driver
+		section, name = "driver_"+o.driverName(), f.Meta["option"]
+	}
+	where := o.config.Where(section, name)
+	if where == "default" || where == "" {
+		return fault.New(fault.Invalid, "[%s] %s: %w", section, name, err)
+	}
+	return fault.New(fault.Invalid, "%s: [%s] %s: %w", where, section, name, err)
+}
+
+// checkSections refuses the sections of drivers that are not in use: one may have been misspelt, and with it
+// the checksum of the driver.
+func (o *options) checkSections() (errs []error) {
+	want := "driver_" + o.driverName()
+	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
+		if section := "driver_" + name; section != want {
+			errs = append(errs, fault.New(fault.Invalid, "%s: [%s]: compute_driver = %s has the section [%s], and no other driver is in use; remove this section or mend its name",
+				o.config.Where(section, ""), section, o.ComputeDriver, want))
+		}
+	}
+	return errs
+}
+
+func (o *options) checkBus() error {
+	_, err := o.openBus(slog.New(slog.DiscardHandler))
+	return err
+}
+
+func (o *options) checkDatabase(connection string) error {
+	cfg, err := o.databaseConfig(connection)
+	if err != nil {
+		return err
+	}
+	d, err := db.New(cfg)
+	if err != nil {
+		return err
+	}
+	return d.Close()
+}
+
+// checkOpenAccess refuses noauth2 where other machines can reach it, unless that is meant.
+func (o *options) checkOpenAccess() error {
+	if o.API.AuthStrategy == "noauth2" && !o.loopback() && !o.API.OpenRemote {
+		return fault.New(fault.Invalid, "noauth2 makes every client the administrator, and osapi_compute_listen = %s can be reached "+
+			"from other machines: use auth_strategy = keystone, or listen on 127.0.0.1, or set noauth2_remote = true in [api]", o.Listen)
+	}
+	return nil
+}
+
+func (o *options) keystoneNeeds(value string) error {
+	if o.API.AuthStrategy == "keystone" && value == "" {
+		return errors.New("is not set, and auth_strategy = keystone of [api] needs it; for a test without users set auth_strategy = noauth2")
+	}
+	return nil
+}
+
+func (o *options) checkAdmin() error {
+	if o.Admin == "" {
+		return nil
+	}
+	admin := o.admin()
+	if err := admin.Validate(); err != nil {
+		return err
+	}
+	if admin.Addr == o.address() {
+		return fmt.Errorf("%s is the address of the API, too: give one of them another port", admin.Addr)
+	}
+	return nil
+}
+
+// checkDriver judges the driver, as far as that needs no driver's program. A driver that is built in is opened
+// without its directory, and so without an effect.
+func (o *options) checkDriver() error {
+	cfg, err := o.driverConfig(o.Host)
+	if err != nil {
+		return err
+	}
+	if err := drivers().Validate(compute.Kind, o.ComputeDriver, cfg); err != nil {
+		return err
+	}
+	if !slices.Contains(drivers().Names(), o.ComputeDriver) {
+		return nil
+	}
+	var given map[string]any
+	if err := json.Unmarshal(cfg.Options, &given); err != nil {
+		return err
+	}
+	delete(given, "dir")
+	raw, err := json.Marshal(given)
+	if err != nil {
+		return err
+	}
+	d, err := drivers().Open(context.Background(), o.ComputeDriver, raw)
+	if err != nil {
+		return err
+	}
+	return d.Close()
+}

@@ -1,0 +1,259 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// good is a file that has nothing wrong; a test adds to it, or replaces a line of it.
+const good = `[DEFAULT]
+transport_url = rabbit://u:hush@127.0.0.1:1/
+state_path = DIR/state
+[database]
+connection = mysql://u:hush@127.0.0.1:1/nova
+[api]
+auth_strategy = noauth2
+`
+
+const withKeystone = `[DEFAULT]
+transport_url = nats://u:hush@127.0.0.1:1
+state_path = DIR/state
+[database]
+connection = mysql://u:hush@127.0.0.1:1/nova
+[keystone_authtoken]
+auth_url = http://127.0.0.1:1/
+username = nova
+password = hush
+`
+
+// TestBadFiles: config validate refuses each of these files without the network, and says where the fault
+// stands and what to do; a service that reads the file does not start.
+func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the default logger
+	for _, tt := range []struct {
+		name, service, text string
+		where, says         string // FILE stands for the file; where is FILE:LINE: or empty
+	}{
+		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no scheme"},
+		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "want amqp, amqps"},
+		{"bus, a port that is none", "conductor", strings.Replace(good, "127.0.0.1:1/\n", "127.0.0.1:x/\n", 1), "FILE:2: [DEFAULT] transport_url", ""},
+		{"bus, missing", "conductor", strings.Replace(good, "transport_url = rabbit://u:hush@127.0.0.1:1/\n", "", 1), "[DEFAULT] transport_url", "is not set; it is rabbit://"},
+		{"bus, a queue's name", "conductor", good + "[DEFAULT]\ncontrol_exchange = a b\n", "FILE:9: [DEFAULT] control_exchange", "does not match"},
+		{"database, another scheme", "api", strings.Replace(good, "mysql://", "postgresql://", 1), "FILE:5: [database] connection", "want mysql://"},
+		{"database, no name", "api", strings.Replace(good, ":1/nova", ":1", 1), "FILE:5: [database] connection", "no database name"},
+		{"database, no user", "api", strings.Replace(good, "mysql://u:hush@", "mysql://", 1), "FILE:5: [database] connection", "no user"},
+		{"database, missing", "scheduler", strings.Replace(good, "connection = mysql://u:hush@127.0.0.1:1/nova\n", "", 1), "[database] connection", "is not set; it is mysql://"},
+		{"database, no connections", "scheduler", good + "[database]\nmax_pool_size = 0\n", "FILE:9: [database] max_pool_size", "less than 1"},
+		{"port too high", "api", good + "[DEFAULT]\nosapi_compute_listen_port = 65536\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "more than 65535"},
+		{"port negative", "api", good + "[DEFAULT]\nosapi_compute_listen_port = -1\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "less than 0"},
+		{"port, not a number", "api", good + "[DEFAULT]\nosapi_compute_listen_port = http\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "not an integer"},
+		{"address with a port", "api", good + "[DEFAULT]\nosapi_compute_listen = 127.0.0.1:8774\n", "FILE:9: [DEFAULT] osapi_compute_listen", "the port is osapi_compute_listen_port"},
+		{"address that is none", "api", good + "[DEFAULT]\nosapi_compute_listen = 10.0.0.300\n", "FILE:9: [DEFAULT] osapi_compute_listen", "neither an address"},
+		{"ratio -1", "scheduler", good + "[DEFAULT]\ncpu_allocation_ratio = -1\n", "FILE:9: [DEFAULT] cpu_allocation_ratio", "less than 0.01"},
+		{"ratio 0", "scheduler", good + "[DEFAULT]\nram_allocation_ratio = 0\n", "FILE:9: [DEFAULT] ram_allocation_ratio", "less than 0.01"},
+		{"ratio 1e300", "scheduler", good + "[DEFAULT]\ndisk_allocation_ratio = 1e300\n", "FILE:9: [DEFAULT] disk_allocation_ratio", "more than 10000"},
+		{"multiplier 1e300", "scheduler", good + "[filter_scheduler]\nram_weight_multiplier = 1e300\n", "FILE:9: [filter_scheduler] ram_weight_multiplier", "more than 1000000"},
+		{"subset 0", "scheduler", good + "[filter_scheduler]\nhost_subset_size = 0\n", "FILE:9: [filter_scheduler] host_subset_size", "less than 1"},
+		{"no attempts", "conductor", good + "[scheduler]\nmax_attempts = 0\n", "FILE:9: [scheduler] max_attempts", "less than 1"},
+		{"down before a report", "conductor", good + "[DEFAULT]\nreport_interval = 60\n", "FILE:9: [DEFAULT] report_interval", "must be longer than report_interval"},
+		{"no report", "conductor", good + "[DEFAULT]\nreport_interval = 0\n", "FILE:9: [DEFAULT] report_interval", "less than 1ms"},
+		{"build shorter than a retry", "conductor", good + "[DEFAULT]\ninstance_build_timeout = 10\n", "FILE:9: [DEFAULT] instance_build_timeout", "must be longer than task_retry_interval"},
+		{"a negative drain", "conductor", good + "[DEFAULT]\ndrain_delay = -1\n", "FILE:9: [DEFAULT] drain_delay", "less than 0"},
+		{"an unknown filter", "scheduler", good + "[filter_scheduler]\nenabled_filters = ComputeFilter, RamFilter\n", "FILE:9: [filter_scheduler] enabled_filters", `there is no "RamFilter"; there are:`},
+		{"policy file missing", "api", good + "[oslo_policy]\npolicy_file = none.yaml\n", "FILE:9: [oslo_policy] policy_file", "none.yaml does not exist"},
+		{"policy file wrong", "api", good + "[oslo_policy]\npolicy_file = bad.yaml\n", "bad.yaml:1", "the nearest is os_compute_api:servers:start"},
+		{"certificate missing", "api", good + "[wsgi]\nssl_cert_file = DIR/none.pem\nssl_key_file = DIR/none.pem\n", "FILE:9: [wsgi] ssl_cert_file", "no such file"},
+		{"certificate, not PEM", "api", good + "[wsgi]\nssl_cert_file = FILE\nssl_key_file = FILE\n", "FILE:9: [wsgi] ssl_cert_file", "certificate"},
+		{"certificate without a key", "api", good + "[wsgi]\nssl_cert_file = FILE\n", "FILE:9: [wsgi] ssl_cert_file", "HTTPS needs both"},
+		{"authorities without a certificate", "api", good + "[wsgi]\nssl_ca_file = FILE\n", "FILE:9: [wsgi] ssl_ca_file", "HTTPS needs both"},
+		{"keystone, no URL", "api", strings.Replace(withKeystone, "auth_url = http://127.0.0.1:1/\n", "", 1), "[keystone_authtoken] auth_url", "not of the form https://host:5000/v3"},
+		{"keystone, a wrong URL", "api", strings.Replace(withKeystone, "http://127.0.0.1:1/", "127.0.0.1:5000", 1), "FILE:7: [keystone_authtoken] auth_url", "not of the form"},
+		{"keystone, no user", "api", strings.Replace(withKeystone, "username = nova\n", "", 1), "[keystone_authtoken] username", "is not set"},
+		{"keystone, no password", "api", strings.Replace(withKeystone, "password = hush\n", "", 1), "[keystone_authtoken] password", "is not set"},
+		{"open to other machines", "api", good + "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n", "FILE:7: [api] auth_strategy", "noauth2_remote = true"},
+		{"admin for other machines", "conductor", good + "[DEFAULT]\nadmin_listen = 0.0.0.0:9774\n", "FILE:9: [DEFAULT] admin_listen", "unix:/path"},
+		{"admin without a port", "conductor", good + "[DEFAULT]\nadmin_listen = 127.0.0.1\n", "FILE:9: [DEFAULT] admin_listen", "127.0.0.1:9774"},
+		{"admin at the API's address", "api", good + "[DEFAULT]\nadmin_listen = 127.0.0.1:8774\n", "FILE:9: [DEFAULT] admin_listen", "another port"},
+		{"link prefix", "api", good + "[api]\ncompute_link_prefix = nova.example.org\n", "FILE:9: [api] compute_link_prefix", "does not match"},
+		{"origin", "api", good + "[cors]\nallowed_origin = dashboard.example.org\n", "FILE:9: [cors] allowed_origin", "does not match"},
+		{"collector of traces", "conductor", good + "[opentelemetry]\notlp_endpoint = 127.0.0.1:4318\n", "FILE:9: [opentelemetry] otlp_endpoint", "http://host:4318"},
+		{"host", "conductor", good + "[DEFAULT]\nhost = a/../b\n", "FILE:9: [DEFAULT] host", "no name of a host"},
+		{"no state path", "compute", strings.Replace(good, "state_path = DIR/state\n", "", 1), "[DEFAULT] state_path", "such as /var/lib/nova"},
+		{"state path is a file", "compute", strings.Replace(good, "DIR/state", "FILE", 1), "FILE:3: [DEFAULT] state_path", "is not a directory"},
+		{"no such driver", "compute", good + "[DEFAULT]\ncompute_driver = acme\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "armature-compute-acme"},
+		{"a driver that all can write", "compute", good + "[DEFAULT]\ncompute_driver = open\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "chmod go-w"},
+		{"another checksum", "compute", good + "[DEFAULT]\ncompute_driver = fine\nplugin_dir = DIR\n[driver_fine]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:9: [DEFAULT] compute_driver", "the configuration says 000"},
+		{"misspelt checksum", "compute", good + "[driver_fake]\nplugin_sha265 = 0\n", "FILE:9: [driver_fake] plugin_sha265", "the nearest is plugin_sha256"},
+		{"a checksum of what is built in", "compute", good + "[driver_fake]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:9: [driver_fake] plugin_sha256", "built in"},
+		{"option of the driver", "compute", good + "[driver_fake]\nvcpu = 4\n", "FILE:9: [driver_fake] vcpu", "the nearest is vcpus"},
+		{"value of the driver", "compute", good + "[driver_fake]\nvcpus = many\n", "FILE:9: [driver_fake] vcpus", "not an integer"},
+		{"section of another driver", "conductor", good + "[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:8: [driver_dirdrw]", "has the section [driver_fake]"},
+		{"section of another driver, lenient", "api", good + "[DEFAULT]\nstrict = false\n[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:10: [driver_dirdrw]", "has the section [driver_fake]"},
+		{"unknown option", "conductor", good + "[DEFAULT]\nreport_intervall = 5\n", "FILE:9: [DEFAULT] report_intervall", "the nearest is report_interval"},
+		{"unknown section", "conductor", good + "[databas]\n", "FILE:8: [databas]", "the nearest is database"},
+		{"no option", "conductor", good + "this is not an option\n", "FILE:8:", "name = value"},
+	} {
+		t.Run(strings.ReplaceAll(tt.name, " ", "_"), func(t *testing.T) {
+			dir := t.TempDir()
+			file := filepath.Join(dir, "nova.conf")
+			fill := strings.NewReplacer("DIR", dir, "FILE", file)
+			for path, text := range map[string]string{
+				file: fill.Replace(tt.text), filepath.Join(dir, "bad.yaml"): "os_compute_api:servers:stort: '!'\n",
+				filepath.Join(dir, "armature-compute-open"): "#!/bin/sh\n", filepath.Join(dir, "armature-compute-fine"): "#!/bin/sh\n",
+			} {
+				if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := errors.Join(os.Chmod(filepath.Join(dir, "armature-compute-open"), 0o777), os.Chmod(filepath.Join(dir, "armature-compute-fine"), 0o755))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, args := range [][]string{{"config", "validate"}, {tt.service}} {
+				var out bytes.Buffer
+				cmd := command(&out)
+				cmd.SetArgs(append(args, "--config-file", file))
+				err := cmd.ExecuteContext(t.Context())
+				text := fmt.Sprint(err)
+				if err == nil || !strings.Contains(text, fill.Replace(tt.where)) || !strings.Contains(text, fill.Replace(tt.says)) {
+					t.Errorf("%v: %v\nwant %s with %q", args, err, fill.Replace(tt.where), tt.says)
+				}
+				if n := strings.Count(text, "\n"); n != 0 {
+					t.Errorf("%v: %d faults are told, want the one that there is:\n%v", args, n+1, err)
+				}
+				if strings.Contains(text, "hush") {
+					t.Errorf("%v: the error has a password: %v", args, err)
+				}
+				if args[0] == "config" && !strings.Contains(out.String(), "read "+file+"\n") {
+					t.Errorf("it does not say that it has read %s: %s", file, &out)
+				}
+			}
+		})
+	}
+}
+
+// TestGoodFiles: a file without a fault is taken, without the network, and with strict = false; several faults
+// are told at once; only what a service uses is judged.
+func TestGoodFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "nova.conf")
+	validate := func(text string, args ...string) (string, error) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(text, "DIR", dir)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		cmd := command(&out)
+		cmd.SetArgs(append([]string{"config", "validate", "--config-file", file}, args...))
+		err := cmd.ExecuteContext(t.Context())
+		return out.String(), err
+	}
+	for _, text := range []string{
+		good, withKeystone, good + "[driver_fake]\nvcpus = 4\nfault_spawn = slow 1s\n",
+		good + "[filter_scheduler]\nenabled_filters = RetryFilter, AvailabilityZoneFilter, ComputeFilter\n",
+		good + "[DEFAULT]\nosapi_compute_listen = [::1]\nadmin_listen = unix:/run/nova/{service}.sock\n",
+		strings.Replace(good, "mysql://u:hush@127.0.0.1:1/nova", "sqlite:////DIR/a%3Fb.db", 1),
+	} {
+		if out, err := validate(text); err != nil || !strings.Contains(out, "read "+file) {
+			t.Errorf("%v\n%s", err, text)
+		}
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
+		t.Errorf("validate has made something: %v, %v", left, err)
+	}
+	const none = "[DEFAULT]\n"
+	if _, err := validate(none, "--service", "all-in-one"); err == nil || strings.Contains(err.Error(), "transport_url") || !strings.Contains(err.Error(), "auth_url") {
+		t.Errorf("all in one process, keystone: %v", err)
+	}
+	if _, err := validate("[DEFAULT]\ntransport_url = nats://h\nstate_path = DIR\n", "--service", "compute"); err != nil {
+		t.Errorf("a host needs no database: %v", err)
+	}
+	_, err := validate("[DEFAULT]\nworkes = 1\ncpu_allocation_ratio = 0\ncompute_driver = none\nplugin_dir = DIR\ntransport_url = x\n[driver_fake]\n")
+	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 10 { // and what is missing: database, state_path, three of Keystone's
+		t.Errorf("%d faults, want 10:\n%v", n, err)
+	}
+	if _, err := validate(good, "--service", "compte"); err == nil || !strings.Contains(err.Error(), "the nearest is compute") {
+		t.Errorf("%v", err)
+	}
+	if _, err := validate(good, "--online"); err == nil || strings.Count(err.Error(), "\n") != 1 ||
+		!strings.Contains(err.Error(), file+":2: [DEFAULT] transport_url: ") || !strings.Contains(err.Error(), file+":5: [database] connection: ") {
+		t.Errorf("online, and nothing is there: %v", err)
+	}
+}
+
+// TestCommandLine: what does not exist is an error with the nearest name and the exit code 2.
+func TestCommandLine(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for args, want := range map[string]string{
+		"conducter":                         `there is no command "conducter"; the nearest is conductor`,
+		"operation lst":                     `there is no command "operation lst"; the nearest is list`,
+		"db snyc":                           `there is no command "db snyc"; the nearest is sync`,
+		"operation list --state bogus":      `there is no state "bogus"; the nearest is`,
+		"operation list --state runing":     `there is no state "runing"; the nearest is running`,
+		"operation list --limit -1":         "flag --limit: -1 is less than 0",
+		"operation list --stat x":           "unknown flag: --stat",
+		"operation show":                    "requires at least 1 arg",
+		"api now":                           "unknown command",
+		"config validate --service bogus":   `there is no service "bogus"`,
+		"policy explain --rule servers:bog": `there is no rule "servers:bog"; the nearest is`,
+	} {
+		cmd := command(new(bytes.Buffer))
+		cmd.SetArgs(append(strings.Fields(args), "--state-path", dir))
+		err := cmd.ExecuteContext(t.Context())
+		if _, ok := errors.AsType[usageError](err); !ok || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want a usageError with %s", args, err, want)
+		}
+	}
+}
+
+// TestStatePath: an operator's command finds the database of all services in one process, and lists as many
+// operations as it is told to.
+func TestStatePath(t *testing.T) { //nolint:paralleltest // the program sets the default logger
+	dir := t.TempDir()
+	printed, err := serve(t, "--state-path", dir, "--port", "0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	url := regexp.MustCompile(`(?m)^nova-mini listens on (\S+)$`).FindStringSubmatch(printed)[1]
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, url+"/v2.1/servers", strings.NewReader(`{"server": {"name": "demo", "flavorRef": "1", "imageRef": "cirros"}}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Header.Set("Content-Type", "application/json")
+	tr := &http.Transport{}
+	defer tr.CloseIdleConnections()
+	res, err := tr.RoundTrip(r)
+	if err != nil || res.StatusCode != http.StatusAccepted {
+		t.Fatal(res, err)
+	}
+	_ = res.Body.Close()
+	list := func(args ...string) string {
+		t.Helper()
+		var out bytes.Buffer
+		cmd := command(&out)
+		cmd.SetArgs(append([]string{"operation", "list", "--state-path", dir}, args...))
+		if err := cmd.ExecuteContext(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		return out.String()
+	}
+	if got := list(); strings.Count(got, "server.create") != 1 {
+		t.Errorf("%s", got)
+	}
+	if got := list("--limit", "0"); strings.Count(got, "\n") != 1 {
+		t.Errorf("--limit 0 lists\n%s", got)
+	}
+	cmd := command(new(bytes.Buffer))
+	cmd.SetArgs([]string{"operation", "list", "--state-path", t.TempDir()})
+	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "[database] connection: is not set") {
+		t.Errorf("without a database: %v", err)
+	}
+}
