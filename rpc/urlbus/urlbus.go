@@ -40,6 +40,9 @@ type Config struct {
 type Bus interface {
 	rpc.Bus
 
+	// Start connects, with one attempt for each broker. It may be called again after an error, whose
+	// code is Unavailable if no broker answers and Unauthenticated if it refuses the login; see the
+	// buses' packages. Before, the bus fails with rpc.ErrNotStarted.
 	Start(ctx context.Context) error
 	Stop(ctx context.Context) error
 	// Check fails with Unavailable while the broker is away. It does not block.
@@ -62,9 +65,17 @@ func Open(url string, cfg Config) (Bus, error) {
 	case "memory":
 		return inMemory{membus.New()}, nil
 	case "nats", "tls":
-		return natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
+		return opened(natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 	}
-	return amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
+	return opened(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+}
+
+// opened returns a nil Bus with an error, instead of one that has a nil pointer.
+func opened[B Bus](b B, err error) (Bus, error) {
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // inMemory is a bus that always works.
