@@ -77,8 +77,10 @@ func Check(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
 		return err
 	}
 	if want := s.files[len(s.files)-1].version; have < want {
-		return &fault.Error{Code: fault.Precondition, Reason: errOlder.Reason,
-			Msg: fmt.Sprintf("the database schema is at version %d, older than version %d of this program: run db sync", have, want)}
+		return &fault.Error{
+			Code: fault.Precondition, Reason: errOlder.Reason,
+			Msg: fmt.Sprintf("the database schema is at version %d, older than version %d of this program: run db sync", have, want),
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -32,6 +33,7 @@ import (
 	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // node is one process: its options and the parts it runs.
@@ -95,9 +97,11 @@ func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	if o.TransportURL == "" {
 		return nil, fault.New(fault.Invalid, "option transport_url is not set; it is rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 	}
-	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, Logger: log})
+	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{
+		Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, TLS: o.Rabbit.SSL, TLSFiles: o.Rabbit.files(), Logger: log,
+	})
 	if err != nil {
-		return nil, fmt.Errorf("option transport_url: %w", err)
+		return nil, fmt.Errorf("option transport_url, with those of [oslo_messaging_rabbit] about ssl: %w", err)
 	}
 	return bus, nil
 }
@@ -181,7 +185,7 @@ func (n *node) report(name string, f func(context.Context) error) {
 	n.app.Add(name+" report", service.Loop(min(time.Second, n.ReportInterval), try))
 }
 
-func wireAPI(ctx context.Context, n *node) error {
+func wireAPI(_ context.Context, n *node) error {
 	if err := n.wireShared(); err != nil {
 		return err
 	}
@@ -234,14 +238,26 @@ func (o *options) identity(log *slog.Logger) (*identity, error) {
 		return &identity{authenticate: auth.None(api.Administrator)}, nil
 	}
 	c := o.Keystone
+	secure, err := tlsFrom(tlsfile.Client{CAFile: c.CAFile, CertFile: c.CertFile, KeyFile: c.KeyFile})
+	if err != nil {
+		return nil, fmt.Errorf("options cafile, certfile and keyfile of [keystone_authtoken]: %w", err)
+	}
 	k, err := auth.NewKeystone(auth.KeystoneConfig{
 		URL: c.AuthURL, Username: c.Username, Password: c.Password, UserDomain: c.UserDomain, ProjectName: c.Project, ProjectDomain: c.ProjectDomain,
-		ServiceRoles: c.ServiceRoles, TTL: c.CacheTime, Logger: log,
+		ServiceRoles: c.ServiceRoles, TTL: c.CacheTime, TLS: secure, Logger: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("option auth_strategy of [api] is keystone, and [keystone_authtoken] says: %w; for a test without users set auth_strategy = noauth2 in [api]", err)
 	}
 	return &identity{k.Authenticate, k.Challenge(), k}, nil
+}
+
+// tlsFrom returns the configuration of TLS, nil if no file is named.
+func tlsFrom(files tlsfile.Client) (*tls.Config, error) {
+	if files == (tlsfile.Client{}) {
+		return nil, nil //nolint:nilnil // the default
+	}
+	return files.Config()
 }
 
 // scheme is that of the API's URLs.
@@ -272,7 +288,7 @@ func (o *options) greet(w io.Writer, url string) error {
 	return err
 }
 
-func wireConductor(ctx context.Context, n *node) error {
+func wireConductor(_ context.Context, n *node) error {
 	if err := n.wireShared(); err != nil {
 		return err
 	}
@@ -306,7 +322,7 @@ func (n *node) join(kind, host string) {
 	}))
 }
 
-func wireScheduler(ctx context.Context, n *node) error {
+func wireScheduler(_ context.Context, n *node) error {
 	if err := n.wireShared(); err != nil {
 		return err
 	}

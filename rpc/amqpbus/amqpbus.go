@@ -52,8 +52,8 @@ type Config struct {
 	// that several components can share a virtual host. Default "armature".
 	// Processes that talk to each other have the same.
 	Exchange string
-	// TLS is for amqps URLs. Default: the system's roots and the URL's host
-	// name.
+	// TLS is for amqps URLs, see package tlsfile. Default: the system's authorities. The server's
+	// certificate must have the URL's host name, or TLS.ServerName if that is set.
 	TLS *tls.Config
 	// Channels is how many channels publish side by side. Default 4.
 	Channels int

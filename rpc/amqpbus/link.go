@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // The pause between two attempts to connect is doubled from minRedial to
@@ -137,6 +139,7 @@ func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, 
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	ended := func() bool { return true }
+	var first *firstByte
 	cfg := amqp.Config{
 		Heartbeat:  l.cfg.Heartbeat,
 		Properties: amqp.NewConnectionProperties(),
@@ -146,10 +149,11 @@ func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, 
 				return nil, err
 			}
 			ended = context.AfterFunc(ctx, func() { _ = c.Close() }) // the handshakes end with ctx, too
+			first = &firstByte{Conn: c}
 			if l.plain {
-				return c, nil
+				return first, nil
 			}
-			out = &gathering{Conn: c}
+			out = &gathering{Conn: first}
 			return out, nil
 		},
 	}
@@ -170,11 +174,38 @@ func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, 
 		}
 		err = fmt.Errorf("no connection in time: %w", cmp.Or(err, context.Cause(ctx)))
 	}
-	if err != nil {
-		return nil, nil, err
+	if err == nil {
+		return conn, out, nil
 	}
-	return conn, out, nil
+	if failure := tlsfile.Failure(err); failure != nil {
+		err = failure
+	} else if e, ok := errors.AsType[*amqp.Error](err); ok && strings.HasPrefix(e.Reason, "remote error: tls:") { // amqp091 keeps the text alone
+		err = fault.New(fault.Denied, "the broker refuses the TLS connection, perhaps for want of a client certificate that it trusts: %w", err)
+	} else if cfg.TLSClientConfig == nil && first != nil && first.is(tlsAlert) {
+		err = fault.New(fault.Precondition, "the broker speaks TLS on this port, and the URL does not ask for it: use amqps://")
+	}
+	return nil, nil, err
 }
+
+// tlsAlert is how the answer of a TLS server begins that does not understand its client.
+const tlsAlert = 21
+
+// firstByte notes the first byte that the other side sends.
+type firstByte struct {
+	net.Conn
+
+	seen atomic.Int32 // the byte plus 1; 0: none yet
+}
+
+func (c *firstByte) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.seen.Load() == 0 {
+		c.seen.CompareAndSwap(0, int32(p[0])+1)
+	}
+	return n, err
+}
+
+func (c *firstByte) is(b byte) bool { return c.seen.Load() == int32(b)+1 }
 
 func (l *link) set(conn *amqp.Connection, out *gathering, blocked string, err error) {
 	l.mu.Lock()
@@ -252,8 +283,8 @@ func dialCode(err error) fault.Code {
 	case ok && e.Code == amqp.NotAllowed:
 		return fault.Denied
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fault.Denied
+	if code := fault.CodeOf(err); code == fault.Denied || code == fault.Precondition {
+		return code
 	}
 	return fault.Unavailable
 }

@@ -30,6 +30,7 @@
 package natsbus
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -37,6 +38,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +49,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // Config configures a Bus.
@@ -59,7 +62,9 @@ type Config struct {
 	// can share an account. Default "armature". Processes that talk to each
 	// other have the same.
 	Exchange string
-	// TLS is for tls URLs. Default: the system's roots and the URL's host name.
+	// TLS is for tls URLs, and for servers that demand it, see package tlsfile. Default: the system's
+	// authorities. The server's certificate must have the URL's host name, or TLS.ServerName if
+	// that is set.
 	TLS *tls.Config
 	// Replicas is how many servers of a cluster keep each Shared topic that
 	// does not exist yet. Default 1.
@@ -234,18 +239,17 @@ func (b *Bus) connect(ctx context.Context) error {
 		}
 		b.cfg.Logger.Warn("NATS reports an error", "subject", subject, "error", err)
 	}
-	for _, u := range b.cfg.URLs {
-		if strings.HasPrefix(u, "tls:") {
-			opts.Secure = true
-			opts.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-			if b.cfg.TLS != nil {
-				opts.TLSConfig = b.cfg.TLS.Clone()
-			}
-		}
+	opts.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	if b.cfg.TLS != nil {
+		opts.TLSConfig = b.cfg.TLS.Clone()
 	}
+	opts.Secure = slices.ContainsFunc(b.cfg.URLs, func(u string) bool { return strings.HasPrefix(u, "tls:") })
 	conn, err := opts.Connect()
+	if errors.Is(err, nats.ErrSecureConnWanted) {
+		return fault.New(fault.Precondition, "TLS is asked for, and the server has none: %w", err)
+	}
 	if err != nil {
-		return err
+		return cmp.Or(tlsfile.Failure(err), err)
 	}
 	js, err := jetstream.New(conn)
 	b.mu.Lock()
@@ -268,11 +272,8 @@ func startCode(err error) fault.Code {
 			return fault.Unauthenticated
 		}
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fault.Denied
-	}
-	if errors.Is(err, fault.Precondition) {
-		return fault.Precondition
+	if code := fault.CodeOf(err); code == fault.Denied || code == fault.Precondition {
+		return code
 	}
 	return fault.Unavailable
 }

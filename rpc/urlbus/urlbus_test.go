@@ -21,6 +21,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// brokers are the variables that have their URLs.
+var brokers = map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar}
+
 var (
 	iface = &rpc.Interface{Name: "echo", Version: rpc.Version{Major: 1}}
 	echo  = rpc.Method[string, string]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
@@ -63,7 +66,7 @@ func TestOpen(t *testing.T) {
 			t.Errorf("%q: %v", url, err)
 		}
 	}
-	for name, brokerVar := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
+	for name, brokerVar := range brokers {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			url := envtest.URL(t, brokerVar)
@@ -102,7 +105,7 @@ func TestRefused(t *testing.T) {
 // Unauthenticated.
 func TestStartAgain(t *testing.T) {
 	t.Parallel()
-	for name, brokerVar := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
+	for name, brokerVar := range brokers {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			u, err := url.Parse(envtest.URL(t, brokerVar))
