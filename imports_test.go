@@ -47,12 +47,14 @@ var rules = map[string][]string{
 	"fault":  nil,
 	"reqctx": nil,
 
+	"tlsfile": {"fault"},
+
 	"rpc":              {"rpc/internal/names", "fault", "reqctx", watermill + "/message"},
 	"rpc/membus":       {"rpc", "rpc/internal/broker", "fault", watermill + "/message"},
-	"rpc/amqpbus":      {"rpc", "rpc/internal/broker", "fault", watermill + "/message", amqp},
-	"rpc/natsbus":      {"rpc", "rpc/internal/broker", "fault", watermill + "/message", nats},
+	"rpc/amqpbus":      {"rpc", "tlsfile", "rpc/internal/broker", "fault", watermill + "/message", amqp},
+	"rpc/natsbus":      {"rpc", "tlsfile", "rpc/internal/broker", "fault", watermill + "/message", nats},
 	"rpc/watermillbus": {"rpc", "rpc/internal/broker", "fault", watermill},
-	"rpc/urlbus":       {"rpc", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
+	"rpc/urlbus":       {"rpc", "tlsfile", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
 	"rpc/internal/...": {"rpc", "rpc/internal/names", "fault", watermill + "/message"},
 	"rpc/rpcprom":      {"rpc", "fault", prometheus},
 	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},
@@ -69,10 +71,10 @@ var rules = map[string][]string{
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc, protobuf},
 
-	"db":        {"fault", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
+	"db":        {"fault", "tlsfile", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
-	"service":             {"service/internal/bodytime", "fault", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
+	"service":             {"service/internal/bodytime", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/config":      {"internal/text", "fault"},
 	"service/auth":        {"service", "service/api", "fault", "reqctx", "golang.org/x/sync"},
@@ -93,6 +95,7 @@ var rules = map[string][]string{
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
 	"internal/text":         {},
+	"internal/certtest":     {},
 
 	"examples/...": nil, // not looked at: examples import what they like
 }

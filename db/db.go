@@ -55,12 +55,18 @@ const (
 // Config says which database to open, and how. URL is required.
 type Config struct {
 	// URL is mysql://user:password@host:port/database?options with the options
-	// of go-sql-driver/mysql (tls, readTimeout, ...), sqlite:///absolute/path,
+	// of go-sql-driver/mysql (readTimeout, ...), sqlite:///absolute/path,
 	// sqlite://path/relative/to/the/process, or sqlite:///:memory: for a database that lives
 	// as long as the handle.
 	// Special characters in the password are percent-encoded. The port
 	// defaults to 3306. What correctness needs cannot be changed by options:
 	// times in UTC, RowsAffected, sql_mode, one statement at a time.
+	//
+	// TLS is asked for by tls=true, which trusts the system's authorities, or by the names of
+	// SQLAlchemy: ssl_ca, ssl_cert and ssl_key, see package tlsfile. The server's certificate must
+	// have the name of the URL's host, or ssl_server_name; with ssl_check_hostname=false only its
+	// authority counts, with tls=skip-verify nothing. Without TLS to another machine there is one
+	// warning.
 	URL string
 	// MaxOpen is the most connections that are open at once, all of which stay
 	// open while idle. Default 20. A database in memory has one: inside a
@@ -94,8 +100,8 @@ func New(cfg Config) (*sqlx.DB, error) {
 // handle of New to a [Service].
 //
 // Errors: Invalid if the URL is wrong; Unauthenticated or Denied, at once, if
-// the database refuses the user; Precondition, at once, if it has no such
-// database or the file cannot be one; Unavailable if it did not answer in time;
+// the database refuses the user, or its certificate is not trusted; Precondition, at once, if it has no such
+// database or no TLS, or the file cannot be one; Unavailable if it did not answer in time;
 // the context's. None contains the password.
 func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
 	t, err := parse(cfg.URL)
@@ -112,7 +118,11 @@ func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
 
 // open makes the handle.
 func (t *target) open(cfg Config) *sqlx.DB {
-	t.watch(&watch{shown: t.shown, limit: max(cfg.SlowQuery, 0), log: cmp.Or(cfg.Logger, slog.Default())})
+	log := cmp.Or(cfg.Logger, slog.Default())
+	if t.plain != "" {
+		log.Warn("the connections to the database are not encrypted: add tls=true, or ssl_ca with the file of its authority, to the URL", "host", t.plain)
+	}
+	t.watch(&watch{shown: t.shown, limit: max(cfg.SlowQuery, 0), log: log})
 	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
 	n := cfg.MaxOpen
 	if n <= 0 {
@@ -144,6 +154,9 @@ func connect(ctx context.Context, d *sqlx.DB, shown string, limit time.Duration)
 		}
 		if ctx.Err() != nil {
 			return fmt.Errorf("connect to %s: %w (last error: %w)", shown, context.Cause(ctx), err)
+		}
+		if failure := tlsFailure(err); failure != nil {
+			return fault.New(fault.CodeOf(failure), "connect to %s: %w", shown, failure)
 		}
 		if !mayComeBack(err) {
 			e := Error(err)

@@ -97,7 +97,7 @@ func class(err error) (fault.Code, string) {
 	switch {
 	// By the contract of database/sql nothing was sent.
 	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone),
-		isNet && op.Op == "dial":
+		isNet && op.Op == "dial", tlsFailure(err) != nil:
 		return fault.Unavailable, ""
 	case lost(err):
 		return fault.Unknown, ""

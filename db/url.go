@@ -25,6 +25,7 @@ type target struct {
 	driver    string
 	shown     string // for messages: the URL without the password
 	memory    bool
+	plain     string // another machine, to which the connections have no TLS
 }
 
 // watch has every statement seen.
@@ -84,6 +85,10 @@ func parseMySQL(u *url.URL) (target, error) {
 	}
 	query := u.Query()
 	delete(query, "charset") // it is utf8mb4, whatever that says
+	secure, err := mysqlTLS(u.Hostname(), query)
+	if err != nil {
+		return target{}, err
+	}
 	for name, v := range query {
 		if _, err := mysql.ParseDSN("/?" + url.Values{name: v}.Encode()); err != nil {
 			return target{}, fault.New(fault.Invalid, "option %s of the mysql database URL: %w", name, err)
@@ -93,6 +98,10 @@ func parseMySQL(u *url.URL) (target, error) {
 	if err != nil {
 		return target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
+	for name := range cfg.Params {
+		return target{}, fault.New(fault.Invalid, "unknown option %.60q of the mysql database URL; variables of the server are set on the server", name)
+	}
+	cfg.TLS = secure
 	cfg.User = u.User.Username()
 	cfg.Passwd, _ = u.User.Password()
 	cfg.Net, cfg.Addr = "tcp", net.JoinHostPort(u.Hostname(), port)
@@ -112,10 +121,7 @@ func parseMySQL(u *url.URL) (target, error) {
 	if err := cfg.Apply(mysql.TimeTruncate(time.Microsecond)); err != nil {
 		return target{}, err
 	}
-	if cfg.Params == nil {
-		cfg.Params = make(map[string]string, 2)
-	}
-	cfg.Params["time_zone"] = "'+00:00'"
+	cfg.Params = map[string]string{"time_zone": "'+00:00'"}
 	// TRADITIONAL: wrong data is an error instead of being bent. The others
 	// read quotes and || as SQLite does.
 	cfg.Params["sql_mode"] = "'TRADITIONAL,ANSI_QUOTES,PIPES_AS_CONCAT'"
@@ -123,7 +129,11 @@ func parseMySQL(u *url.URL) (target, error) {
 	if err != nil {
 		return target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
-	return target{connector: &mysqlDB{Connector: c}, driver: driverMySQL, shown: u.Redacted()}, nil
+	out := target{connector: &mysqlDB{Connector: c}, driver: driverMySQL, shown: u.Redacted()}
+	if secure == nil && !loopback(u.Hostname()) {
+		out.plain = u.Hostname()
+	}
+	return out, nil
 }
 
 // parseSQLite reads what follows sqlite://: a path, absolute if it begins with a slash, or with two

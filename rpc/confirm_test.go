@@ -116,7 +116,7 @@ func TestLateConfirm(t *testing.T) {
 					mu.Lock()
 					defer mu.Unlock()
 					runs++
-					return nil, fault.New(fault.Unavailable, "not now")
+					return nil, fault.New(fault.Exhausted, "not now")
 				})
 				for n := range casts {
 					sendKeep(t, bus, fmt.Sprint("cast-", n))
@@ -164,7 +164,7 @@ func TestStaleCopy(t *testing.T) {
 			mu.Lock()
 			defer mu.Unlock()
 			runs++
-			return nil, fault.New(fault.Unavailable, "not now")
+			return nil, fault.New(fault.Exhausted, "not now")
 		})
 		sendKeep(t, bus, "a")
 		pass(50 * time.Millisecond)
@@ -224,7 +224,7 @@ func TestNoID(t *testing.T) {
 			defer mu.Unlock()
 			runs++
 			if runs == 1 {
-				return nil, fault.New(fault.Unavailable, "not now")
+				return nil, fault.New(fault.Exhausted, "not now")
 			}
 			return &rpc.None{}, nil
 		})

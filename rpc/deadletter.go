@@ -122,7 +122,7 @@ func resend(ctx context.Context, bus Bus, m *message.Message) error {
 	next := clone(ctx, m)
 	topic := next.Metadata[MetaTopic]
 	next.Metadata[MetaRequeues] = strconv.Itoa(count(m, MetaRequeues) + 1) // its attempts are counted anew
-	for _, key := range []string{MetaFailures, MetaRedeliveries, MetaReason, MetaTopic, MetaDiedAt, MetaServer} {
+	for _, key := range []string{MetaFailures, MetaWaited, MetaRedeliveries, MetaReason, MetaTopic, MetaDiedAt, MetaServer} {
 		delete(next.Metadata, key)
 	}
 	return bus.Publish(topic, next)

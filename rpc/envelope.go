@@ -46,7 +46,8 @@ const (
 	// had the message in hand before, and has not settled it.
 	MetaRedelivered = "redelivered"
 
-	MetaFailures     = "failures"     // how often a handler failed
+	MetaFailures     = "failures"     // how often a handler failed, other than with Unavailable
+	MetaWaited       = "waited"       // milliseconds of the pauses after handlers that failed with Unavailable
 	MetaRedeliveries = "redeliveries" // how often a server was lost that had it
 	MetaReason       = "reason"       // why it is a dead letter
 	MetaTopic        = "topic"        // where it was published to

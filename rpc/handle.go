@@ -26,7 +26,8 @@ type endpoint struct {
 // the caller with its code, reason and text. A panic becomes an Internal error.
 //
 // If m is [AtLeastOnce] and the message was a cast, an error has it delivered
-// again, later, up to ServerConfig.MaxTries times, unless its code says that
+// again, later, up to ServerConfig.MaxTries times, or, if its code is Unavailable, which says that
+// nothing was done, for ServerConfig.MaxUnavailable, unless its code says that
 // this is no use: Invalid, Unauthenticated, Denied, NotFound, Conflict,
 // Precondition, Unimplemented. What is given up becomes a dead letter, see
 // [DeadLetters].

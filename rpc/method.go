@@ -133,6 +133,8 @@ var (
 	ErrReplyTooLarge = fault.Sentinel(fault.Internal, "ReplyTooLarge", "the reply is too large")
 	// ErrClosed: the client or the bus was closed. Nothing was sent.
 	ErrClosed = fault.Sentinel(fault.Unavailable, "Closed", "closed")
+	// ErrNotStarted: the bus was not started, or its Start failed. Nothing was sent.
+	ErrNotStarted = fault.Sentinel(fault.Unavailable, "NotStarted", "the bus was not started")
 )
 
 // Info describes one message to an [Interceptor].

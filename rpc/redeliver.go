@@ -113,7 +113,7 @@ func (s *Server) once(ctx, work context.Context, m *message.Message, r *request,
 		return false, nil
 	}
 	if err != nil {
-		return true, fmt.Errorf("look up whether the message was handled: %w", err)
+		return true, fault.New(fault.Unavailable, "look up whether the message was handled: %v", err)
 	}
 	if !s.track(r) { // a call has the same id
 		s.pause(time.Second)
@@ -142,19 +142,33 @@ func (s *Server) settle(ctx, work context.Context, m *message.Message, r *reques
 		return
 	}
 	ctx = context.WithoutCancel(ctx)
-	n := count(m, MetaFailures) + 1
-	if final(err) || n >= s.cfg.MaxTries {
-		s.bury(ctx, work, m, r.topic, n, fmt.Sprintf("%v: %v", fault.CodeOf(err), err))
+	reason := fmt.Sprintf("%v: %v", fault.CodeOf(err), err)
+	key, n := MetaFailures, count(m, MetaFailures)+1
+	wait := min(minRedeliver<<min(n-1, 16), maxRedeliver)
+	waited := time.Duration(count(m, MetaWaited)) * time.Millisecond
+	if fault.CodeOf(err) == fault.Unavailable {
+		// Not an attempt: nothing was done. The sum of the pauses needs no clock that servers share.
+		wait = min(max(waited, minRedeliver), maxRedeliver)
+		reason = fmt.Sprintf("%s (tried for %v)", reason, waited.Round(time.Second))
+	}
+	wait = wait/2 + rand.N(wait/2)
+	if fault.CodeOf(err) == fault.Unavailable {
+		key, n = MetaWaited, int((waited + wait).Milliseconds())
+	}
+	switch {
+	case final(err), key == MetaFailures && n >= s.cfg.MaxTries:
+		s.bury(ctx, work, m, r.topic, n, reason)
+		return
+	case key == MetaWaited && waited >= s.cfg.MaxUnavailable:
+		s.bury(ctx, work, m, r.topic, count(m, MetaFailures), reason)
 		return
 	}
-	wait := min(minRedeliver<<min(n-1, 16), maxRedeliver)
-	wait = wait/2 + rand.N(wait/2)
-	s.cfg.Logger.WarnContext(ctx, "a cast failed and is delivered again", "method", r.info.String(), "failures", n, "after", wait, "error", err)
+	s.cfg.Logger.WarnContext(ctx, "a cast failed and is delivered again", "method", r.info.String(), key, n, "after", wait, "error", err)
 	if !s.pause(wait) {
 		_ = Settle(m, false) // else the bus gives it back by itself
 		return
 	}
-	s.requeue(ctx, work, m, r.topic, MetaFailures, n)
+	s.requeue(ctx, work, m, r.topic, key, n)
 }
 
 // redelivered counts that the message was lost with a server, and ends its delivery: the next one has the
@@ -277,8 +291,10 @@ func (s *Server) superseded(m *message.Message) bool {
 	return ok && attempts(m) < newest
 }
 
-// attempts is how often a message was published anew by servers.
-func attempts(m *message.Message) int { return count(m, MetaFailures) + count(m, MetaRedeliveries) }
+// attempts grows each time that servers publish a message anew.
+func attempts(m *message.Message) int {
+	return count(m, MetaFailures) + count(m, MetaRedeliveries) + count(m, MetaWaited)
+}
 
 // lifeKey tells a message from what is made of its dead letter when that is sent again.
 func lifeKey(m *message.Message) string { return m.UUID + "/" + m.Metadata[MetaRequeues] }

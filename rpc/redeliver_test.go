@@ -309,3 +309,65 @@ func TestCountNotPublished(t *testing.T) {
 		}
 	})
 }
+
+// TestUnavailable: a cast whose handler fails with Unavailable, which says that nothing was done, is tried for
+// a time, not for a number of attempts: an hour by default. Other errors count as ever.
+func TestUnavailable(t *testing.T) {
+	t.Parallel()
+	away := fault.New(fault.Unavailable, "the database is away")
+	for _, tt := range []struct {
+		name   string
+		limit  time.Duration
+		fails  func(since time.Duration, run int) error
+		within [2]time.Duration // of the last run
+		dead   uint64
+	}{
+		{"back after 50 minutes", 0, func(since time.Duration, _ int) error {
+			if since < 50*time.Minute {
+				return away
+			}
+			return nil
+		}, [2]time.Duration{50 * time.Minute, 51 * time.Minute}, 0},
+		{"never back", 0, func(time.Duration, int) error { return away }, [2]time.Duration{time.Hour, 61 * time.Minute}, 1},
+		{"never back, a shorter limit", time.Minute, func(time.Duration, int) error { return away }, [2]time.Duration{time.Minute, 2 * time.Minute}, 1},
+		{"then another error", 0, func(since time.Duration, _ int) error {
+			if since < 10*time.Minute {
+				return away
+			}
+			return errors.New("a bug")
+		}, [2]time.Duration{10 * time.Minute, 13 * time.Minute}, 1},
+		{"in turns", 0, func(_ time.Duration, run int) error {
+			if run%2 == 0 {
+				return away
+			}
+			return errors.New("a bug")
+		}, [2]time.Duration{20 * time.Second, 5 * time.Minute}, 1},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				bus := rpctest.NewBus(t)
+				begin := time.Now()
+				var last atomic.Int64
+				var runs, mistakes atomic.Int64
+				srv := startServer(t, bus, rpc.ServerConfig{MaxUnavailable: tt.limit, Logger: slog.New(slog.DiscardHandler)}, func(context.Context, *string) (*rpc.None, error) {
+					now := time.Since(begin)
+					if gap := now - time.Duration(last.Swap(int64(now))); gap > 31*time.Second {
+						t.Errorf("nothing was tried for %v", gap)
+					}
+					err := tt.fails(now, int(runs.Add(1)))
+					if err != nil && !errors.Is(err, fault.Unavailable) {
+						mistakes.Add(1)
+					}
+					return &rpc.None{}, err
+				})
+				sendKeep(t, bus, "a")
+				pass(3 * time.Hour)
+				end := time.Duration(last.Load())
+				if st := srv.Stats(); st.DeadLettered != tt.dead || end < tt.within[0] || end > tt.within[1] || mistakes.Load() != 0 && mistakes.Load() != 10 {
+					t.Errorf("the last of %d runs, of which %d by mistake, was after %v, and %d dead letters; want %v and %d", runs.Load(), mistakes.Load(), end, st.DeadLettered, tt.within, tt.dead)
+				}
+			})
+		})
+	}
+}

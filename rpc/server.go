@@ -31,6 +31,10 @@ type ServerConfig struct {
 	// MaxTries is how often a cast of an AtLeastOnce method is tried before it
 	// becomes a dead letter. Default 10, which takes about a minute.
 	MaxTries int
+	// MaxUnavailable is for how long a cast of an AtLeastOnce method is tried that fails with Unavailable,
+	// which says that nothing was done, as when a database is away: the sum of the pauses between
+	// the attempts, which do not count as MaxTries. Default 1 h.
+	MaxUnavailable time.Duration
 	// Dedup remembers the casts of AtLeastOnce methods that have been handled.
 	// Default NewDedup(0, 0), in this process.
 	Dedup Dedup
@@ -113,6 +117,9 @@ func NewServer(bus Bus, cfg ServerConfig) *Server {
 	}
 	if cfg.MaxInFlight <= 0 {
 		cfg.MaxInFlight = 64
+	}
+	if cfg.MaxUnavailable <= 0 {
+		cfg.MaxUnavailable = time.Hour
 	}
 	if cfg.MaxTries <= 0 {
 		cfg.MaxTries = 10

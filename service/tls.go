@@ -3,13 +3,14 @@ package service
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
+	"fmt"
 	"log/slog"
 	"os"
 	"sync"
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // certificates are those of a listener, read again when their files change.
@@ -61,21 +62,18 @@ func (c *certificates) read() (*tls.Config, error) {
 	if c.cfg.CertFile == "" || c.cfg.KeyFile == "" {
 		return nil, fault.New(fault.Invalid, "certificate %q with key %q: HTTPS needs both, also to ask clients for certificates", c.cfg.CertFile, c.cfg.KeyFile)
 	}
-	pair, err := tls.LoadX509KeyPair(c.cfg.CertFile, c.cfg.KeyFile)
+	pair, err := tlsfile.Pair(c.cfg.CertFile, c.cfg.KeyFile)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "certificate %s with key %s: %w", c.cfg.CertFile, c.cfg.KeyFile, err)
+		return nil, err
 	}
 	out := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, NextProtos: []string{"h2", "http/1.1"}}
 	if c.cfg.ClientCAFile == "" {
 		return out, nil
 	}
-	pem, err := os.ReadFile(c.cfg.ClientCAFile)
+	out.ClientAuth = tls.RequireAndVerifyClientCert
+	out.ClientCAs, err = tlsfile.Pool(c.cfg.ClientCAFile)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "authorities of clients: %w", err)
-	}
-	out.ClientAuth, out.ClientCAs = tls.RequireAndVerifyClientCert, x509.NewCertPool()
-	if !out.ClientCAs.AppendCertsFromPEM(pem) {
-		return nil, fault.New(fault.Invalid, "authorities of clients: %s has no certificate in PEM form", c.cfg.ClientCAFile)
+		return nil, fmt.Errorf("authorities of clients: %w", err)
 	}
 	return out, nil
 }

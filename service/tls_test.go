@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -188,6 +189,16 @@ func TestTLS(t *testing.T) {
 	}
 	if n, _, err := serial(mine); n != 12 || err != nil {
 		t.Errorf("a client with a certificate: serial %d, %v", n, err)
+	}
+	// A key that others can read is refused.
+	if err := os.Chmod(file("front.key"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := service.NewHTTP(cfg).Start(ctx); fault.CodeOf(err) != fault.Denied || !strings.Contains(err.Error(), "front.key") {
+		t.Errorf("Start with a key that others can read: %v", err)
+	}
+	if err := os.Chmod(file("front.key"), 0o600); err != nil {
+		t.Fatal(err)
 	}
 	cfg.ClientCAFile = file("me.key")
 	if err := service.NewHTTP(cfg).Start(ctx); fault.CodeOf(err) != fault.Invalid {

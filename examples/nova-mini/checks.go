@@ -22,6 +22,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/policy"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // allInOneService is the name of all services in one process, which need neither a bus nor a database.
@@ -98,13 +99,20 @@ var checks = []check{
 	{"api all-in-one", "keystone_authtoken.username", func(o *options) error { return o.keystoneNeeds(o.Keystone.Username) }},
 	{"api all-in-one", "keystone_authtoken.password", func(o *options) error { return o.keystoneNeeds(o.Keystone.Password) }},
 	{"api all-in-one", "keystone_authtoken.project_name", func(o *options) error { return o.keystoneNeeds(o.Keystone.Project) }},
+	{"api all-in-one", "keystone_authtoken.cafile keystone_authtoken.certfile keystone_authtoken.keyfile", func(o *options) error {
+		_, err := tlsFrom(tlsfile.Client{CAFile: o.Keystone.CAFile, CertFile: o.Keystone.CertFile, KeyFile: o.Keystone.KeyFile})
+		return err
+	}},
 	{"api all-in-one", "oslo_policy.policy_file oslo_policy.policy_dirs", func(o *options) error {
 		_, err := policy.New(api.Rules(), o.policy(slog.New(slog.DiscardHandler)))
 		return err
 	}},
 	{"api conductor scheduler compute all-in-one", "DEFAULT.admin_listen DEFAULT.admin_hosts", (*options).checkAdmin},
 	{"api conductor scheduler compute all-in-one", "opentelemetry.otlp_endpoint", func(o *options) error {
-		_, err := o.Telemetry.traces()
+		if o.Telemetry.Endpoint == "" {
+			return nil
+		}
+		_, err := o.Telemetry.collector()
 		return err
 	}},
 	{"compute", "DEFAULT.state_path", func(o *options) error {

@@ -59,7 +59,7 @@ func TestDeadLetters(t *testing.T) {
 		return srv
 	}
 	srv := serve(func(r *compute.DestroyRequest) error {
-		return fault.New(fault.Unavailable, "no driver for %s", r.ServerID)
+		return fault.New(fault.Exhausted, "no driver for %s", r.ServerID)
 	})
 	client := rpc.NewClient(bus, rpc.ClientConfig{})
 	defer client.Close()
@@ -83,7 +83,7 @@ func TestDeadLetters(t *testing.T) {
 	ids := map[string]string{} // by the server that the message was about
 	for _, line := range lines[1:] {
 		id, rest, _ := strings.Cut(line, " ")
-		for _, want := range []string{"compute", "destroy", " 1 ", " h ", "Unavailable: no driver for server-"} {
+		for _, want := range []string{"compute", "destroy", " 1 ", " h ", "Exhausted: no driver for server-"} {
 			if !strings.Contains(rest, want) {
 				t.Errorf("the line %q lacks %q", line, want)
 			}

@@ -15,7 +15,7 @@ func TestHostName(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{"a b", "node\t1", "node.*", "dlq", "node-1.calls", strings.Repeat("h", 300)} {
 		f := &flags{config: config.Source{Env: []string{"OS_DEFAULT__HOST=" + host}}}
-		if _, err := f.load(); !errors.Is(err, fault.Invalid) || !strings.Contains(fmt.Sprint(err), "option host") {
+		if _, err := f.load(); !errors.Is(err, fault.Invalid) || !strings.Contains(fmt.Sprint(err), "[DEFAULT] host") {
 			t.Errorf("host = %.20q: %v, want Invalid that names the option", host, err)
 		}
 	}

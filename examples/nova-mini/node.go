@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -30,6 +31,7 @@ import (
 	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/operation"
 	"github.com/armature-go/armature/service/policy"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // node is one process: its options and the parts it runs.
@@ -90,7 +92,9 @@ func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	if o.TransportURL == "" {
 		return nil, fault.New(fault.Invalid, "is not set; it is rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 	}
-	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, Logger: log})
+	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{
+		Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, TLS: o.Rabbit.SSL, TLSFiles: o.Rabbit.files(), Logger: log,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -228,14 +232,26 @@ func (o *options) identity(log *slog.Logger) (*identity, error) {
 		return &identity{authenticate: auth.None(api.Administrator)}, nil
 	}
 	c := o.Keystone
+	secure, err := tlsFrom(tlsfile.Client{CAFile: c.CAFile, CertFile: c.CertFile, KeyFile: c.KeyFile})
+	if err != nil {
+		return nil, fmt.Errorf("options cafile, certfile and keyfile of [keystone_authtoken]: %w", err)
+	}
 	k, err := auth.NewKeystone(auth.KeystoneConfig{
 		URL: c.AuthURL, Username: c.Username, Password: c.Password, UserDomain: c.UserDomain, ProjectName: c.Project, ProjectDomain: c.ProjectDomain,
-		ServiceRoles: c.ServiceRoles, TTL: c.CacheTime, Logger: log,
+		ServiceRoles: c.ServiceRoles, TTL: c.CacheTime, TLS: secure, Logger: log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("option auth_strategy of [api] is keystone, and [keystone_authtoken] says: %w; for a test without users set auth_strategy = noauth2 in [api]", err)
 	}
 	return &identity{k.Authenticate, k.Challenge(), k}, nil
+}
+
+// tlsFrom returns the configuration of TLS, nil if no file is named.
+func tlsFrom(files tlsfile.Client) (*tls.Config, error) {
+	if files == (tlsfile.Client{}) {
+		return nil, nil //nolint:nilnil // the default
+	}
+	return files.Config()
 }
 
 // scheme is that of the API's URLs.

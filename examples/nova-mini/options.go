@@ -19,6 +19,7 @@ import (
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/config"
 	"github.com/armature-go/armature/service/policy"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // settings are those of nova.conf that nova-mini knows. Names, sections and
@@ -113,6 +114,10 @@ type keystoneOptions struct {
 	Project       string        `ini:"project_name" default:"service" deprecated:"tenant_name, admin_tenant_name" help:"project of the user"`
 	ProjectDomain string        `ini:"project_domain_name" default:"Default" help:"domain of the project"`
 	ServiceRoles  []string      `ini:"service_token_roles" default:"service" help:"roles, one of them, of a service that may ask for a user whose token has expired"`
+	CAFile        string        `ini:"cafile" protects:"true" help:"authorities that are trusted with Keystone's certificate (default: the system's)"`
+	CertFile      string        `ini:"certfile" protects:"true" help:"certificate to show to Keystone"`
+	KeyFile       string        `ini:"keyfile" protects:"true" help:"its private key, of mode 0600, or 0640 if it belongs to root"`
+	Insecure      bool          `ini:"insecure" default:"false" protects:"true" unsupported:"Keystone's certificate is always verified: name its authority in cafile" help:"verify no certificate"`
 	CacheTime     time.Duration `ini:"token_cache_time" default:"300" min:"1ms" help:"seconds for which a token is believed, so also for which one may live that was revoked"`
 }
 
@@ -122,7 +127,18 @@ type policyOptions struct {
 }
 
 type rabbitOptions struct {
-	QuorumQueue bool `ini:"rabbit_quorum_queue" default:"false" help:"keep casts in quorum queues; queues that exist keep their type"`
+	QuorumQueue bool   `ini:"rabbit_quorum_queue" default:"false" help:"keep casts in quorum queues; queues that exist keep their type"`
+	SSL         bool   `ini:"ssl" default:"false" protects:"true" deprecated:"rabbit_use_ssl" help:"connect to the bus by TLS, also if it is NATS, as amqps://, tls:// and ?ssl=1 do; the port of RabbitMQ is then 5671 unless it is set"`
+	SSLCAFile   string `ini:"ssl_ca_file" protects:"true" deprecated:"kombu_ssl_ca_certs" help:"authorities that are trusted with the certificates of the bus (default: the system's)"`
+	SSLCertFile string `ini:"ssl_cert_file" protects:"true" deprecated:"kombu_ssl_certfile" help:"certificate to show to the bus"`
+	SSLKeyFile  string `ini:"ssl_key_file" protects:"true" deprecated:"kombu_ssl_keyfile" help:"its private key, of mode 0600, or 0640 if it belongs to root"`
+	SSLVersion  string `ini:"ssl_version" protects:"true" deprecated:"kombu_ssl_version" unsupported:"TLS is 1.2 or later: leave it out" help:"version of TLS"`
+	SSLFIPS     bool   `ini:"ssl_enforce_fips_mode" default:"false" protects:"true" unsupported:"use a build for FIPS 140 with GODEBUG=fips140=only" help:"FIPS 140"`
+}
+
+// files are those for TLS to the bus.
+func (r *rabbitOptions) files() tlsfile.Client {
+	return tlsfile.Client{CAFile: r.SSLCAFile, CertFile: r.SSLCertFile, KeyFile: r.SSLKeyFile}
 }
 
 // flags are those of the command line.

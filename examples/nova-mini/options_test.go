@@ -2,8 +2,10 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -79,5 +81,61 @@ func TestNovaConf(t *testing.T) {
 	f.config.Env = nil
 	if _, err := f.load(); err == nil || !strings.Contains(err.Error(), file+":5: [DEFAULT] enabled_apis: no such option") {
 		t.Errorf("strict: %v", err)
+	}
+}
+
+// TestTLSOptions: TLS that the options ask for is TLS, or a refusal that names the option, also in a file that
+// was written for Nova.
+func TestTLSOptions(t *testing.T) {
+	t.Parallel()
+	_, pem := certificate(t)
+	raw, err := os.ReadFile(pem)
+	if err != nil {
+		t.Fatal(err)
+	}
+	open := filepath.Join(t.TempDir(), "open.pem")
+	if err := os.WriteFile(open, raw, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	const keystone = "[keystone_authtoken]\nusername = nova\npassword = x\nauth_url = https://keystone:5000\n"
+	const rabbit = "transport_url = rabbit://u:p@h/\n[oslo_messaging_rabbit]\n"
+	for _, tt := range []struct{ name, file, says string }{
+		{"ssl", rabbit + "ssl = true\nssl_ca_file = " + pem, ""},
+		{"older names", rabbit + "rabbit_use_ssl = true\nkombu_ssl_ca_certs = " + pem + "\nkombu_ssl_certfile = " + pem + "\nkombu_ssl_keyfile = " + pem, ""},
+		{"files without ssl", rabbit + "ssl_ca_file = " + pem, "set ssl"},
+		{"missing authorities", rabbit + "ssl = true\nssl_ca_file = /nonexistent", "/nonexistent"},
+		{"open key", rabbit + "ssl = true\nssl_cert_file = " + pem + "\nssl_key_file = " + open, open},
+		{"version", rabbit + "ssl = true\nssl_version = TLSv1", "ssl_version"},
+		{"parameter", "transport_url = rabbit://u:p@h/?sll=1", "sll"},
+		{"keystone", keystone + "cafile = " + pem + "\ncertfile = " + pem + "\nkeyfile = " + pem, ""},
+		{"keystone, missing authorities", keystone + "cafile = /nonexistent", "cafile"},
+		{"keystone, open key", keystone + "certfile = " + pem + "\nkeyfile = " + open, open},
+		{"keystone, insecure", keystone + "insecure = true", "insecure"},
+		{"traces", "[opentelemetry]\notlp_endpoint = https://h:4318\notlp_cafile = " + pem, ""},
+		{"traces, no TLS", "[opentelemetry]\notlp_endpoint = http://h:4318\notlp_cafile = " + pem, "use https://"},
+		{"traces, parameter", "[opentelemetry]\notlp_endpoint = https://h:4318?insecure=1", "insecure"},
+		{"traces, open key", "[opentelemetry]\notlp_endpoint = https://h:4318\notlp_certfile = " + pem + "\notlp_keyfile = " + open, open},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			conf := filepath.Join(t.TempDir(), "nova.conf")
+			if err := os.WriteFile(conf, []byte("[DEFAULT]\nstrict = false\n"+tt.file+"\n"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			log := slog.New(slog.DiscardHandler)
+			o, err := (&flags{config: config.Source{Files: []string{conf}, Logger: log}}).load()
+			if err == nil && o.TransportURL != "" {
+				_, err = o.openBus(log)
+			}
+			if err == nil && o.Keystone.AuthURL != "" {
+				_, err = o.identity(log)
+			}
+			if err == nil && o.Telemetry.Endpoint != "" {
+				_, err = o.Telemetry.collector()
+			}
+			if tt.says == "" && err != nil || !strings.Contains(fmt.Sprint(err), tt.says) {
+				t.Errorf("%v, want %q", err, tt.says)
+			}
+		})
 	}
 }

@@ -26,23 +26,38 @@ import (
 	"github.com/armature-go/armature/service/api/apiotel"
 	"github.com/armature-go/armature/service/api/apiprom"
 	"github.com/armature-go/armature/service/serviceprom"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 type telemetryOptions struct {
 	Endpoint string  `ini:"otlp_endpoint" help:"collector of traces that takes OTLP over HTTP, such as http://127.0.0.1:4318 (default: no traces)"`
+	CAFile   string  `ini:"otlp_cafile" protects:"true" help:"authorities that are trusted with the collector's certificate (default: the system's)"`
+	CertFile string  `ini:"otlp_certfile" protects:"true" help:"certificate to show to the collector"`
+	KeyFile  string  `ini:"otlp_keyfile" protects:"true" help:"its private key, of mode 0600, or 0640 if it belongs to root"`
 	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"how many traces are kept, of those that begin here"`
 }
 
-// traces is where traces go, nil if there are none.
-func (t telemetryOptions) traces() (*url.URL, error) {
-	if t.Endpoint == "" {
-		return nil, nil //nolint:nilnil // there are none
-	}
-	u, err := url.Parse(t.Endpoint)
+// collector is where traces go.
+func (o *telemetryOptions) collector() ([]otlptracehttp.Option, error) {
+	u, err := url.Parse(o.Endpoint)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fault.New(fault.Invalid, "%q is not of the form http://host:4318", t.Endpoint)
+		return nil, fault.New(fault.Invalid, "%q is not of the form http://host:4318", o.Endpoint)
 	}
-	return u, nil
+	if u.RawQuery != "" || u.Fragment != "" {
+		return nil, fault.New(fault.Invalid, "it has parameters, of which none is known: %q", u.RawQuery+u.Fragment)
+	}
+	secure, err := tlsFrom(tlsfile.Client{CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile})
+	if err != nil {
+		return nil, fmt.Errorf("with otlp_cafile, otlp_certfile and otlp_keyfile: %w", err)
+	}
+	out := []otlptracehttp.Option{otlptracehttp.WithEndpointURL(u.JoinPath("v1", "traces").String())}
+	if secure != nil {
+		if u.Scheme != "https" {
+			return nil, fault.New(fault.Invalid, "it begins with http://, and files for TLS are given: use https://")
+		}
+		out = append(out, otlptracehttp.WithTLSClientConfig(secure))
+	}
+	return out, nil
 }
 
 // telemetry is what a process tells of itself.
@@ -64,11 +79,11 @@ func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.L
 	if o.Telemetry.Endpoint == "" {
 		return t, nil
 	}
-	u, err := o.Telemetry.traces()
+	to, err := o.Telemetry.collector()
 	if err != nil {
 		return nil, err
 	}
-	out, err := otlptracehttp.New(ctx, otlptracehttp.WithEndpointURL(u.JoinPath("v1", "traces").String()))
+	out, err := otlptracehttp.New(ctx, to...)
 	if err != nil {
 		return nil, fmt.Errorf("option otlp_endpoint in section opentelemetry: %w", err)
 	}

@@ -22,16 +22,20 @@ func RabbitMQ(t testing.TB, settings ...string) *testenv.Service {
 }
 
 // NATS is like [RabbitMQ] for a NATS server with JetStream. It takes a fraction
-// of a second.
-func NATS(t testing.TB) *testenv.Service {
+// of a second. settings are lines of its configuration besides.
+func NATS(t testing.TB, settings ...string) *testenv.Service {
 	t.Helper()
-	return start(t, testenv.NATS)
+	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
+		return testenv.NATSWith(ctx, dir, log, settings...)
+	})
 }
 
-// MariaDB is like [RabbitMQ] for a database server.
-func MariaDB(t testing.TB) *testenv.Service {
+// MariaDB is like [RabbitMQ] for a database server. args are arguments of the server besides.
+func MariaDB(t testing.TB, args ...string) *testenv.Service {
 	t.Helper()
-	return start(t, testenv.MariaDB)
+	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
+		return testenv.MariaDBWith(ctx, dir, log, args...)
+	})
 }
 
 // Keystone is like [RabbitMQ] for an identity service. It takes ten seconds. Package

@@ -23,6 +23,11 @@ import (
 // server's own. The server's output goes to log. It fails with [ErrMissing]
 // when MariaDB is not installed; every error has the end of the output.
 func MariaDB(ctx context.Context, dir string, log io.Writer) (*Service, error) {
+	return MariaDBWith(ctx, dir, log)
+}
+
+// MariaDBWith is [MariaDB] with more arguments, such as "--ssl-cert=FILE".
+func MariaDBWith(ctx context.Context, dir string, log io.Writer, args ...string) (*Service, error) {
 	server, err := findMariaDB()
 	if err != nil {
 		return nil, err
@@ -64,7 +69,7 @@ func MariaDB(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 
 	for range portTries {
 		var s *Service
-		if s, err = newMariaDB(dir, server, user, out); err != nil {
+		if s, err = newMariaDB(dir, server, append(user, args...), out); err != nil {
 			return nil, err
 		}
 		if err = s.start(ctx); err == nil {

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,6 +23,12 @@ import (
 // seconds. The server's output goes to log. It fails with [ErrMissing] when
 // nats-server is not installed; every error has the end of the output.
 func NATS(ctx context.Context, dir string, log io.Writer) (*Service, error) {
+	return NATSWith(ctx, dir, log)
+}
+
+// NATSWith is [NATS] with more lines of its configuration. With any it returns when the server
+// listens, without asking for JetStream: the lines may demand TLS.
+func NATSWith(ctx context.Context, dir string, log io.Writer, settings ...string) (*Service, error) {
 	server, err := findNATS()
 	if err != nil {
 		return nil, err
@@ -32,7 +39,7 @@ func NATS(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	}
 	for range portTries {
 		var s *Service
-		if s, err = newNATS(dir, server, &tail{next: log}); err != nil {
+		if s, err = newNATS(dir, server, &tail{next: log}, settings); err != nil {
 			return nil, err
 		}
 		if err = s.start(ctx); err == nil {
@@ -45,7 +52,7 @@ func NATS(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return nil, err
 }
 
-func newNATS(dir, server string, out *tail) (*Service, error) {
+func newNATS(dir, server string, out *tail, settings []string) (*Service, error) {
 	port, err := freePort()
 	if err != nil {
 		return nil, err
@@ -53,8 +60,8 @@ func newNATS(dir, server string, out *tail) (*Service, error) {
 	password := rand.Text()
 	addr := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
 	file := filepath.Join(dir, "nats.conf")
-	conf := fmt.Sprintf("listen: %q\nauthorization { user: armature, password: %q }\njetstream { store_dir: %q }\n",
-		addr, password, filepath.Join(dir, "jetstream"))
+	conf := fmt.Sprintf("listen: %q\nauthorization { user: armature, password: %q }\njetstream { store_dir: %q }\n%s\n",
+		addr, password, filepath.Join(dir, "jetstream"), strings.Join(settings, "\n"))
 	if err := os.WriteFile(file, []byte(conf), 0o600); err != nil {
 		return nil, err
 	}
@@ -66,6 +73,13 @@ func newNATS(dir, server string, out *tail) (*Service, error) {
 		return cmd, nil
 	}
 	s.probe = func(ctx context.Context) (string, error) {
+		if len(settings) > 0 {
+			c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+			if err != nil {
+				return "", err
+			}
+			return "", c.Close()
+		}
 		limit, _ := ctx.Deadline()
 		c, err := nats.Connect(s.URL, nats.NoReconnect(), nats.Timeout(time.Until(limit)))
 		if err != nil {

@@ -52,8 +52,8 @@ type Config struct {
 	// that several components can share a virtual host. Default "armature".
 	// Processes that talk to each other have the same.
 	Exchange string
-	// TLS is for amqps URLs. Default: the system's roots and the URL's host
-	// name.
+	// TLS is for amqps URLs, see package tlsfile. Default: the system's authorities. The server's
+	// certificate must have the URL's host name, or TLS.ServerName if that is set.
 	TLS *tls.Config
 	// Channels is how many channels publish side by side. Default 4.
 	Channels int
@@ -76,8 +76,8 @@ type Config struct {
 	// as MaxMessage, one subscription may have unsettled. A server has four subscriptions. One message is always
 	// allowed. Default 128 MiB.
 	MaxInFlight int
-	// ConnectTimeout bounds how long Start and Subscribe wait for a broker
-	// that is away. Default 10 s.
+	// ConnectTimeout bounds Start, which tries each broker once, and how long Subscribe waits for a
+	// broker that is away. Default 10 s.
 	ConnectTimeout time.Duration
 	// Heartbeat is the interval at which a connection must show life; it is
 	// taken for lost after twice that. Default 10 s.
@@ -105,9 +105,16 @@ type Bus struct {
 	wg   sync.WaitGroup
 
 	mu        sync.Mutex // also held when a goroutine is started
-	up        bool
+	state     int        // idle, starting or started
 	consumers map[*consumer]bool
 }
+
+// The states of a Bus that is not closed.
+const (
+	idle = iota
+	starting
+	started
+)
 
 // New returns a bus that is not connected. The error, with code Invalid, names
 // the URL that is wrong.
@@ -161,38 +168,85 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// Start connects. If no broker answers within ConnectTimeout or before ctx ends
-// it fails with Unavailable, and with Denied if the broker refuses the user;
-// the error says what was tried and for how long.
+// Start connects: it tries each broker once, for at most ConnectTimeout in all. It may be called
+// again after an error. Errors: Unavailable if no broker answers; Unauthenticated if the broker
+// refuses the login; Denied if it refuses the virtual host, or its certificate is not trusted, or
+// it does not take the bus's; Precondition if one side speaks TLS and the other does not, or if the
+// bus is started already; rpc.ErrClosed. The error names the brokers, without passwords.
 func (b *Bus) Start(ctx context.Context) error {
 	b.mu.Lock()
-	if b.life.Err() != nil {
-		b.mu.Unlock()
-		return rpc.ErrClosed
+	state := b.state
+	if b.life.Err() == nil && state == idle {
+		b.state = starting
 	}
-	if b.up {
-		b.mu.Unlock()
+	b.mu.Unlock()
+	switch {
+	case b.life.Err() != nil:
+		return rpc.ErrClosed
+	case state != idle:
 		return fault.New(fault.Precondition, "amqpbus: started twice")
 	}
-	b.up = true
-	for _, l := range []*link{b.pub, b.sub} {
-		b.wg.Go(func() { l.run(b.life) })
+	begin := time.Now()
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+	defer cancel()
+	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
+	err := b.connect(ctx)
+	if err == nil || errors.Is(err, rpc.ErrClosed) {
+		return err
+	}
+	b.mu.Lock()
+	b.state = idle
+	b.mu.Unlock()
+	return fault.New(dialCode(err), "connect to RabbitMQ at %s: gave up after %v: %v",
+		broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
+}
+
+// connect makes both connections and starts what uses them, or leaves nothing.
+func (b *Bus) connect(ctx context.Context) error {
+	type dialed struct {
+		conn *amqp.Connection
+		out  *gathering
+	}
+	links, made := []*link{b.pub, b.sub}, []dialed{}
+	end := func() {
+		for _, d := range made {
+			_ = d.conn.CloseDeadline(time.Now().Add(time.Second)) // it ends either way
+		}
+	}
+	for _, l := range links {
+		conn, out, err := l.dial(ctx)
+		if err != nil {
+			end()
+			return err
+		}
+		made = append(made, dialed{conn, out})
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.life.Err() != nil {
+		end()
+		return rpc.ErrClosed
+	}
+	for i, l := range links {
+		l.set(made[i].conn, made[i].out, "", nil)
+		b.wg.Go(func() { l.run(b.life, made[i].conn, made[i].out) })
 	}
 	for _, p := range b.outs {
 		b.wg.Go(func() { p.run(b.life) })
 	}
-	b.mu.Unlock()
+	b.state = started
+	return nil
+}
 
-	start := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
-	defer cancel()
-	for _, l := range []*link{b.pub, b.sub} {
-		if err := l.first(ctx); err != nil {
-			code, last := l.lastError()
-			_ = b.Close() // never fails
-			return fault.New(code, "connect to RabbitMQ at %s: gave up after %v: %v",
-				broker.Redacted(b.cfg.URLs...), time.Since(start).Round(time.Millisecond), last)
-		}
+// usable returns an error unless the bus is started and not closed.
+func (b *Bus) usable() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	switch {
+	case b.life.Err() != nil:
+		return rpc.ErrClosed
+	case b.state != started:
+		return rpc.ErrNotStarted
 	}
 	return nil
 }
@@ -235,6 +289,9 @@ func (b *Bus) drop(c *consumer) {
 // Check returns nil if the bus is connected and all its queues are consumed, and
 // Unavailable with what is wrong if not. It does not block.
 func (b *Bus) Check(context.Context) error {
+	if err := b.usable(); err != nil {
+		return err
+	}
 	for _, l := range []*link{b.pub, b.sub} {
 		if err := l.check(); err != nil {
 			return err
@@ -256,9 +313,10 @@ func (b *Bus) MaxMessage() int { return b.cfg.MaxMessage }
 // CheckTopic is [rpc.Bounded].
 func (b *Bus) CheckTopic(topic string) error { return broker.CheckName(b.name(topic)) }
 
-// check returns Invalid if RabbitMQ could not carry the message.
+// check returns ErrClosed or ErrNotStarted if the bus cannot be used, and Invalid if RabbitMQ could not carry
+// the message.
 func (b *Bus) check(topic string, m *message.Message) error {
-	err := cmp.Or(b.CheckTopic(topic), broker.CheckMessage(m, b.cfg.MaxMessage))
+	err := cmp.Or(b.usable(), b.CheckTopic(topic), broker.CheckMessage(m, b.cfg.MaxMessage))
 	if to := m.Metadata[rpc.MetaReplyTo]; err == nil && to != "" {
 		err = b.CheckTopic(to)
 	}

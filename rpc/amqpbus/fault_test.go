@@ -257,7 +257,7 @@ func TestBadBroker(t *testing.T) {
 		says      string
 	}{
 		{"nobody listens", "amqp://u:" + password + "@127.0.0.1:1/", fault.Unavailable, "127.0.0.1:1"},
-		{"wrong password", "amqp://guest:" + password + "@" + at, fault.Denied, "127.0.0.1"},
+		{"wrong password", "amqp://guest:" + password + "@" + at, fault.Unauthenticated, "127.0.0.1"},
 		{"wrong scheme", "http://u:" + password + "@" + at, fault.Invalid, "http"},
 		{"no host", "amqp://u:" + password + "@/", fault.Invalid, "host"},
 		{"not a URL", "amqp://u:" + password + "%zz@h/", fault.Invalid, "URL 1 of 1"},
@@ -268,7 +268,7 @@ func TestBadBroker(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			patience := 300 * time.Millisecond
-			if tt.want == fault.Denied {
+			if tt.want == fault.Unauthenticated {
 				patience = 10 * time.Second // RabbitMQ takes 3 s to say that it refuses a password
 			}
 			b, err := amqpbus.New(amqpbus.Config{URLs: []string{tt.url}, ConnectTimeout: patience})

@@ -39,7 +39,7 @@ func (b *Bus) attemptLarge(ctx context.Context, o *outgoing) error {
 	case <-b.life.Done():
 		return rpc.ErrClosed
 	}
-	b.largeOnce.Do(func() { b.spawn(func() { b.bulk.run(b.life) }) })
+	b.largeOnce.Do(func() { b.spawn(func() { b.bulk.run(b.life, nil, nil) }) })
 	done := make(chan error, 1)
 	if !b.spawn(func() {
 		defer func() { <-b.turns }()

@@ -1,12 +1,15 @@
 package amqpbus
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/url"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +18,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // The pause between two attempts to connect is doubled from minRedial to
@@ -52,8 +56,12 @@ func newLink(use string, cfg Config) *link {
 	return &link{use: use, cfg: cfg, changed: make(chan struct{}), last: errors.New("no attempt was made")}
 }
 
-// run dials until life ends. It owns the connection.
-func (l *link) run(life context.Context) {
+// run serves the connection, which may be nil, and dials again when it is lost, until life ends. It
+// owns the connection.
+func (l *link) run(life context.Context, conn *amqp.Connection, out *gathering) {
+	if conn != nil {
+		l.hold(life, conn, out)
+	}
 	for wait := minRedial; life.Err() == nil; {
 		conn, out, err := l.dial(life)
 		if err != nil {
@@ -110,46 +118,94 @@ func (l *link) hold(life context.Context, conn *amqp.Connection, out *gathering)
 	}
 }
 
-// dial tries the brokers once, in random order.
-func (l *link) dial(life context.Context) (conn *amqp.Connection, out *gathering, err error) {
+// dial tries each broker once, in random order, until ctx ends. Of several errors it returns the one
+// that no wait mends.
+func (l *link) dial(ctx context.Context) (conn *amqp.Connection, out *gathering, err error) {
+	var failure error
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
-		raw := l.cfg.URLs[i]
-		cfg := amqp.Config{
-			Heartbeat:  l.cfg.Heartbeat,
-			Properties: amqp.NewConnectionProperties(),
-			Dial: func(network, addr string) (net.Conn, error) {
-				ctx, cancel := context.WithTimeout(life, dialTime)
-				defer cancel()
-				c, err := new(net.Dialer).DialContext(ctx, network, addr)
-				if err != nil {
-					return nil, err
-				}
-				// For the handshakes; amqp091 clears it when they are done.
-				err = c.SetDeadline(time.Now().Add(dialTime))
-				if l.plain {
-					return c, err
-				}
-				out = &gathering{Conn: c}
-				return out, err
-			},
-		}
-		cfg.Properties.SetClientConnectionName(l.cfg.Exchange + " " + l.use)
-		if u, uerr := url.Parse(raw); uerr == nil && u.Scheme == "amqps" {
-			cfg.TLSClientConfig = &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}
-			if l.cfg.TLS != nil {
-				cfg.TLSClientConfig = l.cfg.TLS.Clone()
-				if cfg.TLSClientConfig.ServerName == "" {
-					cfg.TLSClientConfig.ServerName = u.Hostname()
-				}
-			}
-		}
-		if conn, err = amqp.DialConfig(raw, cfg); err == nil {
+		conn, out, err = l.dialOne(ctx, l.cfg.URLs[i])
+		if err == nil {
 			return conn, out, nil
 		}
-		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", broker.Redacted(raw), "error", err)
+		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", broker.Redacted(l.cfg.URLs[i]), "error", err)
+		if failure == nil || dialCode(failure) == fault.Unavailable {
+			failure = err
+		}
+	}
+	return nil, nil, failure
+}
+
+func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, out *gathering, err error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	defer cancel()
+	ended := func() bool { return true }
+	var first *firstByte
+	cfg := amqp.Config{
+		Heartbeat:  l.cfg.Heartbeat,
+		Properties: amqp.NewConnectionProperties(),
+		Dial: func(network, addr string) (net.Conn, error) {
+			c, err := new(net.Dialer).DialContext(ctx, network, addr)
+			if err != nil {
+				return nil, err
+			}
+			ended = context.AfterFunc(ctx, func() { _ = c.Close() }) // the handshakes end with ctx, too
+			first = &firstByte{Conn: c}
+			if l.plain {
+				return first, nil
+			}
+			out = &gathering{Conn: first}
+			return out, nil
+		},
+	}
+	cfg.Properties.SetClientConnectionName(l.cfg.Exchange + " " + l.use)
+	if u, uerr := url.Parse(raw); uerr == nil && u.Scheme == "amqps" {
+		cfg.TLSClientConfig = &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}
+		if l.cfg.TLS != nil {
+			cfg.TLSClientConfig = l.cfg.TLS.Clone()
+			if cfg.TLSClientConfig.ServerName == "" {
+				cfg.TLSClientConfig.ServerName = u.Hostname()
+			}
+		}
+	}
+	conn, err = amqp.DialConfig(raw, cfg)
+	if !ended() { // ctx has closed the connection
+		if err == nil {
+			_ = conn.CloseDeadline(time.Now()) // it is closed
+		}
+		err = fmt.Errorf("no connection in time: %w", cmp.Or(err, context.Cause(ctx)))
+	}
+	if err == nil {
+		return conn, out, nil
+	}
+	if failure := tlsfile.Failure(err); failure != nil {
+		err = failure
+	} else if e, ok := errors.AsType[*amqp.Error](err); ok && strings.HasPrefix(e.Reason, "remote error: tls:") { // amqp091 keeps the text alone
+		err = fault.New(fault.Denied, "the broker refuses the TLS connection, perhaps for want of a client certificate that it trusts: %w", err)
+	} else if cfg.TLSClientConfig == nil && first != nil && first.is(tlsAlert) {
+		err = fault.New(fault.Precondition, "the broker speaks TLS on this port, and the URL does not ask for it: use amqps://")
 	}
 	return nil, nil, err
 }
+
+// tlsAlert is how the answer of a TLS server begins that does not understand its client.
+const tlsAlert = 21
+
+// firstByte notes the first byte that the other side sends.
+type firstByte struct {
+	net.Conn
+
+	seen atomic.Int32 // the byte plus 1; 0: none yet
+}
+
+func (c *firstByte) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 && c.seen.Load() == 0 {
+		c.seen.CompareAndSwap(0, int32(p[0])+1)
+	}
+	return n, err
+}
+
+func (c *firstByte) is(b byte) bool { return c.seen.Load() == int32(b)+1 }
 
 func (l *link) set(conn *amqp.Connection, out *gathering, blocked string, err error) {
 	l.mu.Lock()
@@ -176,27 +232,6 @@ func (l *link) get(ctx context.Context) (*amqp.Connection, error) {
 		case <-changed:
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		}
-	}
-}
-
-// first waits for the first connection. A broker that refuses the user, or that
-// is not the one it should be, ends the wait: it would go on so.
-func (l *link) first(ctx context.Context) error {
-	for {
-		l.mu.Lock()
-		conn, changed := l.conn, l.changed
-		l.mu.Unlock()
-		if conn != nil {
-			return nil
-		}
-		if code, err := l.lastError(); code == fault.Denied {
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
 }
@@ -239,16 +274,17 @@ func (l *link) check() error {
 	return nil
 }
 
-// lastError returns why the last attempt failed: Denied if the broker refused
-// the user, or its certificate does not fit, else Unavailable.
-func (l *link) lastError() (fault.Code, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if e, ok := errors.AsType[*amqp.Error](l.last); ok && (e.Code == amqp.AccessRefused || e.Code == amqp.NotAllowed) {
-		return fault.Denied, l.last
+// dialCode returns the code of an error of dial.
+func dialCode(err error) fault.Code {
+	e, ok := errors.AsType[*amqp.Error](err)
+	switch {
+	case ok && e.Code == amqp.AccessRefused:
+		return fault.Unauthenticated
+	case ok && e.Code == amqp.NotAllowed:
+		return fault.Denied
 	}
-	if _, ok := errors.AsType[*tls.CertificateVerificationError](l.last); ok {
-		return fault.Denied, l.last
+	if code := fault.CodeOf(err); code == fault.Denied || code == fault.Precondition {
+		return code
 	}
-	return fault.Unavailable, l.last
+	return fault.Unavailable
 }

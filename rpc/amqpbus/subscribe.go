@@ -1,6 +1,7 @@
 package amqpbus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -53,7 +54,7 @@ func (b *Bus) Receive(ctx context.Context, s rpc.Subscription, f func(*message.M
 }
 
 func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message.Message)) (*consumer, error) {
-	err := b.CheckTopic(s.Topic)
+	err := cmp.Or(b.usable(), b.CheckTopic(s.Topic))
 	if err == nil && s.Fanout != "" {
 		err = b.CheckTopic(s.Fanout)
 	}
@@ -70,7 +71,7 @@ func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message
 		c.fanout = b.name(s.Fanout)
 	}
 	b.mu.Lock()
-	if b.life.Err() != nil || !b.up {
+	if b.life.Err() != nil {
 		b.mu.Unlock()
 		cancel()
 		return nil, fmt.Errorf("subscribe to %s: %w", c.name, rpc.ErrClosed)
@@ -100,7 +101,7 @@ func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message
 // interface of that name asks. It waits up to Config.ConnectTimeout for a broker
 // that is away.
 func (b *Bus) SubscribeInitialize(topic string) error {
-	if err := b.CheckTopic(topic); err != nil {
+	if err := cmp.Or(b.usable(), b.CheckTopic(topic)); err != nil {
 		return fmt.Errorf("make queue: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(b.life, b.cfg.ConnectTimeout)

@@ -167,7 +167,7 @@ func TestWire(t *testing.T) {
 		}
 		return s, nil
 	})
-	rpc.Handle(srv, start, func(context.Context, *string) (*rpc.None, error) { return nil, fault.New(fault.Unavailable, "not now") })
+	rpc.Handle(srv, start, func(context.Context, *string) (*rpc.None, error) { return nil, fault.New(fault.Exhausted, "not now") })
 	if err := srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}

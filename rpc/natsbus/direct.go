@@ -108,7 +108,7 @@ func (b *Bus) newDirect(ctx context.Context, s rpc.Subscription, subject, fanout
 }
 
 func away(err error) error {
-	if errors.Is(err, rpc.ErrClosed) {
+	if errors.Is(err, rpc.ErrClosed) || errors.Is(err, rpc.ErrNotStarted) {
 		return err
 	}
 	return fault.New(fault.Unavailable, "NATS did not answer in time: %w", err)
@@ -271,7 +271,7 @@ func (d *direct) settle(it *item, ack bool) {
 	d.mu.Unlock()
 	d.signal()
 	if !ack && ended && !it.fanout {
-		d.bus.run(func() { d.handOver(it) })
+		_ = d.bus.run(func() { d.handOver(it) }) // it fails on a closed bus only
 	}
 }
 
@@ -303,11 +303,11 @@ func (d *direct) offer() {
 				d.handOver(it)
 			}
 		}
-		if !d.bus.run(func() {
+		if d.bus.run(func() {
 			if err := d.pass(it, true); errors.Is(err, errAgain) || errors.Is(err, rpc.ErrNoConsumer) {
 				back()
 			}
-		}) {
+		}) != nil {
 			return // the bus is closed: nobody takes it
 		}
 	}

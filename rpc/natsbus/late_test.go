@@ -76,7 +76,7 @@ func TestLateConfirm(t *testing.T) {
 		defer mu.Unlock()
 		runs[*n]++
 		if *n%2 == 0 {
-			return nil, fault.New(fault.Unavailable, "not now")
+			return nil, fault.New(fault.Exhausted, "not now")
 		}
 		done[*n]++
 		return &rpc.None{}, nil

@@ -30,6 +30,7 @@
 package natsbus
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -37,6 +38,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -47,6 +49,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // Config configures a Bus.
@@ -59,7 +62,9 @@ type Config struct {
 	// can share an account. Default "armature". Processes that talk to each
 	// other have the same.
 	Exchange string
-	// TLS is for tls URLs. Default: the system's roots and the URL's host name.
+	// TLS is for tls URLs, and for servers that demand it, see package tlsfile. Default: the system's
+	// authorities. The server's certificate must have the URL's host name, or TLS.ServerName if
+	// that is set.
 	TLS *tls.Config
 	// Replicas is how many servers of a cluster keep each Shared topic that
 	// does not exist yet. Default 1.
@@ -72,8 +77,8 @@ type Config struct {
 	// what JetStream may still send, each message counts as the largest. A server has four subscriptions. One message
 	// is always allowed. A publisher waits, and a fanout is dropped, while there is no room. Default 128 MiB.
 	MaxInFlight int
-	// ConnectTimeout bounds how long Start and Subscribe wait for a server
-	// that is away. Default 10 s.
+	// ConnectTimeout bounds Start, which tries each server once, and how long Subscribe waits for a
+	// server that is away. Default 10 s.
 	ConnectTimeout time.Duration
 	// Logger gets what happens to the connection. Default slog.Default().
 	Logger *slog.Logger
@@ -110,7 +115,7 @@ type Bus struct {
 	close func()
 
 	mu      sync.Mutex // guards all below, and the start of goroutines
-	begun   bool
+	state   int        // idle, starting or started
 	conn    *nats.Conn
 	js      jetstream.JetStream
 	epoch   context.Context    //nolint:containedctx // the life of one connection; nil while there is none
@@ -120,6 +125,13 @@ type Bus struct {
 	last    error              // why there is none
 	queues  map[*queue]bool
 }
+
+// The states of a Bus that is not closed.
+const (
+	idle = iota
+	starting
+	started
+)
 
 // New returns a bus that is not connected. The error, with code Invalid, names
 // the URL that is wrong.
@@ -157,55 +169,62 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// Start connects. If no server answers within ConnectTimeout or before ctx ends
-// it fails with Unavailable, with Denied if the server refuses the user, and
-// with Precondition if it has no JetStream; the error says what was tried and
-// for how long.
+// Start connects: it tries each server once, for at most ConnectTimeout in all. It may be called
+// again after an error. Errors: Unavailable if no server answers; Unauthenticated if the server
+// refuses the login; Denied if its certificate is not trusted, or it does not take the bus's;
+// Precondition if TLS is asked for and the server has none, if the server has no JetStream, or if
+// the bus is started already; rpc.ErrClosed. The error names the servers, without passwords.
 func (b *Bus) Start(ctx context.Context) error {
 	b.mu.Lock()
-	if b.life.Err() != nil {
-		b.mu.Unlock()
-		return rpc.ErrClosed
+	state := b.state
+	if b.life.Err() == nil && state == idle {
+		b.state = starting
+		b.wg.Add(1) // Close waits for the end of Start
+		defer b.wg.Done()
 	}
-	if b.begun {
-		b.mu.Unlock()
+	b.mu.Unlock()
+	switch {
+	case b.life.Err() != nil:
+		return rpc.ErrClosed
+	case state != idle:
 		return fault.New(fault.Precondition, "natsbus: started twice")
 	}
-	b.begun = true
-	done := make(chan error, 1)
 	begin := time.Now()
-	b.wg.Go(func() { done <- b.connect() })
-	b.mu.Unlock()
-
-	wait, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
-	var err error
-	select {
-	case err = <-done:
-	case <-wait.Done():
-		b.mu.Lock()
-		err = fault.New(fault.Unavailable, "%v", b.last)
-		b.mu.Unlock()
-	}
+	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
+	err := b.connect(ctx)
 	if err == nil {
-		err = b.jetstream(wait)
+		err = b.jetstream(ctx)
 	}
-	if err != nil {
-		_ = b.Close() // never fails
-		return fault.New(fault.CodeOf(err), "connect to NATS at %s: gave up after %v: %v",
-			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
+	b.mu.Lock()
+	switch {
+	case b.life.Err() != nil: // Close closes the connection
+		err = rpc.ErrClosed
+	case err == nil:
+		b.state = started
 	}
-	return nil
+	b.mu.Unlock()
+	if err == nil || errors.Is(err, rpc.ErrClosed) {
+		return err
+	}
+	b.disconnect()
+	b.mu.Lock()
+	b.state, b.conn, b.js = idle, nil, nil
+	b.mu.Unlock()
+	return fault.New(startCode(err), "connect to NATS at %s: gave up after %v: %v",
+		broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
 }
 
-// connect tries until there is a connection, the user is refused, or the bus is
-// closed.
-func (b *Bus) connect() error {
+// connect tries each server once.
+func (b *Bus) connect(ctx context.Context) error {
+	dial := &dialer{life: b.life, first: ctx}
+	defer dial.connected()
 	opts := nats.GetDefaultOptions()
 	opts.Servers = b.cfg.URLs
 	opts.Name = b.cfg.Exchange
 	opts.Timeout = dialTime
-	opts.CustomDialer = dialer{b.life}
+	opts.CustomDialer = dial
 	opts.MaxReconnect = -1
 	opts.IgnoreAuthErrorAbort = true
 	opts.CustomReconnectDelayCB = func(n int) time.Duration { return rand.N(min(minPause<<min(n, 10), maxPause)) }
@@ -220,43 +239,43 @@ func (b *Bus) connect() error {
 		}
 		b.cfg.Logger.Warn("NATS reports an error", "subject", subject, "error", err)
 	}
-	for _, u := range b.cfg.URLs {
-		if strings.HasPrefix(u, "tls:") {
-			opts.Secure = true
-			opts.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-			if b.cfg.TLS != nil {
-				opts.TLSConfig = b.cfg.TLS.Clone()
-			}
+	opts.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
+	if b.cfg.TLS != nil {
+		opts.TLSConfig = b.cfg.TLS.Clone()
+	}
+	opts.Secure = slices.ContainsFunc(b.cfg.URLs, func(u string) bool { return strings.HasPrefix(u, "tls:") })
+	conn, err := opts.Connect()
+	if errors.Is(err, nats.ErrSecureConnWanted) {
+		return fault.New(fault.Precondition, "TLS is asked for, and the server has none: %w", err)
+	}
+	if err != nil {
+		return cmp.Or(tlsfile.Failure(err), err)
+	}
+	js, err := jetstream.New(conn)
+	b.mu.Lock()
+	b.conn, b.js = conn, js
+	b.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	b.restored()
+	b.mu.Lock()
+	b.back = time.Time{} // nobody else lost theirs
+	b.mu.Unlock()
+	return nil
+}
+
+// startCode returns the code of an error of Start.
+func startCode(err error) fault.Code {
+	for _, refused := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked} {
+		if errors.Is(err, refused) {
+			return fault.Unauthenticated
 		}
 	}
-	for wait := minPause; ; wait = min(2*wait, maxPause) {
-		conn, err := opts.Connect()
-		if err == nil {
-			js, err := jetstream.New(conn)
-			if err != nil {
-				conn.Close()
-				return err
-			}
-			b.mu.Lock()
-			b.conn, b.js = conn, js
-			b.mu.Unlock()
-			b.restored()
-			b.mu.Lock()
-			b.back = time.Time{} // nobody else lost theirs
-			b.mu.Unlock()
-			return nil
-		}
-		b.mu.Lock()
-		b.last = err
-		b.mu.Unlock()
-		if errors.Is(err, nats.ErrAuthorization) || errors.Is(err, nats.ErrAuthExpired) {
-			return fault.New(fault.Denied, "%w", err)
-		}
-		broker.Pause(b.life, rand.N(wait))
-		if b.life.Err() != nil {
-			return rpc.ErrClosed
-		}
+	if code := fault.CodeOf(err); code == fault.Denied || code == fault.Precondition {
+		return code
 	}
+	return fault.Unavailable
 }
 
 // jetstream asks whether there is JetStream.
@@ -272,12 +291,43 @@ func (b *Bus) jetstream(ctx context.Context) error {
 	}
 }
 
-type dialer struct{ life context.Context } //nolint:containedctx // nats.go's interface has none
+// dialer dials for nats.go, whose interface has no context: while the bus starts until first ends, later
+// until life ends.
+type dialer struct {
+	life, first context.Context //nolint:containedctx // nats.go's interface has none
 
-func (d dialer) Dial(network, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(d.life, dialTime)
+	mu   sync.Mutex
+	done bool          // the bus has connected, or will not
+	stop []func() bool // ends the watch over connections
+}
+
+func (d *dialer) Dial(network, address string) (net.Conn, error) {
+	d.mu.Lock()
+	parent, starts := d.life, !d.done
+	d.mu.Unlock()
+	if starts {
+		parent = d.first
+	}
+	ctx, cancel := context.WithTimeout(parent, dialTime)
 	defer cancel()
-	return new(net.Dialer).DialContext(ctx, network, address)
+	c, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err == nil && starts {
+		d.mu.Lock()
+		d.stop = append(d.stop, context.AfterFunc(d.first, func() { _ = c.Close() })) // the handshakes end, too
+		d.mu.Unlock()
+	}
+	return c, err
+}
+
+// connected ends the time in which the first context counts.
+func (d *dialer) connected() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.done = true
+	for _, stop := range d.stop {
+		stop()
+	}
+	d.stop = nil
 }
 
 func (b *Bus) lost(err error) {
@@ -315,10 +365,13 @@ func (b *Bus) restored() {
 func (b *Bus) connected(ctx context.Context) (context.Context, *nats.Conn, error) {
 	for {
 		b.mu.Lock()
-		epoch, conn, changed, begun := b.epoch, b.conn, b.changed, b.begun
+		epoch, conn, changed, state := b.epoch, b.conn, b.changed, b.state
 		b.mu.Unlock()
-		if b.life.Err() != nil || !begun {
+		switch {
+		case b.life.Err() != nil:
 			return nil, nil, rpc.ErrClosed
+		case state != started:
+			return nil, nil, rpc.ErrNotStarted
 		}
 		if epoch != nil {
 			return epoch, conn, nil
@@ -333,14 +386,25 @@ func (b *Bus) connected(ctx context.Context) (context.Context, *nats.Conn, error
 }
 
 // run starts f unless the bus is closed or not started.
-func (b *Bus) run(f func()) bool {
+func (b *Bus) run(f func()) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.life.Err() != nil || !b.begun {
-		return false
+	if err := b.usableLocked(); err != nil {
+		return err
 	}
 	b.wg.Go(f)
-	return true
+	return nil
+}
+
+// usableLocked returns an error unless the bus is started and not closed.
+func (b *Bus) usableLocked() error {
+	switch {
+	case b.life.Err() != nil:
+		return rpc.ErrClosed
+	case b.state != started:
+		return rpc.ErrNotStarted
+	}
+	return nil
 }
 
 // Stop is Close, for use as a service part.
@@ -359,12 +423,20 @@ func (b *Bus) shut() {
 	b.end()
 	b.mu.Unlock()
 	b.wg.Wait()
-	if b.conn == nil {
+	b.disconnect()
+}
+
+// disconnect closes the connection, if there is one, and waits until it has said so.
+func (b *Bus) disconnect() {
+	b.mu.Lock()
+	conn := b.conn
+	b.mu.Unlock()
+	if conn == nil {
 		return
 	}
 	closed := make(chan struct{})
-	b.conn.SetClosedHandler(func(*nats.Conn) { close(closed) })
-	b.conn.Close()
+	conn.SetClosedHandler(func(*nats.Conn) { close(closed) })
+	conn.Close()
 	<-closed
 }
 
@@ -373,6 +445,9 @@ func (b *Bus) shut() {
 func (b *Bus) Check(context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if err := b.usableLocked(); err != nil {
+		return err
+	}
 	if b.epoch == nil {
 		return fault.New(fault.Unavailable, "the connection to NATS is lost: %v", b.last)
 	}

@@ -54,19 +54,22 @@ func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
 		settled(fault.New(fault.CodeOf(ctx.Err()), "not sent, too many are on their way: %w", ctx.Err()))
 		return
 	}
-	if !b.run(func() {
+	if err := b.run(func() {
 		err := b.Publish(topic, m)
 		<-b.sends
 		settled(err)
-	}) {
+	}); err != nil {
 		<-b.sends
-		settled(rpc.ErrClosed)
+		settled(err)
 	}
 }
 
 func (b *Bus) publish(topic string, m *message.Message) error {
-	if b.life.Err() != nil {
-		return rpc.ErrClosed
+	b.mu.Lock()
+	err := b.usableLocked()
+	b.mu.Unlock()
+	if err != nil {
+		return err
 	}
 	subject, err := b.subject(topic)
 	if err != nil {
@@ -219,7 +222,7 @@ func (b *Bus) spread(ctx context.Context, msg *nats.Msg) error {
 // with ctx or with the connection.
 func (b *Bus) attempt(ctx context.Context) (context.Context, *nats.Conn, context.CancelFunc, error) {
 	epoch, conn, err := b.connected(ctx)
-	if errors.Is(err, rpc.ErrClosed) {
+	if errors.Is(err, rpc.ErrClosed) || errors.Is(err, rpc.ErrNotStarted) {
 		return nil, nil, nil, err
 	}
 	if err != nil {

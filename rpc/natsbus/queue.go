@@ -106,7 +106,7 @@ func (b *Bus) make(ctx context.Context, topic, subject string) error {
 		if b.life.Err() != nil {
 			err = rpc.ErrClosed
 		}
-		if err == nil || errors.Is(err, fault.Precondition) || errors.Is(err, rpc.ErrClosed) {
+		if err == nil || errors.Is(err, fault.Precondition) || errors.Is(err, rpc.ErrClosed) || errors.Is(err, rpc.ErrNotStarted) {
 			return err
 		}
 		broker.Pause(ctx, wait)

@@ -38,7 +38,7 @@ func TestStartFails(t *testing.T) {
 		text      string
 	}{
 		{"no server", "nats://u:" + secret + "@" + dead, fault.Unavailable, dead},
-		{"wrong password", "nats://armature:" + secret + "@" + u.Host, fault.Denied, u.Host},
+		{"wrong password", "nats://armature:" + secret + "@" + u.Host, fault.Unauthenticated, u.Host},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -52,8 +52,8 @@ func TestStartFails(t *testing.T) {
 				!strings.Contains(err.Error(), tt.text) || !strings.Contains(err.Error(), "gave up after") {
 				t.Errorf("Start: %v, want one line with %v, %s, for how long, and no password", err, tt.want, tt.text)
 			}
-			if err := b.Publish("t", durable(t, "1")); !errors.Is(err, rpc.ErrClosed) {
-				t.Errorf("Publish afterwards: %v, want ErrClosed", err)
+			if err := b.Publish("t", durable(t, "1")); !errors.Is(err, rpc.ErrNotStarted) {
+				t.Errorf("Publish afterwards: %v, want ErrNotStarted", err)
 			}
 		})
 	}

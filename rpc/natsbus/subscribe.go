@@ -47,13 +47,13 @@ func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription) (<-chan *messag
 		}
 		out, run = d.out, d.run
 	}
-	if !b.run(func() {
+	if err := b.run(func() {
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 		run(ctx)
-	}) {
-		return nil, rpc.ErrClosed
+	}); err != nil {
+		return nil, err
 	}
 	return out, nil
 }

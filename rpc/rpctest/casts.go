@@ -269,7 +269,7 @@ func testDead(b *bench) {
 	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a", MaxTries: 2}, func(s *rpc.Server) {
 		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
 			if !fixed.Load() {
-				return nil, fault.New([]fault.Code{fault.Unavailable, fault.Invalid}[n.N%2], "not %d", n.N)
+				return nil, fault.New([]fault.Code{fault.Exhausted, fault.Invalid}[n.N%2], "not %d", n.N)
 			}
 			got <- n.N
 			return nil, nil
@@ -300,7 +300,7 @@ func testDead(b *bench) {
 		b.Fatal(err)
 	}
 	for key, want := range map[string]rpc.DeadLetter{
-		`keep{"N":0,"Text":""}`: {Reason: "Unavailable", Failures: 2},
+		`keep{"N":0,"Text":""}`: {Reason: "Exhausted", Failures: 2},
 		`keep{"N":1,"Text":""}`: {Reason: "Invalid", Failures: 1},
 		"?":                     {ID: "garbage", Reason: "malformed"},
 	} {

@@ -9,10 +9,13 @@
 package urlbus
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
+	neturl "net/url"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/armature-go/armature/fault"
@@ -20,6 +23,7 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/natsbus"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // Config is what a URL does not say. The zero value is usable.
@@ -32,6 +36,11 @@ type Config struct {
 	// MaxMessage is the largest message that is sent or handled, in bytes, see rpc.Size. Default
 	// rpc.DefaultMaxMessage, which is also that of memory://, always.
 	MaxMessage int
+	// TLS makes the connections TLS, as the schemes amqps:// and tls:// and the parameter ssl=1 do.
+	TLS bool
+	// TLSFiles are the files for TLS, which is an error without it. Parameters of the URL come before.
+	// memory:// needs none.
+	TLSFiles tlsfile.Client
 	// Logger gets what happens to the connections. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -40,6 +49,9 @@ type Config struct {
 type Bus interface {
 	rpc.Bus
 
+	// Start connects, with one attempt for each broker. It may be called again after an error, whose
+	// code is Unavailable if no broker answers and Unauthenticated if it refuses the login; see the
+	// buses' packages. Before, the bus fails with rpc.ErrNotStarted.
 	Start(ctx context.Context) error
 	Stop(ctx context.Context) error
 	// Check fails with Unavailable while the broker is away. It does not block.
@@ -52,19 +64,38 @@ type Bus interface {
 //	nats:// tls://               NATS: the same without a virtual host
 //	memory://                    this process alone; so does an empty URL
 //
-// Invalid: the URL has another form. The error does not repeat it, as it has a password.
+// The user of the first host is that of all hosts that name none. The parameters, after a ?, are those
+// of oslo.messaging: ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, and their older names,
+// and besides ssl_server_name, see [tlsfile.Client]. The port of RabbitMQ is by default 5672, with TLS 5671.
+//
+// Errors: Invalid if the URL has another form, or another parameter, or a file is wrong; Denied if
+// others can read the key. None repeats the URL, as it has a password.
 func Open(url string, cfg Config) (Bus, error) {
-	scheme, urls, err := split(url)
+	scheme, urls, err := split(url, &cfg)
 	if err != nil {
 		return nil, err
 	}
-	switch scheme {
-	case "memory":
+	if scheme == "memory" {
 		return inMemory{membus.New()}, nil
-	case "nats", "tls":
-		return natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 	}
-	return amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
+	files, err := cfg.TLSFiles.Config()
+	switch {
+	case err != nil:
+		return nil, err
+	case !cfg.TLS && cfg.TLSFiles != tlsfile.Client{}:
+		return nil, fault.New(fault.Invalid, "files for TLS are given for the bus, and TLS is not asked for: set ssl, or use the scheme amqps:// or tls://")
+	case scheme == "nats" || scheme == "tls":
+		return opened(natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+	}
+	return opened(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+}
+
+// opened returns a nil Bus with an error, instead of one that has a nil pointer.
+func opened[B Bus](b B, err error) (Bus, error) {
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
 }
 
 // inMemory is a bus that always works.
@@ -72,24 +103,36 @@ type inMemory struct{ *membus.Bus }
 
 func (inMemory) Check(context.Context) error { return nil }
 
-// schemes are those of URLs, and what the libraries call them.
-var schemes = map[string]string{"rabbit": "amqp", "amqp": "amqp", "amqps": "amqps", "nats": "nats", "tls": "tls", "memory": "memory"}
+// schemes are those of URLs, and what the libraries call them, without TLS and with it.
+var schemes = map[string][2]string{
+	"rabbit": {"amqp", "amqps"}, "amqp": {"amqp", "amqps"}, "amqps": {"amqps", "amqps"},
+	"nats": {"nats", "tls"}, "tls": {"tls", "tls"}, "memory": {"memory", "memory"},
+}
 
-// split returns the scheme of a URL, and the URLs of the brokers in it.
-func split(url string) (scheme string, urls []string, err error) {
+// split returns the scheme of a URL, and the URLs of the brokers in it. It notes the parameters in cfg.
+func split(url string, cfg *Config) (scheme string, urls []string, err error) {
 	if url == "" {
 		return "memory", nil, nil
 	}
 	name, rest, ok := strings.Cut(url, "://")
-	scheme = schemes[name]
-	if !ok || scheme == "" {
+	kinds := schemes[name]
+	if !ok || kinds[0] == "" {
 		// What stands there may be a part of a password.
 		return "", nil, fault.New(fault.Invalid, "the URL of the bus has no scheme that is known: want %s", strings.Join(slices.Sorted(maps.Keys(schemes)), ", "))
 	}
+	rest, query, _ := strings.Cut(rest, "?")
 	hosts, vhost, slash := strings.Cut(rest, "/")
+	cfg.TLS = cfg.TLS || kinds[0] == kinds[1]
+	if err := parameters(query, cfg, kinds[0] == kinds[1]); err != nil {
+		return "", nil, err
+	}
+	scheme = kinds[0]
+	if cfg.TLS {
+		scheme = kinds[1]
+	}
 	switch {
 	case scheme == "memory":
-		if rest != "" {
+		if rest != "" || query != "" {
 			return "", nil, fault.New(fault.Invalid, "the URL of the bus is memory:// with something after it")
 		}
 		return scheme, nil, nil
@@ -98,8 +141,55 @@ func split(url string) (scheme string, urls []string, err error) {
 	case slash && vhost != "":
 		return "", nil, fault.New(fault.Invalid, "the URL of the bus has a path after the host, which %s:// has no use for", name)
 	}
-	for h := range strings.SplitSeq(hosts, ",") {
+	user := ""
+	for i, h := range strings.Split(hosts, ",") {
+		own := strings.LastIndex(h, "@") + 1
+		switch {
+		case i == 0:
+			user = h[:own]
+		case own == 0:
+			h = user + h
+		case user == "": // perhaps a comma in the password
+			return "", nil, fault.New(fault.Invalid, "the URL of the bus has a user for a later host and none for the first; a comma in a password is %%2C")
+		}
 		urls = append(urls, scheme+"://"+h+vhost)
 	}
 	return scheme, urls, nil
+}
+
+// older are the names that parameters had before, in oslo.messaging.
+var older = map[string]string{
+	"rabbit_use_ssl": "ssl", "kombu_ssl_ca_certs": "ssl_ca_file", "kombu_ssl_certfile": "ssl_cert_file", "kombu_ssl_keyfile": "ssl_key_file",
+}
+
+// parameters reads those of a URL, whose scheme asks for TLS if secure.
+func parameters(query string, cfg *Config, secure bool) error {
+	values, err := neturl.ParseQuery(query)
+	if err != nil {
+		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read; a ? in a password is %%3F")
+	}
+	names := []string{"ssl", "ssl_ca_file", "ssl_cert_file", "ssl_key_file", "ssl_server_name"}
+	into := []*string{nil, &cfg.TLSFiles.CAFile, &cfg.TLSFiles.CertFile, &cfg.TLSFiles.KeyFile, &cfg.TLSFiles.ServerName}
+	for given, v := range values {
+		name := cmp.Or(older[given], given)
+		i := slices.Index(names, name)
+		switch {
+		case i < 0:
+			return fault.New(fault.Invalid, "unknown parameter %.60q of the bus's URL: want one of %s", given, strings.Join(names, ", "))
+		case len(v) > 1:
+			return fault.New(fault.Invalid, "parameter %s of the bus's URL is given twice", given)
+		case i > 0:
+			*into[i] = v[0]
+			continue
+		}
+		on, err := strconv.ParseBool(strings.ToLower(v[0]))
+		switch {
+		case err != nil:
+			return fault.New(fault.Invalid, "parameter %s of the bus's URL is neither 1 nor 0", given)
+		case !on && (secure || cfg.TLS):
+			return fault.New(fault.Invalid, "parameter %s of the bus's URL is off, and the scheme or the configuration asks for TLS", given)
+		}
+		cfg.TLS = on
+	}
+	return nil
 }

@@ -2,10 +2,14 @@ package urlbus_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/ThreeDotsLabs/watermill/message"
 	"go.uber.org/goleak"
 
 	"github.com/armature-go/armature/fault"
@@ -16,6 +20,9 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// brokers are the variables that have their URLs.
+var brokers = map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar}
 
 var (
 	iface = &rpc.Interface{Name: "echo", Version: rpc.Version{Major: 1}}
@@ -59,7 +66,7 @@ func TestOpen(t *testing.T) {
 			t.Errorf("%q: %v", url, err)
 		}
 	}
-	for name, brokerVar := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
+	for name, brokerVar := range brokers {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			url := envtest.URL(t, brokerVar)
@@ -83,10 +90,80 @@ func TestOpen(t *testing.T) {
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"hunter2", "hunter2://a", "kafka://u:hunter2@a", "nats://u:hunter2@a/hunter2", "memory://hunter2", "rabbit://u:hunter2@a b/", "rabbit://"} {
-		_, err := urlbus.Open(url, urlbus.Config{})
+		bus, err := urlbus.Open(url, urlbus.Config{})
+		if bus != nil {
+			t.Errorf("%s: there is a bus beside the error", url)
+		}
 		if fault.CodeOf(err) != fault.Invalid || strings.Contains(fmt.Sprint(err), "hunter2") {
 			t.Errorf("%s: %v", url, err)
 		}
+	}
+}
+
+// TestStartAgain: Start fails soon, with Unavailable, while the broker is away, leaves a bus that says
+// that it was not started, and works when it is called again. A login that is refused is
+// Unauthenticated.
+func TestStartAgain(t *testing.T) {
+	t.Parallel()
+	for name, brokerVar := range brokers {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			u, err := url.Parse(envtest.URL(t, brokerVar))
+			if err != nil {
+				t.Fatal("the URL of the broker cannot be read")
+			}
+			broker := u.Host
+			u.Host = envtest.DeadAddr(t)
+			bus, err := urlbus.Open(u.String(), urlbus.Config{Exchange: "urlbus-again"})
+			if err != nil {
+				t.Fatal(err)
+			}
+			unstarted := func(when string) {
+				t.Helper()
+				m := message.NewMessage("1", nil)
+				if err := bus.Publish("t", m); !errors.Is(err, rpc.ErrNotStarted) {
+					t.Errorf("%s: Publish: %v, want ErrNotStarted", when, err)
+				}
+				if _, err := bus.Subscribe(t.Context(), rpc.Subscription{Topic: "t"}); !errors.Is(err, rpc.ErrNotStarted) {
+					t.Errorf("%s: Subscribe: %v, want ErrNotStarted", when, err)
+				}
+				if err := bus.(message.SubscribeInitializer).SubscribeInitialize("t"); !errors.Is(err, rpc.ErrNotStarted) {
+					t.Errorf("%s: SubscribeInitialize: %v, want ErrNotStarted", when, err)
+				}
+				if err := bus.Check(t.Context()); !errors.Is(err, rpc.ErrNotStarted) {
+					t.Errorf("%s: Check: %v, want ErrNotStarted", when, err)
+				}
+			}
+			unstarted("new")
+			for range 2 {
+				begin := time.Now()
+				err := bus.Start(t.Context())
+				if !errors.Is(err, fault.Unavailable) || !strings.Contains(fmt.Sprint(err), u.Host) || time.Since(begin) > time.Second {
+					t.Errorf("Start while the broker is away: %v after %v, want Unavailable with the address, soon", err, time.Since(begin))
+				}
+				unstarted("after a failed Start")
+			}
+			envtest.Forward(t, u.Host, broker)
+			if err := bus.Start(t.Context()); err != nil {
+				t.Fatalf("Start when the broker is there: %v", err)
+			}
+			if err := bus.Check(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := bus.Start(t.Context()); !errors.Is(err, fault.Precondition) {
+				t.Errorf("started twice: %v, want Precondition", err)
+			}
+			if err := bus.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+			if err := bus.Start(t.Context()); !errors.Is(err, rpc.ErrClosed) {
+				t.Errorf("Start after Stop: %v, want ErrClosed", err)
+			}
+			u.User = url.UserPassword("armature", "hunter2")
+			if err := call(t.Context(), u.String()); !errors.Is(err, fault.Unauthenticated) || strings.Contains(fmt.Sprint(err), "hunter2") {
+				t.Errorf("wrong password: %v, want Unauthenticated", err)
+			}
+		})
 	}
 }
 

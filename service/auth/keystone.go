@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -49,6 +50,9 @@ type KeystoneConfig struct {
 	MaxCached int
 	// Timeout bounds a question to Keystone. Default 5 s.
 	Timeout time.Duration
+	// TLS is for an https URL, see package tlsfile. Default: the system's authorities. Not beside
+	// Client.
+	TLS *tls.Config
 	// Client makes the questions. Default: one of its own.
 	Client *http.Client
 	Logger *slog.Logger
@@ -75,11 +79,19 @@ type answer struct {
 }
 
 // NewKeystone returns a Keystone that has asked nothing yet. Invalid: an option is
-// missing or is no URL.
+// missing, is no URL, or would have no effect.
 func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 	u, err := url.Parse(cfg.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fault.New(fault.Invalid, "Keystone's URL is not of the form https://host:5000/v3: %q", cfg.URL)
+	}
+	switch {
+	case u.RawQuery != "" || u.Fragment != "":
+		return nil, fault.New(fault.Invalid, "Keystone's URL has parameters, of which it knows none: %q", u.RawQuery+u.Fragment)
+	case cfg.TLS != nil && u.Scheme != "https":
+		return nil, fault.New(fault.Invalid, "files for TLS are given for Keystone, and its URL begins with http://, not https://")
+	case cfg.TLS != nil && cfg.Client != nil:
+		return nil, fault.New(fault.Invalid, "Keystone has either a configuration of TLS or a client that has its own")
 	}
 	for name, v := range map[string]string{"username": cfg.Username, "password": cfg.Password, "project name": cfg.ProjectName} {
 		if v == "" {
@@ -93,7 +105,11 @@ func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 		cfg.ServiceRoles = []string{"service"}
 	}
 	if cfg.Client == nil {
-		cfg.Client = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()} //nolint:forcetypeassert // it is one
+		transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // it is one
+		if cfg.TLS != nil {
+			transport.TLSClientConfig = cfg.TLS.Clone()
+		}
+		cfg.Client = &http.Client{Transport: transport}
 	}
 	client := *cfg.Client
 	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // tokens go nowhere else

@@ -2,9 +2,14 @@ package auth_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,9 +17,11 @@ import (
 	"github.com/gophercloud/gophercloud/v2"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/certtest"
 	"github.com/armature-go/armature/internal/keystonetest"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/auth"
+	"github.com/armature-go/armature/tlsfile"
 )
 
 // TestRealKeystone asks a real Keystone: who tokens of each scope belong to, what becomes
@@ -133,5 +140,63 @@ func eventually(t *testing.T, what string, f func() error) {
 		case <-limit.C:
 			t.Fatalf("waited 30 s for %s: %v", what, err)
 		}
+	}
+}
+
+// TestKeystoneTLS: Keystone's certificate is verified by the authority that is named, and a configuration of
+// TLS that would have no effect is refused, as a parameter in the URL is.
+func TestKeystoneTLS(t *testing.T) {
+	t.Parallel()
+	ca := certtest.New(t)
+	certFile, keyFile := ca.Issue(t, "localhost")
+	pair, err := tlsfile.Pair(certFile, keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	clients, err := tlsfile.Pool(ca.File)
+	if err != nil {
+		t.Fatal(err)
+	}
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Subject-Token", "own")
+		w.WriteHeader(http.StatusCreated)
+	}))
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}, ClientCAs: clients, ClientAuth: tls.RequireAndVerifyClientCert, MinVersion: tls.VersionTLS12}
+	srv.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
+	srv.StartTLS()
+	t.Cleanup(srv.Close)
+	port := srv.URL[strings.LastIndex(srv.URL, ":"):]
+	mine := tlsfile.Client{CAFile: ca.File, CertFile: certFile, KeyFile: keyFile}
+	for _, tt := range []struct {
+		name, url string
+		files     *tlsfile.Client
+		says      string // empty: it works
+	}{
+		{"right", "https://localhost" + port, &mine, ""},
+		{"no files", "https://localhost" + port, nil, "x509"},
+		{"wrong authority", "https://localhost" + port, &tlsfile.Client{CAFile: certtest.New(t).File, CertFile: certFile, KeyFile: keyFile}, "x509"},
+		{"wrong name", "https://127.0.0.1" + port, &mine, "127.0.0.1"},
+		{"no certificate", "https://localhost" + port, &tlsfile.Client{CAFile: ca.File}, "certificate required"},
+		{"without effect", "http://localhost" + port, &mine, "http://"},
+		{"a parameter", "https://localhost" + port + "/v3?insecure=1", &mine, "insecure"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			cfg := auth.KeystoneConfig{URL: tt.url, Username: "u", Password: "hunter2", ProjectName: "p", Logger: slog.New(slog.DiscardHandler)}
+			if tt.files != nil {
+				secure, err := tt.files.Config()
+				if err != nil {
+					t.Fatal(err)
+				}
+				cfg.TLS = secure
+			}
+			k, err := auth.NewKeystone(cfg)
+			if err == nil {
+				err = errors.Join(k.Check(t.Context()), k.Stop(t.Context()))
+			}
+			if tt.says == "" && err != nil || !strings.Contains(fmt.Sprint(err), tt.says) || strings.Contains(fmt.Sprint(err), "hunter2") {
+				t.Errorf("%v, want %q", err, tt.says)
+			}
+		})
 	}
 }

@@ -56,8 +56,8 @@ func TooLarge(size, limit int) error {
 }
 
 // CheckURLs returns Invalid, with what is wrong with which URL but without its
-// password, unless there is at least one and all have a host and one of the
-// schemes.
+// password, unless there is at least one and all have a host, one of the
+// schemes, and no parameters.
 func CheckURLs(urls []string, schemes ...string) error {
 	if len(urls) == 0 {
 		return fault.New(fault.Invalid, "no URL of a broker is given")
@@ -71,6 +71,11 @@ func CheckURLs(urls []string, schemes ...string) error {
 			return fault.New(fault.Invalid, "URL %d of %d: scheme %q is not %s in %s", i+1, len(urls), u.Scheme, strings.Join(schemes, " or "), u.Redacted())
 		case u.Hostname() == "":
 			return fault.New(fault.Invalid, "URL %d of %d: no host in %s", i+1, len(urls), u.Redacted())
+		case u.Fragment != "":
+			return fault.New(fault.Invalid, "URL %d of %d has a fragment; a # in the password is %%23", i+1, len(urls))
+		case u.RawQuery != "":
+			name, _, _ := strings.Cut(u.RawQuery, "=")
+			return fault.New(fault.Invalid, "URL %d of %d: unknown parameter %.60q", i+1, len(urls), name)
 		}
 	}
 	return nil

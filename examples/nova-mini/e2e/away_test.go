@@ -1,0 +1,139 @@
+package e2e_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+)
+
+// need is what a service needs at its start.
+type need struct {
+	name, env string // the URL of the real one is in env
+	part      string // of the service
+	option    string // as its error names it
+	variable  string // which sets it
+	path      string // of the URL: a database
+	scheme    string
+}
+
+var needs = []need{
+	{"RabbitMQ", testenv.AMQPVar, "bus", "option transport_url", "OS_DEFAULT__TRANSPORT_URL", "", "rabbit"},
+	{"NATS", testenv.NATSVar, "bus", "option transport_url", "OS_DEFAULT__TRANSPORT_URL", "", "nats"},
+	{"MariaDB", testenv.MySQLVar, "database", "option connection of [database]", "OS_DATABASE__CONNECTION", "/e2e", "mysql"},
+}
+
+// url returns the URL of the real one, with the database of the cloud.
+func (n *need) url(c *cloud) *url.URL {
+	c.Helper()
+	u, err := url.Parse(envtest.URL(c, n.env))
+	if err != nil {
+		c.Fatal("the URL of the service cannot be read")
+	}
+	u.Scheme = n.scheme
+	if n.path != "" {
+		var name string
+		if err := c.db.GetContext(c.Context(), &name, "SELECT DATABASE()"); err != nil {
+			c.Fatal(err)
+		}
+		u.Path = "/" + name
+	}
+	return u
+}
+
+// TestAwayAtStart: a service whose broker or database is away when it starts waits, is not ready and
+// says for what, warns once with the option, and becomes ready when what it needs is there.
+func TestAwayAtStart(t *testing.T) {
+	t.Parallel()
+	for _, n := range needs {
+		t.Run(n.name, func(t *testing.T) {
+			t.Parallel()
+			c := newCloud(t, "")
+			u := n.url(c)
+			there := u.Host
+			u.Host = envtest.DeadAddr(t)
+			admin := envtest.DeadAddr(t)
+			p := c.startWith("api", "api-1", n.variable+"="+u.String(), "OS_DEFAULT__ADMIN_LISTEN="+admin)
+			ready := func() (int, string, error) {
+				resp, err := http.Get("http://" + admin + "/readyz") //nolint:noctx // on loopback
+				if err != nil {
+					return 0, "", err
+				}
+				defer resp.Body.Close()
+				body, err := io.ReadAll(resp.Body)
+				return resp.StatusCode, string(body), err
+			}
+			c.poll("it waits", 20*time.Second, func() error {
+				status, body, err := ready()
+				if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(body, n.part) || !strings.Contains(body, u.Host)) {
+					err = fmt.Errorf("%d %s", status, body)
+				}
+				return err
+			})
+			c.poll("it tries more than once, and warns once", 20*time.Second, func() error {
+				select {
+				case <-p.Done():
+					c.Fatalf("it ended: %v\n%s", p.Err(), p.log)
+				default:
+				}
+				if !strings.Contains(p.log.String(), "waiting for a part to start") {
+					return errors.New(p.log.String())
+				}
+				return nil
+			})
+			envtest.Forward(t, u.Host, there)
+			c.poll("it is ready", 20*time.Second, func() error {
+				status, body, err := ready()
+				if err == nil && status != http.StatusOK {
+					err = fmt.Errorf("%d %s", status, body)
+				}
+				return err
+			})
+			warned := 0
+			for line := range strings.Lines(p.log.String()) {
+				if strings.Contains(line, "level=WARN") && strings.Contains(line, u.Host) {
+					warned++
+					if !strings.Contains(line, n.option) {
+						t.Errorf("the warning does not name the option: %s", line)
+					}
+				}
+			}
+			if warned != 1 {
+				t.Errorf("%d warnings, want one:\n%s", warned, p.log)
+			}
+		})
+	}
+}
+
+// TestRefusedLogin: a login that the broker or the database refuses ends the program at once. The last
+// line names the option and the address, not the password.
+func TestRefusedLogin(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, "")
+	const password = "hunter2hunter2"
+	for _, n := range needs {
+		t.Run(n.name, func(t *testing.T) {
+			t.Parallel()
+			u := n.url(c)
+			u.User = url.UserPassword("armature", password)
+			p := c.startWith("api", n.name, n.variable+"="+u.String())
+			select {
+			case <-p.Done():
+			case <-time.After(20 * time.Second):
+				t.Fatalf("it goes on:\n%s", p.log)
+			}
+			lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
+			last := lines[len(lines)-1]
+			if p.ExitCode() != 1 || !strings.Contains(last, n.option) || !strings.Contains(last, u.Host) || strings.Contains(p.log.String(), password) {
+				t.Errorf("exit code %d, and the last line is %q; want 1 and the option and the address, without the password", p.ExitCode(), last)
+			}
+		})
+	}
+}
