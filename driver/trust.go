@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/armature-go/armature/fault"
@@ -22,11 +23,11 @@ const maxLinks = 40
 // able to choose what is executed. The caller closes the file. NotFound: the program does not exist.
 // Invalid: it is not an executable file. Denied: another user could change it, or its sum is not pin.
 func openProgram(path, pin string) (*os.File, error) {
-	real, err := trustedPath(path)
+	resolved, err := trustedPath(path)
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(real)
+	f, err := os.Open(resolved)
 	if err != nil {
 		return nil, programError(path, err)
 	}
@@ -160,5 +161,5 @@ func userName(uid int) string {
 	if name := lookupUser(uid); name != "" {
 		return fmt.Sprintf("%s (%d)", name, uid)
 	}
-	return fmt.Sprintf("%d", uid)
+	return strconv.Itoa(uid)
 }

@@ -45,7 +45,7 @@ type check struct {
 var checks = []check{
 	{"", "DEFAULT.host", func(o *options) error {
 		if strings.ContainsAny(o.Host, "/\\ ") || o.Host == "." || o.Host == ".." {
-			return fmt.Errorf("%q has a character that no name of a host has: letters, digits, - and .", o.Host)
+			return fmt.Errorf("%q has a character that no name of a host has: letters, digits, dots and hyphens", o.Host)
 		}
 		return rpc.CheckHost(o.Host)
 	}},

@@ -197,7 +197,7 @@ func TestCommandLine(t *testing.T) {
 		"operation lst":                     `there is no command "operation lst"; the nearest is list`,
 		"db snyc":                           `there is no command "db snyc"; the nearest is sync`,
 		"operation list --state bogus":      `there is no state "bogus"; the nearest is`,
-		"operation list --state runing":     `there is no state "runing"; the nearest is running`,
+		"operation list --state runnig":     `there is no state "runnig"; the nearest is running`,
 		"operation list --limit -1":         "flag --limit: -1 is less than 0",
 		"operation list --stat x":           "unknown flag: --stat",
 		"operation show":                    "requires at least 1 arg",

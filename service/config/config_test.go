@@ -317,14 +317,14 @@ func TestInspect(t *testing.T) {
 	}
 	dir := t.TempDir()
 	path, second := filepath.Join(dir, "a.conf"), filepath.Join(dir, "b.conf")
-	text := "[DEFAULT]\nworkers = 0\nthis is no option\nname = x\n  continued\nhosts = a,z\n= 3\n[broken\nnmae = y\n"
+	text := "[DEFAULT]\nworkers = 0\nthis is no option\nname = x\n  continued\nhosts = a,z\n= 3\n[broken\nnaem = y\n"
 	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.WriteFile(second, []byte("name = z\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	c, err := config.Inspect[options](config.Source{Files: []string{dir}})
 	for _, want := range []string{
 		path + ":2: [DEFAULT] workers: \"0\" is less than 1", path + ":3: neither a section", path + ":6: [DEFAULT] hosts",
-		path + ":7: a value without a name", path + ":8: a section's head is [name]", path + ":9: [DEFAULT] nmae: no such option; the nearest is name",
+		path + ":7: a value without a name", path + ":8: a section's head is [name]", path + ":9: [DEFAULT] naem: no such option; the nearest is name",
 	} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("it does not say %s:\n%v", want, err)

@@ -45,7 +45,7 @@ type loader struct {
 	unknown []unknown
 	places  map[string]string // where what stands in free sections does, by SECTION.NAME
 	files   []string          // that were read
-	unread  bool     // a file could not be
+	unread  bool              // a file could not be
 	warns   []string
 	errs    []error
 }
