@@ -204,7 +204,7 @@ func (s *Server) requeue(ctx, work context.Context, m *message.Message, topic, k
 	}
 }
 
-// ended is the attempt after which there is none: a dead letter has replaced the message.
+// ended replaces the attempt of a message that has become a dead letter: no attempt follows.
 const ended = math.MaxInt
 
 // replace publishes next in place of m, and acknowledges m when the bus has confirmed next. m stays
@@ -393,7 +393,7 @@ func create(ctx context.Context, bus Bus, topic string) error {
 	return nil
 }
 
-// malformed ends the delivery of a message that cannot be read, or is too large. Whoever waits
+// malformed ends the delivery of a message that cannot be read, or is too large. A caller that waits
 // for a reply gets one.
 func (s *Server) malformed(work context.Context, m *message.Message, topic string, err error) {
 	atomic.AddUint64(&s.stats.Malformed, 1)

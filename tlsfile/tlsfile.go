@@ -141,7 +141,7 @@ func checkKey(file string, info fs.FileInfo) error {
 //   - Precondition: the server does not speak TLS.
 func Failure(err error) error {
 	if fault.CodeOf(err) == fault.Denied || fault.CodeOf(err) == fault.Precondition {
-		return nil // somebody has given it a code
+		return nil // it has a code
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
 		return fault.New(fault.Denied, "the server's certificate is refused: %w", err)

@@ -34,7 +34,7 @@ type settings struct {
 	Listen           string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
 	Port             int                          `ini:"osapi_compute_listen_port" default:"8774" min:"0" max:"65535" help:"port of the API, 0 for any free one"`
 	StatePath        string                       `ini:"state_path" help:"directory for the data of the fake driver and of the embedded database"`
-	ReportInterval   time.Duration                `ini:"report_interval" default:"10" min:"1ms" help:"seconds between signs of life"`
+	ReportInterval   time.Duration                `ini:"report_interval" default:"10" min:"1ms" help:"seconds between heartbeats"`
 	ServiceDownTime  time.Duration                `ini:"service_down_time" default:"60" min:"1ms" help:"seconds of silence after which a service is down"`
 	BuildTimeout     time.Duration                `ini:"instance_build_timeout" default:"600" min:"1ms" help:"seconds that a build, or an action, may take on one host"`
 	RetryInterval    time.Duration                `ini:"task_retry_interval" default:"15" min:"1ms" help:"seconds of silence after which a worker is told again, and another conductor goes on with what one has begun"`

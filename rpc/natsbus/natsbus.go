@@ -260,7 +260,7 @@ func (b *Bus) connect(ctx context.Context) error {
 	}
 	b.restored()
 	b.mu.Lock()
-	b.back = time.Time{} // nobody else lost theirs
+	b.back = time.Time{} // no other connection was lost
 	b.mu.Unlock()
 	return nil
 }

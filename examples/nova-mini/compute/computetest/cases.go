@@ -101,7 +101,7 @@ func unknownOptions(e *env) {
 			e.Fatalf("%v", err)
 		}
 		if err = e.Open(raw); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), name) {
-			e.Errorf("open with an option %q that there is not: %v, want Invalid with its name", name, describe(err))
+			e.Errorf("open with an option %q that does not exist: %v, want Invalid with its name", name, describe(err))
 		}
 	}
 }
