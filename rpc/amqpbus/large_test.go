@@ -195,9 +195,10 @@ func TestInFlight(t *testing.T) {
 				break
 			}
 		}
+		shut := *gate.Load() // before the test learns of it, and begins the next round
 		entered <- len(*s)
 		select {
-		case <-*gate.Load():
+		case <-shut:
 		case <-ctx.Done():
 		}
 		now.Add(-int64(len(*s)))

@@ -113,6 +113,11 @@ func TestTLS(t *testing.T) {
 					t.Parallel()
 					host := cmp.Or(tt.host, "localhost")
 					err := startURL(t, fmt.Sprintf("%s://%s@%s:%s/%s", b.scheme, b.user, host, b.port, tt.query), tt.cfg)
+					// By TLS 1.3 a server judges the client's certificate after the handshake: what it says may be lost
+					// with the connection. Then the broker counts as away, and the start is made again.
+					for i := 0; i < 20 && tt.name == "no certificate" && errors.Is(err, fault.Unavailable); i++ {
+						err = startURL(t, fmt.Sprintf("%s://%s@%s:%s/%s", b.scheme, b.user, host, b.port, tt.query), tt.cfg)
+					}
 					if fault.CodeOf(err) != tt.want || !strings.Contains(fmt.Sprint(err), tt.says) || strings.Contains(fmt.Sprint(err), password(b.user)) {
 						t.Errorf("%v (%v), want %v with %q", err, fault.CodeOf(err), tt.want, tt.says)
 					}
