@@ -102,9 +102,9 @@ func check(ctx context.Context, cfg computetest.Config, out io.Writer, verbose b
 			return ctx.Err()
 		}
 		began := time.Now()
-		verdict, r := judge(ctx, e, cfg.Config, c)
-		counts[strings.Fields(verdict)[0]]++
-		_, _ = fmt.Fprintf(out, "%-20s %s (%.1f s)\n", c.Name, verdict, time.Since(began).Seconds())
+		verdict, why, r := judge(ctx, e, cfg.Config, c)
+		counts[verdict]++
+		_, _ = fmt.Fprintf(out, "%-20s %s%s (%.1f s)\n", c.Name, verdict, why, time.Since(began).Seconds())
 		if r.failed || verbose {
 			for _, line := range r.lines {
 				_, _ = fmt.Fprintln(out, "    "+strings.ReplaceAll(line, "\n", "\n    "))
@@ -121,20 +121,20 @@ func check(ctx context.Context, cfg computetest.Config, out io.Writer, verbose b
 	return nil
 }
 
-// judge runs one rule in a goroutine of its own, which Fatalf ends.
-func judge(ctx context.Context, e *drivertest.Env[compute.Driver], cfg drivertest.Config, c drivertest.Case[compute.Driver]) (string, *rule) {
-	r := &rule{ctx: ctx}
+// judge runs one rule in a goroutine of its own, which Fatalf ends. It returns PASS, FAIL or SKIP, and for SKIP ": " and the reason.
+func judge(ctx context.Context, e *drivertest.Env[compute.Driver], cfg drivertest.Config, c drivertest.Case[compute.Driver]) (verdict, why string, r *rule) {
+	r = &rule{ctx: ctx}
 	var skipped string
 	var wg sync.WaitGroup
 	wg.Go(func() { skipped = drivertest.Check(r, e, cfg, c) }) //nolint:contextcheck // it has that of r
 	wg.Wait()
 	switch {
 	case r.failed:
-		return "FAIL", r
+		return "FAIL", "", r
 	case skipped != "":
-		return "SKIP: " + skipped, r
+		return "SKIP", ": " + skipped, r
 	default:
-		return "PASS", r
+		return "PASS", "", r
 	}
 }
 

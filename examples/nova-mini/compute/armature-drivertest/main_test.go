@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/drivers/fake"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
 )
 
 // stubborn is a driver that breaks two rules.
@@ -17,6 +19,23 @@ type stubborn struct{ compute.Driver }
 
 func (stubborn) Pause(context.Context, string) error   { return nil }
 func (stubborn) PowerOn(context.Context, string) error { select {} }
+
+// noRescue is a driver that lacks a capability.
+type noRescue struct{ compute.Driver }
+
+func (d noRescue) Info(ctx context.Context) (driver.Info, error) {
+	info, err := d.Driver.Info(ctx)
+	info.Capabilities = slices.DeleteFunc(info.Capabilities, func(c driver.Capability) bool { return c == compute.CapRescue })
+	return info, err
+}
+
+func (noRescue) Rescue(context.Context, string, string) error {
+	return fault.New(fault.Unimplemented, "no rescue")
+}
+
+func (noRescue) Unrescue(context.Context, string) error {
+	return fault.New(fault.Unimplemented, "no rescue")
+}
 
 // TestMain is also the main function of the drivers under test.
 func TestMain(m *testing.M) {
@@ -27,6 +46,11 @@ func TestMain(m *testing.M) {
 		driver.Serve(compute.Kind, func(ctx context.Context, raw json.RawMessage) (compute.Driver, error) {
 			d, err := fake.Open(ctx, raw)
 			return stubborn{d}, err
+		})
+	case strings.HasSuffix(os.Args[0], "norescue"):
+		driver.Serve(compute.Kind, func(ctx context.Context, raw json.RawMessage) (compute.Driver, error) {
+			d, err := fake.Open(ctx, raw)
+			return noRescue{d}, err
 		})
 	default:
 		driver.Serve(compute.Kind, fake.Open)
@@ -48,6 +72,7 @@ func TestRun(t *testing.T) {
 		says []string
 	}{
 		{"good", []string{"--crashes", "1"}, 0, []string{"28 rules kept, 0 broken, 0 that do not apply", "life                 PASS"}},
+		{"norescue", []string{"--crashes", "1"}, 0, []string{"27 rules kept, 0 broken, 1 that do not apply", "rescue               SKIP: the driver does not have the capability rescue ("}},
 		{"stubborn", []string{"--timeout", "300ms", "--crashes", "1"}, 1, []string{
 			"pause                FAIL", "after there the server is", "The rule: Pause and Unpause work from RUNNING and PAUSED",
 			"power                FAIL", "power on: Timeout:", "life                 PASS",
