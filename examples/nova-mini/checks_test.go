@@ -92,6 +92,8 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"misspelt checksum", "compute", good + "[driver_fake]\nplugin_sha265 = 0\n", "FILE:9: [driver_fake] plugin_sha265", "the nearest is plugin_sha256"},
 		{"a checksum of what is built in", "compute", good + "[driver_fake]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:9: [driver_fake] plugin_sha256", "built in"},
 		{"option of the driver", "compute", good + "[driver_fake]\nvcpu = 4\n", "FILE:9: [driver_fake] vcpu", "the nearest is vcpus"},
+		{"host of the driver", "compute", good + "[driver_fake]\nhost = other\n", "FILE:9: [driver_fake] host", "cannot be set here"},
+		{"dir of the driver", "compute", good + "[driver_fake]\ndir = /tmp\n", "FILE:9: [driver_fake] dir", "cannot be set here"},
 		{"value of the driver", "compute", good + "[driver_fake]\nvcpus = many\n", "FILE:9: [driver_fake] vcpus", "not an integer"},
 		{"section of another driver", "conductor", good + "[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:8: [driver_dirdrw]", "has the section [driver_fake]"},
 		{"section of another driver, lenient", "api", good + "[DEFAULT]\nstrict = false\n[driver_dirdrw]\nplugin_sha256 = 0\n", "FILE:10: [driver_dirdrw]", "has the section [driver_fake]"},

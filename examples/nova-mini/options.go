@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/config"
@@ -276,6 +277,12 @@ func (o *options) policy(log *slog.Logger) policy.Config {
 // section's options that begin with plugin_ are about the program.
 func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
 	name := o.driverName()
+	for _, given := range []string{"host", "dir"} { // that of another host, or of another driver, in silence
+		if _, ok := o.Drivers[name][given]; ok {
+			return driver.PluginConfig{}, &fault.Error{Code: fault.Invalid, Meta: map[string]string{"option": given},
+				Msg: "option " + given + ": cannot be set here: host is that of [DEFAULT], and dir is instances/HOST in state_path"}
+		}
+	}
 	options, err := json.Marshal(map[string]string{"host": host, "dir": filepath.Join(o.StatePath, "instances", host)})
 	if err != nil {
 		return driver.PluginConfig{}, err

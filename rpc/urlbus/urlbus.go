@@ -13,6 +13,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net"
 	neturl "net/url"
 	"slices"
 	"strconv"
@@ -58,7 +59,7 @@ type Bus interface {
 	Check(ctx context.Context) error
 }
 
-// Open returns a bus that is not started.
+// Open returns a bus that is not started. Without TLS to another machine there is one WARN in the log.
 //
 //	rabbit:// amqp:// amqps://   RabbitMQ: user:password@host:port, several with commas, and /vhost
 //	nats:// tls://               NATS: the same without a virtual host
@@ -84,10 +85,29 @@ func Open(url string, cfg Config) (Bus, error) {
 		return nil, err
 	case !cfg.TLS && cfg.TLSFiles != tlsfile.Client{}:
 		return nil, fault.New(fault.Invalid, "files for TLS are given for the bus, and TLS is not asked for: set ssl, or use the scheme amqps:// or tls://")
+	}
+	if !cfg.TLS {
+		warnPlain(cfg.Logger, urls)
+	}
+	switch {
 	case scheme == "nats" || scheme == "tls":
 		return opened(natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 	}
 	return opened(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+}
+
+// warnPlain logs that other machines are reached without TLS.
+func warnPlain(log *slog.Logger, urls []string) {
+	for _, raw := range urls {
+		u, err := neturl.Parse(raw)
+		if err != nil {
+			continue // the bus refuses it
+		}
+		if ip := net.ParseIP(u.Hostname()); u.Hostname() != "" && u.Hostname() != "localhost" && !ip.IsLoopback() {
+			cmp.Or(log, slog.Default()).Warn("the connections to the broker are not encrypted: add ?ssl=1, and ssl_ca_file with the file of its authority, to the URL", "host", u.Hostname())
+			return
+		}
+	}
 }
 
 // opened returns a nil Bus with an error, instead of one that has a nil pointer.

@@ -1,9 +1,11 @@
 package urlbus_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/url"
 	"strings"
 	"testing"
@@ -174,4 +176,30 @@ func Example() {
 	}
 	fmt.Println(bus.Start(context.Background()), bus.Stop(context.Background()))
 	// Output: <nil> <nil>
+}
+
+// TestPlainWarning: a broker of another machine without TLS is one warning, which names the host.
+func TestPlainWarning(t *testing.T) {
+	t.Parallel()
+	for raw, want := range map[string]int{
+		"rabbit://u:hunter2@mq.example":               1,
+		"rabbit://u:hunter2@127.0.0.1,192.0.2.1/":     1,
+		"rabbit://u:hunter2@mq.example,mq2.example/v": 1,
+		"nats://u:hunter2@192.0.2.1":                  1,
+		"nats://u:hunter2@192.0.2.1?ssl=1":            0,
+		"rabbit://u:hunter2@mq.example?ssl=1":         0,
+		"amqps://u:hunter2@mq.example":                0,
+		"rabbit://u:hunter2@127.0.0.1:5673/":          0,
+		"nats://[::1]:4222":                           0,
+		"nats://localhost":                            0,
+		"memory://":                                   0,
+	} {
+		var out bytes.Buffer
+		if _, err := urlbus.Open(raw, urlbus.Config{Logger: slog.New(slog.NewTextHandler(&out, nil))}); err != nil {
+			t.Fatal(raw, err)
+		}
+		if n := strings.Count(out.String(), "level=WARN"); n != want || strings.Contains(out.String(), "hunter2") || want > 0 && !strings.Contains(out.String(), "host=") {
+			t.Errorf("%s: %d warnings, want %d: %s", raw, n, want, out.String())
+		}
+	}
 }

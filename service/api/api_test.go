@@ -224,6 +224,8 @@ func TestNoRoute(t *testing.T) {
 		return reqctx.Request{}, fault.Unauthenticated
 	}})
 	wantFault(t, send(t, m, "GET", "/nothing", ""), 404, "itemNotFound", "The resource could not be found.")
+	open, _ := newMux(api.Config{})
+	wantFault(t, send(t, open, "GET", "/disks/1%20", ""), 404, "itemNotFound", "The resource could not be found.") // it is not /disks/1
 	w := send(t, m, "PATCH", "/disks/1", "")
 	wantFault(t, w, 405, "badMethod", "The method PATCH is not allowed for this resource.")
 	if got := w.Header().Get("Allow"); got != "DELETE, GET, HEAD" {

@@ -258,6 +258,9 @@ func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry, path string) {
 		public = e.public()
 	}
 	hr, err := m.identify(rec, hr, public)
+	if err == nil && r.padded(hr) {
+		err = fault.New(fault.NotFound, "The resource could not be found.")
+	}
 	if err == nil && r.Action != "" {
 		r, err = m.choose(rec, hr, e)
 	}
@@ -328,6 +331,12 @@ func (m *Mux) permit(rec *recorder, hr *http.Request, r *route) error {
 		return s.checkQuery(hr.URL.RawQuery)
 	}
 	return nil
+}
+
+// padded reports whether a parameter of the path ends with a blank. MySQL compares texts without the
+// blanks at their ends, so such a name would find what has another one.
+func (r *route) padded(hr *http.Request) bool {
+	return slices.ContainsFunc(r.params, func(name string) bool { return strings.HasSuffix(hr.PathValue(name), " ") })
 }
 
 // target returns the values of the path's parameters, or nil if there are none.

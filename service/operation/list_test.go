@@ -59,8 +59,10 @@ func TestList(t *testing.T) {
 				t.Errorf("%+v: %v (-want +got):\n%s", tt.f, err, diff)
 			}
 		}
-		if _, err := b.ops.List(t.Context(), operation.Filter{Marker: "none"}); fault.CodeOf(err) != fault.Invalid {
-			t.Errorf("no such marker: %v", err)
+		for _, f := range []operation.Filter{{Marker: "none"}, {State: "runing"}, {Limit: -1}} {
+			if list, err := b.ops.List(t.Context(), f); fault.CodeOf(err) != fault.Invalid {
+				t.Errorf("%+v: %d operations, error %v, want Invalid", f, len(list), err)
+			}
 		}
 		if raw, err := json.Marshal(operation.Operation{}); err != nil || !strings.Contains(string(raw), `"request_id"`) {
 			t.Errorf("%s, %v", raw, err)

@@ -67,14 +67,23 @@ type Filter struct {
 	State          State
 	// Open lists those that are not over only.
 	Open bool
-	// Marker is the ID of the last one of the page before; Limit is how many to return
-	// at most, by default 1000.
+	// Marker is the ID of the last one of the page before.
 	Marker string
-	Limit  int
+	// Limit is how many to return at most. Default 1000, which 0 stands for.
+	Limit int
 }
 
-// List returns operations, the newest first. Invalid: there is no such marker.
+// List returns operations, the newest first. Invalid: the marker or the state does not exist, or the limit is
+// negative.
 func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
+	switch f.State {
+	case "", Running, Undoing, Succeeded, Failed, TimedOut, Canceled:
+	default:
+		return nil, fault.New(fault.Invalid, "list operations: unknown state %q", f.State)
+	}
+	if f.Limit < 0 {
+		return nil, fault.New(fault.Invalid, "list operations: the limit %d is negative", f.Limit)
+	}
 	where, args := "", []any(nil)
 	add := func(term string, v ...any) {
 		if where != "" {
@@ -94,7 +103,7 @@ func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	if f.Open {
 		add("active IS NOT NULL")
 	}
-	if f.Limit <= 0 {
+	if f.Limit == 0 {
 		f.Limit = 1000
 	}
 	rows, _, err := db.List[row](ctx, s.db, db.Page{
