@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -21,11 +22,17 @@ type LoopPart struct {
 	log   *slog.Logger
 	asked chan chan error // to call now
 
+	failures int       // in a row
+	logged   time.Time // when the last of them was logged as an error
+
 	mu     sync.Mutex
 	cancel context.CancelFunc // nil before Start
 	done   chan struct{}      // closed when the goroutine has ended
 	stats  LoopStats
 }
+
+// failureLogInterval is how far apart the ERROR lines of failures in a row are.
+const failureLogInterval = time.Minute
 
 // LoopStats is what a loop has done.
 type LoopStats struct {
@@ -49,8 +56,9 @@ type LoopStats struct {
 // Loop returns a [Part] that calls f again and again. The first call comes after
 // a random part of every, so that a fleet started at once does not call at
 // once; from then on calls start every apart. They never overlap: after one that took
-// longer, the next comes at the next multiple of every. An error or a panic is
-// logged, and the loop goes on. Each call's context has a request id of its
+// longer, the next comes at the next multiple of every. After an error or a panic the loop goes on. Of failures in a
+// row the first, each panic, and one a minute are logged as ERROR, the others as DEBUG, and the success that ends them as
+// INFO. Each call's context has a request id of its
 // own. Stop cancels the context of a running call and waits for it.
 //
 // A negative every disables the loop: f is called by [LoopPart.RunNow] only. Loop
@@ -173,8 +181,8 @@ func (l *LoopPart) turn(ctx context.Context) error {
 	call := reqctx.With(ctx, reqctx.Request{ID: reqctx.NewID()})
 	err := l.call(call)
 	took := time.Since(begin)
-	if err != nil && ctx.Err() == nil {
-		l.log.ErrorContext(call, "periodic call", "error", err, "took", took)
+	if ctx.Err() == nil {
+		l.logOutcome(call, err, took)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -186,10 +194,30 @@ func (l *LoopPart) turn(ctx context.Context) error {
 	return err
 }
 
+// errPanic says that the function has panicked.
+var errPanic = errors.New("panic")
+
+// logOutcome logs the first failure of several in a row, then one a minute, each panic, and the success that ends
+// them. The others are DEBUG. Only the loop's goroutine calls it.
+func (l *LoopPart) logOutcome(ctx context.Context, err error, took time.Duration) {
+	switch {
+	case err == nil && l.failures > 0:
+		l.log.InfoContext(ctx, "periodic call works again", "failures", l.failures)
+		l.failures, l.logged = 0, time.Time{}
+	case err == nil:
+	case time.Since(l.logged) >= failureLogInterval || errors.Is(err, errPanic):
+		l.failures, l.logged = l.failures+1, time.Now()
+		l.log.ErrorContext(ctx, "periodic call failed", "error", err, "took", took, "failures", l.failures)
+	default:
+		l.failures++
+		l.log.DebugContext(ctx, "periodic call failed", "error", err, "took", took, "failures", l.failures)
+	}
+}
+
 func (l *LoopPart) call(ctx context.Context) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
-			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+			err = fmt.Errorf("%w: %v\n%s", errPanic, r, debug.Stack())
 		}
 	}()
 	return l.f(ctx)

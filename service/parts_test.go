@@ -265,6 +265,30 @@ func TestLoopGoesOnAfterErrorsAndPanics(t *testing.T) {
 	})
 }
 
+// TestLoopLogsFailuresOnce: an outage is a line at its begin, one a minute, and one at its end.
+func TestLoopLogsFailuresOnce(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		app := service.New(service.Config{NoSignals: true, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		begin := time.Now()
+		app.Add("report", service.Loop(time.Second, func(context.Context) error {
+			if time.Since(begin) < 150*time.Second {
+				return errBoom
+			}
+			return nil
+		}))
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Second)
+		defer cancel()
+		if err := app.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		if n, ends := strings.Count(out.String(), "level=ERROR"), strings.Count(out.String(), "works again"); n != 3 || ends != 1 {
+			t.Errorf("150 failures: %d errors and %d ends in the log, want 3 and 1:\n%s", n, ends, &out)
+		}
+	})
+}
+
 func TestLoopStop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
