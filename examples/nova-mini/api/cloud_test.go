@@ -1,0 +1,201 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/examples/nova-mini/api"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+	"github.com/armature-go/armature/service/policy"
+)
+
+// people are those who may ask, by their token.
+var people = map[string]reqctx.Request{
+	"admin":    {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
+	"member":   {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
+	"nowhere":  {UserID: "u1", Roles: []string{"member", "reader"}},
+	"stranger": {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
+}
+
+// cloud is an API with rows that nothing works on.
+type cloud struct {
+	*testing.T
+	http.Handler
+
+	store *store.Store
+	db    *sqlx.DB
+	bus   rpc.Bus
+	log   *bytes.Buffer
+	down  error // of the bus
+}
+
+// eachCloud runs f with an API, on every database, and the rules as they are.
+func eachCloud(t *testing.T, f func(c *cloud)) {
+	t.Helper()
+	eachCloudWith(t, api.Rules(), f)
+}
+
+func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
+	t.Helper()
+	enforcer, err := policy.New(rules, policy.Config{Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		s := store.New(d)
+		bus := rpctest.NewBus(t)
+		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
+		t.Cleanup(func() { client.Close() })
+		c := &cloud{T: t, store: s, db: d, bus: bus, log: new(bytes.Buffer)}
+		c.Handler = api.New(api.Config{
+			Store: s, Client: client, Ready: func(context.Context) error { return c.down }, Bus: func(context.Context) error { return c.down },
+			CheckReplies: true, Policy: enforcer, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
+			Authenticate: func(r *http.Request) (reqctx.Request, error) {
+				who, ok := people[r.Header.Get("X-Auth-Token")]
+				if !ok {
+					return who, fault.New(fault.Unauthenticated, "who?")
+				}
+				return who, nil
+			},
+		})
+		f(c)
+	})
+}
+
+func (c *cloud) ask(who, method, path, body string) (status int, reply string) {
+	c.Helper()
+	r := httptest.NewRequestWithContext(c.Context(), method, "/v2.1"+path, strings.NewReader(body))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("X-Auth-Token", who)
+	w := httptest.NewRecorder()
+	c.ServeHTTP(w, r)
+	return w.Code, w.Body.String()
+}
+
+// list returns the items of a list of which the reply has the name, or nil and the error.
+func (c *cloud) list(who, kind, query string) (items []item, refused string) {
+	c.Helper()
+	status, reply := c.ask(who, "GET", "/"+kind+"/detail?"+query, "")
+	if status != http.StatusOK {
+		if status >= 500 {
+			c.Fatalf("%s?%s = %d %s", kind, query, status, reply)
+		}
+		return nil, fmt.Sprintf("%d %s", status, reply)
+	}
+	var got map[string]json.RawMessage
+	if err := json.Unmarshal([]byte(reply), &got); err != nil {
+		c.Fatal(err)
+	}
+	if err := json.Unmarshal(got[kind], &items); err != nil {
+		c.Fatal(err)
+	}
+	if strings.Contains(query, "marker=") { // one of many pages
+		return items, ""
+	}
+	var brief map[string]json.RawMessage
+	var same []item
+	if _, reply = c.ask(who, "GET", "/"+kind+"?"+query, ""); json.Unmarshal([]byte(reply), &brief) != nil || json.Unmarshal(brief[kind], &same) != nil ||
+		!slices.Equal(ids(same), ids(items)) {
+		c.Errorf("%s?%s without details: %s", kind, query, reply)
+	}
+	return items, ""
+}
+
+// item is what a client sees.
+type item map[string]any
+
+// text returns an attribute as a text; none is "".
+func (i item) text(name string) string {
+	switch v := i[name].(type) {
+	case nil:
+		return ""
+	case map[string]any: // image and flavor
+		return fmt.Sprint(v["id"])
+	default:
+		return fmt.Sprint(v)
+	}
+}
+
+func ids(items []item) (out []string) {
+	for _, i := range items {
+		out = append(out, i.text("id"))
+	}
+	return out
+}
+
+// filled adds servers in every state to two projects.
+func (c *cloud) filled() {
+	c.Helper()
+	base := time.Date(2026, 11, 26, 10, 0, 0, 0, time.UTC)
+	str := func(s string) *string { return &s }
+	for i, row := range []struct {
+		vm, task, host string
+		running        bool
+	}{
+		{store.Building, store.Scheduling, "", false},
+		{store.Building, store.Spawning, "n1", false},
+		{store.Active, "", "n1", false},
+		{store.Active, store.Rebooting, "n2", false},
+		{store.Active, store.RebootingHard, "n2", false},
+		{store.Active, store.ResizePrep, "n1", false},
+		{store.Active, store.Deleting, "n10", false},
+		{store.Stopped, "", "n1", false},
+		{store.Stopped, store.ResizePrep, "n2", false},
+		{store.Stopped, store.PoweringOn, "n2", false},
+		{store.Resized, "", "n1", true},
+		{store.Resized, store.ResizeReverting, "n1", false},
+		{store.Error, "", "", false},
+		{store.Error, "", "n2", false},
+		{store.Active, "", "n1", false},
+	} {
+		for j, project := range []string{"p1", "p2"} {
+			n := 2*i + j
+			srv := &store.Server{
+				ID: fmt.Sprintf("%08d-0000-4000-8000-000000000000", (n*7919)%100000), Name: []string{"web-1", "web-2", "WEB", "db.1", "w+b", "Ä%_"}[n%6],
+				ProjectID: project, UserID: []string{"u1", "u2"}[n/2%2], ImageRef: []string{"", "img-1", "img-2"}[n%3], FlavorID: []string{"1", "2", "10"}[n/2%3],
+			}
+			if err := c.store.CreateServer(c.Context(), srv); err != nil {
+				c.Fatal(err)
+			}
+			var task, host *string
+			var launched *time.Time
+			var resize *store.Resize
+			if row.task != "" {
+				task = str(row.task)
+			}
+			if row.host != "" {
+				host = str(row.host)
+			}
+			if i%2 == 0 {
+				launched = new(base.Add(time.Duration(n%4) * time.Hour))
+			}
+			if row.vm == store.Resized {
+				resize = &store.Resize{Running: row.running}
+			}
+			if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET vm_state = ?, task_state = ?, host = ?, launched_at = ?, created_at = ?, updated_at = ?, resize = ? WHERE id = ?`,
+				row.vm, task, host, launched, base.Add(time.Duration(n%5)*time.Minute), base.Add(time.Duration(n%7)*time.Second), resize, srv.ID); err != nil {
+				c.Fatal(err)
+			}
+		}
+	}
+	if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET state = 'succeeded', active = NULL`); err != nil {
+		c.Fatal(err)
+	}
+}
