@@ -30,19 +30,19 @@ type Code uint8
 
 const (
 	// Internal is a failure that the caller can do nothing about: a bug, or a
-	// plain error that nobody classed. It is the zero Code.
+	// plain error without a code. It is the zero Code.
 	Internal Code = iota
 	// Invalid means the request itself is wrong, whatever the state of the
-	// system. Sending it again is no use.
+	// system. Sending it again fails again.
 	Invalid
-	// Unauthenticated means it is not known who is asking.
+	// Unauthenticated means the caller's identity is not known.
 	Unauthenticated
-	// Denied means the one who asks may not do this.
+	// Denied means the caller may not do this.
 	Denied
 	// NotFound means the thing named in the request does not exist.
 	NotFound
-	// Conflict means that the thing exists already or that somebody else
-	// changed it first: read it again, then decide.
+	// Conflict means the thing exists already, or another caller changed it
+	// first: read it again, then decide.
 	Conflict
 	// Precondition means the system's state does not allow the request now,
 	// such as a resize of a stopped volume.
@@ -61,7 +61,7 @@ const (
 	// Unknown means the peer was lost after it took the request: it may have
 	// been executed. Only an idempotent request may be sent again.
 	Unknown
-	// Canceled means the caller gave the request up.
+	// Canceled means the caller gave up the request.
 	Canceled
 )
 
@@ -96,8 +96,8 @@ func (c Code) Error() string { return c.String() }
 // MarshalText returns the code's name, the form in which it crosses the wire.
 func (c Code) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
-// UnmarshalText reads a code's name. A name it does not know, from a newer
-// peer, becomes Internal: it is never an error.
+// UnmarshalText reads a code's name. A name that it does not know, from a newer
+// peer, becomes Internal. It never fails.
 func (c *Code) UnmarshalText(text []byte) error {
 	*c = Internal
 	for i, name := range codeNames {
@@ -121,12 +121,13 @@ type Error struct {
 	Msg string `json:"msg"`
 	// Meta holds details for programs, such as the name of a field.
 	Meta map[string]string `json:"meta,omitempty"`
-	// User is for users of the component, where Msg tells operators more than users may know,
-	// such as the name of a table or a broker. Empty: Msg is for both. See [UserMessage].
+	// User is the message for users of the component. It is set where Msg tells operators more
+	// than users may know, such as the name of a table or a broker. If it is empty, Msg is for
+	// both. See [UserMessage].
 	User string `json:"user,omitempty"`
-	// Private says that the error is about what the component is made of, such as its database:
-	// its code is for callers within the component, and neither code nor Msg are for users. To
-	// them it is a failure of the component, until an error around it says something else.
+	// Private reports that the error is about the component's own parts, such as its database.
+	// Code and Msg are then for callers within the component. For users the error is a failure
+	// of the component, unless an error that wraps it says something else.
 	Private bool `json:"private,omitempty"`
 
 	cause  error
@@ -158,8 +159,8 @@ func (e *Error) Is(target error) bool {
 
 // New returns an error with a code and a message made as by [fmt.Errorf]. The
 // format may use %w: the error then matches what it wraps, too, and takes over
-// its reason and details when it crosses the wire. In the message for users, errors among
-// args have theirs, see [UserMessage].
+// its reason and details when it crosses the wire. The message for users has the
+// message for users of each error among args, see [UserMessage].
 func New(code Code, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
 	out := &Error{Code: code, Msg: err.Error(), cause: unwrap(err)}
@@ -182,14 +183,14 @@ func New(code Code, format string, args ...any) error {
 	return out
 }
 
-// ofService reports whether errors of a code are failures of the service, not of a request: their
-// messages are for operators, unless one for users was set.
-func ofService(c Code) bool {
+// isServiceFailure reports whether errors with code c are failures of the service, not of a request: their
+// messages are for operators, unless one for users is set.
+func isServiceFailure(c Code) bool {
 	return c == Internal || c == Unavailable || c == Timeout || c == Unknown
 }
 
-// WithUser returns err with a message for users, which is all that they read of it. The code and
-// the reason stay as they are, and the error is not private any more.
+// WithUser returns err with a message for users: they read nothing else of it. The result has the
+// code and the reason of err, and is not private. It returns nil for nil.
 func WithUser(err error, message string) error {
 	if err == nil {
 		return nil
@@ -199,9 +200,9 @@ func WithUser(err error, message string) error {
 	return out
 }
 
-// UserMessage returns what users of the component may read of err: of the outermost [Error] its
-// User, or its Msg if that is for both. Of a private error, and of one without a code, it is a
-// general text. It returns "" for nil.
+// UserMessage returns the text of err that users of the component may read: User of the outermost
+// [Error], or Msg if User is empty. For a private error, and for an error without a code, it is
+// "internal error". It returns "" for nil.
 func UserMessage(err error) string {
 	if err == nil {
 		return ""
@@ -216,7 +217,7 @@ func UserMessage(err error) string {
 	return "internal error"
 }
 
-// IsPrivate reports whether err is not for users: its outermost [Error] is private.
+// IsPrivate reports whether the outermost [Error] of err is private, and so not for users.
 func IsPrivate(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Private
@@ -235,7 +236,7 @@ func unwrap(err error) error {
 }
 
 // Sentinel returns an error for a package variable. errors.Is matches it by
-// reason, after an RPC too. Reasons are CamelCase and unique in a component.
+// reason, also after an RPC. Reasons are CamelCase and unique in a component.
 func Sentinel(code Code, reason, msg string) error {
 	return &Error{Code: code, Reason: reason, Msg: msg}
 }
@@ -261,7 +262,7 @@ func CodeOf(err error) Code {
 
 // From returns the form in which err crosses a process boundary: the code of
 // [CodeOf], the whole text, and the first reason and details found in its
-// tree; its message for users is that of [UserMessage]. It returns nil for nil. The result shares no memory with err.
+// tree, and the message of [UserMessage]. It returns nil for nil. The result shares no memory with err.
 func From(err error) *Error {
 	if err == nil {
 		return nil
@@ -269,8 +270,8 @@ func From(err error) *Error {
 	out := &Error{Code: CodeOf(err), Msg: err.Error(), cause: err, remote: IsRemote(err)}
 	if e, ok := errors.AsType[*Error](err); ok {
 		out.Private, out.User = e.Private, e.User
-		if out.User == "" && e.Msg != out.Msg && !e.Private && !ofService(out.Code) {
-			out.User = e.Error() // what plain errors wrapped around it says where it passed
+		if out.User == "" && e.Msg != out.Msg && !e.Private && !isServiceFailure(out.Code) {
+			out.User = e.Error() // without the plain errors that wrap it: they name callers inside
 		}
 	}
 	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.cause) {
@@ -289,17 +290,17 @@ func From(err error) *Error {
 	return out
 }
 
-// Remote marks an error that came from a peer, so that [IsRemote] tells it from
-// one that this process made up. A transport calls it on what it decoded.
+// Remote returns e marked as sent by a peer, so that [IsRemote] tells it from an
+// error that this process made. A transport calls it with each error that it decodes.
 func Remote(e Error) error {
 	e.remote = true
 	e.cause = nil
 	return &e
 }
 
-// IsRemote reports whether a peer sent err, rather than this process made it
-// up. A remote NotFound was answered by the service that was asked; a local
-// Timeout says nothing about what that service did.
+// IsRemote reports whether a peer sent err. A remote NotFound is the answer of
+// the service that was asked. A local Timeout says nothing about what that
+// service did.
 func IsRemote(err error) bool {
 	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.cause) {
 		if e.remote {

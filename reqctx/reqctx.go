@@ -1,12 +1,12 @@
-// Package reqctx carries who asked, under which request id and trace, in a
-// [context.Context]. The API service makes a [Request]; rpc takes it to every
-// other process; [LogHandler] puts it on each log line.
+// Package reqctx carries the caller's identity, the request ids and the trace in
+// a [context.Context]. The API service makes a [Request], rpc takes it to every
+// other process, and [LogHandler] puts its ids on each log line.
 //
 //	ctx = reqctx.With(ctx, reqctx.Request{ID: reqctx.NewID(), ProjectID: "p1"})
 //	reqctx.From(ctx).ProjectID // "p1", here and in the worker
 //
-// It holds identities and ids only, never a token: whatever is in it crosses
-// the wire and may be logged.
+// A Request holds identities and ids only, never a token: it crosses the wire
+// and may be logged.
 package reqctx
 
 import (
@@ -16,14 +16,14 @@ import (
 	"log/slog"
 )
 
-// Request says on whose behalf work is done. The zero value is a request of
-// nobody: work that the service started itself.
+// Request says on whose behalf work is done. The zero value stands for work that
+// a service started itself, without a caller.
 type Request struct {
-	// ID is the id that the service which accepted the request gave it,
-	// "req-" and a UUID.
+	// ID identifies the request in the component that accepted it. The API
+	// service makes it: "req-" and a UUID.
 	ID string `json:"id,omitempty"`
-	// GlobalID is the id that the client gave it, if it gave a well-formed
-	// one. It is the same in every component that works for one request.
+	// GlobalID is the client's id of the request, if the client sent a
+	// well-formed one. It is the same in every component that works for the request.
 	GlobalID string `json:"global_id,omitempty"`
 	// UserID and ProjectID are the identity service's ids.
 	UserID    string `json:"user_id,omitempty"`
@@ -33,15 +33,15 @@ type Request struct {
 	// SystemScope is "all" for a user who acts on the whole installation, instead of
 	// a project or a domain.
 	SystemScope string `json:"system_scope,omitempty"`
-	// Roles are the names of the user's roles there.
+	// Roles are the names of the user's roles in that project, domain or system.
 	Roles []string `json:"roles,omitempty"`
-	// Traceparent is the W3C trace context of the span that is current.
+	// Traceparent is the W3C trace context of the current span.
 	Traceparent string `json:"traceparent,omitempty"`
 }
 
 type key struct{}
 
-// With returns a context that carries r. The slice in r must not be changed
+// With returns a context that carries r. The caller must not change r.Roles
 // afterwards.
 func With(ctx context.Context, r Request) context.Context {
 	return context.WithValue(ctx, key{}, r)
@@ -64,9 +64,9 @@ func NewID() string {
 	return "req-" + h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
-// ValidID reports whether id has the form that [NewID] makes. An id from
-// outside that has another form must not be taken over (oslo.middleware's
-// rule): it could carry anything into logs and headers.
+// ValidID reports whether id has the form that [NewID] makes. A service must not
+// accept an id of another form from a client: it could carry any text into logs
+// and headers. The rule is oslo.middleware's.
 func ValidID(id string) bool {
 	const form = "req-00000000-0000-0000-0000-000000000000"
 	if len(id) != len(form) || id[:4] != "req-" {
@@ -88,8 +88,8 @@ func ValidID(id string) bool {
 }
 
 // LogHandler returns a handler that adds the ids of the context's request to
-// each record: request_id, global_request_id, user_id and project_id, those
-// that are set. It is safe for concurrent use if next is.
+// each record: request_id, global_request_id, user_id and project_id. An empty
+// id is left out. The handler is safe for concurrent use if next is.
 func LogHandler(next slog.Handler) slog.Handler { return &logHandler{next} }
 
 type logHandler struct{ next slog.Handler }

@@ -1,0 +1,154 @@
+package armature_test
+
+import (
+	"fmt"
+	"go/scanner"
+	"go/token"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// replacedWords are patterns that comments, texts in code, and documents do not have, with what to write instead. They
+// are the worst of those in docs/glossary.md.
+var replacedWords = []struct {
+	bad     *regexp.Regexp
+	instead string
+}{
+	{regexp.MustCompile(`(?i)\b(nobody|somebody|whoever|whomever)\b`), "the client, the worker, another process"},
+	{regexp.MustCompile(`(?i)\bthat there (is|are|was|were)\b`), "that exist; or say what is missing"},
+	{regexp.MustCompile(`(?i)\b(that|which|it|there) is none\b|\bis none is\b`), "an empty result; does not exist"},
+	{regexp.MustCompile(`(?i)\ball the same\b`), "still, or nothing"},
+	{regexp.MustCompile(`(?i)\btime-outs?\b`), "timeout"},
+	{regexp.MustCompile(`(?i)\bsigns? of life\b|\bbeats?\b|\bpulse\b`), "heartbeat"},
+	{regexp.MustCompile(`(?i)\bcancell(ed|ing)\b`), "canceled, canceling"},
+	{regexp.MustCompile(`(?i)\bpatience\b`), "timeout"},
+	{regexp.MustCompile(`(?i)\bat (its|the|one's) door\b`), "slot, prefetch"},
+	{regexp.MustCompile(`(?i)\b(which|that|it|he) is no\b`), "is not a, does not"},
+	{regexp.MustCompile(`(?i)\bturn(s|ed|ing)? (it |them )?away\b`), "reject"},
+	{regexp.MustCompile(`(?i)\blotter(y|ies)\b`), "weighted random"},
+	{regexp.MustCompile(`(?i)\bbur(y|ied|ies)\b`), "dead-letter"},
+	{regexp.MustCompile(`(?i)\bstrangers?\b`), "orphan"},
+}
+
+// logText is a log line that begins with "a ", which is a sentence and not an event.
+var logText = regexp.MustCompile(`\.(?:Debug|Info|Warn|Error)(?:Context)?\((?:[\w.()]+, )?"an? `)
+
+// wordsFile counts, for each folder, the lines from before the glossary. They may only become fewer.
+const wordsFile = "testdata/words.txt"
+
+// TestWords: no new line has one of the words that the glossary replaces. ARMATURE_UPDATE=1 writes the lower
+// counts of folders that were mended.
+func TestWords(t *testing.T) {
+	t.Parallel()
+	hits := map[string][]string{}
+	err := filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "testdata" || path == "bin"):
+			return fs.SkipDir
+		case d.IsDir() || path == "words_test.go" || path == "docs/glossary.md" || path == "CHANGELOG.md" || strings.HasSuffix(path, ".pb.go"):
+			return nil
+		}
+		var found []string
+		switch filepath.Ext(path) {
+		case ".go":
+			found, err = goHits(path)
+		case ".md", ".proto":
+			found, err = textHits(path)
+		}
+		dir := filepath.ToSlash(filepath.Dir(path))
+		hits[dir] = append(hits[dir], found...)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	was := map[string]int{}
+	raw, err := os.ReadFile(wordsFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(raw)) {
+		var dir string
+		var n int
+		if _, err := fmt.Sscan(line, &dir, &n); err != nil {
+			t.Fatalf("%s: %q: %v", wordsFile, line, err)
+		}
+		was[dir] = n
+	}
+	var now []string
+	for dir, found := range hits {
+		n := min(len(found), was[dir])
+		if len(found) > n {
+			t.Errorf("%s has %d lines with words that the glossary replaces, %d of them new:\n%s", dir, len(found), len(found)-n, strings.Join(found, "\n"))
+		}
+		if n > 0 {
+			now = append(now, fmt.Sprintf("%s %d\n", dir, n))
+		}
+	}
+	slices.Sort(now)
+	if text := strings.Join(now, ""); text != string(raw) {
+		if os.Getenv("ARMATURE_UPDATE") == "" {
+			t.Errorf("folders were mended: run this test with ARMATURE_UPDATE=1, and commit %s", wordsFile)
+		} else if err := os.WriteFile(wordsFile, []byte(text), 0o600); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// goHits judges the comments and texts of a Go file.
+func goHits(path string) (found []string, err error) {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	set := token.NewFileSet()
+	file := set.AddFile(path, set.Base(), len(src))
+	var s scanner.Scanner
+	s.Init(file, src, nil, scanner.ScanComments)
+	for {
+		pos, tok, lit := s.Scan()
+		if tok == token.EOF {
+			break
+		}
+		if tok != token.COMMENT && tok != token.STRING {
+			continue
+		}
+		for i, line := range strings.Split(lit, "\n") {
+			found = append(found, judgeWords(fmt.Sprintf("%s:%d", path, file.Line(pos)+i), line)...)
+		}
+	}
+	for i, line := range strings.Split(string(src), "\n") {
+		if logText.MatchString(line) {
+			found = append(found, fmt.Sprintf("%s:%d: a log line begins with \"a \": write an event, such as \"lease lost\"", path, i+1))
+		}
+	}
+	return found, nil
+}
+
+// textHits judges all lines of a file.
+func textHits(path string) (found []string, err error) {
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	for i, line := range strings.Split(string(raw), "\n") {
+		found = append(found, judgeWords(fmt.Sprintf("%s:%d", path, i+1), line)...)
+	}
+	return found, nil
+}
+
+func judgeWords(where, line string) (found []string) {
+	for _, w := range replacedWords {
+		if m := w.bad.FindString(line); m != "" {
+			found = append(found, fmt.Sprintf("%s: %q: write %s", where, m, w.instead))
+		}
+	}
+	return found
+}
