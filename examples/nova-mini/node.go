@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -142,8 +143,8 @@ func (n *node) wireShared() error {
 }
 
 // serve adds an RPC server.
-func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server)) {
-	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: append(n.tell.server(), n.track), Logger: n.log})
+func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server), around ...rpc.Interceptor) {
+	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: slices.Concat(n.tell.server(), []rpc.Interceptor{n.track}, around), Logger: n.log})
 	register(srv)
 	n.tell.rpc.AddServer(iface.Name, srv)
 	n.app.Add(name+" rpc", srv)
@@ -293,7 +294,7 @@ func wireConductor(_ context.Context, n *node) error {
 func (n *node) addConductor(host string) {
 	c := conductor.New(conductor.Config{
 		Store: n.store, Client: n.client, Host: host, Ratios: store.Ratios{CPU: n.CPURatio, RAM: n.RAMRatio, Disk: n.DiskRatio},
-		MaxAttempts: n.Scheduler.MaxAttempts, BuildTimeout: n.BuildTimeout, Patience: n.RetryInterval, Inflight: n.app.Inflight(), Logger: n.log,
+		MaxAttempts: n.Scheduler.MaxAttempts, DownAfter: n.ServiceDownTime, BuildTimeout: n.BuildTimeout, Patience: n.RetryInterval, Inflight: n.app.Inflight(), Logger: n.log,
 	})
 	n.serve("conductor", compute.Conductor, host, c.Register)
 	n.app.Add("operations", c.Runner)
@@ -359,7 +360,12 @@ func drivers() *driver.Registry[compute.Driver] {
 	return r
 }
 
+// addCompute adds the worker of a host. Its parts are started in an order such that a second process with the
+// host touches nothing of the first: the lock in the state path, the driver, the claim of the host at
+// the conductor, and only then the server that takes messages.
 func (n *node) addCompute(ctx context.Context, host string) error {
+	lock := membership.NewFileLock(store.ComputeBinary, host, filepath.Join(n.StatePath, "hosts", host+".lock"))
+	n.app.AddLabeled("lock of host "+host, "options host and state_path", lock)
 	cfg, err := n.driverConfig(host)
 	if err != nil {
 		return err
@@ -372,8 +378,12 @@ func (n *node) addCompute(ctx context.Context, host string) error {
 	n.tell.drivers.Add(host, p)
 	n.app.Add("driver "+host, p)
 	n.close = append(n.close, func() error { return p.Close(context.WithoutCancel(ctx)) }) // if it never starts
-	w := worker.New(worker.Config{Host: host, Driver: p.Driver(), Client: n.client, Logger: n.log})
-	n.serve("compute "+host, compute.Worker, host, w.Register)
+	w := worker.New(worker.Config{
+		Host: host, Driver: p.Driver(), Client: n.client, Logger: n.log,
+		Process: func() compute.Process { return compute.Process(lock.Instance()) },
+	})
+	n.app.AddLabeled("host "+host, "option host", w)
+	n.serve("compute "+host, compute.Worker, host, w.Register, w.Guard)
 	n.report("compute "+host, w.Report)
 	n.app.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
 	return nil

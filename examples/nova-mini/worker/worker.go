@@ -17,6 +17,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service/membership"
 )
 
 // Config configures a Service.
@@ -25,6 +26,9 @@ type Config struct {
 	Host   string
 	Driver compute.Driver
 	Client *rpc.Client
+	// Process returns this start of the process, once Start is called: only one process does the host's
+	// work. Nil: the conductor is not asked whose the host is, as in tests.
+	Process func() compute.Process
 	// ShutdownTimeout is how long a guest has to shut down before its power is cut.
 	// Default 60 s, as in Nova.
 	ShutdownTimeout time.Duration
@@ -35,6 +39,12 @@ type Config struct {
 type Service struct {
 	cfg   Config
 	locks locks
+
+	instance string             // of this process; set by Start, before the first message
+	held     context.Context    //nolint:containedctx // the time in which the host is this process's
+	lose     context.CancelFunc // ends it
+	lost     chan error
+	once     sync.Once // of loseHost
 }
 
 // New returns a service. The driver stays the caller's.
@@ -46,7 +56,9 @@ func New(cfg Config) *Service {
 		cfg.ShutdownTimeout = time.Minute
 	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
-	return &Service{cfg: cfg, locks: locks{held: make(map[string]*lock)}}
+	s := &Service{cfg: cfg, locks: locks{held: make(map[string]*lock)}, lost: make(chan error, 1)}
+	s.held, s.lose = context.WithCancel(context.Background())
+	return s
 }
 
 // Register adds the service's handlers to a server.
@@ -71,7 +83,7 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 
 	// The message may be old: the server may have been deleted, or built, or
 	// moved to the next host while it waited.
-	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation}
+	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Instance: s.instance}
 	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
 	if errors.Is(err, compute.ErrStale) {
 		s.cfg.Logger.InfoContext(ctx, "dropped a build that is no longer wanted", "server", id, "generation", req.Generation)
@@ -120,7 +132,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 	}
 	defer s.locks.unlock(req.ServerID)
 	// A message is only a hint, which another service, or an old one, may have sent.
-	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host, Generation: req.Generation, Task: taskDeleting}
+	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host, Generation: req.Generation, Task: taskDeleting, Instance: s.instance}
 	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
 	if errors.Is(err, compute.ErrStale) {
 		s.cfg.Logger.InfoContext(ctx, "deletion not wanted, message dropped", "server", req.ServerID, "generation", req.Generation)
@@ -147,7 +159,7 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		return &rpc.None{}, nil // as Build
 	}
 	defer s.locks.unlock(id)
-	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Task: req.Task}
+	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Task: req.Task, Instance: s.instance}
 	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
 	if errors.Is(err, compute.ErrStale) {
 		s.cfg.Logger.InfoContext(ctx, "dropped an action that is no longer wanted", "server", id, "action", string(req.Action))
@@ -295,7 +307,11 @@ const askTime = 8 * time.Second
 func ask[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	return rpc.Call(ctx, s.cfg.Client, m, rpc.Any, req)
+	resp, err := rpc.Call(ctx, s.cfg.Client, m, rpc.Any, req)
+	if errors.Is(err, membership.ErrHeld) && m.Name != compute.ClaimHost.Name {
+		s.loseHost(err)
+	}
+	return resp, err
 }
 
 // again classes an error such that the message is delivered again, whatever the
@@ -333,7 +349,7 @@ func (s *Service) Report(ctx context.Context) error {
 		return err
 	}
 	_, err = ask(ctx, s, compute.ReportHost, &compute.HostReport{
-		Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have,
+		Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance,
 	})
 	return err
 }
@@ -361,7 +377,7 @@ func (s *Service) strangers(ctx context.Context, ids []string) ([]string, error)
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	got, err := ask(ctx, s, compute.Strangers, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids})
+	got, err := ask(ctx, s, compute.Strangers, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids, Instance: s.instance})
 	if err != nil {
 		return nil, err
 	}
