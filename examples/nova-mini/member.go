@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"text/tabwriter"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/membership"
 )
 
@@ -59,7 +61,9 @@ func (f *flags) memberCommand() *cobra.Command {
 					return err
 				}
 			}
-			if err := members.Remove(ctx, args[0], args[1]); err != nil {
+			if err := members.Remove(ctx, args[0], args[1]); errors.Is(err, fault.Precondition) {
+				return fmt.Errorf("%w: wait until it is down, or use --force if its process does not run", err)
+			} else if err != nil {
 				return err
 			}
 			_, err := fmt.Fprintf(f.out, "%s on host %s is removed\n", args[0], args[1])
