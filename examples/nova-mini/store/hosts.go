@@ -205,19 +205,22 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
 	}
-	if r.Instance != "" {
-		if err := s.HoldsHost(ctx, r.Host, r.Instance); err != nil {
-			return err
-		}
+	join := func() error {
+		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: membership.Instance{ID: r.Instance}})
+	}
+	err := s.HoldsHost(ctx, r.Host, r.Instance)
+	if r.Instance == "" && errors.Is(err, membership.ErrHeld) {
+		err = join() // a worker of a release that claims no hosts has the host once the process that has claimed it is down
+	}
+	if err != nil {
+		return err
 	}
 	if err := s.putHost(ctx, r, ratios); err != nil { // first, as it judges what is reported
 		return err
 	}
-	err := s.members.Beat(ctx, ComputeBinary, r.Host, r.Instance)
-	// One that an operator has removed comes back. A worker of a release that claims no hosts has no instance:
-	// it comes back when the process that had the host is down.
-	if errors.Is(err, fault.NotFound) || err != nil && r.Instance == "" && errors.Is(err, membership.ErrHeld) {
-		if err = s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: membership.Instance{ID: r.Instance}}); err == nil {
+	err = s.members.Beat(ctx, ComputeBinary, r.Host, r.Instance)
+	if errors.Is(err, fault.NotFound) { // it is new, or an operator has removed it
+		if err = join(); err == nil {
 			err = s.Number(ctx, ComputeBinary, r.Host)
 		}
 	}
