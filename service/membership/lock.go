@@ -28,7 +28,9 @@ type FileLock struct {
 
 // NewFileLock returns the lock of a member's file, which is best below the state path of the
 // service, on a file system of the machine. It opens nothing. Each member has a file of its own.
-func NewFileLock(kind, host, path string) *FileLock { return &FileLock{kind: kind, host: host, path: path} }
+func NewFileLock(kind, host, path string) *FileLock {
+	return &FileLock{kind: kind, host: host, path: path}
+}
 
 // Start takes the lock, and makes the file and its folder if they do not exist. [ErrHeld]: another
 // process holds the lock; the error names it. Any other error is that of the file system.
