@@ -23,6 +23,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/tempdir"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpcprom"
@@ -395,12 +396,15 @@ const fleet = 4
 // allInOne wires all services over the in-memory bus and an SQLite database.
 func allInOne(ctx context.Context, n *node) error {
 	if n.StatePath == "" {
-		dir, err := os.MkdirTemp("", "nova-mini-")
+		if _, err := tempdir.Sweep(os.TempDir(), "nova-mini-"); err != nil { // of processes that were killed
+			n.log.WarnContext(ctx, "temporary state of an earlier process is left", "error", err)
+		}
+		dir, err := tempdir.Make("", "nova-mini-")
 		if err != nil {
 			return err
 		}
-		n.StatePath = dir
-		n.close = append(n.close, func() error { return os.RemoveAll(dir) })
+		n.StatePath = dir.Path
+		n.close = append(n.close, dir.Remove)
 	}
 	if err := os.MkdirAll(n.StatePath, 0o750); err != nil {
 		return err

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/armature-go/armature/internal/filelock"
 )
 
 // FileLock is a lock that a process holds as long as it lives: that of a file. It makes the
@@ -62,7 +64,7 @@ func (l *FileLock) lock() (err error) {
 			_ = f.Close() // it was not written, or its disk is broken
 		}
 	}()
-	free, err := lockFile(f)
+	free, err := filelock.Try(f)
 	if err != nil {
 		return err
 	}

@@ -3,21 +3,11 @@
 package membership
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"syscall"
 )
-
-// lockFile takes the lock of a file, unless another process has it.
-func lockFile(f *os.File) (bool, error) {
-	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
-	if errors.Is(err, syscall.EWOULDBLOCK) {
-		return false, nil
-	}
-	return err == nil, err
-}
 
 // lockName names the lock of a file on this machine until its next restart. It is empty on a system
 // that does not tell one start of the machine from another.
