@@ -15,10 +15,14 @@ import (
 // leaveTime is how long Stop tries to free the host: the conductor may have stopped, too.
 const leaveTime = 2 * time.Second
 
-// Start makes this process the one that does the host's work. It must succeed before the server that
-// has the service's handlers is started. It fails with membership.ErrHeld, which names the process, while
-// another process has the host, and with Unavailable while no conductor that knows of it answers.
+// Start asks the driver what the host has, and makes this process the one that does the host's work. It must succeed
+// before the server that has the service's handlers is started. It fails with membership.ErrHeld, which names the
+// process, while another process has the host, and with Unavailable while the driver does not answer or no conductor
+// that knows of hosts does.
 func (s *Service) Start(ctx context.Context) error {
+	if _, err := s.look(ctx); err != nil {
+		return err
+	}
 	if s.cfg.Process == nil {
 		return nil
 	}
@@ -67,8 +71,19 @@ func (s *Service) loseHost(err error) {
 // the host's work.
 func (s *Service) Failed() <-chan error { return s.lost }
 
-// Check fails with Unavailable when another process does the host's work. It does not block.
+// Check fails with Unavailable when another process does the host's work, and while the driver does not say what
+// the host has. It does not block.
 func (s *Service) Check(context.Context) error {
+	if err := s.checkHeld(); err != nil {
+		return err
+	}
+	if blind := s.blind.Load(); blind != nil {
+		return *blind
+	}
+	return nil
+}
+
+func (s *Service) checkHeld() error {
 	if s.held.Err() != nil {
 		return fault.New(fault.Unavailable, "another process has host %s", s.cfg.Host)
 	}
@@ -79,7 +94,7 @@ func (s *Service) Check(context.Context) error {
 // process does the host's work, and lets nothing begin from then on. Messages go back to the queue, from
 // which the other process takes them.
 func (s *Service) Guard(ctx context.Context, _ rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
-	if err := s.Check(ctx); err != nil {
+	if err := s.checkHeld(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -55,7 +55,7 @@ func TestLoseHost(t *testing.T) {
 	t.Cleanup(func() { _ = conductor.Stop(context.WithoutCancel(t.Context())) }) // at the end
 	started, ended := make(chan struct{}), make(chan error, 1)
 	d := &fakeDriver{servers: map[string]bool{}}
-	svc := worker.New(worker.Config{Host: "h1", Driver: d, Client: client, Logger: quiet, Process: func() compute.Process { return compute.Process{ID: "i-1"} }})
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: client, Logger: quiet, Process: func() compute.Process { return compute.Process{ID: "i-1"} }})
 
 	held.Store(true)
 	err := svc.Start(t.Context())
@@ -133,7 +133,7 @@ func TestOlderConductor(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conductor.Stop(context.WithoutCancel(t.Context())) }) // at the end
-	svc := worker.New(worker.Config{Host: "h1", Client: client, Logger: quiet, Process: func() compute.Process { return compute.Process{ID: "i-1"} }})
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return &fakeDriver{} }, Client: client, Logger: quiet, Process: func() compute.Process { return compute.Process{ID: "i-1"} }})
 	if err := svc.Start(t.Context()); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "upgrade the conductors first") {
 		t.Errorf("start beside an older conductor: %v", err)
 	}
