@@ -235,3 +235,65 @@ func TestHostAllInOne(t *testing.T) {
 		t.Errorf("it has waited:\n%s", third.log)
 	}
 }
+
+// TestDeafDriver: while a driver's Info fails, the service is not ready, says why in one line, goes on, and takes
+// no message; it is ready once the driver answers.
+func TestDeafDriver(t *testing.T) {
+	t.Parallel()
+	c := newCloud(t, withSim(t, "fault_info = fail 4\n"))
+	for _, s := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}} {
+		c.start(s[0], s[1])
+	}
+	n := c.startNode("compute", "node-1", filepath.Join(c.dir, "state"))
+	seen := false
+	c.poll("the driver to be deaf, then ready", 60*time.Second, func() error {
+		status, body, err := n.readyz()
+		if err == nil && status == http.StatusServiceUnavailable && strings.Contains(body, "does not say what host node-1 has") {
+			seen = true
+		}
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
+	})
+	warned := 0
+	for line := range strings.Lines(n.log.String()) {
+		if strings.Contains(line, "does not say what host") {
+			warned++
+			if !strings.Contains(line, "level=WARN") || !strings.Contains(line, "compute_driver") {
+				t.Errorf("the line is %s", line)
+			}
+		}
+	}
+	if !seen || warned != 1 {
+		t.Errorf("it was not ready because of its driver: %v, with %d lines:\n%s", seen, warned, n.log)
+	}
+}
+
+// TestSignalWhileDriverStarts: SIGTERM while a driver's program starts ends the service at once, with nothing left.
+func TestSignalWhileDriverStarts(t *testing.T) {
+	t.Parallel()
+	plugins, temp := t.TempDir(), t.TempDir()
+	ran := filepath.Join(temp, "ran")
+	if err := os.WriteFile(filepath.Join(plugins, "armature-compute-slow"), []byte("#!/bin/sh\necho $$ > "+ran+"\nexec sleep 1000\n"), 0o755); err != nil { //nolint:gosec // a program
+		t.Fatal(err)
+	}
+	c := newCloud(t, "compute_driver = slow\nplugin_dir = "+plugins+"\n")
+	n := c.startNode("compute", "node-1", filepath.Join(c.dir, "state"), "TMPDIR="+temp)
+	c.poll("the driver to start", 30*time.Second, func() error { _, err := os.Stat(ran); return err })
+	began := time.Now()
+	if err := n.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-n.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatalf("it goes on:\n%s", n.log)
+	}
+	if took := time.Since(began); n.ExitCode() != 0 || took > 5*time.Second {
+		t.Errorf("exit code %d after %v:\n%s", n.ExitCode(), took, n.log)
+	}
+	if left, err := filepath.Glob(filepath.Join(temp, "driver-*")); len(left) > 0 || err != nil {
+		t.Errorf("%v are left", left)
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
@@ -136,5 +137,51 @@ func TestOlderConductor(t *testing.T) {
 	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return &fakeDriver{} }, Client: client, Logger: quiet, Process: func() compute.Process { return compute.Process{ID: "i-1"} }})
 	if err := svc.Start(t.Context()); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "upgrade the conductors first") {
 		t.Errorf("start beside an older conductor: %v", err)
+	}
+}
+
+// deafDriver does not say what it is, or what it has.
+type deafDriver struct {
+	*fakeDriver
+
+	info, resources atomic.Pointer[error]
+}
+
+func (d *deafDriver) Info(ctx context.Context) (driver.Info, error) {
+	if err := d.info.Load(); err != nil {
+		return driver.Info{}, *err
+	}
+	return d.fakeDriver.Info(ctx)
+}
+
+func (d *deafDriver) Resources(ctx context.Context) (compute.Resources, error) {
+	if err := d.resources.Load(); err != nil {
+		return compute.Resources{}, *err
+	}
+	return d.fakeDriver.Resources(ctx)
+}
+
+// TestDeafDriver: a worker whose driver does not say what the host has is not ready, and sends no heartbeat.
+func TestDeafDriver(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	d := &deafDriver{fakeDriver: b.driver}
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+	for name, set := range map[string]*atomic.Pointer[error]{"info": &d.info, "resources": &d.resources} {
+		bad := fault.New(fault.Internal, "%s is away", name)
+		set.Store(&bad)
+		for what, err := range map[string]error{"start": svc.Start(t.Context()), "report": svc.Report(t.Context()), "check": svc.Check(t.Context())} {
+			if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), name+" is away") {
+				t.Errorf("%s: %s: %v, want Unavailable with the reason", name, what, err)
+			}
+		}
+		if err := svc.Audit(t.Context()); err != nil || len(b.seen) > 0 {
+			t.Errorf("%s: audit: %v, %d heartbeats", name, err, len(b.seen))
+		}
+		set.Store(nil)
+		if err := errors.Join(svc.Report(t.Context()), svc.Check(t.Context())); err != nil {
+			t.Errorf("%s: it answers again: %v", name, err)
+		}
+		get(t, b.seen)
 	}
 }
