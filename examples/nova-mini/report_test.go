@@ -37,13 +37,13 @@ func TestReport(t *testing.T) { //nolint:paralleltest // the others set the defa
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- n.app.Run(ctx) }()
-		time.Sleep(2 * time.Minute)
+		<-time.After(2 * time.Minute)
 		synctest.Wait()
 		mu.Lock()
 		failed := len(at)
 		bad = false
 		mu.Unlock()
-		time.Sleep(time.Minute)
+		<-time.After(time.Minute)
 		synctest.Wait()
 		cancel()
 		if err := <-ended; err != nil {

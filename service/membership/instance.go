@@ -65,7 +65,7 @@ func heldError(kind, host string, holder Instance, seen string) error {
 }
 
 // admit reports ErrHeld if a process may not become the member.
-func (m *Member) admit(i Instance) error {
+func (m Member) admit(i Instance) error {
 	h := m.Instance
 	switch {
 	case i.ID == h.ID, !m.Up:

@@ -275,7 +275,7 @@ func TestSignalWhileDriverStarts(t *testing.T) {
 	t.Parallel()
 	plugins, temp := t.TempDir(), t.TempDir()
 	ran := filepath.Join(temp, "ran")
-	if err := os.WriteFile(filepath.Join(plugins, "armature-compute-slow"), []byte("#!/bin/sh\necho $$ > "+ran+"\nexec sleep 1000\n"), 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(plugins, "armature-compute-slow"), []byte("#!/bin/sh\necho $$ > "+ran+"\nexec sleep 1000\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	c := newCloud(t, "compute_driver = slow\nplugin_dir = "+plugins+"\n")

@@ -99,6 +99,6 @@ func (s *Service) Guard(ctx context.Context, _ rpc.Info, req any, next func(cont
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.held, cancel)()
+	defer context.AfterFunc(s.held, cancel)() //nolint:contextcheck // it is the time in which the host is held
 	return next(ctx, req)
 }

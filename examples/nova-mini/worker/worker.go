@@ -378,7 +378,7 @@ func (s *Service) look(ctx context.Context) (*compute.HostReport, error) {
 // is left of servers that were deleted or moved while the host was away. It does nothing while the
 // service is not ready. It is for a loop.
 func (s *Service) Audit(ctx context.Context) error {
-	if s.Check(ctx) != nil {
+	if ready := s.Check(ctx) == nil; !ready {
 		return nil
 	}
 	found, err := s.cfg.Driver().List(ctx)
