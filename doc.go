@@ -133,10 +133,10 @@
 //		Put(ctx context.Context, volume string) error
 //	}
 //
-//	func open(ctx context.Context, kind driver.Kind[Store], name string, fake func(context.Context, json.RawMessage) (Store, error)) (*driver.Plugin[Store], error) {
+//	func open(kind driver.Kind[Store], name string, fake func(context.Context, json.RawMessage) (Store, error)) (*driver.Plugin[Store], error) {
 //		var drivers driver.Registry[Store]
 //		drivers.Add("fake", fake)
-//		return drivers.Launch(ctx, kind, name, driver.PluginConfig{Dir: "/usr/lib/backup/plugins", Options: json.RawMessage(`{"dir": "/var/lib/backup"}`)})
+//		return drivers.New(kind, name, driver.PluginConfig{Dir: "/usr/lib/backup/plugins", Options: json.RawMessage(`{"dir": "/var/lib/backup"}`)})
 //	}
 //
 // # db: MySQL, or SQLite in one process

@@ -66,7 +66,7 @@ var rules = map[string][]string{
 	"scheduler/placement":               {"scheduler", "db", "fault", "github.com/jmoiron/sqlx"},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
 
-	"driver":            {"driver/driverpb", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
+	"driver":            {"driver/driverpb", "internal/tempdir", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
 	"driver/driverpb":   {grpc, protobuf},
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc, protobuf},
@@ -86,7 +86,7 @@ var rules = map[string][]string{
 		"service/...", "fault", "reqctx", "github.com/santhosh-tekuri/jsonschema/v6", "github.com/google/jsonschema-go",
 		"github.com/klauspost/compress", "github.com/rs/cors",
 	},
-	"service/membership": {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
+	"service/membership": {"service/...", "internal/filelock", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 	"service/operation":  {"service/...", "db", "fault", "reqctx", "github.com/jmoiron/sqlx", "github.com/google/uuid"},
 
 	"internal/testenv":      {mysql, amqp, nats, "modernc.org/sqlite"},
@@ -95,6 +95,8 @@ var rules = map[string][]string{
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
 	"internal/text":         {},
+	"internal/filelock":     {},
+	"internal/tempdir":      {"internal/filelock"},
 	"internal/certtest":     {},
 
 	"examples/...": nil, // not looked at: examples import what they like

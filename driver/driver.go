@@ -9,8 +9,9 @@
 //	var drivers driver.Registry[volume.Driver]
 //	drivers.Add("fake", fake.Open)
 //
-//	p, err := drivers.Launch(ctx, volume.Kind, conf.VolumeDriver, driver.PluginConfig{Dir: conf.PluginDir, Options: options})
-//	defer p.Close(ctx)
+//	p, err := drivers.New(volume.Kind, conf.VolumeDriver, driver.PluginConfig{Dir: conf.PluginDir, Options: options})
+//	app.Add("driver", p) // starts it, and closes it at the end
+//	...
 //	err = p.Driver().Create(ctx, "v1")
 //
 // A vendor's program is one line, and its tests are in package drivertest:

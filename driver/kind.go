@@ -50,7 +50,7 @@ func (k *Kind[D]) check() {
 }
 
 // Remote returns, of a driver behind c, the part that all drivers have. If c is
-// what [Launch] gave to Kind.Client, its Close ends the program as [Plugin.Close]
+// what a [Plugin] gave to Kind.Client, its Close ends the program as [Plugin.Close]
 // does.
 func Remote(c grpc.ClientConnInterface) Driver { return remote{driverpb.NewDriverClient(c), c} }
 

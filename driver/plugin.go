@@ -19,7 +19,7 @@ import (
 // PluginConfig configures a driver's program, and how it is watched.
 type PluginConfig struct {
 	// Program is a name, such as "acme" for the program armature-volume-acme in
-	// Dir, or an absolute path. Required, but for [Registry.Launch].
+	// Dir, or an absolute path. Required, but for [Registry.New].
 	Program string
 	// Args are given to the program.
 	Args []string
@@ -106,6 +106,7 @@ type State string
 
 // The states of a plugin.
 const (
+	NotStarted State = "not started"
 	Up         State = "up"
 	Restarting State = "restarting" // it crashed, and is started again soon
 	Broken     State = "broken"     // it crashed too often, and is left alone for a while
@@ -129,103 +130,205 @@ type Status struct {
 }
 
 // Plugin is a driver that is looked after: as a program that is watched and
-// restarted, or one in this process, which needs no looking after. It is safe for
-// concurrent use.
+// restarted, or one in this process, which needs no looking after. It is a part of package service: make one with
+// [New] or [Registry.New], which start nothing, or one that is started with [Launch]. It is safe for concurrent use.
 type Plugin[D Driver] struct {
-	d     D
-	sup   *supervisor // nil: in this process
-	once  sync.Once
-	since time.Time
-	err   error
+	launch func(context.Context) (D, *supervisor, error)
+	closed chan struct{} // when Close has ended
+
+	starting sync.Mutex // one Start at a time
+
+	mu      sync.Mutex
+	d       D
+	started bool
+	sup     *supervisor // nil: in this process, or not started
+	since   time.Time
+	closing bool
+	abort   context.CancelFunc // of a start that is under way
+	err     error              // of Close
 }
 
-// Launch starts a driver's program, and returns when the driver is open. From then
-// on the program is restarted whenever it ends or hangs, until Close. An error
-// about the program or its answer names the program and what is wrong: NotFound if
-// there is none, Invalid if it is no driver of this kind and protocol or refuses
-// its options, Denied if its sum is another one or another user could replace it, Timeout if it does not start in
-// time. Nothing is left running then.
-//
-// The program cannot outlive this process, however it ends.
-func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
+// New returns a plugin for a driver's program. It starts nothing, and finds all that is wrong without a
+// start. An error names the program and what is wrong: NotFound if there is none, Invalid if it is not an executable
+// file, or a field of cfg is wrong, Denied if its sum is another one or another user could replace it.
+func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
 	cfg.setDefaults()
 	if cfg.SHA256 != "" {
 		if err := checkSum(cfg.SHA256); err != nil {
-			return nil, fault.New(fault.Invalid, "the SHA-256 of driver %s: %q %w", quote(cfg.Program), cfg.SHA256, err)
+			return nil, optionError("plugin_sha256", quote(cfg.SHA256)+" "+err.Error())
+		}
+	}
+	if cfg.User != "" {
+		if _, err := user.Lookup(cfg.User); err != nil {
+			return nil, optionError("plugin_user", err.Error())
 		}
 	}
 	path, err := find(k.Name, cfg.Program, cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
+	f, err := openProgram(path, cfg.SHA256)
+	if err != nil {
+		return nil, err
+	}
+	_ = f.Close() // it was only read
 	protocols := []int{k.Protocol}
 	if k.Protocol > 1 {
 		protocols = append(protocols, k.Protocol-1)
 	}
-	sup, protocol, err := supervise(ctx, k.Name, protocols, path, cfg)
+	return newPlugin(func(ctx context.Context) (d D, _ *supervisor, _ error) {
+		sup, protocol, err := supervise(ctx, k.Name, protocols, path, cfg)
+		if err != nil {
+			return d, nil, err
+		}
+		return k.Client(sup.link, protocol), sup, nil
+	}), nil
+}
+
+func newPlugin[D Driver](launch func(context.Context) (D, *supervisor, error)) *Plugin[D] {
+	return &Plugin[D]{launch: launch, closed: make(chan struct{}), since: time.Now()}
+}
+
+// Launch is [New] and [Plugin.Start] at once, for tools and tests: a service makes its plugin with New, and its
+// App starts it.
+func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
+	p, err := New(k, cfg)
 	if err != nil {
 		return nil, err
 	}
-	return &Plugin[D]{d: k.Client(sup.link, protocol), sup: sup}, nil
+	return startNew(ctx, p)
 }
 
-// Driver returns the driver. It stays the same, and usable, when the program is
+func startNew[D Driver](ctx context.Context, p *Plugin[D]) (*Plugin[D], error) {
+	if err := p.Start(ctx); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Start starts the driver, and returns when it is open. From then on its program is restarted whenever it
+// ends or hangs, until Close. ctx bounds the start only. A driver that is started already stays as it is.
+//
+// The errors are those of the driver's own open function, and, of a program, those of [New] and Invalid if it is
+// no driver of this kind and protocol, Timeout if it does not start in time. Nothing is left running then, and
+// Start may be called again. Precondition: the plugin is closed.
+//
+// The program cannot outlive this process, however it ends.
+func (p *Plugin[D]) Start(ctx context.Context) error {
+	p.starting.Lock()
+	defer p.starting.Unlock()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	p.mu.Lock()
+	started, closing := p.started, p.closing
+	p.abort = cancel
+	p.mu.Unlock()
+	switch {
+	case closing:
+		return fault.New(fault.Precondition, "the driver is closed")
+	case started:
+		return nil
+	}
+	d, sup, err := p.launch(ctx)
+	if err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.d, p.sup, p.started, p.since = d, sup, true, time.Now()
+	return nil
+}
+
+// Driver returns the driver, which is the zero value of its type before Start. It stays the same, and usable, when the program is
 // restarted. While the program is down its methods fail with Unavailable at once:
 // nothing was executed. A call in whose middle the program ended fails with Unknown:
 // it may have been executed.
-func (p *Plugin[D]) Driver() D { return p.d }
+func (p *Plugin[D]) Driver() D {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.d
+}
 
 // Status tells how the plugin does.
 func (p *Plugin[D]) Status() Status {
-	if p.sup == nil {
-		return Status{State: Up, Since: p.since}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.sup != nil:
+		return p.sup.get()
+	case p.closing:
+		return Status{State: Closed}
+	case !p.started:
+		return Status{State: NotStarted, Since: p.since}
 	}
-	return p.sup.get()
+	return Status{State: Up, Since: p.since}
 }
 
-// Check is for readiness: it returns nil if the program is up, and else an error
-// with code Unavailable that says why it is not, and when it is tried again. It
+// Check is for readiness: it returns nil if the driver can be called, and else an error
+// with code Unavailable that says why it cannot, and when it is tried again. It
 // does not block.
 func (p *Plugin[D]) Check(context.Context) error {
-	if p.sup == nil {
-		return nil
+	p.mu.Lock()
+	sup := p.sup
+	p.mu.Unlock()
+	if sup != nil {
+		return sup.check()
 	}
-	return p.sup.check()
+	if st := p.Status().State; st != Up {
+		return fault.New(fault.Unavailable, "the driver is %s", st)
+	}
+	return nil
 }
 
 // Kill ends the program as a crash does; it is restarted. It does nothing to a driver
 // in this process, or to one that is down.
 func (p *Plugin[D]) Kill() {
-	if p.sup != nil {
-		p.sup.kill()
+	p.mu.Lock()
+	sup := p.sup
+	p.mu.Unlock()
+	if sup != nil {
+		sup.kill()
 	}
 }
 
 // Close waits for the calls that are under way, cuts off streams, closes the driver
 // and ends its program, all within ctx; what is not done then is killed, and the
 // error says so. What the driver manages outside stays as it is. A second Close
-// waits for the first and returns the same.
+// waits for the first and returns the same. A plugin that was not started is closed, too: it cannot be started any more.
 func (p *Plugin[D]) Close(ctx context.Context) error {
-	if p.sup != nil {
-		return p.sup.close(ctx)
+	p.mu.Lock()
+	first := !p.closing
+	p.closing = true
+	if p.abort != nil {
+		p.abort()
 	}
-	p.once.Do(func() { p.err = p.d.Close() })
+	p.mu.Unlock()
+	p.starting.Lock() // a start that is under way has ended
+	d, sup, started := p.d, p.sup, p.started
+	p.starting.Unlock()
+	if first {
+		switch {
+		case sup != nil:
+			p.err = sup.close(ctx)
+		case started:
+			p.err = d.Close()
+		}
+		close(p.closed)
+	}
+	<-p.closed
 	return p.err
 }
-
-// Start does nothing, as Launch has started the driver: with Stop it makes the plugin a
-// part of a service.
-func (p *Plugin[D]) Start(context.Context) error { return nil }
 
 // Stop is Close.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
-// Launch makes the driver run that a configuration names: a registered one in this
-// process, with cfg.Options; every other as a program, as the function [Launch]
-// does. cfg.Program is name. What is for a program, such as SHA256 or User, is Invalid for
+// New returns a plugin for the driver that a configuration names: a registered one in this
+// process, with cfg.Options; every other as a program, as the function [New]
+// does. cfg.Program is name. It starts nothing and opens no driver, so it does not judge the driver's own options.
+// What is for a program, such as SHA256 or User, is Invalid for
 // a driver in this process: it would be without effect.
-func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
+func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	r.mu.RLock()
 	builtIn := r.open[name] != nil
 	r.mu.RUnlock()
@@ -233,14 +336,13 @@ func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg Pl
 		if err := cfg.forProgram(); err != nil {
 			return nil, fmt.Errorf("open driver %s: %w", name, err)
 		}
-		d, err := r.Open(ctx, name, cfg.Options)
-		if err != nil {
-			return nil, err
-		}
-		return &Plugin[D]{d: d, since: time.Now()}, nil
+		return newPlugin(func(ctx context.Context) (D, *supervisor, error) {
+			d, err := r.Open(ctx, name, cfg.Options)
+			return d, nil, err
+		}), nil
 	}
 	cfg.Program = name
-	p, err := Launch(ctx, k, cfg)
+	p, err := New(k, cfg)
 	if err != nil && fault.CodeOf(err) == fault.NotFound && !filepath.IsAbs(name) {
 		if known := r.Names(); len(known) > 0 {
 			err = fmt.Errorf("%w; built in: %s", err, strings.Join(known, ", "))
@@ -249,36 +351,19 @@ func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg Pl
 	return p, err
 }
 
-// Validate reports what [Registry.Launch] would refuse before it opens a driver or starts a program: a
-// driver that does not exist, a program that another user could replace or whose sum is another one, a
-// user that does not exist. It does not judge the driver's own options, and opens nothing. The codes are
-// those of [Launch].
+// Launch is [Registry.New] and [Plugin.Start] at once, as the function [Launch].
+func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
+	p, err := r.New(k, name, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return startNew(ctx, p)
+}
+
+// Validate reports the error of [Registry.New].
 func (r *Registry[D]) Validate(k Kind[D], name string, cfg PluginConfig) error {
-	r.mu.RLock()
-	builtIn := r.open[name] != nil
-	r.mu.RUnlock()
-	if builtIn {
-		return cfg.forProgram()
-	}
-	if cfg.SHA256 != "" {
-		if err := checkSum(cfg.SHA256); err != nil {
-			return optionError("plugin_sha256", err.Error())
-		}
-	}
-	if cfg.User != "" {
-		if _, err := user.Lookup(cfg.User); err != nil {
-			return optionError("plugin_user", err.Error())
-		}
-	}
-	path, err := find(k.Name, name, cfg.Dir)
-	if err != nil {
-		return err
-	}
-	f, err := openProgram(path, cfg.SHA256)
-	if err != nil {
-		return err
-	}
-	return f.Close()
+	_, err := r.New(k, name, cfg)
+	return err
 }
 
 // forProgram returns an error if a field is set that a driver in this process cannot honor.

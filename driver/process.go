@@ -19,6 +19,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -35,6 +36,7 @@ import (
 
 	"github.com/armature-go/armature/driver/driverpb"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/tempdir"
 )
 
 // drain is how long what a dead program wrote is waited for: a process that it
@@ -56,7 +58,7 @@ type process struct {
 	stdout *io.PipeReader             // the line of the handshake, if it is one
 	log    *programLog
 	client *goplugin.Client
-	dir    string // where its socket is
+	dir    *tempdir.Dir // where its socket is; nil before it is made
 
 	conn     *grpc.ClientConn
 	protocol int
@@ -103,12 +105,12 @@ func start(ctx context.Context, kind string, protocols []int, path string, cfg *
 
 func (p *process) connect(ctx context.Context, kind string) error {
 	var err error
-	if p.dir, err = os.MkdirTemp(p.cfg.SocketDir, "driver-"); err != nil {
+	if p.dir, err = tempdir.Make(p.cfg.SocketDir, socketPrefix); err != nil {
 		return fmt.Errorf("socket_dir: %w", err)
 	}
-	// A socket's name is p.dir/plugin-dir0123456789/plugin0123456789.
-	if n := len(p.dir) + 2*20; n > maxSocket {
-		return fault.New(fault.Invalid, "socket_dir: %s is too long for the names of sockets: by %d bytes", p.dir, n-maxSocket)
+	// A socket's name is p.dir.Path/plugin-dir0123456789/plugin0123456789.
+	if n := len(p.dir.Path) + 2*20; n > maxSocket {
+		return fault.New(fault.Invalid, "socket_dir: %s is too long for the names of sockets: by %d bytes", p.dir.Path, n-maxSocket)
 	}
 	conf, cert, err := ownTLS()
 	if err != nil {
@@ -128,7 +130,7 @@ func (p *process) connect(ctx context.Context, kind string) error {
 			return p, p.prepare(ctx, cmd.Env, dir, cert)
 		},
 		SkipHostEnv:      true,
-		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: p.dir},
+		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: p.dir.Path},
 		StartTimeout:     2 * p.cfg.StartTimeout, // ours is over before
 		Logger:           hclog.NewNullLogger(),
 		SyncStdout:       log,
@@ -161,6 +163,26 @@ func (p *process) open(ctx context.Context, kind string) error {
 	return nil
 }
 
+// socketPrefix begins the names of the folders of sockets.
+const socketPrefix = "driver-"
+
+// sweepSockets removes the folders of services that were killed.
+func sweepSockets(ctx context.Context, cfg *PluginConfig, log *slog.Logger) {
+	var owners []int // beside the user of this process
+	if u, err := user.Lookup(cfg.User); cfg.User != "" && err == nil {
+		if uid, err := strconv.Atoi(u.Uid); err == nil {
+			owners = append(owners, uid)
+		}
+	}
+	removed, err := tempdir.Sweep(cfg.SocketDir, socketPrefix, owners...)
+	if len(removed) > 0 {
+		log.InfoContext(ctx, "removed socket folders of services that were killed", "folders", removed)
+	}
+	if err != nil {
+		log.WarnContext(ctx, "socket folders of services that were killed are left", "error", err)
+	}
+}
+
 // maxSocket is the length of the longest name of a Unix socket.
 const maxSocket = 107
 
@@ -178,7 +200,7 @@ func (p *process) prepare(ctx context.Context, env []string, dir, cert string) e
 	}
 	p.cmd.Env = append(p.cmd.Env, logLevelKey+"="+logLevel(ctx, p.log.log).String())
 	p.cmd.Env = slices.Concat(p.cmd.Env, p.cfg.Env, env, []string{"PLUGIN_CLIENT_CERT=" + cert})
-	return p.secure(p.dir, dir)
+	return p.secure(p.dir.Path, dir)
 }
 
 // logLevel is the least level that a logger takes.
@@ -392,8 +414,8 @@ func (p *process) cleanUp() {
 	if p.client != nil {
 		p.client.Kill() // closes the connection; at once, as the program is dead
 	}
-	if p.dir != "" {
-		_ = os.RemoveAll(p.dir)
+	if p.dir != nil {
+		_ = p.dir.Remove() // what is left is swept by a later process
 	}
 }
 

@@ -39,6 +39,7 @@ type supervisor struct {
 func supervise(ctx context.Context, kind string, protocols []int, path string, cfg PluginConfig) (*supervisor, int, error) {
 	name := strings.TrimPrefix(filepath.Base(path), "armature-"+kind+"-")
 	s := &supervisor{name: name, kind: kind, path: path, cfg: cfg, log: cfg.Logger.With("driver", name), done: make(chan struct{})}
+	sweepSockets(ctx, &s.cfg, s.log)
 	p, err := s.start(ctx, protocols)
 	if err != nil {
 		return nil, 0, err

@@ -15,7 +15,7 @@
 // request ids.
 //
 // A part whose database or broker is away is waited for: the process is not ready meanwhile, and
-// the log says once for what it waits. Constructors open nothing; a part connects in its Start.
+// the log says for what it waits, once for each reason. Constructors open nothing; a part connects in its Start.
 //
 // SIGHUP reloads every [Reloader], SIGUSR2 writes a report, a second SIGTERM or SIGINT
 // exits at once. Under systemd the App says when it is ready, reloads and stops, and
@@ -279,6 +279,7 @@ const maxStartPause = 5 * time.Second
 // startPart starts a part, and waits for what it needs as long as that is away.
 func (a *App) startPart(ctx context.Context, p named) error {
 	pause := 100 * time.Millisecond
+	said := map[string]bool{}
 	for attempt := 1; ; attempt++ {
 		err := p.Start(ctx)
 		if err == nil {
@@ -291,7 +292,10 @@ func (a *App) startPart(ctx context.Context, p named) error {
 		if ctx.Err() != nil || !errors.Is(err, fault.Unavailable) {
 			return failed
 		}
-		if a.waiting.Swap(failed) == nil {
+		a.waiting.Store(failed)
+		// One line for each reason that peers give, as the second one may be what an operator must know.
+		if reason := fault.From(err).Reason; !said[reason] {
+			said[reason] = true
 			a.cfg.Logger.WarnContext(ctx, "waiting for a part to start; the service is not ready", "part", p.name, "label", p.label, "error", err)
 		}
 		pause = min(2*pause, maxStartPause)

@@ -409,6 +409,37 @@ func TestStartWaits(t *testing.T) {
 	})
 }
 
+// TestStartWaitsForAnother: a part that waits for one thing and then for another warns of each, once.
+func TestStartWaitsForAnother(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		app := service.New(service.Config{Name: "app", NoSignals: true, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		attempts := 0
+		app.Add("host", service.Funcs{OnStart: func(context.Context) error {
+			switch attempts++; {
+			case attempts > 30:
+				return nil
+			case attempts > 5 && attempts%2 == 0:
+				return fault.Sentinel(fault.Unavailable, "Held", "held by process 7")
+			default:
+				return fault.New(fault.Unavailable, "no peer, attempt %d", attempts)
+			}
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- app.Run(ctx) }()
+		<-app.Started()
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+		if n := strings.Count(out.String(), "level=WARN"); n != 2 || !strings.Contains(out.String(), "no peer") || !strings.Contains(out.String(), "held by process 7") {
+			t.Errorf("%d warnings, want one of each reason:\n%s", n, &out)
+		}
+	})
+}
+
 // TestStartGivesUp: any other error ends the start at once, with the label, and with the reason as
 // the last thing that is said; an App that waits can be told to stop.
 func TestStartGivesUp(t *testing.T) {

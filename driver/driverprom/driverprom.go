@@ -2,7 +2,7 @@
 //
 //	m := driverprom.New()
 //	prometheus.MustRegister(m)
-//	p, err := driver.Launch(ctx, volume.Kind, driver.PluginConfig{Program: "acme", Observe: m.Observe("acme")})
+//	p, err := driver.New(volume.Kind, driver.PluginConfig{Program: "acme", Observe: m.Observe("acme")})
 //	m.Add("acme", p)
 //
 // The metrics, all with the prefix armature_driver_:

@@ -69,7 +69,7 @@ type component struct {
 	members *membership.Registry
 	rank    *scheduler.Scheduler[*Greeting, membership.Member]
 	client  *rpc.Client
-	driver  Greeter
+	driver  func() Greeter
 }
 
 // create takes an order: the row and its operation are written together.
@@ -151,7 +151,7 @@ func (c *component) save(ctx context.Context, tx *sqlx.Tx, _ *operation.Op, g *G
 
 // greet is what a host does when it is asked to speak.
 func (c *component) greet(ctx context.Context, g *Greeting) (_ *Greeting, err error) {
-	g.Text, err = c.driver.Greet(ctx, g.Name)
+	g.Text, err = c.driver().Greet(ctx, g.Name)
 	return g, err
 }
 
@@ -201,7 +201,7 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	})
 	var drivers driver.Registry[Greeter]
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
-	plugin, pluginErr := drivers.Launch(ctx, Kind, o.Driver, driver.PluginConfig{Dir: o.Plugins, Logger: log})
+	plugin, pluginErr := drivers.New(Kind, o.Driver, driver.PluginConfig{Dir: o.Plugins, Logger: log})
 	d, dbErr := db.New(db.Config{URL: o.Connection})
 	if err := errors.Join(busErr, rankErr, pluginErr, dbErr); err != nil {
 		return err // all that is wrong, at once; the process ends
@@ -211,7 +211,7 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	app := service.New(service.Config{Name: "hello", Logger: log})
 	c := &component{
 		db: d, ops: operation.NewStore(d), members: membership.New(membership.Config{DB: d}), rank: rank,
-		client: rpc.NewClient(bus, rpc.ClientConfig{Logger: log}), driver: plugin.Driver(),
+		client: rpc.NewClient(bus, rpc.ClientConfig{Logger: log}), driver: plugin.Driver,
 	}
 	c.runner = operation.NewRunner(operation.RunnerConfig{Store: c.ops, Host: o.Host, Inflight: app.Inflight(), Logger: log})
 	operation.Handle(c.runner, say, operation.Step[Greeting]{Name: "choose", Do: c.choose}, operation.Step[Greeting]{Name: "speak", Do: c.speak}, operation.Step[Greeting]{Name: "save", DoTx: c.save})
@@ -227,7 +227,7 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	door := service.HTTP(o.Listen, mux)
 
 	app.AddLabeled("database", "option connection", &db.Service{DB: d, Dir: tables, Migrate: true})
-	app.Add("driver", plugin)
+	app.AddLabeled("driver", "option driver", plugin)
 	app.AddLabeled("bus", "option transport_url", bus)
 	app.Add("client", c.client)
 	app.Add("worker", worker)

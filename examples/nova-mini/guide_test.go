@@ -26,7 +26,7 @@ func TestOperating(t *testing.T) {
 	for _, b := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(guide, -1) {
 		blocks[b[1]] = append(blocks[b[1]], b[2])
 	}
-	if len(blocks["ini"]) != 1 || len(blocks["console"]) != 3 {
+	if len(blocks["ini"]) != 1 || len(blocks["console"]) != 4 {
 		t.Fatalf("%d files, %d blocks of commands", len(blocks["ini"]), len(blocks["console"]))
 	}
 	dir, url := t.TempDir(), dbtest.SQLite(t)

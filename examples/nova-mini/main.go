@@ -7,6 +7,7 @@
 //	nova-mini api|conductor|scheduler|compute --config-file nova.conf
 //	nova-mini placement audit [--repair] --config-file nova.conf   claims that are not as the servers are
 //	nova-mini operation list|show|cancel|retry --config-file nova.conf   what is done to servers, step by step
+//	nova-mini member list|remove --config-file nova.conf   services that are known, and one that is gone for good
 //	nova-mini config sample|validate                  options: a file of all, and whether one is right
 //	nova-mini policy sample|explain|list              rules: a file of all, who is denied by which part, those in force
 //	nova-mini openapi [--version 2.1]                 the OpenAPI 3.1 document of the REST API
@@ -93,7 +94,7 @@ func command(out io.Writer) *cobra.Command {
 		})
 	}
 	root.AddCommand(f.databaseCommands()...)
-	root.AddCommand(f.dlqCommand(), f.operationCommand(), f.configCommand(), f.policyCommand(), f.openapiCommand())
+	root.AddCommand(f.dlqCommand(), f.operationCommand(), f.memberCommand(), f.configCommand(), f.policyCommand(), f.openapiCommand())
 	judgeArguments(root)
 	return root
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/examples/nova-mini/worker"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/tempdir"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpcprom"
@@ -142,8 +144,8 @@ func (n *node) wireShared() error {
 }
 
 // serve adds an RPC server.
-func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server)) {
-	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: append(n.tell.server(), n.track), Logger: n.log})
+func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server), around ...rpc.Interceptor) {
+	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: slices.Concat(n.tell.server(), []rpc.Interceptor{n.track}, around), Logger: n.log})
 	register(srv)
 	n.tell.rpc.AddServer(iface.Name, srv)
 	n.app.Add(name+" rpc", srv)
@@ -155,28 +157,36 @@ func (n *node) track(ctx context.Context, info rpc.Info, req any, next func(cont
 	return next(ctx, req)
 }
 
-// report adds the signs of life of a service: one at once, then one at each
-// report_interval. After a failure it is tried each second.
+// report adds the heartbeats of a service: one at once, then one at each report_interval. After a failure
+// it is tried again after a second, and then after twice as long each time, up to report_interval. The log has
+// one line for the first of several failures, and one for the end.
 func (n *node) report(name string, f func(context.Context) error) {
-	var last time.Time
+	var next time.Time
+	gap, failed := time.Second, 0
 	try := func(ctx context.Context) error {
-		if time.Since(last) < n.ReportInterval {
+		if time.Now().Before(next) {
 			return nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, n.ReportInterval)
+		ctx, cancel := context.WithTimeout(ctx, max(n.ReportInterval, time.Second))
 		defer cancel()
-		if err := f(ctx); err != nil {
-			return err
+		err := f(ctx)
+		switch {
+		case err == nil:
+			if failed > 0 {
+				n.log.InfoContext(ctx, "heartbeats arrive again", "service", name, "failed", failed)
+			}
+			gap, failed = time.Second, 0
+			next = time.Now().Add(n.ReportInterval)
+			return nil
+		case failed == 0:
+			n.log.WarnContext(ctx, "a heartbeat failed and is tried again", "service", name, "error", err)
 		}
-		last = time.Now()
+		failed++
+		next = time.Now().Add(min(gap, n.ReportInterval))
+		gap *= 2
 		return nil
 	}
-	n.app.Add(name+" first report", service.Funcs{OnStart: func(ctx context.Context) error {
-		if err := try(ctx); err != nil {
-			n.log.Warn("the first report failed and is tried again", "service", name, "error", err)
-		}
-		return nil
-	}})
+	n.app.Add(name+" first report", service.Funcs{OnStart: try})
 	n.app.Add(name+" report", service.Loop(min(time.Second, n.ReportInterval), try))
 }
 
@@ -293,7 +303,7 @@ func wireConductor(_ context.Context, n *node) error {
 func (n *node) addConductor(host string) {
 	c := conductor.New(conductor.Config{
 		Store: n.store, Client: n.client, Host: host, Ratios: store.Ratios{CPU: n.CPURatio, RAM: n.RAMRatio, Disk: n.DiskRatio},
-		MaxAttempts: n.Scheduler.MaxAttempts, BuildTimeout: n.BuildTimeout, Patience: n.RetryInterval, Inflight: n.app.Inflight(), Logger: n.log,
+		MaxAttempts: n.Scheduler.MaxAttempts, DownAfter: n.ServiceDownTime, BuildTimeout: n.BuildTimeout, Patience: n.RetryInterval, Inflight: n.app.Inflight(), Logger: n.log,
 	})
 	n.serve("conductor", compute.Conductor, host, c.Register)
 	n.app.Add("operations", c.Runner)
@@ -345,11 +355,11 @@ func (o *options) schedulerConfig() scheduler.Config {
 }
 
 // wireCompute has no database: a worker asks the conductor.
-func wireCompute(ctx context.Context, n *node) error {
+func wireCompute(_ context.Context, n *node) error {
 	if err := n.wireBus(); err != nil {
 		return err
 	}
-	return n.addCompute(ctx, n.Host)
+	return n.addCompute(n.Host)
 }
 
 // drivers are those that are linked in.
@@ -359,21 +369,29 @@ func drivers() *driver.Registry[compute.Driver] {
 	return r
 }
 
-func (n *node) addCompute(ctx context.Context, host string) error {
+// addCompute adds the worker of a host. Its parts are started in an order such that a second process with the
+// host touches nothing of the first: the lock in the state path, the driver, the claim of the host at
+// the conductor, and only then the server that takes messages.
+func (n *node) addCompute(host string) error {
+	lock := membership.NewFileLock(store.ComputeBinary, host, filepath.Join(n.StatePath, "hosts", host+".lock"))
+	n.app.AddLabeled("lock of host "+host, "options host and state_path", lock)
 	cfg, err := n.driverConfig(host)
 	if err != nil {
 		return err
 	}
 	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(host)
-	p, err := drivers().Launch(ctx, compute.Kind, n.ComputeDriver, cfg)
+	p, err := drivers().New(compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
 		return fmt.Errorf("option compute_driver: %w", err)
 	}
 	n.tell.drivers.Add(host, p)
-	n.app.Add("driver "+host, p)
-	n.close = append(n.close, func() error { return p.Close(context.WithoutCancel(ctx)) }) // if it never starts
-	w := worker.New(worker.Config{Host: host, Driver: p.Driver(), Client: n.client, Logger: n.log})
-	n.serve("compute "+host, compute.Worker, host, w.Register)
+	n.app.AddLabeled("driver "+host, "option compute_driver", p)
+	w := worker.New(worker.Config{
+		Host: host, Driver: p.Driver, Client: n.client, Logger: n.log,
+		Process: func() compute.Process { return compute.Process(lock.Instance()) },
+	})
+	n.app.AddLabeled("host "+host, "options host and compute_driver", w)
+	n.serve("compute "+host, compute.Worker, host, w.Register, w.Guard)
 	n.report("compute "+host, w.Report)
 	n.app.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
 	return nil
@@ -385,12 +403,15 @@ const fleet = 4
 // allInOne wires all services over the in-memory bus and an SQLite database.
 func allInOne(ctx context.Context, n *node) error {
 	if n.StatePath == "" {
-		dir, err := os.MkdirTemp("", "nova-mini-")
+		if _, err := tempdir.Sweep(os.TempDir(), "nova-mini-"); err != nil { // of processes that were killed
+			n.log.WarnContext(ctx, "temporary state of an earlier process is left", "error", err)
+		}
+		dir, err := tempdir.Make("", "nova-mini-")
 		if err != nil {
 			return err
 		}
-		n.StatePath = dir
-		n.close = append(n.close, func() error { return os.RemoveAll(dir) })
+		n.StatePath = dir.Path
+		n.close = append(n.close, dir.Remove)
 	}
 	if err := os.MkdirAll(n.StatePath, 0o750); err != nil {
 		return err
@@ -416,7 +437,7 @@ func allInOne(ctx context.Context, n *node) error {
 		return err
 	}
 	for i := range fleet {
-		if err := n.addCompute(ctx, fmt.Sprintf("node-%d", i+1)); err != nil {
+		if err := n.addCompute(fmt.Sprintf("node-%d", i+1)); err != nil {
 			return err
 		}
 	}

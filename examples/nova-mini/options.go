@@ -26,7 +26,7 @@ import (
 // settings are those of nova.conf that nova-mini knows. Names, sections and
 // defaults are Nova's, where Nova has them.
 type settings struct {
-	Host             string                       `ini:"host" help:"name of this host, the same after every restart (default: the machine's)"`
+	Host             string                       `ini:"host" help:"name of this host, the same after every restart (default: the machine's); one compute service has it at a time"`
 	ComputeDriver    string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, the absolute path of one, or Nova's name, such as libvirt.LibvirtDriver for libvirt"`
 	PluginDir        string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of drivers' programs"`
 	TransportURL     string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, amqps:// alike, nats://user:password@host:port[,...], tls:// alike"`
@@ -34,7 +34,7 @@ type settings struct {
 	MaxMessage       int                          `ini:"max_message_size" default:"4194304" min:"65536" help:"bytes of the largest message on the bus, the same for all services, and not above the broker's own max_message_size"`
 	Listen           string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
 	Port             int                          `ini:"osapi_compute_listen_port" default:"8774" min:"0" max:"65535" help:"port of the API, 0 for any free one"`
-	StatePath        string                       `ini:"state_path" help:"directory for the data of the fake driver and of the embedded database"`
+	StatePath        string                       `ini:"state_path" help:"directory of this service alone, which outlives it: for the data of the fake driver, the locks of hosts and the embedded database"`
 	ReportInterval   time.Duration                `ini:"report_interval" default:"10" min:"1ms" help:"seconds between heartbeats"`
 	ServiceDownTime  time.Duration                `ini:"service_down_time" default:"60" min:"1ms" help:"seconds of silence after which a service is down"`
 	BuildTimeout     time.Duration                `ini:"instance_build_timeout" default:"600" min:"1ms" help:"seconds that a build, or an action, may take on one host"`

@@ -3,6 +3,7 @@ package membership
 import (
 	"context"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,23 +26,28 @@ type beats struct {
 }
 
 type batch struct {
-	hosts map[string][]string // by kind
-	done  chan struct{}
-	err   error
-	gone  map[[2]string]bool // who is no member
+	beats   map[string][]beat // by kind
+	done    chan struct{}
+	err     error
+	refused map[beat]error
 }
 
-// Beat is a sign of life. It is written together with those that come within 50 ms.
-// NotFound: it is no member (any more).
-func (r *Registry) Beat(ctx context.Context, kind, host string) error {
+// beat is a heartbeat that one instance of a member has sent.
+type beat struct{ kind, host, instance string }
+
+// Beat is a heartbeat of a member, and of the instance that it belongs to, or "". It is written together
+// with those that come within 50 ms. NotFound: it is no member (any more). [ErrHeld]: the member belongs
+// to another process.
+func (r *Registry) Beat(ctx context.Context, kind, host, instance string) error {
+	is := beat{kind, host, instance}
 	r.beats.mu.Lock()
 	b := r.beats.next
 	leads := b == nil
 	if leads {
-		b = &batch{hosts: map[string][]string{}, done: make(chan struct{}), gone: map[[2]string]bool{}}
+		b = &batch{beats: map[string][]beat{}, done: make(chan struct{}), refused: map[beat]error{}}
 		r.beats.next = b
 	}
-	b.hosts[kind] = append(b.hosts[kind], host)
+	b.beats[kind] = append(b.beats[kind], is)
 	r.beats.mu.Unlock()
 	if leads {
 		r.write(b) //nolint:contextcheck // it is of many callers: no one's context, nor transaction
@@ -54,10 +60,7 @@ func (r *Registry) Beat(ctx context.Context, kind, host string) error {
 	if b.err != nil {
 		return b.err
 	}
-	if b.gone[[2]string{kind, host}] {
-		return notFound(kind, host)
-	}
-	return nil
+	return b.refused[is]
 }
 
 // write writes a batch.
@@ -71,9 +74,9 @@ func (r *Registry) write(b *batch) {
 	r.beats.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), writeTime)
 	defer cancel()
-	for kind, hosts := range b.hosts {
-		slices.Sort(hosts) // two that write the same rows lock them in the same order
-		for part := range slices.Chunk(slices.Compact(hosts), 500) {
+	for kind, beats := range b.beats {
+		slices.SortFunc(beats, func(x, y beat) int { return strings.Compare(x.host, y.host) }) // two that write the same rows lock them in the same order
+		for part := range slices.Chunk(beats, 500) {
 			if b.err = r.mark(ctx, b, kind, part); b.err != nil {
 				return
 			}
@@ -81,29 +84,40 @@ func (r *Registry) write(b *batch) {
 	}
 }
 
-func (r *Registry) mark(ctx context.Context, b *batch, kind string, hosts []string) error {
-	query, args, err := sqlx.In(`UPDATE members SET seen_at = UTC_TIMESTAMP(6), departed = FALSE WHERE kind = ? AND host IN (?)`, kind, hosts)
+func (r *Registry) mark(ctx context.Context, b *batch, kind string, beats []beat) error {
+	hosts := make([]string, len(beats))
+	for i := range beats {
+		hosts[i] = beats[i].host
+	}
+	where, args, err := sqlx.In(`kind = ? AND host IN (?) ORDER BY host FOR UPDATE`, kind, slices.Compact(hosts))
 	if err != nil {
 		return err
 	}
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
-		n, err := exec(ctx, tx, query, args...)
-		if err != nil || n == int64(len(hosts)) {
-			return err
-		}
-		query, args, err := sqlx.In(`SELECT host FROM members WHERE kind = ? AND host IN (?)`, kind, hosts)
+		holders, err := r.holders(ctx, tx, where, args...)
 		if err != nil {
 			return err
 		}
-		var have []string
-		if err := tx.SelectContext(ctx, &have, query, args...); err != nil {
-			return db.Error(err)
-		}
-		for _, h := range hosts {
-			if !slices.Contains(have, h) {
-				b.gone[[2]string{kind, h}] = true
+		var seen []string
+		for _, is := range beats {
+			switch h, known := holders[is.host]; {
+			case !known:
+				b.refused[is] = notFound(kind, is.host)
+			case h.ID != is.instance:
+				b.refused[is] = heldError(kind, is.host, h, "")
+			default:
+				delete(b.refused, is) // of an attempt at this transaction before
+				seen = append(seen, is.host)
 			}
 		}
-		return nil
+		if len(seen) == 0 {
+			return nil
+		}
+		query, args, err := sqlx.In(`UPDATE members SET seen_at = UTC_TIMESTAMP(6), departed = FALSE WHERE kind = ? AND host IN (?)`, kind, seen)
+		if err != nil {
+			return err
+		}
+		_, err = exec(ctx, tx, query, args...)
+		return err
 	})
 }

@@ -2,6 +2,7 @@ package membership
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"time"
@@ -30,6 +31,7 @@ type MemberPart struct {
 
 	cancel context.CancelFunc
 	done   chan struct{}
+	failed chan error
 
 	mu   sync.Mutex
 	seen time.Time // the last sign of life that arrived, by this process's clock
@@ -47,10 +49,15 @@ func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &MemberPart{r: r, cfg: cfg, done: make(chan struct{})}
+	return &MemberPart{r: r, cfg: cfg, done: make(chan struct{}), failed: make(chan error, 1)}
 }
 
-// Start joins. Precondition: an older member than MinVersion lives.
+// Failed implements service.Failer: the part fails with [ErrHeld] when another process has become the
+// member while this one could not send heartbeats.
+func (p *MemberPart) Failed() <-chan error { return p.failed }
+
+// Start joins. Precondition: an older member than MinVersion lives. [ErrHeld]: the member belongs to another
+// process.
 func (p *MemberPart) Start(ctx context.Context) error {
 	if p.cfg.MinVersion > 0 {
 		least, err := p.r.MinVersion(ctx, p.cfg.Kind)
@@ -93,6 +100,11 @@ func (p *MemberPart) live(ctx context.Context) {
 			return
 		}
 		err := p.beat(ctx)
+		if errors.Is(err, ErrHeld) {
+			p.note(err)
+			p.failed <- err
+			return
+		}
 		next := p.cfg.Every
 		if err != nil && ctx.Err() == nil {
 			p.cfg.Logger.WarnContext(ctx, "a sign of life failed and is tried again", "member", p.cfg.Kind, "host", p.cfg.Host, "error", err)
@@ -106,18 +118,21 @@ func (p *MemberPart) live(ctx context.Context) {
 func (p *MemberPart) beat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, max(p.cfg.Every, time.Second))
 	defer cancel()
-	err := p.r.Beat(ctx, p.cfg.Kind, p.cfg.Host)
+	err := p.r.Beat(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID)
 	if fault.CodeOf(err) == fault.NotFound && err != nil { // somebody has removed it
 		err = p.r.Join(ctx, p.cfg.Self)
 	}
 	return err
 }
 
-// Check fails with Unavailable if others take the service for down, as it could not say
+// Check fails with [ErrHeld] if another process has become the member, and with Unavailable if others take the service for down, as it could not say
 // that it lives for so long. It does not block.
 func (p *MemberPart) Check(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if errors.Is(p.err, ErrHeld) {
+		return p.err
+	}
 	if silent := time.Since(p.seen); silent > p.r.cfg.DownAfter {
 		return fault.New(fault.Unavailable, "no sign of life arrived for %v: %w", silent.Round(time.Second), p.err)
 	}
@@ -132,5 +147,5 @@ func (p *MemberPart) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	return p.r.Leave(ctx, p.cfg.Kind, p.cfg.Host)
+	return p.r.Leave(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID)
 }

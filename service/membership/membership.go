@@ -11,7 +11,12 @@
 // is down. It is enabled unless an operator has disabled it: it does what it has, and
 // gets nothing new. The meaning of all this is that of Nova's services.
 //
-// The table is that of schema.sql, which [Schema] has, for the component's migrations.
+// Where only one process may be a member, such as the worker of a host, its [Self] has an [Instance]:
+// a second process with the same kind and host is refused. A [FileLock] lets a process that was killed
+// in again at once.
+//
+// The table is that of schema.sql and schema2.sql, which [Schema] and [Schema2] have, for the component's
+// migrations.
 package membership
 
 import (
@@ -33,6 +38,11 @@ import (
 //
 //go:embed schema.sql
 var Schema string
+
+// Schema2 is a later migration, which follows Schema.
+//
+//go:embed schema2.sql
+var Schema2 string
 
 // Config configures a [Registry]. DB is required.
 type Config struct {
@@ -66,6 +76,8 @@ type Self struct {
 	Version int
 	// Data is anything else, such as JSON; at most 64 KiB.
 	Data string
+	// Instance is the process, if only one may be the member. Default: several may be.
+	Instance Instance
 }
 
 // Member is a service that is known.
@@ -83,9 +95,13 @@ type Member struct {
 	SeenAt         time.Time `db:"seen_at"`    // its last sign of life
 	CreatedAt      time.Time `db:"created_at"` // its first start
 
+	// Instance is the process that the member belongs to. Its ID is empty if several may be the member.
+	Instance Instance `db:"-"`
 	// Up says that it lives, Why why not.
 	Up  bool   `db:"-"`
 	Why string `db:"-"`
+
+	silent time.Duration
 }
 
 // Name returns the host's, so that a member is a host of package scheduler as it is.
@@ -101,29 +117,52 @@ func (m Member) Unfit() string {
 }
 
 // Join makes a service a member, or one that comes back. What an operator has said of
-// it stays so. Invalid: it has no kind or no host.
+// it stays so. Invalid: it has no kind or no host. [ErrHeld]: the member is up and belongs to another
+// process; the error names it. Of several that join at once, one becomes the member.
 func (r *Registry) Join(ctx context.Context, s Self) error {
 	if s.Kind == "" || s.Host == "" {
 		return fault.New(fault.Invalid, "member %q on host %q: it needs both names", s.Kind, s.Host)
 	}
-	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
-		n, err := exec(ctx, tx, `UPDATE members SET version = ?, data = ?, departed = FALSE, joined_at = UTC_TIMESTAMP(6), seen_at = UTC_TIMESTAMP(6)
-			WHERE kind = ? AND host = ?`, s.Version, s.Data, s.Kind, s.Host)
-		if err != nil || n > 0 {
+	instance, err := s.Instance.text()
+	if err != nil {
+		return err
+	}
+	join := func(ctx context.Context, tx *sqlx.Tx) error {
+		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, s.Kind, s.Host)
+		if err != nil {
 			return err
 		}
-		_, err = exec(ctx, tx, `INSERT INTO members (kind, host, id, version, data, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
-			VALUES (?, ?, ?, ?, ?, FALSE, '', FALSE, FALSE, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
-			s.Kind, s.Host, uuid.NewString(), s.Version, s.Data)
+		if len(list) == 0 {
+			_, err = exec(ctx, tx, `INSERT INTO members (kind, host, id, version, data, instance, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
+				VALUES (?, ?, ?, ?, ?, ?, FALSE, '', FALSE, FALSE, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
+				s.Kind, s.Host, uuid.NewString(), s.Version, s.Data, instance)
+			return err
+		}
+		if err := list[0].admit(s.Instance); err != nil {
+			return err
+		}
+		_, err = exec(ctx, tx, `UPDATE members SET version = ?, data = ?, instance = ?, departed = FALSE, joined_at = UTC_TIMESTAMP(6), seen_at = UTC_TIMESTAMP(6)
+			WHERE kind = ? AND host = ?`, s.Version, s.Data, instance, s.Kind, s.Host)
 		return err
-	})
+	}
+	err = db.Tx(ctx, r.cfg.DB, join)
+	if err != nil && fault.CodeOf(err) == fault.Conflict { // another process has joined first: now there is a member
+		err = db.Tx(ctx, r.cfg.DB, join)
+	}
+	return err
 }
 
-// Leave says that a member stops: it is down at once. That there is no such member is no
-// error.
-func (r *Registry) Leave(ctx context.Context, kind, host string) error {
-	_, err := exec(ctx, r.cfg.DB, `UPDATE members SET departed = TRUE WHERE kind = ? AND host = ?`, kind, host)
-	return err
+// Leave says that a member stops: it is down at once. A member that does not exist, or that belongs to
+// another instance, is left alone without an error.
+func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error {
+	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
+		holders, err := r.holders(ctx, tx, `kind = ? AND host = ? FOR UPDATE`, kind, host)
+		if err != nil || holders[host].ID != instance {
+			return err
+		}
+		_, err = exec(ctx, tx, `UPDATE members SET departed = TRUE WHERE kind = ? AND host = ?`, kind, host)
+		return err
+	})
 }
 
 // Remove forgets a member. NotFound: there is none; Precondition: it is up, and would
@@ -187,7 +226,8 @@ func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string
 	rows := []struct {
 		Member
 
-		Now time.Time `db:"now"`
+		Text string    `db:"instance"`
+		Now  time.Time `db:"now"`
 	}{}
 	err := sqlx.SelectContext(ctx, q, &rows, `SELECT members.*, UTC_TIMESTAMP(6) AS now FROM members `+where, args...)
 	if err != nil {
@@ -195,22 +235,22 @@ func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string
 	}
 	for _, row := range rows {
 		m := row.Member
-		m.Up, m.Why = m.judge(row.Now, r.cfg.DownAfter)
+		m.Instance, m.silent = parseInstance(row.Text), row.Now.Sub(row.SeenAt)
+		m.Up, m.Why = m.judge(r.cfg.DownAfter)
 		list = append(list, m)
 	}
 	return list, nil
 }
 
 // judge reports whether a member lives, and why not.
-func (m Member) judge(now time.Time, downAfter time.Duration) (up bool, why string) {
-	silent := now.Sub(m.SeenAt)
+func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 	switch {
 	case m.ForcedDown:
 		return false, "an operator says that it is down"
 	case m.Departed:
 		return false, "it was stopped"
-	case silent > downAfter:
-		return false, fmt.Sprintf("it was last seen %v ago", silent.Round(time.Second))
+	case m.silent > downAfter:
+		return false, fmt.Sprintf("it was last seen %v ago", m.silent.Round(time.Second))
 	}
 	return true, ""
 }

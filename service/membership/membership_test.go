@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-var migrations = fstest.MapFS{"00001_members.sql": {Data: []byte(membership.Schema)}}
+var migrations = fstest.MapFS{"00001_members.sql": {Data: []byte(membership.Schema)}, "00002_members.sql": {Data: []byte(membership.Schema2)}}
 
 func self(host string, version int) membership.Self {
 	return membership.Self{Kind: "worker", Host: host, Version: version, Data: `{"zone": "a"}`}
@@ -82,16 +82,16 @@ func TestMembers(t *testing.T) {
 		is("silent for less", true, "")
 		age(t, d, "h1", 40*time.Second)
 		is("silent for long", false, "last seen 40s ago")
-		must(r.Beat(ctx, "worker", "h1"))
+		must(r.Beat(ctx, "worker", "h1", ""))
 		is("seen again", true, "")
-		must(r.Leave(ctx, "worker", "h1"))
+		must(r.Leave(ctx, "worker", "h1", ""))
 		is("left", false, "it was stopped")
 		must(r.Join(ctx, self("h1", 4)))
 		if m := is("back", true, ""); m.ID != first.ID || m.Version != 4 || !m.CreatedAt.Equal(first.CreatedAt) || !m.JoinedAt.After(first.JoinedAt) {
 			t.Errorf("it came back as %+v, was %+v", m, first)
 		}
 		must(r.ForceDown(ctx, "worker", "h1", true))
-		must(r.Beat(ctx, "worker", "h1"))
+		must(r.Beat(ctx, "worker", "h1", ""))
 		is("forced down, and alive", false, "an operator")
 		must(r.Join(ctx, self("h1", 4)))
 		is("forced down, and started again", false, "an operator")
@@ -109,17 +109,17 @@ func TestMembers(t *testing.T) {
 		if err := r.Remove(ctx, "worker", "h1"); fault.CodeOf(err) != fault.Precondition {
 			t.Errorf("remove one that is up: %v", err)
 		}
-		must(r.Leave(ctx, "worker", "h1"))
+		must(r.Leave(ctx, "worker", "h1", ""))
 		must(r.Remove(ctx, "worker", "h1"))
 		for what, err := range map[string]error{
-			"beat": r.Beat(ctx, "worker", "h1"), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
+			"beat": r.Beat(ctx, "worker", "h1", ""), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
 			"enable": r.Enable(ctx, "worker", "h1"), "force down": r.ForceDown(ctx, "worker", "h1", true),
 		} {
 			if fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "no worker on host h1") {
 				t.Errorf("%s of nobody: %v", what, err)
 			}
 		}
-		must(r.Leave(ctx, "worker", "h1"))
+		must(r.Leave(ctx, "worker", "h1", ""))
 		for kind, want := range map[string][]string{"": {"api h1", "worker h2"}, "worker": {"worker h2"}, "none": nil} {
 			list, err := r.List(ctx, kind)
 			var got []string
@@ -170,7 +170,7 @@ func TestMinVersion(t *testing.T) {
 			t.Error(err)
 		}
 		defer late.Stop(ctx)
-		if err := r.Leave(ctx, "worker", "new"); err != nil {
+		if err := r.Leave(ctx, "worker", "new", ""); err != nil {
 			t.Error(err)
 		}
 		least(7)
@@ -291,7 +291,7 @@ func BenchmarkBeats(b *testing.B) {
 	close(jobs)
 	wg.Wait()
 	jobs = make(chan int, members)
-	run(256, func(i int) error { return r.Beat(b.Context(), "worker", fmt.Sprintf("host-%05d", i)) })
+	run(256, func(i int) error { return r.Beat(b.Context(), "worker", fmt.Sprintf("host-%05d", i), "") })
 	cpu := func() time.Duration {
 		var u syscall.Rusage
 		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

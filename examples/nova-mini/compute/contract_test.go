@@ -31,6 +31,8 @@ func TestContracts(t *testing.T) {
 		promise(s, compute.EndDestroy)
 		promise(s, compute.ReportHost)
 		promise(s, compute.Strangers)
+		promise(s, compute.ClaimHost)
+		promise(s, compute.LeaveHost)
 	})
 	rpctest.Contract(t, "testdata/scheduler.json", compute.Scheduler, func(s *rpc.Server) {
 		promise(s, compute.Select)

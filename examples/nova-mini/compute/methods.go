@@ -8,6 +8,7 @@ import (
 var (
 	v1  = rpc.Version{Major: 1}
 	v11 = rpc.Version{Major: 1, Minor: 1}
+	v12 = rpc.Version{Major: 1, Minor: 2}
 	v13 = rpc.Version{Major: 1, Minor: 3}
 )
 
@@ -86,7 +87,7 @@ type DestroyRequest struct {
 }
 
 // Conductor is what the conductor answers.
-var Conductor = &rpc.Interface{Name: "conductor", Version: v11}
+var Conductor = &rpc.Interface{Name: "conductor", Version: v12}
 
 var (
 	// Wake tells that a server has work waiting. It is a hint: the work is in
@@ -104,6 +105,13 @@ var (
 	EndDestroy = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1}
 	// ReportHost is a worker's sign of life, with what its host has.
 	ReportHost = rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1}
+	// ClaimHost makes a process the one that does a host's work. Unavailable, with the reason
+	// MemberHeld and a text that names the process: another one does, and is up. Since 1.2 every
+	// request of a worker carries its instance, and is refused with the same error when the host is
+	// another instance's.
+	ClaimHost = rpc.Method[ClaimHostRequest, rpc.None]{Interface: Conductor, Name: "claim_host", Since: v12}
+	// LeaveHost says that the process stops: its host is down at once, and free for another process.
+	LeaveHost = rpc.Method[LeaveHostRequest, rpc.None]{Interface: Conductor, Name: "leave_host", Since: v12}
 	// Strangers returns those of the servers on a host that do not belong
 	// there.
 	Strangers = rpc.Method[StrangersRequest, StrangersReply]{Interface: Conductor, Name: "strangers", Since: v1}
@@ -121,6 +129,28 @@ type AttemptRequest struct {
 	Generation int64  `json:"generation,omitempty"`
 	// Task is what the attempt is part of; empty: a build.
 	Task string `json:"task,omitempty"`
+	// Instance is the process that asks or reports.
+	Instance string `json:"instance,omitempty"`
+}
+
+// Process is one start of a worker. The fields are those of membership.Instance.
+type Process struct {
+	ID      string `json:"id"`
+	Lock    string `json:"lock,omitempty"`
+	Start   int64  `json:"start,omitempty"`
+	Process string `json:"process,omitempty"`
+}
+
+// ClaimHostRequest is a worker that starts.
+type ClaimHostRequest struct {
+	Host     string  `json:"host"`
+	Instance Process `json:"instance"`
+}
+
+// LeaveHostRequest is a worker that stops.
+type LeaveHostRequest struct {
+	Host     string `json:"host"`
+	Instance string `json:"instance"`
 }
 
 // EndBuildRequest is the end of an attempt.
@@ -137,12 +167,16 @@ type HostReport struct {
 	Driver        string    `json:"driver"`
 	DriverVersion string    `json:"driver_version"`
 	Resources     Resources `json:"resources"`
+	// Instance is the process that reports.
+	Instance string `json:"instance,omitempty"`
 }
 
 // StrangersRequest lists servers that a host's driver has.
 type StrangersRequest struct {
 	Host    string   `json:"host"`
 	Servers []string `json:"servers"`
+	// Instance is the process that asks.
+	Instance string `json:"instance,omitempty"`
 }
 
 // StrangersReply lists those that do not belong there.

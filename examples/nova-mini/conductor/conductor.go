@@ -44,6 +44,9 @@ type Config struct {
 	// BuildTimeout is how long a build or an action may take on one host, or the search
 	// for a host, before it is given up. Default 10 minutes.
 	BuildTimeout time.Duration
+	// DownAfter is how long a worker may be silent and still keep its host from another process.
+	// Default 60 s.
+	DownAfter time.Duration
 	// Patience is how long a worker may be silent before it is told again, or a conductor
 	// that runs an operation before another one goes on with it. Default 15 s.
 	Patience time.Duration
@@ -79,6 +82,9 @@ func New(cfg Config) *Service {
 	if cfg.Patience <= 0 {
 		cfg.Patience = 15 * time.Second
 	}
+	if cfg.DownAfter <= 0 {
+		cfg.DownAfter = time.Minute
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -107,6 +113,8 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.EndDestroy, s.EndDestroy)
 	rpc.Handle(srv, compute.ReportHost, s.ReportHost)
 	rpc.Handle(srv, compute.Strangers, s.Strangers)
+	rpc.Handle(srv, compute.ClaimHost, s.ClaimHost)
+	rpc.Handle(srv, compute.LeaveHost, s.LeaveHost)
 }
 
 // Wake goes on with a server's operation now.
@@ -281,6 +289,9 @@ func (s actor) fail(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *store.
 
 // BeginBuild answers a worker, see compute.BeginBuild.
 func (s *Service) BeginBuild(ctx context.Context, req *compute.AttemptRequest) (*rpc.None, error) {
+	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
+		return nil, err
+	}
 	return &rpc.None{}, s.cfg.Store.Current(ctx, *req)
 }
 
@@ -323,6 +334,9 @@ func (s *Service) EndAct(ctx context.Context, req *compute.EndBuildRequest) (*rp
 // ended is none again: the reply was lost.
 func (s *Service) complete(ctx context.Context, a *compute.AttemptRequest, step string, failed error, change func(context.Context) error) error {
 	err := s.cfg.Store.Tx(ctx, func(ctx context.Context) error {
+		if err := s.cfg.Store.HoldsHost(ctx, a.Host, a.Instance); err != nil {
+			return err
+		}
 		if err := s.Runner.Complete(ctx, a.ServerID, step, failed); err != nil {
 			return err
 		}
@@ -348,6 +362,9 @@ func (s *Service) wake(ctx context.Context, id string) {
 // EndDestroy ends a deletion, see compute.EndDestroy.
 func (s *Service) EndDestroy(ctx context.Context, req *compute.AttemptRequest) (*rpc.None, error) {
 	err := s.cfg.Store.Tx(ctx, func(ctx context.Context) error {
+		if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
+			return err
+		}
 		if err := s.Runner.Complete(ctx, req.ServerID, stepDestroy, nil); err != nil {
 			return err
 		}
@@ -363,6 +380,20 @@ func (s *Service) EndDestroy(ctx context.Context, req *compute.AttemptRequest) (
 	return &rpc.None{}, err
 }
 
+// ClaimHost makes a process the worker of its host, see compute.ClaimHost.
+func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) (*rpc.None, error) {
+	err := s.cfg.Store.ClaimHost(ctx, req.Host, req.Instance, s.cfg.DownAfter)
+	if err == nil {
+		s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)
+	}
+	return &rpc.None{}, err
+}
+
+// LeaveHost frees a host, see compute.LeaveHost.
+func (s *Service) LeaveHost(ctx context.Context, req *compute.LeaveHostRequest) (*rpc.None, error) {
+	return &rpc.None{}, s.cfg.Store.LeaveHost(ctx, req.Host, req.Instance)
+}
+
 // ReportHost notes what a worker has, see compute.ReportHost.
 func (s *Service) ReportHost(ctx context.Context, req *compute.HostReport) (*rpc.None, error) {
 	return &rpc.None{}, s.cfg.Store.ReportHost(ctx, req, s.cfg.Ratios)
@@ -371,6 +402,9 @@ func (s *Service) ReportHost(ctx context.Context, req *compute.HostReport) (*rpc
 // Strangers compares a worker's servers with the database, see
 // compute.Strangers.
 func (s *Service) Strangers(ctx context.Context, req *compute.StrangersRequest) (*compute.StrangersReply, error) {
+	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
+		return nil, err
+	}
 	ids, err := s.cfg.Store.Strangers(ctx, req.Host, req.Servers)
 	return &compute.StrangersReply{Servers: ids}, err
 }

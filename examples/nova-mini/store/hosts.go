@@ -171,19 +171,57 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 // Ratios are how far a host's resources may be over-committed.
 type Ratios struct{ CPU, RAM, Disk float64 }
 
+// ClaimHost makes a process the one that does a host's work. membership.ErrHeld: another process does, which
+// was seen within downAfter.
+func (s *Store) ClaimHost(ctx context.Context, host string, p compute.Process, downAfter time.Duration) error {
+	if err := rpc.CheckHost(host); err != nil {
+		return err
+	}
+	if p.ID == "" {
+		return fault.New(fault.Invalid, "host %s is claimed by a process without an id", host)
+	}
+	err := s.Members(downAfter).Join(ctx, membership.Self{Kind: ComputeBinary, Host: host, Version: 1, Instance: membership.Instance(p)})
+	if err != nil {
+		return err
+	}
+	return s.Number(ctx, ComputeBinary, host)
+}
+
+// LeaveHost says that a process does a host's work no longer. A process that did not do it changes nothing.
+func (s *Store) LeaveHost(ctx context.Context, host, instance string) error {
+	return s.members.Leave(ctx, ComputeBinary, host, instance)
+}
+
+// HoldsHost returns membership.ErrHeld if another process than the instance does a host's work. In a
+// transaction of Tx it reads as that does.
+func (s *Store) HoldsHost(ctx context.Context, host, instance string) error {
+	return s.members.Holds(ctx, ComputeBinary, host, instance)
+}
+
 // ReportHost notes a worker's heartbeat and what its host has. A report that is refused, as Invalid,
-// leaves no host behind.
+// leaves no host behind; one of a process that does not do the host's work changes nothing
+// (membership.ErrHeld).
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
 	if err := rpc.CheckHost(r.Host); err != nil {
+		return err
+	}
+	join := func() error {
+		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: membership.Instance{ID: r.Instance}})
+	}
+	err := s.HoldsHost(ctx, r.Host, r.Instance)
+	if r.Instance == "" && errors.Is(err, membership.ErrHeld) {
+		err = join() // a worker of a release that claims no hosts has the host once the process that has claimed it is down
+	}
+	if err != nil {
 		return err
 	}
 	if err := s.putHost(ctx, r, ratios); err != nil { // first, as it judges what is reported
 		return err
 	}
-	err := s.members.Beat(ctx, ComputeBinary, r.Host)
-	if errors.Is(err, fault.NotFound) {
-		if err = s.Number(ctx, ComputeBinary, r.Host); err == nil {
-			err = s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1})
+	err = s.members.Beat(ctx, ComputeBinary, r.Host, r.Instance)
+	if errors.Is(err, fault.NotFound) { // it is new, or an operator has removed it
+		if err = join(); err == nil {
+			err = s.Number(ctx, ComputeBinary, r.Host)
 		}
 	}
 	if err != nil {

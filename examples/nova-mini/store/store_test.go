@@ -388,7 +388,7 @@ func TestSchemas(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
 		"00002_placement.sql": placement.Schema, "00005_operation.sql": operation.Schema, "00006_membership.sql": membership.Schema,
-		"00008_operation_requests.sql": operation.Schema2,
+		"00008_operation_requests.sql": operation.Schema2, "00011_member_instance.sql": membership.Schema2,
 	} {
 		got, err := fs.ReadFile(store.Migrations(), name)
 		if err != nil || string(got) != want {

@@ -11,20 +11,26 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service/membership"
 )
 
 // Config configures a Service.
 type Config struct {
 	// Host is the name of the host, the same after every restart.
-	Host   string
-	Driver compute.Driver
+	Host string
+	// Driver returns the driver once it is started, and always the same one: it is asked for each time.
+	Driver func() compute.Driver
 	Client *rpc.Client
+	// Process returns this start of the process, once Start is called: only one process does the host's
+	// work. Nil: the conductor is not asked whose the host is, as in tests.
+	Process func() compute.Process
 	// ShutdownTimeout is how long a guest has to shut down before its power is cut.
 	// Default 60 s, as in Nova.
 	ShutdownTimeout time.Duration
@@ -35,6 +41,13 @@ type Config struct {
 type Service struct {
 	cfg   Config
 	locks locks
+
+	instance string             // of this process; set by Start, before the first message
+	held     context.Context    //nolint:containedctx // the time in which the host is this process's
+	lose     context.CancelFunc // ends it
+	lost     chan error
+	once     sync.Once             // of loseHost
+	blind    atomic.Pointer[error] // why the driver did not say what the host has, the last time
 }
 
 // New returns a service. The driver stays the caller's.
@@ -46,7 +59,9 @@ func New(cfg Config) *Service {
 		cfg.ShutdownTimeout = time.Minute
 	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
-	return &Service{cfg: cfg, locks: locks{held: make(map[string]*lock)}}
+	s := &Service{cfg: cfg, locks: locks{held: make(map[string]*lock)}, lost: make(chan error, 1)}
+	s.held, s.lose = context.WithCancel(context.Background())
+	return s
 }
 
 // Register adds the service's handlers to a server.
@@ -71,7 +86,7 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 
 	// The message may be old: the server may have been deleted, or built, or
 	// moved to the next host while it waited.
-	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation}
+	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Instance: s.instance}
 	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
 	if errors.Is(err, compute.ErrStale) {
 		s.cfg.Logger.InfoContext(ctx, "dropped a build that is no longer wanted", "server", id, "generation", req.Generation)
@@ -82,13 +97,13 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 	}
 
 	end := compute.EndBuildRequest{AttemptRequest: attempt}
-	if err := retry(ctx, func() error { return s.cfg.Driver.Spawn(ctx, req.Spec) }); err != nil {
+	if err := retry(ctx, func() error { return s.cfg.Driver().Spawn(ctx, req.Spec) }); err != nil {
 		if ctx.Err() != nil { // the service stops; the message comes again
 			return nil, again(fmt.Errorf("spawn server %s: %w", id, err))
 		}
 		s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", err)
 		// Nothing may be left here before another host has it.
-		if err := retry(ctx, func() error { return s.cfg.Driver.Destroy(ctx, id) }); err != nil {
+		if err := retry(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
 			return nil, again(fmt.Errorf("clean up after server %s: %w", id, err))
 		}
 		end.Error = err.Error()
@@ -120,7 +135,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 	}
 	defer s.locks.unlock(req.ServerID)
 	// A message is only a hint, which another service, or an old one, may have sent.
-	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host, Generation: req.Generation, Task: taskDeleting}
+	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host, Generation: req.Generation, Task: taskDeleting, Instance: s.instance}
 	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
 	if errors.Is(err, compute.ErrStale) {
 		s.cfg.Logger.InfoContext(ctx, "deletion not wanted, message dropped", "server", req.ServerID, "generation", req.Generation)
@@ -129,7 +144,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 	if err != nil {
 		return nil, again(fmt.Errorf("ask whether server %s is to be destroyed: %w", req.ServerID, err))
 	}
-	if err := retry(ctx, func() error { return s.cfg.Driver.Destroy(ctx, req.ServerID) }); err != nil {
+	if err := retry(ctx, func() error { return s.cfg.Driver().Destroy(ctx, req.ServerID) }); err != nil {
 		return nil, again(fmt.Errorf("destroy server %s: %w", req.ServerID, err))
 	}
 	if _, err := ask(ctx, s, compute.EndDestroy, &attempt); err != nil && !errors.Is(err, compute.ErrStale) {
@@ -147,7 +162,7 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		return &rpc.None{}, nil // as Build
 	}
 	defer s.locks.unlock(id)
-	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Task: req.Task}
+	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Task: req.Task, Instance: s.instance}
 	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
 	if errors.Is(err, compute.ErrStale) {
 		s.cfg.Logger.InfoContext(ctx, "dropped an action that is no longer wanted", "server", id, "action", string(req.Action))
@@ -175,7 +190,7 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 
 // drive does an action. An error with errHalf: it is done in part.
 func (s *Service) drive(ctx context.Context, req *compute.ActRequest) error {
-	d, id := s.cfg.Driver, req.ServerID
+	d, id := s.cfg.Driver(), req.ServerID
 	switch req.Action {
 	case compute.Stop:
 		return retry(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
@@ -207,7 +222,7 @@ var errHalf = errors.New("done in part")
 
 // resize gives the server its new size, or leaves it with the old one.
 func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
-	d, id := s.cfg.Driver, req.ServerID
+	d, id := s.cfg.Driver(), req.ServerID
 	var info driver.Info
 	var is compute.Instance
 	err := retry(ctx, func() (err error) {
@@ -244,7 +259,7 @@ func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
 
 // revert gives the server its old size back. It fails with errHalf.
 func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
-	d, id := s.cfg.Driver, req.ServerID
+	d, id := s.cfg.Driver(), req.ServerID
 	err := retry(ctx, func() error {
 		err := d.RevertResize(ctx, id)
 		if errors.Is(err, fault.Precondition) { // it runs; if there is nothing to revert it is not stopped
@@ -270,7 +285,7 @@ const maxConsole = 100 << 10
 // ReadConsole returns a server's console log, see compute.ReadConsole.
 func (s *Service) ReadConsole(ctx context.Context, req *compute.ConsoleRequest) (*compute.ConsoleReply, error) {
 	var end ending
-	if err := s.cfg.Driver.ConsoleLog(ctx, req.ServerID, req.Lines, &end); err != nil {
+	if err := s.cfg.Driver().ConsoleLog(ctx, req.ServerID, req.Lines, &end); err != nil {
 		return nil, err
 	}
 	return &compute.ConsoleReply{Output: strings.ToValidUTF8(string(end[max(0, len(end)-maxConsole):]), "\uFFFD")}, nil
@@ -295,7 +310,11 @@ const askTime = 8 * time.Second
 func ask[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
-	return rpc.Call(ctx, s.cfg.Client, m, rpc.Any, req)
+	resp, err := rpc.Call(ctx, s.cfg.Client, m, rpc.Any, req)
+	if errors.Is(err, membership.ErrHeld) && m.Name != compute.ClaimHost.Name {
+		s.loseHost(err)
+	}
+	return resp, err
 }
 
 // again classes an error such that the message is delivered again, whatever the
@@ -321,28 +340,48 @@ func retry(ctx context.Context, call func() error) error {
 	}
 }
 
-// Report tells the conductor that the host lives, and what it has. It is for a
-// loop.
+// Report is a heartbeat of the host, with what it has. Without an answer of the driver there is none, and
+// the service is not ready, see [Service.Check]. It is for a loop.
 func (s *Service) Report(ctx context.Context) error {
-	info, err := s.cfg.Driver.Info(ctx)
+	r, err := s.look(ctx)
 	if err != nil {
 		return err
 	}
-	have, err := s.cfg.Driver.Resources(ctx)
-	if err != nil {
-		return err
-	}
-	_, err = ask(ctx, s, compute.ReportHost, &compute.HostReport{
-		Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have,
-	})
+	_, err = ask(ctx, s, compute.ReportHost, r)
 	return err
 }
 
+// lookTime is how long the driver may take to say what the host has.
+const lookTime = 10 * time.Second
+
+// look asks the driver what the host has. Unavailable: it does not say so.
+func (s *Service) look(ctx context.Context) (*compute.HostReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	d := s.cfg.Driver()
+	info, err := d.Info(ctx)
+	var have compute.Resources
+	if err == nil {
+		have, err = d.Resources(ctx)
+	}
+	if err != nil {
+		err = fault.New(fault.Unavailable, "the driver does not say what host %s has: %w", s.cfg.Host, err)
+	}
+	s.blind.Store(&err)
+	if err != nil {
+		return nil, err
+	}
+	return &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance}, nil
+}
+
 // Audit destroys what the driver has and the database does not place here: what
-// is left of servers that were deleted or moved while the host was away. It is
-// for a loop.
+// is left of servers that were deleted or moved while the host was away. It does nothing while the
+// service is not ready. It is for a loop.
 func (s *Service) Audit(ctx context.Context) error {
-	found, err := s.cfg.Driver.List(ctx)
+	if ready := s.Check(ctx) == nil; !ready {
+		return nil
+	}
+	found, err := s.cfg.Driver().List(ctx)
 	if err != nil {
 		return err
 	}
@@ -361,7 +400,7 @@ func (s *Service) strangers(ctx context.Context, ids []string) ([]string, error)
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	got, err := ask(ctx, s, compute.Strangers, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids})
+	got, err := ask(ctx, s, compute.Strangers, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids, Instance: s.instance})
 	if err != nil {
 		return nil, err
 	}
@@ -379,7 +418,7 @@ func (s *Service) evict(ctx context.Context, id string) error {
 		return err
 	}
 	s.cfg.Logger.WarnContext(ctx, "destroying a server that does not belong here", "server", id)
-	return s.cfg.Driver.Destroy(ctx, id)
+	return s.cfg.Driver().Destroy(ctx, id)
 }
 
 // locks has a lock for each server that is worked on.

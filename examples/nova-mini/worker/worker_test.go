@@ -115,7 +115,7 @@ func newBench(t *testing.T) *bench {
 	quiet := slog.New(slog.DiscardHandler)
 	b.client = rpc.NewClient(bus, rpc.ClientConfig{})
 	t.Cleanup(func() { b.client.Close() })
-	b.svc = worker.New(worker.Config{Host: "h1", Driver: b.driver, Client: b.client, Logger: quiet})
+	b.svc = worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return b.driver }, Client: b.client, Logger: quiet})
 	// What is answered is read before tell lets the test go on and change it.
 	answer := func(err *error, tell func()) (*rpc.None, error) {
 		b.mu.Lock()
@@ -388,7 +388,7 @@ func TestResize(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer d.Close()
-			svc := worker.New(worker.Config{Host: "h1", Driver: d, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+			svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
 			if err := d.Spawn(t.Context(), compute.Spec{ID: "s1", Resources: small}); err != nil {
 				t.Fatal(err)
 			}

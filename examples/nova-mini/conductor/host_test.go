@@ -1,0 +1,85 @@
+package conductor_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/conductor"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/service/membership"
+)
+
+// TestHostOfOneProcess: what a process asks and reports that does not have its host is refused, names the
+// process that does, and changes nothing; the one that does ends the work.
+func TestHostOfOneProcess(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
+		b.start()
+		ctx := b.Context()
+		must := func(_ *rpc.None, err error) {
+			b.Helper()
+			if err != nil {
+				b.Error(err)
+			}
+		}
+		claim := func(host, id string) *compute.ClaimHostRequest {
+			return &compute.ClaimHostRequest{Host: host, Instance: compute.Process{ID: id, Process: "process of " + id}}
+		}
+		// h1 has reported, as a worker of an earlier release does: it has no instance, and may live.
+		if _, err := b.svc.ClaimHost(ctx, claim("h1", "i-1")); !errors.Is(err, membership.ErrHeld) {
+			b.Errorf("claim of a host that reports: %v", err)
+		}
+		must(b.svc.LeaveHost(ctx, &compute.LeaveHostRequest{Host: "h1"}))
+		must(b.svc.ClaimHost(ctx, claim("h1", "i-1")))
+
+		id := b.add()
+		b.wake(id)
+		r := get(b, b.builds)
+		for _, other := range []string{"i-2", ""} {
+			at := compute.AttemptRequest{ServerID: id, Host: "h1", Generation: r.Generation, Instance: other}
+			report := compute.HostReport{Host: "h1", Driver: "stolen", Instance: other, Resources: compute.Resources{VCPUs: 999, MemoryMiB: 1, DiskGiB: 1}}
+			for what, do := range map[string]func() error{
+				"claim_host": func() error {
+					if other == "" {
+						return membership.ErrHeld // Invalid, see below
+					}
+					_, err := b.svc.ClaimHost(ctx, claim("h1", other))
+					return err
+				},
+				"begin_build": func() error { _, err := b.svc.BeginBuild(ctx, &at); return err },
+				"end_build":   func() error { _, err := b.svc.EndBuild(ctx, &compute.EndBuildRequest{AttemptRequest: at}); return err },
+				"end_act":     func() error { _, err := b.svc.EndAct(ctx, &compute.EndBuildRequest{AttemptRequest: at}); return err },
+				"end_destroy": func() error { _, err := b.svc.EndDestroy(ctx, &at); return err },
+				"report_host": func() error { _, err := b.svc.ReportHost(ctx, &report); return err },
+				"strangers": func() error {
+					_, err := b.svc.Strangers(ctx, &compute.StrangersRequest{Host: "h1", Servers: []string{"x"}, Instance: other})
+					return err
+				},
+			} {
+				err := do()
+				if !errors.Is(err, membership.ErrHeld) || what != "claim_host" && !strings.Contains(err.Error(), "process of i-1") {
+					b.Errorf("%s of the instance %q: %v, want ErrHeld that names the process", what, other, err)
+				}
+			}
+			must(b.svc.LeaveHost(ctx, &compute.LeaveHostRequest{Host: "h1", Instance: other}))
+		}
+		if _, err := b.svc.ClaimHost(ctx, claim("h1", "")); !errors.Is(err, fault.Invalid) {
+			b.Errorf("claim without an id: %v", err)
+		}
+		if srv, err := b.store.Server(ctx, id); err != nil || srv.TaskState == nil {
+			b.Errorf("the server is %+v, %v; the report of another process has ended its building", srv, err)
+		}
+		hosts, err := b.store.Hosts(ctx, time.Minute)
+		if err != nil || len(hosts) != 1 || hosts[0].Driver != "d" || !hosts[0].Service.Up || hosts[0].Inventories[compute.VCPU].Total != 2 {
+			b.Errorf("the report of another process has changed the host: %+v, %v", hosts[0], err)
+		}
+		at := compute.AttemptRequest{ServerID: id, Host: "h1", Generation: r.Generation, Instance: "i-1"}
+		must(b.svc.BeginBuild(ctx, &at))
+		must(b.svc.EndBuild(ctx, &compute.EndBuildRequest{AttemptRequest: at}))
+		must(b.svc.EndBuild(ctx, &compute.EndBuildRequest{AttemptRequest: at})) // the reply was lost
+	})
+}

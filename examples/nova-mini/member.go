@@ -1,0 +1,77 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"text/tabwriter"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+	"github.com/spf13/cobra"
+
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/membership"
+)
+
+// memberCommand is for the services that the others know.
+func (f *flags) memberCommand() *cobra.Command {
+	with := func(do func(ctx context.Context, members *membership.Registry, args []string) error) func(*cobra.Command, []string) error {
+		return func(cmd *cobra.Command, args []string) error {
+			return f.withDatabase(cmd.Context(), func(ctx context.Context, o *options, d *sqlx.DB) error {
+				return do(ctx, store.New(d).Members(o.ServiceDownTime), args)
+			})
+		}
+	}
+	list := &cobra.Command{
+		Use: "list", Short: "One line for each service: whether it is up, and which process has its host", Args: cobra.NoArgs,
+		RunE: with(func(ctx context.Context, members *membership.Registry, _ []string) error {
+			found, err := members.List(ctx, "")
+			if err != nil {
+				return err
+			}
+			w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
+			_, _ = fmt.Fprintln(w, "KIND\tHOST\tSTATE\tSEEN\tWHY\tPROCESS") // Flush has the error
+			for i := range found {
+				m := &found[i]
+				state := "down"
+				if m.Up {
+					state = "up"
+				}
+				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", m.Kind, m.Host, state, m.SeenAt.Format(time.RFC3339), line(m.Unfit()), line(m.Instance.Process))
+			}
+			return w.Flush()
+		}),
+	}
+	kinds := []string{store.ConductorBinary, store.SchedulerBinary, store.ComputeBinary}
+	var force bool
+	remove := &cobra.Command{
+		Use: "remove KIND HOST", Short: "Forget a service that is gone for good, so that another process may have its host at once", Args: cobra.ExactArgs(2),
+		PreRunE: func(_ *cobra.Command, args []string) error {
+			if !slices.Contains(kinds, args[0]) {
+				return unknown("kind", args[0], slices.Values(kinds))
+			}
+			return nil
+		},
+		RunE: with(func(ctx context.Context, members *membership.Registry, args []string) error {
+			if force {
+				if err := members.ForceDown(ctx, args[0], args[1], true); err != nil {
+					return err
+				}
+			}
+			if err := members.Remove(ctx, args[0], args[1]); errors.Is(err, fault.Precondition) {
+				return fmt.Errorf("%w: wait until it is down, or use --force if its process does not run", err)
+			} else if err != nil {
+				return err
+			}
+			_, err := fmt.Fprintf(f.out, "%s on host %s is removed\n", args[0], args[1])
+			return err
+		}),
+	}
+	remove.Flags().BoolVar(&force, "force", false, "also one that counts as up: make sure that its process does not run")
+	cmd := &cobra.Command{Use: "member", Short: "Services that the others know"}
+	cmd.AddCommand(list, remove)
+	return cmd
+}

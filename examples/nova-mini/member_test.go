@@ -1,0 +1,68 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/fault"
+)
+
+// TestMemberCommands: the list has the process of a host, and a host is free once its service is removed.
+func TestMemberCommands(t *testing.T) { //nolint:paralleltest // the others set the default logger
+	dbtest.EachURL(t, func(t *testing.T, url string) {
+		conf := filepath.Join(t.TempDir(), "nova.conf")
+		if err := os.WriteFile(conf, []byte("[database]\nconnection = "+url+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		d, err := db.Open(t.Context(), db.Config{URL: url})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer func() { _ = d.Close() }()
+		s := store.New(d)
+		if err := s.Migrate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		first, second := compute.Process{ID: "i-1", Process: "process 7 on machine m1"}, compute.Process{ID: "i-2", Process: "process 8 on machine m2"}
+		if err := s.ClaimHost(t.Context(), "node-1", first, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		run := func(args ...string) (string, error) {
+			var out bytes.Buffer
+			cmd := command(&out)
+			cmd.SetArgs(append(args, "--config-file", conf))
+			err := cmd.ExecuteContext(t.Context())
+			return out.String(), err
+		}
+		if out, err := run("member", "list"); err != nil || !strings.Contains(out, "nova-compute  node-1  up") || !strings.Contains(out, first.Process) {
+			t.Errorf("member list: %v\n%s", err, out)
+		}
+		if _, err := run("member", "remove", "nova-compute", "node-1"); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "--force") {
+			t.Errorf("remove one that is up: %v", err)
+		}
+		if err := s.ClaimHost(t.Context(), "node-1", second, time.Minute); !errors.Is(err, fault.Unavailable) {
+			t.Errorf("claim by another process: %v", err)
+		}
+		if out, err := run("member", "remove", "--force", "nova-compute", "node-1"); err != nil || !strings.Contains(out, "node-1 is removed") {
+			t.Errorf("remove: %v %s", err, out)
+		}
+		if err := s.ClaimHost(t.Context(), "node-1", second, time.Minute); err != nil {
+			t.Errorf("claim after it was removed: %v", err)
+		}
+		if _, err := run("member", "remove", "--force", "nova-compute", "node-9"); !errors.Is(err, fault.NotFound) {
+			t.Errorf("remove one that is not known: %v", err)
+		}
+		if _, err := run("member", "remove", "nova-compote", "node-1"); !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "nova-compute") {
+			t.Errorf("a kind that does not exist: %v", err)
+		}
+	})
+}

@@ -1,0 +1,187 @@
+package worker_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/examples/nova-mini/worker"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+	"github.com/armature-go/armature/service/membership"
+)
+
+// TestLoseHost: a worker claims its host before it works, says so when it stops, and does nothing more once
+// any answer says that the host is another process's: what runs is ended, what comes is given back.
+func TestLoseHost(t *testing.T) {
+	t.Parallel()
+	bus, quiet := rpctest.NewBus(t), slog.New(slog.DiscardHandler)
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	t.Cleanup(func() { client.Close() })
+	var held atomic.Bool
+	left := make(chan string, 1)
+	refuse := func(what string) error {
+		if held.Load() {
+			return errors.Join(membership.ErrHeld, errors.New(what+" is of process 7"))
+		}
+		return nil
+	}
+	conductor := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet})
+	rpc.Handle(conductor, compute.ClaimHost, func(_ context.Context, r *compute.ClaimHostRequest) (*rpc.None, error) {
+		return &rpc.None{}, refuse("host " + r.Host)
+	})
+	rpc.Handle(conductor, compute.LeaveHost, func(_ context.Context, r *compute.LeaveHostRequest) (*rpc.None, error) {
+		left <- r.Instance
+		return &rpc.None{}, nil
+	})
+	rpc.Handle(conductor, compute.BeginBuild, func(_ context.Context, r *compute.AttemptRequest) (*rpc.None, error) {
+		if r.Instance == "" {
+			return nil, fault.New(fault.Invalid, "no instance")
+		}
+		return &rpc.None{}, refuse(r.Host)
+	})
+	rpc.Handle(conductor, compute.ReportHost, func(_ context.Context, r *compute.HostReport) (*rpc.None, error) {
+		return &rpc.None{}, refuse(r.Host + r.Instance)
+	})
+	if err := conductor.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conductor.Stop(context.WithoutCancel(t.Context())) }) // at the end
+	started, ended := make(chan struct{}), make(chan error, 1)
+	d := &fakeDriver{servers: map[string]bool{}}
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: client, Logger: quiet, Process: func() compute.Process { return compute.Process{ID: "i-1"} }})
+
+	held.Store(true)
+	err := svc.Start(t.Context())
+	for _, want := range []string{"process 7", "member remove --force nova-compute h1", "service_down_time"} {
+		if !errors.Is(err, membership.ErrHeld) || !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), want) {
+			t.Errorf("start beside another process: %v, want ErrHeld with %q", err, want)
+		}
+	}
+	select {
+	case err := <-svc.Failed():
+		t.Errorf("a process that waits fails: %v", err)
+	default:
+	}
+	held.Store(false)
+	if err := svc.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(svc.Stop(t.Context()), svc.Check(t.Context())); err != nil {
+		t.Error(err)
+	}
+	if id := <-left; id != "i-1" {
+		t.Errorf("the instance that left is %q", id)
+	}
+
+	go func() {
+		_, err := svc.Guard(t.Context(), rpc.Info{}, nil, func(ctx context.Context, _ any) (any, error) {
+			close(started)
+			<-ctx.Done()
+			return nil, ctx.Err()
+		})
+		ended <- err
+	}()
+	<-started
+	held.Store(true)
+	if _, err := svc.Build(t.Context(), &build); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("a build that is refused: %v, want Unavailable, so that the message goes back", err)
+	}
+	select {
+	case err := <-ended:
+		if err == nil {
+			t.Error("what ran has ended without an error")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("what ran goes on")
+	}
+	if err := svc.Report(t.Context()); !errors.Is(err, membership.ErrHeld) {
+		t.Errorf("the report: %v", err)
+	}
+	if err := <-svc.Failed(); !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), "process 7") {
+		t.Errorf("it fails with %v", err)
+	}
+	if _, err := svc.Guard(t.Context(), rpc.Info{}, nil, func(context.Context, any) (any, error) { t.Error("a message is handled"); return nil, nil }); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("a message that comes later: %v, want Unavailable", err)
+	}
+	if err := svc.Check(t.Context()); !errors.Is(err, fault.Unavailable) {
+		t.Errorf("it is ready: %v", err)
+	}
+	if err := svc.Stop(t.Context()); err != nil || len(left) > 0 {
+		t.Errorf("stop: %v, and it frees the host of another", err)
+	}
+	if len(d.log) > 0 {
+		t.Errorf("the driver did %v", d.log)
+	}
+}
+
+// TestOlderConductor: beside conductors that do not know whose a host is a worker waits.
+func TestOlderConductor(t *testing.T) {
+	t.Parallel()
+	bus, quiet := rpctest.NewBus(t), slog.New(slog.DiscardHandler)
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	t.Cleanup(func() { client.Close() })
+	older := &rpc.Interface{Name: compute.Conductor.Name, Version: rpc.Version{Major: 1, Minor: 1}}
+	conductor := rpc.NewServer(bus, rpc.ServerConfig{Interface: older, Logger: quiet})
+	if err := conductor.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conductor.Stop(context.WithoutCancel(t.Context())) }) // at the end
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return &fakeDriver{} }, Client: client, Logger: quiet, Process: func() compute.Process { return compute.Process{ID: "i-1"} }})
+	if err := svc.Start(t.Context()); !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "upgrade the conductors first") {
+		t.Errorf("start beside an older conductor: %v", err)
+	}
+}
+
+// deafDriver does not say what it is, or what it has.
+type deafDriver struct {
+	*fakeDriver
+
+	info, resources atomic.Pointer[error]
+}
+
+func (d *deafDriver) Info(ctx context.Context) (driver.Info, error) {
+	if err := d.info.Load(); err != nil {
+		return driver.Info{}, *err
+	}
+	return d.fakeDriver.Info(ctx)
+}
+
+func (d *deafDriver) Resources(ctx context.Context) (compute.Resources, error) {
+	if err := d.resources.Load(); err != nil {
+		return compute.Resources{}, *err
+	}
+	return d.fakeDriver.Resources(ctx)
+}
+
+// TestDeafDriver: a worker whose driver does not say what the host has is not ready, and sends no heartbeat.
+func TestDeafDriver(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	d := &deafDriver{fakeDriver: b.driver}
+	svc := worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return d }, Client: b.client, Logger: slog.New(slog.DiscardHandler)})
+	for name, set := range map[string]*atomic.Pointer[error]{"info": &d.info, "resources": &d.resources} {
+		bad := fault.New(fault.Internal, "%s is away", name)
+		set.Store(&bad)
+		for what, err := range map[string]error{"start": svc.Start(t.Context()), "report": svc.Report(t.Context()), "check": svc.Check(t.Context())} {
+			if !errors.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), name+" is away") {
+				t.Errorf("%s: %s: %v, want Unavailable with the reason", name, what, err)
+			}
+		}
+		if err := svc.Audit(t.Context()); err != nil || len(b.seen) > 0 {
+			t.Errorf("%s: audit: %v, %d heartbeats", name, err, len(b.seen))
+		}
+		set.Store(nil)
+		if err := errors.Join(svc.Report(t.Context()), svc.Check(t.Context())); err != nil {
+			t.Errorf("%s: it answers again: %v", name, err)
+		}
+		get(t, b.seen)
+	}
+}

@@ -1,0 +1,76 @@
+package tempdir_test
+
+import (
+	"errors"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+
+	"github.com/armature-go/armature/internal/tempdir"
+)
+
+// TestSweep: what is swept is the folder of a process that has ended, and nothing else.
+func TestSweep(t *testing.T) {
+	t.Parallel()
+	parent := t.TempDir()
+	mk := func(name string, lock bool) string {
+		t.Helper()
+		path := filepath.Join(parent, name)
+		err := os.MkdirAll(filepath.Join(path, "below"), 0o700)
+		if lock {
+			err = errors.Join(err, os.WriteFile(filepath.Join(path, ".lock"), nil, 0o600))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	dead := mk("driver-dead", true)
+	kept := []string{mk("driver-nolock", false), mk("other-dead", true)}
+	target := mk("target", true)
+	for name, to := range map[string]string{"driver-link": target, "driver-linked/.lock": filepath.Join(target, ".lock")} {
+		path := filepath.Join(parent, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.Symlink(to, path)); err != nil {
+			t.Fatal(err)
+		}
+		kept = append(kept, path)
+	}
+	kept = append(kept, target)
+	if os.Geteuid() == 0 {
+		foreign, lock := mk("driver-foreign", true), mk("driver-foreignlock", true)
+		allowed := mk("driver-allowed", true)
+		if err := errors.Join(os.Chown(foreign, 12345, -1), os.Chown(filepath.Join(lock, ".lock"), 12345, -1), os.Chown(allowed, 54321, -1)); err != nil {
+			t.Fatal(err)
+		}
+		kept = append(kept, foreign, lock)
+		defer func() {
+			if _, err := os.Stat(allowed); err == nil {
+				t.Error("the folder of an allowed user is left")
+			}
+		}()
+	}
+	mine, err := tempdir.Make(parent, "driver-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept = append(kept, mine.Path)
+	removed, err := tempdir.Sweep(parent, "driver-", 54321)
+	if err != nil || !slices.Contains(removed, dead) {
+		t.Errorf("swept %v, %v; want %s", removed, err, dead)
+	}
+	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the folder of a dead process is left: %v", err)
+	}
+	for _, path := range kept {
+		if _, err := os.Lstat(path); err != nil || slices.Contains(removed, path) {
+			t.Errorf("swept %s, which is to be left alone: %v", path, err)
+		}
+	}
+	if err := mine.Remove(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(mine.Path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is not removed: %v", err)
+	}
+}

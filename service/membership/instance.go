@@ -1,0 +1,103 @@
+package membership
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+)
+
+// Instance is one start of a process. A member that has one belongs to this process alone: a second
+// process of the same kind and host is refused with [ErrHeld] while the first one is up, and a first
+// one that was replaced while it was silent is refused from then on.
+type Instance struct {
+	// ID is unique to this start, such as a UUID. Empty: the member may be several processes at once.
+	ID string `json:"id"`
+	// Lock names a lock that one process at a time can hold, and that this one holds, such as that of
+	// [FileLock]. Start grows with each process that gets the lock. An instance with the same Lock and a
+	// smaller Start is dead, so it is replaced at once. Empty: there is no such lock.
+	Lock  string `json:"lock,omitempty"`
+	Start int64  `json:"start,omitempty"`
+	// Process tells people which process it is: its number, its machine, and since when it runs.
+	Process string `json:"process,omitempty"`
+}
+
+// ErrHeld means that a member belongs to another process. Its code is Unavailable, so a part that
+// starts with it waits: the other process may end.
+var ErrHeld = fault.Sentinel(fault.Unavailable, "MemberHeld", "the member belongs to another process")
+
+// maxInstance is how long an Instance may be as JSON, in bytes.
+const maxInstance = 1000
+
+// text is the form in the database.
+func (i Instance) text() (string, error) {
+	if i.ID == "" {
+		return "", nil
+	}
+	raw, err := json.Marshal(i)
+	if err == nil && (len(raw) > maxInstance || !utf8.ValidString(i.ID+i.Lock+i.Process)) {
+		err = fault.New(fault.Invalid, "the instance of a member has more than %d bytes, or is not UTF-8", maxInstance)
+	}
+	return string(raw), err
+}
+
+// parseInstance reads what text has written.
+func parseInstance(text string) (i Instance) {
+	if text != "" {
+		_ = json.Unmarshal([]byte(text), &i) // what cannot be read has no ID, and so is not that of any process
+	}
+	return i
+}
+
+// heldError is [ErrHeld] with the name of the holder.
+func heldError(kind, host string, holder Instance, seen string) error {
+	who := holder.Process
+	if who == "" {
+		who = "a process that does not say which one it is"
+	}
+	return &fault.Error{Code: fault.Unavailable, Reason: "MemberHeld", Msg: fmt.Sprintf("%s on host %s is another process: %s%s", kind, host, who, seen)}
+}
+
+// admit reports ErrHeld if a process may not become the member.
+func (m Member) admit(i Instance) error {
+	h := m.Instance
+	switch {
+	case i.ID == h.ID, !m.Up:
+		return nil
+	case h.Lock != "" && h.Lock == i.Lock && i.Start > h.Start: // it has lost its lock, which only its end does
+		return nil
+	}
+	return heldError(m.Kind, m.Host, h, fmt.Sprintf(", last seen %v ago", m.silent.Round(time.Second)))
+}
+
+// Holds returns nil if the instance is the member's, or if the member is not known. Otherwise it
+// returns [ErrHeld]. An empty instance is that of a member that may be several processes. In a
+// transaction of [db.Tx] it reads as the transaction does.
+func (r *Registry) Holds(ctx context.Context, kind, host, instance string) error {
+	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
+		holders, err := r.holders(ctx, tx, `kind = ? AND host = ?`, kind, host)
+		if h, known := holders[host]; err == nil && known && h.ID != instance {
+			return heldError(kind, host, h, "")
+		}
+		return err
+	})
+}
+
+// holders returns the instances of members of one kind, by host.
+func (r *Registry) holders(ctx context.Context, tx *sqlx.Tx, where string, args ...any) (map[string]Instance, error) {
+	var rows []struct{ Host, Instance string }
+	if err := tx.SelectContext(ctx, &rows, `SELECT host, instance FROM members WHERE `+where, args...); err != nil {
+		return nil, db.Error(err)
+	}
+	out := make(map[string]Instance, len(rows))
+	for _, row := range rows {
+		out[row.Host] = parseInstance(row.Instance)
+	}
+	return out, nil
+}

@@ -1,0 +1,231 @@
+package membership_test
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/membership"
+)
+
+func of(host string, i membership.Instance) membership.Self {
+	return membership.Self{Kind: "worker", Host: host, Version: 1, Instance: i}
+}
+
+// TestInstances: a member belongs to one process. Another one is refused, and told whose it is, while
+// the first one is up, and let in when that is down, has left, was removed, or has lost its lock.
+func TestInstances(t *testing.T) {
+	t.Parallel()
+	first := membership.Instance{ID: "i-1", Lock: "boot-1/1/1", Start: 5, Process: "process 1 on machine m1"}
+	other := membership.Instance{ID: "i-2", Process: "process 2 on machine m2"}
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		r := membership.New(membership.Config{DB: d, DownAfter: 30 * time.Second})
+		for i, tt := range []struct {
+			name   string
+			next   membership.Instance
+			before func(host string) error
+			in     bool
+		}{
+			{"another process", other, nil, false},
+			{"a process without an instance", membership.Instance{}, nil, false},
+			{"a clone, which has another lock", membership.Instance{ID: "i-2", Lock: "boot-2/1/1", Start: 6}, nil, false},
+			{"a later start with the same lock", membership.Instance{ID: "i-2", Lock: first.Lock, Start: 6}, nil, true},
+			{"an earlier start with the same lock, whose message was late", membership.Instance{ID: "i-2", Lock: first.Lock, Start: 4}, nil, false},
+			{"the same instance", first, nil, true},
+			{"another one after 29 s", other, func(host string) error { age(t, d, host, 29*time.Second); return nil }, false},
+			{"another one after 40 s", other, func(host string) error { age(t, d, host, 40*time.Second); return nil }, true},
+			{"another one after the first has left", other, func(host string) error { return r.Leave(ctx, "worker", host, first.ID) }, true},
+			{"another one after a third has left", other, func(host string) error { return r.Leave(ctx, "worker", host, "i-3") }, false},
+			{"another one after an operator has forced it down", other, func(host string) error { return r.ForceDown(ctx, "worker", host, true) }, true},
+			{"another one after it was removed", other, func(host string) error {
+				return errors.Join(r.ForceDown(ctx, "worker", host, true), r.Remove(ctx, "worker", host))
+			}, true},
+		} {
+			host := fmt.Sprintf("h%d", i)
+			if err := r.Join(ctx, of(host, first)); err != nil {
+				t.Fatal(err)
+			}
+			if tt.before != nil {
+				if err := tt.before(host); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := r.Join(ctx, of(host, tt.next))
+			if tt.in && err != nil || !tt.in && (!errors.Is(err, membership.ErrHeld) || fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), first.Process)) {
+				t.Errorf("%s: join: %v, let in is %v", tt.name, err, tt.in)
+				continue
+			}
+			holder, loser := first, tt.next
+			if tt.in {
+				holder, loser = tt.next, first
+			}
+			if m, err := r.Get(ctx, "worker", host); err != nil || m.Instance != holder {
+				t.Errorf("%s: it belongs to %+v, %v; want %+v", tt.name, m, err, holder)
+			}
+			if err := errors.Join(r.Beat(ctx, "worker", host, holder.ID), r.Holds(ctx, "worker", host, holder.ID)); err != nil {
+				t.Errorf("%s: the holder: %v", tt.name, err)
+			}
+			if holder == loser {
+				continue
+			}
+			for what, err := range map[string]error{"heartbeat": r.Beat(ctx, "worker", host, loser.ID), "holds": r.Holds(ctx, "worker", host, loser.ID)} {
+				if !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), holder.Process) {
+					t.Errorf("%s: %s of the other: %v, want ErrHeld with %q", tt.name, what, err, holder.Process)
+				}
+			}
+		}
+		if err := r.Holds(ctx, "worker", "unknown", "i-1"); err != nil {
+			t.Errorf("a member that is not known is held: %v", err)
+		}
+		if err := r.Join(ctx, of("h", membership.Instance{ID: "i", Process: strings.Repeat("x", 2000)})); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("an instance that is too long: %v", err)
+		}
+	})
+}
+
+// TestJoinRace: of processes that join at once, one becomes the member, whether it is a new one or one
+// whose process has died.
+func TestJoinRace(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		r := membership.New(membership.Config{DB: d, DownAfter: 30 * time.Second})
+		for round := range 20 {
+			host := fmt.Sprintf("h%d", round/2)
+			if round%2 == 1 {
+				age(t, d, host, time.Hour)
+			}
+			var in atomic.Int64
+			var wg sync.WaitGroup
+			for i := range 4 {
+				wg.Go(func() {
+					switch err := r.Join(t.Context(), of(host, membership.Instance{ID: fmt.Sprintf("i-%d-%d", round, i)})); {
+					case err == nil:
+						in.Add(1)
+					case !errors.Is(err, membership.ErrHeld):
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			if in.Load() != 1 {
+				t.Errorf("round %d: %d processes are the member, want 1", round, in.Load())
+			}
+		}
+	})
+}
+
+// TestMemberHeld: a part waits while another process is the member, and fails when another process has
+// become it.
+func TestMemberHeld(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		ctx := t.Context()
+		r := membership.New(membership.Config{DB: d, DownAfter: 10 * time.Second})
+		part := func(id string) *membership.MemberPart {
+			return r.Member(membership.MemberConfig{Self: of("h1", membership.Instance{ID: id, Process: "process of " + id}), Every: 20 * time.Millisecond})
+		}
+		first, second := part("i-1"), part("i-2")
+		if err := first.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		if err := second.Start(ctx); !errors.Is(err, membership.ErrHeld) || fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "process of i-1") {
+			t.Errorf("the second one starts: %v", err)
+		}
+		if err := r.ForceDown(ctx, "worker", "h1", true); err != nil {
+			t.Fatal(err)
+		}
+		if err := second.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case err := <-first.Failed():
+			if !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), "process of i-2") || first.Check(ctx) == nil {
+				t.Errorf("the first one fails with %v, and is ready: %v", err, first.Check(ctx))
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("the first one does not fail")
+		}
+		if err := first.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+		if m, err := r.Get(ctx, "worker", "h1"); err != nil || m.Departed {
+			t.Errorf("the first one has made the second one leave: %+v, %v", m, err)
+		}
+		if err := second.Stop(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestFileLock: one lock at a time; each start has an ID and a greater number; a copy of the folder is
+// another lock.
+func TestFileLock(t *testing.T) {
+	t.Parallel()
+	ctx, dir := t.Context(), t.TempDir()
+	path := filepath.Join(dir, "state", "h1")
+	take := func(path string) (*membership.FileLock, membership.Instance) {
+		t.Helper()
+		l := membership.NewFileLock("worker", "h1", path)
+		if id := l.Instance().ID; id != "" {
+			t.Errorf("before its start it has the ID %s", id)
+		}
+		if err := l.Start(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return l, l.Instance()
+	}
+	l1, first := take(path)
+	err := membership.NewFileLock("worker", "h1", path).Start(ctx)
+	if want := fmt.Sprintf("process %d on machine", os.Getpid()); !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), path) {
+		t.Errorf("the lock that is held: %v, want ErrHeld with %q and the file", err, want)
+	}
+	if err := l1.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	l2, second := take(path)
+	if second.ID == first.ID || second.Lock != first.Lock || second.Start <= first.Start || first.Lock == "" {
+		t.Errorf("first %+v, second %+v; want the same lock, another ID and a greater number", first, second)
+	}
+	if err := os.CopyFS(filepath.Join(dir, "clone"), os.DirFS(filepath.Join(dir, "state"))); err != nil {
+		t.Fatal(err)
+	}
+	l3, clone := take(filepath.Join(dir, "clone", "h1"))
+	if clone.Lock == second.Lock {
+		t.Errorf("a copy has the lock %s, as the original", clone.Lock)
+	}
+	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil { // half of it was written
+		t.Fatal(err)
+	}
+	if err := errors.Join(l2.Stop(ctx), l3.Stop(ctx), l3.Stop(ctx)); err != nil {
+		t.Error(err)
+	}
+	l4, third := take(path)
+	if third.Lock != second.Lock || third.Start <= second.Start {
+		t.Errorf("after a file that cannot be read: %+v, before %+v", third, second)
+	}
+	if err := l4.Stop(ctx); err != nil {
+		t.Error(err)
+	}
+	if err := membership.NewFileLock("worker", "h1", filepath.Join(path, "below", "a", "file")).Start(ctx); err == nil || errors.Is(err, membership.ErrHeld) {
+		t.Errorf("a folder that cannot be made: %v", err)
+	}
+}
+
+var _ interface {
+	service.Part
+	service.Failer
+} = (*membership.MemberPart)(nil)
+
+var _ service.Part = (*membership.FileLock)(nil)

@@ -1,0 +1,137 @@
+package membership
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/armature-go/armature/internal/filelock"
+)
+
+// FileLock is a lock that a process holds as long as it lives: that of a file. It makes the
+// [Instance] of this start of the process. It is a part of package service, and safe for concurrent
+// use. Make one with [NewFileLock].
+type FileLock struct {
+	kind, host, path string
+
+	mu       sync.Mutex
+	file     *os.File // nil while it is not held
+	instance Instance
+}
+
+// NewFileLock returns the lock of a member's file, which is best below the state path of the
+// service, on a file system of the machine. It opens nothing. Each member has a file of its own.
+func NewFileLock(kind, host, path string) *FileLock {
+	return &FileLock{kind: kind, host: host, path: path}
+}
+
+// Start takes the lock, and makes the file and its folder if they do not exist. [ErrHeld]: another
+// process holds the lock; the error names it. Any other error is that of the file system.
+//
+// The kernel frees the lock when the process ends, however it ends. A copy of the file is another
+// lock, as is the same file after a restart of the machine.
+func (l *FileLock) Start(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file != nil {
+		return nil
+	}
+	if err := l.lock(); err != nil {
+		return fmt.Errorf("lock file %s: %w", l.path, err)
+	}
+	return nil
+}
+
+func (l *FileLock) lock() (err error) {
+	if err := os.MkdirAll(filepath.Dir(l.path), 0o750); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(l.path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			_ = f.Close() // it was not written, or its disk is broken
+		}
+	}()
+	free, err := filelock.Try(f)
+	if err != nil {
+		return err
+	}
+	last, _ := readInstance(f) // one that cannot be read is none
+	if !free {
+		return heldError(l.kind, l.host, last, "")
+	}
+	if err := samePath(f, l.path); err != nil {
+		return err
+	}
+	machine, err := os.Hostname()
+	if err != nil {
+		machine = "?"
+	}
+	now := time.Now()
+	l.instance = Instance{
+		ID: uuid.NewString(), Lock: lockName(f), Start: max(last.Start+1, now.UnixMicro()),
+		Process: fmt.Sprintf("process %d on machine %.200s, started %s", os.Getpid(), machine, now.UTC().Format(time.RFC3339)),
+	}
+	raw, err := json.Marshal(l.instance)
+	if err != nil {
+		return err
+	}
+	// In one piece, as a start that ends here must leave a number that can be read.
+	_, err = f.WriteAt(raw, 0)
+	if err = cmp.Or(err, f.Truncate(int64(len(raw))), f.Sync()); err != nil {
+		return err
+	}
+	l.file = f
+	return nil
+}
+
+func readInstance(f *os.File) (i Instance, err error) {
+	raw, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<16))
+	if err == nil {
+		err = json.Unmarshal(raw, &i)
+	}
+	return i, err
+}
+
+// samePath fails if the file was removed or replaced before it was locked.
+func samePath(f *os.File, path string) error {
+	open, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if named, err := os.Stat(path); err != nil || !os.SameFile(open, named) {
+		return errors.Join(errors.New("it was replaced meanwhile"), err)
+	}
+	return nil
+}
+
+// Instance returns this start of the process. Its ID is empty before Start.
+func (l *FileLock) Instance() Instance {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.instance
+}
+
+// Stop frees the lock.
+func (l *FileLock) Stop(context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return nil
+	}
+	err := l.file.Close()
+	l.file = nil
+	return err
+}
