@@ -110,7 +110,10 @@ const (
 	Up         State = "up"
 	Restarting State = "restarting" // it crashed, and is started again soon
 	Broken     State = "broken"     // it crashed too often, and is left alone for a while
-	Closed     State = "closed"
+	// Refused is the state of a program that ended and is not started again, as its file is missing, has not the
+	// checksum, or could be changed by another user. It is looked at again every MaxDelay.
+	Refused State = "refused"
+	Closed  State = "closed"
 )
 
 // Status tells how a plugin does.

@@ -71,12 +71,16 @@ type process struct {
 	wrong error // why it was ended, or what was wrong with its handshake
 }
 
+// errRefused marks the error of a program that was not started: its file is missing, is not the pinned one, or could
+// be changed by another user.
+var errRefused = errors.New("it was not started")
+
 // start runs the program and opens its driver, within ctx. On an error nothing of
 // it is left.
 func start(ctx context.Context, kind string, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
 	program, err := openProgram(path, cfg.SHA256)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
 	defer func() { _ = program.Close() }() // it was only read
 	p := &process{

@@ -74,12 +74,18 @@ func (s *supervisor) run(ctx context.Context, p *process) {
 		s.set(Restarting, fault.New(fault.Unavailable, "its program has ended"), time.Now())
 		p.cleanUp()
 		for err := p.why(nil); err != nil; {
-			now := time.Now()
-			crashes = append(crashes, now)
-			for now.Sub(crashes[0]) > s.cfg.CrashWindow {
-				crashes = crashes[1:]
+			var restart bool
+			if errors.Is(err, errRefused) {
+				restart = s.pauseRefused(ctx, err)
+			} else {
+				now := time.Now()
+				crashes = append(crashes, now)
+				for now.Sub(crashes[0]) > s.cfg.CrashWindow {
+					crashes = crashes[1:]
+				}
+				restart = s.pause(ctx, err, len(crashes))
 			}
-			if !s.pause(ctx, err, len(crashes)) {
+			if !restart {
 				return
 			}
 			if p, err = s.start(ctx, s.protocols); ctx.Err() != nil {
@@ -126,7 +132,24 @@ func (s *supervisor) pause(ctx context.Context, err error, n int) bool {
 	}
 	s.set(state, err, time.Now().Add(delay))
 	s.log.Error("the driver's program is down", "error", err, "crashes", n, "window", s.cfg.CrashWindow, "state", string(state), "restart_in", delay)
-	t := time.NewTimer(delay)
+	return wait(ctx, delay)
+}
+
+// pauseRefused waits before the next look at a program that was refused, and reports whether there is to be one. A
+// refusal is not a crash: an operator has to mend the file, or the configuration. It is logged when it begins.
+func (s *supervisor) pauseRefused(ctx context.Context, err error) bool {
+	level := slog.LevelError
+	if s.get().State == Refused {
+		level = slog.LevelDebug
+	}
+	s.set(Refused, err, time.Now().Add(s.cfg.MaxDelay))
+	s.log.Log(ctx, level, "driver program refused", "error", err, "retry_in", s.cfg.MaxDelay)
+	return wait(ctx, s.cfg.MaxDelay)
+}
+
+// wait reports whether d is over before ctx ends.
+func wait(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-ctx.Done():
@@ -183,6 +206,8 @@ func (s *supervisor) check() error {
 	case Broken:
 		return fault.New(fault.Unavailable, "driver %s crashed more than %d times within %v, and is tried again in %v: %w",
 			s.name, s.cfg.MaxCrashes, s.cfg.CrashWindow, time.Until(st.Next).Round(time.Millisecond), st.Err)
+	case Refused:
+		return fault.New(fault.Unavailable, "the program of driver %s is refused, and is looked at again in %v: %w", s.name, time.Until(st.Next).Round(time.Millisecond), st.Err)
 	default:
 		return fault.New(fault.Unavailable, "driver %s is being restarted: %w", s.name, st.Err)
 	}

@@ -465,7 +465,8 @@ func TestNotADriver(t *testing.T) {
 	}
 }
 
-// TestPin: the right sum is taken, and compared at each start.
+// TestPin: the right sum is taken, and compared at each start. A program that was replaced while it ran is refused at its
+// restart. That is not a crash: the circuit does not open, the log has one line, and the right file is started again.
 func TestPin(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()
@@ -478,13 +479,32 @@ func TestPin(t *testing.T) {
 	}
 	sum := sha256.Sum256(raw)
 	dir := install(t, "good")
-	p := launch(t, quick(driver.PluginConfig{Program: "good", Dir: dir, SHA256: strings.ToUpper(hex.EncodeToString(sum[:]))}))
+	var out logBuffer
+	p := launch(t, driver.PluginConfig{
+		Program: "good", Dir: dir, SHA256: strings.ToUpper(hex.EncodeToString(sum[:])), Logger: slog.New(slog.NewTextHandler(&out, nil)),
+		MinDelay: time.Millisecond, MaxDelay: 20 * time.Millisecond, MaxCrashes: 2, Cooldown: time.Hour,
+	})
 	path := filepath.Join(dir, "armature-echo-good")
 	if err := errors.Join(os.Remove(path), os.WriteFile(path, []byte("#!/bin/sh\necho evil"), 0o700)); err != nil {
 		t.Fatal(err)
 	}
 	_, _ = p.Driver().Echo(t.Context(), "exit:1")
-	wait(t, "the refusal", func() bool { return p.Status().Err != nil && fault.CodeOf(p.Status().Err) == fault.Denied })
+	wait(t, "the refusal", func() bool { return p.Status().State == driver.Refused })
+	first := p.Status().Next
+	wait(t, "ten more looks", func() bool { return p.Status().Next.Sub(first) > 200*time.Millisecond })
+	if st := p.Status(); st.State != driver.Refused || fault.CodeOf(st.Err) != fault.Denied {
+		t.Errorf("%+v", st)
+	}
+	if err := p.Check(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "is refused") || !strings.Contains(err.Error(), "SHA-256") {
+		t.Errorf("Check: %v", err)
+	}
+	if refused, crashes := out.count("driver program refused"), out.count("crashes="); refused != 1 || crashes != 1 {
+		t.Errorf("%d refusals and %d crashes in the log, want 1 and 1", refused, crashes)
+	}
+	if err := errors.Join(os.Remove(path), os.Symlink(self, path)); err != nil {
+		t.Fatal(err)
+	}
+	wait(t, "the restart", up(p))
 }
 
 // TestEnvironment: the program inherits no secrets.
@@ -601,8 +621,10 @@ func (l *logBuffer) has(s string) func() bool {
 	}
 }
 
-func (l *logBuffer) lines() int {
+func (l *logBuffer) lines() int { return l.count("\n") }
+
+func (l *logBuffer) count(s string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return bytes.Count(l.b.Bytes(), []byte("\n"))
+	return bytes.Count(l.b.Bytes(), []byte(s))
 }

@@ -1,5 +1,5 @@
 // Package conductor is nova-mini's conductor: it runs the operations on servers, so that
-// each ends, whoever dies on the way. All it knows is in the database; messages are
+// each ends, whichever process dies on the way. All it knows is in the database; messages are
 // hints. Any number of conductors may run.
 //
 //	server.create   ask the scheduler for a host; then tell the worker to build, and after
@@ -50,7 +50,7 @@ type Config struct {
 	// Patience is how long a worker may be silent before it is told again, or a conductor
 	// that runs an operation before another one goes on with it. Default 15 s.
 	Patience time.Duration
-	// Poll is how often operations are looked for that nobody was woken for. Default 1 s.
+	// Poll is how often operations are looked for without a notification. Default 1 s.
 	Poll     time.Duration
 	Inflight *service.Inflight
 	Logger   *slog.Logger
@@ -271,7 +271,7 @@ func (s actor) do(ctx context.Context, op *operation.Op, in *store.ActInput) err
 }
 
 // fail makes a server what it was, with a fault. After a resize that was given up or
-// canceled nobody knows its size: it keeps the room for both.
+// canceled its size is not known: it keeps the room for both.
 func (s actor) fail(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *store.ActInput) error {
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	if errors.Is(err, fault.NotFound) || err == nil && store.ActionOf(srv.Task()) != s.action {
@@ -300,7 +300,7 @@ func (s *Service) BeginBuild(ctx context.Context, req *compute.AttemptRequest) (
 func (s *Service) EndBuild(ctx context.Context, req *compute.EndBuildRequest) (*rpc.None, error) {
 	var failed error
 	if req.Error != "" {
-		s.cfg.Logger.WarnContext(ctx, "a build failed", "server", req.ServerID, "host", req.Host, "error", req.Error)
+		s.cfg.Logger.WarnContext(ctx, "build failed", "server", req.ServerID, "host", req.Host, "error", req.Error)
 		failed = fault.New(fault.Unavailable, "host %s: %s", req.Host, req.Error)
 	}
 	err := s.complete(ctx, &req.AttemptRequest, stepBuild, failed, func(ctx context.Context) error {
@@ -317,7 +317,7 @@ func (s *Service) EndBuild(ctx context.Context, req *compute.EndBuildRequest) (*
 func (s *Service) EndAct(ctx context.Context, req *compute.EndBuildRequest) (*rpc.None, error) {
 	var failed error
 	if req.Error != "" {
-		s.cfg.Logger.WarnContext(ctx, "an action failed", "server", req.ServerID, "host", req.Host, "task", req.Task, "error", req.Error)
+		s.cfg.Logger.WarnContext(ctx, "action failed", "server", req.ServerID, "host", req.Host, "task", req.Task, "error", req.Error)
 		failed = errors.New(req.Error)
 	}
 	err := s.complete(ctx, &req.AttemptRequest, stepAct, failed, func(ctx context.Context) error {
@@ -346,7 +346,7 @@ func (s *Service) complete(ctx context.Context, a *compute.AttemptRequest, step 
 		return s.cfg.Store.Ended(ctx, *a)
 	}
 	if err == nil {
-		s.cfg.Logger.InfoContext(ctx, "a host has reported", "server", a.ServerID, "host", a.Host, "step", step, "done", failed == nil)
+		s.cfg.Logger.InfoContext(ctx, "host reported", "server", a.ServerID, "host", a.Host, "step", step, "done", failed == nil)
 		s.wake(ctx, a.ServerID)
 	}
 	return err
@@ -355,7 +355,7 @@ func (s *Service) complete(ctx context.Context, a *compute.AttemptRequest, step 
 // wake makes an operation go on at once if it has more to do.
 func (s *Service) wake(ctx context.Context, id string) {
 	if err := s.Runner.WakeResource(ctx, id); err != nil {
-		s.cfg.Logger.DebugContext(ctx, "nobody was woken; the operation is found by polling", "server", id, "error", err)
+		s.cfg.Logger.DebugContext(ctx, "operation not notified, polling finds it", "server", id, "error", err)
 	}
 }
 
@@ -371,7 +371,7 @@ func (s *Service) EndDestroy(ctx context.Context, req *compute.AttemptRequest) (
 		return s.cfg.Store.RemoveFrom(ctx, *req)
 	})
 	if errors.Is(err, fault.NotFound) || errors.Is(err, fault.Precondition) {
-		// The reply to the first report was lost, or nobody wants it deleted any more.
+		// The reply to the first report was lost, or the deletion is not wanted any more.
 		return &rpc.None{}, nil
 	}
 	if err == nil {

@@ -219,7 +219,7 @@ func TestLostMessages(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
 		b.start()
-		id := b.add() // nobody is woken
+		id := b.add() // the conductor is not notified
 		first := get(b, b.builds)
 		b.waits(id)
 		<-time.After(100 * time.Millisecond) // a few looks
@@ -519,7 +519,7 @@ func TestManyConductors(t *testing.T) {
 
 // TestActions: an action that the worker fails leaves the server as it was, with a fault;
 // one that it never ends too, but for a resize; one that is canceled is not begun any
-// more. Whoever sees that the server has no task can begin the next one.
+// more. A client that sees the server without a task can begin the next one.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {

@@ -176,7 +176,7 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 		if ctx.Err() != nil || errors.Is(err, errHalf) {
 			return nil, again(fmt.Errorf("%s server %s: %w", req.Action, id, err))
 		}
-		s.cfg.Logger.ErrorContext(ctx, "an action failed", "server", id, "action", string(req.Action), "error", err)
+		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", string(req.Action), "error", err)
 		end.Error = err.Error()
 	}
 	if _, err := ask(ctx, s, compute.EndAct, &end); err != nil && !errors.Is(err, compute.ErrStale) {
@@ -340,7 +340,7 @@ func retry(ctx context.Context, call func() error) error {
 	}
 }
 
-// Report is a heartbeat of the host, with what it has. Without an answer of the driver there is none, and
+// Report is a heartbeat of the host, with what it has. If the driver does not answer, no report is sent and
 // the service is not ready, see [Service.Check]. It is for a loop.
 func (s *Service) Report(ctx context.Context) error {
 	r, err := s.look(ctx)
@@ -451,7 +451,7 @@ func (l *locks) lock(ctx context.Context, id string) error {
 	}
 }
 
-// try takes the lock if nobody holds it or waits for it.
+// try takes the lock if it is free and no other goroutine waits for it.
 func (l *locks) try(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -262,7 +262,7 @@ func TestReportFails(t *testing.T) {
 		get(t, b.ended)
 	}
 	b := newBench(t)
-	b.end = compute.ErrStale // given up meanwhile: nobody wants to hear it again
+	b.end = compute.ErrStale // given up meanwhile: the report is not wanted any more
 	if _, err := b.svc.Build(t.Context(), &build); err != nil {
 		t.Errorf("build: %v", err)
 	}
