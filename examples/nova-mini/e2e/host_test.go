@@ -161,6 +161,17 @@ func TestHostOfTwo(t *testing.T) {
 				t.Errorf("member remove --force: %v %s", err, out)
 			}
 			installed.ready(30 * time.Second)
+
+			// A process that was stopped leaves its host to any other one at once.
+			if err := installed.Signal(syscall.SIGTERM); err != nil {
+				t.Fatal(err)
+			}
+			<-installed.Done()
+			last := c.startNode("compute", "last", filepath.Join(c.dir, "last"))
+			last.ready(30 * time.Second)
+			if strings.Contains(last.log.String(), "waiting for a part") {
+				t.Errorf("it has waited:\n%s", last.log)
+			}
 		})
 	}
 }
@@ -211,6 +222,52 @@ func TestHostReplaced(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestHostKeptInOutage: while the broker restarts no process has consumers there; a clone that waits does not get
+// the host.
+func TestHostKeptInOutage(t *testing.T) {
+	t.Parallel()
+	broker := envtest.NATS(t)
+	c := newCloudOn(t, "", envtest.URL(t, testenv.MySQLVar), broker.URL)
+	for _, s := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}} {
+		c.startWith(s[0], s[1], "OS_DEFAULT__SERVICE_DOWN_TIME=600")
+	}
+	state, clone := filepath.Join(c.dir, "state"), filepath.Join(c.dir, "clone")
+	first := c.startNode("compute", "first", state)
+	first.ready(60 * time.Second)
+	if err := os.CopyFS(clone, os.DirFS(state)); err != nil {
+		t.Fatal(err)
+	}
+	second := c.startNode("compute", "second", clone)
+	second.refused(first)
+	broker.Kill()
+	c.poll("the first one to notice", 30*time.Second, func() error {
+		status, body, err := first.readyz()
+		if err == nil && status != http.StatusServiceUnavailable {
+			err = fmt.Errorf("%d %s", status, body)
+		}
+		return err
+	})
+	if err := broker.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	first.ready(60 * time.Second)
+	second.refused(first)
+	get := func() (at time.Time) {
+		if err := c.db.GetContext(t.Context(), &at, `SELECT seen_at FROM members WHERE kind = 'nova-compute'`); err != nil {
+			t.Fatal(err)
+		}
+		return at
+	}
+	heartbeat := get()
+	c.poll("a heartbeat of the first one", 30*time.Second, func() error {
+		if at := get(); !at.After(heartbeat) {
+			return fmt.Errorf("the last one was at %v", at)
+		}
+		return nil
+	})
+	second.refused(first)
 }
 
 // TestHostAllInOne: all services in one process with a database in a file: a second process with the same
