@@ -5,9 +5,10 @@ import (
 	"unicode/utf8"
 )
 
-// Cut returns a text that is stored for people, such as that of an error: in valid UTF-8, of at most
-// so many bytes, with "..." at its end if something was cut off. MySQL refuses a text that is longer
-// than its column, or is not UTF-8; SQLite takes it: after Cut both take it. most is at least 3.
+// Cut returns a text that fits into a column of most bytes, for texts that people read, such as errors. The
+// result is valid UTF-8 and has at most most bytes. If Cut removes a part, the result ends with "...". MySQL
+// rejects a text that is longer than its column or is not UTF-8, SQLite accepts it: after Cut both accept
+// the text. most must be at least 3.
 func Cut(text string, most int) string {
 	text = strings.ToValidUTF8(text, "\uFFFD")
 	if len(text) <= most {
@@ -15,7 +16,7 @@ func Cut(text string, most int) string {
 	}
 	const mark = "..."
 	text = text[:most-len(mark)]
-	for !utf8.ValidString(text) { // a character was cut
+	for !utf8.ValidString(text) { // the cut was within a character
 		text = text[:len(text)-1]
 	}
 	return text + mark
