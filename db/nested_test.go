@@ -202,15 +202,15 @@ func TestReaders(t *testing.T) {
 	}
 	mine, others := db.WithSession(ctx), db.WithSession(ctx)
 	if readSome(mine, 4) != "12" {
-		t.Error("a session without writes does not read from replicas")
+		t.Error("session without writes does not read from replicas")
 	}
 	if err := db.Tx(mine, primary, func(ctx context.Context, tx *sqlx.Tx) error {
 		if read(ctx) != "0" {
-			t.Error("a read in a transaction does not use the primary")
+			t.Error("read in a transaction does not use the primary")
 		}
 		_, err := tx.ExecContext(ctx, "UPDATE things SET n = 7")
 		if r.For(ctx) != sqlx.ExtContext(tx) {
-			t.Error("a read in a transaction does not use the transaction")
+			t.Error("read in a transaction does not use the transaction")
 		}
 		return err
 	}); err != nil {
@@ -221,7 +221,7 @@ func TestReaders(t *testing.T) {
 	}
 	failed := db.WithSession(ctx)
 	if err := db.Tx(failed, primary, func(context.Context, *sqlx.Tx) error { return errors.New("no") }); err == nil || readSome(failed, 4) != "12" {
-		t.Error("a session whose transaction failed reads from the primary")
+		t.Error("session whose transaction failed reads from the primary")
 	}
 	// A replica that is read-only, as replicas are; one that is killed; one whose handle
 	// is closed.

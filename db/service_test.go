@@ -41,7 +41,7 @@ func TestService(t *testing.T) {
 		t.Error(err)
 	}
 	if err := p.Check(t.Context()); err == nil {
-		t.Error("a closed database is healthy")
+		t.Error("closed database is healthy")
 	}
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
 		p := &db.Service{DB: d, Dir: things}
