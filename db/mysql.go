@@ -55,18 +55,21 @@ type mysqlConn struct {
 	watch *watch
 }
 
+// ExecContext runs a statement without rows and reports it to the watch.
 func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
 	end := c.watch.watchStatement(ctx, query)
 	defer func() { end(res, err) }()
 	return c.rawMySQL.ExecContext(ctx, query, args)
 }
 
+// QueryContext runs a query and reports it to the watch.
 func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := c.watch.watchStatement(ctx, query)
 	defer func() { end(nil, err) }()
 	return c.rawMySQL.QueryContext(ctx, query, args)
 }
 
+// PrepareContext returns a prepared statement that reports to the watch.
 func (c *mysqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	st, err := c.rawMySQL.PrepareContext(ctx, query)
 	if err != nil {
@@ -101,6 +104,7 @@ func (s *watchedStmt) QueryContext(ctx context.Context, args []driver.NamedValue
 	return s.rawMySQLStmt.QueryContext(ctx, args)
 }
 
+// BeginTx begins a transaction. The driver's own Tx is not used: it has no context.
 func (c *mysqlConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	if _, err := c.rawMySQL.BeginTx(ctx, opts); err != nil {
 		return nil, err

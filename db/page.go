@@ -146,10 +146,10 @@ func (p *Page) buildQuery(ctx context.Context, q sqlx.QueryerContext) (query str
 	}
 	var where clause
 	if p.Where != "" {
-		where.add("("+p.Where+")", p.Args...)
+		where.addTerm("("+p.Where+")", p.Args...)
 	}
 	if p.Within != "" {
-		where.add("("+p.Within+")", p.WithinArgs...)
+		where.addTerm("("+p.Within+")", p.WithinArgs...)
 	}
 	if p.Marker != "" {
 		marker, err := p.readMarker(ctx, q, keys)
@@ -264,7 +264,7 @@ func textValue(v any, t *sql.ColumnType) any {
 	return string(b)
 }
 
-// checkNulls sets notNull on SQLite if the column has no NULL now. SQLite's planner
+// checkNulls sets k.notNull on SQLite if the column has no NULL now. SQLite's planner
 // uses no index for k < ? OR k IS NULL, even if k cannot be NULL. A row with a NULL
 // that is inserted later may be missing, as any row that is inserted between pages.
 func (p *Page) checkNulls(ctx context.Context, q sqlx.QueryerContext, k *pageKey) error {
@@ -306,31 +306,31 @@ func addAfter(c *clause, keys []pageKey, values []any) {
 	if v := values[0]; len(keys) > 1 && v != nil {
 		var gt clause
 		k.addAfter(&gt, v)
-		c.add(strings.NewReplacer(" > ", " >= ", " < ", " <= ").Replace(gt.terms[0]), gt.args...)
+		c.addTerm(strings.NewReplacer(" > ", " >= ", " < ", " <= ").Replace(gt.terms[0]), gt.args...)
 	}
-	c.add(text.String(), args...)
+	c.addTerm(text.String(), args...)
 }
 
 // addEqualKey adds the condition that a key has the value v, or is NULL if v is nil.
 func (c *clause) addEqualKey(k pageKey, v any) {
 	if v == nil {
-		c.add(k.quotedName() + " IS NULL")
+		c.addTerm(k.quotedName() + " IS NULL")
 		return
 	}
-	c.add(k.quotedName()+" = ?", v)
+	c.addTerm(k.quotedName()+" = ?", v)
 }
 
 // addAfter adds one term, which is true for values that come after v.
 func (k pageKey) addAfter(c *clause, v any) {
 	switch last := k.nullsLast(); {
 	case v == nil && last:
-		c.add("1 = 0")
+		c.addTerm("1 = 0")
 	case v == nil:
-		c.add(k.quotedName() + " IS NOT NULL")
+		c.addTerm(k.quotedName() + " IS NOT NULL")
 	case last:
-		c.add(fmt.Sprintf("(%s %s ? OR %s IS NULL)", k.quotedName(), k.compareSign(), k.quotedName()), v)
+		c.addTerm(fmt.Sprintf("(%s %s ? OR %s IS NULL)", k.quotedName(), k.compareSign(), k.quotedName()), v)
 	default:
-		c.add(k.quotedName()+" "+k.compareSign()+" ?", v)
+		c.addTerm(k.quotedName()+" "+k.compareSign()+" ?", v)
 	}
 }
 

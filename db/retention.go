@@ -155,7 +155,7 @@ func (r *Retention) lockRows(ctx context.Context, tx *sqlx.Tx, last any, size in
 	key := quoteName(r.Key)
 	where := clause{[]string{"(" + r.Where + ")"}, slices.Clone(r.Args)}
 	if last != nil {
-		where.add(key+" > ?", last)
+		where.addTerm(key+" > ?", last)
 	}
 	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT ? FOR UPDATE`,
 		key, quoteName(r.Table), strings.Join(where.terms, " AND "), key), append(where.args, size)...)

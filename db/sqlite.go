@@ -90,6 +90,7 @@ func (s *sqliteDB) lockWriter(ctx context.Context) error {
 	}
 }
 
+// unlockWriter releases the writer's lock.
 func (s *sqliteDB) unlockWriter() { <-s.writer }
 
 // rawConn has the interfaces of the driver's connection that database/sql uses.
@@ -140,6 +141,7 @@ type sqliteTx struct {
 	unlock func()
 }
 
+// Commit commits, records a failure for Health, and releases the lock.
 func (t *sqliteTx) Commit() error {
 	defer t.endTx()
 	err := t.Tx.Commit()
@@ -147,6 +149,7 @@ func (t *sqliteTx) Commit() error {
 	return err
 }
 
+// Rollback rolls back and releases the lock.
 func (t *sqliteTx) Rollback() error { defer t.endTx(); return t.Tx.Rollback() }
 
 func (t *sqliteTx) endTx() {
@@ -165,12 +168,14 @@ func (c *sqliteConn) execWrite(ctx context.Context, f func() (driver.Result, err
 	return f()
 }
 
+// ExecContext runs a statement without rows. It waits for the writer's lock, unless it is inside a transaction.
 func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
 	end := c.db.watch.watchStatement(ctx, query)
 	defer func() { end(res, err) }()
 	return c.execWrite(ctx, func() (driver.Result, error) { return c.rawConn.ExecContext(ctx, query, args) })
 }
 
+// QueryContext runs a query without FOR UPDATE, which SQLite does not know. It does not wait for the lock.
 func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
 	end := c.db.watch.watchStatement(ctx, query)
 	defer func() { end(nil, err) }()
@@ -178,6 +183,7 @@ func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driv
 	return wrapRows(rows, err)
 }
 
+// PrepareContext returns a prepared statement, without FOR UPDATE.
 func (c *sqliteConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	st, err := c.rawConn.PrepareContext(ctx, forUpdate.ReplaceAllString(query, ""))
 	if err != nil {
@@ -268,6 +274,7 @@ func wrapRows(rows driver.Rows, err error) (driver.Rows, error) {
 	return r, nil
 }
 
+// Next reads a row and converts its times. A text that is not a time stays a text.
 func (r *sqliteRows) Next(dest []driver.Value) error {
 	if err := r.rawRows.Next(dest); err != nil {
 		if errors.Is(err, io.EOF) {

@@ -170,8 +170,8 @@ type clause struct {
 	args  []any
 }
 
-// add appends a term.
-func (c *clause) add(term string, args ...any) {
+// addTerm appends a term.
+func (c *clause) addTerm(term string, args ...any) {
 	c.terms = append(c.terms, term)
 	c.args = append(c.args, args...)
 }
@@ -179,10 +179,10 @@ func (c *clause) add(term string, args ...any) {
 // addSet appends an assignment for SET.
 func (c *clause) addSet(col string, v any) {
 	if e, ok := v.(Expr); ok {
-		c.add(quoteName(col) + " = " + string(e))
+		c.addTerm(quoteName(col) + " = " + string(e))
 		return
 	}
-	c.add(quoteName(col)+" = ?", v)
+	c.addTerm(quoteName(col)+" = ?", v)
 }
 
 // addAllEqual appends a condition for each column of v.
@@ -197,9 +197,9 @@ func (c *clause) addEqual(col string, v any) {
 	list, ok := listElements(v)
 	if !ok {
 		if isNull(v) {
-			c.add(quoteName(col) + " IS NULL")
+			c.addTerm(quoteName(col) + " IS NULL")
 		} else {
-			c.add(quoteName(col)+" = ?", v)
+			c.addTerm(quoteName(col)+" = ?", v)
 		}
 		return
 	}
@@ -214,7 +214,7 @@ func (c *clause) addEqual(col string, v any) {
 	if len(terms) == 0 {
 		terms = append(terms, "1 = 0")
 	}
-	c.add("("+strings.Join(terms, " OR ")+")", list...)
+	c.addTerm("("+strings.Join(terms, " OR ")+")", list...)
 }
 
 // listElements returns the elements of a slice. It returns false if v is the value of

@@ -38,6 +38,7 @@ func (t *target) setWatch(w *watch) {
 	}
 }
 
+// wantURL is the end of errors about a URL.
 const wantURL = `want mysql://user:password@host:port/database or sqlite:///absolute/file.db or sqlite://relative/file.db`
 
 // parseURL parses a database URL. An error does not contain the URL: in a wrong URL

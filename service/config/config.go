@@ -131,6 +131,7 @@ type Value struct {
 	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME, program's
 	// default NAME, program's override NAME.
 	Where string `json:"where"`
-	// Wrong reports that the error of [Inspect] is about this value. The option has its default then.
+	// Wrong reports that the error of [Inspect] is about this value. [Config.Current] has the default
+	// then.
 	Wrong bool `json:"wrong,omitempty"`
 }

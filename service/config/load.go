@@ -36,7 +36,6 @@ const (
 func (r rank) isFile() bool { return r >= rankFile && r < rankEnv }
 
 // loader collects the options of a struct, their values from all sources, and the errors and warnings.
-
 type loader struct {
 	options  map[string]map[string]*option // by section and name
 	aliases  map[string]map[string]*option // by older section and older name
@@ -163,10 +162,12 @@ func (o *option) resetDefault() {
 	}
 }
 
+// addError adds an error with the code Invalid.
 func (l *loader) addError(format string, args ...any) {
 	l.errs = append(l.errs, fault.New(fault.Invalid, format, args...))
 }
 
+// addWarning adds a log line with fields.
 func (l *loader) addWarning(msg string, fields ...any) {
 	l.warnings = append(l.warnings, warning{msg, fields})
 }
@@ -293,14 +294,14 @@ func (l *loader) readFile(path string) {
 	l.next++
 }
 
-// setNamed sets options by the names of Source.Defaults. The origin of a value is what and the name.
-func (l *loader) setNamed(r rank, what string, values map[string]string) {
+// setNamed sets options by names as in Source.Defaults. The origin of a value is the prefix and the name.
+func (l *loader) setNamed(r rank, prefix string, values map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		section, key, ok := strings.Cut(name, ".")
 		if !ok {
 			section, key = defaultSection, name
 		}
-		l.setKey(r, what+name, section, key, values[name])
+		l.setKey(r, prefix+name, section, key, values[name])
 	}
 }
 
@@ -352,7 +353,8 @@ func (l *loader) setEnv(env []string) {
 const fileSuffix = "_file"
 
 // setKey sets one option, by its name or an older one, or collects an error. An empty key
-// stands for the head of the section.
+// stands for the head of a section. The option may belong to a family. The parameter
+// where is the origin of the value.
 func (l *loader) setKey(r rank, where, section, key, value string) {
 	if section != defaultSection {
 		if known, ok := l.byCase[strings.ToLower(section)]; ok && known != defaultSection {
@@ -447,8 +449,8 @@ func (l *loader) mayProtect(section, name string) bool {
 	return false
 }
 
-// setValue sets the value from a source. Files add to an option with the tag multi; any other source
-// replaces its values.
+// setValue sets the value from a source. An option with the tag multi collects the values of all files; any
+// other source replaces them.
 func (o *option) setValue(r rank, where, value string, byAlias bool) {
 	if !o.hasTag("multi") || !r.isFile() || !o.rank.isFile() {
 		o.values = nil

@@ -40,8 +40,8 @@ type (
 	}
 )
 
-// evaluate returns whether c is true, and reports the result to Explain.
-func (q *query) evaluate(c check) bool {
+// evaluateCheck returns whether c is true, and reports the result to Explain.
+func (q *query) evaluateCheck(c check) bool {
 	if q.report == nil {
 		return c.isTrue(q)
 	}
@@ -64,7 +64,7 @@ func (a constant) String() string {
 
 func (a allOf) isTrue(q *query) bool {
 	for _, c := range a {
-		if !q.evaluate(c) {
+		if !q.evaluateCheck(c) {
 			return false
 		}
 	}
@@ -74,7 +74,7 @@ func (a allOf) isTrue(q *query) bool {
 func (a allOf) String() string { return joinChecks(a, " and ") }
 
 func (a anyOf) isTrue(q *query) bool {
-	return slices.ContainsFunc(a, q.evaluate)
+	return slices.ContainsFunc(a, q.evaluateCheck)
 }
 
 func (a anyOf) String() string { return joinChecks(a, " or ") }
@@ -93,16 +93,16 @@ func joinChecks(list []check, separator string) string {
 	return strings.Join(out, separator)
 }
 
-func (n negation) isTrue(q *query) bool { return !q.evaluate(n.of) }
+func (n negation) isTrue(q *query) bool { return !q.evaluateCheck(n.of) }
 
 func (n negation) String() string { return "not " + joinChecks([]check{n.of}, "") }
 
-func (r *ref) isTrue(q *query) bool { return r.rule != nil && q.evaluate(r.rule.check) }
+func (r *ref) isTrue(q *query) bool { return r.rule != nil && q.evaluateCheck(r.rule.check) }
 
 func (r *ref) String() string { return "rule:" + r.name }
 
 func (r *role) isTrue(q *query) bool {
-	want, ok := r.want.expand(q)
+	want, ok := r.want.expandText(q)
 	if !ok {
 		return false
 	}
@@ -117,7 +117,7 @@ func (r *role) isTrue(q *query) bool {
 func (r *role) String() string { return "role:" + r.want.text }
 
 func (m *comparison) isTrue(q *query) bool {
-	want, ok := m.want.expand(q)
+	want, ok := m.want.expandText(q)
 	if !ok {
 		return false
 	}
@@ -229,11 +229,11 @@ func parseTemplate(text string) (template, error) {
 	return t, nil
 }
 
-// expand returns the text with the target's attributes in it. It returns false if an attribute does not
+// expandText returns the text with the target's attributes in it. It returns false if an attribute does not
 // exist.
-func (t *template) expand(q *query) (string, bool) {
+func (t *template) expandText(q *query) (string, bool) {
 	if t.whole != "" {
-		return q.attribute(t.whole)
+		return q.findAttribute(t.whole)
 	}
 	if len(t.parts) == 1 {
 		return t.parts[0].text, true
@@ -244,7 +244,7 @@ func (t *template) expand(q *query) (string, bool) {
 		if p.name == "" {
 			continue
 		}
-		v, ok := q.attribute(p.name)
+		v, ok := q.findAttribute(p.name)
 		if !ok {
 			return "", false
 		}
@@ -253,9 +253,9 @@ func (t *template) expand(q *query) (string, bool) {
 	return out.String(), true
 }
 
-// attribute returns the text of an attribute of the target. Dots in the name lead into nested maps. It
+// findAttribute returns the text of an attribute of the target. Dots in the name lead into nested maps. It
 // returns false if the attribute does not exist.
-func (q *query) attribute(name string) (string, bool) {
+func (q *query) findAttribute(name string) (string, bool) {
 	if v, ok := q.target[name]; ok {
 		return formatValue(v), true
 	}

@@ -70,7 +70,7 @@ func (e *Enforcer) Explain(c Credentials, name string, target map[string]any) *E
 	q := query{creds: &c, target: target, report: func(c check, depth int, held bool) {
 		x.Parts = append(x.Parts, Part{depth, c.String(), held})
 	}}
-	x.Allowed = q.evaluate(r.check)
+	x.Allowed = q.evaluateCheck(r.check)
 	x.Parts = parentsFirst(x.Parts)
 	return x
 }
