@@ -58,7 +58,7 @@ type Page struct {
 	// Key is a unique column without NULLs. Markers are its values.
 	Key string
 	// Marker is the Key of the last row of the page before. It is empty for the first page. The
-	// marker's row must exist and fulfil Within. It need not fulfil Where any more.
+	// marker's row must exist and match Within. It need not match Where any more.
 	Marker string
 	// Limit bounds the rows of the page. 0 is allowed.
 	Limit int
@@ -80,7 +80,7 @@ type Page struct {
 // columns.
 //
 // Errors: Invalid, reason MarkerNotFound, if the marker's row does not exist (it may
-// be deleted) or does not fulfil Within; Invalid if a field of the page is wrong;
+// be deleted) or does not match Within; Invalid if a field of the page is wrong;
 // Internal if Key is not unique; those of [Error].
 func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, more bool, err error) {
 	query, args, err := p.buildQuery(ctx, q)

@@ -274,7 +274,7 @@ func TestPageLimits(t *testing.T) {
 		}
 		rows, more, err := page(func(p *db.Page) { p.Marker, p.Where = "12", "id <> 12" })
 		if err != nil || more || !slices.Equal(rows, []int64{13, 14}) {
-			t.Errorf("after a marker that does not fulfil Where: %v, %t, %v; want 13 and 14", rows, more, err)
+			t.Errorf("after a marker that does not match Where: %v, %t, %v; want 13 and 14", rows, more, err)
 		}
 		rows, _, err = page(func(p *db.Page) { p.Marker = "14" })
 		if err != nil || rows == nil || len(rows) > 0 {

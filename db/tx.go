@@ -81,11 +81,11 @@ type openTx struct {
 	failure error // the first error of an inner function
 }
 
-type openKey struct{}
+type txKey struct{}
 
 // currentTx returns the transaction on d that ctx carries, or nil.
 func currentTx(ctx context.Context, d *sqlx.DB) *openTx {
-	o, _ := ctx.Value(openKey{}).(*openTx)
+	o, _ := ctx.Value(txKey{}).(*openTx)
 	for o != nil && o.d != d {
 		o = o.outer
 	}
@@ -140,10 +140,10 @@ func runOnce(ctx context.Context, d *sqlx.DB, f func(context.Context, *sqlx.Tx) 
 		return markRolledBack("begin transaction", err)
 	}
 	defer func() { _ = tx.Rollback() }() // has no effect after COMMIT; if f panics, the panic continues
-	outer, _ := ctx.Value(openKey{}).(*openTx)
+	outer, _ := ctx.Value(txKey{}).(*openTx)
 	o := &openTx{d: d, tx: tx, outer: outer}
 	defer func() { _ = o.endTx() }() // if f panics
-	err = f(context.WithValue(ctx, openKey{}, o), tx)
+	err = f(context.WithValue(ctx, txKey{}, o), tx)
 	if failure := o.endTx(); failure != nil && (err == nil || isRetryable(failure) && !isRetryable(err)) {
 		err = failure
 	}

@@ -59,7 +59,7 @@ type Update struct {
 //   - Conflict, reason Changed: the row has other values. The message and the details
 //     have each column that differs, with its value as text, NULL for NULL.
 //   - Invalid: Key or Set is empty, or a name has other characters.
-//   - Unavailable, reason Contention: the row changed 20 times between the attempts.
+//   - Unavailable, reason Contention: other writers changed the row during each of 20 attempts.
 //   - Internal: Key identifies several rows.
 //   - Those of [Error].
 //

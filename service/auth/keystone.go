@@ -57,7 +57,8 @@ type KeystoneConfig struct {
 	// Client sends the requests. It is copied, and the copy does not follow redirects, so that a
 	// token goes to Keystone only. Default: a client with a transport of its own.
 	Client *http.Client
-	// Logger gets a line for each validation that fails because of Keystone. Default [slog.Default].
+	// Logger gets an error when validations begin to fail because of Keystone, a debug line for
+	// each further failure, and an info line when they succeed again. Default [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -73,6 +74,7 @@ type Keystone struct {
 	ownToken string // the service's token; empty before the first login
 	cache    map[[32]byte]validation
 	lastErr  error // of the last call to Keystone; nil if Keystone answered
+	failing  bool  // the last validation failed because of Keystone
 }
 
 // validation is Keystone's answer for a token.
@@ -193,8 +195,9 @@ func (k *Keystone) cacheToken(ctx context.Context, sum [32]byte, token string, a
 	v, err := k.validateToken(ctx, token, allowExpired)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.lastErr = err; err != nil {
-		k.cfg.Logger.ErrorContext(ctx, "token validation failed", "error", err)
+	k.lastErr = err
+	k.logOutageLocked(ctx, err)
+	if err != nil {
 		return v, fault.New(fault.Unavailable, "The identity service is not available now.")
 	}
 	if v.valid && k.cfg.TTL < 0 {
@@ -205,6 +208,20 @@ func (k *Keystone) cacheToken(ctx context.Context, sum [32]byte, token string, a
 	}
 	k.cache[sum] = v
 	return v, nil
+}
+
+// logOutageLocked logs the begin and the end of an outage of Keystone. The failures between them are debug
+// lines, because each request may have one.
+func (k *Keystone) logOutageLocked(ctx context.Context, err error) {
+	switch {
+	case err != nil && k.failing:
+		k.cfg.Logger.DebugContext(ctx, "token validation failed", "error", err)
+	case err != nil:
+		k.cfg.Logger.ErrorContext(ctx, "token validation failed", "error", err)
+	case k.failing:
+		k.cfg.Logger.InfoContext(ctx, "token validation succeeds again")
+	}
+	k.failing = err != nil
 }
 
 // evictLocked removes tokens until the cache is nine tenths full: those out of date, then unknown

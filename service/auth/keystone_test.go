@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -120,6 +121,34 @@ func TestRealKeystone(t *testing.T) {
 	}
 	if _, err := long.Authenticate(request(t, fresh)); err != nil {
 		t.Errorf("a token after Keystone is back: %v", err)
+	}
+}
+
+// TestOutageLog: an outage of Keystone logs one ERROR, and one INFO at its end, for any number of requests.
+func TestOutageLog(t *testing.T) {
+	t.Parallel()
+	f := newKeystone(t)
+	var out bytes.Buffer
+	k := open(t, f, func(c *auth.KeystoneConfig) {
+		c.Logger = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	for outage := range 2 {
+		out.Reset()
+		for i := range 14 {
+			status, want := http.StatusInternalServerError, fault.Unavailable
+			if i >= 10 { // the outage has ended
+				status, want = 0, fault.Unauthenticated
+			}
+			f.set(func() { f.status = status })
+			if _, err := k.Authenticate(request(t, fmt.Sprintf("token-%d-%d", outage, i))); fault.CodeOf(err) != want {
+				t.Errorf("request %d: %v, want %v", i, err, want)
+			}
+		}
+		for level, want := range map[string]int{"level=ERROR": 1, "level=DEBUG": 9, "level=INFO": 1} {
+			if n := strings.Count(out.String(), level); n != want {
+				t.Errorf("%d lines with %s, want %d:\n%s", n, level, want, out.String())
+			}
+		}
 	}
 }
 

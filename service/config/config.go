@@ -92,7 +92,7 @@ type FlagSet interface {
 func (s *Source) AddFlags(fs FlagSet) {
 	appendFile := func(path string) error { s.Files = append(s.Files, path); return nil }
 	fs.Func("config-file", "INI `file` with options; may be repeated, a later file overrides an earlier one", appendFile)
-	fs.Func("config-dir", "`directory` whose files *.conf are read in the order of their names; may be repeated, counts as a file at its place", appendFile)
+	fs.Func("config-dir", "`directory` whose files *.conf are read in the order of their names; may be repeated, also between files", appendFile)
 }
 
 // Load sets the options in the struct that opts points to. If the struct has a method Validate() error,

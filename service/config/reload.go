@@ -109,9 +109,9 @@ func (c *Config[T]) Reload(context.Context) error {
 	if err != nil {
 		return err
 	}
-	previous := newLoader()
+	oldLoader := newLoader()
 	before := old.opts
-	previous.indexFields(reflect.ValueOf(&before).Elem(), defaultSection)
+	oldLoader.indexFields(reflect.ValueOf(&before).Elem(), defaultSection)
 	log := c.src.Logger
 	if log == nil {
 		log = slog.Default()
@@ -121,7 +121,7 @@ func (c *Config[T]) Reload(context.Context) error {
 	i := -1
 	for o := range l.allOptions() {
 		i++
-		prev := previous.options[o.section][o.name]
+		prev := oldLoader.options[o.section][o.name]
 		if reflect.DeepEqual(o.field.Interface(), prev.field.Interface()) {
 			continue
 		}
@@ -135,7 +135,7 @@ func (c *Config[T]) Reload(context.Context) error {
 		log.Info("option changed", "section", o.section, "option", o.name, "where", o.where, "value", next.values[i].Value)
 	}
 	for i, f := range l.families {
-		prev := previous.families[i].field
+		prev := oldLoader.families[i].field
 		if !reflect.DeepEqual(f.field.Interface(), prev.Interface()) {
 			log.Warn("changed sections require a restart", "sections", f.prefix+"*")
 		}
