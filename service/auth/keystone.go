@@ -210,7 +210,7 @@ func (k *Keystone) cacheToken(ctx context.Context, sum [32]byte, token string, a
 	return v, nil
 }
 
-// logOutageLocked logs the begin and the end of an outage of Keystone. The failures between them are debug
+// logOutageLocked logs the start and the end of an outage of Keystone. The failures between them are debug
 // lines, because each request may have one.
 func (k *Keystone) logOutageLocked(ctx context.Context, err error) {
 	switch {

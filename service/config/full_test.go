@@ -266,6 +266,9 @@ func TestReload(t *testing.T) {
 			}
 		}
 	}
+	if strings.Contains(out.String(), "option=workers where="+file+":1 value=8") {
+		t.Errorf("the log has a change that a check function rejected:\n%s", &out)
+	}
 	if first.Workers != 2 {
 		t.Errorf("the struct of before the reloads has changed: %+v", first)
 	}

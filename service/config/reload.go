@@ -117,7 +117,7 @@ func (c *Config[T]) Reload(context.Context) error {
 		log = slog.Default()
 	}
 	next.values, next.files, next.places = l.listValues(), l.files, l.places
-	changed := false
+	var changes [][]any // the fields of a log line for each option that changes
 	i := -1
 	for o := range l.allOptions() {
 		i++
@@ -131,8 +131,7 @@ func (c *Config[T]) Reload(context.Context) error {
 			next.values[i] = old.values[i]
 			continue
 		}
-		changed = true
-		log.Info("option changed", "section", o.section, "option", o.name, "where", o.where, "value", next.values[i].Value)
+		changes = append(changes, []any{"section", o.section, "option", o.name, "where", o.where, "value", next.values[i].Value})
 	}
 	for i, f := range l.families {
 		prev := oldLoader.families[i].field
@@ -142,7 +141,7 @@ func (c *Config[T]) Reload(context.Context) error {
 		f.field.Set(prev)
 	}
 	l.logWarnings(c.src, c.logged)
-	if !changed {
+	if len(changes) == 0 {
 		return nil
 	}
 	var errs []error
@@ -162,6 +161,9 @@ func (c *Config[T]) Reload(context.Context) error {
 		return fmt.Errorf("reload configuration, nothing changed: %w", err)
 	}
 	c.current.Store(next)
+	for _, fields := range changes {
+		log.Info("option changed", fields...)
+	}
 	for _, h := range c.hooks {
 		if h.apply != nil {
 			h.apply(&old.opts, &next.opts)
