@@ -23,8 +23,8 @@ import (
 // versionTable is the table with a row for each applied migration.
 const versionTable = "schema_migrations"
 
-// migrateWait is how long Migrate waits for another process that migrates.
-const migrateWait = 5 * time.Minute
+// migrateTimeout is how long Migrate waits for another process that migrates.
+const migrateTimeout = 5 * time.Minute
 
 // Migrate applies the migrations that the database does not have yet. They are the
 // files in the root of dir, usually an [embed.FS], with names such as
@@ -197,12 +197,12 @@ func (s *schema) SessionLock(ctx context.Context, c *sql.Conn) (err error) {
 		}
 	} else {
 		var got sql.NullInt64
-		err := c.QueryRowContext(ctx, "SELECT GET_LOCK("+lockName+", ?)", migrateWait.Seconds()).Scan(&got)
+		err := c.QueryRowContext(ctx, "SELECT GET_LOCK("+lockName+", ?)", migrateTimeout.Seconds()).Scan(&got)
 		if err != nil {
 			return err
 		}
 		if got.Int64 != 1 {
-			return fault.New(fault.Unavailable, "another process has been migrating for %v", migrateWait)
+			return fault.New(fault.Unavailable, "another process has been migrating for %v", migrateTimeout)
 		}
 	}
 	defer func() {

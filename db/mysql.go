@@ -10,9 +10,9 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// rollbackWait bounds a ROLLBACK. A ROLLBACK is also sent after its context has
+// rollbackTimeout bounds a ROLLBACK. A ROLLBACK is also sent after its context has
 // ended.
-const rollbackWait = time.Second
+const rollbackTimeout = time.Second
 
 // mysqlDB is a connector that bounds the end of transactions. database/sql gives
 // COMMIT and ROLLBACK no context, so they would block as long as a server hangs,
@@ -128,9 +128,9 @@ func (t *mysqlTx) Commit() error {
 	return err
 }
 
-// Rollback sends ROLLBACK, also after the context has ended, and returns within rollbackWait.
+// Rollback sends ROLLBACK, also after the context has ended, and returns within rollbackTimeout.
 func (t *mysqlTx) Rollback() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), rollbackWait)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), rollbackTimeout)
 	defer cancel()
 	_, err := t.c.ExecContext(ctx, "ROLLBACK", nil)
 	return err

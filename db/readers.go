@@ -121,8 +121,8 @@ func markWritten(ctx context.Context, d *sqlx.DB) {
 	s.written[d] = true
 }
 
-// healthWait bounds Health.
-const healthWait = 5 * time.Second
+// healthTimeout bounds Health.
+const healthTimeout = 5 * time.Second
 
 // Health returns nil if the database answers and accepts writes. Otherwise it fails with
 // Unavailable. It returns within 5 s, and when ctx ends, also if the server hangs.
@@ -132,7 +132,7 @@ const healthWait = 5 * time.Second
 // full, read-only, or rejects the user, unless a later statement wrote a row. On a database in memory
 // Health waits for the transaction that has the only connection.
 func Health(ctx context.Context, d *sqlx.DB) error {
-	ctx, cancel := context.WithTimeout(ctx, healthWait)
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	query := "SELECT @@global.read_only"
 	if isSQLite(d) {

@@ -15,9 +15,9 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// busyWait is how long a writer waits for another writer. Writers of this process
+// busyTimeout is how long a writer waits for another writer. Writers of this process
 // wait in a queue. For a writer of another process SQLite polls.
-const busyWait = 10 * time.Second
+const busyTimeout = 10 * time.Second
 
 // sqliteOptions are the driver's options that give SQLite the behaviour of the package comment.
 const sqliteOptions = "?_txlock=immediate&_dqs=0&_error_rc=1" +
@@ -71,14 +71,14 @@ func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 }
 
 // lockWriter blocks until no other connection of the handle writes, until ctx ends,
-// or for busyWait.
+// or for busyTimeout.
 func (s *sqliteDB) lockWriter(ctx context.Context) error {
 	select {
 	case s.writer <- struct{}{}:
 		return nil
 	default:
 	}
-	t := time.NewTimer(busyWait)
+	t := time.NewTimer(busyTimeout)
 	defer t.Stop()
 	select {
 	case s.writer <- struct{}{}:
@@ -86,7 +86,7 @@ func (s *sqliteDB) lockWriter(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-t.C:
-		return fault.New(fault.Unavailable, "the database is locked: another transaction of this process has had the lock for %v", busyWait)
+		return fault.New(fault.Unavailable, "the database is locked: another transaction of this process has had the lock for %v", busyTimeout)
 	}
 }
 

@@ -282,10 +282,10 @@ func TestKeystoneOutage(t *testing.T) {
 	}
 	f.set(func() { f.tokens["known"], f.tokens["other"] = member(time.Hour), member(time.Hour) })
 	if w := ask("known"); w.Code != 200 || !strings.Contains(w.Body.String(), `"u1"`) {
-		t.Errorf("%d %s", w.Code, w.Body)
+		t.Errorf("a valid token: %d %s, want 200 with u1", w.Code, w.Body)
 	}
 	if w := ask("wrong"); w.Code != 401 || w.Header().Get("WWW-Authenticate") != `Keystone uri="`+f.URL+`/v3"` {
-		t.Errorf("%d %v", w.Code, w.Header())
+		t.Errorf("an unknown token: %d %v, want 401 with the challenge", w.Code, w.Header())
 	}
 	if err := k.Check(t.Context()); err != nil {
 		t.Error(err)

@@ -156,7 +156,7 @@ func TestBools(t *testing.T) {
 	} {
 		got := options{common: common{Debug: !want}}
 		if err := config.Load(&got, config.Source{Flags: map[string]string{"debug": word}}); err != nil || got.Debug != want {
-			t.Errorf("%s = %v, %v", word, got.Debug, err)
+			t.Errorf("%s is read as %v, %v; want %v", word, got.Debug, err, want)
 		}
 	}
 }

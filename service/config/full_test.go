@@ -148,7 +148,7 @@ func TestTags(t *testing.T) {
 		t.Error(diff)
 	}
 	if o.Addr != netip.IPv6Loopback() || o.Old != "" {
-		t.Errorf("%v, %q", o.Addr, o.Old)
+		t.Errorf("address %v, removed option %q; want ::1 and nothing", o.Addr, o.Old)
 	}
 }
 
@@ -207,7 +207,7 @@ func TestSecretFiles(t *testing.T) {
 	var o full
 	err := config.Load(&o, config.Source{Files: write(t, "[database]\nurl = a\n"), Env: []string{"OS_DATABASE__URL_FILE=" + good}})
 	if err != nil || o.Database.URL != "hush" {
-		t.Errorf("%q, %v", o.Database.URL, err)
+		t.Errorf("a secret file in the environment: %q, %v; want the value of the file", o.Database.URL, err)
 	}
 }
 
@@ -262,7 +262,7 @@ func TestReload(t *testing.T) {
 		}
 		for _, v := range c.Values() {
 			if v.Name == "workers" && v.Value != strconv.Itoa(tt.workers) || v.Name == "wait" && v.Value != "60" {
-				t.Errorf("%q: %+v", tt.text, v)
+				t.Errorf("%q: Values has %+v", tt.text, v)
 			}
 		}
 	}
@@ -411,7 +411,7 @@ func TestUnset(t *testing.T) {
 	t.Parallel()
 	var b between
 	if err := config.Load(&b, config.Source{}); err != nil || b.Open != 0 {
-		t.Errorf("%+v, %v", b, err)
+		t.Errorf("options that are not set: %+v, %v; want no error", b, err)
 	}
 	if err := config.Load(&b, config.Source{Flags: map[string]string{"open": "0"}}); err == nil {
 		t.Error("0 is accepted, want an error")
@@ -541,7 +541,7 @@ func TestSecretOverFile(t *testing.T) {
 	for _, files := range [][]string{{"[database]\nurl = a\n", "[database]\nurl_file = " + good + "\n"}, {"[database]\nurl_file = " + good + "\n", "[database]\nurl = hush\n"}} {
 		var o full
 		if err := config.Load(&o, config.Source{Files: write(t, files...)}); err != nil || o.Database.URL != "hush" {
-			t.Errorf("%v: %q, %v", files, o.Database.URL, err)
+			t.Errorf("%v: %q, %v; want the secret of the later file", files, o.Database.URL, err)
 		}
 	}
 	var o full

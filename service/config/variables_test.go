@@ -70,7 +70,7 @@ func TestItems(t *testing.T) {
 	var got options
 	want := options{Name: "y-2", Names: []string{"b", "a"}, Many: []string{"1,2", "3", "4"}, Drivers: map[string]map[string]string{"Acme": {"key": "v"}}}
 	if err := config.Load(&got, config.Source{Files: files}); err != nil || !cmp.Equal(got, want) {
-		t.Errorf("%+v, %v", got, err)
+		t.Errorf("options %+v, %v; want %+v", got, err, want)
 	}
 	c, err := config.Open[options](config.Source{Files: files, Env: []string{"OS_DEFAULT__MANY=5"}})
 	if err != nil || !cmp.Equal(c.Current().Many, []string{"5"}) {
@@ -134,7 +134,7 @@ func FuzzValue(f *testing.F) {
 			c, err := config.Open[options](src)
 			if err != nil {
 				if fault.CodeOf(err) != fault.Invalid {
-					t.Errorf("%s = %q: %v", name, value, err)
+					t.Errorf("%s = %q: %v, want Invalid", name, value, err)
 				}
 				continue
 			}

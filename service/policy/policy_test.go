@@ -334,7 +334,7 @@ func TestReload(t *testing.T) {
 		enforcer(t, cfg)
 		cfg.Required = []string{missing}
 		if _, err := policy.New(nil, cfg); fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), missing+" does not exist") {
-			t.Errorf("%+v: %v", cfg, err)
+			t.Errorf("%+v: %v, want Invalid with the path", cfg, err)
 		}
 	}
 }
@@ -384,7 +384,7 @@ func TestSample(t *testing.T) {
 		e := enforcer(t, policy.Config{File: write(t, filepath.Join(t.TempDir(), "p.yaml"), text)}, rules...)
 		for _, r := range e.Rules() {
 			if (r.Where == "default") != (i == 0) || i == 1 && !r.Redundant {
-				t.Errorf("%s: %+v", text, r)
+				t.Errorf("%s: rule %+v, uncommented: %v", text, r, i == 1)
 			}
 		}
 	}
