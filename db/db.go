@@ -1,9 +1,9 @@
-// Package db opens a component's database, MySQL or MariaDB in production and
-// SQLite for one process, so that the same store code runs on both. The handle
-// is a plain [*sqlx.DB]; everything else is a function on it.
+// Package db opens a component's database: MySQL or MariaDB in production, SQLite
+// for one process. The same store code runs on both. The handle is a plain
+// [*sqlx.DB], and everything else is a function that takes the handle.
 //
 //	d, err := db.Open(ctx, db.Config{URL: "mysql://nova:secret@db1:3306/nova"})
-//	err = db.Check(ctx, d, migrations) // made by db.Migrate
+//	err = db.Check(ctx, d, migrations) // db.Migrate made the schema
 //	err = db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 //		_, err := tx.ExecContext(ctx, "UPDATE hosts SET free = free - ? WHERE id = ?", n, id)
 //		return err
@@ -13,18 +13,18 @@
 //
 // # SQL that runs on both
 //
-//   - Parameters are ?, identifiers are quoted with ", texts with ', || joins
-//     texts. Texts compare and sort byte by byte, LIKE minds case.
-//   - Times are columns of type DATETIME(6). A [time.Time] is kept in UTC with
-//     microseconds (the rest is cut off), read back in UTC, and compares and
-//     sorts in SQL. UTC_TIMESTAMP(6) is the database's clock in a statement,
-//     [Now] outside.
-//   - A transaction locks what it reads and will write with SELECT ... FOR
-//     UPDATE at the end of the statement. SQLite ignores it: there a
-//     transaction is alone from its beginning.
-//   - RowsAffected counts the rows that matched, changed or not.
+//   - A parameter is ?. Identifiers are in ", texts in '. || joins texts. Texts
+//     compare and sort byte by byte, and LIKE is case-sensitive.
+//   - A time is a column of type DATETIME(6). A [time.Time] is stored in UTC with
+//     microseconds (smaller units are cut off) and read in UTC. Times compare and
+//     sort in SQL. UTC_TIMESTAMP(6) is the database's clock in a statement, [Now]
+//     returns it outside of one.
+//   - A transaction that reads a row and then writes the row locks it with SELECT
+//     ... FOR UPDATE, at the end of the statement. SQLite ignores FOR UPDATE: its
+//     write transactions run one at a time.
+//   - RowsAffected counts the rows that match, whether they change or not.
 //
-// It is not a query builder and not an object mapper.
+// The package is not a query builder and not an object mapper.
 package db
 
 import (
@@ -46,83 +46,86 @@ import (
 const (
 	defaultMaxOpen        = 20
 	defaultConnectTimeout = 10 * time.Second
-	// connLifetime is below the time after which load balancers and servers
-	// drop what is idle, and lets a pool find a new primary by itself.
+	// connLifetime is shorter than the time after which load balancers and servers
+	// drop an idle connection. It also lets a pool find a new primary by itself.
 	connLifetime = 4 * time.Minute
 	pingTimeout  = 5 * time.Second // of one attempt to connect
 )
 
-// Config says which database to open, and how. URL is required.
+// Config names the database and its settings. URL is required.
 type Config struct {
-	// URL is mysql://user:password@host:port/database?options with the options
-	// of go-sql-driver/mysql (readTimeout, ...), sqlite:///absolute/path,
-	// sqlite://path/relative/to/the/process, or sqlite:///:memory: for a database that lives
-	// as long as the handle.
-	// Special characters in the password are percent-encoded. The port
-	// defaults to 3306. What correctness needs cannot be changed by options:
-	// times in UTC, RowsAffected, sql_mode, one statement at a time.
+	// URL has one of these forms:
 	//
-	// TLS is asked for by tls=true, which trusts the system's authorities, or by the names of
+	//   - mysql://user:password@host:port/database?options, with the options of
+	//     go-sql-driver/mysql such as readTimeout. Default port 3306. Special characters in the
+	//     password are percent-encoded. Options cannot change what correctness needs: times in UTC,
+	//     RowsAffected, sql_mode, one statement at a time.
+	//   - sqlite:///absolute/path or sqlite://path/relative/to/the/process.
+	//   - sqlite:///:memory:, a database that exists as long as the handle.
+	//
+	// TLS to MySQL is on with tls=true, which trusts the system's authorities, or with the names of
 	// SQLAlchemy: ssl_ca, ssl_cert and ssl_key, see package tlsfile. The server's certificate must
-	// have the name of the URL's host, or ssl_server_name; with ssl_check_hostname=false only its
-	// authority counts, with tls=skip-verify nothing. Without TLS to another machine there is one
-	// warning.
+	// have the name of the URL's host, or ssl_server_name. With ssl_check_hostname=false only the
+	// certificate's authority is verified, with tls=skip-verify nothing. A connection to another
+	// machine without TLS logs one warning.
 	URL string
-	// MaxOpen is the most connections that are open at once, all of which stay
-	// open while idle. Default 20. A database in memory has one: inside a
-	// transaction, every other use of the handle waits.
+	// MaxOpen bounds the open connections of the handle. Idle connections stay open. Default 20. A
+	// database in memory always has one: while a transaction runs, all other uses of the
+	// handle wait.
 	MaxOpen int
-	// ConnectTimeout is how long Open waits for a database that is down.
-	// Default 10 s; negative for one attempt.
+	// ConnectTimeout is how long [Open] waits for a database that is down. Default 10 s. Negative:
+	// Open makes one attempt.
 	ConnectTimeout time.Duration
-	// SlowQuery is how long a statement may take until it is logged, at level
-	// Warn, with its text and its time, which includes the time that it waited for
-	// other writers of an SQLite file, but not that for a connection. Values of
-	// parameters are not logged. Default 0: none.
+	// SlowQuery is the duration from which a statement is logged, with its text and its duration,
+	// at level Warn. The duration includes the time that the statement waits for other writers of
+	// an SQLite file, but not the time that it waits for a connection. Parameters are not logged.
+	// Default 0: no statement is logged.
 	SlowQuery time.Duration
-	// Logger defaults to slog.Default().
+	// Logger gets warnings. Default [slog.Default].
 	Logger *slog.Logger
 }
 
-// New returns a handle on a database without connecting to it: the first statement does, or
-// [Service].Start, which waits for it. The caller closes it, or a [Service] that has it. The handle
-// recovers from lost connections by itself and is safe for concurrent use. Invalid: the URL is
-// wrong; the error does not contain it, as it has a password. ConnectTimeout is not used.
+// New returns a handle on a database. It does not connect: the first statement does, or [Service.Start].
+// The caller closes the handle, or gives it to a [Service]. The handle replaces lost connections by
+// itself and is safe for concurrent use. ConnectTimeout has no effect. Invalid: the URL is wrong; the
+// error does not contain the URL, because a URL has a password.
 func New(cfg Config) (*sqlx.DB, error) {
-	t, err := parse(cfg.URL)
+	t, err := parseURL(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	return t.open(cfg), nil
+	return t.openHandle(cfg), nil
 }
 
-// Open is [New] that waits until the database answers, for a tool or a test: a service gives the
-// handle of New to a [Service].
+// Open is [New] for a tool or a test: it blocks until the database answers. A service gives the handle of
+// New to a [Service] instead. No error contains the password:
 //
-// Errors: Invalid if the URL is wrong; Unauthenticated or Denied, at once, if
-// the database refuses the user, or its certificate is not trusted; Precondition, at once, if it has no such
-// database or no TLS, or the file cannot be one; Unavailable if it did not answer in time;
-// the context's. None contains the password.
+//   - Invalid: the URL is wrong.
+//   - Unauthenticated or Denied, at once: the database rejects the user, or its certificate is not trusted.
+//   - Precondition, at once: the server does not have the database or does not use TLS, or the file is not
+//     a database.
+//   - Unavailable: the database did not answer within ConnectTimeout.
+//   - The context's error.
 func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
-	t, err := parse(cfg.URL)
+	t, err := parseURL(cfg.URL)
 	if err != nil {
 		return nil, err
 	}
-	d := t.open(cfg)
-	if err := connect(ctx, d, t.shown, cfg.ConnectTimeout); err != nil {
-		_ = d.Close() // it has no connection
+	d := t.openHandle(cfg)
+	if err := connectDatabase(ctx, d, t.shown, cfg.ConnectTimeout); err != nil {
+		_ = d.Close() // the handle has no connection
 		return nil, err
 	}
 	return d, nil
 }
 
-// open makes the handle.
-func (t *target) open(cfg Config) *sqlx.DB {
+// openHandle makes a handle on the target, and logs a warning if its connections are not encrypted.
+func (t *target) openHandle(cfg Config) *sqlx.DB {
 	log := cmp.Or(cfg.Logger, slog.Default())
 	if t.plain != "" {
-		log.Warn("the connections to the database are not encrypted: add tls=true, or ssl_ca with the file of its authority, to the URL", "host", t.plain)
+		log.Warn("database connections are not encrypted: add tls=true to the URL, or ssl_ca with the file of the server's authority", "host", t.plain)
 	}
-	t.watch(&watch{shown: t.shown, limit: max(cfg.SlowQuery, 0), log: log})
+	t.setWatch(&watch{shown: t.shown, slowAfter: max(cfg.SlowQuery, 0), log: log})
 	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
 	n := cfg.MaxOpen
 	if n <= 0 {
@@ -133,20 +136,22 @@ func (t *target) open(cfg Config) *sqlx.DB {
 	d.SetConnMaxLifetime(connLifetime)
 	if t.memory {
 		d.SetMaxOpenConns(1)
-		d.SetConnMaxLifetime(0) // the data goes with the connection
+		d.SetConnMaxLifetime(0) // the data ends with the connection
 	}
 	return d
 }
 
-// connect pings until the database answers, or refuses for good.
-func connect(ctx context.Context, d *sqlx.DB, shown string, limit time.Duration) error {
-	if limit == 0 {
-		limit = defaultConnectTimeout
+// connectDatabase sends pings, with a back-off of up to 1 s, until the database answers, fails with an error
+// that is not transient, or the timeout has passed. A timeout of 0 is the default, a negative one allows
+// one attempt.
+func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time.Duration) error {
+	if timeout == 0 {
+		timeout = defaultConnectTimeout
 	}
 	begin := time.Now()
-	wait := 20 * time.Millisecond
-	for try := 1; ; try++ {
-		ping, cancel := context.WithTimeout(ctx, min(pingTimeout, max(limit, time.Second)))
+	delay := 20 * time.Millisecond
+	for attempt := 1; ; attempt++ {
+		ping, cancel := context.WithTimeout(ctx, min(pingTimeout, max(timeout, time.Second)))
 		err := d.PingContext(ping)
 		cancel()
 		if err == nil {
@@ -158,27 +163,27 @@ func connect(ctx context.Context, d *sqlx.DB, shown string, limit time.Duration)
 		if failure := tlsFailure(err); failure != nil {
 			return fault.New(fault.CodeOf(failure), "connect to %s: %w", shown, failure)
 		}
-		if !mayComeBack(err) {
+		if !isTransient(err) {
 			e := Error(err)
 			return fault.New(fault.CodeOf(e), "connect to %s: %w", shown, e)
 		}
-		wait = min(2*wait, time.Second)
-		pause := wait/2 + rand.N(wait/2)
-		if spent := time.Since(begin); spent+pause > limit {
+		delay = min(2*delay, time.Second)
+		jittered := delay/2 + rand.N(delay/2)
+		if spent := time.Since(begin); spent+jittered > timeout {
 			return fault.New(fault.Unavailable, "connect to %s: %d attempts in %v: %w",
-				shown, try, spent.Round(10*time.Millisecond), err)
+				shown, attempt, spent.Round(10*time.Millisecond), err)
 		}
-		if err := sleep(ctx, pause); err != nil {
+		if err := sleepContext(ctx, jittered); err != nil {
 			return fmt.Errorf("connect to %s: %w", shown, err)
 		}
 	}
 }
 
-// mayComeBack tells a database that is down, or busy starting, from one that
-// answered no.
-func mayComeBack(err error) bool {
+// isTransient reports whether an error means that the database is down, starting
+// or busy, so that another attempt may succeed.
+func isTransient(err error) bool {
 	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
-		c, _ := classMySQL(my)
+		c, _ := classifyMySQL(my)
 		return c == fault.Unavailable
 	}
 	if code, ok := sqliteCode(err); ok {
@@ -187,19 +192,19 @@ func mayComeBack(err error) bool {
 	return true
 }
 
-// Now returns the database's clock in UTC, to the microsecond (SQLite's is this
-// machine's). Leases and heartbeats compare by it, because the clocks of the
-// hosts differ. Errors are those of [Error].
+// Now returns the time of the database's clock in UTC, with microseconds. SQLite's
+// clock is the machine's. Leases and heartbeats use the database's clock, because
+// the clocks of hosts differ. Errors are those of [Error].
 func Now(ctx context.Context, q sqlx.QueryerContext) (time.Time, error) {
 	var now time.Time
 	if err := q.QueryRowxContext(ctx, "SELECT UTC_TIMESTAMP(6)").Scan(&now); err != nil {
-		return time.Time{}, fmt.Errorf("database's clock: %w", Error(err))
+		return time.Time{}, fmt.Errorf("read the database's clock: %w", Error(err))
 	}
 	return now, nil
 }
 
-// sleep waits for d, or returns the cause of the context's end.
-func sleep(ctx context.Context, d time.Duration) error {
+// sleepContext blocks for d and returns nil, or until ctx ends and returns the cause.
+func sleepContext(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {

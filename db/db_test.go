@@ -25,7 +25,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// schema returns migrations with the given statements, one a file.
+// schema returns migrations with one file for each statement.
 func schema(statements ...string) fstest.MapFS {
 	dir := fstest.MapFS{}
 	for i, st := range statements {
@@ -40,6 +40,7 @@ var things = schema(`CREATE TABLE things (
 	`CREATE TABLE parts (id INTEGER NOT NULL PRIMARY KEY, thing_id VARCHAR(36) NOT NULL,
 	CONSTRAINT parts_thing FOREIGN KEY (thing_id) REFERENCES things (id))`)
 
+// exec runs a statement. An error ends the test.
 func exec(t *testing.T, e sqlx.ExecerContext, query string, args ...any) sql.Result {
 	t.Helper()
 	res, err := e.ExecContext(t.Context(), query, args...)
@@ -49,6 +50,7 @@ func exec(t *testing.T, e sqlx.ExecerContext, query string, args ...any) sql.Res
 	return res
 }
 
+// get returns the value of a query with one row and one column. An error ends the test.
 func get[T any](t *testing.T, q sqlx.QueryerContext, query string, args ...any) (out T) {
 	t.Helper()
 	if err := sqlx.GetContext(t.Context(), q, &out, query, args...); err != nil {
@@ -57,11 +59,12 @@ func get[T any](t *testing.T, q sqlx.QueryerContext, query string, args ...any) 
 	return out
 }
 
-func TestOpenRefuses(t *testing.T) {
+// TestWrongURLs: Open rejects each wrong URL with Invalid, and no error contains the password.
+func TestWrongURLs(t *testing.T) {
 	t.Parallel()
 	const secret = "hunter2"
 	tests := []struct{ name, url, want string }{
-		{"empty", "", "no database URL"},
+		{"empty", "", "the database URL is empty"},
 		{"no scheme", "nova:hunter2@tcp(db1)/nova", "no scheme"},
 		{"other scheme", "postgres://nova:hunter2@db1/nova", `scheme "postgres"`},
 		{"another dialect of SQLite", "sqlite+aiosqlite:///nova.db", `scheme "sqlite+aiosqlite"`},
@@ -75,7 +78,7 @@ func TestOpenRefuses(t *testing.T) {
 		{"question in password", "mysql://nova:12?hunter2@db1/nova", "no user"},
 		{"percent in password", "mysql://nova:hunter2%@db1/nova", "percent-encoded"},
 		{"bad option", "mysql://nova:hunter2@db1/nova?timeout=soon", "timeout"},
-		{"no file", "sqlite:///", "no file"},
+		{"no file", "sqlite:///", "has no file"},
 		{"sqlite options", "sqlite:///tmp/x.db?mode=ro", "no options"},
 	}
 	for _, tt := range tests {
@@ -86,13 +89,14 @@ func TestOpenRefuses(t *testing.T) {
 				t.Errorf("Open = %v (%v), want Invalid with %q", err, fault.CodeOf(err), tt.want)
 			}
 			if strings.Contains(err.Error(), secret) {
-				t.Errorf("the password is in the error: %v", err)
+				t.Errorf("the error contains the password: %v", err)
 			}
 		})
 	}
 }
 
-// TestOpenFails: what a database answers, or does not, is told apart.
+// TestOpenFails: each reason why a database cannot be opened has its own code. Open retries only if the
+// database may become available.
 func TestOpenFails(t *testing.T) {
 	t.Parallel()
 	server := dbtest.MySQL(t)
@@ -108,7 +112,7 @@ func TestOpenFails(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() }) // it listens and never answers
+	t.Cleanup(func() { _ = l.Close() }) // a server that never answers
 	dead, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -118,13 +122,13 @@ func TestOpenFails(t *testing.T) {
 	}
 	exec(t, mustOpen(t, server), "CREATE OR REPLACE USER poor@'127.0.0.1' IDENTIFIED BY 'hunter2'")
 
-	const limit = 300 * time.Millisecond
+	const timeout = 300 * time.Millisecond
 	tests := []struct {
 		name  string
 		url   string
 		code  fault.Code
 		want  string
-		waits bool
+		waits bool // Open retries until the timeout
 	}{
 		{"wrong password", with(func(u *url.URL) { u.User = url.UserPassword("poor", "hunter22") }), fault.Unauthenticated, "Access denied", false},
 		{"no right", with(func(u *url.URL) { u.User = url.UserPassword("poor", "hunter2") }), fault.Denied, "Access denied", false},
@@ -138,22 +142,22 @@ func TestOpenFails(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			begin := time.Now()
-			_, err := db.Open(t.Context(), db.Config{URL: tt.url, ConnectTimeout: limit})
+			_, err := db.Open(t.Context(), db.Config{URL: tt.url, ConnectTimeout: timeout})
 			took := time.Since(begin)
 			if fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("Open = %v (%v), want %v with %q", err, fault.CodeOf(err), tt.code, tt.want)
 			}
 			if strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, err), "hunter2") {
-				t.Errorf("the password is in the error: %#v", err)
+				t.Errorf("the error contains the password: %#v", err)
 			}
-			if took > 10*time.Second || tt.waits && took < limit/2 {
-				t.Errorf("it took %v", took)
+			if took > 10*time.Second || tt.waits && took < timeout/2 {
+				t.Errorf("Open took %v, waits: %v", took, tt.waits)
 			}
 		})
 	}
 	t.Run("canceled", func(t *testing.T) {
 		t.Parallel()
-		ctx, cancel := context.WithTimeout(t.Context(), limit)
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
 		defer cancel()
 		_, err := db.Open(ctx, db.Config{URL: "mysql://nova:hunter2@" + dead.Addr().String() + "/nova", ConnectTimeout: time.Hour})
 		if fault.CodeOf(err) != fault.Timeout || strings.Contains(err.Error(), "hunter2") {
@@ -162,6 +166,7 @@ func TestOpenFails(t *testing.T) {
 	})
 }
 
+// mustOpen opens a database that is closed when the test ends. An error ends the test.
 func mustOpen(t *testing.T, rawURL string) *sqlx.DB {
 	t.Helper()
 	d, err := db.Open(t.Context(), db.Config{URL: rawURL})
@@ -172,8 +177,8 @@ func mustOpen(t *testing.T, rawURL string) *sqlx.DB {
 	return d
 }
 
-// TestTimes: a time comes back as the same instant in UTC, to the microsecond,
-// and compares and sorts in SQL.
+// TestTimes: the database returns a stored time as the same instant in UTC, with
+// microseconds. Times compare and sort in SQL.
 func TestTimes(t *testing.T) {
 	t.Parallel()
 	zone := time.FixedZone("UTC+5", 5*3600)
@@ -182,14 +187,14 @@ func TestTimes(t *testing.T) {
 		base.Add(-24 * time.Hour),
 		base,
 		base.Add(time.Microsecond),
-		base.Add(10*time.Microsecond + 999), // cut off below a microsecond
+		base.Add(10*time.Microsecond + 999), // the 999 ns are cut off
 		base.Add(100 * time.Millisecond).UTC(),
 		base.Add(123456 * time.Microsecond),
 		base.Add(time.Second),
 	}
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
 		for i := range times {
-			i = (i*5 + 3) % len(times) // in no order
+			i = (i*5 + 3) % len(times) // not in the order of the times
 			exec(t, d, "INSERT INTO things (id, name, made_at) VALUES (?, ?, ?)", i, i, times[i])
 		}
 		var want []time.Time
@@ -200,12 +205,12 @@ func TestTimes(t *testing.T) {
 		if err := d.SelectContext(t.Context(), &got, "SELECT made_at FROM things ORDER BY made_at"); err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, got); diff != "" { // cmp uses Equal; the zone comes next
+		if diff := cmp.Diff(want, got); diff != "" { // cmp uses Equal; the zone is checked below
 			t.Errorf("times (-want +got):\n%s", diff)
 		}
 		for i, tm := range times {
 			if got[i].Location() != time.UTC {
-				t.Errorf("%v is not in UTC", got[i])
+				t.Errorf("time %v is not in UTC", got[i])
 			}
 			for query, n := range map[string]int{
 				"SELECT COUNT(*) FROM things WHERE made_at < ?":  i,
@@ -236,8 +241,8 @@ func TestTimes(t *testing.T) {
 	})
 }
 
-// TestNow: the database's clock goes forward, inside a transaction, too, and is
-// the one that statements see.
+// TestNow: the database's clock goes forward, also inside a transaction, and is the
+// clock of statements.
 func TestNow(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
@@ -268,7 +273,7 @@ func TestNow(t *testing.T) {
 			t.Fatal(err)
 		}
 		if n := get[int](t, d, "SELECT COUNT(*) FROM things WHERE made_at <= UTC_TIMESTAMP(6)"); n != 1 {
-			t.Errorf("a stored time is not before the clock: %d", n)
+			t.Errorf("%d rows have a time before the clock's, want 1", n)
 		}
 		c, err := d.Connx(t.Context())
 		if err != nil {
@@ -279,13 +284,13 @@ func TestNow(t *testing.T) {
 	})
 }
 
-// TestSameSQL: what the two databases would read differently by themselves.
+// TestSameSQL: SQL that the two databases read differently by default has one meaning.
 func TestSameSQL(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
 		exec(t, d, `INSERT INTO things (id, name) VALUES ('1', 'a'), ('2', 'B')`)
 		for query, want := range map[string]int{
-			`SELECT COUNT(*) FROM things WHERE name = 'A'`:               0, // texts mind case
+			`SELECT COUNT(*) FROM things WHERE name = 'A'`:               0, // texts are case-sensitive
 			`SELECT COUNT(*) FROM things WHERE name LIKE 'A%'`:           0,
 			`SELECT COUNT(*) FROM things WHERE "name" = 'a'`:             1, // quoted identifiers
 			`SELECT COUNT(*) FROM things WHERE name || 'x' = 'ax'`:       1,
@@ -315,16 +320,16 @@ func TestSameSQL(t *testing.T) {
 	})
 }
 
-// TestReadersWhileWriting: reads neither wait for a transaction nor see it, and
-// nobody is told that the database is busy.
+// TestReadersWhileWriting: a read does not wait for a transaction and does not see its
+// changes. No statement fails because the database is busy.
 func TestReadersWhileWriting(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
 		exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
 		err := db.Tx(t.Context(), d, func(_ context.Context, tx *sqlx.Tx) error {
-			exec(t, tx, "UPDATE things SET n = 1")                   //nolint:contextcheck // it has the test's
-			if n := get[int](t, d, "SELECT n FROM things"); n != 0 { //nolint:contextcheck // it has the test's
-				t.Errorf("a reader sees %d, which is not committed", n)
+			exec(t, tx, "UPDATE things SET n = 1")                   //nolint:contextcheck // exec uses the test's context
+			if n := get[int](t, d, "SELECT n FROM things"); n != 0 { //nolint:contextcheck // get uses the test's context
+				t.Errorf("a reader sees n = %d, which is not committed", n)
 			}
 			return nil
 		})
@@ -376,13 +381,13 @@ func TestReadersWhileWriting(t *testing.T) {
 			t.Errorf("n = %d, want %d", n, 1+8*50)
 		}
 		if reads < 20 {
-			t.Errorf("%d reads beside 400 writes: readers starve", reads)
+			t.Errorf("%d reads during 400 writes, want at least 20: readers starve", reads)
 		}
 	})
 }
 
-// TestMemory: a database in memory is one, although the pool would have more
-// connections, and is gone with its handle.
+// TestMemory: all uses of a handle share its database in memory, and two handles have
+// different databases.
 func TestMemory(t *testing.T) {
 	t.Parallel()
 	d := mustOpen(t, "sqlite:///:memory:")
@@ -402,11 +407,11 @@ func TestMemory(t *testing.T) {
 		t.Errorf("%d rows, want 8", n)
 	}
 	if err := db.Check(t.Context(), mustOpen(t, "sqlite:///:memory:"), things); fault.CodeOf(err) != fault.Precondition {
-		t.Errorf("a second database in memory is the first: %v", err)
+		t.Errorf("a second database in memory has the schema of the first: %v", err)
 	}
 }
 
-// TestOddFile: a file's name may have what has a meaning in URLs.
+// TestOddFile: the name of a file may have characters with a meaning in URLs.
 func TestOddFile(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "a b%41?c#d.db")
@@ -417,8 +422,8 @@ func TestOddFile(t *testing.T) {
 	}
 }
 
-// TestSQLitePaths: a path may be absolute or relative, and have what means something in a URL.
-func TestSQLitePaths(t *testing.T) { //nolint:paralleltest // it changes the directory
+// TestSQLitePaths: a path may be absolute or relative, and may have characters with a meaning in URLs.
+func TestSQLitePaths(t *testing.T) { //nolint:paralleltest // the test changes the directory
 	dir := t.TempDir()
 	t.Chdir(dir)
 	for raw, file := range map[string]string{

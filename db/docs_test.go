@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// TestDocs: every block of Go in docs/database.md is a part of an example, which
-// runs.
+// TestDocs: each block of Go in docs/database.md is a part of example_test.go, so that
+// it compiles and runs.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	guide, err := os.ReadFile("../docs/database.md")

@@ -22,7 +22,7 @@ const (
 	sqliteLocked = sqlite3.SQLITE_LOCKED
 )
 
-// Reasons of the errors that [Error] makes, where the code is too coarse.
+// The reasons of errors that [Error] makes. They distinguish errors with the same code.
 const (
 	reasonDuplicate  = "DuplicateKey"
 	reasonForeignKey = "ForeignKey"
@@ -30,31 +30,33 @@ const (
 	reasonReadOnly   = "ReadOnly"
 )
 
-// Error gives a driver's error its fault code; the cause stays in the tree for
-// [errors.Is] and [errors.AsType]. Errors that have a code, errors of contexts,
-// others and nil come back as they are.
+// Error returns a database driver's error with a fault code. The cause stays in the
+// error's tree for [errors.Is] and [errors.AsType]. Error returns err itself if err is
+// nil, has a code, is a context's error, or is not a driver's error.
 //
-// The error is private (see [fault.Error]): its code is for the component, which translates what its
-// users shall know, such as a DuplicateKey or a NotFound, into an error of its own. What it does
-// not translate is to users a failure of the component, not their own.
+// The error is private (see [fault.Error]): its code is for the component. If users shall know of an
+// error, such as a DuplicateKey or a NotFound, the component translates it into an error of its own.
+// For users any other error is a failure of the component.
 //
-//   - NotFound: no rows.
-//   - Conflict: a unique key exists already, reason DuplicateKey. The detail
-//     "key" is the key's name on MySQL, its columns on SQLite.
-//   - Precondition: a foreign key, reason ForeignKey; no such database.
-//   - Invalid: a value that the column cannot take.
-//   - Exhausted: disk or table full, statement too large.
-//   - Unauthenticated, Denied: the database refuses the user.
-//   - Unavailable, certainly not done: lost against another transaction (reason
-//     Contention), read-only server (reason ReadOnly), no connection, too many
-//     connections, server shutting down.
-//   - Timeout: the server's own limit on a statement's time.
-//   - Unknown, may have been done: the connection was lost in the middle.
+//   - NotFound: the query has no rows.
+//   - Conflict, reason DuplicateKey: the unique key exists already. The detail
+//     "key" is the key's name on MySQL and its columns on SQLite.
+//   - Precondition: a foreign key forbids the change (reason ForeignKey), or the
+//     database does not exist.
+//   - Invalid: the column does not accept the value.
+//   - Exhausted: the disk or the table is full, or the statement is too large.
+//   - Unauthenticated, Denied: the database rejects the user.
+//   - Unavailable, and nothing is done: another transaction was first (reason
+//     Contention), the server is read-only (reason ReadOnly), there is no connection,
+//     there are too many connections, or the server shuts down.
+//   - Timeout: the statement took longer than the server's limit.
+//   - Unknown: the connection was lost while the statement ran. The statement may
+//     have been executed.
 func Error(err error) error {
-	if err == nil || coded(err) {
+	if err == nil || hasCode(err) {
 		return err
 	}
-	code, reason := class(err)
+	code, reason := classifyError(err)
 	if code == fault.Internal {
 		return err
 	}
@@ -67,39 +69,41 @@ func Error(err error) error {
 	return out
 }
 
-// coded reports whether somebody gave err a code already. A context's error
-// needs none.
-func coded(err error) bool {
+// hasCode reports whether err has a fault code, or is a context's error, which
+// needs no code.
+func hasCode(err error) bool {
 	if _, ok := errors.AsType[*fault.Error](err); ok {
 		return true
 	}
 	if _, ok := errors.AsType[fault.Code](err); ok {
 		return true
 	}
-	return ofContext(err)
+	return isContextError(err)
 }
 
-func ofContext(err error) bool {
+// isContextError reports whether err is the error of a context that has ended.
+func isContextError(err error) bool {
 	return errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded)
 }
 
-func class(err error) (fault.Code, string) {
+// classifyError returns the code and the reason of a driver's error, or Internal.
+func classifyError(err error) (fault.Code, string) {
 	if errors.Is(err, sql.ErrNoRows) {
 		return fault.NotFound, ""
 	}
 	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
-		return classMySQL(my)
+		return classifyMySQL(my)
 	}
 	if code, ok := sqliteCode(err); ok {
-		return classSQLite(code)
+		return classifySQLite(code)
 	}
 	op, isNet := errors.AsType[*net.OpError](err)
 	switch {
-	// By the contract of database/sql nothing was sent.
+	// For these errors, by the contract of database/sql, nothing was sent.
 	case errors.Is(err, driver.ErrBadConn), errors.Is(err, sql.ErrConnDone),
 		isNet && op.Op == "dial", tlsFailure(err) != nil:
 		return fault.Unavailable, ""
-	case lost(err):
+	case isConnectionLost(err):
 		return fault.Unknown, ""
 	case errors.Is(err, mysql.ErrPktTooLarge):
 		return fault.Exhausted, ""
@@ -107,10 +111,10 @@ func class(err error) (fault.Code, string) {
 	return fault.Internal, ""
 }
 
-// lost reports whether the connection was lost when a statement may have been
-// on its way.
-func lost(err error) bool {
-	if ofContext(err) { // it is a net.Error, too
+// isConnectionLost reports whether the connection was lost after a statement may
+// have been sent.
+func isConnectionLost(err error) bool {
+	if isContextError(err) { // context.DeadlineExceeded is a net.Error, too
 		return false
 	}
 	_, isNet := errors.AsType[net.Error](err)
@@ -118,9 +122,9 @@ func lost(err error) bool {
 		errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed)
 }
 
-// classMySQL goes by the server's error numbers, those of MySQL and MariaDB.
-func classMySQL(e *mysql.MySQLError) (fault.Code, string) {
-	if contention(e) {
+// classifyMySQL maps the error numbers of MySQL and MariaDB to codes and reasons.
+func classifyMySQL(e *mysql.MySQLError) (fault.Code, string) {
+	if isContention(e) {
 		return fault.Unavailable, reasonContention
 	}
 	switch e.Number {
@@ -128,7 +132,7 @@ func classMySQL(e *mysql.MySQLError) (fault.Code, string) {
 		return fault.Conflict, reasonDuplicate
 	case 1216, 1217, 1451, 1452: // parent or child rows
 		return fault.Precondition, reasonForeignKey
-	case 1049: // no such database
+	case 1049: // the database does not exist
 		return fault.Precondition, ""
 	case 1048, 1263, 1364, // NULL, no default
 		1264, 1265, 1292, 1366, 1406, 1411, 1690, // out of range, truncated, wrong, too long
@@ -139,12 +143,12 @@ func classMySQL(e *mysql.MySQLError) (fault.Code, string) {
 	case 1021, 1026, 1037, 1038, 1041, 1114, // disk, memory, table full
 		1118, 1153, 1301: // row, packet, result too large
 		return fault.Exhausted, ""
-	case 1044, 1142, 1143, 1227, 1370:
+	case 1044, 1142, 1143, 1227, 1370: // the user lacks a privilege
 		return fault.Denied, ""
 	case 1045, 1130, 1251, 1698, 1820, 1862, 3118, 4151: // password, host, plugin, expired, locked
 		return fault.Unauthenticated, ""
 	case 1040, 1203, 1226, // too many connections
-		1047,                   // Galera: this node is not ready
+		1047,                   // Galera: the node is not ready
 		1053, 1077, 1078, 1079, // shutting down
 		1412: // table definition has changed
 		return fault.Unavailable, ""
@@ -156,10 +160,10 @@ func classMySQL(e *mysql.MySQLError) (fault.Code, string) {
 	return fault.Internal, ""
 }
 
-// contention reports whether another transaction won, so that this one may be
-// run again: deadlock, lock wait time-out, row changed since it was read, and
-// Galera's conflicts, which come at COMMIT, too.
-func contention(e *mysql.MySQLError) bool {
+// isContention reports whether another transaction was first, so that this one can
+// run again: a deadlock, a lock wait timeout, a row that changed after it was
+// read, or a conflict of Galera, which may also come at COMMIT.
+func isContention(e *mysql.MySQLError) bool {
 	switch e.Number {
 	case 1205, 1213, 1020, 3058:
 		return true
@@ -169,7 +173,8 @@ func contention(e *mysql.MySQLError) bool {
 	return e.SQLState == [5]byte{'4', '0', '0', '0', '1'}
 }
 
-func classSQLite(code int) (fault.Code, string) {
+// classifySQLite maps the extended result codes of SQLite to codes and reasons.
+func classifySQLite(code int) (fault.Code, string) {
 	switch code {
 	case sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID:
 		return fault.Conflict, reasonDuplicate
@@ -197,6 +202,7 @@ func classSQLite(code int) (fault.Code, string) {
 	return fault.Internal, ""
 }
 
+// sqliteCode returns SQLite's extended result code. It returns false if err is not SQLite's.
 func sqliteCode(err error) (int, bool) {
 	e, ok := errors.AsType[*sqlite.Error](err)
 	if !ok {
@@ -205,14 +211,15 @@ func sqliteCode(err error) (int, bool) {
 	return e.Code(), true
 }
 
-// retryable reports whether a transaction that failed with err may succeed if
-// it is run again from its beginning. It looks through codes and wrapping.
-func retryable(err error) bool {
+// isRetryable reports whether a transaction that failed with err may succeed if
+// it runs again from its beginning. It finds the driver's error behind codes and
+// wrapping.
+func isRetryable(err error) bool {
 	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
-		return contention(my)
+		return isContention(my)
 	}
 	code, ok := sqliteCode(err)
-	return ok && (code&0xff == sqliteBusy || code&0xff == sqliteLocked) // 517 is one of them
+	return ok && (code&0xff == sqliteBusy || code&0xff == sqliteLocked) // SQLITE_BUSY_SNAPSHOT (517) is among them
 }
 
 var (
@@ -220,8 +227,8 @@ var (
 	sqliteKey = regexp.MustCompile(`UNIQUE constraint failed: (.*?)(?: \(\d+\))?$`)
 )
 
-// duplicateKey takes the key's name out of the message, the only place that
-// has it.
+// duplicateKey returns the name of the duplicate key, or "". It parses the message,
+// because the drivers give the name nowhere else.
 func duplicateKey(err error) string {
 	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
 		if m := mysqlKey.FindStringSubmatch(my.Message); m != nil {

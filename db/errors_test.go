@@ -18,7 +18,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestError takes its errors from the databases themselves.
+// TestError: real errors of both databases have the right code, reason and key.
 func TestError(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 21)
@@ -37,7 +37,7 @@ func TestError(t *testing.T) {
 		{name: "has children", query: "DELETE FROM things", code: fault.Precondition, reason: "ForeignKey"},
 		{name: "null", query: "UPDATE things SET name = NULL", code: fault.Invalid},
 		{name: "check", query: "UPDATE things SET n = 1000000", code: fault.Invalid},
-		{name: "too long", query: "UPDATE things SET name = ?", args: []any{long}, code: fault.Invalid, skipSQLite: true}, // which has no lengths
+		{name: "too long", query: "UPDATE things SET name = ?", args: []any{long}, code: fault.Invalid, skipSQLite: true}, // SQLite does not check lengths
 		{name: "syntax", query: "SELEKT", code: fault.Internal},
 		{name: "no table", query: "SELECT * FROM nonesuch", code: fault.Internal},
 	}
@@ -67,12 +67,12 @@ func TestError(t *testing.T) {
 				t.Errorf("%s: key %q, want %q", tt.name, e.Meta["key"], want)
 			}
 			if err.Error() != cause.Error() {
-				t.Errorf("%s: the text changed: %q, %q", tt.name, err, cause)
+				t.Errorf("%s: the text is %q, want the driver's %q", tt.name, err, cause)
 			}
 			_, my := errors.AsType[*mysql.MySQLError](err)
 			_, lite := errors.AsType[*sqlite.Error](err)
 			if my != isMySQL || lite == isMySQL {
-				t.Errorf("%s: the cause is not in the tree of %#v", tt.name, err)
+				t.Errorf("%s: the tree of %#v does not have the cause", tt.name, err)
 			}
 		}
 		var id string
@@ -88,7 +88,7 @@ func TestError(t *testing.T) {
 	})
 }
 
-// TestErrorOfServer: errors that are too much work to provoke.
+// TestErrorOfServer: codes of errors that the test does not provoke on a server.
 func TestErrorOfServer(t *testing.T) {
 	t.Parallel()
 	for number, want := range map[uint16]fault.Code{
@@ -100,18 +100,18 @@ func TestErrorOfServer(t *testing.T) {
 	} {
 		err := db.Error(fmt.Errorf("wrapped: %w", &mysql.MySQLError{Number: number, Message: "m"}))
 		if got := fault.CodeOf(err); got != want {
-			t.Errorf("%d is %v, want %v", number, got, want)
+			t.Errorf("error %d has code %v, want %v", number, got, want)
 		}
 	}
 	galera := &mysql.MySQLError{Number: 1180, Message: "Got error 149 \"Lock deadlock; Retry transaction\" during COMMIT"}
 	if e := fault.From(db.Error(galera)); e.Code != fault.Unavailable || e.Reason != "Contention" {
-		t.Errorf("Galera's conflict is %v, %q", e.Code, e.Reason)
+		t.Errorf("Galera's conflict: code %v, reason %q; want Unavailable, Contention", e.Code, e.Reason)
 	}
 }
 
-// TestErrorLeavesAlone: what is no driver's error, or has a code, is not
-// touched.
-func TestErrorLeavesAlone(t *testing.T) {
+// TestErrorUnchanged: Error returns an error that is not a driver's, or has a code,
+// as it is.
+func TestErrorUnchanged(t *testing.T) {
 	t.Parallel()
 	for _, err := range []error{
 		nil,
@@ -121,19 +121,19 @@ func TestErrorLeavesAlone(t *testing.T) {
 		fmt.Errorf("wrapped: %w", fault.New(fault.Denied, "no: %w", sql.ErrNoRows)),
 		fmt.Errorf("wrapped: %w", fault.Conflict),
 	} {
-		if got := db.Error(err); got != err { //nolint:errorlint // the very same
-			t.Errorf("Error(%v) = %v", err, got)
+		if got := db.Error(err); got != err { //nolint:errorlint // the same value
+			t.Errorf("Error(%v) = %v, want the same error", err, got)
 		}
 	}
 	if got := db.Error(mysql.ErrInvalidConn); fault.CodeOf(got) != fault.Unknown || !errors.Is(got, mysql.ErrInvalidConn) {
-		t.Errorf("a lost connection is %v", fault.CodeOf(got))
+		t.Errorf("a lost connection has code %v, want Unknown", fault.CodeOf(got))
 	}
 	if got := db.Error(fmt.Errorf("read: %w", io.ErrUnexpectedEOF)); fault.CodeOf(got) != fault.Unknown {
-		t.Errorf("a lost connection is %v", fault.CodeOf(got))
+		t.Errorf("a broken read has code %v, want Unknown", fault.CodeOf(got))
 	}
 }
 
-// TestCut: after it a text fits a column of both databases.
+// TestCut: the result of Cut fits into a column of both databases.
 func TestCut(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

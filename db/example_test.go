@@ -41,8 +41,8 @@ func Example() {
 	// Output: true
 }
 
-// A claim: the check and the change are one transaction, which is run again
-// when another one came first.
+// A claim: the check and the change are one transaction. Tx runs the transaction
+// again if another one was first.
 func ExampleTx() {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
@@ -76,7 +76,7 @@ func ExampleTx() {
 	// true
 }
 
-// open makes a database in memory for an example.
+// open returns a database in memory for an example.
 func open(ctx context.Context, statements ...string) *sqlx.DB {
 	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
 	if err != nil {
@@ -88,8 +88,8 @@ func open(ctx context.Context, statements ...string) *sqlx.DB {
 	return d
 }
 
-// A volume is deleted only if it is available, or failed. Whoever comes too late
-// learns what it is now.
+// A volume is deleted only if it is available or failed. Otherwise the error says
+// which status it has.
 func ExampleUpdateIf() {
 	ctx := context.Background()
 	d := open(ctx,
@@ -157,8 +157,8 @@ func ExampleList() {
 	// marker [gone] not found
 }
 
-// What was deleted long ago goes to the history with all that belongs to it, in
-// small transactions.
+// Volumes that were deleted long ago move to the history, in small transactions.
+// Their tags are deleted.
 func ExamplePurge() {
 	ctx := context.Background()
 	d := open(ctx,
@@ -181,8 +181,8 @@ func ExamplePurge() {
 	// Output: 2 <nil>
 }
 
-// A column is new. The program writes it, and what was written before it was
-// there is filled in while the program runs.
+// A column is new. The program writes the column. The data migration fills it in
+// older rows while the program runs.
 func ExampleMigrateData() {
 	ctx := context.Background()
 	d := open(ctx,
@@ -220,7 +220,7 @@ func ExampleMigrateData() {
 	// 0
 }
 
-// The pool's metrics are those of the Prometheus client.
+// The Prometheus client has a collector for the metrics of the connection pool.
 func Example_metrics() {
 	ctx := context.Background()
 	d := open(ctx)
@@ -243,7 +243,7 @@ func Example_metrics() {
 	// Output: go_sql_open_connections nova 1
 }
 
-// Whoever has written reads what was written, others a replica.
+// A request that has written reads from the primary, other requests from a replica.
 func ExampleReaders() {
 	ctx := context.Background()
 	primary := open(ctx, "CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY)")

@@ -20,25 +20,27 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// versionTable has a row for each migration that was applied.
+// versionTable is the table with a row for each applied migration.
 const versionTable = "schema_migrations"
 
-// migrateWait is how long Migrate waits for another process that migrates.
-const migrateWait = 5 * time.Minute
+// migrateTimeout is how long Migrate waits for another process that migrates.
+const migrateTimeout = 5 * time.Minute
 
-// Migrate brings the schema up to date with the files of dir's root, usually an
-// [embed.FS]. They are named NNNN_what.sql, begin with "-- +goose Up", and are
-// applied once each, in order, never backwards. Any number of processes may
-// migrate at once: one does, the others wait, up to 5 minutes. On SQLite all is
-// done or nothing; MySQL commits at each statement that changes the schema, so
-// that a file should have only one. A file that was applied must not change any
-// more. The first migration makes utf8mb4_bin the default of a MySQL database,
-// so that texts compare as on SQLite.
+// Migrate applies the migrations that the database does not have yet. They are the
+// files in the root of dir, usually an [embed.FS], with names such as
+// NNNN_what.sql. A file begins with "-- +goose Up". Each file is applied once, in
+// the order of the numbers, and never undone. An applied file must not change.
 //
-// Errors: Precondition if a file that was applied has changed or is missing,
-// with its name, if one comes before what was applied, or if the schema is
-// newer than the files; Invalid if there is
-// no file; those of [Error].
+// Any number of processes may call Migrate at the same time: one migrates, the
+// others wait, at most 5 minutes. On SQLite either all files are applied or none.
+// MySQL commits after each statement that changes the schema, so a file should have
+// only one such statement. The first migration makes utf8mb4_bin the default of a
+// MySQL database, so that texts compare as on SQLite.
+//
+// Errors, with the file's name: Precondition if an applied file has changed or is
+// missing, if a new file has a lower number than an applied one, or if the schema
+// is newer than the files; Invalid if dir has no file, or a malformed one;
+// Unavailable if another process migrates for longer than 5 minutes; those of [Error].
 func Migrate(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
 	s, err := newSchema(d, dir)
 	if err != nil {
@@ -47,14 +49,14 @@ func Migrate(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
 	p, err := goose.NewProvider(goose.DialectCustom, d.DB, dir,
 		goose.WithStore(s), goose.WithSessionLocker(s), goose.WithLogger(goose.NopLogger()),
 		goose.WithDisableGlobalRegistry(true),
-		// SQLite's lock is a transaction around all, so that there are none inside.
+		// SQLite's lock is one transaction around all files, so a file must not begin another.
 		goose.WithIsolateDDL(s.sqlite))
 	if err != nil {
 		return fault.New(fault.Invalid, "migrations: %w", err)
 	}
-	// Up looks for what is to be done before it takes the lock, and is content
-	// if that is nothing.
-	if _, err := s.check(ctx, d); err != nil {
+	// Up looks for new files before it calls SessionLock, and skips SessionLock if it
+	// finds none. Then nothing would verify the applied files.
+	if _, err := s.checkVersion(ctx, d); err != nil {
 		return err
 	}
 	if _, err := p.Up(ctx); err != nil {
@@ -63,16 +65,16 @@ func Migrate(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
 	return nil
 }
 
-// Check fails with Precondition, naming both versions, when the schema is not
-// the one that the files of dir make: older, newer, or made by other files. A
-// service calls it at its start. It changes nothing. Other errors are those of
-// [Error].
+// Check returns nil if the schema is the one that the files of dir make. Otherwise
+// it fails with Precondition: the schema is older (reason SchemaOlder) or newer, with
+// both versions in the error, or other files made it. A service calls Check at its
+// start. Check changes nothing. Other errors are those of [Error].
 func Check(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
 	s, err := newSchema(d, dir)
 	if err != nil {
 		return err
 	}
-	have, err := s.check(ctx, d)
+	have, err := s.checkVersion(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -85,28 +87,30 @@ func Check(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
 	return nil
 }
 
-// errOlder marks the error of a schema that is older than that of the program.
+// errOlder matches the error for a schema that is older than the program's.
 var errOlder = &fault.Error{Code: fault.Precondition, Reason: "SchemaOlder", Msg: "schema too old"}
 
-// schema is what goose needs to know about the database: a store of versions
-// and a lock.
+// schema implements the interfaces through which goose uses the database: a store of
+// versions and a lock.
 type schema struct {
 	sqlite bool
-	files  []migration // by version
+	files  []migration // in the order of their versions
 }
 
+// migration is a file: its number, its name and the SHA-256 of its text.
 type migration struct {
 	version   int64
 	name, sum string
 }
 
+// newSchema reads the files of dir. Line ends do not count in their checksums.
 func newSchema(d *sqlx.DB, dir fs.FS) (*schema, error) {
 	names, err := fs.Glob(dir, "*.sql")
 	if err != nil {
 		return nil, err
 	}
 	if len(names) == 0 {
-		return nil, fault.New(fault.Invalid, "migrations: no .sql file")
+		return nil, fault.New(fault.Invalid, "migrations: the directory has no .sql file")
 	}
 	s := &schema{sqlite: isSQLite(d)}
 	for _, name := range names {
@@ -125,22 +129,23 @@ func newSchema(d *sqlx.DB, dir fs.FS) (*schema, error) {
 	return s, nil
 }
 
-func (s *schema) check(ctx context.Context, d *sqlx.DB) (version int64, err error) {
+// checkVersion returns the version of the schema, and fails if the files did not make the schema.
+func (s *schema) checkVersion(ctx context.Context, d *sqlx.DB) (version int64, err error) {
 	c, err := d.Conn(ctx)
 	if err == nil {
-		version, err = s.verify(ctx, c)
+		version, err = s.verifyApplied(ctx, c)
 		_ = c.Close()
 	}
 	if err != nil {
-		return 0, fmt.Errorf("check the schema: %w", Error(err))
+		return 0, fmt.Errorf("check the database schema: %w", Error(err))
 	}
 	return version, nil
 }
 
-// verify compares what was applied with the files and returns the schema's
-// version, 0 for an empty database.
-func (s *schema) verify(ctx context.Context, c *sql.Conn) (version int64, err error) {
-	exists, err := s.exists(ctx, c)
+// verifyApplied compares the applied migrations with the files and returns the
+// schema's version. The version of an empty database is 0.
+func (s *schema) verifyApplied(ctx context.Context, c *sql.Conn) (version int64, err error) {
+	exists, err := s.hasVersionTable(ctx, c)
 	if err != nil || !exists {
 		return 0, err
 	}
@@ -163,9 +168,9 @@ func (s *schema) verify(ctx context.Context, c *sql.Conn) (version int64, err er
 		switch {
 		case bad != nil || m.version > last:
 		case i < 0:
-			bad = fault.New(fault.Precondition, "migration %s was applied, and this program does not have it", m.name)
+			bad = fault.New(fault.Precondition, "migration %s was applied, but this program does not have the file", m.name)
 		case s.files[i].sum != m.sum:
-			bad = fault.New(fault.Precondition, "migration %s has changed since it was applied", s.files[i].name)
+			bad = fault.New(fault.Precondition, "migration %s has changed since it was applied: restore the file and write a new migration", s.files[i].name)
 		}
 	}
 	if err := rows.Err(); err != nil {
@@ -177,14 +182,14 @@ func (s *schema) verify(ctx context.Context, c *sql.Conn) (version int64, err er
 	}
 	for _, f := range s.files {
 		if bad == nil && f.version < version && !applied[f.version] {
-			bad = fault.New(fault.Precondition, "migration %s is new, but the database schema is at version %d already", f.name, version)
+			bad = fault.New(fault.Precondition, "migration %s is new, but the database schema is at version %d already: give the file a higher number", f.name, version)
 		}
 	}
 	return version, bad
 }
 
-// SessionLock keeps other processes out until the connection ends, verifies
-// what was applied, and sees to it that the table of versions exists.
+// SessionLock blocks other processes until SessionUnlock or until the connection
+// ends. It verifies the applied migrations and creates the table of versions.
 func (s *schema) SessionLock(ctx context.Context, c *sql.Conn) (err error) {
 	if s.sqlite {
 		if _, err := c.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
@@ -192,46 +197,46 @@ func (s *schema) SessionLock(ctx context.Context, c *sql.Conn) (err error) {
 		}
 	} else {
 		var got sql.NullInt64
-		err := c.QueryRowContext(ctx, "SELECT GET_LOCK("+lockName+", ?)", migrateWait.Seconds()).Scan(&got)
+		err := c.QueryRowContext(ctx, "SELECT GET_LOCK("+lockName+", ?)", migrateTimeout.Seconds()).Scan(&got)
 		if err != nil {
 			return err
 		}
 		if got.Int64 != 1 {
-			return fault.New(fault.Unavailable, "another process has been migrating for %v", migrateWait)
+			return fault.New(fault.Unavailable, "another process has been migrating for %v", migrateTimeout)
 		}
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, s.release(context.WithoutCancel(ctx), c, false))
+			err = errors.Join(err, s.releaseLock(context.WithoutCancel(ctx), c, false))
 		}
 	}()
-	if _, err := s.verify(ctx, c); err != nil {
+	if _, err := s.verifyApplied(ctx, c); err != nil {
 		return err
 	}
-	if exists, err := s.exists(ctx, c); err != nil || exists {
+	if exists, err := s.hasVersionTable(ctx, c); err != nil || exists {
 		return err
 	}
 	return s.CreateVersionTable(ctx, c)
 }
 
-// lockName is the same for all that use this database, and within the 64
-// characters that a lock's name may have.
+// lockName is the SQL for the name of MySQL's lock. The name differs between the
+// databases of a server. It has at most 64 characters, which is MySQL's limit.
 const lockName = "CONCAT('armature-', MD5(DATABASE()))"
 
-// SessionUnlock ends what SessionLock began. On SQLite it commits when the last
-// file is applied, and rolls back otherwise: goose does not tell it which.
+// SessionUnlock ends the lock of SessionLock. On SQLite it commits if the last file
+// is applied, and rolls back otherwise: goose does not say whether it succeeded.
 func (s *schema) SessionUnlock(ctx context.Context, c *sql.Conn) error {
-	done := false
+	complete := false
 	if s.sqlite {
 		v, err := s.GetLatestVersion(ctx, c)
-		done = err == nil && v == s.files[len(s.files)-1].version
+		complete = err == nil && v == s.files[len(s.files)-1].version
 	}
-	return s.release(ctx, c, done)
+	return s.releaseLock(ctx, c, complete)
 }
 
-// release drops the lock. If it cannot, it drops the connection, and the lock
-// with it.
-func (s *schema) release(ctx context.Context, c *sql.Conn, commit bool) error {
+// releaseLock releases the lock. If that fails, it drops the connection, which
+// releases the lock, too.
+func (s *schema) releaseLock(ctx context.Context, c *sql.Conn, commit bool) error {
 	query := "DO RELEASE_LOCK(" + lockName + ")"
 	switch {
 	case s.sqlite && commit:
@@ -247,10 +252,11 @@ func (s *schema) release(ctx context.Context, c *sql.Conn, commit bool) error {
 	if commit {
 		return err
 	}
-	return nil // whatever broke the connection has been reported
+	return nil // goose has the error that broke the connection
 }
 
-func (s *schema) exists(ctx context.Context, q database.DBTxConn) (bool, error) {
+// hasVersionTable reports whether the table of versions exists.
+func (s *schema) hasVersionTable(ctx context.Context, q database.DBTxConn) (bool, error) {
 	query := "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
 	if s.sqlite {
 		query = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
@@ -260,14 +266,17 @@ func (s *schema) exists(ctx context.Context, q database.DBTxConn) (bool, error) 
 	return n > 0, err
 }
 
-// The rest is goose's store. Goose looks at it, and would create the table,
-// before it takes the lock: so it is told that the table is there, and finds
-// version 0, which is never stored.
+// The methods below implement goose's store. Goose uses the store, and would create
+// the table, before it takes the lock. Therefore TableExists returns true, and
+// ListMigrations adds version 0, which is never stored.
 
+// Tablename returns the name of the table of versions.
 func (s *schema) Tablename() string { return versionTable }
 
+// TableExists returns true, see above.
 func (s *schema) TableExists(context.Context, database.DBTxConn) (bool, error) { return true, nil }
 
+// CreateVersionTable creates the table of versions, and sets the collation of a MySQL database.
 func (s *schema) CreateVersionTable(ctx context.Context, q database.DBTxConn) error {
 	if !s.sqlite {
 		if _, err := q.ExecContext(ctx, "ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"); err != nil {
@@ -280,6 +289,7 @@ func (s *schema) CreateVersionTable(ctx context.Context, q database.DBTxConn) er
 	return err
 }
 
+// Insert stores an applied migration with its name and checksum.
 func (s *schema) Insert(ctx context.Context, q database.DBTxConn, req database.InsertRequest) error {
 	i := slices.IndexFunc(s.files, func(f migration) bool { return f.version == req.Version })
 	if i < 0 {
@@ -291,11 +301,12 @@ func (s *schema) Insert(ctx context.Context, q database.DBTxConn, req database.I
 	return err
 }
 
-// Delete is refused: there is no way back.
+// Delete returns an error: a migration cannot be undone.
 func (s *schema) Delete(context.Context, database.DBTxConn, int64) error {
 	return database.ErrNotImplemented
 }
 
+// GetMigration returns an applied migration.
 func (s *schema) GetMigration(ctx context.Context, q database.DBTxConn, version int64) (*database.GetMigrationResult, error) {
 	res := database.GetMigrationResult{IsApplied: true}
 	err := q.QueryRowContext(ctx, "SELECT applied_at FROM "+versionTable+" WHERE version = ?", version).Scan(&res.Timestamp)
@@ -305,6 +316,7 @@ func (s *schema) GetMigration(ctx context.Context, q database.DBTxConn, version 
 	return &res, err
 }
 
+// GetLatestVersion returns the highest version, 0 for an empty database.
 func (s *schema) GetLatestVersion(ctx context.Context, q database.DBTxConn) (int64, error) {
 	list, err := s.ListMigrations(ctx, q)
 	if err != nil {
@@ -313,9 +325,10 @@ func (s *schema) GetLatestVersion(ctx context.Context, q database.DBTxConn) (int
 	return list[0].Version, nil
 }
 
+// ListMigrations returns the applied migrations, the latest first, and version 0 at the end.
 func (s *schema) ListMigrations(ctx context.Context, q database.DBTxConn) (list []*database.ListMigrationsResult, err error) {
 	zero := &database.ListMigrationsResult{IsApplied: true}
-	exists, err := s.exists(ctx, q)
+	exists, err := s.hasVersionTable(ctx, q)
 	if err != nil || !exists {
 		return []*database.ListMigrationsResult{zero}, err
 	}

@@ -16,9 +16,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestMigrateAtOnce: 8 services start on an empty database, as separate
-// processes do, each with a handle of its own. The migrations do not bear being
-// run twice.
+// TestMigrateAtOnce: 8 services start at the same time on an empty database, each with
+// its own handle, as separate processes have. A migration that runs twice would fail.
 func TestMigrateAtOnce(t *testing.T) {
 	t.Parallel()
 	dir := schema(
@@ -54,8 +53,7 @@ func TestMigrateAtOnce(t *testing.T) {
 	})
 }
 
-// TestMigrateSteps: an upgrade, and each way in which files and schema may
-// differ.
+// TestMigrateSteps: an upgrade, and each difference that files and schema may have.
 func TestMigrateSteps(t *testing.T) {
 	t.Parallel()
 	v2 := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)")
@@ -67,11 +65,11 @@ func TestMigrateSteps(t *testing.T) {
 	late := maps.Clone(v2)
 	delete(late, "0002_step.sql")
 	late["0003_step.sql"] = v3["0003_step.sql"]
-	gone := fstest.MapFS{"0002_step.sql": v2["0002_step.sql"]}
+	missing := fstest.MapFS{"0002_step.sql": v2["0002_step.sql"]}
 	dbtest.Each(t, late, func(t *testing.T, d *sqlx.DB) {
 		for _, err := range []error{db.Migrate(t.Context(), d, v3), db.Check(t.Context(), d, v3)} {
 			if fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), "0002_step.sql is new") {
-				t.Errorf("a file in the middle: %v, want Precondition", err)
+				t.Errorf("a new file with a lower number: %v, want Precondition", err)
 			}
 		}
 	})
@@ -81,17 +79,17 @@ func TestMigrateSteps(t *testing.T) {
 			name string
 			do   func(context.Context, *sqlx.DB, fs.FS) error
 			dir  fstest.MapFS
-			want string // in a Precondition; empty: success
+			want string // what the error, a Precondition, contains; empty: success
 		}{
 			{"check empty", check, v2, "version 0, older than version 2 of this program: run db sync"},
 			{"first", migrate, v2, ""},
-			{"again", migrate, v2, ""},
+			{"migrate a second time", migrate, v2, ""},
 			{"check same", check, v2, ""},
 			{"check older", check, v3, "version 2, older than version 3"},
 			{"check changed", check, changed, "0001_step.sql has changed"},
 			{"migrate changed", migrate, changed, "0001_step.sql has changed"},
-			{"check gone", check, gone, "0001_step.sql was applied"},
-			{"other line ends", check, crlf, ""},
+			{"check missing", check, missing, "0001_step.sql was applied"},
+			{"check with other line ends", check, crlf, ""},
 			{"upgrade", migrate, v3, ""},
 			{"check upgraded", check, v3, ""},
 			{"check newer", check, v2, "version 3, newer than version 2"},
@@ -109,8 +107,9 @@ func TestMigrateSteps(t *testing.T) {
 	})
 }
 
-// TestMigrateFails: a wrong migration says which, can be mended, and does not
-// keep others out. On SQLite nothing of it stays.
+// TestMigrateFails: the error of a wrong migration has its version. The lock is free
+// afterwards, and a corrected file is applied. On SQLite the failed Migrate changes
+// nothing.
 func TestMigrateFails(t *testing.T) {
 	t.Parallel()
 	good := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)")
@@ -133,18 +132,19 @@ func TestMigrateFails(t *testing.T) {
 			t.Errorf("Check = %v, want %s", err, want)
 		}
 		if err := db.Migrate(t.Context(), d, good); err != nil {
-			t.Errorf("mended: %v", err)
+			t.Errorf("Migrate with the corrected file: %v", err)
 		}
 	})
 }
 
-func TestMigrateRefuses(t *testing.T) {
+// TestWrongMigrations: Migrate rejects a directory without files, and files without a number or with the same one.
+func TestWrongMigrations(t *testing.T) {
 	t.Parallel()
 	d := mustOpen(t, "sqlite:///:memory:")
 	for name, dir := range map[string]fstest.MapFS{
-		"nothing":   {},
+		"no file":   {},
 		"no number": {"first.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}},
-		"twice":     {"1_a.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}, "01_b.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}},
+		"duplicate": {"1_a.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}, "01_b.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}},
 	} {
 		if err := db.Migrate(t.Context(), d, dir); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("%s: %v (%v), want Invalid", name, err, fault.CodeOf(err))

@@ -10,29 +10,30 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// rollbackWait bounds a ROLLBACK, which goes out although its context may have
+// rollbackTimeout bounds a ROLLBACK. A ROLLBACK is also sent after its context has
 // ended.
-const rollbackWait = time.Second
+const rollbackTimeout = time.Second
 
-// mysqlDB is a connector whose transactions end in time: database/sql gives
-// COMMIT and ROLLBACK no context, so that on a server that hangs they would,
-// too, and with them whoever waits for the transaction.
+// mysqlDB is a connector that bounds the end of transactions. database/sql gives
+// COMMIT and ROLLBACK no context, so they would block as long as a server hangs,
+// and with them the caller of Tx.
 type mysqlDB struct {
 	driver.Connector
 
 	watch *watch
 }
 
-// Driver returns the driver, with the trouble of this handle.
+// Driver returns the driver with the watch of this handle.
 func (m *mysqlDB) Driver() driver.Driver {
 	return &watchedDriver{m.Connector.Driver(), m.watch}
 }
 
+// Connect opens a connection and records a failure for Health.
 func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := m.Connector.Connect(ctx)
 	if err != nil {
-		m.watch.trouble.note(err, false)
-		// The dialer minds the deadline by a clock of its own, which may be early.
+		m.watch.trouble.recordResult(err, false)
+		// The dialer has its own timer for the deadline, which may fire before the context ends.
 		if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && !time.Now().Before(d) {
 			err = fmt.Errorf("connect: %w (%w)", context.DeadlineExceeded, err)
 		}
@@ -41,29 +42,34 @@ func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 	return &mysqlConn{c.(rawMySQL), m.watch}, nil
 }
 
+// rawMySQL has the interfaces of the driver's connection that database/sql uses.
 type rawMySQL interface {
 	rawConn
 	driver.NamedValueChecker
 }
 
+// mysqlConn is a connection that reports its statements to a watch.
 type mysqlConn struct {
 	rawMySQL
 
 	watch *watch
 }
 
+// ExecContext runs a statement without rows and reports it to the watch.
 func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	end := c.watch.begin(ctx, query)
+	end := c.watch.watchStatement(ctx, query)
 	defer func() { end(res, err) }()
 	return c.rawMySQL.ExecContext(ctx, query, args)
 }
 
+// QueryContext runs a query and reports it to the watch.
 func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := c.watch.begin(ctx, query)
+	end := c.watch.watchStatement(ctx, query)
 	defer func() { end(nil, err) }()
 	return c.rawMySQL.QueryContext(ctx, query, args)
 }
 
+// PrepareContext returns a prepared statement that reports to the watch.
 func (c *mysqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	st, err := c.rawMySQL.PrepareContext(ctx, query)
 	if err != nil {
@@ -72,12 +78,13 @@ func (c *mysqlConn) PrepareContext(ctx context.Context, query string) (driver.St
 	return &watchedStmt{st.(rawMySQLStmt), c.watch, query}, nil
 }
 
+// rawMySQLStmt has the interfaces of the driver's prepared statement that database/sql uses.
 type rawMySQLStmt interface {
 	rawStmt
 	driver.NamedValueChecker
 }
 
-// watchedStmt is a prepared statement that is seen, too.
+// watchedStmt is a prepared statement that reports to a watch.
 type watchedStmt struct {
 	rawMySQLStmt
 
@@ -86,17 +93,18 @@ type watchedStmt struct {
 }
 
 func (s *watchedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	end := s.watch.begin(ctx, s.query)
+	end := s.watch.watchStatement(ctx, s.query)
 	defer func() { end(res, err) }()
 	return s.rawMySQLStmt.ExecContext(ctx, args)
 }
 
 func (s *watchedStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := s.watch.begin(ctx, s.query)
+	end := s.watch.watchStatement(ctx, s.query)
 	defer func() { end(nil, err) }()
 	return s.rawMySQLStmt.QueryContext(ctx, args)
 }
 
+// BeginTx begins a transaction. The driver's own Tx is not used: it has no context.
 func (c *mysqlConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	if _, err := c.rawMySQL.BeginTx(ctx, opts); err != nil {
 		return nil, err
@@ -104,23 +112,25 @@ func (c *mysqlConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.
 	return &mysqlTx{ctx, c}, nil
 }
 
+// mysqlTx is a transaction whose COMMIT and ROLLBACK are bounded.
 type mysqlTx struct {
-	ctx context.Context //nolint:containedctx // driver.Tx has no other way to it
+	ctx context.Context //nolint:containedctx // driver.Tx.Commit has no parameter for it
 	c   *mysqlConn
 }
 
-// Commit ends with the context. Then the driver has closed the connection,
-// unless it did not send anything.
+// Commit sends COMMIT and returns at the latest when the context ends. The driver
+// has closed the connection then, unless it did not send COMMIT.
 func (t *mysqlTx) Commit() error {
 	_, err := t.c.ExecContext(t.ctx, "COMMIT", nil)
 	if _, answered := errors.AsType[*mysql.MySQLError](err); err != nil && !answered && t.c.IsValid() {
-		_ = t.Rollback() // or the pool would get a connection with an open transaction
+		_ = t.Rollback() // otherwise the pool gets a connection with an open transaction
 	}
 	return err
 }
 
+// Rollback sends ROLLBACK, also after the context has ended, and returns within rollbackTimeout.
 func (t *mysqlTx) Rollback() error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), rollbackWait)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.ctx), rollbackTimeout)
 	defer cancel()
 	_, err := t.c.ExecContext(ctx, "ROLLBACK", nil)
 	return err

@@ -22,6 +22,7 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 )
 
+// insert adds a thing in a transaction of its own, or in that of ctx.
 func insert(ctx context.Context, d *sqlx.DB, id string) error {
 	return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(ctx, "INSERT INTO things (id, name) VALUES (?, ?)", id, id)
@@ -29,13 +30,14 @@ func insert(ctx context.Context, d *sqlx.DB, id string) error {
 	})
 }
 
+// count returns the number of things.
 func count(t *testing.T, d *sqlx.DB) int {
 	t.Helper()
 	return get[int](t, d, "SELECT COUNT(*) FROM things")
 }
 
-// TestTxJoins: a transaction inside another one is part of it, and one on another
-// handle is not.
+// TestTxJoins: a Tx inside another one is a part of it. A Tx on another handle is a
+// separate transaction.
 func TestTxJoins(t *testing.T) {
 	t.Parallel()
 	undone := errors.New("undone")
@@ -49,10 +51,10 @@ func TestTxJoins(t *testing.T) {
 				if err := insert(ctx, d, "a"); err != nil {
 					return err
 				}
-				if err := db.Tx(ctx, other, func(ctx context.Context, _ *sqlx.Tx) error { // and through it
+				if err := db.Tx(ctx, other, func(ctx context.Context, _ *sqlx.Tx) error { // and a Tx on d inside of that
 					return errors.Join(insert(ctx, other, "o"), db.Tx(ctx, d, func(_ context.Context, inner *sqlx.Tx) error {
 						if inner != outer {
-							t.Error("the inner transaction is another one")
+							t.Error("the inner Tx has another transaction")
 						}
 						return nil
 					}))
@@ -63,18 +65,18 @@ func TestTxJoins(t *testing.T) {
 			})
 		}
 		if err := both(undone); !errors.Is(err, undone) || count(t, d) != 0 || count(t, other) != 1 {
-			t.Errorf("%v; %d and %d rows, want 0 and the other handle's own", err, count(t, d), count(t, other))
+			t.Errorf("rolled back: %v; %d and %d rows, want 0, and 1 on the other handle", err, count(t, d), count(t, other))
 		}
 		exec(t, other, "DELETE FROM things")
 		if err := both(nil); err != nil || count(t, d) != 2 {
-			t.Errorf("%v; %d rows, want 2", err, count(t, d))
+			t.Errorf("committed: %v; %d rows, want 2", err, count(t, d))
 		}
 	})
 }
 
-// TestTxDoomed: what an inner part failed with cannot be hidden, for half of it
-// may be done.
-func TestTxDoomed(t *testing.T) {
+// TestTxInnerFails: the error of an inner Tx makes the whole transaction fail, even if
+// the outer function ignores the error, because a part may be done.
+func TestTxInnerFails(t *testing.T) {
 	t.Parallel()
 	half := errors.New("half")
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
@@ -88,18 +90,18 @@ func TestTxDoomed(t *testing.T) {
 		}
 		var late context.Context
 		err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
-			late = ctx    //nolint:fatcontext // it is what the test is about
-			_ = fail(ctx) // hidden
+			late = ctx    //nolint:fatcontext // the test uses the context after the transaction
+			_ = fail(ctx) // ignored on purpose
 			if err := insert(ctx, d, "b"); !errors.Is(err, half) {
-				t.Errorf("the next part: %v, want the first error", err)
+				t.Errorf("the next inner Tx: %v, want the first error", err)
 			}
 			return nil
 		})
 		if !errors.Is(err, half) || count(t, d) != 0 {
-			t.Errorf("hidden: %v, %d rows", err, count(t, d))
+			t.Errorf("an ignored error: %v, %d rows; want the error and no row", err, count(t, d))
 		}
 		if err := insert(late, d, "c"); !errors.Is(err, fault.Precondition) || count(t, d) != 0 {
-			t.Errorf("after its end: %v, %d rows; want Precondition", err, count(t, d))
+			t.Errorf("after the transaction: %v, %d rows; want Precondition", err, count(t, d))
 		}
 		own := errors.New("own")
 		err = db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
@@ -107,7 +109,7 @@ func TestTxDoomed(t *testing.T) {
 			return own
 		})
 		if !errors.Is(err, own) {
-			t.Errorf("the function's own error: %v", err)
+			t.Errorf("the outer function's own error: %v, want %v", err, own)
 		}
 		err = db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
 			func() {
@@ -117,19 +119,20 @@ func TestTxDoomed(t *testing.T) {
 			return nil
 		})
 		if err == nil || !strings.Contains(err.Error(), "panic in a part of the transaction") {
-			t.Errorf("a panic that was hidden: %v", err)
+			t.Errorf("a recovered panic: %v", err)
 		}
 	})
 }
 
-// TestTxInnerLost: what an inner part lost against others runs the outermost
-// again, as a whole, also if the functions between hide it.
-func TestTxInnerLost(t *testing.T) {
+// TestTxInnerContention: if an inner Tx fails because of another transaction, the
+// outermost Tx runs again as a whole, even if the outer function changes or ignores
+// the error.
+func TestTxInnerContention(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
 		lost := &mysql.MySQLError{Number: 1213, SQLState: [5]byte{'4', '0', '0', '0', '1'}, Message: "deadlock"}
 		for name, hide := range map[string]func(error) error{
-			"as it is": func(err error) error { return err },
+			"returned": func(err error) error { return err },
 			"wrapped": func(err error) error {
 				if err != nil {
 					err = fmt.Errorf("the inner part: %w", err)
@@ -142,7 +145,7 @@ func TestTxInnerLost(t *testing.T) {
 				}
 				return err
 			},
-			"dropped": func(error) error { return nil },
+			"ignored": func(error) error { return nil },
 		} {
 			exec(t, d, "DELETE FROM things")
 			outer, inner := 0, 0
@@ -159,20 +162,20 @@ func TestTxInnerLost(t *testing.T) {
 				}))
 			})
 			if err != nil || outer != 3 || inner != 3 || count(t, d) != 1 {
-				t.Errorf("%s: %v; outer ran %d times, inner %d, %d rows", name, err, outer, inner, count(t, d))
+				t.Errorf("error %s: %v; the outer function ran %d times, the inner %d, %d rows; want 3, 3, 1", name, err, outer, inner, count(t, d))
 			}
 		}
 	})
 }
 
-// TestReaders: who has written reads the primary, others a replica that is well,
-// and a transaction itself.
+// TestReaders: a session that has written reads from the primary, other sessions from a
+// healthy replica, and a transaction from itself.
 func TestReaders(t *testing.T) {
 	t.Parallel()
 	primary := mustOpen(t, dbtest.SQLite(t))
 	server := envtest.MariaDB(t)
 	replicas := []*sqlx.DB{mustOpen(t, dbtest.SQLite(t)), mustOpen(t, dbtest.On(t, server.URL))}
-	for i, d := range append([]*sqlx.DB{primary}, replicas...) { // they differ, so that one sees which was read
+	for i, d := range append([]*sqlx.DB{primary}, replicas...) { // the rows differ and so show which database was read
 		if err := db.Migrate(t.Context(), d, things); err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +189,7 @@ func TestReaders(t *testing.T) {
 		}
 		return name
 	}
-	some := func(ctx context.Context, n int) string {
+	readSome := func(ctx context.Context, n int) string { // the databases that n reads used
 		seen := map[string]bool{}
 		for range n {
 			seen[read(ctx)] = true
@@ -194,60 +197,59 @@ func TestReaders(t *testing.T) {
 		return strings.Join(slices.Sorted(maps.Keys(seen)), "")
 	}
 	ctx := t.Context()
-	if err := r.Check(ctx); err != nil || some(ctx, 4) != "12" {
-		t.Errorf("%v; read %s, want each replica in turn", err, some(ctx, 4))
+	if err := r.Check(ctx); err != nil || readSome(ctx, 4) != "12" {
+		t.Errorf("Check: %v; reads used %s, want both replicas", err, readSome(ctx, 4))
 	}
 	mine, others := db.WithSession(ctx), db.WithSession(ctx)
-	if some(mine, 4) != "12" {
-		t.Error("a session that has written nothing does not read replicas")
+	if readSome(mine, 4) != "12" {
+		t.Error("session without writes does not read from replicas")
 	}
 	if err := db.Tx(mine, primary, func(ctx context.Context, tx *sqlx.Tx) error {
 		if read(ctx) != "0" {
-			t.Error("a transaction does not read itself")
+			t.Error("read in a transaction does not use the primary")
 		}
 		_, err := tx.ExecContext(ctx, "UPDATE things SET n = 7")
 		if r.For(ctx) != sqlx.ExtContext(tx) {
-			t.Error("a transaction does not read what it wrote")
+			t.Error("read in a transaction does not use the transaction")
 		}
 		return err
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if some(mine, 4) != "0" || some(others, 4) != "12" {
-		t.Errorf("who wrote reads %s, others %s", some(mine, 4), some(others, 4))
+	if readSome(mine, 4) != "0" || readSome(others, 4) != "12" {
+		t.Errorf("the session that wrote reads from %s, another one from %s; want 0 and 12", readSome(mine, 4), readSome(others, 4))
 	}
 	failed := db.WithSession(ctx)
-	if err := db.Tx(failed, primary, func(context.Context, *sqlx.Tx) error { return errors.New("no") }); err == nil || some(failed, 4) != "12" {
-		t.Error("who has written nothing reads the primary")
+	if err := db.Tx(failed, primary, func(context.Context, *sqlx.Tx) error { return errors.New("no") }); err == nil || readSome(failed, 4) != "12" {
+		t.Error("session whose transaction failed reads from the primary")
 	}
-	// A replica that hangs, one that is read-only, as replicas are, one that is
-	// gone.
+	// A replica that is read-only, as replicas are; one that is killed; one whose handle
+	// is closed.
 	exec(t, replicas[1], "SET GLOBAL read_only = 1")
-	if err := r.Check(ctx); err != nil || some(ctx, 4) != "12" {
-		t.Errorf("read-only: %v; read %s", err, some(ctx, 4))
+	if err := r.Check(ctx); err != nil || readSome(ctx, 4) != "12" {
+		t.Errorf("read-only: %v; reads used %s, want both replicas", err, readSome(ctx, 4))
 	}
 	server.Kill()
-	if err := r.Check(ctx); !errors.Is(err, fault.Unavailable) || !strings.HasPrefix(err.Error(), "replica 2: the database does not answer") || some(ctx, 4) != "1" {
-		t.Errorf("killed: %v; read %s", err, some(ctx, 4))
+	if err := r.Check(ctx); !errors.Is(err, fault.Unavailable) || !strings.HasPrefix(err.Error(), "replica 2: the database does not answer") || readSome(ctx, 4) != "1" {
+		t.Errorf("killed: %v; reads used %s, want the other replica", err, readSome(ctx, 4))
 	}
 	if err := replicas[0].Close(); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.Check(ctx); err == nil || some(ctx, 4) != "0" {
-		t.Errorf("no replica is well: %v; read %s", err, some(ctx, 4))
+	if err := r.Check(ctx); err == nil || readSome(ctx, 4) != "0" {
+		t.Errorf("no healthy replica: %v; reads used %s, want the primary", err, readSome(ctx, 4))
 	}
-	if err := server.Restart(ctx); err != nil { // the end of the test drops its database
+	if err := server.Restart(ctx); err != nil { // the cleanup drops the test's database
 		t.Fatal(err)
 	}
 	ended, cancel := context.WithCancel(ctx)
 	cancel()
 	if err := db.NewReaders(primary).Check(ended); !errors.Is(err, context.Canceled) {
-		t.Errorf("%v", err)
+		t.Errorf("Check with a context that has ended: %v, want Canceled", err)
 	}
 }
 
-// TestHealth: a database that answers, one that can only be read, one that hangs
-// and one that is down.
+// TestHealth: a healthy database, and databases that are read-only, hang or are down.
 func TestHealth(t *testing.T) {
 	t.Parallel()
 	server := envtest.MariaDB(t)
@@ -261,7 +263,7 @@ func TestHealth(t *testing.T) {
 	if err := db.Migrate(t.Context(), d, things); err != nil {
 		t.Fatal(err)
 	}
-	// A writer without the right to write nevertheless.
+	// A user without the privilege to write on a read-only server.
 	for _, q := range []string{"CREATE USER 'plain'@'%' IDENTIFIED BY 'secret'", "GRANT SELECT, INSERT ON *.* TO 'plain'@'%'", "SET GLOBAL read_only = 1"} {
 		exec(t, d, q)
 	}
@@ -269,14 +271,14 @@ func TestHealth(t *testing.T) {
 	plain := mustOpen(t, "mysql://plain:secret"+at)
 	err := insert(t.Context(), plain, "a")
 	if !errors.Is(err, fault.Unavailable) || fault.From(err).Reason != "ReadOnly" || !strings.Contains(err.Error(), "read-only") {
-		t.Errorf("write: %v", err)
+		t.Errorf("write on a read-only server: %v", err)
 	}
 	if err := db.Health(t.Context(), plain); !errors.Is(err, fault.Unavailable) || fault.From(err).Reason != "ReadOnly" || err.Error() != "the database is read-only" {
-		t.Errorf("read-only: %v", err)
+		t.Errorf("Health of a read-only server: %v", err)
 	}
 	exec(t, d, "SET GLOBAL read_only = 0")
 	if err := db.Health(t.Context(), plain); err != nil {
-		t.Errorf("no longer read-only: %v", err)
+		t.Errorf("Health after the server is writable: %v", err)
 	}
 	if err := server.Pause(); err != nil {
 		t.Fatal(err)
@@ -284,25 +286,25 @@ func TestHealth(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
 	defer cancel()
 	if err := db.Health(ctx, d); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("it hangs: %v", err)
+		t.Errorf("Health of a server that hangs: %v, want Unavailable", err)
 	}
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}
 	server.Kill()
 	if err := db.Health(t.Context(), d); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("it is down: %v", err)
+		t.Errorf("Health of a server that is down: %v, want Unavailable", err)
 	}
-	if err := server.Restart(t.Context()); err != nil { // the end of the test drops its database
+	if err := server.Restart(t.Context()); err != nil { // the cleanup drops the test's database
 		t.Fatal(err)
 	}
 }
 
-// TestFull: no room is Exhausted, and nothing of the transaction is done.
+// TestFull: a write to a full database fails with Exhausted.
 func TestFull(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
-		d.SetMaxOpenConns(1) // the limits are the connection's
+		d.SetMaxOpenConns(1) // the limits belong to the connection
 		if d.DriverName() == "mysql" {
 			exec(t, d, "SET SESSION max_heap_table_size = 16384")
 			exec(t, d, "CREATE TABLE blobs (id INTEGER NOT NULL PRIMARY KEY, data CHAR(250) NOT NULL) ENGINE = MEMORY")
@@ -318,10 +320,10 @@ func TestFull(t *testing.T) {
 			})
 		}
 		if !errors.Is(err, fault.Exhausted) || !strings.Contains(err.Error(), "full") {
-			t.Errorf("%v (%v), want Exhausted", err, fault.CodeOf(err))
+			t.Errorf("write to a full database: %v (%v), want Exhausted", err, fault.CodeOf(err))
 		}
 		if get[int](t, d, "SELECT COUNT(*) FROM blobs") == 0 {
-			t.Error("nothing was written before")
+			t.Error("the database was full from the start")
 		}
 	})
 }
@@ -338,6 +340,7 @@ func (l *lines) Write(b []byte) (int, error) {
 	return l.Buffer.Write(b)
 }
 
+// take returns the log and clears it.
 func (l *lines) take() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -345,15 +348,14 @@ func (l *lines) take() string {
 	return l.String()
 }
 
-// TestSlowQuery: statements that take long are logged, however they are run, and
-// never what is in them.
+// TestSlowQuery: each kind of slow statement is logged, without its parameters.
 func TestSlowQuery(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
 		var log lines
 		logger := slog.New(slog.NewTextHandler(&log, nil))
-		open := func(limit time.Duration) *sqlx.DB {
-			d, err := db.Open(t.Context(), db.Config{URL: url, SlowQuery: limit, Logger: logger})
+		open := func(slowAfter time.Duration) *sqlx.DB {
+			d, err := db.Open(t.Context(), db.Config{URL: url, SlowQuery: slowAfter, Logger: logger})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -398,13 +400,13 @@ func TestSlowQuery(t *testing.T) {
 				"prepared": `query="SELECT COUNT(*) FROM s WHERE v <> ?"`, "in a transaction": `query="UPDATE s SET v = ?"`,
 			}[name]
 			if !strings.Contains(got, want) || !strings.Contains(got, `level=WARN msg="slow query" took=`) || strings.Contains(got, "secret") {
-				t.Errorf("%s: logged %s", name, got)
+				t.Errorf("%s: the log is %s, want %s", name, got, want)
 			}
 		}
 		fast := open(time.Hour)
 		exec(t, fast, "INSERT INTO s (v) VALUES ('x')")
 		if got := log.take(); got != "" {
-			t.Errorf("logged %s", got)
+			t.Errorf("a fast statement was logged: %s", got)
 		}
 	})
 }

@@ -12,40 +12,41 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// DataMigration brings rows into the form that this version of a program writes
-// them in, while the program runs and reads both forms. Once it has ended
-// everywhere, the next version may do without the old form, and without it. It is
-// Nova's online data migration.
+// DataMigration converts rows from an old form to the form that this version of a
+// program writes. The program runs meanwhile and reads both forms. When the
+// migration has converted all rows of an installation, the next version of the
+// program needs neither the old form nor the migration. Nova calls this an online
+// data migration.
 type DataMigration struct {
-	// Name is unique in the program, and what operators see.
+	// Name is unique in the program. Operators see it in reports.
 	Name string
 	// Left counts the rows that have the old form.
 	Left func(ctx context.Context, q sqlx.QueryerContext) (int64, error)
-	// Batch brings up to n rows into the new form in the transaction, and returns
-	// how many it brought. It may run several times, as Tx says. It brings none
-	// only if there are none, or none that it can bring.
+	// Batch converts up to n rows in the transaction and returns how many it
+	// converted. It may run several times, see [Tx]. It returns 0 only if no row
+	// has the old form, or if it cannot convert any of them.
 	Batch func(ctx context.Context, tx *sqlx.Tx, n int) (int, error)
 }
 
-// MigrateData runs migrations, one after the other in their order, in batches of
-// 500 rows, each one transaction. At most limit rows are brought in all, or as
-// many as there are if limit is 0. What fails does not keep the others from
-// running. It can be called again, and by several processes at a time. Only a
-// context that ends ends it early, with the error in the reports.
+// MigrateData runs migrations, one after the other, in batches of 500 rows. Each
+// batch is one transaction. It converts at most limit rows in total, or all rows if
+// limit is 0, and returns one report for each migration. If a migration fails,
+// the next ones still run. If ctx ends, the reports have its error. MigrateData may
+// be called again, and by several processes at the same time.
 func MigrateData(ctx context.Context, d *sqlx.DB, limit int, list ...DataMigration) DataReports {
 	out := make(DataReports, 0, len(list))
 	for _, m := range list {
 		r := DataReport{Name: m.Name}
-		room := defaultBatch
+		size := defaultBatch
 		for {
 			if limit > 0 {
-				if room = min(limit-int(out.Done()+r.Done), defaultBatch); room == 0 {
+				if size = min(limit-int(out.Done()+r.Done), defaultBatch); size == 0 {
 					break
 				}
 			}
 			var n int
 			r.Err = Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) (err error) {
-				n, err = m.Batch(ctx, tx, room)
+				n, err = m.Batch(ctx, tx, size)
 				return err
 			})
 			if r.Err != nil || n == 0 {
@@ -57,26 +58,26 @@ func MigrateData(ctx context.Context, d *sqlx.DB, limit int, list ...DataMigrati
 		switch r.Left = left; {
 		case err != nil && r.Err == nil:
 			r.Err = Error(err)
-		case err == nil && r.Err == nil && left > 0 && room > 0:
-			r.Err = fault.New(fault.Precondition, "%d rows were left as they are", left)
+		case err == nil && r.Err == nil && left > 0 && size > 0:
+			r.Err = fault.New(fault.Precondition, "%d rows were left in their old form", left)
 		}
 		out = append(out, r)
 	}
 	return out
 }
 
-// DataReport says what a [DataMigration] did.
+// DataReport is the result of one [DataMigration].
 type DataReport struct {
 	Name string
-	Done int64 // rows brought
-	Left int64 // rows that have the old form; not known if Err is that of counting
-	Err  error
+	Done int64 // converted rows
+	Left int64 // rows that still have the old form; not known if Err is the error of DataMigration.Left
+	Err  error // of Batch or Left; Precondition if the rows that are left cannot be converted
 }
 
-// DataReports are those of all migrations.
+// DataReports are the results of [MigrateData], in the order of the migrations.
 type DataReports []DataReport
 
-// Done is how many rows were brought.
+// Done returns how many rows all migrations converted.
 func (r DataReports) Done() (n int64) {
 	for _, one := range r {
 		n += one.Done
@@ -84,9 +85,9 @@ func (r DataReports) Done() (n int64) {
 	return n
 }
 
-// ExitCode is that of nova-manage db online_data_migrations: 0 if nothing is left;
-// 1 if rows were brought and there are more, so that it is to be run again; 2 if
-// errors are in the way of the rest.
+// ExitCode returns the exit code of nova-manage db online_data_migrations: 0 if all
+// rows are converted; 1 if some rows were converted and others are left, so the
+// command must run again; 2 if only errors are left.
 func (r DataReports) ExitCode() int {
 	code := 0
 	for _, one := range r {
@@ -103,7 +104,7 @@ func (r DataReports) ExitCode() int {
 	return code
 }
 
-// Print writes a table with a line for each migration.
+// Print writes a table with a line for each migration. The error is w's.
 func (r DataReports) Print(w io.Writer) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(tab, "MIGRATION\tDONE\tLEFT\tERROR") // Flush returns the error

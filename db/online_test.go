@@ -20,7 +20,7 @@ var people = fstest.MapFS{
 	"0002_names.sql":  {Data: []byte("-- +goose Up\nALTER TABLE people ADD COLUMN given VARCHAR(99);")},
 }
 
-// givenNames fills the new column from the old one. It cannot for names of one
+// givenNames fills the new column from the old one. It cannot convert a name of one
 // word.
 var givenNames = db.DataMigration{
 	Name: "given names",
@@ -46,6 +46,8 @@ var givenNames = db.DataMigration{
 	},
 }
 
+// TestMigrateData: reports, exit codes and the upgrade check for migrations that end, fail, reach the limit, leave
+// rows, and run in several processes.
 func TestMigrateData(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, people, func(t *testing.T, d *sqlx.DB) {
@@ -85,14 +87,14 @@ func TestMigrateData(t *testing.T) {
 			}
 		}
 
-		step("nothing there", 0, 0, 0, 0, givenNames)
+		step("no rows", 0, 0, 0, 0, givenNames)
 		add(0, 1234, "Ada Lovelace")
 		check(2, "given names: 1234 rows")
-		step("some", 700, 700, 534, 1, givenNames)
-		step("some, and one that fails", 100, 100, 434, 1, broken, givenNames)
+		step("up to a limit", 700, 700, 534, 1, givenNames)
+		step("up to a limit, after a migration that fails", 100, 100, 434, 1, broken, givenNames)
 		step("the rest", 0, 434, 0, 0, givenNames)
 		check(0, "Data migrations  Success")
-		got := step("one that fails", 0, 0, 0, 2, broken, givenNames)
+		got := step("a migration that fails", 0, 0, 0, 2, broken, givenNames)
 		var out strings.Builder
 		if err := got.Print(&out); err != nil {
 			t.Error(err)
@@ -106,10 +108,10 @@ func TestMigrateData(t *testing.T) {
 
 		add(5000, 3, "Plato")
 		add(6000, 7, "Alan Turing")
-		step("what it cannot bring, and more", 0, 7, 3, 1, givenNames)
-		got = step("what it cannot bring", 0, 0, 3, 2, givenNames)
+		step("rows that it cannot convert, and others", 0, 7, 3, 1, givenNames)
+		got = step("rows that it cannot convert", 0, 0, 3, 2, givenNames)
 		if fault.CodeOf(got[0].Err) != fault.Precondition || !strings.Contains(got[0].Err.Error(), "3 rows were left") {
-			t.Errorf("it says %v", got[0].Err)
+			t.Errorf("rows that it cannot convert: %v, want Precondition with their number", got[0].Err)
 		}
 
 		add(10_000, 2000, "Grace Hopper")
@@ -126,7 +128,7 @@ func TestMigrateData(t *testing.T) {
 		}
 		wg.Wait()
 		if sum != 2000 {
-			t.Errorf("four at a time brought %d rows, want 2000", sum)
+			t.Errorf("four runs at the same time converted %d rows, want 2000", sum)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
@@ -136,6 +138,7 @@ func TestMigrateData(t *testing.T) {
 	})
 }
 
+// TestCheckUpgrade: exit codes and the printed table of checks that succeed, warn and fail.
 func TestCheckUpgrade(t *testing.T) {
 	t.Parallel()
 	ok := db.UpgradeCheck{Name: "Fine", Run: func(context.Context) (string, error) { return "", nil }}

@@ -15,7 +15,8 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 )
 
-// TestOutage takes one server, and one handle, through a crash and a hang.
+// TestOutage: one handle survives a crash and a hang of its server, and each error says
+// what is known about the transaction.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	server := envtest.MariaDB(t)
@@ -32,8 +33,8 @@ func TestOutage(t *testing.T) {
 		})
 	}
 
-	// Killed under load: every transaction either is in the database, or failed
-	// with a code that tells what is known about it.
+	// The server is killed under load. Each transaction is in the database, or failed
+	// with a code that says what is known about it.
 	var mu sync.Mutex
 	done, unknown := 0, 0
 	var wg sync.WaitGroup
@@ -97,7 +98,7 @@ func TestOutage(t *testing.T) {
 		t.Errorf("n = %d after %d successes and %d unknowns", n, done, unknown)
 	}
 
-	// Hung: the context bounds everything, at COMMIT as well.
+	// The server hangs. The context bounds each call, also COMMIT.
 	committing := make(chan error, 1)
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
@@ -122,8 +123,8 @@ func TestOutage(t *testing.T) {
 		t.Errorf("after the hang: %v", err)
 	}
 
-	// The same between two statements, where there is nothing on its way that
-	// the context could cut short, but the ROLLBACK that follows.
+	// The context ends between two statements of a server that hangs. No statement
+	// runs then, so only the ROLLBACK must be bounded.
 	before := get[int](t, d, "SELECT n FROM things")
 	between, cancel := context.WithCancel(t.Context())
 	err := db.Tx(between, d, func(_ context.Context, tx *sqlx.Tx) error {
@@ -133,12 +134,12 @@ func TestOutage(t *testing.T) {
 		return err
 	})
 	if !errors.Is(err, context.Canceled) || errors.Is(err, fault.Unknown) {
-		t.Errorf("cancelled between statements on a hung server: %v (%v), want Canceled", err, fault.CodeOf(err))
+		t.Errorf("canceled between statements on a hung server: %v (%v), want Canceled", err, fault.CodeOf(err))
 	}
 	if err := server.Resume(); err != nil {
 		t.Fatal(err)
 	}
 	if n := get[int](t, d, "SELECT n FROM things"); n != before {
-		t.Errorf("n = %d after a cancelled transaction, want %d", n, before)
+		t.Errorf("n = %d after a canceled transaction, want %d", n, before)
 	}
 }

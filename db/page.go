@@ -12,61 +12,61 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Nulls says where NULLs come in an order.
+// Nulls is the place of NULLs in an order.
 type Nulls uint8
 
 const (
-	// NullsSmallest has NULLs first in ascending order, last in descending. It is
-	// what both databases do by themselves, and so what an index serves.
+	// NullsSmallest puts NULLs first in ascending order and last in descending
+	// order. Both databases do so by default, so an index can serve this order.
 	NullsSmallest Nulls = iota
-	// NullsFirst has them first in either direction.
+	// NullsFirst puts NULLs first in both directions.
 	NullsFirst
-	// NullsLast has them last in either direction.
+	// NullsLast puts NULLs last in both directions.
 	NullsLast
 )
 
-// SortKey is a column to sort by.
+// SortKey is a column to sort by. Column may be "table.column".
 type SortKey struct {
 	Column string
 	Desc   bool
 	Nulls  Nulls
 }
 
-// Page says which rows [List] reads: those after a marker, in an order in which
-// every row has its place. It is OpenStack's pagination, with limit and marker,
-// made of keysets: a page costs the same however far it is from the first, and
-// rows that come or go meanwhile make no other row appear twice or never.
+// Page describes the rows that [List] reads: up to Limit rows after a marker, in a
+// total order. This is OpenStack's pagination with limit and marker, by keyset: a
+// late page costs as much as the first one. A row that is inserted or deleted
+// between two pages does not make another row appear twice or not at all.
 //
 // From, Key and Limit are required.
 type Page struct {
-	// Columns are those to read, as SQL. Default *.
+	// Columns are the columns to read, as SQL. Default *.
 	Columns string
 	// From is a table or a join, as SQL.
 	From string
-	// Where is a condition, as SQL, with parameters, that the rows of the page fulfil.
+	// Where is a condition for the rows of the page, as SQL. Args are its parameters.
 	Where string
 	Args  []any
-	// Within is a condition, as SQL, with parameters, that the rows and the row of the
-	// marker fulfil, such as whose they are: the marker of another tenant is not found.
+	// Within is a condition for the rows of the page and for the marker's row, as SQL, such as
+	// the tenant: a marker of another tenant is not found. WithinArgs are its parameters.
 	Within     string
 	WithinArgs []any
-	// Sort is the order. Key ends it, in the direction of what is before it, and
-	// makes it total; what follows a Key in it counts for nothing. A column may
-	// not be a FLOAT, whose values MySQL rounds when it shows them. An index on
-	// the columns of Sort and Key makes a page cheap, if the directions are all
-	// the same and NULLs are the smallest.
+	// Sort is the order. [List] appends Key, in the direction of the last column, so that the
+	// order is total. Columns after Key in Sort have no effect. A column must not be a
+	// FLOAT, because MySQL rounds the values of a FLOAT when it returns them. A page is cheap
+	// with an index on the columns of Sort and Key, if all have one direction and NullsSmallest.
 	Sort []SortKey
-	// Key is the unique column, not NULL, that markers are values of.
+	// Key is a unique column without NULLs. Markers are its values.
 	Key string
-	// Marker is the Key of the last row of the page before, empty for the first
-	// page. Its row must exist and fulfil Within, but need not fulfil Where any more.
+	// Marker is the Key of the last row of the page before. It is empty for the first page. The
+	// marker's row must exist and match Within. It need not match Where any more.
 	Marker string
-	// Limit is the most rows that are returned, 0 or more.
+	// Limit bounds the rows of the page. 0 is allowed.
 	Limit int
 }
 
-// List reads a page into a slice of structs as of sqlx (or of plain values, for
-// one column), and reports whether rows follow.
+// List reads a page into a slice of structs as sqlx does (or of plain values, for one
+// column). It reports whether more rows follow. If there are no rows, the slice is
+// empty and not nil.
 //
 //	servers, more, err := db.List[Server](ctx, d, db.Page{
 //		From:  "servers",
@@ -75,14 +75,15 @@ type Page struct {
 //		Key:   "id", Marker: marker, Limit: 1000,
 //	})
 //
-// The SQL is the component's own. Columns of Sort may be what a user asked for,
-// but then the component looks them up in a list of those it offers.
+// The component writes all SQL of the page: never pass text of a user. If a user
+// chooses a column of Sort, the component first looks it up in a list of allowed
+// columns.
 //
-// Errors: Invalid, reason MarkerNotFound, if there is no such row, for it was
-// deleted, or never was; Invalid if the page cannot be asked for; Internal if Key
-// is not unique; those of [Error].
+// Errors: Invalid, reason MarkerNotFound, if the marker's row does not exist (it may
+// be deleted) or does not match Within; Invalid if a field of the page is wrong;
+// Internal if Key is not unique; those of [Error].
 func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, more bool, err error) {
-	query, args, err := p.query(ctx, q)
+	query, args, err := p.buildQuery(ctx, q)
 	if err != nil {
 		return nil, false, err
 	}
@@ -96,12 +97,12 @@ func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, 
 	return rows, false, nil
 }
 
-// ListFunc is [List] for a condition that SQL cannot express: the page has only rows for
-// which keep returns true. T is a struct. Rows are read one by one until the page is
-// full, so that Where should exclude most of the others. The row that keep gets is valid
-// during the call.
+// ListFunc is [List] with a condition that SQL cannot express: the page has only rows for
+// which keep returns true. T is a struct. ListFunc reads rows one by one until the page is
+// full, so Where should exclude most of the other rows. The pointer that keep gets is valid
+// during the call only.
 func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep func(*T) bool) (rows []T, more bool, err error) {
-	query, args, err := p.query(ctx, q)
+	query, args, err := p.buildQuery(ctx, q)
 	if err != nil {
 		return nil, false, err
 	}
@@ -109,7 +110,7 @@ func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep fu
 	if err != nil {
 		return nil, false, Error(err)
 	}
-	defer func() { _ = cursor.Close() }() // Err reports what matters
+	defer func() { _ = cursor.Close() }() // cursor.Err has the error
 	rows = []T{}
 	for cursor.Next() {
 		var row T
@@ -127,35 +128,38 @@ func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep fu
 	return rows, false, Error(cursor.Err())
 }
 
+// reasonMarker is the reason of the error for a marker whose row does not exist.
 const reasonMarker = "MarkerNotFound"
 
-func (p *Page) query(ctx context.Context, q sqlx.QueryerContext) (query string, args []any, err error) {
+// buildQuery returns the SELECT for the page, without its LIMIT, and its parameters. It reads the marker's
+// row.
+func (p *Page) buildQuery(ctx context.Context, q sqlx.QueryerContext) (query string, args []any, err error) {
 	if p.Limit < 0 {
-		return "", nil, fault.New(fault.Invalid, "limit %d is negative", p.Limit)
+		return "", nil, fault.New(fault.Invalid, "list a page: limit %d is negative", p.Limit)
 	}
 	if p.From == "" {
-		return "", nil, fault.New(fault.Invalid, "a page needs From")
+		return "", nil, fault.New(fault.Invalid, "list a page: From is empty")
 	}
-	keys, err := p.keys()
+	keys, err := p.totalOrder()
 	if err != nil {
 		return "", nil, err
 	}
 	var where clause
 	if p.Where != "" {
-		where.add("("+p.Where+")", p.Args...)
+		where.addTerm("("+p.Where+")", p.Args...)
 	}
 	if p.Within != "" {
-		where.add("("+p.Within+")", p.WithinArgs...)
+		where.addTerm("("+p.Within+")", p.WithinArgs...)
 	}
 	if p.Marker != "" {
-		marker, err := p.marker(ctx, q, keys)
+		marker, err := p.readMarker(ctx, q, keys)
 		if err != nil {
 			return "", nil, err
 		}
-		if err := p.lookForNull(ctx, q, &keys[0]); err != nil {
+		if err := p.checkNulls(ctx, q, &keys[0]); err != nil {
 			return "", nil, err
 		}
-		after(&where, keys, marker)
+		addAfter(&where, keys, marker)
 	}
 	query = "SELECT *"
 	if p.Columns != "" {
@@ -167,20 +171,20 @@ func (p *Page) query(ctx context.Context, q sqlx.QueryerContext) (query string, 
 	}
 	var order []string
 	for _, k := range keys {
-		order = append(order, k.order()...)
+		order = append(order, k.orderTerms()...)
 	}
 	return query + " ORDER BY " + strings.Join(order, ", "), where.args, nil
 }
 
-// pageKey is a key, of which it may be known that it has no NULLs.
+// pageKey is a column of the total order.
 type pageKey struct {
 	SortKey
 
-	notNull bool
+	notNull bool // the column is known to have no NULLs
 }
 
-// keys returns the total order.
-func (p *Page) keys() ([]pageKey, error) {
+// totalOrder returns Sort up to Key, without duplicates, with Key at its end.
+func (p *Page) totalOrder() ([]pageKey, error) {
 	var out []pageKey
 	seen := map[string]bool{}
 	end := SortKey{Column: p.Key}
@@ -188,13 +192,13 @@ func (p *Page) keys() ([]pageKey, error) {
 		end.Desc = p.Sort[n-1].Desc
 	}
 	for _, k := range append(slices.Clip(p.Sort), end) {
-		if err := plain(strings.Split(k.Column, ".")...); err != nil {
+		if err := checkNames(strings.Split(k.Column, ".")...); err != nil {
 			return nil, fmt.Errorf("sort key: %w", err)
 		}
 		if k.Nulls > NullsLast {
-			return nil, fault.New(fault.Invalid, "sort key %s: there is no order of NULLs %d", k.Column, k.Nulls)
+			return nil, fault.New(fault.Invalid, "sort key %s: Nulls is %d, want NullsSmallest, NullsFirst or NullsLast", k.Column, k.Nulls)
 		}
-		if !seen[k.Column] { // the same once more changes nothing
+		if !seen[k.Column] { // a column has no effect the second time
 			seen[k.Column] = true
 			out = append(out, pageKey{k, k.Column == p.Key})
 		}
@@ -205,11 +209,11 @@ func (p *Page) keys() ([]pageKey, error) {
 	return out, nil
 }
 
-// marker reads the values of the keys in the marker's row.
-func (p *Page) marker(ctx context.Context, q sqlx.QueryerContext, keys []pageKey) (values []any, err error) {
+// readMarker reads the columns of the order from the marker's row.
+func (p *Page) readMarker(ctx context.Context, q sqlx.QueryerContext, keys []pageKey) (values []any, err error) {
 	var cols []string
 	for _, k := range keys {
-		cols = append(cols, k.name())
+		cols = append(cols, k.quotedName())
 	}
 	query, args := fmt.Sprintf(`SELECT %s FROM %s WHERE %s = ?`, strings.Join(cols, ", "), p.From, cols[len(cols)-1]), []any{p.Marker}
 	if p.Within != "" {
@@ -217,42 +221,42 @@ func (p *Page) marker(ctx context.Context, q sqlx.QueryerContext, keys []pageKey
 	}
 	rows, err := q.QueryxContext(ctx, query+" LIMIT 2", args...)
 	if err != nil {
-		return nil, fmt.Errorf("marker: %w", Error(err))
+		return nil, fmt.Errorf("read the marker's row: %w", Error(err))
 	}
-	defer func() { _ = rows.Close() }() // Err has said what there is to say
+	defer func() { _ = rows.Close() }() // rows.Err has the error
 	types, err := rows.ColumnTypes()
 	if err != nil {
-		return nil, fmt.Errorf("marker: %w", Error(err))
+		return nil, fmt.Errorf("read the marker's row: %w", Error(err))
 	}
 	n := 0
 	for ; rows.Next(); n++ {
 		if values, err = rows.SliceScan(); err != nil {
-			return nil, fmt.Errorf("marker: %w", Error(err))
+			return nil, fmt.Errorf("read the marker's row: %w", Error(err))
 		}
 	}
 	switch err := rows.Err(); {
 	case err != nil:
-		return nil, fmt.Errorf("marker: %w", Error(err))
+		return nil, fmt.Errorf("read the marker's row: %w", Error(err))
 	case n == 0:
-		return nil, p.noMarker()
+		return nil, p.markerError()
 	case n > 1:
-		return nil, fmt.Errorf("%s is not unique in %s, so it cannot be the key of pages", p.Key, p.From)
+		return nil, fmt.Errorf("read the marker's row: %s is not unique in %s: use a unique column as Key", p.Key, p.From)
 	}
 	for i, v := range values {
-		values[i] = text(v, types[i])
+		values[i] = textValue(v, types[i])
 	}
 	switch id := values[len(values)-1].(type) {
-	case int64, uint64, string: // MySQL compares 12 = '12abc' and 'a' = 'a ' as true
+	case int64, uint64, string: // for MySQL 12 = '12abc' and 'a' = 'a ' are true
 		if fmt.Sprint(id) != p.Marker {
-			return nil, p.noMarker()
+			return nil, p.markerError()
 		}
 	}
 	return values, nil
 }
 
-// text makes a text what MySQL's driver reads as bytes, which as a parameter
-// would be binary, and compare with no index.
-func text(v any, t *sql.ColumnType) any {
+// textValue returns the value of a text column as a string. MySQL's driver reads it
+// as bytes, and a parameter of bytes is binary, for which MySQL uses no index.
+func textValue(v any, t *sql.ColumnType) any {
 	b, ok := v.([]byte)
 	if name := t.DatabaseTypeName(); !ok || strings.HasSuffix(name, "BINARY") || strings.HasSuffix(name, "BLOB") {
 		return v
@@ -260,32 +264,34 @@ func text(v any, t *sql.ColumnType) any {
 	return string(b)
 }
 
-// lookForNull helps SQLite's planner, which uses no index for k < ? OR k IS NULL,
-// even if k cannot be NULL. Rows that come later may be missed by any page.
-func (p *Page) lookForNull(ctx context.Context, q sqlx.QueryerContext, k *pageKey) error {
+// checkNulls sets k.notNull on SQLite if the column has no NULL now. SQLite's planner
+// uses no index for k < ? OR k IS NULL, even if k cannot be NULL. A row with a NULL
+// that is inserted later may be missing, as any row that is inserted between pages.
+func (p *Page) checkNulls(ctx context.Context, q sqlx.QueryerContext, k *pageKey) error {
 	if d, ok := q.(interface{ DriverName() string }); !ok || d.DriverName() != driverSQLite || !k.nullsLast() {
 		return nil
 	}
 	var found bool
-	err := sqlx.GetContext(ctx, q, &found, fmt.Sprintf("SELECT EXISTS (SELECT 1 FROM %s WHERE %s IS NULL)", p.From, k.name()))
-	k.notNull = !found && k.Nulls == NullsSmallest // whose order says nothing of NULLs
+	err := sqlx.GetContext(ctx, q, &found, fmt.Sprintf("SELECT EXISTS (SELECT 1 FROM %s WHERE %s IS NULL)", p.From, k.quotedName()))
+	k.notNull = !found && k.Nulls == NullsSmallest // other orders have a term for NULLs
 	return Error(err)
 }
 
-func (p *Page) noMarker() error {
+// markerError returns the error for a marker whose row does not exist, in Nova's words.
+func (p *Page) markerError() error {
 	return &fault.Error{Code: fault.Invalid, Reason: reasonMarker, Msg: fmt.Sprintf("marker [%s] not found", p.Marker)}
 }
 
-// after adds the condition of being after the values of keys:
+// addAfter adds the condition for rows that come after values in the order of keys:
 // a > ? OR a = ? AND (b > ? OR b = ? AND (...)).
-func after(c *clause, keys []pageKey, values []any) {
+func addAfter(c *clause, keys []pageKey, values []any) {
 	var text strings.Builder
 	var args []any
 	for i, k := range keys {
 		last := i == len(keys)-1
 		var gt, eq clause
-		k.after(&gt, values[i])
-		eq.equalTo(k, values[i])
+		k.addAfter(&gt, values[i])
+		eq.addEqualKey(k, values[i])
 		text.WriteString("(" + gt.terms[0])
 		args = append(args, gt.args...)
 		if !last {
@@ -294,51 +300,55 @@ func after(c *clause, keys []pageKey, values []any) {
 		}
 	}
 	text.WriteString(strings.Repeat(")", len(keys)))
-	// The bound of the first key alone follows from the rest, but no planner
-	// finds that, and begins at the first page.
+	// The bound of the first key follows from the condition above. But no planner
+	// finds that: without this term each page reads all rows before the page.
 	k := keys[0]
 	if v := values[0]; len(keys) > 1 && v != nil {
 		var gt clause
-		k.after(&gt, v)
-		c.add(strings.NewReplacer(" > ", " >= ", " < ", " <= ").Replace(gt.terms[0]), gt.args...)
+		k.addAfter(&gt, v)
+		c.addTerm(strings.NewReplacer(" > ", " >= ", " < ", " <= ").Replace(gt.terms[0]), gt.args...)
 	}
-	c.add(text.String(), args...)
+	c.addTerm(text.String(), args...)
 }
 
-func (c *clause) equalTo(k pageKey, v any) {
+// addEqualKey adds the condition that a key has the value v, or is NULL if v is nil.
+func (c *clause) addEqualKey(k pageKey, v any) {
 	if v == nil {
-		c.add(k.name() + " IS NULL")
+		c.addTerm(k.quotedName() + " IS NULL")
 		return
 	}
-	c.add(k.name()+" = ?", v)
+	c.addTerm(k.quotedName()+" = ?", v)
 }
 
-// after adds one term, which holds for values that come after v.
-func (k pageKey) after(c *clause, v any) {
+// addAfter adds one term, which is true for values that come after v.
+func (k pageKey) addAfter(c *clause, v any) {
 	switch last := k.nullsLast(); {
 	case v == nil && last:
-		c.add("1 = 0")
+		c.addTerm("1 = 0")
 	case v == nil:
-		c.add(k.name() + " IS NOT NULL")
+		c.addTerm(k.quotedName() + " IS NOT NULL")
 	case last:
-		c.add(fmt.Sprintf("(%s %s ? OR %s IS NULL)", k.name(), k.sign(), k.name()), v)
+		c.addTerm(fmt.Sprintf("(%s %s ? OR %s IS NULL)", k.quotedName(), k.compareSign(), k.quotedName()), v)
 	default:
-		c.add(k.name()+" "+k.sign()+" ?", v)
+		c.addTerm(k.quotedName()+" "+k.compareSign()+" ?", v)
 	}
 }
 
+// nullsLast reports whether NULLs may exist and come last.
 func (k pageKey) nullsLast() bool {
 	return !k.notNull && (k.Nulls == NullsLast || k.Nulls == NullsSmallest && k.Desc)
 }
 
-func (k pageKey) sign() string {
+// compareSign returns the operator for values that come later.
+func (k pageKey) compareSign() string {
 	if k.Desc {
 		return "<"
 	}
 	return ">"
 }
 
-func (k pageKey) order() []string {
+// orderTerms returns the terms of ORDER BY for the key.
+func (k pageKey) orderTerms() []string {
 	dir := " ASC"
 	if k.Desc {
 		dir = " DESC"
@@ -346,14 +356,14 @@ func (k pageKey) order() []string {
 	switch {
 	case k.notNull:
 	case k.Nulls == NullsFirst && k.Desc:
-		return []string{"(" + k.name() + " IS NULL) DESC", k.name() + dir}
+		return []string{"(" + k.quotedName() + " IS NULL) DESC", k.quotedName() + dir}
 	case k.Nulls == NullsLast && !k.Desc:
-		return []string{"(" + k.name() + " IS NULL) ASC", k.name() + dir}
+		return []string{"(" + k.quotedName() + " IS NULL) ASC", k.quotedName() + dir}
 	}
-	return []string{k.name() + dir}
+	return []string{k.quotedName() + dir}
 }
 
-// name is quoted, and may have the name of a table before it.
-func (k pageKey) name() string {
-	return quote(strings.ReplaceAll(k.Column, ".", `"."`))
+// quotedName returns the column in quotes, with its table if Column has one.
+func (k pageKey) quotedName() string {
+	return quoteName(strings.ReplaceAll(k.Column, ".", `"."`))
 }

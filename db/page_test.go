@@ -28,6 +28,7 @@ CREATE INDEX things_created ON things (created_at, id);
 CREATE INDEX things_n ON things (n, id);
 `)}}
 
+// thing is a row of things.
 type thing struct {
 	ID        string     `db:"id"`
 	Kind      string     `db:"kind"`
@@ -38,7 +39,7 @@ type thing struct {
 	CreatedAt time.Time  `db:"created_at"`
 }
 
-// randomThing has few values in every column, so that many are equal.
+// randomThing returns a thing. Each column has few values, so that many rows are equal.
 func randomThing(r *rand.Rand, id int) thing {
 	base := time.Date(2026, 11, 23, 10, 0, 0, 0, time.UTC)
 	maybe := func() bool { return r.IntN(4) > 0 }
@@ -62,6 +63,7 @@ func randomThing(r *rand.Rand, id int) thing {
 	return out
 }
 
+// insertThings adds rows in batches.
 func insertThings(ctx context.Context, t *testing.T, q sqlx.ExtContext, list ...thing) {
 	t.Helper()
 	for some := range slices.Chunk(list, 200) {
@@ -72,12 +74,12 @@ func insertThings(ctx context.Context, t *testing.T, q sqlx.ExtContext, list ...
 	}
 }
 
-// compareBy is the order that a page is to have, in Go's terms.
+// compareBy returns a comparison for the order that a page must have.
 func compareBy(keys []db.SortKey) func(a, b thing) int {
 	return func(a, b thing) int {
 		for _, k := range keys {
 			c := 0
-			null := func(a, b bool) bool { // reports whether that decides
+			null := func(a, b bool) bool { // reports whether a NULL decides the order
 				if !a && !b {
 					return false
 				}
@@ -129,7 +131,7 @@ func compareBy(keys []db.SortKey) func(a, b thing) int {
 	}
 }
 
-// randomSort returns a random order, and the same with what List adds to it.
+// randomSort returns a random order, and the total order that List makes of it.
 func randomSort(r *rand.Rand) (sort, total []db.SortKey) {
 	cols := []string{"n", "name", "x", "at", "kind", "created_at"}
 	r.Shuffle(len(cols), func(i, j int) { cols[i], cols[j] = cols[j], cols[i] })
@@ -143,8 +145,8 @@ func randomSort(r *rand.Rand) (sort, total []db.SortKey) {
 	return sort, append(slices.Clip(sort), end)
 }
 
-// TestPages reads random rows in random orders: the pages, one after the other,
-// are all rows in that order.
+// TestPages: for random rows and random orders, all pages together have all rows in the
+// right order.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, pages, func(t *testing.T, d *sqlx.DB) {
@@ -197,8 +199,8 @@ func TestPages(t *testing.T) {
 	})
 }
 
-// TestPagesWhileWriting: whoever leafs sees each row that was there all the time
-// once, in order, whatever comes and goes meanwhile.
+// TestPagesWhileWriting: a client that reads all pages gets each row that exists all the
+// time exactly once, in order, while other rows are inserted and deleted.
 func TestPagesWhileWriting(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, pages, func(t *testing.T, d *sqlx.DB) {
@@ -210,7 +212,7 @@ func TestPagesWhileWriting(t *testing.T) {
 			stay = append(stay, randomThing(r, i))
 		}
 		insertThings(t.Context(), t, d, stay...)
-		id, leafs := 1000, 0
+		id, pagesRead := 1000, 0
 		var going []string
 		for range 10 {
 			sort, keys := randomSort(r)
@@ -222,7 +224,7 @@ func TestPagesWhileWriting(t *testing.T) {
 				if rows, more, err = db.List[thing](t.Context(), d, p); err != nil {
 					t.Fatal(err)
 				}
-				leafs++
+				pagesRead++
 				got = append(got, rows...)
 				if len(rows) > 0 {
 					p.Marker = rows[len(rows)-1].ID
@@ -233,7 +235,7 @@ func TestPagesWhileWriting(t *testing.T) {
 					insertThings(t.Context(), t, d, n)
 					going = append(going, n.ID)
 				}
-				if i := r.IntN(len(going)); len(going) > 10 && going[i] != p.Marker { // which must stay
+				if i := r.IntN(len(going)); len(going) > 10 && going[i] != p.Marker { // the marker's row must exist
 					d.MustExecContext(t.Context(), "DELETE FROM things WHERE id = ?", going[i])
 					going = slices.Delete(going, i, i+1)
 				}
@@ -244,21 +246,22 @@ func TestPagesWhileWriting(t *testing.T) {
 			}
 			for _, row := range stay {
 				if seen[row.ID] != 1 {
-					t.Fatalf("order %+v: %s was seen %d times", sort, row.ID, seen[row.ID])
+					t.Fatalf("order %+v: row %s was returned %d times, want once", sort, row.ID, seen[row.ID])
 				}
 			}
 			only := slices.DeleteFunc(got, func(row thing) bool {
 				return !slices.ContainsFunc(stay, func(s thing) bool { return s.ID == row.ID })
 			})
 			if !slices.IsSortedFunc(only, compareBy(keys)) {
-				t.Fatalf("order %+v: the rows came in another", sort)
+				t.Fatalf("order %+v: the rows are not in this order", sort)
 			}
 		}
-		t.Logf("%d pages while %d rows came", leafs, id-1000)
+		t.Logf("%d pages while %d rows were inserted", pagesRead, id-1000)
 	})
 }
 
-func TestPageRefuses(t *testing.T) {
+// TestPageLimits: empty pages, markers that do not exist or are outside of Within, joins, and wrong fields.
+func TestPageLimits(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, pages, func(t *testing.T, d *sqlx.DB) {
 		d.MustExecContext(t.Context(), "CREATE TABLE numbered (id BIGINT NOT NULL PRIMARY KEY, tag VARCHAR(9) NOT NULL)")
@@ -271,27 +274,27 @@ func TestPageRefuses(t *testing.T) {
 		}
 		rows, more, err := page(func(p *db.Page) { p.Marker, p.Where = "12", "id <> 12" })
 		if err != nil || more || !slices.Equal(rows, []int64{13, 14}) {
-			t.Errorf("after a marker that Where leaves out: %v, %t, %v", rows, more, err)
+			t.Errorf("after a marker that does not match Where: %v, %t, %v; want 13 and 14", rows, more, err)
 		}
 		rows, _, err = page(func(p *db.Page) { p.Marker = "14" })
 		if err != nil || rows == nil || len(rows) > 0 {
-			t.Errorf("after the last one: %v, %v; want an empty list", rows, err)
+			t.Errorf("after the last row: %v, %v; want an empty list", rows, err)
 		}
 		rows, more, err = page(func(p *db.Page) { p.Limit = 0 })
 		if err != nil || len(rows) > 0 || !more {
-			t.Errorf("a page of none: %v, %t, %v; want none, and more", rows, more, err)
+			t.Errorf("a page with limit 0: %v, %t, %v; want no row, and more", rows, more, err)
 		}
 		within := func(p *db.Page) { p.Within, p.WithinArgs = "tag = ? OR tag = ?", []any{"a", "c"} }
 		rows, more, err = page(func(p *db.Page) { within(p); p.Marker, p.Limit = "12", 1 })
 		if err != nil || more || !slices.Equal(rows, []int64{13}) {
-			t.Errorf("within tag a, after 12: %v, %t, %v", rows, more, err)
+			t.Errorf("within tag a, after 12: %v, %t, %v; want 13 and no more", rows, more, err)
 		}
 		if _, _, err = page(func(p *db.Page) { within(p); p.Marker = "14" }); err == nil || err.Error() != "marker [14] not found" {
-			t.Errorf("a marker outside of Within: %v", err)
+			t.Errorf("a marker outside of Within: %v, want not found", err)
 		}
 		_, _, err = db.List[string](t.Context(), d, db.Page{Columns: "name", From: "things", Key: "name", Limit: 9, Marker: "z "})
 		if err == nil || err.Error() != "marker [z ] not found" {
-			t.Errorf("a marker with a space at its end: %v", err)
+			t.Errorf("a marker with a space at its end: %v, want not found", err)
 		}
 		for _, marker := range []string{"15", "12abc", "0x0c", "x"} {
 			_, _, err := page(func(p *db.Page) { p.Marker = marker })
@@ -300,11 +303,11 @@ func TestPageRefuses(t *testing.T) {
 			}
 		}
 		for name, change := range map[string]func(p *db.Page){
-			"a limit < 0":  func(p *db.Page) { p.Limit = -1 },
-			"no table":     func(p *db.Page) { p.From = "" },
-			"no key":       func(p *db.Page) { p.Key = "" },
-			"an injection": func(p *db.Page) { p.Sort = []db.SortKey{{Column: `id"; DROP TABLE numbered --`}} },
-			"odd nulls":    func(p *db.Page) { p.Sort = []db.SortKey{{Column: "id", Nulls: 7}} },
+			"negative limit": func(p *db.Page) { p.Limit = -1 },
+			"no table":       func(p *db.Page) { p.From = "" },
+			"no key":         func(p *db.Page) { p.Key = "" },
+			"an injection":   func(p *db.Page) { p.Sort = []db.SortKey{{Column: `id"; DROP TABLE numbered --`}} },
+			"unknown nulls":  func(p *db.Page) { p.Sort = []db.SortKey{{Column: "id", Nulls: 7}} },
 		} {
 			if _, _, err := page(change); fault.CodeOf(err) != fault.Invalid {
 				t.Errorf("%s: %v, want Invalid", name, err)
@@ -312,26 +315,26 @@ func TestPageRefuses(t *testing.T) {
 		}
 		_, _, err = page(func(p *db.Page) { p.Key, p.Marker = "tag", "a" })
 		if err == nil || fault.CodeOf(err) != fault.Internal || !strings.Contains(err.Error(), "tag is not unique in numbered") {
-			t.Errorf("a key that is not unique: %v", err)
+			t.Errorf("a key that is not unique: %v, want Internal", err)
 		}
 		rows, _, err = page(func(p *db.Page) {
 			p.Columns, p.From = "a.id", "numbered a JOIN numbered b ON a.id = b.id"
 			p.Key, p.Marker, p.Sort = "a.id", "12", []db.SortKey{{Column: "b.tag", Desc: true}}
 		})
 		if err != nil || len(rows) != 0 {
-			t.Errorf("a join, descending: %v, %v; nothing comes after a, 12", rows, err)
+			t.Errorf("a join, descending: %v, %v; want no row after a, 12", rows, err)
 		}
 	})
 }
 
-// TestPagePlans: a page in the middle is read by an index, from where the page
-// begins. MariaDB says how many rows it touched, SQLite what it means to do.
+// TestPagePlans: a page in the middle is read with an index and without the rows before
+// it. MariaDB counts the rows that it reads, SQLite explains its plan.
 func TestPagePlans(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
 		var log lines
 		d, err := db.Open(t.Context(), db.Config{
-			URL: url, MaxOpen: 1, // the counters are a connection's
+			URL: url, MaxOpen: 1, // the counters belong to the connection
 			SlowQuery: 1, Logger: slog.New(slog.NewJSONHandler(&log, nil)),
 		})
 		if err != nil {
@@ -351,12 +354,12 @@ func TestPagePlans(t *testing.T) {
 		}
 		insertThings(t.Context(), t, d, list...)
 		for name, sort := range map[string][]db.SortKey{
-			"oldest first":               {{Column: "created_at"}},
-			"newest first":               {{Column: "created_at", Desc: true}},
-			"a column with NULLs":        {{Column: "n"}},
-			"a column with NULLs, down":  {{Column: "n", Desc: true}},
-			"the key":                    nil,
-			"the key, from the last one": {{Column: "id", Desc: true}},
+			"oldest first":              {{Column: "created_at"}},
+			"newest first":              {{Column: "created_at", Desc: true}},
+			"a column with NULLs":       {{Column: "n"}},
+			"a column with NULLs, desc": {{Column: "n", Desc: true}},
+			"the key":                   nil,
+			"the key, desc":             {{Column: "id", Desc: true}},
 		} {
 			p := db.Page{From: "things", Sort: sort, Key: "id", Marker: list[2500].ID, Limit: 10}
 			touched := func() (n int) {
@@ -383,9 +386,9 @@ func TestPagePlans(t *testing.T) {
 				}
 				continue
 			}
-			said := strings.Split(strings.TrimSpace(log.take()), "\n")
+			logged := strings.Split(strings.TrimSpace(log.take()), "\n")
 			var last struct{ Query string }
-			if err := json.Unmarshal([]byte(said[len(said)-1]), &last); err != nil {
+			if err := json.Unmarshal([]byte(logged[len(logged)-1]), &last); err != nil {
 				t.Fatal(err)
 			}
 			var plan []struct {

@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Readers spreads reads over replicas of a database. It is safe for concurrent
-// use.
+// Readers distributes reads over the replicas of a database. A session that has
+// written reads from the primary. Readers is safe for concurrent use.
 //
 //	readers := db.NewReaders(primary, replica1, replica2)
 //	app.Add("replicas", service.Loop(5*time.Second, readers.Check))
@@ -27,25 +27,26 @@ type Readers struct {
 	replicas []*sqlx.DB
 	next     atomic.Uint64
 
-	mu   sync.Mutex
-	sick []error // by replica
+	mu       sync.Mutex
+	failures []error // of the last Check, for each replica
 }
 
-// NewReaders returns readers of a primary and its replicas, which stay the
-// caller's. A replica counts as well until [Readers.Check] finds otherwise.
+// NewReaders returns Readers of a primary and its replicas. The caller still owns
+// the handles and closes them. A replica counts as healthy until [Readers.Check]
+// finds an error.
 func NewReaders(primary *sqlx.DB, replicas ...*sqlx.DB) *Readers {
-	return &Readers{primary: primary, replicas: replicas, sick: make([]error, len(replicas))}
+	return &Readers{primary: primary, replicas: replicas, failures: make([]error, len(replicas))}
 }
 
-// For returns what to read from with ctx: the transaction on the primary that it
-// belongs to, if any; the primary, if its session has written (see
-// [WithSession]), or if no replica is well; otherwise a replica, each in turn. A
-// replica may be behind: what is read of it is what was.
+// For returns the handle to read from with ctx: the transaction on the primary that
+// ctx belongs to, if any; the primary if the session of ctx has written (see
+// [WithSession]) or if no replica is healthy; otherwise a healthy replica, round
+// robin. A replica may lag behind the primary: a read may return older rows.
 func (r *Readers) For(ctx context.Context) sqlx.ExtContext {
-	if o := current(ctx, r.primary); o != nil {
+	if o := currentTx(ctx, r.primary); o != nil {
 		return o.tx
 	}
-	if s, ok := ctx.Value(sessionKey{}).(*session); ok && s.has(r.primary) {
+	if s, ok := ctx.Value(sessionKey{}).(*session); ok && s.hasWritten(r.primary) {
 		return r.primary
 	}
 	n := uint64(len(r.replicas))
@@ -53,22 +54,23 @@ func (r *Readers) For(ctx context.Context) sqlx.ExtContext {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := range n {
-		if at := (first + i) % n; r.sick[at] == nil {
+		if at := (first + i) % n; r.failures[at] == nil {
 			return r.replicas[at]
 		}
 	}
 	return r.primary
 }
 
-// Check asks all replicas for their health, as [Health] does, leaves out those
-// that have none until it finds them well again, and returns their errors. It
-// blocks up to 5 s; a component calls it every few seconds.
+// Check runs [Health] on all replicas and returns their errors. A replica with an
+// error is not used until a later Check finds it healthy. A replica that is
+// read-only is healthy. Check blocks for up to 5 s. A component calls it every few
+// seconds.
 func (r *Readers) Check(ctx context.Context) error {
 	found := make([]error, len(r.replicas))
 	var wg sync.WaitGroup
 	for i, d := range r.replicas {
 		wg.Go(func() {
-			// That it is read-only is as it should be.
+			// A replica is read-only on purpose.
 			if err := Health(ctx, d); err != nil && fault.From(err).Reason != reasonReadOnly {
 				found[i] = fmt.Errorf("replica %d: %w", i+1, err)
 			}
@@ -76,58 +78,61 @@ func (r *Readers) Check(ctx context.Context) error {
 	}
 	wg.Wait()
 	if ctx.Err() != nil {
-		return ctx.Err() // that says nothing of them
+		return ctx.Err() // the results say nothing about the replicas
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sick = found
+	r.failures = found
 	return errors.Join(found...)
 }
 
 type sessionKey struct{}
 
-// session is what one who asks has written to.
+// session remembers the databases that a request has written to.
 type session struct {
-	mu    sync.Mutex
-	wrote map[*sqlx.DB]bool
+	mu      sync.Mutex
+	written map[*sqlx.DB]bool
 }
 
-func (s *session) has(d *sqlx.DB) bool {
+// hasWritten reports whether the session may have written to d.
+func (s *session) hasWritten(d *sqlx.DB) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.wrote[d]
+	return s.written[d]
 }
 
-// WithSession returns a context with a session of its own: from the first [Tx]
-// with it that may have written, [Readers.For] returns the primary, so that whoever
-// has written reads what was written. It does not cross processes: a caller who
-// was told that something is done and asks another process may read what was.
+// WithSession returns a context with a new session. After the first [Tx] with this
+// context that may have written, [Readers.For] returns the primary, so that the
+// session reads what it wrote. A session does not cross processes: a client that
+// gets a reply from one process and then asks another one may read older rows.
 func WithSession(ctx context.Context) context.Context {
-	return context.WithValue(ctx, sessionKey{}, &session{wrote: map[*sqlx.DB]bool{}})
+	return context.WithValue(ctx, sessionKey{}, &session{written: map[*sqlx.DB]bool{}})
 }
 
-// wrote notes that a transaction on d was, or may have been, committed.
-func wrote(ctx context.Context, d *sqlx.DB) {
+// markWritten records in the session of ctx, if any, that a transaction on d was
+// committed or may have been.
+func markWritten(ctx context.Context, d *sqlx.DB) {
 	s, ok := ctx.Value(sessionKey{}).(*session)
 	if !ok {
 		return
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.wrote[d] = true
+	s.written[d] = true
 }
 
-// healthWait bounds Health.
-const healthWait = 5 * time.Second
+// healthTimeout bounds Health.
+const healthTimeout = 5 * time.Second
 
-// Health returns nil if the database answers and can be written, and otherwise
-// Unavailable: within 5 s, or ctx's end, also for a server that hangs. The
-// reason is ReadOnly if it is a server that can only be read. A statement of this handle that
-// failed because the database is full, read-only, or refuses the user, counts for 30 s, or until
-// another one writes: a question does not show it. A database in memory waits for the
-// transaction that has its one connection.
+// Health returns nil if the database answers and accepts writes. Otherwise it fails with
+// Unavailable. It returns within 5 s, and when ctx ends, also if the server hangs.
+//
+// The reason is ReadOnly if the server is read-only. A query alone does not show all failures.
+// Therefore Health also fails for 30 s after a statement of this handle failed because the database is
+// full, read-only, or rejects the user, unless a later statement wrote a row. On a database in memory
+// Health waits for the transaction that has the only connection.
 func Health(ctx context.Context, d *sqlx.DB) error {
-	ctx, cancel := context.WithTimeout(ctx, healthWait)
+	ctx, cancel := context.WithTimeout(ctx, healthTimeout)
 	defer cancel()
 	query := "SELECT @@global.read_only"
 	if isSQLite(d) {
@@ -141,9 +146,9 @@ func Health(ctx context.Context, d *sqlx.DB) error {
 	case readOnly:
 		return &fault.Error{Code: fault.Unavailable, Reason: reasonReadOnly, Msg: "the database is read-only"}
 	}
-	if err := troubleOf(d); err != nil {
-		_, reason := class(err)
-		return &fault.Error{Code: fault.Unavailable, Reason: reason, Private: true, Msg: "the database has refused a statement: " + err.Error()}
+	if err := lastTrouble(d); err != nil {
+		_, reason := classifyError(err)
+		return &fault.Error{Code: fault.Unavailable, Reason: reason, Private: true, Msg: "the database rejected a statement: " + err.Error()}
 	}
 	return nil
 }

@@ -13,67 +13,68 @@ import (
 )
 
 const (
-	// defaultBatch is small enough that other writers do not wait for long, and
-	// that a Galera cluster and its replicas take it.
+	// defaultBatch is small, so that other writers do not wait for long and a Galera
+	// cluster and replicas accept the transaction.
 	defaultBatch = 500
-	maxBatch     = 10_000 // SQLite takes 32,766 parameters
+	maxBatch     = 10_000 // SQLite allows 32,766 parameters
 )
 
-// Retention says which rows of a table have had their time, and where they go.
-// Table and Where are required.
+// Retention describes the rows of a table that [Purge] removes, and where it moves
+// them. Table and Where are required.
 //
 //	n, err := db.Purge(ctx, d, db.Retention{
 //		Table:   "servers",
 //		Where:   "deleted_at < ?", Args: []any{now.AddDate(0, -3, 0)},
 //		History: "servers_history",
-//		Parts:   []db.Part{{Table: "server_tags", Column: "server_id"}}, // they go for good
+//		Parts:   []db.Part{{Table: "server_tags", Column: "server_id"}}, // without History: deleted
 //	})
 type Retention struct {
+	// Table is the table whose rows are removed.
 	Table string
-	// Key is the unique column by which rows are taken, in its order. Default
-	// "id".
+	// Key is a unique column. Rows are removed in its order. Default "id".
 	Key string
-	// Where says which rows, as SQL with parameters.
+	// Where is the condition for the rows, as SQL. Args are its parameters.
 	Where string
 	Args  []any
-	// History is the table that they are moved to. It has at least the columns of
-	// Table by the same names, and may have others with defaults, such as
-	// archived_at. Empty: they are deleted.
+	// History is the table that the rows are moved to. It has all columns of
+	// Table, with the same names. It may have more columns with defaults, such as
+	// archived_at. Default: the rows are deleted.
 	History string
-	// Parts are the rows of other tables that belong to those, in the order in
-	// which they go, before what they belong to.
+	// Parts are rows of other tables that belong to the rows of Table. They are
+	// removed first, in the order of this list, because of foreign keys.
 	Parts []Part
-	// Batch is how many rows of Table one transaction takes. Default 500, at most
-	// 10,000.
+	// Batch is how many rows of Table one transaction removes. Default 500, at
+	// most 10,000.
 	Batch int
-	// Max is how many rows of Table are taken in all. Default 0: all.
+	// Max bounds the rows of Table that one call removes. Default 0: no bound.
 	Max int
-	// Pause is the time between two batches, in which others come to write.
-	// Default 0.
+	// Pause is the time between two batches, in which other writers get their
+	// turn. Default 0.
 	Pause time.Duration
 }
 
-// Part are rows that go with another one.
+// Part describes rows of another table that are removed together with a row.
 type Part struct {
 	Table string
 	// Column refers to Retention.Key.
 	Column string
-	// History is as in Retention.
+	// History is a table as Retention.History.
 	History string
 }
 
-// Purge moves or deletes rows in batches, each one transaction with all parts of
-// its rows, so that nothing is ever half moved and no lock is held for long. It
-// returns how many rows of Table it has taken, also with an error: they stay
-// taken, and Purge can be called again, by any number of processes. It goes
-// through the table once, in the order of Key, and ends at its end, at Max, or
-// with ctx.
+// Purge moves or deletes rows in batches. Each batch is one transaction with all
+// parts of its rows, so that no row is half moved and locks are short. Purge reads
+// the table once, in the order of Key. It ends at the end of the table, at Max, or
+// when ctx ends. It returns how many rows of Table it removed, also with an error:
+// these rows stay removed. Purge may be called again, and by any number of processes
+// at the same time.
 //
-// In a [Tx] on d it joins, and all batches are one transaction: so a component
-// keeps the history of what it deletes itself.
+// Inside a [Tx] on d, Purge joins the transaction, and all batches are part of it.
+// Thus a component can move a row to its history when it deletes the row.
 //
-// Errors: Invalid if r names no table, or no condition; Precondition if a history
-// lacks columns, with their names; those of [Tx].
+// Errors: Invalid if Table or Where is empty, or if a name of a table or a column has
+// other characters than letters, digits and _; Precondition if a history table lacks
+// columns, with their names; those of [Tx].
 func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 	if r.Key == "" {
 		r.Key = "id"
@@ -82,20 +83,20 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 		r.Batch = defaultBatch
 	}
 	r.Batch = min(r.Batch, maxBatch)
-	if err := r.check(); err != nil {
+	if err := r.checkFields(); err != nil {
 		return 0, err
 	}
-	// Parts go first, for they may refer to the rest by foreign keys.
+	// Parts are removed first, because their foreign keys may refer to Table.
 	moves := append(slices.Clone(r.Parts), Part{r.Table, r.Key, r.History})
 	columns := make([]string, len(moves))
 	for i, m := range moves {
 		var err error
-		if columns[i], err = m.columns(ctx, d); err != nil {
+		if columns[i], err = m.sharedColumns(ctx, d); err != nil {
 			return 0, fmt.Errorf("purge %s: %w", r.Table, err)
 		}
 	}
 	var total int64
-	var last any // key that was taken
+	var last any // the key of the last row that was removed
 	for {
 		size := r.Batch
 		if r.Max > 0 {
@@ -107,11 +108,11 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 		var keys []any
 		err := Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 			var err error
-			if keys, err = r.take(ctx, tx, last, size); err != nil || len(keys) == 0 {
+			if keys, err = r.lockRows(ctx, tx, last, size); err != nil || len(keys) == 0 {
 				return err
 			}
 			for i, m := range moves {
-				if err := m.move(ctx, tx, columns[i], keys); err != nil {
+				if err := m.moveRows(ctx, tx, columns[i], keys); err != nil {
 					return err
 				}
 			}
@@ -125,13 +126,14 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 			return total, nil
 		}
 		last = keys[size-1]
-		if err := sleep(ctx, r.Pause); err != nil {
+		if err := sleepContext(ctx, r.Pause); err != nil {
 			return total, fmt.Errorf("purge %s: %w", r.Table, err)
 		}
 	}
 }
 
-func (r *Retention) check() error {
+// checkFields returns Invalid if a field cannot be part of a statement.
+func (r *Retention) checkFields() error {
 	names := []string{r.Table, r.Key}
 	for _, p := range append(slices.Clone(r.Parts), Part{r.Table, r.Key, r.History}) {
 		names = append(names, p.Table, p.Column)
@@ -139,29 +141,29 @@ func (r *Retention) check() error {
 			names = append(names, p.History)
 		}
 	}
-	if err := plain(names...); err != nil {
+	if err := checkNames(names...); err != nil {
 		return fmt.Errorf("purge: %w", err)
 	}
 	if r.Where == "" {
-		return fault.New(fault.Invalid, "purge %s: Where is required (1 = 1 for all rows)", r.Table)
+		return fault.New(fault.Invalid, "purge %s: Where is empty: use 1 = 1 for all rows", r.Table)
 	}
 	return nil
 }
 
-// take locks the next rows after last, if that is not nil, and returns their
-// keys.
-func (r *Retention) take(ctx context.Context, tx *sqlx.Tx, last any, size int) (keys []any, err error) {
-	key := quote(r.Key)
+// lockRows locks the next rows and returns their keys. If last is not nil, the rows
+// come after last.
+func (r *Retention) lockRows(ctx context.Context, tx *sqlx.Tx, last any, size int) (keys []any, err error) {
+	key := quoteName(r.Key)
 	where := clause{[]string{"(" + r.Where + ")"}, slices.Clone(r.Args)}
 	if last != nil {
-		where.add(key+" > ?", last)
+		where.addTerm(key+" > ?", last)
 	}
 	rows, err := tx.QueryContext(ctx, fmt.Sprintf(`SELECT %s FROM %s WHERE %s ORDER BY %s LIMIT ? FOR UPDATE`,
-		key, quote(r.Table), strings.Join(where.terms, " AND "), key), append(where.args, size)...)
+		key, quoteName(r.Table), strings.Join(where.terms, " AND "), key), append(where.args, size)...)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = rows.Close() }() // Err has said what there is to say
+	defer func() { _ = rows.Close() }() // rows.Err has the error
 	types, err := rows.ColumnTypes()
 	if err != nil {
 		return nil, err
@@ -171,21 +173,22 @@ func (r *Retention) take(ctx context.Context, tx *sqlx.Tx, last any, size int) (
 		if err := rows.Scan(&key); err != nil {
 			return nil, err
 		}
-		keys = append(keys, text(key, types[0]))
+		keys = append(keys, textValue(key, types[0]))
 	}
 	return keys, rows.Err()
 }
 
-// columns returns those that both tables have, as SQL.
-func (p *Part) columns(ctx context.Context, d *sqlx.DB) (string, error) {
+// sharedColumns returns the columns of the table as SQL, or "" if the rows have no
+// history. Precondition: the history lacks a column.
+func (p *Part) sharedColumns(ctx context.Context, d *sqlx.DB) (string, error) {
 	if p.History == "" {
 		return "", nil
 	}
-	from, err := columnsOf(ctx, d, p.Table)
+	from, err := listColumns(ctx, d, p.Table)
 	if err != nil {
 		return "", err
 	}
-	to, err := columnsOf(ctx, d, p.History)
+	to, err := listColumns(ctx, d, p.History)
 	if err != nil {
 		return "", err
 	}
@@ -194,24 +197,25 @@ func (p *Part) columns(ctx context.Context, d *sqlx.DB) (string, error) {
 		if !slices.Contains(to, col) {
 			missing = append(missing, col)
 		}
-		from[i] = quote(col)
+		from[i] = quoteName(col)
 	}
 	if len(missing) > 0 {
-		return "", fault.New(fault.Precondition, "the history %s lacks columns of %s: %s", p.History, p.Table, strings.Join(missing, ", "))
+		return "", fault.New(fault.Precondition, "the history table %s lacks columns of %s: %s", p.History, p.Table, strings.Join(missing, ", "))
 	}
 	return strings.Join(from, ", "), nil
 }
 
-func columnsOf(ctx context.Context, d *sqlx.DB, table string) (cols []string, err error) {
+// listColumns returns the names of a table's columns.
+func listColumns(ctx context.Context, d *sqlx.DB, table string) (cols []string, err error) {
 	var q sqlx.QueryerContext = d
-	if o := current(ctx, d); o != nil {
+	if o := currentTx(ctx, d); o != nil {
 		q = o.tx
 	}
-	rows, err := q.QueryContext(ctx, "SELECT * FROM "+quote(table)+" WHERE 1 = 0")
+	rows, err := q.QueryContext(ctx, "SELECT * FROM "+quoteName(table)+" WHERE 1 = 0")
 	if err != nil {
 		return nil, Error(err)
 	}
-	defer func() { _ = rows.Close() }() // it has no rows
+	defer func() { _ = rows.Close() }() // the query has no rows
 	cols, err = rows.Columns()
 	if err == nil {
 		err = rows.Err()
@@ -219,10 +223,11 @@ func columnsOf(ctx context.Context, d *sqlx.DB, table string) (cols []string, er
 	return cols, Error(err)
 }
 
-func (p *Part) move(ctx context.Context, tx *sqlx.Tx, columns string, keys []any) error {
-	where := fmt.Sprintf(`FROM %s WHERE %s IN (?%s)`, quote(p.Table), quote(p.Column), strings.Repeat(", ?", len(keys)-1))
+// moveRows moves the rows with the keys to the history, if there is one, and deletes them from the table.
+func (p *Part) moveRows(ctx context.Context, tx *sqlx.Tx, columns string, keys []any) error {
+	where := fmt.Sprintf(`FROM %s WHERE %s IN (?%s)`, quoteName(p.Table), quoteName(p.Column), strings.Repeat(", ?", len(keys)-1))
 	if p.History != "" {
-		if _, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s %s`, quote(p.History), columns, columns, where), keys...); err != nil {
+		if _, err := tx.ExecContext(ctx, fmt.Sprintf(`INSERT INTO %s (%s) SELECT %s %s`, quoteName(p.History), columns, columns, where), keys...); err != nil {
 			return err
 		}
 	}

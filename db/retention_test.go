@@ -30,8 +30,7 @@ CREATE INDEX notes_server ON notes (server);
 
 var longAgo = time.Date(2020, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// addServers adds servers of which every third is deleted, each with two tags
-// and a note.
+// addServers adds servers, each with two tags and a note. Every third server is deleted.
 func addServers(t *testing.T, d *sqlx.DB, from, n int) {
 	t.Helper()
 	err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
@@ -61,6 +60,7 @@ func addServers(t *testing.T, d *sqlx.DB, from, n int) {
 	}
 }
 
+// deletedServers returns the retention of the deleted servers, with history.
 func deletedServers() db.Retention {
 	return db.Retention{
 		Table: "servers", Where: "deleted_at < ? OR name = ?", Args: []any{longAgo.AddDate(1, 0, 0), "none"},
@@ -69,8 +69,8 @@ func deletedServers() db.Retention {
 	}
 }
 
-// wantServers looks for how many servers are left and were moved, and that none
-// was moved by half.
+// wantServers checks how many servers are left and how many were moved, and that each
+// was moved with all its parts.
 func wantServers(t *testing.T, d *sqlx.DB, left, moved int) {
 	t.Helper()
 	for query, want := range map[string]int{
@@ -89,6 +89,7 @@ func wantServers(t *testing.T, d *sqlx.DB, left, moved int) {
 	}
 }
 
+// TestPurge: Purge moves or deletes the right number of rows, with Batch and Max.
 func TestPurge(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, servers, func(t *testing.T, d *sqlx.DB) {
@@ -98,10 +99,10 @@ func TestPurge(t *testing.T) {
 			batch, max int
 			want       int64
 		}{
-			{"a part", 4, 30, 30},
-			{"one more", 4, 1, 1},
+			{"up to 30 rows", 4, 30, 30},
+			{"one row", 4, 1, 1},
 			{"the rest", 7, 0, 69},
-			{"nothing", 0, 0, 0},
+			{"no row", 0, 0, 0},
 		} {
 			r := deletedServers()
 			r.Batch, r.Max = tt.batch, tt.max
@@ -121,9 +122,9 @@ func TestPurge(t *testing.T) {
 	})
 }
 
-// TestPurgeTogether: several purge while others write. Some are cut off in the
-// middle, or find that the history fails.
-func TestPurgeTogether(t *testing.T) {
+// TestConcurrentPurge: several Purges run while other transactions write. Some of them
+// are cut off by their context. No row is lost, moved twice or half moved.
+func TestConcurrentPurge(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, servers, func(t *testing.T, d *sqlx.DB) {
 		addServers(t, d, 0, 600)
@@ -155,12 +156,14 @@ func TestPurgeTogether(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("%d of 300 were moved beside others, as far as was known, and %d by the last one", known.Load(), n)
+		t.Logf("of 300 rows the concurrent calls reported %d, the last call %d", known.Load(), n)
 		wantServers(t, d, 600, 300)
 	})
 }
 
-func TestPurgeRefuses(t *testing.T) {
+// TestPurgeErrors: wrong fields, a wrong history, a rolled back transaction and a context that has ended change
+// no row.
+func TestPurgeErrors(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, servers, func(t *testing.T, d *sqlx.DB) {
 		addServers(t, d, 0, 30)
@@ -169,12 +172,12 @@ func TestPurgeRefuses(t *testing.T) {
 			want   fault.Code
 			text   string
 		}{
-			"no condition":        {func(r *db.Retention) { r.Where = "" }, fault.Invalid, "Where is required"},
-			"no table":            {func(r *db.Retention) { r.Table = "" }, fault.Invalid, "not the name of"},
-			"an injection":        {func(r *db.Retention) { r.History = `h" --` }, fault.Invalid, "not the name of"},
-			"an unknown column":   {func(r *db.Retention) { r.Where, r.Args = "size > 3", nil }, fault.Internal, "size"},
-			"history of another":  {func(r *db.Retention) { r.History = "tags_history" }, fault.Precondition, "the history tags_history lacks columns of servers: id, name, deleted_at"},
-			"a part that is left": {func(r *db.Retention) { r.Parts = r.Parts[1:] }, fault.Precondition, "purge servers: "},
+			"no condition":      {func(r *db.Retention) { r.Where = "" }, fault.Invalid, "Where is empty"},
+			"no table":          {func(r *db.Retention) { r.Table = "" }, fault.Invalid, "not the name of"},
+			"an injection":      {func(r *db.Retention) { r.History = `h" --` }, fault.Invalid, "not the name of"},
+			"an unknown column": {func(r *db.Retention) { r.Where, r.Args = "size > 3", nil }, fault.Internal, "size"},
+			"wrong history":     {func(r *db.Retention) { r.History = "tags_history" }, fault.Precondition, "the history table tags_history lacks columns of servers: id, name, deleted_at"},
+			"a missing part":    {func(r *db.Retention) { r.Parts = r.Parts[1:] }, fault.Precondition, "purge servers: "},
 		} {
 			r := deletedServers()
 			tt.change(&r)

@@ -10,28 +10,27 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Service is a database as a part of package service: it is there before what uses it, and is
-// closed after. DB and Dir are required.
+// Service makes a database a part of package service: the database is ready before the parts that use it
+// start, and is closed after they have stopped. DB and Dir are required.
 type Service struct {
-	// DB is closed by Stop.
+	// DB is a handle of [New]. Stop closes it.
 	DB *sqlx.DB
-	// Dir has the migrations.
+	// Dir has the migrations, see the functions [Migrate] and [Check].
 	Dir fs.FS
-	// Migrate makes Start do as [Migrate]; otherwise it only asks [Check] whether the
-	// schema is the one that Dir makes.
+	// Migrate makes Start call [Migrate]. Default: Start calls [Check], which changes nothing.
 	Migrate bool
 }
 
-// Start makes one attempt to connect, and returns when the schema is as it should be. It may be
-// called again after an error. Errors: Unavailable if the database is away, or its schema is
-// missing or older than Dir's, as "db sync" may be running; those of [Open], and those of
+// Start makes one attempt to connect, and then migrates or checks the schema. It may be called again after
+// an error: package service does so on Unavailable. Errors: Unavailable if the database is down, or if its
+// schema is missing or older than Dir's, because "db sync" may be running; those of [Open]; those of
 // [Migrate] or [Check].
 func (s *Service) Start(ctx context.Context) error {
 	shown := "the database"
 	if w, ok := s.DB.Driver().(*watchedDriver); ok {
 		shown = w.watch.shown
 	}
-	if err := connect(ctx, s.DB, shown, -1); err != nil {
+	if err := connectDatabase(ctx, s.DB, shown, -1); err != nil {
 		return err
 	}
 	if s.Migrate {
@@ -44,8 +43,8 @@ func (s *Service) Start(ctx context.Context) error {
 	return err
 }
 
-// Check is [Health].
+// Check calls [Health].
 func (s *Service) Check(ctx context.Context) error { return Health(ctx, s.DB) }
 
-// Stop closes the database. It waits for queries that run.
+// Stop closes the handle. It blocks until running queries have ended.
 func (s *Service) Stop(context.Context) error { return s.DB.Close() }

@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestService: a part that may not migrate refuses a schema that is not there, and one that
-// may makes it; when it is stopped the database is closed.
+// TestService: without Migrate, Start fails if the schema is missing; with Migrate, Start makes the schema.
+// Stop closes the database.
 func TestService(t *testing.T) {
 	t.Parallel()
 	d, err := db.Open(t.Context(), db.Config{URL: dbtest.SQLite(t)})
@@ -25,7 +25,7 @@ func TestService(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := (&db.Service{DB: d, Dir: things}).Start(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "run db sync") {
-		t.Errorf("without a schema: %v", err)
+		t.Errorf("Start without a schema: %v, want Unavailable", err)
 	}
 	for _, migrate := range []bool{true, true, false} {
 		p := &db.Service{DB: d, Dir: things, Migrate: migrate}
@@ -41,23 +41,23 @@ func TestService(t *testing.T) {
 		t.Error(err)
 	}
 	if err := p.Check(t.Context()); err == nil {
-		t.Error("it is closed, and healthy")
+		t.Error("closed database is healthy")
 	}
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
 		p := &db.Service{DB: d, Dir: things}
 		if err := errors.Join(p.Start(t.Context()), p.Check(t.Context())); err != nil {
 			t.Error(err)
 		}
-		gone, cancel := context.WithCancel(t.Context())
+		ended, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := p.Check(gone); !errors.Is(err, fault.Unavailable) {
-			t.Errorf("who cannot wait for it: %v, want Unavailable", err)
+		if err := p.Check(ended); !errors.Is(err, fault.Unavailable) {
+			t.Errorf("Check with a context that has ended: %v, want Unavailable", err)
 		}
 	})
 }
 
-// TestServiceWaits: New connects to nothing; Start says Unavailable while the database is away, and
-// works when it is there; a login that is refused is another error, which no wait mends.
+// TestServiceWaits: New does not connect. Start fails with Unavailable while the database is down, and
+// succeeds when it is up. A wrong login has another code, because waiting does not help.
 func TestServiceWaits(t *testing.T) {
 	t.Parallel()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port on which nothing listens
@@ -82,18 +82,18 @@ func TestServiceWaits(t *testing.T) {
 	}
 	begin := time.Now()
 	if err := start("mysql://u:secret@" + port + "/x"); !errors.Is(err, fault.Unavailable) || strings.Contains(err.Error(), "secret") || time.Since(begin) > 8*time.Second {
-		t.Errorf("while it is away: %v after %v", err, time.Since(begin))
+		t.Errorf("Start while the database is down: %v after %v, want Unavailable", err, time.Since(begin))
 	}
 	if err := start(u.String()); err != nil {
 		t.Error(err)
 	}
-	u.User = url.UserPassword("nobody", "secret")
+	u.User = url.UserPassword("unknown", "secret")
 	if err := start(u.String()); !errors.Is(err, fault.Unauthenticated) || strings.Contains(err.Error(), "secret") {
-		t.Errorf("a login that is refused: %v", err)
+		t.Errorf("Start with a wrong login: %v, want Unauthenticated", err)
 	}
 	for _, raw := range []string{"", "mysql://x", "postgres://u@h/x"} {
 		if _, err := db.New(db.Config{URL: raw}); !errors.Is(err, fault.Invalid) {
-			t.Errorf("%q: %v", raw, err)
+			t.Errorf("New(%q): %v, want Invalid", raw, err)
 		}
 	}
 }

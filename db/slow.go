@@ -8,30 +8,29 @@ import (
 	"time"
 )
 
-// watch sees every statement of a handle: it logs those that take long, and notes the trouble
-// that they tell of.
+// watch observes all statements of a handle: it logs slow ones and records failures for Health.
 type watch struct {
-	trouble trouble
-	shown   string        // the URL without the password
-	limit   time.Duration // 0: none is slow
-	log     *slog.Logger
+	trouble   trouble
+	shown     string        // the URL without the password
+	slowAfter time.Duration // 0: no statement is slow
+	log       *slog.Logger
 }
 
-// begin starts the clock of a statement, and returns what is called at its end: with its result,
-// nil for a question, and its error.
-func (s *watch) begin(ctx context.Context, query string) func(driver.Result, error) {
+// watchStatement is called at the start of a statement. The caller calls the function that it returns at the
+// statement's end, with the result, which is nil for a query, and the error.
+func (w *watch) watchStatement(ctx context.Context, query string) func(driver.Result, error) {
 	start := time.Now()
 	return func(res driver.Result, err error) {
 		rows := int64(0)
 		if err == nil && res != nil {
-			rows, _ = res.RowsAffected() // else nothing was written
+			rows, _ = res.RowsAffected() // on an error rows stays 0
 		}
-		s.trouble.note(err, rows > 0)
-		if s.limit == 0 {
+		w.trouble.recordResult(err, rows > 0)
+		if w.slowAfter == 0 {
 			return
 		}
-		if took := time.Since(start); took >= s.limit {
-			s.log.WarnContext(ctx, "slow query", "took", took, "query", strings.Join(strings.Fields(query), " "))
+		if took := time.Since(start); took >= w.slowAfter {
+			w.log.WarnContext(ctx, "slow query", "took", took, "query", strings.Join(strings.Fields(query), " "))
 		}
 	}
 }

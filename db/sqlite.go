@@ -15,19 +15,21 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// busyWait is how long a writer waits for another one: in this process in line,
-// for another process by SQLite's polling.
-const busyWait = 10 * time.Second
+// busyTimeout is how long a writer waits for another writer. Writers of this process
+// wait in a queue. For a writer of another process SQLite polls.
+const busyTimeout = 10 * time.Second
 
+// sqliteOptions are the driver's options that give SQLite the behaviour of the package comment.
 const sqliteOptions = "?_txlock=immediate&_dqs=0&_error_rc=1" +
 	"&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)" +
 	"&_pragma=foreign_keys(1)&_pragma=case_sensitive_like(1)"
 
-// Times are text of a fixed width, so that they sort, and the text is MySQL's.
+// timeLayout is the form of times in SQLite. It has a fixed width, so that times sort
+// as texts, and is MySQL's form.
 const timeLayout = "2006-01-02 15:04:05.000000"
 
-// sqliteDriver is the driver with what MySQL has and SQLite lacks. It is not
-// the one registered with database/sql, which belongs to the whole program.
+// sqliteDriver returns a driver with MySQL's function UTC_TIMESTAMP. It is not the
+// driver that is registered with database/sql: that one belongs to the whole program.
 var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 	d := new(sqlite.Driver)
 	d.MustRegisterScalarFunction("utc_timestamp", 1,
@@ -37,43 +39,46 @@ var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 	return d
 })
 
-// sqliteDB is a connector. Its connections let one write at a time, in the
-// order in which they asked, while all others read: SQLite itself lets waiting
-// writers poll, by which some starve and fail. They also give times, and FOR
-// UPDATE, the same meaning as on MySQL.
+// sqliteDB is a connector. Of its connections one may write at a time, first come,
+// first served, while all others may read. SQLite itself lets waiting writers poll,
+// so that some starve and fail. The connections also give times and FOR UPDATE the
+// meaning that they have on MySQL.
 type sqliteDB struct {
 	dsn    string
-	writer chan struct{} // holds an element while somebody writes
+	writer chan struct{} // the lock of the writer: full while a connection writes
 	watch  *watch
 }
 
+// newSQLite returns a connector for a file in the form of a URL.
 func newSQLite(file string) *sqliteDB {
 	return &sqliteDB{dsn: file + sqliteOptions, writer: make(chan struct{}, 1)}
 }
 
-// Driver returns the driver, with the trouble of this handle.
+// Driver returns the driver with the watch of this handle.
 func (s *sqliteDB) Driver() driver.Driver { return &watchedDriver{sqliteDriver(), s.watch} }
 
+// Connect opens a connection and records a failure for Health.
 func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
 	c, err := sqliteDriver().Open(s.dsn)
 	if err != nil {
-		s.watch.trouble.note(err, false)
+		s.watch.trouble.recordResult(err, false)
 		return nil, err
 	}
 	return &sqliteConn{rawConn: c.(rawConn), db: s}, nil
 }
 
-// lock waits until nobody writes.
-func (s *sqliteDB) lock(ctx context.Context) error {
+// lockWriter blocks until no other connection of the handle writes, until ctx ends,
+// or for busyTimeout.
+func (s *sqliteDB) lockWriter(ctx context.Context) error {
 	select {
 	case s.writer <- struct{}{}:
 		return nil
 	default:
 	}
-	t := time.NewTimer(busyWait)
+	t := time.NewTimer(busyTimeout)
 	defer t.Stop()
 	select {
 	case s.writer <- struct{}{}:
@@ -81,13 +86,14 @@ func (s *sqliteDB) lock(ctx context.Context) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-t.C:
-		return fault.New(fault.Unavailable, "database is locked: another transaction of this process has held it for %v", busyWait)
+		return fault.New(fault.Unavailable, "the database is locked: another transaction of this process has had the lock for %v", busyTimeout)
 	}
 }
 
-func (s *sqliteDB) unlock() { <-s.writer }
+// unlockWriter releases the writer's lock.
+func (s *sqliteDB) unlockWriter() { <-s.writer }
 
-// rawConn is what a connection of the driver is.
+// rawConn has the interfaces of the driver's connection that database/sql uses.
 type rawConn interface {
 	driver.Conn
 	driver.ConnBeginTx
@@ -99,12 +105,14 @@ type rawConn interface {
 	driver.Validator
 }
 
+// sqliteConn is a connection that takes the writer's lock for each write.
 type sqliteConn struct {
 	rawConn
 	db   *sqliteDB
-	inTx bool // holds the lock, if it is not read-only
+	inTx bool // in a transaction, which has the writer's lock unless it is read-only
 }
 
+// BeginTx begins a transaction. Unless it is read-only, BeginTx first takes the writer's lock.
 func (c *sqliteConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
 	if opts.ReadOnly {
 		tx, err := c.rawConn.BeginTx(ctx, opts)
@@ -114,62 +122,68 @@ func (c *sqliteConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver
 		c.inTx = true
 		return &sqliteTx{tx, c, func() {}}, nil
 	}
-	if err := c.db.lock(ctx); err != nil {
+	if err := c.db.lockWriter(ctx); err != nil {
 		return nil, err
 	}
 	tx, err := c.rawConn.BeginTx(ctx, opts)
 	if err != nil {
-		c.db.unlock()
+		c.db.unlockWriter()
 		return nil, err
 	}
 	c.inTx = true
-	return &sqliteTx{tx, c, sync.OnceFunc(c.db.unlock)}, nil
+	return &sqliteTx{tx, c, sync.OnceFunc(c.db.unlockWriter)}, nil
 }
 
+// sqliteTx is a transaction that releases the writer's lock at its end.
 type sqliteTx struct {
 	driver.Tx
 	c      *sqliteConn
 	unlock func()
 }
 
+// Commit commits, records a failure for Health, and releases the lock.
 func (t *sqliteTx) Commit() error {
-	defer t.end()
+	defer t.endTx()
 	err := t.Tx.Commit()
-	t.c.db.watch.trouble.note(err, false)
+	t.c.db.watch.trouble.recordResult(err, false)
 	return err
 }
 
-func (t *sqliteTx) Rollback() error { defer t.end(); return t.Tx.Rollback() }
+// Rollback rolls back and releases the lock.
+func (t *sqliteTx) Rollback() error { defer t.endTx(); return t.Tx.Rollback() }
 
-func (t *sqliteTx) end() {
+func (t *sqliteTx) endTx() {
 	t.c.inTx = false
 	t.unlock()
 }
 
-// exec runs f, a statement that may write, when it is its turn.
-func (c *sqliteConn) exec(ctx context.Context, f func() (driver.Result, error)) (driver.Result, error) {
+// execWrite runs a statement that may write, with the writer's lock.
+func (c *sqliteConn) execWrite(ctx context.Context, f func() (driver.Result, error)) (driver.Result, error) {
 	if !c.inTx {
-		if err := c.db.lock(ctx); err != nil {
+		if err := c.db.lockWriter(ctx); err != nil {
 			return nil, err
 		}
-		defer c.db.unlock()
+		defer c.db.unlockWriter()
 	}
 	return f()
 }
 
+// ExecContext runs a statement without rows. It waits for the writer's lock, unless it is inside a transaction.
 func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	end := c.db.watch.begin(ctx, query)
+	end := c.db.watch.watchStatement(ctx, query)
 	defer func() { end(res, err) }()
-	return c.exec(ctx, func() (driver.Result, error) { return c.rawConn.ExecContext(ctx, query, args) })
+	return c.execWrite(ctx, func() (driver.Result, error) { return c.rawConn.ExecContext(ctx, query, args) })
 }
 
+// QueryContext runs a query without FOR UPDATE, which SQLite does not know. It does not wait for the lock.
 func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := c.db.watch.begin(ctx, query)
+	end := c.db.watch.watchStatement(ctx, query)
 	defer func() { end(nil, err) }()
 	rows, err = c.rawConn.QueryContext(ctx, forUpdate.ReplaceAllString(query, ""), args)
 	return wrapRows(rows, err)
 }
 
+// PrepareContext returns a prepared statement, without FOR UPDATE.
 func (c *sqliteConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	st, err := c.rawConn.PrepareContext(ctx, forUpdate.ReplaceAllString(query, ""))
 	if err != nil {
@@ -178,25 +192,27 @@ func (c *sqliteConn) PrepareContext(ctx context.Context, query string) (driver.S
 	return &sqliteStmt{st.(rawStmt), c, query}, nil
 }
 
-// forUpdate is what ends a statement that locks the rows it reads.
+// forUpdate matches the FOR UPDATE at the end of a statement.
 var forUpdate = regexp.MustCompile(`(?i)\s+FOR\s+UPDATE\s*;?\s*$`)
 
-// CheckNamedValue turns times into their text.
+// CheckNamedValue converts a time to its text.
 func (c *sqliteConn) CheckNamedValue(nv *driver.NamedValue) error {
 	v, err := driver.DefaultParameterConverter.ConvertValue(nv.Value)
 	if t, ok := v.(time.Time); ok {
-		v = t.UTC().Format(timeLayout) // cuts off what is below a microsecond
+		v = t.UTC().Format(timeLayout) // cuts off units below a microsecond
 	}
 	nv.Value = v
 	return err
 }
 
+// rawStmt has the interfaces of the driver's prepared statement that database/sql uses.
 type rawStmt interface {
 	driver.Stmt
 	driver.StmtExecContext
 	driver.StmtQueryContext
 }
 
+// sqliteStmt is a prepared statement that takes the writer's lock if it may write.
 type sqliteStmt struct {
 	rawStmt
 	c     *sqliteConn
@@ -204,39 +220,42 @@ type sqliteStmt struct {
 }
 
 func (s *sqliteStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	end := s.c.db.watch.begin(ctx, s.query)
+	end := s.c.db.watch.watchStatement(ctx, s.query)
 	defer func() { end(res, err) }()
-	return s.c.exec(ctx, func() (driver.Result, error) { return s.rawStmt.ExecContext(ctx, args) })
+	return s.c.execWrite(ctx, func() (driver.Result, error) { return s.rawStmt.ExecContext(ctx, args) })
 }
 
 func (s *sqliteStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := s.c.db.watch.begin(ctx, s.query)
+	end := s.c.db.watch.watchStatement(ctx, s.query)
 	defer func() { end(nil, err) }()
 	rows, err = s.rawStmt.QueryContext(ctx, args)
 	return wrapRows(rows, err)
 }
 
+// rawRows has the interfaces of the driver's rows that this package uses.
 type rawRows interface {
 	driver.Rows
 	driver.RowsColumnTypeDatabaseTypeName
 }
 
-// sqliteRows turns texts into times: all in columns that are declared to hold
-// times, and those of our layout in results that have no column, such as
-// MAX(updated_at).
+// sqliteRows converts texts to times: in columns with the type of a time all texts,
+// and in results without a column type, such as MAX(updated_at), texts with the
+// length of timeLayout.
 type sqliteRows struct {
 	rawRows
 	kinds []timeKind
 }
 
+// timeKind says whether a column of a result has times.
 type timeKind uint8
 
 const (
 	notTime timeKind = iota
 	isTime
-	mayBeTime
+	mayBeTime // the result has no column type
 )
 
+// wrapRows returns rows as sqliteRows.
 func wrapRows(rows driver.Rows, err error) (driver.Rows, error) {
 	if err != nil {
 		return nil, err
@@ -255,6 +274,7 @@ func wrapRows(rows driver.Rows, err error) (driver.Rows, error) {
 	return r, nil
 }
 
+// Next reads a row and converts its times. A text that is not a time stays a text.
 func (r *sqliteRows) Next(dest []driver.Value) error {
 	if err := r.rawRows.Next(dest); err != nil {
 		if errors.Is(err, io.EOF) {
@@ -269,7 +289,7 @@ func (r *sqliteRows) Next(dest []driver.Value) error {
 		}
 		layout := timeLayout
 		if kind == isTime {
-			layout = time.DateTime // which takes any fraction when it parses
+			layout = time.DateTime // accepts any fraction of a second
 			if len(text) == len(time.DateOnly) {
 				layout = time.DateOnly
 			}

@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestSQLiteHandles: two handles on one file, as two processes have, do not get
-// into each other's way.
+// TestSQLiteHandles: two handles on one file, as two processes have, write without
+// errors and without lost updates.
 func TestSQLiteHandles(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)
@@ -52,8 +52,8 @@ func TestSQLiteHandles(t *testing.T) {
 	}
 }
 
-// TestSQLiteWriterWaits: a writer waits for the one before it no longer than
-// its context, in the same handle and in another.
+// TestSQLiteWriterWaits: a writer waits for another one at most until its context ends,
+// on the same handle and on another one. A reader does not wait.
 func TestSQLiteWriterWaits(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)
@@ -73,12 +73,12 @@ func TestSQLiteWriterWaits(t *testing.T) {
 			t.Errorf("%s handle: Tx %v, Exec %v; want the context's error", name, err, eerr)
 		}
 		cancel()
-		tx, err := d.BeginTxx(t.Context(), &sql.TxOptions{ReadOnly: true}) // which does not wait
+		tx, err := d.BeginTxx(t.Context(), &sql.TxOptions{ReadOnly: true}) // does not wait for the writer
 		if err != nil {
 			t.Fatal(err)
 		}
 		if n := get[int](t, tx, "SELECT COUNT(*) FROM things"); n != 0 {
-			t.Errorf("%s handle: a read-only transaction sees what is not committed", name)
+			t.Errorf("%s handle: a read-only transaction sees %d uncommitted rows", name, n)
 		}
 		if err := tx.Rollback(); err != nil {
 			t.Fatal(err)
@@ -100,7 +100,7 @@ func TestSQLiteWriterWaits(t *testing.T) {
 	}
 }
 
-// TestSQLiteErrors: those that the machine causes.
+// TestSQLiteErrors: a full and a read-only database.
 func TestSQLiteErrors(t *testing.T) {
 	t.Parallel()
 	d := mustOpen(t, dbtest.SQLite(t))
@@ -123,6 +123,6 @@ func TestSQLiteErrors(t *testing.T) {
 		if err = db.Error(err); fault.CodeOf(err) != tt.want {
 			t.Errorf("%s: %v (%v), want %v", tt.name, err, fault.CodeOf(err), tt.want)
 		}
-		defer c.Close() // kept till the end, so that each has its own
+		defer c.Close() // at the end of the test, so that each case has its own connection
 	}
 }

@@ -14,44 +14,45 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// mysqlTLS takes the options about TLS out of those of a URL, and returns the configuration, nil if
-// none is asked for. The names are those of SQLAlchemy and of the driver.
-func mysqlTLS(host string, query url.Values) (*tls.Config, error) {
-	take := func(name string) string {
+// takeTLSOptions removes the TLS options from the options of a URL and returns the configuration, or nil
+// without TLS. The options have SQLAlchemy's names or the driver's. An option that has no effect, or that
+// would allow a connection without TLS, is Invalid.
+func takeTLSOptions(host string, query url.Values) (*tls.Config, error) {
+	takeOption := func(name string) string {
 		v := query.Get(name)
 		delete(query, name)
 		return v
 	}
-	wrong := func(name, why string) (*tls.Config, error) {
-		return nil, fault.New(fault.Invalid, "option %s of the mysql database URL %s", name, why)
+	optionError := func(name, problem string) (*tls.Config, error) {
+		return nil, fault.New(fault.Invalid, "option %s of the mysql database URL %s", name, problem)
 	}
 	for _, name := range []string{"ssl_capath", "ssl_cipher", "allowFallbackToPlaintext"} {
-		if take(name) != "" {
-			return wrong(name, "is not supported")
+		if takeOption(name) != "" {
+			return optionError(name, "is not supported")
 		}
 	}
-	files := tlsfile.Client{CAFile: take("ssl_ca"), CertFile: take("ssl_cert"), KeyFile: take("ssl_key"), ServerName: take("ssl_server_name")}
+	files := tlsfile.Client{CAFile: takeOption("ssl_ca"), CertFile: takeOption("ssl_cert"), KeyFile: takeOption("ssl_key"), ServerName: takeOption("ssl_server_name")}
 	on, verify, names := files != tlsfile.Client{}, true, true
-	if v := take("tls"); v == "skip-verify" {
+	if v := takeOption("tls"); v == "skip-verify" {
 		on, verify = true, false
 	} else if v != "" {
 		yes, err := strconv.ParseBool(v)
 		switch {
 		case err != nil:
-			return wrong("tls", "is true, false or skip-verify: TLS that is asked for is TLS, or an error")
+			return optionError("tls", "must be true, false or skip-verify: it cannot be preferred, because TLS is either used or an error")
 		case !yes && on:
-			return wrong("tls", "is false beside options that are about TLS")
+			return optionError("tls", "is false, so that the options for TLS have no effect: remove them, or set tls=true")
 		}
 		on = yes
 	}
 	for _, name := range []string{"ssl_check_hostname", "ssl_verify_identity"} {
-		if v := take(name); v != "" {
+		if v := takeOption(name); v != "" {
 			yes, err := strconv.ParseBool(v)
 			switch {
 			case err != nil:
-				return wrong(name, "is neither true nor false")
+				return optionError(name, "must be true or false")
 			case !on:
-				return wrong(name, "has no effect without TLS: add tls=true or ssl_ca")
+				return optionError(name, "has no effect without TLS: add tls=true or ssl_ca")
 			}
 			names = names && yes
 		}
@@ -60,7 +61,7 @@ func mysqlTLS(host string, query url.Values) (*tls.Config, error) {
 	case !on:
 		return nil, nil //nolint:nilnil // no TLS
 	case !verify && (files.CAFile != "" || files.ServerName != ""):
-		return wrong("tls", "is skip-verify beside ssl_ca or ssl_server_name, which would have no effect")
+		return optionError("tls", "is skip-verify, so that ssl_ca and ssl_server_name have no effect: remove them, or set tls=true")
 	}
 	cfg, err := files.Config()
 	if err != nil {
@@ -69,14 +70,14 @@ func mysqlTLS(host string, query url.Values) (*tls.Config, error) {
 	if cfg.ServerName == "" {
 		cfg.ServerName = host
 	}
-	cfg.InsecureSkipVerify = !verify || !names // which the operator has asked for
+	cfg.InsecureSkipVerify = !verify || !names // by the operator's option
 	if verify && !names {
 		cfg.VerifyConnection = func(s tls.ConnectionState) error { return verifyAuthority(s, cfg.RootCAs) }
 	}
 	return cfg, nil
 }
 
-// verifyAuthority verifies a server's certificate, but for the name in it.
+// verifyAuthority verifies a server's certificate except for its name.
 func verifyAuthority(s tls.ConnectionState, roots *x509.CertPool) error {
 	opts := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool()}
 	for _, c := range s.PeerCertificates[1:] {
@@ -88,16 +89,16 @@ func verifyAuthority(s tls.ConnectionState, roots *x509.CertPool) error {
 	return nil
 }
 
-// tlsFailure returns why a connection failed if TLS is the reason, else nil.
+// tlsFailure returns an error that explains err if a connection failed because of TLS, and nil otherwise.
 func tlsFailure(err error) error {
 	if errors.Is(err, mysql.ErrNoTLS) {
-		return fault.New(fault.Precondition, "TLS is asked for, and the server has none: %w", err)
+		return fault.New(fault.Precondition, "the URL requires TLS, but the server does not use TLS: %w", err)
 	}
 	return tlsfile.Failure(err)
 }
 
-// loopback reports whether a host is this machine.
-func loopback(host string) bool {
+// isLoopback reports whether a host is this machine.
+func isLoopback(host string) bool {
 	ip := net.ParseIP(host)
 	return host == "localhost" || ip != nil && ip.IsLoopback()
 }

@@ -17,7 +17,8 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// TestTLS: TLS that a MySQL URL asks for is TLS with a verified server, or an error that says why.
+// TestTLS: if a MySQL URL requires TLS, the connection has TLS with a verified server, or Open fails with the
+// reason.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	ca := certtest.New(t)
@@ -43,19 +44,19 @@ func TestTLS(t *testing.T) {
 		name, host, query string
 		user              *url.Userinfo
 		want              fault.Code
-		says              string
+		text              string
 	}{
 		{name: "right authority", query: "ssl_ca=" + ca.File},
 		{name: "verify by SQLAlchemy's name", query: "ssl_ca=" + ca.File + "&ssl_check_hostname=true"},
-		{name: "unknown authority", query: "tls=true", want: fault.Denied, says: "x509"},
-		{name: "wrong authority", query: "ssl_ca=" + other, want: fault.Denied, says: "x509"},
-		{name: "wrong name", host: "127.0.0.1", query: "ssl_ca=" + ca.File, want: fault.Denied, says: "127.0.0.1"},
+		{name: "unknown authority", query: "tls=true", want: fault.Denied, text: "x509"},
+		{name: "wrong authority", query: "ssl_ca=" + other, want: fault.Denied, text: "x509"},
+		{name: "wrong name", host: "127.0.0.1", query: "ssl_ca=" + ca.File, want: fault.Denied, text: "127.0.0.1"},
 		{name: "another name", host: "127.0.0.1", query: "ssl_server_name=db.example&ssl_ca=" + ca.File},
 		{name: "any name", host: "127.0.0.1", query: "ssl_verify_identity=false&ssl_ca=" + ca.File},
-		{name: "any name, wrong authority", host: "127.0.0.1", query: "ssl_check_hostname=false&ssl_ca=" + other, want: fault.Denied, says: "x509"},
+		{name: "any name, wrong authority", host: "127.0.0.1", query: "ssl_check_hostname=false&ssl_ca=" + other, want: fault.Denied, text: "x509"},
 		{name: "unverified", query: "tls=skip-verify"},
-		{name: "certificate that is demanded", user: known, query: "ssl_ca=" + ca.File + "&ssl_cert=" + cert + "&ssl_key=" + key},
-		{name: "no certificate", user: known, query: "ssl_ca=" + ca.File, want: fault.Unauthenticated, says: "Access denied"},
+		{name: "required client certificate", user: known, query: "ssl_ca=" + ca.File + "&ssl_cert=" + cert + "&ssl_key=" + key},
+		{name: "no client certificate", user: known, query: "ssl_ca=" + ca.File, want: fault.Unauthenticated, text: "Access denied"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -68,8 +69,8 @@ func TestTLS(t *testing.T) {
 			}
 			to.RawQuery = tt.query
 			d, err := db.Open(t.Context(), db.Config{URL: to.String()})
-			if fault.CodeOf(err) != tt.want || !strings.Contains(fmt.Sprint(err), tt.says) || strings.Contains(fmt.Sprint(err), "hunter2") {
-				t.Errorf("%v (%v), want %v with %q", err, fault.CodeOf(err), tt.want, tt.says)
+			if fault.CodeOf(err) != tt.want || !strings.Contains(fmt.Sprint(err), tt.text) || strings.Contains(fmt.Sprint(err), "hunter2") {
+				t.Errorf("%v (%v), want %v with %q", err, fault.CodeOf(err), tt.want, tt.text)
 			}
 			if err != nil {
 				return
@@ -77,7 +78,7 @@ func TestTLS(t *testing.T) {
 			defer d.Close()
 			var name, cipher string
 			if err := d.QueryRowxContext(t.Context(), "SHOW STATUS LIKE 'Ssl_cipher'").Scan(&name, &cipher); err != nil || cipher == "" {
-				t.Errorf("the connection has no TLS: %q, %v", cipher, err)
+				t.Errorf("the connection does not have TLS: cipher %q, %v", cipher, err)
 			}
 		})
 	}
@@ -89,8 +90,8 @@ func TestTLS(t *testing.T) {
 	})
 }
 
-// TestTLSOptions: an option of a MySQL URL that is unknown, or would have no effect, is an error that
-// names it; and TLS that may turn out to be none is refused.
+// TestTLSOptions: an option of a MySQL URL that is unknown or has no effect is an error with the option's name.
+// So is an option that allows connections without TLS.
 func TestTLSOptions(t *testing.T) {
 	t.Parallel()
 	cert, key := certtest.New(t).Issue(t, "client")
@@ -102,7 +103,7 @@ func TestTLSOptions(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for query, says := range map[string]string{
+	for query, text := range map[string]string{
 		"tsl=true":                              "tsl",
 		"innodb_lock_wait_timeout=5":            "innodb_lock_wait_timeout",
 		"tls=preferred":                         "tls",
@@ -117,16 +118,16 @@ func TestTLSOptions(t *testing.T) {
 		"ssl_cert=" + cert + "&ssl_key=" + open: open,
 	} {
 		_, err := db.New(db.Config{URL: "mysql://u:hunter2@h/n?" + query})
-		if c := fault.CodeOf(err); c != fault.Invalid && c != fault.Denied || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "hunter2") {
-			t.Errorf("%s: %v, want an error with %q", query, err, says)
+		if c := fault.CodeOf(err); c != fault.Invalid && c != fault.Denied || !strings.Contains(err.Error(), text) || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v, want an error with %q", query, err, text)
 		}
 	}
 	if _, err := db.New(db.Config{URL: "sqlite:///x.db?tls=true"}); fault.CodeOf(err) != fault.Invalid {
-		t.Errorf("SQLite with an option: %v", err)
+		t.Errorf("SQLite with an option: %v, want Invalid", err)
 	}
 }
 
-// TestPlainWarning: a database of another machine without TLS is one warning, which names the host.
+// TestPlainWarning: a connection to another machine without TLS logs one warning with the host.
 func TestPlainWarning(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]int{

@@ -13,24 +13,25 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// troubled is how long after the last failure of a kind that no statement gets around, such as a
-// full disk, a database counts as unhealthy, unless it takes a write before.
-const troubled = 30 * time.Second
+// troubleTTL is how long a lasting failure, such as a full disk, makes a database unhealthy, unless a
+// statement writes before.
+const troubleTTL = 30 * time.Second
 
-// trouble is the last such failure of a handle: [Health] reports it, as a question alone does not
-// show it. It is safe for concurrent use.
+// trouble is the last lasting failure of a handle. [Health] reports it, because a query does not show the
+// failure. It is safe for concurrent use.
 type trouble struct {
 	mu   sync.Mutex
 	err  error
 	when time.Time
 }
 
-// note remembers what a statement, or a connection's beginning, has ended with.
-func (t *trouble) note(err error, wrote bool) {
+// recordResult records the result of a statement or of a connection attempt: its error, and whether it wrote
+// a row.
+func (t *trouble) recordResult(err error, wrote bool) {
 	if err == nil && !wrote {
 		return
 	}
-	if err != nil && !lasting(err) {
+	if err != nil && !isLasting(err) {
 		return
 	}
 	t.mu.Lock()
@@ -38,19 +39,19 @@ func (t *trouble) note(err error, wrote bool) {
 	t.err, t.when = err, time.Now()
 }
 
-// last returns the failure that still counts, or nil.
-func (t *trouble) last() error {
+// lastFailure returns the failure if it is not older than troubleTTL, or nil.
+func (t *trouble) lastFailure() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.err == nil || time.Since(t.when) > troubled {
+	if t.err == nil || time.Since(t.when) > troubleTTL {
 		return nil
 	}
 	return t.err
 }
 
-// lasting reports whether an error says that the database takes nothing from this service: it is
-// full or read-only, or refuses its user.
-func lasting(err error) bool {
+// isLasting reports whether an error means that the next statements fail, too: the database is full or
+// read-only, or rejects the user.
+func isLasting(err error) bool {
 	if code, ok := sqliteCode(err); ok {
 		switch code & 0xff {
 		case sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN:
@@ -66,11 +67,11 @@ func lasting(err error) bool {
 	case 1021, 1026, 1114, 3675: // disk or table full
 		return true
 	}
-	code, _ := classMySQL(my)
-	return code == fault.Unauthenticated || my.Number == 1044 // 1044: of the whole database; whether it is read-only Health asks
+	code, _ := classifyMySQL(my)
+	return code == fault.Unauthenticated || my.Number == 1044 // 1044: no privilege on the database; Health itself finds out whether the server is read-only
 }
 
-// watchedDriver is a driver that knows what is seen of a handle: the one way from a handle to its
+// watchedDriver is a driver with the watch of a handle. database/sql gives no other way from a handle to its
 // connector.
 type watchedDriver struct {
 	driver.Driver
@@ -78,10 +79,10 @@ type watchedDriver struct {
 	watch *watch
 }
 
-// troubleOf returns the failure that still counts of a handle of [Open].
-func troubleOf(d *sqlx.DB) error {
+// lastTrouble returns the last failure of a handle of [New], or nil.
+func lastTrouble(d *sqlx.DB) error {
 	if t, ok := d.Driver().(*watchedDriver); ok {
-		return t.watch.trouble.last()
+		return t.watch.trouble.lastFailure()
 	}
 	return nil
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestPrivate: what a database says is not for users, until it is translated.
+// TestPrivate: users do not see a database's error, nor names of tables and columns.
 func TestPrivate(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
@@ -24,7 +24,7 @@ func TestPrivate(t *testing.T) {
 		_, cause := d.ExecContext(t.Context(), "INSERT INTO things (id, name) VALUES ('2', 'secret name')")
 		err := db.Error(cause)
 		if !fault.IsPrivate(err) || !errors.Is(err, fault.Conflict) || fault.UserMessage(err) != "internal error" {
-			t.Errorf("%v: private %t, for users %q", err, fault.IsPrivate(err), fault.UserMessage(err))
+			t.Errorf("%v: private %t, message for users %q", err, fault.IsPrivate(err), fault.UserMessage(err))
 		}
 		update := db.Update{Table: "things", Key: db.Values{"id": "1"}, If: db.Values{"n": 77}, Set: db.Values{"n": 78}}
 		for want, key := range map[fault.Code]string{fault.Conflict: "1", fault.NotFound: "none"} {
@@ -32,15 +32,15 @@ func TestPrivate(t *testing.T) {
 			err := db.UpdateIf(t.Context(), d, update)
 			for _, word := range []string{"things", "id", "n is"} {
 				if !errors.Is(err, want) || strings.Contains(fault.UserMessage(err), word+"=") || strings.Contains(fault.UserMessage(err), "things") {
-					t.Errorf("%v, for users %q", err, fault.UserMessage(err))
+					t.Errorf("%v, message for users %q; want code %v and no names", err, fault.UserMessage(err), want)
 				}
 			}
 		}
 	})
 }
 
-// TestFullIsUnhealthy: a database that is full answers questions and takes nothing: it is not healthy until
-// it takes something again.
+// TestFullIsUnhealthy: a full database answers queries and rejects writes. It is unhealthy until it accepts a
+// write.
 func TestFullIsUnhealthy(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
@@ -63,23 +63,22 @@ func TestFullIsUnhealthy(t *testing.T) {
 			_, err = d.ExecContext(t.Context(), "INSERT INTO boxes VALUES (?, ?)", i, strings.Repeat("x", 8000))
 		}
 		if err := db.Error(err); !errors.Is(err, fault.Exhausted) || !fault.IsPrivate(err) {
-			t.Fatalf("full: %v, %v", fault.CodeOf(err), err)
+			t.Fatalf("write to a full database: %v, %v; want Exhausted and private", fault.CodeOf(err), err)
 		}
 		for range 2 {
 			if err := db.Health(t.Context(), d); !errors.Is(err, fault.Unavailable) {
-				t.Errorf("full, and healthy: %v", err)
+				t.Errorf("Health of a full database: %v, want Unavailable", err)
 			}
 		}
 		exec(t, d, less)
 		exec(t, d, "INSERT INTO boxes VALUES (-1, '')")
 		if err := db.Health(t.Context(), d); err != nil {
-			t.Errorf("it takes writes again: %v", err)
+			t.Errorf("Health after a write: %v", err)
 		}
 	})
 }
 
-// TestRotatedPassword: a login that is refused makes the handle unhealthy, though connections
-// that are open still answer.
+// TestRotatedPassword: a rejected login makes the handle unhealthy, although open connections still answer.
 func TestRotatedPassword(t *testing.T) {
 	t.Parallel()
 	server := dbtest.MySQL(t)
@@ -92,7 +91,7 @@ func TestRotatedPassword(t *testing.T) {
 	exec(t, admin, fmt.Sprintf("CREATE USER '%s'@'%%' IDENTIFIED BY 'old'", user))
 	t.Cleanup(func() {
 		_, _ = admin.ExecContext(context.WithoutCancel(t.Context()), fmt.Sprintf("DROP USER '%s'@'%%'", user))
-	}) // the server goes, too
+	}) // an error does not matter: the server ends, too
 	exec(t, admin, fmt.Sprintf("GRANT ALL ON %s.* TO '%s'@'%%'", strings.TrimPrefix(u.Path, "/"), user))
 	u.User = url.UserPassword(user, "old")
 	d := mustOpen(t, u.String())
@@ -100,16 +99,16 @@ func TestRotatedPassword(t *testing.T) {
 		t.Fatal(err)
 	}
 	exec(t, admin, fmt.Sprintf("ALTER USER '%s'@'%%' IDENTIFIED BY 'new'", user))
-	first, err := d.Connx(t.Context()) // the one that is open
+	first, err := d.Connx(t.Context()) // the open connection
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = d.ExecContext(t.Context(), "SELECT 1") // needs another one
+	_, err = d.ExecContext(t.Context(), "SELECT 1") // needs a new connection
 	if err := db.Error(err); !errors.Is(err, fault.Unauthenticated) || !fault.IsPrivate(err) {
-		t.Errorf("%v, %v", fault.CodeOf(err), err)
+		t.Errorf("a login with the old password: %v, %v; want Unauthenticated and private", fault.CodeOf(err), err)
 	}
 	_ = first.Close()
 	if err := db.Health(t.Context(), d); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("the login is refused, and it is healthy: %v", err)
+		t.Errorf("Health after a rejected login: %v, want Unavailable", err)
 	}
 }

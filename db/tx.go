@@ -17,154 +17,159 @@ import (
 )
 
 const (
-	maxTries = 20
-	firstGap = 4 * time.Millisecond // between tries, doubled up to lastGap
-	lastGap  = 500 * time.Millisecond
+	maxAttempts = 20
+	minDelay    = 4 * time.Millisecond // between attempts, doubled up to maxDelay
+	maxDelay    = 500 * time.Millisecond
 )
 
-// Tx runs f in a transaction and commits it. It rolls back if f returns an
-// error or panics. When another transaction won (deadlock, lock time-out,
-// changed row, conflict at COMMIT, busy file) it runs f again, up to 20 times
-// with growing random pauses, until ctx ends: so f may run several times, must
-// have no effect but on tx, and must set whatever it hands out from scratch.
-// f must return every error of tx, because a deadlock has ended the
-// transaction already. Nothing but tx may be used inside f: a second
-// transaction on d may wait for this one for ever.
+// Tx runs f in a transaction and commits it. If f returns an error or panics, Tx
+// rolls back.
 //
-// A Tx on d with the context that f got, or one made from it, joins: its
-// function runs in the same transaction, once. The outermost commits, and runs
-// all again. What an inner one failed with dooms the whole: it is rolled back,
-// and fails with that error even if f hides it, for half of it may be done. A Tx
-// on another handle is a transaction of its own.
+// If another transaction was first (a deadlock, a lock wait timeout, a changed row,
+// a conflict at COMMIT, a busy file), Tx rolls back and runs f again: at most 20
+// attempts, with a random delay that grows up to 0.5 s, until ctx ends. Therefore:
 //
-// f's own error is returned, with a code as by [Error] if it had none. Others:
-// Unavailable if it lost every time or the connection was lost before COMMIT
-// was sent, so that nothing is done; Unknown if the connection was lost, or ctx
-// ended, while COMMIT was on its way, so that it may be done; Precondition if
-// the transaction of the context has ended; the context's. Tx returns within a
-// second of the context's end, if f does. It is safe for concurrent use, but
-// one transaction is not.
+//   - f may run several times. It changes nothing but tx, and sets its results anew
+//     in each run.
+//   - f returns each error of tx, because a deadlock has ended the transaction.
+//   - f uses no other connection of d: a second transaction may wait for this one
+//     for ever.
+//
+// A Tx on d with the context of f, or a context made from it, joins the transaction:
+// its function runs once, in the same transaction. Only the outermost Tx commits and
+// repeats. If an inner Tx fails, the whole transaction is rolled back and fails with
+// that error, even if f ignores the error, because a part of the inner function may
+// be done. A Tx on another handle is a separate transaction.
+//
+// Errors: f's own, with a code as by [Error] if it has none; Unavailable if all
+// attempts failed, or if the connection was lost before COMMIT was sent, so that
+// nothing is done; Unknown if the connection was lost, or ctx ended, after COMMIT was
+// sent, so that the transaction may be done; Precondition if ctx belongs to a
+// transaction that has ended; the context's. Tx returns within one second after ctx
+// ends, if f returns. Tx is safe for concurrent use, a transaction is not.
 func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx) error) error {
-	if o := current(ctx, d); o != nil {
-		return o.join(ctx, f)
+	if o := currentTx(ctx, d); o != nil {
+		return o.joinTx(ctx, f)
 	}
-	gap := firstGap
-	for try := 1; ; try++ {
-		err := once(ctx, d, f)
+	delay := minDelay
+	for attempt := 1; ; attempt++ {
+		err := runOnce(ctx, d, f)
 		if err == nil || fault.CodeOf(err) == fault.Unknown {
-			wrote(ctx, d)
+			markWritten(ctx, d)
 		}
-		if err == nil || !retryable(err) {
+		if err == nil || !isRetryable(err) {
 			return Error(err)
 		}
-		if try == maxTries {
-			return fault.New(fault.Unavailable, "transaction lost %d times: %w", try, Error(err))
+		if attempt == maxAttempts {
+			return fault.New(fault.Unavailable, "transaction failed %d times because of other transactions: %w", attempt, Error(err))
 		}
-		if serr := sleep(ctx, rand.N(gap)); serr != nil {
-			return fmt.Errorf("transaction lost %d times: %w: %w", try, serr, err)
+		if serr := sleepContext(ctx, rand.N(delay)); serr != nil {
+			return fmt.Errorf("transaction failed %d times because of other transactions: %w: %w", attempt, serr, err)
 		}
-		gap = min(2*gap, lastGap)
+		delay = min(2*delay, maxDelay)
 	}
 }
 
-// open is a transaction that a context carries.
-type open struct {
+// openTx is a transaction that a context carries.
+type openTx struct {
 	d     *sqlx.DB
 	tx    *sqlx.Tx
-	outer *open // on another handle
+	outer *openTx // a transaction around this one, on another handle
 
-	mu     sync.Mutex
-	ended  bool
-	doomed error // by which an inner function failed
+	mu      sync.Mutex
+	ended   bool
+	failure error // the first error of an inner function
 }
 
-type openKey struct{}
+type txKey struct{}
 
-// current returns the transaction on d that ctx carries, nil if there is none.
-func current(ctx context.Context, d *sqlx.DB) *open {
-	o, _ := ctx.Value(openKey{}).(*open)
+// currentTx returns the transaction on d that ctx carries, or nil.
+func currentTx(ctx context.Context, d *sqlx.DB) *openTx {
+	o, _ := ctx.Value(txKey{}).(*openTx)
 	for o != nil && o.d != d {
 		o = o.outer
 	}
 	return o
 }
 
-// join runs f in the transaction.
-func (o *open) join(ctx context.Context, f func(context.Context, *sqlx.Tx) error) error {
+// joinTx runs f in the transaction. An error or a panic of f makes the transaction fail.
+func (o *openTx) joinTx(ctx context.Context, f func(context.Context, *sqlx.Tx) error) error {
 	o.mu.Lock()
-	ended, doomed := o.ended, o.doomed
+	ended, failure := o.ended, o.failure
 	o.mu.Unlock()
 	switch {
 	case ended:
-		return fault.New(fault.Precondition, "the transaction that this context belongs to has ended")
-	case doomed != nil:
-		return fmt.Errorf("the transaction is to be rolled back, a part of it failed: %w", doomed)
+		return fault.New(fault.Precondition, "the transaction of this context has ended")
+	case failure != nil:
+		return fmt.Errorf("the transaction will be rolled back because a part of it failed: %w", failure)
 	}
-	ok := false
-	defer func() { // f may panic, and f's caller recover
-		if !ok {
-			o.doom(errors.New("panic in a part of the transaction"))
+	returned := false
+	defer func() { // f may panic, and a caller of joinTx may recover
+		if !returned {
+			o.markFailed(errors.New("panic in a part of the transaction"))
 		}
 	}()
 	err := f(ctx, o.tx)
-	if ok = true; err != nil {
-		o.doom(err)
+	if returned = true; err != nil {
+		o.markFailed(err)
 	}
 	return Error(err)
 }
 
-// doom keeps the first error.
-func (o *open) doom(err error) {
+// markFailed makes the transaction fail with err, unless it has an earlier error.
+func (o *openTx) markFailed(err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if o.doomed == nil {
-		o.doomed = err
+	if o.failure == nil {
+		o.failure = err
 	}
 }
 
-// end forbids to join, and returns the error that doomed the transaction.
-func (o *open) end() error {
+// endTx ends the time in which functions can join. It returns the first error of a joined function.
+func (o *openTx) endTx() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.ended = true
-	return o.doomed
+	return o.failure
 }
 
-func once(ctx context.Context, d *sqlx.DB, f func(context.Context, *sqlx.Tx) error) error {
+// runOnce makes one attempt: it begins a transaction, runs f and commits or rolls back.
+func runOnce(ctx context.Context, d *sqlx.DB, f func(context.Context, *sqlx.Tx) error) error {
 	tx, err := d.BeginTxx(ctx, nil)
 	if err != nil {
-		return rolledBack("begin transaction", err)
+		return markRolledBack("begin transaction", err)
 	}
-	defer func() { _ = tx.Rollback() }() // after COMMIT it does nothing; a panic goes on after it
-	outer, _ := ctx.Value(openKey{}).(*open)
-	o := &open{d: d, tx: tx, outer: outer}
-	defer func() { _ = o.end() }() // if f panics
-	err = f(context.WithValue(ctx, openKey{}, o), tx)
-	if doomed := o.end(); doomed != nil && (err == nil || retryable(doomed) && !retryable(err)) {
-		err = doomed
+	defer func() { _ = tx.Rollback() }() // has no effect after COMMIT; if f panics, the panic continues
+	outer, _ := ctx.Value(txKey{}).(*openTx)
+	o := &openTx{d: d, tx: tx, outer: outer}
+	defer func() { _ = o.endTx() }() // if f panics
+	err = f(context.WithValue(ctx, txKey{}, o), tx)
+	if failure := o.endTx(); failure != nil && (err == nil || isRetryable(failure) && !isRetryable(err)) {
+		err = failure
 	}
 	if err != nil {
 		if ctx.Err() != nil && errors.Is(err, sql.ErrTxDone) {
-			return ctx.Err() // database/sql rolled back behind f's back
+			return ctx.Err() // database/sql rolled back when the context ended
 		}
-		return rolledBack("", err)
+		return markRolledBack("", err)
 	}
-	return commit(ctx, d, tx)
+	return commitTx(ctx, d, tx)
 }
 
-// rolledBack marks the loss of the connection as what it is before COMMIT:
-// nothing is done.
-func rolledBack(what string, err error) error {
-	if lost(err) && !errors.Is(err, fault.Unavailable) {
+// markRolledBack gives the loss of a connection before COMMIT the code Unavailable,
+// because nothing is done. The error begins with action, unless action is empty.
+func markRolledBack(action string, err error) error {
+	if isConnectionLost(err) && !errors.Is(err, fault.Unavailable) {
 		err = fault.New(fault.Unavailable, "connection lost before COMMIT: %w", err)
 	}
-	if what != "" {
-		err = fmt.Errorf("%s: %w", what, err)
+	if action != "" {
+		err = fmt.Errorf("%s: %w", action, err)
 	}
 	return err
 }
 
-func commit(ctx context.Context, d *sqlx.DB, tx *sqlx.Tx) error {
+// commitTx commits tx. The error is Unknown if COMMIT may have been executed.
+func commitTx(ctx context.Context, d *sqlx.DB, tx *sqlx.Tx) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -174,14 +179,15 @@ func commit(ctx context.Context, d *sqlx.DB, tx *sqlx.Tx) error {
 	switch {
 	case err == nil:
 		return nil
-	case answered, local, coded(err) && isSQLite(d):
+	case answered, local, hasCode(err) && isSQLite(d):
 		return fmt.Errorf("commit: %w", err)
-	case errors.Is(err, driver.ErrBadConn): // it could not be sent
+	case errors.Is(err, driver.ErrBadConn): // COMMIT was not sent
 		return fault.New(fault.Unavailable, "commit: %w", err)
 	case errors.Is(err, sql.ErrTxDone) && ctx.Err() != nil:
 		return ctx.Err()
 	}
-	return fault.New(fault.Unknown, "commit, which may have been done: %w", err)
+	return fault.New(fault.Unknown, "commit, the transaction may be done: %w", err)
 }
 
+// isSQLite reports whether d is a handle on SQLite.
 func isSQLite(d *sqlx.DB) bool { return d.DriverName() == driverSQLite }

@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestTxLosesNothing: 16 at once read, add and write the same row.
-func TestTxLosesNothing(t *testing.T) {
+// TestTxNoLostUpdate: 16 writers at the same time read, add to and write the same row.
+func TestTxNoLostUpdate(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
 		exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
@@ -49,8 +49,8 @@ func TestTxLosesNothing(t *testing.T) {
 	})
 }
 
-// TestTxDeadlock: two transactions that take two rows in opposite order, which
-// only meet in the middle, both succeed. On MySQL one is run again.
+// TestTxDeadlock: two transactions lock two rows in opposite order and wait for each
+// other in the middle. Both succeed. On MySQL one of them runs again.
 func TestTxDeadlock(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
@@ -73,7 +73,7 @@ func TestTxDeadlock(t *testing.T) {
 						<-met[1-me]
 					}
 					if _, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1 WHERE id = ?", rows[1-me]); err != nil {
-						return fmt.Errorf("wrapped: %w", db.Error(err)) // must not hide it
+						return fmt.Errorf("wrapped: %w", db.Error(err)) // Tx must still find the deadlock
 					}
 					return nil
 				})
@@ -96,8 +96,8 @@ func TestTxDeadlock(t *testing.T) {
 	})
 }
 
-// TestTxGivesUp: a lock that somebody keeps is reported, as not done, with what
-// stood in the way.
+// TestTxGivesUp: if another transaction keeps a lock, Tx fails after 20 attempts with
+// Unavailable and the reason Contention.
 func TestTxGivesUp(t *testing.T) {
 	t.Parallel()
 	d := mustOpen(t, dbtest.MySQL(t))
@@ -123,7 +123,7 @@ func TestTxGivesUp(t *testing.T) {
 		})
 	}
 	err = wait(t.Context())
-	if fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "lost 20 times") || runs != 20 {
+	if fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "failed 20 times because of other transactions") || runs != 20 {
 		t.Errorf("Tx = %v (%v) after %d runs, want Unavailable after 20", err, fault.CodeOf(err), runs)
 	}
 	if reason := fault.From(err).Reason; reason != "Contention" {
@@ -139,8 +139,7 @@ func TestTxGivesUp(t *testing.T) {
 
 var errMine = fault.Sentinel(fault.Exhausted, "Mine", "mine")
 
-// TestTxEnds: however f ends, nothing of it stays but after success, and its
-// error comes back as it is.
+// TestTxEnds: only a success of f changes the database. Tx returns the error of f.
 func TestTxEnds(t *testing.T) {
 	t.Parallel()
 	insert := func(ctx context.Context, tx *sqlx.Tx) error {
@@ -191,8 +190,8 @@ func TestTxEnds(t *testing.T) {
 				if !errors.Is(err, tt.want) {
 					t.Errorf("error %v, want %v", err, tt.want)
 				}
-				// Each is also the proof that the connection is fit for use, and
-				// that the lock of the writer is free again.
+				// These statements also show that the connection still works and that the
+				// writer's lock is free.
 				if n := get[int](t, d, "SELECT COUNT(*) FROM things"); n != tt.rows {
 					t.Errorf("%d rows, want %d", n, tt.rows)
 				}

@@ -16,34 +16,32 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// reasonChanged is that of an [UpdateIf] whose expectation did not hold.
+// reasonChanged is the reason of the error of [UpdateIf] if the row has other values.
 const reasonChanged = "Changed"
 
-// Values maps columns to values. In [Update.Key] and [Update.If] nil stands for
-// NULL, and a slice (other than of bytes) for any one of its elements, nil
-// among them.
+// Values maps columns to values. In [Update.Key] and [Update.If] nil means NULL, and
+// a slice (except of bytes) means any of its elements, which may be nil.
 type Values map[string]any
 
-// Expr is SQL as a value of [Update.Set]: db.Expr("generation + 1"). It is not to
-// name another column that is set, for MySQL would take the new value of it.
+// Expr is SQL as a value of [Update.Set]: db.Expr("generation + 1"). It must not
+// contain another column of Set, because MySQL would use that column's new value.
 type Expr string
 
-// Update is a change of one row under a condition. Table, Key and Set are
-// required.
+// Update is a conditional change of one row. Table, Key and Set are required.
 type Update struct {
 	Table string
-	// Key names the row, by its primary key or a unique one.
+	// Key identifies the row by its primary key or another unique key.
 	Key Values
-	// If is what the row must hold.
+	// If has the values that the row must have. Default: no condition.
 	If Values
-	// Set is what it then gets.
+	// Set has the new values.
 	Set Values
 }
 
-// UpdateIf changes a row if it holds what is expected: compare-and-swap, in one
-// statement, so that of any number of writers with the same expectation one
-// wins. It is Cinder's conditional_update and Nova's save(expected_task_state),
-// and says which of the two it was that failed.
+// UpdateIf changes a row if the row has the expected values. It is a compare-and-swap in
+// one statement: if several writers expect the same value and change it, one succeeds
+// and the others get a Conflict. It does what Cinder's conditional_update and Nova's
+// save(expected_task_state) do, and also tells why it failed.
 //
 //	err := db.UpdateIf(ctx, tx, db.Update{
 //		Table: "volumes",
@@ -52,29 +50,36 @@ type Update struct {
 //		Set:   db.Values{"status": "deleting", "version": db.Expr("version + 1")},
 //	})
 //
-// Within a transaction the row is locked until its end, whether it was changed
-// or not. Names of columns must be plain: letters, digits and _.
+// Inside a transaction the row is locked until the transaction ends, whether the row
+// changed or not. Names of columns and tables have only letters, digits and _.
 //
-// Errors, whose messages for users name no table and no column: NotFound if there is no such row; Conflict, reason Changed, if it does
-// not hold what is expected: the message names each column that differs with
-// what it holds, as the details do (text, NULL for NULL); Invalid if u cannot be a
-// statement; Internal if Key names several rows; those of [Error]. A Conflict or
-// a NotFound fails no transaction that f does not fail.
+// Errors. Their messages for users have no name of a table or a column.
+//
+//   - NotFound: the row does not exist.
+//   - Conflict, reason Changed: the row has other values. The message and the details
+//     have each column that differs, with its value as text, NULL for NULL.
+//   - Invalid: Key or Set is empty, or a name has other characters.
+//   - Unavailable, reason Contention: other writers changed the row during each of 20 attempts.
+//   - Internal: Key identifies several rows.
+//   - Those of [Error].
+//
+// After NotFound or Conflict a transaction can continue: the database did not end it.
 func UpdateIf(ctx context.Context, q sqlx.ExtContext, u Update) error {
-	if err := u.check(); err != nil {
+	if err := u.checkFields(); err != nil {
 		return err
 	}
 	var set, where clause
 	for _, col := range slices.Sorted(maps.Keys(u.Set)) {
-		set.set(col, u.Set[col])
+		set.addSet(col, u.Set[col])
 	}
-	where.all(u.Key)
-	where.all(u.If)
+	where.addAllEqual(u.Key)
+	where.addAllEqual(u.If)
 	query := fmt.Sprintf(`UPDATE "%s" SET %s WHERE %s`, u.Table, strings.Join(set.terms, ", "), strings.Join(where.terms, " AND "))
 	args := append(set.args, where.args...)
-	// A writer in between can make that the row does not match and then does,
-	// but not when this is a transaction, in which differs locks the row.
-	for try := 1; ; try++ {
+	// Another writer may change the row after the UPDATE did not match, so that
+	// findDifference finds no difference. In a transaction this happens at most once,
+	// because findDifference locks the row.
+	for attempt := 1; ; attempt++ {
 		res, err := q.ExecContext(ctx, query, args...)
 		if err != nil {
 			return Error(err)
@@ -86,55 +91,57 @@ func UpdateIf(ctx context.Context, q sqlx.ExtContext, u Update) error {
 		case n == 1:
 			return nil
 		case n > 1:
-			return fmt.Errorf("%s is the key of %d rows, it must be that of one", u.name(), n)
+			return fmt.Errorf("update %s: the key matches %d rows, want one: use a unique key", u.rowName(), n)
 		}
-		if err := u.differs(ctx, q); err != nil {
+		if err := u.findDifference(ctx, q); err != nil {
 			return err
 		}
-		if try == maxTries {
-			return &fault.Error{Code: fault.Unavailable, Reason: reasonContention, Private: true, Msg: fmt.Sprintf("%s changed %d times meanwhile", u.name(), try)}
+		if attempt == maxAttempts {
+			return &fault.Error{Code: fault.Unavailable, Reason: reasonContention, Private: true, Msg: fmt.Sprintf("update %s: other writers changed the row during each of %d attempts", u.rowName(), attempt)}
 		}
 	}
 }
 
-func (u *Update) check() error {
+// checkFields returns Invalid if a field cannot be part of a statement.
+func (u *Update) checkFields() error {
 	if len(u.Key) == 0 || len(u.Set) == 0 {
-		return fault.New(fault.Invalid, "update of %q: Key and Set must have columns", u.Table)
+		return fault.New(fault.Invalid, "update %q: Key and Set must have columns", u.Table)
 	}
 	names := []string{u.Table}
 	for _, v := range []Values{u.Key, u.If, u.Set} {
 		names = slices.AppendSeq(names, maps.Keys(v))
 	}
-	return plain(names...)
+	return checkNames(names...)
 }
 
-// name says which row it is.
-func (u *Update) name() string {
+// rowName returns the table and the key, for messages to operators.
+func (u *Update) rowName() string {
 	out := []string{u.Table}
 	for _, col := range slices.Sorted(maps.Keys(u.Key)) {
-		out = append(out, col+"="+show(u.Key[col]))
+		out = append(out, col+"="+formatValue(u.Key[col]))
 	}
 	return strings.Join(out, " ")
 }
 
-// differs reads the row as it is now, which a plain read in a transaction might
-// not, and returns how it differs from what is expected, or nil.
-func (u *Update) differs(ctx context.Context, q sqlx.QueryerContext) error {
+// findDifference returns a Conflict with the columns that do not have the expected
+// values, NotFound if the row does not exist, or nil. It reads with FOR UPDATE: a
+// plain read in a transaction may return older values.
+func (u *Update) findDifference(ctx context.Context, q sqlx.QueryerContext) error {
 	cols := slices.Sorted(maps.Keys(u.If))
 	sel := clause{terms: []string{"1"}}
 	for _, col := range cols {
 		var cond clause
-		cond.equal(col, u.If[col])
-		sel.terms = append(sel.terms, "CASE WHEN "+cond.terms[0]+" THEN 1 ELSE 0 END", quote(col))
+		cond.addEqual(col, u.If[col])
+		sel.terms = append(sel.terms, "CASE WHEN "+cond.terms[0]+" THEN 1 ELSE 0 END", quoteName(col))
 		sel.args = append(sel.args, cond.args...)
 	}
 	var where clause
-	where.all(u.Key)
+	where.addAllEqual(u.Key)
 	row, err := q.QueryRowxContext(ctx, fmt.Sprintf(`SELECT %s FROM "%s" WHERE %s FOR UPDATE`,
 		strings.Join(sel.terms, ", "), u.Table, strings.Join(where.terms, " AND ")), append(sel.args, where.args...)...).SliceScan()
 	if err = Error(err); err != nil {
 		if fault.CodeOf(err) == fault.NotFound {
-			return &fault.Error{Code: fault.NotFound, Msg: u.name() + " does not exist", User: "The resource could not be found."}
+			return &fault.Error{Code: fault.NotFound, Msg: u.rowName() + " does not exist", User: "The resource could not be found."}
 		}
 		return err
 	}
@@ -145,70 +152,74 @@ func (u *Update) differs(ctx context.Context, q sqlx.QueryerContext) error {
 		if fmt.Sprint(same) == "1" {
 			continue
 		}
-		meta[col] = show(actual)
-		text = append(text, fmt.Sprintf("%s is %s, not %s", col, meta[col], show(u.If[col])))
+		meta[col] = formatValue(actual)
+		text = append(text, fmt.Sprintf("%s is %s, not %s", col, meta[col], formatValue(u.If[col])))
 	}
 	if len(text) == 0 {
 		return nil
 	}
 	return &fault.Error{
-		Code: fault.Conflict, Reason: reasonChanged, Msg: u.name() + ": " + strings.Join(text, ", "), Meta: meta,
-		User: "The resource was changed meanwhile, or its state does not allow this.",
+		Code: fault.Conflict, Reason: reasonChanged, Msg: u.rowName() + ": " + strings.Join(text, ", "), Meta: meta,
+		User: "The resource has changed, or its state does not allow this.",
 	}
 }
 
-// clause is a list of terms with their parameters.
+// clause is a list of SQL terms with their parameters.
 type clause struct {
 	terms []string
 	args  []any
 }
 
-func (c *clause) add(term string, args ...any) {
+// addTerm appends a term.
+func (c *clause) addTerm(term string, args ...any) {
 	c.terms = append(c.terms, term)
 	c.args = append(c.args, args...)
 }
 
-func (c *clause) set(col string, v any) {
+// addSet appends an assignment for SET.
+func (c *clause) addSet(col string, v any) {
 	if e, ok := v.(Expr); ok {
-		c.add(quote(col) + " = " + string(e))
+		c.addTerm(quoteName(col) + " = " + string(e))
 		return
 	}
-	c.add(quote(col)+" = ?", v)
+	c.addTerm(quoteName(col)+" = ?", v)
 }
 
-func (c *clause) all(v Values) {
+// addAllEqual appends a condition for each column of v.
+func (c *clause) addAllEqual(v Values) {
 	for _, col := range slices.Sorted(maps.Keys(v)) {
-		c.equal(col, v[col])
+		c.addEqual(col, v[col])
 	}
 }
 
-func (c *clause) equal(col string, v any) {
-	list, ok := alternatives(v)
+// addEqual appends the condition that a column has the value v, in the sense of Values.
+func (c *clause) addEqual(col string, v any) {
+	list, ok := listElements(v)
 	if !ok {
 		if isNull(v) {
-			c.add(quote(col) + " IS NULL")
+			c.addTerm(quoteName(col) + " IS NULL")
 		} else {
-			c.add(quote(col)+" = ?", v)
+			c.addTerm(quoteName(col)+" = ?", v)
 		}
 		return
 	}
 	var terms []string
 	if slices.ContainsFunc(list, isNull) {
 		list = slices.DeleteFunc(list, isNull)
-		terms = append(terms, quote(col)+" IS NULL")
+		terms = append(terms, quoteName(col)+" IS NULL")
 	}
 	if len(list) > 0 {
-		terms = append(terms, quote(col)+" IN (?"+strings.Repeat(", ?", len(list)-1)+")")
+		terms = append(terms, quoteName(col)+" IN (?"+strings.Repeat(", ?", len(list)-1)+")")
 	}
 	if len(terms) == 0 {
 		terms = append(terms, "1 = 0")
 	}
-	c.add("("+strings.Join(terms, " OR ")+")", list...)
+	c.addTerm("("+strings.Join(terms, " OR ")+")", list...)
 }
 
-// alternatives returns the elements of a slice, which a value of a column is
-// not.
-func alternatives(v any) ([]any, bool) {
+// listElements returns the elements of a slice. It returns false if v is the value of
+// a column, such as a slice of bytes.
+func listElements(v any) ([]any, bool) {
 	switch v.(type) {
 	case driver.Valuer, []byte:
 		return nil, false
@@ -239,15 +250,15 @@ func isNull(v any) bool {
 	return false
 }
 
-// show is a value's text in messages.
-func show(v any) string {
+// formatValue returns the text of a value for messages.
+func formatValue(v any) string {
 	if isNull(v) {
 		return "NULL"
 	}
-	if list, ok := alternatives(v); ok {
+	if list, ok := listElements(v); ok {
 		var texts []string
 		for _, one := range list {
-			texts = append(texts, show(one))
+			texts = append(texts, formatValue(one))
 		}
 		return "one of " + strings.Join(texts, ", ")
 	}
@@ -268,11 +279,11 @@ func show(v any) string {
 	return fmt.Sprint(v)
 }
 
-func quote(name string) string { return `"` + name + `"` }
+func quoteName(name string) string { return `"` + name + `"` }
 
-// plain refuses names that would have to be escaped, and so all that could be
-// more than a name.
-func plain(names ...string) error {
+// checkNames returns Invalid if a name has characters that need an escape. Thus a
+// name cannot contain other SQL.
+func checkNames(names ...string) error {
 	for _, name := range names {
 		ok := name != "" && !strings.ContainsFunc(name, func(r rune) bool {
 			return r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')

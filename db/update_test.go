@@ -24,9 +24,10 @@ CREATE TABLE volumes (id VARCHAR(36) NOT NULL, site INTEGER NOT NULL, status VAR
 	version BIGINT NOT NULL, at DATETIME(6), PRIMARY KEY (id, site));
 `)}}
 
-// isDone stands for no code.
+// isDone means success, in place of a code.
 const isDone = 255
 
+// TestUpdateIf: conditions of each kind, with the full texts of errors.
 func TestUpdateIf(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 23, 12, 0, 0, 123456000, time.UTC)
@@ -69,14 +70,14 @@ func TestUpdateIf(t *testing.T) {
 				"volumes id=v site=1: at is 2026-11-23T12:00:00.123456Z, not NULL",
 				map[string]string{"at": "2026-11-23T12:00:00.123456Z"},
 			},
-			{"none of none", db.Update{Key: key, If: db.Values{"status": []string{}}}, fault.Conflict, "", map[string]string{"status": "in-use"}},
+			{"no allowed value", db.Update{Key: key, If: db.Values{"status": []string{}}}, fault.Conflict, "", map[string]string{"status": "in-use"}},
 			{
 				"no row",
 				db.Update{Key: db.Values{"id": "w", "site": 1}, If: db.Values{"status": "in-use"}},
 				fault.NotFound,
 				"volumes id=w site=1 does not exist", nil,
 			},
-			{"several rows", db.Update{Key: db.Values{"id": "v"}}, fault.Internal, "volumes id=v is the key of 2 rows, it must be that of one", nil},
+			{"several rows", db.Update{Key: db.Values{"id": "v"}}, fault.Internal, "update volumes id=v: the key matches 2 rows, want one: use a unique key", nil},
 			{"no key", db.Update{}, fault.Invalid, "", nil},
 			{"an injection", db.Update{Key: key, If: db.Values{`id" = "id" OR "id`: 1}}, fault.Invalid, "", nil},
 			{"no such column", db.Update{Key: key, If: db.Values{"size": 1}}, fault.Internal, "", nil},
@@ -86,7 +87,7 @@ func TestUpdateIf(t *testing.T) {
 			{"valuers", db.Update{Key: key, If: db.Values{
 				"host": sql.NullString{}, "status": sql.NullString{String: "in-use", Valid: true}, "version": []int{6, 7},
 			}}, isDone, "", nil},
-			{"nothing expected", db.Update{Key: key}, isDone, "", nil},
+			{"no condition", db.Update{Key: key}, isDone, "", nil},
 		}
 		for _, tt := range tests {
 			tt.u.Table = "volumes"
@@ -122,11 +123,11 @@ func TestUpdateIf(t *testing.T) {
 	})
 }
 
-// TestUpdateIfSeesNow: in a transaction that has read before, the error has the
-// value of now, not that of the transaction's picture.
-func TestUpdateIfSeesNow(t *testing.T) {
+// TestUpdateIfReadsCurrent: in a transaction with an older snapshot, the error has the
+// row's current value.
+func TestUpdateIfReadsCurrent(t *testing.T) {
 	t.Parallel()
-	d, err := db.Open(t.Context(), db.Config{URL: dbtest.MySQL(t)}) // SQLite has no writer beside a transaction
+	d, err := db.Open(t.Context(), db.Config{URL: dbtest.MySQL(t)}) // on SQLite a transaction is the only writer
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,15 +136,15 @@ func TestUpdateIfSeesNow(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version) VALUES ('v', 1, 'available', 1)")
-	tries := 0
+	attempts := 0
 	err = db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
-		tries++
+		attempts++
 		var status string
 		if err := tx.GetContext(ctx, &status, "SELECT status FROM volumes"); err != nil {
 			return err
 		}
-		if tries == 1 {
-			if _, err := d.ExecContext(ctx, "UPDATE volumes SET status = 'in-use'"); err != nil { // somebody else
+		if attempts == 1 {
+			if _, err := d.ExecContext(ctx, "UPDATE volumes SET status = 'in-use'"); err != nil { // another writer
 				return err
 			}
 		}
@@ -157,8 +158,8 @@ func TestUpdateIfSeesNow(t *testing.T) {
 	}
 }
 
-// TestUpdateIfOneWins: of many that expect the same, one wins each time, with or
-// without a transaction.
+// TestUpdateIfOneWins: of several writers with the same expectation exactly one
+// succeeds, with and without a transaction.
 func TestUpdateIfOneWins(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
@@ -195,7 +196,7 @@ func TestUpdateIfOneWins(t *testing.T) {
 		wg.Wait()
 		t.Logf("%d won, %d lost", won.Load(), lost.Load())
 		if won.Load() != rounds {
-			t.Errorf("%d updates won in %d rounds", won.Load(), rounds)
+			t.Errorf("%d updates succeeded in %d rounds, want one in each", won.Load(), rounds)
 		}
 	})
 }

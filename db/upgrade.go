@@ -13,22 +13,23 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// UpgradeCheck looks for one thing that a new version of a program needs before
-// its services start.
+// UpgradeCheck checks one condition that must be true before the services of a new
+// version start.
 type UpgradeCheck struct {
 	Name string
-	// Run returns an error if the services must not start, or what operators
-	// should know nevertheless, or neither.
+	// Run returns an error if the services must not start. Otherwise it may return
+	// a warning for operators.
 	Run func(ctx context.Context) (warning string, err error)
 }
 
-// SchemaCheck fails as [Check] does.
+// SchemaCheck returns an UpgradeCheck that calls [Check].
 func SchemaCheck(d *sqlx.DB, dir fs.FS) UpgradeCheck {
 	return UpgradeCheck{"Schema", func(ctx context.Context) (string, error) { return "", Check(ctx, d, dir) }}
 }
 
-// DataCheck fails if rows have an old form, which the version that list is of
-// still brought into the new one, and this one does not read any more.
+// DataCheck returns an UpgradeCheck that fails with Precondition if rows still have
+// an old form. The list has the data migrations of the version before: it reads the
+// old form and converts the rows, the new version does not.
 func DataCheck(d *sqlx.DB, list ...DataMigration) UpgradeCheck {
 	return UpgradeCheck{"Data migrations", func(ctx context.Context) (string, error) {
 		var text []string
@@ -42,13 +43,13 @@ func DataCheck(d *sqlx.DB, list ...DataMigration) UpgradeCheck {
 			}
 		}
 		if len(text) > 0 {
-			return "", fault.New(fault.Precondition, "data migrations have not ended, run them with the version before: %s", strings.Join(text, ", "))
+			return "", fault.New(fault.Precondition, "rows have an old form, run the data migrations with the version before: %s", strings.Join(text, ", "))
 		}
 		return "", nil
 	}}
 }
 
-// CheckUpgrade runs all checks, in order.
+// CheckUpgrade runs all checks, one after the other, and returns one result for each.
 func CheckUpgrade(ctx context.Context, checks ...UpgradeCheck) UpgradeResults {
 	out := make(UpgradeResults, 0, len(checks))
 	for _, c := range checks {
@@ -58,18 +59,18 @@ func CheckUpgrade(ctx context.Context, checks ...UpgradeCheck) UpgradeResults {
 	return out
 }
 
-// UpgradeResult is what an [UpgradeCheck] found.
+// UpgradeResult is the result of an [UpgradeCheck].
 type UpgradeResult struct {
 	Name    string
 	Warning string
 	Err     error
 }
 
-// UpgradeResults are those of all checks.
+// UpgradeResults are the results of [CheckUpgrade], in the order of the checks.
 type UpgradeResults []UpgradeResult
 
-// ExitCode is that of nova-status upgrade check: 0 if all is well, 1 if there are
-// warnings, 2 if the services must not start.
+// ExitCode returns the exit code of nova-status upgrade check: 0 without errors and
+// warnings, 1 with warnings only, 2 if the services must not start.
 func (r UpgradeResults) ExitCode() int {
 	code := 0
 	for _, one := range r {
@@ -83,7 +84,7 @@ func (r UpgradeResults) ExitCode() int {
 	return code
 }
 
-// Print writes a table with a line for each check.
+// Print writes a table with a line for each check. The error is w's.
 func (r UpgradeResults) Print(w io.Writer) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(tab, "CHECK\tRESULT\tDETAILS") // Flush returns the error

@@ -13,23 +13,23 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// The drivers' names in sqlx, which knows them and the kind of their parameters.
+// The drivers' names in sqlx. By the name sqlx knows the form of parameters.
 const (
 	driverMySQL  = "mysql"
 	driverSQLite = "sqlite3"
 )
 
-// target is what a URL says.
+// target is a parsed URL.
 type target struct {
 	connector driver.Connector
 	driver    string
-	shown     string // for messages: the URL without the password
+	shown     string // the URL without the password, for messages
 	memory    bool
-	plain     string // another machine, to which the connections have no TLS
+	plain     string // the host, if it is another machine and its connections have no TLS
 }
 
-// watch has every statement seen.
-func (t *target) watch(w *watch) {
+// setWatch makes the connector's statements report to w.
+func (t *target) setWatch(w *watch) {
 	switch c := t.connector.(type) {
 	case *mysqlDB:
 		c.watch = w
@@ -38,19 +38,20 @@ func (t *target) watch(w *watch) {
 	}
 }
 
+// wantURL is the end of errors about a URL.
 const wantURL = `want mysql://user:password@host:port/database or sqlite:///absolute/file.db or sqlite://relative/file.db`
 
-// parse never repeats the URL in an error: in one that is wrong, the password
-// may stand anywhere.
-func parse(raw string) (target, error) {
+// parseURL parses a database URL. An error does not contain the URL: in a wrong URL
+// the password may be anywhere.
+func parseURL(raw string) (target, error) {
 	if raw == "" {
-		return target{}, fault.New(fault.Invalid, "no database URL: %s", wantURL)
+		return target{}, fault.New(fault.Invalid, "the database URL is empty: %s", wantURL)
 	}
 	scheme, _, ok := strings.Cut(raw, "://")
 	if !ok || strings.ContainsAny(scheme, ":@/") {
 		return target{}, fault.New(fault.Invalid, "database URL has no scheme: %s", wantURL)
 	}
-	// SQLAlchemy's form, in which the files of Python's services have it.
+	// mysql+pymysql:// is SQLAlchemy's form. The files of Python services have it.
 	kind, _, dialect := strings.Cut(scheme, "+")
 	if kind != "mysql" && kind != "sqlite" || dialect && kind != "mysql" {
 		return target{}, fault.New(fault.Invalid, "database URL has scheme %q: %s", scheme, wantURL)
@@ -66,10 +67,11 @@ func parse(raw string) (target, error) {
 	return parseMySQL(u)
 }
 
+// parseMySQL returns the target of a mysql URL.
 func parseMySQL(u *url.URL) (target, error) {
 	name := strings.TrimPrefix(u.Path, "/")
 	switch {
-	// With an unencoded / or ? in the password, a part of it looks like a path.
+	// A / or ? in the password that is not encoded makes a part of the password look like a path.
 	case u.User == nil || u.User.Username() == "":
 		return target{}, fault.New(fault.Invalid, "mysql database URL has no user: %s", wantURL)
 	case u.Hostname() == "":
@@ -84,8 +86,8 @@ func parseMySQL(u *url.URL) (target, error) {
 		port = "3306"
 	}
 	query := u.Query()
-	delete(query, "charset") // it is utf8mb4, whatever that says
-	secure, err := mysqlTLS(u.Hostname(), query)
+	delete(query, "charset") // SQLAlchemy's option; the charset is always utf8mb4
+	secure, err := takeTLSOptions(u.Hostname(), query)
 	if err != nil {
 		return target{}, err
 	}
@@ -99,7 +101,7 @@ func parseMySQL(u *url.URL) (target, error) {
 		return target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
 	for name := range cfg.Params {
-		return target{}, fault.New(fault.Invalid, "unknown option %.60q of the mysql database URL; variables of the server are set on the server", name)
+		return target{}, fault.New(fault.Invalid, "unknown option %.60q of the mysql database URL: set variables of the server on the server", name)
 	}
 	cfg.TLS = secure
 	cfg.User = u.User.Username()
@@ -109,40 +111,40 @@ func parseMySQL(u *url.URL) (target, error) {
 	if cfg.Timeout == 0 {
 		cfg.Timeout = pingTimeout
 	}
-	cfg.Logger = new(mysql.NopLogger) // what it logs, it returns, too
+	cfg.Logger = new(mysql.NopLogger) // the driver returns each error that it logs
 
-	// What correctness needs, whatever the options say.
+	// Settings that correctness needs. They override the options.
 	cfg.ParseTime, cfg.Loc = true, time.UTC
 	cfg.ClientFoundRows = true   // for compare-and-swap
-	cfg.InterpolateParams = true // one round trip a statement instead of three
+	cfg.InterpolateParams = true // one round trip for each statement instead of three
 	cfg.MultiStatements = false
-	cfg.Collation = "utf8mb4_bin" // of texts in statements; Migrate sees to the tables
+	cfg.Collation = "utf8mb4_bin" // of texts in statements; Migrate sets the collation of tables
 	cfg.AllowAllFiles = false
 	if err := cfg.Apply(mysql.TimeTruncate(time.Microsecond)); err != nil {
 		return target{}, err
 	}
 	cfg.Params = map[string]string{"time_zone": "'+00:00'"}
-	// TRADITIONAL: wrong data is an error instead of being bent. The others
-	// read quotes and || as SQLite does.
+	// TRADITIONAL makes wrong data an error. Without it MySQL changes the data. The
+	// other modes give quotes and || the meaning that they have on SQLite.
 	cfg.Params["sql_mode"] = "'TRADITIONAL,ANSI_QUOTES,PIPES_AS_CONCAT'"
 	c, err := mysql.NewConnector(cfg)
 	if err != nil {
 		return target{}, fault.New(fault.Invalid, "options of the mysql database URL: %w", err)
 	}
 	out := target{connector: &mysqlDB{Connector: c}, driver: driverMySQL, shown: u.Redacted()}
-	if secure == nil && !loopback(u.Hostname()) {
+	if secure == nil && !isLoopback(u.Hostname()) {
 		out.plain = u.Hostname()
 	}
 	return out, nil
 }
 
-// parseSQLite reads what follows sqlite://: a path, absolute if it begins with a slash, or with two
-// as in SQLAlchemy, else relative to the directory of the process. It may be percent-encoded, and
-// need not be: a # is a part of it, and so is a % without two digits after it.
+// parseSQLite returns the target of the path after sqlite://. The path is absolute if it begins with a slash,
+// or with two slashes as in SQLAlchemy. Otherwise it is relative to the process's directory. It may be
+// percent-encoded. A # is a part of the path, and so is a % without two digits after it.
 func parseSQLite(rest string) (target, error) {
 	path := strings.ReplaceAll(rest, "#", "%23")
 	if strings.Contains(path, "?") {
-		return target{}, fault.New(fault.Invalid, "sqlite database URL takes no options; a ? in the path is %%3F")
+		return target{}, fault.New(fault.Invalid, "sqlite database URL has no options: write a ? in the path as %%3F")
 	}
 	if decoded, err := url.PathUnescape(path); err == nil {
 		path = decoded
@@ -155,7 +157,7 @@ func parseSQLite(rest string) (target, error) {
 	memory := path == "/:memory:"
 	switch {
 	case path == "" || strings.HasSuffix(path, "/"):
-		return target{}, fault.New(fault.Invalid, "sqlite database URL names no file: %s", wantURL)
+		return target{}, fault.New(fault.Invalid, "sqlite database URL has no file: %s", wantURL)
 	case strings.ContainsRune(path, 0):
 		return target{}, fault.New(fault.Invalid, "sqlite database URL has a NUL in the path: %s", wantURL)
 	}

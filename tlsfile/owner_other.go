@@ -4,4 +4,5 @@ package tlsfile
 
 import "io/fs"
 
-func owner(fs.FileInfo) (uid int, ok bool) { return 0, false }
+// fileOwner returns false: files of this system have no owner that is a number.
+func fileOwner(fs.FileInfo) (uid int, ok bool) { return 0, false }

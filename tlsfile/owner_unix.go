@@ -7,8 +7,9 @@ import (
 	"syscall"
 )
 
-// owner returns the id of the user to whom a file belongs.
-func owner(info fs.FileInfo) (uid int, ok bool) {
+// fileOwner returns the id of the user that owns the file. It returns false if the
+// file system does not say.
+func fileOwner(info fs.FileInfo) (uid int, ok bool) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
 		return 0, false

@@ -1,10 +1,10 @@
-// Package tlsfile makes the TLS configuration of a client from files, and judges the files of private
-// keys, for clients and servers:
+// Package tlsfile makes the TLS configuration of a client from files. It also checks, for clients and
+// servers, that a private key is safe from other users:
 //
 //	cfg, err := tlsfile.Client{CAFile: "/etc/ssl/openstack-ca.pem"}.Config()
 //	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqps://user:pw@rabbit/"}, TLS: cfg})
 //
-// It makes no certificates, and has no option that switches the verification off.
+// It does not make certificates. It has no option that switches verification off.
 package tlsfile
 
 import (
@@ -19,22 +19,26 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Client names the files of a client, all in PEM form. The zero value trusts the system's
-// authorities and shows no certificate.
+// Client names the TLS files of a client. All are in PEM form. The zero value trusts the system's
+// authorities and sends no certificate.
 type Client struct {
-	// CAFile has the authorities that are trusted instead of the system's. It is read once.
+	// CAFile has the certificate authorities that the client trusts. Default: the system's
+	// authorities. [Client.Config] reads it once: a changed file counts after a restart.
 	CAFile string
-	// CertFile and KeyFile are the certificate that the client shows, and its private key, which
-	// may be in one file. They are read for each connection, so that they can be renewed. Both or
-	// none. For the key see [Pair].
+	// CertFile and KeyFile are the client's certificate and its private key. Set both or neither;
+	// one file may have both. They are read for each connection, so that a renewed
+	// certificate counts without a restart. [Pair] says who may own the key.
 	CertFile, KeyFile string
-	// ServerName is the name that the server's certificate must have, if it is not that of the URL.
+	// ServerName is the name that the server's certificate must have. Default: the host in the URL.
 	ServerName string
 }
 
-// Config reads the files and returns the configuration: TLS 1.2 or later, and the server's
-// certificate is verified. Invalid: a file cannot be read or has something else in it, or one of
-// CertFile and KeyFile is missing; Denied: others can read the key. The error names the file.
+// Config reads the files and returns the client's configuration: TLS 1.2 or later, and the server's
+// certificate is always verified. The caller owns the result. Errors, each with the file's name:
+//
+//   - Invalid: a file cannot be read, has no certificate or key, or only one of CertFile and KeyFile
+//     is set.
+//   - Denied: other users can read the private key, see [Pair].
 func (c Client) Config() (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName}
 	if c.CAFile != "" {
@@ -48,7 +52,7 @@ func (c Client) Config() (*tls.Config, error) {
 		return cfg, nil
 	}
 	if c.CertFile == "" || c.KeyFile == "" {
-		return nil, fault.New(fault.Invalid, "a client certificate needs two files: certificate %q and key %q", c.CertFile, c.KeyFile)
+		return nil, fault.New(fault.Invalid, "client certificate: set both files or neither: certificate %q, private key %q", c.CertFile, c.KeyFile)
 	}
 	if _, err := Pair(c.CertFile, c.KeyFile); err != nil {
 		return nil, err
@@ -60,27 +64,31 @@ func (c Client) Config() (*tls.Config, error) {
 	return cfg, nil
 }
 
-// Pool reads a file of authorities. Invalid: it cannot be read, or has no certificate.
+// Pool reads the certificate authorities in file, in PEM form. Invalid: the file cannot be read, or has
+// no certificate.
 func Pool(file string) (*x509.CertPool, error) {
 	pem, err := os.ReadFile(file)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "file of authorities: %w", err)
+		return nil, fault.New(fault.Invalid, "read certificate authorities: %w", err)
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fault.New(fault.Invalid, "file of authorities: %s has no certificate in PEM form", file)
+		return nil, fault.New(fault.Invalid, "read certificate authorities: %s has no certificate in PEM form", file)
 	}
 	return pool, nil
 }
 
-// Pair reads a certificate and its private key. Denied: others can read the key. As PostgreSQL has
-// it, the file belongs to the process's user and has mode 0600 or less, or it belongs to root
-// and has mode 0640 or less, so that a group such as ssl-cert may read it. Invalid: a file cannot
-// be read, or they do not fit.
+// Pair reads a certificate and its private key, in PEM form. Errors:
+//
+//   - Denied: other users can read or change the key. The key file must belong to the process's user
+//     and have mode 0600 or less, or belong to root and have mode 0640 or less, so that a group such
+//     as ssl-cert may read it. The rule is PostgreSQL's. It does not apply to systems without such
+//     owners and modes.
+//   - Invalid: a file cannot be read, or the key is not the certificate's.
 func Pair(certFile, keyFile string) (tls.Certificate, error) {
 	cert, err := os.ReadFile(certFile)
 	if err != nil {
-		return tls.Certificate{}, fault.New(fault.Invalid, "certificate: %w", err)
+		return tls.Certificate{}, fault.New(fault.Invalid, "read certificate: %w", err)
 	}
 	key, err := readKey(keyFile)
 	if err != nil {
@@ -93,64 +101,68 @@ func Pair(certFile, keyFile string) (tls.Certificate, error) {
 	return pair, nil
 }
 
-// readKey judges the file that it reads, not one of the same name.
+// readKey reads a private key and checks its owner and mode. It checks the open file, not its name:
+// another file can get the name between the check and the read.
 func readKey(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "private key: %w", err)
+		return nil, fault.New(fault.Invalid, "read private key: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // it was only read
+	defer f.Close() //nolint:errcheck // the file is only read
 	info, err := f.Stat()
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "private key: %w", err)
+		return nil, fault.New(fault.Invalid, "read private key: %w", err)
 	}
-	if err := checkKey(file, info); err != nil {
+	if err := checkKeyMode(file, info); err != nil {
 		return nil, err
 	}
 	raw, err := io.ReadAll(f)
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "private key: %w", err)
+		return nil, fault.New(fault.Invalid, "read private key: %w", err)
 	}
 	return raw, nil
 }
 
-func checkKey(file string, info fs.FileInfo) error {
-	uid, known := owner(info)
+// checkKeyMode returns Denied if other users can read or change the private key, by the rule of [Pair].
+func checkKeyMode(file string, info fs.FileInfo) error {
+	uid, known := fileOwner(info)
 	self := os.Geteuid()
 	mode, forbidden := info.Mode().Perm(), fs.FileMode(0o077)
 	switch {
-	case !known: // the system has no owners and modes of this kind
+	case !known: // the system has no such owners and modes
 		return nil
 	case uid == 0:
 		forbidden = 0o037
 	case uid != self:
-		return fault.New(fault.Denied, "private key %s belongs to user %d, who can read it: it must belong to root or to user %d, which runs this process", file, uid, self)
+		return fault.New(fault.Denied, "private key %s belongs to user %d, so that this user can read it: "+
+			"it must belong to root or to user %d, the user of this process", file, uid, self)
 	}
 	if mode&forbidden != 0 {
-		return fault.New(fault.Denied, "private key %s has mode %04o, so that others can read or change it: "+
-			"chmod 0600, or 0640 if it belongs to root", file, mode)
+		return fault.New(fault.Denied, "private key %s has mode %04o, so that other users can read or change it: "+
+			"run chmod 0600, or chmod 0640 if the file belongs to root", file, mode)
 	}
 	return nil
 }
 
-// Failure returns what is wrong, in words and with the code Denied or Precondition, if err is that of
-// a connection that failed for TLS, and nil if it is not: no second attempt mends it.
+// Failure explains the error of a connection that failed because of TLS. It returns an error that wraps
+// err, or nil if err has another cause or has a code already. A caller need not connect again: only
+// other files or another server help. Codes:
 //
-//   - Denied: the server's certificate is not trusted or has another name, or the server does not
-//     take the client's.
-//   - Precondition: the server does not speak TLS.
+//   - Denied: the server's certificate is not trusted or has another name, or the server rejects the
+//     client's certificate.
+//   - Precondition: the server does not use TLS.
 func Failure(err error) error {
 	if fault.CodeOf(err) == fault.Denied || fault.CodeOf(err) == fault.Precondition {
-		return nil // it has a code
+		return nil // err is explained already
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return fault.New(fault.Denied, "the server's certificate is refused: %w", err)
+		return fault.New(fault.Denied, "the server's certificate is not trusted: %w", err)
 	}
 	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
-		return fault.New(fault.Precondition, "TLS is asked for, and the server does not speak TLS on this port: %w", err)
+		return fault.New(fault.Precondition, "the client uses TLS, but the server does not use TLS on this port: %w", err)
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" { // an alert, see crypto/tls
-		return fault.New(fault.Denied, "the server refuses the TLS connection, perhaps for want of a client certificate that it trusts: %w", err)
+		return fault.New(fault.Denied, "the server rejects the TLS connection, perhaps because it requires a client certificate that it trusts: %w", err)
 	}
 	return nil
 }

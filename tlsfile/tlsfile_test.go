@@ -11,48 +11,48 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// TestClient: files that are missing, are something else, or of which one is missing, are errors that
-// name the file.
+// TestClient: Config reads good files. A file that does not exist, has no certificate or key, or lacks its
+// partner, is an error with the file's name.
 func TestClient(t *testing.T) {
 	t.Parallel()
 	ca := certtest.New(t)
 	cert, key := ca.Issue(t, "client")
 	_, other := ca.Issue(t, "other")
-	gone, empty := filepath.Join(t.TempDir(), "gone.pem"), filepath.Join(t.TempDir(), "empty.pem")
+	missing, empty := filepath.Join(t.TempDir(), "missing.pem"), filepath.Join(t.TempDir(), "empty.pem")
 	if err := os.WriteFile(empty, []byte("nothing"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {
 		name  string
 		files tlsfile.Client
-		says  string // empty: it is content
+		want  string // what the error contains; empty: no error
 	}{
-		{"nothing", tlsfile.Client{}, ""},
-		{"all", tlsfile.Client{CAFile: ca.File, CertFile: cert, KeyFile: key, ServerName: "x"}, ""},
-		{"no authorities", tlsfile.Client{CAFile: gone}, gone},
-		{"authorities that are none", tlsfile.Client{CAFile: empty}, empty},
-		{"no key", tlsfile.Client{CertFile: cert}, cert},
-		{"no certificate", tlsfile.Client{KeyFile: key}, key},
-		{"missing key", tlsfile.Client{CertFile: cert, KeyFile: gone}, gone},
-		{"missing certificate", tlsfile.Client{CertFile: gone, KeyFile: key}, gone},
-		{"another's key", tlsfile.Client{CertFile: cert, KeyFile: other}, other},
-		{"a key that is none", tlsfile.Client{CertFile: cert, KeyFile: empty}, empty},
+		{"no files", tlsfile.Client{}, ""},
+		{"all files", tlsfile.Client{CAFile: ca.File, CertFile: cert, KeyFile: key, ServerName: "x"}, ""},
+		{"authorities do not exist", tlsfile.Client{CAFile: missing}, missing},
+		{"authorities without a certificate", tlsfile.Client{CAFile: empty}, empty},
+		{"key not set", tlsfile.Client{CertFile: cert}, cert},
+		{"certificate not set", tlsfile.Client{KeyFile: key}, key},
+		{"key does not exist", tlsfile.Client{CertFile: cert, KeyFile: missing}, missing},
+		{"certificate does not exist", tlsfile.Client{CertFile: missing, KeyFile: key}, missing},
+		{"key of another certificate", tlsfile.Client{CertFile: cert, KeyFile: other}, other},
+		{"file without a key", tlsfile.Client{CertFile: cert, KeyFile: empty}, empty},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			cfg, err := tt.files.Config()
 			switch {
-			case tt.says == "" && (err != nil || cfg.InsecureSkipVerify):
-				t.Errorf("%v, %v", cfg, err)
-			case tt.says != "" && (fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), tt.says)):
-				t.Errorf("%v, want Invalid with %s", err, tt.says)
+			case tt.want == "" && (err != nil || cfg.InsecureSkipVerify):
+				t.Errorf("Config: %v, %v; want verification and no error", cfg, err)
+			case tt.want != "" && (fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), tt.want)):
+				t.Errorf("Config: %v, want Invalid with %s", err, tt.want)
 			}
 		})
 	}
 }
 
-// TestKeyOfOthers: a private key that others can read is refused, as PostgreSQL refuses it.
-func TestKeyOfOthers(t *testing.T) {
+// TestKeyMode: Config rejects a private key that other users can read, by PostgreSQL's rule.
+func TestKeyMode(t *testing.T) {
 	t.Parallel()
 	root := os.Geteuid() == 0
 	for _, tt := range []struct {
@@ -71,7 +71,7 @@ func TestKeyOfOthers(t *testing.T) {
 		{0o600, 65534, false},
 	} {
 		if tt.owner >= 0 && !root || tt.owner < 0 && root && tt.mode&0o070 != 0 && tt.ok {
-			continue // only root can give files away
+			continue // only root can change a file's owner
 		}
 		cert, key := certtest.New(t).Issue(t, "client")
 		if tt.owner >= 0 {
@@ -89,7 +89,7 @@ func TestKeyOfOthers(t *testing.T) {
 		for _, file := range []string{key, link} {
 			_, err := tlsfile.Client{CertFile: cert, KeyFile: file}.Config()
 			if tt.ok && err != nil || !tt.ok && (fault.CodeOf(err) != fault.Denied || !strings.Contains(err.Error(), file) || !strings.Contains(err.Error(), "key")) {
-				t.Errorf("mode %04o of user %d: %v, want that it is taken: %v", tt.mode, tt.owner, err, tt.ok)
+				t.Errorf("mode %04o, owner %d: error %v, want success: %v", tt.mode, tt.owner, err, tt.ok)
 			}
 		}
 	}

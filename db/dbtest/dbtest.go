@@ -1,5 +1,5 @@
-// Package dbtest gives a test a fresh, migrated database, once on SQLite and
-// once on MySQL or MariaDB, so that store code is proven on both.
+// Package dbtest gives a test a new, migrated database, once on SQLite and once on
+// MySQL or MariaDB, so that store code is tested on both.
 //
 //	func TestStore(t *testing.T) {
 //		t.Parallel()
@@ -8,8 +8,9 @@
 //		})
 //	}
 //
-// The server's URL is in the variable ARMATURE_TEST_MYSQL_URL, which `make
-// test` sets. Without it tests are skipped, or fail when CI is set.
+// The URL of the MySQL server is in the environment variable
+// ARMATURE_TEST_MYSQL_URL, which `make test` sets. Without the variable, tests that
+// need the server are skipped. If CI is set, they fail instead.
 package dbtest
 
 import (
@@ -30,9 +31,9 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// Each runs f in two parallel subtests, "sqlite" and "mysql", each with a
-// database of its own to which migrations have been applied (none if it is
-// nil). The database is closed and removed when the subtest ends.
+// Each runs f in two parallel subtests, "sqlite" and "mysql". Each subtest has its own
+// database, to which migrations are applied unless migrations is nil. The database is
+// closed and removed when the subtest ends.
 func Each(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
 	EachURL(t, func(t *testing.T, rawURL string) {
@@ -54,8 +55,8 @@ func Each(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
 	})
 }
 
-// EachURL is like [Each] for tests that open the database themselves, perhaps
-// in another process: f gets the URL of an empty one.
+// EachURL is [Each] for tests that open the database themselves, perhaps in another
+// process: f gets the URL of an empty database.
 func EachURL(t *testing.T, f func(t *testing.T, url string)) {
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {
@@ -75,29 +76,30 @@ func SQLite(t testing.TB) string {
 	return (&url.URL{Scheme: "sqlite", Path: filepath.ToSlash(filepath.Join(t.TempDir(), "test.db"))}).String()
 }
 
-// MySQL returns the URL of an empty database on the test server, which is
+// MySQL returns the URL of an empty database on the test server. The database is
 // dropped when the test ends.
 func MySQL(t testing.TB) string {
 	t.Helper()
 	return On(t, envtest.URL(t, testenv.MySQLVar))
 }
 
-// On is like [MySQL] for the server with the given URL, whose user may create
-// databases.
+// On is [MySQL] for the server with the given URL. The URL's user must be allowed to
+// create databases.
 func On(t testing.TB, server string) string {
 	t.Helper()
 	u, err := url.Parse(server)
 	if err != nil {
-		t.Fatalf("%s is not a URL", testenv.MySQLVar) // the error would show the password
+		t.Fatalf("%s is not a URL", testenv.MySQLVar) // the error of url.Parse has the password
 	}
 	name := "test_" + strings.ToLower(rand.Text()[:16])
-	do(t.Context(), t, u, "CREATE DATABASE "+name)
-	t.Cleanup(func() { do(context.WithoutCancel(t.Context()), t, u, "DROP DATABASE "+name) })
+	execAdmin(t.Context(), t, u, "CREATE DATABASE "+name)
+	t.Cleanup(func() { execAdmin(context.WithoutCancel(t.Context()), t, u, "DROP DATABASE "+name) })
 	u.Path = "/" + name
 	return u.String()
 }
 
-func do(ctx context.Context, t testing.TB, u *url.URL, query string) {
+// execAdmin runs a statement on the server, without a database.
+func execAdmin(ctx context.Context, t testing.TB, u *url.URL, query string) {
 	t.Helper()
 	cfg := mysql.NewConfig()
 	cfg.User = u.User.Username()

@@ -64,7 +64,7 @@ func TestNovaConf(t *testing.T) {
 	}
 	ignored := 0
 	for i, line := range strings.Split(string(raw), "\n") {
-		ignored += strings.Count(out.String(), "ignored: "+file+":"+strconv.Itoa(i+1)+":")
+		ignored += strings.Count(out.String(), `ignored" detail="`+file+":"+strconv.Itoa(i+1)+":")
 		if strings.HasPrefix(line, "log_dir") && !strings.Contains(out.String(), "log_dir") {
 			t.Errorf("%s is not named", line)
 		}

@@ -1,4 +1,4 @@
-// Package text is what packages that write for operators have in common.
+// Package text makes text for operators: comments of generated files, and hints for misspelt names.
 package text
 
 import (
@@ -9,24 +9,25 @@ import (
 	"strings"
 )
 
-// Comment writes words as a comment of lines of at most 79 columns. Without a word it writes
-// nothing. Errors are the writer's, which has to keep them.
+// Comment writes words to w as a comment with lines of at most 79 columns, unless one word is longer.
+// For empty words it writes nothing. It ignores errors of w: w must keep its first error.
 func Comment(w io.Writer, words string) {
 	line := "#"
 	for word := range strings.FieldsSeq(words) {
 		if len(line)+1+len(word) > 79 && line != "#" {
-			_, _ = fmt.Fprintln(w, line) // see above
+			_, _ = fmt.Fprintln(w, line) // w keeps the error
 			line = "#"
 		}
 		line += " " + word
 	}
 	if line != "#" {
-		_, _ = fmt.Fprintln(w, line) // see above
+		_, _ = fmt.Fprintln(w, line) // w keeps the error
 	}
 }
 
-// Nearest returns a clause that names the known name which is nearest to one that is not known,
-// to be put after the words of an error. Without known names it is empty.
+// Nearest returns a clause with the known name that is most similar to name, to be appended to an
+// error: "; the nearest is report_interval". If known is empty, so is the result. Of two names that are
+// equally similar, the first in alphabetical order wins.
 func Nearest(name string, known func(yield func(string) bool)) string {
 	nearest := slices.SortedFunc(known, func(a, b string) int {
 		return cmp.Or(cmp.Compare(Distance(name, a), Distance(name, b)), cmp.Compare(a, b))
@@ -37,7 +38,8 @@ func Nearest(name string, known func(yield func(string) bool)) string {
 	return "; the nearest is " + nearest[0]
 }
 
-// Distance is the Levenshtein distance, in bytes.
+// Distance returns the Levenshtein distance of a and b: how many bytes must be inserted, deleted or
+// replaced to turn one into the other.
 func Distance(a, b string) int {
 	row := make([]int, len(b)+1)
 	for j := range row {

@@ -1,12 +1,13 @@
-// Package auth says who sends a request, for the Authenticate of package api: nobody in
-// particular, the owner of a token in a file, or whoever Keystone says.
+// Package auth finds the identity of the client that sends a request. It has three functions for the
+// Authenticate option of package api: [None] gives all clients one identity, [Static] knows a table of
+// tokens, and [Keystone] asks OpenStack's identity service.
 //
 //	k, err := auth.NewKeystone(auth.KeystoneConfig{URL: "https://keystone:5000/v3", Username: "volume", ...})
 //	mux := api.New(api.Config{Authenticate: k.Authenticate, Challenge: k.Challenge()})
-//	app.Add("identity", k) // is ready when Keystone is
+//	app.Add("identity", k) // the service is ready when Keystone answers
 //
-// A token never leaves this package: not in an error, not in a log, not in the request
-// that goes to other processes.
+// A token never leaves this package: no error, no log line and no [reqctx.Request] contains one.
+// What an identity may do is decided elsewhere, see package policy.
 package auth
 
 import (
@@ -17,30 +18,35 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Header is the one that has the client's token.
+// Header is the name of the HTTP header with the client's token.
 const Header = "X-Auth-Token"
 
-// None lets everybody in as who. It is for a service that nobody but its owner can reach.
-func None(who reqctx.Request) func(*http.Request) (reqctx.Request, error) {
-	return func(*http.Request) (reqctx.Request, error) { return who, nil }
+// None returns a function that accepts each request, with or without a token, and returns identity. It
+// never fails. Use it only for a service that no other user can reach, such as one on a developer's
+// machine. The function is safe for concurrent use.
+func None(identity reqctx.Request) func(*http.Request) (reqctx.Request, error) {
+	return func(*http.Request) (reqctx.Request, error) { return identity, nil }
 }
 
-// Static lets the owners of tokens in, and nobody else: Unauthenticated.
-func Static(owners map[string]reqctx.Request) func(*http.Request) (reqctx.Request, error) {
-	// By their sums, so that the time that a look takes tells nothing of a token.
-	known := make(map[[32]byte]reqctx.Request, len(owners))
-	for token, who := range owners {
-		known[sha256.Sum256([]byte(token))] = who
+// Static returns a function that accepts a request if its token, in [Header], is a key of identities,
+// and returns the token's identity. All other requests fail with Unauthenticated: no token, an unknown
+// token, and the empty token, even if it is a key. Static copies the map. The function does not block
+// and is safe for concurrent use.
+func Static(identities map[string]reqctx.Request) func(*http.Request) (reqctx.Request, error) {
+	// The keys are hashes of the tokens, so that the time of a lookup reveals nothing about a token.
+	known := make(map[[32]byte]reqctx.Request, len(identities))
+	for token, identity := range identities {
+		known[sha256.Sum256([]byte(token))] = identity
 	}
 	return func(r *http.Request) (reqctx.Request, error) {
 		token := r.Header.Get(Header)
-		who, ok := known[sha256.Sum256([]byte(token))]
+		identity, ok := known[sha256.Sum256([]byte(token))]
 		if token == "" || !ok {
-			return reqctx.Request{}, errWho
+			return reqctx.Request{}, errUnauthenticated
 		}
-		return who, nil
+		return identity, nil
 	}
 }
 
-// errWho is in Keystone's words.
-var errWho = fault.Sentinel(fault.Unauthenticated, "Unauthorized", "The request you have made requires authentication.")
+// errUnauthenticated has Keystone's own text, which clients of OpenStack know.
+var errUnauthenticated = fault.Sentinel(fault.Unauthenticated, "Unauthorized", "The request you have made requires authentication.")

@@ -26,6 +26,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
+// request returns a request with a token, or without one if token is empty.
 func request(t testing.TB, token string) *http.Request {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "/", http.NoBody)
@@ -38,23 +39,24 @@ func request(t testing.TB, token string) *http.Request {
 	return r
 }
 
+// TestStatic: Static accepts exactly the tokens of its table, never the empty token; None accepts all.
 func TestStatic(t *testing.T) {
 	t.Parallel()
-	who := reqctx.Request{UserID: "u", ProjectID: "p", Roles: []string{"member"}}
-	in := auth.Static(map[string]reqctx.Request{"secret": who})
-	if got, err := in(request(t, "secret")); err != nil || !cmp.Equal(got, who) {
-		t.Errorf("its owner is %+v, %v", got, err)
+	ada := reqctx.Request{UserID: "u", ProjectID: "p", Roles: []string{"member"}}
+	authenticate := auth.Static(map[string]reqctx.Request{"secret": ada})
+	if got, err := authenticate(request(t, "secret")); err != nil || !cmp.Equal(got, ada) {
+		t.Errorf("a known token: %+v, %v; want %+v", got, err, ada)
 	}
 	for _, token := range []string{"", "Secret", "secret "} {
-		if _, err := in(request(t, token)); fault.CodeOf(err) != fault.Unauthenticated {
-			t.Errorf("token %q: %v", token, err)
+		if _, err := authenticate(request(t, token)); fault.CodeOf(err) != fault.Unauthenticated {
+			t.Errorf("token %q: %v, want Unauthenticated", token, err)
 		}
 	}
-	if _, err := auth.Static(map[string]reqctx.Request{"": who})(request(t, "")); fault.CodeOf(err) != fault.Unauthenticated {
-		t.Errorf("an empty token is an open door: %v", err)
+	if _, err := auth.Static(map[string]reqctx.Request{"": ada})(request(t, "")); fault.CodeOf(err) != fault.Unauthenticated {
+		t.Errorf("an empty token in the table: %v, want Unauthenticated", err)
 	}
-	if got, err := auth.None(who)(request(t, "")); err != nil || !cmp.Equal(got, who) {
-		t.Errorf("None: %+v, %v", got, err)
+	if got, err := auth.None(ada)(request(t, "")); err != nil || !cmp.Equal(got, ada) {
+		t.Errorf("None: %+v, %v; want %+v", got, err, ada)
 	}
 }
 
@@ -63,9 +65,9 @@ type fakeKeystone struct {
 	*httptest.Server
 
 	mu        sync.Mutex
-	tokens    map[string]string // the body's token, by the client's
-	own       string            // the service's
-	status    int               // answered instead, unless 0
+	tokens    map[string]string // Keystone's description of each client's token
+	own       string            // the token of the service
+	status    int               // the status of each reply; 0: as the request deserves
 	logins    atomic.Int32
 	validated atomic.Int32
 }
@@ -134,12 +136,13 @@ func (f *fakeKeystone) serve(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// member is what Keystone says of a token that lives for d.
+// member returns Keystone's description of a token that expires after d.
 func member(d time.Duration) string {
 	return fmt.Sprintf(`{"expires_at": %q, "user": {"id": "u1", "name": "ada"}, "project": {"id": "p1"}, "roles": [{"name": "member"}, {"name": "reader"}]}`,
 		time.Now().Add(d).UTC().Format("2006-01-02T15:04:05.000000Z"))
 }
 
+// open returns a client of f, with the configuration that change makes.
 func open(t testing.TB, f *fakeKeystone, change func(*auth.KeystoneConfig)) *auth.Keystone {
 	t.Helper()
 	cfg := auth.KeystoneConfig{URL: f.URL + "/v3", Username: "volume", Password: "pw", ProjectName: "service", Logger: slog.New(slog.DiscardHandler)}
@@ -154,7 +157,8 @@ func open(t testing.TB, f *fakeKeystone, change func(*auth.KeystoneConfig)) *aut
 	return k
 }
 
-// TestKeystone: who a token belongs to, in each scope, and how often Keystone is asked.
+// TestKeystone: a token of each scope has the right identity, Keystone is asked once for each token, and
+// the service's own token is renewed.
 func TestKeystone(t *testing.T) {
 	t.Parallel()
 	f := newKeystone(t)
@@ -185,20 +189,20 @@ func TestKeystone(t *testing.T) {
 		}
 	}
 	if l, v := f.logins.Load(), f.validated.Load(); l != 1 || v != 6 {
-		t.Errorf("%d logins, %d questions; want 1 and 6: each token once", l, v)
+		t.Errorf("%d logins, %d validations; want 1 and 6: one for each token", l, v)
 	}
-	f.set(func() { f.own = "another" }) // the service's token is out of date
+	f.set(func() { f.own = "another" }) // the service's own token is not valid any more
 	f.set(func() { f.tokens["late"] = member(time.Hour) })
 	if _, err := k.Authenticate(request(t, "late")); err != nil {
-		t.Errorf("after the service's own token was out of date: %v", err)
+		t.Errorf("after the service's own token expired: %v", err)
 	}
 	if l := f.logins.Load(); l != 2 {
 		t.Errorf("%d logins, want 2", l)
 	}
 }
 
-// TestServiceTokens: a user's token that has expired counts while a service with the
-// right role asks, and for nobody else.
+// TestServiceTokens: a user's expired token is accepted with the token of a service that has the
+// right role, and not otherwise.
 func TestServiceTokens(t *testing.T) {
 	t.Parallel()
 	f := newKeystone(t)
@@ -209,10 +213,10 @@ func TestServiceTokens(t *testing.T) {
 		f.tokens["service"] = `{"expires_at": "` + life + `", "user": {"id": "nova"}, "project": {"id": "p9"}, "roles": [{"name": "service"}]}`
 		f.tokens["reader"] = `{"expires_at": "` + life + `", "user": {"id": "u7"}, "project": {"id": "p9"}, "roles": [{"name": "reader"}]}`
 	})
-	for range 2 { // asked, and remembered
+	for range 2 { // first from Keystone, then from the cache
 		for _, tt := range []struct {
 			token, service string
-			in             bool
+			accepted       bool
 		}{
 			{"expired", "", false},
 			{"expired", "service", true},
@@ -224,46 +228,46 @@ func TestServiceTokens(t *testing.T) {
 		} {
 			r := request(t, tt.token)
 			r.Header.Set("X-Service-Token", tt.service)
-			who, err := k.Authenticate(r)
-			if tt.in && (err != nil || who.UserID != "u1") || !tt.in && fault.CodeOf(err) != fault.Unauthenticated {
-				t.Errorf("token %q of service %q: %+v, %v; want in: %v", tt.token, tt.service, who, err, tt.in)
+			got, err := k.Authenticate(r)
+			if tt.accepted && (err != nil || got.UserID != "u1") || !tt.accepted && fault.CodeOf(err) != fault.Unauthenticated {
+				t.Errorf("token %q with service token %q: %+v, %v; want accepted: %v", tt.token, tt.service, got, err, tt.accepted)
 			}
 		}
 	}
 }
 
-// TestKeystoneForgets: what was said of a token holds for its time, and no longer than the
-// token lives.
-func TestKeystoneForgets(t *testing.T) {
+// TestKeystoneCache: an answer is cached for TTL or RefusedTTL, at most until the token expires, and
+// unknown tokens do not displace valid ones.
+func TestKeystoneCache(t *testing.T) {
 	t.Parallel()
 	f := newKeystone(t)
 	k := open(t, f, func(c *auth.KeystoneConfig) { c.TTL, c.RefusedTTL, c.MaxCached = time.Hour, 50*time.Millisecond, 20 })
 	f.set(func() { f.tokens["short"], f.tokens["long"] = member(300*time.Millisecond), member(time.Hour) })
-	is := func(token string, code fault.Code) {
+	expect := func(token string, code fault.Code) { // 0: accepted
 		t.Helper()
 		if _, err := k.Authenticate(request(t, token)); err == nil != (code == 0) || err != nil && fault.CodeOf(err) != code {
-			t.Errorf("%s: %v", token, err)
+			t.Errorf("token %s: %v, want code %v", token, err, code)
 		}
 	}
-	is("short", 0)
-	is("long", 0)
-	is("new", fault.Unauthenticated)
+	expect("short", 0)
+	expect("long", 0)
+	expect("new", fault.Unauthenticated)
 	f.set(func() { f.tokens["new"] = member(time.Hour); delete(f.tokens, "short"); delete(f.tokens, "long") })
 	<-time.After(60 * time.Millisecond)
-	is("new", 0)
-	is("short", 0)
+	expect("new", 0)
+	expect("short", 0)
 	<-time.After(300 * time.Millisecond)
-	is("short", fault.Unauthenticated)
-	is("long", 0)
+	expect("short", fault.Unauthenticated)
+	expect("long", 0)
 	for i := range 200 {
-		is(fmt.Sprintf("guess-%d", i), fault.Unauthenticated)
+		expect(fmt.Sprintf("guess-%d", i), fault.Unauthenticated)
 	}
-	is("long", 0) // guesses do not drive out what is known
+	expect("long", 0) // guesses do not displace a valid token
 }
 
-// TestKeystoneAway: while Keystone is away, or answers nonsense, nobody is let in but whose
-// token is remembered; the reply is 503.
-func TestKeystoneAway(t *testing.T) {
+// TestKeystoneOutage: while Keystone is down, or its replies make no sense, only cached tokens are
+// accepted; all others get status 503.
+func TestKeystoneOutage(t *testing.T) {
 	t.Parallel()
 	f := newKeystone(t)
 	k := open(t, f, func(c *auth.KeystoneConfig) { c.Timeout = 500 * time.Millisecond })
@@ -278,10 +282,10 @@ func TestKeystoneAway(t *testing.T) {
 	}
 	f.set(func() { f.tokens["known"], f.tokens["other"] = member(time.Hour), member(time.Hour) })
 	if w := ask("known"); w.Code != 200 || !strings.Contains(w.Body.String(), `"u1"`) {
-		t.Errorf("%d %s", w.Code, w.Body)
+		t.Errorf("a valid token: %d %s, want 200 with u1", w.Code, w.Body)
 	}
 	if w := ask("wrong"); w.Code != 401 || w.Header().Get("WWW-Authenticate") != `Keystone uri="`+f.URL+`/v3"` {
-		t.Errorf("%d %v", w.Code, w.Header())
+		t.Errorf("an unknown token: %d %v, want 401 with the challenge", w.Code, w.Header())
 	}
 	if err := k.Check(t.Context()); err != nil {
 		t.Error(err)
@@ -290,32 +294,32 @@ func TestKeystoneAway(t *testing.T) {
 		f.set(func() { f.status, f.own = status, "gone" })
 		for _, token := range []string{fmt.Sprint("other-", status), fmt.Sprint("third-", status)} {
 			w := ask(token)
-			if status == 404 && w.Code == 401 { // so Keystone says that it does not know it
+			if status == 404 && w.Code == 401 { // 404 is Keystone's reply for an unknown token
 				continue
 			}
 			if w.Code != 503 || w.Header().Get("Retry-After") == "" || strings.Contains(w.Body.String(), token) {
-				t.Errorf("Keystone answers %d: %d %s", status, w.Code, w.Body)
+				t.Errorf("Keystone answers with status %d: reply %d %s, want 503 without the token", status, w.Code, w.Body)
 			}
 		}
 		if w := ask("known"); w.Code != 200 {
-			t.Errorf("Keystone answers %d: a token that is remembered: %d %s", status, w.Code, w.Body)
+			t.Errorf("Keystone answers with status %d: a cached token has reply %d %s, want 200", status, w.Code, w.Body)
 		}
 	}
 	f.set(func() { f.status = 500 })
 	ask("fourth")
 	if err := k.Check(t.Context()); fault.CodeOf(err) != fault.Unavailable {
-		t.Errorf("Check: %v", err)
+		t.Errorf("Check while Keystone is down: %v, want Unavailable", err)
 	}
 	f.set(func() { f.status = 0 })
 	if err := k.Check(t.Context()); err != nil {
-		t.Errorf("Check when it is back: %v", err)
+		t.Errorf("Check after Keystone is back: %v", err)
 	}
 	if w := ask("fourth"); w.Code != 401 {
-		t.Errorf("when it is back: %d", w.Code)
+		t.Errorf("an unknown token after Keystone is back: %d, want 401", w.Code)
 	}
 	f.Close()
 	if w := ask("fifth"); w.Code != 503 {
-		t.Errorf("a Keystone that does not listen: %d", w.Code)
+		t.Errorf("a token while Keystone does not listen: %d, want 503", w.Code)
 	}
 	for name, change := range map[string]func(*auth.KeystoneConfig){
 		"no URL": func(c *auth.KeystoneConfig) { c.URL = "keystone:5000" }, "no user": func(c *auth.KeystoneConfig) { c.Username = "" },
@@ -324,20 +328,20 @@ func TestKeystoneAway(t *testing.T) {
 		cfg := auth.KeystoneConfig{URL: "http://k/v3", Username: "u", Password: "secret", ProjectName: "p"}
 		change(&cfg)
 		if _, err := auth.NewKeystone(cfg); fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%s: %v", name, err)
+			t.Errorf("%s: %v, want Invalid without the password", name, err)
 		}
 	}
 	wrong := open(t, newKeystone(t), func(c *auth.KeystoneConfig) { c.Password = "other" })
-	if err := wrong.Check(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "refuses the service's own") {
-		t.Errorf("a wrong password of the service: %v", err)
+	if err := wrong.Check(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "rejects the service's own") {
+		t.Errorf("Check with the service's wrong password: %v", err)
 	}
 	if _, err := wrong.Authenticate(request(t, "x")); fault.CodeOf(err) != fault.Unavailable {
-		t.Errorf("a wrong password of the service: %v", err)
+		t.Errorf("Authenticate with the service's wrong password: %v, want Unavailable", err)
 	}
 }
 
-// TestKeystoneTogether: many requests with one token ask once.
-func TestKeystoneTogether(t *testing.T) {
+// TestConcurrentRequests: many requests with one token share one call to Keystone.
+func TestConcurrentRequests(t *testing.T) {
 	t.Parallel()
 	f := newKeystone(t)
 	k := open(t, f, nil)
@@ -352,7 +356,7 @@ func TestKeystoneTogether(t *testing.T) {
 	}
 	wg.Wait()
 	if v := f.validated.Load(); v > 4 {
-		t.Errorf("%d questions", v)
+		t.Errorf("%d validations of one token, want at most 4", v)
 	}
 }
 
@@ -361,6 +365,7 @@ var _ interface {
 	service.Checker
 } = (*auth.Keystone)(nil)
 
+// BenchmarkCached measures Authenticate with a token in the cache.
 func BenchmarkCached(b *testing.B) {
 	f := newKeystone(b)
 	k := open(b, f, nil)

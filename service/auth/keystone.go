@@ -28,74 +28,80 @@ import (
 // KeystoneConfig configures a [Keystone]. URL, Username, Password and ProjectName are
 // required.
 type KeystoneConfig struct {
-	// URL is Keystone's v3 endpoint, such as "https://keystone:5000/v3". Without the /v3 it
-	// is the same.
+	// URL is Keystone's v3 endpoint, such as "https://keystone:5000/v3". The /v3 at the end is
+	// optional.
 	URL string
-	// Username and the rest are the service's own, with a role that may validate
-	// tokens, such as service or admin.
-	Username, Password, UserDomain string // UserDomain by name; default "Default"
-	ProjectName, ProjectDomain     string // ProjectDomain by name; default "Default"
-	// ServiceRoles are the roles, one of them, of a service whose token, in the header
-	// X-Service-Token, lets a user's token count that has expired meanwhile: what one
-	// service began for a user, another one may end. Default "service", as in
+	// Username, Password and the project are the service's own login. The user needs a role that
+	// may validate tokens, such as service or admin.
+	Username, Password, UserDomain string // UserDomain is a name; default "Default"
+	ProjectName, ProjectDomain     string // ProjectDomain is a name; default "Default"
+	// ServiceRoles are roles of other services. A request with an expired user's token is accepted
+	// if its header X-Service-Token has the valid token of a user with one of these roles: a
+	// service may finish what another service started for the user. Default "service", as in
 	// keystonemiddleware.
 	ServiceRoles []string
-	// TTL is for how long what Keystone says of a token is believed, so also how long
-	// a token may live that was revoked. Default 5 minutes, as in keystonemiddleware;
-	// negative: each request asks.
+	// TTL is how long Keystone's answer for a valid token is cached, at most until the token
+	// expires. A revoked token is accepted for as long. Default 5 minutes, as in
+	// keystonemiddleware. Negative: valid tokens are not cached.
 	TTL time.Duration
-	// RefusedTTL is the same for tokens that Keystone does not know. Default 10 s.
+	// RefusedTTL is how long the answer for a token that Keystone does not know is cached. Default 10 s.
 	RefusedTTL time.Duration
-	// MaxCached is how many tokens are remembered. Default 10,000.
+	// MaxCached is how many tokens the cache holds. If the cache is full, unknown tokens leave it
+	// before valid ones. Default 10,000.
 	MaxCached int
-	// Timeout bounds a question to Keystone. Default 5 s.
+	// Timeout bounds the validation of one token, with a new login if necessary. Default 5 s.
 	Timeout time.Duration
-	// TLS is for an https URL, see package tlsfile. Default: the system's authorities. Not beside
-	// Client.
+	// TLS is for an https URL, see package tlsfile. Default: the system's authorities. TLS and
+	// Client exclude each other. It is copied.
 	TLS *tls.Config
-	// Client makes the questions. Default: one of its own.
+	// Client sends the requests. It is copied, and the copy does not follow redirects, so that a
+	// token goes to Keystone only. Default: a client with a transport of its own.
 	Client *http.Client
+	// Logger gets an error when validations begin to fail because of Keystone, a debug line for
+	// each further failure, and an info line when they succeed again. Default [slog.Default].
 	Logger *slog.Logger
 }
 
-// Keystone validates tokens with Keystone's v3 API. It is safe for concurrent use, and a
-// part of package service.
+// Keystone validates tokens with Keystone's v3 API and caches the answers. The service's own token is
+// renewed when Keystone does not accept it any more. A Keystone is safe for concurrent use, and is a
+// Part and a Checker of package service.
 type Keystone struct {
 	cfg   KeystoneConfig
 	url   *url.URL
-	asked singleflight.Group // one question for each token at a time
+	calls singleflight.Group // one call for each token at a time
 
-	mu    sync.Mutex
-	own   string // the service's token
-	cache map[[32]byte]answer
-	err   error // of the last question, if Keystone did not answer
+	mu       sync.Mutex
+	ownToken string // the service's token; empty before the first login
+	cache    map[[32]byte]validation
+	lastErr  error // of the last call to Keystone; nil if Keystone answered
+	failing  bool  // the last validation failed because of Keystone
 }
 
-// answer is what Keystone said of a token.
-type answer struct {
-	who   reqctx.Request
-	ok    bool
-	until time.Time
+// validation is Keystone's answer for a token.
+type validation struct {
+	identity reqctx.Request
+	valid    bool
+	until    time.Time // when the cache drops it
 }
 
-// NewKeystone returns a Keystone that has asked nothing yet. Invalid: an option is
-// missing, is no URL, or would have no effect.
+// NewKeystone returns a Keystone. It sends no request. Invalid: a required field is empty, the URL is
+// malformed, or a field has no effect, such as TLS with an http URL.
 func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 	u, err := url.Parse(cfg.URL)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fault.New(fault.Invalid, "Keystone's URL is not of the form https://host:5000/v3: %q", cfg.URL)
+		return nil, fault.New(fault.Invalid, "Keystone's URL %q does not have the form https://host:5000/v3", cfg.URL)
 	}
 	switch {
 	case u.RawQuery != "" || u.Fragment != "":
-		return nil, fault.New(fault.Invalid, "Keystone's URL has parameters, of which it knows none: %q", u.RawQuery+u.Fragment)
+		return nil, fault.New(fault.Invalid, "Keystone's URL has the parameters %q: remove them, they have no effect", u.RawQuery+u.Fragment)
 	case cfg.TLS != nil && u.Scheme != "https":
-		return nil, fault.New(fault.Invalid, "files for TLS are given for Keystone, and its URL begins with http://, not https://")
+		return nil, fault.New(fault.Invalid, "Keystone has files for TLS, but its URL begins with http://: use https://, or remove the files")
 	case cfg.TLS != nil && cfg.Client != nil:
-		return nil, fault.New(fault.Invalid, "Keystone has either a configuration of TLS or a client that has its own")
+		return nil, fault.New(fault.Invalid, "Keystone has TLS and Client: set one of them")
 	}
 	for name, v := range map[string]string{"username": cfg.Username, "password": cfg.Password, "project name": cfg.ProjectName} {
 		if v == "" {
-			return nil, fault.New(fault.Invalid, "Keystone needs the service's %s", name)
+			return nil, fault.New(fault.Invalid, "Keystone's %s for the service is empty", name)
 		}
 	}
 	cfg.UserDomain, cfg.ProjectDomain = cmp.Or(cfg.UserDomain, "Default"), cmp.Or(cfg.ProjectDomain, "Default")
@@ -105,14 +111,14 @@ func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 		cfg.ServiceRoles = []string{"service"}
 	}
 	if cfg.Client == nil {
-		transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // it is one
+		transport := http.DefaultTransport.(*http.Transport).Clone() //nolint:forcetypeassert // net/http defines it as *http.Transport
 		if cfg.TLS != nil {
 			transport.TLSClientConfig = cfg.TLS.Clone()
 		}
 		cfg.Client = &http.Client{Transport: transport}
 	}
 	client := *cfg.Client
-	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // tokens go nowhere else
+	client.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse } // a redirect would send tokens to another server
 	cfg.Client = &client
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -120,143 +126,166 @@ func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 	if path.Base(u.Path) != "v3" {
 		u = u.JoinPath("v3")
 	}
-	return &Keystone{cfg: cfg, url: u, cache: map[[32]byte]answer{}}, nil
+	return &Keystone{cfg: cfg, url: u, cache: map[[32]byte]validation{}}, nil
 }
 
-// Challenge is the value of WWW-Authenticate in replies of 401.
+// Challenge returns the value of the header WWW-Authenticate for replies with status 401. It names
+// Keystone's URL.
 func (k *Keystone) Challenge() string { return fmt.Sprintf("Keystone uri=%q", k.url) }
 
-// serviceHeader is the one that has the token of a service that asks for a user.
+// serviceHeader is the name of the HTTP header with the token of a service that acts for a user.
 const serviceHeader = "X-Service-Token"
 
-// Authenticate returns whom the request's token belongs to, for api.Config. It blocks
-// while it asks Keystone, if it does not remember the token. Errors: Unauthenticated if
-// there is no token, or Keystone does not know it; Unavailable if Keystone does not
-// answer as it should: nobody is let in then whose token is not remembered.
+// Authenticate returns the identity that the request's token, in [Header], belongs to. It is for
+// api.Config. If the token is not cached, it blocks until Keystone answers, at most Timeout for each
+// token. Requests with the same token share one call to Keystone. Errors:
+//
+//   - Unauthenticated: the request has no token, or Keystone does not know the token.
+//   - Unavailable: Keystone does not answer, or answers with an error. Only cached tokens are valid
+//     then. The reason is in the log, not in the error.
 func (k *Keystone) Authenticate(r *http.Request) (reqctx.Request, error) {
 	token := r.Header.Get(Header)
 	if token == "" {
-		return reqctx.Request{}, errWho
+		return reqctx.Request{}, errUnauthenticated
 	}
-	a, err := k.look(r.Context(), token, false)
-	if service := r.Header.Get(serviceHeader); err == nil && !a.ok && service != "" {
-		var s answer
-		s, err = k.look(r.Context(), service, false)
-		if err == nil && s.ok && slices.ContainsFunc(s.who.Roles, func(role string) bool { return slices.Contains(k.cfg.ServiceRoles, role) }) {
-			a, err = k.look(r.Context(), token, true)
+	v, err := k.findToken(r.Context(), token, false)
+	if service := r.Header.Get(serviceHeader); err == nil && !v.valid && service != "" {
+		var s validation
+		s, err = k.findToken(r.Context(), service, false)
+		if err == nil && s.valid && slices.ContainsFunc(s.identity.Roles, func(role string) bool { return slices.Contains(k.cfg.ServiceRoles, role) }) {
+			v, err = k.findToken(r.Context(), token, true)
 		}
 	}
 	if err != nil {
 		return reqctx.Request{}, err
 	}
-	if !a.ok {
-		return reqctx.Request{}, errWho
+	if !v.valid {
+		return reqctx.Request{}, errUnauthenticated
 	}
-	return a.who, nil
+	return v.identity, nil
 }
 
-// look returns what is remembered of a token, or what Keystone says of it. Whether it has
-// expired may not count.
-func (k *Keystone) look(ctx context.Context, token string, expired bool) (answer, error) {
+// findToken returns the validation of a token from the cache or from Keystone. With allowExpired an
+// expired token is valid; that validation has a cache entry of its own.
+func (k *Keystone) findToken(ctx context.Context, token string, allowExpired bool) (validation, error) {
 	sum := sha256.Sum256([]byte(token))
-	if expired {
+	if allowExpired {
 		sum = sha256.Sum256(append(sum[:], "expired"...))
 	}
 	k.mu.Lock()
-	a, known := k.cache[sum]
+	v, cached := k.cache[sum]
 	k.mu.Unlock()
-	if known && time.Now().Before(a.until) {
-		return a, nil
+	if cached && time.Now().Before(v.until) {
+		return v, nil
 	}
-	// For all who have the same token; so the context is none of theirs.
-	v, err, _ := k.asked.Do(string(sum[:]), func() (any, error) {
+	// All requests with the token wait for this call, so that no request's cancellation ends it.
+	found, err, _ := k.calls.Do(string(sum[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.cfg.Timeout)
 		defer cancel()
-		return k.ask(ctx, sum, token, expired)
+		return k.cacheToken(ctx, sum, token, allowExpired)
 	})
 	if err != nil {
-		return answer{}, err
+		return validation{}, err
 	}
-	return v.(answer), nil //nolint:forcetypeassert // ask returns one
+	return found.(validation), nil //nolint:forcetypeassert // cacheToken returns a validation
 }
 
-// ask asks Keystone whose token it is, and remembers it.
-func (k *Keystone) ask(ctx context.Context, sum [32]byte, token string, expired bool) (answer, error) {
-	a, err := k.validate(ctx, token, expired)
+// cacheToken asks Keystone for the validation of a token and puts it into the cache under sum.
+func (k *Keystone) cacheToken(ctx context.Context, sum [32]byte, token string, allowExpired bool) (validation, error) {
+	v, err := k.validateToken(ctx, token, allowExpired)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.err = err; err != nil {
-		k.cfg.Logger.ErrorContext(ctx, "Keystone does not answer", "error", err)
-		return a, fault.New(fault.Unavailable, "The identity service cannot be asked now.")
+	k.lastErr = err
+	k.logOutageLocked(ctx, err)
+	if err != nil {
+		return v, fault.New(fault.Unavailable, "The identity service is not available now.")
 	}
-	if a.ok && k.cfg.TTL < 0 {
-		return a, nil
+	if v.valid && k.cfg.TTL < 0 {
+		return v, nil
 	}
 	if len(k.cache) >= k.cfg.MaxCached {
-		k.shrink()
+		k.evictLocked()
 	}
-	k.cache[sum] = a
-	return a, nil
+	k.cache[sum] = v
+	return v, nil
 }
 
-// shrink forgets what is out of date, or, if that is little, first tokens that are not
-// known, of which anybody can send many, and then any.
-func (k *Keystone) shrink() {
+// logOutageLocked logs the start and the end of an outage of Keystone. The failures between them are debug
+// lines, because each request may have one.
+func (k *Keystone) logOutageLocked(ctx context.Context, err error) {
+	switch {
+	case err != nil && k.failing:
+		k.cfg.Logger.DebugContext(ctx, "token validation failed", "error", err)
+	case err != nil:
+		k.cfg.Logger.ErrorContext(ctx, "token validation failed", "error", err)
+	case k.failing:
+		k.cfg.Logger.InfoContext(ctx, "token validation succeeds again")
+	}
+	k.failing = err != nil
+}
+
+// evictLocked removes tokens until the cache is nine tenths full: those out of date, then unknown
+// tokens, then any. Unknown tokens go before valid ones because a client can send any number of them.
+func (k *Keystone) evictLocked() {
 	now := time.Now()
-	for _, drop := range []func(answer) bool{
-		func(a answer) bool { return !now.Before(a.until) },
-		func(a answer) bool { return !a.ok },
-		func(answer) bool { return true },
+	for _, evict := range []func(validation) bool{
+		func(v validation) bool { return !now.Before(v.until) },
+		func(v validation) bool { return !v.valid },
+		func(validation) bool { return true },
 	} {
-		for sum, a := range k.cache {
+		for sum, v := range k.cache {
 			if len(k.cache) < k.cfg.MaxCached*9/10 {
 				return
 			}
-			if drop(a) {
+			if evict(v) {
 				delete(k.cache, sum)
 			}
 		}
 	}
 }
 
-// errOwn says that Keystone refuses the service itself.
-var errOwn = errors.New("Keystone refuses the service's own user, password or project")
+// errServiceRejected is the error of a login with which Keystone rejects the service, not a client.
+var errServiceRejected = errors.New("log in: Keystone rejects the service's own user, password or project")
 
-func (k *Keystone) validate(ctx context.Context, token string, expired bool) (answer, error) {
+// validateToken asks Keystone to which identity a token belongs. If Keystone does not accept the
+// service's own token, validateToken logs in and asks once more.
+func (k *Keystone) validateToken(ctx context.Context, token string, allowExpired bool) (validation, error) {
 	target := k.url.JoinPath("auth", "tokens").String() + "?nocatalog"
-	if expired {
+	if allowExpired {
 		target += "&allow_expired=1"
 	}
-	for fresh := false; ; fresh = true {
-		own, err := k.ownToken(ctx, fresh)
+	for renew := false; ; renew = true {
+		own, err := k.serviceToken(ctx, renew)
 		if err != nil {
-			return answer{}, err
+			return validation{}, err
 		}
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, http.NoBody)
 		if err != nil {
-			return answer{}, err
+			return validation{}, err
 		}
 		req.Header.Set(Header, own)
 		req.Header.Set("X-Subject-Token", token)
-		status, _, body, err := k.do(req)
+		status, _, body, err := k.sendRequest(req)
 		switch {
 		case err != nil:
-			return answer{}, err
+			return validation{}, err
 		case status == http.StatusOK:
-			return k.read(body, expired)
+			return k.parseToken(body, allowExpired)
 		case status == http.StatusNotFound:
-			return answer{until: time.Now().Add(k.cfg.RefusedTTL)}, nil
-		case status == http.StatusUnauthorized && !fresh: // our own is out of date
+			return validation{until: time.Now().Add(k.cfg.RefusedTTL)}, nil
+		case status == http.StatusUnauthorized && !renew: // the service's own token has expired
 		default:
-			return answer{}, fmt.Errorf("validate a token: Keystone answers %d", status)
+			return validation{}, fmt.Errorf("validate a token: Keystone answers with status %d", status)
 		}
 	}
 }
 
-// maxReply bounds what is read of Keystone's replies.
+// maxReply bounds how much of Keystone's reply is read, in bytes.
 const maxReply = 1 << 20
 
-func (k *Keystone) do(req *http.Request) (status int, header http.Header, body []byte, err error) {
+// sendRequest sends a request to Keystone and returns the reply, with at most maxReply of its body. The
+// caller's request id goes along, so that Keystone's log has it.
+func (k *Keystone) sendRequest(req *http.Request) (status int, header http.Header, body []byte, err error) {
 	req.Header.Set("Accept", "application/json")
 	if id := reqctx.From(req.Context()).ID; id != "" {
 		req.Header.Set("X-Openstack-Request-Id", id)
@@ -265,18 +294,20 @@ func (k *Keystone) do(req *http.Request) (status int, header http.Header, body [
 	if err != nil {
 		return 0, nil, nil, err
 	}
-	defer resp.Body.Close() //nolint:errcheck // it was read
+	defer resp.Body.Close() //nolint:errcheck // the body is only read
 	body, err = io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	return resp.StatusCode, resp.Header, body, err
 }
 
+// named is an object in Keystone's replies.
 type named struct {
 	Name string `json:"name"`
 	ID   string `json:"id"`
 }
 
-// read reads what Keystone says of a token.
-func (k *Keystone) read(body []byte, expired bool) (answer, error) {
+// parseToken reads Keystone's description of a token. An expired token is not valid, unless
+// allowExpired is set.
+func (k *Keystone) parseToken(body []byte, allowExpired bool) (validation, error) {
 	var in struct {
 		Token struct {
 			ExpiresAt time.Time `json:"expires_at"`
@@ -290,45 +321,47 @@ func (k *Keystone) read(body []byte, expired bool) (answer, error) {
 		} `json:"token"`
 	}
 	if err := json.Unmarshal(body, &in); err != nil || in.Token.User.ID == "" || in.Token.ExpiresAt.IsZero() {
-		return answer{}, errors.New("validate a token: Keystone's answer is not a token")
+		return validation{}, errors.New("validate a token: Keystone's reply does not describe a token: check that the URL is Keystone's")
 	}
 	now := time.Now()
-	if !expired && !now.Before(in.Token.ExpiresAt) {
-		return answer{until: now.Add(k.cfg.RefusedTTL)}, nil
+	if !allowExpired && !now.Before(in.Token.ExpiresAt) {
+		return validation{until: now.Add(k.cfg.RefusedTTL)}, nil
 	}
-	a := answer{ok: true, until: now.Add(k.cfg.TTL), who: reqctx.Request{UserID: in.Token.User.ID, ProjectID: in.Token.Project.ID, DomainID: in.Token.Domain.ID}}
-	if !expired && in.Token.ExpiresAt.Before(a.until) {
-		a.until = in.Token.ExpiresAt
+	v := validation{valid: true, until: now.Add(k.cfg.TTL), identity: reqctx.Request{UserID: in.Token.User.ID, ProjectID: in.Token.Project.ID, DomainID: in.Token.Domain.ID}}
+	if !allowExpired && in.Token.ExpiresAt.Before(v.until) {
+		v.until = in.Token.ExpiresAt
 	}
 	if in.Token.System.All {
-		a.who.SystemScope = "all"
+		v.identity.SystemScope = "all"
 	}
 	for _, r := range in.Token.Roles {
-		a.who.Roles = append(a.who.Roles, r.Name)
+		v.identity.Roles = append(v.identity.Roles, r.Name)
 	}
-	return a, nil
+	return v, nil
 }
 
-// ownToken returns the service's token, a new one if fresh.
-func (k *Keystone) ownToken(ctx context.Context, fresh bool) (string, error) {
+// serviceToken returns the service's own token. It logs in if the service has no token yet, or if renew
+// is set.
+func (k *Keystone) serviceToken(ctx context.Context, renew bool) (string, error) {
 	k.mu.Lock()
-	own := k.own
+	own := k.ownToken
 	k.mu.Unlock()
-	if own != "" && !fresh {
+	if own != "" && !renew {
 		return own, nil
 	}
-	v, err, _ := k.asked.Do("own", func() (any, error) { return k.login(ctx) })
+	token, err, _ := k.calls.Do("own", func() (any, error) { return k.logIn(ctx) })
 	if err != nil {
 		return "", err
 	}
-	own = v.(string) //nolint:forcetypeassert // login returns one
+	own = token.(string) //nolint:forcetypeassert // logIn returns a string
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.own = own
+	k.ownToken = own
 	return own, nil
 }
 
-func (k *Keystone) login(ctx context.Context) (string, error) {
+// logIn gets a token of the service from Keystone, with user, password and project.
+func (k *Keystone) logIn(ctx context.Context) (string, error) {
 	type object = map[string]any
 	domain := func(name string) object { return object{"name": name} }
 	raw, err := json.Marshal(object{"auth": object{
@@ -345,43 +378,44 @@ func (k *Keystone) login(ctx context.Context) (string, error) {
 		return "", err
 	}
 	req.Header.Set("Content-Type", "application/json")
-	status, header, _, err := k.do(req)
+	status, header, _, err := k.sendRequest(req)
 	if err != nil {
 		return "", err
 	}
 	token := header.Get("X-Subject-Token")
 	switch {
 	case status == http.StatusUnauthorized || status == http.StatusForbidden:
-		return "", errOwn
+		return "", errServiceRejected
 	case status != http.StatusCreated || token == "":
-		return "", fmt.Errorf("log in: Keystone answers %d", status)
+		return "", fmt.Errorf("log in: Keystone answers with status %d", status)
 	}
 	return token, nil
 }
 
-// Start does nothing: a service that starts before Keystone waits for it, and says so by
-// Check.
+// Start does nothing and returns nil. A service may start before Keystone: [Keystone.Check] keeps it from
+// being ready.
 func (k *Keystone) Start(context.Context) error { return nil }
 
-// Stop closes idle connections.
+// Stop closes idle connections. It returns nil.
 func (k *Keystone) Stop(context.Context) error {
 	k.cfg.Client.CloseIdleConnections()
 	return nil
 }
 
-// Check fails with Unavailable if Keystone did not answer when it was last asked, and
-// does not answer now either.
+// Check reports whether Keystone answers. It returns nil at once if the last call to Keystone succeeded.
+// Otherwise it logs in, blocks for as long as ctx allows, and fails with Unavailable if Keystone does not
+// answer or rejects the service's login. The error has Keystone's URL, without a password.
 func (k *Keystone) Check(ctx context.Context) error {
 	k.mu.Lock()
-	own, last := k.own, k.err
+	own, last := k.ownToken, k.lastErr
 	k.mu.Unlock()
 	if own != "" && last == nil {
 		return nil
 	}
-	_, err := k.ownToken(ctx, true)
+	_, err := k.serviceToken(ctx, true)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.err = err; err != nil {
+	if k.lastErr = err; err != nil {
 		return fault.New(fault.Unavailable, "Keystone at %s: %w", strings.TrimSuffix(k.url.Redacted(), "/"), err)
 	}
 	return nil

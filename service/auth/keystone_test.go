@@ -1,6 +1,7 @@
 package auth_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -24,16 +25,16 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// TestRealKeystone asks a real Keystone: who tokens of each scope belong to, what becomes
-// of one that is revoked, of a service that Keystone refuses, and of tokens known and
-// unknown while Keystone is dead.
+// TestRealKeystone runs against a real Keystone: tokens of each scope have the right identity; a
+// revoked token is rejected; a service that Keystone rejects accepts no client; while Keystone is dead
+// only cached tokens are accepted.
 func TestRealKeystone(t *testing.T) {
 	t.Parallel()
 	ks := keystonetest.Start(t)
 	ks.Role("service")
 	services, project := ks.Project("service"), ks.Project("p1")
 	ks.Grant(ks.User("volume"), "service", gophercloud.AuthScope{ProjectID: services})
-	ks.Grant(ks.User("nobody"), "reader", gophercloud.AuthScope{ProjectID: services})
+	ks.Grant(ks.User("plain"), "reader", gophercloud.AuthScope{ProjectID: services})
 	ada := ks.User("ada")
 	inProject, inDomain := gophercloud.AuthScope{ProjectID: project}, gophercloud.AuthScope{DomainID: "default"}
 	ks.Grant(ada, "member", inProject)
@@ -61,14 +62,14 @@ func TestRealKeystone(t *testing.T) {
 		scope *gophercloud.AuthScope
 		want  reqctx.Request
 	}{
-		"project": {&inProject, reqctx.Request{UserID: ada, ProjectID: project, Roles: []string{"member", "reader"}}}, // the one implies the other
+		"project": {&inProject, reqctx.Request{UserID: ada, ProjectID: project, Roles: []string{"member", "reader"}}}, // in Keystone member implies reader
 		"domain":  {&inDomain, reqctx.Request{UserID: ada, DomainID: "default", Roles: []string{"admin", "manager", "member", "reader"}}},
 		"system":  {&gophercloud.AuthScope{System: true}, reqctx.Request{UserID: ada, SystemScope: "all", Roles: []string{"reader"}}},
 		"none":    {nil, reqctx.Request{UserID: ada}},
 	} {
 		got, err := k.Authenticate(request(t, ks.Token("ada", tt.scope)))
 		slices.Sort(got.Roles)
-		got.Roles = slices.DeleteFunc(got.Roles, func(r string) bool { return r == "manager" }) // of newer ones
+		got.Roles = slices.DeleteFunc(got.Roles, func(r string) bool { return r == "manager" }) // only newer Keystones have this role
 		tt.want.Roles = slices.DeleteFunc(tt.want.Roles, func(r string) bool { return r == "manager" })
 		if err != nil || !cmp.Equal(got, tt.want) {
 			t.Errorf("scope %s: %+v, %v; want %+v", name, got, err, tt.want)
@@ -77,23 +78,23 @@ func TestRealKeystone(t *testing.T) {
 
 	revoked, kept := ks.Token("ada", &inProject), ks.Token("ada", &inProject)
 	if _, err := k.Authenticate(request(t, revoked)); err != nil {
-		t.Errorf("a token: %v", err)
+		t.Errorf("a valid token: %v", err)
 	}
 	ks.Revoke(revoked)
-	eventually(t, "a revoked token to be refused", func() error {
+	eventually(t, "a revoked token to be rejected", func() error {
 		if _, err := k.Authenticate(request(t, revoked)); fault.CodeOf(err) != fault.Unauthenticated {
-			return errors.New("it is believed")
+			return errors.New("the token is accepted")
 		}
 		return nil
 	})
 	if _, err := k.Authenticate(request(t, "not a token")); fault.CodeOf(err) != fault.Unauthenticated {
-		t.Errorf("what is no token: %v", err)
+		t.Errorf("a malformed token: %v, want Unauthenticated", err)
 	}
 
-	// Whom Keystone refuses, or who may not validate, lets nobody in.
-	for user, password := range map[string]string{"volume": "wrong", "nobody": keystonetest.Password} {
-		if who, err := service(user, password, nil).Authenticate(request(t, kept)); fault.CodeOf(err) != fault.Unavailable {
-			t.Errorf("service %s: %+v, %v", user, who, err)
+	// A service accepts no client if Keystone rejects its password, or if its user may not validate tokens.
+	for user, password := range map[string]string{"volume": "wrong", "plain": keystonetest.Password} {
+		if got, err := service(user, password, nil).Authenticate(request(t, kept)); fault.CodeOf(err) != fault.Unavailable {
+			t.Errorf("service %s: %+v, %v; want Unavailable", user, got, err)
 		}
 	}
 
@@ -104,26 +105,55 @@ func TestRealKeystone(t *testing.T) {
 	}
 	ks.Kill()
 	if _, err := long.Authenticate(request(t, kept)); err != nil {
-		t.Errorf("a token that is remembered, while Keystone is dead: %v", err)
+		t.Errorf("a cached token while Keystone is dead: %v", err)
 	}
 	if _, err := long.Authenticate(request(t, fresh)); fault.CodeOf(err) != fault.Unavailable {
-		t.Errorf("a token that is not: %v", err)
+		t.Errorf("another token while Keystone is dead: %v, want Unavailable", err)
 	}
 	if err := long.Check(t.Context()); fault.CodeOf(err) != fault.Unavailable {
-		t.Errorf("Check: %v", err)
+		t.Errorf("Check while Keystone is dead: %v, want Unavailable", err)
 	}
 	if err := ks.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := long.Check(t.Context()); err != nil {
-		t.Errorf("Check when Keystone is back: %v", err)
+		t.Errorf("Check after Keystone is back: %v", err)
 	}
 	if _, err := long.Authenticate(request(t, fresh)); err != nil {
-		t.Errorf("a token when Keystone is back: %v", err)
+		t.Errorf("a token after Keystone is back: %v", err)
 	}
 }
 
-// eventually waits until f returns nil, for 30 s.
+// TestOutageLog: an outage of Keystone logs one ERROR, and one INFO at its end, for any number of requests.
+func TestOutageLog(t *testing.T) {
+	t.Parallel()
+	f := newKeystone(t)
+	var out bytes.Buffer
+	k := open(t, f, func(c *auth.KeystoneConfig) {
+		c.Logger = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
+	for outage := range 2 {
+		out.Reset()
+		for i := range 14 {
+			status, want := http.StatusInternalServerError, fault.Unavailable
+			if i >= 10 { // the outage has ended
+				status, want = 0, fault.Unauthenticated
+			}
+			f.set(func() { f.status = status })
+			if _, err := k.Authenticate(request(t, fmt.Sprintf("token-%d-%d", outage, i))); fault.CodeOf(err) != want {
+				t.Errorf("request %d: %v, want %v", i, err, want)
+			}
+		}
+		for level, want := range map[string]int{"level=ERROR": 1, "level=DEBUG": 9, "level=INFO": 1} {
+			if n := strings.Count(out.String(), level); n != want {
+				t.Errorf("%d lines with %s, want %d:\n%s", n, level, want, out.String())
+			}
+		}
+	}
+}
+
+// eventually calls f until f returns nil. After 30 s the test fails with the last error; what says what
+// the test waits for.
 func eventually(t *testing.T, what string, f func() error) {
 	t.Helper()
 	tick := time.NewTicker(50 * time.Millisecond)
@@ -143,8 +173,8 @@ func eventually(t *testing.T, what string, f func() error) {
 	}
 }
 
-// TestKeystoneTLS: Keystone's certificate is verified by the authority that is named, and a configuration of
-// TLS that would have no effect is refused, as a parameter in the URL is.
+// TestKeystoneTLS: Keystone's certificate is verified with the configured authority. A TLS configuration
+// without effect, and a parameter in the URL, are errors. No error contains the password.
 func TestKeystoneTLS(t *testing.T) {
 	t.Parallel()
 	ca := certtest.New(t)
@@ -170,7 +200,7 @@ func TestKeystoneTLS(t *testing.T) {
 	for _, tt := range []struct {
 		name, url string
 		files     *tlsfile.Client
-		says      string // empty: it works
+		want      string // what the error contains; empty: no error
 	}{
 		{"right", "https://localhost" + port, &mine, ""},
 		{"no files", "https://localhost" + port, nil, "x509"},
@@ -194,8 +224,8 @@ func TestKeystoneTLS(t *testing.T) {
 			if err == nil {
 				err = errors.Join(k.Check(t.Context()), k.Stop(t.Context()))
 			}
-			if tt.says == "" && err != nil || !strings.Contains(fmt.Sprint(err), tt.says) || strings.Contains(fmt.Sprint(err), "hunter2") {
-				t.Errorf("%v, want %q", err, tt.says)
+			if tt.want == "" && err != nil || !strings.Contains(fmt.Sprint(err), tt.want) || strings.Contains(fmt.Sprint(err), "hunter2") {
+				t.Errorf("error %v, want %q and no password", err, tt.want)
 			}
 		})
 	}

@@ -1,6 +1,7 @@
-// Package config fills a struct of options from INI files, the environment
-// and flags, as oslo.config does, except that a name nobody declared is an
-// error: a misspelt option must not be silently without effect.
+// Package config fills a struct of options from INI files, the environment and
+// flags, as oslo.config does. One rule differs: an option or a section that is
+// not declared is an error, because a misspelt option would have no effect and
+// no one would notice.
 //
 //	type Options struct {
 //		Workers  int    `ini:"workers" default:"4" min:"1" help:"calls handled at once"`
@@ -11,38 +12,41 @@
 //	}
 //
 //	c, err := config.Open[Options](config.Source{Files: files, Env: os.Environ()})
-//	app.Add("config", c)        // SIGHUP reads it again
+//	app.Add("config", c)        // SIGHUP reloads it
 //	c.Current().Workers
 //
-// A field with the tag ini is an option: a string, bool, integer, float,
-// [time.Duration] (a plain number is in seconds), []string (separated by commas, in
-// quotes if an item has one), map[string]string (a:b,c:d), or a type that reads its own
-// text ([encoding.TextUnmarshaler], such as netip.Addr). Its further tags are
+// A field with the tag ini is an option. Its type is string, bool, an integer, a float,
+// [time.Duration] (a number without a unit is in seconds), []string (items separated by commas;
+// an item with a comma is in quotes), map[string]string (a:b,c:d), or a type that parses its own
+// text ([encoding.TextUnmarshaler], such as netip.Addr). A field may have these tags:
 //
-//	default      the value without any, in the form a file has it
+//	default      the value if no source sets the option, in the form of a file
 //	help         a sentence for operators
-//	min, max     bounds of a number, a duration, or the length of a list
-//	choices      the values that there are, separated by commas; of a list, for each item
-//	regex        what a text has to match, as regexp.MatchString; of a list, each item
-//	multi        "true": a []string that has an item for each time that it is set, in
-//	             all files together, and is not split at commas
-//	required     "true": it must be set
-//	secret       "true": no error and no page shows it; NAME_file names a file that has it
+//	min, max     bounds of a number or a duration, or of the length of a text, list or map
+//	choices      the allowed values, separated by commas; for a list, of each item
+//	regex        an expression that a text must match, as by regexp.MatchString; for a list, each
+//	             item must match
+//	multi        "true": a []string with one item for each time that the option is set, in all
+//	             files together; values are not split at commas
+//	required     "true": a source must set the option
+//	secret       "true": no error and no output has the value; NAME_file may name a file with it
 //	reloadable   "true": a change takes effect without a restart
-//	deprecated   older names, NAME or SECTION.NAME, separated by commas
-//	removed      it has no effect any more, and why: it is taken, with a warning
-//	unsupported  why no other value than the default is taken: it is an error, never ignored
-//	protects     "true": it protects, such as identity, TLS or a checksum: an unknown option or
-//	             section that may be meant for it is an error, also where unknown ones are not
-//	strict       "true": a bool; while it is false unknown options are warnings
+//	deprecated   older names, each NAME or SECTION.NAME, separated by commas
+//	removed      a reason: the option has no effect any more, setting it is a warning
+//	unsupported  a reason: any value but the default is an error, which is never ignored
+//	protects     "true": the option protects the service, by identity, TLS or a checksum. An
+//	             unknown option or section with a similar name is an error, even if unknown
+//	             names are only warnings elsewhere
+//	strict       "true": a bool; while it is false, unknown options are warnings
 //
-// Options stand in [DEFAULT], or in the section of the struct field around them. A map
-// field with the tag sections takes every section whose name starts so, with raw values,
-// by the rest of the name: [driver_acme] is Drivers["acme"]. Embedded structs
-// count as if their fields stood in the outer one; other fields are left alone.
+// An option belongs to [DEFAULT], or to the section that the struct field around it names. A map
+// field with the tag sections is a family: it takes each section whose name begins with the tag's
+// value, with raw values. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. Fields
+// of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.
 //
-// Names of sections may have any case, except DEFAULT. The package reads no environment by
-// itself, and expands no variables unless it is lenient: a $ in a password stays.
+// The names of sections are case-insensitive, except DEFAULT. The package does not read the
+// environment by itself. It expands variables only in lenient mode, so that otherwise a password may
+// contain a $.
 package config
 
 import (
@@ -51,64 +55,65 @@ import (
 	"reflect"
 )
 
-// Source says where values come from, the weakest first, as in oslo.config: an option's
-// default, Defaults, Files, Env, Flags, Overrides. What stands later in one source counts,
-// and an option's name more than an older name of it.
+// Source names the sources of values. Later sources override earlier ones, as in oslo.config: an
+// option's default, Defaults, Files, Env, Flags, Overrides. Within one source the last value counts. An
+// option's name overrides its older names.
 type Source struct {
-	// Defaults are those of a component that are other than its options' own, as
-	// "workers" or "database.connection".
+	// Defaults override the defaults of options, for a component that wants other ones. Keys are
+	// NAME for [DEFAULT] and SECTION.NAME otherwise: "workers", "database.connection".
 	Defaults map[string]string
-	// Files are read in this order: a later one overrides an earlier one. A directory
-	// stands for its files *.conf, by name. Each must exist; [Find] finds those that do.
+	// Files are paths. A later file overrides an earlier one. A directory stands for its files
+	// *.conf in the order of their names. Each path must exist; [Find] returns existing ones.
 	Files []string
-	// Env are variables as of os.Environ. OS_DATABASE__CONNECTION is the option
-	// connection of [database]. A name of a declared section without such an option is an
-	// error, as in a file; all other variables are other programs'.
+	// Env are variables in the form of os.Environ. OS_DATABASE__CONNECTION sets the option
+	// connection of [database]. A variable of a declared section is unknown if the section has no
+	// such option, as in a file. All other variables are ignored: they belong to other programs.
 	Env []string
-	// Flags are options given on the command line, by names as in Defaults.
+	// Flags are options of the command line, with keys as in Defaults.
 	Flags map[string]string
-	// Overrides are what a program insists on, by names as in Defaults.
+	// Overrides are values that the program insists on, with keys as in Defaults.
 	Overrides map[string]string
-	// Lenient takes files that were written for a program of oslo.config: options and
-	// sections in them that nobody has declared are warnings, and in all values $name,
-	// ${name} and ${section.name} stand for the value of another option, as far as
-	// there is one, and $$ for a $. An option with the tag strict does the same.
+	// Lenient accepts files that were written for a program with oslo.config. Unknown options and
+	// sections in files and in the environment are warnings. In all values $name, ${name} and
+	// ${section.name} are replaced by the value of that option, and $$ by $; a variable without a
+	// value is an error. Default false. An option with the tag strict has the same effect.
 	Lenient bool
-	// Logger gets the warnings, each once. Default slog.Default().
+	// Logger gets the warnings, each once, and the changes of each reload. Default [slog.Default].
 	Logger *slog.Logger
 }
 
-// FlagSet is a [flag.FlagSet], or that of another library.
+// FlagSet is the part of a [flag.FlagSet] that AddFlags needs. Other libraries' flag sets may have it, too.
 type FlagSet interface {
 	Func(name, usage string, f func(string) error)
 }
 
-// AddFlags adds --config-file and --config-dir to a command line, which may be repeated,
-// and count among Files in the order in which they are given.
+// AddFlags defines the flags --config-file and --config-dir. Both may be repeated. Their values are
+// appended to Files in the order of the command line.
 func (s *Source) AddFlags(fs FlagSet) {
-	more := func(path string) error { s.Files = append(s.Files, path); return nil }
-	fs.Func("config-file", "INI `file` with options; may be repeated, later ones win", more)
-	fs.Func("config-dir", "`directory` whose files *.conf are read in its place among the files; may be repeated", more)
+	appendFile := func(path string) error { s.Files = append(s.Files, path); return nil }
+	fs.Func("config-file", "INI `file` with options; may be repeated, a later file overrides an earlier one", appendFile)
+	fs.Func("config-dir", "`directory` whose files *.conf are read in the order of their names; may be repeated, also between files", appendFile)
 }
 
-// Load sets the options in the struct that opts points to. The error, with code
-// Invalid, has one line for each thing that is wrong, which says where it
-// stands, and opts is then as it was. It panics if the struct is not
-// as the package comment says: a programmer's error.
+// Load sets the options in the struct that opts points to. If the struct has a method Validate() error,
+// Load calls it when all options are valid by themselves. Invalid: a source has an error. The error has a
+// line for each, with its file and line, or its variable or flag; opts is unchanged then. Load panics if
+// the struct does not follow the package comment, which is a programmer's error.
 func Load(opts any, src Source) error {
-	target := pointer(opts)
+	target := structOf(opts)
 	work := reflect.New(target.Type()).Elem()
 	work.Set(target)
-	l, err := load(work, src)
+	l, err := loadStruct(work, src)
 	if err != nil {
 		return err
 	}
-	l.warn(src, map[string]bool{})
+	l.logWarnings(src, map[string]bool{})
 	target.Set(work)
 	return nil
 }
 
-func pointer(opts any) reflect.Value {
+// structOf returns the struct that opts points to. It panics if opts is not a pointer to a struct.
+func structOf(opts any) reflect.Value {
 	target := reflect.ValueOf(opts)
 	if target.Kind() != reflect.Pointer || target.Elem().Kind() != reflect.Struct {
 		panic(fmt.Sprintf("config: %T, want a pointer to a struct", opts))
@@ -116,14 +121,17 @@ func pointer(opts any) reflect.Value {
 	return target.Elem()
 }
 
-// Value is an option as it is.
+// Value is an option with its value.
 type Value struct {
 	Section string `json:"section"`
 	Name    string `json:"name"`
-	// Value is in the form a file has it, or *** if it is secret and not empty.
+	// Value has the form of a file. It is *** if the option is secret and not empty. Passwords in
+	// URLs are ***, too.
 	Value string `json:"value"`
-	// Where is where it stands: default, FILE:LINE, environment NAME, flag NAME.
+	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME, program's
+	// default NAME, program's override NAME.
 	Where string `json:"where"`
-	// Wrong reports that the value is a part of the error of [Inspect]. The option has its default then.
+	// Wrong reports that the error of [Inspect] is about this value. [Config.Current] has the default
+	// then.
 	Wrong bool `json:"wrong,omitempty"`
 }

@@ -60,6 +60,7 @@ func write(t *testing.T, texts ...string) []string {
 	return files
 }
 
+// TestLoad: each type, each form of a line, and the order of sources.
 func TestLoad(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -146,6 +147,7 @@ pool_size=6
 	}
 }
 
+// TestBools: all spellings of true and false.
 func TestBools(t *testing.T) {
 	t.Parallel()
 	for word, want := range map[string]bool{
@@ -154,13 +156,13 @@ func TestBools(t *testing.T) {
 	} {
 		got := options{common: common{Debug: !want}}
 		if err := config.Load(&got, config.Source{Flags: map[string]string{"debug": word}}); err != nil || got.Debug != want {
-			t.Errorf("%s = %v, %v", word, got.Debug, err)
+			t.Errorf("%s is read as %v, %v; want %v", word, got.Debug, err, want)
 		}
 	}
 }
 
-// TestErrors checks whole texts: they are what an operator has to go by. DIR
-// stands for the directory of the files.
+// TestErrors: the full texts of errors, because an operator has nothing else.
+// DIR stands for the directory of the files.
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
@@ -172,7 +174,7 @@ func TestErrors(t *testing.T) {
 	}{
 		{"misspelt option", "\n[database]\nconnektion = x\n", nil, nil, "DIR/1.conf:3: [database] connektion: no such option; the nearest is connection"},
 		{"in the wrong section", "[DEFAULT]\nconnection = x\n", nil, nil, "DIR/1.conf:2: [DEFAULT] connection: no such option; it belongs to [database]"},
-		{"misspelt section, told once", "[databases]\nconnection = x\npool_size = 1\n", nil, nil, "DIR/1.conf:1: [databases]: no such section; the nearest is database"},
+		{"misspelt section, one error", "[databases]\nconnection = x\npool_size = 1\n", nil, nil, "DIR/1.conf:1: [databases]: no such section; the nearest is database"},
 		{"the prefix alone", "[driver_]\nx = y\n", nil, nil, "DIR/1.conf:1: [driver_]: no such section; the nearest is DEFAULT"},
 		{"integer", "workers = many\n", nil, nil, `DIR/1.conf:1: [DEFAULT] workers: "many" is not an integer`},
 		{"empty integer", "workers =\n", nil, nil, `DIR/1.conf:1: [DEFAULT] workers: "" is not an integer`},
@@ -180,22 +182,22 @@ func TestErrors(t *testing.T) {
 		{"negative", "slots = -1\n", nil, nil, `DIR/1.conf:1: [DEFAULT] slots: "-1" is not an integer of 0 or more`},
 		{"float", "ratio = NaN\n", nil, nil, `DIR/1.conf:1: [DEFAULT] ratio: "NaN" is not a number`},
 		{"bool", "debug = maybe\n", nil, nil, `DIR/1.conf:1: [DEFAULT] debug: "maybe" is not a boolean: true, false, yes, no, on, off, 1, 0`},
-		{"time", "interval = soon\n", nil, nil, `DIR/1.conf:1: [DEFAULT] interval: "soon" is not a time: seconds, or a form such as "1m30s"`},
-		{"long time", "interval = 1e300\n", nil, nil, `DIR/1.conf:1: [DEFAULT] interval: "1e300" is out of range for a time`},
-		{"time that is none", "interval = nan\n", nil, nil, `DIR/1.conf:1: [DEFAULT] interval: "nan" is out of range for a time`},
+		{"duration", "interval = soon\n", nil, nil, `DIR/1.conf:1: [DEFAULT] interval: "soon" is not a duration: write seconds, or a form such as "1m30s"`},
+		{"long duration", "interval = 1e300\n", nil, nil, `DIR/1.conf:1: [DEFAULT] interval: "1e300" is out of range for a duration`},
+		{"duration that is not a number", "interval = nan\n", nil, nil, `DIR/1.conf:1: [DEFAULT] interval: "nan" is out of range for a duration`},
 		{"secret", "[database]\npool_size = hunter2\n", nil, nil, "DIR/1.conf:2: [database] pool_size: the value is not an integer"},
 		{"secret in the environment", "", []string{"OS_DATABASE__POOL_SIZE=hunter2"}, nil, "environment OS_DATABASE__POOL_SIZE: [database] pool_size: the value is not an integer"},
 		{"flag", "", nil, map[string]string{"workers": "x"}, `flag workers: [DEFAULT] workers: "x" is not an integer`},
 		{"unknown flag", "", nil, map[string]string{"worker": "1"}, "flag worker: [DEFAULT] worker: no such option; the nearest is workers"},
 		{"unknown section of a flag", "", nil, map[string]string{"data.x": "1"}, "flag data.x: no such section; the nearest is database"},
-		{"no assignment", "hunter2\n", nil, nil, "DIR/1.conf:1: neither a section, nor a comment, nor name = value"},
-		{"no name", " \n= hunter2\n", nil, nil, "DIR/1.conf:2: a value without a name"},
-		{"open head", "[database\n", nil, nil, "DIR/1.conf:1: a section's head is [name]"},
-		{"empty head", "[]\n", nil, nil, "DIR/1.conf:1: a section's head is [name]"},
-		{"stray continuation", "\n hunter2\n", nil, nil, "DIR/1.conf:2: a continuation line, but nothing to continue; an option begins in the first column"},
-		{"continuation after a comment", "workers = 1\n# x\n hunter2\n", nil, nil, "DIR/1.conf:3: a continuation line, but nothing to continue; an option begins in the first column"},
+		{"no assignment", "hunter2\n", nil, nil, "DIR/1.conf:1: want [section], a comment, or name = value"},
+		{"no name", " \n= hunter2\n", nil, nil, "DIR/1.conf:2: there is no name before the value"},
+		{"open head", "[database\n", nil, nil, "DIR/1.conf:1: the head of a section has the form [name]"},
+		{"empty head", "[]\n", nil, nil, "DIR/1.conf:1: the head of a section has the form [name]"},
+		{"stray continuation", "\n hunter2\n", nil, nil, "DIR/1.conf:2: the line begins with a blank, but there is no option above to continue; write an option in the first column"},
+		{"continuation after a comment", "workers = 1\n# x\n hunter2\n", nil, nil, "DIR/1.conf:3: the line begins with a blank, but there is no option above to continue; write an option in the first column"},
 		{
-			"all of them", "nothing = 1\nratio = x\nworkers = x\n", nil, nil,
+			"several errors", "nothing = 1\nratio = x\nworkers = x\n", nil, nil,
 			"DIR/1.conf:1: [DEFAULT] nothing: no such option; the nearest is ratio\nDIR/1.conf:2: [DEFAULT] ratio: \"x\" is not a number\nDIR/1.conf:3: [DEFAULT] workers: \"x\" is not an integer",
 		},
 	}
@@ -213,7 +215,7 @@ func TestErrors(t *testing.T) {
 				t.Errorf("error (-want +got):\n%s", diff)
 			}
 			if strings.Contains(text, "hunter2") {
-				t.Error("a secret is in the error")
+				t.Error("the error contains a secret")
 			}
 			if diff := cmp.Diff(options{Driver: "before"}, got, allow); diff != "" {
 				t.Errorf("options after an error (-want +got):\n%s", diff)
@@ -222,6 +224,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// TestMissingFile: a file that does not exist is an error with its name.
 func TestMissingFile(t *testing.T) {
 	t.Parallel()
 	err := config.Load(&options{}, config.Source{Files: []string{filepath.Join(t.TempDir(), "no.conf")}})
@@ -230,7 +233,8 @@ func TestMissingFile(t *testing.T) {
 	}
 }
 
-func TestProgrammersErrorsPanic(t *testing.T) {
+// TestPanics: Load panics for a struct that does not follow the package comment.
+func TestPanics(t *testing.T) {
 	t.Parallel()
 	for name, opts := range map[string]any{
 		"no pointer": options{},
@@ -263,8 +267,8 @@ func TestProgrammersErrorsPanic(t *testing.T) {
 	}
 }
 
-// FuzzLoad: whatever a file holds, Load ends without a panic, its options keep
-// to their types, and an error never has a secret in it.
+// FuzzLoad: for any file Load returns without a panic, its error has the code
+// Invalid, and a number is finite.
 func FuzzLoad(f *testing.F) {
 	for _, s := range []string{"workers = 1\n", "[database]\npool_size = hunter2\n", "[", "[]", " x", "a:b=c", "k = '\n '", "\ufeff", "interval = 1e308", "ratio=Inf"} {
 		f.Add(s)
@@ -277,7 +281,7 @@ func FuzzLoad(f *testing.F) {
 		var o options
 		err := config.Load(&o, config.Source{Files: []string{path}})
 		if err != nil && !errors.Is(err, fault.Invalid) {
-			t.Errorf("error %v without a code", err)
+			t.Errorf("error %v, want code Invalid", err)
 		}
 		if math.IsNaN(o.Ratio) || math.IsInf(o.Ratio, 0) {
 			t.Errorf("ratio %v", o.Ratio)
@@ -306,8 +310,8 @@ func Example() {
 	// flag volume_drivr: [DEFAULT] volume_drivr: no such option; the nearest is volume_driver
 }
 
-// TestInspect: all that is wrong is said at once, each wrong line of a file too, and what is right is there
-// beside the error. A file that cannot be read leaves nothing.
+// TestInspect: the error has a line for each error in the files, and the Config has the values that are right.
+// A file that cannot be read gives no Config.
 func TestInspect(t *testing.T) {
 	t.Parallel()
 	type options struct {
@@ -317,34 +321,34 @@ func TestInspect(t *testing.T) {
 	}
 	dir := t.TempDir()
 	path, second := filepath.Join(dir, "a.conf"), filepath.Join(dir, "b.conf")
-	text := "[DEFAULT]\nworkers = 0\nthis is no option\nname = x\n  continued\nhosts = a,z\n= 3\n[broken\nnaem = y\n"
+	text := "[DEFAULT]\nworkers = 0\nthis is not an option\nname = x\n  continued\nhosts = a,z\n= 3\n[broken\nnaem = y\n"
 	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.WriteFile(second, []byte("name = z\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	c, err := config.Inspect[options](config.Source{Files: []string{dir}})
 	for _, want := range []string{
-		path + ":2: [DEFAULT] workers: \"0\" is less than 1", path + ":3: neither a section", path + ":6: [DEFAULT] hosts",
-		path + ":7: a value without a name", path + ":8: a section's head is [name]", path + ":9: [DEFAULT] naem: no such option; the nearest is name",
+		path + ":2: [DEFAULT] workers: \"0\" is less than 1", path + ":3: want [section]", path + ":6: [DEFAULT] hosts",
+		path + ":7: there is no name before the value", path + ":8: the head of a section", path + ":9: [DEFAULT] naem: no such option; the nearest is name",
 	} {
 		if !strings.Contains(fmt.Sprint(err), want) {
-			t.Errorf("it does not say %s:\n%v", want, err)
+			t.Errorf("the error lacks %s:\n%v", want, err)
 		}
 	}
 	if n := strings.Count(fmt.Sprint(err), "\n"); n != 5 {
 		t.Errorf("%d lines, want 6:\n%v", n+1, err)
 	}
 	if got := *c.Current(); got.Workers != 4 || strings.Join(got.Hosts, ",") != "a,b" || got.Name != "z" {
-		t.Errorf("what is right: %+v", got)
+		t.Errorf("options: %+v, want the right value and two defaults", got)
 	}
 	if got := strings.Join(c.Files(), " "); got != path+" "+second {
-		t.Errorf("files: %s", got)
+		t.Errorf("files: %s, want both", got)
 	}
 	for _, v := range c.Values() {
 		if v.Wrong != (v.Name != "name") {
-			t.Errorf("%s is wrong: %v", v.Name, v.Wrong)
+			t.Errorf("option %s: Wrong is %v", v.Name, v.Wrong)
 		}
 	}
-	if c, err := config.Inspect[options](config.Source{Files: []string{dir + "/none"}}); c != nil || err == nil {
-		t.Errorf("a file that is not there: %v, %v", c, err)
+	if c, err := config.Inspect[options](config.Source{Files: []string{dir + "/missing"}}); c != nil || err == nil {
+		t.Errorf("a file that does not exist: %v, %v; want nil and an error", c, err)
 	}
 }

@@ -8,40 +8,36 @@ import (
 	"strings"
 )
 
-// variable is one in a value, or an escaped $, in oslo.config's forms.
-var variable = regexp.MustCompile(`\\\$|\$\$|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_.-]*\}`)
+// variablePattern matches a variable in a value, or an escaped $, in oslo.config's forms.
+var variablePattern = regexp.MustCompile(`\\\$|\$\$|\$[A-Za-z_][A-Za-z0-9_]*|\$\{[A-Za-z_][A-Za-z0-9_.-]*\}`)
 
-// expand puts the values of other options in the place of variables.
-func (l *loader) expand() {
-	for o := range l.all() {
-		fail := func(err error) {
-			if err == nil {
-				return
-			}
-			text := err.Error()
-			if o.is("secret") { // it may have a part of it
-				text = "a $ begins a variable that has no value; a $ itself is written $$"
-			}
-			l.fail("%s: [%s] %s: %s", o.where, o.section, o.name, text)
-		}
+// expandVariables replaces the variables in the values of all options.
+func (l *loader) expandVariables() {
+	for o := range l.allOptions() {
 		path := []string{o.section + "." + o.name}
-		value, err := l.expanded(o.section, o.value, path)
-		fail(err)
-		for i := range o.values {
-			o.values[i], _ = l.expanded(o.section, o.values[i], path) // as they are in value
+		value, err := l.expandText(o.section, o.value, path)
+		if err != nil {
+			text := err.Error()
+			if o.hasTag("secret") { // the error may have a part of the value
+				text = "the value has a variable that does not exist; write $$ for a $"
+			}
+			l.addError("%s: [%s] %s: %s", o.where, o.section, o.name, text)
 		}
-		o.later = value
+		for i := range o.values {
+			o.values[i], _ = l.expandText(o.section, o.values[i], path) // value has the same errors
+		}
+		o.expanded = value
 	}
-	for o := range l.all() { // only now, so that each was expanded once
-		o.value = o.later
+	for o := range l.allOptions() { // after the loop above, so that no value is expanded twice
+		o.value = o.expanded
 	}
 }
 
-// expanded returns text with the values of variables, as it stands in a section. path are
-// the options whose values it is a part of.
-func (l *loader) expanded(section, text string, path []string) (string, error) {
+// expandText replaces the variables in a text of a section. The path has the options whose values led to
+// this text, so that a cycle is found. Errors have the variables' names.
+func (l *loader) expandText(section, text string, path []string) (string, error) {
 	var errs []error
-	out := variable.ReplaceAllStringFunc(text, func(found string) string {
+	out := variablePattern.ReplaceAllStringFunc(text, func(found string) string {
 		if found == `\$` || found == "$$" {
 			return "$"
 		}
@@ -60,14 +56,14 @@ func (l *loader) expanded(section, text string, path []string) (string, error) {
 			}
 			full := p[0] + "." + p[1]
 			if slices.Contains(path, full) {
-				errs = append(errs, fmt.Errorf("%s stands for itself", found))
+				errs = append(errs, fmt.Errorf("variable %s refers to itself", found))
 				return ""
 			}
-			value, err := l.expanded(p[0], value, append(slices.Clone(path), full))
+			value, err := l.expandText(p[0], value, append(slices.Clone(path), full))
 			errs = append(errs, err)
 			return value
 		}
-		errs = append(errs, fmt.Errorf("there is no option %s that %s could stand for; a $ itself is written $$", name, found))
+		errs = append(errs, fmt.Errorf("variable %s: there is no option %s; write $$ for a $", found, name))
 		return ""
 	})
 	return out, errors.Join(errs...)

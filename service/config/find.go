@@ -5,10 +5,11 @@ import (
 	"path/filepath"
 )
 
-// Find returns the files of a program that nobody has named any for, for [Source].Files:
-// the first PROJECT.conf that there is in ~/.PROJECT, ~, /etc/PROJECT and /etc, the first
-// PROGRAM.conf, and then the first directories PROJECT.conf.d and PROGRAM.conf.d, as in
-// oslo.config. ~ is home, such as of os.UserHomeDir; it and either name may be empty.
+// Find returns the default configuration files of a program that is started without --config-file, for
+// [Source].Files. It looks in the directories ~/.PROJECT, ~, /etc/PROJECT and /etc, as oslo.config does,
+// and returns the first PROJECT.conf, the first PROGRAM.conf, the first directory PROJECT.conf.d and the
+// first directory PROGRAM.conf.d, as far as they exist. The ~ is home, such as the result of
+// os.UserHomeDir. Any argument may be empty.
 func Find(home, project, program string) []string {
 	var dirs []string
 	for _, root := range []string{home, "/etc"} {

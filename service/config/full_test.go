@@ -21,16 +21,16 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// full has every kind of option and of tag.
+// full has options of each type and with each tag.
 type full struct {
 	Strict   bool              `ini:"strict" default:"true" strict:"true" help:"unknown options are errors"`
-	Workers  int               `ini:"workers" default:"4" min:"1" max:"64" help:"calls that are handled at once" reloadable:"true"`
+	Workers  int               `ini:"workers" default:"4" min:"1" max:"64" help:"concurrency limit" reloadable:"true"`
 	Level    string            `ini:"level" default:"info" choices:"debug, info, error" reloadable:"true"`
 	Wait     time.Duration     `ini:"wait" default:"60" min:"0.5" max:"1h"`
 	Brokers  []string          `ini:"brokers" default:"a,b" max:"3"`
 	Labels   map[string]string `ini:"labels" default:"x:1"`
 	Addr     netip.Addr        `ini:"addr" default:"127.0.0.1"`
-	Old      string            `ini:"old" removed:"nobody needs it since 3.0"`
+	Old      string            `ini:"old" removed:"replaced by level in 3.0"`
 	Database struct {
 		URL  string `ini:"url" required:"true" secret:"true" deprecated:"sql_url, DEFAULT.sql_connection"`
 		Pool uint8  `ini:"pool" default:"5"`
@@ -40,7 +40,7 @@ type full struct {
 
 var errOdd = errors.New("workers must be even")
 
-// Validate wants an even number of workers.
+// Validate returns errOdd if the number of workers is odd.
 func (f *full) Validate() error {
 	if f.Workers%2 != 0 {
 		return errOdd
@@ -48,6 +48,7 @@ func (f *full) Validate() error {
 	return nil
 }
 
+// put writes a file with a mode, and returns its path.
 func put(t *testing.T, path, text string, mode os.FileMode) string {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), mode); err != nil {
@@ -59,7 +60,7 @@ func put(t *testing.T, path, text string, mode os.FileMode) string {
 	return path
 }
 
-// TestPrecedence: each source is weaker than the next, also by an older name.
+// TestPrecedence: each source overrides the ones before, also if it uses an older name.
 func TestPrecedence(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -102,28 +103,28 @@ func TestPrecedence(t *testing.T) {
 			}
 		}
 	}
-	if !strings.Contains(out.String(), "[DEFAULT] sql_connection is called [database] url now") {
-		t.Errorf("no warning of an older name:\n%s", &out)
+	if !strings.Contains(out.String(), "section=DEFAULT option=sql_connection new_section=database new_name=url") {
+		t.Errorf("no warning about an older name:\n%s", &out)
 	}
 }
 
-// TestTags: bounds, choices, what is required, lists and dictionaries, in whole texts.
+// TestTags: bounds, choices, required options, lists and maps, with the full texts of errors.
 func TestTags(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
 		"workers = 0":                        `1.conf:1: [DEFAULT] workers: "0" is less than 1`,
 		"workers = 66":                       `1.conf:1: [DEFAULT] workers: "66" is more than 64`,
 		"workers = 3":                        "workers must be even",
-		"level = loud":                       `1.conf:1: [DEFAULT] level: "loud" is none of debug, info, error`,
+		"level = loud":                       `1.conf:1: [DEFAULT] level: "loud" is not one of debug, info, error`,
 		"wait = 0.1":                         `1.conf:1: [DEFAULT] wait: "0.1" is less than 0.5`,
 		"wait = 2h":                          `1.conf:1: [DEFAULT] wait: "2h" is more than 1h`,
 		"brokers = a,b,c,d":                  `1.conf:1: [DEFAULT] brokers: "a,b,c,d" has more than 3`,
 		`brokers = "a`:                       `brokers: "\"a" has a quote that is not closed`,
-		`brokers = "a" b`:                    `has something between a quote and the next comma`,
-		"labels = a":                         `1.conf:1: [DEFAULT] labels: "a" is not of the form name:value,name:value`,
-		"labels = a:1,a:2":                   `has a name twice`,
-		"addr = host":                        `1.conf:1: [DEFAULT] addr: "host" is not one: `,
-		"[database]\nurl =":                  "[database] url is required; set it in a file, or as OS_DATABASE__URL",
+		`brokers = "a" b`:                    `has text between a closing quote and the next comma`,
+		"labels = a":                         `1.conf:1: [DEFAULT] labels: "a" does not have the form name:value,name:value`,
+		"labels = a:1,a:2":                   `has the same name twice`,
+		"addr = host":                        `1.conf:1: [DEFAULT] addr: "host" is not valid: `,
+		"[database]\nurl =":                  "[database] url is required: set it in a file or as OS_DATABASE__URL",
 		"[database]\npool = 256":             `1.conf:2: [database] pool: "256" is out of range`,
 		"strict = true\nworker = 1":          "1.conf:2: [DEFAULT] worker: no such option; the nearest is workers",
 		"strict = maybe\nworker = 1":         "is not a boolean",
@@ -147,12 +148,12 @@ func TestTags(t *testing.T) {
 		t.Error(diff)
 	}
 	if o.Addr != netip.IPv6Loopback() || o.Old != "" {
-		t.Errorf("%v, %q", o.Addr, o.Old)
+		t.Errorf("address %v, removed option %q; want ::1 and nothing", o.Addr, o.Old)
 	}
 }
 
-// TestLenient: a file written for another program is taken for what is known of it, and
-// each rest is said once.
+// TestLenient: in lenient mode a file of another program is accepted. Each unknown option or section is one
+// warning, also after reloads. An unknown flag is an error.
 func TestLenient(t *testing.T) {
 	t.Parallel()
 	const text = "strict = false\nstrange = 1\n[oslo_concurrency]\nlock_path = /x\nmore = y\n[database]\nurl = u\nurls = v\n"
@@ -170,17 +171,17 @@ func TestLenient(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if n := strings.Count(out.String(), "ignored: "); n != 3 {
-			t.Errorf("%s: %d warnings:\n%s", name, n, &out)
+		if n := strings.Count(out.String(), "unknown configuration ignored"); n != 3 {
+			t.Errorf("%s: %d warnings, want 3:\n%s", name, n, &out)
 		}
 	}
 	src := config.Source{Lenient: true, Flags: map[string]string{"wokers": "1", "database.url": "u"}}
 	if _, err := config.Open[full](src); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "flag wokers: [DEFAULT] wokers: no such option") {
-		t.Errorf("a flag that nobody has: %v", err)
+		t.Errorf("an unknown flag: %v, want Invalid", err)
 	}
 }
 
-// TestSecretFiles: a secret may stand in a file that not everybody can read.
+// TestSecretFiles: NAME_file may name a file with a secret, if other users cannot read that file.
 func TestSecretFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -188,10 +189,10 @@ func TestSecretFiles(t *testing.T) {
 	for text, want := range map[string]string{
 		"url_file = " + good:                                                                   "hush",
 		"url_file = " + filepath.Join(dir, "none"):                                             "1.conf:2: [database] url_file: stat ",
-		"url_file = " + put(t, filepath.Join(dir, "open"), "hush", 0o644):                      "everybody can read or write " + dir + "/open, whose mode is 0644: make it 0600",
+		"url_file = " + put(t, filepath.Join(dir, "open"), "hush", 0o644):                      "all users can read or write " + dir + "/open, its mode is 0644: run chmod 0600",
 		"url_file = " + put(t, filepath.Join(dir, "long"), strings.Repeat("x", 70_000), 0o600): "has more than 65536 bytes",
-		"url = a\nurl_file = " + good:                                                          "it stands beside url: only one of them can count",
-		"url_file = " + good + "\nurl = a":                                                     "url stands beside url_file",
+		"url = a\nurl_file = " + good:                                                          "[database] url_file: url is set, too: remove one of them",
+		"url_file = " + good + "\nurl = a":                                                     "[database] url is set, and url_file names a file with its value: remove one of them",
 		"url = a\npool_file = " + good:                                                         "[database] pool_file: no such option",
 	} {
 		var o full
@@ -206,12 +207,12 @@ func TestSecretFiles(t *testing.T) {
 	var o full
 	err := config.Load(&o, config.Source{Files: write(t, "[database]\nurl = a\n"), Env: []string{"OS_DATABASE__URL_FILE=" + good}})
 	if err != nil || o.Database.URL != "hush" {
-		t.Errorf("%q, %v", o.Database.URL, err)
+		t.Errorf("a secret file in the environment: %q, %v; want the value of the file", o.Database.URL, err)
 	}
 }
 
-// TestReload: all takes effect, or nothing does; what is not reloadable waits; checks may
-// refuse; who holds the old options keeps them.
+// TestReload: a reload changes all reloadable options or, on an error of a file or a check function, none.
+// Other options wait for a restart. A struct that Current returned earlier does not change.
 func TestReload(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "a.conf")
@@ -239,8 +240,8 @@ func TestReload(t *testing.T) {
 		text    string
 		workers int
 		pool    uint8
-		says    string
-		log     string
+		want    string // what the error contains; empty: no error
+		log     string // the calls of the functions of OnChange
 	}{
 		{"workers = 2", 2, 5, "", ""},
 		{"workers = 4\nwait = 7", 4, 5, "", "check 2 4,apply 2 4,now true"},
@@ -252,63 +253,66 @@ func TestReload(t *testing.T) {
 		log = nil
 		set(tt.text)
 		err := c.Reload(t.Context())
-		if (err == nil) != (tt.says == "") || err != nil && (!strings.Contains(err.Error(), tt.says) || fault.CodeOf(err) != fault.Invalid) {
-			t.Errorf("%q: %v, want %q", tt.text, err, tt.says)
+		if (err == nil) != (tt.want == "") || err != nil && (!strings.Contains(err.Error(), tt.want) || fault.CodeOf(err) != fault.Invalid) {
+			t.Errorf("%q: %v, want %q", tt.text, err, tt.want)
 		}
 		now := c.Current()
 		if now.Workers != tt.workers || now.Wait != time.Minute || len(now.Drivers) != 0 || strings.Join(log, ",") != tt.log {
-			t.Errorf("%q: %+v after %v, want %s", tt.text, now, log, tt.log)
+			t.Errorf("%q: options %+v after the calls %v, want the calls %s", tt.text, now, log, tt.log)
 		}
 		for _, v := range c.Values() {
 			if v.Name == "workers" && v.Value != strconv.Itoa(tt.workers) || v.Name == "wait" && v.Value != "60" {
-				t.Errorf("%q: %+v", tt.text, v)
+				t.Errorf("%q: Values has %+v", tt.text, v)
 			}
 		}
 	}
-	if first.Workers != 2 {
-		t.Errorf("the first options are %+v now", first)
+	if strings.Contains(out.String(), "option=workers where="+file+":1 value=8") {
+		t.Errorf("the log has a change that a check function rejected:\n%s", &out)
 	}
-	for _, want := range []string{"a changed option waits for a restart\" section=DEFAULT option=wait", "changed sections wait for a restart\" sections=driver_*", "option=workers"} {
+	if first.Workers != 2 {
+		t.Errorf("the struct of before the reloads has changed: %+v", first)
+	}
+	for _, want := range []string{"changed option requires a restart\" section=DEFAULT option=wait", "changed sections require a restart\" sections=driver_*", "option=workers"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the log lacks %s:\n%s", want, &out)
 		}
 	}
 }
 
-// TestSample: a file that says what there is, and whose options, without the marks, are
-// the defaults.
+// TestSample: a sample describes all options. It does not change a value, neither as it is nor with all
+// options uncommented.
 func TestSample(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	if err := config.Sample(&out, new(full)); err != nil {
 		t.Fatal(err)
 	}
-	var bare []string
+	var uncommented []string
 	for line := range strings.Lines(out.String()) {
 		if len(line) > 80 {
-			t.Errorf("a long line: %s", line)
+			t.Errorf("a line is longer than 79 columns: %s", line)
 		}
 		switch {
 		case strings.HasPrefix(line, "# "):
 		case strings.HasPrefix(line, "#url ="):
-			bare = append(bare, "url = u\n") // which is required
+			uncommented = append(uncommented, "url = u\n") // a required option
 		default:
-			bare = append(bare, strings.TrimPrefix(line, "#"))
+			uncommented = append(uncommented, strings.TrimPrefix(line, "#"))
 		}
 	}
 	var got, want full
-	if err := config.Load(&got, config.Source{Files: write(t, strings.Join(bare, "")), Logger: slog.New(slog.DiscardHandler)}); err != nil {
-		t.Fatalf("%v\n%s", err, bare)
+	if err := config.Load(&got, config.Source{Files: write(t, strings.Join(uncommented, "")), Logger: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatalf("%v\n%s", err, uncommented)
 	}
 	if err := config.Load(&want, config.Source{Files: write(t, out.String()), Overrides: map[string]string{"database.url": "u"}}); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
-		t.Errorf("without the marks (-defaults +sample):\n%s", diff)
+		t.Errorf("uncommented sample (-defaults +sample):\n%s", diff)
 	}
 	for _, line := range []string{
-		"# Calls that are handled at once. An integer, at least 1, at most 64. A change\n# takes effect on SIGHUP.\n#workers = 4\n", "# A text: debug, info, error.", "[database]\n",
-		"It was\n# called sql_url, DEFAULT.sql_connection.", "It has no effect any more: nobody needs it since 3.0.", "# Sections [driver_NAME] have options of their own.", "Secret: url_file may name a file",
+		"# Concurrency limit. An integer, at least 1, at most 64. A change takes effect\n# on SIGHUP.\n#workers = 4\n", "# A text: debug, info, error.", "[database]\n",
+		"Older\n# names: sql_url, DEFAULT.sql_connection.", "The option has no effect any more: replaced by level in 3.0.", "# Sections [driver_NAME] have options of their own.", "Secret: url_file may name a file",
 	} {
 		if !strings.Contains(out.String(), line) {
 			t.Errorf("%s\nlacks %s", &out, line)
@@ -316,13 +320,13 @@ func TestSample(t *testing.T) {
 	}
 }
 
-// TestBadTags: a programmer's faults are found when the options are declared.
+// TestBadTags: Load panics if a tag is wrong.
 func TestBadTags(t *testing.T) {
 	t.Parallel()
 	for name, opts := range map[string]any{
 		"default out of range": &struct {
 			A int `ini:"a" default:"9" max:"5"`
-		}{}, "default is no choice": &struct {
+		}{}, "default not among the choices": &struct {
 			A string `ini:"a" default:"x" choices:"y"`
 		}{}, "unknown tag": &struct {
 			A int `ini:"a" defalt:"1"`
@@ -341,7 +345,7 @@ func TestBadTags(t *testing.T) {
 		func() {
 			defer func() {
 				if recover() == nil {
-					t.Errorf("%s: it does not panic", name)
+					t.Errorf("%s: no panic", name)
 				}
 			}()
 			_ = config.Load(opts, config.Source{})
@@ -373,7 +377,7 @@ func ExampleOpen() {
 	// <nil>
 }
 
-// between has options that only make sense together, and bounds without a default.
+// between has options that depend on each other, and an option with bounds and without a default.
 type between struct {
 	Low  int    `ini:"low" default:"1"`
 	High int    `ini:"high" default:"9" reloadable:"true"`
@@ -388,7 +392,7 @@ func (b *between) Validate() error {
 	return nil
 }
 
-// TestMergedIsValid: what stays and what changes must be right together.
+// TestMergedIsValid: a reload validates the changed options together with those that wait for a restart.
 func TestMergedIsValid(t *testing.T) {
 	t.Parallel()
 	file := put(t, filepath.Join(t.TempDir(), "a.conf"), "low = 5\nhigh = 6\n", 0o600)
@@ -398,23 +402,23 @@ func TestMergedIsValid(t *testing.T) {
 	}
 	put(t, file, "low = 1\nhigh = 2\n", 0o600)
 	if err := c.Reload(t.Context()); err == nil || c.Current().High != 6 {
-		t.Errorf("%v, %+v", err, c.Current())
+		t.Errorf("Reload: %v, options %+v; want an error and no change", err, c.Current())
 	}
 }
 
-// TestUnset: bounds are for what is set.
+// TestUnset: bounds apply only to options that are set.
 func TestUnset(t *testing.T) {
 	t.Parallel()
 	var b between
 	if err := config.Load(&b, config.Source{}); err != nil || b.Open != 0 {
-		t.Errorf("%+v, %v", b, err)
+		t.Errorf("options that are not set: %+v, %v; want no error", b, err)
 	}
 	if err := config.Load(&b, config.Source{Flags: map[string]string{"open": "0"}}); err == nil {
-		t.Error("0 is taken")
+		t.Error("0 is accepted, want an error")
 	}
 }
 
-// guarded has options that protect.
+// guarded has options with the tags protects and unsupported.
 type guarded struct {
 	Strategy string `ini:"auth_strategy" default:"keystone" choices:"keystone, none" protects:"true"`
 	Debug    bool   `ini:"debug"`
@@ -429,19 +433,19 @@ type guarded struct {
 	} `section:"cache"`
 }
 
-// TestProtects: what may be meant for an option that protects is never ignored, and neither is
-// what is not supported, also where unknown options are.
+// TestProtects: a name that may be meant for an option with the tag protects is an error, even if unknown
+// options are ignored. So is a value that is not supported.
 func TestProtects(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		text   string
-		env    string
-		strict string // the error when unknown options are errors, "": none
-		says   string // the error when they are not, "": none
+		text    string
+		env     string
+		strict  string // the error in strict mode; "": no error
+		lenient string // the error in lenient mode; "": no error
 	}{
-		{"auth_strategi = keystone", "", "no such option", "1.conf:1: [DEFAULT] auth_strategi: no such option; the nearest is auth_strategy; it is not ignored"},
-		{"auth_strategyy = keystone", "", "no such option", "it is not ignored"},
-		{"ca_file = /x", "", "it belongs to [tls]", "[DEFAULT] ca_file: no such option; it belongs to [tls]; it is not ignored"},
+		{"auth_strategi = keystone", "", "no such option", "1.conf:1: [DEFAULT] auth_strategi: no such option; the nearest is auth_strategy; this is an error"},
+		{"auth_strategyy = keystone", "", "no such option", "this is an error even though"},
+		{"ca_file = /x", "", "it belongs to [tls]", "[DEFAULT] ca_file: no such option; it belongs to [tls]; this is an error"},
 		{"[cache]\nca_file = /x", "", "it belongs to [tls]", "[cache] ca_file: no such option"},
 		{"[tls]\nca_fil = /x", "", "the nearest is ca_file", "[tls] ca_fil: no such option"},
 		{"[tsl]\nca_file = /x", "", "no such section", "[tsl]: no such section"},
@@ -453,8 +457,8 @@ func TestProtects(t *testing.T) {
 		{"[cachee]\nsize = 1", "", "no such section", ""},
 		{"[somewhere_else]\nca_file = 1", "", "no such section", ""},
 		{"debugg = 1", "", "no such option", ""},
-		{"", "OS_DEFAULT__AUTH_STRATEGI=keystone", "environment OS_DEFAULT__AUTH_STRATEGI: [DEFAULT] auth_strategi: no such option; the nearest is auth_strategy", "it is not ignored"},
-		{"", "OS_TLS__CA_FIL=/x", "environment OS_TLS__CA_FIL: [tls] ca_fil: no such option; the nearest is ca_file", "it is not ignored"},
+		{"", "OS_DEFAULT__AUTH_STRATEGI=keystone", "environment OS_DEFAULT__AUTH_STRATEGI: [DEFAULT] auth_strategi: no such option; the nearest is auth_strategy", "this is an error even though"},
+		{"", "OS_TLS__CA_FIL=/x", "environment OS_TLS__CA_FIL: [tls] ca_fil: no such option; the nearest is ca_file", "this is an error even though"},
 		{"", "OS_TLS__SSL_VERSION=1", "environment OS_TLS__SSL_VERSION: [tls] ssl_version = 1 is not supported", "is not supported"},
 		{"", "OS_DEFAULT__DEBUGG=1", "the nearest is debug", ""},
 		{"", "OS_OTHER__DEBUG=1", "", ""},
@@ -464,7 +468,7 @@ func TestProtects(t *testing.T) {
 		for _, lenient := range []bool{false, true} {
 			want := tt.strict
 			if lenient {
-				want = tt.says
+				want = tt.lenient
 			}
 			var g guarded
 			err := config.Load(&g, config.Source{Files: []string{file}, Env: []string{tt.env}, Lenient: lenient, Logger: slog.New(slog.DiscardHandler)})
@@ -475,8 +479,8 @@ func TestProtects(t *testing.T) {
 	}
 }
 
-// TestWrongSections: a section that is no struct, or a family of sections that is no map of texts,
-// is a panic that names the field.
+// TestWrongSections: Load panics with the field's name if a section is not a struct, or a family of sections
+// is not a map of maps of texts.
 func TestWrongSections(t *testing.T) {
 	t.Parallel()
 	type entry struct{ A string }
@@ -505,7 +509,8 @@ func TestWrongSections(t *testing.T) {
 	}
 }
 
-// TestPasswordsInURLs are shown nowhere, whether the option is marked as secret or not.
+// TestPasswordsInURLs: no value, warning or error shows the password of a URL, even if the option does not
+// have the tag secret.
 func TestPasswordsInURLs(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
@@ -517,11 +522,11 @@ func TestPasswordsInURLs(t *testing.T) {
 	}
 	for _, v := range c.Values() {
 		if v.Name == "peer" && v.Value != "http://u:***@h/x" {
-			t.Errorf("%+v", v)
+			t.Errorf("%+v, want the password masked", v)
 		}
 	}
 	if !strings.Contains(out.String(), "environment OS_DEFAULT__PEAR: [DEFAULT] pear: no such option; the nearest is peer") || strings.Contains(out.String(), "OS_OTHER") {
-		t.Errorf("%s", &out)
+		t.Errorf("want a warning about OS_DEFAULT__PEAR only:\n%s", &out)
 	}
 	_, err = config.Open[between](config.Source{Flags: map[string]string{"low": "http://u:hunter2@h"}})
 	if err == nil || strings.Contains(err.Error(), "hunter2") {
@@ -529,18 +534,18 @@ func TestPasswordsInURLs(t *testing.T) {
 	}
 }
 
-// TestSecretOverFile: a later file counts, whichever way it gives the secret.
+// TestSecretOverFile: a later file overrides an earlier one, with a secret itself or with the name of a file.
 func TestSecretOverFile(t *testing.T) {
 	t.Parallel()
 	good := put(t, filepath.Join(t.TempDir(), "good"), "hush", 0o600)
 	for _, files := range [][]string{{"[database]\nurl = a\n", "[database]\nurl_file = " + good + "\n"}, {"[database]\nurl_file = " + good + "\n", "[database]\nurl = hush\n"}} {
 		var o full
 		if err := config.Load(&o, config.Source{Files: write(t, files...)}); err != nil || o.Database.URL != "hush" {
-			t.Errorf("%v: %q, %v", files, o.Database.URL, err)
+			t.Errorf("%v: %q, %v; want the secret of the later file", files, o.Database.URL, err)
 		}
 	}
 	var o full
-	if err := config.Load(&o, config.Source{Files: write(t, "[database]\nurl_file = "+t.TempDir()+"\n")}); err == nil || !strings.Contains(err.Error(), "is not a file") {
-		t.Error(err)
+	if err := config.Load(&o, config.Source{Files: write(t, "[database]\nurl_file = "+t.TempDir()+"\n")}); err == nil || !strings.Contains(err.Error(), "is not a regular file") {
+		t.Errorf("a directory in place of the file: %v", err)
 	}
 }

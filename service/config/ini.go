@@ -6,23 +6,23 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// entry is one option in a file, or, without a key, a section's head.
+// entry is an option in a file, or the head of a section if key is empty.
 type entry struct {
 	line                int
 	section, key, value string
 }
 
-// parse reads oslo.config's form of INI: a comment is a whole line that starts
-// with # or ;, so that a # in a value stays; a line that starts with a blank
-// continues the value above; key and value are split at the first = or :, one
-// pair of quotes around a value is taken off; nothing is unescaped. gopkg.in's
-// ini knows neither these rules nor the lines that errors name.
+// parseINI parses oslo.config's form of INI. A comment is a whole line that
+// begins with # or ;, so that a value may contain a #. A line that begins with a
+// blank continues the value above. The first = or : separates key and value. One
+// pair of quotes around a value is removed; nothing is unescaped. The package
+// gopkg.in/ini.v1 does not have these rules, and does not tell line numbers.
 //
-// Lines that are none of these are errors, and left out. An error never repeats the line: it could
-// be a password's.
-func parse(path, text string) (out []entry, errs []error) {
+// Any other line is an error and is skipped. An error does not contain the line, because the line may be
+// a part of a password.
+func parseINI(path, text string) (out []entry, errs []error) {
 	section := defaultSection
-	open := false // the last entry can be continued
+	open := false // the next line may continue the last entry
 	line := 0
 	fail := func(what string) {
 		errs = append(errs, fault.New(fault.Invalid, "%s:%d: %s", path, line, what))
@@ -36,7 +36,7 @@ func parse(path, text string) (out []entry, errs []error) {
 			open = false
 		case s[0] == ' ' || s[0] == '\t':
 			if !open {
-				fail("a continuation line, but nothing to continue; an option begins in the first column")
+				fail("the line begins with a blank, but there is no option above to continue; write an option in the first column")
 				continue
 			}
 			out[len(out)-1].value += "\n" + strings.TrimLeft(s, " \t")
@@ -45,7 +45,7 @@ func parse(path, text string) (out []entry, errs []error) {
 		case s[0] == '[':
 			open = false
 			if len(s) < 3 || s[len(s)-1] != ']' {
-				fail("a section's head is [name]")
+				fail("the head of a section has the form [name]")
 				continue
 			}
 			section = s[1 : len(s)-1]
@@ -53,22 +53,23 @@ func parse(path, text string) (out []entry, errs []error) {
 		default:
 			i := strings.IndexAny(s, "=:")
 			if i < 0 {
-				fail("neither a section, nor a comment, nor name = value")
+				fail("want [section], a comment, or name = value")
 				continue
 			}
 			key := strings.TrimRight(s[:i], " \t")
 			if key == "" {
-				fail("a value without a name")
+				fail("there is no name before the value")
 				continue
 			}
-			out = append(out, entry{line, section, key, unquote(strings.TrimLeft(s[i+1:], " \t"))})
+			out = append(out, entry{line, section, key, trimQuotes(strings.TrimLeft(s[i+1:], " \t"))})
 			open = true
 		}
 	}
 	return out, errs
 }
 
-func unquote(s string) string {
+// trimQuotes removes a pair of equal quotes around s.
+func trimQuotes(s string) string {
 	if n := len(s); n > 1 && s[0] == s[n-1] && (s[0] == '"' || s[0] == '\'') {
 		return s[1 : n-1]
 	}

@@ -18,47 +18,54 @@ import (
 	"github.com/armature-go/armature/internal/text"
 )
 
-// defaultSection is where options stand that no section struct is around of.
+// defaultSection is the section of options outside of a section struct.
 const defaultSection = "DEFAULT"
 
-// rank is how much a source counts, the least first; each file has one of its own.
+// rank orders sources: a source of a higher rank overrides one of a lower rank. Each file has its own rank.
 type rank int
 
 const (
 	rankDefaults  rank = 1
-	rankFile      rank = 2 // of the first one
+	rankFile      rank = 2 // of the first file; the next file has 3
 	rankEnv       rank = math.MaxInt - 2
 	rankFlags     rank = math.MaxInt - 1
 	rankOverrides rank = math.MaxInt
 )
 
-func (r rank) file() bool { return r >= rankFile && r < rankEnv }
+// isFile reports whether r is the rank of a file.
+func (r rank) isFile() bool { return r >= rankFile && r < rankEnv }
 
+// loader collects the options of a struct, their values from all sources, and the errors and warnings.
 type loader struct {
-	options map[string]map[string]*option // by section and name
-	aliases map[string]map[string]*option // by older ones
-	byCase  map[string]string             // the declared sections, by their names in lower case
-	free    []free
-	strict  *option                      // the option that says whether unknown ones are errors
-	next    rank                         // of the next file
-	others  map[string]map[string]string // what stands in files, and nobody has declared
-	unknown []unknown
-	places  map[string]string // where what stands in free sections does, by SECTION.NAME
-	files   []string          // that were read
-	unread  bool              // a file could not be
-	warns   []string
-	errs    []error
+	options  map[string]map[string]*option // by section and name
+	aliases  map[string]map[string]*option // by older section and older name
+	byCase   map[string]string             // declared sections by their names in lower case
+	families []family
+	strict   *option                      // the option with the tag strict, or nil
+	next     rank                         // of the next file
+	others   map[string]map[string]string // values in files that are not declared; variables may use them
+	unknown  []unknown
+	places   map[string]string // origins of the options in families, by SECTION.NAME
+	files    []string          // the files that were read
+	unread   bool              // a file could not be read
+	warnings []warning
+	errs     []error
 }
 
-// unknown is something in a file or in the environment that is not declared.
+// warning is a log line that waits for logWarnings.
+type warning struct {
+	msg    string
+	fields []any
+}
+
+// unknown is an option or a section in a file or in the environment that is not declared.
 type unknown struct {
-	text string
-	// protects says that an option that protects may be meant: then it is never ignored.
-	protects bool
+	text     string
+	protects bool // an option that protects may be meant, so that this is always an error
 }
 
-// free is a declared family of sections with raw values.
-type free struct {
+// family is a declared family of sections with raw values, see the tag sections.
+type family struct {
 	prefix string
 	values map[string]map[string]string
 	field  reflect.Value
@@ -71,10 +78,10 @@ func newLoader() *loader {
 	}
 }
 
-// load fills the struct work.
-func load(work reflect.Value, src Source) (*loader, error) {
+// loadStruct sets the fields of the struct work from all sources. The loader is never nil.
+func loadStruct(work reflect.Value, src Source) (*loader, error) {
 	l := newLoader()
-	l.declare(work, defaultSection)
+	l.declareFields(work, defaultSection)
 	for section := range l.options {
 		l.byCase[strings.ToLower(section)] = section
 	}
@@ -83,31 +90,31 @@ func load(work reflect.Value, src Source) (*loader, error) {
 			l.byCase[strings.ToLower(section)] = section
 		}
 	}
-	l.named(rankDefaults, "program's default ", src.Defaults)
+	l.setNamed(rankDefaults, "program's default ", src.Defaults)
 	for _, path := range src.Files {
-		l.path(path)
+		l.readPath(path)
 	}
-	l.env(src.Env)
-	l.named(rankFlags, "flag ", src.Flags)
-	l.named(rankOverrides, "program's override ", src.Overrides)
+	l.setEnv(src.Env)
+	l.setNamed(rankFlags, "flag ", src.Flags)
+	l.setNamed(rankOverrides, "program's override ", src.Overrides)
 	lenient := src.Lenient
-	if l.strict != nil && l.strict.assign(l.strict.value) == nil {
+	if l.strict != nil && l.strict.assignValue(l.strict.value) == nil {
 		lenient = lenient || !l.strict.field.Bool()
 	}
 	for _, u := range l.unknown {
 		switch {
 		case !lenient:
-			l.fail("%s", u.text)
+			l.addError("%s", u.text)
 		case u.protects:
-			l.fail("%s; it is not ignored, though unknown options are: an option that protects may be meant", u.text)
+			l.addError("%s; this is an error even though unknown options are ignored, because an option that protects the service has a similar name", u.text)
 		default:
-			l.warnf("ignored: %s", u.text)
+			l.addWarning("unknown configuration ignored", "detail", u.text)
 		}
 	}
 	if lenient {
-		l.expand()
+		l.expandVariables()
 	}
-	l.assign()
+	l.assignFields()
 	if l.errs == nil {
 		if v, ok := reflect.TypeAssert[interface{ Validate() error }](work.Addr()); ok {
 			if err := v.Validate(); err != nil {
@@ -118,67 +125,69 @@ func load(work reflect.Value, src Source) (*loader, error) {
 	return l, errors.Join(l.errs...)
 }
 
-// assign sets the fields of all options.
-func (l *loader) assign() {
-	for o := range l.all() {
+// assignFields sets the fields of all options, and collects what is wrong with their values.
+func (l *loader) assignFields() {
+	for o := range l.allOptions() {
 		switch {
-		case o.is("required") && o.value == "":
-			l.fail("[%s] %s is required; set it in a file, or as %s", o.section, o.name, envName(o.section, o.name))
+		case o.hasTag("required") && o.value == "":
+			l.addError("[%s] %s is required: set it in a file or as %s", o.section, o.name, envName(o.section, o.name))
 			o.bad = true
 			continue
 		case o.tag.Get("removed") != "":
 			if o.where != "default" {
-				l.warnf("%s: [%s] %s has no effect: %s", o.where, o.section, o.name, o.tag.Get("removed"))
+				l.addWarning("configuration option has no effect", "where", o.where, "section", o.section, "option", o.name, "reason", o.tag.Get("removed"))
 			}
 			continue
 		case o.tag.Get("unsupported") != "" && o.where != "default" && o.value != o.tag.Get("default"):
-			l.fail("%s: [%s] %s = %s is not supported: %s", o.where, o.section, o.name, o.shown(), o.tag.Get("unsupported"))
+			l.addError("%s: [%s] %s = %s is not supported: %s", o.where, o.section, o.name, o.maskedValue(), o.tag.Get("unsupported"))
 			o.bad = true
 			continue
-		case o.unset():
+		case o.isUnset():
 			continue // the field has its zero value
 		}
-		if err := o.assign(o.value); err != nil {
-			l.fail("%s: [%s] %s: %s", o.where, o.section, o.name, o.wrong(err))
-			o.reset()
+		if err := o.assignValue(o.value); err != nil {
+			l.addError("%s: [%s] %s: %s", o.where, o.section, o.name, o.describeError(err))
+			o.resetDefault()
 		}
 	}
 }
 
-// reset gives the field of an option whose value is wrong its default.
-func (o *option) reset() {
+// resetDefault sets the field to its default, because the value has an error.
+func (o *option) resetDefault() {
 	o.bad = true
 	o.field.SetZero()
 	if text := o.tag.Get("default"); text != "" {
 		o.values = nil
-		_ = o.assign(text) // it was right when the option was declared
+		_ = o.assignValue(text) // newOption checked the default
 	}
 }
 
-func (l *loader) fail(format string, args ...any) {
+// addError adds an error with the code Invalid.
+func (l *loader) addError(format string, args ...any) {
 	l.errs = append(l.errs, fault.New(fault.Invalid, format, args...))
 }
 
-func (l *loader) warnf(format string, args ...any) {
-	l.warns = append(l.warns, fmt.Sprintf(format, args...))
+// addWarning adds a log line with fields.
+func (l *loader) addWarning(msg string, fields ...any) {
+	l.warnings = append(l.warnings, warning{msg, fields})
 }
 
-// warn logs the warnings that were not said before.
-func (l *loader) warn(src Source, said map[string]bool) {
+// logWarnings logs the warnings that are not in logged, and adds them to logged.
+func (l *loader) logWarnings(src Source, logged map[string]bool) {
 	log := src.Logger
 	if log == nil {
 		log = slog.Default()
 	}
-	for _, w := range l.warns {
-		if !said[w] {
-			said[w] = true
-			log.Warn("configuration: " + w)
+	for _, w := range l.warnings {
+		if key := fmt.Sprintf("%s %q", w.msg, w.fields); !logged[key] {
+			logged[key] = true
+			log.Warn(w.msg, w.fields...)
 		}
 	}
 }
 
-// all returns the options by section and name.
-func (l *loader) all() func(yield func(*option) bool) {
+// allOptions iterates over the options in the order of their sections and names.
+func (l *loader) allOptions() func(yield func(*option) bool) {
 	return func(yield func(*option) bool) {
 		for _, section := range slices.Sorted(maps.Keys(l.options)) {
 			for _, name := range slices.Sorted(maps.Keys(l.options[section])) {
@@ -190,8 +199,8 @@ func (l *loader) all() func(yield func(*option) bool) {
 	}
 }
 
-// declare finds the options in a struct.
-func (l *loader) declare(v reflect.Value, section string) {
+// declareFields adds the options and families of a struct. It panics if a tag is wrong.
+func (l *loader) declareFields(v reflect.Value, section string) {
 	for i := range v.NumField() {
 		f, field := v.Field(i), v.Type().Field(i)
 		tag := field.Tag
@@ -199,35 +208,36 @@ func (l *loader) declare(v reflect.Value, section string) {
 		case tag.Get("ini") != "":
 			o := newOption(f, field, section)
 			if l.options[section][o.name] != nil {
-				panic("config: field " + field.Name + ": its option is declared twice")
+				panic("config: field " + field.Name + ": another field has the same option")
 			}
 			l.options[section][o.name] = o
-			if o.is("strict") {
+			if o.hasTag("strict") {
 				l.strict = o
 			}
 			l.declareAliases(o)
 		case tag.Get("section") != "":
 			s := tag.Get("section")
 			if f.Kind() != reflect.Struct || !f.CanSet() {
-				panic("config: field " + field.Name + ": the tag section is for an exported struct, not for " + f.Type().String())
+				panic("config: field " + field.Name + ": the tag section requires an exported struct, not " + f.Type().String())
 			}
 			if l.options[s] == nil {
 				l.options[s] = map[string]*option{}
 			}
-			l.declare(f, s)
+			l.declareFields(f, s)
 		case tag.Get("sections") != "":
 			if f.Type() != reflect.TypeFor[map[string]map[string]string]() || !f.CanSet() {
-				panic("config: field " + field.Name + ": the tag sections is for an exported map[string]map[string]string, not for " + f.Type().String())
+				panic("config: field " + field.Name + ": the tag sections requires an exported map[string]map[string]string, not " + f.Type().String())
 			}
 			values := map[string]map[string]string{}
 			f.Set(reflect.ValueOf(values))
-			l.free = append(l.free, free{tag.Get("sections"), values, f})
+			l.families = append(l.families, family{tag.Get("sections"), values, f})
 		case field.Anonymous && f.Kind() == reflect.Struct:
-			l.declare(f, section)
+			l.declareFields(f, section)
 		}
 	}
 }
 
+// declareAliases adds the older names of an option.
 func (l *loader) declareAliases(o *option) {
 	for older := range strings.SplitSeq(o.tag.Get("deprecated"), ",") {
 		if older = strings.TrimSpace(older); older == "" {
@@ -244,11 +254,11 @@ func (l *loader) declareAliases(o *option) {
 	}
 }
 
-// path reads a file, or the files of a directory.
-func (l *loader) path(path string) {
+// readPath reads a file, or the files *.conf of a directory in the order of their names.
+func (l *loader) readPath(path string) {
 	info, err := os.Stat(path)
 	if err == nil && !info.IsDir() {
-		l.file(path)
+		l.readFile(path)
 		return
 	}
 	var entries []fs.DirEntry
@@ -256,50 +266,54 @@ func (l *loader) path(path string) {
 		entries, err = os.ReadDir(path)
 	}
 	if err != nil {
-		l.fail("read configuration: %w", err)
+		l.addError("read configuration: %w", err)
 		l.unread = true
 		return
 	}
-	for _, e := range entries { // by name
+	for _, e := range entries { // ReadDir sorts them by name
 		if !e.IsDir() && filepath.Ext(e.Name()) == ".conf" && e.Name()[0] != '.' {
-			l.file(filepath.Join(path, e.Name()))
+			l.readFile(filepath.Join(path, e.Name()))
 		}
 	}
 }
 
-func (l *loader) file(path string) {
+// readFile sets the options in a file, which gets the next rank.
+func (l *loader) readFile(path string) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		l.fail("read configuration: %w", err)
+		l.addError("read configuration: %w", err)
 		l.unread = true
 		return
 	}
 	l.files = append(l.files, path)
-	entries, errs := parse(path, string(text))
+	entries, errs := parseINI(path, string(text))
 	l.errs = append(l.errs, errs...)
 	for _, e := range entries {
-		l.set(l.next, fmt.Sprintf("%s:%d", path, e.line), e.section, e.key, e.value)
+		l.setKey(l.next, fmt.Sprintf("%s:%d", path, e.line), e.section, e.key, e.value)
 	}
 	l.next++
 }
 
-func (l *loader) named(r rank, what string, values map[string]string) {
+// setNamed sets options by names as in Source.Defaults. The origin of a value is the prefix and the name.
+func (l *loader) setNamed(r rank, prefix string, values map[string]string) {
 	for _, name := range slices.Sorted(maps.Keys(values)) {
 		section, key, ok := strings.Cut(name, ".")
 		if !ok {
 			section, key = defaultSection, name
 		}
-		l.set(r, what+name, section, key, values[name])
+		l.setKey(r, prefix+name, section, key, values[name])
 	}
 }
 
+// envName returns the name of an option's environment variable.
 func envName(section, name string) string {
 	return strings.ToUpper("OS_" + strings.ReplaceAll(section, "-", "_") + "__" + strings.ReplaceAll(name, "-", "_"))
 }
 
-// env looks for the declared options only. A name in the environment is in
-// upper case, so the sections' and options' own case does not matter.
-func (l *loader) env(env []string) {
+// setEnv sets options from variables in the form of os.Environ. A variable's name
+// is in upper case, so it does not tell the option's name. Therefore setEnv looks
+// for the variable of each declared option.
+func (l *loader) setEnv(env []string) {
 	vars := make(map[string]string, len(env))
 	for _, kv := range env {
 		if k, v, ok := strings.Cut(kv, "="); ok && strings.HasPrefix(k, "OS_") {
@@ -307,39 +321,41 @@ func (l *loader) env(env []string) {
 		}
 	}
 	known := map[string]bool{}
-	look := func(section, name string) {
+	setOption := func(section, name string) {
 		k := envName(section, name)
 		known[k] = true
 		if v, ok := vars[k]; ok {
-			l.set(rankEnv, "environment "+k, section, name, v)
+			l.setKey(rankEnv, "environment "+k, section, name, v)
 		}
 	}
 	for _, section := range slices.Sorted(maps.Keys(l.aliases)) {
 		for _, name := range slices.Sorted(maps.Keys(l.aliases[section])) {
-			look(section, name)
+			setOption(section, name)
 		}
 	}
-	for o := range l.all() {
-		look(o.section, o.name)
-		if o.is("secret") {
-			look(o.section, o.name+fileSuffix)
+	for o := range l.allOptions() {
+		setOption(o.section, o.name)
+		if o.hasTag("secret") {
+			setOption(o.section, o.name+fileSuffix)
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(vars)) { // of another program's section, or misspelt
+	for _, k := range slices.Sorted(maps.Keys(vars)) { // a declared section's variable without an option is misspelt
 		for section := range l.options {
 			if name, ok := strings.CutPrefix(k, envName(section, "")); ok && !known[k] {
 				name = strings.ToLower(name)
-				l.unknown = append(l.unknown, unknown{fmt.Sprintf("environment %s: [%s] %s: no such option%s", k, section, name, l.hint(section, name)), l.protected(section, name)})
+				l.unknown = append(l.unknown, unknown{fmt.Sprintf("environment %s: [%s] %s: no such option%s", k, section, name, l.hintOption(section, name)), l.mayProtect(section, name)})
 			}
 		}
 	}
 }
 
-// fileSuffix makes the name of the option that names a file with a secret.
+// fileSuffix is the end of the name of an option that names a file with a secret.
 const fileSuffix = "_file"
 
-// set takes one value. An empty key declares that the section stands there.
-func (l *loader) set(r rank, where, section, key, value string) {
+// setKey sets one option, by its name or an older one, or collects an error. An empty key
+// stands for the head of a section. The option may belong to a family. The parameter
+// where is the origin of the value.
+func (l *loader) setKey(r rank, where, section, key, value string) {
 	if section != defaultSection {
 		if known, ok := l.byCase[strings.ToLower(section)]; ok && known != defaultSection {
 			section = known
@@ -347,27 +363,27 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	}
 	if o := l.options[section][key]; o != nil {
 		if o.byFile != "" && o.rank == r {
-			l.fail("%s: [%s] %s stands beside %s, which names a file with it: only one of them can count", where, section, key, o.byFile)
+			l.addError("%s: [%s] %s is set, and %s names a file with its value: remove one of them", where, section, key, o.byFile)
 			o.bad = true
 			return
 		}
-		o.take(r, where, value, false)
+		o.setValue(r, where, value, false)
 		return
 	}
 	if name, ok := strings.CutSuffix(key, fileSuffix); ok {
-		if o := l.options[section][name]; o != nil && o.is("secret") {
-			l.secret(o, r, where, key, value)
+		if o := l.options[section][name]; o != nil && o.hasTag("secret") {
+			l.readSecret(o, r, where, key, value)
 			return
 		}
 	}
 	if o := l.aliases[section][key]; o != nil {
-		l.warnf("%s: [%s] %s is called [%s] %s now", where, section, key, o.section, o.name)
+		l.addWarning("configuration option was renamed, use its new name", "where", where, "section", section, "option", key, "new_section", o.section, "new_name", o.name)
 		if o.rank != r || o.byAlias {
-			o.take(r, where, value, true)
+			o.setValue(r, where, value, true)
 		}
 		return
 	}
-	if r.file() {
+	if r.isFile() {
 		if l.others[section] == nil {
 			l.others[section] = map[string]string{}
 		}
@@ -375,14 +391,14 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	}
 	if l.options[section] != nil {
 		if key != "" {
-			l.strange(r, l.protected(section, key), "%s: [%s] %s: no such option%s", where, section, key, l.hint(section, key))
+			l.addUnknown(r, l.mayProtect(section, key), "%s: [%s] %s: no such option%s", where, section, key, l.hintOption(section, key))
 		}
 		return
 	}
 	if _, ok := l.aliases[section]; ok && key == "" {
-		return // options that stood there stand elsewhere now
+		return // the section existed, and its options have other sections now
 	}
-	for _, f := range l.free {
+	for _, f := range l.families {
 		if n := len(f.prefix); len(section) > n && strings.EqualFold(section[:n], f.prefix) {
 			rest := section[n:]
 			if f.values[rest] == nil {
@@ -397,63 +413,66 @@ func (l *loader) set(r rank, where, section, key, value string) {
 	}
 	switch {
 	case key == "":
-		l.strange(r, l.protected(section, ""), "%s: [%s]: no such section%s", where, section, text.Nearest(section, maps.Keys(l.options)))
-	case !r.file():
-		l.strange(r, false, "%s: no such section%s", where, text.Nearest(section, maps.Keys(l.options)))
-	default: // a file's section was told once, at its head
+		l.addUnknown(r, l.mayProtect(section, ""), "%s: [%s]: no such section%s", where, section, text.Nearest(section, maps.Keys(l.options)))
+	case !r.isFile():
+		l.addUnknown(r, false, "%s: no such section%s", where, text.Nearest(section, maps.Keys(l.options)))
+	default: // the head of a file's section is the error already
 	}
 }
 
-// strange is something that is not declared. Only in files may it be another program's.
-func (l *loader) strange(r rank, protects bool, format string, args ...any) {
-	if r.file() {
+// addUnknown collects an option or a section that is not declared. In a file it may belong to another program;
+// in any other source it is an error.
+func (l *loader) addUnknown(r rank, protects bool, format string, args ...any) {
+	if r.isFile() {
 		l.unknown = append(l.unknown, unknown{fmt.Sprintf(format, args...), protects})
 		return
 	}
-	l.fail(format, args...)
+	l.addError(format, args...)
 }
 
-// mistyped is how many bytes a name may differ from another one that may be meant.
-const mistyped = 2
+// maxTypos is the distance, in bytes, up to which two names are similar.
+const maxTypos = 2
 
-// protected reports whether a name that is not declared may be meant for an option with the tag
-// protects: one of a similar name, or of the same name in another section; or, without a name,
-// whether the section's own name is similar to that of a section with such options.
-func (l *loader) protected(section, name string) bool {
-	for o := range l.all() {
-		similar := text.Distance(strings.ToLower(section), strings.ToLower(o.section)) <= mistyped
+// mayProtect reports whether an unknown name may be meant for an option with the tag protects: an option
+// with a similar name in the section, or with this name in another section. If name is empty, mayProtect
+// reports whether a section with such an option has a similar name.
+func (l *loader) mayProtect(section, name string) bool {
+	for o := range l.allOptions() {
+		similar := text.Distance(strings.ToLower(section), strings.ToLower(o.section)) <= maxTypos
 		if name != "" {
-			similar = o.name == name || o.section == section && text.Distance(name, o.name) <= mistyped
+			similar = o.name == name || o.section == section && text.Distance(name, o.name) <= maxTypos
 		}
-		if o.is("protects") && similar {
+		if o.hasTag("protects") && similar {
 			return true
 		}
 	}
 	return false
 }
 
-func (o *option) take(r rank, where, value string, byAlias bool) {
-	if !o.is("multi") || !r.file() || !o.rank.file() {
+// setValue sets the value from a source. An option with the tag multi collects the values of all files; any
+// other source replaces them.
+func (o *option) setValue(r rank, where, value string, byAlias bool) {
+	if !o.hasTag("multi") || !r.isFile() || !o.rank.isFile() {
 		o.values = nil
 	}
 	o.values = append(o.values, value)
-	if o.is("multi") {
+	if o.hasTag("multi") {
 		value = strings.Join(o.values, "\n")
 	}
 	o.rank, o.where, o.value, o.byAlias, o.byFile = r, where, value, byAlias, ""
 }
 
-// maxSecret is how long a file with a secret may be, in bytes.
+// maxSecret bounds the size of a file with a secret, in bytes.
 const maxSecret = 64 << 10
 
-// secret reads a secret from a file.
-func (l *loader) secret(o *option, r rank, where, key, path string) {
+// readSecret sets an option from the file that key names. Other users must not be able to read the file.
+func (l *loader) readSecret(o *option, r rank, where, key, path string) {
 	fail := func(format string, args ...any) {
 		o.bad = true
-		l.fail("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
+		l.addError("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
 	}
 	if o.rank == r && o.byFile == "" {
-		fail("it stands beside %s: only one of them can count", o.name)
+		fail("%s is set, too: remove one of them", o.name)
 		return
 	}
 	info, err := os.Stat(path)
@@ -462,10 +481,10 @@ func (l *loader) secret(o *option, r rank, where, key, path string) {
 		fail("%v", err)
 		return
 	case !info.Mode().IsRegular():
-		fail("%s is not a file", path)
+		fail("%s is not a regular file", path)
 		return
 	case info.Mode().Perm()&0o006 != 0:
-		fail("everybody can read or write %s, whose mode is %04o: make it 0600", path, info.Mode().Perm())
+		fail("all users can read or write %s, its mode is %04o: run chmod 0600", path, info.Mode().Perm())
 		return
 	case info.Size() > maxSecret:
 		fail("%s has more than %d bytes", path, maxSecret)
@@ -476,28 +495,28 @@ func (l *loader) secret(o *option, r rank, where, key, path string) {
 		fail("%v", err)
 		return
 	}
-	o.take(r, where, strings.TrimRight(string(raw), "\r\n"), false)
+	o.setValue(r, where, strings.TrimRight(string(raw), "\r\n"), false)
 	o.byFile = key
 }
 
-// password is one in a URL.
-var password = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*):[^\s@]+@`)
+// urlPassword matches a URL up to the end of its password.
+var urlPassword = regexp.MustCompile(`([A-Za-z][A-Za-z0-9+.-]*://[^\s/:@]*):[^\s@]+@`)
 
-// redact hides passwords in URLs, also of options that nobody has marked as secret.
-func redact(s string) string { return password.ReplaceAllString(s, "$1:***@") }
+// maskPasswords replaces passwords in URLs by ***, also in options without the tag secret.
+func maskPasswords(s string) string { return urlPassword.ReplaceAllString(s, "$1:***@") }
 
-// values returns the options as they are.
-func (l *loader) values() (out []Value) {
-	for o := range l.all() {
-		out = append(out, Value{Section: o.section, Name: o.name, Value: o.shown(), Where: o.where, Wrong: o.bad})
+// listValues returns the options in the order of allOptions.
+func (l *loader) listValues() (out []Value) {
+	for o := range l.allOptions() {
+		out = append(out, Value{Section: o.section, Name: o.name, Value: o.maskedValue(), Where: o.where, Wrong: o.bad})
 	}
 	return out
 }
 
-// shown returns the value as people may see it.
-func (o *option) shown() string {
-	if o.is("secret") && o.value != "" {
+// maskedValue returns the value without secrets.
+func (o *option) maskedValue() string {
+	if o.hasTag("secret") && o.value != "" {
 		return "***"
 	}
-	return redact(o.value)
+	return maskPasswords(o.value)
 }

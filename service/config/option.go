@@ -12,7 +12,7 @@ import (
 	"time"
 )
 
-// option is a field that can be set.
+// option is a field with the tag ini, and the value that the sources give it.
 type option struct {
 	section, name string
 	field         reflect.Value
@@ -20,41 +20,42 @@ type option struct {
 	choices       []string
 	regex         *regexp.Regexp
 
-	rank    rank // of the strongest source seen so far
-	byAlias bool
-	byFile  string // the NAME_file that it was read from
-	value   string
-	values  []string // of one that is multi
-	later   string   // value, with variables expanded
-	where   string   // it stands
-	bad     bool     // what was said of it is an error
+	rank     rank     // of the source of value
+	byAlias  bool     // value was set by an older name
+	byFile   string   // the NAME_file that value was read from, or ""
+	value    string   // as in a file
+	values   []string // all values of an option with the tag multi
+	expanded string   // value with its variables replaced
+	where    string   // the origin of value, see Value.Where
+	bad      bool     // value has an error
 }
 
-func (o *option) is(tag string) bool { return o.tag.Get(tag) == "true" }
+// hasTag reports whether a tag is "true".
+func (o *option) hasTag(tag string) bool { return o.tag.Get(tag) == "true" }
 
-// tags are those that a field may have.
-var tags = []string{"ini", "default", "help", "min", "max", "choices", "regex", "multi", "required", "secret", "reloadable", "deprecated", "removed", "unsupported", "protects", "strict", "json"}
+// fieldTags are the tags that an option's field may have.
+var fieldTags = []string{"ini", "default", "help", "min", "max", "choices", "regex", "multi", "required", "secret", "reloadable", "deprecated", "removed", "unsupported", "protects", "strict", "json"}
 
-// newOption makes an option of a field. It panics if its tags are wrong.
+// newOption returns the option of a field, with its default. It panics if the field's type or tags are wrong.
 func newOption(f reflect.Value, field reflect.StructField, section string) *option {
 	o := &option{section: section, name: field.Tag.Get("ini"), field: f, tag: field.Tag, value: field.Tag.Get("default"), where: "default"}
 	fail := func(format string, args ...any) {
 		panic("config: field " + field.Name + ": " + fmt.Sprintf(format, args...))
 	}
 	if !f.CanSet() {
-		fail("it is not exported")
+		fail("the field is not exported")
 	}
 	for rest := string(field.Tag); rest != ""; {
 		name, _, ok := strings.Cut(rest, ":\"")
 		name = strings.TrimSpace(name)
-		if !ok || !slices.Contains(tags, name) {
+		if !ok || !slices.Contains(fieldTags, name) {
 			fail("there is no tag %s", name)
 		}
 		value := field.Tag.Get(name)
 		switch name {
 		case "required", "secret", "reloadable", "strict", "multi", "protects":
 			if value != "true" {
-				fail("tag %s is %q, and can only be true", name, value)
+				fail(`tag %s is %q: write "true", or remove the tag`, name, value)
 			}
 		}
 		quoted := fmt.Sprintf("%q", value)
@@ -72,61 +73,63 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 		}
 	}
 	switch {
-	case o.is("strict") && f.Kind() != reflect.Bool:
-		fail("strict is for a bool")
-	case o.is("multi") && (f.Type() != reflect.TypeFor[[]string]() || o.value != "" || o.is("secret")):
-		fail("multi is for a []string without a default, which is not secret")
+	case o.hasTag("strict") && f.Kind() != reflect.Bool:
+		fail("the tag strict requires a bool")
+	case o.hasTag("multi") && (f.Type() != reflect.TypeFor[[]string]() || o.value != "" || o.hasTag("secret")):
+		fail("the tag multi requires a []string without the tags default and secret")
 	}
-	if o.value == "" && !o.text() {
+	if o.value == "" && !o.allowsEmpty() {
 		o.value = "0"
 	}
-	if o.is("required") && o.tag.Get("default") != "" {
-		fail("what is required has no default")
+	if o.hasTag("required") && o.tag.Get("default") != "" {
+		fail("the tags required and default exclude each other")
 	}
-	if o.unset() { // that need not be within the bounds
-		if o.unmarshaler() == nil {
-			if err := assign(o.field, o.value); err != nil {
-				fail("%s", o.wrong(err))
+	if o.isUnset() { // the zero value need not be within the bounds
+		if o.textUnmarshaler() == nil {
+			if err := assignField(o.field, o.value); err != nil {
+				fail("%s", o.describeError(err))
 			}
 		}
-		_ = o.bounds() // which panics if the tags are wrong
+		_ = o.checkBounds() // panics if the tags min and max are wrong
 		return o
 	}
-	if err := o.assign(o.value); err != nil {
-		fail("default %s", o.wrong(err))
+	if err := o.assignValue(o.value); err != nil {
+		fail("default %s", o.describeError(err))
 	}
 	return o
 }
 
-// unset reports whether nobody has set the option, and it has no default.
-func (o *option) unset() bool { return o.where == "default" && o.tag.Get("default") == "" }
+// isUnset reports whether no source sets the option, and the option has no default.
+func (o *option) isUnset() bool { return o.where == "default" && o.tag.Get("default") == "" }
 
-// text reports whether an empty text is a value of the option.
-func (o *option) text() bool {
+// allowsEmpty reports whether an empty text is a value of the option.
+func (o *option) allowsEmpty() bool {
 	k := o.field.Kind()
-	return k == reflect.String || k == reflect.Slice || k == reflect.Map || o.unmarshaler() != nil
+	return k == reflect.String || k == reflect.Slice || k == reflect.Map || o.textUnmarshaler() != nil
 }
 
-func (o *option) unmarshaler() encoding.TextUnmarshaler {
+// textUnmarshaler returns the field as a TextUnmarshaler, or nil if its type is not one.
+func (o *option) textUnmarshaler() encoding.TextUnmarshaler {
 	u, _ := reflect.TypeAssert[encoding.TextUnmarshaler](o.field.Addr())
 	return u
 }
 
-// assign sets the field. The error says what the text is not, and does not repeat it.
-func (o *option) assign(text string) error {
-	if u := o.unmarshaler(); u != nil {
+// assignValue sets the field and checks choices, regex and bounds. The error is a predicate without the
+// text, such as "is not an integer": the text may be secret, see describeError.
+func (o *option) assignValue(text string) error {
+	if u := o.textUnmarshaler(); u != nil {
 		if text == "" {
 			o.field.SetZero()
 			return nil
 		}
 		if err := u.UnmarshalText([]byte(text)); err != nil {
-			return errors.New("is not one: " + strings.ReplaceAll(err.Error(), text, "it"))
+			return errors.New("is not valid: " + strings.ReplaceAll(err.Error(), text, "***"))
 		}
 		return nil
 	}
-	if o.is("multi") {
+	if o.hasTag("multi") {
 		o.field.Set(reflect.ValueOf(slices.Clone(o.values)))
-	} else if err := assign(o.field, text); err != nil {
+	} else if err := assignField(o.field, text); err != nil {
 		return err
 	}
 	items := []string{text}
@@ -139,19 +142,19 @@ func (o *option) assign(text string) error {
 	for _, item := range items {
 		switch {
 		case o.choices != nil && !slices.Contains(o.choices, item):
-			return errors.New("is none of " + strings.Join(o.choices, ", "))
+			return errors.New("is not one of " + strings.Join(o.choices, ", "))
 		case o.regex != nil && !o.regex.MatchString(item):
 			return fmt.Errorf("does not match %s", o.regex)
 		}
 	}
-	return o.bounds()
+	return o.checkBounds()
 }
 
-// bounds compares the value with min and max.
-func (o *option) bounds() error {
+// checkBounds compares the field, or the length of a text, list or map, with the tags min and max.
+func (o *option) checkBounds() error {
 	for _, b := range []struct {
 		tag  string
-		want int // the sign of the comparison that is wrong
+		want int // the result of cmp.Compare for a value out of bounds
 		word string
 	}{{"min", -1, "less"}, {"max", 1, "more"}} {
 		text := o.tag.Get(b.tag)
@@ -163,15 +166,15 @@ func (o *option) bounds() error {
 		switch f := o.field; {
 		case f.Kind() == reflect.Slice || f.Kind() == reflect.Map || f.Kind() == reflect.String:
 			limit = reflect.New(reflect.TypeFor[int]()).Elem()
-			if err := assign(limit, text); err != nil {
-				panic("config: tag " + b.tag + " of " + o.name + " " + err.Error())
+			if err := assignField(limit, text); err != nil {
+				panic("config: the tag " + b.tag + " of option " + o.name + " " + err.Error())
 			}
 			if c = cmp.Compare(f.Len(), int(limit.Int())); c == b.want {
 				return fmt.Errorf("has %s than %s", b.word, text)
 			}
 		default:
-			if err := assign(limit, text); err != nil {
-				panic("config: tag " + b.tag + " of " + o.name + " " + err.Error())
+			if err := assignField(limit, text); err != nil {
+				panic("config: the tag " + b.tag + " of option " + o.name + " " + err.Error())
 			}
 			switch {
 			case f.CanInt():
@@ -189,29 +192,29 @@ func (o *option) bounds() error {
 	return nil
 }
 
-// wrong says what is wrong with the value, which an error must not show if
-// it is secret.
-func (o *option) wrong(err error) string {
-	if o.is("secret") {
+// describeError returns a sentence from the value and a predicate of assignValue. The value of a secret
+// option is not in it.
+func (o *option) describeError(err error) string {
+	if o.hasTag("secret") {
 		return "the value " + err.Error()
 	}
-	return fmt.Sprintf("%q %s", redact(o.value), err)
+	return fmt.Sprintf("%q %s", maskPasswords(o.value), err)
 }
 
-// kind names the type for people.
-func (o *option) kind() string {
+// describeType returns the option's type in words for operators.
+func (o *option) describeType() string {
 	switch {
 	case o.field.Type() == reflect.TypeFor[time.Duration]():
-		return "a time: seconds, or a form such as 1m30s"
-	case o.unmarshaler() != nil:
+		return "a duration: seconds, or a form such as 1m30s"
+	case o.textUnmarshaler() != nil:
 		return "a value of type " + o.field.Type().String()
 	}
 	switch o.field.Kind() {
 	case reflect.Bool:
 		return "a boolean"
 	case reflect.Slice:
-		if o.is("multi") {
-			return "a text, which may be given several times"
+		if o.hasTag("multi") {
+			return "a text; the option may be set several times"
 		}
 		return "a list, separated by commas"
 	case reflect.Map:

@@ -18,7 +18,7 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// osloOptions are those of testdata/oslo.py.
+// osloOptions are the options of testdata/oslo.py.
 type osloOptions struct {
 	Word     string            `ini:"word" default:"w" json:"word"`
 	Text     string            `ini:"text" default:"d" json:"text"`
@@ -36,19 +36,19 @@ type osloOptions struct {
 	} `section:"database" json:"-"`
 }
 
-// osloCase is a configuration that both read.
+// osloCase is a configuration that oslo.config and this package load.
 type osloCase struct {
 	Args  []string          `json:"args"`
 	Env   map[string]string `json:"env"`
 	files []string
-	word  string // the flag, or ""
-	shown string // the files, for people
+	word  string // the value of the flag --word, or ""
+	shown string // the files' contents, for a failure's message
 }
 
-// osloValues are values of each option, right and wrong. Left out is in what we differ on
-// purpose: quotes and empty items in lists, numbers with underscores, nan and inf; and of a
-// MultiStrOpt in the environment, which oslo.config takes for a list of letters. The one
-// flag does not stand in files: there oslo.config makes it count by its place among them.
+// osloValues are values of each option. The first two are right. Some differences are on purpose and are
+// not tested: quotes and empty items in lists, numbers with underscores, nan and inf, and a MultiStrOpt in
+// the environment, which oslo.config reads as a list of letters. The option word is a flag and not in files:
+// in oslo.config a flag and a file override each other by their order on the command line.
 var osloValues = map[string][]string{
 	"text":           {"", "a", " b c ", "x=y", "q: r", "# no comment", "'single'", `"double"`, `"mixed'`, "$num", "${database.pool}", "p$$q", `p\$q`, "a$1", "$", "$nope", "${nope}", "${database.nope}"},
 	"num":            {"0", "7", "100", "101", "-1", "x", "1.5", "$num", "'8'"},
@@ -72,15 +72,15 @@ var osloKeys = map[string][]string{
 	"other":    {"unknown", "text"},
 }
 
-// newOsloCase makes a configuration of files and directories below dir. Wrong values are
-// rare, so that most are read.
+// newOsloCase returns a random configuration with files and directories below dir. Wrong values are rare, so
+// that many configurations load.
 func newOsloCase(t *testing.T, rng *rand.Rand, dir string) osloCase {
 	t.Helper()
 	c := osloCase{Env: map[string]string{}}
 	pick := func(list ...string) string { return list[rng.IntN(len(list))] }
 	value := func(key string) string {
 		list := osloValues[key]
-		if rng.IntN(4) > 0 { // one that is right
+		if rng.IntN(4) > 0 { // a right value
 			list = list[:min(2, len(list))]
 		}
 		return pick(list...)
@@ -146,8 +146,8 @@ func newOsloCase(t *testing.T, rng *rand.Rand, dir string) osloCase {
 	return c
 }
 
-// TestOslo reads random configurations by oslo.config itself, too: both refuse them, or
-// both read the same.
+// TestOslo loads random configurations with this package and with oslo.config itself. Both fail, or both have
+// the same values.
 func TestOslo(t *testing.T) {
 	t.Parallel()
 	if err := exec.CommandContext(t.Context(), "/usr/bin/python3", "-c", "import oslo_config").Run(); err != nil {
@@ -180,7 +180,7 @@ func TestOslo(t *testing.T) {
 	if err := json.Unmarshal(out, &results); err != nil || len(results) != len(cases) {
 		t.Fatalf("%d results of %d: %v", len(results), len(cases), err)
 	}
-	read := 0
+	loaded := 0
 	for i, c := range cases {
 		src := config.Source{Files: c.files, Lenient: true, Logger: slog.New(slog.DiscardHandler)}
 		for k, v := range c.Env {
@@ -192,20 +192,20 @@ func TestOslo(t *testing.T) {
 		var got, want osloOptions
 		err := config.Load(&got, src)
 		if theirs := results[i].Error; (err != nil) != (theirs != "") {
-			t.Errorf("oslo.config: %q; ours: %v\n%s%v %v", theirs, err, c.shown, c.Args, c.Env)
+			t.Errorf("oslo.config: %q; this package: %v\n%s%v %v", theirs, err, c.shown, c.Args, c.Env)
 			continue
 		}
 		if err != nil {
 			continue
 		}
-		read++
+		loaded++
 		if err := json.Unmarshal(results[i].Options, &want); err != nil {
 			t.Fatal(err)
 		}
 		if err := json.Unmarshal(results[i].Options, &want.Database); err != nil {
 			t.Fatal(err)
 		}
-		for _, o := range []*osloOptions{&got, &want} { // empty, or none: one and the same
+		for _, o := range []*osloOptions{&got, &want} { // an empty list is equal to no list
 			if len(o.Items) == 0 {
 				o.Items = nil
 			}
@@ -217,10 +217,10 @@ func TestOslo(t *testing.T) {
 			}
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("oslo.config (-) and ours (+):\n%s%s%v %v", diff, c.shown, c.Args, c.Env)
+			t.Errorf("oslo.config (-), this package (+):\n%s%s%v %v", diff, c.shown, c.Args, c.Env)
 		}
 	}
-	if read < len(cases)/4 || read == len(cases) {
-		t.Errorf("%d of %d were read: that tests little", read, len(cases))
+	if loaded < len(cases)/4 || loaded == len(cases) {
+		t.Errorf("%d of %d cases were loaded: too few, or no case had an error", loaded, len(cases))
 	}
 }

@@ -12,18 +12,18 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Config is a configuration that can be read again while it is in use. It is safe for
-// concurrent use, and a part of package service that SIGHUP reloads.
+// Config is a configuration that can be reloaded while it is in use. T is the struct of options. A Config is
+// safe for concurrent use. It is a Part and a Reloader of package service: SIGHUP reloads it.
 type Config[T any] struct {
 	src     Source
 	current atomic.Pointer[loaded[T]]
 
-	mu    sync.Mutex // one reload at a time
-	said  map[string]bool
-	hooks []hook[T]
+	mu     sync.Mutex      // one reload at a time
+	logged map[string]bool // the warnings that were logged
+	hooks  []hook[T]
 }
 
-// loaded is one reading of a configuration.
+// loaded is the result of one load. It does not change.
 type loaded[T any] struct {
 	opts   T
 	values []Value
@@ -31,12 +31,13 @@ type loaded[T any] struct {
 	places map[string]string
 }
 
+// hook is a pair of functions of OnChange.
 type hook[T any] struct {
 	check func(old, next *T) error
 	apply func(old, next *T)
 }
 
-// Open reads a configuration. Errors and panics are those of [Load].
+// Open loads a configuration. It fails and panics as [Load] does.
 func Open[T any](src Source) (*Config[T], error) {
 	c, err := Inspect[T](src)
 	if err != nil {
@@ -45,27 +46,29 @@ func Open[T any](src Source) (*Config[T], error) {
 	return c, nil
 }
 
-// Inspect is Open for a tool that looks for everything that is wrong: beside an error the configuration
-// has what is right, with the defaults of options that are [Value.Wrong]. It is nil if a file could not be
-// read. A configuration that has an error is not for use, and must not be reloaded.
+// Inspect is [Open] for a tool that lists all errors of a configuration. With an error it still returns a
+// Config, in which options with a wrong value have their defaults, see [Value.Wrong]. It returns nil if a
+// file cannot be read. Do not run a service with a Config that came with an error, and do not reload it.
 func Inspect[T any](src Source) (*Config[T], error) {
-	c := &Config[T]{src: src, said: map[string]bool{}}
+	c := &Config[T]{src: src, logged: map[string]bool{}}
 	next := new(loaded[T])
-	l, err := load(pointer(&next.opts), src)
+	l, err := loadStruct(structOf(&next.opts), src)
 	if l.unread {
 		return nil, err
 	}
-	l.warn(src, c.said)
-	next.values, next.files, next.places = l.values(), l.files, l.places
+	l.logWarnings(src, c.logged)
+	next.values, next.files, next.places = l.listValues(), l.files, l.places
 	c.current.Store(next)
 	return c, err
 }
 
-// Files returns the files that were read, in their order: a later one wins.
+// Files returns the files that were read: a later file overrides an earlier one. The caller must not
+// change the result.
 func (c *Config[T]) Files() []string { return c.current.Load().files }
 
-// Where returns where an option stands, as [Value].Where; for an empty name, where the head of a section
-// of a family does. Of what does not exist it is empty.
+// Where returns the origin of an option's value, as Value.Where. The option may belong to a family of
+// sections; with an empty name the result is the origin of the section's head. If the option or the
+// section does not exist, the result is "".
 func (c *Config[T]) Where(section, name string) string {
 	now := c.current.Load()
 	for _, v := range now.values {
@@ -76,73 +79,73 @@ func (c *Config[T]) Where(section, name string) string {
 	return now.places[section+"."+name]
 }
 
-// Current returns the options. They do not change, and must not be changed: after a reload
-// there are others.
+// Current returns the current options. The struct does not change, and the caller must not change it: a
+// reload makes a new struct.
 func (c *Config[T]) Current() *T { return &c.current.Load().opts }
 
-// Values returns each option with where it stands, by section and name; secrets are
-// masked.
+// Values returns all options in the order of their sections and names. Secrets are masked. The caller
+// must not change the result.
 func (c *Config[T]) Values() []Value { return c.current.Load().values }
 
-// OnChange adds what is to happen when a reload changes an option. First every check is
-// asked, in the order in which they were added: an error of one, and nothing changes.
-// Then, when the new options are those of Current, every apply is called. Each may be
-// nil.
+// OnChange adds two functions for a reload that changes an option. Each may be nil. All check functions are
+// called first, in the order of the calls of OnChange. If one returns an error, nothing changes. Otherwise
+// the new options become those of Current, and all apply functions are called. The functions must not call
+// OnChange or Reload, which would block for ever.
 func (c *Config[T]) OnChange(check func(old, next *T) error, apply func(old, next *T)) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.hooks = append(c.hooks, hook[T]{check, apply})
 }
 
-// Reload reads everything again: all of it takes effect, or nothing does, and the error,
-// as of [Load], says why. Only options that are reloadable change; a change of others,
-// and of families of sections, is logged, and waits for a restart.
+// Reload loads the configuration again. Options with the tag reloadable change, all together or, on an
+// error, not at all. A change of any other option, or of a family of sections, is logged and takes effect
+// after a restart. The error is that of [Load] or of a check function, with code Invalid. One reload runs at
+// a time; a second one waits.
 func (c *Config[T]) Reload(context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	old, next := c.current.Load(), new(loaded[T])
-	l, err := load(pointer(&next.opts), c.src)
+	l, err := loadStruct(structOf(&next.opts), c.src)
 	if err != nil {
 		return err
 	}
-	was := newLoader()
+	oldLoader := newLoader()
 	before := old.opts
-	was.declareOnly(reflect.ValueOf(&before).Elem(), defaultSection)
+	oldLoader.indexFields(reflect.ValueOf(&before).Elem(), defaultSection)
 	log := c.src.Logger
 	if log == nil {
 		log = slog.Default()
 	}
-	next.values, next.files, next.places = l.values(), l.files, l.places
-	changed := false
+	next.values, next.files, next.places = l.listValues(), l.files, l.places
+	var changes [][]any // the fields of a log line for each option that changes
 	i := -1
-	for o := range l.all() {
+	for o := range l.allOptions() {
 		i++
-		prev := was.options[o.section][o.name]
+		prev := oldLoader.options[o.section][o.name]
 		if reflect.DeepEqual(o.field.Interface(), prev.field.Interface()) {
 			continue
 		}
-		if !o.is("reloadable") {
-			log.Warn("configuration: a changed option waits for a restart", "section", o.section, "option", o.name, "where", o.where)
+		if !o.hasTag("reloadable") {
+			log.Warn("changed option requires a restart", "section", o.section, "option", o.name, "where", o.where)
 			o.field.Set(prev.field)
 			next.values[i] = old.values[i]
 			continue
 		}
-		changed = true
-		log.Info("configuration: an option has changed", "section", o.section, "option", o.name, "where", o.where, "value", next.values[i].Value)
+		changes = append(changes, []any{"section", o.section, "option", o.name, "where", o.where, "value", next.values[i].Value})
 	}
-	for i, f := range l.free {
-		prev := was.free[i].field
+	for i, f := range l.families {
+		prev := oldLoader.families[i].field
 		if !reflect.DeepEqual(f.field.Interface(), prev.Interface()) {
-			log.Warn("configuration: changed sections wait for a restart", "sections", f.prefix+"*")
+			log.Warn("changed sections require a restart", "sections", f.prefix+"*")
 		}
 		f.field.Set(prev)
 	}
-	l.warn(c.src, c.said)
-	if !changed {
+	l.logWarnings(c.src, c.logged)
+	if len(changes) == 0 {
 		return nil
 	}
 	var errs []error
-	if v, ok := any(&next.opts).(interface{ Validate() error }); ok { // with the options that stay
+	if v, ok := any(&next.opts).(interface{ Validate() error }); ok { // loadStruct validated without the options that stay
 		if err := v.Validate(); err != nil {
 			errs = append(errs, fault.New(fault.Invalid, "%w", err))
 		}
@@ -155,9 +158,12 @@ func (c *Config[T]) Reload(context.Context) error {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("the configuration stays as it was: %w", err)
+		return fmt.Errorf("reload configuration, nothing changed: %w", err)
 	}
 	c.current.Store(next)
+	for _, fields := range changes {
+		log.Info("option changed", fields...)
+	}
 	for _, h := range c.hooks {
 		if h.apply != nil {
 			h.apply(&old.opts, &next.opts)
@@ -166,8 +172,9 @@ func (c *Config[T]) Reload(context.Context) error {
 	return nil
 }
 
-// declareOnly finds the options in a struct, and leaves their values.
-func (l *loader) declareOnly(v reflect.Value, section string) {
+// indexFields finds the options and families of a struct as declareFields does, but does not set their
+// fields.
+func (l *loader) indexFields(v reflect.Value, section string) {
 	for i := range v.NumField() {
 		f, field := v.Field(i), v.Type().Field(i)
 		tag := field.Tag
@@ -179,17 +186,17 @@ func (l *loader) declareOnly(v reflect.Value, section string) {
 			if l.options[s] == nil {
 				l.options[s] = map[string]*option{}
 			}
-			l.declareOnly(f, s)
+			l.indexFields(f, s)
 		case tag.Get("sections") != "":
-			l.free = append(l.free, free{field: f})
+			l.families = append(l.families, family{field: f})
 		case field.Anonymous && f.Kind() == reflect.Struct:
-			l.declareOnly(f, section)
+			l.indexFields(f, section)
 		}
 	}
 }
 
-// Start does nothing: with Stop and Reload it makes the configuration a part of a service.
+// Start does nothing and returns nil. With Start, Stop and Reload a Config is a part of a service.
 func (c *Config[T]) Start(context.Context) error { return nil }
 
-// Stop does nothing.
+// Stop does nothing and returns nil.
 func (c *Config[T]) Stop(context.Context) error { return nil }

@@ -12,41 +12,41 @@ import (
 	"github.com/armature-go/armature/internal/text"
 )
 
-// Sample writes a file with all options of a struct as comments, for an operator to set
-// some: what each is for, its type, its bounds and its default. With the comments taken
-// off it is a file of the defaults. It panics as [Load] does.
+// Sample writes a configuration file in which each option of the struct is a comment with its default,
+// its help text, its type and its bounds. The file has no effect until an operator removes the # before
+// an option. The struct's values are not read. The error is w's first one. Sample panics as [Load] does.
 func Sample(w io.Writer, opts any) error {
-	work := reflect.New(pointer(opts).Type()).Elem()
+	work := reflect.New(structOf(opts).Type()).Elem()
 	l := newLoader()
-	l.declare(work, defaultSection)
+	l.declareFields(work, defaultSection)
 	out := bufio.NewWriter(w)
-	say := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format, args...) } // the writer keeps the error
+	printf := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format, args...) } // Flush returns the error
 	for i, section := range slices.Sorted(maps.Keys(l.options)) {
 		if i > 0 {
-			say("\n")
+			printf("\n")
 		}
-		say("[%s]\n", section)
+		printf("[%s]\n", section)
 		for _, name := range slices.Sorted(maps.Keys(l.options[section])) {
 			o := l.options[section][name]
-			say("\n")
-			text.Comment(out, o.about())
-			say("#%s = %s\n", name, strings.ReplaceAll(o.tag.Get("default"), "\n", "\n#  "))
+			printf("\n")
+			text.Comment(out, o.describeOption())
+			printf("#%s = %s\n", name, strings.ReplaceAll(o.tag.Get("default"), "\n", "\n#  "))
 		}
 	}
-	for _, f := range l.free {
-		say("\n")
+	for _, f := range l.families {
+		printf("\n")
 		text.Comment(out, fmt.Sprintf("Sections [%sNAME] have options of their own.", f.prefix))
 	}
 	return out.Flush()
 }
 
-// about says what an option is.
-func (o *option) about() string {
+// describeOption returns the sentences about an option in a sample.
+func (o *option) describeOption() string {
 	about := o.tag.Get("help")
 	if about != "" {
 		about = strings.ToUpper(about[:1]) + about[1:] + ". "
 	}
-	about += strings.ToUpper(o.kind()[:1]) + o.kind()[1:]
+	about += strings.ToUpper(o.describeType()[:1]) + o.describeType()[1:]
 	if v := o.tag.Get("min"); v != "" {
 		about += ", at least " + v
 	}
@@ -57,26 +57,26 @@ func (o *option) about() string {
 		about += ": " + strings.Join(o.choices, ", ")
 	}
 	if v := o.tag.Get("regex"); v != "" {
-		about += ", of the form " + v
+		about += ", matches " + v
 	}
 	about += "."
-	if o.is("required") {
-		about += " It must be set."
+	if o.hasTag("required") {
+		about += " Required."
 	}
-	if o.is("secret") {
-		about += " Secret: " + o.name + "_file may name a file that has it."
+	if o.hasTag("secret") {
+		about += " Secret: " + o.name + "_file may name a file with the value."
 	}
-	if o.is("reloadable") {
+	if o.hasTag("reloadable") {
 		about += " A change takes effect on SIGHUP."
 	}
 	if v := o.tag.Get("deprecated"); v != "" {
-		about += " It was called " + v + "."
+		about += " Older names: " + v + "."
 	}
 	if v := o.tag.Get("unsupported"); v != "" {
 		about += " No other value is supported: " + v + "."
 	}
 	if v := o.tag.Get("removed"); v != "" {
-		about += " It has no effect any more: " + v + "."
+		about += " The option has no effect any more: " + v + "."
 	}
 	return about
 }

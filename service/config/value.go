@@ -10,11 +10,11 @@ import (
 	"time"
 )
 
-// assign sets an option's field from the text of its value. The error says
-// what the text is not, and does not repeat it.
-func assign(f reflect.Value, text string) error {
+// assignField sets an option's field from the text of its value. The error is a
+// predicate without the text, such as "is not an integer".
+func assignField(f reflect.Value, text string) error {
 	if f.Type() == reflect.TypeFor[time.Duration]() {
-		d, err := duration(text)
+		d, err := parseDuration(text)
 		f.SetInt(int64(d))
 		return err
 	}
@@ -50,39 +50,40 @@ func assign(f reflect.Value, text string) error {
 		f.SetFloat(n)
 	case reflect.Slice:
 		if f.Type().Elem().Kind() != reflect.String {
-			return fmt.Errorf("is for an option of a type that is not supported: %s", f.Type())
+			return fmt.Errorf("is for an option of type %s, which is not supported", f.Type())
 		}
 		list := reflect.Zero(f.Type())
-		items, err := split(text)
+		items, err := splitList(text)
 		for _, item := range items {
 			list = reflect.Append(list, reflect.ValueOf(item).Convert(f.Type().Elem()))
 		}
 		f.Set(list)
 		return err
 	case reflect.Map:
-		return dict(f, text)
+		return assignDict(f, text)
 	default:
-		return fmt.Errorf("is for an option of a type that is not supported: %s", f.Type())
+		return fmt.Errorf("is for an option of type %s, which is not supported", f.Type())
 	}
 	return nil
 }
 
-// duration reads "90", "0.5" (seconds) and "1m30s".
-func duration(text string) (time.Duration, error) {
+// parseDuration parses "90" and "0.5", which are seconds, and "1m30s".
+func parseDuration(text string) (time.Duration, error) {
 	if n, err := strconv.ParseFloat(text, 64); err == nil {
 		ns := n * float64(time.Second)
-		if !(math.Abs(ns) < math.MaxInt64) { // NaN, too
-			return 0, errors.New("is out of range for a time")
+		if !(math.Abs(ns) < math.MaxInt64) { // also false for NaN
+			return 0, errors.New("is out of range for a duration")
 		}
 		return time.Duration(math.Round(ns)), nil
 	}
 	d, err := time.ParseDuration(text)
 	if err != nil {
-		return 0, errors.New(`is not a time: seconds, or a form such as "1m30s"`)
+		return 0, errors.New(`is not a duration: write seconds, or a form such as "1m30s"`)
 	}
 	return d, nil
 }
 
+// numberError returns the predicate for an error of package strconv.
 func numberError(err error, want string) error {
 	if errors.Is(err, strconv.ErrRange) {
 		return errors.New("is out of range")
@@ -90,9 +91,9 @@ func numberError(err error, want string) error {
 	return errors.New("is not " + want)
 }
 
-// split reads a list: items between commas, without the blanks around them, and in quotes
-// if they have commas. Empty items do not count.
-func split(text string) (out []string, err error) {
+// splitList splits a list at commas and trims blanks. An item with a comma is in quotes. Empty items are
+// skipped.
+func splitList(text string) (out []string, err error) {
 	for rest := text; rest != ""; {
 		rest = strings.TrimLeft(rest, " \t\n")
 		if rest != "" && (rest[0] == '"' || rest[0] == '\'') {
@@ -102,7 +103,7 @@ func split(text string) (out []string, err error) {
 			}
 			item, after := rest[1:1+end], strings.TrimLeft(rest[end+2:], " \t\n")
 			if after != "" && after[0] != ',' {
-				return nil, errors.New("has something between a quote and the next comma")
+				return nil, errors.New("has text between a closing quote and the next comma")
 			}
 			out, rest = append(out, item), strings.TrimPrefix(after, ",")
 			continue
@@ -116,12 +117,12 @@ func split(text string) (out []string, err error) {
 	return out, nil
 }
 
-// dict reads a:b,c:d.
-func dict(f reflect.Value, text string) error {
+// assignDict sets a map from a list of pairs: a:b,c:d.
+func assignDict(f reflect.Value, text string) error {
 	if f.Type().Key().Kind() != reflect.String || f.Type().Elem().Kind() != reflect.String {
-		return fmt.Errorf("is for an option of a type that is not supported: %s", f.Type())
+		return fmt.Errorf("is for an option of type %s, which is not supported", f.Type())
 	}
-	items, err := split(text)
+	items, err := splitList(text)
 	if err != nil {
 		return err
 	}
@@ -132,9 +133,9 @@ func dict(f reflect.Value, text string) error {
 		key := reflect.ValueOf(k).Convert(f.Type().Key())
 		switch {
 		case !ok || k == "":
-			return errors.New("is not of the form name:value,name:value")
+			return errors.New("does not have the form name:value,name:value")
 		case out.MapIndex(key).IsValid():
-			return errors.New("has a name twice")
+			return errors.New("has the same name twice")
 		}
 		out.SetMapIndex(key, reflect.ValueOf(v).Convert(f.Type().Elem()))
 	}

@@ -24,7 +24,7 @@ type paths struct {
 	} `section:"database"`
 }
 
-// TestVariables: a file that was written for oslo.config has variables; any other has $.
+// TestVariables: in lenient mode values have variables, as in oslo.config. In strict mode a $ is a $.
 func TestVariables(t *testing.T) {
 	t.Parallel()
 	const text = "state_path = $pybasedir/state\npybasedir = /usr\nlogs = ${state_path}/logs\ndir = $logs/a\ndir = $$b\npassword = pa$$word\n" +
@@ -39,25 +39,24 @@ func TestVariables(t *testing.T) {
 	if err := config.Load(&got, config.Source{Files: write(t, "state_path = $a\npassword = pa$$word$1\n")}); err != nil || got.State != "$a" || got.Password != "pa$$word$1" {
 		t.Errorf("strict: %+v, %v", got, err)
 	}
-	for bad, says := range map[string]string{
-		"logs = $nothing":           "[DEFAULT] logs: there is no option nothing that $nothing could stand for; a $ itself is written $$",
+	for bad, want := range map[string]string{
+		"logs = $nothing":           "[DEFAULT] logs: variable $nothing: there is no option nothing; write $$ for a $",
 		"logs = ${database.x}":      "there is no option database.x",
-		"logs = $logs":              "$logs stands for itself",
-		"logs = $state_path":        "$logs stands for itself", // by way of state_path
-		"password = correct$horse1": "[DEFAULT] password: a $ begins a variable that has no value; a $ itself is written $$",
+		"logs = $logs":              "variable $logs refers to itself",
+		"logs = $state_path":        "variable $logs refers to itself", // through state_path
+		"password = correct$horse1": "[DEFAULT] password: the value has a variable that does not exist; write $$ for a $",
 	} {
 		err := config.Load(&got, config.Source{Files: write(t, bad+"\nstate_path = $logs\n"), Lenient: true})
 		if bad == "password = correct$horse1" {
 			err = config.Load(&got, config.Source{Files: write(t, bad+"\n"), Lenient: true})
 		}
-		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "horse") {
-			t.Errorf("%s: %v, want %q", bad, err, says)
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "horse") {
+			t.Errorf("%s: %v, want %q", bad, err, want)
 		}
 	}
 }
 
-// TestItems: texts that have to match, options that are set several times, and families of
-// sections in any case.
+// TestItems: the tags regex, choices and multi, and families of sections in upper and lower case.
 func TestItems(t *testing.T) {
 	t.Parallel()
 	type options struct {
@@ -71,24 +70,24 @@ func TestItems(t *testing.T) {
 	var got options
 	want := options{Name: "y-2", Names: []string{"b", "a"}, Many: []string{"1,2", "3", "4"}, Drivers: map[string]map[string]string{"Acme": {"key": "v"}}}
 	if err := config.Load(&got, config.Source{Files: files}); err != nil || !cmp.Equal(got, want) {
-		t.Errorf("%+v, %v", got, err)
+		t.Errorf("options %+v, %v; want %+v", got, err, want)
 	}
 	c, err := config.Open[options](config.Source{Files: files, Env: []string{"OS_DEFAULT__MANY=5"}})
 	if err != nil || !cmp.Equal(c.Current().Many, []string{"5"}) {
-		t.Errorf("what the environment says takes the place of all: %v", err)
+		t.Errorf("an option with the tag multi in the environment: %v, want one item", err)
 	}
-	for text, says := range map[string]string{
+	for text, want := range map[string]string{
 		"name = Y-2":                             `"Y-2" does not match ^[a-z]-[0-9]$`,
-		"names = a,d":                            `"a,d" is none of a, b, c`,
+		"names = a,d":                            `"a,d" is not one of a, b, c`,
 		"many = 1\nmany = 2\nmany = 3\nmany = 4": "has more than 3",
 	} {
-		if err := config.Load(&got, config.Source{Files: write(t, text+"\n")}); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), says) {
-			t.Errorf("%s: %v", text, err)
+		if err := config.Load(&got, config.Source{Files: write(t, text+"\n")}); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
 		}
 	}
 }
 
-// TestFind: the first of each name, files before directories, and only what there is.
+// TestFind: Find returns the first path of each name, files before directories, and only existing paths.
 func TestFind(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()
@@ -108,12 +107,12 @@ func TestFind(t *testing.T) {
 		t.Error(diff)
 	}
 	if got := config.Find(t.TempDir(), "no-such-project", ""); len(got) > 0 {
-		t.Errorf("%q, which are not there", got)
+		t.Errorf("Find = %q, want nothing", got)
 	}
 }
 
-// FuzzValue: whatever a value is, an option of each type takes it or says what it is not,
-// and what it took it takes again in the form in which it shows it.
+// FuzzValue: an option of each type accepts any value, or its error has the code Invalid. The form in which
+// Values shows an accepted value has the same meaning.
 func FuzzValue(f *testing.F) {
 	for _, seed := range []string{"", "1", "1.5", "1m30s", "a,b", "'a,b',c", "a:1,b:2", "a:'x", "true", "::1", "1e400", "-0", "$x", "${x.y}", "$$", "\x00", "ü,ö:é", "'", `"`, ",,,", ":,:"} {
 		f.Add(seed, true)
@@ -135,7 +134,7 @@ func FuzzValue(f *testing.F) {
 			c, err := config.Open[options](src)
 			if err != nil {
 				if fault.CodeOf(err) != fault.Invalid {
-					t.Errorf("%s = %q: %v", name, value, err)
+					t.Errorf("%s = %q: %v, want Invalid", name, value, err)
 				}
 				continue
 			}
@@ -147,8 +146,8 @@ func FuzzValue(f *testing.F) {
 					continue
 				}
 				src.Flags[name], src.Lenient = v.Value, false
-				again, err := config.Open[options](src)
-				if err != nil || !cmp.Equal(again.Current(), c.Current()) {
+				reread, err := config.Open[options](src)
+				if err != nil || !cmp.Equal(reread.Current(), c.Current()) {
 					t.Errorf("%s = %q, shown as %q: %v", name, value, v.Value, err)
 				}
 			}

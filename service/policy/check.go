@@ -6,101 +6,103 @@ import (
 	"strings"
 )
 
-// query is a question.
+// query is one decision: a user wants to act on a target.
 type query struct {
 	creds  *Credentials
 	target map[string]any
-	seen   func(c check, depth int, held bool) // for Explain
+	report func(c check, depth int, held bool) // gets each result for Explain; nil: no explanation
 	depth  int
 }
 
-// check is a part of a rule's check.
+// check is a node of a parsed check. String returns a text that parses to an equal check.
 type check interface {
-	holds(q *query) bool
+	isTrue(q *query) bool
 	String() string
 }
 
 type (
-	always bool
-	both   []check // and
-	either []check // or
-	not    struct{ of check }
-	// ref is another rule, which link finds.
+	constant bool
+	allOf    []check // and
+	anyOf    []check // or
+	negation struct{ of check }
+	// ref refers to another rule. linkRules sets the rule.
 	ref struct {
 		name string
 		rule *rule
 	}
-	// role and generic compare with a text that may have the target's attributes.
-	role    struct{ want template }
-	generic struct {
+	// role is true if the user has a role with the template's text.
+	role struct{ want template }
+	// comparison compares a value of the user, or a literal, with the template's text.
+	comparison struct {
 		kind    string
-		literal bool // kind is a text itself
+		literal bool // kind is a value, not the name of one
 		want    template
 	}
 )
 
-// ask judges a part, and tells Explain.
-func (q *query) ask(c check) bool {
-	if q.seen == nil {
-		return c.holds(q)
+// evaluateCheck returns whether c is true, and reports the result to Explain.
+func (q *query) evaluateCheck(c check) bool {
+	if q.report == nil {
+		return c.isTrue(q)
 	}
 	depth := q.depth
 	q.depth++
-	held := c.holds(q)
+	held := c.isTrue(q)
 	q.depth = depth
-	q.seen(c, depth, held)
+	q.report(c, depth, held)
 	return held
 }
 
-func (a always) holds(*query) bool { return bool(a) }
+func (a constant) isTrue(*query) bool { return bool(a) }
 
-func (a always) String() string {
+func (a constant) String() string {
 	if a {
 		return "@"
 	}
 	return "!"
 }
 
-func (b both) holds(q *query) bool {
-	for _, c := range b {
-		if !q.ask(c) {
+func (a allOf) isTrue(q *query) bool {
+	for _, c := range a {
+		if !q.evaluateCheck(c) {
 			return false
 		}
 	}
 	return true
 }
 
-func (b both) String() string { return join(b, " and ") }
+func (a allOf) String() string { return joinChecks(a, " and ") }
 
-func (e either) holds(q *query) bool {
-	return slices.ContainsFunc(e, q.ask)
+func (a anyOf) isTrue(q *query) bool {
+	return slices.ContainsFunc(a, q.evaluateCheck)
 }
 
-func (e either) String() string { return join(e, " or ") }
+func (a anyOf) String() string { return joinChecks(a, " or ") }
 
-func join(list []check, with string) string {
+// joinChecks returns the texts of a list of checks with a separator. Nested lists are in parentheses.
+func joinChecks(list []check, separator string) string {
 	var out []string
 	for _, c := range list {
 		switch c.(type) {
-		case both, either:
+		case allOf, anyOf:
 			out = append(out, "("+c.String()+")")
 		default:
 			out = append(out, c.String())
 		}
 	}
-	return strings.Join(out, with)
+	return strings.Join(out, separator)
 }
 
-func (n not) holds(q *query) bool { return !q.ask(n.of) }
+func (n negation) isTrue(q *query) bool { return !q.evaluateCheck(n.of) }
 
-func (n not) String() string { return "not " + join([]check{n.of}, "") }
+func (n negation) String() string { return "not " + joinChecks([]check{n.of}, "") }
 
-func (r *ref) holds(q *query) bool { return r.rule != nil && q.ask(r.rule.check) }
+func (r *ref) isTrue(q *query) bool { return r.rule != nil && q.evaluateCheck(r.rule.check) }
 
 func (r *ref) String() string { return "rule:" + r.name }
 
-func (r *role) holds(q *query) bool {
-	want, ok := r.want.fill(q)
+func (r *role) isTrue(q *query) bool {
+	want, ok := r.want.expandText(q)
 	if !ok {
 		return false
 	}
@@ -114,15 +116,15 @@ func (r *role) holds(q *query) bool {
 
 func (r *role) String() string { return "role:" + r.want.text }
 
-func (g *generic) holds(q *query) bool {
-	want, ok := g.want.fill(q)
+func (m *comparison) isTrue(q *query) bool {
+	want, ok := m.want.expandText(q)
 	if !ok {
 		return false
 	}
-	if g.literal {
-		return unquote(g.kind) == want
+	if m.literal {
+		return trimQuotes(m.kind) == want
 	}
-	switch g.kind {
+	switch m.kind {
 	case "user_id":
 		return q.creds.UserID != "" && q.creds.UserID == want
 	case "project_id", "tenant_id":
@@ -132,26 +134,27 @@ func (g *generic) holds(q *query) bool {
 	case "system_scope", "system":
 		return q.creds.SystemScope != "" && q.creds.SystemScope == want
 	case "is_admin":
-		return show(q.creds.IsAdmin) == want
+		return formatValue(q.creds.IsAdmin) == want
 	}
-	return matches(q.creds.Extra, g.kind, want)
+	return matchesValue(q.creds.Extra, m.kind, want)
 }
 
-func (g *generic) String() string { return g.kind + ":" + g.want.text }
+func (m *comparison) String() string { return m.kind + ":" + m.want.text }
 
-// matches looks a name up, which with dots leads into maps; in a list any item will do.
-func matches(in any, path, want string) bool {
+// matchesValue reports whether the value at path is want. Dots in path lead into nested maps. A key with
+// dots is found, too. Of a list one element must match.
+func matchesValue(in any, path, want string) bool {
 	switch v := in.(type) {
 	case map[string]any:
-		if x, ok := v[path]; ok && matches(x, "", want) {
+		if x, ok := v[path]; ok && matchesValue(x, "", want) {
 			return true
 		}
 		head, rest, dotted := strings.Cut(path, ".")
 		x, ok := v[head]
-		return ok && dotted && matches(x, rest, want)
+		return ok && dotted && matchesValue(x, rest, want)
 	case []any:
 		for _, x := range v {
-			if matches(x, path, want) {
+			if matchesValue(x, path, want) {
 				return true
 			}
 		}
@@ -164,11 +167,11 @@ func matches(in any, path, want string) bool {
 		}
 		return false
 	}
-	return path == "" && show(in) == want
+	return path == "" && formatValue(in) == want
 }
 
-// show writes a value as Python does.
-func show(v any) string {
+// formatValue returns the text of a value as Python's str does, because oslo.policy compares such texts.
+func formatValue(v any) string {
 	switch x := v.(type) {
 	case string:
 		return x
@@ -183,24 +186,26 @@ func show(v any) string {
 	return fmt.Sprint(v)
 }
 
-func unquote(s string) string {
+// trimQuotes removes equal quotes at both ends of s.
+func trimQuotes(s string) string {
 	if n := len(s); n >= 2 && (s[0] == '\'' || s[0] == '"') && s[n-1] == s[0] {
 		return s[1 : n-1]
 	}
 	return s
 }
 
-// template is a text with %(NAME)s in it.
+// template is a text with attributes of the target, each as %(NAME)s.
 type template struct {
 	text  string
-	whole string // the one name that is all of it
+	whole string // the name, if the template is one attribute and nothing else
 	parts []part
 }
 
+// part is a text or the name of an attribute.
 type part struct{ text, name string }
 
-// newTemplate reads a text. The error says what is wrong with it.
-func newTemplate(text string) (template, error) {
+// parseTemplate parses the right side of a term.
+func parseTemplate(text string) (template, error) {
 	t := template{text: text}
 	rest := text
 	for {
@@ -224,10 +229,11 @@ func newTemplate(text string) (template, error) {
 	return t, nil
 }
 
-// fill puts the target's attributes in. Not ok: one is not there.
-func (t *template) fill(q *query) (string, bool) {
+// expandText returns the text with the target's attributes in it. It returns false if an attribute does not
+// exist.
+func (t *template) expandText(q *query) (string, bool) {
 	if t.whole != "" {
-		return q.attribute(t.whole)
+		return q.findAttribute(t.whole)
 	}
 	if len(t.parts) == 1 {
 		return t.parts[0].text, true
@@ -238,7 +244,7 @@ func (t *template) fill(q *query) (string, bool) {
 		if p.name == "" {
 			continue
 		}
-		v, ok := q.attribute(p.name)
+		v, ok := q.findAttribute(p.name)
 		if !ok {
 			return "", false
 		}
@@ -247,13 +253,14 @@ func (t *template) fill(q *query) (string, bool) {
 	return out.String(), true
 }
 
-// attribute returns one of the target's.
-func (q *query) attribute(name string) (string, bool) {
+// findAttribute returns the text of an attribute of the target. Dots in the name lead into nested maps. It
+// returns false if the attribute does not exist.
+func (q *query) findAttribute(name string) (string, bool) {
 	if v, ok := q.target[name]; ok {
-		return show(v), true
+		return formatValue(v), true
 	}
 	if q.target == nil {
-		switch name { // the asker's own, see Enforce
+		switch name { // the user's own, see Enforce
 		case "project_id":
 			return q.creds.ProjectID, q.creds.ProjectID != ""
 		case "user_id":
@@ -273,7 +280,7 @@ func (q *query) attribute(name string) (string, bool) {
 			return "", false
 		}
 		if !dotted {
-			return show(v), true
+			return formatValue(v), true
 		}
 		in, name = v, rest
 	}

@@ -23,67 +23,69 @@ import (
 	"github.com/armature-go/armature/internal/text"
 )
 
-// override is a rule in a file.
+// override is a rule in a file of the operator.
 type override struct {
 	name, text, where string
 	check             check
 }
 
-// Reload reads the files again and logs which rules changed. SIGHUP calls it. The error is
-// Invalid, with all that is wrong, each with its file and line; the rules in force stay then.
-// A file that had rules and now is gone, or has none, is such an error: {} in a file says that
-// it has no rules on purpose.
-func (e *Enforcer) Reload(context.Context) error { return e.load() }
+// Reload reads the files again and logs the rules whose checks changed. SIGHUP calls it. Only one reload
+// runs at a time; decisions go on meanwhile. On an error the active rules stay as they are. The error is
+// Invalid, with all errors at once, each with its file and line, as those of [New]. A file that had rules
+// and now has none, or does not exist, is an error, too, so that a lost file does not open an API: a file
+// with {} has no rules on purpose.
+func (e *Enforcer) Reload(context.Context) error { return e.loadFiles() }
 
-// Watch reads the files again if they have changed. It is for service.Loop.
+// Watch reads the files and does what [Enforcer.Reload] does if a file has changed. It is for service.Loop.
 func (e *Enforcer) Watch(context.Context) error {
 	e.mu.Lock()
-	seen := e.seen
+	_, sum, err := e.readFilesLocked()
+	unchanged := err == nil && sum == e.sum
 	e.mu.Unlock()
-	_, now, err := e.readFiles()
-	if err == nil && now == seen {
+	if unchanged {
 		return nil
 	}
-	return e.load()
+	return e.loadFiles()
 }
 
-func (e *Enforcer) load() error {
+// loadFiles reads the files, makes a set of rules and activates the set, unless there is an error.
+func (e *Enforcer) loadFiles() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	files, seen, err := e.readFiles()
+	files, sum, err := e.readFilesLocked()
 	var overrides []override
 	for _, f := range files {
 		overrides = append(overrides, f.rules...)
 	}
-	next, errs := e.compile(overrides)
+	next, errs := e.compileLocked(overrides)
 	errs = append([]error{err}, errs...)
-	for _, name := range e.files { // of the rules in force
+	for _, name := range e.files { // the files of the active rules
 		if err != nil {
-			break // a file without rules may be one that cannot be read
+			break // a file without rules may be the file with the error
 		}
 		if i := slices.IndexFunc(files, func(f file) bool { return f.name == name }); i < 0 || len(files[i].rules) == 0 && !files[i].cleared {
-			errs = append(errs, fmt.Errorf("%s: the file had rules and has none now: the rules in force stay; write {} into the file to go back to the defaults, or restart the service", name))
+			errs = append(errs, fmt.Errorf("%s: the file had rules and has none now: the active rules stay; write {} into the file to use the defaults, or restart the service", name))
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return fault.New(fault.Invalid, "%w", err)
 	}
-	before := e.set.Swap(next)
-	e.seen, e.files = seen, nil
+	before := e.active.Swap(next)
+	e.sum, e.files = sum, nil
 	for _, f := range files {
 		if len(f.rules) > 0 {
 			e.files = append(e.files, f.name)
 		}
 	}
 	if before != nil {
-		changed := next.changes(before)
-		e.cfg.Logger.Info("policy: rules reloaded", "changed", len(changed), "rules", changed)
+		changed := next.listChanges(before)
+		e.cfg.Logger.Info("policy rules reloaded", "changed", len(changed), "rules", changed)
 	}
 	return nil
 }
 
-// changes returns the rules whose check differs from that in another set.
-func (s *set) changes(before *set) []string {
+// listChanges returns a text for each rule whose check differs from the check in the set before.
+func (s *ruleSet) listChanges(before *ruleSet) []string {
 	out := []string{}
 	all := maps.Clone(before.rules)
 	maps.Copy(all, s.rules)
@@ -102,17 +104,17 @@ func (s *set) changes(before *set) []string {
 	return out
 }
 
-// file is a file of an operator.
+// file is a file of the operator.
 type file struct {
 	name    string
 	rules   []override
-	cleared bool // it says {}: no rules on purpose
+	cleared bool // the file is {}: it has no rules on purpose
 }
 
-// names returns those of the files, in the order in which they are read. A file that is named
-// and does not exist is left out, unless it is required; a link to nothing is an error, as is
-// whatever is neither a file nor, in a directory, a directory.
-func (e *Enforcer) names() (out []string, errs []error) {
+// listFilesLocked returns the names of the files in the order in which they are read. A configured path
+// that does not exist is skipped, unless it is required. A symbolic link to a missing file is not skipped:
+// reading the file fails.
+func (e *Enforcer) listFilesLocked() (out []string, errs []error) {
 	exists := func(path string) bool {
 		_, err := os.Lstat(path)
 		if errors.Is(err, fs.ErrNotExist) && slices.Contains(e.cfg.Required, path) {
@@ -132,15 +134,15 @@ func (e *Enforcer) names() (out []string, errs []error) {
 			errs = append(errs, err)
 			continue
 		}
-		for _, f := range entries { // by name
+		for _, f := range entries { // in the order of their names
 			path := filepath.Join(dir, f.Name())
 			switch name := f.Name(); {
-			case strings.HasPrefix(name, "."): // oslo.policy leaves these out, too
+			case strings.HasPrefix(name, "."): // oslo.policy skips these, too
 			case strings.HasSuffix(name, "~"), strings.HasPrefix(name, "#") && strings.HasSuffix(name, "#"):
-				e.warn("%s is an editor's copy and is not read", path)
+				e.warnOnceLocked("policy file skipped: an editor's copy", "file", path)
 			default:
-				if info, err := os.Stat(path); err == nil && info.IsDir() { // oslo.policy does not read below it
-					e.warn("%s is a directory and is not read", path)
+				if info, err := os.Stat(path); err == nil && info.IsDir() { // oslo.policy skips it, too
+					e.warnOnceLocked("policy file skipped: a directory", "file", path)
 					continue
 				}
 				out = append(out, path)
@@ -150,9 +152,10 @@ func (e *Enforcer) names() (out []string, errs []error) {
 	return out, errs
 }
 
-// readFiles reads the files, and returns a sum of all of them.
-func (e *Enforcer) readFiles() (out []file, sum string, err error) {
-	names, errs := e.names()
+// readFilesLocked reads all files and returns their rules and a checksum of names and contents. On an error
+// it still returns the files without one.
+func (e *Enforcer) readFilesLocked() (out []file, sum string, err error) {
+	names, errs := e.listFilesLocked()
 	h := sha256.New()
 	for _, name := range names {
 		raw, err := readRegular(name)
@@ -167,7 +170,7 @@ func (e *Enforcer) readFiles() (out []file, sum string, err error) {
 	return out, hex.EncodeToString(h.Sum(nil)), errors.Join(errs...)
 }
 
-// readRegular reads a file, and refuses what is none: reading a pipe would block.
+// readRegular reads a regular file. Anything else is an error: reading a pipe would block.
 func readRegular(name string) ([]byte, error) {
 	info, err := os.Stat(name)
 	if err != nil {
@@ -179,26 +182,27 @@ func readRegular(name string) ([]byte, error) {
 	return os.ReadFile(name)
 }
 
-// parseFile reads a file from names to checks.
+// parseFile parses a file that maps names of rules to checks. It returns all errors, and the rules
+// without one.
 func parseFile(name string, raw []byte) (out file, errs []error) {
 	out.name = name
 	var doc, more yaml.Node
 	in := yaml.NewDecoder(bytes.NewReader(raw))
 	switch err := in.Decode(&doc); {
 	case errors.Is(err, io.EOF):
-		return out, nil // nothing but comments
+		return out, nil // the file is empty, or has only comments
 	case err != nil:
 		return out, []error{fmt.Errorf("%s: %w", name, err)}
 	}
 	if err := in.Decode(&more); !errors.Is(err, io.EOF) {
-		return out, []error{fmt.Errorf("%s: more than one document: only the first would count, remove the line ---", name)}
+		return out, []error{fmt.Errorf("%s: the file has more than one document, and only the first has an effect: remove the line ---", name)}
 	}
 	if doc.Kind == 0 || len(doc.Content) == 0 || doc.Content[0].Tag == "!!null" {
 		return out, nil
 	}
 	top := doc.Content[0]
 	if top.Kind != yaml.MappingNode {
-		return out, []error{fmt.Errorf("%s:%d: want a map from names of rules to checks", name, top.Line)}
+		return out, []error{fmt.Errorf("%s:%d: want a map of names of rules to checks", name, top.Line)}
 	}
 	out.cleared = len(top.Content) == 0
 	seen := map[string]int{}
@@ -210,11 +214,11 @@ func parseFile(name string, raw []byte) (out file, errs []error) {
 			continue
 		}
 		if line := seen[k.Value]; line > 0 {
-			errs = append(errs, fmt.Errorf("%s: rule %s stands on line %d already", where, k.Value, line))
+			errs = append(errs, fmt.Errorf("%s: rule %s is on line %d already", where, k.Value, line))
 			continue
 		}
 		seen[k.Value] = k.Line
-		c, text, err := fromYAML(v)
+		c, text, err := parseYAML(v)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: rule %s: %w", where, k.Value, err))
 			continue
@@ -224,36 +228,37 @@ func parseFile(name string, raw []byte) (out file, errs []error) {
 	return out, errs
 }
 
-// fromYAML reads a check: a text, or a list of lists, of which one must hold whole. The answers
-// are those of oslo.policy, but for values that it takes for "always" although no author wrote
-// so, such as !, which in YAML is a tag without a value: they are errors.
-func fromYAML(v *yaml.Node) (check, string, error) {
+// parseYAML parses the value of a rule: a text, or a list of lists of texts. The list is true if all texts
+// of one inner list are true. Decisions are equal to oslo.policy's. But a value that oslo.policy reads as
+// "always true", although its author surely meant something else, is an error: for example an unquoted !,
+// which in YAML is a tag without a value.
+func parseYAML(v *yaml.Node) (check, string, error) {
 	const quoted = yaml.SingleQuotedStyle | yaml.DoubleQuotedStyle
 	switch {
 	case v.Kind == yaml.ScalarNode && (v.Tag == "!!null" || v.Value == "" && v.Style&quoted == 0):
-		return nil, "", errors.New(`no value: write "@" to allow, "!" to deny, in quotes`)
+		return nil, "", errors.New(`no value: write "@" to allow or "!" to deny, with the quotes`)
 	case v.Kind == yaml.ScalarNode && v.Tag != "!!str", v.Kind != yaml.ScalarNode && v.Kind != yaml.SequenceNode:
 		return nil, "", errors.New("want a text or a list of lists of texts")
 	case v.Kind == yaml.ScalarNode:
-		c, err := parse(v.Value)
+		c, err := parseCheck(v.Value)
 		return c, v.Value, err
 	case len(v.Content) == 0:
-		return nil, "", errors.New(`an empty list allows everything in oslo.policy: write "@" for that, or "!" to deny`)
+		return nil, "", errors.New(`an empty list, which allows everything in oslo.policy: write "@" to allow or "!" to deny, with the quotes`)
 	}
-	text := func(v *yaml.Node) error {
+	requireText := func(v *yaml.Node) error {
 		if v.Kind != yaml.ScalarNode || v.Tag != "!!str" || v.Value == "" && v.Style&quoted == 0 {
 			return fmt.Errorf("line %d: want a text in quotes", v.Line)
 		}
 		return nil
 	}
-	var some either
+	var alternatives anyOf
 	for _, one := range v.Content {
 		items := one.Content
 		if one.Kind != yaml.SequenceNode {
-			if err := text(one); err != nil {
+			if err := requireText(one); err != nil {
 				return nil, "", err
 			}
-			if one.Value == "" { // oslo.policy passes over these, and over empty lists
+			if one.Value == "" { // oslo.policy skips these, and empty lists
 				continue
 			}
 			items = []*yaml.Node{one}
@@ -261,30 +266,30 @@ func fromYAML(v *yaml.Node) (check, string, error) {
 		if len(items) == 0 {
 			continue
 		}
-		var all both
+		var terms allOf
 		for _, item := range items {
-			if err := text(item); err != nil {
+			if err := requireText(item); err != nil {
 				return nil, "", err
 			}
-			c, err := atom(cmp.Or(item.Value, "!")) // beside others, "" is false
+			c, err := parseTerm(cmp.Or(item.Value, "!")) // in an inner list, "" is false
 			if err != nil {
 				return nil, "", fmt.Errorf("line %d: %w", item.Line, err)
 			}
-			all = append(all, c)
+			terms = append(terms, c)
 		}
-		some = append(some, all)
+		alternatives = append(alternatives, terms)
 	}
-	if len(some) == 0 {
-		return always(false), "!", nil
+	if len(alternatives) == 0 {
+		return constant(false), "!", nil
 	}
-	return some, some.String(), nil
+	return alternatives, alternatives.String(), nil
 }
 
-// compile makes a set of the rules and what files say of them.
-func (e *Enforcer) compile(overrides []override) (*set, []error) {
-	s := &set{rules: make(map[string]*rule, len(e.rules))}
+// compileLocked makes a set from the rules in code and the overrides in files. It returns all errors.
+func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
+	s := &ruleSet{rules: make(map[string]*rule, len(e.rules))}
 	var errs []error
-	older := map[string]*Rule{} // by older name
+	renamed := map[string]*Rule{} // older name to rule
 	for i := range e.rules {
 		def := &e.rules[i]
 		if def.Name == "" || s.rules[def.Name] != nil {
@@ -293,39 +298,39 @@ func (e *Enforcer) compile(overrides []override) (*set, []error) {
 		}
 		for _, scope := range def.Scopes {
 			if scope != "system" && scope != "domain" && scope != "project" {
-				errs = append(errs, fmt.Errorf("rule %s: there is no scope %q: system, domain and project are", def.Name, scope))
+				errs = append(errs, fmt.Errorf("rule %s: there is no scope %q: use system, domain or project", def.Name, scope))
 			}
 		}
 		r := &rule{def: def, text: def.Check, where: "default"}
 		var err error
-		if r.check, err = parse(def.Check); err != nil {
+		if r.check, err = parseCheck(def.Check); err != nil {
 			errs = append(errs, fmt.Errorf("rule %s: %w", def.Name, err))
-			r.check = always(false)
+			r.check = constant(false)
 		}
 		if d := def.Deprecated; d != nil {
 			if d.Name != "" {
-				older[d.Name] = def
+				renamed[d.Name] = def
 			}
 			if d.Check != "" {
-				c, err := parse(d.Check)
+				c, err := parseCheck(d.Check)
 				if err != nil {
-					errs = append(errs, fmt.Errorf("rule %s: its older check: %w", def.Name, err))
+					errs = append(errs, fmt.Errorf("rule %s: older check: %w", def.Name, err))
 				} else if e.cfg.OldDefaults {
-					r.check = either{r.check, c}
+					r.check = anyOf{r.check, c}
 				}
 			}
 		}
 		s.rules[def.Name] = r
 	}
-	named := map[string]bool{} // in files under their own names
+	overridden := map[string]bool{} // rules that files have under their current names
 	for _, o := range overrides {
-		named[o.name] = true
+		overridden[o.name] = true
 	}
 	for _, o := range overrides {
 		r := s.rules[o.name]
-		if def := older[o.name]; r == nil && def != nil {
-			e.warn("%s: rule %s is %s now: %s", o.where, o.name, def.Name, def.Deprecated.Reason)
-			if named[def.Name] {
+		if def := renamed[o.name]; r == nil && def != nil {
+			e.warnOnceLocked("policy rule was renamed, use its new name", "where", o.where, "rule", o.name, "new_name", def.Name, "reason", def.Deprecated.Reason)
+			if overridden[def.Name] {
 				continue
 			}
 			r = s.rules[def.Name]
@@ -334,50 +339,52 @@ func (e *Enforcer) compile(overrides []override) (*set, []error) {
 		case r != nil:
 			r.check, r.text, r.where = o.check, o.text, o.where
 		case e.cfg.Lenient:
-			e.warn("%s: there is no rule %s%s", o.where, o.name, nearest(o.name, s.rules))
+			e.warnOnceLocked("policy rule does not exist", "where", o.where, "rule", o.name, "nearest", nearestRule(o.name, s.rules))
 			s.rules[o.name] = &rule{def: &Rule{Name: o.name}, check: o.check, text: o.text, where: o.where}
-		case referred(o.name, overrides): // a rule that others in the files are made of
+		case isReferenced(o.name, overrides): // other rules in the files use it
 			s.rules[o.name] = &rule{def: &Rule{Name: o.name}, check: o.check, text: o.text, where: o.where}
 		default:
-			errs = append(errs, fmt.Errorf("%s: there is no rule %s%s", o.where, o.name, nearest(o.name, s.rules)))
+			errs = append(errs, fmt.Errorf("%s: there is no rule %s%s", o.where, o.name, hintRule(o.name, s.rules)))
 		}
 	}
-	return s, append(errs, s.link()...)
+	return s, append(errs, s.linkRules()...)
 }
 
-// referred reports whether a rule in a file is part of another one there.
-func referred(name string, overrides []override) bool {
+// isReferenced reports whether a check in the files refers to the rule name.
+func isReferenced(name string, overrides []override) bool {
 	found := false
 	for _, o := range overrides {
-		walk(o.check, func(r *ref) { found = found || r.name == name })
+		walkRefs(o.check, func(r *ref) { found = found || r.name == name })
 	}
 	return found
 }
 
-func walk(c check, f func(*ref)) {
+// walkRefs calls f for each reference to a rule in c, from left to right. It does not follow the references.
+func walkRefs(c check, f func(*ref)) {
 	switch v := c.(type) {
 	case *ref:
 		f(v)
-	case not:
-		walk(v.of, f)
-	case both:
+	case negation:
+		walkRefs(v.of, f)
+	case allOf:
 		for _, c := range v {
-			walk(c, f)
+			walkRefs(c, f)
 		}
-	case either:
+	case anyOf:
 		for _, c := range v {
-			walk(c, f)
+			walkRefs(c, f)
 		}
 	}
 }
 
-// link finds the rules that rules refer to.
-func (s *set) link() (errs []error) {
+// linkRules resolves the references between rules. It returns an error for each reference to a rule that
+// does not exist, and for each cycle.
+func (s *ruleSet) linkRules() (errs []error) {
 	for _, name := range slices.Sorted(maps.Keys(s.rules)) {
 		r := s.rules[name]
-		walk(r.check, func(to *ref) {
+		walkRefs(r.check, func(to *ref) {
 			if to.rule = s.rules[to.name]; to.rule == nil {
-				errs = append(errs, fmt.Errorf("%s: rule %s refers to rule %s, which there is not%s", r.where, name, to.name, nearest(to.name, s.rules)))
+				errs = append(errs, fmt.Errorf("%s: rule %s refers to rule %s, which does not exist%s", r.where, name, to.name, hintRule(to.name, s.rules)))
 			}
 		})
 	}
@@ -393,7 +400,7 @@ func (s *set) link() (errs []error) {
 		if done[name] || r == nil {
 			return
 		}
-		walk(r.check, func(to *ref) { visit(to.name, append(slices.Clip(path), name)) })
+		walkRefs(r.check, func(to *ref) { visit(to.name, append(slices.Clip(path), name)) })
 		done[name] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.rules)) {
@@ -402,24 +409,30 @@ func (s *set) link() (errs []error) {
 	return errs
 }
 
-// warn says something once.
-func (e *Enforcer) warn(format string, args ...any) {
-	if text := fmt.Sprintf(format, args...); !e.warned[text] {
-		e.warned[text] = true
-		e.cfg.Logger.Warn("policy: " + text)
+// warnOnceLocked logs a warning with its fields, unless the same warning was logged before: Watch reads the
+// files many times.
+func (e *Enforcer) warnOnceLocked(msg string, fields ...any) {
+	if key := fmt.Sprintf("%s %q", msg, fields); !e.warned[key] {
+		e.warned[key] = true
+		e.cfg.Logger.Warn(msg, fields...)
 	}
 }
 
-// nearest names the rule that may have been meant.
-func nearest(name string, rules map[string]*rule) string {
+// hintRule returns a clause with the nearest rule, to be appended to an error, or "".
+func hintRule(name string, rules map[string]*rule) string {
+	if nearest := nearestRule(name, rules); nearest != "" {
+		return "; the nearest is " + nearest
+	}
+	return ""
+}
+
+// nearestRule returns the name that is most similar to name, or "" if none is similar.
+func nearestRule(name string, rules map[string]*rule) string {
 	best, least := "", max(len(name)/2+1, 3)
 	for _, other := range slices.Sorted(maps.Keys(rules)) {
 		if d := text.Distance(name, other); d < least {
 			best, least = other, d
 		}
 	}
-	if best == "" {
-		return ""
-	}
-	return "; the nearest is " + best
+	return best
 }

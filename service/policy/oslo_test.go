@@ -16,20 +16,20 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// osloCase is a set of files and a request that oslo.policy and this package judge.
+// osloCase is a set of files and a request, about which oslo.policy and this package decide.
 type osloCase struct {
 	File   string            `json:"file"`
 	Dir    string            `json:"dir"`
-	Rules  map[string]string `json:"rules"` // the defaults
+	Rules  map[string]string `json:"rules"` // names to default checks
 	Creds  map[string]any    `json:"creds"`
 	Target map[string]any    `json:"target"`
 
-	shown string // the files, for people
-	plain bool   // no file has anything that this package may refuse
+	shown string // the files' contents, for a failure's message
+	plain bool   // this package must accept all files
 }
 
-// osloPlain are values of a rule in a file that both take. osloOdd are values that this package
-// may refuse instead: those that oslo.policy cannot read, and those that it takes for "always".
+// osloPlain are values of a rule in a file that both accept. osloOdd are values that this package may
+// reject: values that oslo.policy cannot parse, and values that it reads as "always true".
 var (
 	osloPlain = []string{
 		`"@"`, `"!"`, `'!'`, `""`, `''`, `'role:reader'`, `'role:admin or role:READER'`, `'not role:admin'`, `'rule:own and role:reader'`, `'not (role:admin or rule:own)'`,
@@ -43,6 +43,7 @@ var (
 	}
 )
 
+// newOsloCase returns a random case.
 func newOsloCase(t *testing.T, rng *rand.Rand) osloCase {
 	t.Helper()
 	root := t.TempDir()
@@ -56,15 +57,15 @@ func newOsloCase(t *testing.T, rng *rand.Rand) osloCase {
 	if err := os.Mkdir(c.Dir, 0o750); err != nil {
 		t.Fatal(err)
 	}
-	put := func(name string) {
+	writeRandom := func(name string) {
 		var out strings.Builder
-		odd := func(text string) {
+		writeOdd := func(text string) {
 			c.plain = false
 			out.WriteString(text)
 		}
 		switch rng.IntN(20) {
 		case 0:
-			odd(pick("- a\n", "text\n", "a: [\n", "'get': '@'\n---\n'get': '!'\n", "--- {}\n---\nget: '!'\n"))
+			writeOdd(pick("- a\n", "text\n", "a: [\n", "'get': '@'\n---\n'get': '!'\n", "--- {}\n---\nget: '!'\n"))
 		case 1:
 			out.WriteString(pick("", "# nothing\n", "{}\n", "---\n"))
 		}
@@ -73,14 +74,14 @@ func newOsloCase(t *testing.T, rng *rand.Rand) osloCase {
 		for _, name := range rules[:rng.IntN(3)] {
 			value := pick(osloPlain...)
 			if value == "'rule:get'" && name == "get" || strings.Contains(value, "rule:own") && name == "own" || value == "'rule:get'" && name == "own" {
-				value = "'role:reader'" // no rule refers to itself
+				value = "'role:reader'" // a rule must not refer to itself
 			}
 			if out.Len() > 0 && strings.Contains(out.String(), "{}") {
 				break
 			}
 			if rng.IntN(12) == 0 {
 				value = pick(osloOdd...)
-				odd("")
+				writeOdd("")
 			}
 			fmt.Fprintf(&out, "%s: %s\n", name, value)
 		}
@@ -90,14 +91,14 @@ func newOsloCase(t *testing.T, rng *rand.Rand) osloCase {
 		c.shown += "--- " + strings.TrimPrefix(name, root) + "\n" + out.String()
 	}
 	if rng.IntN(4) > 0 {
-		put(c.File)
+		writeRandom(c.File)
 	}
 	for _, name := range []string{"10.yaml", "lockdown", "site.conf", "Z.YAML", "a.json", ".hidden.yaml", ".#10.yaml"} {
 		if rng.IntN(6) == 0 {
-			put(filepath.Join(c.Dir, name))
+			writeRandom(filepath.Join(c.Dir, name))
 		}
 	}
-	if rng.IntN(4) == 0 { // directories below are not read
+	if rng.IntN(4) == 0 { // a directory below, which is skipped
 		if err := os.Mkdir(filepath.Join(c.Dir, "sub.yaml"), 0o750); err != nil {
 			t.Fatal(err)
 		}
@@ -105,9 +106,9 @@ func newOsloCase(t *testing.T, rng *rand.Rand) osloCase {
 	return c
 }
 
-// TestOslo has oslo.policy itself judge the same requests by the same files. Both give the same
-// answer; this package may also refuse what oslo.policy cannot read, or takes for "always"
-// although no author of the file wrote so.
+// TestOslo compares the decisions of this package with those of oslo.policy itself, for random files and
+// requests. They are equal, except that this package may reject a file that oslo.policy cannot parse, or
+// that has a value which oslo.policy reads as "always true" against its author's intent.
 func TestOslo(t *testing.T) {
 	t.Parallel()
 	if err := exec.CommandContext(t.Context(), "/usr/bin/python3", "-c", "import oslo_policy").Run(); err != nil {
@@ -140,7 +141,7 @@ func TestOslo(t *testing.T) {
 	if err := json.Unmarshal(out, &results); err != nil || len(results) != len(cases) {
 		t.Fatalf("%d results of %d: %v", len(results), len(cases), err)
 	}
-	judged := 0
+	compared := 0
 	for i, c := range cases {
 		theirs := results[i]
 		var rules []policy.Rule
@@ -150,48 +151,48 @@ func TestOslo(t *testing.T) {
 		e, err := policy.New(rules, policy.Config{File: c.File, Dirs: []string{c.Dir}, Logger: slog.New(slog.DiscardHandler)})
 		if err != nil {
 			if c.plain {
-				t.Errorf("refused: %v; oslo.policy: %+v\n%s", err, theirs, c.shown)
+				t.Errorf("rejected: %v; oslo.policy: %+v\n%s", err, theirs, c.shown)
 			}
 			continue
 		}
 		if theirs.Error != "" {
-			t.Errorf("not refused; oslo.policy: %s\n%s", theirs.Error, c.shown)
+			t.Errorf("accepted; oslo.policy: %s\n%s", theirs.Error, c.shown)
 			continue
 		}
-		judged++
+		compared++
 		roles, _ := c.Creds["roles"].([]string)
-		who := policy.Credentials{UserID: fmt.Sprint(c.Creds["user_id"]), ProjectID: fmt.Sprint(c.Creds["project_id"]), Roles: roles}
+		creds := policy.Credentials{UserID: fmt.Sprint(c.Creds["user_id"]), ProjectID: fmt.Sprint(c.Creds["project_id"]), Roles: roles}
 		for name, want := range theirs.Allowed {
-			if got := e.Check(who, name, c.Target) == nil; got != want {
-				t.Errorf("%s: ours %t, oslo.policy %t; %v, %v, defaults %v\n%s", name, got, want, c.Creds, c.Target, c.Rules, c.shown)
+			if got := e.Check(creds, name, c.Target) == nil; got != want {
+				t.Errorf("rule %s: this package %t, oslo.policy %t; %v, %v, defaults %v\n%s", name, got, want, c.Creds, c.Target, c.Rules, c.shown)
 			}
 		}
 	}
-	if judged < len(cases)/3 || judged == len(cases) {
-		t.Errorf("%d of %d were judged: that tests little", judged, len(cases))
+	if compared < len(cases)/3 || compared == len(cases) {
+		t.Errorf("%d of %d cases were compared: too few, or no case was rejected", compared, len(cases))
 	}
 }
 
-// TestRefused: a value of a rule that is always true for oslo.policy, although no author of
-// the file wrote so, is refused, with its place and what to write.
-func TestRefused(t *testing.T) {
+// TestAmbiguousValues: a value that oslo.policy reads as "always true" against its author's intent is an
+// error that has the file and line, and says what to write.
+func TestAmbiguousValues(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{
-		"get: !":                            `policy.yaml:1: rule get: no value: write "@" to allow, "!" to deny, in quotes`,
+		"get: !":                            `policy.yaml:1: rule get: no value: write "@" to allow or "!" to deny, with the quotes`,
 		"get:":                              `policy.yaml:1: rule get: no value`,
 		"get: ~":                            `policy.yaml:1: rule get: no value`,
 		"get: !!str":                        `policy.yaml:1: rule get: no value`,
 		"get: |\n":                          `policy.yaml:1: rule get: no value`,
 		"get: []":                           `policy.yaml:1: rule get: an empty list`,
-		"get: '  '":                         `policy.yaml:1: rule get: a blank check`,
+		"get: '  '":                         `policy.yaml:1: rule get: the check is blank`,
 		"get: true":                         `policy.yaml:1: rule get: want a text or a list`,
 		"get: [[~]]":                        `policy.yaml:1: rule get: line 1: want a text`,
 		"get: [~]":                          `policy.yaml:1: rule get: line 1: want a text`,
 		"get: [[!]]":                        `policy.yaml:1: rule get: line 1: want a text`,
-		"get: '@'\n---\nget: '!'\n":         `policy.yaml: more than one document`,
+		"get: '@'\n---\nget: '!'\n":         `policy.yaml: the file has more than one document`,
 		"get: '!'\n? [a]\n: '@'\n":          `policy.yaml:2: want the name of a rule`,
 		"base: &b {get: '@'}\n<<: *b\n":     `policy.yaml:`,
-		"get: '@'\nget: '!'\n":              `stands on line 1 already`,
+		"get: '@'\nget: '!'\n":              `rule get is on line 1 already`,
 		"get: [[role:reader], {a: role:x}]": `want a text`,
 	} {
 		file := write(t, filepath.Join(t.TempDir(), "policy.yaml"), text)

@@ -6,36 +6,37 @@ import (
 	"strings"
 )
 
-// maxNested is how deep parentheses and nots may be nested.
-const maxNested = 100
+// maxDepth bounds how deep parentheses and nots may be nested, so that a check cannot overflow the stack.
+const maxDepth = 100
 
-// parse reads a check.
-func parse(text string) (check, error) {
+// parseCheck parses the text of a check. An error has the column, from 1.
+func parseCheck(text string) (check, error) {
 	if text == "" {
-		return always(true), nil
+		return constant(true), nil
 	}
-	p := &parser{tokens: tokens(text)}
+	p := &parser{tokens: splitTokens(text)}
 	if len(p.tokens) == 0 {
-		return nil, errors.New(`a blank check: write "@" to allow, "!" to deny`)
+		return nil, errors.New(`the check is blank: write "@" to allow or "!" to deny`)
 	}
-	c, err := p.or(0)
+	c, err := p.parseOr(0)
 	if err != nil {
 		return nil, err
 	}
 	if len(p.tokens) > 0 {
-		return nil, p.fail("and, or or the end")
+		return nil, p.syntaxError("and, or or the end")
 	}
 	return c, nil
 }
 
-// token is a word of a check, with where it stands, from 1.
+// token is a word or a parenthesis of a check, with its column, from 1.
 type token struct {
-	text string
-	at   int
+	text   string
+	column int
 }
 
-// tokens splits a check at blanks, and takes parentheses off the words at both ends.
-func tokens(text string) []token {
+// splitTokens splits a check at blanks outside of quotes. Parentheses at both ends of a word are tokens of
+// their own; those within a word belong to the word.
+func splitTokens(text string) []token {
 	var out []token
 	for at := 0; at < len(text); {
 		if strings.IndexByte(" \t\r\n", text[at]) >= 0 {
@@ -72,104 +73,111 @@ func tokens(text string) []token {
 	return out
 }
 
+// parser is a recursive descent parser. Its methods consume tokens. They take the depth of nesting.
 type parser struct {
-	tokens []token
-	last   int // where the last token stood
+	tokens []token // that are not parsed yet
+	last   int     // column of the last parsed token
 }
 
-func (p *parser) peek() string {
+// nextText returns the text of the next token, or "" at the end.
+func (p *parser) nextText() string {
 	if len(p.tokens) == 0 {
 		return ""
 	}
 	return p.tokens[0].text
 }
 
-// word reports whether the next token is a word, in whatever case, and passes it.
-func (p *parser) word(w string) bool {
-	if !strings.EqualFold(p.peek(), w) || len(p.tokens) == 0 {
+// acceptWord consumes the next token if it is word, in upper or lower case, and reports whether it is.
+func (p *parser) acceptWord(word string) bool {
+	if !strings.EqualFold(p.nextText(), word) || len(p.tokens) == 0 {
 		return false
 	}
-	p.last = p.tokens[0].at
+	p.last = p.tokens[0].column
 	p.tokens = p.tokens[1:]
 	return true
 }
 
-func (p *parser) fail(want string) error {
+// syntaxError returns an error that says what is wanted in place of the next token.
+func (p *parser) syntaxError(want string) error {
 	if len(p.tokens) == 0 {
 		return fmt.Errorf("after column %d: want %s, not the end", p.last, want)
 	}
-	return fmt.Errorf("column %d: want %s, not %q", p.tokens[0].at, want, p.tokens[0].text)
+	return fmt.Errorf("column %d: want %s, not %q", p.tokens[0].column, want, p.tokens[0].text)
 }
 
-func (p *parser) or(depth int) (check, error) {
-	return p.list(depth, "or", p.and, func(l []check) check { return either(l) })
+// parseOr parses checks with "or" between them.
+func (p *parser) parseOr(depth int) (check, error) {
+	return p.parseList(depth, "or", p.parseAnd, func(l []check) check { return anyOf(l) })
 }
 
-func (p *parser) and(depth int) (check, error) {
-	return p.list(depth, "and", p.not, func(l []check) check { return both(l) })
+// parseAnd parses checks with "and" between them.
+func (p *parser) parseAnd(depth int) (check, error) {
+	return p.parseList(depth, "and", p.parseNot, func(l []check) check { return allOf(l) })
 }
 
-func (p *parser) list(depth int, word string, one func(int) (check, error), of func([]check) check) (check, error) {
+// parseList parses checks, each with parseOne, that have word between them, and joins them with join.
+func (p *parser) parseList(depth int, word string, parseOne func(int) (check, error), join func([]check) check) (check, error) {
 	var list []check
 	for {
-		c, err := one(depth)
+		c, err := parseOne(depth)
 		if err != nil {
 			return nil, err
 		}
 		list = append(list, c)
-		if !p.word(word) {
+		if !p.acceptWord(word) {
 			break
 		}
 	}
 	if len(list) == 1 {
 		return list[0], nil
 	}
-	return of(list), nil
+	return join(list), nil
 }
 
-func (p *parser) not(depth int) (check, error) {
-	if depth > maxNested {
-		return nil, fmt.Errorf("column %d: nested deeper than %d", p.last, maxNested)
+// parseNot parses a term, a check in parentheses, or "not" before one of these.
+func (p *parser) parseNot(depth int) (check, error) {
+	if depth > maxDepth {
+		return nil, fmt.Errorf("column %d: nested deeper than %d", p.last, maxDepth)
 	}
 	switch {
-	case p.word("not"):
-		c, err := p.not(depth + 1)
-		return not{c}, err
-	case p.word("("):
-		c, err := p.or(depth + 1)
-		if err == nil && !p.word(")") {
-			err = p.fail("and, or or )")
+	case p.acceptWord("not"):
+		c, err := p.parseNot(depth + 1)
+		return negation{c}, err
+	case p.acceptWord("("):
+		c, err := p.parseOr(depth + 1)
+		if err == nil && !p.acceptWord(")") {
+			err = p.syntaxError("and, or or )")
 		}
 		return c, err
 	case len(p.tokens) == 0:
-		return nil, p.fail("a check")
+		return nil, p.syntaxError("a check")
 	}
 	t := p.tokens[0]
 	switch strings.ToLower(t.text) {
 	case "and", "or", ")":
-		return nil, p.fail("a check")
+		return nil, p.syntaxError("a check")
 	}
-	c, err := atom(t.text)
+	c, err := parseTerm(t.text)
 	if err != nil {
-		return nil, fmt.Errorf("column %d: %w", t.at, err)
+		return nil, fmt.Errorf("column %d: %w", t.column, err)
 	}
-	p.last, p.tokens = t.at, p.tokens[1:]
+	p.last, p.tokens = t.column, p.tokens[1:]
 	return c, nil
 }
 
-// atom reads a check without and, or and not.
-func atom(word string) (check, error) {
+// parseTerm parses a check without and, or and not.
+func parseTerm(word string) (check, error) {
 	switch word {
 	case "@":
-		return always(true), nil
+		return constant(true), nil
 	case "!":
-		return always(false), nil
+		return constant(false), nil
 	}
-	kind, match, ok := cut(word)
+	kind, match, ok := cutTerm(word)
 	if !ok || kind == "" {
 		return nil, fmt.Errorf("want KIND:VALUE, @ or !, not %q", word)
 	}
-	want, err := newTemplate(match)
+	want, err := parseTemplate(match)
 	if err != nil {
 		return nil, err
 	}
@@ -179,13 +187,13 @@ func atom(word string) (check, error) {
 	case "role":
 		return &role{want}, nil
 	case "http", "https":
-		return nil, errors.New("checks that ask another process are not supported: have that process write the rules' file instead")
+		return nil, errors.New("checks that ask another process are not supported: let that process write a policy file instead")
 	}
-	return &generic{kind: kind, literal: literal(kind), want: want}, nil
+	return &comparison{kind: kind, literal: isLiteral(kind), want: want}, nil
 }
 
-// cut splits at the first colon outside of quotes.
-func cut(word string) (kind, match string, ok bool) {
+// cutTerm splits a term at the first colon outside of quotes.
+func cutTerm(word string) (kind, match string, ok bool) {
 	begin := 0
 	if word[0] == '\'' || word[0] == '"' {
 		if end := strings.IndexByte(word[1:], word[0]); end >= 0 {
@@ -199,9 +207,9 @@ func cut(word string) (kind, match string, ok bool) {
 	return word[:begin+i], word[begin+i+1:], true
 }
 
-// literal reports whether what stands on the left is a value: a text in quotes, a number,
-// True, False or None.
-func literal(kind string) bool {
+// isLiteral reports whether the left side of a term is a value: a text in quotes, a number, True, False or
+// None.
+func isLiteral(kind string) bool {
 	switch {
 	case kind == "True", kind == "False", kind == "None":
 		return true

@@ -1,5 +1,5 @@
-// Package policy says who may do what, by rules that the component has in its code and an
-// operator may change in a file, in the language of oslo.policy.
+// Package policy decides who may do what. The component defines the rules in its code, and an
+// operator may change them in files. The language is oslo.policy's.
 //
 //	p, err := policy.New([]policy.Rule{
 //		{Name: "admin_or_owner", Check: "role:admin or project_id:%(project_id)s"},
@@ -9,24 +9,23 @@
 //	...
 //	err = p.Enforce(ctx, "volume:delete", map[string]any{"project_id": volume.ProjectID})
 //
-// A check is made of these, with and, or, not and parentheses; not binds tighter than and,
-// and and tighter than or:
+// A check consists of the terms below, combined with and, or, not and parentheses. The word not binds
+// tightest, then and, then or.
 //
-//	@ and !                          always and never; an empty check is always, too
-//	rule:NAME                        another rule
-//	role:NAME                        the user has the role, in whatever case
-//	KIND:%(ATTR)s                    what the user has as KIND is the target's ATTR
-//	KIND:TEXT                        ... is TEXT
+//	@ and !                          true and false; an empty check is true, too
+//	rule:NAME                        the check of another rule
+//	role:NAME                        the user has the role; upper and lower case are equal
+//	KIND:%(ATTR)s                    the user's KIND is equal to the target's ATTR
+//	KIND:TEXT                        the user's KIND is TEXT
 //	'TEXT':%(ATTR)s, True:%(ATTR)s   the target's ATTR is TEXT, or true
 //
-// KIND is user_id, project_id, domain_id, system_scope, is_admin, or a name in
-// Credentials.Extra; with dots it leads into maps there. What is not there makes a check
-// false. The checks http: and https: of oslo.policy are refused: a question to another
-// process in the way of each request is a service of its own, and an outage of it an
-// outage of all.
+// KIND is user_id, project_id, domain_id, system_scope, is_admin, or a key of
+// Credentials.Extra. Dots in a KIND or an ATTR lead into nested maps: owner.id. A KIND or ATTR that
+// does not exist makes the term false. The checks http: and https: of oslo.policy are errors: each
+// request would wait for another process, and an outage of that process would stop the whole component.
 //
-// A rule that nobody has defined denies. In oslo.policy a rule named default stands for
-// those; here one is asked only if it is defined in code.
+// A rule that is not defined denies. In oslo.policy the rule named default applies instead; here it
+// does so only if the code defines it.
 package policy
 
 import (
@@ -42,74 +41,85 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Rule is a rule as the component defines it. Name is required.
+// Rule is a rule that the component defines. Name is required.
 type Rule struct {
-	// Name is what it is asked by, such as "volume:delete".
+	// Name identifies the rule in calls of [Enforcer.Enforce] and in files, such as "volume:delete".
 	Name string
-	// Check is who may, unless a file says something else.
-	Check       string
+	// Check is the default check. A file of the operator may replace it. An empty check allows
+	// every user.
+	Check string
+	// Description is one or two sentences for operators, see [Sample].
 	Description string
-	// Operations are those of the API that ask it, for people.
+	// Operations are the API operations that use the rule. They have no effect on a decision; see
+	// [Sample].
 	Operations []Operation
-	// Scopes are those of which the user's token must have one: "system", "domain",
-	// "project". Empty: any.
+	// Scopes restricts the rule to tokens with one of these scopes: "system", "domain",
+	// "project". Default: any scope.
 	Scopes []string
-	// Deprecated is what the rule was before.
+	// Deprecated is the rule's form in an older release. Default: the rule did not change.
 	Deprecated *Deprecated
 }
 
-// Operation is one of an API.
+// Operation is an operation of a REST API: an HTTP method and the pattern of a path.
 type Operation struct{ Method, Path string }
 
-// Deprecated is a rule's older form.
+// Deprecated is the form that a rule had in an older release.
 type Deprecated struct {
-	// Name is its older name, if it had one: a file that has it counts.
+	// Name is the older name. A file may still use it: the log has a warning then. The newer name
+	// takes precedence. Default: the name did not change.
 	Name string
-	// Check is its older check, if it had one: see [Config.OldDefaults].
-	Check         string
+	// Check is the older default check, see [Config.OldDefaults]. Default: the check did not change.
+	Check string
+	// Reason says why the rule changed. Since is the release in which it changed. Both are for
+	// operators.
 	Reason, Since string
 }
 
-// Config says where an operator's rules are. The zero value has none.
+// Config names the operator's files. With the zero value all rules have their default checks.
 type Config struct {
-	// File is a file in YAML, or JSON, from names of rules to checks. Dirs are directories
-	// whose files are read after it, by name, whatever their names are; later ones win.
-	// Hidden files and directories below are not read, as in oslo.policy, and neither are
-	// editors' copies (name~, #name#).
+	// File is a file in YAML or JSON. It maps names of rules to checks. Dirs are directories. All
+	// their files, with any extension, are read after File, in the order of their names; a later file
+	// overrides an earlier one. Not read are hidden files, directories below (both as in
+	// oslo.policy), and editors' copies (name~ and #name#).
 	File string
 	Dirs []string
-	// Required are those of File and Dirs that must exist, such as one that an operator has
-	// named. The others have no rules if they do not exist.
+	// Required are the paths among File and Dirs that must exist, such as a file that the operator
+	// named. A path that is not required and does not exist has no rules.
 	Required []string
-	// OldDefaults lets in who an older check of a rule lets in, too, unless a file has
-	// the rule. It is for the time of an upgrade: while it is on nobody can say who may
-	// do what by looking at the rules. (oslo.policy's enforce_new_defaults is the
-	// opposite, and on by default, too.)
+	// OldDefaults allows what a rule's older check allows, in addition to the newer check, unless a
+	// file has the rule. Use it during an upgrade only: while it is set, the rules alone do not
+	// show who may do what. Default false. The option enforce_new_defaults of oslo.policy is the
+	// opposite; it is true by default.
 	OldDefaults bool
-	// Lenient makes rules in files that nobody has defined a warning. Default: an
-	// error.
+	// Lenient turns a rule in a file that is not defined in code from an error into a warning.
 	Lenient bool
-	Logger  *slog.Logger
+	// Logger gets warnings about files, each once, and the changes of each reload. Default
+	// [slog.Default].
+	Logger *slog.Logger
 }
 
-// Credentials are who asks.
+// Credentials describe the user whose request is decided. A field that is empty never equals a value
+// in a check.
 type Credentials struct {
 	UserID, ProjectID, DomainID string
-	// SystemScope is "all" for a token of the whole system.
+	// SystemScope is "all" for a token of the whole system, otherwise empty.
 	SystemScope string
-	Roles       []string
-	IsAdmin     bool
-	// Extra is whatever else checks ask for: texts, bools, lists and maps of them.
+	// Roles are names of roles. Upper and lower case are equal.
+	Roles   []string
+	IsAdmin bool
+	// Extra holds other values that checks may use: texts, numbers, bools, and lists and maps of
+	// these. For a list the check is true if it is true for one element.
 	Extra map[string]any
 }
 
-// From returns the credentials of a request.
+// From returns the credentials of the user of a request.
 func From(r reqctx.Request) Credentials {
 	return Credentials{UserID: r.UserID, ProjectID: r.ProjectID, DomainID: r.DomainID, SystemScope: r.SystemScope, Roles: r.Roles}
 }
 
-// scope returns what a token is for: the system, else a domain, else a project.
-func (c *Credentials) scope() string {
+// tokenScope returns the scope of the user's token: "system", "domain" or "project". A token without a
+// scope counts as a project's.
+func (c *Credentials) tokenScope() string {
 	switch {
 	case c.SystemScope != "":
 		return "system"
@@ -119,89 +129,102 @@ func (c *Credentials) scope() string {
 	return "project"
 }
 
-// Enforcer is a set of rules. It is safe for concurrent use, and a part of package
-// service that SIGHUP reloads.
+// Enforcer decides by a set of rules. It is safe for concurrent use: a decision uses the rules before a
+// reload or those after, never a mixture. It is a Part and a Reloader of package service: SIGHUP reloads the files.
 type Enforcer struct {
-	cfg   Config
-	rules []Rule
-	set   atomic.Pointer[set]
+	cfg    Config
+	rules  []Rule
+	active atomic.Pointer[ruleSet]
 
 	mu     sync.Mutex // one reload at a time
-	seen   string     // the sum of the files that set was made of
-	files  []string   // those of them that have rules
+	sum    string     // the checksum of the files that active was made from
+	files  []string   // the names of these files that have rules
 	warned map[string]bool
 }
 
-// set is all rules as they are in force.
-type set struct {
+// ruleSet is a complete set of rules with their references resolved. It does not change.
+type ruleSet struct {
 	rules map[string]*rule
 }
 
-// rule is a rule in force.
+// rule is a rule of a set, with the default check or a file's.
 type rule struct {
 	def   *Rule
 	check check
-	text  string // of the check
-	where string // it stands: "default", or file:line
+	text  string // the check's text
+	where string // the check's origin: "default", or file:line
 }
 
-// New returns the rules with those of the operator's files. Invalid, with all that is
-// wrong: a rule twice, a check that cannot be read, a rule that refers to one that there
-// is not or, by others, to itself, an unknown scope, a file that cannot be read.
+// New returns an Enforcer with the given rules and those of the operator's files, which it reads. The
+// caller must not change a rule's Operations, Scopes and Deprecated afterwards. Invalid, with all errors
+// at once, each in a file with its line:
+//
+//   - a rule is defined twice or has no name, or a scope is unknown;
+//   - a check cannot be parsed;
+//   - a rule refers to a rule that does not exist, or refers to itself, perhaps through other rules;
+//   - a file cannot be read, a required one does not exist, or it has a rule that is not defined (but see
+//     [Config.Lenient]; a rule that only other rules in files use is not an error).
 func New(rules []Rule, cfg Config) (*Enforcer, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
 	e := &Enforcer{cfg: cfg, rules: slices.Clone(rules), warned: map[string]bool{}}
-	return e, e.load()
+	return e, e.loadFiles()
 }
 
-// ErrScope is the error of a token of another scope than the rule is for.
+// ErrScope is the error for a token whose scope is not among the rule's Scopes.
 var ErrScope = fault.Sentinel(fault.Denied, "InvalidScope", "the token has another scope")
 
-// Enforce says whether who asks, by the context's request, may do what a rule is about to
-// target. Without a target, nil, its project_id and user_id are the asker's own, as in
-// Nova: for a list of what they have, and for what they make. A target that is there but
-// does not name its owner has none. The error is Denied, in oslo.policy's words; ErrScope
-// if the token's scope is wrong.
+// Enforce returns nil if the rule name allows the user of the context's request to act on target. The
+// target's keys are the ATTRs of checks. It does not block.
+//
+// If target is nil, the target's project_id and user_id are the user's own, as in Nova: for a list of the
+// user's objects, and for a new object. A target that is not nil, and lacks these keys, has no owner, so
+// that a check of the owner denies.
+//
+// The error is Denied, with oslo.policy's text. It matches [ErrScope] if the token has a wrong scope. A
+// rule that does not exist denies.
 func (e *Enforcer) Enforce(ctx context.Context, name string, target map[string]any) error {
 	return e.Check(From(reqctx.From(ctx)), name, target)
 }
 
-// Check is Enforce for somebody else.
+// Check is [Enforcer.Enforce] with the credentials of any user, instead of the context's.
 func (e *Enforcer) Check(c Credentials, name string, target map[string]any) error {
 	q := query{creds: &c, target: target}
-	r := e.set.Load().find(name)
+	r := e.active.Load().findRule(name)
 	if r == nil {
-		return denied(name)
+		return denyRule(name)
 	}
-	if !r.in(c.scope()) {
+	if !r.allowsScope(c.tokenScope()) {
 		return &fault.Error{Code: fault.Denied, Reason: "InvalidScope", Msg: fmt.Sprintf(
-			"%s requires a scope of %s, request was made with %s scope.", name, strings.Join(r.def.Scopes, " or "), c.scope())}
+			"%s requires a scope of %s, request was made with %s scope.", name, strings.Join(r.def.Scopes, " or "), c.tokenScope())}
 	}
-	if r.check.holds(&q) {
+	if r.check.isTrue(&q) {
 		return nil
 	}
-	return denied(name)
+	return denyRule(name)
 }
 
-func denied(name string) error {
+// denyRule returns the error of a rule that denies, with oslo.policy's text.
+func denyRule(name string) error {
 	return &fault.Error{Code: fault.Denied, Reason: "PolicyNotAuthorized", Msg: "Policy doesn't allow " + name + " to be performed."}
 }
 
-func (s *set) find(name string) *rule {
+// findRule returns the rule name, or the rule "default", or nil if the set has neither.
+func (s *ruleSet) findRule(name string) *rule {
 	if r := s.rules[name]; r != nil {
 		return r
 	}
 	return s.rules["default"]
 }
 
-func (r *rule) in(scope string) bool {
+// allowsScope reports whether the rule may be used with a token of a scope.
+func (r *rule) allowsScope(scope string) bool {
 	return len(r.def.Scopes) == 0 || slices.Contains(r.def.Scopes, scope)
 }
 
-// Start does nothing: with Stop and Reload it makes the rules a part of a service.
+// Start does nothing and returns nil. With Start, Stop and Reload an Enforcer is a part of a service.
 func (e *Enforcer) Start(context.Context) error { return nil }
 
-// Stop does nothing.
+// Stop does nothing and returns nil.
 func (e *Enforcer) Stop(context.Context) error { return nil }

@@ -21,6 +21,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
+// enforcer returns an Enforcer. Without a logger in cfg it logs nothing.
 func enforcer(t testing.TB, cfg policy.Config, rules ...policy.Rule) *policy.Enforcer {
 	t.Helper()
 	if cfg.Logger == nil {
@@ -47,8 +48,8 @@ var thing = map[string]any{
 	"target.user.id": "u1", "owner": map[string]any{"id": "u1", "domain": map[string]any{"id": "d1"}}, "list_item": "b", "word": "a b",
 }
 
-// TestChecks: the language, as oslo.policy's documentation and tests say it. Ada is a
-// member and reader in p1; the thing is of p1 and of user u2.
+// TestChecks: the language of checks is that of oslo.policy's documentation and tests. The user ada is a
+// member and a reader in project p1. The thing belongs to project p1 and user u2.
 func TestChecks(t *testing.T) {
 	t.Parallel()
 	for check, want := range map[string]bool{
@@ -78,7 +79,7 @@ func TestChecks(t *testing.T) {
 			t.Errorf("%q: %v, want %v", check, err, want)
 		}
 	}
-	for check, says := range map[string]string{
+	for check, want := range map[string]string{
 		"role:a and":    `after column 8: want a check, not the end`,
 		"and role:a":    `column 1: want a check, not "and"`,
 		"role:a role:b": `column 8: want and, or or the end, not "role:b"`,
@@ -92,20 +93,20 @@ func TestChecks(t *testing.T) {
 		"http://x/y":    "not supported",
 		"https:%(x)s":   "not supported",
 		"not":           "want a check, not the end",
-		"rule:missing":  "refers to rule missing, which there is not",
+		"rule:missing":  "refers to rule missing, which does not exist",
 		"rule:r":        "refers to itself: r -> r",
 		strings.Repeat("(", 200) + "@" + strings.Repeat(")", 200): "nested deeper than 100",
 		strings.Repeat("not ", 200) + "@":                         "nested deeper than 100",
 	} {
 		_, err := policy.New([]policy.Rule{{Name: "r", Check: check}}, policy.Config{})
-		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), says) {
-			t.Errorf("%.40q: %v, want %s", check, err, says)
+		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), want) {
+			t.Errorf("%.40q: %v, want Invalid with %s", check, err, want)
 		}
 	}
 }
 
-// TestEnforce: who asks is the context's; a rule that there is not, and a wrong scope,
-// deny.
+// TestEnforce: Enforce decides for the user of the context's request. A rule that does not exist denies,
+// and so does a token with a wrong scope.
 func TestEnforce(t *testing.T) {
 	t.Parallel()
 	e := enforcer(t, policy.Config{}, policy.Rule{Name: "get", Check: "project_id:%(project_id)s"},
@@ -113,24 +114,24 @@ func TestEnforce(t *testing.T) {
 	member := reqctx.Request{UserID: "u", ProjectID: "p"}
 	for _, tt := range []struct {
 		name   string
-		who    reqctx.Request
+		caller reqctx.Request
 		rule   string
 		target map[string]any
 		reason string // "": allowed
 	}{
-		{"own", member, "get", map[string]any{"project_id": "p"}, ""},
-		{"another's", member, "get", map[string]any{"project_id": "q"}, "PolicyNotAuthorized"},
+		{"target of the caller's project", member, "get", map[string]any{"project_id": "p"}, ""},
+		{"target of another project", member, "get", map[string]any{"project_id": "q"}, "PolicyNotAuthorized"},
 		{"no target", member, "get", nil, ""},
-		{"a target without an owner", member, "get", map[string]any{"id": "x"}, "PolicyNotAuthorized"},
-		{"nobody, no target", reqctx.Request{}, "get", nil, "PolicyNotAuthorized"},
-		{"nobody, of nobody", reqctx.Request{}, "get", map[string]any{"project_id": ""}, "PolicyNotAuthorized"},
-		{"no such rule", member, "put", nil, "PolicyNotAuthorized"},
-		{"a project's admin", reqctx.Request{ProjectID: "p", Roles: []string{"admin"}}, "admin", nil, "InvalidScope"},
-		{"a system's admin", reqctx.Request{SystemScope: "all", Roles: []string{"admin"}}, "admin", nil, ""},
-		{"a domain's admin", reqctx.Request{DomainID: "d", Roles: []string{"admin"}}, "admin", nil, ""},
-		{"a system's reader", reqctx.Request{SystemScope: "all", Roles: []string{"reader"}}, "admin", nil, "PolicyNotAuthorized"},
+		{"target without an owner", member, "get", map[string]any{"id": "x"}, "PolicyNotAuthorized"},
+		{"no caller, no target", reqctx.Request{}, "get", nil, "PolicyNotAuthorized"},
+		{"no caller, target with an empty owner", reqctx.Request{}, "get", map[string]any{"project_id": ""}, "PolicyNotAuthorized"},
+		{"rule does not exist", member, "put", nil, "PolicyNotAuthorized"},
+		{"admin of a project", reqctx.Request{ProjectID: "p", Roles: []string{"admin"}}, "admin", nil, "InvalidScope"},
+		{"admin of the system", reqctx.Request{SystemScope: "all", Roles: []string{"admin"}}, "admin", nil, ""},
+		{"admin of a domain", reqctx.Request{DomainID: "d", Roles: []string{"admin"}}, "admin", nil, ""},
+		{"reader of the system", reqctx.Request{SystemScope: "all", Roles: []string{"reader"}}, "admin", nil, "PolicyNotAuthorized"},
 	} {
-		err := e.Enforce(reqctx.With(t.Context(), tt.who), tt.rule, tt.target)
+		err := e.Enforce(reqctx.With(t.Context(), tt.caller), tt.rule, tt.target)
 		reason := ""
 		if err != nil {
 			reason = fault.From(err).Reason
@@ -144,10 +145,11 @@ func TestEnforce(t *testing.T) {
 	}
 	withDefault := enforcer(t, policy.Config{}, policy.Rule{Name: "default", Check: "role:admin"})
 	if err := withDefault.Check(policy.Credentials{Roles: []string{"admin"}}, "put", nil); err != nil {
-		t.Errorf("a rule named default: %v", err)
+		t.Errorf("a defined rule named default, for a rule that does not exist: %v", err)
 	}
 }
 
+// write writes a file and returns its path.
 func write(t *testing.T, path, text string) string {
 	t.Helper()
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
@@ -156,8 +158,8 @@ func write(t *testing.T, path, text string) string {
 	return path
 }
 
-// TestFiles: what operators write, and every fault in it with its place; a bad file leaves
-// the rules as they were.
+// TestFiles: files override rules, in order. An error in a file has its file and line, all errors are
+// reported at once, and the active rules stay as they are.
 func TestFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -191,33 +193,33 @@ func TestFiles(t *testing.T) {
 	allows("drop", true)
 	write(t, filepath.Join(more, "20.json"), `{"get": "@", "helper": "role:x or role:reader"}`)
 	if err := e.Watch(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "20.json:1: there is no rule helper") {
-		t.Errorf("a rule that nobody asks: %v", err)
+		t.Errorf("a rule in a file that is neither defined nor referenced: %v", err)
 	}
 	allows("get", false)
 	write(t, filepath.Join(more, "10.yaml"), "get: '!'\ndrop: 'rule:helper'\n")
 	for _, name := range []string{".hidden.yaml", "20.json~", "#20.json#"} {
 		write(t, filepath.Join(more, name), "nonsense: [")
 	}
-	if err := os.Symlink("nothing", filepath.Join(more, ".#20.json")); err != nil { // an editor's lock
+	if err := os.Symlink("missing", filepath.Join(more, ".#20.json")); err != nil { // an editor's lock file
 		t.Fatal(err)
 	}
 	if err := e.Reload(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	allows("get", true) // 20 is after 10
+	allows("get", true) // 20.json is read after 10.yaml
 	allows("drop", true)
 	for _, r := range e.Rules() {
 		if r.Name == "drop" && r.Where != filepath.Join(more, "10.yaml")+":2" {
-			t.Errorf("%+v", r)
+			t.Errorf("rule drop: %+v, want it from line 2 of 10.yaml", r)
 		}
 	}
 
-	// All faults at once.
+	// All errors are reported at once.
 	write(t, file, "gte: '@'\nput: 'role:a and'\nget:\n  a: b\nput: '@'\ndrop: '@'\nvolume:show: 'rule:volume:show'\n")
 	err := e.Reload(t.Context())
 	for _, want := range []string{
 		"policy.yaml:1: there is no rule gte; the nearest is get", "policy.yaml:2: rule put: after column 8", "policy.yaml:3: rule get: want a text",
-		"policy.yaml:5: rule put stands on line 2 already", "refers to itself: volume:show -> volume:show",
+		"policy.yaml:5: rule put is on line 2 already", "refers to itself: volume:show -> volume:show",
 	} {
 		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("%v\nwant %s", err, want)
@@ -234,16 +236,16 @@ func TestFiles(t *testing.T) {
 		write(t, filepath.Join(more, name), "{}")
 	}
 
-	// An older name, and an older check.
-	write(t, file, "volume:get: 'role:nobody'\n")
+	// A file may use a rule's older name, and OldDefaults adds the rule's older check.
+	write(t, file, "volume:get: 'role:other'\n")
 	for range 2 {
 		if err := e.Reload(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 	}
 	allows("volume:show", false)
-	if n := strings.Count(out.String(), "rule volume:get is volume:show now: It was renamed."); n != 1 {
-		t.Errorf("warned %d times:\n%s", n, &out)
+	if n := strings.Count(out.String(), `rule=volume:get new_name=volume:show reason="It was renamed."`); n != 1 {
+		t.Errorf("%d warnings about the older name, want 1:\n%s", n, &out)
 	}
 	write(t, file, "volume:get: '!'\nvolume:show: '@'\n")
 	if err := e.Reload(t.Context()); err != nil {
@@ -254,28 +256,28 @@ func TestFiles(t *testing.T) {
 	cfg.OldDefaults = true
 	old := enforcer(t, cfg, rules...)
 	if err := old.Check(policy.Credentials{}, "volume:show", nil); err != nil {
-		t.Errorf("the older check: %v", err)
+		t.Errorf("the older check with OldDefaults: %v", err)
 	}
 	if err := enforcer(t, policy.Config{}, rules...).Check(policy.Credentials{}, "volume:show", nil); err == nil {
-		t.Error("the older check holds although nobody wants it")
+		t.Error("the older check counts without OldDefaults")
 	}
 
-	// Unknown rules may be a warning; what only repeats the default is said.
+	// With Lenient a rule that is not defined is a warning. Rules reports an override that is equal to the default.
 	write(t, file, "unknown: '@'\nget: 'role:reader'\n")
 	cfg.Lenient = true
 	lenient := enforcer(t, cfg, rules...)
-	if !strings.Contains(out.String(), "there is no rule unknown") {
-		t.Errorf("no warning:\n%s", &out)
+	if !strings.Contains(out.String(), `msg="policy rule does not exist"`) || !strings.Contains(out.String(), "rule=unknown") {
+		t.Errorf("no warning about the unknown rule:\n%s", &out)
 	}
 	for _, r := range lenient.Rules() {
 		if r.Redundant != (r.Name == "get") && r.Name != "unknown" {
-			t.Errorf("%+v", r)
+			t.Errorf("%+v, want Redundant for get only", r)
 		}
 	}
 }
 
-// TestReload: a file that had rules and is gone, empty or a link to nothing keeps the rules in
-// force; each reload says which rules changed.
+// TestReload: the active rules stay if a file that had rules is removed, emptied or replaced by a broken
+// link. Each reload logs the rules that changed.
 func TestReload(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -287,9 +289,9 @@ func TestReload(t *testing.T) {
 		{"emptied", func(p string) error { return os.Truncate(p, 0) }, true},
 		{"commented out", func(p string) error { return os.WriteFile(p, []byte("# put: '!'\n"), 0o600) }, true},
 		{"null", func(p string) error { return os.WriteFile(p, []byte("~\n"), 0o600) }, true},
-		{"a link to nothing", func(p string) error { return errors.Join(os.Remove(p), os.Symlink("nothing", p)) }, true},
-		{"a pipe", func(p string) error { return errors.Join(os.Remove(p), syscall.Mkfifo(p, 0o600)) }, true},
-		{"a directory that is gone", func(p string) error { return os.RemoveAll(filepath.Dir(p)) }, true},
+		{"broken link", func(p string) error { return errors.Join(os.Remove(p), os.Symlink("missing", p)) }, true},
+		{"pipe", func(p string) error { return errors.Join(os.Remove(p), syscall.Mkfifo(p, 0o600)) }, true},
+		{"directory removed", func(p string) error { return os.RemoveAll(filepath.Dir(p)) }, true},
 		{"two documents", func(p string) error { return os.WriteFile(p, []byte("{}\n---\nput: '!'\n"), 0o600) }, true},
 		{"cleared", func(p string) error { return os.WriteFile(p, []byte("{}"), 0o600) }, false},
 		{"changed", func(p string) error { return os.WriteFile(p, []byte("put: 'role:reader'"), 0o600) }, false},
@@ -305,7 +307,7 @@ func TestReload(t *testing.T) {
 				File: filepath.Join(dir, "policy.yaml"), Dirs: []string{filepath.Join(dir, "policy.d")}, Logger: slog.New(slog.NewTextHandler(&out, nil)),
 			}, policy.Rule{Name: "put", Check: "role:reader"}, policy.Rule{Name: "get", Check: "@"})
 			if err := e.Check(ada, "put", nil); err == nil {
-				t.Fatalf("%s: %s is not read", tt.name, place)
+				t.Fatalf("%s: the rule in %s has no effect", tt.name, place)
 			}
 			if err := tt.do(path); err != nil {
 				t.Fatal(err)
@@ -315,29 +317,29 @@ func TestReload(t *testing.T) {
 				if (err != nil) != tt.keep || (e.Check(ada, "put", nil) != nil) != tt.keep {
 					t.Errorf("%s, %s: reload: %v, put: %v", tt.name, place, err, e.Check(ada, "put", nil))
 				}
-				if tt.keep && tt.name != "a directory that is gone" && !strings.Contains(fmt.Sprint(err), path) {
+				if tt.keep && tt.name != "directory removed" && !strings.Contains(fmt.Sprint(err), path) {
 					t.Errorf("%s, %s: the error does not name the file: %v", tt.name, place, err)
 				}
 			}
 			want := `changed=1 rules="[put: \"role:reader\", was \"!\"]"`
 			if strings.Contains(out.String(), want) == tt.keep {
-				t.Errorf("%s, %s: the log is\n%s", tt.name, place, &out)
+				t.Errorf("%s, %s: want %s in the log: %v; the log is\n%s", tt.name, place, want, !tt.keep, &out)
 			}
 		}
 	}
 
-	// What an operator names has to be there.
+	// A required path must exist.
 	missing := filepath.Join(t.TempDir(), "policy.yaml")
 	for _, cfg := range []policy.Config{{File: missing}, {Dirs: []string{missing}}} {
 		enforcer(t, cfg)
 		cfg.Required = []string{missing}
 		if _, err := policy.New(nil, cfg); fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), missing+" does not exist") {
-			t.Errorf("%+v: %v", cfg, err)
+			t.Errorf("%+v: %v, want Invalid with the path", cfg, err)
 		}
 	}
 }
 
-// TestBadRules: a programmer's faults, all at once.
+// TestBadRules: New returns all errors in the rules of the code at once.
 func TestBadRules(t *testing.T) {
 	t.Parallel()
 	_, err := policy.New([]policy.Rule{
@@ -350,15 +352,15 @@ func TestBadRules(t *testing.T) {
 		{Name: "e", Check: "role:x or rule:c"},
 		{Name: "f", Check: "@", Deprecated: &policy.Deprecated{Check: "("}},
 	}, policy.Config{})
-	for _, want := range []string{`rule "a" is defined twice`, `rule "" is defined twice, or has no name`, `there is no scope "galaxy"`, "refers to itself: c -> d -> e -> c", "its older check"} {
+	for _, want := range []string{`rule "a" is defined twice`, `rule "" is defined twice, or has no name`, `there is no scope "galaxy"`, "refers to itself: c -> d -> e -> c", "rule f: older check"} {
 		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("%v\nwant %s", err, want)
 		}
 	}
 }
 
-// TestSample: a file of all rules, which changes nothing as it is, and nothing either
-// when its comments are taken off.
+// TestSample: the sample has all rules, and does not change a decision, neither as it is nor with all its
+// rules uncommented.
 func TestSample(t *testing.T) {
 	t.Parallel()
 	rules := []policy.Rule{
@@ -369,31 +371,31 @@ func TestSample(t *testing.T) {
 	if err := policy.Sample(&out, rules); err != nil {
 		t.Fatal(err)
 	}
-	var bare []string
+	var uncommented []string
 	for line := range strings.Lines(out.String()) {
 		if len(line) > 80 {
-			t.Errorf("a long line: %s", line)
+			t.Errorf("a line is longer than 79 columns: %s", line)
 		}
 		if strings.HasPrefix(line, `#"`) {
-			bare = append(bare, line[1:])
+			uncommented = append(uncommented, line[1:])
 		}
 	}
-	for i, text := range []string{out.String(), strings.Join(bare, "")} {
+	for i, text := range []string{out.String(), strings.Join(uncommented, "")} {
 		e := enforcer(t, policy.Config{File: write(t, filepath.Join(t.TempDir(), "p.yaml"), text)}, rules...)
 		for _, r := range e.Rules() {
 			if (r.Where == "default") != (i == 0) || i == 1 && !r.Redundant {
-				t.Errorf("%s: %+v", text, r)
+				t.Errorf("%s: rule %+v, uncommented: %v", text, r, i == 1)
 			}
 		}
 	}
-	for _, want := range []string{"# GET /v3/volumes/{id}", "# Scope: project", `# Deprecated since 3.0: it was called "show": it was "@". Renamed.`} {
+	for _, want := range []string{"# GET /v3/volumes/{id}", "# Scope: project", `# Deprecated since 3.0; older name: "show"; older check: "@". Renamed.`} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%s\nlacks %s", &out, want)
 		}
 	}
 }
 
-// TestExplain: which part denied.
+// TestExplain: an explanation shows each evaluated part, so also the part that denies.
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	e := enforcer(t, policy.Config{}, policy.Rule{Name: "owner", Check: "project_id:%(project_id)s"},
@@ -408,8 +410,8 @@ func TestExplain(t *testing.T) {
       no   not role:reader
         yes  role:reader
 `,
-		"system": "system (default) denies: it is for scope system, the token has scope project\n",
-		"none":   "none: there is no such rule, which denies\n",
+		"system": "system (default) denies: the rule is for scope system, the token has scope project\n",
+		"none":   "none: the rule does not exist, so it denies\n",
 	} {
 		x := e.Explain(ada, rule, thing)
 		if diff := cmp.Diff(want, x.String()); diff != "" || x.Allowed {
@@ -421,13 +423,24 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// TestWhileReloading: checks go on, by one set of rules or the other.
-func TestWhileReloading(t *testing.T) {
+// TestConcurrentReload: a decision during a reload uses the rules before it or those after it. Reload and
+// Watch may run at the same time.
+func TestConcurrentReload(t *testing.T) {
 	t.Parallel()
-	file := filepath.Join(t.TempDir(), "p.yaml")
-	e := enforcer(t, policy.Config{File: file}, policy.Rule{Name: "a", Check: "rule:b"}, policy.Rule{Name: "b", Check: "@"})
+	file, dir := filepath.Join(t.TempDir(), "p.yaml"), t.TempDir()
+	e := enforcer(t, policy.Config{File: file, Dirs: []string{dir}}, policy.Rule{Name: "a", Check: "rule:b"}, policy.Rule{Name: "b", Check: "@"})
 	var wg sync.WaitGroup
 	stop := make(chan struct{})
+	wg.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+				_ = e.Watch(t.Context()) // every third file is bad
+			}
+		}
+	})
 	for range 4 {
 		wg.Go(func() {
 			for {
@@ -445,7 +458,10 @@ func TestWhileReloading(t *testing.T) {
 	}
 	for i := range 200 {
 		write(t, file, []string{"a: '@'\nb: '!'\n", "a: 'rule:b'\n", "a: '('\n"}[i%3])
-		_ = e.Reload(t.Context()) // every third one is bad
+		if i%20 == 0 {
+			write(t, filepath.Join(dir, fmt.Sprintf("%d~", i)), "") // a new warning
+		}
+		_ = e.Reload(t.Context()) // every third file is bad
 	}
 	close(stop)
 	wg.Wait()
@@ -456,8 +472,8 @@ var _ interface {
 	service.Reloader
 } = (*policy.Enforcer)(nil)
 
-// FuzzCheck: whatever stands in a check is refused with a reason, or judged, and what it
-// is printed as means the same.
+// FuzzCheck: each text is a check or an error with code Invalid. Check and Explain decide equally. The
+// printed form of a check is a check that decides equally.
 func FuzzCheck(f *testing.F) {
 	for _, s := range []string{
 		"", "@", "!", "role:a and not (user_id:%(user_id)s or 'x y':%(z)s)", "((", "not not", "a:b:c", "%(", "x:%(y", "role:a) or (b:c", "True:%(a)s", "or", "'", "''", "a' b'", "(((@)))", "rule:r",
@@ -474,20 +490,20 @@ func FuzzCheck(f *testing.F) {
 		}
 		x := e.Explain(ada, "r", thing)
 		if (e.Check(ada, "r", thing) == nil) != x.Allowed {
-			t.Errorf("%q is judged in two ways", text)
+			t.Errorf("%q: Check and Explain differ", text)
 		}
 		printed := x.Parts[0].Check
-		again, err := policy.New([]policy.Rule{{Name: "r", Check: printed}}, policy.Config{})
+		reparsed, err := policy.New([]policy.Rule{{Name: "r", Check: printed}}, policy.Config{})
 		if err != nil {
-			t.Fatalf("%q is printed as %q: %v", text, printed, err)
+			t.Fatalf("%q is printed as %q, which is not a check: %v", text, printed, err)
 		}
-		if y := again.Explain(ada, "r", thing); y.Parts[0].Check != printed || y.Allowed != x.Allowed {
-			t.Errorf("%q is printed as %q, and that as %q", text, printed, y.Parts[0].Check)
+		if y := reparsed.Explain(ada, "r", thing); y.Parts[0].Check != printed || y.Allowed != x.Allowed {
+			t.Errorf("%q is printed as %q, which is printed as %q; allowed %v and %v", text, printed, y.Parts[0].Check, x.Allowed, y.Allowed)
 		}
 	})
 }
 
-// BenchmarkEnforce is a warm check by way of two other rules.
+// BenchmarkEnforce measures a decision that follows references to three rules.
 func BenchmarkEnforce(b *testing.B) {
 	e := enforcer(b, policy.Config{}, policy.Rule{Name: "admin", Check: "role:admin"}, policy.Rule{Name: "owner", Check: "project_id:%(project_id)s"},
 		policy.Rule{Name: "admin_or_owner", Check: "rule:admin or rule:owner"}, policy.Rule{Name: "volume:delete", Check: "rule:admin_or_owner and not role:banned", Scopes: []string{"project"}})

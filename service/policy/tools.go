@@ -11,33 +11,35 @@ import (
 	"github.com/armature-go/armature/internal/text"
 )
 
-// Explanation says how a rule was judged.
+// Explanation says why a rule allows or denies.
 type Explanation struct {
 	Rule    string
 	Allowed bool
-	// Scope is what is wrong with the token's scope, or "".
+	// Scope says what is wrong with the token's scope. It is "" if the scope is right.
 	Scope string
-	// Where is where the rule stands: "default", or a file and a line; "" if there is no
-	// such rule.
+	// Where is the origin of the rule's check: "default", or file:line. It is "" if the rule does not
+	// exist.
 	Where string
-	// Parts are the parts of the check that were judged, from the outside to the inside.
+	// Parts are the parts of the check that were evaluated: each part first, then the parts within
+	// it. A part that could not change the result is not evaluated.
 	Parts []Part
 }
 
-// Part is a part of a check.
+// Part is an evaluated part of a check.
 type Part struct {
-	Depth int
-	Check string
-	Held  bool
+	Depth int    // how deep the part is nested, from 0
+	Check string // its text
+	Held  bool   // whether it is true
 }
 
-// String is a text for people.
+// String returns the explanation for people: a line for the rule and a line for each part, indented by its
+// depth.
 func (x *Explanation) String() string {
 	var out strings.Builder
 	word := map[bool]string{true: "allows", false: "denies"}
 	switch {
 	case x.Where == "":
-		return x.Rule + ": there is no such rule, which denies\n"
+		return x.Rule + ": the rule does not exist, so it denies\n"
 	case x.Scope != "":
 		return fmt.Sprintf("%s (%s) denies: %s\n", x.Rule, x.Where, x.Scope)
 	}
@@ -52,28 +54,30 @@ func (x *Explanation) String() string {
 	return out.String()
 }
 
-// Explain says how a rule judges, and which part of it denies or allows.
+// Explain decides as [Enforcer.Check] does and says which parts of the rule's check allow or deny. It is
+// for operators' tools.
 func (e *Enforcer) Explain(c Credentials, name string, target map[string]any) *Explanation {
 	x := &Explanation{Rule: name}
-	r := e.set.Load().find(name)
+	r := e.active.Load().findRule(name)
 	if r == nil {
 		return x
 	}
 	x.Where = r.where
-	if !r.in(c.scope()) {
-		x.Scope = fmt.Sprintf("it is for scope %s, the token has scope %s", strings.Join(r.def.Scopes, " or "), c.scope())
+	if !r.allowsScope(c.tokenScope()) {
+		x.Scope = fmt.Sprintf("the rule is for scope %s, the token has scope %s", strings.Join(r.def.Scopes, " or "), c.tokenScope())
 		return x
 	}
-	q := query{creds: &c, target: target, seen: func(c check, depth int, held bool) {
+	q := query{creds: &c, target: target, report: func(c check, depth int, held bool) {
 		x.Parts = append(x.Parts, Part{depth, c.String(), held})
 	}}
-	x.Allowed = q.ask(r.check)
-	x.Parts = outsideIn(x.Parts)
+	x.Allowed = q.evaluateCheck(r.check)
+	x.Parts = parentsFirst(x.Parts)
 	return x
 }
 
-// outsideIn turns parts that come after what they are made of around.
-func outsideIn(in []Part) []Part {
+// parentsFirst returns a list, in which each part follows the parts within it, in the order of
+// Explanation.Parts.
+func parentsFirst(in []Part) []Part {
 	if len(in) == 0 {
 		return nil
 	}
@@ -82,30 +86,30 @@ func outsideIn(in []Part) []Part {
 	begin := 0
 	for i, p := range in[:len(in)-1] {
 		if p.Depth == root.Depth+1 {
-			out = append(out, outsideIn(in[begin:i+1])...)
+			out = append(out, parentsFirst(in[begin:i+1])...)
 			begin = i + 1
 		}
 	}
 	return out
 }
 
-// Effective is a rule as it is in force.
+// Effective is an active rule.
 type Effective struct {
 	Name, Check string
-	// Where is "default", or the file and line of what is in its place.
+	// Where is the origin of Check: "default", or file:line.
 	Where string
-	// Redundant says that a file only repeats the default.
+	// Redundant reports that Check is from a file and equal to the default.
 	Redundant bool
 }
 
-// Rules returns the rules in force, by name.
+// Rules returns the active rules in the order of their names. The caller owns the result.
 func (e *Enforcer) Rules() []Effective {
-	s := e.set.Load()
+	s := e.active.Load()
 	out := make([]Effective, 0, len(s.rules))
 	for _, name := range slices.Sorted(maps.Keys(s.rules)) {
 		r := s.rules[name]
 		x := Effective{Name: name, Check: r.text, Where: r.where}
-		if def, err := parse(r.def.Check); err == nil && r.where != "default" {
+		if def, err := parseCheck(r.def.Check); err == nil && r.where != "default" {
 			x.Redundant = def.String() == r.check.String()
 		}
 		out = append(out, x)
@@ -113,12 +117,14 @@ func (e *Enforcer) Rules() []Effective {
 	return out
 }
 
-// Sample writes a file with all rules as comments, for an operator to change some.
+// Sample writes a policy file in which each rule is a comment with its default, its description, its
+// operations, its scopes, and its older form. The file has no effect until an operator removes the # before
+// a rule. The error is w's first one.
 func Sample(w io.Writer, rules []Rule) error {
 	out := bufio.NewWriter(w)
 	for i, r := range rules {
 		if i > 0 {
-			_, _ = fmt.Fprintln(out) // the writer keeps the error
+			_, _ = fmt.Fprintln(out) // Flush returns the error
 		}
 		text.Comment(out, r.Description)
 		for _, o := range r.Operations {
@@ -128,19 +134,19 @@ func Sample(w io.Writer, rules []Rule) error {
 			text.Comment(out, "Scope: "+strings.Join(r.Scopes, ", "))
 		}
 		if d := r.Deprecated; d != nil {
-			was := "Deprecated"
+			note := "Deprecated"
 			if d.Since != "" {
-				was += " since " + d.Since
+				note += " since " + d.Since
 			}
 			if d.Name != "" {
-				was += fmt.Sprintf(": it was called %q", d.Name)
+				note += fmt.Sprintf("; older name: %q", d.Name)
 			}
 			if d.Check != "" {
-				was += fmt.Sprintf(": it was %q", d.Check)
+				note += fmt.Sprintf("; older check: %q", d.Check)
 			}
-			text.Comment(out, strings.TrimRight(was+". "+d.Reason, " "))
+			text.Comment(out, strings.TrimRight(note+". "+d.Reason, " "))
 		}
-		_, _ = fmt.Fprintf(out, "#%q: %q\n", r.Name, r.Check) // the writer keeps the error
+		_, _ = fmt.Fprintf(out, "#%q: %q\n", r.Name, r.Check) // Flush returns the error
 	}
 	return out.Flush()
 }

@@ -1,5 +1,5 @@
-"""Reads configurations as oslo.config does: a list of them comes in as JSON, and what each
-option is, or that there is an error, goes out."""
+"""Reads a list of configurations as JSON from stdin, loads each with oslo.config, and writes for each
+the value of each option, or the error, as JSON to stdout."""
 import json
 import logging
 import os
@@ -40,8 +40,8 @@ results = []
 for case in json.load(sys.stdin):
     try:
         results.append({"options": read(case)})
-    except SystemExit as e:  # of the parser of arguments
+    except SystemExit as e:  # from the argument parser
         results.append({"error": "exit: %s" % e})
-    except Exception as e:  # of whatever kind: it is wrong
+    except Exception as e:  # any exception: the configuration is wrong
         results.append({"error": "%s: %s" % (type(e).__name__, e)})
 json.dump(results, sys.stdout)

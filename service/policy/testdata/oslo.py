@@ -1,5 +1,5 @@
-"""Judges as oslo.policy does: a list of cases comes in as JSON, and what each rule's answer
-is, or that there is an error, goes out."""
+"""Reads a list of cases as JSON from stdin, decides each with oslo.policy, and writes for each case
+the decision of each rule, or the error, as JSON to stdout."""
 import json
 import logging
 import sys
@@ -11,7 +11,7 @@ from oslo_policy import policy
 logging.disable(logging.CRITICAL)
 
 
-def judge(case):
+def decide(case):
     conf = cfg.ConfigOpts()
     opts._register(conf)
     conf([], project="none", default_config_files=[], default_config_dirs=[])
@@ -28,7 +28,7 @@ def judge(case):
 results = []
 for case in json.load(sys.stdin):
     try:
-        results.append({"allowed": judge(case)})
-    except Exception as e:  # of whatever kind: the rules cannot be used
+        results.append({"allowed": decide(case)})
+    except Exception as e:  # any exception: the rules cannot be used
         results.append({"error": "%s: %s" % (type(e).__name__, e)})
 json.dump(results, sys.stdout)
