@@ -126,6 +126,9 @@ var (
 	// ErrSilent: the server of a long call was not heard of for
 	// ClientConfig.Silence. The request may have been executed.
 	ErrSilent = fault.Sentinel(fault.Unknown, "Silent", "the server is silent")
+	// ErrServerLost: the process of the server that had the call, or may have had it, is gone. The request may
+	// have been executed.
+	ErrServerLost = fault.Sentinel(fault.Unknown, "ServerLost", "the server's process is gone")
 	// ErrTooLarge: the message is larger than the bus carries, or than the broker accepts. It was not
 	// sent, and never will be: send less, or raise the limit of all processes and of the broker.
 	ErrTooLarge = fault.Sentinel(fault.Invalid, "TooLarge", "the message is too large")

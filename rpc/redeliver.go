@@ -115,7 +115,7 @@ func (s *Server) once(ctx, work context.Context, m *message.Message, r *request,
 	if err != nil {
 		return true, fault.New(fault.Unavailable, "look up whether the message was handled: %v", err)
 	}
-	if !s.track(r) { // a call has the same id
+	if !s.track(r) { //nolint:contextcheck // a call has the same id; a heartbeat has a time of its own
 		s.pause(time.Second)
 		_ = Settle(m, false) // else the bus redelivers it by itself
 		return false, nil

@@ -19,6 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	rpctest.ServeLost(dial) // a child of TestLost
 	if url := os.Getenv(stormVar); url != "" {
 		stormServer(url) // a child of TestStorm
 		return
