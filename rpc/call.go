@@ -93,6 +93,7 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 		c.probe(probe) //nolint:contextcheck // as above
 	}
 	c.mu.Lock()
+	w.sent = time.Now() // after the probe: an instance that this one found gone has not had the call
 	c.pending[m.UUID] = w
 	c.mu.Unlock()
 	to := topic(info.Kind, info.Interface, info.Host)

@@ -79,7 +79,7 @@ type route struct {
 	asking time.Time        // when the last question was sent
 	passed []answer         // to questions
 	calls  int              // that wait, in the round of tick that counts them
-	late   bool             // one of them has waited for suspectAfter
+	oldest time.Time        // when the first of them was sent whose server is not known, zero if there is none
 }
 
 type routeKey struct{ iface, host string }
@@ -159,7 +159,7 @@ func (c *Client) tick() {
 	now := time.Now()
 	c.loseLocked(now)
 	for _, r := range c.routes {
-		r.calls, r.late = 0, false
+		r.calls, r.oldest = 0, time.Time{}
 	}
 	probes := make(map[*peer]bool)
 	for _, w := range c.pending {
@@ -173,13 +173,18 @@ func (c *Client) tick() {
 			if w.peer.due(now, probeAfter) {
 				probes[w.peer] = true
 			}
-		case !r.late && now.Sub(w.sent) >= suspectAfter:
-			r.late = true
-			n := 0
-			for _, p := range r.peers {
-				if n++; n <= maxProbes && p.due(now, suspectAfter) {
-					probes[p] = true
-				}
+		case r.oldest.IsZero() || w.sent.Before(r.oldest):
+			r.oldest = w.sent
+		}
+	}
+	for _, r := range c.routes {
+		if r.oldest.IsZero() || now.Sub(r.oldest) < suspectAfter {
+			continue
+		}
+		n := 0
+		for _, p := range r.peers {
+			if n++; n <= maxProbes && p.due(now, suspectAfter) {
+				probes[p] = true
 			}
 		}
 	}
@@ -188,7 +193,7 @@ func (c *Client) tick() {
 	}
 	var ask []*route
 	for key, r := range c.routes {
-		if r.late && r.goneLocked() && now.Sub(r.asking) >= suspectAfter {
+		if r.suspectLocked() && now.Sub(r.asking) >= suspectAfter {
 			r.asking = now
 			ask = append(ask, r)
 		}
@@ -245,10 +250,10 @@ func (c *Client) loseLocked(now time.Time) {
 	}
 }
 
-// goneLocked reports whether an instance of the route seems to be gone.
-func (r *route) goneLocked() bool {
+// suspectLocked reports whether an instance seems to be gone that may have had a call.
+func (r *route) suspectLocked() bool {
 	for _, p := range r.peers {
-		if !p.gone.IsZero() && !p.mute {
+		if !p.mute && !r.oldest.IsZero() && !p.gone.Before(r.oldest) {
 			return true
 		}
 	}

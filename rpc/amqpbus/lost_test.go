@@ -27,7 +27,7 @@ func TestLost(t *testing.T) {
 	rpctest.TestLost(t, dial, func(t *testing.T) rpctest.Broker {
 		t.Helper()
 		p, via := proxyTo(t, url)
-		return rpctest.Broker{URL: url, ServerURL: via, Outage: func(d time.Duration) {
+		return rpctest.Broker{URL: url, ServerURL: via, Keeps: true, Outage: func(d time.Duration) {
 			p.stall()
 			p.cut()
 			<-time.After(d)

@@ -71,6 +71,8 @@ var work = rpc.Method[job, job]{Interface: iface, Name: "work", Since: rpc.Versi
 type Broker struct {
 	URL, ServerURL string
 	Outage         func(time.Duration)
+	// Keeps is whether a call waits for a server that is away for less than 10 s.
+	Keeps bool
 }
 
 // In which time a caller learns that its server was killed, and for how long a connection is cut.
@@ -105,6 +107,14 @@ func TestLost(t *testing.T, open Dialer, broker func(t *testing.T) Broker) { //n
 			for _, after := range []time.Duration{5 * time.Millisecond, 400 * time.Millisecond} {
 				l.testCut(after)
 			}
+		})
+		t.Run("away/"+name, func(t *testing.T) {
+			t.Parallel()
+			b := broker(t)
+			if !b.Keeps {
+				t.Skip("a call to a server that is away fails at once on this bus")
+			}
+			(&lost{T: t, open: open, broker: b, host: host}).testAway()
 		})
 		t.Run("paused/"+name, func(t *testing.T) {
 			t.Parallel()
@@ -366,6 +376,27 @@ func (l *lost) testCut(after time.Duration) {
 		l.Errorf("the call of a server that lost its connection for %v: %v, want its answer", cutFor, r.err)
 	}
 	l.once(begin)
+}
+
+// testAway calls a server that was killed a second ago, and comes back two seconds later.
+func (l *lost) testAway() {
+	l.Helper()
+	l.fresh(rpc.ClientConfig{})
+	p := l.launch()
+	if r := l.end(l.running(0, 0)); r.err != nil {
+		l.Fatal(r.err)
+	}
+	killed := kill(l, p)
+	<-time.After(time.Second)
+	done := l.call(0)
+	<-time.After(2 * time.Second)
+	l.launch()
+	r := l.end(done)
+	l.Logf("called 1s after the kill: %v after it, %v", r.when.Sub(killed).Round(time.Millisecond), r.err)
+	if r.err != nil {
+		l.Errorf("a call to a server that was away: %v, want its answer", r.err)
+	}
+	l.once(killed)
 }
 
 // testPaused stops the server with SIGSTOP: its callers wait for the heartbeat timeout.
