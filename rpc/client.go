@@ -31,6 +31,7 @@ type ClientConfig struct {
 	// call fails with ErrSilent although its deadline may be far. A call that
 	// waits in a queue is silent, too. It may be noticed an eighth of the time
 	// later. Default 30 s; negative: only the deadline counts. It is oslo.messaging's call_monitor_timeout.
+	// A server whose process is gone is found sooner, whatever Silence says: see ErrServerLost.
 	Silence time.Duration
 	// Caps limits, by interface name, the version that may be sent, for a
 	// rolling upgrade. An interface that is not in it is not limited.

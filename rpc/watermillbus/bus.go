@@ -23,7 +23,8 @@
 //   - gone: so does a call to a server that has left.
 //   - busy: a call that a busy server has been sent waits for that one.
 //
-// Three more limits are no rules there. A publisher's error does not say
+// Four more limits are no rules there. For the same reason a call to a server whose process was killed ends by the
+// heartbeat timeout, not with rpc.ErrServerLost. A publisher's error does not say
 // whether the message was sent: it is Unknown unless Config.NotSent knows better.
 // A subscriber does not say whether an acknowledgement went out: [rpc.Settle]
 // never fails. What a publisher or subscriber loses, doubles or hangs on when
