@@ -263,8 +263,19 @@ func (s *Server) run(work context.Context, in [4]inlet, leave func()) {
 	defer close(s.done)
 	defer leave()
 	defer s.wg.Wait()
+	queues := in
 	s.wg.Go(func() { s.work(work, &in) })
 	<-s.stopping
+	for _, q := range queues {
+		if q.ch == nil {
+			continue
+		}
+		s.wg.Go(func() { // until the bus has put back what it had sent ahead
+			for m := range q.ch {
+				s.decline(work, m, q.topic)
+			}
+		})
+	}
 }
 
 // work is a goroutine of handlers. One of them at a time takes a message, when
