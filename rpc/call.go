@@ -15,11 +15,14 @@ import (
 // waiter is a call that waits.
 type waiter struct {
 	ended chan outcome // has room for all three that may come
-	heard time.Time    // of the server; zero if nobody minds. Guarded by Client.mu
+	sent  time.Time
+	heard time.Time // of the server; zero if silence does not end the call. Guarded by Client.mu
+	route *route    // nil if the call is not watched
+	peer  *peer     // that runs it; nil if that is not known. Guarded by Client.mu
 }
 
 // outcome is a reply; or why the request was not sent, or may not have been; or
-// that the server is silent.
+// that the server is silent or gone.
 type outcome struct {
 	reply *message.Message
 	err   error
@@ -64,18 +67,33 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 
 // attempt sends a request and returns the reply's payload.
 func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadline time.Time) ([]byte, error) {
-	w := &waiter{ended: make(chan outcome, 3)}
-	var beat time.Duration
-	if end, _ := ctx.Deadline(); c.cfg.Silence > 0 && end.Sub(start) > c.cfg.Silence {
+	w := &waiter{ended: make(chan outcome, 3), sent: time.Now()}
+	t := timing{deadline: deadline}
+	end, _ := ctx.Deadline()
+	if c.cfg.Silence > 0 && end.Sub(start) > c.cfg.Silence {
 		w.heard = start
-		beat = c.cfg.Silence / 2
+		t.beat = c.cfg.Silence / 2
 	}
-	m, err := encodeRequest(ctx, info, req, deadline, beat)
+	var learn *route
+	var probe *peer
+	if end.Sub(w.sent) > minRest {
+		c.mu.Lock()
+		t.first, learn, probe = c.joinLocked(w, info)
+		c.mu.Unlock()
+	}
+	m, err := encodeRequest(ctx, info, req, t)
 	if err != nil {
 		return nil, err
 	}
 	m.Metadata[MetaReplyTo] = c.topic
+	if learn != nil {
+		c.ask(learn, false) //nolint:contextcheck // it is for later calls, too
+	}
+	if probe != nil {
+		c.probe(probe) //nolint:contextcheck // as above
+	}
 	c.mu.Lock()
+	w.sent = time.Now() // after the probe: an instance that this one found gone has not had the call
 	c.pending[m.UUID] = w
 	c.mu.Unlock()
 	to := topic(info.Kind, info.Interface, info.Host)
@@ -89,7 +107,7 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 		c.mu.Lock()
 		delete(c.pending, m.UUID)
 		c.mu.Unlock()
-		if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, ErrSilent) {
+		if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, ErrSilent) || errors.Is(err, ErrServerLost) {
 			c.cancel(ctx, info, m.UUID)
 		}
 		return nil, fmt.Errorf("call %s: %w after %v", info, err, time.Since(start).Round(time.Millisecond))
@@ -111,7 +129,7 @@ func (c *Client) await(ctx context.Context, w *waiter) (*message.Message, error)
 			switch {
 			case o.reply != nil:
 				return o.reply, nil
-			case fault.CodeOf(o.err) != fault.Unknown, errors.Is(o.err, ErrSilent):
+			case fault.CodeOf(o.err) != fault.Unknown, errors.Is(o.err, ErrSilent), errors.Is(o.err, ErrServerLost):
 				return nil, o.err
 			}
 			unknown = o.err // the reply may come all the same
@@ -144,7 +162,7 @@ func (c *Client) cancel(ctx context.Context, info Info, id string) {
 		defer stop()
 		m := about(ctx, "", id)
 		d, _ := ctx.Deadline()
-		m.Metadata[MetaRPC] = info.mark(d, 0)
+		m.Metadata[MetaRPC] = info.mark(timing{deadline: d})
 		if err := c.bus.Publish(to, m); err != nil {
 			c.cfg.Logger.DebugContext(ctx, "a server could not be told that its caller has given up", "method", info.String(), "error", err)
 			return

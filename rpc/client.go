@@ -31,6 +31,7 @@ type ClientConfig struct {
 	// call fails with ErrSilent although its deadline may be far. A call that
 	// waits in a queue is silent, too. It may be noticed an eighth of the time
 	// later. Default 30 s; negative: only the deadline counts. It is oslo.messaging's call_monitor_timeout.
+	// A server whose process is gone is found sooner, whatever Silence says: see ErrServerLost.
 	Silence time.Duration
 	// Caps limits, by interface name, the version that may be sent, for a
 	// rolling upgrade. An interface that is not in it is not limited.
@@ -60,8 +61,13 @@ type Client struct {
 
 	mu        sync.Mutex
 	pending   map[string]*waiter // by the id of the call
-	listening bool               // the reply topic is subscribed to
-	dialing   chan struct{}      // closed when a subscribe under way ends
+	routes    map[routeKey]*route
+	peers     map[string]*peer    // by the id of the instance
+	questions map[string]question // by the id of the message
+	watching  *time.Timer         // runs tick; nil before the first call
+	ticking   bool                // it is set
+	listening bool                // the reply topic is subscribed to
+	dialing   chan struct{}       // closed when a subscribe under way ends
 
 	life  context.Context //nolint:containedctx // the client's own life, ended by Close
 	end   context.CancelFunc
@@ -77,6 +83,8 @@ type ClientStats struct {
 	Canceled uint64
 	// Silent is how many calls failed with ErrSilent.
 	Silent uint64
+	// Lost is how many calls failed with ErrServerLost.
+	Lost uint64
 }
 
 // NewClient returns a client. It starts nothing: the reply topic is subscribed
@@ -98,6 +106,7 @@ func NewClient(bus Bus, cfg ClientConfig) *Client {
 	c := &Client{
 		bus: bus, cfg: cfg, topic: "reply." + newID(),
 		pending: make(map[string]*waiter), life: life, end: end,
+		routes: make(map[routeKey]*route), peers: make(map[string]*peer), questions: make(map[string]question),
 	}
 	c.sender, _ = bus.(Sender)
 	return c
@@ -109,6 +118,7 @@ func (c *Client) Stats() ClientStats {
 		Late:     atomic.LoadUint64(&c.stats.Late),
 		Canceled: atomic.LoadUint64(&c.stats.Canceled),
 		Silent:   atomic.LoadUint64(&c.stats.Silent),
+		Lost:     atomic.LoadUint64(&c.stats.Lost),
 	}
 }
 
@@ -117,8 +127,11 @@ func (c *Client) Stats() ClientStats {
 // bus stays open. It is idempotent and never fails.
 func (c *Client) Close() error {
 	c.end()
-	c.mu.Lock()   // whoever holds it still starts a goroutine to be waited for
-	c.mu.Unlock() //nolint:staticcheck // empty on purpose, see above
+	c.mu.Lock() // a holder may still start a goroutine to be waited for
+	if c.watching != nil {
+		c.watching.Stop()
+	}
+	c.mu.Unlock()
 	c.wg.Wait()
 	return nil
 }
@@ -135,7 +148,7 @@ func (c *Client) Stop(context.Context) error { return c.Close() }
 //
 // The errors are the handler's own, with [fault.IsRemote] true, and the
 // client's: ErrNoConsumer, Unavailable (not executed), Unknown (the connection
-// broke while sending, or ErrSilent: may have been executed), Timeout and
+// broke while sending, ErrServerLost or ErrSilent: may have been executed), Timeout and
 // Canceled (nothing is known about the execution), ErrVersionCap, ErrClosed,
 // Invalid if the request cannot be encoded, ErrTooLarge if it is too large, or Invalid if [CheckHost] refuses
 // the host or the bus cannot carry its topics; ErrReplyTooLarge from the server whose reply is too large.
@@ -247,7 +260,7 @@ func (c *Client) transmit(ctx context.Context, info Info, req any, decode func([
 	if decode != nil {
 		return c.roundTrip(ctx, info, req, decode)
 	}
-	m, err := encodeRequest(ctx, info, req, time.Time{}, 0)
+	m, err := encodeRequest(ctx, info, req, timing{})
 	if err != nil {
 		return nil, err
 	}

@@ -109,7 +109,7 @@ func letter(m *message.Message) *DeadLetter {
 		Failures: count(m, MetaFailures), Metadata: maps.Clone(m.Metadata), Payload: m.Payload,
 	}
 	l.DiedAt, _ = time.Parse(time.RFC3339Nano, m.Metadata[MetaDiedAt])
-	if info, _, _, err := parseMark(m.Metadata[MetaRPC]); err == nil {
+	if info, _, err := parseMark(m.Metadata[MetaRPC]); err == nil {
 		l.Info = info
 	}
 	return l

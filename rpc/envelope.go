@@ -24,7 +24,9 @@ const (
 	KindFanout = "fanout"
 	KindCancel = "cancel" // the caller of a call has given up
 	KindReply  = "reply"
-	KindBeat   = "beat" // the server still works on a call
+	KindBeat   = "beat" // the server still works on a call, or answers a probe
+	// KindProbe asks the instance of a server, on a topic of its own, whether it is there.
+	KindProbe = "probe"
 )
 
 // Keys of a message's metadata. Together with the JSON payload they are the
@@ -32,13 +34,15 @@ const (
 const (
 	// MetaRPC says what the message is: the kind, the method, its version ("1.0"
 	// if missing) and options: "at-least-once"; "deadline=" and an RFC 3339 time in
-	// UTC; of a call "beat=" and how often the caller wants to hear. For example
+	// UTC; of a call "beat=" and how often the caller wants a heartbeat, and "first=" and how soon after the
+	// start of the handler it wants the first one, with the server's instance. For example
 	// "cast backup.start 2.1 at-least-once" and
-	// "call backup.list 2.0 deadline=2026-11-23T07:38:13.5Z beat=15s".
+	// "call backup.list 2.0 deadline=2026-11-23T07:38:13.5Z beat=15s first=100ms".
 	MetaRPC         = "rpc"
 	MetaReplyTo     = "reply_to"       // of a call: the topic for the reply
 	MetaCorrelation = "correlation_id" // of a reply, a beat, a cancel: the UUID of the call
 	MetaError       = "error"          // of a reply that failed: fault.Error as JSON
+	MetaInstance    = "instance"       // of a reply and a beat: the instance of the server that sends it
 	MetaContext     = "context"        // reqctx.Request as JSON, without the trace
 	MetaTraceparent = "traceparent"    // W3C trace context
 
@@ -73,7 +77,15 @@ const (
 	markDurable  = " at-least-once"
 	markDeadline = " deadline="
 	markBeat     = " beat="
+	markFirst    = " first="
 )
+
+// timing is what the options of MetaRPC say of time. Zero means none.
+type timing struct {
+	deadline time.Time
+	beat     time.Duration // how often the caller wants a heartbeat
+	first    time.Duration // how soon after the start of the handler it wants the first one
+}
 
 // Deadline returns the deadline in a message's metadata. A missing or
 // unreadable one is no deadline.
@@ -96,8 +108,8 @@ func newID() string {
 	return string(text[:])
 }
 
-// mark is the value of MetaRPC. Zero means no deadline and no beat.
-func (i Info) mark(deadline time.Time, beat time.Duration) string {
+// mark is the value of MetaRPC.
+func (i Info) mark(t timing) string {
 	b := make([]byte, 0, 128)
 	b = append(b, i.Kind...)
 	b = append(b, ' ')
@@ -111,20 +123,24 @@ func (i Info) mark(deadline time.Time, beat time.Duration) string {
 	if i.Delivery == AtLeastOnce {
 		b = append(b, markDurable...)
 	}
-	if !deadline.IsZero() {
+	if !t.deadline.IsZero() {
 		b = append(b, markDeadline...)
-		b = deadline.UTC().AppendFormat(b, time.RFC3339Nano)
+		b = t.deadline.UTC().AppendFormat(b, time.RFC3339Nano)
 	}
-	if beat > 0 {
+	if t.beat > 0 {
 		b = append(b, markBeat...)
-		b = append(b, beat.String()...)
+		b = append(b, t.beat.String()...)
+	}
+	if t.first > 0 {
+		b = append(b, markFirst...)
+		b = append(b, t.first.String()...)
 	}
 	return string(b)
 }
 
 // parseMark reads what mark wrote. Options that it does not know are ignored, so
 // that newer clients may send more.
-func parseMark(s string) (i Info, deadline time.Time, beat time.Duration, err error) {
+func parseMark(s string) (i Info, t timing, err error) {
 	kind, rest, _ := strings.Cut(s, " ")
 	name, rest, _ := strings.Cut(rest, " ")
 	version, rest, _ := strings.Cut(rest, " ")
@@ -132,15 +148,15 @@ func parseMark(s string) (i Info, deadline time.Time, beat time.Duration, err er
 	switch kind {
 	case KindCall, KindCast, KindFanout, KindCancel:
 	default:
-		return i, deadline, 0, fault.New(fault.Invalid, "the metadata's %q is %q, want a call, cast, fanout or cancel", MetaRPC, s)
+		return i, t, fault.New(fault.Invalid, "the metadata's %q is %q, want a call, cast, fanout or cancel", MetaRPC, s)
 	}
 	dot := strings.LastIndexByte(name, '.')
 	if dot <= 0 || dot == len(name)-1 {
-		return i, deadline, 0, fault.New(fault.Invalid, "the metadata's %q is %q, which names no interface and method", MetaRPC, s)
+		return i, t, fault.New(fault.Invalid, "the metadata's %q is %q, which names no interface and method", MetaRPC, s)
 	}
 	i.Interface, i.Method = name[:dot], name[dot+1:]
 	if i.Version, err = parseVersion(version); err != nil {
-		return i, deadline, 0, err
+		return i, t, err
 	}
 	for rest != "" {
 		var word string
@@ -148,16 +164,20 @@ func parseMark(s string) (i Info, deadline time.Time, beat time.Duration, err er
 		if word == markDurable[1:] {
 			i.Delivery = AtLeastOnce
 		} else if v, ok := strings.CutPrefix(word, markDeadline[1:]); ok {
-			if deadline, err = time.Parse(time.RFC3339Nano, v); err != nil {
-				return i, deadline, 0, fault.New(fault.Invalid, "the deadline %q is not an RFC 3339 time", v)
+			if t.deadline, err = time.Parse(time.RFC3339Nano, v); err != nil {
+				return i, t, fault.New(fault.Invalid, "the deadline %q is not an RFC 3339 time", v)
 			}
 		} else if v, ok := strings.CutPrefix(word, markBeat[1:]); ok {
-			if beat, err = time.ParseDuration(v); err != nil || beat <= 0 {
-				return i, deadline, 0, fault.New(fault.Invalid, "the beat %q is not a duration such as 15s", v)
+			if t.beat, err = time.ParseDuration(v); err != nil || t.beat <= 0 {
+				return i, t, fault.New(fault.Invalid, "the beat %q is not a duration such as 15s", v)
+			}
+		} else if v, ok := strings.CutPrefix(word, markFirst[1:]); ok {
+			if t.first, err = time.ParseDuration(v); err != nil || t.first <= 0 {
+				return i, t, fault.New(fault.Invalid, "the first beat %q is not a duration such as 100ms", v)
 			}
 		}
 	}
-	return i, deadline, beat, nil
+	return i, t, nil
 }
 
 // encode makes a payload of a *Req or a *Resp. A json.RawMessage is one.
@@ -178,13 +198,13 @@ func decode(b []byte, v any) error {
 }
 
 // encodeRequest makes the message of a call, a cast or a fanout.
-func encodeRequest(ctx context.Context, info Info, req any, deadline time.Time, beat time.Duration) (*message.Message, error) {
+func encodeRequest(ctx context.Context, info Info, req any, t timing) (*message.Message, error) {
 	payload, err := encode(req)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%s: encode the request: %w", info, err)
 	}
 	m := newMessage(ctx, newID(), payload)
-	m.Metadata[MetaRPC] = info.mark(deadline, beat)
+	m.Metadata[MetaRPC] = info.mark(t)
 	putRequest(m.Metadata, reqctx.From(ctx))
 	return m, nil
 }
@@ -278,16 +298,15 @@ func decodeReply(m *message.Message) ([]byte, error) {
 
 // request is a decoded call, cast, fanout or cancel.
 type request struct {
-	id       string
-	info     Info
-	topic    string // from which it was taken
-	replyTo  string
-	about    string    // of a cancel: the call's id
-	deadline time.Time // zero: none
-	beat     time.Duration
-	from     reqctx.Request
-	named    bool // from says anything
-	payload  []byte
+	id      string
+	info    Info
+	topic   string // from which it was taken
+	replyTo string
+	about   string // of a cancel: the call's id
+	from    reqctx.Request
+	named   bool // from says anything
+	payload []byte
+	timing
 
 	since time.Time          // when the handler was started
 	stop  context.CancelFunc // ends the handler's context
@@ -306,7 +325,7 @@ func decodeRequest(m *message.Message) (*request, error) {
 		r.id = newID()
 	}
 	var err error
-	if r.info, r.deadline, r.beat, err = parseMark(m.Metadata[MetaRPC]); err != nil {
+	if r.info, r.timing, err = parseMark(m.Metadata[MetaRPC]); err != nil {
 		return nil, err
 	}
 	if !r.deadline.IsZero() { // from here on by the monotonic clock, which nobody moves

@@ -104,16 +104,29 @@ func (c *Client) take(m *message.Message) {
 	id, beat := m.Metadata[MetaCorrelation], m.Metadata[MetaRPC] == KindBeat
 	c.mu.Lock()
 	w := c.pending[id]
+	var p *peer
+	if w != nil && w.route != nil {
+		p = c.heardLocked(w.route, m)
+	}
+	answered := false
 	switch {
+	case w == nil && beat:
+		if p := c.peers[m.Metadata[MetaInstance]]; p != nil { // it answers a probe
+			p.hear(time.Now())
+		}
 	case w == nil:
+		answered = c.answeredLocked(m)
 	case beat:
-		w.heard = time.Now()
+		w.peer = p
+		if !w.heard.IsZero() {
+			w.heard = time.Now()
+		}
 	default:
 		delete(c.pending, id)
 	}
 	c.mu.Unlock()
 	switch {
-	case beat:
+	case beat, answered:
 	case w != nil:
 		w.ended <- outcome{reply: m}
 	default:

@@ -126,6 +126,11 @@ var (
 	// ErrSilent: the server of a long call was not heard of for
 	// ClientConfig.Silence. The request may have been executed.
 	ErrSilent = fault.Sentinel(fault.Unknown, "Silent", "the server is silent")
+	// ErrServerLost: the process of the server that had the call, or may have had it, is gone, or has been without
+	// a connection to the broker for more than a second. It comes within 2 s, to calls that have more than a
+	// second left. The request may have been executed. A call that still waited for that server may be executed
+	// later; its context is then canceled if the message that says so comes in time.
+	ErrServerLost = fault.Sentinel(fault.Unknown, "ServerLost", "the server's process is gone")
 	// ErrTooLarge: the message is larger than the bus carries, or than the broker accepts. It was not
 	// sent, and never will be: send less, or raise the limit of all processes and of the broker.
 	ErrTooLarge = fault.Sentinel(fault.Invalid, "TooLarge", "the message is too large")

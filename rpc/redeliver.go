@@ -115,7 +115,7 @@ func (s *Server) once(ctx, work context.Context, m *message.Message, r *request,
 	if err != nil {
 		return true, fault.New(fault.Unavailable, "look up whether the message was handled: %v", err)
 	}
-	if !s.track(r) { // a call has the same id
+	if !s.track(r) { //nolint:contextcheck // a call has the same id; a heartbeat has a time of its own
 		s.pause(time.Second)
 		_ = Settle(m, false) // else the bus redelivers it by itself
 		return false, nil
@@ -165,7 +165,7 @@ func (s *Server) settle(ctx, work context.Context, m *message.Message, r *reques
 	}
 	s.cfg.Logger.WarnContext(ctx, "a cast failed and is delivered again", "method", r.info.String(), key, n, "after", wait, "error", err)
 	if !s.pause(wait) {
-		_ = Settle(m, false) // else the bus gives it back by itself
+		s.decline(work, m, r.topic)
 		return
 	}
 	s.requeue(ctx, work, m, r.topic, key, n)
@@ -185,6 +185,17 @@ func (s *Server) redelivered(ctx, work context.Context, m *message.Message, r *r
 	default:
 		s.requeue(context.WithoutCancel(ctx), work, m, r.topic, MetaRedeliveries, n)
 	}
+}
+
+// decline ends the delivery of a message that came, or waited for its next attempt, when the server began to stop. A
+// cast is published anew, because what is given back counts as lost with its server.
+func (s *Server) decline(work context.Context, m *message.Message, topic string) {
+	if KindOf(m) == KindCast && m.Metadata[MetaRedelivered] == "" {
+		if err := s.replace(work, m, clone(work, m), topic, attempts(m)); err == nil {
+			return
+		}
+	}
+	_ = Settle(m, false) // else the bus redelivers it by itself
 }
 
 // requeue publishes the message anew with a higher count, and acknowledges this one when that is confirmed.

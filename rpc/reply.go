@@ -12,29 +12,41 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// minBeat is how often a caller is told at most that its call is worked on.
+// minBeat is how often a caller gets a heartbeat at most. A first one that is wanted sooner is sent at
+// once.
 const minBeat = 10 * time.Millisecond
 
-// pulse sees to it that the caller of r hears from time to time that its call is
-// worked on. One timer serves all calls: most end long before it. It is called
-// with the lock held.
-func (s *Server) pulse(r *request) {
-	if r.beat == 0 || r.replyTo == "" {
+// scheduleBeatLocked has heartbeats sent to the caller of r, if it wants any. One timer serves all
+// calls: most end long before it.
+func (s *Server) scheduleBeatLocked(r *request) {
+	if r.replyTo == "" || r.beat == 0 && r.first == 0 {
 		return
 	}
-	r.beat = max(r.beat, minBeat)
-	r.due = r.since.Add(r.beat)
+	if r.beat > 0 {
+		r.beat = max(r.beat, minBeat)
+	}
+	wait := r.beat
+	if r.first > 0 && (wait == 0 || r.first < wait) {
+		wait = r.first
+	}
+	if wait < minBeat { // only the first
+		s.wg.Go(func() { s.beat(r) }) // the counter is not zero while r runs
+		if wait = r.beat; wait == 0 {
+			return
+		}
+	}
+	r.due = r.since.Add(wait)
 	if s.due.IsZero() || r.due.Before(s.due) {
 		s.due = r.due
 		if s.heart == nil {
-			s.heart = time.AfterFunc(r.beat, s.beats)
+			s.heart = time.AfterFunc(wait, s.beats)
 		} else {
-			s.heart.Reset(r.beat)
+			s.heart.Reset(wait)
 		}
 	}
 }
 
-// beats sends the beats that are due.
+// beats sends the heartbeats that are due.
 func (s *Server) beats() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -48,8 +60,12 @@ func (s *Server) beats() {
 			continue
 		}
 		if !r.due.After(now) {
-			r.due = now.Add(r.beat)
 			s.wg.Go(func() { s.beat(r) }) // the counter is not zero while r runs
+			if r.beat == 0 {
+				r.due = time.Time{}
+				continue
+			}
+			r.due = now.Add(r.beat)
 		}
 		if s.due.IsZero() || r.due.Before(s.due) {
 			s.due = r.due
@@ -60,11 +76,15 @@ func (s *Server) beats() {
 	}
 }
 
-// beat sends one beat. It may come after the reply, which does not matter.
+// beat sends one heartbeat. It may come after the reply, which does not matter.
 func (s *Server) beat(r *request) {
-	ctx, cancel := context.WithTimeout(context.Background(), r.beat)
+	wait := r.beat
+	if wait == 0 {
+		wait = replyTime
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
-	if err := s.bus.Publish(r.replyTo, about(ctx, KindBeat, r.id)); err != nil {
+	if err := s.bus.Publish(r.replyTo, s.sign(about(ctx, KindBeat, r.id))); err != nil {
 		s.cfg.Logger.DebugContext(ctx, "a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
 	}
 }
@@ -72,7 +92,7 @@ func (s *Server) beat(r *request) {
 // reply sends the result. It outlives the handler's context: a call answered in
 // its last moment, or while the server stops, is answered.
 func (s *Server) reply(work context.Context, r *request, resp any, err error) {
-	m := encodeReply(context.Background(), r.id, resp, err) //nolint:contextcheck // work has ended when the server is aborted
+	m := s.sign(encodeReply(context.Background(), r.id, resp, err)) //nolint:contextcheck // work has ended when the server is aborted
 	if s.sender == nil {
 		s.replyUntil(work, r, m, nil)
 		return
@@ -97,10 +117,10 @@ func (s *Server) expired(r *request) {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), graceTime)
-	m := encodeReply(ctx, r.id, nil, &fault.Error{
+	m := s.sign(encodeReply(ctx, r.id, nil, &fault.Error{
 		Code: fault.Timeout, Reason: reasonExpired, Msg: "the request came after its deadline, and was not run",
 		Meta: map[string]string{metaNow: time.Now().UTC().Format(time.RFC3339Nano)},
-	})
+	}))
 	if s.sender != nil {
 		s.sender.Send(r.replyTo, m, func(error) { cancel() })
 		return
@@ -153,7 +173,7 @@ func (s *Server) replyUntil(work context.Context, r *request, m *message.Message
 		}
 		if fault.CodeOf(perr) == fault.Invalid && !small {
 			small = true
-			m = encodeReply(context.Background(), r.id, nil, fault.New(fault.Internal, "%s: %w: %v", r.info, ErrReplyTooLarge, perr)) //nolint:contextcheck // as above
+			m = s.sign(encodeReply(context.Background(), r.id, nil, fault.New(fault.Internal, "%s: %w: %v", r.info, ErrReplyTooLarge, perr))) //nolint:contextcheck // as above
 			perr = nil
 			continue
 		}

@@ -68,6 +68,7 @@ type Server struct {
 
 	mu       sync.Mutex
 	started  bool
+	instance string             // see instance.go
 	intake   context.CancelFunc // ends the subscriptions
 	abort    context.CancelFunc // cancels the handlers
 	stopping chan struct{}
@@ -75,7 +76,7 @@ type Server struct {
 	running  map[string]*request
 	settling map[string]*settlement // by id, of AtLeastOnce casts
 	replaced *recent[int]           // by lifeKey, the attempt by which this server has replaced a message
-	heart    *time.Timer            // sends the beats; nil before the first is wanted
+	heart    *time.Timer            // sends the heartbeats; nil before the first is wanted
 	due      time.Time              // when heart goes off; zero if it does not
 	cut      bool                   // the handlers that still run are cut off
 	dead     bool                   // the topic of dead letters exists
@@ -205,17 +206,24 @@ func (s *Server) Start(ctx context.Context) error {
 	sub, intake := context.WithCancel(life)
 	work, abort := context.WithCancel(context.Background())
 	keep := context.AfterFunc(ctx, intake)
+	var leave func()
 	in, err := s.subscribe(sub)
+	if err == nil { // before a message is taken
+		leave, err = s.attendLocked(sub)
+	}
 	if !keep() && err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
 		intake()
 		abort()
+		if leave != nil {
+			leave()
+		}
 		return err
 	}
 	s.started, s.intake, s.abort = true, intake, abort
-	go s.run(work, in) //nolint:contextcheck // ends when Stop ends the subscriptions, and closes s.done
+	go s.run(work, in, leave) //nolint:contextcheck // ends when Stop ends the subscriptions, and closes s.done
 	return nil
 }
 
@@ -250,12 +258,24 @@ func (s *Server) subscribe(ctx context.Context) (in [4]inlet, err error) {
 	return in, nil
 }
 
-// run takes messages until the subscriptions end.
-func (s *Server) run(work context.Context, in [4]inlet) {
+// run takes messages until the subscriptions end. The instance leaves when all replies are sent.
+func (s *Server) run(work context.Context, in [4]inlet, leave func()) {
 	defer close(s.done)
+	defer leave()
 	defer s.wg.Wait()
+	queues := in
 	s.wg.Go(func() { s.work(work, &in) })
 	<-s.stopping
+	for _, q := range queues {
+		if q.ch == nil {
+			continue
+		}
+		s.wg.Go(func() { // until the bus has put back what it had sent ahead
+			for m := range q.ch {
+				s.decline(work, m, q.topic)
+			}
+		})
+	}
 }
 
 // work is a goroutine of handlers. One of them at a time takes a message, when
@@ -345,6 +365,11 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		s.cancel(r.about)
 		return
 	}
+	if r.info.Kind == KindFanout && r.info.Method == methodPing && r.replyTo != "" {
+		_ = Settle(m, true) // as above
+		s.reply(work, r, &Description{}, nil)
+		return
+	}
 	ctx := work
 	if r.named {
 		ctx = reqctx.With(work, r.from)
@@ -374,7 +399,7 @@ func (s *Server) serve(work context.Context, m *message.Message, from string) {
 		s.cfg.Logger.DebugContext(ctx, "left a message to its next delivery: it cannot be acknowledged", "method", r.info.String(), "error", err)
 		return
 	}
-	if !s.track(r) {
+	if !s.track(r) { //nolint:contextcheck // a heartbeat has a time of its own
 		return // another copy of it runs: only a bus that is no at-most-once bus sends two
 	}
 	resp, err := s.invoke(ctx, r, e, known)
@@ -440,7 +465,7 @@ func (s *Server) track(r *request) bool {
 		return false
 	}
 	s.running[r.id] = r
-	s.pulse(r)
+	s.scheduleBeatLocked(r)
 	atomic.StoreUint64(&s.stats.InFlight, uint64(len(s.running)))
 	return true
 }

@@ -18,6 +18,10 @@
 //	Private  <exchange>.<topic>   exclusive
 //	fanout   <exchange>.<topic>   a durable fanout exchange
 //
+// When a subscription ends, messages of a Shared topic that RabbitMQ had sent ahead are published anew, so that they are not
+// marked as redelivered and do not count as lost with a server. With Config.Quorum, RabbitMQ marks the few that
+// it was just sending.
+//
 // A message's UUID and metadata are AMQP headers in the format of
 // watermill-amqp; docs/wire.md has the details.
 package amqpbus

@@ -19,6 +19,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	rpctest.ServeLost(dial) // a child of TestLost
 	if url := os.Getenv(stormVar); url != "" {
 		stormServer(url) // a child of TestStorm
 		return
@@ -63,7 +64,7 @@ func TestBusQuorum(t *testing.T) {
 		t.Helper()
 		cfg := amqpbus.Config{URLs: []string{url}, Exchange: "test." + strings.ToLower(rand.Text()), Quorum: true}
 		return openWith(t, cfg), openWith(t, cfg)
-	})
+	}, "restarts") // RabbitMQ marks what a quorum queue was sending to a consumer that is canceled
 	exchange := "test." + strings.ToLower(rand.Text())
 	quorum, classic := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: exchange, Quorum: true}), open(t, url, exchange)
 	if err := quorum.SubscribeInitialize("topic"); err != nil {

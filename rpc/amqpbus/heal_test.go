@@ -66,6 +66,9 @@ func TestHeals(t *testing.T) {
 	got := make(chan int, 100)
 	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
 	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) { got <- *n; return &rpc.None{}, nil })
+	hold, gate := add, make(chan struct{})
+	hold.Name = "hold"
+	rpc.Handle(srv, hold, func(_ context.Context, n *int) (*int, error) { <-gate; return n, nil })
 	if err := srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -106,13 +109,21 @@ func TestHeals(t *testing.T) {
 			deleted++
 			kind := name
 			if strings.HasPrefix(name, "heal.reply.") {
-				kind = "the reply queue"
+				kind = "a private queue"
 			}
 			within(t, "after the deletion of "+kind, works)
 		}
 	}
-	if deleted != 5 {
-		t.Errorf("%d queues were there, want 4 of the server and 1 for replies: %v", deleted, queues)
+	if deleted != 6 {
+		t.Errorf("%d queues were there, want 5 of the server and 1 for replies: %v", deleted, queues)
+	}
+	var held []*rpc.Pending[int]
+	for _, host := range []string{"h", rpc.Any} {
+		p, err := rpc.Go(t.Context(), client, hold, host, new(int))
+		if err != nil {
+			t.Fatal(err)
+		}
+		held = append(held, p)
 	}
 	ctl("close_all_connections", "test")
 	within(t, "after all connections were closed", works)
@@ -122,6 +133,13 @@ func TestHeals(t *testing.T) {
 	}
 	ctl("start_app")
 	within(t, "after the broker was stopped and started", works)
+	<-time.After(2 * time.Second) // longer than a killed server has
+	close(gate)
+	for _, p := range held {
+		if _, err := p.Wait(t.Context()); err != nil {
+			t.Errorf("a call that ran while the broker was stopped: %v, want its answer", err)
+		}
+	}
 
 	// A broker without memory takes nothing: every wait ends, and health says why.
 	ctl("set_vm_memory_high_watermark", "0.00001")

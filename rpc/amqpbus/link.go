@@ -21,8 +21,9 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// The pause between two attempts to connect is doubled from minRedial to
-// maxRedial, with full jitter, so that a cluster that comes back is not stormed.
+// The back-off between two attempts to connect is an eighth of the time since the connection was lost, between
+// minRedial and maxRedial, with full jitter, so that a cluster that comes back is not stormed, and a server that
+// was away for a second is back before its callers take it for lost (ADR 21).
 const (
 	minRedial = 20 * time.Millisecond
 	maxRedial = time.Second
@@ -62,16 +63,15 @@ func (l *link) run(life context.Context, conn *amqp.Connection, out *gathering) 
 	if conn != nil {
 		l.hold(life, conn, out)
 	}
-	for wait := minRedial; life.Err() == nil; {
+	for lost := time.Now(); life.Err() == nil; {
 		conn, out, err := l.dial(life)
 		if err != nil {
 			l.set(nil, nil, "", err)
-			broker.Pause(life, rand.N(wait))
-			wait = min(2*wait, maxRedial)
+			broker.Pause(life, rand.N(broker.Backoff(lost, minRedial, maxRedial)))
 			continue
 		}
-		wait = minRedial
 		l.hold(life, conn, out)
+		lost = time.Now()
 	}
 }
 

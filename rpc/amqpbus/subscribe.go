@@ -400,7 +400,7 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 			if c.f != nil {
 				c.f(m)
 			} else {
-				c.hand(in, m)
+				c.hand(in, m) //nolint:contextcheck // what it puts back has a time of its own
 			}
 			if c.mode == rpc.Shared && in.prefetch < c.slots && in.full() {
 				in.widenAt.Reset(widenSoon)
@@ -412,7 +412,7 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 		case <-in.end:
 			switch {
 			case errors.Is(in.why, errEnded):
-				c.finish(in)
+				c.finish(in) //nolint:contextcheck // as above
 			case !errors.Is(in.why, errChannel):
 				c.bus.cfg.Logger.Warn("the queue is not as it should be, declaring it again", "queue", c.name, "error", in.why)
 				c.retire(in, false)
@@ -474,6 +474,10 @@ func (c *consumer) hand(in *inChannel, m *message.Message) {
 			defer c.reopen(in, 1)
 		}
 	case <-in.end:
+		if c.mode == rpc.Shared && errors.Is(in.why, errEnded) && m.Metadata[rpc.MetaRedelivered] == "" && c.putBack(m) {
+			_ = rpc.Settle(m, true) // else it comes again besides
+			return
+		}
 	}
 	if c.mode != rpc.Private {
 		_ = rpc.Settle(m, false) // else the loss of the channel does it
@@ -509,20 +513,52 @@ func (c *consumer) probe(in *inChannel, sick chan<- error) {
 	}
 }
 
-// finish stops the consumer, gives back what nobody has received and leaves the
+// finish stops the consumer, gives back what the receiver has not received and leaves the
 // channel open until what was received is settled.
 func (c *consumer) finish(in *inChannel) {
+	var rest []*amqp.Delivery
+	ended := make(chan struct{})
 	c.helped.Go(func() {
+		defer close(ended)
 		for d := range in.deliveries { // closed by Cancel, or with the channel
-			if c.mode != rpc.Private {
-				_ = d.Nack(false, true) // else the loss of the channel does it
-			}
+			rest = append(rest, &d)
 		}
 	})
 	in.rpc.Lock()
 	_ = in.ch.Cancel(consumerTag, false) // else the channel is lost already
 	in.rpc.Unlock()
+	<-ended
+	var wg sync.WaitGroup
+	for _, d := range rest {
+		switch {
+		case c.mode == rpc.Private:
+		case c.mode == rpc.Shared && !d.Redelivered && !in.ch.IsClosed():
+			wg.Go(func() {
+				if c.putBack(c.bus.unmarshal(d)) {
+					_ = d.Ack(false) // else it comes again besides
+				} else {
+					_ = d.Nack(false, true) // else the loss of the channel does it
+				}
+			})
+		default:
+			_ = d.Nack(false, true) // as above
+		}
+	}
+	wg.Wait()
 	c.retire(in, true)
+}
+
+// putBackTime bounds putBack.
+const putBackTime = 5 * time.Second
+
+// putBack publishes a message again that this process has not begun, and reports whether the delivery is to
+// be acknowledged: given back it would come marked as redelivered, and count as lost with its server. One that is
+// marked already is not put back, so that the mark stays.
+func (c *consumer) putBack(m *message.Message) bool {
+	ctx, cancel := context.WithTimeout(c.bus.life, putBackTime)
+	defer cancel()
+	err := c.bus.persist(ctx, &outgoing{m: m, key: c.name}, nil)
+	return err == nil || fault.CodeOf(err) == fault.Unknown && !rpc.Durable(m) // at most once: rather lost than doubled
 }
 
 // retire closes the channel when all its deliveries are settled. After the end

@@ -28,7 +28,7 @@ func (b *Bus) marshal(m *message.Message) amqp.Publishing {
 	p := amqp.Publishing{Body: m.Payload, MessageId: m.UUID}
 	plain := false // for stock watermill-amqp
 	switch rpc.KindOf(m) {
-	case rpc.KindCall, rpc.KindFanout, rpc.KindReply, rpc.KindBeat, rpc.KindCancel:
+	case rpc.KindCall, rpc.KindFanout, rpc.KindReply, rpc.KindBeat, rpc.KindCancel, rpc.KindProbe:
 	default:
 		plain = true
 	}
@@ -40,6 +40,8 @@ func (b *Bus) marshal(m *message.Message) amqp.Publishing {
 			p.CorrelationId = v
 		case k == rpc.MetaRPC && !plain && len(v) <= maxShort:
 			p.Type = v
+		case k == rpc.MetaInstance && !plain && len(v) <= maxShort:
+			p.AppId = v
 		case k != rpc.MetaRedelivered:
 			if p.Headers == nil {
 				p.Headers = make(amqp.Table, len(m.Metadata)+1)
@@ -81,6 +83,9 @@ func (b *Bus) unmarshal(d *amqp.Delivery) *message.Message {
 	}
 	if d.ReplyTo != "" {
 		m.Metadata[rpc.MetaReplyTo] = strings.TrimPrefix(d.ReplyTo, b.cfg.Exchange+".")
+	}
+	if d.AppId != "" {
+		m.Metadata[rpc.MetaInstance] = d.AppId
 	}
 	if d.CorrelationId != "" {
 		m.Metadata[rpc.MetaCorrelation] = d.CorrelationId

@@ -53,7 +53,7 @@ func golden(t *testing.T, name, exchange string, d amqp.Delivery) {
 	}
 	for k, v := range map[string]string{
 		"content_type": d.ContentType, "message_id": d.MessageId, "correlation_id": d.CorrelationId,
-		"reply_to": d.ReplyTo, "type": d.Type, "expiration": d.Expiration,
+		"reply_to": d.ReplyTo, "type": d.Type, "expiration": d.Expiration, "app_id": d.AppId,
 	} {
 		if v != "" {
 			f.Properties[k] = v

@@ -85,8 +85,9 @@ type Config struct {
 }
 
 const (
-	// The pause between two attempts is doubled from minPause to maxPause, with
-	// full jitter, so that a cluster that comes back is not stormed.
+	// The back-off between two attempts to publish is doubled from minPause to maxPause, that between two
+	// attempts to connect is an eighth of the time since the connection was lost, with full jitter, so that a
+	// cluster that comes back is not stormed.
 	minPause = 20 * time.Millisecond
 	maxPause = time.Second
 	// dialTime bounds one attempt on one server, the handshakes included.
@@ -227,7 +228,13 @@ func (b *Bus) connect(ctx context.Context) error {
 	opts.CustomDialer = dial
 	opts.MaxReconnect = -1
 	opts.IgnoreAuthErrorAbort = true
-	opts.CustomReconnectDelayCB = func(n int) time.Duration { return rand.N(min(minPause<<min(n, 10), maxPause)) }
+	var lost time.Time
+	opts.CustomReconnectDelayCB = func(n int) time.Duration { // called by one goroutine
+		if n <= 1 {
+			lost = time.Now()
+		}
+		return rand.N(broker.Backoff(lost, minPause, maxPause))
+	}
 	opts.ReconnectBufSize = -1 // what cannot be sent now fails now
 	opts.PingInterval, opts.MaxPingsOut = pingEvery, 2
 	opts.DisconnectedErrCB = func(_ *nats.Conn, err error) { b.lost(err) }

@@ -18,7 +18,10 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	rpctest.ServeLost(dial) // a child of TestLost
+	goleak.VerifyTestMain(m)
+}
 
 // open returns a started bus that is closed when the test ends.
 func open(t testing.TB, url, exchange string) *natsbus.Bus {

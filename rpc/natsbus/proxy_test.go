@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"sync"
 	"testing"
+	"time"
 )
 
 // proxy is between a bus and its server.
@@ -85,6 +86,19 @@ func (p *proxy) cut() {
 	default:
 		close(p.gate)
 	}
+}
+
+// outage closes all connections, and lets nothing through new ones for so long.
+func (p *proxy) outage(d time.Duration) {
+	p.mu.Lock()
+	p.gate = make(chan struct{})
+	for _, c := range p.open {
+		_ = c.Close()
+	}
+	p.open = nil
+	p.mu.Unlock()
+	<-time.After(d)
+	p.resume()
 }
 
 // stall stops the traffic, new connections' too, until cut or resume.

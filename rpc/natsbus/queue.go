@@ -186,12 +186,31 @@ func (q *queue) run(ctx context.Context) {
 		}
 		q.consume(ctx, epoch, conn, beat.C)
 	}
-	close(q.out)
+	var wg sync.WaitGroup
 	for _, m := range q.ready {
-		_ = rpc.Settle(m, false) // else its time runs out
+		wg.Go(func() { //nolint:contextcheck // it has a time of its own
+			_ = rpc.Settle(m, m.Metadata[rpc.MetaRedelivered] == "" && b.conn.IsConnected() && q.putBack(m)) // else its time runs out
+		})
 	}
+	wg.Wait()
 	q.ready = nil
+	close(q.out)
 	q.linger(beat.C)
+}
+
+// putBackTime bounds putBack.
+const putBackTime = 5 * time.Second
+
+// putBack publishes a message again that this process has not begun, and reports whether the delivery is to
+// be acknowledged: given back it would come marked as redelivered, and count as lost with its server. One that is
+// marked already is not put back, so that the mark stays.
+func (q *queue) putBack(m *message.Message) bool {
+	ctx, cancel := context.WithTimeout(q.bus.life, putBackTime)
+	defer cancel()
+	again := m.Copy()
+	again.SetContext(ctx)
+	err := q.bus.publish(q.topic, again)
+	return err == nil || errors.Is(err, fault.Unknown) && !rpc.Durable(m) // at most once: rather lost than doubled
 }
 
 // consume hands messages out until ctx or the connection ends, or the stream is

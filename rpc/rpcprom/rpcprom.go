@@ -16,6 +16,7 @@
 //	client_late_replies_total    counter                                    replies that nobody waited for any more
 //	client_canceled_total        counter                                    servers that were told to give up
 //	client_silent_total          counter                                    calls whose server was not heard of
+//	client_lost_total            counter                                    calls whose server's process was gone
 //	server_requests_total        counter    interface, method, kind, code   what was handled, and how it ended
 //	server_request_seconds       histogram  interface, method, kind         that the handler took
 //	server_in_flight             gauge      interface                       handlers that run now
@@ -177,6 +178,7 @@ var clientStats = []stat[rpc.ClientStats]{
 	newStat("client_late_replies_total", "Replies that nobody waited for any more.", counter, func(s rpc.ClientStats) uint64 { return s.Late }),
 	newStat("client_canceled_total", "Servers that were told that the caller has given up.", counter, func(s rpc.ClientStats) uint64 { return s.Canceled }),
 	newStat("client_silent_total", "Calls whose server was not heard of.", counter, func(s rpc.ClientStats) uint64 { return s.Silent }),
+	newStat("client_lost_total", "Calls whose server's process was gone.", counter, func(s rpc.ClientStats) uint64 { return s.Lost }),
 }
 
 var serverStats = []stat[rpc.ServerStats]{

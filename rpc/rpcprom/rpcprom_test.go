@@ -118,6 +118,7 @@ func TestMetrics(t *testing.T) {
 		"client_late_replies_total{}":                                                     0,
 		"client_canceled_total{}":                                                         0,
 		"client_silent_total{}":                                                           0,
+		"client_lost_total{}":                                                             0,
 		"server_requests_total{code=OK,interface=backup,kind=call,method=start}":          2,
 		"server_requests_total{code=Denied,interface=backup,kind=call,method=start}":      1,
 		"server_requests_total{code=Internal,interface=backup,kind=call,method=start}":    1,

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -234,6 +235,72 @@ func testRequeue(b *bench) {
 	for i := range total {
 		if n := seen[strconv.Itoa(i)]; n != 1 {
 			b.Errorf("message %d was taken %d times, want once", i, n)
+		}
+	}
+}
+
+func testRestarts(b *bench) {
+	const total, lives, slots = 1500, 25, 8
+	var mu sync.Mutex
+	ran := map[int]int{}
+	all := make(chan struct{})
+	handle := func(s *rpc.Server) {
+		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
+			<-time.After(5 * time.Millisecond)
+			mu.Lock()
+			defer mu.Unlock()
+			if ran[n.N]++; len(ran) == total && ran[n.N] == 1 {
+				close(all)
+			}
+			return nil, nil
+		})
+	}
+	c := b.newClient()
+	var stats rpc.ServerStats
+	for life := range lives {
+		s := rpc.NewServer(b.server, rpc.ServerConfig{Interface: iface, Host: "a", MaxInFlight: slots})
+		handle(s)
+		if err := s.Start(b.ctx()); err != nil {
+			b.Fatal(err)
+		}
+		if life == 0 {
+			var wg sync.WaitGroup
+			for g := range 16 {
+				wg.Go(func() {
+					for n := g; n < total; n += 16 {
+						if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: n}); err != nil {
+							b.Errorf("cast %d: %v", n, err)
+						}
+					}
+				})
+			}
+			wg.Wait()
+		}
+		<-time.After(10 * time.Millisecond)
+		if err := s.Stop(b.ctx()); err != nil {
+			b.Errorf("stop: %v", err)
+		}
+		st := s.Stats()
+		stats.Redelivered += st.Redelivered
+		stats.DeadLettered += st.DeadLettered
+	}
+	mu.Lock()
+	b.Logf("%d of %d casts ran in %d lives of the server", len(ran), total, lives)
+	mu.Unlock()
+	last := b.serve("a", slots, handle)
+	receive(b, all, "the last cast")
+	st := last.Stats()
+	if n := stats.Redelivered + st.Redelivered; n > 0 {
+		b.Errorf("%d casts counted as lost with a server, which always stopped in order", n)
+	}
+	if n := stats.DeadLettered + st.DeadLettered; n > 0 {
+		b.Errorf("%d dead letters", n)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	for n, times := range ran {
+		if times != 1 {
+			b.Errorf("cast %d ran %d times", n, times)
 		}
 	}
 }

@@ -125,6 +125,7 @@ var rules = []rule{
 	{"busy", "a call that waits at a busy server goes to an idle one", testBusy},
 	{"redelivery", "a message that is given back is delivered again, and one that is acknowledged is not", testRedelivery},
 	{"requeue", "what a subscriber has not received when its subscription ends goes to the next", testRequeue},
+	{"restarts", "a message that a server had not begun when it stopped does not count as lost with it", testRestarts},
 	{"stop", "a server that stops answers what it has taken", testStop},
 	{"load", "nothing is lost, doubled or mixed up under load", testLoad},
 	{"cancel", "the caller's cancellation reaches the handler's context", testCancel},

@@ -15,15 +15,17 @@
 // subscriptions that are renewed, typed errors, and a Close that ends.
 //
 // What it cannot add are these rules of rpctest.TestBus, named as there, because
-// a watermill publisher does not say that nobody takes a message, and a
-// subscriber cannot be told that there is no free slot:
+// a watermill publisher does not say that nobody takes a message, a
+// subscriber cannot be told that there is no free slot, and gives back what it has sent ahead:
 //
 //   - noconsumer: a call or cast to a server that never was ends by its deadline,
 //     or waits, instead of failing at once with ErrNoConsumer.
 //   - gone: so does a call to a server that has left.
 //   - busy: a call that a busy server has been sent waits for that one.
+//   - restarts: what a stopping server had been sent and not begun counts as lost with a server.
 //
-// Three more limits are no rules there. A publisher's error does not say
+// Four more limits are no rules there. For the same reason a call to a server whose process was killed ends by the
+// heartbeat timeout, not with rpc.ErrServerLost. A publisher's error does not say
 // whether the message was sent: it is Unknown unless Config.NotSent knows better.
 // A subscriber does not say whether an acknowledgement went out: [rpc.Settle]
 // never fails. What a publisher or subscriber loses, doubles or hangs on when

@@ -101,3 +101,9 @@ func Pause(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	}
 }
+
+// Backoff returns the longest wait before the next attempt to restore a connection that was lost then: an
+// eighth of the time since, at least low and at most high.
+func Backoff(lost time.Time, low, high time.Duration) time.Duration {
+	return min(max(time.Since(lost)/8, low), high)
+}

@@ -1,0 +1,37 @@
+package amqpbus_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+func dial(ctx context.Context, url, exchange string) (rpc.Bus, error) {
+	b, err := amqpbus.New(amqpbus.Config{URLs: []string{url}, Exchange: exchange})
+	if err != nil {
+		return nil, err
+	}
+	return b, b.Start(ctx)
+}
+
+// TestLost: a server process that is killed fails its callers within 2 s, whether it comes back or not.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	url := envtest.URL(t, testenv.AMQPVar)
+	rpctest.TestLost(t, dial, func(t *testing.T) rpctest.Broker {
+		t.Helper()
+		p, via := proxyTo(t, url)
+		return rpctest.Broker{URL: url, ServerURL: via, Keeps: true, Outage: func(d time.Duration) {
+			p.stall()
+			p.cut()
+			<-time.After(d)
+			p.resume()
+		}}
+	})
+}

@@ -1,0 +1,370 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// How a client learns that the process of a server is gone: see ADR 21.
+const (
+	// firstBeat is how soon a server names itself to the caller of a call that runs; atOnce is used while
+	// the client knows no server.
+	firstBeat = 100 * time.Millisecond
+	atOnce    = time.Millisecond
+	// watchEvery is how often the calls that wait are looked after, and their servers probed that seem to be
+	// gone. A server that seems well is probed when the client has not heard of it for probeAfter, or for
+	// suspectAfter if a call has no heartbeat by then that wants one.
+	watchEvery   = 100 * time.Millisecond
+	suspectAfter = 200 * time.Millisecond
+	probeAfter   = 400 * time.Millisecond
+	// lostAfter is for how long all probes of an instance must fail. A server that only lost its connection
+	// restores its topic sooner.
+	lostAfter = 1200 * time.Millisecond
+	// passedAfter is how long after the answer to a question the calls that were sent before it are not waiting
+	// in the topic any more, and have sent their first heartbeat if they run.
+	passedAfter = 300 * time.Millisecond
+	// muteAfter is how long an instance may leave probes unanswered. One that was mute before its topic went
+	// was paused, not killed: then the heartbeat timeout counts.
+	muteAfter = time.Second
+	// learnEvery is how often all servers of an interface are asked for their instances while Any is called.
+	learnEvery = 30 * time.Second
+	// forgetAfter is how long an instance is known that the client does not hear of.
+	forgetAfter = 10 * time.Minute
+	// maxProbes is how many instances that may have one call are probed at once.
+	maxProbes = 64
+	// minRest is how much of its time a call must have so that it is worth watching.
+	minRest = time.Second
+)
+
+// peer is an instance of a server, as a client sees it. Client.mu guards it.
+type peer struct {
+	id      string
+	heard   time.Time // of any message from it
+	asked   time.Time // of the first probe since that reached its topic or had no answer; zero: none
+	gone    time.Time // of the first of the probes in a row that found no topic; zero if the last one did not
+	still   time.Time // of the last of them
+	mute    bool      // it was mute when its topic went
+	probing bool
+	probed  time.Time // when the last probe was sent
+}
+
+// due reports whether the instance is to be probed when the client has not heard of it for so long.
+func (p *peer) due(now time.Time, after time.Duration) bool {
+	return !p.probing && (!p.gone.IsZero() || now.Sub(p.heard) >= after && now.Sub(p.probed) >= after)
+}
+
+// lost reports whether the process is gone.
+func (p *peer) lost() bool {
+	return !p.gone.IsZero() && !p.mute && p.still.Sub(p.gone) >= lostAfter
+}
+
+// route is where calls go. Client.mu guards it.
+type route struct {
+	iface  string
+	major  int
+	host   string
+	peers  map[string]*peer // that take its calls
+	recent *peer            // the one that was heard of last
+	learnt time.Time        // when all servers were asked for their instances
+	legacy time.Time        // when a server without an instance was heard of
+	asking time.Time        // when the last question was sent
+	passed []answer         // to questions
+	calls  int              // that wait, in the round of tick that counts them
+	oldest time.Time        // when the first of them was sent whose server is not known, zero if there is none
+}
+
+type routeKey struct{ iface, host string }
+
+// question is a ping through the topic of a route, to see whether it is served, and by which instances.
+type question struct {
+	route  *route
+	sent   time.Time
+	inLine bool // it waits in the topic behind the calls
+}
+
+// answer says that the topic was served behind the calls that were sent before the question.
+type answer struct{ sent, came time.Time }
+
+// joinLocked notes where a call goes, and returns how soon it wants to know its server, and what is to be sent
+// before it so that the client knows which servers lived then.
+func (c *Client) joinLocked(w *waiter, info Info) (first time.Duration, learn *route, probe *peer) {
+	key := routeKey{info.Interface, info.Host}
+	r := c.routes[key]
+	if r == nil {
+		r = &route{iface: info.Interface, major: info.Version.Major, host: info.Host, peers: make(map[string]*peer)}
+		c.routes[key] = r
+	}
+	w.route = r
+	if c.watching == nil {
+		c.watching = time.AfterFunc(watchEvery, c.tick)
+	} else if !c.ticking {
+		c.watching.Reset(watchEvery)
+	}
+	c.ticking = true
+	if r.host == Any && w.sent.Sub(r.learnt) > learnEvery {
+		r.learnt = w.sent
+		learn = r
+	}
+	switch {
+	case r.recent == nil:
+		return atOnce, learn, nil
+	case w.sent.Sub(r.recent.heard) > probeAfter && !r.recent.probing:
+		r.recent.probing = true
+		probe = r.recent
+	}
+	return firstBeat, learn, probe
+}
+
+// heardLocked notes a message from a server about what was sent on a route.
+func (c *Client) heardLocked(r *route, m *message.Message) *peer {
+	now := time.Now()
+	id := m.Metadata[MetaInstance]
+	if id == "" {
+		r.legacy = now
+		return nil
+	}
+	p := r.recent
+	if p == nil || p.id != id {
+		if p = c.peers[id]; p == nil {
+			p = &peer{id: id}
+			c.peers[id] = p
+		}
+		r.peers[id] = p
+		r.recent = p
+	}
+	p.hear(now)
+	return p
+}
+
+func (p *peer) hear(now time.Time) {
+	p.heard, p.asked, p.gone, p.mute = now, time.Time{}, time.Time{}, false
+}
+
+// tick looks after the calls that wait.
+func (c *Client) tick() {
+	c.mu.Lock()
+	if c.life.Err() != nil {
+		c.mu.Unlock()
+		return
+	}
+	now := time.Now()
+	c.loseLocked(now)
+	for _, r := range c.routes {
+		r.calls, r.oldest = 0, time.Time{}
+	}
+	probes := make(map[*peer]bool)
+	for _, w := range c.pending {
+		r := w.route
+		if r == nil {
+			continue
+		}
+		r.calls++
+		switch {
+		case w.peer != nil:
+			if w.peer.due(now, probeAfter) {
+				probes[w.peer] = true
+			}
+		case r.oldest.IsZero() || w.sent.Before(r.oldest):
+			r.oldest = w.sent
+		}
+	}
+	for _, r := range c.routes {
+		if r.oldest.IsZero() || now.Sub(r.oldest) < suspectAfter {
+			continue
+		}
+		n := 0
+		for _, p := range r.peers {
+			if n++; n <= maxProbes && p.due(now, suspectAfter) {
+				probes[p] = true
+			}
+		}
+	}
+	for p := range probes {
+		p.probing = true
+	}
+	var ask []*route
+	for key, r := range c.routes {
+		if r.suspectLocked() && now.Sub(r.asking) >= suspectAfter {
+			r.asking = now
+			ask = append(ask, r)
+		}
+		maps.DeleteFunc(r.peers, func(_ string, p *peer) bool {
+			return r.calls == 0 && (!p.gone.IsZero() || now.Sub(p.heard) > forgetAfter)
+		})
+		if r.recent != nil && r.peers[r.recent.id] == nil {
+			r.recent = nil
+		}
+		if r.calls == 0 && len(r.peers) == 0 && now.Sub(r.legacy) > forgetAfter && now.Sub(r.learnt) > learnEvery {
+			delete(c.routes, key)
+		}
+	}
+	maps.DeleteFunc(c.peers, func(_ string, p *peer) bool { return !p.probing && now.Sub(p.heard) > forgetAfter })
+	maps.DeleteFunc(c.questions, func(_ string, q question) bool { return now.Sub(q.sent) > 2*probeTime })
+	if c.ticking = len(c.pending) > 0 || len(c.questions) > 0; c.ticking {
+		c.watching.Reset(watchEvery)
+	}
+	c.mu.Unlock()
+	for p := range probes {
+		c.probe(p)
+	}
+	for _, r := range ask {
+		c.ask(r, true)
+		if r.host == Any {
+			c.ask(r, false)
+		}
+	}
+}
+
+// loseLocked ends the calls whose servers are gone.
+func (c *Client) loseLocked(now time.Time) {
+	cut := make(map[*route]time.Time)
+	for id, w := range c.pending {
+		r := w.route
+		if r == nil {
+			continue
+		}
+		if w.peer == nil {
+			end, known := cut[r]
+			if !known {
+				end = r.lostBeforeLocked(now)
+				cut[r] = end
+			}
+			if w.sent.After(end) {
+				continue
+			}
+		} else if !w.peer.lost() {
+			continue
+		}
+		delete(c.pending, id)
+		atomic.AddUint64(&c.stats.Lost, 1)
+		w.ended <- outcome{err: fmt.Errorf("the broker has not known the server for %v, and the request may have been executed: %w", lostAfter, ErrServerLost)}
+	}
+}
+
+// suspectLocked reports whether an instance seems to be gone that may have had a call.
+func (r *route) suspectLocked() bool {
+	for _, p := range r.peers {
+		if !p.mute && !r.oldest.IsZero() && !p.gone.Before(r.oldest) {
+			return true
+		}
+	}
+	return false
+}
+
+// lostBeforeLocked returns the time up to which calls without a known server were sent that are lost: an
+// instance that lived then is gone, and they do not wait in the topic. Either no instance is left, or one
+// has taken a question that was sent later, and has not sent a heartbeat for the call. Servers that name no instance
+// send none, so where such ones are nothing is said.
+func (r *route) lostBeforeLocked(now time.Time) (end time.Time) {
+	if !r.legacy.IsZero() && now.Sub(r.legacy) < forgetAfter {
+		return end
+	}
+	left := false
+	for _, p := range r.peers {
+		if !p.lost() {
+			left = true
+		} else if p.gone.After(end) {
+			end = p.gone
+		}
+	}
+	if !left || end.IsZero() {
+		return end
+	}
+	var passed time.Time
+	for _, a := range r.passed {
+		if now.Sub(a.came) >= passedAfter && a.sent.After(passed) {
+			passed = a.sent
+		}
+	}
+	if passed.Before(end) {
+		return passed
+	}
+	return end
+}
+
+// probe asks whether the topic of an instance is there. p.probing is set before.
+func (c *Client) probe(p *peer) {
+	began := time.Now()
+	c.mu.Lock()
+	p.probed = began
+	c.mu.Unlock()
+	ctx, cancel := context.WithTimeout(c.life, probeTime)
+	m := newMessage(ctx, newID(), nil)
+	m.Metadata[MetaRPC] = KindProbe
+	m.Metadata[MetaReplyTo] = c.topic
+	c.post(instanceTopic(p.id), m, func(err error) {
+		cancel()
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		p.probing = false
+		if errors.Is(err, ErrNoConsumer) {
+			if p.gone.IsZero() {
+				p.gone = began
+				p.mute = !p.asked.IsZero() && began.Sub(p.asked) > muteAfter
+			}
+			p.still = began
+			if p.lost() {
+				c.loseLocked(time.Now())
+			}
+			return
+		}
+		// It has its topic, or the bus cannot tell.
+		p.gone = time.Time{}
+		if p.asked.IsZero() && p.heard.Before(began) {
+			p.asked = began
+		}
+	})
+}
+
+// ask sends a question: through the topic of the calls, or to all servers of the interface.
+func (c *Client) ask(r *route, inLine bool) {
+	info := Info{Kind: KindCall, Interface: r.iface, Method: methodPing, Version: Version{Major: r.major}, Host: r.host}
+	if !inLine {
+		info.Kind = KindFanout
+	}
+	now := time.Now()
+	ctx, cancel := context.WithTimeout(c.life, probeTime)
+	m := newMessage(ctx, newID(), nil)
+	m.Metadata[MetaRPC] = info.mark(timing{deadline: now.Add(probeTime)})
+	m.Metadata[MetaReplyTo] = c.topic
+	c.mu.Lock()
+	c.questions[m.UUID] = question{r, now, inLine}
+	c.mu.Unlock()
+	c.post(topic(info.Kind, r.iface, r.host), m, func(err error) {
+		cancel()
+		if err != nil && fault.CodeOf(err) != fault.Unavailable {
+			c.cfg.Logger.Debug("servers could not be asked whether they are there", "interface", r.iface, "host", r.host, "error", err)
+		}
+	})
+}
+
+// answeredLocked takes the answer to a question, and reports whether m is one.
+func (c *Client) answeredLocked(m *message.Message) bool {
+	q, ok := c.questions[m.Metadata[MetaCorrelation]]
+	if !ok {
+		return false
+	}
+	now := time.Now()
+	if c.heardLocked(q.route, m) != nil && q.inLine && m.Metadata[MetaError] == "" {
+		q.route.passed = append(slices.DeleteFunc(q.route.passed, func(a answer) bool { return now.Sub(a.came) > 2*lostAfter }), answer{q.sent, now})
+	}
+	return true
+}
+
+// post sends a message without waiting for it.
+func (c *Client) post(topic string, m *message.Message, settled func(error)) {
+	if c.sender != nil {
+		c.sender.Send(topic, m, settled)
+	} else if !c.spawn(func() { settled(c.bus.Publish(topic, m)) }) {
+		settled(ErrClosed)
+	}
+}

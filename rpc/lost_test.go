@@ -1,0 +1,165 @@
+package rpc_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+// TestServerLost: what a client makes of what the bus says to its probes.
+func TestServerLost(t *testing.T) {
+	t.Parallel()
+	away := fault.New(fault.Timeout, "the broker is away")
+	tests := []struct {
+		name string
+		// probe is the fate of a probe so long after the call: an error, or nil.
+		probe func(time.Duration) error
+		mute  bool // the server does not answer probes
+		old   bool // it names no instance
+		want  error
+		most  time.Duration // in which the call ends; it would take 10 s
+	}{
+		{name: "gone", probe: func(time.Duration) error { return rpc.ErrNoConsumer }, want: rpc.ErrServerLost, most: 2 * time.Second},
+		{name: "gone later", probe: func(d time.Duration) error {
+			if d > 3*time.Second {
+				return rpc.ErrNoConsumer
+			}
+			return nil
+		}, want: rpc.ErrServerLost, most: 5 * time.Second},
+		{name: "gone for a second, again and again", probe: func(d time.Duration) error {
+			if d%(2*time.Second) < time.Second {
+				return rpc.ErrNoConsumer
+			}
+			return nil
+		}, most: 10 * time.Second},
+		{name: "the broker is away", probe: func(time.Duration) error { return away }, most: 10 * time.Second},
+		{name: "the broker is away and back between", probe: func(d time.Duration) error {
+			if d%time.Second < 500*time.Millisecond {
+				return away
+			}
+			return rpc.ErrNoConsumer
+		}, most: 10 * time.Second},
+		{name: "paused, and its connection is dropped later", probe: func(d time.Duration) error {
+			if d > 4*time.Second {
+				return rpc.ErrNoConsumer
+			}
+			return nil
+		}, mute: true, most: 10 * time.Second},
+		{name: "of an older release", probe: func(time.Duration) error { return rpc.ErrNoConsumer }, old: true, most: 10 * time.Second},
+	}
+	for _, tt := range tests {
+		for _, host := range []string{"a", rpc.Any} {
+			t.Run(tt.name+"/"+host, func(t *testing.T) {
+				t.Parallel()
+				synctest.Test(t, func(t *testing.T) {
+					var begin time.Time
+					var probes atomic.Int64
+					bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
+						if tt.old {
+							delete(m.Metadata, rpc.MetaInstance)
+						}
+						if rpc.KindOf(m) != rpc.KindProbe {
+							return true, nil
+						}
+						probes.Add(1)
+						err := tt.probe(time.Since(begin))
+						return err == nil && !tt.mute, err
+					}}
+					var ended atomic.Bool
+					srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "a"})
+					rpc.Handle(srv, start, func(ctx context.Context, s *string) (*string, error) {
+						select {
+						case <-time.After(10 * time.Second):
+						case <-ctx.Done():
+							ended.Store(true)
+						}
+						return s, nil
+					})
+					if err := srv.Start(t.Context()); err != nil {
+						t.Fatal(err)
+					}
+					c := rpc.NewClient(bus, rpc.ClientConfig{})
+					begin = time.Now()
+					_, err := rpc.Call(t.Context(), c, start, host, new(string))
+					took := time.Since(begin)
+					if !errors.Is(err, tt.want) || took > tt.most {
+						t.Errorf("%v after %v, want %v within %v", err, took, tt.want, tt.most)
+					}
+					synctest.Wait()
+					lost := uint64(0)
+					if tt.want != nil {
+						lost = 1
+						if fault.CodeOf(err) != fault.Unknown || !strings.Contains(err.Error(), "may have been executed") {
+							t.Errorf("%v, want Unknown that says so", err)
+						}
+					}
+					if n := c.Stats().Lost; n != lost || ended.Load() != (lost > 0) {
+						t.Errorf("%d calls are counted as lost, want %d; the handler was canceled: %v", n, lost, ended.Load())
+					}
+					if n := probes.Load(); !tt.old && (n == 0 || n > 110) || tt.old && n > 0 {
+						t.Errorf("%d probes in %v", n, took)
+					}
+					if err := c.Close(); err != nil {
+						t.Error(err)
+					}
+					if err := srv.Stop(t.Context()); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+		}
+	}
+}
+
+// TestShortCalls: calls that end soon cost neither probes nor heartbeats.
+func TestShortCalls(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var probes, beats atomic.Int64
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
+			switch rpc.KindOf(m) {
+			case rpc.KindProbe:
+				probes.Add(1)
+			case rpc.KindBeat:
+				beats.Add(1)
+			}
+			return true, nil
+		}}
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "a"})
+		rpc.Handle(srv, start, func(_ context.Context, s *string) (*string, error) {
+			time.Sleep(50 * time.Millisecond) //nolint:forbidigo // in a synctest bubble
+			return s, nil
+		})
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		c := rpc.NewClient(bus, rpc.ClientConfig{})
+		for range 100 {
+			if _, err := rpc.Call(t.Context(), c, start, "a", new(string)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if n := probes.Load(); n != 0 {
+			t.Errorf("%d probes, want none", n)
+		}
+		if n := beats.Load(); n != 1 {
+			t.Errorf("%d heartbeats, want that of the first call", n)
+		}
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := srv.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,65 @@
+package natsbus_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/natsbus"
+	"github.com/armature-go/armature/rpc/rpctest"
+)
+
+func dial(ctx context.Context, url, exchange string) (rpc.Bus, error) {
+	b, err := natsbus.New(natsbus.Config{URLs: []string{url}, Exchange: exchange})
+	if err != nil {
+		return nil, err
+	}
+	return b, b.Start(ctx)
+}
+
+// TestLost: a server process that is killed fails its callers within 2 s, whether it comes back or not.
+func TestLost(t *testing.T) {
+	t.Parallel()
+	url := envtest.URL(t, testenv.NATSVar)
+	rpctest.TestLost(t, dial, func(t *testing.T) rpctest.Broker {
+		t.Helper()
+		p := newProxy(t, url)
+		return rpctest.Broker{URL: url, ServerURL: p.url, Outage: p.outage}
+	})
+}
+
+// TestLostBroker: a call that runs while the broker is killed and started again has its answer.
+func TestLostBroker(t *testing.T) {
+	t.Parallel()
+	broker := envtest.NATS(t)
+	gate, began := make(chan struct{}), make(chan struct{}, 2)
+	serve(t, open(t, broker.URL, ""), "a", func(s *rpc.Server) {
+		rpc.Handle(s, echo, func(_ context.Context, v *string) (*string, error) { began <- struct{}{}; <-gate; return v, nil })
+	})
+	c := client(t, open(t, broker.URL, ""))
+	var calls []*rpc.Pending[string]
+	for _, host := range []string{"a", rpc.Any} {
+		p, err := rpc.Go(limited(t), c, echo, host, new(string))
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls = append(calls, p)
+		receive(t, began, "the call")
+	}
+	<-time.After(300 * time.Millisecond)
+	broker.Kill()
+	<-time.After(2 * time.Second)
+	if err := broker.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-time.After(2 * time.Second) // longer than a killed server has
+	close(gate)
+	for _, p := range calls {
+		if _, err := p.Wait(limited(t)); err != nil {
+			t.Errorf("a call that ran while the broker was away: %v, want its answer", err)
+		}
+	}
+}

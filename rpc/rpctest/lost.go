@@ -1,0 +1,419 @@
+package rpctest
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc"
+)
+
+// lostVar is the environment variable that makes a test's program a server process of [TestLost]: the URL
+// of its broker, the exchange and the host, with spaces between.
+const lostVar = "ARMATURE_TEST_LOST"
+
+// Dialer opens a bus, started, to a broker. Buses of one exchange talk to each other.
+type Dialer func(ctx context.Context, url, exchange string) (rpc.Bus, error)
+
+// ServeLost is the server process of [TestLost], if this program is one: then it does not return. TestMain
+// calls it first.
+func ServeLost(open Dialer) {
+	what := strings.Fields(os.Getenv(lostVar))
+	if len(what) != 3 {
+		return
+	}
+	slog.SetDefault(slog.New(slog.DiscardHandler))
+	bus, err := open(context.Background(), what[0], what[1])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: what[2]})
+	rpc.Handle(srv, work, func(_ context.Context, j *job) (*job, error) {
+		_, err := os.Stdout.WriteString("start " + strconv.Itoa(j.N) + "\n") // one write: it is not torn
+		<-time.After(j.Takes)
+		return j, err
+	})
+	if err = srv.Start(context.Background()); err == nil {
+		_, err = os.Stdout.WriteString("ready\n")
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent has ended
+	_ = srv.Stop(context.Background())   // the parent has what it wants
+	_ = bus.Close()                      // as above
+	os.Exit(0)
+}
+
+type job struct {
+	N     int
+	Takes time.Duration
+}
+
+var work = rpc.Method[job, job]{Interface: iface, Name: "work", Since: rpc.Version{Major: 1}}
+
+// Broker is what [TestLost] needs of a broker. Outage cuts the connections through ServerURL, and
+// makes no new ones possible for some time; it returns when that is over.
+type Broker struct {
+	URL, ServerURL string
+	Outage         func(time.Duration)
+	// Keeps is whether a call waits for a server that is away for less than 10 s.
+	Keeps bool
+}
+
+// In which time a caller learns that its server was killed, and for how long a connection is cut.
+const (
+	lostWithin = 2 * time.Second
+	cutFor     = time.Second
+)
+
+// TestLost starts servers in processes of their own and kills them with SIGKILL, cuts their connections and
+// pauses them, while their handlers run. The program of the test calls [ServeLost].
+func TestLost(t *testing.T, open Dialer, broker func(t *testing.T) Broker) { //nolint:tparallel // its caller decides
+	t.Helper()
+	for _, host := range []string{"h", rpc.Any} {
+		name := map[string]string{"h": "named", rpc.Any: "any"}[host]
+		for _, back := range []bool{false, true} {
+			event := map[bool]string{false: "killed", true: "killed and back"}[back]
+			t.Run(event+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				l := &lost{T: t, open: open, broker: broker(t), host: host}
+				for _, after := range []time.Duration{5 * time.Millisecond, 50 * time.Millisecond, 700 * time.Millisecond} {
+					if !back || after != 50*time.Millisecond {
+						l.testKill(after, back, false)
+					}
+				}
+				l.testKill(5*time.Millisecond, back, true)
+				l.testStorm(back)
+			})
+		}
+		t.Run("cut/"+name, func(t *testing.T) {
+			t.Parallel()
+			l := &lost{T: t, open: open, broker: broker(t), host: host}
+			for _, after := range []time.Duration{5 * time.Millisecond, 400 * time.Millisecond} {
+				l.testCut(after)
+			}
+		})
+		t.Run("away/"+name, func(t *testing.T) {
+			t.Parallel()
+			b := broker(t)
+			if !b.Keeps {
+				t.Skip("a call to a server that is away fails at once on this bus")
+			}
+			(&lost{T: t, open: open, broker: b, host: host}).testAway()
+		})
+		t.Run("paused/"+name, func(t *testing.T) {
+			t.Parallel()
+			(&lost{T: t, open: open, broker: broker(t), host: host}).testPaused()
+		})
+	}
+}
+
+// lost is a case of TestLost.
+type lost struct {
+	*testing.T
+
+	open   Dialer
+	broker Broker
+	host   string
+
+	exchange string
+	client   *rpc.Client
+	next     int
+	mu       sync.Mutex
+	starts   map[int][]time.Time // of handlers, by the number of the job
+	began    chan int            // tells the start of a handler
+}
+
+// fresh makes an exchange and a client of their own.
+func (l *lost) fresh(cfg rpc.ClientConfig) {
+	l.Helper()
+	l.exchange = fmt.Sprintf("lost.%x", rand.Uint64())
+	bus, err := l.open(l.Context(), l.broker.URL, l.exchange)
+	if err != nil {
+		l.Fatal(err)
+	}
+	l.client = rpc.NewClient(bus, cfg)
+	client := l.client
+	l.Cleanup(func() {
+		_ = client.Close() // never fails
+		_ = bus.Close()    // as above
+	})
+	l.starts, l.began = make(map[int][]time.Time), make(chan int, 1<<16)
+}
+
+// launch starts a server process, and returns it when it takes messages.
+func (l *lost) launch() *os.Process {
+	l.Helper()
+	cmd := exec.Command(os.Args[0]) //nolint:noctx // it lives until it is killed
+	cmd.Env = append(os.Environ(), lostVar+"="+l.broker.ServerURL+" "+l.exchange+" h")
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		l.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		l.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		l.Fatal(err)
+	}
+	ready, ended := make(chan struct{}), make(chan struct{})
+	go func() { // ends with the process
+		defer close(ended)
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			what, n, _ := strings.Cut(lines.Text(), " ")
+			switch i, _ := strconv.Atoi(n); what {
+			case "ready":
+				close(ready)
+			case "start":
+				l.mu.Lock()
+				l.starts[i] = append(l.starts[i], time.Now())
+				l.mu.Unlock()
+				l.began <- i
+			}
+		}
+		_ = cmd.Wait() // it was killed
+	}()
+	l.Cleanup(func() {
+		_ = in.Close()
+		_ = cmd.Process.Kill() // it may have ended
+		<-ended
+	})
+	select {
+	case <-ready:
+	case <-ended:
+		l.Fatal("the server process has ended")
+	case <-time.After(patience):
+		l.Fatal("the server process does not start")
+	}
+	return cmd.Process
+}
+
+type result struct {
+	n    int
+	err  error
+	when time.Time
+}
+
+// call starts a call whose handler takes so long.
+func (l *lost) call(takes time.Duration) <-chan result {
+	l.Helper()
+	l.next++
+	n, done, client := l.next, make(chan result, 1), l.client
+	go func() { // ends with the call
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		got, err := rpc.Call(ctx, client, work, l.host, &job{n, takes})
+		if err == nil && got.N != n {
+			err = fmt.Errorf("job %d was answered with %d", n, got.N)
+		}
+		done <- result{n, err, time.Now()}
+	}()
+	return done
+}
+
+// running starts a call and waits until its handler runs and so much time has passed.
+func (l *lost) running(takes, after time.Duration) <-chan result {
+	l.Helper()
+	done := l.call(takes)
+	select {
+	case <-l.began:
+	case r := <-done:
+		l.Fatalf("the call did not start: %v", r.err)
+	case <-time.After(patience):
+		l.Fatal("the call did not start")
+	}
+	<-time.After(after)
+	return done
+}
+
+func (l *lost) end(done <-chan result) result {
+	l.Helper()
+	select {
+	case r := <-done:
+		return r
+	case <-time.After(time.Minute):
+		l.Fatal("the call did not end")
+		panic("unreachable")
+	}
+}
+
+func kill(t testing.TB, p *os.Process) time.Time {
+	t.Helper()
+	if err := p.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	return time.Now()
+}
+
+// testKill kills the server so long after a handler has started. A client that is not warm has
+// never called the server before.
+func (l *lost) testKill(after time.Duration, back, warm bool) {
+	l.Helper()
+	l.fresh(rpc.ClientConfig{})
+	p := l.launch()
+	if warm {
+		if r := l.end(l.running(0, 0)); r.err != nil {
+			l.Fatal(r.err)
+		}
+		<-time.After(50 * time.Millisecond)
+	}
+	done := l.running(time.Minute, after)
+	killed := kill(l, p)
+	if back {
+		l.launch()
+	}
+	r := l.end(done)
+	took := r.when.Sub(killed)
+	l.Logf("killed %v after the start, warm %v: %v after the kill: %v", after, warm, took.Round(time.Millisecond), r.err)
+	if !errors.Is(r.err, rpc.ErrServerLost) || fault.CodeOf(r.err) != fault.Unknown || took > lostWithin {
+		l.Errorf("the call ended after %v with %v, want ErrServerLost within %v", took, r.err, lostWithin)
+	}
+	l.once(killed)
+}
+
+// once checks that no handler ran twice. A call whose handler had just begun is run again if the broker had
+// not read its acknowledgement.
+func (l *lost) once(killed time.Time) {
+	l.Helper()
+	const just = 20 * time.Millisecond
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	twice := 0
+	for n, at := range l.starts {
+		if len(at) < 2 {
+			continue
+		}
+		twice++
+		if first := killed.Sub(at[0]); first > just {
+			l.Errorf("job %d ran %d times, the first time %v before the kill", n, len(at), first)
+		}
+	}
+	if twice > 0 {
+		l.Logf("%d of %d jobs ran again: their acknowledgements were lost", twice, len(l.starts))
+	}
+}
+
+// testStorm kills the server at a random moment while it answers short calls.
+func (l *lost) testStorm(back bool) {
+	l.Helper()
+	seed := rand.Uint64()
+	dice := rand.New(rand.NewPCG(seed, 0))
+	l.Logf("seed %d", seed)
+	l.fresh(rpc.ClientConfig{})
+	p := l.launch()
+	const callers = 8
+	results := make(chan result)
+	for range callers {
+		done := l.call(time.Duration(dice.IntN(20)) * time.Millisecond)
+		go func() { results <- <-done }()
+	}
+	at := time.After(300*time.Millisecond + time.Duration(dice.IntN(300))*time.Millisecond)
+	var killed time.Time
+	failed, answered, worst := 0, 0, time.Duration(0)
+	for left := callers; left > 0; {
+		select {
+		case <-at:
+			killed = kill(l, p)
+			if back {
+				l.launch()
+			}
+		case r := <-results:
+			if killed.IsZero() {
+				if r.err != nil {
+					l.Errorf("job %d failed before the kill: %v", r.n, r.err)
+				}
+				done := l.call(time.Duration(dice.IntN(20)) * time.Millisecond)
+				go func() { results <- <-done }()
+				continue
+			}
+			left--
+			took := r.when.Sub(killed)
+			worst = max(worst, took)
+			if r.err == nil {
+				answered++
+			} else {
+				failed++
+			}
+			if r.err != nil && !errors.Is(r.err, rpc.ErrServerLost) && !errors.Is(r.err, rpc.ErrNoConsumer) || took > lostWithin {
+				l.Errorf("job %d ended %v after the kill with %v, want an answer, ErrServerLost or ErrNoConsumer within %v", r.n, took, r.err, lostWithin)
+			}
+		case <-time.After(time.Minute):
+			l.Fatal("calls did not end")
+		}
+	}
+	l.Logf("%d jobs; of %d at the kill %d were answered and %d failed, the last after %v", l.next, callers, answered, failed, worst.Round(time.Millisecond))
+	l.once(killed)
+}
+
+// testCut cuts the server's connection for a second: the answer still comes.
+func (l *lost) testCut(after time.Duration) {
+	l.Helper()
+	l.fresh(rpc.ClientConfig{})
+	l.launch()
+	done := l.running(2500*time.Millisecond, after)
+	begin := time.Now()
+	l.broker.Outage(cutFor)
+	r := l.end(done)
+	l.Logf("cut %v after the start: answered %v after the cut, %v", after, r.when.Sub(begin).Round(time.Millisecond), r.err)
+	if r.err != nil {
+		l.Errorf("the call of a server that lost its connection for %v: %v, want its answer", cutFor, r.err)
+	}
+	l.once(begin)
+}
+
+// testAway calls a server that was killed a second ago, and comes back two seconds later.
+func (l *lost) testAway() {
+	l.Helper()
+	l.fresh(rpc.ClientConfig{})
+	p := l.launch()
+	if r := l.end(l.running(0, 0)); r.err != nil {
+		l.Fatal(r.err)
+	}
+	killed := kill(l, p)
+	<-time.After(time.Second)
+	done := l.call(0)
+	<-time.After(2 * time.Second)
+	l.launch()
+	r := l.end(done)
+	l.Logf("called 1s after the kill: %v after it, %v", r.when.Sub(killed).Round(time.Millisecond), r.err)
+	if r.err != nil {
+		l.Errorf("a call to a server that was away: %v, want its answer", r.err)
+	}
+	l.once(killed)
+}
+
+// testPaused stops the server with SIGSTOP: its callers wait for the heartbeat timeout.
+func (l *lost) testPaused() {
+	l.Helper()
+	const silence = 4 * time.Second
+	l.fresh(rpc.ClientConfig{Silence: silence})
+	p := l.launch()
+	begin := time.Now()
+	done := l.running(time.Minute, 300*time.Millisecond)
+	if err := pause(p); err != nil {
+		l.Fatal(err)
+	}
+	r := l.end(done)
+	took := r.when.Sub(begin)
+	l.Logf("paused: %v after the call: %v", took.Round(time.Millisecond), r.err)
+	if !errors.Is(r.err, rpc.ErrSilent) || took < silence {
+		l.Errorf("the call of a paused server ended after %v with %v, want ErrSilent after %v at least", took, r.err, silence)
+	}
+}
