@@ -89,8 +89,7 @@ func Open(url string, cfg Config) (Bus, error) {
 	if !cfg.TLS {
 		warnPlain(cfg.Logger, urls)
 	}
-	switch {
-	case scheme == "nats" || scheme == "tls":
+	if scheme == "nats" || scheme == "tls" {
 		return opened(natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 	}
 	return opened(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))

@@ -59,7 +59,7 @@ func TestList(t *testing.T) {
 				t.Errorf("%+v: %v (-want +got):\n%s", tt.f, err, diff)
 			}
 		}
-		for _, f := range []operation.Filter{{Marker: "none"}, {State: "runing"}, {Limit: -1}} {
+		for _, f := range []operation.Filter{{Marker: "none"}, {State: "done"}, {Limit: -1}} {
 			if list, err := b.ops.List(t.Context(), f); fault.CodeOf(err) != fault.Invalid {
 				t.Errorf("%+v: %d operations, error %v, want Invalid", f, len(list), err)
 			}
