@@ -135,13 +135,20 @@ func goHits(path string) (found []string, err error) {
 	return found, nil
 }
 
-// textHits judges all lines of a file.
+// textHits judges the lines of a document that are not code.
 func textHits(path string) (found []string, err error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
+	code := false
 	for i, line := range strings.Split(string(raw), "\n") {
+		if strings.HasPrefix(line, "```") {
+			code = !code
+		}
+		if code {
+			continue
+		}
 		found = append(found, judgeWords(fmt.Sprintf("%s:%d", path, i+1), quoted.ReplaceAllString(line, "``"))...)
 	}
 	return found, nil

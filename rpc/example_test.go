@@ -25,7 +25,7 @@ func Example() {
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: greeter, Host: "node-1"})
 	rpc.Handle(srv, greet, func(_ context.Context, name *string) (*string, error) {
 		if *name == "" {
-			return nil, fault.New(fault.Invalid, "nobody to greet")
+			return nil, fault.New(fault.Invalid, "the name is empty")
 		}
 		out := "Hello, " + strings.ToUpper(*name)
 		return &out, nil
@@ -47,7 +47,7 @@ func Example() {
 	fmt.Println(err, fault.CodeOf(err), fault.IsRemote(err))
 	// Output:
 	// Hello, WORLD <nil>
-	// call greeter.greet on node-1: nobody to greet Invalid true
+	// call greeter.greet on node-1: the name is empty Invalid true
 }
 
 // Go sends several requests at once; the results come back by message.

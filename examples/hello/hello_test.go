@@ -36,7 +36,7 @@ var rules = []drivertest.Case[Greeter]{{
 		}
 	},
 }, {
-	Name: "nobody", Rule: "Nobody cannot be greeted: that is Invalid, not an empty greeting.",
+	Name: "empty name", Rule: "A greeting needs a name: without one it is Invalid, not an empty greeting.",
 	Run: func(e *drivertest.Env[Greeter]) {
 		if text, err := e.Driver().Greet(e.Context(), ""); !errors.Is(err, fault.Invalid) {
 			e.Errorf("%q, %v", text, err)
@@ -68,7 +68,7 @@ func TestRules(t *testing.T) {
 	drivertest.Run(t, Kind, openLatin, drivertest.Config{}, rules)
 }
 
-// TestDrivers: the driver that is built in, a program, and one that there is not.
+// TestDrivers: the driver that is built in, a program, and one that does not exist.
 func TestDrivers(t *testing.T) {
 	t.Parallel()
 	dir := plugins(t)
@@ -84,7 +84,7 @@ func TestDrivers(t *testing.T) {
 			t.Errorf("%s: %q, %v", name, text, err)
 		}
 		if _, err := p.Driver().Greet(t.Context(), ""); !errors.Is(err, fault.Invalid) {
-			t.Errorf("%s: nobody: %v", name, err)
+			t.Errorf("%s: empty name: %v", name, err)
 		}
 	}
 	if _, err := new(driver.Registry[Greeter]).Launch(t.Context(), Kind, "greek", driver.PluginConfig{Dir: dir}); !errors.Is(err, fault.NotFound) {

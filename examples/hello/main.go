@@ -97,7 +97,7 @@ func (c *component) show(ctx context.Context, r *api.Request[api.None]) (g Greet
 	return g, err
 }
 
-// fit is a filter: who is down, or disabled, greets nobody.
+// fit is a filter: a host that is down, or disabled, gets no greeting.
 func fit(_ *Greeting, m membership.Member) scheduler.Verdict {
 	if why := m.Unfit(); why != "" {
 		return scheduler.Reject("%s", why)
@@ -159,7 +159,7 @@ func (c *component) greet(ctx context.Context, g *Greeting) (_ *Greeting, err er
 type Greeter interface {
 	driver.Driver
 
-	// Greet returns a greeting for somebody. Invalid: the name is empty.
+	// Greet returns a greeting for name. Invalid: the name is empty.
 	Greet(ctx context.Context, name string) (string, error)
 }
 
@@ -170,7 +170,7 @@ func (english) Info(context.Context) (driver.Info, error) { return driver.Info{N
 func (english) Close() error                              { return nil }
 func (english) Greet(_ context.Context, name string) (string, error) {
 	if name == "" {
-		return "", fault.New(fault.Invalid, "there is nobody to greet")
+		return "", fault.New(fault.Invalid, "the name is empty")
 	}
 	return "Hello, " + name + "!", nil
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Complete says how a step ended that waits for somebody else to do it: it has returned
+// Complete says how a step ended that waits for another process to do it: it has returned
 // [Again], and whoever did the work has reported. It is for any process that knows the
 // kind, and takes part in the transaction of ctx, if that has one, so that the report and
 // what follows from it are one change; after its end, call [Runner.Wake] if there are more

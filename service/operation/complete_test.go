@@ -39,7 +39,7 @@ func (b *bench) waits(id, step string, n int) int {
 	}
 }
 
-// TestComplete: a step that waits for somebody else ends as that one says, together with
+// TestComplete: a step that waits for another process ends as that process reports, together with
 // what else is written in the same transaction, or not at all.
 func TestComplete(t *testing.T) {
 	t.Parallel()

@@ -23,7 +23,7 @@
 //
 // A step is done at least once, so it has to be idempotent, except that DoTx is done
 // exactly once, as it is one transaction with the note that it is done. A step that waits
-// for somebody else returns [Again]; [Runner.Complete] ends it, in the transaction of the
+// for another process returns [Again]; [Runner.Complete] ends it, in the transaction of the
 // report. Times are those of the database's clock; only durations are measured here.
 package operation
 
