@@ -8,7 +8,7 @@
 //
 // # fault: errors that survive every boundary
 //
-// An error that somebody may act on has a code, and where that is too coarse a
+// An error that a caller may act on has a code, and where that is too coarse a
 // reason. It keeps both through an RPC and becomes the right HTTP status;
 // errors.Is works on either side.
 //
@@ -235,9 +235,9 @@
 //
 // # service/membership and service/operation: who lives, and work that ends
 //
-// A service is a member while it leaves signs of life, by the database's clock. What was
+// A service is a member while its heartbeats arrive, by the database's clock. What was
 // accepted is an operation: a row that is written in the transaction of the change, and
-// that some process brings to its end, whoever dies.
+// that some process brings to its end, whichever process dies.
 //
 //	var Archive = operation.Kind[Request]{Name: "backup.archive", Timeout: time.Hour}
 //

@@ -179,7 +179,7 @@ func (n *node) report(name string, f func(context.Context) error) {
 			next = time.Now().Add(n.ReportInterval)
 			return nil
 		case failed == 0:
-			n.log.WarnContext(ctx, "a heartbeat failed and is tried again", "service", name, "error", err)
+			n.log.WarnContext(ctx, "heartbeat failed, will be retried", "service", name, "error", err)
 		}
 		failed++
 		next = time.Now().Add(min(gap, n.ReportInterval))
@@ -230,7 +230,7 @@ func (n *node) addAPI() error {
 type identity struct {
 	authenticate func(*http.Request) (reqctx.Request, error)
 	challenge    string       // of those who do not say
-	part         service.Part // nil: there is none
+	part         service.Part // or nil
 }
 
 // identity returns what the options say.

@@ -72,7 +72,7 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize]) (api.None, 
 	}
 	err = s.cfg.Store.BeginResize(ctx, id, f)
 	if errors.Is(err, placement.ErrNoRoom) {
-		s.cfg.Logger.InfoContext(ctx, "a resize was refused", "server", id, "flavor", f.ID, "error", err)
+		s.cfg.Logger.InfoContext(ctx, "resize refused", "server", id, "flavor", f.ID, "error", err)
 		err = fault.New(fault.Invalid, "No valid host was found. No valid host found for resize")
 	}
 	if err != nil {
@@ -124,7 +124,7 @@ func (s *server) console(ctx context.Context, r *api.Request[console]) (map[stri
 	case errors.Is(err, fault.Unimplemented):
 		return nil, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "Unable to get console log, functionality not implemented"))
 	case err != nil:
-		s.cfg.Logger.WarnContext(ctx, "a console log was not read", "server", id, "host", *srv.Host, "error", err)
+		s.cfg.Logger.WarnContext(ctx, "console log not read", "server", id, "host", *srv.Host, "error", err)
 		return nil, hidden(err, fmt.Sprintf("Unable to get console log of instance %s.", id))
 	}
 	return map[string]string{"output": got.Output}, nil

@@ -80,7 +80,7 @@ var builtIn = map[string]string{
 }
 
 // New returns a service. Invalid if there is no filter of a name that the
-// configuration has; the error has those that there are. Filters of Nova that are built in are
+// configuration has; the error names all known ones. Filters of Nova that are built in are
 // taken, and the log says so.
 func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
@@ -92,7 +92,7 @@ func New(cfg Config) (*Service, error) {
 	}
 	for _, n := range cfg.Filters {
 		if why, ok := builtIn[n]; ok {
-			cfg.Logger.Info("a filter is built in", "filter", n, "reason", why)
+			cfg.Logger.Info("filter is built in", "filter", n, "reason", why)
 		}
 	}
 	s := &Service{cfg: cfg}

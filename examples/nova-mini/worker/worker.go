@@ -111,7 +111,7 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 	_, err = ask(ctx, s, compute.EndBuild, &end)
 	if errors.Is(err, compute.ErrStale) {
 		// It was given up meanwhile. If it is deleted a message to destroy it
-		// follows; else it is a stranger here, and found by the audit.
+		// follows; else it is an orphan here, and the audit finds it.
 		s.cfg.Logger.InfoContext(ctx, "built a server that is no longer wanted", "server", id)
 		return &rpc.None{}, nil
 	}
@@ -407,7 +407,7 @@ func (s *Service) strangers(ctx context.Context, ids []string) ([]string, error)
 	return got.Servers, nil
 }
 
-// evict destroys a stranger if it still is one when nobody else works on it.
+// evict destroys an orphan if it still is one when no other work on it goes on.
 func (s *Service) evict(ctx context.Context, id string) error {
 	if err := s.locks.lock(ctx, id); err != nil {
 		return err

@@ -66,7 +66,7 @@ func (t *Traces) Handler(next http.Handler) http.Handler {
 	})
 }
 
-// method returns a method's name, of those that there are.
+// method returns the name of a known method, or _OTHER.
 func method(m string) string {
 	switch m {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
