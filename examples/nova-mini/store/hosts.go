@@ -205,8 +205,12 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
 	}
+	instance := membership.Instance{ID: r.Instance}
+	if r.Claim != nil && r.Claim.ID == r.Instance {
+		instance = membership.Instance(*r.Claim)
+	}
 	join := func() error {
-		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: membership.Instance{ID: r.Instance}})
+		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: instance})
 	}
 	err := s.HoldsHost(ctx, r.Host, r.Instance)
 	if r.Instance == "" && errors.Is(err, membership.ErrHeld) {
