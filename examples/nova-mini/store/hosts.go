@@ -152,17 +152,18 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 			h.Provider = p
 		}
 	}
+	for _, h := range hosts {
+		h.Disabled = "the compute service was removed" // unless it is among the services
+	}
 	for _, v := range services {
 		h := byName[v.Host]
 		if h == nil || v.Kind != ComputeBinary {
 			continue
 		}
 		h.Service = v
-		if h.SeenAt = time.Now().Add(v.SeenAt.Sub(now)); v.ForcedDown || v.Departed { // by this process's clock
-			h.SeenAt = time.Time{}
-		}
-		if v.Disabled {
-			h.Disabled = "the compute service is disabled: " + v.DisabledReason
+		h.SeenAt, h.Disabled = time.Now().Add(v.SeenAt.Sub(now)), "" // by this process's clock
+		if reason := v.Unfit(); reason != "" {
+			h.Disabled = "the compute service gets no new servers: " + reason
 		}
 	}
 	return hosts, nil
