@@ -112,9 +112,11 @@ type chaos struct {
 	mu       sync.Mutex
 	accepted map[string]bool // servers by id: still wanted
 	deleted  map[string]bool // whose deletion was answered
-	spared   string          // a host that is not killed now
-	all      atomic.Int64    // that were accepted
-	unknown  atomic.Int64    // creations without an answer, of which a server may have been made
+
+	killing sync.Mutex   // held while a process is killed and started again
+	spared  string       // a host that is not killed now; guarded by killing
+	all     atomic.Int64 // that were accepted
+	unknown atomic.Int64 // creations without an answer, of which a server may have been made
 }
 
 func (c *chaos) launch(host string) {
@@ -146,18 +148,36 @@ func (c *chaos) disturb(ctx context.Context, whole time.Duration, events []func(
 			next++
 		}
 		host := hosts[c.rng.IntN(len(hosts))]
-		c.mu.Lock()
-		spared := host == c.spared
-		c.mu.Unlock()
-		if spared {
-			continue
-		}
-		c.cloud.mu.Lock()
-		p := c.procs[host]
-		c.cloud.mu.Unlock()
-		p.Kill()
-		c.kills++
-		c.launch(host) //nolint:contextcheck // a process outlives the disturbance
+		c.replace(host) //nolint:contextcheck // a process outlives the disturbance
+	}
+}
+
+// replace kills a process with SIGKILL and starts it again, unless it is spared.
+func (c *chaos) replace(host string) {
+	c.killing.Lock()
+	defer c.killing.Unlock()
+	if host == c.spared {
+		return
+	}
+	c.cloud.mu.Lock()
+	p := c.procs[host]
+	c.cloud.mu.Unlock()
+	p.Kill()
+	c.kills++
+	c.launch(host)
+}
+
+// spare returns the process of a host, which is not killed until the function that it returns is called.
+func (c *chaos) spare(host string) (*process, func()) {
+	c.killing.Lock()
+	defer c.killing.Unlock()
+	c.spared = host
+	c.cloud.mu.Lock()
+	defer c.cloud.mu.Unlock()
+	return c.procs[host], func() {
+		c.killing.Lock()
+		defer c.killing.Unlock()
+		c.spared = ""
 	}
 }
 
@@ -303,15 +323,8 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it is alone
 		restart("broker", broker.Kill, broker.Restart),
 		func() {
 			t.Log("a host is paused for 20 s")
-			spare := func(host string) {
-				c.mu.Lock()
-				c.spared = host
-				c.mu.Unlock()
-			}
-			spare("node-1")
-			c.cloud.mu.Lock()
-			p := c.procs["node-1"]
-			c.cloud.mu.Unlock()
+			p, end := c.spare("node-1")
+			defer end()
 			if err := p.Signal(syscall.SIGSTOP); err != nil {
 				t.Errorf("pause: %v", err)
 			}
@@ -319,7 +332,6 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it is alone
 			if err := p.Signal(syscall.SIGCONT); err != nil {
 				t.Errorf("it ended while it was paused: %v", err)
 			}
-			spare("")
 		},
 		restart("database", database.Kill, database.Restart),
 		func() {
