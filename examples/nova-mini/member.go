@@ -20,13 +20,13 @@ import (
 func (f *flags) memberCommand() *cobra.Command {
 	with := func(do func(ctx context.Context, members *membership.Registry, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
-			return f.withDatabase(cmd.Context(), func(ctx context.Context, o *options, d *sqlx.DB) error {
+			return f.withSchema(cmd.Context(), func(ctx context.Context, o *options, d *sqlx.DB) error {
 				return do(ctx, store.New(d).Members(o.ServiceDownTime), args)
 			})
 		}
 	}
 	list := &cobra.Command{
-		Use: "list", Short: "One line for each service: whether it is up, and which process has its host", Args: cobra.NoArgs,
+		Use: "list", Short: "One line for each service: whether it is up, and which process has its host", Args: noArguments,
 		RunE: with(func(ctx context.Context, members *membership.Registry, _ []string) error {
 			found, err := members.List(ctx, "")
 			if err != nil {

@@ -21,7 +21,7 @@ import (
 func (f *flags) operationCommand() *cobra.Command {
 	with := func(do func(ctx context.Context, ops *operation.Store, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
-			return f.withDatabase(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
+			return f.withSchema(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
 				return do(ctx, operation.NewStore(d), args)
 			})
 		}
@@ -42,7 +42,7 @@ func (f *flags) operationCommand() *cobra.Command {
 	var filter operation.Filter
 	var state, why string
 	list := &cobra.Command{
-		Use: "list", Short: "One line for each operation, the newest first", Args: cobra.NoArgs,
+		Use: "list", Short: "One line for each operation, the newest first", Args: noArguments,
 		PreRunE: func(*cobra.Command, []string) error {
 			if state != "" && !slices.Contains(states, state) {
 				return unknown("state", state, slices.Values(states))
