@@ -62,6 +62,7 @@ type settings struct {
 	CORS             corsOptions                  `section:"cors"`
 	Keystone         keystoneOptions              `section:"keystone_authtoken"`
 	Policy           policyOptions                `section:"oslo_policy"`
+	SSL              sslOptions                   `section:"ssl"`
 	Telemetry        telemetryOptions             `section:"opentelemetry"`
 	Drivers          map[string]map[string]string `sections:"driver_" protects:"true"`
 }
@@ -124,12 +125,24 @@ type keystoneOptions struct {
 	CertFile      string        `ini:"certfile" protects:"true" help:"certificate to show to Keystone"`
 	KeyFile       string        `ini:"keyfile" protects:"true" help:"its private key, of mode 0600, or 0640 if it belongs to root"`
 	Insecure      bool          `ini:"insecure" default:"false" protects:"true" unsupported:"Keystone's certificate is always verified: name its authority in cafile" help:"verify no certificate"`
+	TokenBind     string        `ini:"enforce_token_bind" default:"permissive" protects:"true" unsupported:"tokens that are bound to a client are not checked for it: leave it out" help:"check what a token is bound to"`
 	CacheTime     time.Duration `ini:"token_cache_time" default:"300" min:"1ms" help:"seconds for which a token is believed, so also for which one may live that was revoked"`
 }
 
 type policyOptions struct {
 	File string   `ini:"policy_file" default:"policy.yaml" protects:"true" deprecated:"DEFAULT.policy_file" help:"rules that are not the defaults, beside the first configuration file unless the path is absolute"`
 	Dirs []string `ini:"policy_dirs" default:"policy.d" protects:"true" deprecated:"DEFAULT.policy_dirs" help:"directories with more such files, which win"`
+	// What these protect is always so, or cannot be.
+	Scope       bool   `ini:"enforce_scope" default:"true" protects:"true" unsupported:"the scope of a token always counts: leave it out" help:"judge the scope of tokens"`
+	NewDefaults bool   `ini:"enforce_new_defaults" default:"true" protects:"true" unsupported:"older defaults are never let in: leave it out" help:"the newer defaults of rules count alone"`
+	DefaultRule string `ini:"policy_default_rule" default:"default" protects:"true" unsupported:"a rule that is not defined denies: leave it out" help:"rule for rules that are not defined"`
+}
+
+// sslOptions are those of oslo.service, which make Python's services HTTPS.
+type sslOptions struct {
+	CAFile   string `ini:"ca_file" protects:"true" unsupported:"set ssl_ca_file in [wsgi]" help:"authorities of clients' certificates"`
+	CertFile string `ini:"cert_file" protects:"true" unsupported:"set ssl_cert_file in [wsgi], which makes the API HTTPS" help:"certificate of the API"`
+	KeyFile  string `ini:"key_file" protects:"true" unsupported:"set ssl_key_file in [wsgi]" help:"its private key"`
 }
 
 type rabbitOptions struct {

@@ -30,7 +30,7 @@ func TestSweep(t *testing.T) {
 		path := filepath.Join(parent, name)
 		err := os.MkdirAll(filepath.Join(path, "below"), 0o700)
 		if lock {
-			err = errors.Join(err, os.WriteFile(filepath.Join(path, ".lock"), []byte(marker), 0o600))
+			err = errors.Join(err, os.WriteFile(filepath.Join(path, ".lock"), marker, 0o600))
 		}
 		if err != nil {
 			t.Fatal(err)
