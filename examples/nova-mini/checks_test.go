@@ -195,17 +195,18 @@ func TestCommandLine(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	for args, want := range map[string]string{
-		"conducter":                         `there is no command "conducter"; the nearest is conductor`,
-		"operation lst":                     `there is no command "operation lst"; the nearest is list`,
-		"db snyc":                           `there is no command "db snyc"; the nearest is sync`,
-		"operation list --state bogus":      `there is no state "bogus"; the nearest is`,
-		"operation list --state runnig":     `there is no state "runnig"; the nearest is running`,
-		"operation list --limit -1":         "flag --limit: -1 is less than 0",
-		"operation list --stat x":           "unknown flag: --stat",
-		"operation show":                    "requires at least 1 arg",
-		"api now":                           "unknown command",
-		"config validate --service bogus":   `there is no service "bogus"`,
-		"policy explain --rule servers:bog": `there is no rule "servers:bog"; the nearest is`,
+		"conducter":                          `there is no command "conducter"; the nearest is conductor`,
+		"operation lst":                      `there is no command "operation lst"; the nearest is list`,
+		"db snyc":                            `there is no command "db snyc"; the nearest is sync`,
+		"operation list --state bogus":       `there is no state "bogus"; there are: running, undoing, succeeded, failed, timed_out, canceled`,
+		"operation list --state runnig":      `there is no state "runnig"; the nearest is running`,
+		"operation list --limit -1":          "flag --limit: -1 is less than 0",
+		"operation list --stat x":            "unknown flag: --stat",
+		"operation show":                     "requires at least 1 arg",
+		"api now":                            `nova-mini api has no arguments: remove "now"`,
+		"config validate --service bogus":    `there is no service "bogus"`,
+		"policy explain --rule servers:star": `there is no rule "servers:star"; the nearest is os_compute_api:servers:start`,
+		"dlq list X":                         `nova-mini dlq list has no arguments: remove "X"`,
 	} {
 		cmd := command(new(bytes.Buffer))
 		cmd.SetArgs(append(strings.Fields(args), "--state-path", dir))

@@ -30,19 +30,19 @@ func (c exitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 func (f *flags) databaseCommands() []*cobra.Command {
 	manage := &cobra.Command{Use: "db", Short: "Work on the database"}
 	manage.AddCommand(&cobra.Command{
-		Use: "sync", Short: "Make the tables, or bring them up to date", Args: cobra.NoArgs,
+		Use: "sync", Short: "Make the tables, or bring them up to date", Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.withDatabase(cmd.Context(), f.sync) },
 	})
 	upgrade := &cobra.Command{Use: "upgrade", Short: "Before the services of a new version start"}
 	upgrade.AddCommand(&cobra.Command{
-		Use: "check", Args: cobra.NoArgs,
+		Use: "check", Args: noArguments,
 		Short: "Look whether they can: exit code 0 they can, 1 they can, with warnings, 2 they must not",
 		RunE:  func(cmd *cobra.Command, _ []string) error { return f.withDatabase(cmd.Context(), f.checkUpgrade) },
 	})
 	var repair bool
 	var minAge time.Duration
 	audit := &cobra.Command{
-		Use: "audit", Args: cobra.NoArgs,
+		Use: "audit", Args: noArguments,
 		Short: "Compare what is claimed of hosts with the servers: exit code 0 it is right, 3 it is not, 4 it was not and is now",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return f.withDatabase(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {

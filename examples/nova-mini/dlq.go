@@ -24,7 +24,7 @@ func (f *flags) dlqCommand() *cobra.Command {
 	var all bool
 	dlq := &cobra.Command{Use: "dlq", Short: "Dead letters: the messages that no service could do"}
 	list := &cobra.Command{
-		Use: "list", Short: "One line for each dead letter", Args: cobra.NoArgs,
+		Use: "list", Short: "One line for each dead letter", Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.dlqList(cmd.Context()) },
 	}
 	show := &cobra.Command{

@@ -56,7 +56,7 @@ func command(out io.Writer) *cobra.Command {
 		Short: "A compute service that speaks a part of the Nova v2.1 API; without a command, all of it in one process",
 		Long: "A compute service that speaks a part of the Nova v2.1 API. Without a command all of it runs in one process.\n\n" +
 			"Commands that get no --config-file and no --config-dir read nova-mini.conf and nova-mini.conf.d, of ~/.nova-mini or /etc/nova-mini.",
-		Args:          cobra.NoArgs,
+		Args:          noArguments,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -89,7 +89,7 @@ func command(out io.Writer) *cobra.Command {
 		{"compute", "Builds servers on this host", wireCompute},
 	} {
 		root.AddCommand(&cobra.Command{
-			Use: s.name, Short: s.short, Args: cobra.NoArgs,
+			Use: s.name, Short: s.short, Args: noArguments,
 			RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd.Context(), s.name, s.wire) },
 		})
 	}
@@ -104,9 +104,23 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// unknown is an error about a name that does not exist, with the nearest that does.
+// unknown is an error about a name that does not exist, with the nearest that does, or all if they are few.
+// Only the last word of the name is compared.
 func unknown(what, name string, known func(yield func(string) bool)) error {
-	return usageError{fault.New(fault.Invalid, "there is no %s %q%s", what, name, text.Nearest(name, known))}
+	const few = 8
+	hint := text.Nearest(name[strings.LastIndex(name, " ")+1:], known)
+	if all := slices.Collect(known); hint == "" && len(all) <= few {
+		hint = "; there are: " + strings.Join(all, ", ")
+	}
+	return usageError{fault.New(fault.Invalid, "there is no %s %q%s", what, name, hint)}
+}
+
+// noArguments is the check of a command without arguments.
+func noArguments(cmd *cobra.Command, args []string) error {
+	if len(args) > 0 {
+		return fault.New(fault.Invalid, "%s has no arguments: remove %q", cmd.CommandPath(), strings.Join(args, " "))
+	}
+	return nil
 }
 
 // judgeArguments makes the errors of all command lines usageErrors, and a command that does not exist one.

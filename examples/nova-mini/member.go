@@ -26,7 +26,7 @@ func (f *flags) memberCommand() *cobra.Command {
 		}
 	}
 	list := &cobra.Command{
-		Use: "list", Short: "One line for each service: whether it is up, and which process has its host", Args: cobra.NoArgs,
+		Use: "list", Short: "One line for each service: whether it is up, and which process has its host", Args: noArguments,
 		RunE: with(func(ctx context.Context, members *membership.Registry, _ []string) error {
 			found, err := members.List(ctx, "")
 			if err != nil {

@@ -42,7 +42,7 @@ func (f *flags) operationCommand() *cobra.Command {
 	var filter operation.Filter
 	var state, why string
 	list := &cobra.Command{
-		Use: "list", Short: "One line for each operation, the newest first", Args: cobra.NoArgs,
+		Use: "list", Short: "One line for each operation, the newest first", Args: noArguments,
 		PreRunE: func(*cobra.Command, []string) error {
 			if state != "" && !slices.Contains(states, state) {
 				return unknown("state", state, slices.Values(states))

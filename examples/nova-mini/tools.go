@@ -31,7 +31,7 @@ func (f *flags) configCommand() *cobra.Command {
 	var of []string
 	var online bool
 	validate := &cobra.Command{
-		Use: "validate", Args: cobra.NoArgs,
+		Use: "validate", Args: noArguments,
 		Short: "Say all that is wrong with the configuration, without the network, or where each option stands",
 		PreRunE: func(*cobra.Command, []string) error {
 			for _, s := range of {
@@ -46,7 +46,7 @@ func (f *flags) configCommand() *cobra.Command {
 	validate.Flags().StringSliceVar(&of, "service", services, "services that use the files; all-in-one is that of the command without a name")
 	validate.Flags().BoolVar(&online, "online", false, "also try the bus, the database and its schema, Keystone and the driver")
 	cmd.AddCommand(&cobra.Command{
-		Use: "sample", Short: "Print a file with all options", Args: cobra.NoArgs,
+		Use: "sample", Short: "Print a file with all options", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return config.Sample(f.out, new(settings)) },
 	}, validate)
 	return cmd
@@ -150,13 +150,13 @@ func (o *options) try(ctx context.Context, w io.Writer, of []string) error {
 func (f *flags) policyCommand() *cobra.Command {
 	cmd := &cobra.Command{Use: "policy", Short: "Rules: a sample file, whether a file is right, those in force, and why one denies"}
 	cmd.AddCommand(f.policyExplain(), &cobra.Command{
-		Use: "sample", Short: "Print a file with all rules", Args: cobra.NoArgs,
+		Use: "sample", Short: "Print a file with all rules", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return policy.Sample(f.out, api.Rules()) },
 	}, &cobra.Command{
-		Use: "validate", Short: "Say all that is wrong with the files of rules, or what they change", Args: cobra.NoArgs,
+		Use: "validate", Short: "Say all that is wrong with the files of rules, or what they change", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return f.listRules(true) },
 	}, &cobra.Command{
-		Use: "list", Short: "List the rules in force, and where they stand", Args: cobra.NoArgs,
+		Use: "list", Short: "List the rules in force, and where they stand", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return f.listRules(false) },
 	})
 	return cmd
@@ -196,7 +196,7 @@ func (f *flags) policyExplain() *cobra.Command {
 	var rule, token, owner string
 	var c policy.Credentials
 	cmd := &cobra.Command{
-		Use: "explain", Short: "Say which part of a rule denies or allows", Args: cobra.NoArgs,
+		Use: "explain", Short: "Say which part of a rule denies or allows", Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, p, err := f.rules()
 			if err != nil {
@@ -258,7 +258,7 @@ func (o *options) whose(ctx context.Context, token string) (policy.Credentials, 
 func (f *flags) openapiCommand() *cobra.Command {
 	var version string
 	cmd := &cobra.Command{
-		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API", Args: cobra.NoArgs,
+		Use: "openapi", Short: "Print the OpenAPI 3.1 document of the REST API", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error {
 			doc, err := api.OpenAPI(version)
 			if err != nil {

@@ -26,36 +26,47 @@ func Comment(w io.Writer, words string) {
 }
 
 // Nearest returns a clause with the known name that is most similar to name, to be appended to an
-// error: "; the nearest is report_interval". If known is empty, so is the result. Of two names that are
-// equally similar, the first in alphabetical order wins.
+// error: "; the nearest is report_interval". If no known name is similar, the result is empty: a far
+// name would mislead. A name is similar if a third of its bytes differ at most, or if it contains name,
+// which then has at least 4 bytes. Upper and lower case are the same. Of two names that are equally
+// similar, the first in alphabetical order wins.
 func Nearest(name string, known func(yield func(string) bool)) string {
+	lower := strings.ToLower(name)
+	distance := func(s string) int { return Distance(lower, strings.ToLower(s)) }
 	nearest := slices.SortedFunc(known, func(a, b string) int {
-		return cmp.Or(cmp.Compare(Distance(name, a), Distance(name, b)), cmp.Compare(a, b))
+		return cmp.Or(cmp.Compare(distance(a), distance(b)), cmp.Compare(a, b))
 	})
-	if len(nearest) == 0 {
-		return ""
+	for _, s := range nearest {
+		similar := distance(s) <= max(1, max(len(name), len(s))/3)
+		if similar || len(name) >= 4 && strings.Contains(strings.ToLower(s), lower) {
+			return "; the nearest is " + s
+		}
 	}
-	return "; the nearest is " + nearest[0]
+	return ""
 }
 
-// Distance returns the Levenshtein distance of a and b: how many bytes must be inserted, deleted or
-// replaced to turn one into the other.
+// Distance returns how many typing errors turn a into b: bytes that are inserted, deleted or replaced,
+// and neighbors that are swapped.
 func Distance(a, b string) int {
+	var before []int // the row of two bytes ago
 	row := make([]int, len(b)+1)
 	for j := range row {
 		row[j] = j
 	}
 	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
+		next := make([]int, len(b)+1)
+		next[0] = i + 1
 		for j := range len(b) {
-			change := diagonal
+			change := row[j]
 			if a[i] != b[j] {
 				change++
 			}
-			diagonal = row[j+1]
-			row[j+1] = min(change, row[j]+1, row[j+1]+1)
+			next[j+1] = min(change, next[j]+1, row[j+1]+1)
+			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
+				next[j+1] = min(next[j+1], before[j-1]+1)
+			}
 		}
+		before, row = row, next
 	}
 	return row[len(b)]
 }

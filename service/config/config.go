@@ -35,13 +35,16 @@
 //	removed      a reason: the option has no effect any more, setting it is a warning
 //	unsupported  a reason: any value but the default is an error, which is never ignored
 //	protects     "true": the option protects the service, by identity, TLS or a checksum. An
-//	             unknown option or section with a similar name is an error, even if unknown
-//	             names are only warnings elsewhere
+//	             unknown option or section with a similar name, or a name similar to an older
+//	             one, is an error, even if unknown names are only warnings elsewhere. So is a
+//	             name in a declared section that is about TLS or identity by its words, such
+//	             as ssl, cert or cafile, with a value that is not empty or false
 //	strict       "true": a bool; while it is false, unknown options are warnings
 //
 // An option belongs to [DEFAULT], or to the section that the struct field around it names. A map
 // field with the tag sections is a family: it takes each section whose name begins with the tag's
-// value, with raw values. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. Fields
+// value, with raw values. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. With the tag
+// protects a section with a similar name, such as [drivr_acme], is always an error. Fields
 // of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.
 //
 // The names of sections are case-insensitive, except DEFAULT. The package does not read the
@@ -66,8 +69,10 @@ type Source struct {
 	// *.conf in the order of their names. Each path must exist; [Find] returns existing ones.
 	Files []string
 	// Env are variables in the form of os.Environ. OS_DATABASE__CONNECTION sets the option
-	// connection of [database]. A variable of a declared section is unknown if the section has no
-	// such option, as in a file. All other variables are ignored: they belong to other programs.
+	// connection of [database], and OS_DRIVER_ACME__DIR the option dir of [driver_acme], a section of
+	// a family. In such a section names have the spelling of a file that has them, or else they are
+	// in lower case. An unknown section or option has the same result as in a file. Variables
+	// without a double underscore, such as OS_AUTH_URL, are ignored: they belong to other programs.
 	Env []string
 	// Flags are options of the command line, with keys as in Defaults.
 	Flags map[string]string

@@ -175,7 +175,7 @@ func TestErrors(t *testing.T) {
 		{"misspelt option", "\n[database]\nconnektion = x\n", nil, nil, "DIR/1.conf:3: [database] connektion: no such option; the nearest is connection"},
 		{"in the wrong section", "[DEFAULT]\nconnection = x\n", nil, nil, "DIR/1.conf:2: [DEFAULT] connection: no such option; it belongs to [database]"},
 		{"misspelt section, one error", "[databases]\nconnection = x\npool_size = 1\n", nil, nil, "DIR/1.conf:1: [databases]: no such section; the nearest is database"},
-		{"the prefix alone", "[driver_]\nx = y\n", nil, nil, "DIR/1.conf:1: [driver_]: no such section; the nearest is DEFAULT"},
+		{"the prefix alone", "[driver_]\nx = y\n", nil, nil, "DIR/1.conf:1: [driver_]: no such section; the nearest is driver_..."},
 		{"integer", "workers = many\n", nil, nil, `DIR/1.conf:1: [DEFAULT] workers: "many" is not an integer`},
 		{"empty integer", "workers =\n", nil, nil, `DIR/1.conf:1: [DEFAULT] workers: "" is not an integer`},
 		{"range of the type", "workers = 200\n", nil, nil, `DIR/1.conf:1: [DEFAULT] workers: "200" is out of range`},
@@ -198,7 +198,7 @@ func TestErrors(t *testing.T) {
 		{"continuation after a comment", "workers = 1\n# x\n hunter2\n", nil, nil, "DIR/1.conf:3: the line begins with a blank, but there is no option above to continue; write an option in the first column"},
 		{
 			"several errors", "nothing = 1\nratio = x\nworkers = x\n", nil, nil,
-			"DIR/1.conf:1: [DEFAULT] nothing: no such option; the nearest is ratio\nDIR/1.conf:2: [DEFAULT] ratio: \"x\" is not a number\nDIR/1.conf:3: [DEFAULT] workers: \"x\" is not an integer",
+			"DIR/1.conf:1: [DEFAULT] nothing: no such option\nDIR/1.conf:2: [DEFAULT] ratio: \"x\" is not a number\nDIR/1.conf:3: [DEFAULT] workers: \"x\" is not an integer",
 		},
 	}
 	for _, tt := range tests {

@@ -3,6 +3,7 @@ package config
 import (
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/armature-go/armature/internal/text"
 )
@@ -15,5 +16,100 @@ func (l *loader) hintOption(section, key string) string {
 			return "; it belongs to [" + other + "]"
 		}
 	}
-	return text.Nearest(key, maps.Keys(l.options[section]))
+	return text.Nearest(key, maps.Keys(l.namesIn(section)))
+}
+
+// hintSection returns a clause for the error of an unknown section: the most similar section or family.
+func (l *loader) hintSection(section string) string {
+	known := slices.Collect(maps.Keys(l.options))
+	for _, f := range l.families {
+		if f.isNear(section) {
+			return "; the nearest is " + f.prefix + "..."
+		}
+	}
+	return text.Nearest(section, slices.Values(known))
+}
+
+// namesIn returns the options that a section has, by their names and older names.
+func (l *loader) namesIn(section string) map[string]*option {
+	out := maps.Clone(l.aliases[section])
+	if out == nil {
+		out = map[string]*option{}
+	}
+	maps.Copy(out, l.options[section])
+	return out
+}
+
+// maxTypos is the distance, in bytes, up to which two names are similar.
+const maxTypos = 2
+
+// similarNames reports whether a and b differ by typing errors: at most maxTypos, and fewer in short names.
+// Upper and lower case are the same.
+func similarNames(a, b string) bool {
+	limit := min(maxTypos, max(1, len(b)/3))
+	return text.Distance(strings.ToLower(a), strings.ToLower(b)) <= limit
+}
+
+// isNear reports whether a section may be meant for the family, and is not a section of it.
+func (f *family) isNear(section string) bool {
+	limit := min(maxTypos, len(f.prefix)/3)
+	for n := max(0, len(f.prefix)-limit); n <= min(len(section), len(f.prefix)+limit); n++ {
+		if text.Distance(strings.ToLower(section[:n]), strings.ToLower(f.prefix)) <= limit {
+			return true
+		}
+	}
+	return false
+}
+
+// guardWords are the words, between underscores, of names about TLS or identity. A word that ends with an
+// asterisk stands for all that begin so.
+var guardWords = []string{
+	"ssl*", "tls*", "https", "x509", "cert", "certs", "certfile", "certificate", "certificates", "ca", "cafile", "capath",
+	"keyfile", "insecure", "noauth*", "sha256", "checksum", "fingerprint",
+}
+
+// isGuardName reports whether a name is about TLS or identity by its words.
+func isGuardName(name string) bool {
+	for word := range strings.FieldsFuncSeq(strings.ToLower(name), func(r rune) bool { return r == '_' || r == '-' || r == '.' }) {
+		for _, guard := range guardWords {
+			if prefix, ok := strings.CutSuffix(guard, "*"); word == guard || ok && strings.HasPrefix(word, prefix) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// requestsNothing are the values, in lower case, with which an option of TLS or identity requests no protection.
+var requestsNothing = []string{"", "false", "no", "off", "0", "none"}
+
+// mayProtect returns why an unknown name may be meant for protection, or "". In a declared section it is a
+// name similar to an option with the tag protects, or about TLS or identity with a value that requests
+// protection. If name is empty, the section is unknown: one with such an option has a similar name.
+func (l *loader) mayProtect(section, name, value string) string {
+	const similar = "an option that protects the service has a similar name"
+	if name == "" {
+		for i := range l.families {
+			if l.families[i].protects && l.families[i].isNear(section) {
+				return similar
+			}
+		}
+	}
+	for _, names := range []map[string]map[string]*option{l.options, l.aliases} {
+		for other, options := range names {
+			for known, o := range options {
+				switch {
+				case !o.hasTag("protects"):
+				case name == "" && similarNames(section, other),
+					name != "" && other == section && similarNames(name, known),
+					name != "" && len(known) > 4*maxTypos && similarNames(name, known), strings.EqualFold(name, known):
+					return similar
+				}
+			}
+		}
+	}
+	if name != "" && isGuardName(name) && !slices.Contains(requestsNothing, strings.ToLower(strings.TrimSpace(value))) {
+		return "its name is about TLS or identity"
+	}
+	return ""
 }

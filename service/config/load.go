@@ -15,7 +15,6 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/internal/text"
 )
 
 // defaultSection is the section of options outside of a section struct.
@@ -45,7 +44,7 @@ type loader struct {
 	next     rank                         // of the next file
 	others   map[string]map[string]string // values in files that are not declared; variables may use them
 	unknown  []unknown
-	places   map[string]string // origins of the options in families, by SECTION.NAME
+	places   map[string]string // origins of the options in families, by placeKey
 	files    []string          // the files that were read
 	unread   bool              // a file could not be read
 	warnings []warning
@@ -60,15 +59,16 @@ type warning struct {
 
 // unknown is an option or a section in a file or in the environment that is not declared.
 type unknown struct {
-	text     string
-	protects bool // an option that protects may be meant, so that this is always an error
+	text string
+	why  string // why protection may be meant, so that this is always an error; else ""
 }
 
 // family is a declared family of sections with raw values, see the tag sections.
 type family struct {
-	prefix string
-	values map[string]map[string]string
-	field  reflect.Value
+	prefix   string
+	values   map[string]map[string]string
+	field    reflect.Value
+	protects bool // has the tag protects
 }
 
 func newLoader() *loader {
@@ -105,8 +105,8 @@ func loadStruct(work reflect.Value, src Source) (*loader, error) {
 		switch {
 		case !lenient:
 			l.addError("%s", u.text)
-		case u.protects:
-			l.addError("%s; this is an error even though unknown options are ignored, because an option that protects the service has a similar name", u.text)
+		case u.why != "":
+			l.addError("%s; this is an error even though unknown options are ignored, because %s: correct the name, or remove it", u.text, u.why)
 		default:
 			l.addWarning("unknown configuration ignored", "detail", u.text)
 		}
@@ -138,7 +138,7 @@ func (l *loader) assignFields() {
 				l.addWarning("configuration option has no effect", "where", o.where, "section", o.section, "option", o.name, "reason", o.tag.Get("removed"))
 			}
 			continue
-		case o.tag.Get("unsupported") != "" && o.where != "default" && o.value != o.tag.Get("default"):
+		case o.tag.Get("unsupported") != "" && o.where != "default" && !o.hasDefaultValue():
 			l.addError("%s: [%s] %s = %s is not supported: %s", o.where, o.section, o.name, o.maskedValue(), o.tag.Get("unsupported"))
 			o.bad = true
 			continue
@@ -150,6 +150,17 @@ func (l *loader) assignFields() {
 			o.resetDefault()
 		}
 	}
+}
+
+// hasDefaultValue reports whether the value means the same as the default: "False" is false.
+func (o *option) hasDefaultValue() bool {
+	if text := o.tag.Get("default"); o.value == text || o.assignValue(o.value) != nil {
+		return o.value == text
+	}
+	got := o.field.Interface()
+	o.resetDefault()
+	o.bad = false
+	return reflect.DeepEqual(got, o.field.Interface())
 }
 
 // resetDefault sets the field to its default, because the value has an error.
@@ -230,7 +241,7 @@ func (l *loader) declareFields(v reflect.Value, section string) {
 			}
 			values := map[string]map[string]string{}
 			f.Set(reflect.ValueOf(values))
-			l.families = append(l.families, family{tag.Get("sections"), values, f})
+			l.families = append(l.families, family{tag.Get("sections"), values, f, tag.Get("protects") == "true"})
 		case field.Anonymous && f.Kind() == reflect.Struct:
 			l.declareFields(f, section)
 		}
@@ -339,14 +350,67 @@ func (l *loader) setEnv(env []string) {
 			setOption(o.section, o.name+fileSuffix)
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(vars)) { // a declared section's variable without an option is misspelt
-		for section := range l.options {
-			if name, ok := strings.CutPrefix(k, envName(section, "")); ok && !known[k] {
-				name = strings.ToLower(name)
-				l.unknown = append(l.unknown, unknown{fmt.Sprintf("environment %s: [%s] %s: no such option%s", k, section, name, l.hintOption(section, name)), l.mayProtect(section, name)})
+	for _, k := range slices.Sorted(maps.Keys(vars)) {
+		if !known[k] {
+			l.setVariable(k, vars[k])
+		}
+	}
+}
+
+// setVariable sets the option of a family that a variable names. Any other variable with a section and an
+// option is unknown. A variable without a double underscore belongs to another program.
+func (l *loader) setVariable(k, value string) {
+	where := "environment " + k
+	longest := ""
+	for section := range l.byCase {
+		if section = l.byCase[section]; strings.HasPrefix(strings.ToUpper(k), envName(section, "")) && len(section) > len(longest) {
+			longest = section
+		}
+	}
+	if longest != "" {
+		name := strings.ToLower(k[len(envName(longest, "")):])
+		hint := l.hintOption(longest, name)
+		if k != strings.ToUpper(k) {
+			hint += "; write the name of the variable in upper case"
+		}
+		l.addUnknown(rankEnv, l.mayProtect(longest, name, value), "%s: [%s] %s: no such option%s", where, longest, name, hint)
+		return
+	}
+	for i := range l.families {
+		if section, name, ok := l.families[i].splitVariable(k); ok {
+			l.setKey(rankEnv, where, section, name, value)
+			return
+		}
+	}
+	section, name, ok := strings.Cut(strings.TrimPrefix(k, "OS_"), "__")
+	if !ok || section == "" || name == "" {
+		return
+	}
+	section = strings.ToLower(section)
+	l.addUnknown(rankEnv, l.mayProtect(section, "", ""), "%s: [%s]: no such section%s", where, section, l.hintSection(section))
+}
+
+// splitVariable returns the section of the family and the option that a variable names. Both have the
+// spelling that a file has, or else they are in lower case.
+func (f *family) splitVariable(k string) (section, name string, ok bool) {
+	for _, rest := range slices.Sorted(maps.Keys(f.values)) {
+		option, found := strings.CutPrefix(k, envName(f.prefix+rest, ""))
+		if !found || option == "" || len(f.prefix+rest) <= len(section) {
+			continue
+		}
+		section, name = f.prefix+rest, strings.ToLower(option)
+		for _, known := range slices.Sorted(maps.Keys(f.values[rest])) {
+			if envName(section, known) == k {
+				name = known
 			}
 		}
 	}
+	if section != "" {
+		return section, name, true
+	}
+	tail, found := strings.CutPrefix(k, strings.TrimSuffix(envName(f.prefix, ""), "__"))
+	rest, option, ok := strings.Cut(tail, "__")
+	return f.prefix + strings.ToLower(rest), strings.ToLower(option), found && ok && rest != "" && option != ""
 }
 
 // fileSuffix is the end of the name of an option that names a file with a secret.
@@ -389,64 +453,58 @@ func (l *loader) setKey(r rank, where, section, key, value string) {
 		}
 		l.others[section][key] = value
 	}
-	if l.options[section] != nil {
+	if l.options[section] != nil || l.aliases[section] != nil { // or the section existed, and its options have other sections now
 		if key != "" {
-			l.addUnknown(r, l.mayProtect(section, key), "%s: [%s] %s: no such option%s", where, section, key, l.hintOption(section, key))
+			l.addUnknown(r, l.mayProtect(section, key, value), "%s: [%s] %s: no such option%s", where, section, key, l.hintOption(section, key))
 		}
 		return
 	}
-	if _, ok := l.aliases[section]; ok && key == "" {
-		return // the section existed, and its options have other sections now
-	}
-	for _, f := range l.families {
-		if n := len(f.prefix); len(section) > n && strings.EqualFold(section[:n], f.prefix) {
-			rest := section[n:]
-			if f.values[rest] == nil {
-				f.values[rest] = map[string]string{}
-			}
-			l.places[section+"."+key] = where
-			if key != "" {
-				f.values[rest][key] = value
-			}
+	for i := range l.families {
+		if f := &l.families[i]; len(section) > len(f.prefix) && strings.EqualFold(section[:len(f.prefix)], f.prefix) {
+			l.setFamily(f, where, section[len(f.prefix):], key, value)
 			return
 		}
 	}
 	switch {
 	case key == "":
-		l.addUnknown(r, l.mayProtect(section, ""), "%s: [%s]: no such section%s", where, section, text.Nearest(section, maps.Keys(l.options)))
+		l.addUnknown(r, l.mayProtect(section, "", ""), "%s: [%s]: no such section%s", where, section, l.hintSection(section))
 	case !r.isFile():
-		l.addUnknown(r, false, "%s: no such section%s", where, text.Nearest(section, maps.Keys(l.options)))
+		l.addUnknown(r, "", "%s: no such section%s", where, l.hintSection(section))
 	default: // the head of a file's section is the error already
 	}
 }
 
-// addUnknown collects an option or a section that is not declared. In a file it may belong to another program;
-// in any other source it is an error.
-func (l *loader) addUnknown(r rank, protects bool, format string, args ...any) {
-	if r.isFile() {
-		l.unknown = append(l.unknown, unknown{fmt.Sprintf(format, args...), protects})
+// setFamily sets an option in a section of a family. An empty key stands for the head of the section. Sections
+// whose names differ by upper and lower case are one; it has the name that comes first.
+func (l *loader) setFamily(f *family, where, rest, key, value string) {
+	for _, known := range slices.Sorted(maps.Keys(f.values)) {
+		if strings.EqualFold(known, rest) {
+			rest = known
+		}
+	}
+	if f.values[rest] == nil {
+		f.values[rest] = map[string]string{}
+	}
+	if head := placeKey(f.prefix+rest, ""); l.places[head] == "" {
+		l.places[head] = where
+	}
+	if key != "" {
+		f.values[rest][key] = value
+		l.places[placeKey(f.prefix+rest, key)] = where
+	}
+}
+
+// placeKey is the key of an option in places.
+func placeKey(section, name string) string { return strings.ToLower(section) + "." + name }
+
+// addUnknown collects an option or a section that is not declared. In a file or in the environment it may
+// belong to another program, unless why is not empty; in any other source it is an error.
+func (l *loader) addUnknown(r rank, why, format string, args ...any) {
+	if r.isFile() || r == rankEnv {
+		l.unknown = append(l.unknown, unknown{fmt.Sprintf(format, args...), why})
 		return
 	}
 	l.addError(format, args...)
-}
-
-// maxTypos is the distance, in bytes, up to which two names are similar.
-const maxTypos = 2
-
-// mayProtect reports whether an unknown name may be meant for an option with the tag protects: an option
-// with a similar name in the section, or with this name in another section. If name is empty, mayProtect
-// reports whether a section with such an option has a similar name.
-func (l *loader) mayProtect(section, name string) bool {
-	for o := range l.allOptions() {
-		similar := text.Distance(strings.ToLower(section), strings.ToLower(o.section)) <= maxTypos
-		if name != "" {
-			similar = o.name == name || o.section == section && text.Distance(name, o.name) <= maxTypos
-		}
-		if o.hasTag("protects") && similar {
-			return true
-		}
-	}
-	return false
 }
 
 // setValue sets the value from a source. An option with the tag multi collects the values of all files; any

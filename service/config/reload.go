@@ -67,7 +67,8 @@ func Inspect[T any](src Source) (*Config[T], error) {
 func (c *Config[T]) Files() []string { return c.current.Load().files }
 
 // Where returns the origin of an option's value, as Value.Where. The option may belong to a family of
-// sections; with an empty name the result is the origin of the section's head. If the option or the
+// sections, whose names are case-insensitive; with an empty name the result is the origin of the section's
+// head, or of its first option if it has no head. If the option or the
 // section does not exist, the result is "".
 func (c *Config[T]) Where(section, name string) string {
 	now := c.current.Load()
@@ -76,7 +77,7 @@ func (c *Config[T]) Where(section, name string) string {
 			return v.Where
 		}
 	}
-	return now.places[section+"."+name]
+	return now.places[placeKey(section, name)]
 }
 
 // Current returns the current options. The struct does not change, and the caller must not change it: a

@@ -1,0 +1,167 @@
+package config_test
+
+import (
+	"bytes"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/armature-go/armature/service/config"
+)
+
+// pinned has a family of sections with options that protect, and older names of such options.
+type pinned struct {
+	Debug   bool                         `ini:"debug"`
+	SSLOnly bool                         `ini:"ssl_only" default:"false" protects:"true" unsupported:"name a certificate"`
+	Drivers map[string]map[string]string `sections:"driver_" protects:"true"`
+	API     struct {
+		Strategy string `ini:"auth_strategy" protects:"true" deprecated:"DEFAULT.auth_strategy"`
+	} `section:"api"`
+	Database struct {
+		URL string `ini:"connection" deprecated:"sql.connection"`
+	} `section:"database"`
+}
+
+// TestFamiliesInEnvironment: a section of a family takes values from the environment, over those of files.
+// The names of sections are case-insensitive in all sources.
+func TestFamiliesInEnvironment(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		name, text string
+		env        []string
+		want       map[string]map[string]string
+		section    string
+		where      string // the origin of [section] plugin_sha256; FILE stands for the file
+	}{
+		{"no section", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA256=w"}, map[string]map[string]string{"acme": {"plugin_sha256": "w"}}, "driver_acme", "environment OS_DRIVER_ACME__PLUGIN_SHA256"},
+		{"empty section", "[driver_acme]", []string{"OS_DRIVER_ACME__PLUGIN_SHA256=w"}, map[string]map[string]string{"acme": {"plugin_sha256": "w"}}, "driver_acme", "environment OS_DRIVER_ACME__PLUGIN_SHA256"},
+		{"over a file", "[driver_acme]\nplugin_sha256 = r\ndir = d", []string{"OS_DRIVER_ACME__PLUGIN_SHA256=w"}, map[string]map[string]string{"acme": {"plugin_sha256": "w", "dir": "d"}}, "driver_acme", "environment OS_DRIVER_ACME__PLUGIN_SHA256"},
+		{"misspelt", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA265=w"}, map[string]map[string]string{"acme": {"plugin_sha265": "w"}}, "driver_acme", ""},
+		{"spelling of the file", "[driver_Ac-me]\nMaxSize = 1", []string{"OS_DRIVER_AC_ME__MAXSIZE=2", "OS_DRIVER_AC_ME__PLUGIN_SHA256=w"}, map[string]map[string]string{"Ac-me": {"MaxSize": "2", "plugin_sha256": "w"}}, "driver_Ac-me", "environment OS_DRIVER_AC_ME__PLUGIN_SHA256"},
+		{"two underscores", "[driver_a__b]", []string{"OS_DRIVER_A__B__PLUGIN_SHA256=w"}, map[string]map[string]string{"a__b": {"plugin_sha256": "w"}}, "driver_a__b", "environment OS_DRIVER_A__B__PLUGIN_SHA256"},
+		{"case of sections", "[Driver_Acme]\nplugin_sha256 = r\n[driver_ACME]\nplugin_sha256 = w", nil, map[string]map[string]string{"Acme": {"plugin_sha256": "w"}}, "driver_acme", "FILE:4"},
+		{"no option", "", []string{"OS_DRIVER_ACME=x", "OS_DRIVER_ACME__=x"}, map[string]map[string]string{}, "driver_acme", ""},
+	} {
+		file := put(t, filepath.Join(t.TempDir(), "1.conf"), tt.text+"\n", 0o600)
+		c, err := config.Open[pinned](config.Source{Files: []string{file}, Env: tt.env})
+		if err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+			continue
+		}
+		if diff := cmp.Diff(tt.want, c.Current().Drivers); diff != "" {
+			t.Errorf("%s: %s", tt.name, diff)
+		}
+		if got := c.Where(tt.section, "plugin_sha256"); got != strings.ReplaceAll(tt.where, "FILE", file) {
+			t.Errorf("%s: Where = %q, want %s", tt.name, got, tt.where)
+		}
+		if head := c.Where(tt.section, ""); (head == "") != (len(tt.want) == 0) {
+			t.Errorf("%s: Where of the head = %q", tt.name, head)
+		}
+	}
+}
+
+// TestUnknownSections: a variable of the environment with an unknown section is an error in strict mode. In
+// lenient mode it has the same result as a section of a file. Variables without a double underscore belong
+// to other programs.
+func TestUnknownSections(t *testing.T) {
+	t.Parallel()
+	for env, want := range map[string][2]string{ // the errors in strict and in lenient mode
+		"OS_AIP__AUTH_STRATEGY=x":           {"environment OS_AIP__AUTH_STRATEGY: [aip]: no such section; the nearest is api", "because an option that protects the service has a similar name"},
+		"OS_DATABSE__CONNECTION=x":          {"environment OS_DATABSE__CONNECTION: [databse]: no such section; the nearest is database", ""},
+		"OS_DRIVR_ACME__PLUGIN_SHA256=x":    {"environment OS_DRIVR_ACME__PLUGIN_SHA256: [drivr_acme]: no such section; the nearest is driver_...", "because an option that protects the service has a similar name"},
+		"OS_DRIVER__PLUGIN_SHA256=x":        {"[driver]: no such section; the nearest is driver_...", "similar name"},
+		"OS_GLANCE__CAFILE=x":               {"environment OS_GLANCE__CAFILE: [glance]: no such section", ""},
+		"OS_SQL__CONECTION=x":               {"environment OS_SQL__CONECTION: [sql] conection: no such option; the nearest is connection", ""},
+		"OS_DEFAULT__AUTH_STRATGY=x":        {"[DEFAULT] auth_stratgy: no such option; the nearest is auth_strategy", "similar name"},
+		"OS_DATABASE__SSL_CA=x":             {"[database] ssl_ca: no such option", "because its name is about TLS or identity"},
+		"OS_Api__AUTH_STRATEGY=x":           {"write the name of the variable in upper case", "write the name of the variable in upper case"},
+		"OS_AUTH_URL=http://keystone":       {},
+		"OS_PROJECT_NAME=x":                 {},
+		"OS_CLOUD=x":                        {},
+		"OS__X=x":                           {},
+		"SOME_OS_API__AUTH_STRATEGY=x":      {},
+		"OS_SQL__CONNECTION=sqlite:///x.db": {},
+	} {
+		for i, lenient := range []bool{false, true} {
+			var p pinned
+			err := config.Load(&p, config.Source{Env: []string{env}, Lenient: lenient, Logger: slog.New(slog.DiscardHandler)})
+			if (err != nil) != (want[i] != "") || !strings.Contains(fmt.Sprint(err), want[i]) {
+				t.Errorf("%s, lenient %t: %v\nwant %q", env, lenient, err, want[i])
+			}
+		}
+	}
+}
+
+// TestLenientProtects: in lenient mode a name that may be meant for protection is an error: a section similar
+// to those of a family, a name similar to an older one, and, in a declared section, a name about TLS or
+// identity with a value that asks for protection.
+func TestLenientProtects(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"[drivr_acme]\nplugin_sha256 = x":  "1.conf:1: [drivr_acme]: no such section; the nearest is driver_...; this is an error even though",
+		"[driveracme]\nplugin_sha256 = x":  "[driveracme]: no such section",
+		"[ driver_acme ]\nplugin_sha256=x": "no such section",
+		"[driver]\nplugin_sha256 = x":      "[driver]: no such section",
+		"[devices]\nenabled = x":           "",
+		"[privsep]\nuser = x":              "",
+		"auth_strategyy = keystone":        "1.conf:1: [DEFAULT] auth_strategyy: no such option; the nearest is auth_strategy; this is an error even though",
+		"auth_stratgy = keystone":          "[DEFAULT] auth_stratgy: no such option; the nearest is auth_strategy",
+		"AUTH-STRATEGY = keystone":         "no such option",
+		"auth_type = password":             "",
+		"[database]\nssl_ca = /x":          "1.conf:2: [database] ssl_ca: no such option; this is an error even though unknown options are ignored, because its name is about TLS or identity",
+		"[database]\nssl_ca =":             "",
+		"[database]\ntls_enabled = False":  "",
+		"[database]\ntls_enabled = True":   "TLS or identity",
+		"[database]\nserver_cafile = /x":   "TLS or identity",
+		"[database]\ncert = x":             "TLS or identity",
+		"[database]\ncertainty = x":        "",
+		"[database]\nauth_stratgy = x":     "similar name",
+		"[glance]\ncafile = /x":            "",
+		"ssl_only = true":                  "1.conf:1: [DEFAULT] ssl_only = true is not supported: name a certificate",
+		"ssl_only = False":                 "",
+		"ssl_only = no":                    "",
+		"ssl_only = maybe":                 "is not supported",
+	} {
+		var p pinned
+		var out bytes.Buffer
+		file := put(t, filepath.Join(t.TempDir(), "1.conf"), text+"\n", 0o600)
+		err := config.Load(&p, config.Source{Files: []string{file}, Lenient: true, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		if (err != nil) != (want != "") || !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("%q: %v\nwant %q", text, err, want)
+		}
+	}
+}
+
+// TestFormerSections: in a section that has only older names, an unknown name is an error, too.
+func TestFormerSections(t *testing.T) {
+	t.Parallel()
+	var p pinned
+	err := config.Load(&p, config.Source{Files: write(t, "[sql]\nconection = x\n")})
+	if err == nil || !strings.Contains(err.Error(), "1.conf:2: [sql] conection: no such option; the nearest is connection") {
+		t.Errorf("%v, want an error for conection", err)
+	}
+}
+
+// TestFarNames: an error suggests a name only if it is similar.
+func TestFarNames(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]string{
+		"vcpus = 4":     "[DEFAULT] vcpus: no such option",
+		"debgu = 1":     "[DEFAULT] debgu: no such option; the nearest is debug",
+		"[libvirt]":     "[libvirt]: no such section",
+		"[databases]":   "[databases]: no such section; the nearest is database",
+		"[api]\nx = 1":  "[api] x: no such option",
+		"[aip]":         "[aip]: no such section; the nearest is api",
+		"[API]\ndebug=": "[api] debug: no such option; it belongs to [DEFAULT]",
+	} {
+		var p pinned
+		err := config.Load(&p, config.Source{Files: write(t, text+"\n")})
+		if err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("%q: %v, want %s", text, err, want)
+		}
+	}
+}
