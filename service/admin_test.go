@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -251,13 +252,22 @@ func TestDrainBeforeStop(t *testing.T) {
 	})
 }
 
-// TestReload: parts are reloaded in order, and one that fails does not stop the others.
+// TestReload: parts are reloaded in order. The first error ends the reload, and the log says what has changed.
 func TestReload(t *testing.T) {
 	t.Parallel()
 	j := new(journal)
-	app := service.New(service.Config{NoSignals: true, Logger: quiet()})
-	app.Add("config", service.Funcs{OnReload: func(context.Context) error { j.add("config"); return errBoom }})
-	app.Add("policy", service.Funcs{OnReload: func(context.Context) error { j.add("policy"); return nil }})
+	out := new(lockedText)
+	var failing atomic.Pointer[string]
+	app := service.New(service.Config{Name: "api", NoSignals: true, Logger: slog.New(slog.NewTextHandler(out, nil))})
+	for _, name := range []string{"options", "policy", "certificates"} {
+		app.Add(name, service.Funcs{OnReload: func(context.Context) error {
+			j.add("%s", name)
+			if f := failing.Load(); f != nil && *f == name {
+				return errBoom
+			}
+			return nil
+		}})
+	}
 	if err := app.Reload(t.Context()); err != nil || len(j.entries()) > 0 {
 		t.Errorf("before it runs: %v, %v", err, j.entries())
 	}
@@ -265,12 +275,67 @@ func TestReload(t *testing.T) {
 	for app.Ready(t.Context()) != nil {
 		<-time.After(time.Millisecond)
 	}
-	err := app.Reload(t.Context())
-	if !errors.Is(err, errBoom) || err.Error() != "reload config: boom" {
-		t.Errorf("Reload = %v", err)
+	for _, tt := range []struct {
+		fails, says string
+		calls       []string
+	}{
+		{"", `level=INFO msg=reloaded service=api parts="[options policy certificates admin]"`, []string{"options", "policy", "certificates"}},
+		{"options", `level=ERROR msg="reload failed, nothing changed" service=api error="reload options: boom" reloaded=[] unchanged="[options policy certificates admin]"`, []string{"options"}},
+		{"policy", `level=ERROR msg="reload failed, later parts not reloaded" service=api error="reload policy: boom" reloaded=[options] unchanged="[policy certificates admin]"`, []string{"options", "policy"}},
+	} {
+		before := len(j.entries())
+		failing.Store(&tt.fails)
+		err := app.Reload(t.Context())
+		if (err == nil) != (tt.fails == "") || err != nil && (!errors.Is(err, errBoom) || err.Error() != "reload "+tt.fails+": boom") {
+			t.Errorf("Reload = %v, want the error of %q", err, tt.fails)
+		}
+		if diff := cmp.Diff(tt.calls, j.entries()[before:]); diff != "" {
+			t.Errorf("order (-want +got):\n%s", diff)
+		}
+		if !strings.Contains(out.String(), tt.says) {
+			t.Errorf("the log lacks %s:\n%s", tt.says, out)
+		}
 	}
-	if diff := cmp.Diff([]string{"config", "policy"}, j.entries()); diff != "" {
-		t.Errorf("order (-want +got):\n%s", diff)
+}
+
+// lockedText collects log lines. It is safe for concurrent use.
+type lockedText struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (l *lockedText) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Write(p)
+}
+
+func (l *lockedText) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// TestSocketDirectory: the directory of a Unix socket is made, for the user and the group. An error names the directory.
+func TestSocketDirectory(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "run")
+	p := service.HTTP("unix:"+filepath.Join(dir, "admin.sock"), http.NotFoundHandler())
+	if err := p.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm()&0o027 != 0 {
+		t.Errorf("the directory: %v, %v; want mode 0750 at most", info, err)
+	}
+	if err := p.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	file := filepath.Join(dir, "file")
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := service.HTTP("unix:"+file+"/run/admin.sock", nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), file) {
+		t.Errorf("a directory that cannot be made: %v", err)
 	}
 }
 

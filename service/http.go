@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -31,7 +32,7 @@ const (
 type HTTPConfig struct {
 	// Addr is "host:port", where port 0 means one that the system chooses (see
 	// [HTTPPart.Addr]), or "unix:/path/of.sock", which only the user of the process
-	// can reach.
+	// can reach. Start makes the directory of the path, with mode 0750, if it does not exist.
 	Addr    string
 	Handler http.Handler
 	// CertFile and KeyFile, in PEM form, make it HTTPS, with HTTP/2. They are read
@@ -191,6 +192,9 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	}
 	if err := removeStale(ctx, path); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
+		return nil, fmt.Errorf("listen on %s: make the socket's directory: %w; make it, or set RuntimeDirectory= in the unit of systemd", addr, err)
 	}
 	l, err := lc.Listen(ctx, "unix", path)
 	if err == nil {

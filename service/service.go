@@ -71,7 +71,8 @@ type Drainer interface {
 
 // Reloader is a [Part] that can take up changes of its configuration while it runs.
 // Reload is called for each SIGHUP, of one part after the other in their order. An
-// error is logged, and must leave the part as it was.
+// error must leave the part as it was. It ends the reload, so that later parts stay as
+// they are, see [App.Reload]: add the part of the options first.
 type Reloader interface {
 	Reload(ctx context.Context) error
 }

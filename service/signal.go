@@ -2,7 +2,6 @@ package service
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -59,29 +58,46 @@ func CatchSignals() {
 // reloadTimeout bounds a reload of one part.
 const reloadTimeout = time.Minute
 
-// Reload reloads every [Reloader], in the parts' order, as SIGHUP does. What fails is
-// logged, and the others are reloaded all the same; the error has all of it. It does
-// nothing unless the App runs. It is safe for concurrent use: one waits for the other.
+// Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends it: the part with
+// the error and the later ones stay as they are, so that a policy does not change together with options that
+// are wrong. The log has one line at the end: "reloaded", or "reload failed" with the error and the names of
+// the parts that have been reloaded and of those that have not. Reload does nothing unless the App runs. It is
+// safe for concurrent use: one call waits for the other.
 func (a *App) Reload(ctx context.Context) error {
 	a.reload.Lock()
 	defer a.reload.Unlock()
 	if a.phase.Load() != running {
 		return nil
 	}
-	var errs []error
+	reloaded, unchanged := []string{}, []string{}
+	var failed error
 	for _, p := range a.parts {
 		r, ok := p.Part.(Reloader)
-		if !ok {
+		if f, isFuncs := p.Part.(Funcs); !ok || isFuncs && f.OnReload == nil {
+			continue
+		}
+		if failed != nil {
+			unchanged = append(unchanged, p.name)
 			continue
 		}
 		call, cancel := context.WithTimeout(ctx, reloadTimeout)
 		err := r.Reload(call)
 		cancel()
 		if err != nil {
-			a.cfg.Logger.ErrorContext(ctx, "reload", "part", p.name, "error", err)
-			errs = append(errs, &partError{"reload", p.name, err})
+			failed = &partError{"reload", p.name, err}
+			unchanged = append(unchanged, p.name)
+			continue
 		}
+		reloaded = append(reloaded, p.name)
 	}
-	a.cfg.Logger.InfoContext(ctx, "reloaded", "service", a.cfg.Name, "failed", len(errs))
-	return errors.Join(errs...)
+	if failed == nil {
+		a.cfg.Logger.InfoContext(ctx, "reloaded", "service", a.cfg.Name, "parts", reloaded)
+		return nil
+	}
+	msg := "reload failed, later parts not reloaded"
+	if len(reloaded) == 0 {
+		msg = "reload failed, nothing changed"
+	}
+	a.cfg.Logger.ErrorContext(ctx, msg, "service", a.cfg.Name, "error", failed, "reloaded", reloaded, "unchanged", unchanged)
+	return failed
 }

@@ -75,7 +75,7 @@ func TestUnknownSections(t *testing.T) {
 		"OS_DRIVR_ACME__PLUGIN_SHA256=x":    {"environment OS_DRIVR_ACME__PLUGIN_SHA256: [drivr_acme]: no such section; the nearest is driver_...", "because an option that protects the service has a similar name"},
 		"OS_DRIVER__PLUGIN_SHA256=x":        {"[driver]: no such section; the nearest is driver_...", "similar name"},
 		"OS_GLANCE__CAFILE=x":               {"environment OS_GLANCE__CAFILE: [glance]: no such section", ""},
-		"OS_SQL__CONECTION=x":               {"environment OS_SQL__CONECTION: [sql] conection: no such option; the nearest is connection", ""},
+		"OS_SQL__CONNECTIN=x":               {"environment OS_SQL__CONNECTIN: [sql] connectin: no such option; the nearest is connection", ""},
 		"OS_DEFAULT__AUTH_STRATGY=x":        {"[DEFAULT] auth_stratgy: no such option; the nearest is auth_strategy", "similar name"},
 		"OS_DATABASE__SSL_CA=x":             {"[database] ssl_ca: no such option", "because its name is about TLS or identity"},
 		"OS_Api__AUTH_STRATEGY=x":           {"write the name of the variable in upper case", "write the name of the variable in upper case"},
@@ -140,9 +140,9 @@ func TestLenientProtects(t *testing.T) {
 func TestFormerSections(t *testing.T) {
 	t.Parallel()
 	var p pinned
-	err := config.Load(&p, config.Source{Files: write(t, "[sql]\nconection = x\n")})
-	if err == nil || !strings.Contains(err.Error(), "1.conf:2: [sql] conection: no such option; the nearest is connection") {
-		t.Errorf("%v, want an error for conection", err)
+	err := config.Load(&p, config.Source{Files: write(t, "[sql]\nconnectin = x\n")})
+	if err == nil || !strings.Contains(err.Error(), "1.conf:2: [sql] connectin: no such option; the nearest is connection") {
+		t.Errorf("%v, want an error for connectin", err)
 	}
 }
 
