@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/url"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -172,7 +173,7 @@ func (o *options) judge(of ...string) error {
 // wrong says where an option stands, and what is wrong with it.
 func (o *options) wrong(section, name string, err error) error {
 	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" { // of the driver
-		section, name = "driver_"+o.driverName(), f.Meta["option"]
+		section, name = "driver_"+o.driverSection(), f.Meta["option"]
 	}
 	where := o.config.Where(section, name)
 	if where == "default" || where == "" {
@@ -181,10 +182,33 @@ func (o *options) wrong(section, name string, err error) error {
 	return fault.New(fault.Invalid, "%s: [%s] %s: %w", where, section, name, err)
 }
 
+// label names options of a section, and where they stand, for the errors of a part's start.
+func (o *options) label(section string, names ...string) string {
+	var out []string
+	for _, name := range names {
+		text := "option " + name
+		if section != "DEFAULT" {
+			text += " of [" + section + "]"
+		}
+		where := o.config.Where(section, name)
+		switch {
+		case where == "default" || where == "":
+		case where == "flag osapi_compute_listen_port":
+			text += ", flag --port"
+		case where == "flag state_path":
+			text += ", flag --state-path"
+		default:
+			text += ", " + where
+		}
+		out = append(out, text)
+	}
+	return strings.Join(out, "; ")
+}
+
 // checkSections refuses the sections of drivers that are not in use: one may have been misspelt, and with it
 // the checksum of the driver.
 func (o *options) checkSections() (errs []error) {
-	want := "driver_" + o.driverName()
+	want := "driver_" + o.driverSection()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
 		if section := "driver_" + name; section != want {
 			errs = append(errs, fault.New(fault.Invalid, "%s: [%s]: compute_driver = %s has the section [%s], and no other driver is in use; remove this section or mend its name",
@@ -231,14 +255,48 @@ func (o *options) checkAdmin() error {
 	if o.Admin == "" {
 		return nil
 	}
+	if found := placeholder.FindString(strings.ReplaceAll(o.Admin, servicePlaceholder, "")); found != "" {
+		return fmt.Errorf("there is no placeholder %s; the only one is %s, for the service's name", found, servicePlaceholder)
+	}
 	admin := o.admin()
 	if err := admin.Validate(); err != nil {
-		return err
+		return fmt.Errorf("%w, in the option admin_hosts", err)
+	}
+	if path, ok := strings.CutPrefix(admin.Addr, "unix:"); ok {
+		return checkSocket(path)
 	}
 	if admin.Addr == o.address() {
 		return fmt.Errorf("%s is the address of the API, too: give one of them another port", admin.Addr)
 	}
 	return nil
+}
+
+// placeholder is what looks like a placeholder, or a part of one.
+var placeholder = regexp.MustCompile(`\{[^}]*\}?|\}`)
+
+// maxSocketPath is how many bytes the path of a Unix socket may have on Linux.
+const maxSocketPath = 107
+
+// checkSocket judges the path of a Unix socket, whose directory is made at the start.
+func checkSocket(path string) error {
+	switch {
+	case !filepath.IsAbs(path):
+		return fmt.Errorf("%q is not an absolute path: write unix:/run/nova-mini/%s.sock", path, servicePlaceholder)
+	case len(path) > maxSocketPath:
+		return fmt.Errorf("the path of the socket has %d bytes, and may have %d: choose a shorter one", len(path), maxSocketPath)
+	}
+	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && dir != "/": // it is made
+		case err != nil:
+			return err
+		case !info.IsDir():
+			return fmt.Errorf("%s is not a directory", dir)
+		default:
+			return nil
+		}
+	}
 }
 
 // checkDriver judges the driver, as far as that needs no driver's program. A driver that is built in is opened

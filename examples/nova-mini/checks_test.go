@@ -77,7 +77,12 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"keystone, no user", "api", strings.Replace(withKeystone, "username = nova\n", "", 1), "[keystone_authtoken] username", "is not set"},
 		{"keystone, no password", "api", strings.Replace(withKeystone, "password = hush\n", "", 1), "[keystone_authtoken] password", "is not set"},
 		{"open to other machines", "api", good + "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n", "FILE:7: [api] auth_strategy", "noauth2_remote = true"},
-		{"admin for other machines", "conductor", good + "[DEFAULT]\nadmin_listen = 0.0.0.0:9774\n", "FILE:9: [DEFAULT] admin_listen", "unix:/path"},
+		{"admin for other machines", "conductor", good + "[DEFAULT]\nadmin_listen = 0.0.0.0:9774\n", "FILE:9: [DEFAULT] admin_listen", "in the option admin_hosts"},
+		{"admin with an unknown placeholder", "conductor", good + "[DEFAULT]\nadmin_listen = unix:run/{servce}.sock\n", "FILE:9: [DEFAULT] admin_listen", "there is no placeholder {servce}; the only one is {service}"},
+		{"admin with half a placeholder", "conductor", good + "[DEFAULT]\nadmin_listen = unix:/run/{service.sock\n", "FILE:9: [DEFAULT] admin_listen", "there is no placeholder {service.sock"},
+		{"admin with a relative path", "conductor", good + "[DEFAULT]\nadmin_listen = unix:run/{service}.sock\n", "FILE:9: [DEFAULT] admin_listen", "is not an absolute path"},
+		{"admin in a file", "conductor", good + "[DEFAULT]\nadmin_listen = unix:FILE/run/{service}.sock\n", "FILE:9: [DEFAULT] admin_listen", "not a directory"},
+		{"admin with a long path", "conductor", good + "[DEFAULT]\nadmin_listen = unix:/run/" + strings.Repeat("x", 100) + "/{service}.sock\n", "FILE:9: [DEFAULT] admin_listen", "choose a shorter one"},
 		{"admin without a port", "conductor", good + "[DEFAULT]\nadmin_listen = 127.0.0.1\n", "FILE:9: [DEFAULT] admin_listen", "127.0.0.1:9774"},
 		{"admin at the API's address", "api", good + "[DEFAULT]\nadmin_listen = 127.0.0.1:8774\n", "FILE:9: [DEFAULT] admin_listen", "another port"},
 		{"link prefix", "api", good + "[api]\ncompute_link_prefix = nova.example.org\n", "FILE:9: [api] compute_link_prefix", "does not match"},
@@ -88,7 +93,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"state path is a file", "compute", strings.Replace(good, "DIR/state", "FILE", 1), "FILE:3: [DEFAULT] state_path", "is not a directory"},
 		{"no such driver", "compute", good + "[DEFAULT]\ncompute_driver = acme\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "armature-compute-acme"},
 		{"a driver that all can write", "compute", good + "[DEFAULT]\ncompute_driver = open\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "chmod go-w"},
-		{"another checksum", "compute", good + "[DEFAULT]\ncompute_driver = fine\nplugin_dir = DIR\n[driver_fine]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:9: [DEFAULT] compute_driver", "the configuration says 000"},
+		{"another checksum", "compute", good + "[DEFAULT]\ncompute_driver = fine\nplugin_dir = DIR\n[driver_fine]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:12: [driver_fine] plugin_sha256", "the configuration says 000"},
 		{"misspelt checksum", "compute", good + "[driver_fake]\nplugin_sha265 = 0\n", "FILE:9: [driver_fake] plugin_sha265", "the nearest is plugin_sha256"},
 		{"a checksum of what is built in", "compute", good + "[driver_fake]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:9: [driver_fake] plugin_sha256", "built in"},
 		{"option of the driver", "compute", good + "[driver_fake]\nvcpu = 4\n", "FILE:9: [driver_fake] vcpu", "the nearest is vcpus"},
@@ -184,7 +189,7 @@ func TestGoodFiles(t *testing.T) {
 	if _, err := validate(good, "--service", "compte"); err == nil || !strings.Contains(err.Error(), "the nearest is compute") {
 		t.Errorf("%v", err)
 	}
-	if _, err := validate(good, "--online"); err == nil || strings.Count(err.Error(), "\n") != 1 ||
+	if out, err := validate(good, "--online"); !strings.Contains(out, "not tried: [keystone_authtoken] auth_url") || err == nil || strings.Count(err.Error(), "\n") != 1 ||
 		!strings.Contains(err.Error(), file+":2: [DEFAULT] transport_url: ") || !strings.Contains(err.Error(), file+":5: [database] connection: ") {
 		t.Errorf("online, and nothing is there: %v", err)
 	}

@@ -45,7 +45,7 @@ func (f *flags) databaseCommands() []*cobra.Command {
 		Use: "audit", Args: noArguments,
 		Short: "Compare what is claimed of hosts with the servers: exit code 0 it is right, 3 it is not, 4 it was not and is now",
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			return f.withDatabase(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
+			return f.withSchema(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
 				return f.auditClaims(ctx, store.New(d), repair, minAge)
 			})
 		},
@@ -79,9 +79,19 @@ func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *opti
 	}
 	d, err := db.Open(ctx, cfg)
 	if err != nil {
-		return fmt.Errorf("option connection of [database]: %w", err)
+		return o.wrong("database", "connection", err)
 	}
 	return errors.Join(do(ctx, o, d), d.Close())
+}
+
+// withSchema is withDatabase for commands that need the tables of this program's version.
+func (f *flags) withSchema(ctx context.Context, do func(context.Context, *options, *sqlx.DB) error) error {
+	return f.withDatabase(ctx, func(ctx context.Context, o *options, d *sqlx.DB) error {
+		if err := db.Check(ctx, d, store.Migrations()); err != nil {
+			return err
+		}
+		return do(ctx, o, d)
+	})
 }
 
 // embedded returns the URL of the database of all services in one process, and its file.

@@ -14,9 +14,19 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/examples/drivers/acme"
+	"github.com/armature-go/armature/examples/nova-mini/compute"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv("ARMATURE_DRIVER") != "" { // a service that is tested has started it as its driver
+		driver.Serve(compute.Kind, acme.Open)
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // output hands on what the program prints.
 type output struct {

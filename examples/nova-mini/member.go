@@ -20,7 +20,7 @@ import (
 func (f *flags) memberCommand() *cobra.Command {
 	with := func(do func(ctx context.Context, members *membership.Registry, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
-			return f.withDatabase(cmd.Context(), func(ctx context.Context, o *options, d *sqlx.DB) error {
+			return f.withSchema(cmd.Context(), func(ctx context.Context, o *options, d *sqlx.DB) error {
 				return do(ctx, store.New(d).Members(o.ServiceDownTime), args)
 			})
 		}

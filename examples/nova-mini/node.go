@@ -68,7 +68,7 @@ func (f *flags) run(ctx context.Context, name string, wire func(context.Context,
 	if o.Admin != "" {
 		admin := o.admin()
 		admin.Metrics = n.tell.metrics()
-		n.app.AddLabeled("admin", "option admin_listen", n.app.Admin(admin))
+		n.app.AddLabeled("admin", o.label("DEFAULT", "admin_listen"), n.app.Admin(admin))
 	}
 	defer func() {
 		for _, end := range slices.Backward(n.close) {
@@ -110,7 +110,7 @@ func (n *node) wireBus() error {
 		return err
 	}
 	n.bus, n.reach = bus, bus.Check
-	n.app.AddLabeled("bus", "option transport_url", bus)
+	n.app.AddLabeled("bus", n.label("DEFAULT", "transport_url"), bus)
 	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Interceptors: n.tell.client(), Logger: n.log})
 	n.tell.rpc.AddClient(n.client)
 	if b, ok := n.bus.(rpcprom.Bus); ok {
@@ -128,11 +128,11 @@ func (n *node) wireStore(url string, migrate bool) error {
 	}
 	d, err := db.New(cfg)
 	if err != nil {
-		return fmt.Errorf("option connection of [database]: %w", err)
+		return n.wrong("database", "connection", err)
 	}
 	n.close = append(n.close, d.Close) // if it never starts
 	n.store = store.New(d)
-	n.app.AddLabeled("database", "option connection of [database]", &db.Service{DB: d, Dir: store.Migrations(), Migrate: migrate})
+	n.app.AddLabeled("database", n.label("database", "connection"), &db.Service{DB: d, Dir: store.Migrations(), Migrate: migrate})
 	return nil
 }
 
@@ -209,7 +209,7 @@ func (n *node) addAPI() error {
 		return err
 	}
 	if who.part != nil {
-		n.app.AddLabeled("keystone", "option auth_url of [keystone_authtoken]", who.part)
+		n.app.AddLabeled("keystone", n.label("keystone_authtoken", "auth_url"), who.part)
 	} else {
 		n.log.Warn("every client is the administrator (option auth_strategy of [api] is noauth2)", "listen", n.Listen)
 	}
@@ -221,7 +221,7 @@ func (n *node) addAPI() error {
 	door := service.NewHTTP(service.HTTPConfig{
 		Addr: n.address(), Handler: handler, CertFile: n.WSGI.CertFile, KeyFile: n.WSGI.KeyFile, ClientCAFile: n.WSGI.CAFile, BodyTimeout: n.WSGI.BodyTimeout,
 	})
-	n.app.AddLabeled("api", "option osapi_compute_listen_port, flag --port", door)
+	n.app.AddLabeled("api", n.label("DEFAULT", "osapi_compute_listen", "osapi_compute_listen_port"), door)
 	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return n.greet(n.out, n.scheme()+"://"+door.Addr()) }})
 	return nil
 }
@@ -309,7 +309,7 @@ func (n *node) addConductor(host string) {
 	n.app.Add("operations", c.Runner)
 	n.join(store.ConductorBinary, host)
 	purge := operation.NewLeader(operation.LeaderConfig{Store: n.store.Operations(), Name: "purge", Host: host})
-	n.app.AddLabeled("operations purge", "option operation_history", service.Loop(time.Hour, purge.Only(func(ctx context.Context, _ int64) error {
+	n.app.AddLabeled("operations purge", n.label("DEFAULT", "operation_history"), service.Loop(time.Hour, purge.Only(func(ctx context.Context, _ int64) error {
 		gone, err := n.store.Operations().Purge(ctx, n.OperationHistory)
 		if gone > 0 {
 			n.log.InfoContext(ctx, "forgot old operations", "operations", gone)
@@ -374,7 +374,7 @@ func drivers() *driver.Registry[compute.Driver] {
 // the conductor, and only then the server that takes messages.
 func (n *node) addCompute(host string) error {
 	lock := membership.NewFileLock(store.ComputeBinary, host, filepath.Join(n.StatePath, "hosts", host+".lock"))
-	n.app.AddLabeled("lock of host "+host, "options host and state_path", lock)
+	n.app.AddLabeled("lock of host "+host, n.label("DEFAULT", "host", "state_path"), lock)
 	cfg, err := n.driverConfig(host)
 	if err != nil {
 		return err
@@ -382,19 +382,35 @@ func (n *node) addCompute(host string) error {
 	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(host)
 	p, err := drivers().New(compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
-		return fmt.Errorf("option compute_driver: %w", err)
+		return n.wrong("DEFAULT", "compute_driver", err)
 	}
 	n.tell.drivers.Add(host, p)
-	n.app.AddLabeled("driver "+host, "option compute_driver", p)
+	n.app.Add("driver "+host, &driverPart{p, n.options}) // its errors name the option
 	w := worker.New(worker.Config{
 		Host: host, Driver: p.Driver, Client: n.client, Logger: n.log,
 		Process: func() compute.Process { return compute.Process(lock.Instance()) },
 	})
-	n.app.AddLabeled("host "+host, "options host and compute_driver", w)
+	n.app.AddLabeled("host "+host, n.label("DEFAULT", "host", "compute_driver"), w)
 	n.serve("compute "+host, compute.Worker, host, w.Register, w.Guard)
 	n.report("compute "+host, w.Report)
 	n.app.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
 	return nil
+}
+
+// driverPart is a driver whose start names the option that is wrong, which may be one of the driver's own.
+type driverPart struct {
+	*driver.Plugin[compute.Driver]
+
+	options *options
+}
+
+// Start starts the driver.
+func (p *driverPart) Start(ctx context.Context) error {
+	err := p.Plugin.Start(ctx)
+	if err == nil || errors.Is(err, fault.Unavailable) { // it keeps its code, for which the App waits
+		return err
+	}
+	return p.options.wrong("DEFAULT", "compute_driver", err)
 }
 
 // fleet is how many hosts are simulated when all runs in one process.

@@ -21,7 +21,7 @@ import (
 func (f *flags) operationCommand() *cobra.Command {
 	with := func(do func(ctx context.Context, ops *operation.Store, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
-			return f.withDatabase(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
+			return f.withSchema(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
 				return do(ctx, operation.NewStore(d), args)
 			})
 		}

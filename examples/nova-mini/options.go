@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -34,7 +36,7 @@ type settings struct {
 	MaxMessage       int                          `ini:"max_message_size" default:"4194304" min:"65536" help:"bytes of the largest message on the bus, the same for all services, and not above the broker's own max_message_size"`
 	Listen           string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`
 	Port             int                          `ini:"osapi_compute_listen_port" default:"8774" min:"0" max:"65535" help:"port of the API, 0 for any free one"`
-	StatePath        string                       `ini:"state_path" help:"directory of this service alone, which outlives it: for the data of the fake driver, the locks of hosts and the embedded database"`
+	StatePath        string                       `ini:"state_path" help:"directory that outlives the services of this host, which may share it: for the data of the fake driver, the locks of hosts and the embedded database"`
 	ReportInterval   time.Duration                `ini:"report_interval" default:"10" min:"1ms" help:"seconds between heartbeats"`
 	ServiceDownTime  time.Duration                `ini:"service_down_time" default:"60" min:"1ms" help:"seconds of silence after which a service is down"`
 	BuildTimeout     time.Duration                `ini:"instance_build_timeout" default:"600" min:"1ms" help:"seconds that a build, or an action, may take on one host"`
@@ -47,8 +49,10 @@ type settings struct {
 	DiskRatio        float64                      `ini:"disk_allocation_ratio" default:"1.0" min:"0.01" max:"10000" help:"disk of servers per real disk"`
 	Debug            bool                         `ini:"debug" default:"false" help:"log at debug level" reloadable:"true"`
 	Strict           bool                         `ini:"strict" default:"true" strict:"true" help:"refuse options and sections that nova-mini does not know; false: take a file that was written for Nova"`
-	Admin            string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/{service}.sock, where {service} stands for the service's name, so that all of a host can have one file (default: none)"`
+	Admin            string                       `ini:"admin_listen" help:"address for operators, of this machine only: 127.0.0.1:9774 or unix:/run/nova/{service}.sock, where {service} stands for the service's name, so that all of a host can have one file; the socket's directory is made if it does not exist (default: none)"`
 	AdminHosts       []string                     `ini:"admin_hosts" help:"names and addresses by which other machines may reach admin_listen, which asks for no identity; without them it must be of this machine only"`
+	SSLAPIs          []string                     `ini:"enabled_ssl_apis" protects:"true" unsupported:"set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"APIs that are HTTPS"`
+	SSLOnly          bool                         `ini:"ssl_only" default:"false" protects:"true" unsupported:"there are no consoles; set ssl_cert_file and ssl_key_file in [wsgi], which make the API HTTPS" help:"consoles accept TLS only"`
 	Database         databaseOptions              `section:"database"`
 	Scheduler        schedulerOptions             `section:"scheduler"`
 	FilterScheduler  filterOptions                `section:"filter_scheduler"`
@@ -59,7 +63,7 @@ type settings struct {
 	Keystone         keystoneOptions              `section:"keystone_authtoken"`
 	Policy           policyOptions                `section:"oslo_policy"`
 	Telemetry        telemetryOptions             `section:"opentelemetry"`
-	Drivers          map[string]map[string]string `sections:"driver_"`
+	Drivers          map[string]map[string]string `sections:"driver_" protects:"true"`
 }
 
 // options are the settings as a process uses them.
@@ -100,6 +104,7 @@ type wsgiOptions struct {
 	CertFile    string        `ini:"ssl_cert_file" protects:"true" deprecated:"DEFAULT.ssl_cert_file" help:"certificate of the API, in PEM form, which makes it HTTPS; it is read again when it changes"`
 	KeyFile     string        `ini:"ssl_key_file" protects:"true" deprecated:"DEFAULT.ssl_key_file" help:"its private key"`
 	CAFile      string        `ini:"ssl_ca_file" protects:"true" deprecated:"DEFAULT.ssl_ca_file" help:"authorities whose certificates clients must show (default: none is asked for)"`
+	ProxyHeader string        `ini:"secure_proxy_ssl_header" unsupported:"set compute_link_prefix in [api] to the URL of the proxy" help:"header with the scheme that the client of a proxy uses"`
 	BodyTimeout time.Duration `ini:"client_body_timeout" default:"30" min:"1ms" help:"seconds that a client may take to send the body of a request"`
 }
 
@@ -219,6 +224,7 @@ func (f *flags) options(c *config.Config[settings]) (*options, error) {
 		return filepath.Join(filepath.Dir(f.config.Files[0]), path)
 	}
 	o.Policy.File = beside(o.Policy.File)
+	o.Policy.Dirs = slices.Clone(o.Policy.Dirs) // those of c do not change: a reload compares them
 	for i := range o.Policy.Dirs {
 		o.Policy.Dirs[i] = beside(o.Policy.Dirs[i])
 	}
@@ -252,9 +258,12 @@ func (o *options) loopback() bool {
 	return err == nil && (host == "localhost" || ip != nil && ip.IsLoopback())
 }
 
+// servicePlaceholder stands for the service's name in admin_listen.
+const servicePlaceholder = "{service}"
+
 // admin is the configuration of the admin listener.
 func (o *options) admin() service.AdminConfig {
-	return service.AdminConfig{Addr: strings.ReplaceAll(o.Admin, "{service}", o.service), Hosts: o.AdminHosts, Level: &o.level, Config: func() any { return o.config.Values() }}
+	return service.AdminConfig{Addr: strings.ReplaceAll(o.Admin, servicePlaceholder, o.service), Hosts: o.AdminHosts, Level: &o.level, Config: func() any { return o.config.Values() }}
 }
 
 // policy is where the operator's rules are. A file that an option names must exist.
@@ -276,7 +285,7 @@ func (o *options) policy(log *slog.Logger) policy.Config {
 // the worker adds the host's name and a directory that is the driver's own. The
 // section's options that begin with plugin_ are about the program.
 func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
-	name := o.driverName()
+	name := o.driverSection()
 	for _, given := range []string{"host", "dir"} { // that of another host, or of another driver, in silence
 		if _, ok := o.Drivers[name][given]; ok {
 			return driver.PluginConfig{}, &fault.Error{
@@ -294,6 +303,22 @@ func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
 		return cfg, err
 	}
 	return cfg, nil
+}
+
+// driverSection is the name, after driver_, of the section of compute_driver. Upper and lower case are the same,
+// and so are - and _ unless there are both: the environment has neither lower case nor -.
+func (o *options) driverSection() string {
+	name := o.driverName()
+	if _, ok := o.Drivers[name]; ok {
+		return name
+	}
+	plain := strings.NewReplacer("-", "_")
+	for _, known := range slices.Sorted(maps.Keys(o.Drivers)) {
+		if strings.EqualFold(plain.Replace(known), plain.Replace(name)) {
+			return known
+		}
+	}
+	return name
 }
 
 // driverName is what the section of compute_driver is called after driver_.

@@ -80,6 +80,9 @@ func (f *flags) validate(ctx context.Context, of []string, online bool) error {
 // tryTime is how long what the options name may take to answer.
 const tryTime = 10 * time.Second
 
+// errNotTried is the result for an option that the others make unused.
+var errNotTried = errors.New("not tried")
+
 // try asks everything that the options name whether it works. The error has all that does not.
 func (o *options) try(ctx context.Context, w io.Writer, of []string) error {
 	log := slog.New(slog.DiscardHandler) // what goes wrong is returned
@@ -112,8 +115,11 @@ func (o *options) try(ctx context.Context, w io.Writer, of []string) error {
 		}},
 		{"api all-in-one", "keystone_authtoken", "auth_url", func(ctx context.Context) error {
 			who, err := o.identity(log)
-			if err != nil || who.part == nil {
+			if err != nil {
 				return err
+			}
+			if who.part == nil {
+				return errNotTried
 			}
 			defer who.part.Stop(ctx)                     //nolint:errcheck // it closes idle connections
 			return who.part.(service.Checker).Check(ctx) //nolint:forcetypeassert // it is one
@@ -136,9 +142,12 @@ func (o *options) try(ctx context.Context, w io.Writer, of []string) error {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, tryTime)
-		if err := a.ask(ctx); err != nil {
+		switch err := a.ask(ctx); {
+		case errors.Is(err, errNotTried):
+			_, _ = fmt.Fprintf(w, "not tried: [%s] %s: it is not in use\n", a.section, a.option) // Flush has the error
+		case err != nil:
 			errs = append(errs, o.wrong(a.section, a.option, err))
-		} else {
+		default:
 			_, _ = fmt.Fprintf(w, "works: [%s] %s\n", a.section, a.option) // Flush has the error
 		}
 		cancel()

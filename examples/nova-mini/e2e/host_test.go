@@ -206,7 +206,7 @@ func TestHostReplaced(t *testing.T) {
 				t.Fatalf("the first one goes on:\n%s", first.log)
 			}
 			lines := strings.Split(strings.TrimSpace(first.log.String()), "\n")
-			if last := lines[len(lines)-1]; first.ExitCode() != 1 || !strings.Contains(last, "options host ") || !strings.Contains(last, fmt.Sprintf("process %d on machine", second.PID())) {
+			if last := lines[len(lines)-1]; first.ExitCode() != 1 || !strings.Contains(last, "option host") || !strings.Contains(last, fmt.Sprintf("process %d on machine", second.PID())) {
 				t.Errorf("exit code %d, and the last line is %q; want 1, the option, and the process", first.ExitCode(), last)
 			}
 			c.hostsUp(cl, 1)

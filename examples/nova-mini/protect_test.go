@@ -1,0 +1,270 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/armature-go/armature/service/config"
+)
+
+// acmeProgram makes a directory for plugin_dir with the driver acme, which is this binary, and returns the
+// SHA-256 of the program.
+func acmeProgram(t *testing.T) (dir, sum string) {
+	t.Helper()
+	dir = t.TempDir()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := os.ReadFile(self)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"acme", "ac-me"} {
+		if err := os.Symlink(self, filepath.Join(dir, "armature-compute-"+name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	digest := sha256.Sum256(raw)
+	return dir, hex.EncodeToString(digest[:])
+}
+
+// TestDriverPins: a driver's section in the environment has the same effect as in a file, and overrides the
+// file. What is wrong is an error of config validate and of the compute service, with its place.
+func TestDriverPins(t *testing.T) {
+	dir, right := acmeProgram(t)
+	wrong := strings.Repeat("0", 64)
+	const pin = "OS_DRIVER_ACME__PLUGIN_SHA256="
+	for _, tt := range []struct {
+		name, text string
+		env        []string
+		says       string // FILE stands for the file; "": it is right
+	}{
+		{"no section", "", []string{pin + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: the driver's program"},
+		{"empty section", "[driver_acme]\n", []string{pin + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: "},
+		{"over a file", "[driver_acme]\nplugin_sha256 = " + right, []string{pin + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: "},
+		{"over a wrong file", "[driver_acme]\nplugin_sha256 = " + wrong, []string{pin + right}, ""},
+		{"in a file", "[driver_acme]\nplugin_sha256 = " + wrong, nil, "FILE:12: [driver_acme] plugin_sha256: the driver's program"},
+		{"section in another case", "[Driver_ACME]\nplugin_sha256 = " + wrong, nil, "FILE:12: [driver_ACME] plugin_sha256: the driver's program"},
+		{"empty", "", []string{pin}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: "},
+		{"misspelt option", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA265=" + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA265: [driver_acme] plugin_sha265: option plugin_sha265: no such option; the nearest is plugin_sha256"},
+		{"misspelt driver", "", []string{"OS_DRIVER_ACMEE__PLUGIN_SHA256=" + wrong}, "environment OS_DRIVER_ACMEE__PLUGIN_SHA256: [driver_acmee]: compute_driver = acme has the section [driver_acme]"},
+		{"misspelt family", "", []string{"OS_DRIVR_ACME__PLUGIN_SHA256=" + wrong}, "environment OS_DRIVR_ACME__PLUGIN_SHA256: [drivr_acme]: no such section; the nearest is driver_..."},
+		{"hyphen", "[DEFAULT]\ncompute_driver = ac-me", []string{"OS_DRIVER_AC_ME__PLUGIN_SHA256=" + wrong}, "environment OS_DRIVER_AC_ME__PLUGIN_SHA256: [driver_ac_me] plugin_sha256: the driver's program"},
+		{"two sections", "[DEFAULT]\ncompute_driver = ac-me\n[driver_ac-me]\n[driver_ac_me]", nil, "FILE:14: [driver_ac_me]: compute_driver = ac-me has the section [driver_ac-me]"},
+	} {
+		for _, strict := range []string{"true", "false"} {
+			t.Run(strings.ReplaceAll(tt.name, " ", "_")+"_"+strict, func(t *testing.T) {
+				for _, kv := range tt.env {
+					name, value, _ := strings.Cut(kv, "=")
+					t.Setenv(name, value)
+				}
+				file := filepath.Join(t.TempDir(), "nova.conf")
+				text := strings.ReplaceAll(good, "DIR", filepath.Dir(file)) + "[DEFAULT]\ncompute_driver = acme\nplugin_dir = " + dir + "\n" + tt.text + "\n"
+				text = strings.Replace(text, "[DEFAULT]\n", "[DEFAULT]\nstrict = "+strict+"\n", 1)
+				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				says := strings.ReplaceAll(tt.says, "FILE:12", "FILE:13")
+				says = strings.ReplaceAll(strings.ReplaceAll(says, "FILE:14", "FILE:15"), "FILE", file)
+				for _, args := range [][]string{{"config", "validate"}, {"compute"}} {
+					if args[0] == "compute" && tt.says == "" {
+						continue
+					}
+					cmd := command(new(bytes.Buffer))
+					cmd.SetArgs(append(args, "--config-file", file))
+					err := cmd.ExecuteContext(t.Context())
+					if (err != nil) != (tt.says != "") || !strings.HasPrefix(fmt.Sprint(err), says) && tt.says != "" || strings.Contains(fmt.Sprint(err), "\n") {
+						t.Errorf("%v: %v\nwant %s", args, err, says)
+					}
+				}
+			})
+		}
+	}
+}
+
+// TestProtectingNames: a name that may be meant for protection is an error, also with strict = false, in files
+// and in the environment; variables of OpenStack's clients are not.
+func TestProtectingNames(t *testing.T) {
+	for _, tt := range []struct {
+		text, env       string
+		strict, lenient string // what the error says; "": it is right
+	}{
+		{"", "OS_KEYSTONE_AUTHTOKN__CAFILE=/x", "[keystone_authtokn]: no such section; the nearest is keystone_authtoken", "similar name"},
+		{"", "OS_AIP__AUTH_STRATEGY=keystone", "[aip]: no such section; the nearest is api", "similar name"},
+		{"", "OS_OSLO_POLCY__POLICY_FILE=x", "the nearest is oslo_policy", "similar name"},
+		{"", "OS_WGSI__SSL_CERT_FILE=x", "the nearest is wsgi", "similar name"},
+		{"", "OS_DATABSE__CONNECTION=x", "the nearest is database", ""},
+		{"", "OS_DEFAULT__AUTH_STRATGY=keystone", "the nearest is auth_strategy", "similar name"},
+		{"", "OS_AUTH_URL=http://keystone:5000", "", ""},
+		{"", "OS_PROJECT_NAME=admin", "", ""},
+		{"[drivr_acme]\nplugin_sha256 = 0", "", "[drivr_acme]: no such section; the nearest is driver_...", "similar name"},
+		{"[DEFAULT]\nauth_strategyy = keystone", "", "the nearest is auth_strategy", "similar name"},
+		{"[DEFAULT]\nauth_stratgy = keystone", "", "the nearest is auth_strategy", "similar name"},
+		{"[DEFAULT]\nenabled_ssl_apis = osapi_compute", "", "[DEFAULT] enabled_ssl_apis = osapi_compute is not supported: set ssl_cert_file and ssl_key_file in [wsgi]", "is not supported"},
+		{"[DEFAULT]\nenabled_ssl_apis =", "", "", ""},
+		{"[DEFAULT]\nssl_only = True", "", "[DEFAULT] ssl_only = True is not supported", "is not supported"},
+		{"[DEFAULT]\nssl_only = False", "", "", ""},
+		{"[keystone_authtoken]\ninsecure = False", "", "", ""},
+		{"[database]\nssl_ca = /x", "", "[database] ssl_ca: no such option", "TLS or identity"},
+		{"[wsgi]\nsecure_proxy_ssl_header = HTTP_X_FORWARDED_PROTO", "", "set compute_link_prefix in [api]", "set compute_link_prefix in [api]"},
+		{"[pci]\nalias = x\n[glance]\ncafile = /x\n[workarounds]\n[vnc]\n", "", "no such section", ""},
+	} {
+		for _, strict := range []bool{true, false} {
+			t.Run(fmt.Sprintf("%s%s strict %t", tt.text, tt.env, strict), func(t *testing.T) {
+				if name, value, ok := strings.Cut(tt.env, "="); ok {
+					t.Setenv(name, value)
+				}
+				file, want := filepath.Join(t.TempDir(), "nova.conf"), tt.lenient
+				if strict {
+					want = tt.strict
+				}
+				text := strings.Replace(strings.ReplaceAll(good, "DIR", t.TempDir()), "[DEFAULT]\n", fmt.Sprintf("[DEFAULT]\nstrict = %t\n", strict), 1) + tt.text + "\n"
+				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				cmd := command(new(bytes.Buffer))
+				cmd.SetArgs([]string{"config", "validate", "--config-file", file})
+				if err := cmd.ExecuteContext(t.Context()); (err != nil) != (want != "") || !strings.Contains(fmt.Sprint(err), want) {
+					t.Errorf("%v\nwant %q", err, want)
+				}
+			})
+		}
+	}
+}
+
+// TestStartErrors: the error of a part that does not start has the place of the option.
+func TestStartErrors(t *testing.T) { //nolint:paralleltest // the program sets the default logger
+	plugins, _ := acmeProgram(t)
+	dir := t.TempDir()
+	taken, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = taken.Close() }()
+	_, port, err := net.SplitHostPort(taken.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	const base = "[DEFAULT]\nstate_path = DIR/state\n"
+	for _, tt := range []struct{ text, says string }{
+		{base + "admin_listen = " + taken.Addr().String(), "start admin (option admin_listen, FILE:3): listen on"},
+		{base + "osapi_compute_listen_port = " + port, "start api (option osapi_compute_listen; option osapi_compute_listen_port, FILE:3): listen on"},
+		{base + "compute_driver = acme\nplugin_dir = " + plugins + "\n[driver_acme]\nvcpus = 4", "start driver node-1: FILE:6: [driver_acme] vcpus: "},
+	} {
+		file := filepath.Join(dir, "nova.conf")
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(tt.text, "DIR", dir)+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		_, err := serve(t, "--config-file", file)
+		if says := strings.ReplaceAll(tt.says, "FILE", file); err == nil || !strings.Contains(err.Error(), says) || strings.Contains(err.Error(), "option compute_driver") {
+			t.Errorf("%v\nwant %s", err, says)
+		}
+	}
+}
+
+// TestReloadSame: a reload of unchanged files logs no change, also of options with relative paths.
+func TestReloadSame(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	file := filepath.Join(t.TempDir(), "nova.conf")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(good, "DIR", t.TempDir())), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f := &flags{config: config.Source{Files: []string{file}, Logger: slog.New(slog.NewTextHandler(&out, nil))}}
+	o, err := f.load("api")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := o.config.Reload(context.WithoutCancel(t.Context())); err != nil || out.Len() > 0 {
+		t.Errorf("%v, the log has\n%s", err, &out)
+	}
+	if want := filepath.Join(filepath.Dir(file), "policy.d"); len(o.Policy.Dirs) != 1 || o.Policy.Dirs[0] != want {
+		t.Errorf("policy_dirs %v, want %s", o.Policy.Dirs, want)
+	}
+}
+
+// TestReloadWrong: with a wrong option a reload changes nothing, also not the policy.
+func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets the default logger
+	dir := t.TempDir()
+	file, socket := filepath.Join(dir, "nova.conf"), filepath.Join(dir, "run", "admin.sock")
+	text := "[DEFAULT]\nstate_path = " + dir + "\nosapi_compute_listen_port = 0\nadmin_listen = unix:" + socket + "\n"
+	write := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("nova.conf", text)
+	printed, err := serve(t, "--config-file", file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", socket)
+	}}
+	defer tr.CloseIdleConnections()
+	reload := func() (int, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://admin/debug/reload", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := tr.RoundTrip(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		body, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(body)
+	}
+	const path = "/v2.1/servers"
+	write("nova.conf", text+"debugg = true\n")
+	write("policy.yaml", "os_compute_api:servers:index: '!'\n")
+	if code, body := reload(); code != http.StatusBadRequest || !strings.Contains(body, file+":5: [DEFAULT] debugg: no such option; the nearest is debug") {
+		t.Errorf("a reload with a wrong option: %d %s", code, body)
+	}
+	if got := status(t, printed, path); got != http.StatusOK {
+		t.Errorf("after it: %d, want the policy of before", got)
+	}
+	write("nova.conf", text)
+	if code, body := reload(); code != http.StatusOK {
+		t.Errorf("a reload: %d %s", code, body)
+	}
+	if got := status(t, printed, path); got != http.StatusForbidden {
+		t.Errorf("after it: %d, want the new policy", got)
+	}
+}
+
+// TestEmptyDatabase: commands that need tables say that db sync makes them.
+func TestEmptyDatabase(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "nova.conf")
+	if err := os.WriteFile(file, []byte("[database]\nconnection = sqlite://"+filepath.ToSlash(dir)+"/nova.db\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range []string{
+		"member list", "member remove nova-compute h", "operation list", "operation show x", "operation cancel x", "operation retry x", "placement audit", "placement audit --repair",
+	} {
+		cmd := command(new(bytes.Buffer))
+		cmd.SetArgs(append(strings.Fields(args), "--config-file", file))
+		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "run db sync") {
+			t.Errorf("%s: %v, want that db sync is to be run", args, err)
+		}
+	}
+}
