@@ -86,7 +86,7 @@ chaos: bin/testenv
 	$(WITH) env ARMATURE_CHAOS=$(CHAOS) $(GO) test -run '^TestChaos$$' -count 1 -timeout 30m -v ./examples/nova-mini/e2e
 
 soak: bin/testenv
-	$(WITH) $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
+	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
 
 # The Go code of the .proto files; TestGenerated sees that it is what is committed.
 PROTOS = $(sort $(shell find . -name '*.proto' -printf '%P\n'))

@@ -34,6 +34,8 @@ func checkout(t *testing.T) string {
 		switch {
 		case d.IsDir() && (d.Name() == ".git" || rel == "bin"):
 			return fs.SkipDir
+		case d.Name() == ".git": // that of a worktree is a file, which names the repository: the copy must not have it
+			return nil
 		case d.IsDir():
 			return os.MkdirAll(filepath.Join(dir, rel), 0o750)
 		case !d.Type().IsRegular():
@@ -51,22 +53,71 @@ func checkout(t *testing.T) string {
 	return dir
 }
 
-// TestCommands runs the first command of README.md, what it prints to be pasted, and the commands of
-// docs/tutorial.md, as they stand there, in a new checkout: only ports are others, as several tests
-// run at once.
+// cloneCommand is how the documents get the project.
+const cloneCommand = "git clone https://github.com/armature-go/armature"
+
+// cloneProject runs the command, in an empty folder, with a repository of the files of this module in the place of the
+// project's. It returns the folder.
+func cloneProject(t *testing.T) string {
+	t.Helper()
+	origin, dir := checkout(t), t.TempDir()
+	for _, doc := range []string{"README.md", "docs/tutorial.md", "docs/operating.md", "docs/writing-a-driver.md"} {
+		if !strings.Contains(read(t, doc), cloneCommand) {
+			t.Errorf("%s does not have %s", doc, cloneCommand)
+		}
+	}
+	const commit = "unset GIT_DIR GIT_WORK_TREE GIT_INDEX_FILE GIT_COMMON_DIR; git init -q && test -d .git && git add -A && git -c core.hooksPath=/dev/null -c user.name=test -c user.email=test@example.org commit -qm all"
+	if out, err := sh(t, origin, commit); err != nil {
+		t.Fatalf("%s: %v: %s", commit, err, out)
+	}
+	instead := "export GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0='url." + origin + ".insteadOf' GIT_CONFIG_VALUE_0='" + strings.Fields(cloneCommand)[2] + "'\n"
+	if out, err := sh(t, dir, instead+cloneCommand); err != nil {
+		t.Fatalf("%s: %v: %s", cloneCommand, err, out)
+	}
+	return dir
+}
+
+// TestCommands runs the first commands of README.md, what the program prints to be pasted, and the commands of
+// docs/tutorial.md and docs/writing-a-driver.md, as they stand there, in an empty folder: only ports are others, as
+// several tests run at once.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	readTree(t) // it needs every package of the module
-	dir := checkout(t)
+	parent := cloneProject(t)
+	dir := filepath.Join(parent, "armature")
 	t.Run("README", func(t *testing.T) { t.Parallel(); readme(t, dir) })
 	t.Run("tutorial", func(t *testing.T) { t.Parallel(); tutorial(t, dir) })
+	t.Run("driver", func(t *testing.T) { t.Parallel(); ownDriver(t, parent) })
+}
+
+// blocksOf returns the blocks of a document, by language.
+func blocksOf(t *testing.T, name string) map[string][]string {
+	t.Helper()
+	blocks := map[string][]string{}
+	for _, b := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(read(t, name), -1) {
+		blocks[b[1]] = append(blocks[b[1]], b[2])
+	}
+	return blocks
+}
+
+// ownDriver makes the vendor's module of docs/writing-a-driver.md beside the clone, and runs the rules on its program.
+func ownDriver(t *testing.T, parent string) {
+	t.Helper()
+	blocks := blocksOf(t, "docs/writing-a-driver.md")["sh"]
+	if len(blocks) != 2 || blocks[0] != cloneCommand+"\n" || strings.Count(blocks[1], "/tmp/servers") != 1 {
+		t.Fatalf("want the clone, and the module with a folder /tmp/servers: %q", blocks)
+	}
+	out, err := sh(t, parent, strings.Replace(blocks[1], "/tmp/servers", filepath.Join(t.TempDir(), "servers"), 1))
+	if err != nil || !strings.Contains(out, " rules kept, 0 broken") {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // readme starts nova-mini, and pastes the commands that it prints.
 func readme(t *testing.T, dir string) {
 	t.Helper()
 	const command = "go run ./examples/nova-mini"
-	if !strings.Contains(read(t, "README.md"), "\n    "+command+" ") {
+	if !strings.Contains(read(t, "README.md"), "\n    "+cloneCommand+" && cd armature\n    "+command+" ") {
 		t.Fatalf("README.md does not have %s", command)
 	}
 	running := inBackground(t, dir, command, []string{"OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT=0", "TMPDIR=" + t.TempDir()})
@@ -88,15 +139,8 @@ func readme(t *testing.T, dir string) {
 // tutorial starts hello twice, and asks what a reader asks.
 func tutorial(t *testing.T, dir string) {
 	t.Helper()
-	raw, err := os.ReadFile("docs/tutorial.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	blocks := map[string][]string{}
-	for _, b := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(string(raw), -1) {
-		blocks[b[1]] = append(blocks[b[1]], b[2])
-	}
-	if len(blocks["sh"]) != 2 || len(blocks["console"]) != 2 || len(blocks["ini"]) != 1 {
+	blocks := blocksOf(t, "docs/tutorial.md")
+	if len(blocks["sh"]) != 4 || blocks["sh"][0] != cloneCommand+"\ncd armature\n" || len(blocks["console"]) != 2 || len(blocks["ini"]) != 1 {
 		t.Fatalf("there are %d commands, %d questions, %d files", len(blocks["sh"]), len(blocks["console"]), len(blocks["ini"]))
 	}
 	if _, err := exec.LookPath("curl"); err != nil {
@@ -118,7 +162,7 @@ func tutorial(t *testing.T, dir string) {
 	if err := os.WriteFile(filepath.Join(dir, "hello-1.conf"), []byte(file), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	for i, command := range blocks["sh"] {
+	for i, command := range blocks["sh"][1:3] {
 		var env []string
 		if i == 0 {
 			env = append(env, "OS_DEFAULT__LISTEN="+addr)
@@ -144,6 +188,12 @@ func tutorial(t *testing.T, dir string) {
 	}
 	if _, err := os.Stat(filepath.Join(dir, "hello.db")); err != nil {
 		t.Errorf("the first command keeps its orders: %v", err)
+	}
+	if out, err := sh(t, dir, blocks["sh"][3]); err != nil {
+		t.Errorf("the module of the reader: %v: %s", err, out)
+	}
+	if info, err := os.Stat(filepath.Join(dir, "../hello/hello")); err != nil || !info.Mode().IsRegular() {
+		t.Errorf("the program of the module: %v", err)
 	}
 }
 

@@ -74,7 +74,7 @@ var rules = map[string][]string{
 	"db":        {"fault", "tlsfile", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
-	"service":             {"service/internal/bodytime", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
+	"service":             {"service/internal/bodytime", "service/internal/outage", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/config":      {"internal/text", "fault"},
 	"service/auth":        {"service", "service/api", "fault", "reqctx", "golang.org/x/sync"},

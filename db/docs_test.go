@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// TestDocs: each block of Go in docs/database.md is a part of example_test.go, so that
+// TestDocs: each block of Go in docs/database.md is a part of example_test.go or of examples/hello, so that
 // it compiles and runs.
 func TestDocs(t *testing.T) {
 	t.Parallel()
@@ -19,6 +19,11 @@ func TestDocs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	hello, err := os.ReadFile("../examples/hello/main.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	examples = append(examples, hello...)
 	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(guide), -1)
 	if len(blocks) < 5 {
 		t.Errorf("%d blocks of Go, want at least 5", len(blocks))

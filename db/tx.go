@@ -137,7 +137,7 @@ func (o *openTx) endTx() error {
 func runOnce(ctx context.Context, d *sqlx.DB, f func(context.Context, *sqlx.Tx) error) error {
 	tx, err := d.BeginTxx(ctx, nil)
 	if err != nil {
-		return markRolledBack("begin transaction", err)
+		return markRolledBack("begin transaction", "no connection to the database", err)
 	}
 	defer func() { _ = tx.Rollback() }() // has no effect after COMMIT; if f panics, the panic continues
 	outer, _ := ctx.Value(txKey{}).(*openTx)
@@ -151,16 +151,16 @@ func runOnce(ctx context.Context, d *sqlx.DB, f func(context.Context, *sqlx.Tx) 
 		if ctx.Err() != nil && errors.Is(err, sql.ErrTxDone) {
 			return ctx.Err() // database/sql rolled back when the context ended
 		}
-		return markRolledBack("", err)
+		return markRolledBack("", "connection lost before COMMIT", err)
 	}
 	return commitTx(ctx, d, tx)
 }
 
 // markRolledBack gives the loss of a connection before COMMIT the code Unavailable,
-// because nothing is done. The error begins with action, unless action is empty.
-func markRolledBack(action string, err error) error {
+// because nothing is done, and says what was lost. The error begins with action, unless action is empty.
+func markRolledBack(action, loss string, err error) error {
 	if isConnectionLost(err) && !errors.Is(err, fault.Unavailable) {
-		err = fault.New(fault.Unavailable, "connection lost before COMMIT: %w", err)
+		err = fault.New(fault.Unavailable, "%s: %w", loss, err)
 	}
 	if action != "" {
 		err = fmt.Errorf("%s: %w", action, err)

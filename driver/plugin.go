@@ -139,7 +139,7 @@ type Plugin[D Driver] struct {
 	launch func(context.Context) (D, *supervisor, error)
 	closed chan struct{} // when Close has ended
 
-	starting sync.Mutex // one Start at a time
+	starting chan struct{} // has an element while a Start runs
 
 	mu      sync.Mutex
 	d       D
@@ -190,7 +190,7 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 }
 
 func newPlugin[D Driver](launch func(context.Context) (D, *supervisor, error)) *Plugin[D] {
-	return &Plugin[D]{launch: launch, closed: make(chan struct{}), since: time.Now()}
+	return &Plugin[D]{launch: launch, starting: make(chan struct{}, 1), closed: make(chan struct{}), since: time.Now()}
 }
 
 // Launch is [New] and [Plugin.Start] at once, for tools and tests: a service makes its plugin with New, and its
@@ -219,8 +219,12 @@ func startNew[D Driver](ctx context.Context, p *Plugin[D]) (*Plugin[D], error) {
 //
 // The program cannot outlive this process, however it ends.
 func (p *Plugin[D]) Start(ctx context.Context) error {
-	p.starting.Lock()
-	defer p.starting.Unlock()
+	select {
+	case p.starting <- struct{}{}:
+	case <-ctx.Done():
+		return fault.New(fault.CodeOf(ctx.Err()), "another start of the driver goes on: %w", ctx.Err())
+	}
+	defer func() { <-p.starting }()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p.mu.Lock()
@@ -307,20 +311,39 @@ func (p *Plugin[D]) Close(ctx context.Context) error {
 		p.abort()
 	}
 	p.mu.Unlock()
-	p.starting.Lock() // a start that is under way has ended
-	d, sup, started := p.d, p.sup, p.started
-	p.starting.Unlock()
 	if first {
-		switch {
-		case sup != nil:
-			p.err = sup.close(ctx)
-		case started:
-			p.err = d.Close()
-		}
-		close(p.closed)
+		go p.closeDriver(ctx)
 	}
-	<-p.closed
-	return p.err
+	select {
+	case <-p.closed:
+		return p.err
+	case <-ctx.Done():
+	}
+	select {
+	case <-p.closed: // a program is killed when ctx ends, and that is told
+		return p.err
+	case <-time.After(killTime):
+		return fault.New(fault.CodeOf(ctx.Err()), "the driver was not closed in time, and goes on in this process: %w", ctx.Err())
+	}
+}
+
+// killTime is how long Close waits, after its context has ended, for the end of a program that was killed.
+const killTime = time.Second
+
+// closeDriver closes the driver once a start that is under way has ended.
+func (p *Plugin[D]) closeDriver(ctx context.Context) {
+	defer close(p.closed)
+	p.starting <- struct{}{}
+	defer func() { <-p.starting }()
+	p.mu.Lock()
+	d, sup, started := p.d, p.sup, p.started
+	p.mu.Unlock()
+	switch {
+	case sup != nil:
+		p.err = sup.close(ctx)
+	case started:
+		p.err = d.Close()
+	}
 }
 
 // Stop is Close.

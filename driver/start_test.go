@@ -145,3 +145,63 @@ func TestCloseWhileStarting(t *testing.T) {
 		t.Errorf("it leaves %v, %v", left, err)
 	}
 }
+
+// TestCloseOfDeaf: a driver in this process whose open, or whose Close, does not return is given up when the context of
+// Close ends, and is closed when it returns after all.
+func TestCloseOfDeaf(t *testing.T) {
+	t.Parallel()
+	for _, where := range []string{"open", "close"} {
+		t.Run(where, func(t *testing.T) {
+			t.Parallel()
+			resume, entered, closed := make(chan struct{}), make(chan struct{}), make(chan struct{})
+			var r driver.Registry[echoer]
+			r.Add("deaf", func(context.Context, json.RawMessage) (echoer, error) {
+				if where == "open" {
+					close(entered)
+					<-resume
+				}
+				return deaf{where, entered, resume, closed}, nil
+			})
+			p, err := r.New(echoKind, "deaf", driver.PluginConfig{Logger: slog.New(slog.DiscardHandler)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			started := make(chan error, 1)
+			go func() { started <- p.Start(t.Context()) }()
+			if where == "open" {
+				<-entered
+			} else if err := <-started; err != nil {
+				t.Fatal(err)
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			defer cancel()
+			if err := p.Close(ctx); fault.CodeOf(err) != fault.Timeout || !strings.Contains(err.Error(), "not closed in time") {
+				t.Errorf("close: %v, want Timeout", err)
+			}
+			close(resume)
+			<-closed
+			if err := p.Close(t.Context()); err != nil {
+				t.Errorf("the second close: %v", err)
+			}
+		})
+	}
+}
+
+// deaf is a driver that hangs.
+type deaf struct {
+	where                   string
+	entered, resume, closed chan struct{}
+}
+
+func (deaf) Info(context.Context) (driver.Info, error)         { return driver.Info{Name: "deaf"}, nil }
+func (deaf) Echo(context.Context, string) (string, error)      { return "", nil }
+func (deaf) Count(context.Context, int, func(int) error) error { return nil }
+
+func (d deaf) Close() error {
+	if d.where == "close" {
+		close(d.entered)
+		<-d.resume
+	}
+	close(d.closed)
+	return nil
+}

@@ -424,7 +424,7 @@ func TestRunNow(t *testing.T) {
 }
 
 // TestUnixSocket: only the user can use it; what a killed process left is replaced, what
-// is in use or no socket is not.
+// is in use or not a socket is not.
 func TestUnixSocket(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "admin.sock")
@@ -432,8 +432,16 @@ func TestUnixSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := service.HTTP("unix:"+path, nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "somebody listens") {
+	if err := service.HTTP("unix:"+path, nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use: another process listens there") {
 		t.Errorf("a socket in use: %v", err)
+	}
+	port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	if err := service.HTTP(port.Addr().String(), nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use: another process listens there; stop it") {
+		t.Errorf("a port in use: %v", err)
 	}
 	old.SetUnlinkOnClose(false)
 	old.Close()
@@ -457,7 +465,7 @@ func TestUnixSocket(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := service.HTTP("unix:"+path, nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "no socket") {
+	if err := service.HTTP("unix:"+path, nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "is not a socket") {
 		t.Errorf("a file: %v", err)
 	}
 }

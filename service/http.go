@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -185,6 +186,9 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	path, unix := strings.CutPrefix(addr, "unix:")
 	if !unix {
 		l, err := lc.Listen(ctx, "tcp", addr)
+		if errors.Is(err, syscall.EADDRINUSE) {
+			err = errInUse
+		}
 		if err != nil {
 			return nil, fmt.Errorf("listen on %s: %w", addr, err)
 		}
@@ -208,6 +212,9 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	return l, nil
 }
 
+// errInUse is the error of an address on which another process listens.
+var errInUse = fault.New(fault.Conflict, "address already in use: another process listens there; stop it, or give each service an address of its own")
+
 // removeStale removes the socket of a process that was killed.
 func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
@@ -218,13 +225,13 @@ func removeStale(ctx context.Context, path string) error {
 		return err
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return errors.New("there is something that is no socket")
+		return errors.New("the path exists and is not a socket; remove it, or choose another path")
 	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if err == nil {
 		_ = c.Close() // only a question
-		return errors.New("somebody listens there")
+		return errInUse
 	}
 	return os.Remove(path)
 }

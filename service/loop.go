@@ -12,6 +12,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // LoopPart calls a function again and again. Make one with [Loop].
@@ -22,17 +23,13 @@ type LoopPart struct {
 	log   *slog.Logger
 	asked chan chan error // to call now
 
-	failures int       // in a row
-	logged   time.Time // when the last of them was logged as an error
+	outage outage.Log // for the loop's goroutine
 
 	mu     sync.Mutex
 	cancel context.CancelFunc // nil before Start
 	done   chan struct{}      // closed when the goroutine has ended
 	stats  LoopStats
 }
-
-// failureLogInterval is how far apart the ERROR lines of failures in a row are.
-const failureLogInterval = time.Minute
 
 // LoopStats is what a loop has done.
 type LoopStats struct {
@@ -182,7 +179,7 @@ func (l *LoopPart) turn(ctx context.Context) error {
 	err := l.call(call)
 	took := time.Since(begin)
 	if ctx.Err() == nil {
-		l.logOutcome(call, err, took)
+		l.outage.Note(call, l.log, slog.LevelError, "periodic call", err, errors.Is(err, errPanic), "took", took)
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -196,23 +193,6 @@ func (l *LoopPart) turn(ctx context.Context) error {
 
 // errPanic says that the function has panicked.
 var errPanic = errors.New("panic")
-
-// logOutcome logs the first failure of several in a row, then one a minute, each panic, and the success that ends
-// them. The others are DEBUG. Only the loop's goroutine calls it.
-func (l *LoopPart) logOutcome(ctx context.Context, err error, took time.Duration) {
-	switch {
-	case err == nil && l.failures > 0:
-		l.log.InfoContext(ctx, "periodic call works again", "failures", l.failures)
-		l.failures, l.logged = 0, time.Time{}
-	case err == nil:
-	case time.Since(l.logged) >= failureLogInterval || errors.Is(err, errPanic):
-		l.failures, l.logged = l.failures+1, time.Now()
-		l.log.ErrorContext(ctx, "periodic call failed", "error", err, "took", took, "failures", l.failures)
-	default:
-		l.failures++
-		l.log.DebugContext(ctx, "periodic call failed", "error", err, "took", took, "failures", l.failures)
-	}
-}
 
 func (l *LoopPart) call(ctx context.Context) (err error) {
 	defer func() {

@@ -18,8 +18,8 @@
 // the log says for what it waits, once for each reason. Constructors open nothing; a part connects in its Start.
 //
 // SIGHUP reloads every [Reloader], SIGUSR2 writes a report, a second SIGTERM or SIGINT
-// exits at once. Under systemd the App says when it is ready, reloads and stops, and
-// feeds the watchdog.
+// exits at once. Under systemd the App says when it is ready, reloads and stops, asks for more time
+// while it waits for a part, and feeds the watchdog.
 //
 // It is not a dependency injector: main makes the parts and says their order.
 package service
@@ -119,6 +119,7 @@ type App struct {
 	started  chan struct{}
 	waiting  atomic.Pointer[partError] // the part that does not start yet
 	hangup   atomic.Bool               // SIGHUP came while parts were started
+	sd       notifier                  // set by Run
 }
 
 type named struct {
@@ -220,10 +221,9 @@ func (a *App) Run(ctx context.Context) error {
 	defer watchers.Wait()
 	defer close(done)
 	defer end(nil)
-	var sd notifier
 	if !a.cfg.NoSignals {
-		sd = systemd(a.cfg.Logger)
-		a.watchSignals(ctx, &watchers, sd, end, done)
+		a.sd = systemd(a.cfg.Logger)
+		a.watchSignals(ctx, &watchers, end, done)
 	}
 
 	n, startErr := a.start(life, &watchers, end, done)
@@ -234,8 +234,8 @@ func (a *App) Run(ctx context.Context) error {
 			_ = a.Reload(ctx) // logged
 		}
 		a.cfg.Logger.InfoContext(ctx, "ready", "service", a.cfg.Name, "parts", n)
-		sd.say("READY=1", "STATUS=running")
-		a.feed(life, &watchers, sd)
+		a.sd.say("READY=1", "STATUS=running")
+		a.feed(life, &watchers)
 		<-life.Done()
 	}
 	if failure, ok := errors.AsType[*partError](context.Cause(life)); ok {
@@ -243,7 +243,7 @@ func (a *App) Run(ctx context.Context) error {
 	} else if life.Err() != nil {
 		startErr = nil // asked to stop while it was starting: not a failure
 	}
-	sd.say("STOPPING=1", "STATUS=draining")
+	a.sd.say("STOPPING=1", "STATUS=draining")
 	return errors.Join(startErr, a.drain(life, n))
 }
 
@@ -294,6 +294,7 @@ func (a *App) startPart(ctx context.Context, p named) error {
 			return failed
 		}
 		a.waiting.Store(failed)
+		a.sd.waiting(failed)
 		// One line for each reason that peers give, as the second one may be what an operator must know.
 		if reason := fault.From(err).Reason; !said[reason] {
 			said[reason] = true

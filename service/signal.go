@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, sd notifier, end context.CancelCauseFunc, done <-chan struct{}) {
+func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, sigReload, sigReport)
 	ctx = context.WithoutCancel(ctx)
@@ -22,10 +22,13 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, sd notifier,
 				switch s {
 				case sigReload:
 					a.hangup.Store(true) // counts only while parts are started
+					if a.phase.Load() != running {
+						continue // READY=1 after it would tell systemd that the start is over
+					}
 					wg.Go(func() {
-						sd.reloading()
+						a.sd.reloading()
 						_ = a.Reload(ctx) // logged
-						sd.say("READY=1")
+						a.sd.say("READY=1")
 					})
 				case sigReport:
 					wg.Go(func() {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -27,8 +28,12 @@ func child(mode string) int {
 		fmt.Println("early")
 		<-time.After(300 * time.Millisecond)
 	}
+	if mode == "away" {
+		here = make(chan os.Signal, 1)
+		signal.Notify(here, syscall.SIGUSR1)
+	}
 	app := service.New(service.Config{Name: "child", DrainTimeout: 50 * time.Millisecond, Logger: quiet(), ReportTo: firstLine{}})
-	app.Add("part", childPart(mode))
+	app.AddLabeled("part", "option x", childPart(mode))
 	go func() {
 		for app.Ready(context.Background()) != nil {
 			<-time.After(time.Millisecond)
@@ -51,10 +56,20 @@ func (p childPart) Start(context.Context) error {
 		<-time.After(200 * time.Millisecond)
 		return fault.New(fault.Unavailable, "away")
 	}
+	if p == "away" {
+		select {
+		case <-here:
+		default:
+			return fault.New(fault.Unavailable, "dial: refused\nand more")
+		}
+	}
 	return nil
 }
 
 var waits atomic.Int32
+
+// here receives the signal after which the part that is away can start.
+var here chan os.Signal
 
 func (p childPart) Reload(context.Context) error {
 	fmt.Println("reloading")
@@ -182,9 +197,11 @@ func TestSignals(t *testing.T) {
 }
 
 // TestSystemd: what a service tells systemd, and that it feeds the watchdog while it is
-// not ready, but not while a check hangs.
+// not ready, but not while a check hangs. While it waits for a part each attempt extends the timeout of the
+// start, and a SIGHUP does not make it look started.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
+	const waiting = "EXTEND_TIMEOUT_USEC=90000000\nSTATUS=waiting: start part (option x): dial: refused; and more"
 	for _, tt := range []struct {
 		mode  string
 		wants []string // in this order, others between
@@ -193,6 +210,7 @@ func TestSystemd(t *testing.T) {
 		{"good", []string{"READY=1\nSTATUS=running", "WATCHDOG=1\nSTATUS=running", "RELOADING=1\nMONOTONIC_USEC=", "READY=1", "WATCHDOG=1", "STOPPING=1\nSTATUS=draining"}, ""},
 		{"unready", []string{"READY=1\nSTATUS=running", "WATCHDOG=1\nSTATUS=not ready: part: boom", "RELOADING=1", "STOPPING=1"}, ""},
 		{"stuck", []string{"READY=1\nSTATUS=running", "STATUS=part: the check hangs for", "RELOADING=1", "STOPPING=1"}, "WATCHDOG=1\nSTATUS=not"},
+		{"away", []string{waiting, waiting, "SIGHUP " + waiting, waiting, "SIGUSR1 READY=1\nSTATUS=running", "STOPPING=1"}, "RELOADING=1"},
 	} {
 		t.Run(tt.mode, func(t *testing.T) {
 			t.Parallel()
@@ -213,6 +231,10 @@ func TestSystemd(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, want := range tt.wants {
+				sent, rest, found := strings.Cut(want, " ")
+				if s := map[string]syscall.Signal{"SIGHUP": syscall.SIGHUP, "SIGUSR1": syscall.SIGUSR1}[sent]; found && s != 0 {
+					want, err = rest, cmd.Process.Signal(s)
+				}
 				switch {
 				case strings.HasPrefix(want, "RELOADING"):
 					err = cmd.Process.Signal(syscall.SIGHUP)
@@ -227,7 +249,11 @@ func TestSystemd(t *testing.T) {
 					if err != nil {
 						t.Fatalf("it does not say %q: %v", want, err)
 					}
-					if said = string(buf[:n]); tt.never != "" && strings.HasPrefix(said, tt.never) {
+					said = string(buf[:n])
+					if tt.mode == "away" && said == "READY=1" {
+						t.Error("it says READY=1 before it is")
+					}
+					if tt.never != "" && strings.HasPrefix(said, tt.never) {
 						t.Errorf("it says %q", said)
 					}
 				}

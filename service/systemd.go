@@ -3,6 +3,7 @@ package service
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
@@ -11,7 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// notifier tells systemd how the service does. The zero value tells nobody.
+// notifier tells systemd how the service does. The zero value sends nothing.
 type notifier struct {
 	log      *slog.Logger
 	watchdog time.Duration // 0: there is none
@@ -35,6 +36,16 @@ func (n notifier) say(lines ...string) {
 	}
 }
 
+// startTimeout is how long an attempt to start a part may take, the pause before it included, once the
+// App waits for a part. It is systemd's own default of TimeoutStartSec.
+const startTimeout = 90 * time.Second
+
+// waiting says for which part the App waits, and asks for the time of one more attempt: each one extends
+// the start, and an attempt that hangs does not.
+func (n notifier) waiting(failed error) {
+	n.say(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startTimeout.Microseconds()), "STATUS=waiting: "+oneLine(failed))
+}
+
 // reloading says that a reload begins. Type=notify-reload wants the time with it.
 func (n notifier) reloading() {
 	n.say("RELOADING=1", "MONOTONIC_USEC="+monotonic())
@@ -43,7 +54,8 @@ func (n notifier) reloading() {
 // feed feeds the watchdog, twice as often as needed, as long as every check answers.
 // That it is not ready is no reason to be killed: a database that is away does not come
 // back by that. A check that hangs is one.
-func (a *App) feed(life context.Context, wg *sync.WaitGroup, sd notifier) {
+func (a *App) feed(life context.Context, wg *sync.WaitGroup) {
+	sd := a.sd
 	if sd.watchdog <= 0 {
 		return
 	}

@@ -22,6 +22,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/service/config"
 )
 
 // rules are those of greeters.
@@ -296,5 +297,43 @@ func TestKilled(t *testing.T) {
 	t.Logf("%d of 30 orders are done %v after the kill", done, time.Since(killed).Round(time.Millisecond))
 	if done != 30 {
 		t.Errorf("%d of 30 orders are done", done)
+	}
+}
+
+// TestBadNames: a name that cannot be that of a host or of queues is refused where the options are read.
+func TestBadNames(t *testing.T) {
+	t.Parallel()
+	for _, variable := range []string{"OS_DEFAULT__HOST", "OS_DEFAULT__CONTROL_EXCHANGE"} {
+		var o options
+		err := config.Load(&o, config.Source{Env: []string{variable + "=a b"}})
+		if want := strings.ToLower(strings.TrimPrefix(variable, "OS_DEFAULT__")); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v; want an error with %s", variable, err, want)
+		}
+	}
+}
+
+// TestBadOptions: an option with a value that cannot work is named in the error, and all of them at once.
+func TestBadOptions(t *testing.T) {
+	t.Parallel()
+	good := func() *options {
+		return &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t), Exchange: "hello"}
+	}
+	for _, tt := range []struct {
+		set   func(o *options)
+		wants []string
+	}{
+		{func(o *options) { o.Listen = "nowhere" }, []string{"option listen", "missing port"}},
+		{func(o *options) { o.Bus = "carrier-pigeon://h" }, []string{"option transport_url: "}},
+		{func(o *options) { o.Connection = "oracle://h" }, []string{"option connection: "}},
+		{func(o *options) { o.Bus, o.Connection, o.Driver = "carrier-pigeon://h", "oracle://h", "no/such" }, []string{"option transport_url: ", "option connection: ", "option driver: "}},
+	} {
+		o := good()
+		tt.set(o)
+		err := run(t.Context(), o, make(chan string, 1))
+		for _, want := range tt.wants {
+			if !strings.Contains(fmt.Sprint(err), want) {
+				t.Errorf("%+v: %v; want %s", o, err, want)
+			}
+		}
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -36,10 +37,10 @@ import (
 )
 
 type options struct {
-	Host       string `ini:"host" default:"hello-1" help:"name of this process, the same after every restart"`
+	Host       string `ini:"host" default:"hello-1" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"name of this process, the same after every restart"`
 	Listen     string `ini:"listen" default:"127.0.0.1:8780" help:"address of the API"`
 	Bus        string `ini:"transport_url" secret:"true" help:"rabbit://user:password@host/vhost or nats://user:password@host (default: all in one process)"`
-	Exchange   string `ini:"control_exchange" default:"hello" help:"first part of the names of all queues"`
+	Exchange   string `ini:"control_exchange" default:"hello" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"first part of the names of all queues"`
 	Connection string `ini:"connection" default:"sqlite://hello.db" secret:"true" help:"mysql://user:password@host/name or sqlite://file"`
 	Driver     string `ini:"driver" default:"english" help:"english, or NAME for the program armature-hello-NAME in plugin_dir"`
 	Plugins    string `ini:"plugin_dir" help:"directory of drivers' programs"`
@@ -190,6 +191,14 @@ func main() {
 	}
 }
 
+// about says which option an error is about.
+func about(option string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("option %s: %w", option, err)
+}
+
 // run runs the component until it is told to stop. It sends the address of the API.
 func run(ctx context.Context, o *options, listens chan<- string) error {
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
@@ -203,7 +212,7 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
 	plugin, pluginErr := drivers.New(Kind, o.Driver, driver.PluginConfig{Dir: o.Plugins, Logger: log})
 	d, dbErr := db.New(db.Config{URL: o.Connection})
-	if err := errors.Join(busErr, rankErr, pluginErr, dbErr); err != nil {
+	if err := errors.Join(about("transport_url", busErr), rankErr, about("driver", pluginErr), about("connection", dbErr)); err != nil {
 		return err // all that is wrong, at once; the process ends
 	}
 	tables, _ := fs.Sub(migrations, "migrations") // it is there
@@ -230,10 +239,10 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	app.AddLabeled("driver", "option driver", plugin)
 	app.AddLabeled("bus", "option transport_url", bus)
 	app.Add("client", c.client)
-	app.Add("worker", worker)
-	app.Add("member", c.members.Member(membership.MemberConfig{Self: membership.Self{Kind: "greeter", Host: o.Host}, Logger: log}))
+	app.AddLabeled("worker", "option host", worker)
+	app.AddLabeled("member", "option host", c.members.Member(membership.MemberConfig{Self: membership.Self{Kind: "greeter", Host: o.Host}, Logger: log}))
 	app.Add("operations", c.runner)
-	app.Add("api", door)
+	app.AddLabeled("api", "option listen", door)
 	app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { listens <- door.Addr(); return nil }})
 	return app.Run(ctx)
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -48,6 +49,21 @@ func serve(t *testing.T, args ...string) (printed string, err error) {
 	}
 }
 
+// knowsNoToken returns the URL of a Keystone that lets the service in, and no client.
+func knowsNoToken(t *testing.T) string {
+	t.Helper()
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodPost {
+			w.WriteHeader(http.StatusNotFound)
+			return
+		}
+		w.Header().Set("X-Subject-Token", "own")
+		w.WriteHeader(http.StatusCreated)
+	}))
+	t.Cleanup(s.Close)
+	return s.URL
+}
+
 // status is that of a request without a token.
 func status(t *testing.T, printed, path string) int {
 	t.Helper()
@@ -72,7 +88,8 @@ func status(t *testing.T, printed, path string) int {
 // TestWhoIsLetIn: without a word of the operator a client without a token is not let in; only
 // all services in one process on loopback are open by default.
 func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets the default logger
-	const keystone = "[keystone_authtoken]\nauth_url = http://127.0.0.1:1/\nusername = nova\npassword = x\n"
+	url := knowsNoToken(t)
+	keystone := "[keystone_authtoken]\nauth_url = " + url + "/\nusername = nova\npassword = x\n"
 	for _, tt := range []struct {
 		name, service, text string
 		env                 string
@@ -87,7 +104,7 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 		{"only keystone_authtoken, lenient", "api", "[DEFAULT]\nstrict = false\n" + keystone, "", 401, ""},
 		{"only keystone_authtoken, all in one process", "", keystone, "", 401, ""},
 		{"keystone, all in one process", "", "[api]\nauth_strategy = keystone\n" + keystone, "", 401, ""},
-		{"older names in keystone_authtoken, all in one process", "", "[keystone_authtoken]\nidentity_uri = http://127.0.0.1:1/\nadmin_user = nova\nadmin_password = x\n", "", 401, ""},
+		{"older names in keystone_authtoken, all in one process", "", "[keystone_authtoken]\nidentity_uri = " + url + "/\nadmin_user = nova\nadmin_password = x\n", "", 401, ""},
 		{"noauth2", "api", "[api]\nauth_strategy = noauth2\n", "", 200, ""},
 		{"noauth2 in its older place", "api", "[DEFAULT]\nauth_strategy = noauth2\n", "", 200, ""},
 		{"the newer place counts", "api", "[DEFAULT]\nauth_strategy = noauth2\n[api]\nauth_strategy = keystone\n" + keystone, "", 401, ""},

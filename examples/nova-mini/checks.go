@@ -190,11 +190,12 @@ func (o *options) label(section string, names ...string) string {
 		if section != "DEFAULT" {
 			text += " of [" + section + "]"
 		}
-		switch where := o.config.Where(section, name); where {
-		case "", "default":
-		case "flag osapi_compute_listen_port":
+		where := o.config.Where(section, name)
+		switch {
+		case where == "default" || where == "":
+		case where == "flag osapi_compute_listen_port":
 			text += ", flag --port"
-		case "flag state_path":
+		case where == "flag state_path":
 			text += ", flag --state-path"
 		default:
 			text += ", " + where

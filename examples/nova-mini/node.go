@@ -60,7 +60,7 @@ func (f *flags) run(ctx context.Context, name string, wire func(context.Context,
 	}
 	n := &node{options: o, log: o.logger(), out: f.out}
 	slog.SetDefault(n.log)
-	n.app = service.New(service.Config{Name: "nova-mini", DrainDelay: o.DrainDelay, DrainTimeout: o.ShutdownTimeout, Logger: n.log})
+	n.app = service.New(service.Config{Name: o.service, DrainDelay: o.DrainDelay, DrainTimeout: o.ShutdownTimeout, Logger: n.log})
 	n.app.Add("configuration", o.config)
 	if n.tell, err = newTelemetry(ctx, n.app, o, n.log); err != nil {
 		return err

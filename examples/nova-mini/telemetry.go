@@ -87,15 +87,17 @@ func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.L
 	if err != nil {
 		return nil, fmt.Errorf("option otlp_endpoint in section opentelemetry: %w", err)
 	}
-	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) { log.Warn("traces", "error", err) }))
+	otel.SetErrorHandler(otel.ErrorHandlerFunc(func(err error) {
+		log.Warn("traces not exported", "option", "otlp_endpoint of [opentelemetry]", "error", err)
+	}))
 	t.provider = sdktrace.NewTracerProvider(
 		sdktrace.WithBatcher(out), sdktrace.WithSampler(sdktrace.ParentBased(sdktrace.TraceIDRatioBased(o.Telemetry.Ratio))),
 		sdktrace.WithResource(resource.NewSchemaless(attribute.String("service.name", "nova-mini"), attribute.String("host.name", o.Host))),
 	)
 	t.traces = apiotel.New(t.provider)
 	app.AddLabeled("traces", "option otlp_endpoint", service.Funcs{OnStop: func(ctx context.Context) error {
-		if err := t.provider.Shutdown(ctx); err != nil { // a collector that is away keeps nobody from stopping
-			log.WarnContext(ctx, "the last traces were lost", "error", err)
+		if err := t.provider.Shutdown(ctx); err != nil { // a collector that is away does not delay the stop
+			log.WarnContext(ctx, "last traces lost", "option", "otlp_endpoint of [opentelemetry]", "error", err)
 		}
 		return nil
 	}})

@@ -4,6 +4,7 @@ package tempdir
 
 import (
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -12,8 +13,12 @@ import (
 	"github.com/armature-go/armature/internal/filelock"
 )
 
-// lockName is the file of a folder that is locked.
-const lockName = ".lock"
+// lockName is the file of a folder that is locked, and marker is what it has: a folder of another program that has a
+// file of this name is not removed.
+const (
+	lockName = ".lock"
+	marker   = "temporary folder of an Armature service, removed when its process has ended\n"
+)
 
 // Dir is a temporary folder of this process.
 type Dir struct {
@@ -45,6 +50,9 @@ func (d *Dir) hold() (err error) {
 	if _, err = filelock.Try(d.lock); err != nil { // no other process has it
 		return err
 	}
+	if _, err = d.lock.WriteString(marker); err != nil {
+		return err
+	}
 	return os.Rename(early, filepath.Join(d.Path, lockName))
 }
 
@@ -58,7 +66,7 @@ func (d *Dir) Remove() error {
 }
 
 // Sweep removes the folders in parent whose names begin with prefix, and whose processes have ended without
-// removing them. It returns their paths. A folder is left alone if it has no lock, if its process lives, if its
+// removing them. It returns their paths. A folder is left alone if [Make] has not made it, if its process lives, if its
 // lock belongs to another user than that of this process, or if the folder belongs to a user that is neither that one
 // nor one of owners. The error is about folders that could not be removed. On a system
 // without locks of files it does nothing.
@@ -68,7 +76,7 @@ func Sweep(parent, prefix string, owners ...int) (removed []string, err error) {
 	}
 	entries, err := os.ReadDir(parent)
 	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), prefix) {
+		if random, ok := strings.CutPrefix(e.Name(), prefix); !ok || strings.Trim(random, "0123456789") != "" { // os.MkdirTemp adds digits
 			continue
 		}
 		path := filepath.Join(parent, e.Name())
@@ -99,6 +107,9 @@ func sweepDir(path string, owners []int) (bool, error) {
 	}
 	defer func() { _ = lock.Close() }() // it was only locked
 	if free, err := filelock.Try(lock); err != nil || !free {
+		return false, err
+	}
+	if text, err := io.ReadAll(io.LimitReader(lock, int64(len(marker))+1)); err != nil || string(text) != marker {
 		return false, err
 	}
 	return true, os.RemoveAll(path)

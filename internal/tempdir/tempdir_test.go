@@ -14,22 +14,37 @@ import (
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
+	first, err := tempdir.Make(parent, "driver-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	marker, err := os.ReadFile(filepath.Join(first.Path, ".lock"))
+	if err != nil || len(marker) == 0 {
+		t.Fatalf("the lock of a folder has %q, %v", marker, err)
+	}
+	if err := first.Remove(); err != nil {
+		t.Fatal(err)
+	}
 	mk := func(name string, lock bool) string {
 		t.Helper()
 		path := filepath.Join(parent, name)
 		err := os.MkdirAll(filepath.Join(path, "below"), 0o700)
 		if lock {
-			err = errors.Join(err, os.WriteFile(filepath.Join(path, ".lock"), nil, 0o600))
+			err = errors.Join(err, os.WriteFile(filepath.Join(path, ".lock"), []byte(marker), 0o600))
 		}
 		if err != nil {
 			t.Fatal(err)
 		}
 		return path
 	}
-	dead := mk("driver-dead", true)
-	kept := []string{mk("driver-nolock", false), mk("other-dead", true)}
+	dead := mk("driver-1", true)
+	other := mk("driver-8", false) // of another program, which has a file of the same name
+	if err := os.WriteFile(filepath.Join(other, ".lock"), []byte("4711\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	kept := []string{mk("driver-2", false), mk("other-1", true), mk("driver-backup", true), other}
 	target := mk("target", true)
-	for name, to := range map[string]string{"driver-link": target, "driver-linked/.lock": filepath.Join(target, ".lock")} {
+	for name, to := range map[string]string{"driver-3": target, "driver-4/.lock": filepath.Join(target, ".lock")} {
 		path := filepath.Join(parent, name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.Symlink(to, path)); err != nil {
 			t.Fatal(err)
@@ -38,8 +53,8 @@ func TestSweep(t *testing.T) {
 	}
 	kept = append(kept, target)
 	if os.Geteuid() == 0 {
-		foreign, lock := mk("driver-foreign", true), mk("driver-foreignlock", true)
-		allowed := mk("driver-allowed", true)
+		foreign, lock := mk("driver-5", true), mk("driver-6", true)
+		allowed := mk("driver-7", true)
 		if err := errors.Join(os.Chown(foreign, 12345, -1), os.Chown(filepath.Join(lock, ".lock"), 12345, -1), os.Chown(allowed, 54321, -1)); err != nil {
 			t.Fatal(err)
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 var (
@@ -177,75 +178,12 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the 
 	}
 }
 
-// TestInFlight: a subscription has no more bytes unsettled than it may, and as many small messages as it has
-// slots. When the large ones are settled there is room again.
+// TestInFlight: the rule of rpctest. Of the large messages, 6 and what is left of the budget is less than one may have.
 func TestInFlight(t *testing.T) {
 	t.Parallel()
-	url := envtest.URL(t, testenv.AMQPVar)
-	const slots, budget, size = 64, 16 << 20, 2 << 20
-	b := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: "inflight", MaxInFlight: budget})
-	var now, most atomic.Int64
-	entered := make(chan int, 1000)
-	var gate atomic.Pointer[chan struct{}]
-	srv := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: "h", MaxInFlight: slots})
-	rpc.Handle(srv, blobs, func(ctx context.Context, s *string) (*rpc.None, error) {
-		n := now.Add(int64(len(*s)))
-		for {
-			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
-				break
-			}
-		}
-		shut := *gate.Load() // before the test learns of it, and begins the next round
-		entered <- len(*s)
-		select {
-		case <-shut:
-		case <-ctx.Done():
-		}
-		now.Add(-int64(len(*s)))
-		return nil, nil
-	})
-	if err := srv.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer srv.Stop(context.Background())
-	client := rpc.NewClient(b, rpc.ClientConfig{})
-	defer client.Close()
-	for round, tt := range []struct{ messages, size, atOnce int }{{3 * slots, 1, slots}, {20, size, 6}, {3 * slots, 1, slots}} {
-		shut := make(chan struct{})
-		gate.Store(&shut)
-		most.Store(0)
-		text := strings.Repeat("x", tt.size)
-		for range tt.messages {
-			if err := rpc.Cast(t.Context(), client, blobs, "h", &text); err != nil {
-				t.Fatal(err)
-			}
-		}
-		open := sync.OnceFunc(func() { close(shut) })
-		defer open()
-		want := tt.atOnce // of the large ones, 6 and what is left of the budget is less than one may have
-		for i := range want {
-			select {
-			case <-entered:
-			case <-time.After(10 * time.Second):
-				t.Fatalf("round %d: %d of %d messages of %d bytes are handled at once, want %d", round, i, tt.messages, tt.size, want)
-			}
-		}
-		if tt.size > 1 {
-			<-time.After(300 * time.Millisecond)
-		}
-		if n := most.Load(); n > budget {
-			t.Errorf("round %d: %d bytes in flight, want at most %d", round, n, budget)
-		}
-		open()
-		for i := range tt.messages - want {
-			select {
-			case <-entered:
-			case <-time.After(20 * time.Second):
-				t.Fatalf("round %d: %d of the last %d messages came", round, i, tt.messages-want)
-			}
-		}
-		t.Logf("round %d: at most %d bytes at once", round, most.Load())
-	}
+	const budget = 16 << 20
+	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "inflight", MaxInFlight: budget})
+	rpctest.InFlight(t, b, budget, 2<<20, 6)
 }
 
 // TestLargeAway: a large message waits for a broker that is away until its deadline, and no longer than the bus lives.

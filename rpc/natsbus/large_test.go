@@ -13,6 +13,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/natsbus"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 // TestLargeReceived: a server whose limit is lower than the sender's handles no message above its own: a cast becomes a
@@ -64,4 +65,19 @@ func TestLargeReceived(t *testing.T) {
 	}); err != nil || whole != 2 {
 		t.Errorf("%d whole dead letters, error %v; want those of the call and the cast", whole, err)
 	}
+}
+
+// TestInFlight: the rule of rpctest. The bus asks for messages as if each was as large as NATS carries, 1 MiB.
+func TestInFlight(t *testing.T) {
+	t.Parallel()
+	const budget = 4 << 20
+	b, err := natsbus.New(natsbus.Config{URLs: []string{envtest.URL(t, testenv.NATSVar)}, Exchange: newExchange(), MaxInFlight: budget})
+	if err == nil {
+		err = b.Start(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = b.Close() })
+	rpctest.InFlight(t, b, budget, 512<<10, 4)
 }

@@ -165,7 +165,7 @@ func disabled(*Request) judge {
 func (o Options) down(*Request) judge {
 	now := time.Now()
 	return func(p *Provider) scheduler.Verdict {
-		if age := now.Sub(p.SeenAt); age > o.DownAfter && !p.SeenAt.IsZero() {
+		if age := now.Sub(p.SeenAt); age.Abs() > o.DownAfter && !p.SeenAt.IsZero() { // a time in the future says nothing, as in Nova
 			return scheduler.RejectNumbers("not seen for %d s, down after %d s", int64(age/time.Second), int64(o.DownAfter/time.Second))
 		}
 		return scheduler.Pass

@@ -265,6 +265,28 @@ func TestKeystoneCache(t *testing.T) {
 	expect("long", 0) // guesses do not displace a valid token
 }
 
+// TestKeystoneStart: Start logs in. Without Keystone it fails with Unavailable, for which a service waits, and may be
+// called again; a login that Keystone rejects is Unauthenticated, which ends the service. No error has the password.
+func TestKeystoneStart(t *testing.T) {
+	t.Parallel()
+	f := newKeystone(t)
+	k := open(t, f, nil)
+	for status, want := range map[int]fault.Code{500: fault.Unavailable, 404: fault.Unavailable, 401: fault.Unauthenticated, 403: fault.Unauthenticated} {
+		f.set(func() { f.status = status })
+		if err := k.Start(t.Context()); err == nil || fault.CodeOf(err) != want || !strings.Contains(err.Error(), f.URL) || strings.Contains(err.Error(), "pw") {
+			t.Errorf("status %d: %v, want %v with the URL", status, err, want)
+		}
+	}
+	f.set(func() { f.status = 0 })
+	if err := k.Start(t.Context()); err != nil || f.logins.Load() != 1 {
+		t.Errorf("%d logins, %v; want 1", f.logins.Load(), err)
+	}
+	f.Close()
+	if err := open(t, f, nil).Start(t.Context()); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("nothing listens: %v, want Unavailable", err)
+	}
+}
+
 // TestKeystoneOutage: while Keystone is down, or its replies make no sense, only cached tokens are
 // accepted; all others get status 503.
 func TestKeystoneOutage(t *testing.T) {

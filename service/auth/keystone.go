@@ -392,9 +392,20 @@ func (k *Keystone) logIn(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// Start does nothing and returns nil. A service may start before Keystone: [Keystone.Check] keeps it from
-// being ready.
-func (k *Keystone) Start(context.Context) error { return nil }
+// Start logs in, with one attempt of at most Timeout. It may be called again after an error. Errors, which have
+// Keystone's URL without a password:
+//
+//   - Unauthenticated: Keystone rejects the service's user, password or project.
+//   - Unavailable: Keystone does not answer, or answers with another error. A service waits for it.
+func (k *Keystone) Start(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, k.cfg.Timeout)
+	defer cancel()
+	code, err := fault.Unavailable, k.tryLogin(ctx)
+	if errors.Is(err, errServiceRejected) {
+		code = fault.Unauthenticated
+	}
+	return k.codeError(code, err)
+}
 
 // Stop closes idle connections. It returns nil.
 func (k *Keystone) Stop(context.Context) error {
@@ -406,6 +417,11 @@ func (k *Keystone) Stop(context.Context) error {
 // Otherwise it logs in, blocks for as long as ctx allows, and fails with Unavailable if Keystone does not
 // answer or rejects the service's login. The error has Keystone's URL, without a password.
 func (k *Keystone) Check(ctx context.Context) error {
+	return k.codeError(fault.Unavailable, k.tryLogin(ctx))
+}
+
+// tryLogin logs in, unless the last call to Keystone succeeded.
+func (k *Keystone) tryLogin(ctx context.Context) error {
 	k.mu.Lock()
 	own, last := k.ownToken, k.lastErr
 	k.mu.Unlock()
@@ -415,8 +431,14 @@ func (k *Keystone) Check(ctx context.Context) error {
 	_, err := k.serviceToken(ctx, true)
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if k.lastErr = err; err != nil {
-		return fault.New(fault.Unavailable, "Keystone at %s: %w", strings.TrimSuffix(k.url.Redacted(), "/"), err)
+	k.lastErr = err
+	return err
+}
+
+// codeError gives an error of tryLogin a code, and Keystone's URL.
+func (k *Keystone) codeError(code fault.Code, err error) error {
+	if err == nil {
+		return nil
 	}
-	return nil
+	return fault.New(code, "Keystone at %s: %w", strings.TrimSuffix(k.url.Redacted(), "/"), err)
 }

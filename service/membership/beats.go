@@ -113,7 +113,7 @@ func (r *Registry) mark(ctx context.Context, b *batch, kind string, beats []beat
 		if len(seen) == 0 {
 			return nil
 		}
-		query, args, err := sqlx.In(`UPDATE members SET seen_at = UTC_TIMESTAMP(6), departed = FALSE WHERE kind = ? AND host IN (?)`, kind, seen)
+		query, args, err := sqlx.In(`UPDATE members SET seen_at = UTC_TIMESTAMP(6) WHERE kind = ? AND host IN (?)`, kind, seen)
 		if err != nil {
 			return err
 		}

@@ -169,6 +169,44 @@ func TestMemberHeld(t *testing.T) {
 	})
 }
 
+// TestBeatAfterLeave: a heartbeat that was on its way when its member left does not bring it back, and its host is free
+// at once; a member whose last heartbeat is in the future is down.
+func TestBeatAfterLeave(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		t.Helper()
+		r := membership.New(membership.Config{DB: d, DownAfter: time.Hour})
+		self := membership.Self{Kind: "worker", Host: "h1", Instance: membership.Instance{ID: "first"}}
+		if err := r.Join(t.Context(), self); err != nil {
+			t.Fatal(err)
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- r.Beat(t.Context(), "worker", "h1", "first") }() // it waits for others for 50 ms
+		if err := r.Leave(t.Context(), "worker", "h1", "first"); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-sent; err != nil {
+			t.Error(err)
+		}
+		if err := r.Beat(t.Context(), "worker", "h1", "first"); err != nil {
+			t.Error(err)
+		}
+		if m, err := r.Get(t.Context(), "worker", "h1"); err != nil || m.Up {
+			t.Errorf("%+v, %v: it is up after it has left", m, err)
+		}
+		self.Instance.ID = "second"
+		if err := r.Join(t.Context(), self); err != nil {
+			t.Errorf("the next process: %v", err)
+		}
+		if _, err := d.ExecContext(t.Context(), `UPDATE members SET seen_at = '2100-01-01 00:00:00.000000'`); err != nil {
+			t.Fatal(err)
+		}
+		if m, err := r.Get(t.Context(), "worker", "h1"); err != nil || m.Up || !strings.Contains(m.Why, "in the future") {
+			t.Errorf("%+v, %v: it is up with a heartbeat of 2100", m, err)
+		}
+	})
+}
+
 // TestFileLock: one lock at a time; each start has an ID and a greater number; a copy of the folder is
 // another lock.
 func TestFileLock(t *testing.T) {

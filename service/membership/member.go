@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // MemberConfig is how a [MemberPart] lives.
@@ -32,6 +33,7 @@ type MemberPart struct {
 	cancel context.CancelFunc
 	done   chan struct{}
 	failed chan error
+	outage outage.Log // for the goroutine that sends heartbeats
 
 	mu   sync.Mutex
 	seen time.Time // the last sign of life that arrived, by this process's clock
@@ -106,8 +108,10 @@ func (p *MemberPart) live(ctx context.Context) {
 			return
 		}
 		next := p.cfg.Every
-		if err != nil && ctx.Err() == nil {
-			p.cfg.Logger.WarnContext(ctx, "a sign of life failed and is tried again", "member", p.cfg.Kind, "host", p.cfg.Host, "error", err)
+		if ctx.Err() == nil {
+			p.outage.Note(ctx, p.cfg.Logger, slog.LevelWarn, "heartbeat", err, false, "member", p.cfg.Kind, "host", p.cfg.Host)
+		}
+		if err != nil {
 			next = min(next, time.Second)
 		}
 		p.note(err)

@@ -251,6 +251,8 @@ func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 		return false, "it was stopped"
 	case m.silent > downAfter:
 		return false, fmt.Sprintf("it was last seen %v ago", m.silent.Round(time.Second))
+	case m.silent < -downAfter: // as in Nova: else it would be up for as long as the clock was wrong
+		return false, fmt.Sprintf("its last heartbeat is %v in the future: the database's clock was set back", -m.silent.Round(time.Second))
 	}
 	return true, ""
 }

@@ -237,7 +237,7 @@ func TestMember(t *testing.T) {
 			t.Fatal(err)
 		}
 		until("it to be not ready", func() bool { return fault.CodeOf(p.Check(ctx)) == fault.Unavailable })
-		if !strings.Contains(out.String(), "a sign of life failed") {
+		if !strings.Contains(out.String(), "heartbeat failed") {
 			t.Errorf("the log:\n%s", out)
 		}
 		if _, err := d.ExecContext(ctx, `ALTER TABLE away RENAME TO members`); err != nil {

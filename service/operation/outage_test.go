@@ -72,5 +72,9 @@ func TestOutage(t *testing.T) {
 			t.Errorf("events %s", got)
 		}
 	}
-	t.Logf("all were over %v after the database was back", time.Since(back))
+	took := time.Since(back)
+	t.Logf("all were over %v after the database was back", took)
+	if took > 5*time.Second {
+		t.Errorf("it took %v until all were over, want at most 5 s", took)
+	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service"
+	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // RunnerConfig configures a [Runner]. Store and Host are required.
@@ -229,11 +230,12 @@ type candidate struct {
 func (r *Runner) dispatch(ctx context.Context) {
 	tick := time.NewTicker(r.cfg.Poll)
 	defer tick.Stop()
+	var polls outage.Log
 	look := func(f func(context.Context) error) {
 		call, cancel := context.WithTimeout(ctx, max(r.cfg.Poll, 5*time.Second))
 		defer cancel()
-		if err := f(call); err != nil && ctx.Err() == nil {
-			r.cfg.Logger.WarnContext(ctx, "looking for operations failed and is tried again", "error", err)
+		if err := f(call); ctx.Err() == nil {
+			polls.Note(ctx, r.cfg.Logger, slog.LevelWarn, "poll for operations", err, false)
 		}
 	}
 	look(func(ctx context.Context) error { return r.poll(ctx, "") })

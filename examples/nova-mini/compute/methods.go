@@ -169,6 +169,8 @@ type HostReport struct {
 	Resources     Resources `json:"resources"`
 	// Instance is the process that reports.
 	Instance string `json:"instance,omitempty"`
+	// Claim describes that process. With it the host is claimed again if an operator has removed it.
+	Claim *Process `json:"claim,omitempty"`
 }
 
 // StrangersRequest lists servers that a host's driver has.

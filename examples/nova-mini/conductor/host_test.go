@@ -83,3 +83,33 @@ func TestHostOfOneProcess(t *testing.T) {
 		must(b.svc.EndBuild(ctx, &compute.EndBuildRequest{AttemptRequest: at})) // the reply was lost
 	})
 }
+
+// TestRemovedHost: a worker whose host an operator has removed claims it again with its next report, as the process
+// that it is: the next start of the same machine is let in at once, and another process is refused by its name.
+func TestRemovedHost(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
+		b.start()
+		ctx := b.Context()
+		first := compute.Process{ID: "i-1", Lock: "machine/1", Start: 1, Process: "process of i-1"}
+		if _, err := b.svc.ClaimHost(ctx, &compute.ClaimHostRequest{Host: "h9", Instance: first}); err != nil {
+			b.Fatal(err)
+		}
+		members := b.store.Members(time.Minute)
+		if err := errors.Join(members.ForceDown(ctx, "nova-compute", "h9", true), members.Remove(ctx, "nova-compute", "h9")); err != nil {
+			b.Fatal(err)
+		}
+		report := compute.HostReport{Host: "h9", Driver: "d", Instance: "i-1", Claim: &first, Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}}
+		if _, err := b.svc.ReportHost(ctx, &report); err != nil {
+			b.Fatal(err)
+		}
+		other := compute.Process{ID: "i-2", Process: "another"}
+		if _, err := b.svc.ClaimHost(ctx, &compute.ClaimHostRequest{Host: "h9", Instance: other}); !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), "process of i-1") {
+			b.Errorf("another process: %v", err)
+		}
+		next := compute.Process{ID: "i-3", Lock: "machine/1", Start: 2, Process: "its next start"}
+		if _, err := b.svc.ClaimHost(ctx, &compute.ClaimHostRequest{Host: "h9", Instance: next}); err != nil {
+			b.Errorf("the next start of the same machine: %v", err)
+		}
+	})
+}

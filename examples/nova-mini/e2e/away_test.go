@@ -10,7 +10,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gophercloud/gophercloud/v2"
+
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/keystonetest"
 	"github.com/armature-go/armature/internal/testenv"
 )
 
@@ -135,5 +138,48 @@ func TestRefusedLogin(t *testing.T) {
 				t.Errorf("exit code %d, and the last line is %q; want 1 and the option and the address, without the password", p.ExitCode(), last)
 			}
 		})
+	}
+}
+
+// TestKeystoneAtStart: an API whose Keystone is away waits for it, and warns once with the option; one whose login
+// Keystone rejects ends at once, with the option in the last line.
+func TestKeystoneAtStart(t *testing.T) {
+	t.Parallel()
+	ks := keystonetest.Start(t)
+	ks.Role("service")
+	ks.Grant(ks.User("nova"), "service", gophercloud.AuthScope{ProjectID: ks.Project("service")})
+	c := newCloud(t, "")
+	u, err := url.Parse(ks.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	there, dead := u.Host, envtest.DeadAddr(t)
+	u.Host = dead
+	env := func(auth, password string) []string {
+		return []string{"OS_API__AUTH_STRATEGY=keystone", "OS_KEYSTONE_AUTHTOKEN__AUTH_URL=" + auth, "OS_KEYSTONE_AUTHTOKEN__USERNAME=nova", "OS_KEYSTONE_AUTHTOKEN__PASSWORD=" + password}
+	}
+	p := c.startWith("api", "api-1", env(u.String(), keystonetest.Password)...)
+	c.poll("it waits", 20*time.Second, func() error {
+		if !strings.Contains(p.log.String(), "waiting for a part to start") {
+			return errors.New(p.log.String())
+		}
+		return nil
+	})
+	if s := p.log.String(); strings.Contains(s, "msg=ready") || strings.Count(s, "level=WARN") != 1 || !strings.Contains(s, "option auth_url of [keystone_authtoken]") {
+		t.Errorf("while Keystone is away the log is\n%s", s)
+	}
+	envtest.Forward(t, dead, there)
+	c.client(p)
+
+	const wrong = "hunter2hunter2"
+	p = c.startWith("api", "api-2", env(ks.Endpoint, wrong)...)
+	select {
+	case <-p.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatalf("it goes on:\n%s", p.log)
+	}
+	lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
+	if last := lines[len(lines)-1]; p.ExitCode() != 1 || !strings.Contains(last, "option auth_url of [keystone_authtoken]") || strings.Contains(p.log.String(), wrong) {
+		t.Errorf("exit code %d, and the last line is %q; want 1 and the option, without the password", p.ExitCode(), last)
 	}
 }

@@ -91,6 +91,9 @@ func (h *hole) swallow(d time.Duration) {
 	close(gate)
 }
 
+// total is how many servers the clients create.
+const total = 300
+
 // chaosServices are the processes, by host.
 var chaosServices = map[string]string{
 	"api-1": "api", "api-2": "api", "conductor-1": "conductor", "conductor-2": "conductor", "scheduler-1": "scheduler", "scheduler-2": "scheduler",
@@ -108,8 +111,12 @@ type chaos struct {
 
 	mu       sync.Mutex
 	accepted map[string]bool // servers by id: still wanted
-	all      atomic.Int64    // that were accepted
-	unknown  atomic.Int64    // creations without an answer, of which a server may have been made
+	deleted  map[string]bool // whose deletion was answered
+
+	killing sync.Mutex   // held while a process is killed and started again
+	spared  string       // a host that is not killed now; guarded by killing
+	all     atomic.Int64 // that were accepted
+	unknown atomic.Int64 // creations without an answer, of which a server may have been made
 }
 
 func (c *chaos) launch(host string) {
@@ -141,12 +148,36 @@ func (c *chaos) disturb(ctx context.Context, whole time.Duration, events []func(
 			next++
 		}
 		host := hosts[c.rng.IntN(len(hosts))]
-		c.cloud.mu.Lock()
-		p := c.procs[host]
-		c.cloud.mu.Unlock()
-		p.Kill()
-		c.kills++
-		c.launch(host) //nolint:contextcheck // a process outlives the disturbance
+		c.replace(host) //nolint:contextcheck // a process outlives the disturbance
+	}
+}
+
+// replace kills a process with SIGKILL and starts it again, unless it is spared.
+func (c *chaos) replace(host string) {
+	c.killing.Lock()
+	defer c.killing.Unlock()
+	if host == c.spared {
+		return
+	}
+	c.cloud.mu.Lock()
+	p := c.procs[host]
+	c.cloud.mu.Unlock()
+	p.Kill()
+	c.kills++
+	c.launch(host)
+}
+
+// spare returns the process of a host, which is not killed until the function that it returns is called.
+func (c *chaos) spare(host string) (*process, func()) {
+	c.killing.Lock()
+	defer c.killing.Unlock()
+	c.spared = host
+	c.cloud.mu.Lock()
+	defer c.cloud.mu.Unlock()
+	return c.procs[host], func() {
+		c.killing.Lock()
+		defer c.killing.Unlock()
+		c.spared = ""
 	}
 }
 
@@ -216,6 +247,11 @@ func (c *chaos) use(ctx context.Context, n int) {
 		if err != nil && ctx.Err() == nil && !gophercloud.ResponseCodeIs(err, http.StatusNotFound) {
 			c.Errorf("delete %s: %v", name, err)
 		}
+		if err == nil {
+			c.mu.Lock()
+			c.deleted[id] = true
+			c.mu.Unlock()
+		}
 	}
 }
 
@@ -250,13 +286,13 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it is alone
 	if _, err := fmt.Sscan(os.Getenv("ARMATURE_CHAOS_SEED"), &seed); err != nil && !errors.Is(err, io.EOF) && os.Getenv("ARMATURE_CHAOS_SEED") != "" {
 		t.Fatal(err)
 	}
-	const total, clients = 300, 16
+	const clients = 16
 	t.Logf("seed %d, %v", seed, whole)
 	broker, database := envtest.RabbitMQ(t), envtest.MariaDB(t)
 	busHole, busURL := newHole(t, broker.URL)
 	dbHole, dbURL := newHole(t, database.URL)
 	c := &chaos{
-		cloud: newCloudOn(t, "[driver_fake]\nmemory_mib = 65536\nvcpus = 256\n", dbURL, busURL), rng: rand.New(rand.NewPCG(seed, 0)), ports: map[string]string{}, accepted: map[string]bool{},
+		cloud: newCloudOn(t, "[driver_fake]\nmemory_mib = 65536\nvcpus = 256\n", dbURL, busURL), rng: rand.New(rand.NewPCG(seed, 0)), ports: map[string]string{}, accepted: map[string]bool{}, deleted: map[string]bool{},
 	}
 	for host, service := range chaosServices {
 		c.ports[host] = "0"
@@ -287,12 +323,15 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it is alone
 		restart("broker", broker.Kill, broker.Restart),
 		func() {
 			t.Log("a host is paused for 20 s")
-			c.cloud.mu.Lock()
-			p := c.procs["node-1"]
-			c.cloud.mu.Unlock()
-			_ = p.Signal(syscall.SIGSTOP) // it may just have been killed
+			p, end := c.spare("node-1")
+			defer end()
+			if err := p.Signal(syscall.SIGSTOP); err != nil {
+				t.Errorf("pause: %v", err)
+			}
 			<-time.After(20 * time.Second)
-			_ = p.Signal(syscall.SIGCONT)
+			if err := p.Signal(syscall.SIGCONT); err != nil {
+				t.Errorf("it ended while it was paused: %v", err)
+			}
 		},
 		restart("database", database.Kill, database.Restart),
 		func() {
@@ -378,6 +417,12 @@ func (c *chaos) judge(begin time.Time) {
 			c.Logf("stuck: %s: %s, task %q, host %q", s.ID, s.Status, s.TaskState, s.Host)
 		}
 	}
+	for _, s := range list {
+		if c.deleted[s.ID] {
+			c.Logf("lost: the deletion of %s", s.ID)
+			lost++
+		}
+	}
 	doubled, orphaned := 0, 0
 	on := map[string][]string{}
 	for host := range chaosServices {
@@ -405,7 +450,10 @@ func (c *chaos) judge(begin time.Time) {
 	accepted := c.all.Load()
 	fmt.Printf("chaos: %v, %d SIGKILLs; %d servers accepted, %d of them deleted, %d creations without an answer; lost %d, stuck %d, doubled %d, orphaned %d, missing on their host %d, ERROR %d\n",
 		time.Since(begin).Round(time.Second), c.kills, accepted, accepted-int64(len(c.accepted)), c.unknown.Load(), lost, stuck, doubled, orphaned, missing, broken)
-	if lost+stuck+doubled+orphaned+missing+broken > 0 || accepted == 0 {
-		c.Errorf("not all but the accepted are 0")
+	if lost+stuck+doubled+orphaned+missing+broken > 0 || accepted != total {
+		c.Errorf("want %d accepted, and 0 of all others", total)
+	}
+	if out, err := c.command("placement", "audit", "--min-age", "0").CombinedOutput(); err != nil {
+		c.Errorf("claims differ from the servers: %v\n%s", err, out)
 	}
 }

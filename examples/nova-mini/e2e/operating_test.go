@@ -8,17 +8,21 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/gophercloud/gophercloud/v2"
 
+	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/keystonetest"
+	"github.com/armature-go/armature/internal/testenv"
 )
 
 // TestOperatingFile: the file of docs/operating.md, with the addresses and paths of the test, runs all
@@ -155,4 +159,154 @@ func TestOperatingFile(t *testing.T) {
 		}
 		return nil
 	})
+}
+
+// TestInstalling: the commands of "Installing" in docs/operating.md make, of an empty machine, one on which the four
+// services are ready under their unit's command line, and tell systemd so. Only paths, ports and the clone are others.
+// What needs systemd, or makes a user of the machine, is left out.
+func TestInstalling(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("../../../docs/operating.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, guide, _ := strings.Cut(string(raw), "\n## Installing\n")
+	steps, options, _ := strings.Cut(guide, "\n## Options\n")
+	block := regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```")
+	root, err := filepath.Abs("../../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	broker, database, ks := envtest.RabbitMQ(t), envtest.MariaDB(t), keystonetest.Start(t)
+	broker0, database0, ks0 := parseURL(t, broker.URL), parseURL(t, database.URL), parseURL(t, ks.URL)
+	dir, api := t.TempDir(), envtest.DeadAddr(t)
+	_, port, _ := strings.Cut(api, ":")
+	here := strings.NewReplacer(
+		"git clone https://github.com/armature-go/armature\ncd armature\n", "cd "+root+"\n", // TestCommands clones
+		"/usr/local/bin", dir+"/bin", "/etc/nova-mini", dir+"/.nova-mini", "/run/nova-mini", dir+"/run", "/var/lib/nova-mini", dir+"/state",
+		"127.0.0.1:8774", api, "127.0.0.1:5672", broker0.Host, "127.0.0.1:3306", database0.Host, "http://127.0.0.1:5000/", ks.Endpoint,
+		"mariadb <<", "mariadb --no-defaults --protocol=tcp --host="+database0.Hostname()+" --port="+database0.Port()+" --user="+database0.User.Username()+" <<",
+		"otlp_endpoint = http://127.0.0.1:4318\n", "",
+	).Replace
+	password := func(u *url.URL) string { p, _ := u.User.Password(); return p }
+	env := append(os.Environ(), "PATH="+dir+"/bin:"+os.Getenv("PATH"), "MYSQL_PWD="+password(database0), "OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT="+port,
+		"OS_AUTH_URL="+ks.Endpoint, "OS_IDENTITY_API_VERSION=3", "OS_USERNAME="+ks0.User.Username(), "OS_PASSWORD="+password(ks0),
+		"OS_PROJECT_NAME=admin", "OS_USER_DOMAIN_ID=default", "OS_PROJECT_DOMAIN_ID=default")
+	shell := func(command string) string {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "sh", "-euc", command)
+		cmd.Dir, cmd.Env = dir, env
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s%s", err, command, out)
+		}
+		return string(out)
+	}
+	file := here(block.FindStringSubmatch(options)[2])
+
+	var last string
+	run := 0
+	for _, b := range block.FindAllStringSubmatch(steps, -1) {
+		switch text := here(b[2]); {
+		case b[1] == "systemd":
+			startUnits(t, text, steps, dir, env)
+		case b[1] != "sh":
+		case strings.HasPrefix(text, "rabbitmqctl "):
+			for line := range strings.Lines(text) {
+				if out, err := broker.Ctl(t.Context(), strings.Fields(strings.ReplaceAll(line, "'", ""))[1:]...); err != nil {
+					t.Fatalf("%s%v: %s", line, err, out)
+				}
+			}
+			run++
+		default:
+			last = shell(text)
+			run++
+			if strings.Contains(text, "go build") { // from now on the configuration is that of a user
+				env = append(env, "HOME="+dir)
+			}
+			if strings.Contains(text, "database-url") {
+				if err := os.WriteFile(filepath.Join(dir, ".nova-mini", "nova-mini.conf"), []byte(file), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	if run != 7 || !strings.Contains(last, "nova-compute") || !strings.Contains(last, "controller-1") {
+		t.Errorf("%d steps; the last one prints:\n%s", run, last)
+	}
+	second := exec.CommandContext(t.Context(), filepath.Join(dir, "bin", "nova-mini"), "compute") // of the same host
+	second.Dir, second.Env = dir, env
+	out, err := second.CombinedOutput()
+	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
+	says := lines[len(lines)-1]
+	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !strings.Contains(says, "option admin_listen") || !strings.Contains(says, filepath.Join(dir, "run", "compute.sock")+": address already in use: another process listens there; stop it") {
+		t.Errorf("a second compute service: %v, want exit code 1 and the socket in the last line:\n%s", err, out)
+	}
+	if out := shell("openstack compute service list"); !strings.Contains(out, "controller-1") { // by the address in the catalog
+		t.Errorf("OpenStack's command line prints:\n%s", out)
+	}
+}
+
+func parseURL(t *testing.T, raw string) *url.URL {
+	t.Helper()
+	u, err := url.Parse(raw)
+	if err != nil {
+		t.Fatal("the URL of a service cannot be read")
+	}
+	return u
+}
+
+// startUnits starts the services that the guide enables, as the unit says, and waits until each says that it is ready.
+func startUnits(t *testing.T, unit, guide, dir string, env []string) {
+	t.Helper()
+	for _, line := range []string{"RuntimeDirectory=nova-mini", "RuntimeDirectoryPreserve=yes", "StateDirectory=nova-mini", "Type=notify-reload", "User=nova-mini"} {
+		if !strings.Contains(unit, line+"\n") {
+			t.Errorf("the unit does not have %s", line)
+		}
+	}
+	for _, folder := range []string{"run", "state"} { // as systemd does
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o750); err != nil { // config validate --online may have made the second one
+			t.Fatal(err)
+		}
+	}
+	names := regexp.MustCompile(`nova-mini@([a-z]+)`).FindAllStringSubmatch(regexp.MustCompile(`(?m)^systemctl enable --now .*$`).FindString(guide), -1)
+	command := regexp.MustCompile(`(?m)^ExecStart=(.*)$`).FindStringSubmatch(unit)
+	if len(names) != 4 || command == nil {
+		t.Fatalf("units %v, command %v", names, command)
+	}
+	for _, name := range names {
+		socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: filepath.Join(dir, name[1]+".notify"), Net: "unixgram"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { socket.Close() })
+		args := strings.Fields(strings.ReplaceAll(command[1], "%i", name[1]))
+		cmd := exec.CommandContext(context.Background(), args[0], args[1:]...)
+		log := &safeBuffer{}
+		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
+		cmd.Env = append(slices.Clone(env), "NOTIFY_SOCKET="+socket.LocalAddr().String())
+		p, err := testenv.Start(cmd)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { p.Kill() })
+		if err := socket.SetReadDeadline(time.Now().Add(60 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 4096)
+		for said := ""; !strings.HasPrefix(said, "READY=1\n"); {
+			n, err := socket.Read(buf)
+			if err != nil {
+				t.Fatalf("%s is not ready: %v\n%s", name[1], err, log)
+			}
+			said = string(buf[:n])
+		}
+		named := func() bool { return strings.Contains(log.String(), "msg=ready service="+name[1]+" ") }
+		for end := time.Now().Add(5 * time.Second); !named() && time.Now().Before(end); { // the log comes through a pipe
+			<-time.After(10 * time.Millisecond)
+		}
+		if !named() {
+			t.Errorf("the log of %s does not have its name:\n%s", name[1], log)
+		}
+	}
 }

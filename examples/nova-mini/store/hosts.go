@@ -152,17 +152,18 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 			h.Provider = p
 		}
 	}
+	for _, h := range hosts {
+		h.Disabled = "the compute service was removed" // unless it is among the services
+	}
 	for _, v := range services {
 		h := byName[v.Host]
 		if h == nil || v.Kind != ComputeBinary {
 			continue
 		}
 		h.Service = v
-		if h.SeenAt = time.Now().Add(v.SeenAt.Sub(now)); v.ForcedDown || v.Departed { // by this process's clock
-			h.SeenAt = time.Time{}
-		}
-		if v.Disabled {
-			h.Disabled = "the compute service is disabled: " + v.DisabledReason
+		h.SeenAt, h.Disabled = time.Now().Add(v.SeenAt.Sub(now)), "" // by this process's clock
+		if reason := v.Unfit(); reason != "" {
+			h.Disabled = "the compute service gets no new servers: " + reason
 		}
 	}
 	return hosts, nil
@@ -205,8 +206,12 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
 	}
+	instance := membership.Instance{ID: r.Instance}
+	if r.Claim != nil && r.Claim.ID == r.Instance {
+		instance = membership.Instance(*r.Claim)
+	}
 	join := func() error {
-		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: membership.Instance{ID: r.Instance}})
+		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: instance})
 	}
 	err := s.HoldsHost(ctx, r.Host, r.Instance)
 	if r.Instance == "" && errors.Is(err, membership.ErrHeld) {

@@ -63,7 +63,7 @@ func (s *Service) loseHost(err error) {
 	s.once.Do(func() {
 		s.cfg.Logger.Error("host lost to another process", "error", err)
 		s.lose()
-		s.lost <- fmt.Errorf("this process was silent for too long, and another one has its host %s: %w", s.cfg.Host, err)
+		s.lost <- fmt.Errorf("another process has host %s, as this one was silent for too long, or was removed: %w", s.cfg.Host, err)
 	})
 }
 

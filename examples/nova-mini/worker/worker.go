@@ -371,7 +371,12 @@ func (s *Service) look(ctx context.Context) (*compute.HostReport, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance}, nil
+	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance}
+	if s.cfg.Process != nil && s.instance != "" {
+		p := s.cfg.Process()
+		out.Claim = &p
+	}
+	return out, nil
 }
 
 // Audit destroys what the driver has and the database does not place here: what

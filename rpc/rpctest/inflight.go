@@ -1,0 +1,83 @@
+package rpctest
+
+import (
+	"context"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/rpc"
+)
+
+// InFlight is a rule of buses that bound the bytes that one subscription holds unsettled: the handlers of a server
+// have at most budget bytes at once, at least atOnce messages of size bytes, and as many small messages as the server
+// has slots. When the large ones are settled there is room again.
+func InFlight(t *testing.T, b rpc.Bus, budget, size, atOnce int) {
+	t.Helper()
+	const slots = 64
+	iface := &rpc.Interface{Name: "inflight", Version: rpc.Version{Major: 1}}
+	blobs := rpc.Method[string, rpc.None]{Interface: iface, Name: "blobs", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+	var now, most atomic.Int64
+	entered := make(chan struct{}, 1000)
+	var gate atomic.Pointer[chan struct{}]
+	srv := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: "h", MaxInFlight: slots})
+	rpc.Handle(srv, blobs, func(ctx context.Context, s *string) (*rpc.None, error) {
+		n := now.Add(int64(len(*s)))
+		for {
+			if m := most.Load(); n <= m || most.CompareAndSwap(m, n) {
+				break
+			}
+		}
+		shut := *gate.Load() // before the test learns of it, and begins the next round
+		entered <- struct{}{}
+		select {
+		case <-shut:
+		case <-ctx.Done():
+		}
+		now.Add(-int64(len(*s)))
+		return &rpc.None{}, nil
+	})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background()) //nolint:errcheck // the test is over
+	client := rpc.NewClient(b, rpc.ClientConfig{})
+	defer client.Close() //nolint:errcheck // it never fails
+	for round, tt := range []struct{ messages, size, atOnce int }{{3 * slots, 1, slots}, {20, size, atOnce}, {3 * slots, 1, slots}} {
+		shut := make(chan struct{})
+		gate.Store(&shut)
+		most.Store(0)
+		text := strings.Repeat("x", tt.size)
+		for range tt.messages {
+			if err := rpc.Cast(t.Context(), client, blobs, "h", &text); err != nil {
+				t.Fatal(err)
+			}
+		}
+		open := sync.OnceFunc(func() { close(shut) })
+		defer open()
+		for i := range tt.atOnce {
+			select {
+			case <-entered:
+			case <-time.After(10 * time.Second):
+				t.Fatalf("round %d: %d of %d messages of %d bytes are handled at once, want %d", round, i, tt.messages, tt.size, tt.atOnce)
+			}
+		}
+		if tt.size > 1 {
+			<-time.After(300 * time.Millisecond) // for one more than there is room for
+		}
+		if n := most.Load(); n > int64(budget) {
+			t.Errorf("round %d: %d bytes in flight, want at most %d", round, n, budget)
+		}
+		open()
+		for i := range tt.messages - tt.atOnce {
+			select {
+			case <-entered:
+			case <-time.After(20 * time.Second):
+				t.Fatalf("round %d: %d of the last %d messages came", round, i, tt.messages-tt.atOnce)
+			}
+		}
+		t.Logf("round %d: at most %d bytes at once", round, most.Load())
+	}
+}
