@@ -102,6 +102,9 @@ func (f *flags) dlqList(ctx context.Context) error {
 // dlqEach calls do for each letter named, or for all. One that is not there
 // is an error.
 func (f *flags) dlqEach(ctx context.Context, ids []string, all bool, do func(*rpc.DeadLetter) rpc.Verdict) error {
+	if slices.Contains(ids, "") { // it would name all letters without an id
+		return usageError{fault.New(fault.Invalid, "the id of a dead letter is empty")}
+	}
 	missing := map[string]bool{}
 	for _, id := range ids {
 		missing[id] = true

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -118,5 +119,17 @@ func TestDeadLetters(t *testing.T) {
 	}
 	if out, err := run("list"); err != nil || out != "there are no dead letters\n" {
 		t.Errorf("list after all: %q, %v", out, err)
+	}
+}
+
+// TestEmptyLetterID: an empty id, such as that of an unset variable of a shell, names no letter.
+func TestEmptyLetterID(t *testing.T) {
+	t.Parallel()
+	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}} {
+		cmd := command(new(bytes.Buffer))
+		cmd.SetArgs(append([]string{"dlq"}, args...))
+		if _, ok := errors.AsType[usageError](cmd.ExecuteContext(t.Context())); !ok {
+			t.Errorf("dlq %q is not refused", args)
+		}
 	}
 }
