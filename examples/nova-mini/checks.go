@@ -190,12 +190,11 @@ func (o *options) label(section string, names ...string) string {
 		if section != "DEFAULT" {
 			text += " of [" + section + "]"
 		}
-		where := o.config.Where(section, name)
-		switch {
-		case where == "default" || where == "":
-		case where == "flag osapi_compute_listen_port":
+		switch where := o.config.Where(section, name); where {
+		case "", "default":
+		case "flag osapi_compute_listen_port":
 			text += ", flag --port"
-		case where == "flag state_path":
+		case "flag state_path":
 			text += ", flag --state-path"
 		default:
 			text += ", " + where
