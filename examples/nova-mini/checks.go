@@ -23,7 +23,6 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/policy"
-	"github.com/armature-go/armature/tlsfile"
 )
 
 // allInOneService is the name of all services in one process, which need neither a bus nor a database.
@@ -100,8 +99,8 @@ var checks = []check{
 	{"api all-in-one", "keystone_authtoken.username", func(o *options) error { return o.keystoneNeeds(o.Keystone.Username) }},
 	{"api all-in-one", "keystone_authtoken.password", func(o *options) error { return o.keystoneNeeds(o.Keystone.Password) }},
 	{"api all-in-one", "keystone_authtoken.project_name", func(o *options) error { return o.keystoneNeeds(o.Keystone.Project) }},
-	{"api all-in-one", "keystone_authtoken.cafile keystone_authtoken.certfile keystone_authtoken.keyfile", func(o *options) error {
-		_, err := tlsFrom(tlsfile.Client{CAFile: o.Keystone.CAFile, CertFile: o.Keystone.CertFile, KeyFile: o.Keystone.KeyFile})
+	{"api all-in-one", "keystone_authtoken.cafile keystone_authtoken.certfile keystone_authtoken.keyfile keystone_authtoken.ssl_server_name", func(o *options) error {
+		_, err := tlsFrom(o.Keystone.files())
 		return err
 	}},
 	{"api all-in-one", "oslo_policy.policy_file oslo_policy.policy_dirs", func(o *options) error {

@@ -242,7 +242,7 @@ func (o *options) identity(log *slog.Logger) (*identity, error) {
 		return &identity{authenticate: auth.None(api.Administrator)}, nil
 	}
 	c := o.Keystone
-	secure, err := tlsFrom(tlsfile.Client{CAFile: c.CAFile, CertFile: c.CertFile, KeyFile: c.KeyFile})
+	secure, err := tlsFrom(c.files())
 	if err != nil {
 		return nil, fmt.Errorf("options cafile, certfile and keyfile of [keystone_authtoken]: %w", err)
 	}

@@ -124,9 +124,15 @@ type keystoneOptions struct {
 	CAFile        string        `ini:"cafile" protects:"true" help:"authorities that are trusted with Keystone's certificate (default: the system's)"`
 	CertFile      string        `ini:"certfile" protects:"true" help:"certificate to show to Keystone"`
 	KeyFile       string        `ini:"keyfile" protects:"true" help:"its private key, of mode 0600, or 0640 if it belongs to root"`
+	ServerName    string        `ini:"ssl_server_name" protects:"true" help:"name that Keystone's certificate must have (default: the host of auth_url)"`
 	Insecure      bool          `ini:"insecure" default:"false" protects:"true" unsupported:"Keystone's certificate is always verified: name its authority in cafile" help:"verify no certificate"`
 	TokenBind     string        `ini:"enforce_token_bind" default:"permissive" protects:"true" unsupported:"tokens that are bound to a client are not checked for it: leave it out" help:"check what a token is bound to"`
 	CacheTime     time.Duration `ini:"token_cache_time" default:"300" min:"1ms" help:"seconds for which a token is believed, so also for which one may live that was revoked"`
+}
+
+// files are those for TLS to Keystone.
+func (k *keystoneOptions) files() tlsfile.Client {
+	return tlsfile.Client{CAFile: k.CAFile, CertFile: k.CertFile, KeyFile: k.KeyFile, ServerName: k.ServerName}
 }
 
 type policyOptions struct {

@@ -33,6 +33,7 @@ type telemetryOptions struct {
 	Endpoint string  `ini:"otlp_endpoint" help:"collector of traces that takes OTLP over HTTP, such as http://127.0.0.1:4318 (default: no traces)"`
 	CAFile   string  `ini:"otlp_cafile" protects:"true" help:"authorities that are trusted with the collector's certificate (default: the system's)"`
 	CertFile string  `ini:"otlp_certfile" protects:"true" help:"certificate to show to the collector"`
+	Server   string  `ini:"otlp_server_name" protects:"true" help:"name that the collector's certificate must have (default: the host of otlp_endpoint)"`
 	KeyFile  string  `ini:"otlp_keyfile" protects:"true" help:"its private key, of mode 0600, or 0640 if it belongs to root"`
 	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"how many traces are kept, of those that begin here"`
 }
@@ -46,7 +47,7 @@ func (o *telemetryOptions) collector() ([]otlptracehttp.Option, error) {
 	if u.RawQuery != "" || u.Fragment != "" {
 		return nil, fault.New(fault.Invalid, "it has parameters, of which none is known: %q", u.RawQuery+u.Fragment)
 	}
-	secure, err := tlsFrom(tlsfile.Client{CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile})
+	secure, err := tlsFrom(tlsfile.Client{CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile, ServerName: o.Server})
 	if err != nil {
 		return nil, fmt.Errorf("with otlp_cafile, otlp_certfile and otlp_keyfile: %w", err)
 	}

@@ -9,15 +9,20 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/armature-go/armature/internal/certtest"
 )
 
 // certificate writes a self-signed certificate for 127.0.0.1, and returns its pool and file.
@@ -98,5 +103,66 @@ func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the def
 	res.Body.Close()
 	if res.ProtoMajor != 2 || res.Header.Get("Access-Control-Allow-Origin") != "https://dashboard.example.org" || !strings.Contains(body.String(), `"`+url+`/v2.1/"`) || !strings.HasPrefix(url, "https://") {
 		t.Errorf("%s: %s, %v, %s", url, res.Proto, res.Header, &body)
+	}
+}
+
+// TestServerNames: Keystone and the collector of traces are reached by TLS at an address that is not in their
+// certificate, if an option names the one that is, and not otherwise.
+func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets the default logger
+	ca := certtest.New(t)
+	cert, key := ca.Issue(t, "there.example")
+	pair, err := tls.LoadX509KeyPair(cert, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	traces := make(chan string, 10)
+	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/v1/traces" {
+			traces <- r.URL.Path
+			return
+		}
+		w.Header().Set("X-Subject-Token", "own")
+		w.WriteHeader(http.StatusCreated)
+	}))
+	s.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	s.StartTLS()
+	defer s.Close()
+	dir := t.TempDir()
+	conf := filepath.Join(dir, "nova-mini.conf")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(conf, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for name, works := range map[string]bool{"": false, "other.example": false, "there.example": true} {
+		write("[keystone_authtoken]\nauth_url = " + s.URL + "\nusername = u\npassword = p\ncafile = " + ca.File + "\nssl_server_name = " + name + "\n")
+		var out bytes.Buffer
+		cmd := command(&out)
+		cmd.SetArgs([]string{"config", "validate", "--online", "--service", "all-in-one", "--config-file", conf})
+		err := cmd.ExecuteContext(t.Context())
+		if got := strings.Contains(out.String(), "works: [keystone_authtoken] auth_url"); got != works || !works && !strings.Contains(fmt.Sprint(err), "certificate") {
+			t.Errorf("ssl_server_name = %q: works is %t, want %t: %v", name, got, works, err)
+		}
+	}
+	write("[opentelemetry]\notlp_endpoint = " + s.URL + "\notlp_cafile = " + ca.File + "\notlp_server_name = there.example\n")
+	ctx, cancel := context.WithCancel(t.Context())
+	out, ended := &output{more: make(chan struct{}, 1)}, make(chan error, 1)
+	go func() {
+		cmd := command(out) //nolint:contextcheck // cobra hands the context on
+		cmd.SetArgs([]string{"--port", "0", "--state-path", dir, "--config-file", conf})
+		ended <- cmd.ExecuteContext(ctx)
+	}()
+	<-out.more
+	if got := status(t, out.String(), "/v2.1/flavors"); got != http.StatusOK {
+		t.Errorf("status %d", got)
+	}
+	cancel() // which sends the last traces
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if len(traces) == 0 {
+		t.Error("the collector has got no traces by TLS")
 	}
 }
