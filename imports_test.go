@@ -77,7 +77,7 @@ var rules = map[string][]string{
 	"service":             {"service/internal/bodytime", "service/internal/outage", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},
 	"service/...":         {"service/...", "fault", "reqctx"},
 	"service/config":      {"internal/text", "fault"},
-	"service/auth":        {"service", "service/api", "fault", "reqctx", "golang.org/x/sync"},
+	"service/auth":        {"service", "service/internal/outage", "service/api", "fault", "reqctx", "golang.org/x/sync"},
 	"service/policy":      {"service", "internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
 	"service/api/apiprom": {"service/api", prometheus},

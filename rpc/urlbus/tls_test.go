@@ -156,7 +156,7 @@ func startURL(t *testing.T, raw string, cfg urlbus.Config) error {
 		err = bus.Check(t.Context())
 	}
 	if m := message.NewMessage("1", nil); err == nil {
-		if e := bus.Publish("nobody", m); !errors.Is(e, rpc.ErrNoConsumer) {
+		if e := bus.Publish("no-consumer", m); !errors.Is(e, rpc.ErrNoConsumer) {
 			t.Errorf("publish: %v, want ErrNoConsumer", e)
 		}
 	}

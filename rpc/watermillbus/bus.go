@@ -15,8 +15,8 @@
 // subscriptions that are renewed, typed errors, and a Close that ends.
 //
 // What it cannot add are these rules of rpctest.TestBus, named as there, because
-// a watermill publisher does not say that nobody takes a message, a
-// subscriber cannot be told that there is no free slot, and gives back what it has sent ahead:
+// a watermill publisher does not report that a topic has no consumer, a server cannot tell a
+// subscriber that all slots are in use, and a subscriber gives back the messages that it has prefetched:
 //
 //   - noconsumer: a call or cast to a server that never was ends by its deadline,
 //     or waits, instead of failing at once with ErrNoConsumer.
@@ -24,7 +24,7 @@
 //   - busy: a call that a busy server has been sent waits for that one.
 //   - restarts: what a stopping server had been sent and not begun counts as lost with a server.
 //
-// Four more limits are no rules there. For the same reason a call to a server whose process was killed ends by the
+// Four more limits have no rule there. For the same reason a call to a server whose process was killed ends by the
 // heartbeat timeout, not with rpc.ErrServerLost. A publisher's error does not say
 // whether the message was sent: it is Unknown unless Config.NotSent knows better.
 // A subscriber does not say whether an acknowledgement went out: [rpc.Settle]

@@ -23,6 +23,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // KeystoneConfig configures a [Keystone]. URL, Username, Password and ProjectName are
@@ -57,8 +58,8 @@ type KeystoneConfig struct {
 	// Client sends the requests. It is copied, and the copy does not follow redirects, so that a
 	// token goes to Keystone only. Default: a client with a transport of its own.
 	Client *http.Client
-	// Logger gets an error when validations begin to fail because of Keystone, a debug line for
-	// each further failure, and an info line when they succeed again. Default [slog.Default].
+	// Logger gets an error when validations begin to fail because of Keystone and one a minute after that, a
+	// debug line for each other failure, and an info line when they work again. Default [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -73,8 +74,8 @@ type Keystone struct {
 	mu       sync.Mutex
 	ownToken string // the service's token; empty before the first login
 	cache    map[[32]byte]validation
-	lastErr  error // of the last call to Keystone; nil if Keystone answered
-	failing  bool  // the last validation failed because of Keystone
+	lastErr  error      // of the last call to Keystone; nil if Keystone answered
+	outage   outage.Log // of validations that fail because of Keystone
 }
 
 // validation is Keystone's answer for a token.
@@ -196,7 +197,7 @@ func (k *Keystone) cacheToken(ctx context.Context, sum [32]byte, token string, a
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.lastErr = err
-	k.logOutageLocked(ctx, err)
+	k.outage.Note(ctx, k.cfg.Logger, slog.LevelError, "token validation", err, false)
 	if err != nil {
 		return v, fault.New(fault.Unavailable, "The identity service is not available now.")
 	}
@@ -208,20 +209,6 @@ func (k *Keystone) cacheToken(ctx context.Context, sum [32]byte, token string, a
 	}
 	k.cache[sum] = v
 	return v, nil
-}
-
-// logOutageLocked logs the start and the end of an outage of Keystone. The failures between them are debug
-// lines, because each request may have one.
-func (k *Keystone) logOutageLocked(ctx context.Context, err error) {
-	switch {
-	case err != nil && k.failing:
-		k.cfg.Logger.DebugContext(ctx, "token validation failed", "error", err)
-	case err != nil:
-		k.cfg.Logger.ErrorContext(ctx, "token validation failed", "error", err)
-	case k.failing:
-		k.cfg.Logger.InfoContext(ctx, "token validation succeeds again")
-	}
-	k.failing = err != nil
 }
 
 // evictLocked removes tokens until the cache is nine tenths full: those out of date, then unknown
