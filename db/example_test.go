@@ -266,3 +266,37 @@ func ExampleReaders() {
 	fmt.Println(err, volumes(request), volumes(db.WithSession(ctx)))
 	// Output: <nil> 1 0
 }
+
+// A statement about one row says what it means that the row does not match, and a
+// column of text holds a Go value.
+func ExampleExecOne() {
+	ctx := context.Background()
+	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer d.Close()
+	d.MustExecContext(ctx, "CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, tags TEXT NOT NULL)")
+
+	type volume struct {
+		ID   string                     `db:"id"`
+		Tags db.JSON[map[string]string] `db:"tags"`
+	}
+	v := volume{ID: "v1", Tags: db.JSONOf(map[string]string{"disk": "fast"})}
+	if _, err := d.NamedExecContext(ctx, "INSERT INTO volumes (id, tags) VALUES (:id, :tags)", v); err != nil {
+		fmt.Println(err)
+		return
+	}
+	if err := d.GetContext(ctx, &v, "SELECT * FROM volumes WHERE id = ?", "v1"); err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(v.Tags.V["disk"])
+
+	errNoVolume := fault.New(fault.NotFound, "volume v2 does not exist")
+	fmt.Println(db.ExecOne(ctx, d, errNoVolume, "UPDATE volumes SET tags = ? WHERE id = ?", v.Tags, "v2"))
+	// Output:
+	// fast
+	// volume v2 does not exist
+}

@@ -80,14 +80,11 @@ func UpdateIf(ctx context.Context, q sqlx.ExtContext, u Update) error {
 	// findDifference finds no difference. In a transaction this happens at most once,
 	// because findDifference locks the row.
 	for attempt := 1; ; attempt++ {
-		res, err := q.ExecContext(ctx, query, args...)
+		n, err := Exec(ctx, q, query, args...)
 		if err != nil {
-			return Error(err)
+			return err
 		}
-		n, err := res.RowsAffected()
 		switch {
-		case err != nil:
-			return Error(err)
 		case n == 1:
 			return nil
 		case n > 1:

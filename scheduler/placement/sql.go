@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	_ "embed" // for Schema
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -32,9 +31,9 @@ func NewSQL(d *sqlx.DB) *SQL { return &SQL{d} }
 
 // row is a provider's.
 type row struct {
-	ID         string `db:"id"`
-	Generation int64  `db:"generation"`
-	Data       string `db:"data"`
+	ID         string            `db:"id"`
+	Generation int64             `db:"generation"`
+	Data       db.JSON[Provider] `db:"data"`
 }
 
 type inventoryRow struct {
@@ -68,11 +67,8 @@ func read(ctx context.Context, q sqlx.QueryerContext, lock string, ids ...string
 		return nil, db.Error(err)
 	}
 	out := make(map[string]*Provider, len(rows))
-	for _, r := range rows {
-		p := &Provider{}
-		if err := json.Unmarshal([]byte(r.Data), p); err != nil {
-			return nil, fault.New(fault.Internal, "provider %s: %w", r.ID, err)
-		}
+	for i, r := range rows {
+		p := &rows[i].Data.V
 		p.ID, p.Generation, p.Inventories = r.ID, r.Generation, map[string]Inventory{}
 		out[r.ID] = p
 	}
@@ -94,16 +90,6 @@ func in(ids []string) (where string, args []any) {
 		args = append(args, id)
 	}
 	return " WHERE @ IN (?" + strings.Repeat(", ?", len(ids)-1) + ")", args
-}
-
-// exec runs a statement and returns how many rows it matched.
-func exec(ctx context.Context, tx *sqlx.Tx, query string, args ...any) (int, error) {
-	res, err := tx.ExecContext(ctx, query, args...)
-	if err != nil {
-		return 0, db.Error(err)
-	}
-	n, err := res.RowsAffected()
-	return int(n), err
 }
 
 // Put is as [Store] says.
@@ -160,14 +146,12 @@ func put(ctx context.Context, tx *sqlx.Tx, p *Provider) (*Provider, error) {
 func write(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 	kept := *p
 	kept.ID, kept.Generation, kept.Inventories = "", 0, nil
-	data, err := json.Marshal(&kept)
-	if err != nil {
-		return fault.New(fault.Invalid, "provider %s: %w", p.ID, err)
-	}
+	data := db.JSONOf(kept)
+	var err error
 	if have == nil {
-		_, err = exec(ctx, tx, `INSERT INTO placement_providers (id, generation, data) VALUES (?, ?, ?)`, p.ID, p.Generation, data)
+		_, err = db.Exec(ctx, tx, `INSERT INTO placement_providers (id, generation, data) VALUES (?, ?, ?)`, p.ID, p.Generation, data)
 	} else {
-		_, err = exec(ctx, tx, `UPDATE placement_providers SET generation = ?, data = ? WHERE id = ?`, p.Generation, data, p.ID)
+		_, err = db.Exec(ctx, tx, `UPDATE placement_providers SET generation = ?, data = ? WHERE id = ?`, p.Generation, data, p.ID)
 	}
 	if err != nil || have != nil && have.Generation == p.Generation {
 		return err
@@ -179,7 +163,7 @@ func write(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 		if _, ok := p.Inventories[class]; ok {
 			continue
 		}
-		if _, err := exec(ctx, tx, `DELETE FROM placement_inventories WHERE provider = ? AND class = ?`, p.ID, class); err != nil {
+		if _, err := db.Exec(ctx, tx, `DELETE FROM placement_inventories WHERE provider = ? AND class = ?`, p.ID, class); err != nil {
 			return err
 		}
 	}
@@ -192,7 +176,7 @@ func write(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 			query = `INSERT INTO placement_inventories (total, reserved, ratio, min_unit, max_unit, step_size, capacity, generation, provider, class, used)
 				VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)`
 		}
-		if _, err := exec(ctx, tx, query, args...); err != nil {
+		if _, err := db.Exec(ctx, tx, query, args...); err != nil {
 			return err
 		}
 	}
@@ -211,10 +195,10 @@ func (s *SQL) Remove(ctx context.Context, id string) error {
 				return fault.New(fault.Precondition, "provider %s: %s: %d are used", id, class, n)
 			}
 		}
-		if _, err := exec(ctx, tx, `DELETE FROM placement_inventories WHERE provider = ?`, id); err != nil {
+		if _, err := db.Exec(ctx, tx, `DELETE FROM placement_inventories WHERE provider = ?`, id); err != nil {
 			return err
 		}
-		_, err = exec(ctx, tx, `DELETE FROM placement_providers WHERE id = ?`, id)
+		_, err = db.Exec(ctx, tx, `DELETE FROM placement_providers WHERE id = ?`, id)
 		return err
 	})
 }
@@ -266,19 +250,15 @@ func (s *SQL) Providers(ctx context.Context, ids ...string) ([]*Provider, error)
 
 func aggregates(ctx context.Context, q sqlx.QueryerContext) (map[string]*Aggregate, error) {
 	var rows []struct {
-		Name     string `db:"name"`
-		Metadata string `db:"metadata"`
+		Name     string                     `db:"name"`
+		Metadata db.JSON[map[string]string] `db:"metadata"`
 	}
 	if err := sqlx.SelectContext(ctx, q, &rows, `SELECT * FROM placement_aggregates`); err != nil {
 		return nil, db.Error(err)
 	}
 	out := make(map[string]*Aggregate, len(rows))
 	for _, r := range rows {
-		a := &Aggregate{Name: r.Name}
-		if err := json.Unmarshal([]byte(r.Metadata), &a.Metadata); err != nil {
-			return nil, fault.New(fault.Internal, "aggregate %s: %w", r.Name, err)
-		}
-		out[r.Name] = a
+		out[r.Name] = &Aggregate{Name: r.Name, Metadata: r.Metadata.V}
 	}
 	return out, nil
 }
@@ -288,14 +268,11 @@ func (s *SQL) PutAggregate(ctx context.Context, a Aggregate) error {
 	if err := a.check(); err != nil {
 		return err
 	}
-	data, err := json.Marshal(a.Metadata)
-	if err != nil {
-		return fault.New(fault.Invalid, "aggregate %s: %w", a.Name, err)
-	}
+	data := db.JSONOf(a.Metadata)
 	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
-		n, err := exec(ctx, tx, `UPDATE placement_aggregates SET metadata = ? WHERE name = ?`, data, a.Name)
+		n, err := db.Exec(ctx, tx, `UPDATE placement_aggregates SET metadata = ? WHERE name = ?`, data, a.Name)
 		if err == nil && n == 0 {
-			_, err = exec(ctx, tx, `INSERT INTO placement_aggregates (name, metadata) VALUES (?, ?)`, a.Name, data)
+			_, err = db.Exec(ctx, tx, `INSERT INTO placement_aggregates (name, metadata) VALUES (?, ?)`, a.Name, data)
 		}
 		return err
 	})
@@ -304,7 +281,7 @@ func (s *SQL) PutAggregate(ctx context.Context, a Aggregate) error {
 // RemoveAggregate is as [Store] says.
 func (s *SQL) RemoveAggregate(ctx context.Context, name string) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
-		if _, err := exec(ctx, tx, `DELETE FROM placement_aggregates WHERE name = ?`, name); err != nil {
+		if _, err := db.Exec(ctx, tx, `DELETE FROM placement_aggregates WHERE name = ?`, name); err != nil {
 			return err
 		}
 		known, err := read(ctx, tx, " FOR UPDATE")
@@ -377,7 +354,7 @@ func begin(ctx context.Context, tx *sqlx.Tx, claims []Claim) ([]pair, error) {
 	slices.SortFunc(order, func(a, b *Claim) int { return cmp.Compare(a.Consumer, b.Consumer) })
 	for _, c := range order {
 		if c.Generation == 0 && len(c.Allocations) > 0 {
-			_, err := exec(ctx, tx, `INSERT INTO placement_consumers (id, generation, host, group_id, changed_at) VALUES (?, 1, ?, ?, ?)`,
+			_, err := db.Exec(ctx, tx, `INSERT INTO placement_consumers (id, generation, host, group_id, changed_at) VALUES (?, 1, ?, ?, ?)`,
 				c.Consumer, c.host(), c.group(), now)
 			if err == nil {
 				pairs = append(pairs, pair{&Claim{Consumer: c.Consumer}, c})
@@ -414,10 +391,10 @@ func groups(ctx context.Context, tx *sqlx.Tx, pairs []pair) error {
 	}
 	for _, id := range slices.Sorted(maps.Keys(byGroup)) {
 		const lock = `UPDATE placement_groups SET claims = claims + 1 WHERE id = ?`
-		n, err := exec(ctx, tx, lock, id)
+		n, err := db.Exec(ctx, tx, lock, id)
 		if err == nil && n == 0 {
-			if _, err = exec(ctx, tx, `INSERT INTO placement_groups (id, claims) VALUES (?, 1)`, id); fault.CodeOf(err) == fault.Conflict {
-				_, err = exec(ctx, tx, lock, id)
+			if _, err = db.Exec(ctx, tx, `INSERT INTO placement_groups (id, claims) VALUES (?, 1)`, id); fault.CodeOf(err) == fault.Conflict {
+				_, err = db.Exec(ctx, tx, lock, id)
 			}
 		}
 		if err != nil {
@@ -476,8 +453,8 @@ func take(ctx context.Context, tx *sqlx.Tx, c *change) error {
 		query += " AND generation = ?"
 		args = append(args, c.generation)
 	}
-	n, err := exec(ctx, tx, query, args...)
-	if err != nil || n == len(c.classes) {
+	n, err := db.Exec(ctx, tx, query, args...)
+	if err != nil || n == int64(len(c.classes)) {
 		return err
 	}
 	known, err := read(ctx, tx, " FOR UPDATE", c.provider)
@@ -488,7 +465,7 @@ func take(ctx context.Context, tx *sqlx.Tx, c *change) error {
 	if p == nil {
 		return fault.New(fault.NotFound, "there is no provider %s", c.provider)
 	}
-	return c.miss(p, n)
+	return c.miss(p, int(n))
 }
 
 // miss returns why only taken of the classes of a change had room, to judge by
@@ -522,7 +499,7 @@ func end(ctx context.Context, tx *sqlx.Tx, pairs []pair) error {
 	for _, p := range pairs {
 		c := p.want
 		if p.have.Generation > 0 {
-			if _, err := exec(ctx, tx, `DELETE FROM placement_allocations WHERE consumer = ?`, c.Consumer); err != nil {
+			if _, err := db.Exec(ctx, tx, `DELETE FROM placement_allocations WHERE consumer = ?`, c.Consumer); err != nil {
 				return err
 			}
 			query, with := `DELETE FROM placement_consumers WHERE id = ?`, []any{c.Consumer}
@@ -530,11 +507,11 @@ func end(ctx context.Context, tx *sqlx.Tx, pairs []pair) error {
 				query = `UPDATE placement_consumers SET generation = generation + 1, host = ?, group_id = ?, changed_at = ? WHERE id = ?`
 				with = []any{c.host(), c.group(), now, c.Consumer}
 			}
-			if _, err := exec(ctx, tx, query, with...); err != nil {
+			if _, err := db.Exec(ctx, tx, query, with...); err != nil {
 				return err
 			}
 		} else if c.Generation == Any && len(c.Allocations) > 0 {
-			if _, err := exec(ctx, tx, `INSERT INTO placement_consumers (id, generation, host, group_id, changed_at) VALUES (?, 1, ?, ?, ?)`,
+			if _, err := db.Exec(ctx, tx, `INSERT INTO placement_consumers (id, generation, host, group_id, changed_at) VALUES (?, 1, ?, ?, ?)`,
 				c.Consumer, c.host(), c.group(), now); err != nil {
 				return err
 			}
@@ -548,7 +525,7 @@ func end(ctx context.Context, tx *sqlx.Tx, pairs []pair) error {
 	if len(args) == 0 {
 		return nil
 	}
-	_, err := exec(ctx, tx, `INSERT INTO placement_allocations (consumer, provider, class, amount) VALUES (?, ?, ?, ?)`+
+	_, err := db.Exec(ctx, tx, `INSERT INTO placement_allocations (consumer, provider, class, amount) VALUES (?, ?, ?, ?)`+
 		strings.Repeat(", (?, ?, ?, ?)", len(args)/4-1), args...)
 	return err
 }
@@ -642,7 +619,7 @@ func (s *SQL) Recount(ctx context.Context, dry bool) ([]*Provider, error) {
 			if _, err := read(ctx, tx, " FOR UPDATE", p); err != nil {
 				return err
 			}
-			_, err := exec(ctx, tx, `UPDATE placement_inventories SET used = `+sum+` WHERE provider = ?`, p)
+			_, err := db.Exec(ctx, tx, `UPDATE placement_inventories SET used = `+sum+` WHERE provider = ?`, p)
 			return err
 		}); err != nil {
 			return nil, fmt.Errorf("recount %s: %w", p, err)

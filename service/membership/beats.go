@@ -117,7 +117,7 @@ func (r *Registry) mark(ctx context.Context, b *batch, kind string, beats []beat
 		if err != nil {
 			return err
 		}
-		_, err = exec(ctx, tx, query, args...)
+		_, err = db.Exec(ctx, tx, query, args...)
 		return err
 	})
 }

@@ -133,7 +133,7 @@ func (r *Registry) Join(ctx context.Context, s Self) error {
 			return err
 		}
 		if len(list) == 0 {
-			_, err = exec(ctx, tx, `INSERT INTO members (kind, host, id, version, data, instance, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
+			_, err = db.Exec(ctx, tx, `INSERT INTO members (kind, host, id, version, data, instance, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
 				VALUES (?, ?, ?, ?, ?, ?, FALSE, '', FALSE, FALSE, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
 				s.Kind, s.Host, uuid.NewString(), s.Version, s.Data, instance)
 			return err
@@ -141,7 +141,7 @@ func (r *Registry) Join(ctx context.Context, s Self) error {
 		if err := list[0].admit(s.Instance); err != nil {
 			return err
 		}
-		_, err = exec(ctx, tx, `UPDATE members SET version = ?, data = ?, instance = ?, departed = FALSE, joined_at = UTC_TIMESTAMP(6), seen_at = UTC_TIMESTAMP(6)
+		_, err = db.Exec(ctx, tx, `UPDATE members SET version = ?, data = ?, instance = ?, departed = FALSE, joined_at = UTC_TIMESTAMP(6), seen_at = UTC_TIMESTAMP(6)
 			WHERE kind = ? AND host = ?`, s.Version, s.Data, instance, s.Kind, s.Host)
 		return err
 	}
@@ -160,7 +160,7 @@ func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error
 		if err != nil || holders[host].ID != instance {
 			return err
 		}
-		_, err = exec(ctx, tx, `UPDATE members SET departed = TRUE WHERE kind = ? AND host = ?`, kind, host)
+		_, err = db.Exec(ctx, tx, `UPDATE members SET departed = TRUE WHERE kind = ? AND host = ?`, kind, host)
 		return err
 	})
 }
@@ -176,29 +176,25 @@ func (r *Registry) Remove(ctx context.Context, kind, host string) error {
 		if len(list) > 0 && list[0].Up {
 			return fault.New(fault.Precondition, "%s on host %s is up", kind, host)
 		}
-		n, err := exec(ctx, tx, `DELETE FROM members WHERE kind = ? AND host = ?`, kind, host)
-		return one(n, err, kind, host)
+		return db.ExecOne(ctx, tx, notFound(kind, host), `DELETE FROM members WHERE kind = ? AND host = ?`, kind, host)
 	})
 }
 
 // Disable says that a member gets nothing new, and why; Enable that it does again.
 // NotFound.
 func (r *Registry) Disable(ctx context.Context, kind, host, reason string) error {
-	n, err := exec(ctx, r.cfg.DB, `UPDATE members SET disabled = TRUE, disabled_reason = ? WHERE kind = ? AND host = ?`, reason, kind, host)
-	return one(n, err, kind, host)
+	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET disabled = TRUE, disabled_reason = ? WHERE kind = ? AND host = ?`, reason, kind, host)
 }
 
 // Enable is the opposite of Disable.
 func (r *Registry) Enable(ctx context.Context, kind, host string) error {
-	n, err := exec(ctx, r.cfg.DB, `UPDATE members SET disabled = FALSE, disabled_reason = '' WHERE kind = ? AND host = ?`, kind, host)
-	return one(n, err, kind, host)
+	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET disabled = FALSE, disabled_reason = '' WHERE kind = ? AND host = ?`, kind, host)
 }
 
 // ForceDown says that a member is down, whatever it says itself, such as after its host
 // was fenced off, or with down false that nobody says so any more. NotFound.
 func (r *Registry) ForceDown(ctx context.Context, kind, host string, down bool) error {
-	n, err := exec(ctx, r.cfg.DB, `UPDATE members SET forced_down = ? WHERE kind = ? AND host = ?`, down, kind, host)
-	return one(n, err, kind, host)
+	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET forced_down = ? WHERE kind = ? AND host = ?`, down, kind, host)
 }
 
 // List returns the members of a kind, or all if that is empty, by kind and host.
@@ -278,21 +274,4 @@ func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 
 func notFound(kind, host string) error {
 	return fault.New(fault.NotFound, "there is no %s on host %s", kind, host)
-}
-
-// one makes it NotFound that a statement has found nothing.
-func one(n int64, err error, kind, host string) error {
-	if err == nil && n == 0 {
-		return notFound(kind, host)
-	}
-	return err
-}
-
-func exec(ctx context.Context, q sqlx.ExecerContext, query string, args ...any) (int64, error) {
-	res, err := q.ExecContext(ctx, query, args...)
-	if err != nil {
-		return 0, db.Error(err)
-	}
-	n, err := res.RowsAffected()
-	return n, db.Error(err)
 }

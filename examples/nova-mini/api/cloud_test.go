@@ -15,6 +15,7 @@ import (
 
 	"github.com/jmoiron/sqlx"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -176,7 +177,7 @@ func (c *cloud) filled() {
 			}
 			var task, host *string
 			var launched *time.Time
-			var resize *store.Resize
+			var resize db.JSON[*store.Resize]
 			if row.task != "" {
 				task = str(row.task)
 			}
@@ -187,7 +188,7 @@ func (c *cloud) filled() {
 				launched = new(base.Add(time.Duration(n%4) * time.Hour))
 			}
 			if row.vm == store.Resized {
-				resize = &store.Resize{Running: row.running}
+				resize.V = &store.Resize{Running: row.running}
 			}
 			if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET vm_state = ?, task_state = ?, host = ?, launched_at = ?, created_at = ?, updated_at = ?, resize = ? WHERE id = ?`,
 				row.vm, task, host, launched, base.Add(time.Duration(n%5)*time.Minute), base.Add(time.Duration(n%7)*time.Second), resize, srv.ID); err != nil {

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
@@ -79,7 +80,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	srv := &store.Server{
 		ID: uuid.NewString(), Name: in.Name, ProjectID: who.ProjectID, UserID: who.UserID, RequestID: who.ID,
 		ImageRef: in.ImageRef, FlavorID: f.ID, VCPUs: need.VCPUs, MemoryMiB: need.MemoryMiB, DiskGiB: need.DiskGiB,
-		Metadata: in.Metadata,
+		Metadata: db.JSONOf(in.Metadata),
 	}
 	if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
 		return nil, err
@@ -170,7 +171,7 @@ func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
 	}
 	v := serverView{
-		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata, Image: "",
+		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V, Image: "",
 		Flavor: marked("flavors", srv.FlavorID), Created: stamp(srv.CreatedAt), Updated: stamp(srv.UpdatedAt),
 		Addresses: map[string]any{}, Links: linksTo(r, "servers", srv.ID), DiskConfig: "MANUAL",
 		LaunchedAt: micros(srv.LaunchedAt),

@@ -141,9 +141,9 @@ func (s *Service) schedule(ctx context.Context, op *operation.Op, _ *struct{}) e
 func (s *Service) place(ctx context.Context, srv *store.Server, age time.Duration) error {
 	if srv.Attempts >= s.cfg.MaxAttempts {
 		return fault.New(fault.Exhausted, "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s: tried %v, last: %s",
-			srv.ID, srv.Tried, srv.FaultDetails)
+			srv.ID, srv.Tried.V, srv.FaultDetails)
 	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Exclude: srv.Tried})
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Exclude: srv.Tried.V})
 	switch {
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		text := err.Error()
@@ -264,8 +264,8 @@ func (s actor) do(ctx context.Context, op *operation.Op, in *store.ActInput) err
 		return fault.New(fault.Canceled, "host %s did not end %s within %v", *srv.Host, srv.Task(), s.cfg.BuildTimeout)
 	}
 	req := &compute.ActRequest{ServerID: srv.ID, Action: s.action, Task: srv.Task(), Generation: srv.Generation}
-	if srv.Resize != nil {
-		req.Resources, req.Running = srv.Resize.To.Has, srv.Resize.Running
+	if srv.Resize.V != nil {
+		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}
 	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, req))
 }
@@ -280,7 +280,7 @@ func (s actor) fail(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *store.
 	if err != nil {
 		return err
 	}
-	if c := fault.CodeOf(op.Err); srv.Resize != nil && (c == fault.Canceled || c == fault.Timeout) {
+	if c := fault.CodeOf(op.Err); srv.Resize.V != nil && (c == fault.Canceled || c == fault.Timeout) {
 		return s.cfg.Store.Fail(ctx, op.Resource, store.FailedAction(s.action, srv.ID), op.Err.Error())
 	}
 	a := compute.AttemptRequest{ServerID: srv.ID, Host: *srv.Host, Generation: srv.Generation, Task: srv.Task()}

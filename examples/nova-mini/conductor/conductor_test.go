@@ -296,9 +296,9 @@ func TestNextHost(t *testing.T) {
 		}
 		b.settle(id)
 		s := b.server(id)
-		if s.VMState != store.Error || !strings.Contains(s.FaultDetails, "retries") || !strings.Contains(s.FaultDetails, "disk on fire") || len(s.Tried) != 2 ||
+		if s.VMState != store.Error || !strings.Contains(s.FaultDetails, "retries") || !strings.Contains(s.FaultDetails, "disk on fire") || len(s.Tried.V) != 2 ||
 			s.FaultMessage != "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance "+id+"." {
-			b.Errorf("server %s, tried %v, fault %q; want an error after two hosts", s.VMState, s.Tried, s.FaultDetails)
+			b.Errorf("server %s, tried %v, fault %q; want an error after two hosts", s.VMState, s.Tried.V, s.FaultDetails)
 		}
 		b.unclaimed()
 		o := b.operation(id)
@@ -611,8 +611,8 @@ func TestActions(t *testing.T) {
 		b.past("servers", "task_since")
 		b.expire()
 		b.settle(id)
-		if s := b.server(id); s.VMState != store.Error || s.Resize == nil || s.Holds().VCPUs != 2 {
-			b.Errorf("after a resize that never ended: %s, %+v", s.VMState, s.Resize)
+		if s := b.server(id); s.VMState != store.Error || s.Resize.V == nil || s.Holds().VCPUs != 2 {
+			b.Errorf("after a resize that never ended: %s, %+v", s.VMState, s.Resize.V)
 		}
 		if err := b.store.MarkDeleting(b.Context(), id); err != nil {
 			b.Fatal(err)

@@ -177,7 +177,7 @@ func TestResize(t *testing.T) {
 			if err := s.BeginResize(ctx, id, bad.f); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), bad.says) {
 				t.Errorf("resize to %s: %v", bad.f.ID, err)
 			}
-			if srv := check("after what was refused", store.Active, "1", 512); srv.TaskState != nil || srv.Resize != nil {
+			if srv := check("after what was refused", store.Active, "1", 512); srv.TaskState != nil || srv.Resize.V != nil {
 				t.Errorf("what was refused left %+v", srv)
 			}
 		}
@@ -193,14 +193,14 @@ func TestResize(t *testing.T) {
 			t.Errorf("two resizes at once: %v", err)
 		}
 		end("the driver cannot")
-		if srv := check("failed", store.Active, "1", 512); srv.FaultDetails != "the driver cannot" || srv.Resize != nil {
+		if srv := check("failed", store.Active, "1", 512); srv.FaultDetails != "the driver cannot" || srv.Resize.V != nil {
 			t.Errorf("after one that failed: %+v", srv)
 		}
 
 		begin(size("3", 3, 2))
 		end("")
-		if srv := check("resized", store.Resized, "3", 3*512); srv.Resize == nil || !srv.Resize.Running {
-			t.Errorf("resized: %+v", srv.Resize)
+		if srv := check("resized", store.Resized, "3", 3*512); srv.Resize.V == nil || !srv.Resize.V.Running {
+			t.Errorf("resized: %+v", srv.Resize.V)
 		}
 		if err := s.Act(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict {
 			t.Errorf("stop before it is confirmed: %v", err)

@@ -77,12 +77,8 @@ func (r repairs) Claim(ctx context.Context, list ...placement.Claim) error {
 			if len(c.Allocations) == 0 {
 				continue
 			}
-			n, err := exec(ctx, tx, `UPDATE servers SET generation = generation WHERE id = ? AND host = ?`, c.Consumer, c.Allocations[0].Provider)
-			if err != nil {
+			if err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET generation = generation WHERE id = ? AND host = ?`, c.Consumer, c.Allocations[0].Provider); err != nil {
 				return err
-			}
-			if n == 0 {
-				return compute.ErrStale
 			}
 		}
 		return r.ClaimTx(ctx, tx, list...)

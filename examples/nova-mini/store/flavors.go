@@ -117,14 +117,10 @@ func (s *Store) FlavorProjects(ctx context.Context, id string) ([]string, error)
 func (s *Store) AllowFlavor(ctx context.Context, id, project string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		// The flavor stays until the end of the transaction.
-		n, err := exec(ctx, tx, `UPDATE flavors SET id = id WHERE id = ?`, id)
-		if err != nil {
+		if err := db.ExecOne(ctx, tx, noFlavor(id), `UPDATE flavors SET id = id WHERE id = ?`, id); err != nil {
 			return err
 		}
-		if n == 0 {
-			return noFlavor(id)
-		}
-		_, err = exec(ctx, tx, `INSERT INTO flavor_projects (flavor_id, project_id) VALUES (?, ?)`, id, project)
+		_, err := db.Exec(ctx, tx, `INSERT INTO flavor_projects (flavor_id, project_id) VALUES (?, ?)`, id, project)
 		if err != nil && fault.CodeOf(err) == fault.Conflict {
 			return fault.New(fault.Conflict, "Flavor access already exists for flavor %s and project %s combination.", id, project)
 		}
@@ -135,11 +131,8 @@ func (s *Store) AllowFlavor(ctx context.Context, id, project string) error {
 // DenyFlavor takes a project's access to a flavor. NotFound: it has none.
 func (s *Store) DenyFlavor(ctx context.Context, id, project string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		n, err := exec(ctx, tx, `DELETE FROM flavor_projects WHERE flavor_id = ? AND project_id = ?`, id, project)
-		if err == nil && n == 0 {
-			return fault.New(fault.NotFound, "Flavor access not found for %s / %s combination.", id, project)
-		}
-		return err
+		missing := fault.New(fault.NotFound, "Flavor access not found for %s / %s combination.", id, project)
+		return db.ExecOne(ctx, tx, missing, `DELETE FROM flavor_projects WHERE flavor_id = ? AND project_id = ?`, id, project)
 	})
 }
 
@@ -165,14 +158,10 @@ func (s *Store) CreateFlavor(ctx context.Context, f *Flavor) error {
 // DeleteFlavor removes a flavor. Its servers keep what they have. NotFound.
 func (s *Store) DeleteFlavor(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		n, err := exec(ctx, tx, `DELETE FROM flavors WHERE id = ?`, id)
-		if err != nil {
+		if err := db.ExecOne(ctx, tx, noFlavor(id), `DELETE FROM flavors WHERE id = ?`, id); err != nil {
 			return err
 		}
-		if n == 0 {
-			return noFlavor(id)
-		}
-		_, err = exec(ctx, tx, `DELETE FROM flavor_projects WHERE flavor_id = ?`, id)
+		_, err := db.Exec(ctx, tx, `DELETE FROM flavor_projects WHERE flavor_id = ?`, id)
 		return err
 	})
 }

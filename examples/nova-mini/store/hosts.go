@@ -62,7 +62,7 @@ func number(ctx context.Context, tx *sqlx.Tx, kind, host string) error {
 	if err != nil {
 		return err
 	}
-	_, err = exec(ctx, tx, `INSERT INTO service_numbers (id, kind, host) VALUES (?, ?, ?)`, id, kind, host)
+	_, err = db.Exec(ctx, tx, `INSERT INTO service_numbers (id, kind, host) VALUES (?, ?, ?)`, id, kind, host)
 	return err
 }
 
@@ -233,7 +233,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		return err
 	}
 	return s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
-		n, err := exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
+		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
 		if err != nil || n > 0 {
 			return err
 		}
@@ -241,7 +241,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		if err != nil {
 			return err
 		}
-		_, err = exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion)
+		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion)
 		return err
 	})
 }
@@ -276,12 +276,8 @@ type claims struct {
 func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
 	return db.Tx(ctx, c.store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		for _, claim := range list {
-			n, err := exec(ctx, tx, `UPDATE servers SET generation = generation WHERE id = ? AND task_state = ?`, claim.Consumer, Scheduling)
-			if err != nil {
+			if err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET generation = generation WHERE id = ? AND task_state = ?`, claim.Consumer, Scheduling); err != nil {
 				return err
-			}
-			if n == 0 {
-				return compute.ErrStale
 			}
 		}
 		return c.ClaimTx(ctx, tx, list...)

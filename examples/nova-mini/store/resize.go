@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"time"
@@ -24,20 +23,12 @@ type Size struct {
 
 // Resize is a resize that is neither confirmed nor reverted. Until then the server
 // holds the room for both sizes.
-//
-//nolint:recvcheck // as Strings
 type Resize struct {
 	From Size `json:"from"`
 	To   Size `json:"to"`
 	// Running says that the server runs, but for the stops of the resize.
 	Running bool `json:"running"`
 }
-
-// Value implements driver.Valuer.
-func (r Resize) Value() (driver.Value, error) { return toJSON(r, false, "") }
-
-// Scan implements sql.Scanner.
-func (r *Resize) Scan(src any) error { return fromJSON(src, r) }
 
 func (s *Server) size() Size { return Size{s.FlavorID, s.Need()} }
 
@@ -47,10 +38,10 @@ func (s *Server) become(z Size) {
 
 // Holds returns what the server has claimed of its host.
 func (s *Server) Holds() compute.Resources {
-	if s.Resize == nil {
+	if s.Resize.V == nil {
 		return s.Need()
 	}
-	a, b := s.Resize.From.Has, s.Resize.To.Has
+	a, b := s.Resize.V.From.Has, s.Resize.V.To.Has
 	return compute.Resources{VCPUs: max(a.VCPUs, b.VCPUs), MemoryMiB: max(a.MemoryMiB, b.MemoryMiB), DiskGiB: max(a.DiskGiB, b.DiskGiB)}
 }
 
@@ -88,8 +79,8 @@ func (s *Store) beginResize(ctx context.Context, tx *sqlx.Tx, now time.Time, id 
 	case to.Has.DiskGiB < srv.DiskGiB:
 		return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
 	}
-	srv.Resize = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
-	if _, err := exec(ctx, tx, `UPDATE servers SET resize = ? WHERE id = ?`, srv.Resize, id); err != nil {
+	srv.Resize.V = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
+	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ? WHERE id = ?`, srv.Resize, id); err != nil {
 		return err
 	}
 	err = s.hold(ctx, tx, srv)
@@ -107,20 +98,20 @@ func (s *Server) end(a compute.Action, why string, now time.Time) {
 	}
 	switch {
 	case a == compute.Resize && failed:
-		s.Resize = nil
+		s.Resize.V = nil
 	case failed:
 	case a == compute.Resize:
-		s.become(s.Resize.To)
+		s.become(s.Resize.V.To)
 		s.VMState, s.LaunchedAt = Resized, &now
 	case a == compute.ConfirmResize, a == compute.RevertResize:
 		if a == compute.RevertResize {
-			s.become(s.Resize.From)
+			s.become(s.Resize.V.From)
 		}
 		s.VMState = Stopped
-		if s.Resize.Running {
+		if s.Resize.V.Running {
 			s.VMState = Active
 		}
-		s.Resize = nil
+		s.Resize.V = nil
 	default:
 		s.VMState = actions[a].to
 	}
@@ -139,8 +130,8 @@ func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string
 		return fault.New(fault.Invalid, "%q is not the task of an action", a.Task)
 	}
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		err := one(exec(ctx, tx, `UPDATE servers SET task_state = NULL, updated_at = ? WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			now, a.ServerID, a.Host, a.Generation, a.Task))
+		err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET task_state = NULL, updated_at = ? WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			now, a.ServerID, a.Host, a.Generation, a.Task)
 		if err != nil {
 			return err
 		}
@@ -148,7 +139,7 @@ func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string
 		if err := tx.GetContext(ctx, srv, `SELECT * FROM servers WHERE id = ?`, a.ServerID); err != nil {
 			return db.Error(err)
 		}
-		held := srv.Resize != nil
+		held := srv.Resize.V != nil
 		srv.end(action, why, now)
 		_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
 			disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_for_users = :fault_for_users,

@@ -3,8 +3,6 @@ package store
 import (
 	"cmp"
 	"context"
-	"database/sql/driver"
-	"encoding/json"
 	"fmt"
 	"time"
 
@@ -68,34 +66,34 @@ func ActionOf(task string) compute.Action {
 // Server is one row. A server that has a task has an operation that is not over, and the
 // other way round: both begin and end in one transaction.
 type Server struct {
-	ID         string  `db:"id"`
-	Name       string  `db:"name"`
-	ProjectID  string  `db:"project_id"`
-	UserID     string  `db:"user_id"`
-	RequestID  string  `db:"request_id"`
-	ImageRef   string  `db:"image_ref"`
-	FlavorID   string  `db:"flavor_id"`
-	VCPUs      int     `db:"vcpus"`
-	MemoryMiB  int     `db:"memory_mib"`
-	DiskGiB    int     `db:"disk_gib"`
-	Metadata   Strings `db:"metadata"`
-	VMState    string  `db:"vm_state"`
-	TaskState  *string `db:"task_state"`
-	Host       *string `db:"host"`
-	Generation int64   `db:"generation"`
-	Attempts   int     `db:"attempts"`
-	Tried      List    `db:"tried"`
-	FaultCode  int     `db:"fault_code"`
+	ID         string                     `db:"id"`
+	Name       string                     `db:"name"`
+	ProjectID  string                     `db:"project_id"`
+	UserID     string                     `db:"user_id"`
+	RequestID  string                     `db:"request_id"`
+	ImageRef   string                     `db:"image_ref"`
+	FlavorID   string                     `db:"flavor_id"`
+	VCPUs      int                        `db:"vcpus"`
+	MemoryMiB  int                        `db:"memory_mib"`
+	DiskGiB    int                        `db:"disk_gib"`
+	Metadata   db.JSON[map[string]string] `db:"metadata"`
+	VMState    string                     `db:"vm_state"`
+	TaskState  *string                    `db:"task_state"`
+	Host       *string                    `db:"host"`
+	Generation int64                      `db:"generation"`
+	Attempts   int                        `db:"attempts"`
+	Tried      db.JSON[[]string]          `db:"tried"`
+	FaultCode  int                        `db:"fault_code"`
 	// FaultMessage is what the server's project may read of its fault: no hosts, no amounts.
 	FaultMessage string `db:"fault_for_users"`
 	// FaultDetails are the reasons, for administrators.
-	FaultDetails string     `db:"fault_message"`
-	FaultAt      *time.Time `db:"fault_at"`
-	TaskSince    time.Time  `db:"task_since"`
-	CreatedAt    time.Time  `db:"created_at"`
-	UpdatedAt    time.Time  `db:"updated_at"`
-	LaunchedAt   *time.Time `db:"launched_at"`
-	Resize       *Resize    `db:"resize"`
+	FaultDetails string           `db:"fault_message"`
+	FaultAt      *time.Time       `db:"fault_at"`
+	TaskSince    time.Time        `db:"task_since"`
+	CreatedAt    time.Time        `db:"created_at"`
+	UpdatedAt    time.Time        `db:"updated_at"`
+	LaunchedAt   *time.Time       `db:"launched_at"`
+	Resize       db.JSON[*Resize] `db:"resize"`
 }
 
 // Task returns the task's name, or "" if the server has none.
@@ -109,7 +107,7 @@ func (s *Server) Task() string {
 // PowerState returns what the state of the server says of its power.
 func (s *Server) PowerState() compute.PowerState {
 	switch {
-	case s.VMState == Active, s.VMState == Resized && s.Resize != nil && s.Resize.Running:
+	case s.VMState == Active, s.VMState == Resized && s.Resize.V != nil && s.Resize.V.Running:
 		return compute.Running
 	case s.VMState == Stopped, s.VMState == Resized:
 		return compute.Shutdown
@@ -126,48 +124,8 @@ func (s *Server) Need() compute.Resources {
 func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
 		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: s.ImageRef,
-		Resources: s.Need(), Metadata: s.Metadata,
+		Resources: s.Need(), Metadata: s.Metadata.V,
 	}
-}
-
-// Strings is a map that is stored as JSON.
-//
-//nolint:recvcheck // Value must work on a copy, Scan on the original
-type Strings map[string]string
-
-// Value implements driver.Valuer.
-func (m Strings) Value() (driver.Value, error) { return toJSON(m, len(m) == 0, "{}") }
-
-// Scan implements sql.Scanner.
-func (m *Strings) Scan(src any) error { return fromJSON(src, m) }
-
-// List is a list of names that is stored as JSON.
-//
-//nolint:recvcheck // as Strings
-type List []string
-
-// Value implements driver.Valuer.
-func (l List) Value() (driver.Value, error) { return toJSON(l, len(l) == 0, "[]") }
-
-// Scan implements sql.Scanner.
-func (l *List) Scan(src any) error { return fromJSON(src, l) }
-
-func toJSON(v any, empty bool, zero string) (driver.Value, error) {
-	if empty {
-		return zero, nil
-	}
-	b, err := json.Marshal(v)
-	return string(b), err
-}
-
-func fromJSON(src, out any) error {
-	switch v := src.(type) {
-	case string:
-		return json.Unmarshal([]byte(v), out)
-	case []byte:
-		return json.Unmarshal(v, out)
-	}
-	return fmt.Errorf("a column with JSON has type %T", src)
 }
 
 func notFound(id string) error {
@@ -222,10 +180,10 @@ func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 func (s *Store) MarkDeleting(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// First, as whoever runs an operation locks it before the server.
-		if _, err := exec(ctx, tx, `UPDATE operations SET fence = fence WHERE active = ?`, id); err != nil {
+		if _, err := db.Exec(ctx, tx, `UPDATE operations SET fence = fence WHERE active = ?`, id); err != nil {
 			return err
 		}
-		n, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ?
+		n, err := db.Exec(ctx, tx, `UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ?
 			WHERE id = ? AND (task_state IS NULL OR task_state <> ?)`, Deleting, now, now, id, Deleting)
 		if err != nil {
 			return err
@@ -261,19 +219,11 @@ func (s *Store) Look(ctx context.Context, id string) (*Server, time.Duration, er
 // deleted.
 func (s *Store) Place(ctx context.Context, srv *Server, host string) (generation int64, err error) {
 	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		return one(exec(ctx, tx, `UPDATE servers SET host = ?, task_state = ?, generation = generation + 1, attempts = attempts + 1,
+		return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, task_state = ?, generation = generation + 1, attempts = attempts + 1,
 			task_since = ?, updated_at = ? WHERE id = ? AND generation = ? AND task_state = ?`,
-			host, Spawning, now, now, srv.ID, srv.Generation, Scheduling))
+			host, Spawning, now, now, srv.ID, srv.Generation, Scheduling)
 	})
 	return srv.Generation + 1, err
-}
-
-// one makes it ErrStale that a statement has found nothing.
-func one(n int64, err error) error {
-	if err == nil && n == 0 {
-		return compute.ErrStale
-	}
-	return err
 }
 
 // Current returns nil if the attempt is the one the server is to have, else
@@ -283,14 +233,17 @@ func (s *Store) Current(ctx context.Context, a compute.AttemptRequest) error {
 	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers JOIN operations ON operations.active = servers.id AND operations.state = ?
 		WHERE servers.id = ? AND host = ? AND (generation = ? OR ?) AND task_state = ?`,
 		operation.Running, a.ServerID, a.Host, a.Generation, a.Task == Deleting && a.Generation == 0, cmp.Or(a.Task, Spawning))
-	return one(n, db.Error(err))
+	if err == nil && n == 0 {
+		return compute.ErrStale
+	}
+	return db.Error(err)
 }
 
 // Holds is Current in a transaction, in which it keeps the attempt what it is.
 func (s *Store) Holds(ctx context.Context, a compute.AttemptRequest) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		return one(exec(ctx, tx, `UPDATE servers SET generation = generation WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			a.ServerID, a.Host, a.Generation, a.Task))
+		return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET generation = generation WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
+			a.ServerID, a.Host, a.Generation, a.Task)
 	})
 }
 
@@ -300,15 +253,18 @@ func (s *Store) Ended(ctx context.Context, a compute.AttemptRequest) error {
 	var n int64
 	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state IS NULL AND (? OR vm_state = ?)`,
 		a.ServerID, a.Host, a.Generation, a.Task != "", Active)
-	return one(n, db.Error(err))
+	if err == nil && n == 0 {
+		return compute.ErrStale
+	}
+	return db.Error(err)
 }
 
 // Activate ends a successful attempt. ErrStale.
 func (s *Store) Activate(ctx context.Context, a compute.AttemptRequest) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		return one(exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, launched_at = ?, updated_at = ?
+		return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, task_state = NULL, launched_at = ?, updated_at = ?
 			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			Active, now, now, a.ServerID, a.Host, a.Generation, Spawning))
+			Active, now, now, a.ServerID, a.Host, a.Generation, Spawning)
 	})
 }
 
@@ -330,12 +286,10 @@ func (s *Store) Repeat(ctx context.Context, id string, a compute.Action, in *Act
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		switch {
 		case a == "":
-			n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = ?, host = NULL, generation = generation + 1, attempts = 0, tried = '[]',
+			missing := fault.New(fault.Precondition, "server %s is not one whose building has failed", id)
+			err := db.ExecOne(ctx, tx, missing, `UPDATE servers SET vm_state = ?, task_state = ?, host = NULL, generation = generation + 1, attempts = 0, tried = '[]',
 				fault_for_users = '', fault_message = '', task_since = ?, updated_at = ? WHERE id = ? AND vm_state = ? AND launched_at IS NULL AND task_state IS NULL`,
 				Building, Scheduling, now, now, id, Error)
-			if err == nil && n == 0 {
-				return fault.New(fault.Precondition, "server %s is not one whose building has failed", id)
-			}
 			if err != nil {
 				return err
 			}
@@ -352,7 +306,7 @@ func (s *Store) Repeat(ctx context.Context, id string, a compute.Action, in *Act
 // RepeatDelete is Repeat for a deletion. That there is no such server is no error.
 func (s *Store) RepeatDelete(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		_, err := exec(ctx, tx, `UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ? WHERE id = ?`, Deleting, now, now, id)
+		_, err := db.Exec(ctx, tx, `UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ? WHERE id = ?`, Deleting, now, now, id)
 		return err
 	})
 }
@@ -367,7 +321,7 @@ func (s *Store) begin(ctx context.Context, tx *sqlx.Tx, now time.Time, id string
 	if err != nil {
 		return nil, err
 	}
-	n, err := exec(ctx, tx, query, args...)
+	n, err := db.Exec(ctx, tx, query, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -386,9 +340,9 @@ func (s *Store) begin(ctx context.Context, tx *sqlx.Tx, now time.Time, id string
 func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why string) (*Server, error) {
 	srv := new(Server)
 	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		err := one(exec(ctx, tx, `UPDATE servers SET task_state = ?, host = NULL, updated_at = ?
+		err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET task_state = ?, host = NULL, updated_at = ?
 			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			Scheduling, now, a.ServerID, a.Host, a.Generation, Spawning))
+			Scheduling, now, a.ServerID, a.Host, a.Generation, Spawning)
 		if err != nil {
 			return err
 		}
@@ -396,9 +350,9 @@ func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why st
 		if err := tx.GetContext(ctx, srv, `SELECT * FROM servers WHERE id = ?`, a.ServerID); err != nil {
 			return db.Error(err)
 		}
-		srv.Tried = append(srv.Tried, a.Host)
+		srv.Tried.V = append(srv.Tried.V, a.Host)
 		srv.FaultDetails = db.Cut(why, maxFault)
-		if _, err := exec(ctx, tx, `UPDATE servers SET tried = ?, fault_message = ? WHERE id = ?`, srv.Tried, srv.FaultDetails, srv.ID); err != nil {
+		if _, err := db.Exec(ctx, tx, `UPDATE servers SET tried = ?, fault_message = ? WHERE id = ?`, srv.Tried, srv.FaultDetails, srv.ID); err != nil {
 			return err
 		}
 		return s.release(ctx, tx, srv.ID)
@@ -411,7 +365,7 @@ func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why st
 // Nothing happens if it has no task, or there is no such server.
 func (s *Store) Fail(ctx context.Context, id, message, details string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		n, err := exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = ?,
+		n, err := db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = ?,
 			updated_at = ? WHERE id = ? AND task_state IS NOT NULL`, Error, db.Cut(message, maxMessage), db.Cut(details, maxFault), now, now, id)
 		if err != nil || n == 0 {
 			return err
@@ -428,8 +382,8 @@ func (s *Store) Fail(ctx context.Context, id, message, details string) error {
 // host, or in another generation.
 func (s *Store) RemoveFrom(ctx context.Context, a compute.AttemptRequest) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		err := one(exec(ctx, tx, `UPDATE servers SET generation = generation WHERE id = ? AND host = ? AND (generation = ? OR ?) AND task_state = ?`,
-			a.ServerID, a.Host, a.Generation, a.Generation == 0, Deleting))
+		err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET generation = generation WHERE id = ? AND host = ? AND (generation = ? OR ?) AND task_state = ?`,
+			a.ServerID, a.Host, a.Generation, a.Generation == 0, Deleting)
 		if err != nil {
 			return err
 		}
@@ -441,7 +395,7 @@ func (s *Store) RemoveFrom(ctx context.Context, a compute.AttemptRequest) error 
 // error. Precondition: the server is not being deleted.
 func (s *Store) Remove(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		n, err := exec(ctx, tx, `DELETE FROM servers WHERE id = ? AND task_state = ?`, id, Deleting)
+		n, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ? AND task_state = ?`, id, Deleting)
 		if err != nil {
 			return err
 		}

@@ -53,16 +53,6 @@ func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing
 	return err
 }
 
-// exec runs a statement and returns how many rows it matched.
-func exec(ctx context.Context, tx *sqlx.Tx, query string, args ...any) (int64, error) {
-	res, err := tx.ExecContext(ctx, query, args...)
-	if err != nil {
-		return 0, db.Error(err)
-	}
-	n, err := res.RowsAffected()
-	return n, db.Error(err)
-}
-
 // tx runs f in a transaction with the database's time, by which all of it goes:
 // the clocks of the hosts may differ.
 func (s *Store) tx(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx, now time.Time) error) error {

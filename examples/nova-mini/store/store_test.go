@@ -44,7 +44,7 @@ var one = compute.Resources{VCPUs: 1, MemoryMiB: 512, DiskGiB: 1}
 
 func addServer(t *testing.T, s *store.Store) *store.Server {
 	t.Helper()
-	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", FlavorID: "1", VCPUs: one.VCPUs, MemoryMiB: one.MemoryMiB, DiskGiB: one.DiskGiB, Metadata: store.Strings{"k": "v"}}
+	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", FlavorID: "1", VCPUs: one.VCPUs, MemoryMiB: one.MemoryMiB, DiskGiB: one.DiskGiB, Metadata: db.JSONOf(map[string]string{"k": "v"})}
 	if err := s.CreateServer(t.Context(), srv); err != nil {
 		t.Fatal(err)
 	}
@@ -209,7 +209,7 @@ func TestAttempts(t *testing.T) {
 			t.Errorf("current: %v", err)
 		}
 		srv, err := s.Reschedule(ctx, first, "disk on fire")
-		if err != nil || strings.Join(srv.Tried, ",") != "a" || used(t, d, "a") != 0 {
+		if err != nil || strings.Join(srv.Tried.V, ",") != "a" || used(t, d, "a") != 0 {
 			t.Errorf("reschedule: %+v, %v", srv, err)
 		}
 		if _, err := s.Reschedule(ctx, first, "again"); !errors.Is(err, compute.ErrStale) {
@@ -311,7 +311,7 @@ func TestPages(t *testing.T) {
 						t.Errorf("limit %d: server %s twice", limit, srv.ID)
 					}
 					seen[srv.ID] = true
-					if srv.Metadata["k"] != "v" || srv.CreatedAt.Location() != time.UTC {
+					if srv.Metadata.V["k"] != "v" || srv.CreatedAt.Location() != time.UTC {
 						t.Errorf("server %+v lost its metadata or its time zone", srv)
 					}
 				}

@@ -1,0 +1,35 @@
+package db
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/jmoiron/sqlx"
+)
+
+// Exec runs a statement on a handle or in a transaction and returns the number of rows that it matches,
+// whether they change or not. Errors are those of [Error].
+func Exec(ctx context.Context, q sqlx.ExecerContext, query string, args ...any) (int64, error) {
+	res, err := q.ExecContext(ctx, query, args...)
+	if err != nil {
+		return 0, Error(err)
+	}
+	n, err := res.RowsAffected()
+	return n, Error(err)
+}
+
+// ExecOne is [Exec] for a statement about one row: it returns missing if the statement matches no row. After
+// missing a transaction can continue. A statement that matches several rows is an Internal error, because its
+// condition does not identify a row: roll back then. missing must not be nil.
+func ExecOne(ctx context.Context, q sqlx.ExecerContext, missing error, query string, args ...any) error {
+	n, err := Exec(ctx, q, query, args...)
+	switch {
+	case err != nil:
+		return err
+	case n == 0:
+		return missing
+	case n > 1:
+		return fmt.Errorf("statement matches %d rows, want one: use a unique key: %s", n, query)
+	}
+	return nil
+}
