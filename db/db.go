@@ -81,6 +81,11 @@ type Config struct {
 	// an SQLite file, but not the time that it waits for a connection. Parameters are not logged.
 	// Default 0: no statement is logged.
 	SlowQuery time.Duration
+	// Observe is called at the start of each statement, with its context and its text, unless it is nil. The function
+	// that it returns is called once, when the database has answered, with the statement's error. BEGIN,
+	// COMMIT and ROLLBACK are not statements. Both functions may be called from several goroutines at once, and block the
+	// statement. It is for metrics and traces, see package dbprom.
+	Observe func(ctx context.Context, query string) (end func(error))
 	// Logger gets warnings. Default [slog.Default].
 	Logger *slog.Logger
 }
@@ -125,7 +130,7 @@ func (t *target) openHandle(cfg Config) *sqlx.DB {
 	if t.plain != "" {
 		log.Warn("database connections are not encrypted: add tls=true to the URL, or ssl_ca with the file of the server's authority", "host", t.plain)
 	}
-	t.setWatch(&watch{shown: t.shown, slowAfter: max(cfg.SlowQuery, 0), log: log})
+	t.setWatch(&watch{shown: t.shown, slowAfter: max(cfg.SlowQuery, 0), log: log, observe: cfg.Observe})
 	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
 	n := cfg.MaxOpen
 	if n <= 0 {

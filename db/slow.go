@@ -14,13 +14,19 @@ type watch struct {
 	shown     string        // the URL without the password
 	slowAfter time.Duration // 0: no statement is slow
 	log       *slog.Logger
+	observe   func(context.Context, string) func(error) // nil: none
 }
 
 // watchStatement is called at the start of a statement. The caller calls the function that it returns at the
 // statement's end, with the result, which is nil for a query, and the error.
 func (w *watch) watchStatement(ctx context.Context, query string) func(driver.Result, error) {
 	start := time.Now()
+	observed := func(error) {}
+	if w.observe != nil {
+		observed = w.observe(ctx, query)
+	}
 	return func(res driver.Result, err error) {
+		observed(err)
 		rows := int64(0)
 		if err == nil && res != nil {
 			rows, _ = res.RowsAffected() // on an error rows stays 0

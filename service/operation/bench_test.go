@@ -30,20 +30,16 @@ func BenchmarkOperation(b *testing.B) {
 		b.Fatal(err)
 	}
 	ops := operation.NewStore(d)
-	var begun, notes atomic.Int64
-	r := operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "h", Logger: slog.New(slog.DiscardHandler), Hook: func(place, _ string) {
-		if place == "after done" {
-			notes.Add(1)
-		}
-	}})
+	var begun, ended atomic.Int64
+	r := operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "h", Logger: slog.New(endCounter{&ended})})
 	nothing := func(context.Context, *operation.Op, *input) error { return nil }
 	operation.Handle(r, create, operation.Step[input]{Name: "a", Do: nothing}, operation.Step[input]{Name: "b", Do: nothing}, operation.Step[input]{Name: "c", Do: nothing})
 	if err := r.Start(b.Context()); err != nil {
 		b.Fatal(err)
 	}
 	defer r.Stop(context.WithoutCancel(b.Context()))
-	wait := func(open int64) { // until no more than so many are not over
-		for 3*begun.Load()-notes.Load() > 3*open {
+	wait := func(open int64) { // until no more than so many have not ended
+		for begun.Load()-ended.Load() > open {
 			<-time.After(100 * time.Microsecond)
 		}
 	}
@@ -66,10 +62,23 @@ func BenchmarkOperation(b *testing.B) {
 				id, err := operation.Begin(b.Context(), ops, create, "", &input{Size: 7})
 				must(err)
 				begun.Add(1)
-				r.Wake(id)
+				r.Notify(id)
 				wait(int64(callers - 1))
 			}, Drain: func() { wait(0) }})
 	}
+}
+
+// endCounter is a handler of log lines that counts the operations that have ended.
+type endCounter struct{ n *atomic.Int64 }
+
+func (endCounter) Enabled(context.Context, slog.Level) bool { return true }
+func (c endCounter) WithAttrs([]slog.Attr) slog.Handler     { return c }
+func (c endCounter) WithGroup(string) slog.Handler          { return c }
+func (c endCounter) Handle(_ context.Context, r slog.Record) error {
+	if r.Message == "operation ended" {
+		c.n.Add(1)
+	}
+	return nil
 }
 
 // bare does the statements alone.

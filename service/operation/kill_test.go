@@ -20,15 +20,19 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/operation"
 )
+
+// killedRequest is the request of the operation whose process is killed.
+const killedRequest = "req-killed"
 
 // killLease is the lease of those who are killed.
 const killLease = time.Second
 
 // killed is a runner whose operations leave their effects in the database. Kinds that
 // end in "fails" fail in their last step.
-func killed(d *sqlx.DB, kind string, hook func(place, step string)) (*operation.Runner, operation.Kind[input]) {
+func killed(d *sqlx.DB, kind string, at func(place string)) (*operation.Runner, operation.Kind[input]) {
 	k := operation.Kind[input]{Name: kind, Timeout: time.Minute}
 	count := func(ctx context.Context, id, step string) error {
 		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
@@ -44,7 +48,11 @@ func killed(d *sqlx.DB, kind string, hook func(place, step string)) (*operation.
 		})
 	}
 	do := func(step string) func(ctx context.Context, op *operation.Op, _ *input) error {
-		return func(ctx context.Context, op *operation.Op, _ *input) error { return count(ctx, op.ID, step) }
+		return func(ctx context.Context, op *operation.Op, _ *input) error {
+			at("before " + step)
+			defer at("after " + step)
+			return count(context.WithoutCancel(ctx), op.ID, step)
+		}
 	}
 	once := func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *input) error {
 		_, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, 'once', 1)`, op.ID)
@@ -59,7 +67,7 @@ func killed(d *sqlx.DB, kind string, hook func(place, step string)) (*operation.
 		last.Do = func(context.Context, *operation.Op, *input) error { return errors.New("no") }
 	}
 	r := operation.NewRunner(operation.RunnerConfig{
-		Store: operation.NewStore(d), Host: "h" + strconv.Itoa(os.Getpid()), Lease: killLease, Poll: 50 * time.Millisecond, Hook: hook, Logger: slog.New(slog.DiscardHandler),
+		Store: operation.NewStore(d), Host: "h" + strconv.Itoa(os.Getpid()), Lease: killLease, Poll: 50 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
 	})
 	operation.Handle(r, k, operation.Step[input]{Name: "first", Do: do("first"), Undo: do("-first")}, operation.Step[input]{Name: "once", DoTx: once, UndoTx: unonce}, last)
 	return r, k
@@ -68,44 +76,58 @@ func killed(d *sqlx.DB, kind string, hook func(place, step string)) (*operation.
 // child is a process that begins an operation, runs it, and kills itself at some place.
 func child() int {
 	ctx := context.Background()
-	d, err := db.Open(ctx, db.Config{URL: os.Getenv("OPERATION_TEST_URL")})
-	if err != nil {
-		fmt.Println("error:", err)
-		return 1
-	}
-	defer d.Close()
-	at, err := strconv.ParseInt(os.Getenv("OPERATION_TEST_CHILD"), 10, 32)
+	last, err := strconv.ParseInt(os.Getenv("OPERATION_TEST_CHILD"), 10, 32)
 	if err != nil {
 		fmt.Println("error:", err)
 		return 1
 	}
 	var n atomic.Int64
-	r, k := killed(d, os.Getenv("OPERATION_TEST_KIND"), func(place, step string) {
-		if n.Add(1) == at {
-			fmt.Println("at", place, step)
+	at := func(place string) {
+		if n.Add(1) == last {
+			fmt.Println("at", place)
 			_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 			select {}
 		}
-	})
+	}
+	// The places are before and after each statement of the runner, and each step.
+	d, err := db.Open(ctx, db.Config{URL: os.Getenv("OPERATION_TEST_URL"), Observe: func(ctx context.Context, query string) func(error) {
+		if reqctx.From(ctx).ID != killedRequest || strings.Contains(query, "effects") {
+			return func(error) {}
+		}
+		at("before " + query)
+		return func(error) { at("after " + query) }
+	}})
+	if err != nil {
+		fmt.Println("error:", err)
+		return 1
+	}
+	defer d.Close()
+	r, k := killed(d, os.Getenv("OPERATION_TEST_KIND"), at)
 	if err := r.Start(ctx); err != nil {
 		fmt.Println("error:", err)
 		return 1
 	}
 	ops := operation.NewStore(d)
-	id, err := operation.Begin(ctx, ops, k, k.Name, &input{})
+	var id string
+	err = db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) (err error) {
+		if id, err = operation.Begin(ctx, ops, k, k.Name, &input{}); err == nil { // beginning it is not a place
+			_, err = tx.ExecContext(ctx, `UPDATE operations SET request_id = ? WHERE id = ?`, killedRequest, id)
+		}
+		return err
+	})
 	if err != nil {
 		fmt.Println("error:", err)
 		return 1
 	}
 	fmt.Println("id", id)
-	r.Wake(id)
+	r.Notify(id)
 	for {
 		o, err := ops.Show(ctx, id)
 		if err != nil {
 			fmt.Println("error:", err)
 			return 1
 		}
-		if o.State.Over() {
+		if o.State.Ended() {
 			fmt.Println("over")
 			return 0
 		}
@@ -135,7 +157,7 @@ func blocked() int {
 			var id string
 			if id, err = operation.Begin(ctx, operation.NewStore(d), k, "", &input{}); err == nil {
 				fmt.Println("id", id)
-				r.Wake(id)
+				r.Notify(id)
 				select {}
 			}
 		}
@@ -190,7 +212,7 @@ func TestDeadlineOfKilled(t *testing.T) {
 		if late > 5*time.Second {
 			t.Fatalf("%v after its deadline it is %s, owner %s", late, o.State, o.Owner)
 		}
-		if o.State.Over() {
+		if o.State.Ended() {
 			if o.State != operation.TimedOut {
 				t.Errorf("it ended as %s: %s", o.State, o.Error)
 			}
@@ -231,7 +253,7 @@ func TestKilled(t *testing.T) {
 			})
 		}
 		wg.Wait()
-		if n := last.Load(); n < 12 || n > 40 {
+		if n := last.Load(); n < 20 || n > 60 {
 			t.Errorf("%s: there are %d places", fails, n)
 		}
 	}
@@ -276,7 +298,7 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 		t.Error(err)
 		return false
 	}
-	r, _ := killed(d, kind, nil)
+	r, _ := killed(d, kind, func(string) {})
 	died := time.Now()
 	if err := r.Start(t.Context()); err != nil {
 		t.Error(err)
@@ -284,7 +306,7 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 	}
 	defer r.Stop(context.WithoutCancel(t.Context()))
 	o, resumed := before, time.Duration(0)
-	for end := time.Now().Add(30 * time.Second); !o.State.Over(); {
+	for end := time.Now().Add(30 * time.Second); !o.State.Ended(); {
 		if time.Now().After(end) {
 			t.Errorf("%s: it does not end: %+v", what, o)
 			return true

@@ -1,38 +1,52 @@
-// Package operation makes accepted work end, whoever dies on the way. An operation is a
-// row in the component's database, written in the transaction of the change that it
-// belongs to. Some process leases it, does its steps one after another, and writes down
-// each step that is done; if that process dies another goes on from there. Every
-// operation ends: it succeeds, fails, is cancelled, or runs out of its time.
+// Package operation makes accepted work end, whichever process dies on the way. An operation is a row in the
+// component's database, written in the transaction of the change that it belongs to. A runner leases it, does its steps
+// one after another, and notes each step that is done; if that process dies, another one goes on from there. Every operation
+// ends: it succeeds, fails, is canceled, or runs out of its time.
 //
-//	var Create = operation.Kind[CreateInput]{Name: "volume.create", Timeout: 10 * time.Minute}
+//	type CreateData struct{ SizeGiB int; Host string }
 //
-//	// The API: the change and the operation in one transaction, then a hint.
+//	var Create = operation.Kind[CreateData]{Name: "volume.create", Timeout: 10 * time.Minute}
+//
+//	// The API: the change and the operation in one transaction, then a notification.
 //	err := db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 //		... // INSERT the volume
-//		id, err = operation.Begin(ctx, ops, Create, volume.ID, &CreateInput{...})
+//		id, err = operation.Begin(ctx, ops, Create, volume.ID, &CreateData{SizeGiB: 10})
 //		return err
 //	})
-//	runner.Wake(id) // or a cast to the process that has the runner
+//	runner.Notify(id) // or a cast to a process that has a runner
 //
 //	// The conductor: what there is to do, and how to undo it.
 //	operation.Handle(runner, Create,
-//		operation.Step[CreateInput]{Name: "schedule", Do: c.schedule, Undo: c.release},
-//		operation.Step[CreateInput]{Name: "build", Do: c.build, Undo: c.destroy},
-//		operation.Step[CreateInput]{Name: "activate", DoTx: c.activate})
+//		operation.Step[CreateData]{Name: "schedule", Do: c.schedule, Undo: c.release},
+//		operation.Step[CreateData]{Name: "build", Do: c.tellHost, Reported: c.built, Limit: 5 * time.Minute})
+//	operation.OnEnd(runner, Create, c.ended) // the volume is available, or in error
 //	app.Add("operations", runner)
 //
-// A step is done at least once, so it has to be idempotent, except that DoTx is done
-// exactly once, as it is one transaction with the note that it is done. A step that waits
-// for another process returns [Again]; [Runner.Complete] ends it, in the transaction of the
-// report. Times are those of the database's clock; only durations are measured here.
+// A step is done at least once, so Do has to be idempotent; DoTx, Reported and the function of OnEnd are done exactly once,
+// because they are part of the transaction that notes them.
+//
+// # Steps that another process does
+//
+// Do gives the work to the other process, with [Op.Token], and returns [WaitFor]. The other process asks with the token whether the
+// work is still wanted ([Store.Wanted]), does it, and reports its end ([Runner.End]). Both usually go through an RPC
+// server beside the runner. The report ends the step in one transaction with what the component writes for it. If the
+// message is lost, Do is called again after the delay, or when [Runner.Signal] says that the process is back.
+//
+// # Time
+//
+// Times are those of the database's clock; only durations are measured in the process. A deadline runs only while a runner could
+// have heard of the work: if no runner has looked at an operation for longer than a lease after it was due, the
+// deadlines of the operation and of its step move by the time that it has waited.
 package operation
 
 import (
 	"context"
 	_ "embed" // the schema
+	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
+	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
@@ -42,8 +56,8 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Schema makes the tables, on MySQL, MariaDB and SQLite. It is a migration: a component
-// copies it into a file among its own, for db.Migrate.
+// Schema makes the tables, on MySQL, MariaDB and SQLite. It is a migration: a component copies it into a file among its
+// own, for [db.Migrate].
 //
 //go:embed schema.sql
 var Schema string
@@ -53,10 +67,17 @@ var Schema string
 //go:embed schema2.sql
 var Schema2 string
 
-// State is how far an operation is.
+// Schema3 is a later migration, which follows Schema2. It makes the view operation_current, which a component may join:
+// one row for each operation that has not ended, with the columns resource, id, kind, state, and step, the name of the
+// step, which is empty until a runner has seen the operation.
+//
+//go:embed schema3.sql
+var Schema3 string
+
+// State says how far an operation is.
 type State string
 
-// The states. The first two are those of an operation that is not over.
+// The states. An operation that is Running or Undoing has not ended.
 const (
 	Running   State = "running"
 	Undoing   State = "undoing" // its steps are undone, the last one first
@@ -66,67 +87,89 @@ const (
 	Canceled  State = "canceled"
 )
 
-// Over reports whether an operation in this state has ended.
-func (s State) Over() bool { return s != Running && s != Undoing }
+// Ended reports whether an operation in this state has ended.
+func (s State) Ended() bool { return s != Running && s != Undoing }
 
-// ErrBusy means that a resource has an operation that is not over.
-var ErrBusy = fault.Sentinel(fault.Conflict, "OperationInProgress", "the resource has an operation that is not over")
+// ErrBusy means that a resource has an operation that has not ended.
+var ErrBusy = fault.Sentinel(fault.Conflict, "OperationInProgress", "the resource has an operation that has not ended")
 
-// Kind is a kind of operation, with the type of its input: one value for those who begin
-// operations and those who run them. Name is required, and is stored: it does not change.
-type Kind[In any] struct {
+// ErrStale means that a token names work that is not wanted, or not wanted any more: the operation has ended, is undone, or is at
+// another step.
+var ErrStale = fault.Sentinel(fault.Conflict, "StaleStep", "the step is not the operation's current one")
+
+// Kind is a kind of operation, with the type of the data that its steps share: one value for those who begin
+// operations and those who run them. D must have a JSON form. Name is required, and is stored, so it does not change.
+type Kind[D any] struct {
 	Name string
-	// Timeout is how long an operation may take in all, and how long undoing it may
-	// then take. Default 10 minutes.
+	// Timeout is how long an operation may take in all, and how long undoing it may then take. Default 10 minutes.
 	Timeout time.Duration
-	// Priority orders what waits: the higher first. An operation of a priority above 0
-	// also finds a place when those of 0 fill a runner. Default 0.
+	// Priority orders what waits: the higher first. An operation of a priority above 0 also gets a slot when
+	// those of priority 0 fill a runner. Default 0.
 	Priority int
-	// Wins says that it does not wait for another operation on its resource, but ends
-	// that one, as canceled and without undoing it: a deletion, which cleans up all
-	// the same.
-	Wins bool
+	// Preempts says that the operation does not wait for another kind of operation on its resource, but ends that one, as
+	// Canceled, without undoing it and without its [OnEnd]: a deletion, which cleans up after all others. It does not end one of its own kind.
+	Preempts bool
 }
 
-// Store is the operations of a component. It is safe for concurrent use. Every method
-// may fail with Unavailable while the database is away.
+// Data returns the data of an operation of this kind, as its steps have left them. Invalid: the operation is of another
+// kind, or the data are not of the type.
+func (k Kind[D]) Data(op *Op) (*D, error) {
+	out := new(D)
+	if op.Kind != k.Name {
+		return nil, fault.New(fault.Invalid, "operation %s is of kind %s, not %s", op.ID, op.Kind, k.Name)
+	}
+	if err := json.Unmarshal(op.data, out); err != nil {
+		return nil, fault.New(fault.Invalid, "data of operation %s: %w", op.ID, err)
+	}
+	return out, nil
+}
+
+// Store is the operations of a component. It is safe for concurrent use. Every method may fail with Unavailable while the
+// database is away.
 type Store struct{ db *sqlx.DB }
 
-// NewStore returns the operations in d, which has the tables of [Schema] and stays the
-// caller's.
+// NewStore returns the operations in d, which has the tables of [Schema] and its successors and stays the caller's.
 func NewStore(d *sqlx.DB) *Store { return &Store{d} }
 
-// Begin adds an operation on a resource, in the transaction of ctx if it has one (see
-// db.Tx), else in one of its own, and returns its ID. The operation is found by whichever
-// runner knows its kind, at its next look; [Runner.Wake] makes it at once. The context's
-// request is the operation's: its steps have it in their contexts. With an empty resource
-// it is alone with itself. Errors: ErrBusy if the resource has an operation that is not
-// over and this one does not win; Invalid if there is no JSON for the input, or it has more than
-// 65,535 bytes, or if the resource has more than 255.
-func Begin[In any](ctx context.Context, s *Store, k Kind[In], resource string, in *In) (string, error) {
-	raw, err := marshal(in)
-	if err != nil {
-		return "", fault.New(fault.Invalid, "operation %s: input: %w", k.Name, err)
+const defaultTimeout = 10 * time.Minute
+
+// What fits the tables. MySQL refuses what is longer, SQLite does not, so it is checked here.
+const (
+	maxName  = 64        // bytes of the name of a kind or of a step
+	maxID    = 255       // bytes of a resource or a peer
+	maxData  = 1<<16 - 1 // bytes of data
+	maxError = 8 << 10   // bytes of the text of an error; the rest is cut
+)
+
+// Begin adds an operation on a resource, in the transaction of ctx if it has one (see [db.Tx]), otherwise in one of its
+// own, and returns its ID. A runner that knows the kind finds the operation at its next poll; [Runner.Notify] makes that
+// at once. The context's request is the operation's: its steps have it in their contexts. An operation with an empty
+// resource excludes no other. Errors:
+//
+//   - ErrBusy: the resource has an operation that has not ended, and this one does not preempt it or is of the same kind.
+//   - Invalid: the data have no JSON form or more than 65,535 bytes, or the resource has more than 255 bytes.
+func Begin[D any](ctx context.Context, s *Store, k Kind[D], resource string, data *D) (string, error) {
+	raw, err := marshalData(data)
+	if err == nil {
+		err = errors.Join(checkText("kind", k.Name, maxName), checkText("resource", resource, maxID))
 	}
-	if err := errors.Join(fits("kind", k.Name, maxName), fits("resource", resource, maxID)); err != nil {
+	if err != nil {
 		return "", fault.New(fault.Invalid, "operation %s: %w", k.Name, err)
 	}
 	if k.Timeout <= 0 {
 		k.Timeout = defaultTimeout
 	}
 	return s.begin(ctx, row{
-		Kind: k.Name, Resource: resource, Priority: k.Priority, Input: string(raw), Data: noData,
-	}, k.Timeout, k.Wins)
+		Kind: k.Name, Resource: resource, Priority: k.Priority, Input: string(raw), Data: noData, TimeoutMS: k.Timeout.Milliseconds(),
+	}, k.Preempts)
 }
 
-const defaultTimeout = 10 * time.Minute
-
-func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bool) (string, error) {
-	who := reqctx.From(ctx)
-	r.ID = uuid.NewString()
-	r.State, r.RequestID, r.GlobalRequestID, r.Traceparent = Running, db.Cut(who.ID, maxName), db.Cut(who.GlobalID, maxName), db.Cut(who.Traceparent, maxName)
-	r.ProjectID, r.UserID = who.ProjectID, who.UserID
-	if err := errors.Join(fits("project", r.ProjectID, maxID), fits("user", r.UserID, maxID)); err != nil {
+func (s *Store) begin(ctx context.Context, r row, preempts bool) (string, error) {
+	req := reqctx.From(ctx)
+	r.ID, r.State, r.Reported = uuid.NewString(), Running, -1
+	r.RequestID, r.GlobalRequestID, r.Traceparent = db.Cut(req.ID, maxName), db.Cut(req.GlobalID, maxName), db.Cut(req.Traceparent, maxName)
+	r.ProjectID, r.UserID = req.ProjectID, req.UserID
+	if err := errors.Join(checkText("project", r.ProjectID, maxID), checkText("user", r.UserID, maxID)); err != nil {
 		return "", fault.New(fault.Invalid, "operation %s: %w", r.Kind, err)
 	}
 	r.Active = &r.Resource
@@ -138,27 +181,22 @@ func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bo
 		if err != nil {
 			return err
 		}
-		var other []row
-		if r.Resource != "" {
-			if err := tx.SelectContext(ctx, &other, `SELECT * FROM operations WHERE active = ? FOR UPDATE`, r.Resource); err != nil {
-				return db.Error(err)
-			}
-		}
-		for i := range other {
-			if !wins {
-				return fault.New(fault.Conflict, "operation %s on %s: %s %s: %w", r.Kind, r.Resource, other[i].Kind, other[i].ID, ErrBusy)
-			}
-			why := fmt.Sprintf("%s %s takes its place", r.Kind, r.ID)
-			if err := s.end(ctx, tx, &other[i], now, Canceled, fault.Canceled, why); err != nil {
+		if preempts && r.Resource != "" {
+			if err := s.preempt(ctx, tx, &r, now); err != nil {
 				return err
 			}
 		}
-		r.CreatedAt, r.UpdatedAt, r.DueAt, r.DeadlineAt, r.TimeoutMS = now, now, &now, now.Add(timeout), timeout.Milliseconds()
-		_, err = tx.NamedExecContext(ctx, `INSERT INTO operations (id, kind, resource, active, priority, state, outcome, step, attempts, events, input, data,
-			error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, global_request_id, traceparent, project_id, user_id, created_at, updated_at, ended_at)
-			VALUES (:id, :kind, :resource, :active, :priority, :state, :outcome, :step, :attempts, :events, :input, :data,
-			:error_code, :error, :fence, :owner, :due_at, :deadline_at, :timeout_ms, :request_id, :global_request_id, :traceparent, :project_id, :user_id, :created_at, :updated_at, :ended_at)`, r)
-		return db.Error(err)
+		r.CreatedAt, r.UpdatedAt, r.DueAt, r.DeadlineAt = now, now, &now, now.Add(r.timeout())
+		_, err = tx.NamedExecContext(ctx, `INSERT INTO operations (id, kind, resource, active, priority, state, outcome, step, step_name, entry, reported, attempts, waits,
+			events, input, data, error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, global_request_id, traceparent, project_id, user_id, created_at, updated_at)
+			VALUES (:id, :kind, :resource, :active, :priority, :state, :outcome, :step, :step_name, :entry, :reported, :attempts, :waits,
+			:events, :input, :data, :error_code, :error, :fence, :owner, :due_at, :deadline_at, :timeout_ms, :request_id, :global_request_id, :traceparent, :project_id, :user_id, :created_at, :updated_at)`, r)
+		if err = db.Error(err); errors.Is(err, fault.Conflict) { // the column active is unique
+			if other, readErr := s.readActive(ctx, tx, r.Resource, ""); readErr == nil && other != nil {
+				return busyError(&r, other)
+			}
+		}
+		return err
 	})
 	if err != nil {
 		return "", err
@@ -166,18 +204,95 @@ func (s *Store) begin(ctx context.Context, r row, timeout time.Duration, wins bo
 	return r.ID, nil
 }
 
-// end ends an operation that has been read FOR UPDATE.
-func (s *Store) end(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time, state State, code fault.Code, why string) error {
-	_, err := exec(ctx, tx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL, fence = fence + 1, error_code = ?, error = ?,
-		updated_at = ?, ended_at = ? WHERE id = ?`, state, code.String(), db.Cut(why, maxError), now, now, r.ID)
+// preempt ends the operation whose place a new one takes, unless it is of the same kind.
+func (s *Store) preempt(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time) error {
+	other, err := s.readActive(ctx, tx, r.Resource, "FOR UPDATE")
+	switch {
+	case other == nil:
+		return err
+	case other.Kind == r.Kind:
+		return busyError(r, other)
+	}
+	next := *other
+	next.setError(fault.New(fault.Canceled, "preempted by %s %s", r.Kind, r.ID))
+	next.end(Canceled, now)
+	next.Fence, next.UpdatedAt = next.Fence+1, now
+	_, err = saveRow(ctx, tx, other, &next)
 	return err
 }
 
-func exec(ctx context.Context, q sqlx.ExecerContext, query string, args ...any) (int64, error) {
-	res, err := q.ExecContext(ctx, query, args...)
-	if err != nil {
-		return 0, db.Error(err)
+func busyError(r, other *row) error {
+	return fault.New(fault.Conflict, "operation %s on %s: %s %s: %w", r.Kind, r.Resource, other.Kind, other.ID, ErrBusy)
+}
+
+// Current returns the operation on a resource that has not ended. NotFound: the resource has none. In a transaction of
+// [db.Tx] it reads as the transaction does.
+func (s *Store) Current(ctx context.Context, resource string) (*Op, error) {
+	var op *Op
+	err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) (err error) {
+		op, err = s.current(ctx, tx, resource, "")
+		return err
+	})
+	return op, err
+}
+
+// Lock is [Store.Current] in a transaction, until whose end the operation stays as it is. A transaction that also writes rows
+// of the component takes this lock first, because a runner does so too. NotFound: the resource has no operation that has not ended; the
+// transaction can continue.
+func (s *Store) Lock(ctx context.Context, tx *sqlx.Tx, resource string) (*Op, error) {
+	return s.current(ctx, tx, resource, "FOR UPDATE")
+}
+
+func (s *Store) current(ctx context.Context, tx *sqlx.Tx, resource, lock string) (*Op, error) {
+	r, err := s.readActive(ctx, tx, resource, lock)
+	if err == nil && r == nil {
+		err = fault.New(fault.NotFound, "%s has no operation that has not ended", resource)
 	}
-	n, err := res.RowsAffected()
-	return n, db.Error(err)
+	if err != nil {
+		return nil, err
+	}
+	return r.op(), nil
+}
+
+// readActive returns the operation on a resource that has not ended, or nil.
+func (s *Store) readActive(ctx context.Context, q sqlx.QueryerContext, resource, lock string) (*row, error) {
+	r := new(row)
+	err := db.Error(sqlx.GetContext(ctx, q, r, `SELECT * FROM operations WHERE active = ? `+lock, resource))
+	if errors.Is(err, fault.NotFound) {
+		return nil, nil //nolint:nilnil // see the doc
+	}
+	return r, err
+}
+
+// Wanted returns nil if the work that a token names is wanted: the operation runs and is in the entry into the step that has the
+// token. Otherwise it returns ErrStale. A process asks before it begins the work, because a message may be old.
+func (s *Store) Wanted(ctx context.Context, token string) error {
+	id, entry, ok := parseToken(token)
+	var n int
+	if ok {
+		if err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM operations WHERE id = ? AND entry = ? AND state IN (?, ?)`, id, entry, Running, Undoing); err != nil {
+			return db.Error(err)
+		}
+	}
+	if n == 0 {
+		return ErrStale
+	}
+	return nil
+}
+
+// marshalData returns data as JSON, or an error if they do not fit.
+func marshalData(data any) ([]byte, error) {
+	raw, err := json.Marshal(data)
+	if err == nil && len(raw) > maxData {
+		err = fmt.Errorf("data have %d bytes, at most %d fit", len(raw), maxData)
+	}
+	return raw, err
+}
+
+// checkText reports Invalid if a text cannot be stored as it is.
+func checkText(what, text string, most int) error {
+	if len(text) > most || !utf8.ValidString(text) {
+		return fault.New(fault.Invalid, "%s %q has more than %d bytes, or is not UTF-8", what, db.Cut(text, most), most)
+	}
+	return nil
 }

@@ -1,32 +1,46 @@
 package operation
 
 import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
 	"time"
+
+	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
 )
 
-// row is an operation's.
+// row is an operation in the database.
 type row struct {
 	ID              string     `db:"id"`
 	Kind            string     `db:"kind"`
 	Resource        string     `db:"resource"`
-	Active          *string    `db:"active"`
+	Active          *string    `db:"active"` // the resource until the operation ends
 	Priority        int        `db:"priority"`
 	State           State      `db:"state"`
-	Outcome         State      `db:"outcome"` // the state that an undoing one ends in
-	Step            int        `db:"step"`    // to be done next, or to be undone
-	Attempts        int        `db:"attempts"`
+	Outcome         State      `db:"outcome"`   // in which an operation ends whose steps are undone
+	Step            int        `db:"step"`      // the one to do, or to undo
+	StepName        string     `db:"step_name"` // "" until a runner has seen the operation
+	Entry           int        `db:"entry"`     // how many steps were entered before this one
+	Reported        int        `db:"reported"`  // the entry that a report has ended last, or -1
+	Attempts        int        `db:"attempts"`  // that failed in this entry, one after the other
+	Waits           int        `db:"waits"`     // how often the step has waited in this entry
+	Peer            *string    `db:"peer"`      // what it waits for
 	Events          int        `db:"events"`
 	Input           string     `db:"input"`
 	Data            string     `db:"data"`
 	ErrorCode       string     `db:"error_code"`
 	Error           string     `db:"error"`
-	Fence           int64      `db:"fence"`
-	Owner           string     `db:"owner"`
+	Fence           int64      `db:"fence"` // the fencing token: it grows with each change of the owner
+	Owner           string     `db:"owner"` // "" if no process has a lease
 	DueAt           *time.Time `db:"due_at"`
 	DeadlineAt      time.Time  `db:"deadline_at"`
+	StepDeadlineAt  *time.Time `db:"step_deadline_at"`
 	TimeoutMS       int64      `db:"timeout_ms"`
 	RequestID       string     `db:"request_id"`
 	GlobalRequestID string     `db:"global_request_id"`
@@ -38,54 +52,148 @@ type row struct {
 	EndedAt         *time.Time `db:"ended_at"`
 }
 
+// noData is the data of an operation whose steps have changed nothing.
+const noData = "null"
+
 func (r *row) timeout() time.Duration { return time.Duration(r.TimeoutMS) * time.Millisecond }
 
-// err is why it failed.
+// data returns what the steps have made of the operation's data.
+func (r *row) data() json.RawMessage {
+	if r.Data == noData {
+		return json.RawMessage(r.Input)
+	}
+	return json.RawMessage(r.Data)
+}
+
+// setData stores what a step has made of the data.
+func (r *row) setData(data json.RawMessage) {
+	if string(data) != string(r.data()) {
+		r.Data = string(data)
+	}
+}
+
+// err returns the error that the operation is undone for.
 func (r *row) err() error {
 	var code fault.Code
-	_ = code.UnmarshalText([]byte(r.ErrorCode)) // else it is that of a later version: Internal
+	_ = code.UnmarshalText([]byte(r.ErrorCode)) // a code of a later release stays Internal
 	return fault.New(code, "%s", r.Error)
 }
 
-func (r *row) over(state State, now time.Time) {
-	r.State, r.Active, r.DueAt, r.EndedAt = state, nil, nil, &now
+func (r *row) setError(err error) {
+	r.ErrorCode, r.Error = fault.CodeOf(err).String(), db.Cut(err.Error(), maxError)
 }
 
-// later makes it wait for its next attempt, for as long as it returns.
-func (r *row) later(now time.Time) time.Duration {
-	wait := pause(r.Attempts)
-	due := now.Add(wait)
-	r.Owner, r.DueAt, r.Attempts = "", &due, r.Attempts+1
-	return wait
+// request returns the request that the operation belongs to.
+func (r *row) request() reqctx.Request {
+	return reqctx.Request{ID: r.RequestID, GlobalID: r.GlobalRequestID, Traceparent: r.Traceparent, UserID: r.UserID, ProjectID: r.ProjectID}
 }
 
-// done notes that the step was done.
-func (k *kind) done(r *row, now time.Time) {
-	if r.Step, r.Attempts = r.Step+1, 0; r.Step == len(k.steps) {
-		r.over(Succeeded, now)
+// op returns what the step's functions see.
+func (r *row) op() *Op {
+	op := &Op{
+		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, Step: r.StepName, Attempt: r.Attempts, Waits: r.Waits,
+		Token: r.ID + "/" + strconv.Itoa(r.Entry), data: r.data(),
+	}
+	if r.State != Running && r.State != Succeeded {
+		op.Err = r.err()
+	}
+	return op
+}
+
+// parseToken returns the operation and the entry that an [Op.Token] names.
+func parseToken(token string) (id string, entry int, ok bool) {
+	id, n, found := strings.Cut(token, "/")
+	entry, err := strconv.Atoi(n)
+	return id, entry, found && err == nil && entry >= 0 && strconv.Itoa(entry) == n
+}
+
+// end makes the operation one that has ended.
+func (r *row) end(state State, now time.Time) {
+	r.State, r.Active, r.DueAt, r.EndedAt, r.Peer, r.StepDeadlineAt = state, nil, nil, &now, nil, nil
+}
+
+// retryLater makes the operation wait for its next attempt.
+func (r *row) retryLater(now time.Time, delay time.Duration) {
+	due := now.Add(delay)
+	r.Owner, r.DueAt, r.Attempts, r.Waits = "", &due, r.Attempts+1, 0
+}
+
+// enter makes a step the next one to do or to undo.
+func (k *kind) enter(r *row, step int, now time.Time) {
+	r.Step, r.Entry, r.Attempts, r.Waits, r.Peer, r.StepDeadlineAt, r.StepName = step, r.Entry+1, 0, 0, nil, nil, ""
+	if step >= 0 && step < len(k.steps) {
+		r.StepName = k.steps[step].name
+		if limit := k.steps[step].limit; limit > 0 && r.State == Running {
+			end := now.Add(limit)
+			r.StepDeadlineAt = &end
+		}
 	}
 }
 
-// fail ends what goes forward: what was done is undone, from this step on.
-func (k *kind) fail(r *row, outcome State, code fault.Code, why string, now time.Time) {
-	r.State, r.Outcome, r.Attempts = Undoing, outcome, 0
-	r.ErrorCode, r.Error, r.DeadlineAt = code.String(), db.Cut(why, maxError), now.Add(r.timeout())
-	r.Step = min(r.Step, len(k.steps)-1)
-	k.skip(r, now)
+// stepDone goes on to the next step. After the last one the operation has succeeded.
+func (k *kind) stepDone(r *row, now time.Time) {
+	r.ErrorCode, r.Error = "", ""
+	if r.Step+1 < len(k.steps) {
+		k.enter(r, r.Step+1, now)
+		return
+	}
+	r.Step++
+	r.end(Succeeded, now)
 }
 
-// undone notes that the step was undone, or cannot be.
-func (k *kind) undone(r *row, now time.Time) {
-	r.Step, r.Attempts = r.Step-1, 0
-	k.skip(r, now)
+// compensate ends what goes forward: the steps are undone, from this one on.
+func (k *kind) compensate(r *row, outcome State, err error, now time.Time) {
+	r.State, r.Outcome, r.DeadlineAt = Undoing, outcome, now.Add(r.timeout())
+	r.setError(err)
+	k.enterUndo(r, min(r.Step, len(k.steps)-1), now)
 }
 
-// skip passes steps that have nothing to undo, and ends the operation after the last.
-func (k *kind) skip(r *row, now time.Time) {
-	for r.Step >= 0 && k.steps[r.Step].undo == nil && k.steps[r.Step].undoTx == nil {
-		r.Step--
+// stepUndone goes on to the step before.
+func (k *kind) stepUndone(r *row, now time.Time) { k.enterUndo(r, r.Step-1, now) }
+
+// enterUndo makes the last step up to this one that has something to undo the next one. Without one the operation
+// has ended.
+func (k *kind) enterUndo(r *row, step int, now time.Time) {
+	for step >= 0 && !k.steps[step].undoes() {
+		step--
 	}
-	if r.Step < 0 {
-		r.over(r.Outcome, now)
+	if k.enter(r, step, now); step < 0 {
+		r.end(r.Outcome, now)
 	}
+}
+
+// saveRow writes next over prev, which is the row as it was read. It returns 0 if the row has changed since. A renewal of
+// the lease does not count: due_at is kept unless next changes it.
+func saveRow(ctx context.Context, q sqlx.ExecerContext, prev, next *row) (int64, error) {
+	return db.Exec(ctx, q, `UPDATE operations SET state = ?, outcome = ?, active = ?, step = ?, step_name = ?, entry = ?, reported = ?, attempts = ?, waits = ?,
+		peer = ?, events = ?, data = ?, error_code = ?, error = ?, fence = ?, owner = ?, due_at = CASE WHEN ? THEN due_at ELSE ? END, deadline_at = ?,
+		step_deadline_at = ?, updated_at = ?, ended_at = ? WHERE id = ? AND fence = ? AND state = ? AND entry = ? AND events = ? AND owner = ?`,
+		next.State, next.Outcome, next.Active, next.Step, next.StepName, next.Entry, next.Reported, next.Attempts, next.Waits,
+		next.Peer, next.Events, next.Data, next.ErrorCode, next.Error, next.Fence, next.Owner, next.DueAt == prev.DueAt, next.DueAt, next.DeadlineAt,
+		next.StepDeadlineAt, next.UpdatedAt, next.EndedAt, prev.ID, prev.Fence, prev.State, prev.Entry, prev.Events, prev.Owner)
+}
+
+// insertEvent adds an event to those of an operation.
+func insertEvent(ctx context.Context, tx *sqlx.Tx, id string, seq int, e *Event, now time.Time) error {
+	_, err := db.Exec(ctx, tx, `INSERT INTO operation_events (operation_id, seq, step, result, host, error_code, error, began_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
+		id, seq, e.Step, e.Result, e.Host, e.ErrorCode, e.Error, e.Began, now)
+	return err
+}
+
+// newEvent returns the event of an attempt at a step.
+func newEvent(step, result, host string, err error, began time.Time) *Event {
+	e := &Event{Step: step, Result: result, Host: host, Began: began}
+	if err != nil {
+		e.ErrorCode, e.Error = fault.CodeOf(err).String(), db.Cut(err.Error(), maxError)
+	}
+	return e
+}
+
+// timedOut returns the error of an operation, or of a step, whose time is over. It ends with the last error.
+func (r *row) timedOut(what string, limit time.Duration) error {
+	text := fmt.Sprintf("%s not done within %v", what, limit)
+	if r.Error != "" {
+		text += ": " + r.Error
+	}
+	return fault.New(fault.Timeout, "%s", text)
 }

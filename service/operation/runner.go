@@ -3,6 +3,7 @@ package operation
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -19,39 +20,33 @@ import (
 // RunnerConfig configures a [Runner]. Store and Host are required.
 type RunnerConfig struct {
 	Store *Store
-	// Host is this process's name, which stands in operations and events.
+	// Host is this process's name, which operations and events show.
 	Host string
-	// Lease is how long a process that runs an operation may be silent before another
-	// one goes on with it. It renews it three times as often. Default 15 s.
+	// Lease is how long a process that runs an operation may fail to renew its lease before another process goes on with the
+	// operation. It is renewed every third of that time. Default 15 s.
 	Lease time.Duration
-	// Poll is how often operations are looked for that nobody was woken for. Default
-	// 1 s.
+	// Poll is how often the runner looks for operations without a notification. Default 1 s.
 	Poll time.Duration
-	// MaxInFlight is how many operations run at once. For those of a priority above 0
-	// there is room for a quarter more. Default 64.
+	// MaxInFlight is how many operations run at once. Those of a priority above 0 have a quarter more. Default 64.
 	MaxInFlight int
-	// Inflight notes each operation while it runs, unless it is nil.
+	// Inflight lists each operation while it runs, unless it is nil.
 	Inflight *service.Inflight
-	// Hook is called, unless it is nil, before and after everything that the runner
-	// writes, with a name for the place and the step. It is for tests that kill the
-	// process there.
-	Hook   func(place, step string)
+	// Logger gets what happens to operations. Default [slog.Default].
 	Logger *slog.Logger
 }
 
-// Runner runs operations. It is a part of package service, and safe for concurrent use.
-// Any number of processes may have one on the same tables.
+// Runner runs operations. It is a part of package service, and safe for concurrent use. Any number of processes may have
+// one on the same tables.
 type Runner struct {
-	cfg   RunnerConfig
-	kinds map[string]*kind
-	names []string
-	wake  chan string
+	cfg    RunnerConfig
+	kinds  map[string]*kind
+	names  []string
+	notify chan notification
 
 	mu      sync.Mutex
-	running map[string]*place
-	perKind map[string]int
+	running map[string]*slot // by the operation's ID
 	clock   clock
-	ending  bool // no more is begun, also no more steps
+	ending  bool // no operation and no step is begun any more
 
 	notUndone atomic.Uint64
 
@@ -60,18 +55,21 @@ type Runner struct {
 	wg     sync.WaitGroup
 }
 
-// place is one of those that operations run in.
-type place struct {
-	stop  context.CancelFunc
-	woken bool // while it ran
+// slot is what an operation runs in.
+type slot struct {
+	cancel   context.CancelFunc
+	notified bool // while it ran
 }
+
+// notification names an operation to look at now, by its ID or by its resource.
+type notification struct{ id, resource string }
 
 // kind is a Kind with its steps.
 type kind struct {
 	name     string
 	priority int
-	max      int
 	steps    []step
+	onEnd    stepFunc // nil if the kind has none
 }
 
 // NewRunner returns a runner that knows no kind yet. It starts nothing.
@@ -79,51 +77,56 @@ func NewRunner(cfg RunnerConfig) *Runner {
 	cfg.Lease = cmp.Or(cfg.Lease, 15*time.Second)
 	cfg.Poll = cmp.Or(cfg.Poll, time.Second)
 	cfg.MaxInFlight = cmp.Or(cfg.MaxInFlight, 64)
-	if cfg.Hook == nil {
-		cfg.Hook = func(string, string) {}
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &Runner{
-		cfg: cfg, kinds: map[string]*kind{}, wake: make(chan string, 256), running: map[string]*place{},
-		perKind: map[string]int{}, done: make(chan struct{}),
-	}
+	return &Runner{cfg: cfg, kinds: map[string]*kind{}, notify: make(chan notification, 256), running: map[string]*slot{}, done: make(chan struct{})}
 }
 
-// Handle says what the steps of a kind are. It must be called before Start, from one
-// goroutine. It panics if the kind is known already or a step is not as [Step] says:
-// programmers' errors.
-func Handle[In any](r *Runner, k Kind[In], steps ...Step[In]) { HandleMax(r, k, 0, steps...) }
-
-// HandleMax is Handle for a kind of which at most n run at once in this process. 0: as
-// many as there is room for.
-func HandleMax[In any](r *Runner, k Kind[In], n int, steps ...Step[In]) {
+// Handle sets the steps of a kind. It must be called before Start, from one goroutine. It panics if the kind has
+// steps already or a step is not as [Step] says: these are programmers' errors.
+func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
 	if k.Name == "" || len(k.Name) > maxName || len(steps) == 0 || r.kinds[k.Name] != nil {
-		panic("operation: kind " + k.Name + " has no name, one of more than 64 bytes, no steps, or is handled already")
+		panic("operation: kind " + k.Name + " has no name, one of more than 64 bytes, no steps, or steps already")
 	}
-	out := &kind{name: k.Name, priority: k.Priority, max: n}
+	out := &kind{name: k.Name, priority: k.Priority}
 	for _, s := range steps {
-		out.steps = append(out.steps, erase(k.Name, s))
+		out.steps = append(out.steps, eraseStep(k.Name, s))
 	}
 	r.kinds[k.Name], r.names = out, append(r.names, k.Name)
 }
 
-// clock is the database's clock as this process knows it: measured now and then, and in
-// between counted on by the monotonic clock, which nobody moves.
-type clock struct {
-	at   time.Time // the database's
-	when time.Time // measured then, with a monotonic reading
-	last time.Time // that was told
+// OnEnd sets the function that is called when an operation of a kind ends, in the transaction of its end: after it has
+// succeeded, or after its steps are undone. op.State and op.Err say how it ends. What the function changes in the data is stored.
+// It only writes to tx, and is called again if the transaction is rolled back. An error of it after the last step is treated as an error of that
+// step. After undoing it is called again after every error, with a back-off, until the time for undoing is over; then the operation ends
+// without it, which is logged and counted, see [Stats]. The function is not called for an operation that another one preempts, and for
+// one of a kind that no runner knows.
+//
+// OnEnd must be called after [Handle] for the kind and before Start, and panics otherwise or if it is called twice.
+func OnEnd[D any](r *Runner, k Kind[D], f func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error) {
+	known := r.kinds[k.Name]
+	if known == nil || known.onEnd != nil {
+		panic("operation: kind " + k.Name + " has no steps, or OnEnd was called for it already")
+	}
+	known.onEnd = eraseTx(f)
 }
 
-// now returns the time. It does not go back, unless the database's clock was set back by
-// more than what measuring it is wrong by.
+// clock is the database's clock as this process knows it: measured at each poll, and in between counted on by
+// the process's monotonic clock, which is never set.
+type clock struct {
+	at       time.Time // the database's time
+	measured time.Time // when, with a monotonic reading
+	last     time.Time // the last time that now returned
+}
+
+// now returns the database's time. It does not go back, unless the database's clock was set back by more than a second, which is
+// more than the error of measuring it.
 func (r *Runner) now() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	c := &r.clock
-	now := c.at.Add(time.Since(c.when))
+	now := c.at.Add(time.Since(c.measured))
 	if behind := c.last.Sub(now); behind > 0 && behind < time.Second {
 		return c.last
 	}
@@ -139,14 +142,14 @@ func (r *Runner) setClock(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.clock.at, r.clock.when = at, before // at the earliest then: a lease ends too late rather than too early
+	r.clock.at, r.clock.measured = at, before // the earliest moment, so that a lease ends late rather than early
 	return nil
 }
 
-// Start begins to run operations. Errors: Unavailable: the database is away; Invalid: Host has
-// more than 200 bytes, or is not UTF-8.
+// Start begins to run operations. Errors: Unavailable if the database is away; Invalid if Host has more than
+// 200 bytes or is not UTF-8.
 func (r *Runner) Start(ctx context.Context) error {
-	if err := fits("host", r.cfg.Host, 200); err != nil { // the owner of a lease is the host and more
+	if err := checkText("host", r.cfg.Host, 200); err != nil { // the owner of a lease is the host and more
 		return err
 	}
 	if err := r.setClock(ctx); err != nil {
@@ -161,8 +164,9 @@ func (r *Runner) Start(ctx context.Context) error {
 	return nil
 }
 
-// Drain takes no more operations, and waits until those that run have come to the end of
-// their step. Others go on with them at once. It implements service.Drainer.
+// Drain takes no more operations, and blocks until those that run have come to the end of their step. Other processes
+// go on with them at once. When ctx ends, the steps' contexts end, and Drain returns ctx's error after the steps have returned. It
+// implements service.Drainer.
 func (r *Runner) Drain(ctx context.Context) error {
 	if r.cancel == nil {
 		return nil
@@ -183,23 +187,23 @@ func (r *Runner) Drain(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	r.mu.Lock()
-	for _, p := range r.running {
-		p.stop()
+	for _, s := range r.running {
+		s.cancel()
 	}
 	r.mu.Unlock()
 	<-ended
 	return ctx.Err()
 }
 
-// Stop is Drain, if that was not called.
+// Stop is [Runner.Drain]. It has no effect after Drain.
 func (r *Runner) Stop(ctx context.Context) error { return r.Drain(ctx) }
 
 // Stats is what a [Runner] has done since it was made.
 type Stats struct {
 	// Running is how many operations run in this process now.
 	Running int
-	// NotUndone is how many steps could not be undone within their time: what they have done, such
-	// as a claim, is left, and the log has an error for each.
+	// NotUndone is how many steps could not be undone within their time, and how many operations have ended without their [OnEnd]: what
+	// they have done, such as a claim, is left. The log has an error for each.
 	NotUndone uint64
 }
 
@@ -210,23 +214,31 @@ func (r *Runner) Stats() Stats {
 	return Stats{Running: len(r.running), NotUndone: r.notUndone.Load()}
 }
 
-// Wake makes the runner look at an operation now. It does not block, and is only a hint:
-// operations are found without it, only later.
-func (r *Runner) Wake(id string) {
+// Notify makes the runner look at an operation now, also if it waits. It does not block, and is only a hint: operations are found
+// without it, but later.
+func (r *Runner) Notify(id string) { r.send(notification{id: id}) }
+
+// NotifyResource is [Runner.Notify] for the operation on a resource that has not ended, if there is one.
+func (r *Runner) NotifyResource(resource string) { r.send(notification{resource: resource}) }
+
+func (r *Runner) send(n notification) {
 	select {
-	case r.wake <- id:
-	default: // so many are waiting that the next look comes first
+	case r.notify <- n:
+	default: // 256 are waiting, so the next poll comes soon
 	}
 }
 
-// candidate is an operation that is due.
-type candidate struct {
-	ID         string    `db:"id"`
-	Kind       string    `db:"kind"`
-	Priority   int       `db:"priority"`
-	DeadlineAt time.Time `db:"deadline_at"`
+// Signal makes all operations that wait for a peer ([WaitFor]) go on now, such as when a host is back. It may be called in any
+// process that has a runner, or a runner that is not started.
+func (r *Runner) Signal(ctx context.Context, peer string) error {
+	_, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE peer = ? AND owner = '' AND due_at IS NOT NULL`, peer)
+	if err == nil {
+		r.send(notification{}) // a poll
+	}
+	return err
 }
 
+// dispatch polls for operations until ctx ends.
 func (r *Runner) dispatch(ctx context.Context) {
 	tick := time.NewTicker(r.cfg.Poll)
 	defer tick.Stop()
@@ -238,7 +250,7 @@ func (r *Runner) dispatch(ctx context.Context) {
 			polls.Note(ctx, r.cfg.Logger, slog.LevelWarn, "poll for operations", err, false)
 		}
 	}
-	look(func(ctx context.Context) error { return r.poll(ctx, "") })
+	look(r.poll)
 	for {
 		select {
 		case <-tick.C:
@@ -246,45 +258,102 @@ func (r *Runner) dispatch(ctx context.Context) {
 				if err := r.setClock(ctx); err != nil {
 					return err
 				}
-				return r.poll(ctx, "")
+				return r.poll(ctx)
 			})
-		case id := <-r.wake:
-			look(func(ctx context.Context) error { return r.poll(ctx, id) })
+		case n := <-r.notify:
+			look(func(ctx context.Context) error { return r.lookAt(ctx, n) })
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-// poll takes what is due, or the one that is named if it is.
-func (r *Runner) poll(ctx context.Context, id string) error {
-	if len(r.names) == 0 || id != "" && r.woken(id) {
+// poll takes the operations that are due.
+func (r *Runner) poll(ctx context.Context) error {
+	if len(r.names) == 0 {
 		return nil
 	}
-	query, args, err := sqlx.In(`SELECT id, kind, priority, deadline_at FROM operations WHERE due_at <= ? AND kind IN (?) ORDER BY priority DESC, due_at LIMIT ?`,
-		r.now(), r.names, 2*r.cfg.MaxInFlight)
-	if id != "" {
-		// Also one that waits for its next attempt.
-		query, args, err = sqlx.In(`SELECT id, kind, priority, deadline_at FROM operations WHERE id = ? AND owner = '' AND due_at IS NOT NULL AND kind IN (?)`, id, r.names)
-	}
-	if err != nil {
+	if err := r.takeRows(ctx, false, `due_at <= ? AND kind IN (?) ORDER BY priority DESC, due_at LIMIT ?`, r.now(), r.names, 2*r.cfg.MaxInFlight); err != nil {
 		return err
-	}
-	var list []candidate
-	if err := r.cfg.Store.db.SelectContext(ctx, &list, query, args...); err != nil {
-		return db.Error(err)
-	}
-	for _, c := range list {
-		r.take(c) //nolint:contextcheck // an operation outlives the look that found it
-	}
-	if id != "" {
-		return nil
 	}
 	return r.giveUp(ctx)
 }
 
-// giveUp ends operations of kinds that nobody here knows, and nobody else has run either:
-// their time is over twice, once for what is done and once for what is undone.
+// lookAt takes the operation that a notification names, also if it waits. If the operation runs here, it is looked at after it has
+// run.
+func (r *Runner) lookAt(ctx context.Context, n notification) error {
+	switch {
+	case n == notification{}:
+		return r.poll(ctx)
+	case len(r.names) == 0, n.id != "" && r.markNotified(n.id):
+		return nil
+	case n.id != "":
+		return r.takeRows(ctx, true, `id = ? AND due_at IS NOT NULL AND kind IN (?)`, n.id, r.names)
+	}
+	return r.takeRows(ctx, true, `active = ? AND due_at IS NOT NULL AND kind IN (?)`, n.resource, r.names)
+}
+
+// takeRows takes the operations that fulfil a condition, as far as there are slots. notified says that one of them was notified.
+func (r *Runner) takeRows(ctx context.Context, notified bool, where string, args ...any) error {
+	query, args, err := sqlx.In(`SELECT * FROM operations WHERE `+where, args...)
+	if err != nil {
+		return err
+	}
+	var list []row
+	if err := r.cfg.Store.db.SelectContext(ctx, &list, query, args...); err != nil {
+		return db.Error(err)
+	}
+	for i := range list {
+		r.takeSlot(&list[i], notified) //nolint:contextcheck // an operation outlives the poll that found it
+	}
+	return nil
+}
+
+// markNotified notes that an operation that runs here was notified, and reports whether it runs here.
+func (r *Runner) markNotified(id string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s := r.running[id]
+	if s != nil {
+		s.notified = true
+	}
+	return s != nil
+}
+
+// takeSlot runs an operation if there is a slot for it.
+func (r *Runner) takeSlot(o *row, notified bool) {
+	slots := r.cfg.MaxInFlight
+	if o.Priority > 0 {
+		slots += (slots + 3) / 4
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s := r.running[o.ID]; s != nil {
+		s.notified = s.notified || notified
+		return
+	}
+	if r.ending || len(r.running) >= slots {
+		return
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	s := &slot{cancel: cancel}
+	r.running[o.ID] = s
+	r.wg.Go(func() {
+		defer func() {
+			cancel()
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			delete(r.running, o.ID)
+			if s.notified && !r.ending {
+				r.Notify(o.ID) // it may have gone on meanwhile, by a report
+			}
+		}()
+		r.execute(ctx, r.kinds[o.Kind], o, s)
+	})
+}
+
+// giveUp ends operations of kinds that neither this process nor, for twice their time, any other one knows: once for doing and once
+// for undoing.
 func (r *Runner) giveUp(ctx context.Context) error {
 	now := r.now()
 	query, args, err := sqlx.In(`SELECT * FROM operations WHERE due_at <= ? AND deadline_at <= ? AND kind NOT IN (?) LIMIT 100`, now, now, r.names)
@@ -296,60 +365,46 @@ func (r *Runner) giveUp(ctx context.Context) error {
 		return db.Error(err)
 	}
 	for i := range list {
-		o := &list[i]
+		o, next := &list[i], list[i]
 		if o.DeadlineAt.Add(o.timeout()).After(now) {
 			continue
 		}
-		n, err := exec(ctx, r.cfg.Store.db, `UPDATE operations SET state = ?, active = NULL, due_at = NULL, fence = fence + 1, error_code = ?, error = ?, updated_at = ?, ended_at = ?
-			WHERE id = ? AND fence = ?`, TimedOut, fault.Timeout.String(), "no process knows the kind "+o.Kind, now, now, o.ID, o.Fence)
+		next.setError(fault.New(fault.Timeout, "no process knows the kind %s", o.Kind))
+		next.end(TimedOut, now)
+		next.Fence, next.UpdatedAt = o.Fence+1, now
+		n, err := saveRow(ctx, r.cfg.Store.db, o, &next)
 		if err != nil {
 			return err
 		}
 		if n > 0 {
-			r.cfg.Logger.ErrorContext(ctx, "gave an operation up, as no process knows its kind", "operation", o.ID, "kind", o.Kind, "resource", o.Resource)
+			r.cfg.Logger.ErrorContext(ctx, "operation given up, no process knows its kind", "operation", o.ID, "kind", o.Kind, "resource", o.Resource)
 		}
 	}
 	return nil
 }
 
-// woken notes that an operation that runs here was woken, and reports whether it runs.
-func (r *Runner) woken(id string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	p := r.running[id]
-	if p != nil {
-		p.woken = true
+// callEnd calls the function of OnEnd for an operation that has ended, and stores what it has changed in the data.
+func (k *kind) callEnd(ctx context.Context, tx *sqlx.Tx, r *row, onPanic func(any)) error {
+	if k.onEnd == nil {
+		return nil
 	}
-	return p != nil
+	op := r.op()
+	data, err := callStep(ctx, tx, k.onEnd, op, op.data, nil, onPanic)
+	if err != nil || string(data) == string(op.data) {
+		return err
+	}
+	r.setData(data)
+	_, err = db.Exec(ctx, tx, `UPDATE operations SET data = ? WHERE id = ?`, r.Data, r.ID)
+	return err
 }
 
-// take runs an operation if there is room.
-func (r *Runner) take(c candidate) {
-	k := r.kinds[c.Kind]
-	room := r.cfg.MaxInFlight
-	if c.Priority > 0 {
-		room += (room + 3) / 4
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.ending || r.running[c.ID] != nil || len(r.running) >= room || k.max > 0 && r.perKind[c.Kind] >= k.max {
-		return
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	p := &place{stop: cancel}
-	r.running[c.ID] = p
-	r.perKind[c.Kind]++
-	r.wg.Go(func() {
-		defer func() {
-			cancel()
-			r.mu.Lock()
-			defer r.mu.Unlock()
-			delete(r.running, c.ID)
-			r.perKind[c.Kind]--
-			if p.woken && !r.ending {
-				r.Wake(c.ID) // it may have gone on meanwhile, by Complete
-			}
-		}()
-		r.run(ctx, k, c, p)
-	})
+// callStep calls a function of a step, or of OnEnd, and turns a panic into an error.
+func callStep(ctx context.Context, tx *sqlx.Tx, f stepFunc, op *Op, data json.RawMessage, report error, onPanic func(any)) (out json.RawMessage, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			onPanic(p)
+			out, err = data, fault.New(fault.Internal, "panic: %v", p)
+		}
+	}()
+	return f(ctx, tx, op, data, report)
 }

@@ -1,8 +1,10 @@
 package operation
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -13,18 +15,27 @@ import (
 
 // Operation is one operation as people see it.
 type Operation struct {
-	ID        string          `json:"id"`
-	Kind      string          `json:"kind"`
-	Resource  string          `json:"resource"`
-	State     State           `json:"state"`
-	Step      int             `json:"step"` // how many are done, or, while it is undone, are left
-	Attempts  int             `json:"attempts"`
-	Input     json.RawMessage `json:"input"`
-	Data      json.RawMessage `json:"data"`                 // the input as the steps have left it; null: as it was
-	ErrorCode string          `json:"error_code,omitempty"` // of fault
-	Error     string          `json:"error,omitempty"`
-	Owner     string          `json:"owner,omitempty"` // who has it, or had it last
-	RequestID string          `json:"request_id"`
+	ID       string `json:"id"`
+	Kind     string `json:"kind"`
+	Resource string `json:"resource"`
+	State    State  `json:"state"`
+	// Step is how many steps are done, or, while they are undone, are left. StepName is the one that is done or undone now; it is
+	// empty until a runner has seen the operation.
+	Step     int    `json:"step"`
+	StepName string `json:"step_name"`
+	// Attempts is how many attempts at the step have failed, one after the other.
+	Attempts int `json:"attempts"`
+	// WaitsFor is the peer that the step waits for, see [WaitFor].
+	WaitsFor string `json:"waits_for,omitempty"`
+	// Input are the data as the operation was begun with. Data are what the steps have made of them; null: nothing has changed.
+	Input json.RawMessage `json:"input"`
+	Data  json.RawMessage `json:"data"`
+	// ErrorCode, of package fault, and Error are why the operation has ended or is undone, or the step's last error.
+	ErrorCode string `json:"error_code,omitempty"`
+	Error     string `json:"error,omitempty"`
+	// Owner is the process that runs the operation. Empty: it waits.
+	Owner     string `json:"owner,omitempty"`
+	RequestID string `json:"request_id"`
 	// GlobalRequestID is the client's own id of the request, or "".
 	GlobalRequestID string     `json:"global_request_id,omitempty"`
 	ProjectID       string     `json:"project_id"`
@@ -33,14 +44,16 @@ type Operation struct {
 	Created         time.Time  `json:"created_at"`
 	Updated         time.Time  `json:"updated_at"`
 	Ended           *time.Time `json:"ended_at,omitempty"`
-	// Events are what was done, of [Store.Show] only.
+	// Events are the attempts at steps, oldest first. Only [Store.Show] reads them.
 	Events []Event `json:"events,omitempty"`
 }
 
 // Event is one attempt at a step.
 type Event struct {
-	Step      string    `json:"step" db:"step"`
-	Result    string    `json:"result" db:"result"` // done, retry, back, failed, undone, not undone
+	Step string `json:"step" db:"step"`
+	// Result is done, retry, back, failed, undone or not undone.
+	Result string `json:"result" db:"result"`
+	// Host is the process that made the attempt, or took the report of its end.
 	Host      string    `json:"host" db:"host"`
 	ErrorCode string    `json:"error_code,omitempty" db:"error_code"`
 	Error     string    `json:"error,omitempty" db:"error"`
@@ -49,27 +62,30 @@ type Event struct {
 }
 
 func (r *row) view() Operation {
-	step := r.Step
-	if r.State == Undoing {
-		step++
-	}
-	return Operation{
-		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, Step: step, Attempts: r.Attempts,
+	out := Operation{
+		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, Step: r.Step, StepName: r.StepName, Attempts: r.Attempts,
 		Input: json.RawMessage(r.Input), Data: json.RawMessage(r.Data), ErrorCode: r.ErrorCode, Error: r.Error, Owner: r.Owner,
 		RequestID: r.RequestID, GlobalRequestID: r.GlobalRequestID, ProjectID: r.ProjectID, UserID: r.UserID,
 		Deadline: r.DeadlineAt, Created: r.CreatedAt, Updated: r.UpdatedAt, Ended: r.EndedAt,
 	}
+	if r.State == Undoing {
+		out.Step++
+	}
+	if r.Peer != nil {
+		out.WaitsFor = *r.Peer
+	}
+	return out
 }
 
-// Filter says which operations to list. The zero value is all.
+// Filter says which operations to list: those that fulfil all its conditions. The zero value is all.
 type Filter struct {
 	Resource, Kind string
 	State          State
-	// Open lists those that are not over only.
+	// Open lists only operations that have not ended.
 	Open bool
-	// Marker is the ID of the last one of the page before.
+	// Marker is the ID of the last operation of the page before.
 	Marker string
-	// Limit is how many to return at most. Default 1000, which 0 stands for.
+	// Limit is how many operations are returned at most. Default 1000.
 	Limit int
 }
 
@@ -136,16 +152,14 @@ func (s *Store) Show(ctx context.Context, id string) (*Operation, error) {
 func (s *Store) read(ctx context.Context, q sqlx.QueryerContext, id, lock string) (*row, error) {
 	r := new(row)
 	err := db.Error(sqlx.GetContext(ctx, q, r, `SELECT * FROM operations WHERE id = ? `+lock, id))
-	if err != nil && fault.CodeOf(err) == fault.NotFound {
-		return nil, fault.New(fault.NotFound, "there is no operation %s", id)
+	if errors.Is(err, fault.NotFound) {
+		return nil, fault.New(fault.NotFound, "operation %s does not exist", id)
 	}
 	return r, err
 }
 
-// Cancel ends an operation that is not over: what it has done is undone, then it is
-// canceled. Whoever runs it stops at the end of its lease at the latest. Errors:
-// NotFound; Precondition if it is over, or undone already.
-func (s *Store) Cancel(ctx context.Context, id, why string) error {
+// change reads an operation and writes what f makes of it, in a transaction.
+func (s *Store) change(ctx context.Context, id string, f func(ctx context.Context, tx *sqlx.Tx, next *row, now time.Time) error) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		now, err := db.Now(ctx, tx)
 		if err != nil {
@@ -155,52 +169,52 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 		if err != nil {
 			return err
 		}
+		next := *r
+		if err := f(ctx, tx, &next, now); err != nil {
+			return err
+		}
+		next.Fence, next.Entry, next.Attempts, next.Waits, next.Peer, next.StepDeadlineAt = r.Fence+1, r.Entry+1, 0, 0, nil, nil
+		next.DueAt, next.DeadlineAt, next.UpdatedAt = &now, now.Add(r.timeout()), now
+		_, err = saveRow(ctx, tx, r, &next)
+		return err
+	})
+}
+
+// Cancel ends an operation that runs: what it has done is undone, then it is Canceled, and why is its error. The runner that has it
+// stops at the end of its lease at the latest. Errors: NotFound; Precondition if it has ended or is undone already.
+func (s *Store) Cancel(ctx context.Context, id, why string) error {
+	return s.change(ctx, id, func(_ context.Context, _ *sqlx.Tx, r *row, _ time.Time) error {
 		if r.State != Running {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
 		}
-		_, err = exec(ctx, tx, `UPDATE operations SET state = ?, outcome = ?, attempts = 0, fence = fence + 1, due_at = ?, deadline_at = ?, error_code = ?, error = ?,
-			updated_at = ? WHERE id = ?`, Undoing, Canceled, now, now.Add(r.timeout()), fault.Canceled.String(), db.Cut(why, maxError), now, id)
-		return err
+		r.State, r.Outcome = Undoing, Canceled
+		r.setError(fault.New(fault.Canceled, "%s", why))
+		return nil
 	})
 }
 
-// Retry makes an operation that has failed, timed out or was canceled run again, from its
-// first step, as what was done has been undone, with as much time as it had at first.
-// Errors: NotFound; Precondition if it is not over, or has succeeded; ErrBusy if its
-// resource has another operation by now.
+// Retry makes an operation that has failed, timed out or was canceled run once more, from its first step and with its first
+// data, because what was done has been undone. It has as much time as at first. Errors: NotFound; Precondition if it has not ended,
+// or has succeeded; ErrBusy if its resource has another operation now.
 func (s *Store) Retry(ctx context.Context, id string) error {
-	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
-		now, err := db.Now(ctx, tx)
-		if err != nil {
-			return err
-		}
-		r, err := s.read(ctx, tx, id, "FOR UPDATE")
-		if err != nil {
-			return err
-		}
-		if !r.State.Over() || r.State == Succeeded {
+	return s.change(ctx, id, func(ctx context.Context, tx *sqlx.Tx, r *row, _ time.Time) error {
+		if !r.State.Ended() || r.State == Succeeded {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
 		}
-		active := r.ID
+		r.Active = &r.ID
 		if r.Resource != "" {
-			active = r.Resource
-			var n int
-			if err := tx.GetContext(ctx, &n, `SELECT COUNT(*) FROM operations WHERE active = ?`, active); err != nil {
-				return db.Error(err)
-			}
-			if n > 0 {
-				return fault.New(fault.Conflict, "retry of operation %s on %s: %w", id, r.Resource, ErrBusy)
+			r.Active = &r.Resource
+			if other, err := s.readActive(ctx, tx, r.Resource, ""); err != nil || other != nil {
+				return cmp.Or(err, fault.New(fault.Conflict, "retry of operation %s on %s: %w", id, r.Resource, ErrBusy))
 			}
 		}
-		_, err = exec(ctx, tx, `UPDATE operations SET state = ?, outcome = '', active = ?, step = 0, attempts = 0, data = 'null', error_code = '', error = '',
-			fence = fence + 1, due_at = ?, deadline_at = ?, ended_at = NULL, updated_at = ? WHERE id = ?`,
-			Running, active, now, now.Add(r.timeout()), now, id)
-		return err
+		r.State, r.Outcome, r.Step, r.StepName, r.Data, r.ErrorCode, r.Error, r.EndedAt = Running, "", 0, "", noData, "", "", nil
+		return nil
 	})
 }
 
-// Purge forgets operations that ended longer than age ago, with their events, and returns
-// how many they were, also with an error. It is for a loop, see db.Purge.
+// Purge deletes operations that ended longer than age ago, with their events, and returns how many they were, also
+// with an error. It is for a loop, see [db.Purge].
 func (s *Store) Purge(ctx context.Context, age time.Duration) (int64, error) {
 	now, err := db.Now(ctx, s.db)
 	if err != nil {

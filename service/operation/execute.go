@@ -1,0 +1,526 @@
+package operation
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service"
+)
+
+// execution is an operation that this process has leased.
+type execution struct {
+	*Runner
+
+	kind *kind
+	slot *slot
+	row  *row // as it stands in the database, but for due_at
+	log  *slog.Logger
+
+	deadline atomic.Int64 // of row, in Unix microseconds, for the renewal of the lease
+	endless  bool         // the operation ends without its OnEnd
+}
+
+// execute leases an operation and goes on with it until it ends, waits, or is lost.
+func (r *Runner) execute(ctx context.Context, k *kind, o *row, s *slot) {
+	ctx = reqctx.With(ctx, o.request())
+	leased, err := r.lease(ctx, k, o)
+	if err != nil {
+		r.cfg.Logger.WarnContext(ctx, "operation not leased, the next poll finds it", "operation", o.ID, "error", err)
+	}
+	if leased == nil {
+		return
+	}
+	if r.cfg.Inflight != nil {
+		defer r.cfg.Inflight.Begin(ctx, service.Work{Kind: "operation", Name: o.Kind, Resource: o.Resource})()
+	}
+	x := &execution{Runner: r, kind: k, slot: s, row: leased, log: r.cfg.Logger.With("operation", o.ID, "kind", o.Kind, "resource", o.Resource)}
+	x.deadline.Store(leased.deadline().UnixMicro())
+	held, lose := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer lose(nil)
+	fence := leased.Fence
+	wg.Go(func() {
+		keepLease(held, r.cfg.Lease, func(ctx context.Context) (bool, error) { return x.renewLease(ctx, o.ID, fence) }, lose)
+	})
+	for x.next(held) {
+	}
+	if lostLease(held) && x.row.DueAt != nil && x.row.Owner != "" {
+		x.log.WarnContext(ctx, "operation lost to another process", "step", x.row.StepName)
+	}
+}
+
+// lease takes an operation that no process has, and returns it as it is then, or nil if another process was faster. If no runner has
+// looked at the operation for longer than a lease, its deadlines move by that time.
+func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
+	now := r.now()
+	if o.Owner != "" && o.DueAt.After(now) {
+		return nil, nil //nolint:nilnil // see the doc
+	}
+	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease)
+	defer cancel()
+	next := *o
+	if o.Step >= 0 && o.Step < len(k.steps) {
+		s := &k.steps[o.Step]
+		next.StepName = s.name
+		if o.State == Running && o.StepDeadlineAt == nil && s.limit > 0 { // the first step
+			end := now.Add(s.limit)
+			next.StepDeadlineAt = &end
+		}
+	}
+	if unheard := now.Sub(*o.DueAt); unheard > r.cfg.Lease {
+		next.DeadlineAt = o.DeadlineAt.Add(unheard)
+		if o.StepDeadlineAt != nil {
+			end := o.StepDeadlineAt.Add(unheard)
+			next.StepDeadlineAt = &end
+		}
+	}
+	due := r.leaseEnd(next.deadline(), now)
+	next.Owner, next.Fence, next.DueAt, next.Peer = r.cfg.Host+"/"+rand.Text()[:8], o.Fence+1, &due, nil
+	n, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET owner = ?, fence = ?, due_at = ?, deadline_at = ?, step_deadline_at = ?, step_name = ?, peer = NULL
+		WHERE id = ? AND fence = ? AND owner = ? AND due_at IS NOT NULL AND (owner = '' OR due_at <= ?)`,
+		next.Owner, next.Fence, next.DueAt, next.DeadlineAt, next.StepDeadlineAt, next.StepName, o.ID, o.Fence, o.Owner, now)
+	if err != nil || n == 0 {
+		return nil, err
+	}
+	return &next, nil
+}
+
+// deadline returns when the time of the operation, or of its step, is over.
+func (r *row) deadline() time.Time {
+	if r.State == Running && r.StepDeadlineAt != nil && r.StepDeadlineAt.Before(r.DeadlineAt) {
+		return *r.StepDeadlineAt
+	}
+	return r.DeadlineAt
+}
+
+// leaseEnd returns when a lease of now ends. It ends soon after the deadline if that comes before: a process that is killed
+// does not keep the operation from being undone.
+func (r *Runner) leaseEnd(deadline, now time.Time) time.Time {
+	end := now.Add(r.cfg.Lease)
+	soon := deadline.Add(min(r.cfg.Lease/5, 2*time.Second))
+	if now.Before(deadline) && soon.Before(end) {
+		return soon
+	}
+	return end
+}
+
+func (x *execution) renewLease(ctx context.Context, id string, fence int64) (held bool, err error) {
+	n, err := db.Exec(ctx, x.cfg.Store.db, `UPDATE operations SET due_at = ? WHERE id = ? AND fence = ? AND due_at IS NOT NULL AND owner <> ''`,
+		x.leaseEnd(time.UnixMicro(x.deadline.Load()).UTC(), x.now()), id, fence)
+	return n > 0, err
+}
+
+// next does what is next, and reports whether there is more to do here.
+func (x *execution) next(ctx context.Context) bool {
+	if lostLease(ctx) {
+		return false
+	}
+	x.mu.Lock()
+	ending := x.ending
+	x.mu.Unlock()
+	if ending || ctx.Err() != nil {
+		x.release(ctx)
+		return false
+	}
+	r, now := x.row, x.now()
+	switch late := !now.Before(r.DeadlineAt); {
+	case r.State == Running && late:
+		return x.fail(ctx, TimedOut, r.timedOut("operation", r.timeout()), nil)
+	case r.State == Running && r.Step >= len(x.kind.steps): // it was begun by a release with more steps
+		return x.fail(ctx, Failed, fault.New(fault.Internal, "operation is at step %d %q, which this release does not have", r.Step, r.StepName), nil)
+	case r.State == Running && !now.Before(r.deadline()):
+		s := &x.kind.steps[r.Step]
+		return x.fail(ctx, TimedOut, r.timedOut("step "+s.name, s.limit), nil)
+	case r.State == Running:
+		return x.do(ctx, &x.kind.steps[r.Step])
+	case r.Step < 0 || r.Step >= len(x.kind.steps):
+		return x.endUndone(ctx, late)
+	default:
+		return x.undo(ctx, &x.kind.steps[r.Step], late)
+	}
+}
+
+// do does a step.
+func (x *execution) do(ctx context.Context, s *step) bool {
+	op, began := x.row.op(), x.now()
+	data, err := op.data, error(nil)
+	if s.do != nil {
+		data, err = x.call(ctx, nil, s, s.do, op, data)
+	}
+	if err == nil {
+		var more bool
+		if more, err = x.noteStep(ctx, s, "done", s.doTx, data, began, x.kind.stepDone); err == nil {
+			return more
+		}
+	}
+	w, waits := errors.AsType[*waitError](err)
+	g, back := errors.AsType[*goToError](err)
+	switch {
+	case lostLease(ctx):
+		return false
+	case ctx.Err() != nil: // the process ends, and does not wait for the step
+		x.release(ctx)
+		return false
+	case waits:
+		x.wait(ctx, w, data)
+		return false
+	case back:
+		return x.goTo(ctx, s, g, data, began)
+	case s.retry.again(err, x.row.Attempts):
+		x.retryStep(ctx, s, err, began)
+		return false
+	default:
+		return x.fail(ctx, Failed, err, x.event(s, "failed", err, began))
+	}
+}
+
+// noteStep notes that a step is done or undone, with what inTx does in the same transaction. The error is that of inTx or of OnEnd.
+func (x *execution) noteStep(ctx context.Context, s *step, result string, inTx stepFunc, data json.RawMessage, began time.Time, change func(*row, time.Time)) (more bool, err error) {
+	var also func(context.Context, *sqlx.Tx, *row) error
+	if inTx != nil {
+		also = func(ctx context.Context, tx *sqlx.Tx, next *row) error {
+			out, err := x.call(ctx, tx, s, inTx, x.row.op(), data)
+			if err != nil || string(out) == string(data) {
+				return err
+			}
+			next.setData(out)
+			_, err = db.Exec(ctx, tx, `UPDATE operations SET data = ? WHERE id = ?`, next.Data, next.ID)
+			return err
+		}
+	}
+	return x.write(ctx, func(r *row) {
+		r.setData(data)
+		change(r, x.now())
+	}, x.event(s, result, nil, began), also)
+}
+
+// goTo sends the operation back to an earlier step, or fails it after it was sent back often enough.
+func (x *execution) goTo(ctx context.Context, s *step, g *goToError, data json.RawMessage, began time.Time) bool {
+	to, n, err := x.cfg.Store.checkGoTo(ctx, x.cfg.Store.db, x.kind, x.row, g)
+	switch {
+	case err != nil && isTransient(err) && n < 0:
+		x.retryStep(ctx, s, err, began)
+		return false
+	case err != nil:
+		return x.fail(ctx, Failed, err, x.event(s, "failed", err, began))
+	}
+	id, delay := x.row.ID, s.retry.delay(n)
+	_, _ = x.write(ctx, func(r *row) {
+		r.setData(data)
+		x.kind.goBack(r, to, x.now(), delay)
+	}, x.event(s, "back", g.err, began), nil) // the operation does not end, so there is no error
+	time.AfterFunc(delay, func() { x.Notify(id) })
+	return false
+}
+
+// checkGoTo returns the step to go back to, and how often the current one has sent the operation back before: -1 if that
+// cannot be read. The error is the one that the step fails with.
+func (s *Store) checkGoTo(ctx context.Context, q sqlx.QueryerContext, k *kind, r *row, g *goToError) (to, n int, err error) {
+	name := k.steps[r.Step].name
+	to = slices.IndexFunc(k.steps[:r.Step], func(s step) bool { return s.name == g.step })
+	if to < 0 {
+		return 0, 0, fault.New(fault.Internal, "step %s goes back to %q, which is not a step before it", name, g.step)
+	}
+	if err := sqlx.GetContext(ctx, q, &n, `SELECT COUNT(*) FROM operation_events WHERE operation_id = ? AND step = ? AND result = 'back'`, r.ID, name); err != nil {
+		return 0, -1, db.Error(err)
+	}
+	if n >= g.limit {
+		return 0, n, fmt.Errorf("back to step %s %d times: %w", g.step, n, g.err)
+	}
+	return to, n, nil
+}
+
+// goBack makes an earlier step the next one, after a delay.
+func (k *kind) goBack(r *row, to int, now time.Time, delay time.Duration) {
+	due := now.Add(delay)
+	k.enter(r, to, now)
+	r.Owner, r.DueAt = "", &due
+}
+
+// lastUndo is how long the last attempt to undo a step may take after the time for undoing is over.
+const lastUndo = 5 * time.Second
+
+// call calls a function of a step within its time.
+func (x *execution) call(ctx context.Context, tx *sqlx.Tx, s *step, f stepFunc, op *Op, data json.RawMessage) (json.RawMessage, error) {
+	left := max(x.row.deadline().Sub(x.now()), time.Millisecond)
+	if x.row.State == Undoing { // the last attempt always has its time
+		left = max(left, lastUndo)
+	}
+	ctx, cancel := context.WithTimeout(ctx, min(s.timeout, left))
+	defer cancel()
+	return callStep(ctx, tx, f, op, data, nil, func(p any) {
+		x.log.ErrorContext(ctx, "panic in a step", "step", s.name, "panic", p, "stack", string(debug.Stack()))
+	})
+}
+
+func (x *execution) event(s *step, result string, err error, began time.Time) *Event {
+	return newEvent(s.name, result, x.cfg.Host, err, began)
+}
+
+// fail ends what goes forward: the steps are undone, from this one on.
+func (x *execution) fail(ctx context.Context, outcome State, err error, e *Event) bool {
+	x.log.WarnContext(ctx, "operation failed, undoing", "step", x.row.StepName, "outcome", string(outcome), "error", err)
+	return x.writeOrPostpone(ctx, e, func(r *row) {
+		now := x.now()
+		if x.kind.compensate(r, outcome, err, now); !r.State.Ended() {
+			due := x.leaseEnd(r.DeadlineAt, now) // the end of the lease so far was near the deadline
+			r.DueAt = &due
+		}
+	})
+}
+
+// undo undoes a step. late says that the time for undoing is over.
+func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
+	op, began := x.row.op(), x.now()
+	data, err := op.data, error(nil)
+	if s.undo != nil {
+		data, err = x.call(ctx, nil, s, s.undo, op, data)
+	}
+	if err == nil {
+		var more bool
+		if more, err = x.noteStep(ctx, s, "undone", s.undoTx, data, began, x.kind.stepUndone); err == nil {
+			return more
+		}
+		if _, atEnd := errors.AsType[*endError](err); atEnd {
+			return x.writeOrPostpone(ctx, x.event(s, "undone", nil, began), func(r *row) { r.setData(data); x.kind.stepUndone(r, x.now()) })
+		}
+	}
+	switch w, waits := errors.AsType[*waitError](err); {
+	case lostLease(ctx):
+		return false
+	case ctx.Err() != nil:
+		x.release(ctx)
+		return false
+	case waits && !late:
+		x.wait(ctx, w, data)
+		return false
+	case !late, s.undoTx != nil && isTransient(err):
+		x.retryStep(ctx, s, err, began)
+		return false
+	}
+	x.log.ErrorContext(ctx, "step not undone", "step", s.name, "error", err) // the other steps are still undone
+	x.notUndone.Add(1)
+	return x.writeOrPostpone(ctx, x.event(s, "not undone", err, began), func(r *row) {
+		r.Error = db.Cut(fmt.Sprintf("%s; step %s was not undone: %v", r.Error, s.name, err), maxError)
+		x.kind.stepUndone(r, x.now())
+	})
+}
+
+// writeOrPostpone writes a change. If it ends the operation and OnEnd fails, the change is written without the end, which is tried again
+// later.
+func (x *execution) writeOrPostpone(ctx context.Context, e *Event, change func(*row)) bool {
+	more, err := x.write(ctx, change, e, nil)
+	if err == nil {
+		return more
+	}
+	x.log.WarnContext(ctx, "OnEnd failed", "error", err)
+	id, delay := x.row.ID, Retry{}.delay(0)
+	_, _ = x.write(ctx, func(r *row) {
+		change(r)
+		r.Outcome, r.State, r.EndedAt, r.Step = r.State, Undoing, nil, -1
+		r.Active = x.row.Active
+		r.retryLater(x.now(), delay)
+	}, e, nil) // the operation does not end, so there is no error
+	time.AfterFunc(delay, func() { x.Notify(id) })
+	return false
+}
+
+// endUndone ends an operation whose steps are undone and whose OnEnd has failed before.
+func (x *execution) endUndone(ctx context.Context, late bool) bool {
+	end := func(r *row) { r.end(cmp.Or(r.Outcome, Failed), x.now()) }
+	more, err := x.write(ctx, end, nil, nil)
+	switch {
+	case err == nil:
+		return more
+	case !late:
+		x.retryStep(ctx, &step{name: "end"}, err, x.now())
+		return false
+	}
+	x.log.ErrorContext(ctx, "operation ends without its OnEnd", "error", err)
+	x.notUndone.Add(1)
+	x.endless = true
+	more, _ = x.write(ctx, func(r *row) {
+		r.Error = db.Cut(fmt.Sprintf("%s; the end failed: %v", r.Error, err), maxError)
+		end(r)
+	}, newEvent("end", "not undone", x.cfg.Host, err, x.now()), nil) // without OnEnd there is no error
+	return more
+}
+
+// retryStep gives the operation back until the next attempt.
+func (x *execution) retryStep(ctx context.Context, s *step, err error, began time.Time) {
+	id, delay := x.row.ID, s.retry.delay(x.row.Attempts)
+	_, _ = x.write(ctx, func(r *row) {
+		if r.retryLater(x.now(), delay); r.State == Running { // what it is undone for stays
+			r.setError(err)
+		}
+	}, x.event(s, "retry", err, began), nil) // the operation does not end, so there is no error
+	time.AfterFunc(delay, func() { x.Notify(id) })
+}
+
+// wait gives the operation back until the peer is there, the delay has passed, or the time is over; at once if the operation was notified
+// while it ran.
+func (x *execution) wait(ctx context.Context, w *waitError, data json.RawMessage) {
+	x.writeRelease(ctx, func(r *row, now time.Time) {
+		due := now.Add(w.delay)
+		if end := r.deadline(); end.Before(due) {
+			due = end
+		}
+		r.DueAt, r.Attempts, r.Waits = &due, 0, r.Waits+1
+		if w.peer != "" {
+			peer := db.Cut(w.peer, maxID)
+			r.Peer = &peer
+		}
+		r.setData(data)
+	})
+}
+
+// release gives the operation back, to be gone on with at once.
+func (x *execution) release(ctx context.Context) {
+	x.writeRelease(ctx, func(r *row, now time.Time) { r.DueAt = &now })
+}
+
+func (x *execution) writeRelease(ctx context.Context, change func(*row, time.Time)) {
+	x.mu.Lock()
+	notified := x.slot.notified
+	x.mu.Unlock()
+	_, _ = x.write(ctx, func(r *row) {
+		now := x.now()
+		if change(r, now); notified {
+			r.DueAt = &now
+		}
+		r.Owner = ""
+	}, nil, nil) // the operation does not end, so there is no error
+}
+
+// An endError is an error of the function of OnEnd.
+type endError struct{ error }
+
+func (e *endError) Unwrap() error { return e.error }
+
+// errStep marks the error of a function that is part of a transaction.
+var errStep = errors.New("part of the transaction failed")
+
+// write changes the row, adds an event, and does what belongs to the change, in one transaction: also, and OnEnd if the operation ends. While the
+// database is away it tries again, until the lease is lost. It reports whether there is more to do here. The error is that of
+// also, or an endError of OnEnd; nothing was written then.
+func (x *execution) write(ctx context.Context, change func(*row), e *Event, also func(context.Context, *sqlx.Tx, *row) error) (more bool, err error) {
+	// What was done is noted also when the process is told to hurry.
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.cfg.Lease)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		if lostLease(ctx) {
+			cancel()
+		}
+	})()
+	for attempt := 0; ; attempt++ {
+		next := *x.row
+		change(&next)
+		next.UpdatedAt = x.now()
+		var partErr error
+		err := x.writeOnce(wctx, &next, e, also, &partErr)
+		switch {
+		case err == nil:
+			x.row = &next
+			x.deadline.Store(next.deadline().UnixMicro())
+			if next.State.Ended() {
+				x.log.InfoContext(ctx, "operation ended", "state", string(next.State), "took", next.UpdatedAt.Sub(next.CreatedAt).Round(time.Millisecond))
+			}
+			return next.DueAt != nil && next.Owner != "", nil
+		case errors.Is(err, errLost):
+			return false, nil
+		case errors.Is(err, errStep):
+			return false, partErr
+		case !isTransient(err):
+			x.log.ErrorContext(ctx, "operation not written, left to the end of its lease", "error", err)
+			return false, nil
+		}
+		t := time.NewTimer(Retry{}.delay(min(attempt, 3)))
+		select {
+		case <-t.C:
+		case <-wctx.Done():
+			t.Stop()
+			return false, nil
+		}
+	}
+}
+
+// writeOnce makes one attempt to write. The error wraps errStep if partErr is set.
+func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
+	ends := next.State.Ended() && x.kind.onEnd != nil && !x.endless
+	if e == nil && also == nil && !ends {
+		n, err := saveRow(ctx, x.cfg.Store.db, x.row, next)
+		if err == nil && n == 0 {
+			err = x.checkWritten(ctx, next)
+		}
+		return err
+	}
+	if e != nil {
+		next.Events++
+	}
+	before := *next
+	err := db.Tx(ctx, x.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
+		*next, *partErr = before, nil // the transaction may run several times
+		// First, so that what was committed by an attempt whose answer was lost is not done again.
+		n, err := saveRow(ctx, tx, x.row, next)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return errLost
+		}
+		if also != nil {
+			*partErr = also(ctx, tx, next)
+		}
+		if *partErr == nil && ends {
+			if err := x.callEnd(ctx, tx, next); err != nil {
+				*partErr = &endError{err}
+			}
+		}
+		if *partErr != nil {
+			return fmt.Errorf("%w: %w", errStep, *partErr)
+		}
+		if e == nil {
+			return nil
+		}
+		return insertEvent(ctx, tx, next.ID, x.row.Events, e, x.now())
+	})
+	if errors.Is(err, errLost) {
+		return x.checkWritten(ctx, next)
+	}
+	return err
+}
+
+// callEnd calls the function of OnEnd.
+func (x *execution) callEnd(ctx context.Context, tx *sqlx.Tx, next *row) error {
+	return x.kind.callEnd(ctx, tx, next, func(p any) {
+		x.log.ErrorContext(ctx, "panic in OnEnd", "panic", p, "stack", string(debug.Stack()))
+	})
+}
+
+// checkWritten returns nil if a change that has found no row was made before, by an attempt whose answer was lost. Otherwise the lease is lost.
+func (x *execution) checkWritten(ctx context.Context, next *row) error {
+	have, err := x.cfg.Store.read(ctx, x.cfg.Store.db, next.ID, "")
+	if err != nil {
+		return err
+	}
+	if have.Fence == next.Fence && have.State == next.State && have.Entry == next.Entry && have.Events == next.Events && have.Owner == next.Owner {
+		return nil
+	}
+	return errLost
+}

@@ -1,0 +1,141 @@
+package operation
+
+import (
+	"context"
+	"runtime/debug"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/fault"
+)
+
+// End ends the step that a token names ([Op.Token]), as the process reports that has done the work: with err nil the step
+// is done, otherwise err is the error of the step, by its code and its text. [Step.Reported] can change that. A step that is undone, and has returned [WaitFor], is undone then, or tried
+// again. A report counts as long as the step is the current one, also after its deadline. A runner that runs the step at that
+// moment stops.
+//
+// End takes part in the transaction of ctx, if that has one, so that the report and what the caller writes are one change. It blocks for the
+// transaction only; the next step is begun by a runner, this one if it is started. It may be called in any process whose runner has the steps of
+// the kind. A report that was made before, and whose answer was lost, changes nothing and is not an error.
+//
+// Errors: ErrStale: the work is not wanted any more; Invalid: the runner does not know the kind; the error of Step.Reported and of
+// [OnEnd], after which nothing is changed and the report may be made again.
+func (r *Runner) End(ctx context.Context, token string, err error) error {
+	id, entry, ok := parseToken(token)
+	if !ok {
+		return ErrStale
+	}
+	txErr := db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
+		o, readErr := r.cfg.Store.read(ctx, tx, id, "FOR UPDATE")
+		switch {
+		case readErr != nil && fault.CodeOf(readErr) == fault.NotFound:
+			return ErrStale // it was purged
+		case readErr != nil:
+			return readErr
+		case o.Reported == entry:
+			return nil
+		case o.Entry != entry || o.State.Ended():
+			return ErrStale
+		}
+		return r.endStep(ctx, tx, o, err)
+	})
+	if txErr == nil {
+		r.Notify(id)
+	}
+	return txErr
+}
+
+// endStep ends the current step of an operation that is locked.
+func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) error {
+	k := r.kinds[o.Kind]
+	if k == nil || o.Step < 0 || o.Step >= len(k.steps) {
+		return fault.New(fault.Invalid, "operation %s %s is at step %q, which this process does not know", o.Kind, o.ID, o.StepName)
+	}
+	now := r.now()
+	if r.cancel == nil { // the clock is measured by a runner that is started
+		var nowErr error
+		if now, nowErr = db.Now(ctx, tx); nowErr != nil {
+			return nowErr
+		}
+	}
+	next := *o
+	next.Owner, next.DueAt, next.UpdatedAt, next.Reported = "", &now, now, o.Entry
+	next.Fence, next.Events = o.Fence+1, o.Events+1
+	e, partErr := r.applyReport(ctx, tx, k, o, &next, err, now)
+	if partErr != nil {
+		return partErr
+	}
+	n, saveErr := saveRow(ctx, tx, o, &next)
+	if saveErr != nil {
+		return saveErr
+	}
+	if n == 0 { // the row is locked
+		return fault.New(fault.Internal, "operation %s has changed while it was locked", o.ID)
+	}
+	if next.State.Ended() {
+		if endErr := k.callEnd(ctx, tx, &next, r.logPanic(ctx)); endErr != nil {
+			return endErr
+		}
+		r.cfg.Logger.InfoContext(ctx, "operation ended", "operation", o.ID, "kind", o.Kind, "resource", o.Resource, "state", string(next.State), "took", now.Sub(o.CreatedAt).Round(time.Millisecond))
+	}
+	return insertEvent(ctx, tx, o.ID, o.Events, e, now)
+}
+
+// applyReport makes of next what follows from a report, and returns its event.
+func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next *row, err error, now time.Time) (*Event, error) {
+	s := &k.steps[o.Step]
+	event := func(result string, err error) *Event { return newEvent(s.name, result, r.cfg.Host, err, o.UpdatedAt) }
+	if o.State == Undoing {
+		if err == nil {
+			k.stepUndone(next, now)
+			return event("undone", nil), nil
+		}
+		next.Reported = o.Reported // the same token holds for the next attempt
+		next.retryLater(now, s.retry.delay(o.Attempts))
+		return event("retry", err), nil
+	}
+	var ends error
+	if s.reported != nil {
+		op := o.op()
+		data, reportedErr := callStep(ctx, tx, s.reported, op, op.data, err, r.logPanic(ctx))
+		if reportedErr != nil && !isGoTo(reportedErr) {
+			return nil, reportedErr
+		}
+		next.setData(data)
+		ends = reportedErr
+	}
+	if g, back := asGoTo(ends); back {
+		to, n, goErr := r.cfg.Store.checkGoTo(ctx, tx, k, o, g)
+		switch {
+		case n < 0:
+			return nil, goErr
+		case goErr == nil:
+			k.goBack(next, to, now, 0)
+			return event("back", g.err), nil
+		}
+		err = Permanent(goErr)
+	}
+	switch {
+	case err == nil:
+		k.stepDone(next, now)
+		return event("done", nil), nil
+	case s.retry.again(err, o.Attempts):
+		k.enter(next, o.Step, now) // a report ends the entry, so the next attempt has another token
+		next.StepDeadlineAt, next.Attempts = o.StepDeadlineAt, o.Attempts
+		next.setError(err)
+		next.retryLater(now, s.retry.delay(o.Attempts))
+		return event("retry", err), nil
+	default:
+		k.compensate(next, Failed, err, now)
+		return event("failed", err), nil
+	}
+}
+
+// logPanic returns a function that logs a panic in a function of the component.
+func (r *Runner) logPanic(ctx context.Context) func(any) {
+	return func(p any) {
+		r.cfg.Logger.ErrorContext(ctx, "panic in the report of a step", "panic", p, "stack", string(debug.Stack()))
+	}
+}

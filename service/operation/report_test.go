@@ -1,0 +1,379 @@
+package operation_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// waiting is a step that waits for news.
+func (b *bench) waiting(name string) operation.Step[input] {
+	return b.step(name, func(*operation.Op) error { return operation.WaitFor("", time.Hour) }, nil)
+}
+
+// waits waits until an operation waits, having done a step more than n times, and returns
+// how often that was: a wake-up that comes late makes it look again.
+func (b *bench) waits(id, step string, n int) int {
+	b.Helper()
+	for end := time.Now().Add(30 * time.Second); ; {
+		o, err := b.ops.Show(b.Context(), id)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if did := strings.Count(b.j.String(), step+"("); did > n && o.Owner == "" {
+			return did
+		}
+		if o.State.Ended() || time.Now().After(end) {
+			b.Fatalf("it does not wait at %s, but did %s: %+v", step, &b.j, o)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// token returns the token of the step that an operation is at.
+func (b *bench) token(resource string) string {
+	b.Helper()
+	op, err := b.ops.Current(b.Context(), resource)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return op.Token
+}
+
+// TestReport: a step that another process does ends as that process reports, together with what else is written in
+// the same transaction, or not at all.
+func TestReport(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		t.Run("done", func(t *testing.T) {
+			b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
+			operation.Handle(b.runner, create, b.waiting("a"), b.waiting("b"))
+			b.start()
+			id := b.begin(create, "done")
+			b.runner.Notify(id)
+			b.waits(id, "a", 0)
+			for _, token := range []string{"", id, id + "/", id + "/-1", id + "/1", id + "/00", "x/0", id + "/0x"} {
+				if err := b.runner.End(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
+					t.Errorf("a report with the token %q: %v", token, err)
+				}
+				if err := b.ops.Wanted(t.Context(), token); !errors.Is(err, operation.ErrStale) {
+					t.Errorf("the question with the token %q: %v", token, err)
+				}
+			}
+			if _, err := b.ops.Current(t.Context(), "another"); !errors.Is(err, fault.NotFound) {
+				t.Errorf("a resource without an operation: %v", err)
+			}
+			first := b.token("done")
+			sorry := errors.New("sorry")
+			err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
+				if err := b.runner.End(ctx, first, nil); err != nil {
+					return err
+				}
+				return sorry
+			})
+			if o, showErr := b.ops.Show(t.Context(), id); !errors.Is(err, sorry) || showErr != nil || o.Step != 0 || len(o.Events) != 0 {
+				t.Errorf("a transaction that is rolled back: %v, %+v, %v", err, o, showErr)
+			}
+			if err := b.ops.Wanted(t.Context(), first); err != nil {
+				t.Errorf("the current step is not wanted: %v", err)
+			}
+			for range 2 { // the answer to the first report was lost
+				if err := b.runner.End(t.Context(), first, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("a step that has ended is wanted: %v", err)
+			}
+			b.runner.NotifyResource("done")
+			b.waits(id, "b", 0)
+			second := b.token("done")
+			for range 2 {
+				if err := b.runner.End(t.Context(), second, nil); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if o, err := b.ops.Show(t.Context(), id); err != nil || o.State != operation.Succeeded || events(o) != "a:done b:done" || o.Events[0].Host != "h1" {
+				t.Errorf("the operation after its last step: %+v, %v", o, err)
+			}
+			if err := b.runner.End(t.Context(), first, nil); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("an older report after the end: %v", err)
+			}
+		})
+		t.Run("failed", func(t *testing.T) {
+			b := newBench(t, d, operation.RunnerConfig{})
+			operation.Handle(b.runner, create, b.step("a", nil, func(op *operation.Op) error {
+				b.j.add("%v/%s", op.Err, fault.CodeOf(op.Err))
+				return nil
+			}), b.waiting("b"))
+			b.start()
+			id := b.begin(create, "failed")
+			n := b.waits(id, "b", 0)
+			first := b.token("failed")
+			if err := b.runner.End(t.Context(), first, fault.New(fault.Unavailable, "not now")); err != nil {
+				t.Fatal(err)
+			}
+			b.runner.Notify(id)
+			b.waits(id, "b", n)
+			if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("an attempt that has failed is wanted: %v", err)
+			}
+			if err := b.runner.End(t.Context(), b.token("failed"), fault.New(fault.Exhausted, "no room")); err != nil {
+				t.Fatal(err)
+			}
+			if o := b.ends(id, operation.Failed); o.Error != "no room" || o.ErrorCode != "Exhausted" || events(o) != "a:done b:retry b:failed b:undone a:undone" {
+				t.Errorf("%+v; events %s", o, events(o))
+			}
+			if !strings.HasSuffix(b.j.String(), "b(7) -b -a no room/Exhausted") {
+				t.Errorf("it did %s", &b.j)
+			}
+		})
+		t.Run("while it runs", func(t *testing.T) {
+			b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
+			entered, leave := make(chan struct{}), make(chan struct{})
+			operation.Handle(b.runner, create, b.step("a", func(*operation.Op) error {
+				close(entered)
+				<-leave
+				return operation.WaitFor("", time.Hour)
+			}, nil), b.step("b", nil, nil))
+			b.start()
+			id := b.begin(create, "runs")
+			b.runner.Notify(id)
+			<-entered
+			if err := b.runner.End(t.Context(), b.token("runs"), nil); err != nil {
+				t.Fatal(err)
+			}
+			close(leave)
+			if o := b.ends(id, operation.Succeeded); events(o) != "a:done b:done" {
+				t.Errorf("events %s", events(o))
+			}
+		})
+		t.Run("canceled", func(t *testing.T) {
+			b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
+			operation.Handle(b.runner, create, b.waiting("a"))
+			b.start()
+			id := b.begin(create, "canceled")
+			b.runner.Notify(id)
+			b.waits(id, "a", 0)
+			token := b.token("canceled")
+			if err := b.ops.Cancel(t.Context(), id, "no longer wanted"); err != nil {
+				t.Fatal(err)
+			}
+			if err := b.runner.End(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("an operation that is undone: %v", err)
+			}
+		})
+	})
+}
+
+// TestReported: the function of the step decides in the transaction of the report: it sends the operation back, with
+// what it has changed and written, refuses the report, or lets the step end as reported.
+func TestReported(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		refuse := true
+		told := b.waiting("b")
+		told.Undo = nil
+		told.Reported = func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input, err error) error {
+			if _, dbErr := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, ?, ?)`, op.ID, fmt.Sprintf("report-%d", in.Kept), in.Size); dbErr != nil {
+				return db.Error(dbErr)
+			}
+			switch {
+			case refuse:
+				return fault.New(fault.Unavailable, "no")
+			case err != nil:
+				in.Kept++
+				return operation.GoTo("a", 2, err)
+			}
+			return nil
+		}
+		operation.Handle(b.runner, create, b.step("a", nil, nil), told, b.step("c", nil, nil))
+		b.start()
+		for _, tt := range []struct {
+			resource string
+			reports  []string // errors; "": done
+			state    operation.State
+			events   string
+			effects  int
+			says     string
+		}{
+			{"back", []string{"fire", "water", ""}, operation.Succeeded, "a:done b:back a:done b:back a:done b:done c:done", 3, ""},
+			{"too often", []string{"fire", "water", "earth"}, operation.Failed, "a:done b:back a:done b:back a:done b:failed a:undone", 3, "back to step a 2 times: earth"},
+		} {
+			id := b.begin(create, tt.resource)
+			tokens := map[string]bool{}
+			for i, report := range tt.reports {
+				var err error
+				if report != "" {
+					err = errors.New(report)
+				}
+				b.waitsAtStep(tt.resource, "b", i)
+				token := b.token(tt.resource)
+				if refuse = true; !errors.Is(b.runner.End(t.Context(), token, err), fault.Unavailable) {
+					t.Error("the refusal is not returned")
+				}
+				refuse = false
+				if err := b.runner.End(t.Context(), token, err); err != nil {
+					t.Fatal(err)
+				}
+				if tokens[token] {
+					t.Errorf("the token %s was given twice", token)
+				}
+				tokens[token] = true
+			}
+			o := b.ends(id, tt.state)
+			var n int
+			if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM effects WHERE operation_id = ?`, id); err != nil || n != tt.effects || events(o) != tt.events || o.Error != tt.says {
+				t.Errorf("%s: %d effects, %v, want %d; error %q; events %s, want %s", tt.resource, n, err, tt.effects, o.Error, events(o), tt.events)
+			}
+		}
+	})
+}
+
+// waitsAtStep waits until the operation of a resource waits at a step after a number of entries into it.
+func (b *bench) waitsAtStep(resource, step string, entries int) {
+	b.Helper()
+	for end := time.Now().Add(30 * time.Second); ; {
+		op, err := b.ops.Current(b.Context(), resource)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if data, err := create.Data(op); err != nil {
+			b.Fatal(err)
+		} else if op.Step == step && op.Waits > 0 && data.Kept == entries {
+			return
+		}
+		if time.Now().After(end) {
+			b.Fatalf("it does not wait at %s: %+v", step, op)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// TestReportedUndo: undoing, too, can be the work of another process that reports its end.
+func TestReportedUndo(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		tokens := make(chan string, 100)
+		operation.Handle(b.runner, create, b.step("a", nil, func(op *operation.Op) error {
+			tokens <- op.Token
+			return operation.WaitFor("host", time.Hour)
+		}), b.step("b", func(*operation.Op) error { return errors.New("no") }, nil))
+		b.start()
+		id := b.begin(create, "disk-1")
+		token := <-tokens
+		if err := b.runner.End(t.Context(), token, errors.New("not yet")); err != nil {
+			t.Fatal(err)
+		}
+		if next := <-tokens; next != token {
+			t.Errorf("the next attempt to undo has the token %s, the first one %s", next, token)
+		}
+		if err := b.ops.Wanted(t.Context(), token); err != nil {
+			t.Errorf("the compensation is not wanted: %v", err)
+		}
+		if err := b.runner.End(t.Context(), token, nil); err != nil {
+			t.Fatal(err)
+		}
+		if o := b.ends(id, operation.Failed); events(o) != "a:done b:failed b:undone a:retry a:undone" || o.Error != "no" {
+			t.Errorf("events %s, error %q", events(o), o.Error)
+		}
+	})
+}
+
+// TestUndoTx: what is undone in the transaction of its note is undone exactly once, also
+// when there is no time, and the end of the operation is in the same transaction.
+func TestUndoTx(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		tries := 0
+		first := b.step("a", nil, nil)
+		first.Undo, first.UndoTx = nil, func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input) error {
+			tries++
+			b.j.add("%s", fault.CodeOf(op.Err))
+			if _, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, 'undo', ?)`, op.ID, in.Size); err != nil {
+				return db.Error(err)
+			}
+			if tries < 3 {
+				return fault.New(fault.Unavailable, "away")
+			}
+			return nil
+		}
+		short := create
+		short.Name, short.Timeout = "short", time.Second // for the first step, on a loaded machine, too
+		operation.Handle(b.runner, short, first, b.step("b", func(*operation.Op) error { return operation.WaitFor("", 50*time.Millisecond) }, func(*operation.Op) error {
+			return operation.WaitFor("", 50*time.Millisecond)
+		}))
+		b.start()
+		id := b.begin(short, "")
+		seen := make(chan struct{})
+		go func() { // whoever sees the effect sees the end
+			defer close(seen)
+			for n := 0; n == 0 && t.Context().Err() == nil; {
+				if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM effects`); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+			if o, err := b.ops.Show(t.Context(), id); err != nil || !o.State.Ended() {
+				t.Errorf("the effect is there, the end is not: %+v, %v", o, err)
+			}
+		}()
+		o := b.ends(id, operation.TimedOut)
+		<-seen
+		var n int
+		if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM effects`); err != nil || n != 1 {
+			t.Errorf("%d effects, %v", n, err)
+		}
+		if events(o) != "a:done b:not undone a:retry a:retry a:undone" {
+			t.Errorf("%s; events %s", &b.j, events(o))
+		}
+	})
+}
+
+// TestPurge: what ended long enough ago is forgotten with its events, and nothing else.
+func TestPurge(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		operation.Handle(b.runner, create, b.step("a", nil, nil), b.step("b", func(op *operation.Op) error {
+			if op.Resource == "stays" {
+				return operation.WaitFor("", time.Hour)
+			}
+			return nil
+		}, nil))
+		b.start()
+		old := b.begin(create, "old")
+		b.ends(old, operation.Succeeded)
+		stays := b.begin(create, "stays")
+		b.waits(stays, "b", 1)
+		if n, err := b.ops.Purge(t.Context(), time.Hour); err != nil || n != 0 {
+			t.Errorf("Purge of what is an hour old: %d, %v", n, err)
+		}
+		if n, err := b.ops.Purge(t.Context(), 0); err != nil || n != 1 {
+			t.Errorf("Purge of all: %d, %v", n, err)
+		}
+		if _, err := b.ops.Show(t.Context(), old); !errors.Is(err, fault.NotFound) {
+			t.Errorf("Show of one that is gone: %v", err)
+		}
+		var n int
+		if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operation_events WHERE operation_id <> ?`, stays); err != nil || n != 0 {
+			t.Errorf("%d events are left, %v", n, err)
+		}
+		if _, err := b.ops.Show(t.Context(), stays); err != nil {
+			t.Error(err)
+		}
+	})
+}
