@@ -244,7 +244,7 @@
 //	func accept(ctx context.Context, ops *operation.Store, runner *operation.Runner, volume string) error {
 //		id, err := operation.Begin(ctx, ops, Archive, volume, &Request{Volume: volume}) // in the transaction of ctx, if it has one
 //		if err == nil {
-//			runner.Wake(id)
+//			runner.Notify(id)
 //		}
 //		return err
 //	}

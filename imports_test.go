@@ -72,6 +72,7 @@ var rules = map[string][]string{
 	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc, protobuf},
 
 	"db":        {"fault", "tlsfile", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
+	"db/dbprom": {"db", "fault", prometheus},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 
 	"service":             {"service/internal/bodytime", "service/internal/outage", "fault", "tlsfile", "reqctx", "github.com/coreos/go-systemd/v22", "golang.org/x/sys/unix"},

@@ -199,11 +199,21 @@ func isTransient(err error) bool {
 
 // Now returns the time of the database's clock in UTC, with microseconds. SQLite's
 // clock is the machine's. Leases and heartbeats use the database's clock, because
-// the clocks of hosts differ. Errors are those of [Error].
+// the clocks of hosts differ. In a transaction of [Tx] with its context the clock is read once: every
+// Now returns the same time, so that all of a change has one time. Errors are those of [Error].
 func Now(ctx context.Context, q sqlx.QueryerContext) (time.Time, error) {
+	o := txOf(ctx, q)
+	if o != nil {
+		if now := o.now.Load(); now != nil {
+			return *now, nil
+		}
+	}
 	var now time.Time
 	if err := q.QueryRowxContext(ctx, "SELECT UTC_TIMESTAMP(6)").Scan(&now); err != nil {
 		return time.Time{}, fmt.Errorf("read the database's clock: %w", Error(err))
+	}
+	if o != nil {
+		o.now.Store(&now)
 	}
 	return now, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
@@ -74,7 +75,8 @@ func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx
 type openTx struct {
 	d     *sqlx.DB
 	tx    *sqlx.Tx
-	outer *openTx // a transaction around this one, on another handle
+	outer *openTx                   // a transaction around this one, on another handle
+	now   atomic.Pointer[time.Time] // the database's time, after it was read once
 
 	mu      sync.Mutex
 	ended   bool
@@ -88,6 +90,19 @@ func currentTx(ctx context.Context, d *sqlx.DB) *openTx {
 	o, _ := ctx.Value(txKey{}).(*openTx)
 	for o != nil && o.d != d {
 		o = o.outer
+	}
+	return o
+}
+
+// txOf returns the transaction that ctx carries and q is, or nil.
+func txOf(ctx context.Context, q sqlx.QueryerContext) *openTx {
+	tx, ok := q.(*sqlx.Tx)
+	o, _ := ctx.Value(txKey{}).(*openTx)
+	for ok && o != nil && o.tx != tx {
+		o = o.outer
+	}
+	if !ok {
+		return nil
 	}
 	return o
 }

@@ -84,7 +84,7 @@ func (c *component) create(ctx context.Context, r *api.Request[Greeting]) (g Gre
 		return err
 	})
 	if err == nil {
-		c.runner.Wake(op)
+		c.runner.Notify(op)
 		r.Accepted("/v1/greetings/" + g.ID)
 	}
 	return g, err

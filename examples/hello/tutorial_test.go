@@ -64,7 +64,7 @@ func TestTutorial(t *testing.T) {
 // TestMigrations: the tables of the packages are those that they ask for.
 func TestMigrations(t *testing.T) {
 	t.Parallel()
-	for file, of := range map[string]string{"00002_membership.sql": "membership/schema.sql", "00003_operation.sql": "operation/schema.sql", "00004_operation.sql": "operation/schema2.sql", "00005_member_instance.sql": "membership/schema2.sql"} {
+	for file, of := range map[string]string{"00002_membership.sql": "membership/schema.sql", "00003_operation.sql": "operation/schema.sql", "00004_operation.sql": "operation/schema2.sql", "00005_member_instance.sql": "membership/schema2.sql", "00006_operation_steps.sql": "operation/schema3.sql"} {
 		have, err := os.ReadFile(filepath.Join("migrations", file))
 		if err != nil {
 			t.Fatal(err)

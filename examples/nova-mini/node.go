@@ -126,6 +126,7 @@ func (n *node) wireStore(url string, migrate bool) error {
 	if err != nil {
 		return err
 	}
+	cfg.Observe = n.tell.database.Observe
 	d, err := db.New(cfg)
 	if err != nil {
 		return n.wrong("database", "connection", err)
@@ -303,7 +304,7 @@ func wireConductor(_ context.Context, n *node) error {
 func (n *node) addConductor(host string) {
 	c := conductor.New(conductor.Config{
 		Store: n.store, Client: n.client, Host: host, Ratios: store.Ratios{CPU: n.CPURatio, RAM: n.RAMRatio, Disk: n.DiskRatio},
-		MaxAttempts: n.Scheduler.MaxAttempts, DownAfter: n.ServiceDownTime, BuildTimeout: n.BuildTimeout, Patience: n.RetryInterval, Inflight: n.app.Inflight(), Logger: n.log,
+		MaxAttempts: n.Scheduler.MaxAttempts, DownAfter: n.ServiceDownTime, BuildTimeout: n.BuildTimeout, Resend: n.RetryInterval, Inflight: n.app.Inflight(), Logger: n.log,
 	})
 	n.serve("conductor", compute.Conductor, host, c.Register)
 	n.app.Add("operations", c.Runner)

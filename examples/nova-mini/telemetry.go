@@ -16,6 +16,7 @@ import (
 	"go.opentelemetry.io/otel/sdk/resource"
 	sdktrace "go.opentelemetry.io/otel/sdk/trace"
 
+	"github.com/armature-go/armature/db/dbprom"
 	"github.com/armature-go/armature/driver/driverprom"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
@@ -67,15 +68,16 @@ type telemetry struct {
 	requests *apiprom.Metrics
 	rpc      *rpcprom.Metrics
 	drivers  *driverprom.Metrics
+	database *dbprom.Metrics
 	provider *sdktrace.TracerProvider // nil: no traces
 	traces   *apiotel.Traces          // the same
 }
 
 func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.Logger) (*telemetry, error) {
-	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New()}
+	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), database: dbprom.New()}
 	t.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		serviceprom.New(app), t.requests, t.rpc, t.drivers,
+		serviceprom.New(app), t.requests, t.rpc, t.drivers, t.database,
 	)
 	if o.Telemetry.Endpoint == "" {
 		return t, nil

@@ -237,7 +237,8 @@ func (s *Store) checkGoTo(ctx context.Context, q sqlx.QueryerContext, k *kind, r
 	if to < 0 {
 		return 0, 0, fault.New(fault.Internal, "step %s goes back to %q, which is not a step before it", name, g.step)
 	}
-	if err := sqlx.GetContext(ctx, q, &n, `SELECT COUNT(*) FROM operation_events WHERE operation_id = ? AND step = ? AND result = 'back'`, r.ID, name); err != nil {
+	if err := sqlx.GetContext(ctx, q, &n, `SELECT COUNT(*) FROM operation_events WHERE operation_id = ? AND step = ? AND result = 'back'
+		AND seq > (SELECT COALESCE(MAX(seq), -1) FROM operation_events WHERE operation_id = ? AND result = 'rerun')`, r.ID, name, r.ID); err != nil {
 		return 0, -1, db.Error(err)
 	}
 	if n >= g.limit {

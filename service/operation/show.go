@@ -51,7 +51,8 @@ type Operation struct {
 // Event is one attempt at a step.
 type Event struct {
 	Step string `json:"step" db:"step"`
-	// Result is done, retry, back, failed, undone or not undone.
+	// Result is done, retry, back, failed, undone or not undone; or rerun, without a step, where [Store.Retry] has made the operation
+	// run once more.
 	Result string `json:"result" db:"result"`
 	// Host is the process that made the attempt, or took the report of its end.
 	Host      string    `json:"host" db:"host"`
@@ -197,7 +198,7 @@ func (s *Store) Cancel(ctx context.Context, id, why string) error {
 // data, because what was done has been undone. It has as much time as at first. Errors: NotFound; Precondition if it has not ended,
 // or has succeeded; ErrBusy if its resource has another operation now.
 func (s *Store) Retry(ctx context.Context, id string) error {
-	return s.change(ctx, id, func(ctx context.Context, tx *sqlx.Tx, r *row, _ time.Time) error {
+	return s.change(ctx, id, func(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time) error {
 		if !r.State.Ended() || r.State == Succeeded {
 			return fault.New(fault.Precondition, "operation %s is %s", id, r.State)
 		}
@@ -209,7 +210,8 @@ func (s *Store) Retry(ctx context.Context, id string) error {
 			}
 		}
 		r.State, r.Outcome, r.Step, r.StepName, r.Data, r.ErrorCode, r.Error, r.EndedAt = Running, "", 0, "", noData, "", "", nil
-		return nil
+		r.Events++
+		return insertEvent(ctx, tx, id, r.Events-1, &Event{Result: "rerun", Began: now}, now)
 	})
 }
 

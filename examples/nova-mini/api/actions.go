@@ -24,7 +24,7 @@ func (s *server) begin(ctx context.Context, rule, id string, a compute.Action) (
 	if err := s.able(ctx); err != nil {
 		return api.None{}, err
 	}
-	if err := s.cfg.Store.Act(ctx, id, a); err != nil {
+	if err := s.cfg.Store.BeginAction(ctx, id, a); err != nil {
 		return api.None{}, err
 	}
 	s.wake(ctx, id)

@@ -21,7 +21,10 @@ func TestBroken(t *testing.T) {
 	eachCloud(t, func(c *cloud) {
 		c.filled()
 		own := must(c.list("member", "servers", "status=ACTIVE"))[0].text("id")
-		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET host = 'node-7', task_state = NULL WHERE id = ?`, own); err != nil {
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET host = 'node-7' WHERE id = ?`, own); err != nil {
+			c.Fatal(err)
+		}
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET state = 'succeeded', active = NULL WHERE active = ?`, own); err != nil {
 			c.Fatal(err)
 		}
 		const secret = "dial tcp 10.9.8.7:5672: user nova is refused"

@@ -3,6 +3,7 @@ package api_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -10,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
@@ -52,10 +55,10 @@ func door(t *testing.T) http.Handler {
 		if err := s.Claims().Claim(t.Context(), claim); err != nil {
 			t.Fatal(err)
 		}
-		generation, err := s.Place(t.Context(), srv, "node-1")
-		if err == nil {
-			err = s.Activate(t.Context(), compute.AttemptRequest{ServerID: id, Host: "node-1", Generation: generation})
-		}
+		err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+			_, err := tx.ExecContext(ctx, `UPDATE operations SET state = 'succeeded', active = NULL WHERE active = ?`, id)
+			return errors.Join(err, s.Place(ctx, tx, id, "node-1"), s.Activate(ctx, tx, id))
+		})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -175,12 +175,9 @@ func (c *cloud) filled() {
 			if err := c.store.CreateServer(c.Context(), srv); err != nil {
 				c.Fatal(err)
 			}
-			var task, host *string
+			var host *string
 			var launched *time.Time
 			var resize db.JSON[*store.Resize]
-			if row.task != "" {
-				task = str(row.task)
-			}
 			if row.host != "" {
 				host = str(row.host)
 			}
@@ -190,13 +187,25 @@ func (c *cloud) filled() {
 			if row.vm == store.Resized {
 				resize.V = &store.Resize{Running: row.running}
 			}
-			if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET vm_state = ?, task_state = ?, host = ?, launched_at = ?, created_at = ?, updated_at = ?, resize = ? WHERE id = ?`,
-				row.vm, task, host, launched, base.Add(time.Duration(n%5)*time.Minute), base.Add(time.Duration(n%7)*time.Second), resize, srv.ID); err != nil {
+			if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET vm_state = ?, host = ?, launched_at = ?, created_at = ?, updated_at = ?, resize = ? WHERE id = ?`,
+				row.vm, host, launched, base.Add(time.Duration(n%5)*time.Minute), base.Add(time.Duration(n%7)*time.Second), resize, srv.ID); err != nil {
 				c.Fatal(err)
+			}
+			if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET kind = ?, step_name = ?, due_at = NULL WHERE active = ?`, operations[row.task][0], operations[row.task][1], srv.ID); err != nil {
+				c.Fatal(err)
+			}
+			if row.task == "" {
+				if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET state = 'succeeded', active = NULL WHERE active = ?`, srv.ID); err != nil {
+					c.Fatal(err)
+				}
 			}
 		}
 	}
-	if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET state = 'succeeded', active = NULL`); err != nil {
-		c.Fatal(err)
-	}
+}
+
+// operations are the kind and the step of the operation of a server that has a task.
+var operations = map[string][2]string{
+	store.Scheduling: {"server.create", "schedule"}, store.Spawning: {"server.create", "build"}, store.Deleting: {"server.delete", "destroy"},
+	store.Rebooting: {"server.reboot", "act"}, store.RebootingHard: {"server.hard_reboot", "act"}, store.PoweringOn: {"server.start", "act"},
+	store.ResizePrep: {"server.resize", "act"}, store.ResizeReverting: {"server.revert_resize", "act"},
 }

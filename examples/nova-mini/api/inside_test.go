@@ -159,7 +159,10 @@ func TestTexts(t *testing.T) {
 		if err := d.GetContext(t.Context(), &id, "SELECT id FROM servers WHERE name = 'a'"); err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Fail(t.Context(), id, strings.Repeat("ü\xff", 50_000), strings.Repeat("ü\xff", 50_000)); err != nil {
+		err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+			return s.FailCreate(ctx, tx, id, strings.Repeat("ü\xff", 50_000), strings.Repeat("ü\xff", 50_000))
+		})
+		if err != nil {
 			t.Error(err)
 		}
 		srv, err := s.Server(t.Context(), id)

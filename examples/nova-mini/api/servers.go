@@ -252,7 +252,7 @@ func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (ap
 	if err := s.able(ctx); err != nil {
 		return api.None{}, err
 	}
-	if err := s.cfg.Store.MarkDeleting(ctx, id); err != nil {
+	if err := s.cfg.Store.BeginDelete(ctx, id); err != nil {
 		return api.None{}, err
 	}
 	s.wake(ctx, id)

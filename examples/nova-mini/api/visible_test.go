@@ -1,11 +1,15 @@
 package api_test
 
 import (
+	"context"
 	"encoding/json"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
@@ -140,10 +144,13 @@ func TestAttributes(t *testing.T) {
 		eachCloudWith(t, rules, func(c *cloud) {
 			c.filled()
 			victim := must(c.list("member", "servers", "status=SHUTOFF"))[0].text("id")
-			if err := c.store.Act(c.Context(), victim, compute.Start); err != nil {
+			if err := c.store.BeginAction(c.Context(), victim, compute.Start); err != nil {
 				c.Fatal(err)
 			}
-			if err := c.store.Fail(c.Context(), victim, message, details); err != nil {
+			err := db.Tx(c.Context(), c.db, func(ctx context.Context, tx *sqlx.Tx) error {
+				return c.store.FailCreate(ctx, tx, victim, message, details)
+			})
+			if err != nil {
 				c.Fatal(err)
 			}
 			for who, sees := range map[string]bool{"admin": true, "member": name == "for readers"} {
@@ -184,7 +191,10 @@ func TestResizeWithoutRoom(t *testing.T) {
 		if err := c.store.ReportHost(c.Context(), &compute.HostReport{Host: "n1", Driver: "fake", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
 			c.Fatal(err)
 		}
-		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET task_state = NULL, host = 'n1' WHERE id = ?`, own); err != nil {
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET host = 'n1' WHERE id = ?`, own); err != nil {
+			c.Fatal(err)
+		}
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE operations SET state = 'succeeded', active = NULL WHERE active = ?`, own); err != nil {
 			c.Fatal(err)
 		}
 		status, reply := c.ask("member", "POST", "/servers/"+own+"/action", `{"resize": {"flavorRef": "2"}}`)

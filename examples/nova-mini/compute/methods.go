@@ -10,20 +10,19 @@ var (
 	v11 = rpc.Version{Major: 1, Minor: 1}
 	v12 = rpc.Version{Major: 1, Minor: 2}
 	v13 = rpc.Version{Major: 1, Minor: 3}
+	v14 = rpc.Version{Major: 1, Minor: 4}
 )
 
 // Worker is what a compute service answers on its host.
-var Worker = &rpc.Interface{Name: "compute", Version: v13}
+var Worker = &rpc.Interface{Name: "compute", Version: v14}
 
 var (
-	// Build makes the worker build a server and report how it ended. It is
-	// idempotent by server and generation.
-	Build = rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce}
-	// Destroy makes the worker remove a server and report it.
+	// Build makes the worker build a server, Destroy remove it, and Act do an action to it. The worker asks first whether
+	// the step is still wanted ([BeginStep]) and reports its end ([EndStep]), with the request's token. Each is
+	// idempotent by its token. Act resizes since 1.2; requests have tokens since 1.4.
+	Build   = rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce}
 	Destroy = rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce}
-	// Act makes the worker do an action to a server and report how it ended. It is
-	// idempotent by server and generation. Since 1.2 it resizes.
-	Act = rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce}
+	Act     = rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce}
 	// ReadConsole returns the end of a server's console log, at most 100 KiB, as
 	// in Nova. Errors: NotFound; Unimplemented if the driver has none.
 	ReadConsole = rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11}
@@ -48,14 +47,15 @@ const (
 type ActRequest struct {
 	ServerID string `json:"server_id"`
 	Action   Action `json:"action"`
-	// Task is the server's task while the action is wanted, and Generation its
-	// generation.
-	Task       string `json:"task"`
-	Generation int64  `json:"generation"`
-	// Resources are what the server is to have after a Resize. It, and RevertResize,
+	// Resources are what the server has after a Resize. It, and RevertResize,
 	// end with the server Running, or off.
 	Resources Resources `json:"resources,omitzero"`
 	Running   bool      `json:"running,omitempty"`
+	// Token names the step of the server's operation, see operation.Op.
+	Token string `json:"token,omitempty"`
+	// Generation, and Task, are for workers of releases before 1.4, as in [AttemptRequest].
+	Task       string `json:"task"`
+	Generation int64  `json:"generation"`
 }
 
 // ConsoleRequest asks for a server's console log.
@@ -73,37 +73,37 @@ type ConsoleReply struct {
 // BuildRequest asks for one attempt to build a server.
 type BuildRequest struct {
 	Spec Spec `json:"spec"`
-	// Generation is the attempt's. An attempt that is no longer the server's
-	// current one is not run.
-	Generation int64 `json:"generation"`
+	// Token and Generation are as in [ActRequest].
+	Token      string `json:"token,omitempty"`
+	Generation int64  `json:"generation"`
 }
 
 // DestroyRequest asks for a server's removal.
 type DestroyRequest struct {
 	ServerID string `json:"server_id"`
-	// Generation is that of the deletion: a request that is not of the server's current one is
-	// not run. 0: the server has to be deleted on this host in whatever generation.
-	Generation int64 `json:"generation,omitempty"`
+	// Token and Generation are as in [ActRequest].
+	Token      string `json:"token,omitempty"`
+	Generation int64  `json:"generation,omitempty"`
 }
 
 // Conductor is what the conductor answers.
-var Conductor = &rpc.Interface{Name: "conductor", Version: v12}
+var Conductor = &rpc.Interface{Name: "conductor", Version: v13}
 
 var (
 	// Wake tells that a server has work waiting. It is a hint: the work is in
 	// the database, and found without it, only later.
 	Wake = rpc.Method[WakeRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1}
-	// BeginBuild asks whether an attempt, of a build, an action or a deletion by its Task, is
-	// still wanted. A worker that was answered Conflict drops it.
+	// BeginStep asks whether the step that a token names is still wanted. ErrStale: it is not, so the worker drops it.
+	BeginStep = rpc.Method[StepRequest, rpc.None]{Interface: Conductor, Name: "begin_step", Since: v13}
+	// EndStep reports how a step has ended. ErrStale: it was not wanted any more. A report that was made before is not an error.
+	EndStep = rpc.Method[EndStepRequest, rpc.None]{Interface: Conductor, Name: "end_step", Since: v13}
+	// BeginBuild, EndBuild, EndAct and EndDestroy are BeginStep and EndStep for workers of releases before 1.4 of the interface
+	// compute, which name an attempt by server, host, task and generation.
 	BeginBuild = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1}
-	// EndBuild reports how an attempt ended. Conflict: it was no longer wanted.
-	EndBuild = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1}
-	// EndAct reports how an action ended. Conflict: it was no longer wanted.
-	EndAct = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11}
-	// EndDestroy reports that nothing is left of a server on the host. Conflict: it is not
-	// deleted on that host.
+	EndBuild   = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1}
+	EndAct     = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11}
 	EndDestroy = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1}
-	// ReportHost is a worker's sign of life, with what its host has.
+	// ReportHost is a worker's heartbeat, with what its host has.
 	ReportHost = rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1}
 	// ClaimHost makes a process the one that does a host's work. Unavailable, with the reason
 	// MemberHeld and a text that names the process: another one does, and is up. Since 1.2 every
@@ -122,11 +122,29 @@ type WakeRequest struct {
 	ServerID string `json:"server_id"`
 }
 
-// AttemptRequest names one attempt on one host.
+// StepRequest is about the step that a worker does.
+type StepRequest struct {
+	// Token is that of the request for the step.
+	Token string `json:"token"`
+	// Host is the worker's, and Instance its process.
+	Host     string `json:"host"`
+	Instance string `json:"instance,omitempty"`
+}
+
+// EndStepRequest is the end of a step.
+type EndStepRequest struct {
+	StepRequest
+
+	// Error is why the step failed; empty if it did not.
+	Error string `json:"error,omitempty"`
+}
+
+// AttemptRequest names one attempt on one host, as workers of releases before 1.4 do.
 type AttemptRequest struct {
-	ServerID   string `json:"server_id"`
-	Host       string `json:"host"`
-	Generation int64  `json:"generation,omitempty"`
+	ServerID string `json:"server_id"`
+	Host     string `json:"host"`
+	// Generation is that of the request for the attempt. It is made of the token.
+	Generation int64 `json:"generation,omitempty"`
 	// Task is what the attempt is part of; empty: a build.
 	Task string `json:"task,omitempty"`
 	// Instance is the process that asks or reports.
@@ -153,11 +171,11 @@ type LeaveHostRequest struct {
 	Instance string `json:"instance"`
 }
 
-// EndBuildRequest is the end of an attempt.
+// EndBuildRequest is the end of an attempt, as workers of releases before 1.4 report it.
 type EndBuildRequest struct {
 	AttemptRequest
 
-	// Error is why it failed; empty if it did not.
+	// Error is why the attempt failed; empty if it did not.
 	Error string `json:"error,omitempty"`
 }
 
@@ -208,6 +226,6 @@ type SelectReply struct {
 	Host string `json:"host"`
 }
 
-// ErrStale means that an attempt is not, or no longer, what the server is to
-// have: it was deleted, or is built elsewhere.
+// ErrStale means that a step is not, or not any more, the current one of the server's operation: the server was deleted, for
+// example, or is built elsewhere.
 var ErrStale = fault.Sentinel(fault.Conflict, "StaleAttempt", "the attempt is not the server's current one")

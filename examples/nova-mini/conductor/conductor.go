@@ -2,15 +2,16 @@
 // each ends, whichever process dies on the way. All it knows is in the database; messages are
 // hints. Any number of conductors may run.
 //
-//	server.create   ask the scheduler for a host; then tell the worker to build, and after
-//	                a failure another one. Active, or error
-//	server.delete   tell the worker to destroy. Gone
+//	server.create   schedule: the scheduler chooses a host; build: the worker builds, and after a failure the
+//	                operation goes back to schedule. The server is active, or in error and on no host
+//	server.delete   destroy: the worker destroys. The server is gone
 //	server.stop, server.start, server.reboot, server.hard_reboot,
 //	server.resize, server.confirm_resize, server.revert_resize
-//	                tell the worker to do it. What it leads to, or as before with a fault
+//	                act: the worker does the action. The server is in the state that the action leads to, or as before
+//	                with a fault
 //
-// A step that needs the worker tells it, again and again while there is no news, and ends
-// with the worker's report, in the transaction that changes the server.
+// A step that the worker does is begun by a cast, which is repeated while there is no report. It ends with the worker's
+// report, in the transaction that changes the server.
 package conductor
 
 import (
@@ -44,12 +45,12 @@ type Config struct {
 	// BuildTimeout is how long a build or an action may take on one host, or the search
 	// for a host, before it is given up. Default 10 minutes.
 	BuildTimeout time.Duration
-	// DownAfter is how long a worker may be silent and still keep its host from another process.
+	// DownAfter is how long a worker may send no heartbeat and still keep its host from another process.
 	// Default 60 s.
 	DownAfter time.Duration
-	// Patience is how long a worker may be silent before it is told again, or a conductor
-	// that runs an operation before another one goes on with it. Default 15 s.
-	Patience time.Duration
+	// Resend is the first delay after which a worker that has not reported is told again. It doubles each time, up to 5 minutes. It is
+	// also the lease of an operation. Default 15 s.
+	Resend time.Duration
 	// Poll is how often operations are looked for without a notification. Default 1 s.
 	Poll     time.Duration
 	Inflight *service.Inflight
@@ -64,13 +65,6 @@ type Service struct {
 	Runner *operation.Runner
 }
 
-// The steps that a worker ends.
-const (
-	stepBuild   = "build"
-	stepAct     = "act"
-	stepDestroy = "destroy"
-)
-
 // New returns a service.
 func New(cfg Config) *Service {
 	if cfg.MaxAttempts <= 0 {
@@ -79,8 +73,8 @@ func New(cfg Config) *Service {
 	if cfg.BuildTimeout <= 0 {
 		cfg.BuildTimeout = 10 * time.Minute
 	}
-	if cfg.Patience <= 0 {
-		cfg.Patience = 15 * time.Second
+	if cfg.Resend <= 0 {
+		cfg.Resend = 15 * time.Second
 	}
 	if cfg.DownAfter <= 0 {
 		cfg.DownAfter = time.Minute
@@ -89,17 +83,18 @@ func New(cfg Config) *Service {
 		cfg.Logger = slog.Default()
 	}
 	s := &Service{cfg: cfg, Runner: operation.NewRunner(operation.RunnerConfig{
-		Store: cfg.Store.Operations(), Host: cfg.Host, Lease: cfg.Patience, Poll: cfg.Poll, Inflight: cfg.Inflight, Logger: cfg.Logger,
+		Store: cfg.Store.Operations(), Host: cfg.Host, Lease: cfg.Resend, Poll: cfg.Poll, Inflight: cfg.Inflight, Logger: cfg.Logger,
 	})}
 	operation.Handle(s.Runner, store.Create,
-		operation.Step[struct{}]{Name: "schedule", Do: s.schedule, UndoTx: s.failBuild, Timeout: cfg.Patience},
-		operation.Step[struct{}]{Name: stepBuild, Do: s.build, Timeout: cfg.Patience})
-	operation.Handle(s.Runner, store.Delete,
-		operation.Step[struct{}]{Name: stepDestroy, Do: s.destroy, UndoTx: s.failDelete, Timeout: cfg.Patience},
-		operation.Step[struct{}]{Name: "remove", DoTx: s.remove})
+		operation.Step[store.CreateData]{Name: store.StepSchedule, Do: s.chooseHost, DoTx: s.placeServer, Timeout: cfg.Resend, Limit: cfg.BuildTimeout},
+		operation.Step[store.CreateData]{Name: store.StepBuild, Do: s.castBuild, Reported: s.buildReported, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+	operation.OnEnd(s.Runner, store.Create, s.endCreate)
+	operation.Handle(s.Runner, store.Delete, operation.Step[struct{}]{Name: "destroy", Do: s.castDestroy, Timeout: cfg.Resend})
+	operation.OnEnd(s.Runner, store.Delete, s.endDelete)
 	for a, k := range store.Kinds {
 		act := actor{s, a}
-		operation.Handle(s.Runner, k, operation.Step[store.ActInput]{Name: stepAct, Do: act.do, UndoTx: act.fail, Timeout: cfg.Patience})
+		operation.Handle(s.Runner, k, operation.Step[store.ActData]{Name: "act", Do: act.castAct, Timeout: cfg.Resend, Limit: cfg.BuildTimeout})
+		operation.OnEnd(s.Runner, k, act.endAction)
 	}
 	return s
 }
@@ -107,10 +102,12 @@ func New(cfg Config) *Service {
 // Register adds the service's handlers to a server.
 func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Wake, s.Wake)
-	rpc.Handle(srv, compute.BeginBuild, s.BeginBuild)
-	rpc.Handle(srv, compute.EndBuild, s.EndBuild)
-	rpc.Handle(srv, compute.EndAct, s.EndAct)
-	rpc.Handle(srv, compute.EndDestroy, s.EndDestroy)
+	rpc.Handle(srv, compute.BeginStep, s.BeginStep)
+	rpc.Handle(srv, compute.EndStep, s.EndStep)
+	rpc.Handle(srv, compute.BeginBuild, s.beginAttempt)
+	rpc.Handle(srv, compute.EndBuild, s.endAttempt)
+	rpc.Handle(srv, compute.EndAct, s.endAttempt)
+	rpc.Handle(srv, compute.EndDestroy, s.endDestroyAttempt)
 	rpc.Handle(srv, compute.ReportHost, s.ReportHost)
 	rpc.Handle(srv, compute.Strangers, s.Strangers)
 	rpc.Handle(srv, compute.ClaimHost, s.ClaimHost)
@@ -118,275 +115,196 @@ func (s *Service) Register(srv *rpc.Server) {
 }
 
 // Wake goes on with a server's operation now.
-func (s *Service) Wake(ctx context.Context, req *compute.WakeRequest) (*rpc.None, error) {
-	return &rpc.None{}, s.Runner.WakeResource(ctx, req.ServerID)
+func (s *Service) Wake(_ context.Context, req *compute.WakeRequest) (*rpc.None, error) {
+	s.Runner.NotifyResource(req.ServerID)
+	return &rpc.None{}, nil
 }
 
-// schedule finds a host.
-func (s *Service) schedule(ctx context.Context, op *operation.Op, _ *struct{}) error {
-	srv, age, err := s.cfg.Store.Look(ctx, op.Resource)
-	if err == nil && srv.Task() == "" { // it is done again, see operation.Store.Retry
-		if err := s.cfg.Store.Repeat(ctx, op.Resource, "", nil); err != nil {
+// chooseHost asks the scheduler for a host, which claims the server's resources there.
+func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.CreateData) error {
+	if len(data.Tried) >= s.cfg.MaxAttempts {
+		return fault.New(fault.Exhausted, "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s: tried %v, last: %s",
+			op.Resource, data.Tried, data.LastError)
+	}
+	if data.Need == (compute.Resources{}) { // it was begun by an earlier release
+		srv, err := s.cfg.Store.Server(ctx, op.Resource)
+		if err != nil {
 			return err
 		}
-		srv, age, err = s.cfg.Store.Look(ctx, op.Resource)
+		data.Need = srv.Need()
 	}
-	if err != nil || srv.Task() != store.Scheduling {
-		return err
-	}
-	return s.place(ctx, srv, age)
-}
-
-// place finds a host for a server that waits for one.
-func (s *Service) place(ctx context.Context, srv *store.Server, age time.Duration) error {
-	if srv.Attempts >= s.cfg.MaxAttempts {
-		return fault.New(fault.Exhausted, "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s: tried %v, last: %s",
-			srv.ID, srv.Tried.V, srv.FaultDetails)
-	}
-	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need(), Exclude: srv.Tried.V})
-	switch {
-	case errors.Is(err, scheduler.ErrNoValidHost):
+	got, err := rpc.Call(ctx, s.cfg.Client, compute.Select, rpc.Any, &compute.SelectRequest{ServerID: op.Resource, Need: data.Need, Exclude: data.Tried})
+	if errors.Is(err, scheduler.ErrNoValidHost) {
 		text := err.Error()
 		if f, ok := errors.AsType[*fault.Error](err); ok {
 			text = f.Msg // without the path it came
 		}
-		if srv.FaultDetails != "" {
-			text += "; the last build failed: " + srv.FaultDetails
+		if data.LastError != "" {
+			text += "; the last build failed: " + data.LastError
 		}
-		return fault.New(fault.CodeOf(err), "%s", text)
-	case err != nil && age > s.cfg.BuildTimeout:
-		return fault.New(fault.Canceled, "no host was chosen within %v: %v", s.cfg.BuildTimeout, err)
-	case err != nil:
-		return err
+		return operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
 	}
-	_, err = s.cfg.Store.Place(ctx, srv, got.Host)
+	if err == nil {
+		data.Host = got.Host
+	}
 	return err
 }
 
-// build tells the worker, again and again: it is busy or away, or the message was lost.
-// After a failure it finds the next host first.
-func (s *Service) build(ctx context.Context, op *operation.Op, _ *struct{}) error {
-	srv, age, err := s.cfg.Store.Look(ctx, op.Resource)
-	if err == nil && srv.Task() == store.Scheduling {
-		if err := s.place(ctx, srv, age); err != nil {
-			return err
-		}
-		srv, age, err = s.cfg.Store.Look(ctx, op.Resource)
-	}
-	switch {
-	case err != nil:
-		return err
-	case srv.Task() != store.Spawning:
-		return compute.ErrStale
-	case age > s.cfg.BuildTimeout:
-		return fault.New(fault.Canceled, "host %s did not build the server within %v", *srv.Host, s.cfg.BuildTimeout)
-	}
-	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{Spec: srv.Spec(), Generation: srv.Generation}))
+func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
+	return s.cfg.Store.Place(ctx, tx, op.Resource, data.Host)
 }
 
-// tell is what a step returns after it has told a worker, with the error of that.
-func (s *Service) tell(err error) error {
+// castBuild tells the worker to build. It is called again while there is no report: the worker is busy or away, or the
+// message was lost.
+func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.CreateData) error {
+	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	if err != nil {
 		return err
 	}
-	return operation.Again(s.cfg.Patience)
+	if srv.Host == nil {
+		return fault.New(fault.Internal, "server %s has no host to be built on", srv.ID)
+	}
+	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{
+		Spec: srv.Spec(), Token: op.Token, Generation: generationOf(op.Token),
+	}))
 }
 
-// failBuild ends the building of a server in an error. The message is Nova's.
-func (s *Service) failBuild(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
-	srv, err := s.cfg.Store.Server(ctx, op.Resource)
-	if errors.Is(err, fault.NotFound) {
+// maxResend is the longest delay after which a worker that has not reported is told again. A worker that is back is told
+// at once, see ClaimHost.
+const maxResend = 5 * time.Minute
+
+// waitForReport is what a step returns that has told a worker, with the error of that.
+func (s *Service) waitForReport(op *operation.Op, host string, err error) error {
+	if err != nil {
+		return err
+	}
+	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), maxResend))
+}
+
+// buildReported sends a server whose build has failed back to the scheduler. The worker has left nothing of it on its
+// host.
+func (s *Service) buildReported(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData, failed error) error {
+	if failed == nil {
 		return nil
 	}
-	if err != nil {
+	data.LastError = fmt.Sprintf("host %s: %v", data.Host, failed)
+	data.Tried, data.Host = append(data.Tried, data.Host), ""
+	if err := s.cfg.Store.Unplace(ctx, tx, op.Resource, data.LastError); err != nil {
 		return err
 	}
-	message := fmt.Sprintf("Build of instance %s aborted.", srv.ID)
+	return operation.GoTo(store.StepSchedule, s.cfg.MaxAttempts, failed) // which counts them
+}
+
+// endCreate makes a server active, or gives its building up. The messages are Nova's.
+func (s *Service) endCreate(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
+	if op.Err == nil {
+		return s.cfg.Store.Activate(ctx, tx, op.Resource)
+	}
+	message, details := fmt.Sprintf("Build of instance %s aborted.", op.Resource), op.Err.Error()
 	switch exhausted := fault.CodeOf(op.Err) == fault.Exhausted; {
-	case exhausted && srv.Attempts == 0:
+	case exhausted && len(data.Tried) == 0:
 		message = "No valid host was found. There are not enough hosts available."
 	case exhausted:
-		message = fmt.Sprintf("Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s.", srv.ID)
+		message = fmt.Sprintf("Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s.", op.Resource)
+	case data.Host != "":
+		details = fmt.Sprintf("host %s: %s", data.Host, details)
 	}
-	return s.cfg.Store.Fail(ctx, srv.ID, message, op.Err.Error())
+	return s.cfg.Store.FailCreate(ctx, tx, op.Resource, message, details)
 }
 
-// failDelete ends the deletion of a server in an error.
-func (s *Service) failDelete(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
-	return s.cfg.Store.Fail(ctx, op.Resource, fmt.Sprintf("Failed to delete instance %s.", op.Resource), op.Err.Error())
-}
-
-func (s *Service) destroy(ctx context.Context, op *operation.Op, _ *struct{}) error {
+// castDestroy tells the worker to destroy the server.
+func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}) error {
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	switch {
 	case errors.Is(err, fault.NotFound):
 		return nil
 	case err != nil:
 		return err
-	case srv.Task() != store.Deleting: // it is done again
-		if err := s.cfg.Store.RepeatDelete(ctx, op.Resource); err != nil {
-			return err
-		}
-		if srv, err = s.cfg.Store.Server(ctx, op.Resource); err != nil {
-			return err
-		}
-	}
-	if srv.Host == nil {
+	case srv.Host == nil:
 		return nil
 	}
-	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Destroy, *srv.Host, &compute.DestroyRequest{ServerID: srv.ID, Generation: srv.Generation}))
+	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Destroy, *srv.Host, &compute.DestroyRequest{
+		ServerID: srv.ID, Token: op.Token, Generation: generationOf(op.Token),
+	}))
 }
 
-func (s *Service) remove(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *struct{}) error {
-	return s.cfg.Store.Remove(ctx, op.Resource)
+// endDelete removes a server whose host has destroyed it.
+func (s *Service) endDelete(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *struct{}) error {
+	if op.Err == nil {
+		return s.cfg.Store.Remove(ctx, tx, op.Resource)
+	}
+	return s.cfg.Store.FailDelete(ctx, tx, op.Resource, op.Err.Error())
 }
 
 // actor runs the operations of an action.
 type actor struct {
 	*Service
+
 	action compute.Action
 }
 
-func (s actor) do(ctx context.Context, op *operation.Op, in *store.ActInput) error {
-	srv, age, err := s.cfg.Store.Look(ctx, op.Resource)
-	if err == nil && srv.Task() == "" { // it is done again
-		if err := s.cfg.Store.Repeat(ctx, op.Resource, s.action, in); err != nil {
-			return err
-		}
-		srv, age, err = s.cfg.Store.Look(ctx, op.Resource)
-	}
-	switch {
-	case err != nil:
-		return err
-	case store.ActionOf(srv.Task()) != s.action:
-		return compute.ErrStale
-	case age > s.cfg.BuildTimeout:
-		return fault.New(fault.Canceled, "host %s did not end %s within %v", *srv.Host, srv.Task(), s.cfg.BuildTimeout)
-	}
-	req := &compute.ActRequest{ServerID: srv.ID, Action: s.action, Task: srv.Task(), Generation: srv.Generation}
-	if srv.Resize.V != nil {
-		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
-	}
-	return s.tell(rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, req))
-}
-
-// fail makes a server what it was, with a fault. After a resize that was given up or
-// canceled its size is not known: it keeps the room for both.
-func (s actor) fail(ctx context.Context, _ *sqlx.Tx, op *operation.Op, _ *store.ActInput) error {
-	srv, err := s.cfg.Store.Server(ctx, op.Resource)
-	if errors.Is(err, fault.NotFound) || err == nil && store.ActionOf(srv.Task()) != s.action {
-		return nil
-	}
+// castAct tells the worker to do the action.
+func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActData) error {
+	srv, err := s.cfg.Store.PrepareAction(ctx, op.Resource, s.action, data)
 	if err != nil {
 		return err
 	}
-	if c := fault.CodeOf(op.Err); srv.Resize.V != nil && (c == fault.Canceled || c == fault.Timeout) {
-		return s.cfg.Store.Fail(ctx, op.Resource, store.FailedAction(s.action, srv.ID), op.Err.Error())
+	req := &compute.ActRequest{ServerID: srv.ID, Action: s.action, Task: srv.Task(), Token: op.Token, Generation: generationOf(op.Token)}
+	if srv.Resize.V != nil {
+		req.Resources, req.Running = srv.Resize.V.To.Has, srv.Resize.V.Running
 	}
-	a := compute.AttemptRequest{ServerID: srv.ID, Host: *srv.Host, Generation: srv.Generation, Task: srv.Task()}
-	return s.cfg.Store.EndAct(ctx, a, op.Err.Error())
+	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Act, *srv.Host, req))
 }
 
-// BeginBuild answers a worker, see compute.BeginBuild.
-func (s *Service) BeginBuild(ctx context.Context, req *compute.AttemptRequest) (*rpc.None, error) {
+func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *store.ActData) error {
+	return s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, op.Err)
+}
+
+// BeginStep answers a worker, see compute.BeginStep.
+func (s *Service) BeginStep(ctx context.Context, req *compute.StepRequest) (*rpc.None, error) {
 	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 		return nil, err
 	}
-	return &rpc.None{}, s.cfg.Store.Current(ctx, *req)
+	return &rpc.None{}, staleOf(s.cfg.Store.Operations().Wanted(ctx, req.Token))
 }
 
-// EndBuild notes how an attempt ended, see compute.EndBuild. After a failure the
-// next host is tried at once.
-func (s *Service) EndBuild(ctx context.Context, req *compute.EndBuildRequest) (*rpc.None, error) {
+// EndStep ends a step as a worker reports, see compute.EndStep.
+func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rpc.None, error) {
 	var failed error
 	if req.Error != "" {
-		s.cfg.Logger.WarnContext(ctx, "build failed", "server", req.ServerID, "host", req.Host, "error", req.Error)
-		failed = fault.New(fault.Unavailable, "host %s: %s", req.Host, req.Error)
+		s.cfg.Logger.WarnContext(ctx, "step failed on its host", "token", req.Token, "host", req.Host, "error", req.Error)
+		failed = operation.Permanent(errors.New(req.Error))
 	}
-	err := s.complete(ctx, &req.AttemptRequest, stepBuild, failed, func(ctx context.Context) error {
-		if failed == nil {
-			return s.cfg.Store.Activate(ctx, req.AttemptRequest)
-		}
-		_, err := s.cfg.Store.Reschedule(ctx, req.AttemptRequest, failed.Error())
-		return err
-	})
-	return &rpc.None{}, err
-}
-
-// EndAct notes how an action ended, see compute.EndAct.
-func (s *Service) EndAct(ctx context.Context, req *compute.EndBuildRequest) (*rpc.None, error) {
-	var failed error
-	if req.Error != "" {
-		s.cfg.Logger.WarnContext(ctx, "action failed", "server", req.ServerID, "host", req.Host, "task", req.Task, "error", req.Error)
-		failed = errors.New(req.Error)
-	}
-	err := s.complete(ctx, &req.AttemptRequest, stepAct, failed, func(ctx context.Context) error {
-		if failed == nil {
-			return s.cfg.Store.EndAct(ctx, req.AttemptRequest, "")
-		}
-		return s.cfg.Store.Holds(ctx, req.AttemptRequest) // see actor.fail
-	})
-	return &rpc.None{}, err
-}
-
-// complete ends a step as the worker reports, together with what changes for the server.
-// ErrStale: it is not the attempt that the server is to have. The report of one that has
-// ended is none again: the reply was lost.
-func (s *Service) complete(ctx context.Context, a *compute.AttemptRequest, step string, failed error, change func(context.Context) error) error {
-	err := s.cfg.Store.Tx(ctx, func(ctx context.Context) error {
-		if err := s.cfg.Store.HoldsHost(ctx, a.Host, a.Instance); err != nil {
-			return err
-		}
-		if err := s.Runner.Complete(ctx, a.ServerID, step, failed); err != nil {
-			return err
-		}
-		return change(ctx)
-	})
-	if errors.Is(err, fault.NotFound) || errors.Is(err, fault.Precondition) {
-		return s.cfg.Store.Ended(ctx, *a)
-	}
-	if err == nil {
-		s.cfg.Logger.InfoContext(ctx, "host reported", "server", a.ServerID, "host", a.Host, "step", step, "done", failed == nil)
-		s.wake(ctx, a.ServerID)
-	}
-	return err
-}
-
-// wake makes an operation go on at once if it has more to do.
-func (s *Service) wake(ctx context.Context, id string) {
-	if err := s.Runner.WakeResource(ctx, id); err != nil {
-		s.cfg.Logger.DebugContext(ctx, "operation not notified, polling finds it", "server", id, "error", err)
-	}
-}
-
-// EndDestroy ends a deletion, see compute.EndDestroy.
-func (s *Service) EndDestroy(ctx context.Context, req *compute.AttemptRequest) (*rpc.None, error) {
 	err := s.cfg.Store.Tx(ctx, func(ctx context.Context) error {
 		if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 			return err
 		}
-		if err := s.Runner.Complete(ctx, req.ServerID, stepDestroy, nil); err != nil {
-			return err
-		}
-		return s.cfg.Store.RemoveFrom(ctx, *req)
+		return s.Runner.End(ctx, req.Token, failed)
 	})
-	if errors.Is(err, fault.NotFound) || errors.Is(err, fault.Precondition) {
-		// The reply to the first report was lost, or the deletion is not wanted any more.
-		return &rpc.None{}, nil
-	}
 	if err == nil {
-		s.wake(ctx, req.ServerID)
+		s.cfg.Logger.InfoContext(ctx, "host reported", "token", req.Token, "host", req.Host, "done", failed == nil)
 	}
-	return &rpc.None{}, err
+	return &rpc.None{}, staleOf(err)
 }
 
-// ClaimHost makes a process the worker of its host, see compute.ClaimHost.
-func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) (*rpc.None, error) {
-	err := s.cfg.Store.ClaimHost(ctx, req.Host, req.Instance, s.cfg.DownAfter)
-	if err == nil {
-		s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)
+// staleOf gives ErrStale of package operation the identity that it has in the interface of the conductor.
+func staleOf(err error) error {
+	if errors.Is(err, operation.ErrStale) {
+		return compute.ErrStale
 	}
-	return &rpc.None{}, err
+	return err
+}
+
+// ClaimHost makes a process the worker of its host, see compute.ClaimHost. What waits for the host goes on at once.
+func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) (*rpc.None, error) {
+	if err := s.cfg.Store.ClaimHost(ctx, req.Host, req.Instance, s.cfg.DownAfter); err != nil {
+		return nil, err
+	}
+	s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)
+	if err := s.Runner.Signal(ctx, req.Host); err != nil { // the delay ends the wait, too
+		s.cfg.Logger.DebugContext(ctx, "operations that wait for a host not notified", "host", req.Host, "error", err)
+	}
+	return &rpc.None{}, nil
 }
 
 // LeaveHost frees a host, see compute.LeaveHost.

@@ -209,8 +209,20 @@ func events(o *operation.Operation) string {
 	return strings.Join(out, " ")
 }
 
-func attempt(host string, r compute.BuildRequest) compute.AttemptRequest {
-	return compute.AttemptRequest{ServerID: r.Spec.ID, Host: host, Generation: r.Generation}
+func step(host, token string) compute.StepRequest {
+	return compute.StepRequest{Token: token, Host: host}
+}
+
+// report reports the end of a step, as the worker of a host. failed is its error, or "".
+func (b *bench) report(host, token, failed string) error {
+	_, err := b.svc.EndStep(b.Context(), &compute.EndStepRequest{StepRequest: step(host, token), Error: failed})
+	return err
+}
+
+// wanted asks whether a step is wanted, as the worker of h1.
+func (b *bench) wanted(token string) error {
+	_, err := b.svc.BeginStep(b.Context(), new(step("h1", token)))
+	return err
 }
 
 // TestLostMessages: the hint is lost, then the message to the worker, then the
@@ -227,11 +239,11 @@ func TestLostMessages(t *testing.T) {
 			b.Error("the worker was told again before its time")
 		}
 		b.expire() // the worker is silent
-		if second := get(b, b.builds); second.Generation != first.Generation || second.Spec.ID != id {
+		if second := get(b, b.builds); second.Token != first.Token || second.Spec.ID != id {
 			b.Errorf("told %+v at first and %+v then, want the same attempt", first, second)
 		}
 		for range 2 {
-			if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt("h1", first)}); err != nil {
+			if err := b.report("h1", first.Token, ""); err != nil {
 				b.Errorf("report: %v", err)
 			}
 		}
@@ -284,25 +296,25 @@ func TestNextHost(t *testing.T) {
 		b.wake(id)
 		for range 2 {
 			r, host := b.build(id)
-			if _, err := b.svc.BeginBuild(b.Context(), new(attempt(host, r))); err != nil {
+			if _, err := b.svc.BeginStep(b.Context(), new(step(host, r.Token))); err != nil {
 				b.Errorf("begin: %v", err)
 			}
-			if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt(host, r), Error: "disk on fire"}); err != nil {
+			if err := b.report(host, r.Token, "disk on fire"); err != nil {
 				b.Errorf("report: %v", err)
 			}
-			if _, err := b.svc.BeginBuild(b.Context(), new(attempt(host, r))); !errors.Is(err, compute.ErrStale) {
+			if _, err := b.svc.BeginStep(b.Context(), new(step(host, r.Token))); !errors.Is(err, compute.ErrStale) {
 				b.Errorf("begin after the end: %v, want ErrStale", err)
 			}
 		}
 		b.settle(id)
 		s := b.server(id)
-		if s.VMState != store.Error || !strings.Contains(s.FaultDetails, "retries") || !strings.Contains(s.FaultDetails, "disk on fire") || len(s.Tried.V) != 2 ||
+		if s.VMState != store.Error || !strings.Contains(s.FaultDetails, "retries") || !strings.Contains(s.FaultDetails, "disk on fire") || !strings.Contains(s.FaultDetails, "tried [h1 h2]") && !strings.Contains(s.FaultDetails, "tried [h2 h1]") ||
 			s.FaultMessage != "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance "+id+"." {
-			b.Errorf("server %s, tried %v, fault %q; want an error after two hosts", s.VMState, s.Tried.V, s.FaultDetails)
+			b.Errorf("server %s, fault %q; want an error after two hosts", s.VMState, s.FaultDetails)
 		}
 		b.unclaimed()
 		o := b.operation(id)
-		if events(o) != "schedule:done build:retry build:retry build:failed schedule:undone" || o.State != operation.Failed || o.Error != s.FaultDetails || !strings.Contains(o.Events[1].Error, "disk on fire") {
+		if events(o) != "schedule:done build:back schedule:done build:back schedule:failed" || o.State != operation.Failed || o.Error != s.FaultDetails || !strings.Contains(o.Events[1].Error, "disk on fire") {
 			b.Errorf("operation %+v", o)
 		}
 
@@ -311,11 +323,15 @@ func TestNextHost(t *testing.T) {
 			b.Fatal(err)
 		}
 		r, host := b.build(id)
-		if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt(host, r)}); err != nil {
+		if err := b.report(host, r.Token, "disk on fire"); err != nil { // the hosts count anew
 			b.Errorf("report: %v", err)
 		}
-		if s := b.server(id); s.VMState != store.Active || s.Attempts != 1 || b.operation(id).State != operation.Succeeded {
-			b.Errorf("done again it is %s, in %d attempts", s.VMState, s.Attempts)
+		r, host = b.build(id)
+		if err := b.report(host, r.Token, ""); err != nil {
+			b.Errorf("report: %v", err)
+		}
+		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "" || b.operation(id).State != operation.Succeeded {
+			b.Errorf("done again it is %s, fault %q", s.VMState, s.FaultDetails)
 		}
 		if err := b.store.Operations().Retry(b.Context(), o.ID); !errors.Is(err, fault.Precondition) {
 			b.Errorf("retry of what has succeeded: %v", err)
@@ -329,10 +345,20 @@ func (b *bench) build(id string) (compute.BuildRequest, string) {
 	b.Helper()
 	for {
 		r := get(b, b.builds)
-		if s := b.server(id); r.Spec.ID == id && s.Host != nil && s.Generation == r.Generation {
+		if s := b.server(id); r.Spec.ID == id && s.Host != nil && b.token(id) == r.Token {
 			return r, *s.Host
 		}
 	}
+}
+
+// token returns the token of the step that a server's operation is at.
+func (b *bench) token(id string) string {
+	b.Helper()
+	op, err := b.store.Operations().Current(b.Context(), id)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return op.Token
 }
 
 // settle waits until a server has no task.
@@ -387,50 +413,145 @@ func TestTimeouts(t *testing.T) {
 		b.wake(id)
 		r := get(b, b.builds)
 		b.waits(id)
-		b.past("servers", "task_since")
-		b.expire()
-		b.settle(id)
-		if s := b.server(id); s.VMState != store.Error || !strings.Contains(s.FaultDetails, "h1 did not build") || s.Host == nil || s.FaultMessage != "Build of instance "+id+" aborted." {
-			b.Errorf("server %s, fault %q, host %v; want an error that names the host, which still has to be cleaned", s.VMState, s.FaultDetails, s.Host)
+		b.expireStep(id)
+		if s := b.server(id); s.VMState != store.Error || s.FaultDetails != "host h1: step build not done within 1m0s" || s.Host != nil || s.FaultMessage != "Build of instance "+id+" aborted." {
+			b.Errorf("server %s, fault %q, host %v; want an error that names the host, and no host, so that h1 destroys what it has", s.VMState, s.FaultDetails, s.Host)
 		}
-		if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt("h1", r)}); !errors.Is(err, compute.ErrStale) {
+		b.unclaimed()
+		if err := b.report("h1", r.Token, ""); !errors.Is(err, compute.ErrStale) {
 			b.Errorf("a report after the end: %v, want ErrStale", err)
 		}
-		if err := b.store.MarkDeleting(b.Context(), id); err != nil {
+		if err := b.store.BeginDelete(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+		b.wake(id)
+		for end := time.Now().Add(20 * time.Second); ; {
+			if _, err := b.store.Server(b.Context(), id); errors.Is(err, fault.NotFound) {
+				break
+			}
+			if time.Now().After(end) {
+				b.Fatal("a server without a host is not deleted")
+			}
+			<-time.After(5 * time.Millisecond)
+		}
+	})
+}
+
+// expireStep ends the time of the step that a server's operation is at, and waits until the server has no task.
+func (b *bench) expireStep(id string) {
+	b.Helper()
+	for end := time.Now().Add(20 * time.Second); b.server(id).TaskState != nil; {
+		if time.Now().After(end) {
+			b.Fatalf("the server still has the task %s", b.server(id).Task())
+		}
+		// A runner that has the operation writes its own time over this one.
+		if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET step_deadline_at = ? WHERE active = ? AND owner = ''`, time.Now().UTC().Add(-2*time.Hour), id); err != nil {
+			b.Fatal(err)
+		}
+		b.svc.Runner.NotifyResource(id)
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// TestDelete: only the host that has the server ends its deletion, with the token of it.
+func TestDelete(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.add()
+		b.wake(id)
+		r := get(b, b.builds)
+		b.waits(id)
+		if err := b.store.BeginDelete(b.Context(), id); err != nil {
 			b.Fatal(err)
 		}
 		b.wake(id)
 		d := get(b, b.destroys)
-		if d.ServerID != id || d.Generation != b.server(id).Generation {
+		if d.ServerID != id || d.Token != b.token(id) {
 			b.Errorf("told to destroy %+v", d)
 		}
-		// What another host says, or an older deletion, changes nothing.
-		for _, a := range []compute.AttemptRequest{
-			{ServerID: id, Host: "h2", Generation: d.Generation}, {ServerID: id, Host: "h2"}, {ServerID: id, Host: "h1", Generation: d.Generation - 1},
-		} {
-			if _, err := b.svc.EndDestroy(b.Context(), &a); !errors.Is(err, compute.ErrStale) {
-				b.Errorf("the report %+v: %v, want ErrStale", a, err)
+		for _, token := range []string{r.Token, d.Token + "1", ""} {
+			if err := b.report("h1", token, ""); !errors.Is(err, compute.ErrStale) {
+				b.Errorf("a report with the token %q: %v, want ErrStale", token, err)
 			}
-			a.Task = store.Deleting
-			if _, err := b.svc.BeginBuild(b.Context(), &a); !errors.Is(err, compute.ErrStale) {
-				b.Errorf("the question %+v: %v, want ErrStale", a, err)
+			if err := b.wanted(token); !errors.Is(err, compute.ErrStale) {
+				b.Errorf("the question with the token %q: %v, want ErrStale", token, err)
 			}
 		}
 		if b.server(id).Task() != store.Deleting {
-			b.Error("it is gone by the report of another host")
+			b.Error("it is gone by an old report")
 		}
-		for _, generation := range []int64{0, d.Generation} {
-			if _, err := b.svc.BeginBuild(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1", Generation: generation, Task: store.Deleting}); err != nil {
-				b.Errorf("the question of its host, generation %d: %v", generation, err)
+		if err := b.wanted(d.Token); err != nil {
+			b.Errorf("the question of its host: %v", err)
+		}
+		for range 2 {
+			if err := b.report("h1", d.Token, ""); err != nil {
+				b.Errorf("end: %v", err)
 			}
 		}
-		if _, err := b.svc.EndDestroy(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1"}); err != nil {
-			b.Errorf("end: %v", err)
-		}
 		b.unclaimed()
-		if _, err := b.svc.EndDestroy(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1"}); err != nil {
-			b.Errorf("end once more: %v", err)
+		if _, err := b.store.Server(b.Context(), id); !errors.Is(err, fault.NotFound) {
+			b.Errorf("after the end: %v", err)
 		}
+	})
+}
+
+// TestEarlierWorker: a worker of a release that names attempts by generations builds, acts and destroys.
+func TestEarlierWorker(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		b.start()
+		id := b.add()
+		b.wake(id)
+		earlier, conductor := rpc.Version{Major: 1, Minor: 2}, &rpc.Interface{Name: "conductor", Version: rpc.Version{Major: 1, Minor: 2}}
+		type none = rpc.None
+		begin := rpc.Method[compute.AttemptRequest, none]{Interface: conductor, Name: "begin_build", Since: earlier}
+		end := map[string]rpc.Method[compute.EndBuildRequest, none]{}
+		for _, name := range []string{"end_build", "end_act", "end_destroy"} {
+			end[name] = rpc.Method[compute.EndBuildRequest, none]{Interface: conductor, Name: name, Since: earlier}
+		}
+		work := func(what, task string, generation int64) {
+			b.Helper()
+			at := compute.AttemptRequest{ServerID: id, Host: "h1", Generation: generation, Task: task}
+			for _, stale := range []compute.AttemptRequest{
+				{ServerID: id, Host: "h1", Generation: generation + 1, Task: task}, {ServerID: uuid.NewString(), Host: "h1", Generation: generation, Task: task}, {ServerID: id, Host: "h2", Task: task},
+			} {
+				if _, err := rpc.Call(b.Context(), b.cfg.Client, begin, rpc.Any, &stale); !errors.Is(err, compute.ErrStale) {
+					b.Errorf("the question %+v: %v, want ErrStale", stale, err)
+				}
+				if _, err := rpc.Call(b.Context(), b.cfg.Client, end[what], rpc.Any, &compute.EndBuildRequest{AttemptRequest: stale}); !errors.Is(err, compute.ErrStale) {
+					b.Errorf("the report %+v: %v, want ErrStale", stale, err)
+				}
+			}
+			if _, err := rpc.Call(b.Context(), b.cfg.Client, begin, rpc.Any, &at); err != nil {
+				b.Errorf("%s: begin: %v", what, err)
+			}
+			if what == "end_destroy" { // in whatever generation
+				at.Generation = 0
+			}
+			if _, err := rpc.Call(b.Context(), b.cfg.Client, end[what], rpc.Any, &compute.EndBuildRequest{AttemptRequest: at}); err != nil {
+				b.Errorf("%s: %v", what, err)
+			}
+		}
+		work("end_build", "", get(b, b.builds).Generation)
+		if s := b.server(id); s.VMState != store.Active || s.TaskState != nil {
+			b.Fatalf("server %s, task %q; want active", s.VMState, s.Task())
+		}
+		if err := b.store.BeginAction(b.Context(), id, compute.Stop); err != nil {
+			b.Fatal(err)
+		}
+		b.wake(id)
+		act := get(b, b.acts)
+		work("end_act", act.Task, act.Generation)
+		if s := b.server(id); s.VMState != store.Stopped || act.Task != store.PoweringOff {
+			b.Fatalf("server %s after the task %q; want stopped", s.VMState, act.Task)
+		}
+		if err := b.store.BeginDelete(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+		b.wake(id)
+		work("end_destroy", store.Deleting, get(b, b.destroys).Generation)
+		b.unclaimed()
 	})
 }
 
@@ -451,10 +572,7 @@ func TestNoHostUp(t *testing.T) {
 				b.Errorf("server %s, task %q; want it to wait for a host", s.VMState, s.Task())
 			}
 		}
-		if _, err := b.db.ExecContext(b.Context(), `UPDATE servers SET task_since = ? WHERE id = ?`, time.Now().UTC().Add(-2*time.Hour), late); err != nil {
-			b.Fatal(err)
-		}
-		b.settle(late)
+		b.expireStep(late)
 		if s := b.server(late); s.VMState != store.Error || !strings.Contains(s.FaultDetails, "none of the 1 compute hosts is up") {
 			b.Errorf("server %s, fault %q", s.VMState, s.FaultDetails)
 		}
@@ -507,12 +625,12 @@ func TestManyConductors(t *testing.T) {
 		<-time.After(100 * time.Millisecond)
 		// Woken while they ran, some look once more: it is the same attempt.
 		for len(b.builds) > 0 {
-			if more := get(b, b.builds); more.Generation != r.Generation {
-				b.Errorf("generations %d and %d", r.Generation, more.Generation)
+			if more := get(b, b.builds); more.Token != r.Token {
+				b.Errorf("tokens %s and %s", r.Token, more.Token)
 			}
 		}
-		if s := b.server(id); s.Generation != 1 || r.Generation != 1 || s.Attempts != 1 {
-			b.Errorf("generation %d, %d attempts; want one", s.Generation, s.Attempts)
+		if o := b.operation(id); events(o) != "schedule:done" || b.token(id) != r.Token {
+			b.Errorf("events %s, token %s; want one attempt, %s", events(o), b.token(id), r.Token)
 		}
 	})
 }
@@ -526,48 +644,46 @@ func TestActions(t *testing.T) {
 		b.start()
 		id := b.add()
 		b.wake(id)
-		if _, err := b.svc.EndBuild(b.Context(), &compute.EndBuildRequest{AttemptRequest: attempt("h1", get(b, b.builds))}); err != nil {
+		if err := b.report("h1", get(b, b.builds).Token, ""); err != nil {
 			b.Fatal(err)
 		}
-		begin := func(a compute.Action) *compute.EndBuildRequest {
+		begin := func(a compute.Action) compute.ActRequest {
 			b.Helper()
 			var err error
 			if a == compute.Resize {
 				err = b.store.BeginResize(b.Context(), id, &store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})
 			} else {
-				err = b.store.Act(b.Context(), id, a)
+				err = b.store.BeginAction(b.Context(), id, a)
 			}
 			if err != nil {
 				b.Fatalf("%s: %v", a, err)
 			}
 			b.wake(id)
 			r := get(b, b.acts)
-			for want := b.server(id).Generation; r.Generation != want; { // told twice, the one before
+			for want := b.token(id); r.Token != want; { // told twice, the one before
 				r = get(b, b.acts)
 			}
-			at := compute.AttemptRequest{ServerID: id, Host: "h1", Generation: r.Generation, Task: r.Task}
-			if _, err := b.svc.BeginBuild(b.Context(), &at); err != nil {
+			if err := b.wanted(r.Token); err != nil {
 				b.Errorf("%s is not wanted: %v", a, err)
 			}
-			return &compute.EndBuildRequest{AttemptRequest: at}
+			return r
 		}
-		end := func(r *compute.EndBuildRequest, want error) {
+		end := func(r compute.ActRequest, failed string, want error) {
 			b.Helper()
-			if _, err := b.svc.EndAct(b.Context(), r); !errors.Is(err, want) {
+			if err := b.report("h1", r.Token, failed); !errors.Is(err, want) {
 				b.Errorf("report: %v, want %v", err, want)
 			}
 		}
 		for range 20 { // at once, each time
 			for _, a := range []compute.Action{compute.Stop, compute.Start} {
-				end(begin(a), nil)
+				end(begin(a), "", nil)
 			}
 		}
 		for range 20 {
 			r := begin(compute.Stop)
-			r.Error = "no power"
-			end(r, nil)
+			end(r, "no power", nil)
 			b.settle(id)
-			end(r, nil)
+			end(r, "no power", nil)
 			if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "no power" || s.FaultMessage != "Failed to stop instance "+id+"." {
 				b.Fatalf("after a stop that failed: %s, %q", s.VMState, s.FaultDetails)
 			}
@@ -575,11 +691,9 @@ func TestActions(t *testing.T) {
 
 		r := begin(compute.Stop)
 		b.waitsFor(id)
-		b.past("servers", "task_since")
-		b.expire()
-		b.settle(id)
-		end(r, nil) // as if it had been told: the server is what it was
-		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "host h1 did not end powering-off within 1m0s" {
+		b.expireStep(id)
+		end(r, "", compute.ErrStale)
+		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "step act not done within 1m0s" {
 			b.Errorf("after a stop that never ended: %s, %q", s.VMState, s.FaultDetails)
 		}
 
@@ -588,7 +702,7 @@ func TestActions(t *testing.T) {
 		if err := b.store.Operations().Cancel(b.Context(), b.operation(id).ID, "no"); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := b.svc.BeginBuild(b.Context(), &r.AttemptRequest); !errors.Is(err, compute.ErrStale) {
+		if err := b.wanted(r.Token); !errors.Is(err, compute.ErrStale) {
 			b.Errorf("what is canceled is wanted: %v", err)
 		}
 		b.settle(id)
@@ -598,23 +712,21 @@ func TestActions(t *testing.T) {
 		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
 			b.Fatal(err)
 		}
-		for before := r.Generation; r.Generation == before; {
-			r.Generation = get(b, b.acts).Generation
+		for before := r.Token; r.Token == before; {
+			r = get(b, b.acts)
 		}
-		end(r, nil)
+		end(r, "", nil)
 		if s := b.server(id); s.VMState != store.Stopped {
 			b.Errorf("after the stop was done again: %s", s.VMState)
 		}
 
 		begin(compute.Resize)
 		b.waitsFor(id)
-		b.past("servers", "task_since")
-		b.expire()
-		b.settle(id)
+		b.expireStep(id)
 		if s := b.server(id); s.VMState != store.Error || s.Resize.V == nil || s.Holds().VCPUs != 2 {
 			b.Errorf("after a resize that never ended: %s, %+v", s.VMState, s.Resize.V)
 		}
-		if err := b.store.MarkDeleting(b.Context(), id); err != nil {
+		if err := b.store.BeginDelete(b.Context(), id); err != nil {
 			b.Fatal(err)
 		}
 		b.wake(id)
@@ -629,14 +741,12 @@ func TestActions(t *testing.T) {
 		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
 			b.Fatal(err)
 		}
-		for end := time.Now().Add(20 * time.Second); b.server(id).Task() != store.Deleting; {
-			if time.Now().After(end) {
-				b.Fatal("it is not deleted again")
+		for d := get(b, b.destroys); ; d = get(b, b.destroys) {
+			if err := b.report("h1", d.Token, ""); err == nil {
+				break
+			} else if !errors.Is(err, compute.ErrStale) {
+				b.Fatal(err)
 			}
-			<-time.After(5 * time.Millisecond)
-		}
-		if _, err := b.svc.EndDestroy(b.Context(), &compute.AttemptRequest{ServerID: id, Host: "h1"}); err != nil {
-			b.Error(err)
 		}
 		b.unclaimed()
 	})

@@ -40,7 +40,7 @@ func TestHostOfOneProcess(t *testing.T) {
 		b.wake(id)
 		r := get(b, b.builds)
 		for _, other := range []string{"i-2", ""} {
-			at := compute.AttemptRequest{ServerID: id, Host: "h1", Generation: r.Generation, Instance: other}
+			at := compute.StepRequest{Token: r.Token, Host: "h1", Instance: other}
 			report := compute.HostReport{Host: "h1", Driver: "stolen", Instance: other, Resources: compute.Resources{VCPUs: 999, MemoryMiB: 1, DiskGiB: 1}}
 			for what, do := range map[string]func() error{
 				"claim_host": func() error {
@@ -50,10 +50,8 @@ func TestHostOfOneProcess(t *testing.T) {
 					_, err := b.svc.ClaimHost(ctx, claim("h1", other))
 					return err
 				},
-				"begin_build": func() error { _, err := b.svc.BeginBuild(ctx, &at); return err },
-				"end_build":   func() error { _, err := b.svc.EndBuild(ctx, &compute.EndBuildRequest{AttemptRequest: at}); return err },
-				"end_act":     func() error { _, err := b.svc.EndAct(ctx, &compute.EndBuildRequest{AttemptRequest: at}); return err },
-				"end_destroy": func() error { _, err := b.svc.EndDestroy(ctx, &at); return err },
+				"begin_step":  func() error { _, err := b.svc.BeginStep(ctx, &at); return err },
+				"end_step":    func() error { _, err := b.svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: at}); return err },
 				"report_host": func() error { _, err := b.svc.ReportHost(ctx, &report); return err },
 				"strangers": func() error {
 					_, err := b.svc.Strangers(ctx, &compute.StrangersRequest{Host: "h1", Servers: []string{"x"}, Instance: other})
@@ -77,10 +75,10 @@ func TestHostOfOneProcess(t *testing.T) {
 		if err != nil || len(hosts) != 1 || hosts[0].Driver != "d" || !hosts[0].Service.Up || hosts[0].Inventories[compute.VCPU].Total != 2 {
 			b.Errorf("the report of another process has changed the host: %+v, %v", hosts[0], err)
 		}
-		at := compute.AttemptRequest{ServerID: id, Host: "h1", Generation: r.Generation, Instance: "i-1"}
-		must(b.svc.BeginBuild(ctx, &at))
-		must(b.svc.EndBuild(ctx, &compute.EndBuildRequest{AttemptRequest: at}))
-		must(b.svc.EndBuild(ctx, &compute.EndBuildRequest{AttemptRequest: at})) // the reply was lost
+		at := compute.StepRequest{Token: r.Token, Host: "h1", Instance: "i-1"}
+		must(b.svc.BeginStep(ctx, &at))
+		must(b.svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: at}))
+		must(b.svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: at})) // the reply was lost
 	})
 }
 

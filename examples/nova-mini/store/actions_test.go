@@ -30,12 +30,11 @@ func TestActions(t *testing.T) {
 		ctx := t.Context()
 		addHost(t, s, "h1", 8)
 		id := addServer(t, s).ID
-		if err := s.Act(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict || err.Error() != "Cannot 'stop' instance "+id+" while it is in task_state scheduling" {
+		if err := s.BeginAction(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict || err.Error() != "Cannot 'stop' instance "+id+" while it is in task_state scheduling" {
 			t.Errorf("stop of one that is not built: %v", err)
 		}
-		if err := s.Activate(ctx, place(t, s, id, "h1")); err != nil {
-			t.Fatal(err)
-		}
+		place(t, s, d, id, "h1")
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
 		over(ctx, t, d)
 		for _, tt := range []struct {
 			from   string
@@ -57,7 +56,7 @@ func TestActions(t *testing.T) {
 			if _, err := d.ExecContext(ctx, `UPDATE servers SET vm_state = ?`, tt.from); err != nil {
 				t.Fatal(err)
 			}
-			err := s.Act(ctx, id, tt.action)
+			err := s.BeginAction(ctx, id, tt.action)
 			if tt.task == "" {
 				if fault.CodeOf(err) != fault.Conflict && fault.CodeOf(err) != fault.Unimplemented {
 					t.Errorf("%s in %s: %v", tt.action, tt.from, err)
@@ -69,49 +68,28 @@ func TestActions(t *testing.T) {
 				continue
 			}
 			srv, err := s.Server(ctx, id)
-			if err != nil || srv.Task() != tt.task || store.ActionOf(srv.Task()) != tt.action {
+			if err != nil || srv.Task() != tt.task {
 				t.Fatalf("%s: %+v, %v", tt.action, srv, err)
-			}
-			a := compute.AttemptRequest{ServerID: id, Host: "h1", Generation: srv.Generation, Task: tt.task}
-			late := a
-			late.Generation--
-			if err := s.Current(ctx, a); err != nil {
-				t.Errorf("%s: %v", tt.action, err)
-			}
-			if err := s.Current(ctx, late); !errors.Is(err, compute.ErrStale) {
-				t.Errorf("an old %s: %v", tt.action, err)
-			}
-			if err := s.EndAct(ctx, late, ""); !errors.Is(err, compute.ErrStale) {
-				t.Errorf("the report of an old %s: %v", tt.action, err)
 			}
 			if open, err := s.Operations().List(ctx, operation.Filter{Resource: id, Open: true}); err != nil || len(open) != 1 || open[0].Kind != "server."+string(tt.action) {
 				t.Errorf("operations of %s: %+v, %v", tt.action, open, err)
 			}
-			if err := s.EndAct(ctx, a, ""); err != nil {
-				t.Errorf("the report of %s: %v", tt.action, err)
-			}
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, tt.action, nil) })
 			over(ctx, t, d)
-			if err := s.Ended(ctx, a); err != nil {
-				t.Errorf("%s has ended: %v", tt.action, err)
-			}
 			if srv, err = s.Server(ctx, id); err != nil || srv.VMState != tt.to || srv.TaskState != nil {
 				t.Errorf("after %s it is %s, %v; want %s", tt.action, srv.VMState, err, tt.to)
 			}
 		}
-		if err := s.Act(ctx, id, compute.Stop); err != nil {
+		if err := s.BeginAction(ctx, id, compute.Stop); err != nil {
 			t.Fatal(err)
 		}
-		srv, err := s.Server(ctx, id)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := s.EndAct(ctx, compute.AttemptRequest{ServerID: id, Host: "h1", Generation: srv.Generation, Task: store.PoweringOff}, "no power"); err != nil {
-			t.Error(err)
-		}
-		if srv, err = s.Server(ctx, id); err != nil || srv.VMState != store.Active || srv.FaultDetails != "no power" {
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+			return s.EndAction(ctx, tx, id, compute.Stop, errors.New("no power"))
+		})
+		if srv, err := s.Server(ctx, id); err != nil || srv.VMState != store.Active || srv.FaultDetails != "no power" {
 			t.Errorf("after a stop that failed: %+v, %v", srv, err)
 		}
-		if err := s.Act(ctx, "none", compute.Stop); fault.CodeOf(err) != fault.NotFound {
+		if err := s.BeginAction(ctx, "none", compute.Stop); fault.CodeOf(err) != fault.NotFound {
 			t.Errorf("stop of nothing: %v", err)
 		}
 	})
@@ -125,9 +103,8 @@ func TestResize(t *testing.T) {
 		ctx := t.Context()
 		addHost(t, s, "h1", 4)
 		id := addServer(t, s).ID
-		if err := s.Activate(ctx, place(t, s, id, "h1")); err != nil {
-			t.Fatal(err)
-		}
+		place(t, s, d, id, "h1")
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
 		over(ctx, t, d)
 		size := func(name string, n, disk int) *store.Flavor {
 			return &store.Flavor{ID: name, Name: name, VCPUs: n, MemoryMiB: 512 * n, DiskGiB: disk}
@@ -143,15 +120,9 @@ func TestResize(t *testing.T) {
 			}
 			return srv
 		}
-		end := func(why string) {
+		end := func(a compute.Action, failed error) {
 			t.Helper()
-			srv, err := s.Server(ctx, id)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if err := s.EndAct(ctx, compute.AttemptRequest{ServerID: id, Host: "h1", Generation: srv.Generation, Task: srv.Task()}, why); err != nil {
-				t.Fatal(err)
-			}
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, a, failed) })
 			over(ctx, t, d)
 		}
 		begin := func(f *store.Flavor) {
@@ -162,7 +133,7 @@ func TestResize(t *testing.T) {
 		}
 		act := func(a compute.Action) {
 			t.Helper()
-			if err := s.Act(ctx, id, a); err != nil {
+			if err := s.BeginAction(ctx, id, a); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -182,7 +153,7 @@ func TestResize(t *testing.T) {
 			}
 		}
 		for _, a := range []compute.Action{compute.ConfirmResize, compute.RevertResize} {
-			if err := s.Act(ctx, id, a); fault.CodeOf(err) != fault.Conflict {
+			if err := s.BeginAction(ctx, id, a); fault.CodeOf(err) != fault.Conflict {
 				t.Errorf("%s without a resize: %v", a, err)
 			}
 		}
@@ -192,54 +163,52 @@ func TestResize(t *testing.T) {
 		if err := s.BeginResize(ctx, id, size("2", 2, 2)); fault.CodeOf(err) != fault.Conflict {
 			t.Errorf("two resizes at once: %v", err)
 		}
-		end("the driver cannot")
+		end(compute.Resize, errors.New("the driver cannot"))
 		if srv := check("failed", store.Active, "1", 512); srv.FaultDetails != "the driver cannot" || srv.Resize.V != nil {
 			t.Errorf("after one that failed: %+v", srv)
 		}
 
 		begin(size("3", 3, 2))
-		end("")
+		end(compute.Resize, nil)
 		if srv := check("resized", store.Resized, "3", 3*512); srv.Resize.V == nil || !srv.Resize.V.Running {
 			t.Errorf("resized: %+v", srv.Resize.V)
 		}
-		if err := s.Act(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict {
+		if err := s.BeginAction(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict {
 			t.Errorf("stop before it is confirmed: %v", err)
 		}
 		act(compute.RevertResize)
-		end("not now")
+		end(compute.RevertResize, errors.New("not now"))
 		check("not reverted", store.Resized, "3", 3*512)
 		act(compute.RevertResize)
-		end("")
+		end(compute.RevertResize, nil)
 		check("reverted", store.Active, "1", 512)
 
 		act(compute.Stop)
-		end("")
+		end(compute.Stop, nil)
 		begin(size("2", 2, 1))
-		end("")
+		end(compute.Resize, nil)
 		act(compute.ConfirmResize)
-		end("not now")
+		end(compute.ConfirmResize, errors.New("not now"))
 		check("not confirmed", store.Resized, "2", 2*512)
 		act(compute.ConfirmResize)
-		end("")
+		end(compute.ConfirmResize, nil)
 		check("confirmed", store.Stopped, "2", 2*512)
 		begin(size("1", 1, 1)) // a smaller one holds the larger until it is confirmed
-		end("")
+		end(compute.Resize, nil)
 		check("smaller", store.Resized, "1", 2*512)
 		act(compute.ConfirmResize)
-		end("")
+		end(compute.ConfirmResize, nil)
 		check("smaller, confirmed", store.Stopped, "1", 512)
 
-		// Whose end nobody knows keeps the room for both.
+		// One whose end is not known keeps the room for both.
 		begin(size("3", 3, 1))
-		if err := s.Fail(ctx, id, "failed", "the host is silent"); err != nil {
-			t.Error(err)
-		}
+		end(compute.Resize, fault.New(fault.Timeout, "the host is silent"))
 		check("given up", store.Error, "1", 3*512)
-		if err := s.MarkDeleting(ctx, id); err != nil {
+		if err := s.BeginDelete(ctx, id); err != nil {
 			t.Error(err)
 		}
-		if err := s.Remove(ctx, id); err != nil || used(t, d, "h1") != 0 {
-			t.Errorf("deleted: %v, %d MiB in use", err, used(t, d, "h1"))
+		if remove(t, s, d, id); used(t, d, "h1") != 0 {
+			t.Errorf("deleted: %d MiB in use", used(t, d, "h1"))
 		}
 	})
 }

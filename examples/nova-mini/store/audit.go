@@ -35,7 +35,7 @@ func (s *Store) Audit(ctx context.Context, repair bool, minAge time.Duration) ([
 
 // wanted returns the claims that there should be, of all servers or of some.
 func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, error) {
-	query, args := `SELECT * FROM servers`, []any(nil)
+	query, args := `SELECT * FROM `+serversWithTasks, []any(nil)
 	if len(ids) > 0 {
 		var err error
 		if query, args, err = sqlx.In(query+` WHERE id IN (?)`, ids); err != nil {
@@ -77,7 +77,8 @@ func (r repairs) Claim(ctx context.Context, list ...placement.Claim) error {
 			if len(c.Allocations) == 0 {
 				continue
 			}
-			if err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET generation = generation WHERE id = ? AND host = ?`, c.Consumer, c.Allocations[0].Provider); err != nil {
+			var id string
+			if err := r.store.get(ctx, tx, &id, compute.ErrStale, `SELECT id FROM servers WHERE id = ? AND host = ? FOR UPDATE`, c.Consumer, c.Allocations[0].Provider); err != nil {
 				return err
 			}
 		}

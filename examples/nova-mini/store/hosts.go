@@ -15,6 +15,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // Binary names of the services, Nova's.
@@ -276,8 +277,14 @@ type claims struct {
 func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
 	return db.Tx(ctx, c.store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		for _, claim := range list {
-			if err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET generation = generation WHERE id = ? AND task_state = ?`, claim.Consumer, Scheduling); err != nil {
+			op, err := c.store.ops.Lock(ctx, tx, claim.Consumer)
+			switch {
+			case errors.Is(err, fault.NotFound):
+				return compute.ErrStale
+			case err != nil:
 				return err
+			case op.Kind != Create.Name || op.State != operation.Running || op.Step == StepBuild:
+				return compute.ErrStale
 			}
 		}
 		return c.ClaimTx(ctx, tx, list...)

@@ -97,7 +97,7 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 		}
 		add(term, values...)
 	}
-	p := db.Page{From: "servers", Where: strings.Join(terms, " AND "), Args: args, Sort: q.Sort, Key: "id", Marker: q.Marker, Limit: q.Limit}
+	p := db.Page{From: serversWithTasks, Where: strings.Join(terms, " AND "), Args: args, Sort: q.Sort, Key: "id", Marker: q.Marker, Limit: q.Limit}
 	p.Within, p.WithinArgs = q.In.where()
 	if len(q.Keep) == 0 {
 		out, _, err := db.List[Server](ctx, s.db, p)

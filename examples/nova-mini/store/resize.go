@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -53,34 +54,85 @@ func (s *Store) hold(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 	})
 }
 
-// BeginResize gives a server the task to become another size on its host, where the
-// room for it is claimed at once. Errors as Act; Invalid, with Nova's words: it is the
-// flavor that it has, or its disk would shrink; [placement.ErrNoRoom], with the host and
-// amounts, which are not for the server's project.
-func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
-	to := Size{f.ID, f.Resources()}
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		if err := s.beginResize(ctx, tx, now, id, to); err != nil {
-			return err
-		}
-		_, err := operation.Begin(ctx, s.ops, Kinds[compute.Resize], id, &ActInput{Resize: &to})
-		return err
-	})
+// BeginAction begins an action on a server. NotFound; Conflict, with Nova's words: the server's state does not allow the
+// action, or the server has a task.
+func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action) error {
+	return s.beginAction(ctx, id, a, &ActData{})
 }
 
-func (s *Store) beginResize(ctx context.Context, tx *sqlx.Tx, now time.Time, id string, to Size) error {
-	srv, err := s.begin(ctx, tx, now, id, compute.Resize)
+// BeginResize begins to give a server another size on its host, where the room for it is claimed at once. Errors are those of
+// BeginAction; Invalid, with Nova's words: it is the flavor that the server has, or its disk would shrink; [placement.ErrNoRoom], with the
+// host and amounts, which are not for the server's project.
+func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
+	return s.beginAction(ctx, id, compute.Resize, &ActData{Resize: &Size{f.ID, f.Resources()}})
+}
+
+func (s *Store) beginAction(ctx context.Context, id string, a compute.Action, data *ActData) error {
+	for {
+		err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
+			// First, because a runner locks an operation before the server.
+			if _, err := operation.Begin(ctx, s.ops, Kinds[a], id, data); err != nil {
+				return err
+			}
+			return s.prepareAction(ctx, tx, id, a, data)
+		})
+		if !errors.Is(err, operation.ErrBusy) {
+			return err
+		}
+		srv, readErr := s.Server(ctx, id)
+		if readErr != nil {
+			return readErr
+		}
+		if task := srv.Task(); task != "" { // otherwise the other operation has ended meanwhile
+			return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", actions[a].name, id, task)
+		}
+	}
+}
+
+// PrepareAction checks that a server's state allows the action of its operation, and claims the room for a resize if it
+// is not claimed yet. It returns the server. NotFound; Conflict.
+func (s *Store) PrepareAction(ctx context.Context, id string, a compute.Action, data *ActData) (*Server, error) {
+	srv, err := s.Server(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if a != compute.Resize || srv.Resize.V != nil {
+		return srv, checkAction(srv, a)
+	}
+	err = db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error { return s.prepareAction(ctx, tx, id, a, data) })
+	if err != nil {
+		return nil, err
+	}
+	return s.Server(ctx, id)
+}
+
+// checkAction returns Conflict, with Nova's words, if a server's state does not allow an action.
+func checkAction(srv *Server, a compute.Action) error {
+	if d := actions[a]; srv.Host == nil || !slices.Contains(d.from, srv.VMState) {
+		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", d.name, srv.ID, srv.VMState)
+	}
+	return nil
+}
+
+func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData) error {
+	srv, err := s.lockServer(ctx, tx, id)
+	if err == nil {
+		err = checkAction(srv, a)
+	}
 	if err != nil {
 		return err
 	}
-	switch {
-	case to.FlavorID == srv.FlavorID:
-		return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
-	case to.Has.DiskGiB < srv.DiskGiB:
-		return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
+	if data.Resize != nil {
+		switch to := *data.Resize; {
+		case to.FlavorID == srv.FlavorID:
+			return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
+		case to.Has.DiskGiB < srv.DiskGiB:
+			return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
+		default:
+			srv.Resize.V = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
+		}
 	}
-	srv.Resize.V = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
-	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ? WHERE id = ?`, srv.Resize, id); err != nil {
+	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, srv.Resize, id); err != nil || data.Resize == nil {
 		return err
 	}
 	err = s.hold(ctx, tx, srv)
@@ -94,7 +146,7 @@ func (s *Store) beginResize(ctx context.Context, tx *sqlx.Tx, now time.Time, id 
 func (s *Server) end(a compute.Action, why string, now time.Time) {
 	failed := why != ""
 	if failed {
-		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = 500, FailedAction(a, s.ID), db.Cut(why, maxFault), &now
+		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = 500, failedAction(a, s.ID), db.Cut(why, maxFault), &now
 	}
 	switch {
 	case a == compute.Resize && failed:
@@ -117,37 +169,43 @@ func (s *Server) end(a compute.Action, why string, now time.Time) {
 	}
 }
 
-// FailedAction is the message of the fault of a server whose action has failed.
-func FailedAction(a compute.Action, id string) string {
+// failedAction is the message of the fault of a server whose action has failed.
+func failedAction(a compute.Action, id string) string {
 	return fmt.Sprintf("Failed to %s instance %s.", actions[a].name, id)
 }
 
-// EndAct ends an action: the server is in the state that the action leads to, or,
-// with why it failed, in the one that it was in. ErrStale.
-func (s *Store) EndAct(ctx context.Context, a compute.AttemptRequest, why string) error {
-	action := ActionOf(a.Task)
-	if action == "" {
-		return fault.New(fault.Invalid, "%q is not the task of an action", a.Task)
+// EndAction ends an action: the server is in the state that the action leads to, or, with an error, in the one that it was in, with a
+// fault. After a resize that was given up or canceled its size is not known: the server is in ERROR and keeps the room for both. It is a part
+// of the operation's transaction. A server that does not exist is not an error.
+func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, failed error) error {
+	srv, err := s.lockServer(ctx, tx, id)
+	if errors.Is(err, fault.NotFound) {
+		return nil
 	}
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET task_state = NULL, updated_at = ? WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			now, a.ServerID, a.Host, a.Generation, a.Task)
-		if err != nil {
+	if err != nil {
+		return err
+	}
+	why := ""
+	if failed != nil {
+		why = failed.Error()
+		if c := fault.CodeOf(failed); srv.Resize.V != nil && (c == fault.Canceled || c == fault.Timeout) {
+			_, err := s.fail(ctx, tx, id, failedAction(a, id), why)
 			return err
 		}
-		srv := new(Server)
-		if err := tx.GetContext(ctx, srv, `SELECT * FROM servers WHERE id = ?`, a.ServerID); err != nil {
-			return db.Error(err)
-		}
-		held := srv.Resize.V != nil
-		srv.end(action, why, now)
-		_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
-			disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_for_users = :fault_for_users,
-			fault_message = :fault_message, fault_at = :fault_at
-			WHERE id = :id`, srv)
-		if err != nil || !held {
-			return db.Error(err)
-		}
-		return s.hold(ctx, tx, srv)
-	})
+	}
+	now, err := db.Now(ctx, tx)
+	if err != nil {
+		return err
+	}
+	held := srv.Resize.V != nil
+	srv.end(a, why, now)
+	srv.UpdatedAt = now
+	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
+		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_for_users = :fault_for_users,
+		fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
+		WHERE id = :id`, srv)
+	if err != nil || !held {
+		return db.Error(err)
+	}
+	return s.hold(ctx, tx, srv)
 }

@@ -1,8 +1,8 @@
 package store
 
 import (
-	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -53,43 +53,31 @@ var actions = map[compute.Action]struct {
 	compute.RevertResize:  {"revertResize", ResizeReverting, "", []string{Resized}},
 }
 
-// ActionOf returns the action that a task is part of, or "".
-func ActionOf(task string) compute.Action {
-	for a, d := range actions {
-		if d.task == task {
-			return a
-		}
-	}
-	return ""
-}
-
-// Server is one row. A server that has a task has an operation that is not over, and the
-// other way round: both begin and end in one transaction.
+// Server is one row, with the task of its operation. A server has a task as long as it has an operation that has not
+// ended.
 type Server struct {
-	ID         string                     `db:"id"`
-	Name       string                     `db:"name"`
-	ProjectID  string                     `db:"project_id"`
-	UserID     string                     `db:"user_id"`
-	RequestID  string                     `db:"request_id"`
-	ImageRef   string                     `db:"image_ref"`
-	FlavorID   string                     `db:"flavor_id"`
-	VCPUs      int                        `db:"vcpus"`
-	MemoryMiB  int                        `db:"memory_mib"`
-	DiskGiB    int                        `db:"disk_gib"`
-	Metadata   db.JSON[map[string]string] `db:"metadata"`
-	VMState    string                     `db:"vm_state"`
-	TaskState  *string                    `db:"task_state"`
-	Host       *string                    `db:"host"`
-	Generation int64                      `db:"generation"`
-	Attempts   int                        `db:"attempts"`
-	Tried      db.JSON[[]string]          `db:"tried"`
-	FaultCode  int                        `db:"fault_code"`
+	ID        string                     `db:"id"`
+	Name      string                     `db:"name"`
+	ProjectID string                     `db:"project_id"`
+	UserID    string                     `db:"user_id"`
+	RequestID string                     `db:"request_id"`
+	ImageRef  string                     `db:"image_ref"`
+	FlavorID  string                     `db:"flavor_id"`
+	VCPUs     int                        `db:"vcpus"`
+	MemoryMiB int                        `db:"memory_mib"`
+	DiskGiB   int                        `db:"disk_gib"`
+	Metadata  db.JSON[map[string]string] `db:"metadata"`
+	VMState   string                     `db:"vm_state"`
+	// TaskState is read only. It is made of the server's operation.
+	TaskState *string `db:"task_state"`
+	// Host is set when the server is placed, and empty again after its building has failed.
+	Host      *string `db:"host"`
+	FaultCode int     `db:"fault_code"`
 	// FaultMessage is what the server's project may read of its fault: no hosts, no amounts.
 	FaultMessage string `db:"fault_for_users"`
 	// FaultDetails are the reasons, for administrators.
 	FaultDetails string           `db:"fault_message"`
 	FaultAt      *time.Time       `db:"fault_at"`
-	TaskSince    time.Time        `db:"task_since"`
 	CreatedAt    time.Time        `db:"created_at"`
 	UpdatedAt    time.Time        `db:"updated_at"`
 	LaunchedAt   *time.Time       `db:"launched_at"`
@@ -151,19 +139,17 @@ func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
 		return fault.New(fault.Invalid, "Invalid metadata: all of it may have %d bytes", maxMetadata)
 	}
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		task := Scheduling
-		srv.VMState, srv.TaskState = Building, &task
-		srv.TaskSince, srv.CreatedAt, srv.UpdatedAt = now, now, now
+		srv.VMState, srv.CreatedAt, srv.UpdatedAt = Building, now, now
 		_, err := tx.NamedExecContext(ctx, `INSERT INTO servers (id, name, project_id, user_id, request_id, image_ref, flavor_id,
-			vcpus, memory_mib, disk_gib, metadata, vm_state, task_state, host, generation, attempts, tried,
-			fault_code, fault_for_users, fault_message, fault_at, task_since, created_at, updated_at, launched_at)
+			vcpus, memory_mib, disk_gib, metadata, vm_state, host,
+			fault_code, fault_for_users, fault_message, fault_at, created_at, updated_at, launched_at)
 			VALUES (:id, :name, :project_id, :user_id, :request_id, :image_ref, :flavor_id,
-			:vcpus, :memory_mib, :disk_gib, :metadata, :vm_state, :task_state, :host, :generation, :attempts, :tried,
-			:fault_code, :fault_for_users, :fault_message, :fault_at, :task_since, :created_at, :updated_at, :launched_at)`, srv)
+			:vcpus, :memory_mib, :disk_gib, :metadata, :vm_state, :host,
+			:fault_code, :fault_for_users, :fault_message, :fault_at, :created_at, :updated_at, :launched_at)`, srv)
 		if err != nil {
 			return db.Error(err)
 		}
-		_, err = operation.Begin(ctx, s.ops, Create, srv.ID, &struct{}{})
+		_, err = operation.Begin(ctx, s.ops, Create, srv.ID, &CreateData{Need: srv.Need()})
 		return err
 	})
 }
@@ -171,245 +157,85 @@ func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
 // Server returns one server, or NotFound.
 func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, s.db, srv, notFound(id), `SELECT * FROM servers WHERE id = ?`, id)
+	err := s.get(ctx, s.db, srv, notFound(id), `SELECT * FROM `+serversWithTasks+` WHERE id = ?`, id)
 	return srv, err
 }
 
-// MarkDeleting gives a server the task to be deleted, in a new generation, whatever it was doing:
-// deletion wins. It is idempotent. NotFound.
-func (s *Store) MarkDeleting(ctx context.Context, id string) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		// First, as whoever runs an operation locks it before the server.
-		if _, err := db.Exec(ctx, tx, `UPDATE operations SET fence = fence WHERE active = ?`, id); err != nil {
+// lockServer returns one server without its task, which stays as it is until the end of the transaction, or NotFound.
+func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server, error) {
+	srv := new(Server)
+	err := s.get(ctx, tx, srv, notFound(id), `SELECT * FROM servers WHERE id = ? FOR UPDATE`, id)
+	return srv, err
+}
+
+// BeginDelete begins the deletion of a server, whatever is done to it: a deletion preempts every other operation. A
+// server that is being deleted is left alone. NotFound.
+func (s *Store) BeginDelete(ctx context.Context, id string) error {
+	err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
+		// First, because a runner locks an operation before the server.
+		if _, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{}); err != nil {
 			return err
 		}
-		n, err := db.Exec(ctx, tx, `UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ?
-			WHERE id = ? AND (task_state IS NULL OR task_state <> ?)`, Deleting, now, now, id, Deleting)
-		if err != nil {
-			return err
-		}
-		if n == 1 {
-			_, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{})
-			return err
-		}
-		var there int
-		if err := tx.GetContext(ctx, &there, `SELECT COUNT(*) FROM servers WHERE id = ?`, id); err != nil {
-			return db.Error(err)
-		}
-		if there == 0 {
-			return notFound(id)
-		}
+		return db.ExecOne(ctx, tx, notFound(id), `UPDATE servers SET updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, id)
+	})
+	if errors.Is(err, operation.ErrBusy) {
 		return nil
-	})
-}
-
-// Look returns a server, and for how long it has had its task. NotFound.
-func (s *Store) Look(ctx context.Context, id string) (*Server, time.Duration, error) {
-	row := struct {
-		Server
-
-		Now time.Time `db:"now"`
-	}{}
-	err := s.get(ctx, s.db, &row, notFound(id), `SELECT servers.*, UTC_TIMESTAMP(6) AS now FROM servers WHERE id = ?`, id)
-	return &row.Server, row.Now.Sub(row.TaskSince), err
-}
-
-// Place ends the search for a host: the server is now to be built on host, in a
-// new generation, which it returns. ErrStale: somebody else has placed it, or it is being
-// deleted.
-func (s *Store) Place(ctx context.Context, srv *Server, host string) (generation int64, err error) {
-	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, task_state = ?, generation = generation + 1, attempts = attempts + 1,
-			task_since = ?, updated_at = ? WHERE id = ? AND generation = ? AND task_state = ?`,
-			host, Spawning, now, now, srv.ID, srv.Generation, Scheduling)
-	})
-	return srv.Generation + 1, err
-}
-
-// Current returns nil if the attempt is the one the server is to have, else
-// ErrStale.
-func (s *Store) Current(ctx context.Context, a compute.AttemptRequest) error {
-	var n int64
-	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers JOIN operations ON operations.active = servers.id AND operations.state = ?
-		WHERE servers.id = ? AND host = ? AND (generation = ? OR ?) AND task_state = ?`,
-		operation.Running, a.ServerID, a.Host, a.Generation, a.Task == Deleting && a.Generation == 0, cmp.Or(a.Task, Spawning))
-	if err == nil && n == 0 {
-		return compute.ErrStale
 	}
-	return db.Error(err)
+	return err
 }
 
-// Holds is Current in a transaction, in which it keeps the attempt what it is.
-func (s *Store) Holds(ctx context.Context, a compute.AttemptRequest) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET generation = generation WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			a.ServerID, a.Host, a.Generation, a.Task)
-	})
+// Place notes the host on which a server is to be built. It is a part of the operation's transaction. ErrStale: the server does not exist, or
+// has been built.
+func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
+	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, vm_state = ?, fault_for_users = '', fault_message = '', fault_at = NULL, updated_at = UTC_TIMESTAMP(6)
+		WHERE id = ? AND launched_at IS NULL`, host, Building, id)
 }
 
-// Ended returns nil if the attempt was the server's last one and has ended, so that a
-// worker whose reply was lost can report again, else ErrStale.
-func (s *Store) Ended(ctx context.Context, a compute.AttemptRequest) error {
-	var n int64
-	err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM servers WHERE id = ? AND host = ? AND generation = ? AND task_state IS NULL AND (? OR vm_state = ?)`,
-		a.ServerID, a.Host, a.Generation, a.Task != "", Active)
-	if err == nil && n == 0 {
-		return compute.ErrStale
-	}
-	return db.Error(err)
-}
-
-// Activate ends a successful attempt. ErrStale.
-func (s *Store) Activate(ctx context.Context, a compute.AttemptRequest) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, task_state = NULL, launched_at = ?, updated_at = ?
-			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			Active, now, now, a.ServerID, a.Host, a.Generation, Spawning)
-	})
-}
-
-// Act gives a server that has no task the task of an action, in a new generation, and its
-// operation. NotFound; Conflict, with Nova's words: its state does not allow the action.
-func (s *Store) Act(ctx context.Context, id string, a compute.Action) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		if _, err := s.begin(ctx, tx, now, id, a); err != nil {
-			return err
-		}
-		_, err := operation.Begin(ctx, s.ops, Kinds[a], id, &ActInput{})
+// Unplace takes a server off the host on which its building has failed, and releases its claim. It is a part of the operation's transaction.
+func (s *Store) Unplace(ctx context.Context, tx *sqlx.Tx, id, why string) error {
+	if _, err := db.Exec(ctx, tx, `UPDATE servers SET host = NULL, fault_message = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, db.Cut(why, maxFault), id); err != nil {
 		return err
-	})
+	}
+	return s.release(ctx, tx, id)
 }
 
-// Repeat gives a server the task of an operation that is to be done again, after it has
-// failed. Errors as of what began it; Precondition: it was built meanwhile.
-func (s *Store) Repeat(ctx context.Context, id string, a compute.Action, in *ActInput) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		switch {
-		case a == "":
-			missing := fault.New(fault.Precondition, "server %s is not one whose building has failed", id)
-			err := db.ExecOne(ctx, tx, missing, `UPDATE servers SET vm_state = ?, task_state = ?, host = NULL, generation = generation + 1, attempts = 0, tried = '[]',
-				fault_for_users = '', fault_message = '', task_since = ?, updated_at = ? WHERE id = ? AND vm_state = ? AND launched_at IS NULL AND task_state IS NULL`,
-				Building, Scheduling, now, now, id, Error)
-			if err != nil {
-				return err
-			}
-			return s.release(ctx, tx, id)
-		case in.Resize != nil:
-			return s.beginResize(ctx, tx, now, id, *in.Resize)
-		default:
-			_, err := s.begin(ctx, tx, now, id, a)
-			return err
-		}
-	})
+// Activate notes that a server is built. It is a part of the operation's transaction. ErrStale: the server does not exist.
+func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
+	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Active, id)
 }
 
-// RepeatDelete is Repeat for a deletion. That there is no such server is no error.
-func (s *Store) RepeatDelete(ctx context.Context, id string) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		_, err := db.Exec(ctx, tx, `UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ? WHERE id = ?`, Deleting, now, now, id)
+// FailCreate gives the building of a server up: the server is in ERROR, with a fault, and on no host, so that a host that
+// still has it destroys it. Its claim is released. It is a part of the operation's transaction. A server that does not exist is not an error.
+func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, details string) error {
+	n, err := s.fail(ctx, tx, id, message, details)
+	if err != nil || n == 0 {
 		return err
-	})
+	}
+	if _, err := db.Exec(ctx, tx, `UPDATE servers SET host = NULL WHERE id = ?`, id); err != nil {
+		return err
+	}
+	return s.release(ctx, tx, id)
 }
 
-func (s *Store) begin(ctx context.Context, tx *sqlx.Tx, now time.Time, id string, a compute.Action) (*Server, error) {
-	d, known := actions[a]
-	if !known {
-		return nil, fault.New(fault.Unimplemented, "there is no action %q", a)
-	}
-	query, args, err := sqlx.In(`UPDATE servers SET task_state = ?, generation = generation + 1, task_since = ?, updated_at = ?
-		WHERE id = ? AND task_state IS NULL AND host IS NOT NULL AND vm_state IN (?)`, d.task, now, now, id, d.from)
-	if err != nil {
-		return nil, err
-	}
-	n, err := db.Exec(ctx, tx, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	srv := new(Server)
-	if err := s.get(ctx, tx, srv, notFound(id), `SELECT * FROM servers WHERE id = ?`, id); err != nil || n == 1 {
-		return srv, err
-	}
-	if srv.TaskState != nil {
-		return nil, fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", d.name, id, srv.Task())
-	}
-	return nil, fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", d.name, id, srv.VMState)
+// FailDelete gives a deletion up: the server is in ERROR, with a fault, and keeps its host and its claim. It is a part of the operation's
+// transaction. A server that does not exist is not an error.
+func (s *Store) FailDelete(ctx context.Context, tx *sqlx.Tx, id, details string) error {
+	_, err := s.fail(ctx, tx, id, fmt.Sprintf("Failed to delete instance %s.", id), details)
+	return err
 }
 
-// Reschedule ends a failed attempt: the claim is released, the host is noted as
-// tried, and the server waits for another one. ErrStale.
-func (s *Store) Reschedule(ctx context.Context, a compute.AttemptRequest, why string) (*Server, error) {
-	srv := new(Server)
-	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET task_state = ?, host = NULL, updated_at = ?
-			WHERE id = ? AND host = ? AND generation = ? AND task_state = ?`,
-			Scheduling, now, a.ServerID, a.Host, a.Generation, Spawning)
-		if err != nil {
-			return err
-		}
-		*srv = Server{}
-		if err := tx.GetContext(ctx, srv, `SELECT * FROM servers WHERE id = ?`, a.ServerID); err != nil {
-			return db.Error(err)
-		}
-		srv.Tried.V = append(srv.Tried.V, a.Host)
-		srv.FaultDetails = db.Cut(why, maxFault)
-		if _, err := db.Exec(ctx, tx, `UPDATE servers SET tried = ?, fault_message = ? WHERE id = ?`, srv.Tried, srv.FaultDetails, srv.ID); err != nil {
-			return err
-		}
-		return s.release(ctx, tx, srv.ID)
-	})
-	return srv, err
+// fail gives a server a fault: the message is for its project, details are for administrators.
+func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, id, message, details string) (int64, error) {
+	return db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = UTC_TIMESTAMP(6),
+		updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Error, db.Cut(message, maxMessage), db.Cut(details, maxFault), id)
 }
 
-// Fail gives up: the server is in ERROR, with a fault, and has no task. The message is for
-// its project, details are for administrators. If it is on no host its claim is released.
-// Nothing happens if it has no task, or there is no such server.
-func (s *Store) Fail(ctx context.Context, id, message, details string) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
-		n, err := db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, task_state = NULL, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = ?,
-			updated_at = ? WHERE id = ? AND task_state IS NOT NULL`, Error, db.Cut(message, maxMessage), db.Cut(details, maxFault), now, now, id)
-		if err != nil || n == 0 {
-			return err
-		}
-		var host *string
-		if err := tx.GetContext(ctx, &host, `SELECT host FROM servers WHERE id = ?`, id); err != nil || host != nil {
-			return db.Error(err)
-		}
-		return s.release(ctx, tx, id)
-	})
-}
-
-// RemoveFrom is Remove for the report of a host. ErrStale: the server is deleted, but on another
-// host, or in another generation.
-func (s *Store) RemoveFrom(ctx context.Context, a compute.AttemptRequest) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		err := db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET generation = generation WHERE id = ? AND host = ? AND (generation = ? OR ?) AND task_state = ?`,
-			a.ServerID, a.Host, a.Generation, a.Generation == 0, Deleting)
-		if err != nil {
-			return err
-		}
-		return s.Remove(ctx, a.ServerID)
-	})
-}
-
-// Remove ends a deletion: the server and its claim are gone. Once more is no
-// error. Precondition: the server is not being deleted.
-func (s *Store) Remove(ctx context.Context, id string) error {
-	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		n, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ? AND task_state = ?`, id, Deleting)
-		if err != nil {
-			return err
-		}
-		if n == 0 {
-			var there int
-			if err := tx.GetContext(ctx, &there, `SELECT COUNT(*) FROM servers WHERE id = ?`, id); err != nil {
-				return db.Error(err)
-			}
-			if there > 0 {
-				return fault.New(fault.Precondition, "server %s is not being deleted", id)
-			}
-		}
-		return s.release(ctx, tx, id)
-	})
+// Remove deletes a server and its claim. It is a part of the operation's transaction. A server that does not exist is not an error.
+func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
+	if _, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id); err != nil {
+		return err
+	}
+	return s.release(ctx, tx, id)
 }
 
 // Strangers returns those of ids that do not belong on host.

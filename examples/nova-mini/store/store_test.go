@@ -1,6 +1,7 @@
 package store_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -71,24 +72,33 @@ func claim(t *testing.T, s *store.Store, id, host string) error {
 	return s.Claims().Claim(t.Context(), placement.Claim{Consumer: id, Allocations: []placement.Allocation{{Provider: host, Resources: r}}})
 }
 
-// place brings a server to the point where host is told to build it.
-func place(t *testing.T, s *store.Store, id, host string) compute.AttemptRequest {
+// place brings a server to the point where host is told to build it, as the conductor does.
+func place(t *testing.T, s *store.Store, d *sqlx.DB, id, host string) {
 	t.Helper()
 	if err := claim(t, s, id, host); err != nil {
 		t.Fatal(err)
 	}
-	srv, err := s.Server(t.Context(), id)
-	if err != nil {
-		t.Fatal(err)
+	inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE operations SET step = 1, step_name = ?, entry = entry + 1 WHERE active = ?`, store.StepBuild, id)
+		return errors.Join(err, s.Place(ctx, tx, id, host))
+	})
+}
+
+// inTx calls f in a transaction, as a runner calls a function of a step.
+func inTx(t *testing.T, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx) error) {
+	t.Helper()
+	if err := db.Tx(t.Context(), d, f); err != nil {
+		t.Error(err)
 	}
-	gen, err := s.Place(t.Context(), srv, host)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := s.Place(t.Context(), srv, host); !errors.Is(err, compute.ErrStale) {
-		t.Errorf("placed twice: %v, want ErrStale", err)
-	}
-	return compute.AttemptRequest{ServerID: id, Host: host, Generation: gen}
+}
+
+// remove deletes a server, as the conductor does at the end of a deletion.
+func remove(t *testing.T, s *store.Store, d *sqlx.DB, id string) {
+	t.Helper()
+	inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL WHERE active = ?`, operation.Succeeded, id)
+		return errors.Join(err, s.Remove(ctx, tx, id))
+	})
 }
 
 // used returns how much memory is claimed on a host, and fails if the counters
@@ -148,12 +158,10 @@ func TestClaimRace(t *testing.T) {
 		}
 		for _, id := range ids { // claims and deletions exclude each other
 			wg.Go(func() {
-				if err := s.MarkDeleting(t.Context(), id); err != nil {
-					t.Errorf("mark: %v", err)
+				if err := s.BeginDelete(t.Context(), id); err != nil {
+					t.Errorf("begin the deletion: %v", err)
 				}
-				if err := s.Remove(t.Context(), id); err != nil {
-					t.Errorf("remove: %v", err)
-				}
+				remove(t, s, d, id)
 			})
 			wg.Go(func() {
 				if err := claim(t, s, id, "h0"); err != nil && !errors.Is(err, placement.ErrNoRoom) && !errors.Is(err, placement.ErrChanged) && !errors.Is(err, compute.ErrStale) {
@@ -189,14 +197,14 @@ func TestClaimAgain(t *testing.T) {
 		if a, b := used(t, d, "a"), used(t, d, "b"); a != 512 || b != 0 {
 			t.Errorf("%d and %d MiB used, want 512 and 0", a, b)
 		}
-		if err := claim(t, s, "nobody", "a"); !errors.Is(err, compute.ErrStale) {
+		if err := claim(t, s, "none", "a"); !errors.Is(err, compute.ErrStale) {
 			t.Errorf("claim for no server: %v, want ErrStale", err)
 		}
 	})
 }
 
-// TestAttempts walks through a failed and a successful attempt, with the reports
-// that come late or twice.
+// TestAttempts: a server is on the host that builds it, on none after a failure and after its building was given up, and its claim
+// follows.
 func TestAttempts(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -204,36 +212,35 @@ func TestAttempts(t *testing.T) {
 		addHost(t, s, "a", 2)
 		addHost(t, s, "b", 2)
 		id := addServer(t, s).ID
-		first := place(t, s, id, "a")
-		if err := s.Current(ctx, first); err != nil {
-			t.Errorf("current: %v", err)
+		task := func(want, host string) *store.Server {
+			t.Helper()
+			srv, err := s.Server(ctx, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			is := ""
+			if srv.Host != nil {
+				is = *srv.Host
+			}
+			if srv.Task() != want || is != host {
+				t.Errorf("task %q, host %q; want %q, %q", srv.Task(), is, want, host)
+			}
+			return srv
 		}
-		srv, err := s.Reschedule(ctx, first, "disk on fire")
-		if err != nil || strings.Join(srv.Tried.V, ",") != "a" || used(t, d, "a") != 0 {
-			t.Errorf("reschedule: %+v, %v", srv, err)
+		task(store.Scheduling, "")
+		place(t, s, d, id, "a")
+		task(store.Spawning, "a")
+		if err := claim(t, s, id, "b"); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("a claim while it is built: %v, want ErrStale", err)
 		}
-		if _, err := s.Reschedule(ctx, first, "again"); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("the same report twice: %v, want ErrStale", err)
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+			_, err := tx.ExecContext(ctx, `UPDATE operations SET step = 0, step_name = ? WHERE active = ?`, store.StepSchedule, id)
+			return errors.Join(err, s.Unplace(ctx, tx, id, "disk on fire"))
+		})
+		if srv := task(store.Scheduling, ""); srv.FaultDetails != "disk on fire" || used(t, d, "a") != 0 {
+			t.Errorf("after a failure %d MiB in use, fault %q", used(t, d, "a"), srv.FaultDetails)
 		}
-		if err := s.Activate(ctx, first); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("a late success of the first host: %v, want ErrStale", err)
-		}
-		second := place(t, s, id, "b")
-		if err := s.Current(ctx, first); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("the first attempt: %v, want ErrStale", err)
-		}
-		if err := s.Ended(ctx, second); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("an attempt that goes on has ended: %v, want ErrStale", err)
-		}
-		if err := s.Activate(ctx, second); err != nil {
-			t.Errorf("activate: %v", err)
-		}
-		if err := s.Ended(ctx, second); err != nil {
-			t.Errorf("ended: %v", err)
-		}
-		if err := s.Ended(ctx, first); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("the first attempt has ended well: %v, want ErrStale", err)
-		}
+		place(t, s, d, id, "b")
 		strangers, err := s.Strangers(ctx, "a", []string{id, "ghost"})
 		if err != nil || strings.Join(strangers, ",") != id+",ghost" {
 			t.Errorf("strangers on a: %v, %v", strangers, err)
@@ -241,38 +248,44 @@ func TestAttempts(t *testing.T) {
 		if strangers, err = s.Strangers(ctx, "b", []string{id}); err != nil || len(strangers) != 0 {
 			t.Errorf("strangers on b: %v, %v", strangers, err)
 		}
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.FailCreate(ctx, tx, id, "aborted", "no time") })
+		if srv := task(store.Spawning, ""); srv.VMState != store.Error || srv.FaultMessage != "aborted" || srv.FaultDetails != "no time" || used(t, d, "b") != 0 {
+			t.Errorf("given up: %+v", srv)
+		}
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+			return errors.Join(s.Place(ctx, tx, id, "a"), s.Activate(ctx, tx, id))
+		})
+		over(ctx, t, d)
+		if srv := task("", "a"); srv.VMState != store.Active || srv.LaunchedAt == nil || srv.FaultDetails != "" {
+			t.Errorf("built: %+v", srv)
+		}
+		if err := db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Place(ctx, tx, id, "b") }); !errors.Is(err, compute.ErrStale) {
+			t.Errorf("placed after it was built: %v, want ErrStale", err)
+		}
 	})
 }
 
-// TestDeleteWins: a deletion ends whatever goes on.
-func TestDeleteWins(t *testing.T) {
+// TestDeletePreempts: a deletion ends whatever goes on.
+func TestDeletePreempts(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
 		ctx := t.Context()
 		addHost(t, s, "a", 2)
 		id := addServer(t, s).ID
-		attempt := place(t, s, id, "a")
-		if err := s.Remove(ctx, id); !errors.Is(err, fault.Precondition) {
-			t.Errorf("remove what is not being deleted: %v, want Precondition", err)
-		}
+		place(t, s, d, id, "a")
 		for range 2 {
-			if err := s.MarkDeleting(ctx, id); err != nil {
-				t.Errorf("mark: %v", err)
+			if err := s.BeginDelete(ctx, id); err != nil {
+				t.Errorf("begin: %v", err)
 			}
 		}
-		if err := s.Current(ctx, attempt); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("current: %v, want ErrStale", err)
-		}
-		if err := s.Activate(ctx, attempt); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("activate: %v, want ErrStale", err)
+		if srv, err := s.Server(ctx, id); err != nil || srv.Task() != store.Deleting {
+			t.Errorf("server: %+v, %v", srv, err)
 		}
 		if open, err := s.Operations().List(ctx, operation.Filter{Resource: id, Open: true}); err != nil || len(open) != 1 || open[0].Kind != "server.delete" {
-			t.Errorf("operations that are not over: %+v, %v; want the deletion alone", open, err)
+			t.Errorf("operations that have not ended: %+v, %v; want the deletion alone", open, err)
 		}
 		for range 2 {
-			if err := s.Remove(ctx, id); err != nil {
-				t.Errorf("remove: %v", err)
-			}
+			remove(t, s, d, id)
 		}
 		if _, err := s.Server(ctx, id); !errors.Is(err, fault.NotFound) {
 			t.Errorf("server: %v, want NotFound", err)
@@ -280,8 +293,8 @@ func TestDeleteWins(t *testing.T) {
 		if n := used(t, d, "a"); n != 0 {
 			t.Errorf("%d MiB are still claimed", n)
 		}
-		if err := s.MarkDeleting(ctx, id); !errors.Is(err, fault.NotFound) {
-			t.Errorf("mark: %v, want NotFound", err)
+		if err := s.BeginDelete(ctx, id); !errors.Is(err, fault.NotFound) {
+			t.Errorf("begin: %v, want NotFound", err)
 		}
 	})
 }
@@ -388,7 +401,7 @@ func TestSchemas(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
 		"00002_placement.sql": placement.Schema, "00005_operation.sql": operation.Schema, "00006_membership.sql": membership.Schema,
-		"00008_operation_requests.sql": operation.Schema2, "00011_member_instance.sql": membership.Schema2,
+		"00008_operation_requests.sql": operation.Schema2, "00011_member_instance.sql": membership.Schema2, "00012_operation_steps.sql": operation.Schema3,
 	} {
 		got, err := fs.ReadFile(store.Migrations(), name)
 		if err != nil || string(got) != want {
@@ -498,14 +511,19 @@ func TestAudit(t *testing.T) {
 		} {
 			srv := addServer(t, s)
 			servers[srv.ID] = name
-			var task, host *string
-			if at.task != "" {
-				task = &at.task
-			}
+			var host *string
 			if at.host != "" {
 				host = &at.host
 			}
-			d.MustExecContext(ctx, "UPDATE servers SET task_state = ?, host = ? WHERE id = ?", task, host, srv.ID)
+			d.MustExecContext(ctx, "UPDATE servers SET host = ? WHERE id = ?", host, srv.ID)
+			switch at.task {
+			case "":
+				d.MustExecContext(ctx, "UPDATE operations SET state = 'succeeded', active = NULL WHERE active = ?", srv.ID)
+			case store.Spawning:
+				d.MustExecContext(ctx, "UPDATE operations SET step = 1, step_name = ? WHERE active = ?", store.StepBuild, srv.ID)
+			case store.Deleting:
+				d.MustExecContext(ctx, "UPDATE operations SET kind = ? WHERE active = ?", store.Delete.Name, srv.ID)
+			}
 			if at.claim != "" {
 				if err := raw.Claim(ctx, claim(srv.ID, at.claim)); err != nil {
 					t.Fatal(err)

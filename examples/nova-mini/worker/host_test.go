@@ -41,7 +41,7 @@ func TestLoseHost(t *testing.T) {
 		left <- r.Instance
 		return &rpc.None{}, nil
 	})
-	rpc.Handle(conductor, compute.BeginBuild, func(_ context.Context, r *compute.AttemptRequest) (*rpc.None, error) {
+	rpc.Handle(conductor, compute.BeginStep, func(_ context.Context, r *compute.StepRequest) (*rpc.None, error) {
 		if r.Instance == "" {
 			return nil, fault.New(fault.Invalid, "no instance")
 		}

@@ -77,115 +77,115 @@ func (s *Service) Register(srv *rpc.Server) {
 func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.None, error) {
 	id := req.Spec.ID
 	if !s.locks.try(id) {
-		// It is being built, or destroyed. While it is wanted the conductor
-		// asks again; a slot is too dear to wait in.
-		s.cfg.Logger.DebugContext(ctx, "dropped a build while other work on the server goes on", "server", id)
-		return &rpc.None{}, nil
+		return s.drop(ctx, "build", id)
 	}
 	defer s.locks.unlock(id)
-
-	// The message may be old: the server may have been deleted, or built, or
-	// moved to the next host while it waited.
-	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Instance: s.instance}
-	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
-	if errors.Is(err, compute.ErrStale) {
-		s.cfg.Logger.InfoContext(ctx, "dropped a build that is no longer wanted", "server", id, "generation", req.Generation)
-		return &rpc.None{}, nil
+	wanted, err := s.beginStep(ctx, "build", id, req.Token)
+	if err != nil || !wanted {
+		return &rpc.None{}, err
 	}
-	if err != nil {
-		return nil, again(fmt.Errorf("ask whether server %s is still wanted: %w", id, err))
-	}
-
-	end := compute.EndBuildRequest{AttemptRequest: attempt}
-	if err := retry(ctx, func() error { return s.cfg.Driver().Spawn(ctx, req.Spec) }); err != nil {
+	failed := retry(ctx, func() error { return s.cfg.Driver().Spawn(ctx, req.Spec) })
+	if failed != nil {
 		if ctx.Err() != nil { // the service stops; the message comes again
-			return nil, again(fmt.Errorf("spawn server %s: %w", id, err))
+			return nil, again(fmt.Errorf("spawn server %s: %w", id, failed))
 		}
-		s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", err)
+		s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", failed)
 		// Nothing may be left here before another host has it.
 		if err := retry(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
 			return nil, again(fmt.Errorf("clean up after server %s: %w", id, err))
 		}
-		end.Error = err.Error()
 	}
-	_, err = ask(ctx, s, compute.EndBuild, &end)
-	if errors.Is(err, compute.ErrStale) {
-		// It was given up meanwhile. If it is deleted a message to destroy it
-		// follows; else it is an orphan here, and the audit finds it.
-		s.cfg.Logger.InfoContext(ctx, "built a server that is no longer wanted", "server", id)
-		return &rpc.None{}, nil
+	stale, err := s.endStep(ctx, "build", id, req.Token, failed)
+	if stale { // it was given up meanwhile: here it stays only if the database still places it here
+		err = s.evictLocked(ctx, id)
 	}
-	if err != nil {
-		return nil, again(fmt.Errorf("report server %s: %w", id, err))
-	}
-	if end.Error == "" {
-		s.cfg.Logger.InfoContext(ctx, "built a server", "server", id)
-	}
+	return &rpc.None{}, err
+}
+
+// drop drops a request while other work on the server goes on: it is being built, or destroyed. While the step is
+// wanted the conductor asks again; a slot is too dear to wait in.
+func (s *Service) drop(ctx context.Context, work, id string) (*rpc.None, error) {
+	s.cfg.Logger.DebugContext(ctx, "request dropped, other work on the server goes on", "work", work, "server", id)
 	return &rpc.None{}, nil
 }
 
-// taskDeleting is the task of a server that is deleted, Nova's.
-const taskDeleting = "deleting"
+// beginStep asks the conductor whether a step is still wanted. The message may be old: the server may have been deleted, or built, or
+// moved to the next host while it waited.
+func (s *Service) beginStep(ctx context.Context, work, id, token string) (wanted bool, err error) {
+	if token == "" { // the conductor sends it once more, with a token, when it is of this release
+		s.cfg.Logger.InfoContext(ctx, "request of an earlier release dropped", "work", work, "server", id)
+		return false, nil
+	}
+	_, err = ask(ctx, s, compute.BeginStep, &compute.StepRequest{Token: token, Host: s.cfg.Host, Instance: s.instance})
+	switch {
+	case errors.Is(err, compute.ErrStale):
+		s.cfg.Logger.InfoContext(ctx, "request dropped, no longer wanted", "work", work, "server", id)
+		return false, nil
+	case err != nil:
+		return false, again(fmt.Errorf("ask whether %s of server %s is still wanted: %w", work, id, err))
+	}
+	return true, nil
+}
+
+// endStep reports how a step has ended. stale says that it was not wanted any more.
+func (s *Service) endStep(ctx context.Context, work, id, token string, failed error) (stale bool, err error) {
+	end := compute.EndStepRequest{StepRequest: compute.StepRequest{Token: token, Host: s.cfg.Host, Instance: s.instance}}
+	if failed != nil {
+		end.Error = failed.Error()
+	}
+	_, err = ask(ctx, s, compute.EndStep, &end)
+	switch {
+	case errors.Is(err, compute.ErrStale):
+		s.cfg.Logger.InfoContext(ctx, "step done that is no longer wanted", "work", work, "server", id)
+		return true, nil
+	case err != nil:
+		return false, again(fmt.Errorf("report %s of server %s: %w", work, id, err))
+	case failed == nil:
+		s.cfg.Logger.InfoContext(ctx, "step done", "work", work, "server", id)
+	}
+	return false, nil
+}
 
 // Destroy removes a server, if the conductor says that it is to be deleted here, and reports it.
 // Errors as Build.
 func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rpc.None, error) {
-	if err := s.locks.lock(ctx, req.ServerID); err != nil {
+	id := req.ServerID
+	if err := s.locks.lock(ctx, id); err != nil {
 		return nil, err
 	}
-	defer s.locks.unlock(req.ServerID)
+	defer s.locks.unlock(id)
 	// A message is only a hint, which another service, or an old one, may have sent.
-	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host, Generation: req.Generation, Task: taskDeleting, Instance: s.instance}
-	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
-	if errors.Is(err, compute.ErrStale) {
-		s.cfg.Logger.InfoContext(ctx, "deletion not wanted, message dropped", "server", req.ServerID, "generation", req.Generation)
-		return &rpc.None{}, nil
+	wanted, err := s.beginStep(ctx, "destroy", id, req.Token)
+	if err != nil || !wanted {
+		return &rpc.None{}, err
 	}
-	if err != nil {
-		return nil, again(fmt.Errorf("ask whether server %s is to be destroyed: %w", req.ServerID, err))
+	if err := retry(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
+		return nil, again(fmt.Errorf("destroy server %s: %w", id, err))
 	}
-	if err := retry(ctx, func() error { return s.cfg.Driver().Destroy(ctx, req.ServerID) }); err != nil {
-		return nil, again(fmt.Errorf("destroy server %s: %w", req.ServerID, err))
-	}
-	if _, err := ask(ctx, s, compute.EndDestroy, &attempt); err != nil && !errors.Is(err, compute.ErrStale) {
-		return nil, again(fmt.Errorf("report that server %s is destroyed: %w", req.ServerID, err))
-	}
-	s.cfg.Logger.InfoContext(ctx, "destroyed a server", "server", req.ServerID)
-	return &rpc.None{}, nil
+	_, err = s.endStep(ctx, "destroy", id, req.Token, nil)
+	return &rpc.None{}, err
 }
 
 // Act does an action to a server, and reports how it ended. Errors as Build.
 func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
-	id := req.ServerID
+	id, work := req.ServerID, string(req.Action)
 	if !s.locks.try(id) {
-		s.cfg.Logger.DebugContext(ctx, "dropped an action while other work on the server goes on", "server", id, "action", string(req.Action))
-		return &rpc.None{}, nil // as Build
+		return s.drop(ctx, work, id)
 	}
 	defer s.locks.unlock(id)
-	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Task: req.Task, Instance: s.instance}
-	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
-	if errors.Is(err, compute.ErrStale) {
-		s.cfg.Logger.InfoContext(ctx, "dropped an action that is no longer wanted", "server", id, "action", string(req.Action))
-		return &rpc.None{}, nil
+	wanted, err := s.beginStep(ctx, work, id, req.Token)
+	if err != nil || !wanted {
+		return &rpc.None{}, err
 	}
-	if err != nil {
-		return nil, again(fmt.Errorf("ask whether %s of server %s is still wanted: %w", req.Action, id, err))
-	}
-	end := compute.EndBuildRequest{AttemptRequest: attempt}
-	if err := s.drive(ctx, req); err != nil {
-		if ctx.Err() != nil || errors.Is(err, errHalf) {
-			return nil, again(fmt.Errorf("%s server %s: %w", req.Action, id, err))
+	failed := s.drive(ctx, req)
+	if failed != nil {
+		if ctx.Err() != nil || errors.Is(failed, errHalf) {
+			return nil, again(fmt.Errorf("%s server %s: %w", work, id, failed))
 		}
-		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", string(req.Action), "error", err)
-		end.Error = err.Error()
+		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", work, "error", failed)
 	}
-	if _, err := ask(ctx, s, compute.EndAct, &end); err != nil && !errors.Is(err, compute.ErrStale) {
-		return nil, again(fmt.Errorf("report %s of server %s: %w", req.Action, id, err))
-	}
-	if end.Error == "" {
-		s.cfg.Logger.InfoContext(ctx, "did an action", "server", id, "action", string(req.Action))
-	}
-	return &rpc.None{}, nil
+	_, err = s.endStep(ctx, work, id, req.Token, failed)
+	return &rpc.None{}, err
 }
 
 // drive does an action. An error with errHalf: it is done in part.
@@ -418,8 +418,13 @@ func (s *Service) evict(ctx context.Context, id string) error {
 		return err
 	}
 	defer s.locks.unlock(id)
-	still, err := s.strangers(ctx, []string{id})
-	if err != nil || len(still) == 0 {
+	return s.evictLocked(ctx, id)
+}
+
+// evictLocked destroys a server if the database does not place it here. The caller has its lock.
+func (s *Service) evictLocked(ctx context.Context, id string) error {
+	orphans, err := s.strangers(ctx, []string{id})
+	if err != nil || len(orphans) == 0 {
 		return err
 	}
 	s.cfg.Logger.WarnContext(ctx, "destroying a server that does not belong here", "server", id)

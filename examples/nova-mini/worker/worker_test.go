@@ -100,8 +100,7 @@ type bench struct {
 	begin error // what the conductor answers
 	end   error
 	mine  map[string]bool
-	ended chan compute.EndBuildRequest
-	gone  chan compute.AttemptRequest
+	ended chan compute.EndStepRequest
 	seen  chan compute.HostReport
 }
 
@@ -109,7 +108,7 @@ func newBench(t *testing.T) *bench {
 	t.Helper()
 	b := &bench{
 		driver: &fakeDriver{servers: map[string]bool{}}, mine: map[string]bool{},
-		ended: make(chan compute.EndBuildRequest, 10), gone: make(chan compute.AttemptRequest, 10), seen: make(chan compute.HostReport, 10),
+		ended: make(chan compute.EndStepRequest, 10), seen: make(chan compute.HostReport, 10),
 	}
 	bus := rpctest.NewBus(t)
 	quiet := slog.New(slog.DiscardHandler)
@@ -129,15 +128,9 @@ func newBench(t *testing.T) *bench {
 		add func(*rpc.Server)
 	}{
 		{rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet}, func(s *rpc.Server) {
-			rpc.Handle(s, compute.BeginBuild, func(context.Context, *compute.AttemptRequest) (*rpc.None, error) { return answer(&b.begin, func() {}) })
-			rpc.Handle(s, compute.EndBuild, func(_ context.Context, r *compute.EndBuildRequest) (*rpc.None, error) {
+			rpc.Handle(s, compute.BeginStep, func(context.Context, *compute.StepRequest) (*rpc.None, error) { return answer(&b.begin, func() {}) })
+			rpc.Handle(s, compute.EndStep, func(_ context.Context, r *compute.EndStepRequest) (*rpc.None, error) {
 				return answer(&b.end, func() { b.ended <- *r })
-			})
-			rpc.Handle(s, compute.EndAct, func(_ context.Context, r *compute.EndBuildRequest) (*rpc.None, error) {
-				return answer(&b.end, func() { b.ended <- *r })
-			})
-			rpc.Handle(s, compute.EndDestroy, func(_ context.Context, r *compute.AttemptRequest) (*rpc.None, error) {
-				return answer(&b.end, func() { b.gone <- *r })
 			})
 			rpc.Handle(s, compute.ReportHost, func(_ context.Context, r *compute.HostReport) (*rpc.None, error) {
 				b.seen <- *r
@@ -182,7 +175,7 @@ func get[T any](t *testing.T, ch <-chan T) T {
 	}
 }
 
-var build = compute.BuildRequest{Spec: compute.Spec{ID: "s1"}, Generation: 3}
+var build = compute.BuildRequest{Spec: compute.Spec{ID: "s1"}, Token: "op/3"}
 
 func (b *bench) cast(t *testing.T) {
 	t.Helper()
@@ -191,12 +184,12 @@ func (b *bench) cast(t *testing.T) {
 	}
 }
 
-// TestBuild: the report carries the attempt it belongs to.
+// TestBuild: the report carries the token of the step.
 func TestBuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.cast(t)
-	want := compute.EndBuildRequest{AttemptRequest: compute.AttemptRequest{ServerID: "s1", Host: "h1", Generation: 3}}
+	want := compute.EndStepRequest{StepRequest: compute.StepRequest{Token: "op/3", Host: "h1"}}
 	if got := get(t, b.ended); got != want {
 		t.Errorf("reported %+v, want %+v", got, want)
 	}
@@ -261,10 +254,35 @@ func TestReportFails(t *testing.T) {
 		b.set(func() { b.end = nil })
 		get(t, b.ended)
 	}
+}
+
+// TestStaleReport: a server whose building was given up meanwhile stays only if the database places it here, as that of another
+// attempt.
+func TestStaleReport(t *testing.T) {
+	t.Parallel()
 	b := newBench(t)
-	b.end = compute.ErrStale // given up meanwhile: the report is not wanted any more
-	if _, err := b.svc.Build(t.Context(), &build); err != nil {
-		t.Errorf("build: %v", err)
+	b.end = compute.ErrStale
+	for mine, want := range map[bool]string{true: "spawn s1", false: "spawn s1 destroy s1"} {
+		b.set(func() { b.mine["s1"] = mine })
+		b.driver.log = nil
+		if _, err := b.svc.Build(t.Context(), &build); err != nil {
+			t.Errorf("build: %v", err)
+		}
+		if did := strings.Join(b.driver.did(), " "); did != want {
+			t.Errorf("placed here %t: the driver did %q, want %q", mine, did, want)
+		}
+	}
+}
+
+// TestNoToken: a request of an earlier release is dropped, as the conductor sends it once more.
+func TestNoToken(t *testing.T) {
+	t.Parallel()
+	b := newBench(t)
+	_, err := b.svc.Build(t.Context(), &compute.BuildRequest{Spec: compute.Spec{ID: "s1"}, Generation: 3})
+	_, err2 := b.svc.Destroy(t.Context(), &compute.DestroyRequest{ServerID: "s1", Generation: 3})
+	_, err3 := b.svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: compute.Stop, Generation: 3})
+	if err := errors.Join(err, err2, err3); err != nil || len(b.driver.did()) > 0 {
+		t.Errorf("%v; the driver did %q", err, b.driver.did())
 	}
 }
 
@@ -286,15 +304,15 @@ func TestOneAtATime(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if _, err := b.svc.Destroy(short, &compute.DestroyRequest{ServerID: "s1"}); !errors.Is(err, fault.Unavailable) {
+	if _, err := b.svc.Destroy(short, &compute.DestroyRequest{ServerID: "s1", Token: "op/0"}); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("destroy while it is built: %v, want Unavailable, to come again", err)
 	}
-	if err := rpc.Cast(t.Context(), b.client, compute.Destroy, "h1", &compute.DestroyRequest{ServerID: "s1"}); err != nil {
+	if err := rpc.Cast(t.Context(), b.client, compute.Destroy, "h1", &compute.DestroyRequest{ServerID: "s1", Token: "op/0"}); err != nil {
 		t.Fatal(err)
 	}
 	close(gate)
 	get(t, b.ended)
-	if got := get(t, b.gone); got.ServerID != "s1" || got.Host != "h1" {
+	if got := get(t, b.ended); got.Token != "op/0" || got.Host != "h1" {
 		t.Errorf("reported %+v", got)
 	}
 	if did := b.driver.did(); !slices.Equal(did, []string{"spawn s1", "destroy s1"}) {
@@ -311,7 +329,7 @@ func TestDestroyNotWanted(t *testing.T) {
 	b.mu.Lock()
 	b.begin = compute.ErrStale
 	b.mu.Unlock()
-	if _, err := b.svc.Destroy(t.Context(), &compute.DestroyRequest{ServerID: "s1", Generation: 3}); err != nil {
+	if _, err := b.svc.Destroy(t.Context(), &compute.DestroyRequest{ServerID: "s1", Token: "op/3"}); err != nil {
 		t.Error(err)
 	}
 	if did := b.driver.did(); len(did) > 0 {
@@ -320,10 +338,10 @@ func TestDestroyNotWanted(t *testing.T) {
 	b.mu.Lock()
 	b.begin = nil
 	b.mu.Unlock()
-	if _, err := b.svc.Destroy(t.Context(), &compute.DestroyRequest{ServerID: "s1", Generation: 4}); err != nil {
+	if _, err := b.svc.Destroy(t.Context(), &compute.DestroyRequest{ServerID: "s1", Token: "op/4"}); err != nil {
 		t.Error(err)
 	}
-	if got := get(t, b.gone); got.ServerID != "s1" || got.Generation != 4 {
+	if got := get(t, b.ended); got.Token != "op/4" {
 		t.Errorf("reported %+v", got)
 	}
 }
@@ -398,7 +416,7 @@ func TestResize(t *testing.T) {
 				}
 			}
 			for range 2 { // the message may come twice
-				_, err = svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: tt.action, Generation: 5, Resources: large, Running: !tt.stop})
+				_, err = svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: tt.action, Token: "op/5", Resources: large, Running: !tt.stop})
 				if tt.again {
 					if fault.CodeOf(err) != fault.Unavailable {
 						t.Fatalf("%v, want Unavailable", err)
@@ -408,7 +426,7 @@ func TestResize(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if got := get(t, b.ended); got.Generation != 5 || tt.says == "" && got.Error != "" || !strings.Contains(got.Error, tt.says) {
+				if got := get(t, b.ended); got.Token != "op/5" || tt.says == "" && got.Error != "" || !strings.Contains(got.Error, tt.says) {
 					t.Errorf("reported %+v, want %q", got, tt.says)
 				}
 				if tt.says != "" {
