@@ -393,6 +393,15 @@ func (n *node) addCompute(host string) error {
 	})
 	n.app.AddLabeled("host "+host, n.label("DEFAULT", "host", "compute_driver"), w)
 	n.serve("compute "+host, compute.Worker, host, w.Register, w.Guard)
+	// What does not belong here is destroyed before the first report says what is free.
+	n.app.Add("compute "+host+" first audit", service.Funcs{OnStart: func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		if err := w.Audit(ctx); err != nil {
+			n.log.WarnContext(ctx, "first audit failed, the next one comes within a minute", "host", host, "error", err)
+		}
+		return nil
+	}})
 	n.report("compute "+host, w.Report)
 	n.app.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
 	return nil

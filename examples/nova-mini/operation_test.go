@@ -63,5 +63,5 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // the others se
 	if got := run("", "operation", "show", id); !strings.Contains(got, `"kind": "server.create"`) || !strings.Contains(got, `"error_code": "Canceled"`) {
 		t.Errorf("show: %s", got)
 	}
-	run("there is no operation none", "operation", "show", "none")
+	run("operation none does not exist", "operation", "show", "none")
 }

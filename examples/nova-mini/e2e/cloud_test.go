@@ -290,10 +290,9 @@ func (c *cloud) dump() {
 		ID, State string
 		Task      *string
 		Host      *string
-		Attempts  int
 		Fault     string
 	}
-	_ = c.db.Select(&rows, `SELECT id, vm_state AS state, task_state AS task, host, attempts, fault_message AS fault FROM servers`)
+	_ = c.db.Select(&rows, `SELECT s.id, s.vm_state AS state, o.step AS task, s.host, s.fault_message AS fault FROM servers s LEFT JOIN operation_current o ON o.resource = s.id`)
 	for _, r := range rows {
 		b, _ := json.Marshal(r) //nolint:errchkjson // plain fields
 		c.Logf("server %s", b)

@@ -91,7 +91,7 @@ func TestOutage(t *testing.T) {
 			}
 			c.poll("the servers to be built", 30*time.Second, func() error {
 				var n int
-				if err := c.db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM servers WHERE task_state = 'spawning'`); err != nil || n != building {
+				if err := c.db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operation_current WHERE kind = 'server.create' AND step = 'build'`); err != nil || n != building {
 					return fmt.Errorf("%d are: %w", n, err)
 				}
 				return nil

@@ -1,0 +1,88 @@
+package e2e_test
+
+import (
+	"fmt"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestAwayLongerThanBuildTimeout: the compute services, or the conductors, are away for longer than a build may take, in the middle of
+// twelve builds. Every server ends ACTIVE, or in ERROR and gone from its host.
+func TestAwayLongerThanBuildTimeout(t *testing.T) {
+	t.Parallel()
+	const timeout = 8 * time.Second
+	for _, tt := range []struct {
+		name    string
+		victims [][2]string
+		signal  syscall.Signal // SIGKILL: they are started again; SIGSTOP: they go on
+		active  bool           // all servers are to be
+	}{
+		{"compute killed", [][2]string{{"compute", "node-1"}}, syscall.SIGKILL, false},
+		{"compute paused", [][2]string{{"compute", "node-1"}}, syscall.SIGSTOP, false},
+		{"conductors killed", [][2]string{{"conductor", "c-1"}, {"conductor", "c-2"}}, syscall.SIGKILL, true},
+		{"conductors paused", [][2]string{{"conductor", "c-1"}, {"conductor", "c-2"}}, syscall.SIGSTOP, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			c := newCloud(t, fmt.Sprintf("instance_build_timeout = %d\n[driver_fake]\nvcpus = 100\nmemory_mib = 100000\ndisk_gib = 1000\n", int(timeout.Seconds())))
+			for _, s := range [][2]string{{"conductor", "c-1"}, {"conductor", "c-2"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
+				c.start(s[0], s[1])
+			}
+			cl := c.client(c.start("api", "api-1"))
+			c.hostsUp(cl, 1)
+			const total = 12
+			for i := range total {
+				if _, err := create(t.Context(), cl, fmt.Sprintf("s%d", i), "1", map[string]string{"fake:spawn": "slow 4s"}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.poll("the servers to be built", 30*time.Second, func() error {
+				var n int
+				if err := c.db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operation_current WHERE kind = 'server.create' AND step = 'build'`); err != nil || n != total {
+					return fmt.Errorf("%d are: %w", n, err)
+				}
+				return nil
+			})
+			<-time.After(time.Second) // in the middle of Spawn
+			for _, v := range tt.victims {
+				if err := c.procs[v[1]].Signal(tt.signal); err != nil {
+					t.Fatal(err)
+				}
+			}
+			<-time.After(timeout + 4*time.Second)
+			for _, v := range tt.victims {
+				if tt.signal == syscall.SIGKILL {
+					<-c.procs[v[1]].Done()
+					c.start(v[0], v[1])
+				} else if err := c.procs[v[1]].Signal(syscall.SIGCONT); err != nil {
+					t.Fatal(err)
+				}
+			}
+			by := c.settled(cl, total, 90*time.Second)
+			if tt.active && len(by["ACTIVE"]) != total {
+				t.Errorf("%d of %d are ACTIVE; faults: %v", len(by["ACTIVE"]), total, faults(by["ERROR"]))
+			}
+			for _, s := range by["ERROR"] {
+				if s.Host != "" {
+					t.Errorf("server %s in ERROR is on %s", s.ID, s.Host)
+				}
+			}
+			t.Logf("%d ACTIVE, %d ERROR", len(by["ACTIVE"]), len(by["ERROR"]))
+			c.hostsUp(cl, 1)
+			c.gone(len(by["ACTIVE"]))
+			c.consistent(by["ACTIVE"])
+		})
+	}
+}
+
+// gone waits until a number of servers is left on the hosts.
+func (c *cloud) gone(left int) {
+	c.Helper()
+	c.poll("the hosts to have what is ACTIVE alone", 90*time.Second, func() error {
+		if n := len(c.onHosts()); n != left {
+			return fmt.Errorf("they have %d servers, want %d", n, left)
+		}
+		return nil
+	})
+}
