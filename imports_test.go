@@ -58,7 +58,7 @@ var rules = map[string][]string{
 	"rpc/internal/...": {"rpc", "rpc/internal/names", "fault", watermill + "/message"},
 	"rpc/rpcprom":      {"rpc", "fault", prometheus},
 	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},
-	"rpc/rpctest":      {"rpc", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},
+	"rpc/rpctest":      {"rpc", "internal/goldentest", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},
 
 	"scheduler":                         {"fault"},
 	"scheduler/placement/backend":       {"scheduler", "github.com/expr-lang/expr"},
@@ -69,7 +69,7 @@ var rules = map[string][]string{
 	"driver":            {"driver/driverpb", "internal/tempdir", "internal/text", "fault", "reqctx", plugin, "github.com/hashicorp/go-hclog", grpc, "golang.org/x/sys/unix"},
 	"driver/driverpb":   {grpc, protobuf},
 	"driver/driverprom": {"driver", "fault", prometheus},
-	"driver/drivertest": {"driver", "fault", "reqctx", plugin, grpc, protobuf},
+	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},
 
 	"db":        {"fault", "tlsfile", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
@@ -94,6 +94,8 @@ var rules = map[string][]string{
 	"internal/envtest":      {"internal/testenv"},
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
+	"internal/goldentest":   {},
+	"internal/keylock":      {},
 	"internal/text":         {},
 	"internal/filelock":     {},
 	"internal/tempdir":      {"internal/filelock"},

@@ -17,6 +17,7 @@ import (
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/keylock"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership"
 )
@@ -40,7 +41,7 @@ type Config struct {
 // Service answers the worker's RPC interface. It is safe for concurrent use.
 type Service struct {
 	cfg   Config
-	locks locks
+	locks keylock.Locks // of the servers that are worked on
 
 	instance string             // of this process; set by Start, before the first message
 	held     context.Context    //nolint:containedctx // the time in which the host is this process's
@@ -59,7 +60,7 @@ func New(cfg Config) *Service {
 		cfg.ShutdownTimeout = time.Minute
 	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
-	s := &Service{cfg: cfg, locks: locks{held: make(map[string]*lock)}, lost: make(chan error, 1)}
+	s := &Service{cfg: cfg, lost: make(chan error, 1)}
 	s.held, s.lose = context.WithCancel(context.Background())
 	return s
 }
@@ -76,13 +77,13 @@ func (s *Service) Register(srv *rpc.Server) {
 // returns an error only when it could not report, and is then called again.
 func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.None, error) {
 	id := req.Spec.ID
-	if !s.locks.try(id) {
+	if !s.locks.TryLock(id) {
 		// It is being built, or destroyed. While it is wanted the conductor
 		// asks again; a slot is too dear to wait in.
 		s.cfg.Logger.DebugContext(ctx, "dropped a build while other work on the server goes on", "server", id)
 		return &rpc.None{}, nil
 	}
-	defer s.locks.unlock(id)
+	defer s.locks.Unlock(id)
 
 	// The message may be old: the server may have been deleted, or built, or
 	// moved to the next host while it waited.
@@ -130,10 +131,10 @@ const taskDeleting = "deleting"
 // Destroy removes a server, if the conductor says that it is to be deleted here, and reports it.
 // Errors as Build.
 func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rpc.None, error) {
-	if err := s.locks.lock(ctx, req.ServerID); err != nil {
+	if err := s.lock(ctx, req.ServerID); err != nil {
 		return nil, err
 	}
-	defer s.locks.unlock(req.ServerID)
+	defer s.locks.Unlock(req.ServerID)
 	// A message is only a hint, which another service, or an old one, may have sent.
 	attempt := compute.AttemptRequest{ServerID: req.ServerID, Host: s.cfg.Host, Generation: req.Generation, Task: taskDeleting, Instance: s.instance}
 	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
@@ -157,11 +158,11 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 // Act does an action to a server, and reports how it ended. Errors as Build.
 func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
 	id := req.ServerID
-	if !s.locks.try(id) {
+	if !s.locks.TryLock(id) {
 		s.cfg.Logger.DebugContext(ctx, "dropped an action while other work on the server goes on", "server", id, "action", string(req.Action))
 		return &rpc.None{}, nil // as Build
 	}
-	defer s.locks.unlock(id)
+	defer s.locks.Unlock(id)
 	attempt := compute.AttemptRequest{ServerID: id, Host: s.cfg.Host, Generation: req.Generation, Task: req.Task, Instance: s.instance}
 	_, err := ask(ctx, s, compute.BeginBuild, &attempt)
 	if errors.Is(err, compute.ErrStale) {
@@ -414,10 +415,10 @@ func (s *Service) strangers(ctx context.Context, ids []string) ([]string, error)
 
 // evict destroys an orphan if it still is one when no other work on it goes on.
 func (s *Service) evict(ctx context.Context, id string) error {
-	if err := s.locks.lock(ctx, id); err != nil {
+	if err := s.lock(ctx, id); err != nil {
 		return err
 	}
-	defer s.locks.unlock(id)
+	defer s.locks.Unlock(id)
 	still, err := s.strangers(ctx, []string{id})
 	if err != nil || len(still) == 0 {
 		return err
@@ -426,59 +427,10 @@ func (s *Service) evict(ctx context.Context, id string) error {
 	return s.cfg.Driver().Destroy(ctx, id)
 }
 
-// locks has a lock for each server that is worked on.
-type locks struct {
-	mu   sync.Mutex
-	held map[string]*lock
-}
-
-type lock struct {
-	token chan struct{} // holds a token while it is free
-	users int           // who hold it or wait for it
-}
-
-func (l *locks) lock(ctx context.Context, id string) error {
-	l.mu.Lock()
-	k := l.held[id]
-	if k == nil {
-		k = &lock{token: make(chan struct{}, 1)}
-		k.token <- struct{}{}
-		l.held[id] = k
+// lock waits for other work on a server. Unavailable: it did not end before ctx.
+func (s *Service) lock(ctx context.Context, id string) error {
+	if err := s.locks.Lock(ctx, id); err != nil {
+		return fault.New(fault.Unavailable, "wait for other work on server %s: %w", id, err)
 	}
-	k.users++
-	l.mu.Unlock()
-	select {
-	case <-k.token:
-		return nil
-	case <-ctx.Done():
-		l.leave(id, k)
-		return fault.New(fault.Unavailable, "wait for other work on server %s: %w", id, ctx.Err())
-	}
-}
-
-// try takes the lock if it is free and no other goroutine waits for it.
-func (l *locks) try(id string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.held[id] != nil {
-		return false
-	}
-	l.held[id] = &lock{token: make(chan struct{}, 1), users: 1}
-	return true
-}
-
-func (l *locks) unlock(id string) {
-	l.mu.Lock()
-	k := l.held[id]
-	l.mu.Unlock()
-	k.token <- struct{}{}
-	l.leave(id, k)
-}
-
-func (l *locks) leave(id string, k *lock) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if k.users--; k.users == 0 {
-		delete(l.held, id)
-	}
+	return nil
 }
