@@ -61,7 +61,6 @@ var rules = map[string][]string{
 	"rpc/rpctest":      {"rpc", "internal/goldentest", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},
 
 	"scheduler":                         {"fault"},
-	"scheduler/placement/backend":       {"scheduler", "github.com/expr-lang/expr"},
 	"scheduler/schedulertest":           {"scheduler"},
 	"scheduler/placement":               {"scheduler", "db", "fault", "github.com/jmoiron/sqlx"},
 	"scheduler/placement/placementtest": {"scheduler/placement", "fault", "github.com/google/go-cmp"},
