@@ -60,13 +60,11 @@ func Error(err error) error {
 	if code == fault.Internal {
 		return err
 	}
-	out := &fault.Error{}
-	errors.As(fault.New(code, "%w", err), &out)
-	out.Reason, out.Private = reason, true
+	var details map[string]string
 	if key := duplicateKey(err); reason == reasonDuplicate && key != "" {
-		out.Meta = map[string]string{"key": key}
+		details = map[string]string{"key": key}
 	}
-	return out
+	return fault.WithPrivate(fault.WithReason(fault.New(code, "%w", err), reason, details))
 }
 
 // hasCode reports whether err has a fault code, or is a context's error, which

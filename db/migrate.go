@@ -79,16 +79,18 @@ func Check(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
 		return err
 	}
 	if want := s.files[len(s.files)-1].version; have < want {
-		return &fault.Error{
-			Code: fault.Precondition, Reason: errOlder.Reason,
-			Msg: fmt.Sprintf("the database schema is at version %d, older than version %d of this program: run db sync", have, want),
-		}
+		return fault.WithReason(
+			fault.New(fault.Precondition, "the database schema is at version %d, older than version %d of this program: run db sync", have, want),
+			reasonOlder, nil)
 	}
 	return nil
 }
 
-// errOlder matches the error for a schema that is older than the program's.
-var errOlder = &fault.Error{Code: fault.Precondition, Reason: "SchemaOlder", Msg: "schema too old"}
+// reasonOlder is the reason of the error for a schema that is older than the program's.
+const reasonOlder = "SchemaOlder"
+
+// errOlder matches that error.
+var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 
 // schema implements the interfaces through which goose uses the database: a store of
 // versions and a lock.

@@ -279,7 +279,7 @@ func (p *Page) checkNulls(ctx context.Context, q sqlx.QueryerContext, k *pageKey
 
 // markerError returns the error for a marker whose row does not exist, in Nova's words.
 func (p *Page) markerError() error {
-	return &fault.Error{Code: fault.Invalid, Reason: reasonMarker, Msg: fmt.Sprintf("marker [%s] not found", p.Marker)}
+	return fault.WithReason(fault.New(fault.Invalid, "marker [%s] not found", p.Marker), reasonMarker, nil)
 }
 
 // addAfter adds the condition for rows that come after values in the order of keys:

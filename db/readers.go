@@ -144,11 +144,11 @@ func Health(ctx context.Context, d *sqlx.DB) error {
 	case err != nil:
 		return fault.New(fault.Unavailable, "the database does not answer: %w", Error(err))
 	case readOnly:
-		return &fault.Error{Code: fault.Unavailable, Reason: reasonReadOnly, Msg: "the database is read-only"}
+		return fault.WithReason(fault.New(fault.Unavailable, "the database is read-only"), reasonReadOnly, nil)
 	}
 	if err := lastTrouble(d); err != nil {
 		_, reason := classifyError(err)
-		return &fault.Error{Code: fault.Unavailable, Reason: reason, Private: true, Msg: "the database rejected a statement: " + err.Error()}
+		return fault.WithPrivate(fault.WithReason(fault.New(fault.Unavailable, "the database rejected a statement: %w", err), reason, nil))
 	}
 	return nil
 }

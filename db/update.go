@@ -94,7 +94,8 @@ func UpdateIf(ctx context.Context, q sqlx.ExtContext, u Update) error {
 			return err
 		}
 		if attempt == maxAttempts {
-			return &fault.Error{Code: fault.Unavailable, Reason: reasonContention, Private: true, Msg: fmt.Sprintf("update %s: other writers changed the row during each of %d attempts", u.rowName(), attempt)}
+			return fault.WithPrivate(fault.WithReason(
+				fault.New(fault.Unavailable, "update %s: other writers changed the row during each of %d attempts", u.rowName(), attempt), reasonContention, nil))
 		}
 	}
 }
@@ -138,7 +139,7 @@ func (u *Update) findDifference(ctx context.Context, q sqlx.QueryerContext) erro
 		strings.Join(sel.terms, ", "), u.Table, strings.Join(where.terms, " AND ")), append(sel.args, where.args...)...).SliceScan()
 	if err = Error(err); err != nil {
 		if fault.CodeOf(err) == fault.NotFound {
-			return &fault.Error{Code: fault.NotFound, Msg: u.rowName() + " does not exist", User: "The resource could not be found."}
+			return fault.WithUser(fault.New(fault.NotFound, "%s does not exist", u.rowName()), "The resource could not be found.")
 		}
 		return err
 	}
@@ -155,10 +156,9 @@ func (u *Update) findDifference(ctx context.Context, q sqlx.QueryerContext) erro
 	if len(text) == 0 {
 		return nil
 	}
-	return &fault.Error{
-		Code: fault.Conflict, Reason: reasonChanged, Msg: u.rowName() + ": " + strings.Join(text, ", "), Meta: meta,
-		User: "The resource has changed, or its state does not allow this.",
-	}
+	return fault.WithUser(
+		fault.WithReason(fault.New(fault.Conflict, "%s: %s", u.rowName(), strings.Join(text, ", ")), reasonChanged, meta),
+		"The resource has changed, or its state does not allow this.")
 }
 
 // clause is a list of SQL terms with their parameters.

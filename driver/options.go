@@ -63,9 +63,9 @@ func ParseOptions(options json.RawMessage, into any) error {
 	return nil
 }
 
-// optionError says what is wrong with an option, whose name is in Meta, too.
+// optionError returns the error for an option with a wrong name or value. Its details have the name, too.
 func optionError(name, text string) error {
-	return &fault.Error{Code: fault.Invalid, Msg: "option " + name + ": " + text, Meta: map[string]string{"option": name}}
+	return fault.WithReason(fault.New(fault.Invalid, "option %s: %s", name, text), "", map[string]string{"option": name})
 }
 
 // optionFields returns the fields of the struct that into points to: by the names of options, and those

@@ -30,6 +30,14 @@ func TestCalls(t *testing.T) {
 	if got, err := d.Echo(who, "who"); err != nil || got != "req-1 Zürich [a b]" {
 		t.Errorf("who: %q, %v", got, err)
 	}
+	// The form of package reqctx, and the names that programs of before read.
+	const onWire = `{"request_id":"req-1","project_id":"Zürich","roles":["a","b"],"id":"req-1"}`
+	if got, err := d.Echo(who, "metadata"); err != nil || got != onWire {
+		t.Errorf("the metadata of a call: %s, %v", got, err)
+	}
+	if got, err := d.Echo(ctx, "metadata"); err != nil || got != "" {
+		t.Errorf("the metadata of a call for no request: %s, %v", got, err)
+	}
 	if got, err := d.Echo(ctx, "who"); err != nil || got != "  []" {
 		t.Errorf("nobody: %q, %v", got, err)
 	}

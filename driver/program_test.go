@@ -20,6 +20,7 @@ import (
 
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/armature-go/armature/driver"
@@ -198,6 +199,8 @@ func (e *echo) Echo(ctx context.Context, s string) (string, error) {
 	case "who":
 		r := reqctx.From(ctx)
 		return fmt.Sprintf("%s %s %v", r.ID, r.ProjectID, r.Roles), nil
+	case "metadata":
+		return strings.Join(metadata.ValueFromIncomingContext(ctx, "armature-request-bin"), "\n"), nil
 	case "deadline":
 		d, ok := ctx.Deadline()
 		return strconv.FormatBool(ok && time.Until(d) > 0 && time.Until(d) < time.Minute), nil

@@ -57,10 +57,8 @@ func judgeProgram(f *os.File, path, pin string) error {
 		return programError(path, err)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, pin) {
-		return &fault.Error{
-			Code: fault.Denied, Meta: map[string]string{"option": "plugin_sha256"},
-			Msg: fmt.Sprintf("the driver's program %s has the SHA-256 %s, and the configuration says %s", path, got, pin),
-		}
+		return fault.WithReason(fault.New(fault.Denied, "the driver's program %s has the SHA-256 %s, and the configuration says %s", path, got, pin),
+			"", map[string]string{"option": "plugin_sha256"})
 	}
 	return nil
 }

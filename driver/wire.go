@@ -111,7 +111,7 @@ func toStatus(err error, setTrailer func(metadata.MD)) error {
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unavailable {
 		return err // already in gRPC's terms
 	}
-	f := fault.From(err)
+	f := *fault.From(err)
 	msg := strings.ToValidUTF8(f.Error(), "\uFFFD")
 	if len(msg) > maxMessage {
 		msg = strings.ToValidUTF8(msg[:maxMessage], "") + " (cut)"
@@ -127,21 +127,26 @@ func toStatus(err error, setTrailer func(metadata.MD)) error {
 	return status.Error(code, msg)
 }
 
-// outgoing puts the request of package reqctx into a call's metadata.
+// outgoing puts the request of package reqctx into a call's metadata. Programs that were built with an older
+// driver.proto read the id and the global id by other names, so they are written, too.
 func outgoing(ctx context.Context) context.Context {
 	r := reqctx.From(ctx)
-	if r.ID == "" && r.GlobalID == "" && r.UserID == "" && r.ProjectID == "" && r.DomainID == "" && r.SystemScope == "" && r.Traceparent == "" && len(r.Roles) == 0 {
+	if r.IsZero() {
 		return ctx
 	}
-	raw, err := json.Marshal(r)
+	raw, err := json.Marshal(struct {
+		reqctx.Request
+		OldID       string `json:"id,omitempty"`
+		OldGlobalID string `json:"global_id,omitempty"`
+	}{r, r.ID, r.GlobalID})
 	if err != nil {
-		return ctx // strings only: cannot be
+		return ctx // not reached: it has strings only
 	}
 	return metadata.AppendToOutgoingContext(ctx, requestKey, string(raw))
 }
 
-// incoming takes the request out of a call's metadata. One that cannot be read is
-// nobody's.
+// incoming puts the request in a call's metadata into the context. A request that cannot be
+// read counts as none.
 func incoming(ctx context.Context) context.Context {
 	v := metadata.ValueFromIncomingContext(ctx, requestKey)
 	if len(v) == 0 {

@@ -20,6 +20,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 )
 
@@ -109,8 +110,10 @@ func (c *Code) UnmarshalText(text []byte) error {
 }
 
 // Error is an error with a code. Its JSON form is its form on the wire. Make
-// one with [New] or [Sentinel]; read one with [From], [CodeOf] and errors.Is.
-// It is immutable once made, and so safe for concurrent use.
+// one with [New] or [Sentinel], and add to it with [WithReason], [WithUser] and
+// [WithPrivate], which return another Error; read one with [From], [CodeOf] and errors.Is.
+// An Error never changes, so it is safe for concurrent use. Its fields are exported for
+// JSON, and for programs that read them.
 type Error struct {
 	// Code is the kind of failure.
 	Code Code `json:"code"`
@@ -189,14 +192,46 @@ func isServiceFailure(c Code) bool {
 	return c == Internal || c == Unavailable || c == Timeout || c == Unknown
 }
 
-// WithUser returns err with a message for users: they read nothing else of it. The result has the
-// code and the reason of err, and is not private. It returns nil for nil.
+// WithReason returns err with a reason, by which errors.Is matches it, and with details for programs,
+// such as the name of a field. The result wraps err and has its code, its text and its details; where
+// both have a detail, the new one counts. If reason is empty, the result has the reason of err. WithReason
+// copies details. It returns nil for nil.
+//
+//	fault.WithReason(fault.New(fault.Invalid, "size %d is too large", n), "", map[string]string{"field": "size"})
+func WithReason(err error, reason string, details map[string]string) error {
+	if err == nil {
+		return nil
+	}
+	out := From(err)
+	if reason != "" {
+		out.Reason = reason
+	}
+	if out.Meta == nil && len(details) > 0 {
+		out.Meta = make(map[string]string, len(details))
+	}
+	maps.Copy(out.Meta, details)
+	return out
+}
+
+// WithUser returns err with a message for users: they read nothing else of it. The result wraps err, has
+// the code and the reason of err, and is not private. It returns nil for nil.
 func WithUser(err error, message string) error {
 	if err == nil {
 		return nil
 	}
 	out := From(err)
 	out.User, out.Private = message, false
+	return out
+}
+
+// WithPrivate returns err as an error about the component's own parts, see [Error]: users do not read its
+// text. The result wraps err and has its code and its reason. It returns nil for nil.
+func WithPrivate(err error) error {
+	if err == nil {
+		return nil
+	}
+	out := From(err)
+	out.User, out.Private = "", true
 	return out
 }
 

@@ -176,3 +176,58 @@ func TestUserMessage(t *testing.T) {
 		}
 	}
 }
+
+// TestWith: reason, details and privacy are those of a new error; the error that it wraps stays what it was.
+func TestWith(t *testing.T) {
+	t.Parallel()
+	base := fault.WithReason(fault.New(fault.Exhausted, "claim: %w", errNoRoom), "", map[string]string{"host": "n1"})
+	details := map[string]string{"host": "n2", "class": "DISK_GB"}
+	tests := []struct {
+		name string
+		err  error
+		want fault.Error
+	}{
+		{"no reason: that of what is wrapped", base, fault.Error{Code: fault.Exhausted, Reason: "NoRoom", Msg: "claim: no room on host", Meta: map[string]string{"host": "n1"}}},
+		{"another reason, more details", fault.WithReason(base, "NoDisk", details), fault.Error{
+			Code: fault.Exhausted, Reason: "NoDisk", Msg: "claim: no room on host", Meta: map[string]string{"host": "n2", "class": "DISK_GB"},
+		}},
+		{"a plain error", fault.WithReason(io.EOF, "Short", nil), fault.Error{Code: fault.Internal, Reason: "Short", Msg: "EOF"}},
+		{"private", fault.WithPrivate(fault.WithUser(base, "No room.")), fault.Error{
+			Code: fault.Exhausted, Reason: "NoRoom", Msg: "claim: no room on host", Meta: map[string]string{"host": "n1"}, Private: true,
+		}},
+		{"for users", fault.WithUser(fault.WithPrivate(base), "No room."), fault.Error{
+			Code: fault.Exhausted, Reason: "NoRoom", Msg: "claim: no room on host", Meta: map[string]string{"host": "n1"}, User: "No room.",
+		}},
+	}
+	details["host"] = "changed by its owner"
+	for _, tt := range tests {
+		got, ok := errors.AsType[*fault.Error](tt.err)
+		if !ok {
+			t.Errorf("%s: %T is not a fault.Error", tt.name, tt.err)
+			continue
+		}
+		if diff := cmp.Diff(&tt.want, got, cmpopts.IgnoreUnexported(fault.Error{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+		if tt.want.Reason != "Short" && !errors.Is(tt.err, errNoRoom) {
+			t.Errorf("%s: it does not match what it wraps", tt.name)
+		}
+	}
+	if !errors.Is(tests[1].err, fault.Sentinel(fault.Exhausted, "NoDisk", "")) {
+		t.Error("it does not match its own reason")
+	}
+	for _, err := range []error{fault.WithReason(nil, "X", nil), fault.WithPrivate(nil), fault.WithUser(nil, "x")} {
+		if err != nil {
+			t.Errorf("made of nil: %v", err)
+		}
+	}
+}
+
+func ExampleWithReason() {
+	err := fault.WithReason(fault.New(fault.Invalid, "size 0 is too small"), "BadSize", map[string]string{"field": "size"})
+	fmt.Println(err)
+	fmt.Println(fault.From(err).Reason, fault.From(err).Meta["field"])
+	// Output:
+	// size 0 is too small
+	// BadSize size
+}

@@ -10,21 +10,23 @@
 package reqctx
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"log/slog"
 )
 
 // Request says on whose behalf work is done. The zero value stands for work that
-// a service started itself, without a caller.
+// a service started itself, without a caller. Its JSON form is its form on every wire.
 type Request struct {
 	// ID identifies the request in the component that accepted it. The API
 	// service makes it: "req-" and a UUID.
-	ID string `json:"id,omitempty"`
+	ID string `json:"request_id,omitempty"`
 	// GlobalID is the client's id of the request, if the client sent a
 	// well-formed one. It is the same in every component that works for the request.
-	GlobalID string `json:"global_id,omitempty"`
+	GlobalID string `json:"global_request_id,omitempty"`
 	// UserID and ProjectID are the identity service's ids.
 	UserID    string `json:"user_id,omitempty"`
 	ProjectID string `json:"project_id,omitempty"`
@@ -37,6 +39,29 @@ type Request struct {
 	Roles []string `json:"roles,omitempty"`
 	// Traceparent is the W3C trace context of the current span.
 	Traceparent string `json:"traceparent,omitempty"`
+}
+
+// IsZero reports whether r says nothing: no identity, no id and no trace.
+func (r Request) IsZero() bool {
+	return r.ID == "" && r.GlobalID == "" && r.UserID == "" && r.ProjectID == "" && r.DomainID == "" &&
+		r.SystemScope == "" && len(r.Roles) == 0 && r.Traceparent == ""
+}
+
+// UnmarshalJSON implements [json.Unmarshaler]. It also reads the keys id and global_id, which older programs
+// write instead of request_id and global_request_id. After an error r is unchanged.
+func (r *Request) UnmarshalJSON(text []byte) error {
+	type fields Request // without this method
+	var in struct {
+		fields
+		OldID       string `json:"id"`
+		OldGlobalID string `json:"global_id"`
+	}
+	if err := json.Unmarshal(text, &in); err != nil {
+		return err
+	}
+	in.ID, in.GlobalID = cmp.Or(in.ID, in.OldID), cmp.Or(in.GlobalID, in.OldGlobalID)
+	*r = Request(in.fields)
+	return nil
 }
 
 type key struct{}

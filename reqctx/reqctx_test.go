@@ -3,8 +3,10 @@ package reqctx_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"log/slog"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -82,4 +84,55 @@ func ExampleLogHandler() {
 	ctx := reqctx.With(context.Background(), reqctx.Request{ID: "req-1", ProjectID: "p1"})
 	log.InfoContext(ctx, "spawn")
 	// Output: level=INFO msg=spawn request_id=req-1 project_id=p1
+}
+
+func TestIsZero(t *testing.T) {
+	t.Parallel()
+	if !(reqctx.Request{}).IsZero() || !(reqctx.Request{Roles: []string{}}).IsZero() {
+		t.Error("a request without anything is not zero")
+	}
+	typ := reflect.TypeFor[reqctx.Request]()
+	for i := range typ.NumField() {
+		var r reqctx.Request
+		switch f := reflect.ValueOf(&r).Elem().Field(i); f.Kind() {
+		case reflect.String:
+			f.SetString("x")
+		default:
+			f.Set(reflect.ValueOf([]string{"x"}))
+		}
+		if r.IsZero() {
+			t.Errorf("a request with %s is zero", typ.Field(i).Name)
+		}
+	}
+}
+
+// TestJSON: one form on every wire, and older programs write other names for the ids.
+func TestJSON(t *testing.T) {
+	t.Parallel()
+	full := reqctx.Request{
+		ID: "req-1", GlobalID: "req-2", UserID: "u", ProjectID: "p", DomainID: "d", SystemScope: "all", Roles: []string{"reader"}, Traceparent: "00-1",
+	}
+	const text = `{"request_id":"req-1","global_request_id":"req-2","user_id":"u","project_id":"p","domain_id":"d","system_scope":"all","roles":["reader"],"traceparent":"00-1"}`
+	if raw, err := json.Marshal(full); string(raw) != text || err != nil {
+		t.Errorf("it is written as %s, %v", raw, err)
+	}
+	for name, tt := range map[string]struct {
+		text string
+		want reqctx.Request
+	}{
+		"now":        {text, full},
+		"before":     {`{"id":"req-1","global_id":"req-2","user_id":"u"}`, reqctx.Request{ID: "req-1", GlobalID: "req-2", UserID: "u"}},
+		"both":       {`{"id":"old","global_id":"old","request_id":"req-1","global_request_id":"req-2"}`, reqctx.Request{ID: "req-1", GlobalID: "req-2"}},
+		"unknown":    {`{"request_id":"req-1","later":[1]}`, reqctx.Request{ID: "req-1"}},
+		"empty":      {`{}`, reqctx.Request{}},
+		"wrong type": {`{"request_id":7}`, reqctx.Request{ID: "kept"}},
+	} {
+		got := reqctx.Request{ID: "kept"}
+		if err := json.Unmarshal([]byte(tt.text), &got); (err != nil) != (name == "wrong type") {
+			t.Errorf("%s: %v", name, err)
+		}
+		if diff := cmp.Diff(tt.want, got); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
+		}
+	}
 }

@@ -3,41 +3,35 @@ package scheduler
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 
 	"github.com/armature-go/armature/fault"
 )
 
-// Batch is what [Scheduler.RankMany] chose.
+// Batch is the result of [Scheduler.RankMany].
 type Batch[H Host] struct {
-	// Hosts are the choices, each as it was before it was chosen. One that has
-	// room for several stands there several times.
+	// Hosts are the chosen hosts, one for each request, each as it was before the request was placed on it. A
+	// host with room for several requests appears several times.
 	Hosts []H
-	// Decision is the first one, with which alternates can be found, or the one
-	// that found no host.
+	// Decision is the first decision, for alternates, or the decision that found no host.
 	Decision *Decision[H]
 }
 
-// RankMany chooses hosts for n requests that are all alike, each with the
-// earlier choices taken into account, as n decisions would but far cheaper.
-// place returns what the chosen host has become by one more request on it, of
-// the same name, and leaves h as it is; it may change what else the functions
-// look at that filters have prepared, such as the members of a group. Of the
-// filters those that are [Once] do not judge a host again, and a weigher weighs
-// only the chosen one anew.
+// RankMany chooses hosts for n equal requests. Each choice takes the earlier ones into account, as in n decisions
+// one after the other, but at a fraction of the cost. place returns the host h with one more request on it, with
+// the same name, and does not change h. place may change what prepared filters look at besides the host, such as
+// the members of a group. A host that was chosen is filtered and weighed again; all others keep their scores.
 //
-// If not all can be placed the error is [ErrNoValidHost], with the hosts of
-// those that can, and the decision on the next one. With any other error the
-// batch is nil. An n below 1 is Invalid. It blocks and may be called as
-// [Scheduler.Rank].
+// If only some of the requests can be placed, the error is [ErrNoValidHost], with the hosts of these and the
+// decision about the next request. With any other error the batch is nil. Invalid: n is below 1. RankMany blocks
+// as [Scheduler.Rank] does, and is safe for concurrent use.
 func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int, place func(h H) H) (*Batch[H], error) {
 	if n < 1 {
 		return nil, fault.New(fault.Invalid, "choose hosts for %d requests", n)
 	}
 	b := &Batch[H]{Hosts: make([]H, 0, n)}
 	for {
-		placed, d, err := s.fill(ctx, req, hosts, n, place, b)
+		placed, d, err := s.fillFeasible(ctx, req, hosts, n, place, b)
 		switch {
 		case err != nil:
 			return nil, err
@@ -47,11 +41,11 @@ func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int,
 		if len(b.Hosts) == n {
 			return b, nil
 		}
-		if d.Passed == 0 {
+		if d.Feasible == 0 {
 			b.Decision = d
 			return b, fmt.Errorf("%w for %d of %d requests: %s", ErrNoValidHost, n-len(b.Hosts), n, d.Summary())
 		}
-		// With Config.Enough there may be more. If not, this says why.
+		// With MaxFeasible there may be more feasible hosts. Otherwise the next decision says why there are none.
 		now := make([]H, len(hosts))
 		for i, h := range hosts {
 			now[i] = h
@@ -63,47 +57,44 @@ func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int,
 	}
 }
 
-// fill decides once and places as many requests as the hosts that passed take.
-// It returns those that were chosen, as they have become.
-func (s *Scheduler[R, H]) fill(ctx context.Context, req R, hosts []H, n int, place func(H) H, b *Batch[H]) (map[string]H, *Decision[H], error) {
-	r := s.runs.Get().(*run[R, H])
-	defer r.end()
-	if err := r.begin(ctx, req, hosts); err != nil {
+// fillFeasible decides once and places requests on the feasible hosts until n are placed in all, or until no host
+// is feasible any more. It returns the chosen hosts by name, as they are then.
+func (s *Scheduler[R, H]) fillFeasible(ctx context.Context, req R, hosts []H, n int, place func(H) H, b *Batch[H]) (map[string]H, *Decision[H], error) {
+	r := s.rankings.Get().(*ranking[R, H])
+	defer r.release()
+	if err := r.start(ctx, req, hosts); err != nil {
 		return nil, nil, err
 	}
-	d := r.decision(s.cfg.Keep)
+	d := r.decide()
 	placed := map[string]H{}
-	for first := true; len(r.left) > 0 && len(b.Hosts) < n; first = false {
+	for first := true; len(r.feasible) > 0 && len(b.Hosts) < n; first = false {
 		if err := ctx.Err(); err != nil {
 			return nil, nil, err
 		}
 		var i int
 		if first {
-			i = r.order[0].at // the decision's choice
-		} else if i = s.pick(r.totals); !r.passes(r.left[i]) {
-			r.remove(i)
+			i = r.order[0].index // the decision's choice
+		} else if i = s.pick(r.scores.totals); !r.isFeasible(r.feasible[i]) { // place may have changed what filters look at
+			r.removeFeasible(i)
 			continue
 		}
-		h := r.left[i]
+		h := r.feasible[i]
 		b.Hosts = append(b.Hosts, h)
 		h = place(h)
 		placed[h.Name()] = h
-		r.replace(i, h)
+		r.replaceFeasible(i, h)
 	}
 	return placed, d, nil
 }
 
-// passes asks the filters once more.
-func (r *run[R, H]) passes(h H) bool {
-	for i, j := range r.judges {
-		if r.s.once[r.filters[i]] {
-			continue
-		}
+// isFeasible asks the filters once more about a host.
+func (r *ranking[R, H]) isFeasible(h H) bool {
+	for _, f := range r.filters {
 		var v Verdict
-		if j.plain != nil {
-			v = j.plain(r.req, h)
+		if f.plain != nil {
+			v = f.plain(r.req, h)
 		} else {
-			v = j.f(h)
+			v = f.judge(h)
 		}
 		if v.format != "" {
 			return false
@@ -112,72 +103,29 @@ func (r *run[R, H]) passes(h H) bool {
 	return true
 }
 
-// remove takes the host at i out.
-func (r *run[R, H]) remove(i int) {
-	n := len(r.left)
-	dirty := false
-	for j := range r.weights {
-		at := j * r.stride
-		old := r.raw[at+i]
-		for _, c := range [][]float64{r.raw, r.scaled, r.mult} {
-			copy(c[at+i:at+n-1], c[at+i+1:at+n])
-		}
-		dirty = r.respan(j, n-1, old) || dirty
-	}
-	r.left = slices.Delete(r.left, i, i+1)
-	r.totals = slices.Delete(r.totals, i, i+1)
-	if dirty {
-		r.sum()
-	}
+// removeFeasible removes a host from the feasible ones.
+func (r *ranking[R, H]) removeFeasible(i int) {
+	r.feasible = slices.Delete(r.feasible, i, i+1)
+	r.scores.removeRow(i)
 }
 
-// replace puts h, as it has become, in the place of the host at i, or takes it
-// out if the filters turn it away now.
-func (r *run[R, H]) replace(i int, h H) {
-	if !r.passes(h) {
-		r.remove(i)
+// replaceFeasible replaces the i-th feasible host with h, or removes it if h is not feasible.
+func (r *ranking[R, H]) replaceFeasible(i int, h H) {
+	if !r.isFeasible(h) {
+		r.removeFeasible(i)
 		return
 	}
-	dirty := false
-	for j, weight := range r.weights {
-		at, w := j*r.stride+i, &r.s.cfg.Weighers[j]
-		old, x := r.raw[at], 0.0
-		if weight != nil {
-			x = weight(h)
+	r.newRaw = resized(r.newRaw, len(r.weighers))
+	for j, weigh := range r.weighers {
+		r.newRaw[j] = 0
+		if weigh != nil {
+			r.newRaw[j] = weigh(h)
 		}
-		if !(math.Abs(x) <= math.MaxFloat64) {
-			r.remove(i)
+		if !isFinite(r.newRaw[j]) {
+			r.removeFeasible(i)
 			return
 		}
-		r.raw[at], r.mult[at] = x, w.multiplier(h)
-		if r.respan(j, len(r.left), old, x) {
-			dirty = true
-		} else {
-			r.scaleAt(j, i)
-		}
 	}
-	r.left[i] = h
-	if dirty {
-		r.sum()
-		return
-	}
-	r.totals[i] = 0
-	for j := range r.weights {
-		at := j*r.stride + i
-		r.totals[i] += r.mult[at] * r.scaled[at]
-	}
-}
-
-// respan scales the weights of weigher j, of n hosts, anew if those that came and
-// went have changed the span, and reports whether they have.
-func (r *run[R, H]) respan(j, n int, changed ...float64) bool {
-	sp := r.spans[j]
-	if r.s.cfg.Unscaled || !slices.ContainsFunc(changed, func(x float64) bool { return x <= sp.low || x >= sp.high }) {
-		return false
-	}
-	if r.spans[j] = r.span(j, n); r.spans[j] == sp {
-		return false
-	}
-	r.scale(j, n)
-	return true
+	r.feasible[i] = h
+	r.scores.replaceRow(i, r.newRaw)
 }

@@ -2,6 +2,7 @@ package scheduler_test
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -222,7 +223,7 @@ func BenchmarkCompare(b *testing.B) {
 func ranks(b *testing.B, e scheduler.Explain, enough int, a *ask, hosts []*box) func() {
 	b.Helper()
 	cfg := boxConfig()
-	cfg.Explain, cfg.Enough = e, enough
+	cfg.Explain, cfg.MaxFeasible = e, enough
 	s, err := scheduler.New(cfg)
 	if err != nil {
 		b.Fatal(err)
@@ -283,5 +284,44 @@ func TestByHand(t *testing.T) {
 				t.Fatalf("place %d: %s %g, by hand %s %g", i, r.Host.name, r.Total, w.box.name, w.total)
 			}
 		}
+	}
+}
+
+// BenchmarkRejections measures what it costs to keep a reason for every rejected host: without reasons, with one
+// reason for all hosts, whose format is kept once, with two that alternate, and with a text for each host.
+func BenchmarkRejections(b *testing.B) {
+	hosts := boxes(10_000)
+	full := scheduler.Reject("out of service")
+	for _, c := range []struct {
+		name    string
+		explain scheduler.Explain
+		judge   func(*ask, *box) scheduler.Verdict
+	}{
+		{"counts only", scheduler.Short, func(*ask, *box) scheduler.Verdict { return full }},
+		{"one reason", scheduler.Full, func(*ask, *box) scheduler.Verdict { return full }},
+		{"numbers", scheduler.Full, func(_ *ask, b *box) scheduler.Verdict {
+			return scheduler.RejectNumbers("%d of %d", b.vcpusUsed, b.vcpus)
+		}},
+		{"two reasons", scheduler.Full, func(_ *ask, b *box) scheduler.Verdict {
+			if b.vcpusUsed%2 == 0 {
+				return full
+			}
+			return scheduler.Reject("odd")
+		}},
+		{"a text for each host", scheduler.Full, func(_ *ask, b *box) scheduler.Verdict { return scheduler.Reject("%s is full", b.name) }},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			s, err := scheduler.New(scheduler.Config[*ask, *box]{Explain: c.explain, Filters: []scheduler.Filter[*ask, *box]{scheduler.FilterFunc("f", c.judge)}})
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if d, err := s.Rank(b.Context(), mostPass, hosts); !errors.Is(err, scheduler.ErrNoValidHost) || d.Counts[0].Hosts != len(hosts) {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*len(hosts)), "ns/host")
+		})
 	}
 }

@@ -30,7 +30,7 @@ func TestByName(t *testing.T) {
 		names []string
 		want  string
 	}{
-		{[]string{"load", "ram"}, `there is no "ram"; there are: free, load`},
+		{[]string{"load", "ram"}, `"ram" does not exist: use some of free, load`},
 		{[]string{"load", "load"}, `"load" is listed twice`},
 	} {
 		got, err := scheduler.ByName(all, tt.names)
@@ -81,30 +81,6 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-// TestPerHost: a host's own multiplier counts for it alone, unless it cannot be
-// used.
-func TestPerHost(t *testing.T) {
-	t.Parallel()
-	w := byLoad(1)
-	own := map[string]float64{"b": -3, "c": math.NaN(), "d": math.Inf(1)}
-	w.PerHost = func(n *node) (float64, bool) { m, ok := own[n.name]; return m, ok }
-	d, err := mustNew(t, config{Weighers: []weighted{w}}).Rank(t.Context(), spec{}, []*node{
-		{name: "a", load: 0}, {name: "b", load: 4}, {name: "c", load: 3}, {name: "d", load: 2},
-	})
-	if err != nil || names(d) != "c d a b" {
-		t.Fatalf("%s, %v", names(d), err)
-	}
-	for _, r := range d.Ranked {
-		want := 1.0
-		if r.Host.name == "b" {
-			want = -3
-		}
-		if r.Scores[0].Multiplier != want || r.Total != want*r.Scores[0].Scaled {
-			t.Errorf("%s: %+v", r.Host.name, r)
-		}
-	}
-}
-
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	cfg := config{Filters: []filter{enabled(), room()}, Weighers: []weighted{byFree(1), byLoad(-2)}}
@@ -114,7 +90,7 @@ func TestExplain(t *testing.T) {
 	}
 	for _, e := range []scheduler.Explain{scheduler.Full, scheduler.Short, scheduler.Brief} {
 		for keep := range 5 {
-			cfg.Explain, cfg.Keep = e, keep
+			cfg.Explain, cfg.MaxRanked = e, keep
 			d, err := mustNew(t, cfg).Rank(t.Context(), spec{1024}, fleet())
 			if err != nil {
 				t.Fatal(err)
@@ -140,16 +116,15 @@ func TestExplain(t *testing.T) {
 			}
 		}
 	}
-	for _, cfg := range []config{{Keep: -1}, {Enough: -1}} {
+	for _, cfg := range []config{{MaxRanked: -1}, {MaxFeasible: -1}} {
 		if _, err := scheduler.New(cfg); !errors.Is(err, fault.Invalid) {
 			t.Errorf("New = %v, want Invalid", err)
 		}
 	}
 }
 
-// TestKeep: the best of many are the same however few are kept, and in the same
-// order.
-func TestKeep(t *testing.T) {
+// TestMaxRanked: the best of many are the same for each limit, and in the same order.
+func TestMaxRanked(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
 	r := rand.New(rand.NewPCG(seed, 0))
@@ -161,7 +136,7 @@ func TestKeep(t *testing.T) {
 		pick := uint64(r.Int64())
 		var all string
 		for _, keep := range []int{0, 1 + r.IntN(len(hosts)), 1 + r.IntN(8)} {
-			s := mustNew(t, config{Weighers: []weighted{byLoad(1)}, Keep: keep, Picker: scheduler.Subset(5), Rand: rand.New(rand.NewPCG(pick, 1))})
+			s := mustNew(t, config{Weighers: []weighted{byLoad(1)}, MaxRanked: keep, Picker: scheduler.Subset(5), Rand: rand.New(rand.NewPCG(pick, 1))})
 			d, err := s.Rank(t.Context(), spec{}, hosts)
 			if err != nil {
 				t.Fatal(err)
@@ -175,21 +150,21 @@ func TestKeep(t *testing.T) {
 	}
 }
 
-// TestEnough: no more hosts are looked at than needed, and in the end all are.
-func TestEnough(t *testing.T) {
+// TestMaxFeasible: no more hosts are examined than needed, and in the course of decisions all are.
+func TestMaxFeasible(t *testing.T) {
 	t.Parallel()
 	hosts := make([]*node, 1000)
 	for i := range hosts {
 		hosts[i] = &node{name: fmt.Sprintf("n%04d", i), free: i % 2 * 1024}
 	}
-	s := mustNew(t, config{Filters: []filter{room()}, Weighers: []weighted{byFree(1)}, Enough: 10})
+	s := mustNew(t, config{Filters: []filter{room()}, Weighers: []weighted{byFree(1)}, MaxFeasible: 10})
 	seen := map[string]int{}
 	for range 100 {
 		d, err := s.Rank(t.Context(), spec{1}, hosts)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d.Passed < 10 || d.Passed > 10+64 || d.Passed+len(d.Rejected())+d.Unseen != len(hosts) || d.Unseen < 800 {
+		if d.Feasible < 10 || d.Feasible > 10+64 || d.Feasible+len(d.Rejected())+d.Unexamined != len(hosts) || d.Unexamined < 800 {
 			t.Fatalf("%s", d.Summary())
 		}
 		for _, r := range d.Ranked {
@@ -203,9 +178,9 @@ func TestEnough(t *testing.T) {
 	if len(seen) != 500 || high-low > 2 {
 		t.Errorf("%d hosts of 500 were candidates, from %d to %d times", len(seen), low, high)
 	}
-	// All are looked at if it takes all.
+	// All are examined if no host is feasible.
 	d, err := s.Rank(t.Context(), spec{5000}, hosts)
-	if !errors.Is(err, scheduler.ErrNoValidHost) || d.Unseen != 0 || len(d.Rejected()) != len(hosts) {
+	if !errors.Is(err, scheduler.ErrNoValidHost) || d.Unexamined != 0 || len(d.Rejected()) != len(hosts) {
 		t.Errorf("%v, %v", d.Summary(), err)
 	}
 }
@@ -232,10 +207,10 @@ func TestShuffle(t *testing.T) {
 	}
 }
 
-// TestLottery: chances are as the weights are, which are not scaled.
-func TestLottery(t *testing.T) {
+// TestWeightedRandom: probabilities are in proportion to raw scores.
+func TestWeightedRandom(t *testing.T) {
 	t.Parallel()
-	s := mustNew(t, config{Weighers: []weighted{byLoad(1)}, Picker: scheduler.Lottery, Unscaled: true, Rand: rand.New(rand.NewPCG(1, 2))})
+	s := mustNew(t, config{Weighers: []weighted{byLoad(1)}, Picker: scheduler.WeightedRandom, RawScores: true, Rand: rand.New(rand.NewPCG(1, 2))})
 	hosts := []*node{{name: "a", load: 1}, {name: "b", load: 2}, {name: "c", load: 7}, {name: "d", load: -5}}
 	seen := map[string]float64{}
 	for range 10_000 {
@@ -284,25 +259,21 @@ func TestRankMany(t *testing.T) {
 		for i := range hosts {
 			hosts[i] = &node{name: fmt.Sprintf("n%02d", i), free: r.IntN(8 << 10), load: float64(r.IntN(6)), disabled: r.IntN(5) == 0}
 		}
-		low, high := math.Inf(-1), math.Inf(1)
-		if r.IntN(2) == 0 {
-			low, high = 0, 4
-		}
 		cfg := config{
 			Filters: []filter{enabled(), room()},
 			Weighers: []weighted{
 				{Weigher: byFree(0).Weigher, Multiplier: r.NormFloat64()},
-				{Weigher: bounded{byLoad(0).Weigher, low, high}, Multiplier: r.NormFloat64(), PerHost: func(n *node) (float64, bool) { return n.load, n.free%3 == 0 }},
+				{Weigher: byLoad(0).Weigher, Multiplier: r.NormFloat64()},
 			},
-			Unscaled: r.IntN(4) == 0, Keep: r.IntN(3), Explain: scheduler.Explain(r.IntN(3)),
+			RawScores: r.IntN(4) == 0, MaxRanked: r.IntN(3), Explain: scheduler.Explain(r.IntN(3)),
 		}
 		if r.IntN(4) == 0 {
-			cfg.Enough = 1 + r.IntN(5)
+			cfg.MaxFeasible = 1 + r.IntN(5)
 		}
 		want, n := []string{}, 1+r.IntN(60)
 		s := mustNew(t, cfg)
 		now := slices.Clone(hosts)
-		for cfg.Enough == 0 && len(want) < n {
+		for cfg.MaxFeasible == 0 && len(want) < n {
 			d, err := s.Rank(t.Context(), spec{1024}, now)
 			if err != nil {
 				break
@@ -311,7 +282,7 @@ func TestRankMany(t *testing.T) {
 			want = append(want, h.name)
 			now[slices.Index(now, h)] = place(h)
 		}
-		if cfg.Enough > 0 { // it may choose otherwise, but as many
+		if cfg.MaxFeasible > 0 { // it may choose otherwise, but as many
 			for _, h := range hosts {
 				for f := h.free; f >= 1024 && !h.disabled && len(want) < n; f -= 1024 {
 					want = append(want, "any")
@@ -324,14 +295,14 @@ func TestRankMany(t *testing.T) {
 		}
 		got := []string{}
 		for _, h := range b.Hosts {
-			if got = append(got, h.name); cfg.Enough > 0 {
+			if got = append(got, h.name); cfg.MaxFeasible > 0 {
 				got[len(got)-1] = "any"
 			}
 		}
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Fatalf("seed %d: chose (-want +got):\n%s", seed, diff)
 		}
-		if (err != nil) != (b.Decision.Passed == 0) {
+		if (err != nil) != (b.Decision.Feasible == 0) {
 			t.Fatalf("seed %d: %v, but the decision says %s", seed, err, b.Decision.Summary())
 		}
 		if err != nil {
@@ -345,12 +316,10 @@ func TestRankMany(t *testing.T) {
 	}
 }
 
-// TestRankManyGroup: what place changes besides the host counts for the next
-// choice, and a filter that is Once is not asked again.
+// TestRankManyGroup: what place changes besides the host counts for the next choice.
 func TestRankManyGroup(t *testing.T) {
 	t.Parallel()
 	taken := map[string]bool{}
-	asked := 0
 	anti := prepared{"anti", func([]*node) (func(*node) scheduler.Verdict, error) {
 		return func(n *node) scheduler.Verdict {
 			if taken[n.name[:1]] {
@@ -359,17 +328,11 @@ func TestRankManyGroup(t *testing.T) {
 			return scheduler.Pass
 		}, nil
 	}}
-	once := onceFilter{prepared{"once", func([]*node) (func(*node) scheduler.Verdict, error) {
-		return func(*node) scheduler.Verdict { asked++; return scheduler.Pass }, nil
-	}}}
-	s := mustNew(t, config{Filters: []filter{once, anti}, Weighers: []weighted{byLoad(1)}})
+	s := mustNew(t, config{Filters: []filter{anti}, Weighers: []weighted{byLoad(1)}})
 	hosts := []*node{{name: "a1", load: 6}, {name: "a2", load: 5}, {name: "b1", load: 4}, {name: "b2", load: 3}, {name: "c1", load: 2}}
 	b, err := s.RankMany(t.Context(), spec{}, hosts, 3, func(n *node) *node { taken[n.name[:1]] = true; return n })
 	if err != nil || len(b.Hosts) != 3 || b.Hosts[0] != hosts[0] || b.Hosts[1] != hosts[2] || b.Hosts[2] != hosts[4] {
 		t.Errorf("%v, %v", b, err)
-	}
-	if asked != len(hosts) {
-		t.Errorf("the filter that is Once was asked %d times of %d hosts", asked, len(hosts))
 	}
 	clear(taken)
 	_, err = s.RankMany(t.Context(), spec{}, hosts, 4, func(n *node) *node { taken[n.name[:1]] = true; return n })
@@ -377,10 +340,6 @@ func TestRankManyGroup(t *testing.T) {
 		t.Errorf("four of three racks: %v, want %s", err, want)
 	}
 }
-
-type onceFilter struct{ prepared }
-
-func (onceFilter) Once() {}
 
 // report is a host in a Fleet.
 type report struct {

@@ -9,22 +9,21 @@ import (
 	"time"
 )
 
-// Reported is a host that says since when what it tells of itself is true.
+// Reported is a host with the time of its report.
 type Reported interface {
 	Host
 	ReportedAt() time.Time
 }
 
-// Fleet keeps the hosts as they last reported themselves, in memory. Readers
-// take no lock: what [Fleet.Hosts] returned stays as it is, and a change makes
-// another list. Hosts are not changed once they are in it: an update is another
-// H. The zero value is ready. It is safe for concurrent use.
+// Fleet keeps the last report of each host in memory. Readers take no lock: a list that [Fleet.Hosts] has returned
+// never changes, because a change makes another list. Hosts in a Fleet must not be changed either: an update is
+// another H. The zero value is ready to use. A Fleet is safe for concurrent use.
 type Fleet[H Reported] struct {
 	mu    sync.Mutex // of writers
 	hosts atomic.Pointer[[]H]
 }
 
-// Hosts returns all hosts by name. The list is shared and must not be changed.
+// Hosts returns all hosts sorted by name. The list is shared and must not be changed.
 func (f *Fleet[H]) Hosts() []H {
 	if p := f.hosts.Load(); p != nil {
 		return *p
@@ -35,19 +34,20 @@ func (f *Fleet[H]) Hosts() []H {
 // Host returns one host.
 func (f *Fleet[H]) Host(name string) (h H, ok bool) {
 	hosts := f.Hosts()
-	if i, ok := find(hosts, name); ok {
+	if i, ok := findHost(hosts, name); ok {
 		return hosts[i], true
 	}
 	return h, false
 }
 
-func find[H Host](hosts []H, name string) (int, bool) {
+// findHost returns the index of a host in a sorted list.
+func findHost[H Host](hosts []H, name string) (int, bool) {
 	return slices.BinarySearchFunc(hosts, name, func(h H, name string) int { return cmp.Compare(h.Name(), name) })
 }
 
-// Report takes reports in, of new hosts and of those it has, and returns how many
-// it dropped because it has a later one of that host. Many at once cost as much
-// as one: the list is copied.
+// Report adds reports, of new and of known hosts, and returns how many it has dropped because they are older than
+// the known report of the host. One call with many reports costs about as much as a call with one, because each
+// call copies the list.
 func (f *Fleet[H]) Report(hosts ...H) (late int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -55,7 +55,7 @@ func (f *Fleet[H]) Report(hosts ...H) (late int) {
 	list := slices.Clone(old)
 	var more []H
 	for _, h := range hosts {
-		i, ok := find(list, h.Name())
+		i, ok := findHost(list, h.Name())
 		switch {
 		case !ok:
 			more = append(more, h)
@@ -66,7 +66,7 @@ func (f *Fleet[H]) Report(hosts ...H) (late int) {
 		}
 	}
 	if len(more) > 0 {
-		// The last of equal names is the latest.
+		// Of several reports of a new host, the latest counts.
 		slices.SortStableFunc(more, func(a, b H) int {
 			return cmp.Or(cmp.Compare(a.Name(), b.Name()), a.ReportedAt().Compare(b.ReportedAt()))
 		})
@@ -81,14 +81,13 @@ func (f *Fleet[H]) Report(hosts ...H) (late int) {
 	return late
 }
 
-// Update replaces a host by what f makes of it, such as when a claim succeeded
-// and its next report is still to come, and reports whether there is one of that
-// name. f must not change its argument, and not call the Fleet.
+// Update replaces a host with the result of change, such as after a claim and before the host's next report. It
+// reports whether the host is known. change must not change its argument and must not call the Fleet.
 func (f *Fleet[H]) Update(name string, change func(H) H) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	list := slices.Clone(f.Hosts())
-	i, ok := find(list, name)
+	i, ok := findHost(list, name)
 	if !ok {
 		return false
 	}
@@ -97,8 +96,8 @@ func (f *Fleet[H]) Update(name string, change func(H) H) bool {
 	return true
 }
 
-// Forget removes hosts whose last report is older than maxAge, and returns
-// their names: what a loop calls so that the list does not grow for ever.
+// Forget removes the hosts whose last report is older than maxAge and returns their names. Call it now and then, so
+// that the list does not grow without bound.
 func (f *Fleet[H]) Forget(maxAge time.Duration) (names []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -117,8 +116,7 @@ func (f *Fleet[H]) Forget(maxAge time.Duration) (names []string) {
 	return names
 }
 
-// Age returns for how long the hosts' reports have been known, at least and at
-// most. Both are 0 if there are no hosts.
+// Age returns the ages of the newest and of the oldest report. Both are 0 if there are no hosts.
 func (f *Fleet[H]) Age() (newest, oldest time.Duration) {
 	for i, h := range f.Hosts() {
 		age := time.Since(h.ReportedAt())
@@ -130,16 +128,12 @@ func (f *Fleet[H]) Age() (newest, oldest time.Duration) {
 	return newest, oldest
 }
 
-// Fresh returns the Filter "stale": it turns away hosts whose last report is
-// older than maxAge.
+// Fresh returns the filter "stale", which rejects hosts whose last report is older than maxAge.
 func Fresh[R any, H Reported](maxAge time.Duration) Filter[R, H] { return fresh[R, H]{maxAge} }
 
 type fresh[R any, H Reported] struct{ maxAge time.Duration }
 
 func (fresh[R, H]) Name() string { return "stale" }
-
-// Once: a report is as old for the next request.
-func (fresh[R, H]) Once() {}
 
 func (f fresh[R, H]) Prepare(context.Context, R, []H) (func(H) Verdict, error) {
 	now := time.Now()

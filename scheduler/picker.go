@@ -5,9 +5,8 @@ import (
 	"math/rand/v2"
 )
 
-// Picker chooses one of the hosts that passed by their totals, at least two,
-// which stand in the order of the hosts, and returns its index. It must not
-// keep or change them. Calls do not overlap.
+// Picker chooses one of the feasible hosts by their totals and returns its index. There are at least two totals, in
+// the order of the hosts, which a Picker must neither keep nor change. Calls do not overlap.
 type Picker func(totals []float64, r *rand.Rand) int
 
 // Best picks the host with the highest total, the first of equals.
@@ -21,8 +20,7 @@ func Best(totals []float64, _ *rand.Rand) int {
 	return best
 }
 
-// Shuffle picks one of those with the highest total at random (Nova's
-// shuffle_best_same_weighed_hosts).
+// Shuffle picks one of the hosts with the highest total at random (Nova's shuffle_best_same_weighed_hosts).
 func Shuffle(totals []float64, r *rand.Rand) int {
 	best, equals := 0, 1
 	for i, t := range totals[1:] {
@@ -38,9 +36,8 @@ func Shuffle(totals []float64, r *rand.Rand) int {
 	return best
 }
 
-// Subset picks one of the n best at random (Nova's host_subset_size), so that
-// many schedulers do not all choose the same host. It panics if n is less
-// than 1.
+// Subset picks one of the n best hosts at random (Nova's host_subset_size), so that many schedulers do not all choose
+// the same host. It panics if n is less than 1.
 func Subset(n int) Picker {
 	if n < 1 {
 		panic(fmt.Sprintf("scheduler: Subset of %d", n))
@@ -65,10 +62,10 @@ func Subset(n int) Picker {
 	}
 }
 
-// Lottery picks at random, each host with a chance in proportion to its total
-// (Cinder's StochasticHostWeightHandler); a total below 0 counts as 0, and if
-// none is above 0 all have the same chance. Config.Unscaled goes with it.
-func Lottery(totals []float64, r *rand.Rand) int {
+// WeightedRandom picks at random, with a probability in proportion to the total (Cinder's
+// StochasticHostWeightHandler). A total below 0 counts as 0. If no total is above 0, all hosts have the same
+// probability. Set [Config].RawScores with it.
+func WeightedRandom(totals []float64, r *rand.Rand) int {
 	sum := 0.0
 	for _, t := range totals {
 		sum += max(t, 0)
@@ -87,5 +84,5 @@ func Lottery(totals []float64, r *rand.Rand) int {
 		draw -= t
 		last = i
 	}
-	return last // what rounding left over
+	return last // the sum was rounded
 }

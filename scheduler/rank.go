@@ -3,426 +3,312 @@ package scheduler
 import (
 	"context"
 	"fmt"
-	"math"
 	"slices"
 )
 
-// How many hosts go through all filters together: they are in the cache then.
-// Fewer where the filtering is to end soon.
+// blockSize is how many hosts go through all filters, and later through all weighers, together: they are in the
+// processor's cache then. With MaxFeasible blocks are smaller, because the filtering is to end soon.
 const (
-	block     = 256
-	fineBlock = 64
+	blockSize      = 256
+	smallBlockSize = 64
 )
 
-// run is one decision in the making. Its memory is used again.
-type run[R any, H Host] struct {
+// ranking is one decision in the making: the hosts are filtered, the feasible ones are weighed, and the decision is
+// written. Its memory is used again by later decisions.
+type ranking[R any, H Host] struct {
 	s     *Scheduler[R, H]
-	ctx   context.Context //nolint:containedctx // lives as long as the call
+	ctx   context.Context //nolint:containedctx // it lives as long as the call
 	req   R
 	hosts []H
 
-	judges  []judge[R, H] // of the filters
-	filters []int         // their places in the configuration
-	weights []func(H) float64
+	filters  []preparedFilter[R, H] // without those that have nothing to say
+	examined int                    // hosts
+	first    int                    // the first of them
+	feasible []H
 
-	left   []H // that passed
-	counts []int
-	turned []H      // away
-	why    []why    // for each of them
-	words  []phrase // that the reasons are made of
-	last   []int32  // of the words, for each of the names
-	seen   int      // hosts looked at
-	start  int      // the first of them
+	counts     []int   // of rejected hosts, by filters and weighers
+	lastFormat []int32 // of rejections, by filters and weighers; -1: none
+	rejected   rejections[H]
 
-	// Columns of a number for each host that passed, one after the other for
-	// each weigher that took part.
-	raw, scaled, mult []float64
-	stride            int    // from column to column
-	spans             []span // for each weigher
-	totals            []float64
-	order             []rank
+	weighers []func(H) float64 // nil: the weigher has nothing to say
+	scores   scoreTable
+	order    []rankedIndex
+	newRaw   []float64 // scratch of replaceFeasible
 }
 
-// judge is a filter at work: f, what Prepare returned, or else plain, which needs
-// none and is called as it is. Neither is set until it is wanted.
-type judge[R any, H Host] struct {
+// preparedFilter is a filter with its function for this request: plain of a filter that needs no preparation, or
+// judge. Both are nil until the first host comes to the filter.
+type preparedFilter[R any, H Host] struct {
+	index int // in the configuration
 	plain func(R, H) Verdict
-	f     func(H) Verdict
+	judge func(H) Verdict
 }
 
-// why is why a host was turned away: one of the words, with its numbers. It is
-// small, and nothing that the garbage collector has to follow.
-type why struct {
-	a, b int64
-	word int32
-}
-
-// phrase is what a filter has said, perhaps of many hosts.
-type phrase struct{ filter, format string }
-
-// span is between which weights a weigher's are scaled.
-type span struct{ low, high float64 }
-
-// rank is a host's place by its total. at is its index among those that passed.
-type rank struct {
+// rankedIndex is a feasible host, by its index, with its total.
+type rankedIndex struct {
 	total float64
-	at    int
+	index int
 }
 
-func newRun[R any, H Host](s *Scheduler[R, H]) *run[R, H] {
-	return &run[R, H]{s: s, counts: make([]int, len(s.names)), last: make([]int32, len(s.names))}
-}
-
-// begin filters and weighs.
-func (r *run[R, H]) begin(ctx context.Context, req R, hosts []H) error {
-	r.ctx, r.req, r.hosts = ctx, req, hosts
-	r.judges, r.filters = sized(r.judges, len(r.s.cfg.Filters)), sized(r.filters, len(r.s.cfg.Filters))
-	for i := range r.filters {
-		r.filters[i] = i
+func newRanking[R any, H Host](s *Scheduler[R, H]) *ranking[R, H] {
+	r := &ranking[R, H]{s: s, counts: make([]int, len(s.names)), lastFormat: make([]int32, len(s.names))}
+	r.scores.addRaw = s.cfg.RawScores
+	for _, w := range s.cfg.Weighers {
+		r.scores.multipliers = append(r.scores.multipliers, w.Multiplier)
 	}
-	if err := r.filter(); err != nil {
+	return r
+}
+
+// start filters and weighs hosts.
+func (r *ranking[R, H]) start(ctx context.Context, req R, hosts []H) error {
+	r.ctx, r.req, r.hosts = ctx, req, hosts
+	r.examined = 0
+	r.filters = resized(r.filters, len(r.s.cfg.Filters))
+	for i := range r.filters {
+		r.filters[i] = preparedFilter[R, H]{index: i}
+	}
+	for i := range r.lastFormat {
+		r.lastFormat[i] = -1
+	}
+	if err := r.filterHosts(); err != nil {
 		return err
 	}
-	return r.weigh()
+	return r.weighHosts()
 }
 
-// end gives the memory back, without what others own.
-func (r *run[R, H]) end() {
+// release gives the memory back, without what belongs to others.
+func (r *ranking[R, H]) release() {
 	var none R
 	r.ctx, r.req, r.hosts = nil, none, nil
-	clear(r.judges[:cap(r.judges)])
+	clear(r.filters[:cap(r.filters)])
+	clear(r.feasible[:cap(r.feasible)])
 	clear(r.counts)
-	clear(r.weights)
-	clear(r.left[:cap(r.left)])
-	clear(r.turned)
-	clear(r.words)
-	clear(r.last)
-	r.weights, r.left, r.turned, r.why, r.words = r.weights[:0], r.left[:0], r.turned[:0], r.why[:0], r.words[:0]
-	r.seen = 0
-	r.s.runs.Put(r)
+	clear(r.weighers)
+	r.filters, r.feasible, r.weighers = r.filters[:0], r.feasible[:0], r.weighers[:0]
+	r.rejected.reset()
+	r.s.rankings.Put(r)
 }
 
-// filter fills left with the hosts that pass.
-func (r *run[R, H]) filter() error {
-	n, size, enough := len(r.hosts), block, r.s.cfg.Enough
-	r.start = 0
-	if enough > 0 && n > 0 {
-		size = fineBlock
-		r.start = int(r.s.next.Load() % uint64(n))
+// filterHosts finds the feasible hosts. With MaxFeasible it begins where the last decision ended, and ends when
+// there are enough.
+func (r *ranking[R, H]) filterHosts() error {
+	n, size, limit := len(r.hosts), blockSize, r.s.cfg.MaxFeasible
+	r.first = 0
+	if limit > 0 && n > 0 {
+		size = smallBlockSize
+		r.first = int(r.s.nextHost.Load() % uint64(n))
 	}
-	for r.seen < n && (enough == 0 || len(r.left) < enough) {
+	for r.examined < n && (limit == 0 || len(r.feasible) < limit) {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
-		from := (r.start + r.seen) % n
-		part := r.hosts[from:min(from+size, n, from+n-r.seen)]
-		r.seen += len(part)
-		if err := r.pass(part); err != nil {
+		from := (r.first + r.examined) % n
+		block := r.hosts[from:min(from+size, n, from+n-r.examined)]
+		r.examined += len(block)
+		if err := r.filterBlock(block); err != nil {
 			return err
 		}
 	}
-	if enough > 0 {
-		r.s.next.Add(uint64(r.seen))
+	if limit > 0 {
+		r.s.nextHost.Add(uint64(r.examined))
 	}
 	return nil
 }
 
-// pass adds those of the hosts that pass to left. Each host goes through all
-// filters while it is at hand.
-func (r *run[R, H]) pass(part []H) error {
-	full := r.s.cfg.Explain == Full
-	req := r.req
-next:
-	for _, h := range part {
-		for i := 0; i < len(r.judges); i++ {
+// filterBlock adds the feasible hosts of a block. Each host goes through the filters until one rejects it. This is
+// the inner loop of a decision, so it calls nothing but filters, except for a filter's first host and to explain.
+func (r *ranking[R, H]) filterBlock(block []H) error {
+	req, explain := r.req, r.s.cfg.Explain == Full
+nextHost:
+	for _, h := range block {
+		for i := 0; i < len(r.filters); i++ {
 			var v Verdict
-			if j := &r.judges[i]; j.plain != nil {
-				v = j.plain(req, h)
-			} else if j.f != nil {
-				v = j.f(h)
-			} else { // its first host
-				if err := r.prepare(i); err != nil {
+			switch f := &r.filters[i]; {
+			case f.plain != nil:
+				v = f.plain(req, h)
+			case f.judge != nil:
+				v = f.judge(h)
+			default: // no host has come so far before
+				if err := r.prepareFilter(i); err != nil {
 					return err
 				}
-				i--
+				i-- // again, or the next one if this one has nothing to say
 				continue
 			}
 			if v.format != "" {
-				r.counts[r.filters[i]]++
-				if full {
-					r.reject(h, r.filters[i], &v)
+				r.counts[r.filters[i].index]++
+				if explain {
+					r.explainRejection(h, r.filters[i].index, &v)
 				}
-				continue next
+				continue nextHost
 			}
 		}
-		r.left = append(r.left, h)
+		r.feasible = append(r.feasible, h)
 	}
 	return nil
 }
 
-// prepare prepares the i-th of judges, or takes it out if the filter has
-// nothing to say.
-func (r *run[R, H]) prepare(i int) (err error) {
-	at := r.filters[i]
-	filter, j := r.s.cfg.Filters[at], &r.judges[i]
+// prepareFilter prepares a filter, or removes it if it has nothing to say.
+func (r *ranking[R, H]) prepareFilter(i int) (err error) {
+	f := &r.filters[i]
+	filter := r.s.cfg.Filters[f.index]
 	if p, ok := filter.(funcOf[R, H, Verdict]); ok {
-		j.plain = p.f
+		f.plain = p.f
 		return nil
 	}
-	if j.f, err = filter.Prepare(r.ctx, r.req, r.hosts); err != nil {
-		return fmt.Errorf("filter %s: %w", r.s.names[at], err)
+	if f.judge, err = filter.Prepare(r.ctx, r.req, r.hosts); err != nil {
+		return fmt.Errorf("filter %s: %w", r.s.names[f.index], err)
 	}
-	if j.f == nil {
-		r.judges, r.filters = slices.Delete(r.judges, i, i+1), slices.Delete(r.filters, i, i+1)
+	if f.judge == nil {
+		r.filters = slices.Delete(r.filters, i, i+1)
 	}
 	return nil
 }
 
-// weigh fills the columns. One host alone needs no scores, as in Nova.
-func (r *run[R, H]) weigh() error {
-	n, k := len(r.left), len(r.s.cfg.Weighers)
-	if n < 2 {
-		k = 0
+// explainRejection keeps the reason of a rejection by a filter or a weigher.
+func (r *ranking[R, H]) explainRejection(h H, by int, v *Verdict) {
+	r.lastFormat[by] = r.rejected.add(h, r.s.names[by], v, r.lastFormat[by])
+}
+
+// weighHosts computes the scores of the feasible hosts. One host alone is not weighed, as in Nova.
+func (r *ranking[R, H]) weighHosts() error {
+	n := len(r.feasible)
+	if n > 1 {
+		if err := r.prepareWeighers(); err != nil {
+			return err
+		}
 	}
-	for i := range k {
+	r.scores.resize(n, len(r.weighers))
+	finite := true
+	for from := 0; from < n; from += blockSize {
+		block := r.feasible[from:min(from+blockSize, n)]
+		for j := range r.weighers {
+			finite = r.weighBlock(j, from, block) && finite
+		}
+	}
+	if !finite {
+		r.rejectNonFinite()
+	}
+	r.scores.scaleAll(len(r.feasible))
+	return nil
+}
+
+func (r *ranking[R, H]) prepareWeighers() error {
+	for i, w := range r.s.cfg.Weighers {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
-		f, err := r.s.cfg.Weighers[i].Weigher.Prepare(r.ctx, r.req, r.left)
+		weigh, err := w.Weigher.Prepare(r.ctx, r.req, r.feasible)
 		if err != nil {
 			return fmt.Errorf("weigher %s: %w", r.s.names[len(r.s.cfg.Filters)+i], err)
 		}
-		r.weights = append(r.weights, f)
+		r.weighers = append(r.weighers, weigh)
 	}
-	r.raw, r.scaled = sized(r.raw, n*k), sized(r.scaled, n*k)
-	r.mult, r.totals = sized(r.mult, n*k), sized(r.totals, n)
-	r.stride = n
-	broken := false
-	for from := 0; from < n; from += block {
-		part := r.left[from:min(from+block, n)]
-		for j := range k {
-			broken = r.column(j, from, part) || broken
-		}
-	}
-	if broken {
-		r.drop()
-	}
-	r.spans = sized(r.spans, k)
-	n = len(r.left)
-	for j := range k {
-		r.spans[j] = r.span(j, n)
-		r.scale(j, n)
-	}
-	r.sum()
 	return nil
 }
 
-// sized returns a slice of n elements, s if it is large enough.
-func sized[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
-
-// column weighs hosts with weigher j, from the given place among those that
-// passed, and reports whether there is a weight that cannot be compared.
-func (r *run[R, H]) column(j, from int, part []H) (broken bool) {
-	w, at := &r.s.cfg.Weighers[j], j*r.stride+from
-	raw := r.raw[at : at+len(part)]
-	if weight := r.weights[j]; weight == nil {
+// weighBlock computes the raw scores of hosts by one weigher, from the given index on, and reports whether all can
+// be compared.
+func (r *ranking[R, H]) weighBlock(weigher, from int, block []H) (finite bool) {
+	raw := r.scores.rawOf(weigher)[from:][:len(block)]
+	weigh := r.weighers[weigher]
+	if weigh == nil {
 		clear(raw)
-	} else {
-		for i, h := range part {
-			x := weight(h)
-			raw[i] = x
-			broken = broken || !(math.Abs(x) <= math.MaxFloat64)
-		}
+		return true
 	}
-	mult := r.mult[at : at+len(part)]
-	for i := range mult {
-		mult[i] = w.Multiplier
+	finite = true
+	for i, h := range block {
+		x := weigh(h)
+		raw[i] = x
+		finite = finite && isFinite(x)
 	}
-	if w.PerHost != nil {
-		for i, h := range part {
-			mult[i] = w.multiplier(h)
-		}
-	}
-	return broken
+	return finite
 }
 
-// drop turns away the hosts whose weights cannot be compared. One host with a
-// broken report must not stop the placement on all the others.
-func (r *run[R, H]) drop() {
-	keep := 0
-	for i, h := range r.left {
-		bad := -1
-		for j := range r.weights {
-			if x := r.raw[j*r.stride+i]; math.IsNaN(x) || math.IsInf(x, 0) {
-				bad = len(r.s.cfg.Filters) + j
-				r.counts[bad]++
-				if why := Reject("weight is %g", x); r.s.cfg.Explain == Full {
-					r.reject(h, bad, &why)
-				}
-				break
+// rejectNonFinite rejects the hosts with raw scores that cannot be compared. One host with a wrong report must not
+// prevent the placement on all others.
+func (r *ranking[R, H]) rejectNonFinite() {
+	kept := 0
+	for i, h := range r.feasible {
+		if j := r.scores.findNonFinite(i); j >= 0 {
+			raw, _ := r.scores.score(j, i)
+			v := Reject("weight is %g", raw)
+			by := len(r.s.cfg.Filters) + j
+			if r.counts[by]++; r.s.cfg.Explain == Full {
+				r.explainRejection(h, by, &v)
 			}
-		}
-		if bad >= 0 {
 			continue
 		}
-		for j := range r.weights {
-			at := j * r.stride
-			r.raw[at+keep], r.mult[at+keep] = r.raw[at+i], r.mult[at+i]
-		}
-		r.left[keep] = h
-		keep++
+		r.scores.moveRaw(kept, i)
+		r.feasible[kept] = h
+		kept++
 	}
-	r.left, r.totals = r.left[:keep], r.totals[:keep]
+	r.feasible = r.feasible[:kept]
 }
 
-// reject writes down that a host was turned away, by which of the names and why.
-func (r *run[R, H]) reject(h H, by int, v *Verdict) {
-	word := r.last[by] - 1
-	if word < 0 || r.words[word].format != v.format { // most come many times in a row
-		word = int32(len(r.words))
-		r.words = append(r.words, phrase{r.s.names[by], v.format})
-		r.last[by] = word + 1
+// decide returns the decision.
+func (r *ranking[R, H]) decide() *Decision[H] {
+	d := &Decision[H]{
+		Feasible: len(r.feasible), Unexamined: len(r.hosts) - r.examined, Ranked: r.rankFeasible(),
+		Counts: make([]Count, 0, len(r.counts)), rejected: r.rejected.clone(),
 	}
-	r.turned = append(r.turned, h)
-	r.why = append(r.why, why{v.a, v.b, word})
-}
-
-// span returns the lowest and the highest weight of weigher j, or its bounds
-// where they are finite.
-func (r *run[R, H]) span(j, n int) span {
-	b := r.s.bounds[j]
-	low, high := math.Inf(1), math.Inf(-1)
-	for _, x := range r.raw[j*r.stride : j*r.stride+n] {
-		if x < low {
-			low = x
-		}
-		if x > high {
-			high = x
-		}
-	}
-	low, high = min(max(low, b[0]), b[1]), min(max(high, b[0]), b[1])
-	if !math.IsInf(b[0], 0) {
-		low = b[0]
-	}
-	if !math.IsInf(b[1], 0) {
-		high = b[1]
-	}
-	return span{low, high}
-}
-
-// scale scales the weights of weigher j to 0..1. When all are equal they become
-// 0, not 1: as in Nova.
-func (r *run[R, H]) scale(j, n int) {
-	at, b, sp := j*r.stride, r.s.bounds[j], r.spans[j]
-	raw, scaled := r.raw[at:at+n], r.scaled[at:at+n]
-	width := sp.high - sp.low
-	if math.IsInf(b[0], 0) && math.IsInf(b[1], 0) && width > 0 && !math.IsInf(width, 0) && !r.s.cfg.Unscaled {
-		for i, x := range raw {
-			scaled[i] = (x - sp.low) / width
-		}
-		return
-	}
-	for i := range raw {
-		r.scaleAt(j, i)
-	}
-}
-
-// scaleAt scales the weight of one host.
-func (r *run[R, H]) scaleAt(j, i int) {
-	at, b, sp := j*r.stride+i, r.s.bounds[j], r.spans[j]
-	switch {
-	case r.s.cfg.Unscaled:
-		r.scaled[at] = r.raw[at]
-	case !(sp.high > sp.low):
-		r.scaled[at] = 0
-	default:
-		r.scaled[at] = sp.scale(min(max(r.raw[at], b[0]), b[1]))
-	}
-}
-
-// scale returns the place of a weight in the span.
-func (s span) scale(x float64) float64 {
-	if w := s.high - s.low; !math.IsInf(w, 0) {
-		return (x - s.low) / w
-	}
-	return (x/2 - s.low/2) / (s.high/2 - s.low/2) // the difference alone is too large for a float64
-}
-
-// sum adds the scaled weights up, in the weighers' order.
-func (r *run[R, H]) sum() {
-	n := len(r.left)
-	totals := r.totals[:n]
-	clear(totals)
-	for j := range r.weights {
-		at := j * r.stride
-		mult := r.mult[at : at+n]
-		for i, x := range r.scaled[at : at+n] {
-			totals[i] += mult[i] * x
-		}
-	}
-}
-
-// decision writes the decision down, with keep hosts at most, or all if it is 0.
-func (r *run[R, H]) decision(keep int) *Decision[H] {
-	n := len(r.left)
-	if keep == 0 || keep > n {
-		keep = n
-	}
-	d := &Decision[H]{Passed: n, Unseen: len(r.hosts) - r.seen, Ranked: make([]Ranked[H], keep)}
-	if keep > 0 {
-		r.rank(keep)
-	}
-	k := len(r.weights)
-	var scores []Score
-	if r.s.cfg.Explain != Brief {
-		scores = make([]Score, keep*k)
-	}
-	names := r.s.names[len(r.s.cfg.Filters):]
-	for q, o := range r.order[:keep] {
-		to := &d.Ranked[q]
-		to.Host, to.Total = r.left[o.at], o.total
-		if scores == nil {
-			continue
-		}
-		to.Scores = scores[q*k : q*k+k : q*k+k]
-		for j := range k {
-			at := j*r.stride + o.at
-			to.Scores[j] = Score{names[j], r.raw[at], r.scaled[at], r.mult[at]}
-		}
-	}
-	d.turned = turned[H]{slices.Clone(r.turned), slices.Clone(r.why), slices.Clone(r.words)}
-	d.Counts = make([]Count, 0, len(r.counts))
-	for i, c := range r.counts {
-		if c > 0 {
-			d.Counts = append(d.Counts, Count{r.s.names[i], c})
+	for i, n := range r.counts {
+		if n > 0 {
+			d.Counts = append(d.Counts, Count{r.s.names[i], n})
 		}
 	}
 	sortCounts(d.Counts)
 	return d
 }
 
-// rank sorts the first keep of order: the picked host, then the best.
-func (r *run[R, H]) rank(keep int) {
-	n := len(r.left)
-	r.order = sized(r.order, n)
-	for i, t := range r.totals {
-		r.order[i] = rank{t, i}
+// rankFeasible returns the ranked hosts, MaxRanked at most, with their scores.
+func (r *ranking[R, H]) rankFeasible() []Ranked[H] {
+	n, k := len(r.feasible), len(r.weighers)
+	if limit := r.s.cfg.MaxRanked; limit > 0 {
+		n = min(n, limit)
 	}
-	if n < 2 {
-		return
+	r.sortBest(n)
+	ranked := make([]Ranked[H], n)
+	var scores []Score // of all hosts, in one piece of memory
+	if r.s.cfg.Explain != Brief {
+		scores = make([]Score, n*k)
 	}
-	p := r.s.pick(r.totals)
-	r.order[0], r.order[p] = r.order[p], r.order[0]
-	top(r.order[1:], keep-1)
+	names := r.s.names[len(r.s.cfg.Filters):]
+	for i, o := range r.order[:n] {
+		ranked[i].Host, ranked[i].Total = r.feasible[o.index], o.total
+		if scores == nil {
+			continue
+		}
+		ranked[i].Scores = scores[i*k:][:k:k]
+		for j := range k {
+			raw, scaled := r.scores.score(j, o.index)
+			ranked[i].Scores[j] = Score{names[j], raw, scaled, r.scores.multipliers[j]}
+		}
+	}
+	return ranked
 }
 
-// few is up to how many of the best are found without sorting all.
-const few = 64
+// sortBest puts the picked host and then the best others at the front of r.order, n in all.
+func (r *ranking[R, H]) sortBest(n int) {
+	r.order = resized(r.order, len(r.feasible))
+	for i, total := range r.scores.totals {
+		r.order[i] = rankedIndex{total, i}
+	}
+	if len(r.order) < 2 {
+		return
+	}
+	picked := r.s.pick(r.scores.totals)
+	r.order[0], r.order[picked] = r.order[picked], r.order[0]
+	selectBest(r.order[1:], n-1)
+}
 
-// top moves the n best to the front, in order.
-func top(o []rank, n int) {
-	if n > few {
-		slices.SortFunc(o, rank.compare)
+// maxInserted is up to how many of the best are found by insertion, without sorting all.
+const maxInserted = 64
+
+// selectBest moves the n best to the front, in order.
+func selectBest(o []rankedIndex, n int) {
+	if n > maxInserted {
+		slices.SortFunc(o, rankedIndex.compare)
 		return
 	}
 	for i := range o {
@@ -430,7 +316,7 @@ func top(o []rank, n int) {
 			continue
 		}
 		x, at := o[i], min(i, n)
-		if at == n { // the last of the best makes room
+		if at == n { // x takes the place of the last of the best
 			at--
 			o[i] = o[at]
 		}
@@ -441,12 +327,12 @@ func top(o []rank, n int) {
 	}
 }
 
-func (a rank) compare(b rank) int {
+func (a rankedIndex) compare(b rankedIndex) int {
 	switch {
 	case a.total > b.total:
 		return -1
 	case a.total < b.total:
 		return 1
 	}
-	return a.at - b.at
+	return a.index - b.index
 }

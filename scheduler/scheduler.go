@@ -1,6 +1,5 @@
-// Package scheduler chooses the most suitable host for a request: filters turn
-// hosts away, weighers score those that are left, a picker takes one of the
-// best. The result is a [Decision] that names every host and says why.
+// Package scheduler chooses the most suitable host for a request: filters reject hosts, weighers score the feasible
+// ones, and a picker takes one of the best. The result is a [Decision] that names every host and says why.
 //
 //	s, err := scheduler.New(scheduler.Config[*Spec, *Node]{
 //		Filters: []scheduler.Filter[*Spec, *Node]{
@@ -16,9 +15,9 @@
 //	d, err := s.Rank(ctx, spec, nodes)
 //	d.Ranked[0].Host // the best; after it the alternates
 //
-// It decides by the state that it is given, which a [Fleet] keeps, and changes
-// none: to claim on the chosen host is the caller's next step. Package
-// scheduler/placement has claims, and filters and weighers to begin with.
+// A decision is made from the state of hosts that the caller gives, such as that of a [Fleet], and changes nothing:
+// the caller claims on the chosen host afterwards. Package scheduler/placement has claims, and filters and weighers
+// to begin with.
 package scheduler
 
 import (
@@ -34,85 +33,53 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// ErrNoValidHost is the error of [Scheduler.Rank] when no host passed. Its text
-// has the decision's summary.
+// ErrNoValidHost is the error of [Scheduler.Rank] if no host is feasible. Its text has the decision's summary.
 var ErrNoValidHost = fault.Sentinel(fault.Exhausted, "NoValidHost", "no valid host")
 
 // Host is a candidate. Names are unique among the hosts of a decision.
 type Host interface{ Name() string }
 
-// Filter says which hosts can take a request at all. It is safe for concurrent
-// use.
+// Filter says which hosts could take a request at all. It is safe for concurrent use.
 type Filter[R any, H Host] interface {
-	// Name stands in decisions and summaries, and is unique among filters.
+	// Name is the filter's name in decisions and summaries. It is unique among filters.
 	Name() string
-	// Prepare is called once a decision, when a host has come as far as this
-	// filter, and returns the function that judges each host; it may keep state
-	// of this decision. Nil means that the filter has nothing to say about this
-	// request. hosts, which must not be changed, are all those of the decision.
-	// An error ends the decision.
+	// Prepare is called once in a decision, when the first host has passed the filters before this one. It
+	// returns the function that judges each host and may keep state of this decision. Nil: the filter has
+	// nothing to say about this request. hosts are all hosts of the decision and must not be changed. An error
+	// ends the decision.
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) Verdict, error)
 }
 
-// Once is a Filter whose verdict on a host stays while the requests of one
-// [Scheduler.RankMany] are placed, so that it need not judge the host again
-// (Nova's run_filter_once_per_request).
-type Once interface{ Once() }
-
-// Weigher says how suitable the hosts are that passed all the filters. It is
-// safe for concurrent use.
+// Weigher says how suitable feasible hosts are. It is safe for concurrent use.
 type Weigher[R any, H Host] interface {
-	// Name stands in decisions, and is unique among weighers.
+	// Name is the weigher's name in decisions. It is unique among weighers.
 	Name() string
-	// Prepare is as a Filter's, with the hosts that passed. The function returns
-	// the host's raw weight in any unit, more is better; only its place between
-	// the lowest and the highest of this decision counts. A host whose weight is
-	// not a number, or infinite, is turned away, under the weigher's name.
+	// Prepare is as [Filter].Prepare, with the feasible hosts. The function returns a host's raw score in any
+	// unit; a higher score is better. Only its place between the lowest and the highest raw score of the decision
+	// counts. A host whose raw score is not a number or infinite is rejected, by the weigher's name.
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) float64, error)
 }
 
-// Bounded is a [Weigher] with bounds of its own, which replace the lowest and
-// the highest weight of a decision; weights beyond them count as the bound. An
-// infinite bound replaces nothing.
-type Bounded interface{ Bounds() (low, high float64) }
-
-// Weighted is a weigher and what its weights, scaled to 0..1, are multiplied
-// by before they are added up. A negative Multiplier prefers low weights; with
-// 0 the weigher is without effect and only shown.
+// Weighted is a weigher with its multiplier. The total of a host is the sum of all scaled scores, which are between
+// 0 and 1, each times its multiplier. A negative Multiplier prefers low raw scores. With 0 the scores are shown in
+// the decision and do not count.
 type Weighted[R any, H Host] struct {
 	Weigher    Weigher[R, H]
 	Multiplier float64
-	// PerHost returns the multiplier of a host that has one of its own, such as
-	// Nova's aggregates give; ok is false for any other. One beyond 1e100, or not
-	// a number, does not count. Nil: no host has one.
-	PerHost func(host H) (multiplier float64, ok bool)
 }
 
-// Name returns the weigher's.
+// Name returns the weigher's name.
 func (w Weighted[R, H]) Name() string { return w.Weigher.Name() }
 
-// multiplier returns what counts for a host.
-func (w *Weighted[R, H]) multiplier(h H) float64 {
-	if w.PerHost != nil {
-		if m, ok := w.PerHost(h); ok && finite(m) {
-			return m
-		}
-	}
-	return w.Multiplier
-}
+// isUsableMultiplier reports whether a multiplier is a number that keeps totals far from infinity.
+func isUsableMultiplier(m float64) bool { return math.Abs(m) <= 1e100 } // false for NaN
 
-// finite reports whether a multiplier can be used. Sums of weights stay far from
-// infinity then.
-func finite(m float64) bool { return math.Abs(m) <= 1e100 } // NaN is not
-
-// FilterFunc makes a Filter of a function that needs no preparation. The
-// function must be safe for concurrent use.
+// FilterFunc returns a Filter that needs no preparation. f must be safe for concurrent use.
 func FilterFunc[R any, H Host](name string, f func(req R, host H) Verdict) Filter[R, H] {
 	return funcOf[R, H, Verdict]{name, f}
 }
 
-// WeigherFunc makes a Weigher of a function that needs no preparation. The
-// function must be safe for concurrent use.
+// WeigherFunc returns a Weigher that needs no preparation. f must be safe for concurrent use.
 func WeigherFunc[R any, H Host](name string, f func(req R, host H) float64) Weigher[R, H] {
 	return funcOf[R, H, float64]{name, f}
 }
@@ -130,9 +97,8 @@ func (f funcOf[R, H, V]) Prepare(_ context.Context, req R, _ []H) (func(H) V, er
 
 func (f funcOf[R, H, V]) isNil() bool { return f.f == nil }
 
-// ByName returns those of all, filters or [Weighted] weighers, that names lists,
-// in that order: what a configuration enables. Invalid if a name is not among
-// them, or is listed twice; the error has those that there are.
+// ByName returns the filters or [Weighted] weighers with the given names, in the order of names: those that a
+// configuration enables. Invalid: a name does not exist, and the error lists all names; or a name is listed twice.
 func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) {
 	out := make([]T, 0, len(names))
 	for i, name := range names {
@@ -143,7 +109,7 @@ func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) 
 				known[j] = v.Name()
 			}
 			slices.Sort(known)
-			return nil, fault.New(fault.Invalid, "there is no %q; there are: %s", name, strings.Join(known, ", "))
+			return nil, fault.New(fault.Invalid, "%q does not exist: use some of %s", name, strings.Join(known, ", "))
 		}
 		if slices.Contains(names[:i], name) {
 			return nil, fault.New(fault.Invalid, "%q is listed twice", name)
@@ -153,100 +119,75 @@ func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) 
 	return out, nil
 }
 
-// Explain says how much of a decision is written down.
+// Explain says how much a decision tells.
 type Explain uint8
 
 const (
 	// Full names every host: with its scores, or with the filter and the reason.
 	Full Explain = iota
-	// Short only counts the hosts that were turned away, by filter.
+	// Short counts the rejected hosts by filter, without their names and reasons.
 	Short
-	// Brief is Short, and leaves the scores out.
+	// Brief is Short without scores.
 	Brief
 )
 
-// Config configures a [Scheduler]. The zero value lets every host pass and
-// leaves them in their order.
+// Config configures a [Scheduler]. With the zero value every host is feasible, and the hosts are ranked in the order
+// given.
 type Config[R any, H Host] struct {
-	// Filters are asked in this order, each about what the ones before it
-	// left: put first what is cheap or turns many away.
+	// Filters judge hosts in this order. A host that one rejects is not shown to the later ones: put first what is
+	// cheap or rejects many.
 	Filters  []Filter[R, H]
 	Weighers []Weighted[R, H]
 	// Picker defaults to [Best].
 	Picker Picker
-	// Rand is for the Picker, and is the scheduler's alone from then on.
-	// Default: seeded at random.
+	// Rand is the Picker's source of random numbers. The caller must not use it any more. Default: seeded at
+	// random.
 	Rand *rand.Rand
-	// Unscaled adds the weights up as they are, instead of scaling them to
-	// 0..1 first. For [Lottery], whose chances the scaling would distort.
-	Unscaled bool
+	// RawScores adds raw scores, instead of scaling them to 0..1 first. Use it with [WeightedRandom], because
+	// scaling changes the ratio of totals.
+	RawScores bool
 	// Explain defaults to Full.
 	Explain Explain
-	// Keep is how many hosts Decision.Ranked has at most. Default 0: all that
-	// passed.
-	Keep int
-	// Enough ends the filtering when so many hosts have passed, for fleets that
-	// are too large to look at as a whole; each decision begins where the last
-	// one ended. A few more may pass. Default 0: all hosts are looked at.
-	Enough int
+	// MaxRanked is how many hosts Decision.Ranked has at most. Default 0: all feasible hosts.
+	MaxRanked int
+	// MaxFeasible ends the filtering when so many hosts are feasible, for fleets that are too large to examine all
+	// hosts. Each decision begins where the last one ended. Up to 63 more hosts may be feasible, because hosts are
+	// examined in blocks. Default 0: all hosts are examined.
+	MaxFeasible int
 }
 
 // Scheduler ranks hosts. It is safe for concurrent use.
 type Scheduler[R any, H Host] struct {
-	cfg    Config[R, H]
-	names  []string // of the filters, then of the weighers
-	once   []bool   // of the filters
-	bounds [][2]float64
+	cfg   Config[R, H]
+	names []string // of the filters, then of the weighers
 
-	next atomic.Uint64 // where the next decision begins, with cfg.Enough
-	runs sync.Pool     // of *run[R, H]
-	mu   sync.Mutex    // guards cfg.Rand
+	nextHost atomic.Uint64 // with MaxFeasible, where the next decision begins
+	rankings sync.Pool     // of *ranking[R, H]
+	mu       sync.Mutex    // guards cfg.Rand
 }
 
-// New returns a Scheduler, or an error with code Invalid if a filter or weigher
-// is nil, has no name or the name of another one, if a multiplier is not a
-// number of at most 1e100, or if Keep or Enough is negative.
+// New returns a Scheduler. Invalid: a filter or a weigher is nil, has no name or the name of another one; a
+// multiplier is not a number of at most 1e100; MaxRanked or MaxFeasible is negative.
 func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	cfg.Filters, cfg.Weighers = slices.Clone(cfg.Filters), slices.Clone(cfg.Weighers)
 	s := &Scheduler[R, H]{}
-	seen := map[string]bool{}
-	add := func(kind string, i int, v interface{ Name() string }) error {
-		if n, ok := v.(interface{ isNil() bool }); v == nil || ok && n.isNil() {
-			return fault.New(fault.Invalid, "%s %d is nil", kind, i)
-		}
-		switch name := v.Name(); {
-		case name == "":
-			return fault.New(fault.Invalid, "%s %d has no name", kind, i)
-		case seen[kind+name]:
-			return fault.New(fault.Invalid, "two %ss named %s", kind, name)
-		default:
-			seen[kind+name] = true
-			s.names = append(s.names, name)
-			return nil
-		}
-	}
 	for i, f := range cfg.Filters {
-		if err := add("filter", i, f); err != nil {
+		if err := checkNamed("filter", i, f, s.names); err != nil {
 			return nil, err
 		}
-		_, once := f.(Once)
-		s.once = append(s.once, once)
+		s.names = append(s.names, f.Name())
 	}
 	for i, w := range cfg.Weighers {
-		if err := add("weigher", i, w.Weigher); err != nil {
+		if err := checkNamed("weigher", i, w.Weigher, s.names[len(cfg.Filters):]); err != nil {
 			return nil, err
 		}
-		if !finite(w.Multiplier) {
+		if !isUsableMultiplier(w.Multiplier) {
 			return nil, fault.New(fault.Invalid, "weigher %s: multiplier %g", w.Name(), w.Multiplier)
 		}
-		low, high := math.Inf(-1), math.Inf(1)
-		if b, ok := w.Weigher.(Bounded); ok {
-			low, high = b.Bounds()
-		}
-		s.bounds = append(s.bounds, [2]float64{low, high})
+		s.names = append(s.names, w.Name())
 	}
-	if cfg.Keep < 0 || cfg.Enough < 0 {
-		return nil, fault.New(fault.Invalid, "keep %d hosts, enough are %d: negative", cfg.Keep, cfg.Enough)
+	if cfg.MaxRanked < 0 || cfg.MaxFeasible < 0 {
+		return nil, fault.New(fault.Invalid, "MaxRanked is %d and MaxFeasible is %d: they must not be negative", cfg.MaxRanked, cfg.MaxFeasible)
 	}
 	if cfg.Picker == nil {
 		cfg.Picker = Best
@@ -255,31 +196,45 @@ func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 		cfg.Rand = rand.New(rand.NewPCG(rand.Uint64(), rand.Uint64()))
 	}
 	s.cfg = cfg
-	s.runs.New = func() any { return newRun(s) }
+	s.rankings.New = func() any { return newRanking(s) }
 	return s, nil
 }
 
-// Rank orders the hosts that pass: first the one that the picker chose, then
-// the others, best first, as alternates; equals in the order of hosts. If none
-// passes the error is [ErrNoValidHost], and the decision, not nil, tells why
-// for every host. With any other error, from ctx, a filter or a weigher, it is
-// nil.
+// checkNamed returns Invalid if the i-th filter or weigher is nil or has no name of its own. names are those of
+// the ones before it.
+func checkNamed(kind string, i int, v interface{ Name() string }, names []string) error {
+	if n, ok := v.(interface{ isNil() bool }); v == nil || ok && n.isNil() {
+		return fault.New(fault.Invalid, "%s %d is nil", kind, i)
+	}
+	switch name := v.Name(); {
+	case name == "":
+		return fault.New(fault.Invalid, "%s %d has no name", kind, i)
+	case slices.Contains(names, name):
+		return fault.New(fault.Invalid, "two %ss named %s", kind, name)
+	}
+	return nil
+}
+
+// Rank orders the feasible hosts: first the one that the picker chose, then the others as alternates, best first;
+// hosts with equal totals are in the order of hosts. If no host is feasible, the error is [ErrNoValidHost], and the
+// decision, which is not nil, says why for every host. With any other error, of ctx, a filter or a weigher, the
+// decision is nil.
 //
-// It blocks as long as they do, and does not keep or change hosts.
+// Rank blocks as long as filters and weighers do. It neither keeps nor changes hosts.
 func (s *Scheduler[R, H]) Rank(ctx context.Context, req R, hosts []H) (*Decision[H], error) {
-	r := s.runs.Get().(*run[R, H])
-	defer r.end()
-	if err := r.begin(ctx, req, hosts); err != nil {
+	r := s.rankings.Get().(*ranking[R, H])
+	defer r.release()
+	if err := r.start(ctx, req, hosts); err != nil {
 		return nil, err
 	}
-	d := r.decision(s.cfg.Keep)
-	if d.Passed == 0 {
+	d := r.decide()
+	if d.Feasible == 0 {
 		return d, fmt.Errorf("%w: %s", ErrNoValidHost, d.Summary())
 	}
 	return d, nil
 }
 
-// pick returns which of the totals the picker chooses.
+// pick returns the index of the total that the picker chooses.
 func (s *Scheduler[R, H]) pick(totals []float64) int {
 	if len(totals) < 2 {
 		return 0

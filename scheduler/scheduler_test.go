@@ -82,40 +82,25 @@ func names(d *scheduler.Decision[*node]) string {
 	return strings.Join(out, " ")
 }
 
-// bounded gives a weigher bounds.
-type bounded struct {
-	scheduler.Weigher[spec, *node]
-	low, high float64
-}
-
-func (b bounded) Bounds() (low, high float64) { return b.low, b.high }
-
 // TestNormalise has Nova's golden vectors: what each host's weight is scaled to,
 // and the order that follows.
 func TestNormalise(t *testing.T) {
 	t.Parallel()
-	inf := math.Inf(1)
 	tests := []struct {
 		name       string
 		loads      []float64 // of hosts a, b, c, ...
 		multiplier float64
-		low, high  float64
 		wantScaled []float64
 		wantOrder  string
 	}{
-		{"spread", []float64{2, 10, 4}, 1, -inf, inf, []float64{0, 1, 0.25}, "b c a"},
-		{"all equal are 0, not 1", []float64{7, 7, 7}, 1, -inf, inf, []float64{0, 0, 0}, "a b c"},
-		{"negative weights", []float64{-2, -10, -4}, 1, -inf, inf, []float64{1, 0, 0.75}, "a c b"},
-		{"negative multiplier", []float64{2, 10, 4}, -1.5, -inf, inf, []float64{0, 1, 0.25}, "a c b"},
-		{"zero multiplier", []float64{2, 10, 4}, 0, -inf, inf, []float64{0, 1, 0.25}, "a b c"},
-		{"ties in the order given", []float64{10, 2, 10}, 1, -inf, inf, []float64{1, 0, 1}, "a c b"},
-		{"declared bounds", []float64{2, 5, 4}, 1, 0, 10, []float64{0.2, 0.5, 0.4}, "b c a"},
-		{"weights beyond the bounds", []float64{-5, 50, 4}, 1, 0, 10, []float64{0, 1, 0.4}, "b c a"},
-		{"one bound", []float64{2, 10, 4}, 1, 0, inf, []float64{0.2, 1, 0.4}, "b c a"},
-		{"bounds that are equal", []float64{2, 10, 4}, 1, 5, 5, []float64{0, 0, 0}, "a b c"},
-		{"all beyond one bound", []float64{20, 30, 40}, 1, -inf, 10, []float64{0, 0, 0}, "a b c"},
-		{"a span beyond float64", []float64{-math.MaxFloat64, math.MaxFloat64, 0}, 1, -inf, inf, []float64{0, 1, 0.5}, "b c a"},
-		{"one survivor is not weighed", []float64{5}, 1, -inf, inf, nil, "a"},
+		{"spread", []float64{2, 10, 4}, 1, []float64{0, 1, 0.25}, "b c a"},
+		{"all equal are 0, not 1", []float64{7, 7, 7}, 1, []float64{0, 0, 0}, "a b c"},
+		{"negative weights", []float64{-2, -10, -4}, 1, []float64{1, 0, 0.75}, "a c b"},
+		{"negative multiplier", []float64{2, 10, 4}, -1.5, []float64{0, 1, 0.25}, "a c b"},
+		{"zero multiplier", []float64{2, 10, 4}, 0, []float64{0, 1, 0.25}, "a b c"},
+		{"ties in the order given", []float64{10, 2, 10}, 1, []float64{1, 0, 1}, "a c b"},
+		{"a span beyond float64", []float64{-math.MaxFloat64, math.MaxFloat64, 0}, 1, []float64{0, 1, 0.5}, "b c a"},
+		{"one survivor is not weighed", []float64{5}, 1, nil, "a"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -124,7 +109,7 @@ func TestNormalise(t *testing.T) {
 			for i, l := range tt.loads {
 				hosts = append(hosts, &node{name: string(rune('a' + i)), load: l})
 			}
-			s := mustNew(t, config{Weighers: []weighted{{Weigher: bounded{byLoad(0).Weigher, tt.low, tt.high}, Multiplier: tt.multiplier}}})
+			s := mustNew(t, config{Weighers: []weighted{byLoad(tt.multiplier)}})
 			d, err := s.Rank(t.Context(), spec{}, hosts)
 			if err != nil {
 				t.Fatal(err)
@@ -161,14 +146,14 @@ func fleet() []*node {
 
 // view is all of a decision.
 type view[H scheduler.Host] struct {
-	Ranked         []scheduler.Ranked[H]
-	Rejected       []scheduler.Rejected
-	Passed, Unseen int
-	Counts         []scheduler.Count
+	Ranked               []scheduler.Ranked[H]
+	Rejected             []scheduler.Rejected
+	Feasible, Unexamined int
+	Counts               []scheduler.Count
 }
 
 func viewOf[H scheduler.Host](d *scheduler.Decision[H]) view[H] {
-	return view[H]{d.Ranked, d.Rejected(), d.Passed, d.Unseen, d.Counts}
+	return view[H]{d.Ranked, d.Rejected(), d.Feasible, d.Unexamined, d.Counts}
 }
 
 func TestDecision(t *testing.T) {
@@ -189,8 +174,8 @@ func TestDecision(t *testing.T) {
 			{"n3", "disabled", "out of service"},
 			{"n5", "MEMORY_MB", "needs 2048 MiB, 1024 MiB free"},
 		},
-		Passed: 2,
-		Counts: []scheduler.Count{{"MEMORY_MB", 2}, {"disabled", 1}},
+		Feasible: 2,
+		Counts:   []scheduler.Count{{"MEMORY_MB", 2}, {"disabled", 1}},
 	}
 	if diff := cmp.Diff(want, viewOf(d), cmp.AllowUnexported(node{})); diff != "" {
 		t.Errorf("decision (-want +got):\n%s", diff)
@@ -260,10 +245,10 @@ func TestSummary(t *testing.T) {
 		want string
 	}{
 		{decision{}, "0 of 0 hosts"},
-		{decision{Passed: 2}, "2 of 2 hosts"},
-		{decision{Passed: 2, Counts: []scheduler.Count{{"b", 2}, {"a", 1}}}, "2 of 5 hosts: 2 b, 1 a"},
-		{decision{Passed: 1, Unseen: 7}, "1 of 8 hosts: 7 not looked at"},
-		{decision{Passed: 1, Counts: []scheduler.Count{{"b", 2}}, Unseen: 7}, "1 of 10 hosts: 2 b, 7 not looked at"},
+		{decision{Feasible: 2}, "2 of 2 hosts"},
+		{decision{Feasible: 2, Counts: []scheduler.Count{{"b", 2}, {"a", 1}}}, "2 of 5 hosts: 2 b, 1 a"},
+		{decision{Feasible: 1, Unexamined: 7}, "1 of 8 hosts: 7 not examined"},
+		{decision{Feasible: 1, Counts: []scheduler.Count{{"b", 2}}, Unexamined: 7}, "1 of 10 hosts: 2 b, 7 not examined"},
 	}
 	for _, tt := range tests {
 		if got := tt.d.Summary(); got != tt.want {

@@ -7,19 +7,18 @@ import (
 	"strings"
 )
 
-// Verdict is a filter's answer about one host: [Pass], or that it is turned
-// away, as made by [Reject] or [RejectNumbers]. The zero Verdict is Pass.
+// Verdict is a filter's answer about one host: [Pass], or a rejection made by [Reject] or [RejectNumbers]. The zero
+// Verdict is Pass.
 type Verdict struct {
 	format string // of the reason: %d stands for a, then for b, and %% for %; empty: the host passes
 	a, b   int64
 }
 
-// Pass is the Verdict that lets a host through.
+// Pass is the Verdict on a host that the filter does not reject.
 var Pass Verdict
 
-// Reject returns the Verdict that turns a host away, with the reason as by
-// fmt.Sprintf: "trait HW_CPU_X86_AVX2 is missing". Without args it needs no
-// memory.
+// Reject returns the Verdict that rejects a host, with the reason as by fmt.Sprintf, such as "trait
+// HW_CPU_X86_AVX2 is missing". Without args it allocates no memory.
 func Reject(reason string, args ...any) Verdict {
 	if len(args) > 0 {
 		reason = fmt.Sprintf(reason, args...)
@@ -30,9 +29,8 @@ func Reject(reason string, args ...any) Verdict {
 	return Verdict{format: cmp.Or(reason, "no reason given")}
 }
 
-// RejectNumbers is Reject for a reason with two numbers: the first %d of format
-// stands for a, the second for b, as in "needs %d MiB, %d MiB free". It needs no
-// memory, and the text is made only when somebody reads it.
+// RejectNumbers is [Reject] for a reason with two numbers: the first %d of format stands for a, the second for b, as
+// in "needs %d MiB, %d MiB free". It allocates no memory: the text is made when it is read.
 func RejectNumbers[N ~int | ~int32 | ~int64](format string, a, b N) Verdict {
 	if format == "" {
 		format = "%d, %d"
@@ -40,8 +38,8 @@ func RejectNumbers[N ~int | ~int32 | ~int64](format string, a, b N) Verdict {
 	return Verdict{format, int64(a), int64(b)}
 }
 
-// text returns a reason: the format with its numbers.
-func text(format string, a, b int64) string {
+// reasonText returns the text of a reason.
+func reasonText(format string, a, b int64) string {
 	i := strings.IndexByte(format, '%')
 	if i < 0 {
 		return format

@@ -31,8 +31,10 @@
 // # Metadata
 //
 // A call's deadline and its cancellation are gRPC's own. The metadata
-// armature-request-bin of a call is a JSON object that tells who asked: id,
-// global_id, user_id, project_id, roles, traceparent; each may be missing.
+// armature-request-bin of a call is a JSON object that says for whom the call is made:
+// request_id, global_request_id, user_id, project_id, domain_id, system_scope, roles,
+// traceparent. Each may be missing. id and global_id are deprecated copies of the first
+// two.
 //
 // An error is a gRPC status. What this says of it is its code:
 //

@@ -2,52 +2,37 @@ package drivertest
 
 import (
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/armature-go/armature/internal/goldentest"
 )
 
 // UpdateVar is the environment variable that makes [Contract] write its file.
-const UpdateVar = "ARMATURE_UPDATE"
+const UpdateVar = goldentest.UpdateVar
 
-// Contract fails if what a .proto file promises is not what the file named golden
-// says, which was committed when it was promised: no service, method, message,
-// field or value of an enum goes or changes while programs that were built with it
-// are in use, which is until the kind's protocol has a new version, and the .proto
-// file a new package. What is added has to be added to golden, too: run with
-// ARMATURE_UPDATE=1 it writes the file, unless something is broken.
-func Contract(t testing.TB, golden string, file protoreflect.FileDescriptor) {
+// Contract fails the test if the promises of a .proto file are not those in the file that path names, which was
+// committed when they were made. While programs that were built with the .proto file are in use, no service,
+// method, message, field or value of an enum is removed or changed. Programs are in use until the kind's
+// protocol has a new version and the .proto file a new package. What is added must be added to the file,
+// too: with ARMATURE_UPDATE=1 Contract writes the file, unless a promise is broken.
+func Contract(t testing.TB, path string, file protoreflect.FileDescriptor) {
 	t.Helper()
 	now := promises(file)
-	update := os.Getenv(UpdateVar) != ""
-	raw, err := os.ReadFile(golden)
-	if err != nil && (!update || !os.IsNotExist(err)) {
-		t.Fatalf("the frozen contract of %s: %v; %s=1 writes it", file.Package(), err, UpdateVar)
-	}
-	var broken []string
-	for line := range strings.Lines(string(raw)) {
-		if line = strings.TrimSuffix(line, "\n"); !slices.Contains(now, line) {
-			broken = append(broken, line)
+	goldentest.Contract(t, string(file.Package()), path, strings.Join(now, "\n")+"\n", "; it promised", func(old string) (broken []string, err error) {
+		for line := range strings.Lines(old) {
+			if line = strings.TrimSuffix(line, "\n"); !slices.Contains(now, line) {
+				broken = append(broken, line)
+			}
 		}
-	}
-	text := strings.Join(now, "\n") + "\n"
-	switch {
-	case len(broken) > 0:
-		t.Fatalf("the contract of %s is broken; it promised\n%s", file.Package(), strings.Join(broken, "\n"))
-	case text == string(raw):
-	case update:
-		if err := os.WriteFile(golden, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	default:
-		t.Errorf("the contract of %s has grown; run with %s=1 to freeze it in %s. It is now:\n%s", file.Package(), UpdateVar, golden, text)
-	}
+		return broken, nil
+	})
 }
 
-// promises are all that a client or a server of a file relies on, a line each.
+// promises returns what a client or a server of a file relies on, a line each.
 func promises(file protoreflect.FileDescriptor) (out []string) {
 	for i := range file.Services().Len() {
 		s := file.Services().Get(i)

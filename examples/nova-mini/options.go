@@ -307,10 +307,9 @@ func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
 	name := o.driverSection()
 	for _, given := range []string{"host", "dir"} { // that of another host, or of another driver, in silence
 		if _, ok := o.Drivers[name][given]; ok {
-			return driver.PluginConfig{}, &fault.Error{
-				Code: fault.Invalid, Meta: map[string]string{"option": given},
-				Msg: "option " + given + ": cannot be set here: host is that of [DEFAULT], and dir is instances/HOST in state_path",
-			}
+			return driver.PluginConfig{}, fault.WithReason(
+				fault.New(fault.Invalid, "option %s: cannot be set here: host is that of [DEFAULT], and dir is instances/HOST in state_path", given),
+				"", map[string]string{"option": given})
 		}
 	}
 	options, err := json.Marshal(map[string]string{"host": host, "dir": filepath.Join(o.StatePath, "instances", host)})

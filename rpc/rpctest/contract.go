@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
-	"os"
 	"reflect"
 	"slices"
 	"strconv"
@@ -13,11 +12,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/armature-go/armature/internal/goldentest"
 	"github.com/armature-go/armature/rpc"
 )
 
 // UpdateVar is the environment variable that makes [Contract] write its file.
-const UpdateVar = "ARMATURE_UPDATE"
+const UpdateVar = goldentest.UpdateVar
 
 // Contract fails if the methods that register adds to a server of the interface
 // are not those of the file, which was committed when they were promised:
@@ -39,34 +39,17 @@ func Contract(t testing.TB, file string, i *rpc.Interface, register func(*rpc.Se
 	for _, m := range s.Methods() {
 		now.Methods[m.Name] = method{m.Since, m.Delivery, shapeOf(m.Request, nil), shapeOf(m.Response, nil)}
 	}
-	update := os.Getenv(UpdateVar) != ""
-	raw, err := os.ReadFile(file)
-	if err != nil && (!update || !os.IsNotExist(err)) {
-		t.Fatalf("the frozen contract of %s: %v; %s=1 writes it", i.Name, err, UpdateVar)
-	}
-	if err == nil {
-		var old contract
-		if err := json.Unmarshal(raw, &old); err != nil {
-			t.Fatalf("the frozen contract in %s: %v", file, err)
-		}
-		if broken := old.broken(now); len(broken) > 0 {
-			t.Fatalf("the contract of %s is broken, which needs version %d.0:\n%s", i.Name, old.Version.Major+1, strings.Join(broken, "\n"))
-		}
-	}
 	text, err := json.MarshalIndent(now, "", "  ")
 	if err != nil {
 		t.Fatal(err)
 	}
-	text = append(text, '\n')
-	switch {
-	case string(text) == string(raw):
-	case update:
-		if err := os.WriteFile(file, text, 0o644); err != nil {
-			t.Fatal(err)
+	goldentest.Contract(t, i.Name, file, string(text)+"\n", ", which needs a new major version", func(raw string) ([]string, error) {
+		var old contract
+		if err := json.Unmarshal([]byte(raw), &old); err != nil {
+			return nil, err
 		}
-	default:
-		t.Errorf("the contract of %s has grown; run with %s=1 to freeze it in %s. It is now:\n%s", i.Name, UpdateVar, file, text)
-	}
+		return old.broken(now), nil
+	})
 }
 
 type contract struct {

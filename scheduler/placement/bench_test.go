@@ -68,7 +68,7 @@ func benchConfig(t testing.TB, e scheduler.Explain, enough int) scheduler.Config
 	if err != nil {
 		t.Fatal(err)
 	}
-	return scheduler.Config[*request, *provider]{Filters: f, Weighers: w, Explain: e, Enough: enough}
+	return scheduler.Config[*request, *provider]{Filters: f, Weighers: w, Explain: e, MaxFeasible: enough}
 }
 
 type scored struct {

@@ -46,15 +46,14 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// judge tells what a filter says of a provider. prepare makes one for a request,
-// nil if the filter has nothing to say about it.
+// judge returns a filter's verdict on a provider. prepare returns the judge for a request, or nil if the filter has
+// nothing to say about the request.
 type (
 	judge   = func(*Provider) scheduler.Verdict
 	prepare = func(*Request) judge
 )
 
-// filter is a filter on providers. Those that are once say the same while a batch
-// is placed.
+// filter is a [scheduler.Filter] on providers.
 type filter[R Requester, H Hosted] struct {
 	name    string
 	prepare prepare
@@ -73,55 +72,37 @@ func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) schedule
 	return func(h H) scheduler.Verdict { return j(h.Placement()) }, nil
 }
 
-type onceFilter[R Requester, H Hosted] struct{ filter[R, H] }
-
-func (onceFilter[R, H]) Once() {}
-
-// Filters returns all ready-made filters, in an order that is good for most:
-// what is cheap and turns many away comes first. scheduler.ByName chooses among
-// them. Their names, and those that Nova has for them, stand in
-// docs/scheduling.md.
+// Filters returns all ready-made filters, in an order that suits most components: filters that are cheap or reject
+// many hosts come first. scheduler.ByName selects some of them. docs/scheduling.md has their names, and Nova's
+// names for them.
 //
-// A filter without something in the request that concerns it lets all hosts
-// pass.
+// A filter rejects no host if the request has nothing that concerns it.
 func Filters[R Requester, H Hosted](o Options) []scheduler.Filter[R, H] {
 	o = o.withDefaults()
-	var out []scheduler.Filter[R, H]
-	for _, f := range []struct {
-		name    string
-		once    bool
-		prepare prepare
-	}{
-		{"forced", true, forced},
-		{"ignored", true, ignored},
-		{"disabled", true, disabled},
-		{"down", true, o.down},
-		{"zone", true, zone},
-		{VCPU, false, room(VCPU)},
-		{MemoryMB, false, room(MemoryMB)},
-		{DiskGB, false, room(DiskGB)},
-		{"resources", false, rest},
-		{"traits", true, traits},
-		{"platform", true, platform},
-		{"capabilities", true, capabilities},
-		{"aggregate_tenant", true, aggregateTenant},
-		{"aggregate_type", true, aggregateType},
-		{"aggregate_specs", true, aggregateSpecs},
-		{"aggregate_properties", true, o.aggregateProperties},
-		{"same_host", true, sameHost},
-		{"different_host", true, differentHost},
-		{"affinity", false, affinity},
-		{"anti_affinity", false, antiAffinity},
-		{"tasks", false, o.tasks},
-		{"consumers", false, o.consumers},
-	} {
-		if g := (filter[R, H]{f.name, f.prepare}); f.once {
-			out = append(out, onceFilter[R, H]{g})
-		} else {
-			out = append(out, g)
-		}
+	return []scheduler.Filter[R, H]{
+		filter[R, H]{"forced", forced},
+		filter[R, H]{"ignored", ignored},
+		filter[R, H]{"disabled", disabled},
+		filter[R, H]{"down", o.down},
+		filter[R, H]{"zone", zone},
+		filter[R, H]{VCPU, room(VCPU)},
+		filter[R, H]{MemoryMB, room(MemoryMB)},
+		filter[R, H]{DiskGB, room(DiskGB)},
+		filter[R, H]{"resources", rest},
+		filter[R, H]{"traits", traits},
+		filter[R, H]{"platform", platform},
+		filter[R, H]{"capabilities", capabilities},
+		filter[R, H]{"aggregate_tenant", aggregateTenant},
+		filter[R, H]{"aggregate_type", aggregateType},
+		filter[R, H]{"aggregate_specs", aggregateSpecs},
+		filter[R, H]{"aggregate_properties", o.aggregateProperties},
+		filter[R, H]{"same_host", sameHost},
+		filter[R, H]{"different_host", differentHost},
+		filter[R, H]{"affinity", affinity},
+		filter[R, H]{"anti_affinity", antiAffinity},
+		filter[R, H]{"tasks", o.tasks},
+		filter[R, H]{"consumers", o.consumers},
 	}
-	return out
 }
 
 func forced(q *Request) judge {

@@ -253,8 +253,6 @@ func TestWeighers(t *testing.T) {
 		{"build_failure", request{}, provider{Failures: 8, FailedAt: now.Add(-3 * time.Hour)}, 1, -1},
 		{"build_failure", request{}, provider{Failures: 8, FailedAt: now.Add(time.Hour)}, 8, -1},
 		{"version", request{}, provider{Version: 8002001}, 8002001, 1},
-		{"cpu", request{}, provider{Aggregates: []*placement.Aggregate{aggregate("cpu_weight_multiplier", "-2.5"), aggregate("cpu_weight_multiplier", " -3"), aggregate("cpu_weight_multiplier", "bad")}}, 0, -3},
-		{"cpu", request{}, provider{Aggregates: []*placement.Aggregate{aggregate("cpu_weight_multiplier", "bad", "ram_weight_multiplier", "7")}}, 0, 1},
 	} {
 		w, err := scheduler.ByName(all, []string{tt.weigher})
 		if err != nil {

@@ -2,7 +2,6 @@ package placement
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"slices"
 	"sync"
@@ -20,7 +19,7 @@ type Memory struct {
 	claims     map[string]*Claim
 }
 
-// Put is as [Store] says.
+// Put implements [Store].
 func (m *Memory) Put(_ context.Context, p *Provider) (*Provider, error) {
 	if err := p.check(); err != nil {
 		return nil, err
@@ -34,71 +33,18 @@ func (m *Memory) Put(_ context.Context, p *Provider) (*Provider, error) {
 	}
 	for _, a := range next.Aggregates {
 		if _, ok := m.aggregates[a.Name]; !ok {
-			return nil, fault.New(fault.NotFound, "provider %s: there is no aggregate %s", p.ID, a.Name)
+			return nil, fault.New(fault.NotFound, "provider %s: aggregate %s does not exist", p.ID, a.Name)
 		}
 	}
 	if m.providers == nil {
 		m.providers = map[string]*Provider{}
 	}
 	m.providers[p.ID] = next
-	return m.show(next), nil
+	return m.viewLocked(next), nil
 }
 
-// replaces returns p as it is kept when it takes the place of have, or of none if
-// that is nil.
-func (p *Provider) replaces(have *Provider) (*Provider, error) {
-	next := *p
-	next.Inventories, next.Aggregates = maps.Clone(p.Inventories), nil
-	for _, a := range p.Aggregates {
-		next.Aggregates = append(next.Aggregates, &Aggregate{Name: a.Name})
-	}
-	next.At, next.Consumers, next.Members = time.Time{}, 0, nil
-	if have == nil {
-		if p.Generation != 0 && p.Generation != Any {
-			return nil, fmt.Errorf("provider %s, generation %d: there is none: %w", p.ID, p.Generation, ErrChanged)
-		}
-		have = &Provider{}
-	} else if p.Generation != Any && p.Generation != have.Generation {
-		return nil, fmt.Errorf("provider %s, generation %d: it has generation %d: %w", p.ID, p.Generation, have.Generation, ErrChanged)
-	}
-	for class, old := range have.Inventories {
-		i, ok := next.Inventories[class]
-		if !ok && old.Used > 0 {
-			return nil, fault.New(fault.Precondition, "provider %s: %s cannot go, %d of it are used", p.ID, class, old.Used)
-		}
-		if ok {
-			i.Used = old.Used
-			next.Inventories[class] = i
-		}
-	}
-	for class, i := range next.Inventories {
-		if _, ok := have.Inventories[class]; !ok {
-			i.Used = 0
-			next.Inventories[class] = i
-		}
-	}
-	next.Generation = have.Generation
-	if have.Generation == 0 || next.differs(have) {
-		next.Generation++
-	}
-	return &next, nil
-}
-
-// differs reports whether providers differ in what counts for their generation.
-func (p *Provider) differs(q *Provider) bool {
-	names := func(p *Provider) (out []string) {
-		for _, a := range p.Aggregates {
-			out = append(out, a.Name)
-		}
-		return out
-	}
-	return p.Zone != q.Zone || p.Disabled != q.Disabled || p.Version != q.Version ||
-		!maps.Equal(p.Inventories, q.Inventories) || !slices.Equal(p.Traits, q.Traits) || !slices.Equal(names(p), names(q)) ||
-		!slices.Equal(p.Platforms, q.Platforms) || !maps.Equal(p.Capabilities, q.Capabilities)
-}
-
-// show returns a provider as others see it.
-func (m *Memory) show(p *Provider) *Provider {
+// viewLocked returns a copy of a provider with its consumers counted and its aggregates resolved.
+func (m *Memory) viewLocked(p *Provider) *Provider {
 	out := *p
 	out.At, out.Inventories, out.Aggregates = time.Now(), maps.Clone(p.Inventories), nil
 	for _, a := range p.Aggregates {
@@ -108,25 +54,13 @@ func (m *Memory) show(p *Provider) *Provider {
 	}
 	for _, c := range m.claims {
 		if c.Host == p.ID {
-			out.count(c.group(), 1)
+			out.addConsumers(c.group(), 1)
 		}
 	}
 	return &out
 }
 
-// count adds n consumers, of a group unless it is "".
-func (p *Provider) count(group string, n int64) {
-	p.Consumers += n
-	if group == "" {
-		return
-	}
-	if p.Members == nil {
-		p.Members = map[string]int64{}
-	}
-	p.Members[group] += n
-}
-
-// Remove is as [Store] says.
+// Remove implements [Store].
 func (m *Memory) Remove(_ context.Context, id string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -141,7 +75,7 @@ func (m *Memory) Remove(_ context.Context, id string) error {
 	return nil
 }
 
-// Providers is as [Store] says.
+// Providers implements [Store].
 func (m *Memory) Providers(_ context.Context, ids ...string) ([]*Provider, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -152,13 +86,13 @@ func (m *Memory) Providers(_ context.Context, ids ...string) ([]*Provider, error
 	out := []*Provider{}
 	for _, id := range slices.Compact(ids) {
 		if p := m.providers[id]; p != nil {
-			out = append(out, m.show(p))
+			out = append(out, m.viewLocked(p))
 		}
 	}
 	return out, nil
 }
 
-// PutAggregate is as [Store] says.
+// PutAggregate implements [Store].
 func (m *Memory) PutAggregate(_ context.Context, a Aggregate) error {
 	if err := a.check(); err != nil {
 		return err
@@ -172,7 +106,7 @@ func (m *Memory) PutAggregate(_ context.Context, a Aggregate) error {
 	return nil
 }
 
-// RemoveAggregate is as [Store] says.
+// RemoveAggregate implements [Store].
 func (m *Memory) RemoveAggregate(_ context.Context, name string) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -185,100 +119,85 @@ func (m *Memory) RemoveAggregate(_ context.Context, name string) error {
 	return nil
 }
 
-// without returns the provider outside of an aggregate.
-func (p *Provider) without(aggregate string) *Provider {
-	out := *p
-	out.Aggregates = slices.DeleteFunc(slices.Clone(p.Aggregates), func(a *Aggregate) bool { return a.Name == aggregate })
-	out.Generation++
-	return &out
-}
-
-// Claim is as [Store] says.
+// Claim implements [Store].
 func (m *Memory) Claim(_ context.Context, claims ...Claim) error {
-	if err := check(claims); err != nil {
+	if err := checkClaims(claims); err != nil {
 		return err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	var pairs []pair
+	var changes []consumerChange
 	for i := range claims {
-		have := m.claims[claims[i].Consumer]
-		if have == nil {
-			have = &Claim{Consumer: claims[i].Consumer}
-		}
-		p := pair{have, &claims[i]}
-		done, err := p.made()
+		change := consumerChange{m.claimLocked(claims[i].Consumer), &claims[i]}
+		done, err := change.done()
 		if err != nil {
 			return err
 		}
 		if !done {
-			pairs = append(pairs, p)
+			changes = append(changes, change)
 		}
 	}
-	changes, err := plan(pairs)
+	plan, err := newPlan(changes)
 	if err != nil {
 		return err
 	}
-	for i := range changes {
-		p := m.providers[changes[i].provider]
-		if p == nil {
-			return fault.New(fault.NotFound, "there is no provider %s", changes[i].provider)
-		}
-		if err := changes[i].fits(p); err != nil {
-			return err
-		}
+	if err := m.checkLocked(plan); err != nil {
+		return err
 	}
-	moving := map[string]bool{}
-	for _, p := range pairs {
-		moving[p.want.Consumer] = true
+	for i := range plan.providers {
+		p := &plan.providers[i]
+		m.providers[p.id] = p.appliedTo(m.providers[p.id])
 	}
-	others := map[string]map[string]int64{}
-	for _, c := range m.claims {
-		if g := c.group(); g != "" && !moving[c.Consumer] {
-			if others[g] == nil {
-				others[g] = map[string]int64{}
-			}
-			others[g][c.Host]++
-		}
-	}
-	for _, p := range pairs {
-		if p.want.Group == nil || len(p.want.Allocations) == 0 {
-			continue
-		}
-		g, host := p.want.group(), p.want.host()
-		if err := p.want.Group.allows(host, others[g]); err != nil {
-			return err
-		}
-		if others[g] == nil {
-			others[g] = map[string]int64{}
-		}
-		others[g][host]++
-	}
-	for _, c := range changes {
-		p := *m.providers[c.provider]
-		p.Inventories = maps.Clone(p.Inventories)
-		for _, cc := range c.classes {
-			i := p.Inventories[cc.class]
-			i.Used += cc.delta
-			p.Inventories[cc.class] = i
-		}
-		m.providers[c.provider] = &p
-	}
-	for _, p := range pairs {
-		m.set(p)
+	for _, c := range plan.consumers {
+		m.setLocked(c)
 	}
 	return nil
 }
 
-func (m *Memory) set(p pair) {
-	if len(p.want.Allocations) == 0 {
-		delete(m.claims, p.want.Consumer)
+// claimLocked returns the claim of a consumer, of generation 0 if it has none.
+func (m *Memory) claimLocked(consumer string) *Claim {
+	if c := m.claims[consumer]; c != nil {
+		return c
+	}
+	return &Claim{Consumer: consumer}
+}
+
+// checkLocked returns why a plan cannot be carried out.
+func (m *Memory) checkLocked(plan *claimPlan) error {
+	for i := range plan.groups {
+		hosts := map[string]int64{}
+		for _, c := range m.claims {
+			if c.group() == plan.groups[i].id && !plan.changesClaimOf(c.Consumer) {
+				hosts[c.Host]++
+			}
+		}
+		if err := plan.groups[i].check(hosts); err != nil {
+			return err
+		}
+	}
+	for i := range plan.providers {
+		p := &plan.providers[i]
+		have := m.providers[p.id]
+		if have == nil {
+			return p.notFound()
+		}
+		if err := p.check(have); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// setLocked writes the claim of a consumer.
+func (m *Memory) setLocked(c consumerChange) {
+	if len(c.want.Allocations) == 0 {
+		delete(m.claims, c.want.Consumer)
 		return
 	}
 	if m.claims == nil {
 		m.claims = map[string]*Claim{}
 	}
-	m.claims[p.want.Consumer] = p.want.kept(p.have.Generation + 1)
+	m.claims[c.want.Consumer] = c.want.kept(c.have.Generation + 1)
 }
 
 // kept returns the claim as a store keeps it.
@@ -293,7 +212,7 @@ func (c *Claim) kept(generation int64) *Claim {
 	return out
 }
 
-// Claims is as [Store] says.
+// Claims implements [Store].
 func (m *Memory) Claims(_ context.Context, consumers ...string) ([]Claim, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -315,7 +234,7 @@ func (m *Memory) Claims(_ context.Context, consumers ...string) ([]Claim, error)
 	return out, nil
 }
 
-// Recount is as [Store] says. There is nothing to repair here.
+// Recount implements [Store]. Nothing can differ here.
 func (m *Memory) Recount(context.Context, bool) ([]*Provider, error) { return nil, nil }
 
 // Now implements [Store]: it is this machine's clock.

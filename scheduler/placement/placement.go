@@ -289,7 +289,7 @@ var nameRule = regexp.MustCompile(`^[A-Z0-9_]{1,255}$`)
 
 // check returns an error with code Invalid if the provider makes no sense.
 func (p *Provider) check() error {
-	if err := id("provider", p.ID); err != nil {
+	if err := checkName("provider", p.ID); err != nil {
 		return err
 	}
 	for class, i := range p.Inventories {
@@ -311,15 +311,15 @@ func (p *Provider) check() error {
 			return fault.New(fault.Invalid, "provider %s: traits %s, %s: not sorted, or twice the same", p.ID, p.Traits[n-1], t)
 		}
 	}
-	return fits("provider "+p.ID, p)
+	return checkSize("provider "+p.ID, p)
 }
 
 // maxData is how many bytes of JSON a store keeps of a provider, or of an aggregate's metadata. It is
 // judged here, as MySQL refuses more, and SQLite does not.
 const maxData = 1<<16 - 1
 
-// fits reports Invalid if a value is too large to be stored.
-func fits(what string, v any) error {
+// checkSize returns Invalid if a value is too large to be stored.
+func checkSize(what string, v any) error {
 	raw, err := json.Marshal(v)
 	if err == nil && len(raw) > maxData {
 		err = fmt.Errorf("it has %d bytes as JSON, at most %d fit", len(raw), maxData)
@@ -332,13 +332,13 @@ func fits(what string, v any) error {
 
 // check returns an error with code Invalid if the aggregate cannot be stored.
 func (a *Aggregate) check() error {
-	if err := id("aggregate", a.Name); err != nil {
+	if err := checkName("aggregate", a.Name); err != nil {
 		return err
 	}
-	return fits("aggregate "+a.Name, a.Metadata)
+	return checkSize("aggregate "+a.Name, a.Metadata)
 }
 
-func id(what, s string) error {
+func checkName(what, s string) error {
 	if s == "" || len(s) > 255 || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
 		return fault.New(fault.Invalid, "%s %q: a name has 1 to 255 bytes, and no control characters", what, s)
 	}

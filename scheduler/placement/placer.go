@@ -198,7 +198,7 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 		case now.Sub(c.At) < cfg.MinAge: // it may be of what is being created
 		case w == nil || len(w.Allocations) == 0:
 			out = append(out, Finding{Kind: "orphaned", Claim: c})
-		case !same(&c, w):
+		case !sameClaim(&c, w):
 			out = append(out, Finding{Kind: "different", Claim: c, Want: w})
 		}
 	}
@@ -238,7 +238,7 @@ func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
 	if len(now) > 0 {
 		is = now[0]
 	}
-	if !same(&is, &should) {
+	if !sameClaim(&is, &should) {
 		return fmt.Errorf("consumer %s: what should be: %w", f.Claim.Consumer, ErrChanged)
 	}
 	should.Generation = f.Claim.Generation

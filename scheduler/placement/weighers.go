@@ -2,8 +2,6 @@ package placement
 
 import (
 	"context"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/armature-go/armature/scheduler"
@@ -28,11 +26,8 @@ func (w weigher[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) float64
 	return func(h H) float64 { return f(h.Placement()) }, nil
 }
 
-// Weighers returns all ready-made weighers with their usual multipliers, which
-// Options.Multipliers replaces, and for a host the metadata NAME_weight_multiplier
-// of its aggregates, the least number if there are several. scheduler.ByName
-// chooses among them. Their names, and those that Nova has for them, stand in
-// docs/scheduling.md.
+// Weighers returns all ready-made weighers with their usual multipliers, which Options.Multipliers replaces.
+// scheduler.ByName selects some of them. docs/scheduling.md has their names, and Nova's names for them.
 func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
 	o = o.withDefaults()
 	var out []scheduler.Weighted[R, H]
@@ -62,29 +57,9 @@ func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
 		if !ok {
 			m = w.multiplier
 		}
-		key := w.name + "_weight_multiplier"
-		out = append(out, scheduler.Weighted[R, H]{
-			Weigher: weigher[R, H]{w.name, w.prepare}, Multiplier: m,
-			PerHost: func(h H) (float64, bool) { return h.Placement().multiplier(key) },
-		})
+		out = append(out, scheduler.Weighted[R, H]{Weigher: weigher[R, H]{w.name, w.prepare}, Multiplier: m})
 	}
 	return out
-}
-
-// multiplier returns the least number that the provider's aggregates have for
-// key.
-func (p *Provider) multiplier(key string) (least float64, ok bool) {
-	for _, a := range p.Aggregates {
-		v, has := a.Metadata[key]
-		if !has {
-			continue
-		}
-		x, err := strconv.ParseFloat(strings.TrimSpace(v), 64)
-		if err == nil && (!ok || x < least) {
-			least, ok = x, true
-		}
-	}
-	return least, ok
 }
 
 func free(class string) func(*Request) func(*Provider) float64 {

@@ -17,9 +17,8 @@ type shelf struct {
 
 func (s *shelf) Name() string { return s.name }
 
-// A filter with a mistake, < in place of <=, turns requests away that would just
-// fit. A simulation finds that. A test calls Run with its *testing.T; this calls
-// it with one seed.
+// A filter with a mistake, < instead of <=, rejects hosts that have just enough room. A simulation finds the mistake.
+// A test calls Run with its *testing.T; this example calls Sim.Run with one seed.
 func ExampleSim() {
 	wrong := scheduler.FilterFunc("room", func(n int, s *shelf) scheduler.Verdict {
 		if n < s.free {
@@ -53,7 +52,7 @@ func ExampleSim() {
 	// Output:
 	// step 0: no host was found for 5, but shelf-0 fits:
 	// 0 of 2 hosts: 2 room
-	// host     turned away by  because
-	// shelf-0  room            needs 5, 5 free
-	// shelf-1  room            needs 5, 5 free
+	// host     rejected by  reason
+	// shelf-0  room         needs 5, 5 free
+	// shelf-1  room         needs 5, 5 free
 }

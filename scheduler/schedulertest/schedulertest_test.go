@@ -224,7 +224,7 @@ func TestSeed(t *testing.T) {
 	t.Parallel()
 	a, err := cloud(t, all()).Run(t.Context(), 42)
 	b, err2 := cloud(t, all()).Run(t.Context(), 42)
-	if a != b || err != nil || err2 != nil || a.Placed == 0 || a.TurnedAway == 0 || a.Removed == 0 {
+	if a != b || err != nil || err2 != nil || a.Placed == 0 || a.NoValidHost == 0 || a.Removed == 0 {
 		t.Errorf("%+v, %v and %+v, %v", a, err, b, err2)
 	}
 }

@@ -134,16 +134,12 @@ func bodyError(raw []byte, err error) error {
 		if field != "" {
 			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shorten(text(value)), msg)
 		}
-		return &fault.Error{Code: fault.Invalid, Msg: msg, Meta: map[string]string{"field": field}}
+		return fieldError(field, msg)
 	}
 	// The decoder has no type for this one; its text has been the same since Go 1.10.
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		if name, uerr := strconv.Unquote(quoted); uerr == nil {
-			return &fault.Error{
-				Code: fault.Invalid,
-				Msg:  fmt.Sprintf("Additional properties are not allowed ('%s' was unexpected)", shorten(name)),
-				Meta: map[string]string{"field": shorten(name)},
-			}
+			return fieldError(shorten(name), fmt.Sprintf("Additional properties are not allowed ('%s' was unexpected)", shorten(name)))
 		}
 	}
 	if e, ok := errors.AsType[*fault.Error](err); ok { // from an UnmarshalJSON of the component

@@ -7,8 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-
-	"github.com/armature-go/armature/fault"
 )
 
 // Page is the part of a list that a client asks for.
@@ -118,10 +116,7 @@ func (p Pages) sort(q url.Values) ([]SortKey, error) {
 }
 
 func wrongQuery(name, value, why string) error {
-	return &fault.Error{
-		Code: fault.Invalid, Msg: fmt.Sprintf("Invalid input for query parameters %s. Value: %s. %s", shorten(name), shorten(value), why),
-		Meta: map[string]string{"field": name},
-	}
+	return fieldError(name, fmt.Sprintf("Invalid input for query parameters %s. Value: %s. %s", shorten(name), shorten(value), why))
 }
 
 // Link is a reference as OpenStack writes it.

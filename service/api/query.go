@@ -44,10 +44,7 @@ func (s *schema) checkQuery(raw string) error {
 			continue
 		}
 		if len(values) > 1 && prop != nil {
-			return &fault.Error{
-				Code: fault.Invalid, Msg: "Invalid input for query parameters " + shorten(name) + ". It is given " + strconv.Itoa(len(values)) + " times.",
-				Meta: map[string]string{"field": name},
-			}
+			return fieldError(name, "Invalid input for query parameters "+shorten(name)+". It is given "+strconv.Itoa(len(values))+" times.")
 		}
 		instance[name] = stands(typ, values[0])
 	}

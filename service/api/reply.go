@@ -55,10 +55,12 @@ func (e *statusError) Unwrap() error { return e.err }
 // Missing returns the error for a property that a body must have: what a
 // [Validator] returns.
 func Missing(field string) error {
-	return &fault.Error{
-		Code: fault.Invalid, Msg: fmt.Sprintf("'%s' is a required property", field),
-		Meta: map[string]string{"field": field},
-	}
+	return fieldError(field, fmt.Sprintf("'%s' is a required property", field))
+}
+
+// fieldError returns the error for a wrong field of a request. Its details have the field's name.
+func fieldError(field, text string) error {
+	return fault.WithReason(fault.New(fault.Invalid, "%s", text), "", map[string]string{"field": field})
 }
 
 // Status returns the status with which err is answered. Timeout and Unknown are

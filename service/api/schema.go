@@ -107,7 +107,7 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 		}
 		msg = fmt.Sprintf("Invalid input for %s %s. Value: %s. %s", what, shorten(field), shorten(text(value)), msg)
 	}
-	return &fault.Error{Code: fault.Invalid, Msg: msg, Meta: map[string]string{"field": field}}
+	return fieldError(field, msg)
 }
 
 // first returns the error to tell of the many that there may be, always the same for the

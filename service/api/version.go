@@ -146,11 +146,9 @@ func (v *versioned) choose(want string) (Version, error) {
 		return v.min, err
 	}
 	if got.before(v.min) || v.max.before(got) {
-		return v.min, WithStatus(http.StatusNotAcceptable, &fault.Error{
-			Code: fault.Invalid, Reason: "VersionNotSupported",
-			Msg:  fmt.Sprintf("Version %s is not supported by the API. Minimum is %s and maximum is %s.", got, v.min, v.max),
-			Meta: map[string]string{"min_version": v.Min, "max_version": v.Max},
-		})
+		return v.min, WithStatus(http.StatusNotAcceptable, fault.WithReason(
+			fault.New(fault.Invalid, "Version %s is not supported by the API. Minimum is %s and maximum is %s.", got, v.min, v.max),
+			"VersionNotSupported", map[string]string{"min_version": v.Min, "max_version": v.Max}))
 	}
 	return got, nil
 }

@@ -28,9 +28,11 @@ type Instance struct {
 	Process string `json:"process,omitempty"`
 }
 
+const reasonHeld = "MemberHeld"
+
 // ErrHeld means that a member belongs to another process. Its code is Unavailable, so a part that
 // starts with it waits: the other process may end.
-var ErrHeld = fault.Sentinel(fault.Unavailable, "MemberHeld", "the member belongs to another process")
+var ErrHeld = fault.Sentinel(fault.Unavailable, reasonHeld, "the member belongs to another process")
 
 // maxInstance is how long an Instance may be as JSON, in bytes.
 const maxInstance = 1000
@@ -61,7 +63,7 @@ func heldError(kind, host string, holder Instance, seen string) error {
 	if who == "" {
 		who = "a process that does not say which one it is"
 	}
-	return &fault.Error{Code: fault.Unavailable, Reason: "MemberHeld", Msg: fmt.Sprintf("%s on host %s is another process: %s%s", kind, host, who, seen)}
+	return fault.WithReason(fault.New(fault.Unavailable, "%s on host %s is another process: %s%s", kind, host, who, seen), reasonHeld, nil)
 }
 
 // admit reports ErrHeld if a process may not become the member.

@@ -30,7 +30,6 @@ package policy
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -196,8 +195,8 @@ func (e *Enforcer) Check(c Credentials, name string, target map[string]any) erro
 		return denyRule(name)
 	}
 	if !r.allowsScope(c.tokenScope()) {
-		return &fault.Error{Code: fault.Denied, Reason: "InvalidScope", Msg: fmt.Sprintf(
-			"%s requires a scope of %s, request was made with %s scope.", name, strings.Join(r.def.Scopes, " or "), c.tokenScope())}
+		return fault.WithReason(fault.New(fault.Denied, "%s requires a scope of %s, request was made with %s scope.",
+			name, strings.Join(r.def.Scopes, " or "), c.tokenScope()), "InvalidScope", nil)
 	}
 	if r.check.isTrue(&q) {
 		return nil
@@ -207,7 +206,7 @@ func (e *Enforcer) Check(c Credentials, name string, target map[string]any) erro
 
 // denyRule returns the error of a rule that denies, with oslo.policy's text.
 func denyRule(name string) error {
-	return &fault.Error{Code: fault.Denied, Reason: "PolicyNotAuthorized", Msg: "Policy doesn't allow " + name + " to be performed."}
+	return fault.WithReason(fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", name), "PolicyNotAuthorized", nil)
 }
 
 // findRule returns the rule name, or the rule "default", or nil if the set has neither.

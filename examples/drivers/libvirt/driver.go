@@ -10,7 +10,6 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -19,15 +18,16 @@ import (
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/keylock"
 )
 
 // Driver is a compute.Driver. It is safe for concurrent use.
 type Driver struct {
 	compute.Unsupported
 
-	opts options
-	conn connection
-	busy locks
+	opts  options
+	conn  connection
+	locks keylock.Locks // of servers: a call that was given up goes on in libvirt, and the next call waits for it
 }
 
 var _ compute.Driver = (*Driver)(nil)
@@ -39,7 +39,7 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Driver{opts: o, conn: connection{uri: o.uri}, busy: locks{held: make(map[string]chan struct{})}}
+	d := &Driver{opts: o, conn: connection{uri: o.uri}}
 	if _, _, err := d.conn.get(); err != nil {
 		return nil, err
 	}
@@ -61,39 +61,6 @@ func (d *Driver) Info(context.Context) (driver.Info, error) {
 // Close implements driver.Driver. The guests run on.
 func (d *Driver) Close() error { return d.conn.close() }
 
-// locks has a lock for each server that is worked on: a call that was given up goes
-// on in libvirt, and the next waits for it.
-type locks struct {
-	mu   sync.Mutex
-	held map[string]chan struct{}
-}
-
-func (l *locks) lock(ctx context.Context, id string) error {
-	for {
-		l.mu.Lock()
-		wait := l.held[id]
-		if wait == nil {
-			l.held[id] = make(chan struct{})
-		}
-		l.mu.Unlock()
-		if wait == nil {
-			return nil
-		}
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-func (l *locks) unlock(id string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	close(l.held[id])
-	delete(l.held, id)
-}
-
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
 func checkID(id string) error {
@@ -111,7 +78,7 @@ func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Con
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s %s: %w", what, id, err)
 	}
-	if err := d.busy.lock(ctx, id); err != nil {
+	if err := d.locks.Lock(ctx, id); err != nil {
 		return fmt.Errorf("%s %s: %w", what, id, err)
 	}
 	err := await(ctx, func() error {
@@ -120,7 +87,7 @@ func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Con
 			return err
 		}
 		return f(ctx, conn)
-	}, func() { d.busy.unlock(id) })
+	}, func() { d.locks.Unlock(id) })
 	if _, ok := errors.AsType[*fault.Error](err); ok {
 		return err
 	}

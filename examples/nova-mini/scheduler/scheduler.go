@@ -163,8 +163,8 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())
 		f := fault.From(err)
-		f.Msg = "No valid host was found. " + placed.Decision.Summary() // as users read it
-		return nil, f
+		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // as users read it
+		return nil, fault.WithReason(text, f.Reason, f.Meta)
 	case err != nil:
 		return nil, err
 	}

@@ -41,7 +41,7 @@ func TestFilterNames(t *testing.T) {
 		}
 	}
 	_, err = scheduler.New(scheduler.Config{Store: store.New(nil), Filters: []string{"ComputeFilter", "RamFilter"}})
-	if !errors.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), `there is no "RamFilter"; there are: DISK_GB, MEMORY_MB, VCPU, affinity,`) {
+	if !errors.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), `"RamFilter" does not exist: use some of DISK_GB, MEMORY_MB, VCPU, affinity,`) {
 		t.Errorf("%v", err)
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/keylock"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/service/membership"
 )
@@ -40,7 +41,7 @@ type Config struct {
 // Service answers the worker's RPC interface. It is safe for concurrent use.
 type Service struct {
 	cfg   Config
-	locks locks
+	locks keylock.Locks // of the servers that are worked on
 
 	instance string             // of this process; set by Start, before the first message
 	held     context.Context    //nolint:containedctx // the time in which the host is this process's
@@ -59,7 +60,7 @@ func New(cfg Config) *Service {
 		cfg.ShutdownTimeout = time.Minute
 	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
-	s := &Service{cfg: cfg, locks: locks{held: make(map[string]*lock)}, lost: make(chan error, 1)}
+	s := &Service{cfg: cfg, lost: make(chan error, 1)}
 	s.held, s.lose = context.WithCancel(context.Background())
 	return s
 }
@@ -76,10 +77,10 @@ func (s *Service) Register(srv *rpc.Server) {
 // returns an error only when it could not report, and is then called again.
 func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.None, error) {
 	id := req.Spec.ID
-	if !s.locks.try(id) {
+	if !s.locks.TryLock(id) {
 		return s.drop(ctx, "build", id)
 	}
-	defer s.locks.unlock(id)
+	defer s.locks.Unlock(id)
 	wanted, err := s.beginStep(ctx, "build", id, req.Token)
 	if err != nil || !wanted {
 		return &rpc.None{}, err
@@ -150,10 +151,10 @@ func (s *Service) endStep(ctx context.Context, work, id, token string, failed er
 // Errors as Build.
 func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rpc.None, error) {
 	id := req.ServerID
-	if err := s.locks.lock(ctx, id); err != nil {
+	if err := s.lock(ctx, id); err != nil {
 		return nil, err
 	}
-	defer s.locks.unlock(id)
+	defer s.locks.Unlock(id)
 	// A message is only a hint, which another service, or an old one, may have sent.
 	wanted, err := s.beginStep(ctx, "destroy", id, req.Token)
 	if err != nil || !wanted {
@@ -169,10 +170,10 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 // Act does an action to a server, and reports how it ended. Errors as Build.
 func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
 	id, work := req.ServerID, string(req.Action)
-	if !s.locks.try(id) {
+	if !s.locks.TryLock(id) {
 		return s.drop(ctx, work, id)
 	}
-	defer s.locks.unlock(id)
+	defer s.locks.Unlock(id)
 	wanted, err := s.beginStep(ctx, work, id, req.Token)
 	if err != nil || !wanted {
 		return &rpc.None{}, err
@@ -414,10 +415,10 @@ func (s *Service) strangers(ctx context.Context, ids []string) ([]string, error)
 
 // evict destroys an orphan if it still is one when no other work on it goes on.
 func (s *Service) evict(ctx context.Context, id string) error {
-	if err := s.locks.lock(ctx, id); err != nil {
+	if err := s.lock(ctx, id); err != nil {
 		return err
 	}
-	defer s.locks.unlock(id)
+	defer s.locks.Unlock(id)
 	return s.evictLocked(ctx, id)
 }
 
@@ -431,59 +432,10 @@ func (s *Service) evictLocked(ctx context.Context, id string) error {
 	return s.cfg.Driver().Destroy(ctx, id)
 }
 
-// locks has a lock for each server that is worked on.
-type locks struct {
-	mu   sync.Mutex
-	held map[string]*lock
-}
-
-type lock struct {
-	token chan struct{} // holds a token while it is free
-	users int           // who hold it or wait for it
-}
-
-func (l *locks) lock(ctx context.Context, id string) error {
-	l.mu.Lock()
-	k := l.held[id]
-	if k == nil {
-		k = &lock{token: make(chan struct{}, 1)}
-		k.token <- struct{}{}
-		l.held[id] = k
+// lock waits for other work on a server. Unavailable: it did not end before ctx.
+func (s *Service) lock(ctx context.Context, id string) error {
+	if err := s.locks.Lock(ctx, id); err != nil {
+		return fault.New(fault.Unavailable, "wait for other work on server %s: %w", id, err)
 	}
-	k.users++
-	l.mu.Unlock()
-	select {
-	case <-k.token:
-		return nil
-	case <-ctx.Done():
-		l.leave(id, k)
-		return fault.New(fault.Unavailable, "wait for other work on server %s: %w", id, ctx.Err())
-	}
-}
-
-// try takes the lock if it is free and no other goroutine waits for it.
-func (l *locks) try(id string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.held[id] != nil {
-		return false
-	}
-	l.held[id] = &lock{token: make(chan struct{}, 1), users: 1}
-	return true
-}
-
-func (l *locks) unlock(id string) {
-	l.mu.Lock()
-	k := l.held[id]
-	l.mu.Unlock()
-	k.token <- struct{}{}
-	l.leave(id, k)
-}
-
-func (l *locks) leave(id string, k *lock) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if k.users--; k.users == 0 {
-		delete(l.held, id)
-	}
+	return nil
 }

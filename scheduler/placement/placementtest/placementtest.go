@@ -287,7 +287,7 @@ func testRefused(b bench) {
 		}
 	}
 	_, err := b.Put(b.Context(), &placement.Provider{ID: "n", Aggregates: []*placement.Aggregate{{Name: "none"}}})
-	if !errors.Is(err, fault.NotFound) || err.Error() != "provider n: there is no aggregate none" {
+	if !errors.Is(err, fault.NotFound) || err.Error() != "provider n: aggregate none does not exist" {
 		b.Errorf("an aggregate that there is not: %v", err)
 	}
 }
@@ -358,7 +358,7 @@ func testRemove(b bench) {
 	if list, err := b.Providers(b.Context()); len(list) != 0 || err != nil {
 		b.Errorf("left: %v, %v", list, err)
 	}
-	b.refuses(fault.NotFound, "there is no provider n1", placement.Claim{Consumer: "d", Allocations: []placement.Allocation{cpus("n1", 1)}})
+	b.refuses(fault.NotFound, "provider n1 does not exist", placement.Claim{Consumer: "d", Allocations: []placement.Allocation{cpus("n1", 1)}})
 }
 
 func testClaim(b bench) {

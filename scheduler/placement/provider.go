@@ -1,0 +1,82 @@
+package placement
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// replaces returns p as a store keeps it in place of have, or as a new provider if have is nil.
+func (p *Provider) replaces(have *Provider) (*Provider, error) {
+	next := *p
+	next.Inventories, next.Aggregates = maps.Clone(p.Inventories), nil
+	for _, a := range p.Aggregates {
+		next.Aggregates = append(next.Aggregates, &Aggregate{Name: a.Name})
+	}
+	next.At, next.Consumers, next.Members = time.Time{}, 0, nil
+	if have == nil {
+		if p.Generation != 0 && p.Generation != Any {
+			return nil, fmt.Errorf("provider %s, generation %d: there is none: %w", p.ID, p.Generation, ErrChanged)
+		}
+		have = &Provider{}
+	} else if p.Generation != Any && p.Generation != have.Generation {
+		return nil, fmt.Errorf("provider %s, generation %d: it has generation %d: %w", p.ID, p.Generation, have.Generation, ErrChanged)
+	}
+	for class, old := range have.Inventories {
+		i, ok := next.Inventories[class]
+		if !ok && old.Used > 0 {
+			return nil, fault.New(fault.Precondition, "provider %s: %s cannot go, %d of it are used", p.ID, class, old.Used)
+		}
+		if ok {
+			i.Used = old.Used
+			next.Inventories[class] = i
+		}
+	}
+	for class, i := range next.Inventories {
+		if _, ok := have.Inventories[class]; !ok {
+			i.Used = 0
+			next.Inventories[class] = i
+		}
+	}
+	next.Generation = have.Generation
+	if have.Generation == 0 || next.differs(have) {
+		next.Generation++
+	}
+	return &next, nil
+}
+
+// differs reports whether p differs from q in what changes the generation.
+func (p *Provider) differs(q *Provider) bool {
+	names := func(p *Provider) (out []string) {
+		for _, a := range p.Aggregates {
+			out = append(out, a.Name)
+		}
+		return out
+	}
+	return p.Zone != q.Zone || p.Disabled != q.Disabled || p.Version != q.Version ||
+		!maps.Equal(p.Inventories, q.Inventories) || !slices.Equal(p.Traits, q.Traits) || !slices.Equal(names(p), names(q)) ||
+		!slices.Equal(p.Platforms, q.Platforms) || !maps.Equal(p.Capabilities, q.Capabilities)
+}
+
+// addConsumers counts n more consumers, as members of group unless it is empty.
+func (p *Provider) addConsumers(group string, n int64) {
+	p.Consumers += n
+	if group == "" {
+		return
+	}
+	if p.Members == nil {
+		p.Members = map[string]int64{}
+	}
+	p.Members[group] += n
+}
+
+// without returns the provider without an aggregate, in a new generation.
+func (p *Provider) without(aggregate string) *Provider {
+	out := *p
+	out.Aggregates = slices.DeleteFunc(slices.Clone(p.Aggregates), func(a *Aggregate) bool { return a.Name == aggregate })
+	out.Generation++
+	return &out
+}

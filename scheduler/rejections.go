@@ -1,0 +1,53 @@
+package scheduler
+
+import "slices"
+
+// rejections are the rejected hosts of a decision, each with its reason. A reason is kept as a format and two
+// numbers, and its text is made only when it is read: a decision about 100,000 hosts rejects most of them, and
+// most of these texts are never read. Formats are interned: most hosts that a filter rejects in a row have the
+// same format, so only the filter's last format is compared.
+type rejections[H Host] struct {
+	hosts   []H
+	reasons []reason // of the hosts
+	formats []reasonFormat
+}
+
+// reason says why a host was rejected. It has no pointer, so the garbage collector need not follow it.
+type reason struct {
+	a, b   int64
+	format int32 // an index of formats
+}
+
+// reasonFormat is what a filter or a weigher has said, perhaps of many hosts.
+type reasonFormat struct{ rejectedBy, format string }
+
+// add adds a host. last is the index of the format that the same filter used last, or -1; add returns the index
+// of the format that it uses now.
+func (r *rejections[H]) add(h H, rejectedBy string, v *Verdict, last int32) int32 {
+	if last < 0 || r.formats[last].format != v.format {
+		last = int32(len(r.formats))
+		r.formats = append(r.formats, reasonFormat{rejectedBy, v.format})
+	}
+	r.hosts = append(r.hosts, h)
+	r.reasons = append(r.reasons, reason{v.a, v.b, last})
+	return last
+}
+
+// at returns the filter and the text for a host.
+func (r *rejections[H]) at(i int) (rejectedBy, text string) {
+	why := &r.reasons[i]
+	f := &r.formats[why.format]
+	return f.rejectedBy, reasonText(f.format, why.a, why.b)
+}
+
+// clone returns a copy that shares no memory.
+func (r *rejections[H]) clone() rejections[H] {
+	return rejections[H]{slices.Clone(r.hosts), slices.Clone(r.reasons), slices.Clone(r.formats)}
+}
+
+// reset removes all hosts and keeps the memory.
+func (r *rejections[H]) reset() {
+	clear(r.hosts)
+	clear(r.formats)
+	r.hosts, r.reasons, r.formats = r.hosts[:0], r.reasons[:0], r.formats[:0]
+}
