@@ -82,8 +82,8 @@ type Config struct {
 	// Default 0: no statement is logged.
 	SlowQuery time.Duration
 	// Observe is called at the start of each statement, with its context and its text, unless it is nil. The function
-	// that it returns is called once, when the database has answered, with the statement's error. BEGIN,
-	// COMMIT and ROLLBACK are not statements. Both functions may be called from several goroutines at once, and block the
+	// that it returns is called once, when the database has answered, with the statement's error. On MySQL
+	// COMMIT and ROLLBACK are statements, too. Both functions may be called from several goroutines at once, and block the
 	// statement. It is for metrics and traces, see package dbprom.
 	Observe func(ctx context.Context, query string) (end func(error))
 	// Logger gets warnings. Default [slog.Default].

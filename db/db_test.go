@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -281,6 +282,48 @@ func TestNow(t *testing.T) {
 		}
 		defer c.Close()
 		now(c)
+	})
+}
+
+// TestNowInTx: a transaction reads the clock once, and each attempt at it anew.
+func TestNowInTx(t *testing.T) {
+	t.Parallel()
+	dbtest.EachURL(t, func(t *testing.T, url string) {
+		var asked atomic.Int64
+		d, err := db.Open(t.Context(), db.Config{URL: url, Observe: func(_ context.Context, query string) func(error) {
+			if query == "SELECT UTC_TIMESTAMP(6)" {
+				asked.Add(1)
+			}
+			return func(error) {}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { d.Close() })
+		asked.Store(0)
+		var last time.Time
+		for range 2 {
+			err = db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+				first, err := db.Now(ctx, tx)
+				if err != nil {
+					return err
+				}
+				return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
+					second, err := db.Now(ctx, tx)
+					if err == nil && (!first.Equal(second) || !first.After(last)) {
+						t.Errorf("the times are %v and %v, after %v", first, second, last)
+					}
+					last = second
+					return err
+				})
+			})
+			if err != nil {
+				t.Error(err)
+			}
+		}
+		if n := asked.Load(); n != 2 {
+			t.Errorf("two transactions have read the clock %d times", n)
+		}
 	})
 }
 

@@ -1,6 +1,7 @@
 package dbprom_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -40,10 +41,11 @@ func TestMetrics(t *testing.T) {
 		got := map[string]float64{}
 		for _, f := range families {
 			for _, v := range f.GetMetric() {
-				key := f.GetName()
+				parts := []string{f.GetName()}
 				for _, l := range v.GetLabel() {
-					key += " " + l.GetValue()
+					parts = append(parts, l.GetValue())
 				}
+				key := strings.Join(parts, " ")
 				if c := v.GetCounter(); c != nil {
 					got[key] = c.GetValue()
 				} else {

@@ -299,7 +299,11 @@ func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 			return more
 		}
 		if _, atEnd := errors.AsType[*endError](err); atEnd {
-			return x.writeOrPostpone(ctx, x.event(s, "undone", nil, began), func(r *row) { r.setData(data); x.kind.stepUndone(r, x.now()) })
+			x.postponeEnd(ctx, err, x.event(s, "undone", nil, began), func(r *row) {
+				r.setData(data)
+				x.kind.stepUndone(r, x.now())
+			})
+			return false
 		}
 	}
 	switch w, waits := errors.AsType[*waitError](err); {
@@ -323,13 +327,18 @@ func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 	})
 }
 
-// writeOrPostpone writes a change. If it ends the operation and OnEnd fails, the change is written without the end, which is tried again
-// later.
+// writeOrPostpone writes a change. If the change ends the operation and OnEnd fails, the end is postponed.
 func (x *execution) writeOrPostpone(ctx context.Context, e *Event, change func(*row)) bool {
 	more, err := x.write(ctx, change, e, nil)
-	if err == nil {
-		return more
+	if err != nil {
+		x.postponeEnd(ctx, err, e, change)
 	}
+	return more
+}
+
+// postponeEnd writes a change that ends the operation without the end, which is tried again later because OnEnd has
+// failed.
+func (x *execution) postponeEnd(ctx context.Context, err error, e *Event, change func(*row)) {
 	x.log.WarnContext(ctx, "OnEnd failed", "error", err)
 	id, delay := x.row.ID, Retry{}.delay(0)
 	_, _ = x.write(ctx, func(r *row) {
@@ -339,7 +348,6 @@ func (x *execution) writeOrPostpone(ctx context.Context, e *Event, change func(*
 		r.retryLater(x.now(), delay)
 	}, e, nil) // the operation does not end, so there is no error
 	time.AfterFunc(delay, func() { x.Notify(id) })
-	return false
 }
 
 // endUndone ends an operation whose steps are undone and whose OnEnd has failed before.

@@ -17,12 +17,14 @@ var (
 var Worker = &rpc.Interface{Name: "compute", Version: v14}
 
 var (
-	// Build makes the worker build a server, Destroy remove it, and Act do an action to it. The worker asks first whether
-	// the step is still wanted ([BeginStep]) and reports its end ([EndStep]), with the request's token. Each is
-	// idempotent by its token. Act resizes since 1.2; requests have tokens since 1.4.
-	Build   = rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce}
+	// Build makes the worker build a server. The worker asks first whether the step is still wanted ([BeginStep]) and
+	// reports its end ([EndStep]), with the request's token, so the request is idempotent. Requests of Build, Destroy and Act
+	// have tokens since 1.4.
+	Build = rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce}
+	// Destroy makes the worker remove a server, as Build does its work.
 	Destroy = rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce}
-	Act     = rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce}
+	// Act makes the worker do an action to a server, as Build does its work. Since 1.2 it resizes.
+	Act = rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce}
 	// ReadConsole returns the end of a server's console log, at most 100 KiB, as
 	// in Nova. Errors: NotFound; Unimplemented if the driver has none.
 	ReadConsole = rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11}
@@ -97,11 +99,14 @@ var (
 	BeginStep = rpc.Method[StepRequest, rpc.None]{Interface: Conductor, Name: "begin_step", Since: v13}
 	// EndStep reports how a step has ended. ErrStale: it was not wanted any more. A report that was made before is not an error.
 	EndStep = rpc.Method[EndStepRequest, rpc.None]{Interface: Conductor, Name: "end_step", Since: v13}
-	// BeginBuild, EndBuild, EndAct and EndDestroy are BeginStep and EndStep for workers of releases before 1.4 of the interface
-	// compute, which name an attempt by server, host, task and generation.
+	// BeginBuild is BeginStep for workers of releases before 1.4 of the interface compute, which name an attempt by server,
+	// host, task and generation.
 	BeginBuild = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1}
-	EndBuild   = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1}
-	EndAct     = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11}
+	// EndBuild is EndStep for a build by such a worker.
+	EndBuild = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1}
+	// EndAct is EndStep for an action by such a worker.
+	EndAct = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11}
+	// EndDestroy is EndStep for a deletion by such a worker.
 	EndDestroy = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1}
 	// ReportHost is a worker's heartbeat, with what its host has.
 	ReportHost = rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1}

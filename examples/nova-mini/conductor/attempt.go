@@ -18,7 +18,7 @@ import (
 // generationOf makes the generation of a request of its token.
 func generationOf(token string) int64 {
 	h := fnv.New64a()
-	h.Write([]byte(token)) // which does not fail
+	_, _ = h.Write([]byte(token)) // it does not fail
 	return int64(h.Sum64() & math.MaxInt64)
 }
 

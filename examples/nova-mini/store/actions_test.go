@@ -122,7 +122,7 @@ func TestResize(t *testing.T) {
 		}
 		end := func(a compute.Action, failed error) {
 			t.Helper()
-			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, a, failed) })
+			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, a, failed) }) //nolint:contextcheck // the test's
 			over(ctx, t, d)
 		}
 		begin := func(f *store.Flavor) {

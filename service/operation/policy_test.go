@@ -1,0 +1,337 @@
+package operation_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// TestRetry: a step says which errors are tried again, how often, and how soon; a mark on an error wins over its code.
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	away, gone := fault.New(fault.Unavailable, "away"), fault.New(fault.NotFound, "gone")
+	for _, tt := range []struct {
+		name   string
+		retry  operation.Retry
+		limit  time.Duration
+		errs   []error // of the attempts; after them the step is done
+		state  operation.State
+		events string
+		says   string
+		took   time.Duration // at least
+	}{
+		{"a code that is transient here", operation.Retry{Codes: []fault.Code{fault.NotFound}}, 0, []error{gone, gone}, operation.Succeeded, "a:retry a:retry a:done", "", 0},
+		{"a code that is not transient here", operation.Retry{Codes: []fault.Code{fault.NotFound}}, 0, []error{away}, operation.Failed, "a:failed", "away", 0},
+		{"no code is", operation.Retry{Codes: []fault.Code{}}, 0, []error{away}, operation.Failed, "a:failed", "away", 0},
+		{"marked as transient", operation.Retry{}, 0, []error{operation.Transient(gone)}, operation.Succeeded, "a:retry a:done", "", 0},
+		{"marked as permanent", operation.Retry{}, 0, []error{operation.Permanent(away)}, operation.Failed, "a:failed", "away", 0},
+		{"the outermost mark counts", operation.Retry{}, 0, []error{fmt.Errorf("x: %w", operation.Transient(operation.Permanent(gone)))}, operation.Succeeded, "a:retry a:done", "", 0},
+		{"often enough", operation.Retry{Max: 2}, 0, []error{away, away}, operation.Succeeded, "a:retry a:retry a:done", "", 0},
+		{"too often", operation.Retry{Max: 2}, 0, []error{away, away, away}, operation.Failed, "a:retry a:retry a:failed", "away", 0},
+		{"slower", operation.Retry{MinDelay: 400 * time.Millisecond}, 0, []error{away}, operation.Succeeded, "a:retry a:done", "", 300 * time.Millisecond},
+		{"not slower than that", operation.Retry{MinDelay: time.Hour, MaxDelay: 10 * time.Millisecond}, 0, []error{away}, operation.Succeeded, "a:retry a:done", "", 0},
+		{"no longer than that", operation.Retry{MinDelay: 50 * time.Millisecond, MaxDelay: 50 * time.Millisecond}, time.Second, slicesOf(away, 1000), operation.TimedOut, "", "step a not done within 1s: away", time.Second},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+				b := newBench(t, d, operation.RunnerConfig{})
+				calls := 0
+				operation.Handle(b.runner, create, operation.Step[input]{Name: "a", Retry: tt.retry, Limit: tt.limit, Do: func(context.Context, *operation.Op, *input) error {
+					if calls++; calls <= len(tt.errs) {
+						return tt.errs[calls-1]
+					}
+					return nil
+				}})
+				b.start()
+				o := b.ends(b.begin(create, ""), tt.state)
+				if tt.events != "" && events(o) != tt.events || o.Error != tt.says {
+					t.Errorf("events %s, error %q; want %s, %q", events(o), o.Error, tt.events, tt.says)
+				}
+				if took := o.Ended.Sub(o.Created); took < tt.took {
+					t.Errorf("it took %v, want at least %v", took, tt.took)
+				}
+			})
+		})
+	}
+	if operation.Permanent(nil) != nil || operation.Transient(nil) != nil {
+		t.Error("a mark makes an error of none")
+	}
+	if err := operation.Permanent(away); !errors.Is(err, fault.Unavailable) || err.Error() != "away" {
+		t.Errorf("a marked error is %v", err)
+	}
+}
+
+func slicesOf(err error, n int) (out []error) {
+	for range n {
+		out = append(out, err)
+	}
+	return out
+}
+
+// TestOnEnd: the function of the end is part of the transaction of the end, however the operation ends, and is not
+// skipped because of an error.
+func TestOnEnd(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		var failures atomic.Int64
+		kinds := map[string]operation.Kind[input]{}
+		handle := func(name string, steps ...operation.Step[input]) {
+			k := create
+			k.Name, k.Timeout = name, 2*time.Second
+			kinds[name] = k
+			operation.Handle(b.runner, k, steps...)
+			operation.OnEnd(b.runner, k, func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input) error {
+				text := ""
+				if op.Err != nil {
+					text = fault.CodeOf(op.Err).String() + " " + op.Err.Error()
+				}
+				in.Text = string(op.State)
+				if _, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, ?, 1)`, op.ID, db.Cut("end "+text, 64)); err != nil {
+					return db.Error(err)
+				}
+				if failures.Add(-1) >= 0 {
+					return errors.New("stuck")
+				}
+				return nil
+			})
+		}
+		no := func(*operation.Op) error { return errors.New("no") }
+		plain := b.step("a", nil, nil)
+		plain.Undo = nil
+		failing := b.step("b", no, nil)
+		failing.Undo = nil
+		handle("works", plain)
+		handle("fails", plain, failing)
+		handle("undoes", b.step("a", nil, nil), failing)
+		handle("waits", b.waiting("a"))
+		handle("reports", b.waiting("a"))
+		b.start()
+		for _, tt := range []struct {
+			name, kind string
+			failures   int64 // of OnEnd
+			state      operation.State
+			end        string // the effect; "": none
+			events     string
+			says       string
+		}{
+			{"succeeded", "works", 0, operation.Succeeded, "end ", "a:done", ""},
+			{"failed", "fails", 0, operation.Failed, "end Internal no", "a:done b:failed", "no"},
+			{"undone", "undoes", 0, operation.Failed, "end Internal no", "a:done b:failed a:undone", "no"},
+			{"timed out", "waits", 0, operation.TimedOut, "end Timeout operation not done within 2s", "a:undone", "operation not done within 2s"},
+			{"its error is that of the last step", "works", 1, operation.Failed, "end Internal stuck", "a:failed", "stuck"},
+			{"it is tried again after a failure", "fails", 3, operation.Failed, "end Internal no", "a:done b:failed end:retry end:retry", "no"},
+			{"it is tried again after undoing", "undoes", 2, operation.Failed, "end Internal no", "a:done b:failed a:undone end:retry", "no"},
+			{"it never works", "fails", 1 << 40, operation.Failed, "", "", "no; the end failed: stuck"},
+		} {
+			failures.Store(tt.failures)
+			id := b.begin(kinds[tt.kind], "")
+			o := b.ends(id, tt.state)
+			var got []string
+			if err := d.SelectContext(t.Context(), &got, `SELECT step FROM effects WHERE operation_id = ?`, id); err != nil {
+				t.Fatal(err)
+			}
+			if tt.end == "" && len(got) > 0 || tt.end != "" && (len(got) != 1 || got[0] != tt.end) {
+				t.Errorf("%s: effects %q, want %q", tt.name, got, tt.end)
+			}
+			if tt.events != "" && events(o) != tt.events || o.Error != tt.says {
+				t.Errorf("%s: events %s, error %q; want %s, %q", tt.name, events(o), o.Error, tt.events, tt.says)
+			}
+			if tt.end != "" && !strings.Contains(string(o.Data), `"text":"`+string(tt.state)) {
+				t.Errorf("%s: data %s", tt.name, o.Data)
+			}
+		}
+		if n := b.runner.Stats().NotUndone; n != 1 {
+			t.Errorf("%d ends count as not done, want 1", n)
+		}
+		failures.Store(1)
+		id := b.begin(kinds["reports"], "r")
+		b.waits(id, "a", 0)
+		token := b.token("r")
+		if err := b.runner.End(t.Context(), token, nil); err == nil || err.Error() != "stuck" {
+			t.Errorf("a report whose end fails: %v", err)
+		}
+		if err := b.ops.Wanted(t.Context(), token); err != nil {
+			t.Errorf("after that the step is not wanted any more: %v", err)
+		}
+		if err := b.runner.End(t.Context(), token, nil); err != nil {
+			t.Error(err)
+		}
+		b.ends(id, operation.Succeeded)
+	})
+}
+
+// TestSignal: what waits for a peer goes on at once when the peer is back, and nothing else does.
+func TestSignal(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{Poll: 50 * time.Millisecond})
+		operation.Handle(b.runner, create, b.stepIn("a", func(op *operation.Op, in *input) error {
+			b.j.add("%s-%d", op.Resource, op.Waits)
+			if op.Waits > 0 {
+				return nil
+			}
+			return operation.WaitFor(map[int]string{7: "host-1", 8: "host-2"}[in.Size], time.Hour)
+		}, nil))
+		b.start()
+		ids := map[string]string{}
+		for _, resource := range []string{"x", "y"} {
+			ids[resource] = b.begin(create, resource)
+		}
+		other, err := operation.Begin(reqctx.With(t.Context(), asker), b.ops, create, "z", &input{Size: 8})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range ids {
+			b.waitsFor(id, "host-1")
+		}
+		b.waitsFor(other, "host-2")
+		if err := b.runner.Signal(t.Context(), "host-1"); err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range ids {
+			b.ends(id, operation.Succeeded)
+		}
+		b.waitsFor(other, "host-2")
+		if strings.Contains(b.j.String(), "z-1") {
+			t.Errorf("what waits for another peer went on: %s", &b.j)
+		}
+	})
+}
+
+// waitsFor waits until an operation waits for a peer.
+func (b *bench) waitsFor(id, peer string) {
+	b.Helper()
+	for end := time.Now().Add(30 * time.Second); ; {
+		o, err := b.ops.Show(b.Context(), id)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if o.WaitsFor == peer && o.Owner == "" {
+			return
+		}
+		if o.State.Ended() || time.Now().After(end) {
+			b.Fatalf("it does not wait for %s: %+v", peer, o)
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+}
+
+// TestDeadlines: the time of a step, and of an operation, runs only while a runner could have heard of a report, and a
+// report counts also after it.
+func TestDeadlines(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		const lease, limit = 300 * time.Millisecond, 1500 * time.Millisecond
+		var told atomic.Int64
+		runner := func() *bench {
+			b := newBench(t, d, operation.RunnerConfig{Lease: lease})
+			operation.Handle(b.runner, create, operation.Step[input]{Name: "a", Limit: limit, Do: func(context.Context, *operation.Op, *input) error {
+				told.Add(1)
+				return operation.WaitFor("host", lease)
+			}})
+			if err := b.runner.Start(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			return b
+		}
+		first := runner()
+		ids := []string{first.begin(create, "reported"), first.begin(create, "lost")}
+		for _, id := range ids {
+			first.waitsFor(id, "host")
+		}
+		if err := first.runner.Stop(context.WithoutCancel(t.Context())); err != nil {
+			t.Fatal(err)
+		}
+		<-time.After(2 * limit) // no runner is there
+		before := told.Load()
+		second := runner()
+		defer second.runner.Stop(context.WithoutCancel(t.Context()))
+		for told.Load() < before+2 {
+			<-time.After(time.Millisecond)
+		}
+		if err := second.runner.End(t.Context(), second.token("reported"), nil); err != nil {
+			t.Errorf("a report after the runners are back: %v", err)
+		}
+		second.ends(ids[0], operation.Succeeded)
+		if o := second.ends(ids[1], operation.TimedOut); o.Error != "step a not done within 1.5s" {
+			t.Errorf("without a report: %q", o.Error)
+		}
+
+		// A runner that is not started takes a report after the deadline.
+		idle := newBench(t, d, operation.RunnerConfig{})
+		operation.Handle(idle.runner, remove, idle.waiting("a"))
+		id := idle.begin(remove, "late")
+		if _, err := d.ExecContext(t.Context(), `UPDATE operations SET deadline_at = ?, step_deadline_at = ? WHERE id = ?`, time.Now().UTC().Add(-time.Hour), time.Now().UTC().Add(-time.Hour), id); err != nil {
+			t.Fatal(err)
+		}
+		if err := idle.runner.End(t.Context(), idle.token("late"), nil); err != nil {
+			t.Errorf("a report after the deadline: %v", err)
+		}
+		idle.ends(id, operation.Succeeded)
+	})
+}
+
+// TestCurrent: the operation of a resource can be read with its data, and locked.
+func TestCurrent(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		s := b.stepIn("a", func(_ *operation.Op, in *input) error {
+			in.Kept = 42
+			return operation.WaitFor("host", time.Hour)
+		}, nil)
+		operation.Handle(b.runner, create, s)
+		id := b.begin(create, "disk-1")
+		op, err := b.ops.Current(t.Context(), "disk-1")
+		if err != nil || op.ID != id || op.Step != "" || op.State != operation.Running || op.Err != nil {
+			t.Errorf("before a runner has seen it: %+v, %v", op, err)
+		}
+		b.start()
+		b.waitsFor(id, "host")
+		err = db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
+			op, err := b.ops.Lock(ctx, tx, "disk-1")
+			if err != nil {
+				return err
+			}
+			data, err := create.Data(op)
+			if err != nil || data.Kept != 42 || op.Step != "a" || op.Kind != create.Name || op.Waits != 1 {
+				t.Errorf("locked: %+v, %+v, %v", op, data, err)
+			}
+			if _, err := remove.Data(op); !errors.Is(err, fault.Invalid) {
+				t.Errorf("data of another kind: %v", err)
+			}
+			if _, err := b.ops.Lock(ctx, tx, "disk-2"); !errors.Is(err, fault.NotFound) {
+				t.Errorf("lock of nothing: %v", err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		var current []struct{ Resource, ID, Kind, State, Step string }
+		if err := d.SelectContext(t.Context(), &current, `SELECT * FROM operation_current`); err != nil || len(current) != 1 ||
+			current[0] != (struct{ Resource, ID, Kind, State, Step string }{"disk-1", id, "disk.create", "running", "a"}) {
+			t.Errorf("the view has %+v, %v", current, err)
+		}
+		if _, err := operation.Begin(t.Context(), b.ops, remove, "disk-3", &input{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := operation.Begin(t.Context(), b.ops, remove, "disk-3", &input{}); !errors.Is(err, operation.ErrBusy) {
+			t.Errorf("a kind that preempts its own: %v", err)
+		}
+	})
+}
