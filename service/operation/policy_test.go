@@ -275,7 +275,7 @@ func TestDeadlines(t *testing.T) {
 		idle := newBench(t, d, operation.RunnerConfig{})
 		operation.Handle(idle.runner, remove, idle.waiting("a"))
 		id := idle.begin(remove, "late")
-		if _, err := d.ExecContext(t.Context(), `UPDATE operations SET deadline_at = ?, step_deadline_at = ? WHERE id = ?`, time.Now().UTC().Add(-time.Hour), time.Now().UTC().Add(-time.Hour), id); err != nil {
+		if _, err := d.ExecContext(t.Context(), `UPDATE operations SET deadline_at = ?, step_deadline_at = ? WHERE id = ?`, time.Now().UTC().Add(-time.Second), time.Now().UTC().Add(-time.Second), id); err != nil {
 			t.Fatal(err)
 		}
 		if err := idle.runner.End(t.Context(), idle.token("late"), nil); err != nil {
