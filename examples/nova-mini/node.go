@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/armature-go/armature/db"
@@ -158,13 +159,13 @@ func (n *node) track(ctx context.Context, info rpc.Info, req any, next func(cont
 	return next(ctx, req)
 }
 
-// report adds the heartbeats of a service: one at once, then one at each report_interval. After a failure
-// it is tried again after a second, and then after twice as long each time, up to report_interval. The log has
-// one line for the first of several failures, and one for the end.
-func (n *node) report(name string, f func(context.Context) error) {
+// heartbeat returns a function that calls f if a heartbeat of a service is due, for a loop: at each report_interval, and
+// after a failure after a second, and then after twice as long each time, up to report_interval. The log has one line
+// for the first of several failures, and one for the end.
+func (n *node) heartbeat(name string, f func(context.Context) error) func(context.Context) error {
 	var next time.Time
 	gap, failed := time.Second, 0
-	try := func(ctx context.Context) error {
+	return func(ctx context.Context) error {
 		if time.Now().Before(next) {
 			return nil
 		}
@@ -187,8 +188,6 @@ func (n *node) report(name string, f func(context.Context) error) {
 		gap *= 2
 		return nil
 	}
-	n.app.Add(name+" first report", service.Funcs{OnStart: try})
-	n.app.Add(name+" report", service.Loop(min(time.Second, n.ReportInterval), try))
 }
 
 func wireAPI(_ context.Context, n *node) error {
@@ -341,6 +340,7 @@ func (n *node) addScheduler(host string) error {
 	if err != nil {
 		return err
 	}
+	n.app.Add("scheduler fleet", service.Loop(scheduler.RefreshInterval, s.Refresh))
 	n.serve("scheduler", compute.Scheduler, host, s.Register)
 	n.join(store.SchedulerBinary, host)
 	return nil
@@ -370,20 +370,58 @@ func drivers() *driver.Registry[compute.Driver] {
 	return r
 }
 
-// addCompute adds the worker of a host. Its parts are started in an order such that a second process with the
-// host touches nothing of the first: the lock in the state path, the driver, the claim of the host at
-// the conductor, and only then the server that takes messages.
-func (n *node) addCompute(host string) error {
+// addCompute adds the workers of hosts, which send their first heartbeats at the same time.
+func (n *node) addCompute(hosts ...string) error {
+	var workers []*worker.Service
+	var beats []func(context.Context) error
+	for _, host := range hosts {
+		w, err := n.addWorker(host)
+		if err != nil {
+			return err
+		}
+		workers, beats = append(workers, w), append(beats, n.heartbeat("compute "+host, w.Report))
+	}
+	n.app.Add("first reports of hosts", service.Funcs{OnStart: func(ctx context.Context) error {
+		var wg sync.WaitGroup
+		for i, beat := range beats {
+			wg.Go(func() {
+				n.firstAudit(ctx, hosts[i], workers[i])
+				_ = beat(ctx) // it logs its failure and is repeated by the loop
+			})
+		}
+		wg.Wait()
+		return nil
+	}})
+	for i, host := range hosts {
+		n.app.Add("compute "+host+" report", service.Loop(min(time.Second, n.ReportInterval), beats[i]))
+		n.app.Add("compute "+host+" audit", service.Loop(time.Minute, workers[i].Audit))
+	}
+	return nil
+}
+
+// firstAudit destroys what does not belong on a host before its first heartbeat says what is free.
+func (n *node) firstAudit(ctx context.Context, host string, w *worker.Service) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	if err := w.Audit(ctx); err != nil {
+		n.log.WarnContext(ctx, "first audit failed, the next one comes within a minute", "host", host, "error", err)
+	}
+}
+
+// addWorker adds the worker of a host without its reports. Its parts are started in an order such that a second
+// process with the host touches nothing of the first: the lock in the state path, the driver, the claim of the host
+// at the conductor, and only then the server that takes messages.
+func (n *node) addWorker(host string) (*worker.Service, error) {
 	lock := membership.NewFileLock(store.ComputeBinary, host, filepath.Join(n.StatePath, "hosts", host+".lock"))
 	n.app.AddLabeled("lock of host "+host, n.label("DEFAULT", "host", "state_path"), lock)
 	cfg, err := n.driverConfig(host)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(host)
 	p, err := drivers().New(compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
-		return n.wrong("DEFAULT", "compute_driver", err)
+		return nil, n.wrong("DEFAULT", "compute_driver", err)
 	}
 	n.tell.drivers.Add(host, p)
 	n.app.Add("driver "+host, &driverPart{p, n.options}) // its errors name the option
@@ -393,18 +431,7 @@ func (n *node) addCompute(host string) error {
 	})
 	n.app.AddLabeled("host "+host, n.label("DEFAULT", "host", "compute_driver"), w)
 	n.serve("compute "+host, compute.Worker, host, w.Register, w.Guard)
-	// What does not belong here is destroyed before the first report says what is free.
-	n.app.Add("compute "+host+" first audit", service.Funcs{OnStart: func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-		defer cancel()
-		if err := w.Audit(ctx); err != nil {
-			n.log.WarnContext(ctx, "first audit failed, the next one comes within a minute", "host", host, "error", err)
-		}
-		return nil
-	}})
-	n.report("compute "+host, w.Report)
-	n.app.Add("compute "+host+" audit", service.Loop(time.Minute, w.Audit))
-	return nil
+	return w, nil
 }
 
 // driverPart is a driver whose start names the option that is wrong, which may be one of the driver's own.
@@ -422,9 +449,6 @@ func (p *driverPart) Start(ctx context.Context) error {
 	}
 	return p.options.wrong("DEFAULT", "compute_driver", err)
 }
-
-// fleet is how many hosts are simulated when all runs in one process.
-const fleet = 4
 
 // allInOne wires all services over the in-memory bus and an SQLite database.
 func allInOne(ctx context.Context, n *node) error {
@@ -462,10 +486,16 @@ func allInOne(ctx context.Context, n *node) error {
 	if err := n.addScheduler(n.Host); err != nil {
 		return err
 	}
-	for i := range fleet {
-		if err := n.addCompute(fmt.Sprintf("node-%d", i+1)); err != nil {
-			return err
-		}
+	hosts, err := fake.Hosts(n.Drivers[n.driverSection()]["hosts"])
+	if err != nil {
+		return n.wrong("DEFAULT", "compute_driver", err)
+	}
+	names := make([]string, hosts)
+	for i := range names {
+		names[i] = fmt.Sprintf("node-%d", i+1)
+	}
+	if err := n.addCompute(names...); err != nil {
+		return err
 	}
 	return n.addAPI()
 }

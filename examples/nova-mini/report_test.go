@@ -25,7 +25,7 @@ func TestReport(t *testing.T) { //nolint:paralleltest // the others set the defa
 		var mu sync.Mutex // of at and bad
 		begin, bad := time.Now(), true
 		var at []time.Duration
-		n.report("compute", func(context.Context) error {
+		beat := n.heartbeat("compute", func(context.Context) error {
 			mu.Lock()
 			defer mu.Unlock()
 			at = append(at, time.Since(begin))
@@ -34,6 +34,8 @@ func TestReport(t *testing.T) { //nolint:paralleltest // the others set the defa
 			}
 			return nil
 		})
+		n.app.Add("first report", service.Funcs{OnStart: beat})
+		n.app.Add("report", service.Loop(time.Second, beat))
 		ctx, cancel := context.WithCancel(t.Context())
 		ended := make(chan error, 1)
 		go func() { ended <- n.app.Run(ctx) }()

@@ -11,92 +11,103 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// Placer chooses hosts and claims them. All fields but Claim are required. It is
-// safe for concurrent use, as many in one process or in many as one likes.
+// Placer chooses hosts and claims them. All fields but Claim are required. A Placer is safe for concurrent use. Any
+// number of placers in any number of processes may use one store.
 type Placer[R Requester, H Hosted] struct {
 	Scheduler *scheduler.Scheduler[R, H]
 	Store     Store
-	// Hosts returns the candidates. With fresh it must read their state anew;
-	// else it may return what is known, such as a scheduler.Fleet's hosts.
+	// Hosts returns the candidates. If fresh is set, it must read their current state. Otherwise it may return
+	// what is known, such as the hosts of a scheduler.Fleet.
 	Hosts func(ctx context.Context, fresh bool) ([]H, error)
-	// Claim returns what a request claims on a host. Default: its Resources, all
-	// from the host, with its Group, as a new claim of its Consumer.
+	// Claim returns what a request claims on a host. Default: its Resources, all from the host, with its Group, as
+	// a new claim of its Consumer.
 	Claim func(req R, host H) Claim
 }
 
-// Placed is what [Placer.Place] did.
+// Placed is the result of [Placer.Place].
 type Placed[H Hosted] struct {
 	Host H
-	// Alternates are the hosts to try next, best first, if the work then fails on
-	// Host; each is to be claimed before.
+	// Alternates are the hosts to try next, best first, if the work fails on Host. They are not claimed.
 	Alternates []H
-	// Decision is the one that the host was chosen by.
+	// Decision is the one that chose the host.
 	Decision *scheduler.Decision[H]
-	// Again says that the consumer had its claim already, such as from a call
-	// whose answer was lost, on Host, which the Decision did not choose.
-	Again bool
-	// Refused says of each better host why it could not be claimed.
+	// AlreadyClaimed reports that the consumer had a claim before, such as from a call whose reply was lost. Host
+	// is the host of that claim, which the Decision did not choose.
+	AlreadyClaimed bool
+	// Refused has, for each better host, why it could not be claimed.
 	Refused []error
 }
 
-// rounds is how often Place decides anew because others took the room between the
-// decision and the claim. Each time somebody else got what they wanted.
-const rounds = 20
+const (
+	// maxRounds is how many decisions Place makes if others claim the room between the decision and the claim. In
+	// each round another request was placed.
+	maxRounds = 20
+	// maxRefused is after how many hosts without room Place reads the hosts' state again.
+	maxRefused = 5
+)
 
-// Place chooses a host for the request and claims it. When others take the room
-// on one between the choice and the claim it takes the next best, and when that
-// is none it decides anew from a fresh state. A consumer that has a claim already
-// keeps it, so that Place may be repeated. It fails with
-// scheduler.ErrNoValidHost only if, by a fresh state, no host passes; Placed has
-// the decision then. Other errors: Unavailable if others were faster every time;
-// those of the store, of Hosts and of the filters; Placed is nil then.
+// Place chooses a host for the request and claims it. If the host has no room any more, Place tries the next best
+// one, and then decides again from fresh state. A consumer that has a claim keeps it, so Place may be repeated.
+//
+// Errors: scheduler.ErrNoValidHost if no host is feasible by fresh state; Placed then has the decision. Placed is nil
+// with all other errors: Unavailable if others claimed the room first 20 times; those of the store, of Hosts and of
+// the filters.
 func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 	var last error
-	for round, fresh := 0, false; round < rounds; round++ {
+	for round, fresh := 0, false; round < maxRounds; round++ {
 		hosts, err := p.Hosts(ctx, fresh)
 		if err != nil {
 			return nil, err
 		}
 		d, err := p.Scheduler.Rank(ctx, req, hosts)
-		if errors.Is(err, scheduler.ErrNoValidHost) {
-			if fresh {
-				return &Placed[H]{Decision: d}, err
+		switch {
+		case err == nil:
+			placed := &Placed[H]{Decision: d}
+			if last, err = p.claimRanked(ctx, req, placed); err != nil {
+				return nil, err
 			}
-			fresh = true
-			continue
-		}
-		if err != nil {
-			return nil, err
-		}
-		placed := &Placed[H]{Decision: d}
-		for i, r := range d.Ranked {
-			if last = p.Store.Claim(ctx, p.claim(req, r.Host)); last == nil {
-				placed.Host = r.Host
-				for _, a := range d.Ranked[i+1:] {
-					placed.Alternates = append(placed.Alternates, a.Host)
-				}
+			if last == nil {
 				return placed, nil
 			}
-			if !elsewhere(last) {
-				return nil, fmt.Errorf("claim on %s: %w", r.Host.Name(), last)
-			}
-			if errors.Is(last, ErrChanged) {
-				if err := p.already(ctx, req, placed, d.Ranked); err != nil || placed.Again {
-					return placed, err
-				}
-			}
-			if placed.Refused = append(placed.Refused, last); len(placed.Refused) == refusals {
-				break // what was known is far from how it is
-			}
+		case !errors.Is(err, scheduler.ErrNoValidHost):
+			return nil, err
+		case fresh:
+			return &Placed[H]{Decision: d}, err
 		}
 		fresh = true
 	}
-	return nil, fault.New(fault.Unavailable, "every host that had room was taken by others, %d times: %w", rounds, last)
+	return nil, fault.New(fault.Unavailable, "every host that had room was taken by others, %d times: %w", maxRounds, last)
 }
 
-// already looks whether the consumer has a claim, and on which host.
-func (p *Placer[R, H]) already(ctx context.Context, req R, placed *Placed[H], ranked []scheduler.Ranked[H]) error {
-	c := p.claim(req, ranked[0].Host)
+// claimRanked claims the best host of a decision that has room. If none has, refused says why the last one has not.
+func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]) (refused, err error) {
+	ranked := placed.Decision.Ranked
+	for i, r := range ranked {
+		err := p.Store.Claim(ctx, p.claim(req, r.Host))
+		switch {
+		case err == nil:
+			placed.Host = r.Host
+			for _, a := range ranked[i+1:] {
+				placed.Alternates = append(placed.Alternates, a.Host)
+			}
+			return nil, nil
+		case !mayTryNextHost(err):
+			return nil, fmt.Errorf("claim on %s: %w", r.Host.Name(), err)
+		case errors.Is(err, ErrChanged):
+			if err := p.findClaim(ctx, req, placed); err != nil || placed.AlreadyClaimed {
+				return nil, err
+			}
+		}
+		if placed.Refused = append(placed.Refused, err); len(placed.Refused) == maxRefused {
+			break
+		}
+	}
+	return placed.Refused[len(placed.Refused)-1], nil
+}
+
+// findClaim looks for a claim that the consumer has already.
+func (p *Placer[R, H]) findClaim(ctx context.Context, req R, placed *Placed[H]) error {
+	c := p.claim(req, placed.Decision.Ranked[0].Host)
 	have, err := p.Store.Claims(ctx, c.Consumer)
 	if err != nil || len(have) == 0 || have[0].Generation == 0 || c.Generation != 0 {
 		return err
@@ -107,21 +118,18 @@ func (p *Placer[R, H]) already(ctx context.Context, req R, placed *Placed[H], ra
 	}
 	i := slices.IndexFunc(hosts, func(h H) bool { return h.Placement().ID == have[0].Host })
 	if i < 0 {
-		return fault.New(fault.NotFound, "%s has its claim on %s, which is no candidate", c.Consumer, have[0].Host)
+		return fault.New(fault.NotFound, "%s has its claim on %s, which is not a candidate", c.Consumer, have[0].Host)
 	}
-	placed.Host, placed.Again = hosts[i], true
+	placed.Host, placed.AlreadyClaimed = hosts[i], true
 	return nil
 }
 
-// refusals is after how many hosts that refuse a claim Place reads their state
-// anew.
-const refusals = 5
-
-// elsewhere reports whether another host may take what one has refused.
-func elsewhere(err error) bool {
+// mayTryNextHost reports whether another host may have room after an error of a claim.
+func mayTryNextHost(err error) bool {
 	return errors.Is(err, ErrNoRoom) || errors.Is(err, ErrGroup) || errors.Is(err, ErrChanged) || errors.Is(err, fault.NotFound)
 }
 
+// claim returns what a request claims on a host.
 func (p *Placer[R, H]) claim(req R, h H) Claim {
 	if p.Claim != nil {
 		return p.Claim(req, h)

@@ -62,7 +62,7 @@ func TestPlace(t *testing.T) {
 	put(t, s, "n3", 2)
 	p := newPlacer(t, s)
 	got, err := p.Place(t.Context(), vcpus("a", 2))
-	if err != nil || got.Host.ID != "n1" || len(got.Alternates) != 2 || got.Alternates[0].ID != "n2" || got.Again || len(got.Refused) != 0 {
+	if err != nil || got.Host.ID != "n1" || len(got.Alternates) != 2 || got.Alternates[0].ID != "n2" || got.AlreadyClaimed || len(got.Refused) != 0 {
 		t.Fatalf("%+v, %v", got, err)
 	}
 	// The same once more, after a lost answer: nothing is claimed twice.
@@ -72,7 +72,7 @@ func TestPlace(t *testing.T) {
 	}
 	// By another process, which would choose another host by now.
 	again, err = newPlacer(t, s).Place(t.Context(), vcpus("a", 2))
-	if err != nil || again.Host.ID != "n1" || !again.Again || again.Decision.Ranked[0].Host.ID != "n2" {
+	if err != nil || again.Host.ID != "n1" || !again.AlreadyClaimed || again.Decision.Ranked[0].Host.ID != "n2" {
 		t.Errorf("again by another: %+v, %v", again, err)
 	}
 	// Others fill n1 and n2 without the placer's knowledge.

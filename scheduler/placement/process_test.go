@@ -94,7 +94,7 @@ func place(job string) error {
 		}
 		t.Placed++
 		t.Refused += len(got.Refused)
-		if got.Again {
+		if got.AlreadyClaimed {
 			t.Again++
 			continue
 		}

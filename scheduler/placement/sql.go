@@ -250,6 +250,16 @@ func (s *SQL) Providers(ctx context.Context, ids ...string) ([]*Provider, error)
 	return out, nil
 }
 
+// Generation returns the generation of a provider, or 0 if the provider does not exist. It reads one row, and so is a
+// cheap way to see whether a provider has changed since a Put or a Providers.
+func (s *SQL) Generation(ctx context.Context, id string) (generation int64, err error) {
+	err = db.Error(s.db.GetContext(ctx, &generation, `SELECT generation FROM placement_providers WHERE id = ?`, id))
+	if errors.Is(err, fault.NotFound) {
+		return 0, nil
+	}
+	return generation, err
+}
+
 // resolveAggregates returns the aggregates with their metadata, without those that no longer exist.
 func resolveAggregates(list []*Aggregate, names map[string]*Aggregate) (out []*Aggregate) {
 	for _, a := range list {

@@ -26,6 +26,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -72,21 +73,26 @@ type Driver struct {
 
 var _ compute.Driver = (*Driver)(nil)
 
-// Open makes a driver of options as they stand in a configuration file, all of
+// Open returns a driver with options as they stand in a configuration file, all of
 // them text: host and dir, and, if other than the defaults of Config, vcpus,
-// memory_mib, disk_gib, event_storm and fault_METHOD. It is for a driver.Registry
+// memory_mib, disk_gib, event_storm and fault_METHOD. hosts is for a process that simulates
+// a fleet, see [Hosts]: the driver is one host in any case. Open is for a driver.Registry
 // and for driver.Serve.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	opts := struct {
 		Host       string            `option:"host"`
 		Dir        string            `option:"dir"`
+		Hosts      int               `option:"hosts"`
 		VCPUs      int               `option:"vcpus"`
 		MemoryMiB  int               `option:"memory_mib"`
 		DiskGiB    int               `option:"disk_gib"`
 		EventStorm int               `option:"event_storm"`
 		Faults     map[string]string `option:"fault_*"`
-	}{VCPUs: defaults.VCPUs, MemoryMiB: defaults.MemoryMiB, DiskGiB: defaults.DiskGiB}
+	}{Hosts: defaultHosts, VCPUs: defaults.VCPUs, MemoryMiB: defaults.MemoryMiB, DiskGiB: defaults.DiskGiB}
 	if err := driver.ParseOptions(raw, &opts); err != nil {
+		return nil, err
+	}
+	if err := checkHosts(opts.Hosts); err != nil {
 		return nil, err
 	}
 	cfg := Config{
@@ -98,6 +104,32 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// How many hosts a process that simulates a fleet may have, with a driver for each.
+const (
+	defaultHosts = 4
+	maxHosts     = 10_000
+)
+
+func checkHosts(n int) error {
+	if n < 1 || n > maxHosts {
+		return fault.WithReason(fault.New(fault.Invalid, "option hosts: %d hosts are simulated, want 1 to %d", n, maxHosts), "", map[string]string{"option": "hosts"})
+	}
+	return nil
+}
+
+// Hosts returns the number of hosts that the option hosts of a configuration file asks for. Default 4. Invalid,
+// with the option's name, if it is not a number from 1 to 10,000.
+func Hosts(text string) (int, error) {
+	if text == "" {
+		return defaultHosts, nil
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil {
+		n = 0
+	}
+	return n, checkHosts(n)
 }
 
 // defaults are what a host has.

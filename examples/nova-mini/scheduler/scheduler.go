@@ -5,6 +5,7 @@ package scheduler
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/scheduler/placement"
+	"github.com/armature-go/armature/service/membership"
 )
 
 // Config configures a Service.
@@ -39,8 +41,19 @@ type Config struct {
 // Service answers the scheduler's RPC interface. It is safe for concurrent use.
 type Service struct {
 	cfg    Config
+	fleet  scheduler.Fleet[*store.Host]
 	placer placement.Placer[*spec, *store.Host]
 }
+
+// RefreshInterval is how often [Service.Refresh] should be called. A decision is made from hosts that are older by
+// the time between two calls, at most maxAge: the claim decides, see [placement.Placer].
+const (
+	RefreshInterval = time.Second
+	maxAge          = 5 * time.Second
+)
+
+// maxRanked is how many hosts of a decision are claimed on at most before the fleet is read again.
+const maxRanked = 10
 
 // spec is a request as filters and weighers see it.
 type spec struct {
@@ -96,7 +109,8 @@ func New(cfg Config) (*Service, error) {
 		}
 	}
 	s := &Service{cfg: cfg}
-	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: cfg.Store.Claims(), Hosts: s.hosts}
+	claims := currentClaims{cfg.Store.Claims(), cfg.Store.Members(cfg.DownAfter)}
+	s.placer = placement.Placer[*spec, *store.Host]{Scheduler: rank, Store: claims, Hosts: s.hosts}
 	return s, nil
 }
 
@@ -135,24 +149,71 @@ func ranking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 		return nil, err
 	}
 	return scheduler.New(scheduler.Config[*spec, *store.Host]{
-		Filters:  filters,
-		Weighers: placement.Weighers[*spec, *store.Host](o),
-		Picker:   scheduler.Subset(max(cfg.SubsetSize, 1)),
+		Filters:   append([]filter{scheduler.Fresh[*spec, *store.Host](maxAge)}, filters...),
+		Weighers:  placement.Weighers[*spec, *store.Host](o),
+		Picker:    scheduler.Subset(max(cfg.SubsetSize, 1)),
+		MaxRanked: maxRanked,
 	})
 }
 
 // Register adds the service's handlers to a server.
 func (s *Service) Register(srv *rpc.Server) { rpc.Handle(srv, compute.Select, s.Select) }
 
-// hosts reads all hosts, whether a fresh picture is asked for or not.
-func (s *Service) hosts(ctx context.Context, _ bool) ([]*store.Host, error) {
+// Refresh reads all hosts from the database, so that decisions need not. It is for a loop, see [RefreshInterval].
+// Without the loop each decision reads the hosts itself.
+func (s *Service) Refresh(ctx context.Context) error {
+	began := time.Now()
 	hosts, err := s.cfg.Store.Hosts(ctx, s.cfg.DownAfter)
-	if err == nil && !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Service.Up }) {
-		// The cloud starts, or has an outage. That passes: it says nothing about
-		// whether there is room.
+	if err != nil {
+		return err
+	}
+	s.fleet.Report(hosts...)
+	s.fleet.Forget(time.Since(began)) // those that the database no longer has
+	return nil
+}
+
+// hosts returns all hosts, as the last Refresh has read them, or as they are now if fresh is set. Unavailable: none of
+// them is up.
+func (s *Service) hosts(ctx context.Context, fresh bool) ([]*store.Host, error) {
+	if !fresh {
+		return s.fleet.Hosts(), nil
+	}
+	if err := s.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	hosts := s.fleet.Hosts()
+	if !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Service.Up }) {
+		// The cloud starts, or has an outage. That passes, and says nothing about free resources.
 		return nil, fault.New(fault.Unavailable, "none of the %d compute hosts is up", len(hosts))
 	}
-	return hosts, err
+	return hosts, nil
+}
+
+// currentClaims are claims that are made only on hosts whose compute service takes servers now, whatever the fleet
+// says.
+type currentClaims struct {
+	placement.Store
+
+	members *membership.Registry
+}
+
+// Claim implements placement.Store. placement.ErrChanged: the host's compute service takes no servers any more.
+func (c currentClaims) Claim(ctx context.Context, claims ...placement.Claim) error {
+	for i := range claims {
+		for _, a := range claims[i].Allocations {
+			m, err := c.members.Get(ctx, store.ComputeBinary, a.Provider)
+			switch {
+			case errors.Is(err, fault.NotFound):
+				return fmt.Errorf("host %s has no compute service: %w", a.Provider, placement.ErrChanged)
+			case err != nil:
+				return err
+			}
+			if reason := m.Unfit(); reason != "" {
+				return fmt.Errorf("host %s takes no servers: %s: %w", a.Provider, reason, placement.ErrChanged)
+			}
+		}
+	}
+	return c.Store.Claim(ctx, claims...)
 }
 
 // Select chooses a host and claims it, see compute.Select.
@@ -167,6 +228,14 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 		return nil, fault.WithReason(text, f.Reason, f.Meta)
 	case err != nil:
 		return nil, err
+	}
+	if !placed.AlreadyClaimed {
+		s.fleet.Update(placed.Host.Name(), func(h *store.Host) *store.Host { // until the next Refresh
+			next := *h
+			next.Provider = h.With(&q.Request)
+			next.Tasks = h.Tasks // of which the database has no number
+			return &next
+		})
 	}
 	return &compute.SelectReply{Host: placed.Host.Hostname}, nil
 }

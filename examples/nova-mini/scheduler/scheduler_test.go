@@ -15,6 +15,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	rank "github.com/armature-go/armature/scheduler"
 )
 
 // TestFilterNames: filters go by their own names and by Nova's; what is neither
@@ -102,4 +103,72 @@ func TestDownHosts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestFleet: a decision does not read the fleet, and the claim, which goes by the database, corrects what a decision
+// does not know: a host that is disabled, one that is full, one that is new.
+func TestFleet(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+		s := store.New(d)
+		svc, err := scheduler.New(scheduler.Config{Store: s, DownAfter: time.Minute})
+		if err != nil {
+			t.Fatal(err)
+		}
+		report := func(host string, vcpus int) {
+			t.Helper()
+			r := compute.HostReport{Host: host, Driver: "d", Resources: compute.Resources{VCPUs: vcpus, MemoryMiB: 100 * vcpus, DiskGiB: 100 * vcpus}}
+			if err := s.ReportHost(t.Context(), &r, store.Ratios{CPU: 1, RAM: 1, Disk: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		servers := 0
+		choose := func(want string) {
+			t.Helper()
+			servers++
+			srv := &store.Server{ID: fmt.Sprintf("00000000-0000-4000-8000-%012d", servers), Name: "x", ProjectID: "p", FlavorID: "1", VCPUs: 1, MemoryMiB: 100, DiskGiB: 100}
+			if err := s.CreateServer(t.Context(), srv); err != nil {
+				t.Fatal(err)
+			}
+			got, err := svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need()})
+			if err != nil || got.Host != want {
+				t.Fatalf("server %d: %v, %v; want %s", servers, got, err, want)
+			}
+		}
+		rename := func(from, to string) {
+			t.Helper()
+			if _, err := d.ExecContext(t.Context(), `ALTER TABLE `+from+` RENAME TO `+to); err != nil {
+				t.Fatal(err)
+			}
+		}
+		report("a", 3)
+		report("b", 2)
+		if err := svc.Refresh(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		rename("hosts", "away") // what a look at the fleet reads
+		choose("a")
+		choose("a") // the claims of this scheduler count at once: 1 is left on a, 2 on b
+		choose("b")
+		rename("away", "hosts")
+
+		if err := s.SetDisabled(t.Context(), store.ComputeBinary, "a", true, "work"); err != nil {
+			t.Fatal(err)
+		}
+		choose("b") // not a, of which the fleet knows nothing yet
+		report("c", 1)
+		choose("c") // a is disabled, b full, c was not known
+		if err := s.SetDisabled(t.Context(), store.ComputeBinary, "a", false, ""); err != nil {
+			t.Fatal(err)
+		}
+		choose("a")
+		srv := &store.Server{ID: "00000000-0000-4000-8000-0000000000ff", Name: "x", ProjectID: "p", FlavorID: "1", VCPUs: 1, MemoryMiB: 100, DiskGiB: 100}
+		if err := s.CreateServer(t.Context(), srv); err != nil {
+			t.Fatal(err)
+		}
+		_, err = svc.Select(t.Context(), &compute.SelectRequest{ServerID: srv.ID, Need: srv.Need()})
+		if !errors.Is(err, rank.ErrNoValidHost) || !strings.Contains(err.Error(), "0 of 3 hosts: 3 VCPU") {
+			t.Errorf("all hosts are full: %v", err)
+		}
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync"
 	"time"
 	"unicode/utf8"
 
@@ -145,7 +146,7 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 	}
 	byName := make(map[string]*Host, len(hosts))
 	for _, h := range hosts {
-		h.Provider = &placement.Provider{ID: h.Hostname} // until its first report
+		h.Provider = &placement.Provider{ID: h.Hostname, At: time.Now()} // until its first report
 		byName[h.Hostname] = h
 	}
 	for _, p := range providers {
@@ -214,6 +215,12 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	join := func() error {
 		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: instance})
 	}
+	if s.reports.isKnown(ctx, s.claims, r, ratios) {
+		err := s.members.Beat(ctx, ComputeBinary, r.Host, r.Instance)
+		if !errors.Is(err, fault.NotFound) && !errors.Is(err, membership.ErrHeld) { // those are judged below
+			return err
+		}
+	}
 	err := s.HoldsHost(ctx, r.Host, r.Instance)
 	if r.Instance == "" && errors.Is(err, membership.ErrHeld) {
 		err = join() // a worker of a release that claims no hosts has the host once the process that has claimed it is down
@@ -221,7 +228,8 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err != nil {
 		return err
 	}
-	if err := s.putHost(ctx, r, ratios); err != nil { // first, as it judges what is reported
+	generation, err := s.putHost(ctx, r, ratios) // first, as it judges what is reported
+	if err != nil {
 		return err
 	}
 	err = s.members.Beat(ctx, ComputeBinary, r.Host, r.Instance)
@@ -233,7 +241,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err != nil {
 		return err
 	}
-	return s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
+	err = s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
 		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
 		if err != nil || n > 0 {
 			return err
@@ -245,13 +253,63 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion)
 		return err
 	})
+	if err == nil {
+		s.reports.put(r, ratios, generation)
+	}
+	return err
 }
 
-// putHost makes the host one that claims are made on.
-func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
+// reports are the last reports of hosts that this process has written, so that a report that says nothing new costs
+// one row to read and a heartbeat.
+type reports struct {
+	mu   sync.Mutex
+	last map[string]report // by host
+}
+
+// report is what the database has of a host, while its provider has that generation.
+type report struct {
+	compute.HostReport
+
+	claim      compute.Process
+	ratios     Ratios
+	generation int64
+}
+
+func newReport(r *compute.HostReport, ratios Ratios, generation int64) report {
+	out := report{HostReport: *r, ratios: ratios, generation: generation}
+	if out.Claim != nil {
+		out.claim, out.Claim = *out.Claim, nil
+	}
+	return out
+}
+
+// isKnown reports whether the database has what a report says. Another process may have written a later report, so
+// the provider's generation is read.
+func (k *reports) isKnown(ctx context.Context, providers *placement.SQL, r *compute.HostReport, ratios Ratios) bool {
+	k.mu.Lock()
+	last, ok := k.last[r.Host]
+	k.mu.Unlock()
+	if !ok || last != newReport(r, ratios, last.generation) {
+		return false
+	}
+	generation, err := providers.Generation(ctx, r.Host)
+	return err == nil && generation == last.generation
+}
+
+func (k *reports) put(r *compute.HostReport, ratios Ratios, generation int64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.last == nil {
+		k.last = map[string]report{}
+	}
+	k.last[r.Host] = newReport(r, ratios, generation)
+}
+
+// putHost makes the host one that claims are made on, and returns the generation of its provider.
+func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratios) (int64, error) {
 	for what, text := range map[string]string{"driver": r.Driver, "driver version": r.DriverVersion} {
 		if len(text) > 255 || !utf8.ValidString(text) {
-			return fault.New(fault.Invalid, "host %s: its %s has more than 255 bytes, or is not UTF-8", r.Host, what)
+			return 0, fault.New(fault.Invalid, "host %s: its %s has more than 255 bytes, or is not UTF-8", r.Host, what)
 		}
 	}
 	p := &placement.Provider{ID: r.Host, Generation: placement.Any, Inventories: map[string]placement.Inventory{}}
@@ -259,8 +317,11 @@ func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratio
 	for _, a := range r.Resources.Amounts() {
 		p.Inventories[a.Class] = placement.Inventory{Total: int64(a.N), Ratio: ratio[a.Class]}
 	}
-	_, err := s.claims.Put(ctx, p)
-	return err
+	out, err := s.claims.Put(ctx, p)
+	if err != nil {
+		return 0, err
+	}
+	return out.Generation, nil
 }
 
 // Claims are what servers hold of the hosts. A claim for a server is made only

@@ -37,11 +37,12 @@ type Store struct {
 	claims  *placement.SQL
 	ops     *operation.Store
 	members *membership.Registry
+	reports reports
 }
 
 // New returns a store on a migrated database, which stays the caller's.
 func New(d *sqlx.DB) *Store {
-	return &Store{d, placement.NewSQL(d), operation.NewStore(d), membership.New(membership.Config{DB: d})}
+	return &Store{db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: membership.New(membership.Config{DB: d})}
 }
 
 // get reads one row into out, or returns missing if there is none.
