@@ -28,7 +28,7 @@ import (
 
 // maxStatements is how many SQL statements the creation of a server may need in all services together, without BEGIN and
 // COMMIT.
-const maxStatements = 29
+const maxStatements = 22
 
 // TestStatements prints the statements with the request's id that the creation of a server needs, and bounds their number. The
 // hosts are known to the scheduler before, as in a cloud that runs.
