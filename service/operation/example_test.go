@@ -27,13 +27,13 @@ func openExample() (*sqlx.DB, *operation.Store, *operation.Runner) {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	err = db.Migrate(ctx, d, fstest.MapFS{ // a component has these files among its own
 		"00001_operation.sql": {Data: []byte(operation.Schema)}, "00002_operation.sql": {Data: []byte(operation.Schema2)}, "00003_operation.sql": {Data: []byte(operation.Schema3)},
 	})
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	ops := operation.NewStore(d)
 	return d, ops, operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "node-1", Poll: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
@@ -44,22 +44,22 @@ func awaitEnd(ops *operation.Store, runner *operation.Runner, k operation.Kind[V
 	ctx := context.Background()
 	id, err := operation.Begin(ctx, ops, k, "volume-1", v)
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	if err := runner.Start(ctx); err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer func() { _ = runner.Stop(ctx) }()
 	runner.Notify(id)
 	for {
 		o, err := ops.Show(ctx, id)
 		if err != nil {
-			log.Fatal(err)
+			panic(err)
 		}
 		if o.State.Ended() {
 			return o
 		}
-		time.Sleep(5 * time.Millisecond)
+		<-time.After(5 * time.Millisecond)
 	}
 }
 
