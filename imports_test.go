@@ -80,6 +80,7 @@ var rules = map[string][]string{
 	"service/auth":        {"service", "service/internal/outage", "service/api", "fault", "reqctx", "golang.org/x/sync"},
 	"service/policy":      {"service", "internal/text", "fault", "reqctx", "go.yaml.in/yaml/v4"},
 	"service/serviceprom": {"service", prometheus},
+	"service/api/apitest": {"github.com/santhosh-tekuri/jsonschema/v6"},
 	"service/api/apiprom": {"service/api", prometheus},
 	"service/api/apiotel": {"service/api", "reqctx", otel},
 	"service/api": {

@@ -9,8 +9,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -20,6 +18,8 @@ import (
 	"time"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
+
+	"github.com/armature-go/armature/service/api/apitest"
 )
 
 // document is what tests read of an OpenAPI document.
@@ -63,16 +63,12 @@ func parse(t *testing.T, raw []byte) document {
 func runAll(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
-	conf := filepath.Join(dir, "nova.conf")
-	if err := os.WriteFile(conf, []byte("[api]\ncheck_replies = true\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	out := &output{more: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		cmd := command(out) //nolint:contextcheck // cobra hands the context on
-		cmd.SetArgs([]string{"--port", "0", "--state-path", dir, "--config-file", conf})
+		cmd.SetArgs([]string{"--port", "0", "--state-path", dir})
 		if err := cmd.ExecuteContext(ctx); err != nil {
 			t.Errorf("it ended with %v", err)
 		}
@@ -102,8 +98,14 @@ type judge struct {
 
 func newJudge(t *testing.T, base string, raw []byte) *judge {
 	t.Helper()
-	j := &judge{T: t, base: base, doc: parse(t, raw), compiler: jsonschema.NewCompiler(), client: &http.Client{Transport: &http.Transport{}}, seen: map[string]bool{}}
-	t.Cleanup(j.client.CloseIdleConnections)
+	j := &judge{T: t, base: base, doc: parse(t, raw), compiler: jsonschema.NewCompiler(), seen: map[string]bool{}}
+	checker, err := apitest.NewChecker(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	connections := &http.Transport{}
+	j.client = &http.Client{Transport: checker.Transport(connections)}
+	t.Cleanup(connections.CloseIdleConnections)
 	parsed, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
 	if err != nil {
 		t.Fatal(err)

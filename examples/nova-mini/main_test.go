@@ -56,7 +56,6 @@ func (o *output) String() string {
 func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	admin := filepath.Join(t.TempDir(), "admin")
 	t.Setenv("OS_DEFAULT__ADMIN_LISTEN", "unix:"+admin)
-	t.Setenv("OS_API__CHECK_REPLIES", "true")
 	out := &output{more: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup

@@ -216,7 +216,7 @@ func (n *node) addAPI() error {
 	handler := n.tell.around(api.New(api.Config{
 		Authenticate: who.authenticate, Challenge: who.challenge, Policy: rules,
 		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.tell.observe,
-		CORS: n.CORS.Origins, PublicURL: n.API.LinkPrefix, BodyTimeout: n.WSGI.BodyTimeout, CheckReplies: n.API.CheckReplies, Logger: n.log,
+		CORS: n.CORS.Origins, PublicURL: n.API.LinkPrefix, BodyTimeout: n.WSGI.BodyTimeout, Logger: n.log,
 	}))
 	door := service.NewHTTP(service.HTTPConfig{
 		Addr: n.address(), Handler: handler, CertFile: n.WSGI.CertFile, KeyFile: n.WSGI.KeyFile, ClientCAFile: n.WSGI.CAFile, BodyTimeout: n.WSGI.BodyTimeout,

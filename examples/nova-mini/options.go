@@ -98,7 +98,6 @@ type apiOptions struct {
 	AuthStrategy string `ini:"auth_strategy" default:"keystone" choices:"keystone, noauth2" protects:"true" deprecated:"DEFAULT.auth_strategy" help:"who is let in: keystone, the users whom Keystone knows, or noauth2, every client as the administrator, which is the default of all services in one process only"`
 	OpenRemote   bool   `ini:"noauth2_remote" default:"false" protects:"true" help:"let noauth2 be used on an address that other machines can reach"`
 	LinkPrefix   string `ini:"compute_link_prefix" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" deprecated:"DEFAULT.osapi_compute_link_prefix" help:"URL that begins the links of replies, such as https://nova.example.org: that of the proxy in front of the API (default: the address that the client has reached)"`
-	CheckReplies bool   `ini:"check_replies" default:"false" help:"compare every reply with its schema, for tests"`
 }
 
 type wsgiOptions struct {

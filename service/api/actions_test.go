@@ -46,7 +46,6 @@ func TestActions(t *testing.T) {
 	t.Parallel()
 	var asked []string
 	m := actionMux(api.Config{
-		CheckReplies: true,
 		Authenticate: func(r *http.Request) (reqctx.Request, error) {
 			if r.Header.Get("X-Auth-Token") == "" {
 				return reqctx.Request{}, fault.New(fault.Unauthenticated, "who?")

@@ -86,11 +86,6 @@ type Config struct {
 	CORS *CORS
 	// Gzip compresses replies of 1 KiB and more for clients that take it.
 	Gzip bool
-	// CheckReplies compares each reply with what the OpenAPI document says of it, its
-	// status (one of the route's Status and Errors), its body, and the body of an error,
-	// and answers 500 if it is different. For tests: it costs as much as the check of a
-	// body.
-	CheckReplies bool
 	// Inflight notes each request while it runs, unless it is nil.
 	Inflight *service.Inflight
 	// Observe is called after each request, unless it is nil, with the pattern of its
@@ -111,7 +106,6 @@ type Mux struct {
 	versions *versioned
 	routes   map[string]entry // by pattern
 	all      []*route         // in the order in which they were added
-	errors   *schema          // of error bodies, if replies are checked
 	foreign  sync.Once        // the first request for an unknown host is logged
 	handler  http.Handler
 }
@@ -147,9 +141,6 @@ func New(cfg Config) *Mux {
 	}
 	cfg.PublicURL = mustPublicURL(cfg.PublicURL)
 	m := &Mux{cfg: cfg, versions: newVersioned(cfg.Microversions), routes: make(map[string]entry)}
-	if cfg.CheckReplies {
-		m.errors = m.compileErrors()
-	}
 	m.handler = around(cfg, http.HandlerFunc(m.serve))
 	return m
 }

@@ -245,8 +245,3 @@ func (m *Mux) errorSchema() map[string]any {
 		"errors": map[string]any{"type": "array", "minItems": 1, "items": item},
 	}}
 }
-
-// compileErrors makes the schema of error bodies usable.
-func (m *Mux) compileErrors() *schema {
-	return compile("errors", []Schema{{JSON: string(encodeOwn(m.errorSchema()))}})[0]
-}

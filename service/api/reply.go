@@ -6,12 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
-
-	"github.com/santhosh-tekuri/jsonschema/v6"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -145,13 +142,6 @@ func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 		rec.Header().Set("Retry-After", strconv.Itoa(int(retryAfter.Seconds())))
 	}
 	body := encodeOwn(m.errorBody(rec, status, err))
-	if m.errors != nil {
-		if werr := m.errors.holds(body); werr != nil {
-			m.cfg.Logger.ErrorContext(r.Context(), "the error is not what its schema says", "status", status, "error", werr)
-			status = http.StatusInternalServerError
-			body = encodeOwn(m.errorBody(rec, status, werr))
-		}
-	}
 	m.write(rec, status, body)
 }
 
@@ -207,13 +197,9 @@ func errorCode(err error, status int) string {
 }
 
 // reply sends v as JSON. A value that JSON cannot express is a bug of the handler
-// and answered with status 500, and so is one that its route's schema does not allow,
-// if that is looked at.
+// and answered with status 500.
 func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 	body, err := encode(v)
-	if err == nil && m.cfg.CheckReplies && rec.route != nil {
-		err = m.checkReply(rec.route, rec.version, status, body)
-	}
 	if err != nil {
 		m.fail(rec, r, fmt.Errorf("encode reply: %w", err))
 		return
@@ -223,44 +209,6 @@ func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 		return
 	}
 	m.write(rec, status, body)
-}
-
-// replyNone sends a reply without a body.
-func (m *Mux) replyNone(rec *recorder, r *http.Request, status int) {
-	if m.cfg.CheckReplies {
-		if err := m.checkReply(rec.route, rec.version, status, nil); err != nil {
-			m.fail(rec, r, err)
-			return
-		}
-	}
-	rec.WriteHeader(status)
-}
-
-// checkReply judges a handler's reply, of which the body is nil if it has none.
-func (m *Mux) checkReply(r *route, v Version, status int, body []byte) error {
-	if status != r.Status && !slices.Contains(r.Errors, status) {
-		return fmt.Errorf("%s %s, version %s: the reply has status %d, which is not what its route says", r.Pattern, r.Action, v, status)
-	}
-	s := at(r.reply, v)
-	switch {
-	case status >= http.StatusBadRequest:
-		s = m.errors
-	case s == nil || status != r.Status:
-		return nil
-	}
-	if err := s.holds(body); err != nil {
-		return fmt.Errorf("%s %s, version %s: the reply is not what its schema says: %w", r.Pattern, r.Action, v, err)
-	}
-	return nil
-}
-
-// holds returns nil if a text keeps to the schema.
-func (s *schema) holds(raw []byte) error {
-	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
-	if err != nil {
-		return err
-	}
-	return s.compiled.Validate(v)
 }
 
 // encodeOwn encodes what the package itself has made.

@@ -41,8 +41,8 @@ type Route struct {
 	// of type integer, number or boolean has what the text stands for. Without one for
 	// the version every query is taken.
 	Query []Schema
-	// Reply are what replies are. They stand in the OpenAPI document, and are compared
-	// with real replies if [Config.CheckReplies] is set.
+	// Reply are what replies are. They stand in the OpenAPI document, with which package apitest
+	// compares replies in tests.
 	Reply []Schema
 	// Status is that of a reply. Default 200, and 204 for a reply of [None].
 	Status int
@@ -182,7 +182,7 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 		case err != nil:
 			m.fail(rec, hr, err)
 		case none:
-			m.replyNone(rec, hr, req.Status)
+			rec.WriteHeader(req.Status)
 		default:
 			m.reply(rec, hr, req.Status, reply)
 		}

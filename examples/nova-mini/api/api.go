@@ -47,10 +47,7 @@ type Config struct {
 	Inflight *service.Inflight
 	// Observe is called after each request, unless it is nil.
 	Observe func(context.Context, api.Observation)
-	// CheckReplies compares each reply with its schema, for tests: one that is different
-	// is answered with status 500.
-	CheckReplies bool
-	Logger       *slog.Logger
+	Logger  *slog.Logger
 }
 
 // MaxLimit is how many items a page has at most, Nova's default.
@@ -98,7 +95,6 @@ func newMux(cfg Config) *api.Mux {
 		FaultName:        "computeFault",
 		Inflight:         cfg.Inflight,
 		Observe:          cfg.Observe,
-		CheckReplies:     cfg.CheckReplies,
 		Microversions: &api.Microversions{
 			Service: "compute", Min: minVersion, Max: maxVersion, Prefix: "/v2.1", Headers: []string{"X-OpenStack-Nova-API-Version"},
 		},

@@ -70,7 +70,7 @@ func door(t *testing.T) http.Handler {
 		t.Fatal(err)
 	}
 	fine := func(context.Context) error { return nil }
-	return api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Ready: fine, Bus: fine, CheckReplies: true, Logger: slog.New(slog.DiscardHandler)})
+	return checked(t, api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Ready: fine, Bus: fine, Logger: slog.New(slog.DiscardHandler)}))
 }
 
 // ask returns the status, the name of the error and its message.

@@ -23,6 +23,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
+	"github.com/armature-go/armature/service/api/apitest"
 	"github.com/armature-go/armature/service/policy"
 )
 
@@ -65,9 +66,9 @@ func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 		client := rpc.NewClient(bus, rpc.ClientConfig{Timeout: 2 * time.Second})
 		t.Cleanup(func() { client.Close() })
 		c := &cloud{T: t, store: s, db: d, bus: bus, log: new(bytes.Buffer)}
-		c.Handler = api.New(api.Config{
+		c.Handler = checked(t, api.New(api.Config{
 			Store: s, Client: client, Ready: func(context.Context) error { return c.down }, Bus: func(context.Context) error { return c.down },
-			CheckReplies: true, Policy: enforcer, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
+			Policy: enforcer, Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(c.log, nil))),
 			Authenticate: func(r *http.Request) (reqctx.Request, error) {
 				who, ok := people[r.Header.Get("X-Auth-Token")]
 				if !ok {
@@ -75,9 +76,23 @@ func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 				}
 				return who, nil
 			},
-		})
+		}))
 		f(c)
 	})
+}
+
+// checked returns a handler that answers with an own status if a reply of h is not what the OpenAPI document says.
+func checked(t *testing.T, h http.Handler) http.Handler {
+	t.Helper()
+	doc, err := api.OpenAPI("2.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := apitest.NewChecker(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.Handler(h)
 }
 
 func (c *cloud) ask(who, method, path, body string) (status int, reply string) {

@@ -126,7 +126,7 @@ func TestTexts(t *testing.T) {
 		calls := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler)})
 		defer calls.Close()
 		fine := func(context.Context) error { return nil }
-		h := api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Client: calls, Ready: fine, Bus: fine, CheckReplies: true, Logger: slog.New(slog.DiscardHandler)})
+		h := checked(t, api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Client: calls, Ready: fine, Bus: fine, Logger: slog.New(slog.DiscardHandler)}))
 		items := func(n int, value string) string {
 			var out []string
 			for i := range n {

@@ -185,7 +185,7 @@ func (c *chaos) spare(host string) (*process, func()) {
 // nil error is a success.
 func (c *chaos) try(ctx context.Context, n int, f func(cl *gophercloud.ServiceClient) error) error {
 	for i := n; ; i++ {
-		err := f(newClient(c.urls[i%len(c.urls)]))
+		err := f(c.newClient(c.urls[i%len(c.urls)]))
 		status, answered := errors.AsType[gophercloud.ErrUnexpectedResponseCode](err)
 		if err == nil || answered && status.Actual < 500 {
 			return err
@@ -379,7 +379,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it is alone
 // judge waits until all has come to rest, and counts.
 func (c *chaos) judge(begin time.Time) {
 	c.Helper()
-	cl := newClient(c.urls[0])
+	cl := c.newClient(c.urls[0])
 	var list []servers.Server
 	var stuck int
 	for end := time.Now().Add(2 * time.Minute); ; {

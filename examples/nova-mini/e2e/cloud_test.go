@@ -29,9 +29,11 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/service/api/apitest"
 )
 
 // The program under test, built once: for tests with the race detector, for
@@ -166,9 +168,6 @@ connection = %s%s
 	t.Cleanup(func() {
 		for _, p := range c.procs {
 			p.Kill()
-			if strings.Contains(p.log.String(), "not what its ") { // of a reply and its schema or route
-				t.Errorf("%s has answered with what the OpenAPI document does not have", p.name)
-			}
 		}
 		if t.Failed() {
 			c.dump()
@@ -218,9 +217,6 @@ func (c *cloud) startWith(service, host string, env ...string) *process {
 	}
 	cmd := c.command(args...)
 	cmd.Env = append(append(os.Environ(), "OS_DEFAULT__HOST="+host), env...)
-	if _, ok := c.TB.(*testing.B); !ok {
-		cmd.Env = append(cmd.Env, "OS_API__CHECK_REPLIES=true")
-	}
 	p := &process{name: host, url: make(chan string, 1), log: &safeBuffer{}}
 	r, w := io.Pipe()
 	cmd.Stdout, cmd.Stderr = w, p.log
@@ -249,7 +245,7 @@ func (c *cloud) client(p *process) *gophercloud.ServiceClient {
 	c.Helper()
 	select {
 	case u := <-p.url:
-		return newClient(u)
+		return c.newClient(u)
 	case <-p.Done():
 		c.Fatalf("%s ended: %v\n%s", p.name, p.Err(), p.log)
 	case <-time.After(30 * time.Second):
@@ -258,11 +254,22 @@ func (c *cloud) client(p *process) *gophercloud.ServiceClient {
 	return nil
 }
 
-func newClient(u string) *gophercloud.ServiceClient {
-	return &gophercloud.ServiceClient{
-		ProviderClient: &gophercloud.ProviderClient{TokenID: "none"},
-		Endpoint:       u + "/v2.1/", Type: "compute",
+// newClient returns a client of an API. In tests a reply that is not what the OpenAPI document says is an error.
+func (c *cloud) newClient(u string) *gophercloud.ServiceClient {
+	c.Helper()
+	p := &gophercloud.ProviderClient{TokenID: "none"}
+	if _, ok := c.TB.(*testing.B); !ok {
+		doc, err := api.OpenAPI("2.1")
+		if err != nil {
+			c.Fatal(err)
+		}
+		checker, err := apitest.NewChecker(doc)
+		if err != nil {
+			c.Fatal(err)
+		}
+		p.HTTPClient = http.Client{Transport: checker.Transport(http.DefaultTransport)}
 	}
+	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: u + "/v2.1/", Type: "compute"}
 }
 
 // poll waits until f is content, and fails with what it said last.

@@ -195,7 +195,7 @@ func TestRollingRestart(t *testing.T) {
 	if sent.Load() < 500 {
 		t.Errorf("only %d requests were sent", sent.Load())
 	}
-	cl := newClient(func() string { u, _ := b.pick(); return u }())
+	cl := c.newClient(func() string { u, _ := b.pick(); return u }())
 	by := c.settled(cl, int(made.Load()), 90*time.Second)
 	if n := len(by["ACTIVE"]); n != int(made.Load()) {
 		t.Errorf("%d of %d servers are ACTIVE; faults: %v", n, made.Load(), faults(by["ERROR"]))
