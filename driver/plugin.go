@@ -16,10 +16,10 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// PluginConfig configures a driver's program, and how it is watched.
+// PluginConfig configures a driver's program and its supervision.
 type PluginConfig struct {
 	// Program is a name, such as "acme" for the program armature-volume-acme in
-	// Dir, or an absolute path. Required, but for [Registry.New].
+	// Dir, or an absolute path. Required, except for [Registry.New].
 	Program string
 	// Args are given to the program.
 	Args []string
@@ -28,16 +28,16 @@ type PluginConfig struct {
 	// user may be able to write there; in a sticky folder, such as /tmp, others may add files.
 	Dir string
 	// Options are the driver's own: a JSON object, or nil. They go over the
-	// connection, and so are in no list of processes.
+	// connection, so a list of processes does not show them.
 	Options json.RawMessage
-	// SHA256, if set, is what the program must have as its sum: 64 hexadecimal digits. It
-	// is compared before each start, with the very file that is executed.
+	// SHA256, if set, is the checksum that the program must have: 64 hexadecimal digits. It
+	// is compared before each start, with the file that is executed.
 	SHA256 string
 	// Env is added to the program's environment, as KEY=value. Of the worker's own,
 	// which may hold passwords, it inherits PATH, HOME, LANG, LC_ALL, TZ and TMPDIR.
 	Env []string
-	// User, if set, is the name of the user that the program runs as. It takes
-	// root, and Linux.
+	// User, if set, is the name of the user that the program runs as. It requires
+	// root and Linux.
 	User string
 	// MaxFiles limits how many files the program has open, and MaxMemoryMiB its
 	// private writable memory (RLIMIT_DATA), in MiB. 0 is no limit. Linux only.
@@ -48,27 +48,26 @@ type PluginConfig struct {
 
 	// StartTimeout limits a start, until the driver is open. Default 30 s.
 	StartTimeout time.Duration
-	// PingEvery is how often a running program is asked for a sign of life, and
-	// PingTimeout how long it is waited for: a program that gives none hangs, and is
-	// killed and restarted. Defaults 5 s and 10 s.
+	// PingEvery is the time between heartbeats of a running program, and PingTimeout the
+	// heartbeat timeout: a program without a heartbeat for so long hangs, and is killed and
+	// restarted. Defaults 5 s and 10 s.
 	PingEvery, PingTimeout time.Duration
 	// CloseTimeout limits a Close whose context has no deadline. Default 10 s.
 	CloseTimeout time.Duration
-	// MinDelay and MaxDelay bound the pause before a restart. It is random, and
-	// below MinDelay for the first crash within CrashWindow, twice as much for each
-	// more, and MaxDelay at most. Defaults 100 ms and 30 s.
+	// MinDelay and MaxDelay bound the back-off before a restart. The delay is random: up to
+	// MinDelay after the first crash within CrashWindow, up to twice as long after each further
+	// one, and MaxDelay at most. Defaults 100 ms and 30 s.
 	MinDelay, MaxDelay time.Duration
-	// MaxCrashes is how many crashes within CrashWindow are one too many: the
-	// circuit opens, and the next start is tried after Cooldown. Defaults 5, 1
-	// min and 1 min.
+	// After more than MaxCrashes crashes within CrashWindow the circuit opens: the
+	// program is started again after Cooldown. Defaults 5, 1 min and 1 min.
 	MaxCrashes            int
 	CrashWindow, Cooldown time.Duration
 
-	// Observe, if set, is told of each call that has ended, and of each stream:
-	// the method's full name in gRPC, the time that it took, and its error. It is
-	// called by many goroutines, and the caller waits for it.
+	// Observe, if set, is called after each call and each stream, with the method's full
+	// name in gRPC, the duration, and the error. It is called by many goroutines, and
+	// the call returns when it returns.
 	Observe func(method string, took time.Duration, err error)
-	// Logger takes what the program logs, and of its life. Default: slog.Default.
+	// Logger gets the program's log, and starts and ends of the program. Default: slog.Default.
 	Logger *slog.Logger
 }
 
@@ -101,40 +100,40 @@ func (c *PluginConfig) setDefaults() {
 	}
 }
 
-// State is what a plugin does.
+// State is the state of a plugin.
 type State string
 
 // The states of a plugin.
 const (
 	NotStarted State = "not started"
 	Up         State = "up"
-	Restarting State = "restarting" // it crashed, and is started again soon
-	Broken     State = "broken"     // it crashed too often, and is left alone for a while
-	// Refused is the state of a program that ended and is not started again, as its file is missing, has not the
-	// checksum, or could be changed by another user. It is looked at again every MaxDelay.
+	Restarting State = "restarting" // the program crashed, and is restarted soon
+	Broken     State = "broken"     // the program crashed too often, and is restarted after Cooldown
+	// Refused means that the program has ended and is not restarted, because its file is missing, does not have the
+	// checksum, or could be changed by another user. The file is checked again every MaxDelay.
 	Refused State = "refused"
 	Closed  State = "closed"
 )
 
-// Status tells how a plugin does.
+// Status describes a plugin.
 type Status struct {
 	State State
-	// PID is the program's process, 0 if there is none.
+	// PID is the number of the program's process, 0 without a process.
 	PID int
 	// Since is when State began.
 	Since time.Time
-	// Restarts counts the starts but the first.
+	// Restarts counts the restarts.
 	Restarts int
-	// Err is why the program ended, or did not start, the last time; nil if it
-	// never did.
+	// Err is why the program ended, or did not start, the last time. Nil: it has neither
+	// ended nor failed to start.
 	Err error
-	// Next is when the next start is tried, if the program is down.
+	// Next is the time of the next start, if the program is down.
 	Next time.Time
 }
 
-// Plugin is a driver that is looked after: as a program that is watched and
-// restarted, or one in this process, which needs no looking after. It is a part of package service: make one with
-// [New] or [Registry.New], which start nothing, or one that is started with [Launch]. It is safe for concurrent use.
+// Plugin is a driver: a program that is supervised and restarted, or a driver in this process. It is a part of package
+// service. Make one with [New] or [Registry.New], which start nothing, or with [Launch], which starts it. It is safe for
+// concurrent use.
 type Plugin[D Driver] struct {
 	launch func(context.Context) (D, *supervisor, error)
 	closed chan struct{} // when Close has ended
@@ -151,9 +150,9 @@ type Plugin[D Driver] struct {
 	err     error              // of Close
 }
 
-// New returns a plugin for a driver's program. It starts nothing, and finds all that is wrong without a
-// start. An error names the program and what is wrong: NotFound if there is none, Invalid if it is not an executable
-// file, or a field of cfg is wrong, Denied if its sum is another one or another user could replace it.
+// New returns a plugin for a driver's program. It starts nothing, and finds every error that can be found without a
+// start. The error names the program: NotFound if it does not exist, Invalid if it is not an executable file or a field
+// of cfg is wrong, Denied if its checksum differs or another user could replace it.
 func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
 	cfg.setDefaults()
@@ -193,8 +192,8 @@ func newPlugin[D Driver](launch func(context.Context) (D, *supervisor, error)) *
 	return &Plugin[D]{launch: launch, starting: make(chan struct{}, 1), closed: make(chan struct{}), since: time.Now()}
 }
 
-// Launch is [New] and [Plugin.Start] at once, for tools and tests: a service makes its plugin with New, and its
-// App starts it.
+// Launch is [New] and [Plugin.Start] in one call, for tools and tests. A service makes its plugin with New, and its App
+// starts the plugin.
 func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	p, err := New(k, cfg)
 	if err != nil {
@@ -211,13 +210,13 @@ func startNew[D Driver](ctx context.Context, p *Plugin[D]) (*Plugin[D], error) {
 }
 
 // Start starts the driver, and returns when it is open. From then on its program is restarted whenever it
-// ends or hangs, until Close. ctx bounds the start only. A driver that is started already stays as it is.
+// ends or hangs, until Close. ctx bounds the start only. Start on a started driver has no effect.
 //
-// The errors are those of the driver's own open function, and, of a program, those of [New] and Invalid if it is
-// no driver of this kind and protocol, Timeout if it does not start in time. Nothing is left running then, and
-// Start may be called again. Precondition: the plugin is closed.
+// Errors: those of the driver's own open function. For a program also those of [New]; Invalid if it is not a driver of
+// this kind and protocol; Timeout if it does not start in time. After an error nothing is left running, and Start may be
+// called again. Precondition: the plugin is closed.
 //
-// The program cannot outlive this process, however it ends.
+// The program never outlives this process, however this process ends.
 func (p *Plugin[D]) Start(ctx context.Context) error {
 	select {
 	case p.starting <- struct{}{}:
@@ -247,23 +246,22 @@ func (p *Plugin[D]) Start(ctx context.Context) error {
 	return nil
 }
 
-// Driver returns the driver, which is the zero value of its type before Start. It stays the same, and usable, when the program is
-// restarted. While the program is down its methods fail with Unavailable at once:
-// nothing was executed. A call in whose middle the program ended fails with Unknown:
-// it may have been executed.
+// Driver returns the driver, or the zero value of its type before Start. The driver stays the same when its program is
+// restarted. While the program is down, its methods fail with Unavailable at once: nothing was executed. A call during
+// which the program ends fails with Unknown: it may have been executed.
 func (p *Plugin[D]) Driver() D {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.d
 }
 
-// Status tells how the plugin does.
+// Status returns the plugin's status.
 func (p *Plugin[D]) Status() Status {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	switch {
 	case p.sup != nil:
-		return p.sup.get()
+		return p.sup.getStatus()
 	case p.closing:
 		return Status{State: Closed}
 	case !p.started:
@@ -272,9 +270,8 @@ func (p *Plugin[D]) Status() Status {
 	return Status{State: Up, Since: p.since}
 }
 
-// Check is for readiness: it returns nil if the driver can be called, and else an error
-// with code Unavailable that says why it cannot, and when it is tried again. It
-// does not block.
+// Check is for readiness. It returns nil if the driver can be called. Otherwise the error is Unavailable, with the reason
+// and the time until the next start. Check does not block.
 func (p *Plugin[D]) Check(context.Context) error {
 	p.mu.Lock()
 	sup := p.sup
@@ -288,21 +285,10 @@ func (p *Plugin[D]) Check(context.Context) error {
 	return nil
 }
 
-// Kill ends the program as a crash does; it is restarted. It does nothing to a driver
-// in this process, or to one that is down.
-func (p *Plugin[D]) Kill() {
-	p.mu.Lock()
-	sup := p.sup
-	p.mu.Unlock()
-	if sup != nil {
-		sup.kill()
-	}
-}
-
-// Close waits for the calls that are under way, cuts off streams, closes the driver
-// and ends its program, all within ctx; what is not done then is killed, and the
-// error says so. What the driver manages outside stays as it is. A second Close
-// waits for the first and returns the same. A plugin that was not started is closed, too: it cannot be started any more.
+// Close waits for running calls, cancels streams, closes the driver and ends its program, all within ctx. When ctx ends
+// first, the program is killed, and the error says so. What the driver manages outside of its process stays as it is. A
+// second Close waits for the first and returns the same error. A plugin that was never started cannot be started after
+// Close.
 func (p *Plugin[D]) Close(ctx context.Context) error {
 	p.mu.Lock()
 	first := !p.closing
@@ -320,7 +306,7 @@ func (p *Plugin[D]) Close(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	select {
-	case <-p.closed: // a program is killed when ctx ends, and that is told
+	case <-p.closed: // a program is killed when ctx ends, and the error says so
 		return p.err
 	case <-time.After(killTime):
 		return fault.New(fault.CodeOf(ctx.Err()), "the driver was not closed in time, and goes on in this process: %w", ctx.Err())
@@ -330,7 +316,7 @@ func (p *Plugin[D]) Close(ctx context.Context) error {
 // killTime is how long Close waits, after its context has ended, for the end of a program that was killed.
 const killTime = time.Second
 
-// closeDriver closes the driver once a start that is under way has ended.
+// closeDriver waits for a running start and closes the driver.
 func (p *Plugin[D]) closeDriver(ctx context.Context) {
 	defer close(p.closed)
 	p.starting <- struct{}{}
@@ -349,11 +335,10 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 // Stop is Close.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
-// New returns a plugin for the driver that a configuration names: a registered one in this
-// process, with cfg.Options; every other as a program, as the function [New]
-// does. cfg.Program is name. It starts nothing and opens no driver, so it does not judge the driver's own options.
-// What is for a program, such as SHA256 or User, is Invalid for
-// a driver in this process: it would be without effect.
+// New returns a plugin for the driver that a configuration names: a registered driver in this process, with cfg.Options,
+// or a program, as the function [New] returns it, with name as cfg.Program. It starts nothing and opens no driver, so it
+// does not check the driver's own options. Fields that are for a program, such as SHA256 or User, are Invalid for a
+// driver in this process, because they would have no effect.
 func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	r.mu.RLock()
 	builtIn := r.open[name] != nil
@@ -377,7 +362,7 @@ func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D],
 	return p, err
 }
 
-// Launch is [Registry.New] and [Plugin.Start] at once, as the function [Launch].
+// Launch is [Registry.New] and [Plugin.Start] in one call, as the function [Launch].
 func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	p, err := r.New(k, name, cfg)
 	if err != nil {
@@ -386,7 +371,7 @@ func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg Pl
 	return startNew(ctx, p)
 }
 
-// Validate reports the error of [Registry.New].
+// Validate returns the error of [Registry.New].
 func (r *Registry[D]) Validate(k Kind[D], name string, cfg PluginConfig) error {
 	_, err := r.New(k, name, cfg)
 	return err

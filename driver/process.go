@@ -396,8 +396,8 @@ func (p *process) end(ctx context.Context) error {
 	return err
 }
 
-// ping asks the program for a sign of life. That it does not know the question is
-// one, too.
+// ping asks the program for a heartbeat. Every reply is one, also an error of a program that does not know the
+// request.
 func (p *process) ping(ctx context.Context) error {
 	var out outcome
 	err := p.conn.Invoke(ctx, grpc_health_v1.Health_Check_FullMethodName,

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -25,17 +26,17 @@ type supervisor struct {
 	cfg       PluginConfig
 	log       *slog.Logger
 
-	stop    context.CancelFunc // of run
-	done    chan struct{}      // closed when run has ended
-	last    *process           // that run left running
-	once    sync.Once          // of close
-	closing error              // what the first close returned
+	stop     context.CancelFunc // of restartLoop
+	done     chan struct{}      // closed when restartLoop has ended
+	last     *process           // that restartLoop has left running
+	once     sync.Once          // of close
+	closeErr error              // of the first close
 
-	mu  sync.Mutex
-	st  Status
-	now *process // that is up, or nil
+	mu     sync.Mutex
+	status Status
 }
 
+// supervise starts the program and keeps it running. It returns the protocol that the program speaks.
 func supervise(ctx context.Context, kind string, protocols []int, path string, cfg PluginConfig) (*supervisor, int, error) {
 	name := strings.TrimPrefix(filepath.Base(path), "armature-"+kind+"-")
 	s := &supervisor{name: name, kind: kind, path: path, cfg: cfg, log: cfg.Logger.With("driver", name), done: make(chan struct{})}
@@ -49,43 +50,37 @@ func supervise(ctx context.Context, kind string, protocols []int, path string, c
 	s.link.check, s.link.end = s.check, s.close
 	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
 	s.stop = stop
-	s.up(p)
-	go s.run(runCtx, p)
+	s.setUp(p)
+	go s.restartLoop(runCtx, p)
 	return s, p.protocol, nil
 }
 
+// start starts the program within StartTimeout.
 func (s *supervisor) start(ctx context.Context, protocols []int) (*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
 	defer cancel()
 	return start(ctx, s.kind, protocols, s.path, &s.cfg, s.log)
 }
 
-// run restarts the program whenever it ends.
-func (s *supervisor) run(ctx context.Context, p *process) {
+// restartLoop restarts the program whenever it ends.
+func (s *supervisor) restartLoop(ctx context.Context, p *process) {
 	defer close(s.done)
 	var crashes []time.Time
 	for {
-		s.watch(ctx, p)
+		s.awaitEnd(ctx, p)
 		if ctx.Err() != nil {
 			s.last = p
 			return
 		}
 		s.link.conn.Store(nil)
-		s.set(Restarting, fault.New(fault.Unavailable, "its program has ended"), time.Now())
+		s.setDown(Restarting, fault.New(fault.Unavailable, "its program has ended"), time.Now())
 		p.cleanUp()
 		for err := p.why(nil); err != nil; {
-			var restart bool
-			if errors.Is(err, errRefused) {
-				restart = s.pauseRefused(ctx, err)
-			} else {
-				now := time.Now()
-				crashes = append(crashes, now)
-				for now.Sub(crashes[0]) > s.cfg.CrashWindow {
-					crashes = crashes[1:]
-				}
-				restart = s.pause(ctx, err, len(crashes))
+			if !errors.Is(err, errRefused) {
+				crashes = append(crashes, time.Now())
 			}
-			if !restart {
+			crashes = slices.DeleteFunc(crashes, func(at time.Time) bool { return time.Since(at) > s.cfg.CrashWindow })
+			if !s.awaitRestart(ctx, err, len(crashes)) {
 				return
 			}
 			if p, err = s.start(ctx, s.protocols); ctx.Err() != nil {
@@ -93,12 +88,12 @@ func (s *supervisor) run(ctx context.Context, p *process) {
 				return
 			}
 		}
-		s.up(p)
+		s.setUp(p)
 	}
 }
 
-// watch returns when the program has ended, and ends one that hangs.
-func (s *supervisor) watch(ctx context.Context, p *process) {
+// awaitEnd blocks until the program has ended or ctx ends. It kills a program that hangs.
+func (s *supervisor) awaitEnd(ctx context.Context, p *process) {
 	t := time.NewTicker(s.cfg.PingEvery)
 	defer t.Stop()
 	for {
@@ -113,15 +108,22 @@ func (s *supervisor) watch(ctx context.Context, p *process) {
 		err := p.ping(ping)
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) {
-			p.fail(fault.New(fault.Timeout, "it hung: no sign of life within %v, so it was killed", s.cfg.PingTimeout))
+			p.fail(fault.New(fault.Timeout, "it hung: no heartbeat within %v, so it was killed", s.cfg.PingTimeout))
 			<-p.exited
 		}
 	}
 }
 
-// pause waits before the start after the n-th crash, and reports whether there is
-// to be one.
-func (s *supervisor) pause(ctx context.Context, err error, n int) bool {
+// awaitRestart waits until the program is to be restarted after an error, and returns false if ctx ends first.
+func (s *supervisor) awaitRestart(ctx context.Context, err error, crashes int) bool {
+	if errors.Is(err, errRefused) {
+		return s.awaitRecheck(ctx, err)
+	}
+	return s.backOff(ctx, err, crashes)
+}
+
+// backOff waits before the restart after the n-th crash.
+func (s *supervisor) backOff(ctx context.Context, err error, n int) bool {
 	state, delay := Restarting, s.cfg.Cooldown
 	if n <= s.cfg.MaxCrashes {
 		top := min(s.cfg.MaxDelay, s.cfg.MinDelay<<min(n-1, 20))
@@ -130,25 +132,25 @@ func (s *supervisor) pause(ctx context.Context, err error, n int) bool {
 		state = Broken
 		delay += rand.N(delay/10 + 1)
 	}
-	s.set(state, err, time.Now().Add(delay))
-	s.log.Error("the driver's program is down", "error", err, "crashes", n, "window", s.cfg.CrashWindow, "state", string(state), "restart_in", delay)
-	return wait(ctx, delay)
+	s.setDown(state, err, time.Now().Add(delay))
+	s.log.ErrorContext(ctx, "driver program is down", "error", err, "crashes", n, "window", s.cfg.CrashWindow, "state", string(state), "restart_in", delay)
+	return sleep(ctx, delay)
 }
 
-// pauseRefused waits before the next look at a program that was refused, and reports whether there is to be one. A
-// refusal is not a crash: an operator has to mend the file, or the configuration. It is logged when it begins.
-func (s *supervisor) pauseRefused(ctx context.Context, err error) bool {
+// awaitRecheck waits before the next check of a program that was refused. A refusal is not a crash: an operator must
+// repair the file or the configuration. The first of several refusals is logged as ERROR.
+func (s *supervisor) awaitRecheck(ctx context.Context, err error) bool {
 	level := slog.LevelError
-	if s.get().State == Refused {
+	if s.getStatus().State == Refused {
 		level = slog.LevelDebug
 	}
-	s.set(Refused, err, time.Now().Add(s.cfg.MaxDelay))
+	s.setDown(Refused, err, time.Now().Add(s.cfg.MaxDelay))
 	s.log.Log(ctx, level, "driver program refused", "error", err, "retry_in", s.cfg.MaxDelay)
-	return wait(ctx, s.cfg.MaxDelay)
+	return sleep(ctx, s.cfg.MaxDelay)
 }
 
-// wait reports whether d is over before ctx ends.
-func wait(ctx context.Context, d time.Duration) bool {
+// sleep waits for d, and returns false if ctx ends first.
+func sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -159,60 +161,53 @@ func wait(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-func (s *supervisor) up(p *process) {
-	s.link.conn.Store(p.conn) // first: whoever sees that it is up can call it
+// setUp makes p the program that calls go to.
+func (s *supervisor) setUp(p *process) {
+	s.link.conn.Store(p.conn) // first: a caller that sees that the driver is up can call it
 	s.mu.Lock()
-	if s.st.State != "" {
-		s.st.Restarts++
+	if s.status.State != "" {
+		s.status.Restarts++
 	}
-	s.st.State, s.st.PID, s.st.Since, s.st.Next = Up, p.pid(), time.Now(), time.Time{}
-	s.now = p
-	restarts := s.st.Restarts
+	s.status.State, s.status.PID, s.status.Since, s.status.Next = Up, p.pid(), time.Now(), time.Time{}
+	restarts := s.status.Restarts
 	s.mu.Unlock()
-	s.log.Info("the driver's program is up", "program", s.path, "pid", p.pid(), "protocol", p.protocol, "restarts", restarts)
+	s.log.Info("driver program is up", "program", s.path, "pid", p.pid(), "protocol", p.protocol, "restarts", restarts)
 }
 
-func (s *supervisor) set(state State, err error, next time.Time) {
+// setDown sets the state of a plugin without a program.
+func (s *supervisor) setDown(state State, err error, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.st.State != state {
-		s.st.Since = time.Now()
+	if s.status.State != state {
+		s.status.Since = time.Now()
 	}
-	s.st.State, s.st.PID, s.st.Err, s.st.Next = state, 0, err, next
-	s.now = nil
+	s.status.State, s.status.PID, s.status.Err, s.status.Next = state, 0, err, next
 }
 
-func (s *supervisor) kill() {
-	s.mu.Lock()
-	p := s.now
-	s.mu.Unlock()
-	if p != nil {
-		p.kill()
-	}
-}
-
-func (s *supervisor) get() Status {
+func (s *supervisor) getStatus() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.st
+	return s.status
 }
 
+// check returns why the driver cannot be called, or nil.
 func (s *supervisor) check() error {
-	switch st := s.get(); st.State {
+	switch st := s.getStatus(); st.State {
 	case Up:
 		return nil
 	case Closed:
 		return fault.New(fault.Unavailable, "driver %s is closed", s.name)
 	case Broken:
-		return fault.New(fault.Unavailable, "driver %s crashed more than %d times within %v, and is tried again in %v: %w",
+		return fault.New(fault.Unavailable, "driver %s crashed more than %d times within %v, and is restarted in %v: %w",
 			s.name, s.cfg.MaxCrashes, s.cfg.CrashWindow, time.Until(st.Next).Round(time.Millisecond), st.Err)
 	case Refused:
-		return fault.New(fault.Unavailable, "the program of driver %s is refused, and is looked at again in %v: %w", s.name, time.Until(st.Next).Round(time.Millisecond), st.Err)
+		return fault.New(fault.Unavailable, "the program of driver %s is refused, and is checked again in %v: %w", s.name, time.Until(st.Next).Round(time.Millisecond), st.Err)
 	default:
 		return fault.New(fault.Unavailable, "driver %s is being restarted: %w", s.name, st.Err)
 	}
 }
 
+// close drains the link, ends restartLoop and then the program.
 func (s *supervisor) close(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
@@ -225,11 +220,11 @@ func (s *supervisor) close(ctx context.Context) error {
 		<-s.done
 		if s.last != nil {
 			if err := s.last.end(ctx); err != nil {
-				s.closing = fmt.Errorf("close driver %s: %w", s.name, err)
+				s.closeErr = fmt.Errorf("close driver %s: %w", s.name, err)
 			}
 		}
 		s.link.conn.Store(nil)
-		s.set(Closed, s.get().Err, time.Time{})
+		s.setDown(Closed, s.getStatus().Err, time.Time{})
 	})
-	return s.closing
+	return s.closeErr
 }

@@ -293,13 +293,13 @@ func (a *App) startPart(ctx context.Context, p named) error {
 		if ctx.Err() != nil || !errors.Is(err, fault.Unavailable) {
 			return failed
 		}
-		a.waiting.Store(failed)
-		a.sd.waiting(failed)
 		// One line for each reason that peers give, as the second one may be what an operator must know.
 		if reason := fault.From(err).Reason; !said[reason] {
 			said[reason] = true
 			a.cfg.Logger.WarnContext(ctx, "waiting for a part to start; the service is not ready", "part", p.name, "label", p.label, "error", err)
 		}
+		a.waiting.Store(failed) // after the log line, so that an operator who sees it at /readyz finds the line
+		a.sd.waiting(failed)
 		pause = min(2*pause, maxStartPause)
 		t := time.NewTimer(pause/2 + rand.N(pause/2))
 		select {

@@ -109,7 +109,9 @@ func (e *Env[D]) Crash(after time.Duration) {
 	case <-time.After(after):
 	case <-e.Context().Done():
 	}
-	e.plugin.Kill()
+	if program, err := os.FindProcess(before.PID); err == nil && before.PID != 0 {
+		_ = program.Kill() // its only error: it has ended
+	}
 	for end := time.Now().Add(time.Minute); ; {
 		if st := e.plugin.Status(); st.Restarts > before.Restarts && st.State == driver.Up {
 			return

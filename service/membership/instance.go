@@ -13,31 +13,31 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Instance is one start of a process. A member that has one belongs to this process alone: a second
-// process of the same kind and host is refused with [ErrHeld] while the first one is up, and a first
-// one that was replaced while it was silent is refused from then on.
+// Instance is one start of a process. A member with an instance belongs to this process alone: a second process of the
+// same kind and host is refused with [ErrHeld] while the first one is up. A process that was replaced while its member
+// was down is refused from then on.
 type Instance struct {
-	// ID is unique to this start, such as a UUID. Empty: the member may be several processes at once.
+	// ID is unique to this start, such as a UUID. Empty: several processes may be the member at once.
 	ID string `json:"id"`
-	// Lock names a lock that one process at a time can hold, and that this one holds, such as that of
-	// [FileLock]. Start grows with each process that gets the lock. An instance with the same Lock and a
-	// smaller Start is dead, so it is replaced at once. Empty: there is no such lock.
+	// Lock names a lock that this process holds and that only one process can hold at a time, such as a [FileLock].
+	// Start grows with each process that gets the lock. A holder with the same Lock and a smaller Start is dead, so
+	// it is replaced at once. Empty: no such lock.
 	Lock  string `json:"lock,omitempty"`
 	Start int64  `json:"start,omitempty"`
-	// Process tells people which process it is: its number, its machine, and since when it runs.
+	// Process describes the process for people: its number, its machine and the time of its start.
 	Process string `json:"process,omitempty"`
 }
 
 const reasonHeld = "MemberHeld"
 
-// ErrHeld means that a member belongs to another process. Its code is Unavailable, so a part that
-// starts with it waits: the other process may end.
+// ErrHeld means that a member belongs to another process. Its code is Unavailable, so an App whose part fails with it
+// tries again: the other process may end.
 var ErrHeld = fault.Sentinel(fault.Unavailable, reasonHeld, "the member belongs to another process")
 
-// maxInstance is how long an Instance may be as JSON, in bytes.
+// maxInstance is the maximum size of an Instance as JSON, in bytes.
 const maxInstance = 1000
 
-// text is the form in the database.
+// text returns the form in the database.
 func (i Instance) text() (string, error) {
 	if i.ID == "" {
 		return "", nil
@@ -49,10 +49,10 @@ func (i Instance) text() (string, error) {
 	return string(raw), err
 }
 
-// parseInstance reads what text has written.
+// parseInstance reads a text of Instance.text.
 func parseInstance(text string) (i Instance) {
 	if text != "" {
-		_ = json.Unmarshal([]byte(text), &i) // what cannot be read has no ID, and so is not that of any process
+		_ = json.Unmarshal([]byte(text), &i) // a text that cannot be read gives no ID, and so belongs to no process
 	}
 	return i
 }
@@ -61,26 +61,25 @@ func parseInstance(text string) (i Instance) {
 func heldError(kind, host string, holder Instance, seen string) error {
 	who := holder.Process
 	if who == "" {
-		who = "a process that does not say which one it is"
+		who = "a process without a description"
 	}
 	return fault.WithReason(fault.New(fault.Unavailable, "%s on host %s is another process: %s%s", kind, host, who, seen), reasonHeld, nil)
 }
 
-// admit reports ErrHeld if a process may not become the member.
+// admit returns ErrHeld if an instance must not become the member.
 func (m Member) admit(i Instance) error {
 	h := m.Instance
 	switch {
 	case i.ID == h.ID, !m.Up:
 		return nil
-	case h.Lock != "" && h.Lock == i.Lock && i.Start > h.Start: // it has lost its lock, which only its end does
+	case h.Lock != "" && h.Lock == i.Lock && i.Start > h.Start: // it has lost its lock, so it has ended
 		return nil
 	}
-	return heldError(m.Kind, m.Host, h, fmt.Sprintf(", last seen %v ago", m.silent.Round(time.Second)))
+	return heldError(m.Kind, m.Host, h, fmt.Sprintf(", last seen %v ago", m.age.Round(time.Second)))
 }
 
-// Holds returns nil if the instance is the member's, or if the member is not known. Otherwise it
-// returns [ErrHeld]. An empty instance is that of a member that may be several processes. In a
-// transaction of [db.Tx] it reads as the transaction does.
+// Holds returns nil if the member belongs to the instance, or does not exist, and [ErrHeld] otherwise. An empty instance
+// is that of a member that may be several processes. In a transaction of [db.Tx] it reads in the transaction.
 func (r *Registry) Holds(ctx context.Context, kind, host, instance string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		holders, err := r.holders(ctx, tx, `kind = ? AND host = ?`, kind, host)

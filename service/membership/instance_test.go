@@ -74,13 +74,13 @@ func TestInstances(t *testing.T) {
 			if m, err := r.Get(ctx, "worker", host); err != nil || m.Instance != holder {
 				t.Errorf("%s: it belongs to %+v, %v; want %+v", tt.name, m, err, holder)
 			}
-			if err := errors.Join(r.Beat(ctx, "worker", host, holder.ID), r.Holds(ctx, "worker", host, holder.ID)); err != nil {
+			if err := errors.Join(r.Heartbeat(ctx, "worker", host, holder.ID), r.Holds(ctx, "worker", host, holder.ID)); err != nil {
 				t.Errorf("%s: the holder: %v", tt.name, err)
 			}
 			if holder == loser {
 				continue
 			}
-			for what, err := range map[string]error{"heartbeat": r.Beat(ctx, "worker", host, loser.ID), "holds": r.Holds(ctx, "worker", host, loser.ID)} {
+			for what, err := range map[string]error{"heartbeat": r.Heartbeat(ctx, "worker", host, loser.ID), "holds": r.Holds(ctx, "worker", host, loser.ID)} {
 				if !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), holder.Process) {
 					t.Errorf("%s: %s of the other: %v, want ErrHeld with %q", tt.name, what, err, holder.Process)
 				}
@@ -181,14 +181,14 @@ func TestBeatAfterLeave(t *testing.T) {
 			t.Fatal(err)
 		}
 		sent := make(chan error, 1)
-		go func() { sent <- r.Beat(t.Context(), "worker", "h1", "first") }() // it waits for others for 50 ms
+		go func() { sent <- r.Heartbeat(t.Context(), "worker", "h1", "first") }() // it waits for others for 50 ms
 		if err := r.Leave(t.Context(), "worker", "h1", "first"); err != nil {
 			t.Fatal(err)
 		}
 		if err := <-sent; err != nil {
 			t.Error(err)
 		}
-		if err := r.Beat(t.Context(), "worker", "h1", "first"); err != nil {
+		if err := r.Heartbeat(t.Context(), "worker", "h1", "first"); err != nil {
 			t.Error(err)
 		}
 		if m, err := r.Get(t.Context(), "worker", "h1"); err != nil || m.Up {

@@ -17,9 +17,8 @@ import (
 	"github.com/armature-go/armature/internal/filelock"
 )
 
-// FileLock is a lock that a process holds as long as it lives: that of a file. It makes the
-// [Instance] of this start of the process. It is a part of package service, and safe for concurrent
-// use. Make one with [NewFileLock].
+// FileLock is the lock of a file, which a process holds until it ends. It makes the [Instance] of this start of the
+// process. It is a part of package service, and safe for concurrent use. Make one with [NewFileLock].
 type FileLock struct {
 	kind, host, path string
 
@@ -28,30 +27,31 @@ type FileLock struct {
 	instance Instance
 }
 
-// NewFileLock returns the lock of a member's file, which is best below the state path of the
-// service, on a file system of the machine. It opens nothing. Each member has a file of its own.
+// NewFileLock returns the lock of a member's file. Each member needs a file of its own, which should be on a file system
+// of the machine, such as below the state path of the service. NewFileLock opens nothing.
 func NewFileLock(kind, host, path string) *FileLock {
 	return &FileLock{kind: kind, host: host, path: path}
 }
 
-// Start takes the lock, and makes the file and its folder if they do not exist. [ErrHeld]: another
-// process holds the lock; the error names it. Any other error is that of the file system.
+// Start acquires the lock. It makes the file and its folder if they do not exist. [ErrHeld]: another process holds the
+// lock; the error names it. Other errors are those of the file system.
 //
-// The kernel frees the lock when the process ends, however it ends. A copy of the file is another
-// lock, as is the same file after a restart of the machine.
+// The kernel releases the lock when the process ends, however it ends. A copy of the file is another lock, and so is
+// the same file after a restart of the machine.
 func (l *FileLock) Start(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.file != nil {
 		return nil
 	}
-	if err := l.lock(); err != nil {
+	if err := l.lockFile(); err != nil {
 		return fmt.Errorf("lock file %s: %w", l.path, err)
 	}
 	return nil
 }
 
-func (l *FileLock) lock() (err error) {
+// lockFile opens and locks the file, and writes this instance to it.
+func (l *FileLock) lockFile() (err error) {
 	if err := os.MkdirAll(filepath.Dir(l.path), 0o750); err != nil {
 		return err
 	}
@@ -61,14 +61,14 @@ func (l *FileLock) lock() (err error) {
 	}
 	defer func() {
 		if err != nil {
-			_ = f.Close() // it was not written, or its disk is broken
+			_ = f.Close() // it was not written, or the disk fails
 		}
 	}()
 	free, err := filelock.Try(f)
 	if err != nil {
 		return err
 	}
-	last, _ := readInstance(f) // one that cannot be read is none
+	last, _ := readInstance(f) // an instance that cannot be read counts as none
 	if !free {
 		return heldError(l.kind, l.host, last, "")
 	}
@@ -88,7 +88,7 @@ func (l *FileLock) lock() (err error) {
 	if err != nil {
 		return err
 	}
-	// In one piece, as a start that ends here must leave a number that can be read.
+	// In one piece, because a start that ends here must leave a number that can be read.
 	_, err = f.WriteAt(raw, 0)
 	if err = cmp.Or(err, f.Truncate(int64(len(raw))), f.Sync()); err != nil {
 		return err
@@ -97,6 +97,7 @@ func (l *FileLock) lock() (err error) {
 	return nil
 }
 
+// readInstance reads the instance that the last holder has written.
 func readInstance(f *os.File) (i Instance, err error) {
 	raw, err := io.ReadAll(io.NewSectionReader(f, 0, 1<<16))
 	if err == nil {
@@ -105,26 +106,26 @@ func readInstance(f *os.File) (i Instance, err error) {
 	return i, err
 }
 
-// samePath fails if the file was removed or replaced before it was locked.
+// samePath returns an error if the file was removed or replaced before it was locked.
 func samePath(f *os.File, path string) error {
 	open, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if named, err := os.Stat(path); err != nil || !os.SameFile(open, named) {
-		return errors.Join(errors.New("it was replaced meanwhile"), err)
+		return errors.Join(errors.New("the file was replaced meanwhile"), err)
 	}
 	return nil
 }
 
-// Instance returns this start of the process. Its ID is empty before Start.
+// Instance returns the instance of this start of the process. Its ID is empty before Start.
 func (l *FileLock) Instance() Instance {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.instance
 }
 
-// Stop frees the lock.
+// Stop releases the lock.
 func (l *FileLock) Stop(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -11,17 +11,17 @@ import (
 	"github.com/armature-go/armature/service/internal/outage"
 )
 
-// MemberConfig is how a [MemberPart] lives.
+// MemberConfig configures a [MemberPart]. Kind and Host are required.
 type MemberConfig struct {
 	Self
 
-	// Every is how long it is from one sign of life to the next. Default a sixth of
-	// DownAfter, so 10 s, as Nova's report_interval.
+	// Every is the time between heartbeats. Default a sixth of DownAfter: 10 s, as Nova's report_interval.
 	Every time.Duration
-	// MinVersion is the least version of its kind beside which it may run: it does not
-	// start while an older one lives. Default: any.
+	// MinVersion is the least version of its kind beside which the service can run: it does not start while an
+	// older member exists. Default 0: any version.
 	MinVersion int
-	Logger     *slog.Logger
+	// Logger defaults to slog.Default().
+	Logger *slog.Logger
 }
 
 // MemberPart is a service's membership, as a part of package service. Make one with
@@ -36,14 +36,13 @@ type MemberPart struct {
 	outage outage.Log // for the goroutine that sends heartbeats
 
 	mu   sync.Mutex
-	seen time.Time // the last sign of life that arrived, by this process's clock
-	err  error     // of the last one
+	seen time.Time // of the last heartbeat that was written, by this process's clock
+	err  error     // of the last heartbeat
 }
 
-// Member returns a part that makes the service a member when it is started, and lets it
-// leave when it is stopped. Add it after the parts that do the work: it is then seen only
-// when it can work, and leaves first. A sign of life that fails is tried again each
-// second.
+// Member returns a part that joins when it is started, sends heartbeats, and leaves when it is stopped. Add it after the
+// parts that do the work: the member is then up only while it can work. After a heartbeat that failed, the next one
+// follows within a second. Of failures in a row the first and one a minute are logged as WARN, the others as DEBUG.
 func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 	if cfg.Every <= 0 {
 		cfg.Every = r.cfg.DownAfter / 6
@@ -58,7 +57,7 @@ func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 // member while this one could not send heartbeats.
 func (p *MemberPart) Failed() <-chan error { return p.failed }
 
-// Start joins. Precondition: an older member than MinVersion lives. [ErrHeld]: the member belongs to another
+// Start joins. Precondition: a member of its kind is older than MinVersion. [ErrHeld]: the member belongs to another
 // process.
 func (p *MemberPart) Start(ctx context.Context) error {
 	if p.cfg.MinVersion > 0 {
@@ -67,7 +66,7 @@ func (p *MemberPart) Start(ctx context.Context) error {
 			return err
 		}
 		if least > 0 && least < p.cfg.MinVersion {
-			return fault.New(fault.Precondition, "a %s of version %d lives, and this one works beside version %d and later only: upgrade it first, or remove it if it is gone for good",
+			return fault.New(fault.Precondition, "a %s of version %d is a member, and this one works beside version %d and later only: upgrade that one first, or remove it if it is lost for good",
 				p.cfg.Kind, least, p.cfg.MinVersion)
 		}
 	}
@@ -79,11 +78,12 @@ func (p *MemberPart) Start(ctx context.Context) error {
 	p.cancel = cancel
 	go func() {
 		defer close(p.done)
-		p.live(life)
+		p.sendHeartbeats(life)
 	}()
 	return nil
 }
 
+// note keeps the result of a heartbeat.
 func (p *MemberPart) note(err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -92,7 +92,8 @@ func (p *MemberPart) note(err error) {
 	}
 }
 
-func (p *MemberPart) live(ctx context.Context) {
+// sendHeartbeats sends heartbeats until ctx ends or another process has the member.
+func (p *MemberPart) sendHeartbeats(ctx context.Context) {
 	timer := time.NewTimer(p.cfg.Every)
 	defer timer.Stop()
 	for {
@@ -101,7 +102,7 @@ func (p *MemberPart) live(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		err := p.beat(ctx)
+		err := p.sendHeartbeat(ctx)
 		if errors.Is(err, ErrHeld) {
 			p.note(err)
 			p.failed <- err
@@ -119,18 +120,19 @@ func (p *MemberPart) live(ctx context.Context) {
 	}
 }
 
-func (p *MemberPart) beat(ctx context.Context) error {
+// sendHeartbeat sends one heartbeat, and joins again if the member was removed.
+func (p *MemberPart) sendHeartbeat(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, max(p.cfg.Every, time.Second))
 	defer cancel()
-	err := p.r.Beat(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID)
-	if fault.CodeOf(err) == fault.NotFound && err != nil { // somebody has removed it
+	err := p.r.Heartbeat(ctx, p.cfg.Kind, p.cfg.Host, p.cfg.Instance.ID)
+	if fault.CodeOf(err) == fault.NotFound && err != nil { // an operator has removed it
 		err = p.r.Join(ctx, p.cfg.Self)
 	}
 	return err
 }
 
-// Check fails with [ErrHeld] if another process has become the member, and with Unavailable if others take the service for down, as it could not say
-// that it lives for so long. It does not block.
+// Check returns [ErrHeld] if another process has become the member, and Unavailable if no heartbeat was written for
+// DownAfter, so that others see the member as down. It does not block.
 func (p *MemberPart) Check(context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -138,12 +140,12 @@ func (p *MemberPart) Check(context.Context) error {
 		return p.err
 	}
 	if silent := time.Since(p.seen); silent > p.r.cfg.DownAfter {
-		return fault.New(fault.Unavailable, "no sign of life arrived for %v: %w", silent.Round(time.Second), p.err)
+		return fault.New(fault.Unavailable, "no heartbeat was written for %v: %w", silent.Round(time.Second), p.err)
 	}
 	return nil
 }
 
-// Stop leaves.
+// Stop ends the heartbeats and leaves.
 func (p *MemberPart) Stop(ctx context.Context) error {
 	p.cancel()
 	select {

@@ -1,22 +1,20 @@
-// Package membership knows which services of a component live: each has a row in the
-// component's database, in which it leaves signs of life by the database's clock, so
-// that the clocks of the hosts do not matter.
+// Package membership knows the services of a component and whether they are alive. Each service has a row in the
+// component's database and sends heartbeats, whose time is that of the database's clock, so the clocks of the hosts may
+// differ.
 //
 //	r := membership.New(membership.Config{DB: d})
 //	app.Add("member", r.Member(membership.MemberConfig{Self: membership.Self{Kind: "volume-worker", Host: host}}))
 //	...
-//	list, err := r.List(ctx, "volume-worker") // with up or down, and why
+//	list, err := r.List(ctx, "volume-worker") // each is up, or down with the reason
 //
-// A member is up if it has not left, was seen within DownAfter, and nobody says that it
-// is down. It is enabled unless an operator has disabled it: it does what it has, and
-// gets nothing new. The meaning of all this is that of Nova's services.
+// A member is up if it has not left, if its last heartbeat is at most DownAfter old, and if no operator has forced it
+// down. A member is enabled unless an operator has disabled it: a disabled member continues its work and gets no new
+// work. The rules are those of Nova's services.
 //
-// Where only one process may be a member, such as the worker of a host, its [Self] has an [Instance]:
-// a second process with the same kind and host is refused. A [FileLock] lets a process that was killed
-// in again at once.
+// If only one process may be a member, such as the worker of a host, its [Self] has an [Instance]: a second process
+// with the same kind and host is refused. With a [FileLock] a process that replaces a killed one is accepted at once.
 //
-// The table is that of schema.sql and schema2.sql, which [Schema] and [Schema2] have, for the component's
-// migrations.
+// The table is that of [Schema] and [Schema2], which a component copies into its migrations.
 package membership
 
 import (
@@ -33,54 +31,54 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Schema makes the table, on MySQL, MariaDB and SQLite. It is a migration: a component
-// copies it into a file among its own, for db.Migrate.
+// Schema makes the table on MySQL, MariaDB and SQLite. It is a migration: a component copies it into a file of its own
+// migrations, for db.Migrate.
 //
 //go:embed schema.sql
 var Schema string
 
-// Schema2 is a later migration, which follows Schema.
+// Schema2 is the migration after Schema.
 //
 //go:embed schema2.sql
 var Schema2 string
 
 // Config configures a [Registry]. DB is required.
 type Config struct {
-	// DB has the table, and stays the caller's.
+	// DB is the database with the table. The caller closes it.
 	DB *sqlx.DB
-	// DownAfter is how long a member may be silent and still be up. Default 60 s, as
-	// Nova's service_down_time.
+	// DownAfter is the heartbeat timeout: a member without a heartbeat for so long is down. Default 60 s, as Nova's
+	// service_down_time.
 	DownAfter time.Duration
 }
 
-// Registry is the table of members. It is safe for concurrent use. Every method may
-// fail with Unavailable while the database is away.
+// Registry is the table of members. It is safe for concurrent use. Every method may fail with Unavailable while the
+// database cannot be reached.
 type Registry struct {
-	cfg   Config
-	beats beats
+	cfg        Config
+	heartbeats heartbeats
 }
 
-// New returns a registry.
+// New returns a registry. It does not connect.
 func New(cfg Config) *Registry {
 	cfg.DownAfter = cmp.Or(cfg.DownAfter, time.Minute)
 	return &Registry{cfg: cfg}
 }
 
-// Self is what a service says of itself.
+// Self describes a service that becomes a member.
 type Self struct {
-	// Kind is what it is, such as "volume-worker", Host where: together they are the
-	// member. One host may have members of several kinds.
+	// Kind is the kind of service, such as "volume-worker", and Host its host. Together they identify the member: a
+	// host may have members of several kinds. Both are required.
 	Kind, Host string
-	// Version is a number that grows with what it can do, so that others can wait
-	// until all can, see [Registry.MinVersion].
+	// Version grows with what the service can do, so that others can wait until all services can do it, see
+	// [Registry.MinVersion].
 	Version int
-	// Data is anything else, such as JSON; at most 64 KiB.
+	// Data is any other text, such as JSON, of at most 64 KiB.
 	Data string
-	// Instance is the process, if only one may be the member. Default: several may be.
+	// Instance is the process, if only one may be the member. Default: several processes may.
 	Instance Instance
 }
 
-// Member is a service that is known.
+// Member is a service that has joined.
 type Member struct {
 	Kind           string    `db:"kind"`
 	Host           string    `db:"host"`
@@ -90,25 +88,25 @@ type Member struct {
 	Disabled       bool      `db:"disabled"`
 	DisabledReason string    `db:"disabled_reason"`
 	ForcedDown     bool      `db:"forced_down"`
-	Departed       bool      `db:"departed"`   // it has stopped, and said so
+	Departed       bool      `db:"departed"`   // it has left
 	JoinedAt       time.Time `db:"joined_at"`  // its last start
-	SeenAt         time.Time `db:"seen_at"`    // its last sign of life
+	SeenAt         time.Time `db:"seen_at"`    // its last heartbeat
 	CreatedAt      time.Time `db:"created_at"` // its first start
 
-	// Instance is the process that the member belongs to. Its ID is empty if several may be the member.
+	// Instance is the process that the member belongs to. Its ID is empty if several processes may be the member.
 	Instance Instance `db:"-"`
-	// Up says that it lives, Why why not.
+	// Up reports whether the member is alive. If it is not, Why gives the reason.
 	Up  bool   `db:"-"`
 	Why string `db:"-"`
 
-	silent time.Duration
+	age time.Duration // of the last heartbeat
 }
 
-// Name returns the host's, so that a member is a host of package scheduler as it is.
+// Name returns the host's name, so that a Member is a host of package scheduler.
 func (m Member) Name() string { return m.Host }
 
-// Unfit says why nothing new is to be given to a member: it is down, or an operator has
-// disabled it. Empty: it is fit.
+// Unfit returns why a member must get no new work: it is down, or an operator has disabled it. It returns "" for a
+// member that may get new work.
 func (m Member) Unfit() string {
 	if m.Up && m.Disabled {
 		return "disabled: " + m.DisabledReason
@@ -116,12 +114,12 @@ func (m Member) Unfit() string {
 	return m.Why
 }
 
-// Join makes a service a member, or one that comes back. What an operator has said of
-// it stays so. Invalid: it has no kind or no host. [ErrHeld]: the member is up and belongs to another
-// process; the error names it. Of several that join at once, one becomes the member.
+// Join makes a service a member, again if it was one before. What an operator has set stays: disabled and forced down.
+// Invalid: Kind or Host is empty, or Instance is too long. [ErrHeld]: the member is up and belongs to another process,
+// which the error names. If several instances join at once, one of them becomes the member.
 func (r *Registry) Join(ctx context.Context, s Self) error {
 	if s.Kind == "" || s.Host == "" {
-		return fault.New(fault.Invalid, "member %q on host %q: it needs both names", s.Kind, s.Host)
+		return fault.New(fault.Invalid, "member %q on host %q: kind and host must not be empty", s.Kind, s.Host)
 	}
 	instance, err := s.Instance.text()
 	if err != nil {
@@ -146,14 +144,14 @@ func (r *Registry) Join(ctx context.Context, s Self) error {
 		return err
 	}
 	err = db.Tx(ctx, r.cfg.DB, join)
-	if err != nil && fault.CodeOf(err) == fault.Conflict { // another process has joined first: now there is a member
+	if err != nil && fault.CodeOf(err) == fault.Conflict { // another process has joined first: now the member exists
 		err = db.Tx(ctx, r.cfg.DB, join)
 	}
 	return err
 }
 
-// Leave says that a member stops: it is down at once. A member that does not exist, or that belongs to
-// another instance, is left alone without an error.
+// Leave makes a member that stops down at once. A member that does not exist, or that belongs to another instance, is
+// not an error, and nothing is changed.
 func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		holders, err := r.holders(ctx, tx, `kind = ? AND host = ? FOR UPDATE`, kind, host)
@@ -165,8 +163,8 @@ func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error
 	})
 }
 
-// Remove forgets a member. NotFound: there is none; Precondition: it is up, and would
-// only come back.
+// Remove removes a member. NotFound: the member does not exist. Precondition: the member is up, and its next heartbeat
+// would bring it back.
 func (r *Registry) Remove(ctx context.Context, kind, host string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		list, err := r.list(ctx, tx, `WHERE kind = ? AND host = ? FOR UPDATE`, kind, host)
@@ -180,24 +178,24 @@ func (r *Registry) Remove(ctx context.Context, kind, host string) error {
 	})
 }
 
-// Disable says that a member gets nothing new, and why; Enable that it does again.
-// NotFound.
+// Disable makes a member get no new work, for a reason; [Registry.Enable] undoes it. NotFound: the member does not
+// exist.
 func (r *Registry) Disable(ctx context.Context, kind, host, reason string) error {
 	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET disabled = TRUE, disabled_reason = ? WHERE kind = ? AND host = ?`, reason, kind, host)
 }
 
-// Enable is the opposite of Disable.
+// Enable undoes [Registry.Disable]. NotFound: the member does not exist.
 func (r *Registry) Enable(ctx context.Context, kind, host string) error {
 	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET disabled = FALSE, disabled_reason = '' WHERE kind = ? AND host = ?`, kind, host)
 }
 
-// ForceDown says that a member is down, whatever it says itself, such as after its host
-// was fenced off, or with down false that nobody says so any more. NotFound.
+// ForceDown makes a member down in spite of its heartbeats, such as after its host was fenced off. With down false it
+// undoes this. NotFound: the member does not exist.
 func (r *Registry) ForceDown(ctx context.Context, kind, host string, down bool) error {
 	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET forced_down = ? WHERE kind = ? AND host = ?`, down, kind, host)
 }
 
-// List returns the members of a kind, or all if that is empty, by kind and host.
+// List returns the members of a kind, or all members if kind is empty, sorted by kind and host.
 func (r *Registry) List(ctx context.Context, kind string) ([]Member, error) {
 	if kind == "" {
 		return r.list(ctx, r.cfg.DB, `ORDER BY kind, host`)
@@ -205,7 +203,7 @@ func (r *Registry) List(ctx context.Context, kind string) ([]Member, error) {
 	return r.list(ctx, r.cfg.DB, `WHERE kind = ? ORDER BY host`, kind)
 }
 
-// Get returns one member. NotFound.
+// Get returns one member. NotFound: the member does not exist.
 func (r *Registry) Get(ctx context.Context, kind, host string) (*Member, error) {
 	list, err := r.list(ctx, r.cfg.DB, `WHERE kind = ? AND host = ?`, kind, host)
 	if err == nil && len(list) == 0 {
@@ -217,6 +215,7 @@ func (r *Registry) Get(ctx context.Context, kind, host string) (*Member, error) 
 	return &list[0], nil
 }
 
+// list returns the members of a part of the table.
 func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string, args ...any) ([]Member, error) {
 	list := []Member{}
 	rows := []struct {
@@ -231,33 +230,31 @@ func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string
 	}
 	for _, row := range rows {
 		m := row.Member
-		m.Instance, m.silent = parseInstance(row.Text), row.Now.Sub(row.SeenAt)
+		m.Instance, m.age = parseInstance(row.Text), row.Now.Sub(row.SeenAt)
 		m.Up, m.Why = m.judge(r.cfg.DownAfter)
 		list = append(list, m)
 	}
 	return list, nil
 }
 
-// judge reports whether a member lives, and why not.
+// judge returns whether a member is up, and otherwise the reason.
 func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 	switch {
 	case m.ForcedDown:
-		return false, "an operator says that it is down"
+		return false, "an operator has forced it down"
 	case m.Departed:
 		return false, "it was stopped"
-	case m.silent > downAfter:
-		return false, fmt.Sprintf("it was last seen %v ago", m.silent.Round(time.Second))
-	case m.silent < -downAfter: // as in Nova: else it would be up for as long as the clock was wrong
-		return false, fmt.Sprintf("its last heartbeat is %v in the future: the database's clock was set back", -m.silent.Round(time.Second))
+	case m.age > downAfter:
+		return false, fmt.Sprintf("it was last seen %v ago", m.age.Round(time.Second))
+	case m.age < -downAfter: // as in Nova: otherwise it would be up for as long as the clock was wrong
+		return false, fmt.Sprintf("its last heartbeat is %v in the future: the database's clock was set back", -m.age.Round(time.Second))
 	}
 	return true, ""
 }
 
-// MinVersion returns the least version of a kind's members that have not left and are
-// not forced down, whether they were seen lately or not: one that is only silent may come
-// back. What the least one cannot do nobody may ask for. 0: there is none. (In Nova all
-// that are not deleted count, so that a host that is gone for good holds all others
-// back.)
+// MinVersion returns the least version of a kind's members that have not left and are not forced down, or 0 without
+// such members. Use only what this version can do. A member without heartbeats counts, because it may come back. (In
+// Nova every service that is not deleted counts, so a host that is lost for good holds all others back.)
 func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 	list, err := r.List(ctx, kind)
 	if err != nil {
@@ -273,5 +270,5 @@ func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 }
 
 func notFound(kind, host string) error {
-	return fault.New(fault.NotFound, "there is no %s on host %s", kind, host)
+	return fault.New(fault.NotFound, "member %s on host %s does not exist", kind, host)
 }

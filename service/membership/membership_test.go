@@ -82,7 +82,7 @@ func TestMembers(t *testing.T) {
 		is("silent for less", true, "")
 		age(t, d, "h1", 40*time.Second)
 		is("silent for long", false, "last seen 40s ago")
-		must(r.Beat(ctx, "worker", "h1", ""))
+		must(r.Heartbeat(ctx, "worker", "h1", ""))
 		is("seen again", true, "")
 		must(r.Leave(ctx, "worker", "h1", ""))
 		is("left", false, "it was stopped")
@@ -91,7 +91,7 @@ func TestMembers(t *testing.T) {
 			t.Errorf("it came back as %+v, was %+v", m, first)
 		}
 		must(r.ForceDown(ctx, "worker", "h1", true))
-		must(r.Beat(ctx, "worker", "h1", ""))
+		must(r.Heartbeat(ctx, "worker", "h1", ""))
 		is("forced down, and alive", false, "an operator")
 		must(r.Join(ctx, self("h1", 4)))
 		is("forced down, and started again", false, "an operator")
@@ -112,10 +112,10 @@ func TestMembers(t *testing.T) {
 		must(r.Leave(ctx, "worker", "h1", ""))
 		must(r.Remove(ctx, "worker", "h1"))
 		for what, err := range map[string]error{
-			"beat": r.Beat(ctx, "worker", "h1", ""), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
+			"beat": r.Heartbeat(ctx, "worker", "h1", ""), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
 			"enable": r.Enable(ctx, "worker", "h1"), "force down": r.ForceDown(ctx, "worker", "h1", true),
 		} {
-			if fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "no worker on host h1") {
+			if fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "member worker on host h1 does not exist") {
 				t.Errorf("%s of nobody: %v", what, err)
 			}
 		}
@@ -159,7 +159,7 @@ func TestMinVersion(t *testing.T) {
 		age(t, d, "old", time.Hour)
 		least(5)
 		late := r.Member(membership.MemberConfig{Self: self("newest", 8), MinVersion: 6})
-		if err := late.Start(ctx); fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), "a worker of version 5 lives") {
+		if err := late.Start(ctx); fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), "a worker of version 5 is a member") {
 			t.Errorf("beside one that is too old: %v", err)
 		}
 		if err := r.ForceDown(ctx, "worker", "old", true); err != nil {
@@ -222,7 +222,7 @@ func TestMember(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		until("a sign of life", func() bool {
+		until("a heartbeat", func() bool {
 			got, err := r.Get(ctx, "worker", "h1")
 			return err == nil && got.SeenAt.After(m.SeenAt)
 		})
@@ -291,7 +291,7 @@ func BenchmarkBeats(b *testing.B) {
 	close(jobs)
 	wg.Wait()
 	jobs = make(chan int, members)
-	run(256, func(i int) error { return r.Beat(b.Context(), "worker", fmt.Sprintf("host-%05d", i), "") })
+	run(256, func(i int) error { return r.Heartbeat(b.Context(), "worker", fmt.Sprintf("host-%05d", i), "") })
 	cpu := func() time.Duration {
 		var u syscall.Rusage
 		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {

@@ -23,68 +23,6 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Pause implements compute.Driver.
-func (d *Driver) Pause(ctx context.Context, id string) error {
-	return d.change(ctx, "pause", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
-		switch p {
-		case compute.Paused:
-			return nil
-		case compute.Running:
-			return g.Suspend() // libvirt's name for it
-		default:
-			return wrongState("pause", id, p)
-		}
-	})
-}
-
-// Unpause implements compute.Driver.
-func (d *Driver) Unpause(ctx context.Context, id string) error {
-	return d.change(ctx, "unpause", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
-		switch p {
-		case compute.Running:
-			return nil
-		case compute.Paused:
-			return g.Resume()
-		default:
-			return wrongState("unpause", id, p)
-		}
-	})
-}
-
-// Suspend implements compute.Driver.
-func (d *Driver) Suspend(ctx context.Context, id string) error {
-	if !d.qemu() {
-		return d.Unsupported.Suspend(ctx, id)
-	}
-	return d.change(ctx, "suspend", id, func(_ context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
-		switch p {
-		case compute.Suspended:
-			return nil
-		case compute.Running:
-			return g.ManagedSave(0)
-		default:
-			return wrongState("suspend", id, p)
-		}
-	})
-}
-
-// Resume implements compute.Driver.
-func (d *Driver) Resume(ctx context.Context, id string) error {
-	if !d.qemu() {
-		return d.Unsupported.Resume(ctx, id)
-	}
-	return d.change(ctx, "resume", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
-		switch p {
-		case compute.Running:
-			return nil
-		case compute.Suspended:
-			return g.start(ctx)
-		default:
-			return wrongState("resume", id, p)
-		}
-	})
-}
-
 func (d *Driver) qemu() bool { return d.opts.virtType != "test" }
 
 // Resize implements compute.Driver. The disk grows first: a call that is made again

@@ -423,20 +423,6 @@ func wrongState(what, id string, p compute.PowerState) error {
 	return fault.New(fault.Precondition, "%s: server %s is %v", what, id, p)
 }
 
-// PowerOn implements compute.Driver.
-func (d *Driver) PowerOn(ctx context.Context, id string) error {
-	return d.change(ctx, "power on", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
-		switch p {
-		case compute.Running:
-			return nil
-		case compute.Shutdown, compute.Crashed:
-			return g.start(ctx)
-		default:
-			return wrongState("power on", id, p)
-		}
-	})
-}
-
 // PowerOff implements compute.Driver.
 func (d *Driver) PowerOff(ctx context.Context, id string, grace time.Duration) error {
 	return d.change(ctx, "power off", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {

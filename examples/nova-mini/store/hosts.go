@@ -216,7 +216,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: instance})
 	}
 	if s.reports.isKnown(ctx, s.claims, r, ratios) {
-		err := s.members.Beat(ctx, ComputeBinary, r.Host, r.Instance)
+		err := s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)
 		if !errors.Is(err, fault.NotFound) && !errors.Is(err, membership.ErrHeld) { // those are judged below
 			return err
 		}
@@ -232,7 +232,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err != nil {
 		return err
 	}
-	err = s.members.Beat(ctx, ComputeBinary, r.Host, r.Instance)
+	err = s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)
 	if errors.Is(err, fault.NotFound) { // it is new, or an operator has removed it
 		if err = join(); err == nil {
 			err = s.Number(ctx, ComputeBinary, r.Host)

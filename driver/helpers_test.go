@@ -1,0 +1,64 @@
+package driver_test
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/driver"
+)
+
+// wait waits until something is so. What it waits for happens in another process.
+func wait(t testing.TB, what string, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(20 * time.Second); !f(); {
+		if time.Now().After(end) {
+			t.Fatalf("waited 20 s for %s", what)
+		}
+		select {
+		case <-time.After(5 * time.Millisecond):
+		case <-t.Context().Done():
+		}
+	}
+}
+
+func exists(dir, name string) func() bool {
+	return func() bool {
+		_, err := os.Stat(filepath.Join(dir, name))
+		return err == nil
+	}
+}
+
+// socketDir is a directory with a short name, as sockets need it.
+func socketDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "s") //nolint:usetesting // its names are long
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+// runs reports whether a process is there, and not a zombie.
+func runs(pid int) bool {
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return false
+	}
+	_, state, _ := strings.Cut(string(raw), ") ")
+	return !strings.HasPrefix(state, "Z")
+}
+
+// quick makes a plugin restart soon, however often it crashes.
+func quick(cfg driver.PluginConfig) driver.PluginConfig {
+	cfg.MinDelay, cfg.MaxDelay, cfg.MaxCrashes = time.Millisecond, 5*time.Millisecond, 1000
+	return cfg
+}
+
+func up(p *driver.Plugin[echoer]) func() bool {
+	return func() bool { return p.Status().State == driver.Up }
+}

@@ -1,0 +1,103 @@
+package driver_test
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/armature-go/armature/driver"
+)
+
+// TestNoOrphan: a program ends with its worker, however that ends.
+func TestNoOrphan(t *testing.T) {
+	t.Parallel()
+	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+		cmd, pid := startWorker(t, "TEST_WORKER="+install(t, "good"))
+		if !runs(pid) {
+			t.Fatalf("the program %d does not run", pid)
+		}
+		if err := cmd.Process.Signal(sig); err != nil {
+			t.Fatal(err)
+		}
+		_ = cmd.Wait()
+		wait(t, "the program's end after "+sig.String(), func() bool { return !runs(pid) })
+	}
+}
+
+// startWorker starts TestWorker in a process of its own, and returns when its driver runs, with that's PID.
+func startWorker(t *testing.T, env ...string) (*exec.Cmd, int) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestWorker$", "-test.v") //nolint:noctx // killed by the caller
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if _, after, ok := strings.Cut(lines.Text(), "PID="); ok {
+			pid, err := strconv.Atoi(after)
+			if err != nil {
+				t.Fatal(err)
+			}
+			go func() { _, _ = io.Copy(io.Discard, out) }() // ends with the process
+			return cmd, pid
+		}
+	}
+	t.Fatalf("the worker has ended: %v, %v", lines.Err(), cmd.Wait())
+	return nil, 0
+}
+
+// TestSocketsOfKilled: the folder of a service that was killed is removed at the next start, that of one that
+// lives is not.
+func TestSocketsOfKilled(t *testing.T) {
+	t.Parallel()
+	programs, sockets := install(t, "good"), socketDir(t)
+	env := []string{"TEST_WORKER=" + programs, "TEST_SOCKETS=" + sockets}
+	killed, _ := startWorker(t, env...)
+	if err := killed.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = killed.Wait()
+	left, err := os.ReadDir(sockets)
+	if err != nil || len(left) != 1 {
+		t.Fatalf("a killed worker leaves %v, %v; want one folder", left, err)
+	}
+	living, pid := startWorker(t, env...)
+	now, err := os.ReadDir(sockets)
+	if err != nil || len(now) != 1 || now[0].Name() == left[0].Name() {
+		t.Errorf("after the next start there are %v, %v; before it %v", now, err, left)
+	}
+	p := launch(t, driver.PluginConfig{SocketDir: sockets, Program: "good", Dir: programs})
+	if both, err := os.ReadDir(sockets); err != nil || len(both) != 2 || !runs(pid) {
+		t.Errorf("beside a worker that lives there are %v, %v; its driver runs: %v", both, err, runs(pid))
+	}
+	if err := errors.Join(living.Process.Kill(), p.Close(t.Context())); err != nil {
+		t.Error(err)
+	}
+	_ = living.Wait()
+}
+
+// TestWorker is the worker of TestNoOrphan and TestSocketsOfKilled, in a process of its own.
+func TestWorker(t *testing.T) { //nolint:paralleltest // it waits to be killed
+	dir := os.Getenv("TEST_WORKER")
+	if dir == "" {
+		t.Skip("run by TestNoOrphan")
+	}
+	p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: os.Getenv("TEST_SOCKETS")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	fmt.Printf("PID=%d\n", p.Status().PID)
+	<-t.Context().Done()
+}
