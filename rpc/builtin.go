@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Methods that every server has. Their names cannot be those of others.
+// Methods that every server has. No other method has such a name.
 const (
 	methodPing     = "@ping"
 	methodDescribe = "@describe"

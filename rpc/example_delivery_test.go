@@ -8,6 +8,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 )
 
@@ -18,7 +19,7 @@ var (
 )
 
 // serveBackups starts a server, and returns what stops it.
-func serveBackups(bus rpc.Bus, host string, register func(*rpc.Server)) (stop func()) {
+func serveBackups(bus rpcbus.Bus, host string, register func(*rpc.Server)) (stop func()) {
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backups, Host: host, Dedup: rpc.NewDedup(1000, time.Hour)})
 	register(srv)
 	if err := srv.Start(context.Background()); err != nil {

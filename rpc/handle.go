@@ -21,12 +21,12 @@ type endpoint struct {
 }
 
 // Handle makes the server answer m with h. The context that h gets carries the
-// caller's deadline and its [reqctx.Request]; it is cancelled when the caller
+// caller's deadline and its [reqctx.Request]; it is canceled when the caller
 // gives up, and at the end of [Server.Stop]. An error that h returns travels to
 // the caller with its code, reason and text. A panic becomes an Internal error.
 //
 // If m is [AtLeastOnce] and the message was a cast, an error has it delivered
-// again, later, up to ServerConfig.MaxTries times, or, if its code is Unavailable, which says that
+// again, later, up to ServerConfig.MaxDeliveries times, or, if its code is Unavailable, which says that
 // nothing was done, for ServerConfig.MaxUnavailable, unless its code says that
 // this is no use: Invalid, Unauthenticated, Denied, NotFound, Conflict,
 // Precondition, Unimplemented. What is given up becomes a dead letter, see

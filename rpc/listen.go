@@ -6,9 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // listen makes sure that the reply topic exists. The first call subscribes;
@@ -50,11 +49,12 @@ func (c *Client) listen(ctx context.Context) error {
 func (c *Client) subscribe(ctx context.Context) error {
 	sub, cancel := context.WithCancel(c.life)
 	keep := context.AfterFunc(ctx, cancel)
-	replies, ended, err := c.replies(sub) //nolint:contextcheck // it outlives the call that needs it first
+	//nolint:contextcheck // it outlives the call that needs it first
+	ended, err := c.bus.Subscribe(sub, bus.Subscription{Topic: c.topic, Mode: bus.Private, Slots: replySlots, Receive: func(d *bus.Delivery) { c.take(d.Message) }})
 	if !keep() && err == nil {
 		err = fault.New(fault.CodeOf(ctx.Err()), "%w", ctx.Err())
 	}
-	if err == nil && !c.spawn(func() { c.watch(replies, ended) }) {
+	if err == nil && !c.spawn(func() { c.watch(ended) }) {
 		err = ErrClosed
 	}
 	if err != nil {
@@ -63,45 +63,27 @@ func (c *Client) subscribe(ctx context.Context) error {
 	return err
 }
 
-// replies subscribes: messages come from the channel or, if it is nil, to take.
-func (c *Client) replies(ctx context.Context) (<-chan *message.Message, <-chan struct{}, error) {
-	s := Subscription{Topic: c.topic, Mode: Private, Slots: replySlots}
-	if r, ok := c.bus.(Receiver); ok {
-		ended, err := r.Receive(ctx, s, c.take)
-		return nil, ended, err
-	}
-	in, err := c.bus.Subscribe(ctx, s)
-	return in, nil, err
-}
-
-// watch takes replies until the subscription ends, and ends calls whose servers
-// are silent.
-func (c *Client) watch(replies <-chan *message.Message, ended <-chan struct{}) {
+// watch ends calls whose heartbeats are lost, until the subscription ends.
+func (c *Client) watch(ended <-chan *bus.Delivery) {
 	var tick <-chan time.Time
-	if c.cfg.Silence > 0 {
-		t := time.NewTicker(max(c.cfg.Silence/8, time.Millisecond))
+	if c.cfg.HeartbeatTimeout > 0 {
+		t := time.NewTicker(max(c.cfg.HeartbeatTimeout/8, time.Millisecond))
 		defer t.Stop()
 		tick = t.C
 	}
 	for {
 		select {
-		case m, ok := <-replies:
-			if !ok {
-				return
-			}
-			_ = Settle(m, true) // nobody else could take it
-			c.take(m)
 		case <-ended:
 			return
 		case now := <-tick:
-			c.listenFor(now)
+			c.checkHeartbeats(now)
 		}
 	}
 }
 
 // take hands one message to the call that it is about.
-func (c *Client) take(m *message.Message) {
-	id, beat := m.Metadata[MetaCorrelation], m.Metadata[MetaRPC] == KindBeat
+func (c *Client) take(m *bus.Message) {
+	id, heartbeat := m.Correlation, m.Kind == bus.Heartbeat
 	c.mu.Lock()
 	w := c.pending[id]
 	var p *peer
@@ -110,13 +92,13 @@ func (c *Client) take(m *message.Message) {
 	}
 	answered := false
 	switch {
-	case w == nil && beat:
-		if p := c.peers[m.Metadata[MetaInstance]]; p != nil { // it answers a probe
+	case w == nil && heartbeat:
+		if p := c.peers[m.Instance]; p != nil { // it answers a probe
 			p.hear(time.Now())
 		}
 	case w == nil:
 		answered = c.answeredLocked(m)
-	case beat:
+	case heartbeat:
 		w.peer = p
 		if !w.heard.IsZero() {
 			w.heard = time.Now()
@@ -126,25 +108,25 @@ func (c *Client) take(m *message.Message) {
 	}
 	c.mu.Unlock()
 	switch {
-	case beat, answered:
+	case heartbeat, answered:
 	case w != nil:
 		w.ended <- outcome{reply: m}
 	default:
 		atomic.AddUint64(&c.stats.Late, 1)
-		c.cfg.Logger.Debug("a reply came when nobody waited for it", "correlation_id", id)
+		c.cfg.Logger.Debug("late reply", "correlation_id", id)
 	}
 }
 
-// listenFor ends the calls of which nothing was heard for too long.
-func (c *Client) listenFor(now time.Time) {
+// checkHeartbeats ends the calls of whose servers the client has not heard for HeartbeatTimeout.
+func (c *Client) checkHeartbeats(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for id, w := range c.pending {
-		if w.heard.IsZero() || now.Sub(w.heard) < c.cfg.Silence {
+		if w.heard.IsZero() || now.Sub(w.heard) < c.cfg.HeartbeatTimeout {
 			continue
 		}
 		delete(c.pending, id)
-		atomic.AddUint64(&c.stats.Silent, 1)
-		w.ended <- outcome{err: fmt.Errorf("nothing was heard for %v: %w", now.Sub(w.heard).Round(time.Millisecond), ErrSilent)}
+		atomic.AddUint64(&c.stats.HeartbeatLost, 1)
+		w.ended <- outcome{err: fmt.Errorf("no heartbeat for %v: %w", now.Sub(w.heard).Round(time.Millisecond), ErrHeartbeatLost)}
 	}
 }

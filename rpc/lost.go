@@ -2,16 +2,14 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // How a client learns that the process of a server is gone: see ADR 21.
@@ -125,9 +123,9 @@ func (c *Client) joinLocked(w *waiter, info Info) (first time.Duration, learn *r
 }
 
 // heardLocked notes a message from a server about what was sent on a route.
-func (c *Client) heardLocked(r *route, m *message.Message) *peer {
+func (c *Client) heardLocked(r *route, m *bus.Message) *peer {
 	now := time.Now()
-	id := m.Metadata[MetaInstance]
+	id := m.Instance
 	if id == "" {
 		r.legacy = now
 		return nil
@@ -298,15 +296,13 @@ func (c *Client) probe(p *peer) {
 	p.probed = began
 	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(c.life, probeTime)
-	m := newMessage(ctx, newID(), nil)
-	m.Metadata[MetaRPC] = KindProbe
-	m.Metadata[MetaReplyTo] = c.topic
-	c.post(instanceTopic(p.id), m, func(err error) {
+	m := &bus.Message{ID: newID(), Kind: bus.Probe, ReplyTo: c.topic}
+	c.bus.Send(ctx, prefixReply+p.id, m, func(err error) {
 		cancel()
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		p.probing = false
-		if errors.Is(err, ErrNoConsumer) {
+		if bus.OutcomeOf(err) == bus.Unroutable {
 			if p.gone.IsZero() {
 				p.gone = began
 				p.mute = !p.asked.IsZero() && began.Sub(p.asked) > muteAfter
@@ -327,44 +323,33 @@ func (c *Client) probe(p *peer) {
 
 // ask sends a question: through the topic of the calls, or to all servers of the interface.
 func (c *Client) ask(r *route, inLine bool) {
-	info := Info{Kind: KindCall, Interface: r.iface, Method: methodPing, Version: Version{Major: r.major}, Host: r.host}
+	m := Info{Kind: string(bus.Call), Interface: r.iface, Method: methodPing, Version: Version{Major: r.major}}.message(newID())
 	if !inLine {
-		info.Kind = KindFanout
+		m.Kind = bus.Fanout
 	}
 	now := time.Now()
 	ctx, cancel := context.WithTimeout(c.life, probeTime)
-	m := newMessage(ctx, newID(), nil)
-	m.Metadata[MetaRPC] = info.mark(timing{deadline: now.Add(probeTime)})
-	m.Metadata[MetaReplyTo] = c.topic
+	m.ReplyTo, m.Deadline = c.topic, now.Add(probeTime)
 	c.mu.Lock()
-	c.questions[m.UUID] = question{r, now, inLine}
+	c.questions[m.ID] = question{r, now, inLine}
 	c.mu.Unlock()
-	c.post(topic(info.Kind, r.iface, r.host), m, func(err error) {
+	c.bus.Send(ctx, topicOf(m.Kind, r.iface, r.host), m, func(err error) {
 		cancel()
 		if err != nil && fault.CodeOf(err) != fault.Unavailable {
-			c.cfg.Logger.Debug("servers could not be asked whether they are there", "interface", r.iface, "host", r.host, "error", err)
+			c.cfg.Logger.Debug("ping of the servers not sent", "interface", r.iface, "host", r.host, "error", err)
 		}
 	})
 }
 
 // answeredLocked takes the answer to a question, and reports whether m is one.
-func (c *Client) answeredLocked(m *message.Message) bool {
-	q, ok := c.questions[m.Metadata[MetaCorrelation]]
+func (c *Client) answeredLocked(m *bus.Message) bool {
+	q, ok := c.questions[m.Correlation]
 	if !ok {
 		return false
 	}
 	now := time.Now()
-	if c.heardLocked(q.route, m) != nil && q.inLine && m.Metadata[MetaError] == "" {
+	if c.heardLocked(q.route, m) != nil && q.inLine && m.Header[headerError] == "" {
 		q.route.passed = append(slices.DeleteFunc(q.route.passed, func(a answer) bool { return now.Sub(a.came) > 2*lostAfter }), answer{q.sent, now})
 	}
 	return true
-}
-
-// post sends a message without waiting for it.
-func (c *Client) post(topic string, m *message.Message, settled func(error)) {
-	if c.sender != nil {
-		c.sender.Send(topic, m, settled)
-	} else if !c.spawn(func() { settled(c.bus.Publish(topic, m)) }) {
-		settled(ErrClosed)
-	}
 }

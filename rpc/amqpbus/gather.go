@@ -17,14 +17,14 @@ type gathering struct {
 	net.Conn
 
 	mu      sync.Mutex
-	room    chan struct{} // closed when next has been taken, or on an error; nil if nobody waits
+	room    chan struct{} // closed when next has been taken, or on an error; nil if no publisher waits
 	next    []byte        // what waits
 	spare   []byte        // the other buffer, when no write is under way
 	writing bool
 	err     error
 }
 
-// Write gathers p. It never blocks: whoever can wait asks full before.
+// Write gathers p. It never blocks: publishers ask full before.
 func (g *gathering) Write(p []byte) (int, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -55,7 +55,7 @@ func (g *gathering) full() <-chan struct{} {
 // flush writes what waits until nothing does.
 func (g *gathering) flush() {
 	for {
-		runtime.Gosched() // whoever is about to write comes along
+		runtime.Gosched() // goroutines that are about to write come along
 		g.mu.Lock()
 		if g.err != nil || len(g.next) == 0 {
 			g.writing = false
@@ -64,27 +64,27 @@ func (g *gathering) flush() {
 		}
 		out := g.next
 		g.next, g.spare = g.spare[:0], nil
-		g.empty()
+		g.notifyRoomLocked()
 		g.mu.Unlock()
 		_, err := g.Conn.Write(out)
 		g.mu.Lock()
 		g.spare = out
 		if err != nil {
-			g.fail(err)
+			g.failLocked(err)
 		}
 		g.mu.Unlock()
 	}
 }
 
-// fail is called with the lock held.
-func (g *gathering) fail(err error) {
+// failLocked ends the connection for writers.
+func (g *gathering) failLocked(err error) {
 	g.err = err
 	g.next = nil
-	g.empty()
+	g.notifyRoomLocked()
 }
 
-// empty tells those who wait for room. It is called with the lock held.
-func (g *gathering) empty() {
+// notifyRoomLocked wakes the publishers that wait for room.
+func (g *gathering) notifyRoomLocked() {
 	if g.room != nil {
 		close(g.room)
 		g.room = nil
@@ -97,7 +97,7 @@ func (g *gathering) Close() error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.err == nil {
-		g.fail(net.ErrClosed)
+		g.failLocked(net.ErrClosed)
 	}
 	return err
 }

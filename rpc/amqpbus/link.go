@@ -17,6 +17,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
 	"github.com/armature-go/armature/tlsfile"
 )
@@ -67,7 +68,7 @@ func (l *link) run(life context.Context, conn *amqp.Connection, out *gathering) 
 		conn, out, err := l.dial(life)
 		if err != nil {
 			l.set(nil, nil, "", err)
-			broker.Pause(life, rand.N(broker.Backoff(lost, minRedial, maxRedial)))
+			backoff.Sleep(life, backoff.Redial(lost, minRedial, maxRedial))
 			continue
 		}
 		l.hold(life, conn, out)

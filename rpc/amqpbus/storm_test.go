@@ -233,7 +233,7 @@ func TestStorm(t *testing.T) {
 	}
 	server.Stop(t.Context(), 20*time.Second)
 	t.Logf("%d casts: %d lost, %d handled again; %d calls: %d failed %v, %d hung; %d reconnects of the client; %s",
-		casts, casts+1-len(got), twice, called.Load(), len(failed), codes, hung, bus.Reconnects(), childLog.String())
+		casts, casts+1-len(got), twice, called.Load(), len(failed), codes, hung, bus.Capabilities().Stats().Reconnects, childLog.String())
 	if lost := casts + 1 - len(got); lost > 0 {
 		t.Errorf("%d casts were lost", lost)
 	}

@@ -156,7 +156,7 @@ func TestWire(t *testing.T) {
 	golden(t, "cancel", exchange, <-calls)
 
 	// What a server answers.
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "node-2", MaxTries: 1})
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "node-2", MaxDeliveries: 1})
 	long := make(chan struct{})
 	rpc.Handle(srv, list, func(_ context.Context, s *string) (*string, error) {
 		switch *s {

@@ -8,12 +8,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 const (
@@ -43,7 +42,7 @@ type direct struct {
 	live    bool
 	id      string
 	slots   int
-	out     chan *message.Message
+	out     chan *bus.Delivery
 	subs    []*nats.Subscription
 
 	mu      sync.Mutex
@@ -58,24 +57,24 @@ type direct struct {
 // item is a message that waits here, or is in hand.
 type item struct {
 	d      *direct
-	m      *message.Message
+	m      *bus.Delivery
 	msg    *nats.Msg
 	fanout bool
 	since  time.Time
 	hold   time.Duration
 }
 
-// Settle is [rpc.Settler].
+// Settle is [bus.Settler].
 func (it *item) Settle(ack bool) error {
 	it.d.settle(it, ack)
 	return nil
 }
 
 // newDirect starts to take messages of a Live or Private topic.
-func (b *Bus) newDirect(ctx context.Context, s rpc.Subscription, subject, fanout string) (*direct, error) {
+func (b *Bus) newDirect(ctx context.Context, s bus.Subscription, subject, fanout string) (*direct, error) {
 	d := &direct{
-		bus: b, subject: subject, live: s.Mode == rpc.Live, slots: max(s.Slots, 1), id: nats.NewInbox(),
-		out: make(chan *message.Message), wake: make(chan struct{}, 1),
+		bus: b, subject: subject, live: s.Mode == bus.Live, slots: max(s.Slots, 1), id: nats.NewInbox(),
+		out: make(chan *bus.Delivery), wake: make(chan struct{}, 1),
 	}
 	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
@@ -108,7 +107,7 @@ func (b *Bus) newDirect(ctx context.Context, s rpc.Subscription, subject, fanout
 }
 
 func away(err error) error {
-	if errors.Is(err, rpc.ErrClosed) || errors.Is(err, rpc.ErrNotStarted) {
+	if errors.Is(err, bus.ErrClosed) || errors.Is(err, bus.ErrNotStarted) {
 		return err
 	}
 	return fault.New(fault.Unavailable, "NATS did not answer in time: %w", err)
@@ -131,7 +130,7 @@ func (d *direct) take(msg *nats.Msg) {
 	}
 	if len(answer) == len(answerTaken) {
 		delete(msg.Header, offerHeader)
-		d.insertLocked(len(d.list), &item{d: d, m: unmarshal(msg), msg: msg, since: time.Now(), hold: minHold})
+		d.insertLocked(len(d.list), d.newItem(msg, false, minHold))
 	}
 	d.mu.Unlock()
 	d.signal()
@@ -141,6 +140,22 @@ func (d *direct) take(msg *nats.Msg) {
 // fitsLocked reports whether there is room for the bytes of a message.
 func (d *direct) fitsLocked(msg *nats.Msg) bool {
 	return len(d.list) == 0 || d.bytes+len(msg.Data) <= d.bus.cfg.MaxInFlight
+}
+
+// newItem returns what is delivered of a message.
+func (d *direct) newItem(msg *nats.Msg, fanout bool, hold time.Duration) *item {
+	it := &item{d: d, msg: msg, fanout: fanout, since: time.Now(), hold: hold}
+	it.deliver(unmarshal(msg), false)
+	return it
+}
+
+// deliver makes a delivery of the item. A Private topic needs no acknowledgements.
+func (it *item) deliver(m *bus.Message, redelivered bool) {
+	var s bus.Settler
+	if it.d.live {
+		s = it
+	}
+	it.m = bus.NewDelivery(m, redelivered, s)
 }
 
 // insertLocked puts an item into the list.
@@ -154,7 +169,7 @@ func (d *direct) copy(msg *nats.Msg) {
 	d.mu.Lock()
 	room := !d.ended && d.fanouts < fanoutRoom && d.fitsLocked(msg)
 	if room {
-		d.insertLocked(len(d.list), &item{d: d, m: unmarshal(msg), msg: msg, fanout: true, since: time.Now()})
+		d.insertLocked(len(d.list), d.newItem(msg, true, 0))
 		d.fanouts++
 	}
 	ended := d.ended
@@ -178,8 +193,8 @@ func (d *direct) run(ctx context.Context) {
 	defer timer.Stop()
 	for ctx.Err() == nil {
 		first, wait := d.first() //nolint:contextcheck // a message outlives its subscription
-		var out chan *message.Message
-		var m *message.Message
+		var out chan *bus.Delivery
+		var m *bus.Delivery
 		if first != nil {
 			out, m = d.out, first.m
 		}
@@ -230,11 +245,7 @@ func (d *direct) first() (*item, time.Duration) {
 	if len(d.list) == 0 || d.live && d.inHand >= d.slots {
 		return nil, wait
 	}
-	it := d.list[0]
-	if d.live {
-		it.m.SetContext(rpc.WithSettler(context.Background(), it))
-	}
-	return it, wait
+	return d.list[0], wait
 }
 
 // remove takes a message that was received from the list.
@@ -260,8 +271,7 @@ func (d *direct) settle(it *item, ack bool) {
 	d.inHand--
 	ended := d.ended
 	if !ack && !ended {
-		it.m = unmarshal(it.msg)
-		it.m.Metadata[rpc.MetaRedelivered] = "true"
+		it.deliver(it.m.Message, true)
 		it.since = time.Now()
 		d.insertLocked(0, it)
 		if it.fanout {
@@ -304,7 +314,7 @@ func (d *direct) offer() {
 			}
 		}
 		if d.bus.run(func() {
-			if err := d.pass(it, true); errors.Is(err, errAgain) || errors.Is(err, rpc.ErrNoConsumer) {
+			if err := d.pass(it, true); errors.Is(err, errAgain) || errors.Is(err, bus.ErrNoConsumer) {
 				back()
 			}
 		}) != nil {
@@ -322,7 +332,7 @@ func (d *direct) handOver(it *item) {
 		if !errors.Is(d.pass(it, false), errAgain) {
 			return // it was taken, or there is nobody
 		}
-		broker.Pause(ctx, wait)
+		backoff.Sleep(ctx, wait)
 	}
 	d.bus.cfg.Logger.Warn("dropped a message, its other servers have no room", "subject", it.msg.Subject)
 }

@@ -36,7 +36,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"slices"
 	"strings"
@@ -47,8 +46,10 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/internal/names"
 	"github.com/armature-go/armature/tlsfile"
 )
 
@@ -69,9 +70,9 @@ type Config struct {
 	// Replicas is how many servers of a cluster keep each Shared topic that
 	// does not exist yet. Default 1.
 	Replicas int
-	// MaxMessage is the largest message that Publish takes, in bytes, see [rpc.Size]. What the server announces
+	// MaxMessage is the largest message that Publish takes, in bytes, see [bus.Message.Size]. What the server announces
 	// as max_payload counts if it is less: 1 MiB, headers included, unless it is configured otherwise.
-	// Default [rpc.DefaultMaxMessage].
+	// Default [bus.DefaultMaxMessage].
 	MaxMessage int
 	// MaxInFlight is how many bytes of messages one subscription may hold, unsettled or waiting for a handler. Of
 	// what JetStream may still send, each message counts as the largest. A server has four subscriptions. One message
@@ -104,7 +105,7 @@ const (
 	maxSends = 1024
 )
 
-// Bus is an [rpc.Bus] over NATS, and a service part. It is safe for concurrent
+// Bus is a [bus.Bus] over NATS, and a service part. It is safe for concurrent
 // use.
 type Bus struct {
 	cfg   Config
@@ -143,11 +144,11 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Exchange == "" {
 		cfg.Exchange = "armature"
 	}
-	if err := broker.CheckName(cfg.Exchange); err != nil {
+	if err := bus.CheckTopic(cfg.Exchange); err != nil {
 		return nil, fmt.Errorf("natsbus: exchange: %w", err)
 	}
 	if cfg.MaxMessage <= 0 {
-		cfg.MaxMessage = rpc.DefaultMaxMessage
+		cfg.MaxMessage = bus.DefaultMaxMessage
 	}
 	if cfg.MaxInFlight <= 0 {
 		cfg.MaxInFlight = 128 << 20
@@ -174,7 +175,7 @@ func New(cfg Config) (*Bus, error) {
 // again after an error. Errors: Unavailable if no server answers; Unauthenticated if the server
 // refuses the login; Denied if its certificate is not trusted, or it does not take the bus's;
 // Precondition if TLS is asked for and the server has none, if the server has no JetStream, or if
-// the bus is started already; rpc.ErrClosed. The error names the servers, without passwords.
+// the bus is started already; bus.ErrClosed. The error names the servers, without passwords.
 func (b *Bus) Start(ctx context.Context) error {
 	b.mu.Lock()
 	state := b.state
@@ -186,7 +187,7 @@ func (b *Bus) Start(ctx context.Context) error {
 	b.mu.Unlock()
 	switch {
 	case b.life.Err() != nil:
-		return rpc.ErrClosed
+		return bus.ErrClosed
 	case state != idle:
 		return fault.New(fault.Precondition, "natsbus: started twice")
 	}
@@ -201,12 +202,12 @@ func (b *Bus) Start(ctx context.Context) error {
 	b.mu.Lock()
 	switch {
 	case b.life.Err() != nil: // Close closes the connection
-		err = rpc.ErrClosed
+		err = bus.ErrClosed
 	case err == nil:
 		b.state = started
 	}
 	b.mu.Unlock()
-	if err == nil || errors.Is(err, rpc.ErrClosed) {
+	if err == nil || errors.Is(err, bus.ErrClosed) {
 		return err
 	}
 	b.disconnect()
@@ -233,7 +234,7 @@ func (b *Bus) connect(ctx context.Context) error {
 		if n <= 1 {
 			lost = time.Now()
 		}
-		return rand.N(broker.Backoff(lost, minPause, maxPause))
+		return backoff.Redial(lost, minPause, maxPause)
 	}
 	opts.ReconnectBufSize = -1 // what cannot be sent now fails now
 	opts.PingInterval, opts.MaxPingsOut = pingEvery, 2
@@ -376,9 +377,9 @@ func (b *Bus) connected(ctx context.Context) (context.Context, *nats.Conn, error
 		b.mu.Unlock()
 		switch {
 		case b.life.Err() != nil:
-			return nil, nil, rpc.ErrClosed
+			return nil, nil, bus.ErrClosed
 		case state != started:
-			return nil, nil, rpc.ErrNotStarted
+			return nil, nil, bus.ErrNotStarted
 		}
 		if epoch != nil {
 			return epoch, conn, nil
@@ -407,9 +408,9 @@ func (b *Bus) run(f func()) error {
 func (b *Bus) usableLocked() error {
 	switch {
 	case b.life.Err() != nil:
-		return rpc.ErrClosed
+		return bus.ErrClosed
 	case b.state != started:
-		return rpc.ErrNotStarted
+		return bus.ErrNotStarted
 	}
 	return nil
 }
@@ -469,17 +470,18 @@ func (b *Bus) Check(context.Context) error {
 // subject is what a topic is called in NATS.
 func (b *Bus) subject(topic string) (string, error) {
 	name := b.cfg.Exchange + "." + topic
-	return name, broker.CheckName(name)
+	return name, bus.CheckTopic(name)
 }
 
-// CheckTopic is [rpc.Bounded].
-func (b *Bus) CheckTopic(topic string) error {
-	_, err := b.subject(topic)
-	return err
+// Capabilities is that of [bus.Bus]. MaxMessage is Config.MaxMessage, or the limit that the server has announced if
+// that is less.
+func (b *Bus) Capabilities() bus.Capabilities {
+	return bus.Capabilities{
+		MaxMessage: b.maxMessage(), MaxTopic: names.Max - len(b.cfg.Exchange) - 1, NoConsumer: true, LiveTopics: true, Persistent: true,
+	}
 }
 
-// MaxMessage returns Config.MaxMessage, or what the server has announced that it takes if that is less.
-func (b *Bus) MaxMessage() int {
+func (b *Bus) maxMessage() int {
 	b.mu.Lock()
 	conn := b.conn
 	b.mu.Unlock()

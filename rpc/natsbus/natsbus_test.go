@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/natsbus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
@@ -42,7 +43,7 @@ func newExchange() string { return "test." + strings.ToLower(rand.Text()) }
 func TestBus(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.NATSVar)
-	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
+	rpctest.TestBus(t, func(t *testing.T) (server, client rpcbus.Bus) {
 		t.Helper()
 		exchange := newExchange()
 		return open(t, url, exchange), open(t, url, exchange)
@@ -141,7 +142,7 @@ func BenchmarkCast(b *testing.B) {
 		b.Helper()
 		exchange := newExchange()
 		bus := open(b, url, exchange)
-		if err := bus.SubscribeInitialize("backup"); err != nil {
+		if err := bus.CreateTopic(b.Context(), "backup"); err != nil {
 			b.Fatal(err)
 		}
 		return bus, exchange

@@ -9,13 +9,12 @@ import (
 	mrand "math/rand/v2"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // What the bus of a Live or Private topic answers.
@@ -29,33 +28,30 @@ var (
 const attemptTime = 5 * time.Second
 
 // Publish sends the messages one after another and waits for each one's answer,
-// see [rpc.Bus]. A message whose context has no deadline is tried for 60 s. One
+// see [bus.Bus]. A message whose context has no deadline is tried for 60 s. One
 // that is larger than Config.MaxMessage or than the server takes (1 MiB with its metadata, unless it is
 // configured otherwise) or whose topic cannot be a subject is Invalid.
-func (b *Bus) Publish(topic string, messages ...*message.Message) error {
-	for _, m := range messages {
-		if err := b.publish(topic, m); err != nil {
-			return fmt.Errorf("publish to %s.%s: %w", b.cfg.Exchange, topic, err)
-		}
+func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
+	if err := b.publish(ctx, topic, m); err != nil {
+		return fmt.Errorf("publish to %s.%s: %w", b.cfg.Exchange, topic, err)
 	}
 	return nil
 }
 
-// Send is Publish of one message, see [rpc.Sender]. At most 1024 are on their
+// Send is Publish of one message, see [bus.Bus]. At most 1024 are on their
 // way.
-func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
-	ctx := m.Context()
+func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, settled func(error)) {
 	select {
 	case b.sends <- struct{}{}:
 	case <-b.life.Done():
-		settled(rpc.ErrClosed)
+		settled(bus.ErrClosed)
 		return
 	case <-ctx.Done():
 		settled(fault.New(fault.CodeOf(ctx.Err()), "not sent, too many are on their way: %w", ctx.Err()))
 		return
 	}
 	if err := b.run(func() {
-		err := b.Publish(topic, m)
+		err := b.Publish(ctx, topic, m)
 		<-b.sends
 		settled(err)
 	}); err != nil {
@@ -64,7 +60,7 @@ func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
 	}
 }
 
-func (b *Bus) publish(topic string, m *message.Message) error {
+func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	b.mu.Lock()
 	err := b.usableLocked()
 	b.mu.Unlock()
@@ -79,7 +75,7 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 	if err := b.checkSize(m, msg); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(m.Context())
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if _, ok := ctx.Deadline(); !ok {
 		ctx, cancel = context.WithTimeout(ctx, publishTime)
@@ -88,14 +84,14 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 	defer context.AfterFunc(b.life, cancel)()
 
 	send := b.request
-	durable := rpc.Durable(m)
+	durable := m.Persistent()
 	switch {
-	case rpc.KindOf(m) == rpc.KindFanout:
+	case m.Kind == bus.Fanout:
 		send = b.spread
 	case durable:
 		// Its own for each Publish: a message that is published again on purpose
 		// is no duplicate.
-		msg.Header["Nats-Msg-Id"] = []string{m.UUID + "/" + rand.Text()}
+		msg.Header["Nats-Msg-Id"] = []string{m.ID + "/" + rand.Text()}
 		send = func(ctx context.Context, msg *nats.Msg) error { return b.store(ctx, topic, msg) }
 	}
 	var unknown error   // of an attempt that may have arrived
@@ -114,19 +110,19 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 				return err // sent again it could be a second message
 			}
 		case errors.Is(err, errAgain):
-		case errors.Is(err, rpc.ErrNoConsumer) && b.late():
+		case errors.Is(err, bus.ErrNoConsumer) && b.late():
 		case unknown != nil:
 			return unknown
 		default:
 			return err
 		}
-		broker.Pause(ctx, wait/2+mrand.N(wait/2))
+		backoff.Sleep(ctx, wait/2+mrand.N(wait/2))
 		switch {
 		case ctx.Err() == nil:
 		case unknown != nil:
 			return unknown
 		case b.life.Err() != nil:
-			return rpc.ErrClosed
+			return bus.ErrClosed
 		default:
 			return fault.New(fault.CodeOf(ctx.Err()), "not sent: %v: %w", err, ctx.Err())
 		}
@@ -135,9 +131,9 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 
 // checkSize returns Invalid if the message is larger than it may be, or than the server takes with its
 // headers.
-func (b *Bus) checkSize(m *message.Message, msg *nats.Msg) error {
-	limit := b.MaxMessage()
-	if err := broker.CheckMessage(m, limit); err != nil {
+func (b *Bus) checkSize(m *bus.Message, msg *nats.Msg) error {
+	limit := b.maxMessage()
+	if err := bus.CheckMessage(m, limit); err != nil {
 		return err
 	}
 	size := len("NATS/1.0\r\n\r\n") + len(msg.Data) + idHeader
@@ -150,7 +146,7 @@ func (b *Bus) checkSize(m *message.Message, msg *nats.Msg) error {
 	conn := b.conn
 	b.mu.Unlock()
 	if conn != nil && conn.MaxPayload() > 0 && int64(size) > conn.MaxPayload() {
-		return broker.TooLarge(size, int(conn.MaxPayload()))
+		return bus.TooLarge(size, int(conn.MaxPayload()))
 	}
 	return nil
 }
@@ -193,7 +189,7 @@ func (b *Bus) store(ctx context.Context, topic string, msg *nats.Msg) error {
 	ctx, cancel := context.WithTimeout(ctx, attemptTime)
 	defer cancel()
 	err := b.request(ctx, msg)
-	if !errors.Is(err, rpc.ErrNoConsumer) {
+	if !errors.Is(err, bus.ErrNoConsumer) {
 		return err
 	}
 	if _, serr := b.js.Stream(ctx, b.stream(topic)); !errors.Is(serr, jetstream.ErrStreamNotFound) {
@@ -222,7 +218,7 @@ func (b *Bus) spread(ctx context.Context, msg *nats.Msg) error {
 // with ctx or with the connection.
 func (b *Bus) attempt(ctx context.Context) (context.Context, *nats.Conn, context.CancelFunc, error) {
 	epoch, conn, err := b.connected(ctx)
-	if errors.Is(err, rpc.ErrClosed) || errors.Is(err, rpc.ErrNotStarted) {
+	if errors.Is(err, bus.ErrClosed) || errors.Is(err, bus.ErrNotStarted) {
 		return nil, nil, nil, err
 	}
 	if err != nil {
@@ -237,13 +233,13 @@ func (b *Bus) attempt(ctx context.Context) (context.Context, *nats.Conn, context
 func sendError(err error) error {
 	switch {
 	case errors.Is(err, nats.ErrNoResponders):
-		return rpc.ErrNoConsumer
+		return bus.ErrNoConsumer
 	case errors.Is(err, nats.ErrReconnectBufExceeded):
 		return fmt.Errorf("%w: the connection to NATS is lost", errAgain)
 	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadHeaderMsg), errors.Is(err, nats.ErrBadSubject):
 		return fault.New(fault.Invalid, "NATS cannot carry the message: %w", err)
 	case errors.Is(err, nats.ErrConnectionClosed):
-		return rpc.ErrClosed
+		return bus.ErrClosed
 	default:
 		return fault.New(fault.Unknown, "NATS did not answer, the message may have been sent: %w", err)
 	}

@@ -11,13 +11,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 const (
@@ -57,15 +56,15 @@ type queue struct {
 	bus                    *Bus
 	topic, subject, stream string
 	slots                  int
-	out                    chan *message.Message
+	out                    chan *bus.Delivery
 
 	in    chan *nats.Msg // what was asked for, and refusals
 	inbox *nats.Subscription
-	asked int                // messages asked for that have not come
-	asks  map[string]int     // how many each request that stands asked for
-	until time.Time          // when the last of them lapses
-	heard time.Time          // when JetStream gave the last sign of life, or was asked after it had nothing to do
-	ready []*message.Message // messages that nobody has received yet
+	asked int             // messages asked for that have not come
+	asks  map[string]int  // how many each request that stands asked for
+	until time.Time       // when the last of them lapses
+	heard time.Time       // when JetStream gave the last sign of life, or was asked after it had nothing to do
+	ready []*bus.Delivery // messages that nobody has received yet
 
 	mu   sync.Mutex
 	held map[string]int // the acknowledgement subjects of what has come and is not settled, with the bytes of each
@@ -78,16 +77,16 @@ func (b *Bus) stream(topic string) string {
 	return strings.NewReplacer(".", "~", "/", "~", `\`, "~").Replace(b.cfg.Exchange + "." + topic)
 }
 
-// SubscribeInitialize makes the stream of a Shared topic, as watermill's
-// interface of that name asks. It waits up to Config.ConnectTimeout for a server
+// CreateTopic makes the stream of a Shared topic, see [bus.Bus]. It waits up to Config.ConnectTimeout for a server
 // that is away.
-func (b *Bus) SubscribeInitialize(topic string) error {
+func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	subject, err := b.subject(topic)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(b.life, b.cfg.ConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
+	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 	return b.make(ctx, topic, subject)
 }
 
@@ -104,12 +103,12 @@ func (b *Bus) make(ctx context.Context, topic, subject string) error {
 			cancel()
 		}
 		if b.life.Err() != nil {
-			err = rpc.ErrClosed
+			err = bus.ErrClosed
 		}
-		if err == nil || errors.Is(err, fault.Precondition) || errors.Is(err, rpc.ErrClosed) || errors.Is(err, rpc.ErrNotStarted) {
+		if err == nil || errors.Is(err, fault.Precondition) || errors.Is(err, bus.ErrClosed) || errors.Is(err, bus.ErrNotStarted) {
 			return err
 		}
-		broker.Pause(ctx, wait)
+		backoff.Sleep(ctx, wait)
 		if ctx.Err() != nil {
 			return fault.New(fault.Unavailable, "make stream %s: %w", b.stream(topic), err)
 		}
@@ -151,10 +150,10 @@ func (b *Bus) declare(ctx context.Context, name, subject string) error {
 }
 
 // newQueue starts to consume a Shared topic.
-func (b *Bus) newQueue(ctx context.Context, s rpc.Subscription, subject string) (*queue, error) {
+func (b *Bus) newQueue(ctx context.Context, s bus.Subscription, subject string) (*queue, error) {
 	q := &queue{
 		bus: b, topic: s.Topic, subject: subject, stream: b.stream(s.Topic), slots: max(s.Slots, 1),
-		out: make(chan *message.Message), held: make(map[string]int), wake: make(chan struct{}, 1),
+		out: make(chan *bus.Delivery), held: make(map[string]int), wake: make(chan struct{}, 1),
 		asks: make(map[string]int),
 	}
 	q.in = make(chan *nats.Msg, 2*q.slots+64)
@@ -189,7 +188,11 @@ func (q *queue) run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for _, m := range q.ready {
 		wg.Go(func() { //nolint:contextcheck // it has a time of its own
-			_ = rpc.Settle(m, m.Metadata[rpc.MetaRedelivered] == "" && b.conn.IsConnected() && q.putBack(m)) // else its time runs out
+			if !m.Redelivered && b.conn.IsConnected() && q.putBack(m.Message) {
+				_ = m.Ack() // else its time runs out
+			} else {
+				_ = m.Nack() // as above
+			}
 		})
 	}
 	wg.Wait()
@@ -204,13 +207,11 @@ const putBackTime = 5 * time.Second
 // putBack publishes a message again that this process has not begun, and reports whether the delivery is to
 // be acknowledged: given back it would come marked as redelivered, and count as lost with its server. One that is
 // marked already is not put back, so that the mark stays.
-func (q *queue) putBack(m *message.Message) bool {
+func (q *queue) putBack(m *bus.Message) bool {
 	ctx, cancel := context.WithTimeout(q.bus.life, putBackTime)
 	defer cancel()
-	again := m.Copy()
-	again.SetContext(ctx)
-	err := q.bus.publish(q.topic, again)
-	return err == nil || errors.Is(err, fault.Unknown) && !rpc.Durable(m) // at most once: rather lost than doubled
+	err := q.bus.publish(ctx, q.topic, m)
+	return err == nil || errors.Is(err, fault.Unknown) && !m.Persistent() // at most once: rather lost than doubled
 }
 
 // consume hands messages out until ctx or the connection ends, or the stream is
@@ -218,7 +219,7 @@ func (q *queue) putBack(m *message.Message) bool {
 func (q *queue) consume(ctx, epoch context.Context, conn *nats.Conn, beat <-chan time.Time) {
 	var err error
 	if q.inbox, err = conn.ChanSubscribe(conn.NewInbox()+".*", q.in); err != nil {
-		broker.Pause(ctx, minPause)
+		backoff.Sleep(ctx, minPause)
 		return
 	}
 	defer q.leave(conn) //nolint:contextcheck // it has its own time
@@ -236,8 +237,8 @@ func (q *queue) consume(ctx, epoch context.Context, conn *nats.Conn, beat <-chan
 		if !held {
 			q.ask(conn)
 		}
-		var out chan *message.Message
-		var m *message.Message
+		var out chan *bus.Delivery
+		var m *bus.Delivery
 		if len(q.ready) > 0 {
 			out, m = q.out, q.ready[0]
 		}
@@ -310,7 +311,7 @@ func (q *queue) ask(conn *nats.Conn) {
 		q.asked = 0
 		clear(q.asks)
 	}
-	most := q.bus.MaxMessage()
+	most := q.bus.maxMessage()
 	q.mu.Lock()
 	n := min(q.slots-len(q.held), (q.bus.cfg.MaxInFlight-q.size)/most) - q.asked
 	if len(q.held)+q.asked == 0 {
@@ -348,7 +349,7 @@ func (q *queue) take(msg *nats.Msg) string {
 		q.size += len(msg.Data)
 		q.err = nil
 		q.mu.Unlock()
-		q.ready = append(q.ready, q.message(msg, md.NumDelivered > 1))
+		q.ready = append(q.ready, bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &delivery{q, msg.Reply}))
 		return ""
 	}
 	if status == "100" {
@@ -374,22 +375,13 @@ func (q *queue) take(msg *nats.Msg) string {
 	}
 }
 
-func (q *queue) message(msg *nats.Msg, again bool) *message.Message {
-	m := unmarshal(msg)
-	if again {
-		m.Metadata[rpc.MetaRedelivered] = "true"
-	}
-	m.SetContext(rpc.WithSettler(context.Background(), &delivery{q, msg.Reply}))
-	return m
-}
-
 // delivery is a message that was handed out.
 type delivery struct {
 	queue *queue
 	reply string
 }
 
-// Settle is [rpc.Settler].
+// Settle is [bus.Settler].
 func (d *delivery) Settle(ack bool) error { return d.queue.settle(d.reply, ack) }
 
 // settle tells JetStream how a delivery ended. It can do so over another

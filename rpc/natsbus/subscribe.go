@@ -4,24 +4,32 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Subscribe consumes the topic until ctx ends, see [rpc.Bus]. It waits up to
+// Subscribe consumes the topic until ctx ends, see [bus.Bus]. It waits up to
 // Config.ConnectTimeout for a server that is away. Errors besides: Invalid if a
 // topic cannot be a subject, Precondition if JetStream refuses the stream of a
 // Shared one.
-func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	out, err := b.subscribe(ctx, s)
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to %s.%s: %w", b.cfg.Exchange, s.Topic, err)
 	}
-	return out, nil
+	if s.Receive == nil {
+		return out, nil
+	}
+	ended := make(chan *bus.Delivery)
+	go func() { // ends with the subscription
+		defer close(ended)
+		for d := range out {
+			s.Receive(d)
+		}
+	}()
+	return ended, nil
 }
 
-func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+func (b *Bus) subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	subject, err := b.subject(s.Topic)
 	if err != nil {
 		return nil, err
@@ -32,9 +40,9 @@ func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription) (<-chan *messag
 			return nil, err
 		}
 	}
-	var out chan *message.Message
+	var out chan *bus.Delivery
 	var run func(context.Context)
-	if s.Mode == rpc.Shared {
+	if s.Mode == bus.Shared {
 		q, err := b.newQueue(ctx, s, subject)
 		if err != nil {
 			return nil, err

@@ -219,7 +219,7 @@ func testBeat(b *bench) {
 			return n, nil
 		})
 	})
-	c := newClient(b, b.client, rpc.ClientConfig{Silence: 1500 * time.Millisecond})
+	c := newClient(b, b.client, rpc.ClientConfig{HeartbeatTimeout: 1500 * time.Millisecond})
 	start := time.Now()
 	busy, err := rpc.Go(b.ctx(), c, echo, "a", &note{N: 1})
 	if err != nil {
@@ -228,7 +228,7 @@ func testBeat(b *bench) {
 	receive(b, entered, "the first call")
 	// It waits behind the other, in silence.
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
-	if !errors.Is(err, rpc.ErrSilent) || fault.CodeOf(err) != fault.Unknown {
+	if !errors.Is(err, rpc.ErrHeartbeatLost) || fault.CodeOf(err) != fault.Unknown {
 		b.Errorf("a call that nobody works on: %v, want ErrSilent", err)
 	}
 	select {

@@ -8,21 +8,19 @@ import (
 	"testing"
 	"time"
 
-	wm "github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Opener gives a case of [TestBus] the two ends of a bus on which nobody else
-// is: what a server's process and what a client's process would open. They may
+// Opener gives a case of [TestBus] the two ends of a bus that no other case uses: what a server's process and what a client's process would open. They may
 // be the same value. The opener closes them when the test ends.
-type Opener func(t *testing.T) (server, client rpc.Bus)
+type Opener func(t *testing.T) (server, client bus.Bus)
 
 // TestBus runs every rule that a bus has to keep as a sub-test. A failure
 // prints the rule. without names the rules that a bus is known not to keep; a
 // name that is no rule's fails.
-func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // whoever calls it decides
+func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // the caller decides
 	t.Helper()
 	for _, name := range without {
 		if !slices.ContainsFunc(rules, func(r rule) bool { return r.name == name }) {
@@ -64,7 +62,7 @@ const patience = 20 * time.Second
 
 type bench struct {
 	*testing.T
-	server, client rpc.Bus
+	server, client bus.Bus
 }
 
 func (b *bench) serve(host string, slots int, register func(*rpc.Server)) *rpc.Server {
@@ -92,16 +90,19 @@ func receive[T any](b *bench, ch <-chan T, what string) T {
 	}
 }
 
-func message(b *bench, n int) *wm.Message {
-	m := wm.NewMessageWithContext(b.ctx(), fmt.Sprintf("id-%d", n), wm.Payload(strconv.Itoa(n)))
-	m.Metadata[rpc.MetaRPC] = "cast suite.raw 1.0 at-least-once"
-	return m
+func message(b *bench, n int) *bus.Message {
+	b.Helper()
+	return Message(fmt.Sprintf("id-%d", n), "cast suite.raw 1.0 at-least-once", strconv.Itoa(n))
 }
 
-func settle(b *bench, m *wm.Message, ack bool) {
+func settle(b *bench, d *bus.Delivery, ack bool) {
 	b.Helper()
-	if err := rpc.Settle(m, ack); err != nil {
-		b.Errorf("settle message %s: %v", m.UUID, err)
+	end := d.Nack
+	if ack {
+		end = d.Ack
+	}
+	if err := end(); err != nil {
+		b.Errorf("settle message %s: %v", d.ID, err)
 	}
 }
 

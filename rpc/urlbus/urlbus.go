@@ -20,8 +20,8 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/natsbus"
 	"github.com/armature-go/armature/tlsfile"
@@ -34,8 +34,8 @@ type Config struct {
 	Exchange string
 	// Quorum keeps casts in quorum queues on RabbitMQ, see amqpbus.Config.
 	Quorum bool
-	// MaxMessage is the largest message that is sent or handled, in bytes, see rpc.Size. Default
-	// rpc.DefaultMaxMessage, which is also that of memory://, always.
+	// MaxMessage is the largest message that is sent or handled, in bytes, see bus.Message.Size. Default
+	// bus.DefaultMaxMessage, which is also that of memory://, always.
 	MaxMessage int
 	// TLS makes the connections TLS, as the schemes amqps:// and tls:// and the parameter ssl=1 do.
 	TLS bool
@@ -48,11 +48,11 @@ type Config struct {
 
 // Bus is a bus that is a part of package service. It is safe for concurrent use.
 type Bus interface {
-	rpc.Bus
+	bus.Bus
 
 	// Start connects, with one attempt for each broker. It may be called again after an error, whose
 	// code is Unavailable if no broker answers and Unauthenticated if it refuses the login; see the
-	// buses' packages. Before, the bus fails with rpc.ErrNotStarted.
+	// buses' packages. Before, the bus fails with bus.ErrNotStarted.
 	Start(ctx context.Context) error
 	Stop(ctx context.Context) error
 	// Check fails with Unavailable while the broker is away. It does not block.
