@@ -100,14 +100,14 @@ func ExampleDescribe() {
 	_, err = rpc.Ping(ctx, client, backups, "node-2")
 	fmt.Println("ping:", errors.Is(err, rpc.ErrNoConsumer))
 	d, err := rpc.Describe(ctx, client, backups, "node-1")
-	fmt.Println(d.Interface, d.Version, d.Host, d.Methods, err)
+	fmt.Println(d.Interface, d.Version, d.Host, d.Methods[0].Name, d.Methods[0].Delivery, err)
 	// Output:
 	// ping: <nil>
 	// ping: true
-	// backups 1.0 node-1 [{remove 1.0 at-least-once}] <nil>
+	// backups 1.0 node-1 remove at-least-once <nil>
 }
 
-// What no server could do is kept until somebody decides about it.
+// A message that the servers gave up is kept until an operator decides.
 func ExampleDeadLetters() {
 	ctx := context.Background()
 	bus := membus.New()

@@ -2,7 +2,12 @@ package rpc
 
 import (
 	"fmt"
+	"maps"
+	"reflect"
+	"slices"
 	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -31,13 +36,64 @@ func (v *Version) UnmarshalText(b []byte) (err error) {
 func (v Version) Accepts(need Version) bool { return v.Major == need.Major && need.Minor <= v.Minor }
 
 // Interface is a named, versioned set of methods that one kind of server
-// offers. Its name is part of the names of queues, so it never changes.
+// offers. Its name is part of the names of queues, so it never changes. It knows the methods that [Define] has added.
+// It must not be copied.
 type Interface struct {
 	// Name is what the queues are called, such as "backup". It has no spaces and
 	// no characters that are special in a broker's names: * # > /.
 	Name string
 	// Version is the newest version that this source tree implements.
 	Version Version
+
+	mu      sync.Mutex
+	methods map[string]Signature
+}
+
+// Signature describes a method, with its Go types if they are known.
+type Signature struct {
+	Name              string
+	Since             Version
+	Delivery          Delivery
+	Request, Response reflect.Type `json:"-"`
+}
+
+// Define adds the method to its interface and returns it. A server of the interface does not start until the method has
+// a handler. It is for the variables in which methods stand:
+//
+//	var Start = rpc.Define(rpc.Method[StartRequest, StartReply]{Interface: Interface, Name: "start", Since: rpc.Version{Major: 1}})
+//
+// Define panics, because it is a programmer's error, if the interface has a method of that name, if the method has no
+// name, or one with a space, a dot or an @, or if the method needs a newer version than the interface has.
+func Define[Req, Resp any](m Method[Req, Resp]) Method[Req, Resp] {
+	i := m.Interface
+	m.check()
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	if _, dup := i.methods[m.Name]; dup {
+		panic(fmt.Sprintf("rpc: %s.%s is defined twice", i.Name, m.Name))
+	}
+	if i.methods == nil {
+		i.methods = make(map[string]Signature)
+	}
+	i.methods[m.Name] = m.signature()
+	return m
+}
+
+// Methods lists the methods that [Define] has added, by name. What they are must not change within a major version;
+// rpctest.Contract checks that.
+func (i *Interface) Methods() []Signature {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return slices.SortedFunc(maps.Values(i.methods), func(a, b Signature) int { return strings.Compare(a.Name, b.Name) })
+}
+
+// knows reports whether a server of the interface may have a handler for a method of that name. An interface without
+// defined methods has any.
+func (i *Interface) knows(name string) bool {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	_, ok := i.methods[name]
+	return ok || len(i.methods) == 0
 }
 
 // Any is the host to give when any server of the interface may take the
@@ -72,7 +128,7 @@ func (d Delivery) String() string {
 	return "at-most-once"
 }
 
-// Method is what client and server agree on: one value that both import. Req and
+// Method is what client and server agree on: one value that both import, made with [Define]. Req and
 // Resp are what encoding/json can encode; a [encoding/json.RawMessage] is sent as it is, not
 // even looked at.
 type Method[Req, Resp any] struct {
@@ -90,6 +146,22 @@ type Method[Req, Resp any] struct {
 	// Timeout is how long a handler may run before its context ends. Default: a
 	// call's until its deadline, any other as long as the bus allows.
 	Timeout time.Duration
+}
+
+func (m Method[Req, Resp]) signature() Signature {
+	return Signature{m.Name, m.Since, m.Delivery, reflect.TypeFor[Req](), reflect.TypeFor[Resp]()}
+}
+
+// check panics if the method cannot be one.
+func (m Method[Req, Resp]) check() {
+	switch {
+	case m.Interface == nil:
+		panic(fmt.Sprintf("rpc: method %q has no interface", m.Name))
+	case m.Name == "" || strings.ContainsAny(m.Name, " .@"):
+		panic(fmt.Sprintf("rpc: method %q of %s has a name with a space, a dot or an @, or no name", m.Name, m.Interface.Name))
+	case !m.Interface.Version.Accepts(m.Since):
+		panic(fmt.Sprintf("rpc: %s.%s since %s, but the interface has version %s", m.Interface.Name, m.Name, m.Since, m.Interface.Version))
+	}
 }
 
 func (m Method[Req, Resp]) info(kind bus.Kind, host string) Info {

@@ -66,7 +66,7 @@ func (s *Server) newDelivery(m *bus.Delivery, topic string) (*delivery, error) {
 
 // durable reports whether the message is a cast of an AtLeastOnce method.
 func (d *delivery) durable() bool {
-	return d.Kind == bus.Cast && (d.Durable || d.known && d.method.delivery == AtLeastOnce)
+	return d.Kind == bus.Cast && (d.Durable || d.known && d.method.Delivery == AtLeastOnce)
 }
 
 // releaseSlot gives the handler slot to the next message, if it is still held.
@@ -186,8 +186,8 @@ func (s *Server) serveExpired(ctx context.Context, d *delivery) {
 	if d.ReplyTo == "" {
 		return
 	}
-	send, cancel := context.WithTimeout(context.Background(), graceTime) //nolint:contextcheck // it is sent whatever becomes of the handlers
-	s.bus.Send(send, d.ReplyTo, s.sign(newExpired(d.id)), func(error) { cancel() })
+	send, cancel := context.WithTimeout(context.Background(), graceTime)
+	s.bus.Send(send, d.ReplyTo, s.sign(newExpired(d.id)), func(error) { cancel() }) //nolint:contextcheck // it is sent whatever becomes of the handlers
 }
 
 // serveCall runs the handler of a call and sends the reply.

@@ -17,6 +17,9 @@ import (
 type ServerConfig struct {
 	// Interface is what the server offers. Required.
 	Interface *Interface
+	// Partial lets the server start although defined methods of the interface have no handler. Calls of these fail
+	// with ErrNoSuchMethod. It is for tests.
+	Partial bool
 	// Host is the server's own name, by which it alone can be addressed. No
 	// two servers of an interface have the same. Empty: only Any reaches it. See [CheckHost].
 	Host string
@@ -162,22 +165,23 @@ func (s *Server) Stats() ServerStats {
 }
 
 // Start subscribes to the interface's topics and returns when messages for the
-// server are kept for it. It fails with Unavailable if the bus is away, with
-// Precondition if it was called before, and with Invalid if the bus cannot carry the names of the server's
-// topics, or if an AtLeastOnce
-// method may run for longer than the bus leaves a message with its receiver:
-// then it would be delivered again while it runs. ctx bounds only the call
-// itself.
+// server are kept for it. ctx bounds only the call itself. Errors: Unavailable if the bus is away; Precondition if Start
+// was called before, or if defined methods of the interface have no handler, which the error names; Invalid if the bus
+// cannot carry the names of the server's topics, or if an AtLeastOnce method may run for longer than the bus waits for
+// an acknowledgement: then the message would be delivered again while it runs.
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.started {
 		return fault.New(fault.Precondition, "rpc server %s was started before", s.cfg.Interface.Name)
 	}
+	if missing := s.missingLocked(); len(missing) > 0 && !s.cfg.Partial {
+		return fault.New(fault.Precondition, "start a server of %s: methods without a handler: %s", s.cfg.Interface.Name, strings.Join(missing, ", "))
+	}
 	s.limits = s.bus.Capabilities()
 	limit := s.limits.ConsumerTimeout
 	for name, e := range s.methods {
-		if e.delivery == AtLeastOnce && limit > 0 && e.timeout >= limit {
+		if e.Delivery == AtLeastOnce && limit > 0 && e.timeout >= limit {
 			return fault.New(fault.Invalid, "method %s.%s may run for %v, but the bus delivers an unacknowledged message again after %v: "+
 				"give the method a shorter timeout, or the bus a longer consumer timeout", s.cfg.Interface.Name, name, e.timeout, limit)
 		}
@@ -208,6 +212,16 @@ func (s *Server) Start(ctx context.Context) error {
 	s.started, s.intake, s.abort = true, intake, abort
 	go s.consume(work, in, leave) //nolint:contextcheck // ends when Stop ends the subscriptions, and closes s.done
 	return nil
+}
+
+// missingLocked names the defined methods of the interface that have no handler.
+func (s *Server) missingLocked() (names []string) {
+	for _, m := range s.cfg.Interface.Methods() {
+		if _, ok := s.methods[m.Name]; !ok {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // inlet is a topic that the server takes messages from. ch is nil if there is

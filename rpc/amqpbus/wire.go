@@ -67,8 +67,10 @@ func (b *Bus) unmarshal(d *amqp.Delivery) *bus.Message {
 	}
 	return bus.Decode(id, func(yield func(string, string) bool) {
 		properties := [...][2]string{
-			{bus.KeyEnvelope, d.Type}, {bus.KeyReplyTo, strings.TrimPrefix(d.ReplyTo, b.cfg.Exchange+".")},
-			{bus.KeyInstance, d.AppId}, {bus.KeyCorrelation, d.CorrelationId},
+			{bus.KeyEnvelope, d.Type},
+			{bus.KeyReplyTo, strings.TrimPrefix(d.ReplyTo, b.cfg.Exchange+".")},
+			{bus.KeyInstance, d.AppId},
+			{bus.KeyCorrelation, d.CorrelationId},
 		}
 		for k, v := range d.Headers {
 			if s, ok := v.(string); ok && k != uuidHeader && !yield(k, s) {

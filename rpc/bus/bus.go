@@ -67,13 +67,13 @@ type Bus interface {
 type Mode uint8
 
 const (
-	// Shared: each message goes to one subscriber of the topic. The topic outlives its subscribers: messages that
+	// Shared means that each message goes to one subscriber of the topic. The topic outlives its subscribers: messages that
 	// are published in the meantime wait.
 	Shared Mode = iota
-	// Live: each message goes to one subscriber of the topic. The topic ends soon after its last subscriber has
+	// Live means that each message goes to one subscriber of the topic. The topic ends soon after its last subscriber has
 	// left; the bus documents how soon. Then Publish fails with ErrNoConsumer instead of waiting for a server.
 	Live
-	// Private: the topic has one subscriber and ends with it. Messages need no Ack. Publish fails with
+	// Private means that the topic has one subscriber and ends with it. Messages need no Ack. Publish fails with
 	// ErrNoConsumer while the subscriber's bus has lost its connection and not yet restored the topic.
 	Private
 )
@@ -131,14 +131,14 @@ const DefaultMaxMessage = 4 << 20
 type Outcome uint8
 
 const (
-	// Confirmed: the broker has the message. The error is nil.
+	// Confirmed means that the broker has the message. The error is nil.
 	Confirmed Outcome = iota
-	// Refused: the message was certainly not sent. The error has the code Unavailable (try again later), Timeout
+	// Refused means that the message was certainly not sent. The error has the code Unavailable (try again later), Timeout
 	// or Canceled (ctx ended), or Invalid (it never will be), or is ErrClosed or ErrNotStarted.
 	Refused
-	// Unroutable: the topic has no subscriber, or does not exist. The error is ErrNoConsumer.
+	// Unroutable means that the topic has no subscriber, or does not exist. The error is ErrNoConsumer.
 	Unroutable
-	// Unknown: the message may have been sent: the connection was lost, or ctx ended, before the broker confirmed
+	// Unknown means that the message may have been sent: the connection was lost, or ctx ended, before the broker confirmed
 	// it. The error has the code Unknown.
 	Unknown
 )

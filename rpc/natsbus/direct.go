@@ -192,7 +192,7 @@ func (d *direct) run(ctx context.Context) {
 	timer := time.NewTimer(maxHold)
 	defer timer.Stop()
 	for ctx.Err() == nil {
-		first, wait := d.first() //nolint:contextcheck // a message outlives its subscription
+		first, wait := d.first()
 		var out chan *bus.Delivery
 		var m *bus.Delivery
 		if first != nil {

@@ -81,7 +81,7 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 		ctx, cancel = context.WithTimeout(ctx, publishTime)
 		defer cancel()
 	}
-	defer context.AfterFunc(b.life, cancel)()
+	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 
 	send := b.request
 	durable := m.Persistent()

@@ -248,7 +248,7 @@ func (q *queue) consume(ctx, epoch context.Context, conn *nats.Conn, beat <-chan
 			q.ready = q.ready[1:]
 		case msg := <-q.in:
 			q.heard = time.Now()
-			switch q.take(msg) { //nolint:contextcheck // a message outlives its subscription
+			switch q.take(msg) {
 			case "gone":
 				// Not at once: NATS 2.9 may remove the files of a stream that is made
 				// while one of that name is being deleted.

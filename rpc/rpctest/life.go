@@ -177,7 +177,7 @@ func testDescribe(b *bench) {
 	d.Running = slices.DeleteFunc(d.Running, func(r rpc.Running) bool { return r.Method != "echo" })
 	want := &rpc.Description{
 		Interface: "suite", Version: iface.Version, Host: "a", Slots: 7,
-		Methods: []rpc.Described{{Name: "echo", Since: echo.Since}, {Name: "keep", Since: keep.Since, Delivery: rpc.AtLeastOnce}},
+		Methods: []rpc.Signature{{Name: "echo", Since: echo.Since}, {Name: "keep", Since: keep.Since, Delivery: rpc.AtLeastOnce}},
 		Running: []rpc.Running{{Method: "echo", Kind: "call", RequestID: "req-1"}},
 	}
 	if diff := cmp.Diff(want, d); diff != "" {

@@ -27,12 +27,12 @@ func NewBus(t testing.TB) *membus.Bus {
 }
 
 // Serve starts a server of the interface on a bus of its own, with the handlers
-// that register adds, and returns a client for it. Its host is called "host".
-// Both are stopped when the test ends.
+// that register adds, and returns a client for it. Calls of methods that register leaves out fail with
+// rpc.ErrNoSuchMethod. The host is called "host". Both are stopped when the test ends.
 func Serve(t testing.TB, iface *rpc.Interface, register func(*rpc.Server)) *rpc.Client {
 	t.Helper()
 	b := NewBus(t)
-	start(t, b, rpc.ServerConfig{Interface: iface, Host: "host"}, register)
+	start(t, b, rpc.ServerConfig{Interface: iface, Host: "host", Partial: true}, register)
 	return newClient(t, b, rpc.ClientConfig{})
 }
 

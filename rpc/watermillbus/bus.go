@@ -179,7 +179,7 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(b.life, cancel)()
+	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 	to := b.cfg.Publisher
 	if b.cfg.Fanout != nil && m.Kind == bus.Fanout {
 		to = b.cfg.Fanout
