@@ -57,6 +57,7 @@ type Client struct {
 	bus          bus.Bus
 	cfg          ClientConfig
 	topic        string // for replies
+	maxTopic     int    // bytes of a topic's name that the bus takes
 	caps         caps
 	interceptors chain
 
@@ -105,7 +106,7 @@ func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	}
 	life, end := context.WithCancel(context.Background())
 	return &Client{
-		bus: b, cfg: cfg, topic: prefixReply + newID(), interceptors: newChain(cfg.Interceptors),
+		bus: b, cfg: cfg, topic: prefixReply + newID(), interceptors: newChain(cfg.Interceptors), maxTopic: b.Capabilities().MaxTopic,
 		pending: make(map[string]*waiter), life: life, end: end,
 		routes: make(map[routeKey]*route), peers: make(map[string]*peer), questions: make(map[string]question),
 	}
@@ -241,7 +242,7 @@ func (c *Client) do(ctx context.Context, info Info, req any, decode func([]byte)
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.Timeout)
 		defer cancel()
 	}
-	if err := checkTopics(c.bus.Capabilities(), info.Interface, info.Host); err != nil {
+	if err := checkTopics(c.maxTopic, info.Interface, info.Host); err != nil {
 		return nil, fmt.Errorf("%s %s.%s: %w", info.Kind, info.Interface, info.Method, err)
 	}
 	if err := c.allowed(ctx, info); err != nil {

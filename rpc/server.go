@@ -186,7 +186,7 @@ func (s *Server) Start(ctx context.Context) error {
 				"give the method a shorter timeout, or the bus a longer consumer timeout", s.cfg.Interface.Name, name, e.timeout, limit)
 		}
 	}
-	if err := checkTopics(s.limits, s.cfg.Interface.Name, s.cfg.Host); err != nil {
+	if err := checkTopics(s.limits.MaxTopic, s.cfg.Interface.Name, s.cfg.Host); err != nil {
 		return fmt.Errorf("start a server of %s: %w", s.cfg.Interface.Name, err)
 	}
 	life := context.WithoutCancel(ctx)

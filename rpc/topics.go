@@ -56,9 +56,9 @@ func CheckHost(host string) error {
 	return fault.New(fault.Invalid, "host name %.300q of %d bytes cannot be that of a server: it %s", host, len(host), wrong)
 }
 
-// checkTopics returns Invalid if the host cannot be one, or if the bus cannot carry the topics of the interface. The
-// longest topic of a host is that of its calls.
-func checkTopics(limits bus.Capabilities, iface, host string) error {
+// checkTopics returns Invalid if the host cannot be one, or if a topic of the interface would have more than maxTopic
+// bytes, if that is not zero. The longest topic of a host is that of its calls.
+func checkTopics(maxTopic int, iface, host string) error {
 	if err := CheckHost(host); err != nil {
 		return err
 	}
@@ -66,8 +66,8 @@ func checkTopics(limits bus.Capabilities, iface, host string) error {
 	if err := bus.CheckTopic(topic); err != nil {
 		return err
 	}
-	if limits.MaxTopic > 0 && len(topic) > limits.MaxTopic {
-		return fault.New(fault.Invalid, "topic name %.300q of %d bytes is longer than the %d bytes that the bus takes", topic, len(topic), limits.MaxTopic)
+	if maxTopic > 0 && len(topic) > maxTopic {
+		return fault.New(fault.Invalid, "topic name %.300q of %d bytes is longer than the %d bytes that the bus takes", topic, len(topic), maxTopic)
 	}
 	return nil
 }

@@ -43,6 +43,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/internal/gather"
 	"github.com/armature-go/armature/rpc/internal/names"
 )
 
@@ -209,7 +210,7 @@ func (b *Bus) Start(ctx context.Context) error {
 func (b *Bus) connect(ctx context.Context) error {
 	type dialed struct {
 		conn *amqp.Connection
-		out  *gathering
+		out  *gather.Conn
 	}
 	links, made := []*link{b.pub, b.sub}, []dialed{}
 	end := func() {

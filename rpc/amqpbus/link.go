@@ -19,6 +19,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/internal/gather"
 	"github.com/armature-go/armature/tlsfile"
 )
 
@@ -47,7 +48,7 @@ type link struct {
 
 	mu      sync.Mutex
 	conn    *amqp.Connection // nil while it is lost
-	out     *gathering       // what conn writes to
+	out     *gather.Conn     // what conn writes to
 	changed chan struct{}    // closed, and replaced, when conn or reason changes
 	reason  string           // why the broker takes nothing; empty if it does
 	last    error            // of the last attempt
@@ -60,7 +61,7 @@ func newLink(use string, cfg Config) *link {
 
 // run serves the connection, which may be nil, and dials again when it is lost, until life ends. It
 // owns the connection.
-func (l *link) run(life context.Context, conn *amqp.Connection, out *gathering) {
+func (l *link) run(life context.Context, conn *amqp.Connection, out *gather.Conn) {
 	if conn != nil {
 		l.hold(life, conn, out)
 	}
@@ -77,7 +78,7 @@ func (l *link) run(life context.Context, conn *amqp.Connection, out *gathering) 
 }
 
 // hold serves the connection until it is lost or life ends.
-func (l *link) hold(life context.Context, conn *amqp.Connection, out *gathering) {
+func (l *link) hold(life context.Context, conn *amqp.Connection, out *gather.Conn) {
 	log := l.cfg.Logger.With("use", l.use, "broker", conn.RemoteAddr().String())
 	lost := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
@@ -121,7 +122,7 @@ func (l *link) hold(life context.Context, conn *amqp.Connection, out *gathering)
 
 // dial tries each broker once, in random order, until ctx ends. Of several errors it returns the one
 // that no wait mends.
-func (l *link) dial(ctx context.Context) (conn *amqp.Connection, out *gathering, err error) {
+func (l *link) dial(ctx context.Context) (conn *amqp.Connection, out *gather.Conn, err error) {
 	var failure error
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
 		conn, out, err = l.dialOne(ctx, l.cfg.URLs[i])
@@ -136,7 +137,7 @@ func (l *link) dial(ctx context.Context) (conn *amqp.Connection, out *gathering,
 	return nil, nil, failure
 }
 
-func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, out *gathering, err error) {
+func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, out *gather.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	ended := func() bool { return true }
@@ -154,7 +155,7 @@ func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, 
 			if l.plain {
 				return first, nil
 			}
-			out = &gathering{Conn: first}
+			out = &gather.Conn{Conn: first}
 			return out, nil
 		},
 	}
@@ -208,7 +209,7 @@ func (c *firstByte) Read(p []byte) (int, error) {
 
 func (c *firstByte) is(b byte) bool { return c.seen.Load() == int32(b)+1 }
 
-func (l *link) set(conn *amqp.Connection, out *gathering, blocked string, err error) {
+func (l *link) set(conn *amqp.Connection, out *gather.Conn, blocked string, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.conn, l.out, l.reason = conn, out, blocked
@@ -243,7 +244,7 @@ func (l *link) state() (changed, full <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.out != nil {
-		full = l.out.full()
+		full = l.out.Full()
 	}
 	return l.changed, full
 }

@@ -1,8 +1,10 @@
 package natsbus
 
 import (
+	"cmp"
 	"iter"
 	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/nats-io/nats.go"
@@ -16,22 +18,26 @@ const (
 	// oddHeader has the metadata that NATS headers cannot carry as they are,
 	// percent-encoded: "key=value", once for each.
 	oddHeader = "Armature-Metadata"
-	// offerHeader names the subscription that a message is offered by.
+	// offerHeader is on a message that a bus of the release before passes on to another one that has a slot free.
 	offerHeader = "Armature-Offer"
 )
 
 // marshal puts a message into watermill-nats's format: its id and its metadata
 // are headers.
 func marshal(subject string, m *bus.Message) *nats.Msg {
-	h := make(nats.Header, 4)
+	h := make(nats.Header, 5)
+	values := make([]string, 0, 5) // one allocation for most messages
 	put := func(k, v string) {
 		if plain(k, v) {
-			h[k] = []string{v}
+			values = append(values, v)
+			h[k] = slices.Clip(values[len(values)-1:])
 		} else {
 			h[oddHeader] = append(h[oddHeader], url.QueryEscape(k)+"="+url.QueryEscape(v))
 		}
 	}
-	put(uuidHeader, m.ID)
+	if m.ID != m.Correlation { // once is enough
+		put(uuidHeader, m.ID)
+	}
 	for k, v := range m.Metadata() {
 		if k != uuidHeader {
 			put(k, v)
@@ -52,7 +58,7 @@ func unmarshal(msg *nats.Msg) *bus.Message {
 			}
 		}
 	}, msg.Data)
-	m.ID = id
+	m.ID = cmp.Or(id, m.Correlation)
 	return m
 }
 
