@@ -59,7 +59,7 @@ func (b *Bus) subscribeLive(ctx context.Context, s bus.Subscription) (<-chan *bu
 	if err == nil && !b.spawn(func() {
 		defer end()
 		defer stop()
-		l.run(ctx, c, epoch, subs)
+		l.run(ctx, epoch, c, subs)
 	}) {
 		err = bus.ErrClosed
 	}
@@ -98,7 +98,7 @@ func drain(subs []*nats.Subscription) {
 }
 
 // run renews the subscriptions on each new connection until ctx ends.
-func (l *live) run(ctx context.Context, c *conn, epoch context.Context, subs []*nats.Subscription) {
+func (l *live) run(ctx, epoch context.Context, c *conn, subs []*nats.Subscription) {
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():

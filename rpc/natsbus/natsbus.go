@@ -145,7 +145,7 @@ func New(cfg Config) (*Bus, error) {
 // refuses the login; Denied if its certificate is not trusted, or it does not take the bus's;
 // Precondition if TLS is asked for and the server has none, if the server has no JetStream, or if
 // the bus is started already; bus.ErrClosed. The error names the servers, without passwords.
-func (b *Bus) Start(ctx context.Context) error {
+func (b *Bus) Start(ctx context.Context) error { //nolint:contextcheck // the connection outlives Start
 	b.mu.Lock()
 	state := b.state
 	if b.life.Err() == nil && state == idle {
@@ -186,7 +186,7 @@ func (b *Bus) Start(ctx context.Context) error {
 	life, end := context.WithCancel(context.Background())
 	b.endLink = end
 	up := b.link.State().Changed
-	b.linked.Go(func() { b.link.Run(life, &c) }) //nolint:contextcheck // it ends with Close
+	b.linked.Go(func() { b.link.Run(life, &c) })
 	<-up
 	b.state = started
 	return nil

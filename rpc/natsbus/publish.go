@@ -59,13 +59,10 @@ func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(
 		done(b.wrap(topic, err))
 		return
 	}
-	switch o.by {
-	case byBarrierNow:
+	if o.by == byBarrierNow {
 		o.by = byBarrier
-	case byAnswer:
-		if m.Kind == bus.Call && !o.stored {
-			o.by = byReply
-		}
+	} else if m.Kind == bus.Call && !o.stored {
+		o.by = byReply
 	}
 	again := func(last error) {
 		if !b.spawn(func() { done(b.wrap(topic, b.persist(ctx, o, last))) }) {
