@@ -49,14 +49,14 @@ var rules = map[string][]string{
 
 	"tlsfile": {"fault"},
 
-	"rpc":              {"rpc/bus", "rpc/internal/names", "rpc/internal/backoff", "fault", "reqctx"},
+	"rpc":              {"rpc/bus", "rpc/internal/names", "rpc/internal/backoff", "fault", "reqctx", "golang.org/x/sync"},
 	"rpc/bus":          {"rpc/internal/names", "fault"},
 	"rpc/membus":       {"rpc/bus"},
 	"rpc/amqpbus":      {"rpc/bus", "tlsfile", "rpc/internal/...", "fault", amqp},
 	"rpc/natsbus":      {"rpc/bus", "tlsfile", "rpc/internal/...", "fault", nats},
 	"rpc/watermillbus": {"rpc/bus", "rpc/internal/backoff", "fault", watermill},
 	"rpc/urlbus":       {"rpc/bus", "tlsfile", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
-	"rpc/internal/...": {"fault"},
+	"rpc/internal/...": {"rpc/internal/backoff", "fault"},
 	"rpc/rpcprom":      {"rpc", "rpc/bus", "fault", prometheus},
 	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},
 	"rpc/rpctest":      {"rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},

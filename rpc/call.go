@@ -79,7 +79,7 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 	}
 	var learn *route
 	var probe *peer
-	if end.Sub(w.sent) > minRest {
+	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // else a probe shows nothing
 		c.mu.Lock()
 		m.FirstHeartbeat, learn, probe = c.joinLocked(w, info)
 		c.mu.Unlock()

@@ -8,6 +8,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/bus"
 )
@@ -57,7 +59,7 @@ type Client struct {
 	bus          bus.Bus
 	cfg          ClientConfig
 	topic        string // for replies
-	maxTopic     int    // bytes of a topic's name that the bus takes
+	limits       bus.Capabilities
 	caps         caps
 	interceptors chain
 
@@ -68,8 +70,9 @@ type Client struct {
 	questions map[string]question // by the id of the message
 	watching  *time.Timer         // runs tick; nil before the first call
 	ticking   bool                // it is set
-	listening bool                // the reply topic is subscribed to
-	dialing   chan struct{}       // closed when a subscribe under way ends
+
+	listening   atomic.Bool // the reply topic is subscribed to
+	subscribing singleflight.Group
 
 	life  context.Context //nolint:containedctx // the client's own life, ended by Close
 	end   context.CancelFunc
@@ -106,7 +109,7 @@ func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	}
 	life, end := context.WithCancel(context.Background())
 	return &Client{
-		bus: b, cfg: cfg, topic: prefixReply + newID(), interceptors: newChain(cfg.Interceptors), maxTopic: b.Capabilities().MaxTopic,
+		bus: b, cfg: cfg, topic: prefixReply + newID(), interceptors: newChain(cfg.Interceptors), limits: b.Capabilities(),
 		pending: make(map[string]*waiter), life: life, end: end,
 		routes: make(map[routeKey]*route), peers: make(map[string]*peer), questions: make(map[string]question),
 	}
@@ -242,7 +245,7 @@ func (c *Client) do(ctx context.Context, info Info, req any, decode func([]byte)
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.Timeout)
 		defer cancel()
 	}
-	if err := checkTopics(c.maxTopic, info.Interface, info.Host); err != nil {
+	if err := checkTopics(c.limits.MaxTopic, info.Interface, info.Host); err != nil {
 		return nil, fmt.Errorf("%s %s.%s: %w", info.Kind, info.Interface, info.Method, err)
 	}
 	if err := c.allowed(ctx, info); err != nil {

@@ -23,7 +23,7 @@ import (
 func TestAutoCaps(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		bus := rpctest.NewBus(t) // nobody listens: what may be sent ends with ErrNoConsumer
+		bus := rpctest.NewBus(t) // without a server: what may be sent ends with ErrNoConsumer
 		var asked atomic.Int64
 		var now atomic.Pointer[rpc.Version]
 		fail := errors.New("no services table")

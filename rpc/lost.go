@@ -77,7 +77,7 @@ type route struct {
 	asking time.Time        // when the last question was sent
 	passed []answer         // to questions
 	calls  int              // that wait, in the round of tick that counts them
-	oldest time.Time        // when the first of them was sent whose server is not known, zero if there is none
+	oldest time.Time        // when the first of them was sent whose server is not known; zero: each is known
 }
 
 type routeKey struct{ iface, host string }

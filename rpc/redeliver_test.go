@@ -115,7 +115,7 @@ func pass(d time.Duration) {
 
 // TestDedupFails: a message of which it cannot be known whether it was handled
 // waits until it can be. One that cannot be noted as handled is not repeated for
-// that, and somebody is told.
+// that, and the log says so.
 func TestDedupFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -131,7 +131,7 @@ func TestDedupFails(t *testing.T) {
 		sendKeep(t, bus, "a")
 		pass(time.Second)
 		if n := runs.Load(); n != 0 {
-			t.Errorf("it was run %d times while nobody knew whether it had been", n)
+			t.Errorf("it was run %d times while it was not known whether it had been", n)
 		}
 		store.seen.Store(false)
 		pass(time.Minute)

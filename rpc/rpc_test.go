@@ -58,7 +58,7 @@ func TestVersionAccepts(t *testing.T) {
 // TestCaps: above its cap a client sends nothing, and says so beforehand.
 func TestCaps(t *testing.T) {
 	t.Parallel()
-	bus := rpctest.NewBus(t) // nobody listens: what was sent would fail otherwise
+	bus := rpctest.NewBus(t) // without a server: what was sent would fail otherwise
 	tests := []struct {
 		limit rpc.Version
 		allow bool
@@ -132,7 +132,7 @@ func TestInterceptors(t *testing.T) {
 	}
 }
 
-// TestStopCutsOff: a handler that does not end in time is cancelled, and named
+// TestStopCutsOff: a handler that does not end in time is canceled, and named
 // by method and request.
 func TestStopCutsOff(t *testing.T) {
 	t.Parallel()
@@ -203,7 +203,7 @@ func TestPending(t *testing.T) {
 }
 
 // TestLateReply: the reply to a call that was given up is counted, and goes to
-// nobody else.
+// no other call.
 func TestLateReply(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -356,7 +356,7 @@ func FuzzServer(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply nobody takes is tried for long
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply that is not taken is tried for long
 			defer cancel()
 			_ = srv.Stop(ctx)
 		}()
@@ -404,7 +404,7 @@ func FuzzReply(f *testing.F) {
 			t.Fatal(err)
 		}
 		m := <-in
-		for _, mark := range []string{mark, "reply"} { // a message that is none is not the end
+		for _, mark := range []string{mark, "reply"} { // a message that is not a reply does not end the call
 			r := rpcbus.Decode("id", maps.All(map[string]string{key: "x", "rpc": mark, "correlation_id": m.ID, "error": fail}), payload)
 			if r.Kind == rpcbus.Fanout {
 				continue

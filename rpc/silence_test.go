@@ -188,7 +188,7 @@ func TestUnknown(t *testing.T) {
 				if d := time.Since(begin); !errors.Is(err, tt.want) || d != tt.after {
 					t.Errorf("%v after %v, want %v after %v", err, d, tt.want, tt.after)
 				}
-				pass(2 * time.Minute) // what comes later disturbs nobody
+				pass(2 * time.Minute) // what comes later does no harm
 				if err := c.Close(); err != nil {
 					t.Error(err)
 				}

@@ -43,7 +43,6 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
-	"github.com/armature-go/armature/rpc/internal/gather"
 	"github.com/armature-go/armature/rpc/internal/names"
 )
 
@@ -95,9 +94,9 @@ type Config struct {
 // concurrent use.
 type Bus struct {
 	cfg  Config
-	pub  *link
-	sub  *link
-	bulk *link // for large messages, see largeMessage; dialed by the first
+	pub  *connector
+	sub  *connector
+	bulk *connector // for large messages, see largeMessage; dialed by the first
 	outs []*publisher
 	next atomic.Uint64
 
@@ -165,7 +164,7 @@ func New(cfg Config) (*Bus, error) {
 	b := &Bus{cfg: cfg, consumers: make(map[*consumer]bool), turns: make(chan struct{}, largeTurns)}
 	b.largeFrom.Store(largeMessage)
 	b.life, b.end = context.WithCancel(context.Background())
-	b.pub, b.sub, b.bulk = newLink("publish", cfg), newLink("consume", cfg), newLink("publish large messages", cfg)
+	b.pub, b.sub, b.bulk = newConnector("publish", cfg), newConnector("consume", cfg), newConnector("publish large messages", cfg)
 	b.bulk.plain = true
 	for range cfg.Channels {
 		b.outs = append(b.outs, &publisher{link: b.pub, learn: b.learnLimit})
@@ -208,23 +207,19 @@ func (b *Bus) Start(ctx context.Context) error {
 
 // connect makes both connections and starts what uses them, or leaves nothing.
 func (b *Bus) connect(ctx context.Context) error {
-	type dialed struct {
-		conn *amqp.Connection
-		out  *gather.Conn
-	}
-	links, made := []*link{b.pub, b.sub}, []dialed{}
+	links, made := []*connector{b.pub, b.sub}, []connection{}
 	end := func() {
-		for _, d := range made {
-			_ = d.conn.CloseDeadline(time.Now().Add(time.Second)) // it ends either way
+		for _, conn := range made {
+			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // it ends either way
 		}
 	}
 	for _, l := range links {
-		conn, out, err := l.dial(ctx)
+		conn, err := l.dial(ctx)
 		if err != nil {
 			end()
 			return err
 		}
-		made = append(made, dialed{conn, out})
+		made = append(made, conn)
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -233,8 +228,9 @@ func (b *Bus) connect(ctx context.Context) error {
 		return bus.ErrClosed
 	}
 	for i, l := range links {
-		l.set(made[i].conn, made[i].out, "", nil)
-		b.wg.Go(func() { l.run(b.life, made[i].conn, made[i].out) })
+		up := l.State().Changed
+		b.wg.Go(func() { l.Run(b.life, &made[i]) })
+		<-up
 	}
 	for _, p := range b.outs {
 		b.wg.Go(func() { p.run(b.life) })
@@ -279,10 +275,8 @@ func (b *Bus) Capabilities() bus.Capabilities {
 }
 
 func (b *Bus) stats() (s bus.Stats) {
-	for _, l := range []*link{b.pub, b.sub} {
-		s.Reconnects += max(l.dials.Load(), 1) - 1
-	}
-	s.Blocked = b.pub.blocked.Load()
+	s.Blocked = b.pub.State().Blocked != ""
+	s.Reconnects = b.pub.Reconnects() + b.sub.Reconnects()
 	return s
 }
 
@@ -298,7 +292,7 @@ func (b *Bus) Check(context.Context) error {
 	if err := b.usable(); err != nil {
 		return err
 	}
-	for _, l := range []*link{b.pub, b.sub} {
+	for _, l := range []*connector{b.pub, b.sub} {
 		if err := l.check(); err != nil {
 			return err
 		}
@@ -431,14 +425,14 @@ func (b *Bus) write(ctx context.Context, o *outgoing) error {
 func (b *Bus) mayRepeat(o *outgoing, err error) bool {
 	return errors.Is(err, errNotSent) ||
 		fault.CodeOf(err) == fault.Unknown && o.m.Persistent() ||
-		errors.Is(err, bus.ErrNoConsumer) && b.pub.restored(grace)
+		errors.Is(err, bus.ErrNoConsumer) && b.pub.Restored(grace)
 }
 
 // persist sends o until that succeeds, fails for good or ctx ends. last is how an
 // earlier attempt ended that may be repeated, nil if there was none.
 func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 	var unknown error // an attempt that may have arrived
-	wait := backoff.Backoff{Min: minRedial, Max: maxRedial}
+	wait := backoff.Backoff{Min: minRetry, Max: maxRetry}
 	for {
 		if last != nil {
 			if fault.CodeOf(last) == fault.Unknown {

@@ -38,7 +38,7 @@ func (b *Bus) attemptLarge(ctx context.Context, o *outgoing) error {
 	case <-b.life.Done():
 		return bus.ErrClosed
 	}
-	b.largeOnce.Do(func() { b.spawn(func() { b.bulk.run(b.life, nil, nil) }) })
+	b.largeOnce.Do(func() { b.spawn(func() { b.bulk.Run(b.life, nil) }) })
 	done := make(chan error, 1)
 	if !b.spawn(func() {
 		defer func() { <-b.turns }()

@@ -37,9 +37,9 @@ type outgoing struct {
 // publisher keeps a channel in confirm mode open. Those who publish write to it
 // themselves.
 type publisher struct {
-	link  *link
+	link  *connector
 	learn func(limit int)            // is told the broker's limit of a message's size
-	cur   atomic.Pointer[outChannel] // nil while there is none
+	cur   atomic.Pointer[outChannel] // nil while the channel is closed
 }
 
 // run keeps the channel open until life ends.
@@ -51,11 +51,11 @@ func (p *publisher) run(life context.Context) {
 		}
 		c, err := openOut(conn, p.learn)
 		if err != nil {
-			backoff.Sleep(life, minRedial)
+			backoff.Sleep(life, minRetry)
 			continue
 		}
 		p.cur.Store(c)
-		p.link.wake()
+		p.link.Notify()
 		select {
 		case <-c.lost:
 		case <-life.Done():
@@ -92,11 +92,14 @@ func (b *Bus) channel(ctx context.Context) (*outChannel, error) {
 // open returns the channel if it may be written to. Else it returns what is
 // closed when that may have changed.
 func (p *publisher) open() (c *outChannel, changed, full <-chan struct{}) {
-	changed, full = p.link.state()
-	if full != nil || p.link.blocked.Load() {
-		return nil, changed, full
+	s := p.link.State()
+	if s.Epoch != nil && s.Conn.out != nil {
+		full = s.Conn.out.Full()
 	}
-	return p.cur.Load(), changed, nil
+	if full != nil || s.Blocked != "" {
+		return nil, s.Changed, full
+	}
+	return p.cur.Load(), s.Changed, nil
 }
 
 // lazy is how often the outcome of messages of Send is looked up.

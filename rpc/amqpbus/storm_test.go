@@ -201,7 +201,7 @@ func TestStorm(t *testing.T) {
 		cutBoth,
 	}
 	for i, event := range events {
-		// Spread over the work that there is.
+		// Spread over the work.
 		for sent.Load() < int64(casts*(i+1)/(len(events)+2)) {
 			<-time.After(5 * time.Millisecond)
 		}
@@ -241,7 +241,7 @@ func TestStorm(t *testing.T) {
 		t.Errorf("%d calls ended more than a second after their deadlines", hung)
 	}
 	if len(failed) > calls/2 {
-		t.Errorf("%d of %d calls failed: that is no proof of anything", len(failed), calls)
+		t.Errorf("%d of %d calls failed: too many to prove anything", len(failed), calls)
 	}
 }
 

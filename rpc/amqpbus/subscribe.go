@@ -146,14 +146,15 @@ func (c *consumer) run(ctx context.Context) {
 	defer c.helped.Wait()
 	defer close(c.out)
 	first := true
-	for wait := minRedial; ctx.Err() == nil; wait = min(2*wait, maxRedial) {
+	wait := backoff.Backoff{Min: minRetry, Max: maxRetry}
+	for ctx.Err() == nil {
 		conn, err := c.bus.sub.get(ctx)
 		if err != nil {
 			return
 		}
 		in, err := c.consume(conn)
 		if err == nil {
-			wait = minRedial
+			wait.Reset()
 			if first {
 				c.ready <- nil
 			}
@@ -168,7 +169,7 @@ func (c *consumer) run(ctx context.Context) {
 			return
 		}
 		c.bus.cfg.Logger.Warn("cannot consume, trying again", "queue", c.name, "error", err)
-		backoff.Sleep(ctx, mrand.N(wait))
+		wait.Wait(ctx)
 	}
 }
 
@@ -289,7 +290,7 @@ func (c *consumer) reopen(in *inChannel, prefetch int) {
 		err = c.open(in, prefetch)
 	}
 	if err != nil {
-		c.bus.cfg.Logger.Debug("a consumer was lost while it was opened again", "queue", c.name, "error", err)
+		c.bus.cfg.Logger.Debug("consumer lost while it was opened again", "queue", c.name, "error", err)
 		_ = in.ch.Close() // it may be closed already
 	}
 }
@@ -338,14 +339,14 @@ type inChannel struct {
 
 	prefetch   int         // how many messages the broker sends ahead to the consumer that is open
 	last, base uint64      // the last delivery, and that of the consumer before
-	widening   bool        // that consumer is cancelled, to be opened with more; guarded by rpc
+	widening   bool        // that consumer is canceled, to be opened with more; guarded by rpc
 	widenAt    *time.Timer // when widen looks again
 }
 
 // Why a channel is not consumed any more, besides what a probe finds.
 var (
 	errChannel  = errors.New("the channel was closed")
-	errCanceled = errors.New("RabbitMQ cancelled the consumer")
+	errCanceled = errors.New("RabbitMQ canceled the consumer")
 	errEnded    = errors.New("the subscription has ended")
 )
 

@@ -151,7 +151,7 @@ func TestWire(t *testing.T) {
 	golden(t, "call", exchange, <-calls)
 	cancel()
 	if _, err := p.Wait(t.Context()); fault.CodeOf(err) != fault.Canceled {
-		t.Errorf("cancelled call: %v", err)
+		t.Errorf("canceled call: %v", err)
 	}
 	golden(t, "cancel", exchange, <-calls)
 

@@ -27,12 +27,12 @@ var (
 	echo  = rpc.Method[string, string]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
 )
 
-// patience bounds every wait.
-const patience = 30 * time.Second
+// waitTimeout bounds every wait.
+const waitTimeout = 30 * time.Second
 
 func limited(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -42,8 +42,8 @@ func receive[T any](t *testing.T, ch <-chan T, what string) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(patience):
-		t.Fatalf("%s did not come within %v", what, patience)
+	case <-time.After(waitTimeout):
+		t.Fatalf("%s did not come within %v", what, waitTimeout)
 		panic("unreachable")
 	}
 }
@@ -57,7 +57,7 @@ func serve(t testing.TB, b bus.Bus, host string, register func(*rpc.Server)) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 		defer cancel()
 		if err := s.Stop(ctx); err != nil {
 			t.Errorf("stop the server: %v", err)
@@ -154,7 +154,7 @@ func TestKilled(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	lost := 0
-	for end := time.Now().Add(patience); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
 		lost = 0
 		sure.Range(func(n, _ any) bool {
 			if _, ok := handled.Load(n); !ok {

@@ -122,7 +122,7 @@ func TestLateConfirm(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	if err := srv.Stop(ctx); err != nil {
 		t.Error(err)

@@ -5,9 +5,8 @@
 //	err = bus.Start(ctx)
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// What waits and must survive is kept by JetStream, which the server has to have
-// switched on; calls and their replies go through memory alone. The subjects and
-// streams, whose properties are fixed:
+// It needs NATS 2.10 or newer with JetStream, which keeps the casts; calls and their replies go through memory alone. The
+// subjects and streams, whose properties are fixed:
 //
 //	Shared   <exchange>.<topic>   a stream of that name with "~" for ".": a work
 //	                              queue on file, with one durable pull consumer, "work"
@@ -16,17 +15,15 @@
 //	fanout   <exchange>.<topic>   a subscription for each subscriber
 //
 // A stream that exists is used as it is, so that an operator may set its limits
-// and replicas. A stored message survives the death of a server; that of the
-// machine too, but for what it has not yet written to its disk, unless there are
-// several replicas.
+// and replicas. A stored message survives the death of a server. It survives the death of the
+// machine, too, if it was written to the disk or has several replicas.
 //
-// Every message but a fanout is a request: JetStream answers it, or the
-// subscriber's bus does, or NATS says at once that nobody is there. Differences
-// to amqpbus: a Live topic is gone as soon as its last subscriber is, also when
-// that one has only lost its connection. A Live message is in the memory of a
-// subscriber's process from the moment that it is published; it is passed on to
-// a sibling that has time, and lost with the process. A Shared message that a
-// dead process had is delivered again after 10 s.
+// A call is a request with a reply: a server without a free slot refuses it after 50 ms, and the client sends it to
+// another one. NATS says at once when a topic has no subscriber. Differences
+// to amqpbus: a Live topic ends as soon as its last subscriber does, also when
+// that has only lost its connection. A call that waits at a server is lost with that server's process. Calls that wait are
+// not served in the order of their arrival. A Shared message that a
+// dead process had is delivered again after 10 s. ADR 24 has the reasons.
 package natsbus
 
 import (

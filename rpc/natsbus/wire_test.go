@@ -53,6 +53,6 @@ func FuzzWire(f *testing.F) {
 		if diff := cmp.Diff(want, got.Header, cmpopts.EquateEmpty()); diff != "" || got.ID != id {
 			t.Errorf("id %q, metadata (-want +got):\n%s", got.ID, diff)
 		}
-		_ = unmarshal(&nats.Msg{Header: nats.Header{key: {value}, oddHeader: {value}}}) // of a stranger: no panic
+		_ = unmarshal(&nats.Msg{Header: nats.Header{key: {value}, oddHeader: {value}}}) // of another program: no panic
 	})
 }

@@ -92,7 +92,7 @@ func testTooLarge(b *bench) {
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: -(200 << 10), Text: fits.Text}); err != nil {
 		b.Fatal(err)
 	}
-	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 1 && time.Now().Before(end); {
+	for end := time.Now().Add(caseTimeout); srv.Stats().DeadLettered < 1 && time.Now().Before(end); {
 		<-time.After(10 * time.Millisecond)
 	}
 	letters := 0

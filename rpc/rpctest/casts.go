@@ -53,7 +53,7 @@ func testFanout(b *bench) {
 	ev := rpc.Method[note, rpc.None]{Interface: iface, Name: "event", Since: rpc.Version{Major: 1}}
 	c := b.newClient()
 	if err := rpc.Fanout(b.ctx(), c, ev, &note{}); err != nil {
-		b.Errorf("nobody listens: %v", err)
+		b.Errorf("without a server: %v", err)
 	}
 	got := make(chan string, 10)
 	for _, host := range []string{"a", "b", "c"} {
@@ -351,7 +351,7 @@ func testDead(b *bench) {
 	if err := b.client.Publish(b.ctx(), "suite.a", garbage); err != nil {
 		b.Fatal(err)
 	}
-	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
+	for end := time.Now().Add(caseTimeout); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
 		<-time.After(10 * time.Millisecond)
 	}
 	// A bus may refuse what is published for it, such as RabbitMQ while a new queue has no

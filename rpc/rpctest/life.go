@@ -133,7 +133,7 @@ func testGone(b *bench) {
 	}
 	for _, host := range []string{"a", rpc.Any} {
 		var err error
-		for end := time.Now().Add(patience); time.Now().Before(end); { // the bus says how soon
+		for end := time.Now().Add(caseTimeout); time.Now().Before(end); { // the bus says how soon
 			ctx, cancel := context.WithTimeout(b.ctx(), time.Second)
 			start := time.Now()
 			_, err = rpc.Call(ctx, c, echo, host, &note{})

@@ -197,7 +197,7 @@ func (l *lost) launch() *os.Process {
 	case <-ready:
 	case <-ended:
 		l.Fatal("the server process has ended")
-	case <-time.After(patience):
+	case <-time.After(caseTimeout):
 		l.Fatal("the server process does not start")
 	}
 	return cmd.Process
@@ -234,7 +234,7 @@ func (l *lost) running(takes, after time.Duration) <-chan result {
 	case <-l.began:
 	case r := <-done:
 		l.Fatalf("the call did not start: %v", r.err)
-	case <-time.After(patience):
+	case <-time.After(caseTimeout):
 		l.Fatal("the call did not start")
 	}
 	<-time.After(after)

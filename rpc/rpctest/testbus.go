@@ -19,7 +19,7 @@ type Opener func(t *testing.T) (server, client bus.Bus)
 
 // TestBus runs every rule that a bus has to keep as a sub-test. A failure
 // prints the rule. without names the rules that a bus is known not to keep; a
-// name that is no rule's fails.
+// name without a rule fails.
 func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // the caller decides
 	t.Helper()
 	for _, name := range without {
@@ -57,8 +57,8 @@ var (
 	errNoWay = fault.Sentinel(fault.Precondition, "NoWay", "no way")
 )
 
-// patience bounds every wait of the suite. A bus that needs so long is broken.
-const patience = 20 * time.Second
+// caseTimeout bounds every wait of the suite. A bus that needs so long is broken.
+const caseTimeout = 20 * time.Second
 
 type bench struct {
 	*testing.T
@@ -71,7 +71,7 @@ func (b *bench) serve(host string, slots int, register func(*rpc.Server)) *rpc.S
 }
 
 func (b *bench) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(b.Context(), patience)
+	ctx, cancel := context.WithTimeout(b.Context(), caseTimeout)
 	b.Cleanup(cancel)
 	return ctx
 }
@@ -84,8 +84,8 @@ func receive[T any](b *bench, ch <-chan T, what string) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(patience):
-		b.Fatalf("%s did not happen within %v", what, patience)
+	case <-time.After(caseTimeout):
+		b.Fatalf("%s did not happen within %v", what, caseTimeout)
 		panic("unreachable")
 	}
 }
@@ -130,7 +130,7 @@ var rules = []rule{
 	{"stop", "a server that stops answers what it has taken", testStop},
 	{"load", "nothing is lost, doubled or mixed up under load", testLoad},
 	{"cancel", "the caller's cancellation reaches the handler's context", testCancel},
-	{"beat", "a long call is kept alive by its server's signs of life, and fails as silent without", testBeat},
+	{"beat", "a long call is kept alive by its server's heartbeats, and fails without them", testBeat},
 	{"gone", "when the last server of a topic has left, a call fails at once, and a cast waits", testGone},
 	{"duplicate", "a message that comes twice is handled once", testDuplicate},
 	{"dead", "what no server can do becomes a dead letter, which can be shown, sent again and dropped", testDead},

@@ -128,7 +128,7 @@ func newBench(t *testing.T) *bench {
 		cfg rpc.ServerConfig
 		add func(*rpc.Server)
 	}{
-		{rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet}, func(s *rpc.Server) {
+		{rpc.ServerConfig{Interface: compute.Conductor, Partial: true, Logger: quiet}, func(s *rpc.Server) {
 			rpc.Handle(s, compute.BeginBuild, func(context.Context, *compute.AttemptRequest) (*rpc.None, error) { return answer(&b.begin, func() {}) })
 			rpc.Handle(s, compute.EndBuild, func(_ context.Context, r *compute.EndBuildRequest) (*rpc.None, error) {
 				return answer(&b.end, func() { b.ended <- *r })

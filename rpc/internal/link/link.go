@@ -77,7 +77,7 @@ func (l *Link[C]) hold(life context.Context, conn C) {
 	l.down(l.cfg.Hold(life, conn))
 }
 
-// down notes that there is no connection.
+// down notes that the connection is gone.
 func (l *Link[C]) down(why error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

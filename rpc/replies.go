@@ -13,54 +13,38 @@ import (
 // listen makes sure that the reply topic exists. The first call subscribes;
 // those that come meanwhile wait for it, each no longer than its own context.
 func (c *Client) listen(ctx context.Context) error {
-	for {
-		c.mu.Lock()
-		if c.listening {
-			c.mu.Unlock()
-			return nil
-		}
-		if c.dialing == nil {
-			break // with the lock held
-		}
-		wait := c.dialing
-		c.mu.Unlock()
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			return fault.New(fault.CodeOf(ctx.Err()), "%w", ctx.Err())
-		}
+	if c.listening.Load() {
+		return nil
 	}
-	done := make(chan struct{})
-	c.dialing = done
-	c.mu.Unlock()
-
-	err := c.subscribe(ctx)
-
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.listening = err == nil
-	c.dialing = nil
-	close(done)
-	return err
+	done := c.subscribing.DoChan("", func() (any, error) { //nolint:contextcheck // it outlives the call that needs it first
+		if c.listening.Load() {
+			return nil, nil //nolint:nilnil // there is no value
+		}
+		return nil, c.subscribe()
+	})
+	select {
+	case r := <-done:
+		return r.Err
+	case <-ctx.Done():
+		return fault.New(fault.CodeOf(ctx.Err()), "%w", ctx.Err())
+	}
 }
 
-// subscribe subscribes to the reply topic for as long as the client lives. ctx
-// bounds only how long it tries.
-func (c *Client) subscribe(ctx context.Context) error {
+// subscribe subscribes to the reply topic for as long as the client lives.
+func (c *Client) subscribe() error {
 	sub, cancel := context.WithCancel(c.life)
-	keep := context.AfterFunc(ctx, cancel)
-	//nolint:contextcheck // it outlives the call that needs it first
-	ended, err := c.bus.Subscribe(sub, bus.Subscription{Topic: c.topic, Mode: bus.Private, Slots: replySlots, Receive: func(d *bus.Delivery) { c.take(d.Message) }})
-	if !keep() && err == nil {
-		err = fault.New(fault.CodeOf(ctx.Err()), "%w", ctx.Err())
-	}
-	if err == nil && !c.spawn(func() { c.watch(ended) }) {
+	ended, err := c.bus.Subscribe(sub, bus.Subscription{
+		Topic: c.topic, Mode: bus.Private, Slots: replySlots, Receive: func(d *bus.Delivery) { c.take(d.Message) },
+	})
+	if err == nil && !c.spawn(func() { defer cancel(); c.watch(ended) }) {
 		err = ErrClosed
 	}
 	if err != nil {
 		cancel()
+		return err
 	}
-	return err
+	c.listening.Store(true)
+	return nil
 }
 
 // watch ends calls whose heartbeats are lost, until the subscription ends.
