@@ -42,9 +42,15 @@ type Config struct {
 	// TLSFiles are the files for TLS, which is an error without it. Parameters of the URL come before.
 	// memory:// needs none.
 	TLSFiles tlsfile.Client
+	// Schemes opens URLs of further schemes, such as watermill-amqp with package rpc/watermillbus/amqp. It gets the URL
+	// as it is.
+	Schemes map[string]Opener
 	// Logger gets what happens to the connections. Default slog.Default().
 	Logger *slog.Logger
 }
+
+// Opener returns a bus that is not started, as Open does.
+type Opener func(url string, cfg Config) (Bus, error)
 
 // Bus is a bus that is a part of package service. It is safe for concurrent use.
 type Bus interface {
@@ -72,6 +78,10 @@ type Bus interface {
 // Errors: Invalid if the URL has another form, or another parameter, or a file is wrong; Denied if
 // others can read the key. None repeats the URL, as it has a password.
 func Open(url string, cfg Config) (Bus, error) {
+	name, _, _ := strings.Cut(url, "://")
+	if open := cfg.Schemes[name]; open != nil {
+		return open(url, cfg)
+	}
 	scheme, urls, err := split(url, &cfg)
 	if err != nil {
 		return nil, err
