@@ -57,7 +57,7 @@ var rules = map[string][]string{
 	"rpc/watermillbus":      {"rpc/bus", "rpc/internal/backoff", "fault", watermill},
 	"rpc/watermillbus/amqp": {"rpc/bus", "rpc/watermillbus", "rpc/internal/...", "fault", watermill, watermill + "-amqp", amqp},
 	"rpc/urlbus":            {"rpc/bus", "tlsfile", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
-	"rpc/internal/...":      {"rpc/internal/backoff", "fault"},
+	"rpc/internal/...":      {"rpc/bus", "rpc/internal/backoff", "fault"},
 	"rpc/rpcprom":           {"rpc", "rpc/bus", "fault", prometheus},
 	"rpc/rpcotel":           {"rpc", "fault", "reqctx", otel},
 	"rpc/rpctest":           {"rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},

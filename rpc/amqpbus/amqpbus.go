@@ -43,6 +43,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/internal/life"
 	"github.com/armature-go/armature/rpc/internal/names"
 )
 
@@ -104,21 +105,11 @@ type Bus struct {
 	largeOnce sync.Once    // starts bulk
 	turns     chan struct{}
 
-	life context.Context //nolint:containedctx // the bus's own life, ended by Close
-	end  context.CancelFunc
-	wg   sync.WaitGroup
+	life *life.Life
 
-	mu        sync.Mutex // also held when a goroutine is started
-	state     int        // idle, starting or started
+	mu        sync.Mutex
 	consumers map[*consumer]bool
 }
-
-// The states of a Bus that is not closed.
-const (
-	idle = iota
-	starting
-	started
-)
 
 // New returns a bus that is not connected. The error, with code Invalid, names
 // the URL that is wrong.
@@ -161,9 +152,8 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	b := &Bus{cfg: cfg, consumers: make(map[*consumer]bool), turns: make(chan struct{}, largeTurns)}
+	b := &Bus{cfg: cfg, life: life.New(), consumers: make(map[*consumer]bool), turns: make(chan struct{}, largeTurns)}
 	b.largeFrom.Store(largeMessage)
-	b.life, b.end = context.WithCancel(context.Background())
 	b.pub, b.sub, b.bulk = newConnector("publish", cfg), newConnector("consume", cfg), newConnector("publish large messages", cfg)
 	b.bulk.plain = true
 	for range cfg.Channels {
@@ -178,31 +168,15 @@ func New(cfg Config) (*Bus, error) {
 // it does not take the bus's; Precondition if one side speaks TLS and the other does not, or if the
 // bus is started already; bus.ErrClosed. The error names the brokers, without passwords.
 func (b *Bus) Start(ctx context.Context) error {
-	b.mu.Lock()
-	state := b.state
-	if b.life.Err() == nil && state == idle {
-		b.state = starting
-	}
-	b.mu.Unlock()
-	switch {
-	case b.life.Err() != nil:
-		return bus.ErrClosed
-	case state != idle:
-		return fault.New(fault.Precondition, "amqpbus: started twice")
-	}
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
-	defer cancel()
-	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
-	err := b.connect(ctx)
-	if err == nil || errors.Is(err, bus.ErrClosed) {
-		return err
-	}
-	b.mu.Lock()
-	b.state = idle
-	b.mu.Unlock()
-	return fault.New(dialCode(err), "connect to RabbitMQ at %s: gave up after %v: %v",
-		broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
+	return b.life.Start(ctx, b.cfg.ConnectTimeout, func(ctx context.Context) error {
+		err := b.connect(ctx)
+		if err == nil {
+			return nil
+		}
+		return fault.New(dialCode(err), "connect to RabbitMQ at %s: gave up after %v: %v",
+			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
+	})
 }
 
 // connect makes both connections and starts what uses them, or leaves nothing.
@@ -221,33 +195,16 @@ func (b *Bus) connect(ctx context.Context) error {
 		}
 		made = append(made, conn)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.life.Err() != nil {
-		end()
-		return bus.ErrClosed
-	}
 	for i, l := range links {
 		up := l.State().Changed
-		b.wg.Go(func() { l.Run(b.life, &made[i]) })
+		if !b.life.Go(func() { l.Run(b.life, &made[i]) }) { //nolint:contextcheck // the bus's own life
+			end()
+			return bus.ErrClosed
+		}
 		<-up
 	}
 	for _, p := range b.outs {
-		b.wg.Go(func() { p.run(b.life) })
-	}
-	b.state = started
-	return nil
-}
-
-// usable returns an error unless the bus is started and not closed.
-func (b *Bus) usable() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.life.Err() != nil:
-		return bus.ErrClosed
-	case b.state != started:
-		return bus.ErrNotStarted
+		b.life.Go(func() { p.run(b.life) }) //nolint:contextcheck // as above
 	}
 	return nil
 }
@@ -259,10 +216,7 @@ func (b *Bus) Stop(context.Context) error { return b.Close() }
 // goroutines. What was not acknowledged goes back to its queue. It is
 // idempotent and never fails.
 func (b *Bus) Close() error {
-	b.mu.Lock()
-	b.end()
-	b.mu.Unlock()
-	b.wg.Wait()
+	b.life.End()
 	return nil
 }
 
@@ -289,7 +243,7 @@ func (b *Bus) drop(c *consumer) {
 // Check returns nil if the bus is connected and all its queues are consumed, and
 // Unavailable with what is wrong if not. It does not block.
 func (b *Bus) Check(context.Context) error {
-	if err := b.usable(); err != nil {
+	if err := b.life.Usable(); err != nil {
 		return err
 	}
 	for _, l := range []*connector{b.pub, b.sub} {
@@ -313,7 +267,7 @@ func (b *Bus) checkTopic(topic string) error { return bus.CheckTopic(b.name(topi
 // checkMessage returns ErrClosed or ErrNotStarted if the bus cannot be used, and Invalid if RabbitMQ could not carry
 // the message.
 func (b *Bus) checkMessage(topic string, m *bus.Message) error {
-	err := cmp.Or(b.usable(), b.checkTopic(topic), bus.CheckMessage(m, b.cfg.MaxMessage))
+	err := cmp.Or(b.life.Usable(), b.checkTopic(topic), bus.CheckMessage(m, b.cfg.MaxMessage))
 	if err == nil && m.ReplyTo != "" {
 		err = b.checkTopic(m.ReplyTo)
 	}
@@ -348,7 +302,7 @@ func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(
 		return
 	}
 	if b.isLarge(o) {
-		if !b.spawn(func() {
+		if !b.life.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
 			done(b.wrap(topic, b.persist(ctx, o, nil)))
@@ -371,7 +325,7 @@ func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(
 
 // sendAgain sends a message again whose sending failed, if that is allowed.
 func (b *Bus) sendAgain(ctx context.Context, topic string, o *outgoing, err error, done func(error)) {
-	if !b.mayRepeat(o, err) || !b.spawn(func() {
+	if !b.mayRepeat(o, err) || !b.life.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 		done(b.wrap(topic, b.persist(ctx, o, err)))
@@ -473,17 +427,6 @@ func (b *Bus) attempt(ctx context.Context, o *outgoing) error {
 	case <-ctx.Done():
 		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message before the end: %w", ctx.Err())
 	}
-}
-
-// spawn runs f in a goroutine that Close waits for, unless the bus is closed.
-func (b *Bus) spawn(f func()) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.life.Err() != nil {
-		return false
-	}
-	b.wg.Go(f)
-	return true
 }
 
 func (b *Bus) name(topic string) string { return b.cfg.Exchange + "." + topic }

@@ -38,9 +38,9 @@ func (b *Bus) attemptLarge(ctx context.Context, o *outgoing) error {
 	case <-b.life.Done():
 		return bus.ErrClosed
 	}
-	b.largeOnce.Do(func() { b.spawn(func() { b.bulk.Run(b.life, nil) }) })
+	b.largeOnce.Do(func() { b.life.Go(func() { b.bulk.Run(b.life, nil) }) }) //nolint:contextcheck // the bus's own life
 	done := make(chan error, 1)
-	if !b.spawn(func() {
+	if !b.life.Go(func() {
 		defer func() { <-b.turns }()
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()

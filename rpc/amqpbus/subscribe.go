@@ -35,7 +35,7 @@ const (
 // Subscribe consumes the topic's queue until ctx ends, see [bus.Bus]. It waits
 // up to Config.ConnectTimeout for a broker that is away.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
-	err := cmp.Or(b.usable(), b.checkTopic(s.Topic))
+	err := cmp.Or(b.life.Usable(), b.checkTopic(s.Topic))
 	if err == nil && s.Fanout != "" {
 		err = b.checkTopic(s.Fanout)
 	}
@@ -52,18 +52,17 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 		c.fanout = b.name(s.Fanout)
 	}
 	b.mu.Lock()
-	if b.life.Err() != nil {
-		b.mu.Unlock()
-		cancel()
-		return nil, fmt.Errorf("subscribe to %s: %w", c.name, bus.ErrClosed)
-	}
 	b.consumers[c] = true
-	b.wg.Go(func() {
+	b.mu.Unlock()
+	if !b.life.Go(func() {
 		defer cancel()
 		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 		c.run(ctx)
-	})
-	b.mu.Unlock()
+	}) {
+		cancel()
+		b.drop(c)
+		return nil, fmt.Errorf("subscribe to %s: %w", c.name, bus.ErrClosed)
+	}
 	wait, stop := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer stop()
 	select {
@@ -81,7 +80,7 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 // CreateTopic makes the queue of a Shared topic, see [bus.Bus]. It waits up to Config.ConnectTimeout for a broker
 // that is away.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
-	if err := cmp.Or(b.usable(), b.checkTopic(topic)); err != nil {
+	if err := cmp.Or(b.life.Usable(), b.checkTopic(topic)); err != nil {
 		return fmt.Errorf("make queue: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)

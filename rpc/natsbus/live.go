@@ -56,7 +56,7 @@ func (b *Bus) subscribeLive(ctx context.Context, s bus.Subscription) (<-chan *bu
 		}
 	}
 	stop := context.AfterFunc(b.life, end) //nolint:contextcheck // the bus's own life
-	if err == nil && !b.spawn(func() {
+	if err == nil && !b.life.Go(func() {
 		defer end()
 		defer stop()
 		l.run(ctx, epoch, c, subs)

@@ -42,6 +42,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/internal/life"
 	"github.com/armature-go/armature/rpc/internal/link"
 	"github.com/armature-go/armature/rpc/internal/names"
 )
@@ -82,27 +83,15 @@ type Config struct {
 // use.
 type Bus struct {
 	cfg  Config
+	life *life.Life
 	link *link.Link[*conn]
 
 	maxPayload atomic.Int64 // what the server has announced, in bytes
 
-	life    context.Context //nolint:containedctx // the bus's own life, ended by Close
-	end     context.CancelFunc
-	wg      sync.WaitGroup     // what uses the connection
-	linked  sync.WaitGroup     // what keeps it up
-	endLink context.CancelFunc // set by Start
-
-	mu    sync.Mutex // guards all below, and the start of goroutines
-	state int        // idle, starting or started
-	queue map[*shared]bool
+	mu      sync.Mutex
+	endLink func() // ends the connection and waits for that; nil before Start
+	queue   map[*shared]bool
 }
-
-// The states of a Bus that is not closed.
-const (
-	idle = iota
-	starting
-	started
-)
 
 // New returns a bus that is not connected. The error, with code Invalid, names
 // the URL that is wrong.
@@ -131,8 +120,7 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	b := &Bus{cfg: cfg, queue: make(map[*shared]bool)}
-	b.life, b.end = context.WithCancel(context.Background())
+	b := &Bus{cfg: cfg, life: life.New(), queue: make(map[*shared]bool)}
 	b.link = link.New(link.Config[*conn]{Dial: b.dial, Hold: b.hold})
 	return b, nil
 }
@@ -142,51 +130,32 @@ func New(cfg Config) (*Bus, error) {
 // refuses the login; Denied if its certificate is not trusted, or it does not take the bus's;
 // Precondition if TLS is asked for and the server has none, if the server has no JetStream, or if
 // the bus is started already; bus.ErrClosed. The error names the servers, without passwords.
-func (b *Bus) Start(ctx context.Context) error { //nolint:contextcheck // the connection outlives Start
-	b.mu.Lock()
-	state := b.state
-	if b.life.Err() == nil && state == idle {
-		b.state = starting
-		b.wg.Add(1) // Close waits for the end of Start
-		defer b.wg.Done()
-	}
-	b.mu.Unlock()
-	switch {
-	case b.life.Err() != nil:
-		return bus.ErrClosed
-	case state != idle:
-		return fault.New(fault.Precondition, "natsbus: started twice")
-	}
+func (b *Bus) Start(ctx context.Context) error {
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
-	defer cancel()
-	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
-	c, err := b.dial(ctx)
-	if err == nil {
-		if err = checkJetStream(ctx, c.js); err != nil {
-			c.close()
-		}
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.life.Err() != nil:
+	return b.life.Start(ctx, b.cfg.ConnectTimeout, func(ctx context.Context) error {
+		c, err := b.dial(ctx)
 		if err == nil {
+			if err = checkJetStream(ctx, c.js); err == nil {
+				b.keep(c) //nolint:contextcheck // the connection outlives Start
+				return nil
+			}
 			c.close()
 		}
-		return bus.ErrClosed
-	case err != nil:
-		b.state = idle
 		return fault.New(startCode(err), "connect to NATS at %s: gave up after %v: %v",
 			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
-	}
-	life, end := context.WithCancel(context.Background())
-	b.endLink = end
+	})
+}
+
+// keep keeps the connection up. It ends after all that uses it, so that what they held goes back.
+func (b *Bus) keep(c *conn) {
+	ctx, end := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
 	up := b.link.State().Changed
-	b.linked.Go(func() { b.link.Run(life, &c) })
+	wg.Go(func() { b.link.Run(ctx, &c) })
 	<-up
-	b.state = started
-	return nil
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.endLink = func() { end(); wg.Wait() }
 }
 
 // startCode returns the code of an error of Start.
@@ -214,30 +183,6 @@ func checkJetStream(ctx context.Context, js jetstream.JetStream) error {
 	}
 }
 
-// spawn runs f in a goroutine that Close waits for, unless the bus is closed.
-func (b *Bus) spawn(f func()) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.life.Err() != nil {
-		return false
-	}
-	b.wg.Go(f)
-	return true
-}
-
-// usable returns an error unless the bus is started and not closed.
-func (b *Bus) usable() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.life.Err() != nil:
-		return bus.ErrClosed
-	case b.state != started:
-		return bus.ErrNotStarted
-	}
-	return nil
-}
-
 // Stop is Close, for use as a service part.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
@@ -245,16 +190,13 @@ func (b *Bus) Stop(context.Context) error { return b.Close() }
 // goroutines. What was not acknowledged goes back to its topic. It is idempotent
 // and never fails.
 func (b *Bus) Close() error {
+	b.life.End()
 	b.mu.Lock()
-	b.end()
+	end := b.endLink
 	b.mu.Unlock()
-	b.wg.Wait()
-	b.mu.Lock()
-	if b.endLink != nil {
-		b.endLink()
+	if end != nil {
+		end()
 	}
-	b.mu.Unlock()
-	b.linked.Wait()
 	return nil
 }
 
@@ -272,7 +214,7 @@ func (b *Bus) watch(q *shared, on bool) {
 // Check returns nil if the bus is connected and consumes all its Shared topics,
 // and Unavailable with what is wrong if not. It does not block.
 func (b *Bus) Check(context.Context) error {
-	if err := b.usable(); err != nil {
+	if err := b.life.Usable(); err != nil {
 		return err
 	}
 	if s := b.link.State(); s.Epoch == nil {
@@ -321,7 +263,7 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 }
 
 func (b *Bus) subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
-	if err := b.usable(); err != nil {
+	if err := b.life.Usable(); err != nil {
 		return nil, err
 	}
 	if _, err := b.subject(s.Topic); err != nil {

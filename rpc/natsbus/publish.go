@@ -65,7 +65,7 @@ func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(
 		o.by = byReply
 	}
 	again := func(last error) {
-		if !b.spawn(func() { done(b.wrap(topic, b.persist(ctx, o, last))) }) {
+		if !b.life.Go(func() { done(b.wrap(topic, b.persist(ctx, o, last))) }) {
 			done(b.wrap(topic, bus.ErrClosed))
 		}
 	}
@@ -92,7 +92,7 @@ func (b *Bus) wrap(topic string, err error) error {
 
 // outgoing encodes a message. Errors: Invalid, ErrClosed, ErrNotStarted.
 func (b *Bus) outgoing(topic string, m *bus.Message) (*outgoing, error) {
-	if err := b.usable(); err != nil {
+	if err := b.life.Usable(); err != nil {
 		return nil, err
 	}
 	subject, err := b.subject(topic)

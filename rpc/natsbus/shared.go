@@ -72,7 +72,7 @@ func (b *Bus) stream(topic string) string {
 // CreateTopic makes the stream of a Shared topic, see [bus.Bus]. It waits up to Config.ConnectTimeout for a server
 // that is away.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
-	if err := b.usable(); err != nil {
+	if err := b.life.Usable(); err != nil {
 		return fmt.Errorf("make topic: %w", err)
 	}
 	if _, err := b.subject(topic); err != nil {
@@ -156,7 +156,7 @@ func (b *Bus) subscribeShared(ctx context.Context, s bus.Subscription) (<-chan *
 	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
 	err := b.makeStream(try, s.Topic)
-	if err == nil && !b.spawn(func() {
+	if err == nil && !b.life.Go(func() {
 		defer end()
 		defer stop()
 		q.run(ctx)
