@@ -147,7 +147,8 @@ func (p *peer) hear(now time.Time) {
 	p.heard, p.asked, p.gone, p.mute = now, time.Time{}, time.Time{}, false
 }
 
-// tick looks after the calls that wait.
+// tick looks after the calls that wait: it ends those that are lost, probes the servers that seem to be gone, and asks
+// through the topics whose calls may have been lost with them.
 func (c *Client) tick() {
 	c.mu.Lock()
 	if c.life.Err() != nil {
@@ -156,57 +157,9 @@ func (c *Client) tick() {
 	}
 	now := time.Now()
 	c.loseLocked(now)
-	for _, r := range c.routes {
-		r.calls, r.oldest = 0, time.Time{}
-	}
-	probes := make(map[*peer]bool)
-	for _, w := range c.pending {
-		r := w.route
-		if r == nil {
-			continue
-		}
-		r.calls++
-		switch {
-		case w.peer != nil:
-			if w.peer.due(now, probeAfter) {
-				probes[w.peer] = true
-			}
-		case r.oldest.IsZero() || w.sent.Before(r.oldest):
-			r.oldest = w.sent
-		}
-	}
-	for _, r := range c.routes {
-		if r.oldest.IsZero() || now.Sub(r.oldest) < suspectAfter {
-			continue
-		}
-		n := 0
-		for _, p := range r.peers {
-			if n++; n <= maxProbes && p.due(now, suspectAfter) {
-				probes[p] = true
-			}
-		}
-	}
-	for p := range probes {
-		p.probing = true
-	}
-	var ask []*route
-	for key, r := range c.routes {
-		if r.suspectLocked() && now.Sub(r.asking) >= suspectAfter {
-			r.asking = now
-			ask = append(ask, r)
-		}
-		maps.DeleteFunc(r.peers, func(_ string, p *peer) bool {
-			return r.calls == 0 && (!p.gone.IsZero() || now.Sub(p.heard) > forgetAfter)
-		})
-		if r.recent != nil && r.peers[r.recent.id] == nil {
-			r.recent = nil
-		}
-		if r.calls == 0 && len(r.peers) == 0 && now.Sub(r.legacy) > forgetAfter && now.Sub(r.learnt) > learnEvery {
-			delete(c.routes, key)
-		}
-	}
-	maps.DeleteFunc(c.peers, func(_ string, p *peer) bool { return !p.probing && now.Sub(p.heard) > forgetAfter })
-	maps.DeleteFunc(c.questions, func(_ string, q question) bool { return now.Sub(q.sent) > 2*probeTime })
+	probes := c.duePeersLocked(now)
+	ask := c.dueQuestionsLocked(now)
+	c.forgetLocked(now)
 	if c.ticking = len(c.pending) > 0 || len(c.questions) > 0; c.ticking {
 		c.watching.Reset(watchEvery)
 	}
@@ -220,6 +173,73 @@ func (c *Client) tick() {
 			c.ask(r, false)
 		}
 	}
+}
+
+// duePeersLocked returns the instances to be probed: those that have a call, and those that may have one whose server is
+// not known. It counts the calls of each route.
+func (c *Client) duePeersLocked(now time.Time) map[*peer]bool {
+	due := make(map[*peer]bool)
+	for _, r := range c.routes {
+		r.calls, r.oldest = 0, time.Time{}
+	}
+	for _, w := range c.pending {
+		r := w.route
+		if r == nil {
+			continue
+		}
+		r.calls++
+		switch {
+		case w.peer != nil:
+			if w.peer.due(now, probeAfter) {
+				due[w.peer] = true
+			}
+		case r.oldest.IsZero() || w.sent.Before(r.oldest):
+			r.oldest = w.sent
+		}
+	}
+	for _, r := range c.routes {
+		if r.oldest.IsZero() || now.Sub(r.oldest) < suspectAfter {
+			continue
+		}
+		n := 0
+		for _, p := range r.peers {
+			if n++; n <= maxProbes && p.due(now, suspectAfter) {
+				due[p] = true
+			}
+		}
+	}
+	for p := range due {
+		p.probing = true
+	}
+	return due
+}
+
+// dueQuestionsLocked returns the routes through which a question is to be sent.
+func (c *Client) dueQuestionsLocked(now time.Time) (due []*route) {
+	for _, r := range c.routes {
+		if r.suspectLocked() && now.Sub(r.asking) >= suspectAfter {
+			r.asking = now
+			due = append(due, r)
+		}
+	}
+	return due
+}
+
+// forgetLocked drops what was not heard of for long, and is not needed by a call that waits.
+func (c *Client) forgetLocked(now time.Time) {
+	for key, r := range c.routes {
+		maps.DeleteFunc(r.peers, func(_ string, p *peer) bool {
+			return r.calls == 0 && (!p.gone.IsZero() || now.Sub(p.heard) > forgetAfter)
+		})
+		if r.recent != nil && r.peers[r.recent.id] == nil {
+			r.recent = nil
+		}
+		if r.calls == 0 && len(r.peers) == 0 && now.Sub(r.legacy) > forgetAfter && now.Sub(r.learnt) > learnEvery {
+			delete(c.routes, key)
+		}
+	}
+	maps.DeleteFunc(c.peers, func(_ string, p *peer) bool { return !p.probing && now.Sub(p.heard) > forgetAfter })
+	maps.DeleteFunc(c.questions, func(_ string, q question) bool { return now.Sub(q.sent) > 2*probeTime })
 }
 
 // loseLocked ends the calls whose servers are gone.

@@ -364,29 +364,15 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 	for {
 		select {
 		case d, ok := <-in.deliveries:
-			if !ok {
-				if c.widened(in) {
-					continue
-				}
+			switch {
+			case ok:
+				c.handDelivery(in, &d) //nolint:contextcheck // what it puts back has a time of its own
+			case !c.widened(in):
 				c.retire(in, false)
 				return errChannel
 			}
-			in.last = d.DeliveryTag
-			var settler bus.Settler // a Private queue needs no acknowledgements
-			if c.mode != bus.Private {
-				settler = in.tags.hold(d.DeliveryTag, len(d.Body))
-			}
-			m := bus.NewDelivery(c.bus.unmarshal(&d), d.Redelivered, settler)
-			if c.deliver != nil {
-				c.deliver(m)
-			} else {
-				c.hand(in, m) //nolint:contextcheck // what it puts back has a time of its own
-			}
-			if c.mode == bus.Shared && in.prefetch < c.slots && in.full() {
-				in.widenAt.Reset(widenSoon)
-			}
 		case <-in.widenAt.C:
-			if c.mode == bus.Shared && in.prefetch < c.slots {
+			if c.mayWiden(in) {
 				c.widen(in)
 			}
 		case <-in.end:
@@ -394,13 +380,34 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 			case errors.Is(in.why, errEnded):
 				c.finish(in) //nolint:contextcheck // as above
 			case !errors.Is(in.why, errChannel):
-				c.bus.cfg.Logger.Warn("the queue is not as it should be, declaring it again", "queue", c.name, "error", in.why)
+				c.bus.cfg.Logger.Warn("queue not as it should be, declaring it again", "queue", c.name, "error", in.why)
 				c.retire(in, false)
 			}
 			return in.why
 		}
 	}
 }
+
+// handDelivery hands one delivery out.
+func (c *consumer) handDelivery(in *inChannel, d *amqp.Delivery) {
+	in.last = d.DeliveryTag
+	var settler bus.Settler // a Private queue needs no acknowledgements
+	if c.mode != bus.Private {
+		settler = in.tags.hold(d.DeliveryTag, len(d.Body))
+	}
+	m := bus.NewDelivery(c.bus.unmarshal(d), d.Redelivered, settler)
+	if c.deliver != nil {
+		c.deliver(m)
+	} else {
+		c.hand(in, m)
+	}
+	if c.mayWiden(in) && in.full() {
+		in.widenAt.Reset(widenSoon)
+	}
+}
+
+// mayWiden reports whether the consumer may get a larger window.
+func (c *consumer) mayWiden(in *inChannel) bool { return c.mode == bus.Shared && in.prefetch < c.slots }
 
 // watch waits until the channel is not to be consumed any more, and returns why.
 func (in *inChannel) watch(ctx context.Context, sick <-chan error) error {
