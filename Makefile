@@ -108,3 +108,4 @@ clean:
 
 bin/testenv:
 	$(GO) build -o $@ ./internal/testenv/run
+	$(GO) build -modfile=tools/nats.mod -o bin/nats-server github.com/nats-io/nats-server/v2

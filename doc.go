@@ -41,14 +41,15 @@
 //	type Result struct{ GiB int }
 //
 //	var Backup = &rpc.Interface{Name: "backup", Version: rpc.Version{Major: 1}}
-//	var Size = rpc.Method[Request, Result]{Interface: Backup, Name: "size", Since: rpc.Version{Major: 1}}
-//	var Start = rpc.Method[Request, rpc.None]{Interface: Backup, Name: "start", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
+//	var Size = rpc.Define(rpc.Method[Request, Result]{Interface: Backup, Name: "size", Since: rpc.Version{Major: 1}})
+//	var Start = rpc.Define(rpc.Method[Request, rpc.None]{Interface: Backup, Name: "start", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce})
 //
-//	func server(bus rpc.Bus, host string) *rpc.Server {
-//		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: Backup, Host: host})
+//	func server(on bus.Bus, host string) *rpc.Server {
+//		srv := rpc.NewServer(on, rpc.ServerConfig{Interface: Backup, Host: host})
 //		rpc.Handle(srv, Size, func(_ context.Context, req *Request) (*Result, error) {
 //			return nil, fmt.Errorf("volume %s: %w", req.Volume, ErrFull)
 //		})
+//		rpc.Handle(srv, Start, func(context.Context, *Request) (*rpc.None, error) { return &rpc.None{}, nil })
 //		return srv
 //	}
 //
@@ -66,10 +67,10 @@
 //	}
 //
 // Messages go over a bus: package membus inside one process, package amqpbus
-// over RabbitMQ. Package rpctest makes a server and its client in one line of a
+// over RabbitMQ, package natsbus over NATS. Package rpctest makes a server and its client in one line of a
 // test.
 //
-//	func bus(urls []string) (rpc.Bus, error) {
+//	func openBus(urls []string) (bus.Bus, error) {
 //		if len(urls) == 0 {
 //			return membus.New(), nil
 //		}

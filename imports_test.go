@@ -49,16 +49,18 @@ var rules = map[string][]string{
 
 	"tlsfile": {"fault"},
 
-	"rpc":              {"rpc/internal/names", "fault", "reqctx", watermill + "/message"},
-	"rpc/membus":       {"rpc", "rpc/internal/broker", "fault", watermill + "/message"},
-	"rpc/amqpbus":      {"rpc", "tlsfile", "rpc/internal/broker", "fault", watermill + "/message", amqp},
-	"rpc/natsbus":      {"rpc", "tlsfile", "rpc/internal/broker", "fault", watermill + "/message", nats},
-	"rpc/watermillbus": {"rpc", "rpc/internal/broker", "fault", watermill},
-	"rpc/urlbus":       {"rpc", "tlsfile", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
-	"rpc/internal/...": {"rpc", "rpc/internal/names", "fault", watermill + "/message"},
-	"rpc/rpcprom":      {"rpc", "fault", prometheus},
-	"rpc/rpcotel":      {"rpc", "fault", "reqctx", otel},
-	"rpc/rpctest":      {"rpc", "internal/goldentest", "rpc/membus", "fault", "reqctx", watermill + "/message", "github.com/google/go-cmp"},
+	"rpc":                   {"rpc/bus", "rpc/internal/names", "rpc/internal/backoff", "fault", "reqctx", "golang.org/x/sync"},
+	"rpc/bus":               {"rpc/internal/names", "fault"},
+	"rpc/membus":            {"rpc/bus"},
+	"rpc/amqpbus":           {"rpc/bus", "tlsfile", "rpc/internal/...", "fault", amqp},
+	"rpc/natsbus":           {"rpc/bus", "tlsfile", "rpc/internal/...", "fault", nats},
+	"rpc/watermillbus":      {"rpc/bus", "rpc/internal/backoff", "fault", watermill},
+	"rpc/watermillbus/amqp": {"rpc/bus", "rpc/watermillbus", "rpc/internal/...", "fault", watermill, watermill + "-amqp", amqp},
+	"rpc/urlbus":            {"rpc/bus", "tlsfile", "rpc/membus", "rpc/amqpbus", "rpc/natsbus", "fault"},
+	"rpc/internal/...":      {"rpc/bus", "rpc/internal/backoff", "fault"},
+	"rpc/rpcprom":           {"rpc", "rpc/bus", "fault", prometheus},
+	"rpc/rpcotel":           {"rpc", "fault", "reqctx", otel},
+	"rpc/rpctest":           {"internal/goldentest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
 
 	"scheduler":                         {"fault"},
 	"scheduler/schedulertest":           {"scheduler"},
@@ -250,7 +252,7 @@ func TestImportRuleBroken(t *testing.T) {
 		pkg        pkg
 		want       []string
 	}{
-		{name: "allowed", path: "rpc", pkg: pkg{Imports: []string{"context", module + "/fault", watermill + "/message"}}},
+		{name: "allowed", path: "rpc", pkg: pkg{Imports: []string{"context", module + "/fault", module + "/rpc/bus"}}},
 		{name: "a part of a library", path: "driver", pkg: pkg{Imports: []string{grpc + "/codes"}}},
 		{name: "a test package in tests", path: "rpc", pkg: pkg{XTestImports: []string{module + "/rpc/rpctest", "testing"}}},
 		{name: "examples among themselves", path: "examples/x", pkg: pkg{Imports: []string{module + "/examples/y", amqp}}},

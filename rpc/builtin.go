@@ -2,13 +2,12 @@ package rpc
 
 import (
 	"context"
-	"reflect"
 	"slices"
 	"strings"
 	"time"
 )
 
-// Methods that every server has. Their names cannot be those of others.
+// Methods that every server has. No other method has such a name.
 const (
 	methodPing     = "@ping"
 	methodDescribe = "@describe"
@@ -19,17 +18,10 @@ const (
 type Description struct {
 	Interface string
 	Version   Version
-	Host      string // empty: it cannot be addressed alone
-	Slots     int    // handlers that may run at once
-	Methods   []Described
+	Host      string      // empty: it cannot be addressed alone
+	Slots     int         // handlers that may run at once
+	Methods   []Signature // that it has handlers for, by name
 	Running   []Running
-}
-
-// Described is a method that a server has a handler for.
-type Described struct {
-	Name     string
-	Since    Version
-	Delivery Delivery
 }
 
 // Running is a request whose handler runs.
@@ -63,9 +55,14 @@ func (s *Server) describe() *Description {
 		Interface: s.cfg.Interface.Name, Version: s.cfg.Interface.Version,
 		Host: s.cfg.Host, Slots: s.cfg.MaxInFlight, Running: s.Running(),
 	}
-	for _, m := range s.Methods() {
-		d.Methods = append(d.Methods, m.Described)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, e := range s.methods {
+		if !strings.HasPrefix(name, "@") {
+			d.Methods = append(d.Methods, e.Signature)
+		}
 	}
+	slices.SortFunc(d.Methods, func(a, b Signature) int { return strings.Compare(a.Name, b.Name) })
 	return d
 }
 
@@ -92,25 +89,4 @@ func (d *Delivery) UnmarshalText(b []byte) error {
 		*d = AtLeastOnce
 	}
 	return nil
-}
-
-// Signature is a method that a server has a handler for, with its Go types.
-type Signature struct {
-	Described
-	Request, Response reflect.Type
-}
-
-// Methods lists the methods that the server has handlers for, by name. What they
-// are must not change within a major version; rpctest.Contract watches that.
-func (s *Server) Methods() []Signature {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var list []Signature
-	for name, e := range s.methods {
-		if !strings.HasPrefix(name, "@") {
-			list = append(list, Signature{Described{name, e.since, e.delivery}, e.types[0], e.types[1]})
-		}
-	}
-	slices.SortFunc(list, func(a, b Signature) int { return strings.Compare(a.Name, b.Name) })
-	return list
 }

@@ -7,24 +7,23 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // waiter is a call that waits.
 type waiter struct {
 	ended chan outcome // has room for all three that may come
 	sent  time.Time
-	heard time.Time // of the server; zero if silence does not end the call. Guarded by Client.mu
+	heard time.Time // of the server; zero if the call has no heartbeat timeout. Guarded by Client.mu
 	route *route    // nil if the call is not watched
 	peer  *peer     // that runs it; nil if that is not known. Guarded by Client.mu
 }
 
 // outcome is a reply; or why the request was not sent, or may not have been; or
-// that the server is silent or gone.
+// that the server's heartbeats or its process are lost.
 type outcome struct {
-	reply *message.Message
+	reply *bus.Message
 	err   error
 }
 
@@ -50,9 +49,9 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 		if ahead == 0 || ctx.Err() != nil {
 			break
 		}
-		// The server's clock, or the own one, is wrong: it is not run for a deadline
-		// that has not come yet. So the deadline goes out by the server's.
-		c.cfg.Logger.WarnContext(ctx, "the clock of a server disagrees", "method", info.String(), "host", info.Host, "ahead", ahead)
+		// The server reported the request as expired although the caller's deadline has not passed: one
+		// clock is wrong. Retry with the deadline in the server's clock.
+		c.cfg.Logger.WarnContext(ctx, "the clock of the server disagrees", "method", info.String(), "host", info.Host, "ahead", ahead)
 		b, err = c.attempt(ctx, info, req, start, deadline.Add(ahead))
 	}
 	if err != nil {
@@ -68,24 +67,23 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 // attempt sends a request and returns the reply's payload.
 func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadline time.Time) ([]byte, error) {
 	w := &waiter{ended: make(chan outcome, 3), sent: time.Now()}
-	t := timing{deadline: deadline}
-	end, _ := ctx.Deadline()
-	if c.cfg.Silence > 0 && end.Sub(start) > c.cfg.Silence {
-		w.heard = start
-		t.beat = c.cfg.Silence / 2
-	}
-	var learn *route
-	var probe *peer
-	if end.Sub(w.sent) > minRest {
-		c.mu.Lock()
-		t.first, learn, probe = c.joinLocked(w, info)
-		c.mu.Unlock()
-	}
-	m, err := encodeRequest(ctx, info, req, t)
+	m, err := newRequest(ctx, info, req)
 	if err != nil {
 		return nil, err
 	}
-	m.Metadata[MetaReplyTo] = c.topic
+	m.ReplyTo, m.Deadline = c.topic, deadline
+	end, _ := ctx.Deadline()
+	if c.cfg.HeartbeatTimeout > 0 && end.Sub(start) > c.cfg.HeartbeatTimeout {
+		w.heard = start
+		m.Heartbeat = c.cfg.HeartbeatTimeout / 2
+	}
+	var learn *route
+	var probe *peer
+	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // else a probe shows nothing
+		c.mu.Lock()
+		m.FirstHeartbeat, learn, probe = c.joinLocked(w, info)
+		c.mu.Unlock()
+	}
 	if learn != nil {
 		c.ask(learn, false) //nolint:contextcheck // it is for later calls, too
 	}
@@ -94,21 +92,16 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 	}
 	c.mu.Lock()
 	w.sent = time.Now() // after the probe: an instance that this one found gone has not had the call
-	c.pending[m.UUID] = w
+	c.pending[m.ID] = w
 	c.mu.Unlock()
-	to := topic(info.Kind, info.Interface, info.Host)
-	if c.sender != nil {
-		c.sender.Send(to, m, w.settled)
-	} else {
-		w.settled(c.bus.Publish(to, m))
-	}
+	c.bus.Send(ctx, topicOf(m.Kind, info.Interface, info.Host), m, w.settled)
 	r, err := c.await(ctx, w)
 	if err != nil {
 		c.mu.Lock()
-		delete(c.pending, m.UUID)
+		delete(c.pending, m.ID)
 		c.mu.Unlock()
-		if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, ErrSilent) || errors.Is(err, ErrServerLost) {
-			c.cancel(ctx, info, m.UUID)
+		if errors.Is(ctx.Err(), context.Canceled) || errors.Is(err, ErrHeartbeatLost) || errors.Is(err, ErrServerLost) {
+			c.cancel(ctx, info, m.ID)
 		}
 		return nil, fmt.Errorf("call %s: %w after %v", info, err, time.Since(start).Round(time.Millisecond))
 	}
@@ -120,7 +113,7 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 }
 
 // await waits for the reply, or for a reason to give up.
-func (c *Client) await(ctx context.Context, w *waiter) (*message.Message, error) {
+func (c *Client) await(ctx context.Context, w *waiter) (*bus.Message, error) {
 	var grace <-chan time.Time
 	var unknown error
 	for {
@@ -129,10 +122,10 @@ func (c *Client) await(ctx context.Context, w *waiter) (*message.Message, error)
 			switch {
 			case o.reply != nil:
 				return o.reply, nil
-			case fault.CodeOf(o.err) != fault.Unknown, errors.Is(o.err, ErrSilent), errors.Is(o.err, ErrServerLost):
+			case bus.OutcomeOf(o.err) != bus.Unknown, errors.Is(o.err, ErrHeartbeatLost), errors.Is(o.err, ErrServerLost):
 				return nil, o.err
 			}
-			unknown = o.err // the reply may come all the same
+			unknown = o.err // the reply may still come
 			t := time.NewTimer(graceTime)
 			defer t.Stop()
 			grace = t.C
@@ -146,25 +139,21 @@ func (c *Client) await(ctx context.Context, w *waiter) (*message.Message, error)
 	}
 }
 
-// cancel tells the server that nobody waits for a call any more. Which one of
-// several has it is not known: then all are told.
+// cancel tells the server that the caller has given up. Which one of
+// several servers has the call is not known: then all are told.
 func (c *Client) cancel(ctx context.Context, info Info, id string) {
-	info.Kind, info.Delivery = KindCancel, AtMostOnce
-	to := topic(KindCancel, info.Interface, info.Host)
+	m := info.message(id)
+	m.Kind, m.Durable, m.Correlation = bus.Cancel, false, id
 	if info.Host == Any {
-		info.Kind = KindFanout
-		info.Method = methodCancel
-		to = topic(KindFanout, info.Interface, Any)
+		m.Kind, m.Method = bus.Fanout, methodCancel
 	}
 	ctx = context.WithoutCancel(ctx)
 	c.spawn(func() {
 		ctx, stop := context.WithTimeout(ctx, graceTime)
 		defer stop()
-		m := about(ctx, "", id)
-		d, _ := ctx.Deadline()
-		m.Metadata[MetaRPC] = info.mark(timing{deadline: d})
-		if err := c.bus.Publish(to, m); err != nil {
-			c.cfg.Logger.DebugContext(ctx, "a server could not be told that its caller has given up", "method", info.String(), "error", err)
+		m.Deadline, _ = ctx.Deadline()
+		if err := c.bus.Publish(ctx, topicOf(m.Kind, info.Interface, info.Host), m); err != nil {
+			c.cfg.Logger.DebugContext(ctx, "cancel not sent", "method", info.String(), "error", err)
 			return
 		}
 		atomic.AddUint64(&c.stats.Canceled, 1)

@@ -6,26 +6,37 @@ import (
 	"maps"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/armature-go/armature/fault"
 )
 
 // caps are the versions that AutoCaps returned last.
 type caps struct {
-	mu      sync.Mutex
-	now     map[string]Version
-	at      time.Time     // when; zero: never
-	running chan struct{} // closed when the call under way ends
+	flight singleflight.Group
+
+	mu  sync.Mutex
+	now map[string]Version
+	at  time.Time // when; zero: never
+}
+
+// of returns the cap of an interface, and when it was found. Zero: no caps were found yet.
+func (k *caps) of(name string) (limit Version, capped bool, at time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	limit, capped = k.now[name]
+	return limit, capped, k.at
 }
 
 // Allows reports whether the client's cap lets it send what needs version v of
-// the interface, so that a caller can choose an older method instead. It goes by
+// the interface, so that a caller can choose an older method instead. It uses
 // the caps that are known: before AutoCaps was called, by [Client.RefreshCaps] or
-// for a first message, nothing is known of it.
+// for a first message, no interface is limited by it.
 func (c *Client) Allows(i *Interface, v Version) bool {
 	limit, capped := c.cfg.Caps[i.Name]
 	if !capped {
-		c.caps.mu.Lock()
-		limit, capped = c.caps.now[i.Name]
-		c.caps.mu.Unlock()
+		limit, capped, _ = c.caps.of(i.Name)
 	}
 	return !capped || limit.Accepts(v)
 }
@@ -47,77 +58,45 @@ func (c *Client) RefreshCaps(ctx context.Context) error {
 	return nil
 }
 
-// capOf returns the cap of an interface. The first asker finds the caps out, and
-// all others wait for it; later, somebody finds them out anew on the side.
-func (c *Client) capOf(ctx context.Context, name string) (Version, bool, error) {
+// capOf returns the cap of an interface. The first messages wait for AutoCaps, which is called once for all of them;
+// later a message that finds the caps too old has them refreshed in the background.
+func (c *Client) capOf(ctx context.Context, name string) (limit Version, capped bool, err error) {
 	if limit, ok := c.cfg.Caps[name]; ok || c.cfg.AutoCaps == nil {
 		return limit, ok, nil
 	}
-	k := &c.caps
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if k.at.IsZero() {
-		return c.firstCap(ctx, name)
+	limit, capped, at := c.caps.of(name)
+	if !at.IsZero() && time.Since(at) <= c.cfg.CapsEvery {
+		return limit, capped, nil
 	}
-	if time.Since(k.at) > c.cfg.CapsEvery && k.running == nil {
-		k.running = make(chan struct{})
-		k.mu.Unlock()
-		started := c.spawn(func() { //nolint:contextcheck // it outlives the message that finds it due
-			ctx, cancel := context.WithTimeout(c.life, c.cfg.Timeout)
-			defer cancel()
-			err := c.RefreshCaps(ctx)
-			if err != nil {
-				c.cfg.Logger.Warn("the version caps stay as they are", "error", err)
-			}
-			c.endRefresh(err)
-		})
-		k.mu.Lock()
-		if !started {
-			k.running = nil
-		}
+	done := c.caps.flight.DoChan("", func() (any, error) { //nolint:contextcheck // several messages wait for it
+		ctx, cancel := context.WithTimeout(c.life, c.cfg.Timeout)
+		defer cancel()
+		return nil, c.refreshLogged(ctx)
+	})
+	if !at.IsZero() {
+		return limit, capped, nil
 	}
-	limit, ok := k.now[name]
-	return limit, ok, nil
+	select {
+	case r := <-done:
+		err = r.Err
+	case <-ctx.Done():
+		err = fault.New(fault.CodeOf(ctx.Err()), "find the version caps: %w", ctx.Err())
+	}
+	if err != nil {
+		return Version{}, false, err
+	}
+	limit, capped, _ = c.caps.of(name)
+	return limit, capped, nil
 }
 
-// firstCap is capOf before anything is known. It is called with the lock held.
-func (c *Client) firstCap(ctx context.Context, name string) (Version, bool, error) {
-	k := &c.caps
-	for k.at.IsZero() {
-		wait := k.running
-		if wait == nil {
-			k.running = make(chan struct{})
-			k.mu.Unlock()
-			err := c.RefreshCaps(ctx)
-			c.endRefresh(err)
-			k.mu.Lock()
-			if err != nil {
-				return Version{}, false, err
-			}
-			continue
-		}
-		k.mu.Unlock()
-		var err error
-		select {
-		case <-wait:
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-		k.mu.Lock()
-		if err != nil {
-			return Version{}, false, fmt.Errorf("find the version caps: %w", err)
-		}
-	}
-	limit, ok := k.now[name]
-	return limit, ok, nil
-}
-
-func (c *Client) endRefresh(err error) {
+// refreshLogged is RefreshCaps. If it fails and there are caps, they stay until it is due again.
+func (c *Client) refreshLogged(ctx context.Context) error {
+	err := c.RefreshCaps(ctx)
 	c.caps.mu.Lock()
 	defer c.caps.mu.Unlock()
 	if err != nil && !c.caps.at.IsZero() {
 		c.caps.at = time.Now() // tried again after CapsEvery, not by every message
+		c.cfg.Logger.Warn("version caps not refreshed, the last ones stay", "error", err)
 	}
-	close(c.caps.running)
-	c.caps.running = nil
+	return err
 }

@@ -8,7 +8,10 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 const (
@@ -26,13 +29,13 @@ type ClientConfig struct {
 	// It also bounds how long a Cast or Fanout waits for a bus that is away.
 	// Default 60 s, as oslo.messaging's rpc_response_timeout.
 	Timeout time.Duration
-	// Silence is how long a call waits without hearing from the server, which
-	// sends a sign of life twice in that time while the handler runs. Then the
-	// call fails with ErrSilent although its deadline may be far. A call that
-	// waits in a queue is silent, too. It may be noticed an eighth of the time
-	// later. Default 30 s; negative: only the deadline counts. It is oslo.messaging's call_monitor_timeout.
-	// A server whose process is gone is found sooner, whatever Silence says: see ErrServerLost.
-	Silence time.Duration
+	// HeartbeatTimeout is how long a call waits without hearing from the server, which
+	// sends two heartbeats in that time while the handler runs. Then the
+	// call fails with ErrHeartbeatLost although its deadline may be far. No heartbeats come for a call that
+	// waits in a queue. The timeout is checked every HeartbeatTimeout/8, so it is detected at most that much
+	// late. Default 30 s; negative: only the deadline counts. It is oslo.messaging's call_monitor_timeout.
+	// A server whose process is gone is found sooner, whatever the timeout is: see ErrServerLost.
+	HeartbeatTimeout time.Duration
 	// Caps limits, by interface name, the version that may be sent, for a
 	// rolling upgrade. An interface that is not in it is not limited.
 	Caps map[string]Version
@@ -46,18 +49,19 @@ type ClientConfig struct {
 	CapsEvery time.Duration
 	// Interceptors stand around each message, the first outermost.
 	Interceptors []Interceptor
-	// Logger gets what nobody waits for. Default slog.Default().
+	// Logger gets the events that no caller sees, such as late replies. Default slog.Default().
 	Logger *slog.Logger
 }
 
 // Client sends requests over a bus, and takes all replies through one private
 // topic. It is safe for concurrent use; one client a process is enough.
 type Client struct {
-	bus    Bus
-	sender Sender // the bus, if it is one
-	cfg    ClientConfig
-	topic  string // for replies
-	caps   caps
+	bus          bus.Bus
+	cfg          ClientConfig
+	topic        string // for replies
+	limits       bus.Capabilities
+	caps         caps
+	interceptors chain
 
 	mu        sync.Mutex
 	pending   map[string]*waiter // by the id of the call
@@ -66,8 +70,9 @@ type Client struct {
 	questions map[string]question // by the id of the message
 	watching  *time.Timer         // runs tick; nil before the first call
 	ticking   bool                // it is set
-	listening bool                // the reply topic is subscribed to
-	dialing   chan struct{}       // closed when a subscribe under way ends
+
+	listening   atomic.Bool // the reply topic is subscribed to
+	subscribing singleflight.Group
 
 	life  context.Context //nolint:containedctx // the client's own life, ended by Close
 	end   context.CancelFunc
@@ -77,24 +82,24 @@ type Client struct {
 
 // ClientStats counts what happened to a client's messages since it was made.
 type ClientStats struct {
-	// Late is how many replies came when nobody waited for them any more.
+	// Late is how many replies came after their calls had ended.
 	Late uint64
 	// Canceled is how many servers were told that the caller has given up.
 	Canceled uint64
-	// Silent is how many calls failed with ErrSilent.
-	Silent uint64
+	// HeartbeatLost is how many calls failed with ErrHeartbeatLost.
+	HeartbeatLost uint64
 	// Lost is how many calls failed with ErrServerLost.
 	Lost uint64
 }
 
 // NewClient returns a client. It starts nothing: the reply topic is subscribed
 // to by the first call.
-func NewClient(bus Bus, cfg ClientConfig) *Client {
+func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 60 * time.Second
 	}
-	if cfg.Silence == 0 {
-		cfg.Silence = 30 * time.Second
+	if cfg.HeartbeatTimeout == 0 {
+		cfg.HeartbeatTimeout = 30 * time.Second
 	}
 	if cfg.CapsEvery <= 0 {
 		cfg.CapsEvery = time.Minute
@@ -103,22 +108,20 @@ func NewClient(bus Bus, cfg ClientConfig) *Client {
 		cfg.Logger = slog.Default()
 	}
 	life, end := context.WithCancel(context.Background())
-	c := &Client{
-		bus: bus, cfg: cfg, topic: "reply." + newID(),
+	return &Client{
+		bus: b, cfg: cfg, topic: prefixReply + newID(), interceptors: newChain(cfg.Interceptors), limits: b.Capabilities(),
 		pending: make(map[string]*waiter), life: life, end: end,
 		routes: make(map[routeKey]*route), peers: make(map[string]*peer), questions: make(map[string]question),
 	}
-	c.sender, _ = bus.(Sender)
-	return c
 }
 
 // Stats returns the counters. They are those of the moment, one by one.
 func (c *Client) Stats() ClientStats {
 	return ClientStats{
-		Late:     atomic.LoadUint64(&c.stats.Late),
-		Canceled: atomic.LoadUint64(&c.stats.Canceled),
-		Silent:   atomic.LoadUint64(&c.stats.Silent),
-		Lost:     atomic.LoadUint64(&c.stats.Lost),
+		Late:          atomic.LoadUint64(&c.stats.Late),
+		Canceled:      atomic.LoadUint64(&c.stats.Canceled),
+		HeartbeatLost: atomic.LoadUint64(&c.stats.HeartbeatLost),
+		Lost:          atomic.LoadUint64(&c.stats.Lost),
 	}
 }
 
@@ -148,15 +151,15 @@ func (c *Client) Stop(context.Context) error { return c.Close() }
 //
 // The errors are the handler's own, with [fault.IsRemote] true, and the
 // client's: ErrNoConsumer, Unavailable (not executed), Unknown (the connection
-// broke while sending, ErrServerLost or ErrSilent: may have been executed), Timeout and
+// broke while sending, ErrServerLost or ErrHeartbeatLost: may have been executed), Timeout and
 // Canceled (nothing is known about the execution), ErrVersionCap, ErrClosed,
 // Invalid if the request cannot be encoded, ErrTooLarge if it is too large, or Invalid if [CheckHost] refuses
 // the host or the bus cannot carry its topics; ErrReplyTooLarge from the server whose reply is too large.
 //
-// If ctx is cancelled, the server is told, and cancels the handler's context;
+// If ctx is canceled, the server is told, and cancels the handler's context;
 // whether that comes in time is not certain.
 func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Resp, error) {
-	resp, err := c.do(ctx, m.info(KindCall, host), req, func(b []byte) (any, error) {
+	resp, err := c.do(ctx, m.info(bus.Call, host), req, func(b []byte) (any, error) {
 		out := new(Resp)
 		if err := decode(b, out); err != nil {
 			return nil, err
@@ -168,7 +171,7 @@ func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], ho
 	}
 	out, ok := resp.(*Resp)
 	if !ok {
-		return nil, fault.New(fault.Internal, "%s: an interceptor returned %T, not %T", m.info(KindCall, host), resp, out)
+		return nil, fault.New(fault.Internal, "%s: an interceptor returned %T, not %T", m.info(bus.Call, host), resp, out)
 	}
 	return out, nil
 }
@@ -178,7 +181,7 @@ func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], ho
 // sending. The error, if any, is ErrVersionCap or ErrClosed; every other one
 // comes through the Pending.
 func Go[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Pending[Resp], error) {
-	if err := c.allowed(ctx, m.info(KindCall, host)); err != nil {
+	if err := c.allowed(ctx, m.info(bus.Call, host)); err != nil {
 		return nil, err
 	}
 	p := &Pending[Resp]{done: make(chan struct{})}
@@ -190,7 +193,7 @@ func Go[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host
 		p.resp, p.err = Call(ctx, c, m, host, req)
 	}
 	if !c.spawn(run) {
-		return nil, fmt.Errorf("%s: %w", m.info(KindCall, host), ErrClosed)
+		return nil, fmt.Errorf("%s: %w", m.info(bus.Call, host), ErrClosed)
 	}
 	return p, nil
 }
@@ -221,16 +224,16 @@ func (p *Pending[Resp]) Wait(ctx context.Context) (*Resp, error) {
 // It returns when the bus has taken the message, and for an [AtLeastOnce]
 // method that means that the message survives a restart of the broker. A cast
 // has no deadline of its own: it waits for a server that is away. Errors as
-// [Call], except those of the handler, which nobody hears.
+// [Call], except those of the handler, which stay in the server's log.
 func Cast[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) error {
-	_, err := c.do(ctx, m.info(KindCast, host), req, nil)
+	_, err := c.do(ctx, m.info(bus.Cast, host), req, nil)
 	return err
 }
 
 // Fanout sends the request one way to all servers of the interface that run
-// now. Errors as [Cast]; that nobody listens is no error.
+// now. Errors as [Cast]; no server is not an error.
 func Fanout[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], req *Req) error {
-	_, err := c.do(ctx, m.info(KindFanout, Any), req, nil)
+	_, err := c.do(ctx, m.info(bus.Fanout, Any), req, nil)
 	return err
 }
 
@@ -242,29 +245,29 @@ func (c *Client) do(ctx context.Context, info Info, req any, decode func([]byte)
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.Timeout)
 		defer cancel()
 	}
-	if err := checkTo(c.bus, info.Interface, info.Host); err != nil {
+	if err := checkTopics(c.limits.MaxTopic, info.Interface, info.Host); err != nil {
 		return nil, fmt.Errorf("%s %s.%s: %w", info.Kind, info.Interface, info.Method, err)
 	}
 	if err := c.allowed(ctx, info); err != nil {
 		return nil, err
 	}
-	if len(c.cfg.Interceptors) == 0 {
+	if c.interceptors == nil {
 		return c.transmit(ctx, info, req, decode)
 	}
-	return chain(c.cfg.Interceptors, info, func(ctx context.Context, req any) (any, error) {
+	return c.interceptors(ctx, info, req, func(ctx context.Context, req any) (any, error) {
 		return c.transmit(ctx, info, req, decode)
-	})(ctx, req)
+	})
 }
 
 func (c *Client) transmit(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
 	if decode != nil {
 		return c.roundTrip(ctx, info, req, decode)
 	}
-	m, err := encodeRequest(ctx, info, req, timing{})
+	m, err := newRequest(ctx, info, req)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.bus.Publish(topic(info.Kind, info.Interface, info.Host), m); err != nil {
+	if err := c.bus.Publish(ctx, topicOf(m.Kind, info.Interface, info.Host), m); err != nil {
 		return nil, fmt.Errorf("%s %s: %w", info.Kind, info, err)
 	}
 	return nil, nil //nolint:nilnil // a cast has no result

@@ -12,10 +12,9 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
@@ -35,51 +34,49 @@ type lateBus struct {
 // maxCopies bounds what a fault can cost the test.
 const maxCopies = 1000
 
-func (b *lateBus) Publish(topic string, list ...*message.Message) error {
-	for _, m := range list {
-		b.mu.Lock()
-		b.total++
-		full := b.total > maxCopies
-		b.mu.Unlock()
-		if full {
-			continue
-		}
-		if err := b.Bus.Publish(topic, m); err != nil {
-			return err
-		}
-		b.mu.Lock()
-		if topic != "backup.dlq" {
-			b.copies[m.UUID]++
-		}
-		first := m.Metadata[rpc.MetaFailures] == ""
-		lost := !first && b.lose > 0
-		if lost {
-			b.lose--
-		}
-		b.mu.Unlock()
-		if first {
-			continue
-		}
-		late := time.NewTimer(b.late)
-		select {
-		case <-late.C:
-		case <-m.Context().Done():
-			lost = true
-		}
-		late.Stop()
-		if lost {
-			return fault.New(fault.Unknown, "it may have been sent")
-		}
+func (b *lateBus) Publish(ctx context.Context, topic string, m *rpcbus.Message) error {
+	b.mu.Lock()
+	b.total++
+	full := b.total > maxCopies
+	b.mu.Unlock()
+	if full {
+		return nil
+	}
+	if err := b.Bus.Publish(ctx, topic, m); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	if topic != "backup.dlq" {
+		b.copies[m.ID]++
+	}
+	first := m.Failures == 0
+	lost := !first && b.lose > 0
+	if lost {
+		b.lose--
+	}
+	b.mu.Unlock()
+	if first {
+		return nil
+	}
+	late := time.NewTimer(b.late)
+	defer late.Stop()
+	select {
+	case <-late.C:
+	case <-ctx.Done():
+		lost = true
+	}
+	if lost {
+		return fault.New(fault.Unknown, "it may have been sent")
 	}
 	return nil
 }
 
-func (b *lateBus) Send(topic string, m *message.Message, settled func(error)) {
-	settled(b.Publish(topic, m))
+func (b *lateBus) Send(ctx context.Context, topic string, m *rpcbus.Message, done func(error)) {
+	done(b.Publish(ctx, topic, m))
 }
 
 // deadLetters returns how many dead letters each message has become, and drops them.
-func deadLetters(t *testing.T, bus rpc.Bus) map[string]int {
+func deadLetters(t *testing.T, bus rpcbus.Bus) map[string]int {
 	t.Helper()
 	letters := map[string]int{}
 	if err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
@@ -112,7 +109,7 @@ func TestLateConfirm(t *testing.T) {
 				bus := &lateBus{Bus: rpctest.NewBus(t), late: tt.late, lose: tt.lose, copies: make(map[string]int)}
 				var mu sync.Mutex
 				runs := 0
-				startServer(t, bus, rpc.ServerConfig{MaxTries: tries}, func(context.Context, *string) (*rpc.None, error) {
+				startServer(t, bus, rpc.ServerConfig{MaxDeliveries: tries}, func(context.Context, *string) (*rpc.None, error) {
 					mu.Lock()
 					defer mu.Unlock()
 					runs++
@@ -160,7 +157,7 @@ func TestStaleCopy(t *testing.T) {
 			defer mu.Unlock()
 			return runs
 		}
-		startServer(t, bus, rpc.ServerConfig{MaxTries: 4}, func(context.Context, *string) (*rpc.None, error) {
+		startServer(t, bus, rpc.ServerConfig{MaxDeliveries: 4}, func(context.Context, *string) (*rpc.None, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			runs++
@@ -245,8 +242,8 @@ func TestLetterCut(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const most = 20 << 10
-		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
-			if m.Metadata[rpc.MetaReason] != "" && rpc.Size(m) > most {
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *rpcbus.Message) (bool, error) {
+			if m.Dead != nil && m.Size() > most {
 				return false, fault.New(fault.Invalid, "%w: the broker takes %d bytes", rpc.ErrTooLarge, most)
 			}
 			return true, nil
@@ -256,10 +253,9 @@ func TestLetterCut(t *testing.T) {
 			runs++
 			return nil, fault.New(fault.Conflict, "no use %s", strings.Repeat("\u00e9", most))
 		})
-		m := message.NewMessageWithContext(t.Context(), "a", message.Payload(`"`+strings.Repeat("x", most-300)+`"`))
-		m.Metadata[rpc.MetaRPC] = "cast backup.keep 2.0 at-least-once"
-		m.Metadata["more"] = strings.Repeat("m", 60<<10)
-		if err := bus.Publish("backup", m); err != nil {
+		m := rpctest.Message("a", "cast backup.keep 2.0 at-least-once", `"`+strings.Repeat("x", most-300)+`"`)
+		m.Header = map[string]string{"more": strings.Repeat("m", 60<<10)}
+		if err := bus.Publish(t.Context(), "backup", m); err != nil {
 			t.Fatal(err)
 		}
 		pass(time.Hour)
@@ -269,8 +265,8 @@ func TestLetterCut(t *testing.T) {
 		show := func(verdict rpc.Verdict) error {
 			return rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
 				if l.ID != "a" || l.Info.Method != "keep" || l.Topic != "backup" || !utf8.ValidString(l.Reason) || !strings.HasPrefix(l.Reason, "Conflict: no use") ||
-					l.Metadata[rpc.MetaTruncated] != strconv.Itoa(most-298) || len(l.Payload) == 0 {
-					t.Errorf("dead letter %s of %s, %d bytes, truncated %q, reason %.40q", l.ID, l.Topic, len(l.Payload), l.Metadata[rpc.MetaTruncated], l.Reason)
+					l.Metadata["truncated"] != strconv.Itoa(most-298) || len(l.Payload) == 0 {
+					t.Errorf("dead letter %s of %s, %d bytes, truncated %q, reason %.40q", l.ID, l.Topic, len(l.Payload), l.Metadata["truncated"], l.Reason)
 				}
 				return verdict
 			})

@@ -4,12 +4,10 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"strconv"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 const (
@@ -20,16 +18,16 @@ const (
 	lettersEnd   = 300 * time.Millisecond
 )
 
-// DeadLetter is a message that no server could do.
+// DeadLetter is a message that the servers have given up.
 type DeadLetter struct {
 	ID       string
-	Reason   string    // a fault code and the last error, or that it was malformed
-	Topic    string    // where it was published to
-	Failures int       // how often a handler failed
-	DiedAt   time.Time // when it was given up; zero if that cannot be read
-	Server   string    // the host that gave it up; empty if it has no name
-	Info     Info      // what it is; zero if it cannot be read
-	Metadata map[string]string
+	Reason   string            // a fault code and the last error, or that it was malformed
+	Topic    string            // where it was published to
+	Failures int               // how many delivery attempts failed
+	DiedAt   time.Time         // when it was given up; zero if that cannot be read
+	Server   string            // the host that gave it up; empty if it has no name
+	Info     Info              // what it is; zero if it cannot be read
+	Metadata map[string]string // all of it, by its names on the wire
 	Payload  []byte
 }
 
@@ -39,60 +37,60 @@ type Verdict uint8
 const (
 	// Keep leaves the letter where it is.
 	Keep Verdict = iota
-	// Requeue sends it again to where it was sent, with its tries counted anew.
+	// Requeue sends it again to its topic, with its delivery attempts counted anew.
 	Requeue
 	// Drop deletes it.
 	Drop
 )
 
-// DeadLetters shows decide the dead letters of an interface, the oldest first,
+// DeadLetters calls decide with each dead letter of an interface, the oldest first,
 // each once and at most 65,535 and no more kept ones than the bus has bytes in flight, and does with each what decide says. It returns
 // when it has seen those that were there, which takes a second at least. While it
-// runs nobody else sees them. decide runs in the caller's goroutine.
+// runs no other process sees them. decide runs in the caller's goroutine.
 //
-// Errors: those of [Bus.Subscribe]; those of publishing a letter that is to be
+// Errors: those of [bus.Bus.Subscribe]; those of publishing a letter that is to be
 // sent again, such as ErrNoConsumer if its topic is gone: that letter and all
 // that follow are kept; the context's.
-func DeadLetters(ctx context.Context, bus Bus, i *Interface, decide func(*DeadLetter) Verdict) error {
+func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*DeadLetter) Verdict) error {
 	topic := i.Name + suffixDead
-	if err := create(ctx, bus, topic); err != nil {
+	if err := b.CreateTopic(ctx, topic); err != nil {
 		return fmt.Errorf("dead letters of %s: %w", i.Name, err)
 	}
 	sub, cancel := context.WithCancel(ctx)
-	in, err := bus.Subscribe(sub, Subscription{Topic: topic, Slots: maxLetters})
+	in, err := b.Subscribe(sub, bus.Subscription{Topic: topic, Slots: maxLetters})
 	if err != nil {
 		cancel()
 		return fmt.Errorf("dead letters of %s: %w", i.Name, err)
 	}
-	var kept []*message.Message
+	var kept []*bus.Delivery
 	defer func() {
 		cancel()
-		for m := range in {
-			_ = Settle(m, false) // else the bus gives it back by itself
+		for d := range in {
+			_ = d.Nack() // on an error the bus gives it back by itself
 		}
-		for _, m := range kept {
-			_ = Settle(m, false) // else the bus gives it back by itself
+		for _, d := range kept {
+			_ = d.Nack() // as above
 		}
 	}()
 	end := time.NewTimer(lettersBegin)
 	defer end.Stop()
 	for {
 		select {
-		case m, ok := <-in:
+		case d, ok := <-in:
 			if !ok {
 				return fmt.Errorf("dead letters of %s: %w", i.Name, ErrClosed)
 			}
-			verdict := decide(letter(m))
+			verdict := decide(newDeadLetter(d.Message))
 			if verdict == Requeue {
-				if err := resend(ctx, bus, m); err != nil {
-					kept = append(kept, m)
-					return fmt.Errorf("send dead letter %s of %s again: %w", m.UUID, i.Name, err)
+				if err := resend(ctx, b, d.Message); err != nil {
+					kept = append(kept, d)
+					return fmt.Errorf("send dead letter %s of %s again: %w", d.ID, i.Name, err)
 				}
 			}
 			if verdict == Keep {
-				kept = append(kept, m)
-			} else if err := Settle(m, true); err != nil {
-				return fmt.Errorf("take dead letter %s of %s away: %w", m.UUID, i.Name, err)
+				kept = append(kept, d)
+			} else if err := d.Ack(); err != nil {
+				return fmt.Errorf("remove dead letter %s of %s: %w", d.ID, i.Name, err)
 			}
 			end.Reset(lettersEnd)
 		case <-end.C:
@@ -103,27 +101,26 @@ func DeadLetters(ctx context.Context, bus Bus, i *Interface, decide func(*DeadLe
 	}
 }
 
-func letter(m *message.Message) *DeadLetter {
-	l := &DeadLetter{
-		ID: m.UUID, Reason: m.Metadata[MetaReason], Topic: m.Metadata[MetaTopic], Server: m.Metadata[MetaServer],
-		Failures: count(m, MetaFailures), Metadata: maps.Clone(m.Metadata), Payload: m.Payload,
+func newDeadLetter(m *bus.Message) *DeadLetter {
+	l := &DeadLetter{ID: m.ID, Failures: m.Failures, Metadata: maps.Collect(m.Metadata()), Payload: m.Payload}
+	if m.Dead != nil {
+		l.Reason, l.Topic, l.Server, l.DiedAt = m.Dead.Reason, m.Dead.Topic, m.Dead.Server, m.Dead.At
 	}
-	l.DiedAt, _ = time.Parse(time.RFC3339Nano, m.Metadata[MetaDiedAt])
-	if info, _, err := parseMark(m.Metadata[MetaRPC]); err == nil {
-		l.Info = info
+	if m.Malformed == nil && m.Method != "" {
+		l.Info = infoOf(m)
 	}
 	return l
 }
 
-func resend(ctx context.Context, bus Bus, m *message.Message) error {
-	if whole := m.Metadata[MetaTruncated]; whole != "" {
-		return fault.New(fault.Precondition, "its payload of %s bytes was too large to be kept whole", whole)
+func resend(ctx context.Context, b bus.Bus, m *bus.Message) error {
+	if m.Dead == nil {
+		return fault.New(fault.Precondition, "it does not say where it was published to")
 	}
-	next := clone(ctx, m)
-	topic := next.Metadata[MetaTopic]
-	next.Metadata[MetaRequeues] = strconv.Itoa(count(m, MetaRequeues) + 1) // its attempts are counted anew
-	for _, key := range []string{MetaFailures, MetaWaited, MetaRedeliveries, MetaReason, MetaTopic, MetaDiedAt, MetaServer} {
-		delete(next.Metadata, key)
+	if m.Dead.Truncated > 0 {
+		return fault.New(fault.Precondition, "its payload of %d bytes was too large to be kept whole", m.Dead.Truncated)
 	}
-	return bus.Publish(topic, next)
+	next := *m
+	next.Dead, next.Failures, next.Waited, next.Redeliveries = nil, 0, 0, 0
+	next.Requeues++
+	return b.Publish(ctx, m.Dead.Topic, &next)
 }

@@ -14,7 +14,7 @@ type Dedup interface {
 	// Seen reports whether the message was handled.
 	Seen(ctx context.Context, id string) (bool, error)
 	// Add notes that it was. If the process dies before, the message is handled
-	// again: the handler must be idempotent all the same.
+	// again: the handler must still be idempotent.
 	Add(ctx context.Context, id string) error
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 )
 
@@ -18,7 +19,7 @@ var (
 )
 
 // serveBackups starts a server, and returns what stops it.
-func serveBackups(bus rpc.Bus, host string, register func(*rpc.Server)) (stop func()) {
+func serveBackups(bus rpcbus.Bus, host string, register func(*rpc.Server)) (stop func()) {
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backups, Host: host, Dedup: rpc.NewDedup(1000, time.Hour)})
 	register(srv)
 	if err := srv.Start(context.Background()); err != nil {
@@ -99,14 +100,14 @@ func ExampleDescribe() {
 	_, err = rpc.Ping(ctx, client, backups, "node-2")
 	fmt.Println("ping:", errors.Is(err, rpc.ErrNoConsumer))
 	d, err := rpc.Describe(ctx, client, backups, "node-1")
-	fmt.Println(d.Interface, d.Version, d.Host, d.Methods, err)
+	fmt.Println(d.Interface, d.Version, d.Host, d.Methods[0].Name, d.Methods[0].Delivery, err)
 	// Output:
 	// ping: <nil>
 	// ping: true
-	// backups 1.0 node-1 [{remove 1.0 at-least-once}] <nil>
+	// backups 1.0 node-1 remove at-least-once <nil>
 }
 
-// What no server could do is kept until somebody decides about it.
+// A message that the servers gave up is kept until an operator decides.
 func ExampleDeadLetters() {
 	ctx := context.Background()
 	bus := membus.New()

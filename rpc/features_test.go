@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -12,10 +11,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
@@ -25,7 +23,7 @@ import (
 func TestAutoCaps(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		bus := rpctest.NewBus(t) // nobody listens: what may be sent ends with ErrNoConsumer
+		bus := rpctest.NewBus(t) // without a server: what may be sent ends with ErrNoConsumer
 		var asked atomic.Int64
 		var now atomic.Pointer[rpc.Version]
 		fail := errors.New("no services table")
@@ -111,26 +109,20 @@ func TestDedupLimits(t *testing.T) {
 	})
 }
 
-// lossy is a bus whose every delivery was in somebody's hand before.
+// lossy is a bus that marks each delivery of the topic backup as redelivered.
 type lossy struct{ *membus.Bus }
 
-func (l lossy) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+func (l lossy) Subscribe(ctx context.Context, s rpcbus.Subscription) (<-chan *rpcbus.Delivery, error) {
 	in, err := l.Bus.Subscribe(ctx, s)
-	out := make(chan *message.Message)
+	out := make(chan *rpcbus.Delivery)
 	go func() { // ends with in
 		defer close(out)
-		for m := range in {
-			if s.Topic == "backup" {
-				again := message.NewMessage(m.UUID, m.Payload)
-				again.SetContext(m.Context()) //nolint:contextcheck // it has how to settle the message
-				maps.Copy(again.Metadata, m.Metadata)
-				again.Metadata[rpc.MetaRedelivered] = "true"
-				m = again
-			}
+		for d := range in {
+			d.Redelivered = s.Topic == "backup"
 			select {
-			case out <- m:
+			case out <- d:
 			case <-ctx.Done():
-				_ = rpc.Settle(m, false) // it goes back
+				_ = d.Nack() // it goes back
 			}
 		}
 	}()
@@ -178,10 +170,14 @@ func TestLostServers(t *testing.T) {
 	}
 }
 
-// bounded is a bus that takes a message away from its receiver after an hour.
+// bounded is a bus that delivers a message again that was not acknowledged in an hour.
 type bounded struct{ *membus.Bus }
 
-func (bounded) ConsumerTimeout() time.Duration { return time.Hour }
+func (b bounded) Capabilities() rpcbus.Capabilities {
+	c := b.Bus.Capabilities()
+	c.ConsumerTimeout = time.Hour
+	return c
+}
 
 // TestConsumerTimeout: an AtLeastOnce handler ends before the bus gives its
 // message to another one; a method that is to take longer is refused.
@@ -194,12 +190,12 @@ func TestConsumerTimeout(t *testing.T) {
 		none := func(context.Context, *string) (*rpc.None, error) { return &rpc.None{}, nil }
 		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
 		rpc.Handle(srv, long, none)
-		if err := srv.Start(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), "backup.keep may run for 1h1m0s, but the bus takes a message away from its receiver after 1h0m0s") {
+		if err := srv.Start(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), "backup.keep may run for 1h1m0s, but the bus delivers an unacknowledged message again after 1h0m0s") {
 			t.Errorf("Start: %v, want Invalid with the method and both times", err)
 		}
 
 		took := make(chan time.Duration, 1)
-		srv = rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, MaxTries: 1})
+		srv = rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, MaxDeliveries: 1})
 		rpc.Handle(srv, question, upper) // its message was acknowledged before
 		rpc.Handle(srv, keep, func(ctx context.Context, _ *string) (*rpc.None, error) {
 			began := time.Now()

@@ -3,8 +3,6 @@ package rpc
 import (
 	"context"
 	"fmt"
-	"reflect"
-	"strings"
 	"time"
 
 	"github.com/armature-go/armature/fault"
@@ -12,43 +10,40 @@ import (
 
 // endpoint is a method whose types are erased.
 type endpoint struct {
-	since    Version
-	delivery Delivery
-	timeout  time.Duration
-	types    [2]reflect.Type // of request and response
-	decode   func([]byte) (any, error)
-	call     func(context.Context, any) (any, error)
+	Signature
+
+	timeout time.Duration
+	decode  func([]byte) (any, error)
+	call    func(context.Context, any) (any, error)
 }
 
 // Handle makes the server answer m with h. The context that h gets carries the
-// caller's deadline and its [reqctx.Request]; it is cancelled when the caller
+// caller's deadline and its [reqctx.Request]; it is canceled when the caller
 // gives up, and at the end of [Server.Stop]. An error that h returns travels to
 // the caller with its code, reason and text. A panic becomes an Internal error.
 //
 // If m is [AtLeastOnce] and the message was a cast, an error has it delivered
-// again, later, up to ServerConfig.MaxTries times, or, if its code is Unavailable, which says that
+// again, later, up to ServerConfig.MaxDeliveries times, or, if its code is Unavailable, which says that
 // nothing was done, for ServerConfig.MaxUnavailable, unless its code says that
 // this is no use: Invalid, Unauthenticated, Denied, NotFound, Conflict,
 // Precondition, Unimplemented. What is given up becomes a dead letter, see
 // [DeadLetters].
 //
-// Handle panics, for it is a programmer's error, if the method has a handler
-// already, has a name that cannot be one, belongs to another interface or needs
-// a newer version than the interface has, or if the server was started.
+// Handle panics, because it is a programmer's error, if the method has a handler
+// already, belongs to another interface, was not defined with [Define] although other methods of the interface were, has
+// a name that cannot be one, or needs a newer version than the interface has, or if the server was started.
 func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) {
-	info := m.info("", "")
-	if info.Method == "" || strings.ContainsAny(info.Method, " .@") {
-		panic(fmt.Sprintf("rpc: method %q has a name with a space, a dot or an @, or none", info.Method))
+	m.check()
+	if own := s.cfg.Interface; m.Interface.Name == own.Name && !own.knows(m.Name) {
+		panic(fmt.Sprintf("rpc: %s.%s is not one of the interface's methods: make it with rpc.Define", own.Name, m.Name))
 	}
-	s.add(info, erase(m, h))
+	s.add(m.info("", ""), erase(m, h))
 }
 
 func erase[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) endpoint {
 	return endpoint{
-		since:    m.Since,
-		delivery: m.Delivery,
-		timeout:  m.Timeout,
-		types:    [2]reflect.Type{reflect.TypeFor[Req](), reflect.TypeFor[Resp]()},
+		Signature: m.signature(),
+		timeout:   m.Timeout,
 		decode: func(b []byte) (any, error) {
 			req := new(Req)
 			if len(b) == 0 {

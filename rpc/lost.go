@@ -2,16 +2,14 @@ package rpc
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // How a client learns that the process of a server is gone: see ADR 21.
@@ -79,7 +77,7 @@ type route struct {
 	asking time.Time        // when the last question was sent
 	passed []answer         // to questions
 	calls  int              // that wait, in the round of tick that counts them
-	oldest time.Time        // when the first of them was sent whose server is not known, zero if there is none
+	oldest time.Time        // when the first of them was sent whose server is not known; zero: each is known
 }
 
 type routeKey struct{ iface, host string }
@@ -125,9 +123,9 @@ func (c *Client) joinLocked(w *waiter, info Info) (first time.Duration, learn *r
 }
 
 // heardLocked notes a message from a server about what was sent on a route.
-func (c *Client) heardLocked(r *route, m *message.Message) *peer {
+func (c *Client) heardLocked(r *route, m *bus.Message) *peer {
 	now := time.Now()
-	id := m.Metadata[MetaInstance]
+	id := m.Instance
 	if id == "" {
 		r.legacy = now
 		return nil
@@ -149,7 +147,8 @@ func (p *peer) hear(now time.Time) {
 	p.heard, p.asked, p.gone, p.mute = now, time.Time{}, time.Time{}, false
 }
 
-// tick looks after the calls that wait.
+// tick looks after the calls that wait: it ends those that are lost, probes the servers that seem to be gone, and asks
+// through the topics whose calls may have been lost with them.
 func (c *Client) tick() {
 	c.mu.Lock()
 	if c.life.Err() != nil {
@@ -158,57 +157,9 @@ func (c *Client) tick() {
 	}
 	now := time.Now()
 	c.loseLocked(now)
-	for _, r := range c.routes {
-		r.calls, r.oldest = 0, time.Time{}
-	}
-	probes := make(map[*peer]bool)
-	for _, w := range c.pending {
-		r := w.route
-		if r == nil {
-			continue
-		}
-		r.calls++
-		switch {
-		case w.peer != nil:
-			if w.peer.due(now, probeAfter) {
-				probes[w.peer] = true
-			}
-		case r.oldest.IsZero() || w.sent.Before(r.oldest):
-			r.oldest = w.sent
-		}
-	}
-	for _, r := range c.routes {
-		if r.oldest.IsZero() || now.Sub(r.oldest) < suspectAfter {
-			continue
-		}
-		n := 0
-		for _, p := range r.peers {
-			if n++; n <= maxProbes && p.due(now, suspectAfter) {
-				probes[p] = true
-			}
-		}
-	}
-	for p := range probes {
-		p.probing = true
-	}
-	var ask []*route
-	for key, r := range c.routes {
-		if r.suspectLocked() && now.Sub(r.asking) >= suspectAfter {
-			r.asking = now
-			ask = append(ask, r)
-		}
-		maps.DeleteFunc(r.peers, func(_ string, p *peer) bool {
-			return r.calls == 0 && (!p.gone.IsZero() || now.Sub(p.heard) > forgetAfter)
-		})
-		if r.recent != nil && r.peers[r.recent.id] == nil {
-			r.recent = nil
-		}
-		if r.calls == 0 && len(r.peers) == 0 && now.Sub(r.legacy) > forgetAfter && now.Sub(r.learnt) > learnEvery {
-			delete(c.routes, key)
-		}
-	}
-	maps.DeleteFunc(c.peers, func(_ string, p *peer) bool { return !p.probing && now.Sub(p.heard) > forgetAfter })
-	maps.DeleteFunc(c.questions, func(_ string, q question) bool { return now.Sub(q.sent) > 2*probeTime })
+	probes := c.duePeersLocked(now)
+	ask := c.dueQuestionsLocked(now)
+	c.forgetLocked(now)
 	if c.ticking = len(c.pending) > 0 || len(c.questions) > 0; c.ticking {
 		c.watching.Reset(watchEvery)
 	}
@@ -222,6 +173,73 @@ func (c *Client) tick() {
 			c.ask(r, false)
 		}
 	}
+}
+
+// duePeersLocked returns the instances to be probed: those that have a call, and those that may have one whose server is
+// not known. It counts the calls of each route.
+func (c *Client) duePeersLocked(now time.Time) map[*peer]bool {
+	due := make(map[*peer]bool)
+	for _, r := range c.routes {
+		r.calls, r.oldest = 0, time.Time{}
+	}
+	for _, w := range c.pending {
+		r := w.route
+		if r == nil {
+			continue
+		}
+		r.calls++
+		switch {
+		case w.peer != nil:
+			if w.peer.due(now, probeAfter) {
+				due[w.peer] = true
+			}
+		case r.oldest.IsZero() || w.sent.Before(r.oldest):
+			r.oldest = w.sent
+		}
+	}
+	for _, r := range c.routes {
+		if r.oldest.IsZero() || now.Sub(r.oldest) < suspectAfter {
+			continue
+		}
+		n := 0
+		for _, p := range r.peers {
+			if n++; n <= maxProbes && p.due(now, suspectAfter) {
+				due[p] = true
+			}
+		}
+	}
+	for p := range due {
+		p.probing = true
+	}
+	return due
+}
+
+// dueQuestionsLocked returns the routes through which a question is to be sent.
+func (c *Client) dueQuestionsLocked(now time.Time) (due []*route) {
+	for _, r := range c.routes {
+		if r.suspectLocked() && now.Sub(r.asking) >= suspectAfter {
+			r.asking = now
+			due = append(due, r)
+		}
+	}
+	return due
+}
+
+// forgetLocked drops what was not heard of for long, and is not needed by a call that waits.
+func (c *Client) forgetLocked(now time.Time) {
+	for key, r := range c.routes {
+		maps.DeleteFunc(r.peers, func(_ string, p *peer) bool {
+			return r.calls == 0 && (!p.gone.IsZero() || now.Sub(p.heard) > forgetAfter)
+		})
+		if r.recent != nil && r.peers[r.recent.id] == nil {
+			r.recent = nil
+		}
+		if r.calls == 0 && len(r.peers) == 0 && now.Sub(r.legacy) > forgetAfter && now.Sub(r.learnt) > learnEvery {
+			delete(c.routes, key)
+		}
+	}
+	maps.DeleteFunc(c.peers, func(_ string, p *peer) bool { return !p.probing && now.Sub(p.heard) > forgetAfter })
+	maps.DeleteFunc(c.questions, func(_ string, q question) bool { return now.Sub(q.sent) > 2*probeTime })
 }
 
 // loseLocked ends the calls whose servers are gone.
@@ -298,15 +316,13 @@ func (c *Client) probe(p *peer) {
 	p.probed = began
 	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(c.life, probeTime)
-	m := newMessage(ctx, newID(), nil)
-	m.Metadata[MetaRPC] = KindProbe
-	m.Metadata[MetaReplyTo] = c.topic
-	c.post(instanceTopic(p.id), m, func(err error) {
+	m := &bus.Message{ID: newID(), Kind: bus.Probe, ReplyTo: c.topic}
+	c.bus.Send(ctx, prefixReply+p.id, m, func(err error) {
 		cancel()
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		p.probing = false
-		if errors.Is(err, ErrNoConsumer) {
+		if bus.OutcomeOf(err) == bus.Unroutable {
 			if p.gone.IsZero() {
 				p.gone = began
 				p.mute = !p.asked.IsZero() && began.Sub(p.asked) > muteAfter
@@ -327,44 +343,33 @@ func (c *Client) probe(p *peer) {
 
 // ask sends a question: through the topic of the calls, or to all servers of the interface.
 func (c *Client) ask(r *route, inLine bool) {
-	info := Info{Kind: KindCall, Interface: r.iface, Method: methodPing, Version: Version{Major: r.major}, Host: r.host}
+	m := Info{Kind: string(bus.Call), Interface: r.iface, Method: methodPing, Version: Version{Major: r.major}}.message(newID())
 	if !inLine {
-		info.Kind = KindFanout
+		m.Kind = bus.Fanout
 	}
 	now := time.Now()
 	ctx, cancel := context.WithTimeout(c.life, probeTime)
-	m := newMessage(ctx, newID(), nil)
-	m.Metadata[MetaRPC] = info.mark(timing{deadline: now.Add(probeTime)})
-	m.Metadata[MetaReplyTo] = c.topic
+	m.ReplyTo, m.Deadline = c.topic, now.Add(probeTime)
 	c.mu.Lock()
-	c.questions[m.UUID] = question{r, now, inLine}
+	c.questions[m.ID] = question{r, now, inLine}
 	c.mu.Unlock()
-	c.post(topic(info.Kind, r.iface, r.host), m, func(err error) {
+	c.bus.Send(ctx, topicOf(m.Kind, r.iface, r.host), m, func(err error) {
 		cancel()
 		if err != nil && fault.CodeOf(err) != fault.Unavailable {
-			c.cfg.Logger.Debug("servers could not be asked whether they are there", "interface", r.iface, "host", r.host, "error", err)
+			c.cfg.Logger.Debug("ping of the servers not sent", "interface", r.iface, "host", r.host, "error", err)
 		}
 	})
 }
 
 // answeredLocked takes the answer to a question, and reports whether m is one.
-func (c *Client) answeredLocked(m *message.Message) bool {
-	q, ok := c.questions[m.Metadata[MetaCorrelation]]
+func (c *Client) answeredLocked(m *bus.Message) bool {
+	q, ok := c.questions[m.Correlation]
 	if !ok {
 		return false
 	}
 	now := time.Now()
-	if c.heardLocked(q.route, m) != nil && q.inLine && m.Metadata[MetaError] == "" {
+	if c.heardLocked(q.route, m) != nil && q.inLine && m.Header[headerError] == "" {
 		q.route.passed = append(slices.DeleteFunc(q.route.passed, func(a answer) bool { return now.Sub(a.came) > 2*lostAfter }), answer{q.sent, now})
 	}
 	return true
-}
-
-// post sends a message without waiting for it.
-func (c *Client) post(topic string, m *message.Message, settled func(error)) {
-	if c.sender != nil {
-		c.sender.Send(topic, m, settled)
-	} else if !c.spawn(func() { settled(c.bus.Publish(topic, m)) }) {
-		settled(ErrClosed)
-	}
 }

@@ -9,10 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
@@ -64,11 +63,11 @@ func TestServerLost(t *testing.T) {
 				synctest.Test(t, func(t *testing.T) {
 					var begin time.Time
 					var probes atomic.Int64
-					bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
+					bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *rpcbus.Message) (bool, error) {
 						if tt.old {
-							delete(m.Metadata, rpc.MetaInstance)
+							m.Instance = ""
 						}
-						if rpc.KindOf(m) != rpc.KindProbe {
+						if m.Kind != rpcbus.Probe {
 							return true, nil
 						}
 						probes.Add(1)
@@ -126,11 +125,11 @@ func TestShortCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var probes, beats atomic.Int64
-		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
-			switch rpc.KindOf(m) {
-			case rpc.KindProbe:
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *rpcbus.Message) (bool, error) {
+			if m.Kind == rpcbus.Probe {
 				probes.Add(1)
-			case rpc.KindBeat:
+			}
+			if m.Kind == rpcbus.Heartbeat {
 				beats.Add(1)
 			}
 			return true, nil

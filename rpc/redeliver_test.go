@@ -12,10 +12,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
@@ -25,26 +24,18 @@ import (
 type faulty struct {
 	*membus.Bus
 	// meet returns whether the message goes on, and the error otherwise.
-	meet func(topic string, m *message.Message) (bool, error)
+	meet func(topic string, m *rpcbus.Message) (bool, error)
 }
 
-func (f *faulty) Publish(topic string, list ...*message.Message) error {
-	for _, m := range list {
-		if on, err := f.meet(topic, m); !on {
-			if err != nil {
-				return err
-			}
-			continue
-		}
-		if err := f.Bus.Publish(topic, m); err != nil {
-			return err
-		}
+func (f *faulty) Publish(ctx context.Context, topic string, m *rpcbus.Message) error {
+	if on, err := f.meet(topic, m); !on {
+		return err
 	}
-	return nil
+	return f.Bus.Publish(ctx, topic, m)
 }
 
-func (f *faulty) Send(topic string, m *message.Message, settled func(error)) {
-	settled(f.Publish(topic, m))
+func (f *faulty) Send(ctx context.Context, topic string, m *rpcbus.Message, done func(error)) {
+	done(f.Publish(ctx, topic, m))
 }
 
 // shaky is a Dedup that fails while it is told to.
@@ -91,7 +82,7 @@ func (l *logs) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, ni
 
 // startServer starts a server of the interface with a handler for keep. It is
 // stopped when the test ends.
-func startServer(t *testing.T, bus rpc.Bus, cfg rpc.ServerConfig, h func(context.Context, *string) (*rpc.None, error)) *rpc.Server {
+func startServer(t *testing.T, bus rpcbus.Bus, cfg rpc.ServerConfig, h func(context.Context, *string) (*rpc.None, error)) *rpc.Server {
 	t.Helper()
 	cfg.Interface = iface
 	srv := rpc.NewServer(bus, cfg)
@@ -108,11 +99,10 @@ func startServer(t *testing.T, bus rpc.Bus, cfg rpc.ServerConfig, h func(context
 }
 
 // sendKeep casts a message of the given id.
-func sendKeep(t *testing.T, bus rpc.Bus, id string) {
+func sendKeep(t *testing.T, bus rpcbus.Bus, id string) {
 	t.Helper()
-	m := message.NewMessageWithContext(t.Context(), id, message.Payload(`"x"`))
-	m.Metadata[rpc.MetaRPC] = "cast backup.keep 2.0 at-least-once"
-	if err := bus.Publish("backup", m); err != nil {
+	m := rpctest.Message(id, "cast backup.keep 2.0 at-least-once", `"x"`)
+	if err := bus.Publish(t.Context(), "backup", m); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -125,7 +115,7 @@ func pass(d time.Duration) {
 
 // TestDedupFails: a message of which it cannot be known whether it was handled
 // waits until it can be. One that cannot be noted as handled is not repeated for
-// that, and somebody is told.
+// that, and the log says so.
 func TestDedupFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -141,7 +131,7 @@ func TestDedupFails(t *testing.T) {
 		sendKeep(t, bus, "a")
 		pass(time.Second)
 		if n := runs.Load(); n != 0 {
-			t.Errorf("it was run %d times while nobody knew whether it had been", n)
+			t.Errorf("it was run %d times while it was not known whether it had been", n)
 		}
 		store.seen.Store(false)
 		pass(time.Minute)
@@ -154,8 +144,8 @@ func TestDedupFails(t *testing.T) {
 		if n := runs.Load(); n != 2 {
 			t.Errorf("run %d times, want the second message once", n-1)
 		}
-		if !log.has(errShaky.Error()) || !log.has("it could not be noted") {
-			t.Error("nobody was told that a handled message could not be noted")
+		if !log.has(errShaky.Error()) || !log.has("handled message not recorded") {
+			t.Error("no log line says that a handled message could not be recorded")
 		}
 	})
 }
@@ -213,7 +203,7 @@ func TestFailuresTravel(t *testing.T) {
 			runs.Add(1)
 			return nil, errors.New("never")
 		}
-		first := startServer(t, bus, rpc.ServerConfig{MaxTries: 8}, h)
+		first := startServer(t, bus, rpc.ServerConfig{MaxDeliveries: 8}, h)
 		sendKeep(t, bus, "a")
 		pass(2 * time.Second) // tries at about 0, 0.1, 0.3, 0.7 and 1.5 s; the next one waits
 		before := runs.Load()
@@ -227,7 +217,7 @@ func TestFailuresTravel(t *testing.T) {
 		if d := time.Since(begin); d > 0 {
 			t.Errorf("Stop waited %v for a message that is to be tried later", d)
 		}
-		second := startServer(t, bus, rpc.ServerConfig{MaxTries: 8}, h)
+		second := startServer(t, bus, rpc.ServerConfig{MaxDeliveries: 8}, h)
 		pass(10 * time.Minute)
 		// What was given back during the pause had its last failure not counted yet.
 		if n := runs.Load(); n != 9 || second.Stats().DeadLettered != 1 {
@@ -250,7 +240,7 @@ func TestDeadLetterFails(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var refused atomic.Int64
 		var well atomic.Bool
-		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(topic string, _ *message.Message) (bool, error) {
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(topic string, _ *rpcbus.Message) (bool, error) {
 			if topic == "backup.dlq" && !well.Load() {
 				refused.Add(1)
 				return false, fault.New(fault.Unavailable, "the disk is full")
@@ -288,15 +278,15 @@ func TestCountNotPublished(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var refuse atomic.Bool
-		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
-			if refuse.Load() && m.Metadata[rpc.MetaFailures] != "" {
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *rpcbus.Message) (bool, error) {
+			if refuse.Load() && m.Failures > 0 {
 				return false, fault.New(fault.Unavailable, "the broker is away")
 			}
 			return true, nil
 		}}
 		refuse.Store(true)
 		var runs atomic.Int64
-		startServer(t, bus, rpc.ServerConfig{MaxTries: 3}, func(context.Context, *string) (*rpc.None, error) {
+		startServer(t, bus, rpc.ServerConfig{MaxDeliveries: 3}, func(context.Context, *string) (*rpc.None, error) {
 			if runs.Add(1) < 6 {
 				return nil, errors.New("not yet")
 			}

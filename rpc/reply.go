@@ -3,35 +3,40 @@ package rpc
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
-// minBeat is how often a caller gets a heartbeat at most. A first one that is wanted sooner is sent at
+// minHeartbeat is the shortest interval between two heartbeats. A first one that is wanted sooner is sent at
 // once.
-const minBeat = 10 * time.Millisecond
+const minHeartbeat = 10 * time.Millisecond
 
-// scheduleBeatLocked has heartbeats sent to the caller of r, if it wants any. One timer serves all
+// interval returns how often the caller gets heartbeats; zero: never.
+func (d *delivery) interval() time.Duration {
+	if d.Heartbeat <= 0 {
+		return 0
+	}
+	return max(d.Heartbeat, minHeartbeat)
+}
+
+// scheduleHeartbeatLocked has heartbeats sent to the caller of r, if it wants any. One timer serves all
 // calls: most end long before it.
-func (s *Server) scheduleBeatLocked(r *request) {
-	if r.replyTo == "" || r.beat == 0 && r.first == 0 {
+func (s *Server) scheduleHeartbeatLocked(r *delivery) {
+	every, first := r.interval(), r.FirstHeartbeat
+	if r.ReplyTo == "" || every == 0 && first <= 0 {
 		return
 	}
-	if r.beat > 0 {
-		r.beat = max(r.beat, minBeat)
+	wait := every
+	if first > 0 && (wait == 0 || first < wait) {
+		wait = first
 	}
-	wait := r.beat
-	if r.first > 0 && (wait == 0 || r.first < wait) {
-		wait = r.first
-	}
-	if wait < minBeat { // only the first
-		s.wg.Go(func() { s.beat(r) }) // the counter is not zero while r runs
-		if wait = r.beat; wait == 0 {
+	if wait < minHeartbeat { // only the first
+		s.wg.Go(func() { s.sendHeartbeat(r) }) // the counter is not zero while r runs
+		if wait = every; wait == 0 {
 			return
 		}
 	}
@@ -39,15 +44,15 @@ func (s *Server) scheduleBeatLocked(r *request) {
 	if s.due.IsZero() || r.due.Before(s.due) {
 		s.due = r.due
 		if s.heart == nil {
-			s.heart = time.AfterFunc(wait, s.beats)
+			s.heart = time.AfterFunc(wait, s.sendDueHeartbeats)
 		} else {
 			s.heart.Reset(wait)
 		}
 	}
 }
 
-// beats sends the heartbeats that are due.
-func (s *Server) beats() {
+// sendDueHeartbeats sends the heartbeats that are due.
+func (s *Server) sendDueHeartbeats() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cut {
@@ -60,12 +65,12 @@ func (s *Server) beats() {
 			continue
 		}
 		if !r.due.After(now) {
-			s.wg.Go(func() { s.beat(r) }) // the counter is not zero while r runs
-			if r.beat == 0 {
+			s.wg.Go(func() { s.sendHeartbeat(r) }) // the counter is not zero while r runs
+			if r.interval() == 0 {
 				r.due = time.Time{}
 				continue
 			}
-			r.due = now.Add(r.beat)
+			r.due = now.Add(r.interval())
 		}
 		if s.due.IsZero() || r.due.Before(s.due) {
 			s.due = r.due
@@ -76,29 +81,25 @@ func (s *Server) beats() {
 	}
 }
 
-// beat sends one heartbeat. It may come after the reply, which does not matter.
-func (s *Server) beat(r *request) {
-	wait := r.beat
+// sendHeartbeat sends one heartbeat. It may come after the reply, which does not matter.
+func (s *Server) sendHeartbeat(r *delivery) {
+	wait := r.interval()
 	if wait == 0 {
 		wait = replyTime
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
-	if err := s.bus.Publish(r.replyTo, s.sign(about(ctx, KindBeat, r.id))); err != nil {
-		s.cfg.Logger.DebugContext(ctx, "a caller could not be told that its call is worked on", "method", r.info.String(), "error", err)
+	if err := s.bus.Publish(ctx, r.ReplyTo, s.sign(newHeartbeat(r.id))); err != nil {
+		s.cfg.Logger.DebugContext(ctx, "heartbeat not sent", "method", r.info.String(), "error", err)
 	}
 }
 
 // reply sends the result. It outlives the handler's context: a call answered in
 // its last moment, or while the server stops, is answered.
-func (s *Server) reply(work context.Context, r *request, resp any, err error) {
-	m := s.sign(encodeReply(context.Background(), r.id, resp, err)) //nolint:contextcheck // work has ended when the server is aborted
-	if s.sender == nil {
-		s.replyUntil(work, r, m, nil)
-		return
-	}
+func (s *Server) reply(work context.Context, r *delivery, resp any, err error) {
+	m := s.sign(newReply(r.id, resp, err))
 	s.wg.Add(1)
-	s.sender.Send(r.replyTo, m, func(perr error) {
+	s.bus.Send(context.Background(), r.ReplyTo, m, func(perr error) { //nolint:contextcheck // work has ended when the server is aborted
 		if perr == nil {
 			s.wg.Done()
 			return
@@ -109,31 +110,6 @@ func (s *Server) reply(work context.Context, r *request, resp any, err error) {
 		}()
 	})
 }
-
-// expired tells a caller who may still wait, because its clock is another, what time it
-// is here. It is tried once: most callers have given up.
-func (s *Server) expired(r *request) {
-	if r.replyTo == "" {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), graceTime)
-	m := s.sign(encodeReply(ctx, r.id, nil, &fault.Error{
-		Code: fault.Timeout, Reason: reasonExpired, Msg: "the request came after its deadline, and was not run",
-		Meta: map[string]string{metaNow: time.Now().UTC().Format(time.RFC3339Nano)},
-	}))
-	if s.sender != nil {
-		s.sender.Send(r.replyTo, m, func(error) { cancel() })
-		return
-	}
-	_ = s.bus.Publish(r.replyTo, m) // see above
-	cancel()
-}
-
-// What a server says of a request that came too late.
-const (
-	reasonExpired = "Expired"
-	metaNow       = "now"
-)
 
 // skew returns by how much the clock of the server that sent err, as one that has
 // expired, is ahead of the own one. It is 0 if they agree within a second.
@@ -149,13 +125,13 @@ func skew(err error) time.Duration {
 	return 0
 }
 
-// replyUntil sends a reply until it is taken, or nobody waits any more. perr is
-// how the first attempt failed, if one was made. After the server was aborted it
+// replyUntil sends a reply again until the bus has taken it, or the caller waits no more. perr is
+// how the attempt before failed. After the server was aborted the reply
 // is tried once, and not for long.
-func (s *Server) replyUntil(work context.Context, r *request, m *message.Message, perr error) {
+func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, perr error) {
 	end := time.Now().Add(replyTime)
 	if !r.deadline.IsZero() && r.deadline.Before(end) {
-		end = r.deadline // nobody waits longer
+		end = r.deadline // the caller does not wait longer
 	}
 	if work.Err() != nil {
 		end = time.Now().Add(stopGrace / 2)
@@ -164,20 +140,20 @@ func (s *Server) replyUntil(work context.Context, r *request, m *message.Message
 	defer cancel()
 	stopping := s.stopping
 	small := false // the reply was replaced by one that says that it is too large
-	for wait := 10 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+	wait := backoff.Backoff{Min: 10 * time.Millisecond, Max: time.Second}
+	for {
 		if perr == nil {
-			again := clone(ctx, m) //nolint:contextcheck // as above
-			if perr = s.bus.Publish(r.replyTo, again); perr == nil {
+			if perr = s.bus.Publish(ctx, r.ReplyTo, m); perr == nil { //nolint:contextcheck // the reply outlives the handlers' context
 				return
 			}
 		}
 		if fault.CodeOf(perr) == fault.Invalid && !small {
 			small = true
-			m = s.sign(encodeReply(context.Background(), r.id, nil, fault.New(fault.Internal, "%s: %w: %v", r.info, ErrReplyTooLarge, perr))) //nolint:contextcheck // as above
+			m = s.sign(newReply(r.id, nil, fault.New(fault.Internal, "%s: %w: %v", r.info, ErrReplyTooLarge, perr)))
 			perr = nil
 			continue
 		}
-		t := time.NewTimer(wait/2 + rand.N(wait/2))
+		t := time.NewTimer(wait.Next())
 		select {
 		case <-t.C:
 			// The caller may be restoring its topic, the bus its connection.
@@ -185,7 +161,7 @@ func (s *Server) replyUntil(work context.Context, r *request, m *message.Message
 				perr = nil
 				continue
 			}
-		case <-stopping: // the process is to end: nobody gets all of the time
+		case <-stopping: // the process ends soon: the reply has less time
 			t.Stop()
 			stopping = nil
 			time.AfterFunc(stopGrace, cancel)
@@ -196,7 +172,7 @@ func (s *Server) replyUntil(work context.Context, r *request, m *message.Message
 			t.Stop()
 		}
 		atomic.AddUint64(&s.stats.LostReplies, 1)
-		s.cfg.Logger.Warn("the reply was lost", "method", r.info.String(), "request_id", r.from.ID, "error", perr)
+		s.cfg.Logger.Warn("reply lost", "method", r.info.String(), "request_id", r.from.ID, "error", perr)
 		return
 	}
 }

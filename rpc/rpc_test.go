@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -12,12 +13,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"go.uber.org/goleak"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
@@ -57,7 +58,7 @@ func TestVersionAccepts(t *testing.T) {
 // TestCaps: above its cap a client sends nothing, and says so beforehand.
 func TestCaps(t *testing.T) {
 	t.Parallel()
-	bus := rpctest.NewBus(t) // nobody listens: what was sent would fail otherwise
+	bus := rpctest.NewBus(t) // without a server: what was sent would fail otherwise
 	tests := []struct {
 		limit rpc.Version
 		allow bool
@@ -131,7 +132,7 @@ func TestInterceptors(t *testing.T) {
 	}
 }
 
-// TestStopCutsOff: a handler that does not end in time is cancelled, and named
+// TestStopCutsOff: a handler that does not end in time is canceled, and named
 // by method and request.
 func TestStopCutsOff(t *testing.T) {
 	t.Parallel()
@@ -202,7 +203,7 @@ func TestPending(t *testing.T) {
 }
 
 // TestLateReply: the reply to a call that was given up is counted, and goes to
-// nobody else.
+// no other call.
 func TestLateReply(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -355,22 +356,18 @@ func FuzzServer(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply nobody takes is tried for long
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply that is not taken is tried for long
 			defer cancel()
 			_ = srv.Stop(ctx)
 		}()
-		m := message.NewMessage("id", payload)
-		for k, v := range map[string]string{
-			rpc.MetaRPC: mark, rpc.MetaFailures: failures,
-			rpc.MetaContext: from, rpc.MetaReplyTo: replyTo, rpc.MetaCorrelation: about, rpc.MetaRedelivered: failures,
-		} {
-			m.Metadata.Set(k, v)
-		}
+		m := rpcbus.Decode("id", maps.All(map[string]string{
+			"rpc": mark, "failures": failures, "context": from, "reply_to": replyTo, "correlation_id": about,
+		}), payload)
 		to := "backup"
-		if rpc.KindOf(m) == rpc.KindFanout {
+		if m.Kind == rpcbus.Fanout {
 			to = "backup.fanout"
 		}
-		if err := bus.Publish(to, m); errors.Is(err, fault.Invalid) {
+		if err := bus.Publish(t.Context(), to, m); errors.Is(err, fault.Invalid) {
 			return // no broker takes it
 		} else if err != nil {
 			t.Fatal(err)
@@ -396,7 +393,7 @@ func FuzzReply(f *testing.F) {
 		bus := rpctest.NewBus(t)
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
-		in, err := bus.Subscribe(ctx, rpc.Subscription{Topic: "backup.calls", Mode: rpc.Live})
+		in, err := bus.Subscribe(ctx, rpcbus.Subscription{Topic: "backup.calls", Mode: rpcbus.Live})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -407,14 +404,12 @@ func FuzzReply(f *testing.F) {
 			t.Fatal(err)
 		}
 		m := <-in
-		for _, mark := range []string{mark, "reply"} { // a message that is none is not the end
-			r := message.NewMessage("id", payload)
-			r.Metadata[key] = "x"
-			r.Metadata[rpc.MetaRPC], r.Metadata[rpc.MetaCorrelation], r.Metadata[rpc.MetaError] = mark, m.UUID, fail
-			if rpc.KindOf(r) == rpc.KindFanout {
+		for _, mark := range []string{mark, "reply"} { // a message that is not a reply does not end the call
+			r := rpcbus.Decode("id", maps.All(map[string]string{key: "x", "rpc": mark, "correlation_id": m.ID, "error": fail}), payload)
+			if r.Kind == rpcbus.Fanout {
 				continue
 			}
-			if err := bus.Publish(m.Metadata[rpc.MetaReplyTo], r); errors.Is(err, fault.Invalid) {
+			if err := bus.Publish(t.Context(), m.ReplyTo, r); errors.Is(err, fault.Invalid) {
 				return // no broker takes it
 			} else if err != nil {
 				t.Fatal(err)

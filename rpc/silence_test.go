@@ -3,16 +3,16 @@ package rpc_test
 import (
 	"context"
 	"errors"
+	"maps"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
@@ -81,25 +81,23 @@ func TestUnreadable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer srv.Stop(context.Background())
-	replies, err := bus.Subscribe(t.Context(), rpc.Subscription{Topic: "reply.x", Mode: rpc.Private})
+	replies, err := bus.Subscribe(t.Context(), rpcbus.Subscription{Topic: "reply.x", Mode: rpcbus.Private})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, metadata := range []message.Metadata{
-		{rpc.MetaRPC: "call"},
-		{rpc.MetaRPC: "call backup.start two"},
-		{rpc.MetaRPC: "call backup.start 2.1 deadline=soon"},
-		{rpc.MetaRPC: "call backup.start 2.1", rpc.MetaContext: "{"},
+	for _, metadata := range []map[string]string{
+		{"rpc": "call"},
+		{"rpc": "call backup.start two"},
+		{"rpc": "call backup.start 2.1 deadline=soon"},
+		{"rpc": "call backup.start 2.1", "context": "{"},
 	} {
-		m := message.NewMessageWithContext(t.Context(), "id", nil)
-		m.Metadata = metadata
-		m.Metadata[rpc.MetaReplyTo] = "reply.x"
-		if err := bus.Publish("backup.calls", m); err != nil {
+		metadata["reply_to"] = "reply.x"
+		if err := bus.Publish(t.Context(), "backup.calls", rpcbus.Decode("id", maps.All(metadata), nil)); err != nil {
 			t.Fatal(err)
 		}
 		r := <-replies
-		if r.Metadata[rpc.MetaCorrelation] != "id" || !strings.Contains(r.Metadata[rpc.MetaError], `"Invalid"`) {
-			t.Errorf("%v is answered %v, want Invalid", metadata, r.Metadata)
+		if r.Correlation != "id" || !strings.Contains(r.Header["error"], `"Invalid"`) {
+			t.Errorf("%v is answered %v, want Invalid", metadata, r.Header)
 		}
 	}
 	n := 0
@@ -116,15 +114,15 @@ func TestUnreadable(t *testing.T) {
 func TestSwallowed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(string, *message.Message) (bool, error) { return false, nil }}
+		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(string, *rpcbus.Message) (bool, error) { return false, nil }}
 		for _, tt := range []struct {
 			silence, least, most time.Duration
 			want                 error
 		}{
-			{10 * time.Second, 10 * time.Second, 12 * time.Second, rpc.ErrSilent},
+			{10 * time.Second, 10 * time.Second, 12 * time.Second, rpc.ErrHeartbeatLost},
 			{-1, time.Hour, time.Hour, fault.Timeout},
 		} {
-			c := rpc.NewClient(bus, rpc.ClientConfig{Timeout: time.Hour, Silence: tt.silence})
+			c := rpc.NewClient(bus, rpc.ClientConfig{Timeout: time.Hour, HeartbeatTimeout: tt.silence})
 			begin := time.Now()
 			_, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string))
 			if d := time.Since(begin); !errors.Is(err, tt.want) || d < tt.least || d > tt.most {
@@ -144,9 +142,9 @@ type unsure struct {
 	after time.Duration
 }
 
-func (u unsure) Send(topic string, m *message.Message, settled func(error)) {
-	err := u.Publish(topic, m)
-	if rpc.KindOf(m) != rpc.KindCall || err != nil {
+func (u unsure) Send(ctx context.Context, topic string, m *rpcbus.Message, settled func(error)) {
+	err := u.Publish(ctx, topic, m)
+	if m.Kind != rpcbus.Call || err != nil {
 		settled(err)
 		return
 	}
@@ -173,8 +171,8 @@ func TestUnknown(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				bus := unsure{&faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *message.Message) (bool, error) {
-					return !tt.swallow || rpc.KindOf(m) != rpc.KindCall, nil
+				bus := unsure{&faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *rpcbus.Message) (bool, error) {
+					return !tt.swallow || m.Kind != rpcbus.Call, nil
 				}}, tt.unsure}
 				srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
 				rpc.Handle(srv, start, func(context.Context, *string) (*string, error) {
@@ -190,7 +188,7 @@ func TestUnknown(t *testing.T) {
 				if d := time.Since(begin); !errors.Is(err, tt.want) || d != tt.after {
 					t.Errorf("%v after %v, want %v after %v", err, d, tt.want, tt.after)
 				}
-				pass(2 * time.Minute) // what comes later disturbs nobody
+				pass(2 * time.Minute) // what comes later does no harm
 				if err := c.Close(); err != nil {
 					t.Error(err)
 				}

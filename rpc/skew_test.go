@@ -5,41 +5,47 @@ import (
 	"encoding/json"
 	"log/slog"
 	"maps"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 // skewed is a bus between processes whose clocks disagree: for those who receive calls it
 // is later, by ahead, than for those who send them.
 type skewed struct {
-	rpc.Bus
+	rpcbus.Bus
 
 	ahead time.Duration
 	calls atomic.Int64
 }
 
-func (s *skewed) Subscribe(ctx context.Context, sub rpc.Subscription) (<-chan *message.Message, error) {
+func (s *skewed) Subscribe(ctx context.Context, sub rpcbus.Subscription) (<-chan *rpcbus.Delivery, error) {
+	if receive := sub.Receive; receive != nil {
+		sub.Receive = func(d *rpcbus.Delivery) {
+			d.Message = s.seen(d.Message)
+			receive(d)
+		}
+		return s.Bus.Subscribe(ctx, sub)
+	}
 	in, err := s.Bus.Subscribe(ctx, sub)
 	if err != nil {
 		return nil, err
 	}
-	out := make(chan *message.Message)
+	out := make(chan *rpcbus.Delivery)
 	go func() {
 		defer close(out)
-		for m := range in {
+		for d := range in {
+			d.Message = s.seen(d.Message)
 			select {
-			case out <- s.seen(m): //nolint:contextcheck // the message has its own
+			case out <- d:
 			case <-ctx.Done():
-				_ = rpc.Settle(m, false)
+				_ = d.Nack()
 			}
 		}
 	}()
@@ -47,14 +53,11 @@ func (s *skewed) Subscribe(ctx context.Context, sub rpc.Subscription) (<-chan *m
 }
 
 // seen is a message with the times that it names as the receiver's clock has them.
-func (s *skewed) seen(m *message.Message) *message.Message {
-	c := message.NewMessage(m.UUID, m.Payload)
-	c.SetContext(m.Context())
-	maps.Copy(c.Metadata, m.Metadata)
-	if end, ok := rpc.Deadline(m); ok {
+func (s *skewed) seen(m *rpcbus.Message) *rpcbus.Message {
+	c := *m
+	if !m.Deadline.IsZero() {
 		s.calls.Add(1)
-		was := end.UTC().Format(time.RFC3339Nano)
-		c.Metadata[rpc.MetaRPC] = strings.Replace(m.Metadata[rpc.MetaRPC], was, end.Add(-s.ahead).UTC().Format(time.RFC3339Nano), 1)
+		c.Deadline = m.Deadline.Add(-s.ahead)
 	}
 	var e struct {
 		Code   string            `json:"code"`
@@ -62,13 +65,14 @@ func (s *skewed) seen(m *message.Message) *message.Message {
 		Msg    string            `json:"msg"`
 		Meta   map[string]string `json:"meta"`
 	}
-	if raw := m.Metadata[rpc.MetaError]; raw != "" && json.Unmarshal([]byte(raw), &e) == nil && e.Meta["now"] != "" {
+	if raw := m.Header["error"]; raw != "" && json.Unmarshal([]byte(raw), &e) == nil && e.Meta["now"] != "" {
 		now, _ := time.Parse(time.RFC3339Nano, e.Meta["now"])
 		e.Meta["now"] = now.Add(s.ahead).Format(time.RFC3339Nano)
 		changed, _ := json.Marshal(e)
-		c.Metadata[rpc.MetaError] = string(changed)
+		c.Header = maps.Clone(m.Header)
+		c.Header["error"] = string(changed)
 	}
-	return c
+	return &c
 }
 
 // TestSkew: a server whose clock is an hour off, in whichever direction, answers; and one

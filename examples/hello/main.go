@@ -59,7 +59,7 @@ type Greeting struct {
 
 var (
 	greeter = &rpc.Interface{Name: "greeter", Version: rpc.Version{Major: 1}}
-	speak   = rpc.Method[Greeting, Greeting]{Interface: greeter, Name: "speak", Since: rpc.Version{Major: 1}}
+	speak   = rpc.Define(rpc.Method[Greeting, Greeting]{Interface: greeter, Name: "speak", Since: rpc.Version{Major: 1}})
 	say     = operation.Kind[Greeting]{Name: "hello.say", Timeout: time.Minute}
 )
 

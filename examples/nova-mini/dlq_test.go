@@ -50,7 +50,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	defer bus.Close()
 	serve := func(handle func(*compute.DestroyRequest) error) *rpc.Server {
-		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Worker, Host: "h", MaxTries: 1})
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Worker, Host: "h", Partial: true, MaxDeliveries: 1})
 		rpc.Handle(srv, compute.Destroy, func(_ context.Context, r *compute.DestroyRequest) (*rpc.None, error) {
 			return &rpc.None{}, handle(r)
 		})

@@ -27,7 +27,7 @@ import (
 	"github.com/armature-go/armature/internal/tempdir"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/rpcprom"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/urlbus"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/auth"
@@ -44,7 +44,7 @@ type node struct {
 	app    *service.App
 	log    *slog.Logger
 	out    io.Writer
-	bus    rpc.Bus
+	bus    rpcbus.Bus
 	reach  func(context.Context) error // nil while the bus works
 	client *rpc.Client
 	store  *store.Store
@@ -114,9 +114,7 @@ func (n *node) wireBus() error {
 	n.app.AddLabeled("bus", n.label("DEFAULT", "transport_url"), bus)
 	n.client = rpc.NewClient(n.bus, rpc.ClientConfig{Interceptors: n.tell.client(), Logger: n.log})
 	n.tell.rpc.AddClient(n.client)
-	if b, ok := n.bus.(rpcprom.Bus); ok {
-		n.tell.rpc.AddBus(b)
-	}
+	n.tell.rpc.AddBus(n.bus)
 	n.app.Add("rpc client", n.client)
 	return nil
 }

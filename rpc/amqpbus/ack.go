@@ -2,17 +2,12 @@ package amqpbus
 
 import (
 	"cmp"
-	"context"
 	"math"
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
-
-	"github.com/armature-go/armature/rpc"
 )
 
 // tags settles the deliveries of one channel. Acknowledgements that come
@@ -22,16 +17,16 @@ type tags struct {
 	ch *amqp.Channel
 
 	mu      sync.Mutex
-	held    []delivery    // handed out and not settled, in their order
+	held    []unsettled   // handed out and not settled, in their order
 	bytes   int           // of their payloads
 	todo    []uint64      // settled, to be acknowledged
-	acking  bool          // somebody acknowledges what is in todo
+	acking  bool          // a goroutine acknowledges what is in todo
 	retired bool          // nothing is handed out any more
 	idle    chan struct{} // closed when retired and nothing is held or to be acknowledged
 }
 
-// delivery is a message that is not settled.
-type delivery struct {
+// unsettled is a delivery that is not settled.
+type unsettled struct {
 	tag  uint64
 	size int
 }
@@ -40,26 +35,22 @@ func newTags(ch *amqp.Channel) *tags {
 	return &tags{ch: ch, idle: make(chan struct{})}
 }
 
-// hold hands a delivery's message its way to settle it.
-func (t *tags) hold(tag uint64, m *message.Message) {
+// hold notes a delivery of so many bytes, and returns what settles it.
+func (t *tags) hold(tag uint64, size int) *settler {
 	t.mu.Lock()
-	t.held = append(t.held, delivery{tag, len(m.Payload)})
-	t.bytes += len(m.Payload)
+	t.held = append(t.held, unsettled{tag, size})
+	t.bytes += size
 	t.mu.Unlock()
-	m.SetContext(rpc.WithSettler(context.Background(), &settler{tags: t, tag: tag}))
+	return &settler{tags: t, tag: tag}
 }
 
 type settler struct {
 	tags *tags
 	tag  uint64
-	done atomic.Bool
 }
 
-// Settle is [rpc.Settler].
+// Settle is that of [bus.Settler].
 func (s *settler) Settle(ack bool) error {
-	if !s.done.CompareAndSwap(false, true) {
-		return nil
-	}
 	t := s.tags
 	if ack && !t.ch.IsClosed() {
 		t.ack(s.tag)
@@ -71,43 +62,42 @@ func (s *settler) Settle(ack bool) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.drop(s.tag)
-	t.leave()
+	t.dropLocked(s.tag)
+	t.endLocked()
 	return err
 }
 
-// drop notes that a delivery is not held any more. It is called with the lock
-// held.
-func (t *tags) drop(tag uint64) {
-	if i, ok := t.find(tag); ok {
+// dropLocked notes that a delivery is not held any more.
+func (t *tags) dropLocked(tag uint64) {
+	if i, ok := t.findLocked(tag); ok {
 		t.bytes -= t.held[i].size
 		t.held = slices.Delete(t.held, i, i+1)
 	}
 }
 
-// find returns where a tag is in held, or would be. It is called with the lock held.
-func (t *tags) find(tag uint64) (int, bool) {
-	return slices.BinarySearchFunc(t.held, tag, func(d delivery, tag uint64) int { return cmp.Compare(d.tag, tag) })
+// findLocked returns where a tag is in held, or would be.
+func (t *tags) findLocked(tag uint64) (int, bool) {
+	return slices.BinarySearchFunc(t.held, tag, func(d unsettled, tag uint64) int { return cmp.Compare(d.tag, tag) })
 }
 
 // unsettled returns how many deliveries are held, how many of them came after the given one, and the bytes of all.
 func (t *tags) unsettled(after uint64) (all, later, bytes int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i, _ := t.find(after + 1)
+	i, _ := t.findLocked(after + 1)
 	return len(t.held), len(t.held) - i, t.bytes
 }
 
 // ack has the acknowledgement sent. The receiver need not wait for that.
 func (t *tags) ack(tag uint64) {
 	t.mu.Lock()
-	t.drop(tag)
+	t.dropLocked(tag)
 	t.todo = append(t.todo, tag)
 	first := !t.acking
 	t.acking = true
 	t.mu.Unlock()
 	if first {
-		go func() { // ends when nobody acknowledges any more
+		go func() { // ends when nothing is to be acknowledged
 			for t.send() {
 			}
 		}()
@@ -116,7 +106,7 @@ func (t *tags) ack(tag uint64) {
 
 // send acknowledges what is to be, and reports whether more has come meanwhile.
 func (t *tags) send() bool {
-	runtime.Gosched() // whoever is about to acknowledge comes along
+	runtime.Gosched() // goroutines that are about to acknowledge come along
 	t.mu.Lock()
 	todo, low := t.todo, uint64(math.MaxUint64) // all before low are settled
 	t.todo = nil
@@ -138,7 +128,7 @@ func (t *tags) send() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.acking = len(t.todo) > 0
-	t.leave()
+	t.endLocked()
 	return t.acking
 }
 
@@ -147,11 +137,11 @@ func (t *tags) retire() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.retired = true
-	t.leave()
+	t.endLocked()
 }
 
-// leave is called with the lock held.
-func (t *tags) leave() {
+// endLocked closes idle if all is done.
+func (t *tags) endLocked() {
 	if t.retired && len(t.held) == 0 && !t.acking {
 		t.retired = false
 		close(t.idle)

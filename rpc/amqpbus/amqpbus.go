@@ -8,8 +8,8 @@
 // It keeps two connections, one to publish and one to consume, and a third from the
 // first message of more than 64 KiB. It dials them again when they are lost, and declares all it needs again before it goes on. Every
 // message is confirmed by the broker and, unless it is a fanout, returned when
-// no queue takes it: then nobody listens, and it is tried again only in the 5 s
-// after a connection was restored, in which the others restore theirs.
+// no queue takes it: then the topic has no consumer. The message is sent again only in the 5 s
+// after a connection was restored, in which the other processes restore theirs.
 //
 // The queues, whose properties are fixed:
 //
@@ -22,7 +22,7 @@
 // marked as redelivered and do not count as lost with a server. With Config.Quorum, RabbitMQ marks the few that
 // it was just sending.
 //
-// A message's UUID and metadata are AMQP headers in the format of
+// A message's id and metadata are AMQP headers in the format of
 // watermill-amqp; docs/wire.md has the details.
 package amqpbus
 
@@ -33,17 +33,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/internal/life"
+	"github.com/armature-go/armature/rpc/internal/names"
 )
 
 // Config configures a Bus.
@@ -72,9 +73,9 @@ type Config struct {
 	// ProbeEvery is how often each queue is looked after, on average. Default
 	// 10 s.
 	ProbeEvery time.Duration
-	// MaxMessage is the largest message that Publish takes, in bytes, see [rpc.Size]. A message above the
-	// broker's own max_message_size, which RabbitMQ does not announce, fails with rpc.ErrTooLarge, too.
-	// Default [rpc.DefaultMaxMessage].
+	// MaxMessage is the largest message that Publish takes, in bytes, see [bus.Message.Size]. A message above the
+	// broker's own max_message_size, which RabbitMQ does not announce, fails with bus.ErrTooLarge, too.
+	// Default [bus.DefaultMaxMessage].
 	MaxMessage int
 	// MaxInFlight is how many bytes of messages, each counted as it is and those that RabbitMQ may still send
 	// as MaxMessage, one subscription may have unsettled. A server has four subscriptions. One message is always
@@ -90,13 +91,13 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// Bus is an [rpc.Bus] over RabbitMQ, and a service part. It is safe for
+// Bus is a [bus.Bus] over RabbitMQ, and a service part. It is safe for
 // concurrent use.
 type Bus struct {
 	cfg  Config
-	pub  *link
-	sub  *link
-	bulk *link // for large messages, see largeMessage; dialed by the first
+	pub  *connector
+	sub  *connector
+	bulk *connector // for large messages, see largeMessage; dialed by the first
 	outs []*publisher
 	next atomic.Uint64
 
@@ -104,21 +105,11 @@ type Bus struct {
 	largeOnce sync.Once    // starts bulk
 	turns     chan struct{}
 
-	life context.Context //nolint:containedctx // the bus's own life, ended by Close
-	end  context.CancelFunc
-	wg   sync.WaitGroup
+	life *life.Life
 
-	mu        sync.Mutex // also held when a goroutine is started
-	state     int        // idle, starting or started
+	mu        sync.Mutex
 	consumers map[*consumer]bool
 }
-
-// The states of a Bus that is not closed.
-const (
-	idle = iota
-	starting
-	started
-)
 
 // New returns a bus that is not connected. The error, with code Invalid, names
 // the URL that is wrong.
@@ -134,11 +125,11 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Exchange == "" {
 		cfg.Exchange = "armature"
 	}
-	if err := broker.CheckName(cfg.Exchange); err != nil {
+	if err := bus.CheckTopic(cfg.Exchange); err != nil {
 		return nil, fmt.Errorf("amqpbus: exchange: %w", err)
 	}
 	if cfg.MaxMessage <= 0 {
-		cfg.MaxMessage = rpc.DefaultMaxMessage
+		cfg.MaxMessage = bus.DefaultMaxMessage
 	}
 	if cfg.MaxInFlight <= 0 {
 		cfg.MaxInFlight = 128 << 20
@@ -161,10 +152,9 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	b := &Bus{cfg: cfg, consumers: make(map[*consumer]bool), turns: make(chan struct{}, largeTurns)}
+	b := &Bus{cfg: cfg, life: life.New(), consumers: make(map[*consumer]bool), turns: make(chan struct{}, largeTurns)}
 	b.largeFrom.Store(largeMessage)
-	b.life, b.end = context.WithCancel(context.Background())
-	b.pub, b.sub, b.bulk = newLink("publish", cfg), newLink("consume", cfg), newLink("publish large messages", cfg)
+	b.pub, b.sub, b.bulk = newConnector("publish", cfg), newConnector("consume", cfg), newConnector("publish large messages", cfg)
 	b.bulk.plain = true
 	for range cfg.Channels {
 		b.outs = append(b.outs, &publisher{link: b.pub, learn: b.learnLimit})
@@ -176,81 +166,45 @@ func New(cfg Config) (*Bus, error) {
 // again after an error. Errors: Unavailable if no broker answers; Unauthenticated if the broker
 // refuses the login; Denied if it refuses the virtual host, or its certificate is not trusted, or
 // it does not take the bus's; Precondition if one side speaks TLS and the other does not, or if the
-// bus is started already; rpc.ErrClosed. The error names the brokers, without passwords.
+// bus is started already; bus.ErrClosed. The error names the brokers, without passwords.
 func (b *Bus) Start(ctx context.Context) error {
-	b.mu.Lock()
-	state := b.state
-	if b.life.Err() == nil && state == idle {
-		b.state = starting
-	}
-	b.mu.Unlock()
-	switch {
-	case b.life.Err() != nil:
-		return rpc.ErrClosed
-	case state != idle:
-		return fault.New(fault.Precondition, "amqpbus: started twice")
-	}
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
-	defer cancel()
-	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
-	err := b.connect(ctx)
-	if err == nil || errors.Is(err, rpc.ErrClosed) {
-		return err
-	}
-	b.mu.Lock()
-	b.state = idle
-	b.mu.Unlock()
-	return fault.New(dialCode(err), "connect to RabbitMQ at %s: gave up after %v: %v",
-		broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
+	return b.life.Start(ctx, b.cfg.ConnectTimeout, func(ctx context.Context) error {
+		err := b.connect(ctx)
+		if err == nil {
+			return nil
+		}
+		return fault.New(dialCode(err), "connect to RabbitMQ at %s: gave up after %v: %v",
+			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
+	})
 }
 
 // connect makes both connections and starts what uses them, or leaves nothing.
 func (b *Bus) connect(ctx context.Context) error {
-	type dialed struct {
-		conn *amqp.Connection
-		out  *gathering
-	}
-	links, made := []*link{b.pub, b.sub}, []dialed{}
+	links, made := []*connector{b.pub, b.sub}, []connection{}
 	end := func() {
-		for _, d := range made {
-			_ = d.conn.CloseDeadline(time.Now().Add(time.Second)) // it ends either way
+		for _, conn := range made {
+			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // it ends either way
 		}
 	}
 	for _, l := range links {
-		conn, out, err := l.dial(ctx)
+		conn, err := l.dial(ctx)
 		if err != nil {
 			end()
 			return err
 		}
-		made = append(made, dialed{conn, out})
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.life.Err() != nil {
-		end()
-		return rpc.ErrClosed
+		made = append(made, conn)
 	}
 	for i, l := range links {
-		l.set(made[i].conn, made[i].out, "", nil)
-		b.wg.Go(func() { l.run(b.life, made[i].conn, made[i].out) })
+		up := l.State().Changed
+		if !b.life.Go(func() { l.Run(b.life, &made[i]) }) { //nolint:contextcheck // the bus's own life
+			end()
+			return bus.ErrClosed
+		}
+		<-up
 	}
 	for _, p := range b.outs {
-		b.wg.Go(func() { p.run(b.life) })
-	}
-	b.state = started
-	return nil
-}
-
-// usable returns an error unless the bus is started and not closed.
-func (b *Bus) usable() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	switch {
-	case b.life.Err() != nil:
-		return rpc.ErrClosed
-	case b.state != started:
-		return rpc.ErrNotStarted
+		b.life.Go(func() { p.run(b.life) }) //nolint:contextcheck // as above
 	}
 	return nil
 }
@@ -262,27 +216,23 @@ func (b *Bus) Stop(context.Context) error { return b.Close() }
 // goroutines. What was not acknowledged goes back to its queue. It is
 // idempotent and never fails.
 func (b *Bus) Close() error {
-	b.mu.Lock()
-	b.end()
-	b.mu.Unlock()
-	b.wg.Wait()
+	b.life.End()
 	return nil
 }
 
-// ConsumerTimeout returns Config.ConsumerTimeout.
-func (b *Bus) ConsumerTimeout() time.Duration { return b.cfg.ConsumerTimeout }
-
-// Reconnects returns how often a lost connection was replaced.
-func (b *Bus) Reconnects() (n uint64) {
-	for _, l := range []*link{b.pub, b.sub} {
-		n += max(l.dials.Load(), 1) - 1
+// Capabilities is that of [bus.Bus]. Stats reports RabbitMQ as blocked when it lacks memory or disk.
+func (b *Bus) Capabilities() bus.Capabilities {
+	return bus.Capabilities{
+		MaxMessage: b.cfg.MaxMessage, MaxTopic: names.Max - len(b.name("")), ConsumerTimeout: b.cfg.ConsumerTimeout,
+		NoConsumer: true, LiveTopics: true, Persistent: true, Stats: b.stats,
 	}
-	return n
 }
 
-// Blocked reports whether RabbitMQ takes no messages now, for want of memory or
-// disk.
-func (b *Bus) Blocked() bool { return b.pub.blocked.Load() }
+func (b *Bus) stats() (s bus.Stats) {
+	s.Blocked = b.pub.State().Blocked != ""
+	s.Reconnects = b.pub.Reconnects() + b.sub.Reconnects()
+	return s
+}
 
 func (b *Bus) drop(c *consumer) {
 	b.mu.Lock()
@@ -293,10 +243,10 @@ func (b *Bus) drop(c *consumer) {
 // Check returns nil if the bus is connected and all its queues are consumed, and
 // Unavailable with what is wrong if not. It does not block.
 func (b *Bus) Check(context.Context) error {
-	if err := b.usable(); err != nil {
+	if err := b.life.Usable(); err != nil {
 		return err
 	}
-	for _, l := range []*link{b.pub, b.sub} {
+	for _, l := range []*connector{b.pub, b.sub} {
 		if err := l.check(); err != nil {
 			return err
 		}
@@ -311,39 +261,29 @@ func (b *Bus) Check(context.Context) error {
 	return nil
 }
 
-// MaxMessage returns Config.MaxMessage.
-func (b *Bus) MaxMessage() int { return b.cfg.MaxMessage }
+// checkTopic returns Invalid if the topic's queue cannot have its name.
+func (b *Bus) checkTopic(topic string) error { return bus.CheckTopic(b.name(topic)) }
 
-// CheckTopic is [rpc.Bounded].
-func (b *Bus) CheckTopic(topic string) error { return broker.CheckName(b.name(topic)) }
-
-// check returns ErrClosed or ErrNotStarted if the bus cannot be used, and Invalid if RabbitMQ could not carry
+// checkMessage returns ErrClosed or ErrNotStarted if the bus cannot be used, and Invalid if RabbitMQ could not carry
 // the message.
-func (b *Bus) check(topic string, m *message.Message) error {
-	err := cmp.Or(b.usable(), b.CheckTopic(topic), broker.CheckMessage(m, b.cfg.MaxMessage))
-	if to := m.Metadata[rpc.MetaReplyTo]; err == nil && to != "" {
-		err = b.CheckTopic(to)
+func (b *Bus) checkMessage(topic string, m *bus.Message) error {
+	err := cmp.Or(b.life.Usable(), b.checkTopic(topic), bus.CheckMessage(m, b.cfg.MaxMessage))
+	if err == nil && m.ReplyTo != "" {
+		err = b.checkTopic(m.ReplyTo)
 	}
 	return err
 }
 
-// Publish sends the messages one after another and waits for each one's
-// confirmation, see [rpc.Bus]. A message whose context has no deadline is tried
-// for 60 s.
-func (b *Bus) Publish(topic string, messages ...*message.Message) error {
-	for _, m := range messages {
-		if err := b.publish(topic, m); err != nil {
-			return fmt.Errorf("publish to %s: %w", b.name(topic), err)
-		}
-	}
-	return nil
+// Publish sends the message and waits for its
+// confirmation, see [bus.Bus].
+func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
+	return b.wrap(topic, b.publish(ctx, topic, m))
 }
 
-func (b *Bus) publish(topic string, m *message.Message) error {
-	if err := b.check(topic, m); err != nil {
+func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
+	if err := b.checkMessage(topic, m); err != nil {
 		return err
 	}
-	ctx := m.Context()
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, time.Minute)
@@ -353,57 +293,57 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 }
 
 // Send publishes one message without waiting for its confirmation, see
-// [rpc.Sender]. A message whose context has no deadline waits 60 s for a broker
+// [bus.Bus]. A message whose context has no deadline waits 60 s for a broker
 // that is away.
-func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
+func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	o := b.outgoing(topic, m)
-	if err := b.check(topic, m); err != nil {
-		settled(wrap(topic, err))
+	if err := b.checkMessage(topic, m); err != nil {
+		done(b.wrap(topic, err))
 		return
 	}
 	if b.isLarge(o) {
-		if !b.spawn(func() {
-			ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
+		if !b.life.Go(func() {
+			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
-			settled(wrap(topic, b.persist(ctx, o, nil)))
+			done(b.wrap(topic, b.persist(ctx, o, nil)))
 		}) {
-			settled(wrap(topic, rpc.ErrClosed))
+			done(b.wrap(topic, bus.ErrClosed))
 		}
 		return
 	}
 	o.settled = func(err error) {
 		if err == nil {
-			settled(nil)
+			done(nil)
 			return
 		}
-		b.repeat(topic, m, o, err, settled)
+		b.sendAgain(ctx, topic, o, err, done)
 	}
-	if err := b.write(m.Context(), o); err != nil {
-		b.repeat(topic, m, o, err, settled)
+	if err := b.write(ctx, o); err != nil {
+		b.sendAgain(ctx, topic, o, err, done)
 	}
 }
 
-// repeat tries a message again whose sending failed, if that is allowed.
-func (b *Bus) repeat(topic string, m *message.Message, o *outgoing, err error, settled func(error)) {
-	if !b.mayRepeat(o, err) || !b.spawn(func() {
-		ctx, cancel := context.WithTimeout(m.Context(), time.Minute)
+// sendAgain sends a message again whose sending failed, if that is allowed.
+func (b *Bus) sendAgain(ctx context.Context, topic string, o *outgoing, err error, done func(error)) {
+	if !b.mayRepeat(o, err) || !b.life.Go(func() {
+		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		settled(wrap(topic, b.persist(ctx, o, err)))
+		done(b.wrap(topic, b.persist(ctx, o, err)))
 	}) {
-		settled(wrap(topic, err))
+		done(b.wrap(topic, err))
 	}
 }
 
-func wrap(topic string, err error) error {
+func (b *Bus) wrap(topic string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("publish to %s: %w", topic, err)
+	return fmt.Errorf("publish to %s: %w", b.name(topic), err)
 }
 
-func (b *Bus) outgoing(topic string, m *message.Message) *outgoing {
+func (b *Bus) outgoing(topic string, m *bus.Message) *outgoing {
 	o := &outgoing{m: m, key: b.name(topic)}
-	if rpc.KindOf(m) == rpc.KindFanout {
+	if m.Kind == bus.Fanout {
 		o.exchange, o.key = o.key, ""
 	}
 	return o
@@ -413,7 +353,7 @@ func (b *Bus) outgoing(topic string, m *message.Message) *outgoing {
 // for a minute. If it fails, o.settled is not called.
 func (b *Bus) write(ctx context.Context, o *outgoing) error {
 	if b.life.Err() != nil {
-		return rpc.ErrClosed
+		return bus.ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
 		return notSent(err)
@@ -432,33 +372,34 @@ func (b *Bus) write(ctx context.Context, o *outgoing) error {
 }
 
 // mayRepeat reports whether a message whose sending ended with err may be sent
-// again: certainly not sent, or to be delivered at least once, or nobody listened
-// just after the connection was restored. Then the others may still be about to
+// again: certainly not sent, or to be delivered at least once, or the topic had no consumer
+// just after the connection was restored. Then the other processes may still be about to
 // restore theirs, and a broker that was killed has forgotten queues that were
 // declared a moment before.
 func (b *Bus) mayRepeat(o *outgoing, err error) bool {
 	return errors.Is(err, errNotSent) ||
-		fault.CodeOf(err) == fault.Unknown && rpc.Durable(o.m) ||
-		errors.Is(err, rpc.ErrNoConsumer) && b.pub.restored(grace)
+		fault.CodeOf(err) == fault.Unknown && o.m.Persistent() ||
+		errors.Is(err, bus.ErrNoConsumer) && b.pub.Restored(grace)
 }
 
 // persist sends o until that succeeds, fails for good or ctx ends. last is how an
 // earlier attempt ended that may be repeated, nil if there was none.
 func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 	var unknown error // an attempt that may have arrived
-	for wait := minRedial; ; wait = min(2*wait, maxRedial) {
+	wait := backoff.Backoff{Min: minRetry, Max: maxRetry}
+	for {
 		if last != nil {
 			if fault.CodeOf(last) == fault.Unknown {
 				unknown = last
 			}
-			broker.Pause(ctx, wait/2+rand.N(wait/2))
+			wait.Wait(ctx)
 		}
 		last = b.attempt(ctx, o)
 		switch {
 		case last == nil:
 			return nil
 		case b.life.Err() != nil:
-			return rpc.ErrClosed
+			return bus.ErrClosed
 		case ctx.Err() != nil && unknown == nil && errors.Is(last, errNotSent):
 			return notSent(ctx.Err())
 		case ctx.Err() == nil && b.mayRepeat(o, last):
@@ -486,17 +427,6 @@ func (b *Bus) attempt(ctx context.Context, o *outgoing) error {
 	case <-ctx.Done():
 		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message before the end: %w", ctx.Err())
 	}
-}
-
-// spawn runs f in a goroutine that Close waits for, unless the bus is closed.
-func (b *Bus) spawn(f func()) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.life.Err() != nil {
-		return false
-	}
-	b.wg.Go(f)
-	return true
 }
 
 func (b *Bus) name(topic string) string { return b.cfg.Exchange + "." + topic }

@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
-	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
@@ -49,7 +49,7 @@ func openWith(t testing.TB, cfg amqpbus.Config) *amqpbus.Bus {
 func TestBus(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
-	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
+	rpctest.TestBus(t, func(t *testing.T) (server, client bus.Bus) {
 		t.Helper()
 		exchange := "test." + strings.ToLower(rand.Text())
 		return open(t, url, exchange), open(t, url, exchange)
@@ -60,17 +60,17 @@ func TestBus(t *testing.T) {
 func TestBusQuorum(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
-	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
+	rpctest.TestBus(t, func(t *testing.T) (server, client bus.Bus) {
 		t.Helper()
 		cfg := amqpbus.Config{URLs: []string{url}, Exchange: "test." + strings.ToLower(rand.Text()), Quorum: true}
 		return openWith(t, cfg), openWith(t, cfg)
 	}, "restarts") // RabbitMQ marks what a quorum queue was sending to a consumer that is canceled
 	exchange := "test." + strings.ToLower(rand.Text())
 	quorum, classic := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: exchange, Quorum: true}), open(t, url, exchange)
-	if err := quorum.SubscribeInitialize("topic"); err != nil {
+	if err := quorum.CreateTopic(t.Context(), "topic"); err != nil {
 		t.Fatal(err)
 	}
-	if err := classic.SubscribeInitialize("topic"); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), exchange+".topic") {
+	if err := classic.CreateTopic(t.Context(), "topic"); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), exchange+".topic") {
 		t.Errorf("a bus without quorum queues, on one: %v, want Precondition with its name", err)
 	}
 }

@@ -92,7 +92,7 @@ type blob struct{ Data []byte }
 // payload is 1 KiB as base64 in JSON.
 func payload() *blob { return &blob{make([]byte, 768)} }
 
-// rawPayload is 1 KiB that nobody looks at.
+// rawPayload is 1 KiB that is not decoded.
 func rawPayload() *json.RawMessage {
 	raw := json.RawMessage(bytes.Repeat([]byte(" "), 1024))
 	return &raw

@@ -151,8 +151,8 @@ func TestHeals(t *testing.T) {
 		if spent := time.Since(start); spent > time.Second {
 			t.Errorf("a cast with 200 ms took %v: %v", spent, err)
 		}
-		if err := cliBus.Check(ctx); err == nil || !cliBus.Blocked() || !strings.Contains(err.Error(), "takes no messages") {
-			return fmt.Errorf("Check: %w, Blocked: %v", err, cliBus.Blocked())
+		if err := cliBus.Check(ctx); err == nil || !cliBus.Capabilities().Stats().Blocked || !strings.Contains(err.Error(), "takes no messages") {
+			return fmt.Errorf("Check: %w, Blocked: %v", err, cliBus.Capabilities().Stats().Blocked)
 		}
 		if fault.CodeOf(err) != fault.Timeout {
 			return fmt.Errorf("cast: %w, want Timeout", err)

@@ -11,8 +11,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // A message that is too large for RabbitMQ costs the channel that it is sent on, with all that is not
@@ -37,11 +36,11 @@ func (b *Bus) attemptLarge(ctx context.Context, o *outgoing) error {
 	case <-ctx.Done():
 		return notSent(ctx.Err())
 	case <-b.life.Done():
-		return rpc.ErrClosed
+		return bus.ErrClosed
 	}
-	b.largeOnce.Do(func() { b.spawn(func() { b.bulk.run(b.life, nil, nil) }) })
+	b.largeOnce.Do(func() { b.life.Go(func() { b.bulk.Run(b.life, nil) }) }) //nolint:contextcheck // the bus's own life
 	done := make(chan error, 1)
-	if !b.spawn(func() {
+	if !b.life.Go(func() {
 		defer func() { <-b.turns }()
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
@@ -54,7 +53,7 @@ func (b *Bus) attemptLarge(ctx context.Context, o *outgoing) error {
 		done <- b.publishAlone(conn, o)
 	}) {
 		<-b.turns
-		return rpc.ErrClosed
+		return bus.ErrClosed
 	}
 	select {
 	case err := <-done:
@@ -92,7 +91,7 @@ func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 	if confirm.Acked() {
 		select {
 		case <-returned: // RabbitMQ sends it before the confirmation
-			return nobody(o)
+			return unroutable(o)
 		default:
 			return nil
 		}
@@ -101,7 +100,7 @@ func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 		return errRefused
 	}
 	if size, limit, ok := sizeRefusal(<-closed); ok {
-		return broker.TooLarge(size, limit)
+		return bus.TooLarge(size, limit)
 	}
 	return errLost
 }
@@ -142,7 +141,7 @@ func (c *outChannel) blame(left []*outgoing) map[*outgoing]error {
 			why[o] = errNotSent
 		case len(o.m.Payload) == size:
 			found = true
-			why[o] = broker.TooLarge(size, limit)
+			why[o] = bus.TooLarge(size, limit)
 		}
 	}
 	return why

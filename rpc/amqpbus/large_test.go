@@ -12,13 +12,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
@@ -97,7 +96,7 @@ func TestBrokerLimit(t *testing.T) {
 			}
 			wg.Wait()
 			t.Logf("%d of 2000 healthy calls failed, the slowest took %v", failed.Load(), time.Duration(slowest.Load()))
-			if n := cliBus.Reconnects() + srvBus.Reconnects(); n != 0 {
+			if n := cliBus.Capabilities().Stats().Reconnects + srvBus.Capabilities().Stats().Reconnects; n != 0 {
 				t.Errorf("%d connections were lost", n)
 			}
 			fits := large[:tt.limit-2]
@@ -117,15 +116,13 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the 
 	big := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: exchange, MaxMessage: 64 << 20})
 	small := open(t, url, exchange)
 	for _, topic := range []string{"fault.h", "fault.dlq"} {
-		if err := big.SubscribeInitialize(topic); err != nil {
+		if err := big.CreateTopic(t.Context(), topic); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for n := range letters {
-		payload := message.Payload(`"` + strings.Repeat("x", size) + `"`)
-		m := message.NewMessageWithContext(t.Context(), fmt.Sprint("large-", n), payload)
-		m.Metadata[rpc.MetaRPC] = "cast fault.blobs 1.0 at-least-once"
-		if err := big.Publish("fault.h", m); err != nil {
+		m := rpctest.Message(fmt.Sprint("large-", n), "cast fault.blobs 1.0 at-least-once", `"`+strings.Repeat("x", size)+`"`)
+		if err := big.Publish(t.Context(), "fault.h", m); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -157,7 +154,7 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the 
 	}
 	client := rpc.NewClient(big, rpc.ClientConfig{})
 	defer client.Close()
-	text := strings.Repeat("x", rpc.DefaultMaxMessage)
+	text := strings.Repeat("x", bus.DefaultMaxMessage)
 	begin := time.Now()
 	if _, err := rpc.Call(t.Context(), client, blob1, "h", &text); !errors.Is(err, rpc.ErrTooLarge) || !fault.IsRemote(err) || time.Since(begin) > 5*time.Second {
 		t.Errorf("a call after %v: %v, want the server's ErrTooLarge", time.Since(begin), err)
@@ -165,7 +162,7 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the 
 	whole := 0
 	for end := time.Now().Add(30 * time.Second); whole < letters && time.Now().Before(end); {
 		if err := rpc.DeadLetters(t.Context(), big, iface, func(l *rpc.DeadLetter) rpc.Verdict {
-			if strings.HasPrefix(l.ID, "large-") && len(l.Payload) == size+2 && strings.Contains(l.Reason, strconv.Itoa(rpc.DefaultMaxMessage)) {
+			if strings.HasPrefix(l.ID, "large-") && len(l.Payload) == size+2 && strings.Contains(l.Reason, strconv.Itoa(bus.DefaultMaxMessage)) {
 				whole++
 			}
 			return rpc.Drop
@@ -191,7 +188,7 @@ func TestLargeAway(t *testing.T) {
 	t.Parallel()
 	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
 	b := open(t, via, "large.away")
-	if err := b.SubscribeInitialize("fault.h"); err != nil {
+	if err := b.CreateTopic(t.Context(), "fault.h"); err != nil {
 		t.Fatal(err)
 	}
 	client := rpc.NewClient(b, rpc.ClientConfig{})

@@ -10,12 +10,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 // lateVar sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of 14 s.
@@ -87,7 +87,7 @@ func TestLateConfirm(t *testing.T) {
 	srvBus, cliBus := open(t, via, "late"), open(t, broker.URL, "late")
 	var mu sync.Mutex
 	runs, done := map[int]int{}, map[int]int{}
-	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h", MaxTries: tries})
+	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h", MaxDeliveries: tries})
 	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -121,9 +121,8 @@ func TestLateConfirm(t *testing.T) {
 	})
 	begin := time.Now()
 	for n := range casts {
-		m := message.NewMessageWithContext(t.Context(), fmt.Sprint("late-", n), message.Payload(strconv.Itoa(n)))
-		m.Metadata[rpc.MetaRPC] = "cast fault.keep 1.0 at-least-once"
-		if err := cliBus.Publish("fault.h", m); err != nil {
+		m := rpctest.Message(fmt.Sprint("late-", n), "cast fault.keep 1.0 at-least-once", strconv.Itoa(n))
+		if err := cliBus.Publish(t.Context(), "fault.h", m); err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(length / 2 / casts)
@@ -150,9 +149,9 @@ func TestLateConfirm(t *testing.T) {
 	if err := srv.Stop(ctx); err != nil {
 		t.Error(err)
 	}
-	lost := int(srvBus.Reconnects()) * casts
+	lost := int(srvBus.Capabilities().Stats().Reconnects) * casts
 	copies, dead := published("late.fault.h"), published("late.fault.dlq")
-	t.Logf("%d copies, %d dead letters published, %v lost connections, runs %v, letters %v", copies, dead, srvBus.Reconnects(), runs, letters)
+	t.Logf("%d copies, %d dead letters published, %v lost connections, runs %v, letters %v", copies, dead, srvBus.Capabilities().Stats().Reconnects, runs, letters)
 	if most := casts/2 + casts/2*tries + lost; copies > most {
 		t.Errorf("%d copies of %d casts, want at most %d", copies, casts, most)
 	}
@@ -164,7 +163,7 @@ func TestLateConfirm(t *testing.T) {
 		if n%2 == 1 && (done[n] != 1 || letters[id] != 0) {
 			t.Errorf("cast %d was handled %d times and is %d dead letters, want once and none", n, done[n], letters[id])
 		}
-		if n%2 == 0 && (runs[n] < tries || runs[n] > tries+int(srvBus.Reconnects()) || letters[id] != 1) {
+		if n%2 == 0 && (runs[n] < tries || runs[n] > tries+int(srvBus.Capabilities().Stats().Reconnects) || letters[id] != 1) {
 			t.Errorf("cast %d ran %d times and is %d dead letters, want %d and one", n, runs[n], letters[id], tries)
 		}
 	}

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/url"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -18,74 +17,51 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/internal/gather"
+	"github.com/armature-go/armature/rpc/internal/link"
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// The back-off between two attempts to connect is an eighth of the time since the connection was lost, between
-// minRedial and maxRedial, with full jitter, so that a cluster that comes back is not stormed, and a server that
-// was away for a second is back before its callers take it for lost (ADR 21).
 const (
-	minRedial = 20 * time.Millisecond
-	maxRedial = time.Second
 	// dialTime bounds one attempt on one broker, the handshakes included.
 	dialTime = 5 * time.Second
+	// The delay before a message is sent again, or a queue consumed, is minRetry after the first failure, doubled after
+	// each further one up to maxRetry, with jitter.
+	minRetry = 20 * time.Millisecond
+	maxRetry = time.Second
 	// grace is how long after a restored connection a queue that does not exist may
 	// only be late.
 	grace = 5 * time.Second
 )
 
-// link keeps one connection up. amqp091's own recovery stays off: after it, a
+// connection is a connection to RabbitMQ.
+type connection struct {
+	*amqp.Connection
+
+	out *gather.Conn // what it writes to; nil if its writes are not gathered
+}
+
+// connector keeps one connection up. amqp091's own recovery stays off: after it, a
 // late Ack of an old delivery acknowledges another message.
-type link struct {
+type connector struct {
+	*link.Link[connection]
+
 	use   string // what the connection is for
 	cfg   Config
 	plain bool // writes are not gathered
-
-	blocked atomic.Bool   // the broker takes nothing
-	dials   atomic.Uint64 // how often a connection was made
-
-	mu      sync.Mutex
-	conn    *amqp.Connection // nil while it is lost
-	out     *gathering       // what conn writes to
-	changed chan struct{}    // closed, and replaced, when conn or reason changes
-	reason  string           // why the broker takes nothing; empty if it does
-	last    error            // of the last attempt
-	back    time.Time        // when a connection replaced another
 }
 
-func newLink(use string, cfg Config) *link {
-	return &link{use: use, cfg: cfg, changed: make(chan struct{}), last: errors.New("no attempt was made")}
+func newConnector(use string, cfg Config) *connector {
+	c := &connector{use: use, cfg: cfg}
+	c.Link = link.New(link.Config[connection]{Dial: c.dial, Hold: c.hold})
+	return c
 }
 
-// run serves the connection, which may be nil, and dials again when it is lost, until life ends. It
-// owns the connection.
-func (l *link) run(life context.Context, conn *amqp.Connection, out *gathering) {
-	if conn != nil {
-		l.hold(life, conn, out)
-	}
-	for lost := time.Now(); life.Err() == nil; {
-		conn, out, err := l.dial(life)
-		if err != nil {
-			l.set(nil, nil, "", err)
-			broker.Pause(life, rand.N(broker.Backoff(lost, minRedial, maxRedial)))
-			continue
-		}
-		l.hold(life, conn, out)
-		lost = time.Now()
-	}
-}
-
-// hold serves the connection until it is lost or life ends.
-func (l *link) hold(life context.Context, conn *amqp.Connection, out *gathering) {
+// hold returns when the connection is lost, or closes it when life ends.
+func (l *connector) hold(life context.Context, conn connection) error {
 	log := l.cfg.Logger.With("use", l.use, "broker", conn.RemoteAddr().String())
 	lost := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
-	if l.dials.Add(1) > 1 {
-		l.mu.Lock()
-		l.back = time.Now()
-		l.mu.Unlock()
-	}
-	l.set(conn, out, "", nil)
 	log.Debug("connected to RabbitMQ")
 	for {
 		select {
@@ -99,43 +75,41 @@ func (l *link) hold(life context.Context, conn *amqp.Connection, out *gathering)
 				reason = b.Reason
 				log.Warn("RabbitMQ takes no messages", "reason", reason)
 			}
-			l.set(conn, out, reason, nil)
+			l.Block(reason)
 		case e := <-lost:
 			err := errors.New("the connection was closed")
 			if e != nil {
 				err = e
 			}
-			l.set(nil, nil, "", err)
 			if life.Err() == nil {
 				log.Warn("lost the connection to RabbitMQ, dialing again", "error", err)
 			}
-			return
+			return err
 		case <-life.Done():
-			l.set(nil, nil, "", errors.New("the bus was closed"))
 			_ = conn.CloseDeadline(time.Now().Add(dialTime)) // it ends either way
-			return
+			return errors.New("the bus was closed")
 		}
 	}
 }
 
 // dial tries each broker once, in random order, until ctx ends. Of several errors it returns the one
 // that no wait mends.
-func (l *link) dial(ctx context.Context) (conn *amqp.Connection, out *gathering, err error) {
+func (l *connector) dial(ctx context.Context) (connection, error) {
 	var failure error
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
-		conn, out, err = l.dialOne(ctx, l.cfg.URLs[i])
+		conn, out, err := l.dialOne(ctx, l.cfg.URLs[i])
 		if err == nil {
-			return conn, out, nil
+			return connection{conn, out}, nil
 		}
 		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", broker.Redacted(l.cfg.URLs[i]), "error", err)
 		if failure == nil || dialCode(failure) == fault.Unavailable {
 			failure = err
 		}
 	}
-	return nil, nil, failure
+	return connection{}, failure
 }
 
-func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, out *gathering, err error) {
+func (l *connector) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, out *gather.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
 	ended := func() bool { return true }
@@ -153,7 +127,7 @@ func (l *link) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, 
 			if l.plain {
 				return first, nil
 			}
-			out = &gathering{Conn: first}
+			out = &gather.Conn{Conn: first}
 			return out, nil
 		},
 	}
@@ -207,69 +181,26 @@ func (c *firstByte) Read(p []byte) (int, error) {
 
 func (c *firstByte) is(b byte) bool { return c.seen.Load() == int32(b)+1 }
 
-func (l *link) set(conn *amqp.Connection, out *gathering, blocked string, err error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.conn, l.out, l.reason = conn, out, blocked
-	l.blocked.Store(blocked != "")
-	if err != nil {
-		l.last = err
-	}
-	close(l.changed)
-	l.changed = make(chan struct{})
-}
-
 // get returns the connection, waiting for it until ctx ends.
-func (l *link) get(ctx context.Context) (*amqp.Connection, error) {
+func (l *connector) get(ctx context.Context) (*amqp.Connection, error) {
 	for {
-		l.mu.Lock()
-		conn, blocked, changed := l.conn, l.reason, l.changed
-		l.mu.Unlock()
-		if conn != nil && blocked == "" && !conn.IsClosed() {
-			return conn, nil
+		conn, epoch, err := l.Get(ctx)
+		if err != nil || !conn.IsClosed() {
+			return conn.Connection, err
 		}
-		select {
-		case <-changed:
+		select { // its loss is about to be noticed
+		case <-epoch.Done():
 		case <-ctx.Done():
-			return nil, ctx.Err()
 		}
 	}
 }
 
-// state returns a channel that is closed when something changes, and one that is
-// closed when the connection has room again, nil if it has.
-func (l *link) state() (changed, full <-chan struct{}) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.out != nil {
-		full = l.out.full()
-	}
-	return l.changed, full
-}
-
-// restored reports whether a connection replaced another less than d ago.
-func (l *link) restored(d time.Duration) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return time.Since(l.back) < d
-}
-
-// wake tells those who wait that something changed.
-func (l *link) wake() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	close(l.changed)
-	l.changed = make(chan struct{})
-}
-
-func (l *link) check() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case l.conn == nil:
-		return fault.New(fault.Unavailable, "the connection to RabbitMQ to %s is lost: %v", l.use, l.last)
-	case l.reason != "":
-		return fault.New(fault.Unavailable, "RabbitMQ takes no messages: %s", l.reason)
+func (l *connector) check() error {
+	switch s := l.State(); {
+	case s.Epoch == nil:
+		return fault.New(fault.Unavailable, "the connection to RabbitMQ to %s is lost: %v", l.use, s.Err)
+	case s.Blocked != "":
+		return fault.New(fault.Unavailable, "RabbitMQ takes no messages: %s", s.Blocked)
 	}
 	return nil
 }

@@ -7,12 +7,12 @@ import (
 
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
-	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-func dial(ctx context.Context, url, exchange string) (rpc.Bus, error) {
+func dial(ctx context.Context, url, exchange string) (bus.Bus, error) {
 	b, err := amqpbus.New(amqpbus.Config{URLs: []string{url}, Exchange: exchange})
 	if err != nil {
 		return nil, err

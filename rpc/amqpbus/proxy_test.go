@@ -20,7 +20,7 @@ type proxy struct {
 	open map[net.Conn]bool
 	gate chan struct{} // closed when bytes may pass
 	slow time.Duration // the pause after each piece
-	look func([]byte)  // sees what clients send before it passes; nil: nobody does
+	look func([]byte)  // sees what clients send before it passes; may be nil
 }
 
 func newProxy(t testing.TB, to string) *proxy {

@@ -10,12 +10,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // The connection was lost before anything was written, or before the broker
@@ -28,9 +27,9 @@ var (
 
 // outgoing is a message on its way to the broker.
 type outgoing struct {
-	m             *message.Message
+	m             *bus.Message
 	exchange, key string
-	awaited       bool        // somebody waits for settled
+	awaited       bool        // a goroutine waits for settled
 	settled       func(error) // called once when the message was written
 	confirm       *amqp.DeferredConfirmation
 }
@@ -38,9 +37,9 @@ type outgoing struct {
 // publisher keeps a channel in confirm mode open. Those who publish write to it
 // themselves.
 type publisher struct {
-	link  *link
+	link  *connector
 	learn func(limit int)            // is told the broker's limit of a message's size
-	cur   atomic.Pointer[outChannel] // nil while there is none
+	cur   atomic.Pointer[outChannel] // nil while the channel is closed
 }
 
 // run keeps the channel open until life ends.
@@ -52,11 +51,11 @@ func (p *publisher) run(life context.Context) {
 		}
 		c, err := openOut(conn, p.learn)
 		if err != nil {
-			broker.Pause(life, minRedial)
+			backoff.Sleep(life, minRetry)
 			continue
 		}
 		p.cur.Store(c)
-		p.link.wake()
+		p.link.Notify()
 		select {
 		case <-c.lost:
 		case <-life.Done():
@@ -84,7 +83,7 @@ func (b *Bus) channel(ctx context.Context) (*outChannel, error) {
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-b.life.Done():
-			return nil, rpc.ErrClosed
+			return nil, bus.ErrClosed
 		}
 	}
 	return c, nil
@@ -93,18 +92,21 @@ func (b *Bus) channel(ctx context.Context) (*outChannel, error) {
 // open returns the channel if it may be written to. Else it returns what is
 // closed when that may have changed.
 func (p *publisher) open() (c *outChannel, changed, full <-chan struct{}) {
-	changed, full = p.link.state()
-	if full != nil || p.link.blocked.Load() {
-		return nil, changed, full
+	s := p.link.State()
+	if s.Epoch != nil && s.Conn.out != nil {
+		full = s.Conn.out.Full()
 	}
-	return p.cur.Load(), changed, nil
+	if full != nil || s.Blocked != "" {
+		return nil, s.Changed, full
+	}
+	return p.cur.Load(), s.Changed, nil
 }
 
-// lazy is how often the outcome of messages that nobody waits for is looked up.
+// lazy is how often the outcome of messages of Send is looked up.
 const lazy = 20 * time.Millisecond
 
 // outChannel is one channel in confirm mode. A goroutine takes what comes back.
-// It wakes up for a confirmation only if somebody waits for it.
+// It wakes up for a confirmation only if Publish waits for it.
 type outChannel struct {
 	ch     *amqp.Channel
 	learn  func(limit int)
@@ -115,7 +117,7 @@ type outChannel struct {
 
 	mu      sync.Mutex
 	awaited []*outgoing     // sent and not settled, in their order
-	others  []*outgoing     // the same, of those that nobody waits for
+	others  []*outgoing     // the same, of messages of Send
 	back    map[string]bool // returned before it was noted as sent
 	gone    error           // of what is sent when the channel is gone; nil while it is there
 
@@ -181,9 +183,9 @@ func (c *outChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.back[o.m.UUID] {
-		delete(c.back, o.m.UUID)
-		return nobody(o)
+	if c.back[o.m.ID] {
+		delete(c.back, o.m.ID)
+		return unroutable(o)
 	}
 	switch {
 	case c.gone != nil:
@@ -210,7 +212,7 @@ func (c *outChannel) collect(returns <-chan amqp.Return) {
 	defer close(c.lost)
 	defer c.tick.Stop()
 	for {
-		var next <-chan struct{} // never ready if nobody waits
+		var next <-chan struct{} // never ready if awaited is empty
 		c.mu.Lock()
 		if len(c.awaited) > 0 {
 			next = c.awaited[0].confirm.Done()
@@ -219,10 +221,10 @@ func (c *outChannel) collect(returns <-chan amqp.Return) {
 		select {
 		case r, ok := <-returns:
 			if !ok {
-				c.leave()
+				c.settleLost()
 				return
 			}
-			c.give(&r)
+			c.settleReturned(&r)
 		case <-next:
 			c.settle(&c.awaited)
 		case <-c.tick.C:
@@ -232,16 +234,16 @@ func (c *outChannel) collect(returns <-chan amqp.Return) {
 	}
 }
 
-// give settles a message that was returned.
-func (c *outChannel) give(r *amqp.Return) {
+// settleReturned settles a message that was returned.
+func (c *outChannel) settleReturned(r *amqp.Return) {
 	id := cmp.Or(r.MessageId, r.CorrelationId)
 	c.mu.Lock()
 	for _, list := range []*[]*outgoing{&c.awaited, &c.others} {
-		if i := slices.IndexFunc(*list, func(o *outgoing) bool { return o.m.UUID == id }); i >= 0 {
+		if i := slices.IndexFunc(*list, func(o *outgoing) bool { return o.m.ID == id }); i >= 0 {
 			o := (*list)[i]
 			*list = slices.Delete(*list, i, i+1)
 			c.mu.Unlock()
-			o.settled(nobody(o))
+			o.settled(unroutable(o))
 			return
 		}
 	}
@@ -265,11 +267,11 @@ func (c *outChannel) settle(list *[]*outgoing) {
 	for _, o := range ended {
 		o.settled(c.outcome(o))
 	}
-	clear(ended) // nobody else has it
+	clear(ended) // no other goroutine has it
 }
 
-// leave settles what is left when the channel is gone.
-func (c *outChannel) leave() {
+// settleLost settles what is left when the channel is gone.
+func (c *outChannel) settleLost() {
 	c.mu.Lock()
 	left := slices.Concat(c.awaited, c.others)
 	why := c.blame(left)
@@ -304,8 +306,8 @@ func (o *outgoing) confirmed() bool {
 	}
 }
 
-// nobody is the error of a message that was returned.
-func nobody(o *outgoing) error { return fmt.Errorf("queue %q: %w", o.key, rpc.ErrNoConsumer) }
+// unroutable is the error of a message that was returned.
+func unroutable(o *outgoing) error { return fmt.Errorf("queue %q: %w", o.key, bus.ErrNoConsumer) }
 
 func notSent(err error) error {
 	return fault.New(fault.CodeOf(err), "not sent, RabbitMQ was away or busy for too long: %w", err)

@@ -9,12 +9,11 @@ import (
 	"sync"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // liveExpiry is how long the queue of a Live topic outlives its last consumer:
@@ -33,56 +32,37 @@ const (
 	prompt = 10 * time.Millisecond
 )
 
-// Subscribe consumes the topic's queue until ctx ends, see [rpc.Bus]. It waits
-// up to Config.ConnectTimeout for a broker that is away. Errors besides: Denied
-// and Precondition if the broker refuses the queue, Invalid if it cannot have the name.
-func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
-	c, err := b.subscribe(ctx, s, nil)
-	if err != nil {
-		return nil, err
-	}
-	return c.out, nil
-}
-
-// Receive is Subscribe with a function, see [rpc.Receiver].
-func (b *Bus) Receive(ctx context.Context, s rpc.Subscription, f func(*message.Message)) (<-chan struct{}, error) {
-	c, err := b.subscribe(ctx, s, f)
-	if err != nil {
-		return nil, err
-	}
-	return c.done, nil
-}
-
-func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message.Message)) (*consumer, error) {
-	err := cmp.Or(b.usable(), b.CheckTopic(s.Topic))
+// Subscribe consumes the topic's queue until ctx ends, see [bus.Bus]. It waits
+// up to Config.ConnectTimeout for a broker that is away.
+func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
+	err := cmp.Or(b.life.Usable(), b.checkTopic(s.Topic))
 	if err == nil && s.Fanout != "" {
-		err = b.CheckTopic(s.Fanout)
+		err = b.checkTopic(s.Fanout)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("subscribe to %.300q: %w", s.Topic, err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	c := &consumer{
-		bus: b, name: b.name(s.Topic), mode: s.Mode, slots: max(s.Slots, 1), f: f,
-		out: make(chan *message.Message), done: make(chan struct{}), ready: make(chan error, 1),
+		bus: b, name: b.name(s.Topic), mode: s.Mode, slots: max(s.Slots, 1), deliver: s.Receive,
+		out: make(chan *bus.Delivery), ready: make(chan error, 1),
 		state: errors.New("it has not been consumed yet"),
 	}
 	if s.Fanout != "" {
 		c.fanout = b.name(s.Fanout)
 	}
 	b.mu.Lock()
-	if b.life.Err() != nil {
-		b.mu.Unlock()
-		cancel()
-		return nil, fmt.Errorf("subscribe to %s: %w", c.name, rpc.ErrClosed)
-	}
 	b.consumers[c] = true
-	b.wg.Go(func() {
+	b.mu.Unlock()
+	if !b.life.Go(func() {
 		defer cancel()
 		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 		c.run(ctx)
-	})
-	b.mu.Unlock()
+	}) {
+		cancel()
+		b.drop(c)
+		return nil, fmt.Errorf("subscribe to %s: %w", c.name, bus.ErrClosed)
+	}
 	wait, stop := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer stop()
 	select {
@@ -90,22 +70,22 @@ func (b *Bus) subscribe(ctx context.Context, s rpc.Subscription, f func(*message
 		if err != nil {
 			return nil, fmt.Errorf("subscribe to %s: %w", c.name, err)
 		}
-		return c, nil
+		return c.out, nil
 	case <-wait.Done():
 		cancel()
 		return nil, fault.New(fault.Unavailable, "subscribe to %s: RabbitMQ did not do it in time: %w: %w", c.name, wait.Err(), c.check())
 	}
 }
 
-// SubscribeInitialize makes the queue of a Shared topic, as watermill's
-// interface of that name asks. It waits up to Config.ConnectTimeout for a broker
+// CreateTopic makes the queue of a Shared topic, see [bus.Bus]. It waits up to Config.ConnectTimeout for a broker
 // that is away.
-func (b *Bus) SubscribeInitialize(topic string) error {
-	if err := cmp.Or(b.usable(), b.CheckTopic(topic)); err != nil {
+func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
+	if err := cmp.Or(b.life.Usable(), b.checkTopic(topic)); err != nil {
 		return fmt.Errorf("make queue: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(b.life, b.cfg.ConnectTimeout)
+	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
+	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 	c := &consumer{bus: b, name: b.name(topic)}
 	for {
 		conn, err := b.sub.get(ctx)
@@ -128,16 +108,15 @@ func (b *Bus) SubscribeInitialize(topic string) error {
 
 // consumer is one subscription, over all the channels of its life.
 type consumer struct {
-	bus    *Bus
-	name   string // of the queue
-	fanout string // of the exchange of which the queue gets a copy; may be empty
-	mode   rpc.Mode
-	slots  int
-	out    chan *message.Message
-	f      func(*message.Message) // in place of out, if it is not nil
-	done   chan struct{}          // closed with out
-	ready  chan error             // gets the outcome of the first attempt
-	helped sync.WaitGroup         // goroutines of the channels
+	bus     *Bus
+	name    string // of the queue
+	fanout  string // of the exchange of which the queue gets a copy; may be empty
+	mode    bus.Mode
+	slots   int
+	out     chan *bus.Delivery
+	deliver func(*bus.Delivery) // in place of out, if it is not nil
+	ready   chan error          // gets the outcome of the first attempt
+	helped  sync.WaitGroup      // goroutines of the channels
 
 	mu    sync.Mutex
 	state error // why the queue is not consumed now; nil if it is
@@ -164,17 +143,17 @@ func (c *consumer) check() error {
 func (c *consumer) run(ctx context.Context) {
 	defer c.bus.drop(c)
 	defer c.helped.Wait()
-	defer close(c.done)
 	defer close(c.out)
 	first := true
-	for wait := minRedial; ctx.Err() == nil; wait = min(2*wait, maxRedial) {
+	wait := backoff.Backoff{Min: minRetry, Max: maxRetry}
+	for ctx.Err() == nil {
 		conn, err := c.bus.sub.get(ctx)
 		if err != nil {
 			return
 		}
 		in, err := c.consume(conn)
 		if err == nil {
-			wait = minRedial
+			wait.Reset()
 			if first {
 				c.ready <- nil
 			}
@@ -189,7 +168,7 @@ func (c *consumer) run(ctx context.Context) {
 			return
 		}
 		c.bus.cfg.Logger.Warn("cannot consume, trying again", "queue", c.name, "error", err)
-		broker.Pause(ctx, mrand.N(wait))
+		wait.Wait(ctx)
 	}
 }
 
@@ -228,8 +207,8 @@ func (c *consumer) open(in *inChannel, prefetch int) (err error) {
 	if err = in.ch.Qos(min(prefetch, 65_535), 0, false); err != nil {
 		return err
 	}
-	d, err := in.ch.Consume(c.name, consumerTag, c.mode == rpc.Private, false, false, false, nil)
-	if err == nil { // else those that there were have ended, which is what who waits for one has to learn
+	d, err := in.ch.Consume(c.name, consumerTag, c.mode == bus.Private, false, false, false, nil)
+	if err == nil { // on failure the old delivery channel is closed, so that the consumer learns that it has ended
 		in.deliveries = d
 		in.prefetch, in.base = prefetch, in.last
 	}
@@ -310,7 +289,7 @@ func (c *consumer) reopen(in *inChannel, prefetch int) {
 		err = c.open(in, prefetch)
 	}
 	if err != nil {
-		c.bus.cfg.Logger.Debug("a consumer was lost while it was opened again", "queue", c.name, "error", err)
+		c.bus.cfg.Logger.Debug("consumer lost while it was opened again", "queue", c.name, "error", err)
 		_ = in.ch.Close() // it may be closed already
 	}
 }
@@ -320,15 +299,15 @@ func (c *consumer) reopen(in *inChannel, prefetch int) {
 func (c *consumer) declare(ch *amqp.Channel) (consumers int, err error) {
 	var q amqp.Queue
 	switch c.mode {
-	case rpc.Shared:
+	case bus.Shared:
 		var args amqp.Table
 		if c.bus.cfg.Quorum {
 			args = amqp.Table{amqp.QueueTypeArg: amqp.QueueTypeQuorum}
 		}
 		q, err = ch.QueueDeclare(c.name, true, false, false, false, args)
-	case rpc.Live:
+	case bus.Live:
 		q, err = ch.QueueDeclare(c.name, true, false, false, false, amqp.Table{amqp.QueueTTLArg: liveExpiry.Milliseconds()})
-	case rpc.Private:
+	case bus.Private:
 		q, err = ch.QueueDeclare(c.name, false, true, true, false, nil)
 	}
 	if err != nil || c.fanout == "" {
@@ -359,14 +338,14 @@ type inChannel struct {
 
 	prefetch   int         // how many messages the broker sends ahead to the consumer that is open
 	last, base uint64      // the last delivery, and that of the consumer before
-	widening   bool        // that consumer is cancelled, to be opened with more; guarded by rpc
+	widening   bool        // that consumer is canceled, to be opened with more; guarded by rpc
 	widenAt    *time.Timer // when widen looks again
 }
 
 // Why a channel is not consumed any more, besides what a probe finds.
 var (
 	errChannel  = errors.New("the channel was closed")
-	errCanceled = errors.New("RabbitMQ cancelled the consumer")
+	errCanceled = errors.New("RabbitMQ canceled the consumer")
 	errEnded    = errors.New("the subscription has ended")
 )
 
@@ -385,28 +364,15 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 	for {
 		select {
 		case d, ok := <-in.deliveries:
-			if !ok {
-				if c.widened(in) {
-					continue
-				}
+			switch {
+			case ok:
+				c.handDelivery(in, &d) //nolint:contextcheck // what it puts back has a time of its own
+			case !c.widened(in):
 				c.retire(in, false)
 				return errChannel
 			}
-			in.last = d.DeliveryTag
-			m := c.bus.unmarshal(&d)
-			if c.mode != rpc.Private {
-				in.tags.hold(d.DeliveryTag, m) //nolint:contextcheck // a message's life is its own
-			}
-			if c.f != nil {
-				c.f(m)
-			} else {
-				c.hand(in, m) //nolint:contextcheck // what it puts back has a time of its own
-			}
-			if c.mode == rpc.Shared && in.prefetch < c.slots && in.full() {
-				in.widenAt.Reset(widenSoon)
-			}
 		case <-in.widenAt.C:
-			if c.mode == rpc.Shared && in.prefetch < c.slots {
+			if c.mayWiden(in) {
 				c.widen(in)
 			}
 		case <-in.end:
@@ -414,13 +380,34 @@ func (c *consumer) pump(ctx context.Context, in *inChannel) error {
 			case errors.Is(in.why, errEnded):
 				c.finish(in) //nolint:contextcheck // as above
 			case !errors.Is(in.why, errChannel):
-				c.bus.cfg.Logger.Warn("the queue is not as it should be, declaring it again", "queue", c.name, "error", in.why)
+				c.bus.cfg.Logger.Warn("queue not as it should be, declaring it again", "queue", c.name, "error", in.why)
 				c.retire(in, false)
 			}
 			return in.why
 		}
 	}
 }
+
+// handDelivery hands one delivery out.
+func (c *consumer) handDelivery(in *inChannel, d *amqp.Delivery) {
+	in.last = d.DeliveryTag
+	var settler bus.Settler // a Private queue needs no acknowledgements
+	if c.mode != bus.Private {
+		settler = in.tags.hold(d.DeliveryTag, len(d.Body))
+	}
+	m := bus.NewDelivery(c.bus.unmarshal(d), d.Redelivered, settler)
+	if c.deliver != nil {
+		c.deliver(m)
+	} else {
+		c.hand(in, m)
+	}
+	if c.mayWiden(in) && in.full() {
+		in.widenAt.Reset(widenSoon)
+	}
+}
+
+// mayWiden reports whether the consumer may get a larger window.
+func (c *consumer) mayWiden(in *inChannel) bool { return c.mode == bus.Shared && in.prefetch < c.slots }
 
 // watch waits until the channel is not to be consumed any more, and returns why.
 func (in *inChannel) watch(ctx context.Context, sick <-chan error) error {
@@ -443,7 +430,7 @@ func (in *inChannel) watch(ctx context.Context, sick <-chan error) error {
 }
 
 // hand hands a message out, or gives it back.
-func (c *consumer) hand(in *inChannel, m *message.Message) {
+func (c *consumer) hand(in *inChannel, m *bus.Delivery) {
 	if !in.shut {
 		select {
 		case c.out <- m: // nearly always
@@ -453,7 +440,7 @@ func (c *consumer) hand(in *inChannel, m *message.Message) {
 	}
 	began := time.Now()
 	var late <-chan time.Time
-	if c.mode == rpc.Live {
+	if c.mode == bus.Live {
 		wait := stall
 		if in.shut {
 			wait = door
@@ -474,14 +461,12 @@ func (c *consumer) hand(in *inChannel, m *message.Message) {
 			defer c.reopen(in, 1)
 		}
 	case <-in.end:
-		if c.mode == rpc.Shared && errors.Is(in.why, errEnded) && m.Metadata[rpc.MetaRedelivered] == "" && c.putBack(m) {
-			_ = rpc.Settle(m, true) // else it comes again besides
+		if c.mode == bus.Shared && errors.Is(in.why, errEnded) && !m.Redelivered && c.putBack(m.Message) {
+			_ = m.Ack() // else it comes again besides
 			return
 		}
 	}
-	if c.mode != rpc.Private {
-		_ = rpc.Settle(m, false) // else the loss of the channel does it
-	}
+	_ = m.Nack() // else the loss of the channel does it
 }
 
 // probe watches the channel until it is closed. From time to time it declares
@@ -531,8 +516,8 @@ func (c *consumer) finish(in *inChannel) {
 	var wg sync.WaitGroup
 	for _, d := range rest {
 		switch {
-		case c.mode == rpc.Private:
-		case c.mode == rpc.Shared && !d.Redelivered && !in.ch.IsClosed():
+		case c.mode == bus.Private:
+		case c.mode == bus.Shared && !d.Redelivered && !in.ch.IsClosed():
 			wg.Go(func() {
 				if c.putBack(c.bus.unmarshal(d)) {
 					_ = d.Ack(false) // else it comes again besides
@@ -554,22 +539,22 @@ const putBackTime = 5 * time.Second
 // putBack publishes a message again that this process has not begun, and reports whether the delivery is to
 // be acknowledged: given back it would come marked as redelivered, and count as lost with its server. One that is
 // marked already is not put back, so that the mark stays.
-func (c *consumer) putBack(m *message.Message) bool {
+func (c *consumer) putBack(m *bus.Message) bool {
 	ctx, cancel := context.WithTimeout(c.bus.life, putBackTime)
 	defer cancel()
 	err := c.bus.persist(ctx, &outgoing{m: m, key: c.name}, nil)
-	return err == nil || fault.CodeOf(err) == fault.Unknown && !rpc.Durable(m) // at most once: rather lost than doubled
+	return err == nil || bus.OutcomeOf(err) == bus.Unknown && !m.Persistent() // at most once: rather lost than doubled
 }
 
 // retire closes the channel when all its deliveries are settled. After the end
-// of the subscription a Live queue goes with it, unless somebody else uses it or
-// something waits in it.
+// of the subscription a Live queue is deleted, unless another consumer uses it or
+// messages wait in it.
 func (c *consumer) retire(in *inChannel, ended bool) {
 	in.tags.retire()
 	c.helped.Go(func() {
 		select {
 		case <-in.tags.idle:
-			if c.mode == rpc.Live && ended {
+			if c.mode == bus.Live && ended {
 				in.rpc.Lock()
 				_, _ = in.ch.QueueDelete(c.name, true, true, false) // else it expires
 				in.rpc.Unlock()

@@ -4,10 +4,9 @@ import (
 	"cmp"
 	"strings"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	amqp "github.com/rabbitmq/amqp091-go"
 
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // uuidHeader is the header in which watermill-amqp keeps a message's UUID.
@@ -21,32 +20,29 @@ const maxShort = 255
 // Of the others, what AMQP has properties for goes into these, because each header
 // costs the broker some time.
 //
-// There is no expiration: it costs time, too, and a request that has expired is
-// not run by whoever takes it; a topic of calls that nobody takes goes with all
-// that is in it.
-func (b *Bus) marshal(m *message.Message) amqp.Publishing {
-	p := amqp.Publishing{Body: m.Payload, MessageId: m.UUID}
-	plain := false // for stock watermill-amqp
-	switch rpc.KindOf(m) {
-	case rpc.KindCall, rpc.KindFanout, rpc.KindReply, rpc.KindBeat, rpc.KindCancel, rpc.KindProbe:
-	default:
-		plain = true
+// Messages have no expiration: it costs time, too, and a server does not run a request
+// that has expired; a topic of calls without a server ends with all
+// its messages.
+func (b *Bus) marshal(m *bus.Message) amqp.Publishing {
+	p := amqp.Publishing{Body: m.Payload, MessageId: m.ID, CorrelationId: m.Correlation}
+	plain := m.Kind == bus.Cast || m.Kind == "" || m.Dead != nil // for stock watermill-amqp
+	header := func(k, v string) {
+		if p.Headers == nil {
+			p.Headers = make(amqp.Table, 4)
+		}
+		p.Headers[k] = v
 	}
-	for k, v := range m.Metadata {
+	for k, v := range m.Metadata() {
 		switch {
-		case k == rpc.MetaReplyTo:
+		case k == bus.KeyReplyTo:
 			p.ReplyTo = b.name(v)
-		case k == rpc.MetaCorrelation:
-			p.CorrelationId = v
-		case k == rpc.MetaRPC && !plain && len(v) <= maxShort:
+		case k == bus.KeyCorrelation:
+		case k == bus.KeyEnvelope && !plain && len(v) <= maxShort:
 			p.Type = v
-		case k == rpc.MetaInstance && !plain && len(v) <= maxShort:
+		case k == bus.KeyInstance && !plain && len(v) <= maxShort:
 			p.AppId = v
-		case k != rpc.MetaRedelivered:
-			if p.Headers == nil {
-				p.Headers = make(amqp.Table, len(m.Metadata)+1)
-			}
-			p.Headers[k] = v
+		default:
+			header(k, v)
 		}
 	}
 	if p.MessageId == p.CorrelationId {
@@ -54,12 +50,9 @@ func (b *Bus) marshal(m *message.Message) amqp.Publishing {
 	}
 	if plain {
 		p.ContentType = "application/json"
-		if p.Headers == nil {
-			p.Headers = make(amqp.Table, 1)
-		}
-		p.Headers[uuidHeader] = m.UUID
+		header(uuidHeader, m.ID)
 	}
-	if rpc.Durable(m) {
+	if m.Persistent() {
 		p.DeliveryMode = amqp.Persistent
 	}
 	return p
@@ -67,33 +60,27 @@ func (b *Bus) marshal(m *message.Message) amqp.Publishing {
 
 // unmarshal reads a delivery. Headers that are not text, such as x-death and
 // x-delivery-count, are the broker's and left out.
-func (b *Bus) unmarshal(d *amqp.Delivery) *message.Message {
+func (b *Bus) unmarshal(d *amqp.Delivery) *bus.Message {
 	id := cmp.Or(d.MessageId, d.CorrelationId)
 	if s, ok := d.Headers[uuidHeader].(string); ok {
 		id = s
 	}
-	m := &message.Message{UUID: id, Metadata: make(message.Metadata, len(d.Headers)+4), Payload: d.Body}
-	if d.Type != "" {
-		m.Metadata[rpc.MetaRPC] = d.Type
-	}
-	for k, v := range d.Headers {
-		if s, ok := v.(string); ok && k != uuidHeader {
-			m.Metadata[k] = s
+	return bus.Decode(id, func(yield func(string, string) bool) {
+		properties := [...][2]string{
+			{bus.KeyEnvelope, d.Type},
+			{bus.KeyReplyTo, strings.TrimPrefix(d.ReplyTo, b.cfg.Exchange+".")},
+			{bus.KeyInstance, d.AppId},
+			{bus.KeyCorrelation, d.CorrelationId},
 		}
-	}
-	if d.ReplyTo != "" {
-		m.Metadata[rpc.MetaReplyTo] = strings.TrimPrefix(d.ReplyTo, b.cfg.Exchange+".")
-	}
-	if d.AppId != "" {
-		m.Metadata[rpc.MetaInstance] = d.AppId
-	}
-	if d.CorrelationId != "" {
-		m.Metadata[rpc.MetaCorrelation] = d.CorrelationId
-	}
-	if d.Redelivered {
-		m.Metadata[rpc.MetaRedelivered] = "true"
-	} else {
-		delete(m.Metadata, rpc.MetaRedelivered)
-	}
-	return m
+		for k, v := range d.Headers {
+			if s, ok := v.(string); ok && k != uuidHeader && !yield(k, s) {
+				return
+			}
+		}
+		for _, p := range properties {
+			if p[1] != "" && !yield(p[0], p[1]) {
+				return
+			}
+		}
+	}, d.Body)
 }

@@ -151,12 +151,12 @@ func TestWire(t *testing.T) {
 	golden(t, "call", exchange, <-calls)
 	cancel()
 	if _, err := p.Wait(t.Context()); fault.CodeOf(err) != fault.Canceled {
-		t.Errorf("cancelled call: %v", err)
+		t.Errorf("canceled call: %v", err)
 	}
 	golden(t, "cancel", exchange, <-calls)
 
 	// What a server answers.
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "node-2", MaxTries: 1})
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "node-2", MaxDeliveries: 1})
 	long := make(chan struct{})
 	rpc.Handle(srv, list, func(_ context.Context, s *string) (*string, error) {
 		switch *s {

@@ -5,11 +5,11 @@
 //	defer bus.Close()
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface})
 //
-// It keeps the contract of rpc.Bus as a broker does: a topic that was once
-// subscribed to as Shared keeps its messages while nobody is there, nobody is
-// sent more than it takes, and what is not acknowledged is delivered again. A
-// Live topic goes with its last subscriber, at once. What it cannot do is outlive
-// its process. It works inside testing/synctest.
+// It keeps the contract of package bus as a broker does: a topic that was once
+// subscribed to as Shared keeps its messages while it has no subscriber, no subscriber
+// gets more than it receives, and a message that is not acknowledged is delivered again. A
+// Live topic ends with its last subscriber, at once. The messages end with the process. It works inside
+// testing/synctest.
 package membus
 
 import (
@@ -20,13 +20,10 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Bus is an in-memory [rpc.Bus], [rpc.Sender] and [rpc.Receiver]. It is safe for concurrent use.
+// Bus is an in-memory [bus.Bus], and a service part. It is safe for concurrent use.
 type Bus struct {
 	mu     sync.RWMutex
 	queues map[string]*queue
@@ -42,41 +39,37 @@ func New() *Bus {
 	return &Bus{queues: make(map[string]*queue), fanout: make(map[string][]*queue), life: life, end: end}
 }
 
-// MaxMessage returns [rpc.DefaultMaxMessage].
-func (b *Bus) MaxMessage() int { return rpc.DefaultMaxMessage }
+// Capabilities is that of [bus.Bus]: messages have at most [bus.DefaultMaxMessage] bytes.
+func (b *Bus) Capabilities() bus.Capabilities {
+	return bus.Capabilities{MaxMessage: bus.DefaultMaxMessage, NoConsumer: true, LiveTopics: true}
+}
 
-// CheckTopic is [rpc.Bounded].
-func (b *Bus) CheckTopic(topic string) error { return broker.CheckName(topic) }
-
-// Publish gives copies of the messages to the topic, see [rpc.Bus]. It never
-// blocks.
-func (b *Bus) Publish(topic string, messages ...*message.Message) error {
-	for _, m := range messages {
-		if err := b.publish(topic, m); err != nil {
-			return fmt.Errorf("publish to %s: %w", topic, err)
-		}
+// Publish gives the message to the topic, see [bus.Bus]. It never blocks.
+func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
+	if err := b.publish(ctx, topic, m); err != nil {
+		return fmt.Errorf("publish to %s: %w", topic, err)
 	}
 	return nil
 }
 
-// Send is Publish, see [rpc.Sender].
-func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
-	settled(b.Publish(topic, m))
+// Send is Publish, see [bus.Bus].
+func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
+	done(b.Publish(ctx, topic, m))
 }
 
-func (b *Bus) publish(topic string, m *message.Message) error {
-	if err := m.Context().Err(); err != nil {
+func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
+	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := cmp.Or(b.CheckTopic(topic), broker.CheckMessage(m, rpc.DefaultMaxMessage)); err != nil {
+	if err := cmp.Or(bus.CheckTopic(topic), bus.CheckMessage(m, bus.DefaultMaxMessage)); err != nil {
 		return err
 	}
 	b.mu.RLock()
 	defer b.mu.RUnlock()
 	if b.life.Err() != nil {
-		return rpc.ErrClosed
+		return bus.ErrClosed
 	}
-	if rpc.KindOf(m) == rpc.KindFanout {
+	if m.Kind == bus.Fanout {
 		for _, q := range b.fanout[topic] {
 			q.add(m)
 		}
@@ -84,71 +77,57 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 	}
 	q := b.queues[topic]
 	if q == nil {
-		return rpc.ErrNoConsumer
+		return bus.ErrNoConsumer
 	}
 	q.add(m)
 	return nil
 }
 
-// SubscribeInitialize makes a Shared topic, as watermill's interface of that
-// name asks.
-func (b *Bus) SubscribeInitialize(topic string) error {
+// CreateTopic makes a Shared topic, see [bus.Bus]. It never blocks.
+func (b *Bus) CreateTopic(_ context.Context, topic string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.life.Err() != nil {
-		return fmt.Errorf("make topic %s: %w", topic, rpc.ErrClosed)
+		return fmt.Errorf("make topic %s: %w", topic, bus.ErrClosed)
 	}
-	s := rpc.Subscription{Topic: topic}
-	if err := check(s); err != nil {
+	s := bus.Subscription{Topic: topic}
+	if err := checkTopics(s); err != nil {
 		return fmt.Errorf("make topic: %w", err)
 	}
-	b.open(s)
+	b.openLocked(s)
 	return nil
 }
 
-// check returns Invalid if a topic of the subscription has a name that no broker could take.
-func check(s rpc.Subscription) error {
+// checkTopics returns Invalid if a topic of the subscription has a name that no broker could take.
+func checkTopics(s bus.Subscription) error {
 	if s.Fanout == "" {
-		return broker.CheckName(s.Topic)
+		return bus.CheckTopic(s.Topic)
 	}
-	return cmp.Or(broker.CheckName(s.Topic), broker.CheckName(s.Fanout))
+	return cmp.Or(bus.CheckTopic(s.Topic), bus.CheckTopic(s.Fanout))
 }
 
-// Subscribe delivers the topic's messages until ctx ends, see [rpc.Bus]. It
-// never blocks. Slots is not needed: a subscriber is given only what it receives.
-func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+// Subscribe delivers the topic's messages until ctx ends, see [bus.Bus]. It
+// never blocks. Slots has no effect: a subscriber gets only what it receives. The publisher's goroutine calls
+// s.Receive.
+func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.life.Err() != nil {
-		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, rpc.ErrClosed)
+		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, bus.ErrClosed)
 	}
-	if err := check(s); err != nil {
+	if err := checkTopics(s); err != nil {
 		return nil, fmt.Errorf("subscribe: %w", err)
 	}
-	return b.open(s).subscribe(ctx, nil).out, nil
+	return b.openLocked(s).subscribe(ctx, s.Receive), nil
 }
 
-// Receive is Subscribe with a function, see [rpc.Receiver]. Whoever publishes
-// calls it.
-func (b *Bus) Receive(ctx context.Context, s rpc.Subscription, f func(*message.Message)) (<-chan struct{}, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if b.life.Err() != nil {
-		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, rpc.ErrClosed)
-	}
-	if err := check(s); err != nil {
-		return nil, fmt.Errorf("subscribe: %w", err)
-	}
-	return b.open(s).subscribe(ctx, f).done, nil
-}
-
-// open returns the topic's queue. It is called with the lock held.
-func (b *Bus) open(s rpc.Subscription) *queue {
+// openLocked returns the topic's queue.
+func (b *Bus) openLocked(s bus.Subscription) *queue {
 	q := b.queues[s.Topic]
 	if q == nil {
 		q = &queue{wake: make(chan struct{}, 1)}
 		b.queues[s.Topic] = q
-		b.wg.Go(func() { q.run(b.life, s.Mode != rpc.Shared, func() bool { return b.forget(s, q) }) })
+		b.wg.Go(func() { q.offerLoop(b.life, s.Mode != bus.Shared, func() bool { return b.forget(s, q) }) })
 	}
 	if s.Fanout != "" && !slices.Contains(b.fanout[s.Fanout], q) {
 		// Publish reads the old list meanwhile.
@@ -158,7 +137,7 @@ func (b *Bus) open(s rpc.Subscription) *queue {
 }
 
 // forget removes a queue that has no subscriber, and reports whether it did.
-func (b *Bus) forget(s rpc.Subscription, q *queue) bool {
+func (b *Bus) forget(s bus.Subscription, q *queue) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if q.subscribed() {
@@ -173,7 +152,7 @@ func (b *Bus) forget(s rpc.Subscription, q *queue) bool {
 }
 
 // Close ends the subscriptions, drops all messages and waits for the bus's
-// goroutines, see [rpc.Bus].
+// goroutines, see [bus.Bus].
 func (b *Bus) Close() error {
 	b.mu.Lock()
 	b.end()

@@ -12,6 +12,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
@@ -20,7 +21,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func TestBus(t *testing.T) {
 	t.Parallel()
-	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
+	rpctest.TestBus(t, func(t *testing.T) (server, client rpcbus.Bus) {
 		t.Helper()
 		b := rpctest.NewBus(t)
 		return b, b

@@ -5,47 +5,38 @@ import (
 	"reflect"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
-// queue is a list of messages and those who take them. A message goes at once to
-// a subscriber that waits. Else one goroutine, run, offers the first of the list
-// to all of them: whoever receives first gets it, so that no message lies with a
-// subscriber that has no time for it.
+// queue is the messages of a topic and its subscribers. A message goes at once to
+// a subscriber that waits. Otherwise one goroutine, offerLoop, offers the first message of the list
+// to all subscribers: the one that receives first gets it, so that no message lies with a
+// busy subscriber.
 type queue struct {
 	wake chan struct{} // holds a token when the list or the subscribers changed
 
 	mu   sync.Mutex
-	list []*message.Message
+	list []*bus.Delivery
 	subs []subscriber
-	next int // whose turn it is
+	next int // index of the subscriber that got the last message
 }
 
 type subscriber struct {
-	ended <-chan struct{}
-	out   chan *message.Message
-	f     func(*message.Message) // in place of out, if it is not nil
-	done  chan struct{}          // closed with out
+	ended   <-chan struct{}
+	out     chan *bus.Delivery
+	receive func(*bus.Delivery) // in place of out, if it is not nil
 }
 
-func (s subscriber) close() {
-	close(s.out)
-	close(s.done)
-}
-
-func (q *queue) subscribe(ctx context.Context, f func(*message.Message)) subscriber {
-	s := subscriber{ended: ctx.Done(), out: make(chan *message.Message), f: f, done: make(chan struct{})}
+func (q *queue) subscribe(ctx context.Context, receive func(*bus.Delivery)) <-chan *bus.Delivery {
+	s := subscriber{ended: ctx.Done(), out: make(chan *bus.Delivery), receive: receive}
 	q.mu.Lock()
 	q.subs = append(q.subs, s)
 	q.mu.Unlock()
 	q.signal()
 	context.AfterFunc(ctx, q.signal)
-	return s
+	return s.out
 }
 
 func (q *queue) subscribed() bool {
@@ -54,58 +45,54 @@ func (q *queue) subscribed() bool {
 	return len(q.subs) > 0
 }
 
-// add puts a copy of a message at the end.
-func (q *queue) add(m *message.Message) { q.put(q.wrap(m), false) }
+// add puts a message at the end.
+func (q *queue) add(m *bus.Message) { q.put(q.deliver(m), false) }
 
-// delivery is a message that can be given back.
-type delivery struct {
-	message.Message
-	q       *queue
-	settled atomic.Bool
+// requeuer gives a message back to its queue.
+type requeuer struct {
+	q *queue
+	m *bus.Message
 }
 
-// Settle is [rpc.Settler].
-func (d *delivery) Settle(ack bool) error {
-	if d.settled.CompareAndSwap(false, true) && !ack {
-		d.q.put(d.q.wrap(&d.Message), true)
+// Settle is that of [bus.Settler].
+func (r *requeuer) Settle(ack bool) error {
+	if !ack {
+		r.q.put(r.q.deliver(r.m), true)
 	}
 	return nil
 }
 
-// wrap returns a message of its own with the same content.
-func (q *queue) wrap(m *message.Message) *message.Message {
-	d := &delivery{q: q}
-	d.UUID, d.Metadata, d.Payload = m.UUID, m.Metadata, m.Payload
-	d.SetContext(rpc.WithSettler(context.Background(), d))
-	return &d.Message
+// deliver returns a delivery of the message. It is never marked as redelivered: no subscriber dies without the bus.
+func (q *queue) deliver(m *bus.Message) *bus.Delivery {
+	return bus.NewDelivery(m, false, &requeuer{q, m})
 }
 
-// put adds a message, at the front if it was there before.
-func (q *queue) put(m *message.Message, front bool) {
+// put adds a delivery, at the front if its message was there before.
+func (q *queue) put(d *bus.Delivery, front bool) {
 	q.mu.Lock()
 	if len(q.list) == 0 {
-		if len(q.subs) == 1 && q.subs[0].f != nil {
-			f := q.subs[0].f
+		if len(q.subs) == 1 && q.subs[0].receive != nil {
+			receive := q.subs[0].receive
 			q.mu.Unlock()
-			f(m)
+			receive(d)
 			return
 		}
-		if q.hand(m) {
+		if q.handOutLocked(d) {
 			q.mu.Unlock()
 			return
 		}
 	}
 	if front {
-		q.list = slices.Insert(q.list, 0, m)
+		q.list = slices.Insert(q.list, 0, d)
 	} else {
-		q.list = append(q.list, m)
+		q.list = append(q.list, d)
 	}
 	q.mu.Unlock()
 	q.signal()
 }
 
-// hand gives m to a subscriber that waits for one.
-func (q *queue) hand(m *message.Message) bool {
+// handOutLocked gives d to a subscriber that waits.
+func (q *queue) handOutLocked(d *bus.Delivery) bool {
 	for range q.subs {
 		q.next = (q.next + 1) % len(q.subs)
 		s := q.subs[q.next]
@@ -115,7 +102,7 @@ func (q *queue) hand(m *message.Message) bool {
 		default:
 		}
 		select {
-		case s.out <- m:
+		case s.out <- d:
 			return true
 		default:
 		}
@@ -130,29 +117,29 @@ func (q *queue) signal() {
 	}
 }
 
-// run delivers until life ends, or until forget agrees that a queue that goes
-// with its last subscriber goes.
-func (q *queue) run(life context.Context, goes bool, forget func() bool) {
-	defer q.drop()
+// offerLoop delivers until life ends, or until forget agrees to the end of a queue that has
+// lost its last subscriber.
+func (q *queue) offerLoop(life context.Context, ends bool, forget func() bool) {
+	defer q.endSubscriptions()
 	for {
-		m, subs := q.first()
-		if goes && len(subs) == 0 && forget() {
+		d, subs := q.first()
+		if ends && len(subs) == 0 && forget() {
 			return
 		}
 		took := false
 		switch {
-		case m == nil || len(subs) == 0:
+		case d == nil || len(subs) == 0:
 			select {
 			case <-q.wake:
 			case <-life.Done():
 				return
 			}
-		case subs[0].f != nil:
-			subs[0].f(m)
+		case subs[0].receive != nil:
+			subs[0].receive(d)
 			took = true
 		case len(subs) == 1: // the usual case, without reflection
 			select {
-			case subs[0].out <- m:
+			case subs[0].out <- d:
 				took = true
 			case <-q.wake:
 			case <-life.Done():
@@ -164,7 +151,7 @@ func (q *queue) run(life context.Context, goes bool, forget func() bool) {
 				reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(life.Done())},
 				reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(q.wake)})
 			for _, s := range subs {
-				cases = append(cases, reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(s.out), Send: reflect.ValueOf(m)})
+				cases = append(cases, reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(s.out), Send: reflect.ValueOf(d)})
 			}
 			i, _, _ := reflect.Select(cases)
 			if i == 0 {
@@ -173,29 +160,29 @@ func (q *queue) run(life context.Context, goes bool, forget func() bool) {
 			took = i > 1
 		}
 		if took {
-			q.remove(m)
+			q.remove(d)
 		}
 	}
 }
 
-// first returns the first message that has not expired and those who may have
+// first returns the first delivery that has not expired and the subscribers that may have
 // it. It ends the subscriptions whose context has ended.
-func (q *queue) first() (*message.Message, []subscriber) {
+func (q *queue) first() (*bus.Delivery, []subscriber) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.subs = slices.DeleteFunc(slices.Clone(q.subs), func(s subscriber) bool {
 		select {
 		case <-s.ended:
-			s.close()
+			close(s.out)
 			return true
 		default:
 			return false
 		}
 	})
 	for len(q.list) > 0 {
-		m := q.list[0]
-		if t, ok := rpc.Deadline(m); !ok || time.Now().Before(t) {
-			return m, q.subs
+		d := q.list[0]
+		if d.Deadline.IsZero() || time.Now().Before(d.Deadline) {
+			return d, q.subs
 		}
 		q.list[0] = nil
 		q.list = q.list[1:]
@@ -203,10 +190,10 @@ func (q *queue) first() (*message.Message, []subscriber) {
 	return nil, q.subs
 }
 
-func (q *queue) remove(m *message.Message) {
+func (q *queue) remove(d *bus.Delivery) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	if i := slices.Index(q.list, m); i == 0 {
+	if i := slices.Index(q.list, d); i == 0 {
 		q.list[0] = nil
 		q.list = q.list[1:]
 	} else { // another one was put in front meanwhile
@@ -214,12 +201,11 @@ func (q *queue) remove(m *message.Message) {
 	}
 }
 
-// drop ends all subscriptions.
-func (q *queue) drop() {
+func (q *queue) endSubscriptions() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, s := range q.subs {
-		s.close()
+		close(s.out)
 	}
 	q.subs = nil
 }

@@ -10,7 +10,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
@@ -18,6 +17,8 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 var (
@@ -26,12 +27,12 @@ var (
 	echo  = rpc.Method[string, string]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
 )
 
-// patience bounds every wait.
-const patience = 30 * time.Second
+// waitTimeout bounds every wait.
+const waitTimeout = 30 * time.Second
 
 func limited(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -41,14 +42,14 @@ func receive[T any](t *testing.T, ch <-chan T, what string) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(patience):
-		t.Fatalf("%s did not come within %v", what, patience)
+	case <-time.After(waitTimeout):
+		t.Fatalf("%s did not come within %v", what, waitTimeout)
 		panic("unreachable")
 	}
 }
 
 // serve starts a server that is stopped when the test ends.
-func serve(t testing.TB, b rpc.Bus, host string, register func(*rpc.Server)) {
+func serve(t testing.TB, b bus.Bus, host string, register func(*rpc.Server)) {
 	t.Helper()
 	s := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: host, Logger: slog.New(slog.DiscardHandler)})
 	register(s)
@@ -56,7 +57,7 @@ func serve(t testing.TB, b rpc.Bus, host string, register func(*rpc.Server)) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), waitTimeout)
 		defer cancel()
 		if err := s.Stop(ctx); err != nil {
 			t.Errorf("stop the server: %v", err)
@@ -64,7 +65,7 @@ func serve(t testing.TB, b rpc.Bus, host string, register func(*rpc.Server)) {
 	})
 }
 
-func client(t testing.TB, b rpc.Bus) *rpc.Client {
+func client(t testing.TB, b bus.Bus) *rpc.Client {
 	t.Helper()
 	c := rpc.NewClient(b, rpc.ClientConfig{})
 	t.Cleanup(func() { _ = c.Close() }) // never fails
@@ -153,7 +154,7 @@ func TestKilled(t *testing.T) {
 	close(stop)
 	wg.Wait()
 	lost := 0
-	for end := time.Now().Add(patience); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
+	for end := time.Now().Add(waitTimeout); time.Now().Before(end); <-time.After(50 * time.Millisecond) {
 		lost = 0
 		sure.Range(func(n, _ any) bool {
 			if _, ok := handled.Load(n); !ok {
@@ -183,7 +184,7 @@ func TestHung(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
 	b := open(t, broker.URL, "")
-	in, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "t", Slots: 10})
+	in, err := b.Subscribe(t.Context(), bus.Subscription{Topic: "t", Slots: 10})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -192,10 +193,8 @@ func TestHung(t *testing.T) {
 	}
 	for _, mark := range []string{"cast t.keep 1.0 at-least-once", "cast t.keep 1.0", "fanout t.keep 1.0"} {
 		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
-		m := newMessage(t, mark, mark)
-		m.SetContext(ctx)
 		begin := time.Now()
-		err := b.Publish("t", m)
+		err := b.Publish(ctx, "t", rpctest.Message(mark, mark, "{}"))
 		if d := time.Since(begin); !errors.Is(err, fault.Unknown) || d > 2*time.Second {
 			t.Errorf("%s: %v after %v, want Unknown after 300ms", mark, err, d)
 		}
@@ -204,13 +203,13 @@ func TestHung(t *testing.T) {
 	if err := broker.Resume(); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Publish("t", durable(t, "last")); err != nil {
+	if err := b.Publish(limited(t), "t", durable("last")); err != nil {
 		t.Errorf("Publish to a server that goes on: %v", err)
 	}
 	for id := ""; id != "last"; {
 		m := receive(t, in, "the last message")
-		id = m.UUID
-		if err := rpc.Settle(m, true); err != nil {
+		id = m.ID
+		if err := m.Ack(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -263,45 +262,45 @@ func TestCut(t *testing.T) {
 	exchange := newExchange()
 	p := newProxy(t, url)
 	cut, b := open(t, p.url, exchange), open(t, url, exchange)
-	in, err := cut.Subscribe(t.Context(), rpc.Subscription{Topic: "t", Slots: 5})
+	in, err := cut.Subscribe(t.Context(), bus.Subscription{Topic: "t", Slots: 5})
 	if err != nil {
 		t.Fatal(err)
 	}
-	send := func(by rpc.Bus, ids ...string) {
+	send := func(by bus.Bus, ids ...string) {
 		t.Helper()
 		for _, id := range ids {
-			if err := by.Publish("t", durable(t, id)); err != nil {
+			if err := by.Publish(limited(t), "t", durable(id)); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	send(b, "1", "2")
-	hand := []*message.Message{receive(t, in, "message 1"), receive(t, in, "message 2")}
+	hand := []*bus.Delivery{receive(t, in, "message 1"), receive(t, in, "message 2")}
 	p.cut()
 	send(b, "3")
 	hand = append(hand, receive(t, in, "message 3 after the cut"))
 	for _, m := range hand {
-		if err := rpc.Settle(m, true); err != nil {
-			t.Errorf("acknowledge %s after the cut: %v", m.UUID, err)
+		if err := m.Ack(); err != nil {
+			t.Errorf("acknowledge %s after the cut: %v", m.ID, err)
 		}
 	}
 	// One is in hand when its holder falls silent: it goes to another. It is sent
 	// over the same connection, so that NATS has the acknowledgements by then: those
 	// that are still on their way are lost, and their messages come again.
 	send(cut, "4")
-	if m := receive(t, in, "message 4"); m.UUID != "4" {
-		t.Errorf("got %s, want 4: what was acknowledged came again", m.UUID)
+	if m := receive(t, in, "message 4"); m.ID != "4" {
+		t.Errorf("got %s, want 4: what was acknowledged came again", m.ID)
 	}
 	p.stall()
-	other, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "t"})
+	other, err := b.Subscribe(t.Context(), bus.Subscription{Topic: "t"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := receive(t, other, "message 4 from the one that fell silent")
-	if m.UUID != "4" {
-		t.Errorf("got %s, want 4", m.UUID)
+	if m.ID != "4" {
+		t.Errorf("got %s, want 4", m.ID)
 	}
-	if err := rpc.Settle(m, true); err != nil {
+	if err := m.Ack(); err != nil {
 		t.Error(err)
 	}
 	p.cut()
@@ -313,31 +312,31 @@ func TestHeld(t *testing.T) {
 	t.Parallel()
 	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())
 	ctx, cancel := context.WithCancel(t.Context())
-	first, err := b.Subscribe(ctx, rpc.Subscription{Topic: "t"})
+	first, err := b.Subscribe(ctx, bus.Subscription{Topic: "t"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Publish("t", durable(t, "long")); err != nil {
+	if err := b.Publish(limited(t), "t", durable("long")); err != nil {
 		t.Fatal(err)
 	}
 	m := receive(t, first, "the message")
 	cancel()
-	second, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "t"})
+	second, err := b.Subscribe(t.Context(), bus.Subscription{Topic: "t"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	select {
 	case m := <-second:
-		t.Errorf("%s came again while it was worked on", m.UUID)
+		t.Errorf("%s came again while it was worked on", m.ID)
 	case <-time.After(14 * time.Second): // ackWait is 10 s
 	}
-	if err := rpc.Settle(m, false); err != nil {
+	if err := m.Nack(); err != nil {
 		t.Fatal(err)
 	}
-	if m = receive(t, second, "the message that was given back"); m.Metadata[rpc.MetaRedelivered] == "" {
+	if m = receive(t, second, "the message that was given back"); !m.Redelivered {
 		t.Error("it is not marked as redelivered")
 	}
-	if err := rpc.Settle(m, true); err != nil {
+	if err := m.Ack(); err != nil {
 		t.Error(err)
 	}
 }
@@ -349,27 +348,29 @@ func TestPassedOn(t *testing.T) {
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
 	a, b := open(t, url, exchange), open(t, url, exchange)
 	ctx, cancel := context.WithCancel(t.Context())
-	busy, err := a.Subscribe(ctx, rpc.Subscription{Topic: "t.calls", Mode: rpc.Live})
+	busy, err := a.Subscribe(ctx, bus.Subscription{Topic: "t.calls", Mode: bus.Live})
 	if err != nil {
 		t.Fatal(err)
 	}
 	const total = 20
 	for i := range total {
-		if err := b.Publish("t.calls", newMessage(t, strconv.Itoa(i), "call t.echo 1.0")); err != nil {
-			t.Fatal(err)
-		}
+		b.Send(limited(t), "t.calls", rpctest.Message(strconv.Itoa(i), "call t.echo 1.0", "{}"), func(err error) {
+			if err != nil && t.Context().Err() == nil {
+				t.Error(err)
+			}
+		})
 	}
 	hand := receive(t, busy, "the first")
-	idle, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "t.calls", Mode: rpc.Live})
+	idle, err := b.Subscribe(t.Context(), bus.Subscription{Topic: "t.calls", Mode: bus.Live})
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := map[string]int{hand.UUID: 1}
+	seen := map[string]int{hand.ID: 1}
 	take := func(what string) {
 		t.Helper()
 		m := receive(t, idle, what)
-		seen[m.UUID]++
-		if err := rpc.Settle(m, true); err != nil {
+		seen[m.ID]++
+		if err := m.Ack(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -380,11 +381,11 @@ func TestPassedOn(t *testing.T) {
 	for range total/2 - 1 {
 		take("what the busy one left")
 	}
-	if err := rpc.Settle(hand, false); err != nil {
+	if err := hand.Nack(); err != nil {
 		t.Error(err)
 	}
 	take("what the busy one gave back")
-	seen[hand.UUID]--
+	seen[hand.ID]--
 	for id, n := range seen {
 		if n != 1 {
 			t.Errorf("message %s came %d times, want once", id, n)
@@ -395,14 +396,6 @@ func TestPassedOn(t *testing.T) {
 	}
 }
 
-func newMessage(t *testing.T, id, mark string) *message.Message {
-	t.Helper()
-	m := message.NewMessageWithContext(limited(t), id, message.Payload("{}"))
-	m.Metadata[rpc.MetaRPC] = mark
-	return m
-}
-
-func durable(t *testing.T, id string) *message.Message {
-	t.Helper()
-	return newMessage(t, id, "cast t.keep 1.0 at-least-once")
+func durable(id string) *bus.Message {
+	return rpctest.Message(id, "cast t.keep 1.0 at-least-once", "{}")
 }

@@ -53,7 +53,7 @@ func TestLargeReceived(t *testing.T) {
 	if err := rpc.Cast(limited(t), c, texts, "h", &text); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 2 && time.Now().Before(end); {
+	for end := time.Now().Add(waitTimeout); srv.Stats().DeadLettered < 2 && time.Now().Before(end); {
 		<-time.After(10 * time.Millisecond)
 	}
 	whole := 0

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 
 	"github.com/armature-go/armature/fault"
@@ -20,6 +19,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/natsbus"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 // lateVar sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of 14 s.
@@ -70,7 +70,7 @@ func TestLateConfirm(t *testing.T) {
 	srvBus := openBus(p.url, slog.New(counter{&lost, slog.DiscardHandler}))
 	cliBus := openBus(url, slog.New(slog.DiscardHandler))
 	runs, done := map[int]int{}, map[int]int{}
-	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h", MaxTries: tries, Logger: slog.New(slog.DiscardHandler)})
+	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h", MaxDeliveries: tries, Logger: slog.New(slog.DiscardHandler)})
 	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -104,9 +104,8 @@ func TestLateConfirm(t *testing.T) {
 	})
 	end := time.Now().Add(length)
 	for n := range casts {
-		m := message.NewMessageWithContext(t.Context(), fmt.Sprint("late-", n), message.Payload(strconv.Itoa(n)))
-		m.Metadata[rpc.MetaRPC] = "cast backup.keep 1.0 at-least-once"
-		if err := cliBus.Publish("backup.h", m); err != nil {
+		m := rpctest.Message(fmt.Sprint("late-", n), "cast backup.keep 1.0 at-least-once", strconv.Itoa(n))
+		if err := cliBus.Publish(t.Context(), "backup.h", m); err != nil {
 			t.Fatal(err)
 		}
 		<-time.After(length / 2 / casts)
@@ -123,7 +122,7 @@ func TestLateConfirm(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	ctx, cancel := context.WithTimeout(t.Context(), waitTimeout)
 	defer cancel()
 	if err := srv.Stop(ctx); err != nil {
 		t.Error(err)

@@ -3,269 +3,217 @@ package natsbus
 import (
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
-	mrand "math/rand/v2"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
-// What the bus of a Live or Private topic answers.
-var (
-	answerTaken = []byte("+ok")
-	answerBusy  = []byte("-busy")
+const (
+	// A message that was not taken is sent again after minResend, doubled after each further attempt up to
+	// maxResend, with jitter.
+	minResend = 5 * time.Millisecond
+	maxResend = 200 * time.Millisecond
+	// publishTime bounds the sending of a message whose context has no deadline.
+	publishTime = time.Minute
+	// attemptTime bounds how long a persistent message waits for JetStream's answer
+	// before it is sent again. JetStream sees that it is the same.
+	attemptTime = 5 * time.Second
+	// grace is how long after a restored connection a topic without a subscriber may
+	// only be late: the other processes have to restore theirs.
+	grace = 3 * time.Second
+	// sparedHeader is how many bytes are left for headers that the bus adds.
+	sparedHeader = 512
 )
 
-// attemptTime bounds how long a durable message waits for JetStream's answer
-// before it is sent again. JetStream sees that it is the same.
-const attemptTime = 5 * time.Second
+// outgoing is a message to be sent.
+type outgoing struct {
+	topic  string
+	m      *bus.Message
+	msg    *nats.Msg
+	by     confirmation
+	sent   int  // how often, with the attempt under way
+	stored bool // JetStream keeps it, and knows a second sending of it
+}
 
-// Publish sends the messages one after another and waits for each one's answer,
-// see [rpc.Bus]. A message whose context has no deadline is tried for 60 s. One
-// that is larger than Config.MaxMessage or than the server takes (1 MiB with its metadata, unless it is
-// configured otherwise) or whose topic cannot be a subject is Invalid.
-func (b *Bus) Publish(topic string, messages ...*message.Message) error {
-	for _, m := range messages {
-		if err := b.publish(topic, m); err != nil {
-			return fmt.Errorf("publish to %s.%s: %w", b.cfg.Exchange, topic, err)
+// Publish sends the message and waits for its confirmation, see [bus.Bus]. A message that is larger than
+// Config.MaxMessage or than the server takes (1 MiB with its metadata, unless it is configured otherwise) is Invalid.
+func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
+	o, err := b.outgoing(topic, m)
+	if err == nil {
+		err = b.persist(ctx, o, nil)
+	}
+	return b.wrap(topic, err)
+}
+
+// Send sends the message without waiting, see [bus.Bus].
+func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
+	o, err := b.outgoing(topic, m)
+	if err != nil {
+		done(b.wrap(topic, err))
+		return
+	}
+	if o.by == byBarrierNow {
+		o.by = byBarrier
+	} else if m.Kind == bus.Call && !o.stored {
+		o.by = byReply
+	}
+	again := func(last error) {
+		if !b.life.Go(func() { done(b.wrap(topic, b.persist(ctx, o, last))) }) {
+			done(b.wrap(topic, bus.ErrClosed))
 		}
+	}
+	s := b.link.State()
+	if s.Epoch == nil {
+		again(errNoConnection)
+		return
+	}
+	s.Conn.sends.start(ctx, o, func(err error) {
+		if err == nil || !b.mayResend(o, err) {
+			done(b.wrap(topic, err))
+			return
+		}
+		again(err)
+	})
+}
+
+func (b *Bus) wrap(topic string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("publish to %s.%s: %w", b.cfg.Exchange, topic, err)
+}
+
+// outgoing encodes a message. Errors: Invalid, ErrClosed, ErrNotStarted.
+func (b *Bus) outgoing(topic string, m *bus.Message) (*outgoing, error) {
+	if err := b.life.Usable(); err != nil {
+		return nil, err
+	}
+	subject, err := b.subject(topic)
+	if err != nil {
+		return nil, err
+	}
+	o := &outgoing{topic: topic, m: m, msg: marshal(subject, m), sent: 1}
+	if err := b.checkSize(o); err != nil {
+		return nil, err
+	}
+	switch {
+	case m.Dead != nil || m.Durable && m.Kind != bus.Call:
+		o.stored = true
+		// Its own for each Publish: a message that is published again on purpose is not a duplicate.
+		o.msg.Header["Nats-Msg-Id"] = []string{m.ID + "/" + rand.Text()}
+	case m.Kind == bus.Fanout, m.Kind == bus.Reply, m.Kind == bus.Heartbeat, m.Kind == bus.Probe:
+		o.by = byBarrierNow
+	}
+	return o, nil
+}
+
+// checkSize returns Invalid if the message is larger than it may be, or than the server takes with its
+// headers.
+func (b *Bus) checkSize(o *outgoing) error {
+	if err := bus.CheckMessage(o.m, b.maxMessage()); err != nil {
+		return err
+	}
+	size := len("NATS/1.0\r\n\r\n") + len(o.msg.Data) + sparedHeader
+	for k, vs := range o.msg.Header {
+		for _, v := range vs {
+			size += len(k) + len(v) + len(": \r\n")
+		}
+	}
+	if limit := b.maxPayload.Load(); limit > 0 && int64(size) > limit {
+		return bus.TooLarge(size, int(limit))
 	}
 	return nil
 }
 
-// Send is Publish of one message, see [rpc.Sender]. At most 1024 are on their
-// way.
-func (b *Bus) Send(topic string, m *message.Message, settled func(error)) {
-	ctx := m.Context()
-	select {
-	case b.sends <- struct{}{}:
-	case <-b.life.Done():
-		settled(rpc.ErrClosed)
-		return
-	case <-ctx.Done():
-		settled(fault.New(fault.CodeOf(ctx.Err()), "not sent, too many are on their way: %w", ctx.Err()))
-		return
-	}
-	if err := b.run(func() {
-		err := b.Publish(topic, m)
-		<-b.sends
-		settled(err)
-	}); err != nil {
-		<-b.sends
-		settled(err)
-	}
+// mayResend reports whether a message may be sent again whose sending ended with err: certainly not sent, or to be
+// stored at least once, or the topic had no subscriber just after the connection was restored.
+func (b *Bus) mayResend(o *outgoing, err error) bool {
+	return errors.Is(err, errAgain) || bus.OutcomeOf(err) == bus.Unroutable && b.link.Restored(grace) ||
+		bus.OutcomeOf(err) == bus.Unknown && o.stored
 }
 
-func (b *Bus) publish(topic string, m *message.Message) error {
-	b.mu.Lock()
-	err := b.usableLocked()
-	b.mu.Unlock()
-	if err != nil {
-		return err
-	}
-	subject, err := b.subject(topic)
-	if err != nil {
-		return err
-	}
-	msg := marshal(subject, m)
-	if err := b.checkSize(m, msg); err != nil {
-		return err
-	}
-	ctx, cancel := context.WithCancel(m.Context())
+// persist sends a message until that succeeds, fails for good or ctx ends. last is how an earlier attempt ended that may
+// be repeated; nil if there was none.
+func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if _, ok := ctx.Deadline(); !ok {
 		ctx, cancel = context.WithTimeout(ctx, publishTime)
 		defer cancel()
 	}
-	defer context.AfterFunc(b.life, cancel)()
-
-	send := b.request
-	durable := rpc.Durable(m)
-	switch {
-	case rpc.KindOf(m) == rpc.KindFanout:
-		send = b.spread
-	case durable:
-		// Its own for each Publish: a message that is published again on purpose
-		// is no duplicate.
-		msg.Header["Nats-Msg-Id"] = []string{m.UUID + "/" + rand.Text()}
-		send = func(ctx context.Context, msg *nats.Msg) error { return b.store(ctx, topic, msg) }
-	}
-	var unknown error   // of an attempt that may have arrived
-	var since time.Time // when that began
-	for wait := minPause; ; wait = min(2*wait, maxPause) {
+	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
+	var unknown error                         // of an attempt that may have arrived
+	var since time.Time                       // when that began
+	wait := backoff.Backoff{Min: minResend, Max: maxResend}
+	for ; ; o.sent++ {
 		begin := time.Now()
-		err := send(ctx, msg)
-		switch {
-		case err == nil:
-			return nil
-		case errors.Is(err, fault.Unknown):
+		if last == nil {
+			if last = b.attempt(ctx, o); last == nil {
+				return nil
+			}
+		}
+		if bus.OutcomeOf(last) == bus.Unknown {
 			if unknown == nil {
 				since = begin
 			}
-			if unknown = err; !durable || time.Since(since) > dedupWindow-attemptTime {
-				return err // sent again it could be a second message
+			if unknown = last; !o.stored || time.Since(since) > dedupWindow-attemptTime {
+				return last // sent again it could be a second message
 			}
-		case errors.Is(err, errAgain):
-		case errors.Is(err, rpc.ErrNoConsumer) && b.late():
-		case unknown != nil:
-			return unknown
-		default:
-			return err
 		}
-		broker.Pause(ctx, wait/2+mrand.N(wait/2))
+		if !b.mayResend(o, last) {
+			if unknown != nil {
+				return unknown
+			}
+			return last
+		}
+		wait.Wait(ctx)
 		switch {
 		case ctx.Err() == nil:
 		case unknown != nil:
 			return unknown
 		case b.life.Err() != nil:
-			return rpc.ErrClosed
+			return bus.ErrClosed
 		default:
-			return fault.New(fault.CodeOf(ctx.Err()), "not sent: %v: %w", err, ctx.Err())
+			return fault.New(fault.CodeOf(ctx.Err()), "not sent: %v: %w", last, ctx.Err())
+		}
+		last = nil
+	}
+}
+
+// attempt sends a message once and waits for the outcome. Without a connection it waits for one.
+func (b *Bus) attempt(ctx context.Context, o *outgoing) error {
+	c, _, err := b.link.Get(ctx)
+	if err != nil {
+		return errNoConnection
+	}
+	if o.stored {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, attemptTime)
+		defer cancel()
+	}
+	outcome := make(chan error, 1)
+	token := c.sends.start(ctx, o, func(err error) { outcome <- err })
+	select {
+	case err = <-outcome:
+	case <-ctx.Done():
+		if c.sends.drop(token) == nil {
+			err = <-outcome // it came at the same moment
+		} else {
+			err = unanswered(ctx.Err())
 		}
 	}
-}
-
-// checkSize returns Invalid if the message is larger than it may be, or than the server takes with its
-// headers.
-func (b *Bus) checkSize(m *message.Message, msg *nats.Msg) error {
-	limit := b.MaxMessage()
-	if err := broker.CheckMessage(m, limit); err != nil {
-		return err
-	}
-	size := len("NATS/1.0\r\n\r\n") + len(msg.Data) + idHeader
-	for k, vs := range msg.Header {
-		for _, v := range vs {
-			size += len(k) + len(v) + len(": \r\n")
+	// No answer from a stream may mean that a cluster is electing its leader.
+	if bus.OutcomeOf(err) == bus.Unroutable && o.stored {
+		if _, serr := c.js.Stream(ctx, b.stream(o.topic)); !errors.Is(serr, jetstream.ErrStreamNotFound) {
+			return fmt.Errorf("%w: its stream does not answer", errAgain)
 		}
-	}
-	b.mu.Lock()
-	conn := b.conn
-	b.mu.Unlock()
-	if conn != nil && conn.MaxPayload() > 0 && int64(size) > conn.MaxPayload() {
-		return broker.TooLarge(size, int(conn.MaxPayload()))
-	}
-	return nil
-}
-
-// idHeader is how many bytes are left for the header by which JetStream knows a message that is sent
-// again, and for that of an offer.
-const idHeader = 512
-
-// late reports whether the connection was restored just now, so that others may
-// still be about to restore theirs.
-func (b *Bus) late() bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return time.Since(b.back) < grace
-}
-
-// errAgain is in the error of an attempt that certainly had no effect, and may
-// have one later.
-var errAgain = errors.New("not taken")
-
-// request sends msg and waits for the answer. Errors: errAgain, Unknown,
-// ErrNoConsumer, Invalid, ErrClosed.
-func (b *Bus) request(ctx context.Context, msg *nats.Msg) error {
-	ctx, conn, cancel, err := b.attempt(ctx)
-	if err != nil {
-		return err
-	}
-	defer cancel()
-	answer, err := conn.RequestMsgWithContext(ctx, msg)
-	if err != nil {
-		return sendError(err)
-	}
-	return readAnswer(answer.Data)
-}
-
-// store is request for a durable message, which may be sent again soon. That
-// nobody answers may mean that a cluster is electing a leader of the stream: so
-// it asks whether there is one.
-func (b *Bus) store(ctx context.Context, topic string, msg *nats.Msg) error {
-	ctx, cancel := context.WithTimeout(ctx, attemptTime)
-	defer cancel()
-	err := b.request(ctx, msg)
-	if !errors.Is(err, rpc.ErrNoConsumer) {
-		return err
-	}
-	if _, serr := b.js.Stream(ctx, b.stream(topic)); !errors.Is(serr, jetstream.ErrStreamNotFound) {
-		return fmt.Errorf("%w: its stream does not answer", errAgain)
 	}
 	return err
-}
-
-// spread sends msg to whoever is there, and waits until NATS has it.
-func (b *Bus) spread(ctx context.Context, msg *nats.Msg) error {
-	ctx, conn, cancel, err := b.attempt(ctx)
-	if err != nil {
-		return err
-	}
-	defer cancel()
-	if err := conn.PublishMsg(msg); err != nil {
-		return sendError(err)
-	}
-	if err := conn.FlushWithContext(ctx); err != nil {
-		return fault.New(fault.Unknown, "the connection to NATS was lost while the message was sent: %w", err)
-	}
-	return nil
-}
-
-// attempt returns the connection, for which it waits, and a context that ends
-// with ctx or with the connection.
-func (b *Bus) attempt(ctx context.Context) (context.Context, *nats.Conn, context.CancelFunc, error) {
-	epoch, conn, err := b.connected(ctx)
-	if errors.Is(err, rpc.ErrClosed) || errors.Is(err, rpc.ErrNotStarted) {
-		return nil, nil, nil, err
-	}
-	if err != nil {
-		return nil, nil, nil, fmt.Errorf("%w: there is no connection to NATS", errAgain)
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(epoch, cancel)
-	return ctx, conn, func() { stop(); cancel() }, nil
-}
-
-// sendError gives an error of nats.go its meaning.
-func sendError(err error) error {
-	switch {
-	case errors.Is(err, nats.ErrNoResponders):
-		return rpc.ErrNoConsumer
-	case errors.Is(err, nats.ErrReconnectBufExceeded):
-		return fmt.Errorf("%w: the connection to NATS is lost", errAgain)
-	case errors.Is(err, nats.ErrMaxPayload), errors.Is(err, nats.ErrBadHeaderMsg), errors.Is(err, nats.ErrBadSubject):
-		return fault.New(fault.Invalid, "NATS cannot carry the message: %w", err)
-	case errors.Is(err, nats.ErrConnectionClosed):
-		return rpc.ErrClosed
-	default:
-		return fault.New(fault.Unknown, "NATS did not answer, the message may have been sent: %w", err)
-	}
-}
-
-// readAnswer reads what a subscriber's bus answered, or JetStream.
-func readAnswer(data []byte) error {
-	switch string(data) {
-	case string(answerTaken):
-		return nil
-	case string(answerBusy):
-		return fmt.Errorf("%w: its servers have no room for it", errAgain)
-	}
-	var ack struct {
-		Stream string
-		Error  *struct{ Description string }
-	}
-	if err := json.Unmarshal(data, &ack); err != nil {
-		return fault.New(fault.Unknown, "somebody else took the message and answered %.40q", data)
-	}
-	if ack.Error != nil { // it is full, or has no leader now
-		return fmt.Errorf("%w: JetStream refuses it: %s", errAgain, ack.Error.Description)
-	}
-	return nil
 }

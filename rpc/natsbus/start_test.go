@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/natsbus"
 )
 
@@ -52,7 +52,7 @@ func TestStartFails(t *testing.T) {
 				!strings.Contains(err.Error(), tt.text) || !strings.Contains(err.Error(), "gave up after") {
 				t.Errorf("Start: %v, want one line with %v, %s, for how long, and no password", err, tt.want, tt.text)
 			}
-			if err := b.Publish("t", durable(t, "1")); !errors.Is(err, rpc.ErrNotStarted) {
+			if err := b.Publish(t.Context(), "t", durable("1")); !errors.Is(err, bus.ErrNotStarted) {
 				t.Errorf("Publish afterwards: %v, want ErrNotStarted", err)
 			}
 		})
@@ -80,19 +80,19 @@ func TestNew(t *testing.T) {
 func TestInvalid(t *testing.T) {
 	t.Parallel()
 	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())
-	if _, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "t"}); err != nil {
+	if _, err := b.Subscribe(t.Context(), bus.Subscription{Topic: "t"}); err != nil {
 		t.Fatal(err)
 	}
-	long := durable(t, "long")
+	long := durable("long")
 	long.Payload = make([]byte, 2<<20)
-	if err := b.Publish("t", long); fault.CodeOf(err) != fault.Invalid {
+	if err := b.Publish(t.Context(), "t", long); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("2 MiB: %v, want Invalid", err)
 	}
 	for _, topic := range []string{"", "a..b", "a b", "a.*", ">", "a\n"} {
-		if err := b.Publish(topic, durable(t, "1")); fault.CodeOf(err) != fault.Invalid {
+		if err := b.Publish(t.Context(), topic, durable("1")); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("publish to %q: %v, want Invalid", topic, err)
 		}
-		if _, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: topic}); fault.CodeOf(err) != fault.Invalid {
+		if _, err := b.Subscribe(t.Context(), bus.Subscription{Topic: topic}); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("subscribe to %q: %v, want Invalid", topic, err)
 		}
 	}

@@ -1,13 +1,15 @@
 package natsbus
 
 import (
+	"cmp"
+	"iter"
 	"net/url"
+	"slices"
 	"strings"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
 
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 const (
@@ -16,24 +18,28 @@ const (
 	// oddHeader has the metadata that NATS headers cannot carry as they are,
 	// percent-encoded: "key=value", once for each.
 	oddHeader = "Armature-Metadata"
-	// offerHeader names the subscription that a message is offered by.
+	// offerHeader is on a message that a bus of the release before passes on to another one that has a slot free.
 	offerHeader = "Armature-Offer"
 )
 
-// marshal puts a message into watermill-nats's format: its UUID and its metadata
+// marshal puts a message into watermill-nats's format: its id and its metadata
 // are headers.
-func marshal(subject string, m *message.Message) *nats.Msg {
-	h := make(nats.Header, len(m.Metadata)+2)
+func marshal(subject string, m *bus.Message) *nats.Msg {
+	h := make(nats.Header, 5)
+	values := make([]string, 0, 5) // one allocation for most messages
 	put := func(k, v string) {
 		if plain(k, v) {
-			h[k] = []string{v}
+			values = append(values, v)
+			h[k] = slices.Clip(values[len(values)-1:])
 		} else {
 			h[oddHeader] = append(h[oddHeader], url.QueryEscape(k)+"="+url.QueryEscape(v))
 		}
 	}
-	put(uuidHeader, m.UUID)
-	for k, v := range m.Metadata {
-		if k != rpc.MetaRedelivered && k != uuidHeader {
+	if m.ID != m.Correlation { // once is enough
+		put(uuidHeader, m.ID)
+	}
+	for k, v := range m.Metadata() {
+		if k != uuidHeader {
 			put(k, v)
 		}
 	}
@@ -41,31 +47,42 @@ func marshal(subject string, m *message.Message) *nats.Msg {
 }
 
 // unmarshal reads a message. Headers that are NATS's own are left out.
-func unmarshal(msg *nats.Msg) *message.Message {
-	m := message.NewMessage("", msg.Data)
-	take := func(k, v string) {
-		if k == uuidHeader {
-			m.UUID = v
-		} else if k != rpc.MetaRedelivered {
-			m.Metadata[k] = v
+func unmarshal(msg *nats.Msg) *bus.Message {
+	id := ""
+	m := bus.Decode("", func(yield func(string, string) bool) {
+		for k, v := range texts(msg.Header) {
+			if k == uuidHeader {
+				id = v
+			} else if !yield(k, v) {
+				return
+			}
 		}
-	}
-	for k, vs := range msg.Header {
-		switch {
-		case k == oddHeader:
-			for _, v := range vs {
-				key, val, _ := strings.Cut(v, "=")
-				key, err1 := url.QueryUnescape(key)
-				val, err2 := url.QueryUnescape(val)
-				if err1 == nil && err2 == nil { // else nobody here wrote it
-					take(key, val)
+	}, msg.Data)
+	m.ID = cmp.Or(id, m.Correlation)
+	return m
+}
+
+// texts returns the headers of a message as marshal was given them.
+func texts(h nats.Header) iter.Seq2[string, string] {
+	return func(yield func(string, string) bool) {
+		for k, vs := range h {
+			switch {
+			case k == oddHeader:
+				for _, v := range vs {
+					key, val, _ := strings.Cut(v, "=")
+					key, err1 := url.QueryUnescape(key)
+					val, err2 := url.QueryUnescape(val)
+					if err1 == nil && err2 == nil && !yield(key, val) { // what cannot be read is of another program
+						return
+					}
+				}
+			case len(vs) > 0 && !reserved(k):
+				if !yield(k, vs[0]) {
+					return
 				}
 			}
-		case len(vs) > 0 && !reserved(k):
-			take(k, vs[0])
 		}
 	}
-	return m
 }
 
 // plain reports whether NATS carries a header unchanged, and takes it for none

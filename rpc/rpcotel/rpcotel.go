@@ -44,7 +44,7 @@ func Server(p trace.TracerProvider) rpc.Interceptor {
 func intercept(tracer trace.Tracer, call, other trace.SpanKind) rpc.Interceptor {
 	return func(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
 		kind := other
-		if info.Kind == rpc.KindCall {
+		if info.Kind == "call" {
 			kind = call
 		}
 		ctx, span := tracer.Start(parent(ctx), info.Interface+"."+info.Method, trace.WithSpanKind(kind), trace.WithAttributes(

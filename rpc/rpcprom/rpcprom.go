@@ -12,17 +12,17 @@
 //	client_requests_total        counter    interface, method, kind, code   what was sent, and how it ended
 //	client_request_seconds       histogram  interface, method, kind         until the reply came, or the bus took the message
 //	client_in_flight             gauge      interface                       requests that wait now
-//	client_no_consumer_total     counter    interface                       refused because nobody listens
-//	client_late_replies_total    counter                                    replies that nobody waited for any more
+//	client_no_consumer_total     counter    interface                       refused because no server listens
+//	client_late_replies_total    counter                                    replies that came after their calls had ended
 //	client_canceled_total        counter                                    servers that were told to give up
-//	client_silent_total          counter                                    calls whose server was not heard of
+//	client_silent_total          counter                                    calls whose heartbeats were lost
 //	client_lost_total            counter                                    calls whose server's process was gone
 //	server_requests_total        counter    interface, method, kind, code   what was handled, and how it ended
 //	server_request_seconds       histogram  interface, method, kind         that the handler took
 //	server_in_flight             gauge      interface                       handlers that run now
 //	server_expired_total         counter    interface                       requests dropped because their deadline had passed
-//	server_canceled_total        counter    interface                       handlers that were cancelled by their callers
-//	server_redelivered_total     counter    interface                       casts given back to be tried again
+//	server_canceled_total        counter    interface                       handlers that were canceled by their callers
+//	server_redelivered_total     counter    interface                       casts sent again for their next delivery attempt
 //	server_duplicate_total       counter    interface                       casts not run because they had been
 //	server_dead_lettered_total   counter    interface                       messages given up
 //	server_malformed_total       counter    interface                       of these, those that could not be read
@@ -44,6 +44,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 const prefix = "armature_rpc_"
@@ -57,15 +58,7 @@ type Metrics struct {
 	mu      sync.Mutex
 	clients []*rpc.Client
 	servers map[string][]*rpc.Server
-	buses   []Bus
-}
-
-// Bus is a bus that knows how its connections do, such as amqpbus.Bus.
-type Bus interface {
-	// Reconnects is how often a lost connection was replaced.
-	Reconnects() uint64
-	// Blocked is whether the broker takes no messages now.
-	Blocked() bool
+	buses   []func() bus.Stats
 }
 
 // side is what client and server have in common.
@@ -98,7 +91,7 @@ func New() *Metrics {
 		Name: prefix + "client_in_flight", Help: "Requests that wait now.",
 	}, []string{"interface"})
 	m.noConsumer = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: prefix + "client_no_consumer_total", Help: "Requests refused because nobody listens.",
+		Name: prefix + "client_no_consumer_total", Help: "Requests refused because no server listens.",
 	}, []string{"interface"})
 	m.all = []prometheus.Collector{m.client.total, m.client.seconds, m.client.flight, m.noConsumer, m.server.total, m.server.seconds}
 	return m
@@ -151,11 +144,15 @@ func (m *Metrics) AddServer(iface string, s *rpc.Server) {
 	m.servers[iface] = append(m.servers[iface], s)
 }
 
-// AddBus adds the counters of a bus.
-func (m *Metrics) AddBus(b Bus) {
+// AddBus adds the metrics of a bus. A bus that declares none in its capabilities adds nothing.
+func (m *Metrics) AddBus(b bus.Bus) {
+	stats := b.Capabilities().Stats
+	if stats == nil {
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.buses = append(m.buses, b)
+	m.buses = append(m.buses, stats)
 }
 
 // stat is a number that a client, a server or a bus counts itself.
@@ -175,27 +172,27 @@ const (
 )
 
 var clientStats = []stat[rpc.ClientStats]{
-	newStat("client_late_replies_total", "Replies that nobody waited for any more.", counter, func(s rpc.ClientStats) uint64 { return s.Late }),
+	newStat("client_late_replies_total", "Replies that came after their calls had ended.", counter, func(s rpc.ClientStats) uint64 { return s.Late }),
 	newStat("client_canceled_total", "Servers that were told that the caller has given up.", counter, func(s rpc.ClientStats) uint64 { return s.Canceled }),
-	newStat("client_silent_total", "Calls whose server was not heard of.", counter, func(s rpc.ClientStats) uint64 { return s.Silent }),
+	newStat("client_silent_total", "Calls whose heartbeats were lost.", counter, func(s rpc.ClientStats) uint64 { return s.HeartbeatLost }),
 	newStat("client_lost_total", "Calls whose server's process was gone.", counter, func(s rpc.ClientStats) uint64 { return s.Lost }),
 }
 
 var serverStats = []stat[rpc.ServerStats]{
 	newStat("server_in_flight", "Handlers that run now.", gauge, func(s rpc.ServerStats) uint64 { return s.InFlight }, "interface"),
 	newStat("server_expired_total", "Requests dropped because their deadline had passed.", counter, func(s rpc.ServerStats) uint64 { return s.Expired }, "interface"),
-	newStat("server_canceled_total", "Handlers that were cancelled by their callers.", counter, func(s rpc.ServerStats) uint64 { return s.Canceled }, "interface"),
-	newStat("server_redelivered_total", "Casts given back to be tried again.", counter, func(s rpc.ServerStats) uint64 { return s.Redelivered }, "interface"),
+	newStat("server_canceled_total", "Handlers that were canceled by their callers.", counter, func(s rpc.ServerStats) uint64 { return s.Canceled }, "interface"),
+	newStat("server_redelivered_total", "Casts sent again for their next delivery attempt.", counter, func(s rpc.ServerStats) uint64 { return s.Redelivered }, "interface"),
 	newStat("server_duplicate_total", "Casts not run because they had been.", counter, func(s rpc.ServerStats) uint64 { return s.Duplicate }, "interface"),
 	newStat("server_dead_lettered_total", "Messages given up.", counter, func(s rpc.ServerStats) uint64 { return s.DeadLettered }, "interface"),
 	newStat("server_malformed_total", "Messages that could not be read.", counter, func(s rpc.ServerStats) uint64 { return s.Malformed }, "interface"),
 	newStat("server_lost_replies_total", "Replies that no caller took.", counter, func(s rpc.ServerStats) uint64 { return s.LostReplies }, "interface"),
 }
 
-var busStats = []stat[Bus]{
-	newStat("bus_reconnects_total", "Lost connections that were replaced.", counter, func(b Bus) uint64 { return b.Reconnects() }),
-	newStat("bus_blocked", "1 while the broker takes no messages.", gauge, func(b Bus) uint64 {
-		if b.Blocked() {
+var busStats = []stat[bus.Stats]{
+	newStat("bus_reconnects_total", "Lost connections that were replaced.", counter, func(s bus.Stats) uint64 { return s.Reconnects }),
+	newStat("bus_blocked", "1 while the broker takes no messages.", gauge, func(s bus.Stats) uint64 {
+		if s.Blocked {
 			return 1
 		}
 		return 0
@@ -237,7 +234,11 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 		collect(ch, serverStats, servers, iface)
 	}
-	collect(ch, busStats, m.buses)
+	var buses []bus.Stats
+	for _, stats := range m.buses {
+		buses = append(buses, stats())
+	}
+	collect(ch, busStats, buses)
 }
 
 // collect adds up what all of them count; of none there is nothing to say.

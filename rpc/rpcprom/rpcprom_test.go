@@ -16,6 +16,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpcprom"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
@@ -26,10 +27,12 @@ var (
 	keep  = rpc.Method[string, rpc.None]{Interface: iface, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
 )
 
-type wire struct{}
+// wire is a bus of which only the capabilities are asked.
+type wire struct{ bus.Bus }
 
-func (wire) Reconnects() uint64 { return 3 }
-func (wire) Blocked() bool      { return true }
+func (wire) Capabilities() bus.Capabilities {
+	return bus.Capabilities{Stats: func() bus.Stats { return bus.Stats{Reconnects: 3, Blocked: true} }}
+}
 
 // gather returns the metrics by name and labels: counts of histograms, values of
 // all others.
@@ -64,7 +67,7 @@ func TestMetrics(t *testing.T) {
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(m)
 	bus := rpctest.NewBus(t)
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, MaxTries: 1, Interceptors: []rpc.Interceptor{m.Server()}})
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, MaxDeliveries: 1, Interceptors: []rpc.Interceptor{m.Server()}})
 	rpc.Handle(srv, start, func(_ context.Context, s *string) (*string, error) {
 		switch *s {
 		case "no":

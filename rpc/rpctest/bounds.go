@@ -10,18 +10,19 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // prompt is how long a refusal that needs no broker may take.
 const prompt = 5 * time.Second
 
-// bounded returns what the bus says of its limits.
-func bounded(b *bench) rpc.Bounded {
-	limits, ok := b.client.(rpc.Bounded)
-	if !ok {
-		b.Skip("the bus does not say what it can carry")
+// maxMessage returns the limit that the bus declares, in bytes.
+func maxMessage(b *bench) int {
+	limit := b.client.Capabilities().MaxMessage
+	if limit == 0 {
+		b.Skip("the bus declares no limit")
 	}
-	return limits
+	return limit
 }
 
 // refusal checks that err is want, says all of texts, and came at once.
@@ -41,7 +42,7 @@ func refusal(b *bench, what string, err, want error, since time.Time, texts ...s
 }
 
 func testTooLarge(b *bench) {
-	limit := bounded(b).MaxMessage()
+	limit := maxMessage(b)
 	took := make(chan int, 10)
 	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a"}, func(s *rpc.Server) {
 		rpc.Handle(s, echo, func(_ context.Context, n *note) (*note, error) {
@@ -91,7 +92,7 @@ func testTooLarge(b *bench) {
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: -(200 << 10), Text: fits.Text}); err != nil {
 		b.Fatal(err)
 	}
-	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 1 && time.Now().Before(end); {
+	for end := time.Now().Add(caseTimeout); srv.Stats().DeadLettered < 1 && time.Now().Before(end); {
 		<-time.After(10 * time.Millisecond)
 	}
 	letters := 0
@@ -100,7 +101,7 @@ func testTooLarge(b *bench) {
 		if len(l.Reason) > 64<<10 || !strings.Contains(l.Reason, "no way") {
 			b.Errorf("a reason of %d bytes: %.100q", len(l.Reason), l.Reason)
 		}
-		if cut := l.Metadata[rpc.MetaTruncated]; len(l.Payload) < len(fits.Text) && cut == "" || len(l.Payload) > len(fits.Text) && cut != "" {
+		if cut := l.Metadata["truncated"]; len(l.Payload) < len(fits.Text) && cut == "" || len(l.Payload) > len(fits.Text) && cut != "" {
 			b.Errorf("a dead letter with %d bytes, truncated %q", len(l.Payload), cut)
 		}
 		return rpc.Drop
@@ -108,18 +109,18 @@ func testTooLarge(b *bench) {
 		b.Errorf("%d dead letters, error %v; want the one whose error is long", letters, err)
 	}
 
-	for what, change := range map[string]func(map[string]string){
-		"metadata of 100 KiB":         func(md map[string]string) { md["more"] = strings.Repeat("x", 100<<10) },
-		"a key of 300 bytes":          func(md map[string]string) { md[strings.Repeat("k", 300)] = "x" },
-		"a reply topic of 300 bytes":  func(md map[string]string) { md[rpc.MetaReplyTo] = strings.Repeat("r", 300) },
-		"a correlation of 300 bytes":  func(md map[string]string) { md[rpc.MetaCorrelation] = strings.Repeat("c", 300) },
-		"metadata in 20,000 keys":     func(md map[string]string) { fill(md, 20_000) },
-		"a dead letter of 100 KiB md": func(md map[string]string) { md[rpc.MetaReason] = strings.Repeat("x", 100<<10) },
+	for what, change := range map[string]func(*bus.Message){
+		"metadata of 100 KiB":         func(m *bus.Message) { m.Header = map[string]string{"more": strings.Repeat("x", 100<<10)} },
+		"a key of 300 bytes":          func(m *bus.Message) { m.Header = map[string]string{strings.Repeat("k", 300): "x"} },
+		"a reply topic of 300 bytes":  func(m *bus.Message) { m.ReplyTo = strings.Repeat("r", 300) },
+		"a correlation of 300 bytes":  func(m *bus.Message) { m.Correlation = strings.Repeat("c", 300) },
+		"metadata in 20,000 keys":     func(m *bus.Message) { m.Header = manyKeys(20_000) },
+		"a dead letter of 100 KiB md": func(m *bus.Message) { m.Dead = &bus.Dead{Reason: strings.Repeat("x", 100<<10)} },
 	} {
 		m := message(b, 1)
-		change(m.Metadata)
+		change(m)
 		since = time.Now()
-		refusal(b, what, b.client.Publish("suite.a", m), fault.Invalid, since)
+		refusal(b, what, b.client.Publish(b.ctx(), "suite.a", m), fault.Invalid, since)
 	}
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 7}); err != nil {
 		b.Fatal(err)
@@ -129,14 +130,15 @@ func testTooLarge(b *bench) {
 	}
 }
 
-func fill(md map[string]string, n int) {
+func manyKeys(n int) map[string]string {
+	md := make(map[string]string, n)
 	for i := range n {
 		md[fmt.Sprint("key-", i)] = "x"
 	}
+	return md
 }
 
 func testNames(b *bench) {
-	bounded(b)
 	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
 	c := b.newClient()
 	names := map[string]string{
@@ -168,14 +170,14 @@ func testNames(b *bench) {
 		}
 		topic := "suite." + host + ".calls"
 		since = time.Now()
-		refusal(b, "publish to "+what, b.client.Publish(topic, message(b, 1)), fault.Invalid, since)
-		for _, mode := range []rpc.Mode{rpc.Shared, rpc.Live, rpc.Private} {
+		refusal(b, "publish to "+what, b.client.Publish(b.ctx(), topic, message(b, 1)), fault.Invalid, since)
+		for _, mode := range []bus.Mode{bus.Shared, bus.Live, bus.Private} {
 			since = time.Now()
-			_, err := b.server.Subscribe(b.ctx(), rpc.Subscription{Topic: topic, Mode: mode})
+			_, err := b.server.Subscribe(b.ctx(), bus.Subscription{Topic: topic, Mode: mode})
 			refusal(b, "subscribe to "+what, err, fault.Invalid, since)
 		}
 		since = time.Now()
-		_, err = b.server.Subscribe(b.ctx(), rpc.Subscription{Topic: "suite.private", Mode: rpc.Private, Fanout: topic})
+		_, err = b.server.Subscribe(b.ctx(), bus.Subscription{Topic: "suite.private", Mode: bus.Private, Fanout: topic})
 		refusal(b, "subscribe to fanouts of "+what, err, fault.Invalid, since)
 	}
 	if _, err := rpc.Call(b.ctx(), c, echo, "a", &note{}); err != nil {

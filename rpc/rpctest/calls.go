@@ -180,8 +180,8 @@ func testCancel(b *bench) {
 			select {
 			case <-ctx.Done():
 				ended <- ctx.Err()
-			case <-time.After(patience):
-				ended <- errors.New("it was not cancelled")
+			case <-time.After(caseTimeout):
+				ended <- errors.New("it was not canceled")
 			}
 			return n, nil
 		})
@@ -196,14 +196,14 @@ func testCancel(b *bench) {
 		receive(b, entered, "the call")
 		cancel()
 		if err := receive(b, ended, "the end of the handler"); !errors.Is(err, context.Canceled) {
-			b.Errorf("the handler of a cancelled call to %q: %v", host, err)
+			b.Errorf("the handler of a canceled call to %q: %v", host, err)
 		}
 		if _, err := p.Wait(b.ctx()); fault.CodeOf(err) != fault.Canceled {
-			b.Errorf("cancelled call: %v", err)
+			b.Errorf("canceled call: %v", err)
 		}
 	}
 	if n := srv.Stats().Canceled; n != 2 {
-		b.Errorf("%d calls were counted as cancelled, want 2", n)
+		b.Errorf("%d calls were counted as canceled, want 2", n)
 	}
 }
 
@@ -219,7 +219,7 @@ func testBeat(b *bench) {
 			return n, nil
 		})
 	})
-	c := newClient(b, b.client, rpc.ClientConfig{Silence: 1500 * time.Millisecond})
+	c := newClient(b, b.client, rpc.ClientConfig{HeartbeatTimeout: 1500 * time.Millisecond})
 	start := time.Now()
 	busy, err := rpc.Go(b.ctx(), c, echo, "a", &note{N: 1})
 	if err != nil {
@@ -228,8 +228,8 @@ func testBeat(b *bench) {
 	receive(b, entered, "the first call")
 	// It waits behind the other, in silence.
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
-	if !errors.Is(err, rpc.ErrSilent) || fault.CodeOf(err) != fault.Unknown {
-		b.Errorf("a call that nobody works on: %v, want ErrSilent", err)
+	if !errors.Is(err, rpc.ErrHeartbeatLost) || fault.CodeOf(err) != fault.Unknown {
+		b.Errorf("a call that no server works on: %v, want ErrHeartbeatLost", err)
 	}
 	select {
 	case <-busy.Done():

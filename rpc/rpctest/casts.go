@@ -9,11 +9,11 @@ import (
 	"sync/atomic"
 	"time"
 
-	wm "github.com/ThreeDotsLabs/watermill/message"
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 func testCast(b *bench) {
@@ -53,7 +53,7 @@ func testFanout(b *bench) {
 	ev := rpc.Method[note, rpc.None]{Interface: iface, Name: "event", Since: rpc.Version{Major: 1}}
 	c := b.newClient()
 	if err := rpc.Fanout(b.ctx(), c, ev, &note{}); err != nil {
-		b.Errorf("nobody listens: %v", err)
+		b.Errorf("without a server: %v", err)
 	}
 	got := make(chan string, 10)
 	for _, host := range []string{"a", "b", "c"} {
@@ -202,12 +202,12 @@ func testRedelivery(b *bench) {
 func testRequeue(b *bench) {
 	const total = 50
 	ctx, cancel := context.WithCancel(b.ctx())
-	first, err := b.server.Subscribe(ctx, rpc.Subscription{Topic: "requeue", Slots: 10})
+	first, err := b.server.Subscribe(ctx, bus.Subscription{Topic: "requeue", Slots: 10})
 	if err != nil {
 		b.Fatal(err)
 	}
 	for i := range total {
-		if err := b.client.Publish("requeue", message(b, i)); err != nil {
+		if err := b.client.Publish(b.ctx(), "requeue", message(b, i)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -223,7 +223,7 @@ func testRequeue(b *bench) {
 		settle(b, m, false)
 	}
 	settle(b, held, false)
-	second, err := b.server.Subscribe(b.ctx(), rpc.Subscription{Topic: "requeue", Slots: 10})
+	second, err := b.server.Subscribe(b.ctx(), bus.Subscription{Topic: "requeue", Slots: 10})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -311,9 +311,8 @@ func testDuplicate(b *bench) {
 		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) { got <- n.N; return nil, nil })
 	})
 	send := func(id string, n int) {
-		m := wm.NewMessageWithContext(b.ctx(), id, wm.Payload(fmt.Sprintf(`{"N":%d}`, n)))
-		m.Metadata[rpc.MetaRPC] = "cast suite.keep 1.3 at-least-once"
-		if err := b.client.Publish("suite.a", m); err != nil {
+		m := Message(id, "cast suite.keep 1.3 at-least-once", fmt.Sprintf(`{"N":%d}`, n))
+		if err := b.client.Publish(b.ctx(), "suite.a", m); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -333,7 +332,7 @@ func testDuplicate(b *bench) {
 func testDead(b *bench) {
 	var fixed atomic.Bool
 	got := make(chan int, 10)
-	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a", MaxTries: 2}, func(s *rpc.Server) {
+	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a", MaxDeliveries: 2}, func(s *rpc.Server) {
 		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
 			if !fixed.Load() {
 				return nil, fault.New([]fault.Code{fault.Exhausted, fault.Invalid}[n.N%2], "not %d", n.N)
@@ -348,12 +347,11 @@ func testDead(b *bench) {
 			b.Fatal(err)
 		}
 	}
-	garbage := wm.NewMessageWithContext(b.ctx(), "garbage", wm.Payload("?"))
-	garbage.Metadata[rpc.MetaRPC] = "what is this"
-	if err := b.client.Publish("suite.a", garbage); err != nil {
+	garbage := Message("garbage", "what is this", "?")
+	if err := b.client.Publish(b.ctx(), "suite.a", garbage); err != nil {
 		b.Fatal(err)
 	}
-	for end := time.Now().Add(patience); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
+	for end := time.Now().Add(caseTimeout); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
 		<-time.After(10 * time.Millisecond)
 	}
 	// A bus may refuse what is published for it, such as RabbitMQ while a new queue has no

@@ -19,7 +19,7 @@ import (
 // UpdateVar is the environment variable that makes [Contract] write its file.
 const UpdateVar = goldentest.UpdateVar
 
-// Contract fails if the methods that register adds to a server of the interface
+// Contract fails if the methods that rpc.Define has added to the interface
 // are not those of the file, which was committed when they were promised:
 //
 //   - Within a major version nothing that was promised goes or changes: no method,
@@ -31,12 +31,10 @@ const UpdateVar = goldentest.UpdateVar
 // Run with ARMATURE_UPDATE=1 it writes the file, unless these rules are broken.
 // Fields are compared as they stand in JSON. A type that encodes itself counts as
 // what it says it is, text or anything.
-func Contract(t testing.TB, file string, i *rpc.Interface, register func(*rpc.Server)) {
+func Contract(t testing.TB, file string, i *rpc.Interface) {
 	t.Helper()
-	s := rpc.NewServer(NewBus(t), rpc.ServerConfig{Interface: i})
-	register(s)
 	now := contract{Interface: i.Name, Version: i.Version, Methods: map[string]method{}}
-	for _, m := range s.Methods() {
+	for _, m := range i.Methods() {
 		now.Methods[m.Name] = method{m.Since, m.Delivery, shapeOf(m.Request, nil), shapeOf(m.Response, nil)}
 	}
 	text, err := json.MarshalIndent(now, "", "  ")

@@ -1,7 +1,6 @@
 package rpctest_test
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -64,16 +63,15 @@ type askOther struct {
 	Name int `json:"name"`
 }
 
-// add registers a method without doing anything.
-func add[Req, Resp any](name string, since rpc.Version, d rpc.Delivery) func(*rpc.Interface, *rpc.Server) {
-	return func(i *rpc.Interface, s *rpc.Server) {
-		m := rpc.Method[Req, Resp]{Interface: i, Name: name, Since: since, Delivery: d}
-		rpc.Handle(s, m, func(context.Context, *Req) (*Resp, error) { return new(Resp), nil })
+// add returns what adds a method to an interface.
+func add[Req, Resp any](name string, since rpc.Version, d rpc.Delivery) func(*rpc.Interface) {
+	return func(i *rpc.Interface) {
+		rpc.Define(rpc.Method[Req, Resp]{Interface: i, Name: name, Since: since, Delivery: d})
 	}
 }
 
 // check returns what Contract says of an interface with these methods.
-func check(t *testing.T, file string, v rpc.Version, methods ...func(*rpc.Interface, *rpc.Server)) string {
+func check(t *testing.T, file string, v rpc.Version, methods ...func(*rpc.Interface)) string {
 	t.Helper()
 	j := &judge{TB: t}
 	func() {
@@ -83,11 +81,10 @@ func check(t *testing.T, file string, v rpc.Version, methods ...func(*rpc.Interf
 			}
 		}()
 		i := &rpc.Interface{Name: "backup", Version: v}
-		rpctest.Contract(j, file, i, func(s *rpc.Server) {
-			for _, m := range methods {
-				m(i, s)
-			}
-		})
+		for _, m := range methods {
+			m(i)
+		}
+		rpctest.Contract(j, file, i)
 	}()
 	return j.said
 }
@@ -111,22 +108,22 @@ func TestContract(t *testing.T) { // the environment variable is the process's
 	tests := []struct {
 		name    string
 		version rpc.Version
-		methods []func(*rpc.Interface, *rpc.Server)
+		methods []func(*rpc.Interface)
 		says    string // with the right to write
 	}{
-		{"the same", v1, []func(*rpc.Interface, *rpc.Server){start}, ""},
+		{"the same", v1, []func(*rpc.Interface){start}, ""},
 		{"a method is gone", v11, nil, "start is gone"},
-		{"newer since", v11, []func(*rpc.Interface, *rpc.Server){add[ask, ask]("start", v11, rpc.AtMostOnce)}, "start was there since 1.0, now since 1.1"},
-		{"other delivery", v11, []func(*rpc.Interface, *rpc.Server){add[ask, ask]("start", v1, rpc.AtLeastOnce)}, "was at-most-once, and is at-least-once"},
-		{"a field is gone", v11, []func(*rpc.Interface, *rpc.Server){add[askLess, ask]("start", v1, rpc.AtMostOnce)}, "start's request has lost the field Any"},
-		{"another type", v11, []func(*rpc.Interface, *rpc.Server){add[ask, askOther]("start", v1, rpc.AtMostOnce)}, `start's response.name was "string", and is "int"`},
-		{"a field, same version", v1, []func(*rpc.Interface, *rpc.Server){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
-		{"a field, next minor", v11, []func(*rpc.Interface, *rpc.Server){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, ""},
-		{"a field in a list", v11, []func(*rpc.Interface, *rpc.Server){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, ""},
-		{"a field in a list, same version", v1, []func(*rpc.Interface, *rpc.Server){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
-		{"a method, backdated", v11, []func(*rpc.Interface, *rpc.Server){start, add[ask, ask]("stop", v1, rpc.AtMostOnce)}, "stop is new, but says that it was there since 1.0"},
-		{"a method, next minor", v11, []func(*rpc.Interface, *rpc.Server){start, add[ask, ask]("stop", v11, rpc.AtMostOnce)}, ""},
-		{"all new, next major", v2, []func(*rpc.Interface, *rpc.Server){add[askLess, askLess]("begin", v2, rpc.AtMostOnce)}, ""},
+		{"newer since", v11, []func(*rpc.Interface){add[ask, ask]("start", v11, rpc.AtMostOnce)}, "start was there since 1.0, now since 1.1"},
+		{"other delivery", v11, []func(*rpc.Interface){add[ask, ask]("start", v1, rpc.AtLeastOnce)}, "was at-most-once, and is at-least-once"},
+		{"a field is gone", v11, []func(*rpc.Interface){add[askLess, ask]("start", v1, rpc.AtMostOnce)}, "start's request has lost the field Any"},
+		{"another type", v11, []func(*rpc.Interface){add[ask, askOther]("start", v1, rpc.AtMostOnce)}, `start's response.name was "string", and is "int"`},
+		{"a field, same version", v1, []func(*rpc.Interface){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
+		{"a field, next minor", v11, []func(*rpc.Interface){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, ""},
+		{"a field in a list", v11, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, ""},
+		{"a field in a list, same version", v1, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
+		{"a method, backdated", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v1, rpc.AtMostOnce)}, "stop is new, but says that it was there since 1.0"},
+		{"a method, next minor", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v11, rpc.AtMostOnce)}, ""},
+		{"all new, next major", v2, []func(*rpc.Interface){add[askLess, askLess]("begin", v2, rpc.AtMostOnce)}, ""},
 		{"backwards", rpc.Version{Major: 0, Minor: 9}, nil, "the version went back"},
 	}
 	for _, tt := range tests {

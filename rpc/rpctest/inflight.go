@@ -9,12 +9,13 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // InFlight is a rule of buses that bound the bytes that one subscription holds unsettled: the handlers of a server
 // have at most budget bytes at once, at least atOnce messages of size bytes, and as many small messages as the server
 // has slots. When the large ones are settled there is room again.
-func InFlight(t *testing.T, b rpc.Bus, budget, size, atOnce int) {
+func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 	t.Helper()
 	const slots = 64
 	iface := &rpc.Interface{Name: "inflight", Version: rpc.Version{Major: 1}}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 func testStop(b *bench) {
@@ -95,7 +96,7 @@ func testLoad(b *bench) {
 }
 
 func testClose(b *bench) {
-	in, err := b.client.Subscribe(b.ctx(), rpc.Subscription{Topic: "close", Slots: 1})
+	in, err := b.client.Subscribe(b.ctx(), bus.Subscription{Topic: "close", Slots: 1})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -105,12 +106,12 @@ func testClose(b *bench) {
 		}
 	}
 	if m, ok := <-in; ok {
-		b.Errorf("message %v on the channel of a closed bus", m.UUID)
+		b.Errorf("message %v on the channel of a closed bus", m.ID)
 	}
-	if err := b.client.Publish("close", message(b, 1)); !errors.Is(err, rpc.ErrClosed) {
+	if err := b.client.Publish(b.ctx(), "close", message(b, 1)); !errors.Is(err, rpc.ErrClosed) {
 		b.Errorf("Publish: %v, want ErrClosed", err)
 	}
-	if _, err := b.client.Subscribe(b.ctx(), rpc.Subscription{Topic: "close", Slots: 1}); !errors.Is(err, rpc.ErrClosed) {
+	if _, err := b.client.Subscribe(b.ctx(), bus.Subscription{Topic: "close", Slots: 1}); !errors.Is(err, rpc.ErrClosed) {
 		b.Errorf("Subscribe: %v, want ErrClosed", err)
 	}
 }
@@ -132,7 +133,7 @@ func testGone(b *bench) {
 	}
 	for _, host := range []string{"a", rpc.Any} {
 		var err error
-		for end := time.Now().Add(patience); time.Now().Before(end); { // the bus says how soon
+		for end := time.Now().Add(caseTimeout); time.Now().Before(end); { // the bus says how soon
 			ctx, cancel := context.WithTimeout(b.ctx(), time.Second)
 			start := time.Now()
 			_, err = rpc.Call(ctx, c, echo, host, &note{})
@@ -176,8 +177,8 @@ func testDescribe(b *bench) {
 	d.Running = slices.DeleteFunc(d.Running, func(r rpc.Running) bool { return r.Method != "echo" })
 	want := &rpc.Description{
 		Interface: "suite", Version: iface.Version, Host: "a", Slots: 7,
-		Methods: []rpc.Described{{Name: "echo", Since: echo.Since}, {Name: "keep", Since: keep.Since, Delivery: rpc.AtLeastOnce}},
-		Running: []rpc.Running{{Method: "echo", Kind: rpc.KindCall, RequestID: "req-1"}},
+		Methods: []rpc.Signature{{Name: "echo", Since: echo.Since}, {Name: "keep", Since: keep.Since, Delivery: rpc.AtLeastOnce}},
+		Running: []rpc.Running{{Method: "echo", Kind: "call", RequestID: "req-1"}},
 	}
 	if diff := cmp.Diff(want, d); diff != "" {
 		b.Errorf("description (-want +got):\n%s", diff)

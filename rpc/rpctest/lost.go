@@ -18,6 +18,7 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
 // lostVar is the environment variable that makes a test's program a server process of [TestLost]: the URL
@@ -25,7 +26,7 @@ import (
 const lostVar = "ARMATURE_TEST_LOST"
 
 // Dialer opens a bus, started, to a broker. Buses of one exchange talk to each other.
-type Dialer func(ctx context.Context, url, exchange string) (rpc.Bus, error)
+type Dialer func(ctx context.Context, url, exchange string) (bus.Bus, error)
 
 // ServeLost is the server process of [TestLost], if this program is one: then it does not return. TestMain
 // calls it first.
@@ -35,12 +36,12 @@ func ServeLost(open Dialer) {
 		return
 	}
 	slog.SetDefault(slog.New(slog.DiscardHandler))
-	bus, err := open(context.Background(), what[0], what[1])
+	b, err := open(context.Background(), what[0], what[1])
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: what[2]})
+	srv := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: what[2]})
 	rpc.Handle(srv, work, func(_ context.Context, j *job) (*job, error) {
 		_, err := os.Stdout.WriteString("start " + strconv.Itoa(j.N) + "\n") // one write: it is not torn
 		<-time.After(j.Takes)
@@ -55,7 +56,7 @@ func ServeLost(open Dialer) {
 	}
 	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent has ended
 	_ = srv.Stop(context.Background())   // the parent has what it wants
-	_ = bus.Close()                      // as above
+	_ = b.Close()                        // as above
 	os.Exit(0)
 }
 
@@ -140,15 +141,15 @@ type lost struct {
 func (l *lost) fresh(cfg rpc.ClientConfig) {
 	l.Helper()
 	l.exchange = fmt.Sprintf("lost.%x", rand.Uint64())
-	bus, err := l.open(l.Context(), l.broker.URL, l.exchange)
+	b, err := l.open(l.Context(), l.broker.URL, l.exchange)
 	if err != nil {
 		l.Fatal(err)
 	}
-	l.client = rpc.NewClient(bus, cfg)
+	l.client = rpc.NewClient(b, cfg)
 	client := l.client
 	l.Cleanup(func() {
 		_ = client.Close() // never fails
-		_ = bus.Close()    // as above
+		_ = b.Close()      // as above
 	})
 	l.starts, l.began = make(map[int][]time.Time), make(chan int, 1<<16)
 }
@@ -196,7 +197,7 @@ func (l *lost) launch() *os.Process {
 	case <-ready:
 	case <-ended:
 		l.Fatal("the server process has ended")
-	case <-time.After(patience):
+	case <-time.After(caseTimeout):
 		l.Fatal("the server process does not start")
 	}
 	return cmd.Process
@@ -233,7 +234,7 @@ func (l *lost) running(takes, after time.Duration) <-chan result {
 	case <-l.began:
 	case r := <-done:
 		l.Fatalf("the call did not start: %v", r.err)
-	case <-time.After(patience):
+	case <-time.After(caseTimeout):
 		l.Fatal("the call did not start")
 	}
 	<-time.After(after)
@@ -407,7 +408,7 @@ func (l *lost) testAway() {
 func (l *lost) testPaused() {
 	l.Helper()
 	const silence = 4 * time.Second
-	l.fresh(rpc.ClientConfig{Silence: silence})
+	l.fresh(rpc.ClientConfig{HeartbeatTimeout: silence})
 	p := l.launch()
 	begin := time.Now()
 	done := l.running(time.Minute, 300*time.Millisecond)
@@ -417,7 +418,7 @@ func (l *lost) testPaused() {
 	r := l.end(done)
 	took := r.when.Sub(begin)
 	l.Logf("paused: %v after the call: %v", took.Round(time.Millisecond), r.err)
-	if !errors.Is(r.err, rpc.ErrSilent) || took < silence {
+	if !errors.Is(r.err, rpc.ErrHeartbeatLost) || took < silence {
 		l.Errorf("the call of a paused server ended after %v with %v, want ErrSilent after %v at least", took, r.err, silence)
 	}
 }

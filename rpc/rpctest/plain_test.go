@@ -4,27 +4,37 @@ import (
 	"context"
 	"testing"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// plain is a bus with no more than it must have.
-type plain struct{ bus rpc.Bus }
+// plain is a bus with what the contract asks for and nothing else. It declares no limits.
+type plain struct{ bus bus.Bus }
 
-func (p plain) Publish(topic string, m ...*message.Message) error { return p.bus.Publish(topic, m...) }
+func (p plain) Publish(ctx context.Context, topic string, m *bus.Message) error {
+	return p.bus.Publish(ctx, topic, m)
+}
 
-func (p plain) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
+func (p plain) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
+	done(p.bus.Publish(ctx, topic, m))
+}
+
+func (p plain) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	return p.bus.Subscribe(ctx, s)
 }
 
+func (p plain) CreateTopic(ctx context.Context, topic string) error {
+	return p.bus.CreateTopic(ctx, topic)
+}
+
+func (p plain) Capabilities() bus.Capabilities { return bus.Capabilities{NoConsumer: true} }
+
 func (p plain) Close() error { return p.bus.Close() }
 
-// TestPlainBus: clients and servers need nothing of a bus that it may do without.
+// TestPlainBus: clients and servers need no optional capability of a bus.
 func TestPlainBus(t *testing.T) {
 	t.Parallel()
-	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
+	rpctest.TestBus(t, func(t *testing.T) (server, client bus.Bus) {
 		t.Helper()
 		b := plain{rpctest.NewBus(t)}
 		return b, b

@@ -1,5 +1,5 @@
 // Package rpctest has what tests of RPC servers and clients need, and
-// [TestBus], the suite that judges an implementation of rpc.Bus.
+// [TestBus], the suite that checks an implementation of bus.Bus.
 //
 //	client := rpctest.Serve(t, backup.Interface, func(s *rpc.Server) {
 //		rpc.Handle(s, backup.Start, worker.Start)
@@ -9,10 +9,12 @@ package rpctest
 
 import (
 	"context"
+	"maps"
 	"testing"
 	"time"
 
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 )
 
@@ -25,18 +27,18 @@ func NewBus(t testing.TB) *membus.Bus {
 }
 
 // Serve starts a server of the interface on a bus of its own, with the handlers
-// that register adds, and returns a client for it. Its host is called "host".
-// Both are stopped when the test ends.
+// that register adds, and returns a client for it. Calls of methods that register leaves out fail with
+// rpc.ErrNoSuchMethod. The host is called "host". Both are stopped when the test ends.
 func Serve(t testing.TB, iface *rpc.Interface, register func(*rpc.Server)) *rpc.Client {
 	t.Helper()
-	bus := NewBus(t)
-	start(t, bus, rpc.ServerConfig{Interface: iface, Host: "host"}, register)
-	return newClient(t, bus, rpc.ClientConfig{})
+	b := NewBus(t)
+	start(t, b, rpc.ServerConfig{Interface: iface, Host: "host", Partial: true}, register)
+	return newClient(t, b, rpc.ClientConfig{})
 }
 
-func start(t testing.TB, bus rpc.Bus, cfg rpc.ServerConfig, register func(*rpc.Server)) *rpc.Server {
+func start(t testing.TB, on bus.Bus, cfg rpc.ServerConfig, register func(*rpc.Server)) *rpc.Server {
 	t.Helper()
-	s := rpc.NewServer(bus, cfg)
+	s := rpc.NewServer(on, cfg)
 	register(s)
 	if err := s.Start(t.Context()); err != nil {
 		t.Fatalf("start the server: %v", err)
@@ -51,9 +53,15 @@ func start(t testing.TB, bus rpc.Bus, cfg rpc.ServerConfig, register func(*rpc.S
 	return s
 }
 
-func newClient(t testing.TB, bus rpc.Bus, cfg rpc.ClientConfig) *rpc.Client {
+func newClient(t testing.TB, on bus.Bus, cfg rpc.ClientConfig) *rpc.Client {
 	t.Helper()
-	c := rpc.NewClient(bus, cfg)
+	c := rpc.NewClient(on, cfg)
 	t.Cleanup(func() { _ = c.Close() }) // never fails
 	return c
+}
+
+// Message returns a message with the envelope, a text as on the wire, such as
+// "cast backup.start 2.1 at-least-once", and the payload. It is for tests of a bus.
+func Message(id, envelope string, payload string) *bus.Message {
+	return bus.Decode(id, maps.All(map[string]string{bus.KeyEnvelope: envelope}), []byte(payload))
 }

@@ -8,21 +8,19 @@ import (
 	"testing"
 	"time"
 
-	wm "github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Opener gives a case of [TestBus] the two ends of a bus on which nobody else
-// is: what a server's process and what a client's process would open. They may
+// Opener gives a case of [TestBus] the two ends of a bus that no other case uses: what a server's process and what a client's process would open. They may
 // be the same value. The opener closes them when the test ends.
-type Opener func(t *testing.T) (server, client rpc.Bus)
+type Opener func(t *testing.T) (server, client bus.Bus)
 
 // TestBus runs every rule that a bus has to keep as a sub-test. A failure
 // prints the rule. without names the rules that a bus is known not to keep; a
-// name that is no rule's fails.
-func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // whoever calls it decides
+// name without a rule fails.
+func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // the caller decides
 	t.Helper()
 	for _, name := range without {
 		if !slices.ContainsFunc(rules, func(r rule) bool { return r.name == name }) {
@@ -59,12 +57,12 @@ var (
 	errNoWay = fault.Sentinel(fault.Precondition, "NoWay", "no way")
 )
 
-// patience bounds every wait of the suite. A bus that needs so long is broken.
-const patience = 20 * time.Second
+// caseTimeout bounds every wait of the suite. A bus that needs so long is broken.
+const caseTimeout = 20 * time.Second
 
 type bench struct {
 	*testing.T
-	server, client rpc.Bus
+	server, client bus.Bus
 }
 
 func (b *bench) serve(host string, slots int, register func(*rpc.Server)) *rpc.Server {
@@ -73,7 +71,7 @@ func (b *bench) serve(host string, slots int, register func(*rpc.Server)) *rpc.S
 }
 
 func (b *bench) ctx() context.Context {
-	ctx, cancel := context.WithTimeout(b.Context(), patience)
+	ctx, cancel := context.WithTimeout(b.Context(), caseTimeout)
 	b.Cleanup(cancel)
 	return ctx
 }
@@ -86,22 +84,25 @@ func receive[T any](b *bench, ch <-chan T, what string) T {
 	select {
 	case v := <-ch:
 		return v
-	case <-time.After(patience):
-		b.Fatalf("%s did not happen within %v", what, patience)
+	case <-time.After(caseTimeout):
+		b.Fatalf("%s did not happen within %v", what, caseTimeout)
 		panic("unreachable")
 	}
 }
 
-func message(b *bench, n int) *wm.Message {
-	m := wm.NewMessageWithContext(b.ctx(), fmt.Sprintf("id-%d", n), wm.Payload(strconv.Itoa(n)))
-	m.Metadata[rpc.MetaRPC] = "cast suite.raw 1.0 at-least-once"
-	return m
+func message(b *bench, n int) *bus.Message {
+	b.Helper()
+	return Message(fmt.Sprintf("id-%d", n), "cast suite.raw 1.0 at-least-once", strconv.Itoa(n))
 }
 
-func settle(b *bench, m *wm.Message, ack bool) {
+func settle(b *bench, d *bus.Delivery, ack bool) {
 	b.Helper()
-	if err := rpc.Settle(m, ack); err != nil {
-		b.Errorf("settle message %s: %v", m.UUID, err)
+	end := d.Nack
+	if ack {
+		end = d.Ack
+	}
+	if err := end(); err != nil {
+		b.Errorf("settle message %s: %v", d.ID, err)
 	}
 }
 
@@ -129,7 +130,7 @@ var rules = []rule{
 	{"stop", "a server that stops answers what it has taken", testStop},
 	{"load", "nothing is lost, doubled or mixed up under load", testLoad},
 	{"cancel", "the caller's cancellation reaches the handler's context", testCancel},
-	{"beat", "a long call is kept alive by its server's signs of life, and fails as silent without", testBeat},
+	{"beat", "a long call is kept alive by its server's heartbeats, and fails without them", testBeat},
 	{"gone", "when the last server of a topic has left, a call fails at once, and a cast waits", testGone},
 	{"duplicate", "a message that comes twice is handled once", testDuplicate},
 	{"dead", "what no server can do becomes a dead letter, which can be shown, sent again and dropped", testDead},

@@ -11,12 +11,11 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
-
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/certtest"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/urlbus"
 	"github.com/armature-go/armature/tlsfile"
 )
@@ -155,8 +154,8 @@ func startURL(t *testing.T, raw string, cfg urlbus.Config) error {
 	if err == nil {
 		err = bus.Check(t.Context())
 	}
-	if m := message.NewMessage("1", nil); err == nil {
-		if e := bus.Publish("no-consumer", m); !errors.Is(e, rpc.ErrNoConsumer) {
+	if err == nil {
+		if e := bus.Publish(t.Context(), "no-consumer", &rpcbus.Message{ID: "1", Kind: rpcbus.Call}); !errors.Is(e, rpc.ErrNoConsumer) {
 			t.Errorf("publish: %v, want ErrNoConsumer", e)
 		}
 	}

@@ -20,8 +20,8 @@ import (
 	"strings"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/rpc/natsbus"
 	"github.com/armature-go/armature/tlsfile"
@@ -34,25 +34,31 @@ type Config struct {
 	Exchange string
 	// Quorum keeps casts in quorum queues on RabbitMQ, see amqpbus.Config.
 	Quorum bool
-	// MaxMessage is the largest message that is sent or handled, in bytes, see rpc.Size. Default
-	// rpc.DefaultMaxMessage, which is also that of memory://, always.
+	// MaxMessage is the largest message that is sent or handled, in bytes, see bus.Message.Size. Default
+	// bus.DefaultMaxMessage, which is also that of memory://, always.
 	MaxMessage int
 	// TLS makes the connections TLS, as the schemes amqps:// and tls:// and the parameter ssl=1 do.
 	TLS bool
 	// TLSFiles are the files for TLS, which is an error without it. Parameters of the URL come before.
 	// memory:// needs none.
 	TLSFiles tlsfile.Client
+	// Schemes opens URLs of further schemes, such as watermill-amqp with package rpc/watermillbus/amqp. It gets the URL
+	// as it is.
+	Schemes map[string]Opener
 	// Logger gets what happens to the connections. Default slog.Default().
 	Logger *slog.Logger
 }
 
+// Opener returns a bus that is not started, as Open does.
+type Opener func(url string, cfg Config) (Bus, error)
+
 // Bus is a bus that is a part of package service. It is safe for concurrent use.
 type Bus interface {
-	rpc.Bus
+	bus.Bus
 
 	// Start connects, with one attempt for each broker. It may be called again after an error, whose
 	// code is Unavailable if no broker answers and Unauthenticated if it refuses the login; see the
-	// buses' packages. Before, the bus fails with rpc.ErrNotStarted.
+	// buses' packages. Before, the bus fails with bus.ErrNotStarted.
 	Start(ctx context.Context) error
 	Stop(ctx context.Context) error
 	// Check fails with Unavailable while the broker is away. It does not block.
@@ -72,6 +78,10 @@ type Bus interface {
 // Errors: Invalid if the URL has another form, or another parameter, or a file is wrong; Denied if
 // others can read the key. None repeats the URL, as it has a password.
 func Open(url string, cfg Config) (Bus, error) {
+	name, _, _ := strings.Cut(url, "://")
+	if open := cfg.Schemes[name]; open != nil {
+		return open(url, cfg)
+	}
 	scheme, urls, err := split(url, &cfg)
 	if err != nil {
 		return nil, err

@@ -11,13 +11,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/ThreeDotsLabs/watermill/message"
 	"go.uber.org/goleak"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/urlbus"
 )
 
@@ -122,17 +122,16 @@ func TestStartAgain(t *testing.T) {
 			}
 			unstarted := func(when string) {
 				t.Helper()
-				m := message.NewMessage("1", nil)
-				if err := bus.Publish("t", m); !errors.Is(err, rpc.ErrNotStarted) {
+				if err := bus.Publish(t.Context(), "t", &rpcbus.Message{ID: "1", Kind: rpcbus.Cast}); !errors.Is(err, rpcbus.ErrNotStarted) {
 					t.Errorf("%s: Publish: %v, want ErrNotStarted", when, err)
 				}
-				if _, err := bus.Subscribe(t.Context(), rpc.Subscription{Topic: "t"}); !errors.Is(err, rpc.ErrNotStarted) {
+				if _, err := bus.Subscribe(t.Context(), rpcbus.Subscription{Topic: "t"}); !errors.Is(err, rpcbus.ErrNotStarted) {
 					t.Errorf("%s: Subscribe: %v, want ErrNotStarted", when, err)
 				}
-				if err := bus.(message.SubscribeInitializer).SubscribeInitialize("t"); !errors.Is(err, rpc.ErrNotStarted) {
-					t.Errorf("%s: SubscribeInitialize: %v, want ErrNotStarted", when, err)
+				if err := bus.CreateTopic(t.Context(), "t"); !errors.Is(err, rpcbus.ErrNotStarted) {
+					t.Errorf("%s: CreateTopic: %v, want ErrNotStarted", when, err)
 				}
-				if err := bus.Check(t.Context()); !errors.Is(err, rpc.ErrNotStarted) {
+				if err := bus.Check(t.Context()); !errors.Is(err, rpcbus.ErrNotStarted) {
 					t.Errorf("%s: Check: %v, want ErrNotStarted", when, err)
 				}
 			}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
-	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/rpc/watermillbus"
 )
@@ -47,18 +47,18 @@ func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
 	b, err := watermillbus.New(watermillbus.Config{
 		Publisher: pub,
 		Fanout:    fan,
-		Subscriber: func(s rpc.Subscription) (message.Subscriber, error) {
+		Subscriber: func(s bus.Subscription) (message.Subscriber, error) {
 			c := queues()
 			switch s.Mode {
-			case rpc.Shared:
-			case rpc.Live:
+			case bus.Shared:
+			case bus.Live:
 				c.Queue.Arguments = map[string]any{"x-expires": int32(10_000)}
-			case rpc.Private:
+			case bus.Private:
 				c.Queue.Durable, c.Queue.Exclusive = false, true
 			}
 			return amqp.NewSubscriber(c, log)
 		},
-		FanoutSubscriber: func(rpc.Subscription) (message.Subscriber, error) {
+		FanoutSubscriber: func(bus.Subscription) (message.Subscriber, error) {
 			c := fanouts()
 			own := prefix + "." + rand.Text()
 			c.Queue.GenerateName = func(string) string { return own }
@@ -84,7 +84,7 @@ func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
 func TestBusAMQP(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
-	rpctest.TestBus(t, func(t *testing.T) (server, client rpc.Bus) {
+	rpctest.TestBus(t, func(t *testing.T) (server, client bus.Bus) {
 		t.Helper()
 		prefix := "test." + strings.ToLower(rand.Text())
 		return stockAMQP(t, url, prefix), stockAMQP(t, url, prefix)

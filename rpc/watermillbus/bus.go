@@ -1,16 +1,16 @@
-// Package watermillbus makes an rpc.Bus of any watermill publishers and
+// Package watermillbus makes a bus.Bus of any watermill publishers and
 // subscribers, such as those of watermill-amqp as it comes, for a broker that
 // Armature has no bus of its own for.
 //
 //	bus, err := watermillbus.New(watermillbus.Config{
 //		Publisher: queues,   // to one subscriber of a topic
 //		Fanout:    fanouts,  // to all of them
-//		Subscriber: func(s rpc.Subscription) (message.Subscriber, error) { ... },
-//		FanoutSubscriber: func(s rpc.Subscription) (message.Subscriber, error) { ... },
+//		Subscriber: func(s bus.Subscription) (message.Subscriber, error) { ... },
+//		FanoutSubscriber: func(s bus.Subscription) (message.Subscriber, error) { ... },
 //	})
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// It adds what the contract of rpc.Bus asks for and watermill's does not: many
+// It adds what the contract of bus.Bus asks for and watermill's does not: many
 // messages at once, deadlines, durable messages sent until they arrive,
 // subscriptions that are renewed, typed errors, and a Close that ends.
 //
@@ -27,7 +27,7 @@
 // Four more limits have no rule there. For the same reason a call to a server whose process was killed ends by the
 // heartbeat timeout, not with rpc.ErrServerLost. A publisher's error does not say
 // whether the message was sent: it is Unknown unless Config.NotSent knows better.
-// A subscriber does not say whether an acknowledgement went out: [rpc.Settle]
+// A subscriber does not say whether an acknowledgement went out: Ack
 // never fails. What a publisher or subscriber loses, doubles or hangs on when
 // its connection is cut stays so: watermill-amqp v3.0.2 with a channel pool
 // publishes nothing more after a lost connection.
@@ -42,15 +42,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // Config configures a Bus, which owns all it is given and opens, and closes it.
@@ -65,10 +65,10 @@ type Config struct {
 	// s.Mode says. Its Subscribe is called up to s.Slots times for that topic;
 	// each message must reach only one of them, and of all other processes'
 	// subscribers of a Shared or Live topic. Required.
-	Subscriber func(s rpc.Subscription) (message.Subscriber, error)
+	Subscriber func(s bus.Subscription) (message.Subscriber, error)
 	// FanoutSubscriber does the same for s.Fanout: those that one call of it
 	// opened share a copy of each message, others get their own. Required.
-	FanoutSubscriber func(s rpc.Subscription) (message.Subscriber, error)
+	FanoutSubscriber func(s bus.Subscription) (message.Subscriber, error)
 	// NotSent reports that an error of a publisher means that the message was
 	// certainly not sent, such as that there is no connection: then it is tried
 	// again until its deadline, not only if it is durable. Optional.
@@ -83,8 +83,8 @@ type Config struct {
 	// Sends is how many messages may be on their way at once. One that a
 	// publisher never returns from counts for ever. Default 256.
 	Sends int
-	// MaxMessage is the largest message that Publish takes, in bytes, see [rpc.Size]. It must not be above what
-	// the broker takes. Default [rpc.DefaultMaxMessage].
+	// MaxMessage is the largest message that Publish takes, in bytes, see [bus.Message.Size]. It must not be above what
+	// the broker takes. Default [bus.DefaultMaxMessage].
 	MaxMessage int
 	// CloseTimeout bounds how long Close waits for parts that hang. Default 10 s.
 	CloseTimeout time.Duration
@@ -104,7 +104,7 @@ const (
 	publishTime = time.Minute
 )
 
-// Bus is an [rpc.Bus] over watermill's parts. It is safe for concurrent use.
+// Bus is a [bus.Bus] over watermill's parts. It is safe for concurrent use.
 type Bus struct {
 	cfg   Config
 	sends chan struct{} // holds a token for each message on its way
@@ -131,7 +131,7 @@ func New(cfg Config) (*Bus, error) {
 		cfg.Sends = 256
 	}
 	if cfg.MaxMessage <= 0 {
-		cfg.MaxMessage = rpc.DefaultMaxMessage
+		cfg.MaxMessage = bus.DefaultMaxMessage
 	}
 	if cfg.CloseTimeout <= 0 {
 		cfg.CloseTimeout = 10 * time.Second
@@ -145,51 +145,56 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// MaxMessage returns Config.MaxMessage.
-func (b *Bus) MaxMessage() int { return b.cfg.MaxMessage }
+// Capabilities is that of [bus.Bus]. A watermill publisher does not report that a topic has no consumer, and does not
+// say whether its broker keeps messages.
+func (b *Bus) Capabilities() bus.Capabilities {
+	return bus.Capabilities{MaxMessage: b.cfg.MaxMessage}
+}
 
-// CheckTopic is [rpc.Bounded].
-func (b *Bus) CheckTopic(topic string) error { return broker.CheckName(topic) }
-
-// Publish sends the messages one after another, see [rpc.Bus]. The publishers
-// take no context, so each message is sent aside and left behind at the end of
-// its context, with Unknown. A durable one that failed is sent again until then.
-// A message of more than Config.MaxMessage, with metadata of more than 64 KiB, or with a key of more than
-// 255 bytes, is Invalid.
-func (b *Bus) Publish(topic string, messages ...*message.Message) error {
-	for _, m := range messages {
-		if err := b.publish(topic, m); err != nil {
-			return fmt.Errorf("publish to %s: %w", topic, err)
-		}
+// Publish sends the message, see [bus.Bus]. The publishers
+// take no context, so each message is sent by a goroutine of its own, which is left behind at the end of
+// ctx, with Unknown. A persistent message that failed is sent again until then.
+func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
+	if err := b.publish(ctx, topic, m); err != nil {
+		return fmt.Errorf("publish to %s: %w", topic, err)
 	}
 	return nil
 }
 
-func (b *Bus) publish(topic string, m *message.Message) error {
-	if err := cmp.Or(b.CheckTopic(topic), broker.CheckMessage(m, b.cfg.MaxMessage)); err != nil {
+// Send is Publish in a goroutine of its own, see [bus.Bus].
+func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
+	if !b.run(func() { done(b.Publish(ctx, topic, m)) }) {
+		done(fmt.Errorf("publish to %s: %w", topic, bus.ErrClosed))
+	}
+}
+
+func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
+	if err := cmp.Or(bus.CheckTopic(topic), bus.CheckMessage(m, b.cfg.MaxMessage)); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(m.Context(), publishTime)
-	if _, ok := m.Context().Deadline(); ok {
-		cancel()
-		ctx, cancel = context.WithCancel(m.Context())
+	if _, ok := ctx.Deadline(); !ok {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, publishTime)
+		defer cancel()
 	}
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(b.life, cancel)()
+	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 	to := b.cfg.Publisher
-	if b.cfg.Fanout != nil && rpc.KindOf(m) == rpc.KindFanout {
+	if b.cfg.Fanout != nil && m.Kind == bus.Fanout {
 		to = b.cfg.Fanout
 	}
 	var unknown error // of an attempt that may have arrived
-	for wait := minPause; ; wait = min(2*wait, maxPause) {
+	wait := backoff.Backoff{Min: minPause, Max: maxPause}
+	for {
 		err := b.send(ctx, to, topic, m)
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, rpc.ErrNoConsumer): // a publisher that can tell
+		case errors.Is(err, bus.ErrNoConsumer): // a publisher that can tell
 			return err
 		case errors.Is(err, fault.Unknown):
-			if unknown = err; !rpc.Durable(m) {
+			if unknown = err; !m.Persistent() {
 				return err
 			}
 		case errors.Is(err, fault.Unavailable) && b.life.Err() == nil:
@@ -197,17 +202,17 @@ func (b *Bus) publish(topic string, m *message.Message) error {
 		case unknown != nil:
 			return unknown
 		case b.life.Err() != nil:
-			return rpc.ErrClosed
+			return bus.ErrClosed
 		default:
 			return err
 		}
-		broker.Pause(ctx, wait/2+rand.N(wait/2))
+		wait.Wait(ctx)
 	}
 }
 
 // send publishes aside. Errors: Unknown; Unavailable and the context's code
 // when it was certainly not sent; what the publisher says of the topic.
-func (b *Bus) send(ctx context.Context, to message.Publisher, topic string, m *message.Message) error {
+func (b *Bus) send(ctx context.Context, to message.Publisher, topic string, m *bus.Message) error {
 	if err := ctx.Err(); err != nil {
 		return fault.New(fault.CodeOf(err), "not sent: %w", err)
 	}
@@ -217,20 +222,19 @@ func (b *Bus) send(ctx context.Context, to message.Publisher, topic string, m *m
 		return fault.New(fault.CodeOf(ctx.Err()), "not sent, too many are on their way: %w", ctx.Err())
 	}
 	done := make(chan error, 1)
-	aside := m.Copy() // the caller may go on with its own
-	aside.SetContext(ctx)
-	delete(aside.Metadata, rpc.MetaRedelivered)
+	out := message.NewMessageWithContext(ctx, m.ID, m.Payload)
+	out.Metadata = maps.Collect(m.Metadata())
 	if !b.run(func() {
 		defer func() { <-b.sends }()
-		done <- to.Publish(topic, aside)
+		done <- to.Publish(topic, out)
 	}) {
 		<-b.sends
-		return rpc.ErrClosed
+		return bus.ErrClosed
 	}
 	select {
 	case err := <-done:
 		switch {
-		case err == nil, errors.Is(err, rpc.ErrNoConsumer):
+		case err == nil, errors.Is(err, bus.ErrNoConsumer):
 			return err
 		case b.cfg.NotSent != nil && b.cfg.NotSent(err):
 			return fault.New(fault.Unavailable, "not sent: %w", err)
@@ -253,25 +257,40 @@ func (b *Bus) run(f func()) bool {
 	return true
 }
 
-// SubscribeInitialize makes a Shared topic, if the subscriber can do so.
-func (b *Bus) SubscribeInitialize(topic string) error {
+// CreateTopic makes a Shared topic, see [bus.Bus]: with the SubscribeInitialize of the subscriber, if it has one, else
+// with a subscription that ends at once.
+func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if b.life.Err() != nil {
-		return fmt.Errorf("make %s: %w", topic, rpc.ErrClosed)
+		return fmt.Errorf("make %s: %w", topic, bus.ErrClosed)
 	}
-	if err := b.CheckTopic(topic); err != nil {
+	if err := bus.CheckTopic(topic); err != nil {
 		return fmt.Errorf("make topic: %w", err)
 	}
-	s, err := b.cfg.Subscriber(rpc.Subscription{Topic: topic, Slots: 1})
+	s, err := b.cfg.Subscriber(bus.Subscription{Topic: topic, Slots: 1})
 	if err != nil {
 		return fault.New(fault.Unavailable, "make %s: %w", topic, err)
 	}
 	defer func() { _ = s.Close() }() // it has nothing to give back
 	i, ok := s.(message.SubscribeInitializer)
 	if !ok {
-		return fault.New(fault.Unimplemented, "make %s: %T can only make it with a subscription", topic, s)
+		return b.createBySubscribing(ctx, topic)
 	}
 	if err := i.SubscribeInitialize(topic); err != nil {
 		return fault.New(fault.Unavailable, "make %s: %w", topic, err)
+	}
+	return nil
+}
+
+// createBySubscribing makes a Shared topic with a subscription that ends at once.
+func (b *Bus) createBySubscribing(ctx context.Context, topic string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	in, err := b.Subscribe(ctx, bus.Subscription{Topic: topic, Slots: 1})
+	cancel()
+	if err != nil {
+		return err
+	}
+	for d := range in {
+		_ = d.Nack() // never fails
 	}
 	return nil
 }

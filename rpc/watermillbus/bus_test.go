@@ -19,6 +19,8 @@ import (
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/rpc/watermillbus"
 )
 
@@ -53,7 +55,7 @@ func (p part) Close() error {
 
 func newBus(t *testing.T, p part, change func(*watermillbus.Config)) *watermillbus.Bus {
 	t.Helper()
-	open := func(rpc.Subscription) (message.Subscriber, error) { return p, nil }
+	open := func(rpcbus.Subscription) (message.Subscriber, error) { return p, nil }
 	cfg := watermillbus.Config{Publisher: p, Subscriber: open, FanoutSubscriber: open}
 	if change != nil {
 		change(&cfg)
@@ -70,13 +72,18 @@ const durable = "cast backup.start 1.0 at-least-once"
 
 func newMessage(ctx context.Context, mark string) *message.Message {
 	m := message.NewMessageWithContext(ctx, watermill.NewUUID(), message.Payload("{}"))
-	m.Metadata[rpc.MetaRPC] = mark
+	m.Metadata["rpc"] = mark
 	return m
+}
+
+// request returns what rpc publishes.
+func request(envelope string) *rpcbus.Message {
+	return rpctest.Message(watermill.NewUUID(), envelope, "{}")
 }
 
 func TestNew(t *testing.T) {
 	t.Parallel()
-	open := func(rpc.Subscription) (message.Subscriber, error) { return part{}, nil }
+	open := func(rpcbus.Subscription) (message.Subscriber, error) { return part{}, nil }
 	for _, cfg := range []watermillbus.Config{
 		{},
 		{Publisher: part{}},
@@ -121,9 +128,9 @@ func TestPublish(t *testing.T) {
 				}}, func(c *watermillbus.Config) {
 					c.NotSent = func(err error) bool { return errors.Is(err, down) }
 				})
-				m := newMessage(t.Context(), tt.mark)
-				m.Metadata["more"] = tt.meta
-				err := b.Publish("backup", m)
+				m := request(tt.mark)
+				m.Header = map[string]string{"more": tt.meta}
+				err := b.Publish(t.Context(), "backup", m)
 				if tt.want == 0 && err != nil || tt.want != 0 && fault.CodeOf(err) != tt.want {
 					t.Errorf("Publish: %v, want %v", err, tt.want)
 				}
@@ -146,7 +153,7 @@ func TestPublishHangs(t *testing.T) {
 		for i, want := range []fault.Code{fault.Unknown, fault.Timeout} { // the second was not even begun
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			begin := time.Now()
-			err := b.Publish("backup", newMessage(ctx, durable))
+			err := b.Publish(ctx, "backup", request(durable))
 			if fault.CodeOf(err) != want || time.Since(begin) != time.Second {
 				t.Errorf("Publish %d: %v after %v, want %v after 1s", i, err, time.Since(begin), want)
 			}
@@ -199,20 +206,20 @@ func TestLanes(t *testing.T) {
 		return out, nil
 	}}, nil)
 	ctx, cancel := context.WithCancel(t.Context())
-	in, err := b.Subscribe(ctx, rpc.Subscription{Topic: "backup", Slots: slots})
+	in, err := b.Subscribe(ctx, rpcbus.Subscription{Topic: "backup", Slots: slots})
 	if err != nil {
 		t.Fatal(err)
 	}
-	var hand []*message.Message
+	var hand []*rpcbus.Delivery
 	for range slots {
 		hand = append(hand, <-in)
 	}
 	cancel()
 	if m, ok := <-in; ok {
-		t.Errorf("got %s after the end, want the channel closed", m.UUID)
+		t.Errorf("got %s after the end, want the channel closed", m.ID)
 	}
 	for _, m := range hand {
-		if err := rpc.Settle(m, true); err != nil {
+		if err := m.Ack(); err != nil {
 			t.Error(err)
 		}
 	}
@@ -245,15 +252,15 @@ func TestRenewed(t *testing.T) {
 			return out, nil
 		}
 	}}, func(c *watermillbus.Config) { c.Redelivered = "again" })
-	in, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "backup"})
+	in, err := b.Subscribe(t.Context(), rpcbus.Subscription{Topic: "backup"})
 	if err != nil {
 		t.Fatal(err)
 	}
 	m := <-in
-	if rpc.KindOf(m) != rpc.KindCast || m.Metadata[rpc.MetaRedelivered] == "" {
+	if m.Kind != rpcbus.Cast || !m.Redelivered {
 		t.Errorf("got %v, want the cast, marked as redelivered", m)
 	}
-	m.Ack()
+	_ = m.Ack() // never fails
 	if n := opened.Load(); n != 3 {
 		t.Errorf("%d subscriptions, want 3", n)
 	}
@@ -281,10 +288,10 @@ func TestClose(t *testing.T) {
 	}}
 	b := newBus(t, part{closed: note("publisher"), publish: func(string, *message.Message) error { return nil }},
 		func(c *watermillbus.Config) {
-			c.Subscriber = func(rpc.Subscription) (message.Subscriber, error) { return sub, nil }
+			c.Subscriber = func(rpcbus.Subscription) (message.Subscriber, error) { return sub, nil }
 			c.Fanout = part{closed: note("fanout")}
 		})
-	in, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "backup"})
+	in, err := b.Subscribe(t.Context(), rpcbus.Subscription{Topic: "backup"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -305,14 +312,14 @@ func TestClose(t *testing.T) {
 	if got := strings.Join(order, " "); got != "subscriber publisher fanout" {
 		t.Errorf("closed %s, want subscriber, publisher, fanout", got)
 	}
-	if err := b.Publish("backup", newMessage(t.Context(), "")); !errors.Is(err, rpc.ErrClosed) {
+	if err := b.Publish(t.Context(), "backup", request("")); !errors.Is(err, rpc.ErrClosed) {
 		t.Errorf("Publish: %v, want ErrClosed", err)
 	}
-	if _, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "backup"}); !errors.Is(err, rpc.ErrClosed) {
+	if _, err := b.Subscribe(t.Context(), rpcbus.Subscription{Topic: "backup"}); !errors.Is(err, rpc.ErrClosed) {
 		t.Errorf("Subscribe: %v, want ErrClosed", err)
 	}
-	if err := b.SubscribeInitialize("backup"); !errors.Is(err, rpc.ErrClosed) {
-		t.Errorf("SubscribeInitialize: %v, want ErrClosed", err)
+	if err := b.CreateTopic(t.Context(), "backup"); !errors.Is(err, rpc.ErrClosed) {
+		t.Errorf("CreateTopic: %v, want ErrClosed", err)
 	}
 }
 
@@ -327,10 +334,10 @@ func TestOpenFails(t *testing.T) {
 		return out, nil
 	}}
 	b := newBus(t, part{}, func(c *watermillbus.Config) {
-		c.Subscriber = func(rpc.Subscription) (message.Subscriber, error) { return sub, nil }
-		c.FanoutSubscriber = func(rpc.Subscription) (message.Subscriber, error) { return nil, errors.New("access refused") }
+		c.Subscriber = func(rpcbus.Subscription) (message.Subscriber, error) { return sub, nil }
+		c.FanoutSubscriber = func(rpcbus.Subscription) (message.Subscriber, error) { return nil, errors.New("access refused") }
 	})
-	_, err := b.Subscribe(t.Context(), rpc.Subscription{Topic: "backup", Mode: rpc.Live, Fanout: "backup.fanout"})
+	_, err := b.Subscribe(t.Context(), rpcbus.Subscription{Topic: "backup", Mode: rpcbus.Live, Fanout: "backup.fanout"})
 	if fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "access refused") {
 		t.Errorf("Subscribe: %v, want Unavailable with the reason", err)
 	}
@@ -346,7 +353,7 @@ func (shared) Close() error { return nil }
 // one subscription only.
 func ExampleNew() {
 	ch := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
-	open := func(rpc.Subscription) (message.Subscriber, error) { return shared{ch}, nil }
+	open := func(rpcbus.Subscription) (message.Subscriber, error) { return shared{ch}, nil }
 	bus, err := watermillbus.New(watermillbus.Config{
 		Publisher: ch, Subscriber: open, FanoutSubscriber: open, Lanes: 1,
 	})

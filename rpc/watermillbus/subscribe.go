@@ -4,31 +4,31 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	"maps"
 	"sync"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/broker"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // Subscribe opens a subscriber, two with s.Fanout, and takes messages from as
 // many subscriptions as there are slots, at most Config.Lanes: a subscriber
-// hands out one message at a time to each, see [rpc.Bus]. It blocks as long as
+// hands out one message at a time to each, see [bus.Bus]. It blocks as long as
 // the subscribers do, but not beyond the end of ctx.
-func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *message.Message, error) {
-	err := b.CheckTopic(s.Topic)
+func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
+	err := bus.CheckTopic(s.Topic)
 	if err == nil && s.Fanout != "" {
-		err = b.CheckTopic(s.Fanout)
+		err = bus.CheckTopic(s.Fanout)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("subscribe: %w", err)
 	}
 	s.Slots = max(s.Slots, 1)
-	g := &group{bus: b, private: s.Mode == rpc.Private, out: make(chan *message.Message)}
+	g := &group{bus: b, private: s.Mode == bus.Private, receive: s.Receive, out: make(chan *bus.Delivery)}
 	g.ctx, g.cancel = context.WithCancel(ctx)
 	opened := make(chan error, 1)
 	ok := b.run(func() { //nolint:contextcheck // it has the context of the subscription
@@ -44,12 +44,12 @@ func (b *Bus) Subscribe(ctx context.Context, s rpc.Subscription) (<-chan *messag
 	})
 	if !ok {
 		g.cancel()
-		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, rpc.ErrClosed)
+		return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, bus.ErrClosed)
 	}
 	select {
 	case err := <-opened:
 		if err != nil && b.life.Err() != nil {
-			err = rpc.ErrClosed
+			err = bus.ErrClosed
 		}
 		if err != nil {
 			return nil, fmt.Errorf("subscribe to %s: %w", s.Topic, err)
@@ -66,14 +66,15 @@ type group struct {
 	private bool            // messages need not be settled
 	ctx     context.Context //nolint:containedctx // the subscription's own life
 	cancel  context.CancelFunc
-	out     chan *message.Message
+	receive func(*bus.Delivery) // in place of out, if it is not nil
+	out     chan *bus.Delivery
 	parts   []message.Subscriber
 	handing sync.WaitGroup // lanes that may write to out
 	lanes   sync.WaitGroup
 }
 
 // open opens the subscribers and all lanes, or none.
-func (g *group) open(s rpc.Subscription) error {
+func (g *group) open(s bus.Subscription) error {
 	err := g.add(g.bus.cfg.Subscriber, s, s.Topic)
 	if err == nil && s.Fanout != "" {
 		err = g.add(g.bus.cfg.FanoutSubscriber, s, s.Fanout)
@@ -85,7 +86,7 @@ func (g *group) open(s rpc.Subscription) error {
 	return nil
 }
 
-func (g *group) add(open func(rpc.Subscription) (message.Subscriber, error), s rpc.Subscription, topic string) error {
+func (g *group) add(open func(bus.Subscription) (message.Subscriber, error), s bus.Subscription, topic string) error {
 	sub, err := open(s)
 	if err != nil {
 		return err
@@ -118,13 +119,14 @@ func (g *group) lane(ctx context.Context, cancel context.CancelFunc, sub message
 	}()
 	handing := sync.OnceFunc(g.handing.Done)
 	defer handing()
-	for wait := minPause; ; wait = min(2*wait, maxPause) {
+	wait := backoff.Backoff{Min: minPause, Max: maxPause}
+	for {
 		for {
 			m := g.next(in)
 			if m == nil {
 				break
 			}
-			wait = minPause
+			wait.Reset()
 			if !g.hand(m) {
 				return
 			}
@@ -138,7 +140,7 @@ func (g *group) lane(ctx context.Context, cancel context.CancelFunc, sub message
 			}
 		}
 		if g.ctx.Err() == nil {
-			broker.Pause(g.ctx, wait/2+rand.N(wait/2)) //nolint:contextcheck // of the subscription, not of the lane
+			wait.Wait(g.ctx) //nolint:contextcheck // of the subscription, not of the lane
 		}
 		if g.ctx.Err() != nil {
 			return
@@ -188,18 +190,23 @@ func (g *group) last(m *message.Message) {
 // hand hands m out, or gives it back at the end of the subscription, and
 // reports which.
 func (g *group) hand(m *message.Message) bool {
-	if key := g.bus.cfg.Redelivered; m.Metadata[key] != "" {
-		m.Metadata[rpc.MetaRedelivered] = m.Metadata[key]
-		delete(m.Metadata, key) // it must not travel on when the message is sent again
-	}
+	key := g.bus.cfg.Redelivered
+	redelivered := key != "" && m.Metadata[key] != ""
+	delete(m.Metadata, key) // it must not travel on when the message is sent again
+	d := bus.NewDelivery(bus.Decode(m.UUID, maps.All(m.Metadata), m.Payload), redelivered, settler{m})
 	select {
 	case <-g.ctx.Done():
 		m.Nack()
 		return false
 	default:
 	}
+	if g.receive != nil {
+		g.receive(d)
+		m.Ack()
+		return true
+	}
 	select {
-	case g.out <- m:
+	case g.out <- d:
 		if g.private { // it may never be settled
 			m.Ack()
 		}
@@ -208,6 +215,19 @@ func (g *group) hand(m *message.Message) bool {
 		m.Nack()
 		return false
 	}
+}
+
+// settler acknowledges a message to its subscriber, which does not say whether that went out.
+type settler struct{ m *message.Message }
+
+// Settle is that of [bus.Settler].
+func (s settler) Settle(ack bool) error {
+	if ack {
+		s.m.Ack()
+	} else {
+		s.m.Nack()
+	}
+	return nil
 }
 
 // phantom reports whether m is nothing: watermill-amqp delivers it when its

@@ -22,6 +22,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
+	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/service/api/apitest"
 	"github.com/armature-go/armature/service/policy"
@@ -42,7 +43,7 @@ type cloud struct {
 
 	store *store.Store
 	db    *sqlx.DB
-	bus   rpc.Bus
+	bus   rpcbus.Bus
 	log   *bytes.Buffer
 	down  error // of the bus
 }

@@ -20,14 +20,14 @@ var (
 	// Build makes the worker build a server. The worker asks first whether the step is still wanted ([BeginStep]) and
 	// reports its end ([EndStep]), with the request's token, so the request is idempotent. Requests of Build, Destroy and Act
 	// have tokens since 1.4.
-	Build = rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce}
+	Build = rpc.Define(rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce})
 	// Destroy makes the worker remove a server, as Build does its work.
-	Destroy = rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce}
+	Destroy = rpc.Define(rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce})
 	// Act makes the worker do an action to a server, as Build does its work. Since 1.2 it resizes.
-	Act = rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce}
+	Act = rpc.Define(rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce})
 	// ReadConsole returns the end of a server's console log, at most 100 KiB, as
 	// in Nova. Errors: NotFound; Unimplemented if the driver has none.
-	ReadConsole = rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11}
+	ReadConsole = rpc.Define(rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11})
 )
 
 // Action is what a user wants done to a server that has been built.
@@ -94,32 +94,32 @@ var Conductor = &rpc.Interface{Name: "conductor", Version: v13}
 var (
 	// Wake tells that a server has work waiting. It is a hint: the work is in
 	// the database, and found without it, only later.
-	Wake = rpc.Method[WakeRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1}
+	Wake = rpc.Define(rpc.Method[WakeRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1})
 	// BeginStep asks whether the step that a token names is still wanted. ErrStale: it is not, so the worker drops it.
-	BeginStep = rpc.Method[StepRequest, rpc.None]{Interface: Conductor, Name: "begin_step", Since: v13}
+	BeginStep = rpc.Define(rpc.Method[StepRequest, rpc.None]{Interface: Conductor, Name: "begin_step", Since: v13})
 	// EndStep reports how a step has ended. ErrStale: it was not wanted any more. A report that was made before is not an error.
-	EndStep = rpc.Method[EndStepRequest, rpc.None]{Interface: Conductor, Name: "end_step", Since: v13}
+	EndStep = rpc.Define(rpc.Method[EndStepRequest, rpc.None]{Interface: Conductor, Name: "end_step", Since: v13})
 	// BeginBuild is BeginStep for workers of releases before 1.4 of the interface compute, which name an attempt by server,
 	// host, task and generation.
-	BeginBuild = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1}
+	BeginBuild = rpc.Define(rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1})
 	// EndBuild is EndStep for a build by such a worker.
-	EndBuild = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1}
+	EndBuild = rpc.Define(rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1})
 	// EndAct is EndStep for an action by such a worker.
-	EndAct = rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11}
+	EndAct = rpc.Define(rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11})
 	// EndDestroy is EndStep for a deletion by such a worker.
-	EndDestroy = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1}
+	EndDestroy = rpc.Define(rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1})
 	// ReportHost is a worker's heartbeat, with what its host has.
-	ReportHost = rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1}
+	ReportHost = rpc.Define(rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1})
 	// ClaimHost makes a process the one that does a host's work. Unavailable, with the reason
 	// MemberHeld and a text that names the process: another one does, and is up. Since 1.2 every
 	// request of a worker carries its instance, and is refused with the same error when the host is
 	// another instance's.
-	ClaimHost = rpc.Method[ClaimHostRequest, rpc.None]{Interface: Conductor, Name: "claim_host", Since: v12}
+	ClaimHost = rpc.Define(rpc.Method[ClaimHostRequest, rpc.None]{Interface: Conductor, Name: "claim_host", Since: v12})
 	// LeaveHost says that the process stops: its host is down at once, and free for another process.
-	LeaveHost = rpc.Method[LeaveHostRequest, rpc.None]{Interface: Conductor, Name: "leave_host", Since: v12}
+	LeaveHost = rpc.Define(rpc.Method[LeaveHostRequest, rpc.None]{Interface: Conductor, Name: "leave_host", Since: v12})
 	// Strangers returns those of the servers on a host that do not belong
 	// there.
-	Strangers = rpc.Method[StrangersRequest, StrangersReply]{Interface: Conductor, Name: "strangers", Since: v1}
+	Strangers = rpc.Define(rpc.Method[StrangersRequest, StrangersReply]{Interface: Conductor, Name: "strangers", Since: v1})
 )
 
 // WakeRequest names a server with work.
@@ -216,7 +216,7 @@ var Scheduler = &rpc.Interface{Name: "scheduler", Version: v1}
 // server has a claim already, that is the answer. Errors: ErrNoValidHost, whose
 // text counts the reasons; Unavailable while no host is up at all, or others
 // were faster too often; Conflict if the server waits for no host.
-var Select = rpc.Method[SelectRequest, SelectReply]{Interface: Scheduler, Name: "select", Since: v1}
+var Select = rpc.Define(rpc.Method[SelectRequest, SelectReply]{Interface: Scheduler, Name: "select", Since: v1})
 
 // SelectRequest asks for a host.
 type SelectRequest struct {

@@ -72,7 +72,7 @@ func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 			{compute.Worker, "h1", b.work},
 			{compute.Worker, "h2", b.work},
 		} {
-			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: s.iface, Host: s.host, Logger: quiet})
+			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: s.iface, Host: s.host, Partial: true, Logger: quiet})
 			s.add(srv)
 			if err := srv.Start(t.Context()); err != nil {
 				t.Fatal(err)

@@ -127,7 +127,7 @@ func newBench(t *testing.T) *bench {
 		cfg rpc.ServerConfig
 		add func(*rpc.Server)
 	}{
-		{rpc.ServerConfig{Interface: compute.Conductor, Logger: quiet}, func(s *rpc.Server) {
+		{rpc.ServerConfig{Interface: compute.Conductor, Partial: true, Logger: quiet}, func(s *rpc.Server) {
 			rpc.Handle(s, compute.BeginStep, func(context.Context, *compute.StepRequest) (*rpc.None, error) { return answer(&b.begin, func() {}) })
 			rpc.Handle(s, compute.EndStep, func(_ context.Context, r *compute.EndStepRequest) (*rpc.None, error) {
 				return answer(&b.end, func() { b.ended <- *r })

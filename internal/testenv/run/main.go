@@ -4,7 +4,8 @@
 //
 //	go run ./internal/testenv/run -- go test ./...
 //
-// As root on Debian or Ubuntu it installs what is missing with apt-get.
+// As root on Debian or Ubuntu it installs what is missing with apt-get. A program nats-server in the directory of this
+// one, where `make bin/testenv` builds it, comes before that of the machine.
 package main
 
 import (
@@ -29,6 +30,9 @@ const stopTime = 30 * time.Second
 
 func main() {
 	testenv.EndWithParent()
+	if self, err := os.Executable(); err == nil {
+		_ = os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+os.Getenv("PATH")) // a plain text
+	}
 	args := os.Args[1:]
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]

@@ -1,59 +1,13 @@
-// Package broker has what the buses share.
+// Package broker reads the URLs of brokers.
 package broker
 
 import (
-	"context"
 	"net/url"
 	"slices"
 	"strings"
-	"time"
-
-	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/rpc"
-	"github.com/armature-go/armature/rpc/internal/names"
 )
-
-// maxMetadata is how many bytes of metadata every broker can carry: AMQP needs them in one
-// frame, of 128 KiB by default, and closes the connection of a longer one.
-const maxMetadata = 64 << 10
-
-// CheckName returns Invalid if name, with all its prefixes and suffixes, cannot be that of a topic on every
-// bus.
-func CheckName(name string) error {
-	if wrong := names.Fault(name); wrong != "" {
-		return fault.New(fault.Invalid, "topic name %.300q of %d bytes %s", name, len(name), wrong)
-	}
-	return nil
-}
-
-// CheckMessage returns Invalid if the bus cannot carry the message: [rpc.ErrTooLarge] if its size is above
-// limit bytes and it is not a dead letter, which a broker has carried before.
-func CheckMessage(m *message.Message, limit int) error {
-	size := len(m.UUID)
-	for k, v := range m.Metadata {
-		if len(k) > names.Max {
-			return fault.New(fault.Invalid, "a metadata key of %d bytes is longer than the %d bytes that a broker takes: %.40q", len(k), names.Max, k)
-		}
-		size += len(k) + len(v)
-	}
-	if len(m.UUID) > names.Max || len(m.Metadata[rpc.MetaCorrelation]) > names.Max || len(m.Metadata[rpc.MetaReplyTo]) > names.Max {
-		return fault.New(fault.Invalid, "a message whose id, correlation id or reply topic is longer than the %d bytes that a broker takes", names.Max)
-	}
-	if size > maxMetadata {
-		return fault.New(fault.Invalid, "metadata of %d bytes are larger than the %d bytes that a broker takes: %w", size, maxMetadata, rpc.ErrTooLarge)
-	}
-	if size += len(m.Payload); size > limit && m.Metadata[rpc.MetaReason] == "" {
-		return TooLarge(size, limit)
-	}
-	return nil
-}
-
-// TooLarge is the error of a message of size bytes on a bus that carries limit bytes.
-func TooLarge(size, limit int) error {
-	return fault.New(fault.Invalid, "%w: it has %d bytes, and the limit is %d bytes", rpc.ErrTooLarge, size, limit)
-}
 
 // CheckURLs returns Invalid, with what is wrong with which URL but without its
 // password, unless there is at least one and all have a host, one of the
@@ -90,20 +44,4 @@ func Redacted(urls ...string) string {
 		}
 	}
 	return strings.Join(out, ", ")
-}
-
-// Pause waits, but not beyond the end of ctx.
-func Pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}
-
-// Backoff returns the longest wait before the next attempt to restore a connection that was lost then: an
-// eighth of the time since, at least low and at most high.
-func Backoff(lost time.Time, low, high time.Duration) time.Duration {
-	return min(max(time.Since(lost)/8, low), high)
 }

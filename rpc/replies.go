@@ -1,0 +1,116 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
+)
+
+// listen makes sure that the reply topic exists. The first call subscribes;
+// those that come meanwhile wait for it, each no longer than its own context.
+func (c *Client) listen(ctx context.Context) error {
+	if c.listening.Load() {
+		return nil
+	}
+	done := c.subscribing.DoChan("", func() (any, error) { //nolint:contextcheck // it outlives the call that needs it first
+		if c.listening.Load() {
+			return nil, nil //nolint:nilnil // there is no value
+		}
+		return nil, c.subscribe()
+	})
+	select {
+	case r := <-done:
+		return r.Err
+	case <-ctx.Done():
+		return fault.New(fault.CodeOf(ctx.Err()), "%w", ctx.Err())
+	}
+}
+
+// subscribe subscribes to the reply topic for as long as the client lives.
+func (c *Client) subscribe() error {
+	sub, cancel := context.WithCancel(c.life)
+	ended, err := c.bus.Subscribe(sub, bus.Subscription{
+		Topic: c.topic, Mode: bus.Private, Slots: replySlots, Receive: func(d *bus.Delivery) { c.take(d.Message) },
+	})
+	if err == nil && !c.spawn(func() { defer cancel(); c.watch(ended) }) {
+		err = ErrClosed
+	}
+	if err != nil {
+		cancel()
+		return err
+	}
+	c.listening.Store(true)
+	return nil
+}
+
+// watch ends calls whose heartbeats are lost, until the subscription ends.
+func (c *Client) watch(ended <-chan *bus.Delivery) {
+	var tick <-chan time.Time
+	if c.cfg.HeartbeatTimeout > 0 {
+		t := time.NewTicker(max(c.cfg.HeartbeatTimeout/8, time.Millisecond))
+		defer t.Stop()
+		tick = t.C
+	}
+	for {
+		select {
+		case <-ended:
+			return
+		case now := <-tick:
+			c.checkHeartbeats(now)
+		}
+	}
+}
+
+// take hands one message to the call that it is about.
+func (c *Client) take(m *bus.Message) {
+	id, heartbeat := m.Correlation, m.Kind == bus.Heartbeat
+	c.mu.Lock()
+	w := c.pending[id]
+	var p *peer
+	if w != nil && w.route != nil {
+		p = c.heardLocked(w.route, m)
+	}
+	answered := false
+	switch {
+	case w == nil && heartbeat:
+		if p := c.peers[m.Instance]; p != nil { // it answers a probe
+			p.hear(time.Now())
+		}
+	case w == nil:
+		answered = c.answeredLocked(m)
+	case heartbeat:
+		w.peer = p
+		if !w.heard.IsZero() {
+			w.heard = time.Now()
+		}
+	default:
+		delete(c.pending, id)
+	}
+	c.mu.Unlock()
+	switch {
+	case heartbeat, answered:
+	case w != nil:
+		w.ended <- outcome{reply: m}
+	default:
+		atomic.AddUint64(&c.stats.Late, 1)
+		c.cfg.Logger.Debug("late reply", "correlation_id", id)
+	}
+}
+
+// checkHeartbeats ends the calls of whose servers the client has not heard for HeartbeatTimeout.
+func (c *Client) checkHeartbeats(now time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for id, w := range c.pending {
+		if w.heard.IsZero() || now.Sub(w.heard) < c.cfg.HeartbeatTimeout {
+			continue
+		}
+		delete(c.pending, id)
+		atomic.AddUint64(&c.stats.HeartbeatLost, 1)
+		w.ended <- outcome{err: fmt.Errorf("no heartbeat for %v: %w", now.Sub(w.heard).Round(time.Millisecond), ErrHeartbeatLost)}
+	}
+}

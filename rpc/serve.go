@@ -1,0 +1,293 @@
+package rpc
+
+import (
+	"context"
+	"fmt"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/reqctx"
+	"github.com/armature-go/armature/rpc/bus"
+)
+
+// delivery is a message in the hands of the server, from its arrival until it is settled and, if it is a call,
+// answered.
+type delivery struct {
+	*bus.Delivery
+
+	server   *Server
+	topic    string         // it was delivered by
+	id       string         // of the message, or an own one if the message has no id
+	info     Info           // what is asked for
+	method   endpoint       // that is asked for, if known
+	known    bool           // the server has that method
+	from     reqctx.Request // on whose behalf
+	named    bool           // from says anything
+	deadline time.Time      // by the monotonic clock, which does not jump; zero: none
+	slot     bool           // it has a handler slot
+
+	// Of a handler that runs:
+	since time.Time          // when it was started
+	stop  context.CancelFunc // ends its context
+	gone  atomic.Bool        // the caller has given up
+	due   time.Time          // of the next heartbeat; guarded by Server.mu
+}
+
+// newDelivery decodes a message. The error, with code Invalid, says why it cannot be handled.
+func (s *Server) newDelivery(m *bus.Delivery, topic string) (*delivery, error) {
+	d := &delivery{Delivery: m, server: s, topic: topic, id: m.ID, info: infoOf(m.Message), slot: true, stop: func() {}}
+	if d.id == "" { // of another program: two messages without an id are not copies of each other
+		d.id = newID()
+	}
+	switch size := m.Size(); {
+	case m.Malformed != nil:
+		return d, m.Malformed
+	case s.limits.MaxMessage > 0 && size > s.limits.MaxMessage:
+		return d, bus.TooLarge(size, s.limits.MaxMessage)
+	}
+	switch m.Kind {
+	case bus.Call, bus.Cast, bus.Fanout, bus.Cancel:
+	default:
+		return d, fault.New(fault.Invalid, "it is a %s, want a call, cast, fanout or cancel", m.Kind)
+	}
+	var err error
+	if d.from, d.named, err = decodeContext(m.Header); err != nil {
+		return d, err
+	}
+	if !m.Deadline.IsZero() {
+		now := time.Now()
+		d.deadline = now.Add(m.Deadline.Sub(now))
+	}
+	d.method, d.known = s.methods[d.info.Method]
+	return d, nil
+}
+
+// durable reports whether the message is a cast of an AtLeastOnce method.
+func (d *delivery) durable() bool {
+	return d.Kind == bus.Cast && (d.Durable || d.known && d.method.Delivery == AtLeastOnce)
+}
+
+// releaseSlot gives the handler slot to the next message, if it is still held.
+func (d *delivery) releaseSlot() {
+	if d.slot {
+		d.slot = false
+		<-d.server.slots
+	}
+}
+
+// workLoop is a goroutine of handlers. One of them at a time takes a message, when a slot is free, and has another one
+// take the next before it handles its own: a message is handled by the goroutine that took it.
+func (s *Server) workLoop(work context.Context, in *[4]inlet) {
+	for {
+		m, topic := s.receive(in)
+		if m == nil {
+			return
+		}
+		select {
+		case s.baton <- struct{}{}:
+		default:
+			s.wg.Go(func() { s.workLoop(work, in) })
+		}
+		s.serve(work, m, topic)
+		select {
+		case <-s.baton:
+		case <-s.stopping:
+			return
+		}
+	}
+}
+
+// receive returns a message, for which it holds a slot, and the message's topic. It returns nil when the subscriptions
+// have ended.
+func (s *Server) receive(in *[4]inlet) (m *bus.Delivery, topic string) {
+	select {
+	case s.slots <- struct{}{}:
+	case <-s.stopping:
+		return nil, ""
+	}
+	for {
+		var i int
+		var ok bool
+		select { // a topic that is closed or not used has a nil channel, which is never ready
+		case m, ok = <-in[0].ch:
+			i = 0
+		case m, ok = <-in[1].ch:
+			i = 1
+		case m, ok = <-in[2].ch:
+			i = 2
+		case m, ok = <-in[3].ch:
+			i = 3
+		case <-s.stopping:
+			return nil, ""
+		}
+		if ok {
+			return m, in[i].topic
+		}
+		in[i].ch = nil
+	}
+}
+
+// serve handles one message. Each class of messages has a function.
+func (s *Server) serve(work context.Context, m *bus.Delivery, topic string) {
+	d, err := s.newDelivery(m, topic)
+	defer d.releaseSlot()
+	if err != nil {
+		d.releaseSlot()
+		s.rejectMalformed(work, d, err)
+		return
+	}
+	ctx := work
+	if d.named {
+		ctx = reqctx.With(work, d.from)
+	}
+	switch {
+	case d.Kind == bus.Cancel, d.info.Method == methodCancel:
+		s.serveCancel(d)
+	case d.Kind == bus.Fanout && d.info.Method == methodPing && d.ReplyTo != "":
+		s.servePing(work, d)
+	case !d.deadline.IsZero() && !time.Now().Before(d.deadline):
+		s.serveExpired(ctx, d)
+	case d.durable():
+		s.serveDurable(ctx, work, d)
+	case d.Kind == bus.Call:
+		s.serveCall(ctx, work, d)
+	default:
+		s.serveOneWay(ctx, work, d)
+	}
+}
+
+// serveCancel ends the context of a running call whose caller has given up.
+func (s *Server) serveCancel(d *delivery) {
+	_ = d.Ack() // a redelivery has no effect
+	s.mu.Lock()
+	r := s.running[d.Correlation]
+	s.mu.Unlock()
+	if r != nil && r.ReplyTo != "" && r.gone.CompareAndSwap(false, true) {
+		atomic.AddUint64(&s.stats.Canceled, 1)
+		r.stop()
+	}
+}
+
+// servePing answers a ping that was sent to all servers.
+func (s *Server) servePing(work context.Context, d *delivery) {
+	_ = d.Ack() // a redelivery does no harm
+	s.reply(work, d, &Description{}, nil)
+}
+
+// serveExpired drops a request whose deadline has passed. A caller that still waits, because its clock is another, gets
+// the server's time. The answer is tried once: most callers have given up.
+func (s *Server) serveExpired(ctx context.Context, d *delivery) {
+	_ = d.Ack() // a redelivery has expired again
+	atomic.AddUint64(&s.stats.Expired, 1)
+	s.cfg.Logger.DebugContext(ctx, "expired request dropped", "method", d.info.String(), "deadline", d.deadline)
+	d.releaseSlot()
+	if d.ReplyTo == "" {
+		return
+	}
+	send, cancel := context.WithTimeout(context.Background(), graceTime)
+	s.bus.Send(send, d.ReplyTo, s.sign(newExpired(d.id)), func(error) { cancel() }) //nolint:contextcheck // it is sent whatever becomes of the handlers
+}
+
+// serveCall runs the handler of a call and sends the reply.
+func (s *Server) serveCall(ctx, work context.Context, d *delivery) {
+	resp, err, ran := s.runOnce(ctx, d)
+	switch {
+	case !ran:
+	case d.ReplyTo == "" && err != nil:
+		s.cfg.Logger.ErrorContext(ctx, "call without a reply topic failed", "method", d.info.String(), "error", err)
+	case d.ReplyTo != "" && !d.gone.Load():
+		s.reply(work, d, resp, err)
+	}
+}
+
+// serveOneWay runs the handler of a fanout, or of a cast of an AtMostOnce method.
+func (s *Server) serveOneWay(ctx, work context.Context, d *delivery) {
+	if d.Kind == bus.Cast && d.Redelivered { // a fanout ends with its server's topic
+		s.countLostServer(ctx, work, d)
+		return
+	}
+	if _, err, ran := s.runOnce(ctx, d); ran && err != nil {
+		s.cfg.Logger.ErrorContext(ctx, "handler of a one-way message failed", "method", d.info.String(), "kind", d.Kind, "error", err)
+	}
+}
+
+// runOnce acknowledges a message and then runs its handler, so that it does not run twice. ran is false if the message
+// could not be acknowledged, or a copy of it runs: only a bus that delivers twice sends one.
+func (s *Server) runOnce(ctx context.Context, d *delivery) (resp any, err error, ran bool) { //nolint:revive // the error is the handler's
+	if err := d.Ack(); err != nil {
+		s.cfg.Logger.DebugContext(ctx, "message not acknowledged, left to its next delivery", "method", d.info.String(), "error", err)
+		return nil, nil, false
+	}
+	ctx, d.stop = s.handlerContext(ctx, d)
+	defer d.stop()
+	if !s.track(d) { //nolint:contextcheck // a heartbeat has a time of its own
+		return nil, nil, false
+	}
+	resp, err = s.invoke(ctx, d)
+	s.untrack(d)
+	d.releaseSlot()
+	return resp, err, true
+}
+
+// handlerContext returns the context of the handler, and what ends it.
+func (s *Server) handlerContext(ctx context.Context, d *delivery) (context.Context, context.CancelFunc) {
+	end := d.deadline
+	limit := d.method.timeout
+	if most := s.limits.ConsumerTimeout; d.durable() && limit == 0 && most > 0 {
+		limit = most - most/10 // leaves time to settle
+	}
+	if limit > 0 {
+		if t := time.Now().Add(limit); end.IsZero() || t.Before(end) {
+			end = t
+		}
+	}
+	if end.IsZero() {
+		return context.WithCancel(ctx)
+	}
+	return context.WithDeadline(ctx, end)
+}
+
+// invoke runs the handler behind the interceptors.
+func (s *Server) invoke(ctx context.Context, d *delivery) (resp any, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.cfg.Logger.ErrorContext(ctx, "panic in a handler", "method", d.info.String(), "panic", p, "stack", string(debug.Stack()))
+			err = fault.New(fault.Internal, "%s: panic in the handler", d.info)
+		}
+	}()
+	iface := s.cfg.Interface
+	if d.info.Interface != iface.Name || !d.known {
+		return nil, fmt.Errorf("%s on a server of %s %s: %w", d.info, iface.Name, iface.Version, ErrNoSuchMethod)
+	}
+	if !iface.Version.Accepts(d.info.Version) {
+		return nil, fmt.Errorf("%s needs version %s, the server has %s: %w", d.info, d.info.Version, iface.Version, ErrUnsupportedVersion)
+	}
+	req, err := d.method.decode(d.Payload)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "%s: decode the request: %w", d.info, err)
+	}
+	return s.chain.run(ctx, d.info, req, d.method.call)
+}
+
+// track notes that d runs, unless a message of the same id does.
+func (s *Server) track(d *delivery) bool {
+	d.since = time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if _, dup := s.running[d.id]; dup {
+		return false
+	}
+	s.running[d.id] = d
+	s.scheduleHeartbeatLocked(d)
+	atomic.StoreUint64(&s.stats.InFlight, uint64(len(s.running)))
+	return true
+}
+
+func (s *Server) untrack(d *delivery) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.running, d.id)
+	atomic.StoreUint64(&s.stats.InFlight, uint64(len(s.running)))
+}

@@ -1,0 +1,73 @@
+package rpc
+
+import (
+	"strings"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/names"
+)
+
+// Topics of an interface. Their names are fixed: they are the names of queues that may exist already.
+//
+//	backup                  casts to any server       Shared
+//	backup.node-1           casts to one server       Shared
+//	backup.calls            calls to any server       Live
+//	backup.node-1.calls     calls to one server, and what is fanned out  Live
+//	backup.fanout           what is fanned out
+//	backup.dlq              dead letters              Shared
+//	reply.<random>          replies to a client, probes of a server  Private
+const (
+	suffixCalls  = ".calls"
+	suffixFanout = ".fanout"
+	suffixDead   = ".dlq"
+	prefixReply  = "reply."
+)
+
+// topicOf returns where a message goes.
+func topicOf(kind bus.Kind, iface, host string) string {
+	if kind == bus.Fanout {
+		return iface + suffixFanout
+	}
+	if host != Any {
+		iface += "." + host
+	}
+	if kind == bus.Call || kind == bus.Cancel {
+		iface += suffixCalls
+	}
+	return iface
+}
+
+// CheckHost returns Invalid if no server can have the name: it is longer than 255 bytes, is not UTF-8, has
+// control characters, spaces, * or >, has an empty part between two dots, or ends in a part that is the name of
+// a topic: calls, fanout or dlq. The empty name is [Any].
+func CheckHost(host string) error {
+	if host == Any {
+		return nil
+	}
+	wrong := names.Fault(host)
+	switch last := host[strings.LastIndexByte(host, '.')+1:]; {
+	case wrong != "":
+	case "."+last == suffixCalls, "."+last == suffixFanout, "."+last == suffixDead:
+		wrong = "ends in " + last + ", which is the name of a topic"
+	default:
+		return nil
+	}
+	return fault.New(fault.Invalid, "host name %.300q of %d bytes cannot be that of a server: it %s", host, len(host), wrong)
+}
+
+// checkTopics returns Invalid if the host cannot be one, or if a topic of the interface would have more than maxTopic
+// bytes, if that is not zero. The longest topic of a host is that of its calls.
+func checkTopics(maxTopic int, iface, host string) error {
+	if err := CheckHost(host); err != nil {
+		return err
+	}
+	topic := topicOf(bus.Call, iface, host)
+	if err := bus.CheckTopic(topic); err != nil {
+		return err
+	}
+	if maxTopic > 0 && len(topic) > maxTopic {
+		return fault.New(fault.Invalid, "topic name %.300q of %d bytes is longer than the %d bytes that the bus takes", topic, len(topic), maxTopic)
+	}
+	return nil
+}
