@@ -42,29 +42,36 @@ func (l *loader) expandText(section, text string, path []string) (string, error)
 			return "$"
 		}
 		name := strings.Trim(found, "${}")
-		places := [][2]string{{section, name}, {defaultSection, name}}
-		if s, key, ok := strings.Cut(name, "."); ok {
-			places = [][2]string{{s, key}}
+		home, value, ok := l.lookUp(section, name)
+		if !ok {
+			errs = append(errs, fmt.Errorf("variable %s: there is no option %s; write $$ for a $", found, name))
+			return ""
 		}
-		for _, p := range places {
-			value, ok := l.others[p[0]][p[1]]
-			if o := l.options[p[0]][p[1]]; o != nil {
-				value, ok = o.value, true
-			}
-			if !ok {
-				continue
-			}
-			full := p[0] + "." + p[1]
-			if slices.Contains(path, full) {
-				errs = append(errs, fmt.Errorf("variable %s refers to itself", found))
-				return ""
-			}
-			value, err := l.expandText(p[0], value, append(slices.Clone(path), full))
-			errs = append(errs, err)
-			return value
+		if slices.Contains(path, home+"."+name) {
+			errs = append(errs, fmt.Errorf("variable %s refers to itself", found))
+			return ""
 		}
-		errs = append(errs, fmt.Errorf("variable %s: there is no option %s; write $$ for a $", found, name))
-		return ""
+		value, err := l.expandText(home, value, append(slices.Clone(path), home+"."+name))
+		errs = append(errs, err)
+		return value
 	})
 	return out, errors.Join(errs...)
+}
+
+// lookUp returns the value of the option that a variable names, and the section in which the option stands. A name without a
+// section is one of the section of the variable, or of the default section.
+func (l *loader) lookUp(section, name string) (home, value string, ok bool) {
+	homes := []string{section, defaultSection}
+	if s, key, qualified := strings.Cut(name, "."); qualified {
+		homes, name = []string{s}, key
+	}
+	for _, home := range homes {
+		if o := l.options[home][name]; o != nil {
+			return home, o.value, true
+		}
+		if value, ok := l.others[home][name]; ok {
+			return home, value, true
+		}
+	}
+	return "", "", false
 }

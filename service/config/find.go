@@ -26,19 +26,29 @@ func Find(home, project, program string) []string {
 		dirs = append(dirs, root)
 	}
 	var out []string
-	for _, ext := range []string{".conf", ".conf.d"} {
+	for _, ext := range []string{".conf", dirSuffix} {
 		for _, name := range []string{project, program} {
-			if name == "" {
-				continue
-			}
-			for _, dir := range dirs {
-				path := filepath.Join(dir, name+ext)
-				if info, err := os.Stat(path); err == nil && info.IsDir() == (ext == ".conf.d") {
-					out = append(out, path)
-					break
-				}
+			if path := findFirst(dirs, name, ext); path != "" {
+				out = append(out, path)
 			}
 		}
 	}
 	return out
+}
+
+// dirSuffix is the end of the name of a directory of configuration files.
+const dirSuffix = ".conf.d"
+
+// findFirst returns the first path of a name in directories that is of the kind that its end says, or "".
+func findFirst(dirs []string, name, ext string) string {
+	if name == "" {
+		return ""
+	}
+	for _, dir := range dirs {
+		path := filepath.Join(dir, name+ext)
+		if info, err := os.Stat(path); err == nil && info.IsDir() == (ext == dirSuffix) {
+			return path
+		}
+	}
+	return ""
 }

@@ -101,16 +101,7 @@ func loadStruct(work reflect.Value, src Source) (*loader, error) {
 	if l.strict != nil && l.strict.assignValue(l.strict.value) == nil {
 		lenient = lenient || !l.strict.field.Bool()
 	}
-	for _, u := range l.unknown {
-		switch {
-		case !lenient:
-			l.addError("%s", u.text)
-		case u.why != "":
-			l.addError("%s; this is an error even though unknown options are ignored, because %s: correct the name, or remove it", u.text, u.why)
-		default:
-			l.addWarning("unknown configuration ignored", "detail", u.text)
-		}
-	}
+	l.reportUnknown(lenient)
 	if lenient {
 		l.expandVariables()
 	}
@@ -123,6 +114,20 @@ func loadStruct(work reflect.Value, src Source) (*loader, error) {
 		}
 	}
 	return l, errors.Join(l.errs...)
+}
+
+// reportUnknown makes errors of the unknown options, or warnings if they are ignored and cannot be meant for protection.
+func (l *loader) reportUnknown(lenient bool) {
+	for _, u := range l.unknown {
+		switch {
+		case !lenient:
+			l.addError("%s", u.text)
+		case u.why != "":
+			l.addError("%s; this is an error even though unknown options are ignored, because %s: correct the name, or remove it", u.text, u.why)
+		default:
+			l.addWarning("unknown configuration ignored", "detail", u.text)
+		}
+	}
 }
 
 // assignFields sets the fields of all options, and collects what is wrong with their values.
@@ -214,31 +219,23 @@ func (l *loader) allOptions() func(yield func(*option) bool) {
 func (l *loader) declareFields(v reflect.Value, section string) {
 	for i := range v.NumField() {
 		f, field := v.Field(i), v.Type().Field(i)
-		tag := field.Tag
-		switch {
+		require := func(tag, want string, is bool) {
+			if !is || !f.CanSet() {
+				panic("config: field " + field.Name + ": the tag " + tag + " requires an exported " + want + ", not " + f.Type().String())
+			}
+		}
+		switch tag := field.Tag; {
 		case tag.Get("ini") != "":
-			o := newOption(f, field, section)
-			if l.options[section][o.name] != nil {
-				panic("config: field " + field.Name + ": another field has the same option")
-			}
-			l.options[section][o.name] = o
-			if o.hasTag("strict") {
-				l.strict = o
-			}
-			l.declareAliases(o)
+			l.declareOption(newOption(f, field, section))
 		case tag.Get("section") != "":
+			require("section", "struct", f.Kind() == reflect.Struct)
 			s := tag.Get("section")
-			if f.Kind() != reflect.Struct || !f.CanSet() {
-				panic("config: field " + field.Name + ": the tag section requires an exported struct, not " + f.Type().String())
-			}
 			if l.options[s] == nil {
 				l.options[s] = map[string]*option{}
 			}
 			l.declareFields(f, s)
 		case tag.Get("sections") != "":
-			if f.Type() != reflect.TypeFor[map[string]map[string]string]() || !f.CanSet() {
-				panic("config: field " + field.Name + ": the tag sections requires an exported map[string]map[string]string, not " + f.Type().String())
-			}
+			require("sections", "map[string]map[string]string", f.Type() == reflect.TypeFor[map[string]map[string]string]())
 			values := map[string]map[string]string{}
 			f.Set(reflect.ValueOf(values))
 			l.families = append(l.families, family{tag.Get("sections"), values, f, tag.Get("protects") == "true"})
@@ -246,6 +243,18 @@ func (l *loader) declareFields(v reflect.Value, section string) {
 			l.declareFields(f, section)
 		}
 	}
+}
+
+// declareOption adds an option with its older names. It panics if another field has the same option.
+func (l *loader) declareOption(o *option) {
+	if l.options[o.section][o.name] != nil {
+		panic("config: option " + o.name + " of section " + o.section + ": another field has the same option")
+	}
+	l.options[o.section][o.name] = o
+	if o.hasTag("strict") {
+		l.strict = o
+	}
+	l.declareAliases(o)
 }
 
 // declareAliases adds the older names of an option.
@@ -425,26 +434,7 @@ func (l *loader) setKey(r rank, where, section, key, value string) {
 			section = known
 		}
 	}
-	if o := l.options[section][key]; o != nil {
-		if o.byFile != "" && o.rank == r {
-			l.addError("%s: [%s] %s is set, and %s names a file with its value: remove one of them", where, section, key, o.byFile)
-			o.bad = true
-			return
-		}
-		o.setValue(r, where, value, false)
-		return
-	}
-	if name, ok := strings.CutSuffix(key, fileSuffix); ok {
-		if o := l.options[section][name]; o != nil && o.hasTag("secret") {
-			l.readSecret(o, r, where, key, value)
-			return
-		}
-	}
-	if o := l.aliases[section][key]; o != nil {
-		l.addWarning("configuration option was renamed, use its new name", "where", where, "section", section, "option", key, "new_section", o.section, "new_name", o.name)
-		if o.rank != r || o.byAlias {
-			o.setValue(r, where, value, true)
-		}
+	if l.setKnown(r, where, section, key, value) {
 		return
 	}
 	if r.isFile() {
@@ -472,6 +462,35 @@ func (l *loader) setKey(r rank, where, section, key, value string) {
 		l.addUnknown(r, "", "%s: no such section%s", where, l.hintSection(section))
 	default: // the head of a file's section is the error already
 	}
+}
+
+// setKnown sets a declared option by its name, by the name of the file that has its value, or by an older name. It reports whether
+// there is one.
+func (l *loader) setKnown(r rank, where, section, key, value string) bool {
+	if o := l.options[section][key]; o != nil {
+		if o.byFile != "" && o.rank == r {
+			l.addError("%s: [%s] %s is set, and %s names a file with its value: remove one of them", where, section, key, o.byFile)
+			o.bad = true
+			return true
+		}
+		o.setValue(r, where, value, false)
+		return true
+	}
+	if name, ok := strings.CutSuffix(key, fileSuffix); ok {
+		if o := l.options[section][name]; o != nil && o.hasTag("secret") {
+			l.readSecret(o, r, where, key, value)
+			return true
+		}
+	}
+	o := l.aliases[section][key]
+	if o == nil {
+		return false
+	}
+	l.addWarning("configuration option was renamed, use its new name", "where", where, "section", section, "option", key, "new_section", o.section, "new_name", o.name)
+	if o.rank != r || o.byAlias {
+		o.setValue(r, where, value, true)
+	}
+	return true
 }
 
 // setFamily sets an option in a section of a family. An empty key stands for the head of the section. Sections

@@ -45,21 +45,8 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 	if !f.CanSet() {
 		fail("the field is not exported")
 	}
-	for rest := string(field.Tag); rest != ""; {
-		name, _, ok := strings.Cut(rest, ":\"")
-		name = strings.TrimSpace(name)
-		if !ok || !slices.Contains(fieldTags, name) {
-			fail("there is no tag %s", name)
-		}
-		value := field.Tag.Get(name)
-		switch name {
-		case "required", "secret", "reloadable", "strict", "multi", "protects":
-			if value != "true" {
-				fail(`tag %s is %q: write "true", or remove the tag`, name, value)
-			}
-		}
-		quoted := fmt.Sprintf("%q", value)
-		_, rest, _ = strings.Cut(rest, name+":"+quoted)
+	if err := checkTags(field.Tag); err != nil {
+		fail("%v", err)
 	}
 	if text := o.tag.Get("choices"); text != "" {
 		for c := range strings.SplitSeq(text, ",") {
@@ -98,6 +85,26 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 	}
 	return o
 }
+
+// checkTags returns an error if a tag of a field does not exist, or a tag that is set or not has a value other than true.
+func checkTags(tags reflect.StructTag) error {
+	for rest := string(tags); rest != ""; {
+		name, _, ok := strings.Cut(rest, ":\"")
+		name = strings.TrimSpace(name)
+		if !ok || !slices.Contains(fieldTags, name) {
+			return fmt.Errorf("there is no tag %s", name)
+		}
+		value := tags.Get(name)
+		if slices.Contains(flagTags, name) && value != "true" {
+			return fmt.Errorf(`tag %s is %q: write "true", or remove the tag`, name, value)
+		}
+		_, rest, _ = strings.Cut(rest, name+":"+fmt.Sprintf("%q", value))
+	}
+	return nil
+}
+
+// flagTags are those of fieldTags that are true or absent.
+var flagTags = []string{"required", "secret", "reloadable", "strict", "multi", "protects"}
 
 // isUnset reports whether no source sets the option, and the option has no default.
 func (o *option) isUnset() bool { return o.where == "default" && o.tag.Get("default") == "" }
@@ -161,35 +168,37 @@ func (o *option) checkBounds() error {
 		if text == "" {
 			continue
 		}
-		limit := reflect.New(o.field.Type()).Elem()
-		var c int
-		switch f := o.field; {
-		case f.Kind() == reflect.Slice || f.Kind() == reflect.Map || f.Kind() == reflect.String:
-			limit = reflect.New(reflect.TypeFor[int]()).Elem()
-			if err := assignField(limit, text); err != nil {
-				panic("config: the tag " + b.tag + " of option " + o.name + " " + err.Error())
-			}
-			if c = cmp.Compare(f.Len(), int(limit.Int())); c == b.want {
-				return fmt.Errorf("has %s than %s", b.word, text)
-			}
-		default:
-			if err := assignField(limit, text); err != nil {
-				panic("config: the tag " + b.tag + " of option " + o.name + " " + err.Error())
-			}
-			switch {
-			case f.CanInt():
-				c = cmp.Compare(f.Int(), limit.Int())
-			case f.CanUint():
-				c = cmp.Compare(f.Uint(), limit.Uint())
-			case f.CanFloat():
-				c = cmp.Compare(f.Float(), limit.Float())
-			}
-			if c == b.want {
-				return fmt.Errorf("is %s than %s", b.word, text)
-			}
+		c, verb := o.compareBound(b.tag, text)
+		if c == b.want {
+			return fmt.Errorf("%s %s than %s", verb, b.word, text)
 		}
 	}
 	return nil
+}
+
+// compareBound compares the field with a bound, as cmp.Compare does. Of a text, list or map the length counts, so the verb is
+// "has". It panics if the bound is not of the type.
+func (o *option) compareBound(tag, text string) (c int, verb string) {
+	f := o.field
+	counts := f.Kind() == reflect.Slice || f.Kind() == reflect.Map || f.Kind() == reflect.String
+	limit := reflect.New(f.Type()).Elem()
+	if counts {
+		limit = reflect.New(reflect.TypeFor[int]()).Elem()
+	}
+	if err := assignField(limit, text); err != nil {
+		panic("config: the tag " + tag + " of option " + o.name + " " + err.Error())
+	}
+	switch {
+	case counts:
+		return cmp.Compare(f.Len(), int(limit.Int())), "has"
+	case f.CanInt():
+		c = cmp.Compare(f.Int(), limit.Int())
+	case f.CanUint():
+		c = cmp.Compare(f.Uint(), limit.Uint())
+	case f.CanFloat():
+		c = cmp.Compare(f.Float(), limit.Float())
+	}
+	return c, "is"
 }
 
 // describeError returns a sentence from the value and a predicate of assignValue. The value of a secret

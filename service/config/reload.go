@@ -1,6 +1,7 @@
 package config
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -110,29 +111,46 @@ func (c *Config[T]) Reload(context.Context) error {
 	if err != nil {
 		return err
 	}
+	next.values, next.files, next.places = l.listValues(), l.files, l.places
+	changes := keepFixed(l, old, next, cmp.Or(c.src.Logger, slog.Default()))
+	l.logWarnings(c.src, c.logged)
+	if len(changes) == 0 {
+		return nil
+	}
+	if err := c.checkReload(&old.opts, &next.opts); err != nil {
+		return fmt.Errorf("reload configuration, nothing changed: %w", err)
+	}
+	c.current.Store(next)
+	for _, fields := range changes {
+		cmp.Or(c.src.Logger, slog.Default()).Info("option changed", fields...)
+	}
+	for _, h := range c.hooks {
+		if h.apply != nil {
+			h.apply(&old.opts, &next.opts)
+		}
+	}
+	return nil
+}
+
+// keepFixed sets the options that cannot be reloaded, and the families, back to their old values, with a warning for each that
+// would have changed. It returns the fields of a log line for each option that changes.
+func keepFixed[T any](l *loader, old, next *loaded[T], log *slog.Logger) (changes [][]any) {
 	oldLoader := newLoader()
 	before := old.opts
 	oldLoader.indexFields(reflect.ValueOf(&before).Elem(), defaultSection)
-	log := c.src.Logger
-	if log == nil {
-		log = slog.Default()
-	}
-	next.values, next.files, next.places = l.listValues(), l.files, l.places
-	var changes [][]any // the fields of a log line for each option that changes
 	i := -1
 	for o := range l.allOptions() {
 		i++
 		prev := oldLoader.options[o.section][o.name]
-		if reflect.DeepEqual(o.field.Interface(), prev.field.Interface()) {
-			continue
-		}
-		if !o.hasTag("reloadable") {
+		switch {
+		case reflect.DeepEqual(o.field.Interface(), prev.field.Interface()):
+		case o.hasTag("reloadable"):
+			changes = append(changes, []any{"section", o.section, "option", o.name, "where", o.where, "value", next.values[i].Value})
+		default:
 			log.Warn("changed option requires a restart", "section", o.section, "option", o.name, "where", o.where)
 			o.field.Set(prev.field)
 			next.values[i] = old.values[i]
-			continue
 		}
-		changes = append(changes, []any{"section", o.section, "option", o.name, "where", o.where, "value", next.values[i].Value})
 	}
 	for i, f := range l.families {
 		prev := oldLoader.families[i].field
@@ -141,36 +159,25 @@ func (c *Config[T]) Reload(context.Context) error {
 		}
 		f.field.Set(prev)
 	}
-	l.logWarnings(c.src, c.logged)
-	if len(changes) == 0 {
-		return nil
-	}
+	return changes
+}
+
+// checkReload returns what the struct's Validate and the check functions say against a change, as Invalid.
+func (c *Config[T]) checkReload(old, next *T) error {
 	var errs []error
-	if v, ok := any(&next.opts).(interface{ Validate() error }); ok { // loadStruct validated without the options that stay
+	if v, ok := any(next).(interface{ Validate() error }); ok { // loadStruct validated without the options that stay
 		if err := v.Validate(); err != nil {
 			errs = append(errs, fault.New(fault.Invalid, "%w", err))
 		}
 	}
 	for _, h := range c.hooks {
 		if h.check != nil {
-			if err := h.check(&old.opts, &next.opts); err != nil {
+			if err := h.check(old, next); err != nil {
 				errs = append(errs, fault.New(fault.Invalid, "%w", err))
 			}
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("reload configuration, nothing changed: %w", err)
-	}
-	c.current.Store(next)
-	for _, fields := range changes {
-		log.Info("option changed", fields...)
-	}
-	for _, h := range c.hooks {
-		if h.apply != nil {
-			h.apply(&old.opts, &next.opts)
-		}
-	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // indexFields finds the options and families of a struct as declareFields does, but does not set their

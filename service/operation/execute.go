@@ -493,15 +493,7 @@ func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also fun
 		if n == 0 {
 			return errLost
 		}
-		if also != nil {
-			*partErr = also(ctx, tx, next)
-		}
-		if *partErr == nil && ends {
-			if err := x.callEnd(ctx, tx, next); err != nil {
-				*partErr = &endError{err}
-			}
-		}
-		if *partErr != nil {
+		if *partErr = x.callParts(ctx, tx, next, also, ends); *partErr != nil {
 			return fmt.Errorf("%w: %w", errStep, *partErr)
 		}
 		if e == nil {
@@ -513,6 +505,21 @@ func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also fun
 		return x.checkWritten(ctx, next)
 	}
 	return err
+}
+
+// callParts does what belongs to a change of the row in its transaction: also, and OnEnd if the operation ends.
+func (x *execution) callParts(ctx context.Context, tx *sqlx.Tx, next *row, also func(context.Context, *sqlx.Tx, *row) error, ends bool) error {
+	if also != nil {
+		if err := also(ctx, tx, next); err != nil {
+			return err
+		}
+	}
+	if ends {
+		if err := x.callEnd(ctx, tx, next); err != nil {
+			return &endError{err}
+		}
+	}
+	return nil
 }
 
 // callEnd calls the function of OnEnd.

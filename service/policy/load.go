@@ -126,30 +126,38 @@ func (e *Enforcer) listFilesLocked() (out []string, errs []error) {
 		out = append(out, e.cfg.File)
 	}
 	for _, dir := range e.cfg.Dirs {
-		if !exists(dir) {
-			continue
-		}
-		entries, err := os.ReadDir(dir)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		for _, f := range entries { // in the order of their names
-			path := filepath.Join(dir, f.Name())
-			switch name := f.Name(); {
-			case strings.HasPrefix(name, "."): // oslo.policy skips these, too
-			case strings.HasSuffix(name, "~"), strings.HasPrefix(name, "#") && strings.HasSuffix(name, "#"):
-				e.warnOnceLocked("policy file skipped: an editor's copy", "file", path)
-			default:
-				if info, err := os.Stat(path); err == nil && info.IsDir() { // oslo.policy skips it, too
-					e.warnOnceLocked("policy file skipped: a directory", "file", path)
-					continue
-				}
-				out = append(out, path)
+		if exists(dir) {
+			files, err := e.listDirLocked(dir)
+			if out = append(out, files...); err != nil {
+				errs = append(errs, err)
 			}
 		}
 	}
 	return out, errs
+}
+
+// listDirLocked returns the policy files of a directory, in the order of their names. Copies of editors and directories are
+// skipped with a warning, hidden files without one, because oslo.policy skips these, too.
+func (e *Enforcer) listDirLocked(dir string) (out []string, err error) {
+	entries, err := os.ReadDir(dir)
+	for _, f := range entries {
+		path := filepath.Join(dir, f.Name())
+		switch name := f.Name(); {
+		case strings.HasPrefix(name, "."):
+		case strings.HasSuffix(name, "~"), strings.HasPrefix(name, "#") && strings.HasSuffix(name, "#"):
+			e.warnOnceLocked("policy file skipped: an editor's copy", "file", path)
+		case isDir(path):
+			e.warnOnceLocked("policy file skipped: a directory", "file", path)
+		default:
+			out = append(out, path)
+		}
+	}
+	return out, err
+}
+
+func isDir(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
 }
 
 // readFilesLocked reads all files and returns their rules and a checksum of names and contents. On an error
@@ -233,9 +241,8 @@ func parseFile(name string, raw []byte) (out file, errs []error) {
 // "always true", although its author surely meant something else, is an error: for example an unquoted !,
 // which in YAML is a tag without a value.
 func parseYAML(v *yaml.Node) (check, string, error) {
-	const quoted = yaml.SingleQuotedStyle | yaml.DoubleQuotedStyle
 	switch {
-	case v.Kind == yaml.ScalarNode && (v.Tag == "!!null" || v.Value == "" && v.Style&quoted == 0):
+	case v.Kind == yaml.ScalarNode && (v.Tag == "!!null" || isEmptyScalar(v)):
 		return nil, "", errors.New(`no value: write "@" to allow or "!" to deny, with the quotes`)
 	case v.Kind == yaml.ScalarNode && v.Tag != "!!str", v.Kind != yaml.ScalarNode && v.Kind != yaml.SequenceNode:
 		return nil, "", errors.New("want a text or a list of lists of texts")
@@ -245,44 +252,54 @@ func parseYAML(v *yaml.Node) (check, string, error) {
 	case len(v.Content) == 0:
 		return nil, "", errors.New(`an empty list, which allows everything in oslo.policy: write "@" to allow or "!" to deny, with the quotes`)
 	}
-	requireText := func(v *yaml.Node) error {
-		if v.Kind != yaml.ScalarNode || v.Tag != "!!str" || v.Value == "" && v.Style&quoted == 0 {
-			return fmt.Errorf("line %d: want a text in quotes", v.Line)
-		}
-		return nil
-	}
 	var alternatives anyOf
 	for _, one := range v.Content {
-		items := one.Content
-		if one.Kind != yaml.SequenceNode {
-			if err := requireText(one); err != nil {
-				return nil, "", err
-			}
-			if one.Value == "" { // oslo.policy skips these, and empty lists
-				continue
-			}
-			items = []*yaml.Node{one}
+		terms, err := parseAlternative(one)
+		if err != nil {
+			return nil, "", err
 		}
-		if len(items) == 0 {
-			continue
+		if len(terms) > 0 { // oslo.policy skips empty lists and texts
+			alternatives = append(alternatives, terms)
 		}
-		var terms allOf
-		for _, item := range items {
-			if err := requireText(item); err != nil {
-				return nil, "", err
-			}
-			c, err := parseTerm(cmp.Or(item.Value, "!")) // in an inner list, "" is false
-			if err != nil {
-				return nil, "", fmt.Errorf("line %d: %w", item.Line, err)
-			}
-			terms = append(terms, c)
-		}
-		alternatives = append(alternatives, terms)
 	}
 	if len(alternatives) == 0 {
 		return constant(false), "!", nil
 	}
 	return alternatives, alternatives.String(), nil
+}
+
+// isEmptyScalar reports whether a value is empty without quotes, which YAML does not read as a text.
+func isEmptyScalar(v *yaml.Node) bool {
+	return v.Value == "" && v.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) == 0
+}
+
+func requireText(v *yaml.Node) error {
+	if v.Kind != yaml.ScalarNode || v.Tag != "!!str" || isEmptyScalar(v) {
+		return fmt.Errorf("line %d: want a text in quotes", v.Line)
+	}
+	return nil
+}
+
+// parseAlternative parses an item of the outer list: a text, or a list of texts.
+func parseAlternative(one *yaml.Node) (terms allOf, err error) {
+	items := one.Content
+	if one.Kind != yaml.SequenceNode {
+		if err := requireText(one); err != nil || one.Value == "" {
+			return nil, err
+		}
+		items = []*yaml.Node{one}
+	}
+	for _, item := range items {
+		if err := requireText(item); err != nil {
+			return nil, err
+		}
+		c, err := parseTerm(cmp.Or(item.Value, "!")) // in an inner list, "" is false
+		if err != nil {
+			return nil, fmt.Errorf("line %d: %w", item.Line, err)
+		}
+		terms = append(terms, c)
+	}
+	return terms, nil
 }
 
 // compileLocked makes a set from the rules in code and the overrides in files. It returns all errors.
@@ -296,31 +313,11 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 			errs = append(errs, fmt.Errorf("rule %q is defined twice, or has no name", def.Name))
 			continue
 		}
-		for _, scope := range def.Scopes {
-			if scope != "system" && scope != "domain" && scope != "project" {
-				errs = append(errs, fmt.Errorf("rule %s: there is no scope %q: use system, domain or project", def.Name, scope))
-			}
+		r, faults := newRule(def, e.cfg.OldDefaults)
+		s.rules[def.Name], errs = r, append(errs, faults...)
+		if def.Deprecated != nil && def.Deprecated.Name != "" {
+			renamed[def.Deprecated.Name] = def
 		}
-		r := &rule{def: def, text: def.Check, where: "default"}
-		var err error
-		if r.check, err = parseCheck(def.Check); err != nil {
-			errs = append(errs, fmt.Errorf("rule %s: %w", def.Name, err))
-			r.check = constant(false)
-		}
-		if d := def.Deprecated; d != nil {
-			if d.Name != "" {
-				renamed[d.Name] = def
-			}
-			if d.Check != "" {
-				c, err := parseCheck(d.Check)
-				if err != nil {
-					errs = append(errs, fmt.Errorf("rule %s: older check: %w", def.Name, err))
-				} else if e.cfg.OldDefaults {
-					r.check = anyOf{r.check, c}
-				}
-			}
-		}
-		s.rules[def.Name] = r
 	}
 	overridden := map[string]bool{} // rules that files have under their current names
 	for _, o := range overrides {
@@ -340,14 +337,46 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 			r.check, r.text, r.where = o.check, o.text, o.where
 		case e.cfg.Lenient:
 			e.warnOnceLocked("policy rule does not exist", "where", o.where, "rule", o.name, "nearest", nearestRule(o.name, s.rules))
-			s.rules[o.name] = &rule{def: &Rule{Name: o.name}, check: o.check, text: o.text, where: o.where}
+			s.rules[o.name] = o.newRule()
 		case isReferenced(o.name, overrides): // other rules in the files use it
-			s.rules[o.name] = &rule{def: &Rule{Name: o.name}, check: o.check, text: o.text, where: o.where}
+			s.rules[o.name] = o.newRule()
 		default:
 			errs = append(errs, fmt.Errorf("%s: there is no rule %s%s", o.where, o.name, hintRule(o.name, s.rules)))
 		}
 	}
 	return s, append(errs, s.linkRules()...)
+}
+
+// newRule returns a rule of the code with its default, and with the older default as an alternative if oldDefaults is set. It returns all
+// errors.
+func newRule(def *Rule, oldDefaults bool) (r *rule, errs []error) {
+	for _, scope := range def.Scopes {
+		if scope != "system" && scope != "domain" && scope != "project" {
+			errs = append(errs, fmt.Errorf("rule %s: there is no scope %q: use system, domain or project", def.Name, scope))
+		}
+	}
+	r = &rule{def: def, text: def.Check, where: "default"}
+	var err error
+	if r.check, err = parseCheck(def.Check); err != nil {
+		errs = append(errs, fmt.Errorf("rule %s: %w", def.Name, err))
+		r.check = constant(false)
+	}
+	if def.Deprecated == nil || def.Deprecated.Check == "" {
+		return r, errs
+	}
+	older, err := parseCheck(def.Deprecated.Check)
+	switch {
+	case err != nil:
+		errs = append(errs, fmt.Errorf("rule %s: older check: %w", def.Name, err))
+	case oldDefaults:
+		r.check = anyOf{r.check, older}
+	}
+	return r, errs
+}
+
+// newRule returns the rule that exists in files alone.
+func (o *override) newRule() *rule {
+	return &rule{def: &Rule{Name: o.name}, check: o.check, text: o.text, where: o.where}
 }
 
 // isReferenced reports whether a check in the files refers to the rule name.
