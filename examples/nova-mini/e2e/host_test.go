@@ -130,7 +130,7 @@ func TestHostOfTwo(t *testing.T) {
 				}
 			}
 			for _, n := range others {
-				if s := n.log.String(); strings.Contains(s, "built a server") || strings.Contains(s, "no longer wanted") {
+				if s := n.log.String(); strings.Contains(s, "step done") || strings.Contains(s, "no longer wanted") {
 					t.Errorf("%s has taken a message:\n%s", n.name, s)
 				}
 				n.Kill()
@@ -305,7 +305,7 @@ func TestDeafDriver(t *testing.T) {
 	seen := false
 	c.poll("the driver to be deaf, then ready", 60*time.Second, func() error {
 		status, body, err := n.readyz()
-		if err == nil && status == http.StatusServiceUnavailable && strings.Contains(body, "does not say what host node-1 has") {
+		if err == nil && status == http.StatusServiceUnavailable && strings.Contains(body, "read the resources of host node-1 from the driver") {
 			seen = true
 		}
 		if err == nil && status != http.StatusOK {
@@ -315,7 +315,7 @@ func TestDeafDriver(t *testing.T) {
 	})
 	warned := 0
 	for line := range strings.Lines(n.log.String()) {
-		if strings.Contains(line, "does not say what host") {
+		if strings.Contains(line, "read the resources of host") {
 			warned++
 			if !strings.Contains(line, "level=WARN") || !strings.Contains(line, "compute_driver") {
 				t.Errorf("the line is %s", line)
