@@ -255,8 +255,7 @@ func TestLostMessages(t *testing.T) {
 	})
 }
 
-// TestDeadConductor: a conductor died after the scheduler had claimed a host.
-// The next one goes on with that host.
+// TestDeadConductor: a conductor dies after the scheduler has claimed a host. The next conductor continues with that host.
 func TestDeadConductor(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
