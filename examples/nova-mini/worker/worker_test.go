@@ -391,8 +391,8 @@ func TestResize(t *testing.T) {
 	}{
 		{name: "done", action: compute.Resize, want: large, boots: 2},
 		{name: "of a stopped one", stop: true, action: compute.Resize, want: large, boots: 1},
-		{name: "no room", faults: map[string]string{"resize": "fail exhausted"}, action: compute.Resize, says: "resize is to fail", want: small, boots: 2},
-		{name: "does not start", faults: map[string]string{"power_on": "fail internal 1"}, action: compute.Resize, says: "power_on is to fail", want: small, boots: 2},
+		{name: "no room", faults: map[string]string{"resize": "fail exhausted"}, action: compute.Resize, says: "resize is configured to fail", want: small, boots: 2},
+		{name: "does not start", faults: map[string]string{"power_on": "fail internal 1"}, action: compute.Resize, says: "power_on is configured to fail", want: small, boots: 2},
 		{name: "lost and done", faults: map[string]string{"resize": "fail unknown after 1"}, action: compute.Resize, want: large, boots: 2},
 		{name: "does not go back", faults: map[string]string{"power_on": "fail internal 1", "revert_resize": "fail internal"}, action: compute.Resize, again: true, want: large, boots: 1},
 		{name: "nothing to revert", action: compute.RevertResize, want: small, boots: 1},
