@@ -1,4 +1,4 @@
-// Package drivers_test tests what the guide for vendors shows.
+// Package drivers_test tests the code in the guide for vendors.
 package drivers_test
 
 import (
@@ -8,8 +8,7 @@ import (
 	"testing"
 )
 
-// TestDocs: each block of code of docs/writing-a-driver.md stands in a driver that
-// is tested.
+// TestDocs: each block of code in docs/writing-a-driver.md is a part of a tested driver.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	guide, err := os.ReadFile("../../docs/writing-a-driver.md")

@@ -25,7 +25,7 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// rules are those of greeters.
+// rules are the rules that every greeter keeps.
 var rules = []drivertest.Case[Greeter]{{
 	Name: "greets", Rule: "A greeter greets who is named.",
 	Run: func(e *drivertest.Env[Greeter]) {
@@ -69,7 +69,7 @@ func TestRules(t *testing.T) {
 	drivertest.Run(t, Kind, openLatin, drivertest.Config{}, rules)
 }
 
-// TestDrivers: the driver that is built in, a program, and one that does not exist.
+// TestDrivers: the built-in driver, a driver program, and a driver that does not exist.
 func TestDrivers(t *testing.T) {
 	t.Parallel()
 	dir := plugins(t)
@@ -93,7 +93,7 @@ func TestDrivers(t *testing.T) {
 	}
 }
 
-// plugins is a directory with the program armature-hello-latin, which is this test.
+// plugins returns a directory with the program armature-hello-latin, which is this test's binary.
 func plugins(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -152,7 +152,7 @@ func ask(t *testing.T, method, url, body string) (int, http.Header, string) {
 	return res.StatusCode, res.Header, string(out)
 }
 
-// greeted orders a greeting and waits until it was said.
+// greeted requests a greeting and waits until it is made.
 func greeted(t *testing.T, addr, name string) (g Greeting) {
 	t.Helper()
 	code, header, body := ask(t, http.MethodPost, addr+"/v1/greetings", fmt.Sprintf(`{"name": %q}`, name))
@@ -192,7 +192,7 @@ func TestOneProcess(t *testing.T) {
 	}
 }
 
-// TestTwoProcesses: two of them with RabbitMQ and MariaDB; both greet, whichever is asked.
+// TestTwoProcesses: two processes with RabbitMQ and MariaDB. Both hosts greet, whichever API gets the request.
 func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
 	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
@@ -214,10 +214,10 @@ func TestTwoProcesses(t *testing.T) {
 	}
 }
 
-// start starts hello as a process of its own, and returns its address.
+// start starts hello as a separate process, and returns the address of its API.
 func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, string) {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // a port that is free
+	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // to find a free port
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -229,7 +229,7 @@ func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, strin
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill() // it may have been killed
+		_ = cmd.Process.Kill() // the process may have ended already
 		_ = cmd.Wait()
 	})
 	for end := time.Now().Add(30 * time.Second); ; {
@@ -247,8 +247,7 @@ func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, strin
 	}
 }
 
-// TestKilled: of two processes one is killed while both take orders; each of the 30 orders that
-// were accepted is done.
+// TestKilled: of two processes one is killed while both accept requests. Each of the 30 accepted greetings is made.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
@@ -300,7 +299,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestBadNames: a name that cannot be that of a host or of queues is refused where the options are read.
+// TestBadNames: a name that cannot be the name of a host, or a part of the names of queues, is refused when the options are
+// read.
 func TestBadNames(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{"OS_DEFAULT__HOST", "OS_DEFAULT__CONTROL_EXCHANGE"} {
@@ -312,7 +312,7 @@ func TestBadNames(t *testing.T) {
 	}
 }
 
-// TestBadOptions: an option with a value that cannot work is named in the error, and all of them at once.
+// TestBadOptions: the error names every option with a value that cannot work.
 func TestBadOptions(t *testing.T) {
 	t.Parallel()
 	good := func() *options {

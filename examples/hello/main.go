@@ -1,7 +1,6 @@
-// Command hello is a whole component in one file: it takes orders for greetings over
-// REST, chooses a host for each, has it said there by a driver, and keeps the answer. Any
-// number of processes may run, on one host or many: each has a door, a scheduler and a
-// worker. docs/tutorial.md builds it step by step.
+// Command hello is a whole component in one file. It accepts requests for greetings over REST, chooses a host for each
+// greeting, lets a driver on that host make the greeting, and stores the result. Any number of processes may run, on one
+// host or many. Each process has an API, a scheduler and a worker service. docs/tutorial.md builds hello step by step.
 //
 //	go run ./examples/hello                              everything in one process
 //	go run ./examples/hello -config-file hello.conf      with RabbitMQ and MariaDB
@@ -43,17 +42,17 @@ type options struct {
 	Exchange   string `ini:"control_exchange" default:"hello" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"first part of the names of all queues"`
 	Connection string `ini:"connection" default:"sqlite://hello.db" secret:"true" help:"mysql://user:password@host/name or sqlite://file"`
 	Driver     string `ini:"driver" default:"english" help:"english, or NAME for the program armature-hello-NAME in plugin_dir"`
-	Plugins    string `ini:"plugin_dir" help:"directory of drivers' programs"`
+	Plugins    string `ini:"plugin_dir" help:"directory of the driver programs"`
 }
 
 //go:embed migrations/*.sql
 var migrations embed.FS
 
-// Greeting is what the component is about.
+// Greeting is the resource of the component.
 type Greeting struct {
 	ID   string `json:"id" db:"id"`
 	Name string `json:"name" db:"name"`
-	Text string `json:"text" db:"text"` // empty until it was said
+	Text string `json:"text" db:"text"` // empty until a host has made it
 	Host string `json:"host" db:"host"`
 }
 
@@ -73,7 +72,7 @@ type component struct {
 	driver  func() Greeter
 }
 
-// create takes an order: the row and its operation are written together.
+// create accepts a request for a greeting. It writes the row and the row's operation in one transaction.
 func (c *component) create(ctx context.Context, r *api.Request[Greeting]) (g Greeting, err error) {
 	g, op := Greeting{ID: uuid.NewString(), Name: r.Body.Name}, ""
 	err = db.Tx(ctx, c.db, func(ctx context.Context, tx *sqlx.Tx) (err error) {
@@ -98,7 +97,7 @@ func (c *component) show(ctx context.Context, r *api.Request[api.None]) (g Greet
 	return g, err
 }
 
-// fit is a filter: a host that is down, or disabled, gets no greeting.
+// fit is a filter. It rejects hosts that are down or disabled.
 func fit(_ *Greeting, m membership.Member) scheduler.Verdict {
 	if why := m.Unfit(); why != "" {
 		return scheduler.Reject("%s", why)
@@ -106,7 +105,7 @@ func fit(_ *Greeting, m membership.Member) scheduler.Verdict {
 	return scheduler.Pass
 }
 
-// other is a weigher: the host that was asked before, and did not answer, comes last.
+// other is a weigher. It ranks the host that was called before, and did not answer, last.
 func other(g *Greeting, m membership.Member) float64 {
 	if m.Host == g.Host {
 		return 0
@@ -114,7 +113,7 @@ func other(g *Greeting, m membership.Member) float64 {
 	return 1
 }
 
-// choose is the first step: which host says it.
+// choose is the first step. It chooses a host.
 func (c *component) choose(ctx context.Context, _ *operation.Op, g *Greeting) error {
 	hosts, err := c.members.List(ctx, "greeter")
 	if err != nil {
@@ -128,13 +127,13 @@ func (c *component) choose(ctx context.Context, _ *operation.Op, g *Greeting) er
 	return nil
 }
 
-// speak is the second step: the host says it. Saying it twice does no harm. If the host does not
-// answer, another one is chosen.
+// speak is the second step. It calls the chosen host, which makes the greeting. A second call does no harm. If the host
+// does not answer, the operation goes back to choose another host.
 func (c *component) speak(ctx context.Context, _ *operation.Op, g *Greeting) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	said, err := rpc.Call(ctx, c.client, speak, g.Host, g)
-	switch fault.CodeOf(err) { //nolint:exhaustive // the others are not about the host
+	switch fault.CodeOf(err) { //nolint:exhaustive // the other codes are not about the host
 	case fault.Unavailable, fault.Unknown, fault.Timeout:
 		return operation.GoTo("choose", 20, err)
 	}
@@ -144,27 +143,27 @@ func (c *component) speak(ctx context.Context, _ *operation.Op, g *Greeting) err
 	return err
 }
 
-// save is the last step, done exactly once.
+// save is the last step. It runs in the transaction that ends the step, so it takes effect exactly once.
 func (c *component) save(ctx context.Context, tx *sqlx.Tx, _ *operation.Op, g *Greeting) error {
 	_, err := tx.NamedExecContext(ctx, `UPDATE greetings SET text = :text, host = :host WHERE id = :id`, g)
 	return db.Error(err)
 }
 
-// greet is what a host does when it is asked to speak.
+// greet handles the method speak on a host.
 func (c *component) greet(ctx context.Context, g *Greeting) (_ *Greeting, err error) {
 	g.Text, err = c.driver().Greet(ctx, g.Name)
 	return g, err
 }
 
-// Greeter is this component's kind of driver: it knows one language.
+// Greeter is this component's kind of driver. A driver greets in one language.
 type Greeter interface {
 	driver.Driver
 
-	// Greet returns a greeting for name. Invalid: the name is empty.
+	// Greet returns a greeting for name. Errors: Invalid, if the name is empty.
 	Greet(ctx context.Context, name string) (string, error)
 }
 
-// english is the driver that is built in.
+// english is the built-in driver.
 type english struct{}
 
 func (english) Info(context.Context) (driver.Info, error) { return driver.Info{Name: "english"}, nil }
@@ -191,15 +190,15 @@ func main() {
 	}
 }
 
-// about says which option an error is about.
-func about(option string, err error) error {
+// optionError adds the name of an option to an error. It returns nil if err is nil.
+func optionError(option string, err error) error {
 	if err == nil {
 		return nil
 	}
 	return fmt.Errorf("option %s: %w", option, err)
 }
 
-// run runs the component until it is told to stop. It sends the address of the API.
+// run runs the component until ctx ends or a signal comes. It sends the address of the API to listens.
 func run(ctx context.Context, o *options, listens chan<- string) error {
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
 	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Logger: log})
@@ -212,10 +211,10 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
 	plugin, pluginErr := drivers.New(Kind, o.Driver, driver.PluginConfig{Dir: o.Plugins, Logger: log})
 	d, dbErr := db.New(db.Config{URL: o.Connection})
-	if err := errors.Join(about("transport_url", busErr), rankErr, about("driver", pluginErr), about("connection", dbErr)); err != nil {
-		return err // all that is wrong, at once; the process ends
+	if err := errors.Join(optionError("transport_url", busErr), rankErr, optionError("driver", pluginErr), optionError("connection", dbErr)); err != nil {
+		return err // all errors at once
 	}
-	tables, _ := fs.Sub(migrations, "migrations") // it is there
+	tables, _ := fs.Sub(migrations, "migrations") // the folder is compiled in
 
 	app := service.New(service.Config{Name: "hello", Logger: log})
 	c := &component{
@@ -233,7 +232,7 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 		JSON: `{"type": "object", "required": ["name"], "additionalProperties": false, "properties": {"name": {"type": "string", "minLength": 1, "maxLength": 255}}}`,
 	}}}, c.create)
 	api.Handle(mux, "GET /v1/greetings/{id}", c.show)
-	door := service.HTTP(o.Listen, mux)
+	server := service.HTTP(o.Listen, mux)
 
 	app.AddLabeled("database", "option connection", &db.Service{DB: d, Dir: tables, Migrate: true})
 	app.AddLabeled("driver", "option driver", plugin)
@@ -242,7 +241,7 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	app.AddLabeled("worker", "option host", worker)
 	app.AddLabeled("member", "option host", c.members.Member(membership.MemberConfig{Self: membership.Self{Kind: "greeter", Host: o.Host}, Logger: log}))
 	app.Add("operations", c.runner)
-	app.AddLabeled("api", "option listen", door)
-	app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { listens <- door.Addr(); return nil }})
+	app.AddLabeled("api", "option listen", server)
+	app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { listens <- server.Addr(); return nil }})
 	return app.Run(ctx)
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// TestTutorial: each block of docs/tutorial.md stands in this program, its file is one
-// that is taken, and its commands do what it says.
+// TestTutorial: each block of code in docs/tutorial.md is a part of this program, the configuration file in it is accepted,
+// and the commands in it do what the tutorial says.
 func TestTutorial(t *testing.T) {
 	t.Parallel()
 	guide, err := os.ReadFile("../../docs/tutorial.md")
@@ -61,7 +61,7 @@ func TestTutorial(t *testing.T) {
 	}
 }
 
-// TestMigrations: the tables of the packages are those that they ask for.
+// TestMigrations: the migrations of the packages' tables are the schemas that the packages export.
 func TestMigrations(t *testing.T) {
 	t.Parallel()
 	for file, of := range map[string]string{"00002_membership.sql": "membership/schema.sql", "00003_operation.sql": "operation/schema.sql", "00004_operation.sql": "operation/schema2.sql", "00005_member_instance.sql": "membership/schema2.sql", "00006_operation_steps.sql": "operation/schema3.sql"} {

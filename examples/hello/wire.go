@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/driver"
 )
 
-// Kind is how greeters run as programs, such as armature-hello-latin. One method with
-// a text in and a text out needs no .proto file of its own.
+// Kind describes how greeters run as programs, such as armature-hello-latin. One method with a text as request and reply
+// needs no .proto file.
 var Kind = driver.Kind[Greeter]{
 	Name: "hello", Protocol: 1,
 	Register: func(s grpc.ServiceRegistrar, d Greeter) { s.RegisterService(&wire, d) },

@@ -49,7 +49,7 @@ func serve(t *testing.T, args ...string) (printed string, err error) {
 	}
 }
 
-// knowsNoToken returns the URL of a Keystone that lets the service in, and no client.
+// knowsNoToken returns the URL of a Keystone that accepts the service's login and rejects every client's token.
 func knowsNoToken(t *testing.T) string {
 	t.Helper()
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -64,7 +64,7 @@ func knowsNoToken(t *testing.T) string {
 	return s.URL
 }
 
-// status is that of a request without a token.
+// status returns the HTTP status of a request without a token.
 func status(t *testing.T, printed, path string) int {
 	t.Helper()
 	url := regexp.MustCompile(`(?m)^nova-mini listens on (\S+)$`).FindStringSubmatch(printed)
@@ -85,8 +85,8 @@ func status(t *testing.T, printed, path string) int {
 	return res.StatusCode
 }
 
-// TestWhoIsLetIn: without a word of the operator a client without a token is not let in; only
-// all services in one process on loopback are open by default.
+// TestWhoIsLetIn: by default a client without a token is refused. Only the process with all services on loopback accepts
+// every client by default.
 func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	url := knowsNoToken(t)
 	keystone := "[keystone_authtoken]\nauth_url = " + url + "/\nusername = nova\npassword = x\n"

@@ -25,39 +25,39 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// allInOneService is the name of all services in one process, which need neither a bus nor a database.
+// allInOneService is the name of the process that runs all services. It needs neither a bus nor a database server.
 const allInOneService = "all-in-one"
 
-// services are those that a process can be, beside all in one.
+// services are the services that can run in a process of their own.
 var services = []string{"api", "conductor", "scheduler", "compute"}
 
-// check is one judgement of the options. It needs no network and changes nothing.
+// check is one check of the options. It needs no network and changes nothing.
 type check struct {
-	// of are the services that need it, separated by blanks; "" are all, and every operator's command.
+	// of lists the services to which the check applies, separated by spaces. "" means all services and all commands.
 	of string
-	// options are those that are judged, as SECTION.NAME, separated by blanks: the error says where the
-	// first one stands. The check is left out if the value of one is wrong already.
+	// options lists the checked options as SECTION.NAME, separated by spaces. The error names the place of the first. The
+	// check is skipped if the value of one of them is already known to be wrong.
 	options string
 	judge   func(o *options) error
 }
 
-// checks are all that a start judges beside the bounds that the options have themselves.
+// checks are the checks at the start, in addition to the bounds in the options' tags.
 var checks = []check{
 	{"", "DEFAULT.host", func(o *options) error {
 		if strings.ContainsAny(o.Host, "/\\ ") || o.Host == "." || o.Host == ".." {
-			return fmt.Errorf("%q has a character that no name of a host has: letters, digits, dots and hyphens", o.Host)
+			return fmt.Errorf("%q is not the name of a host: use letters, digits, dots and hyphens", o.Host)
 		}
 		return rpc.CheckHost(o.Host)
 	}},
 	{"", "DEFAULT.service_down_time DEFAULT.report_interval", func(o *options) error {
 		if o.ServiceDownTime <= o.ReportInterval {
-			return fmt.Errorf("service_down_time (%v) must be longer than report_interval (%v): three times as long, or more", o.ServiceDownTime, o.ReportInterval)
+			return fmt.Errorf("service_down_time (%v) must be longer than report_interval (%v): use at least three times report_interval", o.ServiceDownTime, o.ReportInterval)
 		}
 		return nil
 	}},
 	{"", "DEFAULT.instance_build_timeout DEFAULT.task_retry_interval", func(o *options) error {
 		if o.BuildTimeout <= o.RetryInterval {
-			return fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), or no build is tried again", o.BuildTimeout, o.RetryInterval)
+			return fmt.Errorf("instance_build_timeout (%v) must be longer than task_retry_interval (%v), otherwise no request to build is ever repeated", o.BuildTimeout, o.RetryInterval)
 		}
 		return nil
 	}},
@@ -117,14 +117,14 @@ var checks = []check{
 	}},
 	{"compute", "DEFAULT.state_path", func(o *options) error {
 		if o.StatePath == "" {
-			return errors.New("is not set: the driver needs a directory that outlives the process, such as /var/lib/nova")
+			return errors.New("is not set: the driver needs a directory that is kept when the process ends, such as /var/lib/nova")
 		}
 		return nil
 	}},
 	{"compute all-in-one", "DEFAULT.state_path", func(o *options) error {
 		info, err := os.Stat(o.StatePath)
 		switch {
-		case o.StatePath == "" || errors.Is(err, fs.ErrNotExist): // it is made
+		case o.StatePath == "" || errors.Is(err, fs.ErrNotExist): // created at the start
 			return nil
 		case err != nil:
 			return err
@@ -136,12 +136,12 @@ var checks = []check{
 	{"compute all-in-one", "DEFAULT.compute_driver DEFAULT.plugin_dir", (*options).checkDriver},
 }
 
-// hostName is the name of a host in DNS or in /etc/hosts, which is no malformed address.
+// hostName matches the name of a host in DNS or in /etc/hosts. It does not match a malformed IP address.
 var hostName = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?$`)
 
-// judge says all that is wrong with the options for the services, without the network: one error a line,
-// with where the option stands. Without services it judges what holds for every command.
-func (o *options) judge(of ...string) error {
+// validate runs the checks of the given services, without the network. The error has one line for each wrong option, with
+// the option's place. Without services, validate runs the checks that apply to every command.
+func (o *options) validate(of ...string) error {
 	var errs []error
 	errs = append(errs, o.checkSections()...)
 	wrong := map[string]bool{}
@@ -156,22 +156,22 @@ func (o *options) judge(of ...string) error {
 		}
 		if err := c.judge(o); err != nil {
 			section, name, _ := strings.Cut(judged[0], ".")
-			for _, option := range judged[1:] { // the first one that is set, if the first one is not
+			for _, option := range judged[1:] { // name the first option that is set
 				s, n, _ := strings.Cut(option, ".")
 				if o.config.Where(section, name) == "default" && o.config.Where(s, n) != "default" {
 					section, name = s, n
 				}
 			}
-			errs = append(errs, o.wrong(section, name, err))
-			wrong[judged[0]] = true // so that one fault is told once
+			errs = append(errs, o.optionError(section, name, err))
+			wrong[judged[0]] = true // so that one fault is reported once
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// wrong says where an option stands, and what is wrong with it.
-func (o *options) wrong(section, name string, err error) error {
-	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" { // of the driver
+// optionError adds the place of an option to an error about its value.
+func (o *options) optionError(section, name string, err error) error {
+	if f, ok := errors.AsType[*fault.Error](err); ok && f.Meta["option"] != "" { // an option of the driver
 		section, name = "driver_"+o.driverSection(), f.Meta["option"]
 	}
 	where := o.config.Where(section, name)
@@ -181,7 +181,7 @@ func (o *options) wrong(section, name string, err error) error {
 	return fault.New(fault.Invalid, "%s: [%s] %s: %w", where, section, name, err)
 }
 
-// label names options of a section, and where they stand, for the errors of a part's start.
+// label returns the names and places of options of one section, for the errors of a part that does not start.
 func (o *options) label(section string, names ...string) string {
 	var out []string
 	for _, name := range names {
@@ -203,13 +203,13 @@ func (o *options) label(section string, names ...string) string {
 	return strings.Join(out, "; ")
 }
 
-// checkSections refuses the sections of drivers that are not in use: one may have been misspelt, and with it
-// the checksum of the driver.
+// checkSections refuses sections of drivers that are not in use, because the name may be misspelt, and then the checksum
+// of the driver in use would not be checked.
 func (o *options) checkSections() (errs []error) {
 	want := "driver_" + o.driverSection()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
 		if section := "driver_" + name; section != want {
-			errs = append(errs, fault.New(fault.Invalid, "%s: [%s]: compute_driver = %s has the section [%s], and no other driver is in use; remove this section or mend its name",
+			errs = append(errs, fault.New(fault.Invalid, "%s: [%s]: compute_driver = %s has the section [%s], and no other driver is in use; remove this section or correct its name",
 				o.config.Where(section, ""), section, o.ComputeDriver, want))
 		}
 	}
@@ -233,7 +233,7 @@ func (o *options) checkDatabase(connection string) error {
 	return d.Close()
 }
 
-// checkOpenAccess refuses noauth2 where other machines can reach it, unless that is meant.
+// checkOpenAccess refuses noauth2 on an address that other machines can reach, unless noauth2_remote is set.
 func (o *options) checkOpenAccess() error {
 	if o.API.AuthStrategy == "noauth2" && !o.loopback() && !o.API.OpenRemote {
 		return fault.New(fault.Invalid, "noauth2 makes every client the administrator, and osapi_compute_listen = %s can be reached "+
@@ -254,39 +254,39 @@ func (o *options) checkAdmin() error {
 		return nil
 	}
 	if found := placeholder.FindString(strings.ReplaceAll(o.Admin, servicePlaceholder, "")); found != "" {
-		return fmt.Errorf("there is no placeholder %s; the only one is %s, for the service's name", found, servicePlaceholder)
+		return fmt.Errorf("placeholder %s does not exist; use %s, which stands for the service's name", found, servicePlaceholder)
 	}
 	admin := o.admin()
 	if err := admin.Validate(); err != nil {
-		return fmt.Errorf("%w, in the option admin_hosts", err)
+		return fmt.Errorf("%w, with the names in the option admin_hosts", err)
 	}
 	if path, ok := strings.CutPrefix(admin.Addr, "unix:"); ok {
 		return checkSocket(path)
 	}
 	if admin.Addr == o.address() {
-		return fmt.Errorf("%s is the address of the API, too: give one of them another port", admin.Addr)
+		return fmt.Errorf("%s is also the address of the API: give one of them another port", admin.Addr)
 	}
 	return nil
 }
 
-// placeholder is what looks like a placeholder, or a part of one.
+// placeholder matches what looks like a placeholder, or like a part of one.
 var placeholder = regexp.MustCompile(`\{[^}]*\}?|\}`)
 
-// maxSocketPath is how many bytes the path of a Unix socket may have on Linux.
+// maxSocketPath is the highest number of bytes in the path of a Unix socket on Linux.
 const maxSocketPath = 107
 
-// checkSocket judges the path of a Unix socket, whose directory is made at the start.
+// checkSocket checks the path of a Unix socket. The directory of the socket is created at the start.
 func checkSocket(path string) error {
 	switch {
 	case !filepath.IsAbs(path):
 		return fmt.Errorf("%q is not an absolute path: write unix:/run/nova-mini/%s.sock", path, servicePlaceholder)
 	case len(path) > maxSocketPath:
-		return fmt.Errorf("the path of the socket has %d bytes, and may have %d: choose a shorter one", len(path), maxSocketPath)
+		return fmt.Errorf("the path of the socket has %d bytes, more than %d: choose a shorter one", len(path), maxSocketPath)
 	}
 	for dir := filepath.Dir(path); ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
 		switch {
-		case errors.Is(err, fs.ErrNotExist) && dir != "/": // it is made
+		case errors.Is(err, fs.ErrNotExist) && dir != "/": // created at the start
 		case err != nil:
 			return err
 		case !info.IsDir():
@@ -297,8 +297,8 @@ func checkSocket(path string) error {
 	}
 }
 
-// checkDriver judges the driver, as far as that needs no driver's program. A driver that is built in is opened
-// without its directory, and so without an effect.
+// checkDriver checks the driver and its options without starting a driver's program. A built-in driver is opened without
+// its directory, so that it changes nothing.
 func (o *options) checkDriver() error {
 	cfg, err := o.driverConfig(o.Host)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// good is a file that has nothing wrong; a test adds to it, or replaces a line of it.
+// good is a correct file. A test adds a line to it, or replaces one.
 const good = `[DEFAULT]
 transport_url = rabbit://u:hush@127.0.0.1:1/
 state_path = DIR/state
@@ -33,8 +33,8 @@ username = nova
 password = hush
 `
 
-// TestBadFiles: config validate refuses each of these files without the network, and says where the fault
-// stands and what to do; a service that reads the file does not start.
+// TestBadFiles: config validate refuses each of these files without the network. The error names the place of the fault
+// and what to do. A service that reads the file does not start.
 func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the default logger
 	for _, tt := range []struct {
 		name, service, text string
@@ -43,12 +43,12 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no scheme"},
 		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "want amqp, amqps"},
 		{"bus, a port that is none", "conductor", strings.Replace(good, "127.0.0.1:1/\n", "127.0.0.1:x/\n", 1), "FILE:2: [DEFAULT] transport_url", ""},
-		{"bus, missing", "conductor", strings.Replace(good, "transport_url = rabbit://u:hush@127.0.0.1:1/\n", "", 1), "[DEFAULT] transport_url", "is not set; it is rabbit://"},
+		{"bus, missing", "conductor", strings.Replace(good, "transport_url = rabbit://u:hush@127.0.0.1:1/\n", "", 1), "[DEFAULT] transport_url", "is not set; use rabbit://"},
 		{"bus, a queue's name", "conductor", good + "[DEFAULT]\ncontrol_exchange = a b\n", "FILE:9: [DEFAULT] control_exchange", "does not match"},
 		{"database, another scheme", "api", strings.Replace(good, "mysql://", "postgresql://", 1), "FILE:5: [database] connection", "want mysql://"},
 		{"database, no name", "api", strings.Replace(good, ":1/nova", ":1", 1), "FILE:5: [database] connection", "no database name"},
 		{"database, no user", "api", strings.Replace(good, "mysql://u:hush@", "mysql://", 1), "FILE:5: [database] connection", "no user"},
-		{"database, missing", "scheduler", strings.Replace(good, "connection = mysql://u:hush@127.0.0.1:1/nova\n", "", 1), "[database] connection", "is not set; it is mysql://"},
+		{"database, missing", "scheduler", strings.Replace(good, "connection = mysql://u:hush@127.0.0.1:1/nova\n", "", 1), "[database] connection", "is not set; use mysql://"},
 		{"database, no connections", "scheduler", good + "[database]\nmax_pool_size = 0\n", "FILE:9: [database] max_pool_size", "less than 1"},
 		{"port too high", "api", good + "[DEFAULT]\nosapi_compute_listen_port = 65536\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "more than 65535"},
 		{"port negative", "api", good + "[DEFAULT]\nosapi_compute_listen_port = -1\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "less than 0"},
@@ -77,9 +77,9 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"keystone, no user", "api", strings.Replace(withKeystone, "username = nova\n", "", 1), "[keystone_authtoken] username", "is not set"},
 		{"keystone, no password", "api", strings.Replace(withKeystone, "password = hush\n", "", 1), "[keystone_authtoken] password", "is not set"},
 		{"open to other machines", "api", good + "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n", "FILE:7: [api] auth_strategy", "noauth2_remote = true"},
-		{"admin for other machines", "conductor", good + "[DEFAULT]\nadmin_listen = 0.0.0.0:9774\n", "FILE:9: [DEFAULT] admin_listen", "in the option admin_hosts"},
-		{"admin with an unknown placeholder", "conductor", good + "[DEFAULT]\nadmin_listen = unix:run/{servce}.sock\n", "FILE:9: [DEFAULT] admin_listen", "there is no placeholder {servce}; the only one is {service}"},
-		{"admin with half a placeholder", "conductor", good + "[DEFAULT]\nadmin_listen = unix:/run/{service.sock\n", "FILE:9: [DEFAULT] admin_listen", "there is no placeholder {service.sock"},
+		{"admin for other machines", "conductor", good + "[DEFAULT]\nadmin_listen = 0.0.0.0:9774\n", "FILE:9: [DEFAULT] admin_listen", "with the names in the option admin_hosts"},
+		{"admin with an unknown placeholder", "conductor", good + "[DEFAULT]\nadmin_listen = unix:run/{servce}.sock\n", "FILE:9: [DEFAULT] admin_listen", "placeholder {servce} does not exist; use {service}"},
+		{"admin with half a placeholder", "conductor", good + "[DEFAULT]\nadmin_listen = unix:/run/{service.sock\n", "FILE:9: [DEFAULT] admin_listen", "placeholder {service.sock"},
 		{"admin with a relative path", "conductor", good + "[DEFAULT]\nadmin_listen = unix:run/{service}.sock\n", "FILE:9: [DEFAULT] admin_listen", "is not an absolute path"},
 		{"admin in a file", "conductor", good + "[DEFAULT]\nadmin_listen = unix:FILE/run/{service}.sock\n", "FILE:9: [DEFAULT] admin_listen", "not a directory"},
 		{"admin with a long path", "conductor", good + "[DEFAULT]\nadmin_listen = unix:/run/" + strings.Repeat("x", 100) + "/{service}.sock\n", "FILE:9: [DEFAULT] admin_listen", "choose a shorter one"},
@@ -88,7 +88,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"link prefix", "api", good + "[api]\ncompute_link_prefix = nova.example.org\n", "FILE:9: [api] compute_link_prefix", "does not match"},
 		{"origin", "api", good + "[cors]\nallowed_origin = dashboard.example.org\n", "FILE:9: [cors] allowed_origin", "does not match"},
 		{"collector of traces", "conductor", good + "[opentelemetry]\notlp_endpoint = 127.0.0.1:4318\n", "FILE:9: [opentelemetry] otlp_endpoint", "http://host:4318"},
-		{"host", "conductor", good + "[DEFAULT]\nhost = a/../b\n", "FILE:9: [DEFAULT] host", "no name of a host"},
+		{"host", "conductor", good + "[DEFAULT]\nhost = a/../b\n", "FILE:9: [DEFAULT] host", "not the name of a host"},
 		{"no state path", "compute", strings.Replace(good, "state_path = DIR/state\n", "", 1), "[DEFAULT] state_path", "such as /var/lib/nova"},
 		{"state path is a file", "compute", strings.Replace(good, "DIR/state", "FILE", 1), "FILE:3: [DEFAULT] state_path", "is not a directory"},
 		{"no such driver", "compute", good + "[DEFAULT]\ncompute_driver = acme\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "armature-compute-acme"},
@@ -136,7 +136,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 					t.Errorf("%v: %v\nwant %s with %q", args, err, fill.Replace(tt.where), tt.says)
 				}
 				if n := strings.Count(text, "\n"); n != 0 {
-					t.Errorf("%v: %d faults are told, want the one that there is:\n%v", args, n+1, err)
+					t.Errorf("%v: %d faults, want exactly one:\n%v", args, n+1, err)
 				}
 				if strings.Contains(text, "hush") {
 					t.Errorf("%v: the error has a password: %v", args, err)
@@ -149,8 +149,8 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 	}
 }
 
-// TestGoodFiles: a file without a fault is taken, without the network, and with strict = false; several faults
-// are told at once; only what a service uses is judged.
+// TestGoodFiles: a correct file is accepted, without the network, also with strict = false. Several faults are reported at
+// once. Only the options that a service uses are checked.
 func TestGoodFiles(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -187,7 +187,7 @@ func TestGoodFiles(t *testing.T) {
 		t.Errorf("a host needs no database: %v", err)
 	}
 	_, err := validate("[DEFAULT]\nworkes = 1\ncpu_allocation_ratio = 0\ncompute_driver = none\nplugin_dir = DIR\ntransport_url = x\n[driver_fake]\n")
-	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 10 { // and what is missing: database, state_path, three of Keystone's
+	if n := strings.Count(fmt.Sprint(err), "\n") + 1; n != 10 { // the file's faults and the missing options: database, state_path, three of Keystone's
 		t.Errorf("%d faults, want 10:\n%v", n, err)
 	}
 	if _, err := validate(good, "--service", "compte"); err == nil || !strings.Contains(err.Error(), "the nearest is compute") {
@@ -199,22 +199,22 @@ func TestGoodFiles(t *testing.T) {
 	}
 }
 
-// TestCommandLine: what does not exist is an error with the nearest name and the exit code 2.
+// TestCommandLine: a name that does not exist is an error with the nearest name and the exit code 2.
 func TestCommandLine(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	for args, want := range map[string]string{
-		"conducter":                          `there is no command "conducter"; the nearest is conductor`,
-		"operation lst":                      `there is no command "operation lst"; the nearest is list`,
-		"db snyc":                            `there is no command "db snyc"; the nearest is sync`,
-		"operation list --state bogus":       `there is no state "bogus"; there are: running, undoing, succeeded, failed, timed_out, canceled`,
-		"operation list --state runnig":      `there is no state "runnig"; the nearest is running`,
+		"conducter":                          `command "conducter" does not exist; the nearest is conductor`,
+		"operation lst":                      `command "operation lst" does not exist; the nearest is list`,
+		"db snyc":                            `command "db snyc" does not exist; the nearest is sync`,
+		"operation list --state bogus":       `state "bogus" does not exist; use one of: running, undoing, succeeded, failed, timed_out, canceled`,
+		"operation list --state runnig":      `state "runnig" does not exist; the nearest is running`,
 		"operation list --limit -1":          "flag --limit: -1 is less than 0",
 		"operation list --stat x":            "unknown flag: --stat",
 		"operation show":                     "requires at least 1 arg",
 		"api now":                            `nova-mini api has no arguments: remove "now"`,
-		"config validate --service bogus":    `there is no service "bogus"`,
-		"policy explain --rule servers:star": `there is no rule "servers:star"; the nearest is os_compute_api:servers:start`,
+		"config validate --service bogus":    `service "bogus" does not exist`,
+		"policy explain --rule servers:star": `rule "servers:star" does not exist; the nearest is os_compute_api:servers:start`,
 		"dlq list X":                         `nova-mini dlq list has no arguments: remove "X"`,
 	} {
 		cmd := command(new(bytes.Buffer))
@@ -226,8 +226,8 @@ func TestCommandLine(t *testing.T) {
 	}
 }
 
-// TestStatePath: an operator's command finds the database of all services in one process, and lists as many
-// operations as it is told to.
+// TestStatePath: an operator's command finds the database of the process with all services, and --limit limits the list
+// of operations.
 func TestStatePath(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	dir := t.TempDir()
 	printed, err := serve(t, "--state-path", dir, "--port", "0")

@@ -20,39 +20,39 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// exitError ends the program with a code, and nothing to say.
+// exitError ends the program with an exit code and without a message.
 type exitError int
 
 func (c exitError) Error() string { return fmt.Sprintf("exit code %d", int(c)) }
 
-// databaseCommands need the database alone. Their exit codes are those of
-// nova-manage and nova-status.
+// databaseCommands are the commands that use only the database. Their exit codes are those of nova-manage and
+// nova-status.
 func (f *flags) databaseCommands() []*cobra.Command {
-	manage := &cobra.Command{Use: "db", Short: "Work on the database"}
+	manage := &cobra.Command{Use: "db", Short: "Manage the database"}
 	manage.AddCommand(&cobra.Command{
-		Use: "sync", Short: "Make the tables, or bring them up to date", Args: noArguments,
+		Use: "sync", Short: "Create the tables, or upgrade them", Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.withDatabase(cmd.Context(), f.sync) },
 	})
-	upgrade := &cobra.Command{Use: "upgrade", Short: "Before the services of a new version start"}
+	upgrade := &cobra.Command{Use: "upgrade", Short: "Prepare an upgrade"}
 	upgrade.AddCommand(&cobra.Command{
 		Use: "check", Args: noArguments,
-		Short: "Look whether they can: exit code 0 they can, 1 they can, with warnings, 2 they must not",
+		Short: "Check whether the services of this version can start: exit code 0 yes, 1 yes, with warnings, 2 no",
 		RunE:  func(cmd *cobra.Command, _ []string) error { return f.withDatabase(cmd.Context(), f.checkUpgrade) },
 	})
 	var repair bool
 	var minAge time.Duration
 	audit := &cobra.Command{
 		Use: "audit", Args: noArguments,
-		Short: "Compare what is claimed of hosts with the servers: exit code 0 it is right, 3 it is not, 4 it was not and is now",
+		Short: "Compare the claims on hosts with the servers: exit code 0 no difference, 3 differences, 4 all differences repaired",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return f.withSchema(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
 				return f.auditClaims(ctx, store.New(d), repair, minAge)
 			})
 		},
 	}
-	audit.Flags().BoolVar(&repair, "repair", false, "make the claims what they should be")
-	audit.Flags().DurationVar(&minAge, "min-age", 5*time.Minute, "leave claims alone that have changed within this time, such as 90s: they may be of servers that are being created")
-	claims := &cobra.Command{Use: "placement", Short: "Work on what is claimed of hosts"}
+	audit.Flags().BoolVar(&repair, "repair", false, "correct the claims that differ")
+	audit.Flags().DurationVar(&minAge, "min-age", 5*time.Minute, "skip claims that have changed within this time, such as 90s, because their servers may be in the middle of a creation")
+	claims := &cobra.Command{Use: "placement", Short: "Manage the claims on hosts"}
 	claims.AddCommand(audit)
 	return []*cobra.Command{manage, upgrade, claims}
 }
@@ -62,9 +62,9 @@ func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *opti
 	if err != nil {
 		return err
 	}
-	_ = o.logger() // it sets the level
+	_ = o.logger() // sets the level
 	connection := o.Database.Connection
-	if connection == "" && o.StatePath != "" { // of all services in one process, if it has been made
+	if connection == "" && o.StatePath != "" { // the database of the process with all services, if the file exists
 		embedded, path, err := o.embedded()
 		if err != nil {
 			return err
@@ -75,16 +75,16 @@ func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *opti
 	}
 	cfg, err := o.databaseConfig(connection)
 	if err != nil {
-		return o.wrong("database", "connection", err)
+		return o.optionError("database", "connection", err)
 	}
 	d, err := db.Open(ctx, cfg)
 	if err != nil {
-		return o.wrong("database", "connection", err)
+		return o.optionError("database", "connection", err)
 	}
 	return errors.Join(do(ctx, o, d), d.Close())
 }
 
-// withSchema is withDatabase for commands that need the tables of this program's version.
+// withSchema is like withDatabase, for commands that need the tables of this program's version.
 func (f *flags) withSchema(ctx context.Context, do func(context.Context, *options, *sqlx.DB) error) error {
 	return f.withDatabase(ctx, func(ctx context.Context, o *options, d *sqlx.DB) error {
 		if err := db.Check(ctx, d, store.Migrations()); err != nil {
@@ -94,7 +94,7 @@ func (f *flags) withSchema(ctx context.Context, do func(context.Context, *option
 	})
 }
 
-// embedded returns the URL of the database of all services in one process, and its file.
+// embedded returns the URL and the file of the SQLite database that the process with all services uses.
 func (o *options) embedded() (connection, path string, err error) {
 	path, err = filepath.Abs(filepath.Join(o.StatePath, "nova.db"))
 	return (&url.URL{Scheme: "sqlite", Path: path}).String(), path, err
@@ -104,7 +104,7 @@ func (f *flags) sync(ctx context.Context, _ *options, d *sqlx.DB) error {
 	if err := db.Migrate(ctx, d, store.Migrations()); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(f.out, "the database is up to date")
+	_, err := fmt.Fprintln(f.out, "the database has the schema of this version")
 	return err
 }
 
@@ -122,7 +122,7 @@ func (f *flags) checkUpgrade(ctx context.Context, o *options, d *sqlx.DB) error 
 			if len(down) == 0 {
 				return "", err
 			}
-			return "not seen for " + o.ServiceDownTime.String() + ": " + strings.Join(down, ", "), err
+			return "no heartbeat for " + o.ServiceDownTime.String() + ": " + strings.Join(down, ", "), err
 		},
 	})
 	if err := got.Print(f.out); err != nil {
@@ -145,7 +145,7 @@ func (f *flags) auditClaims(ctx context.Context, s *store.Store, repair bool, mi
 		} else if one.Err != nil {
 			state = "not repaired: " + one.Err.Error()
 		}
-		if _, err := fmt.Fprintf(f.out, "%s: %s\n", describe(&found[i]), state); err != nil {
+		if _, err := fmt.Fprintf(f.out, "%s: %s\n", describeFinding(&found[i]), state); err != nil {
 			return err
 		}
 	}
@@ -153,7 +153,7 @@ func (f *flags) auditClaims(ctx context.Context, s *store.Store, repair bool, mi
 	case err != nil:
 		return err
 	case len(found) == 0:
-		_, err = fmt.Fprintln(f.out, "every claim is as it should be")
+		_, err = fmt.Fprintln(f.out, "no differences between claims and servers")
 		return err
 	case repaired == len(found):
 		return exitError(4)
@@ -161,8 +161,8 @@ func (f *flags) auditClaims(ctx context.Context, s *store.Store, repair bool, mi
 	return exitError(3)
 }
 
-// describe is a finding in a line.
-func describe(f *placement.Finding) string {
+// describeFinding returns one line about a finding.
+func describeFinding(f *placement.Finding) string {
 	if f.Provider != nil {
 		return f.Kind + " host " + f.Provider.ID
 	}

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// TestUpgrade goes the way of an operator: check, sync, check.
+// TestUpgrade runs the commands of an operator's upgrade: check, sync, check.
 func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the default logger
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.ToSlash(filepath.Join(dir, "nova.db"))
@@ -38,7 +38,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the def
 		}
 	}
 	run(2, "run db sync", "upgrade", "check")
-	run(0, "the database is up to date", "db", "sync")
+	run(0, "the database has the schema of this version", "db", "sync")
 	run(0, "Schema    Success", "upgrade", "check")
 
 	d, err := db.Open(t.Context(), db.Config{URL: url})
@@ -52,17 +52,17 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the def
 	}
 	run(0, "Services  Success", "upgrade", "check")
 	d.MustExecContext(t.Context(), "UPDATE members SET seen_at = ?", time.Now().Add(-time.Hour))
-	run(1, "Services  Warning  not seen for 2s: nova-compute on node-1", "upgrade", "check")
+	run(1, "Services  Warning  no heartbeat for 2s: nova-compute on node-1", "upgrade", "check")
 
-	run(0, "every claim is as it should be", "placement", "audit")
+	run(0, "no differences between claims and servers", "placement", "audit")
 	if err := placement.NewSQL(d).Claim(t.Context(), placement.Claim{Consumer: "gone", Allocations: []placement.Allocation{
 		{Provider: "node-1", Resources: placement.Resources{"VCPU": 2, "DISK_GB": 1}},
 	}}); err != nil {
 		t.Fatal(err)
 	}
 	const line = "orphaned claim of server gone: DISK_GB 1 VCPU 2 on node-1: "
-	run(0, "every claim is as it should be", "placement", "audit", "--repair") // it is too young
+	run(0, "no differences between claims and servers", "placement", "audit", "--repair") // the claim has changed too recently
 	run(3, line+"found\n", "placement", "audit", "--min-age", "0s")
 	run(4, line+"repaired\n", "placement", "audit", "--min-age", "0s", "--repair")
-	run(0, "every claim is as it should be", "placement", "audit")
+	run(0, "no differences between claims and servers", "placement", "audit")
 }

@@ -19,16 +19,16 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// dlqCommand is for the messages that no service could do.
+// dlqCommand manages dead letters: messages that no service could handle.
 func (f *flags) dlqCommand() *cobra.Command {
 	var all bool
-	dlq := &cobra.Command{Use: "dlq", Short: "Dead letters: the messages that no service could do"}
+	dlq := &cobra.Command{Use: "dlq", Short: "Manage dead letters: messages that no service could handle"}
 	list := &cobra.Command{
-		Use: "list", Short: "One line for each dead letter", Args: noArguments,
+		Use: "list", Short: "List dead letters", Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.dlqList(cmd.Context()) },
 	}
 	show := &cobra.Command{
-		Use: "show ID...", Short: "All that is known of dead letters", Args: cobra.MinimumNArgs(1),
+		Use: "show ID...", Short: "Show dead letters with all details", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			return f.dlqEach(cmd.Context(), ids, false, func(l *rpc.DeadLetter) rpc.Verdict {
 				printLetter(f.out, l)
@@ -37,7 +37,7 @@ func (f *flags) dlqCommand() *cobra.Command {
 		},
 	}
 	requeue := &cobra.Command{
-		Use: "requeue ID...", Short: "Send dead letters again to where they were sent", Args: cobra.ArbitraryArgs,
+		Use: "requeue ID...", Short: "Send dead letters again to their original topic", Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			return f.dlqEnd(cmd.Context(), ids, all, rpc.Requeue, "requeued")
 		},
@@ -49,24 +49,24 @@ func (f *flags) dlqCommand() *cobra.Command {
 		},
 	}
 	for _, c := range []*cobra.Command{requeue, drop} {
-		c.Flags().BoolVar(&all, "all", false, "every dead letter, in place of those named")
+		c.Flags().BoolVar(&all, "all", false, "all dead letters, instead of IDs")
 	}
 	dlq.AddCommand(list, show, requeue, drop)
 	return dlq
 }
 
-// interfaces are those whose dead letters there can be.
+// interfaces are the interfaces that can have dead letters.
 var interfaces = []*rpc.Interface{compute.Worker, compute.Conductor, compute.Scheduler}
 
-// letters shows each dead letter once, with the name of its interface.
+// letters calls decide once for each dead letter, with the name of its interface.
 func (f *flags) letters(ctx context.Context, decide func(iface string, l *rpc.DeadLetter) rpc.Verdict) (err error) {
 	o, err := f.load()
 	if err != nil {
 		return err
 	}
-	bus, err := o.openBus(slog.New(slog.DiscardHandler)) // what goes wrong is returned
+	bus, err := o.openBus(slog.New(slog.DiscardHandler)) // errors are returned, not logged
 	if err != nil {
-		return o.wrong("DEFAULT", "transport_url", err)
+		return o.optionError("DEFAULT", "transport_url", err)
 	}
 	if err := bus.Start(ctx); err != nil {
 		return err
@@ -94,15 +94,14 @@ func (f *flags) dlqList(ctx context.Context) error {
 		return rpc.Keep
 	})
 	if err == nil && n == 0 {
-		_, err = fmt.Fprintln(f.out, "there are no dead letters")
+		_, err = fmt.Fprintln(f.out, "no dead letters")
 	}
 	return errors.Join(err, w.Flush())
 }
 
-// dlqEach calls do for each letter named, or for all. One that is not there
-// is an error.
+// dlqEach calls do for each dead letter with one of the ids, or for all. Errors: NotFound, if an id does not exist.
 func (f *flags) dlqEach(ctx context.Context, ids []string, all bool, do func(*rpc.DeadLetter) rpc.Verdict) error {
-	if slices.Contains(ids, "") { // it would name all letters without an id
+	if slices.Contains(ids, "") { // an empty id would match all letters without an id
 		return usageError{fault.New(fault.Invalid, "the id of a dead letter is empty")}
 	}
 	missing := map[string]bool{}
@@ -117,14 +116,14 @@ func (f *flags) dlqEach(ctx context.Context, ids []string, all bool, do func(*rp
 		return do(l)
 	})
 	if err == nil && len(missing) > 0 {
-		err = fault.New(fault.NotFound, "there is no dead letter %s", strings.Join(slices.Sorted(maps.Keys(missing)), ", "))
+		err = fault.New(fault.NotFound, "dead letter %s does not exist", strings.Join(slices.Sorted(maps.Keys(missing)), ", "))
 	}
 	return err
 }
 
 func (f *flags) dlqEnd(ctx context.Context, ids []string, all bool, v rpc.Verdict, done string) error {
 	if (len(ids) == 0) != all {
-		return fault.New(fault.Invalid, "name the dead letters by their ids, or give --all, but not both")
+		return fault.New(fault.Invalid, "give the ids of the dead letters, or --all, but not both")
 	}
 	n := 0
 	err := f.dlqEach(ctx, ids, all, func(*rpc.DeadLetter) rpc.Verdict {

@@ -20,7 +20,7 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
 
-// TestDeadLetters takes dead letters of a real broker through the commands.
+// TestDeadLetters lists, shows, requeues and drops dead letters of a real broker with the commands.
 func TestDeadLetters(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -37,7 +37,7 @@ func TestDeadLetters(t *testing.T) {
 		err := cmd.ExecuteContext(t.Context())
 		return out.String(), err
 	}
-	if out, err := run("list"); err != nil || out != "there are no dead letters\n" {
+	if out, err := run("list"); err != nil || out != "no dead letters\n" {
 		t.Errorf("list of nothing: %q, %v", out, err)
 	}
 
@@ -81,7 +81,7 @@ func TestDeadLetters(t *testing.T) {
 	if err != nil || len(lines) != 4 || !strings.HasPrefix(lines[0], "ID ") {
 		t.Fatalf("list: %v\n%s", err, list)
 	}
-	ids := map[string]string{} // by the server that the message was about
+	ids := map[string]string{} // by the id of the server in the message
 	for _, line := range lines[1:] {
 		id, rest, _ := strings.Cut(line, " ")
 		for _, want := range []string{"compute", "destroy", " 1 ", " h ", "Exhausted: no driver for server-"} {
@@ -117,12 +117,12 @@ func TestDeadLetters(t *testing.T) {
 	if err := srv.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if out, err := run("list"); err != nil || out != "there are no dead letters\n" {
+	if out, err := run("list"); err != nil || out != "no dead letters\n" {
 		t.Errorf("list after all: %q, %v", out, err)
 	}
 }
 
-// TestEmptyLetterID: an empty id, such as that of an unset variable of a shell, names no letter.
+// TestEmptyLetterID: an empty id, such as the value of an unset shell variable, is refused.
 func TestEmptyLetterID(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}} {

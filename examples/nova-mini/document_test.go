@@ -22,7 +22,7 @@ import (
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
-// document is what tests read of an OpenAPI document.
+// document has the parts of an OpenAPI document that the tests read.
 type document struct {
 	Paths map[string]map[string]operationDoc
 }
@@ -59,7 +59,7 @@ func parse(t *testing.T, raw []byte) document {
 	return doc
 }
 
-// runAll runs everything in one process until the test ends, and returns where the API is.
+// runAll runs all services in one process until the test ends, and returns the URL of the API.
 func runAll(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -85,7 +85,7 @@ func runAll(t *testing.T) string {
 	return regexp.MustCompile(`http://\S+`).FindString(out.String())
 }
 
-// judge compares what the API does with its document.
+// judge compares the replies of the API with the API's OpenAPI document.
 type judge struct {
 	*testing.T
 
@@ -118,7 +118,7 @@ func newJudge(t *testing.T, base string, raw []byte) *judge {
 	return j
 }
 
-// check judges a text by the schema at a place in the document.
+// check validates a text with the schema at a place in the document.
 func (j *judge) check(raw []byte, place ...string) error {
 	escape := strings.NewReplacer("~", "~0", "/", "~1")
 	pointer := []string{"mem:///openapi.json#"}
@@ -136,8 +136,8 @@ func (j *judge) check(raw []byte, place ...string) error {
 	return s.Validate(v)
 }
 
-// do sends a request of an operation, and checks that the reply is one that the document
-// has. The values take the place of the path's parameters, and the last may be a query.
+// do sends a request, and checks that the document has the reply. The values replace the parameters of the path; the last
+// value may be a query.
 func (j *judge) do(want int, method, path, body string, values ...string) []byte {
 	j.Helper()
 	op, ok := j.doc.Paths[path][strings.ToLower(method)]
@@ -185,7 +185,7 @@ func (j *judge) do(want int, method, path, body string, values ...string) []byte
 	return reply
 }
 
-// saw notes what was exercised.
+// saw records which operation, status and action were tested.
 func (j *judge) saw(op operationDoc, method, path string, status int, body string) {
 	j.seen[fmt.Sprintf("%s %s: %d", method, path, status)] = true
 	var sent map[string]any
@@ -196,7 +196,7 @@ func (j *judge) saw(op operationDoc, method, path string, status int, body strin
 	}
 }
 
-// checkQuery sees that the parameters are in the document.
+// checkQuery checks that the document has the parameters.
 func (j *judge) checkQuery(op operationDoc, query string) {
 	j.Helper()
 	q, err := url.ParseQuery(query[1:])
@@ -260,8 +260,7 @@ func (j *judge) await(id, status string) {
 	}
 }
 
-// missed returns what the document has of success and was not seen, and the errors that a
-// test can make of itself.
+// missed returns the successful replies of the document that were not tested, and those errors that a test can cause.
 func (j *judge) missed() (out []string) {
 	for path, ops := range j.doc.Paths {
 		for method, op := range ops {
@@ -282,8 +281,7 @@ func (j *judge) missed() (out []string) {
 	return out
 }
 
-// TestDocument: a real nova-mini does what its document says, and there is nothing in the
-// document that it was not asked for.
+// TestDocument: a real nova-mini behaves as its OpenAPI document says, and every operation of the document is tested.
 func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	j := newJudge(t, runAll(t), printed(t, "openapi"))
 	for _, path := range []string{"/", "/v2.1", "/v2.1/"} {
@@ -295,7 +293,7 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	for _, what := range j.missed() {
 		t.Errorf("the document has what was not exercised: %s", what)
 	}
-	// It can fail: what there is not is missed, and what is wrong is seen.
+	// This test can fail: a reply that was not tested is reported, and so is a wrong reply.
 	delete(j.seen, "DELETE /v2.1/servers/{id}: 204")
 	delete(j.seen, "POST /v2.1/servers/{id}/action: reboot")
 	if got := strings.Join(j.missed(), ", "); got != "DELETE /v2.1/servers/{id}: 204, POST /v2.1/servers/{id}/action: reboot" {
@@ -373,10 +371,10 @@ func (j *judge) servers() {
 			j.await(id, step.ends)
 		}
 	}
-	const nobody = "00000000-0000-0000-0000-000000000000"
-	j.do(404, "POST", action, `{"os-stop": null}`, nobody)
-	j.do(404, "GET", "/v2.1/servers/{id}", "", nobody)
-	j.do(404, "DELETE", "/v2.1/servers/{id}", "", nobody)
+	const missing = "00000000-0000-0000-0000-000000000000"
+	j.do(404, "POST", action, `{"os-stop": null}`, missing)
+	j.do(404, "GET", "/v2.1/servers/{id}", "", missing)
+	j.do(404, "DELETE", "/v2.1/servers/{id}", "", missing)
 	j.do(204, "DELETE", "/v2.1/servers/{id}", "", id)
 }
 

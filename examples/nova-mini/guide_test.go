@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// TestOperating: the file of docs/operating.md is one that is taken, its commands do
-// something, and what it says of options, pages and commands is there.
+// TestOperating: the file in docs/operating.md is accepted, the commands in it work, and its options, pages and commands
+// exist.
 func TestOperating(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("../../docs/operating.md")
@@ -58,7 +58,7 @@ func TestOperating(t *testing.T) {
 	}
 	for line := range strings.SplitSeq(strings.TrimSpace(strings.Join(blocks["console"], "")), "\n") {
 		out := run(line)
-		if out == "" && line != "nova-mini policy validate" { // which has nothing to say: there are no files
+		if out == "" && line != "nova-mini policy validate" { // it prints nothing without files of rules
 			t.Errorf("%s prints nothing", line)
 		}
 		if strings.Contains(line, "explain") && !strings.Contains(out, "denies\n") {
@@ -83,7 +83,7 @@ func TestOperating(t *testing.T) {
 	}
 	for _, of := range [][2]string{{"operation", "show"}, {"operation", "cancel"}, {"operation", "retry"}, {"placement", "audit"}, {"dlq", "list"}, {"upgrade", "check"}} {
 		if text := help(of[0]); !strings.Contains(text, "  "+of[1]) {
-			t.Errorf("there is no command %s %s:\n%s", of[0], of[1], text)
+			t.Errorf("command %s %s does not exist:\n%s", of[0], of[1], text)
 		}
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// TestHostName: a name of the host that no queue can have is refused with the options.
+// TestHostName: a host name that cannot be part of a queue's name is refused when the options are read.
 func TestHostName(t *testing.T) {
 	t.Parallel()
 	for _, host := range []string{"a b", "node\t1", "node.*", "dlq", "node-1.calls", strings.Repeat("h", 300)} {

@@ -1,20 +1,20 @@
-// Command nova-mini is a compute service that speaks a part of the Nova v2.1
-// REST API. It is the reference deployment of Armature's packages.
+// Command nova-mini is a cloud's compute component. It implements a part of the Nova v2.1 REST API, and is the reference
+// component of Armature's packages.
 //
-//	nova-mini                                        everything in one process, nothing installed
-//	nova-mini db sync --config-file nova.conf        make or upgrade the database
-//	nova-mini upgrade check --config-file nova.conf   whether the services can start: exit code 0, 1 or 2
-//	nova-mini api|conductor|scheduler|compute --config-file nova.conf
-//	nova-mini placement audit [--repair] --config-file nova.conf   claims that are not as the servers are
-//	nova-mini operation list|show|cancel|retry --config-file nova.conf   what is done to servers, step by step
-//	nova-mini member list|remove --config-file nova.conf   services that are known, and one that is gone for good
-//	nova-mini config sample|validate                  options: a file of all, and whether one is right
-//	nova-mini policy sample|explain|list              rules: a file of all, who is denied by which part, those in force
-//	nova-mini openapi [--version 2.1]                 the OpenAPI 3.1 document of the REST API
-//	nova-mini dlq list|show|requeue|drop --config-file nova.conf   messages that no service could do
+//	nova-mini                                         run all services in one process; needs no other software
+//	nova-mini db sync --config-file nova.conf         create or upgrade the tables of the database
+//	nova-mini upgrade check --config-file nova.conf   check whether the services can start: exit code 0, 1 or 2
+//	nova-mini api|conductor|scheduler|compute --config-file nova.conf   run one service
+//	nova-mini placement audit [--repair] --config-file nova.conf   find claims that differ from the servers
+//	nova-mini operation list|show|cancel|retry --config-file nova.conf   manage the operations on servers
+//	nova-mini member list|remove --config-file nova.conf   list the services; remove one whose process no longer exists
+//	nova-mini config sample|validate                  print all options; check a configuration
+//	nova-mini policy sample|validate|list|explain     print all rules; check rules; show why a rule denies
+//	nova-mini openapi [--version 2.1]                 print the OpenAPI 3.1 document of the REST API
+//	nova-mini dlq list|show|requeue|drop --config-file nova.conf   manage messages that no service could handle
 //
-// The services share a RabbitMQ or a NATS (transport_url) and a MySQL or MariaDB
-// ([database] connection). Any number of each may run; one compute on each host.
+// The services share a RabbitMQ or a NATS server (transport_url) and a MySQL or MariaDB server ([database] connection).
+// Any number of processes of each service may run, but only one compute service for each host.
 package main
 
 import (
@@ -53,9 +53,9 @@ func command(out io.Writer) *cobra.Command {
 	f := &flags{out: out, config: config.Source{Env: os.Environ()}}
 	root := &cobra.Command{
 		Use:   "nova-mini",
-		Short: "A compute service that speaks a part of the Nova v2.1 API; without a command, all of it in one process",
-		Long: "A compute service that speaks a part of the Nova v2.1 API. Without a command all of it runs in one process.\n\n" +
-			"Commands that get no --config-file and no --config-dir read nova-mini.conf and nova-mini.conf.d, of ~/.nova-mini or /etc/nova-mini.",
+		Short: "Services that implement a part of the Nova v2.1 API; without a command, all services in one process",
+		Long: "Services that implement a part of the Nova v2.1 API. Without a command, all services run in one process.\n\n" +
+			"A command without --config-file and --config-dir reads nova-mini.conf and nova-mini.conf.d in ~/.nova-mini or /etc/nova-mini.",
 		Args:          noArguments,
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -67,26 +67,26 @@ func command(out io.Writer) *cobra.Command {
 		},
 	}
 	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
-		if len(f.config.Files) > 0 || cmd == root { // all in one process needs no files, and takes none that it was not given
+		if len(f.config.Files) > 0 || cmd == root { // the process with all services needs no files, and reads only files that a flag names
 			return nil
 		}
-		home, _ := os.UserHomeDir() // else there are none of the user
+		home, _ := os.UserHomeDir() // without a home directory only those of the system count
 		f.config.Files = config.Find(home, "nova-mini", "")
 		return nil
 	}
 	p := root.PersistentFlags()
 	f.config.AddFlags(p)
-	p.StringVar(&f.statePath, "state-path", "", "directory for the data of the fake driver and of the embedded database (default: a temporary one)")
-	p.StringVar(&f.port, "port", "", "port of the API, 0 for any free one (option osapi_compute_listen_port)")
+	p.StringVar(&f.statePath, "state-path", "", "directory for the data of the fake driver and of the embedded database (default: a temporary directory)")
+	p.StringVar(&f.port, "port", "", "port of the API; 0: any free port (option osapi_compute_listen_port)")
 
 	for _, s := range []struct {
 		name, short string
 		wire        func(context.Context, *node) error
 	}{
-		{"api", "The REST API", wireAPI},
-		{"conductor", "Brings every task of a server to its end", wireConductor},
-		{"scheduler", "Chooses hosts", wireScheduler},
-		{"compute", "Builds servers on this host", wireCompute},
+		{"api", "Run the API service", wireAPI},
+		{"conductor", "Run the conductor service, which runs the operations on servers", wireConductor},
+		{"scheduler", "Run the scheduler service, which chooses hosts", wireScheduler},
+		{"compute", "Run the compute service, which builds servers on this host", wireCompute},
 	} {
 		root.AddCommand(&cobra.Command{
 			Use: s.name, Short: s.short, Args: noArguments,
@@ -95,7 +95,7 @@ func command(out io.Writer) *cobra.Command {
 	}
 	root.AddCommand(f.databaseCommands()...)
 	root.AddCommand(f.dlqCommand(), f.operationCommand(), f.memberCommand(), f.configCommand(), f.policyCommand(), f.openapiCommand())
-	judgeArguments(root)
+	checkArguments(root)
 	return root
 }
 
@@ -104,18 +104,18 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// unknown is an error about a name that does not exist, with the nearest that does, or all if they are few.
-// Only the last word of the name is compared.
+// unknown returns an error about a name that does not exist. The error names the nearest existing name, or all names if
+// none is near. Only the last word of the name is compared.
 func unknown(what, name string, known func(yield func(string) bool)) error {
 	const few = 8
 	hint := text.Nearest(name[strings.LastIndex(name, " ")+1:], known)
 	if all := slices.Collect(known); hint == "" && len(all) <= few {
-		hint = "; there are: " + strings.Join(all, ", ")
+		hint = "; use one of: " + strings.Join(all, ", ")
 	}
-	return usageError{fault.New(fault.Invalid, "there is no %s %q%s", what, name, hint)}
+	return usageError{fault.New(fault.Invalid, "%s %q does not exist%s", what, name, hint)}
 }
 
-// noArguments is the check of a command without arguments.
+// noArguments refuses arguments of a command that has none.
 func noArguments(cmd *cobra.Command, args []string) error {
 	if len(args) > 0 {
 		return fault.New(fault.Invalid, "%s has no arguments: remove %q", cmd.CommandPath(), strings.Join(args, " "))
@@ -123,8 +123,8 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// judgeArguments makes the errors of all command lines usageErrors, and a command that does not exist one.
-func judgeArguments(cmd *cobra.Command) {
+// checkArguments turns errors of the command line, and commands that do not exist, into a usageError.
+func checkArguments(cmd *cobra.Command) {
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	args := cmd.Args
 	if cmd.HasSubCommands() {
@@ -152,6 +152,6 @@ func judgeArguments(cmd *cobra.Command) {
 		return nil
 	}
 	for _, c := range cmd.Commands() {
-		judgeArguments(c)
+		checkArguments(c)
 	}
 }

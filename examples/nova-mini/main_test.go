@@ -21,14 +21,14 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	if os.Getenv("ARMATURE_DRIVER") != "" { // a service that is tested has started it as its driver
+	if os.Getenv("ARMATURE_DRIVER") != "" { // a tested service has started this binary as its driver
 		driver.Serve(compute.Kind, acme.Open)
 		return
 	}
 	goleak.VerifyTestMain(m)
 }
 
-// output hands on what the program prints.
+// output passes each line that the program prints to a channel.
 type output struct {
 	mu   sync.Mutex
 	buf  bytes.Buffer
@@ -51,8 +51,7 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// TestGreeting runs everything in one process, and the commands that it prints,
-// as printed.
+// TestGreeting runs all services in one process, and the commands that the process prints, exactly as printed.
 func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	admin := filepath.Join(t.TempDir(), "admin")
 	t.Setenv("OS_DEFAULT__ADMIN_LISTEN", "unix:"+admin)
@@ -87,7 +86,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		}
 		t.Skip("curl is not installed")
 	}
-	// The last command is repeated until the server is built: it takes a moment.
+	// The last command is repeated until the server is built.
 	script := strings.Join(commands, "\n") + "\nfor i in $(seq 100); do " + commands[2] + " | tee last | grep -q ACTIVE && break; sleep 0.1; done; cat last"
 	sh := exec.CommandContext(t.Context(), "sh", "-eu", "-c", script)
 	sh.Dir = t.TempDir()
@@ -112,7 +111,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	}
 }
 
-// TestTools: what an operator asks about options and rules.
+// TestTools: the commands about options and rules.
 func TestTools(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -128,8 +127,8 @@ func TestTools(t *testing.T) {
 		"config validate": "nova.conf:5",
 		"policy sample":   `#"os_compute_api:servers:start": "rule:project_member_or_admin"`,
 		"policy list":     "policy.yaml:1",
-		"policy validate": "policy.yaml:1\n", // and that alone
-		"policy explain --rule os_compute_api:servers:start --token any":                        "allows\n", // everybody is the administrator
+		"policy validate": "policy.yaml:1\n", // and nothing else
+		"policy explain --rule os_compute_api:servers:start --token any":                        "allows\n", // every client is the administrator
 		"policy explain --rule os_compute_api:servers:start --role member --project p":          "denies\n  no   role:admin\n",
 		"policy explain --rule os_compute_api:servers:stop --role member --project p":           "allows",
 		"policy explain --rule os_compute_api:servers:stop --role member --project p --owner q": "no   project_id:%(project_id)s",

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// memberCommand is for the services that the others know.
+// memberCommand manages the services that are registered in the database.
 func (f *flags) memberCommand() *cobra.Command {
 	with := func(do func(ctx context.Context, members *membership.Registry, args []string) error) func(*cobra.Command, []string) error {
 		return func(cmd *cobra.Command, args []string) error {
@@ -26,21 +26,21 @@ func (f *flags) memberCommand() *cobra.Command {
 		}
 	}
 	list := &cobra.Command{
-		Use: "list", Short: "One line for each service: whether it is up, and which process has its host", Args: noArguments,
+		Use: "list", Short: "List the services: whether each is up, and which process owns its host", Args: noArguments,
 		RunE: with(func(ctx context.Context, members *membership.Registry, _ []string) error {
 			found, err := members.List(ctx, "")
 			if err != nil {
 				return err
 			}
 			w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
-			_, _ = fmt.Fprintln(w, "KIND\tHOST\tSTATE\tSEEN\tWHY\tPROCESS") // Flush has the error
+			_, _ = fmt.Fprintln(w, "KIND\tHOST\tSTATE\tSEEN\tWHY\tPROCESS") // Flush returns the error
 			for i := range found {
 				m := &found[i]
 				state := "down"
 				if m.Up {
 					state = "up"
 				}
-				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", m.Kind, m.Host, state, m.SeenAt.Format(time.RFC3339), line(m.Unfit()), line(m.Instance.Process))
+				_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", m.Kind, m.Host, state, m.SeenAt.Format(time.RFC3339), singleLine(m.Unfit()), singleLine(m.Instance.Process))
 			}
 			return w.Flush()
 		}),
@@ -48,7 +48,7 @@ func (f *flags) memberCommand() *cobra.Command {
 	kinds := []string{store.ConductorBinary, store.SchedulerBinary, store.ComputeBinary}
 	var force bool
 	remove := &cobra.Command{
-		Use: "remove KIND HOST", Short: "Forget a service that is gone for good, so that another process may have its host at once", Args: cobra.ExactArgs(2),
+		Use: "remove KIND HOST", Short: "Remove a service whose process no longer exists, so that another process can claim its host at once", Args: cobra.ExactArgs(2),
 		PreRunE: func(_ *cobra.Command, args []string) error {
 			if !slices.Contains(kinds, args[0]) {
 				return unknown("kind", args[0], slices.Values(kinds))
@@ -62,7 +62,7 @@ func (f *flags) memberCommand() *cobra.Command {
 				}
 			}
 			if err := members.Remove(ctx, args[0], args[1]); errors.Is(err, fault.Precondition) {
-				return fmt.Errorf("%w: wait until it is down, or use --force if its process does not run", err)
+				return fmt.Errorf("%w: wait until it is down, or use --force if its process no longer exists", err)
 			} else if err != nil {
 				return err
 			}
@@ -70,8 +70,8 @@ func (f *flags) memberCommand() *cobra.Command {
 			return err
 		}),
 	}
-	remove.Flags().BoolVar(&force, "force", false, "also one that counts as up: make sure that its process does not run")
-	cmd := &cobra.Command{Use: "member", Short: "Services that the others know"}
+	remove.Flags().BoolVar(&force, "force", false, "also remove a service that is up: first make sure that its process no longer exists")
+	cmd := &cobra.Command{Use: "member", Short: "Manage registered services"}
 	cmd.AddCommand(list, remove)
 	return cmd
 }

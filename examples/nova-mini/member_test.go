@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestMemberCommands: the list has the process of a host, and a host is free once its service is removed.
+// TestMemberCommands: the list shows the process that owns a host. A host is free after its service has been removed.
 func TestMemberCommands(t *testing.T) { //nolint:paralleltest // the others set the default logger
 	dbtest.EachURL(t, func(t *testing.T, url string) {
 		conf := filepath.Join(t.TempDir(), "nova.conf")

@@ -37,7 +37,7 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// node is one process: its options and the parts it runs.
+// node is one process: its options and its parts.
 type node struct {
 	*options
 
@@ -49,10 +49,10 @@ type node struct {
 	client *rpc.Client
 	store  *store.Store
 	tell   *telemetry
-	close  []func() error // what was opened while wiring
+	close  []func() error // closes what was opened while wiring
 }
 
-// run wires a service and runs it until it is told to stop.
+// run wires a service and runs it until ctx ends or a signal comes.
 func (f *flags) run(ctx context.Context, name string, wire func(context.Context, *node) error) (err error) {
 	service.CatchSignals()
 	o, err := f.load(name)
@@ -82,18 +82,18 @@ func (f *flags) run(ctx context.Context, name string, wire func(context.Context,
 	return n.app.Run(ctx)
 }
 
-// databaseConfig says which database it is.
+// databaseConfig returns the configuration of the database at a URL.
 func (o *options) databaseConfig(url string) (db.Config, error) {
 	if url == "" {
-		return db.Config{}, errors.New("is not set; it is mysql://user:password@host:port/name")
+		return db.Config{}, errors.New("is not set; use mysql://user:password@host:port/name")
 	}
 	return db.Config{URL: url, MaxOpen: o.Database.MaxPoolSize}, nil
 }
 
-// openBus returns the bus that transport_url names. It is not started.
+// openBus returns the bus of transport_url. The bus is not started.
 func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	if o.TransportURL == "" {
-		return nil, fault.New(fault.Invalid, "is not set; it is rabbit://user:password@host:port/vhost or nats://user:password@host:port")
+		return nil, fault.New(fault.Invalid, "is not set; use rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 	}
 	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{
 		Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, TLS: o.Rabbit.SSL, TLSFiles: o.Rabbit.files(), Logger: log,
@@ -104,7 +104,7 @@ func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	return bus, nil
 }
 
-// wireBus adds the connections to the other services.
+// wireBus adds the bus and the RPC client.
 func (n *node) wireBus() error {
 	bus, err := n.openBus(n.log)
 	if err != nil {
@@ -119,7 +119,7 @@ func (n *node) wireBus() error {
 	return nil
 }
 
-// wireStore adds the database. Its tables are made by db sync, unless migrate is set.
+// wireStore adds the database. If migrate is set, the start creates or upgrades the tables; otherwise "db sync" has to.
 func (n *node) wireStore(url string, migrate bool) error {
 	cfg, err := n.databaseConfig(url)
 	if err != nil {
@@ -128,9 +128,9 @@ func (n *node) wireStore(url string, migrate bool) error {
 	cfg.Observe = n.tell.database.Observe
 	d, err := db.New(cfg)
 	if err != nil {
-		return n.wrong("database", "connection", err)
+		return n.optionError("database", "connection", err)
 	}
-	n.close = append(n.close, d.Close) // if it never starts
+	n.close = append(n.close, d.Close) // for a process that never starts
 	n.store = store.New(d)
 	n.app.AddLabeled("database", n.label("database", "connection"), &db.Service{DB: d, Dir: store.Migrations(), Migrate: migrate})
 	return nil
@@ -151,15 +151,15 @@ func (n *node) serve(name string, iface *rpc.Interface, host string, register fu
 	n.app.Add(name+" rpc", srv)
 }
 
-// track notes what a server runs.
+// track is an interceptor that registers each running handler in the App's Inflight.
 func (n *node) track(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
 	defer n.app.Inflight().Begin(ctx, service.Work{Kind: "rpc", Name: info.Interface + "." + info.Method})()
 	return next(ctx, req)
 }
 
-// heartbeat returns a function that calls f if a heartbeat of a service is due, for a loop: at each report_interval, and
-// after a failure after a second, and then after twice as long each time, up to report_interval. The log has one line
-// for the first of several failures, and one for the end.
+// heartbeat returns a function that a loop calls often, and that calls f when a heartbeat is due: every report_interval,
+// and after failures with a back-off that begins with a second and doubles up to report_interval. Of several failures in a
+// row, the log has a line for the first failure and a line for the next success.
 func (n *node) heartbeat(name string, f func(context.Context) error) func(context.Context) error {
 	var next time.Time
 	gap, failed := time.Second, 0
@@ -173,7 +173,7 @@ func (n *node) heartbeat(name string, f func(context.Context) error) func(contex
 		switch {
 		case err == nil:
 			if failed > 0 {
-				n.log.InfoContext(ctx, "heartbeats arrive again", "service", name, "failed", failed)
+				n.log.InfoContext(ctx, "heartbeat succeeded after failures", "service", name, "failed", failed)
 			}
 			gap, failed = time.Second, 0
 			next = time.Now().Add(n.ReportInterval)
@@ -209,7 +209,7 @@ func (n *node) addAPI() error {
 	if who.part != nil {
 		n.app.AddLabeled("keystone", n.label("keystone_authtoken", "auth_url"), who.part)
 	} else {
-		n.log.Warn("every client is the administrator (option auth_strategy of [api] is noauth2)", "listen", n.Listen)
+		n.log.Warn("clients not authenticated, every client is the administrator (option auth_strategy of [api] is noauth2)", "listen", n.Listen)
 	}
 	handler := n.tell.around(api.New(api.Config{
 		Authenticate: who.authenticate, Challenge: who.challenge, Policy: rules,
@@ -224,14 +224,14 @@ func (n *node) addAPI() error {
 	return nil
 }
 
-// identity says who asks.
+// identity determines the identity of clients.
 type identity struct {
 	authenticate func(*http.Request) (reqctx.Request, error)
-	challenge    string       // of those who do not say
-	part         service.Part // or nil
+	challenge    string       // for clients without an identity
+	part         service.Part // may be nil
 }
 
-// identity returns what the options say.
+// identity returns how clients are identified according to the options.
 func (o *options) identity(log *slog.Logger) (*identity, error) {
 	if o.API.AuthStrategy == "noauth2" {
 		if err := o.checkOpenAccess(); err != nil {
@@ -254,7 +254,7 @@ func (o *options) identity(log *slog.Logger) (*identity, error) {
 	return &identity{k.Authenticate, k.Challenge(), k}, nil
 }
 
-// tlsFrom returns the configuration of TLS, nil if no file is named.
+// tlsFrom returns the configuration of TLS, or nil if files names no file.
 func tlsFrom(files tlsfile.Client) (*tls.Config, error) {
 	if files == (tlsfile.Client{}) {
 		return nil, nil //nolint:nilnil // the default
@@ -262,7 +262,7 @@ func tlsFrom(files tlsfile.Client) (*tls.Config, error) {
 	return files.Config()
 }
 
-// scheme is that of the API's URLs.
+// scheme is the scheme of the API's URLs.
 func (o *options) scheme() string {
 	if o.WSGI.CertFile != "" {
 		return "https"
@@ -270,7 +270,7 @@ func (o *options) scheme() string {
 	return "http"
 }
 
-// greet prints where the API listens, and commands that use it as it is.
+// greet prints the URL of the API and commands to try the API.
 func (o *options) greet(w io.Writer, url string) error {
 	curl, hint := "curl -s", "Paste these to create a server, to list all servers, and to show the new one:"
 	if o.API.AuthStrategy != "noauth2" {
@@ -310,13 +310,13 @@ func (n *node) addConductor(host string) {
 	n.app.AddLabeled("operations purge", n.label("DEFAULT", "operation_history"), service.Loop(time.Hour, purge.Only(func(ctx context.Context, _ int64) error {
 		gone, err := n.store.Operations().Purge(ctx, n.OperationHistory)
 		if gone > 0 {
-			n.log.InfoContext(ctx, "forgot old operations", "operations", gone)
+			n.log.InfoContext(ctx, "old operations deleted", "operations", gone)
 		}
 		return err
 	})))
 }
 
-// join makes a service one that the others know.
+// join registers a service in the database.
 func (n *node) join(kind, host string) {
 	n.app.Add(kind+" number", service.Funcs{OnStart: func(ctx context.Context) error { return n.store.Number(ctx, kind, host) }})
 	n.app.Add(kind+" member", n.store.Members(n.ServiceDownTime).Member(membership.MemberConfig{
@@ -344,7 +344,7 @@ func (n *node) addScheduler(host string) error {
 	return nil
 }
 
-// schedulerConfig is what the options say of the scheduler.
+// schedulerConfig returns the configuration of the scheduler.
 func (o *options) schedulerConfig() scheduler.Config {
 	f := o.FilterScheduler
 	return scheduler.Config{
@@ -353,7 +353,7 @@ func (o *options) schedulerConfig() scheduler.Config {
 	}
 }
 
-// wireCompute has no database: a worker asks the conductor.
+// wireCompute adds no database: a compute service calls the conductor instead.
 func wireCompute(_ context.Context, n *node) error {
 	if err := n.wireBus(); err != nil {
 		return err
@@ -361,54 +361,55 @@ func wireCompute(_ context.Context, n *node) error {
 	return n.addCompute(n.Host)
 }
 
-// drivers are those that are linked in.
+// drivers returns the built-in drivers.
 func drivers() *driver.Registry[compute.Driver] {
 	r := new(driver.Registry[compute.Driver])
 	r.Add("fake", fake.Open)
 	return r
 }
 
-// addCompute adds the workers of hosts, which send their first heartbeats at the same time.
+// addCompute adds the compute services of hosts. All hosts send their first heartbeats at the same time.
 func (n *node) addCompute(hosts ...string) error {
 	var workers []*worker.Service
-	var beats []func(context.Context) error
+	var heartbeats []func(context.Context) error
 	for _, host := range hosts {
 		w, err := n.addWorker(host)
 		if err != nil {
 			return err
 		}
-		workers, beats = append(workers, w), append(beats, n.heartbeat("compute "+host, w.Report))
+		workers, heartbeats = append(workers, w), append(heartbeats, n.heartbeat("compute "+host, w.Report))
 	}
 	n.app.Add("first reports of hosts", service.Funcs{OnStart: func(ctx context.Context) error {
 		var wg sync.WaitGroup
-		for i, beat := range beats {
+		for i, sendHeartbeat := range heartbeats {
 			wg.Go(func() {
 				n.firstAudit(ctx, hosts[i], workers[i])
-				_ = beat(ctx) // it logs its failure and is repeated by the loop
+				_ = sendHeartbeat(ctx) // logs a failure; the loop repeats it
 			})
 		}
 		wg.Wait()
 		return nil
 	}})
 	for i, host := range hosts {
-		n.app.Add("compute "+host+" report", service.Loop(min(time.Second, n.ReportInterval), beats[i]))
+		n.app.Add("compute "+host+" report", service.Loop(min(time.Second, n.ReportInterval), heartbeats[i]))
 		n.app.Add("compute "+host+" audit", service.Loop(time.Minute, workers[i].Audit))
 	}
 	return nil
 }
 
-// firstAudit destroys what does not belong on a host before its first heartbeat says what is free.
+// firstAudit destroys the orphans on a host before the host's first heartbeat, so that the reported resources are really
+// free. It takes at most 10 s.
 func (n *node) firstAudit(ctx context.Context, host string, w *worker.Service) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	if err := w.Audit(ctx); err != nil {
-		n.log.WarnContext(ctx, "first audit failed, the next one comes within a minute", "host", host, "error", err)
+		n.log.WarnContext(ctx, "first audit failed, will be repeated within a minute", "host", host, "error", err)
 	}
 }
 
-// addWorker adds the worker of a host without its reports. Its parts are started in an order such that a second
-// process with the host touches nothing of the first: the lock in the state path, the driver, the claim of the host
-// at the conductor, and only then the server that takes messages.
+// addWorker adds the compute service of a host, without its reports. The order of its parts ensures that a second process
+// for the same host does not disturb the first: first the lock in the state path, then the driver, then the claim of the
+// host at a conductor, and only then the RPC server, which receives messages.
 func (n *node) addWorker(host string) (*worker.Service, error) {
 	lock := membership.NewFileLock(store.ComputeBinary, host, filepath.Join(n.StatePath, "hosts", host+".lock"))
 	n.app.AddLabeled("lock of host "+host, n.label("DEFAULT", "host", "state_path"), lock)
@@ -419,10 +420,10 @@ func (n *node) addWorker(host string) (*worker.Service, error) {
 	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(host)
 	p, err := drivers().New(compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
-		return nil, n.wrong("DEFAULT", "compute_driver", err)
+		return nil, n.optionError("DEFAULT", "compute_driver", err)
 	}
 	n.tell.drivers.Add(host, p)
-	n.app.Add("driver "+host, &driverPart{p, n.options}) // its errors name the option
+	n.app.Add("driver "+host, &driverPart{p, n.options}) // without a label: its errors already name the option
 	w := worker.New(worker.Config{
 		Host: host, Driver: p.Driver, Client: n.client, Logger: n.log,
 		Process: func() compute.Process { return compute.Process(lock.Instance()) },
@@ -432,7 +433,7 @@ func (n *node) addWorker(host string) (*worker.Service, error) {
 	return w, nil
 }
 
-// driverPart is a driver whose start names the option that is wrong, which may be one of the driver's own.
+// driverPart is a driver. If its start fails, the error names the wrong option, which may be an option of the driver.
 type driverPart struct {
 	*driver.Plugin[compute.Driver]
 
@@ -442,17 +443,17 @@ type driverPart struct {
 // Start starts the driver.
 func (p *driverPart) Start(ctx context.Context) error {
 	err := p.Plugin.Start(ctx)
-	if err == nil || errors.Is(err, fault.Unavailable) { // it keeps its code, for which the App waits
+	if err == nil || errors.Is(err, fault.Unavailable) { // the App waits for a part with the code Unavailable
 		return err
 	}
-	return p.options.wrong("DEFAULT", "compute_driver", err)
+	return p.options.optionError("DEFAULT", "compute_driver", err)
 }
 
-// allInOne wires all services over the in-memory bus and an SQLite database.
+// allInOne wires all services in one process, with the in-memory bus and an SQLite database.
 func allInOne(ctx context.Context, n *node) error {
 	if n.StatePath == "" {
-		if _, err := tempdir.Sweep(os.TempDir(), "nova-mini-"); err != nil { // of processes that were killed
-			n.log.WarnContext(ctx, "temporary state of an earlier process is left", "error", err)
+		if _, err := tempdir.Sweep(os.TempDir(), "nova-mini-"); err != nil { // directories of processes that were killed
+			n.log.WarnContext(ctx, "temporary state of an earlier process not removed", "error", err)
 		}
 		dir, err := tempdir.Make("", "nova-mini-")
 		if err != nil {
@@ -486,7 +487,7 @@ func allInOne(ctx context.Context, n *node) error {
 	}
 	hosts, err := fake.Hosts(n.Drivers[n.driverSection()]["hosts"])
 	if err != nil {
-		return n.wrong("DEFAULT", "compute_driver", err)
+		return n.optionError("DEFAULT", "compute_driver", err)
 	}
 	names := make([]string, hosts)
 	for i := range names {

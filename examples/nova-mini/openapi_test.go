@@ -31,8 +31,7 @@ func printed(t *testing.T, args ...string) []byte {
 	return out.Bytes()
 }
 
-// TestOpenAPI: the document that is printed is the one that is known, and OpenAPI 3.1 by
-// the word of others.
+// TestOpenAPI: the printed document is the golden file, and a third-party library accepts it as OpenAPI 3.1.
 func TestOpenAPI(t *testing.T) {
 	t.Parallel()
 	got := printed(t, "openapi", "--version", "2.1")

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestOperationCommand: what an operator sees of operations, and can do to them.
+// TestOperationCommand: the commands list, show, cancel and retry operations.
 func TestOperationCommand(t *testing.T) { //nolint:paralleltest // the others set the default logger
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.ToSlash(filepath.Join(dir, "nova.db"))

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// TestNovaConf: a file that was written for Nova counts for the options that nova-mini
-// knows; each other one is named once. Without strict = false it is refused.
+// TestNovaConf: with strict = false, a file that was written for Nova sets the options that nova-mini knows, and each
+// other option is named once in the log. With strict = true the file is refused.
 func TestNovaConf(t *testing.T) {
 	t.Parallel()
 	const file = "testdata/nova.conf"
@@ -57,7 +57,7 @@ func TestNovaConf(t *testing.T) {
 			t.Errorf("%v, want %v", tt.got, tt.want)
 		}
 	}
-	// Every line that is not known is named once: sections that are not known as a whole.
+	// Every unknown option is named once, and an unknown section as a whole.
 	raw, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)
@@ -84,8 +84,8 @@ func TestNovaConf(t *testing.T) {
 	}
 }
 
-// TestTLSOptions: TLS that the options ask for is TLS, or a refusal that names the option, also in a file that
-// was written for Nova.
+// TestTLSOptions: an option that asks for TLS results in TLS, or in an error that names the option, also in a file that was
+// written for Nova.
 func TestTLSOptions(t *testing.T) {
 	t.Parallel()
 	_, pem := certificate(t)

@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// acmeProgram makes a directory for plugin_dir with the driver acme, which is this binary, and returns the
-// SHA-256 of the program.
+// acmeProgram creates a directory for plugin_dir with the driver program acme, which is this test's binary, and returns
+// the SHA-256 of the program.
 func acmeProgram(t *testing.T) (dir, sum string) {
 	t.Helper()
 	dir = t.TempDir()
@@ -40,8 +40,8 @@ func acmeProgram(t *testing.T) (dir, sum string) {
 	return dir, hex.EncodeToString(digest[:])
 }
 
-// TestDriverPins: a driver's section in the environment has the same effect as in a file, and overrides the
-// file. What is wrong is an error of config validate and of the compute service, with its place.
+// TestDriverPins: a driver's section in the environment has the same effect as in a file, and overrides the file. A wrong
+// value is an error of config validate and of the compute service, with its place.
 func TestDriverPins(t *testing.T) {
 	dir, right := acmeProgram(t)
 	wrong := strings.Repeat("0", 64)
@@ -49,7 +49,7 @@ func TestDriverPins(t *testing.T) {
 	for _, tt := range []struct {
 		name, text string
 		env        []string
-		says       string // FILE stands for the file; "": it is right
+		says       string // FILE stands for the file; "": no error
 	}{
 		{"no section", "", []string{pin + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: the driver's program"},
 		{"empty section", "[driver_acme]\n", []string{pin + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: "},
@@ -94,12 +94,12 @@ func TestDriverPins(t *testing.T) {
 	}
 }
 
-// TestProtectingNames: a name that may be meant for protection is an error, also with strict = false, in files
-// and in the environment; variables of OpenStack's clients are not.
+// TestProtectingNames: an unknown name that may be meant for protection is an error, also with strict = false, in files and
+// in the environment. Variables of OpenStack's clients are no errors.
 func TestProtectingNames(t *testing.T) {
 	for _, tt := range []struct {
 		text, env       string
-		strict, lenient string // what the error says; "": it is right
+		strict, lenient string // part of the error; "": no error
 	}{
 		{"", "OS_KEYSTONE_AUTHTOKN__CAFILE=/x", "[keystone_authtokn]: no such section; the nearest is keystone_authtoken", "similar name"},
 		{"", "OS_AIP__AUTH_STRATEGY=keystone", "[aip]: no such section; the nearest is api", "similar name"},
@@ -144,7 +144,7 @@ func TestProtectingNames(t *testing.T) {
 	}
 }
 
-// TestStartErrors: the error of a part that does not start has the place of the option.
+// TestStartErrors: the error of a part that does not start names the place of the option.
 func TestStartErrors(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	plugins, _ := acmeProgram(t)
 	dir := t.TempDir()
@@ -174,7 +174,7 @@ func TestStartErrors(t *testing.T) { //nolint:paralleltest // the program sets t
 	}
 }
 
-// TestReloadSame: a reload of unchanged files logs no change, also of options with relative paths.
+// TestReloadSame: a reload of unchanged files logs no change, also for options with relative paths.
 func TestReloadSame(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
@@ -195,7 +195,7 @@ func TestReloadSame(t *testing.T) {
 	}
 }
 
-// TestReloadWrong: with a wrong option a reload changes nothing, also not the policy.
+// TestReloadWrong: if an option is wrong, a reload changes nothing, not even the policy.
 func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	dir := t.TempDir()
 	file, socket := filepath.Join(dir, "nova.conf"), filepath.Join(dir, "run", "admin.sock")
@@ -250,7 +250,7 @@ func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets t
 	}
 }
 
-// TestEmptyDatabase: commands that need tables say that db sync makes them.
+// TestEmptyDatabase: the errors of commands that need tables name db sync, which creates the tables.
 func TestEmptyDatabase(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

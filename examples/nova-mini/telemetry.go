@@ -31,38 +31,38 @@ import (
 )
 
 type telemetryOptions struct {
-	Endpoint string  `ini:"otlp_endpoint" help:"collector of traces that takes OTLP over HTTP, such as http://127.0.0.1:4318 (default: no traces)"`
-	CAFile   string  `ini:"otlp_cafile" protects:"true" help:"authorities that are trusted with the collector's certificate (default: the system's)"`
-	CertFile string  `ini:"otlp_certfile" protects:"true" help:"certificate to show to the collector"`
+	Endpoint string  `ini:"otlp_endpoint" help:"URL of a collector of traces with OTLP over HTTP, such as http://127.0.0.1:4318 (default: no traces)"`
+	CAFile   string  `ini:"otlp_cafile" protects:"true" help:"authorities that are trusted for the collector's certificate (default: the system's)"`
+	CertFile string  `ini:"otlp_certfile" protects:"true" help:"client certificate for the collector"`
 	Server   string  `ini:"otlp_server_name" protects:"true" help:"name that the collector's certificate must have (default: the host of otlp_endpoint)"`
-	KeyFile  string  `ini:"otlp_keyfile" protects:"true" help:"its private key, of mode 0600, or 0640 if it belongs to root"`
-	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"how many traces are kept, of those that begin here"`
+	KeyFile  string  `ini:"otlp_keyfile" protects:"true" help:"private key of otlp_certfile, with mode 0600, or 0640 if the file belongs to root"`
+	Ratio    float64 `ini:"sample_ratio" default:"1.0" min:"0" max:"1" help:"share of the traces that begin in this process and are exported"`
 }
 
-// collector is where traces go.
+// collector returns the options of the exporter of traces.
 func (o *telemetryOptions) collector() ([]otlptracehttp.Option, error) {
 	u, err := url.Parse(o.Endpoint)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, fault.New(fault.Invalid, "%q is not of the form http://host:4318", o.Endpoint)
 	}
 	if u.RawQuery != "" || u.Fragment != "" {
-		return nil, fault.New(fault.Invalid, "it has parameters, of which none is known: %q", u.RawQuery+u.Fragment)
+		return nil, fault.New(fault.Invalid, "unknown parameters %q: remove them", u.RawQuery+u.Fragment)
 	}
 	secure, err := tlsFrom(tlsfile.Client{CAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile, ServerName: o.Server})
 	if err != nil {
-		return nil, fmt.Errorf("with otlp_cafile, otlp_certfile and otlp_keyfile: %w", err)
+		return nil, fmt.Errorf("read otlp_cafile, otlp_certfile and otlp_keyfile: %w", err)
 	}
 	out := []otlptracehttp.Option{otlptracehttp.WithEndpointURL(u.JoinPath("v1", "traces").String())}
 	if secure != nil {
 		if u.Scheme != "https" {
-			return nil, fault.New(fault.Invalid, "it begins with http://, and files for TLS are given: use https://")
+			return nil, fault.New(fault.Invalid, "the URL begins with http://, but files for TLS are set: use https://")
 		}
 		out = append(out, otlptracehttp.WithTLSClientConfig(secure))
 	}
 	return out, nil
 }
 
-// telemetry is what a process tells of itself.
+// telemetry has the metrics and the traces of a process.
 type telemetry struct {
 	registry *prometheus.Registry
 	requests *apiprom.Metrics
@@ -70,7 +70,7 @@ type telemetry struct {
 	drivers  *driverprom.Metrics
 	database *dbprom.Metrics
 	provider *sdktrace.TracerProvider // nil: no traces
-	traces   *apiotel.Traces          // the same
+	traces   *apiotel.Traces          // nil: no traces
 }
 
 func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.Logger) (*telemetry, error) {
@@ -99,7 +99,7 @@ func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.L
 	)
 	t.traces = apiotel.New(t.provider)
 	app.AddLabeled("traces", "option otlp_endpoint", service.Funcs{OnStop: func(ctx context.Context) error {
-		if err := t.provider.Shutdown(ctx); err != nil { // a collector that is away does not delay the stop
+		if err := t.provider.Shutdown(ctx); err != nil { // an error here does not fail the stop
 			log.WarnContext(ctx, "last traces lost", "option", "otlp_endpoint of [opentelemetry]", "error", err)
 		}
 		return nil
@@ -107,12 +107,12 @@ func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.L
 	return t, nil
 }
 
-// metrics is the page for Prometheus.
+// metrics returns the page for Prometheus.
 func (t *telemetry) metrics() http.Handler {
 	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{})
 }
 
-// around makes spans of what an API answers.
+// around returns a handler that makes a span of each request to h.
 func (t *telemetry) around(h http.Handler) http.Handler {
 	if t.traces == nil {
 		return h
@@ -120,7 +120,7 @@ func (t *telemetry) around(h http.Handler) http.Handler {
 	return t.traces.Handler(h)
 }
 
-// observe is told of each request to the API.
+// observe counts a request to the API.
 func (t *telemetry) observe(ctx context.Context, o api.Observation) {
 	t.requests.Observe(ctx, o)
 	if t.traces != nil {
@@ -128,7 +128,7 @@ func (t *telemetry) observe(ctx context.Context, o api.Observation) {
 	}
 }
 
-// client returns the interceptors of a client.
+// client returns the interceptors of an RPC client.
 func (t *telemetry) client() []rpc.Interceptor {
 	out := []rpc.Interceptor{t.rpc.Client()}
 	if t.provider != nil {
@@ -137,7 +137,7 @@ func (t *telemetry) client() []rpc.Interceptor {
 	return out
 }
 
-// server returns the interceptors of a server.
+// server returns the interceptors of an RPC server.
 func (t *telemetry) server() []rpc.Interceptor {
 	out := []rpc.Interceptor{t.rpc.Server()}
 	if t.provider != nil {

@@ -25,7 +25,7 @@ import (
 	"github.com/armature-go/armature/internal/certtest"
 )
 
-// certificate writes a self-signed certificate for 127.0.0.1, and returns its pool and file.
+// certificate writes a self-signed certificate for 127.0.0.1. It returns the file, and a pool with the certificate.
 func certificate(t *testing.T) (pool *x509.CertPool, file string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -54,8 +54,8 @@ func certificate(t *testing.T) (pool *x509.CertPool, file string) {
 	return pool, file
 }
 
-// TestHTTPS: with a certificate the API is HTTPS with HTTP/2, also in the links of its
-// replies, and for the pages of a dashboard that an operator names.
+// TestHTTPS: with a certificate the API uses HTTPS with HTTP/2, also in the links of its replies, and also for the pages of
+// a dashboard in allowed_origin.
 func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	pool, file := certificate(t)
 	conf := filepath.Join(t.TempDir(), "nova-mini.conf")
@@ -106,8 +106,8 @@ func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the def
 	}
 }
 
-// TestServerNames: Keystone and the collector of traces are reached by TLS at an address that is not in their
-// certificate, if an option names the one that is, and not otherwise.
+// TestServerNames: Keystone and the collector of traces can have an address that is not in their certificates, but only if
+// an option names the host in the certificate.
 func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	ca := certtest.New(t)
 	cert, key := ca.Issue(t, "there.example")
@@ -158,7 +158,7 @@ func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets t
 	if got := status(t, out.String(), "/v2.1/flavors"); got != http.StatusOK {
 		t.Errorf("status %d", got)
 	}
-	cancel() // which sends the last traces
+	cancel() // the stop sends the last traces
 	if err := <-ended; err != nil {
 		t.Error(err)
 	}

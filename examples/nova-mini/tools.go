@@ -25,14 +25,14 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// configCommand is what an operator asks about options.
+// configCommand has the commands about options.
 func (f *flags) configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Options: a sample file, and whether a file is right"}
+	cmd := &cobra.Command{Use: "config", Short: "Print a sample of all options, or check a configuration"}
 	var of []string
 	var online bool
 	validate := &cobra.Command{
 		Use: "validate", Args: noArguments,
-		Short: "Say all that is wrong with the configuration, without the network, or where each option stands",
+		Short: "Check the configuration without the network: print all errors, or the value and the place of each option",
 		PreRunE: func(*cobra.Command, []string) error {
 			for _, s := range of {
 				if known := append([]string{allInOneService}, services...); !slices.Contains(known, s) {
@@ -43,8 +43,8 @@ func (f *flags) configCommand() *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.validate(cmd.Context(), of, online) },
 	}
-	validate.Flags().StringSliceVar(&of, "service", services, "services that use the files; all-in-one is that of the command without a name")
-	validate.Flags().BoolVar(&online, "online", false, "also try the bus, the database and its schema, Keystone and the driver")
+	validate.Flags().StringSliceVar(&of, "service", services, "services that use the files; all-in-one: all services in one process")
+	validate.Flags().BoolVar(&online, "online", false, "also connect to the bus, the database, Keystone and the driver, and check the database's schema")
 	cmd.AddCommand(&cobra.Command{
 		Use: "sample", Short: "Print a file with all options", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return config.Sample(f.out, new(settings)) },
@@ -52,7 +52,7 @@ func (f *flags) configCommand() *cobra.Command {
 	return cmd
 }
 
-// validate says which files are read, and all that is wrong, or where each option stands.
+// validate prints the files that are read, and the value and the place of each option. The error has all that is wrong.
 func (f *flags) validate(ctx context.Context, of []string, online bool) error {
 	c, err := config.Inspect[settings](f.source())
 	if c == nil {
@@ -60,32 +60,32 @@ func (f *flags) validate(ctx context.Context, of []string, online bool) error {
 	}
 	w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
 	for _, path := range c.Files() {
-		_, _ = fmt.Fprintf(w, "read %s\n", path) // Flush has the error
+		_, _ = fmt.Fprintf(w, "read %s\n", path) // Flush returns the error
 	}
 	o, herr := f.options(c)
-	if err := errors.Join(err, herr, o.judge(of...)); err != nil {
+	if err := errors.Join(err, herr, o.validate(of...)); err != nil {
 		return errors.Join(err, w.Flush())
 	}
 	if online {
-		if err := o.try(ctx, w, of); err != nil {
+		if err := o.checkOnline(ctx, w, of); err != nil {
 			return errors.Join(err, w.Flush())
 		}
 	}
 	for _, v := range c.Values() {
-		_, _ = fmt.Fprintf(w, "[%s]\t%s\t%s\t%s\n", v.Section, v.Name, v.Value, v.Where) // Flush has the error
+		_, _ = fmt.Fprintf(w, "[%s]\t%s\t%s\t%s\n", v.Section, v.Name, v.Value, v.Where) // Flush returns the error
 	}
 	return w.Flush()
 }
 
-// tryTime is how long what the options name may take to answer.
-const tryTime = 10 * time.Second
+// onlineTimeout is how long each service that an option names may take to answer.
+const onlineTimeout = 10 * time.Second
 
-// errNotTried is the result for an option that the others make unused.
+// errNotTried is the result for an option that has no effect because of the other options.
 var errNotTried = errors.New("not tried")
 
-// try asks everything that the options name whether it works. The error has all that does not.
-func (o *options) try(ctx context.Context, w io.Writer, of []string) error {
-	log := slog.New(slog.DiscardHandler) // what goes wrong is returned
+// checkOnline connects to each service that the options name. The error has all that do not work.
+func (o *options) checkOnline(ctx context.Context, w io.Writer, of []string) error {
+	log := slog.New(slog.DiscardHandler) // errors are returned, not logged
 	var errs []error
 	for _, a := range []struct {
 		of, section, option string
@@ -141,37 +141,37 @@ func (o *options) try(ctx context.Context, w io.Writer, of []string) error {
 		if !slices.ContainsFunc(strings.Fields(a.of), func(s string) bool { return slices.Contains(of, s) }) {
 			continue
 		}
-		ctx, cancel := context.WithTimeout(ctx, tryTime)
+		ctx, cancel := context.WithTimeout(ctx, onlineTimeout)
 		switch err := a.ask(ctx); {
 		case errors.Is(err, errNotTried):
-			_, _ = fmt.Fprintf(w, "not tried: [%s] %s: it is not in use\n", a.section, a.option) // Flush has the error
+			_, _ = fmt.Fprintf(w, "not tried: [%s] %s: not in use\n", a.section, a.option) // Flush returns the error
 		case err != nil:
-			errs = append(errs, o.wrong(a.section, a.option, err))
+			errs = append(errs, o.optionError(a.section, a.option, err))
 		default:
-			_, _ = fmt.Fprintf(w, "works: [%s] %s\n", a.section, a.option) // Flush has the error
+			_, _ = fmt.Fprintf(w, "works: [%s] %s\n", a.section, a.option) // Flush returns the error
 		}
 		cancel()
 	}
 	return errors.Join(errs...)
 }
 
-// policyCommand is what an operator asks about rules.
+// policyCommand has the commands about rules.
 func (f *flags) policyCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "policy", Short: "Rules: a sample file, whether a file is right, those in force, and why one denies"}
+	cmd := &cobra.Command{Use: "policy", Short: "Print a sample of all rules, check files of rules, list the rules in force, or show why a rule denies"}
 	cmd.AddCommand(f.policyExplain(), &cobra.Command{
 		Use: "sample", Short: "Print a file with all rules", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return policy.Sample(f.out, api.Rules()) },
 	}, &cobra.Command{
-		Use: "validate", Short: "Say all that is wrong with the files of rules, or what they change", Args: noArguments,
+		Use: "validate", Short: "Check the files of rules: print all errors, or the rules that the files change", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return f.listRules(true) },
 	}, &cobra.Command{
-		Use: "list", Short: "List the rules in force, and where they stand", Args: noArguments,
+		Use: "list", Short: "List the rules in force and their places", Args: noArguments,
 		RunE: func(*cobra.Command, []string) error { return f.listRules(false) },
 	})
 	return cmd
 }
 
-// rules returns the rules in force, and the options that say so.
+// rules returns the rules in force, and the options that they were read with.
 func (f *flags) rules() (*options, *policy.Enforcer, error) {
 	o, err := f.load()
 	if err != nil {
@@ -181,7 +181,7 @@ func (f *flags) rules() (*options, *policy.Enforcer, error) {
 	return o, p, err
 }
 
-// listRules prints the rules in force, or those alone that files have.
+// listRules prints the rules in force. With files set, it prints only rules that come from files.
 func (f *flags) listRules(files bool) error {
 	_, p, err := f.rules()
 	if err != nil {
@@ -196,7 +196,7 @@ func (f *flags) listRules(files bool) error {
 		if r.Redundant {
 			note = " (repeats the default)"
 		}
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s%s\n", r.Name, r.Check, r.Where, note) // Flush has the error
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s%s\n", r.Name, r.Check, r.Where, note) // Flush returns the error
 	}
 	return w.Flush()
 }
@@ -205,7 +205,7 @@ func (f *flags) policyExplain() *cobra.Command {
 	var rule, token, owner string
 	var c policy.Credentials
 	cmd := &cobra.Command{
-		Use: "explain", Short: "Say which part of a rule denies or allows", Args: noArguments,
+		Use: "explain", Short: "Show which part of a rule denies or allows a request", Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, p, err := f.rules()
 			if err != nil {
@@ -219,7 +219,7 @@ func (f *flags) policyExplain() *cobra.Command {
 				return unknown("rule", rule, slices.Values(names))
 			}
 			if token != "" {
-				if c, err = o.whose(cmd.Context(), token); err != nil {
+				if c, err = o.credentialsOf(cmd.Context(), token); err != nil {
 					return err
 				}
 			}
@@ -233,22 +233,22 @@ func (f *flags) policyExplain() *cobra.Command {
 	}
 	flags := cmd.Flags()
 	flags.StringVar(&rule, "rule", "", "name of the rule")
-	flags.StringVar(&token, "token", "", "a token, of which Keystone is asked who has it; else the flags user, project, system and role say who asks")
-	flags.StringVar(&c.UserID, "user", "", "id of who asks")
-	flags.StringVar(&c.ProjectID, "project", "", "id of their project")
+	flags.StringVar(&token, "token", "", "token of the client, which Keystone validates; without a token, the flags user, project, system and role describe the client")
+	flags.StringVar(&c.UserID, "user", "", "id of the client's user")
+	flags.StringVar(&c.ProjectID, "project", "", "id of the client's project")
 	flags.StringVar(&c.SystemScope, "system", "", "all, for a token of the whole system")
-	flags.StringSliceVar(&c.Roles, "role", nil, "their roles")
-	flags.StringVar(&owner, "owner", "", "id of the project that owns what they ask for (default: their own)")
-	_ = cmd.MarkFlagRequired("rule") // it is there
+	flags.StringSliceVar(&c.Roles, "role", nil, "the client's roles")
+	flags.StringVar(&owner, "owner", "", "id of the project that owns the requested resource (default: the client's project)")
+	_ = cmd.MarkFlagRequired("rule") // the flag exists
 	for _, name := range []string{"user", "project", "system", "role"} {
 		cmd.MarkFlagsMutuallyExclusive("token", name)
 	}
 	return cmd
 }
 
-// whose asks who has a token, as the API does.
-func (o *options) whose(ctx context.Context, token string) (policy.Credentials, error) {
-	who, err := o.identity(slog.New(slog.DiscardHandler)) // the error is told
+// credentialsOf validates a token as the API does, and returns the client's credentials.
+func (o *options) credentialsOf(ctx context.Context, token string) (policy.Credentials, error) {
+	who, err := o.identity(slog.New(slog.DiscardHandler)) // errors are returned, not logged
 	if err != nil {
 		return policy.Credentials{}, err
 	}
@@ -258,12 +258,12 @@ func (o *options) whose(ctx context.Context, token string) (policy.Credentials, 
 	r := &http.Request{Header: http.Header{auth.Header: {token}}}
 	got, err := who.authenticate(r.WithContext(ctx))
 	if err != nil {
-		return policy.Credentials{}, fmt.Errorf("the token: %w", err)
+		return policy.Credentials{}, fmt.Errorf("validate the token: %w", err)
 	}
 	return policy.From(got), nil
 }
 
-// openapiCommand prints what the REST API is.
+// openapiCommand prints the OpenAPI document of the REST API.
 func (f *flags) openapiCommand() *cobra.Command {
 	var version string
 	cmd := &cobra.Command{

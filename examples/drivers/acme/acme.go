@@ -1,5 +1,5 @@
-// Package acme is the smallest compute driver that keeps the rules: its servers are
-// entries of a file. docs/writing-a-driver.md explains it, and a vendor copies it.
+// Package acme is the smallest compute driver that keeps the rules. Its servers are entries of a file.
+// docs/writing-a-driver.md explains the driver, and vendors can start from a copy.
 package acme
 
 import (
@@ -29,7 +29,7 @@ type Driver struct {
 	servers map[string]compute.Instance
 }
 
-// Open makes a driver of its options: dir, where it keeps its servers.
+// Open returns a driver. Its only option is dir, the directory for its servers. Errors: Invalid.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	var opts struct {
 		Host string `option:"host"`
@@ -104,7 +104,7 @@ func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
 func (d *Driver) power(ctx context.Context, id string, p compute.PowerState) error {
 	return d.change(ctx, id, func(i compute.Instance, there bool) (compute.Instance, error) {
 		if !there {
-			return i, fault.New(fault.NotFound, "there is no server %s", id)
+			return i, fault.New(fault.NotFound, "server %s does not exist", id)
 		}
 		i.Power = p
 		return i, nil
@@ -117,7 +117,7 @@ func (d *Driver) Get(_ context.Context, id string) (compute.Instance, error) {
 	defer d.mu.Unlock()
 	i, ok := d.servers[id]
 	if !ok {
-		return i, fault.New(fault.NotFound, "there is no server %s", id)
+		return i, fault.New(fault.NotFound, "server %s does not exist", id)
 	}
 	return i, nil
 }
@@ -136,8 +136,8 @@ func (d *Driver) Resources(context.Context) (compute.Resources, error) {
 
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// change replaces a server by what f makes of it, nothing if it has no id. The file
-// is whole at any moment, whenever the process is killed.
+// change replaces a server by the result of f. A result without an id removes the server. The file is replaced as a whole,
+// so it is complete even if the process is killed.
 func (d *Driver) change(ctx context.Context, id string, f func(i compute.Instance, there bool) (compute.Instance, error)) error {
 	if !uuid.MatchString(id) {
 		return fault.New(fault.Invalid, "%q is not a server's id", id)

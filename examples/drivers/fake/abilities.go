@@ -26,7 +26,7 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 		case s.Power != compute.Shutdown:
 			return fault.New(fault.Precondition, "resize: server %s is %v", id, s.Power)
 		case s.Before != nil:
-			return fault.New(fault.Precondition, "resize: the last one of server %s is not confirmed yet", id)
+			return fault.New(fault.Precondition, "resize: server %s has a resize that is not confirmed or reverted", id)
 		}
 		s.Before = new(s.Resources)
 		s.Resources = to
@@ -75,7 +75,7 @@ func (d *Driver) Unrescue(ctx context.Context, id string) error {
 	})
 }
 
-// Snapshot implements compute.Driver. The image is a file of the directory images.
+// Snapshot implements compute.Driver. The image is a file in the directory images.
 func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	if checkID(imageRef) != nil {
 		return fault.New(fault.Invalid, "%q is not an image's name", imageRef)
@@ -114,7 +114,7 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 	return err
 }
 
-// Console implements compute.Driver. Nobody listens there.
+// Console implements compute.Driver. No process listens at the returned address.
 func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) (compute.Console, error) {
 	s, err := d.on(ctx, "console", id, nil)
 	switch {
@@ -127,13 +127,13 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	case t == compute.Serial:
 		return compute.Console{Path: "/nonexistent/" + id}, nil
 	}
-	return compute.Console{}, fault.New(fault.Invalid, "there is no type of console %q", t)
+	return compute.Console{}, fault.New(fault.Invalid, "console type %q is not supported", t)
 }
 
 // LiveMigrate implements compute.Driver.
 func (d *Driver) LiveMigrate(ctx context.Context, id, host string) error {
 	if checkID(host) != nil || host == d.cfg.Host || d.cfg.Dir == "" {
-		return fault.New(fault.Invalid, "%q is no host that %s can send servers to", host, d.cfg.Host)
+		return fault.New(fault.Invalid, "live_migrate: host %s cannot send servers to host %q", d.cfg.Host, host)
 	}
 	if err := checkID(id); err != nil {
 		return err
@@ -194,14 +194,14 @@ func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) er
 	return d.set(ctx, "detach_interface", id, nil, func(s *server) { s.Interfaces = without(s.Interfaces, interfaceID) })
 }
 
-// with and without leave the list that they are given as it is: others read it.
+// with and without return a new list, because other goroutines read the old list.
 func with(list []string, id string) []string { return append(without(list, id), id) }
 
 func without(list []string, id string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x == id })
 }
 
-// Metrics implements compute.Driver. Its guests are a tenth busy.
+// Metrics implements compute.Driver. Every guest uses a tenth of its CPU time.
 func (d *Driver) Metrics(ctx context.Context, id string) (compute.Metrics, error) {
 	s, err := d.on(ctx, "metrics", id, nil)
 	if err != nil {
@@ -227,7 +227,7 @@ func (d *Driver) Diagnostics(ctx context.Context, id string) (map[string]string,
 	return map[string]string{"host": d.cfg.Host, "state": s.Power.String(), "boots": strconv.Itoa(s.Boots), "image": s.Image}, nil
 }
 
-// backlog is how many events a listener may be behind.
+// backlog is how many unread events a listener may have.
 const backlog = 1024
 
 // Events implements compute.Driver.
@@ -273,7 +273,7 @@ func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error 
 	}
 }
 
-// any is an event that says of some server what is so already.
+// any returns an event with the current state of any server.
 func (d *Driver) any() compute.Event {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -283,8 +283,7 @@ func (d *Driver) any() compute.Event {
 	return compute.Event{ServerID: "00000000-0000-0000-0000-000000000000", Type: compute.EventDestroyed, Time: time.Now().UTC()}
 }
 
-// tell tells all that listen. One that is too far behind is cut off: it has to ask
-// List again.
+// tell sends an event to all listeners. A listener with too many unread events is cut off, and has to call List again.
 func (d *Driver) tell(id string, t compute.EventType) {
 	e := compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}
 	for w := range d.watchers {

@@ -1,21 +1,17 @@
-// Package fake is a compute driver without a hypervisor, with all capabilities, for
-// the tests of whatever uses compute drivers. A driver is a host; a process can
-// have thousands of them, and a host thousands of servers, which outlive the
-// process in a directory as a hypervisor's do.
+// Package fake is a compute driver without a hypervisor, with all capabilities, for tests of code that uses compute
+// drivers. A driver is one host. A process can have thousands of drivers, and a host thousands of servers. The servers are
+// kept in a directory, so that they exist after the process has ended, as those of a hypervisor do.
 //
-// It fails as it is told to: by an option fault_METHOD of its configuration for all
-// servers, or by the metadata fake:METHOD of one. METHOD is a method's name such as
-// spawn or power_off, and the value is a list of faults separated by ";", each with
-// the words
+// Calls fail as the configuration demands: the option fault_METHOD holds for all servers, the metadata fake:METHOD for one
+// server. METHOD is the name of a method such as spawn or power_off. The value is a list of faults separated by ";", each
+// with the words
 //
 //	slow DURATION | fail [CODE] | hang | crash | wrong STATE   [after] [TIMES] [on HOST[,HOST]]
 //
-// such as "slow 2s", "fail Exhausted on node-1,node-2", "fail 2" (then it succeeds),
-// "crash after 1" (the process dies once, after the effect and before the answer),
-// "hang" (until the call is given up) and "wrong CRASHED" (the call succeeds, and
-// the server is in another state than it should be). TIMES are counted over the
-// crashes of the process. The metadata fake:dies is how long after a start a guest
-// crashes.
+// such as "slow 2s", "fail Exhausted on node-1,node-2", "fail 2" (two calls fail, the next succeeds), "crash after 1" (the
+// process dies once, after the effect and before the answer), "hang" (until the call's context ends) and "wrong CRASHED"
+// (the call succeeds, but the server is in the given, wrong state). TIMES counts across crashes of the process. The metadata
+// fake:dies is the time after a start until the guest crashes.
 package fake
 
 import (
@@ -38,20 +34,19 @@ import (
 
 // Config configures a Driver.
 type Config struct {
-	// Host is the name of the host it simulates. Required.
+	// Host is the name of the simulated host. Required.
 	Host string
-	// Dir is where it keeps the servers; a directory of one driver alone, which is
-	// made if it is missing. Servers migrate between the drivers of sibling
-	// directories, which are named like their hosts. Without it the servers end
-	// with the driver.
+	// Dir is the directory of the servers. Only one driver may use it. It is created if it does not exist. Servers migrate
+	// between drivers whose directories are siblings and are named like their hosts. Without Dir, the servers exist only as
+	// long as the driver.
 	Dir string
-	// Resources are what the host has. Default 16 VCPUs, 32768 MiB, 500 GiB.
+	// Resources are the resources of the host. Default 16 VCPUs, 32768 MiB, 500 GiB.
 	Resources compute.Resources
-	// Faults are what each call of a method, named as above, suffers from.
+	// Faults maps the names of methods to the faults of their calls, in the form described above.
 	Faults map[string]string
 	// EventStorm is how many needless events a second each stream of events has.
 	EventStorm int
-	// Crash is what the fault crash does. Default: it kills the process.
+	// Crash is called by the fault crash. Default: it kills the process.
 	Crash func()
 
 	faults map[string][]trouble
@@ -73,11 +68,9 @@ type Driver struct {
 
 var _ compute.Driver = (*Driver)(nil)
 
-// Open returns a driver with options as they stand in a configuration file, all of
-// them text: host and dir, and, if other than the defaults of Config, vcpus,
-// memory_mib, disk_gib, event_storm and fault_METHOD. hosts is for a process that simulates
-// a fleet, see [Hosts]: the driver is one host in any case. Open is for a driver.Registry
-// and for driver.Serve.
+// Open returns a driver with the options of a configuration file, all of them texts: host, dir, vcpus, memory_mib,
+// disk_gib, event_storm and fault_METHOD, with the defaults of Config. The option hosts is for a process that simulates a
+// fleet, see [Hosts]; a driver is always one host. Open is for a driver.Registry and for driver.Serve. Errors: Invalid.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	opts := struct {
 		Host       string            `option:"host"`
@@ -106,7 +99,7 @@ func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	return d, nil
 }
 
-// How many hosts a process that simulates a fleet may have, with a driver for each.
+// The number of hosts of a process that simulates a fleet, with a driver for each host.
 const (
 	defaultHosts = 4
 	maxHosts     = 10_000
@@ -114,13 +107,13 @@ const (
 
 func checkHosts(n int) error {
 	if n < 1 || n > maxHosts {
-		return fault.WithReason(fault.New(fault.Invalid, "option hosts: %d hosts are simulated, want 1 to %d", n, maxHosts), "", map[string]string{"option": "hosts"})
+		return fault.WithReason(fault.New(fault.Invalid, "option hosts: %d is not between 1 and %d", n, maxHosts), "", map[string]string{"option": "hosts"})
 	}
 	return nil
 }
 
-// Hosts returns the number of hosts that the option hosts of a configuration file asks for. Default 4. Invalid,
-// with the option's name, if it is not a number from 1 to 10,000.
+// Hosts returns the number of simulated hosts from the text of the option hosts. Default 4. Errors: Invalid, with the
+// option's name, if the text is not a number from 1 to 10,000.
 func Hosts(text string) (int, error) {
 	if text == "" {
 		return defaultHosts, nil
@@ -132,20 +125,20 @@ func Hosts(text string) (int, error) {
 	return n, checkHosts(n)
 }
 
-// defaults are what a host has.
+// defaults are the resources of a host without options.
 var defaults = compute.Resources{VCPUs: 16, MemoryMiB: 32768, DiskGiB: 500}
 
-// New returns a driver for the servers that are in the directory.
+// New returns a driver with the servers of the directory. Errors: Invalid.
 func New(cfg Config) (*Driver, error) {
 	if cfg.Host == "" {
-		return nil, fault.New(fault.Invalid, "the fake driver needs the option host")
+		return nil, fault.New(fault.Invalid, "option host is not set")
 	}
 	if cfg.Resources == (compute.Resources{}) {
 		cfg.Resources = defaults
 	}
 	if cfg.Crash == nil {
 		cfg.Crash = func() {
-			self, _ := os.FindProcess(os.Getpid()) // always there
+			self, _ := os.FindProcess(os.Getpid()) // does not fail on Unix
 			_ = self.Kill()
 			select {}
 		}
@@ -153,7 +146,7 @@ func New(cfg Config) (*Driver, error) {
 	cfg.faults = make(map[string][]trouble)
 	for method, text := range cfg.Faults {
 		if !slices.Contains(methods, method) {
-			return nil, fault.New(fault.Invalid, "option fault_%s: there is no such method; there are: %s", method, strings.Join(methods, ", "))
+			return nil, fault.New(fault.Invalid, "option fault_%s: the method does not exist; use one of: %s", method, strings.Join(methods, ", "))
 		}
 		var err error
 		if cfg.faults[method], err = parseFaults(text); err != nil {
@@ -177,7 +170,7 @@ func (d *Driver) Info(ctx context.Context) (driver.Info, error) {
 	return info, d.around(ctx, "info", "", nil, func() error { return nil })
 }
 
-// Close implements driver.Driver. The servers stay, in the directory.
+// Close implements driver.Driver. The servers stay in the directory.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -275,8 +268,8 @@ func (d *Driver) Get(ctx context.Context, id string) (compute.Instance, error) {
 	return s.Instance, err
 }
 
-// on does what a method does to a server, which must be there, and returns how it is
-// then. With no effect it only reads.
+// on applies the effect of a method to an existing server, and returns the server after that. A nil effect only reads the
+// server.
 func (d *Driver) on(ctx context.Context, method, id string, effect func(s *server) error) (server, error) {
 	s, err := d.look(id)
 	if err != nil {
@@ -293,7 +286,7 @@ func (d *Driver) on(ctx context.Context, method, id string, effect func(s *serve
 	return d.look(id)
 }
 
-// set does what a method does to a server: from some states, with none from all.
+// set applies the effect of a method to a server that is in one of the states from. Without from, every state is allowed.
 func (d *Driver) set(ctx context.Context, method, id string, from []compute.PowerState, effect func(s *server)) error {
 	_, err := d.on(ctx, method, id, func(s *server) error {
 		if len(from) > 0 && !slices.Contains(from, s.Power) {
@@ -305,8 +298,8 @@ func (d *Driver) set(ctx context.Context, method, id string, from []compute.Powe
 	return err
 }
 
-// become is an effect: another state.
-func become(p compute.PowerState) func(*server) { return func(s *server) { s.Power = p } }
+// setPower returns an effect that changes the power state.
+func setPower(p compute.PowerState) func(*server) { return func(s *server) { s.Power = p } }
 
 func states(p ...compute.PowerState) []compute.PowerState { return p }
 
@@ -321,7 +314,7 @@ func (d *Driver) PowerOn(ctx context.Context, id string) error {
 
 // PowerOff implements compute.Driver. Its guests shut down at once.
 func (d *Driver) PowerOff(ctx context.Context, id string, _ time.Duration) error {
-	return d.set(ctx, "power_off", id, nil, become(compute.Shutdown))
+	return d.set(ctx, "power_off", id, nil, setPower(compute.Shutdown))
 }
 
 // Reboot implements compute.Driver.
@@ -335,25 +328,25 @@ func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
 
 // Pause implements compute.Driver.
 func (d *Driver) Pause(ctx context.Context, id string) error {
-	return d.set(ctx, "pause", id, states(compute.Running, compute.Paused), become(compute.Paused))
+	return d.set(ctx, "pause", id, states(compute.Running, compute.Paused), setPower(compute.Paused))
 }
 
 // Unpause implements compute.Driver.
 func (d *Driver) Unpause(ctx context.Context, id string) error {
-	return d.set(ctx, "unpause", id, states(compute.Running, compute.Paused), become(compute.Running))
+	return d.set(ctx, "unpause", id, states(compute.Running, compute.Paused), setPower(compute.Running))
 }
 
 // Suspend implements compute.Driver.
 func (d *Driver) Suspend(ctx context.Context, id string) error {
-	return d.set(ctx, "suspend", id, states(compute.Running, compute.Suspended), become(compute.Suspended))
+	return d.set(ctx, "suspend", id, states(compute.Running, compute.Suspended), setPower(compute.Suspended))
 }
 
 // Resume implements compute.Driver.
 func (d *Driver) Resume(ctx context.Context, id string) error {
-	return d.set(ctx, "resume", id, states(compute.Running, compute.Suspended), become(compute.Running))
+	return d.set(ctx, "resume", id, states(compute.Running, compute.Suspended), setPower(compute.Running))
 }
 
-// remove removes a server, if it is there.
+// remove removes a server if it exists.
 func (d *Driver) remove(id string) error {
 	if err := d.receive(); err != nil {
 		return err

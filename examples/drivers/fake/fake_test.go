@@ -49,8 +49,7 @@ func ids(t *testing.T, d compute.Driver) string {
 	return strings.Join(out, ",")
 }
 
-// TestKilledWhileWriting: half a file is nobody's server, and nothing is left after
-// the last one.
+// TestKilledWhileWriting: a half-written file is no server. After the last server is destroyed, no file is left.
 func TestKilledWhileWriting(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -76,7 +75,7 @@ func TestKilledWhileWriting(t *testing.T) {
 	}
 }
 
-// TestFaults: a server's metadata, or the options, make calls fail as they say.
+// TestFaults: calls fail as a server's metadata or the options demand.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -149,7 +148,7 @@ func TestFaults(t *testing.T) {
 	})
 }
 
-// TestCountsSurvive: a program that is to crash once does not crash at the retry.
+// TestCountsSurvive: a program with the fault "crash 1" crashes once, and does not crash at the retry.
 func TestCountsSurvive(t *testing.T) {
 	t.Parallel()
 	p := launch(t, map[string]string{"host": "h1", "dir": t.TempDir()})
@@ -200,7 +199,7 @@ func launch(t testing.TB, opts map[string]string) *driver.Plugin[compute.Driver]
 	return p
 }
 
-// TestDies: a guest crashes by itself, and whoever listens hears of it.
+// TestDies: a guest crashes by itself, and listeners get an event.
 func TestDies(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -233,7 +232,7 @@ func TestDies(t *testing.T) {
 	})
 }
 
-// TestEventStorm: a listener that is too slow is cut off, and the driver goes on.
+// TestEventStorm: a listener that is too slow is cut off, and the driver still works.
 func TestEventStorm(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -317,7 +316,7 @@ func TestOpen(t *testing.T) {
 		{"unknown option", `{"host": "h", "colour": "red"}`, "colour"},
 		{"not a number", `{"host": "h", "vcpus": "many"}`, "vcpus"},
 		{"not a fault", `{"host": "h", "fault_spawn": "explode"}`, "option fault_spawn: fault \"explode\""},
-		{"not a method", `{"host": "h", "fault_explode": "fail"}`, "there is no such method; there are: spawn,"},
+		{"not a method", `{"host": "h", "fault_explode": "fail"}`, "the method does not exist; use one of: spawn,"},
 		{"not text", `{"host": {"a": 1}}`, "option host"},
 		{"not an object", `[]`, "options"},
 	}
@@ -341,7 +340,7 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// BenchmarkList is a list of 10,000 servers through the wire.
+// BenchmarkList lists 10,000 servers of a driver program.
 func BenchmarkList(b *testing.B) {
 	p := launch(b, map[string]string{"host": "h1"})
 	for i := range 10_000 {

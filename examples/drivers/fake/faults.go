@@ -22,18 +22,18 @@ var methods = []string{
 	"attach_volume", "detach_volume", "attach_interface", "detach_interface", "metrics", "diagnostics", "events", "info",
 }
 
-// trouble is what a call is to suffer from.
+// trouble is one fault of a call.
 type trouble struct {
 	what  string        // slow, fail, hang, crash or wrong
-	after bool          // the call has taken effect then
-	times int           // so often, 0: always
-	hosts []string      // on these only; nil: on all
-	took  time.Duration // of slow
-	code  fault.Code    // of fail
+	after bool          // the fault comes after the effect of the call
+	times int           // for how many calls; 0: for all
+	hosts []string      // on which hosts; nil: on all
+	took  time.Duration // for slow
+	code  fault.Code    // for fail
 	state compute.PowerState
 }
 
-// parseFaults reads a list of faults, separated by ";", each of which is words:
+// parseFaults reads a list of faults, separated by ";". Each fault has the words
 //
 //	slow DURATION | fail [CODE] | hang | crash | wrong STATE   [after] [TIMES] [on HOST[,HOST]]
 func parseFaults(text string) ([]trouble, error) {
@@ -91,7 +91,7 @@ func parseFault(words []string) (trouble, error) {
 			return t, fmt.Errorf("%q is not a state, such as CRASHED", name)
 		}
 	default:
-		return t, fmt.Errorf("%q is none of slow, fail, hang, crash and wrong", t.what)
+		return t, fmt.Errorf("%q is not one of slow, fail, hang, crash and wrong", t.what)
 	}
 	for len(words) > 0 {
 		w := next()
@@ -104,14 +104,14 @@ func parseFault(words []string) (trouble, error) {
 		case err == nil && n > 0:
 			t.times = n
 		default:
-			return t, fmt.Errorf("%q is not understood there", w)
+			return t, fmt.Errorf("%q is not expected here", w)
 		}
 	}
 	return t, nil
 }
 
-// around runs the effect of a call on a server, or on none, and makes it suffer
-// from what the configuration and the server's metadata want.
+// around runs the effect of a call, with the faults that the configuration and the server's metadata demand. id and
+// metadata are empty for a call that is not about one server.
 func (d *Driver) around(ctx context.Context, method, id string, metadata map[string]string, effect func() error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s %s: %w", method, id, err)
@@ -150,7 +150,7 @@ func (d *Driver) suffer(ctx context.Context, method, id string, i int, t *troubl
 	if t.hosts != nil && !slices.Contains(t.hosts, d.cfg.Host) {
 		return nil
 	}
-	if t.times > 0 && !d.again(fmt.Sprintf("%s-%s-%d", method, id, i), t.times) {
+	if t.times > 0 && !d.countFault(fmt.Sprintf("%s-%s-%d", method, id, i), t.times) {
 		return nil
 	}
 	switch t.what {
@@ -166,7 +166,7 @@ func (d *Driver) suffer(ctx context.Context, method, id string, i int, t *troubl
 		<-ctx.Done()
 		return fmt.Errorf("%s %s: %w", method, id, ctx.Err())
 	case "fail":
-		return fault.New(t.code, "%s is to fail on %s", method, d.cfg.Host)
+		return fault.New(t.code, "%s is configured to fail on %s", method, d.cfg.Host)
 	case "crash":
 		d.cfg.Crash()
 	case "wrong":
@@ -175,14 +175,13 @@ func (d *Driver) suffer(ctx context.Context, method, id string, i int, t *troubl
 	return nil
 }
 
-// again counts, over the crashes of the process, and reports whether it is not yet
-// more than limit.
-func (d *Driver) again(key string, limit int) bool {
+// countFault counts a fault, also across crashes of the process, and reports whether the count is not above limit.
+func (d *Driver) countFault(key string, limit int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	n := d.counts[key]
 	if d.cfg.Dir != "" {
-		raw, _ := os.ReadFile(filepath.Join(d.cfg.Dir, counts, key)) // none yet: 0
+		raw, _ := os.ReadFile(filepath.Join(d.cfg.Dir, counts, key)) // no file means 0
 		n, _ = strconv.Atoi(string(raw))
 	}
 	if n >= limit {

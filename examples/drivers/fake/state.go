@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// ext ends the name of a server's file; half begins the name of one that is not
-// written to its end; counts, incoming and images are directories.
+// ext ends the name of a server's file. half begins the name of a file that is not written completely. counts, incoming
+// and images are directories.
 const (
 	ext, half = ".json", ".half-"
 	counts    = "counts"
@@ -24,11 +24,11 @@ const (
 	images    = "images"
 )
 
-// server is what there is of one, and what its file holds.
+// server is one server, and the content of its file.
 type server struct {
 	compute.Instance
 
-	Before   *compute.Resources `json:"before,omitempty"` // what it had before a resize that is not confirmed
+	Before   *compute.Resources `json:"before,omitempty"` // the size before a resize that is not confirmed
 	Image    string             `json:"image"`
 	Metadata map[string]string  `json:"metadata,omitempty"`
 	Started  time.Time          `json:"started"`
@@ -44,7 +44,7 @@ func checkID(id string) error {
 	return nil
 }
 
-// load reads the servers that are in the directory.
+// load reads the servers of the directory.
 func (d *Driver) load() error {
 	if d.cfg.Dir == "" {
 		return nil
@@ -61,7 +61,7 @@ func (d *Driver) load() error {
 	for _, e := range entries {
 		path := filepath.Join(d.cfg.Dir, e.Name())
 		switch {
-		case strings.HasPrefix(e.Name(), half): // what a killed driver was writing is nobody's server
+		case strings.HasPrefix(e.Name(), half): // a driver was killed while it wrote this file
 			err = os.Remove(path)
 		case filepath.Ext(e.Name()) == ext:
 			var s *server
@@ -88,8 +88,7 @@ func read(path string) (*server, error) {
 	return s, nil
 }
 
-// save writes a server's file, which appears whole or not at all when the process
-// is killed.
+// save writes a server's file. If the process is killed, the file has either its old or its new content.
 func save(dir string, s *server) error {
 	if dir == "" {
 		return nil
@@ -105,7 +104,7 @@ func save(dir string, s *server) error {
 	return os.Rename(tmp, filepath.Join(dir, s.ID+ext))
 }
 
-// receive takes over the servers that other hosts have sent.
+// receive adds the servers that other hosts have sent.
 func (d *Driver) receive() error {
 	if d.cfg.Dir == "" {
 		return nil
@@ -139,11 +138,11 @@ func (d *Driver) receive() error {
 		d.servers[s.ID] = s
 		d.tell(s.ID, compute.EventStarted)
 	}
-	d.received = info.ModTime() // older than our removals: looked at once more
+	d.received = info.ModTime() // older than our own removals, so the directory is read once more
 	return nil
 }
 
-// change changes a server and keeps the change. NotFound if there is none.
+// change changes a server and saves it. Errors: NotFound.
 func (d *Driver) change(id string, f func(s *server) error) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -164,7 +163,7 @@ func (d *Driver) change(id string, f func(s *server) error) error {
 	return d.put(&s)
 }
 
-// put keeps a server as it now is, and tells what has changed.
+// put saves a server, and sends an event if its state has changed.
 func (d *Driver) put(s *server) error {
 	if err := save(d.cfg.Dir, s); err != nil {
 		return err
@@ -180,18 +179,18 @@ func (d *Driver) put(s *server) error {
 	return nil
 }
 
-// doom makes a guest that was started crash later, if its metadata want it.
+// doom lets a started guest crash after the time in its metadata fake:dies.
 func (d *Driver) doom(s *server) {
 	after, err := time.ParseDuration(s.Metadata["fake:dies"])
 	if err != nil || d.closed {
-		return // none, or refused by Spawn
+		return // not set; Spawn has refused invalid values
 	}
 	if t := d.dying[s.ID]; t != nil {
 		t.Stop()
 	}
 	id, boots := s.ID, s.Boots
 	d.dying[id] = time.AfterFunc(after, func() {
-		_ = d.change(id, func(s *server) error { // it may be gone
+		_ = d.change(id, func(s *server) error { // the server may be destroyed meanwhile
 			if s.Boots == boots && s.Power == compute.Running {
 				s.Power = compute.Crashed
 			}
@@ -205,9 +204,9 @@ var eventOf = map[compute.PowerState]compute.EventType{
 	compute.Suspended: compute.EventSuspended, compute.Crashed: compute.EventCrashed,
 }
 
-func notFound(id string) error { return fault.New(fault.NotFound, "there is no server %s", id) }
+func notFound(id string) error { return fault.New(fault.NotFound, "server %s does not exist", id) }
 
-// look returns a server as it is. What it points to must not be changed.
+// look returns a copy of a server. The caller must not change what the copy points to.
 func (d *Driver) look(id string) (server, error) {
 	if err := checkID(id); err != nil {
 		return server{}, err
@@ -224,7 +223,7 @@ func (d *Driver) look(id string) (server, error) {
 	return *s, nil
 }
 
-// boot makes a server run from its beginning.
+// boot starts a server from the beginning.
 func (s *server) boot() {
 	s.Power, s.Started, s.Boots = compute.Running, time.Now().UTC(), s.Boots+1
 }

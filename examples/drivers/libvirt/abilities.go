@@ -25,8 +25,7 @@ import (
 
 func (d *Driver) qemu() bool { return d.opts.virtType != "test" }
 
-// Resize implements compute.Driver. The disk grows first: a call that is made again
-// finds it grown.
+// Resize implements compute.Driver. The disk grows first, so that a repeated call finds it grown.
 func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) error {
 	return d.change(ctx, "resize", id, func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
 		has := g.def.meta.resources()
@@ -38,7 +37,7 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 		case p != compute.Shutdown:
 			return wrongState("resize", id, p)
 		case g.def.meta.Before != nil:
-			return fault.New(fault.Precondition, "resize: the last one of server %s is not confirmed yet", id)
+			return fault.New(fault.Precondition, "resize: server %s has a resize that is not confirmed or reverted", id)
 		}
 		before := &earlier{VCPUs: has.VCPUs, MemoryMiB: has.MemoryMiB, DiskGiB: has.DiskGiB}
 		if to.DiskGiB > has.DiskGiB {
@@ -53,8 +52,7 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 	})
 }
 
-// ConfirmResize implements compute.Driver. What the disk was stays, as the file that
-// it rests on.
+// ConfirmResize implements compute.Driver. The file of the old disk stays, because it is the backing file of the new disk.
 func (d *Driver) ConfirmResize(ctx context.Context, id string) error {
 	return d.change(ctx, "confirm resize", id, func(_ context.Context, conn *lv.Connect, g *guest, _ compute.PowerState) error {
 		if g.def.meta.Before == nil {
@@ -77,7 +75,7 @@ func (d *Driver) RevertResize(ctx context.Context, id string) error {
 		}
 		if before.File != "" {
 			err := os.Rename(d.opts.file(id, before.File), d.opts.file(id, diskFile))
-			if err != nil && !errors.Is(err, fs.ErrNotExist) { // a call that was killed has done it
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // an interrupted call has already done it
 				return err
 			}
 		}
@@ -133,8 +131,8 @@ func (d *Driver) Unrescue(ctx context.Context, id string) error {
 	})
 }
 
-// Snapshot implements compute.Driver. The disk of a guest that runs is mirrored
-// until the copy is complete, and the copy is what the disk was at that moment.
+// Snapshot implements compute.Driver. The disk of a running guest is mirrored until the copy is complete. The copy has the
+// content of the disk at that moment.
 func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	if !d.qemu() {
 		return d.Unsupported.Snapshot(ctx, id, imageRef)
@@ -152,8 +150,8 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 		if err != nil {
 			return err
 		}
-		if active { // a call that was killed may have left its job
-			_ = g.BlockJobAbort("vda", 0) // there is none
+		if active { // an interrupted call may have left its job
+			_ = g.BlockJobAbort("vda", 0) // fails without a job
 		}
 		if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
@@ -164,7 +162,7 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 			_, err = qemuImg(ctx, "convert", "-q", "-f", "qcow2", "-O", "qcow2", d.opts.file(id, diskFile), tmp)
 		}
 		if err != nil {
-			_ = os.Remove(tmp) // what there is of it
+			_ = os.Remove(tmp) // of an incomplete copy
 			return err
 		}
 		return os.Rename(tmp, final)
@@ -190,7 +188,7 @@ func (g *guest) mirror(ctx context.Context, path string) error {
 			return errors.Join(err, g.BlockJobAbort("vda", 0))
 		}
 		if job.End > 0 && job.Cur == job.End {
-			return g.BlockJobAbort("vda", 0) // not: pivot
+			return g.BlockJobAbort("vda", 0) // 0: end the mirror without a pivot to the copy
 		}
 		if err := sleep(ctx, 20*time.Millisecond); err != nil {
 			return errors.Join(err, g.BlockJobAbort("vda", 0))
@@ -208,12 +206,12 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 	}
 	f, err := os.Open(d.opts.file(id, consoleFile))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil // it was never started
+		return nil // the guest was never started
 	}
 	if err != nil {
 		return err
 	}
-	defer func() { _ = f.Close() }() // it was only read
+	defer func() { _ = f.Close() }() // opened only to read
 	if lines > 0 {
 		if err := seekLines(f, lines); err != nil {
 			return err
@@ -223,15 +221,14 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 	return err
 }
 
-// seekLines goes to the beginning of the last lines of a file. A last line without
-// an end is one.
+// seekLines moves to the beginning of the last lines of a file. A last line without a line end counts as a line.
 func seekLines(f *os.File, lines int) error {
 	pos, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return err
 	}
 	buf := make([]byte, 64<<10)
-	last := true // the last byte is not yet seen
+	last := true // the last byte has not been read yet
 	for pos > 0 {
 		n := min(int64(len(buf)), pos)
 		pos -= n
@@ -243,7 +240,7 @@ func seekLines(f *os.File, lines int) error {
 			if i < 0 {
 				break
 			}
-			if !last || i != n-1 { // that at the very end ends the last line
+			if !last || i != n-1 { // a line end at the very end belongs to the last line
 				if lines--; lines == 0 {
 					_, err := f.Seek(pos+i+1, io.SeekStart)
 					return err
@@ -284,7 +281,7 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	return c, err
 }
 
-// impact is where a change of a guest's devices goes: its definition, and what runs.
+// impact returns what a change of a guest's devices affects: the definition, and the guest if it runs.
 func impact(p compute.PowerState) lv.DomainDeviceModifyFlags {
 	if p == compute.Running || p == compute.Paused {
 		return lv.DOMAIN_DEVICE_MODIFY_CONFIG | lv.DOMAIN_DEVICE_MODIFY_LIVE
@@ -350,9 +347,8 @@ func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) er
 	return d.detach(ctx, id, interfaceID, interfaceAlias+interfaceID, (*definition).interfaces)
 }
 
-// detach takes a device away: first from the guest that runs, which has to give it
-// back and, while it boots, does not hear that it should; then from the definition,
-// so that a call that is made again knows what is left to do.
+// detach removes a device, first from the running guest, then from the definition, so that a repeated call knows what is
+// left to do. The guest has to release the device. A guest that is booting ignores the request, so the request is repeated.
 func (d *Driver) detach(ctx context.Context, id, device, alias string, has func(*definition) []string) error {
 	return d.change(ctx, "detach "+device+" from", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
 		if impact(p)&lv.DOMAIN_DEVICE_MODIFY_LIVE != 0 {
@@ -384,9 +380,9 @@ func (g *guest) unplug(ctx context.Context, device, alias string, has func(*defi
 		if time.Now().After(end) {
 			return fault.New(fault.Timeout, "the guest did not give %s back within %v", device, g.d.opts.detach)
 		}
-		if n%20 == 0 { // asked again every 2 s
+		if n%20 == 0 { // the request is repeated every 2 s
 			err := g.DetachDeviceAlias(alias, lv.DOMAIN_DEVICE_MODIFY_LIVE)
-			if err != nil && !is(err, lv.ERR_OPERATION_FAILED) && !is(err, lv.ERR_DEVICE_MISSING) && !is(err, lv.ERR_INTERNAL_ERROR) { // it is under way, or gone
+			if err != nil && !is(err, lv.ERR_OPERATION_FAILED) && !is(err, lv.ERR_DEVICE_MISSING) && !is(err, lv.ERR_INTERNAL_ERROR) { // these errors mean that the removal goes on, or is done
 				return err
 			}
 		}
@@ -411,7 +407,7 @@ func (d *Driver) Metrics(ctx context.Context, id string) (m compute.Metrics, err
 		}
 		s := &all[0]
 		defer func() { _ = s.Domain.Free() }()
-		if s.Cpu != nil { // what is not known is 0
+		if s.Cpu != nil { // an unknown value stays 0
 			m.CPUTime = time.Duration(s.Cpu.Time)
 		}
 		if s.Balloon != nil {
@@ -457,10 +453,10 @@ func (d *Driver) Diagnostics(ctx context.Context, id string) (out map[string]str
 	return out, err
 }
 
-// backlog is how many events a listener may be behind.
+// backlog is how many unread events a listener may have.
 const backlog = 1024
 
-// Events implements compute.Driver. It ends when libvirtd is lost.
+// Events implements compute.Driver. It ends with Unavailable when the connection to libvirtd is lost.
 func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error {
 	_, lost, err := d.conn.get()
 	if err != nil {
@@ -478,7 +474,7 @@ func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error 
 		case <-l.late:
 			return fault.New(fault.Unavailable, "events were lost: the listener is too slow")
 		case <-lost:
-			return fault.New(fault.Unavailable, "libvirtd was lost")
+			return fault.New(fault.Unavailable, "the connection to libvirtd was lost")
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -16,26 +16,26 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// The process has one loop of libvirt's events, which must be there before the
-// first connection, and ends with it.
+// startLoop starts libvirt's event loop, one for the process. The loop must run before the first connection is opened, and
+// runs until the process ends.
 var startLoop = sync.OnceValue(func() error {
 	if err := lv.EventRegisterDefaultImpl(); err != nil {
 		return err
 	}
 	go func() {
-		for lv.EventRunDefaultImpl() == nil { //nolint:revive // it blocks until there is something
+		for lv.EventRunDefaultImpl() == nil { //nolint:revive // each call blocks until an event comes
 		}
 	}()
 	return nil
 })
 
-// connection is the connection to libvirtd, which is made again when it is lost.
+// connection is the connection to libvirtd. It is opened again after it was lost.
 type connection struct {
 	uri string
 
 	mu   sync.Mutex
 	conn *lv.Connect
-	lost chan struct{} // closed when conn is
+	lost chan struct{} // closed when conn is closed
 
 	hearing   sync.Mutex
 	listeners map[*listener]bool
@@ -44,10 +44,10 @@ type connection struct {
 // listener is a stream of events.
 type listener struct {
 	got  chan compute.Event
-	late chan struct{} // gets something when got is full
+	late chan struct{} // receives a value when got is full
 }
 
-// listen tells a listener of all events from now on, until it is dropped.
+// listen adds a listener, which receives all events until it is dropped.
 func (c *connection) listen() *listener {
 	c.hearing.Lock()
 	defer c.hearing.Unlock()
@@ -65,8 +65,8 @@ func (c *connection) drop(l *listener) {
 	delete(c.listeners, l)
 }
 
-// hear is libvirt's callback, which must not wait. There is one for each connection:
-// libvirt takes a callback for a while after its end for one that is there.
+// hear is libvirt's callback, which must not block. Each connection registers it only once, because libvirt treats a removed
+// callback as still registered for a while.
 func (c *connection) hear(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEventLifecycle) {
 	t := eventType(e)
 	name, err := dom.GetName()
@@ -95,7 +95,7 @@ func (c *connection) get() (*lv.Connect, <-chan struct{}, error) {
 	if c.conn != nil {
 		select {
 		case <-c.lost:
-			_, _ = c.conn.Close() // what is left of it
+			_, _ = c.conn.Close() // frees the lost connection
 			c.conn = nil
 		default:
 			return c.conn, c.lost, nil
@@ -132,18 +132,18 @@ func (c *connection) close() error {
 	if c.conn == nil {
 		return nil
 	}
-	_ = c.conn.UnregisterCloseCallback() // there may be none
+	_ = c.conn.UnregisterCloseCallback() // fails if no callback was registered
 	_, err := c.conn.Close()
 	c.conn = nil
 	return err
 }
 
-// missing says which package is missing, if one is.
+// missing adds to an error which Debian package is missing, if the error says so.
 func missing(err error) error {
 	for says, pkg := range map[string]string{
 		"dlopen": "libvirt0", "libvirt.so": "libvirt0",
-		"No such file or directory": "libvirt-daemon and libvirt-daemon-driver-qemu, and see that libvirtd runs",
-		"Connection refused":        "libvirt-daemon, and see that libvirtd runs",
+		"No such file or directory": "libvirt-daemon and libvirt-daemon-driver-qemu, and start libvirtd",
+		"Connection refused":        "libvirt-daemon, and start libvirtd",
 		"no connection driver":      "libvirt-daemon-driver-qemu",
 	} {
 		if strings.Contains(err.Error(), says) {
@@ -180,13 +180,13 @@ func classed(what, id string, err error) error {
 	case e.Code == lv.ERR_NO_SUPPORT:
 		code = fault.Unimplemented
 	case e.Domain == lv.FROM_RPC, e.Code == lv.ERR_NO_CONNECT, e.Code == lv.ERR_INVALID_CONN:
-		code = fault.Unknown // libvirtd was lost, and may have done it
+		code = fault.Unknown // the connection was lost, and libvirtd may have done the call
 	}
 	return fault.New(code, "%s %s: libvirt: %s", what, id, e.Message)
 }
 
-// await runs f, which nothing can interrupt, in its own time, and returns when it has
-// ended or the context has. done is called when f has ended.
+// await runs f, which cannot be interrupted, in a goroutine, and returns when f or ctx has ended. done is called when f has
+// ended.
 func await(ctx context.Context, f func() error, done func()) error {
 	ended := make(chan error, 1)
 	go func() {

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// metadata is what a guest's definition tells of its server.
+// metadata is the part of a guest's definition that describes its server.
 type metadata struct {
 	XMLName   xml.Name `xml:"https://github.com/armature-go/armature/compute/1 server"`
 	ID        string   `xml:"id,attr"`
@@ -30,12 +30,12 @@ type metadata struct {
 	Before    *earlier `xml:"before"`
 }
 
-// earlier is what a guest had before a resize that is not confirmed yet.
+// earlier is the size of a guest before a resize that is not confirmed yet.
 type earlier struct {
 	VCPUs     int `xml:"vcpus,attr"`
 	MemoryMiB int `xml:"memory_mib,attr"`
 	DiskGiB   int `xml:"disk_gib,attr"`
-	// File has its disk, if that has grown.
+	// File is the file of the old disk, if the disk has grown.
 	File string `xml:"file,attr,omitempty"`
 }
 
@@ -46,10 +46,10 @@ func (m *metadata) resources() compute.Resources {
 // domainPrefix begins the names of guests.
 const domainPrefix = "armature-"
 
-// errNotOurs says that a guest is not one of this driver's.
+// errNotOurs reports that a guest was not created by this driver.
 var errNotOurs = errors.New("not a guest of this driver")
 
-// definition is a guest's definition with the driver's part of it.
+// definition is a guest's definition, with the driver's metadata decoded.
 type definition struct {
 	libvirtxml.Domain
 
@@ -85,7 +85,7 @@ const (
 
 func (o *options) file(id, name string) string { return filepath.Join(o.dir, id, name) }
 
-// define makes the definition of a new server.
+// define returns the definition of a new server.
 func (o *options) define(s compute.Spec) *definition {
 	d := &definition{meta: metadata{
 		ID: s.ID, Name: s.Name, Project: s.ProjectID, Image: s.ImageRef, Host: o.host,
@@ -94,7 +94,7 @@ func (o *options) define(s compute.Spec) *definition {
 	d.OS = &libvirtxml.DomainOS{
 		Type:        &libvirtxml.DomainOSType{Type: "hvm", Arch: "x86_64", Machine: o.machine},
 		BootDevices: []libvirtxml.DomainBootDevice{{Dev: "hd"}},
-		BIOS:        &libvirtxml.DomainBIOS{UseSerial: "yes"}, // the console's log begins with the firmware
+		BIOS:        &libvirtxml.DomainBIOS{UseSerial: "yes"}, // so that the console log begins with the firmware's output
 	}
 	d.Features = &libvirtxml.DomainFeatureList{ACPI: &libvirtxml.DomainFeature{}, APIC: &libvirtxml.DomainFeatureAPIC{}}
 	d.CPU = &libvirtxml.DomainCPU{Mode: "host-model"}
@@ -104,7 +104,7 @@ func (o *options) define(s compute.Spec) *definition {
 	case o.virtType != "kvm":
 		d.CPU = &libvirtxml.DomainCPU{Match: "exact", Model: &libvirtxml.DomainCPUModel{Value: "qemu64"}}
 	}
-	if o.virtType == "qemu" { // else each emulated guest takes up to 1 GiB for translated code
+	if o.virtType == "qemu" { // otherwise QEMU uses up to 1 GiB for the translated code of each emulated guest
 		d.Features.TCG = &libvirtxml.DomainFeatureTCG{TBCache: &libvirtxml.DomainFeatureTCGTBCache{Unit: "MiB", Size: 32}}
 	}
 	d.Clock = &libvirtxml.DomainClock{Offset: "utc"}
@@ -132,8 +132,7 @@ func (d *definition) setResources(r compute.Resources) {
 	d.CurrentMemory = &libvirtxml.DomainCurrentMemory{Value: uint(r.MemoryMiB), Unit: "MiB"}
 }
 
-// boots makes a server boot from its own disk, or from the one that rescues it,
-// with its own as the second.
+// boots lets a server boot from its own disk, or, if it is rescued, from the rescue disk with its own disk as the second.
 func (d *definition) boots(o *options, rescued bool) {
 	d.meta.Rescued = rescued
 	own := slices.DeleteFunc(d.Devices.Disks, func(disk libvirtxml.DomainDisk) bool { return volumeOf(&disk) == "" })
@@ -161,7 +160,7 @@ func disk(path, format, target string) libvirtxml.DomainDisk {
 	}
 }
 
-// What is attached is known by its alias, which libvirt keeps for users ("ua-").
+// Attached devices are identified by their alias. libvirt reserves aliases with the prefix "ua-" for users.
 const (
 	volumeAlias    = "ua-volume-"
 	interfaceAlias = "ua-interface-"
@@ -207,8 +206,7 @@ func (d *definition) interfaces() (ids []string) {
 	return ids
 }
 
-// volumeDisk is a volume as a disk under a name that is free. The first names are
-// for the server's own disks.
+// volumeDisk returns a volume as a disk with a free device name. The first names are reserved for the server's own disks.
 func (d *definition) volumeDisk(v compute.Volume) (string, error) {
 	taken := make(map[string]bool)
 	for _, disk := range d.Devices.Disks {
@@ -218,18 +216,18 @@ func (d *definition) volumeDisk(v compute.Volume) (string, error) {
 		if taken["vd"+string(c)] {
 			continue
 		}
-		out := disk(v.Path, "raw", "vd"+string(c)) // never probed: what is in it is the guest's
+		out := disk(v.Path, "raw", "vd"+string(c)) // the format is never guessed, because the guest controls the content
 		out.Alias = &libvirtxml.DomainAlias{Name: volumeAlias + v.ID}
 		if v.ReadOnly {
 			out.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
 		}
 		return out.Marshal()
 	}
-	return "", fault.New(fault.Exhausted, "server %s has as many volumes as it can have", d.meta.ID)
+	return "", fault.New(fault.Exhausted, "server %s has the highest possible number of volumes", d.meta.ID)
 }
 
-// networkCard is an interface: the network "user" is QEMU's own, behind the host;
-// "bridge:NAME" a bridge of the host, and every other name a network of libvirt's.
+// networkCard returns the definition of an interface. The network "user" is QEMU's user network behind the host,
+// "bridge:NAME" is a bridge of the host, and every other name is a network of libvirt.
 func networkCard(i compute.Interface) (string, error) {
 	out := libvirtxml.DomainInterface{
 		MAC:   &libvirtxml.DomainInterfaceMAC{Address: i.MAC},

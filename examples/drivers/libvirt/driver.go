@@ -27,13 +27,13 @@ type Driver struct {
 
 	opts  options
 	conn  connection
-	locks keylock.Locks // of servers: a call that was given up goes on in libvirt, and the next call waits for it
+	locks keylock.Locks // by server id: a canceled call goes on in libvirt, and the next call waits for it
 }
 
 var _ compute.Driver = (*Driver)(nil)
 
-// Open connects to libvirt. It is for driver.Serve. Errors: Invalid for an option,
-// Unavailable if libvirtd is not there, with the package that is missing.
+// Open connects to libvirt. It is for driver.Serve. Errors: Invalid for a wrong option; Unavailable if libvirtd cannot be
+// reached, with the missing package.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	o, err := parseOptions(raw)
 	if err != nil {
@@ -58,7 +58,7 @@ func (d *Driver) Info(context.Context) (driver.Info, error) {
 	return info, nil
 }
 
-// Close implements driver.Driver. The guests run on.
+// Close implements driver.Driver. The guests keep running.
 func (d *Driver) Close() error { return d.conn.close() }
 
 var uuid = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
@@ -70,7 +70,7 @@ func checkID(id string) error {
 	return nil
 }
 
-// on does what a method does to a server, alone. ctx is looked at between the steps.
+// on locks a server and runs f. f checks ctx between its steps.
 func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect) error) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -98,14 +98,14 @@ func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Con
 type guest struct {
 	*lv.Domain
 	d   *Driver
-	def *definition // as it is kept, not as it runs
+	def *definition // the persistent definition, not that of the running guest
 }
 
-// find looks a server up. A domain that is not this driver's is none of its servers.
+// find looks up a server. Errors: NotFound; Conflict, if the domain was not created by this driver.
 func (d *Driver) find(conn *lv.Connect, id string) (*guest, error) {
 	dom, err := conn.LookupDomainByUUIDString(id)
 	if is(err, lv.ERR_NO_DOMAIN) {
-		return nil, fault.New(fault.NotFound, "there is no server %s", id)
+		return nil, fault.New(fault.NotFound, "server %s does not exist", id)
 	}
 	if err != nil {
 		return nil, err
@@ -115,7 +115,7 @@ func (d *Driver) find(conn *lv.Connect, id string) (*guest, error) {
 		_ = dom.Free()
 	}
 	if errors.Is(err, errNotOurs) {
-		return nil, fault.New(fault.Conflict, "the guest %s is not one of this driver's", id)
+		return nil, fault.New(fault.Conflict, "the guest %s was not created by this driver", id)
 	}
 	return g, err
 }
@@ -135,22 +135,22 @@ func (d *Driver) guest(dom *lv.Domain) (*guest, error) {
 	return &guest{dom, d, def}, nil
 }
 
-func (g *guest) free() { _ = g.Free() } // a reference in this process
+func (g *guest) free() { _ = g.Free() } // releases the reference in this process
 
-// power is the state that a guest is in.
+// power returns the power state of a guest.
 func (g *guest) power() (compute.PowerState, error) {
 	state, reason, err := g.GetState()
 	if err != nil {
 		return compute.NoState, err
 	}
 	switch state {
-	case lv.DOMAIN_RUNNING, lv.DOMAIN_BLOCKED, lv.DOMAIN_SHUTDOWN: // the last: about to be shut off
+	case lv.DOMAIN_RUNNING, lv.DOMAIN_BLOCKED, lv.DOMAIN_SHUTDOWN: // SHUTDOWN: the guest is shutting down and still runs
 		return compute.Running, nil
 	case lv.DOMAIN_PAUSED:
 		switch lv.DomainPausedReason(reason) {
 		case lv.DOMAIN_PAUSED_STARTING_UP, lv.DOMAIN_PAUSED_SAVE, lv.DOMAIN_PAUSED_DUMP, lv.DOMAIN_PAUSED_MIGRATION,
 			lv.DOMAIN_PAUSED_SNAPSHOT, lv.DOMAIN_PAUSED_FROM_SNAPSHOT, lv.DOMAIN_PAUSED_SHUTTING_DOWN:
-			return compute.NoState, nil // libvirt is at work on it
+			return compute.NoState, nil // libvirt is changing the guest
 		default:
 			return compute.Paused, nil
 		}
@@ -180,7 +180,7 @@ func (g *guest) instance() (compute.Instance, error) {
 	}, err
 }
 
-// save keeps the guest's definition as it now is.
+// save writes the guest's definition to libvirt.
 func (g *guest) save(conn *lv.Connect) error {
 	doc, err := g.def.document()
 	if err != nil {
@@ -193,8 +193,7 @@ func (g *guest) save(conn *lv.Connect) error {
 	return dom.Free()
 }
 
-// settled returns the state that a guest is in when libvirt has done with it what a
-// call wanted whose driver was killed.
+// settled waits until libvirt has finished the call of a driver that was killed, and returns the guest's power state.
 func (g *guest) settled(ctx context.Context) (compute.PowerState, error) {
 	for {
 		p, err := g.power()
@@ -218,27 +217,27 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// start boots a guest that does not run.
+// start boots a guest that is shut down.
 func (g *guest) start(ctx context.Context) error {
 	for n := 0; ; n++ {
 		err := g.Create()
 		switch {
-		case is(err, lv.ERR_OPERATION_INVALID): // it runs already?
+		case is(err, lv.ERR_OPERATION_INVALID): // the guest may already run
 			if p, perr := g.settled(ctx); perr == nil && p == compute.Running {
 				return nil
 			}
 			return err
 		case err != nil && n < 5 && strings.Contains(err.Error(), "Failed to find an available port"):
-			continue // another program has taken the console's port
+			continue // another program uses the console's port
 		}
 		return err
 	}
 }
 
-// stop cuts a guest's power and forgets a saved memory, whatever its state is.
+// stop cuts a guest's power and removes saved memory, in every state of the guest.
 func (g *guest) stop() error {
 	err := g.Destroy()
-	if err != nil && !is(err, lv.ERR_OPERATION_INVALID) { // else it does not run
+	if err != nil && !is(err, lv.ERR_OPERATION_INVALID) { // OPERATION_INVALID: the guest does not run
 		return err
 	}
 	if saved, err := g.HasManagedSaveImage(0); err == nil && saved {
@@ -247,8 +246,8 @@ func (g *guest) stop() error {
 	return nil
 }
 
-// Spawn implements compute.Driver. The disk is made first, then the guest is
-// defined, then started; each step finds what an earlier call has left.
+// Spawn implements compute.Driver. It creates the disk, then defines the guest, then starts it. Each step continues with
+// what an interrupted call has left.
 func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 	if r := s.Resources; r.VCPUs < 1 || r.MemoryMiB < 1 || r.DiskGiB < 0 {
 		return fault.New(fault.Invalid, "a server cannot have %+v", r)
@@ -280,7 +279,7 @@ func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 }
 
 func (d *Driver) build(ctx context.Context, conn *lv.Connect, s compute.Spec) (*guest, error) {
-	if err := os.MkdirAll(d.opts.file(s.ID, ""), 0o711); err != nil { //nolint:gosec // QEMU's user has to pass
+	if err := os.MkdirAll(d.opts.file(s.ID, ""), 0o711); err != nil { //nolint:gosec // QEMU's user needs the x bit
 		return nil, err
 	}
 	if err := d.opts.overlay(ctx, d.opts.file(s.ID, diskFile), s.ImageRef, s.Resources.DiskGiB); err != nil {
@@ -297,8 +296,7 @@ func (d *Driver) build(ctx context.Context, conn *lv.Connect, s compute.Spec) (*
 	return d.guest(dom)
 }
 
-// Destroy implements compute.Driver. The files go last: while there are any List
-// tells of the server.
+// Destroy implements compute.Driver. It removes the files last, because List returns the server as long as files exist.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
 	return d.on(ctx, "destroy", id, func(_ context.Context, conn *lv.Connect) error {
 		g, err := d.find(conn, id)
@@ -338,7 +336,7 @@ func (d *Driver) List(ctx context.Context) (out []compute.Instance, err error) {
 		seen := make(map[string]bool)
 		for i := range doms {
 			g, err := d.guest(&doms[i])
-			if errors.Is(err, errNotOurs) || is(err, lv.ERR_NO_DOMAIN) { // the latter: gone meanwhile
+			if errors.Is(err, errNotOurs) || is(err, lv.ERR_NO_DOMAIN) { // NO_DOMAIN: destroyed meanwhile
 				continue
 			}
 			if err != nil {
@@ -355,7 +353,7 @@ func (d *Driver) List(ctx context.Context) (out []compute.Instance, err error) {
 		if err != nil {
 			return err
 		}
-		for _, e := range entries { // half built, or half destroyed
+		for _, e := range entries { // servers that are built or destroyed in part
 			if checkID(e.Name()) == nil && !seen[e.Name()] {
 				list = append(list, compute.Instance{ID: e.Name()})
 			}
@@ -374,13 +372,13 @@ func (d *Driver) Get(ctx context.Context, id string) (inst compute.Instance, err
 	})
 	if errors.Is(err, fault.NotFound) {
 		if _, serr := os.Stat(d.opts.file(id, "")); serr == nil {
-			return compute.Instance{ID: id}, nil // half built, or half destroyed
+			return compute.Instance{ID: id}, nil // built or destroyed in part
 		}
 	}
 	return inst, err
 }
 
-// read looks at a server, beside whatever else is done to it.
+// read runs f with a server, without the server's lock.
 func (d *Driver) read(ctx context.Context, what, id string, f func(conn *lv.Connect, g *guest) error) error {
 	if err := checkID(id); err != nil {
 		return err
@@ -403,7 +401,7 @@ func (d *Driver) read(ctx context.Context, what, id string, f func(conn *lv.Conn
 	return classed(what, id, err)
 }
 
-// change does something to a server that is there.
+// change locks an existing server and runs f. Errors: NotFound.
 func (d *Driver) change(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error) error {
 	return d.on(ctx, what, id, func(ctx context.Context, conn *lv.Connect) error {
 		g, err := d.find(conn, id)
@@ -427,7 +425,7 @@ func wrongState(what, id string, p compute.PowerState) error {
 func (d *Driver) PowerOff(ctx context.Context, id string, grace time.Duration) error {
 	return d.change(ctx, "power off", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
 		if p == compute.Running && grace > 0 {
-			if err := g.ask(ctx, grace); err != nil {
+			if err := g.requestShutdown(ctx, grace); err != nil {
 				return err
 			}
 		}
@@ -438,8 +436,8 @@ func (d *Driver) PowerOff(ctx context.Context, id string, grace time.Duration) e
 	})
 }
 
-// settle makes a guest that crashed one that is shut down: libvirt remembers how it
-// ended until it is started, or its definition is told anew.
+// settle turns a crashed guest into one that is shut down. libvirt remembers the crash until the guest is started or defined
+// again.
 func (g *guest) settle(p compute.PowerState) error {
 	if p != compute.Crashed {
 		return nil
@@ -450,9 +448,9 @@ func (g *guest) settle(p compute.PowerState) error {
 	return g.stop()
 }
 
-// ask asks a guest to shut down, again and again, as one that is still booting does
-// not hear it, until it did or grace is over.
-func (g *guest) ask(ctx context.Context, grace time.Duration) error {
+// requestShutdown asks a guest to shut down until the guest is off or grace is over. It repeats the request, because a guest
+// that is booting ignores it.
+func (g *guest) requestShutdown(ctx context.Context, grace time.Duration) error {
 	end := time.Now().Add(grace)
 	for n := 0; time.Now().Before(end); n++ {
 		if n%10 == 0 {
@@ -478,7 +476,7 @@ func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
 			if p != compute.Running {
 				return wrongState("soft reboot", id, p)
 			}
-			if err := g.ask(ctx, d.opts.softReboot); err != nil {
+			if err := g.requestShutdown(ctx, d.opts.softReboot); err != nil {
 				return err
 			}
 		}

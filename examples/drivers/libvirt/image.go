@@ -20,8 +20,8 @@ import (
 
 var imageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 
-// image finds an image's file and its format, which its name says: what is in an
-// image may have been written by a guest, and is not asked.
+// image returns an image's file and its format. The format is the one of the file's name. It is not guessed from the
+// content, because a guest may have written the content.
 func (o *options) image(ref string) (path, format string, err error) {
 	if !imageName.MatchString(ref) {
 		return "", "", fault.New(fault.Invalid, "%q is not an image's name", ref)
@@ -32,15 +32,15 @@ func (o *options) image(ref string) (path, format string, err error) {
 			return path, f[1], nil
 		}
 	}
-	return "", "", fault.New(fault.Precondition, "this host has no image %s: there is no %s.qcow2, .img or .raw", ref, filepath.Join(o.images, ref))
+	return "", "", fault.New(fault.Precondition, "this host has no image %s: none of %s.qcow2, .img and .raw exists", ref, filepath.Join(o.images, ref))
 }
 
-// baseDir is the cache of images in the driver's directory, as Nova's. It is no server's.
+// baseDir is the cache of images in the driver's directory, as in Nova. It belongs to no server.
 const baseDir = "_base"
 
-// base returns the copy of an image in the driver's cache, on which disks rest. It is made once for
-// each content, by conversion, of an image that was inspected: whatever is written in the image
-// itself, or is done to its file later, is in no disk's chain.
+// base returns the copy of an image in the driver's cache, which is the backing file of disks. The copy is made once for each
+// content, by conversion, after the image was inspected. So neither references in the image itself nor later changes of its
+// file get into a disk's chain.
 func (o *options) base(ctx context.Context, ref string) (string, error) {
 	source, format, err := o.image(ref)
 	if err != nil {
@@ -50,7 +50,7 @@ func (o *options) base(ctx context.Context, ref string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer func() { _ = f.Close() }() // it was only read
+	defer func() { _ = f.Close() }() // opened only to read
 	info, err := f.Stat()
 	if err != nil {
 		return "", err
@@ -66,12 +66,12 @@ func (o *options) base(ctx context.Context, ref string) (string, error) {
 	if err := inspect(f, format); err != nil {
 		return "", fault.New(fault.CodeOf(err), "image %s: %w", source, err)
 	}
-	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user has to pass
+	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user needs the x bit
 		return "", err
 	}
-	tmp := path + ".new-" + rand.Text()   // several may be made at once: the last one stays
-	defer func() { _ = os.Remove(tmp) }() // if it could not be made
-	// The very file that was inspected, which another one may have replaced by name.
+	tmp := path + ".new-" + rand.Text()   // concurrent calls may each make a copy: the last copy stays
+	defer func() { _ = os.Remove(tmp) }() // of an incomplete copy
+	// The open file, because another file may have the name by now, and would not be inspected.
 	if _, err := qemuImgOn(ctx, f, "convert", "-q", "-f", format, "-O", "qcow2", inherited, tmp); err != nil {
 		return "", fmt.Errorf("image %s: %w", source, err)
 	}
@@ -81,8 +81,8 @@ func (o *options) base(ctx context.Context, ref string) (string, error) {
 	return path, os.Rename(tmp, path)
 }
 
-// overlay makes a disk that begins as an image, at path, which appears when it is
-// complete. It has gib GiB, or as much as the image if that is 0.
+// overlay creates a disk at path with the content of an image. The file appears when it is complete. The disk has gib GiB,
+// or, if gib is 0, the size of the image. Errors: Invalid, if the disk is smaller than the image.
 func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) error {
 	if _, err := os.Stat(path); err == nil {
 		return nil
@@ -105,8 +105,7 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 	return restOn(ctx, path, base, "qcow2", size)
 }
 
-// restOn makes a disk of some bytes that begins as base, at path, in one step
-// whatever is there.
+// restOn creates a disk of size bytes at path with the backing file base. It replaces an existing file in one step.
 func restOn(ctx context.Context, path, base, format string, size int64) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -118,16 +117,15 @@ func restOn(ctx context.Context, path, base, format string, size int64) error {
 	return os.Rename(tmp, path)
 }
 
-// grow makes the disk of a server that is off larger, and returns the name of the
-// file that keeps it as it was, on which it rests from now on. It may be killed, and
-// called again, at any point: the server's disk is always whole.
+// grow enlarges the disk of a server that is shut down. It returns the name of the file with the old disk, which is the
+// backing file of the new disk. It may be killed at any point and called again: the server's disk is always complete.
 func (o *options) grow(ctx context.Context, id string, gib int) (string, error) {
 	path, want := o.file(id, diskFile), int64(gib)<<30
 	now, err := describe(ctx, path, "qcow2")
 	if err != nil {
 		return "", err
 	}
-	if now.Size >= want { // a call that was killed has done it, or the image is as large
+	if now.Size >= want { // an interrupted call has done it, or the image is as large
 		if filepath.Dir(now.Backing) != filepath.Dir(path) {
 			return "", nil
 		}
@@ -137,7 +135,7 @@ func (o *options) grow(ctx context.Context, id string, gib int) (string, error) 
 		name := fmt.Sprintf("disk.%d.qcow2", n)
 		err := os.Link(path, o.file(id, name))
 		if errors.Is(err, fs.ErrExist) {
-			if same, err := sameFile(path, o.file(id, name)); err != nil || !same { // same: a call that was killed
+			if same, err := sameFile(path, o.file(id, name)); err != nil || !same { // same: from an interrupted call
 				if err != nil {
 					return "", err
 				}
@@ -175,14 +173,14 @@ func describe(ctx context.Context, path, format string) (info diskInfo, err erro
 	return info, nil
 }
 
-// inherited is the name of the file that qemuImgOn hands on.
+// inherited is the path under which qemu-img finds the open file of qemuImgOn.
 const inherited = "/dev/fd/3"
 
 func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
 	return qemuImgOn(ctx, nil, args...)
 }
 
-// qemuImgOn runs qemu-img, which finds a file that is open here as inherited.
+// qemuImgOn runs qemu-img with the open file f, which has the path inherited there.
 func qemuImgOn(ctx context.Context, f *os.File, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "qemu-img", args...)
 	if f != nil {
@@ -198,7 +196,7 @@ func qemuImgOn(ctx context.Context, f *os.File, args ...string) ([]byte, error) 
 	case ctx.Err() != nil:
 		return nil, ctx.Err()
 	case errors.Is(err, exec.ErrNotFound):
-		return nil, fault.New(fault.Precondition, "there is no qemu-img: install qemu-utils")
+		return nil, fault.New(fault.Precondition, "qemu-img does not exist: install qemu-utils")
 	case strings.Contains(said, "No space left"):
 		return nil, fault.New(fault.Exhausted, "qemu-img %s: %s", args[0], said)
 	}

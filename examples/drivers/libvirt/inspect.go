@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// magics begin files of formats that are not raw. A raw image that begins so is refused: it is
-// not what its name says, and a tool that guesses formats would follow what is written in it.
+// magics are the first bytes of files of other formats than raw. A raw image that begins with one of them is refused,
+// because a tool that guesses formats would follow the references in the file.
 var magics = []struct {
 	format string
 	at     int64
@@ -29,17 +29,16 @@ var magics = []struct {
 	{"luks", 0, "LUKS\xba\xbe"},
 }
 
-// Fields of the header of qcow2, and bits of its incompatible features, by QEMU's
-// docs/interop/qcow2.rst.
+// Fields of the header of qcow2 and bits of its incompatible features, from QEMU's docs/interop/qcow2.rst.
 const (
 	qcowHeader       = 104
 	qcowExternalData = 1 << 2
 	qcowKnown        = 1<<0 | 1<<3 | 1<<4 // dirty, compression type, extended L2 entries: nothing outside of the file
 )
 
-// inspect reports Invalid if an image is not of the format that its name says, or refers to
-// another file: a backing file, or an external data file, as in CVE-2024-32498. It reads the
-// header alone, with no tool that would follow what is written there.
+// inspect checks an image. Errors: Invalid, if the image does not have the format of its name, or refers to another file: a
+// backing file, or an external data file, as in CVE-2024-32498. It reads only the header, and uses no tool that would follow
+// references in the image.
 func inspect(f io.ReaderAt, format string) error {
 	head := make([]byte, qcowHeader)
 	n, err := f.ReadAt(head, 0)
@@ -60,30 +59,30 @@ func inspect(f io.ReaderAt, format string) error {
 		return nil
 	}
 	if n < 72 {
-		return fault.New(fault.Invalid, "the image has %d bytes, which is no header of qcow2", n)
+		return fault.New(fault.Invalid, "the image has %d bytes, less than a header of qcow2", n)
 	}
 	version := binary.BigEndian.Uint32(head[4:])
 	switch {
 	case version != 2 && version != 3:
 		return fault.New(fault.Invalid, "the image has version %d of qcow2, not 2 or 3", version)
 	case binary.BigEndian.Uint64(head[8:]) != 0:
-		return fault.New(fault.Invalid, "the image rests on a backing file: an image has to be whole")
+		return fault.New(fault.Invalid, "the image has a backing file: an image must not refer to other files")
 	case version == 3 && n < qcowHeader:
-		return fault.New(fault.Invalid, "the image has %d bytes, which is no header of qcow2", n)
+		return fault.New(fault.Invalid, "the image has %d bytes, less than a header of qcow2", n)
 	}
 	if version == 3 {
 		features := binary.BigEndian.Uint64(head[72:])
 		switch {
 		case features&qcowExternalData != 0:
-			return fault.New(fault.Invalid, "the image has an external data file: an image has to be whole")
+			return fault.New(fault.Invalid, "the image has an external data file: an image must not refer to other files")
 		case features&^qcowKnown != 0:
-			return fault.New(fault.Invalid, "the image is corrupt, or has features that are not known: %#x", features)
+			return fault.New(fault.Invalid, "the image is corrupt, or has unknown features: %#x", features)
 		}
 	}
 	return noDataFile(f, head, version)
 }
 
-// noDataFile looks for the name of an external data file among the extensions of the header.
+// noDataFile returns Invalid if an extension of the header names an external data file.
 func noDataFile(f io.ReaderAt, head []byte, version uint32) error {
 	at := int64(72)
 	if version == 3 {
@@ -100,7 +99,7 @@ func noDataFile(f io.ReaderAt, head []byte, version uint32) error {
 		case kind == 0:
 			return nil
 		case kind == dataFileName:
-			return fault.New(fault.Invalid, "the image names an external data file: an image has to be whole")
+			return fault.New(fault.Invalid, "the image names an external data file: an image must not refer to other files")
 		case length > 1<<16:
 			return fault.New(fault.Invalid, "the image's header has an extension of %d bytes", length)
 		}

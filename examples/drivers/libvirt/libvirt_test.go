@@ -25,7 +25,7 @@ import (
 
 const guestID = "11111111-2222-4333-8444-555555555555"
 
-// wait waits until something is so, which happens in a guest or in libvirtd.
+// wait waits until f returns true, because of an event in a guest or in libvirtd.
 func wait(t *testing.T, what string, f func() bool) {
 	t.Helper()
 	for end := time.Now().Add(90 * time.Second); !f(); {
@@ -57,7 +57,7 @@ func console(t *testing.T, d compute.Driver, lines int) string {
 	return b.String()
 }
 
-// qemu returns the process of a guest.
+// qemu returns the process id of a guest.
 func qemu(t *testing.T) int {
 	t.Helper()
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
@@ -74,8 +74,7 @@ func qemu(t *testing.T) int {
 	return 0
 }
 
-// TestGuest: a real system in a real machine, through the crashes of all that is
-// around it.
+// TestGuest: a real operating system in a real QEMU guest works after crashes of the guest and of libvirtd.
 func TestGuest(t *testing.T) {
 	t.Parallel()
 	lv := envtest.Libvirt(t)
@@ -137,7 +136,7 @@ func TestGuest(t *testing.T) {
 		t.Errorf("it did not shut down by itself: %s", log[max(0, len(log)-200):])
 	}
 
-	// It is resized, and back, and again; the disk is what it was, or what it became.
+	// The guest is resized, reverted, and resized again. Each time the disk has the right size.
 	disk := filepath.Join(dir, id, "disk.qcow2")
 	size := func() int64 {
 		t.Helper()
@@ -203,7 +202,7 @@ func TestGuest(t *testing.T) {
 		t.Errorf("after a restart of libvirtd it is %v, in process %d; it was in %d", p, qemu(t), pid)
 	}
 
-	// Guests of others are left alone, and not even seen.
+	// Guests that the driver has not created are neither listed nor changed.
 	other := `<domain type="qemu"><name>other</name><uuid>99999999-2222-4333-8444-555555555555</uuid><memory unit="MiB">16</memory><os><type>hvm</type></os></domain>`
 	file := filepath.Join(t.TempDir(), "other.xml")
 	must("write", os.WriteFile(file, []byte(other), 0o600))
@@ -226,7 +225,7 @@ func TestGuest(t *testing.T) {
 	}
 }
 
-// TestImages: what cannot be built, and that nothing is left of it.
+// TestImages: images that are refused, and that nothing is left after the error.
 func TestImages(t *testing.T) {
 	t.Parallel()
 	lv := envtest.Libvirt(t)
@@ -279,14 +278,14 @@ func TestImages(t *testing.T) {
 		{"../etc/passwd", fault.Invalid, "is not an image's name"},
 		{"", fault.Invalid, "is not an image's name"},
 		{"big", fault.Invalid, "a disk of 1 GiB is too small for image big"},
-		{"hole", fault.Invalid, "rests on a backing file"},
+		{"hole", fault.Invalid, "has a backing file"},
 		{"noise", fault.Invalid, "the image has the format raw, not qcow2"},
 		{"outside", fault.Invalid, "external data file"},
 		{"named", fault.Invalid, "names an external data file"},
 		{"disguised", fault.Invalid, "the image has the format qcow2, not raw"},
 		{"vmdk", fault.Invalid, "the image has the format vmdk, not raw"},
 		{"short", fault.Invalid, "no header of qcow2"},
-		{"unknown", fault.Invalid, "features that are not known"},
+		{"unknown", fault.Invalid, "unknown features"},
 	} {
 		err := d.Spawn(t.Context(), compute.Spec{ID: guestID, ImageRef: tt.image, Resources: compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}})
 		if fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {
@@ -302,7 +301,7 @@ func TestImages(t *testing.T) {
 	}
 }
 
-// TestOpen: options that cannot be, and a libvirt that is not there.
+// TestOpen: wrong options, and a libvirtd that does not exist.
 func TestOpen(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -324,6 +323,6 @@ func TestOpen(t *testing.T) {
 		}
 	}
 	if _, err := libvirt.Open(t.Context(), json.RawMessage("[]")); !errors.Is(err, fault.Invalid) {
-		t.Errorf("options that are none: %v", err)
+		t.Errorf("options that are not JSON: %v", err)
 	}
 }

@@ -30,7 +30,7 @@ func options(t *testing.T, opts map[string]string) json.RawMessage {
 	return raw
 }
 
-// images makes a directory with the image "guest".
+// images creates a directory with the image "guest".
 func images(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -58,8 +58,8 @@ func TestRules(t *testing.T) {
 	})
 }
 
-// TestRulesOfTest: the same on libvirt's own test driver, which has no QEMU: what it
-// does not have is left out. Its guests end with the connection.
+// TestRulesOfTest checks the rules on libvirt's own test driver, which uses no QEMU. Rules about features that it does not
+// have are left out. Its guests exist only as long as the connection.
 func TestRulesOfTest(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{

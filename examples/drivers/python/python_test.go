@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute/computetest"
 )
 
-// TestRules: a driver that is not written in Go keeps the rules, too.
+// TestRules: a driver in Python keeps the rules.
 func TestRules(t *testing.T) {
 	t.Parallel()
 	if err := exec.CommandContext(t.Context(), "/usr/bin/python3", "-c", "import grpc, google.protobuf").Run(); err != nil && os.Getenv("CI") == "" {

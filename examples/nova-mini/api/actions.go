@@ -16,25 +16,25 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// begin notes that an action is wanted, which is done by and by.
-func (s *server) begin(ctx context.Context, rule, id string, a compute.Action) (api.None, error) {
+// beginAction begins the operation of an action. It does not wait for the action.
+func (s *server) beginAction(ctx context.Context, rule, id string, a compute.Action) (api.None, error) {
 	if _, err := s.server(ctx, rule, id); err != nil {
 		return api.None{}, err
 	}
-	if err := s.able(ctx); err != nil {
+	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}
 	if err := s.cfg.Store.BeginAction(ctx, id, a); err != nil {
 		return api.None{}, err
 	}
-	s.wake(ctx, id)
+	s.notifyConductor(ctx, id)
 	return api.None{}, nil
 }
 
-// plain handles an action of which the name says all.
-func (s *server) plain(rule string, a compute.Action) func(context.Context, *api.Request[api.None]) (api.None, error) {
+// actionHandler returns the handler of an action without parameters.
+func (s *server) actionHandler(rule string, a compute.Action) func(context.Context, *api.Request[api.None]) (api.None, error) {
 	return func(ctx context.Context, r *api.Request[api.None]) (api.None, error) {
-		return s.begin(ctx, rule, r.PathValue("id"), a)
+		return s.beginAction(ctx, rule, r.PathValue("id"), a)
 	}
 }
 
@@ -49,7 +49,7 @@ func (s *server) reboot(ctx context.Context, r *api.Request[reboot]) (api.None, 
 	if strings.EqualFold(r.Body.Reboot.Type, "soft") {
 		a = compute.SoftReboot
 	}
-	return s.begin(ctx, ruleReboot, r.PathValue("id"), a)
+	return s.beginAction(ctx, ruleReboot, r.PathValue("id"), a)
 }
 
 type resize struct {
@@ -67,7 +67,7 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize]) (api.None, 
 	if err != nil {
 		return api.None{}, err
 	}
-	if err := s.able(ctx); err != nil {
+	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}
 	err = s.cfg.Store.BeginResize(ctx, id, f)
@@ -78,7 +78,7 @@ func (s *server) resize(ctx context.Context, r *api.Request[resize]) (api.None, 
 	if err != nil {
 		return api.None{}, err
 	}
-	s.wake(ctx, id)
+	s.notifyConductor(ctx, id)
 	return api.None{}, nil
 }
 
@@ -88,18 +88,18 @@ type console struct {
 	} `json:"os-getConsoleOutput"`
 }
 
-// lines returns how many lines of a log are asked for; 0: all.
+// lines returns how many lines of a log the client asks for; 0: all.
 func (c *console) lines() int {
 	n, err := strconv.Atoi(plainText(c.Console.Length))
-	if err != nil { // none is asked for, or more than there are numbers
+	if err != nil { // the request has no number of lines, or a number above the largest int
 		return 0
 	}
 	return max(n, 0) // -1 is all
 }
 
-// hidden makes an error of another service one that clients may read: its text names hosts
-// and topics. What only the service itself can have done wrong is Internal.
-func hidden(err error, text string) error {
+// hideDetails gives an error of another service the text that clients read, because the text of the error itself names
+// hosts and topics. Codes that only this service can have caused become Internal.
+func hideDetails(err error, text string) error {
 	code := fault.CodeOf(err)
 	switch code {
 	case fault.NotFound, fault.Conflict, fault.Precondition, fault.Unavailable, fault.Timeout, fault.Unknown, fault.Canceled:
@@ -109,7 +109,7 @@ func hidden(err error, text string) error {
 	return fault.WithUser(fault.New(code, "%w", err), text)
 }
 
-// console asks the server's host for its console log.
+// console reads the server's console log from the compute service of the server's host.
 func (s *server) console(ctx context.Context, r *api.Request[console]) (map[string]string, error) {
 	id := r.PathValue("id")
 	srv, err := s.server(ctx, ruleConsole, id)
@@ -125,7 +125,7 @@ func (s *server) console(ctx context.Context, r *api.Request[console]) (map[stri
 		return nil, api.WithStatus(http.StatusNotImplemented, fault.New(fault.Unimplemented, "Unable to get console log, functionality not implemented"))
 	case err != nil:
 		s.cfg.Logger.WarnContext(ctx, "console log not read", "server", id, "host", *srv.Host, "error", err)
-		return nil, hidden(err, fmt.Sprintf("Unable to get console log of instance %s.", id))
+		return nil, hideDetails(err, fmt.Sprintf("Unable to get console log of instance %s.", id))
 	}
 	return map[string]string{"output": got.Output}, nil
 }

@@ -1,6 +1,5 @@
-// Package api is nova-mini's door: the part of the Nova v2.1 REST API that it
-// speaks. A request that changes something is written to the database; the
-// conductor is woken and does the work.
+// Package api is nova-mini's API service: it implements a part of the Nova v2.1 REST API. A request that changes
+// something is written to the database. Then a conductor is notified, which does the work.
 package api
 
 import (
@@ -24,39 +23,39 @@ import (
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
-	// Ready says whether the service can work, for the health probes.
+	// Ready reports whether the service can work. The health probes call it.
 	Ready func(context.Context) error
-	// Bus says whether the other services can be reached. While they cannot, a
-	// request that needs them is refused. It does not block.
+	// Bus reports whether the other services can be reached. While Bus returns an error, a request that needs other
+	// services is refused with Unavailable. Bus must not block.
 	Bus func(context.Context) error
-	// DownAfter is how long a service may be silent and still be up.
+	// DownAfter is how long a service without heartbeats is still up.
 	DownAfter time.Duration
-	// Authenticate says who asks, see package auth; Challenge is for clients that do not
-	// say. Required: auth.None makes every client the administrator.
+	// Authenticate returns the identity of the client, see package auth. Challenge is the WWW-Authenticate header of
+	// replies to clients without an identity. Authenticate is required; auth.None makes every client the administrator.
 	Authenticate func(*http.Request) (reqctx.Request, error)
 	Challenge    string
-	// Policy says who may do what, by [Rules]. Default: as they are.
+	// Policy decides which client may do what, by the rules of [Rules]. Default: the rules with their default checks.
 	Policy *policy.Enforcer
-	// PublicURL begins the links of replies, BodyTimeout bounds how long a client may take to
-	// send a body: see package service/api.
+	// PublicURL is the start of the links in replies. BodyTimeout limits how long a client may take to send a body. See
+	// package service/api for both.
 	PublicURL   string
 	BodyTimeout time.Duration
-	// CORS are the origins of web pages that may use the API. Default: none.
+	// CORS lists the origins of web pages that may use the API. Default: none.
 	CORS []string
-	// Inflight notes each request while it runs.
+	// Inflight registers each request while it runs.
 	Inflight *service.Inflight
-	// Observe is called after each request, unless it is nil.
+	// Observe is called after each request. Nil: not called.
 	Observe func(context.Context, api.Observation)
 	Logger  *slog.Logger
 }
 
-// MaxLimit is how many items a page has at most, Nova's default.
+// MaxLimit is the highest number of items on a page: Nova's default.
 const MaxLimit = 1000
 
-// Administrator is who asks when nobody has to say who they are.
+// Administrator is the identity of every client if clients are not authenticated.
 var Administrator = reqctx.Request{UserID: "admin", ProjectID: "admin", Roles: []string{"admin", "member", "reader"}}
 
-// The microversions that are spoken: the first one only.
+// The supported microversions: only the first.
 const minVersion, maxVersion = "2.1", "2.1"
 
 type server struct{ cfg Config }
@@ -113,32 +112,32 @@ func linksTo(r *http.Request, kind, id string) []api.Link {
 	}
 }
 
-// pages are the rules of all lists. Parameters that are not known are ignored, as in
-// Nova's first versions.
+// pages are the rules of all lists. Unknown parameters are ignored, as in Nova's first microversions.
 var pages = api.Pages{MaxLimit: MaxLimit, Lenient: true}
 
-// able refuses what could not be done now: nothing is accepted that has to wait
-// for a broken service. The client may send it again. Why is in the log.
-func (s *server) able(ctx context.Context) error {
+// checkBus returns Unavailable while the other services cannot be reached, because a request is not accepted if it would
+// have to wait for a broken service. The client may retry. The cause is only in the log.
+func (s *server) checkBus(ctx context.Context) error {
 	if err := s.cfg.Bus(ctx); err != nil {
 		return fault.WithUser(fault.New(fault.Unavailable, "other services cannot be reached: %w", err), "The service cannot accept this now: other services cannot be reached.")
 	}
 	return nil
 }
 
-// wake hints to the conductor that a server has work. Without the hint the work
-// is found a little later.
-func (s *server) wake(ctx context.Context, id string) {
+// notifyConductor notifies a conductor that a server has an operation. If the notification is lost, the conductor finds
+// the operation at its next poll.
+func (s *server) notifyConductor(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	if err := rpc.Cast(ctx, s.cfg.Client, compute.Wake, rpc.Any, &compute.WakeRequest{ServerID: id}); err != nil {
-		s.cfg.Logger.WarnContext(ctx, "the conductor was not woken; it finds the server by polling", "server", id, "error", err)
+		s.cfg.Logger.WarnContext(ctx, "conductor not notified, it finds the server by polling", "server", id, "error", err)
 	}
 }
 
+// stamp is the form in which Nova writes most times: UTC, in seconds.
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
 
-// micros is the other form in which Nova writes times.
+// micros is the other form in which Nova writes times: UTC, in microseconds, without a zone.
 func micros(t *time.Time) *string {
 	if t == nil {
 		return nil

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// TestBroken: what is broken inside is told to clients without brokers, hosts, ports and
-// users; the log has it under the id of the request.
+// TestBroken: a reply about a failure inside names no brokers, hosts, ports or users. The log has the cause under the id
+// of the request.
 func TestBroken(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -28,7 +28,7 @@ func TestBroken(t *testing.T) {
 			c.Fatal(err)
 		}
 		const secret = "dial tcp 10.9.8.7:5672: user nova is refused"
-		// broken asks, and wants a status and a text without a secret that the log has.
+		// broken sends a request, and wants a status and a text without the secret, which the log must have.
 		broken := func(method, path, body string, status int, says, secret string) {
 			c.Helper()
 			c.log.Reset()

@@ -29,9 +29,9 @@ const (
 	image    = `"imageRef": "208655eb-63a9-42b9-b006-4a93cb26dfa8"`
 )
 
-// door is the API of a cloud with a server that is active and one that is stopped, both of
-// which nobody runs: what is refused needs no other service.
-func door(t *testing.T) http.Handler {
+// newAPI returns the API of a cloud with an active and a stopped server and without any other service: a request that is
+// refused needs no other service.
+func newAPI(t *testing.T) http.Handler {
 	t.Helper()
 	d, err := db.Open(t.Context(), db.Config{URL: dbtest.SQLite(t)})
 	if err != nil {
@@ -93,22 +93,22 @@ func ask(t *testing.T, h http.Handler, method, path, body string) (status int, n
 	return w.Code, "", w.Body.String()
 }
 
-// TestCaptures: what a real Nova (Zed, microversion 2.1) answers to what it refuses, and
-// we do. The numbers are those of the captures.
+// TestCaptures compares our answers to refused requests with those of a real Nova (Zed, microversion 2.1). The names of
+// the rows are the numbers of the captures.
 func TestCaptures(t *testing.T) {
 	t.Parallel()
-	h := door(t)
+	h := newAPI(t)
 	const (
 		servers = "/v2.1/servers"
 		action  = servers + "/" + activeID + "/action"
-		nobody  = servers + "/00000000-0000-0000-0000-000000000000"
+		missing = servers + "/00000000-0000-0000-0000-000000000000"
 		noBody  = "Malformed request body"
 	)
 	for _, tt := range []struct {
 		name, method, path, body string
 		status                   int
 		message                  string
-		// differs says why our answer, of which status and message are, is not Nova's.
+		// differs is the reason why our answer, which status and message are, differs from Nova's.
 		differs string
 	}{
 		{"008", "POST", "/v2.1/flavors", `{"flavor": {"name": "cap.2.1", "ram": 256, "vcpus": 2, "disk": 2, "id": "cap-2.1", "OS-FLV-EXT-DATA:ephemeral": 1, "swap": 64, "rxtx_factor": 1.0, "os-flavor-access:is_public": true}}`, 409, "Flavor with ID cap-2.1 already exists.", ""},
@@ -124,10 +124,10 @@ func TestCaptures(t *testing.T) {
 		{"091", "POST", action, `{"evacuate": {"onSharedStorage": false}}`, 400, "There is no such action: evacuate", "Nova has the action, and the host is up"},
 		{"097", "POST", action, `{"nonsense": null}`, 400, "There is no such action: nonsense", ""},
 		{"098", "POST", action, `{}`, 400, noBody, ""},
-		{"132", "GET", nobody, "", 404, "Instance 00000000-0000-0000-0000-000000000000 could not be found.", ""},
+		{"132", "GET", missing, "", 404, "Instance 00000000-0000-0000-0000-000000000000 could not be found.", ""},
 		{"133", "GET", servers + "/nope", "", 404, "Instance nope could not be found.", ""},
 		{"134", "GET", "/v2.1/no-such-thing", "", 404, "The resource could not be found.", "Nova's text has HTML and its body no name"},
-		{"135", "DELETE", nobody, "", 404, "Instance 00000000-0000-0000-0000-000000000000 could not be found.", ""},
+		{"135", "DELETE", missing, "", 404, "Instance 00000000-0000-0000-0000-000000000000 could not be found.", ""},
 		{"136", "PATCH", servers, "", 405, "The method PATCH is not allowed for this resource.", "Nova answers 404, as if there was no such path"},
 		{"137", "POST", servers, `{"server": {"name": "x"}}`, 400, "Invalid input for field/attribute server. Value: {'name': 'x'}. 'flavorRef' is a required property", ""},
 		{"138", "POST", servers, `{"server": {"name": 5, ` + image + `, "flavorRef": "1"}}`, 400, "Invalid input for field/attribute name. Value: 5. 5 is not of type 'string'", ""},
@@ -140,8 +140,8 @@ func TestCaptures(t *testing.T) {
 		{"146", "POST", servers, `hello`, 415, "The media type of the body must be application/json.", "Nova answers 400, Malformed request body"},
 		{"152, 166", "GET", servers + "/85deae08-0807-4f7c-a693-b38cabdc9034", "", 404, "Instance 85deae08-0807-4f7c-a693-b38cabdc9034 could not be found.", ""},
 		{"167", "DELETE", servers + "/85deae08-0807-4f7c-a693-b38cabdc9034", "", 404, "Instance 85deae08-0807-4f7c-a693-b38cabdc9034 could not be found.", ""},
-		// 142, an image that is not there, is not here: nova-mini knows no images and takes every
-		// reference. 155, a microversion that is none, is in TestCaptureOfVersion.
+		// Capture 142, an image that does not exist, is left out: nova-mini has no images and accepts every reference.
+		// Capture 155, an invalid microversion, is in TestCaptureOfVersion.
 	} {
 		status, name, message := ask(t, h, tt.method, tt.path, tt.body)
 		names := map[int]string{400: "badRequest", 404: "itemNotFound", 405: "badMethod", 409: "conflictingRequest", 415: "badMediaType"}
@@ -154,7 +154,7 @@ func TestCaptures(t *testing.T) {
 // TestCaptureOfVersion: microversions that are refused.
 func TestCaptureOfVersion(t *testing.T) {
 	t.Parallel()
-	h := door(t)
+	h := newAPI(t)
 	for version, want := range map[string]string{
 		"abc":   `{"badRequest":{"code":400,"message":"API Version String abc is of invalid format. Must be of format MajorNum.MinorNum."}}`,
 		"2.999": `{"computeFault":{"code":406,"message":"Version 2.999 is not supported by the API. Minimum is 2.1 and maximum is 2.1."}}`,

@@ -28,7 +28,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// people are those who may ask, by their token.
+// people are the identities of the clients, by their token.
 var people = map[string]reqctx.Request{
 	"admin":    {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
 	"member":   {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
@@ -36,7 +36,7 @@ var people = map[string]reqctx.Request{
 	"stranger": {UserID: "u9", ProjectID: "p9", Roles: []string{"member", "reader"}},
 }
 
-// cloud is an API with rows that nothing works on.
+// cloud is an API with rows in the database and without other services.
 type cloud struct {
 	*testing.T
 	http.Handler
@@ -48,7 +48,7 @@ type cloud struct {
 	down  error // of the bus
 }
 
-// eachCloud runs f with an API, on every database, and the rules as they are.
+// eachCloud runs f with an API on every database, with the default rules.
 func eachCloud(t *testing.T, f func(c *cloud)) {
 	t.Helper()
 	eachCloudWith(t, api.Rules(), f)
@@ -106,7 +106,7 @@ func (c *cloud) ask(who, method, path, body string) (status int, reply string) {
 	return w.Code, w.Body.String()
 }
 
-// list returns the items of a list of which the reply has the name, or nil and the error.
+// list returns the items of a list, or nil and the error's text.
 func (c *cloud) list(who, kind, query string) (items []item, refused string) {
 	c.Helper()
 	status, reply := c.ask(who, "GET", "/"+kind+"/detail?"+query, "")
@@ -123,7 +123,7 @@ func (c *cloud) list(who, kind, query string) (items []item, refused string) {
 	if err := json.Unmarshal(got[kind], &items); err != nil {
 		c.Fatal(err)
 	}
-	if strings.Contains(query, "marker=") { // one of many pages
+	if strings.Contains(query, "marker=") { // a page after the first
 		return items, ""
 	}
 	var brief map[string]json.RawMessage
@@ -135,10 +135,10 @@ func (c *cloud) list(who, kind, query string) (items []item, refused string) {
 	return items, ""
 }
 
-// item is what a client sees.
+// item is one element of a list as a client sees it.
 type item map[string]any
 
-// text returns an attribute as a text; none is "".
+// text returns an attribute as a text, "" if the item does not have it.
 func (i item) text(name string) string {
 	switch v := i[name].(type) {
 	case nil:
@@ -219,7 +219,7 @@ func (c *cloud) filled() {
 	}
 }
 
-// operations are the kind and the step of the operation of a server that has a task.
+// operations maps a task_state to the kind and the step of the server's operation.
 var operations = map[string][2]string{
 	store.Scheduling: {"server.create", "schedule"}, store.Spawning: {"server.create", "build"}, store.Deleting: {"server.delete", "destroy"},
 	store.Rebooting: {"server.reboot", "act"}, store.RebootingHard: {"server.hard_reboot", "act"}, store.PoweringOn: {"server.start", "act"},

@@ -92,7 +92,7 @@ type createFlavor struct {
 	Flavor newFlavor `json:"flavor"`
 }
 
-// newFlavor has numbers, or their text.
+// newFlavor is the body of a request to create a flavor. Nova accepts its numbers also as text.
 type newFlavor struct {
 	Name      string          `json:"name"`
 	ID        json.RawMessage `json:"id"` // null or "auto" for a UUID
@@ -105,7 +105,7 @@ type newFlavor struct {
 	Public    json.RawMessage `json:"os-flavor-access:is_public"`
 }
 
-// flavor returns what is asked for. Invalid.
+// flavor returns the flavor that the client asks for. Errors: Invalid.
 func (n *newFlavor) flavor() (*store.Flavor, error) {
 	f := &store.Flavor{Name: n.Name, Public: len(n.Public) == 0 || yes(plainText(n.Public))}
 	for _, v := range []struct {

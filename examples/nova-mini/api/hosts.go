@@ -35,7 +35,7 @@ func state(up bool) string {
 	return "down"
 }
 
-// text is nil for an empty string.
+// text returns a pointer to s, or nil if s is empty.
 func text(s string) *string {
 	if s == "" {
 		return nil

@@ -42,8 +42,8 @@ func (l *locked) String() string {
 	return l.buf.String()
 }
 
-// TestDatabaseStaysInside: what the database refuses is the service's failure. A user reads a
-// general text and the request's id; the log has the cause under that id.
+// TestDatabaseStaysInside: an error of the database is a failure of the service. The client reads a general text and the
+// request's id. The log has the cause under that id.
 func TestDatabaseStaysInside(t *testing.T) {
 	t.Parallel()
 	server := dbtest.MySQL(t)
@@ -87,7 +87,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d.SetMaxIdleConns(0) // the request gets a connection of its own, which is younger than the change
+		d.SetMaxIdleConns(0) // the request opens a new connection, which sees the change
 		out := &locked{}
 		fine := func(context.Context) error { return nil }
 		h := api.New(api.Config{
@@ -116,8 +116,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 	}
 }
 
-// TestTexts: what fits no column is refused at once, and texts of faults are cut, on both databases
-// alike.
+// TestTexts: a text that is too long for its column is refused at once, and texts of faults are cut, on both databases.
 func TestTexts(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {

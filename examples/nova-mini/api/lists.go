@@ -20,14 +20,14 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// What lists may be filtered and sorted by. Parameters that Nova does not have at
-// microversion 2.1 are ignored, as in Nova. What Nova has is done, or refused by name.
+// This file defines the filters and sort keys of lists. Parameters that Nova does not have at microversion 2.1 are
+// ignored, as in Nova. Parameters that Nova has are implemented, or refused by name.
 
-// A filter adds to a query what one value of a parameter asks for.
+// A filter adds the condition of one value of a parameter to a query.
 type filter func(q *store.ServerQuery, value string) error
 
-// serverFilters are all that Nova has at microversion 2.1. Those that are nil are refused:
-// nova-mini has nothing to filter by, or Nova refuses them.
+// serverFilters are all filters that Nova has at microversion 2.1. A filter that is nil is refused: nova-mini has no such
+// attribute, or Nova refuses the filter, too.
 var serverFilters = map[string]filter{
 	"uuid":              is("id"),
 	"project_id":        is("project_id"),
@@ -57,24 +57,24 @@ var serverFilters = map[string]filter{
 	"block_device_mapping": nil, "info_cache": nil, "metadata": nil, "pci_devices": nil, "security_groups": nil, "services": nil, "system_metadata": nil,
 }
 
-// serverSorts are the keys to sort by with their columns. Nova's other keys, of what
-// nova-mini does not have, are refused.
+// serverSorts maps the sort keys of servers to columns. Nova's other sort keys are refused, because nova-mini does not
+// have their attributes.
 var serverSorts = map[string]string{
 	"created_at": "created_at", "updated_at": "updated_at", "launched_at": "launched_at", "display_name": "name", "uuid": "id",
 	"host": "host", "node": "host", "image_ref": "image_ref", "instance_type_id": "flavor_id", "project_id": "project_id", "user_id": "user_id",
 	"task_state": "task_state", "vm_state": "vm_state",
 }
 
-// flavorSorts are the same for flavors.
+// flavorSorts maps the sort keys of flavors to columns.
 var flavorSorts = map[string]string{
 	"flavorid": "id", "name": "name", "memory_mb": "memory_mib", "root_gb": "disk_gib", "ephemeral_gb": "ephemeral_gib", "swap": "swap_mib",
 	"vcpus": "vcpus", "is_public": "is_public", "rxtx_factor": "rxtx_factor",
 }
 
-// hostNames are filters and sort keys that tell which host a server is on.
+// hostNames are the filters and sort keys that reveal the host of a server. Only administrators may use them.
 var hostNames = []string{"host", "node"}
 
-// filterNames returns the filters that are not refused.
+// filterNames returns the names of the filters that are not refused.
 func filterNames() []string {
 	return slices.Sorted(func(yield func(string) bool) {
 		for name, f := range serverFilters {
@@ -94,7 +94,7 @@ func is(column string) filter {
 
 func nameOf(s *store.Server) *string { return &s.Name }
 
-// like filters by a regular expression that is found in what of returns. Nil has no match.
+// like filters by a regular expression that must match in the text that of returns. A nil text has no match.
 func like(name string, of func(*store.Server) *string) filter {
 	return func(q *store.ServerQuery, value string) error {
 		re, err := regexp.Compile(value)
@@ -112,8 +112,8 @@ func like(name string, of func(*store.Server) *string) filter {
 	}
 }
 
-// literal returns the longest text that is plainly a part of all that an expression
-// matches; empty: none.
+// literal returns a text that every match of a regular expression contains, or "" if no such text is obvious. With it the
+// database can select the rows before the expression is matched.
 func literal(expr string) (text string) {
 	re, err := syntax.Parse(expr, syntax.Perl)
 	if err != nil {
@@ -131,7 +131,7 @@ func literal(expr string) (text string) {
 	return text
 }
 
-// isoTimes are the forms of ISO 8601 that are read; without a zone it is UTC.
+// isoTimes are the accepted forms of ISO 8601. A time without a zone is in UTC.
 var isoTimes = []string{
 	time.RFC3339Nano, "2006-01-02T15:04:05.999999999Z0700", "2006-01-02T15:04:05.999999999", "2006-01-02 15:04:05.999999999Z07:00",
 	"2006-01-02 15:04:05.999999999", "2006-01-02T15:04Z07:00", "2006-01-02T15:04", "20060102T150405Z0700", "20060102T150405", time.DateOnly,
@@ -149,15 +149,15 @@ func changedSince(q *store.ServerQuery, value string) error {
 	return wrongQuery("changes-since", value, fmt.Sprintf("'%.100s' is not a 'date-time'", value))
 }
 
-// deleted filters by whether servers are deleted, which none in the database is. A text
-// that is no boolean says no, as in Nova.
+// deleted filters by whether servers are deleted. The database has no deleted servers, so a true value selects nothing. A
+// text that is not a boolean counts as false, as in Nova.
 func deleted(q *store.ServerQuery, value string) error {
 	q.Nothing = q.Nothing || yes(strings.TrimSpace(value))
 	return nil
 }
 
-// hasStatus filters by the statuses that servers are shown with, of which one must be the
-// server's. No server has one that is unknown.
+// hasStatus filters by the status that clients see. The server must have one of the given statuses. An unknown status
+// selects no server.
 func hasStatus(q *store.ServerQuery, value string) error {
 	q.Statuses = append(q.Statuses, value)
 	return nil
@@ -167,17 +167,17 @@ func wrongQuery(name, value, why string) error {
 	return fault.New(fault.Invalid, "Invalid input for query parameters %s. Value: %.100s. %s", name, value, why)
 }
 
-// administrator reports whether the one who asks is an administrator.
+// administrator reports whether the client is an administrator.
 func (s *server) administrator(ctx context.Context) bool {
 	return s.cfg.Policy.Enforce(ctx, ruleAdmin, nil) == nil
 }
 
-// viewer returns which flavors the one who asks sees.
+// viewer returns which flavors the client sees.
 func (s *server) viewer(ctx context.Context) store.FlavorViewer {
 	return store.FlavorViewer{Project: reqctx.From(ctx).ProjectID, All: s.administrator(ctx)}
 }
 
-// serverQuery reads what a client asks of a list of servers.
+// serverQuery reads the parameters of a list of servers.
 func (s *server) serverQuery(ctx context.Context, r *http.Request, allRule string) (q store.ServerQuery, err error) {
 	values := r.URL.Query()
 	q.In = store.OfProject(reqctx.From(ctx).ProjectID)
@@ -217,8 +217,8 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, allRule strin
 	return q, err
 }
 
-// sortKeys reads sort_key and sort_dir: a key without a direction has the first one. The
-// schema of the query has judged the keys.
+// sortKeys reads the parameters sort_key and sort_dir. A key without a direction has the first given direction. The
+// schema of the query has already checked the keys.
 func sortKeys(q url.Values, columns map[string]string, key, dir string) ([]db.SortKey, error) {
 	keys, dirs := q["sort_key"], q["sort_dir"]
 	if len(dirs) > 0 {
@@ -247,7 +247,7 @@ func sortKeys(q url.Values, columns map[string]string, key, dir string) ([]db.So
 	return out, nil
 }
 
-// flavorQuery reads what a client asks of a list of flavors.
+// flavorQuery reads the parameters of a list of flavors.
 func (s *server) flavorQuery(ctx context.Context, r *http.Request) (q store.FlavorQuery, err error) {
 	q.For = s.viewer(ctx)
 	values := r.URL.Query()
@@ -260,7 +260,7 @@ func (s *server) flavorQuery(ctx context.Context, r *http.Request) (q store.Flav
 			if errors.Is(err, strconv.ErrSyntax) {
 				return q, fault.New(fault.Invalid, "Invalid %s filter [%.100s]", v.name, text)
 			}
-			*v.to = max(*v.to, int(n)) // out of range: the nearest number
+			*v.to = max(*v.to, int(n)) // out of range: n is the nearest int
 		}
 	}
 	if q.Public, err = isPublic(values["is_public"]); err != nil {
@@ -270,8 +270,8 @@ func (s *server) flavorQuery(ctx context.Context, r *http.Request) (q store.Flav
 	return q, err
 }
 
-// isPublic reads a parameter whose text is a boolean, or none for both. Without it flavors
-// are public.
+// isPublic reads a parameter whose text is a boolean, or "none" for both public and private flavors (nil). Without the
+// parameter only public flavors are listed.
 func isPublic(values []string) (*bool, error) {
 	if len(values) == 0 {
 		return new(true), nil
@@ -279,7 +279,7 @@ func isPublic(values []string) (*bool, error) {
 	text := values[len(values)-1]
 	switch got, ok := truth(text); {
 	case strings.EqualFold(text, "none"):
-		return nil, nil //nolint:nilnil // none of both
+		return nil, nil //nolint:nilnil // nil selects both
 	case ok:
 		return &got, nil
 	}

@@ -36,8 +36,7 @@ const (
 		updated_at vcpu_weight vcpus`
 )
 
-// TestServerFilters takes each name by which Nova filters servers: the rows that come are
-// those that match, or the name is refused.
+// TestServerFilters checks each of Nova's filters of servers: the list has the matching rows, or the filter is refused.
 func TestServerFilters(t *testing.T) {
 	t.Parallel()
 	same := func(attribute string) func(item, string) bool {
@@ -126,7 +125,7 @@ func TestServerFilters(t *testing.T) {
 		}
 		for _, name := range []string{"uuid", "name", "node", "status", "changes-since", "deleted"} { // one of each kind
 			for _, value := range []string{"\x00", "a\x00b", "'", `"`, "%", "_", `\`, "((((", "a{1000}{1000}", strings.Repeat("(a|b)*", 50), strings.Repeat("x", 4000), "\U0010FFFF\uFFFD", "(?=x)", "99999999999999999999", "-1"} {
-				if got, _ := c.list("admin", "servers", "all_tenants=1&"+name+"="+url.QueryEscape(value)); len(got) > 0 && name != "deleted" { // which is true or not
+				if got, _ := c.list("admin", "servers", "all_tenants=1&"+name+"="+url.QueryEscape(value)); len(got) > 0 && name != "deleted" { // deleted is true or false
 					for _, i := range got {
 						if !filters[name].matches(i, value) {
 							c.Errorf("%s=%q has %v", name, value, i)
@@ -137,7 +136,7 @@ func TestServerFilters(t *testing.T) {
 		}
 		for _, tt := range []struct{ who, query, want string }{
 			{"admin", "status=ERROR&status=build&name=web&all_tenants=1", ""},
-			{"admin", "tenant_id=p2", ""}, // and of the own project: none, as in Nova
+			{"admin", "tenant_id=p2", ""}, // the own project is a condition, too, so the list is empty, as in Nova
 			{"admin", "name=[", `400 "message":"Invalid input for query parameters name. Value: [. '[' is not a 'regex'"`},
 			{"member", "changes-since=invalid+date", `400 "message":"Invalid input for query parameters changes-since. Value: invalid date. 'invalid date' is not a 'date-time'"`},
 			{"member", "changes-since=", "400 is not a 'date-time'"},
@@ -162,8 +161,8 @@ func TestServerFilters(t *testing.T) {
 	})
 }
 
-// TestServerOrder takes each key by which Nova sorts servers, in both directions: the list
-// has that order, and so have its pages, or the key is refused.
+// TestServerOrder checks each of Nova's sort keys of servers, in both directions: the list and its pages have that order,
+// or the key is refused.
 func TestServerOrder(t *testing.T) {
 	t.Parallel()
 	shown := map[string]string{
@@ -196,7 +195,7 @@ func TestServerOrder(t *testing.T) {
 	})
 }
 
-// ordered checks every key that Nova sorts a list by.
+// ordered checks each of Nova's sort keys of a list.
 func (c *cloud) ordered(kind, query string, keys []string, shown map[string]string, dir, first, firstShown string) {
 	c.Helper()
 	for _, key := range keys {
@@ -247,7 +246,7 @@ func (c *cloud) ordered(kind, query string, keys []string, shown map[string]stri
 	}
 }
 
-// compare compares what clients see: nothing is the smallest.
+// compare compares values that clients see. A missing value is the smallest.
 func compare(a, b any) int {
 	if m, ok := a.(map[string]any); ok {
 		a = m["id"]
@@ -272,8 +271,7 @@ func compare(a, b any) int {
 	return strings.Compare(fmt.Sprint(a), fmt.Sprint(b))
 }
 
-// TestLimit: 0 is an empty list without a next page, as in Nova, and a filter does not
-// change what a page is.
+// TestLimit: with limit 0 a list is empty and has no next page, as in Nova. A filter does not change the length of pages.
 func TestLimit(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -311,7 +309,7 @@ func TestLimit(t *testing.T) {
 	})
 }
 
-// TestFlavorLists: the same for flavors.
+// TestFlavorLists checks filters, sort keys and pages of flavors.
 func TestFlavorLists(t *testing.T) {
 	t.Parallel()
 	shown := map[string]string{
@@ -363,8 +361,7 @@ func TestFlavorLists(t *testing.T) {
 	})
 }
 
-// TestHostLists: services and hypervisors have the filters that Nova has at 2.1, others are
-// ignored.
+// TestHostLists: lists of services and hypervisors have the filters that Nova has at 2.1. Other parameters are ignored.
 func TestHostLists(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -401,7 +398,7 @@ func TestHostLists(t *testing.T) {
 	})
 }
 
-// TestMarkers: the marker of a page is one of the servers or flavors that the list may have.
+// TestMarkers: the marker of a page must be a server or a flavor that the client sees.
 func TestMarkers(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {

@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// The names of the rules, Nova's.
+// The names of the rules, as in Nova.
 const (
 	ruleAdmin         = "context_is_admin"
 	ruleCreate        = "os_compute_api:servers:create"
@@ -40,7 +40,7 @@ const (
 	ruleHypervisor    = "os_compute_api:os-hypervisors:show"
 )
 
-// Rules are the policy's, with the defaults that Nova has in Zed.
+// Rules returns the rules of the policy, with the default checks of Nova Zed.
 func Rules() []policy.Rule {
 	rules := []policy.Rule{
 		{Name: ruleAdmin, Check: "role:admin", Description: "Who is an administrator."},
@@ -86,8 +86,8 @@ func Rules() []policy.Rule {
 	return rules
 }
 
-// server returns a server of which who asks may do what the rule says. One of another
-// project is not there, as in Nova, unless they may.
+// server returns a server if the rule allows the client to act on it. Errors: NotFound, if the server does not exist, or
+// belongs to another project and the rule denies, as in Nova; Denied, if the rule denies for the client's own project.
 func (s *server) server(ctx context.Context, rule, id string) (*store.Server, error) {
 	srv, err := s.cfg.Store.Server(ctx, id)
 	if err != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// TestPolicy is every rule, by every role and every scope: who may.
+// TestPolicy checks for every rule which roles and scopes it allows.
 func TestPolicy(t *testing.T) {
 	t.Parallel()
 	p, err := policy.New(api.Rules(), policy.Config{Logger: slog.New(slog.DiscardHandler)})
@@ -46,7 +46,7 @@ func TestPolicy(t *testing.T) {
 		"os_compute_api:os-flavor-manage:create": admin, "os_compute_api:os-flavor-manage:delete": admin, "os_compute_api:os-services:list": admin,
 		"os_compute_api:os-services:update": admin, "os_compute_api:os-hypervisors:list": admin, "os_compute_api:os-hypervisors:list-detail": admin,
 		"os_compute_api:os-hypervisors:show": admin,
-		// What rules are made of has no scope.
+		// Rules that other rules are made of have no scope.
 		"context_is_admin":   "admin domain, admin other, admin own, admin system",
 		"project_member_api": "member own", "project_reader_api": "reader own",
 		"project_member_or_admin": "admin domain, admin other, admin own, admin system, member own",
@@ -66,7 +66,7 @@ func TestPolicy(t *testing.T) {
 			t.Errorf("%s is for %s; want %s", r.Name, got, want[r.Name])
 		}
 		if r.Description == "" || len(r.Scopes) > 0 && len(r.Operations) == 0 {
-			t.Errorf("%s does not say what it is for", r.Name)
+			t.Errorf("rule %s has no description or operation", r.Name)
 		}
 	}
 	for name := range want {

@@ -7,18 +7,18 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// fails are the statuses of errors that a client of a route may get, but for those of a
-// service that is broken: what it asks for itself, and these.
+// fails returns the statuses of the errors that a client of a route may get: those that every route has, and more. The
+// statuses of a broken service are not listed.
 func fails(more ...int) []int {
 	return append([]int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotAcceptable}, more...)
 }
 
-// failsOfBody is fails for a route that reads a body.
+// failsOfBody is like fails, for a route that reads a body.
 func failsOfBody(more ...int) []int {
 	return append(fails(http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType), more...)
 }
 
-// routes registers all that Nova has, too.
+// routes registers all routes. Each is a route of Nova.
 func (s *server) routes(mux *api.Mux) {
 	mux.Discover(api.Discovery{
 		ID: "v2.1", Updated: "2013-07-23T11:33:21Z",
@@ -94,12 +94,12 @@ func (s *server) actionRoutes(mux *api.Mux) {
 		}
 	}
 	const accepted = http.StatusAccepted
-	api.HandleRoute(mux, action("os-start", "Start a server", accepted, nil), s.plain(ruleStart, compute.Start))
-	api.HandleRoute(mux, action("os-stop", "Stop a server", accepted, nil), s.plain(ruleStop, compute.Stop))
+	api.HandleRoute(mux, action("os-start", "Start a server", accepted, nil), s.actionHandler(ruleStart, compute.Start))
+	api.HandleRoute(mux, action("os-stop", "Stop a server", accepted, nil), s.actionHandler(ruleStop, compute.Stop))
 	api.HandleRoute(mux, action("reboot", "Reboot a server", accepted, rebootBody), s.reboot)
 	api.HandleRoute(mux, action("resize", "Give a server another flavor", accepted, resizeBody), s.resize)
-	api.HandleRoute(mux, action("confirmResize", "Keep the new size", http.StatusNoContent, nil), s.plain(ruleConfirmResize, compute.ConfirmResize))
-	api.HandleRoute(mux, action("revertResize", "Go back to the old size", accepted, nil), s.plain(ruleRevertResize, compute.RevertResize))
+	api.HandleRoute(mux, action("confirmResize", "Keep the new size", http.StatusNoContent, nil), s.actionHandler(ruleConfirmResize, compute.ConfirmResize))
+	api.HandleRoute(mux, action("revertResize", "Go back to the old size", accepted, nil), s.actionHandler(ruleRevertResize, compute.RevertResize))
 	console := action("os-getConsoleOutput", "Read the end of a server's console log", http.StatusOK, consoleBody)
 	console.Reply = consoleText
 	console.Errors = append(console.Errors, http.StatusNotImplemented)

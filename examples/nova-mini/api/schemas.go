@@ -9,16 +9,14 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// What requests and replies are, as JSON Schemas. They are what is checked, and what the
-// OpenAPI document shows. Bodies and queries take what Nova 2.1 takes; of what nova-mini
-// knows but cannot do only the part that it does already, such as one server a request.
-// Replies are exact.
+// This file has the JSON Schemas of requests and replies. They check requests, and the OpenAPI document shows them.
+// Bodies and queries accept what Nova 2.1 accepts. Of a feature that nova-mini has in part, they accept only that part,
+// such as one server for each request. Schemas of replies are exact.
 
-// fields are the properties of an object, by name. A name that ends with "?" need not be
-// there.
+// fields are the properties of an object, by name. A property whose name ends with "?" is optional.
 type fields map[string]string
 
-// exact is an object with these fields and no others.
+// exact is the schema of an object with these fields and no others.
 func exact(f fields) string {
 	var required, properties []string
 	for _, name := range slices.Sorted(maps.Keys(f)) {
@@ -36,16 +34,16 @@ func list(item string) string { return `{"type": "array", "items": ` + item + `}
 
 func anyOf(schemas ...string) string { return `{"anyOf": [` + strings.Join(schemas, ", ") + `]}` }
 
-// always makes a schema hold for all versions.
+// always returns a schema that holds for all microversions.
 func always(schema string) []api.Schema { return []api.Schema{{JSON: schema}} }
 
-// page is a list of which a client may ask for a part.
+// page is the schema of a list that clients read in pages.
 func page(name, item string) []api.Schema {
 	return always(exact(fields{name: list(item), name + "_links?": list(link)}))
 }
 
-// query is one with these parameters, each any number of times. Others are ignored, as
-// until microversion 2.75.
+// query is the schema of a query with these parameters. A parameter may occur any number of times. Other parameters are
+// ignored, as in Nova until microversion 2.75.
 func query(params fields) []api.Schema {
 	var properties []string
 	for _, name := range slices.Sorted(maps.Keys(params)) {
@@ -54,12 +52,12 @@ func query(params fields) []api.Schema {
 	return always(`{"type": "object", "additionalProperties": true, "properties": {` + strings.Join(properties, ", ") + `}}`)
 }
 
-// oneOf is the name of a column.
+// oneOf is the schema of a text that is one of the keys of columns.
 func oneOf(columns map[string]string) string {
 	return fmt.Sprintf(`{"enum": ["%s"]}`, strings.Join(slices.Sorted(maps.Keys(columns)), `", "`))
 }
 
-// withFilters adds the filters of servers to parameters.
+// withFilters adds the filters of servers to the parameters of a query.
 func withFilters(params fields) fields {
 	for _, name := range filterNames() {
 		params[name] = anything
@@ -86,7 +84,7 @@ const (
 	manual    = `{"enum": ["MANUAL"]}`
 	flavorIDs = `{"type": "string", "pattern": "^[a-zA-Z0-9. _-]{1,255}$"}`
 
-	// nameText is printable, and neither begins nor ends with a space.
+	// nameText is a printable text without a space at either end.
 	nameText = `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^([^\\p{C}\\p{Z}]([^\\p{C}\\p{Zl}\\p{Zp}]*[^\\p{C}\\p{Z}])?)?$"}`
 	// labels is a server's metadata.
 	labels = `{"type": "object", "additionalProperties": false, "patternProperties": {"^[a-zA-Z0-9-_:. ]{1,255}$": {"type": "string", "maxLength": 255}}}`
@@ -94,10 +92,10 @@ const (
 	hostText = `{"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9-._]*$"}`
 	// reference is a flavor's id, or a link that ends with it.
 	reference = `{"type": ["string", "integer"], "minLength": 1}`
-	// yesOrNo is all that Nova takes for a boolean.
+	// yesOrNo has all values that Nova accepts as a boolean.
 	yesOrNo = `{"enum": [true, "True", "TRUE", "true", "1", "ON", "On", "on", "YES", "Yes", "yes", ` + no + `]}`
 	no      = `false, "False", "FALSE", "false", "0", "OFF", "Off", "off", "NO", "No", "no"`
-	// positive and natural are numbers, or their text, up to what MySQL has.
+	// positive and natural are integers, or integers as text, up to MySQL's largest INT.
 	positive = `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 1, "maximum": 2147483647}`
 	natural  = `{"type": ["integer", "string"], "pattern": "^[0-9]*$", "minLength": 1, "minimum": 0, "maximum": 2147483647}`
 )
@@ -129,19 +127,19 @@ var (
 	accessList = always(exact(fields{"flavor_access": list(exact(fields{"flavor_id": flavorIDs, "tenant_id": upTo255}))}))
 )
 
-// accessBody is the body of an action that changes who has access to a flavor.
+// accessBody is the body of an action that changes which projects have access to a flavor.
 func accessBody(action string) []api.Schema {
 	return always(exact(fields{action: exact(fields{"tenant": upTo255})}))
 }
 
 // Servers.
 var (
-	// Networks are taken and have no effect: servers have no network yet.
+	// Networks are accepted without effect, because servers have no network yet.
 	networks = list(`{"type": "object", "additionalProperties": false, "properties": {` +
 		`"fixed_ip": {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}, "port": {"type": ["string", "null"], "format": "uuid"}, "uuid": ` + anything + `}}`)
 	serverCreate = always(exact(fields{"server": exact(fields{
 		"name": nameText, "flavorRef": reference, "metadata?": labels, "networks?": networks,
-		"imageRef?":  `{"type": "string", "maxLength": 255}`, // nobody knows the images
+		"imageRef?":  `{"type": "string", "maxLength": 255}`, // any text, because nova-mini has no images
 		"key_name?":  nameText,
 		"min_count?": oneServer, "max_count?": oneServer, "OS-DCF:diskConfig?": manual, "config_drive?": `{"enum": [` + no + `]}`,
 		"availability_zone?": nameText,

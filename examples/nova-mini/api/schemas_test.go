@@ -5,11 +5,11 @@ import (
 	"testing"
 )
 
-// TestBodies: what Nova takes is taken, and what is refused is refused in its words; what
-// nova-mini cannot do it does not take.
+// TestBodies: bodies that Nova accepts are accepted, and bodies that Nova refuses are refused with Nova's text. A feature
+// that nova-mini does not have is refused.
 func TestBodies(t *testing.T) {
 	t.Parallel()
-	h := door(t)
+	h := newAPI(t)
 	const (
 		servers  = "/v2.1/servers"
 		flavors  = "/v2.1/flavors"
@@ -18,7 +18,7 @@ func TestBodies(t *testing.T) {
 	)
 	long := strings.Repeat("x", 256)
 	server := func(more string) string { return `{"server": {"name": "x", "flavorRef": "none"` + more + `}}` }
-	// A server that would be made but for its flavor: the schema was content.
+	// The error of a server that is refused only because of its flavor: the body has passed the schema.
 	const content = "Flavor none could not be found."
 	flavor := func(more string) string {
 		return `{"flavor": {"name": "f", "ram": 1, "vcpus": 1, "disk": 0` + more + `}}`

@@ -26,7 +26,7 @@ type createServer struct {
 	Server newServer `json:"server"`
 }
 
-// newServer is what has an effect of what the schema allows.
+// newServer has those fields of the schema that have an effect.
 type newServer struct {
 	Name      string            `json:"name"`
 	FlavorRef json.RawMessage   `json:"flavorRef"`
@@ -36,8 +36,8 @@ type newServer struct {
 	Zone      string            `json:"availability_zone"`
 }
 
-// flavor returns the flavor that a reference means, its id or a link to it. Invalid: there
-// is none that the client may use.
+// flavor returns the flavor that a reference names: a flavor's id, or a link to a flavor. Errors: Invalid, if the flavor
+// does not exist or the client must not use it.
 func (s *server) flavor(ctx context.Context, ref json.RawMessage) (*store.Flavor, error) {
 	id := plainText(ref)
 	if i := strings.LastIndexByte(id, '/'); i >= 0 {
@@ -61,7 +61,7 @@ type createdServer struct {
 func (s *server) createServer(ctx context.Context, r *api.Request[createServer]) (map[string]createdServer, error) {
 	in := r.Body.Server
 	switch {
-	case in.KeyName != "": // there are no key pairs
+	case in.KeyName != "": // nova-mini has no key pairs
 		return nil, fault.New(fault.Invalid, "Invalid key_name provided.")
 	case len(in.Metadata) > maxMetadata:
 		return nil, fault.New(fault.Denied, "Maximum number of metadata items exceeds %d", maxMetadata)
@@ -72,7 +72,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err != nil {
 		return nil, err
 	}
-	if err := s.able(ctx); err != nil {
+	if err := s.checkBus(ctx); err != nil {
 		return nil, err
 	}
 	who := reqctx.From(ctx)
@@ -85,7 +85,7 @@ func (s *server) createServer(ctx context.Context, r *api.Request[createServer])
 	if err := s.cfg.Store.CreateServer(ctx, srv); err != nil {
 		return nil, err
 	}
-	s.wake(ctx, srv.ID)
+	s.notifyConductor(ctx, srv.ID)
 	l := linksTo(r.Request, "servers", srv.ID)
 	r.ReplyHeader.Set("Location", l[0].Href)
 	return map[string]createdServer{"server": {
@@ -129,10 +129,10 @@ type serverView struct {
 	VolumesAttached []map[string]string `json:"os-extended-volumes:volumes_attached"`
 	Fault           *faultView          `json:"fault,omitempty"`
 
-	*extendedView // nil, and so left out, for those who may not see it
+	*extendedView // nil, and so left out, if the client must not see it
 }
 
-// extendedView tells where a server is.
+// extendedView has the attributes that reveal the host of a server.
 type extendedView struct {
 	Host           *string `json:"OS-EXT-SRV-ATTR:host"`
 	InstanceName   string  `json:"OS-EXT-SRV-ATTR:instance_name"`
@@ -151,10 +151,10 @@ type faultView struct {
 	Details string `json:"details,omitempty"`
 }
 
-// zone is the one availability zone, Nova's default name.
+// zone is the only availability zone. The name is Nova's default.
 const zone = "nova"
 
-// zoneOf returns the availability zone of a server, which it has with its host.
+// zoneOf returns the availability zone of a server, or "" while the server has no host.
 func zoneOf(s *store.Server) string {
 	if s.Host == nil {
 		return ""
@@ -165,7 +165,7 @@ func zoneOf(s *store.Server) string {
 // progressing are the statuses of servers that are shown with a progress, as in Nova.
 var progressing = []string{"ACTIVE", "BUILD", "RESIZE", "VERIFY_RESIZE"}
 
-// viewServer returns what the one who asks may see of a server.
+// viewServer returns the attributes of a server that the client may see.
 func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 	marked := func(kind, id string) bookmark {
 		return bookmark{ID: id, Links: linksTo(r, kind, id)[1:]}
@@ -249,12 +249,12 @@ func (s *server) deleteServer(ctx context.Context, r *api.Request[api.None]) (ap
 	if _, err := s.server(ctx, ruleDelete, id); err != nil {
 		return api.None{}, err
 	}
-	if err := s.able(ctx); err != nil {
+	if err := s.checkBus(ctx); err != nil {
 		return api.None{}, err
 	}
 	if err := s.cfg.Store.BeginDelete(ctx, id); err != nil {
 		return api.None{}, err
 	}
-	s.wake(ctx, id)
+	s.notifyConductor(ctx, id)
 	return api.None{}, nil // 204
 }

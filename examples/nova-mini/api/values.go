@@ -9,10 +9,10 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Nova takes numbers as text, too, and looks at what the text says only after the
-// schema, with other words.
+// Nova also accepts numbers as text, and checks the number in the text only after the schema, with other error messages.
+// The functions in this file do the same.
 
-// plainText returns a text, or the digits of a number; "" for null and for nothing.
+// plainText returns a JSON text, or the digits of a JSON number. It returns "" for null and for an empty value.
 func plainText(raw json.RawMessage) string {
 	var s string
 	if json.Unmarshal(raw, &s) == nil { // also null
@@ -21,7 +21,7 @@ func plainText(raw json.RawMessage) string {
 	return string(raw)
 }
 
-// whole returns a whole number of at least low; low if there is none.
+// whole returns an integer of at least low. It returns low for an empty value. Errors: Invalid.
 func whole(name string, raw json.RawMessage, low int) (int, error) {
 	if len(raw) == 0 {
 		return low, nil
@@ -38,7 +38,7 @@ func whole(name string, raw json.RawMessage, low int) (int, error) {
 	return int(n), nil
 }
 
-// factor returns a positive number; 1 if there is none.
+// factor returns a positive number. It returns 1 for an empty value. Errors: Invalid.
 func factor(raw json.RawMessage) (float64, error) {
 	if len(raw) == 0 {
 		return 1, nil
@@ -50,7 +50,7 @@ func factor(raw json.RawMessage) (float64, error) {
 	return x, nil
 }
 
-// truth reads a text that stands for a boolean; ok is false if it stands for none.
+// truth reads a text that stands for a boolean. ok is false if the text does not stand for a boolean.
 func truth(text string) (value, ok bool) {
 	switch strings.ToLower(strings.TrimSpace(text)) {
 	case "true", "1", "on", "yes", "t", "y":
@@ -61,13 +61,13 @@ func truth(text string) (value, ok bool) {
 	return false, false
 }
 
-// yes reports whether a text, or true, says so.
+// yes reports whether a text stands for true.
 func yes(text string) bool {
 	value, _ := truth(text)
 	return value
 }
 
-// allTenants reads the parameter of that name. Without a value it says yes.
+// allTenants reads the parameter all_tenants. Without a value it is true.
 func allTenants(q map[string][]string) (bool, error) {
 	values := q["all_tenants"]
 	if len(values) == 0 {

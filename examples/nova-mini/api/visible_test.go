@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// TestTenancy: a token without a project sees and makes no servers, also if an operator has
-// loosened every rule; "all projects" is what all_tenants says, and nothing else.
+// TestTenancy: a client whose token has no project sees and creates no servers, also if an operator's policy allows
+// everything. Only all_tenants lists the servers of all projects.
 func TestTenancy(t *testing.T) {
 	t.Parallel()
 	rules := api.Rules()
@@ -26,7 +26,7 @@ func TestTenancy(t *testing.T) {
 	}
 	eachCloudWith(t, rules, func(c *cloud) {
 		c.filled()
-		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET project_id = '' WHERE id LIKE '00007919%'`); err != nil { // of an older version
+		if _, err := c.db.ExecContext(c.Context(), `UPDATE servers SET project_id = '' WHERE id LIKE '00007919%'`); err != nil { // as an older release has left it
 			c.Fatal(err)
 		}
 		for _, query := range []string{"", "name=web", "limit=5", "project_id=", "project_id=p1", "all_tenants=0"} {
@@ -52,8 +52,8 @@ func TestTenancy(t *testing.T) {
 	})
 }
 
-// TestPrivateFlavors: a flavor that is not public does not exist for those without access:
-// neither in lists, nor by its id or as a marker, nor for a server.
+// TestPrivateFlavors: a client without access to a private flavor does not see it: neither in lists, nor by its id, nor as
+// a marker, nor for a new server.
 func TestPrivateFlavors(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {
@@ -128,8 +128,8 @@ func must(items []item, refused string) []item {
 	return items
 }
 
-// TestAttributes: members see of a server what Nova's policies let them: not its host, and
-// of its fault neither hosts nor amounts.
+// TestAttributes: members see the attributes of a server that Nova's policies allow: not its host, and in its fault
+// neither hosts nor amounts.
 func TestAttributes(t *testing.T) {
 	t.Parallel()
 	const message, details = "No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 node-7 disabled"
@@ -204,7 +204,7 @@ func TestResizeWithoutRoom(t *testing.T) {
 	})
 }
 
-// TestBlanks: a name that ends with a blank is not the name without it, on either database.
+// TestBlanks: a name with a space at its end differs from the name without it, on every database.
 func TestBlanks(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {

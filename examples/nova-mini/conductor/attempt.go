@@ -12,17 +12,17 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// Workers of releases before 1.4 of the interface compute name a step by its server, its task, and the generation of the request that
-// they got. The functions here find the token for it.
+// Before version 1.4 of the interface compute, a compute service names a step by the server, the task, and the generation
+// of the request. The functions in this file map these to the token of the step.
 
-// generationOf makes the generation of a request of its token.
+// generationOf returns the generation that a request with this token carries for earlier releases: a hash of the token.
 func generationOf(token string) int64 {
 	h := fnv.New64a()
-	_, _ = h.Write([]byte(token)) // it does not fail
+	_, _ = h.Write([]byte(token)) // a hash does not fail
 	return int64(h.Sum64() & math.MaxInt64)
 }
 
-// tokenOf returns the token of an attempt. ErrStale: it is not the server's current one.
+// tokenOf returns the token of an attempt. Errors: ErrStale, if it is not the server's current attempt.
 func (s *Service) tokenOf(ctx context.Context, a *compute.AttemptRequest) (string, error) {
 	op, err := s.cfg.Store.Operations().Current(ctx, a.ServerID)
 	switch {
@@ -35,7 +35,7 @@ func (s *Service) tokenOf(ctx context.Context, a *compute.AttemptRequest) (strin
 	case a.Generation != 0 || op.Kind != store.Delete.Name:
 		return "", compute.ErrStale
 	}
-	// The deletion on this host in whatever generation.
+	// Generation 0 means the deletion on this host, for every attempt.
 	srv, err := s.cfg.Store.Server(ctx, a.ServerID)
 	if err == nil && (srv.Host == nil || *srv.Host != a.Host) {
 		err = compute.ErrStale

@@ -1,17 +1,18 @@
-// Package conductor is nova-mini's conductor: it runs the operations on servers, so that
-// each ends, whichever process dies on the way. All it knows is in the database; messages are
-// hints. Any number of conductors may run.
+// Package conductor is nova-mini's conductor service. It runs the operations on servers, so that each operation ends even
+// if any process dies meanwhile. The whole state is in the database; a message only starts work earlier than the next
+// poll. Any number of conductors may run.
 //
-//	server.create   schedule: the scheduler chooses a host; build: the worker builds, and after a failure the
-//	                operation goes back to schedule. The server is active, or in error and on no host
-//	server.delete   destroy: the worker destroys. The server is gone
+//	server.create   schedule: the scheduler chooses a host; build: the compute service builds the server. After a
+//	                failed build the operation goes back to schedule. In the end the server is active, or in error
+//	                and on no host
+//	server.delete   destroy: the compute service destroys the server. In the end the server does not exist
 //	server.stop, server.start, server.reboot, server.hard_reboot,
 //	server.resize, server.confirm_resize, server.revert_resize
-//	                act: the worker does the action. The server is in the state that the action leads to, or as before
-//	                with a fault
+//	                act: the compute service does the action. In the end the server is in the state that the action
+//	                leads to, or in its old state with a fault
 //
-// A step that the worker does is begun by a cast, which is repeated while there is no report. It ends with the worker's
-// report, in the transaction that changes the server.
+// The conductor starts a step of a compute service by a cast, and repeats the cast while no report has come. The step ends
+// with the compute service's report, in the transaction that changes the server.
 package conductor
 
 import (
@@ -36,32 +37,32 @@ import (
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
-	// Host is this process's name, which stands in the events of operations.
+	// Host is the name of this process in the events of operations.
 	Host string
-	// Ratios are how far resources may be over-committed.
+	// Ratios are the allocation ratios of the hosts' resources.
 	Ratios store.Ratios
-	// MaxAttempts is on how many hosts a build is tried. Default 3.
+	// MaxAttempts is the number of build attempts of a server, each on another host. Default 3.
 	MaxAttempts int
-	// BuildTimeout is how long a build or an action may take on one host, or the search
-	// for a host, before it is given up. Default 10 minutes.
+	// BuildTimeout is how long one step may take: the search for a host, and a build or an action on one host.
+	// Default 10 minutes.
 	BuildTimeout time.Duration
-	// DownAfter is how long a worker may send no heartbeat and still keep its host from another process.
-	// Default 60 s.
+	// DownAfter is how long a compute service without heartbeats still owns its host. After that another process can
+	// claim the host. Default 60 s.
 	DownAfter time.Duration
-	// Resend is the first delay after which a worker that has not reported is told again. It doubles each time, up to 5 minutes. It is
-	// also the lease of an operation. Default 15 s.
+	// Resend is the first delay after which the request to a compute service is repeated if no report has come. It
+	// doubles each time, up to 5 minutes. Resend is also the length of the lease of an operation. Default 15 s.
 	Resend time.Duration
-	// Poll is how often operations are looked for without a notification. Default 1 s.
+	// Poll is how often the database is polled for operations, without a notification. Default 1 s.
 	Poll     time.Duration
 	Inflight *service.Inflight
 	Logger   *slog.Logger
 }
 
-// Service answers the conductor's RPC interface, and runs operations once its Runner is
-// started. It is safe for concurrent use.
+// Service answers the conductor's RPC interface. It runs operations after its Runner has been started. It is safe for
+// concurrent use.
 type Service struct {
 	cfg Config
-	// Runner is a part of package service.
+	// Runner runs the operations. It implements service.Part; the program starts and stops it.
 	Runner *operation.Runner
 }
 
@@ -109,24 +110,24 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.EndAct, s.endAttempt)
 	rpc.Handle(srv, compute.EndDestroy, s.endDestroyAttempt)
 	rpc.Handle(srv, compute.ReportHost, s.ReportHost)
-	rpc.Handle(srv, compute.Strangers, s.Strangers)
+	rpc.Handle(srv, compute.Strangers, s.Orphans)
 	rpc.Handle(srv, compute.ClaimHost, s.ClaimHost)
 	rpc.Handle(srv, compute.LeaveHost, s.LeaveHost)
 }
 
-// Wake goes on with a server's operation now.
+// Wake notifies the runner, so that the server's operation continues at once instead of at the next poll.
 func (s *Service) Wake(_ context.Context, req *compute.WakeRequest) (*rpc.None, error) {
 	s.Runner.NotifyResource(req.ServerID)
 	return &rpc.None{}, nil
 }
 
-// chooseHost asks the scheduler for a host, which claims the server's resources there.
+// chooseHost asks the scheduler for a host. The scheduler claims the server's resources on the host.
 func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.CreateData) error {
 	if len(data.Tried) >= s.cfg.MaxAttempts {
 		return fault.New(fault.Exhausted, "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance %s: tried %v, last: %s",
 			op.Resource, data.Tried, data.LastError)
 	}
-	if data.Need == (compute.Resources{}) { // it was begun by an earlier release
+	if data.Need == (compute.Resources{}) { // an earlier release has begun the operation
 		srv, err := s.cfg.Store.Server(ctx, op.Resource)
 		if err != nil {
 			return err
@@ -137,7 +138,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 	if errors.Is(err, scheduler.ErrNoValidHost) {
 		text := err.Error()
 		if f, ok := errors.AsType[*fault.Error](err); ok {
-			text = f.Msg // without the path it came
+			text = f.Msg // without the names of the calls on the way
 		}
 		if data.LastError != "" {
 			text += "; the last build failed: " + data.LastError
@@ -154,26 +155,27 @@ func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op
 	return s.cfg.Store.Place(ctx, tx, op.Resource, data.Host)
 }
 
-// castBuild tells the worker to build. It is called again while there is no report: the worker is busy or away, or the
-// message was lost.
+// castBuild casts the request to build to the compute service. The runner calls castBuild again while no report has come:
+// the compute service may be busy or away, or the message lost.
 func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.CreateData) error {
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	if err != nil {
 		return err
 	}
 	if srv.Host == nil {
-		return fault.New(fault.Internal, "server %s has no host to be built on", srv.ID)
+		return fault.New(fault.Internal, "build server %s: the server has no host", srv.ID)
 	}
 	return s.waitForReport(op, *srv.Host, rpc.Cast(ctx, s.cfg.Client, compute.Build, *srv.Host, &compute.BuildRequest{
 		Spec: srv.Spec(), Token: op.Token, Generation: generationOf(op.Token),
 	}))
 }
 
-// maxResend is the longest delay after which a worker that has not reported is told again. A worker that is back is told
-// at once, see ClaimHost.
+// maxResend is the longest delay after which the request to a compute service is repeated. After a compute service has
+// started, its requests are repeated at once, see ClaimHost.
 const maxResend = 5 * time.Minute
 
-// waitForReport is what a step returns that has told a worker, with the error of that.
+// waitForReport returns the result of a step that has cast a request to a compute service: err, if the cast has failed,
+// otherwise that the step waits for a report of the host.
 func (s *Service) waitForReport(op *operation.Op, host string, err error) error {
 	if err != nil {
 		return err
@@ -181,8 +183,8 @@ func (s *Service) waitForReport(op *operation.Op, host string, err error) error 
 	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), maxResend))
 }
 
-// buildReported sends a server whose build has failed back to the scheduler. The worker has left nothing of it on its
-// host.
+// buildReported handles the report of a build. After a failed build the operation goes back to the step schedule. The
+// compute service has already removed the remains of the build.
 func (s *Service) buildReported(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData, failed error) error {
 	if failed == nil {
 		return nil
@@ -192,10 +194,10 @@ func (s *Service) buildReported(ctx context.Context, tx *sqlx.Tx, op *operation.
 	if err := s.cfg.Store.Unplace(ctx, tx, op.Resource, data.LastError); err != nil {
 		return err
 	}
-	return operation.GoTo(store.StepSchedule, s.cfg.MaxAttempts, failed) // which counts them
+	return operation.GoTo(store.StepSchedule, s.cfg.MaxAttempts, failed) // GoTo counts the attempts
 }
 
-// endCreate makes a server active, or gives its building up. The messages are Nova's.
+// endCreate makes a server active, or puts it into ERROR if its creation has failed. The messages are Nova's.
 func (s *Service) endCreate(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
 	if op.Err == nil {
 		return s.cfg.Store.Activate(ctx, tx, op.Resource)
@@ -212,7 +214,7 @@ func (s *Service) endCreate(ctx context.Context, tx *sqlx.Tx, op *operation.Op, 
 	return s.cfg.Store.FailCreate(ctx, tx, op.Resource, message, details)
 }
 
-// castDestroy tells the worker to destroy the server.
+// castDestroy casts the request to destroy the server to the compute service. A server without a host needs none.
 func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}) error {
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	switch {
@@ -228,7 +230,8 @@ func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}
 	}))
 }
 
-// endDelete removes a server whose host has destroyed it.
+// endDelete removes a server that its host has destroyed from the database, or puts it into ERROR if its deletion has
+// failed.
 func (s *Service) endDelete(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *struct{}) error {
 	if op.Err == nil {
 		return s.cfg.Store.Remove(ctx, tx, op.Resource)
@@ -236,14 +239,14 @@ func (s *Service) endDelete(ctx context.Context, tx *sqlx.Tx, op *operation.Op, 
 	return s.cfg.Store.FailDelete(ctx, tx, op.Resource, op.Err.Error())
 }
 
-// actor runs the operations of an action.
+// actor runs the operations of one action.
 type actor struct {
 	*Service
 
 	action compute.Action
 }
 
-// castAct tells the worker to do the action.
+// castAct casts the request to do the action to the compute service.
 func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActData) error {
 	srv, err := s.cfg.Store.PrepareAction(ctx, op.Resource, s.action, data)
 	if err != nil {
@@ -260,7 +263,7 @@ func (s actor) endAction(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *
 	return s.cfg.Store.EndAction(ctx, tx, op.Resource, s.action, op.Err)
 }
 
-// BeginStep answers a worker, see compute.BeginStep.
+// BeginStep tells a compute service whether a step is still wanted, see compute.BeginStep.
 func (s *Service) BeginStep(ctx context.Context, req *compute.StepRequest) (*rpc.None, error) {
 	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 		return nil, err
@@ -268,7 +271,7 @@ func (s *Service) BeginStep(ctx context.Context, req *compute.StepRequest) (*rpc
 	return &rpc.None{}, staleOf(s.cfg.Store.Operations().Wanted(ctx, req.Token))
 }
 
-// EndStep ends a step as a worker reports, see compute.EndStep.
+// EndStep ends a step with the result that a compute service reports, see compute.EndStep.
 func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rpc.None, error) {
 	var failed error
 	if req.Error != "" {
@@ -287,7 +290,7 @@ func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rp
 	return &rpc.None{}, staleOf(err)
 }
 
-// staleOf gives ErrStale of package operation the identity that it has in the interface of the conductor.
+// staleOf maps operation.ErrStale to compute.ErrStale, which is the error of the conductor's RPC interface.
 func staleOf(err error) error {
 	if errors.Is(err, operation.ErrStale) {
 		return compute.ErrStale
@@ -295,13 +298,13 @@ func staleOf(err error) error {
 	return err
 }
 
-// ClaimHost makes a process the worker of its host, see compute.ClaimHost. What waits for the host goes on at once.
+// ClaimHost makes a process the owner of its host, see compute.ClaimHost. Steps that wait for the host continue at once.
 func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) (*rpc.None, error) {
 	if err := s.cfg.Store.ClaimHost(ctx, req.Host, req.Instance, s.cfg.DownAfter); err != nil {
 		return nil, err
 	}
 	s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)
-	if err := s.Runner.Signal(ctx, req.Host); err != nil { // the delay ends the wait, too
+	if err := s.Runner.Signal(ctx, req.Host); err != nil { // not fatal: the steps continue after their delay
 		s.cfg.Logger.DebugContext(ctx, "operations that wait for a host not notified", "host", req.Host, "error", err)
 	}
 	return &rpc.None{}, nil
@@ -312,17 +315,16 @@ func (s *Service) LeaveHost(ctx context.Context, req *compute.LeaveHostRequest) 
 	return &rpc.None{}, s.cfg.Store.LeaveHost(ctx, req.Host, req.Instance)
 }
 
-// ReportHost notes what a worker has, see compute.ReportHost.
+// ReportHost records the heartbeat and the resources of a host, see compute.ReportHost.
 func (s *Service) ReportHost(ctx context.Context, req *compute.HostReport) (*rpc.None, error) {
 	return &rpc.None{}, s.cfg.Store.ReportHost(ctx, req, s.cfg.Ratios)
 }
 
-// Strangers compares a worker's servers with the database, see
-// compute.Strangers.
-func (s *Service) Strangers(ctx context.Context, req *compute.StrangersRequest) (*compute.StrangersReply, error) {
+// Orphans returns those of a host's servers that the database does not place there, see compute.Strangers.
+func (s *Service) Orphans(ctx context.Context, req *compute.StrangersRequest) (*compute.StrangersReply, error) {
 	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 		return nil, err
 	}
-	ids, err := s.cfg.Store.Strangers(ctx, req.Host, req.Servers)
+	ids, err := s.cfg.Store.Orphans(ctx, req.Host, req.Servers)
 	return &compute.StrangersReply{Servers: ids}, err
 }

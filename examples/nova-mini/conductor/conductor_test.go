@@ -28,8 +28,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// bench is a conductor with a real scheduler and a real database; the workers
-// are the test.
+// bench is a conductor with a real scheduler and a real database. The test plays the compute services.
 type bench struct {
 	*testing.T
 
@@ -127,7 +126,7 @@ func (b *bench) wake(id string) {
 	}
 }
 
-// get waits for a message to a worker.
+// get waits for a message to a compute service.
 func get[T any](b *bench, ch <-chan T) T {
 	b.Helper()
 	select {
@@ -161,7 +160,7 @@ func (b *bench) start() {
 	})
 }
 
-// past makes a time of all rows of a table one that was two hours ago.
+// past sets a column of all rows of a table to the time two hours ago.
 func (b *bench) past(table, column string) {
 	b.Helper()
 	if _, err := b.db.ExecContext(b.Context(), `UPDATE `+table+` SET `+column+` = ? WHERE `+column+` IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour)); err != nil {
@@ -169,10 +168,10 @@ func (b *bench) past(table, column string) {
 	}
 }
 
-// expire ends all leases and waits of operations.
+// expire ends all leases and delays of operations.
 func (b *bench) expire() { b.Helper(); b.past("operations", "due_at") }
 
-// operation returns what was done last to a server.
+// operation returns the last operation on a server.
 func (b *bench) operation(id string) *operation.Operation {
 	b.Helper()
 	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Limit: 1})
@@ -186,7 +185,7 @@ func (b *bench) operation(id string) *operation.Operation {
 	return o
 }
 
-// waits waits until a server's operation waits for news, and returns it.
+// waits waits until a server's operation waits for a report or a delay, and returns it.
 func (b *bench) waits(id string) *operation.Operation {
 	b.Helper()
 	for end := time.Now().Add(20 * time.Second); ; {
@@ -213,20 +212,20 @@ func step(host, token string) compute.StepRequest {
 	return compute.StepRequest{Token: token, Host: host}
 }
 
-// report reports the end of a step, as the worker of a host. failed is its error, or "".
+// report reports the result of a step, as the compute service of a host. failed is the error of the step, or "".
 func (b *bench) report(host, token, failed string) error {
 	_, err := b.svc.EndStep(b.Context(), &compute.EndStepRequest{StepRequest: step(host, token), Error: failed})
 	return err
 }
 
-// wanted asks whether a step is wanted, as the worker of h1.
+// wanted asks whether a step is wanted, as the compute service of h1.
 func (b *bench) wanted(token string) error {
 	_, err := b.svc.BeginStep(b.Context(), new(step("h1", token)))
 	return err
 }
 
-// TestLostMessages: the hint is lost, then the message to the worker, then the
-// worker's report is sent twice. The server is built once.
+// TestLostMessages: the notification is lost, then the message to the compute service, then the report is sent twice. The
+// server is built once.
 func TestLostMessages(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -234,7 +233,7 @@ func TestLostMessages(t *testing.T) {
 		id := b.add() // the conductor is not notified
 		first := get(b, b.builds)
 		b.waits(id)
-		<-time.After(100 * time.Millisecond) // a few looks
+		<-time.After(100 * time.Millisecond) // a few polls
 		if len(b.builds) != 0 {
 			b.Error("the worker was told again before its time")
 		}
@@ -256,8 +255,7 @@ func TestLostMessages(t *testing.T) {
 	})
 }
 
-// TestDeadConductor: a conductor died after the scheduler had claimed a host.
-// The next one goes on with that host.
+// TestDeadConductor: a conductor dies after the scheduler has claimed a host. The next conductor continues with that host.
 func TestDeadConductor(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -273,7 +271,7 @@ func TestDeadConductor(t *testing.T) {
 		b.addHost("h2") // empty, and so the better one
 		b.start()
 		b.wake(id)
-		<-time.After(100 * time.Millisecond) // a few looks
+		<-time.After(100 * time.Millisecond) // a few polls
 		if len(b.builds) != 0 {
 			b.Error("a leased operation was touched")
 		}
@@ -285,8 +283,8 @@ func TestDeadConductor(t *testing.T) {
 	})
 }
 
-// TestNextHost: after a failed build comes the next host; after the last one,
-// an error that says what happened.
+// TestNextHost: after a failed build the next host is chosen. After the last host the server gets a fault that says what
+// happened.
 func TestNextHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{MaxAttempts: 2}, func(b *bench) {
@@ -339,8 +337,8 @@ func TestNextHost(t *testing.T) {
 	})
 }
 
-// build waits for the message of a server's current attempt: a worker may be told twice of
-// one, the second time when it is over.
+// build waits for the request of a server's current attempt. A request may come twice, the second time after the attempt
+// has ended, and such a request is skipped.
 func (b *bench) build(id string) (compute.BuildRequest, string) {
 	b.Helper()
 	for {
@@ -351,7 +349,7 @@ func (b *bench) build(id string) (compute.BuildRequest, string) {
 	}
 }
 
-// token returns the token of the step that a server's operation is at.
+// token returns the token of the current step of a server's operation.
 func (b *bench) token(id string) string {
 	b.Helper()
 	op, err := b.store.Operations().Current(b.Context(), id)
@@ -380,7 +378,7 @@ func (b *bench) unclaimed() {
 	}
 }
 
-// TestNoRoom: the fault counts the reasons.
+// TestNoRoom: the details of the fault count the rejection reasons.
 func TestNoRoom(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -404,7 +402,7 @@ func TestNoRoom(t *testing.T) {
 	})
 }
 
-// TestTimeouts: nothing stays in BUILD for ever.
+// TestTimeouts: no server stays in BUILD for ever.
 func TestTimeouts(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
@@ -437,7 +435,7 @@ func TestTimeouts(t *testing.T) {
 	})
 }
 
-// expireStep ends the time of the step that a server's operation is at, and waits until the server has no task.
+// expireStep makes the current step of a server's operation time out, and waits until the server has no task.
 func (b *bench) expireStep(id string) {
 	b.Helper()
 	for end := time.Now().Add(20 * time.Second); b.server(id).TaskState != nil; {
@@ -453,7 +451,7 @@ func (b *bench) expireStep(id string) {
 	}
 }
 
-// TestDelete: only the host that has the server ends its deletion, with the token of it.
+// TestDelete: only the report of the server's host, with the token of the step, ends a deletion.
 func TestDelete(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -496,7 +494,7 @@ func TestDelete(t *testing.T) {
 	})
 }
 
-// TestEarlierWorker: a worker of a release that names attempts by generations builds, acts and destroys.
+// TestEarlierWorker: a compute service of a release that names attempts by generations builds, acts and destroys.
 func TestEarlierWorker(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -555,8 +553,8 @@ func TestEarlierWorker(t *testing.T) {
 	})
 }
 
-// TestNoHostUp: while no host is up a server waits, because that says nothing
-// about room; but not for ever.
+// TestNoHostUp: while no host is up, a server waits, because nothing is known about the room on the hosts. The wait ends
+// with the build timeout.
 func TestNoHostUp(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
@@ -566,7 +564,7 @@ func TestNoHostUp(t *testing.T) {
 		for _, id := range []string{id, late} {
 			b.wake(id)
 			if o := b.waits(id); events(o)[:len("schedule:retry")] != "schedule:retry" || o.Events[0].ErrorCode != "Unavailable" {
-				b.Errorf("operation %+v, want it to be tried again", o)
+				b.Errorf("operation %+v, want one that is retried", o)
 			}
 			if s := b.server(id); s.Task() != store.Scheduling {
 				b.Errorf("server %s, task %q; want it to wait for a host", s.VMState, s.Task())
@@ -583,7 +581,7 @@ func TestNoHostUp(t *testing.T) {
 	})
 }
 
-// down makes a host silent for an hour.
+// down sets a host's last heartbeat to an hour ago.
 func (b *bench) down(host string) {
 	b.Helper()
 	if _, err := b.db.ExecContext(b.Context(), `UPDATE members SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host); err != nil {
@@ -591,8 +589,7 @@ func (b *bench) down(host string) {
 	}
 }
 
-// TestManyConductors: however many run, and wake up for the same server, it gets one
-// attempt.
+// TestManyConductors: many conductors that are notified of one server make one build attempt in all.
 func TestManyConductors(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
@@ -623,7 +620,7 @@ func TestManyConductors(t *testing.T) {
 		r := get(b, b.builds)
 		b.waits(id)
 		<-time.After(100 * time.Millisecond)
-		// Woken while they ran, some look once more: it is the same attempt.
+		// A conductor that was notified while it ran looks once more. It repeats the request of the same attempt.
 		for len(b.builds) > 0 {
 			if more := get(b, b.builds); more.Token != r.Token {
 				b.Errorf("tokens %s and %s", r.Token, more.Token)
@@ -635,9 +632,9 @@ func TestManyConductors(t *testing.T) {
 	})
 }
 
-// TestActions: an action that the worker fails leaves the server as it was, with a fault;
-// one that it never ends too, but for a resize; one that is canceled is not begun any
-// more. A client that sees the server without a task can begin the next one.
+// TestActions: after an action that failed or timed out the server keeps its state and gets a fault; after a resize that
+// timed out it is in ERROR. An action that is canceled is not begun. A client that sees the server without a task can begin
+// the next action.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
@@ -717,7 +714,7 @@ func TestActions(t *testing.T) {
 		}
 		end(r, "", nil)
 		if s := b.server(id); s.VMState != store.Stopped {
-			b.Errorf("after the stop was done again: %s", s.VMState)
+			b.Errorf("after the retry of the stop: %s", s.VMState)
 		}
 
 		begin(compute.Resize)
@@ -752,7 +749,7 @@ func TestActions(t *testing.T) {
 	})
 }
 
-// waitsFor waits until a server's operation waits for the worker.
+// waitsFor waits until a server's operation waits for the compute service.
 func (b *bench) waitsFor(id string) {
 	b.Helper()
 	for end := time.Now().Add(20 * time.Second); b.operation(id).Owner != ""; {

@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// TestHostOfOneProcess: what a process asks and reports that does not have its host is refused, names the
-// process that does, and changes nothing; the one that does ends the work.
+// TestHostOfOneProcess: requests and reports of a process that does not own its host are refused and change nothing; the
+// error names the owner. The report of the owner ends the step.
 func TestHostOfOneProcess(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {
@@ -29,7 +29,7 @@ func TestHostOfOneProcess(t *testing.T) {
 		claim := func(host, id string) *compute.ClaimHostRequest {
 			return &compute.ClaimHostRequest{Host: host, Instance: compute.Process{ID: id, Process: "process of " + id}}
 		}
-		// h1 has reported, as a worker of an earlier release does: it has no instance, and may live.
+		// h1 has reported as a compute service of an earlier release does: it has no instance, and may still run.
 		if _, err := b.svc.ClaimHost(ctx, claim("h1", "i-1")); !errors.Is(err, membership.ErrHeld) {
 			b.Errorf("claim of a host that reports: %v", err)
 		}
@@ -54,7 +54,7 @@ func TestHostOfOneProcess(t *testing.T) {
 				"end_step":    func() error { _, err := b.svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: at}); return err },
 				"report_host": func() error { _, err := b.svc.ReportHost(ctx, &report); return err },
 				"strangers": func() error {
-					_, err := b.svc.Strangers(ctx, &compute.StrangersRequest{Host: "h1", Servers: []string{"x"}, Instance: other})
+					_, err := b.svc.Orphans(ctx, &compute.StrangersRequest{Host: "h1", Servers: []string{"x"}, Instance: other})
 					return err
 				},
 			} {
@@ -82,8 +82,9 @@ func TestHostOfOneProcess(t *testing.T) {
 	})
 }
 
-// TestRemovedHost: a worker whose host an operator has removed claims it again with its next report, as the process
-// that it is: the next start of the same machine is let in at once, and another process is refused by its name.
+// TestRemovedHost: after an operator has removed a host, the next report of the compute service claims it again for the
+// same process. The next start on the same machine gets the host at once. Another process is refused with the owner's
+// name.
 func TestRemovedHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{DownAfter: time.Minute}, func(b *bench) {

@@ -12,8 +12,8 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 )
 
-// TestActions: an action is done once however its driver, its worker or its conductor
-// die meanwhile; it is refused in states that do not allow it, and a deletion ends it.
+// TestActions: an action is done once, also if its driver, compute service or conductor is killed meanwhile. It is refused
+// in states that do not allow it. A deletion ends it.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, withSim(t, "plugin_max_crashes = 1000\n"))
@@ -98,8 +98,8 @@ func TestActions(t *testing.T) {
 		becomes(id, "ACTIVE")
 	}
 
-	// Resizes are done once whoever dies, end as the user says, and what the driver cannot
-	// do leaves the server as it was.
+	// A resize is done once, whichever process is killed. It ends as the user decides. A resize that the driver cannot do
+	// leaves the server unchanged.
 	resize := func(id, flavor string) error {
 		return servers.Resize(t.Context(), cl, id, servers.ResizeOpts{FlavorRef: flavor}).ExtractErr()
 	}
@@ -143,12 +143,12 @@ func TestActions(t *testing.T) {
 	flavorOf(ids[0], "2")
 	flavorOf(ids[1], "1")
 
-	// What the driver cannot do leaves the server as it was.
+	// An action that the driver cannot do leaves the server unchanged.
 	if err := servers.Stop(t.Context(), cl, broken).ExtractErr(); err != nil {
 		t.Error(err)
 	}
 	becomes(broken, "ACTIVE")
-	// A deletion does not wait for an action that hangs longer than its worker lives.
+	// A deletion does not wait for an action that hangs: the compute service is killed meanwhile.
 	if err := servers.Reboot(t.Context(), cl, hangs, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr(); err != nil {
 		t.Error(err)
 	}

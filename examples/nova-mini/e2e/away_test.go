@@ -17,12 +17,12 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// need is what a service needs at its start.
+// need is a server, such as a broker, that a service needs at its start.
 type need struct {
-	name, env string // the URL of the real one is in env
-	part      string // of the service
-	option    string // as its error names it
-	variable  string // which sets it
+	name, env string // env is the variable of the test environment with the URL of the real server
+	part      string // name of the service's part
+	option    string // the option as errors name it
+	variable  string // the environment variable that sets the option
 	path      string // of the URL: a database
 	scheme    string
 }
@@ -33,7 +33,7 @@ var needs = []need{
 	{"MariaDB", testenv.MySQLVar, "database", "option connection of [database]", "OS_DATABASE__CONNECTION", "/e2e", "mysql"},
 }
 
-// url returns the URL of the real one, with the database of the cloud.
+// url returns the URL of the real server, with the cloud's database.
 func (n *need) url(c *cloud) *url.URL {
 	c.Helper()
 	u, err := url.Parse(envtest.URL(c, n.env))
@@ -51,8 +51,8 @@ func (n *need) url(c *cloud) *url.URL {
 	return u
 }
 
-// TestAwayAtStart: a service whose broker or database is away when it starts waits, is not ready and
-// says for what, warns once with the option, and becomes ready when what it needs is there.
+// TestAwayAtStart: a service whose broker or database is down at the start waits. Meanwhile /readyz says what it waits for,
+// and the log has one warning with the option. The service becomes ready when the broker or database is up.
 func TestAwayAtStart(t *testing.T) {
 	t.Parallel()
 	for _, n := range needs {
@@ -115,8 +115,8 @@ func TestAwayAtStart(t *testing.T) {
 	}
 }
 
-// TestRefusedLogin: a login that the broker or the database refuses ends the program at once. The last
-// line names the option and the address, not the password.
+// TestRefusedLogin: if the broker or the database refuses the login, the program ends at once. The last line names the
+// option and the address, but not the password.
 func TestRefusedLogin(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, "")
@@ -141,8 +141,8 @@ func TestRefusedLogin(t *testing.T) {
 	}
 }
 
-// TestKeystoneAtStart: an API whose Keystone is away waits for it, and warns once with the option; one whose login
-// Keystone rejects ends at once, with the option in the last line.
+// TestKeystoneAtStart: an API service whose Keystone is down waits for it, with one warning that names the option. If
+// Keystone rejects the login, the service ends at once, with the option in the last line.
 func TestKeystoneAtStart(t *testing.T) {
 	t.Parallel()
 	ks := keystonetest.Start(t)

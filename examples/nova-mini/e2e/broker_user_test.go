@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// permissions are those of docs/operating.md for the user of one host: what it may declare, write
-// and read, as expressions.
+// permissions returns the permissions in docs/operating.md for the user of one host, as expressions: to configure, write
+// and read.
 func permissions(t *testing.T, exchange, host string) []string {
 	t.Helper()
 	guide, err := os.ReadFile("../../../docs/operating.md")
@@ -33,9 +33,8 @@ func permissions(t *testing.T, exchange, host string) []string {
 	return out
 }
 
-// TestBrokerUsers: each host has a user of its own at the broker, with the permissions of
-// docs/operating.md. With them a host builds and destroys servers, and cannot read what is sent to
-// another host.
+// TestBrokerUsers: each host has a broker user of its own, with the permissions in docs/operating.md. With these a host
+// builds and destroys servers, but cannot read messages for another host.
 func TestBrokerUsers(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)

@@ -23,7 +23,7 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 )
 
-// hole is a way to a service in which, now and then, nothing arrives and no connection ends.
+// hole is a proxy before a service that at times swallows all bytes without closing connections.
 type hole struct {
 	to string
 	l  net.Listener
@@ -32,7 +32,7 @@ type hole struct {
 	gate chan struct{} // closed while bytes pass
 }
 
-// newHole returns a hole before the service of a URL, and the URL of the hole.
+// newHole returns a hole before the service at a URL, and the URL of the hole.
 func newHole(t *testing.T, raw string) (*hole, string) {
 	t.Helper()
 	u, err := url.Parse(raw)
@@ -81,7 +81,7 @@ func (h *hole) copy(to, from net.Conn) {
 	}
 }
 
-// swallow lets nothing pass for a time.
+// swallow stops all bytes for a time.
 func (h *hole) swallow(d time.Duration) {
 	h.mu.Lock()
 	gate := make(chan struct{})
@@ -94,37 +94,37 @@ func (h *hole) swallow(d time.Duration) {
 // total is how many servers the clients create.
 const total = 300
 
-// chaosServices are the processes, by host.
+// chaosServices are the services, by host name.
 var chaosServices = map[string]string{
 	"api-1": "api", "api-2": "api", "conductor-1": "conductor", "conductor-2": "conductor", "scheduler-1": "scheduler", "scheduler-2": "scheduler",
 	"node-1": "compute", "node-2": "compute", "node-3": "compute", "node-4": "compute",
 }
 
-// chaos is what is done to a cloud, and what its clients were told.
+// chaos disturbs a cloud, and records which answers the clients got.
 type chaos struct {
 	*cloud
 
-	rng   *rand.Rand // of the one goroutine that kills
+	rng   *rand.Rand // used only by the goroutine that kills
 	urls  []string   // of the APIs
 	ports map[string]string
 	kills int
 
 	mu       sync.Mutex
-	accepted map[string]bool // servers by id: still wanted
-	deleted  map[string]bool // whose deletion was answered
+	accepted map[string]bool // ids of servers that must exist
+	deleted  map[string]bool // ids of servers whose deletion was accepted
 
 	killing sync.Mutex   // held while a process is killed and started again
 	spared  string       // a host that is not killed now; guarded by killing
-	all     atomic.Int64 // that were accepted
-	unknown atomic.Int64 // creations without an answer, of which a server may have been made
+	all     atomic.Int64 // accepted creations
+	unknown atomic.Int64 // creations without an answer, which may have created a server
 }
 
 func (c *chaos) launch(host string) {
 	c.startWith(chaosServices[host], host, "OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT="+c.ports[host])
 }
 
-// disturb kills a random process every 2 s until ctx ends, and in between, once each, the broker and
-// the database, pauses a host beyond its lease, and lets a black hole of 25 s swallow all.
+// disturb kills a random process every 2 s until ctx ends. In between it calls each of the events once: kill the broker,
+// kill the database, pause a host beyond its lease, swallow all bytes for 25 s.
 func (c *chaos) disturb(ctx context.Context, whole time.Duration, events []func()) {
 	hosts := slices.Sorted(func(yield func(string) bool) {
 		for h := range chaosServices {
@@ -148,7 +148,7 @@ func (c *chaos) disturb(ctx context.Context, whole time.Duration, events []func(
 			next++
 		}
 		host := hosts[c.rng.IntN(len(hosts))]
-		c.replace(host) //nolint:contextcheck // a process outlives the disturbance
+		c.replace(host) //nolint:contextcheck // the process runs on after the disturbance
 	}
 }
 
@@ -167,7 +167,7 @@ func (c *chaos) replace(host string) {
 	c.launch(host)
 }
 
-// spare returns the process of a host, which is not killed until the function that it returns is called.
+// spare returns the process of a host, and protects it from being killed until the returned function is called.
 func (c *chaos) spare(host string) (*process, func()) {
 	c.killing.Lock()
 	defer c.killing.Unlock()
@@ -181,8 +181,7 @@ func (c *chaos) spare(host string) (*process, func()) {
 	}
 }
 
-// try asks an API until it answers something else than that it cannot now, and returns that. A
-// nil error is a success.
+// try calls an API until the answer is not a temporary failure, and returns that answer. A nil error is a success.
 func (c *chaos) try(ctx context.Context, n int, f func(cl *gophercloud.ServiceClient) error) error {
 	for i := n; ; i++ {
 		err := f(c.newClient(c.urls[i%len(c.urls)]))
@@ -198,7 +197,7 @@ func (c *chaos) try(ctx context.Context, n int, f func(cl *gophercloud.ServiceCl
 	}
 }
 
-// client creates a server, acts on it, and deletes a third of them.
+// use creates a server and acts on it. Every third server is deleted.
 func (c *chaos) use(ctx context.Context, n int) {
 	name := fmt.Sprintf("chaos-%d", n)
 	var id string
@@ -231,7 +230,7 @@ func (c *chaos) use(ctx context.Context, n int) {
 		if c.idle(ctx, n, id) != nil {
 			return
 		}
-		// A conflict: the answer to an attempt before this one was lost, or it is in ERROR.
+		// A conflict means that the answer to an earlier attempt was lost, or that the server is in ERROR.
 		if err := c.try(ctx, n, act); err != nil && ctx.Err() == nil && !gophercloud.ResponseCodeIs(err, http.StatusConflict) {
 			c.Errorf("act on %s: %v", name, err)
 		}
@@ -274,10 +273,10 @@ func (c *chaos) idle(ctx context.Context, n int, id string) error {
 	}
 }
 
-// TestChaos: all services on RabbitMQ and MariaDB, 16 clients and 300 servers, while whatever can
-// die does. Nothing that was accepted is lost, stuck, doubled or in ERROR, and no host has a
-// server that the API does not place there. It runs with `make chaos`.
-func TestChaos(t *testing.T) { //nolint:paralleltest // it is alone
+// TestChaos: all services on RabbitMQ and MariaDB, 16 clients and 300 servers, while every process, the broker and the
+// database are killed. No accepted server is lost, stuck, built twice or in ERROR, and no host has an orphan. The test runs
+// with `make chaos`.
+func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alone
 	whole, err := time.ParseDuration(os.Getenv("ARMATURE_CHAOS"))
 	if err != nil {
 		t.Skip("run it with make chaos, which says in ARMATURE_CHAOS how long it takes")
@@ -376,7 +375,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it is alone
 	c.judge(begin)
 }
 
-// judge waits until all has come to rest, and counts.
+// judge waits until no server has a task, and checks the result.
 func (c *chaos) judge(begin time.Time) {
 	c.Helper()
 	cl := c.newClient(c.urls[0])
@@ -398,7 +397,7 @@ func (c *chaos) judge(begin time.Time) {
 		}
 		<-time.After(time.Second)
 	}
-	<-time.After(3 * time.Second) // drivers' files of what was deleted last
+	<-time.After(3 * time.Second) // time for the drivers to remove the files of the last deleted servers
 	lost, broken := 0, 0
 	placed := map[string]string{}
 	for id := range c.accepted {

@@ -16,12 +16,11 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 )
 
-// clockVar, as SECONDS@AFTER, moves the clock of a process so far, so many seconds after
-// its start.
+// clockVar, with a value SECONDS@AFTER, moves the clock of a process by SECONDS, AFTER seconds after the process's start.
 const clockVar = "ARMATURE_TEST_CLOCK"
 
-// moved is the program with a time.Now that obeys clockVar. Nothing else of it differs:
-// the monotonic clock goes on, as when an administrator sets the date.
+// moved builds the program with a time.Now that obeys clockVar. Nothing else differs. The monotonic clock goes on, as when
+// an administrator sets the date.
 var moved = sync.OnceValues(func() (string, error) {
 	out, err := exec.CommandContext(context.Background(), "go", "env", "GOROOT").Output()
 	if err != nil {
@@ -83,10 +82,9 @@ func moved(mono int64) int64 {
 	return path, compile(path, "..", "-overlay", overlay)
 })
 
-// TestClocks: the clocks of a conductor, a scheduler, an API and a worker are set an hour
-// on or back while they work, and then the processes whose clocks are right are killed.
-// Everything that was accepted comes to its end in time, everybody who lives is up, and
-// nobody else.
+// TestClocks: the clocks of a conductor, a scheduler, an API service and a compute service are set an hour forward or back
+// while they work. Then the processes with right clocks are killed. Every accepted server is built in time, and exactly
+// the running services are up.
 func TestClocks(t *testing.T) {
 	t.Parallel()
 	program, err := moved()
@@ -121,7 +119,7 @@ func TestClocks(t *testing.T) {
 		build(1)
 		c.settled(cl, len(ids), 30*time.Second)
 	}
-	for host, by := range map[string]time.Duration{"late": time.Hour, "node-2": -time.Hour, "api-1": -time.Hour} { // those that log then
+	for host, by := range map[string]time.Duration{"late": time.Hour, "node-2": -time.Hour, "api-1": -time.Hour} { // the services that log at that time
 		shows := func(at time.Time) bool {
 			return strings.Contains(c.procs[host].log.String(), "time="+at.UTC().Add(by).Format("2006-01-02T15"))
 		}
@@ -129,7 +127,7 @@ func TestClocks(t *testing.T) {
 			t.Errorf("the clock of %s was not moved by %v", host, by)
 		}
 	}
-	// And when they are wrong for good.
+	// After the clocks have moved.
 	build(6)
 	c.procs["right"].Kill()
 	build(6)

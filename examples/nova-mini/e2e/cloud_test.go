@@ -36,14 +36,13 @@ import (
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
-// The program under test, built once: for tests with the race detector, for
-// benchmarks without.
+// The program under test is built once: for tests with the race detector, for benchmarks without.
 var (
 	raced = sync.OnceValues(func() (string, error) { return build("-race") })
 	plain = sync.OnceValues(func() (string, error) { return build() })
 	built string // the directory of the programs
 
-	// The fake driver as the program of the driver sim.
+	// sim builds the fake driver as the program of a driver with the name sim.
 	sim = sync.OnceValues(func() (string, error) {
 		dir := filepath.Join(built, "plugins")
 		return dir, compile(filepath.Join(dir, "armature-compute-sim"), "../../drivers/fake/armature-compute-fake", "-race")
@@ -64,7 +63,7 @@ func compile(path, pkg string, flags ...string) error {
 	return err
 }
 
-// withSim is configuration that makes the driver sim the one of the workers.
+// withSim returns configuration with which the compute services use the driver sim.
 func withSim(t testing.TB, options string) string {
 	t.Helper()
 	dir, err := sim()
@@ -89,7 +88,7 @@ func TestMain(m *testing.M) {
 type cloud struct {
 	testing.TB
 
-	program             string // "": it is built
+	program             string // path of the program; "": built by the test
 	dir, exchange, conf string
 	db                  *sqlx.DB
 	busURL              string
@@ -102,11 +101,11 @@ type process struct {
 	*testenv.Process
 
 	name string
-	url  chan string // gets where the API listens
+	url  chan string // receives the URL of the API
 	log  *safeBuffer
 }
 
-// safeBuffer keeps what a process prints.
+// safeBuffer keeps the output of a process. It is safe for concurrent use.
 type safeBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -124,7 +123,7 @@ func (b *safeBuffer) String() string {
 	return b.buf.String()
 }
 
-// newCloud makes a database and a configuration file, as an operator would.
+// newCloud creates a database and a configuration file, as an operator would.
 func newCloud(t testing.TB, extra string) *cloud {
 	t.Helper()
 	return newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
@@ -139,7 +138,7 @@ func newCloudOn(t testing.TB, extra, mysqlURL, busURL string) *cloud {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_, _ = admin.ExecContext(context.Background(), "DROP DATABASE "+name) // the server goes, too
+		_, _ = admin.ExecContext(context.Background(), "DROP DATABASE "+name) // an error does not matter, because the database server is removed, too
 		admin.Close()
 	})
 	c.conf = filepath.Join(c.dir, "nova.conf")
@@ -201,14 +200,13 @@ func (c *cloud) command(args ...string) *exec.Cmd {
 	return exec.CommandContext(context.Background(), path, append(args, "--config-file", c.conf)...)
 }
 
-// start starts a service under a host name of its own.
+// start starts a service with the given host name.
 func (c *cloud) start(service, host string) *process {
 	c.Helper()
 	return c.startWith(service, host)
 }
 
-// startWith is start with options in the environment. The empty service is all
-// of them in one process.
+// startWith is like start, with options in the environment. An empty service means all services in one process.
 func (c *cloud) startWith(service, host string, env ...string) *process {
 	c.Helper()
 	var args []string
@@ -272,7 +270,7 @@ func (c *cloud) newClient(u string) *gophercloud.ServiceClient {
 	return &gophercloud.ServiceClient{ProviderClient: p, Endpoint: u + "/v2.1/", Type: "compute"}
 }
 
-// poll waits until f is content, and fails with what it said last.
+// poll calls f until f returns nil. After limit it fails the test with f's last error.
 func (c *cloud) poll(what string, limit time.Duration, f func() error) {
 	c.Helper()
 	end := time.After(limit)
@@ -291,7 +289,7 @@ func (c *cloud) poll(what string, limit time.Duration, f func() error) {
 	}
 }
 
-// dump shows what is in the database and the ends of the logs.
+// dump prints the rows of the database and the ends of the logs.
 func (c *cloud) dump() {
 	var rows []struct {
 		ID, State string
@@ -313,7 +311,7 @@ func (c *cloud) dump() {
 	}
 }
 
-// hostsUp waits until so many hosts can take servers.
+// hostsUp waits until n hosts can take servers.
 func (c *cloud) hostsUp(cl *gophercloud.ServiceClient, n int) {
 	c.Helper()
 	c.poll("hosts up", 60*time.Second, func() error {
@@ -342,7 +340,7 @@ func create(ctx context.Context, cl *gophercloud.ServiceClient, name, flavor str
 	return servers.Create(ctx, cl, servers.CreateOpts{Name: name, FlavorRef: flavor, ImageRef: "cirros", Metadata: md}, nil).Extract()
 }
 
-// settled waits until every server has an end, and returns them by status.
+// settled waits until no server has a task, and returns the servers by status.
 func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Duration) map[string][]servers.Server {
 	c.Helper()
 	var by map[string][]servers.Server
@@ -367,7 +365,7 @@ func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Dura
 	return by
 }
 
-// instances returns the servers that a host's driver has.
+// instances returns the ids of the servers that a host's driver has.
 func (c *cloud) instances(host string) (ids []string) {
 	c.Helper()
 	files, err := filepath.Glob(filepath.Join(c.dir, "instances", host, "*.json"))
@@ -380,8 +378,7 @@ func (c *cloud) instances(host string) (ids []string) {
 	return ids
 }
 
-// onHosts reads what the drivers have: host by server id. A server on two hosts
-// is an error.
+// onHosts returns the host of each server that a driver has, by the server's id. A server on two hosts is an error.
 func (c *cloud) onHosts() map[string]string {
 	c.Helper()
 	files, err := filepath.Glob(filepath.Join(c.dir, "instances", "*", "*.json"))
@@ -399,8 +396,7 @@ func (c *cloud) onHosts() map[string]string {
 	return out
 }
 
-// consistent checks that the API, the drivers and the claims tell the same, and
-// that no host is over its capacity.
+// consistent checks that the API, the drivers and the claims agree, and that no host is over its capacity.
 func (c *cloud) consistent(active []servers.Server) {
 	c.Helper()
 	found := c.onHosts()
@@ -436,8 +432,8 @@ func (c *cloud) consistent(active []servers.Server) {
 	}
 }
 
-// deleteAll deletes every server and waits until nothing is left of them: in the
-// API, the drivers, the claims and the queues.
+// deleteAll deletes every server, and waits until nothing of the servers is left in the API, the drivers, the claims and
+// the queues.
 func (c *cloud) deleteAll(cl *gophercloud.ServiceClient, hosts []string) {
 	c.Helper()
 	pages, err := servers.List(cl, nil).AllPages(c.Context())
@@ -469,7 +465,7 @@ func (c *cloud) deleteAll(cl *gophercloud.ServiceClient, hosts []string) {
 	}
 }
 
-// queuesEmpty waits until nothing is left in the queues of RabbitMQ.
+// queuesEmpty waits until the queues of RabbitMQ are empty.
 func (c *cloud) queuesEmpty(hosts []string) {
 	c.Helper()
 	conn, err := amqp.Dial(c.busURL)
@@ -496,7 +492,7 @@ func (c *cloud) queuesEmpty(hosts []string) {
 	}
 }
 
-// streamsEmpty waits until nothing is left in the streams of NATS.
+// streamsEmpty waits until the streams of NATS are empty.
 func (c *cloud) streamsEmpty() {
 	c.Helper()
 	conn, err := nats.Connect(c.busURL)

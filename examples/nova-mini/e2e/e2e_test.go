@@ -1,6 +1,5 @@
-// Package e2e_test drives nova-mini as its users and operators do: the real
-// program as separate processes over a real RabbitMQ and MariaDB, through
-// gophercloud, a client that we did not write.
+// Package e2e_test tests nova-mini as its users and operators use it: the real program as separate processes on a real
+// RabbitMQ and MariaDB, with gophercloud, a third-party client.
 package e2e_test
 
 import (
@@ -23,14 +22,14 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// TestCloud is the life of a deployment: two APIs, a conductor, two schedulers
-// and three hosts, on each bus; with the driver in the workers, and as programs.
+// TestCloud runs a deployment with two APIs, a conductor, two schedulers and three hosts, on each bus, with built-in
+// drivers and with driver programs.
 func TestCloud(t *testing.T) {
 	t.Parallel()
 	for name, env := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			// There is room for the 60 servers, and for not one more.
+			// The hosts have room for exactly 60 servers.
 			extra := "[driver_fake]\nmemory_mib = 10240\n"
 			if name == "NATS" {
 				extra = withSim(t, "memory_mib = 10240\n")
@@ -53,8 +52,7 @@ func testCloud(t *testing.T, c *cloud) {
 	cl := []*gophercloud.ServiceClient{c.client(api1), c.client(api2)}
 	c.hostsUp(cl[0], len(hosts))
 
-	// 60 servers by 8 clients at once; a worker is killed and started again in
-	// the middle.
+	// 8 concurrent clients create 60 servers. Meanwhile a compute service is killed and started again.
 	const total, clients = 60, 8
 	var made atomic.Int64
 	var once sync.Once
@@ -92,7 +90,7 @@ func faults(list []servers.Server) (out []string) {
 	return out
 }
 
-// services returns what the operator sees.
+// services returns the services that the operator sees.
 func (c *cloud) services(cl *gophercloud.ServiceClient) []services.Service {
 	c.Helper()
 	pages, err := services.List(cl, nil).AllPages(c.Context())
@@ -120,8 +118,8 @@ func (c *cloud) allUp(cl *gophercloud.ServiceClient) {
 	}
 }
 
-// TestDrain: SIGTERM to every process under load. Each exits 0, and what was
-// accepted is done when the processes are back.
+// TestDrain: every process gets SIGTERM under load. Each exits with 0, and every accepted server is built after the
+// processes have been started again.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, "")
@@ -161,7 +159,7 @@ func TestDrain(t *testing.T) {
 					refused.Add(1)
 					select {
 					case <-stop:
-					case <-time.After(20 * time.Millisecond): // it may be back soon
+					case <-time.After(20 * time.Millisecond): // retry: the process may start soon
 					}
 					continue
 				}
@@ -201,8 +199,8 @@ func TestDrain(t *testing.T) {
 	c.deleteAll(cl[1], hosts)
 }
 
-// TestReschedule: a failed build goes to the next host, at most three; no room
-// gives an ERROR whose text counts the reasons.
+// TestReschedule: after a failed build the next host is chosen, up to three hosts. Without room the server is in ERROR, and
+// the text of its fault counts the rejection reasons.
 func TestReschedule(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, "")
@@ -247,9 +245,8 @@ func TestReschedule(t *testing.T) {
 	c.deleteAll(cl, nil)
 }
 
-// TestDriverCrashes: a driver's program that dies in the middle of a build, before
-// the effect and after it, is restarted by its worker, and the build succeeds on the
-// same host; a guest that the driver cannot build is built elsewhere.
+// TestDriverCrashes: a driver program that dies during a build, before or after the effect, is restarted by its compute
+// service, and the build succeeds on the same host. A server that the driver cannot build is built on another host.
 func TestDriverCrashes(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, withSim(t, "plugin_max_crashes = 1000\n"))
@@ -281,8 +278,7 @@ func TestDriverCrashes(t *testing.T) {
 	c.deleteAll(cl, []string{"node-1", "node-2"})
 }
 
-// disable disables a compute service, as at microversion 2.1, which gophercloud
-// does not speak any more.
+// disable disables a compute service with the request of microversion 2.1, which gophercloud no longer supports.
 func disable(t *testing.T, cl *gophercloud.ServiceClient, host string) {
 	t.Helper()
 	var out map[string]any

@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// node is a compute service whose admin address is known.
+// node is a compute service together with its admin address.
 type node struct {
 	*process
 
@@ -26,7 +26,7 @@ type node struct {
 	began time.Time
 }
 
-// startNode starts a compute service of host node-1 with a state path. "" is all services in one process.
+// startNode starts a compute service of host node-1 with a state path. An empty service means all services in one process.
 func (c *cloud) startNode(service, name, state string, env ...string) *node {
 	c.Helper()
 	n := &node{c: c, admin: envtest.DeadAddr(c), began: time.Now()}
@@ -34,7 +34,7 @@ func (c *cloud) startNode(service, name, state string, env ...string) *node {
 	return n
 }
 
-// readyz returns what the admin address says.
+// readyz returns the status and the text of /readyz at the admin address.
 func (n *node) readyz() (int, string, error) {
 	resp, err := http.Get("http://" + n.admin + "/readyz") //nolint:noctx // on loopback
 	if err != nil {
@@ -58,7 +58,7 @@ func (n *node) ready(limit time.Duration) time.Duration {
 	return time.Since(n.began)
 }
 
-// refused waits until the process is not ready and says, there and in its log, that the holder has the host.
+// refused waits until the process is not ready, and both /readyz and the log name the holder as the owner of the host.
 func (n *node) refused(holder *node) {
 	n.c.Helper()
 	want := fmt.Sprintf("process %d on machine ", holder.PID())
@@ -82,17 +82,17 @@ func (n *node) refused(holder *node) {
 	n.c.Errorf("the log of %s has no warning with %q and the option:\n%s", n.name, want, n.log)
 }
 
-// TestHostOfTwo: of processes with one host, one does its work. A second one with the same state path, on a
-// clone of the machine, or with another state path is not ready, says whose the host is, and takes neither a
-// cast nor a call. One that was killed is in again at once; a machine that was installed anew when an operator
-// has removed the old one.
+// TestHostOfTwo: of several processes with the same host, one owns the host. A second process with the same state path, on
+// a clone of the machine, or with another state path is not ready, names the owner, and receives neither casts nor calls.
+// A killed process owns the host at once after its restart. A newly installed machine owns the host after an operator has
+// removed the old one.
 func TestHostOfTwo(t *testing.T) {
 	t.Parallel()
 	for name, env := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			c := newCloudOn(t, "", envtest.URL(t, testenv.MySQLVar), envtest.URL(t, env))
-			down := "OS_DEFAULT__SERVICE_DOWN_TIME=600" // so that none of this waits for it
+			down := "OS_DEFAULT__SERVICE_DOWN_TIME=600" // long, so that no step here depends on it
 			for _, s := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}} {
 				c.startWith(s[0], s[1], down)
 			}
@@ -130,13 +130,13 @@ func TestHostOfTwo(t *testing.T) {
 				}
 			}
 			for _, n := range others {
-				if s := n.log.String(); strings.Contains(s, "built a server") || strings.Contains(s, "no longer wanted") {
-					t.Errorf("%s has taken a message:\n%s", n.name, s)
+				if s := n.log.String(); strings.Contains(s, "step done") || strings.Contains(s, "no longer wanted") {
+					t.Errorf("%s has received a message:\n%s", n.name, s)
 				}
 				n.Kill()
 			}
 
-			// A process that is killed under load is in again long before it counts as down.
+			// A process that is killed under load owns the host at once after its restart, long before it counts as down.
 			first.Kill()
 			again := c.startNode("compute", "again", state)
 			t.Logf("ready again %v after the start", again.ready(30*time.Second))
@@ -144,7 +144,7 @@ func TestHostOfTwo(t *testing.T) {
 				t.Errorf("it has waited:\n%s", again.log)
 			}
 
-			// A machine that was installed anew has another state path.
+			// A newly installed machine has another state path.
 			again.Kill()
 			installed := c.startNode("compute", "installed", filepath.Join(c.dir, "installed"))
 			installed.refused(again)
@@ -162,7 +162,7 @@ func TestHostOfTwo(t *testing.T) {
 			}
 			installed.ready(30 * time.Second)
 
-			// A process that was stopped leaves its host to any other one at once.
+			// A process that is stopped frees its host at once.
 			if err := installed.Signal(syscall.SIGTERM); err != nil {
 				t.Fatal(err)
 			}
@@ -176,8 +176,8 @@ func TestHostOfTwo(t *testing.T) {
 	}
 }
 
-// TestHostReplaced: a process that is paused longer than service_down_time loses its host to one that waits. When
-// it goes on it takes no message, and ends with exit code 1 and a last line that says who has its host.
+// TestHostReplaced: a process that is paused longer than service_down_time loses its host to a waiting process. After the
+// pause it receives no message, and ends with exit code 1 and a last line that names the new owner.
 func TestHostReplaced(t *testing.T) {
 	t.Parallel()
 	for name, env := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
@@ -224,8 +224,7 @@ func TestHostReplaced(t *testing.T) {
 	}
 }
 
-// TestHostKeptInOutage: while the broker restarts no process has consumers there; a clone that waits does not get
-// the host.
+// TestHostKeptInOutage: while the broker restarts, no process has consumers. A waiting clone does not get the host.
 func TestHostKeptInOutage(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -270,8 +269,8 @@ func TestHostKeptInOutage(t *testing.T) {
 	second.refused(first)
 }
 
-// TestHostAllInOne: all services in one process with a database in a file: a second process with the same
-// state path is not ready and says why; one that follows a killed one is ready.
+// TestHostAllInOne: all services in one process with a database file. A second process with the same state path is not
+// ready and gives the reason. A process that replaces a killed one is ready.
 func TestHostAllInOne(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, "")
@@ -293,8 +292,8 @@ func TestHostAllInOne(t *testing.T) {
 	}
 }
 
-// TestDeafDriver: while a driver's Info fails, the service is not ready, says why in one line, goes on, and takes
-// no message; it is ready once the driver answers.
+// TestDeafDriver: while a driver's Info fails, the service is not ready, logs the reason in one line, keeps running, and
+// receives no message. It becomes ready when the driver answers.
 func TestDeafDriver(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, withSim(t, "fault_info = fail 4\n"))
@@ -303,9 +302,9 @@ func TestDeafDriver(t *testing.T) {
 	}
 	n := c.startNode("compute", "node-1", filepath.Join(c.dir, "state"))
 	seen := false
-	c.poll("the driver to be deaf, then ready", 60*time.Second, func() error {
+	c.poll("the service to be not ready, then ready", 60*time.Second, func() error {
 		status, body, err := n.readyz()
-		if err == nil && status == http.StatusServiceUnavailable && strings.Contains(body, "does not say what host node-1 has") {
+		if err == nil && status == http.StatusServiceUnavailable && strings.Contains(body, "read the resources of host node-1 from the driver") {
 			seen = true
 		}
 		if err == nil && status != http.StatusOK {
@@ -315,7 +314,7 @@ func TestDeafDriver(t *testing.T) {
 	})
 	warned := 0
 	for line := range strings.Lines(n.log.String()) {
-		if strings.Contains(line, "does not say what host") {
+		if strings.Contains(line, "read the resources of host") {
 			warned++
 			if !strings.Contains(line, "level=WARN") || !strings.Contains(line, "compute_driver") {
 				t.Errorf("the line is %s", line)
@@ -327,7 +326,7 @@ func TestDeafDriver(t *testing.T) {
 	}
 }
 
-// TestSignalWhileDriverStarts: SIGTERM while a driver's program starts ends the service at once, with nothing left.
+// TestSignalWhileDriverStarts: SIGTERM while a driver's program starts ends the service at once. No process is left.
 func TestSignalWhileDriverStarts(t *testing.T) {
 	t.Parallel()
 	plugins, temp := t.TempDir(), t.TempDir()

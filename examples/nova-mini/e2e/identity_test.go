@@ -18,9 +18,9 @@ import (
 	"github.com/armature-go/armature/internal/keystonetest"
 )
 
-// TestIdentity: who may see and do what, by the word of a real Keystone and by the policy,
-// which an operator changes while the service runs; nobody new is let in while Keystone is
-// dead. OpenStack's own command line finds the service in Keystone's catalog.
+// TestIdentity: a real Keystone and the policy decide what each client may see and do. An operator changes the policy while
+// the service runs. While Keystone is down, clients with a new token are refused. OpenStack's command line finds the
+// service in Keystone's catalog.
 func TestIdentity(t *testing.T) {
 	t.Parallel()
 	ks := keystonetest.Start(t)
@@ -131,7 +131,7 @@ func TestIdentity(t *testing.T) {
 	}
 
 	ks.Publish("compute", cl.Endpoint)
-	ks.Publish("image", cl.Endpoint) // which is looked up, and then not asked
+	ks.Publish("image", cl.Endpoint) // the command line looks it up, but does not call it
 	openstack := func(user, project string, args ...string) (string, error) {
 		cmd := exec.CommandContext(t.Context(), "openstack", append(args, "-f", "json")...)
 		cmd.Env = append(os.Environ(), "OS_AUTH_URL="+ks.Endpoint, "OS_USERNAME="+user, "OS_PASSWORD="+keystonetest.Password, "OS_PROJECT_ID="+project,
@@ -146,7 +146,7 @@ func TestIdentity(t *testing.T) {
 		t.Errorf("openstack compute service list of a member: %v\n%s", err, out)
 	}
 
-	// The operator lets readers boot servers.
+	// The operator allows readers to create servers.
 	if err := os.WriteFile(filepath.Join(c.dir, "policy.yaml"), []byte("os_compute_api:servers:create: 'role:reader'\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -17,10 +17,9 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 )
 
-// TestLibvirt: a server that is created through REST is a QEMU guest that boots, also
-// when the worker and the driver's program are killed under it; its console log is read,
-// and it is stopped, started, rebooted and resized; when it is deleted libvirt has no domain, and
-// the disk no file of it.
+// TestLibvirt: a server that is created through REST is a QEMU guest that boots, also if the compute service and the
+// driver's program are killed meanwhile. Its console log is read, and it is stopped, started, rebooted and resized. After
+// its deletion libvirt has no domain and the disk no file of the server.
 func TestLibvirt(t *testing.T) {
 	t.Parallel()
 	lv := envtest.Libvirt(t)
@@ -28,7 +27,7 @@ func TestLibvirt(t *testing.T) {
 	if err := compile(filepath.Join(plugins, "armature-compute-libvirt"), "../../drivers/libvirt/armature-compute-libvirt", "-tags", "libvirt_dlopen"); err != nil {
 		t.Fatal(err)
 	}
-	envtest.GuestImage(t, filepath.Join(images, "cirros.img")) // by the name that create gives
+	envtest.GuestImage(t, filepath.Join(images, "cirros.img")) // the image that create uses
 	c := newCloud(t, "compute_driver = libvirt\nplugin_dir = "+plugins+"\n[driver_libvirt]\nvirt_type = qemu\nvnc_listen = none\nimages_path = "+images+
 		"\nconnection_uri = "+lv.URL+"\nplugin_max_files = 1024\n")
 	for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
@@ -56,7 +55,7 @@ func TestLibvirt(t *testing.T) {
 	if got := domains(); len(got) != 1 || got[0] != "armature-"+s.ID {
 		t.Errorf("libvirt has %v", got)
 	}
-	c.procs["node-1"].Kill() // and with it its driver
+	c.procs["node-1"].Kill() // its driver's program ends, too
 	c.start("compute", "node-1")
 	dir := filepath.Join(c.dir, "instances", "node-1", s.ID)
 	says := func(what string) {
@@ -103,7 +102,7 @@ func TestLibvirt(t *testing.T) {
 	do("hard reboot", servers.Reboot(t.Context(), cl, s.ID, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr())
 	becomes("ACTIVE")
 	says("guest ready")
-	// It is resized and back, then resized for good; its disk grows with it.
+	// The server is resized and reverted, then resized and confirmed. Its disk grows.
 	large, err := flavors.Create(t.Context(), cl, flavors.CreateOpts{Name: "large", RAM: 192, VCPUs: 2, Disk: new(2)}).Extract()
 	if err != nil {
 		t.Fatal(err)
@@ -115,7 +114,7 @@ func TestLibvirt(t *testing.T) {
 	becomes("ACTIVE")
 	says("guest ready: 1 CPUs")
 	do("resize", servers.Resize(t.Context(), cl, s.ID, servers.ResizeOpts{FlavorRef: large.ID}).ExtractErr())
-	c.procs["node-1"].Kill() // in the middle of it
+	c.procs["node-1"].Kill() // during the resize
 	c.start("compute", "node-1")
 	becomes("VERIFY_RESIZE")
 	do("confirm", servers.ConfirmResize(t.Context(), cl, s.ID).ExtractErr())

@@ -25,9 +25,9 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// TestOperatingFile: the file of docs/operating.md, with the addresses and paths of the test, runs all
-// services of one host side by side. `config validate --online` says beforehand what works and what does
-// not, and exits with 1; a mistyped command line exits with 2.
+// TestOperatingFile: with the file in docs/operating.md, changed only in addresses and paths, all services run side by side
+// on one host. Before that, `config validate --online` reports what works and what fails, and exits with 1 on a failure. A
+// mistyped command line exits with 2.
 func TestOperatingFile(t *testing.T) {
 	t.Parallel()
 	guide, err := os.ReadFile("../../../docs/operating.md")
@@ -83,7 +83,7 @@ func TestOperatingFile(t *testing.T) {
 	}
 
 	tried := []string{"[DEFAULT] transport_url", "[database] connection", "[keystone_authtoken] auth_url", "[DEFAULT] compute_driver"}
-	for _, tt := range []struct{ from, to, fails, says string }{ // what is wrong, and the option that does not work
+	for _, tt := range []struct{ from, to, fails, says string }{ // the change to the file, the option that fails, and its error
 		{"", "", "none", ""},
 		{"password = " + keystonetest.Password, "password = wrong", "[keystone_authtoken] auth_url", "password"},
 		{ks.Endpoint, "http://127.0.0.1:1/", "[keystone_authtoken] auth_url", "connection refused"},
@@ -161,9 +161,9 @@ func TestOperatingFile(t *testing.T) {
 	})
 }
 
-// TestInstalling: the commands of "Installing" in docs/operating.md make, of an empty machine, one on which the four
-// services are ready under their unit's command line, and tell systemd so. Only paths, ports and the clone are others.
-// What needs systemd, or makes a user of the machine, is left out.
+// TestInstalling: after the commands of "Installing" in docs/operating.md on an empty machine, the four services run with
+// the command line of their unit, are ready, and report that to systemd. Only paths, ports and the clone differ. Commands
+// that need systemd, or that create a user of the machine, are left out.
 func TestInstalling(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("../../../docs/operating.md")
@@ -221,7 +221,7 @@ func TestInstalling(t *testing.T) {
 		default:
 			last = shell(text)
 			run++
-			if strings.Contains(text, "go build") { // from now on the configuration is that of a user
+			if strings.Contains(text, "go build") { // the commands after the build use the configuration of a user
 				env = append(env, "HOME="+dir)
 			}
 			if strings.Contains(text, "database-url") {
@@ -234,7 +234,7 @@ func TestInstalling(t *testing.T) {
 	if run != 7 || !strings.Contains(last, "nova-compute") || !strings.Contains(last, "controller-1") {
 		t.Errorf("%d steps; the last one prints:\n%s", run, last)
 	}
-	second := exec.CommandContext(t.Context(), filepath.Join(dir, "bin", "nova-mini"), "compute") // of the same host
+	second := exec.CommandContext(t.Context(), filepath.Join(dir, "bin", "nova-mini"), "compute") // a second compute service of the same host
 	second.Dir, second.Env = dir, env
 	out, err := second.CombinedOutput()
 	lines := strings.Split(strings.TrimSpace(string(out)), "\n")
@@ -256,7 +256,8 @@ func parseURL(t *testing.T, raw string) *url.URL {
 	return u
 }
 
-// startUnits starts the services that the guide enables, as the unit says, and waits until each says that it is ready.
+// startUnits starts the services that the guide enables, with the unit's command line, and waits until each reports that it
+// is ready.
 func startUnits(t *testing.T, unit, guide, dir string, env []string) {
 	t.Helper()
 	for _, line := range []string{"RuntimeDirectory=nova-mini", "RuntimeDirectoryPreserve=yes", "StateDirectory=nova-mini", "Type=notify-reload", "User=nova-mini"} {
@@ -265,7 +266,7 @@ func startUnits(t *testing.T, unit, guide, dir string, env []string) {
 		}
 	}
 	for _, folder := range []string{"run", "state"} { // as systemd does
-		if err := os.MkdirAll(filepath.Join(dir, folder), 0o750); err != nil { // config validate --online may have made the second one
+		if err := os.MkdirAll(filepath.Join(dir, folder), 0o750); err != nil { // config validate --online may have created the second folder
 			t.Fatal(err)
 		}
 	}

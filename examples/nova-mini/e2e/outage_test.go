@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// answer is what a plain HTTP client sees.
+// answer is a reply as a plain HTTP client sees it.
 type answer struct {
 	status int
 	body   string
@@ -47,7 +47,7 @@ func request(t *testing.T, method, url, contentType string, body io.Reader) answ
 
 const demo = `{"server": {"name": "x", "flavorRef": "1", "imageRef": "i"}}`
 
-// databaseAway is for how long the database is away, ARMATURE_TEST_OUTAGE.
+// databaseAway returns how long the database is down, from ARMATURE_TEST_OUTAGE.
 func databaseAway() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("ARMATURE_TEST_OUTAGE")); err == nil {
 		return d
@@ -55,15 +55,15 @@ func databaseAway() time.Duration {
 	return 40 * time.Second
 }
 
-// TestOutage: the database and the broker go away under a running cloud. It
-// answers 503, is not ready, and works again by itself when they are back. Servers that were being built when
-// the database went are ACTIVE in the end, and no message is a dead letter: ten attempts at one took 34 s.
+// TestOutage: the database and the broker of a running cloud are stopped. The API answers 503 and is not ready, and works
+// again without help when they are back. Servers that were being built when the database stopped are ACTIVE in the end,
+// and no message is dead-lettered, although ten delivery attempts would take only 34 s.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name string
 		kill func(broker, database *testenv.Service) *testenv.Service
-		get  int // the status of a read
+		get  int // the HTTP status of a read
 		away time.Duration
 	}{
 		{"broker", func(b, _ *testenv.Service) *testenv.Service { return b }, http.StatusOK, 0},
@@ -133,7 +133,7 @@ func TestOutage(t *testing.T) {
 				}
 				return nil
 			})
-			// A service may be seen down for a moment: it could not report.
+			// A service may be down for a moment, because it could not send heartbeats.
 			c.hostsUp(cl, 1)
 			s, err := create(t.Context(), cl, "after", "1", nil)
 			if err != nil {
@@ -142,7 +142,7 @@ func TestOutage(t *testing.T) {
 			if by := c.settled(cl, 1+building, 90*time.Second); len(by["ACTIVE"]) != 1+building {
 				t.Errorf("server %s after the outage: %v", s.ID, by)
 			}
-			if out, err := c.command("dlq", "list").CombinedOutput(); err != nil || !strings.Contains(string(out), "there are no dead letters") {
+			if out, err := c.command("dlq", "list").CombinedOutput(); err != nil || !strings.Contains(string(out), "no dead letters") {
 				t.Errorf("dead letters: %v\n%s", err, out)
 			}
 			c.deleteAll(cl, []string{"node-1"})
@@ -150,8 +150,8 @@ func TestOutage(t *testing.T) {
 	}
 }
 
-// TestBadInput: what is wrong is answered with the status and the text that
-// OpenStack's clients expect, and changes nothing.
+// TestBadInput: a wrong request is answered with the status and the text that OpenStack's clients expect, and changes
+// nothing.
 func TestBadInput(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, "")
@@ -222,7 +222,7 @@ func TestBadInput(t *testing.T) {
 	})
 }
 
-// TestMicroversions: only 2.1 is spoken, and said so.
+// TestMicroversions: only microversion 2.1 is supported, and the replies say so.
 func TestMicroversions(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, "")
@@ -230,7 +230,7 @@ func TestMicroversions(t *testing.T) {
 	for _, tt := range []struct {
 		header string
 		status int
-		says   string // a 406 repeats what was asked for, as Nova's does
+		says   string // a 406 repeats the requested microversion, as in Nova
 	}{
 		{"", 200, "compute 2.1"},
 		{"compute 2.1", 200, "compute 2.1"},

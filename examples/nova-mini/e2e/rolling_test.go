@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// balancer is what stands before several APIs: it asks each whether it is ready, ten times
-// a second, and sends requests to those that are, each once: nothing is tried again.
+// balancer is a load balancer before several APIs. It checks ten times a second which APIs are ready, and sends requests
+// to these. A request is never repeated.
 type balancer struct {
 	client *http.Client
 
@@ -84,7 +84,7 @@ func (b *balancer) do(ctx context.Context, method, path, body string, want int) 
 	if err != nil {
 		return err
 	}
-	r, err := http.NewRequestWithContext(ctx, method, url+path, io.NopCloser(strings.NewReader(body))) // a body that cannot be sent again
+	r, err := http.NewRequestWithContext(ctx, method, url+path, io.NopCloser(strings.NewReader(body))) // NopCloser: the HTTP client cannot repeat the request
 	if err != nil {
 		return err
 	}
@@ -105,8 +105,8 @@ func (b *balancer) do(ctx context.Context, method, path, body string, want int) 
 	return err
 }
 
-// TestRollingRestart: three APIs and two conductors are restarted one after another under
-// 200 requests a second; not one fails, and every server that was asked for is built.
+// TestRollingRestart: three APIs and two conductors are restarted one after another at 200 requests a second. No request
+// fails, and every accepted server is built.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
 	c := newCloud(t, "drain_delay = 1\n[driver_fake]\nvcpus = 10000\nmemory_mib = 10000000\ndisk_gib = 100000\n")

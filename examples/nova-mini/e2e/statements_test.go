@@ -26,12 +26,12 @@ import (
 	"github.com/armature-go/armature/service/auth"
 )
 
-// maxStatements is how many SQL statements the creation of a server may need in all services together, without BEGIN and
-// COMMIT.
+// maxStatements is the highest number of SQL statements that the creation of a server may need in all services together,
+// without BEGIN and COMMIT.
 const maxStatements = 22
 
-// TestStatements prints the statements with the request's id that the creation of a server needs, and bounds their number. The
-// hosts are known to the scheduler before, as in a cloud that runs.
+// TestStatements prints the SQL statements of a server's creation, which carry the request's id, and limits their number.
+// The scheduler knows the hosts before, as in a running cloud.
 func TestStatements(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
@@ -57,7 +57,7 @@ func TestStatements(t *testing.T) {
 		}
 		h := allServices(t, s)
 		var asked string
-		for i := range 2 { // the second one meets services that run
+		for i := range 2 { // for the second server all caches are filled
 			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "/v2.1/servers", strings.NewReader(`{"server": {"name": "s", "flavorRef": "1", "imageRef": "x"}}`))
 			r.Header.Set("Content-Type", "application/json")
 			w := httptest.NewRecorder()

@@ -7,16 +7,16 @@ import (
 	"time"
 )
 
-// TestAwayLongerThanBuildTimeout: the compute services, or the conductors, are away for longer than a build may take, in the middle of
-// twelve builds. Every server ends ACTIVE, or in ERROR and gone from its host.
+// TestAwayLongerThanBuildTimeout: during twelve builds the compute services, or the conductors, are stopped for longer than
+// the build timeout. Every server ends ACTIVE, or in ERROR and removed from its host.
 func TestAwayLongerThanBuildTimeout(t *testing.T) {
 	t.Parallel()
 	const timeout = 8 * time.Second
 	for _, tt := range []struct {
 		name    string
 		victims [][2]string
-		signal  syscall.Signal // SIGKILL: they are started again; SIGSTOP: they go on
-		active  bool           // all servers are to be
+		signal  syscall.Signal // SIGKILL: the processes are started again; SIGSTOP: the processes continue
+		active  bool           // all servers must be ACTIVE
 	}{
 		{"compute killed", [][2]string{{"compute", "node-1"}}, syscall.SIGKILL, false},
 		{"compute paused", [][2]string{{"compute", "node-1"}}, syscall.SIGSTOP, false},
@@ -76,7 +76,7 @@ func TestAwayLongerThanBuildTimeout(t *testing.T) {
 	}
 }
 
-// gone waits until a number of servers is left on the hosts.
+// gone waits until exactly left servers are on the hosts.
 func (c *cloud) gone(left int) {
 	c.Helper()
 	c.poll("the hosts to have what is ACTIVE alone", 90*time.Second, func() error {

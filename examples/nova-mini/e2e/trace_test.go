@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// collected are the spans that an OTLP collector got, by id.
+// collected has the spans that an OTLP collector has received, by id.
 type collected struct {
 	mu    sync.Mutex
 	spans map[string]*otlp.Span
@@ -43,7 +43,7 @@ func (c *collected) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/x-protobuf")
 }
 
-// below returns the names of the spans of a trace with those that they are below.
+// below returns the names of a trace's spans, each with the name of its parent.
 func (c *collected) below(trace string) []string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -61,8 +61,8 @@ func (c *collected) below(trace string) []string {
 	return slices.Sorted(maps.Keys(seen))
 }
 
-// TestTraces: what a client asks for is one trace, from its own span through the API, the
-// conductor and the scheduler to the host, and so are the ids in the logs.
+// TestTraces: a client's request is one trace, from the client's own span through the API, the conductor and the scheduler
+// to the host. The logs of all services have the trace's and the request's id.
 func TestTraces(t *testing.T) {
 	t.Parallel()
 	got := &collected{spans: map[string]*otlp.Span{}}
@@ -110,7 +110,7 @@ func TestTraces(t *testing.T) {
 		}
 		return nil
 	})
-	// The client's id is on the lines of the process that it never talked to.
+	// The client's request id is in the logs of processes to which the client never sent a request.
 	for _, host := range []string{"api-1", "c-1", "node-1"} {
 		if log := c.procs[host].log.String(); !strings.Contains(log, global) {
 			t.Errorf("the client's request id is not in the log of %s", host)

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// over ends all operations, as the conductor does together with what ends them.
+// over ends all operations, as the conductor does in the transaction of their result.
 func over(ctx context.Context, t *testing.T, d *sqlx.DB) {
 	t.Helper()
 	if _, err := d.ExecContext(ctx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL`, operation.Succeeded); err != nil {
@@ -22,8 +22,7 @@ func over(ctx context.Context, t *testing.T, d *sqlx.DB) {
 	}
 }
 
-// TestActions: each action in each state, what it leads to, and reports that come
-// twice or too late.
+// TestActions: each action in each state, the state after the action, and reports that come twice or too late.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -95,8 +94,8 @@ func TestActions(t *testing.T) {
 	})
 }
 
-// TestResize: what a server counts as, holds and is at each point of a resize, and how
-// each may end.
+// TestResize: the size, the claim and the state of a server at each point of a resize, for each way in which a resize
+// may end.
 func TestResize(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -193,14 +192,14 @@ func TestResize(t *testing.T) {
 		act(compute.ConfirmResize)
 		end(compute.ConfirmResize, nil)
 		check("confirmed", store.Stopped, "2", 2*512)
-		begin(size("1", 1, 1)) // a smaller one holds the larger until it is confirmed
+		begin(size("1", 1, 1)) // the claim of a smaller size covers the larger size until the resize is confirmed
 		end(compute.Resize, nil)
 		check("smaller", store.Resized, "1", 2*512)
 		act(compute.ConfirmResize)
 		end(compute.ConfirmResize, nil)
 		check("smaller, confirmed", store.Stopped, "1", 512)
 
-		// One whose end is not known keeps the room for both.
+		// After a resize whose result is not known the claim covers both sizes.
 		begin(size("3", 3, 1))
 		end(compute.Resize, fault.New(fault.Timeout, "the host is silent"))
 		check("given up", store.Error, "1", 3*512)

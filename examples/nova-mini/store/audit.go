@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// Need returns what of a host's inventories is claimed for r.
+// Need converts the resources of a server to amounts of a host's inventories. A resource of which r has 0 is left out.
 func Need(r compute.Resources) placement.Resources {
 	out := placement.Resources{}
 	for _, a := range r.Amounts() {
@@ -22,18 +22,24 @@ func Need(r compute.Resources) placement.Resources {
 	return out
 }
 
-// Audit compares the claims with the servers, and repairs them if it is told to:
-// a server on a host has a claim there, of what its flavor says, or both of those of a resize; one that waits
-// for a host, or is deleted before it has one, may have a claim; any other has
-// none. Claims that have changed within minAge are left alone. It is safe while all services run.
+// Audit compares the claims with the servers and returns each difference. If repair is set, Audit corrects the
+// claims. The rules are:
+//
+//   - A server on a host has a claim there, with the amounts of its flavor, or during a resize with the larger
+//     amount of both flavors.
+//   - A server with a task but without a host may have a claim: the server waits for a host, or is deleted.
+//   - Any other server has no claim.
+//
+// Claims that have changed within minAge are not judged; 0 judges all claims. Audit is safe while all services run.
 func (s *Store) Audit(ctx context.Context, repair bool, minAge time.Duration) ([]placement.Finding, error) {
 	if minAge == 0 {
-		minAge = -1 // no age is too young
+		minAge = -1 // judge claims of every age
 	}
 	return placement.Audit(ctx, repairs{s.claims, s}, placement.AuditConfig{Want: s.wanted, Repair: repair, MinAge: minAge})
 }
 
-// wanted returns the claims that there should be, of all servers or of some.
+// wanted returns the claims that the servers should have. ids limits the result to these servers; without ids, all
+// servers count.
 func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, error) {
 	query, args := `SELECT * FROM `+serversWithTasks, []any(nil)
 	if len(ids) > 0 {
@@ -63,8 +69,8 @@ func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, e
 	return append(out, have...), err
 }
 
-// repairs are the claims, of which an audit makes one only while the server is on
-// its host.
+// repairs is the store of claims that an audit writes to. It makes a claim only while the server is still on the
+// host of the claim.
 type repairs struct {
 	*placement.SQL
 

@@ -11,8 +11,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Flavor is a named size of server. One that is not public exists only for administrators
-// and for the projects that have access to it.
+// Flavor is a named size of a server. A flavor that is not public is visible only to administrators and to the
+// projects that have access to the flavor.
 type Flavor struct {
 	ID           string  `db:"id"`
 	Name         string  `db:"name"`
@@ -25,8 +25,7 @@ type Flavor struct {
 	Public       bool    `db:"is_public"`
 }
 
-// Resources returns what a server of the flavor needs: its swap counts as disk,
-// rounded up, as in Nova.
+// Resources returns what a server of the flavor needs of a host. Swap counts as disk, rounded up to a GiB, as in Nova.
 func (f *Flavor) Resources() compute.Resources {
 	return compute.Resources{
 		VCPUs: f.VCPUs, MemoryMiB: f.MemoryMiB,
@@ -36,15 +35,15 @@ func (f *Flavor) Resources() compute.Resources {
 
 const flavorColumns = `id, name, vcpus, memory_mib, disk_gib, ephemeral_gib, swap_mib, rxtx_factor, is_public`
 
-// FlavorViewer says which flavors exist for a client: the public ones, and the private
-// ones to which the project has access. The zero value sees the public ones.
+// FlavorViewer says which flavors a client sees: the public flavors, and the private flavors to which the client's
+// project has access. The zero value sees the public flavors.
 type FlavorViewer struct {
 	Project string
-	// All makes every flavor visible, for administrators.
+	// All makes every flavor visible. It is for administrators.
 	All bool
 }
 
-// hasAccess returns the condition of being public or accessible for the viewer's project.
+// hasAccess returns the SQL condition of the flavors that are public or accessible for the viewer's project.
 func (v FlavorViewer) hasAccess() (text string, args []any) {
 	if v.Project == "" {
 		return "is_public", nil
@@ -52,7 +51,7 @@ func (v FlavorViewer) hasAccess() (text string, args []any) {
 	return "is_public OR EXISTS (SELECT 1 FROM flavor_projects WHERE flavor_id = flavors.id AND project_id = ?)", []any{v.Project}
 }
 
-// where returns the condition of being visible.
+// where returns the SQL condition of the flavors that the viewer sees.
 func (v FlavorViewer) where() (text string, args []any) {
 	if v.All {
 		return "1 = 1", nil
@@ -60,25 +59,25 @@ func (v FlavorViewer) where() (text string, args []any) {
 	return v.hasAccess()
 }
 
-// FlavorQuery says which flavors a list has, and in which order.
+// FlavorQuery selects and sorts the flavors of a list.
 type FlavorQuery struct {
-	// For is the client. The marker must be a flavor that is visible.
+	// For is the client. The marker must be a flavor that the client sees.
 	For FlavorViewer
-	// Public says whether the flavors are those that are public or accessible for the
-	// viewer's project, or those that are not public; nil: all.
+	// Public selects flavors by their access. True: flavors that are public or accessible for the viewer's
+	// project. False: flavors that are not public. Nil: all that the viewer sees.
 	Public *bool
-	// MinMemoryMiB and MinDiskGiB are the least that a flavor has.
+	// MinMemoryMiB and MinDiskGiB are the least memory and disk of a flavor.
 	MinMemoryMiB, MinDiskGiB int
-	// Sort is the order. The id ends it, in the direction of the last key.
+	// Sort is the order. Flavors that are equal by these keys are sorted by id, in the direction of the last key.
 	Sort []db.SortKey
-	// Marker is the id of the last flavor of the page before; empty: the first page.
+	// Marker is the id of the last flavor of the previous page; empty: the first page.
 	Marker string
-	// Limit is how many flavors are returned at most.
+	// Limit is the highest number of flavors that is returned.
 	Limit int
 }
 
-// Flavors returns a page of flavors. Invalid, reason MarkerNotFound: the marker is not a
-// flavor that is visible.
+// Flavors returns a page of flavors. Errors: Invalid, reason MarkerNotFound, if the marker is not a flavor that the
+// client sees.
 func (s *Store) Flavors(ctx context.Context, q FlavorQuery) ([]Flavor, error) {
 	p := db.Page{Columns: flavorColumns, From: "flavors", Sort: q.Sort, Key: "id", Marker: q.Marker, Limit: q.Limit}
 	p.Within, p.WithinArgs = q.For.where()
@@ -97,7 +96,7 @@ func (s *Store) Flavors(ctx context.Context, q FlavorQuery) ([]Flavor, error) {
 
 func noFlavor(id string) error { return fault.New(fault.NotFound, "Flavor %s could not be found.", id) }
 
-// Flavor returns one flavor. NotFound: it does not exist, or is not visible.
+// Flavor returns one flavor. Errors: NotFound, if the flavor does not exist or the viewer does not see it.
 func (s *Store) Flavor(ctx context.Context, viewer FlavorViewer, id string) (*Flavor, error) {
 	f := new(Flavor)
 	visible, args := viewer.where()
@@ -112,11 +111,11 @@ func (s *Store) FlavorProjects(ctx context.Context, id string) ([]string, error)
 	return out, db.Error(err)
 }
 
-// AllowFlavor gives a project access to a flavor. NotFound: there is no such flavor.
-// Conflict: the project has access.
+// AllowFlavor gives a project access to a flavor. Errors: NotFound, if the flavor does not exist; Conflict, if the
+// project already has access.
 func (s *Store) AllowFlavor(ctx context.Context, id, project string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
-		// The flavor stays until the end of the transaction.
+		// The row stays locked until the end of the transaction, so that the flavor is not deleted meanwhile.
 		if err := db.ExecOne(ctx, tx, noFlavor(id), `UPDATE flavors SET id = id WHERE id = ?`, id); err != nil {
 			return err
 		}
@@ -128,7 +127,7 @@ func (s *Store) AllowFlavor(ctx context.Context, id, project string) error {
 	})
 }
 
-// DenyFlavor takes a project's access to a flavor. NotFound: it has none.
+// DenyFlavor removes a project's access to a flavor. Errors: NotFound, if the project has no access.
 func (s *Store) DenyFlavor(ctx context.Context, id, project string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		missing := fault.New(fault.NotFound, "Flavor access not found for %s / %s combination.", id, project)
@@ -136,7 +135,7 @@ func (s *Store) DenyFlavor(ctx context.Context, id, project string) error {
 	})
 }
 
-// CreateFlavor adds a flavor. Conflict: its id or its name is taken.
+// CreateFlavor adds a flavor. Errors: Conflict, if another flavor has its id or its name.
 func (s *Store) CreateFlavor(ctx context.Context, f *Flavor) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		var n int
@@ -155,7 +154,7 @@ func (s *Store) CreateFlavor(ctx context.Context, f *Flavor) error {
 	})
 }
 
-// DeleteFlavor removes a flavor. Its servers keep what they have. NotFound.
+// DeleteFlavor removes a flavor. Servers of the flavor keep their size. Errors: NotFound, if the flavor does not exist.
 func (s *Store) DeleteFlavor(ctx context.Context, id string) error {
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, _ time.Time) error {
 		if err := db.ExecOne(ctx, tx, noFlavor(id), `DELETE FROM flavors WHERE id = ?`, id); err != nil {

@@ -19,34 +19,34 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Binary names of the services, Nova's.
+// Binary names of the services, as in Nova.
 const (
 	ConductorBinary = "nova-conductor"
 	SchedulerBinary = "nova-scheduler"
 	ComputeBinary   = "nova-compute"
 )
 
-// Service is one process, as the others know it.
+// Service is one service process as the database knows it.
 type Service struct {
 	membership.Member
 
-	// Number is the one by which the API knows it.
+	// Number is the id of the service in the API.
 	Number int
 }
 
-// Members are the services. One that was not seen for downAfter is not up.
+// Members returns the registry of the services. A service that sent no heartbeat for downAfter is down.
 func (s *Store) Members(downAfter time.Duration) *membership.Registry {
 	return membership.New(membership.Config{DB: s.db, DownAfter: downAfter})
 }
 
-// Number gives a service a number, if it has none. It is for before it joins.
+// Number gives a service a number if the service has no number yet. A service calls Number before it joins.
 func (s *Store) Number(ctx context.Context, kind, host string) error {
-	return s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error { return number(ctx, tx, kind, host) })
+	return s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error { return numberService(ctx, tx, kind, host) })
 }
 
-// number runs f again when it chose a number for a new row that somebody else
-// chose at the same moment.
-func (s *Store) number(ctx context.Context, f func(context.Context, *sqlx.Tx) error) (err error) {
+// retryNumbering runs f, which chooses a number for a new row, in a transaction. It runs f again, up to 20 times in
+// all, when another process has chosen the same number at the same moment.
+func (s *Store) retryNumbering(ctx context.Context, f func(context.Context, *sqlx.Tx) error) (err error) {
 	for range 20 {
 		if err = db.Tx(ctx, s.db, f); err == nil || fault.CodeOf(err) != fault.Conflict {
 			return err
@@ -55,7 +55,7 @@ func (s *Store) number(ctx context.Context, f func(context.Context, *sqlx.Tx) er
 	return err
 }
 
-func number(ctx context.Context, tx *sqlx.Tx, kind, host string) error {
+func numberService(ctx context.Context, tx *sqlx.Tx, kind, host string) error {
 	var n int
 	if err := tx.GetContext(ctx, &n, `SELECT COUNT(*) FROM service_numbers WHERE kind = ? AND host = ?`, kind, host); err != nil || n > 0 {
 		return db.Error(err)
@@ -68,14 +68,13 @@ func number(ctx context.Context, tx *sqlx.Tx, kind, host string) error {
 	return err
 }
 
-// nextID returns a number for a new row. Of two that choose the same one at once
-// one gets a Conflict from the primary key, see number.
+// nextID returns a number for a new row. If two transactions choose the same number, the primary key refuses one of
+// them with Conflict, see retryNumbering.
 func nextID(ctx context.Context, tx *sqlx.Tx, query string) (id int, err error) {
 	return id, db.Error(tx.GetContext(ctx, &id, query))
 }
 
-// Services returns all services by number. One that was not seen for downAfter is
-// not up.
+// Services returns all services, sorted by number. A service that sent no heartbeat for downAfter is down.
 func (s *Store) Services(ctx context.Context, downAfter time.Duration) ([]Service, error) {
 	members, err := s.Members(downAfter).List(ctx, "")
 	if err != nil {
@@ -100,7 +99,8 @@ func (s *Store) Services(ctx context.Context, downAfter time.Duration) ([]Servic
 	return out, nil
 }
 
-// SetDisabled says whether a service takes new work. NotFound.
+// SetDisabled disables or enables a service. A disabled service gets no new work; reason is the operator's
+// explanation. Errors: NotFound, if the service does not exist.
 func (s *Store) SetDisabled(ctx context.Context, kind, host string, disabled bool, reason string) error {
 	var err error
 	if disabled {
@@ -114,7 +114,7 @@ func (s *Store) SetDisabled(ctx context.Context, kind, host string, disabled boo
 	return err
 }
 
-// Host is a compute host: a provider of resources, with its service.
+// Host is a compute host: a provider of resources, together with its compute service.
 type Host struct {
 	ID            int    `db:"id"`
 	Hostname      string `db:"name"`
@@ -125,8 +125,7 @@ type Host struct {
 	*placement.Provider `db:"-"`
 }
 
-// Hosts returns all compute hosts by id. One whose service was not seen for
-// downAfter is not up.
+// Hosts returns all compute hosts, sorted by id. A host whose service sent no heartbeat for downAfter is down.
 func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, error) {
 	hosts := []*Host{}
 	if err := s.db.SelectContext(ctx, &hosts, `SELECT * FROM hosts ORDER BY id`); err != nil {
@@ -163,7 +162,7 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 			continue
 		}
 		h.Service = v
-		h.SeenAt, h.Disabled = time.Now().Add(v.SeenAt.Sub(now)), "" // by this process's clock
+		h.SeenAt, h.Disabled = time.Now().Add(v.SeenAt.Sub(now)), "" // the time of the heartbeat by this process's clock
 		if reason := v.Unfit(); reason != "" {
 			h.Disabled = "the compute service gets no new servers: " + reason
 		}
@@ -171,17 +170,18 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 	return hosts, nil
 }
 
-// Ratios are how far a host's resources may be over-committed.
+// Ratios are the allocation ratios of a host's resources: the capacity for claims is the host's amount times the ratio.
 type Ratios struct{ CPU, RAM, Disk float64 }
 
-// ClaimHost makes a process the one that does a host's work. membership.ErrHeld: another process does, which
-// was seen within downAfter.
+// ClaimHost makes process p the owner of a host: the only process that does the work of the host. Errors: Invalid, if
+// the host's name is not valid or p has no id; membership.ErrHeld, if another process owns the host and has sent a
+// heartbeat within downAfter.
 func (s *Store) ClaimHost(ctx context.Context, host string, p compute.Process, downAfter time.Duration) error {
 	if err := rpc.CheckHost(host); err != nil {
 		return err
 	}
 	if p.ID == "" {
-		return fault.New(fault.Invalid, "host %s is claimed by a process without an id", host)
+		return fault.New(fault.Invalid, "claim host %s: the process has no id", host)
 	}
 	err := s.Members(downAfter).Join(ctx, membership.Self{Kind: ComputeBinary, Host: host, Version: 1, Instance: membership.Instance(p)})
 	if err != nil {
@@ -190,20 +190,20 @@ func (s *Store) ClaimHost(ctx context.Context, host string, p compute.Process, d
 	return s.Number(ctx, ComputeBinary, host)
 }
 
-// LeaveHost says that a process does a host's work no longer. A process that did not do it changes nothing.
+// LeaveHost frees a host that a process owns. A process that does not own the host changes nothing.
 func (s *Store) LeaveHost(ctx context.Context, host, instance string) error {
 	return s.members.Leave(ctx, ComputeBinary, host, instance)
 }
 
-// HoldsHost returns membership.ErrHeld if another process than the instance does a host's work. In a
-// transaction of Tx it reads as that does.
+// HoldsHost returns membership.ErrHeld if a process other than the instance owns the host. With the context of
+// [Store.Tx] it reads in that transaction.
 func (s *Store) HoldsHost(ctx context.Context, host, instance string) error {
 	return s.members.Holds(ctx, ComputeBinary, host, instance)
 }
 
-// ReportHost notes a worker's heartbeat and what its host has. A report that is refused, as Invalid,
-// leaves no host behind; one of a process that does not do the host's work changes nothing
-// (membership.ErrHeld).
+// ReportHost records the heartbeat of a compute service and the resources of its host. A report that changes nothing
+// costs one read and the heartbeat. Errors: Invalid, if the report is not valid, and no host is added;
+// membership.ErrHeld, if the process does not own the host, and nothing changes.
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
@@ -217,23 +217,23 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	}
 	if s.reports.isKnown(ctx, s.claims, r, ratios) {
 		err := s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)
-		if !errors.Is(err, fault.NotFound) && !errors.Is(err, membership.ErrHeld) { // those are judged below
+		if !errors.Is(err, fault.NotFound) && !errors.Is(err, membership.ErrHeld) { // these errors are handled below
 			return err
 		}
 	}
 	err := s.HoldsHost(ctx, r.Host, r.Instance)
 	if r.Instance == "" && errors.Is(err, membership.ErrHeld) {
-		err = join() // a worker of a release that claims no hosts has the host once the process that has claimed it is down
+		err = join() // a worker of a release that claims no hosts gets the host once the owner of the host is down
 	}
 	if err != nil {
 		return err
 	}
-	generation, err := s.putHost(ctx, r, ratios) // first, as it judges what is reported
+	generation, err := s.putHost(ctx, r, ratios) // first, because it validates the report
 	if err != nil {
 		return err
 	}
 	err = s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)
-	if errors.Is(err, fault.NotFound) { // it is new, or an operator has removed it
+	if errors.Is(err, fault.NotFound) { // the service is new, or an operator has removed it
 		if err = join(); err == nil {
 			err = s.Number(ctx, ComputeBinary, r.Host)
 		}
@@ -241,7 +241,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err != nil {
 		return err
 	}
-	err = s.number(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
+	err = s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
 		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
 		if err != nil || n > 0 {
 			return err
@@ -259,14 +259,14 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	return err
 }
 
-// reports are the last reports of hosts that this process has written, so that a report that says nothing new costs
-// one row to read and a heartbeat.
+// reports caches, for each host, the last report that this process has written. A report that changes nothing then
+// costs one read of a row and the heartbeat.
 type reports struct {
 	mu   sync.Mutex
 	last map[string]report // by host
 }
 
-// report is what the database has of a host, while its provider has that generation.
+// report is what the database has of a host as long as the host's provider has this generation.
 type report struct {
 	compute.HostReport
 
@@ -283,8 +283,8 @@ func newReport(r *compute.HostReport, ratios Ratios, generation int64) report {
 	return out
 }
 
-// isKnown reports whether the database has what a report says. Another process may have written a later report, so
-// the provider's generation is read.
+// isKnown reports whether the database already has the content of a report. It reads the provider's generation,
+// because another process may have written a later report.
 func (k *reports) isKnown(ctx context.Context, providers *placement.SQL, r *compute.HostReport, ratios Ratios) bool {
 	k.mu.Lock()
 	last, ok := k.last[r.Host]
@@ -305,11 +305,12 @@ func (k *reports) put(r *compute.HostReport, ratios Ratios, generation int64) {
 	k.last[r.Host] = newReport(r, ratios, generation)
 }
 
-// putHost makes the host one that claims are made on, and returns the generation of its provider.
+// putHost validates a report, writes the resources of the host as the inventories of a provider, and returns the
+// generation of the provider. Errors: Invalid.
 func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratios) (int64, error) {
 	for what, text := range map[string]string{"driver": r.Driver, "driver version": r.DriverVersion} {
 		if len(text) > 255 || !utf8.ValidString(text) {
-			return 0, fault.New(fault.Invalid, "host %s: its %s has more than 255 bytes, or is not UTF-8", r.Host, what)
+			return 0, fault.New(fault.Invalid, "host %s: the %s has more than 255 bytes, or is not UTF-8", r.Host, what)
 		}
 	}
 	p := &placement.Provider{ID: r.Host, Generation: placement.Any, Inventories: map[string]placement.Inventory{}}
@@ -324,9 +325,8 @@ func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratio
 	return out.Generation, nil
 }
 
-// Claims are what servers hold of the hosts. A claim for a server is made only
-// while it waits for a host, and a claim and a deletion exclude each other: it
-// fails with ErrStale otherwise.
+// Claims returns the store of the servers' claims on hosts. A claim is made only while the server waits for a host;
+// otherwise it fails with ErrStale. A claim and a deletion of one server exclude each other.
 func (s *Store) Claims() placement.Store { return claims{s.claims, s} }
 
 type claims struct {

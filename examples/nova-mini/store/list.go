@@ -12,20 +12,20 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Projects says whose rows a query sees. The zero value is the empty project, which has
+// Projects selects the projects whose rows a query sees. The zero value is the project with an empty id, which has
 // no rows.
 type Projects struct {
 	id  string
 	all bool
 }
 
-// OfProject returns the project with an id. An empty id has no rows.
+// OfProject selects the project with this id. With an empty id a query sees no rows.
 func OfProject(id string) Projects { return Projects{id: id} }
 
-// AllProjects returns every project, for queries of administrators.
+// AllProjects selects every project. It is for queries of administrators.
 func AllProjects() Projects { return Projects{all: true} }
 
-// where returns the condition that rows with a project_id fulfil; empty: none.
+// where returns the SQL condition on the column project_id. An empty text means no condition.
 func (p Projects) where() (text string, args []any) {
 	switch {
 	case p.all:
@@ -36,40 +36,39 @@ func (p Projects) where() (text string, args []any) {
 	return "project_id = ?", []any{p.id}
 }
 
-// ServerQuery says which servers a list has, and in which order. A server is in the list
-// if it fulfils all conditions.
+// ServerQuery selects and sorts the servers of a list. A server is in the list if it fulfils all conditions.
 type ServerQuery struct {
-	// In are the projects whose servers are listed. The marker must be a server of them.
+	// In selects the projects whose servers are listed. The marker must be a server of these projects.
 	In Projects
-	// Is are columns with the value that each has.
+	// Is lists columns with the value that the server must have in each.
 	Is []Is
-	// Statuses are the ones of which the server has one, in any case of letters. Nil: any.
+	// Statuses lists the allowed statuses, in upper or lower case. Nil: any status.
 	Statuses []string
-	// NameHas are texts that the name contains.
+	// NameHas lists texts that the server's name must contain.
 	NameHas []string
-	// ChangedSince is the earliest time of the last change; zero: any.
+	// ChangedSince is the earliest allowed time of the server's last change; zero: any.
 	ChangedSince time.Time
 	// Nothing makes the list empty.
 	Nothing bool
-	// Keep are conditions that the database cannot judge. Each is asked about every server
-	// that fulfils the others, until the page is full.
+	// Keep lists conditions that SQL cannot express. They are called for each server that fulfils all other
+	// conditions, until the page is full.
 	Keep []func(*Server) bool
-	// Sort is the order. The id ends it, in the direction of the last key.
+	// Sort is the order. Servers that are equal by these keys are sorted by id, in the direction of the last key.
 	Sort []db.SortKey
-	// Marker is the id of the last server of the page before; empty: the first page.
+	// Marker is the id of the last server of the previous page; empty: the first page.
 	Marker string
-	// Limit is how many servers are returned at most.
+	// Limit is the highest number of servers that is returned.
 	Limit int
 }
 
-// Is is a column of the table of servers, and the value that it has.
+// Is names a column of the table of servers and the value that the column must have.
 type Is struct{ Column, Value string }
 
-// equalColumns are those that Is may name.
+// equalColumns are the columns that Is may name.
 var equalColumns = []string{"id", "project_id", "user_id", "image_ref", "flavor_id", "vm_state", "task_state", "host"}
 
-// Servers returns a page of servers. Invalid, reason MarkerNotFound: the marker is not a
-// server of the query's projects.
+// Servers returns a page of servers. Errors: Invalid, reason MarkerNotFound, if the marker is not a server of the
+// query's projects.
 func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 	var terms []string
 	var args []any
@@ -79,9 +78,9 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 	}
 	for _, is := range q.Is {
 		if !slices.Contains(equalColumns, is.Column) {
-			return nil, fault.New(fault.Internal, "servers are not listed by %s", is.Column)
+			return nil, fault.New(fault.Internal, "list servers: column %s cannot be compared", is.Column)
 		}
-		// MySQL does not compare spaces at the end.
+		// MySQL's = ignores spaces at the end of a text.
 		add(is.Column+" = ? AND LENGTH("+is.Column+") = LENGTH(?)", is.Value, is.Value)
 	}
 	for _, text := range q.NameHas {
@@ -114,8 +113,8 @@ func (s *Store) Servers(ctx context.Context, q ServerQuery) ([]Server, error) {
 	return out, err
 }
 
-// statuses are Nova's, for a vm_state with a task_state that changes it, and with any
-// other one.
+// statuses maps vm_state and task_state to Nova's status. A row without a task holds for all tasks of its vm_state that
+// have no row of their own.
 var statuses = []struct{ vm, task, status string }{
 	{Building, "", "BUILD"},
 	{Active, Rebooting, "REBOOT"},
@@ -129,10 +128,10 @@ var statuses = []struct{ vm, task, status string }{
 	{Error, "", StatusError},
 }
 
-// StatusError is the status of a server that has a fault to show.
+// StatusError is the status of a server whose fault is shown to clients.
 const StatusError = "ERROR"
 
-// Status returns what clients see of the server's state.
+// Status returns the status that clients see, which depends on the server's vm_state and task.
 func (s *Server) Status() string {
 	for _, e := range statuses {
 		if e.vm == s.VMState && (e.task == "" || e.task == s.Task()) {
@@ -142,10 +141,10 @@ func (s *Server) Status() string {
 	return "UNKNOWN"
 }
 
-// whereStatus returns the condition of having one of the statuses.
+// whereStatus returns the SQL condition of the servers that have one of the statuses.
 func whereStatus(list []string) (text string, args []any, err error) {
 	terms := []string{"1 = 0"}
-	changing := map[string][]string{} // the tasks, of each vm_state, that change the status
+	changing := map[string][]string{} // for each vm_state, the tasks with a status of their own
 	for _, e := range statuses {
 		if e.task != "" {
 			changing[e.vm] = append(changing[e.vm], e.task)

@@ -15,19 +15,19 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// lastResort is how long an operation may take in all. Its steps give up much earlier, see conductor.Config: only a
-// deletion waits for a host that is away until it is back.
-const lastResort = 24 * time.Hour
+// maxOperationTime is how long an operation may take in all. The steps of an operation give up much earlier, see
+// conductor.Config. Only a deletion waits as long as the host is away.
+const maxOperationTime = 24 * time.Hour
 
-// The operations on servers. Each has the server's id for its resource.
+// The operations on servers. The resource of each operation is the server's id.
 var (
-	Create = operation.Kind[CreateData]{Name: "server.create", Timeout: lastResort}
-	Delete = operation.Kind[struct{}]{Name: "server.delete", Timeout: 7 * lastResort, Priority: 10, Preempts: true}
-	// Kinds are those of the actions.
+	Create = operation.Kind[CreateData]{Name: "server.create", Timeout: maxOperationTime}
+	Delete = operation.Kind[struct{}]{Name: "server.delete", Timeout: 7 * maxOperationTime, Priority: 10, Preempts: true}
+	// Kinds are the operations of the actions.
 	Kinds = func() map[compute.Action]operation.Kind[ActData] {
 		out := map[compute.Action]operation.Kind[ActData]{}
 		for a := range actions {
-			out[a] = operation.Kind[ActData]{Name: kindName(a), Timeout: lastResort}
+			out[a] = operation.Kind[ActData]{Name: kindName(a), Timeout: maxOperationTime}
 		}
 		return out
 	}()
@@ -37,29 +37,29 @@ func kindName(a compute.Action) string { return "server." + string(a) }
 
 // The steps of Create.
 const (
-	StepSchedule = "schedule" // choose a host and claim it
-	StepBuild    = "build"    // the host builds
+	StepSchedule = "schedule" // the scheduler chooses a host and claims its resources
+	StepBuild    = "build"    // the compute service builds the server
 )
 
 // CreateData are the data of a server's creation.
 type CreateData struct {
-	// Need is what the server takes of a host.
+	// Need are the resources that the server needs of a host.
 	Need compute.Resources `json:"need,omitzero"`
-	// Host is the one that was chosen, until a build has failed there.
+	// Host is the chosen host. It is empty again after a build has failed on the host.
 	Host string `json:"host,omitempty"`
-	// Tried are the hosts on which a build has failed, and LastError is the error of the last one.
+	// Tried are the hosts on which a build has failed. LastError is the error of the last failed build.
 	Tried     []string `json:"tried,omitempty"`
 	LastError string   `json:"last_error,omitempty"`
 }
 
 // ActData are the data of an action.
 type ActData struct {
-	// Resize is the size that a resize leads to.
+	// Resize is the new size of a resize; nil for other actions.
 	Resize *Size `json:"resize,omitempty"`
 }
 
-// tasks gives the task_state that a server has, Nova's, by the kind of its operation. That of a creation depends on its
-// step.
+// tasks maps the kind of a server's operation to Nova's task_state. During a creation the task_state depends on the step,
+// too, see serversWithTasks.
 var tasks = func() map[string]string {
 	out := map[string]string{Create.Name: Scheduling, Delete.Name: Deleting}
 	for a, d := range actions {
@@ -68,7 +68,7 @@ var tasks = func() map[string]string {
 	return out
 }()
 
-// serversWithTasks is the table of servers with the column task_state, as SQL for a FROM.
+// serversWithTasks is SQL for a FROM clause: the table of servers with the computed column task_state.
 var serversWithTasks = func() string {
 	var cases strings.Builder
 	fmt.Fprintf(&cases, "WHEN o.kind = '%s' AND o.step = '%s' THEN '%s' ", Create.Name, StepBuild, Spawning)
@@ -78,10 +78,10 @@ var serversWithTasks = func() string {
 	return `(SELECT s.*, CASE ` + cases.String() + `END AS task_state FROM servers s LEFT JOIN operation_current o ON o.resource = s.id) servers`
 }()
 
-// Operations are the operations in the store's database.
+// Operations returns the store of the operations on servers.
 func (s *Store) Operations() *operation.Store { return s.ops }
 
-// Tx runs f in a transaction, which the store's methods join when they get its context.
+// Tx runs f in a transaction. Methods of the store that get the context of f run in this transaction.
 func (s *Store) Tx(ctx context.Context, f func(context.Context) error) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, _ *sqlx.Tx) error { return f(ctx) })
 }

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// TestReportAgain: a report that says nothing new is a heartbeat alone, and one that does is written, also if another
-// process has written a report in between.
+// TestReportAgain: a report that changes nothing is only a heartbeat. A report that changes something is written, also if
+// another process has written a report in between.
 func TestReportAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {

@@ -16,28 +16,28 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Size is what a flavor gives a server.
+// Size is a flavor's id and the resources of a server of that flavor.
 type Size struct {
 	FlavorID string            `json:"flavor"`
 	Has      compute.Resources `json:"has"`
 }
 
-// Resize is a resize that is neither confirmed nor reverted. Until then the server
-// holds the room for both sizes.
+// Resize is a resize that is neither confirmed nor reverted. Until then the server's claim covers both sizes.
 type Resize struct {
 	From Size `json:"from"`
 	To   Size `json:"to"`
-	// Running says that the server runs, but for the stops of the resize.
+	// Running reports whether the server ran before the resize, and so has to run after the resize.
 	Running bool `json:"running"`
 }
 
 func (s *Server) size() Size { return Size{s.FlavorID, s.Need()} }
 
-func (s *Server) become(z Size) {
+func (s *Server) setSize(z Size) {
 	s.FlavorID, s.VCPUs, s.MemoryMiB, s.DiskGiB = z.FlavorID, z.Has.VCPUs, z.Has.MemoryMiB, z.Has.DiskGiB
 }
 
-// Holds returns what the server has claimed of its host.
+// Holds returns the resources that the server's claim covers: of two sizes during a resize, the larger amount of each
+// resource.
 func (s *Server) Holds() compute.Resources {
 	if s.Resize.V == nil {
 		return s.Need()
@@ -46,23 +46,24 @@ func (s *Server) Holds() compute.Resources {
 	return compute.Resources{VCPUs: max(a.VCPUs, b.VCPUs), MemoryMiB: max(a.MemoryMiB, b.MemoryMiB), DiskGiB: max(a.DiskGiB, b.DiskGiB)}
 }
 
-// hold makes the server's claim what it holds.
-func (s *Store) hold(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
+// updateClaim sets the server's claim to the resources of [Server.Holds].
+func (s *Store) updateClaim(ctx context.Context, tx *sqlx.Tx, srv *Server) error {
 	return s.claims.ClaimTx(ctx, tx, placement.Claim{
 		Consumer: srv.ID, Generation: placement.Any,
 		Allocations: []placement.Allocation{{Provider: *srv.Host, Resources: Need(srv.Holds())}},
 	})
 }
 
-// BeginAction begins an action on a server. NotFound; Conflict, with Nova's words: the server's state does not allow the
-// action, or the server has a task.
+// BeginAction begins the operation of an action on a server. Errors: NotFound; Conflict, with Nova's text, if the
+// server's state does not allow the action or the server has a task.
 func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action) error {
 	return s.beginAction(ctx, id, a, &ActData{})
 }
 
-// BeginResize begins to give a server another size on its host, where the room for it is claimed at once. Errors are those of
-// BeginAction; Invalid, with Nova's words: it is the flavor that the server has, or its disk would shrink; [placement.ErrNoRoom], with the
-// host and amounts, which are not for the server's project.
+// BeginResize begins to give a server another size on its host. The resources for both sizes are claimed at once. Errors:
+// those of BeginAction; Invalid, with Nova's text, if the server already has the flavor or its disk would shrink;
+// [placement.ErrNoRoom], if the host has too little. The text of ErrNoRoom names the host and amounts, which the server's
+// project must not see.
 func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
 	return s.beginAction(ctx, id, compute.Resize, &ActData{Resize: &Size{f.ID, f.Resources()}})
 }
@@ -70,7 +71,7 @@ func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
 func (s *Store) beginAction(ctx context.Context, id string, a compute.Action, data *ActData) error {
 	for {
 		err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
-			// First, because a runner locks an operation before the server.
+			// The operation is locked before the server, in the same order as a runner locks them.
 			if _, err := operation.Begin(ctx, s.ops, Kinds[a], id, data); err != nil {
 				return err
 			}
@@ -83,14 +84,14 @@ func (s *Store) beginAction(ctx context.Context, id string, a compute.Action, da
 		if readErr != nil {
 			return readErr
 		}
-		if task := srv.Task(); task != "" { // otherwise the other operation has ended meanwhile
+		if task := srv.Task(); task != "" { // without a task the other operation has ended meanwhile: begin again
 			return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in task_state %s", actions[a].name, id, task)
 		}
 	}
 }
 
-// PrepareAction checks that a server's state allows the action of its operation, and claims the room for a resize if it
-// is not claimed yet. It returns the server. NotFound; Conflict.
+// PrepareAction checks that a server's state allows the action of its operation. For a resize it claims the resources if
+// they are not claimed yet. It returns the server. Errors: those of BeginResize.
 func (s *Store) PrepareAction(ctx context.Context, id string, a compute.Action, data *ActData) (*Server, error) {
 	srv, err := s.Server(ctx, id)
 	if err != nil {
@@ -106,7 +107,7 @@ func (s *Store) PrepareAction(ctx context.Context, id string, a compute.Action, 
 	return s.Server(ctx, id)
 }
 
-// checkAction returns Conflict, with Nova's words, if a server's state does not allow an action.
+// checkAction returns Conflict, with Nova's text, if a server's state does not allow an action.
 func checkAction(srv *Server, a compute.Action) error {
 	if d := actions[a]; srv.Host == nil || !slices.Contains(d.from, srv.VMState) {
 		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", d.name, srv.ID, srv.VMState)
@@ -135,29 +136,30 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, srv.Resize, id); err != nil || data.Resize == nil {
 		return err
 	}
-	err = s.hold(ctx, tx, srv)
+	err = s.updateClaim(ctx, tx, srv)
 	if errors.Is(err, placement.ErrNoRoom) {
 		return fault.New(fault.Invalid, "No valid host was found. A resize stays on its host: %w", err)
 	}
 	return err
 }
 
-// end makes the server what it is after an action, or after why it failed.
-func (s *Server) end(a compute.Action, why string, now time.Time) {
-	failed := why != ""
+// applyEnd sets the state and the size that the server has after an action. details is the error of an action that
+// failed, or "".
+func (s *Server) applyEnd(a compute.Action, details string, now time.Time) {
+	failed := details != ""
 	if failed {
-		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = 500, failedAction(a, s.ID), db.Cut(why, maxFault), &now
+		s.FaultCode, s.FaultMessage, s.FaultDetails, s.FaultAt = 500, failedAction(a, s.ID), db.Cut(details, maxFault), &now
 	}
 	switch {
 	case a == compute.Resize && failed:
 		s.Resize.V = nil
 	case failed:
 	case a == compute.Resize:
-		s.become(s.Resize.V.To)
+		s.setSize(s.Resize.V.To)
 		s.VMState, s.LaunchedAt = Resized, &now
 	case a == compute.ConfirmResize, a == compute.RevertResize:
 		if a == compute.RevertResize {
-			s.become(s.Resize.V.From)
+			s.setSize(s.Resize.V.From)
 		}
 		s.VMState = Stopped
 		if s.Resize.V.Running {
@@ -169,14 +171,15 @@ func (s *Server) end(a compute.Action, why string, now time.Time) {
 	}
 }
 
-// failedAction is the message of the fault of a server whose action has failed.
+// failedAction returns the message of a server's fault after an action has failed.
 func failedAction(a compute.Action, id string) string {
 	return fmt.Sprintf("Failed to %s instance %s.", actions[a].name, id)
 }
 
-// EndAction ends an action: the server is in the state that the action leads to, or, with an error, in the one that it was in, with a
-// fault. After a resize that was given up or canceled its size is not known: the server is in ERROR and keeps the room for both. It is a part
-// of the operation's transaction. A server that does not exist is not an error.
+// EndAction writes the result of an action. After success the server is in the state that the action leads to. After an
+// error the server keeps its state and gets a fault. After a resize that timed out or was canceled the size of the server
+// is not known: the server is in ERROR, and its claim covers both sizes. EndAction runs in the transaction in which the
+// operation ends. A server that does not exist is not an error.
 func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, failed error) error {
 	srv, err := s.lockServer(ctx, tx, id)
 	if errors.Is(err, fault.NotFound) {
@@ -185,11 +188,11 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	if err != nil {
 		return err
 	}
-	why := ""
+	details := ""
 	if failed != nil {
-		why = failed.Error()
+		details = failed.Error()
 		if c := fault.CodeOf(failed); srv.Resize.V != nil && (c == fault.Canceled || c == fault.Timeout) {
-			_, err := s.fail(ctx, tx, id, failedAction(a, id), why)
+			_, err := s.fail(ctx, tx, id, failedAction(a, id), details)
 			return err
 		}
 	}
@@ -197,15 +200,15 @@ func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute
 	if err != nil {
 		return err
 	}
-	held := srv.Resize.V != nil
-	srv.end(a, why, now)
+	resizing := srv.Resize.V != nil
+	srv.applyEnd(a, details, now)
 	srv.UpdatedAt = now
 	_, err = tx.NamedExecContext(ctx, `UPDATE servers SET vm_state = :vm_state, flavor_id = :flavor_id, vcpus = :vcpus, memory_mib = :memory_mib,
 		disk_gib = :disk_gib, resize = :resize, launched_at = :launched_at, fault_code = :fault_code, fault_for_users = :fault_for_users,
 		fault_message = :fault_message, fault_at = :fault_at, updated_at = :updated_at
 		WHERE id = :id`, srv)
-	if err != nil || !held {
+	if err != nil || !resizing {
 		return db.Error(err)
 	}
-	return s.hold(ctx, tx, srv)
+	return s.updateClaim(ctx, tx, srv)
 }

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// States of a server, Nova's.
+// States of a server, as in Nova.
 const (
 	Building = "building" // vm_state
 	Active   = "active"
@@ -22,11 +22,11 @@ const (
 	Error    = "error"
 	Resized  = "resized" // neither confirmed nor reverted
 
-	Scheduling = "scheduling" // task_state: the conductor looks for a host
-	Spawning   = "spawning"   // the worker builds
-	Deleting   = "deleting"   // the worker, or the conductor, removes
+	Scheduling = "scheduling" // task_state: the scheduler chooses a host
+	Spawning   = "spawning"   // the compute service builds the server
+	Deleting   = "deleting"   // the compute service, or without a host the conductor, removes the server
 
-	PoweringOff   = "powering-off" // the worker does an action
+	PoweringOff   = "powering-off" // the compute service does an action
 	PoweringOn    = "powering-on"
 	Rebooting     = "rebooting"
 	RebootingHard = "rebooting_hard"
@@ -36,9 +36,8 @@ const (
 	ResizeReverting  = "resize_reverting"
 )
 
-// Actions are those that a worker does to a server: Nova's name, their task, the state
-// that they end in, if it is always the same, and those in which they are allowed, as in
-// Nova.
+// actions describes what a compute service does to a server: Nova's name of the action, the task_state during the action,
+// the vm_state after the action if it is always the same, and the vm_states in which Nova allows the action.
 var actions = map[compute.Action]struct {
 	name, task, to string
 	from           []string
@@ -53,7 +52,7 @@ var actions = map[compute.Action]struct {
 	compute.RevertResize:  {"revertResize", ResizeReverting, "", []string{Resized}},
 }
 
-// Server is one row, with the task of its operation. A server has a task as long as it has an operation that has not
+// Server is one row of the table of servers, with its task. A server has a task while it has an operation that has not
 // ended.
 type Server struct {
 	ID        string                     `db:"id"`
@@ -68,14 +67,14 @@ type Server struct {
 	DiskGiB   int                        `db:"disk_gib"`
 	Metadata  db.JSON[map[string]string] `db:"metadata"`
 	VMState   string                     `db:"vm_state"`
-	// TaskState is read only. It is made of the server's operation.
+	// TaskState is read only. It is computed from the server's operation, see Task.
 	TaskState *string `db:"task_state"`
-	// Host is set when the server is placed, and empty again after its building has failed.
+	// Host is the host on which the server is placed. It is nil before that, and again after a build has failed.
 	Host      *string `db:"host"`
 	FaultCode int     `db:"fault_code"`
-	// FaultMessage is what the server's project may read of its fault: no hosts, no amounts.
+	// FaultMessage is the text of the fault for the server's project. It has no hosts and no amounts.
 	FaultMessage string `db:"fault_for_users"`
-	// FaultDetails are the reasons, for administrators.
+	// FaultDetails is the text of the fault for administrators.
 	FaultDetails string           `db:"fault_message"`
 	FaultAt      *time.Time       `db:"fault_at"`
 	CreatedAt    time.Time        `db:"created_at"`
@@ -84,7 +83,7 @@ type Server struct {
 	Resize       db.JSON[*Resize] `db:"resize"`
 }
 
-// Task returns the task's name, or "" if the server has none.
+// Task returns the task_state, or "" if the server has no task.
 func (s *Server) Task() string {
 	if s.TaskState == nil {
 		return ""
@@ -92,7 +91,7 @@ func (s *Server) Task() string {
 	return *s.TaskState
 }
 
-// PowerState returns what the state of the server says of its power.
+// PowerState returns the power state that follows from the server's vm_state.
 func (s *Server) PowerState() compute.PowerState {
 	switch {
 	case s.VMState == Active, s.VMState == Resized && s.Resize.V != nil && s.Resize.V.Running:
@@ -103,12 +102,12 @@ func (s *Server) PowerState() compute.PowerState {
 	return compute.NoState
 }
 
-// Need returns what the server takes of a host.
+// Need returns the resources that the server needs of a host.
 func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
 }
 
-// Spec returns what a driver needs to know.
+// Spec returns what a driver needs to build the server.
 func (s *Server) Spec() compute.Spec {
 	return compute.Spec{
 		ID: s.ID, Name: s.Name, ProjectID: s.ProjectID, ImageRef: s.ImageRef,
@@ -120,17 +119,16 @@ func notFound(id string) error {
 	return fault.New(fault.NotFound, "Instance %s could not be found.", id)
 }
 
-// What is stored of a server's fault, for its project and for administrators, and of its metadata as
-// JSON, in bytes.
+// Limits of texts in the table of servers, in bytes. Longer texts of a fault are cut; longer metadata are refused.
 const (
-	maxMessage  = 255
-	maxFault    = 8 << 10
-	maxMetadata = 1<<16 - 1
+	maxMessage  = 255       // FaultMessage
+	maxFault    = 8 << 10   // FaultDetails
+	maxMetadata = 1<<16 - 1 // Metadata as JSON
 )
 
-// CreateServer adds a server that waits for a host, and the operation that builds it: all
-// the conductor needs to go on is in the rows. The fields about its state are set here.
-// Denied: the server has no project; Invalid: its metadata have more than 65,535 bytes as JSON.
+// CreateServer adds a server that waits for a host, together with the operation that builds the server. The rows have
+// all that a conductor needs. CreateServer sets VMState, CreatedAt and UpdatedAt. Errors: Denied, if the server has no
+// project; Invalid, if its metadata have more than 65,535 bytes as JSON.
 func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
 	if srv.ProjectID == "" {
 		return fault.New(fault.Denied, "A server needs a project: use a token that is scoped to one.")
@@ -154,25 +152,25 @@ func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
 	})
 }
 
-// Server returns one server, or NotFound.
+// Server returns one server. Errors: NotFound.
 func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
 	err := s.get(ctx, s.db, srv, notFound(id), `SELECT * FROM `+serversWithTasks+` WHERE id = ?`, id)
 	return srv, err
 }
 
-// lockServer returns one server without its task, which stays as it is until the end of the transaction, or NotFound.
+// lockServer returns one server without its task, and locks the row until the end of the transaction. Errors: NotFound.
 func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server, error) {
 	srv := new(Server)
 	err := s.get(ctx, tx, srv, notFound(id), `SELECT * FROM servers WHERE id = ? FOR UPDATE`, id)
 	return srv, err
 }
 
-// BeginDelete begins the deletion of a server, whatever is done to it: a deletion preempts every other operation. A
-// server that is being deleted is left alone. NotFound.
+// BeginDelete begins the deletion of a server. A deletion preempts every other operation on the server. If the server is
+// already being deleted, BeginDelete does nothing. Errors: NotFound.
 func (s *Store) BeginDelete(ctx context.Context, id string) error {
 	err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
-		// First, because a runner locks an operation before the server.
+		// The operation is locked before the server, in the same order as a runner locks them.
 		if _, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{}); err != nil {
 			return err
 		}
@@ -184,28 +182,31 @@ func (s *Store) BeginDelete(ctx context.Context, id string) error {
 	return err
 }
 
-// Place notes the host on which a server is to be built. It is a part of the operation's transaction. ErrStale: the server does not exist, or
-// has been built.
+// Place sets the host on which a server is to be built. It runs in the transaction that ends the operation's step. Errors:
+// ErrStale, if the server does not exist or has been built.
 func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, vm_state = ?, fault_for_users = '', fault_message = '', fault_at = NULL, updated_at = UTC_TIMESTAMP(6)
 		WHERE id = ? AND launched_at IS NULL`, host, Building, id)
 }
 
-// Unplace takes a server off the host on which its building has failed, and releases its claim. It is a part of the operation's transaction.
-func (s *Store) Unplace(ctx context.Context, tx *sqlx.Tx, id, why string) error {
-	if _, err := db.Exec(ctx, tx, `UPDATE servers SET host = NULL, fault_message = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, db.Cut(why, maxFault), id); err != nil {
+// Unplace clears the host of a server after a build has failed there, and releases the server's claim. details is the
+// error of the build, for administrators. Unplace runs in the transaction that ends the operation's step.
+func (s *Store) Unplace(ctx context.Context, tx *sqlx.Tx, id, details string) error {
+	if _, err := db.Exec(ctx, tx, `UPDATE servers SET host = NULL, fault_message = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, db.Cut(details, maxFault), id); err != nil {
 		return err
 	}
 	return s.release(ctx, tx, id)
 }
 
-// Activate notes that a server is built. It is a part of the operation's transaction. ErrStale: the server does not exist.
+// Activate makes a server that has been built active. It runs in the transaction in which the operation ends. Errors:
+// ErrStale, if the server does not exist.
 func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Active, id)
 }
 
-// FailCreate gives the building of a server up: the server is in ERROR, with a fault, and on no host, so that a host that
-// still has it destroys it. Its claim is released. It is a part of the operation's transaction. A server that does not exist is not an error.
+// FailCreate writes that the creation of a server has failed: the server is in ERROR, with a fault and without a host, and
+// its claim is released. A compute service that still has the server then finds an orphan and destroys it. FailCreate
+// runs in the transaction in which the operation ends. A server that does not exist is not an error.
 func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, details string) error {
 	n, err := s.fail(ctx, tx, id, message, details)
 	if err != nil || n == 0 {
@@ -217,20 +218,22 @@ func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, detail
 	return s.release(ctx, tx, id)
 }
 
-// FailDelete gives a deletion up: the server is in ERROR, with a fault, and keeps its host and its claim. It is a part of the operation's
-// transaction. A server that does not exist is not an error.
+// FailDelete writes that the deletion of a server has failed: the server is in ERROR, with a fault, and keeps its host and
+// its claim. It runs in the transaction in which the operation ends. A server that does not exist is not an error.
 func (s *Store) FailDelete(ctx context.Context, tx *sqlx.Tx, id, details string) error {
 	_, err := s.fail(ctx, tx, id, fmt.Sprintf("Failed to delete instance %s.", id), details)
 	return err
 }
 
-// fail gives a server a fault: the message is for its project, details are for administrators.
+// fail puts a server into ERROR with a fault: message is for the server's project, details are for administrators. It
+// returns the number of rows, 0 if the server does not exist.
 func (s *Store) fail(ctx context.Context, tx *sqlx.Tx, id, message, details string) (int64, error) {
 	return db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, fault_code = 500, fault_for_users = ?, fault_message = ?, fault_at = UTC_TIMESTAMP(6),
 		updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Error, db.Cut(message, maxMessage), db.Cut(details, maxFault), id)
 }
 
-// Remove deletes a server and its claim. It is a part of the operation's transaction. A server that does not exist is not an error.
+// Remove deletes a server and releases its claim. It runs in the transaction in which the operation ends. A server that
+// does not exist is not an error.
 func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 	if _, err := db.Exec(ctx, tx, `DELETE FROM servers WHERE id = ?`, id); err != nil {
 		return err
@@ -238,8 +241,8 @@ func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 	return s.release(ctx, tx, id)
 }
 
-// Strangers returns those of ids that do not belong on host.
-func (s *Store) Strangers(ctx context.Context, host string, ids []string) ([]string, error) {
+// Orphans returns those of the servers ids that the database does not place on host.
+func (s *Store) Orphans(ctx context.Context, host string, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}

@@ -1,6 +1,6 @@
-// Package store is nova-mini's database: the truth about flavors, servers, the
-// operations on them, services, hosts and claims. The conductor, the scheduler and the API use it;
-// workers have no access.
+// Package store is nova-mini's database. It is the source of truth for flavors, servers, the operations on
+// servers, services, hosts and claims. The conductor, the scheduler and the API service use the store.
+// Compute services have no access to the database.
 package store
 
 import (
@@ -30,8 +30,9 @@ func Migrations() fs.FS {
 	return dir
 }
 
-// Store is the database. It is safe for concurrent use. Every method may fail
-// with Unavailable while the database is away.
+// Store reads and writes the database. It is safe for concurrent use. Every method may fail with
+// Unavailable while the database is down. A method that documents an error as NotFound, Conflict, Invalid
+// or Denied returns an error of package fault with that code.
 type Store struct {
 	db      *sqlx.DB
 	claims  *placement.SQL
@@ -45,7 +46,7 @@ func New(d *sqlx.DB) *Store {
 	return &Store{db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: membership.New(membership.Config{DB: d})}
 }
 
-// get reads one row into out, or returns missing if there is none.
+// get reads one row into out. It returns the error missing if the query has no row.
 func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing error, query string, args ...any) error {
 	err := db.Error(sqlx.GetContext(ctx, q, out, query, args...))
 	if fault.CodeOf(err) == fault.NotFound && err != nil {
@@ -54,8 +55,8 @@ func (s *Store) get(ctx context.Context, q sqlx.QueryerContext, out any, missing
 	return err
 }
 
-// tx runs f in a transaction with the database's time, by which all of it goes:
-// the clocks of the hosts may differ.
+// tx runs f in a transaction. now is the database's time: all times in the transaction come from the database's
+// clock, because the clocks of the hosts may differ.
 func (s *Store) tx(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx, now time.Time) error) error {
 	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		now, err := db.Now(ctx, tx)
@@ -66,5 +67,5 @@ func (s *Store) tx(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx,
 	})
 }
 
-// Migrate makes the tables or brings them up to date.
+// Migrate creates the tables, or upgrades them to the current schema.
 func (s *Store) Migrate(ctx context.Context) error { return db.Migrate(ctx, s.db, Migrations()) }

@@ -72,7 +72,7 @@ func claim(t *testing.T, s *store.Store, id, host string) error {
 	return s.Claims().Claim(t.Context(), placement.Claim{Consumer: id, Allocations: []placement.Allocation{{Provider: host, Resources: r}}})
 }
 
-// place brings a server to the point where host is told to build it, as the conductor does.
+// place claims resources on host for a server and begins the step that builds the server there, as the conductor does.
 func place(t *testing.T, s *store.Store, d *sqlx.DB, id, host string) {
 	t.Helper()
 	if err := claim(t, s, id, host); err != nil {
@@ -84,7 +84,7 @@ func place(t *testing.T, s *store.Store, d *sqlx.DB, id, host string) {
 	})
 }
 
-// inTx calls f in a transaction, as a runner calls a function of a step.
+// inTx calls f in a transaction, as a runner calls the function of a step.
 func inTx(t *testing.T, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx) error) {
 	t.Helper()
 	if err := db.Tx(t.Context(), d, f); err != nil {
@@ -101,8 +101,7 @@ func remove(t *testing.T, s *store.Store, d *sqlx.DB, id string) {
 	})
 }
 
-// used returns how much memory is claimed on a host, and fails if the counters
-// and the claims differ.
+// used returns how many MiB of memory are claimed on a host. It fails the test if the counters and the claims differ.
 func used(t *testing.T, d *sqlx.DB, host string) (out int64) {
 	t.Helper()
 	var claimed int64
@@ -118,8 +117,8 @@ func used(t *testing.T, d *sqlx.DB, host string) (out int64) {
 	return out
 }
 
-// TestClaimRace: more claims at once than there is room, with deletions between
-// them. No host is over-committed, every claim that fits succeeds, nothing leaks.
+// TestClaimRace makes more concurrent claims than the hosts have room for, with deletions between them. No host is
+// over-committed, every claim that fits succeeds, no claim leaks.
 func TestClaimRace(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -178,8 +177,8 @@ func TestClaimRace(t *testing.T) {
 	})
 }
 
-// TestClaimAgain: a claim that was made can be made again, and no other one, so
-// that a conductor that died in between loses nothing.
+// TestClaimAgain: a claim can be repeated, but a different claim for the same server is refused. So the next
+// conductor can go on after the first has died between the claim and its record.
 func TestClaimAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -203,8 +202,8 @@ func TestClaimAgain(t *testing.T) {
 	})
 }
 
-// TestAttempts: a server is on the host that builds it, on none after a failure and after its building was given up, and its claim
-// follows.
+// TestAttempts: a server is on the host that builds it. After a build or the creation has failed, it is on no host. Its
+// claim follows.
 func TestAttempts(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -241,12 +240,12 @@ func TestAttempts(t *testing.T) {
 			t.Errorf("after a failure %d MiB in use, fault %q", used(t, d, "a"), srv.FaultDetails)
 		}
 		place(t, s, d, id, "b")
-		strangers, err := s.Strangers(ctx, "a", []string{id, "ghost"})
-		if err != nil || strings.Join(strangers, ",") != id+",ghost" {
-			t.Errorf("strangers on a: %v, %v", strangers, err)
+		orphans, err := s.Orphans(ctx, "a", []string{id, "ghost"})
+		if err != nil || strings.Join(orphans, ",") != id+",ghost" {
+			t.Errorf("orphans on a: %v, %v", orphans, err)
 		}
-		if strangers, err = s.Strangers(ctx, "b", []string{id}); err != nil || len(strangers) != 0 {
-			t.Errorf("strangers on b: %v, %v", strangers, err)
+		if orphans, err = s.Orphans(ctx, "b", []string{id}); err != nil || len(orphans) != 0 {
+			t.Errorf("orphans on b: %v, %v", orphans, err)
 		}
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.FailCreate(ctx, tx, id, "aborted", "no time") })
 		if srv := task(store.Spawning, ""); srv.VMState != store.Error || srv.FaultMessage != "aborted" || srv.FaultDetails != "no time" || used(t, d, "b") != 0 {
@@ -265,7 +264,7 @@ func TestAttempts(t *testing.T) {
 	})
 }
 
-// TestDeletePreempts: a deletion ends whatever goes on.
+// TestDeletePreempts: a deletion ends every other operation on the server.
 func TestDeletePreempts(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -299,8 +298,8 @@ func TestDeletePreempts(t *testing.T) {
 	})
 }
 
-// TestPages: every server is on exactly one page, whatever the page's length,
-// also when many were created at the same moment.
+// TestPages: every server is on exactly one page, for every length of a page, also if many servers were created at the
+// same moment.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, _ *sqlx.DB) {
@@ -340,8 +339,8 @@ func TestPages(t *testing.T) {
 	})
 }
 
-// TestServices: many services may come at once, and each gets a number of its own, which
-// it keeps; who is silent is down.
+// TestServices: many services may join at once. Each gets a number of its own and keeps it. A service without
+// heartbeats is down.
 func TestServices(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -391,12 +390,12 @@ func TestServices(t *testing.T) {
 			}
 		}
 		if err := s.SetDisabled(ctx, "x", "y", true, ""); !errors.Is(err, fault.NotFound) || err.Error() != "Could not find binary x on host y." {
-			t.Errorf("disable nobody: %v, want NotFound", err)
+			t.Errorf("disable a service that does not exist: %v, want NotFound", err)
 		}
 	})
 }
 
-// TestSchemas: the migrations of the libraries are theirs, unchanged.
+// TestSchemas: the migrations for the libraries' tables are the schemas that the libraries export, unchanged.
 func TestSchemas(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]string{
@@ -410,9 +409,8 @@ func TestSchemas(t *testing.T) {
 	}
 }
 
-// TestUpgrade: claims that were made before there was placement are still there,
-// and count; tasks that were before there were operations go on as such, and services
-// keep their numbers and what was said of them.
+// TestUpgrade migrates a database of the first release. Claims of before package placement still exist and count. Tasks
+// of before package operation go on as operations. Services keep their numbers and the reasons for which they are disabled.
 func TestUpgrade(t *testing.T) {
 	t.Parallel()
 	first, err := fs.ReadFile(store.Migrations(), "00001_init.sql")
@@ -485,8 +483,8 @@ func TestUpgrade(t *testing.T) {
 	})
 }
 
-// TestAudit: claims that are not as the servers are get found and repaired, and
-// those of servers on their way are left alone.
+// TestAudit: claims that differ from the servers are found and repaired. Claims of servers that are being created or
+// deleted are left alone.
 func TestAudit(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -497,7 +495,7 @@ func TestAudit(t *testing.T) {
 			return placement.Claim{Consumer: id, Allocations: []placement.Allocation{{Provider: host, Resources: store.Need(one)}}}
 		}
 		raw := placement.NewSQL(d)
-		// name and state of each server, where it is, and where its claim is.
+		// The name and the task of each server, the host it is on, and the host its claim is on.
 		servers := map[string]string{}
 		for name, at := range map[string]struct{ task, host, claim string }{
 			"right":     {"", "n1", "n1"},
@@ -560,7 +558,7 @@ func TestAudit(t *testing.T) {
 	})
 }
 
-// TestRefusedReport: the report of a host that makes no sense leaves no host behind.
+// TestRefusedReport: a report that is refused as Invalid adds no host.
 func TestRefusedReport(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {

@@ -12,40 +12,40 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// leaveTime is how long Stop tries to free the host: the conductor may have stopped, too.
+// leaveTime is how long Stop tries to free the host. It is short because the conductors may have stopped, too.
 const leaveTime = 2 * time.Second
 
-// Start asks the driver what the host has, and makes this process the one that does the host's work. It must succeed
-// before the server that has the service's handlers is started. It fails with membership.ErrHeld, which names the
-// process, while another process has the host, and with Unavailable while the driver does not answer or no conductor
-// that knows of hosts does.
+// Start asks the driver for the resources of the host, and then claims the host: only one process does the work of a
+// host. Start must succeed before the RPC server with the service's handlers is started. Errors: membership.ErrHeld, which
+// names the other process, while another process owns the host; Unavailable, while the driver or the conductors do not
+// answer, or all conductors are of a release without claims of hosts.
 func (s *Service) Start(ctx context.Context) error {
-	if _, err := s.look(ctx); err != nil {
+	if _, err := s.inspectHost(ctx); err != nil {
 		return err
 	}
 	if s.cfg.Process == nil {
 		return nil
 	}
 	p := s.cfg.Process()
-	_, err := ask(ctx, s, compute.ClaimHost, &compute.ClaimHostRequest{Host: s.cfg.Host, Instance: p})
+	_, err := askConductor(ctx, s, compute.ClaimHost, &compute.ClaimHostRequest{Host: s.cfg.Host, Instance: p})
 	switch {
 	case err == nil:
 		s.instance = p.ID
 		return nil
 	case errors.Is(err, membership.ErrHeld):
-		return fmt.Errorf("%w: stop that process, or set another host for this one; if it is gone for good, "+
+		return fmt.Errorf("%w: stop that process, or set another host for this process; if that process no longer exists, "+
 			"run \"nova-mini member remove --force nova-compute %s\", or wait until it is down (service_down_time)", err, s.cfg.Host)
 	case errors.Is(err, fault.Invalid), ctx.Err() != nil:
 		return err
 	case errors.Is(err, rpc.ErrUnsupportedVersion), errors.Is(err, rpc.ErrNoSuchMethod), errors.Is(err, rpc.ErrVersionCap):
-		return fault.New(fault.Unavailable, "the conductor is of an earlier release, which does not know whose a host is: upgrade the conductors first: %w", err)
+		return fault.New(fault.Unavailable, "claim host %s: the conductor is of an earlier release that has no claims of hosts; upgrade the conductors first: %w", s.cfg.Host, err)
 	default:
-		return fault.New(fault.Unavailable, "ask a conductor for host %s: %w", s.cfg.Host, err)
+		return fault.New(fault.Unavailable, "claim host %s from a conductor: %w", s.cfg.Host, err)
 	}
 }
 
-// Stop frees the host, if a conductor answers soon: another process may have it at once. Without an answer
-// it is free when the process counts as down. It does not fail.
+// Stop frees the host, so that another process can claim it at once. It waits up to 2 s for a conductor. Without an
+// answer, the host is free as soon as this process counts as down. Stop does not fail.
 func (s *Service) Stop(ctx context.Context) error {
 	if s.instance == "" || s.held.Err() != nil {
 		return nil
@@ -53,26 +53,25 @@ func (s *Service) Stop(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, leaveTime)
 	defer cancel()
 	if _, err := rpc.Call(ctx, s.cfg.Client, compute.LeaveHost, rpc.Any, &compute.LeaveHostRequest{Host: s.cfg.Host, Instance: s.instance}); err != nil {
-		s.cfg.Logger.InfoContext(ctx, "no conductor was told that the service stops", "error", err)
+		s.cfg.Logger.InfoContext(ctx, "host not freed, no conductor answered", "error", err)
 	}
 	return nil
 }
 
-// loseHost stops all work, as another process has the host.
+// loseHost stops all work, because another process owns the host.
 func (s *Service) loseHost(err error) {
 	s.once.Do(func() {
 		s.cfg.Logger.Error("host lost to another process", "error", err)
-		s.lose()
-		s.lost <- fmt.Errorf("another process has host %s, as this one was silent for too long, or was removed: %w", s.cfg.Host, err)
+		s.cancelHeld()
+		s.lost <- fmt.Errorf("host %s lost: another process owns it, because this process sent no heartbeat for too long or was removed: %w", s.cfg.Host, err)
 	})
 }
 
-// Failed implements service.Failer: the service fails when another process has become the one that does
-// the host's work.
+// Failed implements service.Failer: the service fails when another process has become the owner of the host.
 func (s *Service) Failed() <-chan error { return s.lost }
 
-// Check fails with Unavailable when another process does the host's work, and while the driver does not say what
-// the host has. It does not block.
+// Check reports whether the service is ready. Errors: Unavailable, when another process owns the host, and while the
+// driver does not report the resources of the host. Check does not block.
 func (s *Service) Check(context.Context) error {
 	if err := s.checkHeld(); err != nil {
 		return err
@@ -85,20 +84,20 @@ func (s *Service) Check(context.Context) error {
 
 func (s *Service) checkHeld() error {
 	if s.held.Err() != nil {
-		return fault.New(fault.Unavailable, "another process has host %s", s.cfg.Host)
+		return fault.New(fault.Unavailable, "another process owns host %s", s.cfg.Host)
 	}
 	return nil
 }
 
-// Guard is an interceptor of the server that has the service's handlers. It ends what runs when another
-// process does the host's work, and lets nothing begin from then on. Messages go back to the queue, from
-// which the other process takes them.
+// Guard is an interceptor of the RPC server with the service's handlers. When another process has become the owner of
+// the host, Guard cancels the running handlers and refuses new messages with Unavailable. The messages return to the
+// queue, and the other process gets them.
 func (s *Service) Guard(ctx context.Context, _ rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
 	if err := s.checkHeld(); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(s.held, cancel)() //nolint:contextcheck // it is the time in which the host is held
+	defer context.AfterFunc(s.held, cancel)() //nolint:contextcheck // held ends when the host is lost
 	return next(ctx, req)
 }

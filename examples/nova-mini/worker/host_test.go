@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// TestLoseHost: a worker claims its host before it works, says so when it stops, and does nothing more once
-// any answer says that the host is another process's: what runs is ended, what comes is given back.
+// TestLoseHost: a compute service claims its host before it works and frees the host when it stops. Once an answer says
+// that another process owns the host, running handlers are canceled and new messages return to the queue.
 func TestLoseHost(t *testing.T) {
 	t.Parallel()
 	bus, quiet := rpctest.NewBus(t), slog.New(slog.DiscardHandler)
@@ -122,7 +122,7 @@ func TestLoseHost(t *testing.T) {
 	}
 }
 
-// TestOlderConductor: beside conductors that do not know whose a host is a worker waits.
+// TestOlderConductor: while all conductors are of a release without claims of hosts, a compute service does not start.
 func TestOlderConductor(t *testing.T) {
 	t.Parallel()
 	bus, quiet := rpctest.NewBus(t), slog.New(slog.DiscardHandler)
@@ -140,7 +140,7 @@ func TestOlderConductor(t *testing.T) {
 	}
 }
 
-// deafDriver does not say what it is, or what it has.
+// deafDriver fails to return its Info or its Resources.
 type deafDriver struct {
 	*fakeDriver
 
@@ -161,7 +161,8 @@ func (d *deafDriver) Resources(ctx context.Context) (compute.Resources, error) {
 	return d.fakeDriver.Resources(ctx)
 }
 
-// TestDeafDriver: a worker whose driver does not say what the host has is not ready, and sends no heartbeat.
+// TestDeafDriver: a compute service whose driver does not report the resources of the host is not ready, and sends no
+// heartbeat.
 func TestDeafDriver(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -180,7 +181,7 @@ func TestDeafDriver(t *testing.T) {
 		}
 		set.Store(nil)
 		if err := errors.Join(svc.Report(t.Context()), svc.Check(t.Context())); err != nil {
-			t.Errorf("%s: it answers again: %v", name, err)
+			t.Errorf("%s: after the driver has answered: %v", name, err)
 		}
 		get(t, b.seen)
 	}

@@ -1,6 +1,6 @@
-// Package worker is nova-mini's compute service: it does on its host, through
-// the driver, what the conductor asks for. It has no database: all it knows it
-// is told, or asks the conductor.
+// Package worker is nova-mini's compute service. On its host it builds, changes and destroys servers through the driver,
+// as the conductor requests. The compute service has no access to the database: all that it needs is in the requests, or
+// in the conductor's answers.
 package worker
 
 import (
@@ -24,16 +24,15 @@ import (
 
 // Config configures a Service.
 type Config struct {
-	// Host is the name of the host, the same after every restart.
+	// Host is the name of the host. It stays the same after every restart.
 	Host string
-	// Driver returns the driver once it is started, and always the same one: it is asked for each time.
+	// Driver returns the driver. It is called for each use, from Start on, and always returns the same driver.
 	Driver func() compute.Driver
 	Client *rpc.Client
-	// Process returns this start of the process, once Start is called: only one process does the host's
-	// work. Nil: the conductor is not asked whose the host is, as in tests.
+	// Process returns the identity of this start of the process, with which the service claims the host. It is called
+	// from Start on. Nil, for tests: the host is not claimed.
 	Process func() compute.Process
-	// ShutdownTimeout is how long a guest has to shut down before its power is cut.
-	// Default 60 s, as in Nova.
+	// ShutdownTimeout is how long a guest may take to shut down before its power is cut. Default 60 s, as in Nova.
 	ShutdownTimeout time.Duration
 	Logger          *slog.Logger
 }
@@ -41,14 +40,14 @@ type Config struct {
 // Service answers the worker's RPC interface. It is safe for concurrent use.
 type Service struct {
 	cfg   Config
-	locks keylock.Locks // of the servers that are worked on
+	locks keylock.Locks // by server id, held during work on the server
 
-	instance string             // of this process; set by Start, before the first message
-	held     context.Context    //nolint:containedctx // the time in which the host is this process's
-	lose     context.CancelFunc // ends it
-	lost     chan error
-	once     sync.Once             // of loseHost
-	blind    atomic.Pointer[error] // why the driver did not say what the host has, the last time
+	instance   string             // id of this process; set by Start, before the first message
+	held       context.Context    //nolint:containedctx // canceled when another process owns the host
+	cancelHeld context.CancelFunc // called by loseHost
+	lost       chan error
+	once       sync.Once             // of loseHost
+	blind      atomic.Pointer[error] // last error of the driver when asked for the resources of the host
 }
 
 // New returns a service. The driver stays the caller's.
@@ -61,7 +60,7 @@ func New(cfg Config) *Service {
 	}
 	cfg.Logger = cfg.Logger.With("host", cfg.Host)
 	s := &Service{cfg: cfg, lost: make(chan error, 1)}
-	s.held, s.lose = context.WithCancel(context.Background())
+	s.held, s.cancelHeld = context.WithCancel(context.Background())
 	return s
 }
 
@@ -73,115 +72,118 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.ReadConsole, s.ReadConsole)
 }
 
-// Build makes one attempt to build a server, and reports how it ended. It
-// returns an error only when it could not report, and is then called again.
+// Build makes one attempt to build a server and reports the result to the conductor. It returns Unavailable, so that the
+// message is redelivered, if the result could not be reported, if the remains of a failed build could not be removed, and
+// if the service stops.
 func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.None, error) {
 	id := req.Spec.ID
 	if !s.locks.TryLock(id) {
-		return s.drop(ctx, "build", id)
+		return s.dropRequest(ctx, "build", id)
 	}
 	defer s.locks.Unlock(id)
 	wanted, err := s.beginStep(ctx, "build", id, req.Token)
 	if err != nil || !wanted {
 		return &rpc.None{}, err
 	}
-	failed := retry(ctx, func() error { return s.cfg.Driver().Spawn(ctx, req.Spec) })
+	failed := retryDriver(ctx, func() error { return s.cfg.Driver().Spawn(ctx, req.Spec) })
 	if failed != nil {
-		if ctx.Err() != nil { // the service stops; the message comes again
-			return nil, again(fmt.Errorf("spawn server %s: %w", id, failed))
+		if ctx.Err() != nil { // the service stops, and the message is redelivered
+			return nil, redeliver(fmt.Errorf("spawn server %s: %w", id, failed))
 		}
 		s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", failed)
-		// Nothing may be left here before another host has it.
-		if err := retry(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
-			return nil, again(fmt.Errorf("clean up after server %s: %w", id, err))
+		// The remains are removed before the report, because another host gets the server after the report.
+		if err := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
+			return nil, redeliver(fmt.Errorf("clean up after server %s: %w", id, err))
 		}
 	}
 	stale, err := s.endStep(ctx, "build", id, req.Token, failed)
-	if stale { // it was given up meanwhile: here it stays only if the database still places it here
+	if stale { // the conductor has given the build up: the server stays only if the database still places it on this host
 		err = s.evictLocked(ctx, id)
 	}
 	return &rpc.None{}, err
 }
 
-// drop drops a request while other work on the server goes on: it is being built, or destroyed. While the step is
-// wanted the conductor asks again; a slot is too dear to wait in.
-func (s *Service) drop(ctx context.Context, work, id string) (*rpc.None, error) {
+// dropRequest drops a request because other work on the server goes on. The request does not wait, because it would
+// occupy a slot. As long as the step is wanted, the conductor repeats the request.
+func (s *Service) dropRequest(ctx context.Context, work, id string) (*rpc.None, error) {
 	s.cfg.Logger.DebugContext(ctx, "request dropped, other work on the server goes on", "work", work, "server", id)
 	return &rpc.None{}, nil
 }
 
-// beginStep asks the conductor whether a step is still wanted. The message may be old: the server may have been deleted, or built, or
-// moved to the next host while it waited.
+// beginStep asks the conductor whether a step is still wanted. While the message waited in the queue, the server may have
+// been deleted, built, or placed on another host.
 func (s *Service) beginStep(ctx context.Context, work, id, token string) (wanted bool, err error) {
-	if token == "" { // the conductor sends it once more, with a token, when it is of this release
+	if token == "" { // a conductor of this release repeats the request with a token
 		s.cfg.Logger.InfoContext(ctx, "request of an earlier release dropped", "work", work, "server", id)
 		return false, nil
 	}
-	_, err = ask(ctx, s, compute.BeginStep, &compute.StepRequest{Token: token, Host: s.cfg.Host, Instance: s.instance})
+	_, err = askConductor(ctx, s, compute.BeginStep, &compute.StepRequest{Token: token, Host: s.cfg.Host, Instance: s.instance})
 	switch {
 	case errors.Is(err, compute.ErrStale):
 		s.cfg.Logger.InfoContext(ctx, "request dropped, no longer wanted", "work", work, "server", id)
 		return false, nil
 	case err != nil:
-		return false, again(fmt.Errorf("ask whether %s of server %s is still wanted: %w", work, id, err))
+		return false, redeliver(fmt.Errorf("ask whether %s of server %s is still wanted: %w", work, id, err))
 	}
 	return true, nil
 }
 
-// endStep reports how a step has ended. stale says that it was not wanted any more.
+// endStep reports the result of a step to the conductor. stale reports that the step was no longer wanted.
 func (s *Service) endStep(ctx context.Context, work, id, token string, failed error) (stale bool, err error) {
 	end := compute.EndStepRequest{StepRequest: compute.StepRequest{Token: token, Host: s.cfg.Host, Instance: s.instance}}
 	if failed != nil {
 		end.Error = failed.Error()
 	}
-	_, err = ask(ctx, s, compute.EndStep, &end)
+	_, err = askConductor(ctx, s, compute.EndStep, &end)
 	switch {
 	case errors.Is(err, compute.ErrStale):
-		s.cfg.Logger.InfoContext(ctx, "step done that is no longer wanted", "work", work, "server", id)
+		s.cfg.Logger.InfoContext(ctx, "step done, but no longer wanted", "work", work, "server", id)
 		return true, nil
 	case err != nil:
-		return false, again(fmt.Errorf("report %s of server %s: %w", work, id, err))
+		return false, redeliver(fmt.Errorf("report %s of server %s: %w", work, id, err))
 	case failed == nil:
 		s.cfg.Logger.InfoContext(ctx, "step done", "work", work, "server", id)
 	}
 	return false, nil
 }
 
-// Destroy removes a server, if the conductor says that it is to be deleted here, and reports it.
-// Errors as Build.
+// Destroy destroys a server, if the conductor confirms that the server is to be deleted on this host, and reports that it
+// is destroyed. It waits for other work on the server. It returns Unavailable, so that the message is redelivered, if the
+// server could not be destroyed or the result could not be reported.
 func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rpc.None, error) {
 	id := req.ServerID
 	if err := s.lock(ctx, id); err != nil {
 		return nil, err
 	}
 	defer s.locks.Unlock(id)
-	// A message is only a hint, which another service, or an old one, may have sent.
+	// The message alone is not trusted: it may be old, or from a service that must not delete servers.
 	wanted, err := s.beginStep(ctx, "destroy", id, req.Token)
 	if err != nil || !wanted {
 		return &rpc.None{}, err
 	}
-	if err := retry(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
-		return nil, again(fmt.Errorf("destroy server %s: %w", id, err))
+	if err := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
+		return nil, redeliver(fmt.Errorf("destroy server %s: %w", id, err))
 	}
 	_, err = s.endStep(ctx, "destroy", id, req.Token, nil)
 	return &rpc.None{}, err
 }
 
-// Act does an action to a server, and reports how it ended. Errors as Build.
+// Act does an action on a server and reports the result. It returns Unavailable, so that the message is redelivered, if
+// the result could not be reported, if the action is done in part, and if the service stops.
 func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
 	id, work := req.ServerID, string(req.Action)
 	if !s.locks.TryLock(id) {
-		return s.drop(ctx, work, id)
+		return s.dropRequest(ctx, work, id)
 	}
 	defer s.locks.Unlock(id)
 	wanted, err := s.beginStep(ctx, work, id, req.Token)
 	if err != nil || !wanted {
 		return &rpc.None{}, err
 	}
-	failed := s.drive(ctx, req)
+	failed := s.runAction(ctx, req)
 	if failed != nil {
-		if ctx.Err() != nil || errors.Is(failed, errHalf) {
-			return nil, again(fmt.Errorf("%s server %s: %w", work, id, failed))
+		if ctx.Err() != nil || errors.Is(failed, errPartial) {
+			return nil, redeliver(fmt.Errorf("%s server %s: %w", work, id, failed))
 		}
 		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", work, "error", failed)
 	}
@@ -189,44 +191,44 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 	return &rpc.None{}, err
 }
 
-// drive does an action. An error with errHalf: it is done in part.
-func (s *Service) drive(ctx context.Context, req *compute.ActRequest) error {
+// runAction does an action through the driver. Errors: errPartial, if the action is done in part.
+func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error {
 	d, id := s.cfg.Driver(), req.ServerID
 	switch req.Action {
 	case compute.Stop:
-		return retry(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
+		return retryDriver(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
 	case compute.Start:
-		return retry(ctx, func() error { return d.PowerOn(ctx, id) })
+		return retryDriver(ctx, func() error { return d.PowerOn(ctx, id) })
 	case compute.SoftReboot:
-		return retry(ctx, func() error {
+		return retryDriver(ctx, func() error {
 			err := d.Reboot(ctx, id, false)
-			if errors.Is(err, fault.Precondition) { // it was cut off in the middle of a reboot, or the guest died meanwhile
+			if errors.Is(err, fault.Precondition) { // a reboot before was interrupted, or the guest has stopped meanwhile
 				err = d.Reboot(ctx, id, true)
 			}
 			return err
 		})
 	case compute.HardReboot:
-		return retry(ctx, func() error { return d.Reboot(ctx, id, true) })
+		return retryDriver(ctx, func() error { return d.Reboot(ctx, id, true) })
 	case compute.Resize:
 		return s.resize(ctx, req)
 	case compute.ConfirmResize:
-		return retry(ctx, func() error { return d.ConfirmResize(ctx, id) })
+		return retryDriver(ctx, func() error { return d.ConfirmResize(ctx, id) })
 	case compute.RevertResize:
 		return s.revert(ctx, req)
 	default:
-		return fault.New(fault.Unimplemented, "this worker does not know the action %q", req.Action)
+		return fault.New(fault.Unimplemented, "server %s: this compute service does not know the action %q", id, req.Action)
 	}
 }
 
-// errHalf says that a server was left neither as it was nor as it was to be.
-var errHalf = errors.New("done in part")
+// errPartial reports that a server is neither in the state of before the action nor in the state after it.
+var errPartial = errors.New("done in part")
 
-// resize gives the server its new size, or leaves it with the old one.
+// resize gives the server its new size. If that fails, resize gives the server its old size back.
 func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
 	d, id := s.cfg.Driver(), req.ServerID
 	var info driver.Info
 	var is compute.Instance
-	err := retry(ctx, func() (err error) {
+	err := retryDriver(ctx, func() (err error) {
 		if info, err = d.Info(ctx); err == nil {
 			is, err = d.Get(ctx, id)
 		}
@@ -235,35 +237,35 @@ func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
 	switch {
 	case err != nil:
 		return err
-	case !slices.Contains(info.Capabilities, compute.CapResize): // before it is stopped in vain
+	case !slices.Contains(info.Capabilities, compute.CapResize): // checked before the server is stopped
 		return fault.New(fault.Unimplemented, "driver %s cannot resize servers", info.Name)
 	case is.Resources == req.Resources && (is.Power == compute.Running || !req.Running):
-		return nil // it was done, and the report lost
+		return nil // an earlier delivery has done it, and the report was lost
 	}
 	if is.Resources != req.Resources {
-		err = retry(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
+		err = retryDriver(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
 		if err == nil {
-			err = retry(ctx, func() error { return d.Resize(ctx, id, req.Resources) })
+			err = retryDriver(ctx, func() error { return d.Resize(ctx, id, req.Resources) })
 		}
 	}
 	if err == nil && req.Running {
-		err = retry(ctx, func() error { return d.PowerOn(ctx, id) })
+		err = retryDriver(ctx, func() error { return d.PowerOn(ctx, id) })
 	}
 	if err == nil || ctx.Err() != nil {
 		return err
 	}
 	if undo := s.revert(ctx, req); undo != nil {
-		return fmt.Errorf("%w, and cannot be undone: %w, %w", err, undo, errHalf)
+		return fmt.Errorf("%w, and cannot be undone: %w, %w", err, undo, errPartial)
 	}
 	return err
 }
 
-// revert gives the server its old size back. It fails with errHalf.
+// revert gives the server its old size back. Errors: errPartial.
 func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
 	d, id := s.cfg.Driver(), req.ServerID
-	err := retry(ctx, func() error {
+	err := retryDriver(ctx, func() error {
 		err := d.RevertResize(ctx, id)
-		if errors.Is(err, fault.Precondition) { // it runs; if there is nothing to revert it is not stopped
+		if errors.Is(err, fault.Precondition) { // the server runs; without a resize to revert the driver returns no error, and the server is not stopped
 			if err = d.PowerOff(ctx, id, s.cfg.ShutdownTimeout); err == nil {
 				err = d.RevertResize(ctx, id)
 			}
@@ -271,45 +273,43 @@ func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
 		return err
 	})
 	if err == nil && req.Running {
-		err = retry(ctx, func() error { return d.PowerOn(ctx, id) })
+		err = retryDriver(ctx, func() error { return d.PowerOn(ctx, id) })
 	}
 	if err != nil {
-		err = fmt.Errorf("%w: %w", errHalf, err)
+		err = fmt.Errorf("%w: %w", errPartial, err)
 	}
 	return err
 }
 
-// maxConsole is how much of a console log is returned, in bytes: Nova's
-// MAX_CONSOLE_BYTES.
+// maxConsole is how many bytes of a console log are returned at most: Nova's MAX_CONSOLE_BYTES.
 const maxConsole = 100 << 10
 
-// ReadConsole returns a server's console log, see compute.ReadConsole.
+// ReadConsole returns the end of a server's console log, see compute.ReadConsole.
 func (s *Service) ReadConsole(ctx context.Context, req *compute.ConsoleRequest) (*compute.ConsoleReply, error) {
-	var end ending
+	var end tailBuffer
 	if err := s.cfg.Driver().ConsoleLog(ctx, req.ServerID, req.Lines, &end); err != nil {
 		return nil, err
 	}
 	return &compute.ConsoleReply{Output: strings.ToValidUTF8(string(end[max(0, len(end)-maxConsole):]), "\uFFFD")}, nil
 }
 
-// ending keeps the end of what is written to it.
-type ending []byte
+// tailBuffer is a writer that keeps at least the last maxConsole bytes.
+type tailBuffer []byte
 
-func (e *ending) Write(b []byte) (int, error) {
-	if *e = append(*e, b...); len(*e) > 4*maxConsole {
-		*e = append((*e)[:0], (*e)[len(*e)-maxConsole:]...)
+func (t *tailBuffer) Write(b []byte) (int, error) {
+	if *t = append(*t, b...); len(*t) > 4*maxConsole {
+		*t = append((*t)[:0], (*t)[len(*t)-maxConsole:]...)
 	}
 	return len(b), nil
 }
 
-// askTime is how long a conductor may take to answer. It is much shorter than a
-// drain: when all services of a cloud stop at once, a worker must not wait for a
-// conductor that is gone, but give its message back.
-const askTime = 8 * time.Second
+// askTimeout is how long a conductor may take to answer. It is much shorter than a drain: when all services of a cloud
+// stop at once, a compute service must return its message to the queue instead of waiting for a stopped conductor.
+const askTimeout = 8 * time.Second
 
-// ask calls a conductor.
-func ask[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
-	ctx, cancel := context.WithTimeout(ctx, askTime)
+// askConductor calls a conductor. If the answer is that another process owns the host, all work stops, see loseHost.
+func askConductor[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
 	resp, err := rpc.Call(ctx, s.cfg.Client, m, rpc.Any, req)
 	if errors.Is(err, membership.ErrHeld) && m.Name != compute.ClaimHost.Name {
@@ -318,14 +318,14 @@ func ask[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp]
 	return resp, err
 }
 
-// again classes an error such that the message is delivered again, whatever the
-// peer's or the driver's code was.
-func again(err error) error { return fault.New(fault.Unavailable, "%w", err) }
+// redeliver gives an error the code Unavailable, so that the message is redelivered, for every code of the conductor's or
+// the driver's error.
+func redeliver(err error) error { return fault.New(fault.Unavailable, "%w", err) }
 
-// retry makes a call to the driver again when its program was down or was lost in
-// the middle: calls are idempotent, and a program that crashed is back soon. It
-// gives up after about 10 s.
-func retry(ctx context.Context, call func() error) error {
+// retryDriver repeats a call to the driver while the driver's program is down or its connection is lost (Unavailable or
+// Unknown). Calls are idempotent, and a program that has crashed is restarted soon. The back-off begins with 50 ms and
+// doubles; retryDriver gives up after about 10 s.
+func retryDriver(ctx context.Context, call func() error) error {
 	for wait := 50 * time.Millisecond; ; wait *= 2 {
 		err := call()
 		if c := fault.CodeOf(err); err == nil || c != fault.Unavailable && c != fault.Unknown || wait > 5*time.Second {
@@ -341,23 +341,23 @@ func retry(ctx context.Context, call func() error) error {
 	}
 }
 
-// Report is a heartbeat of the host, with what it has. If the driver does not answer, no report is sent and
-// the service is not ready, see [Service.Check]. It is for a loop.
+// Report sends the host's heartbeat and resources to a conductor. If the driver does not answer, no report is sent and
+// the service is not ready, see [Service.Check]. Report is called periodically.
 func (s *Service) Report(ctx context.Context) error {
-	r, err := s.look(ctx)
+	r, err := s.inspectHost(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = ask(ctx, s, compute.ReportHost, r)
+	_, err = askConductor(ctx, s, compute.ReportHost, r)
 	return err
 }
 
-// lookTime is how long the driver may take to say what the host has.
-const lookTime = 10 * time.Second
+// inspectTimeout is how long the driver may take to report the resources of the host.
+const inspectTimeout = 10 * time.Second
 
-// look asks the driver what the host has. Unavailable: it does not say so.
-func (s *Service) look(ctx context.Context) (*compute.HostReport, error) {
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
+// inspectHost asks the driver for the resources of the host. Errors: Unavailable, if the driver does not report them.
+func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) {
+	ctx, cancel := context.WithTimeout(ctx, inspectTimeout)
 	defer cancel()
 	d := s.cfg.Driver()
 	info, err := d.Info(ctx)
@@ -366,7 +366,7 @@ func (s *Service) look(ctx context.Context) (*compute.HostReport, error) {
 		have, err = d.Resources(ctx)
 	}
 	if err != nil {
-		err = fault.New(fault.Unavailable, "the driver does not say what host %s has: %w", s.cfg.Host, err)
+		err = fault.New(fault.Unavailable, "read the resources of host %s from the driver: %w", s.cfg.Host, err)
 	}
 	s.blind.Store(&err)
 	if err != nil {
@@ -380,9 +380,9 @@ func (s *Service) look(ctx context.Context) (*compute.HostReport, error) {
 	return out, nil
 }
 
-// Audit destroys what the driver has and the database does not place here: what
-// is left of servers that were deleted or moved while the host was away. It does nothing while the
-// service is not ready. It is for a loop.
+// Audit destroys orphans: servers that the driver has and the database does not place on this host, such as those that
+// were deleted or moved while the host was away. It does nothing while the service is not ready. Audit is called
+// periodically.
 func (s *Service) Audit(ctx context.Context) error {
 	if ready := s.Check(ctx) == nil; !ready {
 		return nil
@@ -395,25 +395,26 @@ func (s *Service) Audit(ctx context.Context) error {
 	for i, f := range found {
 		ids[i] = f.ID
 	}
-	strangers, err := s.strangers(ctx, ids)
-	for _, id := range strangers {
+	orphans, err := s.orphans(ctx, ids)
+	for _, id := range orphans {
 		err = errors.Join(err, s.evict(ctx, id))
 	}
 	return err
 }
 
-func (s *Service) strangers(ctx context.Context, ids []string) ([]string, error) {
+// orphans asks a conductor which of the servers ids the database does not place on this host.
+func (s *Service) orphans(ctx context.Context, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	got, err := ask(ctx, s, compute.Strangers, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids, Instance: s.instance})
+	got, err := askConductor(ctx, s, compute.Strangers, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids, Instance: s.instance})
 	if err != nil {
 		return nil, err
 	}
 	return got.Servers, nil
 }
 
-// evict destroys an orphan if it still is one when no other work on it goes on.
+// evict waits for other work on a server, and then destroys the server if it is still an orphan.
 func (s *Service) evict(ctx context.Context, id string) error {
 	if err := s.lock(ctx, id); err != nil {
 		return err
@@ -422,17 +423,17 @@ func (s *Service) evict(ctx context.Context, id string) error {
 	return s.evictLocked(ctx, id)
 }
 
-// evictLocked destroys a server if the database does not place it here. The caller has its lock.
+// evictLocked destroys a server if the database does not place it on this host. The caller holds the server's lock.
 func (s *Service) evictLocked(ctx context.Context, id string) error {
-	orphans, err := s.strangers(ctx, []string{id})
+	orphans, err := s.orphans(ctx, []string{id})
 	if err != nil || len(orphans) == 0 {
 		return err
 	}
-	s.cfg.Logger.WarnContext(ctx, "destroying a server that does not belong here", "server", id)
+	s.cfg.Logger.WarnContext(ctx, "destroying orphan, the database does not place it on this host", "server", id)
 	return s.cfg.Driver().Destroy(ctx, id)
 }
 
-// lock waits for other work on a server. Unavailable: it did not end before ctx.
+// lock waits until other work on a server has ended, and locks the server. Errors: Unavailable, if ctx ends first.
 func (s *Service) lock(ctx context.Context, id string) error {
 	if err := s.locks.Lock(ctx, id); err != nil {
 		return fault.New(fault.Unavailable, "wait for other work on server %s: %w", id, err)

@@ -24,9 +24,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// fakeDriver remembers what was done, in order.
+// fakeDriver records the calls, in order.
 type fakeDriver struct {
-	compute.Driver // nil: what is not overridden is not called
+	compute.Driver // nil: the tests call only the overridden methods
 
 	mu      sync.Mutex
 	log     []string
@@ -90,7 +90,7 @@ func (d *fakeDriver) List(context.Context) (out []compute.Instance, err error) {
 	return out, nil
 }
 
-// bench is a worker with a driver and a conductor that do what the test says.
+// bench is a compute service with a driver and a conductor that the test controls.
 type bench struct {
 	driver *fakeDriver
 	svc    *worker.Service
@@ -115,7 +115,7 @@ func newBench(t *testing.T) *bench {
 	b.client = rpc.NewClient(bus, rpc.ClientConfig{})
 	t.Cleanup(func() { b.client.Close() })
 	b.svc = worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return b.driver }, Client: b.client, Logger: quiet})
-	// What is answered is read before tell lets the test go on and change it.
+	// The answer is read first, because tell lets the test go on and change it.
 	answer := func(err *error, tell func()) (*rpc.None, error) {
 		b.mu.Lock()
 		is := *err
@@ -195,7 +195,7 @@ func TestBuild(t *testing.T) {
 	}
 }
 
-// TestFailedBuild: nothing is left of it when the failure is reported.
+// TestFailedBuild: the remains of a failed build are removed before the failure is reported.
 func TestFailedBuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -209,8 +209,8 @@ func TestFailedBuild(t *testing.T) {
 	}
 }
 
-// TestUncleanBuild: as long as the remains cannot be removed no other host may
-// have the server, so nothing is reported, and the message comes again.
+// TestUncleanBuild: while the remains of a failed build cannot be removed, no other host may get the server. So nothing
+// is reported, and the message is redelivered.
 func TestUncleanBuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -229,21 +229,21 @@ func TestUncleanBuild(t *testing.T) {
 	}
 }
 
-// TestStaleBuild: what is no longer wanted is not built.
+// TestStaleBuild: a server that is no longer wanted is not built.
 func TestStaleBuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	b.begin = compute.ErrStale
 	if _, err := b.svc.Build(t.Context(), &build); err != nil {
-		t.Errorf("build: %v; it must not be delivered again", err)
+		t.Errorf("build: %v, want nil, so that the message is not redelivered", err)
 	}
 	if did := b.driver.did(); len(did) != 0 {
 		t.Errorf("the driver did %q", did)
 	}
 }
 
-// TestReportFails: the message comes again until the end is reported, and the
-// build is not repeated from scratch by the worker itself.
+// TestReportFails: the message is redelivered until the result is reported. The compute service does not repeat the build
+// on its own.
 func TestReportFails(t *testing.T) {
 	t.Parallel()
 	for _, code := range []fault.Code{fault.Unavailable, fault.NotFound, fault.Internal} {
@@ -256,8 +256,8 @@ func TestReportFails(t *testing.T) {
 	}
 }
 
-// TestStaleReport: a server whose building was given up meanwhile stays only if the database places it here, as that of another
-// attempt.
+// TestStaleReport: a server whose build was given up meanwhile stays only if the database places it on this host, as the
+// result of another build attempt.
 func TestStaleReport(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -274,7 +274,7 @@ func TestStaleReport(t *testing.T) {
 	}
 }
 
-// TestNoToken: a request of an earlier release is dropped, as the conductor sends it once more.
+// TestNoToken: a request of an earlier release is dropped, because a conductor of this release repeats it with a token.
 func TestNoToken(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -286,8 +286,7 @@ func TestNoToken(t *testing.T) {
 	}
 }
 
-// TestOneAtATime: a second message about a server that is being built is
-// dropped, and a deletion waits for the build.
+// TestOneAtATime: while a server is being built, a second message to build it is dropped, and a deletion waits.
 func TestOneAtATime(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -305,7 +304,7 @@ func TestOneAtATime(t *testing.T) {
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := b.svc.Destroy(short, &compute.DestroyRequest{ServerID: "s1", Token: "op/0"}); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("destroy while it is built: %v, want Unavailable, to come again", err)
+		t.Errorf("destroy while it is built: %v, want Unavailable, so that the message is redelivered", err)
 	}
 	if err := rpc.Cast(t.Context(), b.client, compute.Destroy, "h1", &compute.DestroyRequest{ServerID: "s1", Token: "op/0"}); err != nil {
 		t.Fatal(err)
@@ -320,8 +319,8 @@ func TestOneAtATime(t *testing.T) {
 	}
 }
 
-// TestDestroyNotWanted: a message to destroy a server that the conductor does not delete here, as an
-// old one or one of another service, destroys nothing.
+// TestDestroyNotWanted: a message to destroy a server that the conductor does not delete on this host destroys nothing,
+// such as an old message or one of another service.
 func TestDestroyNotWanted(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -346,7 +345,7 @@ func TestDestroyNotWanted(t *testing.T) {
 	}
 }
 
-// TestAudit: only what does not belong here is destroyed.
+// TestAudit: only orphans are destroyed.
 func TestAudit(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -375,26 +374,25 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// TestResize: a resize that fails leaves the server with the size that it had, running if
-// it ran; one that was done is not done again; one that can neither be done nor be undone
-// is not reported, but tried again.
+// TestResize: after a resize that failed the server has its old size, and runs if it ran before. A resize that was done is
+// not repeated. A resize that can be neither done nor undone is not reported; its message is redelivered.
 func TestResize(t *testing.T) {
 	b := newBench(t)
 	small, large := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}, compute.Resources{VCPUs: 2, MemoryMiB: 128, DiskGiB: 2}
 	for _, tt := range []struct {
 		name   string
 		faults map[string]string
-		stop   bool // it is off before
+		stop   bool // the server is stopped before the action
 		action compute.Action
-		says   string // the error that is reported
-		again  bool
+		says   string // part of the reported error
+		again  bool   // the message is redelivered
 		want   compute.Resources
 		boots  int // how often the guest has been started
 	}{
 		{name: "done", action: compute.Resize, want: large, boots: 2},
 		{name: "of a stopped one", stop: true, action: compute.Resize, want: large, boots: 1},
-		{name: "no room", faults: map[string]string{"resize": "fail exhausted"}, action: compute.Resize, says: "resize is to fail", want: small, boots: 2},
-		{name: "does not start", faults: map[string]string{"power_on": "fail internal 1"}, action: compute.Resize, says: "power_on is to fail", want: small, boots: 2},
+		{name: "no room", faults: map[string]string{"resize": "fail exhausted"}, action: compute.Resize, says: "resize is configured to fail", want: small, boots: 2},
+		{name: "does not start", faults: map[string]string{"power_on": "fail internal 1"}, action: compute.Resize, says: "power_on is configured to fail", want: small, boots: 2},
 		{name: "lost and done", faults: map[string]string{"resize": "fail unknown after 1"}, action: compute.Resize, want: large, boots: 2},
 		{name: "does not go back", faults: map[string]string{"power_on": "fail internal 1", "revert_resize": "fail internal"}, action: compute.Resize, again: true, want: large, boots: 1},
 		{name: "nothing to revert", action: compute.RevertResize, want: small, boots: 1},
@@ -415,7 +413,7 @@ func TestResize(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			for range 2 { // the message may come twice
+			for range 2 { // the message may be delivered twice
 				_, err = svc.Act(t.Context(), &compute.ActRequest{ServerID: "s1", Action: tt.action, Token: "op/5", Resources: large, Running: !tt.stop})
 				if tt.again {
 					if fault.CodeOf(err) != fault.Unavailable {

@@ -1,4 +1,4 @@
-// Command armature-compute-acme is the driver of package acme as a program.
+// Command armature-compute-acme runs the driver of package acme as a driver program.
 package main
 
 import (

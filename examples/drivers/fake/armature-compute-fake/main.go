@@ -1,4 +1,4 @@
-// Command armature-compute-fake is the fake driver as a program of its own.
+// Command armature-compute-fake runs the fake driver as a driver program.
 package main
 
 import (

@@ -1,6 +1,6 @@
 //go:build libvirt_dlopen
 
-// Command armature-compute-libvirt is the libvirt driver as a program of its own.
+// Command armature-compute-libvirt runs the libvirt driver as a driver program.
 package main
 
 import (

@@ -1,0 +1,85 @@
+package armature_test
+
+import (
+	"cmp"
+	"io/fs"
+	"maps"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// findRow matches a row of the table "Where to find what" in docs/architecture.md: behaviour, search word, file.
+var findRow = regexp.MustCompile("(?m)^\\| ([^|]+) \\| `([^`]+)` \\| \\[`([^`]+)`\\]\\(\\.\\./([^)]+)\\) \\|$")
+
+// TestFind: each search word in docs/architecture.md leads to the file beside it. A reader greps for the word without regard
+// to case and looks at the three files with the most lines that have it, so the file must be one of these.
+func TestFind(t *testing.T) {
+	t.Parallel()
+	raw, err := os.ReadFile("docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, _ := strings.Cut(string(raw), "\n## Where to find what\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	rows := findRow.FindAllStringSubmatch(section, -1)
+	if want := strings.Count(section, "\n|") - 2; len(rows) < 10 || len(rows) != want {
+		t.Errorf("%d rows of the table are understood, want %d, and at least 10", len(rows), want)
+	}
+	sources := readSources(t)
+	for _, row := range rows {
+		behaviour, word, name, link := row[1], row[2], row[3], row[4]
+		if name != link {
+			t.Errorf("%s: the text names %s, the link %s", behaviour, name, link)
+		}
+		if first := filesWith(sources, word); !slices.Contains(first, name) {
+			t.Errorf("%s: %q leads to %v, not to %s: choose another word, or correct the file", behaviour, word, first, name)
+		}
+	}
+	if first := filesWith(sources, "keystone"); len(first) != 3 || slices.Contains(first, "rpc/server.go") {
+		t.Errorf("keystone leads to %v: this test cannot fail", first)
+	}
+}
+
+// readSources returns the lines, in lower case, of each Go file that is neither a test, nor generated, nor in a package for
+// tests, by path.
+func readSources(t *testing.T) map[string][]string {
+	t.Helper()
+	out := map[string][]string{}
+	err := filepath.WalkDir(".", func(name string, d fs.DirEntry, err error) error {
+		name = filepath.ToSlash(name)
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (d.Name() == ".git" || d.Name() == "testdata" || strings.HasSuffix(d.Name(), "test")):
+			return fs.SkipDir
+		case d.IsDir() || path.Ext(name) != ".go" || strings.HasSuffix(name, "_test.go") || strings.HasSuffix(name, ".pb.go"):
+			return nil
+		}
+		raw, err := os.ReadFile(name)
+		out[name] = strings.Split(strings.ToLower(string(raw)), "\n")
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// filesWith returns the up to three files with the most lines that have a word, files with equally many by path.
+func filesWith(sources map[string][]string, word string) []string {
+	hits := map[string]int{}
+	for name, lines := range sources {
+		for _, line := range lines {
+			if strings.Contains(line, strings.ToLower(word)) {
+				hits[name]++
+			}
+		}
+	}
+	files := slices.SortedFunc(maps.Keys(hits), func(a, b string) int { return cmp.Or(hits[b]-hits[a], strings.Compare(a, b)) })
+	return files[:min(3, len(files))]
+}
