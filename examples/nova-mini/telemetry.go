@@ -67,16 +67,18 @@ type telemetry struct {
 	requests *apiprom.Metrics
 	rpc      *rpcprom.Metrics
 	drivers  *driverprom.Metrics
+	service  *serviceprom.Metrics
 	provider *sdktrace.TracerProvider // nil: no traces
 	traces   *apiotel.Traces          // the same
 }
 
 func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.Logger) (*telemetry, error) {
-	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New()}
+	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New()}
 	t.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		serviceprom.New(app), t.requests, t.rpc, t.drivers,
+		t.service, t.requests, t.rpc, t.drivers,
 	)
+	t.service.Add(app)
 	if o.Telemetry.Endpoint == "" {
 		return t, nil
 	}
