@@ -10,6 +10,7 @@ import (
 	"time"
 )
 
+// watchSignals handles signals until done is closed.
 func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, sigReload, sigReport)
@@ -51,9 +52,9 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 	})
 }
 
-// CatchSignals keeps SIGHUP and SIGUSR2 from killing a process that has not come to [App.Run] yet:
-// call it in the first line of main. SIGTERM and SIGINT still end the process at once until then,
-// as nothing is open that needs a drain.
+// CatchSignals prevents SIGHUP and SIGUSR2 from killing the process before [App.Run] is called: call it
+// in the first line of main. Until Run is called, SIGTERM and SIGINT end the process at once, because
+// nothing is open that needs a drain.
 func CatchSignals() {
 	signal.Notify(make(chan os.Signal, 1), sigReload, sigReport)
 }
@@ -61,11 +62,11 @@ func CatchSignals() {
 // reloadTimeout bounds a reload of one part.
 const reloadTimeout = time.Minute
 
-// Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends it: the part with
-// the error and the later ones stay as they are, so that a policy does not change together with options that
-// are wrong. The log has one line at the end: "reloaded", or "reload failed" with the error and the names of
-// the parts that have been reloaded and of those that have not. Reload does nothing unless the App runs. It is
-// safe for concurrent use: one call waits for the other.
+// Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends the reload: the part
+// with the error and the later parts keep their configuration, so that a policy does not change together with
+// options that are wrong. One log line says "reloaded", or "reload failed" with the error, the parts that are
+// reloaded and the parts that are not. Reload has no effect unless the App runs. It is safe for concurrent use:
+// concurrent calls wait for each other.
 func (a *App) Reload(ctx context.Context) error {
 	a.reload.Lock()
 	defer a.reload.Unlock()
