@@ -20,28 +20,15 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 		for asked := false; ; {
 			select {
 			case s := <-signals:
-				switch s {
-				case sigReload:
-					a.hangup.Store(true) // counts only while parts are started
-					if a.phase.Load() != running {
-						continue // READY=1 after it would tell systemd that the start is over
-					}
-					wg.Go(func() {
-						a.sd.reloading()
-						_ = a.Reload(ctx) // logged
-						a.sd.say("READY=1")
-					})
-				case sigReport:
-					wg.Go(func() {
-						if err := a.Report(ctx, a.cfg.ReportTo); err != nil {
-							a.cfg.Logger.ErrorContext(ctx, "write report", "error", err)
-						}
-					})
+				switch {
+				case s == sigReload:
+					a.reloadOnSignal(ctx, wg)
+				case s == sigReport:
+					wg.Go(func() { a.reportOnSignal(ctx) })
+				case asked:
+					a.cfg.Logger.ErrorContext(ctx, "second signal: exit at once", "service", a.cfg.Name, "signal", s.String())
+					os.Exit(1)
 				default:
-					if asked {
-						a.cfg.Logger.ErrorContext(ctx, "second signal: exit at once", "service", a.cfg.Name, "signal", s.String())
-						os.Exit(1)
-					}
 					asked = true
 					end(fmt.Errorf("signal %s", s))
 				}
@@ -50,6 +37,25 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 			}
 		}
 	})
+}
+
+// reloadOnSignal starts a reload. While parts are started, Run makes the reload later.
+func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
+	a.hangup.Store(true)
+	if a.phase.Load() != running {
+		return // READY=1 after a reload would tell systemd that the start is over
+	}
+	wg.Go(func() {
+		a.sd.reloading()
+		_ = a.Reload(ctx) // logged
+		a.sd.say("READY=1")
+	})
+}
+
+func (a *App) reportOnSignal(ctx context.Context) {
+	if err := a.Report(ctx, a.cfg.ReportTo); err != nil {
+		a.cfg.Logger.ErrorContext(ctx, "write report", "error", err)
+	}
 }
 
 // CatchSignals prevents SIGHUP and SIGUSR2 from killing the process before [App.Run] is called: call it

@@ -190,28 +190,7 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []Finding
-	wanted := map[string]*Claim{}
-	for i := range want {
-		wanted[want[i].Consumer] = &want[i]
-	}
-	for i := range have {
-		c := have[i]
-		w := wanted[c.Consumer]
-		delete(wanted, c.Consumer)
-		switch {
-		case now.Sub(c.At) < cfg.MinAge: // the component may be creating the consumer
-		case w == nil || len(w.Allocations) == 0:
-			out = append(out, Finding{Kind: "orphaned", Claim: c})
-		case !sameClaim(&c, w):
-			out = append(out, Finding{Kind: "different", Claim: c, Want: w})
-		}
-	}
-	for i := range want {
-		if w := wanted[want[i].Consumer]; w != nil && len(w.Allocations) > 0 {
-			out = append(out, Finding{Kind: "missing", Claim: *w})
-		}
-	}
+	out := compareClaims(have, want, now.Add(-cfg.MinAge))
 	if cfg.Repair {
 		for i := range out {
 			out[i].Err = out[i].repair(ctx, s, cfg)
@@ -223,6 +202,32 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 		out = append(out, Finding{Kind: "miscounted", Provider: p, Repaired: cfg.Repair})
 	}
 	return out, err
+}
+
+// compareClaims returns the differences between the claims that exist and those that should. Claims that have changed
+// after youngest are left out, because the component may be creating their consumers.
+func compareClaims(have, want []Claim, youngest time.Time) (out []Finding) {
+	missing := map[string]*Claim{}
+	for i := range want {
+		missing[want[i].Consumer] = &want[i]
+	}
+	for _, c := range have {
+		w := missing[c.Consumer]
+		delete(missing, c.Consumer)
+		switch {
+		case c.At.After(youngest):
+		case w == nil || len(w.Allocations) == 0:
+			out = append(out, Finding{Kind: "orphaned", Claim: c})
+		case !sameClaim(&c, w):
+			out = append(out, Finding{Kind: "different", Claim: c, Want: w})
+		}
+	}
+	for i := range want {
+		if w := missing[want[i].Consumer]; w != nil && len(w.Allocations) > 0 {
+			out = append(out, Finding{Kind: "missing", Claim: *w})
+		}
+	}
+	return out
 }
 
 // repair changes a claim to what it should be, if Want still returns the same.
