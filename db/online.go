@@ -36,34 +36,44 @@ type DataMigration struct {
 func MigrateData(ctx context.Context, d *sqlx.DB, limit int, list ...DataMigration) DataReports {
 	out := make(DataReports, 0, len(list))
 	for _, m := range list {
-		r := DataReport{Name: m.Name}
-		size := defaultBatch
-		for {
-			if limit > 0 {
-				if size = min(limit-int(out.Done()+r.Done), defaultBatch); size == 0 {
-					break
-				}
-			}
-			var n int
-			r.Err = Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) (err error) {
-				n, err = m.Batch(ctx, tx, size)
-				return err
-			})
-			if r.Err != nil || n == 0 {
-				break
-			}
-			r.Done += int64(n)
+		left := int64(-1) // no limit
+		if limit > 0 {
+			left = int64(limit) - out.Done()
 		}
-		left, err := m.Left(ctx, d)
-		switch r.Left = left; {
-		case err != nil && r.Err == nil:
-			r.Err = Error(err)
-		case err == nil && r.Err == nil && left > 0 && size > 0:
-			r.Err = fault.New(fault.Precondition, "%d rows were left in their old form", left)
-		}
-		out = append(out, r)
+		out = append(out, m.convertRows(ctx, d, left))
 	}
 	return out
+}
+
+// convertRows converts limit rows at most, or all if limit is negative.
+func (m *DataMigration) convertRows(ctx context.Context, d *sqlx.DB, limit int64) DataReport {
+	r := DataReport{Name: m.Name}
+	size := defaultBatch
+	for {
+		if limit >= 0 {
+			size = int(min(limit-r.Done, defaultBatch))
+		}
+		if size == 0 {
+			break
+		}
+		var n int
+		r.Err = Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) (err error) {
+			n, err = m.Batch(ctx, tx, size)
+			return err
+		})
+		if r.Err != nil || n == 0 {
+			break
+		}
+		r.Done += int64(n)
+	}
+	left, err := m.Left(ctx, d)
+	switch r.Left = left; {
+	case err != nil && r.Err == nil:
+		r.Err = Error(err)
+	case err == nil && r.Err == nil && left > 0 && size > 0:
+		r.Err = fault.New(fault.Precondition, "%d rows were left in their old form", left)
+	}
+	return r
 }
 
 // DataReport is the result of one [DataMigration].

@@ -86,14 +86,9 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 	if err := r.checkFields(); err != nil {
 		return 0, err
 	}
-	// Parts are removed first, because their foreign keys may refer to Table.
-	moves := append(slices.Clone(r.Parts), Part{r.Table, r.Key, r.History})
-	columns := make([]string, len(moves))
-	for i, m := range moves {
-		var err error
-		if columns[i], err = m.sharedColumns(ctx, d); err != nil {
-			return 0, fmt.Errorf("purge %s: %w", r.Table, err)
-		}
+	moves, err := r.moves(ctx, d)
+	if err != nil {
+		return 0, fmt.Errorf("purge %s: %w", r.Table, err)
 	}
 	var total int64
 	var last any // the key of the last row that was removed
@@ -105,19 +100,7 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 		if size == 0 {
 			return total, nil
 		}
-		var keys []any
-		err := Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
-			var err error
-			if keys, err = r.lockRows(ctx, tx, last, size); err != nil || len(keys) == 0 {
-				return err
-			}
-			for i, m := range moves {
-				if err := m.moveRows(ctx, tx, columns[i], keys); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		keys, err := r.purgeBatch(ctx, d, moves, last, size)
 		if err != nil {
 			return total, fmt.Errorf("purge %s: %w", r.Table, err)
 		}
@@ -130,6 +113,43 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 			return total, fmt.Errorf("purge %s: %w", r.Table, err)
 		}
 	}
+}
+
+// move is a part with the columns that it shares with its history.
+type move struct {
+	Part
+	columns string
+}
+
+// moves returns what is done to a batch of rows, in order. Parts are removed first, because their foreign keys may refer
+// to Table.
+func (r *Retention) moves(ctx context.Context, d *sqlx.DB) (out []move, err error) {
+	for _, p := range append(slices.Clone(r.Parts), Part{r.Table, r.Key, r.History}) {
+		columns, err := p.sharedColumns(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, move{p, columns})
+	}
+	return out, nil
+}
+
+// purgeBatch removes the next rows, size at most, in one transaction, and returns their keys. If last is not nil, the
+// rows come after last.
+func (r *Retention) purgeBatch(ctx context.Context, d *sqlx.DB, moves []move, last any, size int) (keys []any, err error) {
+	err = Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
+		var err error
+		if keys, err = r.lockRows(ctx, tx, last, size); err != nil || len(keys) == 0 {
+			return err
+		}
+		for _, m := range moves {
+			if err := m.moveRows(ctx, tx, m.columns, keys); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	return keys, err
 }
 
 // checkFields returns Invalid if a field cannot be part of a statement.

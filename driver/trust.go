@@ -71,58 +71,80 @@ func programError(path string, err error) error {
 	return fault.New(code, "the driver's program %s: %w", path, err)
 }
 
-// trustedPath resolves the symbolic links of an absolute path, and judges each folder and each link on
-// the way from / to the file, but not the file. The folders that were judged can no longer be changed by
-// other users, so that what was judged stays what it was.
+// trustedPath resolves the symbolic links of an absolute path and checks the owner of each folder and each link from /
+// to the file, but not of the file. Other users cannot change folders that were checked, so the result stays true.
 func trustedPath(path string) (string, error) {
-	at, rest := string(filepath.Separator), strings.Split(path, string(filepath.Separator))
-	root, err := os.Lstat(at)
+	root, err := os.Lstat(string(filepath.Separator))
 	if err == nil {
-		err = judgeOwner(path, at, root)
+		err = judgeOwner(path, string(filepath.Separator), root)
 	}
 	if err != nil {
 		return "", err
 	}
-	for links := 0; len(rest) > 0; {
-		name := rest[0]
-		rest = rest[1:]
-		switch name {
-		case "", ".":
-			continue
-		case "..":
-			at = filepath.Dir(at)
-			continue
+	w := pathWalk{program: path, at: string(filepath.Separator), rest: splitPath(path)}
+	for len(w.rest) > 0 {
+		if err := w.step(); err != nil {
+			return "", err
 		}
-		next := filepath.Join(at, name)
-		info, err := os.Lstat(next)
-		if err != nil {
-			return "", programError(path, err)
-		}
-		if info.Mode().Type() == fs.ModeSymlink {
-			if links++; links > maxLinks {
-				return "", fault.New(fault.Invalid, "the driver's program %s: too many symbolic links", path)
-			}
-			target, err := os.Readlink(next)
-			if err == nil {
-				err = judgeOwner(path, next, info)
-			}
-			if err != nil {
-				return "", err
-			}
-			if filepath.IsAbs(target) {
-				at = string(filepath.Separator)
-			}
-			rest = append(strings.Split(target, string(filepath.Separator)), rest...)
-			continue
-		}
-		if info.IsDir() {
-			if err := judgeOwner(path, next, info); err != nil {
-				return "", err
-			}
-		}
-		at = next
 	}
-	return at, nil
+	return w.at, nil
+}
+
+func splitPath(path string) []string { return strings.Split(path, string(filepath.Separator)) }
+
+// pathWalk is the way from / to a program.
+type pathWalk struct {
+	program string
+	at      string   // the part that is resolved and checked
+	rest    []string // the names that follow
+	links   int      // that were followed
+}
+
+// step resolves and checks the next name.
+func (w *pathWalk) step() error {
+	name := w.rest[0]
+	w.rest = w.rest[1:]
+	switch name {
+	case "", ".":
+		return nil
+	case "..":
+		w.at = filepath.Dir(w.at)
+		return nil
+	}
+	next := filepath.Join(w.at, name)
+	info, err := os.Lstat(next)
+	if err != nil {
+		return programError(w.program, err)
+	}
+	if info.Mode().Type() == fs.ModeSymlink {
+		return w.follow(next, info)
+	}
+	if info.IsDir() {
+		if err := judgeOwner(w.program, next, info); err != nil {
+			return err
+		}
+	}
+	w.at = next
+	return nil
+}
+
+// follow puts the names of a symbolic link's target before those that follow.
+func (w *pathWalk) follow(link string, info fs.FileInfo) error {
+	if w.links++; w.links > maxLinks {
+		return fault.New(fault.Invalid, "the driver's program %s: too many symbolic links", w.program)
+	}
+	target, err := os.Readlink(link)
+	if err == nil {
+		err = judgeOwner(w.program, link, info)
+	}
+	if err != nil {
+		return err
+	}
+	if filepath.IsAbs(target) {
+		w.at = string(filepath.Separator)
+	}
+	w.rest = append(splitPath(target), w.rest...)
+	return nil
 }
 
 // judgeOwner returns an error if another user than root and that of this process could change a part of

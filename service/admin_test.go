@@ -246,7 +246,7 @@ func TestDrainBeforeStop(t *testing.T) {
 		if fault.CodeOf(err) != fault.Timeout || !strings.Contains(err.Error(), "cut off after 1s: api") {
 			t.Errorf("Run = %v", err)
 		}
-		if !strings.Contains(out.String(), `msg="cut off" service=app kind=request name="POST /v1/volumes" resource="" request_id=req-7`) {
+		if !strings.Contains(out.String(), `msg="work cut off" service=app kind=request name="POST /v1/volumes" resource="" request_id=req-7`) {
 			t.Errorf("the log does not say what was cut off:\n%s", &out)
 		}
 	})
@@ -272,9 +272,7 @@ func TestReload(t *testing.T) {
 		t.Errorf("before it runs: %v, %v", err, j.entries())
 	}
 	running(t, app, service.AdminConfig{})
-	for app.Ready(t.Context()) != nil {
-		<-time.After(time.Millisecond)
-	}
+	<-app.Started()
 	for _, tt := range []struct {
 		fails, says string
 		calls       []string

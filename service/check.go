@@ -11,16 +11,16 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Check is what one part says about its readiness.
+// Check is the result of a readiness check of one part.
 type Check struct {
 	Name string
-	// Err is why it is not ready, or nil.
+	// Err is why the part is not ready, or nil.
 	Err  error
 	Took time.Duration
 }
 
-// checking is a [Checker] with the call that is under way, of which there is never
-// more than one: a check that hangs must not be asked again and again.
+// checking is a [Checker] with its running call. There is at most one, because a check that
+// hangs must not be called again.
 type checking struct {
 	checker Checker
 
@@ -41,7 +41,7 @@ func (c *checking) check(ctx context.Context, timeout time.Duration) (time.Durat
 	if run == nil {
 		run = &checkRun{began: time.Now(), done: make(chan struct{})}
 		c.run = run
-		// It belongs to all who ask meanwhile, and so not to the first one's context.
+		// The call belongs to all callers that come meanwhile, so not to the first one's context.
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		go func() {
 			defer cancel()
@@ -70,15 +70,15 @@ func (c *checking) check(ctx context.Context, timeout time.Duration) (time.Durat
 	return took, err
 }
 
-// grace is how long a check has to return when its context has ended.
+// grace is how long a check may take to return after its context has ended.
 const grace = time.Second
 
-// errHung is the error of a check that does not keep to its context.
+// errHung is the error of a check that does not return when its context ends.
 var errHung = errors.New("the check hangs")
 
-// Checks asks every [Checker], all at once, and returns what they say in the parts'
-// order. A check that does not answer within CheckTimeout, or before ctx ends, has
-// failed; while it hangs it is not called again. It is safe for concurrent use.
+// Checks calls every [Checker] at the same time, and returns the results in the order of
+// the parts. A check that does not return within CheckTimeout, or before ctx ends, has
+// failed; it is not called again while it hangs. It is safe for concurrent use.
 func (a *App) Checks(ctx context.Context) []Check {
 	var out []Check
 	var wg sync.WaitGroup
@@ -101,11 +101,10 @@ func (a *App) Checks(ctx context.Context) []Check {
 	return out
 }
 
-// Ready returns nil when every part is started, none is being stopped, and every
-// [Checker] is content; otherwise an error with code Unavailable. Its text says why, for
-// each check that has failed, and is for operators; the [fault.Error] in it names the
-// checks only, and is what clients may read. It blocks as [App.Checks] does. It is safe for
-// concurrent use.
+// Ready returns nil if every part is started, no part is being stopped, and every
+// [Checker] returns nil. Otherwise the error is Unavailable. Its text, for operators, has the
+// reason of each check that has failed. The [fault.Error] in it, for clients, has the names of these checks
+// only. Ready blocks as [App.Checks] does. It is safe for concurrent use.
 func (a *App) Ready(ctx context.Context) error {
 	if p := a.phase.Load(); p != running {
 		state := fault.New(fault.Unavailable, "%s is %s", a.cfg.Name, phaseNames[p])
@@ -127,7 +126,7 @@ func (a *App) Ready(ctx context.Context) error {
 	return &notReadyError{fault.New(fault.Unavailable, "%s is not ready: %s", a.cfg.Name, strings.Join(names, ", ")), errors.Join(errs...)}
 }
 
-// notReadyError is an error with the text of the causes, and a fault that names the checks only.
+// notReadyError has the text of the causes, and wraps a fault that has the names of the checks only.
 type notReadyError struct{ names, causes error }
 
 func (e *notReadyError) Error() string   { return e.causes.Error() }

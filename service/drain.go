@@ -19,17 +19,17 @@ func (a *App) drain(life context.Context, n int) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(life), a.cfg.DrainTimeout)
 	defer cancel()
 	if life.Err() != nil {
-		logger.InfoContext(ctx, "draining", "why", context.Cause(life), "timeout", a.cfg.DrainTimeout)
+		logger.InfoContext(ctx, "draining", "reason", context.Cause(life), "timeout", a.cfg.DrainTimeout)
 	}
 	if wasReady && a.cfg.DrainDelay > 0 {
 		<-time.After(a.cfg.DrainDelay)
 	}
-	// Just before the deadline: after it the work is gone.
+	// Just before the deadline, because after it the work is no longer listed.
 	defer time.AfterFunc(a.cfg.DrainTimeout-min(a.cfg.DrainTimeout/10, 20*time.Millisecond), func() { a.logInflight(ctx, logger) }).Stop()
 	var errs []error
 	var late []string
 	turn := func(p named, doing string, f func(context.Context) error) {
-		switch err := within(ctx, f); {
+		switch err := callWithin(ctx, f); {
 		case err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()):
 			if !slices.Contains(late, p.name) {
 				late = append(late, p.name)
@@ -58,20 +58,20 @@ func (a *App) drain(life context.Context, n int) error {
 	return errors.Join(errs...)
 }
 
-// logInflight says what the drain's deadline cuts off.
+// logInflight logs the work that the drain's deadline cuts off.
 func (a *App) logInflight(ctx context.Context, logger *slog.Logger) {
 	for _, w := range a.inflight.List() {
-		logger.WarnContext(ctx, "cut off", "kind", w.Kind, "name", w.Name, "resource", w.Resource,
+		logger.WarnContext(ctx, "work cut off", "kind", w.Kind, "name", w.Name, "resource", w.Resource,
 			"request_id", w.RequestID, "running", time.Since(w.Since).Round(time.Millisecond))
 	}
 }
 
-// hardStop is how long a part has to return once the drain's deadline has passed.
+// hardStop is how long a part may take to return after the drain's deadline.
 const hardStop = time.Second
 
-// within calls f. If it does not return although ctx has ended it is left behind: the
-// process is about to exit.
-func within(ctx context.Context, f func(context.Context) error) error {
+// callWithin calls f and returns at most hardStop after ctx has ended. An f that does not return by then is
+// abandoned, because the process is about to exit.
+func callWithin(ctx context.Context, f func(context.Context) error) error {
 	result := make(chan error, 1)
 	go func() { result <- f(ctx) }()
 	select {

@@ -9,37 +9,36 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Work is something that runs: a request, a call of another service, a long task.
+// Work is a piece of running work: a request, a call of another service, a long task.
 type Work struct {
-	// Kind is what sort of work it is, such as "request", "rpc" or "task".
+	// Kind is the kind of work, such as "request", "rpc" or "task".
 	Kind string `json:"kind"`
-	// Name is what is done, such as "POST /v1/volumes" or "build".
+	// Name is the action, such as "POST /v1/volumes" or "build".
 	Name string `json:"name"`
-	// Resource is what it is done to, such as the ID of a volume; it may be empty.
+	// Resource is the object of the action, such as the ID of a volume. It may be empty.
 	Resource string `json:"resource,omitempty"`
-	// RequestID is the one of the context; Begin sets it.
+	// RequestID is the request id of the context. Begin sets it.
 	RequestID string `json:"request_id,omitempty"`
-	// Since is when it began; Begin sets it.
+	// Since is the time of the start. Begin sets it.
 	Since time.Time `json:"since"`
 }
 
-// Inflight is a list of what runs. The zero value is empty and ready. It is safe for
-// concurrent use.
+// Inflight is a list of running work. The zero value is an empty list. It is safe for concurrent use.
 type Inflight struct {
 	mu    sync.Mutex
 	first *entry
 }
 
-// entry is one of a doubly linked list, so that beginning and ending cost the same
-// however much runs.
+// entry is an element of a doubly linked list, so that Begin and end cost the same for
+// every length of the list.
 type entry struct {
 	Work
 
 	next, prev *entry
 }
 
-// Begin notes that w begins. The caller must call end when it is over; a second call
-// does nothing.
+// Begin adds w to the list. The caller must call end when the work has ended; a second call
+// has no effect.
 func (f *Inflight) Begin(ctx context.Context, w Work) (end func()) {
 	w.RequestID, w.Since = reqctx.From(ctx).ID, time.Now()
 	e := &entry{Work: w}
@@ -49,10 +48,11 @@ func (f *Inflight) Begin(ctx context.Context, w Work) (end func()) {
 		e.next.prev = e
 	}
 	f.first = e
-	return func() { f.end(e) }
+	return func() { f.remove(e) }
 }
 
-func (f *Inflight) end(e *entry) {
+// remove removes an entry, unless it is removed already.
+func (f *Inflight) remove(e *entry) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
@@ -61,7 +61,7 @@ func (f *Inflight) end(e *entry) {
 	case f.first == e:
 		f.first = e.next
 	default:
-		return // it has ended
+		return // it is removed
 	}
 	if e.next != nil {
 		e.next.prev = e.prev
@@ -69,7 +69,7 @@ func (f *Inflight) end(e *entry) {
 	e.next, e.prev = nil, nil
 }
 
-// List returns what runs, the longest first.
+// List returns the running work, the oldest first.
 func (f *Inflight) List() []Work {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -15,13 +15,13 @@ import (
 	"github.com/armature-go/armature/service/internal/outage"
 )
 
-// LoopPart calls a function again and again. Make one with [Loop].
+// LoopPart calls a function periodically. Make one with [Loop].
 type LoopPart struct {
 	every time.Duration
 	f     func(context.Context) error
 	name  string
 	log   *slog.Logger
-	asked chan chan error // to call now
+	asked chan chan error // of RunNow
 
 	outage outage.Log // for the loop's goroutine
 
@@ -31,36 +31,35 @@ type LoopPart struct {
 	stats  LoopStats
 }
 
-// LoopStats is what a loop has done.
+// LoopStats are the statistics of a loop.
 type LoopStats struct {
-	// Name is the part's.
+	// Name is the name of the part.
 	Name string `json:"name"`
-	// Every is the spacing; negative: disabled.
+	// Every is the time between the starts of calls. Negative: the loop is disabled.
 	Every time.Duration `json:"every"`
-	// Calls are those that have ended, Failed those of them with an error or a panic.
+	// Calls is the number of calls that have ended, Failed the number of those with an error or a panic.
 	Calls  uint64 `json:"calls"`
 	Failed uint64 `json:"failed"`
-	// Last is when the last call began, Took how long the last one that has ended
-	// took, Total how long all together did, and Err its error, or "".
+	// Last is the start of the last call. Took is the duration of the last call that has
+	// ended, Err its error or "", and Total the duration of all calls together.
 	Last  time.Time     `json:"last,omitzero"`
 	Took  time.Duration `json:"took"`
 	Total time.Duration `json:"total"`
 	Err   string        `json:"error,omitempty"`
-	// Running says that a call is under way.
+	// Running reports whether a call runs.
 	Running bool `json:"running"`
 }
 
-// Loop returns a [Part] that calls f again and again. The first call comes after
-// a random part of every, so that a fleet started at once does not call at
-// once; from then on calls start every apart. They never overlap: after one that took
-// longer, the next comes at the next multiple of every. After an error or a panic the loop goes on. Of failures in a
-// row the first, each panic, and one a minute are logged as ERROR, the others as DEBUG, and the success that ends them as
-// INFO. Each call's context has a request id of its
-// own. Stop cancels the context of a running call and waits for it.
+// Loop returns a [Part] that calls f periodically. The first call starts after a random
+// part of every, so that processes that start at the same time do not call at the same time. From then on
+// calls start every apart. Calls never overlap: after a call that takes longer than every, the next one
+// starts at the next multiple of every. The loop continues after an error or a panic. Of failures in a
+// row the first, each panic, and one a minute are logged as ERROR, the others as DEBUG, and the success that
+// ends them as INFO. The context of each call has its own request id. Stop cancels the context of a running
+// call and waits for its end.
 //
-// A negative every disables the loop: f is called by [LoopPart.RunNow] only. Loop
-// panics if every is 0, a programmer's error. What must have been done before the
-// service is ready belongs into a Start, not into a loop.
+// If every is negative, only [LoopPart.RunNow] calls f. Loop panics if every is 0, which is a programmer's
+// error. Work that must be done before the service is ready belongs in a Start, not in a loop.
 func Loop(every time.Duration, f func(context.Context) error) *LoopPart {
 	if every == 0 {
 		panic("service: Loop without spacing")
@@ -80,7 +79,7 @@ func (l *LoopPart) Start(ctx context.Context) error {
 	l.cancel = cancel
 	go func() {
 		defer close(l.done)
-		l.run(life)
+		l.callPeriodically(life)
 	}()
 	return nil
 }
@@ -102,10 +101,10 @@ func (l *LoopPart) Stop(ctx context.Context) error {
 	}
 }
 
-// RunNow makes a call as soon as none is under way, waits for it, and returns its
-// error. The spacing of the others stays as it is. When ctx ends it returns ctx's
-// error, and a call that has begun goes on. Unavailable: the loop does not run, or is
-// stopped meanwhile.
+// RunNow makes a call as soon as no other call runs, waits for its end, and returns its
+// error. The times of the periodic calls do not change. When ctx ends, RunNow returns ctx's
+// error, and a call that has started continues. Unavailable: the loop is not started, or
+// was stopped.
 func (l *LoopPart) RunNow(ctx context.Context) error {
 	l.mu.Lock()
 	started := l.cancel != nil
@@ -129,15 +128,15 @@ func (l *LoopPart) RunNow(ctx context.Context) error {
 	}
 }
 
-// Stats returns what the loop has done. It is safe for concurrent use.
+// Stats returns the statistics of the loop. It is safe for concurrent use.
 func (l *LoopPart) Stats() LoopStats {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.stats
 }
 
-// Loops returns the statistics of the parts that [Loop] made. It is safe for
-// concurrent use.
+// Loops returns the statistics of all parts made by [Loop]. It is safe for concurrent
+// use.
 func (a *App) Loops() []LoopStats {
 	out := []LoopStats{}
 	for _, p := range a.parts {
@@ -148,7 +147,8 @@ func (a *App) Loops() []LoopStats {
 	return out
 }
 
-func (l *LoopPart) run(ctx context.Context) {
+// callPeriodically makes the calls until ctx ends.
+func (l *LoopPart) callPeriodically(ctx context.Context) {
 	var tick <-chan time.Time
 	var timer *time.Timer
 	if l.every > 0 {
@@ -160,23 +160,24 @@ func (l *LoopPart) run(ctx context.Context) {
 		select {
 		case <-tick:
 			begin := time.Now()
-			_ = l.turn(ctx) // logged and counted
+			_ = l.callOnce(ctx) // logged and counted
 			timer.Reset(l.every - time.Since(begin)%l.every)
 		case result := <-l.asked:
-			result <- l.turn(ctx)
+			result <- l.callOnce(ctx)
 		case <-ctx.Done():
 			return
 		}
 	}
 }
 
-func (l *LoopPart) turn(ctx context.Context) error {
+// callOnce makes a call, and logs and counts its result.
+func (l *LoopPart) callOnce(ctx context.Context) error {
 	begin := time.Now()
 	l.mu.Lock()
 	l.stats.Last, l.stats.Running = begin, true
 	l.mu.Unlock()
 	call := reqctx.With(ctx, reqctx.Request{ID: reqctx.NewID()})
-	err := l.call(call)
+	err := l.callRecovered(call)
 	took := time.Since(begin)
 	if ctx.Err() == nil {
 		l.outage.Note(call, l.log, slog.LevelError, "periodic call", err, errors.Is(err, errPanic), "took", took)
@@ -191,10 +192,11 @@ func (l *LoopPart) turn(ctx context.Context) error {
 	return err
 }
 
-// errPanic says that the function has panicked.
+// errPanic means that the function has panicked.
 var errPanic = errors.New("panic")
 
-func (l *LoopPart) call(ctx context.Context) (err error) {
+// callRecovered calls f and turns a panic into an error.
+func (l *LoopPart) callRecovered(ctx context.Context) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("%w: %v\n%s", errPanic, r, debug.Stack())

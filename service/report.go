@@ -15,17 +15,17 @@ type section struct {
 	write func(io.Writer) error
 }
 
-// AddReport adds a section to the report that SIGUSR2 and the admin listener write.
-// It must be called before Run, from one goroutine; write is called whenever a report
-// is written, maybe several times at once.
+// AddReport adds a section to the report that SIGUSR2 and the admin listener write. Call it
+// before Run, from one goroutine. write is called for each report, and must be safe for
+// concurrent use.
 func (a *App) AddReport(name string, write func(io.Writer) error) {
 	a.sections = append(a.sections, section{name, write})
 }
 
-// Report writes what a person wants to know who looks for a fault: the build, the
-// phase, the checks, what runs and since when, the loops, the added sections, and every
-// goroutine's stack. It is what oslo.reports calls a Guru Meditation Report. It is safe
-// for concurrent use.
+// Report writes a report for an operator who looks for a fault: the build, the phase, the
+// checks, the running work with its age, the loops, the added sections, and every
+// goroutine's stack. oslo.reports calls it a Guru Meditation Report. It is safe for
+// concurrent use.
 func (a *App) Report(ctx context.Context, w io.Writer) error {
 	r := &reporter{w: w}
 	r.print("==== %s: report of %s ====\n", a.cfg.Name, time.Now().UTC().Format(time.RFC3339))

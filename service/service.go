@@ -1,6 +1,6 @@
-// Package service is the life of a process: it starts parts in order, tells
-// whether they are ready, and on SIGTERM or SIGINT drains them in reverse
-// order under one deadline.
+// Package service runs a process: it starts parts in order, reports whether they
+// are ready, and on SIGTERM or SIGINT drains them in reverse order under one
+// deadline.
 //
 //	app := service.New(service.Config{Name: "volume-worker"})
 //	app.Add("admin", app.Admin(service.AdminConfig{Addr: "127.0.0.1:9776"}))
@@ -9,19 +9,19 @@
 //	app.Add("http", service.HTTP(":8776", handler))
 //	return app.Run(ctx)
 //
-// The drain has two phases. First every [Drainer] takes no new work and waits for what
-// runs, while all that this may need still works; then every part is stopped. Whatever
-// runs is noted in [App.Inflight], and what the deadline cuts off is logged with its
-// request ids.
+// The drain has two phases. First every [Drainer] takes no new work and waits for the running
+// work, while every part that this work needs still runs. Then every part is stopped. Running work is
+// listed in [App.Inflight]; work that the deadline cuts off is logged with its request id.
 //
-// A part whose database or broker is away is waited for: the process is not ready meanwhile, and
-// the log says for what it waits, once for each reason. Constructors open nothing; a part connects in its Start.
+// If the database or the broker of a part cannot be reached, the App waits for it: the process is not
+// ready meanwhile, and the log says what it waits for, once for each reason. Constructors open
+// nothing: a part connects in its Start.
 //
-// SIGHUP reloads every [Reloader], SIGUSR2 writes a report, a second SIGTERM or SIGINT
-// exits at once. Under systemd the App says when it is ready, reloads and stops, asks for more time
-// while it waits for a part, and feeds the watchdog.
+// SIGHUP reloads every [Reloader], SIGUSR2 writes a report, and a second SIGTERM or SIGINT exits at
+// once. The App tells systemd when it is ready, reloads and stops, asks for more time while it waits
+// for a part, and feeds the watchdog.
 //
-// It is not a dependency injector: main makes the parts and says their order.
+// The package is not a dependency injector: main makes the parts and decides their order.
 package service
 
 import (
@@ -39,46 +39,46 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Part is one thing that is started and stopped with the process: a listener,
-// an RPC server, a supervised driver.
+// Part is a thing that is started and stopped with the process, such as a listener,
+// an RPC server or a supervised driver.
 type Part interface {
-	// Start returns when the part works, or with the reason why it does not;
-	// it has then left nothing running. An error with code Unavailable, such as of a database
-	// that is away, means that it may work later: the App calls Start again, after a pause
-	// of at most 5 s, until it works or the App is told to stop. ctx is for the start only: it
-	// ends when the drain begins, so what outlives Start must not derive from it.
+	// Start returns when the part works. After an error the part has left nothing running.
+	// The code Unavailable, such as of a database that cannot be reached, means that the part may
+	// start later: the App calls Start again, with a back-off of up to 5 s, until it succeeds or the
+	// App is asked to stop. ctx ends when the drain begins, so goroutines of the part must not
+	// derive their context from it.
 	Start(ctx context.Context) error
-	// Stop takes no new work, waits for what runs, and closes. When ctx ends
-	// it cancels what runs and returns ctx's error soon. It is called once for
-	// each Start that succeeded.
+	// Stop takes no new work, waits for the running work, and closes. When ctx ends, it
+	// cancels the running work and returns ctx's error soon. It is called once for each Start
+	// that succeeded.
 	Stop(ctx context.Context) error
 }
 
-// Failer is a [Part] that can fail after its start. The first error received
-// drains the App and is what [App.Run] returns. Failed is called once, after
-// Start; the channel may be closed without an error and need not be.
+// Failer is a [Part] that can fail after its start. The first error that the App receives
+// drains it, and [App.Run] returns this error. Failed is called once, after Start. The
+// channel may be closed without an error, or stay open.
 type Failer interface {
 	Failed() <-chan error
 }
 
-// Drainer is a [Part] with an intake. Drain is called before any part is stopped, the
-// last part's first: it takes no new work and waits for what runs, which may still use
-// every part that was added before. When ctx ends it cancels what runs and returns ctx's
-// error soon. Stop follows. A part that is no Drainer does all of it in Stop.
+// Drainer is a [Part] that takes work. Drain is called before any part is stopped, in
+// reverse order. It takes no new work and waits for the running work, which may still use
+// every part that was added before. When ctx ends, it cancels the running work and returns
+// ctx's error soon. Stop follows. A part that is not a Drainer does all of this in Stop.
 type Drainer interface {
 	Drain(ctx context.Context) error
 }
 
-// Reloader is a [Part] that can take up changes of its configuration while it runs.
-// Reload is called for each SIGHUP, of one part after the other in their order. An
-// error must leave the part as it was. It ends the reload, so that later parts stay as
-// they are, see [App.Reload]: add the part of the options first.
+// Reloader is a [Part] that can change its configuration while it runs. Reload is called
+// for each SIGHUP, of one part after the other, in their order. A Reload that returns an
+// error must leave the part as it was. The error ends the reload, so later parts keep
+// their configuration, see [App.Reload]: add the part of the options first.
 type Reloader interface {
 	Reload(ctx context.Context) error
 }
 
-// Checker is a [Part] that can be started and still not be ready, such as an RPC
-// server whose broker is away. Check must be safe for concurrent use.
+// Checker is a [Part] that may not be ready although it is started, such as an RPC
+// server whose broker cannot be reached. Check must be safe for concurrent use.
 type Checker interface {
 	Check(ctx context.Context) error
 }
@@ -87,21 +87,21 @@ type Checker interface {
 type Config struct {
 	// Name is the program's name in log lines and errors.
 	Name string
-	// DrainDelay is how long the parts go on working after the App became not
-	// ready, so that load balancers can notice. It is a part of DrainTimeout.
+	// DrainDelay is how long the parts still take work after the App became not
+	// ready, so that load balancers can react. It is a part of DrainTimeout.
 	// Default 0.
 	DrainDelay time.Duration
-	// DrainTimeout bounds the whole drain: parts that have not stopped by then
-	// are cut off. Default 60 s. It should be less than what the supervisor of
-	// the process grants before it kills.
+	// DrainTimeout bounds the whole drain: work that still runs then is cut off.
+	// Default 60 s. It should be less than the time after which the supervisor of
+	// the process kills it.
 	DrainTimeout time.Duration
 	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s.
 	CheckTimeout time.Duration
-	// NoSignals leaves signals and systemd alone: only Run's context and a [Failer]
-	// end the App. For a program that handles them itself, and for tests in a
-	// synctest bubble, which the runtime's signal goroutine must not enter.
+	// NoSignals makes the App handle neither signals nor systemd: only Run's context
+	// and a [Failer] end it. It is for programs that handle signals themselves, and for
+	// tests in a synctest bubble, which the runtime's signal goroutine must not enter.
 	NoSignals bool
-	// ReportTo is where the report of SIGUSR2 goes. Default os.Stderr.
+	// ReportTo gets the report of SIGUSR2. Default os.Stderr.
 	ReportTo io.Writer
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
@@ -117,8 +117,8 @@ type App struct {
 	inflight Inflight
 	reload   sync.Mutex // one at a time
 	started  chan struct{}
-	waiting  atomic.Pointer[partError] // the part that does not start yet
-	hangup   atomic.Bool               // SIGHUP came while parts were started
+	waiting  atomic.Pointer[partError] // the part that cannot start yet
+	hangup   atomic.Bool               // SIGHUP was received while parts were started
 	sd       notifier                  // set by Run
 }
 
@@ -160,13 +160,14 @@ func New(cfg Config) *App {
 	return &App{cfg: cfg, started: make(chan struct{})}
 }
 
-// Add appends a part under a name that errors and log lines use. It must be
-// called before Run, from one goroutine. It panics if the name is empty or
-// taken, the part is nil, or the App runs already: programmer's errors.
+// Add appends a part with a name for errors and log lines. Call it before Run, from one
+// goroutine. It panics if the name is empty or taken, if the part is nil, or if the App
+// runs: these are programmers' errors.
 func (a *App) Add(name string, p Part) { a.AddLabeled(name, "", p) }
 
-// AddLabeled is [App.Add] with a label for people, such as "option transport_url": it stands after
-// the name where a start or a run fails, or waits. Checks, loops and metrics have the name alone.
+// AddLabeled is [App.Add] with a label for people, such as "option transport_url". Errors and log lines
+// about a start that fails or waits, and about a failure, have the label after the name. Checks, loops and metrics have
+// the name alone.
 func (a *App) AddLabeled(name, label string, p Part) {
 	switch {
 	case name == "" || p == nil:
@@ -186,24 +187,23 @@ func (a *App) AddLabeled(name, label string, p Part) {
 	a.parts = append(a.parts, n)
 }
 
-// Inflight returns the list of what runs in this process, for whoever takes work in to
-// note it there.
+// Inflight returns the list of the work that runs in this process. Parts that take work
+// add it to the list.
 func (a *App) Inflight() *Inflight { return &a.inflight }
 
-// Started returns a channel that is closed when every part has started: from then on an
-// [HTTPPart].Addr has the port that was chosen.
+// Started returns a channel that is closed when every part has started. Then [HTTPPart].Addr has
+// the port that the system chose.
 func (a *App) Started() <-chan struct{} { return a.started }
 
-// Run starts the parts in the order in which they were added, waits until ctx
-// ends, SIGTERM or SIGINT arrives, or a [Failer] fails, and then drains: the
-// App becomes not ready, DrainDelay passes, and the parts are drained and then stopped
-// in reverse order, each with what is left of DrainTimeout. A second signal exits
-// the process at once with status 1.
+// Run starts the parts in the order in which they were added. It blocks until ctx ends, SIGTERM or
+// SIGINT arrives, or a [Failer] fails, and then drains: the App becomes not ready, DrainDelay
+// passes, and the parts are drained and then stopped in reverse order, within DrainTimeout in all. A
+// second signal exits the process at once with status 1.
 //
-// It returns nil when it was asked to stop and every part did. Otherwise the
-// error names the parts: the one that did not start (those before it are
-// stopped), the one that failed, those whose Drain or Stop returned an error, and, with
-// code Timeout, those that were cut off. An App runs once.
+// Run returns nil if it was asked to stop and every part has stopped. Otherwise the error names
+// the parts: the one that did not start (those before it are stopped), the one that failed,
+// those whose Drain or Stop returned an error, and, with code Timeout, those that were cut off. An App
+// runs once.
 func (a *App) Run(ctx context.Context) error {
 	if a.cfg.DrainDelay >= a.cfg.DrainTimeout {
 		return fault.New(fault.Invalid, "%s: drain delay %s leaves nothing of the drain timeout %s",
@@ -230,7 +230,7 @@ func (a *App) Run(ctx context.Context) error {
 	if startErr == nil {
 		a.phase.Store(running)
 		close(a.started)
-		if a.hangup.Load() { // what the parts have read may be older
+		if a.hangup.Load() { // the parts may have read the files before it
 			_ = a.Reload(ctx) // logged
 		}
 		a.cfg.Logger.InfoContext(ctx, "ready", "service", a.cfg.Name, "parts", n)
@@ -247,7 +247,7 @@ func (a *App) Run(ctx context.Context) error {
 	return errors.Join(startErr, a.drain(life, n))
 }
 
-// start starts the parts and returns how many it did start.
+// start starts the parts and returns how many it has started.
 func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) (int, error) {
 	for i, p := range a.parts {
 		if ctx.Err() != nil {
@@ -274,10 +274,10 @@ func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelC
 	return len(a.parts), nil
 }
 
-// maxStartPause is the longest pause between two attempts to start a part.
+// maxStartPause is the maximum back-off between two attempts to start a part.
 const maxStartPause = 5 * time.Second
 
-// startPart starts a part, and waits for what it needs as long as that is away.
+// startPart starts a part. It tries again as long as the error is Unavailable.
 func (a *App) startPart(ctx context.Context, p named) error {
 	pause := 100 * time.Millisecond
 	said := map[string]bool{}
@@ -293,7 +293,7 @@ func (a *App) startPart(ctx context.Context, p named) error {
 		if ctx.Err() != nil || !errors.Is(err, fault.Unavailable) {
 			return failed
 		}
-		// One line for each reason that peers give, as the second one may be what an operator must know.
+		// One line for each reason, because the second reason may be the one that an operator must know.
 		if reason := fault.From(err).Reason; !said[reason] {
 			said[reason] = true
 			a.cfg.Logger.WarnContext(ctx, "waiting for a part to start; the service is not ready", "part", p.name, "label", p.label, "error", err)
@@ -319,7 +319,7 @@ func (n *named) failed(doing string, err error) *partError {
 	return &partError{doing, part, err}
 }
 
-// partError says which part failed at what.
+// partError is the error of a part.
 type partError struct {
 	doing, part string
 	err         error

@@ -104,10 +104,11 @@ func stopWhenReady(t *testing.T, app *service.App) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	go func() {
-		for app.Ready(ctx) != nil {
-			<-time.After(time.Millisecond)
+		select {
+		case <-app.Started():
+			cancel()
+		case <-ctx.Done():
 		}
-		cancel()
 	}()
 	return ctx
 }
@@ -341,7 +342,7 @@ func TestLogNamesPartsAndCause(t *testing.T) {
 	failed <- errBoom
 	app.Add("bad", &fakePart{name: "bad", j: new(journal), failed: failed})
 	_ = app.Run(t.Context())
-	for _, want := range []string{"msg=draining service=app", `why="run bad: boom"`, "msg=stopped"} {
+	for _, want := range []string{"msg=draining service=app", `reason="run bad: boom"`, "msg=stopped"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("log lacks %s:\n%s", want, &out)
 		}

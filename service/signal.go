@@ -10,6 +10,7 @@ import (
 	"time"
 )
 
+// watchSignals handles signals until done is closed.
 func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, sigReload, sigReport)
@@ -19,28 +20,15 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 		for asked := false; ; {
 			select {
 			case s := <-signals:
-				switch s {
-				case sigReload:
-					a.hangup.Store(true) // counts only while parts are started
-					if a.phase.Load() != running {
-						continue // READY=1 after it would tell systemd that the start is over
-					}
-					wg.Go(func() {
-						a.sd.reloading()
-						_ = a.Reload(ctx) // logged
-						a.sd.say("READY=1")
-					})
-				case sigReport:
-					wg.Go(func() {
-						if err := a.Report(ctx, a.cfg.ReportTo); err != nil {
-							a.cfg.Logger.ErrorContext(ctx, "write report", "error", err)
-						}
-					})
+				switch {
+				case s == sigReload:
+					a.reloadOnSignal(ctx, wg)
+				case s == sigReport:
+					wg.Go(func() { a.reportOnSignal(ctx) })
+				case asked:
+					a.cfg.Logger.ErrorContext(ctx, "second signal: exit at once", "service", a.cfg.Name, "signal", s.String())
+					os.Exit(1)
 				default:
-					if asked {
-						a.cfg.Logger.ErrorContext(ctx, "second signal: exit at once", "service", a.cfg.Name, "signal", s.String())
-						os.Exit(1)
-					}
 					asked = true
 					end(fmt.Errorf("signal %s", s))
 				}
@@ -51,9 +39,28 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 	})
 }
 
-// CatchSignals keeps SIGHUP and SIGUSR2 from killing a process that has not come to [App.Run] yet:
-// call it in the first line of main. SIGTERM and SIGINT still end the process at once until then,
-// as nothing is open that needs a drain.
+// reloadOnSignal starts a reload. While parts are started, Run makes the reload later.
+func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
+	a.hangup.Store(true)
+	if a.phase.Load() != running {
+		return // READY=1 after a reload would tell systemd that the start is over
+	}
+	wg.Go(func() {
+		a.sd.reloading()
+		_ = a.Reload(ctx) // logged
+		a.sd.say("READY=1")
+	})
+}
+
+func (a *App) reportOnSignal(ctx context.Context) {
+	if err := a.Report(ctx, a.cfg.ReportTo); err != nil {
+		a.cfg.Logger.ErrorContext(ctx, "write report", "error", err)
+	}
+}
+
+// CatchSignals prevents SIGHUP and SIGUSR2 from killing the process before [App.Run] is called: call it
+// in the first line of main. Until Run is called, SIGTERM and SIGINT end the process at once, because
+// nothing is open that needs a drain.
 func CatchSignals() {
 	signal.Notify(make(chan os.Signal, 1), sigReload, sigReport)
 }
@@ -61,11 +68,11 @@ func CatchSignals() {
 // reloadTimeout bounds a reload of one part.
 const reloadTimeout = time.Minute
 
-// Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends it: the part with
-// the error and the later ones stay as they are, so that a policy does not change together with options that
-// are wrong. The log has one line at the end: "reloaded", or "reload failed" with the error and the names of
-// the parts that have been reloaded and of those that have not. Reload does nothing unless the App runs. It is
-// safe for concurrent use: one call waits for the other.
+// Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends the reload: the part
+// with the error and the later parts keep their configuration, so that a policy does not change together with
+// options that are wrong. One log line says "reloaded", or "reload failed" with the error, the parts that are
+// reloaded and the parts that are not. Reload has no effect unless the App runs. It is safe for concurrent use:
+// concurrent calls wait for each other.
 func (a *App) Reload(ctx context.Context) error {
 	a.reload.Lock()
 	defer a.reload.Unlock()

@@ -35,9 +35,7 @@ func child(mode string) int {
 	app := service.New(service.Config{Name: "child", DrainTimeout: 50 * time.Millisecond, Logger: quiet(), ReportTo: firstLine{}})
 	app.AddLabeled("part", "option x", childPart(mode))
 	go func() {
-		for app.Ready(context.Background()) != nil {
-			<-time.After(time.Millisecond)
-		}
+		<-app.Started()
 		fmt.Println("ready")
 	}()
 	if err := app.Run(context.Background()); err != nil {

@@ -12,13 +12,13 @@ import (
 	"github.com/coreos/go-systemd/v22/daemon"
 )
 
-// notifier tells systemd how the service does. The zero value sends nothing.
+// notifier sends the state of the service to systemd. The zero value sends nothing.
 type notifier struct {
 	log      *slog.Logger
-	watchdog time.Duration // 0: there is none
+	watchdog time.Duration // 0: no watchdog
 }
 
-// systemd returns what talks to the systemd that started the process, if one did.
+// systemd returns the notifier of a process that systemd has started, or of any other process.
 func systemd(log *slog.Logger) notifier {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
@@ -36,24 +36,24 @@ func (n notifier) say(lines ...string) {
 	}
 }
 
-// startTimeout is how long an attempt to start a part may take, the pause before it included, once the
-// App waits for a part. It is systemd's own default of TimeoutStartSec.
+// startTimeout is how long an attempt to start a part may take, including the back-off before it, once the
+// App waits for a part. It is systemd's default of TimeoutStartSec.
 const startTimeout = 90 * time.Second
 
-// waiting says for which part the App waits, and asks for the time of one more attempt: each one extends
-// the start, and an attempt that hangs does not.
+// waiting tells systemd which part the App waits for, and asks for the time of one more attempt. Each attempt
+// extends the start; an attempt that hangs does not.
 func (n notifier) waiting(failed error) {
 	n.say(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startTimeout.Microseconds()), "STATUS=waiting: "+oneLine(failed))
 }
 
-// reloading says that a reload begins. Type=notify-reload wants the time with it.
+// reloading tells systemd that a reload begins. Type=notify-reload requires the time.
 func (n notifier) reloading() {
 	n.say("RELOADING=1", "MONOTONIC_USEC="+monotonic())
 }
 
-// feed feeds the watchdog, twice as often as needed, as long as every check answers.
-// That it is not ready is no reason to be killed: a database that is away does not come
-// back by that. A check that hangs is one.
+// feed feeds the watchdog, twice as often as needed, as long as every check answers. A process that is not
+// ready is fed, too: killing it does not bring a database back. A process with a check that hangs is not
+// fed.
 func (a *App) feed(life context.Context, wg *sync.WaitGroup) {
 	sd := a.sd
 	if sd.watchdog <= 0 {

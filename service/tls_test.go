@@ -125,9 +125,7 @@ func TestTLS(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	for app.Ready(ctx) != nil {
-		<-time.After(time.Millisecond)
-	}
+	<-app.Started()
 	// serial asks over a new connection, and returns the serial number that it was shown.
 	serial := func(certs ...tls.Certificate) (int64, string, error) {
 		t.Helper()

@@ -1,18 +1,19 @@
-// Package driverprom gives Prometheus the metrics of drivers' programs.
+// Package driverprom has the metrics of drivers, for Prometheus.
 //
 //	m := driverprom.New()
 //	prometheus.MustRegister(m)
-//	p, err := driver.New(volume.Kind, driver.PluginConfig{Program: "acme", Observe: m.Observe("acme")})
-//	m.Add("acme", p)
+//	p, err := driver.New(volume.Kind, driver.PluginConfig{Program: "acme", Observe: m.Observe("acme", "node-1")})
+//	m.Add("acme", "node-1", p)
 //
 // The metrics, all with the prefix armature_driver_:
 //
-//	requests_total      counter    driver, method, code   calls and streams, and how they ended
-//	request_seconds     histogram  driver, method         how long they took
-//	up                  gauge      driver                 1 while the driver can be called
-//	restarts_total      counter    driver                 programs that were started again
+//	requests_total            counter    driver, host, method, code   calls and streams by their end
+//	request_duration_seconds  histogram  driver, host, method         duration of calls and streams
+//	up                        gauge      driver, host                 1 while the driver can be called
+//	restarts_total            counter    driver, host                 restarts of programs
+//	request_seconds           histogram  driver, host, method         deprecated: request_duration_seconds
 //
-// code is OK or a fault code such as Timeout, Unavailable (not executed) and Unknown
+// driver is the name of the driver, and host the host that it drives. code is OK or a fault code such as Timeout, Unavailable (not executed) and Unknown
 // (may have been executed).
 package driverprom
 
@@ -32,54 +33,61 @@ const prefix = "armature_driver_"
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use.
 type Metrics struct {
 	total    *prometheus.CounterVec
-	seconds  *prometheus.HistogramVec
+	duration *prometheus.HistogramVec
+	seconds  *prometheus.HistogramVec // the deprecated name of duration
 	up       *prometheus.Desc
 	restarts *prometheus.Desc
 
 	mu      sync.Mutex
-	plugins map[string]Plugin
+	plugins map[key]Plugin
 }
 
-// Plugin is a [driver.Plugin], of whatever kind.
+// key identifies a plugin.
+type key struct{ driver, host string }
+
+// Plugin is a [driver.Plugin] of any kind.
 type Plugin interface{ Status() driver.Status }
 
-// New returns metrics of nothing yet.
+// New returns metrics. Give each driver its Observe, and Add its plugin.
 func New() *Metrics {
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + name, Help: help, Buckets: prometheus.ExponentialBuckets(0.0001, 4, 11)}, []string{"driver", "host", "method"})
+	}
 	return &Metrics{
-		total: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "requests_total", Help: "Calls and streams, and how they ended."}, []string{"driver", "method", "code"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: prefix + "request_seconds", Help: "How long calls and streams took.", Buckets: prometheus.ExponentialBuckets(0.0001, 4, 11),
-		}, []string{"driver", "method"}),
-		up:       prometheus.NewDesc(prefix+"up", "1 while the driver can be called.", []string{"driver"}, nil),
-		restarts: prometheus.NewDesc(prefix+"restarts_total", "Programs that were started again.", []string{"driver"}, nil),
-		plugins:  make(map[string]Plugin),
+		total:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "requests_total", Help: "Calls and streams by their end."}, []string{"driver", "host", "method", "code"}),
+		duration: histogram("request_duration_seconds", "Duration of calls and streams."),
+		seconds:  histogram("request_seconds", "Deprecated: use request_duration_seconds."),
+		up:       prometheus.NewDesc(prefix+"up", "1 while the driver can be called.", []string{"driver", "host"}, nil),
+		restarts: prometheus.NewDesc(prefix+"restarts_total", "Restarts of programs.", []string{"driver", "host"}, nil),
+		plugins:  make(map[key]Plugin),
 	}
 }
 
-// Observe returns the function for PluginConfig.Observe of the named driver.
-func (m *Metrics) Observe(name string) func(method string, took time.Duration, err error) {
+// Observe returns the function for PluginConfig.Observe of a driver. host may be empty if the process drives one host.
+func (m *Metrics) Observe(driver, host string) func(method string, took time.Duration, err error) {
 	return func(method string, took time.Duration, err error) {
 		method = method[strings.LastIndexByte(method, '/')+1:]
 		code := "OK"
 		if err != nil {
 			code = fault.CodeOf(err).String()
 		}
-		m.total.WithLabelValues(name, method, code).Inc()
-		m.seconds.WithLabelValues(name, method).Observe(took.Seconds())
+		m.total.WithLabelValues(driver, host, method, code).Inc()
+		m.duration.WithLabelValues(driver, host, method).Observe(took.Seconds())
+		m.seconds.WithLabelValues(driver, host, method).Observe(took.Seconds())
 	}
 }
 
-// Add adds a plugin's state to the metrics, in the place of an earlier one of the
-// name.
-func (m *Metrics) Add(name string, p Plugin) {
+// Add adds the state of a driver's plugin to the metrics. It replaces an earlier plugin of the same driver and host.
+func (m *Metrics) Add(driver, host string, p Plugin) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.plugins[name] = p
+	m.plugins[key{driver, host}] = p
 }
 
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.total.Describe(ch)
+	m.duration.Describe(ch)
 	m.seconds.Describe(ch)
 	ch <- m.up
 	ch <- m.restarts
@@ -88,15 +96,16 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	m.total.Collect(ch)
+	m.duration.Collect(ch)
 	m.seconds.Collect(ch)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for name, p := range m.plugins {
+	for k, p := range m.plugins {
 		st, up := p.Status(), 0.0
 		if st.State == driver.Up {
 			up = 1
 		}
-		ch <- prometheus.MustNewConstMetric(m.up, prometheus.GaugeValue, up, name)
-		ch <- prometheus.MustNewConstMetric(m.restarts, prometheus.CounterValue, float64(st.Restarts), name)
+		ch <- prometheus.MustNewConstMetric(m.up, prometheus.GaugeValue, up, k.driver, k.host)
+		ch <- prometheus.MustNewConstMetric(m.restarts, prometheus.CounterValue, float64(st.Restarts), k.driver, k.host)
 	}
 }

@@ -26,10 +26,10 @@ func TestMetrics(t *testing.T) {
 	m := driverprom.New()
 	reg := prometheus.NewPedanticRegistry()
 	reg.MustRegister(m)
-	m.Add("acme", plugin{State: driver.Broken, Restarts: 7})
-	m.Add("acme", plugin{State: driver.Restarting, Restarts: 8})
-	m.Add("fake", plugin{State: driver.Up})
-	seen := m.Observe("acme")
+	m.Add("acme", "node-1", plugin{State: driver.Broken, Restarts: 7})
+	m.Add("acme", "node-1", plugin{State: driver.Restarting, Restarts: 8})
+	m.Add("fake", "node-2", plugin{State: driver.Up})
+	seen := m.Observe("acme", "node-1")
 	seen("/volume.v1.Volume/Create", time.Second, nil)
 	seen("/volume.v1.Volume/Create", time.Second, fault.New(fault.Unknown, "lost"))
 	seen("/volume.v1.Volume/Delete", time.Second, fault.New(fault.Unavailable, "down"))
@@ -55,15 +55,17 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	want := map[string]float64{
-		"requests_total{code=OK,driver=acme,method=Create}":          1,
-		"requests_total{code=Unknown,driver=acme,method=Create}":     1,
-		"requests_total{code=Unavailable,driver=acme,method=Delete}": 1,
-		"request_seconds{driver=acme,method=Create}":                 2,
-		"request_seconds{driver=acme,method=Delete}":                 1,
-		"up{driver=acme}":             0,
-		"up{driver=fake}":             1,
-		"restarts_total{driver=acme}": 8,
-		"restarts_total{driver=fake}": 0,
+		"requests_total{code=OK,driver=acme,host=node-1,method=Create}":          1,
+		"requests_total{code=Unknown,driver=acme,host=node-1,method=Create}":     1,
+		"requests_total{code=Unavailable,driver=acme,host=node-1,method=Delete}": 1,
+		"request_duration_seconds{driver=acme,host=node-1,method=Create}":        2,
+		"request_duration_seconds{driver=acme,host=node-1,method=Delete}":        1,
+		"request_seconds{driver=acme,host=node-1,method=Create}":                 2,
+		"request_seconds{driver=acme,host=node-1,method=Delete}":                 1,
+		"up{driver=acme,host=node-1}":                                            0,
+		"up{driver=fake,host=node-2}":                                            1,
+		"restarts_total{driver=acme,host=node-1}":                                8,
+		"restarts_total{driver=fake,host=node-2}":                                0,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)

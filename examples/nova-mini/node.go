@@ -417,12 +417,12 @@ func (n *node) addWorker(host string) (*worker.Service, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(host)
+	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(n.driverName(), host)
 	p, err := drivers().New(compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
 		return nil, n.optionError("DEFAULT", "compute_driver", err)
 	}
-	n.tell.drivers.Add(host, p)
+	n.tell.drivers.Add(n.driverName(), host, p)
 	n.app.Add("driver "+host, &driverPart{p, n.options}) // without a label: its errors already name the option
 	w := worker.New(worker.Config{
 		Host: host, Driver: p.Driver, Client: n.client, Logger: n.log,

@@ -69,16 +69,18 @@ type telemetry struct {
 	rpc      *rpcprom.Metrics
 	drivers  *driverprom.Metrics
 	database *dbprom.Metrics
+	service  *serviceprom.Metrics
 	provider *sdktrace.TracerProvider // nil: no traces
 	traces   *apiotel.Traces          // nil: no traces
 }
 
 func newTelemetry(ctx context.Context, app *service.App, o *options, log *slog.Logger) (*telemetry, error) {
-	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), database: dbprom.New()}
+	t := &telemetry{registry: prometheus.NewRegistry(), requests: apiprom.New(), rpc: rpcprom.New(), drivers: driverprom.New(), service: serviceprom.New(), database: dbprom.New()}
 	t.registry.MustRegister(
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
-		serviceprom.New(app), t.requests, t.rpc, t.drivers, t.database,
+		t.service, t.requests, t.rpc, t.drivers, t.database,
 	)
+	t.service.Add(app)
 	if o.Telemetry.Endpoint == "" {
 		return t, nil
 	}

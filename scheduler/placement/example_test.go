@@ -96,3 +96,49 @@ func ExampleStore() {
 	// true provider storage: DISK_GB: needs 40, 20 free: not enough room left
 	// <nil> <nil>
 }
+
+// A server moves from one host to another. While it moves, both hosts are claimed. Then the move ends, or is
+// undone.
+func ExampleMove() {
+	ctx := context.Background()
+	store := &placement.Memory{}
+	for _, id := range []string{"node-1", "node-2"} {
+		if _, err := store.Put(ctx, &placement.Provider{ID: id, Inventories: map[string]placement.Inventory{"VCPU": {Total: 4}}}); err != nil {
+			fmt.Println(err)
+			return
+		}
+	}
+	on := func(host string) placement.Claim {
+		return placement.Claim{Consumer: "server-1", Allocations: []placement.Allocation{{Provider: host, Resources: placement.Resources{"VCPU": 3}}}}
+	}
+	used := func() {
+		hosts, err := store.Providers(ctx)
+		fmt.Println(hosts[0].Inventories["VCPU"].Used, hosts[1].Inventories["VCPU"].Used, err)
+	}
+	fmt.Println(store.Claim(ctx, on("node-1")))
+
+	// "move-7" is an ID that claims nothing else. It gets what the server has on node-1.
+	err := placement.Move(ctx, store, "move-7", on("node-2"))
+	fmt.Println(err)
+	used()
+
+	// The server runs on node-2: what the move holds is released.
+	err = placement.Release(ctx, store, "move-7")
+	fmt.Println(err)
+	used()
+
+	// Another move fails half way: the server gets back what the move holds.
+	fmt.Println(placement.Move(ctx, store, "move-8", on("node-1")))
+	err = placement.Revert(ctx, store, "server-1", "move-8", nil)
+	fmt.Println(err)
+	used()
+	// Output:
+	// <nil>
+	// <nil>
+	// 3 3 <nil>
+	// <nil>
+	// 0 3 <nil>
+	// <nil>
+	// <nil>
+	// 0 3 <nil>
+}

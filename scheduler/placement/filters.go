@@ -11,22 +11,20 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// Options are for [Filters] and [Weighers]. The zero value has the defaults.
+// Options configure [Filters] and [Weighers]. The zero value has the defaults.
 type Options struct {
-	// DownAfter is for how long a provider may give no sign of life. Default one
-	// minute, as Nova's service_down_time.
+	// DownAfter is the heartbeat timeout of a provider. Default one minute, as Nova's service_down_time.
 	DownAfter time.Duration
-	// MaxTasks and MaxConsumers are what a host may have already when it gets
-	// another one: fewer than that. Defaults 8 and 50, as Nova's
-	// max_io_ops_per_host and max_instances_per_host. Metadata of those names in
-	// an aggregate replaces them, the least one if there are several.
+	// A host with MaxTasks tasks, or with MaxConsumers consumers, gets no new consumer. Defaults 8 and 50, as Nova's
+	// max_io_ops_per_host and max_instances_per_host. Metadata with these names in an aggregate of the host replace
+	// them; the lowest number counts.
 	MaxTasks, MaxConsumers int64
-	// HalfLife is after which time a failure counts half. Default one hour.
+	// HalfLife is the time after which a failure counts half. Default one hour.
 	HalfLife time.Duration
-	// PropertyPrefix limits the filter "aggregate_properties" to metadata of
-	// aggregates whose names begin with it. Default: all.
+	// PropertyPrefix limits the filter "aggregate_properties" to metadata whose names begin with it. Default: all
+	// metadata.
 	PropertyPrefix string
-	// Multipliers replace weighers' own, by name.
+	// Multipliers replace the weighers' usual multipliers, by the weigher's name.
 	Multipliers map[string]float64
 }
 
@@ -129,7 +127,7 @@ func ignored(q *Request) judge {
 	}
 }
 
-// named minds no case, as Nova does not for forced and ignored hosts.
+// named ignores case, as Nova does for forced and ignored hosts.
 func named(list []string, id string) bool {
 	return slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, id) })
 }
@@ -146,7 +144,7 @@ func disabled(*Request) judge {
 func (o Options) down(*Request) judge {
 	now := time.Now()
 	return func(p *Provider) scheduler.Verdict {
-		if age := now.Sub(p.SeenAt); age.Abs() > o.DownAfter && !p.SeenAt.IsZero() { // a time in the future says nothing, as in Nova
+		if age := now.Sub(p.SeenAt); age.Abs() > o.DownAfter && !p.SeenAt.IsZero() { // a time in the future counts as no heartbeat, as in Nova
 			return scheduler.RejectNumbers("not seen for %d s, down after %d s", int64(age/time.Second), int64(o.DownAfter/time.Second))
 		}
 		return scheduler.Pass
@@ -166,10 +164,10 @@ func zone(q *Request) judge {
 	}
 }
 
-// units of the classes that have one.
+// units are the units of classes, for messages.
 var units = map[string]string{MemoryMB: " MiB", DiskGB: " GiB"}
 
-// room is the filter of one class.
+// room returns the filter of one resource class.
 func room(class string) prepare {
 	unit := units[class]
 	text := "needs %d" + unit + ", %d" + unit + " free"
@@ -180,7 +178,7 @@ func room(class string) prepare {
 		}
 		return func(p *Provider) scheduler.Verdict {
 			i, ok := p.Inventories[class]
-			if free := left(&i); n > free && ok {
+			if free := freeOf(&i); n > free && ok {
 				return scheduler.RejectNumbers(text, n, free)
 			}
 			if ok && i.Min|i.Max|i.Step == 0 {
@@ -191,7 +189,7 @@ func room(class string) prepare {
 	}
 }
 
-// roomRest says what room does not about an inventory in which there is room.
+// roomRest judges what room does not judge: no inventory, and the limits for one consumer.
 func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	if !ok {
 		return scheduler.Reject("has none of it")
@@ -202,7 +200,7 @@ func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	return scheduler.Pass
 }
 
-// rest is the filter of all the other classes.
+// rest is the filter of all other classes.
 func rest(q *Request) judge {
 	type need struct {
 		class, text string
@@ -225,7 +223,7 @@ func rest(q *Request) judge {
 			if !ok {
 				return w.none
 			}
-			if free := left(&i); w.n > free {
+			if free := freeOf(&i); w.n > free {
 				return scheduler.RejectNumbers(w.text, w.n, free)
 			}
 			if format, bound := i.unit(w.n); format != "" {
@@ -257,7 +255,7 @@ func traits(q *Request) judge {
 	}
 }
 
-// reasons are verdicts that are made once a decision, not once a host.
+// reasons returns verdicts that are made once in a decision, instead of once for each host.
 func reasons(format string, of []string) []scheduler.Verdict {
 	out := make([]scheduler.Verdict, len(of))
 	for i, s := range of {
@@ -283,19 +281,19 @@ func platform(q *Request) judge {
 	}
 }
 
-// Specs of these scopes, and those without one, concern the filter.
+// Specs with these scopes, and specs without a scope, concern a filter.
 const (
 	scopeCapabilities = "capabilities:"
 	scopeAggregates   = "aggregate_instance_extra_specs:"
 )
 
-// spec is a condition of a request that concerns a filter.
+// spec is a condition of a request.
 type spec struct {
 	key, want      string
 	missing, wrong scheduler.Verdict
 }
 
-// specs returns the conditions of one scope and, as Nova does, those of none.
+// specs returns the conditions of one scope and, as in Nova, those without a scope.
 func specs(q *Request, scope string) (out []spec) {
 	for _, k := range slices.Sorted(maps.Keys(q.Specs)) {
 		key, ok := strings.CutPrefix(k, scope)
@@ -344,8 +342,8 @@ func aggregateSpecs(q *Request) judge {
 	}
 }
 
-// metadata reports whether an aggregate of the provider has a key, and whether
-// one of the values, which may be a list with commas, is right.
+// metadata reports whether an aggregate of the provider has a key, and whether one of its values is right. A value
+// may be a list with commas.
 func (p *Provider) metadata(key string, right func(string) bool) (found, ok bool) {
 	for _, a := range p.Aggregates {
 		list, has := a.Metadata[key]
@@ -484,8 +482,7 @@ func (o Options) consumers(*Request) judge {
 	}
 }
 
-// limit returns the least number that the provider's aggregates have for key, or
-// otherwise that of the configuration.
+// limit returns the lowest number that the provider's aggregates have for key, or the number otherwise.
 func (p *Provider) limit(key string, otherwise int64) int64 {
 	if len(p.Aggregates) == 0 {
 		return otherwise

@@ -1,7 +1,6 @@
-// Package placement is what most schedulers need beside the scheduler itself:
-// providers of resources with inventories, traits and aggregates; the usual
-// filters and weighers on them; and claims that cannot over-commit, however many
-// schedulers claim at once.
+// Package placement has what most schedulers need besides package scheduler: providers of resources with inventories,
+// traits and aggregates; the usual filters and weighers on them; and claims that never over-commit, also if many
+// schedulers claim at the same time.
 //
 //	type Node struct{ *placement.Provider; ... }  // the component's own host
 //	type Spec struct{ placement.Request; ... }    // and request
@@ -11,9 +10,8 @@
 //	p := placement.Placer[*Spec, *Node]{Scheduler: s, Store: store, Hosts: nodes}
 //	placed, err := p.Place(ctx, spec) // placed.Host has the claim
 //
-// A choice is made from what was known; the claim is what decides. It is one
-// transaction of a [Store] in which the capacity of every resource is checked by
-// the statement that takes it.
+// A decision is made from a state that may be old. The claim decides: it is one transaction of a [Store], in which the
+// statement that changes what is used of a resource also checks its capacity.
 package placement
 
 import (
@@ -33,9 +31,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Resource classes that filters and weighers know by name. Others are used alike.
-// The names are those of OpenStack's os-resource-classes; a class of one's own
-// begins with CUSTOM_.
+// Resource classes that filters and weighers know by name. All other classes are treated alike. The names are those of
+// OpenStack's os-resource-classes; the name of a component's own class begins with CUSTOM_.
 const (
 	VCPU     = "VCPU"
 	MemoryMB = "MEMORY_MB"
@@ -47,43 +44,39 @@ const (
 // Resources are amounts by resource class.
 type Resources map[string]int64
 
-// Inventory is how much of one resource class a provider has. Its rules are
-// those of OpenStack's placement.
+// Inventory is the amount of one resource class that a provider has. Its rules are those of OpenStack's placement.
 type Inventory struct {
 	Total    int64 `json:"total"`
 	Reserved int64 `json:"reserved,omitempty"` // not for consumers
-	// Ratio is how many times what is there may be given away. 0 is 1.
+	// Ratio is the over-commit ratio: consumers may have so many times what is not reserved. 0 is 1.
 	Ratio float64 `json:"allocation_ratio,omitempty"`
-	// Min, Max and Step bound the amount that one consumer may have: at least
-	// Min, at most Max, a multiple of Step. 0 is 1 for Min and Step, and no limit
-	// for Max.
+	// Min, Max and Step limit the amount of one consumer: at least Min, at most Max, and a multiple of Step. Default 1
+	// for Min and Step, and no limit for Max.
 	Min  int64 `json:"min_unit,omitempty"`
 	Max  int64 `json:"max_unit,omitempty"`
 	Step int64 `json:"step_size,omitempty"`
-	// Used is what consumers have. A store counts it; nobody sets it.
+	// Used is what consumers have. Only a store sets it.
 	Used int64 `json:"used,omitempty"`
 }
 
-// Capacity returns how much consumers may have in all: what is not reserved,
-// times the ratio, rounded down.
-func (i Inventory) Capacity() int64 { return left(&i) + i.Used }
+// Capacity returns how much all consumers together may have: what is not reserved, times the ratio, rounded down.
+func (i Inventory) Capacity() int64 { return freeOf(&i) + i.Used }
 
-// Free returns how much is left. It is negative if the capacity has shrunk below
-// what is used.
-func (i Inventory) Free() int64 { return left(&i) }
+// Free returns the capacity without what is used. It is negative if the capacity has shrunk below what is used.
+func (i Inventory) Free() int64 { return freeOf(&i) }
 
-// left is Free without a copy, for what is asked of every host.
-func left(i *Inventory) int64 {
+// freeOf is Free without a copy, because filters call it for every host.
+func freeOf(i *Inventory) int64 {
 	n := i.Total - i.Reserved
 	if r := i.Ratio; r != 0 && r != 1 {
-		n = times(n, r)
+		n = scaleDown(n, r)
 	}
 	return n - i.Used
 }
 
-// times returns n times a ratio, rounded down. The ratio counts as the decimal number that it is
-// written as: 100 times 1.15 is 115, though the binary number nearest to 1.15 is a little less.
-func times(n int64, ratio float64) int64 {
+// scaleDown returns n times a ratio, rounded down. The ratio counts as the decimal number that people write: 100 times
+// 1.15 is 115, although the binary number nearest to 1.15 is a little less.
+func scaleDown(n int64, ratio float64) int64 {
 	scale := 1.0
 	for range 10 { // up to nine decimals
 		m := math.Round(ratio * scale)
@@ -107,8 +100,7 @@ func times(n int64, ratio float64) int64 {
 	return new(big.Int).Div(r.Num(), r.Denom()).Int64() // Div rounds down for a positive divisor
 }
 
-// unit returns why one consumer may not have n, a format for n and a bound, or
-// "".
+// unit returns why one consumer must not have n, as a format for n and a bound, or "".
 func (i Inventory) unit(n int64) (format string, bound int64) {
 	switch {
 	case n < i.Min:
@@ -121,64 +113,58 @@ func (i Inventory) unit(n int64) (format string, bound int64) {
 	return "", 0
 }
 
-// Aggregate is a set of providers with something in common. Many providers may
-// share one; it is not changed then.
+// Aggregate is a set of providers with common metadata. Providers share it, so it must not be changed.
 type Aggregate struct {
 	Name     string            `json:"name"`
 	Metadata map[string]string `json:"metadata,omitempty"`
 }
 
-// Platform is a kind of guest that a provider can run. In a request an empty
-// field stands for any.
+// Platform is a kind of guest that a provider can run. In a request an empty field means any.
 type Platform struct {
 	Arch string `json:"arch,omitempty"` // x86_64
 	Type string `json:"type,omitempty"` // qemu
 	Mode string `json:"mode,omitempty"` // hvm
 }
 
-// Provider is a host, or anything else that has resources, as a scheduler knows
-// it. A component embeds a pointer to it in its own host type. One that others
-// may see is not changed any more; [Provider.With] makes another one.
+// Provider is a host, or anything else with resources, as a scheduler knows it. A component embeds a pointer to it in
+// its own host type. A Provider that other goroutines may read must not be changed; [Provider.With] returns another one.
 type Provider struct {
 	ID          string               `json:"id"`
 	Zone        string               `json:"zone,omitempty"`
 	Inventories map[string]Inventory `json:"inventories,omitempty"` // by class
 	Traits      []string             `json:"traits,omitempty"`      // sorted
 	Aggregates  []*Aggregate         `json:"aggregates,omitempty"`
-	// Generation is counted up by a [Store] when what this struct says has
-	// changed, but not by claims. It is 0 before the first time.
+	// Generation grows by 1 when a [Store] writes a change of this struct. Claims do not change it. 0: the provider was
+	// not written yet.
 	Generation int64 `json:"generation,omitempty"`
-	// At is when this was true. A Store sets it to its own time of reading.
+	// At is the time of this state. A Store sets it to the time when it reads the provider.
 	At time.Time `json:"at,omitzero"`
 
-	// Disabled is why the provider takes nothing new, empty if it does.
+	// Disabled is why the provider gets no new consumers. Empty: it gets some.
 	Disabled string `json:"disabled,omitempty"`
-	// SeenAt is its last sign of life. Zero: it needs none.
+	// SeenAt is the time of its last heartbeat. Zero: the provider sends none.
 	SeenAt time.Time `json:"seen_at,omitzero"`
-	// Platforms is what it can run, Capabilities what else there is to know, for
-	// requests with Specs.
+	// Platforms are the guests that it can run. Capabilities are further properties, for requests with Specs.
 	Platforms    []Platform        `json:"platforms,omitempty"`
 	Capabilities map[string]string `json:"capabilities,omitempty"`
 	Version      int64             `json:"version,omitempty"` // of what runs there, as a number
-	// Tasks is how many operations with much I/O run there now, Consumers how
-	// many consumers it has, Members how many of them are of a group, by its ID.
-	// A Store counts Consumers and Members.
+	// Tasks is the number of operations with much I/O that run there. Consumers is the number of its consumers, and
+	// Members the number of those in a group, by the group's ID. A Store counts Consumers and Members.
 	Tasks     int64            `json:"tasks,omitempty"`
 	Consumers int64            `json:"consumers,omitempty"`
 	Members   map[string]int64 `json:"members,omitempty"`
-	// Failures is how many times building there failed, weighed by age as of
-	// FailedAt, see [Provider.Failed].
+	// Failures is the number of failed builds on the provider, weighted by age, as of FailedAt, see [Provider.Failed].
 	Failures float64   `json:"failures,omitempty"`
 	FailedAt time.Time `json:"failed_at,omitzero"`
 }
 
-// Name returns the ID, so that a provider is a scheduler.Host.
+// Name returns the ID, so that a Provider is a scheduler.Host.
 func (p *Provider) Name() string { return p.ID }
 
-// Placement returns p: what embeds it is a [Hosted].
+// Placement returns p, so that a type that embeds a Provider is a [Hosted].
 func (p *Provider) Placement() *Provider { return p }
 
-// ReportedAt returns when what p says was true, for a scheduler.Fleet.
+// ReportedAt returns At, for a scheduler.Fleet.
 func (p *Provider) ReportedAt() time.Time { return p.At }
 
 // Has reports whether the provider has a trait.
@@ -187,8 +173,7 @@ func (p *Provider) Has(trait string) bool {
 	return ok
 }
 
-// With returns the provider as it is with one more consumer: what a scheduler
-// goes on with until the next report.
+// With returns the provider with one more consumer, for the decisions until the provider's next report.
 func (p *Provider) With(q *Request) *Provider {
 	out := *p
 	out.Inventories = maps.Clone(p.Inventories)
@@ -209,8 +194,8 @@ func (p *Provider) With(q *Request) *Provider {
 	return &out
 }
 
-// Failed returns the provider with one more failure at the given time. What
-// failed before counts half after each half-life.
+// Failed returns the provider with one more failure at the given time. Earlier failures count half after each
+// half-life.
 func (p *Provider) Failed(at time.Time, halfLife time.Duration) *Provider {
 	out := *p
 	out.Failures, out.FailedAt = p.failures(at, halfLife)+1, at
@@ -224,10 +209,10 @@ func (p *Provider) failures(at time.Time, halfLife time.Duration) float64 {
 	return p.Failures * math.Exp2(-max(at.Sub(p.FailedAt), 0).Hours()/halfLife.Hours())
 }
 
-// Policy is what a group asks of the hosts of its members.
+// Policy is the rule of a group for the hosts of its members.
 type Policy string
 
-// Policies. The soft ones are wishes.
+// Policies. A soft policy is a preference, which weighers apply. The others are rules, which filters and claims apply.
 const (
 	Affinity         Policy = "affinity"
 	AntiAffinity     Policy = "anti-affinity"
@@ -235,21 +220,20 @@ const (
 	SoftAntiAffinity Policy = "soft-anti-affinity"
 )
 
-// Group is a set of consumers that are placed with regard to each other.
+// Group is a set of consumers whose hosts depend on each other.
 type Group struct {
 	ID     string `json:"id"`
 	Policy Policy `json:"policy"`
-	// MaxPerHost is how many members a host may have with AntiAffinity. 0 is 1.
+	// MaxPerHost is how many members a host may have with AntiAffinity. Default 1.
 	MaxPerHost int64 `json:"max_per_host,omitempty"`
-	// Members are the hosts of the members so far, with how many are there: what
-	// the filters of Affinity go by. A claim goes by what the Store knows.
+	// Members are the hosts of the members, with the number of members on each, for the filters. A claim uses what
+	// the Store knows.
 	Members map[string]int64 `json:"members,omitempty"`
 }
 
-// Request is what is to be placed. A component embeds it in its own request
-// type. All fields are optional.
+// Request is what a consumer needs of a host. A component embeds it in its own request type. All fields are optional.
 type Request struct {
-	// Consumer is the ID under which the claim is made.
+	// Consumer is the ID of the consumer in the claim.
 	Consumer  string    `json:"consumer,omitempty"`
 	Resources Resources `json:"resources,omitempty"`
 	Required  []string  `json:"required,omitempty"`  // traits
@@ -257,22 +241,21 @@ type Request struct {
 	Preferred []string  `json:"preferred,omitempty"` // traits
 	Zone      string    `json:"zone,omitempty"`
 	Tenant    string    `json:"tenant,omitempty"`
-	Type      string    `json:"type,omitempty"` // the name of a size that hosts may be for
-	// Specs are conditions on capabilities and aggregates, see [Match]. Properties
-	// are those of what is to run.
+	Type      string    `json:"type,omitempty"` // the name of a type that hosts may be reserved for
+	// Specs are conditions on capabilities and aggregates, see [Match]. Properties are the properties of the guest.
 	Specs      map[string]string `json:"specs,omitempty"`
 	Properties map[string]string `json:"properties,omitempty"`
 	Platform   Platform          `json:"platform,omitzero"`
 	Group      *Group            `json:"group,omitempty"`
-	// Only these hosts, none of those; SameAs are hosts of which one must be it,
-	// NotWith hosts that must not.
+	// Force are the only hosts that are allowed, and Ignore hosts that are not. The host must be one of SameAs, if
+	// there are any, and none of NotWith.
 	Force   []string `json:"force,omitempty"`
 	Ignore  []string `json:"ignore,omitempty"`
 	SameAs  []string `json:"same_as,omitempty"`
 	NotWith []string `json:"not_with,omitempty"`
 }
 
-// Placement returns q: what embeds it is a [Requester].
+// Placement returns q, so that a type that embeds a Request is a [Requester].
 func (q *Request) Placement() *Request { return q }
 
 // Hosted is a host with a Provider.
@@ -284,10 +267,10 @@ type Hosted interface {
 // Requester is a request with a Request.
 type Requester interface{ Placement() *Request }
 
-// nameRule is what names of classes and traits are made of, as in OpenStack.
+// nameRule is the form of the names of classes and traits, as in OpenStack.
 var nameRule = regexp.MustCompile(`^[A-Z0-9_]{1,255}$`)
 
-// check returns an error with code Invalid if the provider makes no sense.
+// check returns Invalid if the provider is malformed or too large.
 func (p *Provider) check() error {
 	if err := checkName("provider", p.ID); err != nil {
 		return err
@@ -314,8 +297,8 @@ func (p *Provider) check() error {
 	return checkSize("provider "+p.ID, p)
 }
 
-// maxData is how many bytes of JSON a store keeps of a provider, or of an aggregate's metadata. It is
-// judged here, as MySQL refuses more, and SQLite does not.
+// maxData is the maximum size of a provider, and of an aggregate's metadata, as JSON, in bytes. It is checked here,
+// because MySQL rejects more and SQLite does not.
 const maxData = 1<<16 - 1
 
 // checkSize returns Invalid if a value is too large to be stored.
@@ -330,7 +313,7 @@ func checkSize(what string, v any) error {
 	return nil
 }
 
-// check returns an error with code Invalid if the aggregate cannot be stored.
+// check returns Invalid if the aggregate cannot be stored.
 func (a *Aggregate) check() error {
 	if err := checkName("aggregate", a.Name); err != nil {
 		return err
@@ -338,6 +321,7 @@ func (a *Aggregate) check() error {
 	return checkSize("aggregate "+a.Name, a.Metadata)
 }
 
+// checkName returns Invalid if a name cannot be stored.
 func checkName(what, s string) error {
 	if s == "" || len(s) > 255 || !utf8.ValidString(s) || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' }) {
 		return fault.New(fault.Invalid, "%s %q: a name has 1 to 255 bytes, and no control characters", what, s)

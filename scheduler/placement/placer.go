@@ -138,45 +138,42 @@ func (p *Placer[R, H]) claim(req R, h H) Claim {
 	return Claim{Consumer: q.Consumer, Group: q.Group, Allocations: []Allocation{{Provider: h.Placement().ID, Resources: q.Resources}}}
 }
 
-// Finding is something that [Audit] found.
+// Finding is a difference that [Audit] has found.
 type Finding struct {
-	// Kind is "orphaned": a claim of a consumer that should have none; "missing":
-	// a consumer without the claim that it should have; "different": one whose
-	// claim is not that; "miscounted": a provider whose use is not the sum of the
-	// claims.
+	// Kind is "orphaned": a consumer has a claim and should have none; "missing": a consumer should have a claim and
+	// has none; "different": a consumer has another claim than it should have; "miscounted": what is used of a
+	// provider is not the sum of its claims.
 	Kind string `json:"kind"`
-	// Claim is what there is, or for a missing one what should be, Want what
-	// should be instead of a different one. Provider is a miscounted one.
+	// Claim is the claim that exists, or the claim that is missing. Want is the claim that should exist instead of a
+	// different one. Provider is the miscounted provider.
 	Claim    Claim     `json:"claim,omitzero"`
 	Want     *Claim    `json:"want,omitempty"`
 	Provider *Provider `json:"provider,omitempty"`
-	// Err is why it could not be repaired.
+	// Err is why the difference could not be repaired.
 	Err error `json:"-"`
-	// Repaired says that it was.
+	// Repaired reports whether it was repaired.
 	Repaired bool `json:"repaired"`
 }
 
 // AuditConfig configures an [Audit]. Want is required.
 type AuditConfig struct {
-	// Want returns the claims that consumers should have: what the component's own
-	// records say. It is asked once, after the claims have been read, and again
-	// for each consumer just before something of it is repaired; an empty list
-	// stands for all. Allocations, Host and Group.ID count.
+	// Want returns the claims that the given consumers should have by the component's own records, or all claims if
+	// no consumer is given. It is called once after the claims were read, and again for a consumer before its
+	// claim is repaired. Allocations, Host and Group.ID count.
 	Want func(ctx context.Context, consumers ...string) ([]Claim, error)
-	// Repair makes the claims what they should be. Default: only look.
+	// Repair changes the claims to what they should be. Default: Audit changes nothing.
 	Repair bool
-	// MinAge is for how long a claim must not have changed to count as orphaned or different: a
-	// component may claim before it writes down what for. It should be longer than that ever
-	// takes. Default 5 minutes; negative: claims of every age count.
+	// MinAge is the age that a claim must have to count as orphaned or different, because a component may claim
+	// before it writes its own record. It should be longer than this ever takes. Default 5 minutes. Negative:
+	// claims of every age count.
 	MinAge time.Duration
 }
 
-// Audit compares the claims in a store with what should be, and repairs the
-// difference if it is told to: it drops orphaned claims, makes missing ones,
-// corrects different ones and counts anew. Claims younger than MinAge are no findings, and are not
-// touched. What changes while it looks is left alone: a repair fails if the claim is not as it was read, or if Want no longer
-// says the same. A repair that finds no room says so in the finding. The error
-// is that of reading.
+// Audit compares the claims in a store with the claims that should exist. With Repair it releases orphaned claims,
+// makes missing ones, corrects different ones and counts again what is used. Claims younger than MinAge are neither
+// findings nor changed. Changes at the same time are safe: a repair fails if the claim has changed, or if Want no
+// longer returns the same. A repair that finds no room has the error in its Finding. The error of Audit is that of
+// reading.
 func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 	have, err := s.Claims(ctx)
 	if err != nil {
@@ -193,28 +190,7 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	var out []Finding
-	wanted := map[string]*Claim{}
-	for i := range want {
-		wanted[want[i].Consumer] = &want[i]
-	}
-	for i := range have {
-		c := have[i]
-		w := wanted[c.Consumer]
-		delete(wanted, c.Consumer)
-		switch {
-		case now.Sub(c.At) < cfg.MinAge: // it may be of what is being created
-		case w == nil || len(w.Allocations) == 0:
-			out = append(out, Finding{Kind: "orphaned", Claim: c})
-		case !sameClaim(&c, w):
-			out = append(out, Finding{Kind: "different", Claim: c, Want: w})
-		}
-	}
-	for i := range want {
-		if w := wanted[want[i].Consumer]; w != nil && len(w.Allocations) > 0 {
-			out = append(out, Finding{Kind: "missing", Claim: *w})
-		}
-	}
+	out := compareClaims(have, want, now.Add(-cfg.MinAge))
 	if cfg.Repair {
 		for i := range out {
 			out[i].Err = out[i].repair(ctx, s, cfg)
@@ -228,7 +204,33 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 	return out, err
 }
 
-// repair makes a claim what it should be, if that is still so.
+// compareClaims returns the differences between the claims that exist and those that should. Claims that have changed
+// after youngest are left out, because the component may be creating their consumers.
+func compareClaims(have, want []Claim, youngest time.Time) (out []Finding) {
+	missing := map[string]*Claim{}
+	for i := range want {
+		missing[want[i].Consumer] = &want[i]
+	}
+	for _, c := range have {
+		w := missing[c.Consumer]
+		delete(missing, c.Consumer)
+		switch {
+		case c.At.After(youngest):
+		case w == nil || len(w.Allocations) == 0:
+			out = append(out, Finding{Kind: "orphaned", Claim: c})
+		case !sameClaim(&c, w):
+			out = append(out, Finding{Kind: "different", Claim: c, Want: w})
+		}
+	}
+	for i := range want {
+		if w := missing[want[i].Consumer]; w != nil && len(w.Allocations) > 0 {
+			out = append(out, Finding{Kind: "missing", Claim: *w})
+		}
+	}
+	return out
+}
+
+// repair changes a claim to what it should be, if Want still returns the same.
 func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
 	now, err := cfg.Want(ctx, f.Claim.Consumer)
 	if err != nil {
@@ -253,7 +255,7 @@ func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
 	if f.Kind == "missing" {
 		should.Generation = 0
 	}
-	if should.Group != nil { // the consumer is where it is
+	if should.Group != nil { // its policy is not checked, because the consumer is on that host already
 		should.Group = &Group{ID: should.Group.ID}
 	}
 	return s.Claim(ctx, should)

@@ -25,27 +25,29 @@ func (p *Provider) replaces(have *Provider) (*Provider, error) {
 	} else if p.Generation != Any && p.Generation != have.Generation {
 		return nil, fmt.Errorf("provider %s, generation %d: it has generation %d: %w", p.ID, p.Generation, have.Generation, ErrChanged)
 	}
-	for class, old := range have.Inventories {
-		i, ok := next.Inventories[class]
-		if !ok && old.Used > 0 {
-			return nil, fault.New(fault.Precondition, "provider %s: %s cannot go, %d of it are used", p.ID, class, old.Used)
-		}
-		if ok {
-			i.Used = old.Used
-			next.Inventories[class] = i
-		}
-	}
-	for class, i := range next.Inventories {
-		if _, ok := have.Inventories[class]; !ok {
-			i.Used = 0
-			next.Inventories[class] = i
-		}
+	if err := next.keepUsed(have); err != nil {
+		return nil, err
 	}
 	next.Generation = have.Generation
 	if have.Generation == 0 || next.differs(have) {
 		next.Generation++
 	}
 	return &next, nil
+}
+
+// keepUsed sets what is used of each inventory to what is used of it in have, whatever the caller has set. Precondition:
+// an inventory that is used is gone.
+func (p *Provider) keepUsed(have *Provider) error {
+	for class, old := range have.Inventories {
+		if _, ok := p.Inventories[class]; !ok && old.Used > 0 {
+			return fault.New(fault.Precondition, "provider %s: %s cannot go, %d of it are used", p.ID, class, old.Used)
+		}
+	}
+	for class, i := range p.Inventories {
+		i.Used = have.Inventories[class].Used
+		p.Inventories[class] = i
+	}
+	return nil
 }
 
 // differs reports whether p differs from q in what changes the generation.

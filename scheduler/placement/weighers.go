@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// weigher is a weigher on providers, nil from prepare if it has nothing to say.
+// weigher is a [scheduler.Weigher] on providers. prepare returns nil if it has nothing to say about the request.
 type weigher[R Requester, H Hosted] struct {
 	name    string
 	prepare func(*Request) func(*Provider) float64
@@ -66,7 +66,7 @@ func free(class string) func(*Request) func(*Provider) float64 {
 	return func(*Request) func(*Provider) float64 {
 		return func(p *Provider) float64 {
 			i := p.Inventories[class]
-			return float64(left(&i))
+			return float64(freeOf(&i))
 		}
 	}
 }

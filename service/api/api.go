@@ -31,6 +31,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/internal/bodytime"
+	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // None is the body of a request that has none, or of a reply without one. A handler
@@ -108,6 +109,10 @@ type Mux struct {
 	all      []*route         // in the order in which they were added
 	foreign  sync.Once        // the first request for an unknown host is logged
 	handler  http.Handler
+
+	readinessMu sync.Mutex
+	readiness   outage.Log // of GET /readyz
+	notReady    string     // why the last one failed
 }
 
 // Observation is one request that was answered.
@@ -145,11 +150,10 @@ func New(cfg Config) *Mux {
 	return m
 }
 
-// Health registers GET /livez, which answers 200 while the process serves at
-// all, and GET /readyz, which answers 503 while ready, such as service.App's Ready, returns
-// an error; ready has 5 s. They ask for no authentication, so a client reads the text of the
-// outermost [fault.Error] only, as in every reply. The whole error is in the log, under the
-// id of the request.
+// Health registers GET /livez, which answers 200 while the process serves requests, and GET /readyz, which answers 503
+// while ready, such as service.App's Ready, returns an error; ready has 5 s. Both need no authentication, so a client
+// reads the text of the outermost [fault.Error] only, as in every reply. The log has the whole error under the id of the
+// request: of errors in a row the first, each with another reason, and one a minute as WARN, the others as DEBUG.
 func (m *Mux) Health(ready func(ctx context.Context) error) {
 	type health struct {
 		Status string `json:"status"`
@@ -166,7 +170,7 @@ func (m *Mux) Health(ready func(ctx context.Context) error) {
 		ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 		defer cancel()
 		if err := ready(ctx); err != nil {
-			m.cfg.Logger.WarnContext(reqctx.With(r.Context(), rec.req), "not ready", "error", err)
+			m.noteReadiness(reqctx.With(r.Context(), rec.req), err)
 			out := health{Status: "unavailable"}
 			if _, ok := errors.AsType[*fault.Error](err); ok {
 				out.Reason = fault.UserMessage(err)
@@ -174,8 +178,18 @@ func (m *Mux) Health(ready func(ctx context.Context) error) {
 			m.reply(rec, r, http.StatusServiceUnavailable, out)
 			return
 		}
+		m.noteReadiness(reqctx.With(r.Context(), rec.req), nil)
 		m.reply(rec, r, http.StatusOK, health{Status: "ok"})
 	})
+}
+
+// noteReadiness logs the result of a readiness check, which load balancers ask for each second.
+func (m *Mux) noteReadiness(ctx context.Context, err error) {
+	m.readinessMu.Lock()
+	defer m.readinessMu.Unlock()
+	reason := fault.UserMessage(err) // the whole text differs each time, such as by a duration
+	m.readiness.Note(ctx, m.cfg.Logger, slog.LevelWarn, "readiness check", err, reason != m.notReady)
+	m.notReady = reason
 }
 
 // ServeHTTP answers one request. A panic in a handler is logged and answered

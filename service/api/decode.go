@@ -82,14 +82,12 @@ func fit(raw []byte, v any) error {
 
 // judge decodes a body that keeps to a schema.
 func judge(s *schema, raw []byte, v any) error {
-	if !s.fast.accepts(raw) {
-		instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
-		if err != nil {
-			return fault.New(fault.Invalid, "Malformed request body")
-		}
-		if err := s.validate(inBody, raw, instance); err != nil {
-			return err
-		}
+	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
+	if err != nil {
+		return fault.New(fault.Invalid, "Malformed request body")
+	}
+	if err := s.validate(inBody, raw, instance); err != nil {
+		return err
 	}
 	if err := json.Unmarshal(raw, v); err != nil {
 		return bodyError(raw, err)

@@ -75,9 +75,7 @@ func (s *scanner) value(depth int) error {
 
 func (s *scanner) object(depth int) error {
 	s.at++
-	var few [16][]byte // names, as long as they are few
-	names := few[:0]
-	var many map[string]bool
+	var names nameSet
 	for {
 		switch s.next() {
 		case '}':
@@ -87,22 +85,7 @@ func (s *scanner) object(depth int) error {
 			s.at++
 		case '"':
 			name := s.text()
-			if many == nil && len(names) == cap(few[:]) {
-				many = make(map[string]bool, 2*len(names))
-				for _, n := range names {
-					many[string(n)] = true
-				}
-			}
-			twice := many[string(name)]
-			if many == nil {
-				for _, n := range names {
-					twice = twice || bytes.Equal(n, name)
-				}
-				names = append(names, name)
-			} else {
-				many[string(name)] = true
-			}
-			if twice {
+			if !names.add(name) {
 				return fault.New(fault.Invalid, "Malformed request body: the name %s stands twice in an object", shorten(fmt.Sprintf("'%s'", name)))
 			}
 			if s.next() == ':' {
@@ -116,6 +99,38 @@ func (s *scanner) object(depth int) error {
 			return nil
 		}
 	}
+}
+
+// nameSet is the names of an object. Few names take no memory of the heap.
+type nameSet struct {
+	few  [16][]byte
+	n    int             // of few
+	many map[string]bool // all names, if they are more
+}
+
+// add adds a name, and returns false if the set has it.
+func (s *nameSet) add(name []byte) bool {
+	if s.many == nil {
+		for _, known := range s.few[:s.n] {
+			if bytes.Equal(known, name) {
+				return false
+			}
+		}
+		if s.n < len(s.few) {
+			s.few[s.n] = name
+			s.n++
+			return true
+		}
+		s.many = make(map[string]bool, 2*s.n)
+		for _, known := range s.few {
+			s.many[string(known)] = true
+		}
+	}
+	if s.many[string(name)] {
+		return false
+	}
+	s.many[string(name)] = true
+	return true
 }
 
 func (s *scanner) array(depth int) error {

@@ -30,7 +30,6 @@ type Schema struct {
 type schema struct {
 	span
 	compiled *jsonschema.Schema
-	fast     *fast
 	doc      map[string]any
 }
 
@@ -58,7 +57,7 @@ func compile(what string, list []Schema) []*schema {
 		if err != nil {
 			panic("api: " + name + ": " + err.Error())
 		}
-		next := &schema{span: newSpan(s.Min, s.Max), compiled: compiled, fast: newFast(doc), doc: object}
+		next := &schema{span: newSpan(s.Min, s.Max), compiled: compiled, doc: object}
 		for _, o := range out {
 			if o.overlaps(next.span) {
 				panic(fmt.Sprintf("api: %s: versions %s overlap with %s", name, next.span, o.span))

@@ -24,7 +24,9 @@ func TestMetrics(t *testing.T) {
 	app.Add("audit", l)
 	app.Add("idle", service.Loop(-1, func(context.Context) error { return nil }))
 	reg := prometheus.NewPedanticRegistry()
-	reg.MustRegister(serviceprom.New(app))
+	m := serviceprom.New()
+	reg.MustRegister(m)
+	m.Add(app)
 	if err := l.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -63,8 +65,8 @@ func TestMetrics(t *testing.T) {
 		t.Fatal(err)
 	}
 	documented := map[string]bool{}
-	for _, m := range regexp.MustCompile(`(?m)^//\t([a-z_]+) +(counter|gauge) `).FindAllStringSubmatch(string(doc), -1) {
-		documented[m[1]] = true
+	for _, f := range regexp.MustCompile(`(?m)^//\t([a-z_]+) +(counter|gauge) `).FindAllStringSubmatch(string(doc), -1) {
+		documented[f[1]] = true
 	}
 	if diff := cmp.Diff(documented, names); diff != "" {
 		t.Errorf("documented and there (-doc +there):\n%s", diff)

@@ -52,62 +52,75 @@ func parseFaults(text string) ([]trouble, error) {
 	return out, nil
 }
 
-func parseFault(words []string) (trouble, error) {
-	t := trouble{what: words[0]}
-	words = words[1:]
-	next := func() string {
-		if len(words) == 0 {
-			return ""
-		}
-		w := words[0]
-		words = words[1:]
-		return w
-	}
-	var err error
-	switch t.what {
-	case "slow":
-		if t.took, err = time.ParseDuration(next()); err != nil {
-			return t, errors.New("slow needs a duration, such as 2s")
-		}
-	case "fail":
-		if len(words) > 0 {
-			for c := fault.Internal; c <= fault.Canceled; c++ {
-				if strings.EqualFold(c.String(), words[0]) {
-					t.code = c
-					next()
-					break
-				}
-			}
-		}
-	case "hang", "crash":
-	case "wrong":
-		name := next()
-		for _, s := range []compute.PowerState{compute.Running, compute.Paused, compute.Shutdown, compute.Crashed, compute.Suspended} {
-			if strings.EqualFold(s.String(), name) {
-				t.state = s
-			}
-		}
-		if t.state == compute.NoState {
-			return t, fmt.Errorf("%q is not a state, such as CRASHED", name)
-		}
-	default:
+// effects are what a fault does to a call, by its first word. Each reads its own words and returns the rest.
+var effects = map[string]func(t *trouble, words []string) (rest []string, err error){
+	"slow":  parseSlow,
+	"fail":  parseFail,
+	"hang":  func(_ *trouble, words []string) ([]string, error) { return words, nil },
+	"crash": func(_ *trouble, words []string) ([]string, error) { return words, nil },
+	"wrong": parseWrong,
+}
+
+func parseFault(words []string) (t trouble, err error) {
+	t.what = words[0]
+	effect := effects[t.what]
+	if effect == nil {
 		return t, fmt.Errorf("%q is not one of slow, fail, hang, crash and wrong", t.what)
 	}
+	if words, err = effect(&t, words[1:]); err != nil {
+		return t, err
+	}
 	for len(words) > 0 {
-		w := next()
-		n, err := strconv.Atoi(w)
+		n, err := strconv.Atoi(words[0])
 		switch {
-		case w == "after" && t.what != "wrong" && t.what != "slow":
+		case words[0] == "after" && t.what != "wrong" && t.what != "slow":
 			t.after = true
-		case w == "on" && len(words) > 0:
-			t.hosts = strings.Split(next(), ",")
+		case words[0] == "on" && len(words) > 1:
+			words = words[1:]
+			t.hosts = strings.Split(words[0], ",")
 		case err == nil && n > 0:
 			t.times = n
 		default:
-			return t, fmt.Errorf("%q is not expected here", w)
+			return t, fmt.Errorf("%q is not expected here", words[0])
 		}
+		words = words[1:]
 	}
 	return t, nil
+}
+
+func parseSlow(t *trouble, words []string) ([]string, error) {
+	if len(words) > 0 {
+		var err error
+		if t.took, err = time.ParseDuration(words[0]); err == nil {
+			return words[1:], nil
+		}
+	}
+	return nil, errors.New("slow needs a duration, such as 2s")
+}
+
+// parseFail reads a code, if there is one.
+func parseFail(t *trouble, words []string) ([]string, error) {
+	for c := fault.Internal; len(words) > 0 && c <= fault.Canceled; c++ {
+		if strings.EqualFold(c.String(), words[0]) {
+			t.code = c
+			return words[1:], nil
+		}
+	}
+	return words, nil
+}
+
+func parseWrong(t *trouble, words []string) ([]string, error) {
+	name := ""
+	if len(words) > 0 {
+		name, words = words[0], words[1:]
+	}
+	for _, s := range []compute.PowerState{compute.Running, compute.Paused, compute.Shutdown, compute.Crashed, compute.Suspended} {
+		if strings.EqualFold(s.String(), name) {
+			t.state = s
+			return words, nil
+		}
+	}
+	return nil, fmt.Errorf("%q is not a state, such as CRASHED", name)
 }
 
 // around runs the effect of a call, with the faults that the configuration and the server's metadata demand. id and

@@ -323,31 +323,13 @@ func (d *Driver) List(ctx context.Context) (out []compute.Instance, err error) {
 		if err != nil {
 			return err
 		}
-		doms, err := conn.ListAllDomains(0)
+		list, err := d.listGuests(conn)
 		if err != nil {
 			return err
 		}
-		defer func() {
-			for i := range doms {
-				_ = doms[i].Free()
-			}
-		}()
-		var list []compute.Instance
-		seen := make(map[string]bool)
-		for i := range doms {
-			g, err := d.guest(&doms[i])
-			if errors.Is(err, errNotOurs) || is(err, lv.ERR_NO_DOMAIN) { // NO_DOMAIN: destroyed meanwhile
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			inst, err := g.instance()
-			if err != nil && !is(err, lv.ERR_NO_DOMAIN) {
-				return err
-			}
+		seen := make(map[string]bool, len(list))
+		for _, inst := range list {
 			seen[inst.ID] = true
-			list = append(list, inst)
 		}
 		entries, err := os.ReadDir(d.opts.dir)
 		if err != nil {
@@ -362,6 +344,34 @@ func (d *Driver) List(ctx context.Context) (out []compute.Instance, err error) {
 		return nil
 	}, func() {})
 	return out, classed("list", "servers", err)
+}
+
+// listGuests returns the servers that have a domain.
+func (d *Driver) listGuests(conn *lv.Connect) (list []compute.Instance, err error) {
+	doms, err := conn.ListAllDomains(0)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for i := range doms {
+			_ = doms[i].Free()
+		}
+	}()
+	for i := range doms {
+		g, err := d.guest(&doms[i])
+		if errors.Is(err, errNotOurs) || is(err, lv.ERR_NO_DOMAIN) { // the latter: gone meanwhile
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		inst, err := g.instance()
+		if err != nil && !is(err, lv.ERR_NO_DOMAIN) {
+			return nil, err
+		}
+		list = append(list, inst)
+	}
+	return list, nil
 }
 
 // Get implements compute.Driver.

@@ -77,6 +77,9 @@ func qemu(t *testing.T) int {
 // TestGuest: a real operating system in a real QEMU guest works after crashes of the guest and of libvirtd.
 func TestGuest(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("it boots guests, which takes minutes without hardware virtualization")
+	}
 	lv := envtest.Libvirt(t)
 	dir := filepath.Join(t.TempDir(), "instances")
 	opts := options(t, map[string]string{"connection_uri": lv.URL, "images_path": images(t), "dir": dir, "vnc_listen": "none", "wait_soft_reboot_seconds": "60"})

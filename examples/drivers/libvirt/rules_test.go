@@ -41,6 +41,9 @@ func images(t *testing.T) string {
 // TestRules: the driver keeps the rules of compute drivers, with real guests.
 func TestRules(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("it boots guests, which takes minutes without hardware virtualization")
+	}
 	lv := envtest.Libvirt(t)
 	volume := filepath.Join(t.TempDir(), "volume.raw")
 	if err := os.WriteFile(volume, make([]byte, 1<<20), 0o600); err != nil {

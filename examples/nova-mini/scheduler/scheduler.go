@@ -123,21 +123,7 @@ func (c Config) Validate() error {
 // ranking makes the filters and weighers that a configuration names.
 func ranking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
-	names := DefaultFilters
-	if len(cfg.Filters) > 0 {
-		names = []string{"tried"} // who has failed to build it is never asked again
-		for _, n := range cfg.Filters {
-			ours, ok := nova[n]
-			if _, done := builtIn[n]; !ok && !done {
-				ours = []string{n}
-			}
-			for _, n := range ours { // several of Nova's may be one of ours
-				if !slices.Contains(names, n) {
-					names = append(names, n)
-				}
-			}
-		}
-	}
+	names := filterNames(cfg.Filters)
 	tried := scheduler.FilterFunc("tried", func(s *spec, h *store.Host) scheduler.Verdict {
 		if slices.Contains(s.tried, h.Hostname) {
 			return scheduler.Reject("a build failed there")
@@ -154,6 +140,27 @@ func ranking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 		Picker:    scheduler.Subset(max(cfg.SubsetSize, 1)),
 		MaxRanked: maxRanked,
 	})
+}
+
+// filterNames returns the names of filters in this package and in package placement for configured names, which may be
+// Nova's.
+func filterNames(configured []string) []string {
+	if len(configured) == 0 {
+		return DefaultFilters
+	}
+	names := []string{"tried"} // a host on which a build has failed is never chosen again
+	for _, n := range configured {
+		ours, ok := nova[n]
+		if _, done := builtIn[n]; !ok && !done {
+			ours = []string{n}
+		}
+		for _, n := range ours {
+			if !slices.Contains(names, n) { // several of Nova's filters may be one of ours
+				names = append(names, n)
+			}
+		}
+	}
+	return names
 }
 
 // Register adds the service's handlers to a server.

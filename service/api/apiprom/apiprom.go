@@ -1,4 +1,4 @@
-// Package apiprom gives Prometheus the metrics of a REST API.
+// Package apiprom has the metrics of a REST API, for Prometheus.
 //
 //	m := apiprom.New()
 //	prometheus.MustRegister(m)
@@ -6,11 +6,12 @@
 //
 // The metrics, all with the prefix armature_api_:
 //
-//	requests_total    counter    method, route, status   requests that were answered
-//	request_seconds   histogram  method, route           how long they took
-//	reply_bytes_total counter    method, route           what was sent, before compression
+//	requests_total            counter    method, route, status   requests that were answered
+//	request_duration_seconds  histogram  method, route           duration of requests
+//	reply_bytes_total         counter    method, route           bytes of replies, before compression
+//	request_seconds           histogram  method, route           deprecated: request_duration_seconds
 //
-// route is the pattern's path, such as /v3/volumes/{id}, and empty for what has no route.
+// route is the path of the pattern, such as /v3/volumes/{id}. It is empty for a request without a route.
 package apiprom
 
 import (
@@ -27,19 +28,22 @@ const prefix = "armature_api_"
 
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use.
 type Metrics struct {
-	total   *prometheus.CounterVec
-	seconds *prometheus.HistogramVec
-	bytes   *prometheus.CounterVec
+	total    *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	seconds  *prometheus.HistogramVec // the deprecated name of duration
+	bytes    *prometheus.CounterVec
 }
 
-// New returns metrics of nothing yet.
+// New returns metrics. Give their Observe to an api.Config.
 func New() *Metrics {
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + name, Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}, []string{"method", "route"})
+	}
 	return &Metrics{
-		total: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "requests_total", Help: "Requests that were answered."}, []string{"method", "route", "status"}),
-		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: prefix + "request_seconds", Help: "How long requests took.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 8),
-		}, []string{"method", "route"}),
-		bytes: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "reply_bytes_total", Help: "What was sent, before compression."}, []string{"method", "route"}),
+		total:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "requests_total", Help: "Requests that were answered."}, []string{"method", "route", "status"}),
+		duration: histogram("request_duration_seconds", "Duration of requests."),
+		seconds:  histogram("request_seconds", "Deprecated: use request_duration_seconds."),
+		bytes:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "reply_bytes_total", Help: "Bytes of replies, before compression."}, []string{"method", "route"}),
 	}
 }
 
@@ -50,6 +54,7 @@ func (m *Metrics) Observe(_ context.Context, o api.Observation) {
 		method, route = "", ""
 	}
 	m.total.WithLabelValues(method, route, strconv.Itoa(o.Status)).Inc()
+	m.duration.WithLabelValues(method, route).Observe(o.Took.Seconds())
 	m.seconds.WithLabelValues(method, route).Observe(o.Took.Seconds())
 	m.bytes.WithLabelValues(method, route).Add(float64(o.Sent))
 }
@@ -57,6 +62,7 @@ func (m *Metrics) Observe(_ context.Context, o api.Observation) {
 // Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	m.total.Describe(ch)
+	m.duration.Describe(ch)
 	m.seconds.Describe(ch)
 	m.bytes.Describe(ch)
 }
@@ -64,6 +70,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 // Collect implements prometheus.Collector.
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	m.total.Collect(ch)
+	m.duration.Collect(ch)
 	m.seconds.Collect(ch)
 	m.bytes.Collect(ch)
 }

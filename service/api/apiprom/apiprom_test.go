@@ -41,7 +41,7 @@ func TestMetrics(t *testing.T) {
 	}
 	want := map[string]float64{
 		"requests_total GET /v3/volumes/{id} 200": 1, "requests_total GET /v3/volumes/{id} 404": 1, "requests_total   405": 1,
-		"request_seconds GET /v3/volumes/{id}": 2, "request_seconds  ": 1, "reply_bytes_total GET /v3/volumes/{id}": 15, "reply_bytes_total  ": 0,
+		"request_duration_seconds GET /v3/volumes/{id}": 2, "request_duration_seconds  ": 1, "request_seconds GET /v3/volumes/{id}": 2, "request_seconds  ": 1, "reply_bytes_total GET /v3/volumes/{id}": 15, "reply_bytes_total  ": 0,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)
