@@ -50,19 +50,20 @@ type shared struct {
 	slots         int
 	out           chan *bus.Delivery
 	end           <-chan struct{} // closed when the subscription ends
-	handing       sync.WaitGroup  // goroutines that may write to out
 	settled       chan struct{}   // holds a token when something was settled
+	arrived       chan struct{}   // holds a token when ready has more
 
 	mu        sync.Mutex
-	conn      *conn          // nil while nothing is requested
-	inbox     string         // for messages and the ends of requests, with a dot at the end
-	requested int            // messages requested that have not come
-	requests  map[string]int // how many each request asked for
-	until     time.Time      // when the last of them ends
-	heard     time.Time      // when JetStream was last heard of
-	held      map[string]int // what has come and is not settled: by the subject for its acknowledgement, its bytes
-	bytes     int            // the sum of these
-	err       error          // why nothing is consumed
+	ready     []*bus.Delivery // messages that were not received yet, the oldest first
+	conn      *conn           // nil while nothing is requested
+	inbox     string          // for messages and the ends of requests, with a dot at the end
+	requested int             // messages requested that have not come
+	requests  map[string]int  // how many each request asked for
+	until     time.Time       // when the last of them ends
+	heard     time.Time       // when JetStream was last heard of
+	held      map[string]int  // what has come and is not settled: by the subject for its acknowledgement, its bytes
+	bytes     int             // the sum of these
+	err       error           // why nothing is consumed
 }
 
 func (b *Bus) stream(topic string) string {
@@ -150,7 +151,7 @@ func (b *Bus) subscribeShared(ctx context.Context, s bus.Subscription) (<-chan *
 	ctx, end := context.WithCancel(ctx)
 	q := &shared{
 		bus: b, topic: s.Topic, stream: b.stream(s.Topic), slots: max(s.Slots, 1), end: ctx.Done(),
-		out: make(chan *bus.Delivery), settled: make(chan struct{}, 1), held: make(map[string]int), requests: make(map[string]int),
+		out: make(chan *bus.Delivery), settled: make(chan struct{}, 1), arrived: make(chan struct{}, 1), held: make(map[string]int), requests: make(map[string]int),
 	}
 	stop := context.AfterFunc(b.life, end) //nolint:contextcheck // the bus's own life
 	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
@@ -174,14 +175,50 @@ func (b *Bus) subscribeShared(ctx context.Context, s bus.Subscription) (<-chan *
 func (q *shared) run(ctx context.Context) {
 	q.bus.watch(q, true)
 	defer q.bus.watch(q, false)
+	var handing sync.WaitGroup
+	handing.Go(q.handOut)
 	for ctx.Err() == nil {
 		if c, epoch, err := q.bus.link.Get(ctx); err == nil {
 			q.consume(ctx, epoch, c)
 		}
 	}
-	q.handing.Wait()
+	handing.Wait()
+	q.mu.Lock()
+	rest := q.ready
+	q.ready = nil
+	q.mu.Unlock()
+	for _, d := range rest {
+		handing.Go(func() { q.putBack(d) }) //nolint:contextcheck // it has a time of its own
+	}
+	handing.Wait()
 	close(q.out)
 	q.linger()
+}
+
+// handOut hands messages out, in the order in which they came, until the subscription ends.
+func (q *shared) handOut() {
+	for {
+		q.mu.Lock()
+		var d *bus.Delivery
+		if len(q.ready) > 0 {
+			d = q.ready[0]
+		}
+		q.mu.Unlock()
+		var out chan *bus.Delivery
+		if d != nil {
+			out = q.out
+		}
+		select {
+		case out <- d:
+			q.mu.Lock()
+			q.ready[0] = nil
+			q.ready = q.ready[1:]
+			q.mu.Unlock()
+		case <-q.arrived:
+		case <-q.end:
+			return
+		}
+	}
 }
 
 // consume requests messages until ctx or the connection ends.
@@ -288,10 +325,12 @@ func (q *shared) take(msg *nats.Msg) {
 			q.err = nil
 			q.held[msg.Reply] = len(msg.Data)
 			q.bytes += len(msg.Data)
-			q.handing.Add(1)
-			d := bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &stored{q, msg.Reply})
-			go q.handOut(d) // ends when it is handed out, or with the subscription
+			q.ready = append(q.ready, bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &stored{q, msg.Reply}))
 			q.requestLocked()
+			select {
+			case q.arrived <- struct{}{}:
+			default:
+			}
 		}
 	case "404", "408": // its time is over
 		q.endRequestLocked(msg)
@@ -314,15 +353,9 @@ func (q *shared) endRequestLocked(msg *nats.Msg) {
 	q.requested = max(q.requested-left, 0)
 }
 
-// handOut hands a message out, or publishes it again when the subscription has ended: given back it would come marked
+// putBack publishes a message again that was not received when the subscription ended: given back it would come marked
 // as redelivered, and count as lost with its server. One that is marked already keeps the mark.
-func (q *shared) handOut(d *bus.Delivery) {
-	defer q.handing.Done()
-	select {
-	case q.out <- d:
-		return
-	case <-q.end:
-	}
+func (q *shared) putBack(d *bus.Delivery) {
 	if !d.Redelivered && q.bus.link.State().Epoch != nil {
 		ctx, cancel := context.WithTimeout(q.bus.life, putBackTime)
 		defer cancel()
