@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,22 +49,19 @@ type shared struct {
 	bus           *Bus
 	topic, stream string
 	slots         int
-	out           chan *bus.Delivery
-	end           <-chan struct{} // closed when the subscription ends
-	settled       chan struct{}   // holds a token when something was settled
-	arrived       chan struct{}   // holds a token when ready has more
+	backlog       *backlog
+	settled       chan struct{} // holds a token when something was settled
 
 	mu        sync.Mutex
-	ready     []*bus.Delivery // messages that were not received yet, the oldest first
-	conn      *conn           // nil while nothing is requested
-	inbox     string          // for messages and the ends of requests, with a dot at the end
-	requested int             // messages requested that have not come
-	requests  map[string]int  // how many each request asked for
-	until     time.Time       // when the last of them ends
-	heard     time.Time       // when JetStream was last heard of
-	held      map[string]int  // what has come and is not settled: by the subject for its acknowledgement, its bytes
-	bytes     int             // the sum of these
-	err       error           // why nothing is consumed
+	conn      *conn          // nil while nothing is requested
+	inbox     string         // for messages and the ends of requests, with a dot at the end
+	requested int            // messages requested that have not come
+	requests  map[string]int // how many each request asked for
+	until     time.Time      // when the last of them ends
+	heard     time.Time      // when JetStream was last heard of
+	held      map[string]int // what has come and is not settled: by the subject for its acknowledgement, its bytes
+	bytes     int            // the sum of these
+	err       error          // why nothing is consumed
 }
 
 func (b *Bus) stream(topic string) string {
@@ -150,8 +148,8 @@ func (b *Bus) declare(ctx context.Context, js jetstream.JetStream, topic string)
 func (b *Bus) subscribeShared(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	ctx, end := context.WithCancel(ctx)
 	q := &shared{
-		bus: b, topic: s.Topic, stream: b.stream(s.Topic), slots: max(s.Slots, 1), end: ctx.Done(),
-		out: make(chan *bus.Delivery), settled: make(chan struct{}, 1), arrived: make(chan struct{}, 1), held: make(map[string]int), requests: make(map[string]int),
+		bus: b, topic: s.Topic, stream: b.stream(s.Topic), slots: max(s.Slots, 1), backlog: newBacklog(make(chan *bus.Delivery), ctx.Done()),
+		settled: make(chan struct{}, 1), held: make(map[string]int), requests: make(map[string]int),
 	}
 	stop := context.AfterFunc(b.life, end) //nolint:contextcheck // the bus's own life
 	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
@@ -168,7 +166,7 @@ func (b *Bus) subscribeShared(ctx context.Context, s bus.Subscription) (<-chan *
 		end()
 		return nil, err
 	}
-	return q.out, nil
+	return q.backlog.out, nil
 }
 
 // run consumes until ctx ends, and then waits until what was received is settled.
@@ -176,49 +174,19 @@ func (q *shared) run(ctx context.Context) {
 	q.bus.watch(q, true)
 	defer q.bus.watch(q, false)
 	var handing sync.WaitGroup
-	handing.Go(q.handOut)
+	handing.Go(q.backlog.run)
 	for ctx.Err() == nil {
 		if c, epoch, err := q.bus.link.Get(ctx); err == nil {
 			q.consume(ctx, epoch, c)
 		}
 	}
 	handing.Wait()
-	q.mu.Lock()
-	rest := q.ready
-	q.ready = nil
-	q.mu.Unlock()
-	for _, d := range rest {
+	for _, d := range q.backlog.rest() {
 		handing.Go(func() { q.putBack(d) }) //nolint:contextcheck // it has a time of its own
 	}
 	handing.Wait()
-	close(q.out)
+	close(q.backlog.out)
 	q.linger()
-}
-
-// handOut hands messages out, in the order in which they came, until the subscription ends.
-func (q *shared) handOut() {
-	for {
-		q.mu.Lock()
-		var d *bus.Delivery
-		if len(q.ready) > 0 {
-			d = q.ready[0]
-		}
-		q.mu.Unlock()
-		var out chan *bus.Delivery
-		if d != nil {
-			out = q.out
-		}
-		select {
-		case out <- d:
-			q.mu.Lock()
-			q.ready[0] = nil
-			q.ready = q.ready[1:]
-			q.mu.Unlock()
-		case <-q.arrived:
-		case <-q.end:
-			return
-		}
-	}
 }
 
 // consume requests messages until ctx or the connection ends.
@@ -325,12 +293,8 @@ func (q *shared) take(msg *nats.Msg) {
 			q.err = nil
 			q.held[msg.Reply] = len(msg.Data)
 			q.bytes += len(msg.Data)
-			q.ready = append(q.ready, bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &stored{q, msg.Reply}))
 			q.requestLocked()
-			select {
-			case q.arrived <- struct{}{}:
-			default:
-			}
+			q.backlog.add(bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &stored{q, msg.Reply}), math.MaxInt, math.MaxInt)
 		}
 	case "404", "408": // its time is over
 		q.endRequestLocked(msg)
