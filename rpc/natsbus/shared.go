@@ -61,6 +61,7 @@ type shared struct {
 	heard     time.Time      // when JetStream was last heard of
 	held      map[string]int // what has come and is not settled: by the subject for its acknowledgement, its bytes
 	bytes     int            // the sum of these
+	over      bool           // nothing is handed out any more
 	err       error          // why nothing is consumed
 }
 
@@ -181,6 +182,9 @@ func (q *shared) run(ctx context.Context) {
 		}
 	}
 	handing.Wait()
+	q.mu.Lock()
+	q.over = true
+	q.mu.Unlock()
 	for _, d := range q.backlog.rest() {
 		handing.Go(func() { q.putBack(d) }) //nolint:contextcheck // it has a time of its own
 	}
@@ -294,7 +298,12 @@ func (q *shared) take(msg *nats.Msg) {
 			q.held[msg.Reply] = len(msg.Data)
 			q.bytes += len(msg.Data)
 			q.requestLocked()
-			q.backlog.add(bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &stored{q, msg.Reply}), math.MaxInt, math.MaxInt)
+			d := bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &stored{q, msg.Reply})
+			if q.over {
+				go q.putBack(d) // linger waits for it
+			} else {
+				q.backlog.add(d, math.MaxInt, math.MaxInt)
+			}
 		}
 	case "404", "408": // its time is over
 		q.endRequestLocked(msg)
