@@ -52,7 +52,7 @@ var rules = map[string][]string{
 	"rpc":                   {"rpc/bus", "rpc/internal/names", "rpc/internal/backoff", "fault", "reqctx", "golang.org/x/sync"},
 	"rpc/bus":               {"rpc/internal/names", "fault"},
 	"rpc/membus":            {"rpc/bus"},
-	"rpc/amqpbus":           {"rpc/bus", "tlsfile", "rpc/internal/...", "fault", amqp},
+	"rpc/amqpbus":           {"rpc/bus", "tlsfile", "rpc/internal/...", "fault", amqp, "golang.org/x/sync"},
 	"rpc/natsbus":           {"rpc/bus", "tlsfile", "rpc/internal/...", "fault", nats},
 	"rpc/watermillbus":      {"rpc/bus", "rpc/internal/backoff", "fault", watermill},
 	"rpc/watermillbus/amqp": {"rpc/bus", "rpc/watermillbus", "rpc/internal/...", "fault", watermill, watermill + "-amqp", amqp},

@@ -1,4 +1,5 @@
-// Package rpc lets the services of a component call each other over a message bus, by the name of a host or of none.
+// Package rpc lets the services of a component call each other over a message bus: a caller names a host, or lets any
+// server answer.
 //
 // Eight names are enough to begin with:
 //

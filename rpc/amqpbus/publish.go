@@ -11,6 +11,7 @@ import (
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/bus"
@@ -121,8 +122,8 @@ type outChannel struct {
 	back    map[string]bool // returned before it was noted as sent
 	gone    error           // of what is sent when the channel is gone; nil while it is there
 
-	fanoutMu sync.Mutex
-	fanout   map[string]chan struct{} // exchanges: closed when declared on this channel
+	declared  sync.Map // the fanout exchanges that were declared on this channel
+	declaring singleflight.Group
 }
 
 func openOut(conn *amqp.Connection, learn func(int)) (*outChannel, error) {
@@ -140,29 +141,30 @@ func openOut(conn *amqp.Connection, learn func(int)) (*outChannel, error) {
 	}
 	c := &outChannel{
 		ch: ch, learn: learn, closed: closed, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(lazy),
-		back: make(map[string]bool), fanout: make(map[string]chan struct{}),
+		back: make(map[string]bool),
 	}
 	go c.collect(returns) // ends with the channel, and closes c.lost
 	return c, nil
 }
 
-// declare makes sure that a fanout exchange exists. The first to ask has it
-// declared; it and all others wait until that is done, or ctx ends.
+// declare makes sure that a fanout exchange exists. It is declared once for each channel; all that ask meanwhile
+// wait until that is done, or ctx ends.
 func (c *outChannel) declare(ctx context.Context, exchange string) error {
-	c.fanoutMu.Lock()
-	done, asked := c.fanout[exchange]
-	if !asked {
-		done = make(chan struct{})
-		c.fanout[exchange] = done
-		go func() { // ends with the channel
-			if c.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil) == nil {
-				close(done)
-			}
-		}()
+	if _, ok := c.declared.Load(exchange); ok {
+		return nil
 	}
-	c.fanoutMu.Unlock()
+	done := c.declaring.DoChan(exchange, func() (any, error) {
+		err := c.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil)
+		if err == nil {
+			c.declared.Store(exchange, true)
+		}
+		return nil, err
+	})
 	select {
-	case <-done:
+	case r := <-done:
+		if r.Err != nil { // it has cost the channel
+			return errNotSent
+		}
 		return nil
 	case <-c.lost:
 		return errNotSent

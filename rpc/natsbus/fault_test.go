@@ -399,3 +399,33 @@ func TestPassedOn(t *testing.T) {
 func durable(id string) *bus.Message {
 	return rpctest.Message(id, "cast t.keep 1.0 at-least-once", "{}")
 }
+
+// TestOldestFirst: dead letters are shown in the order in which they came.
+func TestOldestFirst(t *testing.T) {
+	t.Parallel()
+	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())
+	const dlq, total = "backup.dlq", 200
+	if err := b.CreateTopic(limited(t), dlq); err != nil {
+		t.Fatal(err)
+	}
+	for i := range total {
+		letter := rpctest.Message(strconv.Itoa(i), "cast backup.keep 1.0 at-least-once", "{}")
+		letter.Dead = &bus.Dead{Reason: "test", Topic: "backup", At: time.Now()}
+		if err := b.Publish(limited(t), dlq, letter); err != nil {
+			t.Fatal(err)
+		}
+	}
+	next := 0
+	if err := rpc.DeadLetters(limited(t), b, iface, func(l *rpc.DeadLetter) rpc.Verdict {
+		if l.ID != strconv.Itoa(next) {
+			t.Errorf("letter %s came as number %d", l.ID, next)
+		}
+		next++
+		return rpc.Drop
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if next != total {
+		t.Errorf("%d letters, want %d", next, total)
+	}
+}

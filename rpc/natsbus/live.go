@@ -31,13 +31,13 @@ type live struct {
 	s       bus.Subscription
 	out     chan *bus.Delivery
 	end     <-chan struct{} // closed when the subscription ends
+	kept    *backlog        // messages that are not refused: those of a Private topic, and fanouts
 	handing sync.WaitGroup  // goroutines that may write to out
 
 	mu    sync.Mutex
-	calls int  // messages that wait and may be refused
-	other int  // other messages that wait
-	bytes int  // of the payloads of both
-	taken int  // received and not settled; Live only
+	waits int  // messages that wait for a slot, besides those kept
+	bytes int  // of their payloads
+	taken int  // received and not settled, of these
 	ended bool // no more is taken
 }
 
@@ -45,7 +45,8 @@ type live struct {
 func (b *Bus) subscribeLive(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	s.Slots = max(s.Slots, 1)
 	ctx, end := context.WithCancel(ctx)
-	l := &live{bus: b, s: s, out: make(chan *bus.Delivery), end: ctx.Done()}
+	out := make(chan *bus.Delivery)
+	l := &live{bus: b, s: s, out: out, end: ctx.Done(), kept: newBacklog(out, ctx.Done())}
 	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
 	c, epoch, err := b.link.Get(try)
@@ -99,6 +100,7 @@ func drain(subs []*nats.Subscription) {
 
 // run renews the subscriptions on each new connection until ctx ends.
 func (l *live) run(ctx, epoch context.Context, c *conn, subs []*nats.Subscription) {
+	l.handing.Go(l.kept.run)
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -145,7 +147,7 @@ func (l *live) take(msg *nats.Msg) {
 // takeOther takes a message that cannot be refused: of a Private topic, or one that is fanned out. It is dropped if too
 // many wait.
 func (l *live) takeOther(msg *nats.Msg) {
-	w := &waiting{live: l, msg: msg, m: unmarshal(msg), kept: true}
+	w := &waiting{live: l, msg: msg, m: unmarshal(msg)}
 	if w.m.Kind == bus.Reply || w.m.Kind == bus.Heartbeat {
 		if s := l.bus.link.State(); s.Epoch != nil {
 			s.Conn.sends.heard(w.m.Correlation)
@@ -154,11 +156,11 @@ func (l *live) takeOther(msg *nats.Msg) {
 	if w.m.Kind != bus.Fanout && parseAnswerSubject(msg.Reply) == 0 {
 		w.answer(answerTaken) // the release before waits for it
 	}
-	if l.s.Receive != nil {
-		l.s.Receive(bus.NewDelivery(w.m, false, nil))
-		return
-	}
-	if !l.handOut(w, 0, false) {
+	d := bus.NewDelivery(w.m, false, nil)
+	switch {
+	case l.s.Receive != nil:
+		l.s.Receive(d)
+	case !l.kept.add(d, otherRoom, l.bus.cfg.MaxInFlight):
 		l.bus.cfg.Logger.Warn("message dropped, too many wait for a handler", "subject", msg.Subject)
 	}
 }
@@ -168,42 +170,33 @@ type waiting struct {
 	live        *live
 	msg         *nats.Msg
 	m           *bus.Message
-	kept        bool // it cannot be refused
 	redelivered bool
 }
 
-// handOut hands a message out, within hold unless that is zero, and reports whether it does. One that is not handed out
-// in time is refused later. now asks for a slot that is free.
+// handOut hands a message out within hold, and reports whether it tries: then it refuses the message later if no slot
+// becomes free. now asks for a slot that is free.
 func (l *live) handOut(w *waiting, hold time.Duration, now bool) bool {
 	size := len(w.msg.Data)
-	n, room := &l.calls, max(l.s.Slots, liveRoom)
-	if w.kept {
-		n, room = &l.other, otherRoom
-	}
 	l.mu.Lock()
-	waits := l.calls + l.other
-	if l.ended || *n >= room || waits > 0 && l.bytes+size > l.bus.cfg.MaxInFlight || now && (waits > 0 || l.taken >= l.s.Slots) {
+	full := l.waits >= max(l.s.Slots, liveRoom) || l.waits > 0 && l.bytes+size > l.bus.cfg.MaxInFlight
+	if l.ended || full || now && (l.waits > 0 || l.taken >= l.s.Slots) {
 		l.mu.Unlock()
 		return false
 	}
-	*n++
+	l.waits++
 	l.bytes += size
 	l.handing.Add(1)
 	l.mu.Unlock()
-	var settler bus.Settler // a Private topic needs no acknowledgements
-	if l.s.Mode == bus.Live {
-		settler = w
-	}
-	d := bus.NewDelivery(w.m, w.redelivered, settler)
+	d := bus.NewDelivery(w.m, w.redelivered, w)
 	handed := func(ok bool) {
 		l.mu.Lock()
-		*n--
+		l.waits--
 		l.bytes -= size
-		if ok && settler != nil {
+		if ok {
 			l.taken++
 		}
 		l.mu.Unlock()
-		if !ok && !w.kept {
+		if !ok {
 			w.answer(answerBusy)
 		}
 		l.handing.Done()
@@ -215,16 +208,12 @@ func (l *live) handOut(w *waiting, hold time.Duration, now bool) bool {
 	default:
 	}
 	go func() { // ends when it is handed out or refused
-		var late <-chan time.Time
-		if hold > 0 {
-			t := time.NewTimer(hold)
-			defer t.Stop()
-			late = t.C
-		}
+		t := time.NewTimer(hold)
+		defer t.Stop()
 		select {
 		case l.out <- d:
 			handed(true)
-		case <-late:
+		case <-t.C:
 			handed(false)
 		case <-l.end:
 			handed(false)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -48,10 +49,8 @@ type shared struct {
 	bus           *Bus
 	topic, stream string
 	slots         int
-	out           chan *bus.Delivery
-	end           <-chan struct{} // closed when the subscription ends
-	handing       sync.WaitGroup  // goroutines that may write to out
-	settled       chan struct{}   // holds a token when something was settled
+	backlog       *backlog
+	settled       chan struct{} // holds a token when something was settled
 
 	mu        sync.Mutex
 	conn      *conn          // nil while nothing is requested
@@ -62,6 +61,7 @@ type shared struct {
 	heard     time.Time      // when JetStream was last heard of
 	held      map[string]int // what has come and is not settled: by the subject for its acknowledgement, its bytes
 	bytes     int            // the sum of these
+	over      bool           // nothing is handed out any more
 	err       error          // why nothing is consumed
 }
 
@@ -149,8 +149,8 @@ func (b *Bus) declare(ctx context.Context, js jetstream.JetStream, topic string)
 func (b *Bus) subscribeShared(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	ctx, end := context.WithCancel(ctx)
 	q := &shared{
-		bus: b, topic: s.Topic, stream: b.stream(s.Topic), slots: max(s.Slots, 1), end: ctx.Done(),
-		out: make(chan *bus.Delivery), settled: make(chan struct{}, 1), held: make(map[string]int), requests: make(map[string]int),
+		bus: b, topic: s.Topic, stream: b.stream(s.Topic), slots: max(s.Slots, 1), backlog: newBacklog(make(chan *bus.Delivery), ctx.Done()),
+		settled: make(chan struct{}, 1), held: make(map[string]int), requests: make(map[string]int),
 	}
 	stop := context.AfterFunc(b.life, end) //nolint:contextcheck // the bus's own life
 	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
@@ -167,20 +167,29 @@ func (b *Bus) subscribeShared(ctx context.Context, s bus.Subscription) (<-chan *
 		end()
 		return nil, err
 	}
-	return q.out, nil
+	return q.backlog.out, nil
 }
 
 // run consumes until ctx ends, and then waits until what was received is settled.
 func (q *shared) run(ctx context.Context) {
 	q.bus.watch(q, true)
 	defer q.bus.watch(q, false)
+	var handing sync.WaitGroup
+	handing.Go(q.backlog.run)
 	for ctx.Err() == nil {
 		if c, epoch, err := q.bus.link.Get(ctx); err == nil {
 			q.consume(ctx, epoch, c)
 		}
 	}
-	q.handing.Wait()
-	close(q.out)
+	handing.Wait()
+	q.mu.Lock()
+	q.over = true
+	q.mu.Unlock()
+	for _, d := range q.backlog.rest() {
+		handing.Go(func() { q.putBack(d) }) //nolint:contextcheck // it has a time of its own
+	}
+	handing.Wait()
+	close(q.backlog.out)
 	q.linger()
 }
 
@@ -288,10 +297,13 @@ func (q *shared) take(msg *nats.Msg) {
 			q.err = nil
 			q.held[msg.Reply] = len(msg.Data)
 			q.bytes += len(msg.Data)
-			q.handing.Add(1)
-			d := bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &stored{q, msg.Reply})
-			go q.handOut(d) // ends when it is handed out, or with the subscription
 			q.requestLocked()
+			d := bus.NewDelivery(unmarshal(msg), md.NumDelivered > 1, &stored{q, msg.Reply})
+			if q.over {
+				go q.putBack(d) // linger waits for it
+			} else {
+				q.backlog.add(d, math.MaxInt, math.MaxInt)
+			}
 		}
 	case "404", "408": // its time is over
 		q.endRequestLocked(msg)
@@ -314,15 +326,9 @@ func (q *shared) endRequestLocked(msg *nats.Msg) {
 	q.requested = max(q.requested-left, 0)
 }
 
-// handOut hands a message out, or publishes it again when the subscription has ended: given back it would come marked
+// putBack publishes a message again that was not received when the subscription ended: given back it would come marked
 // as redelivered, and count as lost with its server. One that is marked already keeps the mark.
-func (q *shared) handOut(d *bus.Delivery) {
-	defer q.handing.Done()
-	select {
-	case q.out <- d:
-		return
-	case <-q.end:
-	}
+func (q *shared) putBack(d *bus.Delivery) {
 	if !d.Redelivered && q.bus.link.State().Epoch != nil {
 		ctx, cancel := context.WithTimeout(q.bus.life, putBackTime)
 		defer cancel()

@@ -27,7 +27,9 @@ func (p plain) CreateTopic(ctx context.Context, topic string) error {
 	return p.bus.CreateTopic(ctx, topic)
 }
 
-func (p plain) Capabilities() bus.Capabilities { return bus.Capabilities{NoConsumer: true} }
+func (p plain) Capabilities() bus.Capabilities {
+	return bus.Capabilities{NoConsumer: true, LiveTopics: true}
+}
 
 func (p plain) Close() error { return p.bus.Close() }
 

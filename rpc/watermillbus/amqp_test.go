@@ -88,5 +88,5 @@ func TestBusAMQP(t *testing.T) {
 		t.Helper()
 		prefix := "test." + strings.ToLower(rand.Text())
 		return stockAMQP(t, url, prefix), stockAMQP(t, url, prefix)
-	}, "noconsumer", "gone", "busy", "restarts")
+	}, "busy", "restarts")
 }

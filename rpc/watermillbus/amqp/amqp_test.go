@@ -44,7 +44,7 @@ func TestBus(t *testing.T) {
 		t.Helper()
 		exchange := newExchange()
 		return open(t, broker, exchange), open(t, broker, exchange)
-	}, "noconsumer", "gone", "busy", "restarts")
+	}, "busy", "restarts")
 }
 
 // TestStart: errors of the start say what is wrong, without the password.
