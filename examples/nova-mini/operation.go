@@ -19,29 +19,49 @@ import (
 
 // operationCommand manages the operations on servers.
 func (f *flags) operationCommand() *cobra.Command {
-	with := func(do func(ctx context.Context, ops *operation.Store, args []string) error) func(*cobra.Command, []string) error {
-		return func(cmd *cobra.Command, args []string) error {
-			return f.withSchema(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
-				return do(ctx, operation.NewStore(d), args)
-			})
-		}
+	var why string
+	cancel := &cobra.Command{
+		Use: "cancel ID...", Short: "Cancel operations, and undo the steps that they have done", Args: cobra.MinimumNArgs(1),
+		RunE: f.eachOperation("is canceled", func(ctx context.Context, ops *operation.Store, id string) error { return ops.Cancel(ctx, id, why) }),
 	}
-	each := func(done string, do func(ctx context.Context, ops *operation.Store, id string) error) func(*cobra.Command, []string) error {
-		return with(func(ctx context.Context, ops *operation.Store, ids []string) error {
-			for _, id := range ids {
-				if err := do(ctx, ops, id); err != nil {
-					return err
-				}
-				if _, err := fmt.Fprintf(f.out, "%s %s\n", id, done); err != nil {
-					return err
-				}
-			}
-			return nil
+	cancel.Flags().StringVar(&why, "reason", "an operator canceled it", "text of the operations' error")
+	retry := &cobra.Command{
+		Use: "retry ID...", Short: "Restart operations that failed, timed out or were canceled", Args: cobra.MinimumNArgs(1),
+		RunE: f.eachOperation("restarts", func(ctx context.Context, ops *operation.Store, id string) error { return ops.Retry(ctx, id) }),
+	}
+	cmd := &cobra.Command{Use: "operation", Short: "Manage the operations on servers"}
+	cmd.AddCommand(f.listOperations(), f.showOperations(), cancel, retry)
+	return cmd
+}
+
+// withOperations returns the function of a command that reads or changes operations.
+func (f *flags) withOperations(do func(ctx context.Context, ops *operation.Store, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return f.withSchema(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
+			return do(ctx, operation.NewStore(d), args)
 		})
 	}
+}
+
+// eachOperation returns the function of a command that changes each operation it names, and prints what has happened to it.
+func (f *flags) eachOperation(done string, do func(ctx context.Context, ops *operation.Store, id string) error) func(*cobra.Command, []string) error {
+	return f.withOperations(func(ctx context.Context, ops *operation.Store, ids []string) error {
+		for _, id := range ids {
+			if err := do(ctx, ops, id); err != nil {
+				return err
+			}
+			if _, err := fmt.Fprintf(f.out, "%s %s\n", id, done); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func (f *flags) listOperations() *cobra.Command {
 	var filter operation.Filter
-	var state, why string
-	list := &cobra.Command{
+	var state string
+	cmd := &cobra.Command{
 		Use: "list", Short: "List operations, the newest first", Args: noArguments,
 		PreRunE: func(*cobra.Command, []string) error {
 			if state != "" && !slices.Contains(states, state) {
@@ -52,7 +72,7 @@ func (f *flags) operationCommand() *cobra.Command {
 			}
 			return nil
 		},
-		RunE: with(func(ctx context.Context, ops *operation.Store, _ []string) (err error) {
+		RunE: f.withOperations(func(ctx context.Context, ops *operation.Store, _ []string) (err error) {
 			filter.State = operation.State(state)
 			var found []operation.Operation
 			if filter.Limit > 0 { // with limit 0 the list is empty
@@ -69,17 +89,20 @@ func (f *flags) operationCommand() *cobra.Command {
 			return w.Flush()
 		}),
 	}
-	flags := list.Flags()
+	flags := cmd.Flags()
 	flags.StringVar(&filter.Resource, "server", "", "only operations on this server")
 	flags.StringVar(&filter.Kind, "kind", "", "only operations of this kind, such as server.create")
 	flags.StringVar(&state, "state", "", "only operations in this state: "+strings.Join(states, ", "))
 	flags.BoolVar(&filter.Open, "open", false, "only operations that have not ended")
 	flags.IntVar(&filter.Limit, "limit", 100, "highest number of operations")
 	flags.StringVar(&filter.Marker, "marker", "", "ID of the last operation of the previous page")
+	return cmd
+}
 
-	show := &cobra.Command{
+func (f *flags) showOperations() *cobra.Command {
+	return &cobra.Command{
 		Use: "show ID...", Short: "Show operations as JSON, with each attempt at each step", Args: cobra.MinimumNArgs(1),
-		RunE: with(func(ctx context.Context, ops *operation.Store, ids []string) error {
+		RunE: f.withOperations(func(ctx context.Context, ops *operation.Store, ids []string) error {
 			out := json.NewEncoder(f.out)
 			out.SetIndent("", "  ")
 			for _, id := range ids {
@@ -94,18 +117,6 @@ func (f *flags) operationCommand() *cobra.Command {
 			return nil
 		}),
 	}
-	cancel := &cobra.Command{
-		Use: "cancel ID...", Short: "Cancel operations, and undo the steps that they have done", Args: cobra.MinimumNArgs(1),
-		RunE: each("is canceled", func(ctx context.Context, ops *operation.Store, id string) error { return ops.Cancel(ctx, id, why) }),
-	}
-	cancel.Flags().StringVar(&why, "reason", "an operator canceled it", "text of the operations' error")
-	retry := &cobra.Command{
-		Use: "retry ID...", Short: "Restart operations that failed, timed out or were canceled", Args: cobra.MinimumNArgs(1),
-		RunE: each("restarts", func(ctx context.Context, ops *operation.Store, id string) error { return ops.Retry(ctx, id) }),
-	}
-	cmd := &cobra.Command{Use: "operation", Short: "Manage the operations on servers"}
-	cmd.AddCommand(list, show, cancel, retry)
-	return cmd
 }
 
 // states are the states of operations.

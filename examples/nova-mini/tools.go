@@ -85,58 +85,15 @@ var errNotTried = errors.New("not tried")
 
 // checkOnline connects to each service that the options name. The error has all that do not work.
 func (o *options) checkOnline(ctx context.Context, w io.Writer, of []string) error {
-	log := slog.New(slog.DiscardHandler) // errors are returned, not logged
 	var errs []error
 	for _, a := range []struct {
 		of, section, option string
 		ask                 func(ctx context.Context) error
 	}{
-		{"api conductor scheduler compute", "DEFAULT", "transport_url", func(ctx context.Context) error {
-			bus, err := o.openBus(log)
-			if err != nil {
-				return err
-			}
-			err = bus.Start(ctx)
-			if err == nil {
-				err = errors.Join(bus.Check(ctx), bus.Stop(ctx))
-			}
-			return err
-		}},
-		{"api conductor scheduler", "database", "connection", func(ctx context.Context) error {
-			cfg, err := o.databaseConfig(o.Database.Connection)
-			if err != nil {
-				return err
-			}
-			d, err := db.Open(ctx, cfg)
-			if err != nil {
-				return err
-			}
-			return errors.Join(db.Check(ctx, d, store.Migrations()), d.Close())
-		}},
-		{"api all-in-one", "keystone_authtoken", "auth_url", func(ctx context.Context) error {
-			who, err := o.identity(log)
-			if err != nil {
-				return err
-			}
-			if who.part == nil {
-				return errNotTried
-			}
-			defer who.part.Stop(ctx)                     //nolint:errcheck // it closes idle connections
-			return who.part.(service.Checker).Check(ctx) //nolint:forcetypeassert // it is one
-		}},
-		{"compute all-in-one", "DEFAULT", "compute_driver", func(ctx context.Context) error {
-			cfg, err := o.driverConfig(o.Host)
-			if err != nil {
-				return err
-			}
-			cfg.Logger = log
-			p, err := drivers().Launch(ctx, compute.Kind, o.ComputeDriver, cfg)
-			if err != nil {
-				return err
-			}
-			_, err = p.Driver().Info(ctx)
-			return errors.Join(err, p.Close(ctx))
-		}},
+		{"api conductor scheduler compute", "DEFAULT", "transport_url", o.askBus},
+		{"api conductor scheduler", "database", "connection", o.askDatabase},
+		{"api all-in-one", "keystone_authtoken", "auth_url", o.askKeystone},
+		{"compute all-in-one", "DEFAULT", "compute_driver", o.askDriver},
 	} {
 		if !slices.ContainsFunc(strings.Fields(a.of), func(s string) bool { return slices.Contains(of, s) }) {
 			continue
@@ -153,6 +110,58 @@ func (o *options) checkOnline(ctx context.Context, w io.Writer, of []string) err
 		cancel()
 	}
 	return errors.Join(errs...)
+}
+
+// quiet is the logger of the functions that ask a service: they return errors and do not log them.
+var quiet = slog.New(slog.DiscardHandler)
+
+func (o *options) askBus(ctx context.Context) error {
+	bus, err := o.openBus(quiet)
+	if err != nil {
+		return err
+	}
+	if err = bus.Start(ctx); err == nil {
+		err = errors.Join(bus.Check(ctx), bus.Stop(ctx))
+	}
+	return err
+}
+
+func (o *options) askDatabase(ctx context.Context) error {
+	cfg, err := o.databaseConfig(o.Database.Connection)
+	if err != nil {
+		return err
+	}
+	d, err := db.Open(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	return errors.Join(db.Check(ctx, d, store.Migrations()), d.Close())
+}
+
+func (o *options) askKeystone(ctx context.Context) error {
+	who, err := o.identity(quiet)
+	if err != nil {
+		return err
+	}
+	if who.part == nil {
+		return errNotTried
+	}
+	defer who.part.Stop(ctx)                     //nolint:errcheck // it closes idle connections
+	return who.part.(service.Checker).Check(ctx) //nolint:forcetypeassert // it is one
+}
+
+func (o *options) askDriver(ctx context.Context) error {
+	cfg, err := o.driverConfig(o.Host)
+	if err != nil {
+		return err
+	}
+	cfg.Logger = quiet
+	p, err := drivers().Launch(ctx, compute.Kind, o.ComputeDriver, cfg)
+	if err != nil {
+		return err
+	}
+	_, err = p.Driver().Info(ctx)
+	return errors.Join(err, p.Close(ctx))
 }
 
 // policyCommand has the commands about rules.

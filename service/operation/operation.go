@@ -191,17 +191,24 @@ func (s *Store) begin(ctx context.Context, r row, preempts bool) (string, error)
 			events, input, data, error_code, error, fence, owner, due_at, deadline_at, timeout_ms, request_id, global_request_id, traceparent, project_id, user_id, created_at, updated_at)
 			VALUES (:id, :kind, :resource, :active, :priority, :state, :outcome, :step, :step_name, :entry, :reported, :attempts, :waits,
 			:events, :input, :data, :error_code, :error, :fence, :owner, :due_at, :deadline_at, :timeout_ms, :request_id, :global_request_id, :traceparent, :project_id, :user_id, :created_at, :updated_at)`, r)
-		if err = db.Error(err); errors.Is(err, fault.Conflict) { // the column active is unique
-			if other, readErr := s.readActive(ctx, tx, r.Resource, ""); readErr == nil && other != nil {
-				return busyError(&r, other)
-			}
-		}
-		return err
+		return s.insertError(ctx, tx, &r, db.Error(err))
 	})
 	if err != nil {
 		return "", err
 	}
 	return r.ID, nil
+}
+
+// insertError returns ErrBusy for the error of an insertion that has met another operation, because the column active is
+// unique.
+func (s *Store) insertError(ctx context.Context, tx *sqlx.Tx, r *row, err error) error {
+	if !errors.Is(err, fault.Conflict) {
+		return err
+	}
+	if other, readErr := s.readActive(ctx, tx, r.Resource, ""); readErr == nil && other != nil {
+		return busyError(r, other)
+	}
+	return err
 }
 
 // preempt ends the operation whose place a new one takes, unless it is of the same kind.

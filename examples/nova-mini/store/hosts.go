@@ -208,13 +208,6 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
 	}
-	instance := membership.Instance{ID: r.Instance}
-	if r.Claim != nil && r.Claim.ID == r.Instance {
-		instance = membership.Instance(*r.Claim)
-	}
-	join := func() error {
-		return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: instance})
-	}
 	if s.reports.isKnown(ctx, s.claims, r, ratios) {
 		err := s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)
 		if !errors.Is(err, fault.NotFound) && !errors.Is(err, membership.ErrHeld) { // these errors are handled below
@@ -223,7 +216,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	}
 	err := s.HoldsHost(ctx, r.Host, r.Instance)
 	if r.Instance == "" && errors.Is(err, membership.ErrHeld) {
-		err = join() // a worker of a release that claims no hosts gets the host once the owner of the host is down
+		err = s.joinReporter(ctx, r) // a worker of a release that claims no hosts gets the host once the owner of the host is down
 	}
 	if err != nil {
 		return err
@@ -234,14 +227,31 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	}
 	err = s.members.Heartbeat(ctx, ComputeBinary, r.Host, r.Instance)
 	if errors.Is(err, fault.NotFound) { // the service is new, or an operator has removed it
-		if err = join(); err == nil {
+		if err = s.joinReporter(ctx, r); err == nil {
 			err = s.Number(ctx, ComputeBinary, r.Host)
 		}
 	}
 	if err != nil {
 		return err
 	}
-	err = s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
+	if err = s.recordDriver(ctx, r); err == nil {
+		s.reports.put(r, ratios, generation)
+	}
+	return err
+}
+
+// joinReporter makes the process that reports a host its owner.
+func (s *Store) joinReporter(ctx context.Context, r *compute.HostReport) error {
+	instance := membership.Instance{ID: r.Instance}
+	if r.Claim != nil && r.Claim.ID == r.Instance {
+		instance = membership.Instance(*r.Claim)
+	}
+	return s.members.Join(ctx, membership.Self{Kind: ComputeBinary, Host: r.Host, Version: 1, Instance: instance})
+}
+
+// recordDriver records the driver of a host. A host that is new gets the next number.
+func (s *Store) recordDriver(ctx context.Context, r *compute.HostReport) error {
+	return s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error {
 		n, err := db.Exec(ctx, tx, `UPDATE hosts SET driver = ?, driver_version = ? WHERE name = ?`, r.Driver, r.DriverVersion, r.Host)
 		if err != nil || n > 0 {
 			return err
@@ -253,10 +263,6 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 		_, err = db.Exec(ctx, tx, `INSERT INTO hosts (id, name, driver, driver_version) VALUES (?, ?, ?, ?)`, id, r.Host, r.Driver, r.DriverVersion)
 		return err
 	})
-	if err == nil {
-		s.reports.put(r, ratios, generation)
-	}
-	return err
 }
 
 // reports caches, for each host, the last report that this process has written. A report that changes nothing then
