@@ -103,7 +103,7 @@ var (
 	// EndDestroy reports that nothing is left of a server on the host. Conflict: it is not
 	// deleted on that host.
 	EndDestroy = rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1}
-	// ReportHost is a worker's sign of life, with what its host has.
+	// ReportHost is a worker's heartbeat, with what its host has.
 	ReportHost = rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1}
 	// ClaimHost makes a process the one that does a host's work. Unavailable, with the reason
 	// MemberHeld and a text that names the process: another one does, and is up. Since 1.2 every
