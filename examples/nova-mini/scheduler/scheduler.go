@@ -48,7 +48,7 @@ type Service struct {
 // RefreshInterval is how often [Service.Refresh] should be called. A decision is made from hosts that are older by
 // the time between two calls, at most maxAge: the claim decides, see [placement.Placer].
 const (
-	RefreshInterval = time.Second
+	RefreshInterval = 2 * time.Second
 	maxAge          = 5 * time.Second
 )
 
