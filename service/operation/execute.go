@@ -182,7 +182,7 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 		return false
 	case back:
 		return x.goTo(ctx, s, g, data, began)
-	case s.retry.again(err, x.row.Attempts):
+	case s.retry.allows(err, x.row.Attempts):
 		x.retryStep(ctx, s, err, began)
 		return false
 	default:
