@@ -1,16 +1,13 @@
-// Package armature is the root of a module of packages for building
-// OpenStack-like components: services that take requests, choose hosts, and do
-// the work there through drivers. It has no code itself. This is a tour; each
-// package's own documentation has the contracts.
+// Package armature is the root of a module of packages for building OpenStack-like components: services that accept requests,
+// choose hosts, and do the work on these hosts through drivers. This package has no code. Its documentation is a tour of the
+// packages; the documentation of each package has the contracts.
 //
-// The example throughout is a component that backs up volumes. What its services
-// share is one package of plain declarations.
+// The example is a component that backs up volumes. Its services share one package of plain declarations.
 //
 // # fault: errors that survive every boundary
 //
-// An error that a caller may act on has a code, and where that is too coarse a
-// reason. It keeps both through an RPC and becomes the right HTTP status;
-// errors.Is works on either side.
+// An error that a caller may act on has a code, and, where the code is too coarse, a reason. An RPC carries both, and package
+// api maps the code to an HTTP status. errors.Is works on both sides of an RPC.
 //
 //	var ErrFull = fault.Sentinel(fault.Exhausted, "DiskFull", "the disk is full")
 //
@@ -18,10 +15,9 @@
 //		return errors.Is(err, fault.Unavailable) || errors.Is(err, ErrFull)
 //	}
 //
-// # reqctx: who asked
+// # reqctx: the request and its user
 //
-// The request's id and its user travel in the context, from the API service to
-// the worker, and onto each line of the log.
+// The context carries the request's id and its user from the API service to the worker service, and into each log line.
 //
 //	func logger() *slog.Logger {
 //		return slog.New(reqctx.LogHandler(slog.NewJSONHandler(os.Stderr, nil)))
@@ -33,9 +29,8 @@
 //
 // # rpc: calls over a message bus
 //
-// A method is one value that both sides import, so names and types cannot drift
-// apart. Delivery is a promise of the method: [rpc.AtMostOnce] for what a caller
-// waits for, [rpc.AtLeastOnce] for what must not be lost.
+// A method is one value that both sides import, so that names and types always agree. Each method declares its delivery:
+// [rpc.AtMostOnce] for calls, whose caller waits for the result, [rpc.AtLeastOnce] for messages that must not be lost.
 //
 //	type Request struct{ Volume string }
 //	type Result struct{ GiB int }
@@ -66,9 +61,8 @@
 //		return err
 //	}
 //
-// Messages go over a bus: package membus inside one process, package amqpbus
-// over RabbitMQ, package natsbus over NATS. Package rpctest makes a server and its client in one line of a
-// test.
+// A bus carries the messages: package membus inside one process, package amqpbus over RabbitMQ, package natsbus over NATS. In a
+// test, one call of package rpctest creates a server and its client.
 //
 //	func openBus(urls []string) (bus.Bus, error) {
 //		if len(urls) == 0 {
@@ -77,10 +71,10 @@
 //		return amqpbus.New(amqpbus.Config{URLs: urls, Exchange: "backup"})
 //	}
 //
-// # scheduler: which host
+// # scheduler: choosing a host
 //
-// Filters turn hosts away and say why, in numbers; weighers order those that
-// are left. The decision is data that names every host.
+// Filters reject hosts, with a reason in numbers. Weighers rank the feasible hosts. The decision is data: it has the scores or the
+// rejection reason of every host.
 //
 //	type Node struct {
 //		Host string
@@ -110,13 +104,12 @@
 //		return s.Rank(ctx, gib, nodes) // ErrNoValidHost: "no valid host: 0 of 4 hosts: 4 room"
 //	}
 //
-// Package placement has the filters and weighers of Nova and Cinder, and claims:
-// what was chosen is taken of its host in one transaction, so that no two
-// schedulers give away the same room. A host that embeds a placement.Provider
-// goes through all of them.
+// Package placement has the filters and weighers of Nova and Cinder, and claims. A claim reserves resources of the chosen host in
+// one transaction, so that two schedulers cannot give away the same capacity. All filters and weighers accept a host that embeds a
+// placement.Provider.
 //
 //	func claim(ctx context.Context, s placement.Store, volume, node string, gib int64) error {
-//		return s.Claim(ctx, placement.Claim{ // ErrNoRoom: the next host, please
+//		return s.Claim(ctx, placement.Claim{ // ErrNoRoom: try the next host
 //			Consumer:    volume,
 //			Allocations: []placement.Allocation{{Provider: node, Resources: map[string]int64{"DISK_GB": gib}}},
 //		})
@@ -124,9 +117,8 @@
 //
 // # driver: many technologies behind one interface
 //
-// A component embeds [driver.Driver] in the interface that its vendors
-// implement; one line of the configuration names the driver: one that is built in, or
-// a vendor's program, in any language that has gRPC, which is watched and restarted.
+// A component embeds [driver.Driver] in the interface that its vendors implement. One option names the driver: a built-in driver, or
+// a vendor's program in any language that has gRPC, which is supervised and restarted.
 //
 //	type Store interface {
 //		driver.Driver
@@ -142,8 +134,8 @@
 //
 // # db: MySQL, or SQLite in one process
 //
-// The handle is sqlx's. A transaction is run again when the database gave it up
-// for another one, and errors have codes.
+// The handle is a *sqlx.DB. A transaction runs again if the database has aborted it because of another transaction. Errors have
+// codes.
 //
 //	func database(ctx context.Context, url string, migrations fs.FS) (*sqlx.DB, error) {
 //		d, err := db.Open(ctx, db.Config{URL: url}) // mysql://user:password@host/backup, sqlite:///path/backup.db
@@ -153,7 +145,7 @@
 //		return d, db.Migrate(ctx, d, migrations)
 //	}
 //
-//	func take(ctx context.Context, d *sqlx.DB, host string, gib int) error {
+//	func claimSpace(ctx context.Context, d *sqlx.DB, host string, gib int) error {
 //		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 //			res, err := tx.ExecContext(ctx, `UPDATE nodes SET free = free - ? WHERE host = ? AND free >= ?`, gib, host, gib)
 //			if err != nil {
@@ -166,8 +158,8 @@
 //		})
 //	}
 //
-// A change of state is a compare-and-swap, and a list is read in pages that each
-// cost the same. docs/database.md has the rest: replicas, history, upgrades.
+// A change of state is a compare-and-swap. A list is read in pages, and every page costs the same. docs/database.md describes the
+// rest: replicas, history, upgrades.
 //
 //	func remove(ctx context.Context, d *sqlx.DB, volume string) error {
 //		return db.UpdateIf(ctx, d, db.Update{ // Conflict: "volumes id=photos: status is in-use, not available"
@@ -184,9 +176,8 @@
 //
 // # service: the life of a process
 //
-// Parts start in order. On SIGTERM they stop in reverse, under one deadline, and
-// what runs is waited for. Package config reads the options, package api is the
-// REST scaffold.
+// Parts start in order. On SIGTERM they stop in reverse order, under one deadline, after running work has ended. Package config
+// reads the options, package api serves REST.
 //
 //	type Options struct {
 //		Driver string `ini:"backup_driver" default:"fake" help:"where backups go"`
@@ -209,20 +200,20 @@
 //		return app.Run(ctx)
 //	}
 //
-// # service/auth and service/policy: who asks, and what they may
+// # service/auth and service/policy: identity and permissions
 //
-// Keystone, or static tokens, say who asks. Rules in code, in oslo.policy's language, say
-// who may, unless an operator's file says something else.
+// Package auth identifies the client, by Keystone or by static tokens. Package policy decides what the client may do, by rules in
+// oslo.policy's language. The rules are in the code, and an operator's file can replace them.
 //
-//	func door(app *service.App, k *auth.Keystone) (*api.Mux, error) {
+//	func newAPI(app *service.App, k *auth.Keystone) (*api.Mux, error) {
 //		rules, err := policy.New([]policy.Rule{
 //			{Name: "backup:show", Check: "role:admin or project_id:%(project_id)s", Description: "Show a backup"},
 //		}, policy.Config{File: "/etc/backup/policy.yaml"})
 //		if err != nil {
 //			return nil, err
 //		}
-//		app.Add("policy", rules) // read again on SIGHUP
-//		app.Add("keystone", k)   // ready when Keystone is
+//		app.Add("policy", rules) // reloaded on SIGHUP
+//		app.Add("keystone", k)   // ready when Keystone answers
 //		mux := api.New(api.Config{
 //			Authenticate: k.Authenticate, Challenge: k.Challenge(), Enforce: rules.Enforce,
 //			Microversions: &api.Microversions{Service: "backup", Min: "1.0", Max: "1.7", Prefix: "/v1"},
@@ -234,11 +225,10 @@
 //		return mux, nil
 //	}
 //
-// # service/membership and service/operation: who lives, and work that ends
+// # service/membership and service/operation: services that are up, and work that always ends
 //
-// A service is a member while its heartbeats arrive, by the database's clock. What was
-// accepted is an operation: a row that is written in the transaction of the change, and
-// that some process brings to its end, whichever process dies.
+// A service is a member, and is up while its heartbeats arrive, by the database's clock. An accepted request is an operation: a row
+// that is written in the transaction of the change. If the process that runs an operation dies, another process continues it.
 //
 //	var Archive = operation.Kind[Request]{Name: "backup.archive", Timeout: time.Hour}
 //
@@ -257,6 +247,6 @@
 //		app.Add("operations", runner)
 //	}
 //
-// All of it together in one file is examples/hello, which docs/tutorial.md builds, and with
-// all that a real one has examples/nova-mini; docs/architecture.md has the picture.
+// examples/hello is a whole component in one file, which docs/tutorial.md builds. examples/nova-mini is a component with all that
+// production needs. docs/architecture.md has the picture.
 package armature

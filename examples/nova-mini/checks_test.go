@@ -42,7 +42,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 	}{
 		{"bus, no scheme", "conductor", strings.Replace(good, "rabbit://", "", 1), "FILE:2: [DEFAULT] transport_url", "has no scheme"},
 		{"bus, another scheme", "conductor", strings.Replace(good, "rabbit://", "kafka://", 1), "FILE:2: [DEFAULT] transport_url", "want amqp, amqps"},
-		{"bus, a port that is none", "conductor", strings.Replace(good, "127.0.0.1:1/\n", "127.0.0.1:x/\n", 1), "FILE:2: [DEFAULT] transport_url", ""},
+		{"bus, an invalid port", "conductor", strings.Replace(good, "127.0.0.1:1/\n", "127.0.0.1:x/\n", 1), "FILE:2: [DEFAULT] transport_url", ""},
 		{"bus, missing", "conductor", strings.Replace(good, "transport_url = rabbit://u:hush@127.0.0.1:1/\n", "", 1), "[DEFAULT] transport_url", "is not set; use rabbit://"},
 		{"bus, a queue's name", "conductor", good + "[DEFAULT]\ncontrol_exchange = a b\n", "FILE:9: [DEFAULT] control_exchange", "does not match"},
 		{"database, another scheme", "api", strings.Replace(good, "mysql://", "postgresql://", 1), "FILE:5: [database] connection", "want mysql://"},
@@ -54,7 +54,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"port negative", "api", good + "[DEFAULT]\nosapi_compute_listen_port = -1\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "less than 0"},
 		{"port, not a number", "api", good + "[DEFAULT]\nosapi_compute_listen_port = http\n", "FILE:9: [DEFAULT] osapi_compute_listen_port", "not an integer"},
 		{"address with a port", "api", good + "[DEFAULT]\nosapi_compute_listen = 127.0.0.1:8774\n", "FILE:9: [DEFAULT] osapi_compute_listen", "the port is osapi_compute_listen_port"},
-		{"address that is none", "api", good + "[DEFAULT]\nosapi_compute_listen = 10.0.0.300\n", "FILE:9: [DEFAULT] osapi_compute_listen", "neither an address"},
+		{"invalid address", "api", good + "[DEFAULT]\nosapi_compute_listen = 10.0.0.300\n", "FILE:9: [DEFAULT] osapi_compute_listen", "neither an address"},
 		{"ratio -1", "scheduler", good + "[DEFAULT]\ncpu_allocation_ratio = -1\n", "FILE:9: [DEFAULT] cpu_allocation_ratio", "less than 0.01"},
 		{"ratio 0", "scheduler", good + "[DEFAULT]\nram_allocation_ratio = 0\n", "FILE:9: [DEFAULT] ram_allocation_ratio", "less than 0.01"},
 		{"ratio 1e300", "scheduler", good + "[DEFAULT]\ndisk_allocation_ratio = 1e300\n", "FILE:9: [DEFAULT] disk_allocation_ratio", "more than 10000"},

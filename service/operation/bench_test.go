@@ -17,9 +17,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// BenchmarkOperation compares an operation of three steps that do nothing with the SQL
-// statements that it stands for, one transaction for each: accept it, lease it, note each
-// step with an event, the last one with the end.
+// BenchmarkOperation compares an operation of three empty steps with the SQL statements that it needs at least, in one
+// transaction each: begin the operation, acquire its lease, write each step with an event, and the last step with the end.
 func BenchmarkOperation(b *testing.B) {
 	d, err := db.Open(b.Context(), db.Config{URL: dbtest.MySQL(b), MaxOpen: 40})
 	if err != nil {
@@ -38,7 +37,7 @@ func BenchmarkOperation(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer r.Stop(context.WithoutCancel(b.Context()))
-	wait := func(open int64) { // until no more than so many have not ended
+	wait := func(open int64) { // until at most open operations have not ended
 		for begun.Load()-ended.Load() > open {
 			<-time.After(100 * time.Microsecond)
 		}
@@ -81,7 +80,7 @@ func (c endCounter) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-// bare does the statements alone.
+// bare runs only the statements.
 func bare(ctx context.Context, d *sqlx.DB) error {
 	id, now := uuid.NewString(), time.Now().UTC()
 	_, err := d.ExecContext(ctx, `INSERT INTO operations (id, kind, resource, active, priority, state, outcome, step, attempts, events, input, data,

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// Volume is what the steps of the examples share.
+// Volume is the data of the examples' operations.
 type Volume struct {
 	SizeGiB int    `json:"size_gib"`
 	Host    string `json:"host,omitempty"`
@@ -63,7 +63,7 @@ func awaitEnd(ops *operation.Store, runner *operation.Runner, k operation.Kind[V
 	}
 }
 
-// Steps share data: what one changes is what the next one finds.
+// Steps share data: each step finds the changes of the steps before.
 func Example() {
 	d, ops, runner := openExample()
 	defer d.Close()
@@ -85,7 +85,7 @@ func Example() {
 	// succeeded
 }
 
-// A step that fails makes the runner undo what was done, the last step first.
+// After a step has failed, the runner undoes the steps that are done, the last step first.
 func ExampleStep_undo() {
 	d, ops, runner := openExample()
 	defer d.Close()
@@ -110,7 +110,7 @@ func ExampleStep_undo() {
 	// failed
 }
 
-// Another process does the work of a step. It asks with the token whether the work is wanted, and reports the end.
+// Another process does the work of a step. With the token it asks whether the work is still wanted, and reports the result.
 func ExampleRunner_End() {
 	d, ops, runner := openExample()
 	defer d.Close()
@@ -145,7 +145,7 @@ func ExampleRunner_End() {
 	// succeeded
 }
 
-// The function of OnEnd writes in the transaction in which the operation ends, whichever way it does.
+// The function of OnEnd writes in the transaction in which the operation ends, after success and after failure.
 func ExampleOnEnd() {
 	d, ops, runner := openExample()
 	defer d.Close()
@@ -163,7 +163,7 @@ func ExampleOnEnd() {
 	// UPDATE volumes SET status = 'error' -- failed: disk on fire
 }
 
-// A step says which errors are tried again, and how often.
+// A step defines which errors are retried, and how often.
 func ExampleRetry() {
 	d, ops, runner := openExample()
 	defer d.Close()
@@ -189,7 +189,7 @@ func ExampleRetry() {
 	// attach done
 }
 
-// A step sends its operation back to an earlier step: the host that was chosen has failed.
+// A step sends its operation back to an earlier step, because the chosen host has failed.
 func ExampleGoTo() {
 	d, ops, runner := openExample()
 	defer d.Close()

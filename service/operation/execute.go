@@ -22,7 +22,7 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
-// execution is an operation that this process has leased.
+// execution is an operation whose lease this process holds.
 type execution struct {
 	*Runner
 
@@ -35,7 +35,7 @@ type execution struct {
 	endless  bool         // the operation ends without its OnEnd
 }
 
-// execute leases an operation and goes on with it until it ends, waits, or is lost.
+// execute acquires the lease of an operation, and runs its steps until the operation ends or waits, or the lease is lost.
 func (r *Runner) execute(ctx context.Context, k *kind, o *row, s *slot) {
 	ctx = reqctx.With(ctx, o.request())
 	leased, err := r.lease(ctx, k, o)
@@ -65,8 +65,8 @@ func (r *Runner) execute(ctx context.Context, k *kind, o *row, s *slot) {
 	}
 }
 
-// lease takes an operation that no process has, and returns it as it is then, or nil if another process was faster. If no runner has
-// looked at the operation for longer than a lease, its deadlines move by that time.
+// lease acquires the lease of an operation and returns its row, or nil if another process was faster. If no runner has looked at the
+// operation for longer than a lease, its deadlines move by that time.
 func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	now := r.now()
 	if o.Owner != "" && o.DueAt.After(now) {
@@ -101,7 +101,7 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	return &next, nil
 }
 
-// deadline returns when the time of the operation, or of its step, is over.
+// deadline returns the earlier of the operation's and its step's deadline.
 func (r *row) deadline() time.Time {
 	if r.State == Running && r.StepDeadlineAt != nil && r.StepDeadlineAt.Before(r.DeadlineAt) {
 		return *r.StepDeadlineAt
@@ -109,8 +109,8 @@ func (r *row) deadline() time.Time {
 	return r.DeadlineAt
 }
 
-// leaseEnd returns when a lease of now ends. It ends soon after the deadline if that comes before: a process that is killed
-// does not keep the operation from being undone.
+// leaseEnd returns when a lease that is acquired or renewed now ends. It ends soon after the deadline, if that is earlier, so that
+// the operation is undone in time even if the process is killed.
 func (r *Runner) leaseEnd(deadline, now time.Time) time.Time {
 	end := now.Add(r.cfg.Lease)
 	soon := deadline.Add(min(r.cfg.Lease/5, 2*time.Second))
@@ -126,7 +126,7 @@ func (x *execution) renewLease(ctx context.Context, id string, fence int64) (hel
 	return n > 0, err
 }
 
-// next does what is next, and reports whether there is more to do here.
+// next does the next step, or undoes it. It reports whether this process has to continue.
 func (x *execution) next(ctx context.Context) bool {
 	if lostLease(ctx) {
 		return false
@@ -156,7 +156,7 @@ func (x *execution) next(ctx context.Context) bool {
 	}
 }
 
-// do does a step.
+// do runs a step.
 func (x *execution) do(ctx context.Context, s *step) bool {
 	op, began := x.row.op(), x.now()
 	data, err := op.data, error(nil)
@@ -182,7 +182,7 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 		return false
 	case back:
 		return x.goTo(ctx, s, g, data, began)
-	case s.retry.again(err, x.row.Attempts):
+	case s.retry.allows(err, x.row.Attempts):
 		x.retryStep(ctx, s, err, began)
 		return false
 	default:
@@ -190,7 +190,7 @@ func (x *execution) do(ctx context.Context, s *step) bool {
 	}
 }
 
-// noteStep notes that a step is done or undone, with what inTx does in the same transaction. The error is that of inTx or of OnEnd.
+// noteStep marks a step as done or undone, and calls inTx in the same transaction. It returns the error of inTx or of OnEnd.
 func (x *execution) noteStep(ctx context.Context, s *step, result string, inTx stepFunc, data json.RawMessage, began time.Time, change func(*row, time.Time)) (more bool, err error) {
 	var also func(context.Context, *sqlx.Tx, *row) error
 	if inTx != nil {
@@ -229,8 +229,8 @@ func (x *execution) goTo(ctx context.Context, s *step, g *goToError, data json.R
 	return false
 }
 
-// checkGoTo returns the step to go back to, and how often the current one has sent the operation back before: -1 if that
-// cannot be read. The error is the one that the step fails with.
+// checkGoTo returns the step to go back to, and how often the current step has sent the operation back before, or -1 if that
+// cannot be read. The error is the one with which the step fails.
 func (s *Store) checkGoTo(ctx context.Context, q sqlx.QueryerContext, k *kind, r *row, g *goToError) (to, n int, err error) {
 	name := k.steps[r.Step].name
 	to = slices.IndexFunc(k.steps[:r.Step], func(s step) bool { return s.name == g.step })
@@ -247,7 +247,7 @@ func (s *Store) checkGoTo(ctx context.Context, q sqlx.QueryerContext, k *kind, r
 	return to, n, nil
 }
 
-// goBack makes an earlier step the next one, after a delay.
+// goBack makes an earlier step the current step, after a delay.
 func (k *kind) goBack(r *row, to int, now time.Time, delay time.Duration) {
 	due := now.Add(delay)
 	k.enter(r, to, now)
@@ -257,7 +257,7 @@ func (k *kind) goBack(r *row, to int, now time.Time, delay time.Duration) {
 // lastUndo is how long the last attempt to undo a step may take after the time for undoing is over.
 const lastUndo = 5 * time.Second
 
-// call calls a function of a step within its time.
+// call calls a function of a step with the step's timeout.
 func (x *execution) call(ctx context.Context, tx *sqlx.Tx, s *step, f stepFunc, op *Op, data json.RawMessage) (json.RawMessage, error) {
 	left := max(x.row.deadline().Sub(x.now()), time.Millisecond)
 	if x.row.State == Undoing { // the last attempt always has its time
@@ -274,7 +274,7 @@ func (x *execution) event(s *step, result string, err error, began time.Time) *E
 	return newEvent(s.name, result, x.cfg.Host, err, began)
 }
 
-// fail ends what goes forward: the steps are undone, from this one on.
+// fail begins to undo the operation, from the current step on.
 func (x *execution) fail(ctx context.Context, outcome State, err error, e *Event) bool {
 	x.log.WarnContext(ctx, "operation failed, undoing", "step", x.row.StepName, "outcome", string(outcome), "error", err)
 	return x.writeOrPostpone(ctx, e, func(r *row) {
@@ -286,7 +286,7 @@ func (x *execution) fail(ctx context.Context, outcome State, err error, e *Event
 	})
 }
 
-// undo undoes a step. late says that the time for undoing is over.
+// undo undoes a step. late means that the time for undoing is over.
 func (x *execution) undo(ctx context.Context, s *step, late bool) bool {
 	op, began := x.row.op(), x.now()
 	data, err := op.data, error(nil)
@@ -336,8 +336,7 @@ func (x *execution) writeOrPostpone(ctx context.Context, e *Event, change func(*
 	return more
 }
 
-// postponeEnd writes a change that ends the operation without the end, which is tried again later because OnEnd has
-// failed.
+// postponeEnd writes a change that would end the operation, without the end. The end is retried later, because OnEnd has failed.
 func (x *execution) postponeEnd(ctx context.Context, err error, e *Event, change func(*row)) {
 	x.log.WarnContext(ctx, "OnEnd failed", "error", err)
 	id, delay := x.row.ID, Retry{}.delay(0)
@@ -371,7 +370,7 @@ func (x *execution) endUndone(ctx context.Context, late bool) bool {
 	return more
 }
 
-// retryStep gives the operation back until the next attempt.
+// retryStep releases the operation until the next attempt.
 func (x *execution) retryStep(ctx context.Context, s *step, err error, began time.Time) {
 	id, delay := x.row.ID, s.retry.delay(x.row.Attempts)
 	_, _ = x.write(ctx, func(r *row) {
@@ -382,8 +381,8 @@ func (x *execution) retryStep(ctx context.Context, s *step, err error, began tim
 	time.AfterFunc(delay, func() { x.Notify(id) })
 }
 
-// wait gives the operation back until the peer is there, the delay has passed, or the time is over; at once if the operation was notified
-// while it ran.
+// wait releases the operation until the peer signals, the delay has passed, or a deadline comes. If the operation was notified while
+// it ran, it is due at once.
 func (x *execution) wait(ctx context.Context, w *waitError, data json.RawMessage) {
 	x.writeRelease(ctx, func(r *row, now time.Time) {
 		due := now.Add(w.delay)
@@ -399,7 +398,7 @@ func (x *execution) wait(ctx context.Context, w *waitError, data json.RawMessage
 	})
 }
 
-// release gives the operation back, to be gone on with at once.
+// release releases the operation, so that another process can continue it at once.
 func (x *execution) release(ctx context.Context) {
 	x.writeRelease(ctx, func(r *row, now time.Time) { r.DueAt = &now })
 }
@@ -417,7 +416,7 @@ func (x *execution) writeRelease(ctx context.Context, change func(*row, time.Tim
 	}, nil, nil) // the operation does not end, so there is no error
 }
 
-// An endError is an error of the function of OnEnd.
+// endError is an error of the function of OnEnd.
 type endError struct{ error }
 
 func (e *endError) Unwrap() error { return e.error }
@@ -425,11 +424,11 @@ func (e *endError) Unwrap() error { return e.error }
 // errStep marks the error of a function that is part of a transaction.
 var errStep = errors.New("part of the transaction failed")
 
-// write changes the row, adds an event, and does what belongs to the change, in one transaction: also, and OnEnd if the operation ends. While the
-// database is away it tries again, until the lease is lost. It reports whether there is more to do here. The error is that of
-// also, or an endError of OnEnd; nothing was written then.
+// write changes the row, adds an event, calls also, and calls OnEnd if the operation ends, all in one transaction. While the database
+// is down, it retries until the lease is lost. It reports whether this process has to continue. The error is the one of also, or an
+// endError of OnEnd; then nothing was written.
 func (x *execution) write(ctx context.Context, change func(*row), e *Event, also func(context.Context, *sqlx.Tx, *row) error) (more bool, err error) {
-	// What was done is noted also when the process is told to hurry.
+	// A result is written even if ctx has ended, as in a drain.
 	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.cfg.Lease)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() {
@@ -469,7 +468,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, also
 	}
 }
 
-// writeOnce makes one attempt to write. The error wraps errStep if partErr is set.
+// writeOnce makes one attempt of write. The error wraps errStep if partErr is set.
 func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
 	ends := next.State.Ended() && x.kind.onEnd != nil && !x.endless
 	if e == nil && also == nil && !ends {
@@ -529,7 +528,8 @@ func (x *execution) callEnd(ctx context.Context, tx *sqlx.Tx, next *row) error {
 	})
 }
 
-// checkWritten returns nil if a change that has found no row was made before, by an attempt whose answer was lost. Otherwise the lease is lost.
+// checkWritten is called for a change that found no row. It returns nil if an earlier attempt, whose answer was lost, has written the
+// change. Otherwise the lease is lost.
 func (x *execution) checkWritten(ctx context.Context, next *row) error {
 	have, err := x.cfg.Store.read(ctx, x.cfg.Store.db, next.ID, "")
 	if err != nil {

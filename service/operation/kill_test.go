@@ -27,11 +27,11 @@ import (
 // killedRequest is the request of the operation whose process is killed.
 const killedRequest = "req-killed"
 
-// killLease is the lease of those who are killed.
+// killLease is the lease of the processes that are killed.
 const killLease = time.Second
 
-// killed is a runner whose operations leave their effects in the database. Kinds that
-// end in "fails" fail in their last step.
+// killed returns a runner whose operations write their effects to the database. Operations of kinds whose name ends in
+// "fails" fail in their last step.
 func killed(d *sqlx.DB, kind string, at func(place string)) (*operation.Runner, operation.Kind[input]) {
 	k := operation.Kind[input]{Name: kind, Timeout: time.Minute}
 	count := func(ctx context.Context, id, step string) error {
@@ -73,7 +73,7 @@ func killed(d *sqlx.DB, kind string, at func(place string)) (*operation.Runner, 
 	return r, k
 }
 
-// child is a process that begins an operation, runs it, and kills itself at some place.
+// child is the main function of a process that begins an operation, runs it, and kills itself at one place.
 func child() int {
 	ctx := context.Background()
 	last, err := strconv.ParseInt(os.Getenv("OPERATION_TEST_CHILD"), 10, 32)
@@ -110,7 +110,7 @@ func child() int {
 	ops := operation.NewStore(d)
 	var id string
 	err = db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) (err error) {
-		if id, err = operation.Begin(ctx, ops, k, k.Name, &input{}); err == nil { // beginning it is not a place
+		if id, err = operation.Begin(ctx, ops, k, k.Name, &input{}); err == nil { // the statements of Begin are not places
 			_, err = tx.ExecContext(ctx, `UPDATE operations SET request_id = ? WHERE id = ?`, killedRequest, id)
 		}
 		return err
@@ -135,7 +135,7 @@ func child() int {
 	}
 }
 
-// waiting is a runner whose operations wait for a peer that never answers.
+// waiting returns a runner whose operations wait for a peer that never answers.
 func waiting(d *sqlx.DB) (*operation.Runner, operation.Kind[input]) {
 	k := operation.Kind[input]{Name: "waits", Timeout: 3 * time.Second}
 	r := operation.NewRunner(operation.RunnerConfig{Store: operation.NewStore(d), Host: "h" + strconv.Itoa(os.Getpid()), Logger: slog.New(slog.DiscardHandler)})
@@ -147,7 +147,7 @@ func waiting(d *sqlx.DB) (*operation.Runner, operation.Kind[input]) {
 	return r, k
 }
 
-// blocked is a process that runs such an operation until it is killed.
+// blocked is the main function of a process that runs such an operation until it is killed.
 func blocked() int {
 	ctx := context.Background()
 	d, err := db.Open(ctx, db.Config{URL: os.Getenv("OPERATION_TEST_URL")})
@@ -166,8 +166,8 @@ func blocked() int {
 	return 1
 }
 
-// TestDeadlineOfKilled: an operation whose step waits for a peer in a process that is killed ends
-// within 5 s of its deadline, though the lease of that process, 15 s, would be longer.
+// TestDeadlineOfKilled: a step waits for a peer, and its process is killed. The operation ends within 5 s of its deadline,
+// although the lease of that process, 15 s, is longer.
 func TestDeadlineOfKilled(t *testing.T) {
 	t.Parallel()
 	url := dbtest.MySQL(t)
@@ -222,10 +222,9 @@ func TestDeadlineOfKilled(t *testing.T) {
 	}
 }
 
-// TestKilled kills the process that has an operation, with SIGKILL, at every place before
-// and after everything that it does and writes, until there is no further place. Each
-// time another process goes on, no later than 2 s after the lease has ended; the operation
-// ends once, as it should; what is to be done once is done once.
+// TestKilled kills the process that runs an operation with SIGKILL, at every place before and after each step and each
+// statement. Each time another process continues at most 2 s after the lease has expired. The operation ends once and with
+// the right result. What must be done once is done once.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	url := dbtest.MySQL(t)
@@ -239,7 +238,7 @@ func TestKilled(t *testing.T) {
 	}
 	slots := make(chan struct{}, 4)
 	for _, fails := range []string{"works", "fails"} {
-		var last atomic.Int64 // the first place that there is no more
+		var last atomic.Int64 // the first place that does not exist
 		last.Store(100)
 		var wg sync.WaitGroup
 		defer wg.Wait()
@@ -362,8 +361,7 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 	return !over
 }
 
-// TestDatabaseAway: a database that is away in the middle of a step delays an operation,
-// and nothing else.
+// TestDatabaseAway: if the database is down during a step, the operation is delayed, and has no other effect.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -377,7 +375,7 @@ func TestDatabaseAway(t *testing.T) {
 			if back.Load() {
 				return nil
 			}
-			return rename("operation_events", "away") // its note cannot be written
+			return rename("operation_events", "away") // the step's event cannot be written
 		}, nil))
 		b.start()
 		id := b.begin(create, "disk-1")

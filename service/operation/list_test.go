@@ -70,8 +70,8 @@ func TestList(t *testing.T) {
 	})
 }
 
-// TestLeader: one of many leads; the next one when it resigns or falls silent, with a
-// higher fence, and who was silent learns it.
+// TestLeader: one of many processes leads. When it resigns, or does not renew its lease, the next process leads with a higher
+// fencing token, and the old leader's context ends.
 func TestLeader(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -110,9 +110,9 @@ func TestLeader(t *testing.T) {
 		}
 		<-time.After(1300 * time.Millisecond)
 		if x, y := leads(a), leads(b); x != 3 || y != 0 {
-			t.Errorf("after it fell silent: %d, %d; want 3, 0", x, y)
+			t.Errorf("after its lease has expired: %d, %d; want 3, 0", x, y)
 		}
-		// Somebody takes the lease while a leads: its work is told to end.
+		// Another process acquires the lease while a leads, so the context of a's work ends.
 		err = a.Only(func(held context.Context, _ int64) error {
 			if _, err := d.ExecContext(ctx, `UPDATE operation_leases SET owner = 'thief', fence = 9, until = ?`, time.Now().Add(time.Hour)); err != nil {
 				return err

@@ -1,7 +1,7 @@
-// Package operation makes accepted work end, whichever process dies on the way. An operation is a row in the
-// component's database, written in the transaction of the change that it belongs to. A runner leases it, does its steps
-// one after another, and notes each step that is done; if that process dies, another one goes on from there. Every operation
-// ends: it succeeds, fails, is canceled, or runs out of its time.
+// Package operation makes sure that accepted work ends, even if any process dies meanwhile. An operation is a row in the
+// component's database, written in the transaction of the change to which it belongs. A runner acquires the operation's lease,
+// runs its steps one after another, and marks each step that is done. If the runner's process dies, another process continues with
+// the next step. Every operation ends: it succeeds, fails, is canceled, or times out.
 //
 //	type CreateData struct{ SizeGiB int; Host string }
 //
@@ -15,28 +15,28 @@
 //	})
 //	runner.Notify(id) // or a cast to a process that has a runner
 //
-//	// The conductor: what there is to do, and how to undo it.
+//	// The conductor: the steps, and how to undo them.
 //	operation.Handle(runner, Create,
 //		operation.Step[CreateData]{Name: "schedule", Do: c.schedule, Undo: c.release},
 //		operation.Step[CreateData]{Name: "build", Do: c.tellHost, Reported: c.built, Limit: 5 * time.Minute})
 //	operation.OnEnd(runner, Create, c.ended) // the volume is available, or in error
 //	app.Add("operations", runner)
 //
-// A step is done at least once, so Do has to be idempotent; DoTx, Reported and the function of OnEnd are done exactly once,
-// because they are part of the transaction that notes them.
+// A step runs at least once, so Do must be idempotent. DoTx, Reported and the function of OnEnd take effect exactly once, because
+// they run in the transaction that marks the step or the end.
 //
 // # Steps that another process does
 //
-// Do gives the work to the other process, with [Op.Token], and returns [WaitFor]. The other process asks with the token whether the
-// work is still wanted ([Store.Wanted]), does it, and reports its end ([Runner.End]). Both usually go through an RPC
-// server beside the runner. The report ends the step in one transaction with what the component writes for it. If the
-// message is lost, Do is called again after the delay, or when [Runner.Signal] says that the process is back.
+// Do sends the work to the other process, with [Op.Token], and returns [WaitFor]. The other process uses the token to ask whether the
+// work is still wanted ([Store.Wanted]), does the work, and reports the result ([Runner.End]). It usually does both through an RPC
+// server beside the runner. The report ends the step, in one transaction with what the component writes. If the message is lost, Do
+// is called again after the delay, or when [Runner.Signal] names the process.
 //
 // # Time
 //
-// Times are those of the database's clock; only durations are measured in the process. A deadline runs only while a runner could
-// have heard of the work: if no runner has looked at an operation for longer than a lease after it was due, the
-// deadlines of the operation and of its step move by the time that it has waited.
+// Times come from the database's clock; the process measures only durations. A deadline runs only while a runner could have received
+// a report: if no runner has looked at an operation for longer than a lease after it was due, the deadlines of the operation and of
+// its step move by the time that the operation has waited.
 package operation
 
 import (
@@ -56,8 +56,8 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Schema makes the tables, on MySQL, MariaDB and SQLite. It is a migration: a component copies it into a file among its
-// own, for [db.Migrate].
+// Schema creates the tables, on MySQL, MariaDB and SQLite. It is a migration: a component copies it into one of its own migration
+// files, for [db.Migrate].
 //
 //go:embed schema.sql
 var Schema string
@@ -67,14 +67,14 @@ var Schema string
 //go:embed schema2.sql
 var Schema2 string
 
-// Schema3 is a later migration, which follows Schema2. It makes the view operation_current, which a component may join:
+// Schema3 is a later migration, which follows Schema2. It creates the view operation_current, which a component may join:
 // one row for each operation that has not ended, with the columns resource, id, kind, state, and step, the name of the
 // step, which is empty until a runner has seen the operation.
 //
 //go:embed schema3.sql
 var Schema3 string
 
-// State says how far an operation is.
+// State is the state of an operation.
 type State string
 
 // The states. An operation that is Running or Undoing has not ended.
@@ -93,26 +93,26 @@ func (s State) Ended() bool { return s != Running && s != Undoing }
 // ErrBusy means that a resource has an operation that has not ended.
 var ErrBusy = fault.Sentinel(fault.Conflict, "OperationInProgress", "the resource has an operation that has not ended")
 
-// ErrStale means that a token names work that is not wanted, or not wanted any more: the operation has ended, is undone, or is at
+// ErrStale means that the work of a token is not wanted, or not wanted any more: the operation has ended, is being undone, or is at
 // another step.
 var ErrStale = fault.Sentinel(fault.Conflict, "StaleStep", "the step is not the operation's current one")
 
-// Kind is a kind of operation, with the type of the data that its steps share: one value for those who begin
-// operations and those who run them. D must have a JSON form. Name is required, and is stored, so it does not change.
+// Kind is a kind of operation, with the type D of the data that its steps share. The code that begins operations and the code that
+// runs them use the same value. D must have a JSON form. Name is required. It is stored, so it must not change.
 type Kind[D any] struct {
 	Name string
 	// Timeout is how long an operation may take in all, and how long undoing it may then take. Default 10 minutes.
 	Timeout time.Duration
-	// Priority orders what waits: the higher first. An operation of a priority above 0 also gets a slot when
-	// those of priority 0 fill a runner. Default 0.
+	// Priority orders operations that wait for a slot: the highest first. An operation with a priority above 0 also gets a slot
+	// when operations of priority 0 occupy all other slots of a runner. Default 0.
 	Priority int
-	// Preempts says that the operation does not wait for another kind of operation on its resource, but ends that one, as
-	// Canceled, without undoing it and without its [OnEnd]: a deletion, which cleans up after all others. It does not end one of its own kind.
+	// Preempts means that the operation ends an operation of another kind on its resource, as Canceled, without undoing it and
+	// without its [OnEnd]. It is for deletions, which clean up after all other operations. It does not end one of its own kind.
 	Preempts bool
 }
 
-// Data returns the data of an operation of this kind, as its steps have left them. Invalid: the operation is of another
-// kind, or the data are not of the type.
+// Data returns the data of an operation of this kind, with the changes of its steps. Errors: Invalid, if the operation is of another
+// kind, or the data do not have the type D.
 func (k Kind[D]) Data(op *Op) (*D, error) {
 	out := new(D)
 	if op.Kind != k.Name {
@@ -133,7 +133,7 @@ func NewStore(d *sqlx.DB) *Store { return &Store{d} }
 
 const defaultTimeout = 10 * time.Minute
 
-// What fits the tables. MySQL refuses what is longer, SQLite does not, so it is checked here.
+// Limits of the tables. MySQL refuses longer values and SQLite does not, so they are checked here.
 const (
 	maxName  = 64        // bytes of the name of a kind or of a step
 	maxID    = 255       // bytes of a resource or a peer
@@ -211,7 +211,7 @@ func (s *Store) insertError(ctx context.Context, tx *sqlx.Tx, r *row, err error)
 	return err
 }
 
-// preempt ends the operation whose place a new one takes, unless it is of the same kind.
+// preempt ends the operation that a new one replaces. ErrBusy: both are of the same kind.
 func (s *Store) preempt(ctx context.Context, tx *sqlx.Tx, r *row, now time.Time) error {
 	other, err := s.readActive(ctx, tx, r.Resource, "FOR UPDATE")
 	switch {
@@ -232,8 +232,8 @@ func busyError(r, other *row) error {
 	return fault.New(fault.Conflict, "operation %s on %s: %s %s: %w", r.Kind, r.Resource, other.Kind, other.ID, ErrBusy)
 }
 
-// Current returns the operation on a resource that has not ended. NotFound: the resource has none. In a transaction of
-// [db.Tx] it reads as the transaction does.
+// Current returns the operation on a resource that has not ended. Errors: NotFound, if all its operations have ended. With the
+// context of [db.Tx] it reads in that transaction.
 func (s *Store) Current(ctx context.Context, resource string) (*Op, error) {
 	var op *Op
 	err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) (err error) {
@@ -243,9 +243,9 @@ func (s *Store) Current(ctx context.Context, resource string) (*Op, error) {
 	return op, err
 }
 
-// Lock is [Store.Current] in a transaction, until whose end the operation stays as it is. A transaction that also writes rows
-// of the component takes this lock first, because a runner does so too. NotFound: the resource has no operation that has not ended; the
-// transaction can continue.
+// Lock is [Store.Current] in a transaction. It locks the operation until the end of the transaction. A transaction that also writes
+// rows of the component must call Lock first, because a runner locks in this order, too. Errors: NotFound, if all operations of the
+// resource have ended; the transaction can continue.
 func (s *Store) Lock(ctx context.Context, tx *sqlx.Tx, resource string) (*Op, error) {
 	return s.current(ctx, tx, resource, "FOR UPDATE")
 }
@@ -271,8 +271,8 @@ func (s *Store) readActive(ctx context.Context, q sqlx.QueryerContext, resource,
 	return r, err
 }
 
-// Wanted returns nil if the work that a token names is wanted: the operation runs and is in the entry into the step that has the
-// token. Otherwise it returns ErrStale. A process asks before it begins the work, because a message may be old.
+// Wanted returns nil if the work of a token is still wanted: the operation runs, and its current step has this token. Otherwise it
+// returns ErrStale. A process calls Wanted before it begins the work, because the message may be old.
 func (s *Store) Wanted(ctx context.Context, token string) error {
 	id, entry, ok := parseToken(token)
 	var n int

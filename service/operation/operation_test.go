@@ -54,7 +54,7 @@ var (
 	remove = operation.Kind[input]{Name: "disk.delete", Timeout: time.Minute, Priority: 10, Preempts: true}
 )
 
-// journal is what steps did, in order.
+// journal records the calls of steps, in order.
 type journal struct {
 	mu   sync.Mutex
 	list []string
@@ -72,7 +72,7 @@ func (j *journal) String() string {
 	return strings.Join(j.list, " ")
 }
 
-// bench is a runner on a database of its own.
+// bench is a runner with its own database.
 type bench struct {
 	*testing.T
 	db     *sqlx.DB
@@ -105,7 +105,7 @@ func (b *bench) start() {
 	})
 }
 
-// step is one that notes what it does, and returns what its functions do.
+// step returns a step that records its calls in the journal, and returns the results of do and undo.
 func (b *bench) step(name string, do, undo func(op *operation.Op) error) operation.Step[input] {
 	if do == nil {
 		return b.stepIn(name, nil, undo)
@@ -113,7 +113,7 @@ func (b *bench) step(name string, do, undo func(op *operation.Op) error) operati
 	return b.stepIn(name, func(op *operation.Op, _ *input) error { return do(op) }, undo)
 }
 
-// stepIn is step with a Do that gets the input.
+// stepIn is like step, with a Do that gets the input.
 func (b *bench) stepIn(name string, do func(op *operation.Op, in *input) error, undo func(op *operation.Op) error) operation.Step[input] {
 	s := operation.Step[input]{Name: name, Do: func(ctx context.Context, op *operation.Op, in *input) error {
 		b.j.add("%s(%d)", name, in.Size)
@@ -138,7 +138,7 @@ func (b *bench) stepIn(name string, do func(op *operation.Op, in *input) error, 
 	return s
 }
 
-// asker is on whose behalf operations are.
+// asker is the request that has begun the operations.
 var asker = reqctx.Request{ID: "req-1", GlobalID: "req-0", Traceparent: "00-1-2-01", UserID: "u", ProjectID: "p"}
 
 func (b *bench) begin(k operation.Kind[input], resource string) string {
@@ -181,7 +181,7 @@ func events(o *operation.Operation) string {
 	return strings.Join(out, " ")
 }
 
-// once leaves one of several equal attempts, if there were as many as there was time for.
+// once replaces a run of equal attempts by one attempt, if many is set: their number depends on time.
 func once(list string, many bool) string {
 	if !many {
 		return list
@@ -191,8 +191,7 @@ func once(list string, many bool) string {
 	return strings.ReplaceAll(strings.Join(out, " "), "c:not_undone", "c:not undone")
 }
 
-// TestRuns: operations that succeed, fail, are tried again, wait, panic, and cannot be
-// undone, and what is left of each.
+// TestRuns: operations that succeed, fail, are retried, wait, panic, and cannot be undone, with the final row of each.
 func TestRuns(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -217,7 +216,7 @@ func TestRuns(t *testing.T) {
 				return []operation.Step[input]{
 					b.stepIn("a", func(op *operation.Op, in *input) error {
 						in.Kept += 42
-						if op.Attempt == 0 { // of which nothing is kept
+						if op.Attempt == 0 { // a change that is dropped
 							return fault.New(fault.Unavailable, "away")
 						}
 						return nil
@@ -388,7 +387,7 @@ func TestRuns(t *testing.T) {
 						t.Errorf("a text of %d bytes, valid %t", len(text), utf8.ValidString(text))
 					}
 				}
-				if tt.name == "what is kept" && string(o.Data) != `{"size":7,"kept":52}` { // and what undoing has changed
+				if tt.name == "what is kept" && string(o.Data) != `{"size":7,"kept":52}` { // with the changes of undoing
 					t.Errorf("data %s", o.Data)
 				}
 				if o.RequestID != "req-1" || o.GlobalRequestID != "req-0" || o.UserID != "u" || o.ProjectID != "p" || o.Ended == nil || string(o.Input) != `{"size":7}` {
@@ -404,8 +403,7 @@ func TestRuns(t *testing.T) {
 	}
 }
 
-// TestOneAtATime: a resource has one operation, but one that wins takes its place, even
-// while a step runs.
+// TestOneAtATime: a resource has one operation at a time. An operation that preempts replaces it, even while a step runs.
 func TestOneAtATime(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -445,7 +443,7 @@ func TestOneAtATime(t *testing.T) {
 	})
 }
 
-// TestCancelAndRetry: what was done is undone; and done again from the start.
+// TestCancelAndRetry: Cancel undoes the steps that are done; Retry runs the operation again from its first step.
 func TestCancelAndRetry(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -483,7 +481,7 @@ func TestCancelAndRetry(t *testing.T) {
 			t.Fatal(err)
 		}
 		if o := b.ends(id, operation.Succeeded); o.Error != "" || o.Step != 2 {
-			t.Errorf("done again: %+v", o)
+			t.Errorf("after Retry: %+v", o)
 		}
 		if err := b.ops.Retry(ctx, id); fault.CodeOf(err) != fault.Precondition {
 			t.Errorf("retry of one that has succeeded: %v", err)
@@ -499,8 +497,8 @@ func TestCancelAndRetry(t *testing.T) {
 	})
 }
 
-// TestTimeout: an operation that does not come to an end is undone when its time is over,
-// and ends when the time for that is over, too; so does one whose kind nobody knows.
+// TestTimeout: an operation that does not end is undone after its timeout, and ends after the timeout for undoing. So does an
+// operation whose kind no runner knows.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -525,7 +523,7 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
-// TestOrder: what is more urgent goes first, and finds a place where the rest has none.
+// TestOrder: operations with a higher priority run first, and have slots that other operations cannot use.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {

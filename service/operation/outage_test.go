@@ -15,9 +15,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestOutage: the database is killed in the middle of operations, and is back after 10 s,
-// which is longer than their leases. All of them succeed; what is to be done once is done
-// once.
+// TestOutage: the database is killed while operations run, and is back after 10 s, which is longer than their leases. All
+// operations succeed. What must be done once is done once.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	server := envtest.MariaDB(t)

@@ -18,7 +18,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestRetry: a step says which errors are tried again, how often, and how soon; a mark on an error wins over its code.
+// TestRetry: a step defines which errors are retried, how often, and how soon. A mark on an error overrides its code.
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	away, gone := fault.New(fault.Unavailable, "away"), fault.New(fault.NotFound, "gone")
@@ -67,7 +67,7 @@ func TestRetry(t *testing.T) {
 		})
 	}
 	if operation.Permanent(nil) != nil || operation.Transient(nil) != nil {
-		t.Error("a mark makes an error of none")
+		t.Error("a mark turns nil into an error")
 	}
 	if err := operation.Permanent(away); !errors.Is(err, fault.Unavailable) || err.Error() != "away" {
 		t.Errorf("a marked error is %v", err)
@@ -81,8 +81,8 @@ func slicesOf(err error, n int) (out []error) {
 	return out
 }
 
-// TestOnEnd: the function of the end is part of the transaction of the end, however the operation ends, and is not
-// skipped because of an error.
+// TestOnEnd: the function of OnEnd runs in the transaction of the end, for every kind of end, and is not skipped after an
+// error.
 func TestOnEnd(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -174,7 +174,7 @@ func TestOnEnd(t *testing.T) {
 	})
 }
 
-// TestSignal: what waits for a peer goes on at once when the peer is back, and nothing else does.
+// TestSignal: operations that wait for a peer continue at once when the peer is back. Other operations do not.
 func TestSignal(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -230,8 +230,8 @@ func (b *bench) waitsFor(id, peer string) {
 	}
 }
 
-// TestDeadlines: the time of a step, and of an operation, runs only while a runner could have heard of a report, and a
-// report counts also after it.
+// TestDeadlines: the time of a step, and of an operation, runs only while a runner could have received a report. A report
+// also counts after the deadline.
 func TestDeadlines(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -256,7 +256,7 @@ func TestDeadlines(t *testing.T) {
 		if err := first.runner.Stop(context.WithoutCancel(t.Context())); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(2 * limit) // no runner is there
+		<-time.After(2 * limit) // no runner is started
 		before := told.Load()
 		second := runner()
 		defer second.runner.Stop(context.WithoutCancel(t.Context()))
@@ -271,7 +271,7 @@ func TestDeadlines(t *testing.T) {
 			t.Errorf("without a report: %q", o.Error)
 		}
 
-		// A runner that is not started takes a report after the deadline.
+		// A runner that is not started accepts a report after the deadline.
 		idle := newBench(t, d, operation.RunnerConfig{})
 		operation.Handle(idle.runner, remove, idle.waiting("a"))
 		id := idle.begin(remove, "late")

@@ -11,17 +11,17 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// End ends the step that a token names ([Op.Token]), as the process reports that has done the work: with err nil the step
-// is done, otherwise err is the error of the step, by its code and its text. [Step.Reported] can change that. A step that is undone, and has returned [WaitFor], is undone then, or tried
-// again. A report counts as long as the step is the current one, also after its deadline. A runner that runs the step at that
-// moment stops.
+// End reports the result of the work of a token ([Op.Token]) and ends the step. If err is nil, the step is done. Otherwise err is the
+// error of the step, with its code and its text. [Step.Reported] can change that. While the operation is being undone, and Undo has
+// returned [WaitFor], the report ends the undoing of the step, or leads to a retry. A report counts as long as the step is the current
+// step, also after its deadline. A runner that runs the step at that moment stops.
 //
-// End takes part in the transaction of ctx, if that has one, so that the report and what the caller writes are one change. It blocks for the
-// transaction only; the next step is begun by a runner, this one if it is started. It may be called in any process whose runner has the steps of
-// the kind. A report that was made before, and whose answer was lost, changes nothing and is not an error.
+// End runs in the transaction of ctx, if ctx has one, so that the report and the caller's changes are written together. End blocks only
+// for the transaction. A runner begins the next step; this runner can do so if it is started. Any process may call End if its runner
+// has the steps of the kind. A repeated report, after a lost answer, changes nothing and is not an error.
 //
-// Errors: ErrStale: the work is not wanted any more; Invalid: the runner does not know the kind; the error of Step.Reported and of
-// [OnEnd], after which nothing is changed and the report may be made again.
+// Errors: ErrStale, if the work is not wanted any more; Invalid, if the runner does not know the kind; the error of Step.Reported or of
+// [OnEnd], after which nothing is changed and the report may be repeated.
 func (r *Runner) End(ctx context.Context, token string, err error) error {
 	id, entry, ok := parseToken(token)
 	if !ok {
@@ -31,7 +31,7 @@ func (r *Runner) End(ctx context.Context, token string, err error) error {
 		o, readErr := r.cfg.Store.read(ctx, tx, id, "FOR UPDATE")
 		switch {
 		case readErr != nil && fault.CodeOf(readErr) == fault.NotFound:
-			return ErrStale // it was purged
+			return ErrStale // the operation was purged
 		case readErr != nil:
 			return readErr
 		case o.Reported == entry:
@@ -83,7 +83,7 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) er
 	return insertEvent(ctx, tx, o.ID, o.Events, e, now)
 }
 
-// applyReport makes of next what follows from a report, and returns its event.
+// applyReport applies a report to next, the operation's next row, and returns the event.
 func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next *row, err error, now time.Time) (*Event, error) {
 	s := &k.steps[o.Step]
 	event := func(result string, err error) *Event { return newEvent(s.name, result, r.cfg.Host, err, o.UpdatedAt) }
@@ -121,7 +121,7 @@ func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next 
 	case err == nil:
 		k.stepDone(next, now)
 		return event("done", nil), nil
-	case s.retry.again(err, o.Attempts):
+	case s.retry.allows(err, o.Attempts):
 		k.enter(next, o.Step, now) // a report ends the entry, so the next attempt has another token
 		next.StepDeadlineAt, next.Attempts = o.StepDeadlineAt, o.Attempts
 		next.setError(err)

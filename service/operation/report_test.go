@@ -16,13 +16,13 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// waiting is a step that waits for news.
+// waiting returns a step that waits for a report.
 func (b *bench) waiting(name string) operation.Step[input] {
 	return b.step(name, func(*operation.Op) error { return operation.WaitFor("", time.Hour) }, nil)
 }
 
-// waits waits until an operation waits, having done a step more than n times, and returns
-// how often that was: a wake-up that comes late makes it look again.
+// waits waits until an operation waits and has called a step more than n times. It returns the number of calls, which a late
+// notification can increase.
 func (b *bench) waits(id, step string, n int) int {
 	b.Helper()
 	for end := time.Now().Add(30 * time.Second); ; {
@@ -40,7 +40,7 @@ func (b *bench) waits(id, step string, n int) int {
 	}
 }
 
-// token returns the token of the step that an operation is at.
+// token returns the token of the current step of an operation.
 func (b *bench) token(resource string) string {
 	b.Helper()
 	op, err := b.ops.Current(b.Context(), resource)
@@ -50,8 +50,8 @@ func (b *bench) token(resource string) string {
 	return op.Token
 }
 
-// TestReport: a step that another process does ends as that process reports, together with what else is written in
-// the same transaction, or not at all.
+// TestReport: a step whose work another process does ends with the result that this process reports. The report and other
+// changes of the same transaction are written together, or not at all.
 func TestReport(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -176,8 +176,8 @@ func TestReport(t *testing.T) {
 	})
 }
 
-// TestReported: the function of the step decides in the transaction of the report: it sends the operation back, with
-// what it has changed and written, refuses the report, or lets the step end as reported.
+// TestReported: the function Reported of a step decides in the transaction of the report. It sends the operation back, with
+// its own changes, refuses the report, or lets the step end as reported.
 func TestReported(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -241,7 +241,7 @@ func TestReported(t *testing.T) {
 	})
 }
 
-// waitsAtStep waits until the operation of a resource waits at a step after a number of entries into it.
+// waitsAtStep waits until the operation of a resource waits at a step that was entered a number of times.
 func (b *bench) waitsAtStep(resource, step string, entries int) {
 	b.Helper()
 	for end := time.Now().Add(30 * time.Second); ; {
@@ -261,7 +261,7 @@ func (b *bench) waitsAtStep(resource, step string, entries int) {
 	}
 }
 
-// TestReportedUndo: undoing, too, can be the work of another process that reports its end.
+// TestReportedUndo: another process can also do the work of undoing, and report its result.
 func TestReportedUndo(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -292,8 +292,7 @@ func TestReportedUndo(t *testing.T) {
 	})
 }
 
-// TestUndoTx: what is undone in the transaction of its note is undone exactly once, also
-// when there is no time, and the end of the operation is in the same transaction.
+// TestUndoTx: an UndoTx runs exactly once, also after the timeout, and the end of the operation is in the same transaction.
 func TestUndoTx(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -319,7 +318,7 @@ func TestUndoTx(t *testing.T) {
 		b.start()
 		id := b.begin(short, "")
 		seen := make(chan struct{})
-		go func() { // whoever sees the effect sees the end
+		go func() { // a reader that sees the effect also sees the end
 			defer close(seen)
 			for n := 0; n == 0 && t.Context().Err() == nil; {
 				if err := d.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM effects`); err != nil {
@@ -343,7 +342,7 @@ func TestUndoTx(t *testing.T) {
 	})
 }
 
-// TestPurge: what ended long enough ago is forgotten with its events, and nothing else.
+// TestPurge: operations that ended long enough ago are deleted with their events. Other operations stay.
 func TestPurge(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {

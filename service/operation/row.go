@@ -23,14 +23,14 @@ type row struct {
 	Active          *string    `db:"active"` // the resource until the operation ends
 	Priority        int        `db:"priority"`
 	State           State      `db:"state"`
-	Outcome         State      `db:"outcome"`   // in which an operation ends whose steps are undone
-	Step            int        `db:"step"`      // the one to do, or to undo
+	Outcome         State      `db:"outcome"`   // the state of the end after undoing
+	Step            int        `db:"step"`      // the step to do or to undo
 	StepName        string     `db:"step_name"` // "" until a runner has seen the operation
 	Entry           int        `db:"entry"`     // how many steps were entered before this one
 	Reported        int        `db:"reported"`  // the entry that a report has ended last, or -1
-	Attempts        int        `db:"attempts"`  // that failed in this entry, one after the other
+	Attempts        int        `db:"attempts"`  // attempts that have failed in a row in this entry
 	Waits           int        `db:"waits"`     // how often the step has waited in this entry
-	Peer            *string    `db:"peer"`      // what it waits for
+	Peer            *string    `db:"peer"`      // the peer that the step waits for
 	Events          int        `db:"events"`
 	Input           string     `db:"input"`
 	Data            string     `db:"data"`
@@ -57,7 +57,7 @@ const noData = "null"
 
 func (r *row) timeout() time.Duration { return time.Duration(r.TimeoutMS) * time.Millisecond }
 
-// data returns what the steps have made of the operation's data.
+// data returns the operation's data with the changes of its steps.
 func (r *row) data() json.RawMessage {
 	if r.Data == noData {
 		return json.RawMessage(r.Input)
@@ -65,14 +65,14 @@ func (r *row) data() json.RawMessage {
 	return json.RawMessage(r.Data)
 }
 
-// setData stores what a step has made of the data.
+// setData sets the operation's data.
 func (r *row) setData(data json.RawMessage) {
 	if string(data) != string(r.data()) {
 		r.Data = string(data)
 	}
 }
 
-// err returns the error that the operation is undone for.
+// err returns the error because of which the operation is undone.
 func (r *row) err() error {
 	var code fault.Code
 	_ = code.UnmarshalText([]byte(r.ErrorCode)) // a code of a later release stays Internal
@@ -88,7 +88,7 @@ func (r *row) request() reqctx.Request {
 	return reqctx.Request{ID: r.RequestID, GlobalID: r.GlobalRequestID, Traceparent: r.Traceparent, UserID: r.UserID, ProjectID: r.ProjectID}
 }
 
-// op returns what the step's functions see.
+// op returns the operation as the step's functions see it.
 func (r *row) op() *Op {
 	op := &Op{
 		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, Step: r.StepName, Attempt: r.Attempts, Waits: r.Waits,

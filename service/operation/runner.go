@@ -22,16 +22,16 @@ type RunnerConfig struct {
 	Store *Store
 	// Host is this process's name, which operations and events show.
 	Host string
-	// Lease is how long a process that runs an operation may fail to renew its lease before another process goes on with the
-	// operation. It is renewed every third of that time. Default 15 s.
+	// Lease is the length of the lease of an operation. If the holder does not renew the lease for so long, another process
+	// continues the operation. The lease is renewed every third of that time. Default 15 s.
 	Lease time.Duration
-	// Poll is how often the runner looks for operations without a notification. Default 1 s.
+	// Poll is how often the runner polls for operations, without a notification. Default 1 s.
 	Poll time.Duration
-	// MaxInFlight is how many operations run at once. Those of a priority above 0 have a quarter more. Default 64.
+	// MaxInFlight is how many operations run at once. Operations with a priority above 0 have a quarter more slots. Default 64.
 	MaxInFlight int
 	// Inflight lists each operation while it runs, unless it is nil.
 	Inflight *service.Inflight
-	// Logger gets what happens to operations. Default [slog.Default].
+	// Logger gets the events of operations. Default [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -46,7 +46,7 @@ type Runner struct {
 	mu      sync.Mutex
 	running map[string]*slot // by the operation's ID
 	clock   clock
-	ending  bool // no operation and no step is begun any more
+	ending  bool // no further operation or step is begun
 
 	notUndone atomic.Uint64
 
@@ -55,10 +55,10 @@ type Runner struct {
 	wg     sync.WaitGroup
 }
 
-// slot is what an operation runs in.
+// slot is one of the limited number of running operations.
 type slot struct {
 	cancel   context.CancelFunc
-	notified bool // while it ran
+	notified bool // the operation was notified while it ran
 }
 
 // notification names an operation to look at now, by its ID or by its resource.
@@ -164,9 +164,9 @@ func (r *Runner) Start(ctx context.Context) error {
 	return nil
 }
 
-// Drain takes no more operations, and blocks until those that run have come to the end of their step. Other processes
-// go on with them at once. When ctx ends, the steps' contexts end, and Drain returns ctx's error after the steps have returned. It
-// implements service.Drainer.
+// Drain acquires no further operations, and blocks until the running operations have ended their current step. Other processes
+// continue these operations at once. When ctx ends, the steps' contexts end, and Drain returns ctx's error after the steps have
+// returned. It implements service.Drainer.
 func (r *Runner) Drain(ctx context.Context) error {
 	if r.cancel == nil {
 		return nil
@@ -198,24 +198,24 @@ func (r *Runner) Drain(ctx context.Context) error {
 // Stop is [Runner.Drain]. It has no effect after Drain.
 func (r *Runner) Stop(ctx context.Context) error { return r.Drain(ctx) }
 
-// Stats is what a [Runner] has done since it was made.
+// Stats counts what a [Runner] has done since it was created.
 type Stats struct {
 	// Running is how many operations run in this process now.
 	Running int
-	// NotUndone is how many steps could not be undone within their time, and how many operations have ended without their [OnEnd]: what
-	// they have done, such as a claim, is left. The log has an error for each.
+	// NotUndone is how many steps could not be undone in time, plus how many operations have ended without their [OnEnd]. Their
+	// effects, such as a claim, remain. The log has an error for each.
 	NotUndone uint64
 }
 
-// Stats returns what the runner has done.
+// Stats returns the runner's counters.
 func (r *Runner) Stats() Stats {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return Stats{Running: len(r.running), NotUndone: r.notUndone.Load()}
 }
 
-// Notify makes the runner look at an operation now, also if it waits. It does not block, and is only a hint: operations are found
-// without it, but later.
+// Notify makes the runner look at an operation now, also if the operation waits. It does not block. A lost notification only delays
+// the operation until the next poll.
 func (r *Runner) Notify(id string) { r.send(notification{id: id}) }
 
 // NotifyResource is [Runner.Notify] for the operation on a resource that has not ended, if there is one.
@@ -228,8 +228,8 @@ func (r *Runner) send(n notification) {
 	}
 }
 
-// Signal makes all operations that wait for a peer ([WaitFor]) go on now, such as when a host is back. It may be called in any
-// process that has a runner, or a runner that is not started.
+// Signal makes all operations that wait for a peer ([WaitFor]) continue now, for example when a host is back. Any process may call it
+// on its runner, also if the runner is not started.
 func (r *Runner) Signal(ctx context.Context, peer string) error {
 	_, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE peer = ? AND owner = '' AND due_at IS NOT NULL`, peer)
 	if err == nil {
@@ -268,19 +268,19 @@ func (r *Runner) dispatch(ctx context.Context) {
 	}
 }
 
-// poll takes the operations that are due.
+// poll acquires the operations that are due.
 func (r *Runner) poll(ctx context.Context) error {
 	if len(r.names) == 0 {
 		return nil
 	}
-	if err := r.takeRows(ctx, false, `due_at <= ? AND kind IN (?) ORDER BY priority DESC, due_at LIMIT ?`, r.now(), r.names, 2*r.cfg.MaxInFlight); err != nil {
+	if err := r.acquireRows(ctx, false, `due_at <= ? AND kind IN (?) ORDER BY priority DESC, due_at LIMIT ?`, r.now(), r.names, 2*r.cfg.MaxInFlight); err != nil {
 		return err
 	}
 	return r.giveUp(ctx)
 }
 
-// lookAt takes the operation that a notification names, also if it waits. If the operation runs here, it is looked at after it has
-// run.
+// lookAt acquires the operation that a notification names, also if the operation waits. If the operation runs in this process, it is
+// looked at after that.
 func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	switch {
 	case n == notification{}:
@@ -288,13 +288,14 @@ func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	case len(r.names) == 0, n.id != "" && r.markNotified(n.id):
 		return nil
 	case n.id != "":
-		return r.takeRows(ctx, true, `id = ? AND due_at IS NOT NULL AND kind IN (?)`, n.id, r.names)
+		return r.acquireRows(ctx, true, `id = ? AND due_at IS NOT NULL AND kind IN (?)`, n.id, r.names)
 	}
-	return r.takeRows(ctx, true, `active = ? AND due_at IS NOT NULL AND kind IN (?)`, n.resource, r.names)
+	return r.acquireRows(ctx, true, `active = ? AND due_at IS NOT NULL AND kind IN (?)`, n.resource, r.names)
 }
 
-// takeRows takes the operations that fulfil a condition, as far as there are slots. notified says that one of them was notified.
-func (r *Runner) takeRows(ctx context.Context, notified bool, where string, args ...any) error {
+// acquireRows acquires the operations that fulfil a condition, as long as slots are free. notified means that the operation was
+// notified.
+func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, args ...any) error {
 	query, args, err := sqlx.In(`SELECT * FROM operations WHERE `+where, args...)
 	if err != nil {
 		return err
@@ -304,12 +305,12 @@ func (r *Runner) takeRows(ctx context.Context, notified bool, where string, args
 		return db.Error(err)
 	}
 	for i := range list {
-		r.takeSlot(&list[i], notified) //nolint:contextcheck // an operation outlives the poll that found it
+		r.runInSlot(&list[i], notified) //nolint:contextcheck // the operation runs on after the poll
 	}
 	return nil
 }
 
-// markNotified notes that an operation that runs here was notified, and reports whether it runs here.
+// markNotified marks an operation as notified if it runs in this process, and reports whether it runs in this process.
 func (r *Runner) markNotified(id string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -320,8 +321,8 @@ func (r *Runner) markNotified(id string) bool {
 	return s != nil
 }
 
-// takeSlot runs an operation if there is a slot for it.
-func (r *Runner) takeSlot(o *row, notified bool) {
+// runInSlot runs an operation if a slot is free.
+func (r *Runner) runInSlot(o *row, notified bool) {
 	slots := r.cfg.MaxInFlight
 	if o.Priority > 0 {
 		slots += (slots + 3) / 4
@@ -345,15 +346,15 @@ func (r *Runner) takeSlot(o *row, notified bool) {
 			defer r.mu.Unlock()
 			delete(r.running, o.ID)
 			if s.notified && !r.ending {
-				r.Notify(o.ID) // it may have gone on meanwhile, by a report
+				r.Notify(o.ID) // a report may have ended the step meanwhile
 			}
 		}()
 		r.execute(ctx, r.kinds[o.Kind], o, s)
 	})
 }
 
-// giveUp ends operations of kinds that neither this process nor, for twice their time, any other one knows: once for doing and once
-// for undoing.
+// giveUp ends operations of kinds that this process does not know, and that no other process has run for twice their timeout: once
+// for doing and once for undoing.
 func (r *Runner) giveUp(ctx context.Context) error {
 	now := r.now()
 	query, args, err := sqlx.In(`SELECT * FROM operations WHERE due_at <= ? AND deadline_at <= ? AND kind NOT IN (?) LIMIT 100`, now, now, r.names)
@@ -383,7 +384,7 @@ func (r *Runner) giveUp(ctx context.Context) error {
 	return nil
 }
 
-// callEnd calls the function of OnEnd for an operation that has ended, and stores what it has changed in the data.
+// callEnd calls the function of OnEnd for an operation that has ended, and stores the function's changes of the data.
 func (k *kind) callEnd(ctx context.Context, tx *sqlx.Tx, r *row, onPanic func(any)) error {
 	if k.onEnd == nil {
 		return nil

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Op is an operation as its steps see it. Its fields are not changed by a step.
+// Op is an operation as its steps see it. A step must not change its fields.
 type Op struct {
 	ID       string
 	Kind     string
@@ -25,17 +25,18 @@ type Op struct {
 	State State
 	// Step is the name of the step. It is empty until a runner has seen the operation.
 	Step string
-	// Attempt is how many attempts at the step have failed before, one after the other.
+	// Attempt is how many attempts at the step have failed in a row before.
 	Attempt int
 	// Waits is how often the step has returned [WaitFor] since it was entered.
 	Waits int
-	// Token names this entry into the step: a process that does the step's work asks with it whether the work is still
-	// wanted ([Store.Wanted]) and reports the end ([Runner.End]). Attempts at the step have the same token; a step
-	// that is entered later, by [GoTo] or [Store.Retry], has another one. A token cannot be guessed: a process that
-	// has it got it from the step. It has at most 50 bytes.
+	// Token names this entry into the step. A process that does the step's work uses the token to ask whether the work is
+	// still wanted ([Store.Wanted]) and to report the result ([Runner.End]). All attempts at the step have the same token. A
+	// later entry, by [GoTo] or [Store.Retry], has another token. A token cannot be guessed: only the step gives it to
+	// another process. It has at most 50 bytes.
 	Token string
-	// Err is the error that the operation is undone for, or has ended with. Nil while it runs and after it has
-	// succeeded. Its code is Timeout if the time of the operation or of the step was over, Canceled if the operation was canceled.
+	// Err is the error because of which the operation is undone, or with which it has ended. It is nil while the operation
+	// runs and after it has succeeded. Its code is Timeout after a timeout of the operation or of a step, Canceled if the
+	// operation was canceled.
 	Err error
 
 	data json.RawMessage
@@ -43,50 +44,50 @@ type Op struct {
 
 // Step is a part of an operation. It needs at least one of Do, DoTx, Undo and UndoTx.
 //
-// The functions get the operation's data as the steps before have left it. What a function changes in the data is
-// written in the transaction that notes that the step is done, undone, or waits. The data must be the same after they
-// were written as JSON and read again. What is changed in an attempt that failed is dropped.
+// The functions get the operation's data with the changes of the steps before. The changes of a function are written in the
+// transaction that marks the step as done, undone, or waiting. The changes of a failed attempt are dropped. The data must be
+// equal after they were written as JSON and read again.
 //
-// An error that is transient by Retry makes the runner try the step again after a back-off, until Limit or the operation's
-// Timeout is over. [GoTo] sends the operation back to an earlier step. [WaitFor] makes it wait. Any other error ends the
-// operation: its steps are undone, this one first, because it may be done in part. Undoing is tried again after every
-// error until the operation's Timeout is over once more. Then each step that is left has one more attempt of at most 5 s. A step
-// that still fails is logged, noted in the operation's error, and counted, see [Stats].
+// After an error that is transient by Retry, the runner retries the step with back-off, until Limit or the operation's Timeout.
+// [GoTo] sends the operation back to an earlier step. [WaitFor] makes the operation wait. Any other error ends the operation: its
+// steps are undone, this step first, because it may be done in part. Undoing is retried after every error, for the operation's
+// Timeout. After that, each remaining step gets one more attempt of at most 5 s. A step that still cannot be undone is logged,
+// added to the operation's error, and counted, see [Stats].
 type Step[D any] struct {
-	// Name is stored. Steps are found again by their place: steps that have been released are not reordered or
-	// removed, only added at the end.
+	// Name is stored. The database refers to a step by its position, so after a release, steps must not be reordered or
+	// removed; new steps are added at the end.
 	Name string
-	// Do does the step's work at least once: it is called again if the process ends before the step is noted as done.
+	// Do does the step's work at least once: it is called again if the process ends before the step is marked as done.
 	Do func(ctx context.Context, op *Op, data *D) error
-	// DoTx does work exactly once, in the transaction that notes the step as done, after Do. It only writes to tx, and
-	// is called again if the transaction is rolled back.
+	// DoTx does work exactly once, after Do, in the transaction that marks the step as done. It must have no effect outside
+	// tx, because it is called again if the transaction is rolled back.
 	DoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error
 	// Reported is called in the transaction of a report ([Runner.End]), with the error of the report, or nil. If it
 	// returns nil, the step ends as the report says. With [GoTo] the operation goes back instead. Any other error rolls
 	// the transaction back, and End returns it. Nil: the step ends as the report says.
 	Reported func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D, err error) error
-	// Undo undoes the work at least once, also if it was done only in part or not at all.
+	// Undo undoes the work at least once. The work may be done only in part, or not at all.
 	Undo func(ctx context.Context, op *Op, data *D) error
-	// UndoTx undoes work exactly once, in the transaction that notes the step as undone, after Undo. Otherwise as DoTx.
+	// UndoTx undoes work exactly once, after Undo, in the transaction that marks the step as undone. Otherwise it is like DoTx.
 	UndoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error
 	// Timeout is how long one call of Do, DoTx, Undo or UndoTx may take. Default 1 minute.
 	Timeout time.Duration
 	// Limit is how long the step may take in all, with all attempts and waits, before the operation fails with code
 	// Timeout. Default: as long as the operation. Time in which no runner was alive does not count, see [Runner].
 	Limit time.Duration
-	// Retry says which errors of Do and DoTx are tried again, how often, and how soon. It does not hold for undoing.
+	// Retry defines after which errors Do and DoTx are retried, how often, and how soon. It does not apply to undoing.
 	Retry Retry
 }
 
-// Retry is how a step is tried again after an error.
+// Retry is the retry policy of a step.
 type Retry struct {
-	// Codes are those of transient errors. Default: Unavailable, Unknown and Timeout. An error of [Transient] is
-	// transient and one of [Permanent] is not, whatever their codes.
+	// Codes are the codes of transient errors. Default: Unavailable, Unknown and Timeout. An error of [Transient] is always
+	// transient, and an error of [Permanent] never, for every code.
 	Codes []fault.Code
-	// Max is how many transient errors one after the other are tried again. Default: no limit but time.
+	// Max is the highest number of retries after transient errors in a row. Default: limited only by time.
 	Max int
-	// MinDelay is the delay after the first error. It doubles with each further one up to MaxDelay, and up to a
-	// quarter is taken off at random. Defaults 100 ms and 3 s, so that operations go on within 5 s after an outage.
+	// MinDelay is the delay after the first error. The delay doubles with each further error, up to MaxDelay, and is shortened
+	// at random by up to a quarter. Defaults 100 ms and 3 s, so that operations continue within 5 s after an outage.
 	MinDelay, MaxDelay time.Duration
 }
 
@@ -100,8 +101,8 @@ func (p Retry) delay(attempts int) time.Duration {
 	return d - rand.N(d/4+1)
 }
 
-// again reports whether another attempt follows after an error and a number of failed attempts before.
-func (p Retry) again(err error, attempts int) bool {
+// allows reports whether the step is retried after an error and a number of failed attempts before.
+func (p Retry) allows(err error, attempts int) bool {
 	return (p.Max <= 0 || attempts < p.Max) && p.transient(err)
 }
 
@@ -130,12 +131,12 @@ type markedError struct {
 
 func (m *markedError) Unwrap() error { return m.error }
 
-// Permanent marks an error of a step as one that ends the operation, whatever its code. Of nested marks the outermost
-// counts. Permanent(nil) is nil.
+// Permanent marks an error of a step as one that ends the operation, for every code. Of nested marks the outermost counts.
+// Permanent(nil) is nil.
 func Permanent(err error) error { return mark(err, false) }
 
-// Transient marks an error of a step as one after which the step is tried again, whatever its code. Of nested marks the
-// outermost counts. Transient(nil) is nil.
+// Transient marks an error of a step as one after which the step is retried, for every code. Of nested marks the outermost
+// counts. Transient(nil) is nil.
 func Transient(err error) error { return mark(err, true) }
 
 func mark(err error, transient bool) error {
@@ -145,11 +146,10 @@ func mark(err error, transient bool) error {
 	return &markedError{err, transient}
 }
 
-// WaitFor is what Do or Undo returns when another process does the work, or when the step has to look again later. The
-// operation goes on when a report ends the step ([Runner.End]), when [Runner.Signal] says that the peer is there,
-// when [Runner.Notify] names the operation, and at the latest after the delay: then the function is called again. The peer is a
-// name that the component chooses, such as that of a host, of at most 255 bytes; empty: no signal ends the delay. Waiting is not a
-// failure and leaves no event.
+// WaitFor is the result of Do or Undo when another process does the work, or when the function has to be called again later. A
+// report ([Runner.End]) ends the step. Without a report, the function is called again when [Runner.Signal] names the peer, when
+// [Runner.Notify] names the operation, and at the latest after the delay. The peer is a name that the component chooses, such as
+// that of a host, of at most 255 bytes; with an empty peer, no signal ends the delay. Waiting is not a failure and writes no event.
 func WaitFor(peer string, delay time.Duration) error { return &waitError{peer, delay} }
 
 type waitError struct {
@@ -159,11 +159,11 @@ type waitError struct {
 
 func (w *waitError) Error() string { return fmt.Sprintf("wait for %q, at most %v", w.peer, w.delay) }
 
-// GoTo is what Do or Reported returns to send the operation back to an earlier step because of err: to the one that
-// chooses a host, for example, because the chosen host has failed. What was changed in the data is kept, such as the host not to choose
-// again. Nothing is undone, so what is done again from there has to replace what was done before. A step may do so limit times
-// in one operation; after that it fails with err. The operation goes on after the back-off of the step's Retry. It is a
-// programmer's error, and the step fails, if there is no such earlier step.
+// GoTo is the result of Do or Reported that sends the operation back to an earlier step because of err. For example, if the chosen
+// host has failed, the operation goes back to the step that chooses a host. Changes of the data are kept, such as the list of failed
+// hosts. Nothing is undone, so a repeated step must replace its earlier results. A step may go back limit times in one operation;
+// after that it fails with err. The operation continues after the back-off of the step's Retry. If the earlier step does not exist,
+// the step fails: this is a programmer's error.
 func GoTo(step string, limit int, err error) error { return &goToError{step, limit, err} }
 
 type goToError struct {
@@ -175,11 +175,11 @@ type goToError struct {
 func (g *goToError) Error() string { return fmt.Sprintf("back to step %s: %v", g.step, g.err) }
 func (g *goToError) Unwrap() error { return g.err }
 
-// A stepFunc is a function of a step whose data have lost their type. It returns the data as the function has left
-// them. tx is nil outside of a transaction, report is the error of a report.
+// A stepFunc is a function of a step with untyped data. It returns the data with the function's changes. tx is nil outside of a
+// transaction. report is the error of a report.
 type stepFunc func(ctx context.Context, tx *sqlx.Tx, op *Op, data json.RawMessage, report error) (json.RawMessage, error)
 
-// step is a Step whose data have lost their type.
+// step is a Step with untyped data.
 type step struct {
 	name                             string
 	timeout, limit                   time.Duration
@@ -189,7 +189,7 @@ type step struct {
 
 func (s *step) undoes() bool { return s.undo != nil || s.undoTx != nil }
 
-// eraseStep checks a step and takes the type of its data away.
+// eraseStep checks a step and erases the type of its data.
 func eraseStep[D any](kind string, s Step[D]) step {
 	for wrong, is := range map[string]bool{
 		"has no name":                      s.Name == "",

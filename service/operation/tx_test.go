@@ -15,8 +15,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestInTransaction: an operation is begun with the change that it belongs to, or not at
-// all.
+// TestInTransaction: an operation is begun together with the change in its transaction, or not at all.
 func TestInTransaction(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -40,13 +39,12 @@ func TestInTransaction(t *testing.T) {
 			t.Errorf("list: %+v, %v", list, err)
 		}
 		if _, err := operation.Begin(t.Context(), b.ops, operation.Kind[func()]{Name: "x"}, "", new(func())); fault.CodeOf(err) != fault.Invalid {
-			t.Errorf("an input that is no JSON: %v", err)
+			t.Errorf("an input that cannot be JSON: %v", err)
 		}
 	})
 }
 
-// TestDoTx: a step in the transaction of its note is done exactly once, and what it kept
-// is kept; if it fails nothing of it is left.
+// TestDoTx: a DoTx takes effect exactly once, and its changes of the data are stored. After an error nothing of it is left.
 func TestDoTx(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -79,7 +77,7 @@ func TestDoTx(t *testing.T) {
 	})
 }
 
-// TestDrain: an operation is given back between two steps, and goes on elsewhere at once.
+// TestDrain: a draining process releases an operation between two steps, and another process continues it at once.
 func TestDrain(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -89,8 +87,8 @@ func TestDrain(t *testing.T) {
 		first := b.step("a", nil, nil)
 		first.Do = func(ctx context.Context, _ *operation.Op, _ *input) error {
 			entered <- struct{}{}
-			<-ctx.Done() // the drain has begun, and is in a hurry
-			return nil   // and yet it was done
+			<-ctx.Done() // the drain's own context has ended
+			return nil   // the step is done
 		}
 		operation.Handle(b.runner, create, first, b.step("b", nil, nil))
 		if err := b.runner.Start(t.Context()); err != nil {

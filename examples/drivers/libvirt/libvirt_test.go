@@ -287,7 +287,7 @@ func TestImages(t *testing.T) {
 		{"named", fault.Invalid, "names an external data file"},
 		{"disguised", fault.Invalid, "the image has the format qcow2, not raw"},
 		{"vmdk", fault.Invalid, "the image has the format vmdk, not raw"},
-		{"short", fault.Invalid, "no header of qcow2"},
+		{"short", fault.Invalid, "less than a header of qcow2"},
 		{"unknown", fault.Invalid, "unknown features"},
 	} {
 		err := d.Spawn(t.Context(), compute.Spec{ID: guestID, ImageRef: tt.image, Resources: compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}})
@@ -318,7 +318,7 @@ func TestOpen(t *testing.T) {
 		{map[string]string{"images_path": dir, "virt_type": "xen"}, fault.Invalid, "option virt_type"},
 		{map[string]string{"images_path": dir, "colour": "red"}, fault.Invalid, "option colour: no such option"},
 		{map[string]string{"images_path": dir, "wait_soft_reboot_seconds": "long"}, fault.Invalid, "option wait_soft_reboot_seconds"},
-		{map[string]string{"images_path": dir, "connection_uri": "qemu+unix:///system?socket=/nonexistent"}, fault.Unavailable, "install libvirt-daemon and libvirt-daemon-driver-qemu, and see that libvirtd runs"},
+		{map[string]string{"images_path": dir, "connection_uri": "qemu+unix:///system?socket=/nonexistent"}, fault.Unavailable, "install libvirt-daemon and libvirt-daemon-driver-qemu, and start libvirtd"},
 	} {
 		d, err := libvirt.Open(t.Context(), options(t, tt.opts))
 		if d != nil || fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {

@@ -229,7 +229,7 @@ func TestUncleanBuild(t *testing.T) {
 	}
 }
 
-// TestStaleBuild: a server that is no longer wanted is not built.
+// TestStaleBuild: a server is not built if the step is no longer wanted.
 func TestStaleBuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
