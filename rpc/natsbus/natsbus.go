@@ -136,6 +136,7 @@ func (b *Bus) Start(ctx context.Context) error {
 		c, err := b.dial(ctx)
 		if err == nil {
 			if err = checkJetStream(ctx, c.js); err == nil {
+				b.warnOld(c.ConnectedServerVersion())
 				b.keep(c) //nolint:contextcheck // the connection outlives Start
 				return nil
 			}
@@ -156,6 +157,14 @@ func (b *Bus) keep(c *conn) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.endLink = func() { end(); wg.Wait() }
+}
+
+// warnOld logs that the server is older than NATS 2.10.
+func (b *Bus) warnOld(version string) {
+	var major, minor int
+	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n == 2 && (major < 2 || major == 2 && minor < 10) {
+		b.cfg.Logger.Warn("NATS is older than 2.10, which natsbus needs: a stream that is deleted may not come back", "version", version)
+	}
 }
 
 // startCode returns the code of an error of Start.
