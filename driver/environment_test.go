@@ -32,11 +32,14 @@ func TestEnvironment(t *testing.T) {
 	}
 }
 
-// TestUser: root can run a program as somebody else.
+// unprivileged is the user of Unix systems that has no rights.
+const unprivileged = "nobody"
+
+// TestUser: root can run a program as another user.
 func TestUser(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		_, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good"), User: "nobody"})
+		_, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good"), User: unprivileged})
 		if err == nil || !strings.Contains(err.Error(), "option user") {
 			t.Errorf("%v, want that it takes root", err)
 		}
@@ -61,7 +64,7 @@ func TestUser(t *testing.T) {
 	}
 	sum := sha256.Sum256(raw)
 	for _, pin := range []string{"", hex.EncodeToString(sum[:])} {
-		p := launch(t, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: "/var/tmp", User: "nobody", SHA256: pin})
+		p := launch(t, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: "/var/tmp", User: unprivileged, SHA256: pin})
 		if got, err := p.Driver().Echo(t.Context(), "uid"); got == "0" || err != nil {
 			t.Errorf("it runs as %s, %v", got, err)
 		}

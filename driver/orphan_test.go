@@ -2,6 +2,7 @@ package driver_test
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -31,10 +32,10 @@ func TestNoOrphan(t *testing.T) {
 	}
 }
 
-// startWorker starts TestWorker in a process of its own, and returns when its driver runs, with that's PID.
+// startWorker starts runWorker in a process of its own, and returns when its driver runs, with the PID of the driver.
 func startWorker(t *testing.T, env ...string) (*exec.Cmd, int) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run", "^TestWorker$", "-test.v") //nolint:noctx // killed by the caller
+	cmd := exec.Command(os.Args[0]) //nolint:noctx // killed by the caller
 	cmd.Env = append(os.Environ(), env...)
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -88,16 +89,14 @@ func TestSocketsOfKilled(t *testing.T) {
 	_ = living.Wait()
 }
 
-// TestWorker is the worker of TestNoOrphan and TestSocketsOfKilled, in a process of its own.
-func TestWorker(t *testing.T) { //nolint:paralleltest // it waits to be killed
-	dir := os.Getenv("TEST_WORKER")
-	if dir == "" {
-		t.Skip("run by TestNoOrphan")
-	}
-	p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: os.Getenv("TEST_SOCKETS")})
+// runWorker is the worker of TestNoOrphan and TestSocketsOfKilled, in a process of its own: it launches a driver of a directory, prints
+// the driver's PID, and waits to be killed. TestMain calls it.
+func runWorker(programs, sockets string) {
+	p, err := driver.Launch(context.Background(), echoKind, driver.PluginConfig{Program: "good", Dir: programs, SocketDir: sockets})
 	if err != nil {
-		t.Fatal(err)
+		fmt.Println(err)
+		os.Exit(1)
 	}
 	fmt.Printf("PID=%d\n", p.Status().PID)
-	<-t.Context().Done()
+	select {}
 }

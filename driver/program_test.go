@@ -253,6 +253,9 @@ func (e *echo) Count(ctx context.Context, n int, f func(int) error) error {
 
 // TestMain is also the main function of the programs: this binary, by other names.
 func TestMain(m *testing.M) {
+	if programs := os.Getenv("TEST_WORKER"); programs != "" && os.Getenv("ARMATURE_DRIVER") == "" {
+		runWorker(programs, os.Getenv("TEST_SOCKETS"))
+	}
 	if os.Getenv("ARMATURE_DRIVER") == "" {
 		goleak.VerifyTestMain(m)
 		return

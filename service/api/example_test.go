@@ -17,17 +17,17 @@ func Example() {
 	}
 	mux := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})
 	api.Handle(mux, "GET /hello/{name}", func(_ context.Context, r *api.Request[api.None]) (greeting, error) {
-		if r.PathValue("name") == "nobody" {
-			return greeting{}, fault.New(fault.NotFound, "nobody is not here")
+		if r.PathValue("name") == "eve" {
+			return greeting{}, fault.New(fault.NotFound, "eve is not here")
 		}
 		return greeting{"hello " + r.PathValue("name")}, nil
 	})
-	for _, name := range []string{"ada", "nobody"} {
+	for _, name := range []string{"ada", "eve"} {
 		w := httptest.NewRecorder()
 		mux.ServeHTTP(w, httptest.NewRequestWithContext(context.Background(), http.MethodGet, "/hello/"+name, http.NoBody))
 		fmt.Println(w.Code, w.Body)
 	}
 	// Output:
 	// 200 {"text":"hello ada"}
-	// 404 {"itemNotFound":{"code":404,"message":"nobody is not here"}}
+	// 404 {"itemNotFound":{"code":404,"message":"eve is not here"}}
 }

@@ -25,7 +25,7 @@ func TestReplies(t *testing.T) {
 		{"accepted", "POST", "/disks", `{"disk":{"name":"a<b","size":2}}`, 202, `{"disk":{"name":"a<b","size":2}}`, "/disks/1"},
 		{"path and query", "GET", "/disks/7?fields=x", "", 200, `{"accept":"","fields":"x","id":"7"}`, ""},
 		{"no body", "DELETE", "/disks/7", "", 204, "", ""},
-		{"a body nobody asked for is not read", "DELETE", "/disks/7", "{junk", 204, "", ""},
+		{"the body of a request that needs none is not read", "DELETE", "/disks/7", "{junk", 204, "", ""},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -78,7 +78,7 @@ func qemu(t *testing.T) int {
 func TestGuest(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("it boots guests, which takes minutes without hardware virtualization")
+		t.Skip("-short: it boots guests; make test runs it")
 	}
 	lv := envtest.Libvirt(t)
 	dir := filepath.Join(t.TempDir(), "instances")

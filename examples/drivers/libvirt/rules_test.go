@@ -42,7 +42,7 @@ func images(t *testing.T) string {
 func TestRules(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("it boots guests, which takes minutes without hardware virtualization")
+		t.Skip("-short: it boots guests; make test runs it")
 	}
 	lv := envtest.Libvirt(t)
 	volume := filepath.Join(t.TempDir(), "volume.raw")

@@ -4,18 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/fstest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"github.com/google/uuid"
 	"github.com/jmoiron/sqlx"
 	"go.uber.org/goleak"
@@ -391,169 +387,6 @@ func TestServices(t *testing.T) {
 		}
 		if err := s.SetDisabled(ctx, "x", "y", true, ""); !errors.Is(err, fault.NotFound) || err.Error() != "Could not find binary x on host y." {
 			t.Errorf("disable a service that does not exist: %v, want NotFound", err)
-		}
-	})
-}
-
-// TestSchemas: the migrations for the libraries' tables are the schemas that the libraries export, unchanged.
-func TestSchemas(t *testing.T) {
-	t.Parallel()
-	for name, want := range map[string]string{
-		"00002_placement.sql": placement.Schema, "00005_operation.sql": operation.Schema, "00006_membership.sql": membership.Schema,
-		"00008_operation_requests.sql": operation.Schema2, "00011_member_instance.sql": membership.Schema2, "00012_operation_steps.sql": operation.Schema3,
-	} {
-		got, err := fs.ReadFile(store.Migrations(), name)
-		if err != nil || string(got) != want {
-			t.Errorf("%s is not the library's schema, %v", name, err)
-		}
-	}
-}
-
-// TestUpgrade migrates a database of the first release. Claims of before package placement still exist and count. Tasks
-// of before package operation go on as operations. Services keep their numbers and the reasons for which they are disabled.
-func TestUpgrade(t *testing.T) {
-	t.Parallel()
-	first, err := fs.ReadFile(store.Migrations(), "00001_init.sql")
-	if err != nil {
-		t.Fatal(err)
-	}
-	dbtest.Each(t, fstest.MapFS{"00001_init.sql": {Data: first}}, func(t *testing.T, d *sqlx.DB) {
-		for _, q := range []string{
-			`INSERT INTO hosts (id, name, driver, driver_version) VALUES (1, 'h1', 'fake', '1')`,
-			`INSERT INTO inventories (host, class, total, reserved, ratio, used) VALUES ('h1', 'VCPU', 4, 0, 2, 3), ('h1', 'MEMORY_MB', 2048, 0, 1, 512), ('h1', 'DISK_GB', 10, 0, 1, 0)`,
-			`INSERT INTO allocations (server_id, class, host, amount) VALUES ('s1', 'VCPU', 'h1', 3), ('s1', 'MEMORY_MB', 'h1', 512), ('s1', 'DISK_GB', 'h1', 0)`,
-		} {
-			if _, err := d.ExecContext(t.Context(), q); err != nil {
-				t.Fatal(err)
-			}
-		}
-		for i, task := range []string{"scheduling", "deleting", "rebooting_hard", "", ""} {
-			var state *string
-			if task != "" {
-				state = &task
-			}
-			d.MustExecContext(t.Context(), `INSERT INTO servers (id, name, project_id, user_id, request_id, image_ref, flavor_id, vcpus, memory_mib, disk_gib, metadata,
-				vm_state, task_state, host, generation, attempts, tried, fault_code, fault_message, lease, due_at, task_since, created_at, updated_at)
-				VALUES (?, 'n', 'p', 'u', 'req-1', '', '1', 1, 1, 1, '{}', 'active', ?, 'h1', 1, 1, '[]', 0, '', '', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
-				fmt.Sprintf("server-%d", i), state)
-		}
-		for id, why := range map[string]string{"server-3": "No valid host was found. 0 of 2 hosts: 2 MEMORY_MB", "server-4": "host h1: disk on fire"} {
-			d.MustExecContext(t.Context(), `UPDATE servers SET fault_message = ?, fault_at = UTC_TIMESTAMP(6) WHERE id = ?`, why, id)
-		}
-		d.MustExecContext(t.Context(), `INSERT INTO services (id, binary_name, host, disabled, disabled_reason, seen_at) VALUES (7, 'nova-compute', 'h1', TRUE, 'fan', UTC_TIMESTAMP(6))`)
-		if err := db.Migrate(t.Context(), d, store.Migrations()); err != nil {
-			t.Fatal(err)
-		}
-		s := store.New(d)
-		ops, err := s.Operations().List(t.Context(), operation.Filter{Open: true})
-		kinds := map[string]string{}
-		for _, o := range ops {
-			kinds[o.Resource] = o.Kind + " " + string(o.State) + " " + o.RequestID
-		}
-		if diff := cmp.Diff(map[string]string{
-			"server-0": "server.create running req-1", "server-1": "server.delete running req-1", "server-2": "server.hard_reboot running req-1",
-		}, kinds); err != nil || diff != "" {
-			t.Errorf("operations after the upgrade, %v (-want +got):\n%s", err, diff)
-		}
-		if list, err := s.Services(t.Context(), time.Minute); err != nil || len(list) != 1 || list[0].Number != 7 || !list[0].Up || list[0].DisabledReason != "fan" {
-			t.Errorf("services after the upgrade: %+v, %v", list, err)
-		}
-		for id, want := range map[string][2]string{
-			"server-0": {"", ""},
-			"server-3": {"No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 2 hosts: 2 MEMORY_MB"},
-			"server-4": {"Build of instance server-4 aborted.", "host h1: disk on fire"},
-		} {
-			if srv, err := s.Server(t.Context(), id); err != nil || srv.FaultMessage != want[0] || srv.FaultDetails != want[1] {
-				t.Errorf("%s after the upgrade has the fault %q, %q, %v; want %q", id, srv.FaultMessage, srv.FaultDetails, err, want)
-			}
-		}
-		d.MustExecContext(t.Context(), `DELETE FROM servers`)
-		addHost(t, s, "h1", 4)
-		hosts, err := s.Hosts(t.Context(), time.Minute)
-		if err != nil || len(hosts) != 1 || hosts[0].Consumers != 1 || hosts[0].Inventories[compute.VCPU].Free() != 1 || hosts[0].Inventories[compute.MemoryMB].Free() != 3*512 {
-			t.Fatalf("%+v, %v", hosts[0].Provider, err)
-		}
-		claims, err := s.Claims().Claims(t.Context(), "s1")
-		if err != nil || claims[0].Generation != 1 || claims[0].Host != "h1" || claims[0].Allocations[0].Resources[compute.VCPU] != 3 {
-			t.Errorf("%+v, %v", claims, err)
-		}
-		if wrong, err := s.Claims().Recount(t.Context(), true); err != nil || len(wrong) > 0 {
-			t.Errorf("counted wrong: %+v, %v", wrong, err)
-		}
-	})
-}
-
-// TestAudit: claims that differ from the servers are found and repaired. Claims of servers that are being created or
-// deleted are left alone.
-func TestAudit(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
-		ctx := t.Context()
-		addHost(t, s, "n1", 10)
-		addHost(t, s, "n2", 10)
-		claim := func(id, host string) placement.Claim {
-			return placement.Claim{Consumer: id, Allocations: []placement.Allocation{{Provider: host, Resources: store.Need(one)}}}
-		}
-		raw := placement.NewSQL(d)
-		// The name and the task of each server, the host it is on, and the host its claim is on.
-		servers := map[string]string{}
-		for name, at := range map[string]struct{ task, host, claim string }{
-			"right":     {"", "n1", "n1"},
-			"spawning":  {store.Spawning, "n2", "n2"},
-			"lost":      {"", "n1", ""},
-			"elsewhere": {"", "n1", "n2"},
-			"failed":    {"", "", "n2"},
-			"waiting":   {store.Scheduling, "", ""},
-			"chosen":    {store.Scheduling, "", "n1"},
-			"deleting":  {store.Deleting, "", "n1"},
-		} {
-			srv := addServer(t, s)
-			servers[srv.ID] = name
-			var host *string
-			if at.host != "" {
-				host = &at.host
-			}
-			d.MustExecContext(ctx, "UPDATE servers SET host = ? WHERE id = ?", host, srv.ID)
-			switch at.task {
-			case "":
-				d.MustExecContext(ctx, "UPDATE operations SET state = 'succeeded', active = NULL WHERE active = ?", srv.ID)
-			case store.Spawning:
-				d.MustExecContext(ctx, "UPDATE operations SET step = 1, step_name = ? WHERE active = ?", store.StepBuild, srv.ID)
-			case store.Deleting:
-				d.MustExecContext(ctx, "UPDATE operations SET kind = ? WHERE active = ?", store.Delete.Name, srv.ID)
-			}
-			if at.claim != "" {
-				if err := raw.Claim(ctx, claim(srv.ID, at.claim)); err != nil {
-					t.Fatal(err)
-				}
-			}
-		}
-		if err := raw.Claim(ctx, claim("gone", "n2")); err != nil {
-			t.Fatal(err)
-		}
-		servers["gone"] = "gone"
-		audit := func(repair bool, want ...string) {
-			t.Helper()
-			found, err := s.Audit(ctx, repair, 0)
-			got := []string{}
-			for _, f := range found {
-				got = append(got, f.Kind+" "+servers[f.Claim.Consumer])
-				if f.Err != nil || f.Repaired != repair {
-					t.Errorf("%s: repaired %t, %v", got[len(got)-1], f.Repaired, f.Err)
-				}
-			}
-			slices.Sort(got)
-			if err != nil || !slices.Equal(got, want) {
-				t.Errorf("found %q, %v; want %q", got, err, want)
-			}
-		}
-		wrong := []string{"different elsewhere", "missing lost", "orphaned failed", "orphaned gone"}
-		audit(false, wrong...)
-		audit(true, wrong...)
-		audit(false)
-		hosts, err := s.Hosts(ctx, time.Minute)
-		if err != nil || hosts[0].Inventories["VCPU"].Used != 5 || hosts[1].Inventories["VCPU"].Used != 1 {
-			t.Errorf("%+v, %v; want 5 on n1 and 1 on n2", hosts, err)
 		}
 	})
 }

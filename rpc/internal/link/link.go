@@ -104,7 +104,7 @@ func (l *Link[C]) Notify() {
 	l.notifyLocked()
 }
 
-// Block notes why the broker takes nothing for now. Empty: it does.
+// Block records why the broker accepts no messages. An empty reason means that it accepts them.
 func (l *Link[C]) Block(reason string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

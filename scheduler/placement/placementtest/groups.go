@@ -1,0 +1,113 @@
+package placementtest
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/armature-go/armature/scheduler/placement"
+)
+
+func member(id, host string, g *placement.Group) placement.Claim {
+	return placement.Claim{Consumer: id, Allocations: []placement.Allocation{cpus(host, 1)}, Group: g}
+}
+
+func testAffinity(b bench) {
+	b.host("n1", 8)
+	b.host("n2", 8)
+	g := &placement.Group{ID: "g", Policy: placement.Affinity}
+	b.must(member("a", "n1", g))
+	b.refuses(placement.ErrGroup, "group g is on n1, not on n2: the group's policy forbids the host", member("b", "n2", g))
+	b.must(member("b", "n1", g))
+	b.must(member("x", "n2", &placement.Group{ID: "other", Policy: placement.Affinity}))
+	// All together may move, one alone may not.
+	toN2 := func(id string) placement.Claim { c := member(id, "n2", g); c.Generation = 1; return c }
+	b.refuses(placement.ErrGroup, "", toN2("a"))
+	b.must(toN2("a"), toN2("b"))
+	b.used(map[string]int64{"n1": 0, "n2": 3})
+	b.settled()
+}
+
+func testAntiAffinity(b bench) {
+	b.host("n1", 8)
+	b.host("n2", 8)
+	g := &placement.Group{ID: "g", Policy: placement.AntiAffinity}
+	b.must(member("a", "n1", g))
+	b.refuses(placement.ErrGroup, "group g has 1 of at most 1 on n1: the group's policy forbids the host", member("b", "n1", g))
+	b.refuses(placement.ErrGroup, "", member("b", "n2", g), member("c", "n2", g))
+	b.must(member("b", "n2", g))
+	grow := member("b", "n2", g)
+	grow.Generation, grow.Allocations = 1, []placement.Allocation{cpus("n2", 2)}
+	b.must(grow) // a member is not in its own way
+	g.MaxPerHost = 2
+	b.must(member("c", "n1", g))
+	b.refuses(placement.ErrGroup, "group g has 2 of at most 2 on n1: the group's policy forbids the host", member("d", "n1", g))
+	if err := placement.Release(b.Context(), b, "a"); err != nil {
+		b.Fatal(err)
+	}
+	b.must(member("d", "n1", g))
+	if p := b.provider("n1"); p.Members["g"] != 2 || p.Consumers != 2 {
+		b.Errorf("%+v", p)
+	}
+	b.settled()
+}
+
+func testSoft(b bench) {
+	b.host("n1", 8)
+	b.host("n2", 8)
+	for _, policy := range []placement.Policy{placement.SoftAffinity, placement.SoftAntiAffinity} {
+		g := &placement.Group{ID: string(policy), Policy: policy}
+		for i, host := range []string{"n1", "n1", "n2"} {
+			b.must(member(fmt.Sprint(policy, i), host, g))
+		}
+		if n := b.provider("n1").Members[g.ID]; n != 2 {
+			b.Errorf("%s: n1 has %d members, want 2", policy, n)
+		}
+	}
+}
+
+func testGroupRace(b bench) {
+	for i := range 3 {
+		b.host(fmt.Sprint("n", i), 100)
+	}
+	anti := &placement.Group{ID: "anti", Policy: placement.AntiAffinity, MaxPerHost: 2}
+	near := &placement.Group{ID: "near", Policy: placement.Affinity}
+	var wg sync.WaitGroup
+	var got atomic.Int64
+	for i := range 30 {
+		wg.Go(func() {
+			host := fmt.Sprint("n", i%3)
+			switch err := b.Claim(b.Context(), member(fmt.Sprint("anti", i), host, anti)); {
+			case err == nil:
+				got.Add(1)
+			case !errors.Is(err, placement.ErrGroup):
+				b.Errorf("anti-affinity: %v", err)
+			}
+			if err := b.Claim(b.Context(), member(fmt.Sprint("near", i), host, near)); err != nil && !errors.Is(err, placement.ErrGroup) {
+				b.Errorf("affinity: %v", err)
+			}
+		})
+	}
+	wg.Wait()
+	if got.Load() != 6 {
+		b.Errorf("%d members with anti-affinity, want 2 on each of 3 hosts", got.Load())
+	}
+	hosts := 0
+	for i := range 3 {
+		p := b.provider(fmt.Sprint("n", i))
+		if p.Members["anti"] != 2 {
+			b.Errorf("%s has %d of anti", p.ID, p.Members["anti"])
+		}
+		if p.Members["near"] > 0 {
+			hosts++
+			if p.Members["near"] != 10 {
+				b.Errorf("%s has %d of near, want 10", p.ID, p.Members["near"])
+			}
+		}
+	}
+	if hosts != 1 {
+		b.Errorf("the group with affinity is on %d hosts", hosts)
+	}
+	b.settled()
+}

@@ -1,0 +1,271 @@
+package config
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strings"
+)
+
+// setNamed sets options by names as in Source.Defaults. The origin of a value is the prefix and the name.
+func (l *loader) setNamed(r rank, prefix string, values map[string]string) {
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		section, key, ok := strings.Cut(name, ".")
+		if !ok {
+			section, key = defaultSection, name
+		}
+		l.setKey(r, prefix+name, section, key, values[name])
+	}
+}
+
+// envName returns the name of an option's environment variable.
+func envName(section, name string) string {
+	return strings.ToUpper("OS_" + strings.ReplaceAll(section, "-", "_") + "__" + strings.ReplaceAll(name, "-", "_"))
+}
+
+// setEnv sets options from variables in the form of os.Environ. A variable's name
+// is in upper case, so it does not tell the option's name. Therefore setEnv looks
+// for the variable of each declared option.
+func (l *loader) setEnv(env []string) {
+	vars := make(map[string]string, len(env))
+	for _, kv := range env {
+		if k, v, ok := strings.Cut(kv, "="); ok && strings.HasPrefix(k, "OS_") {
+			vars[k] = v
+		}
+	}
+	known := map[string]bool{}
+	setOption := func(section, name string) {
+		k := envName(section, name)
+		known[k] = true
+		if v, ok := vars[k]; ok {
+			l.setKey(rankEnv, "environment "+k, section, name, v)
+		}
+	}
+	for _, section := range slices.Sorted(maps.Keys(l.aliases)) {
+		for _, name := range slices.Sorted(maps.Keys(l.aliases[section])) {
+			setOption(section, name)
+		}
+	}
+	for o := range l.allOptions() {
+		setOption(o.section, o.name)
+		if o.hasTag("secret") {
+			setOption(o.section, o.name+fileSuffix)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(vars)) {
+		if !known[k] {
+			l.setVariable(k, vars[k])
+		}
+	}
+}
+
+// setVariable sets the option of a family that a variable names. Any other variable with a section and an
+// option is unknown. A variable without a double underscore belongs to another program.
+func (l *loader) setVariable(k, value string) {
+	where := "environment " + k
+	longest := ""
+	for section := range l.byCase {
+		if section = l.byCase[section]; strings.HasPrefix(strings.ToUpper(k), envName(section, "")) && len(section) > len(longest) {
+			longest = section
+		}
+	}
+	if longest != "" {
+		name := strings.ToLower(k[len(envName(longest, "")):])
+		hint := l.hintOption(longest, name)
+		if k != strings.ToUpper(k) {
+			hint += "; write the name of the variable in upper case"
+		}
+		l.addUnknown(rankEnv, l.mayProtect(longest, name, value), "%s: [%s] %s: no such option%s", where, longest, name, hint)
+		return
+	}
+	for i := range l.families {
+		if section, name, ok := l.families[i].splitVariable(k); ok {
+			l.setKey(rankEnv, where, section, name, value)
+			return
+		}
+	}
+	section, name, ok := strings.Cut(strings.TrimPrefix(k, "OS_"), "__")
+	if !ok || section == "" || name == "" {
+		return
+	}
+	section = strings.ToLower(section)
+	l.addUnknown(rankEnv, l.mayProtect(section, "", ""), "%s: [%s]: no such section%s", where, section, l.hintSection(section))
+}
+
+// splitVariable returns the section of the family and the option that a variable names. Both have the
+// spelling that a file has, or else they are in lower case.
+func (f *family) splitVariable(k string) (section, name string, ok bool) {
+	for _, rest := range slices.Sorted(maps.Keys(f.values)) {
+		option, found := strings.CutPrefix(k, envName(f.prefix+rest, ""))
+		if !found || option == "" || len(f.prefix+rest) <= len(section) {
+			continue
+		}
+		section, name = f.prefix+rest, strings.ToLower(option)
+		for _, known := range slices.Sorted(maps.Keys(f.values[rest])) {
+			if envName(section, known) == k {
+				name = known
+			}
+		}
+	}
+	if section != "" {
+		return section, name, true
+	}
+	tail, found := strings.CutPrefix(k, strings.TrimSuffix(envName(f.prefix, ""), "__"))
+	rest, option, ok := strings.Cut(tail, "__")
+	return f.prefix + strings.ToLower(rest), strings.ToLower(option), found && ok && rest != "" && option != ""
+}
+
+// fileSuffix is the end of the name of an option that names a file with a secret.
+const fileSuffix = "_file"
+
+// setKey sets one option, by its name or an older one, or collects an error. An empty key
+// stands for the head of a section. The option may belong to a family. The parameter
+// where is the origin of the value.
+func (l *loader) setKey(r rank, where, section, key, value string) {
+	if section != defaultSection {
+		if known, ok := l.byCase[strings.ToLower(section)]; ok && known != defaultSection {
+			section = known
+		}
+	}
+	if l.setKnown(r, where, section, key, value) {
+		return
+	}
+	if r.isFile() {
+		if l.others[section] == nil {
+			l.others[section] = map[string]string{}
+		}
+		l.others[section][key] = value
+	}
+	if l.options[section] != nil || l.aliases[section] != nil { // or the section existed, and its options have other sections now
+		if key != "" {
+			l.addUnknown(r, l.mayProtect(section, key, value), "%s: [%s] %s: no such option%s", where, section, key, l.hintOption(section, key))
+		}
+		return
+	}
+	for i := range l.families {
+		if f := &l.families[i]; len(section) > len(f.prefix) && strings.EqualFold(section[:len(f.prefix)], f.prefix) {
+			l.setFamily(f, where, section[len(f.prefix):], key, value)
+			return
+		}
+	}
+	switch {
+	case key == "":
+		l.addUnknown(r, l.mayProtect(section, "", ""), "%s: [%s]: no such section%s", where, section, l.hintSection(section))
+	case !r.isFile():
+		l.addUnknown(r, "", "%s: no such section%s", where, l.hintSection(section))
+	default: // the head of a file's section is the error already
+	}
+}
+
+// setKnown sets a declared option by its name, by the name of the file that has its value, or by an older name. It reports whether
+// there is one.
+func (l *loader) setKnown(r rank, where, section, key, value string) bool {
+	if o := l.options[section][key]; o != nil {
+		if o.byFile != "" && o.rank == r {
+			l.addError("%s: [%s] %s is set, and %s names a file with its value: remove one of them", where, section, key, o.byFile)
+			o.bad = true
+			return true
+		}
+		o.setValue(r, where, value, false)
+		return true
+	}
+	if name, ok := strings.CutSuffix(key, fileSuffix); ok {
+		if o := l.options[section][name]; o != nil && o.hasTag("secret") {
+			l.readSecret(o, r, where, key, value)
+			return true
+		}
+	}
+	o := l.aliases[section][key]
+	if o == nil {
+		return false
+	}
+	l.addWarning("configuration option was renamed, use its new name", "where", where, "section", section, "option", key, "new_section", o.section, "new_name", o.name)
+	if o.rank != r || o.byAlias {
+		o.setValue(r, where, value, true)
+	}
+	return true
+}
+
+// setFamily sets an option in a section of a family. An empty key stands for the head of the section. Sections
+// whose names differ by upper and lower case are one; it has the name that comes first.
+func (l *loader) setFamily(f *family, where, rest, key, value string) {
+	for _, known := range slices.Sorted(maps.Keys(f.values)) {
+		if strings.EqualFold(known, rest) {
+			rest = known
+		}
+	}
+	if f.values[rest] == nil {
+		f.values[rest] = map[string]string{}
+	}
+	if head := placeKey(f.prefix+rest, ""); l.places[head] == "" {
+		l.places[head] = where
+	}
+	if key != "" {
+		f.values[rest][key] = value
+		l.places[placeKey(f.prefix+rest, key)] = where
+	}
+}
+
+// placeKey is the key of an option in places.
+func placeKey(section, name string) string { return strings.ToLower(section) + "." + name }
+
+// addUnknown collects an option or a section that is not declared. In a file or in the environment it may
+// belong to another program, unless why is not empty; in any other source it is an error.
+func (l *loader) addUnknown(r rank, why, format string, args ...any) {
+	if r.isFile() || r == rankEnv {
+		l.unknown = append(l.unknown, unknown{fmt.Sprintf(format, args...), why})
+		return
+	}
+	l.addError(format, args...)
+}
+
+// setValue sets the value from a source. An option with the tag multi collects the values of all files; any
+// other source replaces them.
+func (o *option) setValue(r rank, where, value string, byAlias bool) {
+	if !o.hasTag("multi") || !r.isFile() || !o.rank.isFile() {
+		o.values = nil
+	}
+	o.values = append(o.values, value)
+	if o.hasTag("multi") {
+		value = strings.Join(o.values, "\n")
+	}
+	o.rank, o.where, o.value, o.byAlias, o.byFile = r, where, value, byAlias, ""
+}
+
+// maxSecret bounds the size of a file with a secret, in bytes.
+const maxSecret = 64 << 10
+
+// readSecret sets an option from the file that key names. Other users must not be able to read the file.
+func (l *loader) readSecret(o *option, r rank, where, key, path string) {
+	fail := func(format string, args ...any) {
+		o.bad = true
+		l.addError("%s: [%s] %s: %s", where, o.section, key, fmt.Sprintf(format, args...))
+	}
+	if o.rank == r && o.byFile == "" {
+		fail("%s is set, too: remove one of them", o.name)
+		return
+	}
+	info, err := os.Stat(path)
+	switch {
+	case err != nil:
+		fail("%v", err)
+		return
+	case !info.Mode().IsRegular():
+		fail("%s is not a regular file", path)
+		return
+	case info.Mode().Perm()&0o006 != 0:
+		fail("all users can read or write %s, its mode is %04o: run chmod 0600", path, info.Mode().Perm())
+		return
+	case info.Size() > maxSecret:
+		fail("%s has more than %d bytes", path, maxSecret)
+		return
+	}
+	raw, err := os.ReadFile(path)
+	if err != nil {
+		fail("%v", err)
+		return
+	}
+	o.setValue(r, where, strings.TrimRight(string(raw), "\r\n"), false)
+	o.byFile = key
+}
