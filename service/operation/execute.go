@@ -31,8 +31,8 @@ type execution struct {
 	row  *row // as it stands in the database, but for due_at
 	log  *slog.Logger
 
-	deadline atomic.Int64 // of row, in Unix microseconds, for the renewal of the lease
-	endless  bool         // the operation ends without its OnEnd
+	deadline  atomic.Int64 // of row, in Unix microseconds, for the renewal of the lease
+	skipOnEnd bool         // the operation ends without its OnEnd
 }
 
 // execute acquires the lease of an operation, and runs its steps until the operation ends or waits, or the lease is lost.
@@ -362,7 +362,7 @@ func (x *execution) endUndone(ctx context.Context, late bool) bool {
 	}
 	x.log.ErrorContext(ctx, "operation ends without its OnEnd", "error", err)
 	x.notUndone.Add(1)
-	x.endless = true
+	x.skipOnEnd = true
 	more, _ = x.write(ctx, func(r *row) {
 		r.Error = db.Cut(fmt.Sprintf("%s; the end failed: %v", r.Error, err), maxError)
 		end(r)
@@ -470,7 +470,7 @@ func (x *execution) write(ctx context.Context, change func(*row), e *Event, also
 
 // writeOnce makes one attempt of write. The error wraps errStep if partErr is set.
 func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
-	ends := next.State.Ended() && x.kind.onEnd != nil && !x.endless
+	ends := next.State.Ended() && x.kind.onEnd != nil && !x.skipOnEnd
 	if e == nil && also == nil && !ends {
 		n, err := saveRow(ctx, x.cfg.Store.db, x.row, next)
 		if err == nil && n == 0 {

@@ -66,10 +66,8 @@ type notification struct{ id, resource string }
 
 // kind is a Kind with its steps.
 type kind struct {
-	name     string
-	priority int
-	steps    []step
-	onEnd    stepFunc // nil if the kind has none
+	steps []step
+	onEnd stepFunc // nil if the kind has none
 }
 
 // NewRunner returns a runner that knows no kind yet. It starts nothing.
@@ -89,7 +87,7 @@ func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
 	if k.Name == "" || len(k.Name) > maxName || len(steps) == 0 || r.kinds[k.Name] != nil {
 		panic("operation: kind " + k.Name + " has no name, one of more than 64 bytes, no steps, or steps already")
 	}
-	out := &kind{name: k.Name, priority: k.Priority}
+	out := &kind{}
 	for _, s := range steps {
 		out.steps = append(out.steps, eraseStep(k.Name, s))
 	}
@@ -229,9 +227,11 @@ func (r *Runner) send(n notification) {
 }
 
 // Signal makes all operations that wait for a peer ([WaitFor]) continue now, for example when a host is back. Any process may call it
-// on its runner, also if the runner is not started.
+// on its runner, also if the runner is not started. A signal that comes before the operation waits, while its step runs, has no
+// effect: the delay of WaitFor ends the wait then.
 func (r *Runner) Signal(ctx context.Context, peer string) error {
-	_, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE peer = ? AND owner = '' AND due_at IS NOT NULL`, peer)
+	// What is due already keeps its time, by which its deadlines move.
+	_, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE peer = ? AND owner = '' AND due_at > UTC_TIMESTAMP(6)`, peer)
 	if err == nil {
 		r.send(notification{}) // a poll
 	}
