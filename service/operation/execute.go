@@ -84,9 +84,17 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 		}
 	}
 	if unheard := now.Sub(*o.DueAt); unheard > r.cfg.Lease {
-		next.DeadlineAt = o.DeadlineAt.Add(unheard)
+		// At least a lease is left, in which reports that found no runner are made again.
+		move := func(deadline time.Time) time.Time {
+			end, least := deadline.Add(unheard), now.Add(r.cfg.Lease)
+			if end.Before(least) {
+				return least
+			}
+			return end
+		}
+		next.DeadlineAt = move(o.DeadlineAt)
 		if o.StepDeadlineAt != nil {
-			end := o.StepDeadlineAt.Add(unheard)
+			end := move(*o.StepDeadlineAt)
 			next.StepDeadlineAt = &end
 		}
 	}

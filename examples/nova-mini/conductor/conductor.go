@@ -171,7 +171,8 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 }
 
 // maxResend is the longest delay after which the request to a compute service is repeated. After a compute service has
-// started, its requests are repeated at once, see ClaimHost.
+// started, its requests are repeated at once, see ClaimHost. While a step has a time limit, the delay is at most a tenth of the
+// limit, because the limit is known to stop only after the delay, if no conductor is alive.
 const maxResend = 5 * time.Minute
 
 // waitForReport returns the result of a step that has cast a request to a compute service: err, if the cast has failed,
@@ -180,7 +181,11 @@ func (s *Service) waitForReport(op *operation.Op, host string, err error) error 
 	if err != nil {
 		return err
 	}
-	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), maxResend))
+	longest := maxResend
+	if op.Kind != store.Delete.Name {
+		longest = min(longest, max(s.cfg.Resend, s.cfg.BuildTimeout/10))
+	}
+	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), longest))
 }
 
 // buildReported handles the report of a build. After a failed build the operation goes back to the step schedule. The
