@@ -50,7 +50,7 @@ type Config struct {
 	// claim the host. Default 60 s.
 	DownAfter time.Duration
 	// Resend is the first delay after which the request to a compute service is repeated if no report has come. It
-	// doubles each time, up to 5 minutes. Resend is also the length of the lease of an operation. Default 15 s.
+	// doubles each time, up to 5 minutes, or a tenth of BuildTimeout for a build or an action. Resend is also the length of the lease of an operation. Default 15 s.
 	Resend time.Duration
 	// Poll is how often the database is polled for operations, without a notification. Default 1 s.
 	Poll     time.Duration
