@@ -181,6 +181,9 @@ func main() {
 	src.AddFlags(flag.CommandLine)
 	flag.Parse()
 	err := config.Load(&o, src)
+	if flag.NArg() > 0 {
+		err = errors.Join(err, fmt.Errorf("argument %q is not known: -config-file names a file of options", flag.Arg(0)))
+	}
 	if err == nil {
 		err = run(context.Background(), &o, make(chan string, 1))
 	}

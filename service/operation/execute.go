@@ -75,6 +75,9 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease)
 	defer cancel()
 	next := *o
+	if o.State == Undoing && o.Step >= len(k.steps) { // a release with more steps has begun it
+		next.Step = len(k.steps) - 1
+	}
 	if o.Step >= 0 && o.Step < len(k.steps) {
 		s := &k.steps[o.Step]
 		next.StepName = s.name
@@ -397,7 +400,7 @@ func (x *execution) wait(ctx context.Context, w *waitError, data json.RawMessage
 		if end := r.deadline(); end.Before(due) {
 			due = end
 		}
-		r.DueAt, r.Attempts, r.Waits = &due, 0, r.Waits+1
+		r.DueAt, r.Waits = &due, r.Waits+1
 		if w.peer != "" {
 			peer := db.Cut(w.peer, maxID)
 			r.Peer = &peer
@@ -544,6 +547,7 @@ func (x *execution) checkWritten(ctx context.Context, next *row) error {
 		return err
 	}
 	if have.Fence == next.Fence && have.State == next.State && have.Entry == next.Entry && have.Events == next.Events && have.Owner == next.Owner {
+		*next = *have // with what parts of the transaction have changed in the data
 		return nil
 	}
 	return errLost

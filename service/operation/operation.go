@@ -206,7 +206,8 @@ func (s *Store) insertError(ctx context.Context, tx *sqlx.Tx, r *row, err error)
 	if !errors.Is(err, fault.Conflict) {
 		return err
 	}
-	if other, readErr := s.readActive(ctx, tx, r.Resource, ""); readErr == nil && other != nil {
+	// FOR UPDATE reads what is committed now, not as the transaction began.
+	if other, readErr := s.readActive(ctx, tx, r.Resource, "FOR UPDATE"); readErr == nil && other != nil {
 		return busyError(r, other)
 	}
 	return err

@@ -27,6 +27,7 @@ func (r *Runner) End(ctx context.Context, token string, err error) error {
 	if !ok {
 		return ErrStale
 	}
+	var delay time.Duration
 	txErr := db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		o, readErr := r.cfg.Store.read(ctx, tx, id, "FOR UPDATE")
 		switch {
@@ -39,25 +40,31 @@ func (r *Runner) End(ctx context.Context, token string, err error) error {
 		case o.Entry != entry || o.State.Ended():
 			return ErrStale
 		}
-		return r.endStep(ctx, tx, o, err)
+		var endErr error
+		delay, endErr = r.endStep(ctx, tx, o, err)
+		return endErr
 	})
-	if txErr == nil {
+	switch {
+	case txErr != nil:
+	case delay > 0: // a notification would end the back-off
+		time.AfterFunc(delay, func() { r.Notify(id) })
+	default:
 		r.Notify(id)
 	}
 	return txErr
 }
 
-// endStep ends the current step of an operation that is locked.
-func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) error {
+// endStep ends the current step of an operation that is locked. It returns the delay after which the operation continues.
+func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (time.Duration, error) {
 	k := r.kinds[o.Kind]
 	if k == nil || o.Step < 0 || o.Step >= len(k.steps) {
-		return fault.New(fault.Invalid, "operation %s %s is at step %q, which this process does not know", o.Kind, o.ID, o.StepName)
+		return 0, fault.New(fault.Invalid, "operation %s %s is at step %q, which this process does not know", o.Kind, o.ID, o.StepName)
 	}
 	now := r.now()
-	if r.cancel == nil { // the clock is measured by a runner that is started
+	if !r.started.Load() { // the clock is measured by a runner that is started
 		var nowErr error
 		if now, nowErr = db.Now(ctx, tx); nowErr != nil {
-			return nowErr
+			return 0, nowErr
 		}
 	}
 	next := *o
@@ -65,22 +72,26 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) er
 	next.Fence, next.Events = o.Fence+1, o.Events+1
 	e, partErr := r.applyReport(ctx, tx, k, o, &next, err, now)
 	if partErr != nil {
-		return partErr
+		return 0, partErr
 	}
 	n, saveErr := saveRow(ctx, tx, o, &next)
 	if saveErr != nil {
-		return saveErr
+		return 0, saveErr
 	}
 	if n == 0 { // the row is locked
-		return fault.New(fault.Internal, "operation %s has changed while it was locked", o.ID)
+		return 0, fault.New(fault.Internal, "operation %s has changed while it was locked", o.ID)
 	}
 	if next.State.Ended() {
 		if endErr := k.callEnd(ctx, tx, &next, r.logPanic(ctx)); endErr != nil {
-			return endErr
+			return 0, endErr
 		}
 		r.cfg.Logger.InfoContext(ctx, "operation ended", "operation", o.ID, "kind", o.Kind, "resource", o.Resource, "state", string(next.State), "took", now.Sub(o.CreatedAt).Round(time.Millisecond))
 	}
-	return insertEvent(ctx, tx, o.ID, o.Events, e, now)
+	var delay time.Duration
+	if next.DueAt != nil {
+		delay = next.DueAt.Sub(now)
+	}
+	return delay, insertEvent(ctx, tx, o.ID, o.Events, e, now)
 }
 
 // applyReport applies a report to next, the operation's next row, and returns the event.

@@ -292,6 +292,65 @@ func TestReportedUndo(t *testing.T) {
 	})
 }
 
+// TestReportedRetries: errors that are reported count for Retry.Max, and are tried again after a back-off, also while the
+// step is undone.
+func TestReportedRetries(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		tokens := make(chan string, 100)
+		operation.Handle(b.runner, create, operation.Step[input]{
+			Name: "a", Retry: operation.Retry{Max: 2},
+			Do: func(_ context.Context, op *operation.Op, _ *input) error {
+				tokens <- op.Token
+				return operation.WaitFor("", time.Hour)
+			},
+			Undo: func(_ context.Context, op *operation.Op, _ *input) error {
+				tokens <- op.Token
+				return operation.WaitFor("", time.Hour)
+			},
+		})
+		b.start()
+		id := b.begin(create, "r")
+		began := time.Now()
+		for range 7 { // three of doing, and four of undoing
+			if err := b.runner.End(t.Context(), <-tokens, fault.New(fault.Unavailable, "away")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.runner.End(t.Context(), <-tokens, nil); err != nil {
+			t.Fatal(err)
+		}
+		// 100 and 200 ms, then 100, 200, 400 and 800 ms, less a quarter at most.
+		if took := time.Since(began); took < 1300*time.Millisecond {
+			t.Errorf("seven failures took %v: there was no back-off", took)
+		}
+		if o := b.ends(id, operation.Failed); events(o) != "a:retry a:retry a:failed a:retry a:retry a:retry a:retry a:undone" {
+			t.Errorf("events %s", events(o))
+		}
+	})
+}
+
+// TestCancelOfLaterStep: an operation that a release with more steps has begun is undone from the last step that this one has.
+func TestCancelOfLaterStep(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		operation.Handle(b.runner, create, b.step("a", nil, nil))
+		id := b.begin(create, "r")
+		if _, err := d.ExecContext(t.Context(), `UPDATE operations SET step = 1, step_name = 'new'`); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.ops.Cancel(t.Context(), id, "no"); err != nil {
+			t.Fatal(err)
+		}
+		b.start()
+		if o := b.ends(id, operation.Canceled); b.j.String() != "-a" || events(o) != "a:undone" {
+			t.Errorf("it did %s, events %s", &b.j, events(o))
+		}
+	})
+}
+
 // TestUndoTx: an UndoTx runs exactly once, also after the timeout, and the end of the operation is in the same transaction.
 func TestUndoTx(t *testing.T) {
 	t.Parallel()

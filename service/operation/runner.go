@@ -49,6 +49,7 @@ type Runner struct {
 	ending  bool // no further operation or step is begun
 
 	notUndone atomic.Uint64
+	started   atomic.Bool // the clock is measured
 
 	cancel context.CancelFunc
 	done   chan struct{}
@@ -155,6 +156,7 @@ func (r *Runner) Start(ctx context.Context) error {
 	}
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	r.cancel = cancel
+	r.started.Store(true)
 	go func() {
 		defer close(r.done)
 		r.dispatch(life)
@@ -231,7 +233,10 @@ func (r *Runner) send(n notification) {
 // effect: the delay of WaitFor ends the wait then.
 func (r *Runner) Signal(ctx context.Context, peer string) error {
 	// What is due already keeps its time, by which its deadlines move.
-	_, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE peer = ? AND owner = '' AND due_at > UTC_TIMESTAMP(6)`, peer)
+	err := db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error { // which repeats it after a deadlock
+		_, err := db.Exec(ctx, tx, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE peer = ? AND owner = '' AND due_at > UTC_TIMESTAMP(6)`, peer)
+		return err
+	})
 	if err == nil {
 		r.send(notification{}) // a poll
 	}

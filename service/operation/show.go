@@ -175,9 +175,12 @@ func (s *Store) change(ctx context.Context, id string, f func(ctx context.Contex
 			return err
 		}
 		next.Fence, next.Entry, next.Attempts, next.Waits, next.Peer, next.StepDeadlineAt = r.Fence+1, r.Entry+1, 0, 0, nil, nil
-		next.DueAt, next.DeadlineAt, next.UpdatedAt = &now, now.Add(r.timeout()), now
+		next.DeadlineAt, next.UpdatedAt = now.Add(r.timeout()), now
+		if r.Owner == "" || r.State.Ended() { // otherwise the lease ends first, so that no two runners work on it
+			next.Owner, next.DueAt = "", &now
+		}
 		_, err = saveRow(ctx, tx, r, &next)
-		return err
+		return s.insertError(ctx, tx, &next, err)
 	})
 }
 

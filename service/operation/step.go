@@ -25,14 +25,15 @@ type Op struct {
 	State State
 	// Step is the name of the step. It is empty until a runner has seen the operation.
 	Step string
-	// Attempt is how many attempts at the step have failed in a row before.
+	// Attempt is how many attempts at the step have failed since it was entered, reported ones too.
 	Attempt int
 	// Waits is how often the step has returned [WaitFor] since it was entered.
 	Waits int
 	// Token names this entry into the step. A process that does the step's work uses the token to ask whether the work is
 	// still wanted ([Store.Wanted]) and to report the result ([Runner.End]). All attempts at the step have the same token. A
-	// later entry, by [GoTo] or [Store.Retry], has another token. A token cannot be guessed: only the step gives it to
-	// another process. It has at most 50 bytes.
+	// later entry, by [GoTo] or [Store.Retry], has another token. It is made of the
+	// operation's random ID and a number, so only a process that has a token of the operation can guess another one. It has at
+	// most 50 bytes.
 	Token string
 	// Err is the error because of which the operation is undone, or with which it has ended. It is nil while the operation
 	// runs and after it has succeeded. Its code is Timeout after a timeout of the operation or of a step, Canceled if the

@@ -20,6 +20,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -145,10 +146,17 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 		}
 		return operation.Permanent(fault.New(fault.CodeOf(err), "%s", text))
 	}
-	if err == nil {
-		data.Host = got.Host
+	if err != nil {
+		return err
 	}
-	return err
+	if slices.Contains(data.Tried, got.Host) { // a choice of an earlier attempt has claimed the host late
+		if err := s.cfg.Store.ReleaseClaim(ctx, op.Resource); err != nil {
+			return err
+		}
+		return operation.Transient(fault.New(fault.Conflict, "host %s was claimed once more, although a build has failed there", got.Host))
+	}
+	data.Host = got.Host
+	return nil
 }
 
 func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData) error {
@@ -310,7 +318,7 @@ func (s *Service) ClaimHost(ctx context.Context, req *compute.ClaimHostRequest) 
 	}
 	s.cfg.Logger.InfoContext(ctx, "host claimed", "host", req.Host, "process", req.Instance.Process)
 	if err := s.Runner.Signal(ctx, req.Host); err != nil { // not fatal: the steps continue after their delay
-		s.cfg.Logger.DebugContext(ctx, "operations that wait for a host not notified", "host", req.Host, "error", err)
+		s.cfg.Logger.WarnContext(ctx, "operations that wait for a host not notified", "host", req.Host, "error", err)
 	}
 	return &rpc.None{}, nil
 }

@@ -3,11 +3,13 @@ package conductor_test
 import (
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/service/operation"
 )
 
 // TestDelete: only the report of the server's host, with the token of the step, ends a deletion.
@@ -50,5 +52,44 @@ func TestDelete(t *testing.T) {
 		if _, err := b.store.Server(b.Context(), id); !errors.Is(err, fault.NotFound) {
 			b.Errorf("after the end: %v", err)
 		}
+	})
+}
+
+// TestRetryOfDeleted: the creation of a server that is gone, done once more, leaves no claim.
+func TestRetryOfDeleted(t *testing.T) {
+	t.Parallel()
+	each(t, conductor.Config{}, func(b *bench) {
+		id := b.add()
+		created := b.operation(id).ID
+		if err := b.store.BeginDelete(b.Context(), id); err != nil {
+			b.Fatal(err)
+		}
+		b.start()
+		ended := func(op string) {
+			b.Helper()
+			for end := time.Now().Add(20 * time.Second); ; {
+				o, err := b.store.Operations().Show(b.Context(), op)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if o.State.Ended() {
+					return
+				}
+				if time.Now().After(end) {
+					b.Fatalf("it does not end: %+v", o)
+				}
+				<-time.After(5 * time.Millisecond)
+			}
+		}
+		list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Delete.Name})
+		if err != nil || len(list) != 1 {
+			b.Fatal(list, err)
+		}
+		ended(list[0].ID)
+		if err := b.store.Operations().Retry(b.Context(), created); err != nil {
+			b.Fatal(err)
+		}
+		ended(created)
+		b.unclaimed()
 	})
 }

@@ -358,6 +358,11 @@ func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
 	})
 }
 
+// ReleaseClaim releases a server's claim, if it has one.
+func (s *Store) ReleaseClaim(ctx context.Context, id string) error {
+	return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error { return s.release(ctx, tx, id) })
+}
+
 // release drops a server's claim, if it has one.
 func (s *Store) release(ctx context.Context, tx *sqlx.Tx, serverID string) error {
 	return s.claims.ClaimTx(ctx, tx, placement.Claim{Consumer: serverID, Generation: placement.Any})

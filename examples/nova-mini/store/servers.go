@@ -209,13 +209,13 @@ func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
 // runs in the transaction in which the operation ends. A server that does not exist is not an error.
 func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, details string) error {
 	n, err := s.fail(ctx, tx, id, message, details)
-	if err != nil || n == 0 {
+	if err == nil && n > 0 {
+		_, err = db.Exec(ctx, tx, `UPDATE servers SET host = NULL WHERE id = ?`, id)
+	}
+	if err != nil {
 		return err
 	}
-	if _, err := db.Exec(ctx, tx, `UPDATE servers SET host = NULL WHERE id = ?`, id); err != nil {
-		return err
-	}
-	return s.release(ctx, tx, id)
+	return s.release(ctx, tx, id) // also of a server that is gone: it may have claimed a host again
 }
 
 // FailDelete writes that the deletion of a server has failed: the server is in ERROR, with a fault, and keeps its host and
