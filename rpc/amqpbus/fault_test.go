@@ -2,6 +2,7 @@ package amqpbus_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/rpctest"
 )
 
 var (
@@ -321,4 +323,34 @@ func TestAway(t *testing.T) {
 		case <-time.After(10 * time.Millisecond):
 		}
 	}
+}
+
+// TestFanoutBesideOthers: the first fanout on a topic declares an exchange, while others publish on the same channel. amqp091 writes the
+// frames of a declaration between those of a message.
+func TestFanoutBesideOthers(t *testing.T) {
+	t.Parallel()
+	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "beside." + strings.ToLower(rand.Text()), Channels: 1})
+	if err := b.CreateTopic(t.Context(), "casts"); err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var ended atomic.Bool
+	for g := range 4 {
+		wg.Go(func() {
+			for n := 0; !ended.Load(); n++ {
+				if err := b.Publish(t.Context(), "casts", rpctest.Message(fmt.Sprintf("%d-%d", g, n), "cast a.b 1.0 at-most-once", "1")); err != nil {
+					t.Errorf("a cast beside fanouts: %v", err)
+					return
+				}
+			}
+		})
+	}
+	for n := range 200 {
+		if err := b.Publish(t.Context(), fmt.Sprintf("topic%d", n), rpctest.Message(fmt.Sprintf("f-%d", n), "fanout a.b 1.0 at-most-once", "1")); err != nil {
+			t.Errorf("fanout %d: %v", n, err)
+			break
+		}
+	}
+	ended.Store(true)
+	wg.Wait()
 }

@@ -57,13 +57,8 @@ func (p *publisher) run(life context.Context) {
 		}
 		p.cur.Store(c)
 		p.link.Notify()
-		select {
-		case <-c.lost:
-		case <-life.Done():
-		}
+		<-c.lost // at the latest when the connection is closed: Close of the channel could come between the frames of a message
 		p.cur.Store(nil)
-		_ = c.ch.Close() // it may be closed already
-		<-c.lost
 	}
 }
 
@@ -108,7 +103,11 @@ const lazy = 20 * time.Millisecond
 
 // outChannel is one channel in confirm mode. A goroutine takes what comes back.
 // It wakes up for a confirmation only if Publish waits for it.
+//
+// Only messages are sent on it. amqp091 does not lock a channel's other methods against the three frames of a message, and
+// RabbitMQ closes a connection on which they mix.
 type outChannel struct {
+	conn   *amqp.Connection
 	ch     *amqp.Channel
 	learn  func(limit int)
 	closed <-chan *amqp.Error // why the channel was closed
@@ -140,29 +139,36 @@ func openOut(conn *amqp.Connection, learn func(int)) (*outChannel, error) {
 		return nil, err
 	}
 	c := &outChannel{
-		ch: ch, learn: learn, closed: closed, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(lazy),
+		conn: conn, ch: ch, learn: learn, closed: closed, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(lazy),
 		back: make(map[string]bool),
 	}
 	go c.collect(returns) // ends with the channel, and closes c.lost
 	return c, nil
 }
 
-// declare makes sure that a fanout exchange exists. It is declared once for each channel; all that ask meanwhile
-// wait until that is done, or ctx ends.
+// declare makes sure that a fanout exchange exists. It is declared once for each outChannel, on a channel of its own; all that ask
+// meanwhile wait until that is done, or ctx ends.
 func (c *outChannel) declare(ctx context.Context, exchange string) error {
 	if _, ok := c.declared.Load(exchange); ok {
 		return nil
 	}
 	done := c.declaring.DoChan(exchange, func() (any, error) {
-		err := c.ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil)
-		if err == nil {
+		ch, err := c.conn.Channel()
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = ch.Close() }() // a refusal has closed it
+		if err = ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err == nil {
 			c.declared.Store(exchange, true)
 		}
 		return nil, err
 	})
 	select {
 	case r := <-done:
-		if r.Err != nil { // it has cost the channel
+		if e, ok := errors.AsType[*amqp.Error](r.Err); ok && (e.Code == amqp.AccessRefused || e.Code == amqp.PreconditionFailed) {
+			return refused(e, "the exchange "+exchange)
+		}
+		if r.Err != nil { // the connection is gone
 			return errNotSent
 		}
 		return nil

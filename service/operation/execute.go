@@ -231,12 +231,12 @@ func (x *execution) goTo(ctx context.Context, s *step, g *goToError, data json.R
 	case err != nil:
 		return x.fail(ctx, Failed, err, x.event(s, "failed", err, began))
 	}
-	id, delay := x.row.ID, s.retry.delay(n)
+	delay := s.retry.delay(n)
 	_, _ = x.write(ctx, func(r *row) {
 		r.setData(data)
 		x.kind.goBack(r, to, x.now(), delay)
 	}, x.event(s, "back", g.err, began), nil) // the operation does not end, so there is no error
-	time.AfterFunc(delay, func() { x.Notify(id) })
+	x.lookAfter(delay, x.row)
 	return false
 }
 
@@ -350,14 +350,14 @@ func (x *execution) writeOrPostpone(ctx context.Context, e *Event, change func(*
 // postponeEnd writes a change that would end the operation, without the end. The end is retried later, because OnEnd has failed.
 func (x *execution) postponeEnd(ctx context.Context, err error, e *Event, change func(*row)) {
 	x.log.WarnContext(ctx, "OnEnd failed", "error", err)
-	id, delay := x.row.ID, Retry{}.delay(0)
+	delay := Retry{}.delay(0)
 	_, _ = x.write(ctx, func(r *row) {
 		change(r)
 		r.Outcome, r.State, r.EndedAt, r.Step = r.State, Undoing, nil, -1
 		r.Active = x.row.Active
 		r.retryLater(x.now(), delay)
 	}, e, nil) // the operation does not end, so there is no error
-	time.AfterFunc(delay, func() { x.Notify(id) })
+	x.lookAfter(delay, x.row)
 }
 
 // endUndone ends an operation whose steps are undone and whose OnEnd has failed before.
@@ -383,13 +383,13 @@ func (x *execution) endUndone(ctx context.Context, late bool) bool {
 
 // retryStep releases the operation until the next attempt.
 func (x *execution) retryStep(ctx context.Context, s *step, err error, began time.Time) {
-	id, delay := x.row.ID, s.retry.delay(x.row.Attempts)
+	delay := s.retry.delay(x.row.Attempts)
 	_, _ = x.write(ctx, func(r *row) {
 		if r.retryLater(x.now(), delay); r.State == Running { // what it is undone for stays
 			r.setError(err)
 		}
 	}, x.event(s, "retry", err, began), nil) // the operation does not end, so there is no error
-	time.AfterFunc(delay, func() { x.Notify(id) })
+	x.lookAfter(delay, x.row)
 }
 
 // wait releases the operation until the peer signals, the delay has passed, or a deadline comes. If the operation was notified while

@@ -27,7 +27,7 @@ func (r *Runner) End(ctx context.Context, token string, err error) error {
 	if !ok {
 		return ErrStale
 	}
-	var delay time.Duration
+	var next *row
 	txErr := db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		o, readErr := r.cfg.Store.read(ctx, tx, id, "FOR UPDATE")
 		switch {
@@ -41,30 +41,30 @@ func (r *Runner) End(ctx context.Context, token string, err error) error {
 			return ErrStale
 		}
 		var endErr error
-		delay, endErr = r.endStep(ctx, tx, o, err)
+		next, endErr = r.endStep(ctx, tx, o, err)
 		return endErr
 	})
 	switch {
 	case txErr != nil:
-	case delay > 0: // a notification would end the back-off
-		time.AfterFunc(delay, func() { r.Notify(id) })
+	case next != nil && next.DueAt != nil && next.DueAt.After(next.UpdatedAt): // a notification would end the back-off
+		r.lookAfter(next.DueAt.Sub(next.UpdatedAt), next)
 	default:
 		r.Notify(id)
 	}
 	return txErr
 }
 
-// endStep ends the current step of an operation that is locked. It returns the delay after which the operation continues.
-func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (time.Duration, error) {
+// endStep ends the current step of an operation that is locked. It returns the operation's next row.
+func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (*row, error) {
 	k := r.kinds[o.Kind]
 	if k == nil || o.Step < 0 || o.Step >= len(k.steps) {
-		return 0, fault.New(fault.Invalid, "operation %s %s is at step %q, which this process does not know", o.Kind, o.ID, o.StepName)
+		return nil, fault.New(fault.Invalid, "operation %s %s is at step %q, which this process does not know", o.Kind, o.ID, o.StepName)
 	}
 	now := r.now()
 	if !r.started.Load() { // the clock is measured by a runner that is started
 		var nowErr error
 		if now, nowErr = db.Now(ctx, tx); nowErr != nil {
-			return 0, nowErr
+			return nil, nowErr
 		}
 	}
 	next := *o
@@ -72,26 +72,22 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (t
 	next.Fence, next.Events = o.Fence+1, o.Events+1
 	e, partErr := r.applyReport(ctx, tx, k, o, &next, err, now)
 	if partErr != nil {
-		return 0, partErr
+		return nil, partErr
 	}
 	n, saveErr := saveRow(ctx, tx, o, &next)
 	if saveErr != nil {
-		return 0, saveErr
+		return nil, saveErr
 	}
 	if n == 0 { // the row is locked
-		return 0, fault.New(fault.Internal, "operation %s has changed while it was locked", o.ID)
+		return nil, fault.New(fault.Internal, "operation %s has changed while it was locked", o.ID)
 	}
 	if next.State.Ended() {
 		if endErr := k.callEnd(ctx, tx, &next, r.logPanic(ctx)); endErr != nil {
-			return 0, endErr
+			return nil, endErr
 		}
 		r.cfg.Logger.InfoContext(ctx, "operation ended", "operation", o.ID, "kind", o.Kind, "resource", o.Resource, "state", string(next.State), "took", now.Sub(o.CreatedAt).Round(time.Millisecond))
 	}
-	var delay time.Duration
-	if next.DueAt != nil {
-		delay = next.DueAt.Sub(now)
-	}
-	return delay, insertEvent(ctx, tx, o.ID, o.Events, e, now)
+	return &next, insertEvent(ctx, tx, o.ID, o.Events, e, now)
 }
 
 // applyReport applies a report to next, the operation's next row, and returns the event.

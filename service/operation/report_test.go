@@ -297,7 +297,7 @@ func TestReportedUndo(t *testing.T) {
 func TestReportedRetries(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		b := newBench(t, d, operation.RunnerConfig{})
+		b := newBench(t, d, operation.RunnerConfig{Poll: 2 * time.Millisecond}) // a poll often comes before the end of a back-off is noticed
 		tokens := make(chan string, 100)
 		operation.Handle(b.runner, create, operation.Step[input]{
 			Name: "a", Retry: operation.Retry{Max: 2},

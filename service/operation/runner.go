@@ -63,7 +63,10 @@ type slot struct {
 }
 
 // notification names an operation to look at now, by its ID or by its resource.
-type notification struct{ id, resource string }
+type notification struct {
+	id, resource string
+	due          time.Time // if not zero, the operation is not looked at if it is due later than that: it was run meanwhile
+}
 
 // kind is a Kind with its steps.
 type kind struct {
@@ -221,6 +224,14 @@ func (r *Runner) Notify(id string) { r.send(notification{id: id}) }
 // NotifyResource is [Runner.Notify] for the operation on a resource that has not ended, if there is one.
 func (r *Runner) NotifyResource(resource string) { r.send(notification{resource: resource}) }
 
+// lookAfter makes the runner look at an operation after a delay, unless it was run meanwhile.
+func (r *Runner) lookAfter(delay time.Duration, o *row) {
+	if o.DueAt != nil {
+		n := notification{id: o.ID, due: o.DueAt.Add(time.Millisecond)} // the database rounds
+		time.AfterFunc(delay, func() { r.send(n) })
+	}
+}
+
 func (r *Runner) send(n notification) {
 	select {
 	case r.notify <- n:
@@ -290,7 +301,11 @@ func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	switch {
 	case n == notification{}:
 		return r.poll(ctx)
-	case len(r.names) == 0, n.id != "" && r.markNotified(n.id):
+	case len(r.names) == 0:
+		return nil
+	case !n.due.IsZero():
+		return r.acquireRows(ctx, false, `id = ? AND due_at <= ? AND kind IN (?)`, n.id, n.due, r.names)
+	case n.id != "" && r.markNotified(n.id):
 		return nil
 	case n.id != "":
 		return r.acquireRows(ctx, true, `id = ? AND due_at IS NOT NULL AND kind IN (?)`, n.id, r.names)
