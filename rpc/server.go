@@ -85,6 +85,8 @@ type Server struct {
 
 // ServerStats counts what happened to a server's messages since it was made.
 type ServerStats struct {
+	// Interface is the name of the server's interface.
+	Interface string
 	// InFlight is how many handlers run now.
 	InFlight uint64
 	// Expired is how many requests were not run because their deadline had passed.
@@ -153,6 +155,7 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 func (s *Server) Stats() ServerStats {
 	st := &s.stats
 	return ServerStats{
+		Interface:    s.cfg.Interface.Name,
 		InFlight:     atomic.LoadUint64(&st.InFlight),
 		Expired:      atomic.LoadUint64(&st.Expired),
 		Canceled:     atomic.LoadUint64(&st.Canceled),

@@ -147,7 +147,7 @@ func (n *node) wireShared() error {
 func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server), around ...rpc.Interceptor) {
 	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: slices.Concat(n.tell.server(), []rpc.Interceptor{n.track}, around), Logger: n.log})
 	register(srv)
-	n.tell.rpc.AddServer(iface.Name, srv)
+	n.tell.rpc.AddServer(srv)
 	n.app.Add(name+" rpc", srv)
 }
 

@@ -5,30 +5,34 @@
 //	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{m.Client()}})
 //	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{m.Server()}})
 //	m.AddClient(client)
-//	m.AddServer(backup.Interface.Name, server)
+//	m.AddServer(server)
+//	m.AddBus(bus)
 //
 // The metrics, all with the prefix armature_rpc_:
 //
-//	client_requests_total        counter    interface, method, kind, code   what was sent, and how it ended
-//	client_request_seconds       histogram  interface, method, kind         until the reply came, or the bus took the message
-//	client_in_flight             gauge      interface                       requests that wait now
-//	client_no_consumer_total     counter    interface                       refused because no server listens
-//	client_late_replies_total    counter                                    replies that came after their calls had ended
-//	client_canceled_total        counter                                    servers that were told to give up
-//	client_silent_total          counter                                    calls whose heartbeats were lost
-//	client_lost_total            counter                                    calls whose server's process was gone
-//	server_requests_total        counter    interface, method, kind, code   what was handled, and how it ended
-//	server_request_seconds       histogram  interface, method, kind         that the handler took
-//	server_in_flight             gauge      interface                       handlers that run now
-//	server_expired_total         counter    interface                       requests dropped because their deadline had passed
-//	server_canceled_total        counter    interface                       handlers that were canceled by their callers
-//	server_redelivered_total     counter    interface                       casts sent again for their next delivery attempt
-//	server_duplicate_total       counter    interface                       casts not run because they had been
-//	server_dead_lettered_total   counter    interface                       messages given up
-//	server_malformed_total       counter    interface                       of these, those that could not be read
-//	server_lost_replies_total    counter    interface                       replies that no caller took
-//	bus_reconnects_total         counter                                    lost connections that were replaced
-//	bus_blocked                  gauge                                      1 while the broker takes no messages
+//	client_requests_total            counter    interface, method, kind, code   requests that were sent, by their end
+//	client_request_duration_seconds  histogram  interface, method, kind         duration until the reply came, or the bus confirmed the message
+//	client_in_flight                 gauge      interface                       requests that wait now
+//	client_no_consumer_total         counter    interface                       requests refused because no server listens
+//	client_late_replies_total        counter                                    replies that came after their calls had ended
+//	client_canceled_total            counter                                    calls that the client has canceled at the server
+//	client_heartbeat_lost_total      counter                                    calls that ended with a heartbeat timeout
+//	client_lost_total                counter                                    calls whose server's process was gone
+//	server_requests_total            counter    interface, method, kind, code   requests that were handled, by their end
+//	server_request_duration_seconds  histogram  interface, method, kind         duration of the handler
+//	server_in_flight                 gauge      interface                       handlers that run now
+//	server_expired_total             counter    interface                       requests dropped because their deadline had passed
+//	server_canceled_total            counter    interface                       handlers that were canceled by their callers
+//	server_redelivered_total         counter    interface                       casts sent again for their next delivery attempt
+//	server_duplicate_total           counter    interface                       casts not run because they had been
+//	server_dead_lettered_total       counter    interface                       messages given up
+//	server_malformed_total           counter    interface                       of these, those that could not be read
+//	server_lost_replies_total        counter    interface                       replies that no caller took
+//	bus_reconnects_total             counter                                    lost connections that were replaced
+//	bus_blocked                      gauge                                      1 while the broker takes no messages
+//	client_request_seconds           histogram  interface, method, kind         deprecated: client_request_duration_seconds
+//	server_request_seconds           histogram  interface, method, kind         deprecated: server_request_duration_seconds
+//	client_silent_total              counter                                    deprecated: client_heartbeat_lost_total
 //
 // kind is call, cast or fanout; code is OK or a fault code such as Timeout,
 // Unavailable (not executed) and Unknown (may have been executed).
@@ -57,35 +61,39 @@ type Metrics struct {
 
 	mu      sync.Mutex
 	clients []*rpc.Client
-	servers map[string][]*rpc.Server
+	servers []*rpc.Server
 	buses   []func() bus.Stats
 }
 
 // side is what client and server have in common.
 type side struct {
-	total   *prometheus.CounterVec
-	seconds *prometheus.HistogramVec
-	flight  *prometheus.GaugeVec // nil: Stats knows it
+	total    *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	seconds  *prometheus.HistogramVec // the deprecated name of duration
+	flight   *prometheus.GaugeVec     // nil: Stats has it
 }
 
-// New returns metrics of nothing yet.
+// New returns metrics without values. Give clients and servers their interceptors, and Add clients, servers and buses.
 func New() *Metrics {
 	request := []string{"interface", "method", "kind"}
-	newSide := func(name, total, seconds string) side {
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: prefix + name, Help: help,
+			Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+		}, request)
+	}
+	newSide := func(name, total, duration string) side {
 		return side{
 			total: prometheus.NewCounterVec(prometheus.CounterOpts{
 				Name: prefix + name + "_requests_total", Help: total,
 			}, append(request[:3:3], "code")),
-			seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-				Name: prefix + name + "_request_seconds", Help: seconds,
-				Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
-			}, request),
+			duration: histogram(name+"_request_duration_seconds", duration),
+			seconds:  histogram(name+"_request_seconds", "Deprecated: use "+name+"_request_duration_seconds."),
 		}
 	}
 	m := &Metrics{
-		client:  newSide("client", "Requests that were sent, and how they ended.", "Seconds until the reply came, or the bus took the message."),
-		server:  newSide("server", "Requests that were handled, and how they ended.", "Seconds that the handler took."),
-		servers: make(map[string][]*rpc.Server),
+		client: newSide("client", "Requests that were sent, by their end.", "Duration until the reply came, or the bus confirmed the message."),
+		server: newSide("server", "Requests that were handled, by their end.", "Duration of the handler."),
 	}
 	m.client.flight = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "client_in_flight", Help: "Requests that wait now.",
@@ -93,7 +101,7 @@ func New() *Metrics {
 	m.noConsumer = prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: prefix + "client_no_consumer_total", Help: "Requests refused because no server listens.",
 	}, []string{"interface"})
-	m.all = []prometheus.Collector{m.client.total, m.client.seconds, m.client.flight, m.noConsumer, m.server.total, m.server.seconds}
+	m.all = []prometheus.Collector{m.client.total, m.client.duration, m.client.seconds, m.client.flight, m.noConsumer, m.server.total, m.server.duration, m.server.seconds}
 	return m
 }
 
@@ -119,7 +127,9 @@ func (s side) observe(ctx context.Context, info rpc.Info, req any, next func(con
 	start := time.Now()
 	code := fault.Internal.String() // of a panic, which goes on
 	defer func() {
-		s.seconds.WithLabelValues(info.Interface, info.Method, info.Kind).Observe(time.Since(start).Seconds())
+		took := time.Since(start).Seconds()
+		s.duration.WithLabelValues(info.Interface, info.Method, info.Kind).Observe(took)
+		s.seconds.WithLabelValues(info.Interface, info.Method, info.Kind).Observe(took)
 		s.total.WithLabelValues(info.Interface, info.Method, info.Kind, code).Inc()
 	}()
 	if resp, err = next(ctx, req); err != nil {
@@ -137,11 +147,11 @@ func (m *Metrics) AddClient(c *rpc.Client) {
 	m.clients = append(m.clients, c)
 }
 
-// AddServer adds the counters of a server of the interface.
-func (m *Metrics) AddServer(iface string, s *rpc.Server) {
+// AddServer adds the counters of a server; those of several servers of one interface are added up.
+func (m *Metrics) AddServer(s *rpc.Server) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.servers[iface] = append(m.servers[iface], s)
+	m.servers = append(m.servers, s)
 }
 
 // AddBus adds the metrics of a bus. A bus that declares none in its capabilities adds nothing.
@@ -174,7 +184,8 @@ const (
 var clientStats = []stat[rpc.ClientStats]{
 	newStat("client_late_replies_total", "Replies that came after their calls had ended.", counter, func(s rpc.ClientStats) uint64 { return s.Late }),
 	newStat("client_canceled_total", "Servers that were told that the caller has given up.", counter, func(s rpc.ClientStats) uint64 { return s.Canceled }),
-	newStat("client_silent_total", "Calls whose heartbeats were lost.", counter, func(s rpc.ClientStats) uint64 { return s.HeartbeatLost }),
+	newStat("client_heartbeat_lost_total", "Calls that ended with a heartbeat timeout.", counter, func(s rpc.ClientStats) uint64 { return s.HeartbeatLost }),
+	newStat("client_silent_total", "Deprecated: use client_heartbeat_lost_total.", counter, func(s rpc.ClientStats) uint64 { return s.HeartbeatLost }),
 	newStat("client_lost_total", "Calls whose server's process was gone.", counter, func(s rpc.ClientStats) uint64 { return s.Lost }),
 }
 
@@ -199,7 +210,7 @@ var busStats = []stat[bus.Stats]{
 	}),
 }
 
-// Describe is that of [prometheus.Collector].
+// Describe implements prometheus.Collector.
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, c := range m.all {
 		c.Describe(ch)
@@ -215,7 +226,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is that of [prometheus.Collector].
+// Collect implements prometheus.Collector.
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range m.all {
 		c.Collect(ch)
@@ -227,12 +238,13 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		clients = append(clients, c.Stats())
 	}
 	collect(ch, clientStats, clients)
-	for iface, list := range m.servers {
-		var servers []rpc.ServerStats
-		for _, s := range list {
-			servers = append(servers, s.Stats())
-		}
-		collect(ch, serverStats, servers, iface)
+	servers := map[string][]rpc.ServerStats{}
+	for _, s := range m.servers {
+		st := s.Stats()
+		servers[st.Interface] = append(servers[st.Interface], st)
+	}
+	for iface, list := range servers {
+		collect(ch, serverStats, list, iface)
 	}
 	var buses []bus.Stats
 	for _, stats := range m.buses {
@@ -241,7 +253,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	collect(ch, busStats, buses)
 }
 
-// collect adds up what all of them count; of none there is nothing to say.
+// collect emits the sums of counters. Without counters it emits nothing.
 func collect[T any](ch chan<- prometheus.Metric, stats []stat[T], all []T, labels ...string) {
 	if len(all) == 0 {
 		return

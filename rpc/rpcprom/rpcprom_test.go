@@ -88,7 +88,7 @@ func TestMetrics(t *testing.T) {
 	c := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{m.Client()}})
 	defer c.Close()
 	m.AddClient(c)
-	m.AddServer(iface.Name, srv)
+	m.AddServer(srv)
 	m.AddBus(wire{})
 	m.AddBus(wire{})
 
@@ -115,19 +115,24 @@ func TestMetrics(t *testing.T) {
 		"client_requests_total{code=Unavailable,interface=backup,kind=call,method=start}": 1,
 		"client_requests_total{code=OK,interface=backup,kind=cast,method=keep}":           1,
 		"client_request_seconds{interface=backup,kind=call,method=start}":                 5,
+		"client_request_duration_seconds{interface=backup,kind=call,method=start}":        5,
 		"client_request_seconds{interface=backup,kind=cast,method=keep}":                  1,
+		"client_request_duration_seconds{interface=backup,kind=cast,method=keep}":         1,
 		"client_in_flight{interface=backup}":                                              0,
 		"client_no_consumer_total{interface=backup}":                                      1,
 		"client_late_replies_total{}":                                                     0,
 		"client_canceled_total{}":                                                         0,
 		"client_silent_total{}":                                                           0,
+		"client_heartbeat_lost_total{}":                                                   0,
 		"client_lost_total{}":                                                             0,
 		"server_requests_total{code=OK,interface=backup,kind=call,method=start}":          2,
 		"server_requests_total{code=Denied,interface=backup,kind=call,method=start}":      1,
 		"server_requests_total{code=Internal,interface=backup,kind=call,method=start}":    1,
 		"server_requests_total{code=Internal,interface=backup,kind=cast,method=keep}":     1,
 		"server_request_seconds{interface=backup,kind=call,method=start}":                 4,
+		"server_request_duration_seconds{interface=backup,kind=call,method=start}":        4,
 		"server_request_seconds{interface=backup,kind=cast,method=keep}":                  1,
+		"server_request_duration_seconds{interface=backup,kind=cast,method=keep}":         1,
 		"server_in_flight{interface=backup}":                                              0,
 		"server_expired_total{interface=backup}":                                          0,
 		"server_canceled_total{interface=backup}":                                         0,
