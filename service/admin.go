@@ -225,6 +225,8 @@ func done(w http.ResponseWriter, err error) {
 		status = http.StatusNotFound
 	case errors.Is(err, fault.Unimplemented):
 		status = http.StatusNotImplemented
+	case errors.Is(err, fault.Unavailable):
+		status = http.StatusServiceUnavailable
 	}
 	show(w, status, map[string]string{"error": err.Error()})
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/armature-go/armature/fault"
 )
 
 // watchSignals handles signals until done is closed.
@@ -47,7 +49,7 @@ func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	}
 	wg.Go(func() {
 		a.sd.reloading()
-		_ = a.Reload(ctx) // logged
+		_ = a.Reload(ctx) // logged, unless the App stops
 		a.sd.say("READY=1")
 	})
 }
@@ -71,13 +73,13 @@ const reloadTimeout = time.Minute
 // Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends the reload: the part
 // with the error and the later parts keep their configuration, so that a policy does not change together with
 // options that are wrong. One log line says "reloaded", or "reload failed" with the error, the parts that are
-// reloaded and the parts that are not. Reload has no effect unless the App runs. It is safe for concurrent use:
-// concurrent calls wait for each other.
+// reloaded and the parts that are not. It is safe for concurrent use: concurrent calls wait for each other.
+// Errors: Unavailable if the App is starting, draining or stopped, and nothing is reloaded; otherwise the error of a part.
 func (a *App) Reload(ctx context.Context) error {
 	a.reload.Lock()
 	defer a.reload.Unlock()
-	if a.phase.Load() != running {
-		return nil
+	if p := a.phase.Load(); p != running {
+		return fault.New(fault.Unavailable, "%s is %s: nothing is reloaded", a.cfg.Name, phaseNames[p])
 	}
 	reloaded, unchanged := []string{}, []string{}
 	var failed error

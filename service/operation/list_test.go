@@ -92,10 +92,14 @@ func TestLeader(t *testing.T) {
 		if x, y, z := leads(a), leads(b), leads(a); x != 1 || y != 0 || z != 1 {
 			t.Errorf("fences %d, %d, %d; want 1, 0, 1", x, y, z)
 		}
-		err := a.Only(func(context.Context, int64) error { // longer than its lease
+		last := int64(1)
+		err := a.Only(func(held context.Context, _ int64) error { // longer than its lease
 			<-time.After(2200 * time.Millisecond)
-			if n := leads(b); n != 0 {
+			switch n := leads(b); {
+			case n != 0 && held.Err() == nil:
 				t.Errorf("two lead: %d", n)
+			case n != 0: // a slow machine has not renewed the lease in time
+				last = n
 			}
 			return nil
 		})(ctx)
@@ -105,12 +109,12 @@ func TestLeader(t *testing.T) {
 		if err := errors.Join(b.Resign(ctx), a.Resign(ctx)); err != nil {
 			t.Error(err)
 		}
-		if x, y := leads(b), leads(a); x != 2 || y != 0 {
-			t.Errorf("after it resigned: %d, %d; want 2, 0", x, y)
+		if x, y := leads(b), leads(a); x != last+1 || y != 0 {
+			t.Errorf("after it resigned: %d, %d; want %d, 0", x, y, last+1)
 		}
 		<-time.After(1300 * time.Millisecond)
-		if x, y := leads(a), leads(b); x != 3 || y != 0 {
-			t.Errorf("after its lease has expired: %d, %d; want 3, 0", x, y)
+		if x, y := leads(a), leads(b); x != last+2 || y != 0 {
+			t.Errorf("after its lease has expired: %d, %d; want %d, 0", x, y, last+2)
 		}
 		// Another process acquires the lease while a leads, so the context of a's work ends.
 		err = a.Only(func(held context.Context, _ int64) error {
