@@ -40,8 +40,8 @@ func TestByName(t *testing.T) {
 	}
 }
 
-// TestReasons: the texts are as fmt.Sprintf would write them, and what is said
-// of one host does not end up with another.
+// TestReasons: the texts are those of fmt.Sprintf, and each host has its own
+// reason.
 func TestReasons(t *testing.T) {
 	t.Parallel()
 	verdicts := []scheduler.Verdict{
@@ -67,7 +67,7 @@ func TestReasons(t *testing.T) {
 		scheduler.FilterFunc("f", func(_ spec, n *node) scheduler.Verdict { return verdicts[n.free] }),
 	}})
 	var hosts []*node
-	for i := range 600 { // more than go through the filters together
+	for i := range 600 { // more than one block
 		hosts = append(hosts, &node{name: strconv.Itoa(i), free: i % len(verdicts)})
 	}
 	d, err := s.Rank(t.Context(), spec{}, hosts)
@@ -123,7 +123,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// TestMaxRanked: the best of many are the same for each limit, and in the same order.
+// TestMaxRanked: the best hosts are the same for each limit, in the same order.
 func TestMaxRanked(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -150,7 +150,7 @@ func TestMaxRanked(t *testing.T) {
 	}
 }
 
-// TestMaxFeasible: no more hosts are examined than needed, and in the course of decisions all are.
+// TestMaxFeasible: a decision examines no more hosts than needed, and many decisions examine all.
 func TestMaxFeasible(t *testing.T) {
 	t.Parallel()
 	hosts := make([]*node, 1000)
@@ -242,8 +242,8 @@ func TestWeightedRandom(t *testing.T) {
 	}
 }
 
-// TestRankMany: a batch chooses as so many decisions would, with each host
-// changed after each.
+// TestRankMany: a batch chooses as many single decisions would, with the chosen host changed after
+// each.
 func TestRankMany(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -282,7 +282,7 @@ func TestRankMany(t *testing.T) {
 			want = append(want, h.name)
 			now[slices.Index(now, h)] = place(h)
 		}
-		if cfg.MaxFeasible > 0 { // it may choose otherwise, but as many
+		if cfg.MaxFeasible > 0 { // the batch may choose other hosts, but the same number
 			for _, h := range hosts {
 				for f := h.free; f >= 1024 && !h.disabled && len(want) < n; f -= 1024 {
 					want = append(want, "any")
@@ -316,7 +316,7 @@ func TestRankMany(t *testing.T) {
 	}
 }
 
-// TestRankManyGroup: what place changes besides the host counts for the next choice.
+// TestRankManyGroup: the next choice sees what place changes besides the host.
 func TestRankManyGroup(t *testing.T) {
 	t.Parallel()
 	taken := map[string]bool{}
@@ -369,7 +369,7 @@ func TestFleet(t *testing.T) {
 			t.Errorf("%d late, want 1", late)
 		}
 		if !f.Update("c", func(r *report) *report { return &report{r.name, r.at, r.n + 1} }) {
-			t.Error("c is gone")
+			t.Error("host c does not exist")
 		}
 		for name, want := range map[string]int{"a": 2, "b": 1, "c": 2} {
 			if h, ok := f.Host(name); !ok || h.n != want {
@@ -377,7 +377,7 @@ func TestFleet(t *testing.T) {
 			}
 		}
 		if before[0].n != 1 || before[2].n != 1 {
-			t.Error("a list that was read has changed")
+			t.Error("a list that Hosts had returned has changed")
 		}
 		if newest, oldest := f.Age(); newest != 0 || oldest != 10*time.Second {
 			t.Errorf("age %v to %v", newest, oldest)
@@ -387,7 +387,7 @@ func TestFleet(t *testing.T) {
 			t.Fatal(err)
 		}
 		d, err := s.Rank(t.Context(), spec{}, f.Hosts())
-		want := []scheduler.Rejected{{"b", "stale", "the last report is 10 s old, 9 s at most"}, {"c", "stale", "the last report is 10 s old, 9 s at most"}}
+		want := []scheduler.Rejected{{"b", "stale", "the last report is 10 s old, at most 9 s are allowed"}, {"c", "stale", "the last report is 10 s old, at most 9 s are allowed"}}
 		if diff := cmp.Diff(want, d.Rejected()); err != nil || diff != "" {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
@@ -397,7 +397,7 @@ func TestFleet(t *testing.T) {
 	})
 }
 
-// TestFleetConcurrent: no update is lost, and readers see lists that are whole.
+// TestFleetConcurrent: no update is lost, and readers see complete lists.
 func TestFleetConcurrent(t *testing.T) {
 	t.Parallel()
 	var f scheduler.Fleet[*report]

@@ -82,9 +82,9 @@ func names(d *scheduler.Decision[*node]) string {
 	return strings.Join(out, " ")
 }
 
-// TestNormalise has Nova's golden vectors: what each host's weight is scaled to,
-// and the order that follows.
-func TestNormalise(t *testing.T) {
+// TestScale has Nova's golden vectors: the scaled score of each host, and the
+// resulting order.
+func TestScale(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name       string
@@ -144,7 +144,7 @@ func fleet() []*node {
 	}
 }
 
-// view is all of a decision.
+// view has all parts of a decision.
 type view[H scheduler.Host] struct {
 	Ranked               []scheduler.Ranked[H]
 	Rejected             []scheduler.Rejected
@@ -270,7 +270,7 @@ func TestNonFiniteWeights(t *testing.T) {
 	if err != nil || names(d) != "d b" || d.Ranked[0].Total != 1 {
 		t.Errorf("Rank = %v, %v; want d and b, weighed without the others", d, err)
 	}
-	want := []scheduler.Rejected{{"a", "load", "weight is NaN"}, {"c", "load", "weight is +Inf"}, {"e", "load", "weight is -Inf"}}
+	want := []scheduler.Rejected{{"a", "load", "raw score is NaN"}, {"c", "load", "raw score is +Inf"}, {"e", "load", "raw score is -Inf"}}
 	if diff := cmp.Diff(want, d.Rejected()); diff != "" {
 		t.Errorf("rejected (-want +got):\n%s", diff)
 	}
@@ -280,7 +280,7 @@ func TestNonFiniteWeights(t *testing.T) {
 	}
 }
 
-// prepared is a filter and a weigher whose preparation does as it is told.
+// prepared is a filter and a weigher whose Prepare the test defines.
 type prepared struct {
 	name    string
 	prepare func(hosts []*node) (func(*node) scheduler.Verdict, error)
@@ -309,7 +309,7 @@ func TestPrepare(t *testing.T) {
 			return func(n *node) scheduler.Verdict {
 				asked = append(asked, name+n.name)
 				if !slices.Equal(before, hosts) {
-					t.Errorf("%s: the hosts given to Prepare changed meanwhile", name)
+					t.Errorf("%s: the hosts of Prepare changed during the decision", name)
 				}
 				if slices.Contains(reject, n.name) {
 					return scheduler.Reject("no")
@@ -320,7 +320,7 @@ func TestPrepare(t *testing.T) {
 	}
 	nothing := prepared{"nothing", func([]*node) (func(*node) scheduler.Verdict, error) { return nil, nil }}
 	last := prepared{"last", func([]*node) (func(*node) scheduler.Verdict, error) {
-		t.Error("prepared although no host was left")
+		t.Error("Prepare was called although no host was left")
 		return nil, nil
 	}}
 	s := mustNew(t, config{Filters: []filter{
@@ -365,29 +365,29 @@ func TestErrorsEndTheDecision(t *testing.T) {
 	}
 	d, err := mustNew(t, config{Weighers: []weighted{{Weigher: failingWeigher{nil}, Multiplier: 1}}}).Rank(t.Context(), spec{}, fleet())
 	if err != nil || names(d) != "n1 n2 n3 n4 n5" {
-		t.Errorf("a weigher that has nothing to say: %v, %v", d, err)
+		t.Errorf("a weigher whose Prepare returns nil: %v, %v", d, err)
 	}
 }
 
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	for want, cfg := range map[string]config{
-		"filter 1 is nil":               {Filters: []filter{room(), nil}},
-		"filter 0 is nil":               {Filters: []filter{scheduler.FilterFunc[spec, *node]("x", nil)}},
-		"filter 0 has no name":          {Filters: []filter{prepared{}}},
-		"two filters named MEMORY_MB":   {Filters: []filter{room(), enabled(), room()}},
-		"weigher 0 is nil":              {Weighers: []weighted{{}}},
-		"weigher 0 has no name":         {Weighers: []weighted{{Weigher: scheduler.WeigherFunc("", func(spec, *node) float64 { return 0 }), Multiplier: 1}}},
-		"two weighers named free":       {Weighers: []weighted{byFree(1), byFree(2)}},
-		"weigher free: multiplier NaN":  {Weighers: []weighted{byFree(math.NaN())}},
-		"weigher free: multiplier +Inf": {Weighers: []weighted{byFree(math.Inf(1))}},
+		"filter 1 is nil":                     {Filters: []filter{room(), nil}},
+		"filter 0 is nil":                     {Filters: []filter{scheduler.FilterFunc[spec, *node]("x", nil)}},
+		"filter 0 has no name":                {Filters: []filter{prepared{}}},
+		"two filters have the name MEMORY_MB": {Filters: []filter{room(), enabled(), room()}},
+		"weigher 0 is nil":                    {Weighers: []weighted{{}}},
+		"weigher 0 has no name":               {Weighers: []weighted{{Weigher: scheduler.WeigherFunc("", func(spec, *node) float64 { return 0 }), Multiplier: 1}}},
+		"two weighers have the name free":     {Weighers: []weighted{byFree(1), byFree(2)}},
+		"weigher free: multiplier NaN: want a number from -1e100 to 1e100":  {Weighers: []weighted{byFree(math.NaN())}},
+		"weigher free: multiplier +Inf: want a number from -1e100 to 1e100": {Weighers: []weighted{byFree(math.Inf(1))}},
 	} {
 		s, err := scheduler.New(cfg)
 		if s != nil || !errors.Is(err, fault.Invalid) || err.Error() != want {
 			t.Errorf("New = %v, want Invalid: %s", err, want)
 		}
 	}
-	mustNew(t, config{Weighers: []weighted{byFree(1e99)}}) // large, and fine
+	mustNew(t, config{Weighers: []weighted{byFree(1e99)}}) // large, and valid
 }
 
 func TestSubset(t *testing.T) {
@@ -405,7 +405,7 @@ func TestSubset(t *testing.T) {
 		}
 		seen[names(d)]++
 	}
-	// The picked host first, the alternates in order behind it.
+	// The picked host comes first, then the alternates in order.
 	want := map[string]bool{"n3 n2 n4 n5 n1": true, "n2 n3 n4 n5 n1": true, "n4 n3 n2 n5 n1": true}
 	for order, n := range seen {
 		if !want[order] || n < 60 {
@@ -443,8 +443,8 @@ func TestConcurrentRank(t *testing.T) {
 	wg.Wait()
 }
 
-// TestProperties ranks random fleets: every host is in exactly one list, those
-// that passed were let pass by all filters, and totals descend.
+// TestProperties ranks random fleets: every host is in exactly one list, every ranked host
+// passes all filters, and totals descend.
 func TestProperties(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()

@@ -1,17 +1,16 @@
-// Package rpcotel makes OpenTelemetry spans of rpc requests, on both sides, and
+// Package rpcotel makes OpenTelemetry spans of rpc requests in client and server, and
 // joins them over the bus.
 //
 //	traces := rpcotel.New(provider)
 //	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{traces.Client()}})
 //	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{traces.Server()}})
 //
-// The W3C traceparent travels with calls, casts and fanouts as
-// reqctx.Request.Traceparent, which also stands on log lines. A tracestate does
-// not travel.
+// Calls, casts and fanouts carry the W3C traceparent, as reqctx.Request.Traceparent,
+// which also appears on log lines. They do not carry a tracestate.
 //
-// A call makes a client span and a server span, a cast and a fanout a producer
-// span and a consumer span; they are called "interface.method". A failed one has
-// the fault code as error.type.
+// A call has a client span and a server span; a cast and a fanout have a producer span
+// and a consumer span. The name of a span is "interface.method". The span of a failed
+// request has the fault code as error.type.
 package rpcotel
 
 import (
@@ -78,7 +77,7 @@ func destination(info rpc.Info) string {
 	return info.Interface + "." + info.Host
 }
 
-// parent returns ctx with the span that the request came with, if ctx has none.
+// parent returns ctx with the span of the request's traceparent, unless ctx has a span.
 func parent(ctx context.Context) context.Context {
 	if trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx
@@ -90,7 +89,7 @@ func parent(ctx context.Context) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{traceparent: from})
 }
 
-// carry puts the current span where rpc and the log take it from.
+// carry sets the traceparent of the reqctx.Request to the current span, for rpc and for log lines.
 func carry(ctx context.Context) context.Context {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)

@@ -22,9 +22,8 @@ var (
 	event = rpc.Method[string, rpc.None]{Interface: iface, Name: "event", Since: rpc.Version{Major: 1}}
 )
 
-// TestSpans: the server's span is the child of the client's, over the bus, for
-// every kind of request; what the handler sends joins in, and so does a trace
-// that came from outside.
+// TestSpans: for every kind of request, the server's span is the child of the client's span. Requests
+// that the handler sends belong to the same trace, and so does a trace that began outside.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	rec := tracetest.NewSpanRecorder()
