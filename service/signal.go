@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// watchSignals handles signals until done is closed.
+// watchSignals starts a goroutine in wg that handles signals until done is closed. The first SIGTERM or SIGINT calls end.
 func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, sigReload, sigReport)
@@ -28,7 +28,7 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 				case s == sigReport:
 					wg.Go(func() { a.reportOnSignal(ctx) })
 				case asked:
-					a.cfg.Logger.ErrorContext(ctx, "second signal: exit at once", "service", a.cfg.Name, "signal", s.String())
+					a.cfg.Logger.ErrorContext(ctx, "second signal, exiting at once", "service", a.cfg.Name, "signal", s.String())
 					os.Exit(1)
 				default:
 					asked = true
@@ -41,22 +41,22 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 	})
 }
 
-// reloadOnSignal starts a reload. While parts are started, Run makes the reload later.
+// reloadOnSignal starts a reload. While parts start, it only notes the signal, and Run reloads when all have started.
 func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	a.hangup.Store(true)
 	if a.phase.Load() != running {
-		return // READY=1 after a reload would tell systemd that the start is over
+		return // a reload would end with READY=1, and systemd would take the start for complete
 	}
 	wg.Go(func() {
 		a.sd.reloading()
 		_ = a.Reload(ctx) // logged, unless the App stops
-		a.sd.say("READY=1")
+		a.sd.notify("READY=1")
 	})
 }
 
 func (a *App) reportOnSignal(ctx context.Context) {
 	if err := a.Report(ctx, a.cfg.ReportTo); err != nil {
-		a.cfg.Logger.ErrorContext(ctx, "write report", "error", err)
+		a.cfg.Logger.ErrorContext(ctx, "report failed", "error", err)
 	}
 }
 
