@@ -45,7 +45,7 @@ func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int,
 			b.Decision = d
 			return b, fmt.Errorf("%w for %d of %d requests: %s", ErrNoValidHost, n-len(b.Hosts), n, d.Summary())
 		}
-		// With MaxFeasible there may be more feasible hosts. Otherwise the next decision says why there are none.
+		// The next decision says why no host is feasible any more.
 		now := make([]H, len(hosts))
 		for i, h := range hosts {
 			now[i] = h

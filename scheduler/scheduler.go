@@ -28,7 +28,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -143,17 +142,10 @@ type Config[R any, H Host] struct {
 	// Rand is the Picker's source of random numbers. The caller must not use it any more. Default: seeded at
 	// random.
 	Rand *rand.Rand
-	// RawScores adds raw scores, instead of scaling them to 0..1 first. Use it with [WeightedRandom], because
-	// scaling changes the ratio of totals.
-	RawScores bool
 	// Explain defaults to Full.
 	Explain Explain
 	// MaxRanked is how many hosts Decision.Ranked has at most. Default 0: all feasible hosts.
 	MaxRanked int
-	// MaxFeasible ends the filtering when so many hosts are feasible, for fleets that are too large to examine all
-	// hosts. Each decision begins where the last one ended. Up to 63 more hosts may be feasible, because hosts are
-	// examined in blocks. Default 0: all hosts are examined.
-	MaxFeasible int
 }
 
 // Scheduler ranks hosts. It is safe for concurrent use.
@@ -161,13 +153,12 @@ type Scheduler[R any, H Host] struct {
 	cfg   Config[R, H]
 	names []string // of the filters, then of the weighers
 
-	nextHost atomic.Uint64 // with MaxFeasible, where the next decision begins
-	rankings sync.Pool     // of *ranking[R, H]
-	mu       sync.Mutex    // guards cfg.Rand
+	rankings sync.Pool // of *ranking[R, H]
+	mu       sync.Mutex // guards cfg.Rand
 }
 
 // New returns a Scheduler. Invalid: a filter or a weigher is nil, has no name or the name of another one; a
-// multiplier is not a number of at most 1e100; MaxRanked or MaxFeasible is negative.
+// multiplier is not a number of at most 1e100; MaxRanked is negative.
 func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	cfg.Filters, cfg.Weighers = slices.Clone(cfg.Filters), slices.Clone(cfg.Weighers)
 	s := &Scheduler[R, H]{}
@@ -186,8 +177,8 @@ func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 		}
 		s.names = append(s.names, w.Name())
 	}
-	if cfg.MaxRanked < 0 || cfg.MaxFeasible < 0 {
-		return nil, fault.New(fault.Invalid, "MaxRanked is %d and MaxFeasible is %d: they must not be negative", cfg.MaxRanked, cfg.MaxFeasible)
+	if cfg.MaxRanked < 0 {
+		return nil, fault.New(fault.Invalid, "MaxRanked is %d: it must not be negative", cfg.MaxRanked)
 	}
 	if cfg.Picker == nil {
 		cfg.Picker = Best

@@ -148,12 +148,12 @@ func fleet() []*node {
 type view[H scheduler.Host] struct {
 	Ranked               []scheduler.Ranked[H]
 	Rejected             []scheduler.Rejected
-	Feasible, Unexamined int
+	Feasible int
 	Counts               []scheduler.Count
 }
 
 func viewOf[H scheduler.Host](d *scheduler.Decision[H]) view[H] {
-	return view[H]{d.Ranked, d.Rejected(), d.Feasible, d.Unexamined, d.Counts}
+	return view[H]{d.Ranked, d.Rejected(), d.Feasible, d.Counts}
 }
 
 func TestDecision(t *testing.T) {
@@ -247,8 +247,6 @@ func TestSummary(t *testing.T) {
 		{decision{}, "0 of 0 hosts"},
 		{decision{Feasible: 2}, "2 of 2 hosts"},
 		{decision{Feasible: 2, Counts: []scheduler.Count{{"b", 2}, {"a", 1}}}, "2 of 5 hosts: 2 b, 1 a"},
-		{decision{Feasible: 1, Unexamined: 7}, "1 of 8 hosts: 7 not examined"},
-		{decision{Feasible: 1, Counts: []scheduler.Count{{"b", 2}}, Unexamined: 7}, "1 of 10 hosts: 2 b, 7 not examined"},
 	}
 	for _, tt := range tests {
 		if got := tt.d.Summary(); got != tt.want {
