@@ -103,6 +103,7 @@ var rules = map[string][]string{
 	"internal/filelock":     {},
 	"internal/tempdir":      {"internal/filelock"},
 	"internal/certtest":     {},
+	"internal/guidetest":    {},
 	"internal/waittest":     {},
 
 	"examples/...": nil, // not looked at: examples import what they like

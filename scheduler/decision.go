@@ -99,10 +99,10 @@ func (d *Decision[H]) Named() *Decision[Name] {
 
 // onWire is a decision in JSON.
 type onWire[H Host] struct {
-	Ranked     []Ranked[H] `json:"ranked"`
-	Rejected   []Rejected  `json:"rejected"`
-	Feasible   int         `json:"passed"`
-	Counts     []Count     `json:"counts"`
+	Ranked   []Ranked[H] `json:"ranked"`
+	Rejected []Rejected  `json:"rejected"`
+	Feasible int         `json:"passed"`
+	Counts   []Count     `json:"counts"`
 }
 
 // MarshalJSON writes the hosts as their names, and the reasons as text.

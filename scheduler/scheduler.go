@@ -153,7 +153,7 @@ type Scheduler[R any, H Host] struct {
 	cfg   Config[R, H]
 	names []string // of the filters, then of the weighers
 
-	rankings sync.Pool // of *ranking[R, H]
+	rankings sync.Pool  // of *ranking[R, H]
 	mu       sync.Mutex // guards cfg.Rand
 }
 

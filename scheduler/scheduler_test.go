@@ -146,10 +146,10 @@ func fleet() []*node {
 
 // view is all of a decision.
 type view[H scheduler.Host] struct {
-	Ranked               []scheduler.Ranked[H]
-	Rejected             []scheduler.Rejected
+	Ranked   []scheduler.Ranked[H]
+	Rejected []scheduler.Rejected
 	Feasible int
-	Counts               []scheduler.Count
+	Counts   []scheduler.Count
 }
 
 func viewOf[H scheduler.Host](d *scheduler.Decision[H]) view[H] {

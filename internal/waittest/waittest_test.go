@@ -34,19 +34,19 @@ func TestWait(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name string
-		wait func(t testing.TB, started time.Time)
+		wait func(f *failure, started time.Time)
 		took time.Duration
 		want string
 	}{
-		{"true at once", func(t testing.TB, _ time.Time) { waittest.Until(t, "it", func() bool { return true }) }, 0, ""},
-		{"true later", func(t testing.TB, started time.Time) {
-			waittest.Until(t, "it", func() bool { return time.Since(started) >= time.Second })
+		{"true at once", func(f *failure, _ time.Time) { waittest.Until(f, "it", func() bool { return true }) }, 0, ""},
+		{"true later", func(f *failure, started time.Time) {
+			waittest.Until(f, "it", func() bool { return time.Since(started) >= time.Second })
 		}, time.Second, ""},
-		{"never true", func(t testing.TB, _ time.Time) { waittest.Until(t, "the sun", func() bool { return false }) }, waittest.Timeout, "waited 30s for the sun: not yet"},
-		{"never nil", func(t testing.TB, _ time.Time) {
-			waittest.Succeeds(t, "the sun", func() error { return errors.New("night") })
+		{"never true", func(f *failure, _ time.Time) { waittest.Until(f, "the sun", func() bool { return false }) }, waittest.Timeout, "waited 30s for the sun: not yet"},
+		{"never nil", func(f *failure, _ time.Time) {
+			waittest.Succeeds(f, "the sun", func() error { return errors.New("night") })
 		}, waittest.Timeout, "waited 30s for the sun: night"},
-		{"time passes", func(t testing.TB, _ time.Time) { waittest.Pass(t, time.Minute, "of this test") }, time.Minute, ""},
+		{"time passes", func(f *failure, _ time.Time) { waittest.Pass(f, time.Minute, "of this test") }, time.Minute, ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

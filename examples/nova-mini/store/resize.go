@@ -128,10 +128,10 @@ func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, a compu
 		If:  db.Values{"vm_state": actions[a].from, "host": db.NotNull},
 		Set: db.Values{"updated_at": db.Expr("UTC_TIMESTAMP(6)")},
 	})
-	switch fault.CodeOf(err) {
-	case fault.NotFound:
+	switch {
+	case errors.Is(err, fault.NotFound):
 		return notFound(id)
-	case fault.Conflict: // the row's vm_state if it is the reason; otherwise the server has no host, and so it is in ERROR
+	case errors.Is(err, fault.Conflict): // the row's vm_state if it is the reason; otherwise the server has no host, and so it is in ERROR
 		return wrongState(id, a, cmp.Or(fault.From(err).Meta["vm_state"], Error))
 	}
 	return err
