@@ -60,7 +60,7 @@ var rules = map[string][]string{
 	"rpc/internal/...":      {"rpc/bus", "rpc/internal/backoff", "fault"},
 	"rpc/rpcprom":           {"rpc", "rpc/bus", "fault", prometheus},
 	"rpc/rpcotel":           {"rpc", "fault", "reqctx", otel},
-	"rpc/rpctest":           {"internal/goldentest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
+	"rpc/rpctest":           {"internal/goldentest", "internal/waittest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
 
 	"scheduler":                         {"fault"},
 	"scheduler/schedulertest":           {"scheduler"},

@@ -11,7 +11,7 @@ import (
 // Timeout is how long [Until] and [Succeeds] wait. It is far more than any of the tests needs, because machines may be busy.
 const Timeout = 30 * time.Second
 
-// Until blocks until ok returns true, which it asks every 5 ms. It ends the test if that takes longer than Timeout; what
+// Until blocks until ok returns true, which it asks as [Poll] does. It ends the test if that takes longer than Timeout; what
 // names the condition in the error. It must be called from the goroutine of the test.
 func Until(t testing.TB, what string, ok func() bool) {
 	t.Helper()
@@ -26,16 +26,21 @@ func Until(t testing.TB, what string, ok func() bool) {
 // Succeeds is Until with an error, which is nil at the end. The error of the test has the last one.
 func Succeeds(t testing.TB, what string, f func() error) {
 	t.Helper()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(Timeout); ; <-tick.C {
-		err := f()
-		if err == nil {
-			return
+	if err := Poll(Timeout, f); err != nil {
+		t.Fatalf("waited %s for %s: %v", Timeout, what, err)
+	}
+}
+
+// Poll calls f until it returns nil, and returns nil; or its last error, if it has not returned nil within limit. It may be
+// called from any goroutine. The pause between two calls grows from 1 ms to 50 ms.
+func Poll(limit time.Duration, f func() error) error {
+	pause, end := time.Millisecond, time.Now().Add(limit)
+	for {
+		if err := f(); err == nil || time.Now().After(end) {
+			return err
 		}
-		if time.Now().After(end) {
-			t.Fatalf("waited %s for %s: %v", Timeout, what, err)
-		}
+		Spend(pause)
+		pause = min(2*pause, 50*time.Millisecond)
 	}
 }
 
@@ -44,5 +49,8 @@ func Succeeds(t testing.TB, what string, f func() error) {
 func Pass(t testing.TB, d time.Duration, why string) {
 	t.Helper()
 	t.Logf("%s pass: %s", d, why)
-	<-time.After(d)
+	Spend(d)
 }
+
+// Spend blocks for d. It is the work of a handler that takes so long, or the fault of a proxy: it has no test.
+func Spend(d time.Duration) { <-time.After(d) }

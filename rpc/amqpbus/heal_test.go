@@ -24,6 +24,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
@@ -33,20 +34,16 @@ func within(t *testing.T, what string, f func(context.Context) error) {
 	t.Helper()
 	const limit = 5 * time.Second
 	start := time.Now()
-	for {
+	err := waittest.Poll(limit, func() error {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		err := f(ctx)
-		cancel()
-		if err == nil {
-			t.Logf("%s: %v", what, time.Since(start).Round(time.Millisecond))
-			return
-		}
-		if time.Since(start) > limit {
-			t.Errorf("%s: not within %v: %v", what, limit, err)
-			return
-		}
-		<-time.After(10 * time.Millisecond)
+		defer cancel()
+		return f(ctx)
+	})
+	if err != nil {
+		t.Errorf("%s: not within %v: %v", what, limit, err)
+		return
 	}
+	t.Logf("%s: %v", what, time.Since(start).Round(time.Millisecond))
 }
 
 // TestHeals takes one broker through what its operator may do to it: whatever is
@@ -133,7 +130,7 @@ func TestHeals(t *testing.T) {
 	}
 	ctl("start_app")
 	within(t, "after the broker was stopped and started", works)
-	<-time.After(2 * time.Second) // longer than a killed server has
+	waittest.Pass(t, 2*time.Second, "longer than a killed server has until its calls fail")
 	close(gate)
 	for _, p := range held {
 		if _, err := p.Wait(t.Context()); err != nil {
@@ -238,7 +235,7 @@ func TestEndsWhileReopened(t *testing.T) {
 		_ = srv.Stop(short) // the handler does not end
 		ended <- bus.Stop(short)
 	}()
-	<-time.After(200 * time.Millisecond) // the subscriptions end at once
+	waittest.Pass(t, 200*time.Millisecond, "the subscriptions end at once, before the connection is cut")
 	p.cut()
 	close(pass)
 	close(gate)
@@ -496,17 +493,15 @@ func runOrder(t *testing.T, raw string, seed uint64, i int) {
 	if !running {
 		srv = start()
 	}
-	for end := time.Now().Add(20 * time.Second); ; <-time.After(2 * time.Millisecond) {
+	if err := waittest.Poll(20*time.Second, func() error {
 		mu.Lock()
-		n := len(handled)
-		mu.Unlock()
-		if n == sent {
-			break
+		defer mu.Unlock()
+		if len(handled) != sent {
+			return fmt.Errorf("%d of %d casts were handled", len(handled), sent)
 		}
-		if time.Now().After(end) {
-			fail("%d of %d casts were handled", n, sent)
-			break
-		}
+		return nil
+	}); err != nil {
+		fail("%v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()

@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
 )
@@ -66,7 +67,7 @@ func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 			}
 		}
 		if tt.size > 1 {
-			<-time.After(300 * time.Millisecond) // for one more than there is room for
+			waittest.Pass(t, 300*time.Millisecond, "the broker could deliver one more than there is room for")
 		}
 		if n := most.Load(); n > int64(budget) {
 			t.Errorf("round %d: %d bytes in flight, want at most %d", round, n, budget)

@@ -21,6 +21,7 @@ import (
 
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -367,7 +368,7 @@ func TestRuns(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+			dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 				b := newBench(t, d, operation.RunnerConfig{})
 				k := create
 				k.Timeout = cmp.Or(tt.timeout, k.Timeout)
@@ -406,7 +407,7 @@ func TestRuns(t *testing.T) {
 // TestOneAtATime: a resource has one operation at a time. An operation that preempts replaces it, even while a step runs.
 func TestOneAtATime(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{Lease: 300 * time.Millisecond})
 		entered := make(chan struct{})
 		s := b.step("slow", nil, nil)
@@ -434,19 +435,14 @@ func TestOneAtATime(t *testing.T) {
 			t.Errorf("the one whose place was taken: %+v", o)
 		}
 		b.ends(other, operation.Canceled)
-		for end := time.Now().Add(10 * time.Second); !strings.Contains(b.j.String(), "stopped"); {
-			if time.Now().After(end) {
-				t.Fatal("the step goes on")
-			}
-			<-time.After(time.Millisecond)
-		}
+		waittest.Until(t, "the end of the step", func() bool { return strings.Contains(b.j.String(), "stopped") })
 	})
 }
 
 // TestCancelAndRetry: Cancel undoes the steps that are done; Retry runs the operation again from its first step.
 func TestCancelAndRetry(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		ctx := t.Context()
 		b := newBench(t, d, operation.RunnerConfig{})
 		wait := true
@@ -501,7 +497,7 @@ func TestCancelAndRetry(t *testing.T) {
 // operation whose kind no runner knows.
 func TestTimeout(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		short, stuck, strange := create, create, create
 		short.Name, stuck.Name, strange.Name = "short", "stuck", "strange"
@@ -526,7 +522,7 @@ func TestTimeout(t *testing.T) {
 // TestOrder: operations with a higher priority run first, and have slots that other operations cannot use.
 func TestOrder(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{MaxInFlight: 4})
 		release := make(chan struct{})
 		operation.Handle(b.runner, create, b.step("many", func(*operation.Op) error { <-release; return nil }, nil))

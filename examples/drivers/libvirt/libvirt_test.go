@@ -21,6 +21,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 const guestID = "11111111-2222-4333-8444-555555555555"
@@ -28,14 +29,13 @@ const guestID = "11111111-2222-4333-8444-555555555555"
 // wait waits until f returns true, because of an event in a guest or in libvirtd.
 func wait(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(90 * time.Second); !f(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited 90 s for %s", what)
+	if err := waittest.Poll(90*time.Second, func() error {
+		if !f() {
+			return errors.New("not yet")
 		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-t.Context().Done():
-		}
+		return nil
+	}); err != nil {
+		t.Fatalf("waited 90 s for %s: %v", what, err)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 // in states that do not allow it. A deletion ends it.
 func TestActions(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, withSim(t, "plugin_max_crashes = 1000\n"))
 	for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}, {"compute", "node-2"}} {
 		c.start(s[0], s[1])
