@@ -17,6 +17,7 @@ import (
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestCrash: a call during which the program ends fails with Unknown, and the same
@@ -42,7 +43,7 @@ func TestCrash(t *testing.T) {
 		if fault.CodeOf(err) != fault.Unknown || fault.IsRemote(err) || !strings.Contains(err.Error(), "driver good: its program was lost during Echo") {
 			t.Errorf("%s: %v: %v, want Unknown", ask, fault.CodeOf(err), err)
 		}
-		wait(t, "the restart", func() bool { return p.Status().Restarts == i+1 && up(p)() })
+		waittest.Until(t, "the restart", func() bool { return p.Status().Restarts == i+1 && up(p)() })
 		if got, err := d.Echo(t.Context(), "again"); got != "again" || err != nil {
 			t.Errorf("after %s: %q, %v", ask, got, err)
 		}
@@ -79,7 +80,7 @@ func TestDown(t *testing.T) {
 			if err := syscall.Kill(p.Status().PID, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
-			wait(t, "the circuit", func() bool { return p.Status().State == driver.Broken })
+			waittest.Until(t, "the circuit", func() bool { return p.Status().State == driver.Broken })
 			_, err := p.Driver().Echo(t.Context(), "x")
 			if fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "crashed more than 3 times within 1m0s, and is restarted in ") {
 				t.Errorf("a call: %v: %v; want Unavailable with %q", fault.CodeOf(err), err, says)
@@ -93,7 +94,7 @@ func TestDown(t *testing.T) {
 			if err := os.Remove(file); err != nil {
 				t.Fatal(err)
 			}
-			wait(t, "the next try", up(p))
+			waittest.Until(t, "the next try", up(p))
 			if err := p.Check(t.Context()); err != nil {
 				t.Errorf("check when it is up: %v", err)
 			}
@@ -110,7 +111,7 @@ func TestHang(t *testing.T) {
 	if fault.CodeOf(err) != fault.Unknown {
 		t.Errorf("the call that hung: %v", err)
 	}
-	wait(t, "the restart", func() bool { return p.Status().Restarts == 1 && up(p)() })
+	waittest.Until(t, "the restart", func() bool { return p.Status().Restarts == 1 && up(p)() })
 	if err := p.Status().Err; err == nil || !strings.Contains(err.Error(), "it was killed because it hung: no heartbeat within 500ms") {
 		t.Errorf("status: %v", err)
 	}
@@ -140,7 +141,7 @@ func TestCloseOfHung(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "every thread to be stopped", func() bool { return stopped(pid) })
+	waittest.Until(t, "every thread to be stopped", func() bool { return stopped(pid) })
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := p.Close(ctx); fault.CodeOf(err) != fault.Timeout {
@@ -199,7 +200,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 	}
 	var pids []int
 	for range kills {
-		wait(t, "the program", up(p))
+		waittest.Until(t, "the program", up(p))
 		pid := p.Status().PID
 		pids = append(pids, pid)
 		select {
@@ -209,9 +210,9 @@ func TestRestartsUnderLoad(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
-		wait(t, "the end", func() bool { return p.Status().PID != pid })
+		waittest.Until(t, "the end", func() bool { return p.Status().PID != pid })
 	}
-	wait(t, "the program", up(p))
+	waittest.Until(t, "the program", up(p))
 	close(stop)
 	wg.Wait()
 	t.Logf("%d calls succeeded, %d unknown, %d unavailable", ok.Load(), unknown.Load(), unavailable.Load())

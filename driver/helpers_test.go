@@ -11,20 +11,6 @@ import (
 	"github.com/armature-go/armature/driver"
 )
 
-// wait waits until a condition is true. The condition depends on another process.
-func wait(t testing.TB, what string, f func() bool) {
-	t.Helper()
-	for end := time.Now().Add(20 * time.Second); !f(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited 20 s for %s", what)
-		}
-		select {
-		case <-time.After(5 * time.Millisecond):
-		case <-t.Context().Done():
-		}
-	}
-}
-
 func exists(dir, name string) func() bool {
 	return func() bool {
 		_, err := os.Stat(filepath.Join(dir, name))

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestNoOrphan: a program ends with its worker, even if the worker is killed.
@@ -28,7 +29,7 @@ func TestNoOrphan(t *testing.T) {
 			t.Fatal(err)
 		}
 		_ = cmd.Wait()
-		wait(t, "the program's end after "+sig.String(), func() bool { return !runs(pid) })
+		waittest.Until(t, "the program's end after "+sig.String(), func() bool { return !runs(pid) })
 	}
 }
 

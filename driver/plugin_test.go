@@ -11,6 +11,7 @@ import (
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 )
 
@@ -98,7 +99,7 @@ func TestContext(t *testing.T) {
 	if !errors.Is(err, context.DeadlineExceeded) || fault.CodeOf(err) != fault.Timeout {
 		t.Errorf("deadline: %v", err)
 	}
-	wait(t, "the driver to see the deadline", exists(dir, "canceled"))
+	waittest.Until(t, "the driver to see the deadline", exists(dir, "canceled"))
 
 	ctx, cancel = context.WithCancel(t.Context())
 	n := 0
@@ -171,7 +172,7 @@ func TestClose(t *testing.T) {
 		})
 	}()
 	<-counted
-	wait(t, "the call", exists(dir, "asleep"))
+	waittest.Until(t, "the call", exists(dir, "asleep"))
 	closed := make(chan error)
 	go func() { closed <- p.Close(t.Context()) }()
 	if err := <-stream; fault.CodeOf(err) != fault.Canceled {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestNotADriver: the start of a program that is not a driver of this kind fails soon. The error has the program's path
@@ -123,9 +124,9 @@ func TestPin(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = p.Driver().Echo(t.Context(), "exit:1")
-	wait(t, "the refusal", func() bool { return p.Status().State == driver.Refused })
+	waittest.Until(t, "the refusal", func() bool { return p.Status().State == driver.Refused })
 	first := p.Status().Next
-	wait(t, "ten more looks", func() bool { return p.Status().Next.Sub(first) > 200*time.Millisecond })
+	waittest.Until(t, "ten more looks", func() bool { return p.Status().Next.Sub(first) > 200*time.Millisecond })
 	if st := p.Status(); st.State != driver.Refused || fault.CodeOf(st.Err) != fault.Denied {
 		t.Errorf("%+v", st)
 	}
@@ -138,5 +139,5 @@ func TestPin(t *testing.T) {
 	if err := errors.Join(os.Remove(path), os.Symlink(self, path)); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "the restart", up(p))
+	waittest.Until(t, "the restart", up(p))
 }

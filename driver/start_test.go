@@ -13,6 +13,7 @@ import (
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestNewStartsNothing: a plugin that is not started has neither a process nor a folder, and its status is NotStarted;
@@ -134,7 +135,7 @@ func TestCloseWhileStarting(t *testing.T) {
 	}
 	failed := make(chan error, 1)
 	go func() { failed <- p.Start(t.Context()) }()
-	wait(t, "the start", func() bool { left, err := os.ReadDir(sockets); return err == nil && len(left) > 0 })
+	waittest.Until(t, "the start", func() bool { left, err := os.ReadDir(sockets); return err == nil && len(left) > 0 })
 	if err := p.Close(t.Context()); err != nil {
 		t.Errorf("close: %v", err)
 	}

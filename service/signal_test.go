@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service"
 )
 
@@ -26,7 +27,7 @@ func child(mode string) int {
 	if mode == "starting" { // as a main that takes its time before it runs the App
 		service.CatchSignals()
 		fmt.Println("early")
-		<-time.After(300 * time.Millisecond)
+		waittest.Spend(300 * time.Millisecond)
 	}
 	if mode == "away" {
 		here = make(chan os.Signal, 1)
@@ -51,7 +52,7 @@ type childPart string
 func (p childPart) Start(context.Context) error {
 	if p == "starting" && waits.Add(1) < 3 {
 		fmt.Println("waits")
-		<-time.After(200 * time.Millisecond)
+		waittest.Spend(200 * time.Millisecond)
 		return fault.New(fault.Unavailable, "away")
 	}
 	if p == "away" {

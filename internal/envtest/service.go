@@ -13,9 +13,10 @@ import (
 // RabbitMQ starts a broker for this test alone, which may kill and restart it.
 // It takes seconds: a test that only needs a broker uses [URL]. The broker is
 // stopped at the end of the test. If RabbitMQ is not installed the test is
-// skipped, or fails when CI is set. settings are lines of its rabbitmq.conf besides.
+// skipped, or fails when CI is set. With -short it is always skipped. settings are lines of its rabbitmq.conf besides.
 func RabbitMQ(t testing.TB, settings ...string) *testenv.Service {
 	t.Helper()
+	slow(t)
 	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
 		return testenv.RabbitMQWith(ctx, dir, log, settings...)
 	})
@@ -33,6 +34,7 @@ func NATS(t testing.TB, settings ...string) *testenv.Service {
 // MariaDB is like [RabbitMQ] for a database server. args are arguments of the server besides.
 func MariaDB(t testing.TB, args ...string) *testenv.Service {
 	t.Helper()
+	slow(t)
 	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
 		return testenv.MariaDBWith(ctx, dir, log, args...)
 	})
@@ -42,7 +44,16 @@ func MariaDB(t testing.TB, args ...string) *testenv.Service {
 // keystonetest makes users and tokens of it.
 func Keystone(t testing.TB) *testenv.Service {
 	t.Helper()
+	slow(t)
 	return start(t, testenv.Keystone)
+}
+
+// slow skips a test that starts a service which takes seconds, with -short.
+func slow(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a service of its own: left out with -short")
+	}
 }
 
 func start(t testing.TB, f func(context.Context, string, io.Writer) (*testenv.Service, error)) *testenv.Service {
@@ -66,6 +77,7 @@ func start(t testing.TB, f func(context.Context, string, io.Writer) (*testenv.Se
 // end with the test.
 func Libvirt(t testing.TB) *testenv.Service {
 	t.Helper()
+	slow(t)
 	dir, err := os.MkdirTemp("", "lv") //nolint:usetesting // a short name, for the socket's
 	if err != nil {
 		t.Fatal(err)

@@ -49,6 +49,9 @@ var services = []struct {
 // left at the end: no process that mentions its directory, no port.
 func TestLife(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts services: left out with -short")
+	}
 	for _, tt := range services {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -118,6 +121,9 @@ func TestLife(t *testing.T) {
 // TestDiedAlone: a daemon that ended by itself is an error with its last words.
 func TestDiedAlone(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts services: left out with -short")
+	}
 	s := start(t, testenv.MariaDB, t.TempDir(), io.Discard)
 	d := open(t, s.URL)
 	if _, err := d.ExecContext(t.Context(), "SHUTDOWN"); err != nil {
@@ -134,6 +140,9 @@ func TestDiedAlone(t *testing.T) {
 // the time-out, and leaves nothing behind.
 func TestEndsAtStart(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts services: left out with -short")
+	}
 	for _, tt := range services {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

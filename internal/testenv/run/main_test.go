@@ -20,6 +20,9 @@ import (
 // chance to remove it.
 func TestRun(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts services: left out with -short")
+	}
 	if runtime.GOOS != "linux" {
 		t.Skip("needs process groups and /proc")
 	}
