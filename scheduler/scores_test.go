@@ -76,7 +76,7 @@ func TestNonFiniteWeights(t *testing.T) {
 	if err != nil || names(d) != "d b" || d.Ranked[0].Total != 1 {
 		t.Errorf("Rank = %v, %v; want d and b, weighed without the others", d, err)
 	}
-	want := []scheduler.Rejected{{"a", "load", "weight is NaN"}, {"c", "load", "weight is +Inf"}, {"e", "load", "weight is -Inf"}}
+	want := []scheduler.Rejected{{"a", "load", "raw score is NaN"}, {"c", "load", "raw score is +Inf"}, {"e", "load", "raw score is -Inf"}}
 	if diff := cmp.Diff(want, d.Rejected()); diff != "" {
 		t.Errorf("rejected (-want +got):\n%s", diff)
 	}
