@@ -8,7 +8,7 @@
 //		_, err := tx.ExecContext(ctx, "UPDATE hosts SET free = free - ? WHERE id = ?", n, id)
 //		return err
 //	})
-//	err = db.Error(d.GetContext(ctx, &host, "SELECT * FROM hosts WHERE id = ?", id))
+//	err = db.Error(d.GetContext(ctx, &host, "SELECT "+db.Columns[Host]()+" FROM hosts WHERE id = ?", id))
 //	errors.Is(err, fault.NotFound)
 //
 // # SQL that runs on both

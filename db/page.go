@@ -39,7 +39,8 @@ type SortKey struct {
 //
 // From, Key and Limit are required.
 type Page struct {
-	// Columns are the columns to read, as SQL. Default *.
+	// Columns are the columns to read, as SQL. Default: those of the rows' type, see [Columns]. A type that is not a struct
+	// has no default.
 	Columns string
 	// From is a table or a join, as SQL.
 	From string
@@ -83,6 +84,7 @@ type Page struct {
 // be deleted) or does not match Within; Invalid if a field of the page is wrong;
 // Internal if Key is not unique; those of [Error].
 func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, more bool, err error) {
+	p.Columns = columnsOr[T](p.Columns)
 	query, args, err := p.buildQuery(ctx, q)
 	if err != nil {
 		return nil, false, err
@@ -102,6 +104,7 @@ func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, 
 // full, so Where should exclude most of the other rows. The pointer that keep gets is valid
 // during the call only.
 func ListFunc[T any](ctx context.Context, q sqlx.QueryerContext, p Page, keep func(*T) bool) (rows []T, more bool, err error) {
+	p.Columns = columnsOr[T](p.Columns)
 	query, args, err := p.buildQuery(ctx, q)
 	if err != nil {
 		return nil, false, err
@@ -140,6 +143,9 @@ func (p *Page) buildQuery(ctx context.Context, q sqlx.QueryerContext) (query str
 	if p.From == "" {
 		return "", nil, fault.New(fault.Invalid, "list a page: From is empty")
 	}
+	if p.Columns == "" {
+		return "", nil, fault.New(fault.Invalid, "list a page: Columns is empty, and the rows are not structs")
+	}
 	keys, err := p.totalOrder()
 	if err != nil {
 		return "", nil, err
@@ -161,11 +167,7 @@ func (p *Page) buildQuery(ctx context.Context, q sqlx.QueryerContext) (query str
 		}
 		addAfter(&where, keys, marker)
 	}
-	query = "SELECT *"
-	if p.Columns != "" {
-		query = "SELECT " + p.Columns
-	}
-	query += " FROM " + p.From
+	query = "SELECT " + p.Columns + " FROM " + p.From
 	if len(where.terms) > 0 {
 		query += " WHERE " + strings.Join(where.terms, " AND ")
 	}

@@ -90,7 +90,7 @@ func (c *component) create(ctx context.Context, r *api.Request[Greeting]) (g Gre
 }
 
 func (c *component) show(ctx context.Context, r *api.Request[api.None]) (g Greeting, err error) {
-	err = db.Error(c.db.GetContext(ctx, &g, `SELECT * FROM greetings WHERE id = ?`, r.PathValue("id")))
+	err = db.Error(c.db.GetContext(ctx, &g, `SELECT `+db.Columns[Greeting]()+` FROM greetings WHERE id = ?`, r.PathValue("id")))
 	if errors.Is(err, fault.NotFound) {
 		err = fault.New(fault.NotFound, "Greeting %s could not be found.", r.PathValue("id"))
 	}

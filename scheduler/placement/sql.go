@@ -34,11 +34,11 @@ const forUpdate = " FOR UPDATE"
 type selection struct{ query, key, tail string }
 
 var (
-	providerRows   = selection{"SELECT * FROM placement_providers", "id", " ORDER BY id"}
-	inventoryRows  = selection{"SELECT * FROM placement_inventories", "provider", " ORDER BY provider, class"}
-	consumerRows   = selection{"SELECT * FROM placement_consumers", "id", " ORDER BY id"}
+	providerRows   = selection{"SELECT " + db.Columns[providerRow]() + " FROM placement_providers", "id", " ORDER BY id"}
+	inventoryRows  = selection{"SELECT " + db.Columns[inventoryRow]() + " FROM placement_inventories", "provider", " ORDER BY provider, class"}
+	consumerRows   = selection{"SELECT " + db.Columns[consumerRow]() + " FROM placement_consumers", "id", " ORDER BY id"}
 	consumerCounts = selection{"SELECT host, group_id, COUNT(*) AS n FROM placement_consumers", "host", " GROUP BY group_id, host"}
-	allocationRows = selection{"SELECT * FROM placement_allocations", "consumer", " ORDER BY consumer, provider, class"}
+	allocationRows = selection{"SELECT " + db.Columns[allocationRow]() + " FROM placement_allocations", "consumer", " ORDER BY consumer, provider, class"}
 )
 
 // read reads rows into a slice: all rows if keys is empty. lock is forUpdate or empty.
@@ -277,7 +277,7 @@ func readAggregates(ctx context.Context, q sqlx.QueryerContext) (map[string]*Agg
 		Name     string                     `db:"name"`
 		Metadata db.JSON[map[string]string] `db:"metadata"`
 	}
-	if err := sqlx.SelectContext(ctx, q, &rows, `SELECT * FROM placement_aggregates`); err != nil {
+	if err := sqlx.SelectContext(ctx, q, &rows, `SELECT name, metadata FROM placement_aggregates`); err != nil {
 		return nil, db.Error(err)
 	}
 	out := make(map[string]*Aggregate, len(rows))

@@ -236,15 +236,24 @@ func (s *SQL) Claims(ctx context.Context, consumers ...string) (out []Claim, err
 	return out, err
 }
 
+type consumerRow struct {
+	ID         string    `db:"id"`
+	Generation int64     `db:"generation"`
+	Host       string    `db:"host"`
+	Group      string    `db:"group_id"`
+	At         time.Time `db:"changed_at"`
+}
+
+type allocationRow struct {
+	Consumer string `db:"consumer"`
+	Provider string `db:"provider"`
+	Class    string `db:"class"`
+	Amount   int64  `db:"amount"`
+}
+
 // readClaims returns the claims of the consumers, sorted by consumer: all claims if no consumer is given.
 func readClaims(ctx context.Context, q sqlx.QueryerContext, lock string, consumers ...string) ([]Claim, error) {
-	var rows []struct {
-		ID         string    `db:"id"`
-		Generation int64     `db:"generation"`
-		Host       string    `db:"host"`
-		Group      string    `db:"group_id"`
-		At         time.Time `db:"changed_at"`
-	}
+	var rows []consumerRow
 	if err := consumerRows.read(ctx, q, &rows, lock, consumers); err != nil {
 		return nil, err
 	}
@@ -277,12 +286,7 @@ func readClaims(ctx context.Context, q sqlx.QueryerContext, lock string, consume
 
 // readAllocations adds the allocations of the consumers to the known claims: all allocations if no consumer is given.
 func readAllocations(ctx context.Context, q sqlx.QueryerContext, lock string, consumers []string, known map[string]*Claim) error {
-	var rows []struct {
-		Consumer string `db:"consumer"`
-		Provider string `db:"provider"`
-		Class    string `db:"class"`
-		Amount   int64  `db:"amount"`
-	}
+	var rows []allocationRow
 	if err := allocationRows.read(ctx, q, &rows, lock, consumers); err != nil {
 		return err
 	}

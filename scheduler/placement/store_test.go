@@ -13,7 +13,14 @@ import (
 )
 
 // migrations are those of a component with placement's tables only.
-var migrations = fstest.MapFS{"00001_placement.sql": {Data: []byte(placement.Schema)}}
+// The migrations end with a later release's, so that all tests show that newer columns are no error.
+var migrations = fstest.MapFS{"00001_placement.sql": {Data: []byte(placement.Schema)}, "00002_next.sql": {Data: []byte(`-- +goose Up
+ALTER TABLE placement_providers ADD COLUMN next_release VARCHAR(10);
+ALTER TABLE placement_inventories ADD COLUMN next_release VARCHAR(10);
+ALTER TABLE placement_consumers ADD COLUMN next_release VARCHAR(10);
+ALTER TABLE placement_allocations ADD COLUMN next_release VARCHAR(10);
+ALTER TABLE placement_aggregates ADD COLUMN next_release VARCHAR(10);
+ALTER TABLE placement_groups ADD COLUMN next_release VARCHAR(10);`)}}
 
 func TestMemory(t *testing.T) {
 	t.Parallel()

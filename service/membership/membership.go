@@ -215,16 +215,22 @@ func (r *Registry) Get(ctx context.Context, kind, host string) (*Member, error) 
 	return &list[0], nil
 }
 
+// memberRow is a row of the table.
+type memberRow struct {
+	Member
+
+	Text string `db:"instance"`
+}
+
 // list returns the members of a part of the table.
 func (r *Registry) list(ctx context.Context, q sqlx.QueryerContext, where string, args ...any) ([]Member, error) {
 	list := []Member{}
 	rows := []struct {
-		Member
+		memberRow
 
-		Text string    `db:"instance"`
-		Now  time.Time `db:"now"`
+		Now time.Time `db:"now"`
 	}{}
-	err := sqlx.SelectContext(ctx, q, &rows, `SELECT members.*, UTC_TIMESTAMP(6) AS now FROM members `+where, args...)
+	err := sqlx.SelectContext(ctx, q, &rows, `SELECT `+db.Columns[memberRow]()+`, UTC_TIMESTAMP(6) AS now FROM members `+where, args...)
 	if err != nil {
 		return nil, db.Error(err)
 	}

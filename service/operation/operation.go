@@ -266,7 +266,7 @@ func (s *Store) current(ctx context.Context, tx *sqlx.Tx, resource, lock string)
 // readActive returns the operation on a resource that has not ended, or nil.
 func (s *Store) readActive(ctx context.Context, q sqlx.QueryerContext, resource, lock string) (*row, error) {
 	r := new(row)
-	err := db.Error(sqlx.GetContext(ctx, q, r, `SELECT * FROM operations WHERE active = ? `+lock, resource))
+	err := db.Error(sqlx.GetContext(ctx, q, r, selectRows+`WHERE active = ? `+lock, resource))
 	if errors.Is(err, fault.NotFound) {
 		return nil, nil //nolint:nilnil // see the doc
 	}

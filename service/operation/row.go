@@ -52,6 +52,9 @@ type row struct {
 	EndedAt         *time.Time `db:"ended_at"`
 }
 
+// selectRows begins a SELECT of rows. It names the columns, because a later release may have added some.
+var selectRows = `SELECT ` + db.Columns[row]() + ` FROM operations `
+
 // noData is the data of an operation whose steps have changed nothing.
 const noData = "null"
 

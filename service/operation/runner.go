@@ -316,7 +316,7 @@ func (r *Runner) lookAt(ctx context.Context, n notification) error {
 // acquireRows acquires the operations that fulfil a condition, as long as slots are free. notified means that the operation was
 // notified.
 func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, args ...any) error {
-	query, args, err := sqlx.In(`SELECT * FROM operations WHERE `+where, args...)
+	query, args, err := sqlx.In(selectRows+`WHERE `+where, args...)
 	if err != nil {
 		return err
 	}
@@ -377,7 +377,7 @@ func (r *Runner) runInSlot(o *row, notified bool) {
 // for doing and once for undoing.
 func (r *Runner) giveUp(ctx context.Context) error {
 	now := r.now()
-	query, args, err := sqlx.In(`SELECT * FROM operations WHERE due_at <= ? AND deadline_at <= ? AND kind NOT IN (?) LIMIT 100`, now, now, r.names)
+	query, args, err := sqlx.In(selectRows+`WHERE due_at <= ? AND deadline_at <= ? AND kind NOT IN (?) LIMIT 100`, now, now, r.names)
 	if err != nil {
 		return err
 	}

@@ -152,7 +152,7 @@ func (s *Store) Show(ctx context.Context, id string) (*Operation, error) {
 
 func (s *Store) read(ctx context.Context, q sqlx.QueryerContext, id, lock string) (*row, error) {
 	r := new(row)
-	err := db.Error(sqlx.GetContext(ctx, q, r, `SELECT * FROM operations WHERE id = ? `+lock, id))
+	err := db.Error(sqlx.GetContext(ctx, q, r, selectRows+`WHERE id = ? `+lock, id))
 	if errors.Is(err, fault.NotFound) {
 		return nil, fault.New(fault.NotFound, "operation %s does not exist", id)
 	}

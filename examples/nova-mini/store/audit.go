@@ -41,7 +41,7 @@ func (s *Store) Audit(ctx context.Context, repair bool, minAge time.Duration) ([
 // wanted returns the claims that the servers should have. ids limits the result to these servers; without ids, all
 // servers count.
 func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, error) {
-	query, args := `SELECT * FROM `+serversWithTasks, []any(nil)
+	query, args := `SELECT `+db.Columns[Server]()+` FROM `+serversWithTasks, []any(nil)
 	if len(ids) > 0 {
 		var err error
 		if query, args, err = sqlx.In(query+` WHERE id IN (?)`, ids); err != nil {

@@ -84,7 +84,7 @@ func (s *Store) Services(ctx context.Context, downAfter time.Duration) ([]Servic
 		ID         int
 		Kind, Host string
 	}
-	if err := s.db.SelectContext(ctx, &rows, `SELECT * FROM service_numbers`); err != nil {
+	if err := s.db.SelectContext(ctx, &rows, `SELECT id, kind, host FROM service_numbers`); err != nil {
 		return nil, db.Error(err)
 	}
 	numbers := map[[2]string]int{}
@@ -128,7 +128,7 @@ type Host struct {
 // Hosts returns all compute hosts, sorted by id. A host whose service sent no heartbeat for downAfter is down.
 func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, error) {
 	hosts := []*Host{}
-	if err := s.db.SelectContext(ctx, &hosts, `SELECT * FROM hosts ORDER BY id`); err != nil {
+	if err := s.db.SelectContext(ctx, &hosts, `SELECT `+db.Columns[Host]()+` FROM hosts ORDER BY id`); err != nil {
 		return nil, db.Error(err)
 	}
 	now, err := db.Now(ctx, s.db)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -157,14 +158,14 @@ func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
 // Server returns one server. Errors: NotFound.
 func (s *Store) Server(ctx context.Context, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, s.db, srv, notFound(id), `SELECT * FROM `+serversWithTasks+` WHERE id = ?`, id)
+	err := s.get(ctx, s.db, srv, notFound(id), `SELECT `+db.Columns[Server]()+` FROM `+serversWithTasks+` WHERE id = ?`, id)
 	return srv, err
 }
 
 // lockServer returns one server without its task, and locks the row until the end of the transaction. Errors: NotFound.
 func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server, error) {
 	srv := new(Server)
-	err := s.get(ctx, tx, srv, notFound(id), `SELECT * FROM servers WHERE id = ? FOR UPDATE`, id)
+	err := s.get(ctx, tx, srv, notFound(id), `SELECT `+strings.Replace(db.Columns[Server](), `"task_state"`, `NULL AS "task_state"`, 1)+` FROM servers WHERE id = ? FOR UPDATE`, id)
 	return srv, err
 }
 

@@ -1,0 +1,66 @@
+package db_test
+
+import (
+	"testing"
+	"testing/fstest"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+)
+
+type (
+	stamps struct {
+		CreatedAt time.Time `db:"created_at"`
+	}
+	disk struct {
+		stamps
+
+		ID     string
+		Labels db.JSON[map[string]string] `db:"labels"`
+		Order  *int                       `db:"order"`
+		Hidden string                     `db:"-"`
+	}
+)
+
+// TestColumns: a type is read by the names of its columns, so a column that a later release has added is no error.
+func TestColumns(t *testing.T) {
+	t.Parallel()
+	for range 2 { // the second time from the cache
+		if got, want := db.Columns[disk](), `"id", "labels", "order", "created_at"`; got != want {
+			t.Errorf("columns %s, want %s", got, want)
+		}
+	}
+	defer func() {
+		if recover() == nil {
+			t.Error("a type that is not a struct: no panic")
+		}
+	}()
+	db.Columns[int]()
+}
+
+func TestNewerColumn(t *testing.T) {
+	t.Parallel()
+	schema := fstest.MapFS{"00001_disks.sql": {Data: []byte(`-- +goose Up
+CREATE TABLE disks (id VARCHAR(36) PRIMARY KEY, created_at DATETIME(6) NOT NULL, labels TEXT NOT NULL, "order" INTEGER, next_release VARCHAR(10));
+INSERT INTO disks VALUES ('a', '2026-01-02 03:04:05', '{"k":"v"}', NULL, 'new'), ('b', '2026-01-02 03:04:05', '{}', 4, NULL);`)}}
+	dbtest.Each(t, schema, func(t *testing.T, d *sqlx.DB) {
+		var one disk
+		if err := d.GetContext(t.Context(), &one, "SELECT "+db.Columns[disk]()+" FROM disks WHERE id = ?", "b"); err != nil || one.Order == nil || *one.Order != 4 || one.CreatedAt.Year() != 2026 {
+			t.Errorf("%+v, %v", one, err)
+		}
+		list, _, err := db.List[disk](t.Context(), d, db.Page{From: "disks", Key: "id", Limit: 5})
+		if err != nil || len(list) != 2 || list[0].Labels.V["k"] != "v" {
+			t.Errorf("%+v, %v", list, err)
+		}
+		list, _, err = db.ListFunc(t.Context(), d, db.Page{From: "disks", Key: "id", Limit: 5}, func(x *disk) bool { return x.Order != nil })
+		if err != nil || len(list) != 1 || list[0].ID != "b" {
+			t.Errorf("%+v, %v", list, err)
+		}
+		if _, _, err := db.List[string](t.Context(), d, db.Page{From: "disks", Key: "id", Limit: 5}); err == nil {
+			t.Error("a plain value without Columns: no error")
+		}
+	})
+}
