@@ -49,7 +49,7 @@ var rules = map[string][]string{
 
 	"tlsfile": {"fault"},
 
-	"rpc":                   {"rpc/bus", "rpc/internal/names", "rpc/internal/backoff", "fault", "reqctx", "golang.org/x/sync"},
+	"rpc":                   {"rpc/bus", "rpc/internal/names", "rpc/internal/backoff", "internal/text", "fault", "reqctx", "golang.org/x/sync"},
 	"rpc/bus":               {"rpc/internal/names", "fault"},
 	"rpc/membus":            {"rpc/bus"},
 	"rpc/amqpbus":           {"rpc/bus", "tlsfile", "rpc/internal/...", "fault", amqp, "golang.org/x/sync"},
@@ -72,7 +72,7 @@ var rules = map[string][]string{
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},
 
-	"db":        {"fault", "tlsfile", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
+	"db":        {"fault", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
 	"db/dbprom": {"db", "fault", prometheus},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 

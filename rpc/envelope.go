@@ -5,25 +5,24 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"encoding/json"
-	"strings"
 	"time"
-	"unicode/utf8"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/names"
 )
 
-// Metadata that this package keeps in the header of a message. docs/wire.md describes the wire format.
+// Names in bus.Message.Header that this package uses. docs/wire.md describes the wire format.
 const (
 	headerError       = "error"       // of a reply that failed: fault.Error as JSON
 	headerContext     = "context"     // reqctx.Request as JSON, without the trace
 	headerTraceparent = "traceparent" // W3C trace context
 )
 
-// maxText is the most bytes of a dead letter's reason, and of the error that is sent to a caller: brokers carry less
-// metadata than payload.
+// maxText is the most bytes of a dead letter's reason, and of the error in a reply as JSON: brokers carry less metadata
+// than payload.
 const maxText = 8 << 10
 
 // newID returns a unique message id: 128 random bits.
@@ -118,14 +117,21 @@ func newReply(id string, resp any, err error) *bus.Message {
 	}
 	m := &bus.Message{ID: id, Kind: bus.Reply, Correlation: id, Payload: payload}
 	if err != nil {
-		e := fault.From(err)
-		text, _ := json.Marshal(e) // strings always encode
-		if len(text) > maxText {
-			text, _ = json.Marshal(fault.Error{Code: e.Code, Reason: cutText(e.Reason, names.Max), Msg: cutText(e.Msg, maxText)})
-		}
-		m.Header = map[string]string{headerError: string(text)}
+		m.Header = map[string]string{headerError: encodeError(fault.From(err))}
 	}
 	return m
+}
+
+// encodeError returns an error as JSON of at most maxText bytes. A longer error loses its details and the ends of its texts.
+func encodeError(e *fault.Error) string {
+	encoded, _ := json.Marshal(e) // strings always encode
+	for size := maxText / 2; len(encoded) > maxText; size /= 2 {
+		short := *e // what protects, such as Private, stays
+		short.Reason, short.Meta = text.Cut(e.Reason, names.Max), nil
+		short.Msg, short.User = text.Cut(e.Msg, size), text.Cut(e.User, size)
+		encoded, _ = json.Marshal(short)
+	}
+	return string(encoded)
 }
 
 // newHeartbeat returns a heartbeat about the call or the probe with the given id.
@@ -158,17 +164,4 @@ func newExpired(id string) *bus.Message {
 		Code: fault.Timeout, Reason: reasonExpired, Msg: "the request came after its deadline, and was not run",
 		Meta: map[string]string{metaNow: time.Now().UTC().Format(time.RFC3339Nano)},
 	})
-}
-
-// cutText returns s, or as much of its beginning as fits into size bytes, as valid UTF-8.
-func cutText(s string, size int) string {
-	if len(s) > size {
-		const mark = "..."
-		s = s[:size-len(mark)]
-		for len(s) > 0 && !utf8.RuneStart(s[len(s)-1]) {
-			s = s[:len(s)-1]
-		}
-		s = s[:max(len(s)-1, 0)] + mark
-	}
-	return strings.ToValidUTF8(s, "\uFFFD")
 }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/names"
@@ -300,7 +301,7 @@ func (s *Server) deadLetter(ctx, work context.Context, d *delivery, failures int
 	ctx = context.WithoutCancel(ctx)
 	letter := *d.Message
 	letter.Failures = failures
-	letter.Dead = &bus.Dead{Reason: cutText(reason, maxText), Topic: d.topic, Server: s.cfg.Host, At: time.Now()}
+	letter.Dead = &bus.Dead{Reason: text.Cut(reason, maxText), Topic: d.topic, Server: s.cfg.Host, At: time.Now()}
 	to := s.cfg.Interface.Name + suffixDead
 	err := s.createDeadTopic(ctx, to)
 	if err == nil {
@@ -343,9 +344,9 @@ func truncateLetter(m *bus.Message) *bus.Message {
 		c = bus.Message{Failures: m.Failures, Redeliveries: m.Redeliveries, Requeues: m.Requeues}
 	}
 	dead := *m.Dead
-	dead.Topic, dead.Server = cutText(dead.Topic, names.Max), cutText(dead.Server, names.Max)
+	dead.Topic, dead.Server = text.Cut(dead.Topic, names.Max), text.Cut(dead.Server, names.Max)
 	dead.Truncated = len(m.Payload)
-	c.ID, c.Dead, c.Payload = cutText(m.ID, names.Max), &dead, m.Payload[:min(len(m.Payload), maxText)]
+	c.ID, c.Dead, c.Payload = text.Cut(m.ID, names.Max), &dead, m.Payload[:min(len(m.Payload), maxText)]
 	c.Waited, c.ReplyTo, c.Correlation, c.Instance, c.Header = 0, "", "", "", nil
 	if from := m.Header[headerContext]; from != "" && len(from) <= maxText {
 		c.Header = map[string]string{headerContext: from}

@@ -1,4 +1,4 @@
-// Package text makes text for operators: comments of generated files, and hints for misspelled names.
+// Package text makes text for operators: comments of generated files, hints for misspelled names, and texts of a bounded size.
 package text
 
 import (
@@ -7,6 +7,7 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // Comment writes words to w as a comment with lines of at most 79 columns, unless one word is longer.
@@ -69,4 +70,19 @@ func Distance(a, b string) int {
 		before, row = row, next
 	}
 	return row[len(b)]
+}
+
+// Cut returns the text as valid UTF-8 of at most maxBytes bytes, which must be at least 3. If it removes a part, the result ends
+// with "...".
+func Cut(text string, maxBytes int) string {
+	text = strings.ToValidUTF8(text, "\uFFFD")
+	if len(text) <= maxBytes {
+		return text
+	}
+	const mark = "..."
+	text = text[:maxBytes-len(mark)]
+	for !utf8.ValidString(text) { // the cut was within a character
+		text = text[:len(text)-1]
+	}
+	return text + mark
 }
