@@ -40,7 +40,7 @@ while :; do $B sleep 1000; done
 // seconds. [ErrMissing]: a program is not installed.
 func GuestImage(ctx context.Context, path string) error {
 	for _, p := range guestPrograms {
-		if _, err := find(p.pkg, p.name); err != nil {
+		if _, err := findProgram(p.pkg, p.name); err != nil {
 			return err
 		}
 	}
@@ -52,11 +52,11 @@ func GuestImage(ctx context.Context, path string) error {
 	if err := fetchKernel(ctx, dir); err != nil {
 		return err
 	}
-	kernel, err := one(dir, "boot/vmlinuz-*")
+	kernel, err := onlyFile(dir, "boot/vmlinuz-*")
 	if err != nil {
 		return err
 	}
-	initrd, err := initramfs(dir)
+	initrd, err := buildInitramfs(dir)
 	if err != nil {
 		return err
 	}
@@ -78,7 +78,7 @@ func GuestImage(ctx context.Context, path string) error {
 		{"syslinux", "--install", tmp},
 		{"cp", "--sparse=always", tmp, path},
 	} {
-		if err := output(ctx, dir, args...); err != nil {
+		if err := runCommand(ctx, dir, args...); err != nil {
 			return err
 		}
 	}
@@ -99,28 +99,28 @@ func fetchKernel(ctx context.Context, dir string) error {
 	}
 	pkg, err := name()
 	if err == nil {
-		err = output(ctx, dir, "apt-get", "download", "-q", pkg)
+		err = runCommand(ctx, dir, "apt-get", "download", "-q", pkg)
 	}
 	if err != nil { // the package lists may be old or missing
-		if uerr := output(ctx, dir, "apt-get", "update", "-q"); uerr != nil {
+		if uerr := runCommand(ctx, dir, "apt-get", "update", "-q"); uerr != nil {
 			return uerr
 		}
 		if pkg, err = name(); err != nil {
 			return err
 		}
-		if err := output(ctx, dir, "apt-get", "download", "-q", pkg); err != nil {
+		if err := runCommand(ctx, dir, "apt-get", "download", "-q", pkg); err != nil {
 			return err
 		}
 	}
-	deb, err := one(dir, "*.deb")
+	deb, err := onlyFile(dir, "*.deb")
 	if err != nil {
 		return err
 	}
-	return output(ctx, dir, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar x --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/acpi/button.ko*' './lib/modules/*/kernel/drivers/input/evdev.ko*'`, "sh", deb)
+	return runCommand(ctx, dir, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar x --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/acpi/button.ko*' './lib/modules/*/kernel/drivers/input/evdev.ko*'`, "sh", deb)
 }
 
-// one returns the only file that matches the pattern.
-func one(dir, pattern string) (string, error) {
+// onlyFile returns the only file that matches the pattern.
+func onlyFile(dir, pattern string) (string, error) {
 	m, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil || len(m) != 1 {
 		return "", fmt.Errorf("the kernel's package has %d files %s, want exactly one", len(m), pattern)
@@ -128,8 +128,8 @@ func one(dir, pattern string) (string, error) {
 	return m[0], nil
 }
 
-// output runs a command in dir. The error has the command's output.
-func output(ctx context.Context, dir string, args ...string) error {
+// runCommand runs a command in dir. The error has the command's output.
+func runCommand(ctx context.Context, dir string, args ...string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -138,15 +138,15 @@ func output(ctx context.Context, dir string, args ...string) error {
 	return nil
 }
 
-// initramfs returns the guest's first file system: an archive in cpio's format newc, compressed.
-func initramfs(dir string) ([]byte, error) {
-	busybox, err := find("busybox-static", "busybox")
+// buildInitramfs returns the guest's first file system: an archive in cpio's format newc, compressed.
+func buildInitramfs(dir string) ([]byte, error) {
+	busybox, err := findProgram("busybox-static", "busybox")
 	if err != nil {
 		return nil, err
 	}
 	files := map[string]string{"bin/busybox": busybox}
 	for _, module := range []string{"acpi/button.ko", "input/evdev.ko"} {
-		path, err := one(dir, "lib/modules/*/kernel/drivers/"+module)
+		path, err := onlyFile(dir, "lib/modules/*/kernel/drivers/"+module)
 		if err != nil {
 			return nil, err
 		}

@@ -28,7 +28,7 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 	if err != nil {
 		return nil, err
 	}
-	server, err := find(keystonePackage, "keystone-wsgi-public")
+	server, err := findProgram(keystonePackage, "keystone-wsgi-public")
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func enableWAL(ctx context.Context, path string) (err error) {
 
 const keystonePackage = "python3-keystone"
 
-func findKeystone() (string, error) { return find(keystonePackage, "keystone-manage") }
+func findKeystone() (string, error) { return findProgram(keystonePackage, "keystone-manage") }
 
 func keystoneURL(port int) string { return "http://127.0.0.1:" + strconv.Itoa(port) + "/v3" }
 

@@ -176,7 +176,7 @@ func firstChild(pid int) (string, error) {
 // findLibvirt returns ErrMissing, with the name of the package, if a program that libvirt needs is not installed.
 func findLibvirt() error {
 	for _, p := range libvirtPrograms {
-		if _, err := find(p.pkg, p.name); err != nil {
+		if _, err := findProgram(p.pkg, p.name); err != nil {
 			return err
 		}
 	}
@@ -198,7 +198,7 @@ var libvirtPrograms = []struct{ pkg, name string }{
 func missingForGuests() []string {
 	var missing []string
 	for _, p := range slices.Concat(guestPrograms, libvirtPrograms) {
-		if _, err := find(p.pkg, p.name); err != nil {
+		if _, err := findProgram(p.pkg, p.name); err != nil {
 			missing = append(missing, p.pkg)
 		}
 	}

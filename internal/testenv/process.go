@@ -27,7 +27,7 @@ type Process struct {
 
 // Start starts cmd. It sets cmd.SysProcAttr, and cmd.WaitDelay if that is 0.
 func Start(cmd *exec.Cmd) (*Process, error) {
-	isolate(cmd)
+	isolateProcess(cmd)
 	if cmd.WaitDelay == 0 {
 		cmd.WaitDelay = 5 * time.Second // a grandchild may keep the output open
 	}
@@ -158,24 +158,24 @@ func Missing() []string {
 // findRabbitMQ prefers the script in /usr/lib, because Debian's /usr/sbin/rabbitmq-server
 // changes to the user rabbitmq.
 func findRabbitMQ() (string, error) {
-	return find("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
+	return findProgram("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 }
 
 func findEPMD() (string, error) {
-	return find("rabbitmq-server", "epmd", "/usr/lib/erlang/erts-*/bin/epmd", "/usr/lib/erlang/bin/epmd")
+	return findProgram("rabbitmq-server", "epmd", "/usr/lib/erlang/erts-*/bin/epmd", "/usr/lib/erlang/bin/epmd")
 }
 
-func findNATS() (string, error) { return find("nats-server", "nats-server") }
+func findNATS() (string, error) { return findProgram("nats-server", "nats-server") }
 
-func findMariaDB() (string, error) { return find("mariadb-server", "mariadbd", "mysqld") }
+func findMariaDB() (string, error) { return findProgram("mariadb-server", "mariadbd", "mysqld") }
 
 func findInstallDB() (string, error) {
-	return find("mariadb-server", "mariadb-install-db", "mysql_install_db")
+	return findProgram("mariadb-server", "mariadb-install-db", "mysql_install_db")
 }
 
-// find returns the path of the first name that exists. A name with a slash is a path, or a
+// findProgram returns the path of the first name that exists. A name with a slash is a path, or a
 // glob; any other name is looked up in PATH and in the usual directories of servers.
-func find(pkg string, names ...string) (string, error) {
+func findProgram(pkg string, names ...string) (string, error) {
 	for _, name := range names {
 		if strings.Contains(name, "/") {
 			if m, _ := filepath.Glob(name); len(m) > 0 {

@@ -15,7 +15,7 @@ const (
 	sigResume = syscall.SIGCONT
 )
 
-func isolate(cmd *exec.Cmd) {
+func isolateProcess(cmd *exec.Cmd) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 }
 

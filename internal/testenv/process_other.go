@@ -15,7 +15,7 @@ var (
 	sigResume = os.Interrupt
 )
 
-func isolate(*exec.Cmd) {}
+func isolateProcess(*exec.Cmd) {}
 
 // SignalGroup sends sig to the program.
 func (p *Process) SignalGroup(sig os.Signal) { _ = p.Signal(sig) }

@@ -127,7 +127,7 @@ log.file = false
 	}
 	s.probe = func(ctx context.Context) (string, error) { return probeAMQP(ctx, s.URL) }
 	s.ctl = func(args []string) (*exec.Cmd, error) {
-		path, err := find("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
+		path, err := findProgram("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
 		if err != nil {
 			return nil, err
 		}

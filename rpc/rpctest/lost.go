@@ -253,7 +253,7 @@ func (l *lost) wait(done <-chan result) result {
 	}
 }
 
-func kill(t testing.TB, p *os.Process) time.Time {
+func killProcess(t testing.TB, p *os.Process) time.Time {
 	t.Helper()
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
@@ -274,7 +274,7 @@ func (l *lost) testKill(after time.Duration, back, warm bool) {
 		<-time.After(50 * time.Millisecond)
 	}
 	done := l.callAndWait(time.Minute, after)
-	killed := kill(l, p)
+	killed := killProcess(l, p)
 	if back {
 		l.launch()
 	}
@@ -329,7 +329,7 @@ func (l *lost) testStorm(back bool) {
 	for left := callers; left > 0; {
 		select {
 		case <-at:
-			killed = kill(l, p)
+			killed = killProcess(l, p)
 			if back {
 				l.launch()
 			}
@@ -385,7 +385,7 @@ func (l *lost) testAway() {
 	if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
 		l.Fatal(r.err)
 	}
-	killed := kill(l, p)
+	killed := killProcess(l, p)
 	<-time.After(time.Second)
 	begin := time.Now()
 	done := l.call(0)
@@ -413,7 +413,7 @@ func (l *lost) testPaused() {
 	p := l.launch()
 	begin := time.Now()
 	done := l.callAndWait(time.Minute, 300*time.Millisecond)
-	if err := pause(p); err != nil {
+	if err := pauseProcess(p); err != nil {
 		l.Fatal(err)
 	}
 	r := l.wait(done)

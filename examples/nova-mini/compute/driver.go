@@ -261,82 +261,90 @@ type Event struct {
 // methods of the capabilities that it has.
 type Unsupported struct{}
 
-func lacks(c driver.Capability) error {
+func unsupportedError(c driver.Capability) error {
 	return fault.New(fault.Unimplemented, "the driver does not have the capability %s", c)
 }
 
 // Pause implements Driver.
-func (Unsupported) Pause(context.Context, string) error { return lacks(CapPause) }
+func (Unsupported) Pause(context.Context, string) error { return unsupportedError(CapPause) }
 
 // Unpause implements Driver.
-func (Unsupported) Unpause(context.Context, string) error { return lacks(CapPause) }
+func (Unsupported) Unpause(context.Context, string) error { return unsupportedError(CapPause) }
 
 // Suspend implements Driver.
-func (Unsupported) Suspend(context.Context, string) error { return lacks(CapSuspend) }
+func (Unsupported) Suspend(context.Context, string) error { return unsupportedError(CapSuspend) }
 
 // Resume implements Driver.
-func (Unsupported) Resume(context.Context, string) error { return lacks(CapSuspend) }
+func (Unsupported) Resume(context.Context, string) error { return unsupportedError(CapSuspend) }
 
 // Resize implements Driver.
-func (Unsupported) Resize(context.Context, string, Resources) error { return lacks(CapResize) }
+func (Unsupported) Resize(context.Context, string, Resources) error {
+	return unsupportedError(CapResize)
+}
 
 // ConfirmResize implements Driver.
-func (Unsupported) ConfirmResize(context.Context, string) error { return lacks(CapResize) }
+func (Unsupported) ConfirmResize(context.Context, string) error { return unsupportedError(CapResize) }
 
 // RevertResize implements Driver.
-func (Unsupported) RevertResize(context.Context, string) error { return lacks(CapResize) }
+func (Unsupported) RevertResize(context.Context, string) error { return unsupportedError(CapResize) }
 
 // Rescue implements Driver.
-func (Unsupported) Rescue(context.Context, string, string) error { return lacks(CapRescue) }
+func (Unsupported) Rescue(context.Context, string, string) error { return unsupportedError(CapRescue) }
 
 // Unrescue implements Driver.
-func (Unsupported) Unrescue(context.Context, string) error { return lacks(CapRescue) }
+func (Unsupported) Unrescue(context.Context, string) error { return unsupportedError(CapRescue) }
 
 // Snapshot implements Driver.
-func (Unsupported) Snapshot(context.Context, string, string) error { return lacks(CapSnapshot) }
+func (Unsupported) Snapshot(context.Context, string, string) error {
+	return unsupportedError(CapSnapshot)
+}
 
 // ConsoleLog implements Driver.
 func (Unsupported) ConsoleLog(context.Context, string, int, io.Writer) error {
-	return lacks(CapConsoleLog)
+	return unsupportedError(CapConsoleLog)
 }
 
 // Console implements Driver.
 func (Unsupported) Console(_ context.Context, _ string, t ConsoleType) (Console, error) {
-	return Console{}, lacks(driver.Capability(t + "-console"))
+	return Console{}, unsupportedError(driver.Capability(t + "-console"))
 }
 
 // LiveMigrate implements Driver.
-func (Unsupported) LiveMigrate(context.Context, string, string) error { return lacks(CapLiveMigrate) }
+func (Unsupported) LiveMigrate(context.Context, string, string) error {
+	return unsupportedError(CapLiveMigrate)
+}
 
 // AttachVolume implements Driver.
 func (Unsupported) AttachVolume(context.Context, string, Volume) error {
-	return lacks(CapAttachVolume)
+	return unsupportedError(CapAttachVolume)
 }
 
 // DetachVolume implements Driver.
 func (Unsupported) DetachVolume(context.Context, string, string) error {
-	return lacks(CapAttachVolume)
+	return unsupportedError(CapAttachVolume)
 }
 
 // AttachInterface implements Driver.
 func (Unsupported) AttachInterface(context.Context, string, Interface) error {
-	return lacks(CapAttachInterface)
+	return unsupportedError(CapAttachInterface)
 }
 
 // DetachInterface implements Driver.
 func (Unsupported) DetachInterface(context.Context, string, string) error {
-	return lacks(CapAttachInterface)
+	return unsupportedError(CapAttachInterface)
 }
 
 // Metrics implements Driver.
 func (Unsupported) Metrics(context.Context, string) (Metrics, error) {
-	return Metrics{}, lacks(CapMetrics)
+	return Metrics{}, unsupportedError(CapMetrics)
 }
 
 // Diagnostics implements Driver.
 func (Unsupported) Diagnostics(context.Context, string) (map[string]string, error) {
-	return nil, lacks(CapDiagnostics)
+	return nil, unsupportedError(CapDiagnostics)
 }
 
 // Events implements Driver.
-func (Unsupported) Events(context.Context, func(Event) error) error { return lacks(CapEvents) }
+func (Unsupported) Events(context.Context, func(Event) error) error {
+	return unsupportedError(CapEvents)
+}

@@ -32,38 +32,38 @@ func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 			}
 		}})
 	}
-	add("info", "Info has the name and the version of the driver, and only capabilities that exist: nova-mini decides by them.", info)
-	add("unknown options", "An unknown or misspelled option is Invalid, and the error names it: otherwise the option would have no effect, and the operator would not notice.", unknownOptions)
-	add("life", "Spawn returns when the server runs with the requested resources; Get and List show it; after Destroy nothing of it is left.", life)
-	add("spawn again", "A worker that was killed repeats Spawn: then exactly one server exists, and it runs, even if it was stopped before.", spawnAgain)
-	add("destroy again", "A worker repeats Destroy until it succeeds: it works in every state, and is not an error if the server does not exist.", destroyAgain)
-	add("not found", "Every call on a server that does not exist returns NotFound: the worker must be able to tell this from a fault of the host.", notFound)
-	add("bad ids", "An id that is not valid is Invalid, and the call has no effect: drivers use ids as names of files.", badIDs)
-	add("power", "PowerOff ends in SHUTDOWN and PowerOn in RUNNING, also if the server is in that state already.", power)
-	add("reboot", "A hard reboot works in every state and ends in RUNNING; a soft reboot works only in RUNNING, and ends there.", reboot)
-	add("resources", "Resources are the total amounts of the host, used or not: the scheduler itself subtracts what the servers use.", resources)
-	add("honest capabilities", "A driver has the capabilities that it lists, and answers the other calls with Unimplemented: nova-mini relies on the list.", honest)
-	add("pause", "Pause and Unpause work in RUNNING and PAUSED, also when they are repeated, and not in SHUTDOWN.", pause, compute.CapPause)
-	add("suspend", "Suspend and Resume work in RUNNING and SUSPENDED, also when they are repeated, and not in SHUTDOWN.", suspend, compute.CapSuspend)
-	add("resize", "A stopped server gets other resources and runs with them; then the resize is confirmed or reverted. The disk does not shrink.", resize, compute.CapResize)
-	add("rescue", "A rescued server runs, and Get shows that it is rescued; after Unrescue it runs from its own disk again.", rescue, compute.CapRescue)
-	add("snapshot", "A snapshot does not change the server, and a server can boot from it; to take it again is not an error.", snapshot, compute.CapSnapshot)
-	add("console log", "ConsoleLog returns what the guest wrote on its console, all of it or the last lines.", consoleLog, compute.CapConsoleLog)
-	add("vnc console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { console(e, compute.VNC) }, compute.CapVNCConsole)
-	add("serial console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { console(e, compute.Serial) }, compute.CapSerialConsole)
-	add("volumes", "Repeated calls attach a volume once; the volume stays attached over a stop and a start; after Detach it is gone, and a second Detach is not an error.", volumes, compute.CapAttachVolume)
-	add("interfaces", "Repeated calls attach an interface once; the interface stays attached over a stop and a start; after Detach it is gone, and a second Detach is not an error.", interfaces, compute.CapAttachInterface)
-	add("metrics", "The counters of a running server do not decrease.", metrics, compute.CapMetrics)
-	add("diagnostics", "Diagnostics of a server are not empty.", diagnostics, compute.CapDiagnostics)
-	add("events", "The stream begins with BEGAN, and reports each later change.", events, compute.CapEvents)
-	add("many servers", "Calls on different servers, and List, may run at the same time.", manyServers)
-	add("canceled", "A call ends when its context ends, before the call or during it; the same call, or Destroy, succeeds later.", canceled)
-	add("restart", "Servers outlive the driver, and keep their states.", restart)
-	add("crash in the middle", "If the driver is killed at any moment of a call, the same call succeeds afterwards, and Destroy leaves nothing.", crashes)
+	add("info", "Info has the name and the version of the driver, and only capabilities that exist: nova-mini decides by them.", testInfo)
+	add("unknown options", "An unknown or misspelled option is Invalid, and the error names it: otherwise the option would have no effect, and the operator would not notice.", testUnknownOptions)
+	add("life", "Spawn returns when the server runs with the requested resources; Get and List show it; after Destroy nothing of it is left.", testLife)
+	add("spawn again", "A worker that was killed repeats Spawn: then exactly one server exists, and it runs, even if it was stopped before.", testSpawnAgain)
+	add("destroy again", "A worker repeats Destroy until it succeeds: it works in every state, and is not an error if the server does not exist.", testDestroyAgain)
+	add("not found", "Every call on a server that does not exist returns NotFound: the worker must be able to tell this from a fault of the host.", testNotFound)
+	add("bad ids", "An id that is not valid is Invalid, and the call has no effect: drivers use ids as names of files.", testBadIDs)
+	add("power", "PowerOff ends in SHUTDOWN and PowerOn in RUNNING, also if the server is in that state already.", testPower)
+	add("reboot", "A hard reboot works in every state and ends in RUNNING; a soft reboot works only in RUNNING, and ends there.", testReboot)
+	add("resources", "Resources are the total amounts of the host, used or not: the scheduler itself subtracts what the servers use.", testResources)
+	add("honest capabilities", "A driver has the capabilities that it lists, and answers the other calls with Unimplemented: nova-mini relies on the list.", testHonest)
+	add("pause", "Pause and Unpause work in RUNNING and PAUSED, also when they are repeated, and not in SHUTDOWN.", testPause, compute.CapPause)
+	add("suspend", "Suspend and Resume work in RUNNING and SUSPENDED, also when they are repeated, and not in SHUTDOWN.", testSuspend, compute.CapSuspend)
+	add("resize", "A stopped server gets other resources and runs with them; then the resize is confirmed or reverted. The disk does not shrink.", testResize, compute.CapResize)
+	add("rescue", "A rescued server runs, and Get shows that it is rescued; after Unrescue it runs from its own disk again.", testRescue, compute.CapRescue)
+	add("snapshot", "A snapshot does not change the server, and a server can boot from it; to take it again is not an error.", testSnapshot, compute.CapSnapshot)
+	add("console log", "ConsoleLog returns what the guest wrote on its console, all of it or the last lines.", testConsoleLog, compute.CapConsoleLog)
+	add("vnc console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { testConsole(e, compute.VNC) }, compute.CapVNCConsole)
+	add("serial console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { testConsole(e, compute.Serial) }, compute.CapSerialConsole)
+	add("volumes", "Repeated calls attach a volume once; the volume stays attached over a stop and a start; after Detach it is gone, and a second Detach is not an error.", testVolumes, compute.CapAttachVolume)
+	add("interfaces", "Repeated calls attach an interface once; the interface stays attached over a stop and a start; after Detach it is gone, and a second Detach is not an error.", testInterfaces, compute.CapAttachInterface)
+	add("metrics", "The counters of a running server do not decrease.", testMetrics, compute.CapMetrics)
+	add("diagnostics", "Diagnostics of a server are not empty.", testDiagnostics, compute.CapDiagnostics)
+	add("events", "The stream begins with BEGAN, and reports each later change.", testEvents, compute.CapEvents)
+	add("many servers", "Calls on different servers, and List, may run at the same time.", testManyServers)
+	add("canceled", "A call ends when its context ends, before the call or during it; the same call, or Destroy, succeeds later.", testCanceled)
+	add("restart", "Servers outlive the driver, and keep their states.", testRestart)
+	add("crash in the middle", "If the driver is killed at any moment of a call, the same call succeeds afterwards, and Destroy leaves nothing.", testCrashes)
 	return out
 }
 
-func info(e *env) {
+func testInfo(e *env) {
 	i := e.Info()
 	if i.Name == "" || i.Version == "" {
 		e.Errorf("the driver has the name %q and the version %q, want both", i.Name, i.Version)
@@ -79,7 +79,7 @@ func info(e *env) {
 	}
 }
 
-func unknownOptions(e *env) {
+func testUnknownOptions(e *env) {
 	var given map[string]any
 	if raw := e.Options(); len(raw) > 0 {
 		if err := json.Unmarshal(raw, &given); err != nil {
@@ -106,7 +106,7 @@ func unknownOptions(e *env) {
 	}
 }
 
-func life(e *env) {
+func testLife(e *env) {
 	e.with(func(s compute.Spec) {
 		got := e.state("spawn", s.ID, compute.Running)
 		if got.Name != s.Name || got.Resources != s.Resources {
@@ -123,7 +123,7 @@ func life(e *env) {
 	})
 }
 
-func spawnAgain(e *env) {
+func testSpawnAgain(e *env) {
 	e.with(func(s compute.Spec) {
 		spawn := func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) }
 		e.must("spawn again", spawn)
@@ -137,7 +137,7 @@ func spawnAgain(e *env) {
 	})
 }
 
-func destroyAgain(e *env) {
+func testDestroyAgain(e *env) {
 	destroy := func(id string) func(ctx context.Context, d compute.Driver) error {
 		return func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, id) }
 	}
@@ -158,7 +158,7 @@ func destroyAgain(e *env) {
 	}
 }
 
-func notFound(e *env) {
+func testNotFound(e *env) {
 	for _, m := range e.cfg.methods() {
 		if m.need == "" || e.Info().Has(m.need) {
 			e.want(fault.NotFound, m.name, func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, newID()) })
@@ -166,7 +166,7 @@ func notFound(e *env) {
 	}
 }
 
-func badIDs(e *env) {
+func testBadIDs(e *env) {
 	for _, id := range []string{"", "..", ".", "../x", "a/b", "/etc/passwd", "a\x00b", "a\nb", strings.Repeat("x", 300), "<id/>"} {
 		e.want(fault.Invalid, fmt.Sprintf("spawn of %.20q", id), func(ctx context.Context, d compute.Driver) error {
 			s := e.spec()
@@ -177,7 +177,7 @@ func badIDs(e *env) {
 	}
 }
 
-func power(e *env) {
+func testPower(e *env) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
 			e.must("power off", func(ctx context.Context, d compute.Driver) error { return d.PowerOff(ctx, s.ID, 0) })
@@ -192,7 +192,7 @@ func power(e *env) {
 	})
 }
 
-func reboot(e *env) {
+func testReboot(e *env) {
 	e.with(func(s compute.Spec) {
 		for _, hard := range []bool{true, false} {
 			e.must("reboot", func(ctx context.Context, d compute.Driver) error { return d.Reboot(ctx, s.ID, hard) })
@@ -205,7 +205,7 @@ func reboot(e *env) {
 	})
 }
 
-func resources(e *env) {
+func testResources(e *env) {
 	get := func() (r compute.Resources) {
 		e.must("resources", func(ctx context.Context, d compute.Driver) (err error) {
 			r, err = d.Resources(ctx)
@@ -224,7 +224,7 @@ func resources(e *env) {
 	})
 }
 
-func honest(e *env) {
+func testHonest(e *env) {
 	e.with(func(s compute.Spec) {
 		for _, m := range e.cfg.methods() {
 			err := e.call(func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, newID()) })
@@ -243,8 +243,8 @@ func honest(e *env) {
 	})
 }
 
-// thereAndBack checks two calls: and leads from Running to another state, back leads back.
-func thereAndBack(e *env, state compute.PowerState, to, back func(ctx context.Context, d compute.Driver, id string) error) {
+// testThereAndBack checks two calls: to leads from Running to the state, and back leads to Running again.
+func testThereAndBack(e *env, state compute.PowerState, to, back func(ctx context.Context, d compute.Driver, id string) error) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
 			e.must(fmt.Sprintf("the call that leads to %v", state), func(ctx context.Context, d compute.Driver) error { return to(ctx, d, s.ID) })
@@ -261,17 +261,17 @@ func thereAndBack(e *env, state compute.PowerState, to, back func(ctx context.Co
 	})
 }
 
-func pause(e *env) {
-	thereAndBack(e, compute.Paused, func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) },
+func testPause(e *env) {
+	testThereAndBack(e, compute.Paused, func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) },
 		func(ctx context.Context, d compute.Driver, id string) error { return d.Unpause(ctx, id) })
 }
 
-func suspend(e *env) {
-	thereAndBack(e, compute.Suspended, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) },
+func testSuspend(e *env) {
+	testThereAndBack(e, compute.Suspended, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) },
 		func(ctx context.Context, d compute.Driver, id string) error { return d.Resume(ctx, id) })
 }
 
-func resize(e *env) {
+func testResize(e *env) {
 	e.with(func(s compute.Spec) {
 		to := func(r compute.Resources) func(ctx context.Context, d compute.Driver) error {
 			return func(ctx context.Context, d compute.Driver) error { return d.Resize(ctx, s.ID, r) }
@@ -315,7 +315,7 @@ func resize(e *env) {
 	})
 }
 
-func rescue(e *env) {
+func testRescue(e *env) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
 			e.must("rescue", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, e.cfg.Image) })
@@ -335,7 +335,7 @@ func rescue(e *env) {
 	})
 }
 
-func snapshot(e *env) {
+func testSnapshot(e *env) {
 	e.with(func(s compute.Spec) {
 		image := "snapshot-" + s.ID
 		for range 2 {
@@ -351,7 +351,7 @@ func snapshot(e *env) {
 	})
 }
 
-func consoleLog(e *env) {
+func testConsoleLog(e *env) {
 	e.with(func(s compute.Spec) {
 		read := func(lines int) string {
 			var b strings.Builder
@@ -365,7 +365,7 @@ func consoleLog(e *env) {
 	})
 }
 
-func console(e *env, t compute.ConsoleType) {
+func testConsole(e *env, t compute.ConsoleType) {
 	e.with(func(s compute.Spec) {
 		get := func(ctx context.Context, d compute.Driver) error {
 			c, err := d.Console(ctx, s.ID, t)
@@ -380,8 +380,8 @@ func console(e *env, t compute.ConsoleType) {
 	})
 }
 
-// attached is the rule for volumes and for interfaces.
-func attached(e *env, id string, of func(compute.Instance) []string, attach, detach func(ctx context.Context, d compute.Driver, server string) error) {
+// testAttached is the rule for volumes and for interfaces.
+func testAttached(e *env, id string, of func(compute.Instance) []string, attach, detach func(ctx context.Context, d compute.Driver, server string) error) {
 	has := func(after, server string, state compute.PowerState, want int) {
 		e.Helper()
 		list := of(e.state(after, server, state))
@@ -408,8 +408,8 @@ func attached(e *env, id string, of func(compute.Instance) []string, attach, det
 	})
 }
 
-func volumes(e *env) {
-	attached(e, e.cfg.Volume.ID, func(i compute.Instance) []string { return i.Volumes },
+func testVolumes(e *env) {
+	testAttached(e, e.cfg.Volume.ID, func(i compute.Instance) []string { return i.Volumes },
 		func(ctx context.Context, d compute.Driver, server string) error {
 			return d.AttachVolume(ctx, server, e.cfg.Volume)
 		},
@@ -418,8 +418,8 @@ func volumes(e *env) {
 		})
 }
 
-func interfaces(e *env) {
-	attached(e, e.cfg.Interface.ID, func(i compute.Instance) []string { return i.Interfaces },
+func testInterfaces(e *env) {
+	testAttached(e, e.cfg.Interface.ID, func(i compute.Instance) []string { return i.Interfaces },
 		func(ctx context.Context, d compute.Driver, server string) error {
 			return d.AttachInterface(ctx, server, e.cfg.Interface)
 		},
@@ -428,7 +428,7 @@ func interfaces(e *env) {
 		})
 }
 
-func metrics(e *env) {
+func testMetrics(e *env) {
 	e.with(func(s compute.Spec) {
 		var last compute.Metrics
 		for range 3 {
@@ -449,7 +449,7 @@ func metrics(e *env) {
 	})
 }
 
-func diagnostics(e *env) {
+func testDiagnostics(e *env) {
 	e.with(func(s compute.Spec) {
 		e.must("diagnostics", func(ctx context.Context, d compute.Driver) error {
 			got, err := d.Diagnostics(ctx, s.ID)
@@ -461,7 +461,7 @@ func diagnostics(e *env) {
 	})
 }
 
-func events(e *env) {
+func testEvents(e *env) {
 	ctx, cancel := context.WithCancel(e.Context())
 	defer cancel()
 	got := make(chan compute.Event, 1000)
@@ -515,7 +515,7 @@ func events(e *env) {
 	}
 }
 
-func manyServers(e *env) {
+func testManyServers(e *env) {
 	var wg sync.WaitGroup
 	d := e.Driver()
 	for range e.cfg.Servers {
@@ -549,7 +549,7 @@ func manyServers(e *env) {
 	wg.Wait()
 }
 
-func canceled(e *env) {
+func testCanceled(e *env) {
 	checkCanceled := func(what string, err error) {
 		e.Helper()
 		if c := fault.CodeOf(err); err != nil && c != fault.Timeout && c != fault.Canceled {
@@ -583,7 +583,7 @@ func canceled(e *env) {
 	}
 }
 
-func restart(e *env) {
+func testRestart(e *env) {
 	e.with(func(s compute.Spec) {
 		e.Restart()
 		e.state("a restart of the driver", s.ID, compute.Running)
@@ -596,7 +596,7 @@ func restart(e *env) {
 	})
 }
 
-func crashes(e *env) {
+func testCrashes(e *env) {
 	seed := rand.Uint64()
 	e.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
