@@ -39,7 +39,7 @@ type ClientConfig struct {
 	// detected sooner, whatever the timeout is: see ErrServerLost.
 	HeartbeatTimeout time.Duration
 	// Caps limits, by interface name, the version that the client may send, for a
-	// rolling upgrade. An interface that is not a key has no limit, or that of AutoCaps.
+	// rolling upgrade. An interface that is not a key has the limit of AutoCaps, if any.
 	Caps map[string]Version
 	// AutoCaps returns the caps of interfaces that Caps does not name: for each, the
 	// oldest version among the servers that run. The first message calls AutoCaps and
