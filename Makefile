@@ -20,7 +20,7 @@ FUZZ     ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test lint bench chaos soak fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run test short lint bench chaos soak fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # two tests of time on the same cores prove nothing
 
 run:
@@ -32,6 +32,10 @@ test soak chaos: export CI := $(or $(CI),true)
 
 test: bin/testenv
 	$(WITH) $(SELF) checks
+
+# In under three minutes: without the race detector, and without the tests that say so.
+short: bin/testenv
+	$(WITH) $(GO) test -short ./...
 
 checks: vet lint tidy vuln unit fuzz
 

@@ -2,6 +2,7 @@ package armature_test
 
 import (
 	"context"
+	"fmt"
 	"io/fs"
 	"net"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // checkout copies the project into an empty folder, as a new user has it.
@@ -82,6 +84,9 @@ func cloneProject(t *testing.T) string {
 // several tests run at once.
 func TestCommands(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("builds the module in an empty folder: left out with -short")
+	}
 	readTree(t) // it needs every package of the module
 	parent := cloneProject(t)
 	dir := filepath.Join(parent, "armature")
@@ -122,12 +127,13 @@ func readme(t *testing.T, dir string) {
 	}
 	running := inBackground(t, dir, command, []string{"OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT=0", "TMPDIR=" + t.TempDir()})
 	var paste []string
-	for end := time.Now().Add(3 * time.Minute); len(paste) < 3; { // it is compiled first
-		if time.Now().After(end) {
-			t.Fatalf("%s does not print commands: %s", command, running.printed())
+	if err := waittest.Poll(3*time.Minute, func() error { // it is compiled first
+		if paste = regexp.MustCompile(`(?m)^  (.*)$`).FindAllString(running.printed(), -1); len(paste) >= 3 {
+			return nil
 		}
-		<-time.After(100 * time.Millisecond)
-		paste = regexp.MustCompile(`(?m)^  (.*)$`).FindAllString(running.printed(), -1)
+		return fmt.Errorf("%s does not print commands: %s", command, running.printed())
+	}); err != nil {
+		t.Fatal(err)
 	}
 	last := paste[2]
 	out, err := sh(t, dir, strings.Join(paste[:2], "\n")+"\nfor i in $(seq 100); do"+last+" | grep -q ACTIVE && echo built && break; sleep 0.1; done")
@@ -168,15 +174,14 @@ func tutorial(t *testing.T, dir string) {
 			env = append(env, "OS_DEFAULT__LISTEN="+addr)
 		}
 		running := inBackground(t, dir, command, env)
-		for end := time.Now().Add(3 * time.Minute); ; { // it is compiled first
+		if err := waittest.Poll(3*time.Minute, func() error { // it is compiled first
 			out, err := sh(t, dir, "curl -sf http://"+addr+"/readyz")
-			if err == nil {
-				break
+			if err != nil {
+				err = fmt.Errorf("%s: it is not ready: %s\n%s", command, out, running.printed())
 			}
-			if time.Now().After(end) {
-				t.Fatalf("%s: it is not ready: %s\n%s", command, out, running.printed())
-			}
-			<-time.After(100 * time.Millisecond)
+			return err
+		}); err != nil {
+			t.Fatal(err)
 		}
 		for n, want := range []string{"202 Accepted", "'' is too short"} {
 			question := strings.ReplaceAll(blocks["console"][n], fixed, addr)

@@ -60,7 +60,7 @@ var rules = map[string][]string{
 	"rpc/internal/...":      {"rpc/bus", "rpc/internal/backoff", "fault"},
 	"rpc/rpcprom":           {"rpc", "rpc/bus", "fault", prometheus},
 	"rpc/rpcotel":           {"rpc", "fault", "reqctx", otel},
-	"rpc/rpctest":           {"internal/goldentest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
+	"rpc/rpctest":           {"internal/goldentest", "internal/waittest", "rpc", "rpc/bus", "rpc/membus", "fault", "reqctx", "github.com/google/go-cmp"},
 
 	"scheduler":                         {"fault"},
 	"scheduler/schedulertest":           {"scheduler"},
@@ -103,6 +103,8 @@ var rules = map[string][]string{
 	"internal/filelock":     {},
 	"internal/tempdir":      {"internal/filelock"},
 	"internal/certtest":     {},
+	"internal/guidetest":    {},
+	"internal/waittest":     {},
 
 	"examples/...": nil, // not looked at: examples import what they like
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
 )
 
 // TestOutage: one handle survives a crash and a hang of its server, and each error says
@@ -20,23 +21,41 @@ import (
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	server := envtest.MariaDB(t)
-	url := dbtest.On(t, server.URL)
-	d := mustOpen(t, url)
-	if err := db.Migrate(t.Context(), d, things); err != nil {
+	o := &outage{T: t, server: server, url: dbtest.On(t, server.URL)}
+	o.d = mustOpen(t, o.url)
+	if err := db.Migrate(t.Context(), o.d, things); err != nil {
 		t.Fatal(err)
 	}
-	exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
-	add := func(ctx context.Context) error {
-		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
-			_, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1")
-			return err
-		})
-	}
+	exec(t, o.d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
+	o.killUnderLoad()
+	o.restart()
+	o.hang()
+	o.cancelWhileHung()
+}
 
-	// The server is killed under load. Each transaction is in the database, or failed
-	// with a code that says what is known about it.
+// outage is a database on a server of its own.
+type outage struct {
+	*testing.T
+
+	server        *testenv.Service
+	url           string
+	d             *sqlx.DB
+	done, unknown int // transactions of which the result is known or not
+}
+
+// add is a transaction that adds 1 to the row's n.
+func (o *outage) add(ctx context.Context) error {
+	return db.Tx(ctx, o.d, func(ctx context.Context, tx *sqlx.Tx) error {
+		_, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1")
+		return err
+	})
+}
+
+// killUnderLoad: the server is killed under load. Each transaction is in the database, or failed with a code that says what is
+// known about it.
+func (o *outage) killUnderLoad() {
+	o.Helper()
 	var mu sync.Mutex
-	done, unknown := 0, 0
 	var wg sync.WaitGroup
 	started := make(chan struct{}, 8)
 	for range 8 {
@@ -45,15 +64,15 @@ func TestOutage(t *testing.T) {
 				if i == 5 {
 					started <- struct{}{}
 				}
-				err := add(t.Context())
+				err := o.add(o.Context())
 				mu.Lock()
 				switch {
 				case err == nil:
-					done++
+					o.done++
 				case errors.Is(err, fault.Unknown):
-					unknown++
+					o.unknown++
 				case !errors.Is(err, fault.Unavailable):
-					t.Errorf("during the crash: %v (%v), want Unavailable or Unknown", err, fault.CodeOf(err))
+					o.Errorf("during the crash: %v (%v), want Unavailable or Unknown", err, fault.CodeOf(err))
 				}
 				mu.Unlock()
 				if err != nil {
@@ -66,80 +85,89 @@ func TestOutage(t *testing.T) {
 		select {
 		case <-started:
 		case <-time.After(time.Minute):
-			t.Fatal("the load did not start within a minute")
+			o.Fatal("the load did not start within a minute")
 		}
 	}
-	server.Kill()
+	o.server.Kill()
 	wg.Wait()
-	if err := add(t.Context()); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("while it is down: %v (%v), want Unavailable", err, fault.CodeOf(err))
+	if err := o.add(o.Context()); !errors.Is(err, fault.Unavailable) {
+		o.Errorf("while it is down: %v (%v), want Unavailable", err, fault.CodeOf(err))
 	}
+}
 
-	// Open waits for a server that comes back.
+// restart: Open waits for a server that comes back.
+func (o *outage) restart() {
+	o.Helper()
 	opened := make(chan error, 1)
 	go func() {
-		d, err := db.Open(t.Context(), db.Config{URL: url, ConnectTimeout: time.Minute})
+		d, err := db.Open(o.Context(), db.Config{URL: o.url, ConnectTimeout: time.Minute})
 		if err == nil {
 			err = d.Close()
 		}
 		opened <- err
 	}()
-	if err := server.Restart(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := o.server.Restart(o.Context()); err != nil {
+		o.Fatal(err)
 	}
 	if err := <-opened; err != nil {
-		t.Errorf("Open during the restart: %v", err)
+		o.Errorf("Open during the restart: %v", err)
 	}
-	if err := add(t.Context()); err != nil {
-		t.Fatalf("after the restart: %v", err)
+	if err := o.add(o.Context()); err != nil {
+		o.Fatalf("after the restart: %v", err)
 	}
-	done++
-	if n := get[int](t, d, "SELECT n FROM things"); n < done || n > done+unknown {
-		t.Errorf("n = %d after %d successes and %d unknowns", n, done, unknown)
+	o.done++
+	if n := get[int](o.T, o.d, "SELECT n FROM things"); n < o.done || n > o.done+o.unknown {
+		o.Errorf("n = %d after %d successes and %d unknowns", n, o.done, o.unknown)
 	}
+}
 
-	// The server hangs. The context bounds each call, also COMMIT.
+// hang: the server hangs. The context bounds each call, also COMMIT.
+func (o *outage) hang() {
+	o.Helper()
 	committing := make(chan error, 1)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	ctx, cancel := context.WithTimeout(o.Context(), time.Second)
 	defer cancel()
 	go func() {
-		committing <- db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
+		committing <- db.Tx(ctx, o.d, func(ctx context.Context, tx *sqlx.Tx) error {
 			_, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1")
-			return errors.Join(err, server.Pause())
+			return errors.Join(err, o.server.Pause())
 		})
 	}()
 	if err := <-committing; !errors.Is(err, fault.Unknown) {
-		t.Errorf("COMMIT on a hung server: %v (%v), want Unknown", err, fault.CodeOf(err))
+		o.Errorf("COMMIT on a hung server: %v (%v), want Unknown", err, fault.CodeOf(err))
 	}
-	short, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	short, cancel := context.WithTimeout(o.Context(), 100*time.Millisecond)
 	defer cancel()
-	if err := add(short); fault.CodeOf(err) != fault.Timeout {
-		t.Errorf("on a hung server: %v (%v), want Timeout", err, fault.CodeOf(err))
+	if err := o.add(short); fault.CodeOf(err) != fault.Timeout {
+		o.Errorf("on a hung server: %v (%v), want Timeout", err, fault.CodeOf(err))
 	}
-	if err := server.Resume(); err != nil {
-		t.Fatal(err)
+	if err := o.server.Resume(); err != nil {
+		o.Fatal(err)
 	}
-	if err := add(t.Context()); err != nil {
-		t.Errorf("after the hang: %v", err)
+	if err := o.add(o.Context()); err != nil {
+		o.Errorf("after the hang: %v", err)
 	}
+}
 
-	// The context ends between two statements of a server that hangs. No statement
-	// runs then, so only the ROLLBACK must be bounded.
-	before := get[int](t, d, "SELECT n FROM things")
-	between, cancel := context.WithCancel(t.Context())
-	err := db.Tx(between, d, func(_ context.Context, tx *sqlx.Tx) error {
+// cancelWhileHung: the context ends between two statements of a server that hangs. No statement runs then, so only the ROLLBACK
+// must be bounded.
+func (o *outage) cancelWhileHung() {
+	o.Helper()
+	before := get[int](o.T, o.d, "SELECT n FROM things")
+	between, cancel := context.WithCancel(o.Context())
+	err := db.Tx(between, o.d, func(_ context.Context, tx *sqlx.Tx) error {
 		_, err := tx.ExecContext(between, "UPDATE things SET n = n + 1")
-		err = errors.Join(err, server.Pause())
+		err = errors.Join(err, o.server.Pause())
 		cancel()
 		return err
 	})
 	if !errors.Is(err, context.Canceled) || errors.Is(err, fault.Unknown) {
-		t.Errorf("canceled between statements on a hung server: %v (%v), want Canceled", err, fault.CodeOf(err))
+		o.Errorf("canceled between statements on a hung server: %v (%v), want Canceled", err, fault.CodeOf(err))
 	}
-	if err := server.Resume(); err != nil {
-		t.Fatal(err)
+	if err := o.server.Resume(); err != nil {
+		o.Fatal(err)
 	}
-	if n := get[int](t, d, "SELECT n FROM things"); n != before {
-		t.Errorf("n = %d after a canceled transaction, want %d", n, before)
+	if n := get[int](o.T, o.d, "SELECT n FROM things"); n != before {
+		o.Errorf("n = %d after a canceled transaction, want %d", n, before)
 	}
 }

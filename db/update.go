@@ -20,8 +20,15 @@ import (
 const reasonChanged = "Changed"
 
 // Values maps columns to values. In [Update.Key] and [Update.If] nil means NULL, and
-// a slice (except of bytes) means any of its elements, which may be nil.
+// a slice (except of bytes) means any of its elements, which may be nil. In [Update.If]
+// [NotNull] means any value but NULL.
 type Values map[string]any
+
+// NotNull is the condition of a column that must have a value: db.Values{"host": db.NotNull}.
+const NotNull condition = "IS NOT NULL"
+
+// condition is SQL that follows the name of a column.
+type condition string
 
 // Expr is SQL as a value of [Update.Set]: db.Expr("generation + 1"). It must not
 // contain another column of Set, because MySQL would use that column's new value.
@@ -191,6 +198,10 @@ func (c *clause) addAllEqual(v Values) {
 
 // addEqual appends the condition that a column has the value v, in the sense of Values.
 func (c *clause) addEqual(col string, v any) {
+	if cond, ok := v.(condition); ok {
+		c.addTerm(quoteName(col) + " " + string(cond))
+		return
+	}
 	list, ok := listElements(v)
 	if !ok {
 		if isNull(v) {
@@ -251,6 +262,9 @@ func isNull(v any) bool {
 func formatValue(v any) string {
 	if isNull(v) {
 		return "NULL"
+	}
+	if v == NotNull {
+		return "a value"
 	}
 	if list, ok := listElements(v); ok {
 		var texts []string

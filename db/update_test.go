@@ -70,6 +70,14 @@ func TestUpdateIf(t *testing.T) {
 				"volumes id=v site=1: at is 2026-11-23T12:00:00.123456Z, not NULL",
 				map[string]string{"at": "2026-11-23T12:00:00.123456Z"},
 			},
+			{
+				"no value",
+				db.Update{Key: key, If: db.Values{"host": db.NotNull, "at": db.NotNull}},
+				fault.Conflict,
+				"volumes id=v site=1: host is NULL, not a value",
+				map[string]string{"host": "NULL"},
+			},
+			{"a value", db.Update{Key: key, If: db.Values{"at": db.NotNull, "status": db.NotNull}}, isDone, "", nil},
 			{"no allowed value", db.Update{Key: key, If: db.Values{"status": []string{}}}, fault.Conflict, "", map[string]string{"status": "in-use"}},
 			{
 				"no row",

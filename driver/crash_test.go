@@ -17,10 +17,11 @@ import (
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestCrash: a call in whose middle the program ends is Unknown, and the same
-// driver works again soon.
+// TestCrash: a call during which the program ends fails with Unknown, and the same
+// driver works after the restart.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	p := launch(t, driver.PluginConfig{})
@@ -39,10 +40,10 @@ func TestCrash(t *testing.T) {
 		} else {
 			_, err = d.Echo(t.Context(), ask)
 		}
-		if fault.CodeOf(err) != fault.Unknown || fault.IsRemote(err) || !strings.Contains(err.Error(), "driver good: its program was lost in the middle of Echo") {
+		if fault.CodeOf(err) != fault.Unknown || fault.IsRemote(err) || !strings.Contains(err.Error(), "driver good: its program was lost during Echo") {
 			t.Errorf("%s: %v: %v, want Unknown", ask, fault.CodeOf(err), err)
 		}
-		wait(t, "the restart", func() bool { return p.Status().Restarts == i+1 && up(p)() })
+		waittest.Until(t, "the restart", func() bool { return p.Status().Restarts == i+1 && up(p)() })
 		if got, err := d.Echo(t.Context(), "again"); got != "again" || err != nil {
 			t.Errorf("after %s: %q, %v", ask, got, err)
 		}
@@ -57,8 +58,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestDown: while there is no program calls fail at once as not executed, and Check
-// says why; when it crashes too often it is left alone for a while.
+// TestDown: while the program is down, calls fail at once with Unavailable, and Check
+// returns the reason; after too many crashes the program is restarted only after Cooldown.
 func TestDown(t *testing.T) {
 	t.Parallel()
 	for what, says := range map[string]string{"crash": "panic: Open wants to crash", "fail": "the array cannot be reached"} {
@@ -79,7 +80,7 @@ func TestDown(t *testing.T) {
 			if err := syscall.Kill(p.Status().PID, syscall.SIGKILL); err != nil {
 				t.Fatal(err)
 			}
-			wait(t, "the circuit", func() bool { return p.Status().State == driver.Broken })
+			waittest.Until(t, "the circuit", func() bool { return p.Status().State == driver.Broken })
 			_, err := p.Driver().Echo(t.Context(), "x")
 			if fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), says) || !strings.Contains(err.Error(), "crashed more than 3 times within 1m0s, and is restarted in ") {
 				t.Errorf("a call: %v: %v; want Unavailable with %q", fault.CodeOf(err), err, says)
@@ -93,7 +94,7 @@ func TestDown(t *testing.T) {
 			if err := os.Remove(file); err != nil {
 				t.Fatal(err)
 			}
-			wait(t, "the next try", up(p))
+			waittest.Until(t, "the next try", up(p))
 			if err := p.Check(t.Context()); err != nil {
 				t.Errorf("check when it is up: %v", err)
 			}
@@ -110,8 +111,8 @@ func TestHang(t *testing.T) {
 	if fault.CodeOf(err) != fault.Unknown {
 		t.Errorf("the call that hung: %v", err)
 	}
-	wait(t, "the restart", func() bool { return p.Status().Restarts == 1 && up(p)() })
-	if err := p.Status().Err; err == nil || !strings.Contains(err.Error(), "it hung: no heartbeat within 500ms") {
+	waittest.Until(t, "the restart", func() bool { return p.Status().Restarts == 1 && up(p)() })
+	if err := p.Status().Err; err == nil || !strings.Contains(err.Error(), "it was killed because it hung: no heartbeat within 500ms") {
 		t.Errorf("status: %v", err)
 	}
 	if _, err := p.Driver().Echo(t.Context(), "x"); err != nil {
@@ -119,7 +120,7 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// stopped reports whether every thread of a process is: SIGSTOP takes effect late.
+// stopped reports whether every thread of a process has stopped: SIGSTOP takes effect late.
 func stopped(pid int) bool {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	return len(threads) > 0 && !slices.ContainsFunc(threads, func(file string) bool {
@@ -129,7 +130,7 @@ func stopped(pid int) bool {
 	})
 }
 
-// TestCloseOfHung: a program that hangs is killed when the time to close is over.
+// TestCloseOfHung: a program that hangs is killed when the context of Close ends.
 func TestCloseOfHung(t *testing.T) {
 	t.Parallel()
 	p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good")})
@@ -140,7 +141,7 @@ func TestCloseOfHung(t *testing.T) {
 	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	wait(t, "every thread to be stopped", func() bool { return stopped(pid) })
+	waittest.Until(t, "every thread to be stopped", func() bool { return stopped(pid) })
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if err := p.Close(ctx); fault.CodeOf(err) != fault.Timeout {
@@ -152,8 +153,8 @@ func TestCloseOfHung(t *testing.T) {
 }
 
 // TestRestartsUnderLoad: with 64 callers and a program that is killed 20 times no
-// call hangs, each failure says whether it may have been executed, and nothing is
-// left; goleak looks at the goroutines.
+// call hangs, each error tells whether the call may have been executed, and no process and no folder is
+// left; goleak checks the goroutines.
 func TestRestartsUnderLoad(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -199,7 +200,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 	}
 	var pids []int
 	for range kills {
-		wait(t, "the program", up(p))
+		waittest.Until(t, "the program", up(p))
 		pid := p.Status().PID
 		pids = append(pids, pid)
 		select {
@@ -209,9 +210,9 @@ func TestRestartsUnderLoad(t *testing.T) {
 		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 			t.Error(err)
 		}
-		wait(t, "the end", func() bool { return p.Status().PID != pid })
+		waittest.Until(t, "the end", func() bool { return p.Status().PID != pid })
 	}
-	wait(t, "the program", up(p))
+	waittest.Until(t, "the program", up(p))
 	close(stop)
 	wg.Wait()
 	t.Logf("%d calls succeeded, %d unknown, %d unavailable", ok.Load(), unknown.Load(), unavailable.Load())

@@ -9,10 +9,11 @@ import (
 	"testing"
 
 	"github.com/armature-go/armature/driver"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestLog: what a program logs is in the worker's log, and no amount of it holds
-// up the worker or the program.
+// TestLog: the log of a program is in the worker's log, and even a flood of lines does not block
+// the worker or the program.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	var log logBuffer
@@ -22,14 +23,14 @@ func TestLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, want := range []string{`"level":"WARN","msg":"the fan is slow","driver":"good","rpm":300`, `"level":"INFO","msg":"plain words"`, `"msg":"printed"`} {
-		wait(t, want+" in the log", log.has(want))
+		waittest.Until(t, want+" in the log", log.has(want))
 	}
 	for _, line := range []string{`{"@message": 5, "@level": 7}`, `{"@message":"x","@timestamp":true}`, "{", "\xff\xfe", strings.Repeat("long ", 100_000), `{"level":"FATAL","msg":"the end"}`} {
 		if _, err := d.Echo(t.Context(), "write:"+strconv.Quote(line+"\n")); err != nil {
 			t.Errorf("%.20s: %v", line, err)
 		}
 	}
-	wait(t, "the last line", log.has(`"level":"ERROR","msg":"the end"`))
+	waittest.Until(t, "the last line", log.has(`"level":"ERROR","msg":"the end"`))
 	if !log.has("long (cut)")() {
 		t.Error("a long line was not cut")
 	}
@@ -42,7 +43,7 @@ func TestLog(t *testing.T) {
 	if err := p.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	wait(t, "the count of what was dropped", log.has("lines were dropped"))
+	waittest.Until(t, "the number of dropped lines", log.has("lines dropped"))
 	if n := log.lines(); n > 50_000 {
 		t.Errorf("%d lines of 200,000 are in the log", n)
 	}

@@ -80,29 +80,18 @@ func infoOf(m *bus.Message) Info {
 	return i
 }
 
-// wireContext is the wire form of reqctx.Request.
-type wireContext struct {
-	ID        string   `json:"request_id,omitempty"`
-	GlobalID  string   `json:"global_request_id,omitempty"`
-	UserID    string   `json:"user_id,omitempty"`
-	ProjectID string   `json:"project_id,omitempty"`
-	DomainID  string   `json:"domain_id,omitempty"`
-	System    string   `json:"system_scope,omitempty"`
-	Roles     []string `json:"roles,omitempty"`
-}
-
 // encodeContext returns the header of a request.
 func encodeContext(r reqctx.Request) map[string]string {
-	named := r.ID != "" || r.GlobalID != "" || r.UserID != "" || r.ProjectID != "" || r.DomainID != "" || r.SystemScope != "" || len(r.Roles) > 0
-	if !named && r.Traceparent == "" {
+	if r.IsZero() {
 		return nil
 	}
 	header := make(map[string]string, 2)
 	if r.Traceparent != "" {
 		header[headerTraceparent] = r.Traceparent
+		r.Traceparent = ""
 	}
-	if named {
-		text, _ := json.Marshal(wireContext{r.ID, r.GlobalID, r.UserID, r.ProjectID, r.DomainID, r.SystemScope, r.Roles}) // strings always encode
+	if !r.IsZero() {
+		text, _ := json.Marshal(r) // strings always encode
 		header[headerContext] = string(text)
 	}
 	return header
@@ -110,18 +99,13 @@ func encodeContext(r reqctx.Request) map[string]string {
 
 // decodeContext is the inverse of encodeContext. ok reports whether the header has a request context or a trace.
 func decodeContext(header map[string]string) (r reqctx.Request, ok bool, err error) {
+	if s := header[headerContext]; s != "" {
+		if err := json.Unmarshal([]byte(s), &r); err != nil {
+			return r, false, fault.New(fault.Invalid, "the metadata's %q cannot be read: %w", headerContext, err)
+		}
+	}
 	r.Traceparent = header[headerTraceparent]
-	s := header[headerContext]
-	if s == "" {
-		return r, r.Traceparent != "", nil
-	}
-	var w wireContext
-	if err := json.Unmarshal([]byte(s), &w); err != nil {
-		return r, false, fault.New(fault.Invalid, "the metadata's %q cannot be read: %w", headerContext, err)
-	}
-	r.ID, r.GlobalID, r.UserID, r.ProjectID = w.ID, w.GlobalID, w.UserID, w.ProjectID
-	r.DomainID, r.SystemScope, r.Roles = w.DomainID, w.System, w.Roles
-	return r, true, nil
+	return r, !r.IsZero(), nil
 }
 
 // newReply returns the reply to the call with the given id.

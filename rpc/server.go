@@ -86,6 +86,8 @@ type Server struct {
 
 // ServerStats are the counters of a server since NewServer.
 type ServerStats struct {
+	// Interface is the name of the server's interface.
+	Interface string
 	// InFlight is how many handlers run now.
 	InFlight uint64
 	// Expired counts the requests that were dropped because their deadline had passed.
@@ -155,6 +157,7 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 func (s *Server) Stats() ServerStats {
 	st := &s.stats
 	return ServerStats{
+		Interface:    s.cfg.Interface.Name,
 		InFlight:     atomic.LoadUint64(&st.InFlight),
 		Expired:      atomic.LoadUint64(&st.Expired),
 		Canceled:     atomic.LoadUint64(&st.Canceled),

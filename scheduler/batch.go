@@ -45,7 +45,7 @@ func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int,
 			b.Decision = d
 			return b, fmt.Errorf("%w for %d of %d requests: %s", ErrNoValidHost, n-len(b.Hosts), n, d.Summary())
 		}
-		// With MaxFeasible the next decision may find more feasible hosts. Otherwise it has the reasons why none is left.
+		// If no host is left, the next decision has the reasons.
 		current := make([]H, len(hosts))
 		for i, h := range hosts {
 			current[i] = h

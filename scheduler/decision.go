@@ -21,8 +21,6 @@ type Decision[H Host] struct {
 	Feasible int
 	// Counts are the numbers of rejected hosts by filter or weigher, the largest first.
 	Counts []Count
-	// Unexamined is the number of hosts that were not examined, because Config.MaxFeasible was reached.
-	Unexamined int
 
 	rejected rejections[H]
 }
@@ -87,7 +85,7 @@ func (n Name) Name() string { return string(n) }
 // Named returns the decision with the hosts' names instead of the hosts. It shares scores, counts and reasons with d.
 func (d *Decision[H]) Named() *Decision[Name] {
 	out := &Decision[Name]{
-		Ranked: make([]Ranked[Name], len(d.Ranked)), Feasible: d.Feasible, Counts: d.Counts, Unexamined: d.Unexamined,
+		Ranked: make([]Ranked[Name], len(d.Ranked)), Feasible: d.Feasible, Counts: d.Counts,
 		rejected: rejections[Name]{make([]Name, len(d.rejected.hosts)), d.rejected.reasons, d.rejected.formats},
 	}
 	for i, r := range d.Ranked {
@@ -101,16 +99,15 @@ func (d *Decision[H]) Named() *Decision[Name] {
 
 // onWire is the JSON form of a decision.
 type onWire[H Host] struct {
-	Ranked     []Ranked[H] `json:"ranked"`
-	Rejected   []Rejected  `json:"rejected"`
-	Feasible   int         `json:"passed"`
-	Counts     []Count     `json:"counts"`
-	Unexamined int         `json:"unseen,omitempty"`
+	Ranked   []Ranked[H] `json:"ranked"`
+	Rejected []Rejected  `json:"rejected"`
+	Feasible int         `json:"passed"`
+	Counts   []Count     `json:"counts"`
 }
 
 // MarshalJSON writes the hosts as their names, and the reasons as text.
 func (d Decision[H]) MarshalJSON() ([]byte, error) {
-	return json.Marshal(onWire[H]{d.Ranked, d.Rejected(), d.Feasible, d.Counts, d.Unexamined})
+	return json.Marshal(onWire[H]{d.Ranked, d.Rejected(), d.Feasible, d.Counts})
 }
 
 // UnmarshalJSON reads what MarshalJSON has written. H must be [Name], or a type that is a text in JSON and whose Name
@@ -120,7 +117,7 @@ func (d *Decision[H]) UnmarshalJSON(b []byte) error {
 	if err := json.Unmarshal(b, &w); err != nil {
 		return err
 	}
-	*d = Decision[H]{Ranked: w.Ranked, Feasible: w.Feasible, Counts: w.Counts, Unexamined: w.Unexamined}
+	*d = Decision[H]{Ranked: w.Ranked, Feasible: w.Feasible, Counts: w.Counts}
 	for _, r := range w.Rejected {
 		name, err := json.Marshal(r.Host)
 		if err != nil {
@@ -145,7 +142,7 @@ func (r Ranked[H]) MarshalJSON() ([]byte, error) {
 // Summary counts the feasible hosts, and the rejected ones by filter, the largest number first: "0 of 4 hosts: 3
 // MEMORY_MB, 1 disabled".
 func (d *Decision[H]) Summary() string {
-	all := d.Feasible + d.Unexamined
+	all := d.Feasible
 	for _, c := range d.Counts {
 		all += c.Hosts
 	}
@@ -155,9 +152,6 @@ func (d *Decision[H]) Summary() string {
 	for _, c := range d.Counts {
 		s.WriteString(sep + strconv.Itoa(c.Hosts) + " " + c.Filter)
 		sep = ", "
-	}
-	if d.Unexamined > 0 {
-		s.WriteString(sep + strconv.Itoa(d.Unexamined) + " not examined")
 	}
 	return s.String()
 }

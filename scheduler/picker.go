@@ -62,28 +62,3 @@ func Subset(n int) Picker {
 		return best[r.IntN(len(best))]
 	}
 }
-
-// WeightedRandom picks at random, with a probability in proportion to the total (Cinder's
-// StochasticHostWeightHandler). A total below 0 counts as 0. If no total is above 0, all hosts have the same
-// probability. Set [Config].RawScores with it.
-func WeightedRandom(totals []float64, r *rand.Rand) int {
-	sum := 0.0
-	for _, t := range totals {
-		sum += max(t, 0)
-	}
-	if sum == 0 {
-		return r.IntN(len(totals))
-	}
-	draw, last := r.Float64()*sum, 0
-	for i, t := range totals {
-		if t <= 0 {
-			continue
-		}
-		if draw < t {
-			return i
-		}
-		draw -= t
-		last = i
-	}
-	return last // draw passed the end, because the sum was rounded
-}

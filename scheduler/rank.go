@@ -6,12 +6,8 @@ import (
 	"slices"
 )
 
-// blockSize is how many hosts are filtered, and later weighed, as one block, which fits into the processor's cache. With
-// MaxFeasible blocks are smaller, so that the filtering ends soon after the limit.
-const (
-	blockSize      = 256
-	smallBlockSize = 64
-)
+// blockSize is how many hosts are filtered, and later weighed, as one block, which fits into the processor's cache.
+const blockSize = 256
 
 // ranking computes one decision: it filters the hosts, weighs the feasible ones and makes the Decision. Later decisions
 // use its memory again.
@@ -22,8 +18,6 @@ type ranking[R any, H Host] struct {
 	hosts []H
 
 	filters  []preparedFilter[R, H] // without those whose Prepare returned nil
-	examined int                    // number of examined hosts
-	first    int                    // index of the first examined host
 	feasible []H
 
 	counts     []int   // of rejected hosts, by filters and weighers
@@ -52,7 +46,6 @@ type rankedIndex struct {
 
 func newRanking[R any, H Host](s *Scheduler[R, H]) *ranking[R, H] {
 	r := &ranking[R, H]{s: s, counts: make([]int, len(s.names)), lastFormat: make([]int32, len(s.names))}
-	r.scores.addRaw = s.cfg.RawScores
 	for _, w := range s.cfg.Weighers {
 		r.scores.multipliers = append(r.scores.multipliers, w.Multiplier)
 	}
@@ -62,7 +55,6 @@ func newRanking[R any, H Host](s *Scheduler[R, H]) *ranking[R, H] {
 // start filters and weighs hosts.
 func (r *ranking[R, H]) start(ctx context.Context, req R, hosts []H) error {
 	r.ctx, r.req, r.hosts = ctx, req, hosts
-	r.examined = 0
 	r.filters = resizeSlice(r.filters, len(r.s.cfg.Filters))
 	for i := range r.filters {
 		r.filters[i] = preparedFilter[R, H]{index: i}
@@ -89,28 +81,15 @@ func (r *ranking[R, H]) release() {
 	r.s.rankings.Put(r)
 }
 
-// filterHosts finds the feasible hosts. With MaxFeasible it begins where the last decision ended, and ends when enough
-// hosts are feasible.
+// filterHosts finds the feasible hosts.
 func (r *ranking[R, H]) filterHosts() error {
-	n, size, limit := len(r.hosts), blockSize, r.s.cfg.MaxFeasible
-	r.first = 0
-	if limit > 0 && n > 0 {
-		size = smallBlockSize
-		r.first = int(r.s.nextHost.Load() % uint64(n))
-	}
-	for r.examined < n && (limit == 0 || len(r.feasible) < limit) {
+	for block := range slices.Chunk(r.hosts, blockSize) {
 		if err := r.ctx.Err(); err != nil {
 			return err
 		}
-		from := (r.first + r.examined) % n
-		block := r.hosts[from:min(from+size, n, from+n-r.examined)]
-		r.examined += len(block)
 		if err := r.filterBlock(block); err != nil {
 			return err
 		}
-	}
-	if limit > 0 {
-		r.s.nextHost.Add(uint64(r.examined))
 	}
 	return nil
 }
@@ -250,7 +229,7 @@ func (r *ranking[R, H]) rejectNonFinite() {
 // decide returns the decision.
 func (r *ranking[R, H]) decide() *Decision[H] {
 	d := &Decision[H]{
-		Feasible: len(r.feasible), Unexamined: len(r.hosts) - r.examined, Ranked: r.rankFeasible(),
+		Feasible: len(r.feasible), Ranked: r.rankFeasible(),
 		Counts: make([]Count, 0, len(r.counts)), rejected: r.rejected.clone(),
 	}
 	for i, n := range r.counts {

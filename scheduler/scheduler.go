@@ -28,7 +28,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 
 	"github.com/armature-go/armature/fault"
 )
@@ -145,17 +144,10 @@ type Config[R any, H Host] struct {
 	// Rand is the Picker's source of random numbers. The Scheduler owns it: the caller must not use it after New.
 	// Default: a source with a random seed.
 	Rand *rand.Rand
-	// RawScores adds raw scores to totals, without scaling them to 0..1 first. Use it with [WeightedRandom], because
-	// scaling changes the ratio of totals.
-	RawScores bool
 	// Explain says how much a decision tells. Default [Full].
 	Explain Explain
 	// MaxRanked is the most hosts that Decision.Ranked keeps. Default 0: all feasible hosts.
 	MaxRanked int
-	// MaxFeasible ends the filtering when this number of hosts is feasible. It is for fleets that are too large to
-	// examine all hosts. Each decision begins where the last one ended. The decision may have up to 63 more feasible
-	// hosts, because hosts are examined in blocks of 64. Default 0: all hosts are examined.
-	MaxFeasible int
 }
 
 // Scheduler ranks hosts. It is safe for concurrent use.
@@ -163,13 +155,12 @@ type Scheduler[R any, H Host] struct {
 	cfg   Config[R, H]
 	names []string // of the filters, then of the weighers
 
-	nextHost atomic.Uint64 // with MaxFeasible, where the next decision begins
-	rankings sync.Pool     // of *ranking[R, H]
-	mu       sync.Mutex    // guards cfg.Rand
+	rankings sync.Pool  // of *ranking[R, H]
+	mu       sync.Mutex // guards cfg.Rand
 }
 
 // New returns a Scheduler. Invalid: a filter or a weigher is nil, has no name or the name of another one; a
-// multiplier is not a number of at most 1e100; MaxRanked or MaxFeasible is negative.
+// multiplier is not a number of at most 1e100; MaxRanked is negative.
 func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	cfg.Filters, cfg.Weighers = slices.Clone(cfg.Filters), slices.Clone(cfg.Weighers)
 	s := &Scheduler[R, H]{}
@@ -188,8 +179,8 @@ func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 		}
 		s.names = append(s.names, w.Name())
 	}
-	if cfg.MaxRanked < 0 || cfg.MaxFeasible < 0 {
-		return nil, fault.New(fault.Invalid, "MaxRanked is %d and MaxFeasible is %d: they must not be negative", cfg.MaxRanked, cfg.MaxFeasible)
+	if cfg.MaxRanked < 0 {
+		return nil, fault.New(fault.Invalid, "MaxRanked is %d: it must not be negative", cfg.MaxRanked)
 	}
 	if cfg.Picker == nil {
 		cfg.Picker = Best

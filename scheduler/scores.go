@@ -9,7 +9,6 @@ import (
 // of scaled scores, with an element for each host. Each host has a total. Later decisions use its memory again.
 type scoreTable struct {
 	multipliers []float64 // of the weighers
-	addRaw      bool      // totals are sums of raw scores
 
 	raw, scaled []float64    // the columns, one after the other
 	stride      int          // length of a column
@@ -93,8 +92,6 @@ func (t *scoreTable) scaleColumn(weigher int) {
 	raw, scaled, r := t.rawOf(weigher), t.scaledOf(weigher), t.ranges[weigher]
 	width := r.high - r.low
 	switch {
-	case t.addRaw:
-		copy(scaled, raw)
 	case width > 0 && isFinite(width): // the usual case, without a call for each host
 		for i, x := range raw {
 			scaled[i] = (x - r.low) / width
@@ -138,8 +135,6 @@ func (t *scoreTable) replaceRow(host int, raw []float64) {
 		switch {
 		case t.updateRange(j, old, x):
 			rescaled = true
-		case t.addRaw:
-			t.scaled[at] = x
 		default:
 			t.scaled[at] = t.ranges[j].scale(x)
 		}
@@ -180,7 +175,7 @@ func (t *scoreTable) removeRow(host int) {
 func (t *scoreTable) updateRange(weigher int, changed ...float64) bool {
 	old := t.ranges[weigher]
 	isInside := func(x float64) bool { return old.low < x && x < old.high }
-	if t.addRaw || !slices.ContainsFunc(changed, func(x float64) bool { return !isInside(x) }) {
+	if !slices.ContainsFunc(changed, func(x float64) bool { return !isInside(x) }) {
 		return false
 	}
 	if t.ranges[weigher] = rangeOf(t.rawOf(weigher)); t.ranges[weigher] == old {

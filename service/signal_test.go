@@ -17,16 +17,17 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service"
 )
 
-// child is what the test binary does when it is started as a child: it
-// runs an App and says on its standard output where it is.
+// child is the main function of the test binary when a test starts it as a child: it
+// runs an App and writes its state to its standard output.
 func child(mode string) int {
 	if mode == "starting" { // as a main that takes its time before it runs the App
 		service.CatchSignals()
 		fmt.Println("early")
-		<-time.After(300 * time.Millisecond)
+		waittest.Spend(300 * time.Millisecond)
 	}
 	if mode == "away" {
 		here = make(chan os.Signal, 1)
@@ -51,7 +52,7 @@ type childPart string
 func (p childPart) Start(context.Context) error {
 	if p == "starting" && waits.Add(1) < 3 {
 		fmt.Println("waits")
-		<-time.After(200 * time.Millisecond)
+		waittest.Spend(200 * time.Millisecond)
 		return fault.New(fault.Unavailable, "away")
 	}
 	if p == "away" {
@@ -74,7 +75,7 @@ func (p childPart) Reload(context.Context) error {
 	return nil
 }
 
-// Check hangs in one mode, which the watchdog is to notice.
+// Check hangs in the mode "stuck", so that the watchdog is not fed.
 func (p childPart) Check(context.Context) error {
 	switch p {
 	case "unready":
@@ -112,7 +113,7 @@ func (p childPart) Stop(ctx context.Context) error {
 }
 
 // TestSignalsWhileStarting: SIGHUP and SIGUSR2 do not kill a process that has not run its App yet, or
-// that waits for a part; what SIGHUP asked for is done when all parts have started.
+// that waits for a part. After a SIGHUP the parts are reloaded when all of them have started.
 func TestSignalsWhileStarting(t *testing.T) {
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -194,9 +195,9 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// TestSystemd: what a service tells systemd, and that it feeds the watchdog while it is
+// TestSystemd: a service tells systemd its state, and feeds the watchdog even while it is
 // not ready, but not while a check hangs. While it waits for a part each attempt extends the timeout of the
-// start, and a SIGHUP does not make it look started.
+// start, and a SIGHUP does not make systemd take the start for complete.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
 	const waiting = "EXTEND_TIMEOUT_USEC=90000000\nSTATUS=waiting: start part (option x): dial: refused; and more"

@@ -22,6 +22,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/jmoiron/sqlx"
@@ -36,23 +37,44 @@ import (
 // closed and removed when the subtest ends.
 func Each(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
-	EachURL(t, func(t *testing.T, rawURL string) {
-		d, err := db.Open(t.Context(), db.Config{URL: rawURL})
-		if err != nil {
+	EachURL(t, func(t *testing.T, rawURL string) { run(t, rawURL, migrations, f) })
+}
+
+// EachInBubble is [Each] for tests with timers: the subtest "sqlite" runs in a bubble of testing/synctest, so that it takes no
+// time. SQLite's clock is the process's, and so the bubble's. The subtest "mysql" takes the time that it says, because the
+// clock of a server cannot be faked, and a wait for its socket does not block a bubble durably. In a bubble f must
+// not call t.Run or t.Parallel, and all goroutines that f starts must end with the test.
+func EachInBubble(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
+	t.Helper()
+	t.Run("sqlite", func(t *testing.T) {
+		t.Parallel()
+		rawURL := SQLite(t)
+		synctest.Test(t, func(t *testing.T) { run(t, rawURL, migrations, f) })
+	})
+	t.Run("mysql", func(t *testing.T) {
+		t.Parallel()
+		run(t, MySQL(t), migrations, f)
+	})
+}
+
+// run opens the database of a subtest and runs f.
+func run(t *testing.T, rawURL string, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
+	t.Helper()
+	d, err := db.Open(t.Context(), db.Config{URL: rawURL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Errorf("close the database: %v", err)
+		}
+	})
+	if migrations != nil {
+		if err := db.Migrate(t.Context(), d, migrations); err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() {
-			if err := d.Close(); err != nil {
-				t.Errorf("close the database: %v", err)
-			}
-		})
-		if migrations != nil {
-			if err := db.Migrate(t.Context(), d, migrations); err != nil {
-				t.Fatal(err)
-			}
-		}
-		f(t, d)
-	})
+	}
+	f(t, d)
 }
 
 // EachURL is [Each] for tests that open the database themselves, perhaps in another

@@ -22,6 +22,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service/config"
 )
 
@@ -232,19 +233,17 @@ func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, strin
 		_ = cmd.Process.Kill() // the process may have ended already
 		_ = cmd.Wait()
 	})
-	for end := time.Now().Add(30 * time.Second); ; {
+	waittest.Succeeds(t, host+" to be ready", func() error {
 		res, err := http.Get("http://" + addr + "/readyz") //nolint:noctx // a question
-		if err == nil {
-			_ = res.Body.Close()
-			if res.StatusCode == http.StatusOK {
-				return cmd, "http://" + addr
-			}
+		if err != nil {
+			return err
 		}
-		if time.Now().After(end) {
-			t.Fatalf("%s is not ready: %v", host, err)
+		if res.StatusCode != http.StatusOK {
+			err = errors.New(res.Status)
 		}
-		<-time.After(20 * time.Millisecond)
-	}
+		return errors.Join(err, res.Body.Close())
+	})
+	return cmd, "http://" + addr
 }
 
 // TestKilled: of two processes one is killed while both accept requests. Each of the 30 accepted greetings is made.
@@ -278,19 +277,17 @@ func TestKilled(t *testing.T) {
 	killed := time.Now()
 	done := 0
 	for _, place := range places {
-		for {
+		if waittest.Poll(time.Until(killed.Add(time.Minute)), func() error {
 			var g Greeting
 			if code, _, body := ask(t, http.MethodGet, addrs[0]+place, ""); code != http.StatusOK || json.Unmarshal([]byte(body), &g) != nil {
 				t.Fatalf("GET: %d %s", code, body)
 			}
-			if g.Text == "Hello, Ada!" {
-				done++
-				break
+			if g.Text != "Hello, Ada!" {
+				return errors.New("not done yet")
 			}
-			if time.Since(killed) > time.Minute {
-				break
-			}
-			<-time.After(20 * time.Millisecond)
+			return nil
+		}) == nil {
+			done++
 		}
 	}
 	t.Logf("%d of 30 orders are done %v after the kill", done, time.Since(killed).Round(time.Millisecond))

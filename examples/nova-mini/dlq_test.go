@@ -10,12 +10,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
@@ -69,9 +69,7 @@ func TestDeadLetters(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for end := time.Now().Add(20 * time.Second); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
-		<-time.After(10 * time.Millisecond)
-	}
+	waittest.Until(t, "three dead letters", func() bool { return srv.Stats().DeadLettered == 3 })
 	if err := srv.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}

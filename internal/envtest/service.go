@@ -12,10 +12,12 @@ import (
 
 // RabbitMQ starts a broker for this test alone, which may kill and restart it. The start
 // takes some seconds: a test that only needs a broker uses [URL]. The broker is stopped
-// at the end of the test. If RabbitMQ is not installed, the test is skipped, or fails if
-// CI is set. settings are additional lines of rabbitmq.conf.
+// at the end of the test. With -short the test is skipped. If RabbitMQ is not installed,
+// the test is skipped, or fails if CI is set. settings are additional lines of
+// rabbitmq.conf.
 func RabbitMQ(t testing.TB, settings ...string) *testenv.Service {
 	t.Helper()
+	skipShort(t)
 	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
 		return testenv.RabbitMQWith(ctx, dir, log, settings...)
 	})
@@ -33,6 +35,7 @@ func NATS(t testing.TB, settings ...string) *testenv.Service {
 // MariaDB is like [RabbitMQ], for a database server. args are additional arguments of the server.
 func MariaDB(t testing.TB, args ...string) *testenv.Service {
 	t.Helper()
+	skipShort(t)
 	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
 		return testenv.MariaDBWith(ctx, dir, log, args...)
 	})
@@ -42,7 +45,16 @@ func MariaDB(t testing.TB, args ...string) *testenv.Service {
 // keystonetest creates users and tokens.
 func Keystone(t testing.TB) *testenv.Service {
 	t.Helper()
+	skipShort(t)
 	return start(t, testenv.Keystone)
+}
+
+// skipShort skips the test with -short: the start of the service takes seconds.
+func skipShort(t testing.TB) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a service of its own: skipped with -short")
+	}
 }
 
 func start(t testing.TB, f func(context.Context, string, io.Writer) (*testenv.Service, error)) *testenv.Service {
@@ -66,6 +78,7 @@ func start(t testing.TB, f func(context.Context, string, io.Writer) (*testenv.Se
 // test.
 func Libvirt(t testing.TB) *testenv.Service {
 	t.Helper()
+	skipShort(t)
 	dir, err := os.MkdirTemp("", "lv") //nolint:usetesting // a short path, because of the limit of socket paths
 	if err != nil {
 		t.Fatal(err)

@@ -49,6 +49,9 @@ var services = []struct {
 // directory in its command line, and no open port.
 func TestLife(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts services: left out with -short")
+	}
 	for _, tt := range services {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -119,6 +122,9 @@ func TestLife(t *testing.T) {
 // log.
 func TestDiedAlone(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts services: left out with -short")
+	}
 	s := start(t, testenv.MariaDB, t.TempDir(), io.Discard)
 	d := open(t, s.URL)
 	if _, err := d.ExecContext(t.Context(), "SHUTDOWN"); err != nil {
@@ -135,6 +141,9 @@ func TestDiedAlone(t *testing.T) {
 // process of it is left.
 func TestEndsAtStart(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts services: left out with -short")
+	}
 	for _, tt := range services {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()

@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
 	"github.com/armature-go/armature/rpc/rpctest"
@@ -316,13 +317,7 @@ func TestAway(t *testing.T) {
 	if err := rpc.Cast(ctx, client, keep, "nobody", new(int)); !errors.Is(err, rpc.ErrNoConsumer) {
 		t.Errorf("cast after the broker came back: %v, want ErrNoConsumer", err)
 	}
-	for b.Check(ctx) != nil { // the other connection comes back by itself, too
-		select {
-		case <-ctx.Done():
-			t.Fatalf("Check: %v", b.Check(ctx))
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
+	waittest.Succeeds(t, "the other connection, which comes back by itself, too", func() error { return b.Check(ctx) })
 }
 
 // TestFanoutBesideOthers: the first fanout on a topic declares an exchange, while others publish on the same channel. amqp091 writes the

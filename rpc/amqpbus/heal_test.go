@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"errors"
 	"fmt"
 	"math/big"
 	mrand "math/rand/v2"
@@ -24,163 +23,10 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
-
-// within fails unless f succeeds within 5 s.
-func within(t *testing.T, what string, f func(context.Context) error) {
-	t.Helper()
-	const limit = 5 * time.Second
-	start := time.Now()
-	for {
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		err := f(ctx)
-		cancel()
-		if err == nil {
-			t.Logf("%s: %v", what, time.Since(start).Round(time.Millisecond))
-			return
-		}
-		if time.Since(start) > limit {
-			t.Errorf("%s: not within %v: %v", what, limit, err)
-			return
-		}
-		<-time.After(10 * time.Millisecond)
-	}
-}
-
-// TestHeals takes one broker through what its operator may do to it: whatever is
-// taken away comes back within 5 s, without help.
-func TestHeals(t *testing.T) {
-	t.Parallel()
-	broker := envtest.RabbitMQ(t)
-	ctl := func(args ...string) string {
-		out, err := broker.Ctl(t.Context(), args...)
-		if err != nil {
-			t.Fatalf("%v", err)
-		}
-		return out
-	}
-	srvBus, cliBus := open(t, broker.URL, "heal"), open(t, broker.URL, "heal")
-	srv := rpc.NewServer(srvBus, rpc.ServerConfig{Interface: iface, Host: "h"})
-	got := make(chan int, 100)
-	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
-	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) { got <- *n; return &rpc.None{}, nil })
-	hold, gate := add, make(chan struct{})
-	hold.Name = "hold"
-	rpc.Handle(srv, hold, func(_ context.Context, n *int) (*int, error) { <-gate; return n, nil })
-	if err := srv.Start(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	defer srv.Stop(context.Background())
-	client := rpc.NewClient(cliBus, rpc.ClientConfig{})
-	defer client.Close()
-	works := func(ctx context.Context) error {
-		for _, host := range []string{"h", rpc.Any} {
-			if _, err := rpc.Call(ctx, client, add, host, new(int)); err != nil {
-				return err
-			}
-			if err := rpc.Cast(ctx, client, keep, host, new(int)); err != nil {
-				return err
-			}
-			select {
-			case <-got:
-			case <-ctx.Done():
-				return errors.New("the cast did not arrive")
-			}
-		}
-		if err := rpc.Fanout(ctx, client, keep, new(int)); err != nil {
-			return err
-		}
-		select {
-		case <-got:
-		case <-ctx.Done():
-			return errors.New("the fanout did not arrive")
-		}
-		return errors.Join(srvBus.Check(ctx), cliBus.Check(ctx))
-	}
-	within(t, "at the start", works)
-
-	queues := strings.Fields(ctl("list_queues", "name"))
-	deleted := 0
-	for _, name := range queues {
-		if strings.HasPrefix(name, "heal.") {
-			ctl("delete_queue", name)
-			deleted++
-			kind := name
-			if strings.HasPrefix(name, "heal.reply.") {
-				kind = "a private queue"
-			}
-			within(t, "after the deletion of "+kind, works)
-		}
-	}
-	if deleted != 6 {
-		t.Errorf("%d queues were there, want 5 of the server and 1 for replies: %v", deleted, queues)
-	}
-	var held []*rpc.Pending[int]
-	for _, host := range []string{"h", rpc.Any} {
-		p, err := rpc.Go(t.Context(), client, hold, host, new(int))
-		if err != nil {
-			t.Fatal(err)
-		}
-		held = append(held, p)
-	}
-	ctl("close_all_connections", "test")
-	within(t, "after all connections were closed", works)
-	ctl("stop_app")
-	if err := srvBus.Check(t.Context()); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("Check of a stopped broker: %v, want Unavailable", err)
-	}
-	ctl("start_app")
-	within(t, "after the broker was stopped and started", works)
-	<-time.After(2 * time.Second) // longer than a killed server has
-	close(gate)
-	for _, p := range held {
-		if _, err := p.Wait(t.Context()); err != nil {
-			t.Errorf("a call that ran while the broker was stopped: %v, want its answer", err)
-		}
-	}
-
-	// A broker without memory takes nothing: every wait ends, and health says why.
-	ctl("set_vm_memory_high_watermark", "0.00001")
-	within(t, "a blocked broker shows", func(ctx context.Context) error {
-		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
-		defer cancel()
-		start := time.Now()
-		err := rpc.Cast(ctx, client, keep, "h", new(int))
-		if spent := time.Since(start); spent > time.Second {
-			t.Errorf("a cast with 200 ms took %v: %v", spent, err)
-		}
-		if err := cliBus.Check(ctx); err == nil || !cliBus.Capabilities().Stats().Blocked || !strings.Contains(err.Error(), "takes no messages") {
-			return fmt.Errorf("Check: %w, Blocked: %v", err, cliBus.Capabilities().Stats().Blocked)
-		}
-		if fault.CodeOf(err) != fault.Timeout {
-			return fmt.Errorf("cast: %w, want Timeout", err)
-		}
-		return nil
-	})
-	ctl("set_vm_memory_high_watermark", "0.7")
-	within(t, "after the broker had memory again", func(ctx context.Context) error {
-		for len(got) > 0 { // what was on its way when it was blocked
-			<-got
-		}
-		return works(ctx)
-	})
-
-	// A user who may not touch the queues.
-	ctl("add_user", "stranger", "s3cr3t-pw")
-	ctl("set_permissions", "stranger", "^other", "^other", "^other")
-	u, err := url.Parse(broker.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	u.User = url.UserPassword("stranger", "s3cr3t-pw")
-	bus := open(t, u.String(), "heal")
-	stranger := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
-	if err := stranger.Start(t.Context()); fault.CodeOf(err) != fault.Denied || !strings.Contains(fmt.Sprint(err), "heal.fault") || strings.Contains(fmt.Sprint(err), "s3cr3t") {
-		t.Errorf("a server without permission: %v (%v), want Denied that names the queue", err, fault.CodeOf(err))
-	}
-}
 
 // TestEndsWhileReopened: a subscription ends while its consumer is opened again, with less
 // sent ahead, and the connection is lost in the middle of that. Nothing waits for it.
@@ -238,7 +84,7 @@ func TestEndsWhileReopened(t *testing.T) {
 		_ = srv.Stop(short) // the handler does not end
 		ended <- bus.Stop(short)
 	}()
-	<-time.After(200 * time.Millisecond) // the subscriptions end at once
+	waittest.Pass(t, 200*time.Millisecond, "the subscriptions end at once, before the connection is cut")
 	p.cut()
 	close(pass)
 	close(gate)
@@ -496,17 +342,15 @@ func runOrder(t *testing.T, raw string, seed uint64, i int) {
 	if !running {
 		srv = start()
 	}
-	for end := time.Now().Add(20 * time.Second); ; <-time.After(2 * time.Millisecond) {
+	if err := waittest.Poll(20*time.Second, func() error {
 		mu.Lock()
-		n := len(handled)
-		mu.Unlock()
-		if n == sent {
-			break
+		defer mu.Unlock()
+		if len(handled) != sent {
+			return fmt.Errorf("%d of %d casts were handled", len(handled), sent)
 		}
-		if time.Now().After(end) {
-			fail("%d of %d casts were handled", n, sent)
-			break
-		}
+		return nil
+	}); err != nil {
+		fail("%v", err)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()

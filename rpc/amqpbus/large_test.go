@@ -15,6 +15,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
 	"github.com/armature-go/armature/rpc/bus"
@@ -79,9 +80,7 @@ func TestBrokerLimit(t *testing.T) {
 					}
 				})
 			}
-			for next.Load() < 100 { // in the midst
-				<-time.After(time.Millisecond)
-			}
+			waittest.Until(t, "100 calls", func() bool { return next.Load() >= 100 }) // in the midst
 			for range 3 {
 				begin := time.Now()
 				_, err := rpc.Call(t.Context(), client, blob1, "h", &large)
@@ -137,9 +136,7 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the 
 	if err := srv.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(60 * time.Second); srv.Stats().DeadLettered < letters && time.Now().Before(end); {
-		<-time.After(10 * time.Millisecond)
-	}
+	waittest.Until(t, "all dead letters", func() bool { return srv.Stats().DeadLettered >= letters })
 	if st := srv.Stats(); st.DeadLettered != letters {
 		t.Errorf("%+v, want %d dead letters", st, letters)
 	}
@@ -233,7 +230,7 @@ func TestLargeAway(t *testing.T) {
 		defer cancel()
 		failed <- rpc.Cast(ctx, client, blobs, "h", &text)
 	}()
-	<-time.After(100 * time.Millisecond)
+	waittest.Pass(t, 100*time.Millisecond, "the cast waits for the broker")
 	begin = time.Now()
 	_ = b.Close()
 	if d := time.Since(begin); d > 10*time.Second {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc/amqpbus"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
@@ -30,7 +31,7 @@ func TestLost(t *testing.T) {
 		return rpctest.Broker{URL: url, ServerURL: via, Keeps: true, Outage: func(d time.Duration) {
 			p.stall()
 			p.cut()
-			<-time.After(d)
+			waittest.Spend(d)
 			p.resume()
 		}}
 	})

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // proxy stands before a broker and cuts its connections, stalls or slows them.
@@ -96,7 +98,7 @@ func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 		}
 		<-gate
 		if slow > 0 {
-			<-time.After(slow)
+			waittest.Spend(slow)
 		}
 		if _, werr := to.Write(buf[:n]); err != nil || werr != nil {
 			return

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -20,6 +21,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
@@ -113,11 +115,8 @@ func TestStorm(t *testing.T) {
 	client := rpc.NewClient(bus, rpc.ClientConfig{})
 	defer client.Close()
 	first := -1
-	for end := time.Now().Add(time.Minute); rpc.Cast(t.Context(), client, keep, "h", &first) != nil; { // until the server is there
-		if time.Now().After(end) {
-			t.Fatalf("the server does not start: %s", childLog.String())
-		}
-		<-time.After(20 * time.Millisecond)
+	if err := waittest.Poll(time.Minute, func() error { return rpc.Cast(t.Context(), client, keep, "h", &first) }); err != nil {
+		t.Fatalf("the server does not start: %v: %s", err, childLog.String())
 	}
 
 	var sent, called atomic.Int64
@@ -144,7 +143,7 @@ func TestStorm(t *testing.T) {
 		wg.Go(func() {
 			for n := g; n < calls; n += 16 {
 				for called.Load() > sent.Load()*calls/casts+200 && sent.Load() < casts { // through all of it
-					<-time.After(time.Millisecond)
+					waittest.Spend(time.Millisecond)
 				}
 				ctx, cancel := context.WithTimeout(t.Context(), callTime)
 				start := time.Now()
@@ -160,7 +159,7 @@ func TestStorm(t *testing.T) {
 					failed = append(failed, outcome{fault.CodeOf(err), time.Since(start) - callTime})
 					mu.Unlock()
 					if fault.CodeOf(err) == fault.Unavailable { // at once: else all calls would be gone in one outage
-						<-time.After(20 * time.Millisecond)
+						waittest.Spend(20 * time.Millisecond)
 					}
 				}
 			}
@@ -184,7 +183,7 @@ func TestStorm(t *testing.T) {
 		cutBoth,
 		restart,
 		func() { ctl("close_all_connections", "storm") },
-		func() { toClient.stall(); <-time.After(time.Second); toClient.resume(); toClient.cut() },
+		func() { toClient.stall(); waittest.Spend(time.Second); toClient.resume(); toClient.cut() },
 		restart,
 		func() { broker.Kill(); check(t, broker.Restart(t.Context())) },
 		cutBoth,
@@ -192,7 +191,7 @@ func TestStorm(t *testing.T) {
 		func() { ctl("stop_app"); ctl("start_app") },
 		func() {
 			toServer.delay(5 * time.Millisecond)
-			<-time.After(time.Second)
+			waittest.Spend(time.Second)
 			toServer.delay(0)
 			toServer.cut()
 		},
@@ -203,17 +202,18 @@ func TestStorm(t *testing.T) {
 	for i, event := range events {
 		// Spread over the work.
 		for sent.Load() < int64(casts*(i+1)/(len(events)+2)) {
-			<-time.After(5 * time.Millisecond)
+			waittest.Spend(5 * time.Millisecond)
 		}
 		event()
 	}
 	wg.Wait()
 	var got map[int]int
-	for end := time.Now().Add(time.Minute); ; <-time.After(100 * time.Millisecond) {
-		if got = handled(t, list); len(got) == casts+1 || time.Now().After(end) {
-			break
+	_ = waittest.Poll(time.Minute, func() error { // the result is judged below
+		if got = handled(t, list); len(got) != casts+1 {
+			return errors.New("not all are handled")
 		}
-	}
+		return nil
+	})
 	twice := 0
 	for _, n := range got {
 		twice += n - 1

@@ -1,8 +1,9 @@
 // Package rpcotel makes OpenTelemetry spans of rpc requests in client and server, and
 // joins them over the bus.
 //
-//	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{rpcotel.Client(provider)}})
-//	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{rpcotel.Server(provider)}})
+//	traces := rpcotel.New(provider)
+//	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{traces.Client()}})
+//	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{traces.Server()}})
 //
 // Calls, casts and fanouts carry the W3C traceparent, as reqctx.Request.Traceparent,
 // which also appears on log lines. They do not carry a tracestate.
@@ -30,23 +31,29 @@ const (
 	traceparent = "traceparent"
 )
 
-// Client returns the interceptor for clients, which makes spans with p.
-func Client(p trace.TracerProvider) rpc.Interceptor {
-	return intercept(p.Tracer(scope), trace.SpanKindClient, trace.SpanKindProducer)
+// Traces makes spans. It is safe for concurrent use.
+type Traces struct{ tracer trace.Tracer }
+
+// New returns Traces whose spans go to a provider, which stays the caller's.
+func New(p trace.TracerProvider) *Traces { return &Traces{p.Tracer(scope)} }
+
+// Client returns the interceptor for clients.
+func (t *Traces) Client() rpc.Interceptor {
+	return t.intercept(trace.SpanKindClient, trace.SpanKindProducer)
 }
 
-// Server returns the interceptor for servers, which makes spans with p.
-func Server(p trace.TracerProvider) rpc.Interceptor {
-	return intercept(p.Tracer(scope), trace.SpanKindServer, trace.SpanKindConsumer)
+// Server returns the interceptor for servers.
+func (t *Traces) Server() rpc.Interceptor {
+	return t.intercept(trace.SpanKindServer, trace.SpanKindConsumer)
 }
 
-func intercept(tracer trace.Tracer, call, other trace.SpanKind) rpc.Interceptor {
+func (t *Traces) intercept(call, other trace.SpanKind) rpc.Interceptor {
 	return func(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
 		kind := other
 		if info.Kind == "call" {
 			kind = call
 		}
-		ctx, span := tracer.Start(parent(ctx), info.Interface+"."+info.Method, trace.WithSpanKind(kind), trace.WithAttributes(
+		ctx, span := t.tracer.Start(parent(ctx), info.Interface+"."+info.Method, trace.WithSpanKind(kind), trace.WithAttributes(
 			attribute.String("rpc.system", "armature"),
 			attribute.String("rpc.service", info.Interface),
 			attribute.String("rpc.method", info.Method),

@@ -29,9 +29,9 @@ func TestSpans(t *testing.T) {
 	rec := tracetest.NewSpanRecorder()
 	tp := trace.NewTracerProvider(trace.WithSpanProcessor(rec))
 	bus := rpctest.NewBus(t)
-	c := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{rpcotel.Client(tp)}})
+	c := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{rpcotel.New(tp).Client()}})
 	defer c.Close()
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h", Interceptors: []rpc.Interceptor{rpcotel.Server(tp)}})
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h", Interceptors: []rpc.Interceptor{rpcotel.New(tp).Server()}})
 	rpc.Handle(srv, start, func(ctx context.Context, _ *string) (*string, error) {
 		if err := rpc.Fanout(ctx, c, event, new(string)); err != nil {
 			t.Error(err)

@@ -5,7 +5,8 @@
 //	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{m.Client()}})
 //	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{m.Server()}})
 //	m.AddClient(client)
-//	m.AddServer(backup.Interface.Name, server)
+//	m.AddServer(server)
+//	m.AddBus(bus)
 //
 // The metrics, all with the prefix armature_rpc_:
 //
@@ -60,7 +61,7 @@ type Metrics struct {
 
 	mu      sync.Mutex
 	clients []*rpc.Client
-	servers map[string][]*rpc.Server
+	servers []*rpc.Server
 	buses   []func() bus.Stats
 }
 
@@ -90,9 +91,8 @@ func New() *Metrics {
 		}
 	}
 	m := &Metrics{
-		client:  newSide("client", "Sent requests by their end.", "Duration until the reply came, or the broker confirmed the message."),
-		server:  newSide("server", "Handled requests by their end.", "Duration of the handler."),
-		servers: make(map[string][]*rpc.Server),
+		client: newSide("client", "Sent requests by their end.", "Duration until the reply came, or the broker confirmed the message."),
+		server: newSide("server", "Handled requests by their end.", "Duration of the handler."),
 	}
 	m.client.flight = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "client_in_flight", Help: "Requests that wait now.",
@@ -149,11 +149,11 @@ func (m *Metrics) AddClient(c *rpc.Client) {
 	m.clients = append(m.clients, c)
 }
 
-// AddServer adds a server of the interface. The counters of all servers of an interface are added up.
-func (m *Metrics) AddServer(iface string, s *rpc.Server) {
+// AddServer adds a server. The counters of all servers of an interface are added up.
+func (m *Metrics) AddServer(s *rpc.Server) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.servers[iface] = append(m.servers[iface], s)
+	m.servers = append(m.servers, s)
 }
 
 // AddBus adds a bus. The metrics of all buses are added up. A bus without Capabilities.Stats is ignored.
@@ -240,12 +240,13 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		clients = append(clients, c.Stats())
 	}
 	collect(ch, clientStats, clients)
-	for iface, list := range m.servers {
-		var servers []rpc.ServerStats
-		for _, s := range list {
-			servers = append(servers, s.Stats())
-		}
-		collect(ch, serverStats, servers, iface)
+	servers := map[string][]rpc.ServerStats{}
+	for _, s := range m.servers {
+		st := s.Stats()
+		servers[st.Interface] = append(servers[st.Interface], st)
+	}
+	for iface, list := range servers {
+		collect(ch, serverStats, list, iface)
 	}
 	var buses []bus.Stats
 	for _, stats := range m.buses {

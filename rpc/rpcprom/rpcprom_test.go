@@ -88,7 +88,7 @@ func TestMetrics(t *testing.T) {
 	c := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{m.Client()}})
 	defer c.Close()
 	m.AddClient(c)
-	m.AddServer(iface.Name, srv)
+	m.AddServer(srv)
 	m.AddBus(wire{})
 	m.AddBus(wire{})
 

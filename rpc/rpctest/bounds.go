@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
 )
@@ -92,9 +93,7 @@ func testTooLarge(b *bench) {
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: -(200 << 10), Text: fits.Text}); err != nil {
 		b.Fatal(err)
 	}
-	for end := time.Now().Add(caseTimeout); srv.Stats().DeadLettered < 1 && time.Now().Before(end); {
-		<-time.After(10 * time.Millisecond)
-	}
+	waittest.Until(b, "a dead letter", func() bool { return srv.Stats().DeadLettered > 0 })
 	letters := 0
 	if err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {
 		letters++

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 )
@@ -98,7 +99,7 @@ func testContext(b *bench) {
 			d, _ := ctx.Deadline()
 			got <- seen{d, reqctx.From(ctx)}
 			<-ctx.Done() // the deadline passes
-			<-time.After(50 * time.Millisecond)
+			waittest.Spend(50 * time.Millisecond)
 			return n, nil
 		})
 	})

@@ -12,6 +12,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
 )
@@ -246,7 +247,7 @@ func testRestarts(b *bench) {
 	all := make(chan struct{})
 	handle := func(s *rpc.Server) {
 		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
-			<-time.After(5 * time.Millisecond)
+			waittest.Spend(5 * time.Millisecond)
 			mu.Lock()
 			defer mu.Unlock()
 			if ran[n.N]++; len(ran) == total && ran[n.N] == 1 {
@@ -276,7 +277,7 @@ func testRestarts(b *bench) {
 			}
 			wg.Wait()
 		}
-		<-time.After(10 * time.Millisecond)
+		waittest.Spend(10 * time.Millisecond) // the life of the server
 		if err := s.Stop(b.ctx()); err != nil {
 			b.Errorf("stop: %v", err)
 		}
@@ -351,9 +352,7 @@ func testDead(b *bench) {
 	if err := b.client.Publish(b.ctx(), "suite.a", garbage); err != nil {
 		b.Fatal(err)
 	}
-	for end := time.Now().Add(caseTimeout); srv.Stats().DeadLettered < 3 && time.Now().Before(end); {
-		<-time.After(10 * time.Millisecond)
-	}
+	waittest.Until(b, "three dead letters", func() bool { return srv.Stats().DeadLettered >= 3 })
 	// A broker may refuse the dead letter, such as RabbitMQ while a new queue has no leader
 	// yet: then the message is delivered once more.
 	if st := srv.Stats(); st.DeadLettered != 3 || st.Malformed < 1 || st.Redelivered < 1 {

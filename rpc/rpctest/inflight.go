@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
 )
@@ -66,7 +67,7 @@ func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 			}
 		}
 		if tt.size > 1 {
-			<-time.After(300 * time.Millisecond) // a message beyond the budget would be delivered in this time
+			waittest.Pass(t, 300*time.Millisecond, "a message beyond the budget would be delivered in this time")
 		}
 		if n := most.Load(); n > int64(budget) {
 			t.Errorf("round %d: %d bytes in flight, want at most %d", round, n, budget)

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
 )
@@ -44,7 +45,7 @@ func ServeLost(open Dialer) {
 	srv := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: what[2]})
 	rpc.Handle(srv, work, func(_ context.Context, j *job) (*job, error) {
 		_, err := os.Stdout.WriteString("start " + strconv.Itoa(j.N) + "\n") // in one write, so that the lines of handlers do not mix
-		<-time.After(j.Takes)
+		waittest.Spend(j.Takes)
 		return j, err
 	})
 	if err = srv.Start(context.Background()); err == nil {
@@ -87,6 +88,9 @@ const (
 // connections and pauses them, and checks what the callers get. The test binary must call [ServeLost] in TestMain.
 func TestLost(t *testing.T, open Dialer, broker func(t *testing.T) Broker) { //nolint:tparallel // its caller decides
 	t.Helper()
+	if testing.Short() {
+		t.Skip("kills and pauses processes: left out with -short")
+	}
 	for _, host := range []string{"h", rpc.Any} {
 		name := map[string]string{"h": "named", rpc.Any: "any"}[host]
 		for _, back := range []bool{false, true} {
@@ -237,7 +241,7 @@ func (l *lost) callAndWait(takes, after time.Duration) <-chan result {
 	case <-time.After(caseTimeout):
 		l.Fatal("the call did not start")
 	}
-	<-time.After(after)
+	waittest.Pass(l, after, "the handler runs")
 	return done
 }
 
@@ -271,7 +275,7 @@ func (l *lost) testKill(after time.Duration, back, warm bool) {
 		if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
 			l.Fatal(r.err)
 		}
-		<-time.After(50 * time.Millisecond)
+		waittest.Pass(l, 50*time.Millisecond, "the server settles the first call")
 	}
 	done := l.callAndWait(time.Minute, after)
 	killed := killProcess(l, p)
@@ -386,7 +390,7 @@ func (l *lost) testAway() {
 		l.Fatal(r.err)
 	}
 	killed := killProcess(l, p)
-	<-time.After(time.Second)
+	waittest.Pass(l, time.Second, "the server is away")
 	begin := time.Now()
 	done := l.call(0)
 	if !l.broker.Keeps {
@@ -395,7 +399,7 @@ func (l *lost) testAway() {
 		}
 		return
 	}
-	<-time.After(2 * time.Second)
+	waittest.Pass(l, 2*time.Second, "the server is away")
 	l.launch()
 	r := l.wait(done)
 	l.Logf("called 1s after the kill: %v after it, %v", r.when.Sub(killed).Round(time.Millisecond), r.err)

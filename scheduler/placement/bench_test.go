@@ -58,7 +58,7 @@ var (
 )
 
 // eight filters and four weighers.
-func benchConfig(t testing.TB, e scheduler.Explain, enough int) scheduler.Config[*request, *provider] {
+func benchConfig(t testing.TB, e scheduler.Explain) scheduler.Config[*request, *provider] {
 	t.Helper()
 	f, err := scheduler.ByName(filters(placement.Options{}), []string{"disabled", "zone", "VCPU", "MEMORY_MB", "DISK_GB", "traits", "tasks", "consumers"})
 	if err != nil {
@@ -68,7 +68,7 @@ func benchConfig(t testing.TB, e scheduler.Explain, enough int) scheduler.Config
 	if err != nil {
 		t.Fatal(err)
 	}
-	return scheduler.Config[*request, *provider]{Filters: f, Weighers: w, Explain: e, MaxFeasible: enough}
+	return scheduler.Config[*request, *provider]{Filters: f, Weighers: w, Explain: e}
 }
 
 type scored struct {
@@ -148,7 +148,7 @@ func TestByHand(t *testing.T) {
 	t.Parallel()
 	hosts := cloud(2000)
 	for _, q := range []*request{common, spread, selective} {
-		s, err := scheduler.New(benchConfig(t, scheduler.Full, 0))
+		s, err := scheduler.New(benchConfig(t, scheduler.Full))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +186,7 @@ func BenchmarkCompare(b *testing.B) {
 					name    string
 					explain scheduler.Explain
 				}{{"Rank, brief", scheduler.Brief}, {"Rank, full", scheduler.Full}} {
-					s, err := scheduler.New(benchConfig(b, e.explain, 0))
+					s, err := scheduler.New(benchConfig(b, e.explain))
 					if err != nil {
 						b.Fatal(err)
 					}

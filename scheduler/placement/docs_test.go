@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/armature-go/armature/internal/guidetest"
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
@@ -41,25 +42,5 @@ func TestDocs(t *testing.T) {
 // TestGuide: each block of Go in docs/scheduling.md is part of an example, so that it compiles and runs.
 func TestGuide(t *testing.T) {
 	t.Parallel()
-	guide, err := os.ReadFile("../../docs/scheduling.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var examples []byte
-	for _, file := range []string{"example_test.go", "../example_test.go"} {
-		raw, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		examples = append(examples, raw...)
-	}
-	blocks := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(guide), -1)
-	if len(blocks) < 4 {
-		t.Errorf("%d blocks of Go, want at least 4", len(blocks))
-	}
-	for _, b := range blocks {
-		if !strings.Contains(string(examples), b[1]) {
-			t.Errorf("no example has this block of docs/scheduling.md:\n%s", b[1])
-		}
-	}
+	guidetest.Check(t, "../../docs/scheduling.md", 4, "example_test.go", "../example_test.go")
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/anishathalye/porcupine"
 
 	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
@@ -121,7 +122,7 @@ func claimHistory(t *testing.T, s placement.Store, seed uint64) []porcupine.Oper
 					continue
 				}
 				if do(w, o, func() error { return s.Claim(t.Context(), c) }) {
-					<-time.After(rand.N(time.Millisecond)) // meanwhile other claims find no room
+					waittest.Spend(rand.N(time.Millisecond)) // meanwhile other claims find no room
 					o.release = true
 					do(w, o, func() error { return placement.Release(t.Context(), s, c.Consumer) })
 				}

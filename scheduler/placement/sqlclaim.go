@@ -76,21 +76,11 @@ func lockConsumers(ctx context.Context, tx *sqlx.Tx, claims []Claim) ([]consumer
 	slices.SortFunc(order, func(a, b *Claim) int { return cmp.Compare(a.Consumer, b.Consumer) })
 	var changes []consumerChange
 	for _, c := range order {
-		if c.Generation == 0 && len(c.Allocations) > 0 {
-			err := insertConsumer(ctx, tx, c, now)
-			if err == nil {
-				changes = append(changes, consumerChange{&Claim{Consumer: c.Consumer}, c})
-				continue
-			}
-			if fault.CodeOf(err) != fault.Conflict {
-				return nil, err
-			}
-		}
-		have, err := readClaims(ctx, tx, forUpdate, c.Consumer)
+		have, err := lockConsumer(ctx, tx, c, now)
 		if err != nil {
 			return nil, err
 		}
-		change := consumerChange{&have[0], c}
+		change := consumerChange{have, c}
 		done, err := change.done()
 		if err != nil {
 			return nil, err
@@ -100,6 +90,21 @@ func lockConsumers(ctx context.Context, tx *sqlx.Tx, claims []Claim) ([]consumer
 		}
 	}
 	return changes, nil
+}
+
+// lockConsumer locks the row of a claim's consumer, or adds it, and returns the claim that the consumer has.
+func lockConsumer(ctx context.Context, tx *sqlx.Tx, c *Claim, now time.Time) (*Claim, error) {
+	if c.Generation == 0 && len(c.Allocations) > 0 {
+		err := insertConsumer(ctx, tx, c, now)
+		if fault.CodeOf(err) != fault.Conflict {
+			return &Claim{Consumer: c.Consumer}, err
+		}
+	}
+	have, err := readClaims(ctx, tx, forUpdate, c.Consumer)
+	if err != nil {
+		return nil, err
+	}
+	return &have[0], nil
 }
 
 // lockGroup locks the row of a group, so that its members claim one after the other. It returns the number of members on

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -80,6 +81,13 @@ func newKeystone(t testing.TB) *fakeKeystone {
 	return f
 }
 
+// RoundTrip answers without a socket, for a bubble of testing/synctest.
+func (f *fakeKeystone) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	f.serve(w, r)
+	return w.Result(), nil
+}
+
 func (f *fakeKeystone) set(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -145,7 +153,10 @@ func member(d time.Duration) string {
 // open returns a client of f, with the configuration that change makes.
 func open(t testing.TB, f *fakeKeystone, change func(*auth.KeystoneConfig)) *auth.Keystone {
 	t.Helper()
-	cfg := auth.KeystoneConfig{URL: f.URL + "/v3", Username: "volume", Password: "pw", ProjectName: "service", Logger: slog.New(slog.DiscardHandler)}
+	cfg := auth.KeystoneConfig{Username: "volume", Password: "pw", ProjectName: "service", Logger: slog.New(slog.DiscardHandler)}
+	if f.Server != nil {
+		cfg.URL = f.URL + "/v3"
+	}
 	if change != nil {
 		change(&cfg)
 	}
@@ -240,29 +251,36 @@ func TestServiceTokens(t *testing.T) {
 // unknown tokens do not displace valid ones.
 func TestKeystoneCache(t *testing.T) {
 	t.Parallel()
-	f := newKeystone(t)
-	k := open(t, f, func(c *auth.KeystoneConfig) { c.TTL, c.RefusedTTL, c.MaxCached = time.Hour, 50*time.Millisecond, 20 })
-	f.set(func() { f.tokens["short"], f.tokens["long"] = member(300*time.Millisecond), member(time.Hour) })
-	expect := func(token string, code fault.Code) { // 0: accepted
-		t.Helper()
-		if _, err := k.Authenticate(request(t, token)); err == nil != (code == 0) || err != nil && fault.CodeOf(err) != code {
-			t.Errorf("token %s: %v, want code %v", token, err, code)
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeKeystone{tokens: map[string]string{}}
+		k := open(t, f, func(c *auth.KeystoneConfig) {
+			c.URL, c.Client = "http://keystone", &http.Client{Transport: f}
+			c.TTL, c.RefusedTTL, c.MaxCached = time.Hour, 50*time.Millisecond, 20
+		})
+		f.set(func() { f.tokens["short"], f.tokens["long"] = member(300*time.Millisecond), member(time.Hour) })
+		expect := func(token string, code fault.Code) { // 0: accepted
+			t.Helper()
+			if _, err := k.Authenticate(request(t, token)); err == nil != (code == 0) || err != nil && fault.CodeOf(err) != code {
+				t.Errorf("token %s: %v, want code %v", token, err, code)
+			}
 		}
-	}
-	expect("short", 0)
-	expect("long", 0)
-	expect("new", fault.Unauthenticated)
-	f.set(func() { f.tokens["new"] = member(time.Hour); delete(f.tokens, "short"); delete(f.tokens, "long") })
-	<-time.After(60 * time.Millisecond)
-	expect("new", 0)
-	expect("short", 0)
-	<-time.After(300 * time.Millisecond)
-	expect("short", fault.Unauthenticated)
-	expect("long", 0)
-	for i := range 200 {
-		expect(fmt.Sprintf("guess-%d", i), fault.Unauthenticated)
-	}
-	expect("long", 0) // guesses do not displace a valid token
+		expect("short", 0)
+		expect("long", 0)
+		expect("new", fault.Unauthenticated)
+		f.set(func() { f.tokens["new"] = member(time.Hour); delete(f.tokens, "short"); delete(f.tokens, "long") })
+		<-time.After(50 * time.Millisecond)
+		expect("new", 0)
+		expect("short", 0)
+		<-time.After(250*time.Millisecond - time.Nanosecond)
+		expect("short", 0)
+		<-time.After(time.Nanosecond)
+		expect("short", fault.Unauthenticated)
+		expect("long", 0)
+		for i := range 200 {
+			expect(fmt.Sprintf("guess-%d", i), fault.Unauthenticated)
+		}
+		expect("long", 0) // guesses do not displace a valid token
+	})
 }
 
 // TestKeystoneStart: Start logs in. Without Keystone it fails with Unavailable, for which a service waits, and may be

@@ -20,6 +20,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/certtest"
 	"github.com/armature-go/armature/internal/keystonetest"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/tlsfile"
@@ -81,7 +82,7 @@ func TestRealKeystone(t *testing.T) {
 		t.Errorf("a valid token: %v", err)
 	}
 	ks.Revoke(revoked)
-	eventually(t, "a revoked token to be rejected", func() error {
+	waittest.Succeeds(t, "a revoked token to be rejected", func() error {
 		if _, err := k.Authenticate(request(t, revoked)); fault.CodeOf(err) != fault.Unauthenticated {
 			return errors.New("the token is accepted")
 		}
@@ -148,27 +149,6 @@ func TestOutageLog(t *testing.T) {
 			if n := strings.Count(out.String(), level); n != want {
 				t.Errorf("%d lines with %s, want %d:\n%s", n, level, want, out.String())
 			}
-		}
-	}
-}
-
-// eventually calls f until f returns nil. After 30 s the test fails with the last error; what says what
-// the test waits for.
-func eventually(t *testing.T, what string, f func() error) {
-	t.Helper()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	limit := time.NewTimer(30 * time.Second)
-	defer limit.Stop()
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		select {
-		case <-tick.C:
-		case <-limit.C:
-			t.Fatalf("waited 30 s for %s: %v", what, err)
 		}
 	}
 }

@@ -165,3 +165,64 @@ func TestFarNames(t *testing.T) {
 		}
 	}
 }
+
+// guarded has options with the tags protects and unsupported.
+type guarded struct {
+	Strategy string `ini:"auth_strategy" default:"keystone" choices:"keystone, none" protects:"true"`
+	Debug    bool   `ini:"debug"`
+	TLS      struct {
+		CA     string `ini:"ca_file" protects:"true"`
+		Policy string `ini:"ssl_version" unsupported:"the TLS library chooses the version"`
+		Token  string `ini:"token" default:"x" secret:"true" unsupported:"there are no tokens"`
+		Size   int    `ini:"size"`
+	} `section:"tls"`
+	Cache struct {
+		Size int `ini:"size"`
+	} `section:"cache"`
+}
+
+// TestProtects: a name that may be meant for an option with the tag protects is an error, even if unknown
+// options are ignored. So is a value that is not supported.
+func TestProtects(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		text    string
+		env     string
+		strict  string // the error in strict mode; "": no error
+		lenient string // the error in lenient mode; "": no error
+	}{
+		{"auth_strategi = keystone", "", "no such option", "1.conf:1: [DEFAULT] auth_strategi: no such option; the nearest is auth_strategy; this is an error"},
+		{"auth_strategyy = keystone", "", "no such option", "this is an error even though"},
+		{"ca_file = /x", "", "it belongs to [tls]", "[DEFAULT] ca_file: no such option; it belongs to [tls]; this is an error"},
+		{"[cache]\nca_file = /x", "", "it belongs to [tls]", "[cache] ca_file: no such option"},
+		{"[tls]\nca_fil = /x", "", "the nearest is ca_file", "[tls] ca_fil: no such option"},
+		{"[tsl]\nca_file = /x", "", "no such section", "[tsl]: no such section"},
+		{"[tls]\nssl_version = 1", "", "1.conf:2: [tls] ssl_version = 1 is not supported: the TLS library chooses the version", "is not supported"},
+		{"[tls]\ntoken = hunter2", "", "[tls] token = *** is not supported", "[tls] token = *** is not supported"},
+		{"[tls]\nssl_version =", "", "", ""},
+		{"[tls]\ntoken = x", "", "", ""},
+		{"[tls]\nsizes = 1", "", "no such option", ""},
+		{"[cachee]\nsize = 1", "", "no such section", ""},
+		{"[somewhere_else]\nca_file = 1", "", "no such section", ""},
+		{"debugg = 1", "", "no such option", ""},
+		{"", "OS_DEFAULT__AUTH_STRATEGI=keystone", "environment OS_DEFAULT__AUTH_STRATEGI: [DEFAULT] auth_strategi: no such option; the nearest is auth_strategy", "this is an error even though"},
+		{"", "OS_TLS__CA_FIL=/x", "environment OS_TLS__CA_FIL: [tls] ca_fil: no such option; the nearest is ca_file", "this is an error even though"},
+		{"", "OS_TLS__SSL_VERSION=1", "environment OS_TLS__SSL_VERSION: [tls] ssl_version = 1 is not supported", "is not supported"},
+		{"", "OS_DEFAULT__DEBUGG=1", "the nearest is debug", ""},
+		{"", "OS_OTHER__DEBUG=1", "environment OS_OTHER__DEBUG: [other]: no such section", ""},
+	} {
+		file := filepath.Join(t.TempDir(), "1.conf")
+		put(t, file, tt.text+"\n", 0o600)
+		for _, lenient := range []bool{false, true} {
+			want := tt.strict
+			if lenient {
+				want = tt.lenient
+			}
+			var g guarded
+			err := config.Load(&g, config.Source{Files: []string{file}, Env: []string{tt.env}, Lenient: lenient, Logger: slog.New(slog.DiscardHandler)})
+			if (err != nil) != (want != "") || !strings.Contains(fmt.Sprint(err), want) || strings.Contains(fmt.Sprint(err), "hunter2") {
+				t.Errorf("%q %s, lenient %t: %v, want %q", tt.text, tt.env, lenient, err, want)
+			}
+		}
+	}
+}

@@ -19,6 +19,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/membership"
 )
@@ -208,16 +209,7 @@ func TestMember(t *testing.T) {
 		if err := p.Start(ctx); err != nil {
 			t.Fatal(err)
 		}
-		until := func(what string, f func() bool) {
-			t.Helper()
-			for !f() {
-				select {
-				case <-time.After(5 * time.Millisecond):
-				case <-ctx.Done():
-					t.Fatalf("waited for %s", what)
-				}
-			}
-		}
+		until := func(what string, f func() bool) { t.Helper(); waittest.Until(t, what, f) }
 		m, err := r.Get(ctx, "worker", "h1")
 		if err != nil {
 			t.Fatal(err)

@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/compare"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -39,7 +40,7 @@ func BenchmarkOperation(b *testing.B) {
 	defer r.Stop(context.WithoutCancel(b.Context()))
 	wait := func(open int64) { // until at most open operations have not ended
 		for begun.Load()-ended.Load() > open {
-			<-time.After(100 * time.Microsecond)
+			waittest.Spend(100 * time.Microsecond)
 		}
 	}
 	must := func(err error) {

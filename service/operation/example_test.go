@@ -51,7 +51,7 @@ func awaitEnd(ops *operation.Store, runner *operation.Runner, k operation.Kind[V
 	}
 	defer func() { _ = runner.Stop(ctx) }()
 	runner.Notify(id)
-	for {
+	for range time.Tick(5 * time.Millisecond) {
 		o, err := ops.Show(ctx, id)
 		if err != nil {
 			panic(err)
@@ -59,8 +59,8 @@ func awaitEnd(ops *operation.Store, runner *operation.Runner, k operation.Kind[V
 		if o.State.Ended() {
 			return o
 		}
-		<-time.After(5 * time.Millisecond)
 	}
+	panic("unreachable")
 }
 
 // Steps share data: each step finds the changes of the steps before.

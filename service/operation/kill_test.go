@@ -20,6 +20,7 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -131,7 +132,7 @@ func child() int {
 			fmt.Println("over")
 			return 0
 		}
-		<-time.After(5 * time.Millisecond)
+		waittest.Spend(5 * time.Millisecond)
 	}
 }
 
@@ -170,6 +171,9 @@ func blocked() int {
 // although the lease of that process, 15 s, is longer.
 func TestDeadlineOfKilled(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("kills processes: left out with -short")
+	}
 	url := dbtest.MySQL(t)
 	d, err := db.Open(t.Context(), db.Config{URL: url})
 	if err != nil {
@@ -218,7 +222,7 @@ func TestDeadlineOfKilled(t *testing.T) {
 			}
 			return
 		}
-		<-time.After(20 * time.Millisecond)
+		waittest.Spend(20 * time.Millisecond)
 	}
 }
 
@@ -227,6 +231,9 @@ func TestDeadlineOfKilled(t *testing.T) {
 // the right result. What must be done once is done once.
 func TestKilled(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("kills processes: left out with -short")
+	}
 	url := dbtest.MySQL(t)
 	d, err := db.Open(t.Context(), db.Config{URL: url, MaxOpen: 40})
 	if err != nil {
@@ -310,7 +317,7 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 			t.Errorf("%s: it does not end: %+v", what, o)
 			return true
 		}
-		<-time.After(10 * time.Millisecond)
+		waittest.Spend(10 * time.Millisecond)
 		if o, err = ops.Show(t.Context(), id); err != nil {
 			t.Error(err)
 			return true
@@ -364,7 +371,7 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 // TestDatabaseAway: if the database is down during a step, the operation is delayed, and has no other effect.
 func TestDatabaseAway(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{Lease: 600 * time.Millisecond})
 		rename := func(from, to string) error {
 			_, err := d.ExecContext(t.Context(), `ALTER TABLE `+from+` RENAME TO `+to)
@@ -379,14 +386,10 @@ func TestDatabaseAway(t *testing.T) {
 		}, nil))
 		b.start()
 		id := b.begin(create, "disk-1")
-		for !strings.Contains(b.j.String(), "a(7)") {
-			<-time.After(5 * time.Millisecond)
-		}
-		<-time.After(300 * time.Millisecond)
+		waittest.Until(t, "the step", func() bool { return strings.Contains(b.j.String(), "a(7)") })
+		waittest.Pass(t, 300*time.Millisecond, "the database is away")
 		back.Store(true)
-		for rename("away", "operation_events") != nil {
-			<-time.After(5 * time.Millisecond)
-		}
+		waittest.Succeeds(t, "the table's return", func() error { return rename("away", "operation_events") })
 		b.ends(id, operation.Succeeded)
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -52,11 +53,9 @@ func TestOutage(t *testing.T) {
 	for i := range total {
 		ids = append(ids, b.begin(create, fmt.Sprintf("disk-%d", i)))
 	}
-	for done.Load() < total/2 {
-		<-time.After(time.Millisecond)
-	}
+	waittest.Until(t, "half of the operations", func() bool { return done.Load() >= total/2 })
 	server.Kill()
-	<-time.After(10 * time.Second)
+	waittest.Pass(t, 10*time.Second, "the database is away")
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -46,7 +47,7 @@ func TestRetry(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+			dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 				b := newBench(t, d, operation.RunnerConfig{})
 				calls := 0
 				operation.Handle(b.runner, create, operation.Step[input]{Name: "a", Retry: tt.retry, Limit: tt.limit, Do: func(context.Context, *operation.Op, *input) error {
@@ -85,7 +86,7 @@ func slicesOf(err error, n int) (out []error) {
 // error.
 func TestOnEnd(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		var failures atomic.Int64
 		kinds := map[string]operation.Kind[input]{}
@@ -177,7 +178,7 @@ func TestOnEnd(t *testing.T) {
 // TestSignal: operations that wait for a peer continue at once when the peer is back. Other operations do not.
 func TestSignal(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{Poll: 50 * time.Millisecond})
 		operation.Handle(b.runner, create, b.stepIn("a", func(op *operation.Op, in *input) error {
 			b.j.add("%s-%d", op.Resource, op.Waits)
@@ -226,7 +227,7 @@ func (b *bench) waitsFor(id, peer string) {
 		if o.State.Ended() || time.Now().After(end) {
 			b.Fatalf("it does not wait for %s: %+v", peer, o)
 		}
-		<-time.After(5 * time.Millisecond)
+		waittest.Spend(5 * time.Millisecond)
 	}
 }
 
@@ -234,7 +235,7 @@ func (b *bench) waitsFor(id, peer string) {
 // also counts after the deadline.
 func TestDeadlines(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		const lease, limit = 300 * time.Millisecond, 1500 * time.Millisecond
 		var told atomic.Int64
 		runner := func() *bench {
@@ -256,7 +257,7 @@ func TestDeadlines(t *testing.T) {
 		if err := first.runner.Stop(context.WithoutCancel(t.Context())); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(2 * limit) // no runner is started
+		waittest.Pass(t, 2*limit, "no runner is started, by the database's clock")
 		before := told.Load()
 		// A host that comes back at the same time as the first runner does not take the time away.
 		if err := newBench(t, d, operation.RunnerConfig{}).runner.Signal(t.Context(), "host"); err != nil {
@@ -264,12 +265,7 @@ func TestDeadlines(t *testing.T) {
 		}
 		second := runner()
 		defer second.runner.Stop(context.WithoutCancel(t.Context()))
-		for end := time.Now().Add(20 * time.Second); told.Load() < before+2; {
-			if time.Now().After(end) {
-				t.Fatalf("after the runners are back the steps are called %d times, want 2", told.Load()-before)
-			}
-			<-time.After(time.Millisecond)
-		}
+		waittest.Until(t, "two calls of steps after the runners are back", func() bool { return told.Load() >= before+2 })
 		if err := second.runner.End(t.Context(), second.token("reported"), nil); err != nil {
 			t.Errorf("a report after the runners are back: %v", err)
 		}
@@ -295,7 +291,7 @@ func TestDeadlines(t *testing.T) {
 // TestCurrent: the operation of a resource can be read with its data, and locked.
 func TestCurrent(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		s := b.stepIn("a", func(_ *operation.Op, in *input) error {
 			in.Kept = 42

@@ -13,6 +13,7 @@ import (
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -36,7 +37,7 @@ func (b *bench) waits(id, step string, n int) int {
 		if o.State.Ended() || time.Now().After(end) {
 			b.Fatalf("it does not wait at %s, but did %s: %+v", step, &b.j, o)
 		}
-		<-time.After(5 * time.Millisecond)
+		waittest.Spend(5 * time.Millisecond)
 	}
 }
 
@@ -54,125 +55,138 @@ func (b *bench) token(resource string) string {
 // changes of the same transaction are written together, or not at all.
 func TestReport(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		t.Run("done", func(t *testing.T) {
-			b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
-			operation.Handle(b.runner, create, b.waiting("a"), b.waiting("b"))
-			b.start()
-			id := b.begin(create, "done")
-			b.runner.Notify(id)
-			b.waits(id, "a", 0)
-			for _, token := range []string{"", id, id + "/", id + "/-1", id + "/1", id + "/00", "x/0", id + "/0x"} {
-				if err := b.runner.End(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
-					t.Errorf("a report with the token %q: %v", token, err)
-				}
-				if err := b.ops.Wanted(t.Context(), token); !errors.Is(err, operation.ErrStale) {
-					t.Errorf("the question with the token %q: %v", token, err)
-				}
-			}
-			if _, err := b.ops.Current(t.Context(), "another"); !errors.Is(err, fault.NotFound) {
-				t.Errorf("a resource without an operation: %v", err)
-			}
-			first := b.token("done")
-			sorry := errors.New("sorry")
-			err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
-				if err := b.runner.End(ctx, first, nil); err != nil {
-					return err
-				}
-				return sorry
-			})
-			if o, showErr := b.ops.Show(t.Context(), id); !errors.Is(err, sorry) || showErr != nil || o.Step != 0 || len(o.Events) != 0 {
-				t.Errorf("a transaction that is rolled back: %v, %+v, %v", err, o, showErr)
-			}
-			if err := b.ops.Wanted(t.Context(), first); err != nil {
-				t.Errorf("the current step is not wanted: %v", err)
-			}
-			for range 2 { // the answer to the first report was lost
-				if err := b.runner.End(t.Context(), first, nil); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
-				t.Errorf("a step that has ended is wanted: %v", err)
-			}
-			b.runner.NotifyResource("done")
-			b.waits(id, "b", 0)
-			second := b.token("done")
-			for range 2 {
-				if err := b.runner.End(t.Context(), second, nil); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if o, err := b.ops.Show(t.Context(), id); err != nil || o.State != operation.Succeeded || events(o) != "a:done b:done" || o.Events[0].Host != "h1" {
-				t.Errorf("the operation after its last step: %+v, %v", o, err)
-			}
-			if err := b.runner.End(t.Context(), first, nil); !errors.Is(err, operation.ErrStale) {
-				t.Errorf("an older report after the end: %v", err)
-			}
-		})
-		t.Run("failed", func(t *testing.T) {
-			b := newBench(t, d, operation.RunnerConfig{})
-			operation.Handle(b.runner, create, b.step("a", nil, func(op *operation.Op) error {
-				b.j.add("%v/%s", op.Err, fault.CodeOf(op.Err))
-				return nil
-			}), b.waiting("b"))
-			b.start()
-			id := b.begin(create, "failed")
-			n := b.waits(id, "b", 0)
-			first := b.token("failed")
-			if err := b.runner.End(t.Context(), first, fault.New(fault.Unavailable, "not now")); err != nil {
-				t.Fatal(err)
-			}
-			b.runner.Notify(id)
-			b.waits(id, "b", n)
-			if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
-				t.Errorf("an attempt that has failed is wanted: %v", err)
-			}
-			if err := b.runner.End(t.Context(), b.token("failed"), fault.New(fault.Exhausted, "no room")); err != nil {
-				t.Fatal(err)
-			}
-			if o := b.ends(id, operation.Failed); o.Error != "no room" || o.ErrorCode != "Exhausted" || events(o) != "a:done b:retry b:failed b:undone a:undone" {
-				t.Errorf("%+v; events %s", o, events(o))
-			}
-			if !strings.HasSuffix(b.j.String(), "b(7) -b -a no room/Exhausted") {
-				t.Errorf("it did %s", &b.j)
-			}
-		})
-		t.Run("while it runs", func(t *testing.T) {
-			b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
-			entered, leave := make(chan struct{}), make(chan struct{})
-			operation.Handle(b.runner, create, b.step("a", func(*operation.Op) error {
-				close(entered)
-				<-leave
-				return operation.WaitFor("", time.Hour)
-			}, nil), b.step("b", nil, nil))
-			b.start()
-			id := b.begin(create, "runs")
-			b.runner.Notify(id)
-			<-entered
-			if err := b.runner.End(t.Context(), b.token("runs"), nil); err != nil {
-				t.Fatal(err)
-			}
-			close(leave)
-			if o := b.ends(id, operation.Succeeded); events(o) != "a:done b:done" {
-				t.Errorf("events %s", events(o))
-			}
-		})
-		t.Run("canceled", func(t *testing.T) {
-			b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
-			operation.Handle(b.runner, create, b.waiting("a"))
-			b.start()
-			id := b.begin(create, "canceled")
-			b.runner.Notify(id)
-			b.waits(id, "a", 0)
-			token := b.token("canceled")
-			if err := b.ops.Cancel(t.Context(), id, "no longer wanted"); err != nil {
-				t.Fatal(err)
-			}
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
+		operation.Handle(b.runner, create, b.waiting("a"), b.waiting("b"))
+		b.start()
+		id := b.begin(create, "done")
+		b.runner.Notify(id)
+		b.waits(id, "a", 0)
+		for _, token := range []string{"", id, id + "/", id + "/-1", id + "/1", id + "/00", "x/0", id + "/0x"} {
 			if err := b.runner.End(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
-				t.Errorf("an operation that is undone: %v", err)
+				t.Errorf("a report with the token %q: %v", token, err)
 			}
+			if err := b.ops.Wanted(t.Context(), token); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("the question with the token %q: %v", token, err)
+			}
+		}
+		if _, err := b.ops.Current(t.Context(), "another"); !errors.Is(err, fault.NotFound) {
+			t.Errorf("a resource without an operation: %v", err)
+		}
+		first := b.token("done")
+		sorry := errors.New("sorry")
+		err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
+			if err := b.runner.End(ctx, first, nil); err != nil {
+				return err
+			}
+			return sorry
 		})
+		if o, showErr := b.ops.Show(t.Context(), id); !errors.Is(err, sorry) || showErr != nil || o.Step != 0 || len(o.Events) != 0 {
+			t.Errorf("a transaction that is rolled back: %v, %+v, %v", err, o, showErr)
+		}
+		if err := b.ops.Wanted(t.Context(), first); err != nil {
+			t.Errorf("the current step is not wanted: %v", err)
+		}
+		for range 2 { // the answer to the first report was lost
+			if err := b.runner.End(t.Context(), first, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
+			t.Errorf("a step that has ended is wanted: %v", err)
+		}
+		b.runner.NotifyResource("done")
+		b.waits(id, "b", 0)
+		second := b.token("done")
+		for range 2 {
+			if err := b.runner.End(t.Context(), second, nil); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if o, err := b.ops.Show(t.Context(), id); err != nil || o.State != operation.Succeeded || events(o) != "a:done b:done" || o.Events[0].Host != "h1" {
+			t.Errorf("the operation after its last step: %+v, %v", o, err)
+		}
+		if err := b.runner.End(t.Context(), first, nil); !errors.Is(err, operation.ErrStale) {
+			t.Errorf("an older report after the end: %v", err)
+		}
+	})
+}
+
+// TestReportFailed: a report with an error fails the step: it is retried if the error is transient, otherwise the steps are undone.
+func TestReportFailed(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		operation.Handle(b.runner, create, b.step("a", nil, func(op *operation.Op) error {
+			b.j.add("%v/%s", op.Err, fault.CodeOf(op.Err))
+			return nil
+		}), b.waiting("b"))
+		b.start()
+		id := b.begin(create, "failed")
+		n := b.waits(id, "b", 0)
+		first := b.token("failed")
+		if err := b.runner.End(t.Context(), first, fault.New(fault.Unavailable, "not now")); err != nil {
+			t.Fatal(err)
+		}
+		b.runner.Notify(id)
+		b.waits(id, "b", n)
+		if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
+			t.Errorf("an attempt that has failed is wanted: %v", err)
+		}
+		if err := b.runner.End(t.Context(), b.token("failed"), fault.New(fault.Exhausted, "no room")); err != nil {
+			t.Fatal(err)
+		}
+		if o := b.ends(id, operation.Failed); o.Error != "no room" || o.ErrorCode != "Exhausted" || events(o) != "a:done b:retry b:failed b:undone a:undone" {
+			t.Errorf("%+v; events %s", o, events(o))
+		}
+		if !strings.HasSuffix(b.j.String(), "b(7) -b -a no room/Exhausted") {
+			t.Errorf("it did %s", &b.j)
+		}
+	})
+}
+
+// TestReportWhileItRuns: a report that comes while the step still runs on its runner ends the step.
+func TestReportWhileItRuns(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
+		entered, leave := make(chan struct{}), make(chan struct{})
+		operation.Handle(b.runner, create, b.step("a", func(*operation.Op) error {
+			close(entered)
+			<-leave
+			return operation.WaitFor("", time.Hour)
+		}, nil), b.step("b", nil, nil))
+		b.start()
+		id := b.begin(create, "runs")
+		b.runner.Notify(id)
+		<-entered
+		if err := b.runner.End(t.Context(), b.token("runs"), nil); err != nil {
+			t.Fatal(err)
+		}
+		close(leave)
+		if o := b.ends(id, operation.Succeeded); events(o) != "a:done b:done" {
+			t.Errorf("events %s", events(o))
+		}
+	})
+}
+
+// TestReportOfCanceled: a report to an operation that is undone is stale.
+func TestReportOfCanceled(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
+		operation.Handle(b.runner, create, b.waiting("a"))
+		b.start()
+		id := b.begin(create, "canceled")
+		b.runner.Notify(id)
+		b.waits(id, "a", 0)
+		token := b.token("canceled")
+		if err := b.ops.Cancel(t.Context(), id, "no longer wanted"); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.runner.End(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
+			t.Errorf("an operation that is undone: %v", err)
+		}
 	})
 }
 
@@ -180,7 +194,7 @@ func TestReport(t *testing.T) {
 // its own changes, refuses the report, or lets the step end as reported.
 func TestReported(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		refuse := true
 		told := b.waiting("b")
@@ -257,14 +271,14 @@ func (b *bench) waitsAtStep(resource, step string, entries int) {
 		if time.Now().After(end) {
 			b.Fatalf("it does not wait at %s: %+v", step, op)
 		}
-		<-time.After(5 * time.Millisecond)
+		waittest.Spend(5 * time.Millisecond)
 	}
 }
 
 // TestReportedUndo: another process can also do the work of undoing, and report its result.
 func TestReportedUndo(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		tokens := make(chan string, 100)
 		operation.Handle(b.runner, create, b.step("a", nil, func(op *operation.Op) error {
@@ -296,7 +310,7 @@ func TestReportedUndo(t *testing.T) {
 // step is undone.
 func TestReportedRetries(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{Poll: 2 * time.Millisecond}) // a poll often comes before the end of a back-off is noticed
 		tokens := make(chan string, 100)
 		operation.Handle(b.runner, create, operation.Step[input]{
@@ -334,7 +348,7 @@ func TestReportedRetries(t *testing.T) {
 // TestCancelOfLaterStep: an operation that a release with more steps has begun is undone from the last step that this one has.
 func TestCancelOfLaterStep(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		operation.Handle(b.runner, create, b.step("a", nil, nil))
 		id := b.begin(create, "r")
@@ -354,6 +368,7 @@ func TestCancelOfLaterStep(t *testing.T) {
 // TestUndoTx: an UndoTx runs exactly once, also after the timeout, and the end of the operation is in the same transaction.
 func TestUndoTx(t *testing.T) {
 	t.Parallel()
+	// Not in a bubble: its clock would stand still while the reader below reads without a pause.
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		tries := 0
@@ -404,7 +419,7 @@ func TestUndoTx(t *testing.T) {
 // TestPurge: operations that ended long enough ago are deleted with their events. Other operations stay.
 func TestPurge(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		operation.Handle(b.runner, create, b.step("a", nil, nil), b.step("b", func(op *operation.Op) error {
 			if op.Resource == "stays" {

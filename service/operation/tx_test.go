@@ -18,7 +18,7 @@ import (
 // TestInTransaction: an operation is begun together with the change in its transaction, or not at all.
 func TestInTransaction(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		boom := errors.New("boom")
 		var id string
@@ -47,7 +47,7 @@ func TestInTransaction(t *testing.T) {
 // TestDoTx: a DoTx takes effect exactly once, and its changes of the data are stored. After an error nothing of it is left.
 func TestDoTx(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		b := newBench(t, d, operation.RunnerConfig{})
 		tries := 0
 		once := operation.Step[input]{Name: "once", DoTx: func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input) error {
@@ -80,7 +80,7 @@ func TestDoTx(t *testing.T) {
 // TestDrain: a draining process releases an operation between two steps, and another process continues it at once.
 func TestDrain(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
 		var f service.Inflight
 		b := newBench(t, d, operation.RunnerConfig{Lease: time.Hour, Inflight: &f})
 		entered := make(chan struct{}, 1)

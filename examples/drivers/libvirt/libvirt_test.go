@@ -21,6 +21,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 const guestID = "11111111-2222-4333-8444-555555555555"
@@ -28,14 +30,13 @@ const guestID = "11111111-2222-4333-8444-555555555555"
 // wait waits until f returns true, because of an event in a guest or in libvirtd.
 func wait(t *testing.T, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(90 * time.Second); !f(); {
-		if time.Now().After(end) {
-			t.Fatalf("waited 90 s for %s", what)
+	if err := waittest.Poll(90*time.Second, func() error {
+		if !f() {
+			return errors.New("not yet")
 		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-t.Context().Done():
-		}
+		return nil
+	}); err != nil {
+		t.Fatalf("waited 90 s for %s: %v", what, err)
 	}
 }
 
@@ -80,9 +81,8 @@ func TestGuest(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it boots guests; make test runs it")
 	}
-	lv := envtest.Libvirt(t)
-	dir := filepath.Join(t.TempDir(), "instances")
-	opts := options(t, map[string]string{"connection_uri": lv.URL, "images_path": images(t), "dir": dir, "vnc_listen": "none", "wait_soft_reboot_seconds": "60"})
+	g := &guest{T: t, lv: envtest.Libvirt(t), dir: filepath.Join(t.TempDir(), "instances"), heard: make(chan compute.Event, 100), ended: make(chan error, 1)}
+	opts := options(t, map[string]string{"connection_uri": g.lv.URL, "images_path": images(t), "dir": g.dir, "vnc_listen": "none", "wait_soft_reboot_seconds": "60"})
 	d, err := libvirt.Open(t.Context(), opts)
 	if err != nil {
 		t.Fatal(err)
@@ -90,141 +90,184 @@ func TestGuest(t *testing.T) {
 	defer d.Close()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
-	const id = guestID
-	must := func(what string, err error) {
-		t.Helper()
-		if err != nil {
-			t.Fatalf("%s: %v", what, err)
-		}
-	}
-	heard := make(chan compute.Event, 100)
-	ended := make(chan error, 1)
+	g.d, g.ctx = d, ctx
 	go func() {
-		ended <- d.Events(ctx, func(e compute.Event) error { heard <- e; return nil })
+		g.ended <- d.Events(ctx, func(e compute.Event) error { g.heard <- e; return nil })
 	}()
-	hears := func(want compute.EventType) {
-		t.Helper()
-		for timeout := time.After(10 * time.Second); ; {
-			select {
-			case e := <-heard:
-				if e.Type == want {
-					return
-				}
-			case <-timeout:
-				t.Fatalf("no event %s within 10 s", want)
+	g.hears(compute.EventBegan)
+	g.testSpawn()
+	g.testReboot()
+	g.testResize()
+	g.testCrash()
+	g.testRestart()
+	g.testForeign()
+	g.testDestroy()
+}
+
+// guest is a real guest of a libvirtd of its own.
+type guest struct {
+	*testing.T
+
+	ctx   context.Context //nolint:containedctx // it bounds the whole test
+	d     compute.Driver
+	lv    *testenv.Service
+	dir   string // of the driver's files
+	heard chan compute.Event
+	ended chan error // receives the result of Events
+}
+
+func (g *guest) must(what string, err error) {
+	g.Helper()
+	if err != nil {
+		g.Fatalf("%s: %v", what, err)
+	}
+}
+
+// hears waits for an event, and drops the events before it.
+func (g *guest) hears(want compute.EventType) {
+	g.Helper()
+	for timeout := time.After(10 * time.Second); ; {
+		select {
+		case e := <-g.heard:
+			if e.Type == want {
+				return
 			}
+		case <-timeout:
+			g.Fatalf("no event %s within 10 s", want)
 		}
 	}
-	hears(compute.EventBegan)
+}
 
-	must("spawn", d.Spawn(ctx, compute.Spec{ID: id, Name: "real <guest> & \"more\"", ImageRef: "guest", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 128, DiskGiB: 1}}))
-	hears(compute.EventStarted)
-	wait(t, "the guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 1 CPUs") })
-	if last := console(t, d, 1); strings.Contains(last, "Linux version") || strings.Count(last, "\n") > 1 {
-		t.Errorf("the last line is %q", last)
+// testSpawn: a guest boots, and its console is read.
+func (g *guest) testSpawn() {
+	g.Helper()
+	g.must("spawn", g.d.Spawn(g.ctx, compute.Spec{ID: guestID, Name: "real <guest> & \"more\"", ImageRef: "guest", Resources: compute.Resources{VCPUs: 1, MemoryMiB: 128, DiskGiB: 1}}))
+	g.hears(compute.EventStarted)
+	wait(g.T, "the guest to be ready", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready: 1 CPUs") })
+	if last := console(g.T, g.d, 1); strings.Contains(last, "Linux version") || strings.Count(last, "\n") > 1 {
+		g.Errorf("the last line is %q", last)
 	}
-	if i, err := d.Get(ctx, id); err != nil || i.Name != "real <guest> & \"more\"" {
-		t.Errorf("get: %+v, %v", i, err)
+	if i, err := g.d.Get(g.ctx, guestID); err != nil || i.Name != "real <guest> & \"more\"" {
+		g.Errorf("get: %+v, %v", i, err)
 	}
+}
 
-	// A soft reboot and a shutdown are done by the guest itself.
+// testReboot: a soft reboot and a shutdown are done by the guest itself.
+func (g *guest) testReboot() {
+	g.Helper()
 	began := time.Now()
-	must("soft reboot", d.Reboot(ctx, id, false))
+	g.must("soft reboot", g.d.Reboot(g.ctx, guestID, false))
 	if took := time.Since(began); took > 50*time.Second {
-		t.Errorf("the guest did not hear the soft reboot: it took %v", took)
+		g.Errorf("the guest did not hear the soft reboot: it took %v", took)
 	}
-	wait(t, "the guest to be ready again", func() bool { return strings.Contains(console(t, d, 0), "guest ready") })
-	must("power off", d.PowerOff(ctx, id, 60*time.Second))
-	if log := console(t, d, 0); !strings.Contains(log, "guest powers off") {
-		t.Errorf("it did not shut down by itself: %s", log[max(0, len(log)-200):])
+	wait(g.T, "the guest to be ready again", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready") })
+	g.must("power off", g.d.PowerOff(g.ctx, guestID, 60*time.Second))
+	if log := console(g.T, g.d, 0); !strings.Contains(log, "guest powers off") {
+		g.Errorf("it did not shut down by itself: %s", log[max(0, len(log)-200):])
 	}
+}
 
-	// The guest is resized, reverted, and resized again. Each time the disk has the right size.
-	disk := filepath.Join(dir, id, "disk.qcow2")
+// testResize: the guest is resized, reverted, and resized again. Each time the disk has the right size.
+func (g *guest) testResize() {
+	g.Helper()
+	disk := filepath.Join(g.dir, guestID, "disk.qcow2")
 	size := func() int64 {
-		t.Helper()
-		out, err := exec.CommandContext(ctx, "qemu-img", "info", "-U", "--output=json", disk).Output()
+		g.Helper()
+		out, err := exec.CommandContext(g.ctx, "qemu-img", "info", "-U", "--output=json", disk).Output()
 		var info struct {
 			Size int64 `json:"virtual-size"`
 		}
-		must("qemu-img info", errors.Join(err, json.Unmarshal(out, &info)))
+		g.must("qemu-img info", errors.Join(err, json.Unmarshal(out, &info)))
 		return info.Size >> 30
 	}
 	was, err := os.Stat(disk)
-	must("look at the disk", err)
+	g.must("look at the disk", err)
 	bigger := compute.Resources{VCPUs: 2, MemoryMiB: 256, DiskGiB: 2}
-	must("resize", d.Resize(ctx, id, bigger))
-	must("power on", d.PowerOn(ctx, id))
-	wait(t, "the bigger guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 2 CPUs, 2") })
-	must("power off", d.PowerOff(ctx, id, 0))
+	g.must("resize", g.d.Resize(g.ctx, guestID, bigger))
+	g.must("power on", g.d.PowerOn(g.ctx, guestID))
+	wait(g.T, "the bigger guest to be ready", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready: 2 CPUs, 2") })
+	g.must("power off", g.d.PowerOff(g.ctx, guestID, 0))
 	if got := size(); got != 2 {
-		t.Errorf("resized, its disk has %d GiB", got)
+		g.Errorf("resized, its disk has %d GiB", got)
 	}
-	must("revert", d.RevertResize(ctx, id))
+	g.must("revert", g.d.RevertResize(g.ctx, guestID))
 	if is, err := os.Stat(disk); err != nil || !os.SameFile(was, is) || size() != 1 {
-		t.Errorf("reverted, the disk is not what it was: %v, %d GiB", err, size())
+		g.Errorf("reverted, the disk is not what it was: %v, %d GiB", err, size())
 	}
-	must("power on", d.PowerOn(ctx, id))
-	wait(t, "the old guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 1 CPUs") })
-	must("power off", d.PowerOff(ctx, id, 0))
-	must("resize", d.Resize(ctx, id, bigger))
-	must("power on", d.PowerOn(ctx, id))
-	must("confirm", d.ConfirmResize(ctx, id))
-	must("revert after it is confirmed", d.RevertResize(ctx, id))
-	wait(t, "the bigger guest to be ready", func() bool { return strings.Contains(console(t, d, 0), "guest ready: 2 CPUs, 2") })
+	g.must("power on", g.d.PowerOn(g.ctx, guestID))
+	wait(g.T, "the old guest to be ready", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready: 1 CPUs") })
+	g.must("power off", g.d.PowerOff(g.ctx, guestID, 0))
+	g.must("resize", g.d.Resize(g.ctx, guestID, bigger))
+	g.must("power on", g.d.PowerOn(g.ctx, guestID))
+	g.must("confirm", g.d.ConfirmResize(g.ctx, guestID))
+	g.must("revert after it is confirmed", g.d.RevertResize(g.ctx, guestID))
+	wait(g.T, "the bigger guest to be ready", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready: 2 CPUs, 2") })
 	if got := size(); got != 2 {
-		t.Errorf("confirmed, its disk has %d GiB", got)
+		g.Errorf("confirmed, its disk has %d GiB", got)
 	}
+}
 
-	// The guest's process dies.
-	for len(heard) > 0 {
-		<-heard
+// testCrash: the guest's process dies.
+func (g *guest) testCrash() {
+	g.Helper()
+	for len(g.heard) > 0 {
+		<-g.heard
 	}
-	must("kill QEMU", syscall.Kill(qemu(t), syscall.SIGKILL))
-	hears(compute.EventCrashed)
-	if p := power(t, d); p != compute.Crashed {
-		t.Errorf("after its QEMU was killed it is %v", p)
+	g.must("kill QEMU", syscall.Kill(qemu(g.T), syscall.SIGKILL))
+	g.hears(compute.EventCrashed)
+	if p := power(g.T, g.d); p != compute.Crashed {
+		g.Errorf("after its QEMU was killed it is %v", p)
 	}
-	must("power on", d.PowerOn(ctx, id))
-	if p := power(t, d); p != compute.Running {
-		t.Errorf("started again it is %v", p)
+	g.must("power on", g.d.PowerOn(g.ctx, guestID))
+	if p := power(g.T, g.d); p != compute.Running {
+		g.Errorf("started again it is %v", p)
 	}
+}
 
-	// libvirtd dies, and comes back.
-	pid := qemu(t)
-	lv.Kill()
-	if err := <-ended; fault.CodeOf(err) != fault.Unavailable {
-		t.Errorf("the stream of events without libvirtd: %v", err)
+// testRestart: libvirtd dies, and comes back.
+func (g *guest) testRestart() {
+	g.Helper()
+	pid := qemu(g.T)
+	g.lv.Kill()
+	if err := <-g.ended; fault.CodeOf(err) != fault.Unavailable {
+		g.Errorf("the stream of events without libvirtd: %v", err)
 	}
-	if _, err := d.Get(ctx, id); fault.CodeOf(err) != fault.Unavailable && fault.CodeOf(err) != fault.Unknown {
-		t.Errorf("get without libvirtd: %v", err)
+	if _, err := g.d.Get(g.ctx, guestID); fault.CodeOf(err) != fault.Unavailable && fault.CodeOf(err) != fault.Unknown {
+		g.Errorf("get without libvirtd: %v", err)
 	}
-	must("restart of libvirtd", lv.Restart(ctx))
-	wait(t, "libvirtd to be used again", func() bool { _, err := d.Get(ctx, id); return err == nil })
-	if p := power(t, d); p != compute.Running || qemu(t) != pid {
-		t.Errorf("after a restart of libvirtd it is %v, in process %d; it was in %d", p, qemu(t), pid)
+	g.must("restart of libvirtd", g.lv.Restart(g.ctx))
+	wait(g.T, "libvirtd to be used again", func() bool { _, err := g.d.Get(g.ctx, guestID); return err == nil })
+	if p := power(g.T, g.d); p != compute.Running || qemu(g.T) != pid {
+		g.Errorf("after a restart of libvirtd it is %v, in process %d; it was in %d", p, qemu(g.T), pid)
 	}
+}
 
-	// Guests that the driver has not created are neither listed nor changed.
+// testForeign: guests that the driver has not created are neither listed nor changed.
+func (g *guest) testForeign() {
+	g.Helper()
 	other := `<domain type="qemu"><name>other</name><uuid>99999999-2222-4333-8444-555555555555</uuid><memory unit="MiB">16</memory><os><type>hvm</type></os></domain>`
-	file := filepath.Join(t.TempDir(), "other.xml")
-	must("write", os.WriteFile(file, []byte(other), 0o600))
-	if out, err := exec.CommandContext(ctx, "virsh", "-c", lv.URL, "define", file).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
+	file := filepath.Join(g.TempDir(), "other.xml")
+	g.must("write", os.WriteFile(file, []byte(other), 0o600))
+	if out, err := exec.CommandContext(g.ctx, "virsh", "-c", g.lv.URL, "define", file).CombinedOutput(); err != nil {
+		g.Fatalf("%v: %s", err, out)
 	}
-	if list, err := d.List(ctx); err != nil || len(list) != 1 || list[0].ID != id {
-		t.Errorf("list: %+v, %v", list, err)
+	if list, err := g.d.List(g.ctx); err != nil || len(list) != 1 || list[0].ID != guestID {
+		g.Errorf("list: %+v, %v", list, err)
 	}
-	if err := d.Destroy(ctx, "99999999-2222-4333-8444-555555555555"); fault.CodeOf(err) != fault.Conflict {
-		t.Errorf("destroy of another's guest: %v", err)
+	if err := g.d.Destroy(g.ctx, "99999999-2222-4333-8444-555555555555"); fault.CodeOf(err) != fault.Conflict {
+		g.Errorf("destroy of another's guest: %v", err)
 	}
+}
 
-	must("destroy", d.Destroy(ctx, id))
-	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 || left[0].Name() != "_base" { // the cache of images
-		t.Errorf("files are left: %v, %v", left, err)
+// testDestroy: nothing is left but the cache of images, and guests of others.
+func (g *guest) testDestroy() {
+	g.Helper()
+	g.must("destroy", g.d.Destroy(g.ctx, guestID))
+	if left, err := os.ReadDir(g.dir); err != nil || len(left) != 1 || left[0].Name() != "_base" { // the cache of images
+		g.Errorf("files are left: %v, %v", left, err)
 	}
-	if out, err := exec.CommandContext(ctx, "virsh", "-c", lv.URL, "list", "--all", "--name").CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "other" {
-		t.Errorf("libvirt has %q, %v", out, err)
+	if out, err := exec.CommandContext(g.ctx, "virsh", "-c", g.lv.URL, "list", "--all", "--name").CombinedOutput(); err != nil || strings.TrimSpace(string(out)) != "other" {
+		g.Errorf("libvirt has %q, %v", out, err)
 	}
 }
 

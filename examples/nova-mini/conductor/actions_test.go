@@ -8,6 +8,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestActions: after an action that failed or timed out the server keeps its state and gets a fault; after a resize that
@@ -130,10 +131,5 @@ func TestActions(t *testing.T) {
 // waitsFor waits until a server's operation waits for the compute service.
 func (b *bench) waitsFor(id string) {
 	b.Helper()
-	for end := time.Now().Add(20 * time.Second); b.operation(id).Owner != ""; {
-		if time.Now().After(end) {
-			b.Fatalf("it does not wait: %+v", b.operation(id))
-		}
-		<-time.After(5 * time.Millisecond)
-	}
+	waittest.Until(b, "an operation that waits for a report", func() bool { return b.operation(id).Owner == "" })
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/scheduler"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/service/operation"
@@ -37,10 +38,14 @@ type bench struct {
 	cfg      conductor.Config
 }
 
-// each runs f on every database. Host h1 has room for two servers.
+// poll is how often a conductor polls the database.
+const poll = 20 * time.Millisecond
+
+// each runs f on every database: on SQLite in a bubble of testing/synctest, on MariaDB in real time, because its leases, delays and
+// heartbeats go by the clock of its server. Host h1 has room for two servers.
 func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 	t.Helper()
-	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
+	dbtest.EachInBubble(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
 		cfg := cfg // each database has its own
 		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10), acts: make(chan compute.ActRequest, 100)}
@@ -53,7 +58,7 @@ func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 			t.Fatal(err)
 		}
 		cfg.Store, cfg.Client, cfg.Ratios, cfg.Logger = b.store, client, store.Ratios{CPU: 1, RAM: 1, Disk: 1}, quiet
-		cfg.Host, cfg.Poll = "c", 20*time.Millisecond
+		cfg.Host, cfg.Poll = "c", poll
 		b.cfg = cfg
 		b.svc = conductor.New(cfg)
 		for _, s := range []struct {
@@ -183,16 +188,19 @@ func (b *bench) operation(id string) *operation.Operation {
 // waits waits until a server's operation waits for a report or a delay, and returns it.
 func (b *bench) waits(id string) *operation.Operation {
 	b.Helper()
-	for end := time.Now().Add(20 * time.Second); ; {
-		o := b.operation(id)
-		if o.Owner == "" && len(o.Events) > 0 {
-			return o
-		}
-		if time.Now().After(end) {
-			b.Fatalf("it does not wait: %+v", o)
-		}
-		<-time.After(5 * time.Millisecond)
-	}
+	var o *operation.Operation
+	waittest.Until(b, "an operation that waits for a report or a delay", func() bool {
+		o = b.operation(id)
+		return o.Owner == "" && len(o.Events) > 0
+	})
+	return o
+}
+
+// polls lets the conductor poll the database a few times. In a bubble that takes no time, and all that the conductor does then is
+// done; on a server it takes real time.
+func (b *bench) polls() {
+	b.Helper()
+	waittest.Pass(b, 5*poll, "the conductor polls the database")
 }
 
 func events(o *operation.Operation) string {
@@ -244,12 +252,7 @@ func (b *bench) token(id string) string {
 // settle waits until a server has no task.
 func (b *bench) settle(id string) {
 	b.Helper()
-	for end := time.Now().Add(20 * time.Second); b.server(id).TaskState != nil; {
-		if time.Now().After(end) {
-			b.Fatalf("the server still has the task %s", b.server(id).Task())
-		}
-		<-time.After(5 * time.Millisecond)
-	}
+	waittest.Until(b, "a server without a task", func() bool { return b.server(id).TaskState == nil })
 }
 
 func (b *bench) unclaimed() {
@@ -263,17 +266,14 @@ func (b *bench) unclaimed() {
 // expireStep makes the current step of a server's operation time out, and waits until the server has no task.
 func (b *bench) expireStep(id string) {
 	b.Helper()
-	for end := time.Now().Add(20 * time.Second); b.server(id).TaskState != nil; {
-		if time.Now().After(end) {
-			b.Fatalf("the server still has the task %s", b.server(id).Task())
-		}
+	waittest.Until(b, "a server without a task", func() bool {
 		// A runner that has the operation writes its own time over this one.
 		if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET step_deadline_at = ? WHERE active = ? AND owner = ''`, time.Now().UTC().Add(-2*time.Hour), id); err != nil {
 			b.Fatal(err)
 		}
 		b.svc.Runner.NotifyResource(id)
-		<-time.After(5 * time.Millisecond)
-	}
+		return b.server(id).TaskState == nil
+	})
 }
 
 // down sets a host's last heartbeat to an hour ago.

@@ -13,6 +13,7 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -26,7 +27,7 @@ func TestLostMessages(t *testing.T) {
 		id := b.add() // the conductor is not notified
 		first := get(b, b.builds)
 		b.waits(id)
-		<-time.After(100 * time.Millisecond) // a few polls
+		b.polls()
 		if len(b.builds) != 0 {
 			b.Error("the worker was told again before its time")
 		}
@@ -64,7 +65,7 @@ func TestDeadConductor(t *testing.T) {
 		b.addHost("h2") // empty, and so the better one
 		b.start()
 		b.wake(id)
-		<-time.After(100 * time.Millisecond) // a few polls
+		b.polls()
 		if len(b.builds) != 0 {
 			b.Error("a leased operation was touched")
 		}
@@ -175,15 +176,10 @@ func TestTimeouts(t *testing.T) {
 			b.Fatal(err)
 		}
 		b.wake(id)
-		for end := time.Now().Add(20 * time.Second); ; {
-			if _, err := b.store.Server(b.Context(), id); errors.Is(err, fault.NotFound) {
-				break
-			}
-			if time.Now().After(end) {
-				b.Fatal("a server without a host is not deleted")
-			}
-			<-time.After(5 * time.Millisecond)
-		}
+		waittest.Until(b, "a server without a host that is deleted", func() bool {
+			_, err := b.store.Server(b.Context(), id)
+			return errors.Is(err, fault.NotFound)
+		})
 	})
 }
 
@@ -245,7 +241,7 @@ func TestManyConductors(t *testing.T) {
 		wg.Wait()
 		r := get(b, b.builds)
 		b.waits(id)
-		<-time.After(100 * time.Millisecond)
+		b.polls()
 		// A conductor that was notified while it ran looks once more. It repeats the request of the same attempt.
 		for len(b.builds) > 0 {
 			if more := get(b, b.builds); more.Token != r.Token {

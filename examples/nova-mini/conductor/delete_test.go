@@ -2,13 +2,14 @@ package conductor_test
 
 import (
 	"errors"
+	"fmt"
 	"testing"
-	"time"
 
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/conductor"
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/service/operation"
 )
 
@@ -67,19 +68,13 @@ func TestRetryOfDeleted(t *testing.T) {
 		b.start()
 		ended := func(op string) {
 			b.Helper()
-			for end := time.Now().Add(20 * time.Second); ; {
+			waittest.Succeeds(b, "the end of operation "+op, func() error {
 				o, err := b.store.Operations().Show(b.Context(), op)
-				if err != nil {
-					b.Fatal(err)
+				if err == nil && !o.State.Ended() {
+					err = fmt.Errorf("it has not ended: %+v", o)
 				}
-				if o.State.Ended() {
-					return
-				}
-				if time.Now().After(end) {
-					b.Fatalf("it does not end: %+v", o)
-				}
-				<-time.After(5 * time.Millisecond)
-			}
+				return err
+			})
 		}
 		list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Kind: store.Delete.Name})
 		if err != nil || len(list) != 1 {

@@ -55,6 +55,7 @@ func (n *need) url(c *cloud) *url.URL {
 // and the log has one warning with the option. The service becomes ready when the broker or database is up.
 func TestAwayAtStart(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	for _, n := range needs {
 		t.Run(n.name, func(t *testing.T) {
 			t.Parallel()
@@ -119,6 +120,7 @@ func TestAwayAtStart(t *testing.T) {
 // option and the address, but not the password.
 func TestRefusedLogin(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, "")
 	const password = "hunter2hunter2"
 	for _, n := range needs {
@@ -145,6 +147,7 @@ func TestRefusedLogin(t *testing.T) {
 // Keystone rejects the login, the service ends at once, with the option in the last line.
 func TestKeystoneAtStart(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	ks := keystonetest.Start(t)
 	ks.Role("service")
 	ks.Grant(ks.User("nova"), "service", gophercloud.AuthScope{ProjectID: ks.Project("service")})

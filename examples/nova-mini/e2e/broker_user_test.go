@@ -37,6 +37,7 @@ func permissions(t *testing.T, exchange, host string) []string {
 // builds and destroys servers, but cannot read messages for another host.
 func TestBrokerUsers(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	broker := envtest.RabbitMQ(t)
 	c := newCloudOn(t, "", envtest.URL(t, testenv.MySQLVar), broker.URL)
 	as := func(user string) string {

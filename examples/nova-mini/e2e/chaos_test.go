@@ -21,6 +21,7 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 
 	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // hole is a proxy before a service that at times swallows all bytes without closing connections.
@@ -87,7 +88,7 @@ func (h *hole) swallow(d time.Duration) {
 	gate := make(chan struct{})
 	h.gate = gate
 	h.mu.Unlock()
-	<-time.After(d)
+	waittest.Spend(d)
 	close(gate)
 }
 
@@ -312,7 +313,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alo
 		return func() {
 			t.Logf("the %s is killed, and away for 10 s", what)
 			kill()
-			<-time.After(10 * time.Second)
+			waittest.Spend(10 * time.Second)
 			if err := again(t.Context()); err != nil {
 				t.Errorf("the %s does not come back: %v", what, err)
 			}
@@ -327,7 +328,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alo
 			if err := p.Signal(syscall.SIGSTOP); err != nil {
 				t.Errorf("pause: %v", err)
 			}
-			<-time.After(20 * time.Second)
+			waittest.Spend(20 * time.Second)
 			if err := p.Signal(syscall.SIGCONT); err != nil {
 				t.Errorf("it ended while it was paused: %v", err)
 			}
@@ -360,7 +361,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alo
 			}
 		})
 	}
-	<-time.After(whole)
+	waittest.Pass(t, whole, "the cloud is disturbed")
 	end()
 	disturbing.Wait()
 	for host := range chaosServices { // all run again
@@ -395,9 +396,9 @@ func (c *chaos) judge(begin time.Time) {
 		if err == nil && stuck == 0 || time.Now().After(end) {
 			break
 		}
-		<-time.After(time.Second)
+		waittest.Spend(time.Second)
 	}
-	<-time.After(3 * time.Second) // time for the drivers to remove the files of the last deleted servers
+	waittest.Pass(c, 3*time.Second, "drivers remove the files of the last deleted servers")
 	lost, broken := 0, 0
 	placed := map[string]string{}
 	for id := range c.accepted {

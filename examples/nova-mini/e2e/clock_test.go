@@ -87,6 +87,7 @@ func moved(mono int64) int64 {
 // the running services are up.
 func TestClocks(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	program, err := moved()
 	if err != nil {
 		t.Fatal(err)

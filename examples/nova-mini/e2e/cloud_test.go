@@ -123,6 +123,14 @@ func (b *safeBuffer) String() string {
 	return b.buf.String()
 }
 
+// scenario skips a test of whole processes with -short. TestStatements, which runs all services in one process, stays.
+func scenario(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("whole processes: left out with -short")
+	}
+}
+
 // newCloud creates a database and a configuration file, as an operator would.
 func newCloud(t testing.TB, extra string) *cloud {
 	t.Helper()

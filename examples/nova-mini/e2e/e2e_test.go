@@ -26,6 +26,7 @@ import (
 // drivers and with driver programs.
 func TestCloud(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	for name, env := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -122,6 +123,7 @@ func (c *cloud) allUp(cl *gophercloud.ServiceClient) {
 // processes have been started again.
 func TestDrain(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, "")
 	hosts := []string{"node-1", "node-2", "node-3"}
 	all := []struct{ service, host string }{
@@ -203,6 +205,7 @@ func TestDrain(t *testing.T) {
 // the text of its fault counts the rejection reasons.
 func TestReschedule(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, "")
 	for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}, {"compute", "node-2"}, {"compute", "node-3"}, {"compute", "node-4"}} {
 		c.start(s[0], s[1])
@@ -249,6 +252,7 @@ func TestReschedule(t *testing.T) {
 // service, and the build succeeds on the same host. A server that the driver cannot build is built on another host.
 func TestDriverCrashes(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, withSim(t, "plugin_max_crashes = 1000\n"))
 	for _, s := range [][2]string{{"api", "api-1"}, {"conductor", "c-1"}, {"scheduler", "s-1"}, {"compute", "node-1"}, {"compute", "node-2"}} {
 		c.start(s[0], s[1])

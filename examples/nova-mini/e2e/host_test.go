@@ -88,6 +88,7 @@ func (n *node) refused(holder *node) {
 // removed the old one.
 func TestHostOfTwo(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	for name, env := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -180,6 +181,7 @@ func TestHostOfTwo(t *testing.T) {
 // pause it receives no message, and ends with exit code 1 and a last line that names the new owner.
 func TestHostReplaced(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	for name, env := range map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -227,6 +229,7 @@ func TestHostReplaced(t *testing.T) {
 // TestHostKeptInOutage: while the broker restarts, no process has consumers. A waiting clone does not get the host.
 func TestHostKeptInOutage(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	broker := envtest.NATS(t)
 	c := newCloudOn(t, "", envtest.URL(t, testenv.MySQLVar), broker.URL)
 	for _, s := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}} {
@@ -273,6 +276,7 @@ func TestHostKeptInOutage(t *testing.T) {
 // ready and gives the reason. A process that replaces a killed one is ready.
 func TestHostAllInOne(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, "")
 	if err := os.WriteFile(c.conf, []byte("[DEFAULT]\nosapi_compute_listen_port = 0\n"), 0o600); err != nil {
 		t.Fatal(err)
@@ -296,6 +300,7 @@ func TestHostAllInOne(t *testing.T) {
 // receives no message. It becomes ready when the driver answers.
 func TestDeafDriver(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, withSim(t, "fault_info = fail 4\n"))
 	for _, s := range [][2]string{{"conductor", "c-1"}, {"scheduler", "s-1"}} {
 		c.start(s[0], s[1])
@@ -329,6 +334,7 @@ func TestDeafDriver(t *testing.T) {
 // TestSignalWhileDriverStarts: SIGTERM while a driver's program starts ends the service at once. No process is left.
 func TestSignalWhileDriverStarts(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	plugins, temp := t.TempDir(), t.TempDir()
 	ran := filepath.Join(temp, "ran")
 	if err := os.WriteFile(filepath.Join(plugins, "armature-compute-slow"), []byte("#!/bin/sh\necho $$ > "+ran+"\nexec sleep 1000\n"), 0o755); err != nil {

@@ -23,6 +23,7 @@ import (
 // service in Keystone's catalog.
 func TestIdentity(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	ks := keystonetest.Start(t)
 	ks.Role("service")
 	in := func(project string) gophercloud.AuthScope { return gophercloud.AuthScope{ProjectID: project} }

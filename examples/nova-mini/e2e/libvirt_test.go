@@ -22,6 +22,7 @@ import (
 // its deletion libvirt has no domain and the disk no file of the server.
 func TestLibvirt(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	lv := envtest.Libvirt(t)
 	plugins, images := filepath.Join(t.TempDir(), "plugins"), t.TempDir()
 	if err := compile(filepath.Join(plugins, "armature-compute-libvirt"), "../../drivers/libvirt/armature-compute-libvirt", "-tags", "libvirt_dlopen"); err != nil {

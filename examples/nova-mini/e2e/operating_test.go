@@ -23,6 +23,7 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/keystonetest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestOperatingFile: with the file in docs/operating.md, changed only in addresses and paths, all services run side by side
@@ -30,6 +31,7 @@ import (
 // mistyped command line exits with 2.
 func TestOperatingFile(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	guide, err := os.ReadFile("../../../docs/operating.md")
 	if err != nil {
 		t.Fatal(err)
@@ -166,6 +168,7 @@ func TestOperatingFile(t *testing.T) {
 // that need systemd, or that create a user of the machine, are left out.
 func TestInstalling(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	raw, err := os.ReadFile("../../../docs/operating.md")
 	if err != nil {
 		t.Fatal(err)
@@ -303,11 +306,13 @@ func startUnits(t *testing.T, unit, guide, dir string, env []string) {
 			said = string(buf[:n])
 		}
 		named := func() bool { return strings.Contains(log.String(), "msg=ready service="+name[1]+" ") }
-		for end := time.Now().Add(5 * time.Second); !named() && time.Now().Before(end); { // the log comes through a pipe
-			<-time.After(10 * time.Millisecond)
-		}
-		if !named() {
-			t.Errorf("the log of %s does not have its name:\n%s", name[1], log)
+		if err := waittest.Poll(5*time.Second, func() error { // the log comes through a pipe
+			if named() {
+				return nil
+			}
+			return fmt.Errorf("the log of %s does not have its name:\n%s", name[1], log)
+		}); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -60,6 +60,7 @@ func databaseAway() time.Duration {
 // and no message is dead-lettered, although ten delivery attempts would take only 34 s.
 func TestOutage(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	for _, tt := range []struct {
 		name string
 		kill func(broker, database *testenv.Service) *testenv.Service
@@ -154,6 +155,7 @@ func TestOutage(t *testing.T) {
 // nothing.
 func TestBadInput(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, "")
 	cl := c.client(c.start("api", "api-1"))
 	base := strings.TrimSuffix(cl.Endpoint, "/v2.1/")
@@ -225,6 +227,7 @@ func TestBadInput(t *testing.T) {
 // TestMicroversions: only microversion 2.1 is supported, and the replies say so.
 func TestMicroversions(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, "")
 	cl := c.client(c.start("api", "api-1"))
 	for _, tt := range []struct {

@@ -109,6 +109,7 @@ func (b *balancer) do(ctx context.Context, method, path, body string, want int) 
 // fails, and every accepted server is built.
 func TestRollingRestart(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	c := newCloud(t, "drain_delay = 1\n[driver_fake]\nvcpus = 10000\nmemory_mib = 10000000\ndisk_gib = 100000\n")
 	for _, p := range [][2]string{{"conductor", "c-1"}, {"conductor", "c-2"}, {"scheduler", "s-1"}, {"compute", "node-1"}} {
 		c.start(p[0], p[1])

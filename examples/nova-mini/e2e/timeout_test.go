@@ -5,12 +5,15 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // TestAwayLongerThanBuildTimeout: during twelve builds the compute services, or the conductors, are stopped for longer than
 // the build timeout. Every server ends ACTIVE, or in ERROR and removed from its host.
 func TestAwayLongerThanBuildTimeout(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	const timeout = 8 * time.Second
 	for _, tt := range []struct {
 		name    string
@@ -44,13 +47,13 @@ func TestAwayLongerThanBuildTimeout(t *testing.T) {
 				}
 				return nil
 			})
-			<-time.After(time.Second) // in the middle of Spawn
+			waittest.Pass(t, time.Second, "the middle of Spawn comes")
 			for _, v := range tt.victims {
 				if err := c.procs[v[1]].Signal(tt.signal); err != nil {
 					t.Fatal(err)
 				}
 			}
-			<-time.After(timeout + 4*time.Second)
+			waittest.Pass(t, timeout+4*time.Second, "services are away for longer than the build timeout, by the database's clock")
 			for _, v := range tt.victims {
 				if tt.signal == syscall.SIGKILL {
 					<-c.procs[v[1]].Done()

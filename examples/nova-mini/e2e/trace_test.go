@@ -65,6 +65,7 @@ func (c *collected) below(trace string) []string {
 // to the host. The logs of all services have the trace's and the request's id.
 func TestTraces(t *testing.T) {
 	t.Parallel()
+	scenario(t)
 	got := &collected{spans: map[string]*otlp.Span{}}
 	srv := httptest.NewServer(got)
 	defer srv.Close()

@@ -2,6 +2,7 @@ package store_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"strings"
 	"testing"
@@ -35,6 +36,19 @@ func TestActions(t *testing.T) {
 		place(t, s, d, id, "h1")
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
 		over(ctx, t, d)
+		for _, tt := range []struct{ host, vmState, id, want string }{
+			{"", store.Error, id, "Cannot 'stop' instance " + id + " while it is in vm_state error"},
+			{"", store.Stopped, id, "Cannot 'stop' instance " + id + " while it is in vm_state stopped"},
+			{"h1", store.Stopped, id, "Cannot 'stop' instance " + id + " while it is in vm_state stopped"},
+			{"h1", store.Active, "none", "Instance none could not be found."},
+		} {
+			if _, err := d.ExecContext(ctx, `UPDATE servers SET host = ?, vm_state = ?`, sql.NullString{String: tt.host, Valid: tt.host != ""}, tt.vmState); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.BeginAction(ctx, tt.id, compute.Stop); err == nil || err.Error() != tt.want {
+				t.Errorf("stop of a server on %q in %s: %v, want %s", tt.host, tt.vmState, err, tt.want)
+			}
+		}
 		for _, tt := range []struct {
 			from   string
 			action compute.Action

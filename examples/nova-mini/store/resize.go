@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -109,13 +110,38 @@ func (s *Store) PrepareAction(ctx context.Context, id string, a compute.Action, 
 
 // checkAction returns Conflict, with Nova's text, if a server's state does not allow an action.
 func checkAction(srv *Server, a compute.Action) error {
-	if d := actions[a]; srv.Host == nil || !slices.Contains(d.from, srv.VMState) {
-		return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", d.name, srv.ID, srv.VMState)
+	if srv.Host == nil || !slices.Contains(actions[a].from, srv.VMState) {
+		return wrongState(srv.ID, a, srv.VMState)
 	}
 	return nil
 }
 
+func wrongState(id string, a compute.Action, vmState string) error {
+	return fault.New(fault.Conflict, "Cannot '%s' instance %s while it is in vm_state %s", actions[a].name, id, vmState)
+}
+
+// touchServer sets the time of a server's last change if the server's state allows the action, which the database checks in the
+// same statement. Its errors are those of checkAction, and NotFound.
+func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action) error {
+	err := db.UpdateIf(ctx, tx, db.Update{
+		Table: "servers", Key: db.Values{"id": id},
+		If:  db.Values{"vm_state": actions[a].from, "host": db.NotNull},
+		Set: db.Values{"updated_at": db.Expr("UTC_TIMESTAMP(6)")},
+	})
+	switch {
+	case errors.Is(err, fault.NotFound):
+		return notFound(id)
+	case errors.Is(err, fault.Conflict): // the row's vm_state if it is the reason; otherwise the server has no host, and so it is in ERROR
+		return wrongState(id, a, cmp.Or(fault.From(err).Meta["vm_state"], Error))
+	}
+	return err
+}
+
+// prepareAction checks that a server's state allows an action. For a resize it also claims the resources for both sizes.
 func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData) error {
+	if data.Resize == nil {
+		return s.touchServer(ctx, tx, id, a)
+	}
 	srv, err := s.lockServer(ctx, tx, id)
 	if err == nil {
 		err = checkAction(srv, a)
@@ -123,17 +149,15 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	if err != nil {
 		return err
 	}
-	if data.Resize != nil {
-		switch to := *data.Resize; {
-		case to.FlavorID == srv.FlavorID:
-			return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
-		case to.Has.DiskGiB < srv.DiskGiB:
-			return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
-		default:
-			srv.Resize.V = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
-		}
+	switch to := *data.Resize; {
+	case to.FlavorID == srv.FlavorID:
+		return fault.New(fault.Invalid, "When resizing, instances must change flavor!")
+	case to.Has.DiskGiB < srv.DiskGiB:
+		return fault.New(fault.Invalid, "Server disk was unable to be resized because: Unable to resize disk down.")
+	default:
+		srv.Resize.V = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
 	}
-	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, srv.Resize, id); err != nil || data.Resize == nil {
+	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, srv.Resize, id); err != nil {
 		return err
 	}
 	err = s.updateClaim(ctx, tx, srv)
@@ -166,8 +190,6 @@ func (s *Server) applyEnd(a compute.Action, details string, now time.Time) {
 			s.VMState = Active
 		}
 		s.Resize.V = nil
-	default:
-		s.VMState = actions[a].to
 	}
 }
 
@@ -181,6 +203,10 @@ func failedAction(a compute.Action, id string) string {
 // is not known: the server is in ERROR, and its claim covers both sizes. EndAction runs in the transaction in which the
 // operation ends. A server that does not exist is not an error.
 func (s *Store) EndAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, failed error) error {
+	if d := actions[a]; failed == nil && !d.resizes {
+		_, err := db.Exec(ctx, tx, `UPDATE servers SET vm_state = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, d.to, id)
+		return err
+	}
 	srv, err := s.lockServer(ctx, tx, id)
 	if errors.Is(err, fault.NotFound) {
 		return nil

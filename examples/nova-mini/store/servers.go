@@ -37,19 +37,21 @@ const (
 )
 
 // actions describes what a compute service does to a server: Nova's name of the action, the task_state during the action,
-// the vm_state after the action if it is always the same, and the vm_states in which Nova allows the action.
+// the vm_state after the action if it is always the same, whether the action is part of a resize, and the vm_states in
+// which Nova allows the action.
 var actions = map[compute.Action]struct {
 	name, task, to string
+	resizes        bool
 	from           []string
 }{
-	compute.Stop:       {"stop", PoweringOff, Stopped, []string{Active, Error}},
-	compute.Start:      {"start", PoweringOn, Active, []string{Stopped}},
-	compute.SoftReboot: {"reboot", Rebooting, Active, []string{Active}},
-	compute.HardReboot: {"reboot", RebootingHard, Active, []string{Active, Stopped, Error}},
+	compute.Stop:       {"stop", PoweringOff, Stopped, false, []string{Active, Error}},
+	compute.Start:      {"start", PoweringOn, Active, false, []string{Stopped}},
+	compute.SoftReboot: {"reboot", Rebooting, Active, false, []string{Active}},
+	compute.HardReboot: {"reboot", RebootingHard, Active, false, []string{Active, Stopped, Error}},
 
-	compute.Resize:        {"resize", ResizePrep, Resized, []string{Active, Stopped}},
-	compute.ConfirmResize: {"confirmResize", ResizeConfirming, "", []string{Resized}},
-	compute.RevertResize:  {"revertResize", ResizeReverting, "", []string{Resized}},
+	compute.Resize:        {"resize", ResizePrep, Resized, true, []string{Active, Stopped}},
+	compute.ConfirmResize: {"confirmResize", ResizeConfirming, "", true, []string{Resized}},
+	compute.RevertResize:  {"revertResize", ResizeReverting, "", true, []string{Resized}},
 }
 
 // Server is one row of the table of servers, with its task. A server has a task while it has an operation that has not

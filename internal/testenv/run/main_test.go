@@ -19,6 +19,9 @@ import (
 // process is left, and no directory, unless the program was killed.
 func TestRun(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts services: left out with -short")
+	}
 	if runtime.GOOS != "linux" {
 		t.Skip("needs process groups and /proc")
 	}

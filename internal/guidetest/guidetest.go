@@ -1,0 +1,37 @@
+// Package guidetest keeps guides and tested code together.
+package guidetest
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+var goBlock = regexp.MustCompile("(?s)```go\n(.*?)```")
+
+// Check fails the test if a block of Go in the document guide is not a part of one of the files, character by character, so that
+// it neither compiles nor runs in a test; or if the guide has fewer than least blocks. The paths are relative to the test's package.
+func Check(t testing.TB, guide string, least int, files ...string) {
+	t.Helper()
+	read := func(name string) string {
+		raw, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(raw)
+	}
+	var code strings.Builder
+	for _, file := range files {
+		code.WriteString(read(file))
+	}
+	blocks := goBlock.FindAllStringSubmatch(read(guide), -1)
+	if len(blocks) < least {
+		t.Errorf("%s has %d blocks of Go, want at least %d", guide, len(blocks), least)
+	}
+	for _, b := range blocks {
+		if !strings.Contains(code.String(), b[1]) {
+			t.Errorf("no code that a test runs has this block of %s:\n%s", guide, b[1])
+		}
+	}
+}

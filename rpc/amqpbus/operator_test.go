@@ -1,0 +1,201 @@
+package amqpbus_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/envtest"
+	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/amqpbus"
+)
+
+// within fails unless f succeeds within 5 s.
+func within(t *testing.T, what string, f func(context.Context) error) {
+	t.Helper()
+	const limit = 5 * time.Second
+	start := time.Now()
+	err := waittest.Poll(limit, func() error {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		return f(ctx)
+	})
+	if err != nil {
+		t.Errorf("%s: not within %v: %v", what, limit, err)
+		return
+	}
+	t.Logf("%s: %v", what, time.Since(start).Round(time.Millisecond))
+}
+
+// TestHeals takes one broker through what its operator may do to it: whatever is
+// taken away comes back within 5 s, without help.
+func TestHeals(t *testing.T) {
+	t.Parallel()
+	h := &healing{T: t, broker: envtest.RabbitMQ(t), got: make(chan int, 100), hold: add, gate: make(chan struct{})}
+	h.srvBus, h.cliBus = open(t, h.broker.URL, "heal"), open(t, h.broker.URL, "heal")
+	srv := rpc.NewServer(h.srvBus, rpc.ServerConfig{Interface: iface, Host: "h"})
+	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
+	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) { h.got <- *n; return &rpc.None{}, nil })
+	h.hold.Name = "hold"
+	rpc.Handle(srv, h.hold, func(_ context.Context, n *int) (*int, error) { <-h.gate; return n, nil })
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer srv.Stop(context.Background())
+	h.client = rpc.NewClient(h.cliBus, rpc.ClientConfig{})
+	defer h.client.Close()
+	within(t, "at the start", h.works)
+	h.deleteQueues()
+	h.stopBroker()
+	h.blockBroker()
+	h.denyUser()
+}
+
+// healing is a server and a client on a broker of their own.
+type healing struct {
+	*testing.T
+
+	broker         *testenv.Service
+	srvBus, cliBus *amqpbus.Bus
+	client         *rpc.Client
+	got            chan int             // what casts and fanouts have brought
+	hold           rpc.Method[int, int] // returns after gate was closed
+	gate           chan struct{}
+}
+
+// ctl runs rabbitmqctl.
+func (h *healing) ctl(args ...string) string {
+	out, err := h.broker.Ctl(h.Context(), args...)
+	if err != nil {
+		h.Fatalf("%v", err)
+	}
+	return out
+}
+
+// works returns nil if calls, casts and fanouts work, and both buses are healthy.
+func (h *healing) works(ctx context.Context) error {
+	for _, host := range []string{"h", rpc.Any} {
+		if _, err := rpc.Call(ctx, h.client, add, host, new(int)); err != nil {
+			return err
+		}
+		if err := rpc.Cast(ctx, h.client, keep, host, new(int)); err != nil {
+			return err
+		}
+		select {
+		case <-h.got:
+		case <-ctx.Done():
+			return errors.New("the cast did not arrive")
+		}
+	}
+	if err := rpc.Fanout(ctx, h.client, keep, new(int)); err != nil {
+		return err
+	}
+	select {
+	case <-h.got:
+	case <-ctx.Done():
+		return errors.New("the fanout did not arrive")
+	}
+	return errors.Join(h.srvBus.Check(ctx), h.cliBus.Check(ctx))
+}
+
+// deleteQueues: each queue is declared again.
+func (h *healing) deleteQueues() {
+	h.Helper()
+	queues := strings.Fields(h.ctl("list_queues", "name"))
+	deleted := 0
+	for _, name := range queues {
+		if strings.HasPrefix(name, "heal.") {
+			h.ctl("delete_queue", name)
+			deleted++
+			kind := name
+			if strings.HasPrefix(name, "heal.reply.") {
+				kind = "a private queue"
+			}
+			within(h.T, "after the deletion of "+kind, h.works)
+		}
+	}
+	if deleted != 6 {
+		h.Errorf("%d queues were there, want 5 of the server and 1 for replies: %v", deleted, queues)
+	}
+}
+
+// stopBroker: connections that are closed, and a broker that stops and starts. Calls that run meanwhile are answered.
+func (h *healing) stopBroker() {
+	h.Helper()
+	var held []*rpc.Pending[int]
+	for _, host := range []string{"h", rpc.Any} {
+		p, err := rpc.Go(h.Context(), h.client, h.hold, host, new(int))
+		if err != nil {
+			h.Fatal(err)
+		}
+		held = append(held, p)
+	}
+	h.ctl("close_all_connections", "test")
+	within(h.T, "after all connections were closed", h.works)
+	h.ctl("stop_app")
+	if err := h.srvBus.Check(h.Context()); !errors.Is(err, fault.Unavailable) {
+		h.Errorf("Check of a stopped broker: %v, want Unavailable", err)
+	}
+	h.ctl("start_app")
+	within(h.T, "after the broker was stopped and started", h.works)
+	waittest.Pass(h, 2*time.Second, "longer than a killed server has until its calls fail")
+	close(h.gate)
+	for _, p := range held {
+		if _, err := p.Wait(h.Context()); err != nil {
+			h.Errorf("a call that ran while the broker was stopped: %v, want its answer", err)
+		}
+	}
+}
+
+// blockBroker: a broker without memory takes nothing: every wait ends, and Check says why.
+func (h *healing) blockBroker() {
+	h.Helper()
+	h.ctl("set_vm_memory_high_watermark", "0.00001")
+	within(h.T, "a blocked broker shows", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		defer cancel()
+		start := time.Now()
+		err := rpc.Cast(ctx, h.client, keep, "h", new(int))
+		if spent := time.Since(start); spent > time.Second {
+			h.Errorf("a cast with 200 ms took %v: %v", spent, err)
+		}
+		if err := h.cliBus.Check(ctx); err == nil || !h.cliBus.Capabilities().Stats().Blocked || !strings.Contains(err.Error(), "takes no messages") {
+			return fmt.Errorf("Check: %w, Blocked: %v", err, h.cliBus.Capabilities().Stats().Blocked)
+		}
+		if fault.CodeOf(err) != fault.Timeout {
+			return fmt.Errorf("cast: %w, want Timeout", err)
+		}
+		return nil
+	})
+	h.ctl("set_vm_memory_high_watermark", "0.7")
+	within(h.T, "after the broker had memory again", func(ctx context.Context) error {
+		for len(h.got) > 0 { // what was on its way when it was blocked
+			<-h.got
+		}
+		return h.works(ctx)
+	})
+}
+
+// denyUser: a user who may not touch the queues is Denied.
+func (h *healing) denyUser() {
+	h.Helper()
+	h.ctl("add_user", "stranger", "s3cr3t-pw")
+	h.ctl("set_permissions", "stranger", "^other", "^other", "^other")
+	u, err := url.Parse(h.broker.URL)
+	if err != nil {
+		h.Fatal(err)
+	}
+	u.User = url.UserPassword("stranger", "s3cr3t-pw")
+	bus := open(h.T, u.String(), "heal")
+	stranger := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+	if err := stranger.Start(h.Context()); fault.CodeOf(err) != fault.Denied || !strings.Contains(fmt.Sprint(err), "heal.fault") || strings.Contains(fmt.Sprint(err), "s3cr3t") {
+		h.Errorf("a server without permission: %v (%v), want Denied that names the queue", err, fault.CodeOf(err))
+	}
+}
