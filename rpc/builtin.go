@@ -32,7 +32,7 @@ type Running struct {
 	Since     time.Time // by the server's clock
 }
 
-func builtin(i *Interface, name string) Method[None, Description] {
+func builtinMethod(i *Interface, name string) Method[None, Description] {
 	return Method[None, Description]{Interface: i, Name: name, Since: Version{Major: i.Version.Major}}
 }
 
@@ -40,14 +40,14 @@ func builtin(i *Interface, name string) Method[None, Description] {
 // server needs a free handler slot to answer, as for every call. Errors: as [Call].
 func Ping(ctx context.Context, c *Client, i *Interface, host string) (time.Duration, error) {
 	start := time.Now()
-	_, err := Call(ctx, c, builtin(i, methodPing), host, &None{})
+	_, err := Call(ctx, c, builtinMethod(i, methodPing), host, &None{})
 	return time.Since(start), err
 }
 
 // Describe returns what a server of the interface offers, and the requests that it
 // handles now. Errors: as [Call].
 func Describe(ctx context.Context, c *Client, i *Interface, host string) (*Description, error) {
-	return Call(ctx, c, builtin(i, methodDescribe), host, &None{})
+	return Call(ctx, c, builtinMethod(i, methodDescribe), host, &None{})
 }
 
 func (s *Server) describe() *Description {

@@ -45,7 +45,7 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 	deadline, _ := ctx.Deadline()
 	b, err := c.attempt(ctx, info, req, start, deadline)
 	for range maxSkew {
-		ahead := skew(err)
+		ahead := clockSkew(err)
 		if ahead == 0 || ctx.Err() != nil {
 			break
 		}

@@ -39,7 +39,7 @@ type ClientConfig struct {
 	// detected sooner, whatever the timeout is: see ErrServerLost.
 	HeartbeatTimeout time.Duration
 	// Caps limits, by interface name, the version that the client may send, for a
-	// rolling upgrade. An interface that is not a key has no limit, or that of AutoCaps.
+	// rolling upgrade. An interface that is not a key has the limit of AutoCaps, if any.
 	Caps map[string]Version
 	// AutoCaps returns the caps of interfaces that Caps does not name: for each, the
 	// oldest version among the servers that run. The first message calls AutoCaps and
@@ -169,7 +169,7 @@ func (c *Client) Stop(context.Context) error { return c.Close() }
 func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Resp, error) {
 	resp, err := c.send(ctx, m.info(bus.Call, host), req, func(b []byte) (any, error) {
 		out := new(Resp)
-		if err := decode(b, out); err != nil {
+		if err := decodePayload(b, out); err != nil {
 			return nil, err
 		}
 		return out, nil

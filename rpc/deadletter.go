@@ -85,7 +85,7 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 			}
 			verdict := decide(newDeadLetter(d.Message))
 			if verdict == Requeue {
-				if err := resend(ctx, b, d.Message); err != nil {
+				if err := resendLetter(ctx, b, d.Message); err != nil {
 					kept = append(kept, d)
 					return fmt.Errorf("send dead letter %s of %s again: %w", d.ID, i.Name, err)
 				}
@@ -115,8 +115,8 @@ func newDeadLetter(m *bus.Message) *DeadLetter {
 	return l
 }
 
-// resend publishes the message of a dead letter to its topic, with all counts at zero.
-func resend(ctx context.Context, b bus.Bus, m *bus.Message) error {
+// resendLetter publishes the message of a dead letter to its topic, with all counts at zero.
+func resendLetter(ctx context.Context, b bus.Bus, m *bus.Message) error {
 	if m.Dead == nil {
 		return fault.New(fault.Precondition, "the letter has no topic that it was published to; drop it, or send the request anew")
 	}

@@ -34,16 +34,16 @@ func newID() string {
 	return string(text[:])
 }
 
-// encode returns the payload for a *Req or a *Resp. A json.RawMessage is a payload already.
-func encode(v any) ([]byte, error) {
+// encodePayload returns the payload for a *Req or a *Resp. A json.RawMessage is a payload already.
+func encodePayload(v any) ([]byte, error) {
 	if raw, ok := v.(*json.RawMessage); ok && raw != nil && len(*raw) > 0 {
 		return *raw, nil
 	}
 	return json.Marshal(v)
 }
 
-// decode reads a payload into a *Req or a *Resp.
-func decode(b []byte, v any) error {
+// decodePayload reads a payload into a *Req or a *Resp.
+func decodePayload(b []byte, v any) error {
 	if raw, ok := v.(*json.RawMessage); ok {
 		*raw = b
 		return nil
@@ -53,7 +53,7 @@ func decode(b []byte, v any) error {
 
 // newRequest returns the message of a call, a cast or a fanout.
 func newRequest(ctx context.Context, info Info, req any) (*bus.Message, error) {
-	payload, err := encode(req)
+	payload, err := encodePayload(req)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%s: encode the request: %w", info, err)
 	}
@@ -111,7 +111,7 @@ func decodeContext(header map[string]string) (r reqctx.Request, ok bool, err err
 func newReply(id string, resp any, err error) *bus.Message {
 	var payload []byte
 	if err == nil {
-		if payload, err = encode(resp); err != nil {
+		if payload, err = encodePayload(resp); err != nil {
 			err = fault.New(fault.Internal, "encode the response: %w", err)
 		}
 	}

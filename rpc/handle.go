@@ -45,10 +45,10 @@ func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Contex
 	if own := s.cfg.Interface; m.Interface.Name == own.Name && !own.knows(m.Name) {
 		panic(fmt.Sprintf("rpc: %s.%s is not a method of the interface: define it with rpc.Define", own.Name, m.Name))
 	}
-	s.add(m.info("", ""), erase(m, h))
+	s.add(m.info("", ""), eraseTypes(m, h))
 }
 
-func erase[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) endpoint {
+func eraseTypes[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) endpoint {
 	return endpoint{
 		Signature: m.signature(),
 		timeout:   m.Timeout,
@@ -57,7 +57,7 @@ func erase[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req) (*R
 			if len(b) == 0 {
 				return req, nil
 			}
-			return req, decode(b, req)
+			return req, decodePayload(b, req)
 		},
 		call: func(ctx context.Context, req any) (any, error) {
 			r, ok := req.(*Req)

@@ -109,6 +109,27 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
+// TestNoReplyTopic: a call of another program that names no reply topic is that program's mistake. Its error is
+// logged at DEBUG.
+func TestNoReplyTopic(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus, log := rpctest.NewBus(t), new(logs)
+		ran := false
+		srv := startServer(t, bus, rpc.ServerConfig{Logger: log.logger()}, func(context.Context, *string) (*rpc.None, error) {
+			ran = true
+			return nil, fault.New(fault.Denied, "no")
+		})
+		if err := bus.Publish(t.Context(), "backup.calls", rpctest.Message("id", "call backup.keep 2.0", `"x"`)); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if !ran || srv.Stats().InFlight != 0 || log.has("level") {
+			t.Errorf("ran: %v, %+v, want a handler that has ended, and an empty log:\n%s", ran, srv.Stats(), &log.buf)
+		}
+	})
+}
+
 // TestLostRequest: a request that the bus has confirmed and lost fails with ErrHeartbeatLost, long
 // before its deadline. Without a heartbeat timeout, only the deadline ends the call.
 func TestLostRequest(t *testing.T) {

@@ -141,8 +141,8 @@ type Method[Req, Resp any] struct {
 	// of an older version, or of another major version, answers with
 	// ErrUnsupportedVersion.
 	Since Version
-	// Delivery applies to casts. Default AtMostOnce. A call is never delivered
-	// again after its server died: its caller waits, and gets the error.
+	// Delivery applies to casts. Default AtMostOnce. A call is always acknowledged
+	// before its handler runs: its caller waits, and gets an error if the server dies.
 	Delivery Delivery
 	// Timeout is how long a handler may run before its context ends. Default: the
 	// handler of a call has until the caller's deadline; that of a cast of an
@@ -196,7 +196,8 @@ var (
 	ErrTooLarge = bus.ErrTooLarge
 	// ErrReplyTooLarge: the handler ran, and its reply or the text of its error is larger than the bus carries.
 	ErrReplyTooLarge = fault.Sentinel(fault.Internal, "ReplyTooLarge", "the reply is too large")
-	// ErrClosed: the client or the bus was closed. Nothing was sent.
+	// ErrClosed: the client or the bus was closed. Nothing was sent, unless the call was
+	// already waiting for its reply.
 	ErrClosed = bus.ErrClosed
 )
 

@@ -154,7 +154,7 @@ func (s *Server) settle(ctx, work context.Context, d *delivery, err error) {
 	next := *d.Message
 	reason := fmt.Sprintf("%v: %v", fault.CodeOf(err), err)
 	var delay time.Duration
-	giveUp := final(err)
+	giveUp := isFinal(err)
 	if fault.CodeOf(err) == fault.Unavailable {
 		// It does not count as a failed attempt, because nothing was done. Waited is a sum of delays, not a time, because
 		// the clocks of servers differ.
@@ -382,8 +382,8 @@ func (s *Server) waitRunning(d time.Duration) bool {
 	}
 }
 
-// final reports whether the error's code says that another attempt would fail again.
-func final(err error) bool {
+// isFinal reports whether the error's code says that another attempt would fail again.
+func isFinal(err error) bool {
 	switch fault.CodeOf(err) {
 	case fault.Invalid, fault.Unauthenticated, fault.Denied, fault.NotFound, fault.Conflict, fault.Precondition, fault.Unimplemented:
 		return true

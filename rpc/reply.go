@@ -111,9 +111,9 @@ func (s *Server) reply(work context.Context, r *delivery, resp any, err error) {
 	})
 }
 
-// skew returns how far the clock of a server is ahead of this process's clock, if err is that server's
+// clockSkew returns how far the clock of a server is ahead of this process's clock, if err is that server's
 // report of an expired request. It is 0 if the clocks agree within a second, and for other errors.
-func skew(err error) time.Duration {
+func clockSkew(err error) time.Duration {
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok || f.Reason != reasonExpired {
 		return 0

@@ -195,8 +195,8 @@ func (s *Server) serveCall(ctx, work context.Context, d *delivery) {
 	resp, err, ran := s.runOnce(ctx, d)
 	switch {
 	case !ran:
-	case d.ReplyTo == "" && err != nil:
-		s.cfg.Logger.ErrorContext(ctx, "call without a reply topic failed", "method", d.info.String(), "error", err)
+	case d.ReplyTo == "" && err != nil: // from another program: a Client always sets ReplyTo
+		s.cfg.Logger.DebugContext(ctx, "call without a reply topic failed", "method", d.info.String(), "error", err)
 	case d.ReplyTo != "" && !d.gone.Load():
 		s.reply(work, d, resp, err)
 	}

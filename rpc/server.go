@@ -142,8 +142,8 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 		replaced: newRecent[int](rememberSize, rememberTime),
 	}
 	for _, name := range []string{methodPing, methodDescribe} {
-		m := builtin(cfg.Interface, name)
-		s.add(m.info("", ""), erase(m, func(context.Context, *None) (*Description, error) {
+		m := builtinMethod(cfg.Interface, name)
+		s.add(m.info("", ""), eraseTypes(m, func(context.Context, *None) (*Description, error) {
 			if name == methodPing {
 				return &Description{}, nil
 			}

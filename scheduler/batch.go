@@ -115,7 +115,7 @@ func (r *ranking[R, H]) replaceFeasible(i int, h H) {
 		r.removeFeasible(i)
 		return
 	}
-	r.newRaw = resized(r.newRaw, len(r.weighers))
+	r.newRaw = resizeSlice(r.newRaw, len(r.weighers))
 	for j, weigh := range r.weighers {
 		r.newRaw[j] = 0
 		if weigh != nil {

@@ -55,7 +55,7 @@ func newRanking[R any, H Host](s *Scheduler[R, H]) *ranking[R, H] {
 // start filters and weighs hosts.
 func (r *ranking[R, H]) start(ctx context.Context, req R, hosts []H) error {
 	r.ctx, r.req, r.hosts = ctx, req, hosts
-	r.filters = resized(r.filters, len(r.s.cfg.Filters))
+	r.filters = resizeSlice(r.filters, len(r.s.cfg.Filters))
 	for i := range r.filters {
 		r.filters[i] = preparedFilter[R, H]{index: i}
 	}
@@ -270,7 +270,7 @@ func (r *ranking[R, H]) rankFeasible() []Ranked[H] {
 
 // sortBest moves n hosts to the front of r.order: the picked host, and then the best of the others, in order.
 func (r *ranking[R, H]) sortBest(n int) {
-	r.order = resized(r.order, len(r.feasible))
+	r.order = resizeSlice(r.order, len(r.feasible))
 	for i, total := range r.scores.totals {
 		r.order[i] = rankedIndex{total, i}
 	}

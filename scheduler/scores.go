@@ -23,12 +23,12 @@ type scoreRange struct{ low, high float64 }
 // resize sets the size to n hosts and k weighers. The caller must set all elements afterwards.
 func (t *scoreTable) resize(n, k int) {
 	t.stride = n
-	t.raw, t.scaled = resized(t.raw, n*k), resized(t.scaled, n*k)
-	t.ranges, t.totals = resized(t.ranges, k), resized(t.totals, n)
+	t.raw, t.scaled = resizeSlice(t.raw, n*k), resizeSlice(t.scaled, n*k)
+	t.ranges, t.totals = resizeSlice(t.ranges, k), resizeSlice(t.totals, n)
 }
 
-// resized returns a slice of n elements, in the memory of s if that is large enough.
-func resized[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
+// resizeSlice returns a slice of n elements, in the memory of s if that is large enough.
+func resizeSlice[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
 
 func (t *scoreTable) rawOf(weigher int) []float64 { return t.column(t.raw, weigher) }
 
@@ -152,7 +152,7 @@ func (t *scoreTable) replaceRow(host int, raw []float64) {
 // removeRow removes a host. The hosts after it move up by one.
 func (t *scoreTable) removeRow(host int) {
 	n := len(t.totals)
-	t.removed = resized(t.removed, len(t.ranges))
+	t.removed = resizeSlice(t.removed, len(t.ranges))
 	for j := range t.ranges {
 		t.removed[j] = t.raw[j*t.stride+host]
 		for _, columns := range [][]float64{t.raw, t.scaled} {

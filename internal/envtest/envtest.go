@@ -1,4 +1,4 @@
-// Package envtest tells tests where the services are that `make test` starts.
+// Package envtest gives tests the services that `make test` starts, or services of their own.
 package envtest
 
 import (
@@ -6,16 +6,16 @@ import (
 	"testing"
 )
 
-// URL returns the value of the environment variable name, the URL of a private
-// service. Without it the test is skipped, or fails when CI is set: there,
-// silence is not a pass.
+// URL returns the value of the environment variable name, which is the URL of a private
+// service. If it is not set, the test is skipped, or fails if CI is set, because there a
+// test must not be left out.
 func URL(t testing.TB, name string) string {
 	t.Helper()
 	url := os.Getenv(name)
 	switch {
 	case url != "":
 	case os.Getenv("CI") != "":
-		t.Fatalf("%s is not set, and CI is: a missing service is a failure there", name)
+		t.Fatalf("%s is not set, but CI is: in CI a missing service is a failure; run `make test`", name)
 	default:
 		t.Skipf("needs a service: run it with `make test`, or set %s", name)
 	}

@@ -7,7 +7,7 @@ import (
 	"testing"
 )
 
-// DeadAddr returns an address of loopback on which nothing listens.
+// DeadAddr returns an address of loopback on which no program listens.
 func DeadAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // listening on loopback does not block
@@ -21,7 +21,8 @@ func DeadAddr(t testing.TB) string {
 	return addr
 }
 
-// Forward listens on addr until the test ends, and passes on what comes to the address to.
+// Forward listens on addr until the test ends, and forwards each connection to the address
+// to. It returns when it listens.
 func Forward(t testing.TB, addr, to string) {
 	t.Helper()
 	l, err := net.Listen("tcp", addr) //nolint:noctx // listening on loopback does not block
@@ -46,7 +47,7 @@ func Forward(t testing.TB, addr, to string) {
 			if err != nil {
 				return
 			}
-			out, err := net.Dial("tcp", to) //nolint:noctx // as above
+			out, err := net.Dial("tcp", to) //nolint:noctx // dialing loopback does not block
 			if err != nil {
 				_ = in.Close()
 				continue

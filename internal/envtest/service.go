@@ -10,20 +10,21 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// RabbitMQ starts a broker for this test alone, which may kill and restart it.
-// It takes seconds: a test that only needs a broker uses [URL]. The broker is
-// stopped at the end of the test. If RabbitMQ is not installed the test is
-// skipped, or fails when CI is set. With -short it is always skipped. settings are lines of its rabbitmq.conf besides.
+// RabbitMQ starts a broker for this test alone, which may kill and restart it. The start
+// takes some seconds: a test that only needs a broker uses [URL]. The broker is stopped
+// at the end of the test. With -short the test is skipped. If RabbitMQ is not installed,
+// the test is skipped, or fails if CI is set. settings are additional lines of
+// rabbitmq.conf.
 func RabbitMQ(t testing.TB, settings ...string) *testenv.Service {
 	t.Helper()
-	slow(t)
+	skipShort(t)
 	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
 		return testenv.RabbitMQWith(ctx, dir, log, settings...)
 	})
 }
 
-// NATS is like [RabbitMQ] for a NATS server with JetStream. It takes a fraction
-// of a second. settings are lines of its configuration besides.
+// NATS is like [RabbitMQ], for a NATS server with JetStream. The start takes a fraction of a
+// second. settings are additional lines of its configuration.
 func NATS(t testing.TB, settings ...string) *testenv.Service {
 	t.Helper()
 	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
@@ -31,28 +32,28 @@ func NATS(t testing.TB, settings ...string) *testenv.Service {
 	})
 }
 
-// MariaDB is like [RabbitMQ] for a database server. args are arguments of the server besides.
+// MariaDB is like [RabbitMQ], for a database server. args are additional arguments of the server.
 func MariaDB(t testing.TB, args ...string) *testenv.Service {
 	t.Helper()
-	slow(t)
+	skipShort(t)
 	return start(t, func(ctx context.Context, dir string, log io.Writer) (*testenv.Service, error) {
 		return testenv.MariaDBWith(ctx, dir, log, args...)
 	})
 }
 
-// Keystone is like [RabbitMQ] for an identity service. It takes ten seconds. Package
-// keystonetest makes users and tokens of it.
+// Keystone is like [RabbitMQ], for an identity service. The start takes about 10 s. Package
+// keystonetest creates users and tokens.
 func Keystone(t testing.TB) *testenv.Service {
 	t.Helper()
-	slow(t)
+	skipShort(t)
 	return start(t, testenv.Keystone)
 }
 
-// slow skips a test that starts a service which takes seconds, with -short.
-func slow(t testing.TB) {
+// skipShort skips the test with -short: the start of the service takes seconds.
+func skipShort(t testing.TB) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("starts a service of its own: left out with -short")
+		t.Skip("starts a service of its own: skipped with -short")
 	}
 }
 
@@ -73,12 +74,12 @@ func start(t testing.TB, f func(context.Context, string, io.Writer) (*testenv.Se
 	return s
 }
 
-// Libvirt starts a libvirtd for this test alone, with a driver for QEMU guests, which
-// end with the test.
+// Libvirt is like [RabbitMQ], for a libvirtd with the QEMU driver. Its guests end with the
+// test.
 func Libvirt(t testing.TB) *testenv.Service {
 	t.Helper()
-	slow(t)
-	dir, err := os.MkdirTemp("", "lv") //nolint:usetesting // a short name, for the socket's
+	skipShort(t)
+	dir, err := os.MkdirTemp("", "lv") //nolint:usetesting // a short path, because of the limit of socket paths
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +89,8 @@ func Libvirt(t testing.TB) *testenv.Service {
 	})
 }
 
-// GuestImage makes an image for guests, as testenv.GuestImage does, at path.
+// GuestImage creates an image for guests at path, see testenv.GuestImage. If a program is
+// not installed, the test is skipped, or fails if CI is set.
 func GuestImage(t testing.TB, path string) {
 	t.Helper()
 	err := testenv.GuestImage(t.Context(), path)

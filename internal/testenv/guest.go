@@ -19,8 +19,8 @@ var guestPrograms = []struct{ pkg, name string }{
 	{"mtools", "mcopy"},
 }
 
-// guestInit is the first program of the guest: it tells what it is, and shuts down
-// when it is asked to.
+// guestInit is the first program of the guest. It prints the guest's size on the console,
+// and shuts down when the power button is pressed.
 const guestInit = `#!/bin/busybox sh
 B=/bin/busybox
 $B mkdir -p /proc /sys /dev
@@ -33,14 +33,14 @@ done
 while :; do $B sleep 1000; done
 `
 
-// GuestImage makes an image, path, of 40 MiB that a PC boots from: Debian's kernel
-// for clouds, taken from its package without installing it, and a busybox that
-// writes "guest ready" on the serial console and shuts down when it is asked to. It
-// boots in some seconds, also without KVM. It takes a download of 27 MB, a few
-// seconds, and Debian.
+// GuestImage creates an image of 40 MiB at path, from which a PC boots. It has Debian's
+// kernel for clouds, which is taken from its package without installing it, and a busybox
+// that writes "guest ready" on the serial console and shuts down on request. It boots in
+// some seconds, also without KVM. GuestImage needs Debian, a download of 27 MB and a few
+// seconds. [ErrMissing]: a program is not installed.
 func GuestImage(ctx context.Context, path string) error {
 	for _, p := range guestPrograms {
-		if _, err := find(p.pkg, p.name); err != nil {
+		if _, err := findProgram(p.pkg, p.name); err != nil {
 			return err
 		}
 	}
@@ -52,11 +52,11 @@ func GuestImage(ctx context.Context, path string) error {
 	if err := fetchKernel(ctx, dir); err != nil {
 		return err
 	}
-	kernel, err := one(dir, "boot/vmlinuz-*")
+	kernel, err := onlyFile(dir, "boot/vmlinuz-*")
 	if err != nil {
 		return err
 	}
-	initrd, err := initramfs(dir)
+	initrd, err := buildInitramfs(dir)
 	if err != nil {
 		return err
 	}
@@ -78,14 +78,14 @@ func GuestImage(ctx context.Context, path string) error {
 		{"syslinux", "--install", tmp},
 		{"cp", "--sparse=always", tmp, path},
 	} {
-		if err := output(ctx, dir, args...); err != nil {
+		if err := runCommand(ctx, dir, args...); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// fetchKernel unpacks what the guest needs of the kernel's package.
+// fetchKernel downloads the kernel's package, and unpacks the kernel and the modules that the guest needs.
 func fetchKernel(ctx context.Context, dir string) error {
 	const meta = "linux-image-cloud-amd64"
 	name := func() (string, error) {
@@ -99,35 +99,37 @@ func fetchKernel(ctx context.Context, dir string) error {
 	}
 	pkg, err := name()
 	if err == nil {
-		err = output(ctx, dir, "apt-get", "download", "-q", pkg)
+		err = runCommand(ctx, dir, "apt-get", "download", "-q", pkg)
 	}
-	if err != nil { // the lists may be old, or missing
-		if uerr := output(ctx, dir, "apt-get", "update", "-q"); uerr != nil {
+	if err != nil { // the package lists may be old or missing
+		if uerr := runCommand(ctx, dir, "apt-get", "update", "-q"); uerr != nil {
 			return uerr
 		}
 		if pkg, err = name(); err != nil {
 			return err
 		}
-		if err := output(ctx, dir, "apt-get", "download", "-q", pkg); err != nil {
+		if err := runCommand(ctx, dir, "apt-get", "download", "-q", pkg); err != nil {
 			return err
 		}
 	}
-	deb, err := one(dir, "*.deb")
+	deb, err := onlyFile(dir, "*.deb")
 	if err != nil {
 		return err
 	}
-	return output(ctx, dir, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar x --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/acpi/button.ko*' './lib/modules/*/kernel/drivers/input/evdev.ko*'`, "sh", deb)
+	return runCommand(ctx, dir, "sh", "-c", `dpkg-deb --fsys-tarfile "$1" | tar x --wildcards './boot/vmlinuz-*' './lib/modules/*/kernel/drivers/acpi/button.ko*' './lib/modules/*/kernel/drivers/input/evdev.ko*'`, "sh", deb)
 }
 
-func one(dir, pattern string) (string, error) {
+// onlyFile returns the only file that matches the pattern.
+func onlyFile(dir, pattern string) (string, error) {
 	m, err := filepath.Glob(filepath.Join(dir, pattern))
 	if err != nil || len(m) != 1 {
-		return "", fmt.Errorf("%d files %s in the kernel's package, not one", len(m), pattern)
+		return "", fmt.Errorf("the kernel's package has %d files %s, want exactly one", len(m), pattern)
 	}
 	return m[0], nil
 }
 
-func output(ctx context.Context, dir string, args ...string) error {
+// runCommand runs a command in dir. The error has the command's output.
+func runCommand(ctx context.Context, dir string, args ...string) error {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Dir = dir
 	if out, err := cmd.CombinedOutput(); err != nil {
@@ -136,15 +138,15 @@ func output(ctx context.Context, dir string, args ...string) error {
 	return nil
 }
 
-// initramfs is the guest's first file system: an archive in cpio's format newc.
-func initramfs(dir string) ([]byte, error) {
-	busybox, err := find("busybox-static", "busybox")
+// buildInitramfs returns the guest's first file system: an archive in cpio's format newc, compressed.
+func buildInitramfs(dir string) ([]byte, error) {
+	busybox, err := findProgram("busybox-static", "busybox")
 	if err != nil {
 		return nil, err
 	}
 	files := map[string]string{"bin/busybox": busybox}
 	for _, module := range []string{"acpi/button.ko", "input/evdev.ko"} {
-		path, err := one(dir, "lib/modules/*/kernel/drivers/"+module)
+		path, err := onlyFile(dir, "lib/modules/*/kernel/drivers/"+module)
 		if err != nil {
 			return nil, err
 		}

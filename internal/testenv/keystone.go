@@ -16,19 +16,19 @@ import (
 	"path/filepath"
 	"strconv"
 
-	_ "modernc.org/sqlite" // the driver
+	_ "modernc.org/sqlite" // the database driver
 )
 
-// Keystone starts an identity service that keeps everything in dir, which must exist and
-// stays the caller's. Its user admin has the role admin in the project admin and in the
-// whole system; users and projects of tests are made through its API. It takes ten
-// seconds of a processor. The errors are those of [NATS].
+// Keystone starts an identity service. The service keeps its files in dir, which must exist
+// and stays the caller's. The user admin has the role admin in the project admin and in
+// the whole system. Tests create users and projects with the API. The start needs about
+// 10 s of processor time. Errors: as [NATS].
 func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	manage, err := findKeystone()
 	if err != nil {
 		return nil, err
 	}
-	server, err := find(keystonePackage, "keystone-wsgi-public")
+	server, err := findProgram(keystonePackage, "keystone-wsgi-public")
 	if err != nil {
 		return nil, err
 	}
@@ -36,7 +36,7 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 	if err != nil {
 		return nil, err
 	}
-	for range portTries {
+	for range portAttempts {
 		var s *Service
 		if s, err = newKeystone(dir, server, &tail{next: log}); err != nil {
 			return nil, err
@@ -54,14 +54,14 @@ func Keystone(ctx context.Context, dir string, log io.Writer) (*Service, error) 
 	return nil, err
 }
 
-// bootstrap makes Keystone's database, keys and administrator, anew: its own catalog has
-// the port.
+// bootstrap creates Keystone's database, keys and administrator. It replaces older ones,
+// because the catalog in the database has the port.
 func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
 	database := filepath.Join(dir, "keystone.db")
 	if err := errors.Join(os.RemoveAll(database), os.RemoveAll(filepath.Join(dir, "keys")), os.Mkdir(filepath.Join(dir, "keys"), 0o700)); err != nil {
 		return err
 	}
-	admin, _ := url.Parse(s.URL) // it was made of its parts
+	admin, _ := url.Parse(s.URL) // newKeystone has built it
 	password, _ := admin.User.Password()
 	for _, args := range [][]string{
 		{"db_sync"},
@@ -72,7 +72,7 @@ func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
 		cmd.Dir, cmd.Stdout, cmd.Stderr = dir, s.out, s.out
 		p, err := Start(cmd)
 		if err != nil {
-			return fmt.Errorf("make Keystone's database: %w", err)
+			return fmt.Errorf("create Keystone's database: %w", err)
 		}
 		select {
 		case <-p.Done():
@@ -83,12 +83,13 @@ func (s *Service) bootstrap(ctx context.Context, manage, dir string) error {
 			return fmt.Errorf("keystone-manage %s: %w%s", args[0], p.Err(), s.out)
 		}
 	}
-	return journal(ctx, database)
+	return enableWAL(ctx, database)
 }
 
-// journal makes a database one in which a transaction that reads does not keep others from
-// writing: Keystone leaves such open, and answers 500 to who writes meanwhile.
-func journal(ctx context.Context, path string) (err error) {
+// enableWAL switches a database to write-ahead logging, so that a reading transaction does
+// not block writers. Keystone leaves such transactions open, and answers 500 to a request
+// that writes in the meantime.
+func enableWAL(ctx context.Context, path string) (err error) {
 	d, err := sql.Open("sqlite", path)
 	if err != nil {
 		return err
@@ -100,7 +101,7 @@ func journal(ctx context.Context, path string) (err error) {
 
 const keystonePackage = "python3-keystone"
 
-func findKeystone() (string, error) { return find(keystonePackage, "keystone-manage") }
+func findKeystone() (string, error) { return findProgram(keystonePackage, "keystone-manage") }
 
 func keystoneURL(port int) string { return "http://127.0.0.1:" + strconv.Itoa(port) + "/v3" }
 
@@ -120,7 +121,7 @@ func newKeystone(dir, server string, out *tail) (*Service, error) {
 		Scheme: "http", User: url.UserPassword("admin", rand.Text()), Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/v3",
 	}).String()
 	s.launch = func() (*exec.Cmd, error) {
-		cmd := exec.Command(server, "--host", "127.0.0.1", "--port", strconv.Itoa(port)) //nolint:noctx // it lives until Stop
+		cmd := exec.Command(server, "--host", "127.0.0.1", "--port", strconv.Itoa(port)) //nolint:noctx // it runs until Stop
 		cmd.Dir = dir
 		cmd.Env = append(os.Environ(), "OS_KEYSTONE_CONFIG_FILES="+file)
 		return cmd, nil
@@ -135,13 +136,13 @@ func newKeystone(dir, server string, out *tail) (*Service, error) {
 		if err != nil {
 			return "", err
 		}
-		defer resp.Body.Close() //nolint:errcheck // it was read
+		defer resp.Body.Close() //nolint:errcheck // the body was read
 		var doc struct{ Version struct{ ID string } }
 		if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<16)).Decode(&doc); err != nil {
 			return "", err
 		}
 		if doc.Version.ID == "" {
-			return "", errors.New("the answer is not that of Keystone")
+			return "", errors.New("the reply has no version of Keystone")
 		}
 		return doc.Version.ID, nil
 	}

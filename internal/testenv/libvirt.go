@@ -15,21 +15,23 @@ import (
 	"time"
 )
 
-// Libvirt starts a libvirtd with the QEMU driver that keeps everything in dir, which
-// must exist and stays the caller's; its name must be short, as those of sockets are
-// limited. URL is for libvirt's clients. It is in namespaces of its own for files and
-// processes, in which dir takes the places of libvirt's directories: so it takes root,
-// on Linux, and whatever becomes of this process nothing is left of it. Guests outlive
-// Kill and Restart, and end with Stop.
+// Libvirt starts a libvirtd with the QEMU driver. It keeps its files in dir, which must
+// exist and stays the caller's. The path of dir must be short, because the length of
+// socket paths is limited. URL is for libvirt's clients.
 //
-// It returns when libvirtd answers, or after 120 seconds, and fails with [ErrMissing]
-// when it is not installed, or this is not root.
+// libvirtd runs in its own mount and process namespaces, in which dir replaces libvirt's
+// directories. This needs Linux and root. When this process ends, for whatever reason,
+// the kernel ends all processes in the namespaces. Guests outlive Kill and Restart, and
+// end with Stop.
+//
+// Libvirt returns when libvirtd answers, or with an error after 120 s. [ErrMissing]:
+// libvirt is not installed, or this process does not run as root.
 func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	if err := findLibvirt(); err != nil {
 		return nil, err
 	}
 	if os.Geteuid() != 0 {
-		return nil, fmt.Errorf("libvirtd needs root here: %w", ErrMissing)
+		return nil, fmt.Errorf("start libvirtd: run the tests as root: %w", ErrMissing)
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -37,7 +39,7 @@ func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	}
 	socket := filepath.Join(dir, "run", "libvirt-sock")
 	if len(socket) > 100 {
-		return nil, fmt.Errorf("%s is too long for a socket", socket)
+		return nil, fmt.Errorf("start libvirtd: the socket path %s is longer than 100 bytes: use a shorter directory", socket)
 	}
 	if err := writeLibvirt(dir); err != nil {
 		return nil, err
@@ -47,11 +49,11 @@ func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	s.extra = func(ctx context.Context, stop bool) error {
 		switch {
 		case stop && holder != nil:
-			holder.Kill() // and, as it is the first of its processes, everything in its namespace
+			holder.Kill() // it is the first process of its namespace, so the others end with it
 			holder = nil
 		case !stop && holder == nil:
 			var err error
-			holder, err = hold(ctx, dir)
+			holder, err = startNamespaces(ctx, dir)
 			return err
 		}
 		return nil
@@ -61,7 +63,7 @@ func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 		if err != nil {
 			return nil, err
 		}
-		return exec.Command("nsenter", "-t", first, "-m", "-p", "libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"), nil //nolint:noctx // it lives until Stop
+		return exec.Command("nsenter", "-t", first, "-m", "-p", "libvirtd", "-f", "/etc/libvirt/libvirtd.conf", "-p", "/run/libvirt/libvirtd.pid"), nil //nolint:noctx // it runs until Stop
 	}
 	s.probe = func(ctx context.Context) (string, error) {
 		var d net.Dialer
@@ -69,8 +71,8 @@ func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 		if err != nil {
 			return "", err
 		}
-		_ = c.Close() // it was only a question
-		// The first connection waits until every QEMU has been asked what it can do.
+		_ = c.Close() // the connection was only a test
+		// The first connection waits until libvirtd has examined every QEMU program.
 		long, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout/2)
 		defer cancel()
 		out, err := exec.CommandContext(long, "virsh", "-c", s.URL, "version").CombinedOutput()
@@ -87,8 +89,7 @@ func Libvirt(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return s, nil
 }
 
-// writeLibvirt writes the configuration, and what has to be in the machine's
-// directories.
+// writeLibvirt writes the configuration, and the files that replace the machine's.
 func writeLibvirt(dir string) error {
 	files := map[string]string{
 		"etc/qemu.conf": "user = \"root\"\ngroup = \"root\"\ndynamic_ownership = 0\nremember_owner = 0\nsecurity_driver = \"none\"\n" +
@@ -96,7 +97,7 @@ func writeLibvirt(dir string) error {
 		"etc/libvirtd.conf": fmt.Sprintf("unix_sock_dir = %q\nauth_unix_rw = \"none\"\nauth_unix_ro = \"none\"\nlog_outputs = \"3:stderr\"\n"+
 			"host_uuid = \"4c8b9c3e-7a41-4f6b-9f0a-2d5f6b8a1c10\"\n", filepath.Join(dir, "run")),
 	}
-	// The QEMU driver looks for this user before it reads its configuration.
+	// The QEMU driver looks up this user before it reads its configuration.
 	for _, f := range [][2]string{{"passwd", "libvirt-qemu:x:64055:64055::/nonexistent:/usr/sbin/nologin\n"}, {"group", "libvirt-qemu:x:64055:\nkvm:x:64054:\n"}} {
 		name, line := f[0], f[1]
 		raw, err := os.ReadFile("/etc/" + name)
@@ -111,15 +112,16 @@ func writeLibvirt(dir string) error {
 		}
 	}
 	for name, text := range files {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // as the files it stands for
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil { //nolint:gosec // the mode of the files that it replaces
 			return err
 		}
 	}
 	return nil
 }
 
-// hold starts the first process of the namespaces, which makes them and waits.
-func hold(ctx context.Context, dir string) (*Process, error) {
+// startNamespaces starts the first process of the namespaces, which creates them and stays. It returns when they are
+// ready.
+func startNamespaces(ctx context.Context, dir string) (*Process, error) {
 	const script = `set -e
 for d in run/libvirt:run var/lib/libvirt:lib var/cache/libvirt:cache var/log/libvirt:log etc/libvirt:etc; do
 	mkdir -p /${d%%:*}
@@ -128,14 +130,14 @@ done
 mount --bind "$1/passwd" /etc/passwd
 mount --bind "$1/group" /etc/group
 touch "$1/held"
-while :; do # as the first process it has to see to those that have lost their parents
+while :; do # the first process must wait for processes whose parents have ended
 	sleep 3600 &
 	wait
 done`
 	if err := os.Remove(filepath.Join(dir, "held")); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}
-	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh", dir) //nolint:noctx // it lives until Stop
+	cmd := exec.Command("unshare", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", script, "sh", dir) //nolint:noctx // it runs until Stop
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	p, err := Start(cmd)
@@ -150,7 +152,7 @@ done`
 		}
 		select {
 		case <-p.Done():
-			return nil, fmt.Errorf("namespaces for libvirt: %w: %s", p.Err(), &out)
+			return nil, fmt.Errorf("create namespaces for libvirt: %w: %s", p.Err(), &out)
 		case <-ctx.Done():
 			p.Kill()
 			return nil, ctx.Err()
@@ -159,7 +161,7 @@ done`
 	}
 }
 
-// firstChild returns the number of a process's only child.
+// firstChild returns the process ID of a process's only child.
 func firstChild(pid int) (string, error) {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
 	if err != nil {
@@ -168,13 +170,13 @@ func firstChild(pid int) (string, error) {
 	if f := strings.Fields(string(raw)); len(f) == 1 {
 		return f[0], nil
 	}
-	return "", fmt.Errorf("process %d has the children %q, not one", pid, raw)
+	return "", fmt.Errorf("process %d has the children %q, want exactly one", pid, raw)
 }
 
-// findLibvirt reports what is missing for guests.
+// findLibvirt returns ErrMissing, with the name of the package, if a program that libvirt needs is not installed.
 func findLibvirt() error {
 	for _, p := range libvirtPrograms {
-		if _, err := find(p.pkg, p.name); err != nil {
+		if _, err := findProgram(p.pkg, p.name); err != nil {
 			return err
 		}
 	}
@@ -191,12 +193,12 @@ var libvirtPrograms = []struct{ pkg, name string }{
 	{"qemu-utils", "qemu-img"},
 }
 
-// missingForGuests returns the packages that are missing for guests: libvirt with QEMU, and
-// what [GuestImage] takes.
+// missingForGuests returns the packages that are not installed: those of libvirt with QEMU, and those that
+// [GuestImage] needs.
 func missingForGuests() []string {
 	var missing []string
 	for _, p := range slices.Concat(guestPrograms, libvirtPrograms) {
-		if _, err := find(p.pkg, p.name); err != nil {
+		if _, err := findProgram(p.pkg, p.name); err != nil {
 			missing = append(missing, p.pkg)
 		}
 	}

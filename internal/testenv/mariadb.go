@@ -17,16 +17,16 @@ import (
 	"github.com/go-sql-driver/mysql"
 )
 
-// MariaDB starts a server that keeps everything in dir, which must exist and
-// stays the caller's. It returns when the server answers, or after 120 seconds.
-// The user of its URL has all privileges; there is no database yet but the
-// server's own. The server's output goes to log. It fails with [ErrMissing]
-// when MariaDB is not installed; every error has the end of the output.
+// MariaDB starts a server. The server keeps its files in dir, which must exist and stays
+// the caller's. MariaDB returns when the server answers, or with an error after 120 s.
+// The user of the URL has all privileges. The server has only its own databases. The
+// server's output goes to log, and each error has the end of it. [ErrMissing]: MariaDB
+// is not installed.
 func MariaDB(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return MariaDBWith(ctx, dir, log)
 }
 
-// MariaDBWith is [MariaDB] with more arguments, such as "--ssl-cert=FILE".
+// MariaDBWith is [MariaDB] with more arguments of the server, such as "--ssl-cert=FILE".
 func MariaDBWith(ctx context.Context, dir string, log io.Writer, args ...string) (*Service, error) {
 	server, err := findMariaDB()
 	if err != nil {
@@ -47,7 +47,7 @@ func MariaDBWith(ctx context.Context, dir string, log io.Writer, args ...string)
 	}
 	user := []string{}
 	if os.Geteuid() == 0 {
-		user = append(user, "--user=root") // it refuses to run as root by accident
+		user = append(user, "--user=root") // without it the server refuses to run as root
 	}
 	cmd := exec.Command(install, append([]string{ //nolint:noctx // awaited below
 		"--no-defaults", "--datadir=" + data, "--tmpdir=" + tmp, "--skip-test-db",
@@ -67,7 +67,7 @@ func MariaDBWith(ctx context.Context, dir string, log io.Writer, args ...string)
 		return nil, fmt.Errorf("install MariaDB's tables in %s: %w%s", data, p.Err(), out)
 	}
 
-	for range portTries {
+	for range portAttempts {
 		var s *Service
 		if s, err = newMariaDB(dir, server, append(user, args...), out); err != nil {
 			return nil, err
@@ -105,8 +105,8 @@ func newMariaDB(dir, server string, user []string, out *tail) (*Service, error) 
 		"--datadir=" + filepath.Join(dir, "data"),
 		"--tmpdir=" + filepath.Join(dir, "tmp"),
 		"--pid-file=" + filepath.Join(dir, "pid"),
-		// Relative to the data directory, so that the length limit of socket
-		// paths does not apply to where that is.
+		// A relative path, so that a long data directory does not exceed the limit
+		// of socket paths.
 		"--socket=sock",
 		"--bind-address=127.0.0.1",
 		"--port=" + strconv.Itoa(port),
@@ -116,7 +116,7 @@ func newMariaDB(dir, server string, user []string, out *tail) (*Service, error) 
 		"--character-set-server=utf8mb4",
 	}, user...)
 	s.launch = func() (*exec.Cmd, error) {
-		cmd := exec.Command(server, args...) //nolint:noctx // it lives until Stop
+		cmd := exec.Command(server, args...) //nolint:noctx // it runs until Stop
 		cmd.Dir = dir
 		return cmd, nil
 	}

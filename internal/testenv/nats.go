@@ -18,16 +18,16 @@ import (
 	"github.com/nats-io/nats.go"
 )
 
-// NATS starts a server with JetStream that keeps everything in dir, which must
-// exist and stays the caller's. It returns when JetStream answers, or after 120
-// seconds. The server's output goes to log. It fails with [ErrMissing] when
-// nats-server is not installed; every error has the end of the output.
+// NATS starts a server with JetStream. The server keeps its files in dir, which must
+// exist and stays the caller's. NATS returns when JetStream answers, or with an error
+// after 120 s. The server's output goes to log, and each error has the end of it.
+// [ErrMissing]: nats-server is not installed.
 func NATS(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return NATSWith(ctx, dir, log)
 }
 
-// NATSWith is [NATS] with more lines of its configuration. With any it returns when the server
-// listens, without asking for JetStream: the lines may demand TLS.
+// NATSWith is [NATS] with more lines of configuration. With such lines, which may demand TLS, it
+// returns when the server listens, and does not wait for JetStream.
 func NATSWith(ctx context.Context, dir string, log io.Writer, settings ...string) (*Service, error) {
 	server, err := findNATS()
 	if err != nil {
@@ -37,7 +37,7 @@ func NATSWith(ctx context.Context, dir string, log io.Writer, settings ...string
 	if err != nil {
 		return nil, err
 	}
-	for range portTries {
+	for range portAttempts {
 		var s *Service
 		if s, err = newNATS(dir, server, &tail{next: log}, settings); err != nil {
 			return nil, err
@@ -68,7 +68,7 @@ func newNATS(dir, server string, out *tail, settings []string) (*Service, error)
 	s := &Service{Name: "NATS", Port: port, out: out}
 	s.URL = (&url.URL{Scheme: "nats", User: url.UserPassword("armature", password), Host: addr}).String()
 	s.launch = func() (*exec.Cmd, error) {
-		cmd := exec.Command(server, "-c", file) //nolint:noctx // it lives until Stop
+		cmd := exec.Command(server, "-c", file) //nolint:noctx // it runs until Stop
 		cmd.Dir = dir
 		return cmd, nil
 	}
@@ -86,7 +86,7 @@ func newNATS(dir, server string, out *tail, settings []string) (*Service, error)
 			return "", err
 		}
 		defer c.Close()
-		// JetStream has to read what it stored before it answers.
+		// JetStream reads its files before it answers.
 		_, err = c.RequestWithContext(ctx, "$JS.API.INFO", nil)
 		return c.ConnectedServerVersion(), err
 	}

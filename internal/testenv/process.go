@@ -16,27 +16,28 @@ import (
 	"time"
 )
 
-// Process is a program in a process group of its own, which the kernel kills
-// when the process that started it dies (both on Linux only). Its methods are
-// safe for concurrent use.
+// Process is a running program. On Linux it has a process group of its own, and the
+// kernel kills it when the process that started it dies. Its methods are safe for
+// concurrent use.
 type Process struct {
 	cmd  *exec.Cmd
 	done chan struct{}
 	err  error
 }
 
-// Start starts cmd, whose SysProcAttr it sets.
+// Start starts cmd. It sets cmd.SysProcAttr, and cmd.WaitDelay if that is 0.
 func Start(cmd *exec.Cmd) (*Process, error) {
-	isolate(cmd)
+	isolateProcess(cmd)
 	if cmd.WaitDelay == 0 {
-		cmd.WaitDelay = 5 * time.Second // a grandchild may hold the output open
+		cmd.WaitDelay = 5 * time.Second // a grandchild may keep the output open
 	}
 	p := &Process{cmd: cmd, done: make(chan struct{})}
 	started := make(chan error, 1)
 	go func() {
 		defer close(p.done)
-		// The kernel sends the parent-death signal when the thread that forked
-		// ends, not the process: this one must last as long as the child.
+		// The kernel sends the parent-death signal when the thread that started the
+		// child ends, and not when the process ends. So this thread must last as long
+		// as the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
 		err := cmd.Start()
@@ -52,11 +53,11 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 	return p, nil
 }
 
-// Done is closed when the program has ended.
+// Done returns a channel that is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err returns how the program ended, as [exec.Cmd.Wait] does. It must be called
-// after Done is closed.
+// Err returns the result of [exec.Cmd.Wait]; it is not nil for exit status 0 either. Call it
+// only after Done is closed.
 func (p *Process) Err() error {
 	if p.err == nil {
 		return fmt.Errorf("%s: exit status 0", filepath.Base(p.cmd.Path))
@@ -64,8 +65,8 @@ func (p *Process) Err() error {
 	return fmt.Errorf("%s: %w", filepath.Base(p.cmd.Path), p.err)
 }
 
-// ExitCode returns the program's exit code, 128 plus the signal's number if a
-// signal ended it. It must be called after Done is closed.
+// ExitCode returns the program's exit code, or 128 plus the number of the signal that
+// ended it. Call it only after Done is closed.
 func (p *Process) ExitCode() int {
 	st := p.cmd.ProcessState
 	if ws, ok := st.Sys().(syscall.WaitStatus); ok && ws.Signaled() {
@@ -77,12 +78,12 @@ func (p *Process) ExitCode() int {
 // PID returns the program's process id.
 func (p *Process) PID() int { return p.cmd.Process.Pid }
 
-// Signal sends sig to the program alone; [Process.SignalGroup] to its whole
+// Signal sends sig to the program alone. [Process.SignalGroup] sends it to the whole
 // group.
 func (p *Process) Signal(sig os.Signal) error { return p.cmd.Process.Signal(sig) }
 
-// Stop sends SIGTERM to the program, kills its group when it has not ended
-// after grace or when ctx ends, and waits for it.
+// Stop sends SIGTERM to the program, and waits for its end. It kills the program's group
+// after grace, or when ctx ends.
 func (p *Process) Stop(ctx context.Context, grace time.Duration) {
 	_ = p.Signal(sigTerm)
 	_ = p.Signal(sigResume)
@@ -102,10 +103,10 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// freePort returns a port of 127.0.0.1 on which nobody listens. It takes one
-// below the range from which the system takes ports for outgoing connections:
-// there, a client's connection could take the port while a daemon is down, and
-// a client that dials a dead port could even reach itself.
+// freePort returns a port of 127.0.0.1 that no program uses. It is below the range of ports
+// for outgoing connections. A port of that range could be taken by a client's connection
+// while the daemon is down, and a client that dials such a port could even connect to
+// itself.
 func freePort() (int, error) {
 	const low = 15000
 	high := 32000
@@ -132,7 +133,7 @@ func freePort() (int, error) {
 }
 
 // Missing returns the Debian packages that the services need and that are not
-// installed.
+// installed. Empty: all are installed.
 func Missing() []string {
 	var missing []string
 	_, err1 := findRabbitMQ()
@@ -154,27 +155,27 @@ func Missing() []string {
 	return append(missing, missingForGuests()...)
 }
 
-// Debian's /usr/sbin/rabbitmq-server insists on becoming the user rabbitmq, so
-// the one behind it comes first.
+// findRabbitMQ prefers the script in /usr/lib, because Debian's /usr/sbin/rabbitmq-server
+// changes to the user rabbitmq.
 func findRabbitMQ() (string, error) {
-	return find("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
+	return findProgram("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server", "rabbitmq-server")
 }
 
 func findEPMD() (string, error) {
-	return find("rabbitmq-server", "epmd", "/usr/lib/erlang/erts-*/bin/epmd", "/usr/lib/erlang/bin/epmd")
+	return findProgram("rabbitmq-server", "epmd", "/usr/lib/erlang/erts-*/bin/epmd", "/usr/lib/erlang/bin/epmd")
 }
 
-func findNATS() (string, error) { return find("nats-server", "nats-server") }
+func findNATS() (string, error) { return findProgram("nats-server", "nats-server") }
 
-func findMariaDB() (string, error) { return find("mariadb-server", "mariadbd", "mysqld") }
+func findMariaDB() (string, error) { return findProgram("mariadb-server", "mariadbd", "mysqld") }
 
 func findInstallDB() (string, error) {
-	return find("mariadb-server", "mariadb-install-db", "mysql_install_db")
+	return findProgram("mariadb-server", "mariadb-install-db", "mysql_install_db")
 }
 
-// find returns the first of the names that exists: a name with a slash as it
-// is (it may be a glob), another in PATH and where servers are kept.
-func find(pkg string, names ...string) (string, error) {
+// findProgram returns the path of the first name that exists. A name with a slash is a path, or a
+// glob; any other name is looked up in PATH and in the usual directories of servers.
+func findProgram(pkg string, names ...string) (string, error) {
 	for _, name := range names {
 		if strings.Contains(name, "/") {
 			if m, _ := filepath.Glob(name); len(m) > 0 {

@@ -7,20 +7,20 @@ import (
 	"os/exec"
 )
 
-// Without Linux's process groups and parent-death signals, what remains is to
-// end the program itself.
+// Without Linux's process groups and parent-death signals, only the program itself can be
+// ended.
 var (
 	sigTerm   = os.Interrupt
 	sigPause  = os.Interrupt
 	sigResume = os.Interrupt
 )
 
-func isolate(*exec.Cmd) {}
+func isolateProcess(*exec.Cmd) {}
 
 // SignalGroup sends sig to the program.
 func (p *Process) SignalGroup(sig os.Signal) { _ = p.Signal(sig) }
 
 func (p *Process) paused() bool { return true }
 
-// EndWithParent does nothing here.
+// EndWithParent does nothing outside of Linux.
 func EndWithParent() {}

@@ -19,12 +19,12 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-var nodes atomic.Int64 // node names are unique in the process, too
+var nodes atomic.Int64 // numbers the nodes, so that their names are unique in the process
 
-// RabbitMQ starts a broker that keeps everything in dir, which must exist and
-// stays the caller's. It returns when the broker answers, or after 120 seconds.
-// The broker's output goes to log. It fails with [ErrMissing] when RabbitMQ is
-// not installed; every error has the end of the broker's output.
+// RabbitMQ starts a broker. The broker keeps its files in dir, which must exist and stays
+// the caller's. RabbitMQ returns when the broker answers, or with an error after 120 s.
+// The broker's output goes to log, and each error has the end of it. [ErrMissing]:
+// RabbitMQ is not installed.
 func RabbitMQ(ctx context.Context, dir string, log io.Writer) (*Service, error) {
 	return RabbitMQWith(ctx, dir, log)
 }
@@ -44,7 +44,7 @@ func RabbitMQWith(ctx context.Context, dir string, log io.Writer, settings ...st
 	if err != nil {
 		return nil, err
 	}
-	for range portTries {
+	for range portAttempts {
 		var s *Service
 		if s, err = newRabbitMQ(dir, server, epmd, &tail{next: log}, settings); err != nil {
 			return nil, err
@@ -83,7 +83,7 @@ log.file = false
 %s
 `, port, password, strings.Join(settings, "\n")),
 		"enabled_plugins": "[].\n",
-		"env.conf":        "", // instead of the system's /etc/rabbitmq/rabbitmq-env.conf
+		"env.conf":        "", // replaces the system's /etc/rabbitmq/rabbitmq-env.conf
 	}
 	for name, text := range files {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
@@ -91,7 +91,7 @@ log.file = false
 		}
 	}
 	env := cleanEnv(map[string]string{
-		"HOME":                                dir, // of the Erlang cookie
+		"HOME":                                dir, // for the Erlang cookie
 		"LC_ALL":                              "C.UTF-8",
 		"ERL_EPMD_PORT":                       strconv.Itoa(epmdPort),
 		"ERL_EPMD_ADDRESS":                    "127.0.0.1",
@@ -110,8 +110,8 @@ log.file = false
 		"RABBITMQ_PID_FILE":                   filepath.Join(dir, "pid"),
 		"RABBITMQ_LOGS":                       "-",
 		"RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1} -start_epmd false",
-		// The script then becomes the broker instead of staying its parent,
-		// who would need rabbitmqctl to stop it and would leave it when killed.
+		// With these the script becomes the broker. Otherwise it stays the broker's
+		// parent, needs rabbitmqctl to stop it, and leaves it behind when killed.
 		"detached":              "true",
 		"RUNNING_UNDER_SYSTEMD": "true",
 	})
@@ -121,13 +121,13 @@ log.file = false
 		Host: net.JoinHostPort("127.0.0.1", strconv.Itoa(port)), Path: "/",
 	}).String()
 	s.launch = func() (*exec.Cmd, error) {
-		cmd := exec.Command(server) //nolint:noctx // it lives until Stop
+		cmd := exec.Command(server) //nolint:noctx // it runs until Stop
 		cmd.Dir, cmd.Env = dir, env
 		return cmd, nil
 	}
 	s.probe = func(ctx context.Context) (string, error) { return probeAMQP(ctx, s.URL) }
 	s.ctl = func(args []string) (*exec.Cmd, error) {
-		path, err := find("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
+		path, err := findProgram("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmqctl", "rabbitmqctl")
 		if err != nil {
 			return nil, err
 		}
@@ -136,8 +136,8 @@ log.file = false
 		return cmd, nil
 	}
 
-	// Erlang's port mapper is a child like the broker, so that it ends with us:
-	// left to itself the broker starts one as a daemon that stays for ever.
+	// Erlang's port mapper is a child of this process, so that it ends with it. Without
+	// it the broker starts a port mapper as a daemon, which stays for ever.
 	var mapper *Process
 	s.extra = func(ctx context.Context, stop bool) error {
 		if stop {
@@ -150,7 +150,7 @@ log.file = false
 		if mapper != nil {
 			return nil
 		}
-		cmd := exec.Command(epmd, "-port", strconv.Itoa(epmdPort), "-address", "127.0.0.1") //nolint:noctx // it lives until Stop
+		cmd := exec.Command(epmd, "-port", strconv.Itoa(epmdPort), "-address", "127.0.0.1") //nolint:noctx // it runs until Stop
 		cmd.Dir, cmd.Env = dir, env
 		cmd.Stdout, cmd.Stderr = out, out
 		p, err := Start(cmd)
@@ -168,7 +168,7 @@ log.file = false
 	return s, nil
 }
 
-// awaitPort returns when something listens on port, with errPort if p ended.
+// awaitPort waits until a program listens on the port. errPort: p has ended.
 func awaitPort(ctx context.Context, p *Process, port int) error {
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -194,7 +194,7 @@ func probeAMQP(ctx context.Context, rawURL string) (string, error) {
 			return nil, err
 		}
 		deadline, _ := ctx.Deadline()
-		return nc, nc.SetDeadline(deadline) // of the handshake; the library lifts it afterwards
+		return nc, nc.SetDeadline(deadline) // for the handshake; the library removes it afterwards
 	}})
 	if err != nil {
 		return "", err
@@ -203,8 +203,8 @@ func probeAMQP(ctx context.Context, rawURL string) (string, error) {
 	return v, c.Close()
 }
 
-// cleanEnv returns the environment without what configures Erlang, RabbitMQ
-// and systemd, and with set.
+// cleanEnv returns this process's environment without the variables that configure Erlang,
+// RabbitMQ and systemd, and with the variables of set.
 func cleanEnv(set map[string]string) []string {
 	var env []string
 	for _, kv := range os.Environ() {

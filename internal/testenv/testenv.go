@@ -1,14 +1,15 @@
-// Package testenv starts private instances of the machine's RabbitMQ, NATS,
-// MariaDB, Keystone and libvirt for tests: own data directory, free loopback ports, own node name.
-// It never touches the services of the system.
+// Package testenv starts private instances of RabbitMQ, NATS, MariaDB, Keystone and
+// libvirt for tests, from the programs that are installed on the machine. Each instance
+// has its own data directory, free ports on loopback, and its own node name. The
+// package never touches the services of the system.
 //
 //	s, err := testenv.MariaDB(ctx, dir, io.Discard)
 //	defer s.Stop(context.WithoutCancel(ctx))
 //	d, err := db.Open(ctx, db.Config{URL: s.URL + "mysql"})
 //
-// The program in the directory run starts them and runs a command with their
-// URLs in its environment. Tests take the URLs, or an instance of their own to
-// kill and restart, from package envtest.
+// The program in the directory run starts RabbitMQ, NATS and MariaDB, and runs a command
+// with their URLs in its environment. With package envtest, a test gets these URLs, or
+// an instance of its own that it may kill and restart.
 package testenv
 
 import (
@@ -24,7 +25,7 @@ import (
 	"time"
 )
 
-// The environment variables in which tests find the services.
+// The environment variables with the URLs of the services for tests.
 const (
 	AMQPVar  = "ARMATURE_TEST_AMQP_URL"
 	NATSVar  = "ARMATURE_TEST_NATS_URL"
@@ -32,45 +33,45 @@ const (
 )
 
 const (
-	startTimeout = 120 * time.Second // until the daemon answers
+	startTimeout = 120 * time.Second // from the start until the daemon answers
 	stopGrace    = 30 * time.Second  // between SIGTERM and SIGKILL
-	probeTimeout = 2 * time.Second   // of one attempt to reach it
+	probeTimeout = 2 * time.Second   // for one attempt to reach the daemon
 	probeEvery   = 50 * time.Millisecond
-	portTries    = 5 // how often a race for a port may be lost
+	portAttempts = 5 // how many ports are tried if other programs take them first
 )
 
-// ErrMissing is in the error of [RabbitMQ], [NATS] and [MariaDB] when the
-// programs are not installed.
+// ErrMissing means that a program is not installed. errors.Is matches it in the errors of
+// [RabbitMQ], [NATS], [MariaDB], [Keystone], [Libvirt] and [GuestImage].
 var ErrMissing = errors.New("not installed")
 
-// errPort means that somebody else took the port that the daemon was to use.
-var errPort = errors.New("port taken")
+// errPort means that another program has taken the daemon's port.
+var errPort = errors.New("the port is in use by another program")
 
-// Service is a running daemon. Its methods are safe for concurrent use. Whoever
-// started it calls Stop; if the process that started it dies before, the kernel
-// kills the daemon (on Linux).
+// Service is a running daemon. Its methods are safe for concurrent use. The process
+// that started it calls Stop. If that process dies before, the kernel kills the daemon
+// (on Linux only).
 type Service struct {
-	// Name and Version are the product's, such as "RabbitMQ", "3.10.8".
+	// Name and Version are the name and the version of the product, such as "RabbitMQ" and "3.10.8".
 	Name, Version string
-	// URL has the address, the user and a generated password. Those of RabbitMQ
-	// and MariaDB end in "/".
+	// URL has the address, the user and a generated password. The URLs of RabbitMQ and
+	// MariaDB end in "/".
 	URL string
-	// Port is the port on 127.0.0.1.
+	// Port is the port on 127.0.0.1. Restart keeps it.
 	Port int
 
-	launch func() (*exec.Cmd, error)                  // the daemon's command, the same at each start
-	probe  func(ctx context.Context) (string, error)  // asks it for its version
-	extra  func(ctx context.Context, stop bool) error // starts or stops what the daemon needs; may be nil
-	ctl    func(args []string) (*exec.Cmd, error)     // an operator's command; nil if there is none
+	launch func() (*exec.Cmd, error)                  // returns the daemon's command, the same at each start
+	probe  func(ctx context.Context) (string, error)  // asks the daemon for its version
+	extra  func(ctx context.Context, stop bool) error // starts or stops a helper process of the daemon; may be nil
+	ctl    func(args []string) (*exec.Cmd, error)     // returns an operator's command; nil if the product has none
 	out    *tail
 
 	mu   sync.Mutex
-	proc *Process // nil when it is stopped
+	proc *Process // nil while the daemon is stopped
 }
 
-// Done is closed when the daemon has ended, by itself or not. It is that of the
-// daemon that runs now: Restart starts another one. After Stop and Kill it is a
-// closed channel.
+// Done returns a channel that is closed when the daemon's present process has ended, for
+// any reason. Restart starts a new process, with a new channel. After Stop and Kill the
+// channel is closed.
 func (s *Service) Done() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -82,10 +83,10 @@ func (s *Service) Done() <-chan struct{} {
 	return s.proc.Done()
 }
 
-// Stop asks the daemon to end, kills it when it has not done so after 30
-// seconds or when ctx ends, and waits until it is gone. What it wrote stays in
-// its directory. The error says that the daemon had died before it was asked,
-// with the end of its log. Stop of a stopped service does nothing.
+// Stop asks the daemon to end, and waits for its end. It kills the daemon after 30 s, or
+// when ctx ends. The daemon's files stay in its directory. The error, with the end of the
+// log, says that the daemon had died before Stop. Stop of a stopped service does
+// nothing.
 func (s *Service) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -111,8 +112,8 @@ func (s *Service) stop(ctx context.Context) error {
 	return nil
 }
 
-// Kill ends the daemon with SIGKILL, as a crash would, and waits until it is
-// gone. Clients see their connections reset. Restart brings it back.
+// Kill ends the daemon with SIGKILL, like a crash, and waits for its end. The
+// connections of its clients are reset. Restart starts it again.
 func (s *Service) Kill() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,17 +123,17 @@ func (s *Service) Kill() {
 	}
 }
 
-// Restart stops the daemon if it runs and starts it again on the same port and
-// the same data. It returns when the daemon answers, or after 120 seconds.
+// Restart stops the daemon if it runs, and starts it again with the same port and data.
+// It returns when the daemon answers, or with an error after 120 s.
 func (s *Service) Restart(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return errors.Join(s.stop(ctx), s.start(ctx))
 }
 
-// Pause stops the daemon in its tracks with SIGSTOP: connections stay open and
-// nothing answers, as on a hung machine. It returns when the last thread has
-// stopped, or fails after 10 seconds. Resume lets it go on.
+// Pause stops the daemon's execution with SIGSTOP: connections stay open, but get no
+// answers, as from a machine that hangs. Pause returns when the last thread has stopped,
+// or fails after 10 s. Resume continues the daemon.
 func (s *Service) Pause() error {
 	if err := s.signal(sigPause); err != nil {
 		return err
@@ -147,9 +148,9 @@ func (s *Service) Pause() error {
 	for p != nil && !p.paused() {
 		select {
 		case <-p.Done():
-			return fmt.Errorf("%s died when it was paused: %w%s", s.Name, p.Err(), s.out)
+			return fmt.Errorf("pause %s: it died: %w%s", s.Name, p.Err(), s.out)
 		case <-limit.C:
-			return fmt.Errorf("%s has threads that run 10 s after SIGSTOP", s.Name)
+			return fmt.Errorf("pause %s: threads still run 10 s after SIGSTOP", s.Name)
 		case <-tick.C:
 		}
 	}
@@ -169,11 +170,11 @@ func (s *Service) signal(sig os.Signal) error {
 }
 
 // Ctl runs rabbitmqctl on the broker with the arguments, such as
-// "close_all_connections", "reason", and returns what it printed. It takes a
-// second or two. Other services have nothing of the kind.
+// "close_all_connections", "reason", and returns its output. It takes one or two
+// seconds. For other services it fails.
 func (s *Service) Ctl(ctx context.Context, args ...string) (string, error) {
 	if s.ctl == nil {
-		return "", fmt.Errorf("%s has no program to control it", s.Name)
+		return "", fmt.Errorf("%s has no control program: only RabbitMQ has one", s.Name)
 	}
 	cmd, err := s.ctl(args)
 	if err != nil {
@@ -196,7 +197,7 @@ func (s *Service) Ctl(ctx context.Context, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// start returns when the daemon answers. If it does not, nothing of it is left.
+// start starts the daemon, and returns when the daemon answers. After an error no process of it is left.
 func (s *Service) start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -225,13 +226,14 @@ func (s *Service) start(ctx context.Context) error {
 	return nil
 }
 
+// await waits until the daemon answers.
 func (s *Service) await(ctx context.Context) error {
 	begin := time.Now()
 	tick := time.NewTicker(probeEvery)
 	defer tick.Stop()
 	for {
-		try, cancel := context.WithTimeout(ctx, probeTimeout)
-		v, err := s.probe(try)
+		attempt, cancel := context.WithTimeout(ctx, probeTimeout)
+		v, err := s.probe(attempt)
 		cancel()
 		if err == nil {
 			s.Version = v
@@ -251,7 +253,7 @@ func (s *Service) await(ctx context.Context) error {
 	}
 }
 
-// tail passes a daemon's output on and keeps its end for error messages.
+// tail forwards a daemon's output to next, and keeps the last 8 KiB for errors.
 type tail struct {
 	next io.Writer
 	mu   sync.Mutex
@@ -288,7 +290,7 @@ func (t *tail) has(texts ...string) bool {
 	return false
 }
 
-// String returns the last lines, indented, on lines of their own.
+// String returns the last 20 lines, indented, after a line break.
 func (t *tail) String() string {
 	t.mu.Lock()
 	defer t.mu.Unlock()

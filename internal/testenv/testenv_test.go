@@ -45,8 +45,8 @@ var services = []struct {
 	{"keystone", testenv.Keystone, useKeystone},
 }
 
-// TestLife takes each service through all it can do and proves that nothing is
-// left at the end: no process that mentions its directory, no port.
+// TestLife uses all methods of each service. At the end nothing is left: no process with the
+// directory in its command line, and no open port.
 func TestLife(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -55,7 +55,7 @@ func TestLife(t *testing.T) {
 	for _, tt := range services {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			// Longer than a unix socket's path may be.
+			// Longer than the limit of a Unix socket's path.
 			dir := filepath.Join(t.TempDir(), strings.Repeat("d", 100))
 			if err := os.Mkdir(dir, 0o700); err != nil {
 				t.Fatal(err)
@@ -118,7 +118,8 @@ func TestLife(t *testing.T) {
 	}
 }
 
-// TestDiedAlone: a daemon that ended by itself is an error with its last words.
+// TestDiedAlone: for a daemon that ended by itself, Stop returns an error with the end of its
+// log.
 func TestDiedAlone(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -132,12 +133,12 @@ func TestDiedAlone(t *testing.T) {
 	<-s.Done()
 	err := s.Stop(t.Context())
 	if err == nil || !strings.Contains(err.Error(), "died before it was stopped") || !strings.Contains(err.Error(), "Shutdown complete") {
-		t.Errorf("Stop = %v, want that it died and its last words", err)
+		t.Errorf("Stop = %v, want an error that says so, with the end of the log", err)
 	}
 }
 
-// TestEndsAtStart: a daemon that cannot start is reported at once, not after
-// the time-out, and leaves nothing behind.
+// TestEndsAtStart: a daemon that cannot start is reported at once, and not after the timeout. No
+// process of it is left.
 func TestEndsAtStart(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -151,7 +152,7 @@ func TestEndsAtStart(t *testing.T) {
 			if err := s.Stop(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			// What each needs at its start, broken.
+			// Break a file that each service needs at its start.
 			for _, name := range []string{"rabbitmq.conf", "nats.conf", "init.sql", "keystone.conf"} {
 				if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 					if err := os.Remove(filepath.Join(dir, name)); err != nil {
@@ -162,7 +163,7 @@ func TestEndsAtStart(t *testing.T) {
 					}
 				}
 			}
-			if tt.name == "mariadb" { // which shrugs off a bad init file
+			if tt.name == "mariadb" { // which ignores a bad init file
 				if err := os.RemoveAll(filepath.Join(dir, "data")); err != nil {
 					t.Fatal(err)
 				}
@@ -171,7 +172,7 @@ func TestEndsAtStart(t *testing.T) {
 			defer cancel()
 			err := s.Restart(ctx)
 			if err == nil || !strings.Contains(err.Error(), "ended at its start") || ctx.Err() != nil {
-				t.Errorf("Restart = %v (context: %v), want that it ended", err, ctx.Err())
+				t.Errorf("Restart = %v (context: %v), want an error that the daemon ended", err, ctx.Err())
 			}
 			if left := processes(t, dir); len(left) > 0 {
 				t.Errorf("processes left: %q", left)
@@ -319,7 +320,7 @@ func open(t *testing.T, rawURL string) *sql.DB {
 	return d
 }
 
-// useKeystone logs in: the user is in the database.
+// useKeystone logs in, which needs the user in the database.
 func useKeystone(t *testing.T, rawURL string, _ bool) error {
 	t.Helper()
 	u, err := url.Parse(rawURL)

@@ -26,8 +26,8 @@ func maxMessage(b *bench) int {
 	return limit
 }
 
-// refusal checks that err is want, contains all texts, and came within refusalTime of since.
-func refusal(b *bench, what string, err, want error, since time.Time, texts ...string) {
+// checkRefusal checks that err is want, contains all texts, and came within refusalTime of since.
+func checkRefusal(b *bench, what string, err, want error, since time.Time, texts ...string) {
 	b.Helper()
 	if !errors.Is(err, want) {
 		b.Errorf("%s: %.300v (%v), want %v", what, err, fault.CodeOf(err), want)
@@ -68,21 +68,21 @@ func testTooLarge(b *bench) {
 	sizes := []string{strconv.Itoa(limit), strconv.Itoa(limit)[:2]}
 	since := time.Now()
 	_, err := rpc.Call(b.ctx(), c, echo, "a", large)
-	refusal(b, "call", err, rpc.ErrTooLarge, since, sizes...)
+	checkRefusal(b, "call", err, rpc.ErrTooLarge, since, sizes...)
 	if !errors.Is(err, fault.Invalid) || fault.IsRemote(err) {
 		b.Errorf("call: %.300v, want the client's own Invalid", err)
 	}
 	since = time.Now()
-	refusal(b, "cast", rpc.Cast(b.ctx(), c, keep, "a", large), rpc.ErrTooLarge, since, sizes...)
+	checkRefusal(b, "cast", rpc.Cast(b.ctx(), c, keep, "a", large), rpc.ErrTooLarge, since, sizes...)
 	since = time.Now()
-	refusal(b, "fanout", rpc.Fanout(b.ctx(), c, keep, large), rpc.ErrTooLarge, since, sizes...)
+	checkRefusal(b, "fanout", rpc.Fanout(b.ctx(), c, keep, large), rpc.ErrTooLarge, since, sizes...)
 
 	since = time.Now()
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: limit})
-	refusal(b, "reply", err, rpc.ErrReplyTooLarge, since, sizes...)
+	checkRefusal(b, "reply", err, rpc.ErrReplyTooLarge, since, sizes...)
 	since = time.Now()
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: -(200 << 10)})
-	refusal(b, "an error of 200 KiB", err, errNoWay, since)
+	checkRefusal(b, "an error of 200 KiB", err, errNoWay, since)
 
 	fits := &note{Text: strings.Repeat("x", limit-2048)}
 	if got, err := rpc.Call(b.ctx(), c, echo, "a", fits); err != nil || got.N != limit-2048 {
@@ -116,10 +116,10 @@ func testTooLarge(b *bench) {
 		"metadata in 20,000 keys":     func(m *bus.Message) { m.Header = manyKeys(20_000) },
 		"a dead letter of 100 KiB md": func(m *bus.Message) { m.Dead = &bus.Dead{Reason: strings.Repeat("x", 100<<10)} },
 	} {
-		m := message(b, 1)
+		m := rawMessage(b, 1)
 		change(m)
 		since = time.Now()
-		refusal(b, what, b.client.Publish(b.ctx(), "suite.a", m), fault.Invalid, since)
+		checkRefusal(b, what, b.client.Publish(b.ctx(), "suite.a", m), fault.Invalid, since)
 	}
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 7}); err != nil {
 		b.Fatal(err)
@@ -159,25 +159,25 @@ func testNames(b *bench) {
 	for what, host := range names {
 		since := time.Now()
 		_, err := rpc.Call(b.ctx(), c, echo, host, &note{})
-		refusal(b, "call to a host with "+what, err, fault.Invalid, since)
+		checkRefusal(b, "call to a host with "+what, err, fault.Invalid, since)
 		since = time.Now()
-		refusal(b, "cast to a host with "+what, rpc.Cast(b.ctx(), c, keep, host, &note{}), fault.Invalid, since)
+		checkRefusal(b, "cast to a host with "+what, rpc.Cast(b.ctx(), c, keep, host, &note{}), fault.Invalid, since)
 		since = time.Now()
-		refusal(b, "a server with "+what, startNamed(b, host), fault.Invalid, since)
+		checkRefusal(b, "a server with "+what, startNamed(b, host), fault.Invalid, since)
 		if host == "calls" || host == "dlq" || host == "a.calls" {
 			continue // valid as topics
 		}
 		topic := "suite." + host + ".calls"
 		since = time.Now()
-		refusal(b, "publish to "+what, b.client.Publish(b.ctx(), topic, message(b, 1)), fault.Invalid, since)
+		checkRefusal(b, "publish to "+what, b.client.Publish(b.ctx(), topic, rawMessage(b, 1)), fault.Invalid, since)
 		for _, mode := range []bus.Mode{bus.Shared, bus.Live, bus.Private} {
 			since = time.Now()
 			_, err := b.server.Subscribe(b.ctx(), bus.Subscription{Topic: topic, Mode: mode})
-			refusal(b, "subscribe to "+what, err, fault.Invalid, since)
+			checkRefusal(b, "subscribe to "+what, err, fault.Invalid, since)
 		}
 		since = time.Now()
 		_, err = b.server.Subscribe(b.ctx(), bus.Subscription{Topic: "suite.private", Mode: bus.Private, Fanout: topic})
-		refusal(b, "subscribe to fanouts of "+what, err, fault.Invalid, since)
+		checkRefusal(b, "subscribe to fanouts of "+what, err, fault.Invalid, since)
 	}
 	if _, err := rpc.Call(b.ctx(), c, echo, "a", &note{}); err != nil {
 		b.Errorf("a call after the refusals: %v", err)

@@ -90,7 +90,7 @@ func (old contract) broken(now contract) (list []string) {
 			list = append(list, fmt.Sprintf("%s was %s, and is %s", name, was.Delivery, is.Delivery))
 		}
 		for what, pair := range map[string][2]any{"request": {was.Request, is.Request}, "response": {was.Response, is.Response}} {
-			changed, more := compare(name+"'s "+what, pair[0], pair[1])
+			changed, more := compareShapes(name+"'s "+what, pair[0], pair[1])
 			list = append(list, changed...)
 			grown = grown || more
 		}
@@ -111,17 +111,17 @@ func (old contract) broken(now contract) (list []string) {
 	return list
 }
 
-// compare lists the changes from one shape to another. grown reports whether fields were added.
-func compare(path string, was, is any) (changed []string, grown bool) {
+// compareShapes lists the changes from one shape to another. grown reports whether fields were added.
+func compareShapes(path string, was, is any) (changed []string, grown bool) {
 	if x, ok := was.([]any); ok && len(x) == 1 {
 		if y, ok := is.([]any); ok && len(y) == 1 {
-			return compare(path+"[]", x[0], y[0])
+			return compareShapes(path+"[]", x[0], y[0])
 		}
 	}
 	a, aok := was.(map[string]any)
 	b, bok := is.(map[string]any)
 	if !aok || !bok {
-		x, y := plain(was), plain(is)
+		x, y := jsonText(was), jsonText(is)
 		if x != y {
 			changed = append(changed, fmt.Sprintf("%s was %s, and is %s", path, x, y))
 		}
@@ -132,7 +132,7 @@ func compare(path string, was, is any) (changed []string, grown bool) {
 			changed = append(changed, fmt.Sprintf("%s: the field %s was removed", path, name))
 			continue
 		}
-		more, grew := compare(path+"."+name, a[name], b[name])
+		more, grew := compareShapes(path+"."+name, a[name], b[name])
 		changed, grown = append(changed, more...), grown || grew
 	}
 	for name := range b {
@@ -141,7 +141,7 @@ func compare(path string, was, is any) (changed []string, grown bool) {
 	return changed, grown
 }
 
-func plain(v any) string {
+func jsonText(v any) string {
 	text, _ := json.Marshal(v) // v was decoded from JSON, or made for it
 	return string(text)
 }

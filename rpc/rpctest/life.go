@@ -108,7 +108,7 @@ func testClose(b *bench) {
 	if m, ok := <-in; ok {
 		b.Errorf("message %v on the channel of a closed bus", m.ID)
 	}
-	if err := b.client.Publish(b.ctx(), "close", message(b, 1)); !errors.Is(err, rpc.ErrClosed) {
+	if err := b.client.Publish(b.ctx(), "close", rawMessage(b, 1)); !errors.Is(err, rpc.ErrClosed) {
 		b.Errorf("Publish: %v, want ErrClosed", err)
 	}
 	if _, err := b.client.Subscribe(b.ctx(), bus.Subscription{Topic: "close", Slots: 1}); !errors.Is(err, rpc.ErrClosed) {

@@ -257,7 +257,7 @@ func (l *lost) wait(done <-chan result) result {
 	}
 }
 
-func kill(t testing.TB, p *os.Process) time.Time {
+func killProcess(t testing.TB, p *os.Process) time.Time {
 	t.Helper()
 	if err := p.Kill(); err != nil {
 		t.Fatal(err)
@@ -278,7 +278,7 @@ func (l *lost) testKill(after time.Duration, back, warm bool) {
 		waittest.Pass(l, 50*time.Millisecond, "the server settles the first call")
 	}
 	done := l.callAndWait(time.Minute, after)
-	killed := kill(l, p)
+	killed := killProcess(l, p)
 	if back {
 		l.launch()
 	}
@@ -333,7 +333,7 @@ func (l *lost) testStorm(back bool) {
 	for left := callers; left > 0; {
 		select {
 		case <-at:
-			killed = kill(l, p)
+			killed = killProcess(l, p)
 			if back {
 				l.launch()
 			}
@@ -389,7 +389,7 @@ func (l *lost) testAway() {
 	if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
 		l.Fatal(r.err)
 	}
-	killed := kill(l, p)
+	killed := killProcess(l, p)
 	waittest.Pass(l, time.Second, "the server is away")
 	begin := time.Now()
 	done := l.call(0)
@@ -417,7 +417,7 @@ func (l *lost) testPaused() {
 	p := l.launch()
 	begin := time.Now()
 	done := l.callAndWait(time.Minute, 300*time.Millisecond)
-	if err := pause(p); err != nil {
+	if err := pauseProcess(p); err != nil {
 		l.Fatal(err)
 	}
 	r := l.wait(done)

@@ -7,4 +7,4 @@ import (
 	"os"
 )
 
-func pause(*os.Process) error { return errors.ErrUnsupported }
+func pauseProcess(*os.Process) error { return errors.ErrUnsupported }

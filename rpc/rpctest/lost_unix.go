@@ -7,4 +7,4 @@ import (
 	"syscall"
 )
 
-func pause(p *os.Process) error { return p.Signal(syscall.SIGSTOP) }
+func pauseProcess(p *os.Process) error { return p.Signal(syscall.SIGSTOP) }

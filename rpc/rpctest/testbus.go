@@ -94,12 +94,12 @@ func receive[T any](b *bench, ch <-chan T, what string) T {
 	}
 }
 
-func message(b *bench, n int) *bus.Message {
+func rawMessage(b *bench, n int) *bus.Message {
 	b.Helper()
 	return Message(fmt.Sprintf("id-%d", n), "cast suite.raw 1.0 at-least-once", strconv.Itoa(n))
 }
 
-func settle(b *bench, d *bus.Delivery, ack bool) {
+func settleDelivery(b *bench, d *bus.Delivery, ack bool) {
 	b.Helper()
 	settle := d.Nack
 	if ack {

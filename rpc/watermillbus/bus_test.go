@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
@@ -228,11 +229,12 @@ func TestLanes(t *testing.T) {
 	}
 }
 
-// TestRenewed: a subscription whose channel is closed is renewed. The empty message that
-// comes from a deleted queue is not delivered.
+// TestRenewed: a subscription whose channel is closed is renewed. Of several failed renewals only the first is a
+// warning. The empty message that comes from a deleted queue is not delivered.
 func TestRenewed(t *testing.T) {
 	t.Parallel()
 	var opened atomic.Int64
+	var log strings.Builder // read when the message has come, after the last line
 	b := newBus(t, part{subscribe: func(ctx context.Context, _ string) (<-chan *message.Message, error) {
 		switch opened.Add(1) {
 		case 1:
@@ -240,7 +242,7 @@ func TestRenewed(t *testing.T) {
 			out <- message.NewMessage("", nil)
 			close(out)
 			return out, nil
-		case 2:
+		case 2, 3, 4:
 			return nil, errors.New("still away")
 		default:
 			out := make(chan *message.Message, 1)
@@ -250,7 +252,10 @@ func TestRenewed(t *testing.T) {
 			context.AfterFunc(ctx, func() { close(out) })
 			return out, nil
 		}
-	}}, func(c *watermillbus.Config) { c.Redelivered = "again" })
+	}}, func(c *watermillbus.Config) {
+		c.Redelivered = "again"
+		c.Logger = slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	})
 	in, err := b.Subscribe(t.Context(), rpcbus.Subscription{Topic: "backup"})
 	if err != nil {
 		t.Fatal(err)
@@ -260,8 +265,11 @@ func TestRenewed(t *testing.T) {
 		t.Errorf("got %v, want the cast, marked as redelivered", m)
 	}
 	_ = m.Ack() // never fails
-	if n := opened.Load(); n != 3 {
-		t.Errorf("%d subscriptions, want 3", n)
+	if n := opened.Load(); n != 5 {
+		t.Errorf("%d subscriptions, want 5", n)
+	}
+	if warn, debug := strings.Count(log.String(), "level=WARN"), strings.Count(log.String(), "level=DEBUG"); warn != 1 || debug != 2 {
+		t.Errorf("%d warnings and %d lines at DEBUG, want 1 and 2:\n%s", warn, debug, &log)
 	}
 }
 

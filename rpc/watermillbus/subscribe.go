@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -72,6 +74,7 @@ type group struct {
 	subscribers []message.Subscriber
 	delivering  sync.WaitGroup // lanes that may still send to out
 	lanes       sync.WaitGroup
+	failing     atomic.Bool // the last renewal of a lane failed
 }
 
 // open opens the subscribers and their lanes. After an error the lanes that were opened end.
@@ -148,12 +151,25 @@ func (g *group) laneLoop(ctx context.Context, cancel context.CancelFunc, sub mes
 			return
 		}
 		next, err := sub.Subscribe(ctx, topic)
-		if err != nil {
-			g.bus.cfg.Logger.Warn("subscription ended, renewal failed", "topic", topic, "error", err)
-			continue
+		g.logRenewal(topic, err)
+		if err == nil {
+			in = next
 		}
-		in = next
 	}
+}
+
+// logRenewal logs a failed renewal. Only the first one of all lanes is a warning, because each lane repeats its attempts
+// every second.
+func (g *group) logRenewal(topic string, err error) {
+	if err == nil {
+		g.failing.Store(false)
+		return
+	}
+	level := slog.LevelDebug
+	if g.failing.CompareAndSwap(false, true) {
+		level = slog.LevelWarn
+	}
+	g.bus.cfg.Logger.Log(g.ctx, level, "subscription ended, renewal failed", "topic", topic, "error", err)
 }
 
 // next waits for the next message. It returns nil when the channel is closed or the subscription has ended.

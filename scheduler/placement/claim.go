@@ -278,7 +278,7 @@ func (g *Group) allows(host string, others map[string]int64) error {
 	case g.Policy == Affinity && len(others) > 0 && others[host] == 0:
 		return fmt.Errorf("group %s is on host %s, not on %s: %w", g.ID, slices.Min(slices.Collect(maps.Keys(others))), host, ErrGroup)
 	case g.Policy == AntiAffinity && others[host] >= most:
-		return fmt.Errorf("group %s has %d members on host %s, at most %d are allowed: %w", g.ID, others[host], host, most, ErrGroup)
+		return fmt.Errorf("group %s: host %s has %d of at most %d members: %w", g.ID, host, others[host], most, ErrGroup)
 	}
 	return nil
 }

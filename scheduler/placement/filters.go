@@ -78,61 +78,61 @@ func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) schedule
 func Filters[R Requester, H Hosted](o Options) []scheduler.Filter[R, H] {
 	o = o.withDefaults()
 	return []scheduler.Filter[R, H]{
-		filter[R, H]{"forced", forced},
-		filter[R, H]{"ignored", ignored},
-		filter[R, H]{"disabled", disabled},
+		filter[R, H]{"forced", forcedHosts},
+		filter[R, H]{"ignored", ignoredHosts},
+		filter[R, H]{"disabled", disabledHosts},
 		filter[R, H]{"down", o.down},
-		filter[R, H]{"zone", zone},
-		filter[R, H]{VCPU, room(VCPU)},
-		filter[R, H]{MemoryMB, room(MemoryMB)},
-		filter[R, H]{DiskGB, room(DiskGB)},
-		filter[R, H]{"resources", rest},
-		filter[R, H]{"traits", traits},
-		filter[R, H]{"platform", platform},
-		filter[R, H]{"capabilities", capabilities},
+		filter[R, H]{"zone", zoneOnly},
+		filter[R, H]{VCPU, roomFor(VCPU)},
+		filter[R, H]{MemoryMB, roomFor(MemoryMB)},
+		filter[R, H]{DiskGB, roomFor(DiskGB)},
+		filter[R, H]{"resources", roomForOthers},
+		filter[R, H]{"traits", requiredTraits},
+		filter[R, H]{"platform", samePlatform},
+		filter[R, H]{"capabilities", matchCapabilities},
 		filter[R, H]{"aggregate_tenant", aggregateTenant},
 		filter[R, H]{"aggregate_type", aggregateType},
 		filter[R, H]{"aggregate_specs", aggregateSpecs},
 		filter[R, H]{"aggregate_properties", o.aggregateProperties},
 		filter[R, H]{"same_host", sameHost},
 		filter[R, H]{"different_host", differentHost},
-		filter[R, H]{"affinity", affinity},
+		filter[R, H]{"affinity", groupAffinity},
 		filter[R, H]{"anti_affinity", antiAffinity},
 		filter[R, H]{"tasks", o.tasks},
 		filter[R, H]{"consumers", o.consumers},
 	}
 }
 
-func forced(q *Request) judge {
+func forcedHosts(q *Request) judge {
 	if len(q.Force) == 0 {
 		return nil
 	}
 	return func(p *Provider) scheduler.Verdict {
-		if named(q.Force, p.ID) {
+		if hasName(q.Force, p.ID) {
 			return scheduler.Pass
 		}
 		return scheduler.Reject("not one of the hosts that the request forces")
 	}
 }
 
-func ignored(q *Request) judge {
+func ignoredHosts(q *Request) judge {
 	if len(q.Ignore) == 0 {
 		return nil
 	}
 	return func(p *Provider) scheduler.Verdict {
-		if named(q.Ignore, p.ID) {
+		if hasName(q.Ignore, p.ID) {
 			return scheduler.Reject("the request ignores this host")
 		}
 		return scheduler.Pass
 	}
 }
 
-// named reports whether the list has the ID. It ignores case, as Nova does for forced and ignored hosts.
-func named(list []string, id string) bool {
+// hasName reports whether the list has the ID. It ignores case, as Nova does for forced and ignored hosts.
+func hasName(list []string, id string) bool {
 	return slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, id) })
 }
 
-func disabled(*Request) judge {
+func disabledHosts(*Request) judge {
 	return func(p *Provider) scheduler.Verdict {
 		if p.Disabled != "" {
 			return scheduler.Reject(p.Disabled)
@@ -151,7 +151,7 @@ func (o Options) down(*Request) judge {
 	}
 }
 
-func zone(q *Request) judge {
+func zoneOnly(q *Request) judge {
 	if q.Zone == "" {
 		return nil
 	}
@@ -167,8 +167,8 @@ func zone(q *Request) judge {
 // units are the units of resource classes, for reasons.
 var units = map[string]string{MemoryMB: " MiB", DiskGB: " GiB"}
 
-// room returns the filter of one resource class.
-func room(class string) prepare {
+// roomFor returns the filter of one resource class.
+func roomFor(class string) prepare {
 	unit := units[class]
 	text := "needs %d" + unit + ", %d" + unit + " free"
 	return func(q *Request) judge {
@@ -189,7 +189,7 @@ func room(class string) prepare {
 	}
 }
 
-// roomRest judges the seldom cases of room: no inventory, and the limits of one consumer.
+// roomRest judges the seldom cases of roomFor: no inventory, and the limits of one consumer.
 func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	if !ok {
 		return scheduler.Reject("the host has none")
@@ -200,8 +200,8 @@ func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	return scheduler.Pass
 }
 
-// rest is the filter of all resource classes without a filter of their own.
-func rest(q *Request) judge {
+// roomForOthers is the filter of all resource classes without a filter of their own.
+func roomForOthers(q *Request) judge {
 	type need struct {
 		class, text string
 		none        scheduler.Verdict
@@ -234,12 +234,12 @@ func rest(q *Request) judge {
 	}
 }
 
-func traits(q *Request) judge {
+func requiredTraits(q *Request) judge {
 	if len(q.Required)+len(q.Forbidden) == 0 {
 		return nil
 	}
-	missing := reasons("trait %s is missing", q.Required)
-	present := reasons("trait %s is forbidden", q.Forbidden)
+	missing := rejections("trait %s is missing", q.Required)
+	present := rejections("trait %s is forbidden", q.Forbidden)
 	return func(p *Provider) scheduler.Verdict {
 		for i, t := range q.Required {
 			if !p.Has(t) {
@@ -255,8 +255,8 @@ func traits(q *Request) judge {
 	}
 }
 
-// reasons returns a rejection for each text. They are made once for a decision, instead of once for each host.
-func reasons(format string, of []string) []scheduler.Verdict {
+// rejections returns a rejection for each text. They are made once for a decision, instead of once for each host.
+func rejections(format string, of []string) []scheduler.Verdict {
 	out := make([]scheduler.Verdict, len(of))
 	for i, s := range of {
 		out[i] = scheduler.Reject(format, s)
@@ -264,7 +264,7 @@ func reasons(format string, of []string) []scheduler.Verdict {
 	return out
 }
 
-func platform(q *Request) judge {
+func samePlatform(q *Request) judge {
 	want := q.Platform
 	if want == (Platform{}) {
 		return nil
@@ -293,8 +293,8 @@ type spec struct {
 	missing, wrong scheduler.Verdict
 }
 
-// specs returns the conditions of one scope and, as in Nova, those without a scope.
-func specs(q *Request, scope string) (out []spec) {
+// specsOf returns the conditions of one scope and, as in Nova, those without a scope.
+func specsOf(q *Request, scope string) (out []spec) {
 	for _, k := range slices.Sorted(maps.Keys(q.Specs)) {
 		key, ok := strings.CutPrefix(k, scope)
 		if ok || !strings.Contains(k, ":") {
@@ -304,8 +304,8 @@ func specs(q *Request, scope string) (out []spec) {
 	return out
 }
 
-func capabilities(q *Request) judge {
-	list := specs(q, scopeCapabilities)
+func matchCapabilities(q *Request) judge {
+	list := specsOf(q, scopeCapabilities)
 	if len(list) == 0 {
 		return nil
 	}
@@ -324,7 +324,7 @@ func capabilities(q *Request) judge {
 }
 
 func aggregateSpecs(q *Request) judge {
-	list := specs(q, scopeAggregates)
+	list := specsOf(q, scopeAggregates)
 	if len(list) == 0 {
 		return nil
 	}
@@ -439,7 +439,7 @@ func differentHost(q *Request) judge {
 	}
 }
 
-func affinity(q *Request) judge {
+func groupAffinity(q *Request) judge {
 	if q.Group == nil || q.Group.Policy != Affinity {
 		return nil
 	}

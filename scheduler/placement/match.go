@@ -44,11 +44,11 @@ func Match(value, condition string) bool {
 }
 
 var operators = map[string]func(value, want string) bool{
-	"=":    numbers(func(a, b float64) bool { return a >= b }), // as in Nova, for historical reasons
-	"==":   numbers(func(a, b float64) bool { return a == b }),
-	"!=":   numbers(func(a, b float64) bool { return a != b }),
-	">=":   numbers(func(a, b float64) bool { return a >= b }),
-	"<=":   numbers(func(a, b float64) bool { return a <= b }),
+	"=":    compareNumbers(func(a, b float64) bool { return a >= b }), // as in Nova, for historical reasons
+	"==":   compareNumbers(func(a, b float64) bool { return a == b }),
+	"!=":   compareNumbers(func(a, b float64) bool { return a != b }),
+	">=":   compareNumbers(func(a, b float64) bool { return a >= b }),
+	"<=":   compareNumbers(func(a, b float64) bool { return a <= b }),
 	"s==":  func(a, b string) bool { return a == b },
 	"s!=":  func(a, b string) bool { return a != b },
 	"s<":   func(a, b string) bool { return a < b },
@@ -58,8 +58,8 @@ var operators = map[string]func(value, want string) bool{
 	"<in>": strings.Contains,
 }
 
-// numbers returns a comparison of texts that are numbers. It is false if one of them is not.
-func numbers(f func(a, b float64) bool) func(string, string) bool {
+// compareNumbers returns a comparison of texts that are numbers. It is false if one of them is not.
+func compareNumbers(f func(a, b float64) bool) func(string, string) bool {
 	return func(value, want string) bool {
 		a, err := strconv.ParseFloat(value, 64)
 		b, err2 := strconv.ParseFloat(want, 64)

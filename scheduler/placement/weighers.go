@@ -36,18 +36,18 @@ func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
 		multiplier float64
 		prepare    func(*Request) func(*Provider) float64
 	}{
-		{"ram", 1, free(MemoryMB)},
-		{"cpu", 1, free(VCPU)},
-		{"disk", 1, free(DiskGB)},
+		{"ram", 1, freeOfClass(MemoryMB)},
+		{"cpu", 1, freeOfClass(VCPU)},
+		{"disk", 1, freeOfClass(DiskGB)},
 		{"io_ops", -1, func(*Request) func(*Provider) float64 {
 			return func(p *Provider) float64 { return float64(p.Tasks) }
 		}},
 		{"num_instances", 0, func(*Request) func(*Provider) float64 {
 			return func(p *Provider) float64 { return float64(p.Consumers) }
 		}},
-		{"soft_affinity", 1, members(SoftAffinity)},
-		{"soft_anti_affinity", -1, members(SoftAntiAffinity)},
-		{"preferred_traits", 1, preferred},
+		{"soft_affinity", 1, groupMembers(SoftAffinity)},
+		{"soft_anti_affinity", -1, groupMembers(SoftAntiAffinity)},
+		{"preferred_traits", 1, preferredTraits},
 		{"build_failure", -1, o.failures},
 		{"version", 1, func(*Request) func(*Provider) float64 {
 			return func(p *Provider) float64 { return float64(p.Version) }
@@ -62,7 +62,7 @@ func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
 	return out
 }
 
-func free(class string) func(*Request) func(*Provider) float64 {
+func freeOfClass(class string) func(*Request) func(*Provider) float64 {
 	return func(*Request) func(*Provider) float64 {
 		return func(p *Provider) float64 {
 			i := p.Inventories[class]
@@ -71,7 +71,7 @@ func free(class string) func(*Request) func(*Provider) float64 {
 	}
 }
 
-func members(policy Policy) func(*Request) func(*Provider) float64 {
+func groupMembers(policy Policy) func(*Request) func(*Provider) float64 {
 	return func(q *Request) func(*Provider) float64 {
 		if q.Group == nil || q.Group.Policy != policy {
 			return nil
@@ -80,7 +80,7 @@ func members(policy Policy) func(*Request) func(*Provider) float64 {
 	}
 }
 
-func preferred(q *Request) func(*Provider) float64 {
+func preferredTraits(q *Request) func(*Provider) float64 {
 	if len(q.Preferred) == 0 {
 		return nil
 	}

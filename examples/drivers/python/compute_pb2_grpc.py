@@ -160,73 +160,76 @@ class ComputeServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Spawn(self, request, context):
-        """Spawn builds the server and starts it. If there is one of this id already it is
-        made to run. RESOURCE_EXHAUSTED: the host has no room after all;
-        INVALID_ARGUMENT: it can be built nowhere. After an error nothing is left that
-        the same Spawn, or Destroy, could not deal with.
+        """Spawn builds the server and starts it. If a server of this id exists already,
+        Spawn starts that one. Errors: RESOURCE_EXHAUSTED if the host has no room,
+        although the scheduler has chosen it; INVALID_ARGUMENT if no host could build
+        the server. After an error the host may have parts of the server; the same
+        Spawn, or Destroy, must still succeed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Destroy(self, request, context):
-        """Destroy stops the server and removes all of it, its disks included. That there
-        is none is no error.
+        """Destroy stops the server and removes all of it, including its disks. It is not
+        an error if the server does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def List(self, request, context):
-        """List returns the servers that are on the host, also those that are half built
-        or half destroyed, in any order.
+        """List returns the servers on the host, in any order. It includes servers that
+        are half built or half destroyed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Get(self, request, context):
-        """Get returns one server.
+        """Get returns one server. NOT_FOUND: it does not exist.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PowerOn(self, request, context):
-        """PowerOn starts a server that is SHUTDOWN or CRASHED. One that is RUNNING is left
-        alone.
+        """PowerOn starts a server that is SHUTDOWN or CRASHED. It has no effect on a
+        server that is RUNNING.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def PowerOff(self, request, context):
-        """PowerOff asks the guest to shut down, waits, and then cuts its power, whatever
-        its state was. It ends in SHUTDOWN.
+        """PowerOff asks the guest to shut down, waits for grace_ms, and then cuts the
+        power. It works in every state, and ends in SHUTDOWN. With a grace of 0 the
+        power is cut at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Reboot(self, request, context):
-        """Reboot restarts the guest. A soft reboot asks the guest, and is allowed in
-        RUNNING only; if the guest does not answer within the driver's time it is a hard
-        one. A hard reboot cuts the power, in every state. Both end in RUNNING. One that
-        is asked for again may restart the guest again.
+        """Reboot restarts the guest. A soft reboot asks the guest, and works only in
+        RUNNING; if the guest does not answer within a time that the driver chooses,
+        the reboot becomes a hard one. A hard reboot cuts the power, and works in every
+        state. Both end in RUNNING. A repeated call may restart the guest again.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resources(self, request, context):
-        """Resources returns what the host has for servers in all, used or not.
+        """Resources returns the amounts that the host has for servers in all, whether
+        they are used or not.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Pause(self, request, context):
-        """Pause stops a RUNNING server's processors, and keeps its memory. Capability
+        """Pause stops the processors of a RUNNING server and keeps its memory. Capability
         pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -234,56 +237,58 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Unpause(self, request, context):
-        """Unpause lets a PAUSED server go on. Capability pause.
+        """Unpause continues a PAUSED server. Capability pause.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Suspend(self, request, context):
-        """Suspend saves a RUNNING server's memory to disk and stops it. Capability suspend.
+        """Suspend saves the memory of a RUNNING server to disk and stops the server.
+        Capability suspend.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resume(self, request, context):
-        """Resume makes a SUSPENDED server go on where it was. Capability suspend.
+        """Resume continues a SUSPENDED server where it was suspended. Capability suspend.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Resize(self, request, context):
-        """Resize changes what a SHUTDOWN server has, such that RevertResize can undo it
-        until ConfirmResize. INVALID_ARGUMENT: its disk would shrink;
-        RESOURCE_EXHAUSTED: no room; FAILED_PRECONDITION, too: another resize is not
-        confirmed yet. Capability resize.
+        """Resize changes the resources of a SHUTDOWN server. Until ConfirmResize,
+        RevertResize can undo it. Errors: INVALID_ARGUMENT if the disk would shrink;
+        RESOURCE_EXHAUSTED if the host has no room; FAILED_PRECONDITION also if an
+        earlier resize is not confirmed. Capability resize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConfirmResize(self, request, context):
-        """ConfirmResize gives up what RevertResize would need. That there is nothing to
-        confirm is no error. Capability resize.
+        """ConfirmResize removes what RevertResize would need. It is not an error if the
+        server has no resize to confirm. Capability resize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RevertResize(self, request, context):
-        """RevertResize gives a SHUTDOWN server what it had before Resize. If its disk had
-        grown, what was written since is lost. That there is nothing to revert is no
-        error. Capability resize.
+        """RevertResize gives a SHUTDOWN server the resources that it had before Resize.
+        If the disk had grown, data that was written since is lost. It is not an error
+        if the server has no resize to revert. Capability resize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Rescue(self, request, context):
-        """Rescue starts the server from another image, with its own disk as the second,
-        from every state. It ends in RUNNING, with Instance.rescued. Capability rescue.
+        """Rescue starts the server from another image, or from its own image if the given
+        one is empty, with the server's disk as the second disk. It works in every
+        state, and ends in RUNNING with Instance.rescued set. Capability rescue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,26 +302,26 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Snapshot(self, request, context):
-        """Snapshot copies the server's disk as it is into an image of the given name,
-        which SpawnRequest.image_ref may have afterwards. The server goes on. If there
-        is such an image already it is left alone: the snapshot was taken. Capability
-        snapshot.
+        """Snapshot copies the present content of the server's disk into an image of the
+        given name, which SpawnRequest.image_ref may name afterwards. The server
+        continues. If the image exists already, an earlier call has taken the snapshot,
+        and the image is not changed. Capability snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ConsoleLog(self, request, context):
-        """ConsoleLog returns what the guest wrote on its console since it was started,
-        in parts. Capability console-log.
+        """ConsoleLog returns, in parts, what the guest has written on its console since
+        the server was started. Capability console-log.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Console(self, request, context):
-        """Console returns where a RUNNING server's console can be reached. Capability
-        vnc-console or serial-console.
+        """Console returns where the console of a RUNNING server can be reached.
+        Capability vnc-console or serial-console.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -324,40 +329,40 @@ class ComputeServicer(object):
 
     def LiveMigrate(self, request, context):
         """LiveMigrate moves a RUNNING server to another host while it runs. When it
-        returns the server is there, and no longer here; if it is there already that is
-        no error. Capability live-migrate.
+        returns, the server is on the other host and no longer on this one. It is not
+        an error if the server is there already. Capability live-migrate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachVolume(self, request, context):
-        """AttachVolume gives the server another disk, which it keeps over its stops and
-        starts. Capability attach-volume.
+        """AttachVolume gives the server another disk, which the server keeps when it is
+        stopped and started. Capability attach-volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachVolume(self, request, context):
-        """DetachVolume takes it away. That it has no such volume is no error. Capability
-        attach-volume.
+        """DetachVolume removes the disk from the server. It is not an error if the server
+        does not have the volume. Capability attach-volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AttachInterface(self, request, context):
-        """AttachInterface gives the server another network interface, which it keeps over
-        its stops and starts. Capability attach-interface.
+        """AttachInterface gives the server another network interface, which the server
+        keeps when it is stopped and started. Capability attach-interface.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DetachInterface(self, request, context):
-        """DetachInterface takes it away. That it has no such interface is no error.
-        Capability attach-interface.
+        """DetachInterface removes the network interface from the server. It is not an
+        error if the server does not have the interface. Capability attach-interface.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -372,18 +377,18 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Diagnostics(self, request, context):
-        """Diagnostics returns what helps a person who looks for a fault, by names of the
-        driver's own. Capability diagnostics.
+        """Diagnostics returns facts for an operator who looks for a fault, under names
+        that the driver chooses. Capability diagnostics.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Events(self, request, context):
-        """Events tells of changes as they happen, whoever made them, until it is
-        cancelled. The first is BEGAN, at once: what happens from then on is told, and
-        what was before is in List. A stream that ends has missed what comes next.
-        Capability events.
+        """Events reports each change of a server, whatever caused it, until the call is
+        canceled. The first event is BEGAN, and comes at once: every later change is
+        reported; List has the state before. A client misses the changes after the end
+        of its stream. Capability events.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

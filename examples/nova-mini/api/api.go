@@ -129,7 +129,7 @@ func (s *server) checkBus(ctx context.Context) error {
 func (s *server) notifyConductor(ctx context.Context, id string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
-	if err := rpc.Cast(ctx, s.cfg.Client, compute.Wake, rpc.Any, &compute.WakeRequest{ServerID: id}); err != nil {
+	if err := rpc.Cast(ctx, s.cfg.Client, compute.Notify, rpc.Any, &compute.NotifyRequest{ServerID: id}); err != nil {
 		s.cfg.Logger.WarnContext(ctx, "conductor not notified, it finds the server by polling", "server", id, "error", err)
 	}
 }

@@ -1,8 +1,8 @@
-// Package compute is the vocabulary that the services of nova-mini share: the
-// types, the RPC methods, and the contract that a compute driver keeps.
+// Package compute has what the services of nova-mini share: types, RPC methods, and the
+// contract of a compute driver.
 package compute
 
-// Resources are amounts of what a server needs or a host has.
+// Resources are the amounts that a server needs or a host has.
 type Resources struct {
 	VCPUs     int `json:"vcpus"`
 	MemoryMiB int `json:"memory_mib"`
@@ -22,7 +22,7 @@ type Amount struct {
 	N     int
 }
 
-// Amounts returns r by resource class, always in the same order.
+// Amounts returns r as a list by resource class, always in the same order.
 func (r Resources) Amounts() []Amount {
 	return []Amount{{DiskGB, r.DiskGiB}, {MemoryMB, r.MemoryMiB}, {VCPU, r.VCPUs}}
 }

@@ -7,8 +7,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestContracts: processes of different releases talk to each other, so what was
-// promised is kept within a major version.
+// TestContracts: processes of different releases talk to each other, so the interfaces stay
+// compatible within a major version.
 func TestContracts(t *testing.T) {
 	t.Parallel()
 	rpctest.Contract(t, "testdata/compute.json", compute.Worker)

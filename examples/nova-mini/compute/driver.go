@@ -9,129 +9,113 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Driver is what a vendor implements: the worker's one interface to what really
-// runs servers on its host. It says the same as computepb/compute.proto, which is
-// the contract of a driver in another language.
+// Driver is what a vendor implements: the worker's only interface to the software that runs servers on its host.
+// computepb/compute.proto is the same contract for drivers in other languages.
 //
 // A server is named by its id, a UUID. Its life is
 //
 //	(nothing) --Spawn--> Running <--PowerOn/PowerOff--> Shutdown --Destroy--> (nothing)
 //
-// and Destroy works in every state. Servers outlive the driver's process: one that
-// is started again has the same servers, in the states that they really have.
+// and Destroy works in every state. Servers outlive the driver's process: a driver that is started again has the same
+// servers, in their real states.
 //
-// Every call is idempotent by the server's id. A worker that was killed, or lost
-// the driver in the middle of a call, makes the call again; that a server is
-// already as the call would make it is no error.
+// Every call is idempotent by the server's id. If a worker was killed, or lost the driver in the middle of a call, it
+// repeats the call. It is not an error if the server is already in the state that the call leads to.
 //
-// All methods are safe for concurrent use on different servers. A worker makes one
-// call at a time that changes a server; List, Get, Resources and what else only
-// reads run beside them. A call gives up when its context ends, and leaves the
-// server such that the same call, or Destroy, succeeds later.
+// All methods must be safe for concurrent use on different servers. On one server a worker makes only one call at a time
+// that changes it; List, Get, Resources and other calls that only read may run at the same time. A call ends soon after
+// its context ends. Then the same call, or Destroy, must still succeed later.
 //
-// A server that there is not has the error NotFound. An id, or another argument,
-// that can never be right is Invalid, a state that does not allow the call
-// Precondition.
+// Errors: NotFound if the server does not exist; Invalid if the id or another argument is not valid in any state;
+// Precondition if the server's state does not allow the call.
 //
-// Methods past Resources are optional. A driver lists the capabilities that it has
-// in its Info, and embeds [Unsupported] for the rest.
+// The methods after Resources are optional. A driver lists its capabilities in its Info, and embeds [Unsupported] for the
+// methods that it lacks.
 type Driver interface {
 	driver.Driver
 
-	// Spawn builds the server and starts it. If there is one of this id already it
-	// is made to run. Exhausted: the host has no room after all; Invalid: it can be
-	// built nowhere. After an error nothing is left that the same Spawn, or
-	// Destroy, could not deal with.
+	// Spawn builds the server and starts it. If a server of this id exists already, Spawn starts that one. Errors:
+	// Exhausted if the host has no room, although the scheduler has chosen it; Invalid if no host could build the
+	// server. After an error the host may have parts of the server; the same Spawn, or Destroy, must still succeed.
 	Spawn(ctx context.Context, spec Spec) error
-	// Destroy stops the server and removes all of it, its disks included. That
-	// there is none is no error.
+	// Destroy stops the server and removes all of it, including its disks. It is not an error if the server does not
+	// exist.
 	Destroy(ctx context.Context, id string) error
-	// List returns the servers that are on the host, also those that are half built
-	// or half destroyed, in any order.
+	// List returns the servers on the host, in any order. It includes servers that are half built or half destroyed.
 	List(ctx context.Context) ([]Instance, error)
-	// Get returns one server.
+	// Get returns one server. NotFound: it does not exist.
 	Get(ctx context.Context, id string) (Instance, error)
-	// PowerOn starts a server that is Shutdown or Crashed. One that is Running is
-	// left alone.
+	// PowerOn starts a server that is Shutdown or Crashed. It has no effect on a server that is Running.
 	PowerOn(ctx context.Context, id string) error
-	// PowerOff asks the guest to shut down, waits for grace, and then cuts its
-	// power, whatever its state was. It ends in Shutdown. A grace of 0 cuts the
-	// power at once.
+	// PowerOff asks the guest to shut down, waits for grace, and then cuts the power. It works in every state, and ends
+	// in Shutdown. With a grace of 0 the power is cut at once.
 	PowerOff(ctx context.Context, id string, grace time.Duration) error
-	// Reboot restarts the guest. A soft reboot asks the guest, and is allowed in
-	// Running only; if the guest does not answer within the driver's time it is a
-	// hard one. A hard reboot cuts the power, in every state. Both end in Running.
-	// One that is asked for again may restart the guest again.
+	// Reboot restarts the guest. A soft reboot asks the guest, and works only in Running; if the guest does not answer
+	// within a time that the driver chooses, the reboot becomes a hard one. A hard reboot cuts the power, and works in
+	// every state. Both end in Running. A repeated call may restart the guest again.
 	Reboot(ctx context.Context, id string, hard bool) error
-	// Resources returns what the host has for servers in all, used or not.
+	// Resources returns the amounts that the host has for servers in all, whether they are used or not.
 	Resources(ctx context.Context) (Resources, error)
 
-	// Pause stops a Running server's processors, and keeps its memory.
-	// CapPause.
+	// Pause stops the processors of a Running server and keeps its memory. CapPause.
 	Pause(ctx context.Context, id string) error
-	// Unpause lets a Paused server go on. CapPause.
+	// Unpause continues a Paused server. CapPause.
 	Unpause(ctx context.Context, id string) error
-	// Suspend saves a Running server's memory to disk and stops it. CapSuspend.
+	// Suspend saves the memory of a Running server to disk and stops the server. CapSuspend.
 	Suspend(ctx context.Context, id string) error
-	// Resume makes a Suspended server go on where it was. CapSuspend.
+	// Resume continues a Suspended server where it was suspended. CapSuspend.
 	Resume(ctx context.Context, id string) error
-	// Resize changes what a Shutdown server has, such that RevertResize can undo
-	// it until ConfirmResize. Invalid: its disk would shrink; Exhausted: no room;
-	// Precondition, too: another resize is not confirmed yet. CapResize.
+	// Resize changes the resources of a Shutdown server. Until ConfirmResize, RevertResize can undo it. Errors: Invalid
+	// if the disk would shrink; Exhausted if the host has no room; Precondition also if an earlier resize is not
+	// confirmed. CapResize.
 	Resize(ctx context.Context, id string, to Resources) error
-	// ConfirmResize gives up what RevertResize would need. That there is nothing to
-	// confirm is no error. CapResize.
+	// ConfirmResize removes what RevertResize would need. It is not an error if the server has no resize to confirm.
+	// CapResize.
 	ConfirmResize(ctx context.Context, id string) error
-	// RevertResize gives a Shutdown server what it had before Resize. If its disk
-	// had grown, what was written since is lost. That there is nothing to revert is
-	// no error. CapResize.
+	// RevertResize gives a Shutdown server the resources that it had before Resize. If the disk had grown, data that was
+	// written since is lost. It is not an error if the server has no resize to revert. CapResize.
 	RevertResize(ctx context.Context, id string) error
-	// Rescue starts the server from another image, or its own if that is empty,
-	// with its own disk as the second, from every state. It ends in Running, with
-	// Instance.Rescued. CapRescue.
+	// Rescue starts the server from another image, or from its own image if the given one is empty, with the server's
+	// disk as the second disk. It works in every state, and ends in Running with Instance.Rescued set. CapRescue.
 	Rescue(ctx context.Context, id, imageRef string) error
 	// Unrescue starts a rescued server from its own disk again. CapRescue.
 	Unrescue(ctx context.Context, id string) error
-	// Snapshot copies the server's disk as it is into an image of the given name,
-	// which Spec.ImageRef may have afterwards. The server goes on. If there is such
-	// an image already it is left alone: the snapshot was taken. CapSnapshot.
+	// Snapshot copies the present content of the server's disk into an image of the given name, which Spec.ImageRef may
+	// name afterwards. The server continues. If the image exists already, an earlier call has taken the snapshot, and
+	// the image is not changed. CapSnapshot.
 	Snapshot(ctx context.Context, id, imageRef string) error
-	// ConsoleLog writes to w what the guest wrote on its console since it was
-	// started: the last lines of it, or all if lines is 0. CapConsoleLog.
+	// ConsoleLog writes to w what the guest has written on its console since the server was started: the last lines of
+	// it, or all if lines is 0. CapConsoleLog.
 	ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error
-	// Console returns where a Running server's console can be reached.
-	// CapVNCConsole, CapSerialConsole.
+	// Console returns where the console of a Running server can be reached. CapVNCConsole, CapSerialConsole.
 	Console(ctx context.Context, id string, t ConsoleType) (Console, error)
-	// LiveMigrate moves a Running server to another host while it runs. When it
-	// returns the server is there, and no longer here; if it is there already that
-	// is no error. CapLiveMigrate.
+	// LiveMigrate moves a Running server to another host while it runs. When it returns, the server is on the other host
+	// and no longer on this one. It is not an error if the server is there already. CapLiveMigrate.
 	LiveMigrate(ctx context.Context, id, host string) error
-	// AttachVolume gives the server another disk, which it keeps over its stops and
-	// starts. CapAttachVolume.
+	// AttachVolume gives the server another disk, which the server keeps when it is stopped and started.
+	// CapAttachVolume.
 	AttachVolume(ctx context.Context, id string, v Volume) error
-	// DetachVolume takes it away. That it has no such volume is no error.
+	// DetachVolume removes the disk from the server. It is not an error if the server does not have the volume.
 	// CapAttachVolume.
 	DetachVolume(ctx context.Context, id, volumeID string) error
-	// AttachInterface gives the server another network interface, which it keeps
-	// over its stops and starts. CapAttachInterface.
-	AttachInterface(ctx context.Context, id string, i Interface) error
-	// DetachInterface takes it away. That it has no such interface is no error.
+	// AttachInterface gives the server another network interface, which the server keeps when it is stopped and started.
 	// CapAttachInterface.
+	AttachInterface(ctx context.Context, id string, i Interface) error
+	// DetachInterface removes the network interface from the server. It is not an error if the server does not have the
+	// interface. CapAttachInterface.
 	DetachInterface(ctx context.Context, id, interfaceID string) error
-	// Metrics returns what a Running server has used since it was started.
-	// CapMetrics.
+	// Metrics returns what a Running server has used since it was started. CapMetrics.
 	Metrics(ctx context.Context, id string) (Metrics, error)
-	// Diagnostics returns what helps a person who looks for a fault, by names of
-	// the driver's own. CapDiagnostics.
+	// Diagnostics returns facts for an operator who looks for a fault, under names that the driver chooses.
+	// CapDiagnostics.
 	Diagnostics(ctx context.Context, id string) (map[string]string, error)
-	// Events calls f for each change as it happens, whoever made it, one after
-	// another, until ctx ends or f returns an error, which it then returns. The
-	// first is EventBegan, at once: what happens from then on is told, and what was
-	// before is in List. CapEvents.
+	// Events calls f for each change of a server, whatever caused it, one call after the other. It blocks until ctx ends
+	// or f returns an error, and returns that error. The first event is EventBegan, and comes at once: every later
+	// change is reported; List has the state before. CapEvents.
 	Events(ctx context.Context, f func(Event) error) error
 }
 
-// The capabilities of compute drivers.
+// The capabilities of compute drivers. The comment of each optional method of [Driver] names its capability.
 const (
 	CapPause           driver.Capability = "pause"
 	CapSuspend         driver.Capability = "suspend"
@@ -149,24 +133,24 @@ const (
 	CapEvents          driver.Capability = "events"
 )
 
-// Spec is what a driver needs to know to build a server.
+// Spec describes a server that a driver builds.
 type Spec struct {
-	// ID is the server's UUID, by which every call names it.
+	// ID is the server's UUID, by which every call names the server.
 	ID        string `json:"id"`
 	Name      string `json:"name"`
 	ProjectID string `json:"project_id"`
-	// ImageRef is the image that it boots from, as the driver finds it.
+	// ImageRef is the image that the server boots from, in a form that the driver understands.
 	ImageRef  string            `json:"image_ref"`
 	Resources Resources         `json:"resources"`
 	Metadata  map[string]string `json:"metadata,omitempty"`
 }
 
-// PowerState is a server's state as its driver sees it. The numbers are Nova's.
+// PowerState is a server's state as the driver reports it. The numbers are Nova's.
 type PowerState int
 
 // The power states.
 const (
-	NoState   PowerState = 0 // not known, or half built
+	NoState   PowerState = 0 // unknown, or half built
 	Running   PowerState = 1
 	Paused    PowerState = 3
 	Shutdown  PowerState = 4
@@ -197,10 +181,11 @@ type Instance struct {
 	ID    string     `json:"id"`
 	Name  string     `json:"name"`
 	Power PowerState `json:"power"`
-	// Resources are what it was built or resized with.
+	// Resources are what the server was built with, or last resized to.
 	Resources Resources `json:"resources"`
-	Rescued   bool      `json:"rescued,omitempty"`
-	// Volumes and Interfaces are the ids of what is attached to it, in any order.
+	// Rescued reports whether the server runs from a rescue image, see Driver.Rescue.
+	Rescued bool `json:"rescued,omitempty"`
+	// Volumes and Interfaces are the ids of the attached volumes and interfaces, in any order.
 	Volumes    []string `json:"volumes,omitempty"`
 	Interfaces []string `json:"interfaces,omitempty"`
 }
@@ -214,8 +199,8 @@ const (
 	Serial ConsoleType = "serial"
 )
 
-// Console is where a console can be reached: a network address, or the path of a
-// Unix socket or terminal on the host.
+// Console is where a console can be reached: a network address, Host and Port, or the path of a
+// Unix socket or terminal on the host, Path.
 type Console struct {
 	Host string `json:"host,omitempty"`
 	Port int    `json:"port,omitempty"`
@@ -233,17 +218,17 @@ type Volume struct {
 // Interface is a network interface that can be attached to a server.
 type Interface struct {
 	ID string `json:"id"`
-	// MAC is its hardware address, such as "52:54:00:12:34:56".
+	// MAC is the interface's hardware address, such as "52:54:00:12:34:56".
 	MAC string `json:"mac"`
-	// Network is the network, as the driver finds it.
+	// Network is the network, in a form that the driver understands.
 	Network string `json:"network"`
 }
 
-// Metrics are what a server has used since it was started.
+// Metrics are what a server has used since it was started. The counters do not decrease while the server runs.
 type Metrics struct {
-	// CPUTime is the time that its processors worked, of all together.
+	// CPUTime is the time that the server's processors worked, the sum of all.
 	CPUTime time.Duration `json:"cpu_time_ns"`
-	// MemoryMiB is what it has of the host's memory now.
+	// MemoryMiB is how much of the host's memory the server uses now.
 	MemoryMiB        int   `json:"memory_mib"`
 	DiskReadBytes    int64 `json:"disk_read_bytes"`
 	DiskWriteBytes   int64 `json:"disk_write_bytes"`
@@ -256,102 +241,110 @@ type EventType string
 
 // The types of events.
 const (
-	EventBegan     EventType = "began"   // of no server
-	EventStarted   EventType = "started" // or resumed, or unpaused: it is Running
-	EventStopped   EventType = "stopped" // Shutdown
+	EventBegan     EventType = "began"   // the stream has begun; it has no server
+	EventStarted   EventType = "started" // the server is Running: started, resumed or unpaused
+	EventStopped   EventType = "stopped" // the server is Shutdown
 	EventPaused    EventType = "paused"
 	EventSuspended EventType = "suspended"
 	EventCrashed   EventType = "crashed"
-	EventDestroyed EventType = "destroyed" // it is gone
+	EventDestroyed EventType = "destroyed" // the server does not exist any more
 )
 
-// Event is a change of a server.
+// Event is a change of a server. Time is when it happened.
 type Event struct {
 	ServerID string    `json:"server_id"`
 	Type     EventType `json:"type"`
 	Time     time.Time `json:"time"`
 }
 
-// Unsupported has the methods of all capabilities, as a driver without them
-// answers. A driver embeds it, and overrides those of the capabilities that it has.
+// Unsupported has the methods of all capabilities; each returns Unimplemented. A driver embeds it, and overrides the
+// methods of the capabilities that it has.
 type Unsupported struct{}
 
-func lacks(c driver.Capability) error {
+func unsupportedError(c driver.Capability) error {
 	return fault.New(fault.Unimplemented, "the driver does not have the capability %s", c)
 }
 
 // Pause implements Driver.
-func (Unsupported) Pause(context.Context, string) error { return lacks(CapPause) }
+func (Unsupported) Pause(context.Context, string) error { return unsupportedError(CapPause) }
 
 // Unpause implements Driver.
-func (Unsupported) Unpause(context.Context, string) error { return lacks(CapPause) }
+func (Unsupported) Unpause(context.Context, string) error { return unsupportedError(CapPause) }
 
 // Suspend implements Driver.
-func (Unsupported) Suspend(context.Context, string) error { return lacks(CapSuspend) }
+func (Unsupported) Suspend(context.Context, string) error { return unsupportedError(CapSuspend) }
 
 // Resume implements Driver.
-func (Unsupported) Resume(context.Context, string) error { return lacks(CapSuspend) }
+func (Unsupported) Resume(context.Context, string) error { return unsupportedError(CapSuspend) }
 
 // Resize implements Driver.
-func (Unsupported) Resize(context.Context, string, Resources) error { return lacks(CapResize) }
+func (Unsupported) Resize(context.Context, string, Resources) error {
+	return unsupportedError(CapResize)
+}
 
 // ConfirmResize implements Driver.
-func (Unsupported) ConfirmResize(context.Context, string) error { return lacks(CapResize) }
+func (Unsupported) ConfirmResize(context.Context, string) error { return unsupportedError(CapResize) }
 
 // RevertResize implements Driver.
-func (Unsupported) RevertResize(context.Context, string) error { return lacks(CapResize) }
+func (Unsupported) RevertResize(context.Context, string) error { return unsupportedError(CapResize) }
 
 // Rescue implements Driver.
-func (Unsupported) Rescue(context.Context, string, string) error { return lacks(CapRescue) }
+func (Unsupported) Rescue(context.Context, string, string) error { return unsupportedError(CapRescue) }
 
 // Unrescue implements Driver.
-func (Unsupported) Unrescue(context.Context, string) error { return lacks(CapRescue) }
+func (Unsupported) Unrescue(context.Context, string) error { return unsupportedError(CapRescue) }
 
 // Snapshot implements Driver.
-func (Unsupported) Snapshot(context.Context, string, string) error { return lacks(CapSnapshot) }
+func (Unsupported) Snapshot(context.Context, string, string) error {
+	return unsupportedError(CapSnapshot)
+}
 
 // ConsoleLog implements Driver.
 func (Unsupported) ConsoleLog(context.Context, string, int, io.Writer) error {
-	return lacks(CapConsoleLog)
+	return unsupportedError(CapConsoleLog)
 }
 
 // Console implements Driver.
 func (Unsupported) Console(_ context.Context, _ string, t ConsoleType) (Console, error) {
-	return Console{}, lacks(driver.Capability(t + "-console"))
+	return Console{}, unsupportedError(driver.Capability(t + "-console"))
 }
 
 // LiveMigrate implements Driver.
-func (Unsupported) LiveMigrate(context.Context, string, string) error { return lacks(CapLiveMigrate) }
+func (Unsupported) LiveMigrate(context.Context, string, string) error {
+	return unsupportedError(CapLiveMigrate)
+}
 
 // AttachVolume implements Driver.
 func (Unsupported) AttachVolume(context.Context, string, Volume) error {
-	return lacks(CapAttachVolume)
+	return unsupportedError(CapAttachVolume)
 }
 
 // DetachVolume implements Driver.
 func (Unsupported) DetachVolume(context.Context, string, string) error {
-	return lacks(CapAttachVolume)
+	return unsupportedError(CapAttachVolume)
 }
 
 // AttachInterface implements Driver.
 func (Unsupported) AttachInterface(context.Context, string, Interface) error {
-	return lacks(CapAttachInterface)
+	return unsupportedError(CapAttachInterface)
 }
 
 // DetachInterface implements Driver.
 func (Unsupported) DetachInterface(context.Context, string, string) error {
-	return lacks(CapAttachInterface)
+	return unsupportedError(CapAttachInterface)
 }
 
 // Metrics implements Driver.
 func (Unsupported) Metrics(context.Context, string) (Metrics, error) {
-	return Metrics{}, lacks(CapMetrics)
+	return Metrics{}, unsupportedError(CapMetrics)
 }
 
 // Diagnostics implements Driver.
 func (Unsupported) Diagnostics(context.Context, string) (map[string]string, error) {
-	return nil, lacks(CapDiagnostics)
+	return nil, unsupportedError(CapDiagnostics)
 }
 
 // Events implements Driver.
-func (Unsupported) Events(context.Context, func(Event) error) error { return lacks(CapEvents) }
+func (Unsupported) Events(context.Context, func(Event) error) error {
+	return unsupportedError(CapEvents)
+}

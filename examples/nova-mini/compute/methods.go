@@ -13,24 +13,24 @@ var (
 	v14 = rpc.Version{Major: 1, Minor: 4}
 )
 
-// Worker is what a compute service answers on its host.
+// Worker is the interface of a compute service on its host.
 var Worker = &rpc.Interface{Name: "compute", Version: v14}
 
 var (
-	// Build makes the worker build a server. The worker asks first whether the step is still wanted ([BeginStep]) and
-	// reports its end ([EndStep]), with the request's token, so the request is idempotent. Requests of Build, Destroy and Act
-	// have tokens since 1.4.
+	// Build makes the worker build a server. The worker first asks whether the step is still current ([BeginStep]), and
+	// later reports its end ([EndStep]). Both name the request's token, so the request is idempotent. Requests of Build,
+	// Destroy and Act have tokens since 1.4.
 	Build = rpc.Define(rpc.Method[BuildRequest, rpc.None]{Interface: Worker, Name: "build", Since: v1, Delivery: rpc.AtLeastOnce})
-	// Destroy makes the worker remove a server, as Build does its work.
+	// Destroy makes the worker remove a server, with BeginStep and EndStep as for Build.
 	Destroy = rpc.Define(rpc.Method[DestroyRequest, rpc.None]{Interface: Worker, Name: "destroy", Since: v1, Delivery: rpc.AtLeastOnce})
-	// Act makes the worker do an action to a server, as Build does its work. Since 1.2 it resizes.
+	// Act makes the worker carry out an action on a server, with BeginStep and EndStep as for Build. It resizes since 1.2.
 	Act = rpc.Define(rpc.Method[ActRequest, rpc.None]{Interface: Worker, Name: "act", Since: v11, Delivery: rpc.AtLeastOnce})
-	// ReadConsole returns the end of a server's console log, at most 100 KiB, as
-	// in Nova. Errors: NotFound; Unimplemented if the driver has none.
+	// ReadConsole returns the end of a server's console log, at most 100 KiB, as in Nova. Errors: NotFound if the server is
+	// not on the host; Unimplemented if the driver has no console logs.
 	ReadConsole = rpc.Define(rpc.Method[ConsoleRequest, ConsoleReply]{Interface: Worker, Name: "read_console", Since: v11})
 )
 
-// Action is what a user wants done to a server that has been built.
+// Action is an action of a user on a server that has been built.
 type Action string
 
 // The actions.
@@ -49,13 +49,13 @@ const (
 type ActRequest struct {
 	ServerID string `json:"server_id"`
 	Action   Action `json:"action"`
-	// Resources are what the server has after a Resize. It, and RevertResize,
-	// end with the server Running, or off.
+	// Resources are the server's resources after a Resize.
 	Resources Resources `json:"resources,omitzero"`
-	Running   bool      `json:"running,omitempty"`
-	// Token names the step of the server's operation, see operation.Op.
+	// Running says whether the server runs after a Resize or a RevertResize, or is off.
+	Running bool `json:"running,omitempty"`
+	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
-	// Generation, and Task, are for workers of releases before 1.4, as in [AttemptRequest].
+	// Task and Generation are for workers of releases before 1.4, see [AttemptRequest].
 	Task       string `json:"task"`
 	Generation int64  `json:"generation"`
 }
@@ -63,7 +63,7 @@ type ActRequest struct {
 // ConsoleRequest asks for a server's console log.
 type ConsoleRequest struct {
 	ServerID string `json:"server_id"`
-	// Lines is how many from the end; 0: all.
+	// Lines is the number of lines from the end; 0: all lines.
 	Lines int `json:"lines,omitempty"`
 }
 
@@ -72,7 +72,7 @@ type ConsoleReply struct {
 	Output string `json:"output"`
 }
 
-// BuildRequest asks for one attempt to build a server.
+// BuildRequest asks for one build attempt of a server.
 type BuildRequest struct {
 	Spec Spec `json:"spec"`
 	// Token and Generation are as in [ActRequest].
@@ -80,7 +80,7 @@ type BuildRequest struct {
 	Generation int64  `json:"generation"`
 }
 
-// DestroyRequest asks for a server's removal.
+// DestroyRequest asks for the removal of a server.
 type DestroyRequest struct {
 	ServerID string `json:"server_id"`
 	// Token and Generation are as in [ActRequest].
@@ -88,19 +88,21 @@ type DestroyRequest struct {
 	Generation int64  `json:"generation,omitempty"`
 }
 
-// Conductor is what the conductor answers.
+// Conductor is the interface of the conductor.
 var Conductor = &rpc.Interface{Name: "conductor", Version: v13}
 
 var (
-	// Wake tells that a server has work waiting. It is a hint: the work is in
-	// the database, and found without it, only later.
-	Wake = rpc.Define(rpc.Method[WakeRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1})
-	// BeginStep asks whether the step that a token names is still wanted. ErrStale: it is not, so the worker drops it.
+	// Notify says that work waits for a server. The work is in the database, so without the notification the conductor finds
+	// it later, at its next poll.
+	Notify = rpc.Define(rpc.Method[NotifyRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1})
+	// BeginStep asks whether the step of a token is still the current one. ErrStale: it is not, so the worker drops the
+	// request.
 	BeginStep = rpc.Define(rpc.Method[StepRequest, rpc.None]{Interface: Conductor, Name: "begin_step", Since: v13})
-	// EndStep reports how a step has ended. ErrStale: it was not wanted any more. A report that was made before is not an error.
+	// EndStep reports the end of a step. ErrStale: the step is not the current one any more. It is not an error if the same
+	// end was reported before.
 	EndStep = rpc.Define(rpc.Method[EndStepRequest, rpc.None]{Interface: Conductor, Name: "end_step", Since: v13})
-	// BeginBuild is BeginStep for workers of releases before 1.4 of the interface compute, which name an attempt by server,
-	// host, task and generation.
+	// BeginBuild is BeginStep for workers of releases before 1.4 of the interface compute. They identify an attempt by
+	// server, host, task and generation.
 	BeginBuild = rpc.Define(rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "begin_build", Since: v1})
 	// EndBuild is EndStep for a build by such a worker.
 	EndBuild = rpc.Define(rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_build", Since: v1})
@@ -108,51 +110,50 @@ var (
 	EndAct = rpc.Define(rpc.Method[EndBuildRequest, rpc.None]{Interface: Conductor, Name: "end_act", Since: v11})
 	// EndDestroy is EndStep for a deletion by such a worker.
 	EndDestroy = rpc.Define(rpc.Method[AttemptRequest, rpc.None]{Interface: Conductor, Name: "end_destroy", Since: v1})
-	// ReportHost is a worker's heartbeat, with what its host has.
+	// ReportHost is a worker's heartbeat, with the resources of its host.
 	ReportHost = rpc.Define(rpc.Method[HostReport, rpc.None]{Interface: Conductor, Name: "report_host", Since: v1})
-	// ClaimHost makes a process the one that does a host's work. Unavailable, with the reason
-	// MemberHeld and a text that names the process: another one does, and is up. Since 1.2 every
-	// request of a worker carries its instance, and is refused with the same error when the host is
-	// another instance's.
+	// ClaimHost makes a process the worker of a host. Unavailable, with the reason MemberHeld: the host belongs to another
+	// process, which is up; the text names that process. Since 1.2 every request of a worker has its instance, and fails with
+	// the same error if the host belongs to another instance.
 	ClaimHost = rpc.Define(rpc.Method[ClaimHostRequest, rpc.None]{Interface: Conductor, Name: "claim_host", Since: v12})
-	// LeaveHost says that the process stops: its host is down at once, and free for another process.
+	// LeaveHost says that the process stops. Its host is down at once, and another process may claim it.
 	LeaveHost = rpc.Define(rpc.Method[LeaveHostRequest, rpc.None]{Interface: Conductor, Name: "leave_host", Since: v12})
-	// Strangers returns those of the servers on a host that do not belong
-	// there.
-	Strangers = rpc.Define(rpc.Method[StrangersRequest, StrangersReply]{Interface: Conductor, Name: "strangers", Since: v1})
+	// Orphans returns the orphans among the servers on a host: servers that the database does not place there. The worker
+	// destroys them.
+	Orphans = rpc.Define(rpc.Method[OrphansRequest, OrphansReply]{Interface: Conductor, Name: "strangers", Since: v1})
 )
 
-// WakeRequest names a server with work.
-type WakeRequest struct {
+// NotifyRequest names a server with work.
+type NotifyRequest struct {
 	ServerID string `json:"server_id"`
 }
 
-// StepRequest is about the step that a worker does.
+// StepRequest identifies the step that a worker carries out.
 type StepRequest struct {
-	// Token is that of the request for the step.
+	// Token is the token of the request for the step.
 	Token string `json:"token"`
-	// Host is the worker's, and Instance its process.
+	// Host is the worker's host, and Instance is the ID of its [Process].
 	Host     string `json:"host"`
 	Instance string `json:"instance,omitempty"`
 }
 
-// EndStepRequest is the end of a step.
+// EndStepRequest reports the end of a step.
 type EndStepRequest struct {
 	StepRequest
 
-	// Error is why the step failed; empty if it did not.
+	// Error is the text of the step's error; empty if the step succeeded.
 	Error string `json:"error,omitempty"`
 }
 
-// AttemptRequest names one attempt on one host, as workers of releases before 1.4 do.
+// AttemptRequest identifies one attempt on one host, as workers of releases before 1.4 do.
 type AttemptRequest struct {
 	ServerID string `json:"server_id"`
 	Host     string `json:"host"`
-	// Generation is that of the request for the attempt. It is made of the token.
+	// Generation is the generation of the request for the attempt. The conductor derives it from the token.
 	Generation int64 `json:"generation,omitempty"`
-	// Task is what the attempt is part of; empty: a build.
+	// Task is the task that the attempt belongs to; empty: a build.
 	Task string `json:"task,omitempty"`
-	// Instance is the process that asks or reports.
+	// Instance is the ID of the [Process] that sends the request.
 	Instance string `json:"instance,omitempty"`
 }
 
@@ -164,73 +165,74 @@ type Process struct {
 	Process string `json:"process,omitempty"`
 }
 
-// ClaimHostRequest is a worker that starts.
+// ClaimHostRequest claims a host for a worker that starts.
 type ClaimHostRequest struct {
 	Host     string  `json:"host"`
 	Instance Process `json:"instance"`
 }
 
-// LeaveHostRequest is a worker that stops.
+// LeaveHostRequest releases the host of a worker that stops.
 type LeaveHostRequest struct {
 	Host     string `json:"host"`
 	Instance string `json:"instance"`
 }
 
-// EndBuildRequest is the end of an attempt, as workers of releases before 1.4 report it.
+// EndBuildRequest reports the end of an attempt, as workers of releases before 1.4 do.
 type EndBuildRequest struct {
 	AttemptRequest
 
-	// Error is why the attempt failed; empty if it did not.
+	// Error is the text of the attempt's error; empty if the attempt succeeded.
 	Error string `json:"error,omitempty"`
 }
 
-// HostReport is what a worker knows of its host.
+// HostReport is a worker's report about its host.
 type HostReport struct {
 	Host          string    `json:"host"`
 	Driver        string    `json:"driver"`
 	DriverVersion string    `json:"driver_version"`
 	Resources     Resources `json:"resources"`
-	// Instance is the process that reports.
+	// Instance is the ID of the [Process] that reports.
 	Instance string `json:"instance,omitempty"`
-	// Claim describes that process. With it the host is claimed again if an operator has removed it.
+	// Claim describes that process. If an operator has removed the host, the report claims it again with it.
 	Claim *Process `json:"claim,omitempty"`
 }
 
-// StrangersRequest lists servers that a host's driver has.
-type StrangersRequest struct {
+// OrphansRequest lists the servers that a host's driver has.
+type OrphansRequest struct {
 	Host    string   `json:"host"`
 	Servers []string `json:"servers"`
-	// Instance is the process that asks.
+	// Instance is the ID of the [Process] that asks.
 	Instance string `json:"instance,omitempty"`
 }
 
-// StrangersReply lists those that do not belong there.
-type StrangersReply struct {
+// OrphansReply lists the orphans.
+type OrphansReply struct {
 	Servers []string `json:"servers"`
 }
 
-// Scheduler is what the scheduler answers.
+// Scheduler is the interface of the scheduler.
 var Scheduler = &rpc.Interface{Name: "scheduler", Version: v1}
 
-// Select chooses a host for a server and claims its resources there. If the
-// server has a claim already, that is the answer. Errors: ErrNoValidHost, whose
-// text counts the reasons; Unavailable while no host is up at all, or others
-// were faster too often; Conflict if the server waits for no host.
+// Select chooses a host for a server and claims its resources there. If the server
+// already has a claim, Select returns the host of that claim. Errors:
+// ErrNoValidHost, whose text counts the reasons; Unavailable if no host is up, or if
+// other claims took the room first too often; Conflict if the server does not need a
+// host now.
 var Select = rpc.Define(rpc.Method[SelectRequest, SelectReply]{Interface: Scheduler, Name: "select", Since: v1})
 
 // SelectRequest asks for a host.
 type SelectRequest struct {
 	ServerID string    `json:"server_id"`
 	Need     Resources `json:"need"`
-	// Exclude are hosts that have been tried in vain.
+	// Exclude are the hosts of earlier build attempts, which failed.
 	Exclude []string `json:"exclude,omitempty"`
 }
 
-// SelectReply is the host that was chosen.
+// SelectReply is the chosen host.
 type SelectReply struct {
 	Host string `json:"host"`
 }
 
-// ErrStale means that a step is not, or not any more, the current one of the server's operation: the server was deleted, for
-// example, or is built elsewhere.
+// ErrStale means that a step is not, or is no longer, the current step of the server's operation. For example, the server
+// was deleted, or is being built on another host.
 var ErrStale = fault.Sentinel(fault.Conflict, "StaleAttempt", "the attempt is not the server's current one")

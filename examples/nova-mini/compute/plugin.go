@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Kind is how compute drivers run as programs, such as armature-compute-fake.
+// Kind runs compute drivers as programs, such as armature-compute-fake.
 var Kind = driver.Kind[Driver]{
 	Name:     "compute",
 	Protocol: 1,
@@ -24,7 +24,7 @@ var Kind = driver.Kind[Driver]{
 	},
 }
 
-// server is a Driver behind the service of compute.proto.
+// server serves a Driver as the service of compute.proto.
 type server struct {
 	pb.UnimplementedComputeServer
 
@@ -139,7 +139,7 @@ func (s *server) ConsoleLog(r *pb.ConsoleLogRequest, stream grpc.ServerStreaming
 	}))
 }
 
-// writer is an io.Writer that sends what it is given in parts of 64 KiB at most.
+// writer is an io.Writer that sends its data in parts of at most 64 KiB.
 type writer func(part []byte) error
 
 func (w writer) Write(b []byte) (int, error) {
@@ -154,7 +154,7 @@ func (w writer) Write(b []byte) (int, error) {
 func (s *server) Console(ctx context.Context, r *pb.ConsoleRequest) (*pb.ConsoleResponse, error) {
 	t, ok := map[pb.ConsoleType]ConsoleType{pb.ConsoleType_CONSOLE_TYPE_VNC: VNC, pb.ConsoleType_CONSOLE_TYPE_SERIAL: Serial}[r.GetType()]
 	if !ok {
-		return nil, fault.New(fault.Invalid, "there is no type of console %v", r.GetType())
+		return nil, fault.New(fault.Invalid, "console type %v does not exist: use vnc or serial", r.GetType())
 	}
 	c, err := s.d.Console(ctx, r.GetId(), t)
 	return &pb.ConsoleResponse{Host: c.Host, Port: int64(c.Port), Path: c.Path}, err
@@ -179,7 +179,7 @@ func (s *server) Events(_ *pb.EventsRequest, stream grpc.ServerStreamingServer[p
 	})
 }
 
-// client is the service of compute.proto as a Driver.
+// client is a Driver that calls the service of compute.proto.
 type client struct {
 	driver.Driver
 
@@ -361,7 +361,7 @@ func (c *client) Events(ctx context.Context, f func(Event) error) error {
 	for {
 		r, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
-			return fault.New(fault.Unavailable, "the driver ended the stream of events")
+			return fault.New(fault.Unavailable, "read events: the driver ended the stream")
 		}
 		if err != nil {
 			return err
@@ -373,7 +373,7 @@ func (c *client) Events(ctx context.Context, f func(Event) error) error {
 			}
 		}
 		if e.Type == "" {
-			continue // of a newer driver
+			continue // a type of a newer driver
 		}
 		if err := f(e); err != nil {
 			return err

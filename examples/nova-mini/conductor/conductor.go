@@ -103,7 +103,7 @@ func New(cfg Config) *Service {
 
 // Register adds the service's handlers to a server.
 func (s *Service) Register(srv *rpc.Server) {
-	rpc.Handle(srv, compute.Wake, s.Wake)
+	rpc.Handle(srv, compute.Notify, s.Notify)
 	rpc.Handle(srv, compute.BeginStep, s.BeginStep)
 	rpc.Handle(srv, compute.EndStep, s.EndStep)
 	rpc.Handle(srv, compute.BeginBuild, s.beginAttempt)
@@ -111,13 +111,13 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.EndAct, s.endAttempt)
 	rpc.Handle(srv, compute.EndDestroy, s.endDestroyAttempt)
 	rpc.Handle(srv, compute.ReportHost, s.ReportHost)
-	rpc.Handle(srv, compute.Strangers, s.Orphans)
+	rpc.Handle(srv, compute.Orphans, s.Orphans)
 	rpc.Handle(srv, compute.ClaimHost, s.ClaimHost)
 	rpc.Handle(srv, compute.LeaveHost, s.LeaveHost)
 }
 
-// Wake notifies the runner, so that the server's operation continues at once instead of at the next poll.
-func (s *Service) Wake(_ context.Context, req *compute.WakeRequest) (*rpc.None, error) {
+// Notify notifies the runner, so that the server's operation continues at once instead of at the next poll.
+func (s *Service) Notify(_ context.Context, req *compute.NotifyRequest) (*rpc.None, error) {
 	s.Runner.NotifyResource(req.ServerID)
 	return &rpc.None{}, nil
 }
@@ -333,11 +333,11 @@ func (s *Service) ReportHost(ctx context.Context, req *compute.HostReport) (*rpc
 	return &rpc.None{}, s.cfg.Store.ReportHost(ctx, req, s.cfg.Ratios)
 }
 
-// Orphans returns those of a host's servers that the database does not place there, see compute.Strangers.
-func (s *Service) Orphans(ctx context.Context, req *compute.StrangersRequest) (*compute.StrangersReply, error) {
+// Orphans returns those of a host's servers that the database does not place there, see compute.Orphans.
+func (s *Service) Orphans(ctx context.Context, req *compute.OrphansRequest) (*compute.OrphansReply, error) {
 	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 		return nil, err
 	}
 	ids, err := s.cfg.Store.Orphans(ctx, req.Host, req.Servers)
-	return &compute.StrangersReply{Servers: ids}, err
+	return &compute.OrphansReply{Servers: ids}, err
 }

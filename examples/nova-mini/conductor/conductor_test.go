@@ -121,7 +121,7 @@ func (b *bench) add() string {
 
 func (b *bench) wake(id string) {
 	b.Helper()
-	if _, err := b.svc.Wake(b.Context(), &compute.WakeRequest{ServerID: id}); err != nil {
+	if _, err := b.svc.Notify(b.Context(), &compute.NotifyRequest{ServerID: id}); err != nil {
 		b.Fatal(err)
 	}
 }

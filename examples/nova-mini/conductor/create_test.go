@@ -232,7 +232,7 @@ func TestManyConductors(t *testing.T) {
 			})
 			for range 2 {
 				wg.Go(func() {
-					if _, err := other.Wake(b.Context(), &compute.WakeRequest{ServerID: id}); err != nil {
+					if _, err := other.Notify(b.Context(), &compute.NotifyRequest{ServerID: id}); err != nil {
 						b.Errorf("wake: %v", err)
 					}
 				})

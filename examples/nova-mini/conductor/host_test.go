@@ -54,7 +54,7 @@ func TestHostOfOneProcess(t *testing.T) {
 				"end_step":    func() error { _, err := b.svc.EndStep(ctx, &compute.EndStepRequest{StepRequest: at}); return err },
 				"report_host": func() error { _, err := b.svc.ReportHost(ctx, &report); return err },
 				"strangers": func() error {
-					_, err := b.svc.Orphans(ctx, &compute.StrangersRequest{Host: "h1", Servers: []string{"x"}, Instance: other})
+					_, err := b.svc.Orphans(ctx, &compute.OrphansRequest{Host: "h1", Servers: []string{"x"}, Instance: other})
 					return err
 				},
 			} {

@@ -407,7 +407,7 @@ func (s *Service) orphans(ctx context.Context, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
 	}
-	got, err := askConductor(ctx, s, compute.Strangers, &compute.StrangersRequest{Host: s.cfg.Host, Servers: ids, Instance: s.instance})
+	got, err := askConductor(ctx, s, compute.Orphans, &compute.OrphansRequest{Host: s.cfg.Host, Servers: ids, Instance: s.instance})
 	if err != nil {
 		return nil, err
 	}

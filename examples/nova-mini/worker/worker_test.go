@@ -136,10 +136,10 @@ func newBench(t *testing.T) *bench {
 				b.seen <- *r
 				return &rpc.None{}, nil
 			})
-			rpc.Handle(s, compute.Strangers, func(_ context.Context, r *compute.StrangersRequest) (*compute.StrangersReply, error) {
+			rpc.Handle(s, compute.Orphans, func(_ context.Context, r *compute.OrphansRequest) (*compute.OrphansReply, error) {
 				b.mu.Lock()
 				defer b.mu.Unlock()
-				return &compute.StrangersReply{Servers: slices.DeleteFunc(r.Servers, func(id string) bool { return b.mine[id] })}, nil
+				return &compute.OrphansReply{Servers: slices.DeleteFunc(r.Servers, func(id string) bool { return b.mine[id] })}, nil
 			})
 		}},
 		{rpc.ServerConfig{Interface: compute.Worker, Host: "h1", Logger: quiet}, b.svc.Register},

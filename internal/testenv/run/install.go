@@ -13,11 +13,11 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// missing returns the Debian packages that are not installed: those of the
-// services, and what the tests themselves run: a C compiler for the race
-// detector, curl for the commands that nova-mini prints, and what generates code
-// of .proto files, what a driver in Python takes, OpenStack's command line, and
-// oslo.config, with which ours is compared.
+// missing returns the Debian packages that are not installed: those of the services, and
+// those that tests need: a C compiler for the race detector, curl for the commands that
+// nova-mini prints, the generators of code from .proto files, Python's packages for a driver,
+// OpenStack's command line, and oslo.config and oslo.policy, with which tests compare this
+// project's packages.
 func missing(ctx context.Context) []string {
 	list := testenv.Missing()
 	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}, {"openstack", "python3-openstackclient"}} {
@@ -33,8 +33,8 @@ func missing(ctx context.Context) []string {
 	return list
 }
 
-// install sees to it that all that is missing is installed, with apt-get if
-// this is root on Debian or Ubuntu. The system's services are not started.
+// install installs the missing packages with apt-get, if this process runs as root on Debian
+// or Ubuntu. Otherwise the error names them. The services of the packages are not started.
 func install(ctx context.Context) error {
 	missing := missing(ctx)
 	if len(missing) == 0 {
@@ -42,7 +42,7 @@ func install(ctx context.Context) error {
 	}
 	apt, err := exec.LookPath("apt-get")
 	if err != nil || os.Geteuid() != 0 {
-		return fmt.Errorf("please install %s (on Debian or Ubuntu: sudo apt-get install --no-install-recommends %[1]s)",
+		return fmt.Errorf("packages are missing: install %s (on Debian or Ubuntu: sudo apt-get install --no-install-recommends %[1]s)",
 			strings.Join(missing, " "))
 	}
 	begin := time.Now()
@@ -64,17 +64,17 @@ func install(ctx context.Context) error {
 		}
 	}
 	if left := testenv.Missing(); len(left) > 0 {
-		return fmt.Errorf("apt-get installed them, and yet %s cannot be found", strings.Join(left, " "))
+		return fmt.Errorf("apt-get succeeded, but the programs of %s cannot be found", strings.Join(left, " "))
 	}
 	fmt.Fprintf(os.Stderr, "testenv: installed in %.1f s\n", time.Since(begin).Seconds())
 	return nil
 }
 
-// denyStart keeps the packages from starting their services, unless the machine
-// has a policy of its own. The function it returns lifts the ban.
+// denyStart writes a policy that keeps packages from starting their services, unless the
+// machine has a policy of its own. The returned function removes it.
 func denyStart() (func(), error) {
 	const policy = "/usr/sbin/policy-rc.d"
-	f, err := os.OpenFile(policy, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700) //nolint:gosec // a program
+	f, err := os.OpenFile(policy, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700) //nolint:gosec // it is a program
 	if errors.Is(err, fs.ErrExist) {
 		return func() {}, nil
 	}

@@ -1,11 +1,11 @@
-// Run starts a private RabbitMQ, NATS and MariaDB, runs a command with their
-// URLs in its environment, and stops them when the command ends, however it
-// ends. It exits with the command's code.
+// Run starts a private RabbitMQ, NATS and MariaDB, and runs a command with their URLs in
+// its environment. It stops the services when the command has ended, for any reason, and
+// exits with the command's exit code.
 //
 //	go run ./internal/testenv/run -- go test ./...
 //
-// As root on Debian or Ubuntu it installs what is missing with apt-get. A program nats-server in the directory of this
-// one, where `make bin/testenv` builds it, comes before that of the machine.
+// As root on Debian or Ubuntu it installs missing packages with apt-get. A program nats-server in the directory of this
+// program, where `make bin/testenv` builds it, takes precedence over that of the machine.
 package main
 
 import (
@@ -24,14 +24,14 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// stopTime is how long the command may take to end after a first signal, and
-// how long the services may take.
+// stopTime is how long the command may take to end after the first signal, and how long
+// the services may take to stop.
 const stopTime = 30 * time.Second
 
 func main() {
 	testenv.EndWithParent()
 	if self, err := os.Executable(); err == nil {
-		_ = os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+os.Getenv("PATH")) // a plain text
+		_ = os.Setenv("PATH", filepath.Dir(self)+string(os.PathListSeparator)+os.Getenv("PATH")) // fails only for a name that is not valid
 	}
 	args := os.Args[1:]
 	if len(args) > 0 && args[0] == "--" {
@@ -51,7 +51,7 @@ func main() {
 	os.Exit(code)
 }
 
-// run returns the command's exit code.
+// run runs the command args, and returns its exit code.
 func run(args []string, signals <-chan os.Signal) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
@@ -94,7 +94,7 @@ func run(args []string, signals <-chan os.Signal) (code int, err error) {
 		env = append(env, services[i].env+"="+s.service.URL)
 	}
 
-	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx,gosec // it is stopped by signals; to run what it is told is its purpose
+	cmd := exec.Command(args[0], args[1:]...) //nolint:noctx,gosec // signals stop it; running the given command is the purpose
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.Env = env
 	p, err := testenv.Start(cmd)
@@ -130,9 +130,9 @@ func start(ctx context.Context, f starter, dir string) started {
 	return started{s, err, time.Since(begin)}
 }
 
-// follow waits for the command. The first signal goes on to its process group;
-// the second, or none within stopTime, kills the group. What the command left
-// running is killed, too.
+// follow waits for the command. It forwards the first signal to the command's process group.
+// A second signal, or stopTime, kills the group. Processes that the command leaves behind are
+// also killed.
 func follow(p *testenv.Process, signals <-chan os.Signal) int {
 	defer p.SignalGroup(os.Kill)
 	select {

@@ -15,9 +15,8 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// TestRun runs commands under the program, ends them in every way, and proves
-// each time that no process is left, and no directory if the program had a
-// chance to remove it.
+// TestRun runs commands with the program, and ends them in different ways. Each time no
+// process is left, and no directory, unless the program was killed.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -36,7 +35,7 @@ func TestRun(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
 		t.Fatalf("go build: %v\n%s", err, out)
 	}
-	// It says what it got, and stays until a signal comes if it is told to.
+	// The command checks its environment; with stay it waits for a signal.
 	const script = `test -n "$ARMATURE_TEST_AMQP_URL" && test -n "$ARMATURE_TEST_NATS_URL" && ` +
 		`test -n "$ARMATURE_TEST_MYSQL_URL" && echo ready; `
 	const stay = `sleep 1000 & wait`
@@ -45,7 +44,7 @@ func TestRun(t *testing.T) {
 		script string
 		signal syscall.Signal
 		want   int
-		dirs   int // left in TMPDIR
+		dirs   int // directories that are left in TMPDIR
 	}{
 		{"fails", script + "exit 7", 0, 7, 0},
 		{"leaves a child", script + "sleep 1000 &", 0, 0, 0},
@@ -61,7 +60,7 @@ func TestRun(t *testing.T) {
 			cmd.Env = append(os.Environ(), "TMPDIR="+tmp)
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
-			cmd.WaitDelay = 5 * time.Second // should anything be left that holds it
+			cmd.WaitDelay = 5 * time.Second // in case a process that is left keeps the output open
 			stdout, err := cmd.StdoutPipe()
 			if err != nil {
 				t.Fatal(err)
@@ -87,7 +86,7 @@ func TestRun(t *testing.T) {
 				t.Errorf("exit code %d (%v), want %d\n%s", code, err, tt.want, &stderr)
 			}
 			left := processes(t, tmp)
-			for tt.signal == syscall.SIGKILL && len(left) > 0 { // the kernel takes its time
+			for tt.signal == syscall.SIGKILL && len(left) > 0 { // until the kernel has killed them
 				left = processes(t, tmp)
 			}
 			if len(left) > 0 {
@@ -100,7 +99,7 @@ func TestRun(t *testing.T) {
 	}
 }
 
-// TestUsage: without a command it says how to use it.
+// TestUsage: without a command the program prints its usage.
 func TestUsage(t *testing.T) {
 	t.Parallel()
 	out, err := exec.CommandContext(t.Context(), "go", "run", ".", "--").CombinedOutput()
@@ -109,8 +108,8 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// processes returns the command lines of all that have text in their command
-// line, their directory or their environment.
+// processes returns the command lines of all processes with text in their command line,
+// directory or environment.
 func processes(t *testing.T, text string) []string {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")

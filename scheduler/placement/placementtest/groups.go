@@ -9,20 +9,20 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-func member(id, host string, g *placement.Group) placement.Claim {
-	return placement.Claim{Consumer: id, Allocations: []placement.Allocation{cpus(host, 1)}, Group: g}
+func memberClaim(id, host string, g *placement.Group) placement.Claim {
+	return placement.Claim{Consumer: id, Allocations: []placement.Allocation{vcpusOf(host, 1)}, Group: g}
 }
 
 func testAffinity(b bench) {
 	b.host("n1", 8)
 	b.host("n2", 8)
 	g := &placement.Group{ID: "g", Policy: placement.Affinity}
-	b.must(member("a", "n1", g))
-	b.refuses(placement.ErrGroup, "group g is on host n1, not on n2: the group's policy forbids the host", member("b", "n2", g))
-	b.must(member("b", "n1", g))
-	b.must(member("x", "n2", &placement.Group{ID: "other", Policy: placement.Affinity}))
+	b.must(memberClaim("a", "n1", g))
+	b.refuses(placement.ErrGroup, "group g is on host n1, not on n2: the group's policy forbids the host", memberClaim("b", "n2", g))
+	b.must(memberClaim("b", "n1", g))
+	b.must(memberClaim("x", "n2", &placement.Group{ID: "other", Policy: placement.Affinity}))
 	// The whole group may move in one call, a single member may not.
-	toN2 := func(id string) placement.Claim { c := member(id, "n2", g); c.Generation = 1; return c }
+	toN2 := func(id string) placement.Claim { c := memberClaim(id, "n2", g); c.Generation = 1; return c }
 	b.refuses(placement.ErrGroup, "", toN2("a"))
 	b.must(toN2("a"), toN2("b"))
 	b.used(map[string]int64{"n1": 0, "n2": 3})
@@ -33,20 +33,20 @@ func testAntiAffinity(b bench) {
 	b.host("n1", 8)
 	b.host("n2", 8)
 	g := &placement.Group{ID: "g", Policy: placement.AntiAffinity}
-	b.must(member("a", "n1", g))
-	b.refuses(placement.ErrGroup, "group g has 1 members on host n1, at most 1 are allowed: the group's policy forbids the host", member("b", "n1", g))
-	b.refuses(placement.ErrGroup, "", member("b", "n2", g), member("c", "n2", g))
-	b.must(member("b", "n2", g))
-	grow := member("b", "n2", g)
-	grow.Generation, grow.Allocations = 1, []placement.Allocation{cpus("n2", 2)}
+	b.must(memberClaim("a", "n1", g))
+	b.refuses(placement.ErrGroup, "group g: host n1 has 1 of at most 1 members: the group's policy forbids the host", memberClaim("b", "n1", g))
+	b.refuses(placement.ErrGroup, "", memberClaim("b", "n2", g), memberClaim("c", "n2", g))
+	b.must(memberClaim("b", "n2", g))
+	grow := memberClaim("b", "n2", g)
+	grow.Generation, grow.Allocations = 1, []placement.Allocation{vcpusOf("n2", 2)}
 	b.must(grow) // a member does not count against itself
 	g.MaxPerHost = 2
-	b.must(member("c", "n1", g))
-	b.refuses(placement.ErrGroup, "group g has 2 members on host n1, at most 2 are allowed: the group's policy forbids the host", member("d", "n1", g))
+	b.must(memberClaim("c", "n1", g))
+	b.refuses(placement.ErrGroup, "group g: host n1 has 2 of at most 2 members: the group's policy forbids the host", memberClaim("d", "n1", g))
 	if err := placement.Release(b.Context(), b, "a"); err != nil {
 		b.Fatal(err)
 	}
-	b.must(member("d", "n1", g))
+	b.must(memberClaim("d", "n1", g))
 	if p := b.provider("n1"); p.Members["g"] != 2 || p.Consumers != 2 {
 		b.Errorf("%+v", p)
 	}
@@ -59,7 +59,7 @@ func testSoft(b bench) {
 	for _, policy := range []placement.Policy{placement.SoftAffinity, placement.SoftAntiAffinity} {
 		g := &placement.Group{ID: string(policy), Policy: policy}
 		for i, host := range []string{"n1", "n1", "n2"} {
-			b.must(member(fmt.Sprint(policy, i), host, g))
+			b.must(memberClaim(fmt.Sprint(policy, i), host, g))
 		}
 		if n := b.provider("n1").Members[g.ID]; n != 2 {
 			b.Errorf("%s: n1 has %d members, want 2", policy, n)
@@ -78,13 +78,13 @@ func testGroupRace(b bench) {
 	for i := range 30 {
 		wg.Go(func() {
 			host := fmt.Sprint("n", i%3)
-			switch err := b.Claim(b.Context(), member(fmt.Sprint("anti", i), host, anti)); {
+			switch err := b.Claim(b.Context(), memberClaim(fmt.Sprint("anti", i), host, anti)); {
 			case err == nil:
 				got.Add(1)
 			case !errors.Is(err, placement.ErrGroup):
 				b.Errorf("anti-affinity: %v", err)
 			}
-			if err := b.Claim(b.Context(), member(fmt.Sprint("near", i), host, near)); err != nil && !errors.Is(err, placement.ErrGroup) {
+			if err := b.Claim(b.Context(), memberClaim(fmt.Sprint("near", i), host, near)); err != nil && !errors.Is(err, placement.ErrGroup) {
 				b.Errorf("affinity: %v", err)
 			}
 		})

@@ -86,12 +86,12 @@ func (b bench) host(id string, vcpus int64) *placement.Provider {
 	return b.put(&placement.Provider{ID: id, Inventories: map[string]placement.Inventory{placement.VCPU: {Total: vcpus}, placement.MemoryMB: {Total: 1 << 20}}})
 }
 
-func of(provider string, r placement.Resources) placement.Allocation {
+func allocationOf(provider string, r placement.Resources) placement.Allocation {
 	return placement.Allocation{Provider: provider, Resources: r}
 }
 
-func cpus(provider string, n int64) placement.Allocation {
-	return of(provider, placement.Resources{placement.VCPU: n})
+func vcpusOf(provider string, n int64) placement.Allocation {
+	return allocationOf(provider, placement.Resources{placement.VCPU: n})
 }
 
 // must claims, or fails the test.
@@ -180,21 +180,21 @@ func testClaim(b bench) {
 		placement.VCPU: {Total: 4, Reserved: 1, Ratio: 2.5}, placement.MemoryMB: {Total: 1000},
 	}})
 	two := placement.Resources{placement.VCPU: 5, placement.MemoryMB: 600}
-	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{of("n1", two)}})
+	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{allocationOf("n1", two)}})
 	b.refuses(placement.ErrNoRoom, "provider n1: VCPU: needs 5, 2 free: not enough room left",
-		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{of("n1", placement.Resources{placement.VCPU: 5, placement.MemoryMB: 1})}})
+		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{allocationOf("n1", placement.Resources{placement.VCPU: 5, placement.MemoryMB: 1})}})
 	b.refuses(placement.ErrNoRoom, "provider n1: MEMORY_MB: needs 600, 400 free: not enough room left",
-		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{of("n1", placement.Resources{placement.VCPU: 1, placement.MemoryMB: 600})}})
+		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{allocationOf("n1", placement.Resources{placement.VCPU: 1, placement.MemoryMB: 600})}})
 	b.refuses(placement.ErrNoRoom, "provider n1 has no CUSTOM_X: not enough room left",
-		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{of("n1", placement.Resources{"CUSTOM_X": 1, placement.VCPU: 1})}})
-	b.must(placement.Claim{Consumer: "b", Allocations: []placement.Allocation{of("n1", placement.Resources{placement.VCPU: 2, placement.MemoryMB: 400})}})
-	b.refuses(placement.ErrNoRoom, "", placement.Claim{Consumer: "d", Allocations: []placement.Allocation{cpus("n1", 1)}})
+		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{allocationOf("n1", placement.Resources{"CUSTOM_X": 1, placement.VCPU: 1})}})
+	b.must(placement.Claim{Consumer: "b", Allocations: []placement.Allocation{allocationOf("n1", placement.Resources{placement.VCPU: 2, placement.MemoryMB: 400})}})
+	b.refuses(placement.ErrNoRoom, "", placement.Claim{Consumer: "d", Allocations: []placement.Allocation{vcpusOf("n1", 1)}})
 	p := b.provider("n1")
 	if p.Inventories[placement.VCPU].Free() != 0 || p.Inventories[placement.MemoryMB].Free() != 0 || p.Consumers != 2 || p.Generation != 1 {
 		b.Errorf("%+v", p)
 	}
 	c := b.claim("a")
-	want := placement.Claim{Consumer: "a", Generation: 1, Host: "n1", Allocations: []placement.Allocation{of("n1", two)}, At: c.At}
+	want := placement.Claim{Consumer: "a", Generation: 1, Host: "n1", Allocations: []placement.Allocation{allocationOf("n1", two)}, At: c.At}
 	if diff := cmp.Diff(want, c); diff != "" || c.At.IsZero() {
 		b.Errorf("claim (-want +got):\n%s", diff)
 	}
@@ -213,20 +213,20 @@ func testUnits(b bench) {
 		3:  "provider n1: VCPU: needs 3, not a multiple of 2: not enough room left",
 		10: "provider n1: VCPU: needs 10, at most 8 for each consumer: not enough room left",
 	} {
-		b.refuses(placement.ErrNoRoom, want, placement.Claim{Consumer: "a", Allocations: []placement.Allocation{cpus("n1", n)}})
+		b.refuses(placement.ErrNoRoom, want, placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", n)}})
 	}
-	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{cpus("n1", 2)}},
-		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{cpus("n1", 8)}})
+	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", 2)}},
+		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{vcpusOf("n1", 8)}})
 	b.used(map[string]int64{"n1": 10})
 }
 
 func testSeveral(b bench) {
 	b.host("n1", 4)
 	b.host("n2", 2)
-	three := placement.Claim{Consumer: "a", Allocations: []placement.Allocation{cpus("n1", 2), cpus("n2", 3)}}
+	three := placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", 2), vcpusOf("n2", 3)}}
 	b.refuses(placement.ErrNoRoom, "provider n2: VCPU: needs 3, 2 free: not enough room left", three)
 	b.used(map[string]int64{"n1": 0, "n2": 0})
-	three.Allocations[1] = cpus("n2", 2)
+	three.Allocations[1] = vcpusOf("n2", 2)
 	three.Host = "n2"
 	b.must(three)
 	b.used(map[string]int64{"n1": 2, "n2": 2})
@@ -234,8 +234,8 @@ func testSeveral(b bench) {
 		b.Errorf("the consumer's host is n2: %+v", p)
 	}
 	// Two claims of one call are made together or not at all.
-	b.refuses(placement.ErrNoRoom, "", placement.Claim{Consumer: "b", Allocations: []placement.Allocation{cpus("n1", 1)}},
-		placement.Claim{Consumer: "c", Allocations: []placement.Allocation{cpus("n1", 2)}})
+	b.refuses(placement.ErrNoRoom, "", placement.Claim{Consumer: "b", Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
+		placement.Claim{Consumer: "c", Allocations: []placement.Allocation{vcpusOf("n1", 2)}})
 	b.used(map[string]int64{"n1": 2})
 	b.settled()
 }
@@ -257,7 +257,7 @@ func testGeneration(b bench) {
 func testAgain(b bench) {
 	b.host("n1", 4)
 	b.host("n2", 4)
-	c := placement.Claim{Consumer: "a", Allocations: []placement.Allocation{cpus("n1", 3)}, Group: &placement.Group{ID: "g", Policy: placement.AntiAffinity}}
+	c := placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", 3)}, Group: &placement.Group{ID: "g", Policy: placement.AntiAffinity}}
 	for range 3 {
 		b.must(c)
 	}
@@ -265,7 +265,7 @@ func testAgain(b bench) {
 		b.Errorf("%+v", got)
 	}
 	b.used(map[string]int64{"n1": 3})
-	c.Allocations = []placement.Allocation{cpus("n2", 3)}
+	c.Allocations = []placement.Allocation{vcpusOf("n2", 3)}
 	b.refuses(placement.ErrChanged, "claim of a, generation 0: the present generation is 1: changed by another process", c)
 	b.used(map[string]int64{"n1": 3, "n2": 0})
 }
@@ -273,22 +273,22 @@ func testAgain(b bench) {
 func testChange(b bench) {
 	b.host("n1", 4)
 	b.host("n2", 4)
-	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{cpus("n1", 3)}})
-	grow := placement.Claim{Consumer: "a", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 4)}}
+	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", 3)}})
+	grow := placement.Claim{Consumer: "a", Generation: 1, Allocations: []placement.Allocation{vcpusOf("n1", 4)}}
 	b.must(grow)
 	b.must(grow) // again
 	if c := b.claim("a"); c.Generation != 2 {
 		b.Errorf("%+v", c)
 	}
 	b.refuses(placement.ErrNoRoom, "provider n1: VCPU: needs 1, 0 free: not enough room left",
-		placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{cpus("n1", 5)}})
-	b.refuses(placement.ErrChanged, "", placement.Claim{Consumer: "a", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 1)}})
+		placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{vcpusOf("n1", 5)}})
+	b.refuses(placement.ErrChanged, "", placement.Claim{Consumer: "a", Generation: 1, Allocations: []placement.Allocation{vcpusOf("n1", 1)}})
 	b.refuses(placement.ErrChanged, "claim of none, generation 1: the claim does not exist: changed by another process",
-		placement.Claim{Consumer: "none", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 1)}})
-	b.must(placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{cpus("n2", 1)}})
+		placement.Claim{Consumer: "none", Generation: 1, Allocations: []placement.Allocation{vcpusOf("n1", 1)}})
+	b.must(placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{vcpusOf("n2", 1)}})
 	b.used(map[string]int64{"n1": 0, "n2": 1})
-	b.must(placement.Claim{Consumer: "a", Generation: placement.Any, Allocations: []placement.Allocation{cpus("n2", 2)}},
-		placement.Claim{Consumer: "b", Generation: placement.Any, Allocations: []placement.Allocation{cpus("n2", 2)}})
+	b.must(placement.Claim{Consumer: "a", Generation: placement.Any, Allocations: []placement.Allocation{vcpusOf("n2", 2)}},
+		placement.Claim{Consumer: "b", Generation: placement.Any, Allocations: []placement.Allocation{vcpusOf("n2", 2)}})
 	b.used(map[string]int64{"n2": 4})
 	if c := b.claim("b"); c.Generation != 1 || b.provider("n2").Consumers != 2 {
 		b.Errorf("%+v", c)
@@ -298,7 +298,7 @@ func testChange(b bench) {
 
 func testRelease(b bench) {
 	b.host("n1", 4)
-	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{cpus("n1", 3)}})
+	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", 3)}})
 	b.refuses(placement.ErrChanged, "", placement.Claim{Consumer: "a", Generation: 7})
 	for range 3 {
 		if err := placement.Release(b.Context(), b, "a"); err != nil {
@@ -306,25 +306,25 @@ func testRelease(b bench) {
 		}
 	}
 	b.used(map[string]int64{"n1": 0})
-	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{cpus("n1", 4)}})
+	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", 4)}})
 	b.settled()
 }
 
 func testOverfull(b bench) {
 	p := b.host("n1", 10)
-	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{cpus("n1", 6)}},
-		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{cpus("n1", 4)}})
+	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", 6)}},
+		placement.Claim{Consumer: "b", Allocations: []placement.Allocation{vcpusOf("n1", 4)}})
 	p.Inventories[placement.VCPU] = placement.Inventory{Total: 5}
 	b.put(p)
 	b.refuses(placement.ErrNoRoom, "provider n1: VCPU: needs 1, -5 free: not enough room left",
-		placement.Claim{Consumer: "c", Allocations: []placement.Allocation{cpus("n1", 1)}})
+		placement.Claim{Consumer: "c", Allocations: []placement.Allocation{vcpusOf("n1", 1)}})
 	// A smaller claim is allowed although the provider is still above its capacity, and so is a swap.
-	b.must(placement.Claim{Consumer: "a", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 5)}})
-	b.must(placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{cpus("n1", 4)}},
-		placement.Claim{Consumer: "b", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 5)}})
+	b.must(placement.Claim{Consumer: "a", Generation: 1, Allocations: []placement.Allocation{vcpusOf("n1", 5)}})
+	b.must(placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{vcpusOf("n1", 4)}},
+		placement.Claim{Consumer: "b", Generation: 1, Allocations: []placement.Allocation{vcpusOf("n1", 5)}})
 	b.used(map[string]int64{"n1": 9})
 	// Another class of the same provider is not above its capacity.
-	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{of("n1", placement.Resources{placement.MemoryMB: 1})}})
+	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{allocationOf("n1", placement.Resources{placement.MemoryMB: 1})}})
 	b.settled()
 }
 
@@ -333,15 +333,15 @@ func testMove(b bench) {
 	b.host("n1", 4)
 	b.host("n2", 4)
 	group := &placement.Group{ID: "g", Policy: placement.AntiAffinity}
-	b.must(placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{cpus("n1", 3)}, Group: group})
-	to := placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{cpus("n2", 3)}, Group: group}
+	b.must(placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{vcpusOf("n1", 3)}, Group: group})
+	to := placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{vcpusOf("n2", 3)}, Group: group}
 	for range 2 { // the second call finds the move made
 		if err := placement.Move(ctx, b, "move-1", to); err != nil {
 			b.Fatal(err)
 		}
 		b.used(map[string]int64{"n1": 3, "n2": 3})
 	}
-	if err := placement.Move(ctx, b, "move-1", placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{cpus("n2", 1)}}); !errors.Is(err, fault.Precondition) {
+	if err := placement.Move(ctx, b, "move-1", placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{vcpusOf("n2", 1)}}); !errors.Is(err, fault.Precondition) {
 		b.Errorf("another move with the same holder: %v", err)
 	}
 	if p := b.provider("n2"); p.Members["g"] != 1 || b.provider("n1").Members["g"] != 0 {
@@ -364,14 +364,14 @@ func testMove(b bench) {
 	}
 	b.used(map[string]int64{"n1": 0, "n2": 3})
 	// A move within a host also claims both.
-	if err := placement.Move(ctx, b, "move-3", placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{cpus("n2", 2)}, Group: group}); !errors.Is(err, placement.ErrNoRoom) {
+	if err := placement.Move(ctx, b, "move-3", placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{vcpusOf("n2", 2)}, Group: group}); !errors.Is(err, placement.ErrNoRoom) {
 		b.Errorf("a move within a host without room for both: %v", err)
 	}
-	if err := placement.Move(ctx, b, "move-3", placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{cpus("n2", 1)}, Group: group}); err != nil {
+	if err := placement.Move(ctx, b, "move-3", placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{vcpusOf("n2", 1)}, Group: group}); err != nil {
 		b.Error(err)
 	}
 	b.used(map[string]int64{"n2": 4})
-	if err := placement.Move(ctx, b, "move-4", placement.Claim{Consumer: "none", Allocations: []placement.Allocation{cpus("n1", 1)}}); !errors.Is(err, fault.Precondition) {
+	if err := placement.Move(ctx, b, "move-4", placement.Claim{Consumer: "none", Allocations: []placement.Allocation{vcpusOf("n1", 1)}}); !errors.Is(err, fault.Precondition) {
 		b.Errorf("a move of a consumer without a claim: %v", err)
 	}
 	b.settled()
@@ -381,20 +381,20 @@ func testInvalid(b bench) {
 	b.host("n1", 8)
 	claim := func(a ...placement.Allocation) placement.Claim { return placement.Claim{Consumer: "a", Allocations: a} }
 	for want, c := range map[string]placement.Claim{
-		`consumer "": a name has 1 to 255 bytes, and no control characters`:                                  {Allocations: []placement.Allocation{cpus("n1", 1)}},
-		`provider "": a name has 1 to 255 bytes, and no control characters`:                                  claim(cpus("", 1)),
-		`claim of a: provider n1 is listed twice`:                                                            claim(cpus("n1", 1), cpus("n1", 1)),
-		`claim of a: the allocation of provider n1 has no resources`:                                         claim(of("n1", nil)),
-		`claim of a: 0 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                   claim(cpus("n1", 0)),
-		`claim of a: -1 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                  claim(cpus("n1", -1)),
-		`claim of a: 9223372036854775807 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`: claim(cpus("n1", 1<<63-1)),
-		`claim of a: 1 of "x": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                      claim(of("n1", placement.Resources{"x": 1})),
-		`claim of a: its host n2 is not among the providers`:                                                 {Consumer: "a", Host: "n2", Allocations: []placement.Allocation{cpus("n1", 1)}},
-		`group "": a name has 1 to 255 bytes, and no control characters`:                                     {Consumer: "a", Group: &placement.Group{}, Allocations: []placement.Allocation{cpus("n1", 1)}},
+		`consumer "": a name has 1 to 255 bytes, and no control characters`:                                  {Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
+		`provider "": a name has 1 to 255 bytes, and no control characters`:                                  claim(vcpusOf("", 1)),
+		`claim of a: provider n1 is listed twice`:                                                            claim(vcpusOf("n1", 1), vcpusOf("n1", 1)),
+		`claim of a: the allocation of provider n1 has no resources`:                                         claim(allocationOf("n1", nil)),
+		`claim of a: 0 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                   claim(vcpusOf("n1", 0)),
+		`claim of a: -1 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                  claim(vcpusOf("n1", -1)),
+		`claim of a: 9223372036854775807 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`: claim(vcpusOf("n1", 1<<63-1)),
+		`claim of a: 1 of "x": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                      claim(allocationOf("n1", placement.Resources{"x": 1})),
+		`claim of a: its host n2 is not among the providers`:                                                 {Consumer: "a", Host: "n2", Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
+		`group "": a name has 1 to 255 bytes, and no control characters`:                                     {Consumer: "a", Group: &placement.Group{}, Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
 	} {
 		b.refuses(fault.Invalid, want, c)
 	}
-	b.refuses(fault.Invalid, "two claims of a in one call", claim(cpus("n1", 1)), claim(cpus("n1", 1)))
+	b.refuses(fault.Invalid, "two claims of a in one call", claim(vcpusOf("n1", 1)), claim(vcpusOf("n1", 1)))
 	b.used(map[string]int64{"n1": 0})
 }
 
@@ -404,7 +404,7 @@ func testRace(b bench) {
 	var got, full atomic.Int64
 	for i := range 40 {
 		wg.Go(func() {
-			switch err := b.Claim(b.Context(), placement.Claim{Consumer: fmt.Sprint("c", i), Allocations: []placement.Allocation{of("n1", placement.Resources{placement.VCPU: 1, placement.MemoryMB: 1})}}); {
+			switch err := b.Claim(b.Context(), placement.Claim{Consumer: fmt.Sprint("c", i), Allocations: []placement.Allocation{allocationOf("n1", placement.Resources{placement.VCPU: 1, placement.MemoryMB: 1})}}); {
 			case err == nil:
 				got.Add(1)
 			case errors.Is(err, placement.ErrNoRoom):
@@ -462,19 +462,19 @@ func testStorm(b bench) {
 				op := r.IntN(4)
 				switch op {
 				case 0:
-					err = b.Claim(b.Context(), placement.Claim{Consumer: consumer, Generation: placement.Any, Allocations: []placement.Allocation{cpus(host(), 1+r.Int64N(8))}})
+					err = b.Claim(b.Context(), placement.Claim{Consumer: consumer, Generation: placement.Any, Allocations: []placement.Allocation{vcpusOf(host(), 1+r.Int64N(8))}})
 				case 1:
 					a, c := r.IntN(hosts), r.IntN(hosts-1)
 					if c >= a {
 						c++
 					}
 					err = b.Claim(b.Context(), placement.Claim{Consumer: consumer, Generation: placement.Any, Allocations: []placement.Allocation{
-						cpus(fmt.Sprint("n", a), 1+r.Int64N(8)), cpus(fmt.Sprint("n", c), 1+r.Int64N(8)),
+						vcpusOf(fmt.Sprint("n", a), 1+r.Int64N(8)), vcpusOf(fmt.Sprint("n", c), 1+r.Int64N(8)),
 					}})
 				case 2:
 					err = placement.Release(b.Context(), b, consumer)
 				case 3:
-					if err = placement.Move(b.Context(), b, "m"+consumer, placement.Claim{Consumer: consumer, Allocations: []placement.Allocation{cpus(host(), 1+r.Int64N(8))}}); err == nil {
+					if err = placement.Move(b.Context(), b, "m"+consumer, placement.Claim{Consumer: consumer, Allocations: []placement.Allocation{vcpusOf(host(), 1+r.Int64N(8))}}); err == nil {
 						if r.IntN(2) == 0 {
 							err = placement.Release(b.Context(), b, "m"+consumer)
 						} else {

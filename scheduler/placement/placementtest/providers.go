@@ -134,7 +134,7 @@ func testRefused(b bench) {
 
 func testInventory(b bench) {
 	p := b.host("n1", 4)
-	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{cpus("n1", 3)}})
+	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{vcpusOf("n1", 3)}})
 	p.Inventories = map[string]placement.Inventory{placement.VCPU: {Total: 2}, "CUSTOM_X": {Total: 1}}
 	p = b.put(p)
 	if i := p.Inventories[placement.VCPU]; i.Used != 3 || i.Free() != -1 {
@@ -183,7 +183,7 @@ func testAggregate(b bench) {
 
 func testRemove(b bench) {
 	b.host("n1", 4)
-	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{cpus("n1", 3)}})
+	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{vcpusOf("n1", 3)}})
 	if err := b.Remove(b.Context(), "n1"); !errors.Is(err, fault.Precondition) || err.Error() != "provider n1 cannot be removed, 3 VCPU are used" {
 		b.Errorf("remove: %v", err)
 	}
@@ -198,5 +198,5 @@ func testRemove(b bench) {
 	if list, err := b.Providers(b.Context()); len(list) != 0 || err != nil {
 		b.Errorf("left: %v, %v", list, err)
 	}
-	b.refuses(fault.NotFound, "provider n1 does not exist", placement.Claim{Consumer: "d", Allocations: []placement.Allocation{cpus("n1", 1)}})
+	b.refuses(fault.NotFound, "provider n1 does not exist", placement.Claim{Consumer: "d", Allocations: []placement.Allocation{vcpusOf("n1", 1)}})
 }

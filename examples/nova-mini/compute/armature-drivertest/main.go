@@ -1,10 +1,11 @@
-// Command armature-drivertest checks that a program is a compute driver which keeps
-// the rules of package computetest, whatever it is written in:
+// Command armature-drivertest checks that a program is a compute driver that keeps the
+// rules of package computetest. The program may be written in any language:
 //
 //	armature-drivertest --plugin ./armature-compute-acme --option dir=/var/lib/acme --image cirros
 //
-// It prints each rule as PASS, FAIL with what was wrong and why that matters, or SKIP
-// with the reason, and exits with 1 if one is broken, 2 if the program is no driver.
+// It prints each rule as PASS; as FAIL, with the failures and the text of the rule; or as
+// SKIP, with the reason. The exit code is 1 if a rule is broken, and 2 if the program is
+// not a driver or an argument is wrong.
 package main
 
 import (
@@ -36,7 +37,7 @@ func main() {
 	os.Exit(code)
 }
 
-// errBroken says that a rule is broken, which is printed already.
+// errBroken means that a rule is broken. The failures are printed already.
 var errBroken = errors.New("the driver breaks rules")
 
 func run(ctx context.Context, args []string, out io.Writer) int {
@@ -48,20 +49,20 @@ func run(ctx context.Context, args []string, out io.Writer) int {
 		Args: cobra.NoArgs, SilenceUsage: true, SilenceErrors: true,
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.Plugin.Program, "plugin", "", "the driver's program")
-	f.StringToStringVar(&options, "option", nil, "an option of the driver, name=value; may be repeated")
-	f.StringVar(&cfg.Image, "image", "image", "the image that servers boot from")
+	f.StringVar(&cfg.Plugin.Program, "plugin", "", "program of the driver")
+	f.StringToStringVar(&options, "option", nil, "option of the driver, as name=value; may be repeated")
+	f.StringVar(&cfg.Image, "image", "image", "image that the servers boot from")
 	f.IntVar(&cfg.Resources.VCPUs, "vcpus", 1, "virtual CPUs of the servers")
 	f.IntVar(&cfg.Resources.MemoryMiB, "memory-mib", 64, "memory of the servers, in MiB")
 	f.IntVar(&cfg.Resources.DiskGiB, "disk-gib", 1, "disk of the servers, in GiB")
-	f.StringVar(&cfg.Volume.Path, "volume", "", "a file or block device that is attached to servers")
-	f.StringVar(&cfg.Interface.Network, "network", "", "a network that servers are attached to")
-	f.DurationVar(&cfg.Timeout, "timeout", time.Minute, "how long a call may take")
-	f.IntVar(&cfg.Servers, "servers", 8, "how many servers there are at a time")
-	f.IntVar(&cfg.Crashes, "crashes", 3, "how often the driver is killed in the middle of each call")
-	f.BoolVarP(&verbose, "verbose", "v", false, "print the driver's log, too")
-	_ = cmd.MarkFlagRequired("plugin")                      // it is there
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error { //nolint:contextcheck // it has the command's
+	f.StringVar(&cfg.Volume.Path, "volume", "", "file or block device that is attached to the servers")
+	f.StringVar(&cfg.Interface.Network, "network", "", "network that the servers are attached to")
+	f.DurationVar(&cfg.Timeout, "timeout", time.Minute, "time limit of a call")
+	f.IntVar(&cfg.Servers, "servers", 8, "number of servers that exist at the same time")
+	f.IntVar(&cfg.Crashes, "crashes", 3, "number of times that the driver is killed during each call")
+	f.BoolVarP(&verbose, "verbose", "v", false, "also print the log of the driver")
+	_ = cmd.MarkFlagRequired("plugin")                      // the flag exists
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error { //nolint:contextcheck // it uses the command's context
 		var err error
 		if cfg.Options, err = json.Marshal(options); err != nil {
 			return err
@@ -97,14 +98,14 @@ func check(ctx context.Context, cfg computetest.Config, out io.Writer, verbose b
 	}
 	defer closeDriver()
 	counts := map[string]int{}
-	for _, c := range computetest.Cases(cfg) { //nolint:contextcheck // a rule has that of its T
+	for _, c := range computetest.Cases(cfg) { //nolint:contextcheck // a rule uses the context of its T
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		began := time.Now()
-		verdict, why, r := judge(ctx, e, cfg.Config, c)
+		verdict, suffix, r := checkRule(ctx, e, cfg.Config, c)
 		counts[verdict]++
-		_, _ = fmt.Fprintf(out, "%-20s %s%s (%.1f s)\n", c.Name, verdict, why, time.Since(began).Seconds())
+		_, _ = fmt.Fprintf(out, "%-20s %s%s (%.1f s)\n", c.Name, verdict, suffix, time.Since(began).Seconds())
 		if r.failed || verbose {
 			for _, line := range r.lines {
 				_, _ = fmt.Fprintln(out, "    "+strings.ReplaceAll(line, "\n", "\n    "))
@@ -114,19 +115,20 @@ func check(ctx context.Context, cfg computetest.Config, out io.Writer, verbose b
 			_, _ = fmt.Fprintln(out, "    The rule: "+c.Rule)
 		}
 	}
-	_, _ = fmt.Fprintf(out, "%d rules kept, %d broken, %d that do not apply\n", counts["PASS"], counts["FAIL"], counts["SKIP"])
+	_, _ = fmt.Fprintf(out, "%d rules kept, %d broken, %d skipped\n", counts["PASS"], counts["FAIL"], counts["SKIP"])
 	if counts["FAIL"] > 0 {
 		return errBroken
 	}
 	return nil
 }
 
-// judge runs one rule in a goroutine of its own, which Fatalf ends. It returns PASS, FAIL or SKIP, and for SKIP ": " and the reason.
-func judge(ctx context.Context, e *drivertest.Env[compute.Driver], cfg drivertest.Config, c drivertest.Case[compute.Driver]) (verdict, why string, r *rule) {
+// checkRule runs one rule in a goroutine of its own, which Fatalf ends. It returns PASS, FAIL or SKIP; for SKIP also ": "
+// and the reason.
+func checkRule(ctx context.Context, e *drivertest.Env[compute.Driver], cfg drivertest.Config, c drivertest.Case[compute.Driver]) (verdict, suffix string, r *rule) {
 	r = &rule{ctx: ctx}
 	var skipped string
 	var wg sync.WaitGroup
-	wg.Go(func() { skipped = drivertest.Check(r, e, cfg, c) }) //nolint:contextcheck // it has that of r
+	wg.Go(func() { skipped = drivertest.Check(r, e, cfg, c) }) //nolint:contextcheck // it uses the context of r
 	wg.Wait()
 	switch {
 	case r.failed:
@@ -138,10 +140,10 @@ func judge(ctx context.Context, e *drivertest.Env[compute.Driver], cfg drivertes
 	}
 }
 
-// rule is a drivertest.T without package testing.
+// rule is a drivertest.T outside of package testing.
 type rule struct {
-	ctx  context.Context //nolint:containedctx // what a test has
-	out  io.Writer       // where log goes at once; nil: it is kept
+	ctx  context.Context //nolint:containedctx // as testing.T has one
+	out  io.Writer       // gets log lines at once; nil: they are kept in lines
 	show bool
 
 	mu     sync.Mutex

@@ -57,8 +57,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// TestRun: the verdict on a good driver, on one that breaks rules, and on what is
-// no driver.
+// TestRun: the result for a good driver, for one that breaks rules, and for a program that
+// is not a driver.
 func TestRun(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()
@@ -71,10 +71,10 @@ func TestRun(t *testing.T) {
 		code int
 		says []string
 	}{
-		{"good", []string{"--crashes", "1"}, 0, []string{"28 rules kept, 0 broken, 0 that do not apply", "life                 PASS"}},
-		{"norescue", []string{"--crashes", "1"}, 0, []string{"27 rules kept, 0 broken, 1 that do not apply", "rescue               SKIP: the driver does not have the capability rescue ("}},
+		{"good", []string{"--crashes", "1"}, 0, []string{"28 rules kept, 0 broken, 0 skipped", "life                 PASS"}},
+		{"norescue", []string{"--crashes", "1"}, 0, []string{"27 rules kept, 0 broken, 1 skipped", "rescue               SKIP: the driver does not have the capability rescue ("}},
 		{"stubborn", []string{"--timeout", "300ms", "--crashes", "1"}, 1, []string{
-			"pause                FAIL", "after there the server is", "The rule: Pause and Unpause work from RUNNING and PAUSED",
+			"pause                FAIL", "after the call that leads to PAUSED the server is", "The rule: Pause and Unpause work in RUNNING and PAUSED",
 			"power                FAIL", "power on: Timeout:", "life                 PASS",
 		}},
 		{"bad option", []string{"--option", "colour=red"}, 2, []string{"option colour: no such option"}},
@@ -94,7 +94,7 @@ func TestRun(t *testing.T) {
 			}
 			for _, want := range tt.says {
 				if !strings.Contains(out.String(), want) {
-					t.Errorf("it does not say %q:\n%s", want, &out)
+					t.Errorf("%q is missing in the output:\n%s", want, &out)
 				}
 			}
 		})

@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Cases are the rules. They run one after another on one driver, and each leaves
-// nothing behind.
+// Cases returns the rules, each as a test case. They run one after the other on one driver,
+// and each fails if it leaves a server behind.
 func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 	cfg.setDefaults()
 	var out []drivertest.Case[compute.Driver]
@@ -28,45 +28,45 @@ func Cases(cfg Config) []drivertest.Case[compute.Driver] {
 			before := (&env{e, &cfg}).list()
 			run(&env{e, &cfg})
 			if after := (&env{e, &cfg}).list(); !slices.Equal(before, after) {
-				e.Errorf("the host had the servers %v, and has %v", before, after)
+				e.Errorf("the host had the servers %v before the rule, and has %v after it", before, after)
 			}
 		}})
 	}
-	add("info", "A driver says who it is, and names only capabilities that there are: others decide by them.", info)
-	add("unknown options", "An option that the driver does not know, or a misspelt one, is Invalid and named: it would be without effect in silence.", unknownOptions)
-	add("life", "Spawn returns when the server runs, as it was asked for; Get and List tell it; after Destroy nothing is left.", life)
-	add("spawn again", "A worker that was killed spawns again: there is one server, and it runs, also if it was stopped meanwhile.", spawnAgain)
-	add("destroy again", "A worker destroys until it has succeeded, so to destroy what is not there is no error, in no state.", destroyAgain)
-	add("not found", "Every call on a server that there is not says NotFound: a worker that asks must not take it for a fault of the host.", notFound)
-	add("bad ids", "An id that is none is Invalid, and does nothing: ids become names of files.", badIDs)
-	add("power", "PowerOff ends in SHUTDOWN and PowerOn in RUNNING, also when the server was so already.", power)
-	add("reboot", "A hard reboot ends in RUNNING from every state, a soft one too, but from RUNNING only.", reboot)
-	add("resources", "Resources are what the host has in all, whoever uses them: the scheduler counts the servers itself.", resources)
-	add("honest capabilities", "What a driver lists it does, and the rest is Unimplemented: the scheduler trusts the list.", honest)
-	add("pause", "Pause and Unpause work from RUNNING and PAUSED, again too, and not from SHUTDOWN.", pause, compute.CapPause)
-	add("suspend", "Suspend and Resume work from RUNNING and SUSPENDED, again too, and not from SHUTDOWN.", suspend, compute.CapSuspend)
-	add("resize", "A stopped server gets other resources, which it then runs with, until the resize is confirmed or reverted; its disk does not shrink.", resize, compute.CapResize)
-	add("rescue", "A rescued server runs and says so, and is its old self after Unrescue.", rescue, compute.CapRescue)
-	add("snapshot", "A snapshot leaves the server as it was, and can be booted from; to take it again is no error.", snapshot, compute.CapSnapshot)
-	add("console log", "What the guest writes on its console can be read, all of it or the last lines.", consoleLog, compute.CapConsoleLog)
-	add("vnc console", "A running server has a console, a stopped one has not.", func(e *env) { console(e, compute.VNC) }, compute.CapVNCConsole)
-	add("serial console", "A running server has a console, a stopped one has not.", func(e *env) { console(e, compute.Serial) }, compute.CapSerialConsole)
-	add("volumes", "A volume is attached once however often it is asked for, stays over a stop, and is detached once and for all.", volumes, compute.CapAttachVolume)
-	add("interfaces", "An interface is attached once however often it is asked for, stays over a stop, and is detached once and for all.", interfaces, compute.CapAttachInterface)
-	add("metrics", "Counters of a running server do not go back.", metrics, compute.CapMetrics)
-	add("diagnostics", "There is something to say of a server.", diagnostics, compute.CapDiagnostics)
-	add("events", "The stream begins with BEGAN, and tells each change after it.", events, compute.CapEvents)
-	add("many servers", "Calls on different servers run at the same time, and List beside them.", manyServers)
-	add("canceled", "A call whose context has ended, before it or in its middle, gives up, and the same call or Destroy succeeds later.", canceled)
-	add("restart", "Servers outlive the driver, in the states that they have.", restart)
-	add("crash in the middle", "When the driver is killed in the middle of a call, wherever that is, the same call succeeds afterwards, and Destroy leaves nothing.", crashes)
+	add("info", "Info has the name and the version of the driver, and only capabilities that exist: nova-mini decides by them.", testInfo)
+	add("unknown options", "An unknown or misspelled option is Invalid, and the error names it: otherwise the option would have no effect, and the operator would not notice.", testUnknownOptions)
+	add("life", "Spawn returns when the server runs with the requested resources; Get and List show it; after Destroy nothing of it is left.", testLife)
+	add("spawn again", "A worker that was killed repeats Spawn: then exactly one server exists, and it runs, even if it was stopped before.", testSpawnAgain)
+	add("destroy again", "A worker repeats Destroy until it succeeds: it works in every state, and is not an error if the server does not exist.", testDestroyAgain)
+	add("not found", "Every call on a server that does not exist returns NotFound: the worker must be able to tell this from a fault of the host.", testNotFound)
+	add("bad ids", "An id that is not valid is Invalid, and the call has no effect: drivers use ids as names of files.", testBadIDs)
+	add("power", "PowerOff ends in SHUTDOWN and PowerOn in RUNNING, also if the server is in that state already.", testPower)
+	add("reboot", "A hard reboot works in every state and ends in RUNNING; a soft reboot works only in RUNNING, and ends there.", testReboot)
+	add("resources", "Resources are the total amounts of the host, used or not: the scheduler itself subtracts what the servers use.", testResources)
+	add("honest capabilities", "A driver has the capabilities that it lists, and answers the other calls with Unimplemented: nova-mini relies on the list.", testHonest)
+	add("pause", "Pause and Unpause work in RUNNING and PAUSED, also when they are repeated, and not in SHUTDOWN.", testPause, compute.CapPause)
+	add("suspend", "Suspend and Resume work in RUNNING and SUSPENDED, also when they are repeated, and not in SHUTDOWN.", testSuspend, compute.CapSuspend)
+	add("resize", "A stopped server gets other resources and runs with them; then the resize is confirmed or reverted. The disk does not shrink.", testResize, compute.CapResize)
+	add("rescue", "A rescued server runs, and Get shows that it is rescued; after Unrescue it runs from its own disk again.", testRescue, compute.CapRescue)
+	add("snapshot", "A snapshot does not change the server, and a server can boot from it; to take it again is not an error.", testSnapshot, compute.CapSnapshot)
+	add("console log", "ConsoleLog returns what the guest wrote on its console, all of it or the last lines.", testConsoleLog, compute.CapConsoleLog)
+	add("vnc console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { testConsole(e, compute.VNC) }, compute.CapVNCConsole)
+	add("serial console", "A running server has a console; for a stopped server the call is a Precondition error.", func(e *env) { testConsole(e, compute.Serial) }, compute.CapSerialConsole)
+	add("volumes", "Repeated calls attach a volume once; the volume stays attached over a stop and a start; after Detach it is gone, and a second Detach is not an error.", testVolumes, compute.CapAttachVolume)
+	add("interfaces", "Repeated calls attach an interface once; the interface stays attached over a stop and a start; after Detach it is gone, and a second Detach is not an error.", testInterfaces, compute.CapAttachInterface)
+	add("metrics", "The counters of a running server do not decrease.", testMetrics, compute.CapMetrics)
+	add("diagnostics", "Diagnostics of a server are not empty.", testDiagnostics, compute.CapDiagnostics)
+	add("events", "The stream begins with BEGAN, and reports each later change.", testEvents, compute.CapEvents)
+	add("many servers", "Calls on different servers, and List, may run at the same time.", testManyServers)
+	add("canceled", "A call ends when its context ends, before the call or during it; the same call, or Destroy, succeeds later.", testCanceled)
+	add("restart", "Servers outlive the driver, and keep their states.", testRestart)
+	add("crash in the middle", "If the driver is killed at any moment of a call, the same call succeeds afterwards, and Destroy leaves nothing.", testCrashes)
 	return out
 }
 
-func info(e *env) {
+func testInfo(e *env) {
 	i := e.Info()
 	if i.Name == "" || i.Version == "" {
-		e.Errorf("the driver is %q in version %q", i.Name, i.Version)
+		e.Errorf("the driver has the name %q and the version %q, want both", i.Name, i.Version)
 	}
 	all := []driver.Capability{
 		compute.CapPause, compute.CapSuspend, compute.CapResize, compute.CapRescue, compute.CapSnapshot, compute.CapConsoleLog, compute.CapVNCConsole,
@@ -74,12 +74,12 @@ func info(e *env) {
 	}
 	for _, c := range i.Capabilities {
 		if !slices.Contains(all, c) {
-			e.Errorf("there is no capability %q", c)
+			e.Errorf("the capability %q does not exist", c)
 		}
 	}
 }
 
-func unknownOptions(e *env) {
+func testUnknownOptions(e *env) {
 	var given map[string]any
 	if raw := e.Options(); len(raw) > 0 {
 		if err := json.Unmarshal(raw, &given); err != nil {
@@ -106,7 +106,7 @@ func unknownOptions(e *env) {
 	}
 }
 
-func life(e *env) {
+func testLife(e *env) {
 	e.with(func(s compute.Spec) {
 		got := e.state("spawn", s.ID, compute.Running)
 		if got.Name != s.Name || got.Resources != s.Resources {
@@ -116,20 +116,20 @@ func life(e *env) {
 			list, err := d.List(ctx)
 			i := slices.IndexFunc(list, func(i compute.Instance) bool { return i.ID == s.ID })
 			if err == nil && (i < 0 || list[i].Power != compute.Running) {
-				return fmt.Errorf("%s is not in it, or does not run: %+v", s.ID, list)
+				return fmt.Errorf("%s is not in the list, or does not run: %+v", s.ID, list)
 			}
 			return err
 		})
 	})
 }
 
-func spawnAgain(e *env) {
+func testSpawnAgain(e *env) {
 	e.with(func(s compute.Spec) {
 		spawn := func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) }
 		e.must("spawn again", spawn)
 		e.state("the second spawn", s.ID, compute.Running)
 		if n := len(e.list()); n != len(slices.Compact(e.list())) {
-			e.Errorf("List has a server twice")
+			e.Errorf("List has one server twice")
 		}
 		e.reach(s.ID, compute.Shutdown)
 		e.must("spawn of a stopped server", spawn)
@@ -137,11 +137,11 @@ func spawnAgain(e *env) {
 	})
 }
 
-func destroyAgain(e *env) {
+func testDestroyAgain(e *env) {
 	destroy := func(id string) func(ctx context.Context, d compute.Driver) error {
 		return func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, id) }
 	}
-	e.must("destroy of nothing", destroy(newID()))
+	e.must("destroy of a server that does not exist", destroy(newID()))
 	from := []compute.PowerState{compute.Running, compute.Shutdown}
 	for state, c := range map[compute.PowerState]driver.Capability{compute.Paused: compute.CapPause, compute.Suspended: compute.CapSuspend} {
 		if e.Info().Has(c) {
@@ -158,7 +158,7 @@ func destroyAgain(e *env) {
 	}
 }
 
-func notFound(e *env) {
+func testNotFound(e *env) {
 	for _, m := range e.cfg.methods() {
 		if m.need == "" || e.Info().Has(m.need) {
 			e.want(fault.NotFound, m.name, func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, newID()) })
@@ -166,7 +166,7 @@ func notFound(e *env) {
 	}
 }
 
-func badIDs(e *env) {
+func testBadIDs(e *env) {
 	for _, id := range []string{"", "..", ".", "../x", "a/b", "/etc/passwd", "a\x00b", "a\nb", strings.Repeat("x", 300), "<id/>"} {
 		e.want(fault.Invalid, fmt.Sprintf("spawn of %.20q", id), func(ctx context.Context, d compute.Driver) error {
 			s := e.spec()
@@ -177,7 +177,7 @@ func badIDs(e *env) {
 	}
 }
 
-func power(e *env) {
+func testPower(e *env) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
 			e.must("power off", func(ctx context.Context, d compute.Driver) error { return d.PowerOff(ctx, s.ID, 0) })
@@ -192,7 +192,7 @@ func power(e *env) {
 	})
 }
 
-func reboot(e *env) {
+func testReboot(e *env) {
 	e.with(func(s compute.Spec) {
 		for _, hard := range []bool{true, false} {
 			e.must("reboot", func(ctx context.Context, d compute.Driver) error { return d.Reboot(ctx, s.ID, hard) })
@@ -205,7 +205,7 @@ func reboot(e *env) {
 	})
 }
 
-func resources(e *env) {
+func testResources(e *env) {
 	get := func() (r compute.Resources) {
 		e.must("resources", func(ctx context.Context, d compute.Driver) (err error) {
 			r, err = d.Resources(ctx)
@@ -215,21 +215,21 @@ func resources(e *env) {
 	}
 	before := get()
 	if before.VCPUs <= 0 || before.MemoryMiB <= 0 || before.DiskGiB <= 0 {
-		e.Errorf("the host has %+v", before)
+		e.Errorf("the host has %+v, want more than 0 of each", before)
 	}
 	e.with(func(compute.Spec) {
 		if got := get(); got != before {
-			e.Errorf("with a server the host has %+v, before %+v", got, before)
+			e.Errorf("Resources with one server are %+v, without it %+v, want the same", got, before)
 		}
 	})
 }
 
-func honest(e *env) {
+func testHonest(e *env) {
 	e.with(func(s compute.Spec) {
 		for _, m := range e.cfg.methods() {
 			err := e.call(func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, newID()) })
 			if has := m.need == "" || e.Info().Has(m.need); has == errors.Is(err, fault.Unimplemented) {
-				e.Errorf("%s: %s; that the driver has the capability %q is %v", m.name, describe(err), m.need, has)
+				e.Errorf("%s: %s; the driver lists the capability %q: %v", m.name, describe(err), m.need, has)
 			}
 		}
 		if !e.Info().Has(compute.CapEvents) {
@@ -243,35 +243,35 @@ func honest(e *env) {
 	})
 }
 
-// there is a pair of calls that lead from Running to another state and back.
-func there(e *env, state compute.PowerState, and, back func(ctx context.Context, d compute.Driver, id string) error) {
+// testThereAndBack checks two calls: to leads from Running to the state, and back leads to Running again.
+func testThereAndBack(e *env, state compute.PowerState, to, back func(ctx context.Context, d compute.Driver, id string) error) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
-			e.must("there", func(ctx context.Context, d compute.Driver) error { return and(ctx, d, s.ID) })
-			e.state("there", s.ID, state)
+			e.must(fmt.Sprintf("the call that leads to %v", state), func(ctx context.Context, d compute.Driver) error { return to(ctx, d, s.ID) })
+			e.state(fmt.Sprintf("the call that leads to %v", state), s.ID, state)
 		}
 		for range 2 {
-			e.must("back", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
-			e.state("back", s.ID, compute.Running)
+			e.must("the call that leads back", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
+			e.state("the call that leads back", s.ID, compute.Running)
 		}
 		e.reach(s.ID, compute.Shutdown)
-		e.want(fault.Precondition, "there from SHUTDOWN", func(ctx context.Context, d compute.Driver) error { return and(ctx, d, s.ID) })
-		e.want(fault.Precondition, "back from SHUTDOWN", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
-		e.state("what was refused", s.ID, compute.Shutdown)
+		e.want(fault.Precondition, fmt.Sprintf("the call that leads to %v, in SHUTDOWN", state), func(ctx context.Context, d compute.Driver) error { return to(ctx, d, s.ID) })
+		e.want(fault.Precondition, "the call that leads back, in SHUTDOWN", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
+		e.state("the refused calls", s.ID, compute.Shutdown)
 	})
 }
 
-func pause(e *env) {
-	there(e, compute.Paused, func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) },
+func testPause(e *env) {
+	testThereAndBack(e, compute.Paused, func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) },
 		func(ctx context.Context, d compute.Driver, id string) error { return d.Unpause(ctx, id) })
 }
 
-func suspend(e *env) {
-	there(e, compute.Suspended, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) },
+func testSuspend(e *env) {
+	testThereAndBack(e, compute.Suspended, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) },
 		func(ctx context.Context, d compute.Driver, id string) error { return d.Resume(ctx, id) })
 }
 
-func resize(e *env) {
+func testResize(e *env) {
 	e.with(func(s compute.Spec) {
 		to := func(r compute.Resources) func(ctx context.Context, d compute.Driver) error {
 			return func(ctx context.Context, d compute.Driver) error { return d.Resize(ctx, s.ID, r) }
@@ -281,12 +281,12 @@ func resize(e *env) {
 		has := func(what string, p compute.PowerState, want compute.Resources) {
 			e.Helper()
 			if got := e.state(what, s.ID, p); got.Resources != want {
-				e.Errorf("%s: it has %+v, want %+v", what, got.Resources, want)
+				e.Errorf("%s: the server has %+v, want %+v", what, got.Resources, want)
 			}
 		}
 		e.want(fault.Precondition, "resize of a running server", to(e.cfg.Bigger))
-		e.must("confirm of nothing", confirm)
-		e.must("revert of nothing", revert)
+		e.must("confirm without a resize", confirm)
+		e.must("revert without a resize", revert)
 		e.reach(s.ID, compute.Shutdown)
 		for range 2 {
 			e.must("resize", to(e.cfg.Bigger))
@@ -315,18 +315,18 @@ func resize(e *env) {
 	})
 }
 
-func rescue(e *env) {
+func testRescue(e *env) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
 			e.must("rescue", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, e.cfg.Image) })
 			if got := e.state("rescue", s.ID, compute.Running); !got.Rescued {
-				e.Errorf("it does not say that it is rescued")
+				e.Errorf("Instance.Rescued is false after rescue")
 			}
 		}
 		for range 2 {
 			e.must("unrescue", func(ctx context.Context, d compute.Driver) error { return d.Unrescue(ctx, s.ID) })
 			if got := e.state("unrescue", s.ID, compute.Running); got.Rescued {
-				e.Errorf("it says that it is rescued")
+				e.Errorf("Instance.Rescued is true after unrescue")
 			}
 		}
 		e.reach(s.ID, compute.Shutdown)
@@ -335,14 +335,14 @@ func rescue(e *env) {
 	})
 }
 
-func snapshot(e *env) {
+func testSnapshot(e *env) {
 	e.with(func(s compute.Spec) {
 		image := "snapshot-" + s.ID
 		for range 2 {
 			e.must("snapshot", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, image) })
 			e.state("snapshot", s.ID, compute.Running)
 		}
-		e.want(fault.Invalid, "a snapshot that leads elsewhere", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, "../x") })
+		e.want(fault.Invalid, "a snapshot whose name leads out of the directory of images", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, "../x") })
 		again := e.spec()
 		again.ImageRef = image
 		e.must("spawn from the snapshot", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, again) })
@@ -351,7 +351,7 @@ func snapshot(e *env) {
 	})
 }
 
-func consoleLog(e *env) {
+func testConsoleLog(e *env) {
 	e.with(func(s compute.Spec) {
 		read := func(lines int) string {
 			var b strings.Builder
@@ -365,12 +365,12 @@ func consoleLog(e *env) {
 	})
 }
 
-func console(e *env, t compute.ConsoleType) {
+func testConsole(e *env, t compute.ConsoleType) {
 	e.with(func(s compute.Spec) {
 		get := func(ctx context.Context, d compute.Driver) error {
 			c, err := d.Console(ctx, s.ID, t)
 			if err == nil && c.Path == "" && (c.Host == "" || c.Port == 0) {
-				return fmt.Errorf("it is nowhere: %+v", c)
+				return fmt.Errorf("neither a path nor a host and a port: %+v", c)
 			}
 			return err
 		}
@@ -380,13 +380,13 @@ func console(e *env, t compute.ConsoleType) {
 	})
 }
 
-// attached is the rule of volumes and of interfaces.
-func attached(e *env, id string, of func(compute.Instance) []string, attach, detach func(ctx context.Context, d compute.Driver, server string) error) {
+// testAttached is the rule for volumes and for interfaces.
+func testAttached(e *env, id string, of func(compute.Instance) []string, attach, detach func(ctx context.Context, d compute.Driver, server string) error) {
 	has := func(after, server string, state compute.PowerState, want int) {
 		e.Helper()
 		list := of(e.state(after, server, state))
 		if n := len(slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x != id })); n != want {
-			e.Errorf("after %s it has %v: %s %d times, want %d", after, list, id, n, want)
+			e.Errorf("after %s the server has %v: %s %d times, want %d", after, list, id, n, want)
 		}
 	}
 	e.with(func(s compute.Spec) {
@@ -408,8 +408,8 @@ func attached(e *env, id string, of func(compute.Instance) []string, attach, det
 	})
 }
 
-func volumes(e *env) {
-	attached(e, e.cfg.Volume.ID, func(i compute.Instance) []string { return i.Volumes },
+func testVolumes(e *env) {
+	testAttached(e, e.cfg.Volume.ID, func(i compute.Instance) []string { return i.Volumes },
 		func(ctx context.Context, d compute.Driver, server string) error {
 			return d.AttachVolume(ctx, server, e.cfg.Volume)
 		},
@@ -418,8 +418,8 @@ func volumes(e *env) {
 		})
 }
 
-func interfaces(e *env) {
-	attached(e, e.cfg.Interface.ID, func(i compute.Instance) []string { return i.Interfaces },
+func testInterfaces(e *env) {
+	testAttached(e, e.cfg.Interface.ID, func(i compute.Instance) []string { return i.Interfaces },
 		func(ctx context.Context, d compute.Driver, server string) error {
 			return d.AttachInterface(ctx, server, e.cfg.Interface)
 		},
@@ -428,7 +428,7 @@ func interfaces(e *env) {
 		})
 }
 
-func metrics(e *env) {
+func testMetrics(e *env) {
 	e.with(func(s compute.Spec) {
 		var last compute.Metrics
 		for range 3 {
@@ -439,7 +439,7 @@ func metrics(e *env) {
 			})
 			if m.MemoryMiB < 0 || m.CPUTime < last.CPUTime || m.DiskReadBytes < last.DiskReadBytes || m.DiskWriteBytes < last.DiskWriteBytes ||
 				m.NetReceivedBytes < last.NetReceivedBytes || m.NetSentBytes < last.NetSentBytes {
-				e.Errorf("they were %+v, and are %+v", last, m)
+				e.Errorf("a counter decreased: from %+v to %+v", last, m)
 			}
 			last = m
 			e.pause(50 * time.Millisecond)
@@ -449,19 +449,19 @@ func metrics(e *env) {
 	})
 }
 
-func diagnostics(e *env) {
+func testDiagnostics(e *env) {
 	e.with(func(s compute.Spec) {
 		e.must("diagnostics", func(ctx context.Context, d compute.Driver) error {
 			got, err := d.Diagnostics(ctx, s.ID)
 			if err == nil && len(got) == 0 {
-				return errors.New("there are none")
+				return errors.New("no diagnostics")
 			}
 			return err
 		})
 	})
 }
 
-func events(e *env) {
+func testEvents(e *env) {
 	ctx, cancel := context.WithCancel(e.Context())
 	defer cancel()
 	got := make(chan compute.Event, 1000)
@@ -479,13 +479,13 @@ func events(e *env) {
 					continue
 				}
 				if since := time.Since(ev.Time); since > time.Hour || since < -time.Hour {
-					e.Errorf("an event of %v", ev.Time)
+					e.Errorf("an event has the time %v, want about now", ev.Time)
 				}
 				if ev.Type == want {
 					return
 				}
 			case err := <-ended:
-				e.Fatalf("the stream ended while %s was waited for: %v", want, describe(err))
+				e.Fatalf("the stream ended before the event %s: %v", want, describe(err))
 			case <-timeout:
 				e.Fatalf("no event %s of %q within %v", want, id, e.cfg.Timeout)
 			}
@@ -506,16 +506,16 @@ func events(e *env) {
 	await(s.ID, compute.EventDestroyed)
 	cancel()
 	if err := <-ended; fault.CodeOf(err) != fault.Canceled {
-		e.Errorf("the stream that was cancelled ended with %s", describe(err))
+		e.Errorf("the canceled stream ended with %s, want Canceled", describe(err))
 	}
 	if err := e.call(func(ctx context.Context, d compute.Driver) error {
 		return d.Events(ctx, func(compute.Event) error { return errEnough })
 	}); !errors.Is(err, errEnough) {
-		e.Errorf("a stream that the listener ended: %s", describe(err))
+		e.Errorf("a stream whose listener returned an error: %s, want that error", describe(err))
 	}
 }
 
-func manyServers(e *env) {
+func testManyServers(e *env) {
 	var wg sync.WaitGroup
 	d := e.Driver()
 	for range e.cfg.Servers {
@@ -531,7 +531,7 @@ func manyServers(e *env) {
 				{"get", func(ctx context.Context, d compute.Driver) error {
 					i, err := d.Get(ctx, s.ID)
 					if err == nil && i.Power != compute.Shutdown {
-						return fmt.Errorf("it is %v", i.Power)
+						return fmt.Errorf("the server is %v, want SHUTDOWN", i.Power)
 					}
 					return err
 				}},
@@ -549,41 +549,41 @@ func manyServers(e *env) {
 	wg.Wait()
 }
 
-func canceled(e *env) {
-	gaveUp := func(what string, err error) {
+func testCanceled(e *env) {
+	checkCanceled := func(what string, err error) {
 		e.Helper()
 		if c := fault.CodeOf(err); err != nil && c != fault.Timeout && c != fault.Canceled {
-			e.Errorf("%s that was given up: %s", what, describe(err))
+			e.Errorf("%s that was canceled: %s, want no error, Timeout or Canceled", what, describe(err))
 		}
 	}
 	ended, cancel := context.WithCancel(e.Context())
 	cancel()
 	s := e.spec()
 	if err := e.Driver().Spawn(ended, s); err == nil {
-		e.Errorf("a spawn with a context that has ended succeeded")
+		e.Errorf("a spawn whose context had ended before succeeded")
 	} else {
-		gaveUp("a spawn", err)
+		checkCanceled("a spawn", err)
 	}
 	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
 	for i := range e.cfg.Crashes {
 		s := e.spec()
 		after := time.Duration(r.Int64N(int64(20*time.Millisecond) << (2 * i)))
 		ctx, cancel := context.WithTimeout(e.Context(), after)
-		gaveUp(fmt.Sprintf("a spawn after %v", after), e.Driver().Spawn(ctx, s))
+		checkCanceled(fmt.Sprintf("a spawn after %v", after), e.Driver().Spawn(ctx, s))
 		cancel()
 		if i%2 == 0 {
 			e.must("the same spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
 			e.state("the same spawn", s.ID, compute.Running)
 		}
 		ctx, cancel = context.WithTimeout(e.Context(), after)
-		gaveUp(fmt.Sprintf("a destroy after %v", after), e.Driver().Destroy(ctx, s.ID))
+		checkCanceled(fmt.Sprintf("a destroy after %v", after), e.Driver().Destroy(ctx, s.ID))
 		cancel()
 		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
 		e.gone(s.ID)
 	}
 }
 
-func restart(e *env) {
+func testRestart(e *env) {
 	e.with(func(s compute.Spec) {
 		e.Restart()
 		e.state("a restart of the driver", s.ID, compute.Running)
@@ -596,11 +596,11 @@ func restart(e *env) {
 	})
 }
 
-func crashes(e *env) {
+func testCrashes(e *env) {
 	seed := rand.Uint64()
 	e.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
-	took := make(map[string]time.Duration) // how long a call was, when nothing was in its way
+	took := make(map[string]time.Duration) // how long a call takes without a crash
 	hit, all := 0, 0
 	crashed := func(what string, call func(ctx context.Context, d compute.Driver) error) {
 		e.Helper()
@@ -611,7 +611,7 @@ func crashes(e *env) {
 		e.Crash(after)
 		err := <-done
 		if err != nil && fault.CodeOf(err) != fault.Unknown && fault.CodeOf(err) != fault.Unavailable {
-			e.Errorf("%s, in whose middle, after %v, the driver was killed: %s, want Unknown or Unavailable", what, after, describe(err))
+			e.Errorf("%s, whose driver was killed after %v: %s, want Unknown or Unavailable", what, after, describe(err))
 		}
 		if all++; fault.CodeOf(err) == fault.Unknown {
 			hit++
@@ -623,7 +623,7 @@ func crashes(e *env) {
 		e.must(what+" again", call)
 		took[what] = max(took[what], time.Since(began))
 	}
-	defer func() { e.Logf("%d of %d calls were in their middle when the driver was killed", hit, all) }()
+	defer func() { e.Logf("the kill of the driver interrupted %d of %d calls", hit, all) }()
 	for range e.cfg.Crashes {
 		s := e.spec()
 		crashed("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })
@@ -635,7 +635,7 @@ func crashes(e *env) {
 			e.reach(s.ID, m.from)
 			crashed(m.name, func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, s.ID) })
 			e.state(m.name, s.ID, m.to)
-			switch m.to { // and back to RUNNING
+			switch m.to { // back to RUNNING
 			case compute.Shutdown:
 				e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
 			case compute.Paused:

@@ -1,4 +1,4 @@
-// Package computetest has the rules that every compute driver keeps. A vendor runs
+// Package computetest has the rules that every compute driver must keep. A vendor checks
 // them in a test of the driver:
 //
 //	func TestMain(m *testing.M) { drivertest.Main(m, compute.Kind, acme.Open) }
@@ -7,7 +7,7 @@
 //		computetest.Run(t, acme.Open, computetest.Config{Image: "cirros"})
 //	}
 //
-// and, if the driver is not written in Go, with the command armature-drivertest.
+// A driver that is not written in Go is checked with the command armature-drivertest.
 package computetest
 
 import (
@@ -28,23 +28,23 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Config says what servers the rules make, and how much time they have.
+// Config says which servers the rules create, and how much time the calls have.
 type Config struct {
 	drivertest.Config
 
-	// Image is what the servers boot from.
+	// Image is the image that the servers boot from. Required.
 	Image string
-	// Resources are what they have. Default 1 VCPU, 64 MiB, 1 GiB.
+	// Resources are the resources of the servers. Default 1 VCPU, 64 MiB of memory, 1 GiB of disk.
 	Resources compute.Resources
-	// Bigger is what they are resized to. Default: twice as much.
+	// Bigger is what the servers are resized to. Default: twice the Resources.
 	Bigger compute.Resources
-	// Volume and Interface are attached to them. Defaults that only a driver takes
-	// which looks at neither.
+	// Volume and Interface are attached to the servers. The defaults are /dev/null and the
+	// network "default", which suit only a driver that checks neither.
 	Volume    compute.Volume
 	Interface compute.Interface
 	// Timeout limits each call. Default 1 min.
 	Timeout time.Duration
-	// Servers is how many exist at the same time. Default 8.
+	// Servers is how many servers exist at the same time. Default 8.
 	Servers int
 	// Crashes is how often the driver is killed in the middle of each call. Default 3.
 	Crashes int
@@ -74,34 +74,34 @@ func (c *Config) setDefaults() {
 	}
 }
 
-// Run checks a driver that is written in Go, in process and as a program. TestMain
-// calls drivertest.Main.
+// Run checks a driver that is written in Go, in the test's process and as a program.
+// TestMain must call drivertest.Main.
 func Run(t *testing.T, open func(context.Context, json.RawMessage) (compute.Driver, error), cfg Config) {
 	t.Helper()
 	drivertest.Run(t, compute.Kind, open, cfg.Config, Cases(cfg))
 }
 
-// RunProgram checks the driver that is the program cfg.Plugin.Program.
+// RunProgram checks the driver program cfg.Plugin.Program.
 func RunProgram(t *testing.T, cfg Config) {
 	t.Helper()
 	drivertest.RunProgram(t, compute.Kind, cfg.Config, Cases(cfg))
 }
 
-// env is what a rule works with.
+// env is the environment of a rule: the driver, the configuration and helpers.
 type env struct {
 	*drivertest.Env[compute.Driver]
 
 	cfg *Config
 }
 
-// call runs f with the time that a call has.
+// call runs f with the time limit of a call.
 func (e *env) call(f func(ctx context.Context, d compute.Driver) error) error {
 	ctx, cancel := context.WithTimeout(e.Context(), e.cfg.Timeout)
 	defer cancel()
 	return f(ctx, e.Driver())
 }
 
-// must is call, where an error ends the rule.
+// must is call for f that must succeed: an error ends the rule.
 func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) error) {
 	e.Helper()
 	if err := e.call(f); err != nil {
@@ -109,7 +109,7 @@ func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) er
 	}
 }
 
-// want is call, where an error with another code, or none, breaks the rule.
+// want is call for f that must fail: an error with another code, or no error, breaks the rule.
 func (e *env) want(code fault.Code, what string, f func(ctx context.Context, d compute.Driver) error) {
 	e.Helper()
 	if err := e.call(f); err == nil || fault.CodeOf(err) != code {
@@ -124,7 +124,7 @@ func describe(err error) string {
 	return fmt.Sprintf("%v: %v", fault.CodeOf(err), err)
 }
 
-// spec is a server that there has never been.
+// spec returns a new server with a new id.
 func (e *env) spec() compute.Spec {
 	return compute.Spec{ID: newID(), Name: "rule", ProjectID: "conformance", ImageRef: e.cfg.Image, Resources: e.cfg.Resources}
 }
@@ -137,7 +137,7 @@ func newID() string {
 	return h[:8] + "-" + h[8:12] + "-" + h[12:16] + "-" + h[16:20] + "-" + h[20:]
 }
 
-// with gives f a server that runs, and sees that nothing is left of it.
+// with calls f with a running server. Then it destroys the server, and checks that nothing of it is left.
 func (e *env) with(f func(s compute.Spec)) {
 	e.Helper()
 	s := e.spec()
@@ -153,7 +153,7 @@ func (e *env) with(f func(s compute.Spec)) {
 	f(s)
 }
 
-// state breaks the rule unless a server is in a state.
+// state checks that a server is in the state want, and returns the server.
 func (e *env) state(after, id string, want compute.PowerState) compute.Instance {
 	e.Helper()
 	var got compute.Instance
@@ -162,12 +162,12 @@ func (e *env) state(after, id string, want compute.PowerState) compute.Instance 
 		return err
 	})
 	if got.ID != id || got.Power != want {
-		e.Errorf("after %s the server is %s in state %v, want %s in %v", after, got.ID, got.Power, id, want)
+		e.Errorf("after %s the server is %s in state %v, want %s in state %v", after, got.ID, got.Power, id, want)
 	}
 	return got
 }
 
-// gone breaks the rule if a server is still there.
+// gone checks that a server does not exist.
 func (e *env) gone(id string) {
 	e.Helper()
 	e.want(fault.NotFound, "get of a destroyed server", func(ctx context.Context, d compute.Driver) error {
@@ -192,12 +192,12 @@ func (e *env) list() (ids []string) {
 	return ids
 }
 
-// eventually waits until something is so.
+// eventually waits until f returns true, at most Config.Timeout.
 func (e *env) eventually(what string, f func() bool) {
 	e.Helper()
 	for end := time.Now().Add(e.cfg.Timeout); !f(); {
 		if time.Now().After(end) {
-			e.Fatalf("waited %v for %s", e.cfg.Timeout, what)
+			e.Fatalf("%[2]s: not within %[1]v", e.cfg.Timeout, what)
 		}
 		e.pause(20 * time.Millisecond)
 	}
@@ -210,13 +210,12 @@ func (e *env) pause(d time.Duration) {
 	}
 }
 
-// method is one call on a server, for rules that are of all calls.
+// method is one call on a server, for rules about all calls.
 type method struct {
 	name string
-	need driver.Capability // "" of the core
+	need driver.Capability // "": every driver has the method
 	call func(ctx context.Context, d compute.Driver, id string) error
-	// Of a call that changes a server: the state that it is made in, and the one
-	// that it ends in; 0: none.
+	// For a call that changes a server: the server's state before and after the call. 0: the call does not change it.
 	from, to compute.PowerState
 }
 
@@ -267,7 +266,7 @@ func (c *Config) methods() []method {
 	}
 }
 
-// reach brings a server that runs into a state.
+// reach brings a running server into the state.
 func (e *env) reach(id string, s compute.PowerState) {
 	e.Helper()
 	e.must(fmt.Sprintf("bring the server to %v", s), func(ctx context.Context, d compute.Driver) error {
@@ -284,5 +283,5 @@ func (e *env) reach(id string, s compute.PowerState) {
 	})
 }
 
-// errEnough ends a stream of events.
+// errEnough is returned by a listener to end its stream of events.
 var errEnough = errors.New("enough")
