@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -140,7 +141,7 @@ func readme(t *testing.T, dir string) {
 func tutorial(t *testing.T, dir string) {
 	t.Helper()
 	blocks := blocksOf(t, "docs/tutorial.md")
-	if len(blocks["sh"]) != 4 || blocks["sh"][0] != cloneCommand+"\ncd armature\n" || len(blocks["console"]) != 2 || len(blocks["ini"]) != 1 {
+	if len(blocks["sh"]) != 4 || blocks["sh"][0] != cloneCommand+"\ncd armature\n" || len(blocks["console"]) != 3 || len(blocks["ini"]) != 1 {
 		t.Fatalf("there are %d commands, %d questions, %d files", len(blocks["sh"]), len(blocks["console"]), len(blocks["ini"]))
 	}
 	if _, err := exec.LookPath("curl"); err != nil {
@@ -178,16 +179,25 @@ func tutorial(t *testing.T, dir string) {
 			}
 			<-time.After(100 * time.Millisecond)
 		}
-		for n, want := range []string{"202 Accepted", "'' is too short"} {
-			question := strings.ReplaceAll(blocks["console"][n], fixed, addr)
-			if out, err := sh(t, dir, question); err != nil || !strings.Contains(out, want) {
+		id := ""
+		for n, want := range []string{"202 Accepted", `"text":"Hello, Ada!"`, "'' is too short"} {
+			question := strings.ReplaceAll(strings.ReplaceAll(blocks["console"][n], fixed, addr), "/ID", "/"+id)
+			out, err := sh(t, dir, question)
+			for end := time.Now().Add(time.Minute); n == 1 && strings.Contains(out, `"text":""`) && time.Now().Before(end); { // the greeting is not made yet
+				<-time.After(50 * time.Millisecond)
+				out, err = sh(t, dir, question)
+			}
+			if err != nil || !strings.Contains(out, want) {
 				t.Errorf("%s: %v, %s; want %s", question, err, out, want)
+			}
+			if at := regexp.MustCompile(`(?m)^Location: /v1/greetings/(\S+)`).FindStringSubmatch(out); at != nil {
+				id = at[1]
 			}
 		}
 		running.stop()
 	}
-	if _, err := os.Stat(filepath.Join(dir, "hello.db")); err != nil {
-		t.Errorf("the first command keeps its orders: %v", err)
+	if files, err := filepath.Glob(filepath.Join(dir, "hello.db*")); err != nil || !slices.Equal(files, []string{filepath.Join(dir, "hello.db")}) {
+		t.Errorf("after a clean stop the first command leaves %q, %v; want hello.db alone", files, err)
 	}
 	if out, err := sh(t, dir, blocks["sh"][3]); err != nil {
 		t.Errorf("the module of the reader: %v: %s", err, out)
