@@ -112,11 +112,11 @@ func TestMembers(t *testing.T) {
 		must(r.Leave(ctx, "worker", "h1", ""))
 		must(r.Remove(ctx, "worker", "h1"))
 		for what, err := range map[string]error{
-			"beat": r.Heartbeat(ctx, "worker", "h1", ""), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
+			"heartbeat": r.Heartbeat(ctx, "worker", "h1", ""), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
 			"enable": r.Enable(ctx, "worker", "h1"), "force down": r.ForceDown(ctx, "worker", "h1", true),
 		} {
 			if fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "member worker on host h1 does not exist") {
-				t.Errorf("%s of nobody: %v", what, err)
+				t.Errorf("%s of a member that does not exist: %v", what, err)
 			}
 		}
 		must(r.Leave(ctx, "worker", "h1", ""))
@@ -195,8 +195,8 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// TestMember: a part joins, lives, joins again when somebody removes it, is not ready
-// when nobody can see it, and leaves.
+// TestMember: a part joins, sends heartbeats, joins again after an operator has removed the member, is not ready
+// while its heartbeats cannot be written, and leaves.
 func TestMember(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
