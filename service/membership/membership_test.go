@@ -31,7 +31,7 @@ func self(host string, version int) membership.Self {
 	return membership.Self{Kind: "worker", Host: host, Version: version, Data: `{"zone": "a"}`}
 }
 
-// age makes a member silent for d.
+// age sets a member's last heartbeat to d ago.
 func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
 	t.Helper()
 	now, err := db.Now(t.Context(), d)
@@ -43,7 +43,7 @@ func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
 	}
 }
 
-// TestMembers: who is up, and why not, by the database's clock and what operators say.
+// TestMembers: whether members are up, and the reasons if not, by the database's clock and by operators' commands.
 func TestMembers(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -136,7 +136,7 @@ func TestMembers(t *testing.T) {
 	})
 }
 
-// TestMinVersion: the least of those that live or may come back; who is too new for one
+// TestMinVersion: the lowest version of the members that are alive or may come back; a member that is too new for one
 // of them does not start.
 func TestMinVersion(t *testing.T) {
 	t.Parallel()
@@ -177,7 +177,7 @@ func TestMinVersion(t *testing.T) {
 	})
 }
 
-// logBuffer is written by a part and read by a test.
+// logBuffer collects log lines. It is safe for concurrent use.
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
