@@ -29,7 +29,8 @@
 //  1. Copy [Schema], [Schema2] and [Schema3], each into its own numbered file among the component's migrations. A file begins with the
 //     line "-- +goose Up", as the strings do, and is never changed afterwards. [db.Migrate] creates the tables.
 //  2. Make one [Store] for each process with [NewStore], and one [Runner] with [NewRunner]. Host is the process's name.
-//  3. Call [Handle] for each kind, and then [OnEnd] for each kind that has an end. Both panic after a mistake.
+//  3. Call [Handle] for each kind, and then [OnEnd] for each kind whose end changes data of the component. Both panic if they are
+//     called in another order, or twice for one kind.
 //  4. Add the Runner to the App after the database: its Start begins to run operations, and polls for those that other processes have
 //     left. A process without a started Runner can still call [Begin].
 //  5. A process that only reports, with [Runner.End], needs a Runner with the same kinds, because the report runs Reported and the
