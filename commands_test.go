@@ -2,13 +2,16 @@ package armature_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -146,7 +149,7 @@ func readme(t *testing.T, dir string) {
 func tutorial(t *testing.T, dir string) {
 	t.Helper()
 	blocks := blocksOf(t, "docs/tutorial.md")
-	if len(blocks["sh"]) != 4 || blocks["sh"][0] != cloneCommand+"\ncd armature\n" || len(blocks["console"]) != 2 || len(blocks["ini"]) != 1 {
+	if len(blocks["sh"]) != 4 || blocks["sh"][0] != cloneCommand+"\ncd armature\n" || len(blocks["console"]) != 3 || len(blocks["ini"]) != 1 {
 		t.Fatalf("there are %d commands, %d questions, %d files", len(blocks["sh"]), len(blocks["console"]), len(blocks["ini"]))
 	}
 	if _, err := exec.LookPath("curl"); err != nil {
@@ -183,16 +186,26 @@ func tutorial(t *testing.T, dir string) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		for n, want := range []string{"202 Accepted", "'' is too short"} {
-			question := strings.ReplaceAll(blocks["console"][n], fixed, addr)
-			if out, err := sh(t, dir, question); err != nil || !strings.Contains(out, want) {
+		id := ""
+		for n, want := range []string{"202 Accepted", `"text":"Hello, Ada!"`, "'' is too short"} {
+			question := strings.ReplaceAll(strings.ReplaceAll(blocks["console"][n], fixed, addr), "/ID", "/"+id)
+			var out string
+			if err := waittest.Poll(time.Minute, func() (err error) { // the greeting may not be made yet
+				if out, err = sh(t, dir, question); err == nil && n == 1 && strings.Contains(out, `"text":""`) {
+					err = errors.New("no text yet")
+				}
+				return err
+			}); err != nil || !strings.Contains(out, want) {
 				t.Errorf("%s: %v, %s; want %s", question, err, out, want)
+			}
+			if at := regexp.MustCompile(`(?m)^Location: /v1/greetings/(\S+)`).FindStringSubmatch(out); at != nil {
+				id = at[1]
 			}
 		}
 		running.stop()
 	}
-	if _, err := os.Stat(filepath.Join(dir, "hello.db")); err != nil {
-		t.Errorf("the first command keeps its orders: %v", err)
+	if files, err := filepath.Glob(filepath.Join(dir, "hello.db*")); err != nil || !slices.Equal(files, []string{filepath.Join(dir, "hello.db")}) {
+		t.Errorf("after a clean stop the first command leaves %q, %v; want hello.db alone", files, err)
 	}
 	if out, err := sh(t, dir, blocks["sh"][3]); err != nil {
 		t.Errorf("the module of the reader: %v: %s", err, out)
@@ -210,14 +223,16 @@ func sh(t *testing.T, dir, command string) (string, error) {
 	return string(out), err
 }
 
-// background is a command that runs.
+// background is a running command with its process group.
 type background struct {
-	cmd  *exec.Cmd
-	out  *os.File
-	once sync.Once
+	cmd   *exec.Cmd
+	out   *os.File
+	guard *exec.Cmd // interrupts the process group if this process ends without stop
+	alive *os.File  // the guard reads the other end; it has an end of file when this process has ended
+	once  sync.Once
 }
 
-// inBackground runs a command as a shell does, until it is stopped or the test ends.
+// inBackground runs a command as a shell does, until it is stopped, the test ends, or the test's process is killed.
 func inBackground(t *testing.T, dir, command string, env []string) *background {
 	t.Helper()
 	out, err := os.Create(filepath.Join(t.TempDir(), "printed"))
@@ -225,9 +240,10 @@ func inBackground(t *testing.T, dir, command string, env []string) *background {
 		t.Fatal(err)
 	}
 	b := &background{cmd: exec.CommandContext(context.Background(), "sh", "-euc", command), out: out}
+	b.startGuard(t)
 	b.cmd.Dir, b.cmd.Stdout, b.cmd.Stderr = dir, out, out
 	b.cmd.Env = append(os.Environ(), env...)
-	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pgid: b.guard.Process.Pid}
 	if err := b.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -238,16 +254,85 @@ func inBackground(t *testing.T, dir, command string, env []string) *background {
 	return b
 }
 
-// stop stops it as Ctrl-C does.
+// guardScript interrupts its process group when its standard input ends without a line. A shell may miss a signal that comes
+// before it waits for its child, so the signal is repeated, and at last the group is killed.
+const guardScript = `trap "" INT
+read stopped && exit
+for i in 1 2 3 4 5; do kill -INT 0; sleep 1; done
+kill -KILL 0`
+
+// startGuard starts the first process of the command's process group. It interrupts the group when this process has ended
+// without stop. The parent's death signal of Linux would reach only the shell, and not the program that "go run" has
+// started.
+func (b *background) startGuard(t *testing.T) {
+	t.Helper()
+	stdin, alive, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	b.alive = alive
+	b.guard = exec.CommandContext(context.Background(), "sh", "-c", guardScript)
+	b.guard.Stdin, b.guard.SysProcAttr = stdin, &syscall.SysProcAttr{Setpgid: true}
+	if err := b.guard.Start(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// stop stops the command as Ctrl-C does.
 func (b *background) stop() {
 	b.once.Do(func() {
-		_ = syscall.Kill(-b.cmd.Process.Pid, syscall.SIGINT) // it may have ended
-		_ = b.cmd.Wait()                                     // it was interrupted
+		_ = syscall.Kill(-b.guard.Process.Pid, syscall.SIGINT) // the guard ignores it
+		_ = b.cmd.Wait()                                       // an error means that it was interrupted
+		_, _ = b.alive.WriteString("stopped\n")                // the guard ends without a signal
+		_ = b.guard.Wait()
+		_ = b.alive.Close()
 	})
 }
 
-// printed returns what it has printed.
+// guardedVar makes this test binary the process of TestBackgroundEnds that is killed. Its value is a FIFO.
+const guardedVar = "ARMATURE_TEST_GUARDED"
+
+// TestBackgroundEnds: a command in the background, with the processes that it has started, ends when the process of the
+// test is killed.
+func TestBackgroundEnds(t *testing.T) {
+	t.Parallel()
+	if fifo := os.Getenv(guardedVar); fifo != "" {
+		inBackground(t, t.TempDir(), `exec 9> "$`+guardedVar+`"; sleep 600; true`, nil)
+		select {} // until it is killed
+	}
+	fifo := filepath.Join(t.TempDir(), "running")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	child := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestBackgroundEnds$")
+	child.Env = append(os.Environ(), guardedVar+"="+fifo, "TMPDIR="+t.TempDir())
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	running, err := os.Open(fifo) // it blocks until the command runs
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer running.Close()
+	if err := child.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = child.Wait() // it was killed
+	ended := make(chan error, 1)
+	go func() { _, err := running.Read(make([]byte, 1)); ended <- err }() // an end of file once no process has the FIFO
+	select {
+	case err := <-ended:
+		if !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("the command still runs 30 s after its test was killed")
+	}
+}
+
+// printed returns the command's output so far.
 func (b *background) printed() string {
-	raw, _ := os.ReadFile(b.out.Name()) // else there is nothing yet
+	raw, _ := os.ReadFile(b.out.Name()) // an error means no output yet
 	return string(raw)
 }

@@ -25,10 +25,10 @@ var replacedWords = []struct {
 	{regexp.MustCompile(`(?i)\ball the same\b`), "still, or nothing"},
 	{regexp.MustCompile(`(?i)\btime-outs?\b`), "timeout"},
 	{regexp.MustCompile(`(?i)\bsigns? of life\b|\bbeats?\b(?:[^=]|$)|\bpulse\b`), "heartbeat"}, // "beat=" is on the wire
-	{regexp.MustCompile(`(?i)\bcancell(ed|ing)\b`), "canceled, canceling"},
+	{regexp.MustCompile(`\b[Cc]ancell(ed|ing)\b`), "canceled, canceling"}, // CANCELLED is a code of gRPC
 	{regexp.MustCompile(`(?i)\bpatience\b`), "timeout"},
 	{regexp.MustCompile(`(?i)\bat (its|the|one's) door\b`), "slot, prefetch"},
-	{regexp.MustCompile(`(?i)\b(which|that|it|he) is no\b`), "is not a, does not"},
+	{regexp.MustCompile(`(?i)\b(which|that|it|he) is no( [^l]| l[^o]|$)`), "is not a, does not"}, // "is no longer" is fine
 	{regexp.MustCompile(`(?i)\bturn(s|ed|ing)? (it |them )?away\b`), "reject"},
 	{regexp.MustCompile(`(?i)\blotter(y|ies)\b`), "weighted random"},
 	{regexp.MustCompile(`(?i)\bbur(y|ied|ies)\b`), "dead-letter"},

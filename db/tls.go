@@ -18,60 +18,100 @@ import (
 // without TLS. The options have SQLAlchemy's names or the driver's. An option that has no effect, or that
 // would allow a connection without TLS, is Invalid.
 func takeTLSOptions(host string, query url.Values) (*tls.Config, error) {
-	takeOption := func(name string) string {
-		v := query.Get(name)
-		delete(query, name)
-		return v
-	}
-	optionError := func(name, problem string) (*tls.Config, error) {
-		return nil, fault.New(fault.Invalid, "option %s of the mysql database URL %s", name, problem)
-	}
 	for _, name := range []string{"ssl_capath", "ssl_cipher", "allowFallbackToPlaintext"} {
-		if takeOption(name) != "" {
-			return optionError(name, "is not supported")
+		if takeOption(query, name) != "" {
+			return nil, tlsOptionError(name, "is not supported")
 		}
 	}
-	files := tlsfile.Client{CAFile: takeOption("ssl_ca"), CertFile: takeOption("ssl_cert"), KeyFile: takeOption("ssl_key"), ServerName: takeOption("ssl_server_name")}
-	on, verify, names := files != tlsfile.Client{}, true, true
-	if v := takeOption("tls"); v == "skip-verify" {
-		on, verify = true, false
-	} else if v != "" {
+	o := tlsOptions{files: tlsfile.Client{
+		CAFile: takeOption(query, "ssl_ca"), CertFile: takeOption(query, "ssl_cert"), KeyFile: takeOption(query, "ssl_key"), ServerName: takeOption(query, "ssl_server_name"),
+	}}
+	if err := o.takeMode(query); err != nil {
+		return nil, err
+	}
+	if err := o.takeNameCheck(query); err != nil {
+		return nil, err
+	}
+	switch {
+	case !o.on:
+		return nil, nil //nolint:nilnil // no TLS
+	case o.skipVerify && (o.files.CAFile != "" || o.files.ServerName != ""):
+		return nil, tlsOptionError("tls", "is skip-verify, so that ssl_ca and ssl_server_name have no effect: remove them, or set tls=true")
+	}
+	return o.config(host)
+}
+
+// takeOption removes an option from the options of a URL and returns its value, or "".
+func takeOption(query url.Values, name string) string {
+	v := query.Get(name)
+	delete(query, name)
+	return v
+}
+
+// tlsOptionError returns the error of a wrong TLS option.
+func tlsOptionError(name, problem string) error {
+	return fault.New(fault.Invalid, "option %s of the mysql database URL %s", name, problem)
+}
+
+// tlsOptions are the TLS options of a URL. The zero value is a connection without TLS.
+type tlsOptions struct {
+	files      tlsfile.Client
+	on         bool
+	skipVerify bool // the server's certificate is not verified
+	anyName    bool // the server's certificate may have another name
+}
+
+// takeMode reads the option tls. Without it TLS is used if a file or a server name is set.
+func (o *tlsOptions) takeMode(query url.Values) error {
+	given := o.files != tlsfile.Client{}
+	switch v := takeOption(query, "tls"); v {
+	case "":
+		o.on = given
+	case "skip-verify":
+		o.on, o.skipVerify = true, true
+	default:
 		yes, err := strconv.ParseBool(v)
 		switch {
 		case err != nil:
-			return optionError("tls", "must be true, false or skip-verify: it cannot be preferred, because TLS is either used or an error")
-		case !yes && on:
-			return optionError("tls", "is false, so that the options for TLS have no effect: remove them, or set tls=true")
+			return tlsOptionError("tls", "must be true, false or skip-verify: it cannot be preferred, because TLS is either used or an error")
+		case !yes && given:
+			return tlsOptionError("tls", "is false, so that the options for TLS have no effect: remove them, or set tls=true")
 		}
-		on = yes
+		o.on = yes
 	}
+	return nil
+}
+
+// takeNameCheck reads the options that say whether the server's certificate must have the server's name.
+func (o *tlsOptions) takeNameCheck(query url.Values) error {
 	for _, name := range []string{"ssl_check_hostname", "ssl_verify_identity"} {
-		if v := takeOption(name); v != "" {
-			yes, err := strconv.ParseBool(v)
-			switch {
-			case err != nil:
-				return optionError(name, "must be true or false")
-			case !on:
-				return optionError(name, "has no effect without TLS: add tls=true or ssl_ca")
-			}
-			names = names && yes
+		v := takeOption(query, name)
+		if v == "" {
+			continue
 		}
+		yes, err := strconv.ParseBool(v)
+		switch {
+		case err != nil:
+			return tlsOptionError(name, "must be true or false")
+		case !o.on:
+			return tlsOptionError(name, "has no effect without TLS: add tls=true or ssl_ca")
+		}
+		o.anyName = o.anyName || !yes
 	}
-	switch {
-	case !on:
-		return nil, nil //nolint:nilnil // no TLS
-	case !verify && (files.CAFile != "" || files.ServerName != ""):
-		return optionError("tls", "is skip-verify, so that ssl_ca and ssl_server_name have no effect: remove them, or set tls=true")
-	}
-	cfg, err := files.Config()
+	return nil
+}
+
+// config reads the files and returns the configuration for a host.
+func (o *tlsOptions) config(host string) (*tls.Config, error) {
+	cfg, err := o.files.Config()
 	if err != nil {
 		return nil, fault.New(fault.CodeOf(err), "option of the mysql database URL: %w", err)
 	}
 	if cfg.ServerName == "" {
 		cfg.ServerName = host
 	}
-	cfg.InsecureSkipVerify = !verify || !names // by the operator's option
-	if verify && !names {
+	cfg.InsecureSkipVerify = o.skipVerify || o.anyName // by the operator's option
+	if o.anyName && !o.skipVerify {
 		cfg.VerifyConnection = func(s tls.ConnectionState) error { return verifyAuthority(s, cfg.RootCAs) }
 	}
 	return cfg, nil

@@ -43,11 +43,10 @@ import (
 // Driver has the methods of every driver of every kind. Implementations must be
 // safe for concurrent use.
 type Driver interface {
-	// Info returns the driver's name and abilities. It must not wait for the managed system.
+	// Info returns the driver's name and abilities. It must return quickly.
 	Info(ctx context.Context) (Info, error)
 	// Close releases the resources of the driver in this process, such as connections. The objects that
-	// the driver manages outside of the process stay as they are. Close waits for running calls or makes
-	// them fail. No method is called after Close.
+	// the driver manages outside of the process stay as they are. No method is called after Close.
 	Close() error
 }
 

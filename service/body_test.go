@@ -21,7 +21,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// unread is a server whose handlers read a body or not: a plain one, and those of package api.
+// unread is a server with handlers that read a body and handlers that do not: a plain one, and those of package api.
 func unread(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)

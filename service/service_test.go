@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 
 var errBoom = errors.New("boom")
 
-// journal records what happened to the parts, in order.
+// journal records the calls of the parts, in order.
 type journal struct {
 	mu   sync.Mutex
 	list []string
@@ -48,7 +48,7 @@ func (j *journal) entries() []string {
 	return slices.Clone(j.list)
 }
 
-// fakePart does what its functions say, and writes it down.
+// fakePart calls its functions, and notes each call in its journal.
 type fakePart struct {
 	name    string
 	j       *journal
@@ -359,7 +359,7 @@ func Example() {
 	// Output: stopped: <nil>
 }
 
-// awayPart does not start until it was asked often enough.
+// awayPart returns Unavailable from the first calls of Start.
 type awayPart struct {
 	attempts, needs int
 	err             error

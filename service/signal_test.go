@@ -67,7 +67,7 @@ func (p childPart) Start(context.Context) error {
 
 var waits atomic.Int32
 
-// here receives the signal after which the part that is away can start.
+// here receives the signal after which the part of the mode "away" can start.
 var here chan os.Signal
 
 func (p childPart) Reload(context.Context) error {

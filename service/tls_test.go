@@ -82,7 +82,7 @@ func (a *authority) sign(t *testing.T, dir, name string, serial int64) (*x509.Ce
 	return cert, key
 }
 
-// lockedBuffer is written by a server and read by a test.
+// lockedBuffer collects log lines. It is safe for concurrent use.
 type lockedBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -126,7 +126,7 @@ func TestTLS(t *testing.T) {
 		}
 	}()
 	<-app.Started()
-	// serial asks over a new connection, and returns the serial number that it was shown.
+	// serial sends a request over a new connection, and returns the serial number of the server's certificate.
 	serial := func(certs ...tls.Certificate) (int64, string, error) {
 		t.Helper()
 		tr := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: ca.pool, Certificates: certs}, ForceAttemptHTTP2: true}
@@ -188,7 +188,7 @@ func TestTLS(t *testing.T) {
 	if n, _, err := serial(mine); n != 12 || err != nil {
 		t.Errorf("a client with a certificate: serial %d, %v", n, err)
 	}
-	// A key that others can read is refused.
+	// A key that other users can read is refused.
 	if err := os.Chmod(file("front.key"), 0o644); err != nil {
 		t.Fatal(err)
 	}

@@ -94,8 +94,7 @@ type DriverClient interface {
 	// worker's configuration. It is called once, before any call of the kind's
 	// service. INVALID_ARGUMENT: an option is wrong; the message has the option's name.
 	Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (*OpenResponse, error)
-	// Info returns the driver's name and abilities. It must not wait for the managed
-	// system.
+	// Info returns the driver's name and abilities. It must return quickly.
 	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
 	// Close releases the resources of the driver in its process. The objects that it
 	// manages outside of the process stay as they are. It is the last call.
@@ -150,8 +149,7 @@ type DriverServer interface {
 	// worker's configuration. It is called once, before any call of the kind's
 	// service. INVALID_ARGUMENT: an option is wrong; the message has the option's name.
 	Open(context.Context, *OpenRequest) (*OpenResponse, error)
-	// Info returns the driver's name and abilities. It must not wait for the managed
-	// system.
+	// Info returns the driver's name and abilities. It must return quickly.
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	// Close releases the resources of the driver in its process. The objects that it
 	// manages outside of the process stay as they are. It is the last call.

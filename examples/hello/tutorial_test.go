@@ -34,7 +34,7 @@ func TestTutorial(t *testing.T) {
 			t.Errorf("the program does not have this block:\n%s", b)
 		}
 	}
-	if len(blocks["go"]) < 8 || len(blocks["ini"]) != 1 || len(blocks["console"]) != 2 {
+	if len(blocks["go"]) < 8 || len(blocks["ini"]) != 1 || len(blocks["console"]) != 3 {
 		t.Fatalf("there are %d blocks of code, %d files, %d commands", len(blocks["go"]), len(blocks["ini"]), len(blocks["console"]))
 	}
 	file := filepath.Join(t.TempDir(), "hello-1.conf")
@@ -52,11 +52,16 @@ func TestTutorial(t *testing.T) {
 		t.Skip("curl is not installed")
 	}
 	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t)})[0]
-	for i, want := range []string{"202 Accepted", "'' is too short"} {
-		cmd := strings.ReplaceAll(blocks["console"][i], "http://127.0.0.1:8780", addr)
+	id := ""
+	for i, want := range []string{"202 Accepted", `"name":"Ada"`, "'' is too short"} {
+		cmd := strings.ReplaceAll(strings.ReplaceAll(blocks["console"][i], "http://127.0.0.1:8780", addr), "/ID", "/"+id)
 		out, err := exec.CommandContext(t.Context(), "sh", "-euc", cmd).CombinedOutput()
-		if err != nil || !strings.Contains(string(out), want) || i == 0 && !strings.Contains(string(out), "Location: /v1/greetings/") {
+		at := regexp.MustCompile(`(?m)^Location: /v1/greetings/(\S+)`).FindSubmatch(out)
+		if err != nil || !strings.Contains(string(out), want) || i == 0 && at == nil {
 			t.Errorf("%s says %s, %v; want %s", cmd, out, err, want)
+		}
+		if at != nil {
+			id = string(at[1])
 		}
 	}
 }

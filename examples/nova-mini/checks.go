@@ -91,6 +91,9 @@ var checks = []check{
 		if o.API.AuthStrategy != "keystone" {
 			return nil
 		}
+		if o.Keystone.AuthURL == "" {
+			return o.keystoneNeeds("")
+		}
 		if u, err := url.Parse(o.Keystone.AuthURL); err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 			return fmt.Errorf("%q is not of the form https://host:5000/v3, which auth_strategy = keystone of [api] needs; for a test without users set auth_strategy = noauth2", o.Keystone.AuthURL)
 		}
@@ -117,7 +120,7 @@ var checks = []check{
 	}},
 	{"compute", "DEFAULT.state_path", func(o *options) error {
 		if o.StatePath == "" {
-			return errors.New("is not set: the driver needs a directory that is kept when the process ends, such as /var/lib/nova")
+			return errors.New("is not set: the driver needs a directory that is kept when the process ends, such as /var/lib/nova-mini")
 		}
 		return nil
 	}},

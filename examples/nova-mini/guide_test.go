@@ -2,9 +2,12 @@ package main
 
 import (
 	"bytes"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -61,9 +64,24 @@ func TestOperating(t *testing.T) {
 		if out == "" && line != "nova-mini policy validate" { // it prints nothing without files of rules
 			t.Errorf("%s prints nothing", line)
 		}
-		if strings.Contains(line, "explain") && !strings.Contains(out, "denies\n") {
+		if strings.Contains(line, "explain") && !strings.Contains(out, "denies\n") { // without an error: run checks that
 			t.Errorf("%s: %s", line, out)
 		}
+	}
+	empty := filepath.Join(dir, "empty.conf") // as no file, but also where the machine has a default file
+	if err := os.WriteFile(empty, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	validate := command(io.Discard)
+	validate.SetArgs([]string{"config", "validate", "--config-file", empty})
+	got := strings.Split(fmt.Sprint(validate.ExecuteContext(t.Context())), "\n")
+	for line := range strings.Lines(strings.Join(blocks["errors"], "")) {
+		if !slices.Contains(got, strings.TrimSpace(line)) {
+			t.Errorf("the guide has the error %s, and the program has %q", line, got)
+		}
+	}
+	if len(blocks["errors"]) != 1 {
+		t.Errorf("the guide has %d blocks of errors, want 1", len(blocks["errors"]))
 	}
 	sample := run("nova-mini config sample")
 	for _, option := range []string{"strict", "token_cache_time", "admin_listen", "drain_delay", "graceful_shutdown_timeout", "auth_strategy", "otlp_endpoint"} {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/armature-go/armature/db"
@@ -50,6 +51,14 @@ type node struct {
 	store  *store.Store
 	tell   *telemetry
 	close  []func() error // closes what was opened while wiring
+
+	draining atomic.Bool // failed heartbeats are then expected
+}
+
+// noteDrain notes that the process drains. It is for the OnDrain of a part.
+func (n *node) noteDrain(context.Context) error {
+	n.draining.Store(true)
+	return nil
 }
 
 // run wires a service and runs it until ctx ends or a signal comes.
@@ -159,18 +168,21 @@ func (n *node) track(ctx context.Context, info rpc.Info, req any, next func(cont
 
 // heartbeat returns a function that a loop calls often, and that calls f when a heartbeat is due: every report_interval,
 // and after failures with a back-off that begins with a second and doubles up to report_interval. Of several failures in a
-// row, the log has a line for the first failure and a line for the next success.
+// row, the log has a line for the first failure and a line for the next success. While the process stops, failures are
+// expected, because the call is canceled or the conductor in the same process has drained. They are logged at DEBUG.
 func (n *node) heartbeat(name string, f func(context.Context) error) func(context.Context) error {
 	var next time.Time
 	gap, failed := time.Second, 0
-	return func(ctx context.Context) error {
+	return func(life context.Context) error {
 		if time.Now().Before(next) {
 			return nil
 		}
-		ctx, cancel := context.WithTimeout(ctx, max(n.ReportInterval, time.Second))
+		ctx, cancel := context.WithTimeout(life, max(n.ReportInterval, time.Second))
 		defer cancel()
 		err := f(ctx)
 		switch {
+		case err != nil && (life.Err() != nil || n.draining.Load()):
+			n.log.DebugContext(ctx, "heartbeat failed while the process stops", "service", name, "error", err)
 		case err == nil:
 			if failed > 0 {
 				n.log.InfoContext(ctx, "heartbeat succeeded after failures", "service", name, "failed", failed)
@@ -379,7 +391,7 @@ func (n *node) addCompute(hosts ...string) error {
 		}
 		workers, heartbeats = append(workers, w), append(heartbeats, n.heartbeat("compute "+host, w.Report))
 	}
-	n.app.Add("first reports of hosts", service.Funcs{OnStart: func(ctx context.Context) error {
+	n.app.Add("first reports of hosts", service.Funcs{OnDrain: n.noteDrain, OnStart: func(ctx context.Context) error {
 		var wg sync.WaitGroup
 		for i, sendHeartbeat := range heartbeats {
 			wg.Go(func() {

@@ -14,6 +14,44 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
+// TestReportAtStop: a heartbeat that the stop of the process cancels, or that fails because a part of the process has
+// drained, is not a failure: the log has no warning.
+func TestReportAtStop(t *testing.T) { //nolint:paralleltest // the others set the default logger
+	for name, heartbeat := range map[string]func(ctx context.Context, n *node) error{
+		"canceled": func(ctx context.Context, _ *node) error { <-ctx.Done(); return ctx.Err() },
+		"drained": func(_ context.Context, n *node) error {
+			if n.draining.Load() {
+				return errors.New("the conductor is stopped")
+			}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				var out bytes.Buffer
+				log := slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+				n := &node{options: &options{settings: settings{ReportInterval: 2 * time.Second}}, log: log}
+				n.app = service.New(service.Config{Name: "x", NoSignals: true, Logger: log})
+				slow := func(context.Context) error { <-time.After(20 * time.Second); return nil } // running work
+				n.app.Add("work", service.Funcs{OnDrain: slow})
+				n.app.Add("drain", service.Funcs{OnDrain: n.noteDrain})
+				n.app.Add("report", service.Loop(time.Second, n.heartbeat("compute", func(ctx context.Context) error { return heartbeat(ctx, n) })))
+				ctx, cancel := context.WithTimeout(t.Context(), 90*time.Second)
+				defer cancel()
+				if name == "canceled" {
+					n.ReportInterval = time.Hour // so that the stop, and not the timeout, cancels the heartbeat
+				}
+				if err := n.app.Run(ctx); err != nil {
+					t.Error(err)
+				}
+				if s := out.String(); strings.Contains(s, "level=WARN") || !strings.Contains(s, "heartbeat failed while the process stops") {
+					t.Errorf("the log:\n%s", s)
+				}
+			})
+		})
+	}
+}
+
 // TestReport: heartbeats that fail are retried with back-off, up to report_interval. The log has a line for the first
 // failure and a line for the next success.
 func TestReport(t *testing.T) { //nolint:paralleltest // the others set the default logger

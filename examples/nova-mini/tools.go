@@ -215,6 +215,8 @@ func (f *flags) policyExplain() *cobra.Command {
 	var c policy.Credentials
 	cmd := &cobra.Command{
 		Use: "explain", Short: "Show which part of a rule denies or allows a request", Args: noArguments,
+		Long: "Show which part of a rule denies or allows a request. The first line ends with \"allows\" or \"denies\". " +
+			"The exit code is 0 for both answers, and 1 only if there is no answer, for example because the rule does not exist.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, p, err := f.rules()
 			if err != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/internal/goldentest"
 )
 
-// recorder is a test that keeps what it is told.
+// recorder is a testing.TB that keeps the failures.
 type recorder struct {
 	testing.TB
 

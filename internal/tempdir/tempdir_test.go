@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/internal/tempdir"
 )
 
-// TestSweep: what is swept is the folder of a process that has ended, and nothing else.
+// TestSweep: Sweep removes the folder of a process that has ended, and nothing else.
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()

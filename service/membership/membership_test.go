@@ -33,7 +33,7 @@ func self(host string, version int) membership.Self {
 	return membership.Self{Kind: "worker", Host: host, Version: version, Data: `{"zone": "a"}`}
 }
 
-// age makes a member silent for d.
+// age sets a member's last heartbeat to d ago.
 func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
 	t.Helper()
 	now, err := db.Now(t.Context(), d)
@@ -45,7 +45,7 @@ func age(t *testing.T, d *sqlx.DB, host string, by time.Duration) {
 	}
 }
 
-// TestMembers: who is up, and why not, by the database's clock and what operators say.
+// TestMembers: whether members are up, and the reasons if not, by the database's clock and by operators' commands.
 func TestMembers(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -114,11 +114,11 @@ func TestMembers(t *testing.T) {
 		must(r.Leave(ctx, "worker", "h1", ""))
 		must(r.Remove(ctx, "worker", "h1"))
 		for what, err := range map[string]error{
-			"beat": r.Heartbeat(ctx, "worker", "h1", ""), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
+			"heartbeat": r.Heartbeat(ctx, "worker", "h1", ""), "remove": r.Remove(ctx, "worker", "h1"), "disable": r.Disable(ctx, "worker", "h1", ""),
 			"enable": r.Enable(ctx, "worker", "h1"), "force down": r.ForceDown(ctx, "worker", "h1", true),
 		} {
 			if fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "member worker on host h1 does not exist") {
-				t.Errorf("%s of nobody: %v", what, err)
+				t.Errorf("%s of a member that does not exist: %v", what, err)
 			}
 		}
 		must(r.Leave(ctx, "worker", "h1", ""))
@@ -138,7 +138,7 @@ func TestMembers(t *testing.T) {
 	})
 }
 
-// TestMinVersion: the least of those that live or may come back; who is too new for one
+// TestMinVersion: the lowest version of the members that are alive or may come back; a member that is too new for one
 // of them does not start.
 func TestMinVersion(t *testing.T) {
 	t.Parallel()
@@ -179,7 +179,7 @@ func TestMinVersion(t *testing.T) {
 	})
 }
 
-// logBuffer is written by a part and read by a test.
+// logBuffer collects log lines. It is safe for concurrent use.
 type logBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer
@@ -197,8 +197,8 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-// TestMember: a part joins, lives, joins again when somebody removes it, is not ready
-// when nobody can see it, and leaves.
+// TestMember: a part joins, sends heartbeats, joins again after an operator has removed the member, is not ready
+// while its heartbeats cannot be written, and leaves.
 func TestMember(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {

@@ -22,6 +22,25 @@
 //	operation.OnEnd(runner, Create, c.ended) // the volume is available, or in error
 //	app.Add("operations", runner)
 //
+// # Set-up
+//
+// The example Setup is a whole component. In order:
+//
+//  1. Copy [Schema], [Schema2] and [Schema3], each into its own numbered file among the component's migrations. A file begins with the
+//     line "-- +goose Up", as the strings do, and is never changed afterwards. [db.Migrate] creates the tables.
+//  2. Make one [Store] for each process with [NewStore], and one [Runner] with [NewRunner]. Host is the process's name.
+//  3. Call [Handle] for each kind, and then [OnEnd] for each kind whose end changes data of the component. Both panic if they are
+//     called in another order, or twice for one kind.
+//  4. Add the Runner to the App after the database: its Start begins to run operations, and polls for those that other processes have
+//     left. A process without a started Runner can still call [Begin].
+//  5. A process that only reports, with [Runner.End], needs a Runner with the same kinds, because the report runs Reported and the
+//     function of OnEnd. It does not start that Runner.
+//
+// Processes of different releases may know different kinds: an operation waits for a Runner that knows its kind, at most for twice
+// its Timeout.
+//
+// # Idempotence
+//
 // A step runs at least once, so Do must be idempotent. DoTx, Reported and the function of OnEnd take effect exactly once, because
 // they run in the transaction that marks the step or the end.
 //
@@ -57,8 +76,8 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Schema creates the tables, on MySQL, MariaDB and SQLite. It is a migration: a component copies it into one of its own migration
-// files, for [db.Migrate].
+// Schema creates the tables, on MySQL, MariaDB and SQLite. It is a migration for [db.Migrate], and begins with "-- +goose Up". A
+// component copies it into a file of its own, which has nothing else.
 //
 //go:embed schema.sql
 var Schema string

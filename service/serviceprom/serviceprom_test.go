@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/serviceprom"
 )
 
-// TestMetrics: what there is, under the documented names and no others.
+// TestMetrics: the metrics have the documented names and no others.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	app := service.New(service.Config{NoSignals: true, Logger: slog.New(slog.DiscardHandler)})

@@ -46,8 +46,7 @@ class DriverServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
-        """Info returns the driver's name and abilities. It must not wait for the managed
-        system.
+        """Info returns the driver's name and abilities. It must return quickly.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
