@@ -24,7 +24,7 @@ var replacedWords = []struct {
 	{regexp.MustCompile(`(?i)\b(that|which|it|there) is none\b|\bis none is\b`), "an empty result; does not exist"},
 	{regexp.MustCompile(`(?i)\ball the same\b`), "still, or nothing"},
 	{regexp.MustCompile(`(?i)\btime-outs?\b`), "timeout"},
-	{regexp.MustCompile(`(?i)\bsigns? of life\b|\bbeats?\b|\bpulse\b`), "heartbeat"},
+	{regexp.MustCompile(`(?i)\bsigns? of life\b|\bbeats?\b(?:[^=]|$)|\bpulse\b`), "heartbeat"}, // "beat=" is on the wire
 	{regexp.MustCompile(`(?i)\bcancell(ed|ing)\b`), "canceled, canceling"},
 	{regexp.MustCompile(`(?i)\bpatience\b`), "timeout"},
 	{regexp.MustCompile(`(?i)\bat (its|the|one's) door\b`), "slot, prefetch"},

@@ -20,7 +20,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// barePlugin is the same driver with nothing but go-plugin.
+// barePlugin is the same driver with go-plugin alone.
 type barePlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
 }
@@ -68,7 +68,7 @@ func launchBare(b *testing.B) echoer {
 	return echoKind.Client(raw.(*grpc.ClientConn), 1)
 }
 
-// BenchmarkCompare is a call through a plugin, next to one with go-plugin and gRPC
+// BenchmarkCompare compares a call through a plugin with a call through go-plugin and gRPC
 // alone.
 func BenchmarkCompare(b *testing.B) {
 	bare, ours := launchBare(b), launch(b, driver.PluginConfig{}).Driver()
@@ -90,7 +90,7 @@ func BenchmarkCompare(b *testing.B) {
 	}
 }
 
-// BenchmarkCall shows the allocations of a call on the worker's side.
+// BenchmarkCall counts the allocations of a call in the worker.
 func BenchmarkCall(b *testing.B) {
 	for _, c := range []struct {
 		name string
@@ -107,8 +107,8 @@ func BenchmarkCall(b *testing.B) {
 	}
 }
 
-// BenchmarkCrash is how long it takes until a call in flight fails after SIGKILL,
-// and until the next one succeeds.
+// BenchmarkCrash measures the time from SIGKILL until the running call fails,
+// and until the next call succeeds.
 func BenchmarkCrash(b *testing.B) {
 	p := launch(b, driver.PluginConfig{MaxCrashes: 1 << 30, CrashWindow: time.Nanosecond, Logger: slog.New(slog.DiscardHandler)})
 	var noticed, back []time.Duration

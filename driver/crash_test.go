@@ -20,8 +20,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestCrash: a call in whose middle the program ends is Unknown, and the same
-// driver works again soon.
+// TestCrash: a call during which the program ends fails with Unknown, and the same
+// driver works after the restart.
 func TestCrash(t *testing.T) {
 	t.Parallel()
 	p := launch(t, driver.PluginConfig{})
@@ -40,7 +40,7 @@ func TestCrash(t *testing.T) {
 		} else {
 			_, err = d.Echo(t.Context(), ask)
 		}
-		if fault.CodeOf(err) != fault.Unknown || fault.IsRemote(err) || !strings.Contains(err.Error(), "driver good: its program was lost in the middle of Echo") {
+		if fault.CodeOf(err) != fault.Unknown || fault.IsRemote(err) || !strings.Contains(err.Error(), "driver good: its program was lost during Echo") {
 			t.Errorf("%s: %v: %v, want Unknown", ask, fault.CodeOf(err), err)
 		}
 		waittest.Until(t, "the restart", func() bool { return p.Status().Restarts == i+1 && up(p)() })
@@ -58,8 +58,8 @@ func TestCrash(t *testing.T) {
 	}
 }
 
-// TestDown: while there is no program calls fail at once as not executed, and Check
-// says why; when it crashes too often it is left alone for a while.
+// TestDown: while the program is down, calls fail at once with Unavailable, and Check
+// returns the reason; after too many crashes the program is restarted only after Cooldown.
 func TestDown(t *testing.T) {
 	t.Parallel()
 	for what, says := range map[string]string{"crash": "panic: Open wants to crash", "fail": "the array cannot be reached"} {
@@ -112,7 +112,7 @@ func TestHang(t *testing.T) {
 		t.Errorf("the call that hung: %v", err)
 	}
 	waittest.Until(t, "the restart", func() bool { return p.Status().Restarts == 1 && up(p)() })
-	if err := p.Status().Err; err == nil || !strings.Contains(err.Error(), "it hung: no heartbeat within 500ms") {
+	if err := p.Status().Err; err == nil || !strings.Contains(err.Error(), "it was killed because it hung: no heartbeat within 500ms") {
 		t.Errorf("status: %v", err)
 	}
 	if _, err := p.Driver().Echo(t.Context(), "x"); err != nil {
@@ -120,7 +120,7 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// stopped reports whether every thread of a process is: SIGSTOP takes effect late.
+// stopped reports whether every thread of a process has stopped: SIGSTOP takes effect late.
 func stopped(pid int) bool {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	return len(threads) > 0 && !slices.ContainsFunc(threads, func(file string) bool {
@@ -130,7 +130,7 @@ func stopped(pid int) bool {
 	})
 }
 
-// TestCloseOfHung: a program that hangs is killed when the time to close is over.
+// TestCloseOfHung: a program that hangs is killed when the context of Close ends.
 func TestCloseOfHung(t *testing.T) {
 	t.Parallel()
 	p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good")})
@@ -153,8 +153,8 @@ func TestCloseOfHung(t *testing.T) {
 }
 
 // TestRestartsUnderLoad: with 64 callers and a program that is killed 20 times no
-// call hangs, each failure says whether it may have been executed, and nothing is
-// left; goleak looks at the goroutines.
+// call hangs, each error tells whether the call may have been executed, and no process and no folder is
+// left; goleak checks the goroutines.
 func TestRestartsUnderLoad(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())

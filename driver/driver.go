@@ -1,10 +1,10 @@
-// Package driver is how a worker comes by the one driver that its
-// configuration names, among many technologies behind one interface: built in, or a
-// vendor's program, which may be written in any language that has gRPC.
+// Package driver opens the driver that a worker's configuration names. Drivers for different technologies
+// have one interface. A driver is built into the worker, or it is a vendor's program, which may be written in any
+// language that has gRPC.
 //
-// A component embeds [Driver] in the interface of its own kind of driver, says with
-// a [Kind] how that crosses a process boundary, and registers the drivers that are
-// built in. A name that is not registered is a program, and the same in all else:
+// A component embeds [Driver] in the interface of its own kind of driver, describes with
+// a [Kind] how that interface crosses a process boundary, and registers the drivers that are
+// built in. A name that is not registered is the name of a program. The component uses both in the same way:
 //
 //	var drivers driver.Registry[volume.Driver]
 //	drivers.Add("fake", fake.Open)
@@ -18,14 +18,14 @@
 //
 //	func main() { driver.Serve(volume.Kind, acme.Open) }
 //
-// A program is started with a handshake that checks kind, protocol and, if wanted, its
-// SHA-256; watched, and restarted when it ends or hangs; and cannot outlive its
+// The start of a program checks its owner, its kind, its protocol and, if the configuration has one, its SHA-256. A
+// program is supervised, and restarted when it ends or hangs. It cannot outlive its
 // worker. Errors of package fault, deadlines, cancellation and the request of package
-// reqctx cross the wire. A call while the program is down fails with Unavailable, one in
-// whose middle it ended with Unknown.
+// reqctx cross the wire. A call while the program is down fails with Unavailable. A call during which the program ends
+// fails with Unknown.
 //
-// What only some drivers can do is told by [Info.Has], never by a type
-// assertion: those see nothing through a process boundary or a wrapper.
+// Use [Info.Has] to find out whether a driver has an optional ability, never a type
+// assertion, which does not work through a process boundary or a wrapper.
 package driver
 
 import (
@@ -40,19 +40,20 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Driver is what all drivers have, whatever they drive. Implementations are
+// Driver has the methods of every driver of every kind. Implementations must be
 // safe for concurrent use.
 type Driver interface {
-	// Info tells what the driver is and can do. It must be quick.
+	// Info returns the driver's name and abilities. It must not wait for the managed system.
 	Info(ctx context.Context) (Info, error)
-	// Close releases what the driver holds in this process, and leaves alone
-	// what it manages outside. No other method is called after it.
+	// Close releases the resources of the driver in this process, such as connections. The objects that
+	// the driver manages outside of the process stay as they are. Close waits for running calls or makes
+	// them fail. No method is called after Close.
 	Close() error
 }
 
 // Info describes a driver. Its JSON form is stable.
 type Info struct {
-	// Name and Version are the vendor's; nothing is decided by them.
+	// Name and Version are the vendor's. They are for people: no decision depends on them.
 	Name    string `json:"name"`
 	Version string `json:"version"`
 	// Capabilities are the optional abilities that the driver has.
@@ -60,42 +61,41 @@ type Info struct {
 }
 
 // Capability names an optional ability, such as "snapshot". A component
-// declares those of its kind of driver as constants. The methods of an ability
-// that a driver lacks return an error with code Unimplemented.
+// declares the capabilities of its kind of driver as constants. If a driver does not have an ability, the
+// methods of this ability return an error with code Unimplemented.
 type Capability string
 
 // Has reports whether the driver has the ability.
 func (i Info) Has(c Capability) bool { return slices.Contains(i.Capabilities, c) }
 
-// Registry holds the drivers that are built into a program, by the name that
-// its configuration uses. The zero value is ready, and safe for concurrent use.
+// Registry has the drivers that are built into a worker, by the names that
+// its configuration uses. The zero value is empty. A Registry is safe for concurrent use.
 type Registry[D Driver] struct {
 	mu   sync.RWMutex
 	open map[string]func(ctx context.Context, cfg json.RawMessage) (D, error)
 }
 
-// Add registers a driver. open makes one from its own options: a JSON
-// object, or nil when there are none; it keeps neither ctx nor cfg. An error about
-// an option names it and has code Invalid. Add panics if the name is empty or
-// taken, or open is nil: programmer's errors.
+// Add registers a driver. open makes the driver from its own options, cfg: a JSON
+// object, or nil without options. It must keep neither ctx nor cfg. Its error for a wrong option must have code Invalid
+// and the option's name, see [ParseOptions]. Add panics if the name is empty or
+// in use, or if open is nil, because these are programmers' errors.
 func (r *Registry[D]) Add(name string, open func(ctx context.Context, cfg json.RawMessage) (D, error)) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case name == "" || open == nil:
-		panic("driver: a driver without a name, or without an open function")
+		panic("driver: Add: the name is empty, or the open function is nil")
 	case r.open[name] != nil:
-		panic("driver: two drivers named " + name)
+		panic("driver: Add: two drivers are named " + name)
 	case r.open == nil:
 		r.open = make(map[string]func(context.Context, json.RawMessage) (D, error))
 	}
 	r.open[name] = open
 }
 
-// Open makes the named driver; the caller closes it. It blocks as long as the
-// driver's open function does. A name that is not registered has code NotFound,
-// and the error says which are; the driver's own error comes with its code and the
-// driver's name.
+// Open makes the named driver. The caller closes it. Open blocks as long as the
+// driver's open function does. NotFound: the name is not registered; the error lists the registered names. An error
+// of the open function is returned with its code and the driver's name.
 func (r *Registry[D]) Open(ctx context.Context, name string, cfg json.RawMessage) (D, error) {
 	var none D
 	r.mu.RLock()
@@ -106,7 +106,7 @@ func (r *Registry[D]) Open(ctx context.Context, name string, cfg json.RawMessage
 		if known == "" {
 			known = "none"
 		}
-		return none, fault.New(fault.NotFound, "no driver named %q; there are: %s", name, known)
+		return none, fault.New(fault.NotFound, "driver %q does not exist; built in: %s", name, known)
 	}
 	d, err := open(ctx, cfg)
 	if err != nil {

@@ -72,8 +72,8 @@ func TestOpenFails(t *testing.T) {
 		want   error
 		text   string
 	}{
-		{"unknown", &r, "akme", "", fault.NotFound, `no driver named "akme"; there are: acme, fake`},
-		{"empty registry", &none, "", "", fault.NotFound, `no driver named ""; there are: none`},
+		{"unknown", &r, "akme", "", fault.NotFound, `driver "akme" does not exist; built in: acme, fake`},
+		{"empty registry", &none, "", "", fault.NotFound, `driver "" does not exist; built in: none`},
 		{
 			"bad option", &r, "fake", `{"GiB":"x"}`, fault.Invalid,
 			"open driver fake: option GiB: json: cannot unmarshal string into Go struct field fakeDriver.GiB of type int",
@@ -90,7 +90,7 @@ func TestOpenFails(t *testing.T) {
 	}
 }
 
-// TestOpenPassesContext: the deadline of the caller is the driver's.
+// TestOpenPassesContext: the driver's open function gets the deadline of the caller.
 func TestOpenPassesContext(t *testing.T) {
 	t.Parallel()
 	var r driver.Registry[volumeDriver]
@@ -164,5 +164,5 @@ func Example() {
 	fmt.Println(err)
 	// Output:
 	// fake 20 true false <nil>
-	// no driver named "acme"; there are: fake
+	// driver "acme" does not exist; built in: fake
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// TestEnvironment: the program inherits no secrets.
+// TestEnvironment: the program does not inherit secrets from the worker's environment.
 func TestEnvironment(t *testing.T) {
 	t.Setenv("DATABASE_URL", "mysql://nova:secret@db/nova")
 	t.Setenv("LANG", "de_CH.UTF-8")

@@ -18,7 +18,7 @@ func exists(dir, name string) func() bool {
 	}
 }
 
-// socketDir is a directory with a short name, as sockets need it.
+// socketDir returns a directory with a short path, which sockets need.
 func socketDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "s") //nolint:usetesting // its names are long
@@ -29,7 +29,7 @@ func socketDir(t *testing.T) string {
 	return dir
 }
 
-// runs reports whether a process is there, and not a zombie.
+// runs reports whether a process exists and is not a zombie.
 func runs(pid int) bool {
 	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
@@ -39,7 +39,7 @@ func runs(pid int) bool {
 	return !strings.HasPrefix(state, "Z")
 }
 
-// quick makes a plugin restart soon, however often it crashes.
+// quick makes a plugin restart its program soon after every crash.
 func quick(cfg driver.PluginConfig) driver.PluginConfig {
 	cfg.MinDelay, cfg.MaxDelay, cfg.MaxCrashes = time.Millisecond, 5*time.Millisecond, 1000
 	return cfg

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/driver/driverpb"
 )
 
-// Kind says how one kind of driver, whose Go interface is D, is spoken to when it
-// runs as a program. A component has one, which its workers and the programs of
+// Kind describes how a worker calls a kind of driver, whose Go interface is D, if the driver is
+// a program. A component has one Kind, which its workers and the programs of
 // vendors share:
 //
 //	var Kind = driver.Kind[Driver]{
@@ -21,36 +21,36 @@ import (
 //		},
 //	}
 //
-// server and client turn Go's types into messages and back, no more: errors,
-// deadlines, cancellation and the request of package reqctx cross by themselves.
+// server and client only convert between Go's types and messages. The package itself carries errors,
+// deadlines, cancellation and the request of package reqctx.
 type Kind[D Driver] struct {
-	// Name is lower-case, such as "volume": the driver acme is the program
+	// Name is the kind's name in lower case, such as "volume". The program of its driver acme is
 	// armature-volume-acme.
 	Name string
-	// Protocol is the version of the kind's protocol that this build speaks, from
-	// 1. It changes when a program built before would be misunderstood; a new
-	// method, field or capability does not change it.
+	// Protocol is the version of the kind's protocol in this build, from
+	// 1. Increase it when older programs would misunderstand the worker. A new
+	// method, field or capability is no reason.
 	Protocol int
-	// Register registers the kind's services, implemented by d. It calls nothing
-	// of d, which is nil when only the services' names are asked for.
+	// Register registers the kind's services, implemented by d. It must call no method
+	// of d, because d is nil if only the services' names are needed.
 	Register func(s grpc.ServiceRegistrar, d D)
-	// Client returns a driver that makes its calls on c. protocol is Kind.Protocol
-	// or the version before it: workers drive programs of both. Its Info and Close
-	// are those of Remote(c).
+	// Client returns a driver that makes its calls on c. protocol is the program's: Kind.Protocol
+	// or the version before it, because workers can use programs of both. Info and Close of the driver
+	// must be those of Remote(c).
 	Client func(c grpc.ClientConnInterface, protocol int) D
 }
 
 var plainName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]*$`)
 
-// check panics at what is a programmer's error.
+// check panics if a field is missing or wrong, which is a programmer's error.
 func (k *Kind[D]) check() {
 	if !plainName.MatchString(k.Name) || k.Protocol < 1 || k.Register == nil || k.Client == nil {
-		panic("driver: a kind needs a lower-case name, a protocol from 1, Register and Client")
+		panic("driver: a Kind needs a Name in lower case, a Protocol of 1 or more, Register and Client")
 	}
 }
 
-// Remote returns, of a driver behind c, the part that all drivers have. If c is
-// what a [Plugin] gave to Kind.Client, its Close ends the program as [Plugin.Close]
+// Remote returns the methods of [Driver] of the driver behind c. If c is
+// the connection that a [Plugin] has given to Kind.Client, Close ends the program as [Plugin.Close]
 // does.
 func Remote(c grpc.ClientConnInterface) Driver { return remote{driverpb.NewDriverClient(c), c} }
 

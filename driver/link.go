@@ -13,21 +13,20 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// link is the connection to whichever process runs now. It is the
-// grpc.ClientConnInterface that Kind.Client is given, so that what that returns
-// outlives every process.
+// link is the connection to the process that runs now. Kind.Client gets it as its
+// grpc.ClientConnInterface, so the driver that Kind.Client returns stays usable when the program is restarted.
 type link struct {
 	name    string
 	observe func(method string, took time.Duration, err error) // or nil
-	check   func() error                                       // why conn is nil
-	end     func(context.Context) error
+	check   func() error                                       // returns the reason why conn is nil
+	end     func(context.Context) error                        // closes the driver, as supervisor.close
 
-	conn atomic.Pointer[grpc.ClientConn] // nil while there is none
+	conn atomic.Pointer[grpc.ClientConn] // nil while no program can be called
 
-	shut   atomic.Bool
-	n      atomic.Int64  // calls that are under way
-	idle   chan struct{} // told when n becomes 0 once shut is set
-	cut    chan struct{} // closed: streams end
+	shut   atomic.Bool   // set by drain
+	n      atomic.Int64  // running calls
+	idle   chan struct{} // gets an element when n becomes 0 after shut was set
+	cut    chan struct{} // closed to cancel streams
 	cutOne sync.Once
 }
 
@@ -37,8 +36,8 @@ func newLink(name string, observe func(string, time.Duration, error)) *link {
 
 func (l *link) close() error { return l.end(context.Background()) }
 
-// begin returns the connection for one call, which end follows, or an error with
-// code Unavailable.
+// begin returns the connection for one call, or an error with
+// code Unavailable. Call ended after the call.
 func (l *link) begin() (*grpc.ClientConn, error) {
 	l.n.Add(1)
 	c := l.conn.Load()
@@ -51,11 +50,12 @@ func (l *link) begin() (*grpc.ClientConn, error) {
 		if err := l.check(); err != nil {
 			return nil, err
 		}
-		return nil, fault.New(fault.Unavailable, "driver %s is being restarted", l.name) // it is up by now
+		return nil, fault.New(fault.Unavailable, "driver %s is being restarted", l.name) // the program was restarted between Load and check
 	}
 	return c, nil
 }
 
+// ended notes the end of a call.
 func (l *link) ended() {
 	if l.n.Add(-1) == 0 && l.shut.Load() {
 		select {
@@ -65,7 +65,7 @@ func (l *link) ended() {
 	}
 }
 
-// drain takes no more calls, cuts off streams, and waits for the calls under way
+// drain refuses new calls, cancels streams, and waits for running calls
 // until ctx ends.
 func (l *link) drain(ctx context.Context) {
 	l.shut.Store(true)
@@ -106,7 +106,7 @@ func (l *link) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 		}
 		return nil, err
 	}
-	defer l.ended() // a stream that runs is cut off, not waited for
+	defer l.ended() // drain cancels streams and does not wait for them
 	s := &clientStream{link: l, method: method, began: began, user: ctx, many: desc.ServerStreams}
 	ctx, s.cancel = context.WithCancel(outgoing(ctx))
 	go func() {
@@ -129,14 +129,14 @@ type clientStream struct {
 	link   *link
 	method string
 	began  time.Time
-	user   context.Context //nolint:containedctx // the caller's, for the errors of the stream
+	user   context.Context //nolint:containedctx // the caller's context, which explains errors of the stream
 	cancel context.CancelFunc
 	out    outcome
 	once   sync.Once
-	many   bool // answers
+	many   bool // the driver sends more than one reply
 }
 
-// finish maps the error that ends the stream, and frees it.
+// finish ends the stream and returns the error with a fault code. io.EOF is returned as it is.
 func (s *clientStream) finish(err error) error {
 	s.cancel()
 	if !errors.Is(err, io.EOF) {
@@ -149,28 +149,28 @@ func (s *clientStream) finish(err error) error {
 	}
 	s.once.Do(func() {
 		if s.link.observe != nil {
-			told := err
+			observed := err
 			if errors.Is(err, io.EOF) {
-				told = nil
+				observed = nil
 			}
-			s.link.observe(s.method, time.Since(s.began), told)
+			s.link.observe(s.method, time.Since(s.began), observed)
 		}
 	})
 	return err
 }
 
-// RecvMsg implements grpc.ClientStream. io.EOF is the end without an error.
+// RecvMsg implements grpc.ClientStream. io.EOF means the end of the stream without an error.
 func (s *clientStream) RecvMsg(m any) error {
 	if err := s.ClientStream.RecvMsg(m); err != nil {
 		return s.finish(err)
 	}
 	if !s.many {
-		_ = s.finish(io.EOF) // there is no second one
+		_ = s.finish(io.EOF) // the driver sends one reply only
 	}
 	return nil
 }
 
-// SendMsg implements grpc.ClientStream. io.EOF says that RecvMsg has the error.
+// SendMsg implements grpc.ClientStream. io.EOF means that the stream has ended, and that RecvMsg returns the error.
 func (s *clientStream) SendMsg(m any) error {
 	if err := s.ClientStream.SendMsg(m); err != nil {
 		if errors.Is(err, io.EOF) {

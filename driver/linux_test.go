@@ -7,7 +7,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// stopSelf makes the whole process hang, as a debugger or a dead disk does. The
+// stopSelf makes the whole process hang, as a debugger or a failed disk would. The
 // signal takes effect late.
 func stopSelf() error {
 	if err := syscall.Kill(syscall.Getpid(), syscall.SIGSTOP); err != nil {

@@ -14,33 +14,33 @@ import (
 )
 
 const (
-	// maxLine is the length of a program's line of log beyond which it is cut, in
-	// bytes.
+	// maxLine is the maximum length of a log line of a program, in bytes. A longer line is
+	// cut.
 	maxLine = 16 << 10
-	// maxLines is how many lines a second of one program reach the log. What is
-	// beyond is counted, not logged.
+	// maxLines is the maximum number of lines of one program that are logged in a second. More lines are
+	// counted, and not logged.
 	maxLines = 1000
-	// maxTail is how many of its last lines an error tells.
+	// maxTail is the number of last lines that an error has.
 	maxTail = 5
 )
 
-// programLog turns what a program writes into records of a logger. It takes all
-// that is written at once, so that a program never waits for its log.
+// programLog turns the output of a program into log records. It always reads at once, so that
+// a program never waits for its log.
 type programLog struct {
 	log *slog.Logger
-	ctx context.Context //nolint:containedctx // nobody's: a line of log belongs to no call
+	ctx context.Context //nolint:containedctx // without values: a log line of a program belongs to no call
 
 	mu      sync.Mutex
-	half    []byte // a line that has no end yet
-	cut     bool   // of half, the end was dropped
-	tail    []string
-	panics  bool      // tail ends with what a Go program dies of
-	second  time.Time // that lines counts
-	lines   int
-	dropped int
+	half    []byte    // the begin of a line whose end is not written yet
+	cut     bool      // the line was longer than maxLine
+	tail    []string  // the last lines
+	panics  bool      // tail ends with the message of a panic
+	second  time.Time // when the second of lines began
+	lines   int       // lines in this second
+	dropped int       // lines that were not logged
 }
 
-// Write takes a part of the program's output. It never fails.
+// Write logs the lines of a part of the program's output. It never returns an error.
 func (l *programLog) Write(b []byte) (int, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -63,21 +63,22 @@ func (l *programLog) Write(b []byte) (int, error) {
 	}
 }
 
-// close logs a last line without an end, and what was dropped.
+// close logs a last line without a line break, and the number of dropped lines.
 func (l *programLog) close() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.flush()
-	l.tellDropped()
+	l.logDropped()
 }
 
-// last returns the last lines, for an error's text.
+// last returns the last lines, for the text of an error.
 func (l *programLog) last() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return strings.Join(l.tail, "; ")
 }
 
+// flush logs the line in half, and clears half.
 func (l *programLog) flush() {
 	line := string(bytes.TrimSpace(bytes.ToValidUTF8(l.half, []byte("\uFFFD"))))
 	if l.cut {
@@ -88,14 +89,14 @@ func (l *programLog) flush() {
 		return
 	}
 	level, msg, attrs := parseLine(line)
-	if !l.panics { // the stack says less
+	if !l.panics { // the stack after a panic's message says less than the lines before it
 		if l.tail = append(l.tail, msg); len(l.tail) > maxTail {
 			l.tail = slices.Delete(l.tail, 0, 1)
 		}
 		l.panics = strings.HasPrefix(msg, "panic: ") || strings.HasPrefix(msg, "fatal error: ")
 	}
 	if now := time.Now(); now.Sub(l.second) >= time.Second {
-		l.tellDropped()
+		l.logDropped()
 		l.second, l.lines = now, 0
 	}
 	if l.lines++; l.lines > maxLines {
@@ -105,38 +106,30 @@ func (l *programLog) flush() {
 	l.log.LogAttrs(l.ctx, level, msg, attrs...)
 }
 
-func (l *programLog) tellDropped() {
+// logDropped logs the number of dropped lines, if there are any.
+func (l *programLog) logDropped() {
 	if l.dropped > 0 {
-		l.log.WarnContext(l.ctx, "the driver's program writes too much: lines were dropped", "dropped", l.dropped, "limit_per_second", maxLines)
+		l.log.WarnContext(l.ctx, "driver program logs too much, lines dropped", "dropped", l.dropped, "limit_per_second", maxLines)
 	}
 	l.dropped = 0
 }
 
-// parseLine reads a line of JSON as log/slog, HashiCorp's hclog and Python's
-// loggers write it; every other line is its own message.
+// parseLine parses a line of JSON in the form of log/slog, of HashiCorp's hclog, or of Python's
+// loggers. Any other line is the message itself.
 func parseLine(line string) (slog.Level, string, []slog.Attr) {
 	var fields map[string]any
 	if line[0] != '{' || json.Unmarshal([]byte(line), &fields) != nil {
 		return plainLevel(line), line, nil
 	}
-	text := func(keys ...string) (found string) {
-		for _, k := range keys {
-			if s, ok := fields[k].(string); ok && found == "" {
-				found = s
-				delete(fields, k)
-			}
-		}
-		return found
-	}
-	level, known := levels[strings.ToLower(text("level", "@level", "levelname"))]
+	level, known := levels[strings.ToLower(removeText(fields, "level", "@level", "levelname"))]
 	if !known {
 		level = slog.LevelInfo
 	}
-	msg := text("msg", "@message", "message")
+	msg := removeText(fields, "msg", "@message", "message")
 	if msg == "" {
 		return level, line, nil
 	}
-	text("time", "@timestamp", "timestamp") // the record has one
+	removeText(fields, "time", "@timestamp", "timestamp") // the record gets a time of its own
 	attrs := make([]slog.Attr, 0, len(fields))
 	for _, k := range slices.Sorted(maps.Keys(fields)) {
 		v := fields[k]
@@ -151,13 +144,29 @@ func parseLine(line string) (slog.Level, string, []slog.Attr) {
 	return level, msg, attrs
 }
 
+// removeText removes the first of the keys that has a text from the fields, and returns the text, or "".
+func removeText(fields map[string]any, keys ...string) string {
+	for _, k := range keys {
+		s, ok := fields[k].(string)
+		if ok {
+			delete(fields, k)
+		}
+		if s != "" {
+			return s
+		}
+	}
+	return ""
+}
+
+// levels are the names of levels that programs use.
 var levels = map[string]slog.Level{
 	"trace": slog.LevelDebug, "debug": slog.LevelDebug, "info": slog.LevelInfo,
 	"warn": slog.LevelWarn, "warning": slog.LevelWarn,
 	"error": slog.LevelError, "critical": slog.LevelError, "fatal": slog.LevelError,
 }
 
-// plainLevel is Error for the beginning of what a program dies of.
+// plainLevel returns the level of a line that is not JSON: ERROR for the message of a panic or of a Python exception, else
+// INFO.
 func plainLevel(line string) slog.Level {
 	for _, p := range []string{"panic: ", "fatal error: ", "Traceback "} {
 		if strings.HasPrefix(line, p) {
@@ -167,7 +176,7 @@ func plainLevel(line string) slog.Level {
 	return slog.LevelInfo
 }
 
-// quote shows what a program wrote in an error's text, short and printable.
+// quote returns a program's text for an error: printable, in quotes, and at most 200 bytes of it.
 func quote(s string) string {
 	if len(s) > 200 {
 		s = s[:200] + "..."

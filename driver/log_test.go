@@ -12,8 +12,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestLog: what a program logs is in the worker's log, and no amount of it holds
-// up the worker or the program.
+// TestLog: the log of a program is in the worker's log, and even a flood of lines does not block
+// the worker or the program.
 func TestLog(t *testing.T) {
 	t.Parallel()
 	var log logBuffer
@@ -43,7 +43,7 @@ func TestLog(t *testing.T) {
 	if err := p.Close(t.Context()); err != nil {
 		t.Error(err)
 	}
-	waittest.Until(t, "the count of what was dropped", log.has("lines were dropped"))
+	waittest.Until(t, "the number of dropped lines", log.has("lines dropped"))
 	if n := log.lines(); n > 50_000 {
 		t.Errorf("%d lines of 200,000 are in the log", n)
 	}

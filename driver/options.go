@@ -29,19 +29,19 @@ import (
 //		return nil, err
 //	}
 //
-// A field is a string, bool, int, float64 or [time.Duration] (seconds, or a form such as 1m30s). The
-// values may be text, as all values of a configuration file are, or JSON's own. A field that has no
-// option keeps its value. A map[string]string field whose tag ends with an asterisk, such as
-// "label_*", takes every option that begins so, by the rest of its name.
+// A field is a string, bool, int, float64 or [time.Duration] (seconds, or a form such as 1m30s). A
+// value may be a text, as all values of a configuration file are, or a JSON boolean or number. A field whose option is
+// not set keeps its value. A map[string]string field whose tag ends with an asterisk, such as
+// "label_*", has every option whose name begins with the text before the asterisk; its keys are the rests of the names.
 //
 // An option that the struct does not have, or a value that is not of the field's type, is an error
-// with code Invalid that names the option, also as Meta["option"]: a misspelt option must not be without
-// effect in silence. ParseOptions panics if into is not as described: a programmer's error.
+// with code Invalid. The error has the option's name in its text and as Meta["option"]. A misspelled option is never
+// ignored. ParseOptions panics if into is not as described, which is a programmer's error.
 func ParseOptions(options json.RawMessage, into any) error {
 	var given map[string]json.RawMessage
 	if len(options) > 0 {
 		if err := json.Unmarshal(options, &given); err != nil {
-			return fault.New(fault.Invalid, "options: they are not a JSON object: %w", err)
+			return fault.New(fault.Invalid, "the driver's options are not a JSON object: %w", err)
 		}
 	}
 	names, families := optionFields(into)
@@ -56,7 +56,7 @@ func ParseOptions(options json.RawMessage, into any) error {
 			}
 			continue
 		}
-		if !takeFamily(families, name, value) {
+		if !addToFamily(families, name, value) {
 			return optionError(name, "no such option"+nearest(name, names, families))
 		}
 	}
@@ -98,10 +98,11 @@ func optionFields(into any) (names, families map[string]reflect.Value) {
 	return names, families
 }
 
-// optionKinds are those of fields; a time.Duration is an Int64.
+// optionKinds are the kinds of fields; a time.Duration is an Int64.
 var optionKinds = []reflect.Kind{reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64}
 
-func takeFamily(families map[string]reflect.Value, name, value string) bool {
+// addToFamily adds an option to the family that it belongs to, and returns false if it belongs to none.
+func addToFamily(families map[string]reflect.Value, name, value string) bool {
 	for prefix, f := range families {
 		rest, ok := strings.CutPrefix(name, prefix)
 		if !ok || rest == "" {
@@ -116,7 +117,7 @@ func takeFamily(families map[string]reflect.Value, name, value string) bool {
 	return false
 }
 
-// nearest names the option that may be meant.
+// nearest returns a clause with the most similar option, for the error of an unknown one.
 func nearest(name string, names, families map[string]reflect.Value) string {
 	known := slices.Collect(maps.Keys(names))
 	for prefix := range families {
@@ -125,7 +126,7 @@ func nearest(name string, names, families map[string]reflect.Value) string {
 	return text.Nearest(name, slices.Values(known))
 }
 
-// optionText returns a value as a configuration file has it.
+// optionText returns a JSON value in the form of a configuration file.
 func optionText(raw json.RawMessage) (string, error) {
 	var v any
 	if err := json.Unmarshal(raw, &v); err != nil {
@@ -173,7 +174,7 @@ func assignOption(f reflect.Value, value string) error {
 	return nil
 }
 
-// parseSeconds reads "90", "0.5" (seconds) and "1m30s".
+// parseSeconds parses "90" and "0.5", which are seconds, and "1m30s".
 func parseSeconds(value string) (time.Duration, error) {
 	if n, err := strconv.ParseFloat(value, 64); err == nil {
 		if ns := n * float64(time.Second); math.Abs(ns) < math.MaxInt64 { // false for NaN
@@ -188,7 +189,7 @@ func parseSeconds(value string) (time.Duration, error) {
 	return d, nil
 }
 
-// pluginOptions are those options of a driver's section that are the worker's.
+// pluginOptions are the options of a driver's section that are for the worker and not for the driver.
 type pluginOptions struct {
 	SHA256       string        `option:"plugin_sha256"`
 	User         string        `option:"plugin_user"`
@@ -198,22 +199,22 @@ type pluginOptions struct {
 	StartTimeout time.Duration `option:"plugin_start_timeout"`
 }
 
-// mistyped is how many bytes a name may differ from that of an option that may be meant.
-const mistyped = 2
+// maxTypos is the distance, in bytes, up to which a name is similar to an option of the worker.
+const maxTypos = 2
 
-// Configure sets c as the section of a driver in a configuration file says. The options plugin_sha256,
+// Configure sets c from the section of a driver in a configuration file. The options plugin_sha256,
 // plugin_user, plugin_max_files, plugin_max_memory_mib, plugin_max_crashes and plugin_start_timeout
-// (seconds, or a form such as 1m) set the fields of these names; all other options are the driver's own
-// and become Options, over those that Options has.
+// (seconds, or a form such as 1m) set the fields of these names. All other options are the driver's own
+// and are added to Options, where they override options of the same name.
 //
-// The error has code Invalid and names the option, also as Meta["option"]: a value that is empty, negative or not of the
-// option's type, and a name that begins with plugin_ or looks like such an option and is not one. An
-// option that protects, such as the checksum, is never without effect in silence.
+// Errors have code Invalid, and the option's name in the text and as Meta["option"]: a value is empty, negative or not of
+// the option's type; or a name is unknown and begins with plugin_, or is similar to one of the options above. So a
+// misspelled option that protects, such as the checksum, is never ignored.
 func (c *PluginConfig) Configure(section map[string]string) error {
 	own := map[string]any{}
 	if len(c.Options) > 0 {
 		if err := json.Unmarshal(c.Options, &own); err != nil {
-			return fault.New(fault.Invalid, "options: they are not a JSON object: %w", err)
+			return fault.New(fault.Invalid, "the driver's options are not a JSON object: %w", err)
 		}
 	}
 	p := pluginOptions{c.SHA256, c.User, c.MaxFiles, c.MaxMemoryMiB, c.MaxCrashes, c.StartTimeout}
@@ -221,25 +222,15 @@ func (c *PluginConfig) Configure(section map[string]string) error {
 	for _, name := range slices.Sorted(maps.Keys(section)) {
 		value := section[name]
 		f, ours := names[name]
-		if !ours {
-			if meant(name, names) {
-				return optionError(name, "no such option"+nearest(name, names, nil))
-			}
-			own[name] = value
-			continue
-		}
-		err := assignOption(f, value)
 		switch {
-		case err != nil:
-		case value == "":
-			err = errors.New("is empty; without a value leave the option out")
-		case f.CanInt() && (f.Int() < 0 || f.Int() == 0 && (name == "plugin_start_timeout" || name == "plugin_max_crashes")):
-			err = errors.New("is too small")
-		case name == "plugin_sha256":
-			err = checkSum(value)
-		}
-		if err != nil {
-			return optionError(name, strconv.Quote(value)+" "+err.Error())
+		case ours:
+			if err := assignPluginOption(f, name, value); err != nil {
+				return optionError(name, strconv.Quote(value)+" "+err.Error())
+			}
+		case isSimilar(name, names):
+			return optionError(name, "no such option"+nearest(name, names, nil))
+		default:
+			own[name] = value
 		}
 	}
 	options, err := json.Marshal(own)
@@ -251,14 +242,30 @@ func (c *PluginConfig) Configure(section map[string]string) error {
 	return nil
 }
 
-// meant reports whether a name may be meant for one of the worker's options.
-func meant(name string, names map[string]reflect.Value) bool {
+// assignPluginOption sets and checks a field of pluginOptions. The error is a predicate without the value.
+func assignPluginOption(f reflect.Value, name, value string) error {
+	if err := assignOption(f, value); err != nil {
+		return err
+	}
+	switch {
+	case value == "":
+		return errors.New("is empty; without a value leave the option out")
+	case f.CanInt() && (f.Int() < 0 || f.Int() == 0 && (name == "plugin_start_timeout" || name == "plugin_max_crashes")):
+		return errors.New("is too small")
+	case name == "plugin_sha256":
+		return checkSum(value)
+	}
+	return nil
+}
+
+// isSimilar reports whether an unknown name may be a misspelling of one of the worker's options.
+func isSimilar(name string, names map[string]reflect.Value) bool {
 	name = strings.ToLower(strings.ReplaceAll(name, "-", "_"))
 	if strings.HasPrefix(name, "plugin_") {
 		return true
 	}
 	for known := range names {
-		if text.Distance(name, known) <= mistyped {
+		if text.Distance(name, known) <= maxTypos {
 			return true
 		}
 	}
@@ -267,7 +274,7 @@ func meant(name string, names map[string]reflect.Value) bool {
 
 var sum = regexp.MustCompile(`^[0-9A-Fa-f]{64}$`)
 
-// checkSum judges a SHA-256 before it is compared.
+// checkSum returns an error if s does not have the form of a SHA-256.
 func checkSum(s string) error {
 	if !sum.MatchString(s) {
 		return errors.New("is not a SHA-256: 64 hexadecimal digits, as sha256sum prints them")

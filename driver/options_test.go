@@ -24,8 +24,8 @@ type acmeOptions struct {
 	Other int
 }
 
-// TestParseOptions: the options of a driver are taken by their exact names; any other name is an error
-// with the name and the nearest one, and an error never shows a value.
+// TestParseOptions: options are assigned by their exact names; any other name is an error
+// with the name and the nearest one, and an error never has a value.
 func TestParseOptions(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -46,7 +46,7 @@ func TestParseOptions(t *testing.T) {
 		{"not a time", `{"wait":"1e300"}`, acmeOptions{}, "option wait: is out of range"},
 		{"not a number", `{"ratio":"NaN"}`, acmeOptions{}, "option ratio: is not a number"},
 		{"a list", `{"dir":["/x"]}`, acmeOptions{}, "option dir: is neither a text"},
-		{"not an object", `["dir"]`, acmeOptions{}, "options: they are not a JSON object"},
+		{"not an object", `["dir"]`, acmeOptions{}, "the driver's options are not a JSON object"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -65,7 +65,7 @@ func TestParseOptions(t *testing.T) {
 	}
 }
 
-// TestConfigure: a section's options of the worker's are taken or refused; none is without effect.
+// TestConfigure: an option for the worker is applied or refused; none is ignored.
 func TestConfigure(t *testing.T) {
 	t.Parallel()
 	sum := strings.Repeat("0a", 32)

@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestNoOrphan: a program ends with its worker, however that ends.
+// TestNoOrphan: a program ends with its worker, even if the worker is killed.
 func TestNoOrphan(t *testing.T) {
 	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
@@ -60,8 +60,8 @@ func startWorker(t *testing.T, env ...string) (*exec.Cmd, int) {
 	return nil, 0
 }
 
-// TestSocketsOfKilled: the folder of a service that was killed is removed at the next start, that of one that
-// lives is not.
+// TestSocketsOfKilled: the folder of a killed service is removed at the next start; that of a running service
+// is not.
 func TestSocketsOfKilled(t *testing.T) {
 	t.Parallel()
 	programs, sockets := install(t, "good"), socketDir(t)

@@ -19,55 +19,55 @@ import (
 // PluginConfig configures a driver's program and its supervision.
 type PluginConfig struct {
 	// Program is a name, such as "acme" for the program armature-volume-acme in
-	// Dir, or an absolute path. Required, except for [Registry.New].
+	// Dir, or an absolute path. Required, except for [Registry.New], which sets it.
 	Program string
-	// Args are given to the program.
+	// Args are the program's arguments. Default: none.
 	Args []string
-	// Dir is where drivers' programs are installed. The program, each folder of its path and
+	// Dir is the directory in which drivers' programs are installed. The program, each folder of its path and
 	// each symbolic link in it must belong to root or to the user of this process, and no other
 	// user may be able to write there; in a sticky folder, such as /tmp, others may add files.
 	Dir string
-	// Options are the driver's own: a JSON object, or nil. They go over the
-	// connection, so a list of processes does not show them.
+	// Options are the driver's own: a JSON object, or nil. They are sent over the
+	// connection, so they are not visible in a list of processes.
 	Options json.RawMessage
-	// SHA256, if set, is the checksum that the program must have: 64 hexadecimal digits. It
-	// is compared before each start, with the file that is executed.
+	// SHA256 is the checksum that the program must have, as 64 hexadecimal digits. It
+	// is compared before each start with the file that is executed. Empty: the checksum is not compared.
 	SHA256 string
-	// Env is added to the program's environment, as KEY=value. Of the worker's own,
-	// which may hold passwords, it inherits PATH, HOME, LANG, LC_ALL, TZ and TMPDIR.
+	// Env is added to the program's environment, each as KEY=value. Of the worker's own environment,
+	// which may contain passwords, the program inherits only PATH, HOME, LANG, LC_ALL, TZ and TMPDIR.
 	Env []string
-	// User, if set, is the name of the user that the program runs as. It requires
-	// root and Linux.
+	// User is the name of the user as which the program runs. It requires
+	// root and Linux. Empty: the user of this process.
 	User string
-	// MaxFiles limits how many files the program has open, and MaxMemoryMiB its
-	// private writable memory (RLIMIT_DATA), in MiB. 0 is no limit. Linux only.
+	// MaxFiles is the maximum number of open files of the program, and MaxMemoryMiB the maximum of its
+	// private writable memory (RLIMIT_DATA), in MiB. 0: no limit. Linux only.
 	MaxFiles, MaxMemoryMiB int
-	// SocketDir is where a directory for the program's socket is made. Default: the
+	// SocketDir is the directory in which a folder for the program's socket is made. Default: the
 	// directory of temporary files.
 	SocketDir string
 
-	// StartTimeout limits a start, until the driver is open. Default 30 s.
+	// StartTimeout is the maximum duration of a start, until the driver is open. Default 30 s.
 	StartTimeout time.Duration
 	// PingEvery is the time between heartbeats of a running program, and PingTimeout the
 	// heartbeat timeout: a program without a heartbeat for so long hangs, and is killed and
 	// restarted. Defaults 5 s and 10 s.
 	PingEvery, PingTimeout time.Duration
-	// CloseTimeout limits a Close whose context has no deadline. Default 10 s.
+	// CloseTimeout is the maximum duration of a Close whose context has no deadline. Default 10 s.
 	CloseTimeout time.Duration
 	// MinDelay and MaxDelay bound the back-off before a restart. The delay is random: up to
 	// MinDelay after the first crash within CrashWindow, up to twice as long after each further
 	// one, and MaxDelay at most. Defaults 100 ms and 30 s.
 	MinDelay, MaxDelay time.Duration
 	// After more than MaxCrashes crashes within CrashWindow the circuit opens: the
-	// program is started again after Cooldown. Defaults 5, 1 min and 1 min.
+	// state is Broken, and the program is restarted after Cooldown. Defaults 5, 1 min and 1 min.
 	MaxCrashes            int
 	CrashWindow, Cooldown time.Duration
 
-	// Observe, if set, is called after each call and each stream, with the method's full
-	// name in gRPC, the duration, and the error. It is called by many goroutines, and
-	// the call returns when it returns.
+	// Observe is called after each call and each stream, with the method's full
+	// name in gRPC, the duration, and the error. It must be safe for concurrent use, and should not block,
+	// because the call returns after it. Nil: it is not called.
 	Observe func(method string, took time.Duration, err error)
-	// Logger gets the program's log, and starts and ends of the program. Default: slog.Default.
+	// Logger gets the program's log, and a line for each start and end of the program. Default: slog.Default.
 	Logger *slog.Logger
 }
 
@@ -118,13 +118,13 @@ const (
 // Status describes a plugin.
 type Status struct {
 	State State
-	// PID is the number of the program's process, 0 without a process.
+	// PID is the id of the program's process, 0 without a process.
 	PID int
-	// Since is when State began.
+	// Since is the time at which State began.
 	Since time.Time
-	// Restarts counts the restarts.
+	// Restarts is the number of restarts.
 	Restarts int
-	// Err is why the program ended, or did not start, the last time. Nil: it has neither
+	// Err is the last reason why the program ended or did not start. Nil: it has neither
 	// ended nor failed to start.
 	Err error
 	// Next is the time of the next start, if the program is down.
@@ -136,23 +136,24 @@ type Status struct {
 // concurrent use.
 type Plugin[D Driver] struct {
 	launch func(context.Context) (D, *supervisor, error)
-	closed chan struct{} // when Close has ended
+	closed chan struct{} // closed when Close has ended
 
 	starting chan struct{} // has an element while a Start runs
 
 	mu      sync.Mutex
 	d       D
 	started bool
-	sup     *supervisor // nil: in this process, or not started
+	sup     *supervisor // nil: a driver in this process, or not started
 	since   time.Time
 	closing bool
-	abort   context.CancelFunc // of a start that is under way
+	abort   context.CancelFunc // cancels a running start
 	err     error              // of Close
 }
 
-// New returns a plugin for a driver's program. It starts nothing, and finds every error that can be found without a
-// start. The error names the program: NotFound if it does not exist, Invalid if it is not an executable file or a field
-// of cfg is wrong, Denied if its checksum differs or another user could replace it.
+// New returns a plugin for a driver's program. It starts nothing, and returns every error that can be found without a
+// start. The error has the program's path. NotFound: the program does not exist. Invalid: it is not an executable file,
+// or a field of cfg is wrong. Denied: its checksum differs, or another user could replace it. New panics if k is
+// incomplete.
 func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
 	cfg.setDefaults()
@@ -174,7 +175,7 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = f.Close() // it was only read
+	_ = f.Close() // the file was only read
 	protocols := []int{k.Protocol}
 	if k.Protocol > 1 {
 		protocols = append(protocols, k.Protocol-1)
@@ -210,18 +211,19 @@ func startNew[D Driver](ctx context.Context, p *Plugin[D]) (*Plugin[D], error) {
 }
 
 // Start starts the driver, and returns when it is open. From then on its program is restarted whenever it
-// ends or hangs, until Close. ctx bounds the start only. Start on a started driver has no effect.
+// ends or hangs, until Close. The end of ctx cancels the start only. Start on a started driver has no effect.
 //
-// Errors: those of the driver's own open function. For a program also those of [New]; Invalid if it is not a driver of
-// this kind and protocol; Timeout if it does not start in time. After an error nothing is left running, and Start may be
-// called again. Precondition: the plugin is closed.
+// Start returns the error of the driver's own open function. For a program it also returns the errors of [New], Invalid
+// if the program is not a driver of this kind and protocol, and Timeout if it does not start within StartTimeout or
+// before the deadline of ctx. After an error no process is left, and Start may be called again. Precondition: the plugin
+// is closed.
 //
-// The program never outlives this process, however this process ends.
+// The program never outlives this process, even if this process is killed.
 func (p *Plugin[D]) Start(ctx context.Context) error {
 	select {
 	case p.starting <- struct{}{}:
 	case <-ctx.Done():
-		return fault.New(fault.CodeOf(ctx.Err()), "another start of the driver goes on: %w", ctx.Err())
+		return fault.New(fault.CodeOf(ctx.Err()), "wait for another start of the driver: %w", ctx.Err())
 	}
 	defer func() { <-p.starting }()
 	ctx, cancel := context.WithCancel(ctx)
@@ -270,8 +272,8 @@ func (p *Plugin[D]) Status() Status {
 	return Status{State: Up, Since: p.since}
 }
 
-// Check is for readiness. It returns nil if the driver can be called. Otherwise the error is Unavailable, with the reason
-// and the time until the next start. Check does not block.
+// Check is a readiness check. It returns nil if the driver can be called. Otherwise the error is Unavailable, with the
+// reason and the time until the next start. Check does not block.
 func (p *Plugin[D]) Check(context.Context) error {
 	p.mu.Lock()
 	sup := p.sup
@@ -285,8 +287,9 @@ func (p *Plugin[D]) Check(context.Context) error {
 	return nil
 }
 
-// Close waits for running calls, cancels streams, closes the driver and ends its program, all within ctx. When ctx ends
-// first, the program is killed, and the error says so. What the driver manages outside of its process stays as it is. A
+// Close waits for running calls, cancels streams, closes the driver and ends its program. When ctx ends
+// first, the program is killed, and the error says so; a driver in this process is abandoned after another second. The
+// objects that the driver manages outside of its process stay as they are. A
 // second Close waits for the first and returns the same error. A plugin that was never started cannot be started after
 // Close.
 func (p *Plugin[D]) Close(ctx context.Context) error {
@@ -309,7 +312,7 @@ func (p *Plugin[D]) Close(ctx context.Context) error {
 	case <-p.closed: // a program is killed when ctx ends, and the error says so
 		return p.err
 	case <-time.After(killTime):
-		return fault.New(fault.CodeOf(ctx.Err()), "the driver was not closed in time, and goes on in this process: %w", ctx.Err())
+		return fault.New(fault.CodeOf(ctx.Err()), "the driver did not close in time, and still runs in this process: %w", ctx.Err())
 	}
 }
 
@@ -332,7 +335,7 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 	}
 }
 
-// Stop is Close.
+// Stop calls Close. With Start and Stop a Plugin is a part of package service.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
 // New returns a plugin for the driver that a configuration names: a registered driver in this process, with cfg.Options,
@@ -377,7 +380,7 @@ func (r *Registry[D]) Validate(k Kind[D], name string, cfg PluginConfig) error {
 	return err
 }
 
-// forProgram returns an error if a field is set that a driver in this process cannot honor.
+// forProgram returns an error if a field is set that has no effect on a driver in this process.
 func (c *PluginConfig) forProgram() error {
 	for _, o := range []struct {
 		name string
@@ -391,13 +394,13 @@ func (c *PluginConfig) forProgram() error {
 		{"plugin_start_timeout", c.StartTimeout != 0},
 	} {
 		if o.set {
-			return optionError(o.name, "it is for a driver that is a program, and this one is built in: remove the option, or name the program by its absolute path")
+			return optionError(o.name, "it is for a driver that is a program, but this one is built in: remove the option, or name the program by its absolute path")
 		}
 	}
 	return nil
 }
 
-// find returns the path of a kind's program.
+// find returns the path of a program of a kind. name is a driver's name or an absolute path.
 func find(kind, name, dir string) (string, error) {
 	prefix := "armature-" + kind + "-"
 	switch {
@@ -406,7 +409,7 @@ func find(kind, name, dir string) (string, error) {
 	case !plainName.MatchString(name):
 		return "", fault.New(fault.Invalid, "%s is neither the name of a driver (lower-case letters, digits, - and _) nor an absolute path", quote(name))
 	case dir == "":
-		return "", fault.New(fault.NotFound, "no %s driver %q: plugin_dir is not set", kind, name)
+		return "", fault.New(fault.NotFound, "%s driver %q does not exist: plugin_dir is not set", kind, name)
 	}
 	dir, err := filepath.Abs(dir)
 	if err != nil {
@@ -418,9 +421,9 @@ func find(kind, name, dir string) (string, error) {
 	}
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return "", fault.New(fault.NotFound, "no %s driver %q: plugin_dir: %w", kind, name, err)
+		return "", fault.New(fault.NotFound, "%s driver %q does not exist: plugin_dir: %w", kind, name, err)
 	}
-	var there []string
+	var there []string // names of drivers
 	for _, e := range entries {
 		if n, ok := strings.CutPrefix(e.Name(), prefix); ok {
 			there = append(there, n)
@@ -430,5 +433,5 @@ func find(kind, name, dir string) (string, error) {
 		there = []string{"none"}
 	}
 	slices.Sort(there)
-	return "", fault.New(fault.NotFound, "no %s driver %q: there is no %s; in that directory: %s", kind, name, path, strings.Join(there, ", "))
+	return "", fault.New(fault.NotFound, "%s driver %q does not exist: %s is missing; in that directory: %s", kind, name, path, strings.Join(there, ", "))
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// TestCalls: what a call carries, and what comes back.
+// TestCalls: the driver gets a call's argument, request and deadline, and the worker gets the result.
 func TestCalls(t *testing.T) {
 	t.Parallel()
 	d := launch(t, driver.PluginConfig{}).Driver()
@@ -31,16 +31,16 @@ func TestCalls(t *testing.T) {
 	if got, err := d.Echo(who, "who"); err != nil || got != "req-1 Zürich [a b]" {
 		t.Errorf("who: %q, %v", got, err)
 	}
-	// The form of package reqctx, and the names that programs of before read.
+	// The form of package reqctx, and the names that older programs read.
 	const onWire = `{"request_id":"req-1","project_id":"Zürich","roles":["a","b"],"id":"req-1"}`
 	if got, err := d.Echo(who, "metadata"); err != nil || got != onWire {
 		t.Errorf("the metadata of a call: %s, %v", got, err)
 	}
 	if got, err := d.Echo(ctx, "metadata"); err != nil || got != "" {
-		t.Errorf("the metadata of a call for no request: %s, %v", got, err)
+		t.Errorf("the metadata of a call without a request: %s, %v", got, err)
 	}
 	if got, err := d.Echo(ctx, "who"); err != nil || got != "  []" {
-		t.Errorf("nobody: %q, %v", got, err)
+		t.Errorf("a call without a request: %q, %v", got, err)
 	}
 	soon, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
@@ -53,7 +53,7 @@ func TestCalls(t *testing.T) {
 	}
 }
 
-// TestErrors: errors keep code, reason and details, and say who made them.
+// TestErrors: errors keep code, reason and details, and have the name of the driver.
 func TestErrors(t *testing.T) {
 	t.Parallel()
 	d := launch(t, driver.PluginConfig{}).Driver()
@@ -87,7 +87,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestContext: the driver sees a cancel and a deadline.
+// TestContext: the driver's context ends by a cancellation and by a deadline.
 func TestContext(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -123,13 +123,13 @@ func options(t testing.TB, o echoOptions) json.RawMessage {
 	return raw
 }
 
-// TestVersions: a worker takes programs of its own protocol and of the one before.
+// TestVersions: a worker accepts programs of its own protocol and of the one before.
 func TestVersions(t *testing.T) {
 	t.Parallel()
 	dir := install(t, "good", "old", "new", "other")
 	for name, want := range map[string]string{
 		"good": "3", "old": "2",
-		"new":   dir + "/armature-echo-new: it speaks protocol 4, and this worker 3 and 2",
+		"new":   dir + "/armature-echo-new: it has protocol 4, but this worker supports only 3 and 2",
 		"other": dir + `/armature-echo-other: it is a driver of the kind "volume", not echo`,
 	} {
 		p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: name, Dir: dir})
@@ -151,8 +151,8 @@ func TestVersions(t *testing.T) {
 	}
 }
 
-// TestClose: calls end, streams are cut off, the driver is closed, and nothing is
-// taken any more.
+// TestClose: running calls end, streams are canceled, the driver is closed, and new calls are
+// refused.
 func TestClose(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -223,7 +223,7 @@ func TestLaunchByName(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"akme":    `no echo driver "akme": there is no ` + dir + `/armature-echo-akme; in that directory: acme, zeta; built in: mem`,
+		"akme":    `echo driver "akme" does not exist: ` + dir + `/armature-echo-akme is missing; in that directory: acme, zeta; built in: mem`,
 		"../acme": `"../acme" is neither the name of a driver (lower-case letters, digits, - and _) nor an absolute path`,
 		"/nil":    `the driver's program /nil: lstat /nil: no such file or directory`,
 	} {
@@ -236,7 +236,7 @@ func TestLaunchByName(t *testing.T) {
 	}
 }
 
-// TestBuiltInTakesNoPin: what only a program can honor is refused for a driver in this process.
+// TestBuiltInTakesNoPin: options that have an effect on a program only are refused for a driver in this process.
 func TestBuiltInTakesNoPin(t *testing.T) {
 	t.Parallel()
 	var drivers driver.Registry[echoer]
@@ -252,6 +252,6 @@ func TestBuiltInTakesNoPin(t *testing.T) {
 		}
 	}
 	if _, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good"), SHA256: "abc"}); fault.CodeOf(err) != fault.Invalid {
-		t.Errorf("a sum that is none: %v, want Invalid", err)
+		t.Errorf("a malformed checksum: %v, want Invalid", err)
 	}
 }

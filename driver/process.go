@@ -39,50 +39,49 @@ import (
 	"github.com/armature-go/armature/internal/tempdir"
 )
 
-// drain is how long what a dead program wrote is waited for: a process that it
-// started may hold its output open for ever.
-const drain = 200 * time.Millisecond
+// outputTimeout is how long the output of a dead program is read at most. A process that the program has
+// started may keep the output open for ever.
+const outputTimeout = 200 * time.Millisecond
 
-// process is one run of a driver's program. It is the runner that go-plugin is
-// given instead of its own, which ends neither programs that hang nor those whose
-// children hold their output, and panics at some lines of log.
+// process is one run of a driver's program. It replaces go-plugin's own runner, which
+// does not end programs that hang or whose children keep the output open, and which
+// panics at some log lines.
 type process struct {
 	cfg       *PluginConfig
 	path      string
-	program   *os.File // at path, which was judged; open until it runs
+	program   *os.File // the checked file at path; open until the program runs
 	protocols []int
 
 	cmd    *exec.Cmd
-	proc   atomic.Pointer[os.Process] // nil until it runs
-	life   *os.File                   // our end of its standard input
-	stdout *io.PipeReader             // the line of the handshake, if it is one
+	proc   atomic.Pointer[os.Process] // nil until the program runs
+	life   *os.File                   // the worker's end of the program's standard input: closing it ends the program
+	stdout *io.PipeReader             // the line of the handshake, if it is valid
 	log    *programLog
 	client *goplugin.Client
-	dir    *tempdir.Dir // where its socket is; nil before it is made
+	dir    *tempdir.Dir // the folder of the socket; nil before it is made
 
 	conn     *grpc.ClientConn
 	protocol int
 
 	exited  chan struct{} // closed when the program has ended
-	status  error         // how, once exited is closed
-	drained chan struct{} // closed when all that it wrote is logged
+	status  error         // how the program has ended; valid once exited is closed
+	drained chan struct{} // closed when the whole output is logged
 
-	mu    sync.Mutex
-	wrong error // why it was ended, or what was wrong with its handshake
+	mu      sync.Mutex
+	failure error // the first argument of fail
 }
 
-// errRefused marks the error of a program that was not started: its file is missing, is not the pinned one, or could
-// be changed by another user.
+// errRefused marks the error of a program that was not started because its file is missing, does not have the checksum,
+// or could be changed by another user.
 var errRefused = errors.New("it was not started")
 
-// start runs the program and opens its driver, within ctx. On an error nothing of
-// it is left.
+// start runs the program and opens its driver before ctx ends. After an error no process and no folder is left.
 func start(ctx context.Context, kind string, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
 	program, err := openProgram(path, cfg.SHA256)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
 	}
-	defer func() { _ = program.Close() }() // it was only read
+	defer func() { _ = program.Close() }() // the file was only read
 	p := &process{
 		cfg: cfg, path: path, program: program, protocols: protocols, log: &programLog{log: log, ctx: context.WithoutCancel(ctx)},
 		exited: make(chan struct{}), drained: make(chan struct{}),
@@ -90,7 +89,7 @@ func start(ctx context.Context, kind string, protocols []int, path string, cfg *
 	late := func() error {
 		ended := ctx.Err()
 		if ended == nil {
-			ended = context.DeadlineExceeded // which gRPC has seen first
+			ended = context.DeadlineExceeded // gRPC's own timer was a little earlier
 		}
 		return fault.New(fault.CodeOf(ended), "it did not start in time: %w", ended)
 	}
@@ -102,11 +101,12 @@ func start(ctx context.Context, kind string, protocols []int, path string, cfg *
 	if err != nil {
 		p.fail(err)
 		p.cleanUp()
-		return nil, p.why(err)
+		return nil, p.explain(err)
 	}
 	return p, nil
 }
 
+// connect starts the program, makes the handshake, and opens the driver.
 func (p *process) connect(ctx context.Context, kind string) error {
 	var err error
 	if p.dir, err = tempdir.Make(p.cfg.SocketDir, socketPrefix); err != nil {
@@ -114,7 +114,7 @@ func (p *process) connect(ctx context.Context, kind string) error {
 	}
 	// A socket's name is p.dir.Path/plugin-dir0123456789/plugin0123456789.
 	if n := len(p.dir.Path) + 2*20; n > maxSocket {
-		return fault.New(fault.Invalid, "socket_dir: %s is too long for the names of sockets: by %d bytes", p.dir.Path, n-maxSocket)
+		return fault.New(fault.Invalid, "socket_dir: %s is %d bytes too long for the path of a socket: use a shorter one", p.dir.Path, n-maxSocket)
 	}
 	conf, cert, err := ownTLS()
 	if err != nil {
@@ -129,13 +129,13 @@ func (p *process) connect(ctx context.Context, kind string) error {
 		HandshakeConfig:  handshake,
 		VersionedPlugins: sets,
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
-		TLSConfig:        conf, // go-plugin's AutoMTLS, but with a key that other libraries than Go's take, too
+		TLSConfig:        conf, // as go-plugin's AutoMTLS, but with a key that TLS libraries of other languages accept, too
 		RunnerFunc: func(_ hclog.Logger, cmd *exec.Cmd, dir string) (runner.Runner, error) {
 			return p, p.prepare(ctx, cmd.Env, dir, cert)
 		},
 		SkipHostEnv:      true,
 		UnixSocketConfig: &goplugin.UnixSocketConfig{TempDir: p.dir.Path},
-		StartTimeout:     2 * p.cfg.StartTimeout, // ours is over before
+		StartTimeout:     2 * p.cfg.StartTimeout, // never reached, because ctx ends first
 		Logger:           hclog.NewNullLogger(),
 		SyncStdout:       log,
 		SyncStderr:       log,
@@ -153,7 +153,7 @@ func (p *process) connect(ctx context.Context, kind string) error {
 	return p.open(ctx, kind)
 }
 
-// open calls the driver's Open.
+// open calls the driver's Open, and checks the kind of the driver.
 func (p *process) open(ctx context.Context, kind string) error {
 	var out outcome
 	resp := new(driverpb.OpenResponse)
@@ -167,12 +167,12 @@ func (p *process) open(ctx context.Context, kind string) error {
 	return nil
 }
 
-// socketPrefix begins the names of the folders of sockets.
+// socketPrefix is the begin of the names of the folders for sockets.
 const socketPrefix = "driver-"
 
-// sweepSockets removes the folders of services that were killed.
+// sweepSockets removes the socket folders that killed services have left.
 func sweepSockets(ctx context.Context, cfg *PluginConfig, log *slog.Logger) {
-	var owners []int // beside the user of this process
+	var owners []int // besides the user of this process
 	if u, err := user.Lookup(cfg.User); cfg.User != "" && err == nil {
 		if uid, err := strconv.Atoi(u.Uid); err == nil {
 			owners = append(owners, uid)
@@ -180,19 +180,19 @@ func sweepSockets(ctx context.Context, cfg *PluginConfig, log *slog.Logger) {
 	}
 	removed, err := tempdir.Sweep(cfg.SocketDir, socketPrefix, owners...)
 	if len(removed) > 0 {
-		log.InfoContext(ctx, "removed socket folders of services that were killed", "folders", removed)
+		log.InfoContext(ctx, "socket folders of killed services removed", "folders", removed)
 	}
 	if err != nil {
-		log.WarnContext(ctx, "socket folders of services that were killed are left", "error", err)
+		log.WarnContext(ctx, "removal of socket folders of killed services failed", "error", err)
 	}
 }
 
-// maxSocket is the length of the longest name of a Unix socket.
+// maxSocket is the maximum length of the path of a Unix socket, in bytes.
 const maxSocket = 107
 
-// prepare makes the command, which [process.Start] starts.
+// prepare makes the command for [process.Start].
 func (p *process) prepare(ctx context.Context, env []string, dir, cert string) error {
-	p.cmd = exec.Command(p.path, p.cfg.Args...) //nolint:noctx // ended by fail
+	p.cmd = exec.Command(p.path, p.cfg.Args...) //nolint:noctx // fail ends it
 	if p.cfg.SHA256 != "" {
 		p.executeOpen()
 	}
@@ -207,7 +207,8 @@ func (p *process) prepare(ctx context.Context, env []string, dir, cert string) e
 	return p.secure(p.dir.Path, dir)
 }
 
-// logLevel is the least level that a logger takes.
+// logLevel returns the lowest level at which a logger is enabled, so that a program does not send lines that would be
+// dropped.
 func logLevel(ctx context.Context, log *slog.Logger) slog.Level {
 	for _, l := range []slog.Level{slog.LevelDebug, slog.LevelInfo, slog.LevelWarn} {
 		if log.Enabled(ctx, l) {
@@ -247,7 +248,7 @@ func (p *process) Start(context.Context) error {
 	readers.Go(func() { _, _ = io.Copy(p.log, errR) })
 	go func() {
 		<-p.exited
-		end := time.Now().Add(drain)
+		end := time.Now().Add(outputTimeout)
 		_ = errors.Join(outR.SetReadDeadline(end), errR.SetReadDeadline(end))
 		readers.Wait()
 		p.log.close()
@@ -257,8 +258,8 @@ func (p *process) Start(context.Context) error {
 	return nil
 }
 
-// readStdout hands the line of the handshake to go-plugin, if it is one that this
-// worker takes, and the rest to the log.
+// readStdout writes the line of the handshake to line, from which go-plugin reads it, if the worker accepts the
+// handshake. It writes the rest of the output to the log.
 func (p *process) readStdout(out io.Reader, line *io.PipeWriter) {
 	r := bufio.NewReaderSize(out, maxLine)
 	first, err := r.ReadSlice('\n')
@@ -277,7 +278,8 @@ func (p *process) readStdout(out io.Reader, line *io.PipeWriter) {
 	_, _ = io.Copy(p.log, r)
 }
 
-// checkHandshake finds what go-plugin says less about, or would not refuse.
+// checkHandshake checks the line of the handshake. go-plugin would accept some of these errors, and describe others
+// less clearly.
 func (p *process) checkHandshake(line string) error {
 	parts := strings.Split(line, "|")
 	if len(parts) < 6 || parts[0] != strconv.Itoa(goplugin.CoreProtocolVersion) || parts[4] != string(goplugin.ProtocolGRPC) {
@@ -288,7 +290,7 @@ func (p *process) checkHandshake(line string) error {
 		for i, v := range p.protocols {
 			ours[i] = strconv.Itoa(v)
 		}
-		return fault.New(fault.Invalid, "it speaks protocol %s, and this worker %s", parts[1], strings.Join(ours, " and "))
+		return fault.New(fault.Invalid, "it has protocol %s, but this worker supports only %s", parts[1], strings.Join(ours, " and "))
 	}
 	switch host, _, _ := net.SplitHostPort(parts[3]); {
 	case parts[2] == "unix":
@@ -296,14 +298,14 @@ func (p *process) checkHandshake(line string) error {
 	default:
 		return fault.New(fault.Invalid, "it listens on %s %s, which is neither a Unix socket nor on the loopback interface", parts[2], quote(parts[3]))
 	}
-	if len(parts[5]) <= 50 { // as go-plugin tells a certificate
-		return fault.New(fault.Invalid, "it offers no certificate: a driver speaks TLS")
+	if len(parts[5]) <= 50 { // go-plugin takes a longer text for a certificate
+		return fault.New(fault.Invalid, "its handshake has no certificate: a driver must use TLS")
 	}
 	return nil
 }
 
-// lineWriter is what a program's replaced standard output goes to, which comes
-// over the connection.
+// lineWriter writes to the log what go-plugin receives of the program's standard output and error over the
+// connection.
 type lineWriter struct{ log *programLog }
 
 func (w *lineWriter) Write(b []byte) (int, error) { return w.log.Write(b) }
@@ -314,19 +316,19 @@ func (p *process) Wait(context.Context) error { <-p.exited; return p.status }
 // Kill implements go-plugin's Runner.
 func (p *process) Kill(context.Context) error { p.kill(); return nil }
 
-// kill ends the program, if it runs: os.Process knows whether its number is still
-// its own.
+// kill kills the program, if it runs. It cannot kill another process with the same id: os.Process knows whether its
+// process has ended.
 func (p *process) kill() {
 	if proc := p.proc.Load(); proc != nil {
-		_ = proc.Kill() // its only error: it has ended
+		_ = proc.Kill() // the only error means that the process has ended
 	}
 }
 
 // Stdout implements go-plugin's Runner.
 func (p *process) Stdout() io.ReadCloser { return p.stdout }
 
-// Stderr implements go-plugin's Runner. What the program writes there is read
-// already.
+// Stderr implements go-plugin's Runner. It is empty, because Start has already begun to read the program's standard
+// error.
 func (p *process) Stderr() io.ReadCloser { return io.NopCloser(strings.NewReader("")) }
 
 // Name implements go-plugin's Runner.
@@ -335,6 +337,7 @@ func (p *process) Name() string { return p.path }
 // ID implements go-plugin's Runner.
 func (p *process) ID() string { return strconv.Itoa(p.pid()) }
 
+// pid returns the id of the process, or 0 before the program runs.
 func (p *process) pid() int {
 	if proc := p.proc.Load(); proc != nil {
 		return proc.Pid
@@ -342,7 +345,7 @@ func (p *process) pid() int {
 	return 0
 }
 
-// Diagnose implements go-plugin's Runner; why does it better.
+// Diagnose implements go-plugin's Runner. It is not used: explain describes errors in more detail.
 func (p *process) Diagnose(context.Context) string { return "" }
 
 // PluginToHost implements go-plugin's Runner.
@@ -355,28 +358,27 @@ func (p *process) HostToPlugin(network, addr string) (string, string, error) {
 	return network, addr, nil
 }
 
-// begun makes the program known as running. One that was given up before it ran is
-// ended.
-func (p *process) begun() {
+// setRunning notes the running process. It kills the process if fail was called before.
+func (p *process) setRunning() {
 	p.proc.Store(p.cmd.Process)
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.wrong != nil {
+	if p.failure != nil {
 		p.kill()
 	}
 }
 
-// fail ends the program for a reason. The first one counts.
-func (p *process) fail(why error) {
+// fail kills the program and notes the reason. Only the first reason is kept.
+func (p *process) fail(reason error) {
 	p.mu.Lock()
-	if p.wrong == nil {
-		p.wrong = why
+	if p.failure == nil {
+		p.failure = reason
 	}
 	p.mu.Unlock()
 	p.kill()
 }
 
-// end closes the driver and ends its program, within ctx, and with force after it.
+// end closes the driver and ends its program. When ctx ends first, the program is killed.
 func (p *process) end(ctx context.Context) error {
 	var out outcome
 	err := p.conn.Invoke(ctx, driverpb.Driver_Close_FullMethodName, &driverpb.CloseRequest{}, new(driverpb.CloseResponse), out.options(nil)...)
@@ -387,7 +389,7 @@ func (p *process) end(ctx context.Context) error {
 	select {
 	case <-p.exited:
 		if !fault.IsRemote(err) {
-			err = nil // it was dead, or died of it: there is nothing left to be closed
+			err = nil // the program was dead, or ended during Close: nothing is left to be closed
 		}
 	case <-ctx.Done():
 		p.fail(fmt.Errorf("it did not end in time: %w", ctx.Err()))
@@ -396,7 +398,7 @@ func (p *process) end(ctx context.Context) error {
 	return err
 }
 
-// ping asks the program for a heartbeat. Every reply is one, also an error of a program that does not know the
+// ping asks the program for a heartbeat. Every reply is a heartbeat, even the error of a program that does not know the
 // request.
 func (p *process) ping(ctx context.Context) error {
 	var out outcome
@@ -408,45 +410,46 @@ func (p *process) ping(ctx context.Context) error {
 	return nil
 }
 
-// cleanUp waits for the end of a program that was told to end or has ended, and
-// frees all that this process had for it.
+// cleanUp waits for the end of a program that was told to end or has ended. Then it closes the connection and removes the
+// socket's folder.
 func (p *process) cleanUp() {
 	if p.pid() != 0 {
 		<-p.exited
 		<-p.drained
 	}
 	if p.client != nil {
-		p.client.Kill() // closes the connection; at once, as the program is dead
+		p.client.Kill() // closes the connection; it does not block, because the program is dead
 	}
 	if p.dir != nil {
-		_ = p.dir.Remove() // what is left is swept by a later process
+		_ = p.dir.Remove() // sweepSockets of a later process removes the rest
 	}
 }
 
-// why is the reason why a program that did not start, or has ended, did so. err is
-// what a call to it had.
-func (p *process) why(err error) error {
+// explain returns the reason why a program did not start or has ended, with the program's path and its last output. err is
+// the error of the start or of a call; it is used if no better reason is known.
+func (p *process) explain(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	killed := p.status != nil && p.status.Error() == "signal: killed"
-	c := fault.CodeOf(p.wrong)
-	lost := !fault.IsRemote(p.wrong) && (c == fault.Internal || c == fault.Unknown || c == fault.Unavailable) // no more than that the connection broke
+	c := fault.CodeOf(p.failure)
+	lost := !fault.IsRemote(p.failure) && (c == fault.Internal || c == fault.Unknown || c == fault.Unavailable) // it says only that the connection broke
 	switch {
-	case p.wrong != nil && (!lost || killed || p.pid() == 0):
-		err = p.wrong
-	case p.pid() == 0: // err is why it could not be run
+	case p.failure != nil && (!lost || killed || p.pid() == 0):
+		err = p.failure
+	case p.pid() == 0: // err is the reason why the program could not be executed
 	case p.status == nil:
 		err = errors.New("it ended by itself")
 	default:
 		err = fmt.Errorf("it ended: %w", p.status)
 	}
-	if said := p.log.last(); said != "" && !fault.IsRemote(err) {
-		return fmt.Errorf("%s: %w; its last words: %s", p.path, err, said)
+	if tail := p.log.last(); tail != "" && !fault.IsRemote(err) {
+		return fmt.Errorf("%s: %w; its last output: %s", p.path, err, tail)
 	}
 	return fmt.Errorf("%s: %w", p.path, err)
 }
 
-// ownTLS makes a certificate for one run of one program, as its PEM form.
+// ownTLS makes a key and a certificate for one run of one program. It returns the worker's TLS configuration and the
+// certificate in PEM form.
 func ownTLS() (*tls.Config, string, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -14,9 +14,9 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// secure gives the program a process group of its own, so that a terminal's ^C
-// is the worker's alone; an end with its worker; and, if the configuration says
-// so, a user, to whom the directories then belong.
+// secure gives the program a process group of its own, so that ^C on a terminal reaches
+// the worker only. It makes the kernel kill the program when the worker ends. If User is set, it makes
+// the program run as that user, and makes the user the owner of dirs.
 func (p *process) secure(dirs ...string) error {
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if p.cfg.User == "" {
@@ -26,7 +26,7 @@ func (p *process) secure(dirs ...string) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "option user: %w", err)
 	}
-	uid, _ := strconv.ParseUint(u.Uid, 10, 32) // numbers on Linux
+	uid, _ := strconv.ParseUint(u.Uid, 10, 32) // on Linux ids are numbers
 	gid, _ := strconv.ParseUint(u.Gid, 10, 32)
 	p.cmd.SysProcAttr.Credential = &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid)}
 	for i, kv := range p.cmd.Env {
@@ -36,28 +36,28 @@ func (p *process) secure(dirs ...string) error {
 	}
 	for _, dir := range dirs {
 		if err := os.Chown(dir, int(uid), int(gid)); err != nil {
-			return fault.New(fault.Denied, "option user: only root runs a program as another user: %w", err)
+			return fault.New(fault.Denied, "option user: only root can run a program as another user: %w", err)
 		}
 	}
 	return nil
 }
 
-// executeOpen makes the open file the one that is executed: the sum is that of this file, also when
-// another one takes its name in the meantime. The program has it as its file 3, which the interpreter
-// of a script reads.
+// executeOpen makes the command execute the open file, whose checksum was compared, even if another file
+// gets its name in the meantime. The program has the file as its file descriptor 3, so that the interpreter
+// of a script can read the file.
 func (p *process) executeOpen() {
 	p.cmd.Path, p.cmd.Err = "/proc/self/fd/3", nil
 	p.cmd.ExtraFiles = []*os.File{p.program}
 }
 
-// run starts the program and waits for its end. The kernel kills a child when the
-// thread that started it ends (PR_SET_PDEATHSIG), so the thread stays as long.
+// run starts the program, sends the result of the start, and waits for the program's end. The kernel kills a child when
+// the thread that has started it ends (PR_SET_PDEATHSIG), so the goroutine keeps its thread until then.
 func (p *process) run(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err := p.cmd.Start()
 	if err == nil {
-		p.begun()
+		p.setRunning()
 		if err := p.limit(); err != nil {
 			p.fail(err)
 		}
@@ -70,7 +70,7 @@ func (p *process) run(started chan<- error) {
 	close(p.exited)
 }
 
-// limit sets what the program may use of the machine.
+// limit sets the resource limits of the program.
 func (p *process) limit() error {
 	for _, l := range []struct {
 		name     string

@@ -4,7 +4,8 @@ package driver
 
 import "github.com/armature-go/armature/fault"
 
-// secure has nothing to do here: a program ends with its standard input.
+// secure has nothing to do on this system. The program ends with its standard input, which the system closes when the
+// worker ends.
 func (p *process) secure(...string) error {
 	if p.cfg.User != "" || p.cfg.MaxFiles != 0 || p.cfg.MaxMemoryMiB != 0 {
 		return fault.New(fault.Unimplemented, "the options user, max_files and max_memory_mib work on Linux only")
@@ -12,15 +13,15 @@ func (p *process) secure(...string) error {
 	return nil
 }
 
-// executeOpen has nothing to do: the file is executed by its name, and only its owner and root could
-// replace it in the meantime.
+// executeOpen does nothing on this system: the file is executed by its name. Between the check and the execution only its
+// owner and root could replace it.
 func (p *process) executeOpen() {}
 
-// run starts the program and waits for its end.
+// run starts the program, sends the result of the start, and waits for the program's end.
 func (p *process) run(started chan<- error) {
 	err := p.cmd.Start()
 	if err == nil {
-		p.begun()
+		p.setRunning()
 	}
 	started <- err
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestNotADriver: whatever is in place of a program, the error names it and says
-// what is wrong, and nothing hangs.
+// TestNotADriver: the start of a program that is not a driver of this kind fails soon. The error has the program's path
+// and the reason.
 func TestNotADriver(t *testing.T) {
 	t.Parallel()
 	const line = `1|3|unix|/nonexistent/socket|grpc|`
@@ -59,15 +59,15 @@ func TestNotADriver(t *testing.T) {
 		code    fault.Code
 		says    string
 	}{
-		{"exits", driver.PluginConfig{}, fault.Internal, "it ended: exit status 7; its last words: I cannot find my library"},
+		{"exits", driver.PluginConfig{}, fault.Internal, "it ended: exit status 7; its last output: I cannot find my library"},
 		{"silent", driver.PluginConfig{}, fault.Internal, "it ended by itself"},
 		{"talks", driver.PluginConfig{}, fault.Invalid, `it is not a driver: its output begins with "hello, I am a cat"`},
 		{"garbage", driver.PluginConfig{}, fault.Unavailable, "first record does not look like a TLS handshake"},
 		{"noise", driver.PluginConfig{}, fault.Invalid, `it is not a driver: its output begins with "\x00\x00`},
 		{"waits", driver.PluginConfig{StartTimeout: 300 * time.Millisecond}, fault.Timeout, "it did not start in time"},
-		{"old", driver.PluginConfig{}, fault.Invalid, "it speaks protocol 1, and this worker 3 and 2"},
+		{"old", driver.PluginConfig{}, fault.Invalid, "it has protocol 1, but this worker supports only 3 and 2"},
 		{"netrpc", driver.PluginConfig{}, fault.Invalid, "it is not a driver"},
-		{"plain", driver.PluginConfig{}, fault.Invalid, "it offers no certificate"},
+		{"plain", driver.PluginConfig{}, fault.Invalid, "its handshake has no certificate"},
 		{"elsewhere", driver.PluginConfig{}, fault.Invalid, "it listens on tcp"},
 		{"badcert", driver.PluginConfig{}, fault.Internal, "error parsing server cert"},
 		{"holder", driver.PluginConfig{}, fault.Invalid, "it is not a driver: its output begins with \"no\""},
@@ -75,9 +75,9 @@ func TestNotADriver(t *testing.T) {
 		{"data", driver.PluginConfig{}, fault.Invalid, "is not executable"},
 		{"open", driver.PluginConfig{}, fault.Denied, "can be written by its group or by all users"},
 		{"dir", driver.PluginConfig{}, fault.Invalid, "is not a file"},
-		{"good", driver.PluginConfig{SHA256: strings.Repeat("0", 64)}, fault.Denied, "and the configuration says 000"},
+		{"good", driver.PluginConfig{SHA256: strings.Repeat("0", 64)}, fault.Denied, "but the configuration requires 000"},
 		{"good", driver.PluginConfig{SocketDir: "/proc"}, fault.Internal, "socket_dir: "},
-		{"good", driver.PluginConfig{SocketDir: long}, fault.Invalid, "is too long for the names of sockets"},
+		{"good", driver.PluginConfig{SocketDir: long}, fault.Invalid, "too long for the path of a socket"},
 		{"good", driver.PluginConfig{Options: json.RawMessage(`{"colour":"red"}`)}, fault.Invalid, `option colour: "red" is not blue`},
 		{"good", driver.PluginConfig{Options: json.RawMessage(`{"hang":true}`), StartTimeout: time.Second}, fault.Timeout, "it did not start in time: context deadline exceeded"},
 	}
@@ -100,8 +100,8 @@ func TestNotADriver(t *testing.T) {
 	}
 }
 
-// TestPin: the right sum is taken, and compared at each start. A program that was replaced while it ran is refused at its
-// restart. That is not a crash: the circuit does not open, the log has one line, and the right file is started again.
+// TestPin: the checksum is compared at each start. A program that was replaced while it ran is refused at its
+// restart. That is not a crash: the circuit does not open, the log has one line, and the right file is started later.
 func TestPin(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()

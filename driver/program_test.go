@@ -31,7 +31,7 @@ import (
 // echoer is a kind of driver for these tests.
 type echoer interface {
 	driver.Driver
-	// Echo returns what it is given, or does what that says.
+	// Echo returns its argument, or executes the argument if that is a command.
 	Echo(ctx context.Context, s string) (string, error)
 	// Count calls f with 0 to n-1.
 	Count(ctx context.Context, n int, f func(int) error) error
@@ -45,7 +45,7 @@ var echoKind = driver.Kind[echoer]{
 	},
 }
 
-// protocol is echoKind at another protocol.
+// protocol returns echoKind with another protocol.
 func protocol(n int) driver.Kind[echoer] {
 	k := echoKind
 	k.Protocol = n
@@ -119,7 +119,7 @@ func (c *echoClient) Count(ctx context.Context, n int, f func(int) error) error 
 	}
 }
 
-// echo is the driver, in the program.
+// echo is the driver in the program.
 type echo struct{ dir string }
 
 var errNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room")
@@ -157,7 +157,7 @@ func openEcho(ctx context.Context, raw json.RawMessage) (echoer, error) {
 
 func panicIn(msg string) {
 	go panic(msg)
-	select {} // whoever waited for that goroutine could answer before the process is dead
+	select {} // a return could send a reply before the process is dead
 }
 
 func (e *echo) Info(context.Context) (driver.Info, error) {
@@ -279,7 +279,7 @@ func TestMain(m *testing.M) {
 }
 
 // talkGarbage is a program that begins as a driver does, and then sends noise to
-// whoever connects.
+// each client.
 func talkGarbage() {
 	l, err := new(net.ListenConfig).Listen(context.Background(), "unix", filepath.Join(os.Getenv("PLUGIN_UNIX_SOCKET_DIR"), "s"))
 	if err != nil {

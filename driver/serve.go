@@ -25,30 +25,30 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// handshake makes a program know that a worker has started it. It is no secret.
+// handshake tells a program that a worker has started it. It is not a secret.
 var handshake = goplugin.HandshakeConfig{MagicCookieKey: "ARMATURE_DRIVER", MagicCookieValue: "1"}
 
 const (
+	// logLevelKey is the environment variable with the lowest level that the worker's log accepts.
 	logLevelKey = "ARMATURE_LOG_LEVEL"
-	// maxRequest is the size of a message that a program takes, in bytes.
+	// maxRequest is the maximum size of a message to a program, in bytes.
 	maxRequest = 64 << 20
-	// closeTime is how long a program whose worker is gone takes to close its
-	// driver.
+	// closeTime is how long a program may take to close its driver after its worker has
+	// ended.
 	closeTime = 10 * time.Second
 )
 
-// Serve is the main function of a program that is a driver. It makes the driver
-// with open when the worker that started it calls, as [Registry.Add] describes,
-// and returns, or ends the process, when that worker has closed it or is gone.
+// Serve is the main function of a driver's program. It calls open, which [Registry.Add] describes, when the worker opens
+// the driver. It returns, or ends the process, when the worker has closed the driver or has ended.
 //
 //	func main() { driver.Serve(volume.Kind, acme.Open) }
 //
-// The default logger of log/slog, and what is written to the standard error,
-// become the worker's log; records with a context carry the ids of its request. A
-// method that panics answers Internal, and the panic is logged. SIGINT and SIGTERM
-// are left to the worker, which ends its programs when it has drained.
+// Records of log/slog's default logger, and lines that the program writes to its standard error,
+// are written to the worker's log. Records with a context have the ids of its request. If a
+// method panics, the worker gets an error with code Internal, and the panic is logged with its stack. The program ignores
+// SIGINT and SIGTERM, because the worker ends its programs when it has drained.
 //
-// Started by hand it says what it is, and exits with 2.
+// If a user starts the program by hand, it prints what it is for, and exits with status 2.
 func Serve[D Driver](k Kind[D], open func(ctx context.Context, options json.RawMessage) (D, error)) {
 	k.check()
 	if os.Getenv(handshake.MagicCookieKey) != handshake.MagicCookieValue {
@@ -57,17 +57,17 @@ func Serve[D Driver](k Kind[D], open func(ctx context.Context, options json.RawM
 		os.Exit(2)
 	}
 	level := slog.LevelInfo
-	_ = level.UnmarshalText([]byte(os.Getenv(logLevelKey))) // stays Info
+	_ = level.UnmarshalText([]byte(os.Getenv(logLevelKey))) // on an error the level stays Info
 	slog.SetDefault(slog.New(reqctx.LogHandler(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: level}))))
 	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM) // caught, not ignored: what the driver starts would inherit that
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM) // not signal.Ignore, because processes that the driver starts would inherit that
 
 	s := newServer(k, open)
 	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin) // its end, however it comes, is the worker's
+		_, _ = io.Copy(io.Discard, os.Stdin) // the end of the standard input, even by an error, means that the worker has ended
 		time.AfterFunc(closeTime, func() { os.Exit(1) })
 		if err := s.close(); err != nil {
-			slog.Error("close the driver", "error", err)
+			slog.Error("driver close failed", "error", err)
 		}
 		os.Exit(0)
 	}()
@@ -79,9 +79,10 @@ func Serve[D Driver](k Kind[D], open func(ctx context.Context, options json.RawM
 	})
 }
 
+// pluginName is the one plugin that a program has, in go-plugin's terms.
 const pluginName = "driver"
 
-// grpcPlugin is what go-plugin wants to know: s in the program, nothing in the
+// grpcPlugin implements go-plugin's GRPCPlugin. s is set in the program, and nil in the
 // worker.
 type grpcPlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
@@ -102,21 +103,23 @@ type server struct {
 	driverpb.UnimplementedDriverServer
 
 	kind     string
-	services services // by nobody
+	services services // of the kind, without an implementation
 	make     func(ctx context.Context, options json.RawMessage) (Driver, services, error)
 
-	mu  sync.Mutex             // of Open and Close
+	mu  sync.Mutex             // held by Open and Close
 	cur atomic.Pointer[opened] // nil before Open and after Close
 }
 
+// opened is an open driver.
 type opened struct {
 	d     Driver
 	impls map[string]any // by the names of services
 }
 
-// services collects what Kind.Register registers.
+// services collects the services that Kind.Register registers.
 type services []registration
 
+// registration is a service with its implementation.
 type registration struct {
 	desc *grpc.ServiceDesc
 	impl any
@@ -142,14 +145,14 @@ func newServer[D Driver](k Kind[D], open func(context.Context, json.RawMessage) 
 	return s
 }
 
-// grpcServer makes the server that register is to be called with.
+// grpcServer makes the gRPC server, with the interceptors of a driver.
 func (s *server) grpcServer(opts []grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append(opts, grpc.MaxRecvMsgSize(maxRequest),
 		grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
 }
 
-// register registers the kind's services before there is a driver: gRPC takes no
-// more once it serves. A call looks up the driver that Open has made.
+// register registers the kind's services before the driver is open, because a gRPC server accepts no service
+// after it has started to serve. Each call looks up the implementation that Open has made.
 func (s *server) register(g grpc.ServiceRegistrar) {
 	driverpb.RegisterDriverServer(g, s)
 	for _, r := range s.services {
@@ -181,6 +184,7 @@ func (s *server) register(g grpc.ServiceRegistrar) {
 
 var errNotOpen = fault.Sentinel(fault.Unavailable, "DriverNotOpen", "the driver is not open")
 
+// impl returns the implementation of a service. Unavailable: the driver is not open.
 func (s *server) impl(service string) (any, error) {
 	o := s.cur.Load()
 	if o == nil {
@@ -194,7 +198,7 @@ func (s *server) Open(ctx context.Context, req *driverpb.OpenRequest) (*driverpb
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.cur.Load() != nil {
-		return nil, fault.New(fault.Precondition, "the driver is open already")
+		return nil, fault.New(fault.Precondition, "the driver is already open")
 	}
 	d, impls, err := s.make(ctx, req.GetOptions())
 	if err != nil {
@@ -230,7 +234,7 @@ func (s *server) Close(context.Context, *driverpb.CloseRequest) (*driverpb.Close
 	return &driverpb.CloseResponse{}, s.close()
 }
 
-// close closes the driver if it is open. It waits for an Open that runs.
+// close closes the driver if it is open. It waits for a running Open.
 func (s *server) close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -241,7 +245,8 @@ func (s *server) close() error {
 	return o.d.Close()
 }
 
-// unary is around every method of a driver that is no stream.
+// unary is the interceptor of methods without a stream: it adds the request of package reqctx to the context, and turns
+// panics and errors into gRPC's.
 func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	ctx = incoming(ctx)
 	defer func() {
@@ -255,7 +260,7 @@ func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.U
 	return next(ctx, req)
 }
 
-// stream is around every method that is one.
+// stream is the interceptor of methods with a stream. It does the same as unary.
 func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	ctx := incoming(ss.Context())
 	defer func() {
@@ -271,12 +276,13 @@ func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grp
 
 type serverStream struct {
 	grpc.ServerStream
-	ctx context.Context //nolint:containedctx // gRPC's interface has it so
+	ctx context.Context //nolint:containedctx // gRPC's interface requires it
 }
 
 func (s *serverStream) Context() context.Context { return s.ctx }
 
+// panicked logs a panic and returns the error for the worker.
 func panicked(ctx context.Context, method string, r any) error {
-	slog.ErrorContext(ctx, "a driver's method panicked", "method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
+	slog.ErrorContext(ctx, "driver method panicked", "method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
 	return fault.New(fault.Internal, "%s panicked: %v", short(method), r)
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestNewStartsNothing: a plugin that is not started has neither a process nor a folder, and says so; what is
-// wrong with the configuration alone is found without a start.
+// TestNewStartsNothing: a plugin that is not started has neither a process nor a folder, and its status is NotStarted;
+// errors of the configuration are found without a start.
 func TestNewStartsNothing(t *testing.T) {
 	t.Parallel()
 	ran := filepath.Join(t.TempDir(), "ran")
@@ -76,8 +76,8 @@ func TestNewStartsNothing(t *testing.T) {
 	}
 }
 
-// TestStartAgain: a start that fails, or that is given up because the service is told to stop, leaves nothing
-// running, and may be tried again.
+// TestStartAgain: a start that fails, or that is canceled because the service stops, leaves no process,
+// and may be repeated.
 func TestStartAgain(t *testing.T) {
 	t.Parallel()
 	flag := filepath.Join(t.TempDir(), "flag")
@@ -125,7 +125,7 @@ func TestStartAgain(t *testing.T) {
 	empty("a closed driver")
 }
 
-// TestCloseWhileStarting: a Close ends a start that is under way.
+// TestCloseWhileStarting: Close ends a running start.
 func TestCloseWhileStarting(t *testing.T) {
 	t.Parallel()
 	dir, sockets := install(t, "waits=exec sleep 1000"), socketDir(t)
@@ -147,8 +147,8 @@ func TestCloseWhileStarting(t *testing.T) {
 	}
 }
 
-// TestCloseOfDeaf: a driver in this process whose open, or whose Close, does not return is given up when the context of
-// Close ends, and is closed when it returns after all.
+// TestCloseOfDeaf: a driver in this process whose open or Close does not return is abandoned when the context of
+// the plugin's Close ends, and is closed when open returns later.
 func TestCloseOfDeaf(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"open", "close"} {
@@ -176,7 +176,7 @@ func TestCloseOfDeaf(t *testing.T) {
 			}
 			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 			defer cancel()
-			if err := p.Close(ctx); fault.CodeOf(err) != fault.Timeout || !strings.Contains(err.Error(), "not closed in time") {
+			if err := p.Close(ctx); fault.CodeOf(err) != fault.Timeout || !strings.Contains(err.Error(), "did not close in time") {
 				t.Errorf("close: %v, want Timeout", err)
 			}
 			close(resume)

@@ -21,14 +21,14 @@ type supervisor struct {
 
 	name      string
 	kind      string
-	protocols []int // that a restarted program may speak: what the first one did
+	protocols []int // allowed for a restarted program: the protocol of the first one
 	path      string
 	cfg       PluginConfig
 	log       *slog.Logger
 
 	stop     context.CancelFunc // of restartLoop
 	done     chan struct{}      // closed when restartLoop has ended
-	last     *process           // that restartLoop has left running
+	last     *process           // the running process when restartLoop ended, or nil
 	once     sync.Once          // of close
 	closeErr error              // of the first close
 
@@ -75,7 +75,7 @@ func (s *supervisor) restartLoop(ctx context.Context, p *process) {
 		s.link.conn.Store(nil)
 		s.setDown(Restarting, fault.New(fault.Unavailable, "its program has ended"), time.Now())
 		p.cleanUp()
-		for err := p.why(nil); err != nil; {
+		for err := p.explain(nil); err != nil; {
 			if !errors.Is(err, errRefused) {
 				crashes = append(crashes, time.Now())
 			}
@@ -108,7 +108,7 @@ func (s *supervisor) awaitEnd(ctx context.Context, p *process) {
 		err := p.ping(ping)
 		cancel()
 		if errors.Is(err, context.DeadlineExceeded) {
-			p.fail(fault.New(fault.Timeout, "it hung: no heartbeat within %v, so it was killed", s.cfg.PingTimeout))
+			p.fail(fault.New(fault.Timeout, "it was killed because it hung: no heartbeat within %v", s.cfg.PingTimeout))
 			<-p.exited
 		}
 	}
@@ -122,7 +122,7 @@ func (s *supervisor) awaitRestart(ctx context.Context, err error, crashes int) b
 	return s.backOff(ctx, err, crashes)
 }
 
-// backOff waits before the restart after the n-th crash.
+// backOff waits before the restart after the n-th crash within CrashWindow. It returns false if ctx ends first.
 func (s *supervisor) backOff(ctx context.Context, err error, n int) bool {
 	state, delay := Restarting, s.cfg.Cooldown
 	if n <= s.cfg.MaxCrashes {
@@ -138,7 +138,8 @@ func (s *supervisor) backOff(ctx context.Context, err error, n int) bool {
 }
 
 // awaitRecheck waits before the next check of a program that was refused. A refusal is not a crash: an operator must
-// repair the file or the configuration. The first of several refusals is logged as ERROR.
+// repair the file or the configuration. Of consecutive refusals the first is logged as ERROR, the others as DEBUG. It
+// returns false if ctx ends first.
 func (s *supervisor) awaitRecheck(ctx context.Context, err error) bool {
 	level := slog.LevelError
 	if s.getStatus().State == Refused {
@@ -161,9 +162,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// setUp makes p the program that calls go to.
+// setUp makes p the process that gets the calls.
 func (s *supervisor) setUp(p *process) {
-	s.link.conn.Store(p.conn) // first: a caller that sees that the driver is up can call it
+	s.link.conn.Store(p.conn) // before the state, so that a caller that sees the state Up can call the driver
 	s.mu.Lock()
 	if s.status.State != "" {
 		s.status.Restarts++
@@ -184,13 +185,14 @@ func (s *supervisor) setDown(state State, err error, next time.Time) {
 	s.status.State, s.status.PID, s.status.Err, s.status.Next = state, 0, err, next
 }
 
+// getStatus returns a copy of the status.
 func (s *supervisor) getStatus() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.status
 }
 
-// check returns why the driver cannot be called, or nil.
+// check returns the reason why the driver cannot be called, as Unavailable, or nil.
 func (s *supervisor) check() error {
 	switch st := s.getStatus(); st.State {
 	case Up:
@@ -207,7 +209,8 @@ func (s *supervisor) check() error {
 	}
 }
 
-// close drains the link, ends restartLoop and then the program.
+// close drains the link, ends restartLoop, and then ends the program. Only the first call does so; later calls wait for it
+// and return the same error.
 func (s *supervisor) close(ctx context.Context) error {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc

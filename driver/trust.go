@@ -18,10 +18,10 @@ import (
 // maxLinks is how many symbolic links a path may have, as on Linux.
 const maxLinks = 40
 
-// openProgram opens the program at an absolute path, and judges the file, each folder of its path and
-// each symbolic link, as ADR 19 says: a user that is neither root nor that of this process must not be
-// able to choose what is executed. The caller closes the file. NotFound: the program does not exist.
-// Invalid: it is not an executable file. Denied: another user could change it, or its sum is not pin.
+// openProgram opens the program at an absolute path, and checks the file, each folder of its path and
+// each symbolic link: only root and the user of this process may be able to choose which file is executed, see ADR 19.
+// The caller closes the file. NotFound: the program does not exist.
+// Invalid: it is not an executable file. Denied: another user could change it, or its checksum is not pin.
 func openProgram(path, pin string) (*os.File, error) {
 	resolved, err := trustedPath(path)
 	if err != nil {
@@ -31,15 +31,15 @@ func openProgram(path, pin string) (*os.File, error) {
 	if err != nil {
 		return nil, programError(path, err)
 	}
-	if err = judgeProgram(f, path, pin); err != nil {
-		_ = f.Close() // it was only read
+	if err = checkProgram(f, path, pin); err != nil {
+		_ = f.Close() // the file was only read
 		return nil, err
 	}
 	return f, nil
 }
 
-// judgeProgram judges the open file, which is the one that is executed.
-func judgeProgram(f *os.File, path, pin string) error {
+// checkProgram checks the open file, which is the one that is executed.
+func checkProgram(f *os.File, path, pin string) error {
 	info, err := f.Stat()
 	switch {
 	case err != nil:
@@ -49,7 +49,7 @@ func judgeProgram(f *os.File, path, pin string) error {
 	case info.Mode()&0o111 == 0:
 		return fault.New(fault.Invalid, "the driver's program %s is not executable: run chmod 755 %s", path, path)
 	}
-	if err := judgeOwner(path, f.Name(), info); err != nil || pin == "" {
+	if err := checkOwner(path, f.Name(), info); err != nil || pin == "" {
 		return err
 	}
 	h := sha256.New()
@@ -57,12 +57,13 @@ func judgeProgram(f *os.File, path, pin string) error {
 		return programError(path, err)
 	}
 	if got := hex.EncodeToString(h.Sum(nil)); !strings.EqualFold(got, pin) {
-		return fault.WithReason(fault.New(fault.Denied, "the driver's program %s has the SHA-256 %s, and the configuration says %s", path, got, pin),
+		return fault.WithReason(fault.New(fault.Denied, "the driver's program %s has the SHA-256 %s, but the configuration requires %s", path, got, pin),
 			"", map[string]string{"option": "plugin_sha256"})
 	}
 	return nil
 }
 
+// programError returns an error of the file system with a code and the program's path.
 func programError(path string, err error) error {
 	code := fault.Invalid
 	if errors.Is(err, fs.ErrNotExist) {
@@ -76,7 +77,7 @@ func programError(path string, err error) error {
 func trustedPath(path string) (string, error) {
 	root, err := os.Lstat(string(filepath.Separator))
 	if err == nil {
-		err = judgeOwner(path, string(filepath.Separator), root)
+		err = checkOwner(path, string(filepath.Separator), root)
 	}
 	if err != nil {
 		return "", err
@@ -120,7 +121,7 @@ func (w *pathWalk) step() error {
 		return w.follow(next, info)
 	}
 	if info.IsDir() {
-		if err := judgeOwner(w.program, next, info); err != nil {
+		if err := checkOwner(w.program, next, info); err != nil {
 			return err
 		}
 	}
@@ -135,7 +136,7 @@ func (w *pathWalk) follow(link string, info fs.FileInfo) error {
 	}
 	target, err := os.Readlink(link)
 	if err == nil {
-		err = judgeOwner(w.program, link, info)
+		err = checkOwner(w.program, link, info)
 	}
 	if err != nil {
 		return err
@@ -147,13 +148,13 @@ func (w *pathWalk) follow(link string, info fs.FileInfo) error {
 	return nil
 }
 
-// judgeOwner returns an error if another user than root and that of this process could change a part of
-// a program's path. Of a folder with the sticky bit, such as /tmp, other users can only add entries: whose
-// they are is judged when they are met.
-func judgeOwner(program, part string, info fs.FileInfo) error {
+// checkOwner returns an error if a user other than root and the user of this process could change a part of
+// a program's path. In a folder with the sticky bit, such as /tmp, other users can only add entries: the
+// owner of the entry in the path is checked separately.
+func checkOwner(program, part string, info fs.FileInfo) error {
 	owner, ok := ownerOf(info)
 	if !ok {
-		return fault.New(fault.Unimplemented, "the driver's program %s: this system does not tell whose %s is", program, part)
+		return fault.New(fault.Unimplemented, "the driver's program %s: this system does not report the owner of %s", program, part)
 	}
 	kind := map[fs.FileMode]string{fs.ModeDir: "the folder", fs.ModeSymlink: "the symbolic link"}[info.Mode().Type()]
 	if kind == "" {
@@ -163,7 +164,7 @@ func judgeOwner(program, part string, info fs.FileInfo) error {
 	switch mode := info.Mode(); {
 	case owner != 0 && owner != os.Geteuid():
 		wrong, mend = "belongs to another user", "chown -h root "+part
-	case mode.Type() == fs.ModeSymlink: // its mode means nothing
+	case mode.Type() == fs.ModeSymlink: // the mode of a link has no effect
 	case mode&0o022 != 0 && (!mode.IsDir() || mode&fs.ModeSticky == 0):
 		wrong, mend = "can be written by its group or by all users", "chmod go-w "+part
 	}
@@ -179,7 +180,7 @@ func judgeOwner(program, part string, info fs.FileInfo) error {
 		program, kind, part, userName(owner), info.Mode(), wrong, trusted, mend)
 }
 
-// userName names a user for people.
+// userName returns the name and the id of a user, for an error.
 func userName(uid int) string {
 	if name := lookupUser(uid); name != "" {
 		return fmt.Sprintf("%s (%d)", name, uid)

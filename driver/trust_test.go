@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// stranger is the number of a user that is neither root nor the one of the tests.
-const stranger = 65534
+// otherUID is the id of a user that is neither root nor the user of the tests.
+const otherUID = 65534
 
 // TestTrust: a program is run only if no other user than root and that of this process could replace it:
 // the file, a folder of its path, a symbolic link or what that points to. The error says which part it
@@ -74,17 +74,17 @@ func TestTrust(t *testing.T) {
 			return top + "/links", "links", errors.Join(os.Mkdir(top+"/links", 0o755), os.Symlink(name, top+"/links/"+name))
 		}, ""},
 		{"the program of another user", true, func(_ *testing.T, top string) (string, string, error) {
-			return top + "/in", top + "/in/" + name, os.Chown(top+"/in/"+name, stranger, 0)
+			return top + "/in", top + "/in/" + name, os.Chown(top+"/in/"+name, otherUID, 0)
 		}, "(65534), mode -rwxr-xr-x"},
 		{"plugin_dir of another user", true, func(_ *testing.T, top string) (string, string, error) {
-			return top + "/in", top + "/in", os.Chown(top+"/in", stranger, 0)
+			return top + "/in", top + "/in", os.Chown(top+"/in", otherUID, 0)
 		}, "chown -h root "},
 		{"another user's program in a sticky folder", true, func(_ *testing.T, top string) (string, string, error) {
-			return top + "/in", top + "/in/" + name, errors.Join(os.Chmod(top+"/in", 0o777|os.ModeSticky), os.Chown(top+"/in/"+name, stranger, 0))
+			return top + "/in", top + "/in/" + name, errors.Join(os.Chmod(top+"/in", 0o777|os.ModeSticky), os.Chown(top+"/in/"+name, otherUID, 0))
 		}, "the file"},
 		{"another user's link in a sticky folder", true, func(t *testing.T, top string) (string, string, error) {
 			link := t.TempDir()
-			return link, link + "/" + name, errors.Join(os.Symlink(top+"/in/"+name, link+"/"+name), os.Chmod(link, 0o777|os.ModeSticky), os.Lchown(link+"/"+name, stranger, 0))
+			return link, link + "/" + name, errors.Join(os.Symlink(top+"/in/"+name, link+"/"+name), os.Chmod(link, 0o777|os.ModeSticky), os.Lchown(link+"/"+name, otherUID, 0))
 		}, "the symbolic link"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -117,8 +117,8 @@ func TestTrust(t *testing.T) {
 	}
 }
 
-// TestPinOfTheFileThatRuns: the file whose sum is compared is the one that is executed. Another file takes
-// its name again and again meanwhile, and is never run.
+// TestPinOfTheFileThatRuns: the file whose checksum is compared is the one that is executed. Another file repeatedly
+// gets its name meanwhile, and is never executed.
 func TestPinOfTheFileThatRuns(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()
@@ -171,7 +171,7 @@ func TestPinOfTheFileThatRuns(t *testing.T) {
 	t.Cleanup(func() { <-ended })
 }
 
-// TestPinOfAScript: a script that is pinned is read by its interpreter, also as another user.
+// TestPinOfAScript: the interpreter of a script with a checksum can read the script, also as another user.
 func TestPinOfAScript(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -9,7 +9,7 @@ import (
 	"syscall"
 )
 
-// ownerOf returns the number of the user that a file belongs to.
+// ownerOf returns the id of the user that owns a file.
 func ownerOf(info fs.FileInfo) (int, bool) {
 	st, ok := info.Sys().(*syscall.Stat_t)
 	if !ok {
@@ -18,6 +18,7 @@ func ownerOf(info fs.FileInfo) (int, bool) {
 	return int(st.Uid), true
 }
 
+// lookupUser returns the name of a user, or "".
 func lookupUser(uid int) string {
 	u, err := user.LookupId(strconv.Itoa(uid))
 	if err != nil {

@@ -16,16 +16,17 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// The metadata of driver.proto.
+// The keys of the metadata, see driver.proto.
 const (
 	requestKey = "armature-request-bin"
 	faultKey   = "armature-fault-bin"
 )
 
-// maxMessage is what an error's text is cut to, in bytes: gRPC libraries refuse
-// headers of more than 8 KiB unless told otherwise.
+// maxMessage is the maximum length of an error's text, in bytes. A longer text is cut, because gRPC libraries refuse
+// headers of more than 8 KiB by default.
 const maxMessage = 4 << 10
 
+// toGRPC has gRPC's code for each fault code.
 var toGRPC = [...]codes.Code{
 	fault.Internal:        codes.Internal,
 	fault.Invalid:         codes.InvalidArgument,
@@ -42,8 +43,8 @@ var toGRPC = [...]codes.Code{
 	fault.Canceled:        codes.Canceled,
 }
 
-// fromGRPC has the codes that a program without armature-fault-bin sends; the
-// rest are Internal. Unavailable and Canceled are told apart in outcome.err.
+// fromGRPC has the fault code of an error without armature-fault-bin, by gRPC's code. All other codes are
+// Internal, except Unavailable and Canceled, which outcome.err handles.
 var fromGRPC = map[codes.Code]fault.Code{
 	codes.InvalidArgument:    fault.Invalid,
 	codes.OutOfRange:         fault.Invalid,
@@ -58,18 +59,19 @@ var fromGRPC = map[codes.Code]fault.Code{
 	codes.Unimplemented:      fault.Unimplemented,
 }
 
-// outcome is what gRPC tells of a call besides its status.
+// outcome has the facts about a call that gRPC reports besides the status.
 type outcome struct {
 	peer    peer.Peer // empty: the call never reached a connection
 	trailer metadata.MD
 }
 
+// options returns opts with the options that fill o.
 func (o *outcome) options(opts []grpc.CallOption) []grpc.CallOption {
 	all := make([]grpc.CallOption, 0, len(opts)+2)
 	return append(append(all, opts...), grpc.Peer(&o.peer), grpc.Trailer(&o.trailer))
 }
 
-// err turns the error of a call to the named driver into one with a fault code.
+// err returns the error of a call to the named driver with a fault code.
 func (o *outcome) err(ctx context.Context, name, method string, err error) error {
 	if v := o.trailer.Get(faultKey); len(v) > 0 {
 		f := fault.Error{}
@@ -82,17 +84,17 @@ func (o *outcome) err(ctx context.Context, name, method string, err error) error
 		return fault.New(fault.CodeOf(ended), "driver %s: %s: %w", name, short(method), ended)
 	}
 	s := status.Convert(err)
-	if s.Code() != codes.Unavailable && s.Code() != codes.Canceled { // which a closed connection gives, too
+	if s.Code() != codes.Unavailable && s.Code() != codes.Canceled { // a lost connection has these codes, too
 		return fault.Remote(fault.Error{Code: fromGRPC[s.Code()], Msg: s.Message()})
 	}
 	if o.peer.Addr == nil {
-		return fault.New(fault.Unavailable, "driver %s: its program takes no calls: %s", name, s.Message())
+		return fault.New(fault.Unavailable, "driver %s: its program accepts no calls: %s", name, s.Message())
 	}
-	return fault.New(fault.Unknown, "driver %s: its program was lost in the middle of %s: %s", name, short(method), s.Message())
+	return fault.New(fault.Unknown, "driver %s: its program was lost during %s: %s", name, short(method), s.Message())
 }
 
-// over returns why ctx has ended, or is about to: gRPC minds its deadline by a clock of its
-// own, and so does the driver, which may answer first that it has passed.
+// over returns the reason if ctx has ended, or ends within slack: gRPC and the driver watch the deadline with timers of
+// their own, so the driver may report a passed deadline a little before ctx ends.
 func over(ctx context.Context) error {
 	if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(d) < slack {
 		return context.DeadlineExceeded
@@ -100,23 +102,23 @@ func over(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// slack is by how much those clocks may differ.
+// slack is the assumed maximum difference between these timers.
 const slack = 10 * time.Millisecond
 
-// short is the last part of a method's name.
+// short returns the last part of a method's name.
 func short(method string) string { return method[strings.LastIndexByte(method, '/')+1:] }
 
-// toStatus turns the error of a driver's method into what crosses the wire.
+// toStatus returns the error of a driver's method as a gRPC status. It sets the trailer that has the rest of the fault.
 func toStatus(err error, setTrailer func(metadata.MD)) error {
 	if s, ok := status.FromError(err); ok && s.Code() != codes.Unavailable {
-		return err // already in gRPC's terms
+		return err // the driver has returned a gRPC status
 	}
 	f := *fault.From(err)
 	msg := strings.ToValidUTF8(f.Error(), "\uFFFD")
 	if len(msg) > maxMessage {
 		msg = strings.ToValidUTF8(msg[:maxMessage], "") + " (cut)"
 	}
-	f.Msg = "" // the status has it
+	f.Msg = "" // the status has the text
 	if raw, err := json.Marshal(f); err == nil && len(raw) <= maxMessage {
 		setTrailer(metadata.Pairs(faultKey, string(raw)))
 	}
@@ -140,13 +142,13 @@ func outgoing(ctx context.Context) context.Context {
 		OldGlobalID string `json:"global_id,omitempty"`
 	}{r, r.ID, r.GlobalID})
 	if err != nil {
-		return ctx // not reached: it has strings only
+		return ctx // not reached: a struct of strings can always be encoded
 	}
 	return metadata.AppendToOutgoingContext(ctx, requestKey, string(raw))
 }
 
 // incoming puts the request in a call's metadata into the context. A request that cannot be
-// read counts as none.
+// parsed is ignored.
 func incoming(ctx context.Context) context.Context {
 	v := metadata.ValueFromIncomingContext(ctx, requestKey)
 	if len(v) == 0 {

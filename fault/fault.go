@@ -17,6 +17,7 @@
 package fault
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -310,19 +311,22 @@ func From(err error) *Error {
 		}
 	}
 	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.cause) {
-		if out.Reason == "" {
-			out.Reason = e.Reason
-		}
-		for k, v := range e.Meta {
-			if out.Meta == nil {
-				out.Meta = make(map[string]string, len(e.Meta))
-			}
-			if _, set := out.Meta[k]; !set {
-				out.Meta[k] = v
-			}
-		}
+		out.Reason = cmp.Or(out.Reason, e.Reason)
+		out.addDetails(e.Meta)
 	}
 	return out
+}
+
+// addDetails adds the details that e does not have.
+func (e *Error) addDetails(meta map[string]string) {
+	if e.Meta == nil && len(meta) > 0 {
+		e.Meta = make(map[string]string, len(meta))
+	}
+	for k, v := range meta {
+		if _, set := e.Meta[k]; !set {
+			e.Meta[k] = v
+		}
+	}
 }
 
 // Remote returns e marked as sent by a peer, so that [IsRemote] tells it from an

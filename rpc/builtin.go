@@ -7,45 +7,45 @@ import (
 	"time"
 )
 
-// Methods that every server has. No other method has such a name.
+// Methods that every server has. The @ keeps their names apart from those of other methods.
 const (
 	methodPing     = "@ping"
 	methodDescribe = "@describe"
 	methodCancel   = "@cancel"
 )
 
-// Description is what a server says of itself.
+// Description is the answer of a server to [Describe].
 type Description struct {
 	Interface string
 	Version   Version
-	Host      string      // empty: it cannot be addressed alone
-	Slots     int         // handlers that may run at once
-	Methods   []Signature // that it has handlers for, by name
-	Running   []Running
+	Host      string      // empty: the server has no name of its own
+	Slots     int         // how many handlers may run at once
+	Methods   []Signature // with a handler, sorted by name; without the Go types
+	Running   []Running   // the oldest first
 }
 
-// Running is a request whose handler runs.
+// Running is a request whose handler runs now.
 type Running struct {
 	Method    string
-	Kind      string
-	RequestID string // reqctx.Request.ID
-	Since     time.Time
+	Kind      string    // as Info.Kind
+	RequestID string    // reqctx.Request.ID
+	Since     time.Time // by the server's clock
 }
 
 func builtin(i *Interface, name string) Method[None, Description] {
 	return Method[None, Description]{Interface: i, Name: name, Since: Version{Major: i.Version.Major}}
 }
 
-// Ping asks a server of the interface whether it is there, and returns how long
-// the answer took. It needs a free handler slot, as every call. Errors as [Call].
+// Ping calls a server of the interface and returns how long the answer took. The
+// server needs a free handler slot to answer, as for every call. Errors: as [Call].
 func Ping(ctx context.Context, c *Client, i *Interface, host string) (time.Duration, error) {
 	start := time.Now()
 	_, err := Call(ctx, c, builtin(i, methodPing), host, &None{})
 	return time.Since(start), err
 }
 
-// Describe returns what a server of the interface offers and does now. Errors as
-// [Call].
+// Describe returns what a server of the interface offers, and the requests that it
+// handles now. Errors: as [Call].
 func Describe(ctx context.Context, c *Client, i *Interface, host string) (*Description, error) {
 	return Call(ctx, c, builtin(i, methodDescribe), host, &None{})
 }
@@ -66,7 +66,7 @@ func (s *Server) describe() *Description {
 	return d
 }
 
-// Running lists the requests whose handlers run, the oldest first.
+// Running lists the requests whose handlers run now, the oldest first.
 func (s *Server) Running() []Running {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,8 +81,8 @@ func (s *Server) Running() []Running {
 // MarshalText returns the name on the wire.
 func (d Delivery) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 
-// UnmarshalText reads what MarshalText wrote; what it does not know is
-// AtMostOnce.
+// UnmarshalText reads what MarshalText wrote. An unknown text is AtMostOnce. It never
+// fails.
 func (d *Delivery) UnmarshalText(b []byte) error {
 	*d = AtMostOnce
 	if string(b) == AtLeastOnce.String() {

@@ -13,33 +13,33 @@ import (
 
 // waiter is a call that waits.
 type waiter struct {
-	ended chan outcome // has room for all three that may come
+	ended chan outcome // its buffer holds all three outcomes that may come
 	sent  time.Time
-	heard time.Time // of the server; zero if the call has no heartbeat timeout. Guarded by Client.mu
-	route *route    // nil if the call is not watched
-	peer  *peer     // that runs it; nil if that is not known. Guarded by Client.mu
+	heard time.Time // when a heartbeat came last; zero if the call has no heartbeat timeout. Guarded by Client.mu
+	route *route    // nil if the call is not watched for the loss of its server
+	peer  *peer     // the server that runs the call; nil if not known. Guarded by Client.mu
 }
 
-// outcome is a reply; or why the request was not sent, or may not have been; or
-// that the server's heartbeats or its process are lost.
+// outcome is a reply, or an error: the request was not sent, or may not have been sent, or
+// the server's heartbeats or its process are lost.
 type outcome struct {
 	reply *bus.Message
 	err   error
 }
 
-// settled is told how sending ended.
-func (w *waiter) settled(err error) {
+// sendEnded is called with the outcome of sending.
+func (w *waiter) sendEnded(err error) {
 	if err != nil {
 		w.ended <- outcome{err: err}
 	}
 }
 
-// maxSkew is how many servers in a row may have a clock that disagrees.
+// maxSkew is how often a call is sent again because the clock of the server that had it disagrees.
 const maxSkew = 3
 
 func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
 	start := time.Now()
-	if err := c.listen(ctx); err != nil {
+	if err := c.subscribeOnce(ctx); err != nil {
 		return nil, fmt.Errorf("call %s: subscribe to replies: %w", info, err)
 	}
 	deadline, _ := ctx.Deadline()
@@ -51,7 +51,7 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 		}
 		// The server reported the request as expired although the caller's deadline has not passed: one
 		// clock is wrong. Retry with the deadline in the server's clock.
-		c.cfg.Logger.WarnContext(ctx, "the clock of the server disagrees", "method", info.String(), "host", info.Host, "ahead", ahead)
+		c.cfg.Logger.WarnContext(ctx, "server clock disagrees, sending the request again", "method", info.String(), "host", info.Host, "ahead", ahead)
 		b, err = c.attempt(ctx, info, req, start, deadline.Add(ahead))
 	}
 	if err != nil {
@@ -79,22 +79,22 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 	}
 	var learn *route
 	var probe *peer
-	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // else a probe shows nothing
+	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // otherwise a probe finds out nothing
 		c.mu.Lock()
 		m.FirstHeartbeat, learn, probe = c.joinLocked(w, info)
 		c.mu.Unlock()
 	}
 	if learn != nil {
-		c.ask(learn, false) //nolint:contextcheck // it is for later calls, too
+		c.ask(learn, false) //nolint:contextcheck // its answer serves later calls, too
 	}
 	if probe != nil {
 		c.probe(probe) //nolint:contextcheck // as above
 	}
 	c.mu.Lock()
-	w.sent = time.Now() // after the probe: an instance that this one found gone has not had the call
+	w.sent = time.Now() // after the probe: an instance that the probe finds gone has not had the call
 	c.pending[m.ID] = w
 	c.mu.Unlock()
-	c.bus.Send(ctx, topicOf(m.Kind, info.Interface, info.Host), m, w.settled)
+	c.bus.Send(ctx, topicOf(m.Kind, info.Interface, info.Host), m, w.sendEnded)
 	r, err := c.await(ctx, w)
 	if err != nil {
 		c.mu.Lock()
@@ -134,13 +134,13 @@ func (c *Client) await(ctx context.Context, w *waiter) (*bus.Message, error) {
 		case <-ctx.Done():
 			return nil, fault.New(fault.CodeOf(ctx.Err()), "no reply: %w", ctx.Err())
 		case <-c.life.Done():
-			return nil, fmt.Errorf("%w while it waited for the reply", ErrClosed)
+			return nil, fmt.Errorf("%w while the call waited for its reply", ErrClosed)
 		}
 	}
 }
 
-// cancel tells the server that the caller has given up. Which one of
-// several servers has the call is not known: then all are told.
+// cancel tells the server that the caller has given up. A call to Any may be at any
+// server, so all of them are told. It does not block.
 func (c *Client) cancel(ctx context.Context, info Info, id string) {
 	m := info.message(id)
 	m.Kind, m.Durable, m.Correlation = bus.Cancel, false, id

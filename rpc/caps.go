@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// caps are the versions that AutoCaps returned last.
+// caps are the version caps that AutoCaps returned last.
 type caps struct {
 	flight singleflight.Group
 
@@ -21,7 +21,7 @@ type caps struct {
 	at  time.Time // when; zero: never
 }
 
-// of returns the cap of an interface, and when it was found. Zero: no caps were found yet.
+// of returns the cap of an interface, and when AutoCaps returned it. Zero: AutoCaps has not returned yet.
 func (k *caps) of(name string) (limit Version, capped bool, at time.Time) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -29,10 +29,10 @@ func (k *caps) of(name string) (limit Version, capped bool, at time.Time) {
 	return limit, capped, k.at
 }
 
-// Allows reports whether the client's cap lets it send what needs version v of
-// the interface, so that a caller can choose an older method instead. It uses
-// the caps that are known: before AutoCaps was called, by [Client.RefreshCaps] or
-// for a first message, no interface is limited by it.
+// Allows reports whether the client may send a message that needs version v of the
+// interface, so that a caller can choose an older method instead. It does not
+// block and does not call AutoCaps: until [Client.RefreshCaps] or the first message
+// has done so, only ClientConfig.Caps limits.
 func (c *Client) Allows(i *Interface, v Version) bool {
 	limit, capped := c.cfg.Caps[i.Name]
 	if !capped {
@@ -41,9 +41,9 @@ func (c *Client) Allows(i *Interface, v Version) bool {
 	return !capped || limit.Accepts(v)
 }
 
-// RefreshCaps calls ClientConfig.AutoCaps now, as after an upgrade was finished,
-// and returns its error; then the last caps stay. Without AutoCaps it does
-// nothing.
+// RefreshCaps calls ClientConfig.AutoCaps now, for example after an upgrade is
+// finished, and waits for it. It returns the error of AutoCaps; then the last caps
+// stay. Without AutoCaps it does nothing.
 func (c *Client) RefreshCaps(ctx context.Context) error {
 	if c.cfg.AutoCaps == nil {
 		return nil
@@ -58,8 +58,8 @@ func (c *Client) RefreshCaps(ctx context.Context) error {
 	return nil
 }
 
-// capOf returns the cap of an interface. The first messages wait for AutoCaps, which is called once for all of them;
-// later a message that finds the caps too old has them refreshed in the background.
+// capOf returns the cap of an interface. The first messages wait for one common call of AutoCaps. Later, a message that
+// finds the caps too old starts a refresh and does not wait for it.
 func (c *Client) capOf(ctx context.Context, name string) (limit Version, capped bool, err error) {
 	if limit, ok := c.cfg.Caps[name]; ok || c.cfg.AutoCaps == nil {
 		return limit, ok, nil
@@ -89,13 +89,13 @@ func (c *Client) capOf(ctx context.Context, name string) (limit Version, capped 
 	return limit, capped, nil
 }
 
-// refreshLogged is RefreshCaps. If it fails and there are caps, they stay until it is due again.
+// refreshLogged is RefreshCaps. If it fails and earlier caps exist, they stay until the next refresh is due.
 func (c *Client) refreshLogged(ctx context.Context) error {
 	err := c.RefreshCaps(ctx)
 	c.caps.mu.Lock()
 	defer c.caps.mu.Unlock()
 	if err != nil && !c.caps.at.IsZero() {
-		c.caps.at = time.Now() // tried again after CapsEvery, not by every message
+		c.caps.at = time.Now() // the next attempt is after CapsEvery, not at every message
 		c.cfg.Logger.Warn("version caps not refreshed, the last ones stay", "error", err)
 	}
 	return err

@@ -15,46 +15,50 @@ import (
 )
 
 const (
-	// replySlots is how many replies a broker may send ahead to one client.
-	// Taking a reply is a map look-up, so it need not be tuned.
+	// replySlots is the prefetch of a client's reply topic. Handling a reply is a
+	// map look-up, so it need not be tuned.
 	replySlots = 256
-	// graceTime is how long a call goes on waiting for its reply when the bus
-	// does not know whether it was sent. Also how long a cancel is tried.
+	// graceTime is how long a call still waits for its reply after the bus
+	// reported that sending has an unknown outcome. It also bounds the sending of a
+	// cancel.
 	graceTime = 3 * time.Second
 )
 
 // ClientConfig configures a Client. The zero value is usable.
 type ClientConfig struct {
-	// Timeout is how long a Call or Go waits whose context has no deadline.
-	// It also bounds how long a Cast or Fanout waits for a bus that is away.
+	// Timeout is the time limit of a Call or Go whose context has no deadline. It
+	// also bounds how long such a Cast or Fanout waits while the broker is away.
 	// Default 60 s, as oslo.messaging's rpc_response_timeout.
 	Timeout time.Duration
-	// HeartbeatTimeout is how long a call waits without hearing from the server, which
-	// sends two heartbeats in that time while the handler runs. Then the
-	// call fails with ErrHeartbeatLost although its deadline may be far. No heartbeats come for a call that
-	// waits in a queue. The timeout is checked every HeartbeatTimeout/8, so it is detected at most that much
-	// late. Default 30 s; negative: only the deadline counts. It is oslo.messaging's call_monitor_timeout.
-	// A server whose process is gone is found sooner, whatever the timeout is: see ErrServerLost.
+	// HeartbeatTimeout is how long a call waits without a heartbeat. Then the call
+	// fails with ErrHeartbeatLost, although its deadline may be far. The server sends
+	// two heartbeats in that time while the handler runs, and none for a call that
+	// waits in a queue. The timeout is checked every HeartbeatTimeout/8, so it is
+	// detected at most that much late. Default 30 s; negative: only the deadline counts.
+	// It is oslo.messaging's call_monitor_timeout. The loss of a server's process is
+	// detected sooner, whatever the timeout is: see ErrServerLost.
 	HeartbeatTimeout time.Duration
-	// Caps limits, by interface name, the version that may be sent, for a
-	// rolling upgrade. An interface that is not in it is not limited.
+	// Caps limits, by interface name, the version that the client may send, for a
+	// rolling upgrade. An interface that is not a key has no limit, or that of AutoCaps.
 	Caps map[string]Version
-	// AutoCaps returns caps for interfaces that Caps does not name: of each the
-	// oldest version among the servers that live. It is called by the first
-	// message, which fails if it does, then again every CapsEvery by one that
-	// is sent, which does not wait for it, and by [Client.RefreshCaps]. If it
-	// fails then, the last caps stay. It must be safe for concurrent use.
+	// AutoCaps returns the caps of interfaces that Caps does not name: for each, the
+	// oldest version among the servers that run. The first message calls AutoCaps and
+	// waits for it; if AutoCaps fails, the message fails. After that, a message calls
+	// it in the background when the caps are older than CapsEvery. [Client.RefreshCaps]
+	// calls it, too. If a later call fails, the last caps stay. AutoCaps must be safe
+	// for concurrent use.
 	AutoCaps func(context.Context) (map[string]Version, error)
-	// CapsEvery is how old what AutoCaps returned may become. Default 60 s.
+	// CapsEvery is the age at which the result of AutoCaps is refreshed. Default 60 s.
 	CapsEvery time.Duration
-	// Interceptors stand around each message, the first outermost.
+	// Interceptors run around each message, the first outermost.
 	Interceptors []Interceptor
-	// Logger gets the events that no caller sees, such as late replies. Default slog.Default().
+	// Logger gets the events that no error reports, such as late replies. Default slog.Default().
 	Logger *slog.Logger
 }
 
-// Client sends requests over a bus, and takes all replies through one private
-// topic. It is safe for concurrent use; one client a process is enough.
+// Client sends requests over a bus, and receives all replies on one private topic.
+// It is safe for concurrent use; one client for a process is enough. It has the Start
+// and Stop of a service part.
 type Client struct {
 	bus          bus.Bus
 	cfg          ClientConfig
@@ -69,7 +73,7 @@ type Client struct {
 	peers     map[string]*peer    // by the id of the instance
 	questions map[string]question // by the id of the message
 	watching  *time.Timer         // runs tick; nil before the first call
-	ticking   bool                // it is set
+	ticking   bool                // watching is set
 
 	listening   atomic.Bool // the reply topic is subscribed to
 	subscribing singleflight.Group
@@ -80,20 +84,20 @@ type Client struct {
 	stats ClientStats // accessed atomically
 }
 
-// ClientStats counts what happened to a client's messages since it was made.
+// ClientStats are the counters of a client since NewClient.
 type ClientStats struct {
-	// Late is how many replies came after their calls had ended.
+	// Late counts the replies that came after their calls had ended.
 	Late uint64
-	// Canceled is how many servers were told that the caller has given up.
+	// Canceled counts the cancel messages that were sent because a caller has given up.
 	Canceled uint64
-	// HeartbeatLost is how many calls failed with ErrHeartbeatLost.
+	// HeartbeatLost counts the calls that failed with ErrHeartbeatLost.
 	HeartbeatLost uint64
-	// Lost is how many calls failed with ErrServerLost.
+	// Lost counts the calls that failed with ErrServerLost.
 	Lost uint64
 }
 
-// NewClient returns a client. It starts nothing: the reply topic is subscribed
-// to by the first call.
+// NewClient returns a client, which the caller closes. It starts nothing: the first
+// call subscribes to the reply topic. The bus stays the caller's.
 func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	if cfg.Timeout <= 0 {
 		cfg.Timeout = 60 * time.Second
@@ -115,7 +119,7 @@ func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	}
 }
 
-// Stats returns the counters. They are those of the moment, one by one.
+// Stats returns the counters. Each is read by itself, so they need not agree with each other.
 func (c *Client) Stats() ClientStats {
 	return ClientStats{
 		Late:          atomic.LoadUint64(&c.stats.Late),
@@ -125,12 +129,12 @@ func (c *Client) Stats() ClientStats {
 	}
 }
 
-// Close ends the client: calls that wait fail with ErrClosed, although their
-// requests may have been executed. It waits for the client's goroutines. The
-// bus stays open. It is idempotent and never fails.
+// Close ends the client. Calls that wait for a reply fail with ErrClosed; their requests
+// may have been executed. Close waits for the client's goroutines. The bus stays open.
+// Close is idempotent and never fails.
 func (c *Client) Close() error {
 	c.end()
-	c.mu.Lock() // a holder may still start a goroutine to be waited for
+	c.mu.Lock() // spawn may still add a goroutine to wg under this lock
 	if c.watching != nil {
 		c.watching.Stop()
 	}
@@ -146,20 +150,24 @@ func (c *Client) Start(context.Context) error { return nil }
 func (c *Client) Stop(context.Context) error { return c.Close() }
 
 // Call sends the request to a server, waits for the result and returns it. host
-// is [Any] or the name of one server. It blocks until the reply is there or ctx
+// is [Any] or the name of one server. Call blocks until the reply comes or ctx
 // ends, or for ClientConfig.Timeout if ctx has no deadline.
 //
-// The errors are the handler's own, with [fault.IsRemote] true, and the
-// client's: ErrNoConsumer, Unavailable (not executed), Unknown (the connection
-// broke while sending, ErrServerLost or ErrHeartbeatLost: may have been executed), Timeout and
-// Canceled (nothing is known about the execution), ErrVersionCap, ErrClosed,
-// Invalid if the request cannot be encoded, ErrTooLarge if it is too large, or Invalid if [CheckHost] refuses
-// the host or the bus cannot carry its topics; ErrReplyTooLarge from the server whose reply is too large.
+// An error is the handler's own, with [fault.IsRemote] true, or one of these:
 //
-// If ctx is canceled, the server is told, and cancels the handler's context;
-// whether that comes in time is not certain.
+//   - ErrNoConsumer, Unavailable: the request was not executed.
+//   - Unknown: the connection broke while sending, or ErrServerLost or
+//     ErrHeartbeatLost. The request may have been executed.
+//   - Timeout, Canceled: ctx ended. The request may have been executed.
+//   - ErrVersionCap, ErrClosed. ErrClosed after sending: it may have been executed.
+//   - Invalid: the request cannot be encoded, [CheckHost] refuses the host, or the
+//     bus cannot carry the names of its topics. ErrTooLarge: the request is too large.
+//   - ErrReplyTooLarge, from the server: the handler ran, but its reply is too large.
+//
+// If ctx is canceled, the client tells the server, which cancels the handler's
+// context. The message may come too late.
 func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Resp, error) {
-	resp, err := c.do(ctx, m.info(bus.Call, host), req, func(b []byte) (any, error) {
+	resp, err := c.send(ctx, m.info(bus.Call, host), req, func(b []byte) (any, error) {
 		out := new(Resp)
 		if err := decode(b, out); err != nil {
 			return nil, err
@@ -176,41 +184,41 @@ func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], ho
 	return out, nil
 }
 
-// Go sends the request as [Call] does, but does not wait: the result comes back
-// by message into the Pending. ctx bounds the whole exchange, not only the
-// sending. The error, if any, is ErrVersionCap or ErrClosed; every other one
-// comes through the Pending.
+// Go is [Call] without waiting: the Pending gets the result when the reply comes.
+// ctx bounds the whole exchange, not only the sending. Go itself fails with
+// ErrVersionCap, ErrClosed, or the error of ClientConfig.AutoCaps, whose first call it
+// waits for; every other error comes from Pending.Wait.
 func Go[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Pending[Resp], error) {
 	if err := c.allowed(ctx, m.info(bus.Call, host)); err != nil {
 		return nil, err
 	}
 	p := &Pending[Resp]{done: make(chan struct{})}
-	run := func() {
+	exchange := func() {
 		defer close(p.done)
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		defer context.AfterFunc(c.life, cancel)() //nolint:contextcheck // Close does not wait for a bus that is away
+		defer context.AfterFunc(c.life, cancel)() //nolint:contextcheck // so that Close does not wait for a broker that is away
 		p.resp, p.err = Call(ctx, c, m, host, req)
 	}
-	if !c.spawn(run) {
+	if !c.spawn(exchange) {
 		return nil, fmt.Errorf("%s: %w", m.info(bus.Call, host), ErrClosed)
 	}
 	return p, nil
 }
 
-// Pending is a result that has not come yet. It is safe for concurrent use.
+// Pending is the result of [Go], which may not have come yet. It is safe for concurrent use.
 type Pending[Resp any] struct {
 	done chan struct{}
 	resp *Resp
 	err  error
 }
 
-// Done is closed when the result is there.
+// Done returns a channel that is closed when the result has come.
 func (p *Pending[Resp]) Done() <-chan struct{} { return p.done }
 
-// Wait blocks until the result is there, and returns it as [Call] would have.
-// If ctx ends first it returns Timeout or Canceled; the request goes on, and
-// Wait may be called again.
+// Wait blocks until the result comes, and returns what [Call] would have returned.
+// If ctx ends first, Wait returns Timeout or Canceled; the request goes on, and Wait
+// may be called again.
 func (p *Pending[Resp]) Wait(ctx context.Context) (*Resp, error) {
 	select {
 	case <-p.done:
@@ -220,26 +228,27 @@ func (p *Pending[Resp]) Wait(ctx context.Context) (*Resp, error) {
 	}
 }
 
-// Cast sends the request one way, to one server: [Any], or the one named host.
-// It returns when the bus has taken the message, and for an [AtLeastOnce]
-// method that means that the message survives a restart of the broker. A cast
-// has no deadline of its own: it waits for a server that is away. Errors as
-// [Call], except those of the handler, which stay in the server's log.
+// Cast sends the request to one server and does not wait for it to be handled. host is
+// [Any] or the name of one server. Cast returns when the broker has confirmed the
+// message; the message of an [AtLeastOnce] method then survives a restart of the broker.
+// The message has no deadline: it waits in its queue while the server is away. ctx, or
+// ClientConfig.Timeout if ctx has no deadline, bounds only the sending. Errors: as
+// [Call], but the handler's stay in the server's log.
 func Cast[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) error {
-	_, err := c.do(ctx, m.info(bus.Cast, host), req, nil)
+	_, err := c.send(ctx, m.info(bus.Cast, host), req, nil)
 	return err
 }
 
-// Fanout sends the request one way to all servers of the interface that run
-// now. Errors as [Cast]; no server is not an error.
+// Fanout sends the request to all servers of the interface that run now, and does not
+// wait for them. Errors: as [Cast]. It is not an error if no server runs.
 func Fanout[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], req *Req) error {
-	_, err := c.do(ctx, m.info(bus.Fanout, Any), req, nil)
+	_, err := c.send(ctx, m.info(bus.Fanout, Any), req, nil)
 	return err
 }
 
-// do is the one way of all four verbs; the types are gone from here on. decode
-// is nil when no reply is expected.
-func (c *Client) do(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
+// send is what Call, Go, Cast and Fanout have in common; req and the result are untyped
+// from here on. decode is nil if no reply is expected.
+func (c *Client) send(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, c.cfg.Timeout)
@@ -273,6 +282,7 @@ func (c *Client) transmit(ctx context.Context, info Info, req any, decode func([
 	return nil, nil //nolint:nilnil // a cast has no result
 }
 
+// allowed returns ErrClosed, ErrVersionCap, or the error of AutoCaps, if the client may not send the message.
 func (c *Client) allowed(ctx context.Context, info Info) error {
 	if c.life.Err() != nil {
 		return fmt.Errorf("%s: %w", info, ErrClosed)
@@ -287,8 +297,8 @@ func (c *Client) allowed(ctx context.Context, info Info) error {
 	return nil
 }
 
-// spawn runs f in a goroutine that Close waits for, unless the client is
-// closed.
+// spawn runs f in a goroutine that Close waits for. If the client is closed, it
+// returns false.
 func (c *Client) spawn(f func()) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

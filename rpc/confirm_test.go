@@ -19,19 +19,19 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// lateBus is a bus that takes each copy and each dead letter at once, and whose confirmation
-// is late, or lost with the connection.
+// lateBus is a bus that accepts each copy of a message and each dead letter at once, but confirms it late, or loses the
+// confirmation with the connection.
 type lateBus struct {
 	*membus.Bus
-	late time.Duration // until the confirmation comes
-	lose int           // so many confirmations never come
+	late time.Duration // delay of each confirmation
+	lose int           // how many confirmations are lost
 
 	mu     sync.Mutex
-	copies map[string]int // taken, by id, without the dead letters
-	total  int            // of all, beyond maxCopies they are lost
+	copies map[string]int // accepted copies by id, without dead letters
+	total  int            // of all copies; copies beyond maxCopies are lost
 }
 
-// maxCopies bounds what a fault can cost the test.
+// maxCopies bounds the copies if a fault multiplies them.
 const maxCopies = 1000
 
 func (b *lateBus) Publish(ctx context.Context, topic string, m *rpcbus.Message) error {
@@ -75,7 +75,7 @@ func (b *lateBus) Send(ctx context.Context, topic string, m *rpcbus.Message, don
 	done(b.Publish(ctx, topic, m))
 }
 
-// deadLetters returns how many dead letters each message has become, and drops them.
+// deadLetters counts the dead letters of each message, and drops them.
 func deadLetters(t *testing.T, bus rpcbus.Bus) map[string]int {
 	t.Helper()
 	letters := map[string]int{}
@@ -88,11 +88,11 @@ func deadLetters(t *testing.T, bus rpcbus.Bus) map[string]int {
 	return letters
 }
 
-// TestLateConfirm: casts that fail are published again over a bus that confirms late, or loses
+// TestLateConfirm: casts that fail are published again, over a bus that confirms late or loses
 // confirmations. They do not multiply: each attempt runs once, and each message becomes one dead letter.
 func TestLateConfirm(t *testing.T) {
 	t.Parallel()
-	const casts, tries = 5, 5
+	const casts, attempts = 5, 5
 	for _, tt := range []struct {
 		name string
 		late time.Duration
@@ -109,7 +109,7 @@ func TestLateConfirm(t *testing.T) {
 				bus := &lateBus{Bus: rpctest.NewBus(t), late: tt.late, lose: tt.lose, copies: make(map[string]int)}
 				var mu sync.Mutex
 				runs := 0
-				startServer(t, bus, rpc.ServerConfig{MaxDeliveries: tries}, func(context.Context, *string) (*rpc.None, error) {
+				startServer(t, bus, rpc.ServerConfig{MaxDeliveries: attempts}, func(context.Context, *string) (*rpc.None, error) {
 					mu.Lock()
 					defer mu.Unlock()
 					runs++
@@ -127,11 +127,11 @@ func TestLateConfirm(t *testing.T) {
 				bus.mu.Unlock()
 				letters := deadLetters(t, bus)
 				t.Logf("%d copies, %d runs, dead letters %v", total, runs, letters)
-				if total > casts*tries+tt.lose {
-					t.Errorf("%d copies of %d casts with %d attempts, %d confirmations lost", total, casts, tries, tt.lose)
+				if total > casts*attempts+tt.lose {
+					t.Errorf("%d copies of %d casts with %d attempts, %d confirmations lost", total, casts, attempts, tt.lose)
 				}
-				if runs != casts*tries {
-					t.Errorf("%d runs, want %d: each attempt once", runs, casts*tries)
+				if runs != casts*attempts {
+					t.Errorf("%d runs, want %d: each attempt once", runs, casts*attempts)
 				}
 				for n := range casts {
 					if got := letters[fmt.Sprint("cast-", n)]; got != 1 {
@@ -143,9 +143,9 @@ func TestLateConfirm(t *testing.T) {
 	}
 }
 
-// TestStaleCopy: the original of a message that was published again comes back, because its
-// acknowledgement was lost. It is not run again with its old count, also not after the last attempt. A dead
-// letter that is sent again starts anew.
+// TestStaleCopy: a message was published again, and its original is redelivered, because its
+// acknowledgement was lost. The original is not handled again with its old count, not even after the last attempt. A
+// dead letter that is sent again starts with new counts.
 func TestStaleCopy(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -189,8 +189,8 @@ func TestStaleCopy(t *testing.T) {
 	})
 }
 
-// TestCopyOfARunningMessage: a second delivery of a message whose handler runs for long is not
-// taken for one that was lost with a server, however often it is looked at.
+// TestCopyOfARunningMessage: a second delivery of a message whose handler still runs does not count as
+// the loss of a server, however often it is delivered.
 func TestCopyOfARunningMessage(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -209,7 +209,7 @@ func TestCopyOfARunningMessage(t *testing.T) {
 	})
 }
 
-// TestNoID: messages of another program that have no id are not taken for copies of each other.
+// TestNoID: messages without an id, from another program, do not count as copies of each other.
 func TestNoID(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -237,8 +237,8 @@ func TestNoID(t *testing.T) {
 	})
 }
 
-// TestLetterCut: a dead letter that the bus cannot carry is cut, once, and cannot be sent again.
-func TestLetterCut(t *testing.T) {
+// TestLetterTruncated: a dead letter that the bus cannot carry is truncated once, and cannot be sent again.
+func TestLetterTruncated(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const most = 20 << 10
@@ -272,7 +272,7 @@ func TestLetterCut(t *testing.T) {
 			})
 		}
 		if err := show(rpc.Requeue); !errors.Is(err, fault.Precondition) {
-			t.Errorf("a letter that was cut is sent again: %v, want Precondition", err)
+			t.Errorf("a truncated dead letter is sent again: %v, want Precondition", err)
 		}
 		if err := show(rpc.Drop); err != nil {
 			t.Error(err)

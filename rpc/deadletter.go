@@ -11,46 +11,49 @@ import (
 )
 
 const (
-	maxLetters = 65_535 // what an AMQP broker sends ahead at most
-	// A topic of dead letters is taken for read to its end when nothing came for
-	// lettersEnd, at the beginning for lettersBegin.
+	maxLetters = 65_535 // the greatest prefetch of AMQP
+	// The end of a topic of dead letters is assumed when no letter came for lettersEnd;
+	// before the first letter, for lettersBegin.
 	lettersBegin = time.Second
 	lettersEnd   = 300 * time.Millisecond
 )
 
-// DeadLetter is a message that the servers have given up.
+// DeadLetter is a message that a server has dead-lettered.
 type DeadLetter struct {
 	ID       string
-	Reason   string            // a fault code and the last error, or that it was malformed
-	Topic    string            // where it was published to
-	Failures int               // how many delivery attempts failed
-	DiedAt   time.Time         // when it was given up; zero if that cannot be read
-	Server   string            // the host that gave it up; empty if it has no name
-	Info     Info              // what it is; zero if it cannot be read
-	Metadata map[string]string // all of it, by its names on the wire
+	Reason   string            // a fault code and the last error, or "malformed: ..."
+	Topic    string            // that the message was published to
+	Failures int               // failed delivery attempts
+	DiedAt   time.Time         // when the server dead-lettered it; zero if unknown
+	Server   string            // the host that dead-lettered it; empty if that server has no host name
+	Info     Info              // zero if the message cannot be read
+	Metadata map[string]string // by names on the wire, see docs/wire.md
 	Payload  []byte
 }
 
-// Verdict is what becomes of a dead letter.
+// Verdict says what [DeadLetters] does with a dead letter.
 type Verdict uint8
 
 const (
-	// Keep leaves the letter where it is.
+	// Keep leaves the letter in its queue.
 	Keep Verdict = iota
-	// Requeue sends it again to its topic, with its delivery attempts counted anew.
+	// Requeue publishes the message to its topic again, and counts its delivery attempts from zero.
 	Requeue
-	// Drop deletes it.
+	// Drop deletes the letter.
 	Drop
 )
 
-// DeadLetters calls decide with each dead letter of an interface, the oldest first,
-// each once and at most 65,535 and no more kept ones than the bus has bytes in flight, and does with each what decide says. It returns
-// when it has seen those that were there, which takes a second at least. While it
-// runs no other process sees them. decide runs in the caller's goroutine.
+// DeadLetters calls decide once for each dead letter of an interface, the oldest
+// first, and carries out its verdict. It returns when it has seen all letters, at the
+// earliest after 1 s without any. The letters that decide keeps stay unacknowledged
+// until then, so one run sees at most 65,535 of them, or fewer if the bus bounds the
+// bytes in flight. While DeadLetters runs, no other process sees the letters. decide
+// runs in the caller's goroutine, and owns the DeadLetter but must not change its
+// Payload.
 //
-// Errors: those of [bus.Bus.Subscribe]; those of publishing a letter that is to be
-// sent again, such as ErrNoConsumer if its topic is gone: that letter and all
-// that follow are kept; the context's.
+// Errors: those of [bus.Bus.Subscribe]; those of publishing a letter for Requeue, such
+// as ErrNoConsumer if its topic is gone, or Precondition if the letter was truncated;
+// the context's. After an error, the letter at hand and all that follow are kept.
 func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*DeadLetter) Verdict) error {
 	topic := i.Name + suffixDead
 	if err := b.CreateTopic(ctx, topic); err != nil {
@@ -66,7 +69,7 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 	defer func() {
 		cancel()
 		for d := range in {
-			_ = d.Nack() // on an error the bus gives it back by itself
+			_ = d.Nack() // on an error the bus redelivers it by itself
 		}
 		for _, d := range kept {
 			_ = d.Nack() // as above
@@ -112,12 +115,13 @@ func newDeadLetter(m *bus.Message) *DeadLetter {
 	return l
 }
 
+// resend publishes the message of a dead letter to its topic, with all counts at zero.
 func resend(ctx context.Context, b bus.Bus, m *bus.Message) error {
 	if m.Dead == nil {
-		return fault.New(fault.Precondition, "it does not say where it was published to")
+		return fault.New(fault.Precondition, "the letter has no topic that it was published to; drop it, or send the request anew")
 	}
 	if m.Dead.Truncated > 0 {
-		return fault.New(fault.Precondition, "its payload of %d bytes was too large to be kept whole", m.Dead.Truncated)
+		return fault.New(fault.Precondition, "its payload of %d bytes was truncated, because the bus could not carry it in a dead letter; drop it, or send the request anew", m.Dead.Truncated)
 	}
 	next := *m
 	next.Dead, next.Failures, next.Waited, next.Redeliveries = nil, 0, 0, 0

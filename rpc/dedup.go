@@ -5,21 +5,21 @@ import (
 	"time"
 )
 
-// Dedup remembers which messages of AtLeastOnce methods have been handled, so
-// that one that arrives again is not handled again. One that keeps its ids in the
-// component's database serves all servers that share it. An error makes the
-// server try the message again later. The methods must be safe for concurrent
-// use.
+// Dedup remembers the ids of casts of AtLeastOnce methods that have been handled, so
+// that a redelivery is not handled again. A Dedup in the component's database serves
+// all servers that share the database. The methods must be safe for concurrent use.
 type Dedup interface {
-	// Seen reports whether the message was handled.
+	// Seen reports whether the message was handled. After an error the server does not
+	// run the handler; the message is delivered again later, as after Unavailable.
 	Seen(ctx context.Context, id string) (bool, error)
-	// Add notes that it was. If the process dies before, the message is handled
-	// again: the handler must still be idempotent.
+	// Add records that the message was handled. If the process dies before Add, or Add
+	// fails, which the server logs, a redelivery is handled again: the handler must
+	// still be idempotent.
 	Add(ctx context.Context, id string) error
 }
 
 // NewDedup returns a Dedup in the memory of this process. It remembers the last
-// size messages, each for ttl. Zero means 10,000 messages and an hour.
+// size messages, each for ttl. Zero means 10,000 messages and one hour.
 func NewDedup(size int, ttl time.Duration) Dedup {
 	if size <= 0 {
 		size = rememberSize
@@ -30,7 +30,7 @@ func NewDedup(size int, ttl time.Duration) Dedup {
 	return dedup{newRecent[struct{}](size, ttl)}
 }
 
-// How many messages a process remembers by default, and for how long.
+// How many messages NewDedup remembers by default, and for how long.
 const (
 	rememberSize = 10_000
 	rememberTime = time.Hour

@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestDefine: an interface knows its methods. A server without a handler for each of them does not start, and names those
-// that are missing; one for a test may.
+// TestDefine: an interface knows its methods. A server without a handler for one of them does not start, and names the
+// missing ones; a Partial server starts.
 func TestDefine(t *testing.T) {
 	t.Parallel()
 	volumes := &rpc.Interface{Name: "volumes", Version: rpc.Version{Major: 1}}
@@ -55,7 +55,7 @@ func TestDefine(t *testing.T) {
 	}
 }
 
-// TestDefineMisuse: a wrong definition shows at the start of the program.
+// TestDefineMisuse: a wrong definition panics, so that the program does not start.
 func TestDefineMisuse(t *testing.T) {
 	t.Parallel()
 	i := &rpc.Interface{Name: "volumes", Version: rpc.Version{Major: 1}}
@@ -84,7 +84,7 @@ func TestDefineMisuse(t *testing.T) {
 	}
 }
 
-// BenchmarkInterceptors is a call through five interceptors of each side.
+// BenchmarkInterceptors measures a call through five interceptors of the client and five of the server.
 func BenchmarkInterceptors(b *testing.B) {
 	pass := func(ctx context.Context, _ rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
 		return next(ctx, req)

@@ -1,5 +1,5 @@
-// Package rpc lets the services of a component call each other over a message bus: a caller names a host, or lets any
-// server answer.
+// Package rpc lets the services of a component call each other over a message bus. A caller names one host, or lets
+// any server of the interface answer.
 //
 // Eight names are enough to begin with:
 //
@@ -8,9 +8,9 @@
 //	Handle     gives a method of a Server its handler
 //	Client     sends requests
 //	Call       waits for the result
-//	Go         goes on, and takes the result later
-//	Cast       sends one way, to one server
-//	Fanout     sends one way, to all servers
+//	Go         returns at once; the result comes later
+//	Cast       sends to one server, without a reply
+//	Fanout     sends to all servers, without a reply
 //
 // Both sides import the interface and its methods:
 //
@@ -32,15 +32,15 @@
 //	err = rpc.Cast(ctx, client, Start, "node-1", &StartRequest{...})
 //	err = rpc.Fanout(ctx, client, Start, &StartRequest{...})
 //
-// An error that a handler returns arrives with its [fault.Code] and reason. The
-// caller's deadline and its [reqctx.Request] reach the handler. The method declares what is
-// promised about delivery, see [Delivery].
+// An error that a handler returns reaches the caller with its [fault.Code] and reason. The caller's deadline and its
+// [reqctx.Request] reach the handler. The method declares whether a message may be lost or handled twice when a server
+// dies, see [Delivery].
 //
-// The bus is membus inside one process, amqpbus over
-// RabbitMQ, natsbus over NATS, or watermillbus over a stock watermill pub/sub; urlbus opens the one that a URL names. Authors of
-// another bus implement the contract in package rpc/bus.
-// Package rpctest has what tests need, and the suite that checks a bus; rpcprom
-// and rpcotel have interceptors for metrics and traces. docs/messaging.md says
-// what is guaranteed when what fails. The package is not a broker, a service
+// Buses: membus inside one process, amqpbus over RabbitMQ, natsbus over NATS, watermillbus over a stock watermill
+// pub/sub. Package urlbus opens the bus that a URL names. Authors of another bus implement the contract in package
+// rpc/bus.
+//
+// Package rpctest has helpers for tests, and the suite that checks a bus; rpcprom and rpcotel have interceptors for
+// metrics and traces. docs/messaging.md has the guarantees for each failure. The package is not a broker, a service
 // discovery or a stream transport.
 package rpc

@@ -22,11 +22,11 @@ const (
 	headerTraceparent = "traceparent" // W3C trace context
 )
 
-// maxText bounds the reason of a dead letter and the error that is sent to a caller, in bytes: a broker carries less
+// maxText is the most bytes of a dead letter's reason, and of the error that is sent to a caller: brokers carry less
 // metadata than payload.
 const maxText = 8 << 10
 
-// newID returns a message id that no other message has.
+// newID returns a unique message id: 128 random bits.
 func newID() string {
 	var b [16]byte
 	rand.Read(b[:]) // never fails
@@ -35,7 +35,7 @@ func newID() string {
 	return string(text[:])
 }
 
-// encode makes a payload of a *Req or a *Resp. A json.RawMessage is one.
+// encode returns the payload for a *Req or a *Resp. A json.RawMessage is a payload already.
 func encode(v any) ([]byte, error) {
 	if raw, ok := v.(*json.RawMessage); ok && raw != nil && len(*raw) > 0 {
 		return *raw, nil
@@ -80,48 +80,32 @@ func infoOf(m *bus.Message) Info {
 	return i
 }
 
-// wireContext is reqctx.Request as it travels.
-type wireContext struct {
-	ID        string   `json:"request_id,omitempty"`
-	GlobalID  string   `json:"global_request_id,omitempty"`
-	UserID    string   `json:"user_id,omitempty"`
-	ProjectID string   `json:"project_id,omitempty"`
-	DomainID  string   `json:"domain_id,omitempty"`
-	System    string   `json:"system_scope,omitempty"`
-	Roles     []string `json:"roles,omitempty"`
-}
-
 // encodeContext returns the header of a request.
 func encodeContext(r reqctx.Request) map[string]string {
-	named := r.ID != "" || r.GlobalID != "" || r.UserID != "" || r.ProjectID != "" || r.DomainID != "" || r.SystemScope != "" || len(r.Roles) > 0
-	if !named && r.Traceparent == "" {
+	if r.IsZero() {
 		return nil
 	}
 	header := make(map[string]string, 2)
 	if r.Traceparent != "" {
 		header[headerTraceparent] = r.Traceparent
+		r.Traceparent = ""
 	}
-	if named {
-		text, _ := json.Marshal(wireContext{r.ID, r.GlobalID, r.UserID, r.ProjectID, r.DomainID, r.SystemScope, r.Roles}) // strings always encode
+	if !r.IsZero() {
+		text, _ := json.Marshal(r) // strings always encode
 		header[headerContext] = string(text)
 	}
 	return header
 }
 
-// decodeContext reads what encodeContext wrote, and reports whether that was anything.
+// decodeContext is the inverse of encodeContext. ok reports whether the header has a request context or a trace.
 func decodeContext(header map[string]string) (r reqctx.Request, ok bool, err error) {
+	if s := header[headerContext]; s != "" {
+		if err := json.Unmarshal([]byte(s), &r); err != nil {
+			return r, false, fault.New(fault.Invalid, "the metadata's %q cannot be read: %w", headerContext, err)
+		}
+	}
 	r.Traceparent = header[headerTraceparent]
-	s := header[headerContext]
-	if s == "" {
-		return r, r.Traceparent != "", nil
-	}
-	var w wireContext
-	if err := json.Unmarshal([]byte(s), &w); err != nil {
-		return r, false, fault.New(fault.Invalid, "the metadata's %q cannot be read: %w", headerContext, err)
-	}
-	r.ID, r.GlobalID, r.UserID, r.ProjectID = w.ID, w.GlobalID, w.UserID, w.ProjectID
-	r.DomainID, r.SystemScope, r.Roles = w.DomainID, w.System, w.Roles
-	return r, true, nil
+	return r, !r.IsZero(), nil
 }
 
 // newReply returns the reply to the call with the given id.
@@ -149,7 +133,7 @@ func newHeartbeat(id string) *bus.Message {
 	return &bus.Message{ID: id, Kind: bus.Heartbeat, Correlation: id}
 }
 
-// decodeReply returns the response's JSON, or the error that the peer sent.
+// decodeReply returns the response's JSON, or the error that the server sent.
 func decodeReply(m *bus.Message) ([]byte, error) {
 	text := m.Header[headerError]
 	if text == "" {
@@ -162,13 +146,13 @@ func decodeReply(m *bus.Message) ([]byte, error) {
 	return nil, fault.Remote(e)
 }
 
-// What a server says of a request that came after its deadline.
+// Parts of a server's reply to a request that came after its deadline.
 const (
 	reasonExpired = "Expired"
 	metaNow       = "now"
 )
 
-// newExpired returns the reply to a call that came after its deadline, with the time by the server's clock.
+// newExpired returns the reply to a call that came after its deadline. It has the time of the server's clock.
 func newExpired(id string) *bus.Message {
 	return newReply(id, nil, &fault.Error{
 		Code: fault.Timeout, Reason: reasonExpired, Msg: "the request came after its deadline, and was not run",

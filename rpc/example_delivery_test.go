@@ -18,7 +18,7 @@ var (
 	remove  = rpc.Method[string, rpc.None]{Interface: backups, Name: "remove", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
 )
 
-// serveBackups starts a server, and returns what stops it.
+// serveBackups starts a server, and returns a function that stops it.
 func serveBackups(bus rpcbus.Bus, host string, register func(*rpc.Server)) (stop func()) {
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backups, Host: host, Dedup: rpc.NewDedup(1000, time.Hour)})
 	register(srv)
@@ -28,16 +28,16 @@ func serveBackups(bus rpcbus.Bus, host string, register func(*rpc.Server)) (stop
 	return func() { _ = srv.Stop(context.Background()) } // no handler is cut off
 }
 
-// A cast of an AtLeastOnce method is tried again until the handler succeeds, and
-// what has succeeded is not done twice: Dedup remembers it.
+// A cast of an AtLeastOnce method is delivered again until the handler succeeds. Dedup
+// keeps a handled cast from being handled twice.
 func ExampleCast() {
 	bus := membus.New()
 	defer bus.Close()
 	done := make(chan string)
-	tries := 0
+	attempts := 0
 	stop := serveBackups(bus, "node-1", func(s *rpc.Server) {
 		rpc.Handle(s, remove, func(_ context.Context, name *string) (*rpc.None, error) {
-			if tries++; tries < 3 {
+			if attempts++; attempts < 3 {
 				return nil, fault.New(fault.Unavailable, "the store is away")
 			}
 			done <- *name
@@ -51,13 +51,13 @@ func ExampleCast() {
 	name := "monday"
 	err := rpc.Cast(context.Background(), client, remove, "node-1", &name)
 	fmt.Println("sent:", err)
-	fmt.Println("removed", <-done, "at try", tries)
+	fmt.Println("removed", <-done, "at attempt", attempts)
 	// Output:
 	// sent: <nil>
-	// removed monday at try 3
+	// removed monday at attempt 3
 }
 
-// Fanout reaches every server that runs.
+// Fanout sends to every server that runs.
 func ExampleFanout() {
 	bus := membus.New()
 	defer bus.Close()
@@ -83,7 +83,7 @@ func ExampleFanout() {
 	// node-2
 }
 
-// Every server says what it offers and does, without a handler for that.
+// Every server answers Ping and Describe without a handler of its own.
 func ExampleDescribe() {
 	ctx := context.Background()
 	bus := membus.New()
@@ -107,7 +107,7 @@ func ExampleDescribe() {
 	// backups 1.0 node-1 remove at-least-once <nil>
 }
 
-// A message that the servers gave up is kept until an operator decides.
+// A dead-lettered message is kept until an operator decides.
 func ExampleDeadLetters() {
 	ctx := context.Background()
 	bus := membus.New()
@@ -127,7 +127,7 @@ func ExampleDeadLetters() {
 		err := rpc.DeadLetters(ctx, bus, backups, func(l *rpc.DeadLetter) rpc.Verdict {
 			found = true
 			fmt.Println(l.Info, string(l.Payload), l.Topic, l.Failures, l.Reason)
-			return rpc.Drop // or Requeue, when the cause is mended
+			return rpc.Drop // or Requeue, when the cause is fixed
 		})
 		if err != nil {
 			fmt.Println(err)

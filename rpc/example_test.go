@@ -10,13 +10,13 @@ import (
 	"github.com/armature-go/armature/rpc/membus"
 )
 
-// What both sides import.
+// Client and server import these variables.
 var (
 	greeter = &rpc.Interface{Name: "greeter", Version: rpc.Version{Major: 1}}
 	greet   = rpc.Method[string, string]{Interface: greeter, Name: "greet", Since: rpc.Version{Major: 1}}
 )
 
-// A server and a client, here in one process over the in-memory bus.
+// A server and a client in one process, over the in-memory bus.
 func Example() {
 	ctx := context.Background()
 	bus := membus.New()
@@ -50,7 +50,7 @@ func Example() {
 	// call greeter.greet on node-1: the name is empty Invalid true
 }
 
-// Go sends several requests at once; the results come back by message.
+// Go sends several requests at once; each Pending gets its result.
 func ExampleGo() {
 	ctx := context.Background()
 	bus := membus.New()

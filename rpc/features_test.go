@@ -18,12 +18,12 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestAutoCaps: the caps are found out once by many first messages, and again as
-// time goes by; what is known stays in force while that fails.
+// TestAutoCaps: many first messages share one call of AutoCaps, which is called again after
+// CapsEvery. The known caps stay in force while AutoCaps fails.
 func TestAutoCaps(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		bus := rpctest.NewBus(t) // without a server: what may be sent ends with ErrNoConsumer
+		bus := rpctest.NewBus(t) // without a server: a message that may be sent fails with ErrNoConsumer
 		var asked atomic.Int64
 		var now atomic.Pointer[rpc.Version]
 		fail := errors.New("no services table")
@@ -41,7 +41,7 @@ func TestAutoCaps(t *testing.T) {
 			return err
 		}
 		if err := call(); !errors.Is(err, fail) {
-			t.Errorf("while the caps cannot be found out: %v", err)
+			t.Errorf("while AutoCaps fails: %v", err)
 		}
 		now.Store(&rpc.Version{Major: 2})
 		asked.Store(0)
@@ -55,22 +55,22 @@ func TestAutoCaps(t *testing.T) {
 		}
 		wg.Wait()
 		if n := asked.Load(); n != 1 {
-			t.Errorf("asked %d times by 100 first messages", n)
+			t.Errorf("AutoCaps was called %d times by 100 first messages, want once", n)
 		}
 		if c.Allows(iface, start.Since) {
 			t.Error("Allows what the cap forbids")
 		}
 		now.Store(nil)
 		time.Sleep(2 * time.Minute) //nolint:forbidigo // in a synctest bubble
-		for range 2 {               // the first finds that it is time, and does not wait
+		for range 2 {               // the first starts the refresh, and does not wait for it
 			began := time.Now()
 			if err := call(); !errors.Is(err, rpc.ErrVersionCap) || time.Since(began) != 0 {
-				t.Errorf("while the old caps count: %v after %v", err, time.Since(began))
+				t.Errorf("while the old caps are in force: %v after %v", err, time.Since(began))
 			}
 			time.Sleep(10 * time.Second) //nolint:forbidigo // in a synctest bubble
 		}
 		if n := asked.Load(); n != 2 {
-			t.Errorf("asked %d times, want once more", n)
+			t.Errorf("AutoCaps was called %d times, want once more", n)
 		}
 		now.Store(&iface.Version)
 		if err := c.RefreshCaps(t.Context()); err != nil {
@@ -82,7 +82,7 @@ func TestAutoCaps(t *testing.T) {
 	})
 }
 
-// TestDedupLimits: the oldest is forgotten first, and everything after its time.
+// TestDedupLimits: beyond the size the oldest id is forgotten, and after the ttl each.
 func TestDedupLimits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -104,7 +104,7 @@ func TestDedupLimits(t *testing.T) {
 		}
 		time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
 		if seen("a") || seen("c") {
-			t.Error("not forgotten in its time")
+			t.Error("an id was not forgotten after the ttl")
 		}
 	})
 }
@@ -122,15 +122,15 @@ func (l lossy) Subscribe(ctx context.Context, s rpcbus.Subscription) (<-chan *rp
 			select {
 			case out <- d:
 			case <-ctx.Done():
-				_ = d.Nack() // it goes back
+				_ = d.Nack() // the message returns to its topic
 			}
 		}
 	}()
 	return out, err
 }
 
-// TestLostServers: a cast with which server after server is lost becomes a dead
-// letter, and is run by none of them in between, whatever its delivery.
+// TestLostServers: a cast with which one server after the other is lost becomes a dead
+// letter. Its redeliveries are not handled, for either kind of Delivery.
 func TestLostServers(t *testing.T) {
 	t.Parallel()
 	for _, d := range []rpc.Delivery{rpc.AtLeastOnce, rpc.AtMostOnce} {
@@ -141,7 +141,7 @@ func TestLostServers(t *testing.T) {
 			bus := lossy{rpctest.NewBus(t)}
 			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
 			rpc.Handle(srv, m, func(context.Context, *string) (*rpc.None, error) {
-				t.Error("it was run")
+				t.Error("the handler ran")
 				return &rpc.None{}, nil
 			})
 			if err := srv.Start(t.Context()); err != nil {
@@ -170,7 +170,7 @@ func TestLostServers(t *testing.T) {
 	}
 }
 
-// bounded is a bus that delivers a message again that was not acknowledged in an hour.
+// bounded is a bus that redelivers a message that is not acknowledged within an hour.
 type bounded struct{ *membus.Bus }
 
 func (b bounded) Capabilities() rpcbus.Capabilities {
@@ -179,8 +179,8 @@ func (b bounded) Capabilities() rpcbus.Capabilities {
 	return c
 }
 
-// TestConsumerTimeout: an AtLeastOnce handler ends before the bus gives its
-// message to another one; a method that is to take longer is refused.
+// TestConsumerTimeout: the context of an AtLeastOnce handler ends before the bus redelivers its
+// message; a method with a longer timeout keeps the server from starting.
 func TestConsumerTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -196,7 +196,7 @@ func TestConsumerTimeout(t *testing.T) {
 
 		took := make(chan time.Duration, 1)
 		srv = rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, MaxDeliveries: 1})
-		rpc.Handle(srv, question, upper) // its message was acknowledged before
+		rpc.Handle(srv, question, upper) // AtMostOnce: the message is acknowledged before the handler runs
 		rpc.Handle(srv, keep, func(ctx context.Context, _ *string) (*rpc.None, error) {
 			began := time.Now()
 			<-ctx.Done()

@@ -8,7 +8,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// endpoint is a method whose types are erased.
+// endpoint is a method and its handler, without their types.
 type endpoint struct {
 	Signature
 
@@ -17,25 +17,33 @@ type endpoint struct {
 	call    func(context.Context, any) (any, error)
 }
 
-// Handle makes the server answer m with h. The context that h gets carries the
-// caller's deadline and its [reqctx.Request]; it is canceled when the caller
-// gives up, and at the end of [Server.Stop]. An error that h returns travels to
-// the caller with its code, reason and text. A panic becomes an Internal error.
+// Handle makes the server answer m with h, which the server calls from several
+// goroutines at once. The context of h carries the caller's deadline and its
+// [reqctx.Request]. It is canceled when the caller of a call gives up, and when the
+// context of [Server.Stop] ends. An error of h reaches the caller of a call with its
+// code, reason and text. A panic becomes an Internal error.
 //
-// If m is [AtLeastOnce] and the message was a cast, an error has it delivered
-// again, later, up to ServerConfig.MaxDeliveries times, or, if its code is Unavailable, which says that
-// nothing was done, for ServerConfig.MaxUnavailable, unless its code says that
-// this is no use: Invalid, Unauthenticated, Denied, NotFound, Conflict,
-// Precondition, Unimplemented. What is given up becomes a dead letter, see
-// [DeadLetters].
+// If m is [AtLeastOnce] and the message is a cast, the code of the error decides what
+// follows:
 //
-// Handle panics, because it is a programmer's error, if the method has a handler
-// already, belongs to another interface, was not defined with [Define] although other methods of the interface were, has
-// a name that cannot be one, or needs a newer version than the interface has, or if the server was started.
+//   - Invalid, Unauthenticated, Denied, NotFound, Conflict, Precondition and
+//     Unimplemented are final: the message is dead-lettered, see [DeadLetters].
+//   - Unavailable says that nothing was done. The message is delivered again after a
+//     back-off, for ServerConfig.MaxUnavailable in all.
+//   - After any other error the message is delivered again after a back-off, up to
+//     ServerConfig.MaxDeliveries attempts.
+//
+// After the last attempt the message is dead-lettered. The back-off grows from 100 ms
+// to 30 s, with jitter.
+//
+// Handle panics on a programmer's error: the server was started; the method has a
+// handler already, belongs to another interface, has a name that is not valid, or needs
+// a newer version than the interface has; or the method was not defined with [Define]
+// although other methods of the interface were.
 func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) {
 	m.check()
 	if own := s.cfg.Interface; m.Interface.Name == own.Name && !own.knows(m.Name) {
-		panic(fmt.Sprintf("rpc: %s.%s is not one of the interface's methods: make it with rpc.Define", own.Name, m.Name))
+		panic(fmt.Sprintf("rpc: %s.%s is not a method of the interface: define it with rpc.Define", own.Name, m.Name))
 	}
 	s.add(m.info("", ""), erase(m, h))
 }

@@ -8,19 +8,19 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// An instance is one life of a server, from Start to Stop. It has a private topic of its own, on which
-// it answers probes. A broker drops that topic when the process is gone, and knows that at once: a probe
-// then fails with ErrNoConsumer. The topic comes back with a connection that was only lost.
+// An instance is one life of a server, from Start to Stop. It has a private topic, on which it answers
+// probes. When the process is gone, the broker drops that topic at once: a probe then fails with
+// ErrNoConsumer. If only the connection was lost, the topic comes back with the next connection.
 
 // probeTime bounds the publishing of a probe and of its answer.
 const probeTime = time.Second
 
-// openInstanceLocked gives the server an instance, whose topic lasts until leave is called, which waits for its end.
+// openInstanceLocked gives the server an instance. Its topic lasts until leave is called; leave waits for its end.
 func (s *Server) openInstanceLocked(ctx context.Context) (leave func(), err error) {
 	s.instance = newID()
 	topic := prefixReply + s.instance
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	keep := context.AfterFunc(ctx, cancel) // while it starts
+	keep := context.AfterFunc(ctx, cancel) // ctx bounds only the start
 	in, err := s.bus.Subscribe(life, bus.Subscription{Topic: topic, Mode: bus.Private, Slots: replySlots})
 	keep()
 	if err != nil {
@@ -31,7 +31,7 @@ func (s *Server) openInstanceLocked(ctx context.Context) (leave func(), err erro
 	go func() { // ends with life, or with the bus
 		defer close(ended)
 		for d := range in {
-			_ = d.Ack() // no other subscriber could take it
+			_ = d.Ack() // the topic has no other subscriber
 			s.answerProbe(life, d.Message)
 		}
 	}()
@@ -44,13 +44,13 @@ func (s *Server) answerProbe(ctx context.Context, m *bus.Message) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	if err := s.bus.Publish(ctx, m.ReplyTo, s.sign(newHeartbeat(m.ID))); err != nil {
+	if err := s.bus.Publish(ctx, m.ReplyTo, s.signInstance(newHeartbeat(m.ID))); err != nil {
 		s.cfg.Logger.DebugContext(ctx, "probe not answered", "topic", m.ReplyTo, "error", err)
 	}
 }
 
-// sign names the instance in a reply or a heartbeat.
-func (s *Server) sign(m *bus.Message) *bus.Message {
+// signInstance names the instance in a reply or a heartbeat.
+func (s *Server) signInstance(m *bus.Message) *bus.Message {
 	m.Instance = s.instance
 	return m
 }

@@ -5,21 +5,21 @@ import (
 	"slices"
 )
 
-// Interceptor stands around each message of a client or a server, for what
+// Interceptor runs around each message of a client or a server, for what
 // all methods have in common: metrics, tracing, access rules. It calls next
-// once, or answers itself. req is the *Req and the result the *Resp of the
-// method; a cast's and a fanout's result is nil. On the client side next
-// returns when the reply has come or the bus has taken the message; on the
-// server side, when the handler has returned.
+// once, or returns a result of its own without calling next. req is the method's
+// *Req and the result its *Resp; the result of a cast or a fanout is nil. In a
+// client, next returns when the reply has come, or the broker has confirmed the
+// message. In a server, next returns when the handler has returned.
 //
 // Interceptors run in the order of the list, the first outermost. They must be
 // safe for concurrent use.
 type Interceptor func(ctx context.Context, info Info, req any, next func(context.Context, any) (any, error)) (any, error)
 
-// chain is a list of interceptors as one: last is what the innermost calls. Nil calls last at once.
+// chain is a list of interceptors as one function. The innermost interceptor calls last. A nil chain calls last at once.
 type chain func(ctx context.Context, info Info, req any, last func(context.Context, any) (any, error)) (any, error)
 
-// newChain builds a chain, once for each client and server.
+// newChain returns the chain of the interceptors. Each client and server builds it once.
 func newChain(list []Interceptor) chain {
 	var inner chain
 	for _, ic := range slices.Backward(list) {
@@ -34,8 +34,8 @@ func newChain(list []Interceptor) chain {
 	return inner
 }
 
-// run calls last behind the interceptors.
-func (c chain) run(ctx context.Context, info Info, req any, last func(context.Context, any) (any, error)) (any, error) {
+// invoke runs the interceptors around last.
+func (c chain) invoke(ctx context.Context, info Info, req any, last func(context.Context, any) (any, error)) (any, error) {
 	if c == nil {
 		return last(ctx, req)
 	}

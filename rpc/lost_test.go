@@ -15,18 +15,18 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestServerLost: what a client makes of what the bus says to its probes.
+// TestServerLost: what a call returns for each answer to the client's probes.
 func TestServerLost(t *testing.T) {
 	t.Parallel()
 	away := fault.New(fault.Timeout, "the broker is away")
 	tests := []struct {
 		name string
-		// probe is the fate of a probe so long after the call: an error, or nil.
+		// probe returns the error of a probe that is sent so long after the call.
 		probe func(time.Duration) error
 		mute  bool // the server does not answer probes
-		old   bool // it names no instance
+		old   bool // the server names no instance, as older releases
 		want  error
-		most  time.Duration // in which the call ends; it would take 10 s
+		most  time.Duration // how long the call may take; its handler takes 10 s
 	}{
 		{name: "gone", probe: func(time.Duration) error { return rpc.ErrNoConsumer }, want: rpc.ErrServerLost, most: 2 * time.Second},
 		{name: "gone later", probe: func(d time.Duration) error {
@@ -54,7 +54,7 @@ func TestServerLost(t *testing.T) {
 			}
 			return nil
 		}, mute: true, most: 10 * time.Second},
-		{name: "of an older release", probe: func(time.Duration) error { return rpc.ErrNoConsumer }, old: true, most: 10 * time.Second},
+		{name: "a server of an older release", probe: func(time.Duration) error { return rpc.ErrNoConsumer }, old: true, most: 10 * time.Second},
 	}
 	for _, tt := range tests {
 		for _, host := range []string{"a", rpc.Any} {
@@ -120,7 +120,7 @@ func TestServerLost(t *testing.T) {
 	}
 }
 
-// TestShortCalls: calls that end soon cost neither probes nor heartbeats.
+// TestShortCalls: short calls cause neither probes nor heartbeats.
 func TestShortCalls(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -152,7 +152,7 @@ func TestShortCalls(t *testing.T) {
 			t.Errorf("%d probes, want none", n)
 		}
 		if n := beats.Load(); n != 1 {
-			t.Errorf("%d heartbeats, want that of the first call", n)
+			t.Errorf("%d heartbeats, want only that of the first call", n)
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Version is the version of an interface. The major number changes when old
-// clients stop working, the minor one when something is added.
+// Version is the version of an interface. The major number grows when old
+// clients would stop working, the minor number when something is added.
 type Version struct{ Major, Minor int }
 
 // String returns the form used on the wire, such as "1.4".
@@ -30,17 +30,17 @@ func (v *Version) UnmarshalText(b []byte) (err error) {
 	return err
 }
 
-// Accepts reports whether a server or a cap of version v takes a request that
-// needs version need: the same major, and a minor that is not newer. It is
-// oslo.messaging's rule (version_is_compatible).
+// Accepts reports whether a server or a cap of version v accepts a request that
+// needs version need: the major numbers are equal, and need's minor number is not
+// greater. It is oslo.messaging's rule (version_is_compatible).
 func (v Version) Accepts(need Version) bool { return v.Major == need.Major && need.Minor <= v.Minor }
 
 // Interface is a named, versioned set of methods that one kind of server
-// offers. Its name is part of the names of queues, so it never changes. It knows the methods that [Define] has added.
-// It must not be copied.
+// offers. [Define] adds methods to it. It must not be copied. Its methods are safe for concurrent use.
 type Interface struct {
-	// Name is what the queues are called, such as "backup". It has no spaces and
-	// no characters that are special in a broker's names: * # > /.
+	// Name is the first part of the names of the queues, such as "backup", so it must never
+	// change. It has no spaces and no characters that are special in a broker's names: * # > /.
+	// Required.
 	Name string
 	// Version is the newest version that this source tree implements.
 	Version Version
@@ -51,19 +51,19 @@ type Interface struct {
 
 // Signature describes a method, with its Go types if they are known.
 type Signature struct {
-	Name              string
-	Since             Version
-	Delivery          Delivery
-	Request, Response reflect.Type `json:"-"`
+	Name              string       // on the wire
+	Since             Version      // of the interface, that brought the method
+	Delivery          Delivery     // of its casts
+	Request, Response reflect.Type `json:"-"` // nil if the description came from another process
 }
 
 // Define adds the method to its interface and returns it. A server of the interface does not start until the method has
-// a handler. It is for the variables in which methods stand:
+// a handler. Call it for each package-level variable that holds a method:
 //
 //	var Start = rpc.Define(rpc.Method[StartRequest, StartReply]{Interface: Interface, Name: "start", Since: rpc.Version{Major: 1}})
 //
-// Define panics, because it is a programmer's error, if the interface has a method of that name, if the method has no
-// name, or one with a space, a dot or an @, or if the method needs a newer version than the interface has.
+// Define panics on a programmer's error: the interface has a method of that name; the method has no interface or no name, or
+// its name has a space, a dot or an @; the method needs a newer version than the interface has.
 func Define[Req, Resp any](m Method[Req, Resp]) Method[Req, Resp] {
 	i := m.Interface
 	m.check()
@@ -79,8 +79,8 @@ func Define[Req, Resp any](m Method[Req, Resp]) Method[Req, Resp] {
 	return m
 }
 
-// Methods lists the methods that [Define] has added, by name. What they are must not change within a major version;
-// rpctest.Contract checks that.
+// Methods lists the methods that [Define] has added, sorted by name. Within a major version, methods must not go or
+// change; rpctest.Contract checks that.
 func (i *Interface) Methods() []Signature {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -88,7 +88,7 @@ func (i *Interface) Methods() []Signature {
 }
 
 // knows reports whether a server of the interface may have a handler for a method of that name. An interface without
-// defined methods has any.
+// defined methods allows every name.
 func (i *Interface) knows(name string) bool {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -96,27 +96,27 @@ func (i *Interface) knows(name string) bool {
 	return ok || len(i.methods) == 0
 }
 
-// Any is the host to give when any server of the interface may take the
-// message: the first that is free gets it.
+// Any is the host of a message that any server of the interface may handle:
+// the first server with a free slot gets it.
 const Any = ""
 
-// None is the request or the response of a method that has none.
+// None is the type of a request or a response without content.
 type None = struct{}
 
-// Delivery says what is promised when a server dies.
+// Delivery says whether a message may be lost or handled twice when a server dies.
 type Delivery uint8
 
 const (
-	// AtMostOnce means that the message is acknowledged when a handler slot takes
-	// it, before the handler runs. If the server dies then, the message is gone
-	// and the caller of a Call sees Unknown or Timeout. It does not run twice,
-	// unless the connection breaks before the broker has read the
+	// AtMostOnce means that the message is acknowledged as soon as it has a handler
+	// slot, before the handler runs. If the server dies after that, the message is
+	// lost, and the caller of a Call gets Unknown or Timeout. The message is not
+	// handled twice, unless the connection breaks before the broker has read the
 	// acknowledgement.
 	AtMostOnce Delivery = iota
-	// AtLeastOnce means that the message survives a restart of the broker, and it is
-	// acknowledged only after the handler returned. If the server dies first,
-	// or the handler fails for a reason that may pass, it is delivered again,
-	// so the handler must be idempotent.
+	// AtLeastOnce means that the message survives a restart of the broker, and is
+	// acknowledged only after the handler has returned. If the server dies before
+	// that, or the handler fails for a temporary reason, the message is delivered
+	// again, so the handler must be idempotent.
 	AtLeastOnce
 )
 
@@ -129,22 +129,25 @@ func (d Delivery) String() string {
 }
 
 // Method is what client and server agree on: one value that both import, made with [Define]. Req and
-// Resp are what encoding/json can encode; a [encoding/json.RawMessage] is sent as it is, not
-// even looked at.
+// Resp are types that encoding/json can encode. A [encoding/json.RawMessage] is sent unchanged and not
+// parsed.
 type Method[Req, Resp any] struct {
-	// Interface is the set the method belongs to. Required.
+	// Interface is the set that the method belongs to. Required.
 	Interface *Interface
 	// Name is the method's name on the wire, unique in the interface. It has no
 	// spaces, no dots and no @. Required.
 	Name string
 	// Since is the version of the interface that brought the method. A server
-	// of an older version refuses the call with ErrUnsupportedVersion.
+	// of an older version, or of another major version, answers with
+	// ErrUnsupportedVersion.
 	Since Version
-	// Delivery is what is promised when a server dies. Default AtMostOnce.
-	// It counts for casts; a call is only as safe as its caller, who waits.
+	// Delivery applies to casts. Default AtMostOnce. A call is never delivered
+	// again after its server died: its caller waits, and gets the error.
 	Delivery Delivery
-	// Timeout is how long a handler may run before its context ends. Default: a
-	// call's until its deadline, any other as long as the bus allows.
+	// Timeout is how long a handler may run before its context ends. Default: the
+	// handler of a call has until the caller's deadline; that of a cast of an
+	// AtLeastOnce method has nine tenths of the bus's Capabilities.ConsumerTimeout,
+	// if the bus has one; any other has no limit.
 	Timeout time.Duration
 }
 
@@ -152,7 +155,7 @@ func (m Method[Req, Resp]) signature() Signature {
 	return Signature{m.Name, m.Since, m.Delivery, reflect.TypeFor[Req](), reflect.TypeFor[Resp]()}
 }
 
-// check panics if the method cannot be one.
+// check panics if the method is not valid.
 func (m Method[Req, Resp]) check() {
 	switch {
 	case m.Interface == nil:
@@ -168,28 +171,28 @@ func (m Method[Req, Resp]) info(kind bus.Kind, host string) Info {
 	return Info{Kind: string(kind), Interface: m.Interface.Name, Method: m.Name, Version: m.Since, Host: host, Delivery: m.Delivery}
 }
 
-// Errors that the package makes itself. errors.Is matches them on both sides.
+// Errors that the package itself returns. errors.Is matches them in the server's process and in the caller's.
 var (
-	// ErrNoConsumer: a call found no server now, or the host of a cast never had a
-	// server. The request was not executed.
+	// ErrNoConsumer: no server for the call runs now, or the host of the cast never had
+	// a server. The request was not executed.
 	ErrNoConsumer = bus.ErrNoConsumer
 	// ErrNoSuchMethod: the server does not know the method.
 	ErrNoSuchMethod = fault.Sentinel(fault.Unimplemented, "NoSuchMethod", "no such method")
-	// ErrUnsupportedVersion: the server is older than the method, or of another
-	// major version.
+	// ErrUnsupportedVersion: the server's interface is older than the method, or of
+	// another major version.
 	ErrUnsupportedVersion = fault.Sentinel(fault.Unimplemented, "UnsupportedVersion", "unsupported version")
-	// ErrVersionCap: the client's own cap forbids the method. Nothing was sent.
-	ErrVersionCap = fault.Sentinel(fault.Precondition, "VersionCap", "the version cap forbids it")
-	// ErrHeartbeatLost: the client has not heard of the server of a long call for
+	// ErrVersionCap: the method is newer than the client's version cap allows. Nothing was sent.
+	ErrVersionCap = fault.Sentinel(fault.Precondition, "VersionCap", "the version cap forbids the method")
+	// ErrHeartbeatLost: no heartbeat came from the server of a long call for
 	// ClientConfig.HeartbeatTimeout. The request may have been executed.
 	ErrHeartbeatLost = fault.Sentinel(fault.Unknown, "Silent", "no heartbeat from the server")
 	// ErrServerLost: the process of the server that had the call, or may have had it, is gone, or has been without
-	// a connection to the broker for more than a second. It comes within 2 s, to calls that have more than a
-	// second left. The request may have been executed. A call that still waited for that server may be executed
-	// later; its context is then canceled if the message that says so comes in time.
+	// a connection to the broker for more than a second. The caller gets this error within 2 s, if the call has
+	// more than a second left. The request may have been executed. A call that was still queued for that server
+	// may be executed later; its handler's context is canceled if the client's cancel message arrives in time.
 	ErrServerLost = fault.Sentinel(fault.Unknown, "ServerLost", "the server's process is gone")
 	// ErrTooLarge: the message is larger than the bus carries, or than the broker accepts. It was not
-	// sent, and never will be: send less, or raise the limit of all processes and of the broker.
+	// sent, and a retry fails again: send less, or raise the limit of all processes and of the broker.
 	ErrTooLarge = bus.ErrTooLarge
 	// ErrReplyTooLarge: the handler ran, and its reply or the text of its error is larger than the bus carries.
 	ErrReplyTooLarge = fault.Sentinel(fault.Internal, "ReplyTooLarge", "the reply is too large")
@@ -203,11 +206,11 @@ type Info struct {
 	Interface string
 	Method    string
 	Version   Version
-	Host      string // Any, or the one host that is meant
+	Host      string // Any, or the name of one host
 	Delivery  Delivery
 }
 
-// String returns "interface.method", and the host if one is meant.
+// String returns "interface.method", or "interface.method on host" if the message is for one host.
 func (i Info) String() string {
 	if i.Host != Any {
 		return fmt.Sprintf("%s.%s on %s", i.Interface, i.Method, i.Host)

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestRaw: a json.RawMessage goes through byte by byte, both ways, and meets
-// typed methods on the other side.
+// TestRaw: a json.RawMessage is sent unchanged in both directions, also to and from a
+// typed method on the other side.
 func TestRaw(t *testing.T) {
 	t.Parallel()
 	raw := rpc.Method[json.RawMessage, json.RawMessage]{Interface: iface, Name: "start", Since: start.Since}
@@ -33,6 +33,6 @@ func TestRaw(t *testing.T) {
 	}
 	var none json.RawMessage
 	if got, err := rpc.Call(t.Context(), c, raw, rpc.Any, &none); err != nil || string(*got) != "null" {
-		t.Errorf("nothing: %s, %v", *got, err)
+		t.Errorf("an empty request: %s, %v", *got, err)
 	}
 }

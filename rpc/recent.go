@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// recent remembers values by key: the last size of them, each for ttl. It is safe for concurrent
+// recent is a map of the last size values that were put, each for ttl. It is safe for concurrent
 // use.
 type recent[V any] struct {
 	size int
@@ -14,10 +14,10 @@ type recent[V any] struct {
 
 	mu    sync.Mutex
 	byKey map[string]*list.Element
-	all   list.List // of noted[V], the oldest first
+	all   list.List // of entry[V], the oldest first
 }
 
-type noted[V any] struct {
+type entry[V any] struct {
 	key   string
 	value V
 	when  time.Time
@@ -35,7 +35,7 @@ func (r *recent[V]) get(key string) (value V, ok bool) {
 	if !ok {
 		return value, false
 	}
-	return e.Value.(noted[V]).value, true //nolint:forcetypeassert // the list has nothing else
+	return e.Value.(entry[V]).value, true //nolint:forcetypeassert // the list has nothing else
 }
 
 func (r *recent[V]) put(key string, value V) {
@@ -44,14 +44,14 @@ func (r *recent[V]) put(key string, value V) {
 	if e, ok := r.byKey[key]; ok {
 		r.all.Remove(e)
 	}
-	r.byKey[key] = r.all.PushBack(noted[V]{key, value, time.Now()})
+	r.byKey[key] = r.all.PushBack(entry[V]{key, value, time.Now()})
 	r.expireLocked()
 }
 
 func (r *recent[V]) expireLocked() {
 	oldest := time.Now().Add(-r.ttl)
 	for e := r.all.Front(); e != nil; e = r.all.Front() {
-		n := e.Value.(noted[V]) //nolint:forcetypeassert // the list has nothing else
+		n := e.Value.(entry[V]) //nolint:forcetypeassert // the list has nothing else
 		if r.all.Len() <= r.size && n.when.After(oldest) {
 			return
 		}

@@ -20,41 +20,41 @@ const (
 	// failure, doubled after each further one up to maxRedeliver, with jitter.
 	minRedeliver = 100 * time.Millisecond
 	maxRedeliver = 30 * time.Second
-	// maxRedeliveries is how many servers may be lost that had a message
-	// before the message counts as the reason. It is the default delivery limit
-	// of RabbitMQ's quorum queues.
+	// maxRedeliveries is how many servers may be lost while they have the message.
+	// Then the message is taken for the cause, and dead-lettered. It is the default
+	// delivery limit of RabbitMQ's quorum queues.
 	maxRedeliveries = 20
 	// settleTime bounds the publishing of a message for its next delivery attempt, or
-	// as a dead letter, while the server stops.
+	// as a dead letter, after the server began to stop.
 	settleTime = 10 * time.Second
-	// confirmTime bounds it while the server runs: the bus waits for the confirmation as long as
-	// its connection lives, so this only keeps the server from waiting for ever.
+	// confirmTime bounds the same publishing while the server runs. The bus waits for the confirmation as
+	// long as its connection lives, so this limit only prevents an endless wait.
 	confirmTime = 24 * time.Hour
-	// retryLater is the delay before a message goes back that this server cannot handle now.
+	// retryLater is the delay before the server returns a message to the bus because it cannot handle it now.
 	retryLater = time.Second
 )
 
-// settlement is the delivery of an AtLeastOnce cast that this server has.
+// settlement is a delivery of an AtLeastOnce cast that is not settled yet.
 type settlement struct {
-	progress int           // of the message
-	arrived  chan struct{} // closed when a newer copy has come
+	progress int           // progressOf the message
+	arrived  chan struct{} // closed when a newer copy of the message has arrived
 	done     chan struct{} // closed when the delivery is settled
 }
 
-// progressOf grows each time that servers publish a message anew.
+// progressOf returns a number that is greater for each newer copy of a message that servers publish.
 func progressOf(m *bus.Message) int {
 	return m.Failures + m.Redeliveries + int(m.Waited.Milliseconds())
 }
 
-// ended is the progress of a message that has become a dead letter: no attempt follows.
+// ended is the progress of a message that has become a dead letter: no newer copy follows.
 const ended = math.MaxInt
 
-// lifeKey distinguishes a message from the one that is made of its dead letter when that is sent again.
+// lifeKey is a message's id and how often its dead letter was sent again: a requeued dead letter starts anew.
 func lifeKey(m *bus.Message) string { return m.ID + "/" + strconv.Itoa(m.Requeues) }
 
 // serveDurable handles a cast of an AtLeastOnce method. A second delivery of a message waits until the
-// first is settled: then it is known whether the message was handled, or was replaced by a newer copy.
-// The arrival of the newer copy tells the first that its publish is confirmed.
+// first is settled: then the server knows whether the message was handled, or was replaced by a newer copy.
+// If the second delivery is the newer copy, its arrival tells the first delivery that the publish was confirmed.
 func (s *Server) serveDurable(ctx, work context.Context, d *delivery) {
 	ctx, d.stop = s.handlerContext(ctx, d)
 	defer d.stop()
@@ -96,8 +96,8 @@ func (s *Server) serveDurable(ctx, work context.Context, d *delivery) {
 	}
 }
 
-// discardCopy acknowledges a second delivery if the message was handled or replaced. If not, the first was
-// returned to the bus, and so is the second.
+// discardCopy ends a second delivery after the first one was settled. It acknowledges the second if the message was
+// handled or replaced. Otherwise the first was returned to the bus, and the second is returned, too.
 func (s *Server) discardCopy(ctx context.Context, d *delivery) {
 	if seen, err := s.cfg.Dedup.Seen(context.WithoutCancel(ctx), d.id); err == nil && seen || s.superseded(d.Message) {
 		atomic.AddUint64(&s.stats.Duplicate, 1)
@@ -107,8 +107,8 @@ func (s *Server) discardCopy(ctx context.Context, d *delivery) {
 	_ = d.Nack() // on an error the bus redelivers it by itself
 }
 
-// attemptOnce runs the handler of an AtLeastOnce cast, unless the message was handled or replaced before. open
-// reports whether the message is still to be settled, by err.
+// attemptOnce runs the handler of an AtLeastOnce cast, unless the message was handled or replaced before. If open is
+// true, the caller settles the message by err; otherwise the message is settled.
 func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool, err error) {
 	seen, err := s.cfg.Dedup.Seen(ctx, d.id)
 	if err == nil && (seen || s.superseded(d.Message)) {
@@ -123,7 +123,7 @@ func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool,
 	if err != nil {
 		return true, fault.New(fault.Unavailable, "look up whether the message was handled: %v", err)
 	}
-	if !s.track(d) { //nolint:contextcheck // a call has the same id; a heartbeat has a time of its own
+	if !s.track(d) { //nolint:contextcheck // a call has the same id; a heartbeat has its own time limit
 		s.waitRunning(retryLater)
 		_ = d.Nack() // on an error the bus redelivers it by itself
 		return false, nil
@@ -138,14 +138,14 @@ func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool,
 	return true, nil
 }
 
-// settle ends the delivery of an AtLeastOnce cast: acknowledged, sent again for its next
-// attempt, or a dead letter.
+// settle ends the delivery of an AtLeastOnce cast after its handler returned err: the message is acknowledged, published
+// for its next delivery attempt, or dead-lettered.
 func (s *Server) settle(ctx, work context.Context, d *delivery, err error) {
 	if err == nil {
 		s.acknowledge(ctx, d)
 		return
 	}
-	if work.Err() != nil { // the server is cut off, which is not the message's fault
+	if work.Err() != nil { // Stop canceled the handlers, so err does not count as a failed attempt
 		_ = d.Nack() // on an error the bus redelivers it by itself
 		return
 	}
@@ -155,7 +155,8 @@ func (s *Server) settle(ctx, work context.Context, d *delivery, err error) {
 	var delay time.Duration
 	giveUp := final(err)
 	if fault.CodeOf(err) == fault.Unavailable {
-		// Not an attempt: nothing was done. The sum of the delays needs no clock that servers share.
+		// It does not count as a failed attempt, because nothing was done. Waited is a sum of delays, not a time, because
+		// the clocks of servers differ.
 		reason = fmt.Sprintf("%s (tried for %v)", reason, d.Waited.Round(time.Second))
 		delay = backoff.Jitter(min(max(d.Waited, minRedeliver), maxRedeliver))
 		next.Waited += delay
@@ -169,17 +170,16 @@ func (s *Server) settle(ctx, work context.Context, d *delivery, err error) {
 		s.deadLetter(ctx, work, d, next.Failures, reason)
 		return
 	}
-	s.cfg.Logger.WarnContext(ctx, "cast failed, delivered again", "method", d.info.String(), "failures", next.Failures, "waited", next.Waited, "delay", delay, "error", err)
+	s.cfg.Logger.WarnContext(ctx, "cast failed, next delivery attempt scheduled", "method", d.info.String(), "failures", next.Failures, "waited", next.Waited, "delay", delay, "error", err)
 	if !s.waitRunning(delay) {
-		s.decline(work, d.Delivery, d.topic)
+		s.returnUnhandled(work, d.Delivery, d.topic)
 		return
 	}
 	s.requeue(ctx, work, d, &next)
 }
 
-// countLostServer counts that the message was lost with a server, and ends its delivery: the next one has the
-// count. The count travels with the message, because a message that kills its servers leaves none that
-// could remember.
+// countLostServer publishes the message anew with one more lost server, and ends this delivery. The count travels
+// with the message: a message that kills its servers leaves no process that could keep the count.
 func (s *Server) countLostServer(ctx, work context.Context, d *delivery) {
 	next := *d.Message
 	next.Redeliveries++
@@ -188,15 +188,15 @@ func (s *Server) countLostServer(ctx, work context.Context, d *delivery) {
 		atomic.AddUint64(&s.stats.Duplicate, 1)
 		s.acknowledge(ctx, d)
 	case next.Redeliveries >= maxRedeliveries:
-		s.deadLetter(ctx, work, d, d.Failures, fmt.Sprintf("%d servers were lost that had it", next.Redeliveries))
+		s.deadLetter(ctx, work, d, d.Failures, fmt.Sprintf("%d servers were lost while they had the message", next.Redeliveries))
 	default:
 		s.requeue(context.WithoutCancel(ctx), work, d, &next)
 	}
 }
 
-// decline ends the delivery of a message that came, or waited for its next attempt, when the server began to stop. A
-// cast is published anew, because a message that goes back counts as lost with its server.
-func (s *Server) decline(work context.Context, m *bus.Delivery, topic string) {
+// returnUnhandled ends the delivery of a message that arrived, or waited for its next attempt, when the server began to
+// stop. A cast is published anew: after a Nack its redelivery would count as the loss of a server.
+func (s *Server) returnUnhandled(work context.Context, m *bus.Delivery, topic string) {
 	if m.Kind == bus.Cast && !m.Redelivered {
 		if err := s.replace(work, m, m.Message, topic, progressOf(m.Message)); err == nil {
 			return
@@ -205,25 +205,25 @@ func (s *Server) decline(work context.Context, m *bus.Delivery, topic string) {
 	_ = m.Nack() // on an error the bus redelivers it by itself
 }
 
-// requeue publishes next, which is the message with a higher count, and acknowledges the message when that is confirmed.
+// requeue publishes next, the message with a higher count, and acknowledges d when the publish is confirmed.
 func (s *Server) requeue(ctx, work context.Context, d *delivery, next *bus.Message) {
 	atomic.AddUint64(&s.stats.Redelivered, 1)
 	err := s.replace(work, d.Delivery, next, d.topic, progressOf(next))
 	switch {
 	case err == nil:
 	case errors.Is(err, fault.Invalid):
-		s.deadLetter(ctx, work, d, next.Failures, fmt.Sprintf("it cannot be published again: %v", err))
+		s.deadLetter(ctx, work, d, next.Failures, fmt.Sprintf("the message cannot be published again: %v", err))
 	default:
 		s.cfg.Logger.WarnContext(ctx, "requeue failed, message returned with old attempt count", "topic", d.topic, "id", d.ID, "attempt", d.Attempt(), "error", err)
 		_ = d.Nack() // on an error the bus redelivers it by itself
 	}
 }
 
-// replace publishes next in place of m, and acknowledges m when the bus has confirmed next. m stays
-// unacknowledged until then: an unconfirmed publish has an unknown outcome, and m must not be delivered beside
-// next. If the connection is lost before the confirmation, next is published again. On an
-// error m is still to be settled: next was certainly not published, or the server ends. progress is
-// what [Server.superseded] compares with.
+// replace publishes next in place of m, and acknowledges m when the bus has confirmed next. Until then m stays
+// unacknowledged: an unconfirmed publish has an unknown outcome, and m must not be returned to the bus, where it
+// would be delivered beside next. If the connection is lost before the confirmation, next is published again. On an
+// error the caller settles m: next was certainly not published, or the server ends. [Server.superseded]
+// compares with progress.
 func (s *Server) replace(work context.Context, m *bus.Delivery, next *bus.Message, topic string, progress int) error {
 	ctx, cancel := s.untilStopped(work)
 	defer cancel()
@@ -256,20 +256,20 @@ func (s *Server) replace(work context.Context, m *bus.Delivery, next *bus.Messag
 			if m.ID != "" {
 				s.replaced.put(lifeKey(m.Message), progress)
 			}
-			_ = m.Ack() // on an error it comes again, and is superseded
+			_ = m.Ack() // on an error m is redelivered, and is superseded
 			return nil
 		case ctx.Err() != nil, errors.Is(err, ErrClosed), bus.OutcomeOf(err) != bus.Unknown:
 			return err
-		case !next.Persistent(): // at most once: rather lost than doubled
+		case !next.Persistent(): // at most once: a loss is better than a duplicate
 			_ = m.Ack()
 			return nil
 		}
-		s.cfg.Logger.WarnContext(ctx, "publish has an unknown outcome, publishing again", "topic", topic, "id", m.ID, "error", err)
+		s.cfg.Logger.WarnContext(ctx, "publish of unknown outcome, publishing again", "topic", topic, "id", m.ID, "error", err)
 		wait.Wait(ctx)
 	}
 }
 
-// untilStopped returns a context that ends with work, or settleTime after the server begins to stop.
+// untilStopped returns a context that ends with work, settleTime after the server begins to stop, or after confirmTime.
 func (s *Server) untilStopped(work context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(work, confirmTime)
 	go func() {
@@ -284,8 +284,8 @@ func (s *Server) untilStopped(work context.Context) (context.Context, context.Ca
 	return ctx, cancel
 }
 
-// superseded reports whether this server has replaced m by a newer copy, or made it a dead letter. Then m
-// came again because its acknowledgement was lost, or is one of several copies.
+// superseded reports whether this server has replaced m by a newer copy, or dead-lettered it. Then m
+// was redelivered because its acknowledgement was lost, or is one of several copies.
 func (s *Server) superseded(m *bus.Message) bool {
 	if m.ID == "" {
 		return false
@@ -294,8 +294,8 @@ func (s *Server) superseded(m *bus.Message) bool {
 	return ok && progressOf(m) < newest
 }
 
-// deadLetter makes the message a dead letter, and acknowledges it when that is confirmed. If it fails, the message is
-// delivered again.
+// deadLetter publishes the message as a dead letter, and acknowledges it when the publish is confirmed. If that fails,
+// the message is returned to the bus after retryLater, and delivered again.
 func (s *Server) deadLetter(ctx, work context.Context, d *delivery, failures int, reason string) {
 	ctx = context.WithoutCancel(ctx)
 	letter := *d.Message
@@ -321,7 +321,7 @@ func (s *Server) deadLetter(ctx, work context.Context, d *delivery, failures int
 	log.ErrorContext(ctx, "message dead-lettered", "dead_letters", to)
 }
 
-// createDeadTopic makes sure that the topic of dead letters exists.
+// createDeadTopic creates the topic of dead letters, once for each server.
 func (s *Server) createDeadTopic(ctx context.Context, topic string) error {
 	if s.deadTopic.Load() {
 		return nil
@@ -335,8 +335,8 @@ func (s *Server) createDeadTopic(ctx context.Context, topic string) error {
 	return nil
 }
 
-// truncateLetter returns a dead letter that every bus can carry: of a payload and metadata that are too
-// large it has the beginning, and says so.
+// truncateLetter returns a dead letter that every bus can carry: it keeps the beginning of a payload and of metadata
+// that are too large, and Dead.Truncated says how many bytes the payload had.
 func truncateLetter(m *bus.Message) *bus.Message {
 	c := *m
 	if len(c.Envelope()) > maxText {
@@ -353,8 +353,8 @@ func truncateLetter(m *bus.Message) *bus.Message {
 	return &c
 }
 
-// rejectMalformed ends the delivery of a message that cannot be read, or is too large. A caller that waits
-// for a reply gets one.
+// rejectMalformed dead-letters a message that cannot be read, or is too large. A caller that waits for a reply gets
+// err.
 func (s *Server) rejectMalformed(work context.Context, d *delivery, err error) {
 	atomic.AddUint64(&s.stats.Malformed, 1)
 	if d.ReplyTo != "" {
@@ -369,7 +369,7 @@ func (s *Server) acknowledge(ctx context.Context, d *delivery) {
 	}
 }
 
-// waitRunning waits, and reports whether the server still runs.
+// waitRunning waits for d. It returns false at once when the server stops.
 func (s *Server) waitRunning(d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
@@ -381,7 +381,7 @@ func (s *Server) waitRunning(d time.Duration) bool {
 	}
 }
 
-// final reports whether another attempt would fail again.
+// final reports whether the error's code says that another attempt would fail again.
 func final(err error) bool {
 	switch fault.CodeOf(err) {
 	case fault.Invalid, fault.Unauthenticated, fault.Denied, fault.NotFound, fault.Conflict, fault.Precondition, fault.Unimplemented:

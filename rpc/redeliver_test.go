@@ -19,11 +19,10 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// faulty is a bus of which each message that is published may be refused, or
-// swallowed.
+// faulty is a bus that may refuse or lose each message that is published.
 type faulty struct {
 	*membus.Bus
-	// meet returns whether the message goes on, and the error otherwise.
+	// meet reports whether the message is published, and returns the error of Publish if not.
 	meet func(topic string, m *rpcbus.Message) (bool, error)
 }
 
@@ -38,7 +37,7 @@ func (f *faulty) Send(ctx context.Context, topic string, m *rpcbus.Message, done
 	done(f.Publish(ctx, topic, m))
 }
 
-// shaky is a Dedup that fails while it is told to.
+// shaky is a Dedup whose methods fail while the test wants it.
 type shaky struct {
 	rpc.Dedup
 	seen, add atomic.Bool
@@ -60,7 +59,7 @@ func (s *shaky) Add(ctx context.Context, id string) error {
 	return s.Dedup.Add(ctx, id)
 }
 
-// logs is a log that can be read while it is written.
+// logs is a log that the test may read while it is written.
 type logs struct {
 	mu  sync.Mutex
 	buf bytes.Buffer
@@ -107,15 +106,14 @@ func sendKeep(t *testing.T, bus rpcbus.Bus, id string) {
 	}
 }
 
-// pass lets time go by in a bubble.
+// pass lets the bubble's time pass.
 func pass(d time.Duration) {
 	time.Sleep(d) //nolint:forbidigo // in a synctest bubble
 	synctest.Wait()
 }
 
-// TestDedupFails: a message of which it cannot be known whether it was handled
-// waits until it can be. One that cannot be noted as handled is not repeated for
-// that, and the log says so.
+// TestDedupFails: while Seen fails, a message is not handled, and waits. If Add fails, the
+// handled message is acknowledged and not handled again, and the log says so.
 func TestDedupFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -131,18 +129,18 @@ func TestDedupFails(t *testing.T) {
 		sendKeep(t, bus, "a")
 		pass(time.Second)
 		if n := runs.Load(); n != 0 {
-			t.Errorf("it was run %d times while it was not known whether it had been", n)
+			t.Errorf("the message was handled %d times while Seen failed", n)
 		}
 		store.seen.Store(false)
 		pass(time.Minute)
 		if st := srv.Stats(); runs.Load() != 1 || st.Redelivered == 0 || st.DeadLettered != 0 {
-			t.Errorf("run %d times, %+v; want once, after it was tried again", runs.Load(), st)
+			t.Errorf("handled %d times, %+v; want once, after a redelivery", runs.Load(), st)
 		}
 		store.add.Store(true)
 		sendKeep(t, bus, "b")
 		pass(time.Hour)
 		if n := runs.Load(); n != 2 {
-			t.Errorf("run %d times, want the second message once", n-1)
+			t.Errorf("handled %d times, want the second message once", n-1)
 		}
 		if !log.has(errShaky.Error()) || !log.has("handled message not recorded") {
 			t.Error("no log line says that a handled message could not be recorded")
@@ -150,8 +148,8 @@ func TestDedupFails(t *testing.T) {
 	})
 }
 
-// TestCopyWhileItRuns: two copies of a message are never run at the same time.
-// The second is dropped if the first succeeds, and else takes its place.
+// TestCopyWhileItRuns: two copies of a message are never handled at the same time.
+// The second is dropped if the first succeeds; otherwise it is handled next.
 func TestCopyWhileItRuns(t *testing.T) {
 	t.Parallel()
 	for _, fails := range []bool{false, true} {
@@ -192,8 +190,8 @@ func TestCopyWhileItRuns(t *testing.T) {
 	}
 }
 
-// TestFailuresTravel: how often a message failed is counted over all servers that
-// had it, also when one is stopped while the message waits for its next try.
+// TestFailuresTravel: the count of failed attempts covers all servers that had the message, also
+// if one is stopped while the message waits for its next attempt.
 func TestFailuresTravel(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -205,23 +203,23 @@ func TestFailuresTravel(t *testing.T) {
 		}
 		first := startServer(t, bus, rpc.ServerConfig{MaxDeliveries: 8}, h)
 		sendKeep(t, bus, "a")
-		pass(2 * time.Second) // tries at about 0, 0.1, 0.3, 0.7 and 1.5 s; the next one waits
+		pass(2 * time.Second) // attempts at about 0, 0.1, 0.3, 0.7 and 1.5 s; the next one waits
 		before := runs.Load()
 		if before < 4 || before > 6 {
-			t.Fatalf("%d tries in 2 s", before)
+			t.Fatalf("%d attempts in 2 s", before)
 		}
 		begin := time.Now()
 		if err := first.Stop(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		if d := time.Since(begin); d > 0 {
-			t.Errorf("Stop waited %v for a message that is to be tried later", d)
+			t.Errorf("Stop waited %v for a message that waits for its next attempt", d)
 		}
 		second := startServer(t, bus, rpc.ServerConfig{MaxDeliveries: 8}, h)
 		pass(10 * time.Minute)
-		// What was given back during the pause had its last failure not counted yet.
+		// The message was returned during the back-off, before its last failure was counted.
 		if n := runs.Load(); n != 9 || second.Stats().DeadLettered != 1 {
-			t.Errorf("%d tries on two servers, %d dead letters; want 8 counted ones and the one that Stop interrupted", n, second.Stats().DeadLettered)
+			t.Errorf("%d attempts on two servers, %d dead letters; want 8 counted ones and the one that Stop interrupted", n, second.Stats().DeadLettered)
 		}
 		var failures int
 		if err := rpc.DeadLetters(t.Context(), bus, iface, func(l *rpc.DeadLetter) rpc.Verdict {
@@ -233,8 +231,8 @@ func TestFailuresTravel(t *testing.T) {
 	})
 }
 
-// TestDeadLetterFails: a message that is given up while the topic of dead letters
-// takes nothing is not lost, and becomes one dead letter when it does.
+// TestDeadLetterFails: while dead letters cannot be published, a message that is to become one
+// is not lost. Afterwards it becomes exactly one dead letter.
 func TestDeadLetterFails(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -255,7 +253,7 @@ func TestDeadLetterFails(t *testing.T) {
 		sendKeep(t, bus, "a")
 		pass(10 * time.Second)
 		if st := srv.Stats(); refused.Load() < 2 || st.DeadLettered != 0 {
-			t.Errorf("%d attempts, %+v; want it tried again and not counted", refused.Load(), st)
+			t.Errorf("%d attempts, %+v; want more attempts, and none counted", refused.Load(), st)
 		}
 		well.Store(true)
 		pass(10 * time.Second)
@@ -272,8 +270,8 @@ func TestDeadLetterFails(t *testing.T) {
 	})
 }
 
-// TestCountNotPublished: a message whose next try cannot be published goes back
-// as it was.
+// TestCountNotPublished: a message whose next attempt cannot be published returns to its topic
+// unchanged.
 func TestCountNotPublished(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -295,13 +293,13 @@ func TestCountNotPublished(t *testing.T) {
 		sendKeep(t, bus, "a")
 		pass(time.Minute)
 		if n := runs.Load(); n != 6 {
-			t.Errorf("%d runs, want 6: what could not be counted must not be given up, nor lost", n)
+			t.Errorf("%d runs, want 6: a message whose count could not be published must not be dead-lettered, nor lost", n)
 		}
 	})
 }
 
-// TestUnavailable: a cast whose handler fails with Unavailable, which says that nothing was done, is tried for
-// a time, not for a number of attempts: an hour by default. Other errors count as ever.
+// TestUnavailable: Unavailable says that nothing was done. A cast whose handler fails with it is delivered again for a
+// time, an hour by default, and not for a number of attempts. Other errors count as attempts.
 func TestUnavailable(t *testing.T) {
 	t.Parallel()
 	away := fault.New(fault.Unavailable, "the database is away")
@@ -343,7 +341,7 @@ func TestUnavailable(t *testing.T) {
 				srv := startServer(t, bus, rpc.ServerConfig{MaxUnavailable: tt.limit, Logger: slog.New(slog.DiscardHandler)}, func(context.Context, *string) (*rpc.None, error) {
 					now := time.Since(begin)
 					if gap := now - time.Duration(last.Swap(int64(now))); gap > 31*time.Second {
-						t.Errorf("nothing was tried for %v", gap)
+						t.Errorf("no attempt for %v", gap)
 					}
 					err := tt.fails(now, int(runs.Add(1)))
 					if err != nil && !errors.Is(err, fault.Unavailable) {

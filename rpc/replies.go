@@ -10,13 +10,13 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// listen makes sure that the reply topic exists. The first call subscribes;
-// those that come meanwhile wait for it, each no longer than its own context.
-func (c *Client) listen(ctx context.Context) error {
+// subscribeOnce subscribes to the reply topic if no call has done so. Concurrent calls
+// share one attempt, and each waits no longer than its own context.
+func (c *Client) subscribeOnce(ctx context.Context) error {
 	if c.listening.Load() {
 		return nil
 	}
-	done := c.subscribing.DoChan("", func() (any, error) { //nolint:contextcheck // it outlives the call that needs it first
+	done := c.subscribing.DoChan("", func() (any, error) { //nolint:contextcheck // the subscription outlives the first call
 		if c.listening.Load() {
 			return nil, nil //nolint:nilnil // there is no value
 		}
@@ -30,13 +30,13 @@ func (c *Client) listen(ctx context.Context) error {
 	}
 }
 
-// subscribe subscribes to the reply topic for as long as the client lives.
+// subscribe subscribes to the reply topic until the client is closed.
 func (c *Client) subscribe() error {
 	sub, cancel := context.WithCancel(c.life)
 	ended, err := c.bus.Subscribe(sub, bus.Subscription{
-		Topic: c.topic, Mode: bus.Private, Slots: replySlots, Receive: func(d *bus.Delivery) { c.take(d.Message) },
+		Topic: c.topic, Mode: bus.Private, Slots: replySlots, Receive: func(d *bus.Delivery) { c.handleReply(d.Message) },
 	})
-	if err == nil && !c.spawn(func() { defer cancel(); c.watch(ended) }) {
+	if err == nil && !c.spawn(func() { defer cancel(); c.checkHeartbeatsUntil(ended) }) {
 		err = ErrClosed
 	}
 	if err != nil {
@@ -47,8 +47,8 @@ func (c *Client) subscribe() error {
 	return nil
 }
 
-// watch ends calls whose heartbeats are lost, until the subscription ends.
-func (c *Client) watch(ended <-chan *bus.Delivery) {
+// checkHeartbeatsUntil ends calls whose heartbeats are lost, until the subscription has ended.
+func (c *Client) checkHeartbeatsUntil(ended <-chan *bus.Delivery) {
 	var tick <-chan time.Time
 	if c.cfg.HeartbeatTimeout > 0 {
 		t := time.NewTicker(max(c.cfg.HeartbeatTimeout/8, time.Millisecond))
@@ -65,8 +65,8 @@ func (c *Client) watch(ended <-chan *bus.Delivery) {
 	}
 }
 
-// take hands one message to the call that it is about.
-func (c *Client) take(m *bus.Message) {
+// handleReply passes a reply or a heartbeat to the call that it answers. It does not block.
+func (c *Client) handleReply(m *bus.Message) {
 	id, heartbeat := m.Correlation, m.Kind == bus.Heartbeat
 	c.mu.Lock()
 	w := c.pending[id]
@@ -77,7 +77,7 @@ func (c *Client) take(m *bus.Message) {
 	answered := false
 	switch {
 	case w == nil && heartbeat:
-		if p := c.peers[m.Instance]; p != nil { // it answers a probe
+		if p := c.peers[m.Instance]; p != nil { // the answer to a probe
 			p.hear(time.Now())
 		}
 	case w == nil:
@@ -97,11 +97,11 @@ func (c *Client) take(m *bus.Message) {
 		w.ended <- outcome{reply: m}
 	default:
 		atomic.AddUint64(&c.stats.Late, 1)
-		c.cfg.Logger.Debug("late reply", "correlation_id", id)
+		c.cfg.Logger.Debug("late reply dropped", "correlation_id", id)
 	}
 }
 
-// checkHeartbeats ends the calls of whose servers the client has not heard for HeartbeatTimeout.
+// checkHeartbeats ends the calls without a heartbeat for HeartbeatTimeout.
 func (c *Client) checkHeartbeats(now time.Time) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

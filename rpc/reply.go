@@ -11,11 +11,11 @@ import (
 	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
-// minHeartbeat is the shortest interval between two heartbeats. A first one that is wanted sooner is sent at
-// once.
+// minHeartbeat is the shortest interval between two heartbeats. If the caller wants the first one sooner, it is sent
+// at once.
 const minHeartbeat = 10 * time.Millisecond
 
-// interval returns how often the caller gets heartbeats; zero: never.
+// interval returns the time between the caller's heartbeats. Zero: the caller wants none.
 func (d *delivery) interval() time.Duration {
 	if d.Heartbeat <= 0 {
 		return 0
@@ -23,8 +23,8 @@ func (d *delivery) interval() time.Duration {
 	return max(d.Heartbeat, minHeartbeat)
 }
 
-// scheduleHeartbeatLocked has heartbeats sent to the caller of r, if it wants any. One timer serves all
-// calls: most end long before it.
+// scheduleHeartbeatLocked sets the timer for the heartbeats to the caller of r, if the caller wants any. One timer serves
+// all calls, because most calls end long before their first heartbeat.
 func (s *Server) scheduleHeartbeatLocked(r *delivery) {
 	every, first := r.interval(), r.FirstHeartbeat
 	if r.ReplyTo == "" || every == 0 && first <= 0 {
@@ -34,7 +34,7 @@ func (s *Server) scheduleHeartbeatLocked(r *delivery) {
 	if first > 0 && (wait == 0 || first < wait) {
 		wait = first
 	}
-	if wait < minHeartbeat { // only the first
+	if wait < minHeartbeat { // only the first heartbeat can be due so soon
 		s.wg.Go(func() { s.sendHeartbeat(r) }) // the counter is not zero while r runs
 		if wait = every; wait == 0 {
 			return
@@ -43,19 +43,19 @@ func (s *Server) scheduleHeartbeatLocked(r *delivery) {
 	r.due = r.since.Add(wait)
 	if s.due.IsZero() || r.due.Before(s.due) {
 		s.due = r.due
-		if s.heart == nil {
-			s.heart = time.AfterFunc(wait, s.sendDueHeartbeats)
+		if s.heartbeats == nil {
+			s.heartbeats = time.AfterFunc(wait, s.sendDueHeartbeats)
 		} else {
-			s.heart.Reset(wait)
+			s.heartbeats.Reset(wait)
 		}
 	}
 }
 
-// sendDueHeartbeats sends the heartbeats that are due.
+// sendDueHeartbeats sends the heartbeats that are due, and sets the timer for the next ones.
 func (s *Server) sendDueHeartbeats() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.cut {
+	if s.aborted {
 		return
 	}
 	now := time.Now()
@@ -77,11 +77,11 @@ func (s *Server) sendDueHeartbeats() {
 		}
 	}
 	if !s.due.IsZero() {
-		s.heart.Reset(s.due.Sub(now))
+		s.heartbeats.Reset(s.due.Sub(now))
 	}
 }
 
-// sendHeartbeat sends one heartbeat. It may come after the reply, which does not matter.
+// sendHeartbeat sends one heartbeat. It does no harm after the reply.
 func (s *Server) sendHeartbeat(r *delivery) {
 	wait := r.interval()
 	if wait == 0 {
@@ -89,30 +89,30 @@ func (s *Server) sendHeartbeat(r *delivery) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
-	if err := s.bus.Publish(ctx, r.ReplyTo, s.sign(newHeartbeat(r.id))); err != nil {
+	if err := s.bus.Publish(ctx, r.ReplyTo, s.signInstance(newHeartbeat(r.id))); err != nil {
 		s.cfg.Logger.DebugContext(ctx, "heartbeat not sent", "method", r.info.String(), "error", err)
 	}
 }
 
-// reply sends the result. It outlives the handler's context: a call answered in
-// its last moment, or while the server stops, is answered.
+// reply sends the result, and does not wait. The sending outlives the handler's context, so that
+// a call whose handler returns at its deadline, or while the server stops, still gets its reply.
 func (s *Server) reply(work context.Context, r *delivery, resp any, err error) {
-	m := s.sign(newReply(r.id, resp, err))
+	m := s.signInstance(newReply(r.id, resp, err))
 	s.wg.Add(1)
-	s.bus.Send(context.Background(), r.ReplyTo, m, func(perr error) { //nolint:contextcheck // work has ended when the server is aborted
+	s.bus.Send(context.Background(), r.ReplyTo, m, func(perr error) { //nolint:contextcheck // work ends when the server is aborted, and the reply is sent then, too
 		if perr == nil {
 			s.wg.Done()
 			return
 		}
-		go func() { // the counter is still held
+		go func() { // wg still counts the reply
 			defer s.wg.Done()
 			s.replyUntil(work, r, m, perr)
 		}()
 	})
 }
 
-// skew returns by how much the clock of the server that sent err, as one that has
-// expired, is ahead of the own one. It is 0 if they agree within a second.
+// skew returns how far the clock of a server is ahead of this process's clock, if err is that server's
+// report of an expired request. It is 0 if the clocks agree within a second, and for other errors.
 func skew(err error) time.Duration {
 	f, ok := errors.AsType[*fault.Error](err)
 	if !ok || f.Reason != reasonExpired {
@@ -125,13 +125,13 @@ func skew(err error) time.Duration {
 	return 0
 }
 
-// replyUntil sends a reply again until the bus has taken it, or the caller waits no more. perr is
-// how the attempt before failed. After the server was aborted the reply
-// is tried once, and not for long.
+// replyUntil sends a reply again, with back-off, until the broker has confirmed it, the caller's deadline has passed, or
+// replyTime. perr is the error of the attempt before. After the server was aborted, only one more attempt
+// follows, for at most stopGrace/2.
 func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, perr error) {
 	end := time.Now().Add(replyTime)
 	if !r.deadline.IsZero() && r.deadline.Before(end) {
-		end = r.deadline // the caller does not wait longer
+		end = r.deadline // the caller waits no longer
 	}
 	if work.Err() != nil {
 		end = time.Now().Add(stopGrace / 2)
@@ -139,7 +139,7 @@ func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, p
 	ctx, cancel := context.WithDeadline(context.Background(), end)
 	defer cancel()
 	stopping := s.stopping
-	small := false // the reply was replaced by one that says that it is too large
+	small := false // the reply was replaced by ErrReplyTooLarge
 	wait := backoff.Backoff{Min: 10 * time.Millisecond, Max: time.Second}
 	for {
 		if perr == nil {
@@ -149,19 +149,19 @@ func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, p
 		}
 		if fault.CodeOf(perr) == fault.Invalid && !small {
 			small = true
-			m = s.sign(newReply(r.id, nil, fault.New(fault.Internal, "%s: %w: %v", r.info, ErrReplyTooLarge, perr)))
+			m = s.signInstance(newReply(r.id, nil, fault.New(fault.Internal, "%s: %w: %v", r.info, ErrReplyTooLarge, perr)))
 			perr = nil
 			continue
 		}
 		t := time.NewTimer(wait.Next())
 		select {
 		case <-t.C:
-			// The caller may be restoring its topic, the bus its connection.
+			// Perhaps the caller is restoring its topic, or the bus its connection.
 			if c := fault.CodeOf(perr); (c == fault.Unavailable || c == fault.Unknown) && !errors.Is(perr, ErrClosed) {
 				perr = nil
 				continue
 			}
-		case <-stopping: // the process ends soon: the reply has less time
+		case <-stopping: // the process ends soon: bound the remaining attempts
 			t.Stop()
 			stopping = nil
 			time.AfterFunc(stopGrace, cancel)

@@ -55,10 +55,10 @@ func TestVersionAccepts(t *testing.T) {
 	}
 }
 
-// TestCaps: above its cap a client sends nothing, and says so beforehand.
+// TestCaps: a client sends no message above its cap, and Allows says so before.
 func TestCaps(t *testing.T) {
 	t.Parallel()
-	bus := rpctest.NewBus(t) // without a server: what was sent would fail otherwise
+	bus := rpctest.NewBus(t) // without a server: a message that is sent fails with another error
 	tests := []struct {
 		limit rpc.Version
 		allow bool
@@ -92,8 +92,8 @@ func TestCaps(t *testing.T) {
 	}
 }
 
-// TestInterceptors: the first is outermost, on both sides, and all kinds of
-// messages pass.
+// TestInterceptors: the first one is outermost, in client and server, for all kinds of
+// messages.
 func TestInterceptors(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -132,8 +132,8 @@ func TestInterceptors(t *testing.T) {
 	}
 }
 
-// TestStopCutsOff: a handler that does not end in time is canceled, and named
-// by method and request.
+// TestStopCutsOff: a handler that does not end before Stop's context is canceled, and Stop's error
+// names its method and request.
 func TestStopCutsOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -165,7 +165,7 @@ func TestStopCutsOff(t *testing.T) {
 			t.Errorf("Stop: %v, want a Timeout that names the method and the request", err)
 		}
 		if d := time.Since(began); d < time.Minute || d > time.Minute+2*time.Second {
-			t.Errorf("Stop took %v, want the minute and a little", d)
+			t.Errorf("Stop took %v, want the minute and at most 1 s more", d)
 		}
 		if _, err := p.Wait(t.Context()); !errors.Is(err, fault.Canceled) || !fault.IsRemote(err) {
 			t.Errorf("the caller sees %v, want the peer's Canceled", err)
@@ -176,7 +176,7 @@ func TestStopCutsOff(t *testing.T) {
 	})
 }
 
-// TestPending: Wait may give up and come again.
+// TestPending: Wait may be called again after its context ended.
 func TestPending(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -202,8 +202,8 @@ func TestPending(t *testing.T) {
 	})
 }
 
-// TestLateReply: the reply to a call that was given up is counted, and goes to
-// no other call.
+// TestLateReply: a reply that comes after its call has ended is counted, and does not reach
+// another call.
 func TestLateReply(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -225,7 +225,7 @@ func TestLateReply(t *testing.T) {
 	})
 }
 
-// TestRedeliveryBackOff: a cast that fails is delivered again, later and later.
+// TestRedeliveryBackOff: the delay before each redelivery of a failed cast doubles.
 func TestRedeliveryBackOff(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -260,7 +260,7 @@ func TestRedeliveryBackOff(t *testing.T) {
 	})
 }
 
-// TestClosedClient: after Close everything fails, and those that wait are told.
+// TestClosedClient: after Close all calls fail with ErrClosed, also those that wait.
 func TestClosedClient(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -293,11 +293,11 @@ func TestClosedClient(t *testing.T) {
 		}
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		_ = srv.Stop(ctx) // cut off, as TestStopCutsOff shows
+		_ = srv.Stop(ctx) // the handler is cut off, see TestStopCutsOff
 	})
 }
 
-// TestMisuse: what a programmer does wrong shows at the start.
+// TestMisuse: a programmer's error panics at the start.
 func TestMisuse(t *testing.T) { //nolint:tparallel // the cases share a bus that ends with the test
 	t.Parallel()
 	bus := rpctest.NewBus(t)
@@ -338,7 +338,7 @@ func TestMisuse(t *testing.T) { //nolint:tparallel // the cases share a bus that
 	}
 }
 
-// FuzzServer gives a server messages of any kind: it must neither die nor stop
+// FuzzServer sends messages of any kind to a server, which must neither die nor stop
 // serving.
 func FuzzServer(f *testing.F) {
 	f.Add("call backup.start 2.1 beat=1ns", "", "{}", "reply.x", "", []byte(`"x"`))
@@ -356,7 +356,7 @@ func FuzzServer(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply that is not taken is tried for long
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply to a missing topic would be tried until replyTime
 			defer cancel()
 			_ = srv.Stop(ctx)
 		}()
@@ -368,7 +368,7 @@ func FuzzServer(f *testing.F) {
 			to = "backup.fanout"
 		}
 		if err := bus.Publish(t.Context(), to, m); errors.Is(err, fault.Invalid) {
-			return // no broker takes it
+			return // no broker accepts the message
 		} else if err != nil {
 			t.Fatal(err)
 		}
@@ -376,12 +376,12 @@ func FuzzServer(f *testing.F) {
 		defer c.Close()
 		req := "y"
 		if got, err := rpc.Call(t.Context(), c, start, rpc.Any, &req); err != nil || *got != "Y" {
-			t.Errorf("after it: %v, %v", got, err)
+			t.Errorf("a call after the message: %v, %v", got, err)
 		}
 	})
 }
 
-// FuzzReply answers a client's call with a message of any kind: the call ends
+// FuzzReply answers a client's call with a message of any kind: the call must end
 // with a response or an error.
 func FuzzReply(f *testing.F) {
 	f.Add("reply", "", "", []byte(`"x"`))
@@ -410,7 +410,7 @@ func FuzzReply(f *testing.F) {
 				continue
 			}
 			if err := bus.Publish(t.Context(), m.ReplyTo, r); errors.Is(err, fault.Invalid) {
-				return // no broker takes it
+				return // no broker accepts the message
 			} else if err != nil {
 				t.Fatal(err)
 			}

@@ -12,33 +12,32 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// delivery is a message in the hands of the server, from its arrival until it is settled and, if it is a call,
-// answered.
+// delivery is a message that the server has received, until it is settled and, if it is a call, answered.
 type delivery struct {
 	*bus.Delivery
 
 	server   *Server
-	topic    string         // it was delivered by
-	id       string         // of the message, or an own one if the message has no id
-	info     Info           // what is asked for
-	method   endpoint       // that is asked for, if known
-	known    bool           // the server has that method
-	from     reqctx.Request // on whose behalf
-	named    bool           // from says anything
+	topic    string         // that delivered the message
+	id       string         // of the message, or a new one if the message has none
+	info     Info           // of the message
+	method   endpoint       // zero unless known
+	known    bool           // the server has a handler for the method
+	from     reqctx.Request // of the caller
+	named    bool           // from is not empty
 	deadline time.Time      // by the monotonic clock, which does not jump; zero: none
-	slot     bool           // it has a handler slot
+	slot     bool           // the delivery holds a handler slot
 
-	// Of a handler that runs:
-	since time.Time          // when it was started
-	stop  context.CancelFunc // ends its context
+	// While the handler runs:
+	since time.Time          // when the handler was started
+	stop  context.CancelFunc // ends the handler's context
 	gone  atomic.Bool        // the caller has given up
 	due   time.Time          // of the next heartbeat; guarded by Server.mu
 }
 
-// newDelivery decodes a message. The error, with code Invalid, says why it cannot be handled.
+// newDelivery decodes a message. The error, with code Invalid, says why the message cannot be handled.
 func (s *Server) newDelivery(m *bus.Delivery, topic string) (*delivery, error) {
 	d := &delivery{Delivery: m, server: s, topic: topic, id: m.ID, info: infoOf(m.Message), slot: true, stop: func() {}}
-	if d.id == "" { // of another program: two messages without an id are not copies of each other
+	if d.id == "" { // the message of another program: two messages without an id are not copies of each other
 		d.id = newID()
 	}
 	switch size := m.Size(); {
@@ -50,7 +49,7 @@ func (s *Server) newDelivery(m *bus.Delivery, topic string) (*delivery, error) {
 	switch m.Kind {
 	case bus.Call, bus.Cast, bus.Fanout, bus.Cancel:
 	default:
-		return d, fault.New(fault.Invalid, "it is a %s, want a call, cast, fanout or cancel", m.Kind)
+		return d, fault.New(fault.Invalid, "the message is a %s, want a call, cast, fanout or cancel", m.Kind)
 	}
 	var err error
 	if d.from, d.named, err = decodeContext(m.Header); err != nil {
@@ -69,7 +68,7 @@ func (d *delivery) durable() bool {
 	return d.Kind == bus.Cast && (d.Durable || d.known && d.method.Delivery == AtLeastOnce)
 }
 
-// releaseSlot gives the handler slot to the next message, if it is still held.
+// releaseSlot frees the handler slot for the next message. Only the first call has an effect.
 func (d *delivery) releaseSlot() {
 	if d.slot {
 		d.slot = false
@@ -77,8 +76,9 @@ func (d *delivery) releaseSlot() {
 	}
 }
 
-// workLoop is a goroutine of handlers. One of them at a time takes a message, when a slot is free, and has another one
-// take the next before it handles its own: a message is handled by the goroutine that took it.
+// workLoop is one of the goroutines that run handlers. Only one of them receives at a time. When it has a slot and a
+// message, it first passes the receiving to another goroutine, by the baton or by starting one, and then handles its
+// message itself: no message changes goroutines.
 func (s *Server) workLoop(work context.Context, in *[4]inlet) {
 	for {
 		m, topic := s.receive(in)
@@ -99,8 +99,8 @@ func (s *Server) workLoop(work context.Context, in *[4]inlet) {
 	}
 }
 
-// receive returns a message, for which it holds a slot, and the message's topic. It returns nil when the subscriptions
-// have ended.
+// receive waits for a free slot and a message, and returns the message, which then holds the slot, and its topic. It
+// returns nil when the server stops.
 func (s *Server) receive(in *[4]inlet) (m *bus.Delivery, topic string) {
 	select {
 	case s.slots <- struct{}{}:
@@ -110,7 +110,7 @@ func (s *Server) receive(in *[4]inlet) (m *bus.Delivery, topic string) {
 	for {
 		var i int
 		var ok bool
-		select { // a topic that is closed or not used has a nil channel, which is never ready
+		select { // the channel of a topic that is closed or not used is nil, which is never ready
 		case m, ok = <-in[0].ch:
 			i = 0
 		case m, ok = <-in[1].ch:
@@ -129,7 +129,7 @@ func (s *Server) receive(in *[4]inlet) (m *bus.Delivery, topic string) {
 	}
 }
 
-// serve handles one message. Each class of messages has a function.
+// serve handles one message. Each class of messages has its own function.
 func (s *Server) serve(work context.Context, m *bus.Delivery, topic string) {
 	d, err := s.newDelivery(m, topic)
 	defer d.releaseSlot()
@@ -158,7 +158,7 @@ func (s *Server) serve(work context.Context, m *bus.Delivery, topic string) {
 	}
 }
 
-// serveCancel ends the context of a running call whose caller has given up.
+// serveCancel handles a cancel message: it ends the context of the call's handler, if that runs.
 func (s *Server) serveCancel(d *delivery) {
 	_ = d.Ack() // a redelivery has no effect
 	s.mu.Lock()
@@ -172,14 +172,14 @@ func (s *Server) serveCancel(d *delivery) {
 
 // servePing answers a ping that was sent to all servers.
 func (s *Server) servePing(work context.Context, d *delivery) {
-	_ = d.Ack() // a redelivery does no harm
+	_ = d.Ack() // a redelivery does no harm: it is only answered again
 	s.reply(work, d, &Description{}, nil)
 }
 
-// serveExpired drops a request whose deadline has passed. A caller that still waits, because its clock is another, gets
-// the server's time. The answer is tried once: most callers have given up.
+// serveExpired drops a request whose deadline has passed. The reply has the server's time: a caller that still waits
+// has a different clock, and sends the request again. The reply is sent once, because most callers have given up.
 func (s *Server) serveExpired(ctx context.Context, d *delivery) {
-	_ = d.Ack() // a redelivery has expired again
+	_ = d.Ack() // a redelivery has expired, too
 	atomic.AddUint64(&s.stats.Expired, 1)
 	s.cfg.Logger.DebugContext(ctx, "expired request dropped", "method", d.info.String(), "deadline", d.deadline)
 	d.releaseSlot()
@@ -187,7 +187,7 @@ func (s *Server) serveExpired(ctx context.Context, d *delivery) {
 		return
 	}
 	send, cancel := context.WithTimeout(context.Background(), graceTime)
-	s.bus.Send(send, d.ReplyTo, s.sign(newExpired(d.id)), func(error) { cancel() }) //nolint:contextcheck // it is sent whatever becomes of the handlers
+	s.bus.Send(send, d.ReplyTo, s.signInstance(newExpired(d.id)), func(error) { cancel() }) //nolint:contextcheck // it does not depend on the handlers' context
 }
 
 // serveCall runs the handler of a call and sends the reply.
@@ -204,7 +204,7 @@ func (s *Server) serveCall(ctx, work context.Context, d *delivery) {
 
 // serveOneWay runs the handler of a fanout, or of a cast of an AtMostOnce method.
 func (s *Server) serveOneWay(ctx, work context.Context, d *delivery) {
-	if d.Kind == bus.Cast && d.Redelivered { // a fanout ends with its server's topic
+	if d.Kind == bus.Cast && d.Redelivered { // a fanout is not redelivered: its topic ends with the server
 		s.countLostServer(ctx, work, d)
 		return
 	}
@@ -213,16 +213,16 @@ func (s *Server) serveOneWay(ctx, work context.Context, d *delivery) {
 	}
 }
 
-// runOnce acknowledges a message and then runs its handler, so that it does not run twice. ran is false if the message
-// could not be acknowledged, or a copy of it runs: only a bus that delivers twice sends one.
+// runOnce acknowledges a message before it runs the handler, so that the message is not handled twice. ran is false if
+// the message could not be acknowledged, or a copy of it runs, which only a bus that delivers twice sends.
 func (s *Server) runOnce(ctx context.Context, d *delivery) (resp any, err error, ran bool) { //nolint:revive // the error is the handler's
 	if err := d.Ack(); err != nil {
-		s.cfg.Logger.DebugContext(ctx, "message not acknowledged, left to its next delivery", "method", d.info.String(), "error", err)
+		s.cfg.Logger.DebugContext(ctx, "message not acknowledged, left for its redelivery", "method", d.info.String(), "error", err)
 		return nil, nil, false
 	}
 	ctx, d.stop = s.handlerContext(ctx, d)
 	defer d.stop()
-	if !s.track(d) { //nolint:contextcheck // a heartbeat has a time of its own
+	if !s.track(d) { //nolint:contextcheck // a heartbeat has its own time limit
 		return nil, nil, false
 	}
 	resp, err = s.invoke(ctx, d)
@@ -231,12 +231,12 @@ func (s *Server) runOnce(ctx context.Context, d *delivery) (resp any, err error,
 	return resp, err, true
 }
 
-// handlerContext returns the context of the handler, and what ends it.
+// handlerContext returns the handler's context, which ends with the caller's deadline or the method's timeout.
 func (s *Server) handlerContext(ctx context.Context, d *delivery) (context.Context, context.CancelFunc) {
 	end := d.deadline
 	limit := d.method.timeout
 	if most := s.limits.ConsumerTimeout; d.durable() && limit == 0 && most > 0 {
-		limit = most - most/10 // leaves time to settle
+		limit = most - most/10 // leaves time to settle the message
 	}
 	if limit > 0 {
 		if t := time.Now().Add(limit); end.IsZero() || t.Before(end) {
@@ -249,11 +249,11 @@ func (s *Server) handlerContext(ctx context.Context, d *delivery) (context.Conte
 	return context.WithDeadline(ctx, end)
 }
 
-// invoke runs the handler behind the interceptors.
+// invoke decodes the request and runs the handler inside the interceptors. A panic becomes an Internal error.
 func (s *Server) invoke(ctx context.Context, d *delivery) (resp any, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			s.cfg.Logger.ErrorContext(ctx, "panic in a handler", "method", d.info.String(), "panic", p, "stack", string(debug.Stack()))
+			s.cfg.Logger.ErrorContext(ctx, "handler panicked", "method", d.info.String(), "panic", p, "stack", string(debug.Stack()))
 			err = fault.New(fault.Internal, "%s: panic in the handler", d.info)
 		}
 	}()
@@ -268,10 +268,10 @@ func (s *Server) invoke(ctx context.Context, d *delivery) (resp any, err error) 
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%s: decode the request: %w", d.info, err)
 	}
-	return s.chain.run(ctx, d.info, req, d.method.call)
+	return s.chain.invoke(ctx, d.info, req, d.method.call)
 }
 
-// track notes that d runs, unless a message of the same id does.
+// track records that the handler of d runs. It returns false if a message of the same id runs already.
 func (s *Server) track(d *delivery) bool {
 	d.since = time.Now()
 	s.mu.Lock()

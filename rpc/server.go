@@ -17,93 +17,97 @@ import (
 type ServerConfig struct {
 	// Interface is what the server offers. Required.
 	Interface *Interface
-	// Partial lets the server start although defined methods of the interface have no handler. Calls of these fail
-	// with ErrNoSuchMethod. It is for tests.
+	// Partial lets the server start although methods of the interface have no handler. Calls of these fail with
+	// ErrNoSuchMethod. It is for tests. Default false.
 	Partial bool
-	// Host is the server's own name, by which it alone can be addressed. No
-	// two servers of an interface have the same. Empty: only Any reaches it. See [CheckHost].
+	// Host is the server's own name, by which a client addresses this server
+	// alone. Each server of an interface needs a different one. Empty: only messages
+	// to Any and fanouts reach the server. See [CheckHost].
 	Host string
-	// MaxInFlight is how many handlers run at once. A message for which no slot
-	// is free is not taken from the bus, so that an idle sibling gets it.
-	// Default 64.
+	// MaxInFlight is how many handlers run at once, each in a slot. Without a free
+	// slot the server takes no message from the bus, so that another server of the
+	// interface gets it. Default 64.
 	MaxInFlight int
-	// MaxDeliveries is how many delivery attempts of a cast of an AtLeastOnce method may fail before the cast
-	// becomes a dead letter. Default 10, which takes about a minute.
+	// MaxDeliveries is the failed delivery attempt after which a cast of an AtLeastOnce method is dead-lettered.
+	// Attempts that failed with Unavailable do not count. Default 10, which takes about a minute.
 	MaxDeliveries int
-	// MaxUnavailable is how long a cast of an AtLeastOnce method is delivered again that fails with Unavailable,
-	// which says that nothing was done, as when a database is away: the sum of the delays between
-	// the attempts, which do not count as MaxDeliveries. Default 1 h.
+	// MaxUnavailable is how long a cast of an AtLeastOnce method is delivered again while it fails with Unavailable.
+	// That code says that nothing was done, for example because a database is away. It bounds the sum of the delays
+	// between these attempts; then the cast is dead-lettered. Default 1 h.
 	MaxUnavailable time.Duration
 	// Dedup remembers the casts of AtLeastOnce methods that have been handled.
 	// Default NewDedup(0, 0), in this process.
 	Dedup Dedup
-	// Interceptors stand around each handler, the first outermost.
+	// Interceptors run around each handler, the first outermost.
 	Interceptors []Interceptor
-	// Logger gets the events that no caller sees. Default slog.Default().
+	// Logger gets the events that no error reports. Default slog.Default().
 	Logger *slog.Logger
 }
 
 const (
-	// replyTime is how long a reply is tried that the caller's topic does not
-	// take: time enough for the caller to restore its connection.
+	// replyTime bounds the attempts to send a reply while the caller's topic is
+	// missing: the caller has this time to restore its connection.
 	replyTime = 10 * time.Second
-	// stopGrace is how long Stop waits for handlers whose contexts it
-	// canceled.
+	// stopGrace is how long Stop still waits for handlers after it canceled their
+	// contexts.
 	stopGrace = time.Second
 )
 
-// Server answers the requests for one interface. Add the handlers with
-// [Handle], then Start it. It has the Start and Stop of a service part. Its
-// methods are safe for concurrent use.
+// Server answers the requests for one interface. Add handlers with [Handle], then
+// call Start. It has the Start and Stop of a service part. Its methods are safe for
+// concurrent use; it cannot be started again after Stop.
 type Server struct {
 	bus     bus.Bus
 	cfg     ServerConfig
-	limits  bus.Capabilities // since Start
+	limits  bus.Capabilities // of the bus; set by Start
 	methods map[string]endpoint
 	chain   chain
 	slots   chan struct{} // a token for each running handler
-	baton   chan struct{} // makes another goroutine the one that takes messages
+	baton   chan struct{} // passes the receiving of messages to another goroutine, see workLoop
 
-	mu       sync.Mutex
-	started  bool
-	instance string             // see instance.go
-	intake   context.CancelFunc // ends the subscriptions
-	abort    context.CancelFunc // cancels the handlers
-	stopping chan struct{}
-	done     chan struct{} // closed when intake and handlers have ended
-	running  map[string]*delivery
-	settling map[string]*settlement // by id, of AtLeastOnce casts
-	replaced *recent[int]           // by lifeKey, the progress of the message by which this server has replaced one
-	heart    *time.Timer            // sends the heartbeats; nil before the first is wanted
-	due      time.Time              // when heart goes off; zero if it does not
-	cut      bool                   // the handlers that still run are cut off
-	wg       sync.WaitGroup         // handlers, and replies under way
-	stats    ServerStats            // accessed atomically
+	mu         sync.Mutex
+	started    bool
+	instance   string             // see instance.go
+	endIntake  context.CancelFunc // ends the subscriptions
+	abort      context.CancelFunc // cancels the handlers
+	stopping   chan struct{}
+	done       chan struct{} // closed when intake and handlers have ended
+	running    map[string]*delivery
+	settling   map[string]*settlement // by id, of AtLeastOnce casts
+	replaced   *recent[int]           // by lifeKey, the progress of the newest copy that this server has published
+	heartbeats *time.Timer            // runs sendDueHeartbeats; nil before the first call that wants heartbeats
+	due        time.Time              // when heartbeats fires; zero if it is not set
+	aborted    bool                   // Stop canceled the handlers that still ran: no more heartbeats
+	wg         sync.WaitGroup         // handlers, and replies under way
+	stats      ServerStats            // accessed atomically
 
 	deadTopic atomic.Bool // the topic of dead letters exists
 }
 
-// ServerStats counts what happened to a server's messages since it was made.
+// ServerStats are the counters of a server since NewServer.
 type ServerStats struct {
+	// Interface is the name of the server's interface.
+	Interface string
 	// InFlight is how many handlers run now.
 	InFlight uint64
-	// Expired is how many requests were not run because their deadline had passed.
+	// Expired counts the requests that were dropped because their deadline had passed.
 	Expired uint64
-	// Canceled is how many running handlers were canceled by their callers.
+	// Canceled counts the running handlers that were canceled by their callers.
 	Canceled uint64
-	// Redelivered is how many casts were sent again for their next delivery attempt.
+	// Redelivered counts the casts that were published again for their next delivery attempt.
 	Redelivered uint64
-	// Duplicate is how many casts were not run because they had been.
+	// Duplicate counts the deliveries of casts that had been handled or replaced before.
 	Duplicate uint64
-	// DeadLettered is how many messages became dead letters, Malformed how many
-	// of them could not be read.
+	// DeadLettered counts the messages that were dead-lettered; Malformed counts those
+	// that could not be read or were too large.
 	DeadLettered, Malformed uint64
-	// LostReplies is how many replies could not be sent to their callers.
+	// LostReplies counts the replies that could not be sent to their callers.
 	LostReplies uint64
 }
 
-// NewServer returns a server without handlers. It starts nothing. It panics if
-// cfg lacks an interface or names a host that [CheckHost] refuses.
+// NewServer returns a server without handlers. It starts nothing. The bus stays the
+// caller's. NewServer panics if cfg has no interface, if the interface's name is empty
+// or has a space, or if [CheckHost] refuses cfg.Host.
 func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	if cfg.Interface == nil || cfg.Interface.Name == "" || strings.Contains(cfg.Interface.Name, " ") {
 		panic("rpc: NewServer without an interface, or with one whose name has a space")
@@ -149,10 +153,11 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	return s
 }
 
-// Stats returns the counters. They are those of the moment, one by one.
+// Stats returns the counters. Each is read by itself, so they need not agree with each other.
 func (s *Server) Stats() ServerStats {
 	st := &s.stats
 	return ServerStats{
+		Interface:    s.cfg.Interface.Name,
 		InFlight:     atomic.LoadUint64(&st.InFlight),
 		Expired:      atomic.LoadUint64(&st.Expired),
 		Canceled:     atomic.LoadUint64(&st.Canceled),
@@ -164,11 +169,14 @@ func (s *Server) Stats() ServerStats {
 	}
 }
 
-// Start subscribes to the interface's topics and returns when messages for the
-// server are kept for it. ctx bounds only the call itself. Errors: Unavailable if the bus is away; Precondition if Start
-// was called before, or if defined methods of the interface have no handler, which the error names; Invalid if the bus
-// cannot carry the names of the server's topics, or if an AtLeastOnce method may run for longer than the bus waits for
-// an acknowledgement: then the message would be delivered again while it runs.
+// Start subscribes to the interface's topics. When it returns, the broker keeps messages for the server. ctx bounds only
+// Start itself. After an error, except the first of these, Start may be called again:
+//
+//   - Precondition: the server was started before, or methods of the interface have no handler; the error names them.
+//   - Invalid: the bus cannot carry the names of the server's topics; or the Timeout of an AtLeastOnce method is not
+//     shorter than the bus's Capabilities.ConsumerTimeout, so that the bus would redeliver the message while its handler
+//     runs.
+//   - Errors of [bus.Bus.Subscribe], such as Unavailable if the broker is away, and the context's.
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -190,9 +198,9 @@ func (s *Server) Start(ctx context.Context) error {
 		return fmt.Errorf("start a server of %s: %w", s.cfg.Interface.Name, err)
 	}
 	life := context.WithoutCancel(ctx)
-	sub, intake := context.WithCancel(life)
+	sub, endIntake := context.WithCancel(life)
 	work, abort := context.WithCancel(context.Background())
-	keep := context.AfterFunc(ctx, intake)
+	keep := context.AfterFunc(ctx, endIntake)
 	var leave func()
 	in, err := s.subscribe(sub)
 	if err == nil { // before a message is taken
@@ -202,14 +210,14 @@ func (s *Server) Start(ctx context.Context) error {
 		err = ctx.Err()
 	}
 	if err != nil {
-		intake()
+		endIntake()
 		abort()
 		if leave != nil {
 			leave()
 		}
 		return err
 	}
-	s.started, s.intake, s.abort = true, intake, abort
+	s.started, s.endIntake, s.abort = true, endIntake, abort
 	go s.consume(work, in, leave) //nolint:contextcheck // ends when Stop ends the subscriptions, and closes s.done
 	return nil
 }
@@ -224,14 +232,14 @@ func (s *Server) missingLocked() (names []string) {
 	return names
 }
 
-// inlet is a topic that the server takes messages from. ch is nil if there is
-// none, or no longer.
+// inlet is a topic that the server receives messages from. ch is nil if the inlet is not used, or
+// its subscription has ended.
 type inlet struct {
 	topic string
 	ch    <-chan *bus.Delivery
 }
 
-// subscribe returns the topics of the server, those of its own name last.
+// subscribe subscribes to the topics of the server. The topics for its own host come last.
 func (s *Server) subscribe(ctx context.Context) (in [4]inlet, err error) {
 	name, host := s.cfg.Interface.Name, s.cfg.Host
 	fanout := topicOf(bus.Fanout, name, Any)
@@ -256,7 +264,7 @@ func (s *Server) subscribe(ctx context.Context) (in [4]inlet, err error) {
 	return in, nil
 }
 
-// consume takes messages until the subscriptions end. The instance leaves when all replies are sent.
+// consume receives messages until the subscriptions end. It calls leave when all replies are sent.
 func (s *Server) consume(work context.Context, in [4]inlet, leave func()) {
 	defer close(s.done)
 	defer leave()
@@ -268,19 +276,19 @@ func (s *Server) consume(work context.Context, in [4]inlet, leave func()) {
 		if q.ch == nil {
 			continue
 		}
-		s.wg.Go(func() { // until the bus has put back what it had sent ahead
+		s.wg.Go(func() { // until the subscription has ended
 			for d := range q.ch {
-				s.decline(work, d, q.topic)
+				s.returnUnhandled(work, d, q.topic)
 			}
 		})
 	}
 }
 
-// Stop takes no new message, waits until the handlers have returned and their
-// replies are sent, and returns nil. If ctx ends first, the handlers' contexts
-// are canceled, and the error, with code Timeout or Canceled, names the
-// requests that were cut off. It is idempotent, and returns at once if the
-// server was never started.
+// Stop ends the subscriptions, waits until the handlers have returned and their
+// replies are sent, and returns nil. If ctx ends first, Stop cancels the handlers'
+// contexts and waits at most 1 s longer; its error, with code Timeout or Canceled,
+// names the requests that were cut off. Stop is idempotent, and returns at
+// once if the server was never started.
 func (s *Server) Stop(ctx context.Context) error {
 	s.mu.Lock()
 	if !s.started {
@@ -293,17 +301,17 @@ func (s *Server) Stop(ctx context.Context) error {
 		close(s.stopping)
 	}
 	s.mu.Unlock()
-	s.intake()
+	s.endIntake()
 	defer s.abort()
 	select {
 	case <-s.done:
 		return nil
 	case <-ctx.Done():
 	}
-	cut := s.inFlight()
+	running := s.inFlight()
 	s.abort()
 	s.mu.Lock()
-	s.cut = true
+	s.aborted = true
 	s.mu.Unlock()
 	t := time.NewTimer(stopGrace)
 	defer t.Stop()
@@ -311,14 +319,14 @@ func (s *Server) Stop(ctx context.Context) error {
 	case <-s.done:
 	case <-t.C:
 	}
-	return fault.New(fault.CodeOf(ctx.Err()), "stop rpc server %s: cut off %s: %w", s.cfg.Interface.Name, cut, ctx.Err())
+	return fault.New(fault.CodeOf(ctx.Err()), "stop rpc server %s: cut off %s: %w", s.cfg.Interface.Name, running, ctx.Err())
 }
 
-// inFlight names what runs now.
+// inFlight names the requests whose handlers run now, for an error.
 func (s *Server) inFlight() string {
 	list := s.Running()
 	if len(list) == 0 {
-		return "replies that the bus has not taken"
+		return "replies that the broker has not confirmed"
 	}
 	names := make([]string, len(list))
 	for i, r := range list {

@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// skewed is a bus between processes whose clocks disagree: for those who receive calls it
-// is later, by ahead, than for those who send them.
+// skewed is a bus between processes whose clocks disagree: the clock of a process that receives calls is ahead of the
+// sender's clock.
 type skewed struct {
 	rpcbus.Bus
 
@@ -52,7 +52,7 @@ func (s *skewed) Subscribe(ctx context.Context, sub rpcbus.Subscription) (<-chan
 	return out, nil
 }
 
-// seen is a message with the times that it names as the receiver's clock has them.
+// seen is a message whose times are shifted to the receiver's clock.
 func (s *skewed) seen(m *rpcbus.Message) *rpcbus.Message {
 	c := *m
 	if !m.Deadline.IsZero() {
@@ -75,8 +75,8 @@ func (s *skewed) seen(m *rpcbus.Message) *rpcbus.Message {
 	return &c
 }
 
-// TestSkew: a server whose clock is an hour off, in whichever direction, answers; and one
-// whose clock agrees does not run what came too late.
+// TestSkew: a server whose clock is an hour ahead or behind answers calls. A server whose clock agrees
+// does not handle a call that came after its deadline.
 func TestSkew(t *testing.T) {
 	t.Parallel()
 	for _, ahead := range []time.Duration{time.Hour, -time.Hour, 2 * time.Minute, 0} {
@@ -102,11 +102,11 @@ func TestSkew(t *testing.T) {
 				t.Errorf("ahead %v: %v", ahead, err)
 			}
 			if took := time.Since(begin); took > time.Second {
-				t.Errorf("ahead %v: it took %v", ahead, took)
+				t.Errorf("ahead %v: the call took %v", ahead, took)
 			}
 			want := int64(1)
 			if ahead > 0 {
-				want = 2 // one that came too late, and one by the server's clock
+				want = 2 // the first came after its deadline; the second has the deadline in the server's clock
 			}
 			if n := bus.calls.Load(); n != want {
 				t.Errorf("ahead %v: %d requests, want %d", ahead, n, want)
@@ -120,7 +120,7 @@ func TestSkew(t *testing.T) {
 			short, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			if _, err := rpc.Call(short, c, start, "a", &text); fault.CodeOf(err) != fault.Timeout {
-				t.Errorf("ahead %v: a call that has to wait: %v", ahead, err)
+				t.Errorf("ahead %v: a call that waits for a slot: %v", ahead, err)
 			}
 			time.Sleep(time.Second) //nolint:forbidigo // in a synctest bubble
 			close(gate)
@@ -129,7 +129,7 @@ func TestSkew(t *testing.T) {
 			}
 			synctest.Wait()
 			if n := ran.Load(); ahead >= 0 && n != 2 {
-				t.Errorf("ahead %v: the handler ran %d times, want 2: the call that waited is over", ahead, n)
+				t.Errorf("ahead %v: the handler ran %d times, want 2: the deadline of the waiting call has passed", ahead, n)
 			}
 			if err := c.Close(); err != nil {
 				t.Error(err)

@@ -8,13 +8,13 @@ import (
 	"github.com/armature-go/armature/rpc/internal/names"
 )
 
-// Topics of an interface. Their names are fixed: they are the names of queues that may exist already.
+// Topics of the interface "backup". Their names never change: queues of these names exist at brokers.
 //
 //	backup                  casts to any server       Shared
 //	backup.node-1           casts to one server       Shared
 //	backup.calls            calls to any server       Live
-//	backup.node-1.calls     calls to one server, and what is fanned out  Live
-//	backup.fanout           what is fanned out
+//	backup.node-1.calls     calls to one server, and fanouts  Live
+//	backup.fanout           fanouts, copied to each server's topic
 //	backup.dlq              dead letters              Shared
 //	reply.<random>          replies to a client, probes of a server  Private
 const (
@@ -24,7 +24,7 @@ const (
 	prefixReply  = "reply."
 )
 
-// topicOf returns where a message goes.
+// topicOf returns the topic that a message is published to.
 func topicOf(kind bus.Kind, iface, host string) string {
 	if kind == bus.Fanout {
 		return iface + suffixFanout
@@ -38,9 +38,9 @@ func topicOf(kind bus.Kind, iface, host string) string {
 	return iface
 }
 
-// CheckHost returns Invalid if no server can have the name: it is longer than 255 bytes, is not UTF-8, has
-// control characters, spaces, * or >, has an empty part between two dots, or ends in a part that is the name of
-// a topic: calls, fanout or dlq. The empty name is [Any].
+// CheckHost returns Invalid if a server cannot have the name: it is longer than 255 bytes, is not UTF-8, has
+// control characters, spaces, * or >, has an empty part between two dots, or its last part is the suffix of a
+// topic: calls, fanout or dlq. The empty name, [Any], is valid. The error says what is wrong.
 func CheckHost(host string) error {
 	if host == Any {
 		return nil
@@ -49,15 +49,15 @@ func CheckHost(host string) error {
 	switch last := host[strings.LastIndexByte(host, '.')+1:]; {
 	case wrong != "":
 	case "."+last == suffixCalls, "."+last == suffixFanout, "."+last == suffixDead:
-		wrong = "ends in " + last + ", which is the name of a topic"
+		wrong = "ends in " + last + ", which is the suffix of a topic"
 	default:
 		return nil
 	}
-	return fault.New(fault.Invalid, "host name %.300q of %d bytes cannot be that of a server: it %s", host, len(host), wrong)
+	return fault.New(fault.Invalid, "host name %.300q of %d bytes is not valid for a server: it %s", host, len(host), wrong)
 }
 
-// checkTopics returns Invalid if the host cannot be one, or if a topic of the interface would have more than maxTopic
-// bytes, if that is not zero. The longest topic of a host is that of its calls.
+// checkTopics returns Invalid if the host name is not valid, or if a topic of the interface would have more than maxTopic
+// bytes. Zero: no such limit. The longest topic of a host is the one of its calls.
 func checkTopics(maxTopic int, iface, host string) error {
 	if err := CheckHost(host); err != nil {
 		return err
@@ -67,7 +67,7 @@ func checkTopics(maxTopic int, iface, host string) error {
 		return err
 	}
 	if maxTopic > 0 && len(topic) > maxTopic {
-		return fault.New(fault.Invalid, "topic name %.300q of %d bytes is longer than the %d bytes that the bus takes", topic, len(topic), maxTopic)
+		return fault.New(fault.Invalid, "topic name %.300q of %d bytes is longer than the %d bytes that the bus allows: shorten the name of the interface or the host", topic, len(topic), maxTopic)
 	}
 	return nil
 }

@@ -10,24 +10,24 @@ import (
 
 // Batch is the result of [Scheduler.RankMany].
 type Batch[H Host] struct {
-	// Hosts are the chosen hosts, one for each request, each as it was before the request was placed on it. A
-	// host with room for several requests appears several times.
+	// Hosts are the chosen hosts, one for each request, each in its state before the request was placed on it. A
+	// host that takes several requests appears several times.
 	Hosts []H
 	// Decision is the first decision, for alternates, or the decision that found no host.
 	Decision *Decision[H]
 }
 
-// RankMany chooses hosts for n equal requests. Each choice takes the earlier ones into account, as in n decisions
-// one after the other, but at a fraction of the cost. place returns the host h with one more request on it, with
-// the same name, and does not change h. place may change what prepared filters look at besides the host, such as
-// the members of a group. A host that was chosen is filtered and weighed again; all others keep their scores.
+// RankMany chooses hosts for n equal requests. Each choice takes the earlier choices into account. The result is like
+// that of n decisions one after the other, at a fraction of the cost. place returns the host h with one more request on
+// it, under the same name, and must not change h. place may change other data that prepared filters read, such as the
+// members of a group. A chosen host is filtered and weighed again; all other hosts keep their scores.
 //
-// If only some of the requests can be placed, the error is [ErrNoValidHost], with the hosts of these and the
-// decision about the next request. With any other error the batch is nil. Invalid: n is below 1. RankMany blocks
-// as [Scheduler.Rank] does, and is safe for concurrent use.
+// If only some of the requests can be placed, the error is [ErrNoValidHost], and the batch has the hosts of these
+// requests and the decision about the next one. With any other error the batch is nil. Invalid: n is less than 1.
+// RankMany blocks as [Scheduler.Rank] does, and is safe for concurrent use.
 func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int, place func(h H) H) (*Batch[H], error) {
 	if n < 1 {
-		return nil, fault.New(fault.Invalid, "choose hosts for %d requests", n)
+		return nil, fault.New(fault.Invalid, "choose hosts for %d requests: want at least 1", n)
 	}
 	b := &Batch[H]{Hosts: make([]H, 0, n)}
 	for {
@@ -45,20 +45,20 @@ func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int,
 			b.Decision = d
 			return b, fmt.Errorf("%w for %d of %d requests: %s", ErrNoValidHost, n-len(b.Hosts), n, d.Summary())
 		}
-		// The next decision says why no host is feasible any more.
-		now := make([]H, len(hosts))
+		// If no host is left, the next decision has the reasons.
+		current := make([]H, len(hosts))
 		for i, h := range hosts {
-			now[i] = h
+			current[i] = h
 			if p, ok := placed[h.Name()]; ok {
-				now[i] = p
+				current[i] = p
 			}
 		}
-		hosts = now
+		hosts = current
 	}
 }
 
-// fillFeasible decides once and places requests on the feasible hosts until n are placed in all, or until no host
-// is feasible any more. It returns the chosen hosts by name, as they are then.
+// fillFeasible makes one decision, and places requests on its feasible hosts until n are placed in all, or no host is
+// feasible any more. It returns the chosen hosts by name, in their new state.
 func (s *Scheduler[R, H]) fillFeasible(ctx context.Context, req R, hosts []H, n int, place func(H) H, b *Batch[H]) (map[string]H, *Decision[H], error) {
 	r := s.rankings.Get().(*ranking[R, H])
 	defer r.release()
@@ -74,7 +74,7 @@ func (s *Scheduler[R, H]) fillFeasible(ctx context.Context, req R, hosts []H, n 
 		var i int
 		if first {
 			i = r.order[0].index // the decision's choice
-		} else if i = s.pick(r.scores.totals); !r.isFeasible(r.feasible[i]) { // place may have changed what filters look at
+		} else if i = s.pick(r.scores.totals); !r.isFeasible(r.feasible[i]) { // place may have changed what filters read
 			r.removeFeasible(i)
 			continue
 		}
@@ -87,7 +87,7 @@ func (s *Scheduler[R, H]) fillFeasible(ctx context.Context, req R, hosts []H, n 
 	return placed, d, nil
 }
 
-// isFeasible asks the filters once more about a host.
+// isFeasible runs the filters again for a host.
 func (r *ranking[R, H]) isFeasible(h H) bool {
 	for _, f := range r.filters {
 		var v Verdict

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// box is a host as a hand-written scheduler would have it.
+// box is a host of a hand-written scheduler.
 type box struct {
 	name              string
 	zone              int
@@ -33,7 +33,7 @@ type ask struct {
 	maxIO, maxVMs  int64
 }
 
-// boxes makes a fleet that is half full on average.
+// boxes returns a fleet that is half full on average.
 func boxes(n int) []*box {
 	r := rand.New(rand.NewPCG(1, 2))
 	out := make([]*box, n)
@@ -118,7 +118,7 @@ type scored struct {
 	raw   [4]float64
 }
 
-// byHand is what one would write for this one purpose: the same filters,
+// byHand is a hand-written scheduler for this one purpose: the same filters,
 // weights and order, without names and reasons.
 func byHand(a *ask, boxes []*box) []scored {
 	out := make([]scored, 0, 1024)
@@ -163,9 +163,9 @@ var (
 	fewPass  = &ask{zone: 1, traits: 3, vcpus: 100, ram: 128 << 10, gb: 1024, maxIO: 6, maxVMs: 1000}
 )
 
-// BenchmarkCompare compares decisions with a loop written by hand, in interleaved
-// rounds of one run. It minds no -benchtime: -args -rounds and -slice say how
-// long.
+// BenchmarkCompare compares decisions with a hand-written loop, in interleaved
+// rounds of one run. It ignores -benchtime: -args -rounds and -slice set its
+// duration.
 func BenchmarkCompare(b *testing.B) {
 	t := compare.New()
 	for _, n := range []int{1_000, 10_000, 100_000} {
@@ -223,8 +223,7 @@ func ranks(b *testing.B, e scheduler.Explain, a *ask, hosts []*box) func() {
 	}
 }
 
-// TestAllocations: a decision needs no memory for each host, but for what it
-// hands out.
+// TestAllocations: the number of a decision's allocations does not grow with the number of hosts.
 func TestAllocations(t *testing.T) {
 	for _, e := range []scheduler.Explain{scheduler.Brief, scheduler.Short, scheduler.Full} {
 		for name, a := range map[string]*ask{"most pass": mostPass, "few pass": fewPass} {
@@ -250,7 +249,7 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// TestByHand: what the benchmark compares does the same work.
+// TestByHand: both sides of the benchmark have the same result.
 func TestByHand(t *testing.T) {
 	t.Parallel()
 	hosts := boxes(1000)
@@ -275,8 +274,8 @@ func TestByHand(t *testing.T) {
 	}
 }
 
-// BenchmarkRejections measures what it costs to keep a reason for every rejected host: without reasons, with one
-// reason for all hosts, whose format is kept once, with two that alternate, and with a text for each host.
+// BenchmarkRejections measures the cost of a reason for every rejected host: without reasons, with one reason for all
+// hosts, whose format is kept once, with two reasons that alternate, and with a text for each host.
 func BenchmarkRejections(b *testing.B) {
 	hosts := boxes(10_000)
 	full := scheduler.Reject("out of service")

@@ -40,8 +40,8 @@ func TestByName(t *testing.T) {
 	}
 }
 
-// TestReasons: the texts are as fmt.Sprintf would write them, and what is said
-// of one host does not end up with another.
+// TestReasons: the texts are those of fmt.Sprintf, and each host has its own
+// reason.
 func TestReasons(t *testing.T) {
 	t.Parallel()
 	verdicts := []scheduler.Verdict{
@@ -67,7 +67,7 @@ func TestReasons(t *testing.T) {
 		scheduler.FilterFunc("f", func(_ spec, n *node) scheduler.Verdict { return verdicts[n.free] }),
 	}})
 	var hosts []*node
-	for i := range 600 { // more than go through the filters together
+	for i := range 600 { // more than one block
 		hosts = append(hosts, &node{name: strconv.Itoa(i), free: i % len(verdicts)})
 	}
 	d, err := s.Rank(t.Context(), spec{}, hosts)
@@ -121,7 +121,7 @@ func TestExplain(t *testing.T) {
 	}
 }
 
-// TestMaxRanked: the best of many are the same for each limit, and in the same order.
+// TestMaxRanked: the best hosts are the same for each limit, in the same order.
 func TestMaxRanked(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -170,8 +170,8 @@ func TestShuffle(t *testing.T) {
 	}
 }
 
-// TestRankMany: a batch chooses as so many decisions would, with each host
-// changed after each.
+// TestRankMany: a batch chooses as many single decisions would, with the chosen host changed after
+// each.
 func TestRankMany(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -232,7 +232,7 @@ func TestRankMany(t *testing.T) {
 	}
 }
 
-// TestRankManyGroup: what place changes besides the host counts for the next choice.
+// TestRankManyGroup: the next choice sees what place changes besides the host.
 func TestRankManyGroup(t *testing.T) {
 	t.Parallel()
 	taken := map[string]bool{}
@@ -285,7 +285,7 @@ func TestFleet(t *testing.T) {
 			t.Errorf("%d late, want 1", late)
 		}
 		if !f.Update("c", func(r *report) *report { return &report{r.name, r.at, r.n + 1} }) {
-			t.Error("c is gone")
+			t.Error("host c does not exist")
 		}
 		for name, want := range map[string]int{"a": 2, "b": 1, "c": 2} {
 			if !slices.ContainsFunc(f.Hosts(), func(h *report) bool { return h.name == name && h.n == want }) {
@@ -293,7 +293,7 @@ func TestFleet(t *testing.T) {
 			}
 		}
 		if before[0].n != 1 || before[2].n != 1 {
-			t.Error("a list that was read has changed")
+			t.Error("a list that Hosts had returned has changed")
 		}
 		if newest, oldest := f.Age(); newest != 0 || oldest != 10*time.Second {
 			t.Errorf("age %v to %v", newest, oldest)
@@ -303,7 +303,7 @@ func TestFleet(t *testing.T) {
 			t.Fatal(err)
 		}
 		d, err := s.Rank(t.Context(), spec{}, f.Hosts())
-		want := []scheduler.Rejected{{"b", "stale", "the last report is 10 s old, 9 s at most"}, {"c", "stale", "the last report is 10 s old, 9 s at most"}}
+		want := []scheduler.Rejected{{"b", "stale", "the last report is 10 s old, at most 9 s are allowed"}, {"c", "stale", "the last report is 10 s old, at most 9 s are allowed"}}
 		if diff := cmp.Diff(want, d.Rejected()); err != nil || diff != "" {
 			t.Errorf("%v (-want +got):\n%s", err, diff)
 		}
@@ -313,7 +313,7 @@ func TestFleet(t *testing.T) {
 	})
 }
 
-// TestFleetConcurrent: no update is lost, and readers see lists that are whole.
+// TestFleetConcurrent: no update is lost, and readers see complete lists.
 func TestFleetConcurrent(t *testing.T) {
 	t.Parallel()
 	var f scheduler.Fleet[*report]

@@ -10,23 +10,23 @@ import (
 	"text/tabwriter"
 )
 
-// Decision says what became of every host: each is ranked or rejected, unless the configuration limits the lists;
-// the numbers are complete in any case. It is safe for concurrent use if it is not changed. In JSON a host is its
-// name; decode it as a Decision of [Name].
+// Decision has the result for every host: each is ranked or rejected. Config.MaxRanked and Config.Explain may shorten
+// the lists; the counts are always complete. It is safe for concurrent use if it is not changed. In JSON a host is its
+// name; decode the JSON as a Decision of [Name].
 type Decision[H Host] struct {
-	// Ranked are the feasible hosts, Config.MaxRanked at most. The first is the chosen one, the others are
+	// Ranked are the feasible hosts, at most Config.MaxRanked. The first is the chosen host; the others are
 	// alternates, best first.
 	Ranked []Ranked[H]
 	// Feasible is the number of feasible hosts.
 	Feasible int
-	// Counts are the numbers of hosts that filters have rejected, the largest first.
+	// Counts are the numbers of rejected hosts by filter or weigher, the largest first.
 	Counts []Count
 
 	rejected rejections[H]
 }
 
-// Rejected returns the rejected hosts if the explanation is Full. The order is the same for the same hosts. Each
-// call makes a new list.
+// Rejected returns the rejected hosts if Config.Explain is Full, otherwise none. The order is the same for the same
+// hosts. Each call makes a new list, which the caller owns.
 func (d *Decision[H]) Rejected() []Rejected {
 	out := make([]Rejected, len(d.rejected.hosts))
 	for i, h := range d.rejected.hosts {
@@ -36,13 +36,13 @@ func (d *Decision[H]) Rejected() []Rejected {
 	return out
 }
 
-// Count is the number of hosts that a filter has rejected.
+// Count is the number of hosts that a filter, or a weigher, has rejected.
 type Count struct {
 	Filter string `json:"filter"`
 	Hosts  int    `json:"hosts"`
 }
 
-// sortCounts puts the largest first.
+// sortCounts sorts by the number of hosts, the largest first, and then by filter.
 func sortCounts(counts []Count) {
 	slices.SortFunc(counts, func(a, b Count) int {
 		return cmp.Or(cmp.Compare(b.Hosts, a.Hosts), cmp.Compare(a.Filter, b.Filter))
@@ -54,35 +54,35 @@ type Ranked[H Host] struct {
 	Host H `json:"host"`
 	// Total is the sum of all scores, each Scaled times its Multiplier.
 	Total float64 `json:"total"`
-	// Scores are in the weighers' order. A decision with one feasible host has none, because a host alone is
+	// Scores are in the weighers' order. A decision with one feasible host has no scores, because a single host is
 	// not weighed.
 	Scores []Score `json:"scores,omitempty"`
 }
 
-// Score is what one weigher says of a host.
+// Score is one weigher's score of a host.
 type Score struct {
 	Weigher string `json:"weigher"`
-	// Raw is the raw score in the weigher's own unit. Scaled is its place between the decision's lowest raw score,
-	// 0, and its highest, 1.
+	// Raw is the raw score in the weigher's own unit. Scaled is its position between the decision's lowest raw score,
+	// which is 0, and the highest, which is 1.
 	Raw        float64 `json:"raw"`
 	Scaled     float64 `json:"scaled"`
 	Multiplier float64 `json:"multiplier"`
 }
 
-// Rejected is a rejected host, with the filter and the reason.
+// Rejected is a rejected host, with the filter or weigher that rejected it, and the reason.
 type Rejected struct {
 	Host   string `json:"host"`
 	Filter string `json:"filter"`
 	Reason string `json:"reason"`
 }
 
-// Name is a host of which only the name is known: the hosts of a decision that comes from another process.
+// Name is a host of which only the name is known, as in a decision that comes from another process.
 type Name string
 
 // Name returns the name.
 func (n Name) Name() string { return string(n) }
 
-// onWire is a decision in JSON.
+// onWire is the JSON form of a decision.
 type onWire[H Host] struct {
 	Ranked   []Ranked[H] `json:"ranked"`
 	Rejected []Rejected  `json:"rejected"`
@@ -141,8 +141,8 @@ func (d *Decision[H]) Summary() string {
 	return s.String()
 }
 
-// String returns the summary and a table with a line for each host: the total and the scores, scaled and (raw), of
-// a feasible host, the filter and the reason of a rejected one.
+// String returns the summary and a table with a line for each host. A feasible host has its total and its scores, each
+// as scaled (raw). A rejected host has the filter and the reason.
 func (d *Decision[H]) String() string {
 	var s strings.Builder
 	s.WriteString(d.Summary() + "\n")

@@ -21,7 +21,7 @@ func (n *Node) Name() string { return n.Host }
 // ReportedAt implements scheduler.Reported.
 func (n *Node) ReportedAt() time.Time { return n.At }
 
-// with returns the node with so much less free.
+// with returns the node with less free memory.
 func (n *Node) with(mib int) *Node { return &Node{n.Host, n.Free - mib, n.At} }
 
 var enough = scheduler.FilterFunc("memory", func(mib int, n *Node) scheduler.Verdict {
@@ -45,13 +45,13 @@ func nodes() *scheduler.Scheduler[int, *Node] {
 	return s
 }
 
-// Hosts report themselves, and decisions are made of the last reports.
+// Hosts report their state, and decisions use the last reports.
 func ExampleFleet() {
 	ctx, now := context.Background(), time.Now()
 	var fleet scheduler.Fleet[*Node]
 	fleet.Report(
 		&Node{"node-1", 2048, now},
-		&Node{"node-2", 8192, now.Add(-time.Hour)}, // not heard of since
+		&Node{"node-2", 8192, now.Add(-time.Hour)}, // no report for an hour
 		&Node{"node-3", 1024, now},
 	)
 	s := nodes()
@@ -61,19 +61,19 @@ func ExampleFleet() {
 		fmt.Println(r.Host, r.Filter+":", r.Reason)
 	}
 
-	// What was given away counts before the next report says so.
+	// The claim counts although the next report has not come yet.
 	fleet.Update("node-1", func(n *Node) *Node { return n.with(1500) })
 	_, err = s.Rank(ctx, 1500, fleet.Hosts())
 	fmt.Println(err)
 	// Output:
 	// node-1 <nil>
-	// node-2 stale: the last report is 3600 s old, 60 s at most
+	// node-2 stale: the last report is 3600 s old, at most 60 s are allowed
 	// node-3 memory: needs 1500 MiB, 1024 MiB free
 	// no valid host: 0 of 3 hosts: 2 memory, 1 stale
 }
 
-// Four equal requests, each with the ones before it taken into account, cost
-// little more than one.
+// Four equal requests, where each choice takes the earlier ones into account, cost
+// little more than one request.
 func ExampleScheduler_RankMany() {
 	now := time.Now()
 	hosts := []*Node{{"node-1", 2500, now}, {"node-2", 4000, now}}

@@ -12,12 +12,13 @@ import (
 // Reported is a host with the time of its report.
 type Reported interface {
 	Host
+	// ReportedAt is when the host reported this state. Reports of one host are compared by it.
 	ReportedAt() time.Time
 }
 
 // Fleet keeps the last report of each host in memory. Readers take no lock: a list that [Fleet.Hosts] has returned
-// never changes, because a change makes another list. Hosts in a Fleet must not be changed either: an update is
-// another H. The zero value is ready to use. A Fleet is safe for concurrent use.
+// never changes, because each change makes a new list. Hosts in a Fleet must not be changed either: an update adds a new
+// H. The zero value is ready to use. A Fleet is safe for concurrent use.
 type Fleet[H Reported] struct {
 	mu    sync.Mutex // of writers
 	hosts atomic.Pointer[[]H]
@@ -36,9 +37,9 @@ func findHost[H Host](hosts []H, name string) (int, bool) {
 	return slices.BinarySearchFunc(hosts, name, func(h H, name string) int { return cmp.Compare(h.Name(), name) })
 }
 
-// Report adds reports, of new and of known hosts, and returns how many it has dropped because they are older than
-// the known report of the host. One call with many reports costs about as much as a call with one, because each
-// call copies the list.
+// Report adds reports of new and of known hosts. It drops a report that is older than the known report of the same host,
+// and returns the number of dropped reports. A call with many reports costs about as much as a call with one, because
+// each call copies the list.
 func (f *Fleet[H]) Report(hosts ...H) (late int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -57,7 +58,7 @@ func (f *Fleet[H]) Report(hosts ...H) (late int) {
 		}
 	}
 	if len(more) > 0 {
-		// Of several reports of a new host, the latest counts.
+		// Of several reports of a new host, only the latest is kept.
 		slices.SortStableFunc(more, func(a, b H) int {
 			return cmp.Or(cmp.Compare(a.Name(), b.Name()), a.ReportedAt().Compare(b.ReportedAt()))
 		})
@@ -72,8 +73,9 @@ func (f *Fleet[H]) Report(hosts ...H) (late int) {
 	return late
 }
 
-// Update replaces a host with the result of change, such as after a claim and before the host's next report. It
-// reports whether the host is known. change must not change its argument and must not call the Fleet.
+// Update replaces a host with the result of change, for example after a claim and before the host's next report. It
+// returns false if the host is not known. change must return a new H, must not change its argument, and must not call the
+// Fleet.
 func (f *Fleet[H]) Update(name string, change func(H) H) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -87,8 +89,8 @@ func (f *Fleet[H]) Update(name string, change func(H) H) bool {
 	return true
 }
 
-// Forget removes the hosts whose last report is older than maxAge and returns their names. Call it now and then, so
-// that the list does not grow without bound.
+// Forget removes the hosts whose last report is older than maxAge and returns their names. Call it regularly, so that
+// hosts that no longer exist do not stay for ever.
 func (f *Fleet[H]) Forget(maxAge time.Duration) (names []string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -107,7 +109,7 @@ func (f *Fleet[H]) Forget(maxAge time.Duration) (names []string) {
 	return names
 }
 
-// Age returns the ages of the newest and of the oldest report. Both are 0 if there are no hosts.
+// Age returns the ages of the newest and of the oldest report. Both are 0 if the Fleet is empty.
 func (f *Fleet[H]) Age() (newest, oldest time.Duration) {
 	for i, h := range f.Hosts() {
 		age := time.Since(h.ReportedAt())
@@ -119,7 +121,7 @@ func (f *Fleet[H]) Age() (newest, oldest time.Duration) {
 	return newest, oldest
 }
 
-// Fresh returns the filter "stale", which rejects hosts whose last report is older than maxAge.
+// Fresh returns the filter "stale", which rejects hosts whose last report is older than maxAge at the time of Prepare.
 func Fresh[R any, H Reported](maxAge time.Duration) Filter[R, H] { return fresh[R, H]{maxAge} }
 
 type fresh[R any, H Reported] struct{ maxAge time.Duration }
@@ -130,7 +132,7 @@ func (f fresh[R, H]) Prepare(context.Context, R, []H) (func(H) Verdict, error) {
 	now := time.Now()
 	return func(h H) Verdict {
 		if age := now.Sub(h.ReportedAt()); age > f.maxAge {
-			return RejectNumbers("the last report is %d s old, %d s at most", int64(age/time.Second), int64(f.maxAge/time.Second))
+			return RejectNumbers("the last report is %d s old, at most %d s are allowed", int64(age/time.Second), int64(f.maxAge/time.Second))
 		}
 		return Pass
 	}, nil

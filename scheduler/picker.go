@@ -5,11 +5,12 @@ import (
 	"math/rand/v2"
 )
 
-// Picker chooses one of the feasible hosts by their totals and returns its index. There are at least two totals, in
-// the order of the hosts, which a Picker must neither keep nor change. Calls do not overlap.
+// Picker chooses one of the feasible hosts by their totals and returns its index. totals has at least two elements, in
+// the order of the hosts; a Picker must neither keep nor change it. A Scheduler calls its Picker from one goroutine at a
+// time.
 type Picker func(totals []float64, r *rand.Rand) int
 
-// Best picks the host with the highest total, the first of equals.
+// Best picks the host with the highest total. Of several such hosts it picks the first.
 func Best(totals []float64, _ *rand.Rand) int {
 	best := 0
 	for i, t := range totals {
@@ -20,7 +21,7 @@ func Best(totals []float64, _ *rand.Rand) int {
 	return best
 }
 
-// Shuffle picks one of the hosts with the highest total at random (Nova's shuffle_best_same_weighed_hosts).
+// Shuffle picks, at random, one of the hosts that share the highest total (Nova's shuffle_best_same_weighed_hosts).
 func Shuffle(totals []float64, r *rand.Rand) int {
 	best, equals := 0, 1
 	for i, t := range totals[1:] {
@@ -36,11 +37,11 @@ func Shuffle(totals []float64, r *rand.Rand) int {
 	return best
 }
 
-// Subset picks one of the n best hosts at random (Nova's host_subset_size), so that many schedulers do not all choose
-// the same host. It panics if n is less than 1.
+// Subset returns a Picker that picks one of the n best hosts at random (Nova's host_subset_size), so that many
+// schedulers do not all choose the same host. Subset panics if n is less than 1.
 func Subset(n int) Picker {
 	if n < 1 {
-		panic(fmt.Sprintf("scheduler: Subset of %d", n))
+		panic(fmt.Sprintf("scheduler: Subset(%d): want at least 1", n))
 	}
 	return func(totals []float64, r *rand.Rand) int {
 		var few [16]int

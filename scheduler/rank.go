@@ -6,33 +6,32 @@ import (
 	"slices"
 )
 
-// blockSize is how many hosts go through all filters, and later through all weighers, together: they are in the
-// processor's cache then.
+// blockSize is how many hosts are filtered, and later weighed, as one block, which fits into the processor's cache.
 const blockSize = 256
 
-// ranking is one decision in the making: the hosts are filtered, the feasible ones are weighed, and the decision is
-// written. Its memory is used again by later decisions.
+// ranking computes one decision: it filters the hosts, weighs the feasible ones and makes the Decision. Later decisions
+// use its memory again.
 type ranking[R any, H Host] struct {
 	s     *Scheduler[R, H]
-	ctx   context.Context //nolint:containedctx // it lives as long as the call
+	ctx   context.Context //nolint:containedctx // only during the call
 	req   R
 	hosts []H
 
-	filters  []preparedFilter[R, H] // without those that have nothing to say
+	filters  []preparedFilter[R, H] // without those whose Prepare returned nil
 	feasible []H
 
 	counts     []int   // of rejected hosts, by filters and weighers
 	lastFormat []int32 // of rejections, by filters and weighers; -1: none
 	rejected   rejections[H]
 
-	weighers []func(H) float64 // nil: the weigher has nothing to say
+	weighers []func(H) float64 // nil: Prepare returned nil
 	scores   scoreTable
 	order    []rankedIndex
-	newRaw   []float64 // scratch of replaceFeasible
+	newRaw   []float64 // temporary memory of replaceFeasible
 }
 
-// preparedFilter is a filter with its function for this request: plain of a filter that needs no preparation, or
-// judge. Both are nil until the first host comes to the filter.
+// preparedFilter is a filter with its function for this request: plain for a filter that needs no preparation, judge
+// for any other. Both are nil until the first host reaches the filter.
 type preparedFilter[R any, H Host] struct {
 	index int // in the configuration
 	plain func(R, H) Verdict
@@ -69,7 +68,7 @@ func (r *ranking[R, H]) start(ctx context.Context, req R, hosts []H) error {
 	return r.weighHosts()
 }
 
-// release gives the memory back, without what belongs to others.
+// release returns the memory to the pool, without references to the caller's values.
 func (r *ranking[R, H]) release() {
 	var none R
 	r.ctx, r.req, r.hosts = nil, none, nil
@@ -95,8 +94,9 @@ func (r *ranking[R, H]) filterHosts() error {
 	return nil
 }
 
-// filterBlock adds the feasible hosts of a block. Each host goes through the filters until one rejects it. This is
-// the inner loop of a decision, so it calls nothing but filters, except for a filter's first host and to explain.
+// filterBlock adds the feasible hosts of a block. Each host goes through the filters until one rejects it. This is the
+// inner loop of a decision: besides filters it calls only prepareFilter, for a filter's first host, and
+// explainRejection.
 func (r *ranking[R, H]) filterBlock(block []H) error {
 	req, explain := r.req, r.s.cfg.Explain == Full
 nextHost:
@@ -108,11 +108,11 @@ nextHost:
 				v = f.plain(req, h)
 			case f.judge != nil:
 				v = f.judge(h)
-			default: // no host has come so far before
+			default: // this is the first host that reaches the filter
 				if err := r.prepareFilter(i); err != nil {
 					return err
 				}
-				i-- // again, or the next one if this one has nothing to say
+				i-- // the same filter, or the next one if prepareFilter removed this one
 				continue
 			}
 			if v.format != "" {
@@ -128,7 +128,7 @@ nextHost:
 	return nil
 }
 
-// prepareFilter prepares a filter, or removes it if it has nothing to say.
+// prepareFilter prepares a filter, and removes it if Prepare returns nil.
 func (r *ranking[R, H]) prepareFilter(i int) (err error) {
 	f := &r.filters[i]
 	filter := r.s.cfg.Filters[f.index]
@@ -150,7 +150,7 @@ func (r *ranking[R, H]) explainRejection(h H, by int, v *Verdict) {
 	r.lastFormat[by] = r.rejected.add(h, r.s.names[by], v, r.lastFormat[by])
 }
 
-// weighHosts computes the scores of the feasible hosts. One host alone is not weighed, as in Nova.
+// weighHosts computes the scores of the feasible hosts. A single feasible host is not weighed, as in Nova.
 func (r *ranking[R, H]) weighHosts() error {
 	n := len(r.feasible)
 	if n > 1 {
@@ -187,8 +187,8 @@ func (r *ranking[R, H]) prepareWeighers() error {
 	return nil
 }
 
-// weighBlock computes the raw scores of hosts by one weigher, from the given index on, and reports whether all can
-// be compared.
+// weighBlock computes one weigher's raw scores of a block, which begins at index from, and reports whether all are
+// finite.
 func (r *ranking[R, H]) weighBlock(weigher, from int, block []H) (finite bool) {
 	raw := r.scores.rawOf(weigher)[from:][:len(block)]
 	weigh := r.weighers[weigher]
@@ -205,14 +205,14 @@ func (r *ranking[R, H]) weighBlock(weigher, from int, block []H) (finite bool) {
 	return finite
 }
 
-// rejectNonFinite rejects the hosts with raw scores that cannot be compared. One host with a wrong report must not
-// prevent the placement on all others.
+// rejectNonFinite rejects the hosts with a raw score that is NaN or infinite. One host with a wrong report must not
+// prevent the placement on the others.
 func (r *ranking[R, H]) rejectNonFinite() {
 	kept := 0
 	for i, h := range r.feasible {
 		if j := r.scores.findNonFinite(i); j >= 0 {
 			raw, _ := r.scores.score(j, i)
-			v := Reject("weight is %g", raw)
+			v := Reject("raw score is %g", raw)
 			by := len(r.s.cfg.Filters) + j
 			if r.counts[by]++; r.s.cfg.Explain == Full {
 				r.explainRejection(h, by, &v)
@@ -241,7 +241,7 @@ func (r *ranking[R, H]) decide() *Decision[H] {
 	return d
 }
 
-// rankFeasible returns the ranked hosts, MaxRanked at most, with their scores.
+// rankFeasible returns the ranked hosts, at most MaxRanked, with their scores.
 func (r *ranking[R, H]) rankFeasible() []Ranked[H] {
 	n, k := len(r.feasible), len(r.weighers)
 	if limit := r.s.cfg.MaxRanked; limit > 0 {
@@ -249,7 +249,7 @@ func (r *ranking[R, H]) rankFeasible() []Ranked[H] {
 	}
 	r.sortBest(n)
 	ranked := make([]Ranked[H], n)
-	var scores []Score // of all hosts, in one piece of memory
+	var scores []Score // of all hosts, in one allocation
 	if r.s.cfg.Explain != Brief {
 		scores = make([]Score, n*k)
 	}
@@ -268,7 +268,7 @@ func (r *ranking[R, H]) rankFeasible() []Ranked[H] {
 	return ranked
 }
 
-// sortBest puts the picked host and then the best others at the front of r.order, n in all.
+// sortBest moves n hosts to the front of r.order: the picked host, and then the best of the others, in order.
 func (r *ranking[R, H]) sortBest(n int) {
 	r.order = resized(r.order, len(r.feasible))
 	for i, total := range r.scores.totals {
@@ -282,10 +282,10 @@ func (r *ranking[R, H]) sortBest(n int) {
 	selectBest(r.order[1:], n-1)
 }
 
-// maxInserted is up to how many of the best are found by insertion, without sorting all.
+// maxInserted is the greatest n for which selectBest inserts, instead of sorting all hosts.
 const maxInserted = 64
 
-// selectBest moves the n best to the front, in order.
+// selectBest moves the n best hosts to the front, in order.
 func selectBest(o []rankedIndex, n int) {
 	if n > maxInserted {
 		slices.SortFunc(o, rankedIndex.compare)
@@ -296,7 +296,7 @@ func selectBest(o []rankedIndex, n int) {
 			continue
 		}
 		x, at := o[i], min(i, n)
-		if at == n { // x takes the place of the last of the best
+		if at == n { // x replaces the last of the n best
 			at--
 			o[i] = o[at]
 		}

@@ -2,10 +2,10 @@ package scheduler
 
 import "slices"
 
-// rejections are the rejected hosts of a decision, each with its reason. A reason is kept as a format and two
-// numbers, and its text is made only when it is read: a decision about 100,000 hosts rejects most of them, and
-// most of these texts are never read. Formats are interned: most hosts that a filter rejects in a row have the
-// same format, so only the filter's last format is compared.
+// rejections are the rejected hosts of a decision, each with its reason. A reason is a format and two numbers; its text
+// is made only when it is read. A decision about 100,000 hosts rejects most of them, and most of these texts are never
+// read. Formats are interned: hosts that a filter rejects one after the other mostly have the same format, so a new format
+// is only compared with the filter's last one.
 type rejections[H Host] struct {
 	hosts   []H
 	reasons []reason // of the hosts
@@ -18,11 +18,11 @@ type reason struct {
 	format int32 // an index of formats
 }
 
-// reasonFormat is what a filter or a weigher has said, perhaps of many hosts.
+// reasonFormat is the filter or weigher and the format of a reason, which many hosts may share.
 type reasonFormat struct{ rejectedBy, format string }
 
-// add adds a host. last is the index of the format that the same filter used last, or -1; add returns the index
-// of the format that it uses now.
+// add adds a host. last is the index of the format that the same filter used last, or -1. add returns the index of the
+// format of this rejection.
 func (r *rejections[H]) add(h H, rejectedBy string, v *Verdict, last int32) int32 {
 	if last < 0 || r.formats[last].format != v.format {
 		last = int32(len(r.formats))
@@ -33,11 +33,11 @@ func (r *rejections[H]) add(h H, rejectedBy string, v *Verdict, last int32) int3
 	return last
 }
 
-// at returns the filter and the text for a host.
+// at returns the filter and the text of the reason for the i-th host.
 func (r *rejections[H]) at(i int) (rejectedBy, text string) {
-	why := &r.reasons[i]
-	f := &r.formats[why.format]
-	return f.rejectedBy, reasonText(f.format, why.a, why.b)
+	x := &r.reasons[i]
+	f := &r.formats[x.format]
+	return f.rejectedBy, reasonText(f.format, x.a, x.b)
 }
 
 // clone returns a copy that shares no memory.

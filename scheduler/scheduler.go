@@ -1,5 +1,6 @@
 // Package scheduler chooses the most suitable host for a request: filters reject hosts, weighers score the feasible
-// ones, and a picker takes one of the best. The result is a [Decision] that names every host and says why.
+// hosts, and a picker chooses one of the best. The result is a [Decision], which names every host with its scores, or with
+// the reason of its rejection.
 //
 //	s, err := scheduler.New(scheduler.Config[*Spec, *Node]{
 //		Filters: []scheduler.Filter[*Spec, *Node]{
@@ -13,11 +14,10 @@
 //		Weighers: []scheduler.Weighted[*Spec, *Node]{{Weigher: free, Multiplier: 1}},
 //	})
 //	d, err := s.Rank(ctx, spec, nodes)
-//	d.Ranked[0].Host // the best; after it the alternates
+//	d.Ranked[0].Host // the chosen host; the alternates follow
 //
-// A decision is made from the state of hosts that the caller gives, such as that of a [Fleet], and changes nothing:
-// the caller claims on the chosen host afterwards. Package scheduler/placement has claims, and filters and weighers
-// to begin with.
+// A decision uses the hosts that the caller passes, such as those of a [Fleet], and changes nothing: the caller claims
+// resources on the chosen host afterwards. Package scheduler/placement has claims, and ready-made filters and weighers.
 package scheduler
 
 import (
@@ -38,30 +38,31 @@ var ErrNoValidHost = fault.Sentinel(fault.Exhausted, "NoValidHost", "no valid ho
 // Host is a candidate. Names are unique among the hosts of a decision.
 type Host interface{ Name() string }
 
-// Filter says which hosts could take a request at all. It is safe for concurrent use.
+// Filter says which hosts could take a request. It must be safe for concurrent use.
 type Filter[R any, H Host] interface {
 	// Name is the filter's name in decisions and summaries. It is unique among filters.
 	Name() string
-	// Prepare is called once in a decision, when the first host has passed the filters before this one. It
-	// returns the function that judges each host and may keep state of this decision. Nil: the filter has
-	// nothing to say about this request. hosts are all hosts of the decision and must not be changed. An error
-	// ends the decision.
+	// Prepare is called once for each decision, when the first host has passed the filters before this one. It
+	// returns a function that judges each host; the function may keep state of this decision. If Prepare returns
+	// nil, the filter rejects no host for this request. hosts are all hosts of the decision; Prepare must not change
+	// them. An error ends the decision.
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) Verdict, error)
 }
 
-// Weigher says how suitable feasible hosts are. It is safe for concurrent use.
+// Weigher says how suitable feasible hosts are. It must be safe for concurrent use.
 type Weigher[R any, H Host] interface {
 	// Name is the weigher's name in decisions. It is unique among weighers.
 	Name() string
-	// Prepare is as [Filter].Prepare, with the feasible hosts. The function returns a host's raw score in any
-	// unit; a higher score is better. Only its place between the lowest and the highest raw score of the decision
-	// counts. A host whose raw score is not a number or infinite is rejected, by the weigher's name.
+	// Prepare is like [Filter].Prepare, with the feasible hosts. The function returns a host's raw score in any
+	// unit; a higher score is better. Only its position between the lowest and the highest raw score of the decision
+	// counts, unless Config.RawScores is set. A host whose raw score is NaN or infinite is rejected, under the
+	// weigher's name.
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) float64, error)
 }
 
-// Weighted is a weigher with its multiplier. The total of a host is the sum of all scaled scores, which are between
-// 0 and 1, each times its multiplier. A negative Multiplier prefers low raw scores. With 0 the scores are shown in
-// the decision and do not count.
+// Weighted is a weigher with its multiplier. The total of a host is the sum of its scaled scores, which are between 0
+// and 1, each times its multiplier. A negative Multiplier prefers low raw scores. With 0 the decision shows the scores,
+// but they do not count.
 type Weighted[R any, H Host] struct {
 	Weigher    Weigher[R, H]
 	Multiplier float64
@@ -133,18 +134,19 @@ const (
 // Config configures a [Scheduler]. With the zero value every host is feasible, and the hosts are ranked in the order
 // given.
 type Config[R any, H Host] struct {
-	// Filters judge hosts in this order. A host that one rejects is not shown to the later ones: put first what is
-	// cheap or rejects many.
-	Filters  []Filter[R, H]
+	// Filters judge hosts in this order. A host that one filter rejects is not shown to the filters after it: put
+	// filters first that are cheap or reject many hosts.
+	Filters []Filter[R, H]
+	// Weighers score the feasible hosts.
 	Weighers []Weighted[R, H]
-	// Picker defaults to [Best].
+	// Picker chooses one of the feasible hosts. Default [Best].
 	Picker Picker
-	// Rand is the Picker's source of random numbers. The caller must not use it any more. Default: seeded at
-	// random.
+	// Rand is the Picker's source of random numbers. The Scheduler owns it: the caller must not use it after New.
+	// Default: a source with a random seed.
 	Rand *rand.Rand
-	// Explain defaults to Full.
+	// Explain says how much a decision tells. Default [Full].
 	Explain Explain
-	// MaxRanked is how many hosts Decision.Ranked has at most. Default 0: all feasible hosts.
+	// MaxRanked is the most hosts that Decision.Ranked keeps. Default 0: all feasible hosts.
 	MaxRanked int
 }
 
@@ -173,7 +175,7 @@ func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 			return nil, err
 		}
 		if !isUsableMultiplier(w.Multiplier) {
-			return nil, fault.New(fault.Invalid, "weigher %s: multiplier %g", w.Name(), w.Multiplier)
+			return nil, fault.New(fault.Invalid, "weigher %s: multiplier %g: want a number from -1e100 to 1e100", w.Name(), w.Multiplier)
 		}
 		s.names = append(s.names, w.Name())
 	}
@@ -191,8 +193,8 @@ func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	return s, nil
 }
 
-// checkNamed returns Invalid if the i-th filter or weigher is nil or has no name of its own. names are those of
-// the ones before it.
+// checkNamed returns Invalid if the i-th filter or weigher is nil, has no name, or has a name in names, which are the
+// names of those before it.
 func checkNamed(kind string, i int, v interface{ Name() string }, names []string) error {
 	if n, ok := v.(interface{ isNil() bool }); v == nil || ok && n.isNil() {
 		return fault.New(fault.Invalid, "%s %d is nil", kind, i)
@@ -201,17 +203,18 @@ func checkNamed(kind string, i int, v interface{ Name() string }, names []string
 	case name == "":
 		return fault.New(fault.Invalid, "%s %d has no name", kind, i)
 	case slices.Contains(names, name):
-		return fault.New(fault.Invalid, "two %ss named %s", kind, name)
+		return fault.New(fault.Invalid, "two %ss have the name %s", kind, name)
 	}
 	return nil
 }
 
-// Rank orders the feasible hosts: first the one that the picker chose, then the others as alternates, best first;
-// hosts with equal totals are in the order of hosts. If no host is feasible, the error is [ErrNoValidHost], and the
-// decision, which is not nil, says why for every host. With any other error, of ctx, a filter or a weigher, the
-// decision is nil.
+// Rank orders the feasible hosts. The host that the picker chose is the first; the others follow as alternates, best
+// first. Hosts with equal totals keep the order of hosts. If no host is feasible, the error is [ErrNoValidHost], and the
+// decision, which is then not nil, has the reason for every host. Other errors come from ctx, a filter or a weigher; then
+// the decision is nil.
 //
-// Rank blocks as long as filters and weighers do. It neither keeps nor changes hosts.
+// Rank blocks as long as filters and weighers do. It does not change hosts, and keeps only those that are in the
+// decision.
 func (s *Scheduler[R, H]) Rank(ctx context.Context, req R, hosts []H) (*Decision[H], error) {
 	r := s.rankings.Get().(*ranking[R, H])
 	defer r.release()

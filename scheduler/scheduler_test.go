@@ -24,7 +24,7 @@ func TestPrepare(t *testing.T) {
 			return func(n *node) scheduler.Verdict {
 				asked = append(asked, name+n.name)
 				if !slices.Equal(before, hosts) {
-					t.Errorf("%s: the hosts given to Prepare changed meanwhile", name)
+					t.Errorf("%s: the hosts of Prepare changed during the decision", name)
 				}
 				if slices.Contains(reject, n.name) {
 					return scheduler.Reject("no")
@@ -35,7 +35,7 @@ func TestPrepare(t *testing.T) {
 	}
 	nothing := prepared{"nothing", func([]*node) (func(*node) scheduler.Verdict, error) { return nil, nil }}
 	last := prepared{"last", func([]*node) (func(*node) scheduler.Verdict, error) {
-		t.Error("prepared although no host was left")
+		t.Error("Prepare was called although no host was left")
 		return nil, nil
 	}}
 	s := mustNew(t, config{Filters: []filter{
@@ -80,29 +80,29 @@ func TestErrorsEndTheDecision(t *testing.T) {
 	}
 	d, err := mustNew(t, config{Weighers: []weighted{{Weigher: failingWeigher{nil}, Multiplier: 1}}}).Rank(t.Context(), spec{}, fleet())
 	if err != nil || names(d) != "n1 n2 n3 n4 n5" {
-		t.Errorf("a weigher that has nothing to say: %v, %v", d, err)
+		t.Errorf("a weigher whose Prepare returns nil: %v, %v", d, err)
 	}
 }
 
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	for want, cfg := range map[string]config{
-		"filter 1 is nil":               {Filters: []filter{room(), nil}},
-		"filter 0 is nil":               {Filters: []filter{scheduler.FilterFunc[spec, *node]("x", nil)}},
-		"filter 0 has no name":          {Filters: []filter{prepared{}}},
-		"two filters named MEMORY_MB":   {Filters: []filter{room(), enabled(), room()}},
-		"weigher 0 is nil":              {Weighers: []weighted{{}}},
-		"weigher 0 has no name":         {Weighers: []weighted{{Weigher: scheduler.WeigherFunc("", func(spec, *node) float64 { return 0 }), Multiplier: 1}}},
-		"two weighers named free":       {Weighers: []weighted{byFree(1), byFree(2)}},
-		"weigher free: multiplier NaN":  {Weighers: []weighted{byFree(math.NaN())}},
-		"weigher free: multiplier +Inf": {Weighers: []weighted{byFree(math.Inf(1))}},
+		"filter 1 is nil":                     {Filters: []filter{room(), nil}},
+		"filter 0 is nil":                     {Filters: []filter{scheduler.FilterFunc[spec, *node]("x", nil)}},
+		"filter 0 has no name":                {Filters: []filter{prepared{}}},
+		"two filters have the name MEMORY_MB": {Filters: []filter{room(), enabled(), room()}},
+		"weigher 0 is nil":                    {Weighers: []weighted{{}}},
+		"weigher 0 has no name":               {Weighers: []weighted{{Weigher: scheduler.WeigherFunc("", func(spec, *node) float64 { return 0 }), Multiplier: 1}}},
+		"two weighers have the name free":     {Weighers: []weighted{byFree(1), byFree(2)}},
+		"weigher free: multiplier NaN: want a number from -1e100 to 1e100":  {Weighers: []weighted{byFree(math.NaN())}},
+		"weigher free: multiplier +Inf: want a number from -1e100 to 1e100": {Weighers: []weighted{byFree(math.Inf(1))}},
 	} {
 		s, err := scheduler.New(cfg)
 		if s != nil || !errors.Is(err, fault.Invalid) || err.Error() != want {
 			t.Errorf("New = %v, want Invalid: %s", err, want)
 		}
 	}
-	mustNew(t, config{Weighers: []weighted{byFree(1e99)}}) // large, and fine
+	mustNew(t, config{Weighers: []weighted{byFree(1e99)}}) // large, and valid
 }
 
 func TestConcurrentRank(t *testing.T) {
@@ -121,8 +121,8 @@ func TestConcurrentRank(t *testing.T) {
 	wg.Wait()
 }
 
-// TestProperties ranks random fleets: every host is in exactly one list, those
-// that passed were let pass by all filters, and totals descend.
+// TestProperties ranks random fleets: every host is in exactly one list, every ranked host
+// passes all filters, and totals descend.
 func TestProperties(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()

@@ -5,30 +5,29 @@ import (
 	"slices"
 )
 
-// scoreTable holds the scores of the feasible hosts of a decision: for each weigher a column of raw scores and one
-// of scaled scores, with an element for each host, and for each host the total. Its memory is used again by later
-// decisions.
+// scoreTable holds the scores of the feasible hosts of a decision. Each weigher has a column of raw scores and a column
+// of scaled scores, with an element for each host. Each host has a total. Later decisions use its memory again.
 type scoreTable struct {
 	multipliers []float64 // of the weighers
 
 	raw, scaled []float64    // the columns, one after the other
-	stride      int          // from column to column
+	stride      int          // length of a column
 	ranges      []scoreRange // of the columns
 	totals      []float64    // of the hosts
-	removed     []float64    // scratch of removeRow
+	removed     []float64    // temporary memory of removeRow
 }
 
 // scoreRange is the range of raw scores of one weigher, which is scaled to 0..1.
 type scoreRange struct{ low, high float64 }
 
-// resize makes room for n hosts and k weighers. All elements must be set afterwards.
+// resize sets the size to n hosts and k weighers. The caller must set all elements afterwards.
 func (t *scoreTable) resize(n, k int) {
 	t.stride = n
 	t.raw, t.scaled = resized(t.raw, n*k), resized(t.scaled, n*k)
 	t.ranges, t.totals = resized(t.ranges, k), resized(t.totals, n)
 }
 
-// resized returns a slice of n elements, which is s if s is large enough.
+// resized returns a slice of n elements, in the memory of s if that is large enough.
 func resized[E any](s []E, n int) []E { return slices.Grow(s[:0], n)[:n] }
 
 func (t *scoreTable) rawOf(weigher int) []float64 { return t.column(t.raw, weigher) }
@@ -39,16 +38,16 @@ func (t *scoreTable) column(of []float64, weigher int) []float64 {
 	return of[weigher*t.stride:][:len(t.totals)]
 }
 
-// score returns what a weigher says of a host.
+// score returns a weigher's scores of a host.
 func (t *scoreTable) score(weigher, host int) (raw, scaled float64) {
 	at := weigher*t.stride + host
 	return t.raw[at], t.scaled[at]
 }
 
-// isFinite reports whether a raw score can be compared with others.
+// isFinite reports whether a raw score is a finite number, so that it can be compared with others.
 func isFinite(x float64) bool { return math.Abs(x) <= math.MaxFloat64 } // false for NaN
 
-// findNonFinite returns the first weigher whose raw score of a host cannot be compared, or -1.
+// findNonFinite returns the first weigher whose raw score of a host is NaN or infinite, or -1.
 func (t *scoreTable) findNonFinite(host int) int {
 	for j := range t.ranges {
 		if !isFinite(t.raw[j*t.stride+host]) {
@@ -58,7 +57,7 @@ func (t *scoreTable) findNonFinite(host int) int {
 	return -1
 }
 
-// moveRaw gives host to the raw scores of host from.
+// moveRaw copies the raw scores of host from to host to.
 func (t *scoreTable) moveRaw(to, from int) {
 	for j := range t.ranges {
 		t.raw[j*t.stride+to] = t.raw[j*t.stride+from]
@@ -88,7 +87,7 @@ func rangeOf(raw []float64) scoreRange {
 	return scoreRange{low, high}
 }
 
-// scaleColumn scales the raw scores of a weigher to 0..1. If all are equal, all become 0, not 1, as in Nova.
+// scaleColumn scales the raw scores of a weigher to 0..1. If all are equal, all become 0, and not 1, as in Nova.
 func (t *scoreTable) scaleColumn(weigher int) {
 	raw, scaled, r := t.rawOf(weigher), t.scaledOf(weigher), t.ranges[weigher]
 	width := r.high - r.low
@@ -104,7 +103,7 @@ func (t *scoreTable) scaleColumn(weigher int) {
 	}
 }
 
-// scale returns the place of a raw score in the range.
+// scale returns the position of a raw score in the range, from 0 to 1.
 func (r scoreRange) scale(x float64) float64 {
 	width := r.high - r.low
 	switch {
@@ -113,7 +112,7 @@ func (r scoreRange) scale(x float64) float64 {
 	case isFinite(width):
 		return (x - r.low) / width
 	}
-	return (x/2 - r.low/2) / (r.high/2 - r.low/2) // the difference alone is too large for a float64
+	return (x/2 - r.low/2) / (r.high/2 - r.low/2) // the difference is too large for a float64
 }
 
 // sumAll computes the totals, in the order of the weighers.
@@ -150,7 +149,7 @@ func (t *scoreTable) replaceRow(host int, raw []float64) {
 	}
 }
 
-// removeRow removes a host. Later hosts move up.
+// removeRow removes a host. The hosts after it move up by one.
 func (t *scoreTable) removeRow(host int) {
 	n := len(t.totals)
 	t.removed = resized(t.removed, len(t.ranges))
@@ -171,7 +170,8 @@ func (t *scoreTable) removeRow(host int) {
 	}
 }
 
-// updateRange scales a column again if raw scores that came or went change its range, and reports whether they do.
+// updateRange computes the range of a column again after raw scores were added or removed, which are changed. If the range
+// is a new one, it scales the column again and returns true.
 func (t *scoreTable) updateRange(weigher int, changed ...float64) bool {
 	old := t.ranges[weigher]
 	isInside := func(x float64) bool { return old.low < x && x < old.high }

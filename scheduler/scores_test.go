@@ -11,9 +11,9 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// TestNormalise has Nova's golden vectors: what each host's weight is scaled to,
-// and the order that follows.
-func TestNormalise(t *testing.T) {
+// TestScale has Nova's golden vectors: the scaled score of each host, and the
+// resulting order.
+func TestScale(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name       string
@@ -76,7 +76,7 @@ func TestNonFiniteWeights(t *testing.T) {
 	if err != nil || names(d) != "d b" || d.Ranked[0].Total != 1 {
 		t.Errorf("Rank = %v, %v; want d and b, weighed without the others", d, err)
 	}
-	want := []scheduler.Rejected{{"a", "load", "weight is NaN"}, {"c", "load", "weight is +Inf"}, {"e", "load", "weight is -Inf"}}
+	want := []scheduler.Rejected{{"a", "load", "raw score is NaN"}, {"c", "load", "raw score is +Inf"}, {"e", "load", "raw score is -Inf"}}
 	if diff := cmp.Diff(want, d.Rejected()); diff != "" {
 		t.Errorf("rejected (-want +got):\n%s", diff)
 	}
@@ -101,7 +101,7 @@ func TestSubset(t *testing.T) {
 		}
 		seen[names(d)]++
 	}
-	// The picked host first, the alternates in order behind it.
+	// The picked host comes first, then the alternates in order.
 	want := map[string]bool{"n3 n2 n4 n5 n1": true, "n2 n3 n4 n5 n1": true, "n4 n3 n2 n5 n1": true}
 	for order, n := range seen {
 		if !want[order] || n < 60 {

@@ -14,11 +14,11 @@ type Verdict struct {
 	a, b   int64
 }
 
-// Pass is the Verdict on a host that the filter does not reject.
+// Pass is the Verdict on a host that the filter accepts.
 var Pass Verdict
 
-// Reject returns the Verdict that rejects a host, with the reason as by fmt.Sprintf, such as "trait
-// HW_CPU_X86_AVX2 is missing". Without args it allocates no memory.
+// Reject returns the Verdict that rejects a host. The reason is formatted as by fmt.Sprintf if it has args, such as
+// "trait HW_CPU_X86_AVX2 is missing". Without args, and without a % in the reason, Reject allocates no memory.
 func Reject(reason string, args ...any) Verdict {
 	if len(args) > 0 {
 		reason = fmt.Sprintf(reason, args...)
@@ -29,8 +29,8 @@ func Reject(reason string, args ...any) Verdict {
 	return Verdict{format: cmp.Or(reason, "no reason given")}
 }
 
-// RejectNumbers is [Reject] for a reason with two numbers: the first %d of format stands for a, the second for b, as
-// in "needs %d MiB, %d MiB free". It allocates no memory: the text is made when it is read.
+// RejectNumbers is [Reject] for a reason with two numbers. The first %d of format stands for a, the second for b, as in
+// "needs %d MiB, %d MiB free"; %% stands for %. It allocates no memory, because the text is made when it is read.
 func RejectNumbers[N ~int | ~int32 | ~int64](format string, a, b N) Verdict {
 	if format == "" {
 		format = "%d, %d"

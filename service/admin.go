@@ -19,28 +19,27 @@ import (
 
 // AdminConfig configures [App.Admin]. Addr is required.
 type AdminConfig struct {
-	// Addr is where it listens, as of [HTTPConfig]: a loopback address or a Unix socket.
-	// Clients are not asked for an identity, and they can stop loops, read profiles and set the
-	// level of the log.
+	// Addr is the address to listen on, in the form of [HTTPConfig].Addr: a loopback address or a Unix
+	// socket. The admin listener does not authenticate its clients, and they can run loops, read profiles
+	// and set the log level.
 	Addr string
-	// Hosts are the names and addresses by which clients of other machines reach it, such as
-	// "node1.example.org". They are what makes another Addr than a loopback one a valid one:
-	// set them only where a firewall lets operators alone in. A request over TCP whose Host
-	// header is neither one of them nor of this machine ("localhost", 127.0.0.1, [::1]) is
-	// refused, so that a web page cannot reach it by a name of its own. Default: none.
+	// Hosts are the names and addresses by which clients on other machines reach the listener, such as
+	// "node1.example.org". Default: none. An Addr that is not a loopback address is valid only with Hosts:
+	// set them only where a firewall admits operators alone. A request over TCP whose Host
+	// header names neither one of Hosts nor this machine ("localhost", 127.0.0.1, [::1]) is
+	// refused, so that a web page cannot reach the listener through a DNS name of its own.
 	Hosts []string
-	// Metrics serves /metrics. Default: there are none.
+	// Metrics serves /metrics. Default: /metrics does not exist.
 	Metrics http.Handler
-	// Config returns what /debug/config shows, as JSON: each option's value and where
-	// it came from, without secrets. Default: nothing.
+	// Config returns what /debug/config shows, as JSON: each option's value and where the value
+	// came from, without secrets. It must be safe for concurrent use. Default: an empty object.
 	Config func() any
-	// Level is the level of the log, which /debug/loglevel shows and sets. Default: it
-	// cannot be set.
+	// Level is the log level that /debug/loglevel shows and sets. Default: both answer 501.
 	Level *slog.LevelVar
 }
 
-// Validate reports Invalid if Addr can be reached from other machines and Hosts does not say
-// that this is meant. The Start of the part of [App.Admin] does the same.
+// Validate returns Invalid if Addr is malformed, or if other machines can reach it and Hosts is empty.
+// The Start of the part that [App.Admin] returns does the same check.
 func (c AdminConfig) Validate() error {
 	if strings.HasPrefix(c.Addr, "unix:") || len(c.Hosts) > 0 {
 		return nil
@@ -56,7 +55,7 @@ func (c AdminConfig) Validate() error {
 	return nil
 }
 
-// loopback reports whether a host is this machine, in numbers or as localhost.
+// loopback reports whether a host is a loopback address or "localhost".
 func loopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.IsLoopback() || strings.EqualFold(host, "localhost")
@@ -64,44 +63,51 @@ func loopback(host string) bool {
 
 // Admin returns a part that serves an operator, by default of this machine only:
 //
-//	GET  /livez                 200 while the process serves at all
-//	GET  /readyz                200, or 503, with each check by name and why it fails
+//	GET  /livez                 200 while the process serves requests
+//	GET  /readyz                200 or 503, with the name and the error of each check
 //	GET  /metrics               for Prometheus
-//	GET  /debug/inflight        what runs, the longest first
-//	GET  /debug/config          each option's value and where it came from
+//	GET  /debug/inflight        the running work, the oldest first
+//	GET  /debug/config          each option's value and where the value came from
 //	GET  /debug/loops           the periodic loops; POST /debug/loops/{name}/run calls one now
-//	GET  /debug/loglevel        the log's level; PUT {"level": "debug"} sets it
+//	GET  /debug/loglevel        the log level; PUT {"level": "debug"} sets it
 //	GET  /debug/report          the report that SIGUSR2 writes
 //	GET  /debug/pprof/          profiles
-//	POST /debug/reload          as SIGHUP
+//	POST /debug/reload          reloads, as SIGHUP does
 //
-// Add it first: it then answers before the others are started, and while they drain.
+// Replies are JSON, except metrics, the report and profiles. An error is {"error": text}. Add the part first: then it
+// answers before the other parts have started, and while they drain.
 func (a *App) Admin(cfg AdminConfig) *HTTPPart {
 	m := http.NewServeMux()
 	m.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
-		show(w, http.StatusOK, map[string]string{"status": "ok"})
+		replyJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
 	m.HandleFunc("GET /readyz", a.readyz)
 	if cfg.Metrics != nil {
 		m.Handle("GET /metrics", cfg.Metrics)
 	}
-	m.HandleFunc("GET /debug/inflight", func(w http.ResponseWriter, _ *http.Request) { show(w, http.StatusOK, a.inflight.List()) })
+	m.HandleFunc("GET /debug/inflight", func(w http.ResponseWriter, _ *http.Request) { replyJSON(w, http.StatusOK, a.inflight.List()) })
 	m.HandleFunc("GET /debug/config", func(w http.ResponseWriter, _ *http.Request) {
 		var v any = struct{}{}
 		if cfg.Config != nil {
 			v = cfg.Config()
 		}
-		show(w, http.StatusOK, v)
+		replyJSON(w, http.StatusOK, v)
 	})
-	m.HandleFunc("GET /debug/loops", func(w http.ResponseWriter, _ *http.Request) { show(w, http.StatusOK, a.Loops()) })
+	m.HandleFunc("GET /debug/loops", func(w http.ResponseWriter, _ *http.Request) { replyJSON(w, http.StatusOK, a.Loops()) })
 	m.HandleFunc("POST /debug/loops/{name}/run", a.runLoop)
 	m.HandleFunc("GET /debug/loglevel", func(w http.ResponseWriter, _ *http.Request) { showLevel(w, cfg.Level) })
 	m.HandleFunc("PUT /debug/loglevel", func(w http.ResponseWriter, r *http.Request) { a.setLevel(w, r, cfg.Level) })
 	m.HandleFunc("GET /debug/report", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-		_ = a.Report(r.Context(), w) // the client has gone
+		_ = a.Report(r.Context(), w) // an error means that the client has closed the connection
 	})
-	m.HandleFunc("POST /debug/reload", func(w http.ResponseWriter, r *http.Request) { done(w, a.Reload(context.WithoutCancel(r.Context()))) })
+	m.HandleFunc("POST /debug/reload", func(w http.ResponseWriter, r *http.Request) {
+		if err := a.Reload(context.WithoutCancel(r.Context())); err != nil {
+			replyError(w, err)
+			return
+		}
+		replyJSON(w, http.StatusOK, map[string]string{"status": "ok"})
+	})
 	m.HandleFunc("GET /debug/pprof/", pprof.Index)
 	m.HandleFunc("GET /debug/pprof/cmdline", pprof.Cmdline)
 	m.HandleFunc("GET /debug/pprof/profile", pprof.Profile)
@@ -112,8 +118,9 @@ func (a *App) Admin(cfg AdminConfig) *HTTPPart {
 	return p
 }
 
-// guard refuses what a web page in a browser on this machine could send: a browser names the
-// page's origin, and a page that has its own name point to this machine shows that name as Host.
+// guard refuses requests that a web page in a browser on this machine could send. A browser sends the
+// page's origin in the Origin header; and if the page's own DNS name points to this machine, that name is in the
+// Host header.
 func (c AdminConfig) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host
@@ -124,9 +131,9 @@ func (c AdminConfig) guard(next http.Handler) http.Handler {
 		known := func(h string) bool { return strings.EqualFold(h, host) }
 		switch {
 		case r.Header.Get("Origin") != "":
-			done(w, fault.New(fault.Denied, "requests of web pages are not answered"))
+			replyError(w, fault.New(fault.Denied, "the request has the header Origin: the admin listener does not answer web pages"))
 		case !strings.HasPrefix(c.Addr, "unix:") && !loopback(host) && !slices.ContainsFunc(c.Hosts, known):
-			done(w, fault.New(fault.Denied, "the Host %q is not one of the admin listener: use its address", r.Host))
+			replyError(w, fault.New(fault.Denied, "the Host header %q does not name the admin listener: use its address, or add the name to its hosts", r.Host))
 		default:
 			next.ServeHTTP(w, r)
 		}
@@ -161,7 +168,7 @@ func (a *App) readyz(w http.ResponseWriter, r *http.Request) {
 		}
 		reply.Checks = append(reply.Checks, v)
 	}
-	show(w, status, reply)
+	replyJSON(w, status, reply)
 }
 
 func (a *App) runLoop(w http.ResponseWriter, r *http.Request) {
@@ -170,14 +177,14 @@ func (a *App) runLoop(w http.ResponseWriter, r *http.Request) {
 		if l, ok := p.Part.(*LoopPart); ok && p.name == name {
 			begin := time.Now()
 			if err := l.RunNow(r.Context()); err != nil {
-				done(w, err)
+				replyError(w, err)
 				return
 			}
-			show(w, http.StatusOK, map[string]any{"took_ms": time.Since(begin).Milliseconds()})
+			replyJSON(w, http.StatusOK, map[string]any{"took_ms": time.Since(begin).Milliseconds()})
 			return
 		}
 	}
-	done(w, fault.New(fault.NotFound, "there is no loop %q; GET /debug/loops lists them", name))
+	replyError(w, fault.New(fault.NotFound, "loop %q does not exist; GET /debug/loops lists the loops", name))
 }
 
 type levelView struct {
@@ -186,10 +193,10 @@ type levelView struct {
 
 func showLevel(w http.ResponseWriter, level *slog.LevelVar) {
 	if level == nil {
-		done(w, fault.New(fault.Unimplemented, "this process has no level of the log that can be set"))
+		replyError(w, fault.New(fault.Unimplemented, "the log level of this process cannot be set"))
 		return
 	}
-	show(w, http.StatusOK, levelView{level.Level().String()})
+	replyJSON(w, http.StatusOK, levelView{level.Level().String()})
 }
 
 func (a *App) setLevel(w http.ResponseWriter, r *http.Request, level *slog.LevelVar) {
@@ -200,23 +207,20 @@ func (a *App) setLevel(w http.ResponseWriter, r *http.Request, level *slog.Level
 		err = l.UnmarshalText([]byte(in.Level))
 	}
 	if err != nil {
-		done(w, fault.New(fault.Invalid, `the body is {"level": "debug"}, or info, warn or error: %w`, err))
+		replyError(w, fault.New(fault.Invalid, `set the log level: the body must be {"level": L}, where L is "debug", "info", "warn" or "error": %w`, err))
 		return
 	}
 	if level != nil {
-		a.cfg.Logger.WarnContext(r.Context(), "level of the log set", "from", level.Level().String(), "to", l.String())
+		a.cfg.Logger.WarnContext(r.Context(), "log level set", "from", level.Level().String(), "to", l.String())
 		level.Set(l)
 	}
 	showLevel(w, level)
 }
 
-// done answers with an error, or that there was none.
-func done(w http.ResponseWriter, err error) {
+// replyError answers with the text of an error, and the status of its code.
+func replyError(w http.ResponseWriter, err error) {
 	status := http.StatusInternalServerError
 	switch {
-	case err == nil:
-		show(w, http.StatusOK, map[string]string{"status": "ok"})
-		return
 	case errors.Is(err, fault.Invalid):
 		status = http.StatusBadRequest
 	case errors.Is(err, fault.Denied):
@@ -225,16 +229,19 @@ func done(w http.ResponseWriter, err error) {
 		status = http.StatusNotFound
 	case errors.Is(err, fault.Unimplemented):
 		status = http.StatusNotImplemented
+	case errors.Is(err, fault.Unavailable):
+		status = http.StatusServiceUnavailable
 	}
-	show(w, status, map[string]string{"error": err.Error()})
+	replyJSON(w, status, map[string]string{"error": err.Error()})
 }
 
-func show(w http.ResponseWriter, status int, v any) {
+// replyJSON answers with v as JSON.
+func replyJSON(w http.ResponseWriter, status int, v any) {
 	out, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		status, out = http.StatusInternalServerError, fmt.Appendf(nil, `{"error": %q}`, err.Error())
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = w.Write(append(out, '\n')) // the client has gone: nobody is left to tell
+	_, _ = w.Write(append(out, '\n')) // an error means that the client has closed the connection
 }

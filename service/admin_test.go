@@ -48,8 +48,8 @@ func running(t *testing.T, app *service.App, cfg service.AdminConfig) (url strin
 	return "http://" + admin.Addr()
 }
 
-// TestAdminAddress: the admin listener is for this machine, unless hosts are named, and answers
-// no request for another host.
+// TestAdminAddress: the admin listener accepts only a loopback address, unless Hosts are set, and answers
+// no request whose Host header names another host.
 func TestAdminAddress(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -123,7 +123,7 @@ func ask(t *testing.T, method, url, body string, header ...string) (int, string)
 	return res.StatusCode, string(out)
 }
 
-// TestAdmin: each page, and what it says when something is wrong.
+// TestAdmin: each page, and its reply to a wrong request.
 func TestAdmin(t *testing.T) {
 	t.Parallel()
 	var level slog.LevelVar
@@ -157,11 +157,11 @@ func TestAdmin(t *testing.T) {
 		{"GET", "/debug/inflight", "", 200, `"request_id": "req-1"`},
 		{"GET", "/debug/loops", "", 200, `"name": "audit"`},
 		{"POST", "/debug/loops/audit/run", "", 500, "boom"},
-		{"POST", "/debug/loops/none/run", "", 404, "no loop"},
+		{"POST", "/debug/loops/none/run", "", 404, "does not exist"},
 		{"GET", "/debug/loops", "", 200, `"failed": 1`},
 		{"GET", "/debug/loglevel", "", 200, "INFO"},
 		{"PUT", "/debug/loglevel", `{"level": "debug"}`, 200, "DEBUG"},
-		{"PUT", "/debug/loglevel", `{"level": "loud"}`, 400, "the body is"},
+		{"PUT", "/debug/loglevel", `{"level": "loud"}`, 400, "the body must be"},
 		{"GET", "/debug/report", "", 200, "it rains"},
 		{"GET", "/debug/report", "", 200, "task copy v1 req-1"},
 		{"GET", "/debug/report", "", 200, "admin_test.go"},
@@ -196,7 +196,7 @@ func TestAdmin(t *testing.T) {
 	}
 }
 
-// TestInflight: what began and has not ended, the longest first, whatever the order in
+// TestInflight: the work that has begun and has not ended, the oldest first, whatever the order in
 // which it ends.
 func TestInflight(t *testing.T) {
 	t.Parallel()
@@ -220,8 +220,8 @@ func TestInflight(t *testing.T) {
 	}
 }
 
-// TestDrainBeforeStop: every intake is drained before anything is stopped, and what the
-// deadline cuts off is named with its request.
+// TestDrainBeforeStop: every part is drained before any part is stopped, and what the
+// deadline cuts off is logged with its request id.
 func TestDrainBeforeStop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -268,7 +268,7 @@ func TestReload(t *testing.T) {
 			return nil
 		}})
 	}
-	if err := app.Reload(t.Context()); err != nil || len(j.entries()) > 0 {
+	if err := app.Reload(t.Context()); fault.CodeOf(err) != fault.Unavailable || len(j.entries()) > 0 {
 		t.Errorf("before it runs: %v, %v", err, j.entries())
 	}
 	running(t, app, service.AdminConfig{})
@@ -338,7 +338,7 @@ func TestSocketDirectory(t *testing.T) {
 }
 
 // TestHungCheck: a check that hangs makes the App not ready, is not called again while it
-// does, and delays nobody longer than its time.
+// does, and delays no caller longer than its timeout.
 func TestHungCheck(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -410,7 +410,7 @@ func TestRunNow(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		if err := l.RunNow(ctx); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("RunNow of somebody who does not wait: %v", err)
+			t.Errorf("RunNow of a caller that does not wait: %v", err)
 		}
 		if err := l.Stop(t.Context()); err != nil {
 			t.Error(err)
@@ -421,8 +421,8 @@ func TestRunNow(t *testing.T) {
 	})
 }
 
-// TestUnixSocket: only the user can use it; what a killed process left is replaced, what
-// is in use or not a socket is not.
+// TestUnixSocket: only the user can use it; the socket of a killed process is replaced, what
+// is in use, or is not a socket, is left alone.
 func TestUnixSocket(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "admin.sock")

@@ -62,8 +62,8 @@ func unread(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
 	return p
 }
 
-// TestUnsentBodies: a client that announces a body and does not send it is let go at the body
-// timeout, whatever the route makes of it, and others are served meanwhile.
+// TestUnsentBodies: the connection of a client that announces a body and does not send it is closed at the body
+// timeout, even if the route never reads the body; other clients are served meanwhile.
 func TestUnsentBodies(t *testing.T) {
 	t.Parallel()
 	const timeout = 500 * time.Millisecond
@@ -116,8 +116,8 @@ func TestUnsentBodies(t *testing.T) {
 	}
 }
 
-// TestBodyDeadlineEnds: the deadline is the body's alone. A handler that has read it goes on
-// for longer, and the connection takes the next request; HTTP/2, too.
+// TestBodyDeadlineEnds: the deadline applies to the body alone. A handler that has read the body may work
+// for longer, and the connection accepts the next request, over HTTP/2, too.
 func TestBodyDeadlineEnds(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -14,8 +14,9 @@ import (
 // Check is the result of a readiness check of one part.
 type Check struct {
 	Name string
-	// Err is why the part is not ready, or nil.
-	Err  error
+	// Err is the reason why the part is not ready, or nil.
+	Err error
+	// Took is how long the check took. If the check still runs, it is how long it has been running.
 	Took time.Duration
 }
 
@@ -35,13 +36,14 @@ type checkRun struct {
 	took  time.Duration
 }
 
+// check joins the running call, or starts one. It returns how long the call took or has been running.
 func (c *checking) check(ctx context.Context, timeout time.Duration) (time.Duration, error) {
 	c.mu.Lock()
 	run := c.run
 	if run == nil {
 		run = &checkRun{began: time.Now(), done: make(chan struct{})}
 		c.run = run
-		// The call belongs to all callers that come meanwhile, so not to the first one's context.
+		// All callers that come meanwhile share the call, so it must not end with the first caller's context.
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		go func() {
 			defer cancel()
@@ -77,8 +79,8 @@ const grace = time.Second
 var errHung = errors.New("the check hangs")
 
 // Checks calls every [Checker] at the same time, and returns the results in the order of
-// the parts. A check that does not return within CheckTimeout, or before ctx ends, has
-// failed; it is not called again while it hangs. It is safe for concurrent use.
+// the parts. A check that does not return within CheckTimeout and one second, or before ctx ends, has
+// failed with Timeout; it is not called again while it hangs. Checks is safe for concurrent use.
 func (a *App) Checks(ctx context.Context) []Check {
 	var out []Check
 	var wg sync.WaitGroup
@@ -101,10 +103,10 @@ func (a *App) Checks(ctx context.Context) []Check {
 	return out
 }
 
-// Ready returns nil if every part is started, no part is being stopped, and every
+// Ready returns nil if every part has started, the drain has not begun, and every
 // [Checker] returns nil. Otherwise the error is Unavailable. Its text, for operators, has the
-// reason of each check that has failed. The [fault.Error] in it, for clients, has the names of these checks
-// only. Ready blocks as [App.Checks] does. It is safe for concurrent use.
+// reason of each failed check. The [fault.Error] in it, for clients, has only the names of these checks,
+// because a reason may contain addresses. Ready blocks as [App.Checks] does. It is safe for concurrent use.
 func (a *App) Ready(ctx context.Context) error {
 	if p := a.phase.Load(); p != running {
 		state := fault.New(fault.Unavailable, "%s is %s", a.cfg.Name, phaseNames[p])

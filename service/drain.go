@@ -24,11 +24,11 @@ func (a *App) drain(life context.Context, n int) error {
 	if wasReady && a.cfg.DrainDelay > 0 {
 		<-time.After(a.cfg.DrainDelay)
 	}
-	// Just before the deadline, because after it the work is no longer listed.
+	// The work is logged just before the deadline: work that is cut off leaves the list.
 	defer time.AfterFunc(a.cfg.DrainTimeout-min(a.cfg.DrainTimeout/10, 20*time.Millisecond), func() { a.logInflight(ctx, logger) }).Stop()
 	var errs []error
 	var late []string
-	turn := func(p named, doing string, f func(context.Context) error) {
+	callPart := func(p named, doing string, f func(context.Context) error) {
 		switch err := callWithin(ctx, f); {
 		case err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()):
 			if !slices.Contains(late, p.name) {
@@ -40,18 +40,18 @@ func (a *App) drain(life context.Context, n int) error {
 	}
 	for _, p := range slices.Backward(a.parts[:n]) {
 		if d, ok := p.Part.(Drainer); ok {
-			turn(p, "drain", d.Drain)
+			callPart(p, "drain", d.Drain)
 		}
 	}
 	for _, p := range slices.Backward(a.parts[:n]) {
-		turn(p, "stop", p.Stop)
+		callPart(p, "stop", p.Stop)
 	}
 	if late != nil {
 		errs = append(errs, fault.New(fault.Timeout, "%s: cut off after %s: %s",
 			a.cfg.Name, a.cfg.DrainTimeout, strings.Join(late, ", ")))
 	}
 	level := slog.LevelInfo
-	if life.Err() == nil { // a failed start, whose reason is the last line
+	if life.Err() == nil { // after a failed start the last line is to be its error, which main logs
 		level = slog.LevelDebug
 	}
 	logger.Log(ctx, level, "stopped", "took", time.Since(begin), "cut_off", late)

@@ -2,8 +2,8 @@ package service
 
 import "context"
 
-// Funcs is a [Part] made of functions, each of which may be nil. Use it for a database that is
-// opened elsewhere and must be checked, or for a step that must be done before the next
+// Funcs is a [Part] made of functions. A nil function does nothing and returns nil. Use Funcs for a database
+// that is opened elsewhere and must be checked, or for work that must be done before the next
 // part starts.
 type Funcs struct {
 	OnStart  func(ctx context.Context) error

@@ -21,7 +21,7 @@ import (
 	"github.com/armature-go/armature/service/internal/bodytime"
 )
 
-// The bounds that keep idle and slow clients from holding the server's memory.
+// The defaults of the limits that stop idle and slow clients from using up the server's memory.
 const (
 	readHeaderTimeout = 10 * time.Second
 	bodyTimeout       = 30 * time.Second
@@ -31,34 +31,36 @@ const (
 
 // HTTPConfig configures an [HTTPPart]. Addr and Handler are required.
 type HTTPConfig struct {
-	// Addr is "host:port", where port 0 means one that the system chooses (see
-	// [HTTPPart.Addr]), or "unix:/path/of.sock", which only the user of the process
-	// can reach. Start makes the directory of the path, with mode 0750, if it does not exist.
-	Addr    string
+	// Addr is "host:port" or "unix:/path/of.sock". With port 0 the system chooses the port, see
+	// [HTTPPart.Addr]. Only the user of the process can connect to a Unix socket. Start makes the
+	// directory of its path, with mode 0750, if it does not exist, and removes the socket of a killed process.
+	Addr string
+	// Handler serves the requests.
 	Handler http.Handler
-	// CertFile and KeyFile, in PEM form, make it HTTPS, with HTTP/2. They are read
-	// again on SIGHUP, and when they have changed: no later than CertInterval after.
-	// Files that do not work leave the old certificate in use.
+	// CertFile and KeyFile are the server's certificate chain and its key, in PEM form. With them the part
+	// serves HTTPS, with HTTP/1.1 and HTTP/2, TLS 1.2 or later. They are read again on SIGHUP, and when a
+	// client connects after they have changed, at most once in each CertInterval. If the new files cannot
+	// be used, the old certificate stays in use and the log has the error. Default: HTTP without TLS.
 	CertFile, KeyFile string
-	// ClientCAFile has the authorities whose certificates clients must show.
-	// Default: none is asked for.
+	// ClientCAFile has the certificates, in PEM form, of the authorities that sign the certificates of
+	// clients. With it a client without such a certificate cannot connect. It needs CertFile and KeyFile,
+	// and is read again with them. Default: clients need no certificate.
 	ClientCAFile string
-	// CertInterval is how often changed files are looked for, when somebody connects.
-	// Default 10 s.
+	// CertInterval is the minimum time between two checks whether the files have changed. Default 10 s.
 	CertInterval time.Duration
-	// ReadHeaderTimeout is how long a client has to send its headers, at most 64 KiB
-	// of them. Default 10 s.
+	// ReadHeaderTimeout is how long a client may take to send its headers, which have at most 64 KiB.
+	// Default 10 s.
 	ReadHeaderTimeout time.Duration
-	// BodyTimeout is how long a client has to send the whole body, from the end of its headers
-	// on. It holds for every request, also for one whose body the Handler never reads: the
-	// connection of a client that is late is closed. Default 30 s; negative: no bound.
+	// BodyTimeout is how long a client may take to send the whole body, from the end of its headers
+	// on. It applies to every request, even if the Handler never reads the body. The connection of a
+	// client that is too slow is closed. Default 30 s; negative: no limit.
 	BodyTimeout time.Duration
-	// IdleTimeout is how long a connection may be idle. Default 2 minutes.
+	// IdleTimeout is how long a connection may have no request. Then it is closed. Default 2 minutes.
 	IdleTimeout time.Duration
 }
 
-// Validate reports Invalid if the certificate, its key or the authorities of clients cannot be used, or
-// Addr is not an address. It opens no socket. [HTTPPart].Start does the same.
+// Validate returns Invalid if Addr is malformed, or if CertFile, KeyFile or ClientCAFile cannot be used. It reads
+// the files and opens no socket. [HTTPPart].Start makes the same checks.
 func (c HTTPConfig) Validate() error {
 	if !strings.HasPrefix(c.Addr, "unix:") {
 		if _, _, err := net.SplitHostPort(c.Addr); err != nil {
@@ -77,10 +79,10 @@ func (c HTTPConfig) Validate() error {
 type HTTPPart struct {
 	cfg     HTTPConfig
 	log     *slog.Logger
-	closing atomic.Bool // replies ask clients to go elsewhere
+	closing atomic.Bool // Drain was called: replies ask clients to close their connections
 
-	validate func() error // of the configuration, before it listens; nil: none
-	ending   func() bool  // the App drains
+	validate func() error // checks the configuration in Start; may be nil
+	ending   func() bool  // reports whether the App drains
 	certs    *certificates
 
 	mu       sync.Mutex
@@ -96,11 +98,11 @@ func HTTP(addr string, h http.Handler) *HTTPPart {
 	return NewHTTP(HTTPConfig{Addr: addr, Handler: h})
 }
 
-// NewHTTP returns a [Part] that serves HTTP. Start listens before it returns, so that
-// an address in use is its error, and so is a certificate that cannot be used. As soon
-// as the App drains, replies ask clients to close their connections; Drain closes the
-// listener and waits for running requests; when its context ends first, it cancels
-// theirs and closes their connections. Stop does the same.
+// NewHTTP returns a [Part] that serves HTTP. Start listens before it returns: it returns an error if
+// the address is in use (Conflict) or if the certificate cannot be used (Invalid). As soon
+// as the App drains, replies ask clients to close their connections. Drain closes the
+// listener and waits for running requests. If its context ends first, Drain cancels the contexts of these
+// requests and closes their connections. Stop does the same.
 func NewHTTP(cfg HTTPConfig) *HTTPPart {
 	if cfg.CertInterval <= 0 {
 		cfg.CertInterval = 10 * time.Second
@@ -145,7 +147,7 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	srv := &http.Server{
-		Handler:           p.answers(p.cfg.Handler),
+		Handler:           p.limitBody(p.cfg.Handler),
 		TLSConfig:         tlsConfig,
 		ReadHeaderTimeout: p.cfg.ReadHeaderTimeout,
 		IdleTimeout:       p.cfg.IdleTimeout,
@@ -167,10 +169,10 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 	return nil
 }
 
-// answers gives bodies their deadline, and asks clients to close their connections as soon as
-// the server is to end: a request on a connection that is closed at that moment would get no
-// answer.
-func (p *HTTPPart) answers(h http.Handler) http.Handler {
+// limitBody returns h with a deadline for bodies. As soon as the App drains, replies ask clients to close their
+// connections, because a request that a client sends at the moment when the server closes the connection gets no
+// reply.
+func (p *HTTPPart) limitBody(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if p.closing.Load() || p.ending() {
 			w.Header().Set("Connection", "close")
@@ -203,7 +205,7 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	l, err := lc.Listen(ctx, "unix", path)
 	if err == nil {
 		if err = os.Chmod(path, 0o600); err != nil {
-			_ = l.Close() // the error is the one to tell
+			_ = l.Close() // Chmod's error is the one to return
 		}
 	}
 	if err != nil {
@@ -212,10 +214,10 @@ func listen(ctx context.Context, addr string) (net.Listener, error) {
 	return l, nil
 }
 
-// errInUse is the error of an address on which another process listens.
+// errInUse means that another process listens on the address.
 var errInUse = fault.New(fault.Conflict, "address already in use: another process listens there; stop it, or give each service an address of its own")
 
-// removeStale removes the socket of a process that was killed.
+// removeStale removes the socket of a process that was killed. It returns errInUse if a process listens on the socket.
 func removeStale(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -230,15 +232,14 @@ func removeStale(ctx context.Context, path string) error {
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
 	if err == nil {
-		_ = c.Close() // only a question
+		_ = c.Close() // the connection was only to find out whether a process listens
 		return errInUse
 	}
 	return os.Remove(path)
 }
 
-// Addr returns the address that the server listens on, with the port that was
-// chosen, or the configured one while it does not listen. It is safe for
-// concurrent use.
+// Addr returns the address on which the server listens, with the port that the system has
+// chosen. Before Start it returns the configured address. It is safe for concurrent use.
 func (p *HTTPPart) Addr() string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -248,11 +249,10 @@ func (p *HTTPPart) Addr() string {
 	return p.listener.Addr().String()
 }
 
-// Failed receives the error that ended the serving, if Stop did not.
+// Failed implements [Failer]: the channel gets the error after which the server no longer accepts connections.
 func (p *HTTPPart) Failed() <-chan error { return p.failed }
 
-// Reload reads the certificates again. Invalid: they cannot be used; those that were
-// in use stay so.
+// Reload reads the certificate files again. Invalid: they cannot be used, and the old certificate stays in use.
 func (p *HTTPPart) Reload(ctx context.Context) error {
 	p.mu.Lock()
 	certs := p.certs
@@ -273,13 +273,13 @@ func (p *HTTPPart) Drain(ctx context.Context) error {
 	}
 	p.closing.Store(true)
 	err := srv.Shutdown(ctx)
-	if err != nil { // the connections first: what is cut off must not look whole
-		srv.Close() //nolint:errcheck,gosec // the Shutdown's error is the one to tell
+	if err != nil { // connections are closed before contexts are canceled, so that a reply that is cut off does not look complete
+		srv.Close() //nolint:errcheck,gosec // Shutdown's error is the one to return
 	}
 	cancel()
 	p.serving.Wait()
 	return err
 }
 
-// Stop drains, if Drain did not. More calls, and one without a Start, do nothing.
+// Stop does what Drain does, unless Drain was called. Repeated calls, and a call without a Start, do nothing.
 func (p *HTTPPart) Stop(ctx context.Context) error { return p.Drain(ctx) }

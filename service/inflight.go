@@ -17,9 +17,9 @@ type Work struct {
 	Name string `json:"name"`
 	// Resource is the object of the action, such as the ID of a volume. It may be empty.
 	Resource string `json:"resource,omitempty"`
-	// RequestID is the request id of the context. Begin sets it.
+	// RequestID is the request id of the context. [Inflight.Begin] sets it.
 	RequestID string `json:"request_id,omitempty"`
-	// Since is the time of the start. Begin sets it.
+	// Since is the time of the start. [Inflight.Begin] sets it.
 	Since time.Time `json:"since"`
 }
 
@@ -29,8 +29,8 @@ type Inflight struct {
 	first *entry
 }
 
-// entry is an element of a doubly linked list, so that Begin and end cost the same for
-// every length of the list.
+// entry is an element of a doubly linked list, so that the cost of adding and of removing an entry does not
+// depend on the length of the list.
 type entry struct {
 	Work
 
@@ -61,7 +61,7 @@ func (f *Inflight) remove(e *entry) {
 	case f.first == e:
 		f.first = e.next
 	default:
-		return // it is removed
+		return // already removed
 	}
 	if e.next != nil {
 		e.next.prev = e.prev
@@ -69,7 +69,7 @@ func (f *Inflight) remove(e *entry) {
 	e.next, e.prev = nil, nil
 }
 
-// List returns the running work, the oldest first.
+// List returns a copy of the list, the oldest work first.
 func (f *Inflight) List() []Work {
 	f.mu.Lock()
 	defer f.mu.Unlock()

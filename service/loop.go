@@ -51,18 +51,18 @@ type LoopStats struct {
 }
 
 // Loop returns a [Part] that calls f periodically. The first call starts after a random
-// part of every, so that processes that start at the same time do not call at the same time. From then on
-// calls start every apart. Calls never overlap: after a call that takes longer than every, the next one
-// starts at the next multiple of every. The loop continues after an error or a panic. Of failures in a
-// row the first, each panic, and one a minute are logged as ERROR, the others as DEBUG, and the success that
-// ends them as INFO. The context of each call has its own request id. Stop cancels the context of a running
-// call and waits for its end.
+// part of every, so that processes that start at the same time do not call f at the same time. From then on
+// a call starts once in every interval of length every. Calls never overlap: after a call that takes longer than
+// every, the next call starts at the next multiple of every. The loop continues after an error or a panic. Of
+// consecutive failures the first one, each panic, and one a minute are logged as ERROR, the others as DEBUG, and the
+// success that ends them as INFO. The context of each call has its own request id. Stop cancels the context of a
+// running call and waits for its end.
 //
 // If every is negative, only [LoopPart.RunNow] calls f. Loop panics if every is 0, which is a programmer's
 // error. Work that must be done before the service is ready belongs in a Start, not in a loop.
 func Loop(every time.Duration, f func(context.Context) error) *LoopPart {
 	if every == 0 {
-		panic("service: Loop without spacing")
+		panic("service: Loop: the interval is 0; a negative one disables the loop")
 	}
 	return &LoopPart{every: every, f: f, log: slog.Default(), asked: make(chan chan error), done: make(chan struct{}), stats: LoopStats{Every: every}}
 }
@@ -103,8 +103,8 @@ func (l *LoopPart) Stop(ctx context.Context) error {
 
 // RunNow makes a call as soon as no other call runs, waits for its end, and returns its
 // error. The times of the periodic calls do not change. When ctx ends, RunNow returns ctx's
-// error, and a call that has started continues. Unavailable: the loop is not started, or
-// was stopped.
+// error, and a call that has started continues. Unavailable: the loop has not started, or
+// has been stopped. It is safe for concurrent use.
 func (l *LoopPart) RunNow(ctx context.Context) error {
 	l.mu.Lock()
 	started := l.cancel != nil
@@ -160,7 +160,7 @@ func (l *LoopPart) callPeriodically(ctx context.Context) {
 		select {
 		case <-tick:
 			begin := time.Now()
-			_ = l.callOnce(ctx) // logged and counted
+			_ = l.callOnce(ctx) // the error is logged and counted
 			timer.Reset(l.every - time.Since(begin)%l.every)
 		case result := <-l.asked:
 			result <- l.callOnce(ctx)

@@ -110,11 +110,11 @@ func TestHTTPStopWaitsForRunningRequests(t *testing.T) {
 
 func TestHTTPCutOffCancelsRequests(t *testing.T) {
 	t.Parallel()
-	entered, cancelled := make(chan struct{}), make(chan struct{})
+	entered, canceled := make(chan struct{}), make(chan struct{})
 	p := service.HTTP("127.0.0.1:0", http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		close(entered)
 		<-r.Context().Done()
-		close(cancelled)
+		close(canceled)
 	}))
 	if err := p.Start(t.Context()); err != nil {
 		t.Fatal(err)
@@ -131,7 +131,7 @@ func TestHTTPCutOffCancelsRequests(t *testing.T) {
 	if err := p.Stop(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("Stop = %v, want its context's error", err)
 	}
-	<-cancelled
+	<-canceled
 	if err := <-failed; err == nil {
 		t.Error("the cut off request succeeded")
 	}
@@ -159,9 +159,9 @@ func TestHTTPBoundsHeaders(t *testing.T) {
 	}
 }
 
-// TestLoopSpacing counts calls on the fake clock: the first within one spacing,
-// then one each, and none doubled or piled up behind a slow one.
-func TestLoopSpacing(t *testing.T) {
+// TestLoopInterval counts calls on the fake clock: the first within one interval,
+// then one in each interval. No call is doubled, and no calls pile up behind a slow one.
+func TestLoopInterval(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var at []time.Duration
@@ -265,7 +265,7 @@ func TestLoopGoesOnAfterErrorsAndPanics(t *testing.T) {
 	})
 }
 
-// TestLoopLogsFailuresOnce: an outage is a line at its begin, one a minute, and one at its end.
+// TestLoopLogsFailuresOnce: the log has one line when an outage begins, one a minute, and one when it ends.
 func TestLoopLogsFailuresOnce(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -294,11 +294,11 @@ func TestLoopStop(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		release := make(chan struct{})
 		entered := make(chan struct{})
-		var cancelled atomic.Bool
+		var canceled atomic.Bool
 		p := service.Loop(time.Second, func(ctx context.Context) error {
 			close(entered)
 			<-ctx.Done()
-			cancelled.Store(true)
+			canceled.Store(true)
 			<-release
 			return ctx.Err()
 		})
@@ -308,8 +308,8 @@ func TestLoopStop(t *testing.T) {
 		<-entered
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		if err := p.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) || !cancelled.Load() {
-			t.Errorf("Stop = %v, call cancelled: %v; want the deadline, true", err, cancelled.Load())
+		if err := p.Stop(ctx); !errors.Is(err, context.DeadlineExceeded) || !canceled.Load() {
+			t.Errorf("Stop = %v, call canceled: %v; want the deadline, true", err, canceled.Load())
 		}
 		close(release)
 		if err := p.Stop(t.Context()); err != nil {

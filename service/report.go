@@ -16,16 +16,16 @@ type section struct {
 }
 
 // AddReport adds a section to the report that SIGUSR2 and the admin listener write. Call it
-// before Run, from one goroutine. write is called for each report, and must be safe for
-// concurrent use.
+// before Run, from one goroutine. write is called for each report and must be safe for
+// concurrent use. An error of write is written into the report, which then continues.
 func (a *App) AddReport(name string, write func(io.Writer) error) {
 	a.sections = append(a.sections, section{name, write})
 }
 
 // Report writes a report for an operator who looks for a fault: the build, the phase, the
 // checks, the running work with its age, the loops, the added sections, and every
-// goroutine's stack. oslo.reports calls it a Guru Meditation Report. It is safe for
-// concurrent use.
+// goroutine's stack. oslo.reports calls it a Guru Meditation Report. It blocks as [App.Checks] does, and
+// returns the first error of w. It is safe for concurrent use.
 func (a *App) Report(ctx context.Context, w io.Writer) error {
 	r := &reporter{w: w}
 	r.print("==== %s: report of %s ====\n", a.cfg.Name, time.Now().UTC().Format(time.RFC3339))
@@ -66,7 +66,7 @@ func (a *App) Report(ctx context.Context, w io.Writer) error {
 	return pprof.Lookup("goroutine").WriteTo(w, 2)
 }
 
-// reporter keeps the first error of many writes.
+// reporter writes to w and keeps the first error. After an error it writes nothing more.
 type reporter struct {
 	w   io.Writer
 	err error

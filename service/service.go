@@ -39,18 +39,18 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Part is a thing that is started and stopped with the process, such as a listener,
-// an RPC server or a supervised driver.
+// Part is a component that is started and stopped with the process, such as a listener,
+// an RPC server or a supervised driver. The App never calls Start and Stop of a part at the same time.
 type Part interface {
-	// Start returns when the part works. After an error the part has left nothing running.
-	// The code Unavailable, such as of a database that cannot be reached, means that the part may
-	// start later: the App calls Start again, with a back-off of up to 5 s, until it succeeds or the
-	// App is asked to stop. ctx ends when the drain begins, so goroutines of the part must not
-	// derive their context from it.
+	// Start returns when the part works. A Start that returns an error must have stopped everything
+	// that it has started. Unavailable, such as of a database that cannot be reached, means that the
+	// part may start later: the App calls Start again, with a back-off of up to 5 s, until it succeeds
+	// or the App is asked to stop. Any other error ends the App. ctx ends when the drain begins, so
+	// goroutines of the part must not derive their context from it.
 	Start(ctx context.Context) error
-	// Stop takes no new work, waits for the running work, and closes. When ctx ends, it
-	// cancels the running work and returns ctx's error soon. It is called once for each Start
-	// that succeeded.
+	// Stop takes no new work, waits for the running work, and closes the part. When ctx ends, Stop
+	// cancels the running work and returns ctx's error within a second. It is called once for each
+	// Start that succeeded.
 	Stop(ctx context.Context) error
 }
 
@@ -63,8 +63,8 @@ type Failer interface {
 
 // Drainer is a [Part] that takes work. Drain is called before any part is stopped, in
 // reverse order. It takes no new work and waits for the running work, which may still use
-// every part that was added before. When ctx ends, it cancels the running work and returns
-// ctx's error soon. Stop follows. A part that is not a Drainer does all of this in Stop.
+// every part that was added before. When ctx ends, Drain cancels the running work and returns
+// ctx's error within a second. Stop follows. A part that is not a Drainer does all of this in Stop.
 type Drainer interface {
 	Drain(ctx context.Context) error
 }
@@ -77,8 +77,10 @@ type Reloader interface {
 	Reload(ctx context.Context) error
 }
 
-// Checker is a [Part] that may not be ready although it is started, such as an RPC
-// server whose broker cannot be reached. Check must be safe for concurrent use.
+// Checker is a [Part] that may be not ready although it has started, such as an RPC
+// server whose broker cannot be reached. Check returns the reason, or nil if the part is ready. Its ctx
+// ends after [Config].CheckTimeout. Check must be safe for concurrent use: it is also called while the part is
+// started, reloaded or stopped.
 type Checker interface {
 	Check(ctx context.Context) error
 }
@@ -87,19 +89,19 @@ type Checker interface {
 type Config struct {
 	// Name is the program's name in log lines and errors.
 	Name string
-	// DrainDelay is how long the parts still take work after the App became not
-	// ready, so that load balancers can react. It is a part of DrainTimeout.
-	// Default 0.
+	// DrainDelay is the time between the moment when the App becomes not ready and the drain of the
+	// first part. Parts still take work in this time, so that load balancers can stop sending requests
+	// first. It counts as a part of DrainTimeout and must be less. Default 0.
 	DrainDelay time.Duration
-	// DrainTimeout bounds the whole drain: work that still runs then is cut off.
-	// Default 60 s. It should be less than the time after which the supervisor of
-	// the process kills it.
+	// DrainTimeout bounds the whole drain. Work that still runs at its end is cut off.
+	// Default 60 s. It should be less than the time after which the supervisor, such as systemd, kills
+	// the process.
 	DrainTimeout time.Duration
 	// CheckTimeout is how long a [Checker] may take to answer. Default 5 s.
 	CheckTimeout time.Duration
-	// NoSignals makes the App handle neither signals nor systemd: only Run's context
-	// and a [Failer] end it. It is for programs that handle signals themselves, and for
-	// tests in a synctest bubble, which the runtime's signal goroutine must not enter.
+	// NoSignals makes the App handle no signals and tell systemd nothing: only the end of Run's
+	// context, or a [Failer], stops the App. It is for programs that handle signals themselves, and
+	// for tests in a synctest bubble, because the runtime's signal goroutine must not enter a bubble.
 	NoSignals bool
 	// ReportTo gets the report of SIGUSR2. Default os.Stderr.
 	ReportTo io.Writer
@@ -107,7 +109,8 @@ type Config struct {
 	Logger *slog.Logger
 }
 
-// App runs parts. Make one with [New].
+// App runs parts. Make one with [New], add the parts, then call Run. Add, AddLabeled and AddReport must
+// return before Run is called; the other methods are safe for concurrent use.
 type App struct {
 	cfg      Config
 	parts    []named
@@ -115,7 +118,7 @@ type App struct {
 	phase    atomic.Int32
 	began    atomic.Pointer[time.Time]
 	inflight Inflight
-	reload   sync.Mutex // one at a time
+	reload   sync.Mutex // held during a reload: reloads do not overlap
 	started  chan struct{}
 	waiting  atomic.Pointer[partError] // the part that cannot start yet
 	hangup   atomic.Bool               // SIGHUP was received while parts were started
@@ -160,22 +163,22 @@ func New(cfg Config) *App {
 	return &App{cfg: cfg, started: make(chan struct{})}
 }
 
-// Add appends a part with a name for errors and log lines. Call it before Run, from one
-// goroutine. It panics if the name is empty or taken, if the part is nil, or if the App
-// runs: these are programmers' errors.
+// Add appends a part. The name identifies the part in errors, log lines, checks and metrics. Call Add
+// before Run, from one goroutine. It panics if the name is empty or in use, if the part is nil, or if
+// the App has been run, because these are programmers' errors.
 func (a *App) Add(name string, p Part) { a.AddLabeled(name, "", p) }
 
-// AddLabeled is [App.Add] with a label for people, such as "option transport_url". Errors and log lines
-// about a start that fails or waits, and about a failure, have the label after the name. Checks, loops and metrics have
-// the name alone.
+// AddLabeled is [App.Add] with a label that tells an operator what to look at, such as "option transport_url".
+// Errors and log lines about a start that fails or waits, and about a failure, have the label after the name.
+// Checks, loops and metrics have the name alone.
 func (a *App) AddLabeled(name, label string, p Part) {
 	switch {
 	case name == "" || p == nil:
-		panic("service: a part without a name, or a nil part")
+		panic("service: Add: the name is empty, or the part is nil")
 	case a.phase.Load() != unstarted:
-		panic("service: part " + name + " added to an App that runs already")
+		panic("service: Add: part " + name + " added after Run was called")
 	case slices.ContainsFunc(a.parts, func(n named) bool { return n.name == name }):
-		panic("service: two parts named " + name)
+		panic("service: Add: two parts are named " + name)
 	}
 	if b, ok := p.(interface{ bind(a *App, name string) }); ok {
 		b.bind(a, name)
@@ -187,26 +190,26 @@ func (a *App) AddLabeled(name, label string, p Part) {
 	a.parts = append(a.parts, n)
 }
 
-// Inflight returns the list of the work that runs in this process. Parts that take work
-// add it to the list.
+// Inflight returns the list of the work that runs in this process. Give it to the parts that take work,
+// such as an RPC server or a REST API: they add their work to the list.
 func (a *App) Inflight() *Inflight { return &a.inflight }
 
-// Started returns a channel that is closed when every part has started. Then [HTTPPart].Addr has
-// the port that the system chose.
+// Started returns a channel that is closed when every part has started. From then on [HTTPPart].Addr has
+// the port that the system has chosen. The channel is never closed if a part does not start.
 func (a *App) Started() <-chan struct{} { return a.started }
 
 // Run starts the parts in the order in which they were added. It blocks until ctx ends, SIGTERM or
 // SIGINT arrives, or a [Failer] fails, and then drains: the App becomes not ready, DrainDelay
 // passes, and the parts are drained and then stopped in reverse order, within DrainTimeout in all. A
-// second signal exits the process at once with status 1.
+// second SIGTERM or SIGINT exits the process at once with status 1.
 //
 // Run returns nil if it was asked to stop and every part has stopped. Otherwise the error names
-// the parts: the one that did not start (those before it are stopped), the one that failed,
-// those whose Drain or Stop returned an error, and, with code Timeout, those that were cut off. An App
-// runs once.
+// the part that did not start (the parts before it are stopped), the part that failed,
+// the parts whose Drain or Stop returned an error, and, with code Timeout, the parts that were cut off.
+// Invalid: DrainDelay is not less than DrainTimeout. Precondition: Run was called before; an App runs once.
 func (a *App) Run(ctx context.Context) error {
 	if a.cfg.DrainDelay >= a.cfg.DrainTimeout {
-		return fault.New(fault.Invalid, "%s: drain delay %s leaves nothing of the drain timeout %s",
+		return fault.New(fault.Invalid, "%s: drain delay %s leaves no time for the drain, whose timeout is %s: choose a shorter delay",
 			a.cfg.Name, a.cfg.DrainDelay, a.cfg.DrainTimeout)
 	}
 	if !a.phase.CompareAndSwap(unstarted, starting) {
@@ -230,24 +233,25 @@ func (a *App) Run(ctx context.Context) error {
 	if startErr == nil {
 		a.phase.Store(running)
 		close(a.started)
-		if a.hangup.Load() { // the parts may have read the files before it
-			_ = a.Reload(ctx) // logged
+		if a.hangup.Load() { // some parts may have read their files before the signal
+			_ = a.Reload(ctx) // the error is logged
 		}
 		a.cfg.Logger.InfoContext(ctx, "ready", "service", a.cfg.Name, "parts", n)
-		a.sd.say("READY=1", "STATUS=running")
-		a.feed(life, &watchers)
+		a.sd.notify("READY=1", "STATUS=running")
+		a.feedWatchdog(life, &watchers)
 		<-life.Done()
 	}
 	if failure, ok := errors.AsType[*partError](context.Cause(life)); ok {
 		startErr = failure
 	} else if life.Err() != nil {
-		startErr = nil // asked to stop while it was starting: not a failure
+		startErr = nil // the App was asked to stop while it was starting, which is not a failure
 	}
-	a.sd.say("STOPPING=1", "STATUS=draining")
+	a.sd.notify("STOPPING=1", "STATUS=draining")
 	return errors.Join(startErr, a.drain(life, n))
 }
 
-// start starts the parts and returns how many it has started.
+// start starts the parts and returns how many have started. end is called with the first failure of a part
+// that has started. The goroutines that wait for these failures are in wg and end when done is closed.
 func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) (int, error) {
 	for i, p := range a.parts {
 		if ctx.Err() != nil {
@@ -260,27 +264,30 @@ func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelC
 		a.cfg.Logger.DebugContext(ctx, "part started", "part", p.name, "took", time.Since(begin))
 		if f, ok := p.Part.(Failer); ok {
 			failed := f.Failed()
-			wg.Go(func() {
-				select {
-				case err := <-failed:
-					if err != nil {
-						end(p.failed("run", err))
-					}
-				case <-done:
-				}
-			})
+			wg.Go(func() { p.watchFailure(failed, end, done) })
 		}
 	}
 	return len(a.parts), nil
 }
 
-// maxStartPause is the maximum back-off between two attempts to start a part.
-const maxStartPause = 5 * time.Second
+// watchFailure waits until the part fails or done is closed, and calls end with the failure.
+func (n *named) watchFailure(failed <-chan error, end context.CancelCauseFunc, done <-chan struct{}) {
+	select {
+	case err := <-failed:
+		if err != nil {
+			end(n.failed("run", err))
+		}
+	case <-done:
+	}
+}
 
-// startPart starts a part. It tries again as long as the error is Unavailable.
+// maxStartDelay is the maximum back-off between two attempts to start a part.
+const maxStartDelay = 5 * time.Second
+
+// startPart starts a part. It repeats the attempt, with a back-off, as long as the error is Unavailable.
 func (a *App) startPart(ctx context.Context, p named) error {
-	pause := 100 * time.Millisecond
-	said := map[string]bool{}
+	delay := 100 * time.Millisecond
+	logged := map[string]bool{} // by reason
 	for attempt := 1; ; attempt++ {
 		err := p.Start(ctx)
 		if err == nil {
@@ -294,14 +301,14 @@ func (a *App) startPart(ctx context.Context, p named) error {
 			return failed
 		}
 		// One line for each reason, because the second reason may be the one that an operator must know.
-		if reason := fault.From(err).Reason; !said[reason] {
-			said[reason] = true
+		if reason := fault.From(err).Reason; !logged[reason] {
+			logged[reason] = true
 			a.cfg.Logger.WarnContext(ctx, "waiting for a part to start; the service is not ready", "part", p.name, "label", p.label, "error", err)
 		}
 		a.waiting.Store(failed) // after the log line, so that an operator who sees it at /readyz finds the line
 		a.sd.waiting(failed)
-		pause = min(2*pause, maxStartPause)
-		t := time.NewTimer(pause/2 + rand.N(pause/2))
+		delay = min(2*delay, maxStartDelay)
+		t := time.NewTimer(delay/2 + rand.N(delay/2))
 		select {
 		case <-t.C:
 		case <-ctx.Done():
@@ -311,6 +318,7 @@ func (a *App) startPart(ctx context.Context, p named) error {
 	}
 }
 
+// failed returns the error of a part. doing is "start", "run", "drain" or "stop".
 func (n *named) failed(doing string, err error) *partError {
 	part := n.name
 	if n.label != "" {
@@ -319,7 +327,7 @@ func (n *named) failed(doing string, err error) *partError {
 	return &partError{doing, part, err}
 }
 
-// partError is the error of a part.
+// partError is the error of a part with its name: "start rpc (option transport_url): ...".
 type partError struct {
 	doing, part string
 	err         error

@@ -143,7 +143,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// TestStopWhileStarting: a start that takes long is given up, and that is not
+// TestStopWhileStarting: a start that takes long ends when the App is stopped, and that is not
 // a failure.
 func TestStopWhileStarting(t *testing.T) {
 	t.Parallel()
@@ -206,9 +206,8 @@ func TestStopErrors(t *testing.T) {
 	})
 }
 
-// TestDrainIsOneDeadline: one part uses up the time, so the next finds its
-// context ended and a part that ignores it is left behind. All of it under one
-// deadline, plus a second each for the hard stop.
+// TestDrainIsOneDeadline: all parts share one deadline. If one part uses up the time, the context of the next
+// one has ended, and a part that ignores its context is abandoned a second later.
 func TestDrainIsOneDeadline(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -235,8 +234,8 @@ func TestDrainIsOneDeadline(t *testing.T) {
 	})
 }
 
-// TestDrainContextIsAlive: the context that was cancelled to stop the App is
-// not the one the parts stop with.
+// TestDrainContextIsAlive: the parts are stopped with another context than the one
+// that was canceled to stop the App.
 func TestDrainContextIsAlive(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -314,7 +313,7 @@ func TestMisuse(t *testing.T) {
 	}
 	bad := appWith(service.Config{DrainDelay: time.Minute, DrainTimeout: time.Minute})
 	if err := bad.Run(ctx); !errors.Is(err, fault.Invalid) {
-		t.Errorf("Run with a delay as long as the time-out = %v, want Invalid", err)
+		t.Errorf("Run with a delay as long as the timeout = %v, want Invalid", err)
 	}
 	for name, f := range map[string]func(){
 		"no name": func() { newApp(&fakePart{j: j}) },
@@ -375,8 +374,8 @@ func (p *awayPart) Start(context.Context) error {
 
 func (*awayPart) Stop(context.Context) error { return nil }
 
-// TestStartWaits: a part whose Start says Unavailable is started again until it works; one warning
-// says for what the App waits, with the label; readiness names it.
+// TestStartWaits: a part whose Start returns Unavailable is started again until it works; one warning
+// names the part for which the App waits, with its label; so does the error of Ready.
 func TestStartWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -410,7 +409,7 @@ func TestStartWaits(t *testing.T) {
 	})
 }
 
-// TestStartWaitsForAnother: a part that waits for one thing and then for another warns of each, once.
+// TestStartWaitsForAnother: if the reason of the waiting changes, the log has one warning for each reason.
 func TestStartWaitsForAnother(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -441,8 +440,8 @@ func TestStartWaitsForAnother(t *testing.T) {
 	})
 }
 
-// TestStartGivesUp: any other error ends the start at once, with the label, and with the reason as
-// the last thing that is said; an App that waits can be told to stop.
+// TestStartGivesUp: any other error ends the start at once; the error has the label, and its log line is
+// the last one. An App that waits can be stopped.
 func TestStartGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

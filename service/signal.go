@@ -8,9 +8,11 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/armature-go/armature/fault"
 )
 
-// watchSignals handles signals until done is closed.
+// watchSignals starts a goroutine in wg that handles signals until done is closed. The first SIGTERM or SIGINT calls end.
 func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, sigReload, sigReport)
@@ -26,7 +28,7 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 				case s == sigReport:
 					wg.Go(func() { a.reportOnSignal(ctx) })
 				case asked:
-					a.cfg.Logger.ErrorContext(ctx, "second signal: exit at once", "service", a.cfg.Name, "signal", s.String())
+					a.cfg.Logger.ErrorContext(ctx, "second signal, exiting at once", "service", a.cfg.Name, "signal", s.String())
 					os.Exit(1)
 				default:
 					asked = true
@@ -39,22 +41,22 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 	})
 }
 
-// reloadOnSignal starts a reload. While parts are started, Run makes the reload later.
+// reloadOnSignal starts a reload. While parts start, it only notes the signal, and Run reloads when all have started.
 func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	a.hangup.Store(true)
 	if a.phase.Load() != running {
-		return // READY=1 after a reload would tell systemd that the start is over
+		return // a reload would end with READY=1, and systemd would take the start for complete
 	}
 	wg.Go(func() {
 		a.sd.reloading()
-		_ = a.Reload(ctx) // logged
-		a.sd.say("READY=1")
+		_ = a.Reload(ctx) // logged, unless the App stops
+		a.sd.notify("READY=1")
 	})
 }
 
 func (a *App) reportOnSignal(ctx context.Context) {
 	if err := a.Report(ctx, a.cfg.ReportTo); err != nil {
-		a.cfg.Logger.ErrorContext(ctx, "write report", "error", err)
+		a.cfg.Logger.ErrorContext(ctx, "report failed", "error", err)
 	}
 }
 
@@ -71,13 +73,13 @@ const reloadTimeout = time.Minute
 // Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends the reload: the part
 // with the error and the later parts keep their configuration, so that a policy does not change together with
 // options that are wrong. One log line says "reloaded", or "reload failed" with the error, the parts that are
-// reloaded and the parts that are not. Reload has no effect unless the App runs. It is safe for concurrent use:
-// concurrent calls wait for each other.
+// reloaded and the parts that are not. It is safe for concurrent use: concurrent calls wait for each other.
+// Errors: Unavailable if the App is starting, draining or stopped, and nothing is reloaded; otherwise the error of a part.
 func (a *App) Reload(ctx context.Context) error {
 	a.reload.Lock()
 	defer a.reload.Unlock()
-	if a.phase.Load() != running {
-		return nil
+	if p := a.phase.Load(); p != running {
+		return fault.New(fault.Unavailable, "%s is %s: nothing is reloaded", a.cfg.Name, phaseNames[p])
 	}
 	reloaded, unchanged := []string{}, []string{}
 	var failed error

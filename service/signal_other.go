@@ -4,7 +4,7 @@ package service
 
 import "syscall"
 
-// Signals that nobody can send here.
+// Windows and others have no such signals: these values are never received.
 const (
 	sigReload = syscall.Signal(-1)
 	sigReport = syscall.Signal(-2)

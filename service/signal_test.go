@@ -21,8 +21,8 @@ import (
 	"github.com/armature-go/armature/service"
 )
 
-// child is what the test binary does when it is started as a child: it
-// runs an App and says on its standard output where it is.
+// child is the main function of the test binary when a test starts it as a child: it
+// runs an App and writes its state to its standard output.
 func child(mode string) int {
 	if mode == "starting" { // as a main that takes its time before it runs the App
 		service.CatchSignals()
@@ -75,7 +75,7 @@ func (p childPart) Reload(context.Context) error {
 	return nil
 }
 
-// Check hangs in one mode, which the watchdog is to notice.
+// Check hangs in the mode "stuck", so that the watchdog is not fed.
 func (p childPart) Check(context.Context) error {
 	switch p {
 	case "unready":
@@ -113,7 +113,7 @@ func (p childPart) Stop(ctx context.Context) error {
 }
 
 // TestSignalsWhileStarting: SIGHUP and SIGUSR2 do not kill a process that has not run its App yet, or
-// that waits for a part; what SIGHUP asked for is done when all parts have started.
+// that waits for a part. After a SIGHUP the parts are reloaded when all of them have started.
 func TestSignalsWhileStarting(t *testing.T) {
 	t.Parallel()
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -195,9 +195,9 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// TestSystemd: what a service tells systemd, and that it feeds the watchdog while it is
+// TestSystemd: a service tells systemd its state, and feeds the watchdog even while it is
 // not ready, but not while a check hangs. While it waits for a part each attempt extends the timeout of the
-// start, and a SIGHUP does not make it look started.
+// start, and a SIGHUP does not make systemd take the start for complete.
 func TestSystemd(t *testing.T) {
 	t.Parallel()
 	const waiting = "EXTEND_TIMEOUT_USEC=90000000\nSTATUS=waiting: start part (option x): dial: refused; and more"

@@ -14,7 +14,7 @@ const (
 	sigReport = syscall.SIGUSR2
 )
 
-// monotonic returns the time since the machine's start, in microseconds.
+// monotonic returns the time since the start of the machine, in microseconds, or "0" if the clock cannot be read.
 func monotonic() string {
 	var now unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) != nil {

@@ -18,21 +18,22 @@ type notifier struct {
 	watchdog time.Duration // 0: no watchdog
 }
 
-// systemd returns the notifier of a process that systemd has started, or of any other process.
+// systemd returns the notifier of this process. If systemd has not started the process, the notifier sends nothing.
 func systemd(log *slog.Logger) notifier {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
-		log.Error("the watchdog of systemd is not fed", "error", err)
+		log.Error("systemd watchdog not fed, WATCHDOG_USEC cannot be read", "error", err)
 	}
 	return notifier{log: log, watchdog: every}
 }
 
-func (n notifier) say(lines ...string) {
+// notify sends lines of the protocol of sd_notify(3). An error is logged.
+func (n notifier) notify(lines ...string) {
 	if n.log == nil {
 		return
 	}
 	if _, err := daemon.SdNotify(false, strings.Join(lines, "\n")); err != nil {
-		n.log.Error("notify systemd", "error", err)
+		n.log.Error("systemd notification failed", "error", err)
 	}
 }
 
@@ -41,20 +42,20 @@ func (n notifier) say(lines ...string) {
 const startTimeout = 90 * time.Second
 
 // waiting tells systemd which part the App waits for, and asks for the time of one more attempt. Each attempt
-// extends the start; an attempt that hangs does not.
+// extends the timeout of the start once, so an attempt that hangs does not extend it without end.
 func (n notifier) waiting(failed error) {
-	n.say(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startTimeout.Microseconds()), "STATUS=waiting: "+oneLine(failed))
+	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startTimeout.Microseconds()), "STATUS=waiting: "+oneLine(failed))
 }
 
 // reloading tells systemd that a reload begins. Type=notify-reload requires the time.
 func (n notifier) reloading() {
-	n.say("RELOADING=1", "MONOTONIC_USEC="+monotonic())
+	n.notify("RELOADING=1", "MONOTONIC_USEC="+monotonic())
 }
 
-// feed feeds the watchdog, twice as often as needed, as long as every check answers. A process that is not
-// ready is fed, too: killing it does not bring a database back. A process with a check that hangs is not
-// fed.
-func (a *App) feed(life context.Context, wg *sync.WaitGroup) {
+// feedWatchdog feeds systemd's watchdog, twice as often as needed, as long as every check returns. The watchdog of
+// a process that is not ready is fed, too, because a restart does not bring a database back. The watchdog of a process
+// with a hanging check is not fed, so that systemd restarts it.
+func (a *App) feedWatchdog(life context.Context, wg *sync.WaitGroup) {
 	sd := a.sd
 	if sd.watchdog <= 0 {
 		return
@@ -67,11 +68,11 @@ func (a *App) feed(life context.Context, wg *sync.WaitGroup) {
 			case <-tick.C:
 				switch err := a.Ready(life); {
 				case err == nil:
-					sd.say("WATCHDOG=1", "STATUS=running")
+					sd.notify("WATCHDOG=1", "STATUS=running")
 				case errors.Is(err, errHung):
-					sd.say("STATUS=" + oneLine(err))
+					sd.notify("STATUS=" + oneLine(err))
 				default:
-					sd.say("WATCHDOG=1", "STATUS=not ready: "+oneLine(err))
+					sd.notify("WATCHDOG=1", "STATUS=not ready: "+oneLine(err))
 				}
 			case <-life.Done():
 				return

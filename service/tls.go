@@ -13,15 +13,16 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// certificates are those of a listener, read again when their files change.
+// certificates holds the TLS configuration of a listener. It reads the files again when they change. It is safe for
+// concurrent use.
 type certificates struct {
 	cfg HTTPConfig
 	log *slog.Logger
 
 	mu      sync.Mutex
 	current *tls.Config
-	looked  time.Time
-	seen    [3]fileState // of the files of current, or of the last attempt
+	looked  time.Time    // when the files were last compared
+	seen    [3]fileState // of the files that were last read, even if they could not be used
 }
 
 type fileState struct {
@@ -42,7 +43,7 @@ func (c *certificates) states() (out [3]fileState) {
 	return out
 }
 
-// load reads the files. What was in use stays so if it fails.
+// load reads the files. On failure the old configuration stays in use.
 func (c *certificates) load(ctx context.Context) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -60,7 +61,7 @@ func (c *certificates) load(ctx context.Context) error {
 
 func (c *certificates) read() (*tls.Config, error) {
 	if c.cfg.CertFile == "" || c.cfg.KeyFile == "" {
-		return nil, fault.New(fault.Invalid, "certificate %q with key %q: HTTPS needs both, also to ask clients for certificates", c.cfg.CertFile, c.cfg.KeyFile)
+		return nil, fault.New(fault.Invalid, "certificate file %q with key file %q: HTTPS needs both files, also if clients must have certificates", c.cfg.CertFile, c.cfg.KeyFile)
 	}
 	pair, err := tlsfile.Pair(c.cfg.CertFile, c.cfg.KeyFile)
 	if err != nil {
@@ -73,12 +74,12 @@ func (c *certificates) read() (*tls.Config, error) {
 	out.ClientAuth = tls.RequireAndVerifyClientCert
 	out.ClientCAs, err = tlsfile.Pool(c.cfg.ClientCAFile)
 	if err != nil {
-		return nil, fmt.Errorf("authorities of clients: %w", err)
+		return nil, fmt.Errorf("read the authorities of clients' certificates: %w", err)
 	}
 	return out, nil
 }
 
-// config is what a client that connects gets.
+// config returns the configuration for a client that connects.
 func (c *certificates) config(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c.mu.Lock()
 	look := time.Since(c.looked) >= c.cfg.CertInterval
@@ -89,7 +90,7 @@ func (c *certificates) config(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	c.mu.Unlock()
 	if look {
 		if err := c.load(hello.Context()); err != nil {
-			c.log.ErrorContext(hello.Context(), "a changed certificate is not used", "error", err)
+			c.log.ErrorContext(hello.Context(), "changed certificate rejected, old one stays in use", "error", err)
 		}
 	}
 	c.mu.Lock()

@@ -100,8 +100,8 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// TestTLS: HTTP/2, a certificate that changes while connections live, files that do not
-// work, and clients that must show one.
+// TestTLS: HTTP/2, a certificate that changes while connections are open, files that cannot be
+// used, and clients that must have a certificate.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -159,7 +159,7 @@ func TestTLS(t *testing.T) {
 	if err := app.Reload(ctx); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("Reload with a broken file: %v", err)
 	}
-	if !bytes.Contains([]byte(out.String()), []byte("a changed certificate is not used")) {
+	if !bytes.Contains([]byte(out.String()), []byte("changed certificate rejected")) {
 		t.Errorf("the log does not tell of the broken file:\n%s", &out.b)
 	}
 	if err := service.NewHTTP(cfg).Start(ctx); fault.CodeOf(err) != fault.Invalid {

@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/driver/drivertest"
 )
 
-// TestContract: programs of vendors are built with what was promised.
+// TestContract: driver.proto keeps every part on which the programs of vendors rely.
 func TestContract(t *testing.T) {
 	t.Parallel()
 	drivertest.Contract(t, "testdata/driver.txt", driverpb.File_driver_driverpb_driver_proto)

@@ -1,3 +1,3 @@
-// Package driverpb is the generated code of driver.proto: what every driver
-// program answers. driver.proto is its documentation.
+// Package driverpb is the generated code of driver.proto, the service that every driver
+// program implements. The comments in driver.proto are its documentation.
 package driverpb

@@ -1,4 +1,4 @@
-// What every driver program answers, whatever it drives, beside the service of
+// The service that every driver program implements, besides the service of
 // its own kind.
 //
 // # How a program becomes a driver
@@ -6,56 +6,57 @@
 // A worker starts the program, one process for each driver that its
 // configuration names. The handshake is HashiCorp go-plugin's, over gRPC:
 //
-//  1. The environment holds ARMATURE_DRIVER=1 and, among others,
-//     PLUGIN_PROTOCOL_VERSIONS (those of the kind that the worker speaks, such as
-//     "2,1"), PLUGIN_UNIX_SOCKET_DIR (a directory that is the program's alone) and
-//     PLUGIN_CLIENT_CERT (the certificate, in PEM, by which the worker will be
-//     known). Nothing else of the worker's environment is handed on but PATH,
-//     HOME, LANG, LC_ALL, TZ and TMPDIR.
+//  1. The environment has ARMATURE_DRIVER=1 and, among others,
+//     PLUGIN_PROTOCOL_VERSIONS (the versions of the kind's protocol that the worker
+//     supports, such as "2,1"), PLUGIN_UNIX_SOCKET_DIR (a directory that only this
+//     program uses) and PLUGIN_CLIENT_CERT (the worker's certificate, in PEM form).
+//     Of the worker's own environment it has only PATH, HOME, LANG, LC_ALL, TZ and
+//     TMPDIR.
 //  2. The program listens on a Unix socket in that directory, with TLS 1.2 or
-//     later and a certificate for "localhost" made for this one run, and lets only
-//     the holder of the worker's certificate in.
-//  3. It writes one line on its standard output:
+//     later and a certificate for "localhost" that it has made for this one run. It
+//     accepts only a client with the worker's certificate.
+//  3. It writes one line to its standard output:
 //
 //     1|<protocol version>|unix|<path of the socket>|grpc|<certificate>
 //
 //     with its certificate as base64 of the DER form, without padding.
 //  4. The worker calls Open, and then the service of the kind.
 //
-// The program ends when its standard input does: so it never outlives its worker,
-// however that ended. It minds neither SIGINT nor SIGTERM, which a terminal or an
-// init system may send to a worker and its programs at once. What it writes on its
-// standard error becomes the worker's log: a line of JSON with the keys time,
-// level (DEBUG, INFO, WARN, ERROR) and msg keeps its level and its other keys.
+// The program must end when its standard input ends, so that it never outlives its
+// worker, even a killed one. It must ignore SIGINT and SIGTERM, because a terminal or
+// an init system may send them to a worker and its programs at once. The worker logs
+// the lines that the program writes to its standard error: a line of JSON with the
+// keys time, level (DEBUG, INFO, WARN, ERROR) and msg keeps its level and its other
+// keys.
 //
 // # Metadata
 //
 // A call's deadline and its cancellation are gRPC's own. The metadata
-// armature-request-bin of a call is a JSON object that says for whom the call is made:
-// request_id, global_request_id, user_id, project_id, domain_id, system_scope, roles,
-// traceparent. Each may be missing. id and global_id are deprecated copies of the first
-// two.
+// armature-request-bin of a call is a JSON object that describes the request for which
+// the call is made: request_id, global_request_id, user_id, project_id, domain_id,
+// system_scope, roles, traceparent. Each may be missing. id and global_id are
+// deprecated copies of the first two.
 //
-// An error is a gRPC status. What this says of it is its code:
+// An error is a gRPC status. Its code has this meaning:
 //
-//	INVALID_ARGUMENT     Invalid          the request is wrong, whatever the state
-//	NOT_FOUND            NotFound
-//	ALREADY_EXISTS       Conflict         it exists already, or somebody was faster
-//	ABORTED              Conflict
-//	FAILED_PRECONDITION  Precondition     the state does not allow it now
-//	RESOURCE_EXHAUSTED   Exhausted        no room
-//	PERMISSION_DENIED    Denied
-//	UNIMPLEMENTED        Unimplemented    an ability that the driver does not have
+//	INVALID_ARGUMENT     Invalid          the request is wrong in every state
+//	NOT_FOUND            NotFound         the object does not exist
+//	ALREADY_EXISTS       Conflict         the object exists already, or another request was faster
+//	ABORTED              Conflict         the same
+//	FAILED_PRECONDITION  Precondition     the object's state does not allow the request now
+//	RESOURCE_EXHAUSTED   Exhausted        not enough resources
+//	PERMISSION_DENIED    Denied           the request is not allowed
+//	UNIMPLEMENTED        Unimplemented    the driver does not have the ability
 //	UNAVAILABLE          Unavailable      certainly not executed; only with armature-fault-bin
-//	DEADLINE_EXCEEDED    Timeout
-//	CANCELLED            Canceled         only when the worker has canceled the call
-//	INTERNAL, UNKNOWN    Internal         a bug, or nobody classed it
+//	DEADLINE_EXCEEDED    Timeout          the deadline has passed
+//	CANCELLED            Canceled         the worker has canceled the call
+//	INTERNAL, UNKNOWN    Internal         a bug, or an error without a class
 //
-// A program may say more in the trailing metadata armature-fault-bin, a JSON
-// object: code, one of the names in the second column, or Unknown (it may have been
-// executed); reason, a stable CamelCase identifier; meta, an object of strings for
-// programs. It is needed for UNAVAILABLE, which without it cannot be told from a
-// connection that broke, and so means Unknown.
+// A program may add the trailing metadata armature-fault-bin, a JSON
+// object: code, one of the names in the second column, or Unknown (the request may
+// have been executed); reason, a stable CamelCase identifier; meta, an object of
+// strings for programs. UNAVAILABLE needs it: without it the worker cannot
+// distinguish UNAVAILABLE from a lost connection, and takes it for Unknown.
 
 // Code generated by protoc-gen-go. DO NOT EDIT.
 // versions:
@@ -82,7 +83,7 @@ const (
 
 type OpenRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A JSON object; empty when there are no options.
+	// A JSON object; empty without options.
 	Options       []byte `protobuf:"bytes,1,opt,name=options,proto3" json:"options,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -208,11 +209,11 @@ func (*InfoRequest) Descriptor() ([]byte, []int) {
 
 type InfoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The vendor's name and version. Nothing is decided by them.
+	// The vendor's name and version. They are for people: no decision depends on them.
 	Name    string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// The optional abilities that the driver has, by the names that its kind gives
-	// them.
+	// The optional abilities that the driver has. Their names are defined by the kind
+	// of driver.
 	Capabilities  []string `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -7,14 +7,14 @@
 //
 // The metrics, all with the prefix armature_driver_:
 //
-//	requests_total            counter    driver, host, method, code   calls and streams by their end
+//	requests_total            counter    driver, host, method, code   calls and streams that have ended
 //	request_duration_seconds  histogram  driver, host, method         duration of calls and streams
 //	up                        gauge      driver, host                 1 while the driver can be called
 //	restarts_total            counter    driver, host                 restarts of programs
 //	request_seconds           histogram  driver, host, method         deprecated: request_duration_seconds
 //
-// driver is the name of the driver, and host the host that it drives. code is OK or a fault code such as Timeout, Unavailable (not executed) and Unknown
-// (may have been executed).
+// driver is the name of the driver, and host the host that it manages. code is OK or a fault code, such as Timeout,
+// Unavailable (not executed) or Unknown (may have been executed).
 package driverprom
 
 import (
@@ -30,7 +30,7 @@ import (
 
 const prefix = "armature_driver_"
 
-// Metrics is a [prometheus.Collector]. It is safe for concurrent use.
+// Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
 	total    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -48,13 +48,13 @@ type key struct{ driver, host string }
 // Plugin is a [driver.Plugin] of any kind.
 type Plugin interface{ Status() driver.Status }
 
-// New returns metrics. Give each driver its Observe, and Add its plugin.
+// New returns Metrics. For each driver set [Metrics.Observe] in its PluginConfig, and call [Metrics.Add] with its plugin.
 func New() *Metrics {
 	histogram := func(name, help string) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + name, Help: help, Buckets: prometheus.ExponentialBuckets(0.0001, 4, 11)}, []string{"driver", "host", "method"})
 	}
 	return &Metrics{
-		total:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "requests_total", Help: "Calls and streams by their end."}, []string{"driver", "host", "method", "code"}),
+		total:    prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "requests_total", Help: "Calls and streams that have ended."}, []string{"driver", "host", "method", "code"}),
 		duration: histogram("request_duration_seconds", "Duration of calls and streams."),
 		seconds:  histogram("request_seconds", "Deprecated: use request_duration_seconds."),
 		up:       prometheus.NewDesc(prefix+"up", "1 while the driver can be called.", []string{"driver", "host"}, nil),
@@ -63,7 +63,7 @@ func New() *Metrics {
 	}
 }
 
-// Observe returns the function for PluginConfig.Observe of a driver. host may be empty if the process drives one host.
+// Observe returns the function for PluginConfig.Observe of a driver. host may be empty if the process manages one host.
 func (m *Metrics) Observe(driver, host string) func(method string, took time.Duration, err error) {
 	return func(method string, took time.Duration, err error) {
 		method = method[strings.LastIndexByte(method, '/')+1:]
@@ -77,7 +77,8 @@ func (m *Metrics) Observe(driver, host string) func(method string, took time.Dur
 	}
 }
 
-// Add adds the state of a driver's plugin to the metrics. It replaces an earlier plugin of the same driver and host.
+// Add adds the metrics up and restarts_total of a driver's plugin. It replaces an earlier plugin of the same driver and
+// host.
 func (m *Metrics) Add(driver, host string, p Plugin) {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -20,7 +20,7 @@ type plugin driver.Status
 
 func (p plugin) Status() driver.Status { return driver.Status(p) }
 
-// TestMetrics: what happens is counted, under the documented names and no others.
+// TestMetrics: the metrics have the documented names and no others, and count calls.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m := driverprom.New()

@@ -14,11 +14,11 @@ import (
 // UpdateVar is the environment variable that makes [Contract] write its file.
 const UpdateVar = goldentest.UpdateVar
 
-// Contract fails the test if the promises of a .proto file are not those in the file that path names, which was
-// committed when they were made. While programs that were built with the .proto file are in use, no service,
-// method, message, field or value of an enum is removed or changed. Programs are in use until the kind's
-// protocol has a new version and the .proto file a new package. What is added must be added to the file,
-// too: with ARMATURE_UPDATE=1 Contract writes the file, unless a promise is broken.
+// Contract fails the test if the contents of a .proto file differ from the committed list in the file path. No service,
+// method, message, field or value of an enum may be removed or changed while programs that were built with the .proto
+// file are in use, which is until the kind's protocol gets a new version and the .proto file a new package. A part that
+// was added to the .proto file must be added to the list: with ARMATURE_UPDATE=1 Contract writes the list, unless a
+// part was removed or changed.
 func Contract(t testing.TB, path string, file protoreflect.FileDescriptor) {
 	t.Helper()
 	now := promises(file)
@@ -32,7 +32,7 @@ func Contract(t testing.TB, path string, file protoreflect.FileDescriptor) {
 	})
 }
 
-// promises returns what a client or a server of a file relies on, a line each.
+// promises returns the parts of a .proto file on which clients and servers rely, one line for each.
 func promises(file protoreflect.FileDescriptor) (out []string) {
 	for i := range file.Services().Len() {
 		s := file.Services().Get(i)

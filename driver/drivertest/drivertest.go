@@ -1,15 +1,15 @@
-// Package drivertest runs the rules of one kind of driver against a driver: in
-// process, and as a program, over the real wire and through crashes.
+// Package drivertest checks the rules of one kind of driver with a driver: in
+// process, and as a program, over the real connection and through crashes.
 //
 // A component writes the rules once, beside its driver interface:
 //
 //	var cases = []drivertest.Case[volume.Driver]{{
 //		Name: "delete twice",
-//		Rule: "A worker that was killed after a delete makes it again, so to delete what is not there is no error.",
+//		Rule: "A worker that was killed after a delete repeats it, so deleting an object that does not exist is not an error.",
 //		Run: func(e *drivertest.Env[volume.Driver]) { ... },
 //	}}
 //
-// and a vendor runs them with ten lines:
+// and a vendor runs them with two functions:
 //
 //	func TestMain(m *testing.M) { drivertest.Main(m, volume.Kind, acme.Open) }
 //
@@ -17,8 +17,8 @@
 //		drivertest.Run(t, volume.Kind, acme.Open, drivertest.Config{Options: options}, cases)
 //	}
 //
-// The program of a vendor in another language is run by [RunProgram], in a test or
-// by a command.
+// [RunProgram] checks a program that a vendor has written in another language, in a test. For a
+// command use [Launch] and [Check].
 package drivertest
 
 import (
@@ -35,8 +35,8 @@ import (
 	"github.com/armature-go/armature/driver"
 )
 
-// T is what a rule needs of a test; a *testing.T is one. Fatalf ends the rule's
-// goroutine, so only that calls it.
+// T has the methods of a test that a rule needs. A *testing.T is a T. Fatalf ends the rule's
+// goroutine, so no other goroutine may call it.
 type T interface {
 	Context() context.Context
 	Helper()
@@ -45,22 +45,23 @@ type T interface {
 	Fatalf(format string, args ...any)
 }
 
-// Case is a rule that drivers of a kind keep.
+// Case is a rule that all drivers of a kind must follow.
 type Case[D driver.Driver] struct {
 	// Name is short and unique.
 	Name string
-	// Rule says what a driver must do, and why. It is told when the rule is broken.
+	// Rule is the text of the rule, with its reason. It is logged when the rule is broken.
 	Rule string
-	// Need are capabilities without which the rule does not apply.
+	// Need are the capabilities to which the rule applies: for a driver without one of them it is skipped.
 	Need []driver.Capability
-	// Crashes tells that the rule kills the driver in the middle of its work, which
-	// only a program survives.
+	// Crashes reports that the rule kills the driver during its work. It is skipped in process, because
+	// only a program can be restarted.
 	Crashes bool
-	// Run checks the rule. It leaves nothing behind.
+	// Run checks the rule. It must remove every object that it has made.
 	Run func(e *Env[D])
 }
 
-// Env is a driver under test. A rule calls its methods from one goroutine.
+// Env is a driver under test. Its methods are for the rule's goroutine alone; those of the driver itself may be called
+// from several goroutines.
 type Env[D driver.Driver] struct {
 	T
 
@@ -75,11 +76,11 @@ type Env[D driver.Driver] struct {
 // Driver returns the driver. After [Env.Restart] it may be another one.
 func (e *Env[D]) Driver() D { return e.d }
 
-// Info is what the driver said that it is and can do when it was opened.
+// Info returns the driver's answer to Info at the begin of the rule.
 func (e *Env[D]) Info() driver.Info { return e.info }
 
-// Restart ends the driver and starts it again: a program is killed, in process it
-// is closed and opened anew.
+// Restart restarts the driver: a program is killed and restarted, a driver in process
+// is closed and opened. Then Driver may return another driver.
 func (e *Env[D]) Restart() {
 	e.Helper()
 	if e.plugin != nil {
@@ -88,20 +89,20 @@ func (e *Env[D]) Restart() {
 	}
 	d, err := e.restart(e.d)
 	if err != nil {
-		e.Fatalf("open the driver again: %v", err)
+		e.Fatalf("reopen the driver: %v", err)
 	}
 	e.d = d
 }
 
-// Options are those that the driver was opened with.
+// Options returns the options with which the driver was opened.
 func (e *Env[D]) Options() json.RawMessage { return e.options }
 
-// Open opens another driver of the same make with other options, closes it, and returns the error of
-// that. It is for rules about options.
+// Open opens another instance of the driver with other options, closes it, and returns the first error. It
+// is for rules about options.
 func (e *Env[D]) Open(options json.RawMessage) error { return e.open(options) }
 
-// Crash kills the driver's program after a while, and waits until it is up again.
-// It is for rules with Crashes.
+// Crash waits for the duration, kills the driver's program, and blocks until the program is restarted, at most a
+// minute. It is for rules with Crashes.
 func (e *Env[D]) Crash(after time.Duration) {
 	e.Helper()
 	before := e.plugin.Status()
@@ -110,7 +111,7 @@ func (e *Env[D]) Crash(after time.Duration) {
 	case <-e.Context().Done():
 	}
 	if program, err := os.FindProcess(before.PID); err == nil && before.PID != 0 {
-		_ = program.Kill() // its only error: it has ended
+		_ = program.Kill() // the only error means that the process has ended
 	}
 	for end := time.Now().Add(time.Minute); ; {
 		if st := e.plugin.Status(); st.Restarts > before.Restarts && st.State == driver.Up {
@@ -127,18 +128,18 @@ func (e *Env[D]) Crash(after time.Duration) {
 
 // Config configures a run.
 type Config struct {
-	// Options are given to the driver.
+	// Options are the driver's options.
 	Options json.RawMessage
-	// Plugin configures the program, where that is run: its Options are those above,
-	// and its crashes are not counted.
+	// Plugin configures the driver's program. Its Options and its limits of crashes and restart delays are
+	// replaced. Its Program and Args are replaced by Run.
 	Plugin driver.PluginConfig
-	// Skip names rules that the driver is known to break, with the reason. They are
-	// not run, and logged.
+	// Skip has the reasons for known violations, by names of rules. These rules are skipped, and
+	// the reason is logged.
 	Skip map[string]string
 }
 
-// Main makes a test binary the driver's program, too: in TestMain, it serves the
-// driver if a worker has started the binary, and runs the tests if not. It does not
+// Main makes the test binary also the driver's program. Call it in TestMain: it serves the
+// driver if a worker has started the binary, and otherwise runs the tests. It does not
 // return.
 func Main[D driver.Driver](m *testing.M, k driver.Kind[D], open func(context.Context, json.RawMessage) (D, error)) {
 	if os.Getenv("ARMATURE_DRIVER") != "" {
@@ -148,8 +149,8 @@ func Main[D driver.Driver](m *testing.M, k driver.Kind[D], open func(context.Con
 	os.Exit(m.Run())
 }
 
-// Run checks a driver that is written in Go: in process, and as the program that
-// [Main] makes of the test.
+// Run checks a driver that is written in Go, in two subtests: in process, and as a program, which is the test
+// binary itself, see [Main].
 func Run[D driver.Driver](t *testing.T, k driver.Kind[D], open func(context.Context, json.RawMessage) (D, error), cfg Config, cases []Case[D]) {
 	t.Helper()
 	t.Run("in process", func(t *testing.T) {
@@ -186,7 +187,7 @@ func Run[D driver.Driver](t *testing.T, k driver.Kind[D], open func(context.Cont
 	})
 }
 
-// RunProgram checks the driver that is the program cfg.Plugin.Program.
+// RunProgram checks the driver program cfg.Plugin.Program, with one subtest for each rule.
 func RunProgram[D driver.Driver](t *testing.T, k driver.Kind[D], cfg Config, cases []Case[D]) {
 	t.Helper()
 	e, closeDriver, err := Launch(t, k, cfg)
@@ -197,8 +198,8 @@ func RunProgram[D driver.Driver](t *testing.T, k driver.Kind[D], cfg Config, cas
 	run(t, e, cfg, cases)
 }
 
-// Launch starts a program for [Check], where there is no *testing.T. The function
-// that it returns ends it.
+// Launch starts the program cfg.Plugin.Program for [Check]. It is for a command, which has no *testing.T. The returned function
+// ends the program.
 func Launch[D driver.Driver](t T, k driver.Kind[D], cfg Config) (*Env[D], func(), error) {
 	t.Helper()
 	p := cfg.Plugin
@@ -233,12 +234,13 @@ func Launch[D driver.Driver](t T, k driver.Kind[D], cfg Config) (*Env[D], func()
 type logWriter struct{ t T }
 
 func (w logWriter) Write(b []byte) (int, error) {
-	if w.t.Context().Err() == nil { // else the test is over
+	if w.t.Context().Err() == nil { // after the end of the test Logf would panic
 		w.t.Logf("%s", strings.TrimSpace(string(b)))
 	}
 	return len(b), nil
 }
 
+// run checks each rule in a subtest.
 func run[D driver.Driver](t *testing.T, e *Env[D], cfg Config, cases []Case[D]) {
 	t.Helper()
 	for _, c := range cases {
@@ -248,18 +250,18 @@ func run[D driver.Driver](t *testing.T, e *Env[D], cfg Config, cases []Case[D]) 
 					t.Logf("The rule: %s", c.Rule)
 				}
 			}()
-			if why := Check(t, e, cfg, c); why != "" {
-				t.Skip(why)
+			if skipped := Check(t, e, cfg, c); skipped != "" {
+				t.Skip(skipped)
 			}
 		})
 	}
 }
 
-// Check checks one rule, or returns why it does not apply.
+// Check checks one rule. It reports violations to t. If the rule is skipped, Check returns the reason.
 func Check[D driver.Driver](t T, e *Env[D], cfg Config, c Case[D]) (skipped string) {
 	t.Helper()
-	if why, ok := cfg.Skip[c.Name]; ok {
-		return "known: " + why
+	if reason, ok := cfg.Skip[c.Name]; ok {
+		return "known: " + reason
 	}
 	if c.Crashes && e.plugin == nil {
 		return "only a program survives a crash"

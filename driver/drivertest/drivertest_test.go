@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/driver/drivertest"
 )
 
-// Clock is the driver interface of a component, here with nothing but what every driver has.
+// Clock is the driver interface of a component, here without methods of its own.
 type Clock interface{ driver.Driver }
 
 // clockKind is shared by the component's workers and by vendors' programs.
@@ -36,7 +36,7 @@ func (quartz) Close() error { return nil }
 
 func openQuartz(context.Context, json.RawMessage) (Clock, error) { return quartz{}, nil }
 
-// clockRules are written by the component, beside its driver interface.
+// clockRules are the rules of the component.
 var clockRules = []drivertest.Case[Clock]{
 	{
 		Name: "version",
@@ -73,7 +73,7 @@ func TestRules(t *testing.T) {
 	drivertest.Run(t, clockKind, openQuartz, drivertest.Config{}, clockRules)
 }
 
-// printer is a drivertest.T that prints what a rule finds.
+// printer is a drivertest.T that prints the errors of a rule.
 type printer struct{}
 
 var errFatal = errors.New("the rule ends")
@@ -142,8 +142,8 @@ func ExampleCase() {
 	// known: fixed in version 1.1
 }
 
-// A rule about a crash kills the driver's program in the middle of its work. The driver is restarted by its
-// supervisor, as in a worker.
+// A rule about a crash kills the driver's program during its work. The supervisor restarts the program, as in a
+// worker.
 func ExampleEnv_Crash() {
 	env, end, err := launchSelf()
 	if err != nil {

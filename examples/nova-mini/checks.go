@@ -155,18 +155,23 @@ func (o *options) validate(of ...string) error {
 			continue
 		}
 		if err := c.judge(o); err != nil {
-			section, name, _ := strings.Cut(judged[0], ".")
-			for _, option := range judged[1:] { // name the first option that is set
-				s, n, _ := strings.Cut(option, ".")
-				if o.config.Where(section, name) == "default" && o.config.Where(s, n) != "default" {
-					section, name = s, n
-				}
-			}
+			section, name := o.firstSet(judged)
 			errs = append(errs, o.optionError(section, name, err))
 			wrong[judged[0]] = true // so that one fault is reported once
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// firstSet returns the first of several options that is set, or the first one if none is set.
+func (o *options) firstSet(options []string) (section, name string) {
+	for _, option := range options {
+		if section, name, _ = strings.Cut(option, "."); o.config.Where(section, name) != "default" {
+			return section, name
+		}
+	}
+	section, name, _ = strings.Cut(options[0], ".")
+	return section, name
 }
 
 // optionError adds the place of an option to an error about its value.

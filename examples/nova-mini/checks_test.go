@@ -93,7 +93,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"state path is a file", "compute", strings.Replace(good, "DIR/state", "FILE", 1), "FILE:3: [DEFAULT] state_path", "is not a directory"},
 		{"no such driver", "compute", good + "[DEFAULT]\ncompute_driver = acme\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "armature-compute-acme"},
 		{"a driver that all can write", "compute", good + "[DEFAULT]\ncompute_driver = open\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "chmod go-w"},
-		{"another checksum", "compute", good + "[DEFAULT]\ncompute_driver = fine\nplugin_dir = DIR\n[driver_fine]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:12: [driver_fine] plugin_sha256", "the configuration says 000"},
+		{"another checksum", "compute", good + "[DEFAULT]\ncompute_driver = fine\nplugin_dir = DIR\n[driver_fine]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:12: [driver_fine] plugin_sha256", "the configuration requires 000"},
 		{"misspelt checksum", "compute", good + "[driver_fake]\nplugin_sha265 = 0\n", "FILE:9: [driver_fake] plugin_sha265", "the nearest is plugin_sha256"},
 		{"a checksum of what is built in", "compute", good + "[driver_fake]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:9: [driver_fake] plugin_sha256", "built in"},
 		{"option of the driver", "compute", good + "[driver_fake]\nvcpu = 4\n", "FILE:9: [driver_fake] vcpu", "the nearest is vcpus"},

@@ -149,7 +149,7 @@ func TestTools(t *testing.T) {
 	cmd := command(io.Discard)
 	cmd.SetArgs([]string{"policy", "validate", "--config-file", nova})
 	err := cmd.ExecuteContext(t.Context())
-	for _, want := range []string{"policy.yaml:1: there is no rule os_compute_api:servers:stort; the nearest is os_compute_api:servers:start", "policy.yaml:2: rule os_compute_api:servers:stop"} {
+	for _, want := range []string{"policy.yaml:1: rule os_compute_api:servers:stort does not exist; the nearest is os_compute_api:servers:start", "policy.yaml:2: rule os_compute_api:servers:stop"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("policy validate of a wrong file: %v, want %q", err, want)
 		}

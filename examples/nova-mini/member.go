@@ -18,16 +18,24 @@ import (
 
 // memberCommand manages the services that are registered in the database.
 func (f *flags) memberCommand() *cobra.Command {
-	with := func(do func(ctx context.Context, members *membership.Registry, args []string) error) func(*cobra.Command, []string) error {
-		return func(cmd *cobra.Command, args []string) error {
-			return f.withSchema(cmd.Context(), func(ctx context.Context, o *options, d *sqlx.DB) error {
-				return do(ctx, store.New(d).Members(o.ServiceDownTime), args)
-			})
-		}
+	cmd := &cobra.Command{Use: "member", Short: "Manage registered services"}
+	cmd.AddCommand(f.memberListCommand(), f.memberRemoveCommand())
+	return cmd
+}
+
+// withMembers returns the function of a command that needs the registry.
+func (f *flags) withMembers(do func(ctx context.Context, members *membership.Registry, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		return f.withSchema(cmd.Context(), func(ctx context.Context, o *options, d *sqlx.DB) error {
+			return do(ctx, store.New(d).Members(o.ServiceDownTime), args)
+		})
 	}
-	list := &cobra.Command{
+}
+
+func (f *flags) memberListCommand() *cobra.Command {
+	return &cobra.Command{
 		Use: "list", Short: "List the services: whether each is up, and which process owns its host", Args: noArguments,
-		RunE: with(func(ctx context.Context, members *membership.Registry, _ []string) error {
+		RunE: f.withMembers(func(ctx context.Context, members *membership.Registry, _ []string) error {
 			found, err := members.List(ctx, "")
 			if err != nil {
 				return err
@@ -45,6 +53,9 @@ func (f *flags) memberCommand() *cobra.Command {
 			return w.Flush()
 		}),
 	}
+}
+
+func (f *flags) memberRemoveCommand() *cobra.Command {
 	kinds := []string{store.ConductorBinary, store.SchedulerBinary, store.ComputeBinary}
 	var force bool
 	remove := &cobra.Command{
@@ -55,7 +66,7 @@ func (f *flags) memberCommand() *cobra.Command {
 			}
 			return nil
 		},
-		RunE: with(func(ctx context.Context, members *membership.Registry, args []string) error {
+		RunE: f.withMembers(func(ctx context.Context, members *membership.Registry, args []string) error {
 			if force {
 				if err := members.ForceDown(ctx, args[0], args[1], true); err != nil {
 					return err
@@ -71,7 +82,5 @@ func (f *flags) memberCommand() *cobra.Command {
 		}),
 	}
 	remove.Flags().BoolVar(&force, "force", false, "also remove a service that is up: first make sure that its process no longer exists")
-	cmd := &cobra.Command{Use: "member", Short: "Manage registered services"}
-	cmd.AddCommand(list, remove)
-	return cmd
+	return remove
 }

@@ -147,7 +147,7 @@ func (n *node) wireShared() error {
 func (n *node) serve(name string, iface *rpc.Interface, host string, register func(*rpc.Server), around ...rpc.Interceptor) {
 	srv := rpc.NewServer(n.bus, rpc.ServerConfig{Interface: iface, Host: host, Interceptors: slices.Concat(n.tell.server(), []rpc.Interceptor{n.track}, around), Logger: n.log})
 	register(srv)
-	n.tell.rpc.AddServer(iface.Name, srv)
+	n.tell.rpc.AddServer(srv)
 	n.app.Add(name+" rpc", srv)
 }
 
@@ -455,8 +455,8 @@ func (p *driverPart) Start(ctx context.Context) error {
 	return p.options.optionError("DEFAULT", "compute_driver", err)
 }
 
-// allInOne wires all services in one process, with the in-memory bus and an SQLite database.
-func allInOne(ctx context.Context, n *node) error {
+// makeStatePath creates the directory of the state. Without the option the directory is temporary.
+func (n *node) makeStatePath(ctx context.Context) error {
 	if n.StatePath == "" {
 		if _, err := tempdir.Sweep(os.TempDir(), "nova-mini-"); err != nil { // directories of processes that were killed
 			n.log.WarnContext(ctx, "temporary state of an earlier process not removed", "error", err)
@@ -468,7 +468,12 @@ func allInOne(ctx context.Context, n *node) error {
 		n.StatePath = dir.Path
 		n.close = append(n.close, dir.Remove)
 	}
-	if err := os.MkdirAll(n.StatePath, 0o750); err != nil {
+	return os.MkdirAll(n.StatePath, 0o750)
+}
+
+// allInOne wires all services in one process, with the in-memory bus and an SQLite database.
+func allInOne(ctx context.Context, n *node) error {
+	if err := n.makeStatePath(ctx); err != nil {
 		return err
 	}
 	if n.TransportURL == "" {

@@ -215,9 +215,9 @@ func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets t
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
 	defer tr.CloseIdleConnections()
-	reload := func() (int, string) {
+	request := func(method, path string) (int, string) {
 		t.Helper()
-		r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://admin/debug/reload", http.NoBody)
+		r, err := http.NewRequestWithContext(t.Context(), method, "http://admin"+path, http.NoBody)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -232,6 +232,10 @@ func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets t
 		}
 		return res.StatusCode, string(body)
 	}
+	for code := 0; code != http.StatusOK; { // a reload is refused until all parts are started
+		code, _ = request(http.MethodGet, "/readyz")
+	}
+	reload := func() (int, string) { return request(http.MethodPost, "/debug/reload") }
 	const path = "/v2.1/servers"
 	write("nova.conf", text+"debugg = true\n")
 	write("policy.yaml", "os_compute_api:servers:index: '!'\n")

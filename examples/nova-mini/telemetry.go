@@ -134,7 +134,7 @@ func (t *telemetry) observe(ctx context.Context, o api.Observation) {
 func (t *telemetry) client() []rpc.Interceptor {
 	out := []rpc.Interceptor{t.rpc.Client()}
 	if t.provider != nil {
-		out = append(out, rpcotel.Client(t.provider))
+		out = append(out, rpcotel.New(t.provider).Client())
 	}
 	return out
 }
@@ -143,7 +143,7 @@ func (t *telemetry) client() []rpc.Interceptor {
 func (t *telemetry) server() []rpc.Interceptor {
 	out := []rpc.Interceptor{t.rpc.Server()}
 	if t.provider != nil {
-		out = append(out, rpcotel.Server(t.provider))
+		out = append(out, rpcotel.New(t.provider).Server())
 	}
 	return out
 }

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// CA is an authority. File has its certificate.
+// CA is a certificate authority. File is the path of its certificate, in PEM form.
 type CA struct {
 	File string
 
@@ -25,7 +25,7 @@ type CA struct {
 	key  *ecdsa.PrivateKey
 }
 
-// New makes an authority whose files go with the test.
+// New makes an authority. Its files are removed at the end of the test.
 func New(t testing.TB) *CA {
 	t.Helper()
 	key := newKey(t)
@@ -44,7 +44,8 @@ func New(t testing.TB) *CA {
 	return ca
 }
 
-// Issue makes a certificate for names, or addresses, and a key of mode 0600, and returns their files.
+// Issue makes a certificate for DNS names or IP addresses, valid for an hour, and a key with mode 0600. It returns the paths
+// of both, in PEM form.
 func (ca *CA) Issue(t testing.TB, names ...string) (certFile, keyFile string) {
 	t.Helper()
 	key, form := newKey(t), template(names[0])

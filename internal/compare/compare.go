@@ -1,5 +1,5 @@
-// Package compare runs ways to do the same work side by side and prints how they
-// compare, for benchmarks whose results are ratios.
+// Package compare measures several ways to do the same work side by side and prints the
+// ratios of their speeds. It is for benchmarks.
 package compare
 
 import (
@@ -14,17 +14,17 @@ import (
 
 var (
 	rounds = flag.Int("rounds", 5, "rounds of a comparison")
-	slice  = flag.Duration("slice", time.Second, "how long each contender runs in a round")
+	slice  = flag.Duration("slice", time.Second, "duration of each contender's run in a round")
 )
 
 // Contender is one way to do a piece of work.
 type Contender struct {
 	Name  string
 	Op    func()
-	Drain func() // waits until what Op started has ended; may be nil
+	Drain func() // waits for the end of work that Op has started in the background; may be nil
 }
 
-// Table is where comparisons are printed.
+// Table prints comparisons.
 type Table struct{ w *tabwriter.Writer }
 
 // New begins a table on standard output.
@@ -34,13 +34,13 @@ func New() *Table {
 	return t
 }
 
-// result is what one contender did in one round.
+// result is the result of one contender in one round.
 type result struct {
 	rate float64 // operations a second
 	p50  time.Duration
 }
 
-// measure runs Op in as many goroutines as there are callers.
+// measure runs Op in one goroutine for each caller, for the duration d.
 func measure(c Contender, callers int, d time.Duration) result {
 	var mu sync.Mutex
 	var all []time.Duration
@@ -68,11 +68,11 @@ func measure(c Contender, callers int, d time.Duration) result {
 	return result{float64(len(all)) / spent.Seconds(), all[len(all)/2]}
 }
 
-// Row runs the contenders one after another, again and again, and prints their
-// medians, a line each; the ratios are medians of those in one round to the
-// first.
+// Row runs the contenders one after another in several rounds, and prints a line with the
+// medians for each contender. A ratio is the median of the ratios to the first contender in the
+// same round.
 func (t *Table) Row(what string, callers int, list ...Contender) {
-	for _, c := range list { // warm
+	for _, c := range list { // warm up
 		measure(c, callers, *slice/5)
 	}
 	got := make([][]result, len(list))

@@ -1,3 +1,3 @@
-// Package filelock is the lock of an open file, which the kernel frees when the process ends, however
-// it ends.
+// Package filelock locks open files. The kernel releases the lock when the process ends, even if it is
+// killed.
 package filelock

@@ -7,5 +7,5 @@ import "os"
 // Supported reports whether files have locks on this system.
 const Supported = false
 
-// Try does nothing: each lock is free.
+// Try does nothing and returns true.
 func Try(*os.File) (bool, error) { return true, nil }

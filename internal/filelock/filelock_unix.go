@@ -11,8 +11,9 @@ import (
 // Supported reports whether files have locks on this system.
 const Supported = true
 
-// Try takes the lock of a file, and reports whether it was free. The lock is held until the file is
-// closed. Another open file of the same process counts as that of another process.
+// Try locks a file if it is not locked, and reports whether it has done so. It does not block. The file stays locked until
+// it is closed. If the process opens the same file twice, the two have separate locks, as if they belonged to two
+// processes.
 func Try(f *os.File) (bool, error) {
 	err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
 	if errors.Is(err, syscall.EWOULDBLOCK) {

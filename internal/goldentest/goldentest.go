@@ -1,5 +1,5 @@
-// Package goldentest compares what a program promises to others with the file that was committed when it was
-// promised.
+// Package goldentest compares a contract, such as a wire format, with a committed file, so that a test fails when the
+// contract changes.
 package goldentest
 
 import (
@@ -11,10 +11,10 @@ import (
 // UpdateVar is the environment variable that makes [Contract] write its file.
 const UpdateVar = "ARMATURE_UPDATE"
 
-// Contract fails the test if text is not the content of file. broken returns the promises of the file's
-// content that text no longer keeps, a line each. If there are such, Contract fails with them and with remedy,
-// which says what a broken promise needs, and never writes the file. Otherwise text has grown: with
-// ARMATURE_UPDATE=1 Contract writes it to file. name says whose contract it is.
+// Contract fails the test if text, the contract of name, is not the content of file. broken gets the content of the file and
+// returns the parts of it that text no longer keeps, one line for each. If there are any, Contract fails with them and with
+// remedy, a text that says what a broken contract requires, and never writes the file. Otherwise text has only new parts:
+// with ARMATURE_UPDATE=1 Contract writes it to file.
 func Contract(t testing.TB, name, file, text, remedy string, broken func(old string) ([]string, error)) {
 	t.Helper()
 	update := os.Getenv(UpdateVar) != ""

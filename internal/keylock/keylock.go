@@ -1,5 +1,5 @@
-// Package keylock has a lock for each key, such as the id of a server, so that work on one key is done by one
-// goroutine at a time and work on different keys in parallel.
+// Package keylock has a lock for each key, such as the id of an object. Only one goroutine at a time works on
+// one key, and work on different keys runs in parallel.
 package keylock
 
 import (
@@ -39,7 +39,8 @@ func (l *Locks) Lock(ctx context.Context, key string) error {
 	}
 }
 
-// TryLock takes the lock of key and returns true if no goroutine holds it or waits for it.
+// TryLock acquires the lock of key and returns true if no goroutine holds it or waits for it. Otherwise it returns false.
+// It does not block.
 func (l *Locks) TryLock(key string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -63,6 +64,7 @@ func (l *Locks) Unlock(key string) {
 	l.release(key, e)
 }
 
+// addEntryLocked adds the entry of a key. Its lock is not free: it has no token.
 func (l *Locks) addEntryLocked(key string) *entry {
 	e := &entry{token: make(chan struct{}, 1)}
 	if l.entries == nil {

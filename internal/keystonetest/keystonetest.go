@@ -1,4 +1,4 @@
-// Package keystonetest gives a test a Keystone of its own, with users and tokens.
+// Package keystonetest starts a Keystone for one test, and makes its users and tokens.
 package keystonetest
 
 import (
@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// Keystone is an identity service for one test, which is its administrator. Its methods
-// fail the test. It is for the test's goroutine alone.
+// Keystone is an identity service for one test, which acts as its administrator. An error in a method
+// fails the test. Only the test's goroutine may use it.
 type Keystone struct {
 	*testenv.Service
 
@@ -31,10 +31,10 @@ type Keystone struct {
 	roles map[string]string // their ids, by name
 }
 
-// Password is that of every user that tests make.
+// Password is the password of every user that [Keystone.User] makes.
 const Password = "a password of tests"
 
-// Start starts a Keystone, as envtest.Keystone does.
+// Start starts a Keystone with envtest.Keystone. It ends with the test.
 func Start(t testing.TB) *Keystone {
 	t.Helper()
 	k := &Keystone{Service: envtest.Keystone(t), t: t, roles: map[string]string{}}
@@ -106,8 +106,8 @@ func (k *Keystone) User(name string) string {
 	return u.ID
 }
 
-// Grant gives a user a role: in the project or domain, or in the system if to names
-// neither.
+// Grant gives a user a role in the project or domain of to, or, if to is empty, in the
+// system.
 func (k *Keystone) Grant(userID, role string, to gophercloud.AuthScope) {
 	k.t.Helper()
 	opts := roles.AssignOpts{UserID: userID, ProjectID: to.ProjectID, DomainID: to.DomainID, System: to == gophercloud.AuthScope{}}
@@ -116,13 +116,13 @@ func (k *Keystone) Grant(userID, role string, to gophercloud.AuthScope) {
 	}
 }
 
-// Token logs a user in, in a project, a domain, the system, or, with nil, nowhere.
+// Token logs a user in and returns the token. Its scope is a project, a domain or the system; nil: no scope.
 func (k *Keystone) Token(user string, scope *gophercloud.AuthScope) string {
 	k.t.Helper()
 	return k.login(user, Password, scope).TokenID
 }
 
-// Revoke makes a token worth nothing.
+// Revoke revokes a token.
 func (k *Keystone) Revoke(token string) {
 	k.t.Helper()
 	if err := tokens.Revoke(k.t.Context(), k.admin, token).Err; err != nil {
@@ -130,7 +130,7 @@ func (k *Keystone) Revoke(token string) {
 	}
 }
 
-// Publish puts a service into the catalog, as the only one of its kind.
+// Publish adds a service and its public endpoint to the catalog.
 func (k *Keystone) Publish(kind, endpoint string) {
 	k.t.Helper()
 	s, err := services.Create(k.t.Context(), k.admin, services.CreateOpts{Type: kind}).Extract()

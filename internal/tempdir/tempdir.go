@@ -1,5 +1,5 @@
-// Package tempdir makes temporary folders that a later process removes if theirs was killed. Each folder
-// has a file that is locked as long as its process lives.
+// Package tempdir makes temporary folders. If a process is killed before it has removed its folder, a later process
+// removes the folder. Each folder has a file that is locked while its process runs.
 package tempdir
 
 import (
@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/internal/filelock"
 )
 
-// lockName is the file of a folder that is locked, and marker is what it has: a folder of another program that has a
-// file of this name is not removed.
+// lockName is the name of the locked file in a folder, and marker is its content. A folder of another program is not
+// removed, even if it has a file of this name, because the file has another content.
 const (
 	lockName = ".lock"
 	marker   = "temporary folder of an Armature service, removed when its process has ended\n"
@@ -22,7 +22,7 @@ const (
 
 // Dir is a temporary folder of this process.
 type Dir struct {
-	// Path is where it is.
+	// Path is the folder's path.
 	Path string
 	lock *os.File
 }
@@ -35,19 +35,20 @@ func Make(parent, prefix string) (*Dir, error) {
 		return nil, err
 	}
 	d := &Dir{Path: path}
-	if err := d.hold(); err != nil {
+	if err := d.lockFolder(); err != nil {
 		return nil, errors.Join(err, d.Remove())
 	}
 	return d, nil
 }
 
-// hold locks the file before it has its name, so that no other process finds it unlocked.
-func (d *Dir) hold() (err error) {
+// lockFolder makes the lock file. It locks the file before the file gets its name, so that no other process finds it
+// unlocked.
+func (d *Dir) lockFolder() (err error) {
 	early := filepath.Join(d.Path, lockName+".new")
 	if d.lock, err = os.OpenFile(early, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600); err != nil {
 		return err
 	}
-	if _, err = filelock.Try(d.lock); err != nil { // no other process has it
+	if _, err = filelock.Try(d.lock); err != nil { // the lock is free, because no other process knows the file
 		return err
 	}
 	if _, err = d.lock.WriteString(marker); err != nil {
@@ -56,7 +57,7 @@ func (d *Dir) hold() (err error) {
 	return os.Rename(early, filepath.Join(d.Path, lockName))
 }
 
-// Remove removes the folder with all that is in it, and then frees the lock.
+// Remove removes the folder and its contents, and then releases the lock.
 func (d *Dir) Remove() error {
 	err := os.RemoveAll(d.Path)
 	if d.lock != nil {
@@ -66,10 +67,10 @@ func (d *Dir) Remove() error {
 }
 
 // Sweep removes the folders in parent whose names begin with prefix, and whose processes have ended without
-// removing them. It returns their paths. A folder is left alone if [Make] has not made it, if its process lives, if its
-// lock belongs to another user than that of this process, or if the folder belongs to a user that is neither that one
-// nor one of owners. The error is about folders that could not be removed. On a system
-// without locks of files it does nothing.
+// removing them. It returns their paths. A folder is kept if [Make] has not made it, if its process runs, if its
+// lock file does not belong to the user of this process, or if the folder belongs to a user that is neither that user
+// nor one of owners. The error lists the folders that could not be removed. On a system
+// without file locks Sweep does nothing.
 func Sweep(parent, prefix string, owners ...int) (removed []string, err error) {
 	if !filelock.Supported {
 		return nil, nil
@@ -84,13 +85,14 @@ func Sweep(parent, prefix string, owners ...int) (removed []string, err error) {
 		if gone {
 			removed = append(removed, path)
 		}
-		if !errors.Is(one, fs.ErrNotExist) { // its process, or another one that sweeps, was faster
+		if !errors.Is(one, fs.ErrNotExist) { // the folder's process, or another sweep, has removed it
 			err = errors.Join(err, one)
 		}
 	}
 	return removed, err
 }
 
+// sweepDir removes a folder whose process has ended, and reports whether it has done so.
 func sweepDir(path string, owners []int) (bool, error) {
 	dir, err := os.Lstat(path)
 	if err != nil || !dir.IsDir() || !ownedBy(dir, owners...) {
@@ -105,7 +107,7 @@ func sweepDir(path string, owners []int) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	defer func() { _ = lock.Close() }() // it was only locked
+	defer func() { _ = lock.Close() }() // nothing was written
 	if free, err := filelock.Try(lock); err != nil || !free {
 		return false, err
 	}

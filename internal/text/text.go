@@ -1,4 +1,4 @@
-// Package text makes text for operators: comments of generated files, and hints for misspelt names.
+// Package text makes text for operators: comments of generated files, and hints for misspelled names.
 package text
 
 import (
@@ -26,10 +26,10 @@ func Comment(w io.Writer, words string) {
 }
 
 // Nearest returns a clause with the known name that is most similar to name, to be appended to an
-// error: "; the nearest is report_interval". If no known name is similar, the result is empty: a far
-// name would mislead. A name is similar if a third of its bytes differ at most, or if it contains name,
-// which then has at least 4 bytes. Upper and lower case are the same. Of two names that are equally
-// similar, the first in alphabetical order wins.
+// error: "; the nearest is report_interval". If no known name is similar, the result is empty, because a name that
+// is not similar would mislead. A name is similar if at most a third of its bytes differ, or if it contains name
+// and name has at least 4 bytes. Upper and lower case are equal. Of two equally
+// similar names the first in alphabetical order is returned.
 func Nearest(name string, known func(yield func(string) bool)) string {
 	lower := strings.ToLower(name)
 	distance := func(s string) int { return Distance(lower, strings.ToLower(s)) }
@@ -45,7 +45,7 @@ func Nearest(name string, known func(yield func(string) bool)) string {
 	return ""
 }
 
-// Distance returns how many typing errors turn a into b: bytes that are inserted, deleted or replaced,
+// Distance returns the number of typing errors that turn a into b: bytes that are inserted, deleted or replaced,
 // and neighbors that are swapped.
 func Distance(a, b string) int {
 	var before []int // the row of two bytes ago

@@ -158,8 +158,8 @@ func rawCast(b *testing.B, url string, safe bool) (cast, drain func()) {
 	}, c.drain
 }
 
-// rawFanout is rawCast for an exchange with ten queues.
-func rawFanout(b *testing.B, url string) (cast, drain func()) {
+// rawFanout is rawCast for an exchange with ten queues. With coded, the body is made from a value, and each consumer decodes it.
+func rawFanout(b *testing.B, url string, coded bool) (cast, drain func()) {
 	b.Helper()
 	client := rawChannel(b, url)
 	name := "raw." + rand.Text()
@@ -179,6 +179,11 @@ func rawFanout(b *testing.B, url string) (cast, drain func()) {
 		in := rawConsume(b, ch, queue, false)
 		go func() { // ends with the connection
 			for d := range in {
+				if coded {
+					if err := json.Unmarshal(d.Body, new(blob)); err != nil {
+						b.Error(err)
+					}
+				}
 				_ = d.Ack(false)
 				c.got()
 			}
@@ -186,7 +191,11 @@ func rawFanout(b *testing.B, url string) (cast, drain func()) {
 	}
 	return func() {
 		c.sent(fanoutServers)
-		confirm, err := client.PublishWithDeferredConfirmWithContext(b.Context(), name, "", false, false, amqp.Publishing{Body: make([]byte, 1024)})
+		body := make([]byte, 1024)
+		if coded {
+			body, _ = json.Marshal(payload()) // cannot fail
+		}
+		confirm, err := client.PublishWithDeferredConfirmWithContext(b.Context(), name, "", false, false, amqp.Publishing{Body: body})
 		if err != nil {
 			b.Error(err)
 		}

@@ -30,35 +30,36 @@ type Bus interface {
 	// Publish sends one message to one subscriber of the topic; a message of kind [Fanout] goes to each topic whose
 	// Subscription.Fanout is this topic. Publish returns when the bus is responsible for the message: the broker has
 	// confirmed it. Publish blocks while the broker is away, until the end of ctx, or for a minute if ctx has no
-	// deadline. The error says the outcome, see [OutcomeOf]. A message that cannot be carried is refused with
-	// Invalid, [ErrTooLarge] above all, and no other message fails or waits for it.
+	// deadline. The error says the outcome, see [OutcomeOf]. A message that the bus cannot carry is refused with
+	// Invalid, such as [ErrTooLarge]; other messages neither fail nor wait because of it.
 	//
 	// A persistent message, see [Message.Persistent], survives a restart of the broker, and Publish may send it
 	// more than once to make sure that it arrives. A bus need not deliver a message whose Deadline has passed.
 	Publish(ctx context.Context, topic string, m *Message) error
 
 	// Send is Publish without waiting: it calls done once with the error that Publish would have returned, perhaps
-	// before Send returns. done must not block. Send itself blocks only while too many messages are on their way.
+	// before Send returns. done must not block. Send itself blocks only while too many messages are unconfirmed.
 	Send(ctx context.Context, topic string, m *Message, done func(error))
 
 	// Subscribe delivers the topic's messages on the returned channel until ctx ends. Then the channel is closed,
 	// and messages that were not received go back to the topic. The subscription survives a lost connection.
-	// Subscribe blocks until the topic exists, so that a message published afterwards is not lost. Errors:
+	// Subscribe blocks until the topic exists, so that a message published after its return is not lost. Errors:
 	// Unavailable if the broker does not answer in time, Denied and Precondition if the broker refuses the topic,
 	// Invalid if the topic has an impossible name, ErrClosed, ErrNotStarted.
 	//
 	// The channel has no buffer: a message that the subscriber has not received goes to another subscriber if this
-	// process dies. The subscriber ends each delivery with Ack or Nack, possibly long after it has received the
-	// next one. A message is delivered again after Nack, and when the subscriber's process dies before Ack.
+	// process dies. The subscriber ends each delivery with Ack or Nack, in any order, and may receive other
+	// messages before that. A message is delivered again after Nack, and when the subscriber's process dies before Ack.
 	Subscribe(ctx context.Context, s Subscription) (<-chan *Delivery, error)
 
-	// CreateTopic makes a Shared topic that has no subscriber yet. Errors as Subscribe.
+	// CreateTopic makes a Shared topic, so that messages for it are kept before it has a subscriber. It is not an error
+	// if the topic exists. Errors: as Subscribe.
 	CreateTopic(ctx context.Context, topic string) error
 
 	// Capabilities returns what the bus can do. It does not block.
 	Capabilities() Capabilities
 
-	// Close ends all subscriptions and waits for the goroutines of the bus. Later calls fail with [ErrClosed].
+	// Close ends all subscriptions and waits for the goroutines of the bus. Calls after Close fail with [ErrClosed].
 	// Close is idempotent.
 	Close() error
 }
@@ -67,18 +68,18 @@ type Bus interface {
 type Mode uint8
 
 const (
-	// Shared means that each message goes to one subscriber of the topic. The topic outlives its subscribers: messages that
-	// are published in the meantime wait.
+	// Shared means that each message goes to one subscriber of the topic. The topic outlives its subscribers, and keeps
+	// its messages while it has none.
 	Shared Mode = iota
 	// Live means that each message goes to one subscriber of the topic. The topic ends soon after its last subscriber has
-	// left; the bus documents how soon. Then Publish fails with ErrNoConsumer instead of waiting for a server.
+	// left; each bus documents how soon. Then Publish fails with ErrNoConsumer, and the message does not wait for a server.
 	Live
 	// Private means that the topic has one subscriber and ends with it. Messages need no Ack. Publish fails with
 	// ErrNoConsumer while the subscriber's bus has lost its connection and not yet restored the topic.
 	Private
 )
 
-// Subscription says what a subscriber gets.
+// Subscription says which messages a subscriber gets, and how.
 type Subscription struct {
 	// Topic is the name that is published to. Required.
 	Topic string
@@ -87,20 +88,20 @@ type Subscription struct {
 	// Fanout is the topic of [Fanout] messages of which this topic gets a copy. Only for a topic with one
 	// subscriber, Live or Private. Empty: no copies.
 	Fanout string
-	// Slots is how many messages the subscriber handles at once: the broker sends at most that many that are not
-	// acknowledged. Default 1.
+	// Slots is how many messages the subscriber handles at once, which is the prefetch: at most that many messages are
+	// sent to the subscriber and not acknowledged. Default 1.
 	Slots int
-	// Receive, if it is not nil, is called with each delivery instead of the channel, possibly several times at
-	// once. It must not block. Only for a Private topic. The channel is still closed at the end.
+	// Receive, if it is not nil, gets each delivery instead of the channel, and may be called from several goroutines at
+	// once. It must not block. Only for a Private topic. The channel is still closed at the end of the subscription.
 	Receive func(*Delivery)
 }
 
-// Capabilities is what a bus declares. The zero value is a bus that promises least.
+// Capabilities is what a bus declares. The zero value promises the least.
 type Capabilities struct {
-	// MaxMessage is the largest [Message.Size] that Publish takes, in bytes. Dead letters may be larger, because
-	// the broker has carried them before. Zero: no limit.
+	// MaxMessage is the largest [Message.Size] that Publish accepts, in bytes. Dead letters may be larger, because
+	// the broker has carried their messages before. Zero: no limit.
 	MaxMessage int
-	// MaxTopic is how many bytes the name of a topic may have. Zero: 255.
+	// MaxTopic is the longest name of a topic, in bytes. Zero: 255.
 	MaxTopic int
 	// ConsumerTimeout is how long a subscriber may keep a delivery before the broker delivers it again. Zero: no limit.
 	ConsumerTimeout time.Duration
@@ -120,7 +121,7 @@ type Capabilities struct {
 type Stats struct {
 	// Reconnects is how often a lost connection was replaced.
 	Reconnects uint64
-	// Blocked reports whether the broker takes no messages now.
+	// Blocked reports whether the broker accepts no messages now, for example because its disk is full.
 	Blocked bool
 }
 
@@ -133,8 +134,8 @@ type Outcome uint8
 const (
 	// Confirmed means that the broker has the message. The error is nil.
 	Confirmed Outcome = iota
-	// Refused means that the message was certainly not sent. The error has the code Unavailable (try again later), Timeout
-	// or Canceled (ctx ended), or Invalid (it never will be), or is ErrClosed or ErrNotStarted.
+	// Refused means that the message was certainly not sent. The error has the code Unavailable (a later attempt may
+	// succeed), Timeout or Canceled (ctx ended), or Invalid (each attempt would fail), or is ErrClosed or ErrNotStarted.
 	Refused
 	// Unroutable means that the topic has no subscriber, or does not exist. The error is ErrNoConsumer.
 	Unroutable
@@ -157,7 +158,7 @@ func OutcomeOf(err error) Outcome {
 	}
 }
 
-// Errors of a bus. errors.Is matches them in the errors of package rpc, too.
+// Errors of a bus. errors.Is also matches them in the errors of package rpc.
 var (
 	// ErrNoConsumer: the topic has no subscriber, or does not exist. The message was not sent.
 	ErrNoConsumer = fault.Sentinel(fault.Unavailable, "NoConsumer", "no server listens")
@@ -169,32 +170,33 @@ var (
 	ErrNotStarted = fault.Sentinel(fault.Unavailable, "NotStarted", "the bus was not started")
 )
 
-// Delivery is a message in the hands of a subscriber, until Ack or Nack.
+// Delivery is a message that a subscriber has received, until Ack or Nack. Ack and Nack are safe for concurrent use.
 type Delivery struct {
 	*Message
 	// Redelivered: an earlier delivery of this message was not acknowledged, perhaps because its subscriber died. A
-	// bus whose subscribers die with it need not set it.
+	// bus in the memory of its subscribers' process need not set it.
 	Redelivered bool
 
 	settler Settler
 	settled atomic.Bool
 }
 
-// Settler is the part of a bus that ends a delivery: it acknowledges the message, or gives it back to its topic. An error
-// means that the message will be delivered again, whatever ack is.
+// Settler is the part of a bus that ends a delivery: it acknowledges the message, or returns it to its topic. After an
+// error the message is delivered again, whether ack is true or false. Settle is called at most once for each delivery.
 type Settler interface{ Settle(ack bool) error }
 
-// NewDelivery returns a delivery of m that s ends. s may be nil if there is nothing to end, as in a Private topic.
+// NewDelivery returns a delivery of m. Ack and Nack call s, which may be nil if the bus needs neither, as for a Private
+// topic.
 func NewDelivery(m *Message, redelivered bool, s Settler) *Delivery {
 	return &Delivery{Message: m, Redelivered: redelivered, settler: s}
 }
 
-// Ack acknowledges the message: it is not delivered again. An error means that it will be, because the connection was
-// lost. Only the first Ack or Nack of a delivery has an effect.
+// Ack acknowledges the message, which is then not delivered again. After an error it is delivered again: the connection
+// was lost. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
 func (d *Delivery) Ack() error { return d.settle(true) }
 
-// Nack gives the message back to its topic, which delivers it again. An error means that the bus
-// does so later, by itself. Only the first Ack or Nack of a delivery has an effect.
+// Nack returns the message to its topic, which delivers it again. After an error the broker
+// does so later, by itself. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
 func (d *Delivery) Nack() error { return d.settle(false) }
 
 func (d *Delivery) settle(ack bool) error {
@@ -204,8 +206,8 @@ func (d *Delivery) settle(ack bool) error {
 	return d.settler.Settle(ack)
 }
 
-// Attempt returns which delivery attempt of the message this is, from 1: the attempts that failed and those that were
-// lost with their server count.
+// Attempt returns the number of this delivery attempt, from 1. Earlier attempts that failed, and attempts whose server
+// was lost, count; attempts that failed with Unavailable do not.
 func (d *Delivery) Attempt() int {
 	n := 1 + d.Failures + d.Redeliveries
 	if d.Redelivered {
@@ -214,24 +216,24 @@ func (d *Delivery) Attempt() int {
 	return n
 }
 
-// maxMetadata is how many bytes of metadata each broker carries: AMQP needs them in one frame, of 128 KiB by default,
-// and closes the connection of a longer one.
+// maxMetadata is how many bytes of metadata every broker carries. AMQP needs them in one frame, of 128 KiB by default,
+// and the broker closes a connection that sends a longer frame.
 const maxMetadata = 64 << 10
 
-// CheckMessage returns Invalid if a bus that carries limit bytes cannot carry the message: [ErrTooLarge] if its size is
-// above the limit and it is not a dead letter, which a broker has carried before.
+// CheckMessage returns Invalid if a bus with the limit, in bytes, cannot carry the message: [ErrTooLarge] if the message's
+// size is above the limit, except for a dead letter, whose message a broker has carried before.
 func CheckMessage(m *Message, limit int) error {
 	size := m.metadataSize()
 	if len(m.ID) > names.Max || len(m.Correlation) > names.Max || len(m.ReplyTo) > names.Max {
-		return fault.New(fault.Invalid, "the message's id, correlation id or reply topic is longer than the %d bytes that a broker takes", names.Max)
+		return fault.New(fault.Invalid, "the message's id, correlation id or reply topic is longer than the %d bytes that a broker allows", names.Max)
 	}
 	for k := range m.Header {
 		if len(k) > names.Max {
-			return fault.New(fault.Invalid, "a metadata key of %d bytes is longer than the %d bytes that a broker takes: %.40q", len(k), names.Max, k)
+			return fault.New(fault.Invalid, "a metadata key of %d bytes is longer than the %d bytes that a broker allows: %.40q", len(k), names.Max, k)
 		}
 	}
 	if size > maxMetadata {
-		return fault.New(fault.Invalid, "metadata of %d bytes is larger than the %d bytes that a broker takes: %w", size, maxMetadata, ErrTooLarge)
+		return fault.New(fault.Invalid, "metadata of %d bytes is larger than the %d bytes that a broker allows: %w", size, maxMetadata, ErrTooLarge)
 	}
 	if size += len(m.Payload); size > limit && m.Dead == nil {
 		return TooLarge(size, limit)
@@ -244,8 +246,8 @@ func TooLarge(size, limit int) error {
 	return fault.New(fault.Invalid, "%w: it has %d bytes, and the limit is %d bytes", ErrTooLarge, size, limit)
 }
 
-// CheckTopic returns Invalid if name, with all its prefixes and suffixes, cannot be the name of a topic on each broker:
-// it has more than 255 bytes, is not UTF-8, or has control characters, spaces, *, > or an empty part between two dots.
+// CheckTopic returns Invalid unless name, which includes all prefixes and suffixes, can be the name of a topic on every
+// broker. It must be UTF-8 of at most 255 bytes, without control characters, spaces, *, > and empty parts between dots.
 func CheckTopic(name string) error {
 	if wrong := names.Fault(name); wrong != "" {
 		return fault.New(fault.Invalid, "topic name %.300q of %d bytes %s", name, len(name), wrong)

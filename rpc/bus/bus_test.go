@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// TestMetadata: a message is read as it was written, and written as the release before wrote it.
+// TestMetadata: Decode returns the message that Metadata wrote, and the texts are those of the previous release.
 func TestMetadata(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 23, 7, 38, 13, 500_000_000, time.UTC)
@@ -57,8 +57,8 @@ func TestMetadata(t *testing.T) {
 	}
 }
 
-// FuzzDecode: whatever the metadata is, reading it neither fails nor loses any of it: written and read again the message
-// is the same.
+// FuzzDecode: Decode of any metadata neither fails nor loses metadata: the decoded message, encoded and decoded again, is
+// the same.
 func FuzzDecode(f *testing.F) {
 	for _, s := range [][3]string{
 		{"call backup.list 2.0 deadline=2026-11-23T07:38:13.5Z beat=15s first=100ms x", "reply_to", "reply.x"},
@@ -82,7 +82,7 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// TestOutcome: each error of Publish says what became of the message.
+// TestOutcome: each error of Publish has an outcome.
 func TestOutcome(t *testing.T) {
 	t.Parallel()
 	for want, list := range map[bus.Outcome][]error{
@@ -99,7 +99,7 @@ func TestOutcome(t *testing.T) {
 	}
 }
 
-// settlements notes how a delivery ended.
+// settlements records the acks that Settle got.
 type settlements []bool
 
 func (s *settlements) Settle(ack bool) error { *s = append(*s, ack); return nil }
@@ -125,7 +125,7 @@ func TestDelivery(t *testing.T) {
 	}
 }
 
-// TestCheck: what a broker cannot carry is refused.
+// TestCheck: a message that a broker cannot carry is Invalid.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	long := strings.Repeat("x", 300)

@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// The error of Publish says what became of the message, and so whether it may be sent again.
+// The error of Publish has an outcome, which says whether the message may be sent again.
 func ExampleOutcomeOf() {
 	for _, err := range []error{
 		nil,
@@ -26,7 +26,7 @@ func ExampleOutcomeOf() {
 	// unknown
 }
 
-// A bus whose broker has headers puts the envelope there, and reads it back.
+// A bus over a broker with headers puts the envelope into headers, and reads it back.
 func ExampleDecode() {
 	m := &bus.Message{ID: "id-1", Kind: bus.Cast, Interface: "backup", Method: "start", Durable: true, Payload: []byte(`{}`)}
 	m.Version.Major = 2

@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Kind is what a message is. On the wire it is a word.
+// Kind says what a message is for. On the wire it is a word.
 type Kind string
 
 // The kinds of messages.
@@ -20,17 +20,19 @@ const (
 	Fanout    Kind = "fanout" // a request without a reply, to all servers
 	Cancel    Kind = "cancel" // the caller of a call has given up
 	Reply     Kind = "reply"  // the result of a call
-	Heartbeat Kind = "beat"   // the server still works on a call, or answers a probe
-	Probe     Kind = "probe"  // asks a server, on its private topic, whether it is there
+	Heartbeat Kind = "beat"   // the server still handles a call, or answers a probe
+	Probe     Kind = "probe"  // asks a server, on its private topic, for a heartbeat
 )
 
-// Message is a typed envelope and a payload. The fields without a comment are package rpc's own: a bus carries them and
-// does not use them.
+// Message is a typed envelope and a payload. A bus carries all fields. It may read ID, Kind, Durable, Deadline, ReplyTo,
+// Correlation and Dead; the other fields are for package rpc alone.
 type Message struct {
 	// ID is the same for all deliveries of a message, and no other message has it.
 	ID string
-	// Kind is what the message is. Empty if the message could not be read, see Malformed.
-	Kind      Kind
+	// Kind is what the message is for. Empty if the message could not be read, see Malformed.
+	Kind Kind
+	// Interface, Method and Version name the method of a request. Version is the oldest version of the interface that has
+	// the method.
 	Interface string
 	Method    string
 	Version   struct{ Major, Minor int }
@@ -38,25 +40,25 @@ type Message struct {
 	Durable bool
 	// Deadline is when the request becomes useless. Zero: never.
 	Deadline time.Time
-	// Heartbeat is how often the caller wants a heartbeat while the handler runs, and FirstHeartbeat how soon after
-	// the handler has begun. Zero: never.
+	// Heartbeat is the interval of the heartbeats that the caller wants while the handler runs. FirstHeartbeat is how
+	// soon after the start of the handler the caller wants the first one. Zero: none.
 	Heartbeat, FirstHeartbeat time.Duration
-	// Options are words of a newer release, which travel on unchanged.
+	// Options are the words of the envelope that this release does not know. They are sent on unchanged.
 	Options string
 
 	// ReplyTo is the topic for the reply and the heartbeats of a call, and for the answer to a probe.
 	ReplyTo string
 	// Correlation is the ID of the call or probe that a reply, heartbeat or cancel is about.
 	Correlation string
-	// Instance is which start of which server sends a reply or a heartbeat.
+	// Instance identifies the server that sends a reply or a heartbeat: a new id for each start of a server.
 	Instance string
 
-	// Failures is how many delivery attempts failed other than with Unavailable, and Waited the sum of the delays
-	// after those that failed with Unavailable.
+	// Failures counts the delivery attempts that failed with a code other than Unavailable. Waited is the sum of the
+	// delays after attempts that failed with Unavailable.
 	Failures int
 	Waited   time.Duration
-	// Redeliveries is how many servers were lost that had the message, and Requeues how often its dead letter was
-	// sent again, which counts the others anew.
+	// Redeliveries counts the servers that were lost while they had the message. Requeues counts how often its dead
+	// letter was sent again; each time, the other counts start from zero.
 	Redeliveries, Requeues int
 	// Dead says why the message is a dead letter. Nil: it is not one.
 	Dead *Dead
@@ -66,7 +68,8 @@ type Message struct {
 	// Payload is the request or the response. A bus does not look into it.
 	Payload []byte
 
-	// Malformed is why [Decode] could not read the envelope, with code Invalid. Such a message can only be sent on.
+	// Malformed is why [Decode] could not read the envelope, with code Invalid. Such a message can be published again
+	// unchanged, but not handled.
 	Malformed error
 
 	unread string // the text of keyRPC of a malformed message
@@ -74,16 +77,16 @@ type Message struct {
 
 // Dead is why a message is a dead letter.
 type Dead struct {
-	Reason    string    // a fault code and the last error, or that the message was malformed
-	Topic     string    // where the message was published to
-	Server    string    // the host that gave it up; empty if it has no name
-	At        time.Time // when
-	Truncated int       // the bytes of the whole payload, if the bus could not carry it; else 0
+	Reason    string    // a fault code and the last error, or "malformed: ..."
+	Topic     string    // that the message was published to
+	Server    string    // the host that dead-lettered the message; empty if that server has no host name
+	At        time.Time // when the message was dead-lettered
+	Truncated int       // size of the whole payload in bytes, if the bus could not carry it; otherwise 0
 }
 
-// Names of metadata that a broker may have a place of its own for.
+// Names of metadata for which a broker may have a field of its own.
 const (
-	// KeyEnvelope is what the message is: the kind, the method, its version and options, such as
+	// KeyEnvelope is the envelope's main text: the kind, the method, its version and options, such as
 	// "call backup.list 2.0 deadline=2026-11-23T07:38:13.5Z beat=15s first=100ms".
 	KeyEnvelope    = "rpc"
 	KeyReplyTo     = "reply_to"
@@ -102,16 +105,16 @@ const (
 	keyDiedAt       = "died_at" // RFC 3339 in UTC
 	keyServer       = "server"
 	keyTruncated    = "truncated"
-	// keyRedelivered was set by buses of older releases on what they delivered. It is not sent.
+	// keyRedelivered was set by buses of older releases on messages that they delivered. It is ignored, and not sent.
 	keyRedelivered = "redelivered"
 )
 
 // Options of KeyEnvelope.
 const (
-	optionDurable  = "at-least-once"
-	optionDeadline = "deadline="
-	optionBeat     = "beat="
-	optionFirst    = "first="
+	optionDurable   = "at-least-once"
+	optionDeadline  = "deadline="
+	optionHeartbeat = "beat="
+	optionFirst     = "first="
 )
 
 // Persistent reports whether the message must survive a restart of the broker: it is durable or a dead letter.
@@ -120,7 +123,7 @@ func (m *Message) Persistent() bool { return m.Durable || m.Dead != nil }
 // Size returns how many bytes of a message count against the limit of a bus: its id, its metadata and its payload.
 func (m *Message) Size() int { return m.metadataSize() + len(m.Payload) }
 
-// envelopeSize is about what the envelope has besides texts of unbounded length.
+// envelopeSize is about the size of the envelope without its texts of unbounded length, in bytes.
 const envelopeSize = 64
 
 func (m *Message) metadataSize() int {
@@ -134,7 +137,7 @@ func (m *Message) metadataSize() int {
 	return n
 }
 
-// Metadata returns the envelope as names and texts, those of Header last. The ID and the payload are not among them.
+// Metadata returns the envelope as names and texts. Header comes last. The ID and the payload are not included.
 func (m *Message) Metadata() iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		put := func(key, value string) bool { return value == "" || yield(key, value) }
@@ -160,7 +163,7 @@ func (m *Message) Metadata() iter.Seq2[string, string] {
 	}
 }
 
-// Envelope returns the text of KeyEnvelope.
+// Envelope returns the text of [KeyEnvelope].
 func (m *Message) Envelope() string {
 	if m.Malformed != nil {
 		return m.unread
@@ -186,7 +189,7 @@ func (m *Message) Envelope() string {
 		b = m.Deadline.UTC().AppendFormat(b, time.RFC3339Nano)
 	}
 	if m.Heartbeat > 0 {
-		b = append(b, " "+optionBeat...)
+		b = append(b, " "+optionHeartbeat...)
 		b = append(b, m.Heartbeat.String()...)
 	}
 	if m.FirstHeartbeat > 0 {
@@ -200,8 +203,8 @@ func (m *Message) Envelope() string {
 	return string(b)
 }
 
-// Decode returns the message that has the metadata: the inverse of [Message.Metadata]. It never fails: a message whose
-// envelope cannot be read has Malformed set, and keeps its metadata.
+// Decode is the inverse of [Message.Metadata]. It never fails: a message whose envelope cannot be read has Malformed set,
+// and keeps its metadata. The message owns payload.
 func Decode(id string, metadata iter.Seq2[string, string], payload []byte) *Message {
 	m := &Message{ID: id, Payload: payload}
 	var dead Dead
@@ -233,7 +236,7 @@ func Decode(id string, metadata iter.Seq2[string, string], payload []byte) *Mess
 		case keyServer:
 			dead.Server = v
 		case keyDiedAt:
-			dead.At, _ = time.Parse(time.RFC3339Nano, v) // else it is not known
+			dead.At, _ = time.Parse(time.RFC3339Nano, v) // zero if the text is not a time
 		case keyTruncated:
 			dead.Truncated = decodeCount(v)
 		case keyRedelivered:
@@ -253,7 +256,7 @@ func Decode(id string, metadata iter.Seq2[string, string], payload []byte) *Mess
 	return m
 }
 
-// decodeCount returns a number of at least 0; what cannot be read is 0.
+// decodeCount returns the number in s, or 0 if s is not a number or is negative.
 func decodeCount(s string) int {
 	n, err := strconv.Atoi(s)
 	if err != nil || n < 0 {
@@ -262,7 +265,7 @@ func decodeCount(s string) int {
 	return n
 }
 
-// decodeEnvelope reads the text of KeyEnvelope. Options that it does not know are kept, so that newer clients may send
+// decodeEnvelope reads the text of KeyEnvelope. Unknown options are kept in Options, because newer clients may send
 // more.
 func (m *Message) decodeEnvelope(s string) error {
 	kind, rest, _ := strings.Cut(s, " ")
@@ -271,7 +274,7 @@ func (m *Message) decodeEnvelope(s string) error {
 		m.Kind = k
 		return nil
 	case Call, Cast, Fanout, Cancel:
-		m.Kind = k // kept if the rest cannot be read: the bus still has to route it
+		m.Kind = k // set even if the rest cannot be read: the bus still has to route the message
 	default:
 		return fault.New(fault.Invalid, "the metadata's %q is %q, want a call, cast, fanout or cancel", KeyEnvelope, s)
 	}
@@ -279,7 +282,7 @@ func (m *Message) decodeEnvelope(s string) error {
 	version, rest, _ := strings.Cut(rest, " ")
 	dot := strings.LastIndexByte(name, '.')
 	if dot <= 0 || dot == len(name)-1 {
-		return fault.New(fault.Invalid, "the metadata's %q is %q, which names no interface and method", KeyEnvelope, s)
+		return fault.New(fault.Invalid, "the metadata's %q is %q, want an interface and a method, such as backup.list, after the kind", KeyEnvelope, s)
 	}
 	m.Interface, m.Method = name[:dot], name[dot+1:]
 	var err error
@@ -302,7 +305,7 @@ func (m *Message) decodeEnvelope(s string) error {
 	return nil
 }
 
-// decodeOption reads one option, and reports whether it knows it.
+// decodeOption reads one option. known is false if this release does not know the option.
 func (m *Message) decodeOption(word string) (known bool, err error) {
 	name, value, ok := strings.Cut(word, "=")
 	switch {
@@ -312,7 +315,7 @@ func (m *Message) decodeOption(word string) (known bool, err error) {
 		if m.Deadline, err = time.Parse(time.RFC3339Nano, value); err != nil {
 			return true, fault.New(fault.Invalid, "the deadline %q is not an RFC 3339 time", value)
 		}
-	case ok && name+"=" == optionBeat:
+	case ok && name+"=" == optionHeartbeat:
 		m.Heartbeat, err = time.ParseDuration(value)
 		if err != nil || m.Heartbeat <= 0 {
 			return true, fault.New(fault.Invalid, "the heartbeat interval %q is not a duration such as 15s", value)
@@ -328,8 +331,8 @@ func (m *Message) decodeOption(word string) (known bool, err error) {
 	return true, nil
 }
 
-// ParseVersion reads a version such as "2.1". A missing version is 1.0, not the latest, so that a client from before
-// versions were sent counts as old. The error has code Invalid.
+// ParseVersion reads a version such as "2.1". An empty text is 1.0 and not the latest version, because only old clients
+// send no version. The error has code Invalid.
 func ParseVersion(s string) (major, minor int, err error) {
 	if s == "" {
 		return 1, 0, nil
@@ -338,7 +341,7 @@ func ParseVersion(s string) (major, minor int, err error) {
 	major, err = strconv.Atoi(a)
 	minor, err2 := strconv.Atoi(b)
 	if cmp.Or(err, err2) != nil || major < 0 || minor < 0 {
-		return 0, 0, fault.New(fault.Invalid, "version %q is not major.minor", s)
+		return 0, 0, fault.New(fault.Invalid, "version %q is not of the form major.minor", s)
 	}
 	return major, minor, nil
 }

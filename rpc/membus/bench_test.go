@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// BenchmarkCall is the round trip of a call in one process, with 1 KiB each way.
+// BenchmarkCall measures the round trip of a call in one process, with 1 KiB each way.
 func BenchmarkCall(b *testing.B) {
 	echo := rpc.Method[string, string]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
 	client := rpctest.Serve(b, iface, func(s *rpc.Server) {

@@ -1,14 +1,14 @@
-// Package membus is the in-memory bus: whole services in one process, and
+// Package membus is the in-memory bus, for services that run in one process, and for
 // tests.
 //
 //	bus := membus.New()
 //	defer bus.Close()
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface})
 //
-// It keeps the contract of package bus as a broker does: a topic that was once
-// subscribed to as Shared keeps its messages while it has no subscriber, no subscriber
-// gets more than it receives, and a message that is not acknowledged is delivered again. A
-// Live topic ends with its last subscriber, at once. The messages end with the process. It works inside
+// It keeps the contract of package bus as a broker does. A Shared topic keeps its
+// messages while it has no subscriber. A message goes to a subscriber only when the
+// subscriber receives it, and is delivered again after Nack. A Live topic ends at once
+// with its last subscriber. Messages do not outlive the process. The bus works inside
 // testing/synctest.
 package membus
 
@@ -23,7 +23,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Bus is an in-memory [bus.Bus], and a service part. It is safe for concurrent use.
+// Bus is an in-memory [bus.Bus]. It has the Start and Stop of a service part. It is safe for concurrent use.
 type Bus struct {
 	mu     sync.RWMutex
 	queues map[string]*queue
@@ -33,7 +33,7 @@ type Bus struct {
 	wg     sync.WaitGroup
 }
 
-// New returns an empty bus.
+// New returns a bus without topics, ready for use. The caller closes it.
 func New() *Bus {
 	life, end := context.WithCancel(context.Background())
 	return &Bus{queues: make(map[string]*queue), fanout: make(map[string][]*queue), life: life, end: end}
@@ -44,7 +44,7 @@ func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{MaxMessage: bus.DefaultMaxMessage, NoConsumer: true, LiveTopics: true}
 }
 
-// Publish gives the message to the topic, see [bus.Bus]. It never blocks.
+// Publish adds the message to the topic, see [bus.Bus]. It blocks only in Subscription.Receive of a Private topic.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	if err := b.publish(ctx, topic, m); err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)
@@ -52,7 +52,7 @@ func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	return nil
 }
 
-// Send is Publish, see [bus.Bus].
+// Send is Publish, see [bus.Bus]. It calls done before it returns.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	done(b.Publish(ctx, topic, m))
 }
@@ -88,17 +88,17 @@ func (b *Bus) CreateTopic(_ context.Context, topic string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.life.Err() != nil {
-		return fmt.Errorf("make topic %s: %w", topic, bus.ErrClosed)
+		return fmt.Errorf("create topic %s: %w", topic, bus.ErrClosed)
 	}
 	s := bus.Subscription{Topic: topic}
 	if err := checkTopics(s); err != nil {
-		return fmt.Errorf("make topic: %w", err)
+		return fmt.Errorf("create topic: %w", err)
 	}
 	b.openLocked(s)
 	return nil
 }
 
-// checkTopics returns Invalid if a topic of the subscription has a name that no broker could take.
+// checkTopics returns Invalid if a topic of the subscription has a name that not every broker accepts.
 func checkTopics(s bus.Subscription) error {
 	if s.Fanout == "" {
 		return bus.CheckTopic(s.Topic)
@@ -106,9 +106,9 @@ func checkTopics(s bus.Subscription) error {
 	return cmp.Or(bus.CheckTopic(s.Topic), bus.CheckTopic(s.Fanout))
 }
 
-// Subscribe delivers the topic's messages until ctx ends, see [bus.Bus]. It
-// never blocks. Slots has no effect: a subscriber gets only what it receives. The publisher's goroutine calls
-// s.Receive.
+// Subscribe delivers the topic's messages until ctx ends, see [bus.Bus]. It never blocks. s.Slots has no effect, because
+// a message is delivered only when the subscriber receives it. s.Receive runs in the publisher's goroutine, or in one of
+// the bus.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -121,23 +121,23 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	return b.openLocked(s).subscribe(ctx, s.Receive), nil
 }
 
-// openLocked returns the topic's queue.
+// openLocked returns the topic's queue, and creates it if it does not exist.
 func (b *Bus) openLocked(s bus.Subscription) *queue {
 	q := b.queues[s.Topic]
 	if q == nil {
-		q = &queue{wake: make(chan struct{}, 1)}
+		q = &queue{changed: make(chan struct{}, 1)}
 		b.queues[s.Topic] = q
-		b.wg.Go(func() { q.offerLoop(b.life, s.Mode != bus.Shared, func() bool { return b.forget(s, q) }) })
+		b.wg.Go(func() { q.offerLoop(b.life, s.Mode != bus.Shared, func() bool { return b.removeQueue(s, q) }) })
 	}
 	if s.Fanout != "" && !slices.Contains(b.fanout[s.Fanout], q) {
-		// Publish reads the old list meanwhile.
+		// The list is replaced, not changed: Publish may be reading the old one.
 		b.fanout[s.Fanout] = append(slices.Clip(b.fanout[s.Fanout]), q)
 	}
 	return q
 }
 
-// forget removes a queue that has no subscriber, and reports whether it did.
-func (b *Bus) forget(s bus.Subscription, q *queue) bool {
+// removeQueue removes a queue. It returns false if the queue has a subscriber.
+func (b *Bus) removeQueue(s bus.Subscription, q *queue) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if q.subscribed() {
@@ -152,7 +152,7 @@ func (b *Bus) forget(s bus.Subscription, q *queue) bool {
 }
 
 // Close ends the subscriptions, drops all messages and waits for the bus's
-// goroutines, see [bus.Bus].
+// goroutines, see [bus.Bus]. It never fails.
 func (b *Bus) Close() error {
 	b.mu.Lock()
 	b.end()

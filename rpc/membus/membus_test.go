@@ -34,7 +34,7 @@ var (
 )
 
 // TestFakeClock: a service runs on the bus inside a synctest bubble, where an
-// hour passes in no time.
+// hour passes at once.
 func TestFakeClock(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -10,12 +10,12 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// queue is the messages of a topic and its subscribers. A message goes at once to
-// a subscriber that waits. Otherwise one goroutine, offerLoop, offers the first message of the list
-// to all subscribers: the one that receives first gets it, so that no message lies with a
-// busy subscriber.
+// queue has the messages of a topic and its subscribers. A message goes at once to a
+// subscriber that is receiving. Otherwise the goroutine offerLoop offers the first message
+// of the list to all subscribers, and the first that receives gets it. So no message waits
+// at a busy subscriber while another one is idle.
 type queue struct {
-	wake chan struct{} // holds a token when the list or the subscribers changed
+	changed chan struct{} // holds a token when the list or the subscribers changed
 
 	mu   sync.Mutex
 	list []*bus.Delivery
@@ -24,9 +24,9 @@ type queue struct {
 }
 
 type subscriber struct {
-	ended   <-chan struct{}
+	ended   <-chan struct{} // closed when the subscription has ended
 	out     chan *bus.Delivery
-	receive func(*bus.Delivery) // in place of out, if it is not nil
+	receive func(*bus.Delivery) // used instead of out if it is not nil
 }
 
 func (q *queue) subscribe(ctx context.Context, receive func(*bus.Delivery)) <-chan *bus.Delivery {
@@ -34,8 +34,8 @@ func (q *queue) subscribe(ctx context.Context, receive func(*bus.Delivery)) <-ch
 	q.mu.Lock()
 	q.subs = append(q.subs, s)
 	q.mu.Unlock()
-	q.signal()
-	context.AfterFunc(ctx, q.signal)
+	q.notify()
+	context.AfterFunc(ctx, q.notify)
 	return s.out
 }
 
@@ -45,16 +45,16 @@ func (q *queue) subscribed() bool {
 	return len(q.subs) > 0
 }
 
-// add puts a message at the end.
+// add puts a new message at the end.
 func (q *queue) add(m *bus.Message) { q.put(q.deliver(m), false) }
 
-// requeuer gives a message back to its queue.
+// requeuer is the bus.Settler of a message: Nack returns the message to its queue.
 type requeuer struct {
 	q *queue
 	m *bus.Message
 }
 
-// Settle is that of [bus.Settler].
+// Settle implements [bus.Settler].
 func (r *requeuer) Settle(ack bool) error {
 	if !ack {
 		r.q.put(r.q.deliver(r.m), true)
@@ -62,12 +62,12 @@ func (r *requeuer) Settle(ack bool) error {
 	return nil
 }
 
-// deliver returns a delivery of the message. It is never marked as redelivered: no subscriber dies without the bus.
+// deliver returns a delivery of the message. It is never marked as redelivered: a subscriber that dies takes the bus with it.
 func (q *queue) deliver(m *bus.Message) *bus.Delivery {
 	return bus.NewDelivery(m, false, &requeuer{q, m})
 }
 
-// put adds a delivery, at the front if its message was there before.
+// put adds a delivery: at the front if its message was returned, otherwise at the end.
 func (q *queue) put(d *bus.Delivery, front bool) {
 	q.mu.Lock()
 	if len(q.list) == 0 {
@@ -77,7 +77,7 @@ func (q *queue) put(d *bus.Delivery, front bool) {
 			receive(d)
 			return
 		}
-		if q.handOutLocked(d) {
+		if q.deliverLocked(d) {
 			q.mu.Unlock()
 			return
 		}
@@ -88,11 +88,11 @@ func (q *queue) put(d *bus.Delivery, front bool) {
 		q.list = append(q.list, d)
 	}
 	q.mu.Unlock()
-	q.signal()
+	q.notify()
 }
 
-// handOutLocked gives d to a subscriber that waits.
-func (q *queue) handOutLocked(d *bus.Delivery) bool {
+// deliverLocked passes d to a subscriber that is receiving, in turn. It returns false if all are busy.
+func (q *queue) deliverLocked(d *bus.Delivery) bool {
 	for range q.subs {
 		q.next = (q.next + 1) % len(q.subs)
 		s := q.subs[q.next]
@@ -110,27 +110,28 @@ func (q *queue) handOutLocked(d *bus.Delivery) bool {
 	return false
 }
 
-func (q *queue) signal() {
+// notify tells offerLoop that the list or the subscribers changed.
+func (q *queue) notify() {
 	select {
-	case q.wake <- struct{}{}:
+	case q.changed <- struct{}{}:
 	default:
 	}
 }
 
-// offerLoop delivers until life ends, or until forget agrees to the end of a queue that has
-// lost its last subscriber.
-func (q *queue) offerLoop(life context.Context, ends bool, forget func() bool) {
+// offerLoop delivers until life ends. If ends is true, the loop also ends when the queue has lost its last subscriber and
+// remove has removed it.
+func (q *queue) offerLoop(life context.Context, ends bool, remove func() bool) {
 	defer q.endSubscriptions()
 	for {
 		d, subs := q.first()
-		if ends && len(subs) == 0 && forget() {
+		if ends && len(subs) == 0 && remove() {
 			return
 		}
 		took := false
 		switch {
 		case d == nil || len(subs) == 0:
 			select {
-			case <-q.wake:
+			case <-q.changed:
 			case <-life.Done():
 				return
 			}
@@ -141,7 +142,7 @@ func (q *queue) offerLoop(life context.Context, ends bool, forget func() bool) {
 			select {
 			case subs[0].out <- d:
 				took = true
-			case <-q.wake:
+			case <-q.changed:
 			case <-life.Done():
 				return
 			}
@@ -149,7 +150,7 @@ func (q *queue) offerLoop(life context.Context, ends bool, forget func() bool) {
 			cases := make([]reflect.SelectCase, 0, len(subs)+2)
 			cases = append(cases,
 				reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(life.Done())},
-				reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(q.wake)})
+				reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(q.changed)})
 			for _, s := range subs {
 				cases = append(cases, reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(s.out), Send: reflect.ValueOf(d)})
 			}
@@ -165,8 +166,8 @@ func (q *queue) offerLoop(life context.Context, ends bool, forget func() bool) {
 	}
 }
 
-// first returns the first delivery that has not expired and the subscribers that may have
-// it. It ends the subscriptions whose context has ended.
+// first returns the first delivery whose deadline has not passed, and the subscribers. It ends the subscriptions whose
+// context has ended, and drops expired deliveries.
 func (q *queue) first() (*bus.Delivery, []subscriber) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -196,7 +197,7 @@ func (q *queue) remove(d *bus.Delivery) {
 	if i := slices.Index(q.list, d); i == 0 {
 		q.list[0] = nil
 		q.list = q.list[1:]
-	} else { // another one was put in front meanwhile
+	} else { // a returned message was put in front in the meantime
 		q.list = slices.Delete(q.list, i, i+1)
 	}
 }

@@ -1,16 +1,16 @@
-// Package rpcotel makes OpenTelemetry spans of rpc requests, on both sides, and
+// Package rpcotel makes OpenTelemetry spans of rpc requests in client and server, and
 // joins them over the bus.
 //
-//	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{rpcotel.Client(provider)}})
-//	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{rpcotel.Server(provider)}})
+//	traces := rpcotel.New(provider)
+//	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{traces.Client()}})
+//	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{traces.Server()}})
 //
-// The W3C traceparent travels with calls, casts and fanouts as
-// reqctx.Request.Traceparent, which also stands on log lines. A tracestate does
-// not travel.
+// Calls, casts and fanouts carry the W3C traceparent, as reqctx.Request.Traceparent,
+// which also appears on log lines. They do not carry a tracestate.
 //
-// A call makes a client span and a server span, a cast and a fanout a producer
-// span and a consumer span; they are called "interface.method". A failed one has
-// the fault code as error.type.
+// A call has a client span and a server span; a cast and a fanout have a producer span
+// and a consumer span. The name of a span is "interface.method". The span of a failed
+// request has the fault code as error.type.
 package rpcotel
 
 import (
@@ -31,23 +31,29 @@ const (
 	traceparent = "traceparent"
 )
 
+// Traces makes spans. It is safe for concurrent use.
+type Traces struct{ tracer trace.Tracer }
+
+// New returns Traces whose spans go to a provider, which stays the caller's.
+func New(p trace.TracerProvider) *Traces { return &Traces{p.Tracer(scope)} }
+
 // Client returns the interceptor for clients.
-func Client(p trace.TracerProvider) rpc.Interceptor {
-	return intercept(p.Tracer(scope), trace.SpanKindClient, trace.SpanKindProducer)
+func (t *Traces) Client() rpc.Interceptor {
+	return t.intercept(trace.SpanKindClient, trace.SpanKindProducer)
 }
 
 // Server returns the interceptor for servers.
-func Server(p trace.TracerProvider) rpc.Interceptor {
-	return intercept(p.Tracer(scope), trace.SpanKindServer, trace.SpanKindConsumer)
+func (t *Traces) Server() rpc.Interceptor {
+	return t.intercept(trace.SpanKindServer, trace.SpanKindConsumer)
 }
 
-func intercept(tracer trace.Tracer, call, other trace.SpanKind) rpc.Interceptor {
+func (t *Traces) intercept(call, other trace.SpanKind) rpc.Interceptor {
 	return func(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
 		kind := other
 		if info.Kind == "call" {
 			kind = call
 		}
-		ctx, span := tracer.Start(parent(ctx), info.Interface+"."+info.Method, trace.WithSpanKind(kind), trace.WithAttributes(
+		ctx, span := t.tracer.Start(parent(ctx), info.Interface+"."+info.Method, trace.WithSpanKind(kind), trace.WithAttributes(
 			attribute.String("rpc.system", "armature"),
 			attribute.String("rpc.service", info.Interface),
 			attribute.String("rpc.method", info.Method),
@@ -71,7 +77,7 @@ func destination(info rpc.Info) string {
 	return info.Interface + "." + info.Host
 }
 
-// parent returns ctx with the span that the request came with, if ctx has none.
+// parent returns ctx with the span of the request's traceparent, unless ctx has a span.
 func parent(ctx context.Context) context.Context {
 	if trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx
@@ -83,7 +89,7 @@ func parent(ctx context.Context) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{traceparent: from})
 }
 
-// carry puts the current span where rpc and the log take it from.
+// carry sets the traceparent of the reqctx.Request to the current span, for rpc and for log lines.
 func carry(ctx context.Context) context.Context {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)

@@ -22,17 +22,16 @@ var (
 	event = rpc.Method[string, rpc.None]{Interface: iface, Name: "event", Since: rpc.Version{Major: 1}}
 )
 
-// TestSpans: the server's span is the child of the client's, over the bus, for
-// every kind of request; what the handler sends joins in, and so does a trace
-// that came from outside.
+// TestSpans: for every kind of request, the server's span is the child of the client's span. Requests
+// that the handler sends belong to the same trace, and so does a trace that began outside.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	rec := tracetest.NewSpanRecorder()
 	tp := trace.NewTracerProvider(trace.WithSpanProcessor(rec))
 	bus := rpctest.NewBus(t)
-	c := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{rpcotel.Client(tp)}})
+	c := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{rpcotel.New(tp).Client()}})
 	defer c.Close()
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h", Interceptors: []rpc.Interceptor{rpcotel.Server(tp)}})
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h", Interceptors: []rpc.Interceptor{rpcotel.New(tp).Server()}})
 	rpc.Handle(srv, start, func(ctx context.Context, _ *string) (*string, error) {
 		if err := rpc.Fanout(ctx, c, event, new(string)); err != nil {
 			t.Error(err)

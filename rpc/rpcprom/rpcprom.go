@@ -1,34 +1,38 @@
-// Package rpcprom gives Prometheus the metrics of rpc clients, servers and buses.
+// Package rpcprom has the metrics of rpc clients, servers and buses, for Prometheus.
 //
 //	m := rpcprom.New()
 //	prometheus.MustRegister(m)
 //	client := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{m.Client()}})
 //	server := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Interceptors: []rpc.Interceptor{m.Server()}})
 //	m.AddClient(client)
-//	m.AddServer(backup.Interface.Name, server)
+//	m.AddServer(server)
+//	m.AddBus(bus)
 //
 // The metrics, all with the prefix armature_rpc_:
 //
-//	client_requests_total        counter    interface, method, kind, code   what was sent, and how it ended
-//	client_request_seconds       histogram  interface, method, kind         until the reply came, or the bus took the message
-//	client_in_flight             gauge      interface                       requests that wait now
-//	client_no_consumer_total     counter    interface                       refused because no server listens
-//	client_late_replies_total    counter                                    replies that came after their calls had ended
-//	client_canceled_total        counter                                    servers that were told to give up
-//	client_silent_total          counter                                    calls whose heartbeats were lost
-//	client_lost_total            counter                                    calls whose server's process was gone
-//	server_requests_total        counter    interface, method, kind, code   what was handled, and how it ended
-//	server_request_seconds       histogram  interface, method, kind         that the handler took
-//	server_in_flight             gauge      interface                       handlers that run now
-//	server_expired_total         counter    interface                       requests dropped because their deadline had passed
-//	server_canceled_total        counter    interface                       handlers that were canceled by their callers
-//	server_redelivered_total     counter    interface                       casts sent again for their next delivery attempt
-//	server_duplicate_total       counter    interface                       casts not run because they had been
-//	server_dead_lettered_total   counter    interface                       messages given up
-//	server_malformed_total       counter    interface                       of these, those that could not be read
-//	server_lost_replies_total    counter    interface                       replies that no caller took
-//	bus_reconnects_total         counter                                    lost connections that were replaced
-//	bus_blocked                  gauge                                      1 while the broker takes no messages
+//	client_requests_total            counter    interface, method, kind, code  sent requests by their end
+//	client_request_duration_seconds  histogram  interface, method, kind        until the reply came, or the broker confirmed the message
+//	client_in_flight                 gauge      interface                      requests that wait now
+//	client_no_consumer_total         counter    interface                      requests that failed with ErrNoConsumer
+//	client_late_replies_total        counter                                   replies that came after their calls had ended
+//	client_canceled_total            counter                                   cancel messages sent to servers
+//	client_heartbeat_lost_total      counter                                   calls that failed with ErrHeartbeatLost
+//	client_lost_total                counter                                   calls that failed with ErrServerLost
+//	server_requests_total            counter    interface, method, kind, code  handled requests by their end
+//	server_request_duration_seconds  histogram  interface, method, kind        duration of the handler
+//	server_in_flight                 gauge      interface                      handlers that run now
+//	server_expired_total             counter    interface                      requests dropped because their deadline had passed
+//	server_canceled_total            counter    interface                      running handlers canceled by their callers
+//	server_redelivered_total         counter    interface                      casts published again for their next delivery attempt
+//	server_duplicate_total           counter    interface                      deliveries of casts that had been handled or replaced
+//	server_dead_lettered_total       counter    interface                      dead-lettered messages
+//	server_malformed_total           counter    interface                      messages that could not be read or were too large
+//	server_lost_replies_total        counter    interface                      replies that could not be sent to their callers
+//	bus_reconnects_total             counter                                   lost connections that were replaced
+//	bus_blocked                      gauge                                     1 while the broker accepts no messages
+//	client_request_seconds           histogram  interface, method, kind        deprecated: client_request_duration_seconds
+//	server_request_seconds           histogram  interface, method, kind        deprecated: server_request_duration_seconds
+//	client_silent_total              counter                                   deprecated: client_heartbeat_lost_total
 //
 // kind is call, cast or fanout; code is OK or a fault code such as Timeout,
 // Unavailable (not executed) and Unknown (may have been executed).
@@ -57,48 +61,54 @@ type Metrics struct {
 
 	mu      sync.Mutex
 	clients []*rpc.Client
-	servers map[string][]*rpc.Server
+	servers []*rpc.Server
 	buses   []func() bus.Stats
 }
 
-// side is what client and server have in common.
+// side has the metrics that clients and servers have in common.
 type side struct {
-	total   *prometheus.CounterVec
-	seconds *prometheus.HistogramVec
-	flight  *prometheus.GaugeVec // nil: Stats knows it
+	total    *prometheus.CounterVec
+	duration *prometheus.HistogramVec
+	seconds  *prometheus.HistogramVec // the deprecated name of duration
+	flight   *prometheus.GaugeVec     // of clients; that of servers is in rpc.ServerStats
 }
 
-// New returns metrics of nothing yet.
+// New returns metrics. Give clients and servers their interceptors, and add clients, servers and buses.
 func New() *Metrics {
 	request := []string{"interface", "method", "kind"}
-	newSide := func(name, total, seconds string) side {
+	histogram := func(name, help string) *prometheus.HistogramVec {
+		return prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: prefix + name, Help: help, Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
+		}, request)
+	}
+	newSide := func(name, total, duration string) side {
 		return side{
 			total: prometheus.NewCounterVec(prometheus.CounterOpts{
 				Name: prefix + name + "_requests_total", Help: total,
 			}, append(request[:3:3], "code")),
-			seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-				Name: prefix + name + "_request_seconds", Help: seconds,
-				Buckets: []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300},
-			}, request),
+			duration: histogram(name+"_request_duration_seconds", duration),
+			seconds:  histogram(name+"_request_seconds", "Deprecated: use "+prefix+name+"_request_duration_seconds."),
 		}
 	}
 	m := &Metrics{
-		client:  newSide("client", "Requests that were sent, and how they ended.", "Seconds until the reply came, or the bus took the message."),
-		server:  newSide("server", "Requests that were handled, and how they ended.", "Seconds that the handler took."),
-		servers: make(map[string][]*rpc.Server),
+		client: newSide("client", "Sent requests by their end.", "Duration until the reply came, or the broker confirmed the message."),
+		server: newSide("server", "Handled requests by their end.", "Duration of the handler."),
 	}
 	m.client.flight = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "client_in_flight", Help: "Requests that wait now.",
 	}, []string{"interface"})
 	m.noConsumer = prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: prefix + "client_no_consumer_total", Help: "Requests refused because no server listens.",
+		Name: prefix + "client_no_consumer_total", Help: "Requests that failed because no server listens.",
 	}, []string{"interface"})
-	m.all = []prometheus.Collector{m.client.total, m.client.seconds, m.client.flight, m.noConsumer, m.server.total, m.server.seconds}
+	m.all = []prometheus.Collector{
+		m.client.total, m.client.duration, m.client.seconds, m.client.flight, m.noConsumer,
+		m.server.total, m.server.duration, m.server.seconds,
+	}
 	return m
 }
 
 // Client returns the interceptor for clients. It should be the first, so that it
-// counts what other interceptors refuse, too.
+// also counts requests that other interceptors refuse.
 func (m *Metrics) Client() rpc.Interceptor {
 	return func(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (any, error) {
 		flight := m.client.flight.WithLabelValues(info.Interface)
@@ -112,14 +122,16 @@ func (m *Metrics) Client() rpc.Interceptor {
 	}
 }
 
-// Server returns the interceptor for servers. It should be the first.
+// Server returns the interceptor for servers. It should be the first, for the same reason.
 func (m *Metrics) Server() rpc.Interceptor { return m.server.observe }
 
 func (s side) observe(ctx context.Context, info rpc.Info, req any, next func(context.Context, any) (any, error)) (resp any, err error) {
 	start := time.Now()
-	code := fault.Internal.String() // of a panic, which goes on
+	code := fault.Internal.String() // if next panics; the panic goes on
 	defer func() {
-		s.seconds.WithLabelValues(info.Interface, info.Method, info.Kind).Observe(time.Since(start).Seconds())
+		took := time.Since(start).Seconds()
+		s.duration.WithLabelValues(info.Interface, info.Method, info.Kind).Observe(took)
+		s.seconds.WithLabelValues(info.Interface, info.Method, info.Kind).Observe(took)
 		s.total.WithLabelValues(info.Interface, info.Method, info.Kind, code).Inc()
 	}()
 	if resp, err = next(ctx, req); err != nil {
@@ -130,21 +142,21 @@ func (s side) observe(ctx context.Context, info rpc.Info, req any, next func(con
 	return resp, err
 }
 
-// AddClient adds the counters of a client; those of several are added up.
+// AddClient adds a client. The counters of all clients are added up.
 func (m *Metrics) AddClient(c *rpc.Client) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.clients = append(m.clients, c)
 }
 
-// AddServer adds the counters of a server of the interface.
-func (m *Metrics) AddServer(iface string, s *rpc.Server) {
+// AddServer adds a server. The counters of all servers of an interface are added up.
+func (m *Metrics) AddServer(s *rpc.Server) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.servers[iface] = append(m.servers[iface], s)
+	m.servers = append(m.servers, s)
 }
 
-// AddBus adds the metrics of a bus. A bus that declares none in its capabilities adds nothing.
+// AddBus adds a bus. The metrics of all buses are added up. A bus without Capabilities.Stats is ignored.
 func (m *Metrics) AddBus(b bus.Bus) {
 	stats := b.Capabilities().Stats
 	if stats == nil {
@@ -155,7 +167,7 @@ func (m *Metrics) AddBus(b bus.Bus) {
 	m.buses = append(m.buses, stats)
 }
 
-// stat is a number that a client, a server or a bus counts itself.
+// stat is a metric whose value a client, a server or a bus keeps.
 type stat[T any] struct {
 	desc *prometheus.Desc
 	kind prometheus.ValueType
@@ -173,25 +185,26 @@ const (
 
 var clientStats = []stat[rpc.ClientStats]{
 	newStat("client_late_replies_total", "Replies that came after their calls had ended.", counter, func(s rpc.ClientStats) uint64 { return s.Late }),
-	newStat("client_canceled_total", "Servers that were told that the caller has given up.", counter, func(s rpc.ClientStats) uint64 { return s.Canceled }),
-	newStat("client_silent_total", "Calls whose heartbeats were lost.", counter, func(s rpc.ClientStats) uint64 { return s.HeartbeatLost }),
-	newStat("client_lost_total", "Calls whose server's process was gone.", counter, func(s rpc.ClientStats) uint64 { return s.Lost }),
+	newStat("client_canceled_total", "Cancel messages sent to servers.", counter, func(s rpc.ClientStats) uint64 { return s.Canceled }),
+	newStat("client_heartbeat_lost_total", "Calls that ended by the heartbeat timeout.", counter, func(s rpc.ClientStats) uint64 { return s.HeartbeatLost }),
+	newStat("client_silent_total", "Deprecated: use "+prefix+"client_heartbeat_lost_total.", counter, func(s rpc.ClientStats) uint64 { return s.HeartbeatLost }),
+	newStat("client_lost_total", "Calls whose server's process was lost.", counter, func(s rpc.ClientStats) uint64 { return s.Lost }),
 }
 
 var serverStats = []stat[rpc.ServerStats]{
 	newStat("server_in_flight", "Handlers that run now.", gauge, func(s rpc.ServerStats) uint64 { return s.InFlight }, "interface"),
 	newStat("server_expired_total", "Requests dropped because their deadline had passed.", counter, func(s rpc.ServerStats) uint64 { return s.Expired }, "interface"),
-	newStat("server_canceled_total", "Handlers that were canceled by their callers.", counter, func(s rpc.ServerStats) uint64 { return s.Canceled }, "interface"),
-	newStat("server_redelivered_total", "Casts sent again for their next delivery attempt.", counter, func(s rpc.ServerStats) uint64 { return s.Redelivered }, "interface"),
-	newStat("server_duplicate_total", "Casts not run because they had been.", counter, func(s rpc.ServerStats) uint64 { return s.Duplicate }, "interface"),
-	newStat("server_dead_lettered_total", "Messages given up.", counter, func(s rpc.ServerStats) uint64 { return s.DeadLettered }, "interface"),
-	newStat("server_malformed_total", "Messages that could not be read.", counter, func(s rpc.ServerStats) uint64 { return s.Malformed }, "interface"),
-	newStat("server_lost_replies_total", "Replies that no caller took.", counter, func(s rpc.ServerStats) uint64 { return s.LostReplies }, "interface"),
+	newStat("server_canceled_total", "Running handlers canceled by their callers.", counter, func(s rpc.ServerStats) uint64 { return s.Canceled }, "interface"),
+	newStat("server_redelivered_total", "Casts published again for their next delivery attempt.", counter, func(s rpc.ServerStats) uint64 { return s.Redelivered }, "interface"),
+	newStat("server_duplicate_total", "Deliveries of casts that had been handled or replaced.", counter, func(s rpc.ServerStats) uint64 { return s.Duplicate }, "interface"),
+	newStat("server_dead_lettered_total", "Dead-lettered messages.", counter, func(s rpc.ServerStats) uint64 { return s.DeadLettered }, "interface"),
+	newStat("server_malformed_total", "Messages that could not be read or were too large.", counter, func(s rpc.ServerStats) uint64 { return s.Malformed }, "interface"),
+	newStat("server_lost_replies_total", "Replies that could not be sent to their callers.", counter, func(s rpc.ServerStats) uint64 { return s.LostReplies }, "interface"),
 }
 
 var busStats = []stat[bus.Stats]{
 	newStat("bus_reconnects_total", "Lost connections that were replaced.", counter, func(s bus.Stats) uint64 { return s.Reconnects }),
-	newStat("bus_blocked", "1 while the broker takes no messages.", gauge, func(s bus.Stats) uint64 {
+	newStat("bus_blocked", "1 while the broker accepts no messages.", gauge, func(s bus.Stats) uint64 {
 		if s.Blocked {
 			return 1
 		}
@@ -199,7 +212,7 @@ var busStats = []stat[bus.Stats]{
 	}),
 }
 
-// Describe is that of [prometheus.Collector].
+// Describe implements [prometheus.Collector].
 func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, c := range m.all {
 		c.Describe(ch)
@@ -215,7 +228,7 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect is that of [prometheus.Collector].
+// Collect implements [prometheus.Collector].
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range m.all {
 		c.Collect(ch)
@@ -227,12 +240,13 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		clients = append(clients, c.Stats())
 	}
 	collect(ch, clientStats, clients)
-	for iface, list := range m.servers {
-		var servers []rpc.ServerStats
-		for _, s := range list {
-			servers = append(servers, s.Stats())
-		}
-		collect(ch, serverStats, servers, iface)
+	servers := map[string][]rpc.ServerStats{}
+	for _, s := range m.servers {
+		st := s.Stats()
+		servers[st.Interface] = append(servers[st.Interface], st)
+	}
+	for iface, list := range servers {
+		collect(ch, serverStats, list, iface)
 	}
 	var buses []bus.Stats
 	for _, stats := range m.buses {
@@ -241,7 +255,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	collect(ch, busStats, buses)
 }
 
-// collect adds up what all of them count; of none there is nothing to say.
+// collect sends the sum of each stat over all. Without any there is no metric.
 func collect[T any](ch chan<- prometheus.Metric, stats []stat[T], all []T, labels ...string) {
 	if len(all) == 0 {
 		return

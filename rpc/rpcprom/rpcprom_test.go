@@ -27,15 +27,15 @@ var (
 	keep  = rpc.Method[string, rpc.None]{Interface: iface, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
 )
 
-// wire is a bus of which only the capabilities are asked.
+// wire is a bus with capabilities only.
 type wire struct{ bus.Bus }
 
 func (wire) Capabilities() bus.Capabilities {
 	return bus.Capabilities{Stats: func() bus.Stats { return bus.Stats{Reconnects: 3, Blocked: true} }}
 }
 
-// gather returns the metrics by name and labels: counts of histograms, values of
-// all others.
+// gather returns the metrics by name and labels: the count of a histogram, the value of
+// any other.
 func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 	t.Helper()
 	families, err := reg.Gather()
@@ -59,7 +59,7 @@ func gather(t *testing.T, reg *prometheus.Registry) map[string]float64 {
 	return out
 }
 
-// TestMetrics: what happens is counted, on both sides, under the documented
+// TestMetrics: requests are counted in client and server, under the documented
 // names and no others.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
@@ -88,14 +88,14 @@ func TestMetrics(t *testing.T) {
 	c := rpc.NewClient(bus, rpc.ClientConfig{Interceptors: []rpc.Interceptor{m.Client()}})
 	defer c.Close()
 	m.AddClient(c)
-	m.AddServer(iface.Name, srv)
+	m.AddServer(srv)
 	m.AddBus(wire{})
 	m.AddBus(wire{})
 
 	for _, req := range []string{"yes", "yes", "no", "panic"} {
-		_, _ = rpc.Call(t.Context(), c, start, rpc.Any, &req) // the metrics tell how it ended
+		_, _ = rpc.Call(t.Context(), c, start, rpc.Any, &req) // the metrics show the end
 	}
-	_, err := rpc.Call(t.Context(), c, start, "nobody", new(string))
+	_, err := rpc.Call(t.Context(), c, start, "missing", new(string))
 	if !errors.Is(err, rpc.ErrNoConsumer) {
 		t.Error(err)
 	}
@@ -114,18 +114,23 @@ func TestMetrics(t *testing.T) {
 		"client_requests_total{code=Internal,interface=backup,kind=call,method=start}":    1,
 		"client_requests_total{code=Unavailable,interface=backup,kind=call,method=start}": 1,
 		"client_requests_total{code=OK,interface=backup,kind=cast,method=keep}":           1,
+		"client_request_duration_seconds{interface=backup,kind=call,method=start}":        5,
+		"client_request_duration_seconds{interface=backup,kind=cast,method=keep}":         1,
 		"client_request_seconds{interface=backup,kind=call,method=start}":                 5,
 		"client_request_seconds{interface=backup,kind=cast,method=keep}":                  1,
 		"client_in_flight{interface=backup}":                                              0,
 		"client_no_consumer_total{interface=backup}":                                      1,
 		"client_late_replies_total{}":                                                     0,
 		"client_canceled_total{}":                                                         0,
+		"client_heartbeat_lost_total{}":                                                   0,
 		"client_silent_total{}":                                                           0,
 		"client_lost_total{}":                                                             0,
 		"server_requests_total{code=OK,interface=backup,kind=call,method=start}":          2,
 		"server_requests_total{code=Denied,interface=backup,kind=call,method=start}":      1,
 		"server_requests_total{code=Internal,interface=backup,kind=call,method=start}":    1,
 		"server_requests_total{code=Internal,interface=backup,kind=cast,method=keep}":     1,
+		"server_request_duration_seconds{interface=backup,kind=call,method=start}":        4,
+		"server_request_duration_seconds{interface=backup,kind=cast,method=keep}":         1,
 		"server_request_seconds{interface=backup,kind=call,method=start}":                 4,
 		"server_request_seconds{interface=backup,kind=cast,method=keep}":                  1,
 		"server_in_flight{interface=backup}":                                              0,

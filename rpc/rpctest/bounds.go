@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// prompt is how long a refusal that needs no broker may take.
-const prompt = 5 * time.Second
+// refusalTime is how long a refusal that needs no broker may take.
+const refusalTime = 5 * time.Second
 
 // maxMessage returns the limit that the bus declares, in bytes.
 func maxMessage(b *bench) int {
@@ -26,7 +26,7 @@ func maxMessage(b *bench) int {
 	return limit
 }
 
-// refusal checks that err is want, says all of texts, and came at once.
+// refusal checks that err is want, contains all texts, and came within refusalTime of since.
 func refusal(b *bench, what string, err, want error, since time.Time, texts ...string) {
 	b.Helper()
 	if !errors.Is(err, want) {
@@ -37,8 +37,8 @@ func refusal(b *bench, what string, err, want error, since time.Time, texts ...s
 			b.Errorf("%s: %.300v, want it to say %q", what, err, text)
 		}
 	}
-	if d := time.Since(since); d > prompt {
-		b.Errorf("%s: it took %v to say so", what, d)
+	if d := time.Since(since); d > refusalTime {
+		b.Errorf("%s: the refusal took %v", what, d)
 	}
 }
 
@@ -70,7 +70,7 @@ func testTooLarge(b *bench) {
 	_, err := rpc.Call(b.ctx(), c, echo, "a", large)
 	refusal(b, "call", err, rpc.ErrTooLarge, since, sizes...)
 	if !errors.Is(err, fault.Invalid) || fault.IsRemote(err) {
-		b.Errorf("call: %.300v, want the own Invalid", err)
+		b.Errorf("call: %.300v, want the client's own Invalid", err)
 	}
 	since = time.Now()
 	refusal(b, "cast", rpc.Cast(b.ctx(), c, keep, "a", large), rpc.ErrTooLarge, since, sizes...)
@@ -89,7 +89,7 @@ func testTooLarge(b *bench) {
 		b.Errorf("a call just below the limit: %.300v", err)
 	}
 
-	// Its dead letter is longer than the message, and may be more than the broker takes.
+	// The dead letter is longer than the message, and may be larger than the broker accepts.
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: -(200 << 10), Text: fits.Text}); err != nil {
 		b.Fatal(err)
 	}
@@ -124,8 +124,8 @@ func testTooLarge(b *bench) {
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 7}); err != nil {
 		b.Fatal(err)
 	}
-	if n := receive(b, took, "a cast after it all"); n != 7 {
-		b.Errorf("got %d, want 7: what was refused must not arrive", n)
+	if n := receive(b, took, "a cast after the refusals"); n != 7 {
+		b.Errorf("got %d, want 7: a refused message must not arrive", n)
 	}
 }
 
@@ -149,7 +149,7 @@ func testNames(b *bench) {
 		"no UTF-8":                   "a\xffb",
 		"a space":                    "a b",
 		"a wildcard":                 "a.*",
-		"the rest":                   "a.>",
+		"a wildcard for the rest":    "a.>",
 		"an empty part":              "a..b",
 		"a dot at the end":           "a.",
 		"the name of a topic":        "calls",
@@ -165,7 +165,7 @@ func testNames(b *bench) {
 		since = time.Now()
 		refusal(b, "a server with "+what, startNamed(b, host), fault.Invalid, since)
 		if host == "calls" || host == "dlq" || host == "a.calls" {
-			continue // fine as topics
+			continue // valid as topics
 		}
 		topic := "suite." + host + ".calls"
 		since = time.Now()
@@ -180,11 +180,11 @@ func testNames(b *bench) {
 		refusal(b, "subscribe to fanouts of "+what, err, fault.Invalid, since)
 	}
 	if _, err := rpc.Call(b.ctx(), c, echo, "a", &note{}); err != nil {
-		b.Errorf("a call after it all: %v", err)
+		b.Errorf("a call after the refusals: %v", err)
 	}
 }
 
-// startNamed starts a server with the name, and returns the error or the panic.
+// startNamed starts a server with the host name, and returns its error or its panic as an error.
 func startNamed(b *bench, host string) (err error) {
 	defer func() {
 		if p := recover(); p != nil {

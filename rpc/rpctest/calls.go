@@ -51,7 +51,7 @@ func testGo(b *bench) {
 	}
 	select {
 	case <-p.Done():
-		b.Error("the result is there before the handler returned")
+		b.Error("the result came before the handler returned")
 	default:
 	}
 	close(gate)
@@ -126,14 +126,14 @@ func testContext(b *bench) {
 func testNoConsumer(b *bench) {
 	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
 	c := b.newClient()
-	_, callErr := rpc.Call(b.ctx(), c, echo, "nobody", &note{})
-	for what, err := range map[string]error{"call": callErr, "cast": rpc.Cast(b.ctx(), c, keep, "nobody", &note{})} {
+	_, callErr := rpc.Call(b.ctx(), c, echo, "missing", &note{})
+	for what, err := range map[string]error{"call": callErr, "cast": rpc.Cast(b.ctx(), c, keep, "missing", &note{})} {
 		if !errors.Is(err, rpc.ErrNoConsumer) || fault.CodeOf(err) != fault.Unavailable {
 			b.Errorf("%s: %v, want ErrNoConsumer, Unavailable", what, err)
 		}
 	}
 	if _, err := rpc.Call(b.ctx(), c, echo, "a", &note{}); err != nil {
-		b.Errorf("the next call, to one that is there: %v", err)
+		b.Errorf("the next call, to a server that runs: %v", err)
 	}
 }
 
@@ -182,7 +182,7 @@ func testCancel(b *bench) {
 			case <-ctx.Done():
 				ended <- ctx.Err()
 			case <-time.After(caseTimeout):
-				ended <- errors.New("it was not canceled")
+				ended <- errors.New("the handler was not canceled")
 			}
 			return n, nil
 		})
@@ -208,7 +208,7 @@ func testCancel(b *bench) {
 	}
 }
 
-func testBeat(b *bench) {
+func testHeartbeat(b *bench) {
 	entered, gate := make(chan struct{}, 1), make(chan struct{})
 	b.serve("a", 1, func(s *rpc.Server) {
 		rpc.Handle(s, echo, func(ctx context.Context, n *note) (*note, error) {
@@ -227,19 +227,19 @@ func testBeat(b *bench) {
 		b.Fatal(err)
 	}
 	receive(b, entered, "the first call")
-	// It waits behind the other, in silence.
+	// It waits for the slot of the other call, without heartbeats.
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
 	if !errors.Is(err, rpc.ErrHeartbeatLost) || fault.CodeOf(err) != fault.Unknown {
-		b.Errorf("a call that no server works on: %v, want ErrHeartbeatLost", err)
+		b.Errorf("a call that waits for a slot: %v, want ErrHeartbeatLost", err)
 	}
 	select {
 	case <-busy.Done():
 		_, err := busy.Wait(b.ctx())
-		b.Errorf("a call that is worked on ended: %v", err)
+		b.Errorf("a call whose handler runs has ended: %v", err)
 	case <-time.After(time.Until(start.Add(4500 * time.Millisecond))):
 	}
 	close(gate)
 	if got, err := busy.Wait(b.ctx()); err != nil || got.N != 1 {
-		b.Errorf("a call that was worked on: %v, %v", got, err)
+		b.Errorf("the call whose handler ran: %v, %v", got, err)
 	}
 }

@@ -41,7 +41,7 @@ func testCast(b *bench) {
 	if n := receive(b, got, "the cast to the server that was away"); n != 2 {
 		b.Errorf("got %d, want 2", n)
 	}
-	// A further message behind it shows that no third copy of the others is on its way.
+	// A further message shows that no copy of the others is queued before it.
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 3}); err != nil {
 		b.Fatal(err)
 	}
@@ -168,11 +168,11 @@ func testBusy(b *bench) {
 
 func testRedelivery(b *bench) {
 	got := make(chan int, 10)
-	var tries atomic.Int64
+	var attempts atomic.Int64
 	b.serve("a", 1, func(s *rpc.Server) {
 		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
 			got <- n.N
-			if n.N == 1 && tries.Add(1) < 3 {
+			if n.N == 1 && attempts.Add(1) < 3 {
 				return nil, fault.New(fault.Unavailable, "not yet")
 			}
 			if n.N == 2 {
@@ -218,7 +218,7 @@ func testRequeue(b *bench) {
 		seen[string(m.Payload)]++
 		settle(b, m, true)
 	}
-	held := receive(b, first, "a message to give back")
+	held := receive(b, first, "a message to return")
 	cancel()
 	for m := range first { // closed, because the subscription has ended
 		settle(b, m, false)
@@ -235,7 +235,7 @@ func testRequeue(b *bench) {
 	}
 	for i := range total {
 		if n := seen[strconv.Itoa(i)]; n != 1 {
-			b.Errorf("message %d was taken %d times, want once", i, n)
+			b.Errorf("message %d was delivered %d times, want once", i, n)
 		}
 	}
 }
@@ -292,7 +292,7 @@ func testRestarts(b *bench) {
 	receive(b, all, "the last cast")
 	st := last.Stats()
 	if n := stats.Redelivered + st.Redelivered; n > 0 {
-		b.Errorf("%d casts counted as lost with a server, which always stopped in order", n)
+		b.Errorf("%d casts count as lost with a server, although each server was stopped in order", n)
 	}
 	if n := stats.DeadLettered + st.DeadLettered; n > 0 {
 		b.Errorf("%d dead letters", n)
@@ -353,8 +353,8 @@ func testDead(b *bench) {
 		b.Fatal(err)
 	}
 	waittest.Until(b, "three dead letters", func() bool { return srv.Stats().DeadLettered >= 3 })
-	// A bus may refuse what is published for it, such as RabbitMQ while a new queue has no
-	// leader yet: then the message comes once more.
+	// A broker may refuse the dead letter, such as RabbitMQ while a new queue has no leader
+	// yet: then the message is delivered once more.
 	if st := srv.Stats(); st.DeadLettered != 3 || st.Malformed < 1 || st.Redelivered < 1 {
 		b.Fatalf("%+v, want 3 dead letters, 1 malformed, 1 redelivered, or more of those", st)
 	}
@@ -384,13 +384,13 @@ func testDead(b *bench) {
 		return rpc.Drop
 	})
 	if err != nil || n != 3 {
-		b.Fatalf("%d letters, error %v; want the 3 that were kept", n, err)
+		b.Fatalf("%d dead letters, error %v; want the 3 that were kept", n, err)
 	}
-	if a := receive(b, got, "a letter sent again") + receive(b, got, "the other"); a != 1 {
+	if a := receive(b, got, "a dead letter sent again") + receive(b, got, "the other one"); a != 1 {
 		b.Errorf("the sum of what was sent again is %d, want 1", a)
 	}
 	if err := rpc.DeadLetters(b.ctx(), b.client, iface, func(l *rpc.DeadLetter) rpc.Verdict {
-		b.Errorf("letter %s is still there", l.ID)
+		b.Errorf("dead letter %s still exists", l.ID)
 		return rpc.Keep
 	}); err != nil {
 		b.Error(err)

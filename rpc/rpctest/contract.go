@@ -16,21 +16,22 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// UpdateVar is the environment variable that makes [Contract] write its file.
+// UpdateVar is the environment variable that makes [Contract] write its file: ARMATURE_UPDATE=1.
 const UpdateVar = goldentest.UpdateVar
 
-// Contract fails if the methods that rpc.Define has added to the interface
-// are not those of the file, which was committed when they were promised:
+// Contract compares the methods that rpc.Define has added to the interface with the
+// file, which is committed when they are published. The test fails if they differ. A
+// difference is allowed only by these rules:
 //
-//   - Within a major version nothing that was promised goes or changes: no method,
-//     its since, its delivery, no field of a request or a response, and no type
-//     of one.
-//   - What is added needs a new minor version of the interface, and a new method
-//     that version as its since.
+//   - Within a major version, no method is removed, and neither its Since nor its
+//     Delivery changes. No field of a request or a response is removed, and no field
+//     changes its type.
+//   - An addition needs a new minor version of the interface. A new method has that
+//     version as its Since.
 //
-// Run with ARMATURE_UPDATE=1 it writes the file, unless these rules are broken.
-// Fields are compared as they stand in JSON. A type that encodes itself counts as
-// what it says it is, text or anything.
+// With ARMATURE_UPDATE=1 in the environment, Contract writes the file, unless a rule
+// is broken. Fields are compared by their names and types in JSON. A type with
+// MarshalText counts as text; a type with MarshalJSON counts as any JSON.
 func Contract(t testing.TB, file string, i *rpc.Interface) {
 	t.Helper()
 	now := contract{Interface: i.Name, Version: i.Version, Methods: map[string]method{}}
@@ -63,10 +64,10 @@ type method struct {
 	Response any          `json:"response"`
 }
 
-// broken says what in now does not keep the old promise.
+// broken lists the differences from old to now that break a rule of [Contract].
 func (old contract) broken(now contract) (list []string) {
 	if old.Interface != now.Interface {
-		return []string{fmt.Sprintf("the interface was called %s and is called %s", old.Interface, now.Interface)}
+		return []string{fmt.Sprintf("the name of the interface was %s, and is %s", old.Interface, now.Interface)}
 	}
 	if now.Version.Major > old.Version.Major {
 		return nil
@@ -79,11 +80,11 @@ func (old contract) broken(now contract) (list []string) {
 		was := old.Methods[name]
 		is, ok := now.Methods[name]
 		if !ok {
-			list = append(list, name+" is gone")
+			list = append(list, name+" was removed")
 			continue
 		}
 		if was.Since != is.Since {
-			list = append(list, fmt.Sprintf("%s was there since %s, now since %s", name, was.Since, is.Since))
+			list = append(list, fmt.Sprintf("%s had since %s, and has since %s", name, was.Since, is.Since))
 		}
 		if was.Delivery != is.Delivery {
 			list = append(list, fmt.Sprintf("%s was %s, and is %s", name, was.Delivery, is.Delivery))
@@ -100,17 +101,17 @@ func (old contract) broken(now contract) (list []string) {
 		}
 		grown = true
 		if since := now.Methods[name].Since; old.Version.Accepts(since) {
-			list = append(list, fmt.Sprintf("%s is new, but says that it was there since %s, when the interface is at %s", name, since, old.Version))
+			list = append(list, fmt.Sprintf("%s is new, but its since is %s, which the interface had already, at %s", name, since, old.Version))
 		}
 	}
 	if grown && now.Version == old.Version {
-		list = append(list, fmt.Sprintf("something was added, but the version is still %s: it needs a new minor version at least", now.Version))
+		list = append(list, fmt.Sprintf("an addition needs a new minor version of the interface at least, but the version is still %s", now.Version))
 	}
 	slices.Sort(list)
 	return list
 }
 
-// compare says what has changed in a shape, and whether something was added.
+// compare lists the changes from one shape to another. grown reports whether fields were added.
 func compare(path string, was, is any) (changed []string, grown bool) {
 	if x, ok := was.([]any); ok && len(x) == 1 {
 		if y, ok := is.([]any); ok && len(y) == 1 {
@@ -128,7 +129,7 @@ func compare(path string, was, is any) (changed []string, grown bool) {
 	}
 	for _, name := range slices.Sorted(maps.Keys(a)) {
 		if b[name] == nil {
-			changed = append(changed, fmt.Sprintf("%s has lost the field %s", path, name))
+			changed = append(changed, fmt.Sprintf("%s: the field %s was removed", path, name))
 			continue
 		}
 		more, grew := compare(path+"."+name, a[name], b[name])
@@ -141,7 +142,7 @@ func compare(path string, was, is any) (changed []string, grown bool) {
 }
 
 func plain(v any) string {
-	text, _ := json.Marshal(v) // it came out of JSON, or goes into it
+	text, _ := json.Marshal(v) // v was decoded from JSON, or made for it
 	return string(text)
 }
 
@@ -160,7 +161,7 @@ func shapeOf(t reflect.Type, above []reflect.Type) any {
 		return "any"
 	case p.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
 		return "text"
-	case slices.Contains(above, t): // a type that holds itself, so many levels down from the top
+	case slices.Contains(above, t): // a type that contains itself: the number is its depth from the top
 		return "again " + strconv.Itoa(slices.Index(above, t))
 	}
 	above = append(slices.Clone(above), t)

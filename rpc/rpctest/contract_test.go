@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// judge is a test that keeps what is said of it.
+// judge is a testing.TB that keeps its failures as text.
 type judge struct {
 	testing.TB
 	said string
@@ -63,14 +63,14 @@ type askOther struct {
 	Name int `json:"name"`
 }
 
-// add returns what adds a method to an interface.
+// add returns a function that adds a method to an interface.
 func add[Req, Resp any](name string, since rpc.Version, d rpc.Delivery) func(*rpc.Interface) {
 	return func(i *rpc.Interface) {
 		rpc.Define(rpc.Method[Req, Resp]{Interface: i, Name: name, Since: since, Delivery: d})
 	}
 }
 
-// check returns what Contract says of an interface with these methods.
+// check returns the failures of Contract for an interface with the methods.
 func check(t *testing.T, file string, v rpc.Version, methods ...func(*rpc.Interface)) string {
 	t.Helper()
 	j := &judge{TB: t}
@@ -89,7 +89,7 @@ func check(t *testing.T, file string, v rpc.Version, methods ...func(*rpc.Interf
 	return j.said
 }
 
-// TestContract: what breaks a promise is named, what adds to it has to say so.
+// TestContract: each broken rule is named; an addition needs a new version and a new file.
 func TestContract(t *testing.T) { // the environment variable is the process's
 	file := filepath.Join(t.TempDir(), "backup.json")
 	v1, v11, v2 := rpc.Version{Major: 1}, rpc.Version{Major: 1, Minor: 1}, rpc.Version{Major: 2}
@@ -109,19 +109,19 @@ func TestContract(t *testing.T) { // the environment variable is the process's
 		name    string
 		version rpc.Version
 		methods []func(*rpc.Interface)
-		says    string // with the right to write
+		says    string // with ARMATURE_UPDATE=1
 	}{
 		{"the same", v1, []func(*rpc.Interface){start}, ""},
-		{"a method is gone", v11, nil, "start is gone"},
-		{"newer since", v11, []func(*rpc.Interface){add[ask, ask]("start", v11, rpc.AtMostOnce)}, "start was there since 1.0, now since 1.1"},
+		{"a method removed", v11, nil, "start was removed"},
+		{"newer since", v11, []func(*rpc.Interface){add[ask, ask]("start", v11, rpc.AtMostOnce)}, "start had since 1.0, and has since 1.1"},
 		{"other delivery", v11, []func(*rpc.Interface){add[ask, ask]("start", v1, rpc.AtLeastOnce)}, "was at-most-once, and is at-least-once"},
-		{"a field is gone", v11, []func(*rpc.Interface){add[askLess, ask]("start", v1, rpc.AtMostOnce)}, "start's request has lost the field Any"},
+		{"a field removed", v11, []func(*rpc.Interface){add[askLess, ask]("start", v1, rpc.AtMostOnce)}, "start's request: the field Any was removed"},
 		{"another type", v11, []func(*rpc.Interface){add[ask, askOther]("start", v1, rpc.AtMostOnce)}, `start's response.name was "string", and is "int"`},
 		{"a field, same version", v1, []func(*rpc.Interface){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
 		{"a field, next minor", v11, []func(*rpc.Interface){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, ""},
 		{"a field in a list", v11, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, ""},
 		{"a field in a list, same version", v1, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
-		{"a method, backdated", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v1, rpc.AtMostOnce)}, "stop is new, but says that it was there since 1.0"},
+		{"a method, backdated", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v1, rpc.AtMostOnce)}, "stop is new, but its since is 1.0"},
 		{"a method, next minor", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v11, rpc.AtMostOnce)}, ""},
 		{"all new, next major", v2, []func(*rpc.Interface){add[askLess, askLess]("begin", v2, rpc.AtMostOnce)}, ""},
 		{"backwards", rpc.Version{Major: 0, Minor: 9}, nil, "the version went back"},
@@ -133,19 +133,19 @@ func TestContract(t *testing.T) { // the environment variable is the process's
 			}
 			said := check(t, file, tt.version, tt.methods...)
 			if tt.says == "" && said != "" || !strings.Contains(said, tt.says) {
-				t.Errorf("it says %q, want %q", said, tt.says)
+				t.Errorf("the failure is %q, want %q", said, tt.says)
 			}
 			after, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
 			if tt.says != "" && string(after) != string(frozen) {
-				t.Error("a broken contract was frozen")
+				t.Error("a broken contract was written to the file")
 			}
 			t.Setenv(rpctest.UpdateVar, "")
 			said = check(t, file, tt.version, tt.methods...)
 			if (said == "") != (tt.says == "") {
-				t.Errorf("without the right to write it says %q", said)
+				t.Errorf("without ARMATURE_UPDATE the failure is %q", said)
 			}
 		})
 	}

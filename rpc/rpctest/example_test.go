@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// example stands for the *testing.T that a test has.
+// example is used in place of the *testing.T of a test.
 type example struct {
 	testing.TB
 
@@ -24,9 +24,9 @@ func (*example) Helper()                          {}
 func (*example) Context() context.Context         { return context.Background() }
 func (e *example) Cleanup(f func())               { e.cleanups = append(e.cleanups, f) }
 func (e *example) Fatalf(format string, a ...any) { fmt.Printf(format+"\n", a...) }
-func (e *example) Errorf(string, ...any)          {} // a test has ended before
+func (e *example) Errorf(string, ...any)          {} // a real test ends at Fatalf
 
-// end does what happens at the end of a test.
+// end runs the cleanups, as the end of a test does.
 func (e *example) end() {
 	for _, f := range e.cleanups {
 		defer f()
@@ -65,7 +65,7 @@ func ExampleServe() {
 	// true
 }
 
-// A test keeps an interface as it was promised: its methods and their types stand in a file that is committed.
+// A test protects an interface against incompatible changes: a committed file has its methods and their types.
 func ExampleContract() {
 	t := new(example) // in a test, its own t
 	defer t.end()
@@ -74,7 +74,7 @@ func ExampleContract() {
 		fmt.Println(err)
 		return
 	}
-	defer func() { _ = os.RemoveAll(dir) }() // it is a temporary one
+	defer func() { _ = os.RemoveAll(dir) }() // a temporary directory
 	file := filepath.Join(dir, "volumes.json")
 	older := `{"interface": "volumes", "version": "1.0", "methods": {"create": {"since": "1.0", "delivery": "at-most-once", "request": "string", "response": "int"}}}`
 	if err := os.WriteFile(file, []byte(older), 0o600); err != nil {
@@ -84,11 +84,11 @@ func ExampleContract() {
 	rpctest.Contract(t, file, volumes)
 	// Output:
 	// the contract of volumes is broken, which needs a new major version:
-	// remove is new, but says that it was there since 1.0, when the interface is at 1.0
-	// something was added, but the version is still 1.0: it needs a new minor version at least
+	// an addition needs a new minor version of the interface at least, but the version is still 1.0
+	// remove is new, but its since is 1.0, which the interface had already, at 1.0
 }
 
-// The test of a bus publishes messages as they are on the wire.
+// The test of a bus publishes messages in their form on the wire.
 func ExampleMessage() {
 	m := rpctest.Message("id-1", "cast volumes.create 1.0 at-least-once", `"photos"`)
 	fmt.Println(m.Kind, m.Interface, m.Method, m.Persistent())

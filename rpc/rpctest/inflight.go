@@ -13,9 +13,9 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// InFlight is a rule of buses that bound the bytes that one subscription holds unsettled: the handlers of a server
-// have at most budget bytes at once, at least atOnce messages of size bytes, and as many small messages as the server
-// has slots. When the large ones are settled there is room again.
+// InFlight checks a bus that bounds the unacknowledged bytes of one subscription. The running handlers of a server have
+// at most budget bytes of messages at once; at least atOnce of messages with size bytes run at once, and of small messages
+// as many as the server has slots. When the large messages are acknowledged, the next ones are delivered.
 func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 	t.Helper()
 	const slots = 64
@@ -32,7 +32,7 @@ func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 				break
 			}
 		}
-		shut := *gate.Load() // before the test learns of it, and begins the next round
+		shut := *gate.Load() // before the send to entered, after which the test may begin the next round
 		entered <- struct{}{}
 		select {
 		case <-shut:
@@ -67,7 +67,7 @@ func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 			}
 		}
 		if tt.size > 1 {
-			waittest.Pass(t, 300*time.Millisecond, "the broker could deliver one more than there is room for")
+			waittest.Pass(t, 300*time.Millisecond, "a message beyond the budget would be delivered in this time")
 		}
 		if n := most.Load(); n > int64(budget) {
 			t.Errorf("round %d: %d bytes in flight, want at most %d", round, n, budget)

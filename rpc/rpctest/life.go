@@ -61,7 +61,7 @@ func testLoad(b *bench) {
 			rpc.Handle(s, echo, echoes)
 			rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
 				if _, dup := casts.LoadOrStore(n.N, true); dup {
-					b.Errorf("cast %d was run twice although nothing failed", n.N)
+					b.Errorf("cast %d was handled twice although nothing failed", n.N)
 				}
 				if handled.Add(1) == callers*each {
 					close(all)
@@ -133,7 +133,7 @@ func testGone(b *bench) {
 	}
 	for _, host := range []string{"a", rpc.Any} {
 		var err error
-		for end := time.Now().Add(caseTimeout); time.Now().Before(end); { // the bus says how soon
+		for end := time.Now().Add(caseTimeout); time.Now().Before(end); { // each bus documents how soon the topic ends
 			ctx, cancel := context.WithTimeout(b.ctx(), time.Second)
 			start := time.Now()
 			_, err = rpc.Call(ctx, c, echo, host, &note{})

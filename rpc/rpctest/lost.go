@@ -22,15 +22,15 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// lostVar is the environment variable that makes a test's program a server process of [TestLost]: the URL
-// of its broker, the exchange and the host, with spaces between.
+// lostVar is the environment variable that makes a test binary a server process of [TestLost]. It has the
+// URL of the broker, the exchange and the host, separated by spaces.
 const lostVar = "ARMATURE_TEST_LOST"
 
-// Dialer opens a bus, started, to a broker. Buses of one exchange talk to each other.
+// Dialer opens and starts a bus over the broker at url. Buses with the same exchange exchange messages.
 type Dialer func(ctx context.Context, url, exchange string) (bus.Bus, error)
 
-// ServeLost is the server process of [TestLost], if this program is one: then it does not return. TestMain
-// calls it first.
+// ServeLost runs the server if this process is a server process of [TestLost], and then does not return. Otherwise it
+// returns at once. TestMain calls it first.
 func ServeLost(open Dialer) {
 	what := strings.Fields(os.Getenv(lostVar))
 	if len(what) != 3 {
@@ -44,7 +44,7 @@ func ServeLost(open Dialer) {
 	}
 	srv := rpc.NewServer(b, rpc.ServerConfig{Interface: iface, Host: what[2]})
 	rpc.Handle(srv, work, func(_ context.Context, j *job) (*job, error) {
-		_, err := os.Stdout.WriteString("start " + strconv.Itoa(j.N) + "\n") // one write: it is not torn
+		_, err := os.Stdout.WriteString("start " + strconv.Itoa(j.N) + "\n") // in one write, so that the lines of handlers do not mix
 		waittest.Spend(j.Takes)
 		return j, err
 	})
@@ -55,8 +55,8 @@ func ServeLost(open Dialer) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent has ended
-	_ = srv.Stop(context.Background())   // the parent has what it wants
+	_, _ = io.Copy(io.Discard, os.Stdin) // until the parent process has ended
+	_ = srv.Stop(context.Background())   // the test is over
 	_ = b.Close()                        // as above
 	os.Exit(0)
 }
@@ -68,24 +68,24 @@ type job struct {
 
 var work = rpc.Method[job, job]{Interface: iface, Name: "work", Since: rpc.Version{Major: 1}}
 
-// Broker is what [TestLost] needs of a broker. Outage cuts the connections through ServerURL, and
-// makes no new ones possible for some time; it returns when that is over.
+// Broker is the broker of [TestLost].
 type Broker struct {
+	// URL is for the client, ServerURL for the servers: it leads through a proxy.
 	URL, ServerURL string
-	Outage         func(time.Duration)
-	// Keeps is whether a call waits for a server that is away for less than 10 s. Otherwise it fails at once with
+	// Outage closes the connections through ServerURL and refuses new ones for the duration. It returns after that.
+	Outage func(time.Duration)
+	// Keeps: a call waits for a server that is away for less than 10 s. Otherwise the call fails at once with
 	// ErrNoConsumer.
 	Keeps bool
 }
 
-// In which time a caller learns that its server was killed, and for how long a connection is cut.
 const (
-	lostWithin = 2 * time.Second
-	cutFor     = time.Second
+	lostWithin = 2 * time.Second // from the kill of a server to ErrServerLost at its callers
+	cutFor     = time.Second     // how long a connection is cut
 )
 
-// TestLost starts servers in processes of their own and kills them with SIGKILL, cuts their connections and
-// pauses them, while their handlers run. The program of the test calls [ServeLost].
+// TestLost starts servers in processes of their own. While handlers run, it kills the processes with SIGKILL, cuts their
+// connections and pauses them, and checks what the callers get. The test binary must call [ServeLost] in TestMain.
 func TestLost(t *testing.T, open Dialer, broker func(t *testing.T) Broker) { //nolint:tparallel // its caller decides
 	t.Helper()
 	if testing.Short() {
@@ -137,12 +137,12 @@ type lost struct {
 	client   *rpc.Client
 	next     int
 	mu       sync.Mutex
-	starts   map[int][]time.Time // of handlers, by the number of the job
-	began    chan int            // tells the start of a handler
+	starts   map[int][]time.Time // when handlers started, by the number of the job
+	began    chan int            // gets the number of a job when its handler starts
 }
 
-// fresh makes an exchange and a client of their own.
-func (l *lost) fresh(cfg rpc.ClientConfig) {
+// newClient makes a client on an exchange of its own.
+func (l *lost) newClient(cfg rpc.ClientConfig) {
 	l.Helper()
 	l.exchange = fmt.Sprintf("lost.%x", rand.Uint64())
 	b, err := l.open(l.Context(), l.broker.URL, l.exchange)
@@ -158,7 +158,7 @@ func (l *lost) fresh(cfg rpc.ClientConfig) {
 	l.starts, l.began = make(map[int][]time.Time), make(chan int, 1<<16)
 }
 
-// launch starts a server process, and returns it when it takes messages.
+// launch starts a server process, and returns it when its server has started.
 func (l *lost) launch() *os.Process {
 	l.Helper()
 	cmd := exec.Command(os.Args[0]) //nolint:noctx // it lives until it is killed
@@ -190,11 +190,11 @@ func (l *lost) launch() *os.Process {
 				l.began <- i
 			}
 		}
-		_ = cmd.Wait() // it was killed
+		_ = cmd.Wait() // the process was killed
 	}()
 	l.Cleanup(func() {
 		_ = in.Close()
-		_ = cmd.Process.Kill() // it may have ended
+		_ = cmd.Process.Kill() // fails if the process has ended
 		<-ended
 	})
 	select {
@@ -202,7 +202,7 @@ func (l *lost) launch() *os.Process {
 	case <-ended:
 		l.Fatal("the server process has ended")
 	case <-time.After(caseTimeout):
-		l.Fatal("the server process does not start")
+		l.Fatalf("the server process did not start within %v", caseTimeout)
 	}
 	return cmd.Process
 }
@@ -213,7 +213,7 @@ type result struct {
 	when time.Time
 }
 
-// call starts a call whose handler takes so long.
+// call starts a call whose handler takes the given time.
 func (l *lost) call(takes time.Duration) <-chan result {
 	l.Helper()
 	l.next++
@@ -230,8 +230,8 @@ func (l *lost) call(takes time.Duration) <-chan result {
 	return done
 }
 
-// running starts a call and waits until its handler runs and so much time has passed.
-func (l *lost) running(takes, after time.Duration) <-chan result {
+// callAndWait starts a call, and returns when its handler has run for after.
+func (l *lost) callAndWait(takes, after time.Duration) <-chan result {
 	l.Helper()
 	done := l.call(takes)
 	select {
@@ -245,7 +245,8 @@ func (l *lost) running(takes, after time.Duration) <-chan result {
 	return done
 }
 
-func (l *lost) end(done <-chan result) result {
+// wait returns the result of a call.
+func (l *lost) wait(done <-chan result) result {
 	l.Helper()
 	select {
 	case r := <-done:
@@ -264,35 +265,35 @@ func kill(t testing.TB, p *os.Process) time.Time {
 	return time.Now()
 }
 
-// testKill kills the server so long after a handler has started. A client that is not warm has
-// never called the server before.
+// testKill kills the server when a handler has run for after, and starts it again if back is true. A warm client has
+// called the server before.
 func (l *lost) testKill(after time.Duration, back, warm bool) {
 	l.Helper()
-	l.fresh(rpc.ClientConfig{})
+	l.newClient(rpc.ClientConfig{})
 	p := l.launch()
 	if warm {
-		if r := l.end(l.running(0, 0)); r.err != nil {
+		if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
 			l.Fatal(r.err)
 		}
 		waittest.Pass(l, 50*time.Millisecond, "the server settles the first call")
 	}
-	done := l.running(time.Minute, after)
+	done := l.callAndWait(time.Minute, after)
 	killed := kill(l, p)
 	if back {
 		l.launch()
 	}
-	r := l.end(done)
+	r := l.wait(done)
 	took := r.when.Sub(killed)
 	l.Logf("killed %v after the start, warm %v: %v after the kill: %v", after, warm, took.Round(time.Millisecond), r.err)
 	if !errors.Is(r.err, rpc.ErrServerLost) || fault.CodeOf(r.err) != fault.Unknown || took > lostWithin {
 		l.Errorf("the call ended after %v with %v, want ErrServerLost within %v", took, r.err, lostWithin)
 	}
-	l.once(killed)
+	l.checkOnce(killed)
 }
 
-// once checks that no handler ran twice. A call whose handler had just begun is run again if the broker had
-// not read its acknowledgement.
-func (l *lost) once(killed time.Time) {
+// checkOnce checks that no call was handled twice. A call whose handler had just begun at the kill may be, because the
+// broker may not have read its acknowledgement.
+func (l *lost) checkOnce(killed time.Time) {
 	l.Helper()
 	const just = 20 * time.Millisecond
 	l.mu.Lock()
@@ -308,17 +309,17 @@ func (l *lost) once(killed time.Time) {
 		}
 	}
 	if twice > 0 {
-		l.Logf("%d of %d jobs ran again: their acknowledgements were lost", twice, len(l.starts))
+		l.Logf("%d of %d jobs ran twice: their acknowledgements were lost", twice, len(l.starts))
 	}
 }
 
-// testStorm kills the server at a random moment while it answers short calls.
+// testStorm kills the server at a random moment while it handles many short calls, and prints its seed.
 func (l *lost) testStorm(back bool) {
 	l.Helper()
 	seed := rand.Uint64()
 	dice := rand.New(rand.NewPCG(seed, 0))
 	l.Logf("seed %d", seed)
-	l.fresh(rpc.ClientConfig{})
+	l.newClient(rpc.ClientConfig{})
 	p := l.launch()
 	const callers = 8
 	results := make(chan result)
@@ -361,31 +362,31 @@ func (l *lost) testStorm(back bool) {
 		}
 	}
 	l.Logf("%d jobs; of %d at the kill %d were answered and %d failed, the last after %v", l.next, callers, answered, failed, worst.Round(time.Millisecond))
-	l.once(killed)
+	l.checkOnce(killed)
 }
 
-// testCut cuts the server's connection for a second: the answer still comes.
+// testCut cuts the server's connection for cutFor: the reply still comes.
 func (l *lost) testCut(after time.Duration) {
 	l.Helper()
-	l.fresh(rpc.ClientConfig{})
+	l.newClient(rpc.ClientConfig{})
 	l.launch()
-	done := l.running(2500*time.Millisecond, after)
+	done := l.callAndWait(2500*time.Millisecond, after)
 	begin := time.Now()
 	l.broker.Outage(cutFor)
-	r := l.end(done)
+	r := l.wait(done)
 	l.Logf("cut %v after the start: answered %v after the cut, %v", after, r.when.Sub(begin).Round(time.Millisecond), r.err)
 	if r.err != nil {
 		l.Errorf("the call of a server that lost its connection for %v: %v, want its answer", cutFor, r.err)
 	}
-	l.once(begin)
+	l.checkOnce(begin)
 }
 
-// testAway calls a server that was killed a second ago, and comes back two seconds later.
+// testAway calls a server that was killed 1 s ago, and is started again 2 s later.
 func (l *lost) testAway() {
 	l.Helper()
-	l.fresh(rpc.ClientConfig{})
+	l.newClient(rpc.ClientConfig{})
 	p := l.launch()
-	if r := l.end(l.running(0, 0)); r.err != nil {
+	if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
 		l.Fatal(r.err)
 	}
 	killed := kill(l, p)
@@ -393,36 +394,36 @@ func (l *lost) testAway() {
 	begin := time.Now()
 	done := l.call(0)
 	if !l.broker.Keeps {
-		if r := l.end(done); !errors.Is(r.err, rpc.ErrNoConsumer) || r.when.Sub(begin) > time.Second {
+		if r := l.wait(done); !errors.Is(r.err, rpc.ErrNoConsumer) || r.when.Sub(begin) > time.Second {
 			l.Errorf("a call to a server that is away: %v after %v, want ErrNoConsumer at once", r.err, r.when.Sub(begin))
 		}
 		return
 	}
 	waittest.Pass(l, 2*time.Second, "the server is away")
 	l.launch()
-	r := l.end(done)
+	r := l.wait(done)
 	l.Logf("called 1s after the kill: %v after it, %v", r.when.Sub(killed).Round(time.Millisecond), r.err)
 	if r.err != nil {
 		l.Errorf("a call to a server that was away: %v, want its answer", r.err)
 	}
-	l.once(killed)
+	l.checkOnce(killed)
 }
 
-// testPaused stops the server with SIGSTOP: its callers wait for the heartbeat timeout.
+// testPaused stops the server's process with SIGSTOP: its callers get ErrHeartbeatLost.
 func (l *lost) testPaused() {
 	l.Helper()
-	const silence = 4 * time.Second
-	l.fresh(rpc.ClientConfig{HeartbeatTimeout: silence})
+	const timeout = 4 * time.Second
+	l.newClient(rpc.ClientConfig{HeartbeatTimeout: timeout})
 	p := l.launch()
 	begin := time.Now()
-	done := l.running(time.Minute, 300*time.Millisecond)
+	done := l.callAndWait(time.Minute, 300*time.Millisecond)
 	if err := pause(p); err != nil {
 		l.Fatal(err)
 	}
-	r := l.end(done)
+	r := l.wait(done)
 	took := r.when.Sub(begin)
 	l.Logf("paused: %v after the call: %v", took.Round(time.Millisecond), r.err)
-	if !errors.Is(r.err, rpc.ErrHeartbeatLost) || took < silence {
-		l.Errorf("the call of a paused server ended after %v with %v, want ErrSilent after %v at least", took, r.err, silence)
+	if !errors.Is(r.err, rpc.ErrHeartbeatLost) || took < timeout {
+		l.Errorf("the call of a paused server ended after %v with %v, want ErrHeartbeatLost after %v at least", took, r.err, timeout)
 	}
 }

@@ -8,7 +8,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// plain is a bus with what the contract asks for and nothing else. It declares no limits.
+// plain is a bus without optional capabilities. It declares no limits.
 type plain struct{ bus bus.Bus }
 
 func (p plain) Publish(ctx context.Context, topic string, m *bus.Message) error {
@@ -33,7 +33,7 @@ func (p plain) Capabilities() bus.Capabilities {
 
 func (p plain) Close() error { return p.bus.Close() }
 
-// TestPlainBus: clients and servers need no optional capability of a bus.
+// TestPlainBus: clients and servers work without any optional capability of a bus.
 func TestPlainBus(t *testing.T) {
 	t.Parallel()
 	rpctest.TestBus(t, func(t *testing.T) (server, client bus.Bus) {

@@ -1,4 +1,4 @@
-// Package rpctest has what tests of RPC servers and clients need, and
+// Package rpctest has helpers for tests of RPC servers and clients, and
 // [TestBus], the suite that checks an implementation of bus.Bus.
 //
 //	client := rpctest.Serve(t, backup.Interface, func(s *rpc.Server) {
@@ -26,9 +26,10 @@ func NewBus(t testing.TB) *membus.Bus {
 	return b
 }
 
-// Serve starts a server of the interface on a bus of its own, with the handlers
-// that register adds, and returns a client for it. Calls of methods that register leaves out fail with
-// rpc.ErrNoSuchMethod. The host is called "host". Both are stopped when the test ends.
+// Serve starts a server of the interface on a new in-memory bus, with the handlers
+// that register adds, and returns a client on the same bus. Calls of methods without a
+// handler fail with rpc.ErrNoSuchMethod. The server's host is "host". Client, server and
+// bus are stopped when the test ends. The test fails if the server does not start.
 func Serve(t testing.TB, iface *rpc.Interface, register func(*rpc.Server)) *rpc.Client {
 	t.Helper()
 	b := NewBus(t)
@@ -60,8 +61,9 @@ func newClient(t testing.TB, on bus.Bus, cfg rpc.ClientConfig) *rpc.Client {
 	return c
 }
 
-// Message returns a message with the envelope, a text as on the wire, such as
-// "cast backup.start 2.1 at-least-once", and the payload. It is for tests of a bus.
+// Message returns a message with the id, the envelope and the payload. The envelope is
+// the text on the wire, such as "cast backup.start 2.1 at-least-once". It is for tests
+// of a bus.
 func Message(id, envelope string, payload string) *bus.Message {
 	return bus.Decode(id, maps.All(map[string]string{bus.KeyEnvelope: envelope}), []byte(payload))
 }

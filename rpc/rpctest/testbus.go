@@ -13,18 +13,19 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Opener gives a case of [TestBus] the two ends of a bus that no other case uses: what a server's process and what a client's process would open. They may
-// be the same value. The opener closes them when the test ends.
+// Opener opens a bus for one case of [TestBus]: one end for the server's process and one for the client's, which may be
+// the same value. No other case uses that bus. The opener closes both ends when the test ends.
 type Opener func(t *testing.T) (server, client bus.Bus)
 
-// TestBus runs every rule that a bus has to keep as a sub-test. A failure
-// prints the rule. A rule is skipped if it needs a capability that the bus does not declare. without names further rules that
-// a bus is known not to keep; a name without a rule fails.
+// TestBus checks each rule of the bus contract in a sub-test, in parallel. A failure prints
+// the rule. A rule is skipped if it needs a capability that the bus does not declare, or if
+// its name is in without, for rules that the bus is known not to keep. A name in without
+// that is not a rule fails the test.
 func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // the caller decides
 	t.Helper()
 	for _, name := range without {
 		if !slices.ContainsFunc(rules, func(r rule) bool { return r.name == name }) {
-			t.Errorf("there is no rule %q to do without", name)
+			t.Errorf("rule %q, which the test is to skip, does not exist", name)
 		}
 	}
 	for _, r := range rules {
@@ -60,7 +61,7 @@ var (
 	errNoWay = fault.Sentinel(fault.Precondition, "NoWay", "no way")
 )
 
-// caseTimeout bounds every wait of the suite. A bus that needs so long is broken.
+// caseTimeout bounds every wait of the suite. A bus that needs longer is broken.
 const caseTimeout = 20 * time.Second
 
 type bench struct {
@@ -81,7 +82,7 @@ func (b *bench) ctx() context.Context {
 
 func (b *bench) newClient() *rpc.Client { return newClient(b, b.client, rpc.ClientConfig{}) }
 
-// receive waits for a value.
+// receive waits for a value, at most caseTimeout.
 func receive[T any](b *bench, ch <-chan T, what string) T {
 	b.Helper()
 	select {
@@ -100,11 +101,11 @@ func message(b *bench, n int) *bus.Message {
 
 func settle(b *bench, d *bus.Delivery, ack bool) {
 	b.Helper()
-	end := d.Nack
+	settle := d.Nack
 	if ack {
-		end = d.Ack
+		settle = d.Ack
 	}
-	if err := end(); err != nil {
+	if err := settle(); err != nil {
 		b.Errorf("settle message %s: %v", d.ID, err)
 	}
 }
@@ -121,28 +122,28 @@ func noConsumer(c bus.Capabilities) bool { return c.NoConsumer }
 func liveTopics(c bus.Capabilities) bool { return c.LiveTopics && c.NoConsumer }
 
 var rules = []rule{
-	{"call", "a call reaches a server and its result comes back, unchanged and to the caller that asked", testCall, nil},
-	{"go", "Go returns before the result is there, and the result comes back by message", testGo, nil},
-	{"errors", "an error comes back with its code, reason and text, marked as the peer's", testErrors, nil},
-	{"context", "the caller's deadline and its request context reach the handler, its cancellation does not stop the call from being counted as canceled", testContext, nil},
-	{"cast", "a cast reaches one server only, and one that is sent before the server is back waits for it", testCast, nil},
-	{"fanout", "a fanout reaches every server, and none is no error", testFanout, nil},
-	{"noconsumer", "a message for a topic that does not exist fails at once, and not executed", testNoConsumer, noConsumer},
-	{"expired", "a call that waits until its caller has given up is never run", testExpired, nil},
-	{"slots", "a busy server takes no more than it has slots for; an idle one gets the rest", testSlots, nil},
-	{"busy", "a call that waits at a busy server goes to an idle one", testBusy, nil},
-	{"redelivery", "a message that is given back is delivered again, and one that is acknowledged is not", testRedelivery, nil},
-	{"requeue", "what a subscriber has not received when its subscription ends goes to the next", testRequeue, nil},
-	{"restarts", "a message that a server had not begun when it stopped does not count as lost with it", testRestarts, nil},
-	{"stop", "a server that stops answers what it has taken", testStop, nil},
-	{"load", "nothing is lost, doubled or mixed up under load", testLoad, nil},
+	{"call", "a call reaches a server, and its caller gets the result unchanged", testCall, nil},
+	{"go", "Go returns before the handler does, and the Pending gets the result", testGo, nil},
+	{"errors", "a handler's error reaches the caller with its code, reason and text, marked as the server's", testErrors, nil},
+	{"context", "the caller's deadline and request context reach the handler; a call that ends by its deadline has the client's own Timeout", testContext, nil},
+	{"cast", "a cast reaches one server only, and a cast to a server that is away waits for it", testCast, nil},
+	{"fanout", "a fanout reaches every server once; without a server it is not an error", testFanout, nil},
+	{"noconsumer", "a message for a topic that does not exist fails at once with ErrNoConsumer", testNoConsumer, noConsumer},
+	{"expired", "a call whose deadline passes while it waits for a slot is never handled", testExpired, nil},
+	{"slots", "a busy server takes no more casts than it has slots for; an idle server gets the rest", testSlots, nil},
+	{"busy", "a busy server takes no more calls than it has slots for; an idle server gets the rest", testBusy, nil},
+	{"redelivery", "a message whose handler fails is delivered again unless the error is final; an acknowledged message is not", testRedelivery, nil},
+	{"requeue", "messages that a subscriber has not acknowledged when its subscription ends go to the next subscriber, each once", testRequeue, nil},
+	{"restarts", "a message whose handler had not begun when its server stopped does not count as lost with the server", testRestarts, nil},
+	{"stop", "a server that stops answers the calls whose handlers run", testStop, nil},
+	{"load", "under load, no message is lost, handled twice or answered with another one's reply", testLoad, nil},
 	{"cancel", "the caller's cancellation reaches the handler's context", testCancel, nil},
-	{"beat", "a long call is kept alive by its server's heartbeats, and fails without them", testBeat, nil},
-	{"gone", "when the last server of a topic has left, a call fails at once, and a cast waits", testGone, liveTopics},
-	{"duplicate", "a message that comes twice is handled once", testDuplicate, nil},
-	{"dead", "what no server can do becomes a dead letter, which can be shown, sent again and dropped", testDead, nil},
-	{"toolarge", "a message or a reply that is larger than the bus carries fails at once, with both sizes, and alone", testTooLarge, nil},
-	{"names", "a name that a broker cannot take is refused before anything is sent", testNames, nil},
+	{"heartbeat", "a call lives longer than the heartbeat timeout while its server sends heartbeats, and fails without them", testHeartbeat, nil},
+	{"gone", "after the last server of a topic has stopped, a call fails at once with ErrNoConsumer, and a cast waits", testGone, liveTopics},
+	{"duplicate", "two messages of the same id are handled once", testDuplicate, nil},
+	{"dead", "a message whose attempts are used up, or that cannot be read, becomes a dead letter, which can be shown, sent again and dropped", testDead, nil},
+	{"toolarge", "a message or a reply that is larger than the bus carries fails at once, with both sizes, and other messages do not fail", testTooLarge, nil},
+	{"names", "a name that not every broker accepts is refused before a message is sent", testNames, nil},
 	{"describe", "every server answers ping and describe", testDescribe, nil},
-	{"close", "a closed bus fails with ErrClosed, at once, and may be closed again", testClose, nil},
+	{"close", "calls on a closed bus fail at once with ErrClosed, and Close may be called again", testClose, nil},
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/rpc/watermillbus"
 )
 
-// stockAMQP is a bus of watermill-amqp's parts as they come, configured as its
-// users would.
+// stockAMQP returns a bus of stock watermill-amqp publishers and subscribers, configured as
+// its users would.
 func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
 	t.Helper()
 	log := watermill.NopLogger{}
@@ -66,8 +66,8 @@ func stockAMQP(t *testing.T, url, prefix string) *watermillbus.Bus {
 			return amqp.NewSubscriber(c, log)
 		},
 		Redelivered: amqp.MetadataRedeliveredKey,
-		// Each is a channel and some questions to the broker: more of them, in
-		// all tests at once, leave it no time for signs of life.
+		// Each lane is a channel and some requests to the broker: more of them, in
+		// all tests at once, delay the broker's heartbeats too long.
 		Lanes: 16,
 	})
 	if err != nil {

@@ -1,39 +1,45 @@
-// Package watermillbus makes a bus.Bus of any watermill publishers and
-// subscribers, such as those of watermill-amqp as it comes, for a broker that
-// Armature has no bus of its own for.
+// Package watermillbus makes a bus.Bus from watermill publishers and subscribers,
+// such as those of stock watermill-amqp. It is for brokers for which Armature has no
+// bus of its own.
 //
 //	bus, err := watermillbus.New(watermillbus.Config{
-//		Publisher: queues,   // to one subscriber of a topic
-//		Fanout:    fanouts,  // to all of them
+//		Publisher: queues,   // publishes to one subscriber of a topic
+//		Fanout:    fanouts,  // publishes to all subscribers
 //		Subscriber: func(s bus.Subscription) (message.Subscriber, error) { ... },
 //		FanoutSubscriber: func(s bus.Subscription) (message.Subscriber, error) { ... },
 //	})
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// It adds what the contract of bus.Bus asks for and watermill's does not: many
-// messages at once, deadlines, durable messages sent until they arrive,
-// subscriptions that are renewed, typed errors, and a Close that ends.
+// The bus adds what the contract of bus.Bus requires and watermill lacks: many
+// messages at once, deadlines, repeated sending of durable messages until they
+// arrive, renewal of subscriptions, typed errors, and a Close that ends in bounded time.
 //
-// What it cannot add are these rules of rpctest.TestBus, named as there, because
-// a watermill publisher does not report that a topic has no consumer, a server cannot tell a
-// subscriber that all slots are in use, and a subscriber gives back the messages that it has prefetched:
+// It does not keep these rules of rpctest.TestBus:
 //
-//   - noconsumer: a call or cast to a server that never was ends by its deadline,
-//     or waits, instead of failing at once with ErrNoConsumer.
-//   - gone: so does a call to a server that has left.
-//   - busy: a call that a busy server has been sent waits for that one.
-//   - restarts: what a stopping server had been sent and not begun counts as lost with a server.
+//   - noconsumer: a call to a server that never existed waits until its deadline, and
+//     a cast waits in the topic; neither fails with ErrNoConsumer. A watermill
+//     publisher does not report that a topic has no consumer.
+//   - gone: for the same reason, a call to a server that has stopped waits until its
+//     deadline.
+//   - busy: a call that was sent to a busy server waits there, although another server
+//     is idle. A server cannot tell a subscriber that all slots are in use.
+//   - restarts: a message that was sent to a stopping server, and whose handler had not
+//     begun, counts as lost with a server. A subscriber returns its prefetched messages
+//     by itself.
 //
-// Four more limits have no rule there. For the same reason a call to a server whose process was killed ends by the
-// heartbeat timeout, not with rpc.ErrServerLost. A publisher's error does not say
-// whether the message was sent: it is Unknown unless Config.NotSent knows better.
-// A subscriber does not say whether an acknowledgement went out: Ack
-// never fails. What a publisher or subscriber loses, doubles or hangs on when
-// its connection is cut stays so: watermill-amqp v3.0.2 with a channel pool
-// publishes nothing more after a lost connection.
+// Four more limits have no rule in rpctest:
 //
-// Over RabbitMQ take amqpbus instead: it is faster, survives lost connections,
-// and has none of these gaps; over NATS, natsbus.
+//   - A call to a server whose process was killed ends with the heartbeat timeout, not
+//     with rpc.ErrServerLost.
+//   - A publisher's error does not say whether the message was sent. The error of
+//     Publish is Unknown, unless Config.NotSent reports that the message was not sent.
+//   - A subscriber does not report whether an acknowledgement was sent: Ack never fails.
+//   - When a connection is cut, the bus does not repair a publisher or subscriber that
+//     loses or doubles messages, or hangs. For example, watermill-amqp v3.0.2 with a
+//     channel pool publishes nothing after a lost connection.
+//
+// Over RabbitMQ use amqpbus instead: it is faster, survives lost connections, and has
+// none of these gaps. Over NATS use natsbus.
 package watermillbus
 
 import (
@@ -53,61 +59,63 @@ import (
 	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
-// Config configures a Bus, which owns all it is given and opens, and closes it.
+// Config configures a Bus. The Bus owns the publishers, and the subscribers that it opens, and closes them.
 type Config struct {
-	// Publisher publishes to one subscriber of a topic, and returns when the
-	// broker has the message. Required.
+	// Publisher publishes to one subscriber of a topic. Its Publish returns when the
+	// broker has confirmed the message. Required.
 	Publisher message.Publisher
-	// Fanout publishes to everybody who has subscribed through
-	// FanoutSubscriber. Nil: the Publisher.
+	// Fanout publishes to all subscribers that FanoutSubscriber opened. Nil: the
+	// Publisher does.
 	Fanout message.Publisher
-	// Subscriber opens a subscriber of one topic, s.Topic, in the way that
-	// s.Mode says. Its Subscribe is called up to s.Slots times for that topic;
-	// each message must reach only one of them, and of all other processes'
-	// subscribers of a Shared or Live topic. Required.
+	// Subscriber opens a subscriber for the topic s.Topic, with a queue as s.Mode
+	// says. The bus calls the subscriber's Subscribe up to s.Slots times for that
+	// topic. Each message must reach only one of these subscriptions; if the topic is
+	// Shared or Live, only one of those of all processes. Required.
 	Subscriber func(s bus.Subscription) (message.Subscriber, error)
-	// FanoutSubscriber does the same for s.Fanout: those that one call of it
-	// opened share a copy of each message, others get their own. Required.
+	// FanoutSubscriber opens a subscriber for the topic s.Fanout. The subscriptions of
+	// one subscriber share one copy of each message; every other subscriber gets a
+	// copy of its own. Required.
 	FanoutSubscriber func(s bus.Subscription) (message.Subscriber, error)
-	// NotSent reports that an error of a publisher means that the message was
-	// certainly not sent, such as that there is no connection: then it is tried
-	// again until its deadline, not only if it is durable. Optional.
+	// NotSent reports whether an error of a publisher means that the message was
+	// certainly not sent, for example because the connection is lost. Then the bus
+	// sends the message again until its deadline, even if it is not durable. Optional:
+	// without it, only persistent messages are sent again.
 	NotSent func(error) bool
-	// Redelivered is the metadata that the subscribers set on a message that
-	// was delivered before. Empty: they tell nothing, and a message that kills
-	// its servers is never given up.
+	// Redelivered is the name of the metadata that the subscribers set on a message
+	// that was delivered before. Empty: they set none, and a message that kills its
+	// servers is never dead-lettered.
 	Redelivered string
-	// Lanes bounds how often one subscriber's Subscribe is called, and so how
-	// many messages of a topic are handled at once. Default 64.
+	// Lanes bounds how often Subscribe of one subscriber is called, and so how many
+	// messages of a topic are handled at once. Default 64.
 	Lanes int
-	// Sends is how many messages may be on their way at once. One that a
-	// publisher never returns from counts for ever. Default 256.
+	// Sends is how many calls of the publishers may run at once. A call that never
+	// returns counts for ever. Default 256.
 	Sends int
-	// MaxMessage is the largest message that Publish takes, in bytes, see [bus.Message.Size]. It must not be above what
-	// the broker takes. Default [bus.DefaultMaxMessage].
+	// MaxMessage is the largest message that Publish accepts, in bytes, see [bus.Message.Size]. It must not be greater
+	// than the broker's limit. Default [bus.DefaultMaxMessage].
 	MaxMessage int
-	// CloseTimeout bounds how long Close waits for parts that hang. Default 10 s.
+	// CloseTimeout bounds how long Close waits for the publishers and subscribers. Default 10 s.
 	CloseTimeout time.Duration
-	// Logger gets what goes wrong beneath. Default slog.Default().
+	// Logger gets the failures that no error reports. Default slog.Default().
 	Logger *slog.Logger
 }
 
 const (
-	// A publish or subscribe that failed is tried again after minPause, doubled
-	// up to maxPause, with jitter.
-	minPause = 20 * time.Millisecond
-	maxPause = time.Second
-	// settleTime is how long a subscriber may take to see that a message was
-	// settled.
+	// A publish or subscribe that failed is repeated after a back-off from minBackoff
+	// to maxBackoff, with jitter.
+	minBackoff = 20 * time.Millisecond
+	maxBackoff = time.Second
+	// settleTime is how long a subscriber may take to notice that a message was
+	// acknowledged or rejected.
 	settleTime = 50 * time.Millisecond
 	// publishTime bounds the sending of a message without a deadline.
 	publishTime = time.Minute
 )
 
-// Bus is a [bus.Bus] over watermill's parts. It is safe for concurrent use.
+// Bus is a [bus.Bus] over watermill publishers and subscribers. It is safe for concurrent use.
 type Bus struct {
 	cfg   Config
-	sends chan struct{} // holds a token for each message on its way
+	sends chan struct{} // holds a token for each running call of a publisher
 
 	life  context.Context //nolint:containedctx // the bus's own life, ended by Close
 	end   context.CancelFunc
@@ -116,7 +124,7 @@ type Bus struct {
 	close func() error
 }
 
-// New returns a bus. The error, with code Invalid, says which part is missing.
+// New returns a bus, ready for use. The error, with code Invalid, says which required part is missing.
 func New(cfg Config) (*Bus, error) {
 	switch {
 	case cfg.Publisher == nil:
@@ -141,19 +149,19 @@ func New(cfg Config) (*Bus, error) {
 	}
 	b := &Bus{cfg: cfg, sends: make(chan struct{}, cfg.Sends)}
 	b.life, b.end = context.WithCancel(context.Background())
-	b.close = sync.OnceValue(b.shut)
+	b.close = sync.OnceValue(b.closeParts)
 	return b, nil
 }
 
-// Capabilities is that of [bus.Bus]. A watermill publisher does not report that a topic has no consumer, and does not
-// say whether its broker keeps messages.
+// Capabilities implements [bus.Bus]. Only MaxMessage is declared: a watermill publisher reports neither that a topic has
+// no consumer, nor whether its broker keeps messages over a restart.
 func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{MaxMessage: b.cfg.MaxMessage}
 }
 
-// Publish sends the message, see [bus.Bus]. The publishers
-// take no context, so each message is sent by a goroutine of its own, which is left behind at the end of
-// ctx, with Unknown. A persistent message that failed is sent again until then.
+// Publish sends the message, see [bus.Bus]. Watermill publishers have no context, so each call of a publisher has its own
+// goroutine. If ctx ends first, Publish returns Unknown, and the goroutine goes on until the publisher returns. A
+// persistent message whose sending failed is sent again until ctx ends.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	if err := b.publish(ctx, topic, m); err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)
@@ -161,9 +169,9 @@ func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	return nil
 }
 
-// Send is Publish in a goroutine of its own, see [bus.Bus].
+// Send is Publish in a goroutine of its own, see [bus.Bus]. It never blocks.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
-	if !b.run(func() { done(b.Publish(ctx, topic, m)) }) {
+	if !b.spawn(func() { done(b.Publish(ctx, topic, m)) }) {
 		done(fmt.Errorf("publish to %s: %w", topic, bus.ErrClosed))
 	}
 }
@@ -184,21 +192,21 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	if b.cfg.Fanout != nil && m.Kind == bus.Fanout {
 		to = b.cfg.Fanout
 	}
-	var unknown error // of an attempt that may have arrived
-	wait := backoff.Backoff{Min: minPause, Max: maxPause}
+	var unknown error // of the last attempt whose message may have been sent
+	wait := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
 	for {
 		err := b.send(ctx, to, topic, m)
 		switch {
 		case err == nil:
 			return nil
-		case errors.Is(err, bus.ErrNoConsumer): // a publisher that can tell
+		case errors.Is(err, bus.ErrNoConsumer): // some publishers report it
 			return err
 		case errors.Is(err, fault.Unknown):
 			if unknown = err; !m.Persistent() {
 				return err
 			}
 		case errors.Is(err, fault.Unavailable) && b.life.Err() == nil:
-			// It was not sent, so that waiting is safe.
+			// The message was not sent, so it may be sent again.
 		case unknown != nil:
 			return unknown
 		case b.life.Err() != nil:
@@ -210,8 +218,8 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	}
 }
 
-// send publishes aside. Errors: Unknown; Unavailable and the context's code
-// when it was certainly not sent; what the publisher says of the topic.
+// send calls the publisher once, in a goroutine. Errors: Unknown if the message may have been sent; Unavailable,
+// Timeout, Canceled and ErrClosed if it was certainly not sent; ErrNoConsumer if the publisher reports it.
 func (b *Bus) send(ctx context.Context, to message.Publisher, topic string, m *bus.Message) error {
 	if err := ctx.Err(); err != nil {
 		return fault.New(fault.CodeOf(err), "not sent: %w", err)
@@ -219,12 +227,12 @@ func (b *Bus) send(ctx context.Context, to message.Publisher, topic string, m *b
 	select {
 	case b.sends <- struct{}{}:
 	case <-ctx.Done():
-		return fault.New(fault.CodeOf(ctx.Err()), "not sent, too many are on their way: %w", ctx.Err())
+		return fault.New(fault.CodeOf(ctx.Err()), "not sent, too many publishes are unconfirmed: %w", ctx.Err())
 	}
 	done := make(chan error, 1)
 	out := message.NewMessageWithContext(ctx, m.ID, m.Payload)
 	out.Metadata = maps.Collect(m.Metadata())
-	if !b.run(func() {
+	if !b.spawn(func() {
 		defer func() { <-b.sends }()
 		done <- to.Publish(topic, out)
 	}) {
@@ -239,15 +247,15 @@ func (b *Bus) send(ctx context.Context, to message.Publisher, topic string, m *b
 		case b.cfg.NotSent != nil && b.cfg.NotSent(err):
 			return fault.New(fault.Unavailable, "not sent: %w", err)
 		default:
-			return fault.New(fault.Unknown, "it may have been sent: %v", err)
+			return fault.New(fault.Unknown, "the message may have been sent: %v", err)
 		}
 	case <-ctx.Done():
-		return fault.New(fault.Unknown, "it may have been sent, the publisher has not returned: %w", ctx.Err())
+		return fault.New(fault.Unknown, "the message may have been sent, the publisher has not returned: %w", ctx.Err())
 	}
 }
 
-// run starts f unless the bus is closed.
-func (b *Bus) run(f func()) bool {
+// spawn runs f in a goroutine that Close waits for. If the bus is closed, it returns false and does not run f.
+func (b *Bus) spawn(f func()) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.life.Err() != nil {
@@ -257,26 +265,26 @@ func (b *Bus) run(f func()) bool {
 	return true
 }
 
-// CreateTopic makes a Shared topic, see [bus.Bus]: with the SubscribeInitialize of the subscriber, if it has one, else
-// with a subscription that ends at once.
+// CreateTopic makes a Shared topic, see [bus.Bus]. It calls SubscribeInitialize of a subscriber that has that method,
+// without regard to ctx. Otherwise it subscribes, and ends the subscription at once.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if b.life.Err() != nil {
-		return fmt.Errorf("make %s: %w", topic, bus.ErrClosed)
+		return fmt.Errorf("create topic %s: %w", topic, bus.ErrClosed)
 	}
 	if err := bus.CheckTopic(topic); err != nil {
-		return fmt.Errorf("make topic: %w", err)
+		return fmt.Errorf("create topic: %w", err)
 	}
 	s, err := b.cfg.Subscriber(bus.Subscription{Topic: topic, Slots: 1})
 	if err != nil {
-		return fault.New(fault.Unavailable, "make %s: %w", topic, err)
+		return fault.New(fault.Unavailable, "create topic %s: %w", topic, err)
 	}
-	defer func() { _ = s.Close() }() // it has nothing to give back
+	defer func() { _ = s.Close() }() // it has no messages
 	i, ok := s.(message.SubscribeInitializer)
 	if !ok {
 		return b.createBySubscribing(ctx, topic)
 	}
 	if err := i.SubscribeInitialize(topic); err != nil {
-		return fault.New(fault.Unavailable, "make %s: %w", topic, err)
+		return fault.New(fault.Unavailable, "create topic %s: %w", topic, err)
 	}
 	return nil
 }
@@ -295,13 +303,14 @@ func (b *Bus) createBySubscribing(ctx context.Context, topic string) error {
 	return nil
 }
 
-// Close ends the subscriptions, closes the subscribers, waits for what is being
-// published and closes the publishers. What was not settled is delivered again
-// to others. It is idempotent. The error is that of a part, or says that parts
-// still hang after CloseTimeout.
+// Close ends the subscriptions, closes the subscribers, waits for the running calls of
+// the publishers, and closes the publishers. Messages that were not acknowledged are
+// delivered again to other subscribers. Close is idempotent. The error is that of a
+// publisher, or Timeout if a publisher or subscriber still hangs after
+// Config.CloseTimeout.
 func (b *Bus) Close() error { return b.close() }
 
-func (b *Bus) shut() error {
+func (b *Bus) closeParts() error {
 	b.mu.Lock()
 	b.end()
 	b.mu.Unlock()
@@ -320,6 +329,6 @@ func (b *Bus) shut() error {
 	case err := <-ended:
 		return err
 	case <-t.C:
-		return fault.New(fault.Timeout, "watermillbus: a publisher or subscriber does not end within %v", b.cfg.CloseTimeout)
+		return fault.New(fault.Timeout, "close watermillbus: a publisher or subscriber did not end within %v", b.cfg.CloseTimeout)
 	}
 }

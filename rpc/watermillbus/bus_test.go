@@ -26,7 +26,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// part is both ends of a broker whose behaviour a test writes.
+// part is a publisher and a subscriber whose behavior the test defines.
 type part struct {
 	publish   func(topic string, m *message.Message) error
 	subscribe func(ctx context.Context, topic string) (<-chan *message.Message, error)
@@ -76,7 +76,7 @@ func newMessage(ctx context.Context, mark string) *message.Message {
 	return m
 }
 
-// request returns what rpc publishes.
+// request returns a message as package rpc publishes it.
 func request(envelope string) *rpcbus.Message {
 	return rpctest.Message(watermill.NewUUID(), envelope, "{}")
 }
@@ -96,14 +96,14 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// TestPublish: what the publisher's outcome becomes.
+// TestPublish: the error of Publish for each outcome of the publisher.
 func TestPublish(t *testing.T) {
 	t.Parallel()
 	down, broken := errors.New("not connected"), errors.New("broken pipe")
 	tests := []struct {
 		name  string
 		mark  string
-		fails []error // of the attempts, one after another; then they succeed
+		fails []error // errors of the first attempts; later attempts succeed
 		meta  string
 		want  fault.Code
 		tries int64
@@ -112,7 +112,7 @@ func TestPublish(t *testing.T) {
 		{name: "may have been sent", fails: []error{broken}, want: fault.Unknown, tries: 1},
 		{name: "may have been sent, durable", mark: durable, fails: []error{broken, broken}, tries: 3},
 		{name: "certainly not sent", fails: []error{down, down}, tries: 3},
-		{name: "a publisher that can tell", mark: durable, fails: []error{rpc.ErrNoConsumer}, want: fault.Unavailable, tries: 1},
+		{name: "a publisher that reports no consumer", mark: durable, fails: []error{rpc.ErrNoConsumer}, want: fault.Unavailable, tries: 1},
 		{name: "metadata too long", meta: strings.Repeat("x", 100<<10), want: fault.Invalid},
 	}
 	for _, tt := range tests {
@@ -142,15 +142,15 @@ func TestPublish(t *testing.T) {
 	}
 }
 
-// TestPublishHangs: a publisher that never returns costs a message its own time
-// and no more, and bounds what may hang.
+// TestPublishHangs: if a publisher never returns, Publish still ends with its context, and Config.Sends
+// bounds the calls that hang.
 func TestPublishHangs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		gate := make(chan struct{})
 		b := newBus(t, part{publish: func(string, *message.Message) error { <-gate; return nil }},
 			func(c *watermillbus.Config) { c.Sends = 1 })
-		for i, want := range []fault.Code{fault.Unknown, fault.Timeout} { // the second was not even begun
+		for i, want := range []fault.Code{fault.Unknown, fault.Timeout} { // the second call of the publisher does not begin
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			begin := time.Now()
 			err := b.Publish(ctx, "backup", request(durable))
@@ -166,9 +166,8 @@ func TestPublishHangs(t *testing.T) {
 	})
 }
 
-// TestLanes: a subscriber that hands out one message at a time serves as many
-// slots as there are, and what is in hand when the subscription ends can still be
-// acknowledged.
+// TestLanes: a subscriber that delivers one message at a time serves all slots. A message whose
+// handler runs when the subscription ends can still be acknowledged.
 func TestLanes(t *testing.T) {
 	t.Parallel()
 	const slots = 5
@@ -194,7 +193,7 @@ func TestLanes(t *testing.T) {
 						acked.Add(1)
 					case <-m.Nacked():
 						queue <- id
-					case <-ctx.Done(): // as some do, although it may be handled
+					case <-ctx.Done(): // as some subscribers do, although the message may be handled
 						queue <- id
 						return
 					}
@@ -223,14 +222,14 @@ func TestLanes(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	loops.Wait() // the subscriptions beneath have ended, too
+	loops.Wait() // the watermill subscriptions have ended, too
 	if acked.Load() != slots || len(queue) != slots {
 		t.Errorf("%d acknowledged, %d left; want %d and %d", acked.Load(), len(queue), slots, slots)
 	}
 }
 
-// TestRenewed: a subscription whose channel ends is made again, and the empty
-// message that a deleted queue leaves is not handed out.
+// TestRenewed: a subscription whose channel is closed is renewed. The empty message that
+// comes from a deleted queue is not delivered.
 func TestRenewed(t *testing.T) {
 	t.Parallel()
 	var opened atomic.Int64
@@ -266,8 +265,8 @@ func TestRenewed(t *testing.T) {
 	}
 }
 
-// TestClose: the parts are closed once, the publisher last, and what was in hand
-// is given back.
+// TestClose: subscribers and publishers are closed once, the publishers last, and messages that were not
+// acknowledged are rejected.
 func TestClose(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex
@@ -304,7 +303,7 @@ func TestClose(t *testing.T) {
 	select {
 	case <-inHand.Nacked():
 	default:
-		t.Error("what was in hand was not given back")
+		t.Error("the message that was not acknowledged was not rejected")
 	}
 	if _, ok := <-in; ok {
 		t.Error("a message from a closed bus")
@@ -323,8 +322,8 @@ func TestClose(t *testing.T) {
 	}
 }
 
-// TestOpenFails: a subscriber that cannot be opened fails Subscribe, and what was
-// opened before it is closed.
+// TestOpenFails: if a subscriber cannot be opened, Subscribe fails, and the subscriber that was
+// opened before is closed.
 func TestOpenFails(t *testing.T) {
 	t.Parallel()
 	closed := make(chan struct{})
@@ -344,13 +343,13 @@ func TestOpenFails(t *testing.T) {
 	<-closed
 }
 
-// shared leaves a gochannel open when the bus closes a subscriber on it.
+// shared keeps a gochannel open when the bus closes its subscriber.
 type shared struct{ *gochannel.GoChannel }
 
 func (shared) Close() error { return nil }
 
-// A gochannel gives every subscriber its own copy, so that each topic can have
-// one subscription only.
+// A gochannel gives every subscriber its own copy of a message, so each topic may have only
+// one subscription.
 func ExampleNew() {
 	ch := gochannel.NewGoChannel(gochannel.Config{}, watermill.NopLogger{})
 	open := func(rpcbus.Subscription) (message.Subscriber, error) { return shared{ch}, nil }

@@ -15,10 +15,10 @@ import (
 	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
-// Subscribe opens a subscriber, two with s.Fanout, and takes messages from as
-// many subscriptions as there are slots, at most Config.Lanes: a subscriber
-// hands out one message at a time to each, see [bus.Bus]. It blocks as long as
-// the subscribers do, but not beyond the end of ctx.
+// Subscribe opens one subscriber, or two if s.Fanout is set, see [bus.Bus]. A watermill
+// subscription delivers one message at a time, so Subscribe makes s.Slots
+// subscriptions, but at most Config.Lanes. It blocks as long as the subscribers do, but
+// not beyond the end of ctx.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	err := bus.CheckTopic(s.Topic)
 	if err == nil && s.Fanout != "" {
@@ -31,16 +31,16 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	g := &group{bus: b, private: s.Mode == bus.Private, receive: s.Receive, out: make(chan *bus.Delivery)}
 	g.ctx, g.cancel = context.WithCancel(ctx)
 	opened := make(chan error, 1)
-	ok := b.run(func() { //nolint:contextcheck // it has the context of the subscription
+	ok := b.spawn(func() { //nolint:contextcheck // the goroutine uses the subscription's context
 		defer g.cancel()
 		defer context.AfterFunc(b.life, g.cancel)()
 		err := g.open(s)
 		opened <- err
 		if err == nil {
-			g.handing.Wait()
+			g.delivering.Wait()
 			close(g.out)
 		}
-		g.shut()
+		g.closeSubscribers()
 	})
 	if !ok {
 		g.cancel()
@@ -60,24 +60,25 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	}
 }
 
-// group is one subscription of the bus: lanes from one subscriber or two.
+// group is one subscription of the bus. It has several lanes, from one or two subscribers; a lane is one watermill
+// subscription, with one message at a time.
 type group struct {
-	bus     *Bus
-	private bool            // messages need not be settled
-	ctx     context.Context //nolint:containedctx // the subscription's own life
-	cancel  context.CancelFunc
-	receive func(*bus.Delivery) // in place of out, if it is not nil
-	out     chan *bus.Delivery
-	parts   []message.Subscriber
-	handing sync.WaitGroup // lanes that may write to out
-	lanes   sync.WaitGroup
+	bus         *Bus
+	private     bool            // the subscriber need not acknowledge messages
+	ctx         context.Context //nolint:containedctx // the subscription's own life
+	cancel      context.CancelFunc
+	receive     func(*bus.Delivery) // used instead of out if it is not nil
+	out         chan *bus.Delivery
+	subscribers []message.Subscriber
+	delivering  sync.WaitGroup // lanes that may still send to out
+	lanes       sync.WaitGroup
 }
 
-// open opens the subscribers and all lanes, or none.
+// open opens the subscribers and their lanes. After an error the lanes that were opened end.
 func (g *group) open(s bus.Subscription) error {
-	err := g.add(g.bus.cfg.Subscriber, s, s.Topic)
+	err := g.addSubscriber(g.bus.cfg.Subscriber, s, s.Topic)
 	if err == nil && s.Fanout != "" {
-		err = g.add(g.bus.cfg.FanoutSubscriber, s, s.Fanout)
+		err = g.addSubscriber(g.bus.cfg.FanoutSubscriber, s, s.Fanout)
 	}
 	if err != nil {
 		g.cancel()
@@ -86,40 +87,41 @@ func (g *group) open(s bus.Subscription) error {
 	return nil
 }
 
-func (g *group) add(open func(bus.Subscription) (message.Subscriber, error), s bus.Subscription, topic string) error {
+// addSubscriber opens a subscriber and its lanes for the topic.
+func (g *group) addSubscriber(open func(bus.Subscription) (message.Subscriber, error), s bus.Subscription, topic string) error {
 	sub, err := open(s)
 	if err != nil {
 		return err
 	}
-	g.parts = append(g.parts, sub)
+	g.subscribers = append(g.subscribers, sub)
 	for range min(s.Slots, g.bus.cfg.Lanes) {
-		// Its end is not that of the subscription: a subscriber may take back
-		// what its context's end finds unsettled, although it is handled.
+		// The lane's context must not end with the subscription: some subscribers
+		// return a message whose handler still runs when their context ends.
 		ctx, cancel := context.WithCancel(context.WithoutCancel(g.ctx))
 		in, err := sub.Subscribe(ctx, topic)
 		if err != nil {
 			cancel()
 			return err
 		}
-		g.handing.Add(1)
-		g.lanes.Go(func() { g.lane(ctx, cancel, sub, topic, in) })
+		g.delivering.Add(1)
+		g.lanes.Go(func() { g.laneLoop(ctx, cancel, sub, topic, in) })
 	}
 	return nil
 }
 
-// lane hands out one message after another until the subscription ends, and
-// then lives until the last one is settled. When its channel ends too early it
-// subscribes anew.
-func (g *group) lane(ctx context.Context, cancel context.CancelFunc, sub message.Subscriber, topic string, in <-chan *message.Message) {
+// laneLoop delivers one message after the other until the subscription ends, and then
+// waits until the last one is acknowledged or rejected. When its channel is closed
+// before, it subscribes again.
+func (g *group) laneLoop(ctx context.Context, cancel context.CancelFunc, sub message.Subscriber, topic string, in <-chan *message.Message) {
 	defer func() {
 		cancel()
-		for m := range in { // what it had taken goes back
+		for m := range in { // messages that the subscriber has prefetched
 			m.Nack()
 		}
 	}()
-	handing := sync.OnceFunc(g.handing.Done)
-	defer handing()
-	wait := backoff.Backoff{Min: minPause, Max: maxPause}
+	stopDelivering := sync.OnceFunc(g.delivering.Done)
+	defer stopDelivering()
+	wait := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
 	for {
 		for {
 			m := g.next(in)
@@ -127,34 +129,34 @@ func (g *group) lane(ctx context.Context, cancel context.CancelFunc, sub message
 				break
 			}
 			wait.Reset()
-			if !g.hand(m) {
+			if !g.deliver(m) {
 				return
 			}
 			select {
 			case <-m.Acked():
 			case <-m.Nacked():
 			case <-g.ctx.Done():
-				handing()
-				g.last(m)
+				stopDelivering()
+				g.awaitSettled(m)
 				return
 			}
 		}
 		if g.ctx.Err() == nil {
-			wait.Wait(g.ctx) //nolint:contextcheck // of the subscription, not of the lane
+			wait.Wait(g.ctx) //nolint:contextcheck // the context of the subscription, not of the lane
 		}
 		if g.ctx.Err() != nil {
 			return
 		}
 		next, err := sub.Subscribe(ctx, topic)
 		if err != nil {
-			g.bus.cfg.Logger.Warn("a subscription ended and cannot be renewed yet", "topic", topic, "error", err)
+			g.bus.cfg.Logger.Warn("subscription ended, renewal failed", "topic", topic, "error", err)
 			continue
 		}
 		in = next
 	}
 }
 
-// next returns the next message, or nil when there is none to come.
+// next waits for the next message. It returns nil when the channel is closed or the subscription has ended.
 func (g *group) next(in <-chan *message.Message) *message.Message {
 	for {
 		select {
@@ -162,7 +164,7 @@ func (g *group) next(in <-chan *message.Message) *message.Message {
 			if !ok {
 				return nil
 			}
-			if !phantom(m) {
+			if !isPhantom(m) {
 				return m
 			}
 			m.Nack()
@@ -172,10 +174,10 @@ func (g *group) next(in <-chan *message.Message) *message.Message {
 	}
 }
 
-// last waits until a message that is in hand at the end of the subscription is
-// settled, and the subscriber has had time to see it: it may look at its
-// context's end at the same moment, and take the message back.
-func (g *group) last(m *message.Message) {
+// awaitSettled waits until a message that was delivered before the end of the subscription
+// is acknowledged or rejected, and then for settleTime, so that the subscriber notices
+// that before its context ends. Otherwise it might return the message.
+func (g *group) awaitSettled(m *message.Message) {
 	select {
 	case <-m.Acked():
 	case <-m.Nacked():
@@ -187,12 +189,12 @@ func (g *group) last(m *message.Message) {
 	<-t.C
 }
 
-// hand hands m out, or gives it back at the end of the subscription, and
-// reports which.
-func (g *group) hand(m *message.Message) bool {
+// deliver passes m to the subscriber. At the end of the subscription it rejects m and
+// returns false.
+func (g *group) deliver(m *message.Message) bool {
 	key := g.bus.cfg.Redelivered
 	redelivered := key != "" && m.Metadata[key] != ""
-	delete(m.Metadata, key) // it must not travel on when the message is sent again
+	delete(m.Metadata, key) // it must not be sent when the message is published again
 	d := bus.NewDelivery(bus.Decode(m.UUID, maps.All(m.Metadata), m.Payload), redelivered, settler{m})
 	select {
 	case <-g.ctx.Done():
@@ -207,7 +209,7 @@ func (g *group) hand(m *message.Message) bool {
 	}
 	select {
 	case g.out <- d:
-		if g.private { // it may never be settled
+		if g.private { // the subscriber may never acknowledge it
 			m.Ack()
 		}
 		return true
@@ -217,10 +219,10 @@ func (g *group) hand(m *message.Message) bool {
 	}
 }
 
-// settler acknowledges a message to its subscriber, which does not say whether that went out.
+// settler acknowledges a message to its watermill subscriber, which does not report whether the acknowledgement was sent.
 type settler struct{ m *message.Message }
 
-// Settle is that of [bus.Settler].
+// Settle implements [bus.Settler]. It never fails.
 func (s settler) Settle(ack bool) error {
 	if ack {
 		s.m.Ack()
@@ -230,20 +232,20 @@ func (s settler) Settle(ack bool) error {
 	return nil
 }
 
-// phantom reports whether m is nothing: watermill-amqp delivers it when its
-// queue was deleted.
-func phantom(m *message.Message) bool {
+// isPhantom reports whether m is the empty message that watermill-amqp delivers when its
+// queue is deleted.
+func isPhantom(m *message.Message) bool {
 	return m.UUID == "" && len(m.Metadata) == 0 && len(m.Payload) == 0
 }
 
-// shut closes the subscribers when their lanes have nothing in hand.
-func (g *group) shut() {
+// closeSubscribers waits for the lanes and closes the subscribers.
+func (g *group) closeSubscribers() {
 	g.lanes.Wait()
 	var err error
-	for _, p := range g.parts {
+	for _, p := range g.subscribers {
 		err = errors.Join(err, p.Close())
 	}
 	if err != nil {
-		g.bus.cfg.Logger.Warn("a subscriber could not be closed", "error", err)
+		g.bus.cfg.Logger.Warn("closing a subscriber failed", "error", err)
 	}
 }

@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// randomClaims returns one to three claims of different consumers, with groups, generations and amounts of which
-// many are wrong.
+// randomClaims returns one to three claims of different consumers. Many of their groups, generations and amounts are
+// wrong.
 func randomClaims(r *rand.Rand) (claims []placement.Claim) {
 	policies := []placement.Policy{placement.Affinity, placement.AntiAffinity, placement.SoftAffinity}
 	for _, consumer := range r.Perm(5)[:1+r.IntN(3)] {
@@ -37,7 +37,7 @@ func randomClaims(r *rand.Rand) (claims []placement.Claim) {
 	return claims
 }
 
-// TestStoresAgree: the store in memory and the one in a database answer every sequence of claims alike.
+// TestStoresAgree: Memory and SQL give the same results for every sequence of claims.
 func TestStoresAgree(t *testing.T) {
 	t.Parallel()
 	for name, url := range map[string]func(testing.TB) string{"sqlite": dbtest.SQLite, "mysql": dbtest.MySQL} {
@@ -84,7 +84,7 @@ func TestStoresAgree(t *testing.T) {
 				}
 			}
 			byProvider := cmpopts.SortSlices(func(a, b placement.Allocation) bool { return a.Provider < b.Provider })
-			ignore := cmpopts.IgnoreTypes(time.Time{}) // the clocks of two stores
+			ignore := cmpopts.IgnoreTypes(time.Time{}) // the stores have different clocks
 			if diff := cmp.Diff(claims[0], claims[1], byProvider, ignore, cmpopts.IgnoreFields(placement.Allocation{}, "Generation")); diff != "" {
 				t.Errorf("claims (-memory +SQL):\n%s", diff)
 			}
@@ -95,7 +95,7 @@ func TestStoresAgree(t *testing.T) {
 	}
 }
 
-// outcome returns what an error of a claim is, without its text.
+// outcome returns the class of a claim's error, without its text.
 func outcome(err error) string {
 	for _, target := range []error{placement.ErrNoRoom, placement.ErrGroup, placement.ErrChanged} {
 		if errors.Is(err, target) {

@@ -20,7 +20,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// cloud makes hosts that are half full on average.
+// cloud returns hosts that are half full on average.
 func cloud(n int) []*provider {
 	r := rand.New(rand.NewPCG(1, 2))
 	out := make([]*provider, n)
@@ -87,7 +87,7 @@ func free(i *placement.Inventory) int64 {
 	return n - i.Used
 }
 
-// byHand is what one would write for this one purpose.
+// byHand is a hand-written scheduler for this one purpose.
 func byHand(q *request, hosts []*provider) []scored {
 	out := make([]scored, 0, 1024)
 	vcpus, mem, gib := q.Resources["VCPU"], q.Resources["MEMORY_MB"], q.Resources["DISK_GB"]
@@ -143,7 +143,7 @@ next:
 	return out
 }
 
-// TestByHand: what the benchmark compares does the same work.
+// TestByHand: both sides of the benchmark have the same result.
 func TestByHand(t *testing.T) {
 	t.Parallel()
 	hosts := cloud(2000)
@@ -168,10 +168,10 @@ func TestByHand(t *testing.T) {
 	}
 }
 
-// BenchmarkCompare compares decisions with a loop written by hand over the same
-// hosts, and claims with the two statements that they cannot do without, in
-// interleaved rounds of one run. It minds no -benchtime: -args -rounds and -slice
-// say how long.
+// BenchmarkCompare compares decisions with a hand-written loop over the same
+// hosts, and claims with the two statements that every claim needs, in interleaved
+// rounds of one run. It ignores -benchtime: -args -rounds and -slice set its
+// duration.
 func BenchmarkCompare(b *testing.B) {
 	table := compare.New()
 	b.Run("rank", func(b *testing.B) {
@@ -242,13 +242,13 @@ func BenchmarkCompare(b *testing.B) {
 	})
 }
 
-// bare is a transaction of the two statements that a claim cannot do without.
+// bare is a transaction of the two statements that every claim needs.
 func bare(ctx context.Context, d *sqlx.DB, consumer, host string) error {
 	tx, err := d.BeginTxx(ctx, nil)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = tx.Rollback() }() // nothing after COMMIT
+	defer func() { _ = tx.Rollback() }() // no effect after COMMIT
 	res, err := tx.ExecContext(ctx, `UPDATE bare_hosts SET used = used + ? WHERE id = ? AND used + ? <= capacity`, 1, host, 1)
 	if err != nil {
 		return err

@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// TestDocs: the tables of docs/scheduling.md have every filter and every weigher,
-// in order, and no other.
+// TestDocs: the tables of docs/scheduling.md list exactly the filters and the weighers,
+// in order.
 func TestDocs(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile("../../docs/scheduling.md")
@@ -39,7 +39,7 @@ func TestDocs(t *testing.T) {
 	}
 }
 
-// TestGuide: each block of Go in docs/scheduling.md is a part of an example, so that it compiles and runs.
+// TestGuide: each block of Go in docs/scheduling.md is part of an example, so that it compiles and runs.
 func TestGuide(t *testing.T) {
 	t.Parallel()
 	guidetest.Check(t, "../../docs/scheduling.md", 4, "example_test.go", "../example_test.go")

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// A request is placed: a host is chosen, and what the request needs is claimed on
-// it, so that no other scheduler gives it away too.
+// A request is placed: a host is chosen, and the request's resources are claimed on
+// it, so that no other scheduler gives them to another request.
 func ExamplePlacer() {
 	ctx := context.Background()
 	store := &placement.Memory{} // NewSQL in production
@@ -68,7 +68,7 @@ func ExamplePlacer() {
 	// node-2 VCPU: needs 4, 0 free
 }
 
-// A claim is all or nothing, over as many providers as it needs.
+// A claim may need several providers. It gets all its resources or none.
 func ExampleStore() {
 	ctx := context.Background()
 	var store placement.Store = &placement.Memory{}
@@ -97,7 +97,7 @@ func ExampleStore() {
 	// <nil> <nil>
 }
 
-// A server moves from one host to another. While it moves, both hosts are claimed. Then the move ends, or is
+// A server moves from one host to another. During the move both hosts are claimed. Then the move ends, or is
 // undone.
 func ExampleMove() {
 	ctx := context.Background()
@@ -117,17 +117,17 @@ func ExampleMove() {
 	}
 	fmt.Println(store.Claim(ctx, on("node-1")))
 
-	// "move-7" is an ID that claims nothing else. It gets what the server has on node-1.
+	// "move-7" is an ID without a claim. It gets the server's claim on node-1.
 	err := placement.Move(ctx, store, "move-7", on("node-2"))
 	fmt.Println(err)
 	used()
 
-	// The server runs on node-2: what the move holds is released.
+	// The server runs on node-2: the claim of the move is released.
 	err = placement.Release(ctx, store, "move-7")
 	fmt.Println(err)
 	used()
 
-	// Another move fails half way: the server gets back what the move holds.
+	// Another move fails half way: the server gets the claim of the move.
 	fmt.Println(placement.Move(ctx, store, "move-8", on("node-1")))
 	err = placement.Revert(ctx, store, "server-1", "move-8", nil)
 	fmt.Println(err)

@@ -13,16 +13,16 @@ import (
 
 // Options configure [Filters] and [Weighers]. The zero value has the defaults.
 type Options struct {
-	// DownAfter is the heartbeat timeout of a provider. Default one minute, as Nova's service_down_time.
+	// DownAfter is the heartbeat timeout of a provider. Default 1 minute, as Nova's service_down_time.
 	DownAfter time.Duration
 	// A host with MaxTasks tasks, or with MaxConsumers consumers, gets no new consumer. Defaults 8 and 50, as Nova's
-	// max_io_ops_per_host and max_instances_per_host. Metadata with these names in an aggregate of the host replace
-	// them; the lowest number counts.
+	// max_io_ops_per_host and max_instances_per_host. Metadata with these names in an aggregate of the host replaces
+	// them; of several, the lowest number is used.
 	MaxTasks, MaxConsumers int64
-	// HalfLife is the time after which a failure counts half. Default one hour.
+	// HalfLife is the time in which the weight of a failure halves. Default 1 hour.
 	HalfLife time.Duration
-	// PropertyPrefix limits the filter "aggregate_properties" to metadata whose names begin with it. Default: all
-	// metadata.
+	// PropertyPrefix limits the filter "aggregate_properties" to metadata whose names begin with the prefix. Default:
+	// all metadata.
 	PropertyPrefix string
 	// Multipliers replace the weighers' usual multipliers, by the weigher's name.
 	Multipliers map[string]float64
@@ -44,14 +44,14 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
-// judge returns a filter's verdict on a provider. prepare returns the judge for a request, or nil if the filter has
-// nothing to say about the request.
+// judge returns a filter's verdict on a provider. prepare returns the judge for a request, or nil if the filter does not
+// apply to the request.
 type (
 	judge   = func(*Provider) scheduler.Verdict
 	prepare = func(*Request) judge
 )
 
-// filter is a [scheduler.Filter] on providers.
+// filter is a [scheduler.Filter] for providers.
 type filter[R Requester, H Hosted] struct {
 	name    string
 	prepare prepare
@@ -62,7 +62,7 @@ func (f filter[R, H]) Name() string { return f.name }
 func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) scheduler.Verdict, error) {
 	j := f.prepare(req.Placement())
 	if j == nil {
-		return nil, nil //nolint:nilnil // nothing to say
+		return nil, nil //nolint:nilnil // the filter does not apply
 	}
 	if f, ok := any(j).(func(H) scheduler.Verdict); ok { // H is *Provider itself
 		return f, nil
@@ -71,10 +71,10 @@ func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) schedule
 }
 
 // Filters returns all ready-made filters, in an order that suits most components: filters that are cheap or reject
-// many hosts come first. scheduler.ByName selects some of them. docs/scheduling.md has their names, and Nova's
-// names for them.
+// many hosts come first. scheduler.ByName selects filters. docs/scheduling.md has their names, and Nova's names for
+// them.
 //
-// A filter rejects no host if the request has nothing that concerns it.
+// A filter rejects no host if it does not apply to the request.
 func Filters[R Requester, H Hosted](o Options) []scheduler.Filter[R, H] {
 	o = o.withDefaults()
 	return []scheduler.Filter[R, H]{
@@ -111,7 +111,7 @@ func forced(q *Request) judge {
 		if named(q.Force, p.ID) {
 			return scheduler.Pass
 		}
-		return scheduler.Reject("another host is asked for")
+		return scheduler.Reject("not one of the hosts that the request forces")
 	}
 }
 
@@ -121,13 +121,13 @@ func ignored(q *Request) judge {
 	}
 	return func(p *Provider) scheduler.Verdict {
 		if named(q.Ignore, p.ID) {
-			return scheduler.Reject("not this host")
+			return scheduler.Reject("the request ignores this host")
 		}
 		return scheduler.Pass
 	}
 }
 
-// named ignores case, as Nova does for forced and ignored hosts.
+// named reports whether the list has the ID. It ignores case, as Nova does for forced and ignored hosts.
 func named(list []string, id string) bool {
 	return slices.ContainsFunc(list, func(s string) bool { return strings.EqualFold(s, id) })
 }
@@ -144,8 +144,8 @@ func disabled(*Request) judge {
 func (o Options) down(*Request) judge {
 	now := time.Now()
 	return func(p *Provider) scheduler.Verdict {
-		if age := now.Sub(p.SeenAt); age.Abs() > o.DownAfter && !p.SeenAt.IsZero() { // a time in the future counts as no heartbeat, as in Nova
-			return scheduler.RejectNumbers("not seen for %d s, down after %d s", int64(age/time.Second), int64(o.DownAfter/time.Second))
+		if age := now.Sub(p.SeenAt); age.Abs() > o.DownAfter && !p.SeenAt.IsZero() { // as in Nova, a time in the future counts as no heartbeat
+			return scheduler.RejectNumbers("no heartbeat for %d s, down after %d s", int64(age/time.Second), int64(o.DownAfter/time.Second))
 		}
 		return scheduler.Pass
 	}
@@ -164,7 +164,7 @@ func zone(q *Request) judge {
 	}
 }
 
-// units are the units of classes, for messages.
+// units are the units of resource classes, for reasons.
 var units = map[string]string{MemoryMB: " MiB", DiskGB: " GiB"}
 
 // room returns the filter of one resource class.
@@ -189,10 +189,10 @@ func room(class string) prepare {
 	}
 }
 
-// roomRest judges what room does not judge: no inventory, and the limits for one consumer.
+// roomRest judges the seldom cases of room: no inventory, and the limits of one consumer.
 func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	if !ok {
-		return scheduler.Reject("has none of it")
+		return scheduler.Reject("the host has none")
 	}
 	if format, bound := i.unit(n); format != "" {
 		return scheduler.RejectNumbers(format, n, bound)
@@ -200,7 +200,7 @@ func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	return scheduler.Pass
 }
 
-// rest is the filter of all other classes.
+// rest is the filter of all resource classes without a filter of their own.
 func rest(q *Request) judge {
 	type need struct {
 		class, text string
@@ -239,7 +239,7 @@ func traits(q *Request) judge {
 		return nil
 	}
 	missing := reasons("trait %s is missing", q.Required)
-	there := reasons("trait %s is forbidden", q.Forbidden)
+	present := reasons("trait %s is forbidden", q.Forbidden)
 	return func(p *Provider) scheduler.Verdict {
 		for i, t := range q.Required {
 			if !p.Has(t) {
@@ -248,14 +248,14 @@ func traits(q *Request) judge {
 		}
 		for i, t := range q.Forbidden {
 			if p.Has(t) {
-				return there[i]
+				return present[i]
 			}
 		}
 		return scheduler.Pass
 	}
 }
 
-// reasons returns verdicts that are made once in a decision, instead of once for each host.
+// reasons returns a rejection for each text. They are made once for a decision, instead of once for each host.
 func reasons(format string, of []string) []scheduler.Verdict {
 	out := make([]scheduler.Verdict, len(of))
 	for i, s := range of {
@@ -281,7 +281,7 @@ func platform(q *Request) judge {
 	}
 }
 
-// Specs with these scopes, and specs without a scope, concern a filter.
+// Scopes of specs. A filter applies the specs with its scope, and the specs without a scope.
 const (
 	scopeCapabilities = "capabilities:"
 	scopeAggregates   = "aggregate_instance_extra_specs:"
@@ -298,7 +298,7 @@ func specs(q *Request, scope string) (out []spec) {
 	for _, k := range slices.Sorted(maps.Keys(q.Specs)) {
 		key, ok := strings.CutPrefix(k, scope)
 		if ok || !strings.Contains(k, ":") {
-			out = append(out, spec{key, q.Specs[k], scheduler.Reject("says nothing of " + key), scheduler.Reject(key + " is not " + q.Specs[k])})
+			out = append(out, spec{key, q.Specs[k], scheduler.Reject("has no " + key), scheduler.Reject(key + " is not " + q.Specs[k])})
 		}
 	}
 	return out
@@ -342,8 +342,8 @@ func aggregateSpecs(q *Request) judge {
 	}
 }
 
-// metadata reports whether an aggregate of the provider has a key, and whether one of its values is right. A value
-// may be a list with commas.
+// metadata reports whether an aggregate of the provider has a key, and whether right accepts one of the key's values. The
+// metadata may be a list of values, separated by commas.
 func (p *Provider) metadata(key string, right func(string) bool) (found, ok bool) {
 	for _, a := range p.Aggregates {
 		list, has := a.Metadata[key]
@@ -376,7 +376,7 @@ func aggregateTenant(q *Request) judge {
 			}
 		}
 		if found {
-			return scheduler.Reject("for other tenants")
+			return scheduler.Reject("only for other tenants")
 		}
 		return scheduler.Pass
 	}
@@ -423,7 +423,7 @@ func sameHost(q *Request) judge {
 		if slices.Contains(q.SameAs, p.ID) {
 			return scheduler.Pass
 		}
-		return scheduler.Reject("not one of the hosts asked for")
+		return scheduler.Reject("not one of the hosts that the request must share")
 	}
 }
 
@@ -433,7 +433,7 @@ func differentHost(q *Request) judge {
 	}
 	return func(p *Provider) scheduler.Verdict {
 		if slices.Contains(q.NotWith, p.ID) {
-			return scheduler.Reject("has what must be elsewhere")
+			return scheduler.Reject("has a consumer that the request must not share a host with")
 		}
 		return scheduler.Pass
 	}
@@ -467,7 +467,7 @@ func antiAffinity(q *Request) judge {
 func (o Options) tasks(*Request) judge {
 	return func(p *Provider) scheduler.Verdict {
 		if most := p.limit("max_io_ops_per_host", o.MaxTasks); p.Tasks >= most {
-			return scheduler.RejectNumbers("%d operations with much I/O run there, %d are enough", p.Tasks, most)
+			return scheduler.RejectNumbers("%d operations with much I/O run, the limit is %d", p.Tasks, most)
 		}
 		return scheduler.Pass
 	}
@@ -476,13 +476,14 @@ func (o Options) tasks(*Request) judge {
 func (o Options) consumers(*Request) judge {
 	return func(p *Provider) scheduler.Verdict {
 		if most := p.limit("max_instances_per_host", o.MaxConsumers); p.Consumers >= most {
-			return scheduler.RejectNumbers("has %d consumers, %d are enough", p.Consumers, most)
+			return scheduler.RejectNumbers("has %d consumers, the limit is %d", p.Consumers, most)
 		}
 		return scheduler.Pass
 	}
 }
 
-// limit returns the lowest number that the provider's aggregates have for key, or the number otherwise.
+// limit returns the lowest number that the provider's aggregates have for the key. Without such a number it returns
+// otherwise.
 func (p *Provider) limit(key string, otherwise int64) int64 {
 	if len(p.Aggregates) == 0 {
 		return otherwise

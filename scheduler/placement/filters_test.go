@@ -34,7 +34,7 @@ func aggregate(kv ...string) *placement.Aggregate {
 	return a
 }
 
-// TestFilters: what each filter says of one host. An empty reason means that the
+// TestFilters: the verdict of each filter on one host. An empty reason means that the
 // host passes.
 func TestFilters(t *testing.T) {
 	t.Parallel()
@@ -50,20 +50,20 @@ func TestFilters(t *testing.T) {
 	}{
 		{"forced", request{}, provider{ID: "n1"}, ""},
 		{"forced", request{Force: []string{"N1"}}, provider{ID: "n1"}, ""},
-		{"forced", request{Force: []string{"n2"}}, provider{ID: "n1"}, "another host is asked for"},
+		{"forced", request{Force: []string{"n2"}}, provider{ID: "n1"}, "not one of the hosts that the request forces"},
 		{"ignored", request{Ignore: []string{"n2"}}, provider{ID: "n1"}, ""},
-		{"ignored", request{Ignore: []string{"N1"}}, provider{ID: "n1"}, "not this host"},
+		{"ignored", request{Ignore: []string{"N1"}}, provider{ID: "n1"}, "the request ignores this host"},
 		{"disabled", request{}, provider{}, ""},
 		{"disabled", request{}, provider{Disabled: "disk 95% full"}, "disk 95% full"},
 		{"down", request{}, provider{}, ""},
 		{"down", request{}, provider{SeenAt: now.Add(-50 * time.Second)}, ""},
-		{"down", request{}, provider{SeenAt: now.Add(-75*time.Second - time.Second/2)}, "not seen for 75 s, down after 60 s"},
+		{"down", request{}, provider{SeenAt: now.Add(-75*time.Second - time.Second/2)}, "no heartbeat for 75 s, down after 60 s"},
 		{"zone", request{}, provider{Zone: "a"}, ""},
 		{"zone", request{Zone: "a"}, provider{Zone: "a"}, ""},
 		{"zone", request{Zone: "a"}, provider{Zone: "b"}, "not in zone a"},
 
 		{"VCPU", request{}, provider{}, ""},
-		{"VCPU", want("VCPU", 4), provider{}, "has none of it"},
+		{"VCPU", want("VCPU", 4), provider{}, "the host has none"},
 		{"VCPU", want("VCPU", 4), has("VCPU", placement.Inventory{Total: 10, Reserved: 2, Used: 4}), ""},
 		{"VCPU", want("VCPU", 4), has("VCPU", placement.Inventory{Total: 10, Reserved: 2, Used: 5}), "needs 4, 3 free"},
 		{"VCPU", want("VCPU", 4), has("VCPU", placement.Inventory{Total: 3, Ratio: 1.5}), ""},
@@ -92,19 +92,19 @@ func TestFilters(t *testing.T) {
 
 		{"capabilities", request{Specs: map[string]string{"capabilities:cpu": ">= 4"}}, provider{Capabilities: map[string]string{"cpu": "4"}}, ""},
 		{"capabilities", request{Specs: map[string]string{"capabilities:cpu": ">= 4"}}, provider{Capabilities: map[string]string{"cpu": "3"}}, "cpu is not >= 4"},
-		{"capabilities", request{Specs: map[string]string{"cpu": "x"}}, provider{}, "says nothing of cpu"},
+		{"capabilities", request{Specs: map[string]string{"cpu": "x"}}, provider{}, "has no cpu"},
 		{"capabilities", request{Specs: map[string]string{"hw:cpu": "x"}}, provider{}, ""},
 		{"aggregate_specs", request{Specs: map[string]string{"aggregate_instance_extra_specs:ssd": "true"}}, in(aggregate("ssd", "true")), ""},
 		{"aggregate_specs", request{Specs: map[string]string{"aggregate_instance_extra_specs:ssd": "true"}}, in(aggregate("ssd", "false"), aggregate("ssd", "no, true")), ""},
 		{"aggregate_specs", request{Specs: map[string]string{"ssd": "true"}}, in(aggregate("ssd", "false")), "ssd is not true"},
-		{"aggregate_specs", request{Specs: map[string]string{"ssd": "true"}}, provider{}, "says nothing of ssd"},
+		{"aggregate_specs", request{Specs: map[string]string{"ssd": "true"}}, provider{}, "has no ssd"},
 		{"aggregate_specs", request{Specs: map[string]string{"capabilities:ssd": "true"}}, provider{}, ""},
 
 		{"aggregate_tenant", request{Tenant: "t1"}, provider{}, ""},
 		{"aggregate_tenant", request{Tenant: "t1"}, in(aggregate("filter_tenant_id", "t2, t1")), ""},
 		{"aggregate_tenant", request{Tenant: "t1"}, in(aggregate("filter_tenant_id", "t2"), aggregate("filter_tenant_id_7", "t1")), ""},
-		{"aggregate_tenant", request{Tenant: "t1"}, in(aggregate("filter_tenant_id", "t2"), aggregate("x", "t1")), "for other tenants"},
-		{"aggregate_tenant", request{}, in(aggregate("filter_tenant_id", "t2")), "for other tenants"},
+		{"aggregate_tenant", request{Tenant: "t1"}, in(aggregate("filter_tenant_id", "t2"), aggregate("x", "t1")), "only for other tenants"},
+		{"aggregate_tenant", request{}, in(aggregate("filter_tenant_id", "t2")), "only for other tenants"},
 		{"aggregate_type", request{Type: "big"}, in(aggregate("instance_type", "small,big")), ""},
 		{"aggregate_type", request{Type: "big"}, in(aggregate("instance_type", "small")), "not for big"},
 		{"aggregate_type", request{Type: "big"}, in(aggregate("x", "y")), ""},
@@ -113,9 +113,9 @@ func TestFilters(t *testing.T) {
 		{"aggregate_properties", request{Properties: map[string]string{"arch": "arm"}}, in(aggregate("os", "linux")), ""},
 
 		{"same_host", request{SameAs: []string{"n1", "n2"}}, provider{ID: "n2"}, ""},
-		{"same_host", request{SameAs: []string{"n1"}}, provider{ID: "n2"}, "not one of the hosts asked for"},
+		{"same_host", request{SameAs: []string{"n1"}}, provider{ID: "n2"}, "not one of the hosts that the request must share"},
 		{"different_host", request{NotWith: []string{"n1"}}, provider{ID: "n2"}, ""},
-		{"different_host", request{NotWith: []string{"n2"}}, provider{ID: "n2"}, "has what must be elsewhere"},
+		{"different_host", request{NotWith: []string{"n2"}}, provider{ID: "n2"}, "has a consumer that the request must not share a host with"},
 		{"affinity", request{Group: &group{ID: "g", Policy: placement.Affinity}}, provider{ID: "n1"}, ""},
 		{"affinity", request{Group: &group{ID: "g", Policy: placement.Affinity, Members: map[string]int64{"n1": 1}}}, provider{ID: "n1"}, ""},
 		{"affinity", request{Group: &group{ID: "g", Policy: placement.Affinity, Members: map[string]int64{"n2": 1}}}, provider{ID: "n1"}, "the group is on another host"},
@@ -126,13 +126,13 @@ func TestFilters(t *testing.T) {
 		{"anti_affinity", request{Group: &group{ID: "g", Policy: placement.AntiAffinity, MaxPerHost: 2}}, provider{Members: map[string]int64{"g": 2}}, "has 2 of the group, at most 2"},
 
 		{"tasks", request{}, provider{Tasks: 7}, ""},
-		{"tasks", request{}, provider{Tasks: 8}, "8 operations with much I/O run there, 8 are enough"},
-		{"tasks", request{}, provider{Tasks: 3, Aggregates: []*placement.Aggregate{aggregate("max_io_ops_per_host", "5"), aggregate("max_io_ops_per_host", "3")}}, "3 operations with much I/O run there, 3 are enough"},
+		{"tasks", request{}, provider{Tasks: 8}, "8 operations with much I/O run, the limit is 8"},
+		{"tasks", request{}, provider{Tasks: 3, Aggregates: []*placement.Aggregate{aggregate("max_io_ops_per_host", "5"), aggregate("max_io_ops_per_host", "3")}}, "3 operations with much I/O run, the limit is 3"},
 		{"tasks", request{}, provider{Tasks: 7, Aggregates: []*placement.Aggregate{aggregate("max_io_ops_per_host", "many")}}, ""},
 		{"tasks", request{}, provider{Tasks: 20, Aggregates: []*placement.Aggregate{aggregate("max_io_ops_per_host", "30")}}, ""},
 		{"consumers", request{}, provider{Consumers: 49}, ""},
-		{"consumers", request{}, provider{Consumers: 50}, "has 50 consumers, 50 are enough"},
-		{"consumers", request{}, provider{Consumers: 2, Aggregates: []*placement.Aggregate{aggregate("max_instances_per_host", "2")}}, "has 2 consumers, 2 are enough"},
+		{"consumers", request{}, provider{Consumers: 50}, "has 50 consumers, the limit is 50"},
+		{"consumers", request{}, provider{Consumers: 2, Aggregates: []*placement.Aggregate{aggregate("max_instances_per_host", "2")}}, "has 2 consumers, the limit is 2"},
 	}
 	tested := map[string]int{}
 	for _, tt := range tests {
@@ -223,7 +223,7 @@ func TestMatch(t *testing.T) {
 	}
 }
 
-// TestWeighers: the raw weight that each gives one host.
+// TestWeighers: each weigher's raw score of one host.
 func TestWeighers(t *testing.T) {
 	t.Parallel()
 	now := time.Now()
@@ -263,7 +263,7 @@ func TestWeighers(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := s.Rank(t.Context(), &tt.q, []*provider{&tt.p, {ID: "other"}}) // one alone is not weighed
+		d, err := s.Rank(t.Context(), &tt.q, []*provider{&tt.p, {ID: "other"}}) // a single host is not weighed
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -279,7 +279,7 @@ func TestWeighers(t *testing.T) {
 	}
 }
 
-// TestOptions: what the configuration says replaces the defaults.
+// TestOptions: options replace the defaults.
 func TestOptions(t *testing.T) {
 	t.Parallel()
 	o := placement.Options{
@@ -307,8 +307,8 @@ func TestOptions(t *testing.T) {
 	}
 }
 
-// TestWith: the provider with one more consumer is another one, and what a batch
-// goes on with.
+// TestWith: With returns a changed copy, which a batch uses for its next
+// choice.
 func TestWith(t *testing.T) {
 	t.Parallel()
 	p := &provider{ID: "n1", Inventories: map[string]placement.Inventory{"VCPU": {Total: 4, Used: 1}, "MEMORY_MB": {Total: 9}}}

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// op is a claim of so many of each of two providers, or its release.
+// op is a claim of amounts of two providers, or its release.
 type op struct {
 	release bool
 	n       [2]int64
@@ -23,8 +23,8 @@ type op struct {
 
 const linearSize = 5
 
-// model says what a store may answer: a claim succeeds if, and only if, there is
-// room on both providers.
+// model is the sequential behavior of a store: a claim succeeds if, and only if, both providers
+// have room.
 var model = porcupine.Model{
 	Init: func() any { return [2]int64{} },
 	Step: func(state, input, output any) (bool, any) {
@@ -48,8 +48,8 @@ var model = porcupine.Model{
 	DescribeOperation: func(input, output any) string { return fmt.Sprintf("%+v: %v", input, output) },
 }
 
-// TestLinearizable: what many claimers see of each other is what they would see
-// if one acted after the other. Porcupine looks for that order.
+// TestLinearizable: the results of many concurrent claims are those of some sequential order.
+// Porcupine searches for that order.
 func TestLinearizable(t *testing.T) {
 	t.Parallel()
 	for name, open := range map[string]func(*testing.T) placement.Store{
@@ -122,7 +122,7 @@ func claimHistory(t *testing.T, s placement.Store, seed uint64) []porcupine.Oper
 					continue
 				}
 				if do(w, o, func() error { return s.Claim(t.Context(), c) }) {
-					waittest.Spend(rand.N(time.Millisecond)) // others find it taken
+					waittest.Spend(rand.N(time.Millisecond)) // meanwhile other claims find no room
 					o.release = true
 					do(w, o, func() error { return placement.Release(t.Context(), s, c.Consumer) })
 				}

@@ -9,15 +9,15 @@ import (
 // Match reports whether a value meets a condition in the grammar of Nova's extra
 // specs:
 //
-//	>= 4, == 4, != 4, <= 4       numbers; "= 4" is ">= 4"
-//	s== a, s!= a, s< a, s>= a    texts
-//	<in> a                       the value has a in it
-//	<all-in> a b                 it has all of them in it
-//	<or> a <or> b                it is one of them
-//	a                            it is a
+//	>= 4, == 4, != 4, <= 4       the value is a number and compares so; "= 4" means ">= 4"
+//	s== a, s!= a, s< a, s>= a    the value compares so as a text; also s<= and s>
+//	<in> a                       the value contains a
+//	<all-in> a b                 the value contains each of them
+//	<or> a <or> b                the value is one of them
+//	a                            the value is a
 //
-// A value that is no number does not meet a condition on numbers, nor does any
-// value one with nothing behind its operator.
+// A condition on numbers is not met by a value that is not a number. A condition
+// without a word after its operator is not met by any value.
 func Match(value, condition string) bool {
 	words := strings.Fields(condition)
 	if len(words) == 0 {
@@ -44,7 +44,7 @@ func Match(value, condition string) bool {
 }
 
 var operators = map[string]func(value, want string) bool{
-	"=":    numbers(func(a, b float64) bool { return a >= b }), // as it says there: for historical reasons
+	"=":    numbers(func(a, b float64) bool { return a >= b }), // as in Nova, for historical reasons
 	"==":   numbers(func(a, b float64) bool { return a == b }),
 	"!=":   numbers(func(a, b float64) bool { return a != b }),
 	">=":   numbers(func(a, b float64) bool { return a >= b }),
@@ -58,6 +58,7 @@ var operators = map[string]func(value, want string) bool{
 	"<in>": strings.Contains,
 }
 
+// numbers returns a comparison of texts that are numbers. It is false if one of them is not.
 func numbers(f func(a, b float64) bool) func(string, string) bool {
 	return func(value, want string) bool {
 		a, err := strconv.ParseFloat(value, 64)

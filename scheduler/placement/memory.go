@@ -11,7 +11,7 @@ import (
 )
 
 // Memory is a [Store] in memory, for one process and for tests. The zero value
-// is ready.
+// is ready for use. A Memory must not be copied.
 type Memory struct {
 	mu         sync.Mutex
 	providers  map[string]*Provider
@@ -67,7 +67,7 @@ func (m *Memory) Remove(_ context.Context, id string) error {
 	if p := m.providers[id]; p != nil {
 		for class, i := range p.Inventories {
 			if i.Used > 0 {
-				return fault.New(fault.Precondition, "provider %s: %s: %d are used", id, class, i.Used)
+				return fault.New(fault.Precondition, "provider %s cannot be removed, %[3]d %[2]s are used", id, class, i.Used)
 			}
 		}
 	}
@@ -154,7 +154,7 @@ func (m *Memory) Claim(_ context.Context, claims ...Claim) error {
 	return nil
 }
 
-// claimLocked returns the claim of a consumer, of generation 0 if it has none.
+// claimLocked returns the claim of a consumer, or one of generation 0 if the consumer has no claim.
 func (m *Memory) claimLocked(consumer string) *Claim {
 	if c := m.claims[consumer]; c != nil {
 		return c
@@ -162,7 +162,7 @@ func (m *Memory) claimLocked(consumer string) *Claim {
 	return &Claim{Consumer: consumer}
 }
 
-// checkLocked returns why a plan cannot be carried out.
+// checkLocked returns the error of the first group or provider that does not allow its change.
 func (m *Memory) checkLocked(plan *claimPlan) error {
 	for i := range plan.groups {
 		hosts := map[string]int64{}
@@ -200,7 +200,7 @@ func (m *Memory) setLocked(c consumerChange) {
 	m.claims[c.want.Consumer] = c.want.kept(c.have.Generation + 1)
 }
 
-// kept returns the claim as a store keeps it.
+// kept returns a copy of the claim in the form in which a store keeps it.
 func (c *Claim) kept(generation int64) *Claim {
 	out := &Claim{Consumer: c.Consumer, Generation: generation, Host: c.host(), At: time.Now()}
 	for _, a := range c.Allocations {
@@ -234,7 +234,7 @@ func (m *Memory) Claims(_ context.Context, consumers ...string) ([]Claim, error)
 	return out, nil
 }
 
-// Recount implements [Store]. Nothing can differ here.
+// Recount implements [Store]. It finds nothing, because the amounts cannot be changed by hand.
 func (m *Memory) Recount(context.Context, bool) ([]*Provider, error) { return nil, nil }
 
 // Now implements [Store]: it is this machine's clock.

@@ -1,5 +1,5 @@
-// Package placement has what most schedulers need besides package scheduler: providers of resources with inventories,
-// traits and aggregates; the usual filters and weighers on them; and claims that never over-commit, also if many
+// Package placement has what most schedulers need besides package scheduler: providers of resources, with inventories,
+// traits and aggregates; the usual filters and weighers for them; and claims that never over-commit, even if many
 // schedulers claim at the same time.
 //
 //	type Node struct{ *placement.Provider; ... }  // the component's own host
@@ -10,8 +10,8 @@
 //	p := placement.Placer[*Spec, *Node]{Scheduler: s, Store: store, Hosts: nodes}
 //	placed, err := p.Place(ctx, spec) // placed.Host has the claim
 //
-// A decision is made from a state that may be old. The claim decides: it is one transaction of a [Store], in which the
-// statement that changes what is used of a resource also checks its capacity.
+// A decision may use an old state of the hosts, so only the claim is binding. A claim is one transaction of a [Store], in
+// which the statement that changes the used amount of a resource also checks its capacity.
 package placement
 
 import (
@@ -48,24 +48,24 @@ type Resources map[string]int64
 type Inventory struct {
 	Total    int64 `json:"total"`
 	Reserved int64 `json:"reserved,omitempty"` // not for consumers
-	// Ratio is the over-commit ratio: consumers may have so many times what is not reserved. 0 is 1.
+	// Ratio is the over-commit ratio: the capacity is this many times what is not reserved. 0 means 1.
 	Ratio float64 `json:"allocation_ratio,omitempty"`
 	// Min, Max and Step limit the amount of one consumer: at least Min, at most Max, and a multiple of Step. Default 1
 	// for Min and Step, and no limit for Max.
 	Min  int64 `json:"min_unit,omitempty"`
 	Max  int64 `json:"max_unit,omitempty"`
 	Step int64 `json:"step_size,omitempty"`
-	// Used is what consumers have. Only a store sets it.
+	// Used is the amount that consumers have. Only a Store sets it.
 	Used int64 `json:"used,omitempty"`
 }
 
 // Capacity returns how much all consumers together may have: what is not reserved, times the ratio, rounded down.
 func (i Inventory) Capacity() int64 { return freeOf(&i) + i.Used }
 
-// Free returns the capacity without what is used. It is negative if the capacity has shrunk below what is used.
+// Free returns the capacity minus the used amount. It is negative if the capacity has shrunk below the used amount.
 func (i Inventory) Free() int64 { return freeOf(&i) }
 
-// freeOf is Free without a copy, because filters call it for every host.
+// freeOf is Free without a copy of the Inventory, because filters call it for every host.
 func freeOf(i *Inventory) int64 {
 	n := i.Total - i.Reserved
 	if r := i.Ratio; r != 0 && r != 1 {
@@ -74,8 +74,8 @@ func freeOf(i *Inventory) int64 {
 	return n - i.Used
 }
 
-// scaleDown returns n times a ratio, rounded down. The ratio counts as the decimal number that people write: 100 times
-// 1.15 is 115, although the binary number nearest to 1.15 is a little less.
+// scaleDown returns n times a ratio, rounded down. It uses the ratio as the decimal number that an operator writes: 100
+// times 1.15 is 115, although the float64 nearest to 1.15 is a little less.
 func scaleDown(n int64, ratio float64) int64 {
 	scale := 1.0
 	for range 10 { // up to nine decimals
@@ -93,14 +93,15 @@ func scaleDown(n int64, ratio float64) int64 {
 		scale *= 10
 	}
 	r, ok := new(big.Rat).SetString(strconv.FormatFloat(ratio, 'g', -1, 64))
-	if !ok { // infinite or not a number, which no provider has
+	if !ok { // infinite or NaN, which check refuses
 		return 0
 	}
 	r.Mul(r, new(big.Rat).SetInt64(n))
 	return new(big.Int).Div(r.Num(), r.Denom()).Int64() // Div rounds down for a positive divisor
 }
 
-// unit returns why one consumer must not have n, as a format for n and a bound, or "".
+// unit checks the limits of one consumer for the amount n. It returns "" if n is allowed, otherwise a format for n and the
+// bound.
 func (i Inventory) unit(n int64) (format string, bound int64) {
 	switch {
 	case n < i.Min:
@@ -113,7 +114,7 @@ func (i Inventory) unit(n int64) (format string, bound int64) {
 	return "", 0
 }
 
-// Aggregate is a set of providers with common metadata. Providers share it, so it must not be changed.
+// Aggregate is a set of providers with common metadata. Several Providers share one value, so it must not be changed.
 type Aggregate struct {
 	Name     string            `json:"name"`
 	Metadata map[string]string `json:"metadata,omitempty"`
@@ -127,44 +128,47 @@ type Platform struct {
 }
 
 // Provider is a host, or anything else with resources, as a scheduler knows it. A component embeds a pointer to it in
-// its own host type. A Provider that other goroutines may read must not be changed; [Provider.With] returns another one.
+// its own host type. A Provider that other goroutines may read must not be changed; [Provider.With] returns a changed
+// copy.
 type Provider struct {
 	ID          string               `json:"id"`
 	Zone        string               `json:"zone,omitempty"`
 	Inventories map[string]Inventory `json:"inventories,omitempty"` // by class
 	Traits      []string             `json:"traits,omitempty"`      // sorted
 	Aggregates  []*Aggregate         `json:"aggregates,omitempty"`
-	// Generation grows by 1 when a [Store] writes a change of this struct. Claims do not change it. 0: the provider was
+	// Generation grows by 1 when [Store].Put writes a change, see there. Claims do not change it. 0: the provider was
 	// not written yet.
 	Generation int64 `json:"generation,omitempty"`
-	// At is the time of this state. A Store sets it to the time when it reads the provider.
+	// At is the time of this state. A Store sets it to the time at which it reads the provider.
 	At time.Time `json:"at,omitzero"`
 
-	// Disabled is why the provider gets no new consumers. Empty: it gets some.
+	// Disabled is the reason why the provider gets no new consumers. Empty: the provider is enabled.
 	Disabled string `json:"disabled,omitempty"`
-	// SeenAt is the time of its last heartbeat. Zero: the provider sends none.
+	// SeenAt is the time of the provider's last heartbeat. Zero: the provider sends no heartbeats.
 	SeenAt time.Time `json:"seen_at,omitzero"`
-	// Platforms are the guests that it can run. Capabilities are further properties, for requests with Specs.
+	// Platforms are the kinds of guests that the provider can run. Capabilities are further properties, for requests
+	// with Specs.
 	Platforms    []Platform        `json:"platforms,omitempty"`
 	Capabilities map[string]string `json:"capabilities,omitempty"`
-	Version      int64             `json:"version,omitempty"` // of what runs there, as a number
-	// Tasks is the number of operations with much I/O that run there. Consumers is the number of its consumers, and
-	// Members the number of those in a group, by the group's ID. A Store counts Consumers and Members.
+	Version      int64             `json:"version,omitempty"` // of the software on the provider, as a number
+	// Tasks is the number of operations with much I/O that run on the provider. Consumers is the number of consumers
+	// whose host it is. Members is the number of these consumers in each group, by the group's ID. A Store counts
+	// Consumers and Members.
 	Tasks     int64            `json:"tasks,omitempty"`
 	Consumers int64            `json:"consumers,omitempty"`
 	Members   map[string]int64 `json:"members,omitempty"`
-	// Failures is the number of failed builds on the provider, weighted by age, as of FailedAt, see [Provider.Failed].
+	// Failures is the number of failed builds on the provider, weighted by their age at FailedAt, see [Provider.Failed].
 	Failures float64   `json:"failures,omitempty"`
 	FailedAt time.Time `json:"failed_at,omitzero"`
 }
 
-// Name returns the ID, so that a Provider is a scheduler.Host.
+// Name returns the ID. It makes a Provider a scheduler.Host.
 func (p *Provider) Name() string { return p.ID }
 
-// Placement returns p, so that a type that embeds a Provider is a [Hosted].
+// Placement returns p. It makes a type that embeds a *Provider a [Hosted].
 func (p *Provider) Placement() *Provider { return p }
 
-// ReportedAt returns At, for a scheduler.Fleet.
+// ReportedAt returns At. It makes a Provider a scheduler.Reported, for a scheduler.Fleet.
 func (p *Provider) ReportedAt() time.Time { return p.At }
 
 // Has reports whether the provider has a trait.
@@ -173,7 +177,7 @@ func (p *Provider) Has(trait string) bool {
 	return ok
 }
 
-// With returns the provider with one more consumer, for the decisions until the provider's next report.
+// With returns a copy of the provider with one more consumer, for decisions before the provider's next report.
 func (p *Provider) With(q *Request) *Provider {
 	out := *p
 	out.Inventories = maps.Clone(p.Inventories)
@@ -194,14 +198,15 @@ func (p *Provider) With(q *Request) *Provider {
 	return &out
 }
 
-// Failed returns the provider with one more failure at the given time. Earlier failures count half after each
-// half-life.
+// Failed returns a copy of the provider with one more failure at the given time. The weight of earlier failures halves
+// with each half-life.
 func (p *Provider) Failed(at time.Time, halfLife time.Duration) *Provider {
 	out := *p
 	out.Failures, out.FailedAt = p.failures(at, halfLife)+1, at
 	return &out
 }
 
+// failures returns the weighted failures at the given time.
 func (p *Provider) failures(at time.Time, halfLife time.Duration) float64 {
 	if p.Failures == 0 || halfLife <= 0 {
 		return p.Failures
@@ -212,7 +217,7 @@ func (p *Provider) failures(at time.Time, halfLife time.Duration) float64 {
 // Policy is the rule of a group for the hosts of its members.
 type Policy string
 
-// Policies. A soft policy is a preference, which weighers apply. The others are rules, which filters and claims apply.
+// Policies. Weighers apply the soft policies, as preferences. Filters and claims enforce the others.
 const (
 	Affinity         Policy = "affinity"
 	AntiAffinity     Policy = "anti-affinity"
@@ -224,14 +229,14 @@ const (
 type Group struct {
 	ID     string `json:"id"`
 	Policy Policy `json:"policy"`
-	// MaxPerHost is how many members a host may have with AntiAffinity. Default 1.
+	// MaxPerHost is the most members on one host with AntiAffinity. Default 1.
 	MaxPerHost int64 `json:"max_per_host,omitempty"`
-	// Members are the hosts of the members, with the number of members on each, for the filters. A claim uses what
-	// the Store knows.
+	// Members has the number of members on each host, for filters and weighers. A claim ignores it, and uses the
+	// members that the Store knows.
 	Members map[string]int64 `json:"members,omitempty"`
 }
 
-// Request is what a consumer needs of a host. A component embeds it in its own request type. All fields are optional.
+// Request says what a consumer needs of a host. A component embeds it in its own request type. All fields are optional.
 type Request struct {
 	// Consumer is the ID of the consumer in the claim.
 	Consumer  string    `json:"consumer,omitempty"`
@@ -241,21 +246,21 @@ type Request struct {
 	Preferred []string  `json:"preferred,omitempty"` // traits
 	Zone      string    `json:"zone,omitempty"`
 	Tenant    string    `json:"tenant,omitempty"`
-	Type      string    `json:"type,omitempty"` // the name of a type that hosts may be reserved for
+	Type      string    `json:"type,omitempty"` // name of the request's type; hosts may be reserved for types
 	// Specs are conditions on capabilities and aggregates, see [Match]. Properties are the properties of the guest.
 	Specs      map[string]string `json:"specs,omitempty"`
 	Properties map[string]string `json:"properties,omitempty"`
 	Platform   Platform          `json:"platform,omitzero"`
 	Group      *Group            `json:"group,omitempty"`
-	// Force are the only hosts that are allowed, and Ignore hosts that are not. The host must be one of SameAs, if
-	// there are any, and none of NotWith.
+	// Force: only these hosts are allowed. Ignore: these hosts are not. Both ignore case. SameAs: the host must be one of
+	// these, because other consumers are there. NotWith: the host must not be one of these. An empty list has no effect.
 	Force   []string `json:"force,omitempty"`
 	Ignore  []string `json:"ignore,omitempty"`
 	SameAs  []string `json:"same_as,omitempty"`
 	NotWith []string `json:"not_with,omitempty"`
 }
 
-// Placement returns q, so that a type that embeds a Request is a [Requester].
+// Placement returns q. It makes a type that embeds a Request a [Requester].
 func (q *Request) Placement() *Request { return q }
 
 // Hosted is a host with a Provider.
@@ -267,10 +272,10 @@ type Hosted interface {
 // Requester is a request with a Request.
 type Requester interface{ Placement() *Request }
 
-// nameRule is the form of the names of classes and traits, as in OpenStack.
+// nameRule is the form of the names of resource classes and traits, as in OpenStack.
 var nameRule = regexp.MustCompile(`^[A-Z0-9_]{1,255}$`)
 
-// check returns Invalid if the provider is malformed or too large.
+// check returns Invalid if a field of the provider is not valid, or the provider is too large to be stored.
 func (p *Provider) check() error {
 	if err := checkName("provider", p.ID); err != nil {
 		return err
@@ -278,34 +283,34 @@ func (p *Provider) check() error {
 	for class, i := range p.Inventories {
 		switch {
 		case !nameRule.MatchString(class):
-			return fault.New(fault.Invalid, "provider %s: resource class %q: not in capitals, digits and _", p.ID, class)
+			return fault.New(fault.Invalid, "provider %s: resource class %q: a name has only A-Z, 0-9 and _", p.ID, class)
 		case i.Total < 0, i.Reserved < 0, i.Reserved > i.Total, i.Min < 0, i.Max < 0, i.Step < 0:
-			return fault.New(fault.Invalid, "provider %s: %s: total %d, reserved %d, min %d, max %d, step %d",
+			return fault.New(fault.Invalid, "provider %s: %s: total %d, reserved %d, min %d, max %d, step %d: none may be negative, nor reserved above total",
 				p.ID, class, i.Total, i.Reserved, i.Min, i.Max, i.Step)
 		case !(i.Ratio >= 0) || float64(i.Total)*max(i.Ratio, 1) > math.MaxInt64/2:
-			return fault.New(fault.Invalid, "provider %s: %s: %d times the ratio %g", p.ID, class, i.Total, i.Ratio)
+			return fault.New(fault.Invalid, "provider %s: %s: total %d with the ratio %g: want a ratio of at least 0, and a capacity below 2^62", p.ID, class, i.Total, i.Ratio)
 		}
 	}
 	for n, t := range p.Traits {
 		switch {
 		case !nameRule.MatchString(t):
-			return fault.New(fault.Invalid, "provider %s: trait %q: not in capitals, digits and _", p.ID, t)
+			return fault.New(fault.Invalid, "provider %s: trait %q: a name has only A-Z, 0-9 and _", p.ID, t)
 		case n > 0 && t <= p.Traits[n-1]:
-			return fault.New(fault.Invalid, "provider %s: traits %s, %s: not sorted, or twice the same", p.ID, p.Traits[n-1], t)
+			return fault.New(fault.Invalid, "provider %s: traits %s, %s: traits must be sorted and unique", p.ID, p.Traits[n-1], t)
 		}
 	}
 	return checkSize("provider "+p.ID, p)
 }
 
 // maxData is the maximum size of a provider, and of an aggregate's metadata, as JSON, in bytes. It is checked here,
-// because MySQL rejects more and SQLite does not.
+// because only MySQL rejects larger values.
 const maxData = 1<<16 - 1
 
 // checkSize returns Invalid if a value is too large to be stored.
 func checkSize(what string, v any) error {
 	raw, err := json.Marshal(v)
 	if err == nil && len(raw) > maxData {
-		err = fmt.Errorf("it has %d bytes as JSON, at most %d fit", len(raw), maxData)
+		err = fmt.Errorf("%d bytes as JSON, at most %d are allowed", len(raw), maxData)
 	}
 	if err != nil {
 		return fault.New(fault.Invalid, "%s: %w", what, err)

@@ -11,47 +11,48 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// Placer chooses hosts and claims them. All fields but Claim are required. A Placer is safe for concurrent use. Any
-// number of placers in any number of processes may use one store.
+// Placer chooses hosts and claims them. All fields except Claim are required. A Placer is safe for concurrent use, and
+// any number of placers in any number of processes may use one store.
 type Placer[R Requester, H Hosted] struct {
 	Scheduler *scheduler.Scheduler[R, H]
 	Store     Store
-	// Hosts returns the candidates. If fresh is set, it must read their current state. Otherwise it may return
-	// what is known, such as the hosts of a scheduler.Fleet.
+	// Hosts returns the candidate hosts. If fresh is true, it must read their current state. Otherwise it may return
+	// known states, such as those of a scheduler.Fleet.
 	Hosts func(ctx context.Context, fresh bool) ([]H, error)
-	// Claim returns what a request claims on a host. Default: its Resources, all from the host, with its Group, as
-	// a new claim of its Consumer.
+	// Claim returns the claim of a request on a host. Default: a new claim of the request's Consumer, with its
+	// Resources, all from the host, and its Group.
 	Claim func(req R, host H) Claim
 }
 
 // Placed is the result of [Placer.Place].
 type Placed[H Hosted] struct {
 	Host H
-	// Alternates are the hosts to try next, best first, if the work fails on Host. They are not claimed.
+	// Alternates are the hosts to try next if the work fails on Host, best first. They are not claimed.
 	Alternates []H
-	// Decision is the one that chose the host.
+	// Decision is the decision that chose the host.
 	Decision *scheduler.Decision[H]
-	// AlreadyClaimed reports that the consumer had a claim before, such as from a call whose reply was lost. Host
-	// is the host of that claim, which the Decision did not choose.
+	// AlreadyClaimed reports that the consumer had a claim before the call, for example from a call whose reply was
+	// lost. Then Host is the host of that claim, and not the choice of the Decision.
 	AlreadyClaimed bool
-	// Refused has, for each better host, why it could not be claimed.
+	// Refused has, for each better host, the error of its claim.
 	Refused []error
 }
 
 const (
-	// maxRounds is how many decisions Place makes if others claim the room between the decision and the claim. In
-	// each round another request was placed.
+	// maxRounds is how many decisions Place makes if other claims take the room between the decision and the claim. In
+	// each round another request is placed, so all placers together make progress.
 	maxRounds = 20
-	// maxRefused is after how many hosts without room Place reads the hosts' state again.
+	// maxRefused is the number of refused claims after which Place reads the hosts' current state.
 	maxRefused = 5
 )
 
-// Place chooses a host for the request and claims it. If the host has no room any more, Place tries the next best
-// one, and then decides again from fresh state. A consumer that has a claim keeps it, so Place may be repeated.
+// Place chooses a host for the request and claims it. If the host has no room any more, Place tries the next best hosts,
+// and then makes a new decision from the hosts' current state. A consumer that already has a claim keeps it, so Place may
+// be repeated. Place blocks as long as Hosts, the filters and the store do.
 //
-// Errors: scheduler.ErrNoValidHost if no host is feasible by fresh state; Placed then has the decision. Placed is nil
-// with all other errors: Unavailable if others claimed the room first 20 times; those of the store, of Hosts and of
-// the filters.
+// Errors: scheduler.ErrNoValidHost if no host is feasible in its current state; then Placed is not nil and has the
+// decision. With all other errors Placed is nil: Unavailable if other claims took the room first in 20 decisions; and the
+// errors of the store, of Hosts and of the filters.
 func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 	var last error
 	for round, fresh := 0, false; round < maxRounds; round++ {
@@ -76,10 +77,11 @@ func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 		}
 		fresh = true
 	}
-	return nil, fault.New(fault.Unavailable, "every host that had room was taken by others, %d times: %w", maxRounds, last)
+	return nil, fault.New(fault.Unavailable, "place the request: in %d decisions, other claims took the room first; try again: %w", maxRounds, last)
 }
 
-// claimRanked claims the best host of a decision that has room. If none has, refused says why the last one has not.
+// claimRanked claims the best ranked host that has room. If it finds none, refused is the error of the last host that it
+// tried.
 func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]) (refused, err error) {
 	ranked := placed.Decision.Ranked
 	for i, r := range ranked {
@@ -105,7 +107,7 @@ func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]
 	return placed.Refused[len(placed.Refused)-1], nil
 }
 
-// findClaim looks for a claim that the consumer has already.
+// findClaim sets placed to the host of the claim that the consumer already has, if any.
 func (p *Placer[R, H]) findClaim(ctx context.Context, req R, placed *Placed[H]) error {
 	c := p.claim(req, placed.Decision.Ranked[0].Host)
 	have, err := p.Store.Claims(ctx, c.Consumer)
@@ -118,18 +120,18 @@ func (p *Placer[R, H]) findClaim(ctx context.Context, req R, placed *Placed[H]) 
 	}
 	i := slices.IndexFunc(hosts, func(h H) bool { return h.Placement().ID == have[0].Host })
 	if i < 0 {
-		return fault.New(fault.NotFound, "%s has its claim on %s, which is not a candidate", c.Consumer, have[0].Host)
+		return fault.New(fault.NotFound, "place the request: %s has its claim on %s, which is not a candidate host", c.Consumer, have[0].Host)
 	}
 	placed.Host, placed.AlreadyClaimed = hosts[i], true
 	return nil
 }
 
-// mayTryNextHost reports whether another host may have room after an error of a claim.
+// mayTryNextHost reports whether the error of a claim concerns only its host, so that another host may succeed.
 func mayTryNextHost(err error) bool {
 	return errors.Is(err, ErrNoRoom) || errors.Is(err, ErrGroup) || errors.Is(err, ErrChanged) || errors.Is(err, fault.NotFound)
 }
 
-// claim returns what a request claims on a host.
+// claim returns the claim of a request on a host.
 func (p *Placer[R, H]) claim(req R, h H) Claim {
 	if p.Claim != nil {
 		return p.Claim(req, h)
@@ -140,40 +142,40 @@ func (p *Placer[R, H]) claim(req R, h H) Claim {
 
 // Finding is a difference that [Audit] has found.
 type Finding struct {
-	// Kind is "orphaned": a consumer has a claim and should have none; "missing": a consumer should have a claim and
-	// has none; "different": a consumer has another claim than it should have; "miscounted": what is used of a
-	// provider is not the sum of its claims.
+	// Kind is one of these. "orphaned": a consumer has a claim and should have none. "missing": a consumer should have
+	// a claim and has none. "different": a consumer's claim is not the one that it should have. "miscounted": the used
+	// amounts of a provider are not the sums of its claims.
 	Kind string `json:"kind"`
-	// Claim is the claim that exists, or the claim that is missing. Want is the claim that should exist instead of a
-	// different one. Provider is the miscounted provider.
+	// Claim is the existing claim, or the missing one. Want is the claim that should exist instead of a different one.
+	// Provider is the miscounted provider, in its old state.
 	Claim    Claim     `json:"claim,omitzero"`
 	Want     *Claim    `json:"want,omitempty"`
 	Provider *Provider `json:"provider,omitempty"`
-	// Err is why the difference could not be repaired.
+	// Err is the error of the repair. Nil: the repair succeeded, or was not wanted.
 	Err error `json:"-"`
-	// Repaired reports whether it was repaired.
+	// Repaired reports whether the difference was repaired.
 	Repaired bool `json:"repaired"`
 }
 
 // AuditConfig configures an [Audit]. Want is required.
 type AuditConfig struct {
-	// Want returns the claims that the given consumers should have by the component's own records, or all claims if
-	// no consumer is given. It is called once after the claims were read, and again for a consumer before its
-	// claim is repaired. Allocations, Host and Group.ID count.
+	// Want returns the claims that the given consumers should have by the component's own records, or all such claims
+	// if no consumer is given. It is called once after the claims were read, and again for each consumer before its
+	// claim is repaired. Audit compares Allocations, Host and Group.ID.
 	Want func(ctx context.Context, consumers ...string) ([]Claim, error)
-	// Repair changes the claims to what they should be. Default: Audit changes nothing.
+	// Repair makes Audit change the claims to those of Want. Default: Audit changes nothing.
 	Repair bool
-	// MinAge is the age that a claim must have to count as orphaned or different, because a component may claim
-	// before it writes its own record. It should be longer than this ever takes. Default 5 minutes. Negative:
-	// claims of every age count.
+	// MinAge is the least age of a claim that may count as orphaned or different. A component may claim before it writes
+	// its own record, so MinAge should be longer than the time between the two. Default 5 minutes. Negative: claims of
+	// every age may count.
 	MinAge time.Duration
 }
 
-// Audit compares the claims in a store with the claims that should exist. With Repair it releases orphaned claims,
-// makes missing ones, corrects different ones and counts again what is used. Claims younger than MinAge are neither
-// findings nor changed. Changes at the same time are safe: a repair fails if the claim has changed, or if Want no
-// longer returns the same. A repair that finds no room has the error in its Finding. The error of Audit is that of
-// reading.
+// Audit compares the claims in a store with the claims that should exist. With AuditConfig.Repair it releases orphaned
+// claims, makes missing ones, corrects different ones, and recounts the used amounts. Claims younger than MinAge are
+// neither reported nor changed. Other processes may change claims during the audit: a repair fails with ErrChanged if the
+// claim has changed, or if Want no longer returns the same claim. The error of a repair is in its Finding. The error of
+// Audit itself is that of the store's reads, of Recount or of Want.
 func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 	have, err := s.Claims(ctx)
 	if err != nil {
@@ -204,8 +206,8 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 	return out, err
 }
 
-// compareClaims returns the differences between the claims that exist and those that should. Claims that have changed
-// after youngest are left out, because the component may be creating their consumers.
+// compareClaims returns the differences between the existing claims and the wanted ones. It skips claims that changed
+// after youngest, because the component may still be writing their records.
 func compareClaims(have, want []Claim, youngest time.Time) (out []Finding) {
 	missing := map[string]*Claim{}
 	for i := range want {
@@ -230,7 +232,7 @@ func compareClaims(have, want []Claim, youngest time.Time) (out []Finding) {
 	return out
 }
 
-// repair changes a claim to what it should be, if Want still returns the same.
+// repair makes the wanted claim, if Want still returns it.
 func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
 	now, err := cfg.Want(ctx, f.Claim.Consumer)
 	if err != nil {
@@ -249,7 +251,7 @@ func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
 		is = now[0]
 	}
 	if !sameClaim(&is, &should) {
-		return fmt.Errorf("consumer %s: what should be: %w", f.Claim.Consumer, ErrChanged)
+		return fmt.Errorf("consumer %s: the wanted claim has changed: %w", f.Claim.Consumer, ErrChanged)
 	}
 	should.Generation = f.Claim.Generation
 	if f.Kind == "missing" {

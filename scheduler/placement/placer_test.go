@@ -19,8 +19,8 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// newPlacer returns a placer whose picture of the hosts is as old as the test,
-// unless it is asked for a fresh one.
+// newPlacer returns a placer whose Hosts returns the state at the start of the test,
+// unless fresh is true.
 func newPlacer(t *testing.T, s placement.Store) *placement.Placer[*request, *provider] {
 	t.Helper()
 	sched, err := scheduler.New(scheduler.Config[*request, *provider]{
@@ -52,8 +52,8 @@ func vcpus(consumer string, n int64) *request {
 	return &request{Consumer: consumer, Resources: placement.Resources{"VCPU": n}}
 }
 
-// TestPlace: a placer with an old picture goes to the next best host, then looks
-// again, and gives up only when there is really no room.
+// TestPlace: a placer with an old state of the hosts tries the next best host, then reads the
+// current state, and fails only if no host has room.
 func TestPlace(t *testing.T) {
 	t.Parallel()
 	s := &placement.Memory{}
@@ -65,17 +65,17 @@ func TestPlace(t *testing.T) {
 	if err != nil || got.Host.ID != "n1" || len(got.Alternates) != 2 || got.Alternates[0].ID != "n2" || got.AlreadyClaimed || len(got.Refused) != 0 {
 		t.Fatalf("%+v, %v", got, err)
 	}
-	// The same once more, after a lost answer: nothing is claimed twice.
+	// The same request again, as after a lost reply: nothing is claimed twice.
 	again, err := p.Place(t.Context(), vcpus("a", 2))
 	if err != nil || again.Host.ID != "n1" {
 		t.Errorf("again: %+v, %v", again, err)
 	}
-	// By another process, which would choose another host by now.
+	// The same request in another process, which would choose another host now.
 	again, err = newPlacer(t, s).Place(t.Context(), vcpus("a", 2))
 	if err != nil || again.Host.ID != "n1" || !again.AlreadyClaimed || again.Decision.Ranked[0].Host.ID != "n2" {
 		t.Errorf("again by another: %+v, %v", again, err)
 	}
-	// Others fill n1 and n2 without the placer's knowledge.
+	// Other claims fill n1 and n2, and the placer does not know it.
 	for host, n := range map[string]int64{"n1": 2, "n2": 3} {
 		if err := s.Claim(t.Context(), placement.Claim{Consumer: host, Allocations: []placement.Allocation{{Provider: host, Resources: placement.Resources{"VCPU": n}}}}); err != nil {
 			t.Fatal(err)
@@ -87,7 +87,7 @@ func TestPlace(t *testing.T) {
 		t.Fatal(err)
 	}
 	old := slices.Clone(hosts)
-	for i, h := range old { // as they were before all that
+	for i, h := range old { // the state before the claims
 		c := *h
 		c.Inventories = inventory("VCPU", placement.Inventory{Total: h.Inventories["VCPU"].Total})
 		old[i] = &c
@@ -100,14 +100,14 @@ func TestPlace(t *testing.T) {
 	}
 	got, err = stale.Place(t.Context(), vcpus("b", 2))
 	if err != nil || got.Host.ID != "n3" || len(got.Refused) != 2 || !errors.Is(got.Refused[0], placement.ErrNoRoom) {
-		t.Errorf("with an old picture: %+v, %v", got, err)
+		t.Errorf("with an old state of the hosts: %+v, %v", got, err)
 	}
 	got, err = stale.Place(t.Context(), vcpus("c", 2))
 	if !errors.Is(err, scheduler.ErrNoValidHost) || got == nil || got.Decision.Summary() != "0 of 3 hosts: 3 VCPU" {
 		t.Errorf("without room: %+v, %v", got, err)
 	}
 	if claims, err := s.Claims(t.Context(), "c"); err != nil || claims[0].Generation != 0 {
-		t.Errorf("the claim of what was not placed: %+v, %v", claims, err)
+		t.Errorf("the claim of the request that was not placed: %+v, %v", claims, err)
 	}
 	broken := errors.New("no database")
 	stale.Hosts = func(context.Context, bool) ([]*provider, error) { return nil, broken }
@@ -120,8 +120,8 @@ func TestPlace(t *testing.T) {
 	}
 }
 
-// TestPlaceGroup: members that are placed at the same moment keep apart, although
-// no placer knows of the others' choice.
+// TestPlaceGroup: members that are placed at the same moment get different hosts, although
+// the placers do not know each other's choices.
 func TestPlaceGroup(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -154,8 +154,8 @@ func TestPlaceGroup(t *testing.T) {
 	})
 }
 
-// TestAudit: what differs is found, and repaired only if it is told to, and only
-// what is still so.
+// TestAudit: differences are found. They are repaired only with Repair, and only if they
+// still exist.
 func TestAudit(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, migrations, func(t *testing.T, d *sqlx.DB) {
@@ -174,7 +174,7 @@ func TestAudit(t *testing.T) {
 			t.Fatal(err)
 		}
 		cfg := placement.AuditConfig{MinAge: -1, Want: func(_ context.Context, consumers ...string) ([]placement.Claim, error) {
-			if slices.Equal(consumers, []string{"busy"}) { // it has been made meanwhile
+			if slices.Equal(consumers, []string{"busy"}) { // its record has been written since the first call
 				return []placement.Claim{claim("busy", "n2", 1)}, nil
 			}
 			return slices.DeleteFunc(slices.Clone(want), func(c placement.Claim) bool {
@@ -216,7 +216,7 @@ func TestAudit(t *testing.T) {
 			}
 			return strings.Join(out, ", ")
 		}
-		for range 2 { // looking changes nothing
+		for range 2 { // without Repair, Audit changes nothing
 			found, err := placement.Audit(ctx, s, cfg)
 			if err != nil || show(found) != all {
 				t.Errorf("found %s, %v", show(found), err)
@@ -270,7 +270,7 @@ func TestClaimTx(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		if err := claim("b", 2, nil); err != nil {
-			t.Errorf("what was undone is still there: %v", err)
+			t.Errorf("the rows of the failed transaction still exist: %v", err)
 		}
 		if err := claim("c", 1, nil); !errors.Is(err, placement.ErrNoRoom) {
 			t.Errorf("%v, want ErrNoRoom", err)

@@ -11,22 +11,22 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// claimPlan says what claims change: claims of consumers, members of groups and what is used of providers. It
-// is made of the claims and of what the consumers have, and of nothing else, so all stores decide alike. A store
-// reads what the consumers have, makes the plan, checks and changes each group and each provider, and writes
-// the consumers' claims: all of it or nothing. Each list is sorted, so that two claims that change the same
-// rows lock them in the same order.
+// claimPlan says what a call of Claim changes: claims of consumers, members of groups and used amounts of providers. It
+// depends only on the new claims and on the consumers' present claims, so all stores decide alike. A store reads the
+// consumers' present claims, makes the plan, checks and changes each group and each provider, and writes the consumers'
+// claims, all or nothing. Each list is sorted, so that two calls that change the same rows lock them in the same
+// order.
 type claimPlan struct {
 	consumers []consumerChange
 	groups    []groupChange
 	providers []providerChange
 }
 
-// consumerChange replaces what a consumer has with what it is to have.
+// consumerChange replaces a consumer's present claim with the wanted one.
 type consumerChange struct{ have, want *Claim }
 
-// done reports whether the consumer already has what it is to have, which counts as claimed. If not, the error
-// is ErrChanged if the consumer does not have what the caller has read.
+// done reports whether the present claim already equals the wanted one; then nothing is to be done. Otherwise the error is
+// ErrChanged if the present claim is not the one that the caller has read.
 func (c consumerChange) done() (bool, error) {
 	switch have, want := c.have.Generation, c.want.Generation; {
 	case sameClaim(c.have, c.want) && (have > 0 || len(c.want.Allocations) == 0):
@@ -34,20 +34,20 @@ func (c consumerChange) done() (bool, error) {
 	case want == Any, want == have:
 		return false, nil
 	case have == 0:
-		return false, fmt.Errorf("claim of %s, generation %d: there is none: %w", c.want.Consumer, want, ErrChanged)
+		return false, fmt.Errorf("claim of %s, generation %d: the claim does not exist: %w", c.want.Consumer, want, ErrChanged)
 	default:
-		return false, fmt.Errorf("claim of %s, generation %d: it has generation %d: %w", c.want.Consumer, want, have, ErrChanged)
+		return false, fmt.Errorf("claim of %s, generation %d: the present generation is %d: %w", c.want.Consumer, want, have, ErrChanged)
 	}
 }
 
-// groupChange is a group with a hard policy that consumers join on their hosts.
+// groupChange is a group with a hard policy, and the claims whose consumers join it.
 type groupChange struct {
 	id      string
 	joining []*Claim
 }
 
-// check returns ErrGroup if the policy forbids one of the hosts. hosts are those of the members that the plan
-// does not change, with the number of members on each; check adds the joining ones.
+// check returns ErrGroup if the policy forbids the host of a joining consumer. hosts has the number of members on each
+// host, without the consumers that the plan changes; check adds the joining consumers to it.
 func (g *groupChange) check(hosts map[string]int64) error {
 	for _, c := range g.joining {
 		if err := c.Group.allows(c.host(), hosts); err != nil {
@@ -58,21 +58,21 @@ func (g *groupChange) check(hosts map[string]int64) error {
 	return nil
 }
 
-// providerChange changes what is used of one provider.
+// providerChange changes the used amounts of one provider.
 type providerChange struct {
 	id         string
-	generation int64 // that the provider must have, or 0
+	generation int64 // that the provider must have; 0: any
 	classes    []classChange
 }
 
-// classChange changes what is used of one resource class.
+// classChange changes the used amount of one resource class.
 type classChange struct {
 	class   string
 	delta   int64
-	amounts []int64 // what single consumers newly get, for the limits per consumer
+	amounts []int64 // new amounts of single consumers, which must be within the limits of the inventory
 }
 
-// newPlan returns the plan of changes, and sorts them. ErrChanged: two claims want different generations of a
+// newPlan returns the plan of changes, and sorts changes. ErrChanged: two claims name different generations of one
 // provider.
 func newPlan(changes []consumerChange) (*claimPlan, error) {
 	slices.SortFunc(changes, func(a, b consumerChange) int { return cmp.Compare(a.want.Consumer, b.want.Consumer) })
@@ -95,7 +95,7 @@ func newPlan(changes []consumerChange) (*claimPlan, error) {
 	}
 	for _, id := range slices.Sorted(maps.Keys(providers)) {
 		p := providers[id]
-		// Without a generation to check, a class that stays as it is needs no look at the provider.
+		// A class whose used amount does not change needs no statement, unless a generation is to be checked.
 		p.classes = slices.DeleteFunc(p.classes, func(cc classChange) bool { return cc.delta == 0 && p.generation == 0 })
 		if len(p.classes) > 0 {
 			slices.SortFunc(p.classes, func(a, b classChange) int { return cmp.Compare(a.class, b.class) })
@@ -105,7 +105,7 @@ func newPlan(changes []consumerChange) (*claimPlan, error) {
 	return plan, nil
 }
 
-// addAllocations adds to providers what a consumer gives back and what it gets.
+// addAllocations adds the released and the new amounts of a consumer to providers.
 func (c consumerChange) addAllocations(providers map[string]*providerChange) error {
 	for _, a := range c.have.Allocations {
 		for class, n := range a.Resources {
@@ -115,7 +115,7 @@ func (c consumerChange) addAllocations(providers map[string]*providerChange) err
 	for _, a := range c.want.Allocations {
 		p := changeOf(providers, a.Provider)
 		if p.generation != 0 && a.Generation != 0 && p.generation != a.Generation {
-			return fmt.Errorf("claim of %s: provider %s at generations %d and %d: %w", c.want.Consumer, a.Provider, p.generation, a.Generation, ErrChanged)
+			return fmt.Errorf("claim of %s: the claims name the generations %[3]d and %[4]d of provider %[2]s: %[5]w", c.want.Consumer, a.Provider, p.generation, a.Generation, ErrChanged)
 		}
 		p.generation = max(p.generation, a.Generation)
 		for class, n := range a.Resources {
@@ -129,7 +129,7 @@ func (c consumerChange) addAllocations(providers map[string]*providerChange) err
 	return nil
 }
 
-// changeOf returns the change of a provider and adds it if there is none.
+// changeOf returns the change of a provider, and adds an empty one if the provider has none.
 func changeOf(providers map[string]*providerChange, id string) *providerChange {
 	p := providers[id]
 	if p == nil {
@@ -139,7 +139,8 @@ func changeOf(providers map[string]*providerChange, id string) *providerChange {
 	return p
 }
 
-// class returns the change of a class and adds it if there is none. The result is valid until the next call.
+// class returns the change of a class, and adds an empty one if the class has none. The result is valid until the next
+// call.
 func (p *providerChange) class(name string) *classChange {
 	i := slices.IndexFunc(p.classes, func(cc classChange) bool { return cc.class == name })
 	if i < 0 {
@@ -154,10 +155,10 @@ func (p *claimPlan) changesClaimOf(consumer string) bool {
 	return slices.ContainsFunc(p.consumers, func(c consumerChange) bool { return c.want.Consumer == consumer })
 }
 
-// check returns why a provider cannot take the change: ErrNoRoom or ErrChanged.
+// check returns ErrNoRoom or ErrChanged if the provider does not allow the change.
 func (p *providerChange) check(have *Provider) error {
 	if p.generation != 0 && p.generation != have.Generation {
-		return fmt.Errorf("provider %s: generation %d, chosen at %d: %w", p.id, have.Generation, p.generation, ErrChanged)
+		return fmt.Errorf("provider %s: the present generation is %d, the decision used %d: %w", p.id, have.Generation, p.generation, ErrChanged)
 	}
 	for i := range p.classes {
 		if err := p.classes[i].check(have); err != nil {
@@ -167,7 +168,7 @@ func (p *providerChange) check(have *Provider) error {
 	return nil
 }
 
-// check returns ErrNoRoom if the provider cannot take the change of the class.
+// check returns ErrNoRoom if the provider does not allow the change of the class.
 func (cc *classChange) check(have *Provider) error {
 	i, ok := have.Inventories[cc.class]
 	if !ok {
@@ -189,7 +190,7 @@ func (p *providerChange) notFound() error {
 	return fault.New(fault.NotFound, "provider %s does not exist", p.id)
 }
 
-// appliedTo returns the provider with the change, which check has allowed.
+// appliedTo returns a copy of the provider with the change, which check has allowed.
 func (p *providerChange) appliedTo(have *Provider) *Provider {
 	out := *have
 	out.Inventories = maps.Clone(have.Inventories)
@@ -201,11 +202,11 @@ func (p *providerChange) appliedTo(have *Provider) *Provider {
 	return &out
 }
 
-// errLost means that a claim failed because of another claim, and that it may succeed now.
+// errLost means that another claim was first, and that this claim may succeed if it is repeated.
 var errLost = errors.New("another claim was first")
 
-// rejection returns why only so many classes of the change were applied to a provider that now is as have says,
-// with these classes applied. It is errLost if the provider has enough for all of them by now.
+// rejection returns the error if the database has applied the change to only some of the classes. applied is their number,
+// and have is the provider afterwards. The error is errLost if the provider now has enough for all classes.
 func (p *providerChange) rejection(have *Provider, applied int) error {
 	if p.generation != 0 && p.generation != have.Generation {
 		return p.check(have)
@@ -222,10 +223,11 @@ func (p *providerChange) rejection(have *Provider, applied int) error {
 	case len(short) == missed:
 		return short[0]
 	}
-	// A class that was applied can look short, because it had just enough: then it is not known which one was.
+	// A class that was applied may look short now, because it had just enough. Then it is not known which class was
+	// short.
 	names := make([]string, len(p.classes))
 	for i, cc := range p.classes {
 		names[i] = fmt.Sprintf("%d %s", cc.delta, cc.class)
 	}
-	return fmt.Errorf("provider %s has no room for %s together: %w", p.id, strings.Join(names, ", "), ErrNoRoom)
+	return fmt.Errorf("provider %s: not all of %s fit: %w", p.id, strings.Join(names, ", "), ErrNoRoom)
 }

@@ -24,8 +24,8 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// The test program is a scheduler process, too, if this says so: "URL first n",
-// the database and which requests it places.
+// placerVar is the environment variable that makes the test binary a scheduler process. It has the form
+// "URL first n": the database, and which requests the process places.
 const placerVar = "ARMATURE_TEST_PLACER"
 
 func TestMain(m *testing.M) {
@@ -39,15 +39,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// tally is what a scheduler process has to say.
+// tally is the result of a scheduler process.
 type tally struct{ Placed, Again, Refused, Late int }
 
 func (t *tally) add(o tally) {
 	t.Placed, t.Again, t.Refused, t.Late = t.Placed+o.Placed, t.Again+o.Again, t.Refused+o.Refused, t.Late+o.Late
 }
 
-// place is a scheduler process: it has its own picture of the hosts, from which
-// it decides, and places one request after the other.
+// place runs a scheduler process: it has its own state of the hosts for its decisions, and
+// places one request after the other.
 func place(job string) error {
 	var u string
 	var first, n int
@@ -59,7 +59,7 @@ func place(job string) error {
 	if err != nil {
 		return err
 	}
-	defer func() { _ = d.Close() }() // all is done by then
+	defer func() { _ = d.Close() }() // all requests are placed
 	store := placement.NewSQL(d)
 	var fleet scheduler.Fleet[*provider]
 	s, err := scheduler.New(scheduler.Config[*request, *provider]{
@@ -85,7 +85,7 @@ func place(job string) error {
 	for i := first; i < first+n; i++ {
 		q := &request{Consumer: "c" + strconv.Itoa(i), Resources: placement.Resources{"VCPU": 1, "MEMORY_MB": 512}}
 		got, err := p.Place(ctx, q)
-		for fault.CodeOf(err) == fault.Unavailable || fault.CodeOf(err) == fault.Unknown { // what a conductor does: again
+		for fault.CodeOf(err) == fault.Unavailable || fault.CodeOf(err) == fault.Unknown { // repeat, as a conductor does
 			t.Late++
 			got, err = p.Place(ctx, q)
 		}
@@ -103,8 +103,8 @@ func place(job string) error {
 	return json.NewEncoder(os.Stdout).Encode(t)
 }
 
-// How much TestProcesses does: what eight scheduler processes place on hosts just
-// large enough for all.
+// The size of TestProcesses: eight scheduler processes place requests on hosts that are just
+// large enough for all of them.
 const (
 	processes = 8
 	requests  = 2000 // of each
@@ -112,11 +112,10 @@ const (
 	hostSize  = processes * requests / hostCount
 )
 
-// TestProcesses: many scheduler processes place on one database, and every
-// request finds its place, although the hosts have room for no more, and no
-// host is ever over its capacity. Again while they are killed at random, and
-// again while COMMIT fails as on a Galera cluster on which another node was
-// faster.
+// TestProcesses: many scheduler processes use one database. Every request is placed,
+// although the hosts have room for no more than all requests, and no host is ever above
+// its capacity. This also holds while the processes are killed at random, and while
+// COMMIT fails as on a Galera cluster, where a transaction of another node was first.
 func TestProcesses(t *testing.T) { //nolint:tparallel // one after the other: each needs the machine
 	t.Parallel()
 	if testing.Short() {
@@ -170,7 +169,7 @@ func TestProcesses(t *testing.T) { //nolint:tparallel // one after the other: ea
 				"%d processes killed, %d conflicts at COMMIT; no host over its capacity in %d looks",
 				processes, run.Placed, took.Round(time.Millisecond), float64(run.Placed)/took.Seconds(), run.Refused, run.Again, run.Late, run.killed, run.injected.Load(), looks)
 			if run.Placed != processes*requests || looks < 3 || tt.kill && run.killed == 0 || tt.conflict > 0 && run.injected.Load() < 100 {
-				t.Errorf("%d placed, want %d; %d killed, %d conflicts, %d looks", run.Placed, processes*requests, run.killed, run.injected.Load(), looks)
+				t.Errorf("%d placed, want %d; %d killed, %d conflicts, %d checks", run.Placed, processes*requests, run.killed, run.injected.Load(), looks)
 			}
 			claims, err := store.Claims(t.Context())
 			if err != nil || len(claims) != processes*requests {
@@ -178,7 +177,7 @@ func TestProcesses(t *testing.T) { //nolint:tparallel // one after the other: ea
 			}
 			wrong, err := store.Recount(t.Context(), true)
 			if err != nil || len(wrong) > 0 {
-				t.Errorf("%d hosts whose use is not the sum of the claims, %v", len(wrong), err)
+				t.Errorf("%d hosts whose used amounts are not the sums of the claims, %v", len(wrong), err)
 			}
 			list, err := store.Providers(t.Context())
 			if err != nil {
@@ -214,8 +213,8 @@ func (c *crowd) all(kill bool) {
 	wg.Wait()
 }
 
-// process runs one until it has placed all its requests, and if it is to be
-// killed does so a few times before.
+// process runs a scheduler process until it has placed all its requests. If the test kills
+// processes, it is killed a few times before.
 func (c *crowd) process(first int, kill bool, r *rand.Rand) {
 	for life := 0; ; life++ {
 		cmd := exec.CommandContext(c.t.Context(), os.Args[0])
@@ -231,7 +230,7 @@ func (c *crowd) process(first int, kill bool, r *rand.Rand) {
 		}
 		var timer *time.Timer
 		if kill && life < 3 {
-			timer = time.AfterFunc(300*time.Millisecond+time.Duration(r.Int64N(int64(2*time.Second))), func() { _ = cmd.Process.Kill() }) // it may have ended
+			timer = time.AfterFunc(300*time.Millisecond+time.Duration(r.Int64N(int64(2*time.Second))), func() { _ = cmd.Process.Kill() }) // fails if the process has ended
 		}
 		var got tally
 		derr := json.NewDecoder(out).Decode(&got)
@@ -255,9 +254,9 @@ func (c *crowd) process(first int, kill bool, r *rand.Rand) {
 	}
 }
 
-// conflicts returns the URL of a proxy in front of the database that makes a part
-// of all COMMITs fail as they do on a Galera cluster: with a deadlock error, and
-// with nothing of the transaction done.
+// conflicts returns the URL of a proxy in front of the database. The proxy makes a part of
+// all COMMITs fail as on a Galera cluster: with a deadlock error, and without effects of
+// the transaction.
 func (c *crowd) conflicts(part float64) string {
 	c.t.Helper()
 	u, err := url.Parse(c.url)
@@ -270,7 +269,7 @@ func (c *crowd) conflicts(part float64) string {
 	}
 	var wg sync.WaitGroup
 	c.t.Cleanup(func() {
-		_ = l.Close() // once
+		_ = l.Close() // fails only if it is closed twice
 		wg.Wait()
 	})
 	to := u.Host
@@ -281,7 +280,7 @@ func (c *crowd) conflicts(part float64) string {
 				return
 			}
 			wg.Go(func() {
-				_ = c.proxy(conn, to, part) // it ends with the connection
+				_ = c.proxy(conn, to, part) // an error ends the connection
 			})
 		}
 	})
@@ -289,8 +288,8 @@ func (c *crowd) conflicts(part float64) string {
 	return u.String()
 }
 
-// proxy passes MySQL's packets on, one command at a time. In place of a COMMIT
-// that is to fail the server gets ROLLBACK, and the client a deadlock error.
+// proxy forwards MySQL's packets, one command at a time. In place of a COMMIT that is to
+// fail, it sends ROLLBACK to the server and a deadlock error to the client.
 func (c *crowd) proxy(client net.Conn, to string, part float64) error {
 	defer func() { _ = client.Close() }()
 	server, err := (&net.Dialer{}).DialContext(c.t.Context(), "tcp", to)
@@ -335,7 +334,7 @@ func (c *crowd) proxy(client net.Conn, to string, part float64) error {
 	}
 }
 
-// packet reads one of MySQL's packets, with its header.
+// packet reads one MySQL packet, with its header.
 func packet(r io.Reader) ([]byte, error) {
 	head := make([]byte, 4)
 	if _, err := io.ReadFull(r, head); err != nil {

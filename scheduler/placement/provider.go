@@ -9,7 +9,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// replaces returns p as a store keeps it in place of have, or as a new provider if have is nil.
+// replaces returns p in the form in which a store keeps it, in place of have. have is nil for a new provider. Errors: as
+// [Store].Put.
 func (p *Provider) replaces(have *Provider) (*Provider, error) {
 	next := *p
 	next.Inventories, next.Aggregates = maps.Clone(p.Inventories), nil
@@ -19,11 +20,11 @@ func (p *Provider) replaces(have *Provider) (*Provider, error) {
 	next.At, next.Consumers, next.Members = time.Time{}, 0, nil
 	if have == nil {
 		if p.Generation != 0 && p.Generation != Any {
-			return nil, fmt.Errorf("provider %s, generation %d: there is none: %w", p.ID, p.Generation, ErrChanged)
+			return nil, fmt.Errorf("provider %s, generation %d: the provider does not exist: %w", p.ID, p.Generation, ErrChanged)
 		}
 		have = &Provider{}
 	} else if p.Generation != Any && p.Generation != have.Generation {
-		return nil, fmt.Errorf("provider %s, generation %d: it has generation %d: %w", p.ID, p.Generation, have.Generation, ErrChanged)
+		return nil, fmt.Errorf("provider %s, generation %d: the present generation is %d: %w", p.ID, p.Generation, have.Generation, ErrChanged)
 	}
 	if err := next.keepUsed(have); err != nil {
 		return nil, err
@@ -35,12 +36,12 @@ func (p *Provider) replaces(have *Provider) (*Provider, error) {
 	return &next, nil
 }
 
-// keepUsed sets what is used of each inventory to what is used of it in have, whatever the caller has set. Precondition:
-// an inventory that is used is gone.
+// keepUsed copies the used amount of each inventory from have, and ignores the amounts that the caller has set.
+// Precondition: p lacks an inventory that is used.
 func (p *Provider) keepUsed(have *Provider) error {
 	for class, old := range have.Inventories {
 		if _, ok := p.Inventories[class]; !ok && old.Used > 0 {
-			return fault.New(fault.Precondition, "provider %s: %s cannot go, %d of it are used", p.ID, class, old.Used)
+			return fault.New(fault.Precondition, "provider %s: the inventory of %s cannot be removed, %d are used", p.ID, class, old.Used)
 		}
 	}
 	for class, i := range p.Inventories {
@@ -50,7 +51,7 @@ func (p *Provider) keepUsed(have *Provider) error {
 	return nil
 }
 
-// differs reports whether p differs from q in what changes the generation.
+// differs reports whether p differs from q in a field whose change makes a new generation.
 func (p *Provider) differs(q *Provider) bool {
 	names := func(p *Provider) (out []string) {
 		for _, a := range p.Aggregates {
@@ -63,7 +64,7 @@ func (p *Provider) differs(q *Provider) bool {
 		!slices.Equal(p.Platforms, q.Platforms) || !maps.Equal(p.Capabilities, q.Capabilities)
 }
 
-// addConsumers counts n more consumers, as members of group unless it is empty.
+// addConsumers adds n to the consumers, and to the members of group unless group is empty.
 func (p *Provider) addConsumers(group string, n int64) {
 	p.Consumers += n
 	if group == "" {
@@ -75,7 +76,7 @@ func (p *Provider) addConsumers(group string, n int64) {
 	p.Members[group] += n
 }
 
-// without returns the provider without an aggregate, in a new generation.
+// without returns a copy of the provider without an aggregate, in the next generation.
 func (p *Provider) without(aggregate string) *Provider {
 	out := *p
 	out.Aggregates = slices.DeleteFunc(slices.Clone(p.Aggregates), func(a *Aggregate) bool { return a.Name == aggregate })

@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// TestRatios: a ratio is the decimal number that an operator writes.
+// TestRatios: a ratio counts as the decimal number that an operator writes.
 func TestRatios(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Schema makes the tables of [SQL] on MySQL, MariaDB and SQLite. It is a migration: a component copies it into a
-// file of its own migrations, for db.Migrate.
+// Schema creates the tables of [SQL] on MySQL, MariaDB and SQLite. It is a migration: a component copies it into one of
+// its own migration files, for db.Migrate.
 //
 //go:embed schema.sql
 var Schema string
@@ -24,13 +24,13 @@ var Schema string
 // SQL is a [Store] in a component's database, with the tables of [Schema].
 type SQL struct{ db *sqlx.DB }
 
-// NewSQL returns a Store in d, which was opened by package db and stays the caller's.
+// NewSQL returns a Store in d. Package db must have opened d, which stays the caller's.
 func NewSQL(d *sqlx.DB) *SQL { return &SQL{d} }
 
 // forUpdate ends a SELECT whose rows are locked until the transaction ends.
 const forUpdate = " FOR UPDATE"
 
-// selection is a SELECT of all rows of a table, or of those whose column key has one of several values.
+// selection is a SELECT of all rows of a table, or of the rows whose column key has one of several values.
 type selection struct{ query, key, tail string }
 
 var (
@@ -41,7 +41,7 @@ var (
 	allocationRows = selection{"SELECT * FROM placement_allocations", "consumer", " ORDER BY consumer, provider, class"}
 )
 
-// read reads rows into a slice, all if there are no keys. lock is forUpdate or empty.
+// read reads rows into a slice: all rows if keys is empty. lock is forUpdate or empty.
 func (s selection) read(ctx context.Context, q sqlx.QueryerContext, rows any, lock string, keys []string) error {
 	query, args := s.query, []any(nil)
 	if len(keys) > 0 {
@@ -78,7 +78,7 @@ func (r *inventoryRow) inventory() Inventory {
 	return Inventory{r.Total, r.Reserved, r.Ratio, r.Min, r.Max, r.Step, r.Used}
 }
 
-// readProviders returns providers by ID, all if there are no ids. Their aggregates have names only, and their
+// readProviders returns providers by ID: all providers if ids is empty. Their aggregates have only names, and their
 // consumers are not counted.
 func readProviders(ctx context.Context, q sqlx.QueryerContext, lock string, ids ...string) (map[string]*Provider, error) {
 	var rows []providerRow
@@ -116,10 +116,10 @@ func (s *SQL) Put(ctx context.Context, p *Provider) (out *Provider, err error) {
 		switch {
 		case fault.CodeOf(err) != fault.Conflict || errors.Is(err, ErrChanged):
 			return err
-		case p.Generation == Any: // another process added it first
+		case p.Generation == Any: // another process added the provider first
 			return fmt.Errorf("provider %s: %w: %w", p.ID, errLost, err)
 		}
-		return fmt.Errorf("provider %s, generation %d: another process added it first: %w", p.ID, p.Generation, ErrChanged)
+		return fmt.Errorf("provider %s, generation %d: another process added the provider first: %w", p.ID, p.Generation, ErrChanged)
 	})
 	if err != nil {
 		return nil, err
@@ -131,6 +131,7 @@ func (s *SQL) Put(ctx context.Context, p *Provider) (out *Provider, err error) {
 	return list[0], nil
 }
 
+// putProvider is Put in a transaction.
 func putProvider(ctx context.Context, tx *sqlx.Tx, p *Provider) (*Provider, error) {
 	known, err := readProviders(ctx, tx, forUpdate, p.ID)
 	if err != nil {
@@ -156,7 +157,7 @@ func putProvider(ctx context.Context, tx *sqlx.Tx, p *Provider) (*Provider, erro
 // writeProvider writes a provider in place of have, or a new one if have is nil.
 func writeProvider(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 	data := *p
-	data.ID, data.Generation, data.Inventories = "", 0, nil // they have columns of their own
+	data.ID, data.Generation, data.Inventories = "", 0, nil // these fields have columns of their own
 	var err error
 	if have == nil {
 		have = &Provider{}
@@ -170,7 +171,7 @@ func writeProvider(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 	return writeInventories(ctx, tx, p, have)
 }
 
-// writeInventories writes the inventories of a provider in place of those of have. The rows keep what is used.
+// writeInventories writes the inventories of a provider in place of those of have. The rows keep their used amounts.
 func writeInventories(ctx context.Context, tx *sqlx.Tx, p, have *Provider) error {
 	for _, class := range slices.Sorted(maps.Keys(have.Inventories)) {
 		if _, ok := p.Inventories[class]; ok {
@@ -205,7 +206,7 @@ func (s *SQL) Remove(ctx context.Context, id string) error {
 		}
 		for _, class := range slices.Sorted(maps.Keys(known[id].Inventories)) {
 			if n := known[id].Inventories[class].Used; n > 0 {
-				return fault.New(fault.Precondition, "provider %s: %s: %d are used", id, class, n)
+				return fault.New(fault.Precondition, "provider %s cannot be removed, %[3]d %[2]s are used", id, class, n)
 			}
 		}
 		if _, err := db.Exec(ctx, tx, `DELETE FROM placement_inventories WHERE provider = ?`, id); err != nil {
@@ -250,8 +251,8 @@ func (s *SQL) Providers(ctx context.Context, ids ...string) ([]*Provider, error)
 	return out, nil
 }
 
-// Generation returns the generation of a provider, or 0 if the provider does not exist. It reads one row, and so is a
-// cheap way to see whether a provider has changed since a Put or a Providers.
+// Generation returns the generation of a provider, or 0 if the provider does not exist. It reads only one row, so it is a
+// cheap way to detect that a provider has changed since an earlier Put or Providers. Unavailable: the database is away.
 func (s *SQL) Generation(ctx context.Context, id string) (generation int64, err error) {
 	err = db.Error(s.db.GetContext(ctx, &generation, `SELECT generation FROM placement_providers WHERE id = ?`, id))
 	if errors.Is(err, fault.NotFound) {
@@ -260,7 +261,7 @@ func (s *SQL) Generation(ctx context.Context, id string) (generation int64, err 
 	return generation, err
 }
 
-// resolveAggregates returns the aggregates with their metadata, without those that no longer exist.
+// resolveAggregates returns the aggregates with their metadata. It drops those that no longer exist.
 func resolveAggregates(list []*Aggregate, names map[string]*Aggregate) (out []*Aggregate) {
 	for _, a := range list {
 		if known := names[a.Name]; known != nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement/placementtest"
 )
 
-// migrations are those of a component that has nothing but placement's tables.
+// migrations are those of a component with placement's tables only.
 var migrations = fstest.MapFS{"00001_placement.sql": {Data: []byte(placement.Schema)}}
 
 func TestMemory(t *testing.T) {

@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// weigher is a [scheduler.Weigher] on providers. prepare returns nil if it has nothing to say about the request.
+// weigher is a [scheduler.Weigher] for providers. prepare returns nil if the weigher does not apply to the request.
 type weigher[R Requester, H Hosted] struct {
 	name    string
 	prepare func(*Request) func(*Provider) float64
@@ -18,7 +18,7 @@ func (w weigher[R, H]) Name() string { return w.name }
 func (w weigher[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) float64, error) {
 	f := w.prepare(req.Placement())
 	if f == nil {
-		return nil, nil //nolint:nilnil // nothing to say
+		return nil, nil //nolint:nilnil // the weigher does not apply
 	}
 	if f, ok := any(f).(func(H) float64); ok { // H is *Provider itself
 		return f, nil
@@ -26,8 +26,8 @@ func (w weigher[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) float64
 	return func(h H) float64 { return f(h.Placement()) }, nil
 }
 
-// Weighers returns all ready-made weighers with their usual multipliers, which Options.Multipliers replaces.
-// scheduler.ByName selects some of them. docs/scheduling.md has their names, and Nova's names for them.
+// Weighers returns all ready-made weighers with their usual multipliers. Options.Multipliers replaces multipliers, and
+// scheduler.ByName selects weighers. docs/scheduling.md has their names, and Nova's names for them.
 func Weighers[R Requester, H Hosted](o Options) []scheduler.Weighted[R, H] {
 	o = o.withDefaults()
 	var out []scheduler.Weighted[R, H]

@@ -1,13 +1,13 @@
-// Package schedulertest simulates a component's filters and weighers on fleets and streams of requests that are made
-// from a seed, and checks what must hold for every choice: no host gets more than it has room for, no request fails
-// while a host could take it, and what else the component promises.
+// Package schedulertest simulates a component's filters and weighers with random fleets and requests, which a seed
+// determines. It checks every choice: no host gets more than fits, no request fails while a host could take it, and the
+// component's own rules hold.
 //
 //	schedulertest.Run(t, schedulertest.Sim[*Spec, *Node]{
 //		Scheduler: s,
 //		Fleet:     func(r *rand.Rand) []*Node { ... },
 //		Request:   func(r *rand.Rand) *Spec { ... },
-//		Fits:      func(s *Spec, n *Node) error { ... }, // without the filters
-//		Place:     func(s *Spec, n *Node) *Node { ... }, // n with s on it
+//		Fits:      func(s *Spec, n *Node) error { ... }, // does not use the filters
+//		Place:     func(s *Spec, n *Node) *Node { ... }, // returns n with s on it
 //	})
 package schedulertest
 
@@ -25,23 +25,23 @@ import (
 // Sim is a simulation of a fleet whose requests come and go. Scheduler, Fleet, Request, Fits and Place are required.
 type Sim[R any, H scheduler.Host] struct {
 	Scheduler *scheduler.Scheduler[R, H]
-	// Fleet returns the hosts, Request the next request. r is their only source of random numbers.
+	// Fleet returns the hosts, and Request the next request. They must use r as their only source of random numbers.
 	Fleet   func(r *rand.Rand) []H
 	Request func(r *rand.Rand) R
-	// Fits returns why a host cannot take a request, or nil. It must not use the filters.
+	// Fits returns an error that says why a host cannot take a request, or nil. It must not use the filters.
 	Fits func(req R, h H) error
-	// Place returns the host with the request on it, Remove the host without the request. They do not change h.
-	// Without Remove requests are only added.
+	// Place returns the host with the request on it, and Remove the host without it. They must not change h. If
+	// Remove is nil, requests are only added.
 	Place  func(req R, h H) H
 	Remove func(req R, h H) H
-	// Check is called after each step with all hosts and all placed requests. Its error ends the simulation. Nil:
-	// nothing more is checked.
+	// Check, if it is not nil, is called after each step with all hosts and all placed requests, and checks the
+	// component's own rules. Its error ends the simulation.
 	Check func(hosts []H, placed []Placed[R]) error
 	// Steps is the number of requests in one run. Default 500. Each step may also remove an earlier request.
 	Steps int
-	// Stale is the age, in steps, that the state of hosts in a decision may have, as when hosts report now and then
-	// and other schedulers place, too. The ranked hosts are then tried in order on the current state. If none fits,
-	// the decision is made again from the current state. Default 0.
+	// Stale is the greatest age, in steps, of the state of the hosts in a decision. It simulates hosts that report
+	// seldom and other schedulers that place, too. The ranked hosts are tried in order on the current state; if none
+	// fits, a new decision uses the current state. Default 0: decisions use the current state.
 	Stale int
 }
 
@@ -51,21 +51,22 @@ type Placed[R any] struct {
 	Host    string
 }
 
-// Stats counts what happened in a run.
+// Stats counts the events of a run.
 type Stats struct {
+	// Placed and Removed are the numbers of placed and removed requests.
 	Placed, Removed int
 	// NoValidHost is the number of requests that no host could take.
 	NoValidHost int
-	// NoRoom is how often a host that was chosen from an old state had no room.
+	// NoRoom is how often a host that was chosen from an old state did not fit.
 	NoRoom int
 }
 
 // Runs is the number of runs of [Run].
 const Runs = 20
 
-// Run runs the simulation with several seeds. It fails the test with the seed and the decision of the first run in
-// which something does not hold. It logs the statistics: a simulation in which no request failed, or none was placed,
-// proves little.
+// Run runs the simulation with [Runs] seeds. At the first rule that does not hold, it fails the test with the seed and
+// the decision. It logs the statistics: a simulation in which no request failed, or no request was placed, proves
+// little.
 func Run[R any, H scheduler.Host](t *testing.T, s Sim[R, H]) {
 	t.Helper()
 	first := rand.Uint64()
@@ -80,10 +81,11 @@ func Run[R any, H scheduler.Host](t *testing.T, s Sim[R, H]) {
 		sum.NoValidHost += got.NoValidHost
 		sum.NoRoom += got.NoRoom
 	}
-	t.Logf("seeds from %d: %d runs: %d placed, %d removed, %d without a valid host, %d had no room", first, Runs, sum.Placed, sum.Removed, sum.NoValidHost, sum.NoRoom)
+	t.Logf("seeds from %d: %d runs: %d placed, %d removed, %d without a valid host, %d did not fit on the chosen host", first, Runs, sum.Placed, sum.Removed, sum.NoValidHost, sum.NoRoom)
 }
 
-// Run runs the simulation once. The same seed gives the same run if the scheduler's own random numbers are the same.
+// Run runs the simulation once, in the caller's goroutine. The same seed gives the same run if the scheduler's own random
+// numbers are the same. The error says which step failed, and why.
 func (s Sim[R, H]) Run(ctx context.Context, seed uint64) (Stats, error) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	w := world[R, H]{Sim: s, hosts: s.Fleet(r)}
@@ -111,12 +113,12 @@ type world[R any, H scheduler.Host] struct {
 	Sim[R, H]
 
 	hosts  []H // their current state
-	known  []H // as the scheduler knows them
+	known  []H // the state that the scheduler knows
 	placed []Placed[R]
 	stats  Stats
 }
 
-// removeOne removes a random request, in about every other step.
+// removeOne removes a random request, in about half of the steps.
 func (w *world[R, H]) removeOne(r *rand.Rand) {
 	if w.Remove == nil || len(w.placed) == 0 || r.IntN(2) == 0 {
 		return
@@ -144,10 +146,10 @@ func (w *world[R, H]) place(ctx context.Context, req R) error {
 		h := d.Ranked[0].Host.Name()
 		at := w.indexOf(h)
 		if at < 0 {
-			return fmt.Errorf("host %s was chosen and is not in the fleet:\n%s", h, d)
+			return fmt.Errorf("host %s was chosen, but is not in the fleet:\n%s", h, d)
 		}
-		if why := w.Fits(req, w.hosts[at]); why != nil {
-			return fmt.Errorf("host %s was chosen for %+v, and does not fit: %w\n%s", h, req, why, d)
+		if misfit := w.Fits(req, w.hosts[at]); misfit != nil {
+			return fmt.Errorf("host %s was chosen for %+v, but does not fit: %w\n%s", h, req, misfit, d)
 		}
 		w.placeOn(req, at)
 		return nil
@@ -163,7 +165,7 @@ func (w *world[R, H]) place(ctx context.Context, req R) error {
 	return nil
 }
 
-// placeOnFirst places a request on the first of the ranked hosts that has room, if there is one.
+// placeOnFirst places a request on the first ranked host that fits. It returns false if none does.
 func (w *world[R, H]) placeOnFirst(req R, d *scheduler.Decision[H]) bool {
 	for _, c := range d.Ranked {
 		if at := w.indexOf(c.Host.Name()); at >= 0 && w.Fits(req, w.hosts[at]) == nil {

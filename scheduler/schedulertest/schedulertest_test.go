@@ -20,8 +20,8 @@ type (
 	sim      = schedulertest.Sim[*request, *provider]
 )
 
-// cloud is a simulation of placement's own filters, with groups that keep apart
-// or together, over hosts of several sizes.
+// cloud is a simulation of placement's own filters, with affinity and anti-affinity groups,
+// over hosts of several sizes.
 func cloud(t *testing.T, filters []scheduler.Filter[*request, *provider]) sim {
 	t.Helper()
 	s, err := scheduler.New(scheduler.Config[*request, *provider]{
@@ -149,8 +149,8 @@ func all() []scheduler.Filter[*request, *provider] {
 	return placement.Filters[*request, *provider](placement.Options{})
 }
 
-// TestFilters: placement's filters never over-commit, never turn away what fits,
-// and keep groups, also with an old picture.
+// TestFilters: placement's filters never over-commit, never reject a host that fits,
+// and keep the policies of groups, also with an old state of the hosts.
 func TestFilters(t *testing.T) {
 	t.Parallel()
 	for _, stale := range []int{0, 7} {
@@ -160,8 +160,8 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-// TestFound: a filter that is missing, or too strict, or a promise that is broken
-// is found, with the host and the decision.
+// TestFound: a missing filter, a filter that is too strict, and a broken rule of Check are
+// found, with the host and the decision.
 func TestFound(t *testing.T) {
 	t.Parallel()
 	without := func(name string) []scheduler.Filter[*request, *provider] {
@@ -208,7 +208,7 @@ func TestFound(t *testing.T) {
 			}
 		}
 		if err == nil {
-			t.Errorf("%s: nothing was found in 50 runs", tt.name)
+			t.Errorf("%s: no fault was found in 50 runs", tt.name)
 			continue
 		}
 		for _, part := range append(tt.want, "step ") {

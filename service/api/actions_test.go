@@ -41,7 +41,7 @@ func actionMux(cfg api.Config) *api.Mux {
 	return m
 }
 
-// TestActions: the only name in a body says which handler it is for.
+// TestActions: the only name in a body selects the handler.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	var asked []string
@@ -93,7 +93,7 @@ func TestActions(t *testing.T) {
 }
 
 // TestActionsOpenAPI: handlers of actions are one operation, with the bodies and replies
-// of all that the version has.
+// of all actions of the version.
 func TestActionsOpenAPI(t *testing.T) {
 	t.Parallel()
 	m := actionMux(api.Config{})
@@ -137,7 +137,7 @@ func TestActionsOpenAPI(t *testing.T) {
 	}
 }
 
-// TestOperationIDs: no two operations have one name.
+// TestOperationIDs: each operation has an id of its own.
 func TestOperationIDs(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{})

@@ -11,8 +11,8 @@
 //	})
 //	app.Add("http", service.HTTP(":8776", mux))
 //
-// A handler returns a fault or a plain error; the package makes the status and
-// the body of it. It is not a server: package service listens.
+// A handler returns a fault or a plain error; the package derives the status and
+// the body of the reply from it, see [Status]. The package is not a server: package service listens.
 package api
 
 import (
@@ -34,68 +34,71 @@ import (
 	"github.com/armature-go/armature/service/internal/outage"
 )
 
-// None is the body of a request that has none, or of a reply without one. A handler
-// whose reply is of type any may return it, too, with a Status of its own.
+// None is the type of the body of a request or a reply without a body. A handler
+// whose reply is of type any may also return None, with a Status of its own.
 type None = struct{}
 
-// requestIDHeader carries the request's id in replies, and the client's own,
-// which becomes the global one, in requests.
+// requestIDHeader has the request's id in a reply. In a request it has an id that the client has
+// chosen, which becomes the global request id.
 const requestIDHeader = "X-Openstack-Request-Id"
 
 // Config configures a [Mux]. The zero value is usable.
 type Config struct {
-	// Authenticate says who asks: the user, project and roles of what it
-	// returns are put into the context; its ids and trace are not used. It is called for
-	// each request to a route that is not Public, with r.Pattern set. Its error is
-	// the reply; a plain one is status 500, never an open door. Nil: nobody is known
-	// and nobody is turned away. Identity headers are removed before: they are
-	// never believed.
+	// Authenticate returns the identity of the client: its user, project, domain, scope and roles are put
+	// into the context of the handler. Ids and trace of the result are not used. It is called for
+	// each request to a route that is not Public, with r.Pattern set. If it returns an error, the request
+	// is refused with the status of the error; a plain error is status 500. Nil: requests have no
+	// identity, and none is refused. Headers with which keystonemiddleware passes an identity are removed
+	// from every request, because any client could send them.
 	Authenticate func(r *http.Request) (reqctx.Request, error)
-	// Challenge is the WWW-Authenticate of replies of 401, such as
-	// auth.Keystone's. Empty: none.
+	// Challenge is the header WWW-Authenticate of replies with status 401, such as the result of
+	// auth.Keystone's Challenge. Empty: the header is not sent.
 	Challenge string
-	// Enforce says whether who asks may do what a [Route]'s Rule names, such as a
-	// policy. Its error is the reply. Nil: the rules are not asked.
+	// Enforce returns an error if the client, whose identity is in ctx, may not do what the rule allows,
+	// see [Route].Rule. The request is then refused with the status of the error. The method Enforce of
+	// package policy fits. Nil: a route must not have a Rule.
 	Enforce func(ctx context.Context, rule string, target map[string]any) error
-	// Microversions are the versions of the API. Nil: there are none.
+	// Microversions are the versions of the API. Nil: the API has no microversions.
 	Microversions *Microversions
-	// PublicURL begins the links of replies: the URL by which clients reach the service, such as
-	// "https://api.example.org/volume". Set it behind a proxy or a load balancer. New panics if
-	// it is not an http or https URL. Default: see [Base].
+	// PublicURL is the URL by which clients reach the service, such as
+	// "https://api.example.org/volume". The links in replies begin with it. Set it behind a proxy or a
+	// load balancer. New panics if it is not an http or https URL. Default: see [Base].
 	PublicURL string
-	// RequestIDHeaders are further names for the header with the request id,
-	// which is always sent as x-openstack-request-id.
+	// RequestIDHeaders are further headers of replies that get the request id, besides
+	// x-openstack-request-id, which every reply has.
 	RequestIDHeaders []string
-	// FaultName is the key of an error body whose status has no name of its
-	// own, such as 500. Default "fault".
+	// FaultName is the key of an error body whose status has no key of its
+	// own in OpenStack, such as 500. Default "fault".
 	FaultName string
-	// ErrorList makes error bodies those of the API-SIG, {"errors": [{"status": 404,
-	// "code": "volume.not_found", ...}]}, and this the first part of their codes, such as
-	// "volume". Default: {"itemNotFound": {"code": 404, "message": ...}}.
+	// ErrorList selects the API-SIG's form of error bodies, {"errors": [{"status": 404,
+	// "code": "volume.not_found", ...}]}. Its value is the first part of the codes, such as
+	// "volume". Default: Nova's form, {"itemNotFound": {"code": 404, "message": ...}}.
 	ErrorList string
-	// MaxBody is the longest request body in bytes. Default 114688.
+	// MaxBody is the maximum size of a request body in bytes. A larger one is answered with 413.
+	// Default 114688.
 	MaxBody int64
-	// MaxDepth is how deep a body may be nested. Default 64.
+	// MaxDepth is the maximum depth of nested objects and arrays in a body. Default 64.
 	MaxDepth int
-	// BodyTimeout is how long a client may take to send a body, from the end of the headers on,
-	// before it is known who asks. Default 30 s; negative: no bound. A server of package service
-	// has one of its own, service.HTTPConfig.BodyTimeout: the shorter one counts.
+	// BodyTimeout is how long a client may take to send a body, from the end of the headers on. It
+	// applies before the client is authenticated. A slower client gets 408. Default 30 s; negative: no
+	// limit. A server of package service has a limit of its own, service.HTTPConfig.BodyTimeout: the
+	// shorter one counts.
 	BodyTimeout time.Duration
-	// WriteTimeout is how long a client may take to read a reply. Default 60 s.
+	// WriteTimeout is how long a client may take to read a reply. Then its connection is closed.
+	// Default 60 s.
 	WriteTimeout time.Duration
-	// CORS are the origins of web pages that may use the API, see [CORS]. Nil: none.
+	// CORS has the origins of web pages that may use the API. Nil: no web page may.
 	CORS *CORS
-	// Gzip compresses replies of 1 KiB and more for clients that take it.
+	// Gzip compresses replies of 1 KiB or more for clients that accept gzip. Default false.
 	Gzip bool
-	// Inflight notes each request while it runs, unless it is nil.
+	// Inflight has each request while it runs. Nil: requests are not listed.
 	Inflight *service.Inflight
-	// Observe is called after each request, unless it is nil, with the pattern of its
-	// route, or "" if it had none.
+	// Observe is called after each request. It must be safe for concurrent use. Nil: it is not called.
 	Observe func(ctx context.Context, o Observation)
-	// Logger gets a line for each request (health probes at debug level) and
-	// one for each reply of 500 and more. Its handler should be a
-	// [reqctx.LogHandler], which adds the ids; the default is one around
-	// slog.Default().
+	// Logger gets an INFO line for each request, with its status, as an access log; of health probes the
+	// line is at DEBUG. It gets an ERROR line for each reply with a status of 500 or more, except
+	// 501, which a client can cause: that one is at DEBUG. Its handler should be a
+	// [reqctx.LogHandler], which adds the ids. The default is one around slog.Default().
 	Logger *slog.Logger
 }
 
@@ -107,24 +110,29 @@ type Mux struct {
 	versions *versioned
 	routes   map[string]entry // by pattern
 	all      []*route         // in the order in which they were added
-	foreign  sync.Once        // the first request for an unknown host is logged
+	foreign  sync.Once        // for the log line of the first request whose Host header is unknown, see Base
 	handler  http.Handler
 
 	readinessMu sync.Mutex
 	readiness   outage.Log // of GET /readyz
-	notReady    string     // why the last one failed
+	notReady    string     // the reason of the last failed one
 }
 
-// Observation is one request that was answered.
+// Observation describes one request that was answered.
 type Observation struct {
+	// Method is the request's, as the client has sent it. Pattern is that of the route, such as
+	// "GET /v1/volumes/{id}", or "" if the request has no route.
 	Method, Pattern string
-	Status          int
-	Took            time.Duration
-	// Sent is how many bytes the reply had, before compression.
+	// Status is the HTTP status of the reply, and 499 if the client did not wait for the reply.
+	Status int
+	// Took is the time from the end of the request's headers to the end of the reply.
+	Took time.Duration
+	// Sent is the size of the reply's body in bytes, before compression.
 	Sent int64
 }
 
-// New returns a Mux without routes.
+// New returns a Mux without routes. It panics if PublicURL or Microversions are malformed, because these are
+// programmers' errors.
 func New(cfg Config) *Mux {
 	if cfg.FaultName == "" {
 		cfg.FaultName = "fault"
@@ -146,14 +154,15 @@ func New(cfg Config) *Mux {
 	}
 	cfg.PublicURL = mustPublicURL(cfg.PublicURL)
 	m := &Mux{cfg: cfg, versions: newVersioned(cfg.Microversions), routes: make(map[string]entry)}
-	m.handler = around(cfg, http.HandlerFunc(m.serve))
+	m.handler = wrapHandler(cfg, http.HandlerFunc(m.serve))
 	return m
 }
 
 // Health registers GET /livez, which answers 200 while the process serves requests, and GET /readyz, which answers 503
-// while ready, such as service.App's Ready, returns an error; ready has 5 s. Both need no authentication, so a client
-// reads the text of the outermost [fault.Error] only, as in every reply. The log has the whole error under the id of the
-// request: of errors in a row the first, each with another reason, and one a minute as WARN, the others as DEBUG.
+// while ready, such as service.App's Ready, returns an error. The context of ready ends after 5 s. Both routes need no
+// authentication, so a reply has only the text for users of the outermost [fault.Error]. The log has the whole error and
+// the id of the request: of consecutive errors the first, each with a new reason, and one a minute as WARN, the others
+// as DEBUG.
 func (m *Mux) Health(ready func(ctx context.Context) error) {
 	type health struct {
 		Status string `json:"status"`
@@ -183,17 +192,17 @@ func (m *Mux) Health(ready func(ctx context.Context) error) {
 	})
 }
 
-// noteReadiness logs the result of a readiness check, which load balancers ask for each second.
+// noteReadiness logs the result of a readiness check. Load balancers ask each second, so most failures are at DEBUG.
 func (m *Mux) noteReadiness(ctx context.Context, err error) {
 	m.readinessMu.Lock()
 	defer m.readinessMu.Unlock()
-	reason := fault.UserMessage(err) // the whole text differs each time, such as by a duration
+	reason := fault.UserMessage(err) // the whole text may differ each time, for example in a duration
 	m.readiness.Note(ctx, m.cfg.Logger, slog.LevelWarn, "readiness check", err, reason != m.notReady)
 	m.notReady = reason
 }
 
-// ServeHTTP answers one request. A panic in a handler is logged and answered
-// with status 500.
+// ServeHTTP answers one request. A panic in a handler is logged with its stack and answered
+// with status 500, except http.ErrAbortHandler, which closes the connection.
 func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.handler.ServeHTTP(w, r) }
 
 func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
@@ -206,7 +215,7 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	if parent := r.Header.Get("Traceparent"); traceparent.MatchString(parent) {
 		rec.req.Traceparent = parent
 	}
-	strip(r.Header)
+	stripIdentity(r.Header)
 	h := w.Header()
 	h.Set(requestIDHeader, rec.req.ID)
 	for _, name := range m.cfg.RequestIDHeaders {
@@ -262,15 +271,15 @@ func notAllowed(method string) error {
 	return WithStatus(http.StatusMethodNotAllowed, fault.New(fault.Invalid, "The method %s is not allowed for this resource.", method))
 }
 
-// identity begins the names of headers by which services behind keystonemiddleware
-// learn who asks. From outside they are lies.
+// identity has the prefixes of the headers by which services behind keystonemiddleware
+// get the client's identity. A client could send them itself, so they are removed.
 var identity = []string{
 	"X-Identity-Status", "X-User", "X-Project", "X-Domain", "X-Role", "X-Roles", "X-Tenant", "X-System-Scope", "X-Is-Admin-Project",
 	"X-Service-Identity-Status", "X-Service-Project", "X-Service-User", "X-Service-Domain", "X-Service-Role", "X-Service-Catalog", "Openstack-System-Scope",
 }
 
-// strip removes identity headers.
-func strip(h http.Header) {
+// stripIdentity removes identity headers.
+func stripIdentity(h http.Header) {
 	for name := range h {
 		if name[0] != 'X' && name[0] != 'O' {
 			continue
@@ -283,9 +292,9 @@ func strip(h http.Header) {
 	}
 }
 
-// recorder is the ResponseWriter that handlers get. It keeps what the log line
-// needs, and holds back the plain text with which ServeMux answers a request
-// that it has no route for.
+// recorder is the ResponseWriter that handlers get. It keeps the facts for the log line.
+// It drops the plain text with which ServeMux answers a request without a route, so that
+// the Mux can answer with an error body of its own.
 type recorder struct {
 	http.ResponseWriter
 	req            reqctx.Request
@@ -293,12 +302,12 @@ type recorder struct {
 	refusedVersion error
 	route          *route
 	pattern        string
-	body           []byte // the request's, once it has been read
-	routed         bool   // a route of ours took the request
-	probe          bool   // that route was a health probe
-	refused        int    // the status that ServeMux would have sent
-	status         int
-	bytes          int64
+	body           []byte // of the request; nil before it has been read
+	routed         bool   // the reply is the Mux's own, and not ServeMux's
+	probe          bool   // the route is a health probe
+	refused        int    // the status with which ServeMux refuses the request; 0: it does not
+	status         int    // of the reply; 0 before it is sent
+	bytes          int64  // size of the reply
 }
 
 // Unwrap lets http.ResponseController reach the connection.

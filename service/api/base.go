@@ -12,11 +12,12 @@ import (
 // baseKey is the key of the [Mux] in a request's context, for [Base].
 type baseKey struct{}
 
-// Base returns the scheme and host that begin the links of a reply, such as
-// "https://api.example.org:8776": [Config.PublicURL], or else the host of the request if it is
-// the one that the connection has reached, by its address, as localhost, or by the name that the
-// client has verified by TLS. Any other Host header is a client's word alone: then Base has the
-// address that the connection has reached. It has no slash at its end.
+// Base returns the scheme and host for the links of a reply, such as
+// "https://api.example.org:8776", without a slash at the end. It is [Config.PublicURL] if that is set.
+// Otherwise it is the Host header, if that names the local end of the connection: by its address, as localhost, or
+// by the name that the client has verified by TLS. A Host header with another name is not used, because the client
+// could write anything: then Base has the address of the local end, and the first such request is logged as WARN,
+// since it may show that PublicURL is missing.
 func Base(r *http.Request) string {
 	m, _ := r.Context().Value(baseKey{}).(*Mux)
 	if m != nil && m.cfg.PublicURL != "" {
@@ -35,7 +36,7 @@ func Base(r *http.Request) string {
 	}
 	if m != nil {
 		m.foreign.Do(func() { //nolint:contextcheck // r has the context
-			m.cfg.Logger.WarnContext(r.Context(), "links name the address that the connection has reached: the Host header is not known to be this service; set PublicURL",
+			m.cfg.Logger.WarnContext(r.Context(), "unknown Host header, links have the service's address instead; set PublicURL",
 				"host", shorten(r.Host), "addr", local)
 		})
 	}
@@ -45,7 +46,7 @@ func Base(r *http.Request) string {
 	return scheme + "://" + local
 }
 
-// reached reports whether the Host header names what the connection has reached.
+// reached reports whether the Host header names the local end of the connection.
 func reached(r *http.Request, local string) bool {
 	host := r.Host
 	if h, _, err := net.SplitHostPort(host); err == nil {
@@ -63,12 +64,13 @@ func reached(r *http.Request, local string) bool {
 	return err == nil && ip.Unmap() == at.Addr().Unmap() || strings.EqualFold(host, "localhost") && at.Addr().IsLoopback()
 }
 
-// withBase makes a Mux known to [Base].
+// withBase adds the Mux to a context, for [Base].
 func (m *Mux) withBase(ctx context.Context) context.Context {
 	return context.WithValue(ctx, baseKey{}, m)
 }
 
-// mustPublicURL returns a URL without a slash at its end. It panics if it is none of a service.
+// mustPublicURL returns a URL without a slash at its end. It panics if s is not empty and is not a URL of the form
+// https://host:port/path.
 func mustPublicURL(s string) string {
 	u, err := url.Parse(s)
 	if s != "" && (err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" || u.Fragment != "" || u.User != nil) {

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// TestBase: a link never begins with a Host header that is a client's word alone.
+// TestBase: a link never has the name of a Host header that nothing but the client confirms.
 func TestBase(t *testing.T) {
 	t.Parallel()
 	const evil = "evil.example.org"

@@ -20,8 +20,8 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// chain is a Mux with all that a component has around its handlers: ids, tokens, a policy,
-// versions, a log in JSON, what is in flight, and Prometheus.
+// chain is a Mux with everything that a component has around its handlers: ids, tokens, a policy,
+// versions, a log in JSON, a list of running work, and Prometheus.
 func chain() *api.Mux {
 	var f service.Inflight
 	rules, err := policy.New([]policy.Rule{
@@ -48,7 +48,7 @@ func chain() *api.Mux {
 	return m
 }
 
-// plain is the same with ServeMux alone.
+// plain has the same handlers on ServeMux alone.
 func plain() http.Handler {
 	m := http.NewServeMux()
 	reply := func(w http.ResponseWriter, d disk) {
@@ -119,7 +119,7 @@ func BenchmarkChain(b *testing.B) {
 	}
 }
 
-// nothing is a ResponseWriter that keeps nothing.
+// nothing is a ResponseWriter that discards the reply.
 type nothing struct{ h http.Header }
 
 func (n *nothing) Header() http.Header         { return n.h }

@@ -120,7 +120,7 @@ func TestBodyLimit(t *testing.T) {
 	}
 }
 
-// TestSlowBody: a client that sends its headers and then no body is answered.
+// TestSlowBody: a client that sends its headers and then no body gets a reply.
 func TestSlowBody(t *testing.T) {
 	t.Parallel()
 	m, _ := newMux(api.Config{BodyTimeout: 20 * time.Millisecond})
@@ -143,7 +143,7 @@ func TestSlowBody(t *testing.T) {
 	}
 }
 
-// FuzzDecode: whatever the body, the answer is 202, 400 or 413, with JSON that parses.
+// FuzzDecode: every body is answered with 202, 400 or 413, and the reply is JSON.
 func FuzzDecode(f *testing.F) {
 	for _, s := range []string{
 		`{"disk":{"name":"a","size":1}}`, `{"disk":{"name":5}}`, `{"disk":{"tags":[1]}}`, `{"disk":[]}`, "{", `{"x":1}`, "null", "[[[", `"\ud800"`,

@@ -7,29 +7,29 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Match says whether a change may be made to something whose entity tag is tag now, such
-// as `"7"`: a request with If-Match is only for one of the tags that it names, one with
-// If-None-Match: * only for something that is not there, which has the tag "". The error
-// is a 412, or nil. RFC 9110, section 13.
+// Match returns an error with status 412 if the request's conditions do not allow it to change an object whose
+// current entity tag is tag, such as `"7"`. An object that does not exist has the tag "". A request with If-Match
+// requires that tag is one of those that it lists; a request with If-None-Match: * requires that the object
+// does not exist. See RFC 9110, section 13.
 func Match(r *http.Request, tag string) error {
 	if want := r.Header.Values("If-Match"); len(want) > 0 && !listed(want, tag, true) {
-		return WithStatus(http.StatusPreconditionFailed, fault.New(fault.Precondition, "It was changed meanwhile: its entity tag is %s.", tagName(tag)))
+		return WithStatus(http.StatusPreconditionFailed, fault.New(fault.Precondition, "The object was changed meanwhile: its entity tag is %s.", tagName(tag)))
 	}
 	if none := r.Header.Values("If-None-Match"); len(none) > 0 && listed(none, tag, false) {
-		return WithStatus(http.StatusPreconditionFailed, fault.New(fault.Precondition, "It is there already: its entity tag is %s.", tagName(tag)))
+		return WithStatus(http.StatusPreconditionFailed, fault.New(fault.Precondition, "The object exists already: its entity tag is %s.", tagName(tag)))
 	}
 	return nil
 }
 
 func tagName(tag string) string {
 	if tag == "" {
-		return "none, as there is no such thing"
+		return "none, because the object does not exist"
 	}
 	return tag
 }
 
-// listed reports whether a list of entity tags names one. Weak ones are never the same
-// in a strong comparison.
+// listed reports whether tag is in a list of entity tags. In a strong comparison a weak tag is never equal to
+// another tag.
 func listed(lines []string, tag string, strong bool) bool {
 	if tag == "" {
 		return false
@@ -48,7 +48,7 @@ func listed(lines []string, tag string, strong bool) bool {
 	return false
 }
 
-// unchanged reports whether the client has what a reply with an ETag would send.
+// unchanged reports whether the client already has the representation with the reply's ETag, so that 304 is enough.
 func unchanged(r *http.Request, reply http.Header, status int) bool {
 	none := r.Header.Values("If-None-Match")
 	if len(none) == 0 || status != http.StatusOK || r.Method != http.MethodGet && r.Method != http.MethodHead {

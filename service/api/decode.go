@@ -18,19 +18,20 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// maxShown bounds how much of a wrong value an error repeats, in bytes.
+// maxShown is the maximum length of a value of the request in an error, in bytes.
 const maxShown = 400
 
-// decode reads the body into v, a pointer, and validates it.
+// decode reads the body into v, a pointer, and validates it: by the schema s, or by v's type if s is nil, and by
+// v's Validate.
 func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
 	raw, err := m.body(rec, r)
 	if err != nil {
 		return err
 	}
 	if s != nil {
-		err = judge(s, raw, v)
+		err = decodeBySchema(s, raw, v)
 	} else {
-		err = fit(raw, v)
+		err = decodeByType(raw, v)
 	}
 	if err != nil {
 		return err
@@ -45,7 +46,7 @@ func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
 	return nil
 }
 
-// body returns the body, of which the form is right. It is read once.
+// body returns the body after a check of its size, content type and form. It reads the body once and keeps it in rec.
 func (m *Mux) body(rec *recorder, r *http.Request) ([]byte, error) {
 	if rec.body != nil {
 		return rec.body, nil
@@ -67,8 +68,8 @@ func (m *Mux) body(rec *recorder, r *http.Request) ([]byte, error) {
 	return raw, nil
 }
 
-// fit decodes a body that no schema describes.
-func fit(raw []byte, v any) error {
+// decodeByType decodes a body without a schema into v. Fields that v does not have are errors.
+func decodeByType(raw []byte, v any) error {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
@@ -80,8 +81,8 @@ func fit(raw []byte, v any) error {
 	return nil
 }
 
-// judge decodes a body that keeps to a schema.
-func judge(s *schema, raw []byte, v any) error {
+// decodeBySchema validates a body by a schema and decodes it into v.
+func decodeBySchema(s *schema, raw []byte, v any) error {
 	instance, err := jsonschema.UnmarshalJSON(bytes.NewReader(raw))
 	if err != nil {
 		return fault.New(fault.Invalid, "Malformed request body")
@@ -95,17 +96,17 @@ func judge(s *schema, raw []byte, v any) error {
 	return nil
 }
 
-// read reads the body within its limit of size; serve has given it a deadline.
+// read reads the body, of at most MaxBody bytes. Its deadline was set by serve.
 func (m *Mux) read(rec *recorder, r *http.Request) ([]byte, error) {
 	tooLarge := func() error {
 		return WithStatus(http.StatusRequestEntityTooLarge, fault.New(fault.Invalid,
 			"Request is too large. Larger than max_request_body_size (%d).", m.cfg.MaxBody))
 	}
 	if r.ContentLength > m.cfg.MaxBody {
-		rec.Header().Set("Connection", "close") // what the client still sends is not read
+		rec.Header().Set("Connection", "close") // the rest of the body is not read
 		return nil, tooLarge()
 	}
-	// The server's own writer is given, not ours: MaxBytesReader tells it to close the connection.
+	// MaxBytesReader needs the server's own writer, because it tells that one to close the connection.
 	raw, err := io.ReadAll(http.MaxBytesReader(rec.ResponseWriter, r.Body, m.cfg.MaxBody))
 	switch {
 	case err == nil:
@@ -120,7 +121,7 @@ func (m *Mux) read(rec *recorder, r *http.Request) ([]byte, error) {
 	return nil, fault.New(fault.Invalid, "Malformed request body: %w", err)
 }
 
-// bodyError turns the decoder's error into one for the client.
+// bodyError returns the error for the client from an error of encoding/json.
 func bodyError(raw []byte, err error) error {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		field := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
@@ -134,7 +135,7 @@ func bodyError(raw []byte, err error) error {
 		}
 		return fieldError(field, msg)
 	}
-	// The decoder has no type for this one; its text has been the same since Go 1.10.
+	// encoding/json has no type for this error. Its text has been the same since Go 1.10.
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		if name, uerr := strconv.Unquote(quoted); uerr == nil {
 			return fieldError(shorten(name), fmt.Sprintf("Additional properties are not allowed ('%s' was unexpected)", shorten(name)))
@@ -146,8 +147,8 @@ func bodyError(raw []byte, err error) error {
 	return fault.New(fault.Invalid, "Malformed request body")
 }
 
-// valueAt returns the JSON value that the decoder was at when it had read
-// offset bytes: for a literal that is its end, for the rest its start.
+// valueAt returns the JSON value at the offset of an UnmarshalTypeError: offset is the end of a literal, or
+// the start of an object or array.
 func valueAt(raw []byte, offset int64) []byte {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
@@ -172,7 +173,7 @@ func valueAt(raw []byte, offset int64) []byte {
 	}
 }
 
-// shorten keeps what an error repeats of the request within bounds.
+// shorten cuts a text of the request to maxShown bytes, for an error.
 func shorten(s string) string {
 	if len(s) > maxShown {
 		return strings.ToValidUTF8(s[:maxShown], "") + "..."
@@ -180,7 +181,7 @@ func shorten(s string) string {
 	return s
 }
 
-// schemaType returns JSON Schema's name of the type that t is decoded from.
+// schemaType returns the type of JSON Schema from which the Go type t is decoded.
 func schemaType(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.String:

@@ -5,27 +5,27 @@ import (
 	"net/http"
 )
 
-// Discovery is what clients are told of an API before they use it. ID is required.
+// Discovery is the description of an API that clients can read before they use it. ID is required.
 type Discovery struct {
-	// ID is that of the major version, such as "v3".
+	// ID is the id of the major version, such as "v3".
 	ID string
-	// Path is where it is, such as "/v3". Default: where the microversions are.
+	// Path is the path under which the version is, such as "/v3". Default: the Prefix of Microversions.
 	Path string
-	// Updated is when the API last changed, as "2026-11-23T00:00:00Z". Default: nothing
-	// is said of it.
+	// Updated is the time of the last change of the API, such as "2026-11-23T00:00:00Z". Default: the
+	// documents do not have it.
 	Updated string
-	// Links and MediaTypes are what the document at Path has besides.
+	// Links and MediaTypes are added to the document at Path.
 	Links      []Link
 	MediaTypes []MediaType
 }
 
-// MediaType is one in which the API speaks.
+// MediaType is a media type of the API's bodies.
 type MediaType struct {
 	Base string `json:"base"`
 	Type string `json:"type"`
 }
 
-// versionDocument is a version as the API-SIG's discovery has it.
+// versionDocument describes a version in the form of the API-SIG's version discovery.
 type versionDocument struct {
 	ID         string      `json:"id"`
 	Status     string      `json:"status"`
@@ -44,14 +44,14 @@ const versionSchema = `{"type": "object", "additionalProperties": false, "requir
 	"media-types": {"type": "array", "items": {"type": "object", "additionalProperties": false, "required": ["base", "type"],
 		"properties": {"base": {"type": "string"}, "type": {"type": "string"}}}}}}`
 
+// keyed returns the schema of an object with one name.
 func keyed(key, schema string) []Schema {
 	return []Schema{{JSON: `{"type": "object", "additionalProperties": false, "required": ["` + key + `"], "properties": {"` + key + `": ` + schema + `}}`}}
 }
 
-// Discover registers the documents of the API-SIG's version discovery, for which nobody
-// has to say who they are: GET / lists the versions, of which there is one, and GET of
-// the Path, with and without a slash, shows it, with the bounds of its microversions. It
-// panics if there is no Path.
+// Discover registers the documents of the API-SIG's version discovery, which are Public: GET / lists the
+// one version, and GET of the Path, with or without a slash at the end, shows it with its first and last
+// microversion. It panics if neither Path nor Microversions is set.
 func (m *Mux) Discover(d Discovery) {
 	v := versionDocument{ID: d.ID, Status: "CURRENT", Updated: d.Updated}
 	if m.versions != nil {
@@ -61,7 +61,7 @@ func (m *Mux) Discover(d Discovery) {
 		}
 	}
 	if d.Path == "" {
-		panic("api: Discover without a path")
+		panic("api: Discover: Path is empty, and the API has no microversions")
 	}
 	at := func(r *http.Request) versionDocument {
 		v := v

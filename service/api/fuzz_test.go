@@ -8,8 +8,8 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// FuzzRequest: whatever stands in a path, a query or a version header is answered, and
-// never with a 500.
+// FuzzRequest: a request with any path, query and version header is answered, and
+// never with status 500.
 func FuzzRequest(f *testing.F) {
 	for _, s := range [][3]string{
 		{"/v3/disks", "dry=true&n=3&tag=a&tag=b", "volume 3.10"},
@@ -42,8 +42,8 @@ func FuzzRequest(f *testing.F) {
 	})
 }
 
-// FuzzHeaders: whatever the headers are that somebody reads here, the request is answered,
-// and never with a 500; and what the reply says of its own id is its own.
+// FuzzHeaders: a request with any value of the headers that the package reads is answered,
+// and never with status 500. The request id of the reply is the service's own.
 func FuzzHeaders(f *testing.F) {
 	for _, s := range [][2]string{
 		{"application/json", `"abc"`},

@@ -46,7 +46,7 @@ func TestHealth(t *testing.T) {
 		}
 	}
 
-	// A load balancer asks each second: an outage is one line, and its end another one.
+	// A load balancer asks each second: the log has one line for an outage and one for its end.
 	out.reset()
 	for range 3 {
 		send(t, m, "GET", "/readyz", "")

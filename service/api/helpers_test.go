@@ -58,7 +58,7 @@ func (c *create) Validate() error {
 	return nil
 }
 
-// logBuffer is a log that several goroutines may write.
+// logBuffer keeps the log. It is safe for concurrent use.
 type logBuffer struct {
 	mu  sync.Mutex
 	buf bytes.Buffer

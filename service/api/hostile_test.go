@@ -38,8 +38,8 @@ func serving(t *testing.T, m http.Handler) string {
 	return p.Addr()
 }
 
-// raw sends bytes on a connection of its own, and returns the status lines of all that
-// comes back.
+// raw sends bytes on a connection of its own, and returns the status lines of all
+// replies.
 func raw(t *testing.T, addr string, text io.Reader) []string {
 	t.Helper()
 	var d net.Dialer
@@ -61,8 +61,8 @@ func raw(t *testing.T, addr string, text io.Reader) []string {
 	return out
 }
 
-// TestHostile: what no client should send is answered, or the connection is closed, and
-// nothing of it is kept.
+// TestHostile: a malformed or oversized request is answered, or the connection is closed, and
+// nothing of the request stays in memory.
 func TestHostile(t *testing.T) {
 	t.Parallel()
 	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler), BodyTimeout: time.Second})
@@ -89,8 +89,8 @@ func TestHostile(t *testing.T) {
 		{"10,000 headers", post(strings.Repeat("X-Many: y\r\n", 10_000), ""), "431"},
 		{"a length and chunks", post(fmt.Sprintf("Content-Length: %d\r\nTransfer-Encoding: chunked\r\n", len(good)), "0\r\n\r\n"+good), "400"},
 		{"two lengths", post("Content-Length: 3\r\nContent-Length: 4\r\n", "abcd"), "400"},
-		{"a length that is none", post("Content-Length: +3\r\n", "abc"), "400"},
-		{"a strange encoding", post("Transfer-Encoding: chunked, identity\r\n", "0\r\n\r\n"), "501"},
+		{"a malformed length", post("Content-Length: +3\r\n", "abc"), "400"},
+		{"an unknown encoding", post("Transfer-Encoding: chunked, identity\r\n", "0\r\n\r\n"), "501"},
 		{"a space before the colon", post("Content-Length : 3\r\n", "abc"), "400"},
 		{"a folded header", post("X-A: b\r\n c: d\r\n", ""), ""},
 		{"a header with NUL", post("X-A: b\x00c\r\n", ""), "400"},
@@ -112,8 +112,8 @@ func TestHostile(t *testing.T) {
 			t.Errorf("%s: answered %q, want one %s", tt.name, got, tt.want)
 		}
 	}
-	// 100 MB in chunks, of which the length is not known before: no more is read than may
-	// be, and so no more is kept.
+	// 100 MB in chunks, so that the length is not known in advance: no more than MaxBody is read
+	// and kept in memory.
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -167,8 +167,8 @@ func idleClients(ctx context.Context, how string) error {
 	return err
 }
 
-// TestIdleClients: 10,000 clients that connect and send next to nothing keep others from
-// nothing, and cost less than 40 KiB each. They are another process: one alone may not
+// TestIdleClients: 10,000 clients that connect and send half a header do not stop others from being
+// served, and cost less than 40 KiB each. They are in another process, because one process alone may not
 // have so many files.
 func TestIdleClients(t *testing.T) {
 	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})

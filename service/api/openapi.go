@@ -13,15 +13,15 @@ import (
 	"github.com/google/jsonschema-go/jsonschema"
 )
 
-// About is what an OpenAPI document says of the whole API.
+// About is the info object of an OpenAPI document. Description may be empty.
 type About struct {
 	Title, Description, Version string
 }
 
-// OpenAPI returns the OpenAPI 3.1 document of the API in one microversion, or of all of
-// it that has no versions. It is made of the routes: of their schemas, and where there
-// are none of the types of their handlers. Handlers of actions are one operation. Health
-// routes are not in it. It panics if a type cannot be described, a programmer's error.
+// OpenAPI returns the OpenAPI 3.1 document of the API in one microversion, or, for an API without microversions and the zero
+// Version, of all routes. It describes the routes by their schemas, or without a schema by the types of their
+// handlers. The actions of one pattern are one operation. Health routes are not in the document. It panics if a type
+// cannot be described, which is a programmer's error.
 func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	paths := map[string]any{}
 	for _, r := range m.all {
@@ -49,7 +49,7 @@ func (m *Mux) OpenAPI(about About, v Version) map[string]any {
 	return doc
 }
 
-// all returns the routes of a version: one, or one for each action.
+// all returns the routes of a version: one route, or one for each action.
 func (e entry) all(v Version) entry {
 	var out entry
 	for _, r := range e {
@@ -60,12 +60,13 @@ func (e entry) all(v Version) entry {
 	return out
 }
 
-// openPath writes a pattern's path as OpenAPI does.
+// openPath returns a pattern's path in OpenAPI's form.
 func openPath(path string) string {
 	path = strings.ReplaceAll(strings.TrimSuffix(path, "{$}"), "...}", "}")
 	return path[strings.IndexByte(path, '/'):]
 }
 
+// operation describes the routes of one pattern in a version.
 func (m *Mux) operation(e entry, v Version) map[string]any {
 	first := e[0]
 	params := []any{}
@@ -82,7 +83,7 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 	}
 	op := map[string]any{"operationId": first.id, "parameters": params, "responses": responses(e, v)}
 	if first.Action != "" {
-		op["summary"] = "One of the actions, by the only name in the body"
+		op["summary"] = "One of the actions; the only name in the body selects it"
 		op["requestBody"] = content(true, map[string]any{"oneOf": actions(e, v)})
 		return op
 	}
@@ -115,7 +116,7 @@ func actions(e entry, v Version) []any {
 	return out
 }
 
-// describeBody returns the schema of the body, or nil if none is read.
+// describeBody returns the schema of the body, or nil if the handler does not read a body.
 func (r *route) describeBody(v Version) any {
 	if s := at(r.body, v); s != nil {
 		return s.doc
@@ -126,7 +127,7 @@ func (r *route) describeBody(v Version) any {
 	return infer(r.in)
 }
 
-// describeReply returns the schema of the reply, or nil if there is none to tell.
+// describeReply returns the schema of the reply, or nil if the reply has no body or its type is an interface.
 func (r *route) describeReply(v Version) any {
 	if s := at(r.reply, v); s != nil {
 		return s.doc
@@ -137,8 +138,7 @@ func (r *route) describeReply(v Version) any {
 	return infer(r.out)
 }
 
-// operationID returns a name for the operation that no other has, and that handlers of
-// one pattern share.
+// operationID returns a unique name for the operation. Routes of one pattern share it.
 func (m *Mux) operationID(r *route) string {
 	words := []string{strings.ToLower(r.method)}
 	for part := range strings.FieldsFuncSeq(r.path, func(c rune) bool { return strings.ContainsRune("/{}.$-_", c) }) {
@@ -153,6 +153,7 @@ func (m *Mux) operationID(r *route) string {
 	}
 }
 
+// responses describes the replies of the routes, by status.
 func responses(e entry, v Version) map[string]any {
 	failed := content(false, map[string]any{"$ref": "#/components/schemas/Error"})
 	failed["description"] = "An error"
@@ -185,6 +186,7 @@ func responses(e entry, v Version) map[string]any {
 	return out
 }
 
+// content describes a body of the type application/json.
 func content(required bool, schema any) map[string]any {
 	out := map[string]any{"content": map[string]any{"application/json": map[string]any{"schema": schema}}}
 	if required {
@@ -193,7 +195,7 @@ func content(required bool, schema any) map[string]any {
 	return out
 }
 
-// parameters describes a query.
+// parameters describes the parameters of a query.
 func (s *schema) parameters() []any {
 	props, _ := s.doc["properties"].(map[string]any)
 	required, _ := s.doc["required"].([]any)
@@ -211,7 +213,7 @@ func (s *schema) parameters() []any {
 	return out
 }
 
-// infer describes a Go type.
+// infer returns a JSON Schema of a Go type. It panics if the type cannot be described.
 func infer(t reflect.Type) any {
 	s, err := jsonschema.ForType(t, &jsonschema.ForOptions{IgnoreInvalidTypes: true})
 	if err != nil {
@@ -228,7 +230,7 @@ func infer(t reflect.Type) any {
 	return out
 }
 
-// errorSchema describes the body of an error.
+// errorSchema returns the schema of the body of an error.
 func (m *Mux) errorSchema() map[string]any {
 	status := map[string]any{"type": "integer", "minimum": 400, "maximum": 599}
 	if m.cfg.ErrorList == "" {

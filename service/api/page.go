@@ -9,19 +9,19 @@ import (
 	"strings"
 )
 
-// Page is the part of a list that a client asks for.
+// Page is the part of a list that a client requests.
 type Page struct {
-	// Limit is how many items it has at most. 0: the page is empty.
+	// Limit is the maximum number of items. 0: the page is empty.
 	Limit int
-	// Marker is the id of the last item that the client has seen; empty: none.
+	// Marker is the id of the last item of the previous page. Empty: this is the first page.
 	Marker string
-	// Sort are the keys to sort by, the first one first; empty: the default.
+	// Sort are the keys to sort by, the most significant one first. Empty: the list's default order.
 	Sort []SortKey
-	// Filters are the other parameters that were given, with all their values.
+	// Filters are the filters of the request, with all their values.
 	Filters map[string][]string
 }
 
-// SortKey is a key to sort by.
+// SortKey is a key to sort by. The order is ascending unless Desc is set.
 type SortKey struct {
 	Key  string
 	Desc bool
@@ -29,22 +29,23 @@ type SortKey struct {
 
 // Pages are the rules of a list.
 type Pages struct {
-	// MaxLimit is how many items a page has at most, and by default. 0: 1000.
+	// MaxLimit is the maximum number of items of a page, and the default. 0: 1000.
 	MaxLimit int
-	// SortKeys are those that a client may sort by. Without any the list has one order,
+	// SortKeys are the keys by which a client may sort. If it is empty, the list has one order,
 	// and sort_key, sort_dir and sort are unknown parameters.
 	SortKeys []string
 	// Filters are the parameters by which a client may filter.
 	Filters []string
-	// Lenient ignores other parameters, as Nova does in its first versions. Default:
+	// Lenient ignores unknown parameters, as Nova does in its first versions. Default:
 	// they are Invalid.
 	Lenient bool
 }
 
-// Read reads the query of a request: limit, marker, sort_key and sort_dir, each several
-// times, or sort with "key:dir,key", and the filters. A limit that is larger than
-// MaxLimit, or 0, is MaxLimit, as in OpenStack. Invalid: anything else that is not as
-// [Pages] says.
+// Read reads the query of a request: limit, marker, the filters, and sort_key and sort_dir, which may be repeated,
+// or sort with "key:dir,key". A limit that is larger than
+// MaxLimit is MaxLimit; without limit the page has MaxLimit items, and limit=0 is an empty page, as in OpenStack.
+// Invalid: the query is malformed, has an unknown parameter (see Lenient) or sort key, or a limit or direction that
+// cannot be parsed.
 func (p Pages) Read(r *http.Request) (Page, error) {
 	q, err := parseQuery(r.URL.RawQuery)
 	if err != nil {
@@ -57,7 +58,7 @@ func (p Pages) Read(r *http.Request) (Page, error) {
 	if s := q.Get("limit"); s != "" {
 		n, err := strconv.Atoi(s)
 		if err != nil && strings.Trim(s, "0123456789") == "" {
-			n, err = p.MaxLimit, nil // more digits than an int has
+			n, err = p.MaxLimit, nil // a number that does not fit into an int
 		}
 		if err != nil || n < 0 {
 			return Page{}, wrongQuery("limit", s, fmt.Sprintf("'%s' does not match '^[0-9]*$'", shorten(s)))
@@ -83,6 +84,7 @@ func (p Pages) Read(r *http.Request) (Page, error) {
 	return out, nil
 }
 
+// sort reads the keys and directions of a query.
 func (p Pages) sort(q url.Values) ([]SortKey, error) {
 	keys, dirs := q["sort_key"], q["sort_dir"]
 	for item := range strings.SplitSeq(q.Get("sort"), ",") {
@@ -115,19 +117,20 @@ func (p Pages) sort(q url.Values) ([]SortKey, error) {
 	return out, nil
 }
 
-func wrongQuery(name, value, why string) error {
-	return fieldError(name, fmt.Sprintf("Invalid input for query parameters %s. Value: %s. %s", shorten(name), shorten(value), why))
+// wrongQuery returns the error for a parameter of the query.
+func wrongQuery(name, value, detail string) error {
+	return fieldError(name, fmt.Sprintf("Invalid input for query parameters %s. Value: %s. %s", shorten(name), shorten(value), detail))
 }
 
-// Link is a reference as OpenStack writes it.
+// Link is a link in OpenStack's form.
 type Link struct {
 	Rel  string `json:"rel"`
 	Href string `json:"href"`
 	Type string `json:"type,omitempty"`
 }
 
-// Next returns the link to the page after this one, for a list that has got items of
-// which the last has the id last; nil if the page was not full, or empty.
+// Next returns the link to the next page. got is the number of items of this page, and last is the id of its last item.
+// The result is nil if this page is empty, or has fewer items than Limit.
 func (p Page) Next(r *http.Request, got int, last string) []Link {
 	if got < p.Limit || got == 0 {
 		return nil

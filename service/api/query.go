@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// parseQuery reads a query. Invalid: it is malformed, or is not UTF-8.
+// parseQuery parses a query. Invalid: it is malformed, or is not UTF-8.
 func parseQuery(raw string) (url.Values, error) {
 	q, err := url.ParseQuery(raw)
 	if err != nil {
@@ -24,7 +24,7 @@ func parseQuery(raw string) (url.Values, error) {
 	return q, nil
 }
 
-// checkQuery judges a query.
+// checkQuery validates a query by the schema.
 func (s *schema) checkQuery(raw string) error {
 	q, err := parseQuery(raw)
 	if err != nil {
@@ -46,7 +46,7 @@ func (s *schema) checkQuery(raw string) error {
 		if len(values) > 1 && prop != nil {
 			return fieldError(name, "Invalid input for query parameters "+shorten(name)+". It is given "+strconv.Itoa(len(values))+" times.")
 		}
-		instance[name] = stands(typ, values[0])
+		instance[name] = parseParameter(typ, values[0])
 	}
 	rawInstance, err := json.Marshal(instance)
 	if err != nil {
@@ -55,9 +55,9 @@ func (s *schema) checkQuery(raw string) error {
 	return s.validate(inQuery, rawInstance, instance)
 }
 
-// stands returns what a parameter's text stands for, or the text if that is nothing of
-// the type.
-func stands(typ, text string) any {
+// parseParameter returns the value of a parameter of a schema's type, or the text if it cannot be parsed: the
+// validation by the schema then fails.
+func parseParameter(typ, text string) any {
 	switch typ {
 	case "integer", "number":
 		if _, err := strconv.ParseFloat(text, 64); err == nil && json.Valid([]byte(text)) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strconv"
 	"strings"
@@ -13,16 +14,16 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// retryAfter is what a reply of 503 asks a client to wait. What it stands for,
-// a broker or a database that is away, is mostly back within seconds.
+// retryAfter is how long a client should wait after a reply with 503, in its header Retry-After. An outage of the
+// broker or the database mostly ends within seconds.
 const retryAfter = time.Second
 
-// statusClientGone is nginx's status for a client that did not wait. Nobody
-// reads the reply; it tells the log what happened.
+// statusClientGone is nginx's status for a client that did not wait for the reply. The status is for the log: no
+// client reads it.
 const statusClientGone = 499
 
-// names are the keys of OpenStack's error bodies. Every other status has the
-// configured one.
+// names are the keys of OpenStack's error bodies, by status. Every other status has the key
+// [Config].FaultName.
 var names = map[int]string{
 	http.StatusBadRequest:            "badRequest",
 	http.StatusUnauthorized:          "unauthorized",
@@ -36,9 +37,9 @@ var names = map[int]string{
 	http.StatusNotImplemented:        "notImplemented",
 }
 
-// WithStatus returns err with a status of its own, where the one that its code
-// would get is too coarse, such as 410. Its message for users is sent; of 500, 503 and 504
-// only one that was given to it by fault.WithUser.
+// WithStatus returns err with an HTTP status. Use it where the status of err's code, see [Status], is too general,
+// for example for 410. The reply has err's text for users; but with status 500, 503 or 504 only a text that was set by
+// fault.WithUser.
 func WithStatus(status int, err error) error { return &statusError{status, err} }
 
 type statusError struct {
@@ -49,21 +50,21 @@ type statusError struct {
 func (e *statusError) Error() string { return e.err.Error() }
 func (e *statusError) Unwrap() error { return e.err }
 
-// Missing returns the error for a property that a body must have: what a
-// [Validator] returns.
+// Missing returns the error for a property that the body must have and does not have, for a
+// [Validator].
 func Missing(field string) error {
 	return fieldError(field, fmt.Sprintf("'%s' is a required property", field))
 }
 
-// fieldError returns the error for a wrong field of a request. Its details have the field's name.
+// fieldError returns the error for a wrong field of a request. Its fault details have the field's name.
 func fieldError(field, text string) error {
 	return fault.WithReason(fault.New(fault.Invalid, "%s", text), "", map[string]string{"field": field})
 }
 
-// Status returns the status with which err is answered. Timeout and Unknown are
-// 504 and not 503, because OpenStack's clients send a request again after 503:
-// it must mean that nothing was executed. A private error, such as one of the database, is a
-// failure of the service: 503 if certainly nothing was executed, else 504 or 500.
+// Status returns the HTTP status of the reply for err: the status of [WithStatus], or else that of its fault code.
+// Timeout and Unknown are 504 and not 503, because OpenStack's clients send a request again after 503, so
+// 503 must mean that nothing was executed. A private error (fault.IsPrivate), such as one of the database, is a
+// failure of the service: 503 if certainly nothing was executed, 504 if that is not known, and 500 for other errors.
 func Status(err error) int {
 	if e, ok := errors.AsType[*statusError](err); ok {
 		return e.status
@@ -71,7 +72,7 @@ func Status(err error) int {
 	code := fault.CodeOf(err)
 	if fault.IsPrivate(err) {
 		switch code {
-		case fault.Unauthenticated, fault.Denied, fault.Exhausted: // of the service's own user and disk
+		case fault.Unauthenticated, fault.Denied, fault.Exhausted: // the service's own login or disk is wrong, not the client
 			code = fault.Unavailable
 		case fault.Unavailable, fault.Timeout, fault.Unknown, fault.Canceled:
 		default:
@@ -83,7 +84,7 @@ func Status(err error) int {
 		return http.StatusBadRequest
 	case fault.Unauthenticated:
 		return http.StatusUnauthorized
-	case fault.Denied, fault.Exhausted: // a quota is answered so
+	case fault.Denied, fault.Exhausted: // OpenStack answers an exceeded quota with 403
 		return http.StatusForbidden
 	case fault.NotFound:
 		return http.StatusNotFound
@@ -102,15 +103,15 @@ func Status(err error) int {
 	}
 }
 
-// general are the texts of failures of the service itself, whose causes are for its log.
+// general are the texts for failures of the service itself, by status. Their causes are only in the log.
 var general = map[int]string{
 	http.StatusInternalServerError: "Unexpected API Error.",
 	http.StatusServiceUnavailable:  "The service is not available for the moment.",
 	http.StatusGatewayTimeout:      "The service has not got an answer in time; the request may have been executed.",
 }
 
-// message is what the client may read of err: the outermost fault's text for users. What plain
-// errors wrapped around it says where it passed: that is for the log.
+// message returns the text of err for the client: the outermost fault's text for users. The texts of plain
+// errors around that fault are only in the log.
 func message(err error, status int, id string) string {
 	e, ok := errors.AsType[*fault.Error](err)
 	if text := general[status]; text != "" && (!ok || e.User == "" || status == http.StatusInternalServerError) {
@@ -125,15 +126,19 @@ func message(err error, status int, id string) string {
 	return fault.CodeOf(err).String()
 }
 
-// fail answers with err's status and OpenStack's error body.
+// fail answers with the status of err and an error body. If the reply has begun, fail closes the connection.
 func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 	status := Status(err)
 	if status >= http.StatusInternalServerError {
-		m.cfg.Logger.ErrorContext(r.Context(), "request failed", "status", status, "error", err)
+		level := slog.LevelError
+		if status == http.StatusNotImplemented { // the client has requested an unsupported feature
+			level = slog.LevelDebug
+		}
+		m.cfg.Logger.Log(r.Context(), level, "request failed", "status", status, "error", err)
 	}
-	rec.routed = true // from here on it is our own reply
+	rec.routed = true // the reply is the Mux's own
 	if rec.status != 0 {
-		panic(http.ErrAbortHandler) // too late for a status: cut the connection, lest half a reply look whole
+		panic(http.ErrAbortHandler) // too late for a status: close the connection, so that half a reply does not look complete
 	}
 	if status == http.StatusUnauthorized && m.cfg.Challenge != "" {
 		rec.Header().Set("WWW-Authenticate", m.cfg.Challenge)
@@ -145,12 +150,13 @@ func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
 	m.write(rec, status, body)
 }
 
+// faultBody is an error in Nova's form.
 type faultBody struct {
 	Code    int    `json:"code"`
 	Message string `json:"message"`
 }
 
-// errorItem is an error as the API-SIG wants it: guidelines/errors.rst.
+// errorItem is an error in the API-SIG's form, see its guidelines/errors.rst.
 type errorItem struct {
 	Status     int    `json:"status"`
 	Code       string `json:"code"`
@@ -161,6 +167,7 @@ type errorItem struct {
 	MaxVersion string `json:"max_version,omitempty"`
 }
 
+// errorBody returns the error body for err, in the form that the Config selects.
 func (m *Mux) errorBody(rec *recorder, status int, err error) any {
 	msg := message(err, status, rec.req.ID)
 	if m.cfg.ErrorList == "" {
@@ -177,7 +184,8 @@ func (m *Mux) errorBody(rec *recorder, status int, err error) any {
 	return map[string][]errorItem{"errors": {item}}
 }
 
-// errorCode is what a client's code can go by: the fault's reason, or its code.
+// errorCode returns the last part of an error's code in the API-SIG's form: the fault's reason, or else its code, in
+// snake case.
 func errorCode(err error, status int) string {
 	word := fault.CodeOf(err).String()
 	if e, ok := errors.AsType[*fault.Error](err); ok && e.Reason != "" && status != http.StatusInternalServerError {
@@ -196,8 +204,8 @@ func errorCode(err error, status int) string {
 	return out.String()
 }
 
-// reply sends v as JSON. A value that JSON cannot express is a bug of the handler
-// and answered with status 500.
+// reply answers with v as JSON, or with 304 if the client has the same entity tag. A value that JSON cannot express is
+// an error in the handler and is answered with status 500.
 func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 	body, err := encode(v)
 	if err != nil {
@@ -211,7 +219,7 @@ func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 	m.write(rec, status, body)
 }
 
-// encodeOwn encodes what the package itself has made.
+// encodeOwn encodes a value of this package, which JSON can always express.
 func encodeOwn(v any) []byte {
 	body, err := encode(v)
 	if err != nil {
@@ -220,15 +228,17 @@ func encodeOwn(v any) []byte {
 	return body
 }
 
+// write sends a reply with a body. The client must read it within WriteTimeout.
 func (m *Mux) write(rec *recorder, status int, body []byte) {
 	h := rec.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(body)))
-	_ = http.NewResponseController(rec).SetWriteDeadline(time.Now().Add(m.cfg.WriteTimeout)) // not supported by a test's recorder
+	_ = http.NewResponseController(rec).SetWriteDeadline(time.Now().Add(m.cfg.WriteTimeout)) // a test's recorder does not support it
 	rec.WriteHeader(status)
-	_, _ = rec.Write(body) // the client has gone: nobody is left to tell
+	_, _ = rec.Write(body) // an error means that the client has closed the connection
 }
 
+// encode returns v as JSON, without a line break at the end.
 func encode(v any) ([]byte, error) {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)

@@ -13,50 +13,51 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Route is what there is to know of a handler. Pattern is required.
+// Route describes a handler. Pattern is required.
 type Route struct {
-	// Pattern is one of [http.ServeMux] with a method, such as "GET /v1/volumes/{id}".
+	// Pattern is a pattern of [http.ServeMux] with a method, such as "GET /v1/volumes/{id}".
 	Pattern string
-	// Action is the only name in the body of what the handler is for, such as "extend" for
-	// {"extend": {"new_size": 2}}: several handlers may have one pattern, each for an action
-	// of its own. Who asks is found out first, then the action, and then its Rule is asked;
-	// they are Public if all of the pattern are. Invalid: a body that is no object with one
-	// name, or names an action that the version does not have. The body of a handler that
-	// takes [None] may have anything under the name. Empty: the handler is for every body.
+	// Action restricts the handler to requests whose body is an object with this name alone, such as
+	// "extend" for {"extend": {"new_size": 2}}. Several handlers may have one pattern, each with its own
+	// action. The client is authenticated first, then the action is read, and then the action's Rule is
+	// enforced. The client is not authenticated only if all actions of the pattern are Public. A body that
+	// is not an object with one name, or names an action that the version does not have, is answered with
+	// 400. If the handler's body is [None], the value under the name may be anything. Empty: the handler
+	// gets every body.
 	Action string
-	// Min and Max are the first and the last microversion that the handler is for, such
-	// as "3.4". Empty: the first and the last of all. Several handlers may have one
-	// pattern, each for versions of its own.
+	// Min and Max are the first and the last microversion of the handler, such
+	// as "3.4". Empty: the first and the last version of the API. Several handlers may have one
+	// pattern, each for its own range of versions.
 	Min, Max string
-	// Body are what the body must be, each for a range of versions. Without one for the
-	// version the body has to fit the handler's type, without further fields.
+	// Body are the schemas of the body, each for a range of versions. If no schema is for the
+	// version, the body must fit the handler's type and have no other fields.
 	Body []Schema
-	// NoEffect names the properties of the body that its schemas take and the handler's type
-	// has no field for, such as "volume.size", in an array "volumes[].size": clients may send
-	// them, and they change nothing. Any other property without a field is a panic, unless its
-	// schema takes one value only.
+	// NoEffect names the properties of the body that a schema allows although the handler's type
+	// has no field for them: clients may send them, and they change nothing. The form is
+	// "volume.size", and "volumes[].size" in an array. Any other property without a field is a panic,
+	// unless its schema allows one value only.
 	NoEffect []string
-	// Query are what the query must be: an object whose properties are the parameters.
-	// One of type array has all values of a parameter that is given several times; one
-	// of type integer, number or boolean has what the text stands for. Without one for
-	// the version every query is taken.
+	// Query are the schemas of the query, each for a range of versions: an object whose properties are
+	// the parameters. A property of type array has all values of a parameter that is given several times.
+	// A property of type integer, number or boolean has the parsed value. If no schema is for
+	// the version, every query is accepted.
 	Query []Schema
-	// Reply are what replies are. They stand in the OpenAPI document, with which package apitest
-	// compares replies in tests.
+	// Reply are the schemas of the reply, each for a range of versions. The OpenAPI document has them, and
+	// package apitest compares replies with that document in tests. Replies are not checked in production.
 	Reply []Schema
-	// Status is that of a reply. Default 200, and 204 for a reply of [None].
+	// Status is the status of a reply without an error. Default 200, or 204 if the reply is [None].
 	Status int
-	// Errors are the statuses of errors that a client may have to deal with, for the
-	// OpenAPI document.
+	// Errors are the statuses of errors that a client should expect. They are for the
+	// OpenAPI document alone.
 	Errors []int
-	// Public says that nobody has to say who they are.
+	// Public reports that clients need no authentication.
 	Public bool
-	// Rule is the policy rule that [Config.Enforce] asks before the body is judged, with
-	// the path's parameters as the target, or nil if it has none. What a rule has to
-	// know of the thing itself, such as whose it is, the handler asks. Empty: it is not
-	// asked. A rule without an Enforce is a panic.
+	// Rule is the policy rule that [Config.Enforce] checks before the body is validated, with
+	// the path's parameters as the target, or nil if the path has no parameters. A rule that depends on
+	// the object itself, such as on its owner, must be enforced by the handler. Empty: no rule is
+	// enforced. A Rule without a Config.Enforce is a panic.
 	Rule string
-	// Summary is a line for the OpenAPI document.
+	// Summary is one line about the route, for the OpenAPI document.
 	Summary string
 }
 
@@ -64,8 +65,8 @@ type Route struct {
 type route struct {
 	Route
 	span
-	id                 string // in the OpenAPI document
-	at                 string // file:line of the caller that registered it
+	id                 string // operationId in the OpenAPI document
+	at                 string // file:line of the call that registered the route
 	method, path       string
 	params             []string // of the path
 	body, query, reply []*schema
@@ -73,9 +74,10 @@ type route struct {
 	serve              func(rec *recorder, r *http.Request)
 }
 
-// entry are the routes of one pattern, for different versions.
+// entry has the routes of one pattern, for different versions and actions.
 type entry []*route
 
+// at returns the first route for a version, or nil.
 func (e entry) at(v Version) *route {
 	for _, r := range e {
 		if r.has(v) {
@@ -95,7 +97,7 @@ func (e entry) action(v Version, name string) *route {
 	return nil
 }
 
-// public reports whether nobody has to say who they are for any of the routes.
+// public reports whether all routes are Public.
 func (e entry) public() bool {
 	for _, r := range e {
 		if !r.Public {
@@ -105,33 +107,34 @@ func (e entry) public() bool {
 	return true
 }
 
-// Request is what a handler gets. The embedded request has the rest of it:
-// PathValue, URL.Query, Header.
+// Request is the request that a handler gets. The embedded request has the parameters of the path
+// (PathValue), the query (URL.Query) and the headers.
 type Request[B any] struct {
 	*http.Request
-	// Body is the decoded and validated body. It hides the raw one, which has
+	// Body is the decoded and validated body. It hides the raw body of the embedded request, which has
 	// been read.
 	Body B
-	// Version is the microversion that the client asked for; zero without
-	// [Config.Microversions], and under other paths.
+	// Version is the microversion that the client has requested. It is zero without
+	// [Config.Microversions], and on a path outside of their Prefix.
 	Version Version
-	// Status is the reply's, for the handler to set. It is the route's at first; an
-	// error has its own.
+	// Status is the status of the reply. The handler may change it; it begins as the route's Status. It
+	// is not used if the handler returns an error.
 	Status int
-	// ReplyHeader is the reply's header, for the handler to add to, such as
+	// ReplyHeader is the header of the reply. The handler may add to it, for example
 	// Location. It is sent with an error, too.
 	ReplyHeader http.Header
 }
 
-// Accepted makes the reply a 202 whose Location is where the client can see how the
-// work goes on.
+// Accepted sets the status of the reply to 202 and its header Location to a URL at which the client can read the
+// progress of the work.
 func (r *Request[B]) Accepted(location string) {
 	r.Status = http.StatusAccepted
 	r.ReplyHeader.Set("Location", location)
 }
 
-// Validator is a request body that knows more about itself than its types. An
-// error without a code is Invalid. It is called on a pointer to the body.
+// Validator is a request body with rules that its types and schema cannot express. Validate is called
+// on a pointer to the decoded body, before the handler. The request is refused with its error; an
+// error without a code is Invalid.
 type Validator interface {
 	Validate() error
 }
@@ -141,19 +144,21 @@ func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Req
 	HandleRoute(m, Route{Pattern: pattern}, h)
 }
 
-// HandleRoute registers a typed handler. It panics on a route that is malformed, conflicts
-// with another, such as one for the same pattern and version, or says something that would
-// have no effect: a Rule without an Enforce, versions that the API does not have, a property
-// of the body that no field takes (see [Route.NoEffect]). The panic names the caller's line.
+// HandleRoute registers a typed handler. It must not be called while the Mux serves requests. It panics
+// on a route that is malformed, that conflicts with another one, such as one for the same pattern and version, or
+// that has a part without effect: a Rule without a Config.Enforce, versions that the API does not have, a property
+// of the body for which the type has no field (see [Route.NoEffect]). The panic has the caller's line.
 //
-// A request whose body type is [None] may have any body: it is not read. Every
-// other must have one JSON value of type application/json (else 415) of at most
-// MaxBody bytes (413), nested at most MaxDepth deep and without a name twice in an
-// object, that keeps to the route's schema, or, without one, fits B (400 naming the
-// field): fields that B does not have are refused.
+// If the body type B is [None], the request may have any body, which is not read. Otherwise
+// the body must be one JSON value
 //
-// A pattern that has no handler for the version is 404, or 405 if another method of the
-// path has one.
+//   - with the content type application/json, else the reply is 415;
+//   - of at most MaxBody bytes, else 413;
+//   - that fits the route's schema, or, without a schema, the type B without other fields; that is nested at most
+//     MaxDepth deep; and in which no object has a name twice. Else 400, with the name of the field if one is wrong.
+//
+// A request whose pattern has no handler for its version is answered with 404, or with 405 if another method of the
+// path has a handler.
 func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	var b B
 	var rep R
@@ -190,6 +195,7 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 	m.add(r)
 }
 
+// add registers a route. It panics as HandleRoute says.
 func (m *Mux) add(r *route) {
 	method, path, ok := strings.Cut(r.Pattern, " ")
 	if !ok || strings.ToUpper(method) != method || !strings.Contains(path, "/") {
@@ -200,13 +206,13 @@ func (m *Mux) add(r *route) {
 	for _, o := range have {
 		same := o.Action == r.Action || o.Action == "" || r.Action == ""
 		if same && o.overlaps(r.span) {
-			panic(fmt.Sprintf("api: %s: versions %s overlap with %s of another handler (registered at %s and at %s)", r.Pattern, r.span, o.span, o.at, r.at))
+			panic(fmt.Sprintf("api: %s: the versions %s overlap with %s of another handler (registered at %s and at %s)", r.Pattern, r.span, o.span, o.at, r.at))
 		}
 	}
 	if r.span != (span{}) && (m.versions == nil || !m.versions.under(path[strings.IndexByte(path, '/'):])) {
-		panic(fmt.Sprintf("api: %s has versions, but its path has none (registered at %s)", r.Pattern, r.at))
+		panic(fmt.Sprintf("api: %s has versions, but its path is not under the Prefix of Microversions (registered at %s)", r.Pattern, r.at))
 	}
-	m.check(r)
+	m.checkRoute(r)
 	r.id = m.operationID(r)
 	m.routes[r.Pattern] = append(have, r)
 	m.all = append(m.all, r)
@@ -236,10 +242,10 @@ func params(path string) []string {
 	return out
 }
 
-// dispatch serves a request whose pattern is known.
+// dispatch serves a request whose pattern has the routes e.
 func (m *Mux) dispatch(rec *recorder, hr *http.Request, e entry, path string) {
 	rec.routed, rec.pattern = true, hr.Pattern
-	if rec.refusedVersion != nil { // who asks for a version that there is not learns nothing else
+	if rec.refusedVersion != nil { // before authentication: a client with a wrong version learns nothing else
 		m.fail(rec, hr, rec.refusedVersion)
 		return
 	}
@@ -294,7 +300,7 @@ func (m *Mux) choose(rec *recorder, hr *http.Request, e entry) (*route, error) {
 	return nil, err
 }
 
-// methods returns those that a path has in a version.
+// methods returns the methods that a path has in a version.
 func (m *Mux) methods(path string, v Version) []string {
 	var out []string
 	for _, r := range m.all {
@@ -306,7 +312,7 @@ func (m *Mux) methods(path string, v Version) []string {
 	return out
 }
 
-// identify finds out who asks.
+// identify authenticates the client, and returns the request with the client's identity in its context.
 func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Request, error) {
 	if m.cfg.Authenticate == nil || public {
 		return hr, nil
@@ -320,7 +326,7 @@ func (m *Mux) identify(rec *recorder, hr *http.Request, public bool) (*http.Requ
 	return hr.WithContext(reqctx.With(hr.Context(), who)), nil
 }
 
-// permit finds out whether who asks may, and whether the query is right.
+// permit returns an error if the policy denies the request, or if the query does not fit its schema.
 func (m *Mux) permit(rec *recorder, hr *http.Request, r *route) error {
 	if r.Rule != "" && m.cfg.Enforce != nil {
 		if err := m.cfg.Enforce(hr.Context(), r.Rule, r.target(hr)); err != nil {
@@ -333,13 +339,13 @@ func (m *Mux) permit(rec *recorder, hr *http.Request, r *route) error {
 	return nil
 }
 
-// padded reports whether a parameter of the path ends with a blank. MySQL compares texts without the
-// blanks at their ends, so such a name would find what has another one.
+// padded reports whether a parameter of the path ends with a blank. MySQL ignores blanks at the end when it
+// compares texts, so such a name would find an object with another name.
 func (r *route) padded(hr *http.Request) bool {
 	return slices.ContainsFunc(r.params, func(name string) bool { return strings.HasSuffix(hr.PathValue(name), " ") })
 }
 
-// target returns the values of the path's parameters, or nil if there are none.
+// target returns the values of the path's parameters, or nil if the path has no parameters.
 func (r *route) target(hr *http.Request) map[string]any {
 	if len(r.params) == 0 {
 		return nil

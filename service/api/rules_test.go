@@ -39,7 +39,7 @@ func TestErrorList(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{ErrorList: "volume"})
 	api.Handle(m, "GET /v3/full", func(context.Context, *api.Request[api.None]) (api.None, error) {
-		return api.None{}, fault.Sentinel(fault.Conflict, "ConcurrentUpdate", "somebody was faster")
+		return api.None{}, fault.Sentinel(fault.Conflict, "ConcurrentUpdate", "another client was faster")
 	})
 	type item struct {
 		Status                 int
@@ -52,7 +52,7 @@ func TestErrorList(t *testing.T) {
 		want          item
 	}{
 		{"/v3/nothing", "3.0", item{Status: 404, Code: "volume.not_found", Title: "Not Found", Detail: "The resource could not be found."}},
-		{"/v3/full", "3.0", item{Status: 409, Code: "volume.concurrent_update", Title: "Conflict", Detail: "somebody was faster"}},
+		{"/v3/full", "3.0", item{Status: 409, Code: "volume.concurrent_update", Title: "Conflict", Detail: "another client was faster"}},
 		{"/v3/full", "9.9", item{Status: 406, Code: "volume.version_not_supported", Title: "Not Acceptable", Detail: "Version 9.9 is not supported by the API. Minimum is 3.0 and maximum is 3.70."}},
 	} {
 		w := send(t, m, "GET", tt.path, "", "OpenStack-API-Version", "volume "+tt.version)
@@ -70,8 +70,8 @@ func TestErrorList(t *testing.T) {
 	}
 }
 
-// TestConditional: a reply that the client has, and changes that somebody else was faster
-// with.
+// TestConditional: a reply that the client already has, and a change after another client's
+// change.
 func TestConditional(t *testing.T) {
 	t.Parallel()
 	tag := `"7"`
@@ -111,7 +111,7 @@ func TestConditional(t *testing.T) {
 	}
 }
 
-// TestPages: what a client may ask of a list.
+// TestPages: the parameters of a list.
 func TestPages(t *testing.T) {
 	t.Parallel()
 	rules := api.Pages{MaxLimit: 100, SortKeys: []string{"name", "created_at"}, Filters: []string{"status"}}
@@ -183,9 +183,9 @@ func TestPages(t *testing.T) {
 	}
 }
 
-// TestAround: CORS, compression, observations, what runs, and headers that only a proxy
-// inside may send.
-func TestAround(t *testing.T) {
+// TestWrapHandler: CORS, compression, observations, the list of running work, and headers with an identity,
+// which are removed.
+func TestWrapHandler(t *testing.T) {
 	t.Parallel()
 	var f service.Inflight
 	var seen []api.Observation
@@ -195,7 +195,7 @@ func TestAround(t *testing.T) {
 		Authenticate: func(r *http.Request) (reqctx.Request, error) {
 			for name := range r.Header {
 				if strings.HasPrefix(name, "X-Ro") || strings.HasPrefix(name, "X-User") || strings.HasPrefix(name, "X-Identity") {
-					t.Errorf("the header %s was believed", name)
+					t.Errorf("the header %s was not removed", name)
 				}
 			}
 			return reqctx.Request{UserID: "u"}, nil
@@ -224,7 +224,7 @@ func TestAround(t *testing.T) {
 		t.Errorf("Access-Control-Expose-Headers %q", got)
 	}
 	if w := send(t, m, "GET", "/big/1", "", "Origin", "https://evil.example"); w.Header().Get("Access-Control-Allow-Origin") != "" {
-		t.Error("a strange page may read the reply")
+		t.Error("a web page of another origin may read the reply")
 	}
 	if w := send(t, m, "OPTIONS", "/big/1", "", "Origin", "https://dash.example", "Access-Control-Request-Method", "DELETE"); w.Code != 204 || w.Header().Get("Access-Control-Allow-Methods") != "DELETE" {
 		t.Errorf("preflight: %d %v", w.Code, w.Header())
@@ -238,8 +238,8 @@ func TestAround(t *testing.T) {
 	}
 }
 
-// TestDiscover: who knows an address finds out, without a token, where the API is and which
-// versions it speaks, as the API-SIG says.
+// TestDiscover: a client without a token can find the path and the versions of the API, in the API-SIG's
+// form.
 func TestDiscover(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{Authenticate: auth.Static(nil), PublicURL: "http://example.com/"})
@@ -261,14 +261,14 @@ func TestDiscover(t *testing.T) {
 	}
 	defer func() {
 		if recover() == nil {
-			t.Error("it does not say where it is, and does not panic")
+			t.Error("Discover without a path does not panic")
 		}
 	}()
 	api.New(api.Config{}).Discover(api.Discovery{ID: "v1"})
 }
 
-// TestOpenAPI: the document of each version names its routes alone, and its schemas are
-// schemas.
+// TestOpenAPI: the document of each version has the routes of that version alone, and its schemas are
+// valid.
 func TestOpenAPI(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{})

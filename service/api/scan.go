@@ -10,10 +10,9 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// scan looks for what encoding/json takes and a component should not: a name that
-// stands twice in an object, of which one reader sees the first and another the last;
-// bytes that are no UTF-8; half of a surrogate pair; nesting without end. raw need not be JSON: what is wrong
-// otherwise the decoder finds.
+// scan returns an error for a body that encoding/json accepts although it is dangerous: an object with a name twice,
+// of which one program uses the first value and another the last; bytes that are not UTF-8; half of a surrogate pair;
+// values nested deeper than maxDepth. raw need not be JSON, because the decoder finds all other errors.
 func scan(raw []byte, maxDepth int) error {
 	if !utf8.Valid(raw) {
 		return fault.New(fault.Invalid, "Malformed request body: it is not UTF-8")
@@ -21,25 +20,28 @@ func scan(raw []byte, maxDepth int) error {
 	s := scanner{raw: raw, max: maxDepth}
 	err := s.value(1)
 	if err == nil && s.lone {
-		err = fault.New(fault.Invalid, "Malformed request body: it has half of a surrogate pair, which is no character")
+		err = fault.New(fault.Invalid, "Malformed request body: it has half of a surrogate pair, which is not a character")
 	}
 	return err
 }
 
+// scanner reads a body once, from its begin to its end.
 type scanner struct {
 	raw []byte
-	at  int
-	max int
+	at  int // index of the next byte
+	max int // maximum depth
 
-	lone bool // half of a surrogate pair was seen
+	lone bool // half of a surrogate pair was found
 }
 
+// space skips white space.
 func (s *scanner) space() {
 	for s.at < len(s.raw) && (s.raw[s.at] == ' ' || s.raw[s.at] == '\n' || s.raw[s.at] == '\t' || s.raw[s.at] == '\r') {
 		s.at++
 	}
 }
 
+// next skips white space and returns the next byte without reading it, or 0 at the end.
 func (s *scanner) next() byte {
 	s.space()
 	if s.at >= len(s.raw) {
@@ -48,7 +50,7 @@ func (s *scanner) next() byte {
 	return s.raw[s.at]
 }
 
-// value passes one value, or as much of one as can be understood.
+// value reads one value. In a body that is not JSON it may skip the rest.
 func (s *scanner) value(depth int) error {
 	if depth > s.max {
 		return fault.New(fault.Invalid, "Malformed request body: it is nested deeper than %d", s.max)
@@ -73,6 +75,7 @@ func (s *scanner) value(depth int) error {
 	return nil
 }
 
+// object reads an object, from its brace.
 func (s *scanner) object(depth int) error {
 	s.at++
 	var names nameSet
@@ -86,7 +89,7 @@ func (s *scanner) object(depth int) error {
 		case '"':
 			name := s.text()
 			if !names.add(name) {
-				return fault.New(fault.Invalid, "Malformed request body: the name %s stands twice in an object", shorten(fmt.Sprintf("'%s'", name)))
+				return fault.New(fault.Invalid, "Malformed request body: an object has the name %s twice", shorten(fmt.Sprintf("'%s'", name)))
 			}
 			if s.next() == ':' {
 				s.at++
@@ -101,7 +104,7 @@ func (s *scanner) object(depth int) error {
 	}
 }
 
-// nameSet is the names of an object. Few names take no memory of the heap.
+// nameSet is a set of the names of an object. Up to 16 names need no memory of the heap.
 type nameSet struct {
 	few  [16][]byte
 	n    int             // of few
@@ -133,6 +136,7 @@ func (s *nameSet) add(name []byte) bool {
 	return true
 }
 
+// array reads an array, from its bracket.
 func (s *scanner) array(depth int) error {
 	s.at++
 	for {
@@ -152,7 +156,7 @@ func (s *scanner) array(depth int) error {
 	}
 }
 
-// text passes a string and returns what it stands for.
+// text reads a string, from its quote, and returns its value.
 func (s *scanner) text() []byte {
 	s.at++
 	start, plain := s.at, true
@@ -175,8 +179,8 @@ func (s *scanner) text() []byte {
 	return s.raw[min(start, len(s.raw)):]
 }
 
-// escape passes an escape but for its last byte, and a surrogate pair whole: encoding/json makes
-// another character of half of one.
+// escape reads an escape except its last byte, or both halves of a surrogate pair. It notes a half without the
+// other one, because encoding/json would replace it by another character.
 func (s *scanner) escape() {
 	s.at++
 	switch r := s.unit(s.at); {
@@ -188,7 +192,7 @@ func (s *scanner) escape() {
 	}
 }
 
-// unit returns the code unit of uXXXX at a place, or 0.
+// unit returns the code unit of the text uXXXX at an index, or 0 if the text has another form.
 func (s *scanner) unit(at int) uint64 {
 	if at+5 > len(s.raw) || s.raw[at] != 'u' {
 		return 0

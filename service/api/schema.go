@@ -18,23 +18,24 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Schema is a JSON Schema (draft 2020-12) that holds for a range of versions.
+// Schema is a JSON Schema (draft 2020-12) for a range of versions.
 type Schema struct {
-	// Min and Max are the first and the last version that it holds for. Empty: open.
+	// Min and Max are the first and the last version to which the schema applies. Empty: the first and the
+	// last version of the route.
 	Min, Max string
-	// JSON is its text.
+	// JSON is the text of the schema, an object.
 	JSON string
 }
 
-// schema is a Schema that can be used.
+// schema is a compiled Schema.
 type schema struct {
 	span
 	compiled *jsonschema.Schema
 	doc      map[string]any
 }
 
-// compile makes schemas usable. It panics if one is no schema, or if two hold for the
-// same version: programmers' errors.
+// compile compiles schemas. It panics if a text is not a valid schema, or if two schemas are for the
+// same version, because these are programmers' errors.
 func compile(what string, list []Schema) []*schema {
 	var out []*schema
 	for i, s := range list {
@@ -45,7 +46,7 @@ func compile(what string, list []Schema) []*schema {
 		}
 		object, ok := doc.(map[string]any)
 		if !ok {
-			panic("api: " + name + ": a schema is an object")
+			panic("api: " + name + ": a schema must be an object")
 		}
 		c := jsonschema.NewCompiler()
 		c.DefaultDraft(jsonschema.Draft2020)
@@ -60,7 +61,7 @@ func compile(what string, list []Schema) []*schema {
 		next := &schema{span: newSpan(s.Min, s.Max), compiled: compiled, doc: object}
 		for _, o := range out {
 			if o.overlaps(next.span) {
-				panic(fmt.Sprintf("api: %s: versions %s overlap with %s", name, next.span, o.span))
+				panic(fmt.Sprintf("api: %s: the versions %s overlap with %s", name, next.span, o.span))
 			}
 		}
 		out = append(out, next)
@@ -68,7 +69,7 @@ func compile(what string, list []Schema) []*schema {
 	return out
 }
 
-// at returns the schema that holds for a version, or nil.
+// at returns the schema for a version, or nil.
 func at(list []*schema, v Version) *schema {
 	for _, s := range list {
 		if s.has(v) {
@@ -78,14 +79,14 @@ func at(list []*schema, v Version) *schema {
 	return nil
 }
 
-// What a value is, in errors.
+// What the errors of validate call a value.
 const (
 	inBody  = "field/attribute"
 	inQuery = "query parameters"
 )
 
-// validate judges a value that was decoded with numbers as json.Number. raw is its text,
-// and what says in errors what it is.
+// validate checks a value that was decoded with numbers as json.Number. raw is the value's text. what is
+// inBody or inQuery.
 func (s *schema) validate(what string, raw []byte, v any) error {
 	err := s.compiled.Validate(v)
 	if err == nil {
@@ -101,7 +102,7 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 	field := ""
 	if n := len(leaf.InstanceLocation); n > 0 {
 		field = leaf.InstanceLocation[n-1]
-		if what == inQuery { // of a parameter that is given several times the name, not the index
+		if what == inQuery { // a parameter that is given several times is a list: the error has its name, not an index
 			field = leaf.InstanceLocation[0]
 		}
 		msg = fmt.Sprintf("Invalid input for %s %s. Value: %s. %s", what, shorten(field), shorten(text(value)), msg)
@@ -109,9 +110,9 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 	return fieldError(field, msg)
 }
 
-// first returns the error to tell of the many that there may be, always the same for the
-// same value: what is wrong with a property comes before what is wrong with the object
-// around it, as in a Nova that validates one property after another.
+// first returns the one of possibly many errors that the client gets. It is always the same one for the
+// same value: an error of a property comes before an error of the object
+// around it, as in Nova, which validates one property after another.
 func first(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 	var leaves []*jsonschema.ValidationError
 	var walk func(*jsonschema.ValidationError)
@@ -140,7 +141,7 @@ func first(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 	})
 }
 
-// rank orders the errors of one value.
+// rank orders the errors of one value: the lowest is reported.
 func rank(k jsonschema.ErrorKind) int {
 	switch k.(type) {
 	case *kind.Type:
@@ -153,8 +154,8 @@ func rank(k jsonschema.ErrorKind) int {
 	return 1
 }
 
-// explain says what is wrong in the words of Python's jsonschema, which OpenStack's
-// clients and their tests know.
+// explain returns the text of an error in the words of Python's jsonschema, which OpenStack's
+// clients and their tests expect. raw is the text of the value.
 func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
 	got := shorten(repr(raw))
 	switch k := e.ErrorKind.(type) {
@@ -215,7 +216,7 @@ func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
 	return got + " is not valid: " + strings.Join(e.ErrorKind.KeywordPath(), "/")
 }
 
-// patterns returns the names of the patternProperties of a part of the schema.
+// patterns returns the patternProperties of the part of the schema at a location, which is a URL with a JSON Pointer.
 func (s *schema) patterns(location string) []string {
 	_, pointer, _ := strings.Cut(location, "#")
 	var part any = s.doc
@@ -239,7 +240,7 @@ func (s *schema) patterns(location string) []string {
 	return slices.Sorted(maps.Keys(patterns))
 }
 
-// lookup returns the text of the value at a path, or of nothing.
+// lookup returns the text of the value at a path, or nil if the path does not exist.
 func lookup(raw []byte, path []string) []byte {
 	for _, step := range path {
 		var list []json.RawMessage
@@ -257,7 +258,7 @@ func lookup(raw []byte, path []string) []byte {
 	return raw
 }
 
-// text returns a value as Python's str: a string without its quotes.
+// text formats a value as Python's str does: a string without its quotes.
 func text(raw []byte) string {
 	var s string
 	if json.Unmarshal(raw, &s) == nil && bytes.HasPrefix(bytes.TrimSpace(raw), []byte{'"'}) {
@@ -266,6 +267,7 @@ func text(raw []byte) string {
 	return repr(raw)
 }
 
+// reprOf formats a Go value as Python's repr does, or returns "?" if JSON cannot express it.
 func reprOf(v any) string {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -274,7 +276,8 @@ func reprOf(v any) string {
 	return repr(raw)
 }
 
-// repr returns a value as Python's repr, with its names in their order.
+// repr formats a JSON value as Python's repr does, with names in their order. Of a long value the end may be missing. It
+// returns "?" if raw is not JSON.
 func repr(raw []byte) string {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
@@ -285,7 +288,7 @@ func repr(raw []byte) string {
 	return out.String()
 }
 
-// writeRepr writes the next value.
+// writeRepr writes the next value of dec as Python's repr does.
 func writeRepr(out *strings.Builder, dec *json.Decoder) error {
 	tok, err := dec.Token()
 	if err != nil {
@@ -293,35 +296,9 @@ func writeRepr(out *strings.Builder, dec *json.Decoder) error {
 	}
 	switch t := tok.(type) {
 	case json.Delim:
-		closing := map[json.Delim]string{'{': "}", '[': "]"}[t]
-		out.WriteString(t.String())
-		for i := 0; dec.More(); i++ {
-			object := t == '{'
-			switch {
-			case i == 0:
-			case object && i%2 == 1:
-				out.WriteString(": ")
-			default:
-				out.WriteString(", ")
-			}
-			if err := writeRepr(out, dec); err != nil {
-				return err
-			}
-			if out.Len() > 4*maxShown {
-				return nil // it is cut anyway
-			}
-		}
-		if _, err := dec.Token(); err != nil {
-			return err
-		}
-		out.WriteString(closing)
+		return writeReprItems(out, dec, t)
 	case string:
-		quote := "'"
-		if strings.Contains(t, "'") && !strings.Contains(t, `"`) {
-			quote = `"`
-		}
-		esc := strings.NewReplacer(`\`, `\\`, "\n", `\n`, "\t", `\t`, "\r", `\r`, quote, `\`+quote)
-		out.WriteString(quote + esc.Replace(t) + quote)
+		out.WriteString(reprString(t))
 	case json.Number:
 		out.WriteString(t.String())
 	case bool:
@@ -336,6 +313,42 @@ func writeRepr(out *strings.Builder, dec *json.Decoder) error {
 	return nil
 }
 
+// writeReprItems writes the rest of the object or array that open begins. It may stop early if out is longer than what
+// an error shows.
+func writeReprItems(out *strings.Builder, dec *json.Decoder, open json.Delim) error {
+	closing := map[json.Delim]string{'{': "}", '[': "]"}[open]
+	out.WriteString(open.String())
+	for i := 0; dec.More(); i++ {
+		switch { // of an object the decoder returns names and values in turn
+		case i == 0:
+		case open == '{' && i%2 == 1:
+			out.WriteString(": ")
+		default:
+			out.WriteString(", ")
+		}
+		if err := writeRepr(out, dec); err != nil {
+			return err
+		}
+		if out.Len() > 4*maxShown {
+			return nil // the error shows less than that
+		}
+	}
+	_, err := dec.Token()
+	out.WriteString(closing)
+	return err
+}
+
+// reprString formats a string as Python's repr does: in single quotes, or in double quotes if it has a single quote only.
+func reprString(s string) string {
+	quote := "'"
+	if strings.Contains(s, "'") && !strings.Contains(s, `"`) {
+		quote = `"`
+	}
+	esc := strings.NewReplacer(`\`, `\\`, "\n", `\n`, "\t", `\t`, "\r", `\r`, quote, `\`+quote)
+	return quote + esc.Replace(s) + quote
+}
+
+// decimal formats a bound of a number as Python does: an integer without a point.
 func decimal(r *big.Rat) string {
 	if r.IsInt() {
 		return r.Num().String()

@@ -9,10 +9,10 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Version is a microversion, such as 2.53. The zero value is none.
+// Version is a microversion, such as 2.53. The zero value means no version.
 type Version struct{ Major, Minor int }
 
-// ParseVersion reads "2.53". Invalid, in OpenStack's words: it has another form.
+// ParseVersion parses a version such as "2.53". Invalid, with OpenStack's text: s has another form.
 func ParseVersion(s string) (Version, error) {
 	major, minor, ok := strings.Cut(s, ".")
 	a, errA := number(major)
@@ -23,7 +23,7 @@ func ParseVersion(s string) (Version, error) {
 	return Version{a, b}, nil
 }
 
-// number reads digits without a leading zero.
+// number parses a number of at most 16 bits without a sign and without a leading zero.
 func number(s string) (int, error) {
 	if s == "" || len(s) > 1 && s[0] == '0' || strings.Trim(s, "0123456789") != "" {
 		return 0, strconv.ErrSyntax
@@ -41,24 +41,24 @@ func (v Version) before(w Version) bool {
 	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
 }
 
-// Microversions says which versions of the API there are. A client asks for one with
-// the header OpenStack-API-Version: SERVICE X.Y, by the rules of the API-SIG: without it,
-// or with that of other services only, it gets Min; "latest" is Max; a malformed one is
-// 400, one that is not spoken 406 with both bounds. Every reply has the version, and a
-// Vary for it.
+// Microversions is the range of versions of an API. All fields except Headers are required. A client selects a version
+// with the header OpenStack-API-Version: SERVICE X.Y, by the rules of the API-SIG. Without the header,
+// or if it names other services only, the version is Min; "latest" is Max. A malformed version is answered with
+// 400, and one outside of the range with 406, which has Min and Max. Every reply has the version, and a
+// Vary header for it.
 type Microversions struct {
 	// Service is the type of the service, such as "volume".
 	Service string
 	// Min and Max are the first and the last version, such as "3.0" and "3.71".
 	Min, Max string
-	// Prefix begins the paths that have versions, such as "/v3".
+	// Prefix is the begin of the paths that have versions, such as "/v3". Empty: all paths.
 	Prefix string
-	// Headers are older names of the header, whose value is the version alone, such as
-	// X-OpenStack-Nova-API-Version.
+	// Headers are older names of the header, such as X-OpenStack-Nova-API-Version. Their value is the
+	// version without SERVICE. OpenStack-API-Version takes precedence.
 	Headers []string
 }
 
-// versioned is Microversions as it is used.
+// versioned is Microversions with parsed versions.
 type versioned struct {
 	Microversions
 	min, max Version
@@ -71,7 +71,7 @@ func newVersioned(m *Microversions) *versioned {
 	v := &versioned{Microversions: *m}
 	v.min, v.max = mustVersion(m.Min), mustVersion(m.Max)
 	if m.Service == "" || v.max.before(v.min) {
-		panic(fmt.Sprintf("api: Microversions of %q from %s to %s", m.Service, m.Min, m.Max))
+		panic(fmt.Sprintf("api: Microversions: Service is %q, Min %s, Max %s: Service must not be empty, and Max not before Min", m.Service, m.Min, m.Max))
 	}
 	return v
 }
@@ -92,8 +92,8 @@ func (v *versioned) under(path string) bool {
 	return ok && (rest == "" || rest[0] == '/' || v.Prefix == "")
 }
 
-// negotiate finds out which version is wanted, and says it in the reply's header. An
-// error is as [Microversions] says.
+// negotiate returns the version that a request with the header h has selected, and adds it to the reply's header. Errors are
+// those that [Microversions] describes.
 func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 	reply.Add("Vary", versionHeader)
 	for _, name := range v.Headers {
@@ -106,7 +106,7 @@ func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 		if _, perr := ParseVersion(want); perr != nil {
 			shown = v.min.String()
 		} else {
-			shown = want // as Nova does: the client sees its own question
+			shown = want // the client's own text, as Nova does
 		}
 	}
 	reply.Set(versionHeader, v.Service+" "+shown)
@@ -116,7 +116,7 @@ func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 	return got, err
 }
 
-// asked returns what the client asks for, or "".
+// asked returns the version that the client requests, or "".
 func (v *versioned) asked(h http.Header) string {
 	for _, line := range h.Values(versionHeader) {
 		for item := range strings.SplitSeq(line, ",") {
@@ -134,6 +134,7 @@ func (v *versioned) asked(h http.Header) string {
 	return ""
 }
 
+// choose parses a requested version and checks that the API has it.
 func (v *versioned) choose(want string) (Version, error) {
 	switch {
 	case want == "":
@@ -153,7 +154,7 @@ func (v *versioned) choose(want string) (Version, error) {
 	return got, nil
 }
 
-// span is a range of versions, both ends included. A zero end is open.
+// span is a range of versions, including both ends. A zero end means no limit.
 type span struct{ min, max Version }
 
 func newSpan(low, high string) span {
@@ -165,7 +166,7 @@ func newSpan(low, high string) span {
 		s.max = mustVersion(high)
 	}
 	if s.max != (Version{}) && s.max.before(s.min) {
-		panic("api: a range of versions from " + low + " to " + high)
+		panic("api: the first version " + low + " is after the last version " + high)
 	}
 	return s
 }

@@ -26,7 +26,7 @@ const nameAndSize = `{"type": "object", "required": ["disk"], "additionalPropert
 	"meta": {"type": "object", "additionalProperties": {"type": "string"}, "maxProperties": 1}, "ratio": {"type": "number", "exclusiveMinimum": 0, "multipleOf": 0.5},
 	"labels": {"type": "object", "patternProperties": {"^[a-z]{1,3}$": {"type": "string"}}, "additionalProperties": false}, "host": {"anyOf": [{"type": "null"}, {"type": "string", "minLength": 3}]}, "id": {"type": "string", "format": "uuid"}}}}}`
 
-// loose is a body that leaves all checks to the schema.
+// loose is a body without constraints, so that the schema alone decides.
 type loose struct {
 	Disk disk `json:"disk"`
 }
@@ -53,7 +53,7 @@ func versionedMux(cfg api.Config) *api.Mux {
 	return m
 }
 
-// TestMicroversions: which version a request gets, and what every reply says of it.
+// TestMicroversions: the version of a request, and the version headers of every reply.
 func TestMicroversions(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{})
@@ -106,7 +106,7 @@ func TestMicroversions(t *testing.T) {
 	}
 }
 
-// TestSchemas: what is wrong with a body or a query, in OpenStack's words, per version.
+// TestSchemas: the errors of a body or a query, in OpenStack's words, by version.
 func TestSchemas(t *testing.T) {
 	t.Parallel()
 	m := versionedMux(api.Config{})
@@ -138,8 +138,8 @@ func TestSchemas(t *testing.T) {
 		{"3.10", "", `{"disk": {"name": "a", "size": 1, "host": "x"}}`, 400, "'x' is not valid under any of the given schemas"},
 		{"3.10", "", `{"disk": {"name": "a", "size": 1, "host": null}}`, 202, ""}, // the type has no such field
 		{"3.10", "", `{"disk": {"name": "a", "size": 1, "id": "x"}}`, 400, "'x' is not a 'uuid'"},
-		{"3.10", "", `{"disk": {"name": "a", "size": 1}, "disk": {"name": "b", "size": 1}}`, 400, "the name 'disk' stands twice"},
-		{"3.10", "", `{"disk": {"name": "a", "size": 1, "n\u0061me": "b"}}`, 400, "the name 'name' stands twice"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1}, "disk": {"name": "b", "size": 1}}`, 400, "an object has the name 'disk' twice"},
+		{"3.10", "", `{"disk": {"name": "a", "size": 1, "n\u0061me": "b"}}`, 400, "an object has the name 'name' twice"},
 		{"3.10", "", "{\"disk\": {\"name\": \"\xff\", \"size\": 1}}", 400, "not UTF-8"},
 		{"3.10", "", `{"disk": {"name": "\ud83d\ude00", "size": 1}}`, 202, ""},
 		{"3.10", "", `{"disk": {"name": "\\ud800", "size": 1}}`, 202, ""},
@@ -170,7 +170,7 @@ func TestSchemas(t *testing.T) {
 	}
 }
 
-// TestBadRoutes: a programmer's errors are found when the routes are made.
+// TestBadRoutes: a wrong route is a panic at its registration.
 func TestBadRoutes(t *testing.T) {
 	t.Parallel()
 	none := func(context.Context, *api.Request[api.None]) (api.None, error) { return api.None{}, nil }
@@ -181,19 +181,19 @@ func TestBadRoutes(t *testing.T) {
 	}{
 		{"overlapping handlers", api.Route{Pattern: "GET /v3/disks", Min: "3.9", Max: "3.12"}, "overlap"},
 		{"an action beside all bodies", api.Route{Pattern: "GET /v3/disks", Action: "x"}, "overlap"},
-		{"overlapping schemas", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{Max: "3.5", JSON: `{}`}, {Min: "3.5", JSON: `{}`}}}, "PUT /v3/x: reply, schema 2: versions 3.5 to the last overlap"},
-		{"range the wrong way", api.Route{Pattern: "PUT /v3/x", Min: "3.5", Max: "3.4"}, "from 3.5 to 3.4"},
+		{"overlapping schemas", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{Max: "3.5", JSON: `{}`}, {Min: "3.5", JSON: `{}`}}}, "PUT /v3/x: reply, schema 2: the versions 3.5 to the last overlap"},
+		{"a range whose ends are exchanged", api.Route{Pattern: "PUT /v3/x", Min: "3.5", Max: "3.4"}, "the first version 3.5 is after the last version 3.4"},
 		{"no version", api.Route{Pattern: "PUT /v3/x", Min: "three"}, "API Version String three"},
 		{"no JSON", api.Route{Pattern: "PUT /v3/x", Reply: []api.Schema{{JSON: `{`}}}, "PUT /v3/x: reply, schema 1"},
 		{"no schema", api.Route{Pattern: "PUT /v3/x", Query: []api.Schema{{JSON: `{"type": "thing"}`}}}, "PUT /v3/x: query, schema 1"},
 		{"no method", api.Route{Pattern: "/v3/x"}, "not a method and a path"},
-		{"versions outside of the prefix", api.Route{Pattern: "GET /other", Min: "3.5"}, "its path has none"},
-		{"versions above the last one", api.Route{Pattern: "GET /v3/x", Min: "3.71"}, "GET /v3/x: versions 3.71 to the last are none of the API's, 3.0 to 3.70"},
-		{"versions below the first one", api.Route{Pattern: "GET /v3/x", Max: "2.9"}, "are none of the API's"},
-		{"a schema for other versions", api.Route{Pattern: "PUT /v3/x", Max: "3.5", Reply: []api.Schema{{Min: "3.6", JSON: `{}`}}}, "reply, schema 1: versions 3.6 to the last are none of the route's"},
-		{"a rule that is never asked", api.Route{Pattern: "GET /v3/x", Rule: "x:get"}, "GET /v3/x: rule x:get would never be asked"},
-		{"a body that is never read", api.Route{Pattern: "PUT /v3/x", Body: []api.Schema{{JSON: `{}`}}}, "never reads it"},
-		{"the same route again", api.Route{Pattern: "GET /v3/disks"}, "registered at"},
+		{"versions outside of the prefix", api.Route{Pattern: "GET /other", Min: "3.5"}, "its path is not under the Prefix"},
+		{"versions above the last one", api.Route{Pattern: "GET /v3/x", Min: "3.71"}, "GET /v3/x: the versions 3.71 to the last are outside of the API's, 3.0 to 3.70"},
+		{"versions below the first one", api.Route{Pattern: "GET /v3/x", Max: "2.9"}, "are outside of the API's"},
+		{"a schema for other versions", api.Route{Pattern: "PUT /v3/x", Max: "3.5", Reply: []api.Schema{{Min: "3.6", JSON: `{}`}}}, "reply, schema 1: the versions 3.6 to the last are outside of the route's"},
+		{"a rule that is never enforced", api.Route{Pattern: "GET /v3/x", Rule: "x:get"}, "GET /v3/x: rule x:get is never enforced"},
+		{"a body that is never read", api.Route{Pattern: "PUT /v3/x", Body: []api.Schema{{JSON: `{}`}}}, "never reads the body"},
+		{"the same route twice", api.Route{Pattern: "GET /v3/disks"}, "registered at"},
 		{"a pattern that conflicts", api.Route{Pattern: "GET /{a}/disks"}, "conflicts with"},
 	} {
 		func() {
@@ -211,8 +211,8 @@ func TestBadRoutes(t *testing.T) {
 	}
 }
 
-// TestNoEffect: a property of a body that the handler's type has no field for is a panic,
-// unless it takes one value only, or the route names it.
+// TestNoEffect: a property of a body for which the handler's type has no field is a panic,
+// unless the schema allows one value only, or NoEffect has the property.
 func TestNoEffect(t *testing.T) {
 	t.Parallel()
 	type part struct {
@@ -236,21 +236,21 @@ func TestNoEffect(t *testing.T) {
 	}{
 		{`"name": {}, "size": {}, "parts": {"items": {"properties": {"name": {}}}}, "labels": {"additionalProperties": {"properties": {"name": {}}}}`, nil, ""},
 		{`"any": {"properties": {"x": {}}}, "raw": {"properties": {"x": {}}}, "when": {"properties": {"x": {}}}`, nil, ""},
-		{`"lost": {"type": "string"}`, nil, "POST /x: body, schema 1: property lost is taken"},
+		{`"lost": {"type": "string"}`, nil, "POST /x: body, schema 1: property lost is allowed"},
 		{`"lost": {"type": "string"}`, []string{"lost"}, ""},
-		{`"lost": true`, nil, "property lost is taken"},
+		{`"lost": true`, nil, "property lost is allowed"},
 		{`"lost": false`, nil, ""},
 		{`"lost": {"const": 1}`, nil, ""},
 		{`"lost": {"enum": ["MANUAL"]}`, nil, ""},
-		{`"lost": {"enum": ["a", "b"]}`, nil, "property lost is taken"},
+		{`"lost": {"enum": ["a", "b"]}`, nil, "property lost is allowed"},
 		{`"lost": {"type": "null"}`, nil, ""},
-		{`"parts": {"items": {"properties": {"size": {}}}}`, nil, "property parts[].size is taken"},
+		{`"parts": {"items": {"properties": {"size": {}}}}`, nil, "property parts[].size is allowed"},
 		{`"parts": {"items": {"properties": {"size": {}}}}`, []string{"parts[].size"}, ""},
-		{`"labels": {"patternProperties": {"^a": {"properties": {"size": {}}}}}`, nil, "property labels.^a.size is taken"},
-		{`"part": {"$ref": "#/$defs/p"}`, nil, "property part is taken"},
-		{`"parts": {"items": {"$ref": "#/$defs/p"}}`, nil, "property parts[].deep is taken"},
-		{`"name": {}`, []string{"name"}, "NoEffect names name"},
-		{`"name": {}`, []string{"gone"}, "NoEffect names gone"},
+		{`"labels": {"patternProperties": {"^a": {"properties": {"size": {}}}}}`, nil, "property labels.^a.size is allowed"},
+		{`"part": {"$ref": "#/$defs/p"}`, nil, "property part is allowed"},
+		{`"parts": {"items": {"$ref": "#/$defs/p"}}`, nil, "property parts[].deep is allowed"},
+		{`"name": {}`, []string{"name"}, "NoEffect has name"},
+		{`"name": {}`, []string{"gone"}, "NoEffect has gone"},
 	} {
 		func() {
 			defer func() {
@@ -267,7 +267,7 @@ func TestNoEffect(t *testing.T) {
 	}
 }
 
-// TestEnforce: a route's rule is asked before the body is read, after who asks is known.
+// TestEnforce: a route's rule is enforced after the client is authenticated and before the body is read.
 func TestEnforce(t *testing.T) {
 	t.Parallel()
 	var asked []any
@@ -276,7 +276,7 @@ func TestEnforce(t *testing.T) {
 		return fault.New(fault.Denied, "Policy doesn't allow %s to be performed.", rule)
 	}})
 	api.HandleRoute(m, api.Route{Pattern: "PUT /disks/{id}", Rule: "disk:update"}, func(context.Context, *api.Request[create]) (api.None, error) {
-		t.Error("it was let in")
+		t.Error("the handler was called")
 		return api.None{}, nil
 	})
 	wantFault(t, send(t, m, "PUT", "/disks/7", `not JSON`), 403, "forbidden", "Policy doesn't allow disk:update to be performed.")

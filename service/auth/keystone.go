@@ -85,20 +85,31 @@ type validation struct {
 	until    time.Time // when the cache drops it
 }
 
-// NewKeystone returns a Keystone. It sends no request. Invalid: a required field is empty, the URL is
-// malformed, or a field has no effect, such as TLS with an http URL.
-func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
+// parseURL returns Keystone's URL, with /v3 at its end. It returns the errors of NewKeystone.
+func (cfg *KeystoneConfig) parseURL() (*url.URL, error) {
 	u, err := url.Parse(cfg.URL)
-	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-		return nil, fault.New(fault.Invalid, "Keystone's URL %q does not have the form https://host:5000/v3", cfg.URL)
-	}
 	switch {
+	case err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https":
+		return nil, fault.New(fault.Invalid, "Keystone's URL %q does not have the form https://host:5000/v3", cfg.URL)
 	case u.RawQuery != "" || u.Fragment != "":
 		return nil, fault.New(fault.Invalid, "Keystone's URL has the parameters %q: remove them, they have no effect", u.RawQuery+u.Fragment)
 	case cfg.TLS != nil && u.Scheme != "https":
 		return nil, fault.New(fault.Invalid, "Keystone has files for TLS, but its URL begins with http://: use https://, or remove the files")
 	case cfg.TLS != nil && cfg.Client != nil:
 		return nil, fault.New(fault.Invalid, "Keystone has TLS and Client: set one of them")
+	}
+	if path.Base(u.Path) != "v3" {
+		u = u.JoinPath("v3")
+	}
+	return u, nil
+}
+
+// NewKeystone returns a Keystone. It sends no request. Invalid: a required field is empty, the URL is
+// malformed, or a field has no effect, such as TLS with an http URL.
+func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
+	u, err := cfg.parseURL()
+	if err != nil {
+		return nil, err
 	}
 	for name, v := range map[string]string{"username": cfg.Username, "password": cfg.Password, "project name": cfg.ProjectName} {
 		if v == "" {
@@ -123,9 +134,6 @@ func NewKeystone(cfg KeystoneConfig) (*Keystone, error) {
 	cfg.Client = &client
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
-	}
-	if path.Base(u.Path) != "v3" {
-		u = u.JoinPath("v3")
 	}
 	return &Keystone{cfg: cfg, url: u, cache: map[[32]byte]validation{}}, nil
 }

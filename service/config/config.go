@@ -1,7 +1,7 @@
 // Package config fills a struct of options from INI files, the environment and
 // flags, as oslo.config does. One rule differs: an option or a section that is
-// not declared is an error, because a misspelt option would have no effect and
-// no one would notice.
+// not declared is an error, because otherwise a misspelled option would silently have
+// no effect.
 //
 //	type Options struct {
 //		Workers  int    `ini:"workers" default:"4" min:"1" help:"calls handled at once"`

@@ -191,11 +191,11 @@ func TestErrors(t *testing.T) {
 		{"unknown flag", "", nil, map[string]string{"worker": "1"}, "flag worker: [DEFAULT] worker: no such option; the nearest is workers"},
 		{"unknown section of a flag", "", nil, map[string]string{"data.x": "1"}, "flag data.x: no such section; the nearest is database"},
 		{"no assignment", "hunter2\n", nil, nil, "DIR/1.conf:1: want [section], a comment, or name = value"},
-		{"no name", " \n= hunter2\n", nil, nil, "DIR/1.conf:2: there is no name before the value"},
+		{"no name", " \n= hunter2\n", nil, nil, "DIR/1.conf:2: the name before the value is missing"},
 		{"open head", "[database\n", nil, nil, "DIR/1.conf:1: the head of a section has the form [name]"},
 		{"empty head", "[]\n", nil, nil, "DIR/1.conf:1: the head of a section has the form [name]"},
-		{"stray continuation", "\n hunter2\n", nil, nil, "DIR/1.conf:2: the line begins with a blank, but there is no option above to continue; write an option in the first column"},
-		{"continuation after a comment", "workers = 1\n# x\n hunter2\n", nil, nil, "DIR/1.conf:3: the line begins with a blank, but there is no option above to continue; write an option in the first column"},
+		{"stray continuation", "\n hunter2\n", nil, nil, "DIR/1.conf:2: the line begins with a blank, but no option above can be continued; write an option in the first column"},
+		{"continuation after a comment", "workers = 1\n# x\n hunter2\n", nil, nil, "DIR/1.conf:3: the line begins with a blank, but no option above can be continued; write an option in the first column"},
 		{
 			"several errors", "nothing = 1\nratio = x\nworkers = x\n", nil, nil,
 			"DIR/1.conf:1: [DEFAULT] nothing: no such option\nDIR/1.conf:2: [DEFAULT] ratio: \"x\" is not a number\nDIR/1.conf:3: [DEFAULT] workers: \"x\" is not an integer",
@@ -328,7 +328,7 @@ func TestInspect(t *testing.T) {
 	c, err := config.Inspect[options](config.Source{Files: []string{dir}})
 	for _, want := range []string{
 		path + ":2: [DEFAULT] workers: \"0\" is less than 1", path + ":3: want [section]", path + ":6: [DEFAULT] hosts",
-		path + ":7: there is no name before the value", path + ":8: the head of a section", path + ":9: [DEFAULT] naem: no such option; the nearest is name",
+		path + ":7: the name before the value is missing", path + ":8: the head of a section", path + ":9: [DEFAULT] naem: no such option; the nearest is name",
 	} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("the error lacks %s:\n%v", want, err)

@@ -44,7 +44,7 @@ func (l *loader) expandText(section, text string, path []string) (string, error)
 		name := strings.Trim(found, "${}")
 		home, value, ok := l.lookUp(section, name)
 		if !ok {
-			errs = append(errs, fmt.Errorf("variable %s: there is no option %s; write $$ for a $", found, name))
+			errs = append(errs, fmt.Errorf("variable %s: option %s does not exist; write $$ for a $", found, name))
 			return ""
 		}
 		if slices.Contains(path, home+"."+name) {

@@ -88,28 +88,38 @@ var requestsNothing = []string{"", "false", "no", "off", "0", "none"}
 // protection. If name is empty, the section is unknown: one with such an option has a similar name.
 func (l *loader) mayProtect(section, name, value string) string {
 	const similar = "an option that protects the service has a similar name"
-	if name == "" {
-		for i := range l.families {
-			if l.families[i].protects && l.families[i].isNear(section) {
-				return similar
-			}
-		}
-	}
-	for _, names := range []map[string]map[string]*option{l.options, l.aliases} {
-		for other, options := range names {
-			for known, o := range options {
-				switch {
-				case !o.hasTag("protects"):
-				case name == "" && similarNames(section, other),
-					name != "" && other == section && similarNames(name, known),
-					name != "" && len(known) > 4*maxTypos && similarNames(name, known), strings.EqualFold(name, known):
-					return similar
-				}
-			}
-		}
+	nearFamily := func(f family) bool { return f.protects && f.isNear(section) }
+	if name == "" && slices.ContainsFunc(l.families, nearFamily) || l.isNearProtected(section, name) {
+		return similar
 	}
 	if name != "" && isGuardName(name) && !slices.Contains(requestsNothing, strings.ToLower(strings.TrimSpace(value))) {
 		return "its name is about TLS or identity"
 	}
 	return ""
+}
+
+// isNearProtected reports whether an unknown name, or an unknown section if name is empty, may be a misspelling of an option
+// with the tag protects.
+func (l *loader) isNearProtected(section, name string) bool {
+	for _, sections := range []map[string]map[string]*option{l.options, l.aliases} {
+		for other, options := range sections {
+			for known, o := range options {
+				if o.hasTag("protects") && isMeant(section, name, other, known) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
+// isMeant reports whether an unknown name, or an unknown section if name is empty, may be a misspelling of the option
+// known in knownSection. In another section the name must be long to count as similar, because short names of different
+// options are often similar.
+func isMeant(section, name, knownSection, known string) bool {
+	if name == "" {
+		return similarNames(section, knownSection)
+	}
+	nearby := section == knownSection || len(known) > 4*maxTypos
+	return nearby && similarNames(name, known) || strings.EqualFold(name, known)
 }

@@ -36,7 +36,7 @@ func parseINI(path, text string) (out []entry, errs []error) {
 			open = false
 		case s[0] == ' ' || s[0] == '\t':
 			if !open {
-				fail("the line begins with a blank, but there is no option above to continue; write an option in the first column")
+				fail("the line begins with a blank, but no option above can be continued; write an option in the first column")
 				continue
 			}
 			out[len(out)-1].value += "\n" + strings.TrimLeft(s, " \t")
@@ -51,21 +51,28 @@ func parseINI(path, text string) (out []entry, errs []error) {
 			section = s[1 : len(s)-1]
 			out = append(out, entry{line: line, section: section})
 		default:
-			i := strings.IndexAny(s, "=:")
-			if i < 0 {
-				fail("want [section], a comment, or name = value")
+			key, value, wrong := splitOption(s)
+			if wrong != "" {
+				fail(wrong)
 				continue
 			}
-			key := strings.TrimRight(s[:i], " \t")
-			if key == "" {
-				fail("there is no name before the value")
-				continue
-			}
-			out = append(out, entry{line, section, key, trimQuotes(strings.TrimLeft(s[i+1:], " \t"))})
+			out = append(out, entry{line, section, key, value})
 			open = true
 		}
 	}
 	return out, errs
+}
+
+// splitOption splits a line into a key and a value. wrong is the error of a line of another form, or "".
+func splitOption(line string) (key, value, wrong string) {
+	i := strings.IndexAny(line, "=:")
+	if i < 0 {
+		return "", "", "want [section], a comment, or name = value"
+	}
+	if key = strings.TrimRight(line[:i], " \t"); key == "" {
+		return "", "", "the name before the value is missing"
+	}
+	return key, trimQuotes(strings.TrimLeft(line[i+1:], " \t")), ""
 }
 
 // trimQuotes removes a pair of equal quotes around s.

@@ -45,45 +45,61 @@ func newOption(f reflect.Value, field reflect.StructField, section string) *opti
 	if !f.CanSet() {
 		fail("the field is not exported")
 	}
-	if err := checkTags(field.Tag); err != nil {
+	if err := cmp.Or(checkTags(field.Tag), o.parseConstraints(), o.checkCombinations()); err != nil {
 		fail("%v", err)
 	}
+	if o.value == "" && !o.allowsEmpty() {
+		o.value = "0"
+	}
+	if err := o.assignDefault(); err != nil {
+		fail("%v", err)
+	}
+	return o
+}
+
+// parseConstraints parses the tags choices and regex.
+func (o *option) parseConstraints() (err error) {
 	if text := o.tag.Get("choices"); text != "" {
 		for c := range strings.SplitSeq(text, ",") {
 			o.choices = append(o.choices, strings.TrimSpace(c))
 		}
 	}
 	if text := o.tag.Get("regex"); text != "" {
-		var err error
-		if o.regex, err = regexp.Compile(text); err != nil {
-			fail("%v", err)
-		}
+		o.regex, err = regexp.Compile(text)
 	}
+	return err
+}
+
+// checkCombinations returns an error if tags exclude each other or do not fit the field's type.
+func (o *option) checkCombinations() error {
+	hasDefault := o.tag.Get("default") != ""
 	switch {
-	case o.hasTag("strict") && f.Kind() != reflect.Bool:
-		fail("the tag strict requires a bool")
-	case o.hasTag("multi") && (f.Type() != reflect.TypeFor[[]string]() || o.value != "" || o.hasTag("secret")):
-		fail("the tag multi requires a []string without the tags default and secret")
+	case o.hasTag("strict") && o.field.Kind() != reflect.Bool:
+		return errors.New("the tag strict requires a bool")
+	case o.hasTag("multi") && (o.field.Type() != reflect.TypeFor[[]string]() || hasDefault || o.hasTag("secret")):
+		return errors.New("the tag multi requires a []string without the tags default and secret")
+	case o.hasTag("required") && hasDefault:
+		return errors.New("the tags required and default exclude each other")
 	}
-	if o.value == "" && !o.allowsEmpty() {
-		o.value = "0"
-	}
-	if o.hasTag("required") && o.tag.Get("default") != "" {
-		fail("the tags required and default exclude each other")
-	}
-	if o.isUnset() { // the zero value need not be within the bounds
-		if o.textUnmarshaler() == nil {
-			if err := assignField(o.field, o.value); err != nil {
-				fail("%s", o.describeError(err))
-			}
+	return nil
+}
+
+// assignDefault sets the field to its default. Without a default the field has its zero value, which need not be
+// within the bounds. It panics if the tags min and max are wrong.
+func (o *option) assignDefault() error {
+	if !o.isUnset() {
+		if err := o.assignValue(o.value); err != nil {
+			return errors.New("default " + o.describeError(err))
 		}
-		_ = o.checkBounds() // panics if the tags min and max are wrong
-		return o
+		return nil
 	}
-	if err := o.assignValue(o.value); err != nil {
-		fail("default %s", o.describeError(err))
+	if o.textUnmarshaler() == nil {
+		if err := assignField(o.field, o.value); err != nil {
+			return errors.New(o.describeError(err))
+		}
 	}
-	return o
+	_ = o.checkBounds() // only for its panic
+	return nil
 }
 
 // checkTags returns an error if a tag of a field does not exist, or a tag that is set or not has a value other than true.
@@ -92,7 +108,7 @@ func checkTags(tags reflect.StructTag) error {
 		name, _, ok := strings.Cut(rest, ":\"")
 		name = strings.TrimSpace(name)
 		if !ok || !slices.Contains(fieldTags, name) {
-			return fmt.Errorf("there is no tag %s", name)
+			return fmt.Errorf("the tag %s does not exist", name)
 		}
 		value := tags.Get(name)
 		if slices.Contains(flagTags, name) && value != "true" {

@@ -123,11 +123,7 @@ const fileSuffix = "_file"
 // stands for the head of a section. The option may belong to a family. The parameter
 // where is the origin of the value.
 func (l *loader) setKey(r rank, where, section, key, value string) {
-	if section != defaultSection {
-		if known, ok := l.byCase[strings.ToLower(section)]; ok && known != defaultSection {
-			section = known
-		}
-	}
+	section = l.declaredSection(section)
 	if l.setKnown(r, where, section, key, value) {
 		return
 	}
@@ -137,7 +133,7 @@ func (l *loader) setKey(r rank, where, section, key, value string) {
 		}
 		l.others[section][key] = value
 	}
-	if l.options[section] != nil || l.aliases[section] != nil { // or the section existed, and its options have other sections now
+	if l.options[section] != nil || l.aliases[section] != nil { // in an older section all options may have moved to other sections
 		if key != "" {
 			l.addUnknown(r, l.mayProtect(section, key, value), "%s: [%s] %s: no such option%s", where, section, key, l.hintOption(section, key))
 		}
@@ -158,8 +154,18 @@ func (l *loader) setKey(r rank, where, section, key, value string) {
 	}
 }
 
-// setKnown sets a declared option by its name, by the name of the file that has its value, or by an older name. It reports whether
-// there is one.
+// declaredSection returns the section in the spelling of its declaration: names of sections are case-insensitive,
+// except DEFAULT. A section that is not declared is returned as it is.
+func (l *loader) declaredSection(section string) string {
+	known, ok := l.byCase[strings.ToLower(section)]
+	if !ok || section == defaultSection || known == defaultSection {
+		return section
+	}
+	return known
+}
+
+// setKnown sets a declared option by its name, by the name of the file that has its value, or by an older name. It reports
+// whether such an option exists.
 func (l *loader) setKnown(r rank, where, section, key, value string) bool {
 	if o := l.options[section][key]; o != nil {
 		if o.byFile != "" && o.rank == r {

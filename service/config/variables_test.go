@@ -40,8 +40,8 @@ func TestVariables(t *testing.T) {
 		t.Errorf("strict: %+v, %v", got, err)
 	}
 	for bad, want := range map[string]string{
-		"logs = $nothing":           "[DEFAULT] logs: variable $nothing: there is no option nothing; write $$ for a $",
-		"logs = ${database.x}":      "there is no option database.x",
+		"logs = $nothing":           "[DEFAULT] logs: variable $nothing: option nothing does not exist; write $$ for a $",
+		"logs = ${database.x}":      "option database.x does not exist",
 		"logs = $logs":              "variable $logs refers to itself",
 		"logs = $state_path":        "variable $logs refers to itself", // through state_path
 		"password = correct$horse1": "[DEFAULT] password: the value has a variable that does not exist; write $$ for a $",

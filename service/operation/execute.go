@@ -75,6 +75,9 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 	ctx, cancel := context.WithTimeout(ctx, r.cfg.Lease)
 	defer cancel()
 	next := *o
+	if unheard := now.Sub(*o.DueAt); unheard > r.cfg.Lease {
+		next.moveDeadlines(unheard, now.Add(r.cfg.Lease))
+	}
 	if o.State == Undoing && o.Step >= len(k.steps) { // a release with more steps has begun it
 		next.Step = len(k.steps) - 1
 	}
@@ -83,21 +86,6 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 		next.StepName = s.name
 		if o.State == Running && o.StepDeadlineAt == nil && s.limit > 0 { // the first step
 			end := now.Add(s.limit)
-			next.StepDeadlineAt = &end
-		}
-	}
-	if unheard := now.Sub(*o.DueAt); unheard > r.cfg.Lease {
-		// At least a lease is left, in which reports that found no runner are made again.
-		move := func(deadline time.Time) time.Time {
-			end, least := deadline.Add(unheard), now.Add(r.cfg.Lease)
-			if end.Before(least) {
-				return least
-			}
-			return end
-		}
-		next.DeadlineAt = move(o.DeadlineAt)
-		if o.StepDeadlineAt != nil {
-			end := move(*o.StepDeadlineAt)
 			next.StepDeadlineAt = &end
 		}
 	}
@@ -110,6 +98,22 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 		return nil, err
 	}
 	return &next, nil
+}
+
+// moveDeadlines moves the deadlines by a time in which no runner was alive, and to least if that is later, so that reports that
+// found no runner can be made again.
+func (r *row) moveDeadlines(by time.Duration, least time.Time) {
+	move := func(deadline time.Time) time.Time {
+		if end := deadline.Add(by); end.After(least) {
+			return end
+		}
+		return least
+	}
+	r.DeadlineAt = move(r.DeadlineAt)
+	if r.StepDeadlineAt != nil {
+		end := move(*r.StepDeadlineAt)
+		r.StepDeadlineAt = &end
+	}
 }
 
 // deadline returns the earlier of the operation's and its step's deadline.

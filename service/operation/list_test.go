@@ -93,9 +93,9 @@ func TestLeader(t *testing.T) {
 		if x, y, z := leads(a), leads(b), leads(a); x != 1 || y != 0 || z != 1 {
 			t.Errorf("fences %d, %d, %d; want 1, 0, 1", x, y, z)
 		}
-		err := a.Only(func(context.Context, int64) error { // longer than its lease
+		err := a.Only(func(held context.Context, _ int64) error { // longer than its lease
 			waittest.Pass(t, 2200*time.Millisecond, "longer than the lease, by the database's clock")
-			if n := leads(b); n != 0 {
+			if n := leads(b); n != 0 && held.Err() == nil { // a slow machine may not have renewed the lease in time
 				t.Errorf("two lead: %d", n)
 			}
 			return nil

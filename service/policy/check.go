@@ -153,19 +153,9 @@ func matchesValue(in any, path, want string) bool {
 		x, ok := v[head]
 		return ok && dotted && matchesValue(x, rest, want)
 	case []any:
-		for _, x := range v {
-			if matchesValue(x, path, want) {
-				return true
-			}
-		}
-		return false
+		return slices.ContainsFunc(v, func(x any) bool { return matchesValue(x, path, want) })
 	case []string:
-		for _, x := range v {
-			if path == "" && x == want {
-				return true
-			}
-		}
-		return false
+		return path == "" && slices.Contains(v, want)
 	}
 	return path == "" && formatValue(in) == want
 }

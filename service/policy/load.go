@@ -155,6 +155,7 @@ func (e *Enforcer) listDirLocked(dir string) (out []string, err error) {
 	return out, err
 }
 
+// isDir reports whether path is a directory, or a symbolic link to one.
 func isDir(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()
@@ -273,6 +274,7 @@ func isEmptyScalar(v *yaml.Node) bool {
 	return v.Value == "" && v.Style&(yaml.SingleQuotedStyle|yaml.DoubleQuotedStyle) == 0
 }
 
+// requireText returns an error unless v is a text.
 func requireText(v *yaml.Node) error {
 	if v.Kind != yaml.ScalarNode || v.Tag != "!!str" || isEmptyScalar(v) {
 		return fmt.Errorf("line %d: want a text in quotes", v.Line)
@@ -302,11 +304,9 @@ func parseAlternative(one *yaml.Node) (terms allOf, err error) {
 	return terms, nil
 }
 
-// compileLocked makes a set from the rules in code and the overrides in files. It returns all errors.
-func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
-	s := &ruleSet{rules: make(map[string]*rule, len(e.rules))}
-	var errs []error
-	renamed := map[string]*Rule{} // older name to rule
+// defaultRules makes a set from the rules in code. It returns the renamed rules by their older names, and all errors.
+func (e *Enforcer) defaultRules() (s *ruleSet, renamed map[string]*Rule, errs []error) {
+	s, renamed = &ruleSet{rules: make(map[string]*rule, len(e.rules))}, map[string]*Rule{}
 	for i := range e.rules {
 		def := &e.rules[i]
 		if def.Name == "" || s.rules[def.Name] != nil {
@@ -319,6 +319,12 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 			renamed[def.Deprecated.Name] = def
 		}
 	}
+	return s, renamed, errs
+}
+
+// compileLocked makes a set from the rules in code and the overrides in files. It returns all errors.
+func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
+	s, renamed, errs := e.defaultRules()
 	overridden := map[string]bool{} // rules that files have under their current names
 	for _, o := range overrides {
 		overridden[o.name] = true
@@ -341,7 +347,7 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 		case isReferenced(o.name, overrides): // other rules in the files use it
 			s.rules[o.name] = o.newRule()
 		default:
-			errs = append(errs, fmt.Errorf("%s: there is no rule %s%s", o.where, o.name, hintRule(o.name, s.rules)))
+			errs = append(errs, fmt.Errorf("%s: rule %s does not exist%s", o.where, o.name, hintRule(o.name, s.rules)))
 		}
 	}
 	return s, append(errs, s.linkRules()...)
@@ -352,7 +358,7 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 func newRule(def *Rule, oldDefaults bool) (r *rule, errs []error) {
 	for _, scope := range def.Scopes {
 		if scope != "system" && scope != "domain" && scope != "project" {
-			errs = append(errs, fmt.Errorf("rule %s: there is no scope %q: use system, domain or project", def.Name, scope))
+			errs = append(errs, fmt.Errorf("rule %s: scope %q does not exist: use system, domain or project", def.Name, scope))
 		}
 	}
 	r = &rule{def: def, text: def.Check, where: "default"}

@@ -39,36 +39,49 @@ type token struct {
 func splitTokens(text string) []token {
 	var out []token
 	for at := 0; at < len(text); {
-		if strings.IndexByte(" \t\r\n", text[at]) >= 0 {
+		if isBlank(text[at]) {
 			at++
 			continue
 		}
-		end := at
-		for quote := byte(0); end < len(text) && (quote != 0 || strings.IndexByte(" \t\r\n", text[end]) < 0); end++ {
-			switch c := text[end]; {
-			case quote != 0 && c == quote:
-				quote = 0
-			case quote == 0 && (c == '\'' || c == '"') && strings.IndexByte(text[end+1:], c) >= 0:
-				quote = c
-			}
-		}
-		word, begin := text[at:end], at
-		for strings.HasPrefix(word, "(") {
-			out = append(out, token{"(", begin + 1})
-			word, begin = word[1:], begin+1
-		}
-		closing := 0
-		for strings.HasSuffix(word, ")") {
-			word = word[:len(word)-1]
-			closing++
-		}
-		if word != "" {
-			out = append(out, token{word, begin + 1})
-		}
-		for i := range closing {
-			out = append(out, token{")", begin + len(word) + i + 1})
-		}
+		end := at + wordLen(text[at:])
+		out = append(out, splitParentheses(text[at:end], at+1)...)
 		at = end
+	}
+	return out
+}
+
+func isBlank(c byte) bool { return strings.IndexByte(" \t\r\n", c) >= 0 }
+
+// wordLen returns the length of the word at the begin of text. Blanks within quotes belong to the word. A quote that is
+// never closed is an ordinary character.
+func wordLen(text string) int {
+	quote := byte(0)
+	for i := range len(text) {
+		switch c := text[i]; {
+		case quote == 0 && isBlank(c):
+			return i
+		case c == quote:
+			quote = 0
+		case quote == 0 && (c == '\'' || c == '"') && strings.IndexByte(text[i+1:], c) >= 0:
+			quote = c
+		}
+	}
+	return len(text)
+}
+
+// splitParentheses returns the parentheses at both ends of a word, and the rest of the word, as tokens.
+func splitParentheses(word string, column int) (out []token) {
+	inner := strings.TrimLeft(word, "(")
+	for range len(word) - len(inner) {
+		out = append(out, token{"(", column})
+		column++
+	}
+	closing := len(inner)
+	if inner = strings.TrimRight(inner, ")"); inner != "" {
+		out = append(out, token{inner, column})
+	}
+	for i := len(inner); i < closing; i++ {
+		out = append(out, token{")", column + i})
 	}
 	return out
 }

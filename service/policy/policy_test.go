@@ -192,7 +192,7 @@ func TestFiles(t *testing.T) {
 	allows("put", true)
 	allows("drop", true)
 	write(t, filepath.Join(more, "20.json"), `{"get": "@", "helper": "role:x or role:reader"}`)
-	if err := e.Watch(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "20.json:1: there is no rule helper") {
+	if err := e.Watch(t.Context()); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "20.json:1: rule helper does not exist") {
 		t.Errorf("a rule in a file that is neither defined nor referenced: %v", err)
 	}
 	allows("get", false)
@@ -218,7 +218,7 @@ func TestFiles(t *testing.T) {
 	write(t, file, "gte: '@'\nput: 'role:a and'\nget:\n  a: b\nput: '@'\ndrop: '@'\nvolume:show: 'rule:volume:show'\n")
 	err := e.Reload(t.Context())
 	for _, want := range []string{
-		"policy.yaml:1: there is no rule gte; the nearest is get", "policy.yaml:2: rule put: after column 8", "policy.yaml:3: rule get: want a text",
+		"policy.yaml:1: rule gte does not exist; the nearest is get", "policy.yaml:2: rule put: after column 8", "policy.yaml:3: rule get: want a text",
 		"policy.yaml:5: rule put is on line 2 already", "refers to itself: volume:show -> volume:show",
 	} {
 		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), want) {
@@ -352,7 +352,7 @@ func TestBadRules(t *testing.T) {
 		{Name: "e", Check: "role:x or rule:c"},
 		{Name: "f", Check: "@", Deprecated: &policy.Deprecated{Check: "("}},
 	}, policy.Config{})
-	for _, want := range []string{`rule "a" is defined twice`, `rule "" is defined twice, or has no name`, `there is no scope "galaxy"`, "refers to itself: c -> d -> e -> c", "rule f: older check"} {
+	for _, want := range []string{`rule "a" is defined twice`, `rule "" is defined twice, or has no name`, `scope "galaxy" does not exist`, "refers to itself: c -> d -> e -> c", "rule f: older check"} {
 		if fault.CodeOf(err) != fault.Invalid || !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("%v\nwant %s", err, want)
 		}

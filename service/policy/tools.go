@@ -133,20 +133,25 @@ func Sample(w io.Writer, rules []Rule) error {
 		if len(r.Scopes) > 0 {
 			text.Comment(out, "Scope: "+strings.Join(r.Scopes, ", "))
 		}
-		if d := r.Deprecated; d != nil {
-			note := "Deprecated"
-			if d.Since != "" {
-				note += " since " + d.Since
-			}
-			if d.Name != "" {
-				note += fmt.Sprintf("; older name: %q", d.Name)
-			}
-			if d.Check != "" {
-				note += fmt.Sprintf("; older check: %q", d.Check)
-			}
-			text.Comment(out, strings.TrimRight(note+". "+d.Reason, " "))
+		if r.Deprecated != nil {
+			text.Comment(out, r.Deprecated.describe())
 		}
 		_, _ = fmt.Fprintf(out, "#%q: %q\n", r.Name, r.Check) // Flush returns the error
 	}
 	return out.Flush()
+}
+
+// describe returns the sentences about an older form in a sample.
+func (d *Deprecated) describe() string {
+	note := "Deprecated"
+	if d.Since != "" {
+		note += " since " + d.Since
+	}
+	if d.Name != "" {
+		note += fmt.Sprintf("; older name: %q", d.Name)
+	}
+	if d.Check != "" {
+		note += fmt.Sprintf("; older check: %q", d.Check)
+	}
+	return strings.TrimRight(note+". "+d.Reason, " ")
 }

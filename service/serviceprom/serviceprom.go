@@ -7,11 +7,11 @@
 // The metrics, all with the prefix armature_service_:
 //
 //	loop_calls_total             counter  loop   calls of a periodic loop that have ended
-//	loop_failures_total          counter  loop   those of them with an error or a panic
+//	loop_failures_total          counter  loop   calls of them that ended with an error or a panic
 //	loop_duration_seconds_total  counter  loop   duration of all calls together
 //	loop_last_timestamp_seconds  gauge    loop   start of the last call
-//	inflight                     gauge    kind   work that runs: requests, RPCs, tasks
-//	inflight_oldest_seconds      gauge    kind   age of the oldest of them
+//	inflight                     gauge    kind   number of running requests, RPCs, tasks
+//	inflight_oldest_seconds      gauge    kind   age of the oldest running one
 //	loop_seconds_total           counter  loop   deprecated: loop_duration_seconds_total
 package serviceprom
 
@@ -26,17 +26,18 @@ import (
 
 const prefix = "armature_service_"
 
-// Metrics is a [prometheus.Collector]. It is safe for concurrent use.
+// Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
 	app atomic.Pointer[service.App]
 
 	calls, failures, duration, seconds, last, count, oldest *prometheus.Desc
 }
 
-// Add adds the metrics of an App. It replaces an earlier one: a process runs one App at a time.
+// Add makes app the App whose metrics are collected. It replaces an earlier App, because a process runs one at a time.
+// Before Add no metrics are collected.
 func (m *Metrics) Add(app *service.App) { m.app.Store(app) }
 
-// New returns metrics. Add the App to them.
+// New returns Metrics without an App, see [Metrics.Add].
 func New() *Metrics {
 	desc := func(name, help, label string) *prometheus.Desc {
 		return prometheus.NewDesc(prefix+name, help, []string{label}, nil)
@@ -47,8 +48,8 @@ func New() *Metrics {
 		duration: desc("loop_duration_seconds_total", "Duration of all calls of a periodic loop together.", "loop"),
 		seconds:  desc("loop_seconds_total", "Deprecated: use loop_duration_seconds_total.", "loop"),
 		last:     desc("loop_last_timestamp_seconds", "Start of the last call of a periodic loop.", "loop"),
-		count:    desc("inflight", "Work that runs.", "kind"),
-		oldest:   desc("inflight_oldest_seconds", "Age of the oldest work that runs.", "kind"),
+		count:    desc("inflight", "Number of running requests, RPCs or tasks.", "kind"),
+		oldest:   desc("inflight_oldest_seconds", "Age of the oldest running one.", "kind"),
 	}
 }
 
@@ -81,7 +82,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	count, oldest := map[string]int{}, map[string]time.Time{}
-	for _, w := range app.Inflight().List() { // the longest first
+	for _, w := range app.Inflight().List() { // the oldest first
 		if count[w.Kind]++; count[w.Kind] == 1 {
 			oldest[w.Kind] = w.Since
 		}

@@ -137,23 +137,22 @@ func (d *Driver) around(ctx context.Context, method, id string, metadata map[str
 		}
 		list = slices.Concat(list, more)
 	}
-	for i, t := range list {
-		if t.after || t.what == "wrong" {
-			continue
-		}
-		if err := d.suffer(ctx, method, id, i, &t); err != nil {
-			return err
-		}
+	if err := d.sufferAll(ctx, method, id, list, false); err != nil {
+		return err
 	}
 	if err := effect(); err != nil {
 		return err
 	}
-	for i, t := range list {
-		if !t.after && t.what != "wrong" {
-			continue
-		}
-		if err := d.suffer(ctx, method, id, i, &t); err != nil {
-			return err
+	return d.sufferAll(ctx, method, id, list, true)
+}
+
+// sufferAll makes the faults happen that come before, or after, the effect of a call.
+func (d *Driver) sufferAll(ctx context.Context, method, id string, list []trouble, after bool) error {
+	for i := range list {
+		if t := &list[i]; after == (t.after || t.what == "wrong") {
+			if err := d.suffer(ctx, method, id, i, t); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

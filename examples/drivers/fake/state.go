@@ -122,23 +122,31 @@ func (d *Driver) receive() error {
 		if filepath.Ext(e.Name()) != ext || strings.HasPrefix(e.Name(), half) {
 			continue
 		}
-		s, err := read(filepath.Join(dir, e.Name()))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err == nil {
-			err = save(d.cfg.Dir, s)
-		}
-		if err == nil {
-			err = os.Remove(filepath.Join(dir, e.Name()))
-		}
-		if err != nil {
+		if err := d.receiveFile(filepath.Join(dir, e.Name())); err != nil {
 			return err
 		}
-		d.servers[s.ID] = s
-		d.tell(s.ID, compute.EventStarted)
 	}
 	d.received = info.ModTime() // older than our own removals, so the directory is read once more
+	return nil
+}
+
+// receiveFile adds the server of a file, and removes the file.
+func (d *Driver) receiveFile(path string) error {
+	s, err := read(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil {
+		err = save(d.cfg.Dir, s)
+	}
+	if err == nil {
+		err = os.Remove(path)
+	}
+	if err != nil {
+		return err
+	}
+	d.servers[s.ID] = s
+	d.tell(s.ID, compute.EventStarted)
 	return nil
 }
 

@@ -146,27 +146,29 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 		if _, err := os.Stat(final); err == nil {
 			return nil
 		}
-		active, err := g.IsActive()
-		if err != nil {
-			return err
-		}
-		if active { // an interrupted call may have left its job
-			_ = g.BlockJobAbort("vda", 0) // fails without a job
-		}
 		if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-		if active {
-			err = g.mirror(ctx, tmp)
-		} else {
-			_, err = qemuImg(ctx, "convert", "-q", "-f", "qcow2", "-O", "qcow2", d.opts.file(id, diskFile), tmp)
-		}
-		if err != nil {
+		if err := g.copyDisk(ctx, d.opts.file(id, diskFile), tmp); err != nil {
 			_ = os.Remove(tmp) // of an incomplete copy
 			return err
 		}
 		return os.Rename(tmp, final)
 	})
+}
+
+// copyDisk copies the disk of a guest to a path where no file is.
+func (g *guest) copyDisk(ctx context.Context, disk, to string) error {
+	active, err := g.IsActive()
+	if err != nil {
+		return err
+	}
+	if active {
+		_ = g.BlockJobAbort("vda", 0) // of an interrupted call; fails without a job
+		return g.mirror(ctx, to)
+	}
+	_, err = qemuImg(ctx, "convert", "-q", "-f", "qcow2", "-O", "qcow2", disk, to)
+	return err
 }
 
 // mirror copies a running guest's disk.
@@ -263,11 +265,7 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 		if p, err := g.power(); err != nil || p != compute.Running {
 			return errors.Join(err, wrongState("console", id, p))
 		}
-		doc, err := g.GetXMLDesc(0)
-		if err != nil {
-			return err
-		}
-		running, err := parse(doc)
+		running, err := g.running()
 		if err != nil {
 			return err
 		}
@@ -363,14 +361,19 @@ func (d *Driver) detach(ctx context.Context, id, device, alias string, has func(
 	})
 }
 
+// running returns the definition of the guest as it runs now.
+func (g *guest) running() (*definition, error) {
+	doc, err := g.GetXMLDesc(0)
+	if err != nil {
+		return nil, err
+	}
+	return parse(doc)
+}
+
 func (g *guest) unplug(ctx context.Context, device, alias string, has func(*definition) []string) error {
 	end := time.Now().Add(g.d.opts.detach)
 	for n := 0; ; n++ {
-		doc, err := g.GetXMLDesc(0)
-		if err != nil {
-			return err
-		}
-		running, err := parse(doc)
+		running, err := g.running()
 		if err != nil {
 			return err
 		}

@@ -131,20 +131,26 @@ func (o *options) grow(ctx context.Context, id string, gib int) (string, error) 
 		}
 		return filepath.Base(now.Backing), nil
 	}
+	name, err := o.linkOld(id)
+	if err != nil {
+		return "", err
+	}
+	return name, restOn(ctx, path, o.file(id, name), "qcow2", want)
+}
+
+// linkOld gives the disk of a server a second name, under which it remains as the backing file of a new one. The name is the
+// first that is free, or that an interrupted call has given to the same disk.
+func (o *options) linkOld(id string) (string, error) {
+	path := o.file(id, diskFile)
 	for n := 1; ; n++ {
 		name := fmt.Sprintf("disk.%d.qcow2", n)
 		err := os.Link(path, o.file(id, name))
-		if errors.Is(err, fs.ErrExist) {
-			if same, err := sameFile(path, o.file(id, name)); err != nil || !same { // same: from an interrupted call
-				if err != nil {
-					return "", err
-				}
-				continue
-			}
-		} else if err != nil {
-			return "", err
+		if !errors.Is(err, fs.ErrExist) {
+			return name, err
 		}
-		return name, restOn(ctx, path, o.file(id, name), "qcow2", want)
+		if same, err := sameFile(path, o.file(id, name)); err != nil || same {
+			return name, err
+		}
 	}
 }
 

@@ -6,7 +6,7 @@ import driver_pb2 as driver__pb2
 
 
 class DriverStub(object):
-    """Driver is answered by every driver program.
+    """Driver is implemented by every driver program.
     """
 
     def __init__(self, channel):
@@ -33,28 +33,29 @@ class DriverStub(object):
 
 
 class DriverServicer(object):
-    """Driver is answered by every driver program.
+    """Driver is implemented by every driver program.
     """
 
     def Open(self, request, context):
         """Open makes the driver ready to work, with the options of its section in the
         worker's configuration. It is called once, before any call of the kind's
-        service. Errors: INVALID_ARGUMENT, with a message that names the option.
+        service. INVALID_ARGUMENT: an option is wrong; the message has the option's name.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
-        """Info tells what the driver is and can do. It is quick.
+        """Info returns the driver's name and abilities. It must not wait for the managed
+        system.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Close(self, request, context):
-        """Close releases what the driver holds in its process, and leaves alone what it
-        manages outside. It is the last call.
+        """Close releases the resources of the driver in its process. The objects that it
+        manages outside of the process stay as they are. It is the last call.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,7 +87,7 @@ def add_DriverServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Driver(object):
-    """Driver is answered by every driver program.
+    """Driver is implemented by every driver program.
     """
 
     @staticmethod

@@ -180,29 +180,12 @@ func (s *server) viewer(ctx context.Context) store.FlavorViewer {
 // serverQuery reads the parameters of a list of servers.
 func (s *server) serverQuery(ctx context.Context, r *http.Request, allRule string) (q store.ServerQuery, err error) {
 	values := r.URL.Query()
-	q.In = store.OfProject(reqctx.From(ctx).ProjectID)
-	if all, err := allTenants(values); err != nil {
+	if q.In, err = s.projects(ctx, values, allRule); err != nil {
 		return q, err
-	} else if all {
-		if err := s.cfg.Policy.Enforce(ctx, allRule, nil); err != nil {
-			return q, err
-		}
-		q.In = store.AllProjects()
 	}
 	for _, name := range slices.Sorted(maps.Keys(values)) {
-		f, known := serverFilters[name]
-		switch {
-		case !known && !strings.HasPrefix(name, "_"):
-			continue
-		case f == nil:
-			return q, fault.New(fault.Invalid, "Invalid filter field: %.100s.", name)
-		case slices.Contains(hostNames, name) && s.cfg.Policy.Enforce(ctx, ruleAllFilters, nil) != nil:
-			return q, fault.New(fault.Invalid, "Invalid filter field: %s. Only administrators can filter servers by it.", name)
-		}
-		for _, value := range values[name] {
-			if err := f(&q, value); err != nil {
-				return q, err
-			}
+		if err := s.filterServers(ctx, &q, name, values[name]); err != nil {
+			return q, err
 		}
 	}
 	if len(q.Statuses) > 0 && !slices.ContainsFunc(q.Statuses, func(name string) bool { return !strings.EqualFold(name, "deleted") }) && !s.administrator(ctx) {
@@ -215,6 +198,36 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, allRule strin
 	}
 	q.Sort, err = sortKeys(values, serverSorts, "created_at", "desc")
 	return q, err
+}
+
+// projects returns the projects whose servers are listed: that of the client, or all if the client asks for that and the
+// rule allows it.
+func (s *server) projects(ctx context.Context, values url.Values, allRule string) (store.Projects, error) {
+	all, err := allTenants(values)
+	if err != nil || !all {
+		return store.OfProject(reqctx.From(ctx).ProjectID), err
+	}
+	return store.AllProjects(), s.cfg.Policy.Enforce(ctx, allRule, nil)
+}
+
+// filterServers applies the filter that a parameter of a list names. A name that is not a filter has no effect, as before
+// microversion 2.75 in Nova, unless the name begins with an underscore.
+func (s *server) filterServers(ctx context.Context, q *store.ServerQuery, name string, values []string) error {
+	filter, known := serverFilters[name]
+	switch {
+	case !known && !strings.HasPrefix(name, "_"):
+		return nil
+	case filter == nil:
+		return fault.New(fault.Invalid, "Invalid filter field: %.100s.", name)
+	case slices.Contains(hostNames, name) && s.cfg.Policy.Enforce(ctx, ruleAllFilters, nil) != nil:
+		return fault.New(fault.Invalid, "Invalid filter field: %s. Only administrators can filter servers by it.", name)
+	}
+	for _, value := range values {
+		if err := filter(q, value); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sortKeys reads the parameters sort_key and sort_dir. A key without a direction has the first given direction. The

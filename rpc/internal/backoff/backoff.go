@@ -1,4 +1,4 @@
-// Package backoff has the delays between attempts, for all loops of rpc and its buses.
+// Package backoff computes the delays between attempts, for all retry loops of rpc and its buses.
 package backoff
 
 import (
@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// Backoff counts failed attempts. The delay after the first is Min, doubled after each further one up to Max, with
-// jitter: between half of it and all of it. It is not safe for concurrent use.
+// Backoff counts failed attempts. The delay is Min after the first failed attempt, and doubles after each further one, up
+// to Max. Jitter shortens each delay to a random part of it, at least half. It is not safe for concurrent use.
 type Backoff struct {
 	Min, Max time.Duration
 
@@ -27,7 +27,8 @@ func (b *Backoff) Wait(ctx context.Context) { Sleep(ctx, b.Next()) }
 // Reset forgets the failed attempts.
 func (b *Backoff) Reset() { b.failed = 0 }
 
-// Delay returns the delay after so many failed attempts, at least one.
+// Delay returns the delay after failed attempts, of which there is at least one, with jitter. low and high are as Min and
+// Max of [Backoff].
 func Delay(failed int, low, high time.Duration) time.Duration {
 	return Jitter(min(low<<min(failed-1, 16), high))
 }
@@ -35,14 +36,15 @@ func Delay(failed int, low, high time.Duration) time.Duration {
 // Jitter returns a random delay between half of d and d.
 func Jitter(d time.Duration) time.Duration { return d/2 + rand.N(max(d/2, 1)) }
 
-// Redial returns the delay before a lost connection is dialed again: at most an eighth of the time since it was lost,
-// that bound at least low and at most high, with full jitter, so that a cluster that comes back is not flooded, and a
-// process that was away for a second is back before its callers take it for lost (ADR 21).
+// Redial returns the delay before a lost connection is dialed again: a random time between zero and an eighth of the time
+// since the loss; that upper bound is at least low and at most high. The full jitter keeps the processes from flooding a
+// cluster that comes back. The short delays bring a process that was away for a second back before its callers count it
+// as lost (ADR 21).
 func Redial(lost time.Time, low, high time.Duration) time.Duration {
 	return rand.N(min(max(time.Since(lost)/8, low), high))
 }
 
-// Sleep waits, but not beyond the end of ctx.
+// Sleep waits for d, or until ctx ends.
 func Sleep(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()

@@ -1,4 +1,4 @@
-// Package broker reads the URLs of brokers.
+// Package broker checks the URLs of brokers, and removes passwords from them.
 package broker
 
 import (
@@ -9,12 +9,12 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// CheckURLs returns Invalid, with what is wrong with which URL but without its
-// password, unless there is at least one and all have a host, one of the
-// schemes, and no parameters.
+// CheckURLs returns Invalid unless urls has at least one URL, and each has one of the
+// schemes, a host, no parameters and no fragment. The error names the URL, without its
+// password, and what is wrong with it.
 func CheckURLs(urls []string, schemes ...string) error {
 	if len(urls) == 0 {
-		return fault.New(fault.Invalid, "no URL of a broker is given")
+		return fault.New(fault.Invalid, "no URL of a broker is given: set at least one")
 	}
 	for i, raw := range urls {
 		u, err := url.Parse(raw)
@@ -26,7 +26,7 @@ func CheckURLs(urls []string, schemes ...string) error {
 		case u.Hostname() == "":
 			return fault.New(fault.Invalid, "URL %d of %d: no host in %s", i+1, len(urls), u.Redacted())
 		case u.Fragment != "":
-			return fault.New(fault.Invalid, "URL %d of %d has a fragment; a # in the password is %%23", i+1, len(urls))
+			return fault.New(fault.Invalid, "URL %d of %d has a fragment; write a # in the password as %%23", i+1, len(urls))
 		case u.RawQuery != "":
 			name, _, _ := strings.Cut(u.RawQuery, "=")
 			return fault.New(fault.Invalid, "URL %d of %d: unknown parameter %.60q", i+1, len(urls), name)
@@ -35,7 +35,7 @@ func CheckURLs(urls []string, schemes ...string) error {
 	return nil
 }
 
-// Redacted lists the URLs without their passwords.
+// Redacted lists the URLs without their passwords. URLs that cannot be parsed become empty.
 func Redacted(urls ...string) string {
 	out := make([]string, len(urls))
 	for i, raw := range urls {

@@ -1,5 +1,6 @@
-// Package gather has a connection that gathers what is written while a write is under way, and then writes it at once:
-// the libraries of the brokers make a system call for every few messages, and the broker reads and wakes up for each.
+// Package gather has a connection that collects the bytes of further writes while one write is in progress, and then
+// writes them together. The brokers' client libraries make a system call for every few messages, and each costs the broker
+// a read and a wake-up.
 package gather
 
 import (
@@ -8,26 +9,27 @@ import (
 	"sync"
 )
 
-// maxGathered is how many bytes may wait to be written before writers have to wait.
+// maxGathered is how many bytes may wait to be written until the connection counts as full.
 const maxGathered = 1 << 20
 
-// Conn is a connection whose writes are gathered. An error comes back from a later Write, or from Read.
+// Conn is a connection whose writes are gathered. Write returns before the bytes are written, so an error of writing is
+// returned by a later Write, or by Read. It is safe for concurrent use.
 type Conn struct {
 	net.Conn
 
-	// Block makes Write wait while more than 1 MiB waits to be written. Otherwise it never blocks, and the writer asks
-	// Full before.
+	// Block makes Write wait while 1 MiB or more waits to be written. Otherwise Write never blocks, and the writer calls
+	// Full before. Set it before the first Write.
 	Block bool
 
 	mu      sync.Mutex
-	room    chan struct{} // closed when next has been taken, or on an error; nil if no writer waits
-	next    []byte        // what waits
-	spare   []byte        // the other buffer, when no write is under way
-	writing bool
+	notFull chan struct{} // closed when flush has taken next, or on an error; nil if no writer waits
+	next    []byte        // bytes that wait to be written
+	spare   []byte        // the other buffer, while no write is in progress
+	writing bool          // flush runs
 	err     error
 }
 
-// Write gathers p.
+// Write adds a copy of p to the bytes that wait to be written.
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.Block {
 		for full := c.Full(); full != nil; full = c.Full() {
@@ -42,28 +44,29 @@ func (c *Conn) Write(p []byte) (int, error) {
 	c.next = append(c.next, p...)
 	if !c.writing {
 		c.writing = true
-		go c.flush() // ends when nothing waits, or when the connection is closed
+		go c.flush() // ends when all is written, or the connection is closed
 	}
 	return len(p), nil
 }
 
-// Full returns nil, or a channel that is closed when there is room again.
+// Full returns nil while less than 1 MiB waits to be written, otherwise a channel that is closed when Write may be called
+// again.
 func (c *Conn) Full() <-chan struct{} {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.next) < maxGathered || c.err != nil {
 		return nil
 	}
-	if c.room == nil {
-		c.room = make(chan struct{})
+	if c.notFull == nil {
+		c.notFull = make(chan struct{})
 	}
-	return c.room
+	return c.notFull
 }
 
-// flush writes what waits until nothing does.
+// flush writes until no bytes wait.
 func (c *Conn) flush() {
 	for {
-		runtime.Gosched() // goroutines that are about to write come along
+		runtime.Gosched() // goroutines that are about to write join this write
 		c.mu.Lock()
 		if c.err != nil || len(c.next) == 0 {
 			c.writing = false
@@ -72,7 +75,7 @@ func (c *Conn) flush() {
 		}
 		out := c.next
 		c.next, c.spare = c.spare[:0], nil
-		c.notifyRoomLocked()
+		c.notifyNotFullLocked()
 		c.mu.Unlock()
 		_, err := c.Conn.Write(out)
 		c.mu.Lock()
@@ -84,22 +87,22 @@ func (c *Conn) flush() {
 	}
 }
 
-// failLocked ends the connection for writers.
+// failLocked makes later writes fail with err, and drops the bytes that wait.
 func (c *Conn) failLocked(err error) {
 	c.err = err
 	c.next = nil
-	c.notifyRoomLocked()
+	c.notifyNotFullLocked()
 }
 
-// notifyRoomLocked wakes the writers that wait for room.
-func (c *Conn) notifyRoomLocked() {
-	if c.room != nil {
-		close(c.room)
-		c.room = nil
+// notifyNotFullLocked notifies the writers that wait in Full.
+func (c *Conn) notifyNotFullLocked() {
+	if c.notFull != nil {
+		close(c.notFull)
+		c.notFull = nil
 	}
 }
 
-// Close also ends the writers that wait. What has not been written is lost.
+// Close closes the connection. Writers that wait return an error, and bytes that wait to be written are lost.
 func (c *Conn) Close() error {
 	err := c.Conn.Close()
 	c.mu.Lock()

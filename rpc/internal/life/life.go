@@ -1,4 +1,5 @@
-// Package life has the life of a bus over a broker: it is started once, perhaps after failed attempts, and closed once.
+// Package life has the states of a bus over a broker: the bus is started once, perhaps after failed attempts, and closed
+// once.
 package life
 
 import (
@@ -17,7 +18,7 @@ type Life struct {
 	end context.CancelFunc
 	wg  sync.WaitGroup
 
-	mu    sync.Mutex // also held when a goroutine is started
+	mu    sync.Mutex // guards state; also held while a goroutine is added to wg
 	state state
 }
 
@@ -36,8 +37,9 @@ func New() *Life {
 	return l
 }
 
-// Start calls connect, whose context ends after timeout or when the bus is closed. It may be called again after an error of
-// connect. Errors besides: Precondition if the bus is started or starts, bus.ErrClosed.
+// Start calls connect and returns its error. The context of connect ends with ctx, after timeout, or when the bus is
+// closed. After an error of connect, Start may be called again. Other errors: Precondition if the bus is started or
+// starting, bus.ErrClosed.
 func (l *Life) Start(ctx context.Context, timeout time.Duration, connect func(context.Context) error) error {
 	l.mu.Lock()
 	closed, was := l.Err() != nil, l.state
@@ -51,7 +53,7 @@ func (l *Life) Start(ctx context.Context, timeout time.Duration, connect func(co
 	case closed:
 		return bus.ErrClosed
 	case was != idle:
-		return fault.New(fault.Precondition, "the bus is started twice")
+		return fault.New(fault.Precondition, "start the bus: it is started already, or starting")
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -82,7 +84,7 @@ func (l *Life) Usable() error {
 	return nil
 }
 
-// Go runs f in a goroutine that End waits for, unless the bus is closed.
+// Go runs f in a goroutine that End waits for. If the bus is closed, it returns false and does not run f.
 func (l *Life) Go(f func()) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -93,7 +95,7 @@ func (l *Life) Go(f func()) bool {
 	return true
 }
 
-// End ends the context and waits for the goroutines. It is idempotent.
+// End ends the context, and waits for Start and for the goroutines of Go. It is idempotent.
 func (l *Life) End() {
 	l.mu.Lock()
 	l.end()

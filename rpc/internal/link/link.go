@@ -1,5 +1,5 @@
-// Package link keeps one connection to a broker up: it dials again after a loss, with a back-off, and tells the users of
-// the connection about each change.
+// Package link keeps one connection to a broker: it dials again after a loss, with back-off, and notifies the users of
+// the connection of each change.
 package link
 
 import (
@@ -11,18 +11,18 @@ import (
 	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
-// The delay before a lost connection is dialed again is an eighth of the time since the loss, between these, with jitter.
+// Bounds of the delay before a lost connection is dialed again, see [backoff.Redial].
 const (
 	minRedial = 20 * time.Millisecond
 	maxRedial = time.Second
 )
 
-// Config says how connections of type C are made and kept.
+// Config says how connections of type C are made and watched.
 type Config[C any] struct {
-	// Dial makes one attempt to connect. It ends with ctx.
+	// Dial makes one attempt to connect, which ctx bounds. Required.
 	Dial func(ctx context.Context) (C, error)
-	// Hold returns when the connection is lost, with the reason, or closes the connection when ctx ends. It is
-	// called once for each connection, which it owns.
+	// Hold owns the connection until its end. It returns the reason when the connection is lost, and closes the
+	// connection when ctx ends. It is called once for each connection. Required.
 	Hold func(ctx context.Context, conn C) error
 }
 
@@ -30,55 +30,55 @@ type Config[C any] struct {
 type Link[C any] struct {
 	cfg Config[C]
 
-	mu      sync.Mutex
-	conn    C                  // if epoch is not nil
-	epoch   context.Context    //nolint:containedctx // the life of conn; nil while there is no connection
-	end     context.CancelFunc // ends epoch
-	changed chan struct{}      // closed, and replaced, at each change
-	blocked string             // why the broker takes nothing; empty if it does
-	last    error              // why there is no connection
-	dials   uint64             // how many connections were made
-	back    time.Time          // when a connection replaced another one
+	mu       sync.Mutex
+	conn     C                  // valid if epoch is not nil
+	epoch    context.Context    //nolint:containedctx // ends when conn is lost; nil while there is no connection
+	end      context.CancelFunc // ends epoch
+	changed  chan struct{}      // closed, and replaced, at each change
+	blocked  string             // why the broker accepts no messages; empty if it does
+	last     error              // why the last connection was lost, or the last dial failed
+	dials    uint64             // how many connections were made
+	restored time.Time          // when a connection replaced another one
 }
 
 // New returns a link without a connection.
 func New[C any](cfg Config[C]) *Link[C] {
-	return &Link[C]{cfg: cfg, changed: make(chan struct{}), last: errors.New("no attempt was made")}
+	return &Link[C]{cfg: cfg, changed: make(chan struct{}), last: errors.New("no attempt to connect was made")}
 }
 
-// Run keeps the connection up until life ends. It begins with conn, unless that is nil.
+// Run keeps the connection until life ends, and returns then. It begins with conn, unless conn is nil.
 func (l *Link[C]) Run(life context.Context, conn *C) {
 	if conn != nil {
-		l.hold(life, *conn)
+		l.serve(life, *conn)
 	}
 	for lost := time.Now(); life.Err() == nil; {
 		c, err := l.cfg.Dial(life)
 		if err != nil {
-			l.down(err)
+			l.setDown(err)
 			backoff.Sleep(life, backoff.Redial(lost, minRedial, maxRedial))
 			continue
 		}
-		l.hold(life, c)
+		l.serve(life, c)
 		lost = time.Now()
 	}
 }
 
-// hold serves a connection until it is lost or life ends.
-func (l *Link[C]) hold(life context.Context, conn C) {
+// serve publishes a connection as the present one until it is lost or life ends.
+func (l *Link[C]) serve(life context.Context, conn C) {
 	epoch, end := context.WithCancel(context.WithoutCancel(life))
 	defer end()
 	l.mu.Lock()
 	l.conn, l.epoch, l.end, l.blocked = conn, epoch, end, ""
 	if l.dials++; l.dials > 1 {
-		l.back = time.Now()
+		l.restored = time.Now()
 	}
 	l.notifyLocked()
 	l.mu.Unlock()
-	l.down(l.cfg.Hold(life, conn))
+	l.setDown(l.cfg.Hold(life, conn))
 }
 
-// down notes that the connection is gone.
-func (l *Link[C]) down(why error) {
+// setDown records the end of the connection, or a failed dial, and its reason.
+func (l *Link[C]) setDown(reason error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var none C
@@ -86,8 +86,8 @@ func (l *Link[C]) down(why error) {
 		l.end()
 	}
 	l.conn, l.epoch, l.end, l.blocked = none, nil, nil, ""
-	if why != nil {
-		l.last = why
+	if reason != nil {
+		l.last = reason
 	}
 	l.notifyLocked()
 }
@@ -97,7 +97,7 @@ func (l *Link[C]) notifyLocked() {
 	l.changed = make(chan struct{})
 }
 
-// Notify tells those that wait for a change that something has changed.
+// Notify closes State.Changed, as a change of the connection does.
 func (l *Link[C]) Notify() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -112,13 +112,13 @@ func (l *Link[C]) Block(reason string) {
 	l.notifyLocked()
 }
 
-// State is a link at one moment.
+// State is the state of a link at one moment.
 type State[C any] struct {
-	Conn    C               // if Epoch is not nil
+	Conn    C               // valid if Epoch is not nil
 	Epoch   context.Context //nolint:containedctx // ends when Conn is lost; nil if there is no connection
 	Changed <-chan struct{} // closed at the next change
-	Blocked string          // why the broker takes nothing; empty if it does
-	Err     error           // why there is no connection
+	Blocked string          // why the broker accepts no messages; empty if it does
+	Err     error           // why the last connection was lost, or the last dial failed
 }
 
 // State returns the present state.
@@ -128,8 +128,8 @@ func (l *Link[C]) State() State[C] {
 	return State[C]{Conn: l.conn, Epoch: l.epoch, Changed: l.changed, Blocked: l.blocked, Err: l.last}
 }
 
-// Get waits until there is a connection whose broker takes messages, or ctx ends. The context that it returns ends when
-// the connection is lost.
+// Get waits for a connection whose broker accepts messages, and returns it. epoch ends when the connection is lost. If
+// ctx ends first, Get returns its error.
 func (l *Link[C]) Get(ctx context.Context) (conn C, epoch context.Context, err error) {
 	for {
 		s := l.State()
@@ -148,7 +148,7 @@ func (l *Link[C]) Get(ctx context.Context) (conn C, epoch context.Context, err e
 func (l *Link[C]) Restored(d time.Duration) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return time.Since(l.back) < d
+	return time.Since(l.restored) < d
 }
 
 // Reconnects returns how often a connection replaced another one.

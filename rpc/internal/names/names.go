@@ -1,4 +1,4 @@
-// Package names has the rule for names of hosts and topics: what every broker can take.
+// Package names has the rule for the names of hosts and topics: every broker accepts them.
 package names
 
 import (
@@ -8,17 +8,17 @@ import (
 	"unicode/utf8"
 )
 
-// Max is how many bytes a name may have, with all that stands before and after it: an AMQP short
-// string has no more.
+// Max is the longest name in bytes, with all its prefixes and suffixes: an AMQP short string has
+// no more.
 const Max = 255
 
-// Fault returns what is wrong with a name as the predicate of a sentence. It is empty if nothing is.
+// Fault returns what is wrong with a name, as the predicate of a sentence. It is empty if the name is valid.
 func Fault(name string) string {
 	switch {
-	case plain(name): // nearly always
+	case plain(name): // the usual case, checked fast
 		return ""
 	case len(name) > Max:
-		return "is longer than the 255 bytes that a broker takes"
+		return "is longer than the 255 bytes that a broker allows"
 	case !utf8.ValidString(name):
 		return "is not valid UTF-8"
 	case strings.ContainsFunc(name, unicode.IsControl):
@@ -31,9 +31,9 @@ func Fault(name string) string {
 	return ""
 }
 
-// plain reports whether a name is all ASCII, and well.
+// plain reports whether a name is valid and all ASCII.
 func plain(name string) bool {
-	part := false // the part before the next dot has something
+	part := false // the part before the next dot is not empty
 	for i := range len(name) {
 		switch c := name[i]; {
 		case c <= ' ' || c >= 0x7f || c == '*' || c == '>':

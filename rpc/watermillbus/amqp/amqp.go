@@ -1,22 +1,23 @@
-// Package amqp is a bus over RabbitMQ that is made of stock watermill-amqp (v3.0.2) alone, for those who must not
-// link another client of RabbitMQ. All others take rpc/amqpbus, which is faster and keeps more.
+// Package amqp is a bus over RabbitMQ made of stock watermill-amqp (v3.0.2) alone, for programs that must not link
+// another client of RabbitMQ. All other programs use rpc/amqpbus, which is faster and keeps more rules.
 //
 //	bus, err := amqp.New(amqp.Config{URL: "amqp://user:pw@rabbit:5672/"})
 //	err = bus.Start(ctx)
 //
-// Package urlbus opens it for watermill-amqp:// if the program says so, and only such a program links it:
+// Package urlbus opens it for watermill-amqp:// URLs if the program registers it as below. Other programs do not link it:
 //
 //	cfg.Schemes = map[string]urlbus.Opener{"watermill-amqp": func(url string, cfg urlbus.Config) (urlbus.Bus, error) {
 //		return amqp.New(amqp.Config{URL: url, Exchange: cfg.Exchange, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 //	}}
 //
-// It keeps the rules that watermillbus keeps, and has its gaps, of which Start warns in the log: a server that is away is
-// not an error but a wait, a call does not leave a busy server, and a message that a stopping server had not begun counts as
-// lost with a server. The queues have the names and properties of those of amqpbus, so both may share them.
+// The bus keeps the same rules of the bus contract as watermillbus, and Start logs a warning about the others: a call to a
+// server that is away waits instead of failing, a call stays with a busy server, and a message whose handler had not begun
+// when its server stopped counts as lost with a server. The queues have the names and properties of those of amqpbus, so
+// both buses may use the same queues.
 //
-// It does not survive a lost connection: watermill-amqp v3.0.2 publishes nothing after it. So the bus ends with the first
-// connection that is lost: all that is called afterwards fails with [ErrConnectionLost] at once, Check fails, and
-// Failed reports it, so that package service ends the process and its supervisor starts it again.
+// The bus does not survive a lost connection, because watermill-amqp v3.0.2 publishes nothing after that. The bus ends
+// with its first lost connection: later calls fail at once with [ErrConnectionLost], Check fails, and Failed reports the
+// loss, so that package service ends the process and the supervisor starts it again.
 package amqp
 
 import (
@@ -42,29 +43,29 @@ import (
 	"github.com/armature-go/armature/rpc/watermillbus"
 )
 
-// ErrConnectionLost means that the bus has lost its connection and does not get another one: start the process again. The message was
-// not sent, unless the error has the code Unknown.
-var ErrConnectionLost = fault.Sentinel(fault.Unavailable, "BusConnectionLost", "the connection of watermill-amqp was lost, which needs a new process")
+// ErrConnectionLost means that the bus has lost its connection and does not connect again: restart the process. The
+// message was not sent, unless the error has the code Unknown.
+var ErrConnectionLost = fault.Sentinel(fault.Unavailable, "BusConnectionLost", "the connection of watermill-amqp was lost, restart the process")
 
 // Config configures a Bus.
 type Config struct {
-	// URL is that of the broker, amqp://, amqps:// or watermill-amqp:// (which is amqp://) with user, password, host,
-	// port and virtual host. Required. The password appears in no log and no error.
+	// URL is the broker's URL: amqp://, amqps:// or watermill-amqp:// (which means amqp://), with user, password, host,
+	// port and virtual host. Required. The password does not appear in logs and errors.
 	URL string
-	// Exchange is the first part of the name of every queue and exchange. Default "armature". Processes that talk to
-	// each other have the same.
+	// Exchange is the first part of the name of every queue and exchange. It must be the same in all processes that
+	// talk to each other. Default "armature".
 	Exchange string
-	// TLS is for amqps URLs. Default: the system's authorities.
+	// TLS is the configuration for amqps URLs. Nil: the system's authorities.
 	TLS *tls.Config
-	// MaxMessage is the largest message that Publish takes, in bytes. Default bus.DefaultMaxMessage.
+	// MaxMessage is the largest message that Publish accepts, in bytes. Default bus.DefaultMaxMessage.
 	MaxMessage int
-	// Lanes bounds how many messages of a topic are handled at once: each needs a channel. Default 16.
+	// Lanes bounds how many messages of a topic are handled at once. Each lane needs a channel. Default 16.
 	Lanes int
-	// Logger gets what happens to the connections. Default slog.Default().
+	// Logger gets the events of the connections. Default slog.Default().
 	Logger *slog.Logger
 }
 
-// Bus is a [bus.Bus], and a service part that reports its failure. It is safe for concurrent use.
+// Bus is a [bus.Bus]. It has the Start, Stop, Check and Failed of a service part. It is safe for concurrent use.
 type Bus struct {
 	cfg    Config
 	failed chan error
@@ -73,12 +74,12 @@ type Bus struct {
 	end   context.CancelCauseFunc
 
 	mu     sync.Mutex
-	on     *watermillbus.Bus // nil before Start
+	inner  *watermillbus.Bus // nil before Start and after Close
 	conns  []*amqp.ConnectionWrapper
 	closed bool
 }
 
-// New returns a bus that is not connected. The error, with code Invalid, says what is wrong with the URL.
+// New returns a bus that is not connected. The error, with code Invalid, says what is wrong with URL or Exchange.
 func New(cfg Config) (*Bus, error) {
 	if rest, ok := strings.CutPrefix(cfg.URL, "watermill-"); ok {
 		cfg.URL = rest
@@ -101,17 +102,17 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// Start connects, and warns of what the bus does not keep. It may be called again after an error: Unavailable if
-// the broker does not answer, Precondition if the bus is started already, bus.ErrClosed. watermill-amqp takes no context, so
-// Start blocks for as long as it does.
+// Start connects, and logs a warning about the rules that the bus does not keep. Errors: Unavailable if the broker does
+// not answer, after which Start may be called again; Precondition if the bus is started already; bus.ErrClosed.
+// watermill-amqp has no context here, so the context is ignored, and Start blocks as long as watermill-amqp does.
 func (b *Bus) Start(context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
 	case b.closed:
 		return bus.ErrClosed
-	case b.on != nil:
-		return fault.New(fault.Precondition, "watermill-amqp: started twice")
+	case b.inner != nil:
+		return fault.New(fault.Precondition, "start watermill-amqp: the bus is started already")
 	}
 	var made []*amqp.ConnectionWrapper
 	for range 2 { // to publish and to consume
@@ -121,16 +122,16 @@ func (b *Bus) Start(context.Context) error {
 			return fault.New(fault.Unavailable, "connect to RabbitMQ at %s: %v", broker.Redacted(b.cfg.URL), err)
 		}
 		lost := c.Connection().NotifyClose(make(chan *amqp091.Error, 1))
-		go b.watch(lost) // ends with the connection
+		go b.awaitLoss(lost) // ends with the connection
 		made = append(made, c)
 	}
-	on, err := b.assemble(made[0], made[1])
+	inner, err := b.assemble(made[0], made[1])
 	if err != nil {
 		closeAll(made)
 		return err
 	}
-	b.on, b.conns = on, made
-	b.cfg.Logger.Warn("the bus is stock watermill-amqp: it does not report servers that are away, waiting calls stay with busy servers, and it ends with its connection")
+	b.inner, b.conns = inner, made
+	b.cfg.Logger.Warn("watermill-amqp started: no error for servers that are away, waiting calls stay with busy servers, a lost connection ends the bus")
 	return nil
 }
 
@@ -140,7 +141,7 @@ func closeAll(list []*amqp.ConnectionWrapper) {
 	}
 }
 
-// assemble makes the bus of watermill-amqp's parts.
+// assemble makes the bus of watermill-amqp publishers and subscribers.
 func (b *Bus) assemble(publish, consume *amqp.ConnectionWrapper) (*watermillbus.Bus, error) {
 	log := watermill.NopLogger{}
 	queues, fanouts := b.config(amqp.NewDurableQueueConfig(b.cfg.URL)), b.config(amqp.NewDurablePubSubConfig(b.cfg.URL, nil))
@@ -176,7 +177,7 @@ func (b *Bus) assemble(publish, consume *amqp.ConnectionWrapper) (*watermillbus.
 	})
 }
 
-// config gives queues and exchanges the names of those of amqpbus, and publishers confirmations.
+// config sets the names of queues and exchanges, which are those of amqpbus, and publisher confirms.
 func (b *Bus) config(c amqp.Config) amqp.Config {
 	name := func(topic string) string { return b.cfg.Exchange + "." + topic }
 	if c.Exchange.Type == "fanout" {
@@ -188,30 +189,32 @@ func (b *Bus) config(c amqp.Config) amqp.Config {
 	return c
 }
 
-// watch ends the bus when a connection is lost.
-func (b *Bus) watch(lost <-chan *amqp091.Error) {
-	why := <-lost
-	if why == nil { // Close has closed it
+// awaitLoss waits until a connection is lost, and then ends the bus.
+func (b *Bus) awaitLoss(lost <-chan *amqp091.Error) {
+	reason := <-lost
+	if reason == nil { // Close has closed the connection
 		return
 	}
-	err := fmt.Errorf("%w: %w", ErrConnectionLost, why)
+	err := fmt.Errorf("%w: %w", ErrConnectionLost, reason)
 	b.end(err)
-	b.cfg.Logger.Error("lost the connection to RabbitMQ, the process has to be started again", "error", why)
+	b.cfg.Logger.Error("connection to RabbitMQ lost, the process must be restarted", "error", reason)
 	select {
 	case b.failed <- err:
-	default: // it was reported before
+	default: // the other connection was lost before
 	}
 }
 
-// Failed gets one error when a connection was lost.
+// Failed returns a channel that gets one error when a connection is lost. It is never closed.
 func (b *Bus) Failed() <-chan error { return b.failed }
 
-// Check returns nil while the bus works, and why it does not: bus.ErrNotStarted, bus.ErrClosed or ErrConnectionLost.
+// Check returns nil while the bus works, otherwise bus.ErrNotStarted, bus.ErrClosed or ErrConnectionLost. It does not
+// block.
 func (b *Bus) Check(context.Context) error {
 	_, err := b.usable()
 	return err
 }
 
+// usable returns the inner bus, or the error of Check.
 func (b *Bus) usable() (*watermillbus.Bus, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -220,26 +223,26 @@ func (b *Bus) usable() (*watermillbus.Bus, error) {
 		return nil, bus.ErrClosed
 	case b.alive.Err() != nil:
 		return nil, context.Cause(b.alive)
-	case b.on == nil:
+	case b.inner == nil:
 		return nil, bus.ErrNotStarted
 	}
-	return b.on, nil
+	return b.inner, nil
 }
 
-// Publish is that of [bus.Bus].
+// Publish implements [bus.Bus]. When the connection is lost, it fails with ErrConnectionLost.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
-	on, err := b.usable()
+	inner, err := b.usable()
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(b.alive, cancel)() //nolint:contextcheck // the bus's own life
-	return b.explain(on.Publish(ctx, topic, m))
+	return b.wrapLoss(inner.Publish(ctx, topic, m))
 }
 
-// explain gives an error that the loss of the connection has caused its reason.
-func (b *Bus) explain(err error) error {
+// wrapLoss adds ErrConnectionLost to err if the connection is lost. A message that may have been sent stays Unknown.
+func (b *Bus) wrapLoss(err error) error {
 	switch {
 	case err == nil || b.alive.Err() == nil:
 		return err
@@ -250,64 +253,65 @@ func (b *Bus) explain(err error) error {
 	}
 }
 
-// Send is that of [bus.Bus].
+// Send implements [bus.Bus]. Errors: as Publish.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
-	on, err := b.usable()
+	inner, err := b.usable()
 	if err != nil {
 		done(err)
 		return
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	stop := context.AfterFunc(b.alive, cancel) //nolint:contextcheck // the bus's own life
-	on.Send(ctx, topic, m, func(err error) {
+	inner.Send(ctx, topic, m, func(err error) {
 		stop()
 		cancel()
-		done(b.explain(err))
+		done(b.wrapLoss(err))
 	})
 }
 
-// Subscribe is that of [bus.Bus]. The subscription ends with the connection.
+// Subscribe implements [bus.Bus]. The loss of the connection ends the subscription.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
-	on, err := b.usable()
+	inner, err := b.usable()
 	if err != nil {
 		return nil, err
 	}
-	out, err := on.Subscribe(ctx, s)
-	return out, b.explain(err)
+	out, err := inner.Subscribe(ctx, s)
+	return out, b.wrapLoss(err)
 }
 
-// CreateTopic is that of [bus.Bus].
+// CreateTopic implements [bus.Bus].
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
-	on, err := b.usable()
+	inner, err := b.usable()
 	if err != nil {
 		return err
 	}
-	return b.explain(on.CreateTopic(ctx, topic))
+	return b.wrapLoss(inner.CreateTopic(ctx, topic))
 }
 
-// Capabilities is that of [bus.Bus]. RabbitMQ keeps persistent messages.
+// Capabilities implements [bus.Bus]. Persistent is true, because the queues are durable.
 func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{MaxMessage: cmp.Or(b.cfg.MaxMessage, bus.DefaultMaxMessage), MaxTopic: names.Max - len(b.cfg.Exchange) - len("."), Persistent: true}
 }
 
-// Stop is Close, for use as a service part.
+// Stop is Close, without regard to the context. It makes the bus a service part.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
-// Close ends the subscriptions and the connections. It is idempotent. The error says which part hangs.
+// Close ends the subscriptions and the connections. It is idempotent. Errors: as of watermillbus. After a lost connection
+// it returns at once, and closes in the background, because watermill-amqp may hang.
 func (b *Bus) Close() error {
 	b.mu.Lock()
-	on, conns := b.on, b.conns
-	b.closed, b.on, b.conns = true, nil, nil
+	inner, conns := b.inner, b.conns
+	b.closed, b.inner, b.conns = true, nil, nil
 	b.mu.Unlock()
 	b.end(bus.ErrClosed)
-	if on == nil {
+	if inner == nil {
 		return nil
 	}
-	if errors.Is(context.Cause(b.alive), ErrConnectionLost) { // parts may hang for ever
-		go func() { _ = on.Close(); closeAll(conns) }()
+	if errors.Is(context.Cause(b.alive), ErrConnectionLost) { // publishers and subscribers may hang for ever
+		go func() { _ = inner.Close(); closeAll(conns) }()
 		return nil
 	}
-	err := on.Close()
+	err := inner.Close()
 	closeAll(conns)
 	return err
 }

@@ -47,7 +47,7 @@ func TestBus(t *testing.T) {
 	}, "busy", "restarts")
 }
 
-// TestStart: errors of the start say what is wrong, without the password.
+// TestStart: the errors of New and Start say what is wrong, without the password.
 func TestStart(t *testing.T) {
 	t.Parallel()
 	for _, broker := range []string{"", "nats://u:hunter2@h", "amqp://u:hunter2@"} {
@@ -73,7 +73,7 @@ func TestStart(t *testing.T) {
 	}
 }
 
-// TestScheme: urlbus opens the bus for those who import it, and for no others.
+// TestScheme: urlbus opens the bus only for a program that registers it.
 func TestScheme(t *testing.T) {
 	t.Parallel()
 	u, err := url.Parse(envtest.URL(t, testenv.AMQPVar))

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/rpc/watermillbus/amqp"
 )
 
-// TestConnectionLost: after the loss of a connection, which watermill-amqp does not survive, all fails at once with an error
-// that says so, and the failure is reported.
+// TestConnectionLost: watermill-amqp does not survive the loss of a connection. After it, every call fails at once with
+// ErrConnectionLost, and Failed reports the loss.
 func TestConnectionLost(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)
@@ -41,7 +41,7 @@ func TestConnectionLost(t *testing.T) {
 	case <-time.After(30 * time.Second):
 		t.Fatal("the failure was not reported")
 	}
-	if err := broker.Restart(t.Context()); err != nil { // it is of no use to this bus
+	if err := broker.Restart(t.Context()); err != nil { // the bus does not connect again
 		t.Fatal(err)
 	}
 	begin := time.Now()
@@ -54,6 +54,6 @@ func TestConnectionLost(t *testing.T) {
 		}
 	}
 	if d := time.Since(begin); d > time.Second {
-		t.Errorf("it took %v to say so", d)
+		t.Errorf("the errors took %v", d)
 	}
 }

@@ -18,10 +18,10 @@ func testAffinity(b bench) {
 	b.host("n2", 8)
 	g := &placement.Group{ID: "g", Policy: placement.Affinity}
 	b.must(member("a", "n1", g))
-	b.refuses(placement.ErrGroup, "group g is on n1, not on n2: the group's policy forbids the host", member("b", "n2", g))
+	b.refuses(placement.ErrGroup, "group g is on host n1, not on n2: the group's policy forbids the host", member("b", "n2", g))
 	b.must(member("b", "n1", g))
 	b.must(member("x", "n2", &placement.Group{ID: "other", Policy: placement.Affinity}))
-	// All together may move, one alone may not.
+	// The whole group may move in one call, a single member may not.
 	toN2 := func(id string) placement.Claim { c := member(id, "n2", g); c.Generation = 1; return c }
 	b.refuses(placement.ErrGroup, "", toN2("a"))
 	b.must(toN2("a"), toN2("b"))
@@ -34,15 +34,15 @@ func testAntiAffinity(b bench) {
 	b.host("n2", 8)
 	g := &placement.Group{ID: "g", Policy: placement.AntiAffinity}
 	b.must(member("a", "n1", g))
-	b.refuses(placement.ErrGroup, "group g has 1 of at most 1 on n1: the group's policy forbids the host", member("b", "n1", g))
+	b.refuses(placement.ErrGroup, "group g has 1 members on host n1, at most 1 are allowed: the group's policy forbids the host", member("b", "n1", g))
 	b.refuses(placement.ErrGroup, "", member("b", "n2", g), member("c", "n2", g))
 	b.must(member("b", "n2", g))
 	grow := member("b", "n2", g)
 	grow.Generation, grow.Allocations = 1, []placement.Allocation{cpus("n2", 2)}
-	b.must(grow) // a member is not in its own way
+	b.must(grow) // a member does not count against itself
 	g.MaxPerHost = 2
 	b.must(member("c", "n1", g))
-	b.refuses(placement.ErrGroup, "group g has 2 of at most 2 on n1: the group's policy forbids the host", member("d", "n1", g))
+	b.refuses(placement.ErrGroup, "group g has 2 members on host n1, at most 2 are allowed: the group's policy forbids the host", member("d", "n1", g))
 	if err := placement.Release(b.Context(), b, "a"); err != nil {
 		b.Fatal(err)
 	}

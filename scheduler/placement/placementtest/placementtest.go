@@ -1,4 +1,6 @@
-// Package placementtest judges implementations of [placement.Store].
+// Package placementtest has the suite that checks implementations of [placement.Store].
+//
+//	placementtest.TestStore(t, func(t *testing.T) placement.Store { return placement.NewSQL(openDatabase(t)) })
 package placementtest
 
 import (
@@ -15,9 +17,10 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// TestStore runs every rule of a [placement.Store] as a subtest of its own, in
-// parallel. open returns an empty store; it is called once for each rule.
-func TestStore(t *testing.T, open func(t *testing.T) placement.Store) { //nolint:tparallel // the caller says so
+// TestStore checks every rule of a [placement.Store] in a subtest of its own, in
+// parallel. open returns an empty store, and is called once for each rule. A failure
+// prints the rule.
+func TestStore(t *testing.T, open func(t *testing.T) placement.Store) { //nolint:tparallel // the caller decides
 	t.Helper()
 	for _, r := range rules {
 		t.Run(r.name, func(t *testing.T) {
@@ -38,31 +41,31 @@ type rule struct {
 }
 
 var rules = []rule{
-	{"provider", "a provider is read back as it was put, with its generation, which changes with it, but not by signs of life, and which a writer must know", testProvider},
-	{"provider race", "of many who put a new provider at once one makes it, or all of those who do not mind", testProviderRace},
-	{"refused", "a provider that makes no sense is refused, and says why", testRefused},
-	{"inventory", "an inventory may become too small for what is used, but not vanish", testInventory},
-	{"aggregate", "providers share aggregates; what changes in one is seen by all", testAggregate},
-	{"remove", "a provider that is used stays", testRemove},
-	{"claim", "a claim takes all it asks for, or nothing", testClaim},
-	{"units", "what one consumer may have is bounded", testUnits},
-	{"several", "a claim of several providers is one", testSeveral},
-	{"generation", "a claim can ask that the provider be as it was when it was chosen", testGeneration},
-	{"again", "a claim whose outcome is unknown can be made again", testAgain},
-	{"change", "a claim can be changed by who knows its generation, in place", testChange},
+	{"provider", "a provider is read as it was put; its generation grows with each change, but not with tasks and failures; a Put with another generation fails", testProvider},
+	{"provider race", "of many Puts of a new provider at once, exactly one succeeds; with the generation Any all succeed", testProviderRace},
+	{"refused", "a provider that is not valid is refused, and the error says why", testRefused},
+	{"inventory", "the capacity of an inventory may become less than the used amount, but a used inventory cannot be removed", testInventory},
+	{"aggregate", "providers share aggregates; a change of an aggregate shows in all its providers", testAggregate},
+	{"remove", "a provider that is used cannot be removed", testRemove},
+	{"claim", "a claim gets all its resources or none", testClaim},
+	{"units", "the minimum, the maximum and the step of an inventory limit each consumer", testUnits},
+	{"several", "a claim of several providers is made as a whole or not at all, and so are several claims", testSeveral},
+	{"generation", "a claim fails if it names another generation of its provider", testGeneration},
+	{"again", "a claim with an unknown outcome can be repeated", testAgain},
+	{"change", "a caller that knows the generation of a claim can change it", testChange},
 	{"release", "a release can be repeated", testRelease},
-	{"overfull", "a provider over its capacity takes nothing more, but gives", testOverfull},
-	{"move", "a move holds both sides until it ends, and can be undone", testMove},
+	{"overfull", "a provider above its capacity gives no more resources, and accepts releases", testOverfull},
+	{"move", "a move claims both hosts until it ends, and can be undone", testMove},
 	{"affinity", "members of a group with affinity share a host", testAffinity},
-	{"anti-affinity", "members of a group with anti-affinity do not, up to a number", testAntiAffinity},
-	{"soft", "a soft policy forbids nothing", testSoft},
-	{"invalid", "a claim that makes no sense is refused", testInvalid},
-	{"race", "of many who claim the same at once as many get it as there is room for", testRace},
-	{"group race", "of many members who claim the same host at once no more get it than the policy allows", testGroupRace},
-	{"storm", "whatever many do at once, in the end the use is the sum of the claims, and was never above the capacity", testStorm},
+	{"anti-affinity", "members of a group with anti-affinity do not share a host, beyond MaxPerHost", testAntiAffinity},
+	{"soft", "a soft policy forbids no host", testSoft},
+	{"invalid", "a claim that is not valid is refused", testInvalid},
+	{"race", "of many claims of one provider at once, exactly as many succeed as fit", testRace},
+	{"group race", "of many members that claim the same host at once, no more succeed than the policy allows", testGroupRace},
+	{"storm", "after many concurrent calls the used amounts are the sums of the claims, and were never above the capacity", testStorm},
 }
 
-// bench is a store with what tests say often.
+// bench is a store with the helpers of the tests.
 type bench struct {
 	*testing.T
 	placement.Store
@@ -77,7 +80,7 @@ func (b bench) put(p *placement.Provider) *placement.Provider {
 	return out
 }
 
-// host puts a provider with so many VCPU.
+// host puts a provider with the number of VCPU.
 func (b bench) host(id string, vcpus int64) *placement.Provider {
 	b.Helper()
 	return b.put(&placement.Provider{ID: id, Inventories: map[string]placement.Inventory{placement.VCPU: {Total: vcpus}, placement.MemoryMB: {Total: 1 << 20}}})
@@ -99,7 +102,7 @@ func (b bench) must(claims ...placement.Claim) {
 	}
 }
 
-// refuses claims and wants an error, with a text if that is not "".
+// refuses claims and expects the error want, with the text unless it is empty.
 func (b bench) refuses(want error, text string, claims ...placement.Claim) {
 	b.Helper()
 	err := b.Claim(b.Context(), claims...)
@@ -117,7 +120,7 @@ func (b bench) provider(id string) *placement.Provider {
 	return list[0]
 }
 
-// used wants so many VCPU to be used.
+// used checks the used VCPU of providers.
 func (b bench) used(want map[string]int64) {
 	b.Helper()
 	for id, n := range want {
@@ -136,7 +139,7 @@ func (b bench) claim(consumer string) placement.Claim {
 	return list[0]
 }
 
-// settled wants the uses to be the sums of the claims.
+// settled checks that the used amounts are the sums of the claims.
 func (b bench) settled() {
 	b.Helper()
 	claims, err := b.Claims(b.Context())
@@ -167,7 +170,7 @@ func (b bench) settled() {
 			}
 		}
 		if p.Consumers != hosts[p.ID] {
-			b.Errorf("%s has %d consumers, the claims say %d", p.ID, p.Consumers, hosts[p.ID])
+			b.Errorf("%s has %d consumers, the claims have %d", p.ID, p.Consumers, hosts[p.ID])
 		}
 	}
 }
@@ -196,7 +199,7 @@ func testClaim(b bench) {
 		b.Errorf("claim (-want +got):\n%s", diff)
 	}
 	if got := b.claim("d"); got.Generation != 0 || len(got.Allocations) != 0 {
-		b.Errorf("what was refused: %+v", got)
+		b.Errorf("after the refused claim: %+v", got)
 	}
 	b.settled()
 }
@@ -230,7 +233,7 @@ func testSeveral(b bench) {
 	if p := b.provider("n2"); p.Consumers != 1 || b.provider("n1").Consumers != 0 {
 		b.Errorf("the consumer's host is n2: %+v", p)
 	}
-	// Two claims at once are one, too.
+	// Two claims of one call are made together or not at all.
 	b.refuses(placement.ErrNoRoom, "", placement.Claim{Consumer: "b", Allocations: []placement.Allocation{cpus("n1", 1)}},
 		placement.Claim{Consumer: "c", Allocations: []placement.Allocation{cpus("n1", 2)}})
 	b.used(map[string]int64{"n1": 2})
@@ -243,10 +246,10 @@ func testGeneration(b bench) {
 		return placement.Claim{Consumer: consumer, Allocations: []placement.Allocation{{Provider: "n1", Generation: g, Resources: placement.Resources{placement.VCPU: 1}}}}
 	}
 	b.must(at("a", p.Generation))
-	b.must(at("b", p.Generation)) // claims change no generation
+	b.must(at("b", p.Generation)) // claims do not change the generation of the provider
 	p.Traits = []string{"CUSTOM_X"}
 	p = b.put(p)
-	b.refuses(placement.ErrChanged, "provider n1: generation 2, chosen at 1: changed meanwhile", at("c", 1))
+	b.refuses(placement.ErrChanged, "provider n1: the present generation is 2, the decision used 1: changed by another process", at("c", 1))
 	b.must(at("c", p.Generation))
 	b.used(map[string]int64{"n1": 3})
 }
@@ -263,7 +266,7 @@ func testAgain(b bench) {
 	}
 	b.used(map[string]int64{"n1": 3})
 	c.Allocations = []placement.Allocation{cpus("n2", 3)}
-	b.refuses(placement.ErrChanged, "claim of a, generation 0: it has generation 1: changed meanwhile", c)
+	b.refuses(placement.ErrChanged, "claim of a, generation 0: the present generation is 1: changed by another process", c)
 	b.used(map[string]int64{"n1": 3, "n2": 0})
 }
 
@@ -280,7 +283,7 @@ func testChange(b bench) {
 	b.refuses(placement.ErrNoRoom, "provider n1: VCPU: needs 1, 0 free: not enough room left",
 		placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{cpus("n1", 5)}})
 	b.refuses(placement.ErrChanged, "", placement.Claim{Consumer: "a", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 1)}})
-	b.refuses(placement.ErrChanged, "claim of none, generation 1: there is none: changed meanwhile",
+	b.refuses(placement.ErrChanged, "claim of none, generation 1: the claim does not exist: changed by another process",
 		placement.Claim{Consumer: "none", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 1)}})
 	b.must(placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{cpus("n2", 1)}})
 	b.used(map[string]int64{"n1": 0, "n2": 1})
@@ -315,12 +318,12 @@ func testOverfull(b bench) {
 	b.put(p)
 	b.refuses(placement.ErrNoRoom, "provider n1: VCPU: needs 1, -5 free: not enough room left",
 		placement.Claim{Consumer: "c", Allocations: []placement.Allocation{cpus("n1", 1)}})
-	// Less is allowed although it is still too much, and so is a swap.
+	// A smaller claim is allowed although the provider is still above its capacity, and so is a swap.
 	b.must(placement.Claim{Consumer: "a", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 5)}})
 	b.must(placement.Claim{Consumer: "a", Generation: 2, Allocations: []placement.Allocation{cpus("n1", 4)}},
 		placement.Claim{Consumer: "b", Generation: 1, Allocations: []placement.Allocation{cpus("n1", 5)}})
 	b.used(map[string]int64{"n1": 9})
-	// Another class of the same provider has room.
+	// Another class of the same provider is not above its capacity.
 	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{of("n1", placement.Resources{placement.MemoryMB: 1})}})
 	b.settled()
 }
@@ -332,7 +335,7 @@ func testMove(b bench) {
 	group := &placement.Group{ID: "g", Policy: placement.AntiAffinity}
 	b.must(placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{cpus("n1", 3)}, Group: group})
 	to := placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{cpus("n2", 3)}, Group: group}
-	for range 2 { // the second time it has been done
+	for range 2 { // the second call finds the move made
 		if err := placement.Move(ctx, b, "move-1", to); err != nil {
 			b.Fatal(err)
 		}
@@ -351,7 +354,7 @@ func testMove(b bench) {
 		b.used(map[string]int64{"n1": 3, "n2": 0})
 	}
 	if c := b.claim("vm"); c.Host != "n1" || c.Group == nil || b.claim("move-1").Generation != 0 {
-		b.Errorf("after it was undone: %+v", c)
+		b.Errorf("after Revert: %+v", c)
 	}
 	if err := placement.Move(ctx, b, "move-2", to); err != nil {
 		b.Fatal(err)
@@ -360,7 +363,7 @@ func testMove(b bench) {
 		b.Fatal(err)
 	}
 	b.used(map[string]int64{"n1": 0, "n2": 3})
-	// Within a host both sides count, too.
+	// A move within a host also claims both.
 	if err := placement.Move(ctx, b, "move-3", placement.Claim{Consumer: "vm", Allocations: []placement.Allocation{cpus("n2", 2)}, Group: group}); !errors.Is(err, placement.ErrNoRoom) {
 		b.Errorf("a move within a host without room for both: %v", err)
 	}
@@ -369,7 +372,7 @@ func testMove(b bench) {
 	}
 	b.used(map[string]int64{"n2": 4})
 	if err := placement.Move(ctx, b, "move-4", placement.Claim{Consumer: "none", Allocations: []placement.Allocation{cpus("n1", 1)}}); !errors.Is(err, fault.Precondition) {
-		b.Errorf("a move of what has no claim: %v", err)
+		b.Errorf("a move of a consumer without a claim: %v", err)
 	}
 	b.settled()
 }
@@ -378,20 +381,20 @@ func testInvalid(b bench) {
 	b.host("n1", 8)
 	claim := func(a ...placement.Allocation) placement.Claim { return placement.Claim{Consumer: "a", Allocations: a} }
 	for want, c := range map[string]placement.Claim{
-		`consumer "": a name has 1 to 255 bytes, and no control characters`: {Allocations: []placement.Allocation{cpus("n1", 1)}},
-		`provider "": a name has 1 to 255 bytes, and no control characters`: claim(cpus("", 1)),
-		`claim of a: provider n1 twice`:                                     claim(cpus("n1", 1), cpus("n1", 1)),
-		`claim of a: nothing of provider n1`:                                claim(of("n1", nil)),
-		`claim of a: 0 of "VCPU"`:                                           claim(cpus("n1", 0)),
-		`claim of a: -1 of "VCPU"`:                                          claim(cpus("n1", -1)),
-		`claim of a: 9223372036854775807 of "VCPU"`:                         claim(cpus("n1", 1<<63-1)),
-		`claim of a: 1 of "x"`:                                              claim(of("n1", placement.Resources{"x": 1})),
-		`claim of a: its host n2 is not among the providers`:                {Consumer: "a", Host: "n2", Allocations: []placement.Allocation{cpus("n1", 1)}},
-		`group "": a name has 1 to 255 bytes, and no control characters`:    {Consumer: "a", Group: &placement.Group{}, Allocations: []placement.Allocation{cpus("n1", 1)}},
+		`consumer "": a name has 1 to 255 bytes, and no control characters`:                                  {Allocations: []placement.Allocation{cpus("n1", 1)}},
+		`provider "": a name has 1 to 255 bytes, and no control characters`:                                  claim(cpus("", 1)),
+		`claim of a: provider n1 is listed twice`:                                                            claim(cpus("n1", 1), cpus("n1", 1)),
+		`claim of a: the allocation of provider n1 has no resources`:                                         claim(of("n1", nil)),
+		`claim of a: 0 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                   claim(cpus("n1", 0)),
+		`claim of a: -1 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                  claim(cpus("n1", -1)),
+		`claim of a: 9223372036854775807 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`: claim(cpus("n1", 1<<63-1)),
+		`claim of a: 1 of "x": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                      claim(of("n1", placement.Resources{"x": 1})),
+		`claim of a: its host n2 is not among the providers`:                                                 {Consumer: "a", Host: "n2", Allocations: []placement.Allocation{cpus("n1", 1)}},
+		`group "": a name has 1 to 255 bytes, and no control characters`:                                     {Consumer: "a", Group: &placement.Group{}, Allocations: []placement.Allocation{cpus("n1", 1)}},
 	} {
 		b.refuses(fault.Invalid, want, c)
 	}
-	b.refuses(fault.Invalid, "two claims of a at once", claim(cpus("n1", 1)), claim(cpus("n1", 1)))
+	b.refuses(fault.Invalid, "two claims of a in one call", claim(cpus("n1", 1)), claim(cpus("n1", 1)))
 	b.used(map[string]int64{"n1": 0})
 }
 
@@ -413,7 +416,7 @@ func testRace(b bench) {
 	}
 	wg.Wait()
 	if got.Load() != 10 || full.Load() != 30 {
-		b.Errorf("%d got it, %d found no room; want 10 and 30", got.Load(), full.Load())
+		b.Errorf("%d claims succeeded, %d found no room; want 10 and 30", got.Load(), full.Load())
 	}
 	b.settled()
 }
@@ -427,12 +430,12 @@ func testStorm(b bench) {
 	}
 	var workers, watch sync.WaitGroup
 	done := make(chan struct{})
-	looks := 0
+	checks := 0
 	watch.Go(func() {
 		for {
 			list, err := b.Providers(b.Context())
 			if err != nil {
-				b.Errorf("look: %v", err)
+				b.Errorf("Providers: %v", err)
 				return
 			}
 			for _, p := range list {
@@ -440,7 +443,7 @@ func testStorm(b bench) {
 					b.Errorf("%s uses %d of %d", p.ID, i.Used, size)
 				}
 			}
-			looks++
+			checks++
 			select {
 			case <-done:
 				return
@@ -491,6 +494,6 @@ func testStorm(b bench) {
 	workers.Wait()
 	close(done)
 	watch.Wait()
-	b.Logf("%d claims, %d of two providers, %d releases, %d moves; looked %d times", counts[0].Load(), counts[1].Load(), counts[2].Load(), counts[3].Load(), looks)
+	b.Logf("%d claims, %d of two providers, %d releases, %d moves; %d checks", counts[0].Load(), counts[1].Load(), counts[2].Load(), counts[3].Load(), checks)
 	b.settled()
 }

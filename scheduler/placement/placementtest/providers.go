@@ -39,7 +39,7 @@ func testProvider(b bench) {
 		b.Errorf("read (-want +got):\n%s", diff)
 	}
 	if got.At.IsZero() {
-		b.Error("it does not say of when it is")
+		b.Error("At is zero")
 	}
 	got.Tasks, got.Failures = 5, 0
 	if same := b.put(got); same.Generation != 1 || same.Tasks != 5 {
@@ -57,10 +57,10 @@ func testProvider(b bench) {
 	}
 	got.Generation, got.Zone = placement.Any, "x"
 	if next := b.put(got); next.Generation != 3 || next.Zone != "x" {
-		b.Errorf("put whatever there is: %+v", next)
+		b.Errorf("put with generation Any: %+v", next)
 	}
 	if _, err := b.Put(b.Context(), &placement.Provider{ID: "n2", Generation: 1}); !errors.Is(err, placement.ErrChanged) {
-		b.Errorf("generation 1 of what there is not: %v", err)
+		b.Errorf("generation 1 of a provider that does not exist: %v", err)
 	}
 	b.put(&placement.Provider{ID: "n0", Generation: placement.Any})
 	all, err := b.Providers(b.Context())
@@ -92,7 +92,7 @@ func testProviderRace(b bench) {
 	}
 	wg.Wait()
 	if made.Load() != 1 || b.provider("any").Generation != 12 {
-		b.Errorf("%d made it, want 1; generation %d, want 12", made.Load(), b.provider("any").Generation)
+		b.Errorf("%d Puts made the provider, want 1; generation %d, want 12", made.Load(), b.provider("any").Generation)
 	}
 }
 
@@ -105,22 +105,22 @@ func testRefused(b bench) {
 		many = append(many, fmt.Sprintf("T%0247d", i))
 	}
 	if err := b.PutAggregate(b.Context(), placement.Aggregate{Name: "a", Metadata: map[string]string{"k": strings.Repeat("x", 70_000)}}); !errors.Is(err, fault.Invalid) {
-		b.Errorf("an aggregate that does not fit: %v", err)
+		b.Errorf("an aggregate that is too large: %v", err)
 	}
 	for want, p := range map[string]placement.Provider{
-		`provider "": a name has 1 to 255 bytes, and no control characters`:     {},
-		`provider "a\nb": a name has 1 to 255 bytes, and no control characters`: {ID: "a\nb"},
-		`provider n: resource class "vcpu": not in capitals, digits and _`:      {ID: "n", Inventories: map[string]placement.Inventory{"vcpu": {}}},
-		`provider n: VCPU: total -1, reserved 0, min 0, max 0, step 0`:          {ID: "n", Inventories: inv(placement.Inventory{Total: -1})},
-		`provider n: VCPU: total 1, reserved 2, min 0, max 0, step 0`:           {ID: "n", Inventories: inv(placement.Inventory{Total: 1, Reserved: 2})},
-		`provider n: VCPU: 1 times the ratio -1`:                                {ID: "n", Inventories: inv(placement.Inventory{Total: 1, Ratio: -1})},
-		`provider n: VCPU: 9000000000 times the ratio 1e+12`:                    {ID: "n", Inventories: inv(placement.Inventory{Total: 9e9, Ratio: 1e12})},
-		`provider n: trait "sse": not in capitals, digits and _`:                {ID: "n", Traits: []string{"sse"}},
-		`provider n: traits B, A: not sorted, or twice the same`:                {ID: "n", Traits: []string{"B", "A"}},
-		`provider n: traits A, A: not sorted, or twice the same`:                {ID: "n", Traits: []string{"A", "A"}},
+		`provider "": a name has 1 to 255 bytes, and no control characters`:                                              {},
+		`provider "a\nb": a name has 1 to 255 bytes, and no control characters`:                                          {ID: "a\nb"},
+		`provider n: resource class "vcpu": a name has only A-Z, 0-9 and _`:                                              {ID: "n", Inventories: map[string]placement.Inventory{"vcpu": {}}},
+		`provider n: VCPU: total -1, reserved 0, min 0, max 0, step 0: none may be negative, nor reserved above total`:   {ID: "n", Inventories: inv(placement.Inventory{Total: -1})},
+		`provider n: VCPU: total 1, reserved 2, min 0, max 0, step 0: none may be negative, nor reserved above total`:    {ID: "n", Inventories: inv(placement.Inventory{Total: 1, Reserved: 2})},
+		`provider n: VCPU: total 1 with the ratio -1: want a ratio of at least 0, and a capacity below 2^62`:             {ID: "n", Inventories: inv(placement.Inventory{Total: 1, Ratio: -1})},
+		`provider n: VCPU: total 9000000000 with the ratio 1e+12: want a ratio of at least 0, and a capacity below 2^62`: {ID: "n", Inventories: inv(placement.Inventory{Total: 9e9, Ratio: 1e12})},
+		`provider n: trait "sse": a name has only A-Z, 0-9 and _`:                                                        {ID: "n", Traits: []string{"sse"}},
+		`provider n: traits B, A: traits must be sorted and unique`:                                                      {ID: "n", Traits: []string{"B", "A"}},
+		`provider n: traits A, A: traits must be sorted and unique`:                                                      {ID: "n", Traits: []string{"A", "A"}},
 
 		"provider \"a\\xff\": a name has 1 to 255 bytes, and no control characters": {ID: "a\xff"},
-		`provider n: it has 75321 bytes as JSON, at most 65535 fit`:                 {ID: "n", Traits: many},
+		`provider n: 75321 bytes as JSON, at most 65535 are allowed`:                {ID: "n", Traits: many},
 	} {
 		if _, err := b.Put(b.Context(), &p); !errors.Is(err, fault.Invalid) || err.Error() != want {
 			b.Errorf("%v, want Invalid: %s", err, want)
@@ -128,7 +128,7 @@ func testRefused(b bench) {
 	}
 	_, err := b.Put(b.Context(), &placement.Provider{ID: "n", Aggregates: []*placement.Aggregate{{Name: "none"}}})
 	if !errors.Is(err, fault.NotFound) || err.Error() != "provider n: aggregate none does not exist" {
-		b.Errorf("an aggregate that there is not: %v", err)
+		b.Errorf("an aggregate that does not exist: %v", err)
 	}
 }
 
@@ -141,11 +141,11 @@ func testInventory(b bench) {
 		b.Errorf("smaller: %+v", i)
 	}
 	if _, ok := p.Inventories[placement.MemoryMB]; ok {
-		b.Error("an inventory that nobody uses is still there")
+		b.Error("the inventory without users was not removed")
 	}
 	delete(p.Inventories, placement.VCPU)
-	if _, err := b.Put(b.Context(), p); !errors.Is(err, fault.Precondition) || err.Error() != "provider n1: VCPU cannot go, 3 of it are used" {
-		b.Errorf("without what is used: %v", err)
+	if _, err := b.Put(b.Context(), p); !errors.Is(err, fault.Precondition) || err.Error() != "provider n1: the inventory of VCPU cannot be removed, 3 are used" {
+		b.Errorf("without a used inventory: %v", err)
 	}
 	b.used(map[string]int64{"n1": 3})
 }
@@ -184,7 +184,7 @@ func testAggregate(b bench) {
 func testRemove(b bench) {
 	b.host("n1", 4)
 	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{cpus("n1", 3)}})
-	if err := b.Remove(b.Context(), "n1"); !errors.Is(err, fault.Precondition) || err.Error() != "provider n1: VCPU: 3 are used" {
+	if err := b.Remove(b.Context(), "n1"); !errors.Is(err, fault.Precondition) || err.Error() != "provider n1 cannot be removed, 3 VCPU are used" {
 		b.Errorf("remove: %v", err)
 	}
 	if err := placement.Release(b.Context(), b, "c"); err != nil {

@@ -4,11 +4,11 @@
 //	mux := api.New(api.Config{Observe: traces.Observe})
 //	app.Add("http", service.HTTP(":8776", traces.Handler(mux)))
 //
-// A span is the child of the one in the request's W3C traceparent, if it has one. It is
-// called by method and route, such as "GET /v3/volumes/{id}", has the attributes that
-// OpenTelemetry's conventions want of a server, and the request id; an answer of 500 and
-// more makes it a failed one. Within the handler it is the context's span, and the
-// Traceparent of reqctx, which log lines and package rpc take along.
+// A span is the child of the span in the request's W3C traceparent header, if it has one. Its name is
+// the method and the route, such as "GET /v3/volumes/{id}". It has the attributes of
+// OpenTelemetry's conventions for a server, and the request id. A reply with a status of 500 or
+// more marks the span as an error. In the handler the span is in the context, and it is the
+// Traceparent of reqctx.Request, which log lines and calls of package rpc have.
 package apiotel
 
 import (
@@ -30,12 +30,12 @@ import (
 // Traces makes spans. It is safe for concurrent use.
 type Traces struct{ tracer trace.Tracer }
 
-// New returns what makes spans of a provider, which stays the caller's.
+// New returns Traces that makes spans with a provider. The caller shuts the provider down.
 func New(p trace.TracerProvider) *Traces {
 	return &Traces{p.Tracer("github.com/armature-go/armature/service/api")}
 }
 
-// Handler begins and ends a span around each request that next, an [api.Mux], answers.
+// Handler returns a handler with a span around each request that next, an [api.Mux], answers.
 func (t *Traces) Handler(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w3c := propagation.TraceContext{}
@@ -60,8 +60,8 @@ func (t *Traces) Handler(next http.Handler) http.Handler {
 		ctx, span := t.tracer.Start(ctx, method(r.Method), trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attrs...))
 		defer span.End()
 		r = r.WithContext(ctx)
-		r.Header = r.Header.Clone()                          // the server's own
-		w3c.Inject(ctx, propagation.HeaderCarrier(r.Header)) // where the Mux takes it from
+		r.Header = r.Header.Clone()                          // the original belongs to the server
+		w3c.Inject(ctx, propagation.HeaderCarrier(r.Header)) // the Mux reads the trace from the header
 		next.ServeHTTP(w, r)
 	})
 }
@@ -75,7 +75,7 @@ func method(m string) string {
 	return "_OTHER"
 }
 
-// Observe is for api.Config: it says how a request ended.
+// Observe adds the result of a request to its span. It is for the field Observe of api.Config.
 func (t *Traces) Observe(ctx context.Context, o api.Observation) {
 	span := trace.SpanFromContext(ctx)
 	if o.Pattern != "" {

@@ -20,8 +20,8 @@ import (
 	"github.com/armature-go/armature/service/api/apiotel"
 )
 
-// TestSpans: a request is a span below the client's, called by its route; what the handler
-// does can join in; and what failed is a failed one.
+// TestSpans: a request is a child span of the client's, with the name of its route; the handler's spans are
+// children of it; and a failed request is a span with an error.
 func TestSpans(t *testing.T) {
 	t.Parallel()
 	rec := tracetest.NewSpanRecorder()

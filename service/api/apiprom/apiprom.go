@@ -11,7 +11,7 @@
 //	reply_bytes_total         counter    method, route           bytes of replies, before compression
 //	request_seconds           histogram  method, route           deprecated: request_duration_seconds
 //
-// route is the path of the pattern, such as /v3/volumes/{id}. It is empty for a request without a route.
+// route is the path of the pattern, such as /v3/volumes/{id}. method and route are empty for a request without a route.
 package apiprom
 
 import (
@@ -26,7 +26,7 @@ import (
 
 const prefix = "armature_api_"
 
-// Metrics is a [prometheus.Collector]. It is safe for concurrent use.
+// Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
 	total    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
@@ -34,7 +34,7 @@ type Metrics struct {
 	bytes    *prometheus.CounterVec
 }
 
-// New returns metrics. Give their Observe to an api.Config.
+// New returns Metrics. Set [Metrics.Observe] in an api.Config.
 func New() *Metrics {
 	histogram := func(name, help string) *prometheus.HistogramVec {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: prefix + name, Help: help, Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}, []string{"method", "route"})
@@ -47,10 +47,10 @@ func New() *Metrics {
 	}
 }
 
-// Observe is for api.Config.
+// Observe counts one request. It is for the field Observe of api.Config.
 func (m *Metrics) Observe(_ context.Context, o api.Observation) {
 	method, route, ok := strings.Cut(o.Pattern, " ")
-	if !ok { // what a client sends as a method could be anything
+	if !ok { // a request without a route: its method could be any text, and each would be a new time series
 		method, route = "", ""
 	}
 	m.total.WithLabelValues(method, route, strconv.Itoa(o.Status)).Inc()

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/service/api/apiprom"
 )
 
-// TestMetrics: what happens is counted, under the documented names and no others.
+// TestMetrics: the metrics have the documented names and no others, and count requests.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	m := apiprom.New()

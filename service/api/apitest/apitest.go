@@ -1,5 +1,5 @@
-// Package apitest has what tests of a REST API of package api need: a [Checker], which compares replies with the API's
-// OpenAPI document, as a transport for clients or around a handler.
+// Package apitest is for tests of a REST API of package api. A [Checker] compares replies with the API's
+// OpenAPI document, in a client's transport or around a handler.
 //
 //	c, err := apitest.NewChecker(mux.OpenAPI(about, version))
 //	client := &http.Client{Transport: c.Transport(http.DefaultTransport)}
@@ -32,11 +32,11 @@ type Checker struct {
 type operation struct {
 	method   string
 	segments []string
-	replies  map[int]*jsonschema.Schema // by status; nil: a reply without a body, or with any
+	replies  map[int]*jsonschema.Schema // by status; nil: a reply without a body
 }
 
-// NewChecker returns a checker for a document, which is that of api.Mux.OpenAPI or its JSON as []byte. It fails if the
-// document is not one of package api.
+// NewChecker returns a checker for a document: the result of api.Mux.OpenAPI, or its JSON as []byte. It returns an error if
+// the document does not have the form that package api writes.
 func NewChecker(document any) (*Checker, error) {
 	raw, isText := document.([]byte)
 	if !isText {
@@ -87,7 +87,7 @@ func NewChecker(document any) (*Checker, error) {
 			c.operations = append(c.operations, op)
 		}
 	}
-	// A path with more fixed segments is the better match.
+	// If several paths match, the one with more fixed segments is the route.
 	slices.SortFunc(c.operations, func(a, b operation) int { return b.fixed() - a.fixed() })
 	return c, nil
 }
@@ -121,10 +121,10 @@ func (o *operation) matches(method string, segments []string) bool {
 	})
 }
 
-// Check returns an error if a reply is not what the document says: the status is not one of the operation, the body does not
-// have the schema of the status, or the body of an error does not have that of errors. An error may have any status. On a path that the
-// document does not have only errors are checked. Health probes (/livez, /readyz), replies to HEAD, and those of status 304 are not
-// checked.
+// Check returns an error if a reply does not fit the document: the operation does not have the status, the body does not
+// fit the schema of the status, or the body of an error does not fit the schema of errors. An error may have any status of
+// 400 or more. On a path that the document does not have, only errors are checked. Health probes (/livez, /readyz), replies
+// to HEAD, and replies with status 304 are not checked.
 func (c *Checker) Check(method, path string, status int, body []byte) error {
 	if method == http.MethodHead || status == http.StatusNotModified || path == "/livez" || path == "/readyz" {
 		return nil
@@ -141,9 +141,9 @@ func (c *Checker) Check(method, path string, status int, body []byte) error {
 	s, known := c.operations[i].replies[status]
 	switch {
 	case !known:
-		return fmt.Errorf("%s is not in the document, which has %v", what, statuses(c.operations[i].replies))
+		return fmt.Errorf("%s is not in the document, which has the statuses %v", what, statuses(c.operations[i].replies))
 	case s == nil && len(body) > 0:
-		return fmt.Errorf("%s has a body, which the document does not have: %.200s", what, body)
+		return fmt.Errorf("%s has a body, although the document describes none: %.200s", what, body)
 	case s == nil:
 		return nil
 	}
@@ -164,13 +164,13 @@ func compare(what string, s *jsonschema.Schema, body []byte) error {
 		err = s.Validate(v)
 	}
 	if err != nil {
-		return fmt.Errorf("%s is not what the document says: %w: %.500s", what, err, body)
+		return fmt.Errorf("%s does not fit the document: %w: %.500s", what, err, body)
 	}
 	return nil
 }
 
-// Transport returns a transport on base that fails a request whose reply is not what the document says. It reads each reply into
-// memory.
+// Transport returns a transport on base. Its RoundTrip returns an error if the reply does not fit the document, see
+// [Checker.Check]. It reads each reply into memory.
 func (c *Checker) Transport(base http.RoundTripper) http.RoundTripper { return &transport{c, base} }
 
 type transport struct {
@@ -198,8 +198,8 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// Handler returns a handler that answers as h does, and with status 599 and a text if the reply is not what the document says. It is for tests
-// that call a handler without a server.
+// Handler returns a handler that answers as h does, or with status 599 and the error's text if the reply does not fit the
+// document. It is for tests that call a handler without a server.
 func (c *Checker) Handler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		rec := httptest.NewRecorder()
@@ -214,6 +214,6 @@ func (c *Checker) Handler(h http.Handler) http.Handler {
 	})
 }
 
-// StatusWrong is the status with which [Checker.Handler] answers for a reply that is not what the document says. No API answers
-// with it.
+// StatusWrong is the status with which [Checker.Handler] answers if a reply does not fit the document. No API answers
+// with this status.
 const StatusWrong = 599

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
-// newMux returns an API whose answers are what the query says.
+// newMux returns an API that answers with the status and the body that the query names.
 func newMux() *api.Mux {
 	m := api.New(api.Config{Logger: slog.New(slog.DiscardHandler)})
 	answer := func(_ context.Context, r *api.Request[api.None]) (any, error) {
@@ -44,7 +44,7 @@ func newMux() *api.Mux {
 	return m
 }
 
-// TestChecker: a reply that is not what the document says is found, by a client and by a test that calls the handler, and no other is.
+// TestChecker: a reply that does not fit the document is found, in a client and in a test that calls the handler; a reply that fits is not.
 func TestChecker(t *testing.T) {
 	t.Parallel()
 	m := newMux()
@@ -52,7 +52,7 @@ func TestChecker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// What a service of a wrong kind answers.
+	// The replies of a service with a mistake.
 	broken := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Query().Get("broken") == "" {
 			m.ServeHTTP(w, r)
@@ -68,18 +68,18 @@ func TestChecker(t *testing.T) {
 	for _, tt := range []struct{ path, says string }{
 		{"/things/7?status=200", ""},
 		{"/things/7?status=200&what=text", "got string, want integer"},
-		{"/things/7?status=201", "status 201 is not in the document, which has [200 404]"},
-		{"/things/7?status=200&what=none", "is not what the document says"},
+		{"/things/7?status=201", "status 201 is not in the document, which has the statuses [200 404]"},
+		{"/things/7?status=200&what=none", "does not fit the document"},
 		{"/things/7?status=404&what=error", ""},
 		{"/things/7?status=418&what=error", ""},
-		{"/things/7?status=404", "is not what the document says"},
-		{"/things/7?broken=500&body=argh", "is not what the document says"},
+		{"/things/7?status=404", "does not fit the document"},
+		{"/things/7?broken=500&body=argh", "does not fit the document"},
 		{"/things/none?status=204", ""},
 		{"/things/none?broken=204", ""},
 		{"/things/none?broken=200&body={}", "status 200 is not in the document"},
 		{"/livez", ""},
 		{"/nowhere", ""},
-		{"/nowhere?broken=404&body={}", "is not what the document says"},
+		{"/nowhere?broken=404&body={}", "does not fit the document"},
 	} {
 		r := httptest.NewRequestWithContext(t.Context(), http.MethodGet, tt.path, http.NoBody)
 		w := httptest.NewRecorder()

@@ -8,11 +8,11 @@ import (
 	"time"
 )
 
-// Limit gives the request's body a deadline from now on, whether or not a handler ever reads it:
-// after it, reads fail with os.ErrDeadlineExceeded, and an HTTP/1.1 connection whose body is still
-// missing is closed after the reply. The deadline is lifted when the body has been read to its
-// end, so that it does not cancel a handler that goes on. A request without a body, and a d that
-// is not positive, have no deadline. Of two calls for a request the earlier deadline counts.
+// Limit gives the request's body a deadline, d from now, even if no handler reads the body. After the
+// deadline reads fail with os.ErrDeadlineExceeded, and an HTTP/1.1 connection whose body is still
+// incomplete is closed after the reply. The deadline is removed when the body has been read to its
+// end, so that it does not cancel a handler that still works. A request without a body has no deadline, and
+// a d of 0 or less sets none. Of two calls for one request the earlier deadline counts.
 func Limit(w http.ResponseWriter, r *http.Request, d time.Duration) {
 	if r.Body == nil || r.Body == http.NoBody || d <= 0 {
 		return
@@ -23,7 +23,7 @@ func Limit(w http.ResponseWriter, r *http.Request, d time.Duration) {
 	}
 	conn := http.NewResponseController(w)
 	if conn.SetReadDeadline(until) != nil {
-		return // the recorder of a test has no connection
+		return // a test's recorder, which has no connection
 	}
 	r.Body = &body{ReadCloser: r.Body, until: until, conn: conn}
 }
@@ -38,7 +38,7 @@ type body struct {
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if errors.Is(err, io.EOF) {
-		_ = b.conn.SetReadDeadline(time.Time{}) // it could be set, so it can be lifted
+		_ = b.conn.SetReadDeadline(time.Time{}) // setting it has succeeded, so removing it succeeds
 	}
 	return n, err
 }

@@ -1,5 +1,6 @@
-// Package outage logs an action that is repeated and fails for a while: once when the failures begin, then once a
-// minute, and once when they end. Otherwise an outage of a database is a line a second in the log of each process.
+// Package outage logs a repeated action that fails for a while: once when the failures begin, then once a
+// minute, and once when they end. Without it an outage of the database would be a line a second in the log of each
+// process.
 package outage
 
 import (
@@ -8,18 +9,19 @@ import (
 	"time"
 )
 
-// interval is how far apart the lines of failures in a row are.
+// interval is the minimum time between two lines about consecutive failures.
 const interval = time.Minute
 
-// Log keeps how the last calls of one action ended. The zero value is usable. It is for one goroutine at a time.
+// Log keeps the results of the last calls of one action. The zero value is usable. It is not safe for concurrent use.
 type Log struct {
 	failures int
 	logged   time.Time
 }
 
-// Note logs the end of a call: "<action> failed" at the level, or at DEBUG if the last line at the level is less than a
-// minute old, unless always is set; "<action> works again" as INFO after failures; nothing otherwise. The attributes are
-// added to each line.
+// Note logs the result of a call. An error is logged as "<action> failed" at the level, or at DEBUG if the last line at
+// that level is less than a minute old and always is false. The first success after failures is logged as
+// "<action> works again" at INFO. Other successes are not logged. attrs are added to each line, besides "error" and
+// "failures", the number of consecutive failures.
 func (l *Log) Note(ctx context.Context, log *slog.Logger, level slog.Level, action string, err error, always bool, attrs ...any) {
 	if err == nil {
 		if l.failures > 0 {

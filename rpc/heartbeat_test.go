@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestAnswered: whatever is wrong with a call, its caller is told, at once.
+// TestAnswered: the caller gets each error of a call from the server, at once.
 func TestAnswered(t *testing.T) { //nolint:tparallel // the cases share a server that ends with the test
 	t.Parallel()
 	unknown, wrong, broken := start, start, start
@@ -71,7 +71,7 @@ func TestAnswered(t *testing.T) { //nolint:tparallel // the cases share a server
 	}
 }
 
-// TestUnreadable: a call that cannot be read is answered, too, and becomes a dead
+// TestUnreadable: a call that cannot be read is also answered with an error, and becomes a dead
 // letter.
 func TestUnreadable(t *testing.T) {
 	t.Parallel()
@@ -97,7 +97,7 @@ func TestUnreadable(t *testing.T) {
 		}
 		r := <-replies
 		if r.Correlation != "id" || !strings.Contains(r.Header["error"], `"Invalid"`) {
-			t.Errorf("%v is answered %v, want Invalid", metadata, r.Header)
+			t.Errorf("the reply to %v is %v, want Invalid", metadata, r.Header)
 		}
 	}
 	n := 0
@@ -109,24 +109,24 @@ func TestUnreadable(t *testing.T) {
 	}
 }
 
-// TestSwallowed: a request that the bus has taken and lost fails as silent, long
-// before its deadline; without a limit of silence, only the deadline ends it.
-func TestSwallowed(t *testing.T) {
+// TestLostRequest: a request that the bus has confirmed and lost fails with ErrHeartbeatLost, long
+// before its deadline. Without a heartbeat timeout, only the deadline ends the call.
+func TestLostRequest(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(string, *rpcbus.Message) (bool, error) { return false, nil }}
 		for _, tt := range []struct {
-			silence, least, most time.Duration
+			timeout, least, most time.Duration
 			want                 error
 		}{
 			{10 * time.Second, 10 * time.Second, 12 * time.Second, rpc.ErrHeartbeatLost},
 			{-1, time.Hour, time.Hour, fault.Timeout},
 		} {
-			c := rpc.NewClient(bus, rpc.ClientConfig{Timeout: time.Hour, HeartbeatTimeout: tt.silence})
+			c := rpc.NewClient(bus, rpc.ClientConfig{Timeout: time.Hour, HeartbeatTimeout: tt.timeout})
 			begin := time.Now()
 			_, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string))
 			if d := time.Since(begin); !errors.Is(err, tt.want) || d < tt.least || d > tt.most {
-				t.Errorf("with a silence of %v: %v after %v, want %v after %v", tt.silence, err, d, tt.want, tt.least)
+				t.Errorf("with a heartbeat timeout of %v: %v after %v, want %v after %v", tt.timeout, err, d, tt.want, tt.least)
 			}
 			if err := c.Close(); err != nil {
 				t.Error(err)
@@ -135,7 +135,7 @@ func TestSwallowed(t *testing.T) {
 	})
 }
 
-// unsure is a bus that says of each request, later, that it may not have been
+// unsure is a bus that reports later, for each request, that it may not have been
 // sent.
 type unsure struct {
 	*faulty
@@ -151,13 +151,13 @@ func (u unsure) Send(ctx context.Context, topic string, m *rpcbus.Message, settl
 	time.AfterFunc(u.after, func() { settled(fault.New(fault.Unknown, "the connection was lost")) })
 }
 
-// TestUnknown: when it is not known whether a request was sent, its reply is
-// waited for a little longer, and counts if it comes.
+// TestUnknown: if it is not known whether a request was sent, the call still waits for its reply for
+// a short time, and returns the reply if it comes.
 func TestUnknown(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name          string
-		works, unsure time.Duration // how long the handler works, and when the bus loses the connection
+		works, unsure time.Duration // how long the handler takes, and when the bus loses the connection
 		swallow       bool
 		want          error
 		after         time.Duration
@@ -188,7 +188,7 @@ func TestUnknown(t *testing.T) {
 				if d := time.Since(begin); !errors.Is(err, tt.want) || d != tt.after {
 					t.Errorf("%v after %v, want %v after %v", err, d, tt.want, tt.after)
 				}
-				pass(2 * time.Minute) // what comes later does no harm
+				pass(2 * time.Minute) // a later reply does no harm
 				if err := c.Close(); err != nil {
 					t.Error(err)
 				}
@@ -200,7 +200,7 @@ func TestUnknown(t *testing.T) {
 	}
 }
 
-// TestClosed: all that is tried after the end says so, and nothing waits.
+// TestClosed: every call after Close fails with ErrClosed, at once.
 func TestClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -231,13 +231,13 @@ func TestClosed(t *testing.T) {
 			}
 		}
 		if d := time.Since(begin); d > 0 {
-			t.Errorf("it took %v to say so", d)
+			t.Errorf("the errors took %v", d)
 		}
 	})
 }
 
-// TestBusClosed: calls that are under way when the bus is closed end, and so do
-// its servers.
+// TestBusClosed: when the bus is closed, calls that wait end, and so do its
+// servers.
 func TestBusClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -265,7 +265,7 @@ func TestBusClosed(t *testing.T) {
 		}
 		wg.Wait()
 		if _, err := rpc.Call(t.Context(), c, start, rpc.Any, new(string)); !errors.Is(err, rpc.ErrClosed) {
-			t.Errorf("a call after it: %v, want ErrClosed", err)
+			t.Errorf("a call after Close: %v, want ErrClosed", err)
 		}
 		if err := c.Close(); err != nil {
 			t.Error(err)

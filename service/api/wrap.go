@@ -8,17 +8,17 @@ import (
 	"github.com/rs/cors"
 )
 
-// CORS says which web pages may use the API.
+// CORS lists the web pages that may use the API from a browser (Cross-Origin Resource Sharing).
 type CORS struct {
-	// Origins are those of the pages, such as "https://dashboard.example.org"; "*" are
-	// all, which is only for an API without authentication.
+	// Origins are the origins of the pages, such as "https://dashboard.example.org". "*" stands for
+	// all origins; use it only for an API without authentication.
 	Origins []string
-	// MaxAge is how long a browser may remember that. Default 10 minutes.
+	// MaxAge is how long a browser may cache the permission. Default 10 minutes.
 	MaxAge time.Duration
 }
 
-// around puts what is not about routes around the handler.
-func around(cfg Config, h http.Handler) http.Handler {
+// wrapHandler adds compression and CORS to a handler, as cfg says.
+func wrapHandler(cfg Config, h http.Handler) http.Handler {
 	if cfg.Gzip {
 		wrap, err := gzhttp.NewWrapper(gzhttp.MinSize(1024))
 		if err != nil {

@@ -1,0 +1,204 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"reflect"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// checkRoute panics if a part of a route has no effect, because that is a programmer's error which
+// a request would never show.
+func (m *Mux) checkRoute(r *route) {
+	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedBody()} {
+		if problem != "" {
+			panic("api: " + r.Pattern + ": " + problem + " (registered at " + r.at + ")")
+		}
+	}
+}
+
+// unenforcedRule returns what is wrong with the rule of a route, or "".
+func (m *Mux) unenforcedRule(r *route) string {
+	if r.Rule == "" || m.cfg.Enforce != nil {
+		return ""
+	}
+	return fmt.Sprintf("rule %s is never enforced: Config.Enforce is nil", r.Rule)
+}
+
+// unusedVersions returns which versions of a route or of its schemas no request can have, or "".
+func (m *Mux) unusedVersions(r *route) string {
+	if m.versions != nil {
+		all := span{m.versions.min, m.versions.max}
+		if r.span != (span{}) && !r.overlaps(all) {
+			return fmt.Sprintf("the versions %s are outside of the API's, %s", r.span, all)
+		}
+	}
+	for _, of := range []struct {
+		what string
+		list []*schema
+	}{{"body", r.body}, {"query", r.query}, {"reply", r.reply}} {
+		for i, s := range of.list {
+			if s.span != (span{}) && !s.overlaps(r.span) {
+				return fmt.Sprintf("%s, schema %d: the versions %s are outside of the route's, %s", of.what, i+1, s.span, r.span)
+			}
+		}
+	}
+	return ""
+}
+
+// unusedBody returns which part of the schemas of the body the handler cannot see, or which name in NoEffect is not such a
+// part, or "".
+func (r *route) unusedBody() string {
+	if len(r.body) > 0 && r.in == reflect.TypeFor[None]() && r.Action == "" {
+		return "the body has a schema, but the handler takes None and never reads the body"
+	}
+	unused := slices.Clone(r.NoEffect)
+	for i, s := range r.body {
+		lost := map[string]bool{}
+		(&effect{doc: s.doc, lost: lost}).walk(s.doc, r.in, "", 0)
+		for _, path := range slices.Sorted(maps.Keys(lost)) {
+			if !slices.Contains(r.NoEffect, path) {
+				return fmt.Sprintf("body, schema %d: property %s is allowed, but %s has no field for it: add a field, or name the property in Route.NoEffect", i+1, path, r.in)
+			}
+			unused = slices.DeleteFunc(unused, func(s string) bool { return s == path })
+		}
+	}
+	if len(unused) > 0 {
+		return fmt.Sprintf("NoEffect has %s, but no schema of the body has such a property without a field", strings.Join(unused, ", "))
+	}
+	return ""
+}
+
+// effect finds the properties of a schema for which a Go type has no field.
+type effect struct {
+	doc  map[string]any
+	lost map[string]bool // by path, such as "volume.size"
+}
+
+// maxRefs is the maximum depth to which a schema is followed, because a schema may refer to itself.
+const maxRefs = 32
+
+// walk compares a part of the schema, at path, with the type to which it is decoded.
+func (e *effect) walk(schema any, t reflect.Type, path string, depth int) {
+	s, ok := schema.(map[string]any)
+	for t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	if !ok || depth > maxRefs || reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]()) {
+		return // a type with UnmarshalJSON sees the whole value
+	}
+	if ref, ok := s["$ref"].(string); ok {
+		e.walk(e.resolve(ref), t, path, depth+1)
+	}
+	for _, key := range []string{"allOf", "anyOf", "oneOf"} {
+		list, _ := s[key].([]any)
+		for _, one := range list {
+			e.walk(one, t, path, depth+1)
+		}
+	}
+	properties, _ := s["properties"].(map[string]any)
+	switch t.Kind() { //nolint:exhaustive // the others have no fields
+	case reflect.Slice, reflect.Array:
+		e.walk(s["items"], t.Elem(), path+"[]", depth+1)
+	case reflect.Map:
+		patterns, _ := s["patternProperties"].(map[string]any)
+		e.walkValues(properties, t.Elem(), path, depth)
+		e.walkValues(patterns, t.Elem(), path, depth)
+		e.walk(s["additionalProperties"], t.Elem(), path, depth+1)
+	case reflect.Struct:
+		e.walkFields(properties, jsonFields(t), path, depth)
+	}
+}
+
+// walkValues compares the properties of a map with the type of its values.
+func (e *effect) walkValues(properties map[string]any, t reflect.Type, path string, depth int) {
+	for name, p := range properties {
+		e.walk(p, t, join(path, name), depth+1)
+	}
+}
+
+// walkFields compares the properties of a struct with its fields, and notes those without a field.
+func (e *effect) walkFields(properties map[string]any, fields map[string]reflect.Type, path string, depth int) {
+	for name, p := range properties {
+		if field, ok := fields[strings.ToLower(name)]; ok {
+			e.walk(p, field, join(path, name), depth+1)
+		} else if !single(p) {
+			e.lost[join(path, name)] = true
+		}
+	}
+}
+
+// join returns the path of a property.
+func join(path, name string) string { return strings.TrimPrefix(path+"."+name, ".") }
+
+// resolve returns the part of the schema to which a reference points.
+func (e *effect) resolve(ref string) any {
+	var at any = e.doc
+	for step := range strings.SplitSeq(strings.TrimPrefix(strings.TrimPrefix(ref, "#"), "/"), "/") {
+		object, _ := at.(map[string]any)
+		if step != "" {
+			at = object[strings.NewReplacer("~1", "/", "~0", "~").Replace(step)]
+		}
+	}
+	return at
+}
+
+// single reports whether a schema allows at most one value, so that the handler loses nothing without a field for it.
+func single(schema any) bool {
+	switch s := schema.(type) {
+	case bool:
+		return !s
+	case map[string]any:
+		values, isEnum := s["enum"].([]any)
+		_, isConst := s["const"]
+		return isConst || isEnum && len(values) <= 1 || s["type"] == "null"
+	}
+	return false
+}
+
+// jsonFields returns the types of a struct's fields by their names in JSON. The names are in lower case, because
+// encoding/json ignores case.
+func jsonFields(t reflect.Type) map[string]reflect.Type {
+	out := map[string]reflect.Type{}
+	for _, f := range reflect.VisibleFields(t) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		switch {
+		case name == "-" || !f.IsExported() && !f.Anonymous:
+		case name != "":
+			out[strings.ToLower(name)] = f.Type
+		case !f.Anonymous:
+			out[strings.ToLower(f.Name)] = f.Type
+		}
+	}
+	return out
+}
+
+// caller returns the file and line of the call into this package.
+func caller() string {
+	pcs := make([]uintptr, 16)
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
+	for {
+		f, more := frames.Next()
+		if name := f.Function[strings.LastIndexByte(f.Function, '/')+1:]; !strings.HasPrefix(name, "api.") || !more || !strings.Contains(f.Function, "/service/api.") {
+			return fmt.Sprintf("%s:%d", f.File, f.Line)
+		}
+	}
+}
+
+// registeredAt matches the places in a panic of ServeMux. They are all in this package, so they do not help.
+var registeredAt = regexp.MustCompile(` \(registered at [^)]*\)`)
+
+// conflict returns the text of a panic of ServeMux with the lines of the callers instead of those in this package.
+func (m *Mux) conflict(r *route, p any) string {
+	text := registeredAt.ReplaceAllString(fmt.Sprint(p), "")
+	for _, o := range m.all {
+		if o.Pattern != r.Pattern && strings.Contains(text, o.Pattern) {
+			return fmt.Sprintf("api: %s (registered at %s and at %s)", text, o.at, r.at)
+		}
+	}
+	return fmt.Sprintf("api: %s (registered at %s)", text, r.at)
+}
