@@ -24,8 +24,8 @@ func BenchmarkCompare(b *testing.B) {
 	w := compare.New()
 	b.Run("call", func(b *testing.B) {
 		list := []compare.Contender{
-			{Name: "amqp091-go", Op: rawCall(b, url, false, false)},
-			{Name: "amqp091-go, mandatory, confirmed", Op: rawCall(b, url, true, false)},
+			{Name: "amqp091-go", Op: rawCall(b, url, false, false, false)},
+			{Name: "amqp091-go, mandatory, confirmed", Op: rawCall(b, url, true, false, false)},
 			{Name: "rpc on amqpbus, bytes as above", Op: ourCall(b, url, bytesEcho, rawPayload())},
 		}
 		for _, callers := range []int{1, 16, 64, 256} {
@@ -34,7 +34,8 @@ func BenchmarkCompare(b *testing.B) {
 	})
 	b.Run("json", func(b *testing.B) {
 		list := []compare.Contender{
-			{Name: "amqp091-go, mandatory, confirmed", Op: rawCall(b, url, true, true)},
+			{Name: "amqp091-go, mandatory, confirmed", Op: rawCall(b, url, true, false, true)},
+			{Name: "amqp091-go, and so the replies", Op: rawCall(b, url, true, true, true)},
 			{Name: "rpc on amqpbus", Op: ourCall(b, url, echo, payload())},
 		}
 		for _, callers := range []int{1, 16, 64, 256} {
@@ -43,7 +44,7 @@ func BenchmarkCompare(b *testing.B) {
 	})
 	b.Run("stock", func(b *testing.B) {
 		list := []compare.Contender{
-			{Name: "amqp091-go", Op: rawCall(b, url, false, false)},
+			{Name: "amqp091-go", Op: rawCall(b, url, false, false, false)},
 			{Name: "watermill-amqp", Op: watermillCall(b, url, asItComes(url), 1)},
 			{Name: "watermill-amqp, tuned", Op: watermillCall(b, url, tuned(url, false), tunedLanes)},
 			{Name: "watermill requestreply, and JSON", Op: requestReply(b, url)},

@@ -51,16 +51,19 @@ func rawConsume(b *testing.B, ch *amqp.Channel, queue string, autoAck bool) <-ch
 
 // rawCall returns a function that makes one call: a reply queue, a prefetch of
 // 100 and manual acknowledgements at the server. With safe, requests are
-// mandatory and confirmed; the confirmation is not waited for. With coded, both
-// sides encode and decode the value that rpc's do, as any program has to.
-func rawCall(b *testing.B, url string, safe, coded bool) func() {
+// mandatory and confirmed; the confirmation is not waited for. With both, so are
+// the replies, as those of rpc. With coded, both sides encode and decode the value
+// that rpc's do, as any program has to.
+func rawCall(b *testing.B, url string, safe, both, coded bool) func() {
 	b.Helper()
 	server, out, client, in := rawChannel(b, url), rawChannel(b, url), rawChannel(b, url), rawChannel(b, url)
 	queue, replyTo := rawQueue(b, server, false), rawQueue(b, in, false)
 	requests, replies := rawConsume(b, server, queue, false), rawConsume(b, in, replyTo, true)
-	if safe {
-		if err := client.Confirm(false); err != nil {
-			b.Fatal(err)
+	for ch, confirm := range map[*amqp.Channel]bool{client: safe, out: both} {
+		if confirm {
+			if err := ch.Confirm(false); err != nil {
+				b.Fatal(err)
+			}
 		}
 	}
 	go func() { // ends with the connection
@@ -70,7 +73,7 @@ func rawCall(b *testing.B, url string, safe, coded bool) func() {
 			if coded {
 				body = encode(b, decode(b, body))
 			}
-			_ = out.PublishWithContext(context.Background(), "", d.ReplyTo, false, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: body})
+			_ = out.PublishWithContext(context.Background(), "", d.ReplyTo, both, false, amqp.Publishing{CorrelationId: d.CorrelationId, Body: body})
 		}
 	}()
 	var mu sync.Mutex
