@@ -82,21 +82,6 @@ type Name string
 // Name returns the name.
 func (n Name) Name() string { return string(n) }
 
-// Named returns the decision with the hosts' names instead of the hosts. It shares scores, counts and reasons with d.
-func (d *Decision[H]) Named() *Decision[Name] {
-	out := &Decision[Name]{
-		Ranked: make([]Ranked[Name], len(d.Ranked)), Feasible: d.Feasible, Counts: d.Counts,
-		rejected: rejections[Name]{make([]Name, len(d.rejected.hosts)), d.rejected.reasons, d.rejected.formats},
-	}
-	for i, r := range d.Ranked {
-		out.Ranked[i] = Ranked[Name]{Name(r.Host.Name()), r.Total, r.Scores}
-	}
-	for i, h := range d.rejected.hosts {
-		out.rejected.hosts[i] = Name(h.Name())
-	}
-	return out
-}
-
 // onWire is the JSON form of a decision.
 type onWire[H Host] struct {
 	Ranked   []Ranked[H] `json:"ranked"`

@@ -45,8 +45,12 @@ func TestDecision(t *testing.T) {
 	if err := json.Unmarshal(raw, &back); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(viewOf(d.Named()), viewOf(&back)); diff != "" {
-		t.Errorf("decoded (-want +got):\n%s", diff)
+	again, err := json.MarshalIndent(back, "", "  ")
+	if diff := cmp.Diff(string(raw), string(again)); err != nil || diff != "" {
+		t.Errorf("decoded and encoded: %v (-want +got):\n%s", err, diff)
+	}
+	if d.String() != back.String() {
+		t.Errorf("decoded it prints\n%s, want\n%s", back.String(), d)
 	}
 	if diff := cmp.Diff(fleet(), hosts, cmp.AllowUnexported(node{})); diff != "" {
 		t.Errorf("Rank changed the hosts it was given:\n%s", diff)

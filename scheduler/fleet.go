@@ -32,15 +32,6 @@ func (f *Fleet[H]) Hosts() []H {
 	return nil
 }
 
-// Host returns the host with the name. ok is false if the Fleet does not have it.
-func (f *Fleet[H]) Host(name string) (h H, ok bool) {
-	hosts := f.Hosts()
-	if i, ok := findHost(hosts, name); ok {
-		return hosts[i], true
-	}
-	return h, false
-}
-
 // findHost returns the index of a host in a sorted list.
 func findHost[H Host](hosts []H, name string) (int, bool) {
 	return slices.BinarySearchFunc(hosts, name, func(h H, name string) int { return cmp.Compare(h.Name(), name) })

@@ -84,7 +84,7 @@ func fleet() []*node {
 	}
 }
 
-// view is all of a decision.
+// view has all parts of a decision.
 type view[H scheduler.Host] struct {
 	Ranked   []scheduler.Ranked[H]
 	Rejected []scheduler.Rejected
@@ -113,7 +113,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// prepared is a filter and a weigher whose preparation does as it is told.
+// prepared is a filter and a weigher whose Prepare the test defines.
 type prepared struct {
 	name    string
 	prepare func(hosts []*node) (func(*node) scheduler.Verdict, error)

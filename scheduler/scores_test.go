@@ -11,9 +11,9 @@ import (
 	"github.com/armature-go/armature/scheduler"
 )
 
-// TestNormalise has Nova's golden vectors: what each host's weight is scaled to,
-// and the order that follows.
-func TestNormalise(t *testing.T) {
+// TestScale has Nova's golden vectors: the scaled score of each host, and the
+// resulting order.
+func TestScale(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name       string
@@ -101,7 +101,7 @@ func TestSubset(t *testing.T) {
 		}
 		seen[names(d)]++
 	}
-	// The picked host first, the alternates in order behind it.
+	// The picked host comes first, then the alternates in order.
 	want := map[string]bool{"n3 n2 n4 n5 n1": true, "n2 n3 n4 n5 n1": true, "n4 n3 n2 n5 n1": true}
 	for order, n := range seen {
 		if !want[order] || n < 60 {

@@ -43,7 +43,8 @@ func Each(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
 // EachInBubble is [Each] for tests with timers: the subtest "sqlite" runs in a bubble of testing/synctest, so that it takes no
 // time. SQLite's clock is the process's, and so the bubble's. The subtest "mysql" takes the time that it says, because the
 // clock of a server cannot be faked, and a wait for its socket does not block a bubble durably. In a bubble f must
-// not call t.Run or t.Parallel, and all goroutines that f starts must end with the test.
+// not call t.Run or t.Parallel, and all goroutines that f starts must end with the test. A loop without a pause keeps the fake clock from
+// going on.
 func EachInBubble(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {

@@ -102,7 +102,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		"readyz": `"name": "database"`, "metrics": `armature_service_loop_calls_total{loop="policy files"}`,
 		"metrics?api": `armature_api_requests_total{method="POST",route="/v2.1/servers",status="202"} 1`, "metrics?rpc": `armature_rpc_server_requests_total{code="OK",interface="scheduler"`,
 		"metrics?driver": `armature_driver_up{driver="fake",host="node-1"} 1`, "debug/loops": `"name": "compute node-1 audit"`,
-		"debug/loglevel": `"INFO"`, "debug/report": "==== goroutines ====", "debug/config": `"name": "compute_driver"`,
+		"debug/loglevel": `"INFO"`, "debug/report": "==== goroutines ====", "debug/report?operations": "0 run here; 0 steps were not undone", "debug/report?fleet": "4 hosts, reports ", "debug/config": `"name": "compute_driver"`,
 	} {
 		got, err := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", admin, "http://admin/"+path).Output()
 		if err != nil || !strings.Contains(string(got), want) {

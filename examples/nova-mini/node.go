@@ -317,6 +317,11 @@ func (n *node) addConductor(host string) {
 	})
 	n.serve("conductor", compute.Conductor, host, c.Register)
 	n.app.Add("operations", c.Runner)
+	n.app.AddReport("operations", func(w io.Writer) error {
+		s := c.Runner.Stats()
+		_, err := fmt.Fprintf(w, "%d run here; %d steps were not undone, or ends not written\n", s.Running, s.NotUndone)
+		return err
+	})
 	n.join(store.ConductorBinary, host)
 	purge := operation.NewLeader(operation.LeaderConfig{Store: n.store.Operations(), Name: "purge", Host: host})
 	n.app.AddLabeled("operations purge", n.label("DEFAULT", "operation_history"), service.Loop(time.Hour, purge.Only(func(ctx context.Context, _ int64) error {
@@ -351,6 +356,7 @@ func (n *node) addScheduler(host string) error {
 		return err
 	}
 	n.app.Add("scheduler fleet", service.Loop(scheduler.RefreshInterval, s.Refresh))
+	n.app.AddReport("scheduler fleet", s.WriteReport)
 	n.serve("scheduler", compute.Scheduler, host, s.Register)
 	n.join(store.SchedulerBinary, host)
 	return nil

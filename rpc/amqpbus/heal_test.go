@@ -225,6 +225,9 @@ func TestTLS(t *testing.T) {
 // another's answer, and all that was started ends.
 func TestOrders(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes a minute: left out with -short")
+	}
 	raw := envtest.URL(t, testenv.AMQPVar)
 	const orders, workers = 200, 4
 	seed := uint64(time.Now().UnixNano())

@@ -89,75 +89,117 @@ func handled(t *testing.T, path string) map[int]int {
 // cast is lost; every call ends in time with a result or a typed error.
 func TestStorm(t *testing.T) {
 	t.Parallel()
-	const casts, calls = 20_000, 10_000
-	const callTime = 5 * time.Second
 	broker := envtest.RabbitMQ(t)
 	toServer, serverURL := proxyTo(t, broker.URL)
 	toClient, clientURL := proxyTo(t, broker.URL)
-	list := filepath.Join(t.TempDir(), "handled")
-	if err := os.WriteFile(list, nil, 0o600); err != nil {
+	s := &storm{T: t, broker: broker, toServer: toServer, toClient: toClient, serverURL: serverURL, list: filepath.Join(t.TempDir(), "handled")}
+	if err := os.WriteFile(s.list, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	var childLog bytes.Buffer
-	launch := func() *testenv.Process {
-		cmd := exec.Command(os.Args[0]) //nolint:noctx // it lives until it is killed
-		cmd.Env = append(os.Environ(), stormVar+"="+serverURL, listVar+"="+list)
-		cmd.Stderr = &childLog
-		p, err := testenv.Start(cmd)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return p
-	}
-	server := launch()
-	defer func() { server.Kill() }()
+	s.server = s.launch()
+	defer func() { s.server.Kill() }()
 	bus := open(t, clientURL, "storm")
 	client := rpc.NewClient(bus, rpc.ClientConfig{})
 	defer client.Close()
 	first := -1
 	if err := waittest.Poll(time.Minute, func() error { return rpc.Cast(t.Context(), client, keep, "h", &first) }); err != nil {
-		t.Fatalf("the server does not start: %v: %s", err, childLog.String())
+		t.Fatalf("the server does not start: %v: %s", err, s.childLog.String())
 	}
-
-	var sent, called atomic.Int64
-	type outcome struct {
-		code fault.Code
-		late time.Duration
-	}
-	var mu sync.Mutex
-	var failed []outcome
 	var wg sync.WaitGroup
+	s.cast(&wg, client)
+	s.call(&wg, client)
+	s.disturb()
+	wg.Wait()
+	var got map[int]int
+	_ = waittest.Poll(time.Minute, func() error { // the result is judged below
+		if got = handled(t, s.list); len(got) != stormCasts+1 {
+			return errors.New("not all are handled")
+		}
+		return nil
+	})
+	s.server.Stop(t.Context(), 20*time.Second)
+	s.judge(got)
+	t.Logf("%d reconnects of the client; %s", bus.Capabilities().Stats().Reconnects, s.childLog.String())
+}
+
+const (
+	stormCasts, stormCalls = 20_000, 10_000
+	stormCallTime          = 5 * time.Second
+)
+
+// storm is a server process and a client, each behind a proxy to a broker of their own.
+type storm struct {
+	*testing.T
+
+	broker             *testenv.Service
+	toServer, toClient *proxy
+	serverURL          string
+	list               string // file of the casts that the server has handled
+	server             *testenv.Process
+	childLog           bytes.Buffer
+
+	sent, called atomic.Int64
+
+	mu     sync.Mutex
+	failed []failedCall
+}
+
+// failedCall is a call without an answer.
+type failedCall struct {
+	code fault.Code
+	late time.Duration // after its deadline
+}
+
+// launch starts the server process.
+func (s *storm) launch() *testenv.Process {
+	s.Helper()
+	cmd := exec.Command(os.Args[0]) //nolint:noctx // it lives until it is killed
+	cmd.Env = append(os.Environ(), stormVar+"="+s.serverURL, listVar+"="+s.list)
+	cmd.Stderr = &s.childLog
+	p, err := testenv.Start(cmd)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return p
+}
+
+// cast sends all casts from 32 goroutines. It returns at once.
+func (s *storm) cast(wg *sync.WaitGroup, client *rpc.Client) {
 	for g := range 32 {
 		wg.Go(func() {
-			for n := g; n < casts; n += 32 {
-				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute) // longer than any outage
+			for n := g; n < stormCasts; n += 32 {
+				ctx, cancel := context.WithTimeout(s.Context(), 2*time.Minute) // longer than any outage
 				if err := rpc.Cast(ctx, client, keep, "h", &n); err != nil {
-					t.Errorf("cast %d: %v", n, err)
+					s.Errorf("cast %d: %v", n, err)
 				}
 				cancel()
-				sent.Add(1)
+				s.sent.Add(1)
 			}
 		})
 	}
+}
+
+// call sends all calls from 16 goroutines, spread over the time of the casts. It returns at once.
+func (s *storm) call(wg *sync.WaitGroup, client *rpc.Client) {
 	for g := range 16 {
 		wg.Go(func() {
-			for n := g; n < calls; n += 16 {
-				for called.Load() > sent.Load()*calls/casts+200 && sent.Load() < casts { // through all of it
+			for n := g; n < stormCalls; n += 16 {
+				for s.called.Load() > s.sent.Load()*stormCalls/stormCasts+200 && s.sent.Load() < stormCasts {
 					waittest.Spend(time.Millisecond)
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), callTime)
+				ctx, cancel := context.WithTimeout(s.Context(), stormCallTime)
 				start := time.Now()
 				m, err := rpc.Call(ctx, client, add, []string{"h", rpc.Any}[n%2], &n)
 				cancel()
-				called.Add(1)
+				s.called.Add(1)
 				switch {
 				case err == nil && *m != n+1:
-					t.Errorf("call %d was answered with %d", n, *m)
+					s.Errorf("call %d was answered with %d", n, *m)
 				case err == nil:
 				default:
-					mu.Lock()
-					failed = append(failed, outcome{fault.CodeOf(err), time.Since(start) - callTime})
-					mu.Unlock()
+					s.mu.Lock()
+					s.failed = append(s.failed, failedCall{fault.CodeOf(err), time.Since(start) - stormCallTime})
+					s.mu.Unlock()
 					if fault.CodeOf(err) == fault.Unavailable { // at once: else all calls would be gone in one outage
 						waittest.Spend(20 * time.Millisecond)
 					}
@@ -165,35 +207,39 @@ func TestStorm(t *testing.T) {
 			}
 		})
 	}
+}
 
+// disturb cuts connections and kills the server and the broker, spread over the casts.
+func (s *storm) disturb() {
+	s.Helper()
 	ctl := func(args ...string) {
-		if out, err := broker.Ctl(t.Context(), args...); err != nil {
-			t.Errorf("%v %s", err, out)
+		if out, err := s.broker.Ctl(s.Context(), args...); err != nil {
+			s.Errorf("%v %s", err, out)
 		}
 	}
 	restart := func() {
-		server.Kill()
-		server = launch()
+		s.server.Kill()
+		s.server = s.launch()
 	}
-	cutBoth := func() { toServer.cut(); toClient.cut() }
+	cutBoth := func() { s.toServer.cut(); s.toClient.cut() }
 	events := []func(){
-		func() { toClient.cut() },
+		func() { s.toClient.cut() },
 		restart,
-		func() { toServer.cut() },
+		func() { s.toServer.cut() },
 		cutBoth,
 		restart,
 		func() { ctl("close_all_connections", "storm") },
-		func() { toClient.stall(); waittest.Spend(time.Second); toClient.resume(); toClient.cut() },
+		func() { s.toClient.stall(); waittest.Spend(time.Second); s.toClient.resume(); s.toClient.cut() },
 		restart,
-		func() { broker.Kill(); check(t, broker.Restart(t.Context())) },
+		func() { s.broker.Kill(); check(s.T, s.broker.Restart(s.Context())) },
 		cutBoth,
 		restart,
 		func() { ctl("stop_app"); ctl("start_app") },
 		func() {
-			toServer.delay(5 * time.Millisecond)
+			s.toServer.delay(5 * time.Millisecond)
 			waittest.Spend(time.Second)
-			toServer.delay(0)
-			toServer.cut()
+			s.toServer.delay(0)
+			s.toServer.cut()
 		},
 		func() { ctl("close_all_connections", "again") },
 		restart,
@@ -201,26 +247,23 @@ func TestStorm(t *testing.T) {
 	}
 	for i, event := range events {
 		// Spread over the work.
-		for sent.Load() < int64(casts*(i+1)/(len(events)+2)) {
+		for s.sent.Load() < int64(stormCasts*(i+1)/(len(events)+2)) {
 			waittest.Spend(5 * time.Millisecond)
 		}
 		event()
 	}
-	wg.Wait()
-	var got map[int]int
-	_ = waittest.Poll(time.Minute, func() error { // the result is judged below
-		if got = handled(t, list); len(got) != casts+1 {
-			return errors.New("not all are handled")
-		}
-		return nil
-	})
+}
+
+// judge says what was lost, handled again, and failed.
+func (s *storm) judge(got map[int]int) {
+	s.Helper()
 	twice := 0
 	for _, n := range got {
 		twice += n - 1
 	}
 	codes := map[fault.Code]int{}
 	hung := 0
-	for _, f := range failed {
+	for _, f := range s.failed {
 		codes[f.code]++
 		if f.late > time.Second {
 			hung++
@@ -228,20 +271,19 @@ func TestStorm(t *testing.T) {
 		switch f.code {
 		case fault.Unknown, fault.Unavailable, fault.Timeout:
 		default:
-			t.Errorf("a call failed with %v", f.code)
+			s.Errorf("a call failed with %v", f.code)
 		}
 	}
-	server.Stop(t.Context(), 20*time.Second)
-	t.Logf("%d casts: %d lost, %d handled again; %d calls: %d failed %v, %d hung; %d reconnects of the client; %s",
-		casts, casts+1-len(got), twice, called.Load(), len(failed), codes, hung, bus.Capabilities().Stats().Reconnects, childLog.String())
-	if lost := casts + 1 - len(got); lost > 0 {
-		t.Errorf("%d casts were lost", lost)
+	s.Logf("%d casts: %d lost, %d handled again; %d calls: %d failed %v, %d hung",
+		stormCasts, stormCasts+1-len(got), twice, s.called.Load(), len(s.failed), codes, hung)
+	if lost := stormCasts + 1 - len(got); lost > 0 {
+		s.Errorf("%d casts were lost", lost)
 	}
 	if hung > 0 {
-		t.Errorf("%d calls ended more than a second after their deadlines", hung)
+		s.Errorf("%d calls ended more than a second after their deadlines", hung)
 	}
-	if len(failed) > calls/2 {
-		t.Errorf("%d of %d calls failed: too many to prove anything", len(failed), calls)
+	if len(s.failed) > stormCalls/2 {
+		s.Errorf("%d of %d calls failed: too many to prove anything", len(s.failed), stormCalls)
 	}
 }
 

@@ -70,22 +70,15 @@ func TestErrorList(t *testing.T) {
 	}
 }
 
-// TestConditional: a reply that the client already has, and a change after another client's
-// change.
+// TestConditional: a reply that the client already has is 304, without a body.
 func TestConditional(t *testing.T) {
 	t.Parallel()
-	tag := `"7"`
 	m, _ := newMux(api.Config{})
 	api.Handle(m, "GET /x", func(_ context.Context, r *api.Request[api.None]) (map[string]int, error) {
-		r.ReplyHeader.Set("ETag", tag)
+		r.ReplyHeader.Set("ETag", `"7"`)
 		return map[string]int{"n": 7}, nil
 	})
-	api.Handle(m, "PUT /x", func(_ context.Context, r *api.Request[api.None]) (api.None, error) {
-		return api.None{}, api.Match(r.Request, tag)
-	})
-	api.Handle(m, "PUT /new", func(_ context.Context, r *api.Request[api.None]) (api.None, error) {
-		return api.None{}, api.Match(r.Request, "")
-	})
+	api.Handle(m, "GET /none", func(context.Context, *api.Request[api.None]) (map[string]int, error) { return map[string]int{}, nil })
 	for _, tt := range []struct {
 		method, path, header, value string
 		want                        int
@@ -94,15 +87,9 @@ func TestConditional(t *testing.T) {
 		{"GET", "/x", "If-None-Match", `"5", W/"7"`, 304},
 		{"GET", "/x", "If-None-Match", `*`, 304},
 		{"GET", "/x", "If-None-Match", `"8"`, 200},
-		{"PUT", "/x", "If-Match", `"7"`, 204},
-		{"PUT", "/x", "If-Match", `"6", "7"`, 204},
-		{"PUT", "/x", "If-Match", `*`, 204},
-		{"PUT", "/x", "If-Match", `W/"7"`, 412},
-		{"PUT", "/x", "If-Match", `"8"`, 412},
-		{"PUT", "/x", "If-None-Match", `*`, 412},
-		{"PUT", "/x", "X-None", ``, 204},
-		{"PUT", "/new", "If-Match", `*`, 412},
-		{"PUT", "/new", "If-None-Match", `*`, 204},
+		{"HEAD", "/x", "If-None-Match", `"7"`, 304},
+		{"GET", "/x", "If-Match", `"7"`, 200},
+		{"GET", "/none", "If-None-Match", `*`, 200},
 	} {
 		w := send(t, m, tt.method, tt.path, "", tt.header, tt.value)
 		if w.Code != tt.want || w.Code == 304 && w.Body.Len() > 0 {

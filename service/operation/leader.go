@@ -99,9 +99,3 @@ func (l *Leader) acquireLease(ctx context.Context) (fence int64, err error) {
 	}
 	return fence, err
 }
-
-// Resign gives the lease up, so that another process can lead at once. It is for the stop of a process.
-func (l *Leader) Resign(ctx context.Context) error {
-	_, err := db.Exec(ctx, l.cfg.Store.db, `UPDATE operation_leases SET owner = '', until = UTC_TIMESTAMP(6) WHERE name = ? AND owner = ?`, l.cfg.Name, l.owner)
-	return err
-}

@@ -71,7 +71,7 @@ func TestList(t *testing.T) {
 	})
 }
 
-// TestLeader: one of many processes leads. When it resigns, or does not renew its lease, the next process leads with a higher
+// TestLeader: one of many processes leads. When it does not renew its lease, the next process leads with a higher
 // fencing token, and the old leader's context ends.
 func TestLeader(t *testing.T) {
 	t.Parallel()
@@ -93,32 +93,22 @@ func TestLeader(t *testing.T) {
 		if x, y, z := leads(a), leads(b), leads(a); x != 1 || y != 0 || z != 1 {
 			t.Errorf("fences %d, %d, %d; want 1, 0, 1", x, y, z)
 		}
-		last := int64(1)
 		err := a.Only(func(held context.Context, _ int64) error { // longer than its lease
 			waittest.Pass(t, 2200*time.Millisecond, "longer than the lease, by the database's clock")
-			switch n := leads(b); {
-			case n != 0 && held.Err() == nil:
+			if n := leads(b); n != 0 && held.Err() == nil { // a slow machine may not have renewed the lease in time
 				t.Errorf("two lead: %d", n)
-			case n != 0: // a slow machine has not renewed the lease in time
-				last = n
 			}
 			return nil
 		})(ctx)
 		if err != nil {
 			t.Error(err)
 		}
-		if err := errors.Join(b.Resign(ctx), a.Resign(ctx)); err != nil {
-			t.Error(err)
-		}
-		if x, y := leads(b), leads(a); x != last+1 || y != 0 {
-			t.Errorf("after it resigned: %d, %d; want %d, 0", x, y, last+1)
-		}
 		waittest.Pass(t, 1300*time.Millisecond, "the lease expires, by the database's clock")
-		if x, y := leads(a), leads(b); x != last+2 || y != 0 {
-			t.Errorf("after its lease has expired: %d, %d; want %d, 0", x, y, last+2)
+		if x, y := leads(b), leads(a); x != 2 || y != 0 {
+			t.Errorf("after its lease has expired: %d, %d; want 2, 0", x, y)
 		}
-		// Another process acquires the lease while a leads, so the context of a's work ends.
-		err = a.Only(func(held context.Context, _ int64) error {
+		// Another process acquires the lease while b leads, so the context of b's work ends.
+		err = b.Only(func(held context.Context, _ int64) error {
 			if _, err := d.ExecContext(ctx, `UPDATE operation_leases SET owner = 'thief', fence = 9, until = ?`, time.Now().Add(time.Hour)); err != nil {
 				return err
 			}

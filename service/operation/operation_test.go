@@ -65,12 +65,7 @@ func TestCancelAndRetry(t *testing.T) {
 		}, nil))
 		b.start()
 		id := b.begin(create, "disk-1")
-		for o := (&operation.Operation{}); o.Step == 0 || o.Owner != ""; { // until it waits
-			var err error
-			if o, err = b.ops.Show(ctx, id); err != nil {
-				t.Fatal(err)
-			}
-		}
+		b.waits(id, "b", 0)
 		if err := b.ops.Retry(ctx, id); fault.CodeOf(err) != fault.Precondition {
 			t.Errorf("retry of one that is not over: %v", err)
 		}

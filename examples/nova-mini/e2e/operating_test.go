@@ -32,6 +32,24 @@ import (
 func TestOperatingFile(t *testing.T) {
 	t.Parallel()
 	scenario(t)
+	o := newOperated(t)
+	o.testValidate()
+	o.testServices()
+}
+
+// operated is a cloud with the configuration file of docs/operating.md.
+type operated struct {
+	*cloud
+
+	ks   *keystonetest.Keystone
+	text string                // the file, with the test's own addresses
+	user gophercloud.AuthScope // of the user ada
+	env  []string              // of all processes
+	cl   *gophercloud.ServiceClient
+}
+
+func newOperated(t *testing.T) *operated {
+	t.Helper()
 	guide, err := os.ReadFile("../../../docs/operating.md")
 	if err != nil {
 		t.Fatal(err)
@@ -67,31 +85,37 @@ func TestOperatingFile(t *testing.T) {
 		}
 		text = strings.Replace(text, from, to, 1)
 	}
-	env := append(os.Environ(), "OS_DEFAULT__CONTROL_EXCHANGE="+c.exchange, "OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT=0")
-	command := func(text string, args ...string) (string, int) {
-		t.Helper()
-		if err := os.WriteFile(c.conf, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		cmd := c.command(args...)
-		cmd.Env = env
-		out, err := cmd.CombinedOutput()
-		if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-			return string(out), exit.ExitCode()
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		return string(out), 0
-	}
+	return &operated{cloud: c, ks: ks, text: text, user: mine, env: append(os.Environ(), "OS_DEFAULT__CONTROL_EXCHANGE="+c.exchange, "OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT=0")}
+}
 
+// command runs nova-mini with a configuration file of this text, and returns what it prints and its exit code.
+func (o *operated) command(text string, args ...string) (string, int) {
+	o.Helper()
+	if err := os.WriteFile(o.conf, []byte(text), 0o600); err != nil {
+		o.Fatal(err)
+	}
+	cmd := o.cloud.command(args...)
+	cmd.Env = o.env
+	out, err := cmd.CombinedOutput()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		return string(out), exit.ExitCode()
+	} else if err != nil {
+		o.Fatal(err)
+	}
+	return string(out), 0
+}
+
+// testValidate: config validate --online tries each service, and names the option that fails.
+func (o *operated) testValidate() {
+	o.Helper()
 	tried := []string{"[DEFAULT] transport_url", "[database] connection", "[keystone_authtoken] auth_url", "[DEFAULT] compute_driver"}
 	for _, tt := range []struct{ from, to, fails, says string }{ // the change to the file, the option that fails, and its error
 		{"", "", "none", ""},
 		{"password = " + keystonetest.Password, "password = wrong", "[keystone_authtoken] auth_url", "password"},
-		{ks.Endpoint, "http://127.0.0.1:1/", "[keystone_authtoken] auth_url", "connection refused"},
+		{o.ks.Endpoint, "http://127.0.0.1:1/", "[keystone_authtoken] auth_url", "connection refused"},
 		{"debug = false", "compute_driver = /bin/true", "[DEFAULT] compute_driver", "it ended by itself"},
 	} {
-		out, code := command(strings.Replace(text, tt.from, tt.to, 1), "config", "validate", "--online")
+		out, code := o.command(strings.Replace(o.text, tt.from, tt.to, 1), "config", "validate", "--online")
 		want := 0
 		for _, option := range tried {
 			line := "works: " + option
@@ -99,30 +123,34 @@ func TestOperatingFile(t *testing.T) {
 				line, want = ": "+option+": ", 1
 			}
 			if !strings.Contains(out, line) {
-				t.Errorf("%s: it does not print %q:\n%s", tt.to, line, out)
+				o.Errorf("%s: it does not print %q:\n%s", tt.to, line, out)
 			}
 		}
 		if code != want || !strings.Contains(out, tt.says) {
-			t.Errorf("%s: exit code %d, want %d with %q:\n%s", tt.to, code, want, tt.says, out)
+			o.Errorf("%s: exit code %d, want %d with %q:\n%s", tt.to, code, want, tt.says, out)
 		}
 	}
-	if out, code := command(text, "conducter"); code != 2 || !strings.Contains(out, "the nearest is conductor") {
-		t.Errorf("a command that does not exist: exit code %d, want 2:\n%s", code, out)
+	if out, code := o.command(o.text, "conducter"); code != 2 || !strings.Contains(out, "the nearest is conductor") {
+		o.Errorf("a command that does not exist: exit code %d, want 2:\n%s", code, out)
 	}
-	if out, code := command(text, "config", "validate"); code != 0 {
-		t.Fatalf("exit code %d:\n%s", code, out)
+	if out, code := o.command(o.text, "config", "validate"); code != 0 {
+		o.Fatalf("exit code %d:\n%s", code, out)
 	}
+}
 
+// testServices: all services start with the file, and a user creates a server.
+func (o *operated) testServices() {
+	o.Helper()
 	for _, service := range []string{"conductor", "scheduler", "compute"} {
-		c.startWith(service, "controller-1", env...)
-		c.procs[service] = c.procs["controller-1"]
+		o.startWith(service, "controller-1", o.env...)
+		o.procs[service] = o.procs["controller-1"]
 	}
-	cl := c.client(c.startWith("api", "controller-1", env...))
+	o.cl = o.client(o.startWith("api", "controller-1", o.env...))
 	for _, service := range []string{"conductor", "scheduler", "compute", "api"} {
 		hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(c.dir, service+".sock"))
+			return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(o.dir, service+".sock"))
 		}}}
-		c.poll(service+" to be ready", 60*time.Second, func() error {
+		o.poll(service+" to be ready", 60*time.Second, func() error {
 			r, err := hc.Get("http://localhost/readyz") //nolint:noctx // a socket of this machine
 			if err != nil {
 				return err
@@ -134,33 +162,34 @@ func TestOperatingFile(t *testing.T) {
 			return nil
 		})
 	}
-	token := ks.Token("ada", &mine)
-	ask := func(method, path, body string) (int, string) {
-		t.Helper()
-		r, err := http.NewRequestWithContext(t.Context(), method, cl.Endpoint+path, strings.NewReader(body))
-		if err != nil {
-			t.Fatal(err)
-		}
-		r.Header.Set("X-Auth-Token", token)
-		r.Header.Set("Content-Type", "application/json")
-		res, err := http.DefaultClient.Do(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer res.Body.Close()
-		raw, _ := io.ReadAll(res.Body)
-		return res.StatusCode, string(raw)
-	}
+	token := o.ks.Token("ada", &o.user)
 	var made struct{ Server struct{ ID string } }
-	if code, body := ask("POST", "servers", demo); code != http.StatusAccepted || json.Unmarshal([]byte(body), &made) != nil {
-		t.Fatalf("%d %s", code, body)
+	if code, body := o.ask(token, "POST", "servers", demo); code != http.StatusAccepted || json.Unmarshal([]byte(body), &made) != nil {
+		o.Fatalf("%d %s", code, body)
 	}
-	c.poll("the server to be ACTIVE", 60*time.Second, func() error {
-		if _, body := ask("GET", "servers/"+made.Server.ID, ""); !strings.Contains(body, `"status":"ACTIVE"`) {
+	o.poll("the server to be ACTIVE", 60*time.Second, func() error {
+		if _, body := o.ask(token, "GET", "servers/"+made.Server.ID, ""); !strings.Contains(body, `"status":"ACTIVE"`) {
 			return errors.New(body)
 		}
 		return nil
 	})
+}
+
+func (o *operated) ask(token, method, path, body string) (int, string) {
+	o.Helper()
+	r, err := http.NewRequestWithContext(o.Context(), method, o.cl.Endpoint+path, strings.NewReader(body))
+	if err != nil {
+		o.Fatal(err)
+	}
+	r.Header.Set("X-Auth-Token", token)
+	r.Header.Set("Content-Type", "application/json")
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		o.Fatal(err)
+	}
+	defer res.Body.Close()
+	raw, _ := io.ReadAll(res.Body)
+	return res.StatusCode, string(raw)
 }
 
 // TestInstalling: after the commands of "Installing" in docs/operating.md on an empty machine, the four services run with

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"time"
@@ -177,6 +178,13 @@ func (s *Service) Refresh(ctx context.Context) error {
 	s.fleet.Report(hosts...)
 	s.fleet.Forget(time.Since(began)) // those that the database no longer has
 	return nil
+}
+
+// WriteReport writes how many hosts the fleet has, and how old their reports are: for an operator who looks for a fault.
+func (s *Service) WriteReport(w io.Writer) error {
+	newest, oldest := s.fleet.Age()
+	_, err := fmt.Fprintf(w, "%d hosts, reports %s to %s old\n", len(s.fleet.Hosts()), newest.Round(time.Millisecond), oldest.Round(time.Millisecond))
+	return err
 }
 
 // hosts returns all hosts, as the last Refresh has read them, or as they are now if fresh is set. Unavailable: none of
