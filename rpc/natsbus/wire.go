@@ -18,8 +18,6 @@ const (
 	// oddHeader has the metadata that NATS headers cannot carry as they are,
 	// percent-encoded: "key=value", once for each.
 	oddHeader = "Armature-Metadata"
-	// offerHeader is on a message that a bus of the release before passes on to another one that has a slot free.
-	offerHeader = "Armature-Offer"
 )
 
 // marshal puts a message into watermill-nats's format: its id and its metadata
@@ -103,5 +101,5 @@ func plain(k, v string) bool {
 }
 
 func reserved(k string) bool {
-	return k == offerHeader || len(k) >= 5 && strings.EqualFold(k[:5], "nats-")
+	return len(k) >= 5 && strings.EqualFold(k[:5], "nats-")
 }
