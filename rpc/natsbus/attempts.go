@@ -40,6 +40,8 @@ const (
 const (
 	// barrierDelay is how long messages wait for a common barrier.
 	barrierDelay = 5 * time.Millisecond
+	// expireEvery is how often attempts of Send are ended whose contexts have ended.
+	expireEvery = time.Second
 	// barrierToken is the last part of the subject of a barrier.
 	barrierToken = "barrier"
 )
@@ -60,9 +62,9 @@ type attempts struct {
 
 // attempt is one sending of a message.
 type attempt struct {
+	ctx   context.Context //nolint:containedctx // it bounds the attempt
 	token uint64
 	call  string      // the id of the message, if it is confirmed by reply
-	stop  func() bool // ends the watch over the context; nil before it begins
 	done  func(error) // called once
 }
 
@@ -75,7 +77,7 @@ func newAttempts(c *nats.Conn) (*attempts, error) {
 // start publishes a message. done is called once with the outcome: errRetry, ErrNoConsumer, TooLarge, Invalid, or
 // Unknown, also when ctx ends.
 func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
-	a := &attempt{done: done}
+	a := &attempt{ctx: ctx, done: done}
 	s.mu.Lock()
 	if s.pending == nil {
 		s.mu.Unlock()
@@ -98,15 +100,11 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 		s.finish(a, publishError(msg, s.conn.MaxPayload(), err))
 		return
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.pending[a.token] != a {
-		return
-	}
-	a.stop = context.AfterFunc(ctx, func() { s.finish(a, errUnanswered(ctx.Err())) })
 	if o.by != byBarrier && o.by != byBarrierNow {
 		return
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.written = append(s.written, a)
 	if o.by == byBarrierNow {
 		s.sendBarrierLocked()
@@ -144,15 +142,8 @@ func (s *attempts) finish(a *attempt, err error) {
 	}
 	s.mu.Unlock()
 	if pending {
-		a.end(err)
+		a.done(err)
 	}
-}
-
-func (a *attempt) end(err error) {
-	if a.stop != nil {
-		a.stop()
-	}
-	a.done(err)
 }
 
 // confirmCall ends the attempt of a call whose server was heard of.
@@ -163,6 +154,21 @@ func (s *attempts) confirmCall(id string) {
 	s.finish(a, nil)
 }
 
+// endExpired ends the attempts whose contexts have ended.
+func (s *attempts) endExpired() {
+	var expired []*attempt
+	s.mu.Lock()
+	for _, a := range s.pending {
+		if a.ctx.Err() != nil {
+			expired = append(expired, a)
+		}
+	}
+	s.mu.Unlock()
+	for _, a := range expired {
+		s.finish(a, fault.New(fault.Unknown, "NATS did not answer, the message may have been sent: %w", a.ctx.Err()))
+	}
+}
+
 // failAll ends all attempts when the connection is lost.
 func (s *attempts) failAll() {
 	s.mu.Lock()
@@ -170,7 +176,7 @@ func (s *attempts) failAll() {
 	s.pending = nil
 	s.mu.Unlock()
 	for _, a := range left {
-		a.end(fault.New(fault.Unknown, "the connection to NATS was lost before the message was confirmed"))
+		a.done(fault.New(fault.Unknown, "the connection to NATS was lost before the message was confirmed"))
 	}
 }
 
@@ -217,10 +223,6 @@ var (
 	errNoConnection = fmt.Errorf("%w: there is no connection to NATS", errRetry)
 )
 
-func errUnanswered(err error) error {
-	return fault.New(fault.Unknown, "NATS did not answer, the message may have been sent: %w", err)
-}
-
 // publishError says what an error of nats.go means for a message.
 func publishError(msg *nats.Msg, limit int64, err error) error {
 	switch {
@@ -231,7 +233,7 @@ func publishError(msg *nats.Msg, limit int64, err error) error {
 	case errors.Is(err, nats.ErrBadHeaderMsg), errors.Is(err, nats.ErrBadSubject):
 		return fault.New(fault.Invalid, "NATS cannot carry the message: %w", err)
 	default:
-		return errUnanswered(err)
+		return fault.New(fault.Unknown, "the message may have been sent: %w", err)
 	}
 }
 

@@ -89,16 +89,22 @@ func (c *conn) close() {
 func (b *Bus) hold(ctx context.Context, c *conn) error {
 	b.cfg.Logger.Debug("connected to NATS", "server", c.ConnectedUrlRedacted())
 	defer c.attempts.failAll()
-	select {
-	case <-c.closed:
-		err := cmp.Or(c.LastError(), errors.New("the connection was closed"))
-		if ctx.Err() == nil {
-			b.cfg.Logger.Warn("lost the connection to NATS, dialing again", "error", err)
+	expire := time.NewTicker(expireEvery)
+	defer expire.Stop()
+	for {
+		select {
+		case <-expire.C:
+			c.attempts.endExpired()
+		case <-c.closed:
+			err := cmp.Or(c.LastError(), errors.New("the connection was closed"))
+			if ctx.Err() == nil {
+				b.cfg.Logger.Warn("lost the connection to NATS, dialing again", "error", err)
+			}
+			return err
+		case <-ctx.Done():
+			c.close()
+			return errors.New("the bus was closed")
 		}
-		return err
-	case <-ctx.Done():
-		c.close()
-		return errors.New("the bus was closed")
 	}
 }
 

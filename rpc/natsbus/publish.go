@@ -106,7 +106,8 @@ func confirmedBy(o *outgoing, waits bool) confirmation {
 	}
 }
 
-// bounded returns a context that ends with ctx, when the bus is closed, and after publishTime if ctx has no deadline.
+// bounded returns a context that ends with ctx, when the bus is closed, and after publishTime if ctx has no deadline. Its
+// attempts end with it.
 func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
 	limit := publishTime
 	if end, ok := ctx.Deadline(); ok {
@@ -114,7 +115,12 @@ func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	stop := context.AfterFunc(b.life, cancel)
-	return ctx, func() { stop(); cancel() }
+	expire := context.AfterFunc(ctx, func() {
+		if s := b.link.State(); s.Epoch != nil {
+			s.Conn.attempts.endExpired()
+		}
+	})
+	return ctx, func() { expire(); stop(); cancel() }
 }
 
 // attempt sends a message once. done is called with the outcome.
