@@ -121,21 +121,9 @@ func (g *group) lane(ctx context.Context, cancel context.CancelFunc, sub message
 	defer handing()
 	wait := backoff.Backoff{Min: minPause, Max: maxPause}
 	for {
-		for {
-			m := g.next(in)
-			if m == nil {
-				break
-			}
+		for m := g.next(in); m != nil; m = g.next(in) {
 			wait.Reset()
-			if !g.hand(m) {
-				return
-			}
-			select {
-			case <-m.Acked():
-			case <-m.Nacked():
-			case <-g.ctx.Done():
-				handing()
-				g.last(m)
+			if !g.hand(m) || !g.settled(m, handing) {
 				return
 			}
 		}
@@ -151,6 +139,21 @@ func (g *group) lane(ctx context.Context, cancel context.CancelFunc, sub message
 			continue
 		}
 		in = next
+	}
+}
+
+// settled waits until a message is settled, and reports whether that was before the end of the subscription, at which it
+// calls ended.
+func (g *group) settled(m *message.Message, ended func()) bool {
+	select {
+	case <-m.Acked():
+		return true
+	case <-m.Nacked():
+		return true
+	case <-g.ctx.Done():
+		ended()
+		g.last(m)
+		return false
 	}
 }
 
