@@ -90,8 +90,8 @@ type Bus struct {
 	maxPayload atomic.Int64 // what the server has announced, in bytes
 
 	mu      sync.Mutex
-	endLink func()           // ends the connection and waits for that; nil before Start
-	streams map[*stream]bool // that are consumed
+	endLink func()   // ends the connection and waits for that; nil before Start
+	streams sync.Map // each *stream that is consumed
 }
 
 // New returns a bus that is not connected. The error, with code Invalid, names
@@ -109,7 +109,7 @@ func New(cfg Config) (*Bus, error) {
 	cfg.Replicas = max(cfg.Replicas, 1)
 	cfg.ConnectTimeout = cmp.Or(max(cfg.ConnectTimeout, 0), 10*time.Second)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
-	b := &Bus{cfg: cfg, life: life.New(), streams: make(map[*stream]bool)}
+	b := &Bus{cfg: cfg, life: life.New()}
 	b.link = link.New(link.Config[*conn]{Dial: b.dial, Hold: b.hold})
 	return b, nil
 }
@@ -205,11 +205,9 @@ func (b *Bus) Check(context.Context) error {
 	if s := b.link.State(); s.Epoch == nil {
 		return fault.New(fault.Unavailable, "the connection to NATS is lost: %v", s.Err)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for q := range b.streams {
-		if err := q.state(); err != nil {
-			return fault.New(fault.Unavailable, "%s is not consumed: %w", q.subject, err)
+	for k := range b.streams.Range {
+		if q, ok := k.(*stream); ok && q.state() != nil {
+			return fault.New(fault.Unavailable, "%s is not consumed: %w", q.subject, q.state())
 		}
 	}
 	return nil

@@ -144,15 +144,8 @@ func (q *stream) open(ctx context.Context) error { return q.bus.createStream(ctx
 
 // consume consumes until ctx ends, and then waits until what was received is acknowledged, see subscription.
 func (q *stream) consume(ctx context.Context) {
-	b := q.bus
-	b.mu.Lock()
-	b.streams[q] = true // for Check
-	b.mu.Unlock()
-	defer func() {
-		b.mu.Lock()
-		delete(b.streams, q)
-		b.mu.Unlock()
-	}()
+	q.bus.streams.Store(q, true) // for Check
+	defer q.bus.streams.Delete(q)
 	for ctx.Err() == nil {
 		if c, epoch, err := q.bus.link.Get(ctx); err == nil {
 			q.consumeOver(ctx, epoch, c)
