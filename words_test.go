@@ -25,7 +25,7 @@ var replacedWords = []struct {
 	{regexp.MustCompile(`(?i)\ball the same\b`), "still, or nothing"},
 	{regexp.MustCompile(`(?i)\btime-outs?\b`), "timeout"},
 	{regexp.MustCompile(`(?i)\bsigns? of life\b|\bbeats?\b(?:[^=]|$)|\bpulse\b`), "heartbeat"}, // "beat=" is on the wire
-	{regexp.MustCompile(`\b[Cc]ancell(ed|ing)\b`), "canceled, canceling"}, // CANCELLED is a code of gRPC
+	{regexp.MustCompile(`\b[Cc]ancell(ed|ing)\b`), "canceled, canceling"},                      // CANCELLED is a code of gRPC
 	{regexp.MustCompile(`(?i)\bpatience\b`), "timeout"},
 	{regexp.MustCompile(`(?i)\bat (its|the|one's) door\b`), "slot, prefetch"},
 	{regexp.MustCompile(`(?i)\b(which|that|it|he) is no( [^l]| l[^o]|$)`), "is not a, does not"}, // "is no longer" is fine

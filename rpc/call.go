@@ -77,18 +77,8 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 		w.heard = start
 		m.Heartbeat = c.cfg.HeartbeatTimeout / 2
 	}
-	var learn *route
-	var probe *peer
 	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // otherwise a probe finds out nothing
-		c.mu.Lock()
-		m.FirstHeartbeat, learn, probe = c.joinLocked(w, info)
-		c.mu.Unlock()
-	}
-	if learn != nil {
-		c.ask(learn, false) //nolint:contextcheck // its answer serves later calls, too
-	}
-	if probe != nil {
-		c.probe(probe) //nolint:contextcheck // as above
+		m.FirstHeartbeat = c.watchCall(w, info) //nolint:contextcheck // what it sends is for later calls, too
 	}
 	c.mu.Lock()
 	w.sent = time.Now() // after the probe: an instance that the probe finds gone has not had the call

@@ -67,13 +67,13 @@ type Client struct {
 	caps         caps
 	interceptors chain
 
-	mu        sync.Mutex
-	pending   map[string]*waiter // by the id of the call
-	routes    map[routeKey]*route
-	peers     map[string]*peer    // by the id of the instance
-	questions map[string]question // by the id of the message
-	watching  *time.Timer         // runs tick; nil before the first call
-	ticking   bool                // watching is set
+	mu       sync.Mutex
+	pending  map[string]*waiter // by the id of the call
+	routes   map[routeKey]*route
+	peers    map[string]*peer // by the id of the instance
+	pings    map[string]ping  // by the id of the message
+	watching *time.Timer      // runs tick; nil before the first call
+	ticking  bool             // watching is set
 
 	listening   atomic.Bool // the reply topic is subscribed to
 	subscribing singleflight.Group
@@ -115,7 +115,7 @@ func NewClient(b bus.Bus, cfg ClientConfig) *Client {
 	return &Client{
 		bus: b, cfg: cfg, topic: prefixReply + newID(), interceptors: newChain(cfg.Interceptors), limits: b.Capabilities(),
 		pending: make(map[string]*waiter), life: life, end: end,
-		routes: make(map[routeKey]*route), peers: make(map[string]*peer), questions: make(map[string]question),
+		routes: make(map[routeKey]*route), peers: make(map[string]*peer), pings: make(map[string]ping),
 	}
 }
 

@@ -78,30 +78,53 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 	end := time.NewTimer(lettersBegin)
 	defer end.Stop()
 	for {
-		select {
-		case d, ok := <-in:
-			if !ok {
-				return fmt.Errorf("dead letters of %s: %w", i.Name, ErrClosed)
-			}
-			verdict := decide(newDeadLetter(d.Message))
-			if verdict == Requeue {
-				if err := resendLetter(ctx, b, d.Message); err != nil {
-					kept = append(kept, d)
-					return fmt.Errorf("send dead letter %s of %s again: %w", d.ID, i.Name, err)
-				}
-			}
-			if verdict == Keep {
-				kept = append(kept, d)
-			} else if err := d.Ack(); err != nil {
-				return fmt.Errorf("remove dead letter %s of %s: %w", d.ID, i.Name, err)
-			}
-			end.Reset(lettersEnd)
-		case <-end.C:
+		d, err := nextLetter(ctx, in, end.C)
+		if err != nil {
+			return fmt.Errorf("dead letters of %s: %w", i.Name, err)
+		}
+		if d == nil {
 			return nil
-		case <-ctx.Done():
-			return fmt.Errorf("dead letters of %s: %w", i.Name, ctx.Err())
+		}
+		keep, err := executeVerdict(ctx, b, i, d, decide(newDeadLetter(d.Message)))
+		if keep {
+			kept = append(kept, d)
+		}
+		if err != nil {
+			return err
+		}
+		end.Reset(lettersEnd)
+	}
+}
+
+// nextLetter returns the next dead letter, or nil if none comes until end.
+func nextLetter(ctx context.Context, in <-chan *bus.Delivery, end <-chan time.Time) (*bus.Delivery, error) {
+	select {
+	case d, ok := <-in:
+		if !ok {
+			return nil, ErrClosed
+		}
+		return d, nil
+	case <-end:
+		return nil, nil //nolint:nilnil // see the doc
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// executeVerdict does with a dead letter what a verdict says, and reports whether the letter stays in its topic.
+func executeVerdict(ctx context.Context, b bus.Bus, i *Interface, d *bus.Delivery, v Verdict) (keep bool, err error) {
+	if v == Keep {
+		return true, nil
+	}
+	if v == Requeue {
+		if err := resendLetter(ctx, b, d.Message); err != nil {
+			return true, fmt.Errorf("send dead letter %s of %s again: %w", d.ID, i.Name, err)
 		}
 	}
+	if err := d.Ack(); err != nil {
+		return false, fmt.Errorf("remove dead letter %s of %s: %w", d.ID, i.Name, err)
+	}
+	return false, nil
 }
 
 func newDeadLetter(m *bus.Message) *DeadLetter {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -14,141 +13,110 @@ import (
 
 // How a client learns that the process of a server is gone: see ADR 21.
 const (
-	// firstBeat is how soon a server names itself to the caller of a call that runs; atOnce is used while
-	// the client knows no server.
+	// firstBeat is how soon a server sends the first heartbeat of a call that runs, which names its instance; atOnce is
+	// used while the client knows no instance.
 	firstBeat = 100 * time.Millisecond
 	atOnce    = time.Millisecond
-	// watchEvery is how often the calls that wait are looked after, and their servers probed that seem to be
-	// gone. A server that seems well is probed when the client has not heard of it for probeAfter, or for
-	// suspectAfter if a call has no heartbeat by then that wants one.
+	// watchEvery is how often the pending calls are checked, and instances probed whose topics are gone. Other
+	// instances are probed when the client has not heard from them for probeAfter, or for suspectAfter if a call has no
+	// heartbeat by then.
 	watchEvery   = 100 * time.Millisecond
 	suspectAfter = 200 * time.Millisecond
 	probeAfter   = 400 * time.Millisecond
-	// lostAfter is for how long all probes of an instance must fail. A server that only lost its connection
+	// lostAfter is for how long all probes of an instance must find no topic. A server that only lost its connection
 	// restores its topic sooner.
 	lostAfter = 1200 * time.Millisecond
-	// passedAfter is how long after the answer to a question the calls that were sent before it are not waiting
-	// in the topic any more, and have sent their first heartbeat if they run.
-	passedAfter = 300 * time.Millisecond
-	// muteAfter is how long an instance may leave probes unanswered. One that was mute before its topic went
+	// servedAfter is how long after the answer to a ping the calls that were sent before the ping have left the topic,
+	// and have sent their first heartbeat if they run.
+	servedAfter = 300 * time.Millisecond
+	// pausedAfter is how long an instance may leave probes unanswered. One that did so before its topic was gone
 	// was paused, not killed: then the heartbeat timeout counts.
-	muteAfter = time.Second
+	pausedAfter = time.Second
 	// learnEvery is how often all servers of an interface are asked for their instances while Any is called.
 	learnEvery = 30 * time.Second
-	// forgetAfter is how long an instance is known that the client does not hear of.
+	// forgetAfter is how long an instance is known from which the client does not hear.
 	forgetAfter = 10 * time.Minute
-	// maxProbes is how many instances that may have one call are probed at once.
+	// maxProbes is how many instances of one route are probed at once.
 	maxProbes = 64
-	// minRest is how much of its time a call must have so that it is worth watching.
+	// minRest is how far its deadline must be so that a call is watched.
 	minRest = time.Second
 )
 
-// peer is an instance of a server, as a client sees it. Client.mu guards it.
-type peer struct {
-	id      string
-	heard   time.Time // of any message from it
-	asked   time.Time // of the first probe since that reached its topic or had no answer; zero: none
-	gone    time.Time // of the first of the probes in a row that found no topic; zero if the last one did not
-	still   time.Time // of the last of them
-	mute    bool      // it was mute when its topic went
-	probing bool
-	probed  time.Time // when the last probe was sent
+// ping is a question to a route: whether its topic is served, and by which instances.
+type ping struct {
+	route *route
+	sent  time.Time
+	topic bool // it goes through the topic of the calls, behind them; otherwise to all servers
 }
 
-// due reports whether the instance is to be probed when the client has not heard of it for so long.
-func (p *peer) due(now time.Time, after time.Duration) bool {
-	return !p.probing && (!p.gone.IsZero() || now.Sub(p.heard) >= after && now.Sub(p.probed) >= after)
-}
-
-// lost reports whether the process is gone.
-func (p *peer) lost() bool {
-	return !p.gone.IsZero() && !p.mute && p.still.Sub(p.gone) >= lostAfter
-}
-
-// route is where calls go. Client.mu guards it.
-type route struct {
-	iface  string
-	major  int
-	host   string
-	peers  map[string]*peer // that take its calls
-	recent *peer            // the one that was heard of last
-	learnt time.Time        // when all servers were asked for their instances
-	legacy time.Time        // when a server without an instance was heard of
-	asking time.Time        // when the last question was sent
-	passed []answer         // to questions
-	calls  int              // that wait, in the round of tick that counts them
-	oldest time.Time        // when the first of them was sent whose server is not known; zero: each is known
-}
-
-type routeKey struct{ iface, host string }
-
-// question is a ping through the topic of a route, to see whether it is served, and by which instances.
-type question struct {
-	route  *route
-	sent   time.Time
-	inLine bool // it waits in the topic behind the calls
-}
-
-// answer says that the topic was served behind the calls that were sent before the question.
-type answer struct{ sent, came time.Time }
-
-// joinLocked notes where a call goes, and returns how soon it wants to know its server, and what is to be sent
-// before it so that the client knows which servers lived then.
-func (c *Client) joinLocked(w *waiter, info Info) (first time.Duration, learn *route, probe *peer) {
-	key := routeKey{info.Interface, info.Host}
-	r := c.routes[key]
-	if r == nil {
-		r = &route{iface: info.Interface, major: info.Version.Major, host: info.Host, peers: make(map[string]*peer)}
-		c.routes[key] = r
+// watchCall has the server of a call watched, and returns how soon the call wants its first heartbeat. What it sends is
+// sent before the call: an instance that is found gone then has not had the call.
+func (c *Client) watchCall(w *waiter, info Info) (first time.Duration) {
+	c.mu.Lock()
+	r := c.routeLocked(info)
+	w.route, r.used = r, w.sent
+	c.startTickingLocked()
+	learn := r.host == Any && w.sent.Sub(r.learnt) > learnEvery
+	if learn {
+		r.learnt = w.sent
 	}
-	w.route = r
+	p := r.recent
+	probe := p != nil && !p.probing && w.sent.Sub(p.heard) > probeAfter
+	if probe {
+		p.probing = true
+	}
+	c.mu.Unlock()
+	if learn {
+		c.ping(r, false)
+	}
+	if probe {
+		c.probe(p)
+	}
+	if p == nil {
+		return atOnce
+	}
+	return firstBeat
+}
+
+func (c *Client) routeLocked(info Info) *route {
+	key := routeKey{info.Interface, info.Host}
+	if c.routes[key] == nil {
+		c.routes[key] = &route{iface: info.Interface, major: info.Version.Major, host: info.Host, peers: make(map[string]*peer)}
+	}
+	return c.routes[key]
+}
+
+func (c *Client) startTickingLocked() {
 	if c.watching == nil {
 		c.watching = time.AfterFunc(watchEvery, c.tick)
 	} else if !c.ticking {
 		c.watching.Reset(watchEvery)
 	}
 	c.ticking = true
-	if r.host == Any && w.sent.Sub(r.learnt) > learnEvery {
-		r.learnt = w.sent
-		learn = r
-	}
-	switch {
-	case r.recent == nil:
-		return atOnce, learn, nil
-	case w.sent.Sub(r.recent.heard) > probeAfter && !r.recent.probing:
-		r.recent.probing = true
-		probe = r.recent
-	}
-	return firstBeat, learn, probe
 }
 
-// heardLocked notes a message from a server about what was sent on a route.
+// heardLocked notes a message that a server of a route has sent, and returns the server's instance, or nil if it names
+// none.
 func (c *Client) heardLocked(r *route, m *bus.Message) *peer {
 	now := time.Now()
 	id := m.Instance
 	if id == "" {
-		r.legacy = now
+		r.nameless = now
 		return nil
 	}
-	p := r.recent
-	if p == nil || p.id != id {
-		if p = c.peers[id]; p == nil {
-			p = &peer{id: id}
-			c.peers[id] = p
+	if r.recent == nil || r.recent.id != id {
+		if c.peers[id] == nil {
+			c.peers[id] = &peer{id: id}
 		}
-		r.peers[id] = p
-		r.recent = p
+		r.recent = c.peers[id]
+		r.peers[id] = r.recent
 	}
-	p.hear(now)
-	return p
+	r.recent.hear(now)
+	return r.recent
 }
 
-func (p *peer) hear(now time.Time) {
-	p.heard, p.asked, p.gone, p.mute = now, time.Time{}, time.Time{}, false
-}
-
-// tick looks after the calls that wait: it ends those that are lost, probes the servers that seem to be gone, and asks
-// through the topics whose calls may have been lost with them.
+// tick checks the pending calls: it ends those that are lost, probes the instances that may be gone, and pings the topics
+// whose calls may be lost with them.
 func (c *Client) tick() {
 	c.mu.Lock()
 	if c.life.Err() != nil {
@@ -156,110 +124,88 @@ func (c *Client) tick() {
 		return
 	}
 	now := time.Now()
-	c.loseLocked(now)
-	probes := c.duePeersLocked(now)
-	ask := c.dueQuestionsLocked(now)
+	c.endLostLocked(now)
+	c.countCallsLocked()
+	probes, pings := c.dueProbesLocked(now), c.duePingsLocked(now)
 	c.forgetLocked(now)
-	if c.ticking = len(c.pending) > 0 || len(c.questions) > 0; c.ticking {
+	if c.ticking = len(c.pending) > 0 || len(c.pings) > 0; c.ticking {
 		c.watching.Reset(watchEvery)
 	}
 	c.mu.Unlock()
-	for p := range probes {
+	for _, p := range probes {
 		c.probe(p)
 	}
-	for _, r := range ask {
-		c.ask(r, true)
+	for _, r := range pings {
+		c.ping(r, true)
 		if r.host == Any {
-			c.ask(r, false)
+			c.ping(r, false)
 		}
 	}
 }
 
-// duePeersLocked returns the instances to be probed: those that have a call, and those that may have one whose server is
-// not known. It counts the calls of each route.
-func (c *Client) duePeersLocked(now time.Time) map[*peer]bool {
-	due := make(map[*peer]bool)
+func (c *Client) countCallsLocked() {
 	for _, r := range c.routes {
-		r.calls, r.oldest = 0, time.Time{}
+		r.calls, r.unknown = 0, time.Time{}
 	}
 	for _, w := range c.pending {
-		r := w.route
-		if r == nil {
-			continue
+		if w.route != nil {
+			w.route.count(w)
 		}
-		r.calls++
-		switch {
-		case w.peer != nil:
-			if w.peer.due(now, probeAfter) {
-				due[w.peer] = true
-			}
-		case r.oldest.IsZero() || w.sent.Before(r.oldest):
-			r.oldest = w.sent
+	}
+}
+
+// dueProbesLocked returns the instances to be probed: those that have a call, and those that may have one.
+func (c *Client) dueProbesLocked(now time.Time) (due []*peer) {
+	add := func(p *peer, quiet time.Duration) {
+		if p.probeDue(now, quiet) {
+			p.probing = true
+			due = append(due, p)
+		}
+	}
+	for _, w := range c.pending {
+		if w.peer != nil {
+			add(w.peer, probeAfter)
 		}
 	}
 	for _, r := range c.routes {
-		if r.oldest.IsZero() || now.Sub(r.oldest) < suspectAfter {
+		if !r.suspicious(now) {
 			continue
 		}
 		n := 0
 		for _, p := range r.peers {
-			if n++; n <= maxProbes && p.due(now, suspectAfter) {
-				due[p] = true
+			if n++; n > maxProbes {
+				break
 			}
+			add(p, suspectAfter)
 		}
-	}
-	for p := range due {
-		p.probing = true
 	}
 	return due
 }
 
-// dueQuestionsLocked returns the routes through which a question is to be sent.
-func (c *Client) dueQuestionsLocked(now time.Time) (due []*route) {
+// duePingsLocked returns the routes whose topics are to be pinged.
+func (c *Client) duePingsLocked(now time.Time) (due []*route) {
 	for _, r := range c.routes {
-		if r.suspectLocked() && now.Sub(r.asking) >= suspectAfter {
-			r.asking = now
+		if r.pingDue(now) {
+			r.pinged = now
 			due = append(due, r)
 		}
 	}
 	return due
 }
 
-// forgetLocked drops what was not heard of for long, and is not needed by a call that waits.
 func (c *Client) forgetLocked(now time.Time) {
-	for key, r := range c.routes {
-		maps.DeleteFunc(r.peers, func(_ string, p *peer) bool {
-			return r.calls == 0 && (!p.gone.IsZero() || now.Sub(p.heard) > forgetAfter)
-		})
-		if r.recent != nil && r.peers[r.recent.id] == nil {
-			r.recent = nil
-		}
-		if r.calls == 0 && len(r.peers) == 0 && now.Sub(r.legacy) > forgetAfter && now.Sub(r.learnt) > learnEvery {
-			delete(c.routes, key)
-		}
-	}
-	maps.DeleteFunc(c.peers, func(_ string, p *peer) bool { return !p.probing && now.Sub(p.heard) > forgetAfter })
-	maps.DeleteFunc(c.questions, func(_ string, q question) bool { return now.Sub(q.sent) > 2*probeTime })
+	maps.DeleteFunc(c.routes, func(_ routeKey, r *route) bool { return r.forget(now) })
+	maps.DeleteFunc(c.peers, func(_ string, p *peer) bool { return p.forgotten(now) })
+	maps.DeleteFunc(c.pings, func(_ string, q ping) bool { return now.Sub(q.sent) > 2*probeTime })
 }
 
-// loseLocked ends the calls whose servers are gone.
-func (c *Client) loseLocked(now time.Time) {
-	cut := make(map[*route]time.Time)
+// endLostLocked ends the calls whose servers are lost.
+func (c *Client) endLostLocked(now time.Time) {
+	for _, r := range c.routes {
+		r.lostUntil = r.lostBefore(now)
+	}
 	for id, w := range c.pending {
-		r := w.route
-		if r == nil {
-			continue
-		}
-		if w.peer == nil {
-			end, known := cut[r]
-			if !known {
-				end = r.lostBeforeLocked(now)
-				cut[r] = end
-			}
-			if w.sent.After(end) {
-				continue
-			}
-		} else if !w.peer.lost() {
+		if !w.lost() {
 			continue
 		}
 		delete(c.pending, id)
@@ -268,52 +214,19 @@ func (c *Client) loseLocked(now time.Time) {
 	}
 }
 
-// suspectLocked reports whether an instance seems to be gone that may have had a call.
-func (r *route) suspectLocked() bool {
-	for _, p := range r.peers {
-		if !p.mute && !r.oldest.IsZero() && !p.gone.Before(r.oldest) {
-			return true
-		}
+// lost reports whether the server of a call is lost.
+func (w *waiter) lost() bool {
+	if w.peer != nil {
+		return w.peer.lost()
 	}
-	return false
+	return w.route != nil && !w.sent.After(w.route.lostUntil)
 }
 
-// lostBeforeLocked returns the time up to which calls without a known server were sent that are lost: an
-// instance that lived then is gone, and they do not wait in the topic. Either no instance is left, or one
-// has taken a question that was sent later, and has not sent a heartbeat for the call. Servers that name no instance
-// send none, so where such ones are nothing is said.
-func (r *route) lostBeforeLocked(now time.Time) (end time.Time) {
-	if !r.legacy.IsZero() && now.Sub(r.legacy) < forgetAfter {
-		return end
-	}
-	left := false
-	for _, p := range r.peers {
-		if !p.lost() {
-			left = true
-		} else if p.gone.After(end) {
-			end = p.gone
-		}
-	}
-	if !left || end.IsZero() {
-		return end
-	}
-	var passed time.Time
-	for _, a := range r.passed {
-		if now.Sub(a.came) >= passedAfter && a.sent.After(passed) {
-			passed = a.sent
-		}
-	}
-	if passed.Before(end) {
-		return passed
-	}
-	return end
-}
-
-// probe asks whether the topic of an instance is there. p.probing is set before.
+// probe asks the bus whether the topic of an instance exists. p.probing is set before.
 func (c *Client) probe(p *peer) {
-	began := time.Now()
+	sent := time.Now()
 	c.mu.Lock()
-	p.probed = began
+	p.probed = sent
 	c.mu.Unlock()
 	ctx, cancel := context.WithTimeout(c.life, probeTime)
 	m := &bus.Message{ID: newID(), Kind: bus.Probe, ReplyTo: c.topic}
@@ -321,37 +234,27 @@ func (c *Client) probe(p *peer) {
 		cancel()
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		p.probing = false
-		if bus.OutcomeOf(err) == bus.Unroutable {
-			if p.gone.IsZero() {
-				p.gone = began
-				p.mute = !p.asked.IsZero() && began.Sub(p.asked) > muteAfter
-			}
-			p.still = began
-			if p.lost() {
-				c.loseLocked(time.Now())
-			}
+		if bus.OutcomeOf(err) != bus.Unroutable {
+			p.probeFound(sent)
 			return
 		}
-		// It has its topic, or the bus cannot tell.
-		p.gone = time.Time{}
-		if p.asked.IsZero() && p.heard.Before(began) {
-			p.asked = began
+		if p.probeMissed(sent); p.lost() {
+			c.endLostLocked(time.Now())
 		}
 	})
 }
 
-// ask sends a question: through the topic of the calls, or to all servers of the interface.
-func (c *Client) ask(r *route, inLine bool) {
+// ping asks the servers of a route for their instances: through the topic of the calls, or all servers of the interface.
+func (c *Client) ping(r *route, topic bool) {
 	m := Info{Kind: string(bus.Call), Interface: r.iface, Method: methodPing, Version: Version{Major: r.major}}.message(newID())
-	if !inLine {
+	if !topic {
 		m.Kind = bus.Fanout
 	}
 	now := time.Now()
 	ctx, cancel := context.WithTimeout(c.life, probeTime)
 	m.ReplyTo, m.Deadline = c.topic, now.Add(probeTime)
 	c.mu.Lock()
-	c.questions[m.ID] = question{r, now, inLine}
+	c.pings[m.ID] = ping{r, now, topic}
 	c.mu.Unlock()
 	c.bus.Send(ctx, topicOf(m.Kind, r.iface, r.host), m, func(err error) {
 		cancel()
@@ -361,15 +264,11 @@ func (c *Client) ask(r *route, inLine bool) {
 	})
 }
 
-// answeredLocked takes the answer to a question, and reports whether m is one.
-func (c *Client) answeredLocked(m *bus.Message) bool {
-	q, ok := c.questions[m.Correlation]
-	if !ok {
-		return false
+// receivePingLocked receives the answer to a ping, and reports whether m is one.
+func (c *Client) receivePingLocked(m *bus.Message) bool {
+	q, ok := c.pings[m.Correlation]
+	if ok && c.heardLocked(q.route, m) != nil && q.topic && m.Header[headerError] == "" {
+		q.route.answered(served{q.sent, time.Now()})
 	}
-	now := time.Now()
-	if c.heardLocked(q.route, m) != nil && q.inLine && m.Header[headerError] == "" {
-		q.route.passed = append(slices.DeleteFunc(q.route.passed, func(a answer) bool { return now.Sub(a.came) > 2*lostAfter }), answer{q.sent, now})
-	}
-	return true
+	return ok
 }

@@ -81,7 +81,7 @@ func (c *Client) handleReply(m *bus.Message) {
 			p.hear(time.Now())
 		}
 	case w == nil:
-		answered = c.answeredLocked(m)
+		answered = c.receivePingLocked(m)
 	case heartbeat:
 		w.peer = p
 		if !w.heard.IsZero() {

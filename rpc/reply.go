@@ -129,14 +129,7 @@ func clockSkew(err error) time.Duration {
 // replyTime. perr is the error of the attempt before. After the server was aborted, only one more attempt
 // follows, for at most stopGrace/2.
 func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, perr error) {
-	end := time.Now().Add(replyTime)
-	if !r.deadline.IsZero() && r.deadline.Before(end) {
-		end = r.deadline // the caller waits no longer
-	}
-	if work.Err() != nil {
-		end = time.Now().Add(stopGrace / 2)
-	}
-	ctx, cancel := context.WithDeadline(context.Background(), end)
+	ctx, cancel := context.WithDeadline(context.Background(), replyDeadline(r, work.Err() != nil))
 	defer cancel()
 	stopping := s.stopping
 	small := false // the reply was replaced by ErrReplyTooLarge
@@ -156,8 +149,7 @@ func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, p
 		t := time.NewTimer(wait.Next())
 		select {
 		case <-t.C:
-			// Perhaps the caller is restoring its topic, or the bus its connection.
-			if c := fault.CodeOf(perr); (c == fault.Unavailable || c == fault.Unknown) && !errors.Is(perr, ErrClosed) {
+			if mayPass(perr) {
 				perr = nil
 				continue
 			}
@@ -175,4 +167,23 @@ func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, p
 		s.cfg.Logger.Warn("reply lost", "method", r.info.String(), "request_id", r.from.ID, "error", perr)
 		return
 	}
+}
+
+// replyDeadline returns until when a reply is sent again.
+func replyDeadline(r *delivery, aborted bool) time.Time {
+	end := time.Now().Add(replyTime)
+	switch {
+	case aborted:
+		return time.Now().Add(stopGrace / 2)
+	case !r.deadline.IsZero() && r.deadline.Before(end):
+		return r.deadline // the caller does not wait longer
+	default:
+		return end
+	}
+}
+
+// mayPass reports whether a reply may be sent later: the caller may be restoring its topic, or the bus its connection.
+func mayPass(err error) bool {
+	c := fault.CodeOf(err)
+	return (c == fault.Unavailable || c == fault.Unknown) && !errors.Is(err, ErrClosed)
 }

@@ -28,13 +28,13 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
 
-// TestEndsWhileReopened: a subscription ends while its consumer is opened again, with less
-// sent ahead, and the connection is lost in the middle of that. Nothing waits for it.
-func TestEndsWhileReopened(t *testing.T) {
+// TestEndsWhileFull: a full server requeues calls that wait, and its consumer stays open. Its subscription ends during a
+// requeue, and the connection is lost then. Nothing waits for it.
+func TestEndsWhileFull(t *testing.T) {
 	t.Parallel()
 	raw := envtest.URL(t, testenv.AMQPVar)
 	p, via := proxyTo(t, raw)
-	exchange := "reopen." + strings.ToLower(rand.Text())
+	exchange := "full." + strings.ToLower(rand.Text())
 	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{via}, Exchange: exchange})
 	if err != nil {
 		t.Fatal(err)
@@ -42,11 +42,14 @@ func TestEndsWhileReopened(t *testing.T) {
 	if err := bus.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	var consumes atomic.Int64
+	var consumes, requeues atomic.Int64
 	asked, pass, gate := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	p.mu.Lock()
-	p.look = func(b []byte) { // basic.consume of the queue
-		if bytes.Contains(b, []byte{0, 60, 0, 20}) && bytes.Contains(b, []byte(".h.calls")) && consumes.Add(1) == 2 {
+	p.look = func(b []byte) {
+		if bytes.Contains(b, []byte{0, 60, 0, 20}) && bytes.Contains(b, []byte(".h.calls")) { // basic.consume
+			consumes.Add(1)
+		}
+		if bytes.Contains(b, []byte{0, 60, 0, 120}) && requeues.Add(1) == 3 { // basic.nack
 			close(asked)
 			<-pass
 		}
@@ -75,7 +78,10 @@ func TestEndsWhileReopened(t *testing.T) {
 	select {
 	case <-asked:
 	case <-time.After(30 * time.Second):
-		t.Fatal("the consumer of a busy server is not opened again")
+		t.Fatal("a full server does not requeue the calls that wait")
+	}
+	if n := consumes.Load(); n != 1 {
+		t.Errorf("the queue of calls was consumed %d times, want once", n)
 	}
 	ended := make(chan error, 1)
 	go func() {

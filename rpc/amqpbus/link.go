@@ -132,15 +132,7 @@ func (l *connector) dialOne(ctx context.Context, raw string) (conn *amqp.Connect
 		},
 	}
 	cfg.Properties.SetClientConnectionName(l.cfg.Exchange + " " + l.use)
-	if u, uerr := url.Parse(raw); uerr == nil && u.Scheme == "amqps" {
-		cfg.TLSClientConfig = &tls.Config{ServerName: u.Hostname(), MinVersion: tls.VersionTLS12}
-		if l.cfg.TLS != nil {
-			cfg.TLSClientConfig = l.cfg.TLS.Clone()
-			if cfg.TLSClientConfig.ServerName == "" {
-				cfg.TLSClientConfig.ServerName = u.Hostname()
-			}
-		}
-	}
+	cfg.TLSClientConfig = l.tlsConfig(raw)
 	conn, err = amqp.DialConfig(raw, cfg)
 	if !ended() { // ctx has closed the connection
 		if err == nil {
@@ -148,17 +140,36 @@ func (l *connector) dialOne(ctx context.Context, raw string) (conn *amqp.Connect
 		}
 		err = fmt.Errorf("no connection in time: %w", cmp.Or(err, context.Cause(ctx)))
 	}
-	if err == nil {
-		return conn, out, nil
+	if err != nil {
+		return nil, nil, tlsError(err, cfg.TLSClientConfig == nil && first != nil && first.is(tlsAlert))
 	}
+	return conn, out, nil
+}
+
+// tlsConfig returns the configuration for a broker's URL; nil without TLS.
+func (l *connector) tlsConfig(raw string) *tls.Config {
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "amqps" {
+		return nil
+	}
+	cfg := cmp.Or(l.cfg.TLS, &tls.Config{MinVersion: tls.VersionTLS12}).Clone()
+	cfg.ServerName = cmp.Or(cfg.ServerName, u.Hostname())
+	return cfg
+}
+
+// tlsError returns err, or what it says about TLS. refused: the broker's answer was that of a TLS server to a client
+// without TLS.
+func tlsError(err error, refused bool) error {
 	if failure := tlsfile.Failure(err); failure != nil {
-		err = failure
-	} else if e, ok := errors.AsType[*amqp.Error](err); ok && strings.HasPrefix(e.Reason, "remote error: tls:") { // amqp091 keeps the text alone
-		err = fault.New(fault.Denied, "the broker refuses the TLS connection, perhaps for want of a client certificate that it trusts: %w", err)
-	} else if cfg.TLSClientConfig == nil && first != nil && first.is(tlsAlert) {
-		err = fault.New(fault.Precondition, "the broker speaks TLS on this port, and the URL does not ask for it: use amqps://")
+		return failure
 	}
-	return nil, nil, err
+	if e, ok := errors.AsType[*amqp.Error](err); ok && strings.HasPrefix(e.Reason, "remote error: tls:") { // amqp091 keeps the text alone
+		return fault.New(fault.Denied, "the broker refuses the TLS connection, perhaps for want of a client certificate that it trusts: %w", err)
+	}
+	if refused {
+		return fault.New(fault.Precondition, "the broker speaks TLS on this port, and the URL does not ask for it: use amqps://")
+	}
+	return err
 }
 
 // tlsAlert is how the answer of a TLS server begins that does not understand its client.

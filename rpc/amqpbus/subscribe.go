@@ -22,15 +22,23 @@ import (
 // exist, so it never changes.
 const liveExpiry = 10 * time.Second
 
-// A consumer of a Live topic that hands nothing on for stall is shut: all that
-// the broker has sent ahead goes back, for others to take, and from then on it
-// has one message at a time, for door at most, until it hands one on again as
-// soon as it comes.
-const (
-	stall  = 100 * time.Millisecond
-	door   = time.Second
-	prompt = 10 * time.Millisecond
-)
+// A message of a Live topic that finds no slot within firstSlotWait is requeued, so that another server may get it. From then
+// on RabbitMQ's prefetch is requeued within firstSlotWait, and later within twice that time, until a message finds a slot:
+// a full server gets requeued messages again if all are full. ADR 28 has the figures.
+const firstSlotWait = 100 * time.Millisecond
+
+// slotWait returns how long a message waits for a slot after so many in a row were requeued.
+func (c *consumer) slotWait(requeued int) time.Duration {
+	each := max(firstSlotWait/time.Duration(c.slots), time.Millisecond)
+	switch {
+	case requeued == 0:
+		return firstSlotWait
+	case requeued < c.slots:
+		return each
+	default:
+		return 2 * each
+	}
+}
 
 // Subscribe consumes the topic's queue until ctx ends, see [bus.Bus]. It waits
 // up to Config.ConnectTimeout for a broker that is away.
@@ -187,7 +195,7 @@ func (c *consumer) consume(conn *amqp.Connection) (*inChannel, error) {
 		return nil, err
 	}
 	in := &inChannel{
-		ch: ch, lost: make(chan struct{}), end: make(chan struct{}), tags: newTags(ch), timer: time.NewTimer(stall), widenAt: time.NewTimer(widenSoon),
+		ch: ch, lost: make(chan struct{}), end: make(chan struct{}), tags: newTags(ch), timer: time.NewTimer(firstSlotWait), widenAt: time.NewTimer(widenSoon),
 		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
 		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}
@@ -271,29 +279,6 @@ func (c *consumer) widened(in *inChannel) bool {
 	return err == nil
 }
 
-// reopen starts to consume with another number of messages sent ahead, and gives
-// back those that were. The channel is lost if it fails.
-func (c *consumer) reopen(in *inChannel, prefetch int) {
-	in.rpc.Lock()
-	defer in.rpc.Unlock()
-	back := make(chan struct{})
-	go func() { // ends when the consumer or the channel has
-		defer close(back)
-		for d := range in.deliveries {
-			_ = d.Nack(false, true) // else the loss of the channel does it
-		}
-	}()
-	err := in.ch.Cancel(consumerTag, false)
-	<-back
-	if err == nil {
-		err = c.open(in, prefetch)
-	}
-	if err != nil {
-		c.bus.cfg.Logger.Debug("consumer lost while it was opened again", "queue", c.name, "error", err)
-		_ = in.ch.Close() // it may be closed already
-	}
-}
-
 // declare makes sure that the topic exists, and returns how many consume it. The
 // arguments are fixed: queues that exist would be refused with others.
 func (c *consumer) declare(ch *amqp.Channel) (consumers int, err error) {
@@ -333,7 +318,7 @@ type inChannel struct {
 	why        error         // set before
 	tags       *tags
 	rpc        sync.Mutex // held for each question: amqp091 mixes up the answers else
-	shut       bool       // the broker sends no more than one message ahead
+	requeued   int        // messages of a Live topic in a row that found no slot
 	timer      *time.Timer
 
 	prefetch   int         // how many messages the broker sends ahead to the consumer that is open
@@ -399,7 +384,7 @@ func (c *consumer) handDelivery(in *inChannel, d *amqp.Delivery) {
 	if c.deliver != nil {
 		c.deliver(m)
 	} else {
-		c.hand(in, m)
+		c.offer(in, m)
 	}
 	if c.mayWiden(in) && in.full() {
 		in.widenAt.Reset(widenSoon)
@@ -429,44 +414,32 @@ func (in *inChannel) watch(ctx context.Context, sick <-chan error) error {
 	}
 }
 
-// hand hands a message out, or gives it back.
-func (c *consumer) hand(in *inChannel, m *bus.Delivery) {
-	if !in.shut {
-		select {
-		case c.out <- m: // nearly always
-			return
-		default:
-		}
+// offer delivers a message, or requeues it: one of a Live topic that finds no slot in time, and each one at the end.
+func (c *consumer) offer(in *inChannel, m *bus.Delivery) {
+	select {
+	case c.out <- m: // nearly always
+		in.requeued = 0
+		return
+	default:
 	}
-	began := time.Now()
 	var late <-chan time.Time
 	if c.mode == bus.Live {
-		wait := stall
-		if in.shut {
-			wait = door
-		}
-		in.timer.Reset(wait)
+		in.timer.Reset(c.slotWait(in.requeued))
 		late = in.timer.C
 	}
 	select {
 	case c.out <- m:
-		if in.shut && time.Since(began) < prompt {
-			in.shut = false
-			c.reopen(in, c.window(0, 0))
-		}
+		in.requeued = 0
 		return
 	case <-late:
-		if !in.shut {
-			in.shut = true
-			defer c.reopen(in, 1)
-		}
+		in.requeued++
 	case <-in.end:
 		if c.mode == bus.Shared && errors.Is(in.why, errEnded) && !m.Redelivered && c.putBack(m.Message) {
-			_ = m.Ack() // else it comes again besides
+			_ = m.Ack() // on an error it is delivered again
 			return
 		}
 	}
-	_ = m.Nack() // else the loss of the channel does it
+	_ = m.Nack() // on an error the loss of the channel requeues it
 }
 
 // probe watches the channel until it is closed. From time to time it declares

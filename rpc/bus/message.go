@@ -84,6 +84,14 @@ type Dead struct {
 	Truncated int       // size of the whole payload in bytes, if the bus could not carry it; otherwise 0
 }
 
+// at returns when the message became a dead letter, as text; empty if that is not known.
+func (d *Dead) at() string {
+	if d.At.IsZero() {
+		return ""
+	}
+	return d.At.UTC().Format(time.RFC3339Nano)
+}
+
 // Names of metadata for which a broker may have a field of its own.
 const (
 	// KeyEnvelope is the envelope's main text: the kind, the method, its version and options, such as
@@ -145,12 +153,9 @@ func (m *Message) Metadata() iter.Seq2[string, string] {
 		ok := put(KeyEnvelope, m.Envelope()) && put(KeyReplyTo, m.ReplyTo) && put(KeyCorrelation, m.Correlation) && put(KeyInstance, m.Instance) &&
 			count(keyFailures, m.Failures) && count(keyWaited, int(m.Waited.Milliseconds())) &&
 			count(keyRedeliveries, m.Redeliveries) && count(keyRequeues, m.Requeues)
-		if d := m.Dead; d != nil && ok {
-			at := ""
-			if !d.At.IsZero() {
-				at = d.At.UTC().Format(time.RFC3339Nano)
-			}
-			ok = put(keyReason, d.Reason) && put(keyTopic, d.Topic) && put(keyDiedAt, at) && put(keyServer, d.Server) && count(keyTruncated, d.Truncated)
+		if d := m.Dead; d != nil {
+			ok = ok && put(keyReason, d.Reason) && put(keyTopic, d.Topic) && put(keyDiedAt, d.at()) &&
+				put(keyServer, d.Server) && count(keyTruncated, d.Truncated)
 		}
 		if !ok {
 			return

@@ -127,43 +127,54 @@ func (q *queue) offerLoop(life context.Context, ends bool, remove func() bool) {
 		if ends && len(subs) == 0 && remove() {
 			return
 		}
-		took := false
-		switch {
-		case d == nil || len(subs) == 0:
-			select {
-			case <-q.changed:
-			case <-life.Done():
-				return
-			}
-		case subs[0].receive != nil:
-			subs[0].receive(d)
-			took = true
-		case len(subs) == 1: // the usual case, without reflection
-			select {
-			case subs[0].out <- d:
-				took = true
-			case <-q.changed:
-			case <-life.Done():
-				return
-			}
-		default:
-			cases := make([]reflect.SelectCase, 0, len(subs)+2)
-			cases = append(cases,
-				reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(life.Done())},
-				reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(q.changed)})
-			for _, s := range subs {
-				cases = append(cases, reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(s.out), Send: reflect.ValueOf(d)})
-			}
-			i, _, _ := reflect.Select(cases)
-			if i == 0 {
-				return
-			}
-			took = i > 1
+		if d == nil {
+			subs = nil
+		}
+		took, ok := q.offer(life, d, subs)
+		if !ok {
+			return
 		}
 		if took {
 			q.remove(d)
 		}
 	}
+}
+
+// offer offers d to all subscribers until one takes it, or the list or the subscribers change. ok is false when life
+// ends first.
+func (q *queue) offer(life context.Context, d *bus.Delivery, subs []subscriber) (took, ok bool) {
+	if len(subs) > 0 && subs[0].receive != nil {
+		subs[0].receive(d)
+		return true, true
+	}
+	if len(subs) > 1 {
+		return q.offerEach(life, d, subs)
+	}
+	var out chan *bus.Delivery // nil without a subscriber
+	if len(subs) == 1 {
+		out = subs[0].out
+	}
+	select {
+	case out <- d:
+		return true, true
+	case <-q.changed:
+		return false, true
+	case <-life.Done():
+		return false, false
+	}
+}
+
+// offerEach is offer to several subscribers, by reflection.
+func (q *queue) offerEach(life context.Context, d *bus.Delivery, subs []subscriber) (took, ok bool) {
+	cases := make([]reflect.SelectCase, 0, len(subs)+2)
+	cases = append(cases,
+		reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(life.Done())},
+		reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(q.changed)})
+	for _, s := range subs {
+		cases = append(cases, reflect.SelectCase{Dir: reflect.SelectSend, Chan: reflect.ValueOf(s.out), Send: reflect.ValueOf(d)})
+	}
+	i, _, _ := reflect.Select(cases)
+	return i > 1, i > 0
 }
 
 // first returns the first delivery whose deadline has not passed, and the subscribers. It ends the subscriptions whose

@@ -8,7 +8,7 @@ import (
 	"net"
 	"slices"
 	"strings"
-	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -22,29 +22,31 @@ import (
 const (
 	// dialTime bounds one attempt on one server, the handshakes included.
 	dialTime = 5 * time.Second
-	// pingEvery is how often a quiet connection is tried; it is lost when two answers are missing.
+	// pingEvery is how often NATS is pinged over a quiet connection. The connection is lost when two answers are missing.
 	pingEvery = 5 * time.Second
+	// flushTime bounds the wait for NATS when a subscription or a connection ends.
+	flushTime = time.Second
 )
 
-// conn is one connection. The bus replaces it when it is lost: nats.go's own reconnection is off, because it hides which
+// conn is one connection. The bus replaces a lost one: nats.go's own reconnection is off, because it hides which
 // messages and requests were lost.
 type conn struct {
 	*nats.Conn
 
-	js     jetstream.JetStream
-	sends  *sends
-	closed chan struct{}
+	js       jetstream.JetStream
+	attempts *attempts
+	closed   chan struct{}
 }
 
 // dial tries each server once, in random order, until ctx ends.
 func (b *Bus) dial(ctx context.Context) (*conn, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	d := &dialer{ctx: ctx}
 	c := &conn{closed: make(chan struct{})}
 	opts := nats.GetDefaultOptions()
-	opts.Servers, opts.Name, opts.Timeout = b.cfg.URLs, b.cfg.Exchange, dialTime
-	opts.CustomDialer = d
-	opts.AllowReconnect = false
-	opts.IgnoreAuthErrorAbort = true
+	opts.Servers, opts.Name, opts.Timeout, opts.CustomDialer = b.cfg.URLs, b.cfg.Exchange, dialTime, d
+	opts.AllowReconnect, opts.IgnoreAuthErrorAbort = false, true
 	opts.PingInterval, opts.MaxPingsOut = pingEvery, 2
 	opts.ClosedCB = func(*nats.Conn) { close(c.closed) }
 	opts.AsyncErrorCB = func(_ *nats.Conn, s *nats.Subscription, err error) {
@@ -52,26 +54,22 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 		if s != nil {
 			subject = s.Subject
 		}
-		b.cfg.Logger.Warn("NATS reports an error", "subject", subject, "error", err)
+		b.cfg.Logger.Warn("NATS client reported an error", "subject", subject, "error", err)
 	}
-	opts.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12}
-	if b.cfg.TLS != nil {
-		opts.TLSConfig = b.cfg.TLS.Clone()
-	}
+	opts.TLSConfig = cmp.Or(b.cfg.TLS, &tls.Config{MinVersion: tls.VersionTLS12}).Clone()
 	opts.Secure = slices.ContainsFunc(b.cfg.URLs, func(u string) bool { return strings.HasPrefix(u, "tls:") })
 	var err error
 	c.Conn, err = opts.Connect()
-	d.release()
+	d.connected.Store(err == nil)
 	if errors.Is(err, nats.ErrSecureConnWanted) {
-		return nil, fault.New(fault.Precondition, "TLS is asked for, and the server has none: %w", err)
+		return nil, fault.New(fault.Precondition, "TLS is configured, and the server does not offer it: %w", err)
 	}
 	if err != nil {
 		return nil, cmp.Or(tlsfile.Failure(err), err)
 	}
 	b.maxPayload.Store(c.MaxPayload())
-	c.js, err = jetstream.New(c.Conn)
-	if err == nil {
-		c.sends, err = newSends(c.Conn)
+	if c.js, err = jetstream.New(c.Conn); err == nil {
+		c.attempts, err = newAttempts(c.Conn)
 	}
 	if err != nil {
 		c.close()
@@ -80,9 +78,9 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	return c, nil
 }
 
-// close closes the connection when what was written has arrived, and waits until nats.go has said so.
+// close closes the connection when NATS has what was written, and waits until nats.go has ended.
 func (c *conn) close() {
-	_ = c.FlushTimeout(leaveTime) // else it is lost
+	_ = c.FlushTimeout(flushTime) // after an error it is lost
 	c.Close()
 	<-c.closed
 }
@@ -90,13 +88,13 @@ func (c *conn) close() {
 // hold returns when the connection is lost, or closes it when ctx ends.
 func (b *Bus) hold(ctx context.Context, c *conn) error {
 	b.cfg.Logger.Debug("connected to NATS", "server", c.ConnectedUrlRedacted())
-	sweep := time.NewTicker(sweepEvery)
-	defer sweep.Stop()
-	defer c.sends.lose()
+	defer c.attempts.failAll()
+	expire := time.NewTicker(expireEvery)
+	defer expire.Stop()
 	for {
 		select {
-		case <-sweep.C:
-			c.sends.sweep()
+		case <-expire.C:
+			c.attempts.endExpired()
 		case <-c.closed:
 			err := cmp.Or(c.LastError(), errors.New("the connection was closed"))
 			if ctx.Err() == nil {
@@ -110,34 +108,30 @@ func (b *Bus) hold(ctx context.Context, c *conn) error {
 	}
 }
 
+// publishRaw publishes a text of the bus itself over the present connection.
+func (b *Bus) publishRaw(subject, text string) error {
+	s := b.link.State()
+	if s.Epoch == nil {
+		return errNoConnection
+	}
+	return s.Conn.Publish(subject, []byte(text))
+}
+
 // dialer dials for nats.go, whose interface has no context. The handshakes end with ctx, too.
 type dialer struct {
-	ctx context.Context //nolint:containedctx // nats.go's interface has none
-
-	mu   sync.Mutex
-	stop []func() bool // ends the watch over connections
+	ctx       context.Context //nolint:containedctx // nats.go's interface has none
+	connected atomic.Bool     // the handshakes have ended
 }
 
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(d.ctx, dialTime)
-	defer cancel()
-	c, err := new(net.Dialer).DialContext(ctx, network, address)
-	if err == nil {
-		d.mu.Lock()
-		d.stop = append(d.stop, context.AfterFunc(d.ctx, func() { _ = c.Close() }))
-		d.mu.Unlock()
-	}
+	c, err := (&net.Dialer{Timeout: dialTime}).DialContext(d.ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
+	context.AfterFunc(d.ctx, func() {
+		if !d.connected.Load() {
+			_ = c.Close()
+		}
+	})
 	return &gather.Conn{Conn: c, Block: true}, nil
-}
-
-// release ends the time in which ctx counts.
-func (d *dialer) release() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	for _, stop := range d.stop {
-		stop()
-	}
 }

@@ -53,9 +53,7 @@ func TestLargeReceived(t *testing.T) {
 	if err := rpc.Cast(limited(t), c, texts, "h", &text); err != nil {
 		t.Fatal(err)
 	}
-	for end := time.Now().Add(waitTimeout); srv.Stats().DeadLettered < 2 && time.Now().Before(end); {
-		<-time.After(10 * time.Millisecond)
-	}
+	until(t, "two dead letters", func() bool { return srv.Stats().DeadLettered == 2 })
 	whole := 0
 	if err := rpc.DeadLetters(limited(t), big, iface, func(l *rpc.DeadLetter) rpc.Verdict {
 		if len(l.Payload) == size+2 && strings.Contains(l.Reason, "65536") {

@@ -27,6 +27,7 @@
 package natsbus
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -89,8 +90,8 @@ type Bus struct {
 	maxPayload atomic.Int64 // what the server has announced, in bytes
 
 	mu      sync.Mutex
-	endLink func() // ends the connection and waits for that; nil before Start
-	queue   map[*shared]bool
+	endLink func()   // ends the connection and waits for that; nil before Start
+	streams sync.Map // each *stream that is consumed
 }
 
 // New returns a bus that is not connected. The error, with code Invalid, names
@@ -99,28 +100,16 @@ func New(cfg Config) (*Bus, error) {
 	if err := broker.CheckURLs(cfg.URLs, "nats", "tls"); err != nil {
 		return nil, fmt.Errorf("natsbus: %w", err)
 	}
-	if cfg.Exchange == "" {
-		cfg.Exchange = "armature"
-	}
+	cfg.Exchange = cmp.Or(cfg.Exchange, "armature")
 	if err := bus.CheckTopic(cfg.Exchange); err != nil {
 		return nil, fmt.Errorf("natsbus: exchange: %w", err)
 	}
-	if cfg.MaxMessage <= 0 {
-		cfg.MaxMessage = bus.DefaultMaxMessage
-	}
-	if cfg.MaxInFlight <= 0 {
-		cfg.MaxInFlight = 128 << 20
-	}
-	if cfg.Replicas <= 0 {
-		cfg.Replicas = 1
-	}
-	if cfg.ConnectTimeout <= 0 {
-		cfg.ConnectTimeout = 10 * time.Second
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
-	}
-	b := &Bus{cfg: cfg, life: life.New(), queue: make(map[*shared]bool)}
+	cfg.MaxMessage = cmp.Or(max(cfg.MaxMessage, 0), bus.DefaultMaxMessage)
+	cfg.MaxInFlight = cmp.Or(max(cfg.MaxInFlight, 0), 128<<20)
+	cfg.Replicas = max(cfg.Replicas, 1)
+	cfg.ConnectTimeout = cmp.Or(max(cfg.ConnectTimeout, 0), 10*time.Second)
+	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
+	b := &Bus{cfg: cfg, life: life.New()}
 	b.link = link.New(link.Config[*conn]{Dial: b.dial, Hold: b.hold})
 	return b, nil
 }
@@ -135,7 +124,7 @@ func (b *Bus) Start(ctx context.Context) error {
 	return b.life.Start(ctx, b.cfg.ConnectTimeout, func(ctx context.Context) error {
 		c, err := b.dial(ctx)
 		if err == nil {
-			if err = checkJetStream(ctx, c.js); err == nil {
+			if _, err = c.js.AccountInfo(ctx); err == nil {
 				b.warnOld(c.ConnectedServerVersion())
 				b.keep(c) //nolint:contextcheck // the connection outlives Start
 				return nil
@@ -167,29 +156,27 @@ func (b *Bus) warnOld(version string) {
 	}
 }
 
-// startCode returns the code of an error of Start.
-func startCode(err error) fault.Code {
-	for _, refused := range []error{nats.ErrAuthorization, nats.ErrAuthExpired, nats.ErrAuthRevoked} {
-		if errors.Is(err, refused) {
-			return fault.Unauthenticated
-		}
-	}
-	if code := fault.CodeOf(err); code == fault.Denied || code == fault.Precondition {
-		return code
-	}
-	return fault.Unavailable
+// startCodes are the codes of errors of Start. All other errors are Unavailable.
+var startCodes = []struct {
+	err  error
+	code fault.Code
+}{
+	{nats.ErrAuthorization, fault.Unauthenticated},
+	{nats.ErrAuthExpired, fault.Unauthenticated},
+	{nats.ErrAuthRevoked, fault.Unauthenticated},
+	{jetstream.ErrJetStreamNotEnabled, fault.Precondition},
+	{jetstream.ErrJetStreamNotEnabledForAccount, fault.Precondition},
+	{fault.Precondition, fault.Precondition},
+	{fault.Denied, fault.Denied},
 }
 
-func checkJetStream(ctx context.Context, js jetstream.JetStream) error {
-	_, err := js.AccountInfo(ctx)
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, jetstream.ErrJetStreamNotEnabled), errors.Is(err, jetstream.ErrJetStreamNotEnabledForAccount):
-		return fault.New(fault.Precondition, "%w: natsbus needs it", err)
-	default:
-		return fault.New(fault.Unavailable, "ask for JetStream: %w", err)
+func startCode(err error) fault.Code {
+	for _, c := range startCodes {
+		if errors.Is(err, c.err) {
+			return c.code
+		}
 	}
+	return fault.Unavailable
 }
 
 // Stop is Close, for use as a service part.
@@ -209,17 +196,6 @@ func (b *Bus) Close() error {
 	return nil
 }
 
-// watch adds or removes a subscription that Check asks.
-func (b *Bus) watch(q *shared, on bool) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if on {
-		b.queue[q] = true
-	} else {
-		delete(b.queue, q)
-	}
-}
-
 // Check returns nil if the bus is connected and consumes all its Shared topics,
 // and Unavailable with what is wrong if not. It does not block.
 func (b *Bus) Check(context.Context) error {
@@ -229,11 +205,9 @@ func (b *Bus) Check(context.Context) error {
 	if s := b.link.State(); s.Epoch == nil {
 		return fault.New(fault.Unavailable, "the connection to NATS is lost: %v", s.Err)
 	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	for q := range b.queue {
-		if err := q.state(); err != nil {
-			return fault.New(fault.Unavailable, "%s.%s is not consumed: %w", b.cfg.Exchange, q.topic, err)
+	for k := range b.streams.Range {
+		if q, ok := k.(*stream); ok && q.state() != nil {
+			return fault.New(fault.Unavailable, "%s is not consumed: %w", q.subject, q.state())
 		}
 	}
 	return nil
@@ -256,9 +230,14 @@ func (b *Bus) maxMessage() int {
 }
 
 // subject is what a topic is called in NATS.
-func (b *Bus) subject(topic string) (string, error) {
-	name := b.cfg.Exchange + "." + topic
-	return name, bus.CheckTopic(name)
+func (b *Bus) subject(topic string) string { return b.cfg.Exchange + "." + topic }
+
+// subscription is a live or a stream.
+type subscription interface {
+	// open returns when messages that are published from then on are not lost.
+	open(ctx context.Context) error
+	// consume delivers messages until ctx ends, then it closes the channel.
+	consume(ctx context.Context)
 }
 
 // Subscribe consumes the topic until ctx ends, see [bus.Bus]. It waits up to
@@ -266,25 +245,45 @@ func (b *Bus) subject(topic string) (string, error) {
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	out, err := b.subscribe(ctx, s)
 	if err != nil {
-		return nil, fmt.Errorf("subscribe to %s.%s: %w", b.cfg.Exchange, s.Topic, err)
+		return nil, fmt.Errorf("subscribe to %s: %w", b.subject(s.Topic), err)
 	}
 	return out, nil
 }
 
 func (b *Bus) subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
-	if err := b.life.Usable(); err != nil {
+	fanout := cmp.Or(s.Fanout, s.Topic)
+	if err := cmp.Or(b.life.Usable(), bus.CheckTopic(b.subject(s.Topic)), bus.CheckTopic(b.subject(fanout))); err != nil {
 		return nil, err
 	}
-	if _, err := b.subject(s.Topic); err != nil {
+	s.Slots = max(s.Slots, 1)
+	sub, out := b.newSubscription(s)
+	ctx, end := context.WithCancel(ctx)
+	stop := context.AfterFunc(b.life, end) //nolint:contextcheck // the bus's own life
+	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+	defer cancel()
+	err := sub.open(try)
+	if err == nil && !b.life.Go(func() {
+		defer end()
+		defer stop()
+		sub.consume(ctx)
+	}) {
+		err = bus.ErrClosed
+	}
+	if err != nil {
+		end()
 		return nil, err
 	}
-	if s.Fanout != "" {
-		if _, err := b.subject(s.Fanout); err != nil {
-			return nil, err
-		}
+	return out, nil
+}
+
+func (b *Bus) newSubscription(s bus.Subscription) (subscription, <-chan *bus.Delivery) {
+	if s.Mode != bus.Shared {
+		l := &live{bus: b, s: s, out: make(chan *bus.Delivery), ended: make(chan struct{})}
+		return l, l.out
 	}
-	if s.Mode == bus.Shared {
-		return b.subscribeShared(ctx, s)
+	q := &stream{
+		bus: b, subject: b.subject(s.Topic), slots: s.Slots, out: make(chan *bus.Delivery, s.Slots),
+		changed: make(chan struct{}, 1), held: make(map[string]int),
 	}
-	return b.subscribeLive(ctx, s)
+	return q, q.out
 }

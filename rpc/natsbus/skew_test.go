@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"testing"
-	"time"
 
 	"github.com/nats-io/nats.go"
 
@@ -92,7 +91,6 @@ func TestOlderServer(t *testing.T) {
 		if answer != "+ok" {
 			continue
 		}
-		<-time.After(50 * time.Millisecond) // the handler of the release before
 		reply := nats.NewMsg(exchange + "." + call.Header["reply_to"][0])
 		reply.Header = nats.Header{"_watermill_message_uuid": {id}, "rpc": {"reply"}, "correlation_id": {id}}
 		reply.Data, _ = json.Marshal("done")

@@ -18,8 +18,6 @@ const (
 	// oddHeader has the metadata that NATS headers cannot carry as they are,
 	// percent-encoded: "key=value", once for each.
 	oddHeader = "Armature-Metadata"
-	// offerHeader is on a message that a bus of the release before passes on to another one that has a slot free.
-	offerHeader = "Armature-Offer"
 )
 
 // marshal puts a message into watermill-nats's format: its id and its metadata
@@ -66,23 +64,24 @@ func unmarshal(msg *nats.Msg) *bus.Message {
 func texts(h nats.Header) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for k, vs := range h {
-			switch {
-			case k == oddHeader:
-				for _, v := range vs {
-					key, val, _ := strings.Cut(v, "=")
-					key, err1 := url.QueryUnescape(key)
-					val, err2 := url.QueryUnescape(val)
-					if err1 == nil && err2 == nil && !yield(key, val) { // what cannot be read is of another program
-						return
-					}
-				}
-			case len(vs) > 0 && !reserved(k):
-				if !yield(k, vs[0]) {
-					return
-				}
+			if k != oddHeader && len(vs) > 0 && !reserved(k) && !yield(k, vs[0]) {
+				return
+			}
+		}
+		for _, v := range h[oddHeader] {
+			if key, val, ok := decodeOdd(v); ok && !yield(key, val) {
+				return
 			}
 		}
 	}
+}
+
+// decodeOdd reads a value of oddHeader. Another program's may be unreadable.
+func decodeOdd(s string) (key, value string, ok bool) {
+	key, value, _ = strings.Cut(s, "=")
+	key, err1 := url.QueryUnescape(key)
+	value, err2 := url.QueryUnescape(value)
+	return key, value, err1 == nil && err2 == nil
 }
 
 // plain reports whether NATS carries a header unchanged, and takes it for none
@@ -103,5 +102,5 @@ func plain(k, v string) bool {
 }
 
 func reserved(k string) bool {
-	return k == offerHeader || len(k) >= 5 && strings.EqualFold(k[:5], "nats-")
+	return len(k) >= 5 && strings.EqualFold(k[:5], "nats-")
 }

@@ -126,21 +126,9 @@ func (g *group) laneLoop(ctx context.Context, cancel context.CancelFunc, sub mes
 	defer stopDelivering()
 	wait := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
 	for {
-		for {
-			m := g.next(in)
-			if m == nil {
-				break
-			}
+		for m := g.next(in); m != nil; m = g.next(in) {
 			wait.Reset()
-			if !g.deliver(m) {
-				return
-			}
-			select {
-			case <-m.Acked():
-			case <-m.Nacked():
-			case <-g.ctx.Done():
-				stopDelivering()
-				g.awaitSettled(m)
+			if !g.deliver(m) || !g.settled(m, stopDelivering) {
 				return
 			}
 		}
@@ -170,6 +158,21 @@ func (g *group) logRenewal(topic string, err error) {
 		level = slog.LevelWarn
 	}
 	g.bus.cfg.Logger.Log(g.ctx, level, "subscription ended, renewal failed", "topic", topic, "error", err)
+}
+
+// settled waits until a message is settled, and reports whether that was before the end of the subscription, at which it
+// calls ended.
+func (g *group) settled(m *message.Message, ended func()) bool {
+	select {
+	case <-m.Acked():
+		return true
+	case <-m.Nacked():
+		return true
+	case <-g.ctx.Done():
+		ended()
+		g.awaitSettled(m)
+		return false
+	}
 }
 
 // next waits for the next message. It returns nil when the channel is closed or the subscription has ended.
