@@ -12,15 +12,16 @@ import (
 // requires that tag is one of those that it lists; a request with If-None-Match: * requires that the object
 // does not exist. See RFC 9110, section 13.
 func Match(r *http.Request, tag string) error {
-	if want := r.Header.Values("If-Match"); len(want) > 0 && !listed(want, tag, true) {
+	if want := r.Header.Values("If-Match"); len(want) > 0 && !isListed(want, tag, true) {
 		return WithStatus(http.StatusPreconditionFailed, fault.New(fault.Precondition, "The object was changed meanwhile: its entity tag is %s.", tagName(tag)))
 	}
-	if none := r.Header.Values("If-None-Match"); len(none) > 0 && listed(none, tag, false) {
+	if none := r.Header.Values("If-None-Match"); len(none) > 0 && isListed(none, tag, false) {
 		return WithStatus(http.StatusPreconditionFailed, fault.New(fault.Precondition, "The object exists already: its entity tag is %s.", tagName(tag)))
 	}
 	return nil
 }
 
+// tagName returns a tag for an error.
 func tagName(tag string) string {
 	if tag == "" {
 		return "none, because the object does not exist"
@@ -28,9 +29,9 @@ func tagName(tag string) string {
 	return tag
 }
 
-// listed reports whether tag is in a list of entity tags. In a strong comparison a weak tag is never equal to
+// isListed reports whether tag is in a list of entity tags. In a strong comparison a weak tag is never equal to
 // another tag.
-func listed(lines []string, tag string, strong bool) bool {
+func isListed(lines []string, tag string, strong bool) bool {
 	if tag == "" {
 		return false
 	}
@@ -48,11 +49,11 @@ func listed(lines []string, tag string, strong bool) bool {
 	return false
 }
 
-// unchanged reports whether the client already has the representation with the reply's ETag, so that 304 is enough.
-func unchanged(r *http.Request, reply http.Header, status int) bool {
+// isUnchanged reports whether the client already has the representation with the reply's ETag, so that 304 is enough.
+func isUnchanged(r *http.Request, reply http.Header, status int) bool {
 	none := r.Header.Values("If-None-Match")
 	if len(none) == 0 || status != http.StatusOK || r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return false
 	}
-	return listed(none, reply.Get("Etag"), false)
+	return isListed(none, reply.Get("Etag"), false)
 }
