@@ -26,10 +26,10 @@ func takeTLSOptions(host string, query url.Values) (*tls.Config, error) {
 	o := tlsOptions{files: tlsfile.Client{
 		CAFile: takeOption(query, "ssl_ca"), CertFile: takeOption(query, "ssl_cert"), KeyFile: takeOption(query, "ssl_key"), ServerName: takeOption(query, "ssl_server_name"),
 	}}
-	if err := o.takeMode(query); err != nil {
+	if err := o.readMode(query); err != nil {
 		return nil, err
 	}
-	if err := o.takeNameCheck(query); err != nil {
+	if err := o.readNameCheck(query); err != nil {
 		return nil, err
 	}
 	switch {
@@ -61,8 +61,8 @@ type tlsOptions struct {
 	anyName    bool // the server's certificate may have another name
 }
 
-// takeMode reads the option tls. Without it TLS is used if a file or a server name is set.
-func (o *tlsOptions) takeMode(query url.Values) error {
+// readMode reads the option tls. Without it TLS is used if a file or a server name is set.
+func (o *tlsOptions) readMode(query url.Values) error {
 	given := o.files != tlsfile.Client{}
 	switch v := takeOption(query, "tls"); v {
 	case "":
@@ -82,8 +82,8 @@ func (o *tlsOptions) takeMode(query url.Values) error {
 	return nil
 }
 
-// takeNameCheck reads the options that say whether the server's certificate must have the server's name.
-func (o *tlsOptions) takeNameCheck(query url.Values) error {
+// readNameCheck reads the options that say whether the server's certificate must have the server's name.
+func (o *tlsOptions) readNameCheck(query url.Values) error {
 	for _, name := range []string{"ssl_check_hostname", "ssl_verify_identity"} {
 		v := takeOption(query, name)
 		if v == "" {

@@ -54,11 +54,13 @@ func (k *Kind[D]) check() {
 // does.
 func Remote(c grpc.ClientConnInterface) Driver { return remote{driverpb.NewDriverClient(c), c} }
 
+// remote calls the service of driver.proto.
 type remote struct {
 	rpc  driverpb.DriverClient
 	conn grpc.ClientConnInterface
 }
 
+// Info implements [Driver].
 func (r remote) Info(ctx context.Context) (Info, error) {
 	resp, err := r.rpc.Info(ctx, &driverpb.InfoRequest{})
 	if err != nil {
@@ -71,6 +73,7 @@ func (r remote) Info(ctx context.Context) (Info, error) {
 	return info, nil
 }
 
+// Close implements [Driver]. Through a link it ends the program, too.
 func (r remote) Close() error {
 	if l, ok := r.conn.(*link); ok {
 		return l.close()

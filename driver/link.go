@@ -30,10 +30,12 @@ type link struct {
 	cutOne sync.Once
 }
 
+// newLink returns a link without a connection. Its check and end must be set.
 func newLink(name string, observe func(string, time.Duration, error)) *link {
 	return &link{name: name, observe: observe, idle: make(chan struct{}, 1), cut: make(chan struct{})}
 }
 
+// close closes the driver without a deadline of the caller.
 func (l *link) close() error { return l.end(context.Background()) }
 
 // begin returns the connection for one call, or an error with
@@ -85,7 +87,7 @@ func (l *link) Invoke(ctx context.Context, method string, req, resp any, opts ..
 	c, err := l.begin()
 	if err == nil {
 		var out outcome
-		if err = c.Invoke(outgoing(ctx), method, req, resp, out.options(opts)...); err != nil {
+		if err = c.Invoke(outgoingContext(ctx), method, req, resp, out.options(opts)...); err != nil {
 			err = out.err(ctx, l.name, method, err)
 		}
 		l.ended()
@@ -108,7 +110,7 @@ func (l *link) NewStream(ctx context.Context, desc *grpc.StreamDesc, method stri
 	}
 	defer l.ended() // drain cancels streams and does not wait for them
 	s := &clientStream{link: l, method: method, began: began, user: ctx, many: desc.ServerStreams}
-	ctx, s.cancel = context.WithCancel(outgoing(ctx))
+	ctx, s.cancel = context.WithCancel(outgoingContext(ctx))
 	go func() {
 		select {
 		case <-l.cut:
@@ -142,7 +144,7 @@ func (s *clientStream) finish(err error) error {
 	if !errors.Is(err, io.EOF) {
 		select {
 		case <-s.link.cut:
-			err = fault.New(fault.Canceled, "driver %s: %s was cut off: the driver is closed", s.link.name, short(s.method))
+			err = fault.New(fault.Canceled, "driver %s: %s was cut off: the driver is closed", s.link.name, shortMethod(s.method))
 		default:
 			err = s.out.err(s.user, s.link.name, s.method, err)
 		}

@@ -176,8 +176,8 @@ func plainLevel(line string) slog.Level {
 	return slog.LevelInfo
 }
 
-// quote returns a program's text for an error: printable, in quotes, and at most 200 bytes of it.
-func quote(s string) string {
+// quoteText returns a program's text for an error: printable, in quotes, and at most 200 bytes of it.
+func quoteText(s string) string {
 	if len(s) > 200 {
 		s = s[:200] + "..."
 	}

@@ -57,7 +57,7 @@ func ParseOptions(options json.RawMessage, into any) error {
 			continue
 		}
 		if !addToFamily(families, name, value) {
-			return optionError(name, "no such option"+nearest(name, names, families))
+			return optionError(name, "no such option"+nearestOption(name, names, families))
 		}
 	}
 	return nil
@@ -117,8 +117,8 @@ func addToFamily(families map[string]reflect.Value, name, value string) bool {
 	return false
 }
 
-// nearest returns a clause with the most similar option, for the error of an unknown one.
-func nearest(name string, names, families map[string]reflect.Value) string {
+// nearestOption returns a clause with the most similar option, for the error of an unknown one.
+func nearestOption(name string, names, families map[string]reflect.Value) string {
 	known := slices.Collect(maps.Keys(names))
 	for prefix := range families {
 		known = append(known, prefix+"...")
@@ -228,7 +228,7 @@ func (c *PluginConfig) Configure(section map[string]string) error {
 				return optionError(name, strconv.Quote(value)+" "+err.Error())
 			}
 		case isSimilar(name, names):
-			return optionError(name, "no such option"+nearest(name, names, nil))
+			return optionError(name, "no such option"+nearestOption(name, names, nil))
 		default:
 			own[name] = value
 		}

@@ -71,6 +71,7 @@ type PluginConfig struct {
 	Logger *slog.Logger
 }
 
+// setDefaults sets the fields that have no value.
 func (c *PluginConfig) setDefaults() {
 	for _, d := range []struct {
 		v   *time.Duration
@@ -159,7 +160,7 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	cfg.setDefaults()
 	if cfg.SHA256 != "" {
 		if err := checkSum(cfg.SHA256); err != nil {
-			return nil, optionError("plugin_sha256", quote(cfg.SHA256)+" "+err.Error())
+			return nil, optionError("plugin_sha256", quoteText(cfg.SHA256)+" "+err.Error())
 		}
 	}
 	if cfg.User != "" {
@@ -167,7 +168,7 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 			return nil, optionError("plugin_user", err.Error())
 		}
 	}
-	path, err := find(k.Name, cfg.Program, cfg.Dir)
+	path, err := findProgram(k.Name, cfg.Program, cfg.Dir)
 	if err != nil {
 		return nil, err
 	}
@@ -189,6 +190,7 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	}), nil
 }
 
+// newPlugin returns a plugin that launch starts. launch returns no supervisor for a driver in this process.
 func newPlugin[D Driver](launch func(context.Context) (D, *supervisor, error)) *Plugin[D] {
 	return &Plugin[D]{launch: launch, starting: make(chan struct{}, 1), closed: make(chan struct{}), since: time.Now()}
 }
@@ -203,6 +205,7 @@ func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin
 	return startNew(ctx, p)
 }
 
+// startNew starts a new plugin and returns it.
 func startNew[D Driver](ctx context.Context, p *Plugin[D]) (*Plugin[D], error) {
 	if err := p.Start(ctx); err != nil {
 		return nil, err
@@ -400,14 +403,14 @@ func (c *PluginConfig) forProgram() error {
 	return nil
 }
 
-// find returns the path of a program of a kind. name is a driver's name or an absolute path.
-func find(kind, name, dir string) (string, error) {
+// findProgram returns the path of a program of a kind. name is a driver's name or an absolute path.
+func findProgram(kind, name, dir string) (string, error) {
 	prefix := "armature-" + kind + "-"
 	switch {
 	case filepath.IsAbs(name):
 		return name, nil
 	case !plainName.MatchString(name):
-		return "", fault.New(fault.Invalid, "%s is neither the name of a driver (lower-case letters, digits, - and _) nor an absolute path", quote(name))
+		return "", fault.New(fault.Invalid, "%s is neither the name of a driver (lower-case letters, digits, - and _) nor an absolute path", quoteText(name))
 	case dir == "":
 		return "", fault.New(fault.NotFound, "%s driver %q does not exist: plugin_dir is not set", kind, name)
 	}

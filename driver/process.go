@@ -75,8 +75,8 @@ type process struct {
 // or could be changed by another user.
 var errRefused = errors.New("it was not started")
 
-// start runs the program and opens its driver before ctx ends. After an error no process and no folder is left.
-func start(ctx context.Context, kind string, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
+// startProcess runs the program and opens its driver before ctx ends. After an error no process and no folder is left.
+func startProcess(ctx context.Context, kind string, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
 	program, err := openProgram(path, cfg.SHA256)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", errRefused, err)
@@ -150,11 +150,11 @@ func (p *process) connect(ctx context.Context, kind string) error {
 	}
 	p.protocol = p.client.NegotiatedVersion()
 	p.conn = raw.(*grpc.ClientConn)
-	return p.open(ctx, kind)
+	return p.openDriver(ctx, kind)
 }
 
-// open calls the driver's Open, and checks the kind of the driver.
-func (p *process) open(ctx context.Context, kind string) error {
+// openDriver calls the driver's Open, and checks the kind of the driver.
+func (p *process) openDriver(ctx context.Context, kind string) error {
 	var out outcome
 	resp := new(driverpb.OpenResponse)
 	err := p.conn.Invoke(ctx, driverpb.Driver_Open_FullMethodName, &driverpb.OpenRequest{Options: p.cfg.Options}, resp, out.options(nil)...)
@@ -162,7 +162,7 @@ func (p *process) open(ctx context.Context, kind string) error {
 		return out.err(ctx, filepath.Base(p.path), driverpb.Driver_Open_FullMethodName, err)
 	}
 	if resp.GetKind() != kind {
-		return fault.New(fault.Invalid, "it is a driver of the kind %s, not %s", quote(resp.GetKind()), kind)
+		return fault.New(fault.Invalid, "it is a driver of the kind %s, not %s", quoteText(resp.GetKind()), kind)
 	}
 	return nil
 }
@@ -234,7 +234,7 @@ func (p *process) Start(context.Context) error {
 	}
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr, p.life = stdin, outW, errW, life
 	started := make(chan error)
-	go p.run(started)
+	go p.startAndWait(started)
 	err = <-started
 	_ = errors.Join(stdin.Close(), outW.Close(), errW.Close())
 	if err != nil {
@@ -266,7 +266,7 @@ func (p *process) readStdout(out io.Reader, line *io.PipeWriter) {
 	if err == nil {
 		err = p.checkHandshake(strings.TrimSpace(string(first)))
 	} else if len(first) > 0 {
-		err = fault.New(fault.Invalid, "it is not a driver: its output begins with %s", quote(string(first)))
+		err = fault.New(fault.Invalid, "it is not a driver: its output begins with %s", quoteText(string(first)))
 	}
 	if err != nil && !errors.Is(err, io.EOF) {
 		p.fail(err)
@@ -283,7 +283,7 @@ func (p *process) readStdout(out io.Reader, line *io.PipeWriter) {
 func (p *process) checkHandshake(line string) error {
 	parts := strings.Split(line, "|")
 	if len(parts) < 6 || parts[0] != strconv.Itoa(goplugin.CoreProtocolVersion) || parts[4] != string(goplugin.ProtocolGRPC) {
-		return fault.New(fault.Invalid, "it is not a driver: its output begins with %s, where \"1|PROTOCOL|unix|SOCKET|grpc|CERTIFICATE\" is expected", quote(line))
+		return fault.New(fault.Invalid, "it is not a driver: its output begins with %s, where \"1|PROTOCOL|unix|SOCKET|grpc|CERTIFICATE\" is expected", quoteText(line))
 	}
 	if v, err := strconv.Atoi(parts[1]); err != nil || !slices.Contains(p.protocols, v) {
 		ours := make([]string, len(p.protocols))
@@ -296,7 +296,7 @@ func (p *process) checkHandshake(line string) error {
 	case parts[2] == "unix":
 	case parts[2] == "tcp" && net.ParseIP(host).IsLoopback():
 	default:
-		return fault.New(fault.Invalid, "it listens on %s %s, which is neither a Unix socket nor on the loopback interface", parts[2], quote(parts[3]))
+		return fault.New(fault.Invalid, "it listens on %s %s, which is neither a Unix socket nor on the loopback interface", parts[2], quoteText(parts[3]))
 	}
 	if len(parts[5]) <= 50 { // go-plugin takes a longer text for a certificate
 		return fault.New(fault.Invalid, "its handshake has no certificate: a driver must use TLS")
@@ -378,8 +378,8 @@ func (p *process) fail(reason error) {
 	p.kill()
 }
 
-// end closes the driver and ends its program. When ctx ends first, the program is killed.
-func (p *process) end(ctx context.Context) error {
+// closeDriver closes the driver and ends its program. When ctx ends first, the program is killed.
+func (p *process) closeDriver(ctx context.Context) error {
 	var out outcome
 	err := p.conn.Invoke(ctx, driverpb.Driver_Close_FullMethodName, &driverpb.CloseRequest{}, new(driverpb.CloseResponse), out.options(nil)...)
 	if err != nil {

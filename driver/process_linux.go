@@ -50,9 +50,9 @@ func (p *process) executeOpen() {
 	p.cmd.ExtraFiles = []*os.File{p.program}
 }
 
-// run starts the program, sends the result of the start, and waits for the program's end. The kernel kills a child when
+// startAndWait starts the program, sends the result of the start, and waits for the program's end. The kernel kills a child when
 // the thread that has started it ends (PR_SET_PDEATHSIG), so the goroutine keeps its thread until then.
-func (p *process) run(started chan<- error) {
+func (p *process) startAndWait(started chan<- error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	err := p.cmd.Start()

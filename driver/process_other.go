@@ -17,8 +17,8 @@ func (p *process) secure(...string) error {
 // owner and root could replace it.
 func (p *process) executeOpen() {}
 
-// run starts the program, sends the result of the start, and waits for the program's end.
-func (p *process) run(started chan<- error) {
+// startAndWait starts the program, sends the result of the start, and waits for the program's end.
+func (p *process) startAndWait(started chan<- error) {
 	err := p.cmd.Start()
 	if err == nil {
 		p.setRunning()

@@ -89,11 +89,13 @@ type grpcPlugin struct {
 	s *server
 }
 
+// GRPCServer registers the services in the program.
 func (p *grpcPlugin) GRPCServer(_ *goplugin.GRPCBroker, g *grpc.Server) error {
 	p.s.register(g)
 	return nil
 }
 
+// GRPCClient returns the connection to the program, in the worker.
 func (p *grpcPlugin) GRPCClient(_ context.Context, _ *goplugin.GRPCBroker, c *grpc.ClientConn) (any, error) {
 	return c, nil
 }
@@ -125,10 +127,12 @@ type registration struct {
 	impl any
 }
 
+// RegisterService implements grpc.ServiceRegistrar.
 func (s *services) RegisterService(d *grpc.ServiceDesc, impl any) {
 	*s = append(*s, registration{d, impl})
 }
 
+// newServer returns the server of a kind. open makes the driver.
 func newServer[D Driver](k Kind[D], open func(context.Context, json.RawMessage) (D, error)) *server {
 	s := &server{kind: k.Name}
 	var none D
@@ -148,7 +152,7 @@ func newServer[D Driver](k Kind[D], open func(context.Context, json.RawMessage) 
 // grpcServer makes the gRPC server, with the interceptors of a driver.
 func (s *server) grpcServer(opts []grpc.ServerOption) *grpc.Server {
 	return grpc.NewServer(append(opts, grpc.MaxRecvMsgSize(maxRequest),
-		grpc.ChainUnaryInterceptor(unary), grpc.ChainStreamInterceptor(stream))...)
+		grpc.ChainUnaryInterceptor(interceptUnary), grpc.ChainStreamInterceptor(interceptStream))...)
 }
 
 // register registers the kind's services before the driver is open, because a gRPC server accepts no service
@@ -245,13 +249,13 @@ func (s *server) close() error {
 	return o.d.Close()
 }
 
-// unary is the interceptor of methods without a stream: it adds the request of package reqctx to the context, and turns
+// interceptUnary is the interceptor of methods without a stream: it adds the request of package reqctx to the context, and turns
 // panics and errors into gRPC's.
-func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
-	ctx = incoming(ctx)
+func interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
+	ctx = incomingContext(ctx)
 	defer func() {
 		if r := recover(); r != nil {
-			resp, err = nil, panicked(ctx, info.FullMethod, r)
+			resp, err = nil, panicError(ctx, info.FullMethod, r)
 		}
 		if err != nil {
 			err = toStatus(err, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
@@ -260,12 +264,12 @@ func unary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.U
 	return next(ctx, req)
 }
 
-// stream is the interceptor of methods with a stream. It does the same as unary.
-func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
-	ctx := incoming(ss.Context())
+// interceptStream is the interceptor of methods with a stream. It does the same as unary.
+func interceptStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	ctx := incomingContext(ss.Context())
 	defer func() {
 		if r := recover(); r != nil {
-			err = panicked(ctx, info.FullMethod, r)
+			err = panicError(ctx, info.FullMethod, r)
 		}
 		if err != nil {
 			err = toStatus(err, ss.SetTrailer)
@@ -274,6 +278,7 @@ func stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grp
 	return next(srv, &serverStream{ss, ctx})
 }
 
+// serverStream is a stream with another context.
 type serverStream struct {
 	grpc.ServerStream
 	ctx context.Context //nolint:containedctx // gRPC's interface requires it
@@ -281,8 +286,8 @@ type serverStream struct {
 
 func (s *serverStream) Context() context.Context { return s.ctx }
 
-// panicked logs a panic and returns the error for the worker.
-func panicked(ctx context.Context, method string, r any) error {
+// panicError logs a panic and returns the error for the worker.
+func panicError(ctx context.Context, method string, r any) error {
 	slog.ErrorContext(ctx, "driver method panicked", "method", method, "panic", fmt.Sprint(r), "stack", string(debug.Stack()))
-	return fault.New(fault.Internal, "%s panicked: %v", short(method), r)
+	return fault.New(fault.Internal, "%s panicked: %v", shortMethod(method), r)
 }

@@ -59,7 +59,7 @@ func supervise(ctx context.Context, kind string, protocols []int, path string, c
 func (s *supervisor) start(ctx context.Context, protocols []int) (*process, error) {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.StartTimeout)
 	defer cancel()
-	return start(ctx, s.kind, protocols, s.path, &s.cfg, s.log)
+	return startProcess(ctx, s.kind, protocols, s.path, &s.cfg, s.log)
 }
 
 // restartLoop restarts the program whenever it ends.
@@ -134,7 +134,7 @@ func (s *supervisor) backOff(ctx context.Context, err error, n int) bool {
 	}
 	s.setDown(state, err, time.Now().Add(delay))
 	s.log.ErrorContext(ctx, "driver program is down", "error", err, "crashes", n, "window", s.cfg.CrashWindow, "state", string(state), "restart_in", delay)
-	return sleep(ctx, delay)
+	return sleepFor(ctx, delay)
 }
 
 // awaitRecheck waits before the next check of a program that was refused. A refusal is not a crash: an operator must
@@ -147,11 +147,11 @@ func (s *supervisor) awaitRecheck(ctx context.Context, err error) bool {
 	}
 	s.setDown(Refused, err, time.Now().Add(s.cfg.MaxDelay))
 	s.log.Log(ctx, level, "driver program refused", "error", err, "retry_in", s.cfg.MaxDelay)
-	return sleep(ctx, s.cfg.MaxDelay)
+	return sleepFor(ctx, s.cfg.MaxDelay)
 }
 
-// sleep waits for d, and returns false if ctx ends first.
-func sleep(ctx context.Context, d time.Duration) bool {
+// sleepFor waits for d, and returns false if ctx ends first.
+func sleepFor(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -222,7 +222,7 @@ func (s *supervisor) close(ctx context.Context) error {
 		s.stop()
 		<-s.done
 		if s.last != nil {
-			if err := s.last.end(ctx); err != nil {
+			if err := s.last.closeDriver(ctx); err != nil {
 				s.closeErr = fmt.Errorf("close driver %s: %w", s.name, err)
 			}
 		}

@@ -75,13 +75,13 @@ func (o *outcome) options(opts []grpc.CallOption) []grpc.CallOption {
 func (o *outcome) err(ctx context.Context, name, method string, err error) error {
 	if v := o.trailer.Get(faultKey); len(v) > 0 {
 		f := fault.Error{}
-		if json.Unmarshal([]byte(v[0]), &f) == nil && (f.Code != fault.Timeout && f.Code != fault.Canceled || over(ctx) == nil) {
+		if json.Unmarshal([]byte(v[0]), &f) == nil && (f.Code != fault.Timeout && f.Code != fault.Canceled || deadlineOver(ctx) == nil) {
 			f.Msg = status.Convert(err).Message()
 			return fault.Remote(f)
 		}
 	}
-	if ended := over(ctx); ended != nil {
-		return fault.New(fault.CodeOf(ended), "driver %s: %s: %w", name, short(method), ended)
+	if ended := deadlineOver(ctx); ended != nil {
+		return fault.New(fault.CodeOf(ended), "driver %s: %s: %w", name, shortMethod(method), ended)
 	}
 	s := status.Convert(err)
 	if s.Code() != codes.Unavailable && s.Code() != codes.Canceled { // a lost connection has these codes, too
@@ -90,12 +90,12 @@ func (o *outcome) err(ctx context.Context, name, method string, err error) error
 	if o.peer.Addr == nil {
 		return fault.New(fault.Unavailable, "driver %s: its program accepts no calls: %s", name, s.Message())
 	}
-	return fault.New(fault.Unknown, "driver %s: its program was lost during %s: %s", name, short(method), s.Message())
+	return fault.New(fault.Unknown, "driver %s: its program was lost during %s: %s", name, shortMethod(method), s.Message())
 }
 
-// over returns the reason if ctx has ended, or ends within slack: gRPC and the driver watch the deadline with timers of
+// deadlineOver returns the reason if ctx has ended, or ends within slack: gRPC and the driver watch the deadline with timers of
 // their own, so the driver may report a passed deadline a little before ctx ends.
-func over(ctx context.Context) error {
+func deadlineOver(ctx context.Context) error {
 	if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(d) < slack {
 		return context.DeadlineExceeded
 	}
@@ -105,8 +105,8 @@ func over(ctx context.Context) error {
 // slack is the assumed maximum difference between these timers.
 const slack = 10 * time.Millisecond
 
-// short returns the last part of a method's name.
-func short(method string) string { return method[strings.LastIndexByte(method, '/')+1:] }
+// shortMethod returns the last part of a method's name.
+func shortMethod(method string) string { return method[strings.LastIndexByte(method, '/')+1:] }
 
 // toStatus returns the error of a driver's method as a gRPC status. It sets the trailer that has the rest of the fault.
 func toStatus(err error, setTrailer func(metadata.MD)) error {
@@ -129,9 +129,9 @@ func toStatus(err error, setTrailer func(metadata.MD)) error {
 	return status.Error(code, msg)
 }
 
-// outgoing puts the request of package reqctx into a call's metadata. Programs that were built with an older
+// outgoingContext puts the request of package reqctx into a call's metadata. Programs that were built with an older
 // driver.proto read the id and the global id by other names, so they are written, too.
-func outgoing(ctx context.Context) context.Context {
+func outgoingContext(ctx context.Context) context.Context {
 	r := reqctx.From(ctx)
 	if r.IsZero() {
 		return ctx
@@ -147,9 +147,9 @@ func outgoing(ctx context.Context) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, requestKey, string(raw))
 }
 
-// incoming puts the request in a call's metadata into the context. A request that cannot be
+// incomingContext puts the request in a call's metadata into the context. A request that cannot be
 // parsed is ignored.
-func incoming(ctx context.Context) context.Context {
+func incomingContext(ctx context.Context) context.Context {
 	v := metadata.ValueFromIncomingContext(ctx, requestKey)
 	if len(v) == 0 {
 		return ctx

@@ -48,15 +48,15 @@ func (c AdminConfig) Validate() error {
 	if err != nil {
 		return fault.New(fault.Invalid, "admin address %q: %w; write 127.0.0.1:9774 or unix:/run/admin.sock", c.Addr, err)
 	}
-	if !loopback(host) {
+	if !isLoopback(host) {
 		return fault.New(fault.Invalid, "admin address %q can be reached from other machines, and clients are not asked for an identity: "+
 			"listen on 127.0.0.1, [::1] or unix:/path, or name the hosts by which other machines may reach it", c.Addr)
 	}
 	return nil
 }
 
-// loopback reports whether a host is a loopback address or "localhost".
-func loopback(host string) bool {
+// isLoopback reports whether a host is a loopback address or "localhost".
+func isLoopback(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return err == nil && ip.IsLoopback() || strings.EqualFold(host, "localhost")
 }
@@ -81,7 +81,7 @@ func (a *App) Admin(cfg AdminConfig) *HTTPPart {
 	m.HandleFunc("GET /livez", func(w http.ResponseWriter, _ *http.Request) {
 		replyJSON(w, http.StatusOK, map[string]string{"status": "ok"})
 	})
-	m.HandleFunc("GET /readyz", a.readyz)
+	m.HandleFunc("GET /readyz", a.serveReadiness)
 	if cfg.Metrics != nil {
 		m.Handle("GET /metrics", cfg.Metrics)
 	}
@@ -94,9 +94,9 @@ func (a *App) Admin(cfg AdminConfig) *HTTPPart {
 		replyJSON(w, http.StatusOK, v)
 	})
 	m.HandleFunc("GET /debug/loops", func(w http.ResponseWriter, _ *http.Request) { replyJSON(w, http.StatusOK, a.Loops()) })
-	m.HandleFunc("POST /debug/loops/{name}/run", a.runLoop)
+	m.HandleFunc("POST /debug/loops/{name}/run", a.serveLoopCall)
 	m.HandleFunc("GET /debug/loglevel", func(w http.ResponseWriter, _ *http.Request) { showLevel(w, cfg.Level) })
-	m.HandleFunc("PUT /debug/loglevel", func(w http.ResponseWriter, r *http.Request) { a.setLevel(w, r, cfg.Level) })
+	m.HandleFunc("PUT /debug/loglevel", func(w http.ResponseWriter, r *http.Request) { a.serveLevel(w, r, cfg.Level) })
 	m.HandleFunc("GET /debug/report", func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; charset=utf-8")
 		_ = a.Report(r.Context(), w) // an error means that the client has closed the connection
@@ -132,7 +132,7 @@ func (c AdminConfig) guard(next http.Handler) http.Handler {
 		switch {
 		case r.Header.Get("Origin") != "":
 			replyError(w, fault.New(fault.Denied, "the request has the header Origin: the admin listener does not answer web pages"))
-		case !strings.HasPrefix(c.Addr, "unix:") && !loopback(host) && !slices.ContainsFunc(c.Hosts, known):
+		case !strings.HasPrefix(c.Addr, "unix:") && !isLoopback(host) && !slices.ContainsFunc(c.Hosts, known):
 			replyError(w, fault.New(fault.Denied, "the Host header %q does not name the admin listener: use its address, or add the name to its hosts", r.Host))
 		default:
 			next.ServeHTTP(w, r)
@@ -140,6 +140,7 @@ func (c AdminConfig) guard(next http.Handler) http.Handler {
 	})
 }
 
+// checkView is a check in the reply of /readyz.
 type checkView struct {
 	Name   string `json:"name"`
 	Status string `json:"status"`
@@ -147,7 +148,8 @@ type checkView struct {
 	TookMS int64  `json:"took_ms"`
 }
 
-func (a *App) readyz(w http.ResponseWriter, r *http.Request) {
+// serveReadiness answers GET /readyz.
+func (a *App) serveReadiness(w http.ResponseWriter, r *http.Request) {
 	reply := struct {
 		Status string      `json:"status"`
 		Phase  string      `json:"phase"`
@@ -171,7 +173,8 @@ func (a *App) readyz(w http.ResponseWriter, r *http.Request) {
 	replyJSON(w, status, reply)
 }
 
-func (a *App) runLoop(w http.ResponseWriter, r *http.Request) {
+// serveLoopCall answers POST /debug/loops/{name}/run. It replies when the call has ended.
+func (a *App) serveLoopCall(w http.ResponseWriter, r *http.Request) {
 	name := r.PathValue("name")
 	for _, p := range a.parts {
 		if l, ok := p.Part.(*LoopPart); ok && p.name == name {
@@ -187,10 +190,12 @@ func (a *App) runLoop(w http.ResponseWriter, r *http.Request) {
 	replyError(w, fault.New(fault.NotFound, "loop %q does not exist; GET /debug/loops lists the loops", name))
 }
 
+// levelView is the body of /debug/loglevel.
 type levelView struct {
 	Level string `json:"level"`
 }
 
+// showLevel answers with the log level, or with 501 if level is nil.
 func showLevel(w http.ResponseWriter, level *slog.LevelVar) {
 	if level == nil {
 		replyError(w, fault.New(fault.Unimplemented, "the log level of this process cannot be set"))
@@ -199,7 +204,8 @@ func showLevel(w http.ResponseWriter, level *slog.LevelVar) {
 	replyJSON(w, http.StatusOK, levelView{level.Level().String()})
 }
 
-func (a *App) setLevel(w http.ResponseWriter, r *http.Request, level *slog.LevelVar) {
+// serveLevel answers PUT /debug/loglevel.
+func (a *App) serveLevel(w http.ResponseWriter, r *http.Request, level *slog.LevelVar) {
 	var in levelView
 	var l slog.Level
 	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<10)).Decode(&in)

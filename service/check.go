@@ -29,6 +29,7 @@ type checking struct {
 	run *checkRun
 }
 
+// checkRun is a running or finished call of a Checker. err and took are valid once done is closed.
 type checkRun struct {
 	began time.Time
 	done  chan struct{}

@@ -28,7 +28,7 @@ func (a *App) drain(life context.Context, n int) error {
 	defer time.AfterFunc(a.cfg.DrainTimeout-min(a.cfg.DrainTimeout/10, 20*time.Millisecond), func() { a.logInflight(ctx, logger) }).Stop()
 	var errs []error
 	var late []string
-	callPart := func(p named, doing string, f func(context.Context) error) {
+	callPart := func(p namedPart, doing string, f func(context.Context) error) {
 		switch err := callWithin(ctx, f); {
 		case err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()):
 			if !slices.Contains(late, p.name) {

@@ -13,7 +13,8 @@ type Funcs struct {
 	OnReload func(ctx context.Context) error
 }
 
-func call(ctx context.Context, f func(context.Context) error) error {
+// callOptional calls f, or returns nil if f is nil.
+func callOptional(ctx context.Context, f func(context.Context) error) error {
 	if f == nil {
 		return nil
 	}
@@ -21,16 +22,16 @@ func call(ctx context.Context, f func(context.Context) error) error {
 }
 
 // Start implements [Part].
-func (f Funcs) Start(ctx context.Context) error { return call(ctx, f.OnStart) }
+func (f Funcs) Start(ctx context.Context) error { return callOptional(ctx, f.OnStart) }
 
 // Drain implements [Drainer].
-func (f Funcs) Drain(ctx context.Context) error { return call(ctx, f.OnDrain) }
+func (f Funcs) Drain(ctx context.Context) error { return callOptional(ctx, f.OnDrain) }
 
 // Stop implements [Part].
-func (f Funcs) Stop(ctx context.Context) error { return call(ctx, f.OnStop) }
+func (f Funcs) Stop(ctx context.Context) error { return callOptional(ctx, f.OnStop) }
 
 // Check implements [Checker].
-func (f Funcs) Check(ctx context.Context) error { return call(ctx, f.OnCheck) }
+func (f Funcs) Check(ctx context.Context) error { return callOptional(ctx, f.OnCheck) }
 
 // Reload implements [Reloader].
-func (f Funcs) Reload(ctx context.Context) error { return call(ctx, f.OnReload) }
+func (f Funcs) Reload(ctx context.Context) error { return callOptional(ctx, f.OnReload) }

@@ -119,6 +119,7 @@ func NewHTTP(cfg HTTPConfig) *HTTPPart {
 	return &HTTPPart{cfg: cfg, log: slog.Default(), ending: func() bool { return false }, failed: make(chan error, 1)}
 }
 
+// bind gives the part the logger and the phase of its App. App.Add calls it.
 func (p *HTTPPart) bind(a *App, name string) {
 	p.log = a.cfg.Logger.With("part", name)
 	p.ending = func() bool { return a.phase.Load() >= draining }
@@ -141,7 +142,7 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 		}
 		tlsConfig = &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetConfigForClient: p.certs.config}
 	}
-	l, err := listen(ctx, p.cfg.Addr)
+	l, err := openListener(ctx, p.cfg.Addr)
 	if err != nil {
 		return err
 	}
@@ -182,8 +183,8 @@ func (p *HTTPPart) limitBody(h http.Handler) http.Handler {
 	})
 }
 
-// listen listens on "host:port" or "unix:/path".
-func listen(ctx context.Context, addr string) (net.Listener, error) {
+// openListener listens on "host:port" or "unix:/path".
+func openListener(ctx context.Context, addr string) (net.Listener, error) {
 	var lc net.ListenConfig
 	path, unix := strings.CutPrefix(addr, "unix:")
 	if !unix {

@@ -67,6 +67,7 @@ func Loop(every time.Duration, f func(context.Context) error) *LoopPart {
 	return &LoopPart{every: every, f: f, log: slog.Default(), asked: make(chan chan error), done: make(chan struct{}), stats: LoopStats{Every: every}}
 }
 
+// bind gives the loop its name and the logger of its App. App.Add calls it.
 func (l *LoopPart) bind(a *App, name string) {
 	l.log, l.name, l.stats.Name = a.cfg.Logger.With("part", name), name, name
 }

@@ -28,38 +28,38 @@ func (a *App) AddReport(name string, write func(io.Writer) error) {
 // returns the first error of w. It is safe for concurrent use.
 func (a *App) Report(ctx context.Context, w io.Writer) error {
 	r := &reporter{w: w}
-	r.print("==== %s: report of %s ====\n", a.cfg.Name, time.Now().UTC().Format(time.RFC3339))
+	r.printf("==== %s: report of %s ====\n", a.cfg.Name, time.Now().UTC().Format(time.RFC3339))
 	if b, ok := debug.ReadBuildInfo(); ok {
-		r.print("build: %s %s %s\n", b.Main.Path, b.Main.Version, b.GoVersion)
+		r.printf("build: %s %s %s\n", b.Main.Path, b.Main.Version, b.GoVersion)
 	}
 	began := a.began.Load()
 	if began != nil {
-		r.print("up: %v\n", time.Since(*began).Round(time.Second))
+		r.printf("up: %v\n", time.Since(*began).Round(time.Second))
 	}
-	r.print("phase: %s\n", phaseNames[a.phase.Load()])
-	r.print("\n==== checks ====\n")
+	r.printf("phase: %s\n", phaseNames[a.phase.Load()])
+	r.printf("\n==== checks ====\n")
 	for _, c := range a.Checks(ctx) {
 		state := "ok"
 		if c.Err != nil {
 			state = c.Err.Error()
 		}
-		r.print("%s: %s (%v)\n", c.Name, state, c.Took.Round(time.Microsecond))
+		r.printf("%s: %s (%v)\n", c.Name, state, c.Took.Round(time.Microsecond))
 	}
-	r.print("\n==== in flight ====\n")
+	r.printf("\n==== in flight ====\n")
 	for _, k := range a.inflight.List() {
-		r.print("%v %s %s %s %s\n", time.Since(k.Since).Round(time.Millisecond), k.Kind, k.Name, k.Resource, k.RequestID)
+		r.printf("%v %s %s %s %s\n", time.Since(k.Since).Round(time.Millisecond), k.Kind, k.Name, k.Resource, k.RequestID)
 	}
-	r.print("\n==== loops ====\n")
+	r.printf("\n==== loops ====\n")
 	for _, l := range a.Loops() {
-		r.print("%s: every %v, %d calls, %d failed, the last at %s took %v: %s\n", l.Name, l.Every, l.Calls, l.Failed, l.Last.UTC().Format(time.RFC3339), l.Took, l.Err)
+		r.printf("%s: every %v, %d calls, %d failed, the last at %s took %v: %s\n", l.Name, l.Every, l.Calls, l.Failed, l.Last.UTC().Format(time.RFC3339), l.Took, l.Err)
 	}
 	for _, s := range a.sections {
-		r.print("\n==== %s ====\n", s.name)
+		r.printf("\n==== %s ====\n", s.name)
 		if err := s.write(w); err != nil {
-			r.print("%v\n", err)
+			r.printf("%v\n", err)
 		}
 	}
-	r.print("\n==== goroutines ====\n")
+	r.printf("\n==== goroutines ====\n")
 	if r.err != nil {
 		return r.err
 	}
@@ -72,7 +72,8 @@ type reporter struct {
 	err error
 }
 
-func (r *reporter) print(format string, args ...any) {
+// printf writes a formatted text.
+func (r *reporter) printf(format string, args ...any) {
 	if r.err == nil {
 		_, r.err = fmt.Fprintf(r.w, format, args...)
 	}

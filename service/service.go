@@ -113,7 +113,7 @@ type Config struct {
 // return before Run is called; the other methods are safe for concurrent use.
 type App struct {
 	cfg      Config
-	parts    []named
+	parts    []namedPart
 	sections []section
 	phase    atomic.Int32
 	began    atomic.Pointer[time.Time]
@@ -125,7 +125,8 @@ type App struct {
 	sd       notifier                  // set by Run
 }
 
-type named struct {
+// namedPart is a part with the name and the label of App.AddLabeled.
+type namedPart struct {
 	Part
 	name     string
 	label    string    // for people
@@ -177,13 +178,13 @@ func (a *App) AddLabeled(name, label string, p Part) {
 		panic("service: Add: the name is empty, or the part is nil")
 	case a.phase.Load() != unstarted:
 		panic("service: Add: part " + name + " added after Run was called")
-	case slices.ContainsFunc(a.parts, func(n named) bool { return n.name == name }):
+	case slices.ContainsFunc(a.parts, func(n namedPart) bool { return n.name == name }):
 		panic("service: Add: two parts are named " + name)
 	}
 	if b, ok := p.(interface{ bind(a *App, name string) }); ok {
 		b.bind(a, name)
 	}
-	n := named{Part: p, name: name, label: label}
+	n := namedPart{Part: p, name: name, label: label}
 	if c, ok := p.(Checker); ok {
 		n.checking = &checking{checker: c}
 	}
@@ -225,11 +226,11 @@ func (a *App) Run(ctx context.Context) error {
 	defer close(done)
 	defer end(nil)
 	if !a.cfg.NoSignals {
-		a.sd = systemd(a.cfg.Logger)
+		a.sd = newNotifier(a.cfg.Logger)
 		a.watchSignals(ctx, &watchers, end, done)
 	}
 
-	n, startErr := a.start(life, &watchers, end, done)
+	n, startErr := a.startParts(life, &watchers, end, done)
 	if startErr == nil {
 		a.phase.Store(running)
 		close(a.started)
@@ -250,9 +251,9 @@ func (a *App) Run(ctx context.Context) error {
 	return errors.Join(startErr, a.drain(life, n))
 }
 
-// start starts the parts and returns how many have started. end is called with the first failure of a part
+// startParts starts the parts and returns how many have started. end is called with the first failure of a part
 // that has started. The goroutines that wait for these failures are in wg and end when done is closed.
-func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) (int, error) {
+func (a *App) startParts(ctx context.Context, wg *sync.WaitGroup, end context.CancelCauseFunc, done <-chan struct{}) (int, error) {
 	for i, p := range a.parts {
 		if ctx.Err() != nil {
 			return i, context.Cause(ctx)
@@ -271,7 +272,7 @@ func (a *App) start(ctx context.Context, wg *sync.WaitGroup, end context.CancelC
 }
 
 // watchFailure waits until the part fails or done is closed, and calls end with the failure.
-func (n *named) watchFailure(failed <-chan error, end context.CancelCauseFunc, done <-chan struct{}) {
+func (n *namedPart) watchFailure(failed <-chan error, end context.CancelCauseFunc, done <-chan struct{}) {
 	select {
 	case err := <-failed:
 		if err != nil {
@@ -285,7 +286,7 @@ func (n *named) watchFailure(failed <-chan error, end context.CancelCauseFunc, d
 const maxStartDelay = 5 * time.Second
 
 // startPart starts a part. It repeats the attempt, with a back-off, as long as the error is Unavailable.
-func (a *App) startPart(ctx context.Context, p named) error {
+func (a *App) startPart(ctx context.Context, p namedPart) error {
 	delay := 100 * time.Millisecond
 	logged := map[string]bool{} // by reason
 	for attempt := 1; ; attempt++ {
@@ -319,7 +320,7 @@ func (a *App) startPart(ctx context.Context, p named) error {
 }
 
 // failed returns the error of a part. doing is "start", "run", "drain" or "stop".
-func (n *named) failed(doing string, err error) *partError {
+func (n *namedPart) failed(doing string, err error) *partError {
 	part := n.name
 	if n.label != "" {
 		part += " (" + n.label + ")"

@@ -54,6 +54,7 @@ func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	})
 }
 
+// reportOnSignal writes the report to Config.ReportTo.
 func (a *App) reportOnSignal(ctx context.Context) {
 	if err := a.Report(ctx, a.cfg.ReportTo); err != nil {
 		a.cfg.Logger.ErrorContext(ctx, "report failed", "error", err)

@@ -18,8 +18,8 @@ type notifier struct {
 	watchdog time.Duration // 0: no watchdog
 }
 
-// systemd returns the notifier of this process. If systemd has not started the process, the notifier sends nothing.
-func systemd(log *slog.Logger) notifier {
+// newNotifier returns the notifier of this process. If systemd has not started the process, the notifier sends nothing.
+func newNotifier(log *slog.Logger) notifier {
 	every, err := daemon.SdWatchdogEnabled(false)
 	if err != nil {
 		log.Error("systemd watchdog not fed, WATCHDOG_USEC cannot be read", "error", err)
@@ -44,7 +44,7 @@ const startTimeout = 90 * time.Second
 // waiting tells systemd which part the App waits for, and asks for the time of one more attempt. Each attempt
 // extends the timeout of the start once, so an attempt that hangs does not extend it without end.
 func (n notifier) waiting(failed error) {
-	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startTimeout.Microseconds()), "STATUS=waiting: "+oneLine(failed))
+	n.notify(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", startTimeout.Microseconds()), "STATUS=waiting: "+joinLines(failed))
 }
 
 // reloading tells systemd that a reload begins. Type=notify-reload requires the time.
@@ -70,9 +70,9 @@ func (a *App) feedWatchdog(life context.Context, wg *sync.WaitGroup) {
 				case err == nil:
 					sd.notify("WATCHDOG=1", "STATUS=running")
 				case errors.Is(err, errHung):
-					sd.notify("STATUS=" + oneLine(err))
+					sd.notify("STATUS=" + joinLines(err))
 				default:
-					sd.notify("WATCHDOG=1", "STATUS=not ready: "+oneLine(err))
+					sd.notify("WATCHDOG=1", "STATUS=not ready: "+joinLines(err))
 				}
 			case <-life.Done():
 				return
@@ -81,4 +81,5 @@ func (a *App) feedWatchdog(life context.Context, wg *sync.WaitGroup) {
 	})
 }
 
-func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+// joinLines returns the text of an error in one line, because the protocol has a line for each variable.
+func joinLines(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

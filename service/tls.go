@@ -25,15 +25,18 @@ type certificates struct {
 	seen    [3]fileState // of the files that were last read, even if they could not be used
 }
 
+// fileState is the state of a file by which a change is detected.
 type fileState struct {
 	size  int64
 	mtime time.Time
 }
 
+// files returns the names of the files. A name may be empty.
 func (c *certificates) files() [3]string {
 	return [3]string{c.cfg.CertFile, c.cfg.KeyFile, c.cfg.ClientCAFile}
 }
 
+// states returns the states of the files. A file that cannot be read has the zero state.
 func (c *certificates) states() (out [3]fileState) {
 	for i, name := range c.files() {
 		if info, err := os.Stat(name); err == nil {
@@ -59,6 +62,7 @@ func (c *certificates) load(ctx context.Context) error {
 	return nil
 }
 
+// read reads the files and returns a new configuration. It does not change c.
 func (c *certificates) read() (*tls.Config, error) {
 	if c.cfg.CertFile == "" || c.cfg.KeyFile == "" {
 		return nil, fault.New(fault.Invalid, "certificate file %q with key file %q: HTTPS needs both files, also if clients must have certificates", c.cfg.CertFile, c.cfg.KeyFile)

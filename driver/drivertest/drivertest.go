@@ -175,7 +175,7 @@ func Run[D driver.Driver](t *testing.T, k driver.Kind[D], open func(context.Cont
 				t.Errorf("close: %v", err)
 			}
 		}()
-		run(t, e, cfg, cases)
+		runCases(t, e, cfg, cases)
 	})
 	t.Run("program", func(t *testing.T) {
 		self, err := os.Executable()
@@ -195,7 +195,7 @@ func RunProgram[D driver.Driver](t *testing.T, k driver.Kind[D], cfg Config, cas
 		t.Fatal(err)
 	}
 	defer closeDriver()
-	run(t, e, cfg, cases)
+	runCases(t, e, cfg, cases)
 }
 
 // Launch starts the program cfg.Plugin.Program for [Check]. It is for a command, which has no *testing.T. The returned function
@@ -240,8 +240,8 @@ func (w logWriter) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// run checks each rule in a subtest.
-func run[D driver.Driver](t *testing.T, e *Env[D], cfg Config, cases []Case[D]) {
+// runCases checks each rule in a subtest.
+func runCases[D driver.Driver](t *testing.T, e *Env[D], cfg Config, cases []Case[D]) {
 	t.Helper()
 	for _, c := range cases {
 		t.Run(c.Name, func(t *testing.T) {

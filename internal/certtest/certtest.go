@@ -70,6 +70,7 @@ func (ca *CA) Issue(t testing.TB, names ...string) (certFile, keyFile string) {
 	return ca.write(t, id+".crt", "CERTIFICATE", der), ca.write(t, id+".key", "PRIVATE KEY", private)
 }
 
+// write writes a file in PEM form and returns its path.
 func (ca *CA) write(t testing.TB, name, kind string, der []byte) string {
 	t.Helper()
 	file := filepath.Join(ca.dir, name)
@@ -79,6 +80,7 @@ func (ca *CA) write(t testing.TB, name, kind string, der []byte) string {
 	return file
 }
 
+// newKey makes a private key.
 func newKey(t testing.TB) *ecdsa.PrivateKey {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -88,6 +90,7 @@ func newKey(t testing.TB) *ecdsa.PrivateKey {
 	return key
 }
 
+// template returns a certificate that is valid for two hours, one of which has passed.
 func template(name string) *x509.Certificate {
 	serial, _ := rand.Int(rand.Reader, big.NewInt(1<<62)) // crypto/rand never fails
 	return &x509.Certificate{

@@ -94,6 +94,7 @@ func (t *Table) Row(what string, callers int, list ...Contender) {
 	_ = t.w.Flush() // to standard output
 }
 
+// median returns the median of a list, which must not be empty.
 func median[T float64 | time.Duration](list []T) T {
 	list = slices.Sorted(slices.Values(list))
 	return list[len(list)/2]

@@ -14,6 +14,7 @@ type Locks struct {
 	entries map[string]*entry
 }
 
+// entry is the lock of one key.
 type entry struct {
 	token chan struct{} // holds a token while the lock is free
 	users int           // goroutines that hold the lock or wait for it

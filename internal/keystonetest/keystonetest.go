@@ -60,6 +60,7 @@ func Start(t testing.TB) *Keystone {
 	return k
 }
 
+// login returns a client of the identity service for a user of the default domain.
 func (k *Keystone) login(user, password string, scope *gophercloud.AuthScope) *gophercloud.ServiceClient {
 	k.t.Helper()
 	p, err := openstack.AuthenticatedClient(k.t.Context(), gophercloud.AuthOptions{

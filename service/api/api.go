@@ -205,6 +205,7 @@ func (m *Mux) noteReadiness(ctx context.Context, err error) {
 // with status 500, except http.ErrAbortHandler, which closes the connection.
 func (m *Mux) ServeHTTP(w http.ResponseWriter, r *http.Request) { m.handler.ServeHTTP(w, r) }
 
+// serve answers a request: it sets the ids and the version, calls the handler of the route, and logs the request.
 func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 	begin := time.Now()
 	bodytime.Limit(w, r, m.cfg.BodyTimeout)
@@ -267,6 +268,7 @@ func (m *Mux) serve(w http.ResponseWriter, r *http.Request) {
 // traceparent is the form of W3C Trace Context, version 00.
 var traceparent = regexp.MustCompile(`^00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$`)
 
+// notAllowed returns the error for a method that the path does not have, with status 405.
 func notAllowed(method string) error {
 	return WithStatus(http.StatusMethodNotAllowed, fault.New(fault.Invalid, "The method %s is not allowed for this resource.", method))
 }
@@ -313,6 +315,7 @@ type recorder struct {
 // Unwrap lets http.ResponseController reach the connection.
 func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
 
+// WriteHeader notes the status. It does not send the status with which ServeMux refuses a request.
 func (r *recorder) WriteHeader(status int) {
 	if !r.routed && status >= http.StatusBadRequest {
 		r.refused = status
@@ -324,6 +327,7 @@ func (r *recorder) WriteHeader(status int) {
 	r.ResponseWriter.WriteHeader(status)
 }
 
+// Write counts the bytes. It drops the text with which ServeMux refuses a request.
 func (r *recorder) Write(p []byte) (int, error) {
 	if r.refused != 0 && !r.routed {
 		return len(p), nil

@@ -31,13 +31,13 @@ func Base(r *http.Request) string {
 	if addr, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && addr.Network() == "tcp" {
 		local = addr.String()
 	}
-	if reached(r, local) {
+	if isReached(r, local) {
 		return scheme + "://" + r.Host
 	}
 	if m != nil {
 		m.foreign.Do(func() { //nolint:contextcheck // r has the context
 			m.cfg.Logger.WarnContext(r.Context(), "unknown Host header, links have the service's address instead; set PublicURL",
-				"host", shorten(r.Host), "addr", local)
+				"host", shortenText(r.Host), "addr", local)
 		})
 	}
 	if local == "" { // a Unix socket, or the recorder of a test
@@ -46,8 +46,8 @@ func Base(r *http.Request) string {
 	return scheme + "://" + local
 }
 
-// reached reports whether the Host header names the local end of the connection.
-func reached(r *http.Request, local string) bool {
+// isReached reports whether the Host header names the local end of the connection.
+func isReached(r *http.Request, local string) bool {
 	host := r.Host
 	if h, _, err := net.SplitHostPort(host); err == nil {
 		host = h

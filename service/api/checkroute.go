@@ -117,7 +117,7 @@ func (e *effect) walk(schema any, t reflect.Type, path string, depth int) {
 // walkValues compares the properties of a map with the type of its values.
 func (e *effect) walkValues(properties map[string]any, t reflect.Type, path string, depth int) {
 	for name, p := range properties {
-		e.walk(p, t, join(path, name), depth+1)
+		e.walk(p, t, joinPath(path, name), depth+1)
 	}
 }
 
@@ -125,15 +125,15 @@ func (e *effect) walkValues(properties map[string]any, t reflect.Type, path stri
 func (e *effect) walkFields(properties map[string]any, fields map[string]reflect.Type, path string, depth int) {
 	for name, p := range properties {
 		if field, ok := fields[strings.ToLower(name)]; ok {
-			e.walk(p, field, join(path, name), depth+1)
-		} else if !single(p) {
-			e.lost[join(path, name)] = true
+			e.walk(p, field, joinPath(path, name), depth+1)
+		} else if !allowsOneValue(p) {
+			e.lost[joinPath(path, name)] = true
 		}
 	}
 }
 
-// join returns the path of a property.
-func join(path, name string) string { return strings.TrimPrefix(path+"."+name, ".") }
+// joinPath returns the path of a property.
+func joinPath(path, name string) string { return strings.TrimPrefix(path+"."+name, ".") }
 
 // resolve returns the part of the schema to which a reference points.
 func (e *effect) resolve(ref string) any {
@@ -147,8 +147,8 @@ func (e *effect) resolve(ref string) any {
 	return at
 }
 
-// single reports whether a schema allows at most one value, so that the handler loses nothing without a field for it.
-func single(schema any) bool {
+// allowsOneValue reports whether a schema allows at most one value, so that the handler loses nothing without a field for it.
+func allowsOneValue(schema any) bool {
 	switch s := schema.(type) {
 	case bool:
 		return !s
@@ -177,8 +177,8 @@ func jsonFields(t reflect.Type) map[string]reflect.Type {
 	return out
 }
 
-// caller returns the file and line of the call into this package.
-func caller() string {
+// callerLine returns the file and line of the call into this package.
+func callerLine() string {
 	pcs := make([]uintptr, 16)
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(2, pcs)])
 	for {

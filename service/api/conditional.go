@@ -5,9 +5,9 @@ import (
 	"strings"
 )
 
-// unchanged reports whether the client already has the representation with the reply's ETag, so that 304 is enough. The comparison
+// isUnchanged reports whether the client already has the representation with the reply's ETag, so that 304 is enough. The comparison
 // is weak, see RFC 9110, section 13.1.2.
-func unchanged(r *http.Request, reply http.Header, status int) bool {
+func isUnchanged(r *http.Request, reply http.Header, status int) bool {
 	tag := strings.TrimPrefix(reply.Get("Etag"), "W/")
 	if tag == "" || status != http.StatusOK || r.Method != http.MethodGet && r.Method != http.MethodHead {
 		return false

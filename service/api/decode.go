@@ -61,7 +61,7 @@ func (m *Mux) body(rec *recorder, r *http.Request) ([]byte, error) {
 				fault.New(fault.Invalid, "The media type of the body must be application/json."))
 		}
 	}
-	if err := scan(raw, m.cfg.MaxDepth); err != nil {
+	if err := scanBody(raw, m.cfg.MaxDepth); err != nil {
 		return nil, err
 	}
 	rec.body = raw
@@ -126,19 +126,19 @@ func bodyError(raw []byte, err error) error {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		field := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
 		value, want := valueAt(raw, e.Offset), schemaType(e.Type)
-		msg := fmt.Sprintf("%s is not of type '%s'", shorten(repr(value)), want)
+		msg := fmt.Sprintf("%s is not of type '%s'", shortenText(formatRepr(value)), want)
 		if want == "integer" && strings.HasPrefix(e.Value, "number ") && !bytes.ContainsAny(value, ".eE") {
-			msg = shorten(repr(value)) + " is out of range"
+			msg = shortenText(formatRepr(value)) + " is out of range"
 		}
 		if field != "" {
-			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shorten(text(value)), msg)
+			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shortenText(formatStr(value)), msg)
 		}
 		return fieldError(field, msg)
 	}
 	// encoding/json has no type for this error. Its text has been the same since Go 1.10.
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		if name, uerr := strconv.Unquote(quoted); uerr == nil {
-			return fieldError(shorten(name), fmt.Sprintf("Additional properties are not allowed ('%s' was unexpected)", shorten(name)))
+			return fieldError(shortenText(name), fmt.Sprintf("Additional properties are not allowed ('%s' was unexpected)", shortenText(name)))
 		}
 	}
 	if e, ok := errors.AsType[*fault.Error](err); ok { // from an UnmarshalJSON of the component
@@ -173,8 +173,8 @@ func valueAt(raw []byte, offset int64) []byte {
 	}
 }
 
-// shorten cuts a text of the request to maxShown bytes, for an error.
-func shorten(s string) string {
+// shortenText cuts a text of the request to maxShown bytes, for an error.
+func shortenText(s string) string {
 	if len(s) > maxShown {
 		return strings.ToValidUTF8(s[:maxShown], "") + "..."
 	}

@@ -44,8 +44,8 @@ const versionSchema = `{"type": "object", "additionalProperties": false, "requir
 	"media-types": {"type": "array", "items": {"type": "object", "additionalProperties": false, "required": ["base", "type"],
 		"properties": {"base": {"type": "string"}, "type": {"type": "string"}}}}}}`
 
-// keyed returns the schema of an object with one name.
-func keyed(key, schema string) []Schema {
+// keyedSchema returns the schema of an object with one name.
+func keyedSchema(key, schema string) []Schema {
 	return []Schema{{JSON: `{"type": "object", "additionalProperties": false, "required": ["` + key + `"], "properties": {"` + key + `": ` + schema + `}}`}}
 }
 
@@ -70,14 +70,14 @@ func (m *Mux) Discover(d Discovery) {
 	}
 	HandleRoute(m, Route{
 		Pattern: "GET /{$}", Public: true, Summary: "List the versions of the API",
-		Reply: keyed("versions", `{"type": "array", "items": `+versionSchema+`}`),
+		Reply: keyedSchema("versions", `{"type": "array", "items": `+versionSchema+`}`),
 	}, func(_ context.Context, r *Request[None]) (map[string][]versionDocument, error) {
 		return map[string][]versionDocument{"versions": {at(r.Request)}}, nil
 	})
 	for _, pattern := range []string{"GET " + d.Path + "/{$}", "GET " + d.Path} {
 		HandleRoute(m, Route{
 			Pattern: pattern, Public: true, Summary: "Show the version of the API",
-			Reply: keyed("version", versionSchema), Errors: []int{http.StatusBadRequest, http.StatusNotAcceptable},
+			Reply: keyedSchema("version", versionSchema), Errors: []int{http.StatusBadRequest, http.StatusNotAcceptable},
 		}, func(_ context.Context, r *Request[None]) (map[string]versionDocument, error) {
 			v := at(r.Request)
 			v.Links, v.MediaTypes = append(v.Links, d.Links...), d.MediaTypes

@@ -73,7 +73,7 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 	for _, name := range first.params {
 		params = append(params, map[string]any{"name": name, "in": "path", "required": true, "schema": map[string]any{"type": "string"}})
 	}
-	if s := at(first.query, v); s != nil {
+	if s := schemaAt(first.query, v); s != nil {
 		params = append(params, s.parameters()...)
 	}
 	if m.versions != nil && m.versions.under(openPath(first.path)) {
@@ -81,17 +81,17 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 			"name": versionHeader, "in": "header", "schema": map[string]any{"type": "string"}, "example": m.versions.Service + " " + v.String(),
 		})
 	}
-	op := map[string]any{"operationId": first.id, "parameters": params, "responses": responses(e, v)}
+	op := map[string]any{"operationId": first.id, "parameters": params, "responses": describeReplies(e, v)}
 	if first.Action != "" {
 		op["summary"] = "One of the actions; the only name in the body selects it"
-		op["requestBody"] = content(true, map[string]any{"oneOf": actions(e, v)})
+		op["requestBody"] = describeBodyOf(true, map[string]any{"oneOf": actions(e, v)})
 		return op
 	}
 	if first.Summary != "" {
 		op["summary"] = first.Summary
 	}
 	if body := first.describeBody(v); body != nil {
-		op["requestBody"] = content(true, body)
+		op["requestBody"] = describeBodyOf(true, body)
 	}
 	return op
 }
@@ -118,24 +118,24 @@ func actions(e entry, v Version) []any {
 
 // describeBody returns the schema of the body, or nil if the handler does not read a body.
 func (r *route) describeBody(v Version) any {
-	if s := at(r.body, v); s != nil {
+	if s := schemaAt(r.body, v); s != nil {
 		return s.doc
 	}
 	if r.in == reflect.TypeFor[None]() {
 		return nil
 	}
-	return infer(r.in)
+	return inferSchema(r.in)
 }
 
 // describeReply returns the schema of the reply, or nil if the reply has no body or its type is an interface.
 func (r *route) describeReply(v Version) any {
-	if s := at(r.reply, v); s != nil {
+	if s := schemaAt(r.reply, v); s != nil {
 		return s.doc
 	}
 	if r.out == reflect.TypeFor[None]() || r.out.Kind() == reflect.Interface {
 		return nil
 	}
-	return infer(r.out)
+	return inferSchema(r.out)
 }
 
 // operationID returns a unique name for the operation. Routes of one pattern share it.
@@ -153,9 +153,9 @@ func (m *Mux) operationID(r *route) string {
 	}
 }
 
-// responses describes the replies of the routes, by status.
-func responses(e entry, v Version) map[string]any {
-	failed := content(false, map[string]any{"$ref": "#/components/schemas/Error"})
+// describeReplies describes the replies of the routes, by status.
+func describeReplies(e entry, v Version) map[string]any {
+	failed := describeBodyOf(false, map[string]any{"$ref": "#/components/schemas/Error"})
 	failed["description"] = "An error"
 	out := map[string]any{"default": failed}
 	replies := map[int][]any{}
@@ -176,9 +176,9 @@ func responses(e entry, v Version) map[string]any {
 		switch len(list) {
 		case 0:
 		case 1:
-			one = content(false, list[0])
+			one = describeBodyOf(false, list[0])
 		default:
-			one = content(false, map[string]any{"anyOf": list})
+			one = describeBodyOf(false, map[string]any{"anyOf": list})
 		}
 		one["description"] = http.StatusText(status)
 		out[strconv.Itoa(status)] = one
@@ -186,8 +186,8 @@ func responses(e entry, v Version) map[string]any {
 	return out
 }
 
-// content describes a body of the type application/json.
-func content(required bool, schema any) map[string]any {
+// describeBodyOf describes a body of the type application/json.
+func describeBodyOf(required bool, schema any) map[string]any {
 	out := map[string]any{"content": map[string]any{"application/json": map[string]any{"schema": schema}}}
 	if required {
 		out["required"] = true
@@ -213,8 +213,8 @@ func (s *schema) parameters() []any {
 	return out
 }
 
-// infer returns a JSON Schema of a Go type. It panics if the type cannot be described.
-func infer(t reflect.Type) any {
+// inferSchema returns a JSON Schema of a Go type. It panics if the type cannot be described.
+func inferSchema(t reflect.Type) any {
 	s, err := jsonschema.ForType(t, &jsonschema.ForOptions{IgnoreInvalidTypes: true})
 	if err != nil {
 		panic(fmt.Sprintf("api: describe %s: %v", t, err))
@@ -239,7 +239,7 @@ func (m *Mux) errorSchema() map[string]any {
 			"properties": map[string]any{"code": status, "message": map[string]any{"type": "string"}},
 		}}
 	}
-	item, _ := infer(reflect.TypeFor[errorItem]()).(map[string]any)
+	item, _ := inferSchema(reflect.TypeFor[errorItem]()).(map[string]any)
 	if props, ok := item["properties"].(map[string]any); ok {
 		props["status"] = status
 	}

@@ -44,7 +44,7 @@ func (s *schema) checkQuery(raw string) error {
 			continue
 		}
 		if len(values) > 1 && prop != nil {
-			return fieldError(name, "Invalid input for query parameters "+shorten(name)+". It is given "+strconv.Itoa(len(values))+" times.")
+			return fieldError(name, "Invalid input for query parameters "+shortenText(name)+". It is given "+strconv.Itoa(len(values))+" times.")
 		}
 		instance[name] = parseParameter(typ, values[0])
 	}

@@ -42,6 +42,7 @@ var names = map[int]string{
 // fault.WithUser.
 func WithStatus(status int, err error) error { return &statusError{status, err} }
 
+// statusError is an error with an HTTP status, see WithStatus.
 type statusError struct {
 	status int
 	err    error
@@ -110,9 +111,9 @@ var general = map[int]string{
 	http.StatusGatewayTimeout:      "The service has not got an answer in time; the request may have been executed.",
 }
 
-// message returns the text of err for the client: the outermost fault's text for users. The texts of plain
+// clientMessage returns the text of err for the client: the outermost fault's text for users. The texts of plain
 // errors around that fault are only in the log.
-func message(err error, status int, id string) string {
+func clientMessage(err error, status int, id string) string {
 	e, ok := errors.AsType[*fault.Error](err)
 	if text := general[status]; text != "" && (!ok || e.User == "" || status == http.StatusInternalServerError) {
 		return text + " The service's log has the cause under request id " + id + "."
@@ -169,7 +170,7 @@ type errorItem struct {
 
 // errorBody returns the error body for err, in the form that the Config selects.
 func (m *Mux) errorBody(rec *recorder, status int, err error) any {
-	msg := message(err, status, rec.req.ID)
+	msg := clientMessage(err, status, rec.req.ID)
 	if m.cfg.ErrorList == "" {
 		name, ok := names[status]
 		if !ok {
@@ -207,12 +208,12 @@ func errorCode(err error, status int) string {
 // reply answers with v as JSON, or with 304 if the client has the same entity tag. A value that JSON cannot express is
 // an error in the handler and is answered with status 500.
 func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
-	body, err := encode(v)
+	body, err := encodeJSON(v)
 	if err != nil {
 		m.fail(rec, r, fmt.Errorf("encode reply: %w", err))
 		return
 	}
-	if unchanged(r, rec.Header(), status) {
+	if isUnchanged(r, rec.Header(), status) {
 		rec.WriteHeader(http.StatusNotModified)
 		return
 	}
@@ -221,7 +222,7 @@ func (m *Mux) reply(rec *recorder, r *http.Request, status int, v any) {
 
 // encodeOwn encodes a value of this package, which JSON can always express.
 func encodeOwn(v any) []byte {
-	body, err := encode(v)
+	body, err := encodeJSON(v)
 	if err != nil {
 		panic(err)
 	}
@@ -238,8 +239,8 @@ func (m *Mux) write(rec *recorder, status int, body []byte) {
 	_, _ = rec.Write(body) // an error means that the client has closed the connection
 }
 
-// encode returns v as JSON, without a line break at the end.
-func encode(v any) ([]byte, error) {
+// encodeJSON returns v as JSON, without a line break at the end.
+func encodeJSON(v any) ([]byte, error) {
 	var buf bytes.Buffer
 	enc := json.NewEncoder(&buf)
 	enc.SetEscapeHTML(false)

@@ -170,13 +170,13 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 		}
 	}
 	r := &route{
-		Route: def, span: newSpan(def.Min, def.Max), at: caller(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
-		body: compile(def.Pattern+": body", def.Body), query: compile(def.Pattern+": query", def.Query), reply: compile(def.Pattern+": reply", def.Reply),
+		Route: def, span: newSpan(def.Min, def.Max), at: callerLine(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
+		body: compileSchemas(def.Pattern+": body", def.Body), query: compileSchemas(def.Pattern+": query", def.Query), reply: compileSchemas(def.Pattern+": reply", def.Reply),
 	}
 	r.serve = func(rec *recorder, hr *http.Request) {
 		req := &Request[B]{Request: hr, Version: rec.version, Status: def.Status, ReplyHeader: rec.Header()}
 		if !noBody {
-			if err := m.decode(rec, hr, at(r.body, rec.version), &req.Body); err != nil {
+			if err := m.decode(rec, hr, schemaAt(r.body, rec.version), &req.Body); err != nil {
 				m.fail(rec, hr, err)
 				return
 			}
@@ -201,7 +201,7 @@ func (m *Mux) add(r *route) {
 	if !ok || strings.ToUpper(method) != method || !strings.Contains(path, "/") {
 		panic(fmt.Sprintf("api: pattern %q is not a method and a path (registered at %s)", r.Pattern, r.at))
 	}
-	r.method, r.path, r.params = method, path, params(path)
+	r.method, r.path, r.params = method, path, pathParams(path)
 	have := m.routes[r.Pattern]
 	for _, o := range have {
 		same := o.Action == r.Action || o.Action == "" || r.Action == ""
@@ -229,8 +229,8 @@ func (m *Mux) add(r *route) {
 	}
 }
 
-// params returns the names of the parameters in a pattern's path.
-func params(path string) []string {
+// pathParams returns the names of the parameters in a pattern's path.
+func pathParams(path string) []string {
 	var out []string
 	for part := range strings.SplitSeq(path, "/") {
 		if name, ok := strings.CutPrefix(part, "{"); ok {
@@ -295,7 +295,7 @@ func (m *Mux) choose(rec *recorder, hr *http.Request, e entry) (*route, error) {
 		if r := e.action(rec.version, name); r != nil {
 			return r, nil
 		}
-		err = fault.New(fault.Invalid, "There is no such action: %s", shorten(name))
+		err = fault.New(fault.Invalid, "There is no such action: %s", shortenText(name))
 	}
 	return nil, err
 }
@@ -333,7 +333,7 @@ func (m *Mux) permit(rec *recorder, hr *http.Request, r *route) error {
 			return err
 		}
 	}
-	if s := at(r.query, rec.version); s != nil {
+	if s := schemaAt(r.query, rec.version); s != nil {
 		return s.checkQuery(hr.URL.RawQuery)
 	}
 	return nil

@@ -10,10 +10,10 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// scan returns an error for a body that encoding/json accepts although it is dangerous: an object with a name twice,
+// scanBody returns an error for a body that encoding/json accepts although it is dangerous: an object with a name twice,
 // of which one program uses the first value and another the last; bytes that are not UTF-8; half of a surrogate pair;
 // values nested deeper than maxDepth. raw need not be JSON, because the decoder finds all other errors.
-func scan(raw []byte, maxDepth int) error {
+func scanBody(raw []byte, maxDepth int) error {
 	if !utf8.Valid(raw) {
 		return fault.New(fault.Invalid, "Malformed request body: it is not UTF-8")
 	}
@@ -89,7 +89,7 @@ func (s *scanner) object(depth int) error {
 		case '"':
 			name := s.text()
 			if !names.add(name) {
-				return fault.New(fault.Invalid, "Malformed request body: an object has the name %s twice", shorten(fmt.Sprintf("'%s'", name)))
+				return fault.New(fault.Invalid, "Malformed request body: an object has the name %s twice", shortenText(fmt.Sprintf("'%s'", name)))
 			}
 			if s.next() == ':' {
 				s.at++
@@ -169,7 +169,7 @@ func (s *scanner) text() []byte {
 			out := s.raw[start:s.at]
 			s.at++
 			if !plain {
-				out = unescape(out)
+				out = unescapeString(out)
 			}
 			return out
 		}
@@ -204,8 +204,8 @@ func (s *scanner) unit(at int) uint64 {
 	return n
 }
 
-// unescape returns the text of a JSON string with escapes.
-func unescape(inner []byte) []byte {
+// unescapeString returns the text of a JSON string with escapes.
+func unescapeString(inner []byte) []byte {
 	var out string
 	quoted := append(append([]byte{'"'}, inner...), '"')
 	if json.Unmarshal(quoted, &out) != nil {

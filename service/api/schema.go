@@ -34,9 +34,9 @@ type schema struct {
 	doc      map[string]any
 }
 
-// compile compiles schemas. It panics if a text is not a valid schema, or if two schemas are for the
+// compileSchemas compiles schemas. It panics if a text is not a valid schema, or if two schemas are for the
 // same version, because these are programmers' errors.
-func compile(what string, list []Schema) []*schema {
+func compileSchemas(what string, list []Schema) []*schema {
 	var out []*schema
 	for i, s := range list {
 		name := fmt.Sprintf("%s, schema %d", what, i+1)
@@ -69,8 +69,8 @@ func compile(what string, list []Schema) []*schema {
 	return out
 }
 
-// at returns the schema for a version, or nil.
-func at(list []*schema, v Version) *schema {
+// schemaAt returns the schema for a version, or nil.
+func schemaAt(list []*schema, v Version) *schema {
 	for _, s := range list {
 		if s.has(v) {
 			return s
@@ -96,8 +96,8 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 	if !ok {
 		return fault.New(fault.Invalid, "Malformed request body: %w", err)
 	}
-	leaf := first(ve)
-	value := lookup(raw, leaf.InstanceLocation)
+	leaf := firstError(ve)
+	value := lookupValue(raw, leaf.InstanceLocation)
 	msg := s.explain(leaf, value)
 	field := ""
 	if n := len(leaf.InstanceLocation); n > 0 {
@@ -105,15 +105,15 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 		if what == inQuery { // a parameter that is given several times is a list: the error has its name, not an index
 			field = leaf.InstanceLocation[0]
 		}
-		msg = fmt.Sprintf("Invalid input for %s %s. Value: %s. %s", what, shorten(field), shorten(text(value)), msg)
+		msg = fmt.Sprintf("Invalid input for %s %s. Value: %s. %s", what, shortenText(field), shortenText(formatStr(value)), msg)
 	}
 	return fieldError(field, msg)
 }
 
-// first returns the one of possibly many errors that the client gets. It is always the same one for the
+// firstError returns the one of possibly many errors that the client gets. It is always the same one for the
 // same value: an error of a property comes before an error of the object
 // around it, as in Nova, which validates one property after another.
-func first(e *jsonschema.ValidationError) *jsonschema.ValidationError {
+func firstError(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 	var leaves []*jsonschema.ValidationError
 	var walk func(*jsonschema.ValidationError)
 	walk = func(e *jsonschema.ValidationError) {
@@ -137,12 +137,12 @@ func first(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 				return c
 			}
 		}
-		return cmp.Or(cmp.Compare(len(q), len(p)), cmp.Compare(rank(a.ErrorKind), rank(b.ErrorKind)), strings.Compare(a.SchemaURL, b.SchemaURL))
+		return cmp.Or(cmp.Compare(len(q), len(p)), cmp.Compare(errorRank(a.ErrorKind), errorRank(b.ErrorKind)), strings.Compare(a.SchemaURL, b.SchemaURL))
 	})
 }
 
-// rank orders the errors of one value: the lowest is reported.
-func rank(k jsonschema.ErrorKind) int {
+// errorRank orders the errors of one value: the lowest is reported.
+func errorRank(k jsonschema.ErrorKind) int {
 	switch k.(type) {
 	case *kind.Type:
 		return 0
@@ -157,7 +157,7 @@ func rank(k jsonschema.ErrorKind) int {
 // explain returns the text of an error in the words of Python's jsonschema, which OpenStack's
 // clients and their tests expect. raw is the text of the value.
 func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
-	got := shorten(repr(raw))
+	got := shortenText(formatRepr(raw))
 	switch k := e.ErrorKind.(type) {
 	case *kind.Type:
 		return got + " is not of type '" + strings.Join(k.Want, "', '") + "'"
@@ -170,27 +170,27 @@ func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
 			verb, do = "were", "do"
 		}
 		if patterns := s.patterns(e.SchemaURL); len(patterns) > 0 {
-			return shorten("'"+strings.Join(names, "', '")+"'") + " " + do + " not match any of the regexes: '" + strings.Join(patterns, "', '") + "'"
+			return shortenText("'"+strings.Join(names, "', '")+"'") + " " + do + " not match any of the regexes: '" + strings.Join(patterns, "', '") + "'"
 		}
-		return "Additional properties are not allowed (" + shorten("'"+strings.Join(names, "', '")+"'") + " " + verb + " unexpected)"
+		return "Additional properties are not allowed (" + shortenText("'"+strings.Join(names, "', '")+"'") + " " + verb + " unexpected)"
 	case *kind.Enum:
-		return got + " is not one of " + reprOf(k.Want)
+		return got + " is not one of " + formatReprOf(k.Want)
 	case *kind.Const:
-		return reprOf(k.Want) + " was expected"
+		return formatReprOf(k.Want) + " was expected"
 	case *kind.MinLength, *kind.MinItems:
 		return got + " is too short"
 	case *kind.MaxLength, *kind.MaxItems:
 		return got + " is too long"
 	case *kind.Minimum:
-		return got + " is less than the minimum of " + decimal(k.Want)
+		return got + " is less than the minimum of " + formatDecimal(k.Want)
 	case *kind.Maximum:
-		return got + " is greater than the maximum of " + decimal(k.Want)
+		return got + " is greater than the maximum of " + formatDecimal(k.Want)
 	case *kind.ExclusiveMinimum:
-		return got + " is less than or equal to the minimum of " + decimal(k.Want)
+		return got + " is less than or equal to the minimum of " + formatDecimal(k.Want)
 	case *kind.ExclusiveMaximum:
-		return got + " is greater than or equal to the maximum of " + decimal(k.Want)
+		return got + " is greater than or equal to the maximum of " + formatDecimal(k.Want)
 	case *kind.MultipleOf:
-		return got + " is not a multiple of " + decimal(k.Want)
+		return got + " is not a multiple of " + formatDecimal(k.Want)
 	case *kind.Pattern:
 		return got + " does not match '" + k.Want + "'"
 	case *kind.Format:
@@ -209,7 +209,7 @@ func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
 		}
 		return got + " is valid under each of several schemas, and must be under one"
 	case *kind.PropertyNames:
-		return "'" + shorten(k.Property) + "' is not allowed as a name"
+		return "'" + shortenText(k.Property) + "' is not allowed as a name"
 	case *kind.DependentRequired:
 		return "'" + k.Missing[0] + "' is a dependency of '" + k.Prop + "'"
 	}
@@ -240,8 +240,8 @@ func (s *schema) patterns(location string) []string {
 	return slices.Sorted(maps.Keys(patterns))
 }
 
-// lookup returns the text of the value at a path, or nil if the path does not exist.
-func lookup(raw []byte, path []string) []byte {
+// lookupValue returns the text of the value at a path, or nil if the path does not exist.
+func lookupValue(raw []byte, path []string) []byte {
 	for _, step := range path {
 		var list []json.RawMessage
 		var object map[string]json.RawMessage
@@ -258,27 +258,27 @@ func lookup(raw []byte, path []string) []byte {
 	return raw
 }
 
-// text formats a value as Python's str does: a string without its quotes.
-func text(raw []byte) string {
+// formatStr formats a value as Python's str does: a string without its quotes.
+func formatStr(raw []byte) string {
 	var s string
 	if json.Unmarshal(raw, &s) == nil && bytes.HasPrefix(bytes.TrimSpace(raw), []byte{'"'}) {
 		return s
 	}
-	return repr(raw)
+	return formatRepr(raw)
 }
 
-// reprOf formats a Go value as Python's repr does, or returns "?" if JSON cannot express it.
-func reprOf(v any) string {
+// formatReprOf formats a Go value as Python's repr does, or returns "?" if JSON cannot express it.
+func formatReprOf(v any) string {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return "?"
 	}
-	return repr(raw)
+	return formatRepr(raw)
 }
 
-// repr formats a JSON value as Python's repr does, with names in their order. Of a long value the end may be missing. It
+// formatRepr formats a JSON value as Python's repr does, with names in their order. Of a long value the end may be missing. It
 // returns "?" if raw is not JSON.
-func repr(raw []byte) string {
+func formatRepr(raw []byte) string {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	var out strings.Builder
@@ -348,8 +348,8 @@ func reprString(s string) string {
 	return quote + esc.Replace(s) + quote
 }
 
-// decimal formats a bound of a number as Python does: an integer without a point.
-func decimal(r *big.Rat) string {
+// formatDecimal formats a bound of a number as Python does: an integer without a point.
+func formatDecimal(r *big.Rat) string {
 	if r.IsInt() {
 		return r.Num().String()
 	}

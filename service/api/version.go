@@ -15,16 +15,16 @@ type Version struct{ Major, Minor int }
 // ParseVersion parses a version such as "2.53". Invalid, with OpenStack's text: s has another form.
 func ParseVersion(s string) (Version, error) {
 	major, minor, ok := strings.Cut(s, ".")
-	a, errA := number(major)
-	b, errB := number(minor)
+	a, errA := parseNumber(major)
+	b, errB := parseNumber(minor)
 	if !ok || errA != nil || errB != nil || a == 0 {
-		return Version{}, fault.New(fault.Invalid, "API Version String %s is of invalid format. Must be of format MajorNum.MinorNum.", shorten(s))
+		return Version{}, fault.New(fault.Invalid, "API Version String %s is of invalid format. Must be of format MajorNum.MinorNum.", shortenText(s))
 	}
 	return Version{a, b}, nil
 }
 
-// number parses a number of at most 16 bits without a sign and without a leading zero.
-func number(s string) (int, error) {
+// parseNumber parses a number of at most 16 bits without a sign and without a leading zero.
+func parseNumber(s string) (int, error) {
 	if s == "" || len(s) > 1 && s[0] == '0' || strings.Trim(s, "0123456789") != "" {
 		return 0, strconv.ErrSyntax
 	}
@@ -37,6 +37,7 @@ func (v Version) String() string { return strconv.Itoa(v.Major) + "." + strconv.
 // AtLeast reports whether v is major.minor or later.
 func (v Version) AtLeast(major, minor int) bool { return !v.before(Version{major, minor}) }
 
+// before reports whether v is earlier than w.
 func (v Version) before(w Version) bool {
 	return v.Major < w.Major || v.Major == w.Major && v.Minor < w.Minor
 }
@@ -64,6 +65,7 @@ type versioned struct {
 	min, max Version
 }
 
+// newVersioned parses and checks m. It panics if m is wrong, and returns nil if m is nil.
 func newVersioned(m *Microversions) *versioned {
 	if m == nil {
 		return nil
@@ -76,6 +78,7 @@ func newVersioned(m *Microversions) *versioned {
 	return v
 }
 
+// mustVersion parses a version. It panics if s is malformed.
 func mustVersion(s string) Version {
 	v, err := ParseVersion(s)
 	if err != nil {
@@ -157,6 +160,7 @@ func (v *versioned) choose(want string) (Version, error) {
 // span is a range of versions, including both ends. A zero end means no limit.
 type span struct{ min, max Version }
 
+// newSpan returns a range. An empty text means no limit. It panics if the range is malformed or empty.
 func newSpan(low, high string) span {
 	var s span
 	if low != "" {
@@ -171,10 +175,12 @@ func newSpan(low, high string) span {
 	return s
 }
 
+// has reports whether v is in the range.
 func (s span) has(v Version) bool {
 	return !v.before(s.min) && (s.max == (Version{}) || !s.max.before(v))
 }
 
+// overlaps reports whether a version is in both ranges.
 func (s span) overlaps(t span) bool {
 	return (s.max == (Version{}) || !s.max.before(t.min)) && (t.max == (Version{}) || !t.max.before(s.min))
 }

@@ -104,8 +104,10 @@ func pointer(place ...string) string {
 	return strings.Join(out, "/")
 }
 
+// split returns the segments of a path.
 func split(path string) []string { return strings.Split(strings.Trim(path, "/"), "/") }
 
+// fixed returns the number of segments that are not parameters.
 func (o *operation) fixed() (n int) {
 	for _, s := range o.segments {
 		if !strings.HasPrefix(s, "{") {
@@ -115,6 +117,7 @@ func (o *operation) fixed() (n int) {
 	return n
 }
 
+// matches reports whether a request is for the operation.
 func (o *operation) matches(method string, segments []string) bool {
 	return o.method == method && slices.EqualFunc(o.segments, segments, func(has, is string) bool {
 		return has == is || strings.HasPrefix(has, "{") && is != ""
@@ -150,6 +153,7 @@ func (c *Checker) Check(method, path string, status int, body []byte) error {
 	return compare(what, s, body)
 }
 
+// statuses returns the statuses of replies in order.
 func statuses(of map[int]*jsonschema.Schema) (out []int) {
 	for status := range of {
 		out = append(out, status)
@@ -158,6 +162,7 @@ func statuses(of map[int]*jsonschema.Schema) (out []int) {
 	return out
 }
 
+// compare returns an error if a body does not fit a schema.
 func compare(what string, s *jsonschema.Schema, body []byte) error {
 	v, err := jsonschema.UnmarshalJSON(bytes.NewReader(body))
 	if err == nil {
@@ -173,6 +178,7 @@ func compare(what string, s *jsonschema.Schema, body []byte) error {
 // [Checker.Check]. It reads each reply into memory.
 func (c *Checker) Transport(base http.RoundTripper) http.RoundTripper { return &transport{c, base} }
 
+// transport is the result of Checker.Transport.
 type transport struct {
 	checker *Checker
 	base    http.RoundTripper

@@ -28,6 +28,7 @@ func Limit(w http.ResponseWriter, r *http.Request, d time.Duration) {
 	r.Body = &body{ReadCloser: r.Body, until: until, conn: conn}
 }
 
+// body is a request body with a deadline.
 type body struct {
 	io.ReadCloser
 
@@ -35,6 +36,7 @@ type body struct {
 	conn  *http.ResponseController
 }
 
+// Read implements io.Reader. At the end of the body it removes the deadline.
 func (b *body) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	if errors.Is(err, io.EOF) {
