@@ -105,7 +105,7 @@ func nextLetter(ctx context.Context, in <-chan *bus.Delivery, end <-chan time.Ti
 		}
 		return d, nil
 	case <-end:
-		return nil, nil //nolint:nilnil // see the doc
+		return nil, nil //nolint:nilnil // no dead letter is left
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}

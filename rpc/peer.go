@@ -56,7 +56,7 @@ type route struct {
 	iface  string
 	major  int
 	host   string
-	peers  map[string]*peer // the instances that take its calls, by id
+	peers  map[string]*peer // the instances that serve its calls, by id
 	recent *peer            // the one that was heard last; nil: none is known
 
 	used     time.Time // when the last call was sent

@@ -91,7 +91,10 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 		a.call = o.m.ID
 		s.calls[a.call] = a
 	}
-	msg := &nats.Msg{Subject: o.msg.Subject, Header: o.msg.Header, Data: o.msg.Data}
+	msg := o.msg
+	if o.sent > 1 { // the attempt before may have ended while nats.go still reads its message
+		msg = &nats.Msg{Subject: msg.Subject, Header: msg.Header, Data: msg.Data}
+	}
 	if o.m.Kind != bus.Fanout { // which needs no subscriber
 		msg.Reply = s.answerSubject(a.token, o)
 	}

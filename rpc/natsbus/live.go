@@ -105,7 +105,7 @@ func (l *live) consume(ctx context.Context) {
 	}
 }
 
-// addWriter registers a writer to out, unless the subscription has ended.
+// addWriterLocked registers a writer to out, unless the subscription has ended.
 func (l *live) addWriterLocked() bool {
 	if !l.stopped {
 		l.writers.Add(1)
@@ -195,7 +195,7 @@ func (r *rejectable) deliver(wait time.Duration) {
 	}()
 }
 
-// Settle is that of [bus.Settler]. A message after Nack is delivered again, or rejected if the subscription has ended.
+// Settle is that of [bus.Settler]. A message is redelivered after Nack, or rejected if the subscription has ended.
 func (r *rejectable) Settle(ack bool) error {
 	switch {
 	case !ack:

@@ -23,7 +23,7 @@
 // to amqpbus: a Live topic ends as soon as its last subscriber does, also when
 // that has only lost its connection. A call that waits at a server is lost with that server's process. Calls that wait are
 // not served in the order of their arrival. A Shared message that a
-// dead process had is delivered again after 10 s. ADR 24 has the reasons.
+// dead process had is redelivered after 10 s. ADR 24 has the reasons.
 package natsbus
 
 import (
@@ -65,7 +65,7 @@ type Config struct {
 	// Replicas is how many servers of a cluster keep each Shared topic that
 	// does not exist yet. Default 1.
 	Replicas int
-	// MaxMessage is the largest message that Publish takes, in bytes, see [bus.Message.Size]. What the server announces
+	// MaxMessage is the largest message that Publish accepts, in bytes, see [bus.Message.Size]. What the server announces
 	// as max_payload counts if it is less: 1 MiB, headers included, unless it is configured otherwise.
 	// Default [bus.DefaultMaxMessage].
 	MaxMessage int
@@ -116,7 +116,7 @@ func New(cfg Config) (*Bus, error) {
 
 // Start connects: it tries each server once, for at most ConnectTimeout in all. It may be called
 // again after an error. Errors: Unavailable if no server answers; Unauthenticated if the server
-// refuses the login; Denied if its certificate is not trusted, or it does not take the bus's;
+// refuses the login; Denied if its certificate is not trusted, or it refuses the bus's;
 // Precondition if TLS is asked for and the server has none, if the server has no JetStream, or if
 // the bus is started already; bus.ErrClosed. The error names the servers, without passwords.
 func (b *Bus) Start(ctx context.Context) error {
@@ -136,7 +136,7 @@ func (b *Bus) Start(ctx context.Context) error {
 	})
 }
 
-// keep keeps the connection up. It ends after all that uses it, so that what they held goes back.
+// keep keeps the connection up. The connection ends after its users, so that they can requeue what they hold.
 func (b *Bus) keep(c *conn) {
 	ctx, end := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
@@ -183,7 +183,7 @@ func startCode(err error) fault.Code {
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connection and waits for the bus's
-// goroutines. What was not acknowledged goes back to its topic. It is idempotent
+// goroutines. Messages that were not acknowledged are requeued. It is idempotent
 // and never fails.
 func (b *Bus) Close() error {
 	b.life.End()

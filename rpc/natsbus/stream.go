@@ -287,7 +287,7 @@ func (q *stream) notify() {
 	}
 }
 
-// restore makes the stream or its consumer again if JetStream has refused a request, and requests messages again.
+// restore recreates the stream or its consumer if JetStream has refused a request, and sends another request.
 func (q *stream) restore(ctx context.Context) {
 	why := q.state()
 	if why == nil {
@@ -333,10 +333,10 @@ func (s *stored) Settle(ack bool) error {
 	}
 	err := s.queue.bus.publishRaw(s.reply, verb)
 	if !s.queue.release(s.reply) {
-		return fault.New(fault.Precondition, "the message was given back before, when the bus was closed")
+		return fault.New(fault.Precondition, "the message was requeued before, when the bus was closed")
 	}
 	if err != nil {
-		return fault.New(fault.Unavailable, "there is no connection to NATS, the message is delivered again: %w", err)
+		return fault.New(fault.Unavailable, "there is no connection to NATS, the message will be redelivered: %w", err)
 	}
 	return nil
 }
@@ -365,8 +365,8 @@ func (q *stream) publishHeld(verb string) int {
 	return len(q.held)
 }
 
-// awaitAcks keeps messages alive that were received until they are acknowledged. When the bus is closed JetStream gets
-// them back.
+// awaitAcks sends heartbeats for the messages that were received until they are acknowledged. When the bus is closed they
+// are requeued.
 func (q *stream) awaitAcks() {
 	progress := time.NewTicker(progressEvery)
 	defer progress.Stop()
