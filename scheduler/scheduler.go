@@ -55,8 +55,7 @@ type Weigher[R any, H Host] interface {
 	Name() string
 	// Prepare is like [Filter].Prepare, with the feasible hosts. The function returns a host's raw score in any
 	// unit; a higher score is better. Only its position between the lowest and the highest raw score of the decision
-	// counts, unless Config.RawScores is set. A host whose raw score is NaN or infinite is rejected, under the
-	// weigher's name.
+	// counts. A host whose raw score is NaN or infinite is rejected, under the weigher's name.
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) float64, error)
 }
 
