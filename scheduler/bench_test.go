@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -233,12 +234,16 @@ func TestAllocations(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			count := func(hosts []*box) float64 {
-				return testing.AllocsPerRun(20, func() {
-					if _, err := s.Rank(t.Context(), a, hosts); err != nil {
-						t.Error(err)
-					}
-				})
+			count := func(hosts []*box) float64 { // the least of 20, because a sync.Pool may have lost the memory of a decision
+				least := math.Inf(1)
+				for range 20 {
+					least = min(least, testing.AllocsPerRun(1, func() {
+						if _, err := s.Rank(t.Context(), a, hosts); err != nil {
+							t.Error(err)
+						}
+					}))
+				}
+				return least
 			}
 			few, many := count(boxes(500)), count(boxes(5000))
 			t.Logf("explain %d, %s: %g allocations for 500 hosts, %g for 5000", e, name, few, many)
