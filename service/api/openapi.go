@@ -73,7 +73,7 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 	for _, name := range first.params {
 		params = append(params, map[string]any{"name": name, "in": "path", "required": true, "schema": map[string]any{"type": "string"}})
 	}
-	if s := at(first.query, v); s != nil {
+	if s := schemaAt(first.query, v); s != nil {
 		params = append(params, s.parameters()...)
 	}
 	if m.versions != nil && m.versions.under(openPath(first.path)) {
@@ -118,7 +118,7 @@ func actions(e entry, v Version) []any {
 
 // describeBody returns the schema of the body, or nil if the handler does not read a body.
 func (r *route) describeBody(v Version) any {
-	if s := at(r.body, v); s != nil {
+	if s := schemaAt(r.body, v); s != nil {
 		return s.doc
 	}
 	if r.in == reflect.TypeFor[None]() {
@@ -129,7 +129,7 @@ func (r *route) describeBody(v Version) any {
 
 // describeReply returns the schema of the reply, or nil if the reply has no body or its type is an interface.
 func (r *route) describeReply(v Version) any {
-	if s := at(r.reply, v); s != nil {
+	if s := schemaAt(r.reply, v); s != nil {
 		return s.doc
 	}
 	if r.out == reflect.TypeFor[None]() || r.out.Kind() == reflect.Interface {

@@ -171,12 +171,12 @@ func HandleRoute[B, R any](m *Mux, def Route, h func(ctx context.Context, r *Req
 	}
 	r := &route{
 		Route: def, span: newSpan(def.Min, def.Max), at: caller(), in: reflect.TypeFor[B](), out: reflect.TypeFor[R](),
-		body: compile(def.Pattern+": body", def.Body), query: compile(def.Pattern+": query", def.Query), reply: compile(def.Pattern+": reply", def.Reply),
+		body: compileSchemas(def.Pattern+": body", def.Body), query: compileSchemas(def.Pattern+": query", def.Query), reply: compileSchemas(def.Pattern+": reply", def.Reply),
 	}
 	r.serve = func(rec *recorder, hr *http.Request) {
 		req := &Request[B]{Request: hr, Version: rec.version, Status: def.Status, ReplyHeader: rec.Header()}
 		if !noBody {
-			if err := m.decode(rec, hr, at(r.body, rec.version), &req.Body); err != nil {
+			if err := m.decode(rec, hr, schemaAt(r.body, rec.version), &req.Body); err != nil {
 				m.fail(rec, hr, err)
 				return
 			}
@@ -333,7 +333,7 @@ func (m *Mux) permit(rec *recorder, hr *http.Request, r *route) error {
 			return err
 		}
 	}
-	if s := at(r.query, rec.version); s != nil {
+	if s := schemaAt(r.query, rec.version); s != nil {
 		return s.checkQuery(hr.URL.RawQuery)
 	}
 	return nil
