@@ -54,13 +54,17 @@ func ExampleServe() {
 	})
 	name := "photos"
 	size, err := rpc.Call(t.Context(), client, create, rpc.Any, &name)
-	fmt.Println(*size, err)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(*size)
 	_, err = rpc.Call(t.Context(), client, create, rpc.Any, new(string))
 	fmt.Println(errors.Is(err, fault.Invalid), fault.IsRemote(err))
 	_, err = rpc.Call(t.Context(), client, remove, rpc.Any, &name)
 	fmt.Println(errors.Is(err, rpc.ErrNoSuchMethod))
 	// Output:
-	// 6 <nil>
+	// 6
 	// true true
 	// true
 }
