@@ -169,7 +169,7 @@ func (c *Client) Stop(context.Context) error { return c.Close() }
 func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) (*Resp, error) {
 	resp, err := c.send(ctx, m.info(bus.Call, host), req, func(b []byte) (any, error) {
 		out := new(Resp)
-		if err := decode(b, out); err != nil {
+		if err := decodePayload(b, out); err != nil {
 			return nil, err
 		}
 		return out, nil

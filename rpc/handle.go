@@ -57,7 +57,7 @@ func erase[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req) (*R
 			if len(b) == 0 {
 				return req, nil
 			}
-			return req, decode(b, req)
+			return req, decodePayload(b, req)
 		},
 		call: func(ctx context.Context, req any) (any, error) {
 			r, ok := req.(*Req)
