@@ -117,8 +117,7 @@ var (
 	ClaimHost = rpc.Define(rpc.Method[ClaimHostRequest, rpc.None]{Interface: Conductor, Name: "claim_host", Since: v12})
 	// LeaveHost says that the process stops: its host is down at once, and free for another process.
 	LeaveHost = rpc.Define(rpc.Method[LeaveHostRequest, rpc.None]{Interface: Conductor, Name: "leave_host", Since: v12})
-	// Strangers returns those of the servers on a host that do not belong
-	// there.
+	// Strangers returns the ids whose servers do not belong on the host.
 	Strangers = rpc.Define(rpc.Method[StrangersRequest, StrangersReply]{Interface: Conductor, Name: "strangers", Since: v1})
 )
 

@@ -333,7 +333,7 @@ func (s *Service) ReportHost(ctx context.Context, req *compute.HostReport) (*rpc
 	return &rpc.None{}, s.cfg.Store.ReportHost(ctx, req, s.cfg.Ratios)
 }
 
-// Orphans returns those of a host's servers that the database does not place there, see compute.Strangers.
+// Orphans returns the ids whose servers the database does not place on the host, see compute.Strangers.
 func (s *Service) Orphans(ctx context.Context, req *compute.StrangersRequest) (*compute.StrangersReply, error) {
 	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 		return nil, err
