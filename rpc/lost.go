@@ -14,32 +14,33 @@ import (
 
 // How a client learns that the process of a server is gone: see ADR 21.
 const (
-	// firstBeat is how soon a server names itself to the caller of a call that runs; atOnce is used while
-	// the client knows no server.
-	firstBeat = 100 * time.Millisecond
-	atOnce    = time.Millisecond
-	// watchEvery is how often the calls that wait are looked after, and their servers probed that seem to be
-	// gone. A server that seems well is probed when the client has not heard of it for probeAfter, or for
-	// suspectAfter if a call has no heartbeat by then that wants one.
-	watchEvery   = 100 * time.Millisecond
-	suspectAfter = 200 * time.Millisecond
-	probeAfter   = 400 * time.Millisecond
-	// lostAfter is for how long all probes of an instance must fail. A server that only lost its connection
-	// restores its topic sooner.
+	// firstHeartbeatDelay is the time after which a server sends its first heartbeat, with its name, to the caller of a call that
+	// runs. minHeartbeatDelay is used instead while the client knows no server.
+	firstHeartbeatDelay = 100 * time.Millisecond
+	minHeartbeatDelay   = time.Millisecond
+	// watchInterval is the time between two checks of the waiting calls. A check probes their servers that seem to be
+	// gone. A server that seems well is probed if the client has received nothing from it for probeAfter, or for
+	// suspectAfter if one of its calls expects a heartbeat and has none.
+	watchInterval = 100 * time.Millisecond
+	suspectAfter  = 200 * time.Millisecond
+	probeAfter    = 400 * time.Millisecond
+	// lostAfter is the time for which all probes of an instance must fail before it counts as lost. A server that only
+	// lost its connection restores its topic sooner.
 	lostAfter = 1200 * time.Millisecond
-	// passedAfter is how long after the answer to a question the calls that were sent before it are not waiting
-	// in the topic any more, and have sent their first heartbeat if they run.
+	// passedAfter is a time after the answer to a question. By then the calls that were sent before the question do not
+	// wait in the topic any more, and their servers have sent their first heartbeat if they run.
 	passedAfter = 300 * time.Millisecond
-	// muteAfter is how long an instance may leave probes unanswered. One that was mute before its topic went
-	// was paused, not killed: then the heartbeat timeout counts.
+	// muteAfter is the time for which an instance may leave probes unanswered before it counts as mute. An instance that
+	// was mute before its topic ended was paused, not killed: then the heartbeat timeout applies.
 	muteAfter = time.Second
-	// learnEvery is how often all servers of an interface are asked for their instances while Any is called.
-	learnEvery = 30 * time.Second
-	// forgetAfter is how long an instance is known that the client does not hear of.
+	// learnInterval is the time between two questions to all servers of an interface for their instances, while Any is
+	// called.
+	learnInterval = 30 * time.Second
+	// forgetAfter is the time after which an instance is forgotten if the client has received nothing from it.
 	forgetAfter = 10 * time.Minute
-	// maxProbes is how many instances that may have one call are probed at once.
+	// maxProbes is the number of instances that may have one call and are probed at once.
 	maxProbes = 64
-	// minRest is how much of its time a call must have so that it is worth watching.
+	// minRest is the time before its deadline that a call must have, so that it is watched.
 	minRest = time.Second
 )
 
@@ -48,14 +49,15 @@ type peer struct {
 	id      string
 	heard   time.Time // of any message from it
 	asked   time.Time // of the first probe since that reached its topic or had no answer; zero: none
-	gone    time.Time // of the first of the probes in a row that found no topic; zero if the last one did not
-	still   time.Time // of the last of them
-	mute    bool      // it was mute when its topic went
+	gone    time.Time // of the first of the latest probes in a row that found no topic; zero if the last probe found it
+	still   time.Time // of the last of these probes
+	mute    bool      // it was mute when its topic ended
 	probing bool
 	probed  time.Time // when the last probe was sent
 }
 
-// due reports whether the instance is to be probed when the client has not heard of it for so long.
+// due reports whether the instance is to be probed now: it seems to be gone, or the client has received nothing from it for
+// the time after.
 func (p *peer) due(now time.Time, after time.Duration) bool {
 	return !p.probing && (!p.gone.IsZero() || now.Sub(p.heard) >= after && now.Sub(p.probed) >= after)
 }
@@ -70,8 +72,8 @@ type route struct {
 	iface  string
 	major  int
 	host   string
-	peers  map[string]*peer // that take its calls
-	recent *peer            // the one that was heard of last
+	peers  map[string]*peer // that handle its calls
+	recent *peer            // from which the client has received a message last
 	learnt time.Time        // when all servers were asked for their instances
 	legacy time.Time        // when a server without an instance was heard of
 	asking time.Time        // when the last question was sent
@@ -103,23 +105,23 @@ func (c *Client) joinLocked(w *waiter, info Info) (first time.Duration, learn *r
 	}
 	w.route = r
 	if c.watching == nil {
-		c.watching = time.AfterFunc(watchEvery, c.tick)
+		c.watching = time.AfterFunc(watchInterval, c.tick)
 	} else if !c.ticking {
-		c.watching.Reset(watchEvery)
+		c.watching.Reset(watchInterval)
 	}
 	c.ticking = true
-	if r.host == Any && w.sent.Sub(r.learnt) > learnEvery {
+	if r.host == Any && w.sent.Sub(r.learnt) > learnInterval {
 		r.learnt = w.sent
 		learn = r
 	}
 	switch {
 	case r.recent == nil:
-		return atOnce, learn, nil
+		return minHeartbeatDelay, learn, nil
 	case w.sent.Sub(r.recent.heard) > probeAfter && !r.recent.probing:
 		r.recent.probing = true
 		probe = r.recent
 	}
-	return firstBeat, learn, probe
+	return firstHeartbeatDelay, learn, probe
 }
 
 // heardLocked notes a message from a server about what was sent on a route.
@@ -161,7 +163,7 @@ func (c *Client) tick() {
 	ask := c.dueQuestionsLocked(now)
 	c.forgetLocked(now)
 	if c.ticking = len(c.pending) > 0 || len(c.questions) > 0; c.ticking {
-		c.watching.Reset(watchEvery)
+		c.watching.Reset(watchInterval)
 	}
 	c.mu.Unlock()
 	for p := range probes {
@@ -234,7 +236,7 @@ func (c *Client) forgetLocked(now time.Time) {
 		if r.recent != nil && r.peers[r.recent.id] == nil {
 			r.recent = nil
 		}
-		if r.calls == 0 && len(r.peers) == 0 && now.Sub(r.legacy) > forgetAfter && now.Sub(r.learnt) > learnEvery {
+		if r.calls == 0 && len(r.peers) == 0 && now.Sub(r.legacy) > forgetAfter && now.Sub(r.learnt) > learnInterval {
 			delete(c.routes, key)
 		}
 	}

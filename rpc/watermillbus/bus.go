@@ -25,7 +25,7 @@
 //     is idle. A server cannot tell a subscriber that all slots are in use.
 //   - restarts: a message that a stopping server has received, and whose handler has not
 //     begun, counts as if the server had crashed with it: such messages are
-//     dead-lettered after a few servers. A subscriber returns its prefetched messages
+//     dead-lettered after 20 servers. A subscriber returns its prefetched messages
 //     by itself.
 //
 // Four more limits have no rule in rpctest:

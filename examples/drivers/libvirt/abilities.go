@@ -279,7 +279,7 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	return c, err
 }
 
-// impact returns what a change of a guest's devices affects: the definition, and the guest if it runs.
+// impact returns the parts that a change of a guest's devices affects: the definition, and the guest if it runs.
 func impact(p compute.PowerState) lv.DomainDeviceModifyFlags {
 	if p == compute.Running || p == compute.Paused {
 		return lv.DOMAIN_DEVICE_MODIFY_CONFIG | lv.DOMAIN_DEVICE_MODIFY_LIVE
