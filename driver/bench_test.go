@@ -51,7 +51,7 @@ func launchBare(b *testing.B) echoer {
 	client := goplugin.NewClient(&goplugin.ClientConfig{
 		HandshakeConfig:  bareHandshake,
 		Plugins:          goplugin.PluginSet{"echo": barePlugin{}},
-		Cmd:              exec.Command(install(b, "bare") + "/armature-echo-bare"), //nolint:noctx // Kill ends it
+		Cmd:              exec.Command(installPrograms(b, "bare") + "/armature-echo-bare"), //nolint:noctx // Kill ends it
 		AllowedProtocols: []goplugin.Protocol{goplugin.ProtocolGRPC},
 		AutoMTLS:         true,
 		Logger:           hclog.NewNullLogger(),
@@ -71,7 +71,7 @@ func launchBare(b *testing.B) echoer {
 // BenchmarkCompare compares a call through a plugin with a call through go-plugin and gRPC
 // alone.
 func BenchmarkCompare(b *testing.B) {
-	bare, ours := launchBare(b), launch(b, driver.PluginConfig{}).Driver()
+	bare, ours := launchBare(b), launchPlugin(b, driver.PluginConfig{}).Driver()
 	w := compare.New()
 	text := strings.Repeat("x", 100)
 	call := func(d echoer, ctx context.Context) func() {
@@ -95,7 +95,7 @@ func BenchmarkCall(b *testing.B) {
 	for _, c := range []struct {
 		name string
 		d    echoer
-	}{{"bare", launchBare(b)}, {"driver", launch(b, driver.PluginConfig{}).Driver()}} {
+	}{{"bare", launchBare(b)}, {"driver", launchPlugin(b, driver.PluginConfig{}).Driver()}} {
 		b.Run(c.name, func(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
@@ -110,7 +110,7 @@ func BenchmarkCall(b *testing.B) {
 // BenchmarkCrash measures the time from SIGKILL until the running call fails,
 // and until the next call succeeds.
 func BenchmarkCrash(b *testing.B) {
-	p := launch(b, driver.PluginConfig{MaxCrashes: 1 << 30, CrashWindow: time.Nanosecond, Logger: slog.New(slog.DiscardHandler)})
+	p := launchPlugin(b, driver.PluginConfig{MaxCrashes: 1 << 30, CrashWindow: time.Nanosecond, Logger: slog.New(slog.DiscardHandler)})
 	var noticed, back []time.Duration
 	for b.Loop() {
 		failed := make(chan error)

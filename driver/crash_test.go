@@ -24,7 +24,7 @@ import (
 // driver works after the restart.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	p := launch(t, driver.PluginConfig{})
+	p := launchPlugin(t, driver.PluginConfig{})
 	d := p.Driver()
 	for i, ask := range []string{"exit:3", "crash", "kill"} {
 		before := p.Status()
@@ -70,7 +70,7 @@ func TestDown(t *testing.T) {
 			if what == "fail" {
 				o = echoOptions{Fail: file}
 			}
-			p := launch(t, driver.PluginConfig{
+			p := launchPlugin(t, driver.PluginConfig{
 				Options:  options(t, o),
 				MinDelay: time.Millisecond, MaxDelay: time.Millisecond, MaxCrashes: 3, Cooldown: time.Second,
 			})
@@ -106,7 +106,7 @@ func TestDown(t *testing.T) {
 func TestHang(t *testing.T) {
 	t.Parallel()
 	cfg := quick(driver.PluginConfig{PingEvery: 20 * time.Millisecond, PingTimeout: 500 * time.Millisecond})
-	p := launch(t, cfg)
+	p := launchPlugin(t, cfg)
 	_, err := p.Driver().Echo(t.Context(), "stopped")
 	if fault.CodeOf(err) != fault.Unknown {
 		t.Errorf("the call that hung: %v", err)
@@ -133,7 +133,7 @@ func stopped(pid int) bool {
 // TestCloseOfHung: a program that hangs is killed when the context of Close ends.
 func TestCloseOfHung(t *testing.T) {
 	t.Parallel()
-	p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good")})
+	p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: installPrograms(t, "good")})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 1))
 	sockets := socketDir(t)
-	p := launch(t, quick(driver.PluginConfig{SocketDir: sockets, Program: "good", Dir: install(t, "good")}))
+	p := launchPlugin(t, quick(driver.PluginConfig{SocketDir: sockets, Program: "good", Dir: installPrograms(t, "good")}))
 	const callers, calls, kills = 64, 10_000, 20
 	var next, ok, unknown, unavailable atomic.Int64
 	var wg sync.WaitGroup

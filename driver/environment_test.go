@@ -17,7 +17,7 @@ import (
 func TestEnvironment(t *testing.T) {
 	t.Setenv("DATABASE_URL", "mysql://nova:secret@db/nova")
 	t.Setenv("LANG", "de_CH.UTF-8")
-	p := launch(t, driver.PluginConfig{Env: []string{"ACME_HOME=/opt/acme"}, MaxFiles: 123, MaxMemoryMiB: 4096})
+	p := launchPlugin(t, driver.PluginConfig{Env: []string{"ACME_HOME=/opt/acme"}, MaxFiles: 123, MaxMemoryMiB: 4096})
 	env, err := p.Driver().Echo(t.Context(), "env")
 	if err != nil {
 		t.Fatal(err)
@@ -39,7 +39,7 @@ const unprivileged = "nobody"
 func TestUser(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
-		_, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good"), User: unprivileged})
+		_, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: installPrograms(t, "good"), User: unprivileged})
 		if err == nil || !strings.Contains(err.Error(), "option user") {
 			t.Errorf("%v, want that it takes root", err)
 		}
@@ -64,7 +64,7 @@ func TestUser(t *testing.T) {
 	}
 	sum := sha256.Sum256(raw)
 	for _, pin := range []string{"", hex.EncodeToString(sum[:])} {
-		p := launch(t, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: "/var/tmp", User: unprivileged, SHA256: pin})
+		p := launchPlugin(t, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: "/var/tmp", User: unprivileged, SHA256: pin})
 		if got, err := p.Driver().Echo(t.Context(), "uid"); got == "0" || err != nil {
 			t.Errorf("it runs as %s, %v", got, err)
 		}

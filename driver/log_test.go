@@ -17,7 +17,7 @@ import (
 func TestLog(t *testing.T) {
 	t.Parallel()
 	var log logBuffer
-	p := launch(t, driver.PluginConfig{Logger: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	p := launchPlugin(t, driver.PluginConfig{Logger: slog.New(slog.NewJSONHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
 	d := p.Driver()
 	if _, err := d.Echo(t.Context(), "log"); err != nil {
 		t.Fatal(err)

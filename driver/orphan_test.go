@@ -21,7 +21,7 @@ import (
 func TestNoOrphan(t *testing.T) {
 	t.Parallel()
 	for _, sig := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
-		cmd, pid := startWorker(t, "TEST_WORKER="+install(t, "good"))
+		cmd, pid := startWorker(t, "TEST_WORKER="+installPrograms(t, "good"))
 		if !runs(pid) {
 			t.Fatalf("the program %d does not run", pid)
 		}
@@ -64,7 +64,7 @@ func startWorker(t *testing.T, env ...string) (*exec.Cmd, int) {
 // is not.
 func TestSocketsOfKilled(t *testing.T) {
 	t.Parallel()
-	programs, sockets := install(t, "good"), socketDir(t)
+	programs, sockets := installPrograms(t, "good"), socketDir(t)
 	env := []string{"TEST_WORKER=" + programs, "TEST_SOCKETS=" + sockets}
 	killed, _ := startWorker(t, env...)
 	if err := killed.Process.Kill(); err != nil {
@@ -80,7 +80,7 @@ func TestSocketsOfKilled(t *testing.T) {
 	if err != nil || len(now) != 1 || now[0].Name() == left[0].Name() {
 		t.Errorf("after the next start there are %v, %v; before it %v", now, err, left)
 	}
-	p := launch(t, driver.PluginConfig{SocketDir: sockets, Program: "good", Dir: programs})
+	p := launchPlugin(t, driver.PluginConfig{SocketDir: sockets, Program: "good", Dir: programs})
 	if both, err := os.ReadDir(sockets); err != nil || len(both) != 2 || !runs(pid) {
 		t.Errorf("beside a worker that lives there are %v, %v; its driver runs: %v", both, err, runs(pid))
 	}

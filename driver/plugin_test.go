@@ -18,7 +18,7 @@ import (
 // TestCalls: the driver gets a call's argument, request and deadline, and the worker gets the result.
 func TestCalls(t *testing.T) {
 	t.Parallel()
-	d := launch(t, driver.PluginConfig{}).Driver()
+	d := launchPlugin(t, driver.PluginConfig{}).Driver()
 	ctx := t.Context()
 	if got, err := d.Echo(ctx, "hello"); err != nil || got != "hello" {
 		t.Errorf("echo: %q, %v", got, err)
@@ -56,7 +56,7 @@ func TestCalls(t *testing.T) {
 // TestErrors: errors keep code, reason and details, and have the name of the driver.
 func TestErrors(t *testing.T) {
 	t.Parallel()
-	d := launch(t, driver.PluginConfig{}).Driver()
+	d := launchPlugin(t, driver.PluginConfig{}).Driver()
 	tests := []struct {
 		ask    string
 		code   fault.Code
@@ -91,7 +91,7 @@ func TestErrors(t *testing.T) {
 func TestContext(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	d := launch(t, driver.PluginConfig{Options: options(t, echoOptions{Dir: dir})}).Driver()
+	d := launchPlugin(t, driver.PluginConfig{Options: options(t, echoOptions{Dir: dir})}).Driver()
 
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -126,7 +126,7 @@ func options(t testing.TB, o echoOptions) json.RawMessage {
 // TestVersions: a worker accepts programs of its own protocol and of the one before.
 func TestVersions(t *testing.T) {
 	t.Parallel()
-	dir := install(t, "good", "old", "new", "other")
+	dir := installPrograms(t, "good", "old", "new", "other")
 	for name, want := range map[string]string{
 		"good": "3", "old": "2",
 		"new":   dir + "/armature-echo-new: it has protocol 4, but this worker supports only 3 and 2",
@@ -156,7 +156,7 @@ func TestVersions(t *testing.T) {
 func TestClose(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	p := launch(t, driver.PluginConfig{Options: options(t, echoOptions{Dir: dir})})
+	p := launchPlugin(t, driver.PluginConfig{Options: options(t, echoOptions{Dir: dir})})
 	call, stream := make(chan error), make(chan error)
 	counted := make(chan struct{})
 	go func() {
@@ -206,7 +206,7 @@ func TestLaunchByName(t *testing.T) {
 	t.Parallel()
 	var r driver.Registry[echoer]
 	r.Add("mem", openEcho)
-	dir := install(t, "acme", "zeta")
+	dir := installPrograms(t, "acme", "zeta")
 	for _, name := range []string{"mem", "acme", dir + "/armature-echo-zeta"} {
 		p, err := r.Launch(t.Context(), echoKind, name, driver.PluginConfig{Dir: dir})
 		if err != nil {
@@ -251,7 +251,7 @@ func TestBuiltInTakesNoPin(t *testing.T) {
 			t.Errorf("%s: %v, want Invalid with the option", option, err)
 		}
 	}
-	if _, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: install(t, "good"), SHA256: "abc"}); fault.CodeOf(err) != fault.Invalid {
+	if _, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: installPrograms(t, "good"), SHA256: "abc"}); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("a malformed checksum: %v, want Invalid", err)
 	}
 }

@@ -23,7 +23,7 @@ func TestNotADriver(t *testing.T) {
 	t.Parallel()
 	const line = `1|3|unix|/nonexistent/socket|grpc|`
 	cert := strings.Repeat("A", 60)
-	dir := install(t, "good", "garbage",
+	dir := installPrograms(t, "good", "garbage",
 		"exits=echo I cannot find my library >&2; exit 7",
 		"silent=exit 0",
 		"talks=echo hello, I am a cat; exec sleep 1000",
@@ -113,9 +113,9 @@ func TestPin(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256(raw)
-	dir := install(t, "good")
+	dir := installPrograms(t, "good")
 	var out logBuffer
-	p := launch(t, driver.PluginConfig{
+	p := launchPlugin(t, driver.PluginConfig{
 		Program: "good", Dir: dir, SHA256: strings.ToUpper(hex.EncodeToString(sum[:])), Logger: slog.New(slog.NewTextHandler(&out, nil)),
 		MinDelay: time.Millisecond, MaxDelay: 20 * time.Millisecond, MaxCrashes: 2, Cooldown: time.Hour,
 	})

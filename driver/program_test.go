@@ -33,7 +33,7 @@ type echoer interface {
 	driver.Driver
 	// Echo returns its argument, or executes the argument if that is a command.
 	Echo(ctx context.Context, s string) (string, error)
-	// Count calls f with 0 to n-1.
+	// Count calls f with 0 to n-1. Afterwards it returns errNoRoom if n is 7, and waits for the end of ctx if n is 100.
 	Count(ctx context.Context, n int, f func(int) error) error
 }
 
@@ -45,8 +45,8 @@ var echoKind = driver.Kind[echoer]{
 	},
 }
 
-// protocol returns echoKind with another protocol.
-func protocol(n int) driver.Kind[echoer] {
+// echoKindWithProtocol returns echoKind with another version of its protocol.
+func echoKindWithProtocol(n int) driver.Kind[echoer] {
 	k := echoKind
 	k.Protocol = n
 	return k
@@ -119,7 +119,7 @@ func (c *echoClient) Count(ctx context.Context, n int, f func(int) error) error 
 	}
 }
 
-// echo is the driver in the program.
+// echo implements echoer in the driver's process.
 type echo struct{ dir string }
 
 var errNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room")
@@ -127,9 +127,9 @@ var errNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "no room")
 type echoOptions struct {
 	Dir    string `json:"dir"`
 	Colour string `json:"colour"`
-	Crash  string `json:"crash"` // a file: while it is there, Open crashes
-	Fail   string `json:"fail"`  // a file: while it is there, Open fails
-	Hang   bool   `json:"hang"`  // Open does
+	Crash  string `json:"crash"` // a path: Open crashes while this file exists
+	Fail   string `json:"fail"`  // a path: Open fails while this file exists
+	Hang   bool   `json:"hang"`  // Open never returns
 }
 
 func openEcho(ctx context.Context, raw json.RawMessage) (echoer, error) {
@@ -143,19 +143,20 @@ func openEcho(ctx context.Context, raw json.RawMessage) (echoer, error) {
 		return nil, fault.New(fault.Invalid, "option colour: %q is not blue", o.Colour)
 	}
 	if _, err := os.Stat(o.Crash); err == nil {
-		panicIn("Open wants to crash")
+		panicInGoroutine("Open wants to crash")
 	}
 	if _, err := os.Stat(o.Fail); err == nil {
 		return nil, errors.New("the array cannot be reached")
 	}
 	if o.Hang {
 		<-ctx.Done()
-		select {} // it minds no context
+		select {} // a driver that ignores the end of its context
 	}
 	return &echo{dir: o.Dir}, nil
 }
 
-func panicIn(msg string) {
+// panicInGoroutine crashes the process: the recover of the gRPC handler does not catch a panic of another goroutine.
+func panicInGoroutine(msg string) {
 	go panic(msg)
 	select {} // a return could send a reply before the process is dead
 }
@@ -178,7 +179,7 @@ func (e *echo) Echo(ctx context.Context, s string) (string, error) {
 		code, _ := strconv.Atoi(arg)
 		os.Exit(code)
 	case "crash":
-		panicIn("crash")
+		panicInGoroutine("crash")
 	case "panic":
 		panic("panic " + arg)
 	case "sleep":
@@ -251,7 +252,8 @@ func (e *echo) Count(ctx context.Context, n int, f func(int) error) error {
 	return nil
 }
 
-// TestMain is also the main function of the programs: this binary, by other names.
+// TestMain is also the main function of the driver programs, which are symbolic links to this test binary. The name of the link
+// selects the driver.
 func TestMain(m *testing.M) {
 	if programs := os.Getenv("TEST_WORKER"); programs != "" && os.Getenv("ARMATURE_DRIVER") == "" {
 		runWorker(programs, os.Getenv("TEST_SOCKETS"))
@@ -262,15 +264,15 @@ func TestMain(m *testing.M) {
 	}
 	switch name := filepath.Base(os.Args[0]); name {
 	case "armature-echo-old":
-		driver.Serve(protocol(2), openEcho)
+		driver.Serve(echoKindWithProtocol(2), openEcho)
 	case "armature-echo-new":
-		driver.Serve(protocol(4), openEcho)
+		driver.Serve(echoKindWithProtocol(4), openEcho)
 	case "armature-echo-garbage":
 		talkGarbage()
 	case "armature-echo-bare":
 		serveBare()
 	case "armature-echo-other":
-		k := protocol(3)
+		k := echoKindWithProtocol(3)
 		k.Name = "volume"
 		driver.Serve(k, openEcho)
 	default:
@@ -298,9 +300,9 @@ func talkGarbage() {
 	}
 }
 
-// install puts programs into a directory: this binary by the names, or, if a name
-// has "=", a shell script.
-func install(t testing.TB, programs ...string) (dir string) {
+// installPrograms creates programs in a temporary directory and returns the directory. NAME is a link armature-echo-NAME to
+// this test binary; NAME=SCRIPT is a shell script armature-echo-NAME.
+func installPrograms(t testing.TB, programs ...string) (dir string) {
 	t.Helper()
 	dir = t.TempDir()
 	self, err := os.Executable()
@@ -322,11 +324,11 @@ func install(t testing.TB, programs ...string) (dir string) {
 	return dir
 }
 
-// launch starts the program of these tests.
-func launch(t testing.TB, cfg driver.PluginConfig) *driver.Plugin[echoer] {
+// launchPlugin starts cfg.Program, by default "good", and closes it at the end of the test.
+func launchPlugin(t testing.TB, cfg driver.PluginConfig) *driver.Plugin[echoer] {
 	t.Helper()
 	if cfg.Program == "" {
-		cfg.Program, cfg.Dir = "good", install(t, "good")
+		cfg.Program, cfg.Dir = "good", installPrograms(t, "good")
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)

@@ -79,7 +79,7 @@ func Serve[D Driver](k Kind[D], open func(ctx context.Context, options json.RawM
 	})
 }
 
-// pluginName is the one plugin that a program has, in go-plugin's terms.
+// pluginName is the name of the program's only plugin, in go-plugin's terms.
 const pluginName = "driver"
 
 // grpcPlugin implements go-plugin's GRPCPlugin. s is set in the program, and nil in the

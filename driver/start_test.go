@@ -21,7 +21,7 @@ import (
 func TestNewStartsNothing(t *testing.T) {
 	t.Parallel()
 	ran := filepath.Join(t.TempDir(), "ran")
-	dir, sockets := install(t, "good", "touch=touch "+ran), socketDir(t)
+	dir, sockets := installPrograms(t, "good", "touch=touch "+ran), socketDir(t)
 	quiet := slog.New(slog.DiscardHandler)
 	opened := 0
 	var drivers driver.Registry[echoer]
@@ -81,8 +81,8 @@ func TestNewStartsNothing(t *testing.T) {
 func TestStartAgain(t *testing.T) {
 	t.Parallel()
 	flag := filepath.Join(t.TempDir(), "flag")
-	good := filepath.Join(install(t, "good"), "armature-echo-good")
-	dir, sockets := install(t, "late=[ -e "+flag+" ] || { echo no library >&2; exit 7; }; exec "+good, "waits=[ -e "+flag+" ] || exec sleep 1000; exec "+good), socketDir(t)
+	good := filepath.Join(installPrograms(t, "good"), "armature-echo-good")
+	dir, sockets := installPrograms(t, "late=[ -e "+flag+" ] || { echo no library >&2; exit 7; }; exec "+good, "waits=[ -e "+flag+" ] || exec sleep 1000; exec "+good), socketDir(t)
 	empty := func(what string) {
 		t.Helper()
 		if left, err := os.ReadDir(sockets); len(left) > 0 || err != nil {
@@ -128,7 +128,7 @@ func TestStartAgain(t *testing.T) {
 // TestCloseWhileStarting: Close ends a running start.
 func TestCloseWhileStarting(t *testing.T) {
 	t.Parallel()
-	dir, sockets := install(t, "waits=exec sleep 1000"), socketDir(t)
+	dir, sockets := installPrograms(t, "waits=exec sleep 1000"), socketDir(t)
 	p, err := driver.New(echoKind, driver.PluginConfig{Program: "waits", Dir: dir, SocketDir: sockets, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)

@@ -184,5 +184,5 @@ func TestPinOfAScript(t *testing.T) {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256(script)
-	launch(t, driver.PluginConfig{Program: "good", Dir: dir, SHA256: hex.EncodeToString(sum[:])})
+	launchPlugin(t, driver.PluginConfig{Program: "good", Dir: dir, SHA256: hex.EncodeToString(sum[:])})
 }

@@ -44,8 +44,8 @@ func Ping(ctx context.Context, c *Client, i *Interface, host string) (time.Durat
 	return time.Since(start), err
 }
 
-// Describe returns what a server of the interface offers, and the requests that it
-// handles now. Errors: as [Call].
+// Describe returns the description of a server of the interface: its methods, and the
+// requests that it handles now. Errors: as [Call].
 func Describe(ctx context.Context, c *Client, i *Interface, host string) (*Description, error) {
 	return Call(ctx, c, builtinMethod(i, methodDescribe), host, &None{})
 }

@@ -34,7 +34,7 @@ func (w *waiter) sendEnded(err error) {
 	}
 }
 
-// maxSkew is how often a call is sent again because the clock of the server that had it disagrees.
+// maxSkew is the number of times that a call is sent again because the clock of its server differs from the caller's.
 const maxSkew = 3
 
 func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {

@@ -246,8 +246,8 @@ func Fanout[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], 
 	return err
 }
 
-// send is what Call, Go, Cast and Fanout have in common; req and the result are untyped
-// from here on. decode is nil if no reply is expected.
+// send is the common part of Call, Go, Cast and Fanout. req and the result are untyped from here on. decode is nil if no
+// reply is expected.
 func (c *Client) send(ctx context.Context, info Info, req any, decode func([]byte) (any, error)) (any, error) {
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc

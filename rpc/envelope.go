@@ -16,13 +16,13 @@ import (
 
 // Names in bus.Message.Header that this package uses. docs/wire.md describes the wire format.
 const (
-	headerError       = "error"       // of a reply that failed: fault.Error as JSON
+	headerError       = "error"       // in the reply to a failed call: fault.Error as JSON
 	headerContext     = "context"     // reqctx.Request as JSON, without the trace
 	headerTraceparent = "traceparent" // W3C trace context
 )
 
-// maxText is the most bytes of a dead letter's reason, and of the error in a reply as JSON: brokers carry less metadata
-// than payload.
+// maxText is the maximum size of a dead letter's reason, and of the error in a reply as JSON, in bytes. Brokers accept less
+// metadata than payload.
 const maxText = 8 << 10
 
 // newID returns a unique message id: 128 random bits.
@@ -63,7 +63,7 @@ func newRequest(ctx context.Context, info Info, req any) (*bus.Message, error) {
 	return m, nil
 }
 
-// message returns a message that info describes, without a payload.
+// message returns a message with the envelope that i describes and the given id. It has no payload.
 func (i Info) message(id string) *bus.Message {
 	return &bus.Message{
 		ID: id, Kind: bus.Kind(i.Kind), Interface: i.Interface, Method: i.Method, Version: i.Version, Durable: i.Delivery == AtLeastOnce,
@@ -90,7 +90,7 @@ func encodeContext(r reqctx.Request) map[string]string {
 		r.Traceparent = ""
 	}
 	if !r.IsZero() {
-		text, _ := json.Marshal(r) // strings always encode
+		text, _ := json.Marshal(r) // cannot fail: the value has only strings
 		header[headerContext] = string(text)
 	}
 	return header
@@ -100,7 +100,7 @@ func encodeContext(r reqctx.Request) map[string]string {
 func decodeContext(header map[string]string) (r reqctx.Request, ok bool, err error) {
 	if s := header[headerContext]; s != "" {
 		if err := json.Unmarshal([]byte(s), &r); err != nil {
-			return r, false, fault.New(fault.Invalid, "the metadata's %q cannot be read: %w", headerContext, err)
+			return r, false, fault.New(fault.Invalid, "header %q: decode: %w", headerContext, err)
 		}
 	}
 	r.Traceparent = header[headerTraceparent]
@@ -124,7 +124,7 @@ func newReply(id string, resp any, err error) *bus.Message {
 
 // encodeError returns an error as JSON of at most maxText bytes. A longer error loses its details and the ends of its texts.
 func encodeError(e *fault.Error) string {
-	encoded, _ := json.Marshal(e) // strings always encode
+	encoded, _ := json.Marshal(e) // cannot fail: the value has only strings and booleans
 	for size := maxText / 2; len(encoded) > maxText; size /= 2 {
 		short := *e // what protects, such as Private, stays
 		short.Reason, short.Meta = text.Cut(e.Reason, names.Max), nil
@@ -152,16 +152,16 @@ func decodeReply(m *bus.Message) ([]byte, error) {
 	return nil, fault.Remote(e)
 }
 
-// Parts of a server's reply to a request that came after its deadline.
+// Parts of a server's reply to a request that arrived after the caller's deadline.
 const (
 	reasonExpired = "Expired"
 	metaNow       = "now"
 )
 
-// newExpired returns the reply to a call that came after its deadline. It has the time of the server's clock.
+// newExpired returns the reply to a call that arrived after the caller's deadline. It has the time of the server's clock.
 func newExpired(id string) *bus.Message {
 	return newReply(id, nil, &fault.Error{
-		Code: fault.Timeout, Reason: reasonExpired, Msg: "the request came after its deadline, and was not run",
+		Code: fault.Timeout, Reason: reasonExpired, Msg: "the request arrived after the caller's deadline and was not executed",
 		Meta: map[string]string{metaNow: time.Now().UTC().Format(time.RFC3339Nano)},
 	})
 }

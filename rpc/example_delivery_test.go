@@ -12,6 +12,8 @@ import (
 	"github.com/armature-go/armature/rpc/membus"
 )
 
+// A component defines its methods with rpc.Define. These examples do not, because each of their servers has only one of the
+// methods.
 var (
 	backups = &rpc.Interface{Name: "backups", Version: rpc.Version{Major: 1}}
 	reload  = rpc.Method[rpc.None, rpc.None]{Interface: backups, Name: "reload", Since: rpc.Version{Major: 1}}

@@ -18,7 +18,8 @@ func TestGuide(t *testing.T) {
 	guidetest.Check(t, "../docs/messaging.md", 4, "example_guide_test.go")
 }
 
-// What both sides of these examples import, and what a server of the release before had.
+// Clients and servers of these examples import these variables; earlier is the interface of the release before. A component
+// defines its methods with rpc.Define. These examples do not, because each of their servers has only some of the methods.
 var (
 	archive    = &rpc.Interface{Name: "archive", Version: rpc.Version{Major: 1, Minor: 1}}
 	slow       = rpc.Method[string, rpc.None]{Interface: archive, Name: "store", Since: rpc.Version{Major: 1}}

@@ -13,7 +13,7 @@ import (
 // Client and server import these variables.
 var (
 	greeter = &rpc.Interface{Name: "greeter", Version: rpc.Version{Major: 1}}
-	greet   = rpc.Method[string, string]{Interface: greeter, Name: "greet", Since: rpc.Version{Major: 1}}
+	greet   = rpc.Define(rpc.Method[string, string]{Interface: greeter, Name: "greet", Since: rpc.Version{Major: 1}})
 )
 
 // A server and a client in one process, over the in-memory bus.
@@ -41,16 +41,21 @@ func Example() {
 
 	name := "world"
 	reply, err := rpc.Call(ctx, client, greet, rpc.Any, &name)
-	fmt.Println(*reply, err)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(*reply)
 
 	_, err = rpc.Call(ctx, client, greet, "node-1", new(string))
 	fmt.Println(err, fault.CodeOf(err), fault.IsRemote(err))
 	// Output:
-	// Hello, WORLD <nil>
+	// Hello, WORLD
 	// call greeter.greet on node-1: the name is empty Invalid true
 }
 
-// Go sends several requests at once; each Pending gets its result.
+// Go sends a request and does not wait for the reply. Here two requests are under way at the same time, and Wait of each
+// Pending returns its reply.
 func ExampleGo() {
 	ctx := context.Background()
 	bus := membus.New()
@@ -76,9 +81,13 @@ func ExampleGo() {
 	}
 	for _, p := range all {
 		reply, err := p.Wait(ctx)
-		fmt.Println(*reply, err)
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		fmt.Println(*reply)
 	}
 	// Output:
-	// A <nil>
-	// B <nil>
+	// A
+	// B
 }

@@ -128,7 +128,7 @@ func (d Delivery) String() string {
 	return "at-most-once"
 }
 
-// Method is what client and server agree on: one value that both import, made with [Define]. Req and
+// Method describes a method of an interface. Client and server import the same value, made with [Define]. Req and
 // Resp are types that encoding/json can encode. A [encoding/json.RawMessage] is sent unchanged and not
 // parsed.
 type Method[Req, Resp any] struct {

@@ -21,8 +21,8 @@ const (
 	// failure, doubled after each further one up to maxRedeliver, with jitter.
 	minRedeliver = 100 * time.Millisecond
 	maxRedeliver = 30 * time.Second
-	// maxRedeliveries is how many servers may be lost while they have the message.
-	// Then the message is taken for the cause, and dead-lettered. It is the default
+	// maxRedeliveries is the number of servers that are lost while they have a message,
+	// after which the message counts as the cause and is dead-lettered. It is the default
 	// delivery limit of RabbitMQ's quorum queues.
 	maxRedeliveries = 20
 	// settleTime bounds the publishing of a message for its next delivery attempt, or

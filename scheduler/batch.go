@@ -13,14 +13,20 @@ type Batch[H Host] struct {
 	// Hosts are the chosen hosts, one for each request, each in its state before the request was placed on it. A
 	// host that takes several requests appears several times.
 	Hosts []H
-	// Decision is the first decision, for alternates, or the decision that found no host.
+	// Decision is the first decision if all requests are placed; its other ranked hosts can serve as alternates.
+	// Otherwise it is the decision that found no host.
 	Decision *Decision[H]
 }
 
-// RankMany chooses hosts for n equal requests. Each choice takes the earlier choices into account. The result is like
-// that of n decisions one after the other, at a fraction of the cost. place returns the host h with one more request on
-// it, under the same name, and must not change h. place may change other data that prepared filters read, such as the
-// members of a group. A chosen host is filtered and weighed again; all other hosts keep their scores.
+// RankMany chooses hosts for n equal requests. Each choice takes the earlier choices into account. RankMany is much faster
+// than n calls of Rank, because one decision serves many choices. place returns the host h with one more request on it,
+// under the same name, and must not change h. place may change other data that prepared filters read, such as the members
+// of a group.
+//
+// After each choice the chosen host is filtered and weighed again. All other hosts keep their raw scores; their scaled
+// scores and totals follow the new lowest and highest raw scores. A host is filtered again before it is chosen. So the
+// result can differ from that of n calls of Rank if the verdict on a host, or its raw score, depends on the choice of
+// another host.
 //
 // If only some of the requests can be placed, the error is [ErrNoValidHost], and the batch has the hosts of these
 // requests and the decision about the next one. With any other error the batch is nil. Invalid: n is less than 1.
@@ -45,7 +51,8 @@ func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int,
 			b.Decision = d
 			return b, fmt.Errorf("%w for %d of %d requests: %s", ErrNoValidHost, n-len(b.Hosts), n, d.Summary())
 		}
-		// If no host is left, the next decision has the reasons.
+		// No host of this decision is feasible any more. Decide again with the new states: if no host is feasible then, the
+		// decision has the reasons.
 		current := make([]H, len(hosts))
 		for i, h := range hosts {
 			current[i] = h
@@ -57,8 +64,8 @@ func (s *Scheduler[R, H]) RankMany(ctx context.Context, req R, hosts []H, n int,
 	}
 }
 
-// fillFeasible makes one decision, and places requests on its feasible hosts until n are placed in all, or no host is
-// feasible any more. It returns the chosen hosts by name, in their new state.
+// fillFeasible makes one decision, and places requests on its feasible hosts until b has n hosts, or no host is feasible
+// any more. It returns the chosen hosts by name, in their new state.
 func (s *Scheduler[R, H]) fillFeasible(ctx context.Context, req R, hosts []H, n int, place func(H) H, b *Batch[H]) (map[string]H, *Decision[H], error) {
 	r := s.rankings.Get().(*ranking[R, H])
 	defer r.release()
@@ -87,7 +94,7 @@ func (s *Scheduler[R, H]) fillFeasible(ctx context.Context, req R, hosts []H, n 
 	return placed, d, nil
 }
 
-// isFeasible runs the filters again for a host.
+// isFeasible runs the filters again for a host, and reports whether all accept it.
 func (r *ranking[R, H]) isFeasible(h H) bool {
 	for _, f := range r.filters {
 		var v Verdict
@@ -109,7 +116,8 @@ func (r *ranking[R, H]) removeFeasible(i int) {
 	r.scores.removeRow(i)
 }
 
-// replaceFeasible replaces the i-th feasible host with h, or removes it if h is not feasible.
+// replaceFeasible replaces the i-th feasible host with h. It removes the host instead if a filter rejects h, or a raw score
+// of h is not finite.
 func (r *ranking[R, H]) replaceFeasible(i int, h H) {
 	if !r.isFeasible(h) {
 		r.removeFeasible(i)

@@ -30,7 +30,7 @@ func TestByName(t *testing.T) {
 		names []string
 		want  string
 	}{
-		{[]string{"load", "ram"}, `"ram" does not exist: use some of free, load`},
+		{[]string{"load", "ram"}, `"ram" does not exist: the known names are free, load`},
 		{[]string{"load", "load"}, `"load" is listed twice`},
 	} {
 		got, err := scheduler.ByName(all, tt.names)

@@ -1,6 +1,6 @@
 // Package scheduler chooses the most suitable host for a request: filters reject hosts, weighers score the feasible
-// hosts, and a picker chooses one of the best. The result is a [Decision], which names every host with its scores, or with
-// the reason of its rejection.
+// hosts, and a picker chooses one of the best. The result is a [Decision]. By default it names every host, with its scores
+// or with the reason of its rejection.
 //
 //	s, err := scheduler.New(scheduler.Config[*Spec, *Node]{
 //		Filters: []scheduler.Filter[*Spec, *Node]{
@@ -32,7 +32,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// ErrNoValidHost is the error of [Scheduler.Rank] if no host is feasible. Its text has the decision's summary.
+// ErrNoValidHost is the error of [Scheduler.Rank] and [Scheduler.RankMany] if no host is feasible. Its code is Exhausted,
+// and the text of an error that wraps it has the decision's summary.
 var ErrNoValidHost = fault.Sentinel(fault.Exhausted, "NoValidHost", "no valid host")
 
 // Host is a candidate. Names are unique among the hosts of a decision.
@@ -53,14 +54,16 @@ type Filter[R any, H Host] interface {
 type Weigher[R any, H Host] interface {
 	// Name is the weigher's name in decisions. It is unique among weighers.
 	Name() string
-	// Prepare is like [Filter].Prepare, with the feasible hosts. The function returns a host's raw score in any
-	// unit; a higher score is better. Only its position between the lowest and the highest raw score of the decision
-	// counts. A host whose raw score is NaN or infinite is rejected, under the weigher's name.
+	// Prepare is called once for each decision, with the feasible hosts, which it must not change. It is not called if
+	// fewer than two hosts are feasible. It returns a function that returns a host's raw score in any unit; a higher
+	// score is better. Only its position between the lowest and the highest raw score of the decision counts. If Prepare
+	// returns nil, all raw scores are 0. A host whose raw score is NaN or infinite is rejected, under the weigher's
+	// name. An error ends the decision.
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) float64, error)
 }
 
 // Weighted is a weigher with its multiplier. The total of a host is the sum of its scaled scores, which are between 0
-// and 1, each times its multiplier. A negative Multiplier prefers low raw scores. With 0 the decision shows the scores,
+// (the lowest raw score of the decision) and 1 (the highest), each times its multiplier. A negative Multiplier prefers low raw scores. With 0 the decision shows the scores,
 // but they do not count.
 type Weighted[R any, H Host] struct {
 	Weigher    Weigher[R, H]
@@ -96,8 +99,9 @@ func (f funcOf[R, H, V]) Prepare(_ context.Context, req R, _ []H) (func(H) V, er
 
 func (f funcOf[R, H, V]) isNil() bool { return f.f == nil }
 
-// ByName returns the filters or [Weighted] weighers with the given names, in the order of names: those that a
-// configuration enables. Invalid: a name does not exist, and the error lists all names; or a name is listed twice.
+// ByName returns the elements of all that names lists, in the order of names. T is a [Filter] or a [Weighted]. Use it for
+// the filters or weighers that a configuration enables. Invalid: a name is not in all (the error lists the known names), or
+// is listed twice.
 func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) {
 	out := make([]T, 0, len(names))
 	for i, name := range names {
@@ -108,7 +112,7 @@ func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) 
 				known[j] = v.Name()
 			}
 			slices.Sort(known)
-			return nil, fault.New(fault.Invalid, "%q does not exist: use some of %s", name, strings.Join(known, ", "))
+			return nil, fault.New(fault.Invalid, "%q does not exist: the known names are %s", name, strings.Join(known, ", "))
 		}
 		if slices.Contains(names[:i], name) {
 			return nil, fault.New(fault.Invalid, "%q is listed twice", name)
@@ -118,7 +122,7 @@ func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) 
 	return out, nil
 }
 
-// Explain says how much a decision tells.
+// Explain is the level of detail of a [Decision]. A lower level costs less time and memory.
 type Explain uint8
 
 const (
@@ -143,9 +147,9 @@ type Config[R any, H Host] struct {
 	// Rand is the Picker's source of random numbers. The Scheduler owns it: the caller must not use it after New.
 	// Default: a source with a random seed.
 	Rand *rand.Rand
-	// Explain says how much a decision tells. Default [Full].
+	// Explain is the level of detail of the decisions. Default [Full].
 	Explain Explain
-	// MaxRanked is the most hosts that Decision.Ranked keeps. Default 0: all feasible hosts.
+	// MaxRanked is the maximum number of hosts in Decision.Ranked. Default 0: all feasible hosts.
 	MaxRanked int
 }
 
@@ -158,19 +162,19 @@ type Scheduler[R any, H Host] struct {
 	mu       sync.Mutex // guards cfg.Rand
 }
 
-// New returns a Scheduler. Invalid: a filter or a weigher is nil, has no name or the name of another one; a
-// multiplier is not a number of at most 1e100; MaxRanked is negative.
+// New returns a Scheduler. Invalid: a filter or a weigher is nil or has no name; two filters, or two weighers, have the
+// same name; a multiplier is NaN, or its absolute value is greater than 1e100; MaxRanked is negative.
 func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	cfg.Filters, cfg.Weighers = slices.Clone(cfg.Filters), slices.Clone(cfg.Weighers)
 	s := &Scheduler[R, H]{}
 	for i, f := range cfg.Filters {
-		if err := checkNamed("filter", i, f, s.names); err != nil {
+		if err := checkNamed("filter", "Filters", i, f, s.names); err != nil {
 			return nil, err
 		}
 		s.names = append(s.names, f.Name())
 	}
 	for i, w := range cfg.Weighers {
-		if err := checkNamed("weigher", i, w.Weigher, s.names[len(cfg.Filters):]); err != nil {
+		if err := checkNamed("weigher", "Weighers", i, w.Weigher, s.names[len(cfg.Filters):]); err != nil {
 			return nil, err
 		}
 		if !isUsableMultiplier(w.Multiplier) {
@@ -192,15 +196,15 @@ func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	return s, nil
 }
 
-// checkNamed returns Invalid if the i-th filter or weigher is nil, has no name, or has a name in names, which are the
-// names of those before it.
-func checkNamed(kind string, i int, v interface{ Name() string }, names []string) error {
+// checkNamed returns Invalid if element i of a field of [Config] is nil, has no name, or has a name in names, which are the
+// names of the elements before it.
+func checkNamed(kind, field string, i int, v interface{ Name() string }, names []string) error {
 	if n, ok := v.(interface{ isNil() bool }); v == nil || ok && n.isNil() {
-		return fault.New(fault.Invalid, "%s %d is nil", kind, i)
+		return fault.New(fault.Invalid, "%s[%d] is nil", field, i)
 	}
 	switch name := v.Name(); {
 	case name == "":
-		return fault.New(fault.Invalid, "%s %d has no name", kind, i)
+		return fault.New(fault.Invalid, "%s[%d] has no name", field, i)
 	case slices.Contains(names, name):
 		return fault.New(fault.Invalid, "two %ss have the name %s", kind, name)
 	}
@@ -209,8 +213,8 @@ func checkNamed(kind string, i int, v interface{ Name() string }, names []string
 
 // Rank orders the feasible hosts. The host that the picker chose is the first; the others follow as alternates, best
 // first. Hosts with equal totals keep the order of hosts. If no host is feasible, the error is [ErrNoValidHost], and the
-// decision, which is then not nil, has the reason for every host. Other errors come from ctx, a filter or a weigher; then
-// the decision is nil.
+// decision is not nil: it has the reasons, as far as Config.Explain says. Other errors come from ctx, a filter or a weigher;
+// then the decision is nil.
 //
 // Rank blocks as long as filters and weighers do. It does not change hosts, and keeps only those that are in the
 // decision.

@@ -87,12 +87,12 @@ func TestErrorsEndTheDecision(t *testing.T) {
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
 	for want, cfg := range map[string]config{
-		"filter 1 is nil":                     {Filters: []filter{room(), nil}},
-		"filter 0 is nil":                     {Filters: []filter{scheduler.FilterFunc[spec, *node]("x", nil)}},
-		"filter 0 has no name":                {Filters: []filter{prepared{}}},
+		"Filters[1] is nil":                   {Filters: []filter{room(), nil}},
+		"Filters[0] is nil":                   {Filters: []filter{scheduler.FilterFunc[spec, *node]("x", nil)}},
+		"Filters[0] has no name":              {Filters: []filter{prepared{}}},
 		"two filters have the name MEMORY_MB": {Filters: []filter{room(), enabled(), room()}},
-		"weigher 0 is nil":                    {Weighers: []weighted{{}}},
-		"weigher 0 has no name":               {Weighers: []weighted{{Weigher: scheduler.WeigherFunc("", func(spec, *node) float64 { return 0 }), Multiplier: 1}}},
+		"Weighers[0] is nil":                  {Weighers: []weighted{{}}},
+		"Weighers[0] has no name":             {Weighers: []weighted{{Weigher: scheduler.WeigherFunc("", func(spec, *node) float64 { return 0 }), Multiplier: 1}}},
 		"two weighers have the name free":     {Weighers: []weighted{byFree(1), byFree(2)}},
 		"weigher free: multiplier NaN: want a number from -1e100 to 1e100":  {Weighers: []weighted{byFree(math.NaN())}},
 		"weigher free: multiplier +Inf: want a number from -1e100 to 1e100": {Weighers: []weighted{byFree(math.Inf(1))}},

@@ -1,10 +1,10 @@
-// Package tlsfile makes the TLS configuration of a client from files. It also checks, for clients and
-// servers, that a private key is safe from other users:
+// Package tlsfile makes the TLS configuration of a client from files:
 //
 //	cfg, err := tlsfile.Client{CAFile: "/etc/ssl/openstack-ca.pem"}.Config()
 //	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqps://user:pw@rabbit/"}, TLS: cfg})
 //
-// It does not make certificates. It has no option that switches verification off.
+// For clients and servers, [Pair] reads a certificate, and checks that other users can neither read nor change its private
+// key. The package does not make certificates. It has no option that switches verification off.
 package tlsfile
 
 import (
@@ -23,22 +23,24 @@ import (
 // authorities and sends no certificate.
 type Client struct {
 	// CAFile has the certificate authorities that the client trusts. Default: the system's
-	// authorities. [Client.Config] reads it once: a changed file counts after a restart.
+	// authorities. [Client.Config] reads it once: a change of the file takes effect after a restart.
 	CAFile string
 	// CertFile and KeyFile are the client's certificate and its private key. Set both or neither;
 	// one file may have both. They are read for each connection, so that a renewed
-	// certificate counts without a restart. [Pair] says who may own the key.
+	// certificate is used without a restart. A connection fails with Denied or Invalid if the
+	// renewed files are wrong, see [Pair].
 	CertFile, KeyFile string
-	// ServerName is the name that the server's certificate must have. Default: the host in the URL.
+	// ServerName is the name that the server's certificate must have. Default: the name of the
+	// host to which the client connects.
 	ServerName string
 }
 
 // Config reads the files and returns the client's configuration: TLS 1.2 or later, and the server's
 // certificate is always verified. The caller owns the result. Errors, each with the file's name:
 //
-//   - Invalid: a file cannot be read, has no certificate or key, or only one of CertFile and KeyFile
-//     is set.
-//   - Denied: other users can read the private key, see [Pair].
+//   - Invalid: a file cannot be read or is not valid PEM; it has no certificate or key; the key is not the
+//     certificate's; or only one of CertFile and KeyFile is set.
+//   - Denied: other users can read or change the private key, see [Pair].
 func (c Client) Config() (*tls.Config, error) {
 	cfg := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.ServerName}
 	if c.CAFile != "" {
@@ -81,10 +83,10 @@ func Pool(file string) (*x509.CertPool, error) {
 // Pair reads a certificate and its private key, in PEM form. Errors:
 //
 //   - Denied: other users can read or change the key. The key file must belong to the process's user
-//     and have mode 0600 or less, or belong to root and have mode 0640 or less, so that a group such
-//     as ssl-cert may read it. The rule is PostgreSQL's. It does not apply to systems without such
-//     owners and modes.
-//   - Invalid: a file cannot be read, or the key is not the certificate's.
+//     and have no permissions beyond mode 0600, or belong to root and have none beyond mode 0640, so that
+//     a group such as ssl-cert may read it. The owner may also have permission to execute. The rule is
+//     PostgreSQL's. It does not apply to systems without such owners and modes.
+//   - Invalid: a file cannot be read or has no valid PEM, or the key is not the certificate's.
 func Pair(certFile, keyFile string) (tls.Certificate, error) {
 	cert, err := os.ReadFile(certFile)
 	if err != nil {
@@ -134,7 +136,7 @@ func checkKeyMode(file string, info fs.FileInfo) error {
 	case uid == 0:
 		forbidden = 0o037
 	case uid != self:
-		return fault.New(fault.Denied, "private key %s belongs to user %d, so that this user can read it: "+
+		return fault.New(fault.Denied, "private key %s belongs to user %d, who can read it: "+
 			"it must belong to root or to user %d, the user of this process", file, uid, self)
 	}
 	if mode&forbidden != 0 {
@@ -145,11 +147,11 @@ func checkKeyMode(file string, info fs.FileInfo) error {
 }
 
 // Failure explains the error of a connection that failed because of TLS. It returns an error that wraps
-// err, or nil if err has another cause or has a code already. A caller need not connect again: only
-// other files or another server help. Codes:
+// err, or nil if err has another cause, or already has the code Denied or Precondition. Connecting again
+// fails, too, until the files or the server are changed. Codes:
 //
-//   - Denied: the server's certificate is not trusted or has another name, or the server rejects the
-//     client's certificate.
+//   - Denied: the server's certificate is not trusted or has another name, or the server ends the TLS
+//     handshake with an alert, for example because it rejects the client's certificate.
 //   - Precondition: the server does not use TLS.
 func Failure(err error) error {
 	if fault.CodeOf(err) == fault.Denied || fault.CodeOf(err) == fault.Precondition {

@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/internal/goldentest"
 )
 
-// UpdateVar is the environment variable that makes [Contract] write its file.
+// UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
 const UpdateVar = goldentest.UpdateVar
 
 // Contract fails the test if the contents of a .proto file differ from the committed list in the file path. No service,

@@ -65,7 +65,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"no report", "conductor", good + "[DEFAULT]\nreport_interval = 0\n", "FILE:9: [DEFAULT] report_interval", "less than 1ms"},
 		{"build shorter than a retry", "conductor", good + "[DEFAULT]\ninstance_build_timeout = 10\n", "FILE:9: [DEFAULT] instance_build_timeout", "must be longer than task_retry_interval"},
 		{"a negative drain", "conductor", good + "[DEFAULT]\ndrain_delay = -1\n", "FILE:9: [DEFAULT] drain_delay", "less than 0"},
-		{"an unknown filter", "scheduler", good + "[filter_scheduler]\nenabled_filters = ComputeFilter, RamFilter\n", "FILE:9: [filter_scheduler] enabled_filters", `"RamFilter" does not exist: use some of`},
+		{"an unknown filter", "scheduler", good + "[filter_scheduler]\nenabled_filters = ComputeFilter, RamFilter\n", "FILE:9: [filter_scheduler] enabled_filters", `"RamFilter" does not exist: the known names are`},
 		{"policy file missing", "api", good + "[oslo_policy]\npolicy_file = none.yaml\n", "FILE:9: [oslo_policy] policy_file", "none.yaml does not exist"},
 		{"policy file wrong", "api", good + "[oslo_policy]\npolicy_file = bad.yaml\n", "bad.yaml:1", "the nearest is os_compute_api:servers:start"},
 		{"certificate missing", "api", good + "[wsgi]\nssl_cert_file = DIR/none.pem\nssl_key_file = DIR/none.pem\n", "FILE:9: [wsgi] ssl_cert_file", "no such file"},

@@ -8,12 +8,12 @@ import (
 	"testing"
 )
 
-// UpdateVar is the environment variable that makes [Contract] write its file.
+// UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
 const UpdateVar = "ARMATURE_UPDATE"
 
 // Contract fails the test if text, the contract of name, is not the content of file. broken gets the content of the file and
 // returns the parts of it that text no longer keeps, one line for each. If there are any, Contract fails with them and with
-// remedy, a text that says what a broken contract requires, and never writes the file. Otherwise text has only new parts:
+// remedy, a text that says what a broken contract requires (it may be empty), and never writes the file. Otherwise text has only new parts:
 // with ARMATURE_UPDATE=1 Contract writes it to file.
 func Contract(t testing.TB, name, file, text, remedy string, broken func(old string) ([]string, error)) {
 	t.Helper()

@@ -16,22 +16,25 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// UpdateVar is the environment variable that makes [Contract] write its file: ARMATURE_UPDATE=1.
+// UpdateVar is the name of the environment variable, ARMATURE_UPDATE, that makes [Contract] write its file if its value is
+// not empty.
 const UpdateVar = goldentest.UpdateVar
 
-// Contract compares the methods that rpc.Define has added to the interface with the
-// file, which is committed when they are published. The test fails if they differ. A
-// difference is allowed only by these rules:
+// Contract compares the methods that rpc.Define has added to the interface with the file, and fails the test if they
+// differ or if the file does not exist. Commit the file when you publish the interface. With ARMATURE_UPDATE=1 in the
+// environment, Contract writes the file, but only if each difference follows these rules:
 //
 //   - Within a major version, no method is removed, and neither its Since nor its
 //     Delivery changes. No field of a request or a response is removed, and no field
 //     changes its type.
-//   - An addition needs a new minor version of the interface. A new method has that
+//   - An addition needs a higher minor version of the interface. A new method has that
 //     version as its Since.
 //
-// With ARMATURE_UPDATE=1 in the environment, Contract writes the file, unless a rule
-// is broken. Fields are compared by their names and types in JSON. A type with
-// MarshalText counts as text; a type with MarshalJSON counts as any JSON.
+// A new major version begins anew, without these rules. Fields are compared by their names and types in JSON. A type with
+// MarshalText counts as text; a type with MarshalJSON counts as any JSON, except time.Time, which counts as a time.
+//
+// The path of the file is relative to the directory of the test's package. Contract calls t.Fatal, so call it from the
+// test's goroutine.
 func Contract(t testing.TB, file string, i *rpc.Interface) {
 	t.Helper()
 	now := contract{Interface: i.Name, Version: i.Version, Methods: map[string]method{}}
@@ -42,12 +45,12 @@ func Contract(t testing.TB, file string, i *rpc.Interface) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	goldentest.Contract(t, i.Name, file, string(text)+"\n", ", which needs a new major version", func(raw string) ([]string, error) {
+	goldentest.Contract(t, i.Name, file, string(text)+"\n", "", func(raw string) ([]string, error) {
 		var old contract
 		if err := json.Unmarshal([]byte(raw), &old); err != nil {
 			return nil, err
 		}
-		return old.broken(now), nil
+		return old.violations(now), nil
 	})
 }
 
@@ -64,55 +67,61 @@ type method struct {
 	Response any          `json:"response"`
 }
 
-// broken lists the differences from old to now that break a rule of [Contract].
-func (old contract) broken(now contract) (list []string) {
+// needsMajor is the remedy for a difference that no version with the same major number may have.
+const needsMajor = ": this needs a new major version"
+
+// violations lists the differences from old to now that break a rule of [Contract], each with its remedy.
+func (old contract) violations(now contract) (list []string) {
 	if old.Interface != now.Interface {
-		return []string{fmt.Sprintf("the name of the interface was %s, and is %s", old.Interface, now.Interface)}
+		return []string{fmt.Sprintf("the name of the interface was %s and is now %s: give each interface a file of its own", old.Interface, now.Interface)}
 	}
 	if now.Version.Major > old.Version.Major {
 		return nil
 	}
 	if !now.Version.Accepts(old.Version) {
-		return []string{fmt.Sprintf("the version went back from %s to %s", old.Version, now.Version)}
+		return []string{fmt.Sprintf("the version went back from %s to %s: a published version never gets lower", old.Version, now.Version)}
 	}
-	grown := false
+	hasAdditions := false
 	for _, name := range slices.Sorted(maps.Keys(old.Methods)) {
 		was := old.Methods[name]
 		is, ok := now.Methods[name]
 		if !ok {
-			list = append(list, name+" was removed")
+			list = append(list, name+" was removed"+needsMajor)
 			continue
 		}
 		if was.Since != is.Since {
-			list = append(list, fmt.Sprintf("%s had since %s, and has since %s", name, was.Since, is.Since))
+			list = append(list, fmt.Sprintf("%s: Since was %s and is now %s", name, was.Since, is.Since)+needsMajor)
 		}
 		if was.Delivery != is.Delivery {
-			list = append(list, fmt.Sprintf("%s was %s, and is %s", name, was.Delivery, is.Delivery))
+			list = append(list, fmt.Sprintf("%s: Delivery was %s and is now %s", name, was.Delivery, is.Delivery)+needsMajor)
 		}
 		for what, pair := range map[string][2]any{"request": {was.Request, is.Request}, "response": {was.Response, is.Response}} {
-			changed, more := compareShapes(name+"'s "+what, pair[0], pair[1])
-			list = append(list, changed...)
-			grown = grown || more
+			changes, more := compareShapes(name+"'s "+what, pair[0], pair[1])
+			for _, change := range changes {
+				list = append(list, change+needsMajor)
+			}
+			hasAdditions = hasAdditions || more
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(now.Methods)) {
 		if _, ok := old.Methods[name]; ok {
 			continue
 		}
-		grown = true
+		hasAdditions = true
 		if since := now.Methods[name].Since; old.Version.Accepts(since) {
-			list = append(list, fmt.Sprintf("%s is new, but its since is %s, which the interface had already, at %s", name, since, old.Version))
+			list = append(list, fmt.Sprintf("%s is new, but its Since is %s, and the published version is %s already: use a newer one", name, since, old.Version))
 		}
 	}
-	if grown && now.Version == old.Version {
-		list = append(list, fmt.Sprintf("an addition needs a new minor version of the interface at least, but the version is still %s", now.Version))
+	if hasAdditions && now.Version == old.Version {
+		list = append(list, fmt.Sprintf("an addition needs a higher minor version of the interface; the version is still %s", now.Version))
 	}
 	slices.Sort(list)
 	return list
 }
 
-// compareShapes lists the changes from one shape to another. grown reports whether fields were added.
-func compareShapes(path string, was, is any) (changed []string, grown bool) {
+// compareShapes lists the changes from one shape to another, except added fields. hasAdditions reports whether fields were
+// added.
+func compareShapes(path string, was, is any) (changes []string, hasAdditions bool) {
 	if x, ok := was.([]any); ok && len(x) == 1 {
 		if y, ok := is.([]any); ok && len(y) == 1 {
 			return compareShapes(path+"[]", x[0], y[0])
@@ -121,27 +130,28 @@ func compareShapes(path string, was, is any) (changed []string, grown bool) {
 	a, aok := was.(map[string]any)
 	b, bok := is.(map[string]any)
 	if !aok || !bok {
-		x, y := jsonText(was), jsonText(is)
+		x, y := shapeText(was), shapeText(is)
 		if x != y {
-			changed = append(changed, fmt.Sprintf("%s was %s, and is %s", path, x, y))
+			changes = append(changes, fmt.Sprintf("%s was %s and is now %s", path, x, y))
 		}
-		return changed, false
+		return changes, false
 	}
 	for _, name := range slices.Sorted(maps.Keys(a)) {
 		if b[name] == nil {
-			changed = append(changed, fmt.Sprintf("%s: the field %s was removed", path, name))
+			changes = append(changes, fmt.Sprintf("%s: the field %s was removed", path, name))
 			continue
 		}
-		more, grew := compareShapes(path+"."+name, a[name], b[name])
-		changed, grown = append(changed, more...), grown || grew
+		inner, more := compareShapes(path+"."+name, a[name], b[name])
+		changes, hasAdditions = append(changes, inner...), hasAdditions || more
 	}
 	for name := range b {
-		grown = grown || a[name] == nil
+		hasAdditions = hasAdditions || a[name] == nil
 	}
-	return changed, grown
+	return changes, hasAdditions
 }
 
-func jsonText(v any) string {
+// shapeText returns a shape as JSON.
+func shapeText(v any) string {
 	text, _ := json.Marshal(v) // v was decoded from JSON, or made for it
 	return string(text)
 }
@@ -161,7 +171,7 @@ func shapeOf(t reflect.Type, above []reflect.Type) any {
 		return "any"
 	case p.Implements(reflect.TypeFor[encoding.TextMarshaler]()):
 		return "text"
-	case slices.Contains(above, t): // a type that contains itself: the number is its depth from the top
+	case slices.Contains(above, t): // a type that contains itself: the number is its depth from the top; committed files have this text
 		return "again " + strconv.Itoa(slices.Index(above, t))
 	}
 	above = append(slices.Clone(above), t)
@@ -192,6 +202,8 @@ func shapeOf(t reflect.Type, above []reflect.Type) any {
 	}
 }
 
+// addFields adds the shapes of the fields of struct t to out. As in encoding/json, the fields of an embedded struct without
+// a name count as fields of t, and unexported fields and those with `json:"-"` are left out.
 func addFields(out map[string]any, t reflect.Type, above []reflect.Type) {
 	for f := range t.Fields() {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")

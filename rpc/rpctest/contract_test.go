@@ -112,16 +112,16 @@ func TestContract(t *testing.T) { // the environment variable is the process's
 		says    string // with ARMATURE_UPDATE=1
 	}{
 		{"the same", v1, []func(*rpc.Interface){start}, ""},
-		{"a method removed", v11, nil, "start was removed"},
-		{"newer since", v11, []func(*rpc.Interface){add[ask, ask]("start", v11, rpc.AtMostOnce)}, "start had since 1.0, and has since 1.1"},
-		{"other delivery", v11, []func(*rpc.Interface){add[ask, ask]("start", v1, rpc.AtLeastOnce)}, "was at-most-once, and is at-least-once"},
-		{"a field removed", v11, []func(*rpc.Interface){add[askLess, ask]("start", v1, rpc.AtMostOnce)}, "start's request: the field Any was removed"},
-		{"another type", v11, []func(*rpc.Interface){add[ask, askOther]("start", v1, rpc.AtMostOnce)}, `start's response.name was "string", and is "int"`},
-		{"a field, same version", v1, []func(*rpc.Interface){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
+		{"a method removed", v11, nil, "start was removed: this needs a new major version"},
+		{"newer since", v11, []func(*rpc.Interface){add[ask, ask]("start", v11, rpc.AtMostOnce)}, "start: Since was 1.0 and is now 1.1: this needs a new major version"},
+		{"other delivery", v11, []func(*rpc.Interface){add[ask, ask]("start", v1, rpc.AtLeastOnce)}, "start: Delivery was at-most-once and is now at-least-once: this needs a new major version"},
+		{"a field removed", v11, []func(*rpc.Interface){add[askLess, ask]("start", v1, rpc.AtMostOnce)}, "start's request: the field Any was removed: this needs a new major version"},
+		{"another type", v11, []func(*rpc.Interface){add[ask, askOther]("start", v1, rpc.AtMostOnce)}, `start's response.name was "string" and is now "int": this needs a new major version`},
+		{"a field, same version", v1, []func(*rpc.Interface){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, "an addition needs a higher minor version"},
 		{"a field, next minor", v11, []func(*rpc.Interface){add[askMore, ask]("start", v1, rpc.AtMostOnce)}, ""},
 		{"a field in a list", v11, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, ""},
-		{"a field in a list, same version", v1, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, "needs a new minor version"},
-		{"a method, backdated", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v1, rpc.AtMostOnce)}, "stop is new, but its since is 1.0"},
+		{"a field in a list, same version", v1, []func(*rpc.Interface){add[askDeep, ask]("start", v1, rpc.AtMostOnce)}, "an addition needs a higher minor version"},
+		{"a method, backdated", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v1, rpc.AtMostOnce)}, "stop is new, but its Since is 1.0, and the published version is 1.0 already"},
 		{"a method, next minor", v11, []func(*rpc.Interface){start, add[ask, ask]("stop", v11, rpc.AtMostOnce)}, ""},
 		{"all new, next major", v2, []func(*rpc.Interface){add[askLess, askLess]("begin", v2, rpc.AtMostOnce)}, ""},
 		{"backwards", rpc.Version{Major: 0, Minor: 9}, nil, "the version went back"},
@@ -134,6 +134,9 @@ func TestContract(t *testing.T) { // the environment variable is the process's
 			said := check(t, file, tt.version, tt.methods...)
 			if tt.says == "" && said != "" || !strings.Contains(said, tt.says) {
 				t.Errorf("the failure is %q, want %q", said, tt.says)
+			}
+			if strings.Contains(said, "major") != strings.Contains(tt.says, "major") {
+				t.Errorf("the failure is %q: it must name a new major version only if that is the remedy", said)
 			}
 			after, err := os.ReadFile(file)
 			if err != nil {

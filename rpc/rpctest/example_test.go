@@ -54,13 +54,17 @@ func ExampleServe() {
 	})
 	name := "photos"
 	size, err := rpc.Call(t.Context(), client, create, rpc.Any, &name)
-	fmt.Println(*size, err)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println(*size)
 	_, err = rpc.Call(t.Context(), client, create, rpc.Any, new(string))
 	fmt.Println(errors.Is(err, fault.Invalid), fault.IsRemote(err))
 	_, err = rpc.Call(t.Context(), client, remove, rpc.Any, &name)
 	fmt.Println(errors.Is(err, rpc.ErrNoSuchMethod))
 	// Output:
-	// 6 <nil>
+	// 6
 	// true true
 	// true
 }
@@ -83,9 +87,9 @@ func ExampleContract() {
 	}
 	rpctest.Contract(t, file, volumes)
 	// Output:
-	// the contract of volumes is broken, which needs a new major version:
-	// an addition needs a new minor version of the interface at least, but the version is still 1.0
-	// remove is new, but its since is 1.0, which the interface had already, at 1.0
+	// the contract of volumes is broken:
+	// an addition needs a higher minor version of the interface; the version is still 1.0
+	// remove is new, but its Since is 1.0, and the published version is 1.0 already: use a newer one
 }
 
 // The test of a bus publishes messages in their form on the wire.

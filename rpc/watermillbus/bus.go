@@ -11,7 +11,7 @@
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
 // The bus adds what the contract of bus.Bus requires and watermill lacks: many
-// messages at once, deadlines, repeated sending of durable messages until they
+// messages at once, deadlines, repeated sending of persistent messages until they
 // arrive, renewal of subscriptions, typed errors, and a Close that ends in bounded time.
 //
 // It does not keep these rules of rpctest.TestBus:
@@ -23,8 +23,9 @@
 //     deadline.
 //   - busy: a call that was sent to a busy server waits there, although another server
 //     is idle. A server cannot tell a subscriber that all slots are in use.
-//   - restarts: a message that was sent to a stopping server, and whose handler had not
-//     begun, counts as lost with a server. A subscriber returns its prefetched messages
+//   - restarts: a message that a stopping server has received, and whose handler has not
+//     begun, counts as if the server had crashed with it: such messages are
+//     dead-lettered after 20 servers. A subscriber returns its prefetched messages
 //     by itself.
 //
 // Four more limits have no rule in rpctest:
@@ -35,7 +36,7 @@
 //     Publish is Unknown, unless Config.NotSent reports that the message was not sent.
 //   - A subscriber does not report whether an acknowledgement was sent: Ack never fails.
 //   - When a connection is cut, the bus does not repair a publisher or subscriber that
-//     loses or doubles messages, or hangs. For example, watermill-amqp v3.0.2 with a
+//     then loses or duplicates messages, or hangs. For example, watermill-amqp v3.0.2 with a
 //     channel pool publishes nothing after a lost connection.
 //
 // Over RabbitMQ use amqpbus instead: it is faster, survives lost connections, and has
@@ -64,13 +65,14 @@ type Config struct {
 	// Publisher publishes to one subscriber of a topic. Its Publish returns when the
 	// broker has confirmed the message. Required.
 	Publisher message.Publisher
-	// Fanout publishes to all subscribers that FanoutSubscriber opened. Nil: the
-	// Publisher does.
+	// Fanout publishes to all subscribers that FanoutSubscriber opened. Nil: Publisher
+	// is used for this, too.
 	Fanout message.Publisher
-	// Subscriber opens a subscriber for the topic s.Topic, with a queue as s.Mode
-	// says. The bus calls the subscriber's Subscribe up to s.Slots times for that
-	// topic. Each message must reach only one of these subscriptions; if the topic is
-	// Shared or Live, only one of those of all processes. Required.
+	// Subscriber opens a subscriber for the topic s.Topic, with a queue that lasts as
+	// long as s.Mode requires, see [bus.Mode]. The bus calls the subscriber's Subscribe
+	// once for each of s.Slots, but at most Lanes times. Each message must reach exactly
+	// one of these subscriptions. If s.Mode is Shared or Live, it must reach exactly one
+	// among the subscriptions of all processes. Required.
 	Subscriber func(s bus.Subscription) (message.Subscriber, error)
 	// FanoutSubscriber opens a subscriber for the topic s.Fanout. The subscriptions of
 	// one subscriber share one copy of each message; every other subscriber gets a
@@ -78,18 +80,20 @@ type Config struct {
 	FanoutSubscriber func(s bus.Subscription) (message.Subscriber, error)
 	// NotSent reports whether an error of a publisher means that the message was
 	// certainly not sent, for example because the connection is lost. Then the bus
-	// sends the message again until its deadline, even if it is not durable. Optional:
-	// without it, only persistent messages are sent again.
+	// sends the message again until the context of Publish ends, even if the message is
+	// not persistent. Nil: only persistent messages are sent again.
 	NotSent func(error) bool
-	// Redelivered is the name of the metadata that the subscribers set on a message
-	// that was delivered before. Empty: they set none, and a message that kills its
-	// servers is never dead-lettered.
+	// Redelivered is the key of the metadata that the subscribers set, to any value that
+	// is not empty, on a message that was delivered before. Empty: redeliveries cannot
+	// be detected, so a message that crashes each of its servers is never dead-lettered.
 	Redelivered string
-	// Lanes bounds how often Subscribe of one subscriber is called, and so how many
-	// messages of a topic are handled at once. Default 64.
+	// Lanes is the highest number of watermill subscriptions that one subscriber has.
+	// A watermill subscription delivers one message at a time, so Lanes limits how many
+	// messages of one subscription are handled at once. Default 64.
 	Lanes int
-	// Sends is how many calls of the publishers may run at once. A call that never
-	// returns counts for ever. Default 256.
+	// Sends is how many calls of the publishers may run at once. Further calls wait until
+	// one returns or their context ends. A call that never returns counts for ever.
+	// Default 256.
 	Sends int
 	// MaxMessage is the largest message that Publish accepts, in bytes, see [bus.Message.Size]. It must not be greater
 	// than the broker's limit. Default [bus.DefaultMaxMessage].
@@ -105,11 +109,11 @@ const (
 	// to maxBackoff, with jitter.
 	minBackoff = 20 * time.Millisecond
 	maxBackoff = time.Second
-	// settleTime is how long a subscriber may take to notice that a message was
+	// ackNoticeDelay is the time in which a subscriber notices that a message was
 	// acknowledged or rejected.
-	settleTime = 50 * time.Millisecond
-	// publishTime bounds the sending of a message without a deadline.
-	publishTime = time.Minute
+	ackNoticeDelay = 50 * time.Millisecond
+	// publishTimeout bounds Publish if its context has no deadline.
+	publishTimeout = time.Minute
 )
 
 // Bus is a [bus.Bus] over watermill publishers and subscribers. It is safe for concurrent use.
@@ -117,11 +121,11 @@ type Bus struct {
 	cfg   Config
 	sends chan struct{} // holds a token for each running call of a publisher
 
-	life  context.Context //nolint:containedctx // the bus's own life, ended by Close
-	end   context.CancelFunc
-	mu    sync.Mutex // guards the start of goroutines against Close
-	wg    sync.WaitGroup
-	close func() error
+	life      context.Context    //nolint:containedctx // the bus's own life, ended by Close
+	cancel    context.CancelFunc // ends life
+	mu        sync.Mutex         // guards the start of goroutines against Close
+	wg        sync.WaitGroup
+	closeOnce func() error
 }
 
 // New returns a bus, ready for use. The error, with code Invalid, says which required part is missing.
@@ -148,8 +152,8 @@ func New(cfg Config) (*Bus, error) {
 		cfg.Logger = slog.Default()
 	}
 	b := &Bus{cfg: cfg, sends: make(chan struct{}, cfg.Sends)}
-	b.life, b.end = context.WithCancel(context.Background())
-	b.close = sync.OnceValue(b.closeParts)
+	b.life, b.cancel = context.WithCancel(context.Background())
+	b.closeOnce = sync.OnceValue(b.closeParts)
 	return b, nil
 }
 
@@ -160,8 +164,12 @@ func (b *Bus) Capabilities() bus.Capabilities {
 }
 
 // Publish sends the message, see [bus.Bus]. Watermill publishers have no context, so each call of a publisher has its own
-// goroutine. If ctx ends first, Publish returns Unknown, and the goroutine goes on until the publisher returns. A
-// persistent message whose sending failed is sent again until ctx ends.
+// goroutine. If ctx ends while the publisher runs, Publish returns Unknown, and the goroutine goes on until the publisher
+// returns. A persistent message whose sending failed is sent again until ctx ends.
+//
+// Errors: Unknown if the message may have been sent; Timeout or Canceled if it was certainly not sent before the end of
+// ctx; Invalid if the topic or the message is not valid; bus.ErrClosed after Close; bus.ErrNoConsumer if the publisher
+// reports it.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	if err := b.publish(ctx, topic, m); err != nil {
 		return fmt.Errorf("publish to %s: %w", topic, err)
@@ -169,7 +177,8 @@ func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
 	return nil
 }
 
-// Send is Publish in a goroutine of its own, see [bus.Bus]. It never blocks.
+// Send is Publish in a goroutine of its own, see [bus.Bus]. It never blocks. If the bus is closed, Send calls done before it
+// returns.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	if !b.spawn(func() { done(b.Publish(ctx, topic, m)) }) {
 		done(fmt.Errorf("publish to %s: %w", topic, bus.ErrClosed))
@@ -182,7 +191,7 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	}
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, publishTime)
+		ctx, cancel = context.WithTimeout(ctx, publishTimeout)
 		defer cancel()
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -265,8 +274,9 @@ func (b *Bus) spawn(f func()) bool {
 	return true
 }
 
-// CreateTopic makes a Shared topic, see [bus.Bus]. It calls SubscribeInitialize of a subscriber that has that method,
-// without regard to ctx. Otherwise it subscribes, and ends the subscription at once.
+// CreateTopic makes a Shared topic, see [bus.Bus]. If the subscriber has the method SubscribeInitialize, CreateTopic calls
+// it, which may block beyond the end of ctx. Otherwise CreateTopic subscribes, and ends the subscription at once. Errors:
+// Invalid if the topic's name is not valid; Unavailable if the subscriber fails; bus.ErrClosed.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if b.life.Err() != nil {
 		return fmt.Errorf("create topic %s: %w", topic, bus.ErrClosed)
@@ -278,7 +288,7 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if err != nil {
 		return fault.New(fault.Unavailable, "create topic %s: %w", topic, err)
 	}
-	defer func() { _ = s.Close() }() // it has no messages
+	defer func() { _ = s.Close() }() // its error does not matter: the subscriber has received no messages
 	i, ok := s.(message.SubscribeInitializer)
 	if !ok {
 		return b.createBySubscribing(ctx, topic)
@@ -308,11 +318,11 @@ func (b *Bus) createBySubscribing(ctx context.Context, topic string) error {
 // delivered again to other subscribers. Close is idempotent. The error is that of a
 // publisher, or Timeout if a publisher or subscriber still hangs after
 // Config.CloseTimeout.
-func (b *Bus) Close() error { return b.close() }
+func (b *Bus) Close() error { return b.closeOnce() }
 
 func (b *Bus) closeParts() error {
 	b.mu.Lock()
-	b.end()
+	b.cancel()
 	b.mu.Unlock()
 	ended := make(chan error, 1)
 	go func() {

@@ -170,7 +170,7 @@ func (g *group) settled(m *message.Message, ended func()) bool {
 		return true
 	case <-g.ctx.Done():
 		ended()
-		g.awaitSettled(m)
+		g.awaitAck(m)
 		return false
 	}
 }
@@ -193,17 +193,17 @@ func (g *group) next(in <-chan *message.Message) *message.Message {
 	}
 }
 
-// awaitSettled waits until a message that was delivered before the end of the subscription
-// is acknowledged or rejected, and then for settleTime, so that the subscriber notices
+// awaitAck waits until a message that was delivered before the end of the subscription
+// is acknowledged or rejected, and then for ackNoticeDelay, so that the subscriber notices
 // that before its context ends. Otherwise it might return the message.
-func (g *group) awaitSettled(m *message.Message) {
+func (g *group) awaitAck(m *message.Message) {
 	select {
 	case <-m.Acked():
 	case <-m.Nacked():
 	case <-g.bus.life.Done():
 		m.Nack()
 	}
-	t := time.NewTimer(settleTime)
+	t := time.NewTimer(ackNoticeDelay)
 	defer t.Stop()
 	<-t.C
 }

@@ -162,7 +162,7 @@ func Revert(ctx context.Context, s Store, consumer, holder string, group *Group)
 	})
 }
 
-// maxRetries is how often retryOn calls its function.
+// maxRetries is the highest number of times that retryOn calls its function.
 const maxRetries = 20
 
 // retryOn calls f until f does not fail with target, at most maxRetries times, with a random back-off of up to 100 ms. It

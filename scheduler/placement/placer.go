@@ -12,47 +12,52 @@ import (
 )
 
 // Placer chooses hosts and claims them. All fields except Claim are required. A Placer is safe for concurrent use, and
-// any number of placers in any number of processes may use one store.
+// any number of placers in any number of processes may use one store. So Hosts and Claim must be safe for concurrent use too.
 type Placer[R Requester, H Hosted] struct {
 	Scheduler *scheduler.Scheduler[R, H]
 	Store     Store
 	// Hosts returns the candidate hosts. If fresh is true, it must read their current state. Otherwise it may return
 	// known states, such as those of a scheduler.Fleet.
 	Hosts func(ctx context.Context, fresh bool) ([]H, error)
-	// Claim returns the claim of a request on a host. Default: a new claim of the request's Consumer, with its
-	// Resources, all from the host, and its Group.
+	// Claim returns the claim of a request on a host. If its Generation is 0, it is a new claim, and Place also finds a
+	// claim that the consumer already has. Default: a new claim of the request's Consumer, with its Resources, all from
+	// the host, and its Group.
 	Claim func(req R, host H) Claim
 }
 
 // Placed is the result of [Placer.Place].
 type Placed[H Hosted] struct {
 	Host H
-	// Alternates are the hosts to try next if the work fails on Host, best first. They are not claimed.
+	// Alternates are the hosts to try next if the work fails on Host, best first. They are not claimed. With
+	// AlreadyClaimed the list is empty.
 	Alternates []H
 	// Decision is the decision that chose the host.
 	Decision *scheduler.Decision[H]
 	// AlreadyClaimed reports that the consumer had a claim before the call, for example from a call whose reply was
 	// lost. Then Host is the host of that claim, and not the choice of the Decision.
 	AlreadyClaimed bool
-	// Refused has, for each better host, the error of its claim.
+	// Refused has the errors of the claims on the hosts that were ranked before Host in this decision, best first. Place
+	// makes a new decision after 5 of them.
 	Refused []error
 }
 
 const (
-	// maxRounds is how many decisions Place makes if other claims take the room between the decision and the claim. In
-	// each round another request is placed, so all placers together make progress.
+	// maxRounds is the number of decisions after which Place gives up because no ranked host accepted the claim. Usually
+	// other claims came first. Then another placer has placed its request, so the placers together make progress.
 	maxRounds = 20
 	// maxRefused is the number of refused claims after which Place reads the hosts' current state.
 	maxRefused = 5
 )
 
-// Place chooses a host for the request and claims it. If the host has no room any more, Place tries the next best hosts,
-// and then makes a new decision from the hosts' current state. A consumer that already has a claim keeps it, so Place may
-// be repeated. Place blocks as long as Hosts, the filters and the store do.
+// Place chooses a host for the request and claims it. If the host does not accept the claim, for example because it has no
+// room any more, Place tries the next best hosts, and then makes a new decision from the hosts' current state. Place is
+// idempotent: if the consumer has a claim already, Place returns the host of that claim. Place blocks as long as Hosts, the
+// filters and the store do.
 //
 // Errors: scheduler.ErrNoValidHost if no host is feasible in its current state; then Placed is not nil and has the
-// decision. With all other errors Placed is nil: Unavailable if other claims took the room first in 20 decisions; and the
-// errors of the store, of Hosts and of the filters.
+// decision. With all other errors Placed is nil: Unavailable if in 20 decisions no ranked host accepted the claim, which
+// wraps the error of the last claim; NotFound if the consumer has a claim on a host that is not a candidate host; and the
+// errors of the store, of Hosts, of the filters and of the weighers.
 func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 	var last error
 	for round, fresh := 0, false; round < maxRounds; round++ {
@@ -77,11 +82,11 @@ func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 		}
 		fresh = true
 	}
-	return nil, fault.New(fault.Unavailable, "place the request: in %d decisions, other claims took the room first; try again: %w", maxRounds, last)
+	return nil, fault.New(fault.Unavailable, "place the request: in %d decisions, no ranked host accepted the claim; try again: %w", maxRounds, last)
 }
 
-// claimRanked claims the best ranked host that has room. If it finds none, refused is the error of the last host that it
-// tried.
+// claimRanked claims the best ranked host that accepts the claim. If the consumer already has a claim, it sets placed to the
+// host of that claim. If no host accepts the claim, refused is the error of the last host that it tried.
 func (p *Placer[R, H]) claimRanked(ctx context.Context, req R, placed *Placed[H]) (refused, err error) {
 	ranked := placed.Decision.Ranked
 	for i, r := range ranked {
@@ -146,12 +151,12 @@ type Finding struct {
 	// a claim and has none. "different": a consumer's claim is not the one that it should have. "miscounted": the used
 	// amounts of a provider are not the sums of its claims.
 	Kind string `json:"kind"`
-	// Claim is the existing claim, or the missing one. Want is the claim that should exist instead of a different one.
-	// Provider is the miscounted provider, in its old state.
+	// Claim is the existing claim; for "missing" it is the claim that should exist. Want is set for "different" only: the
+	// claim that should exist. Provider is set for "miscounted" only: the provider with its amounts before the repair.
 	Claim    Claim     `json:"claim,omitzero"`
 	Want     *Claim    `json:"want,omitempty"`
 	Provider *Provider `json:"provider,omitempty"`
-	// Err is the error of the repair. Nil: the repair succeeded, or was not wanted.
+	// Err is the error of the repair. Nil: the repair succeeded, or AuditConfig.Repair is not set.
 	Err error `json:"-"`
 	// Repaired reports whether the difference was repaired.
 	Repaired bool `json:"repaired"`
@@ -165,17 +170,19 @@ type AuditConfig struct {
 	Want func(ctx context.Context, consumers ...string) ([]Claim, error)
 	// Repair makes Audit change the claims to those of Want. Default: Audit changes nothing.
 	Repair bool
-	// MinAge is the least age of a claim that may count as orphaned or different. A component may claim before it writes
-	// its own record, so MinAge should be longer than the time between the two. Default 5 minutes. Negative: claims of
-	// every age may count.
+	// MinAge is the least time since the last change of a claim that may count as orphaned or different. A component may
+	// claim before it writes its own record, so MinAge should be longer than the time between the two. Default 5 minutes.
+	// Negative: every claim may count. A missing claim counts at once.
 	MinAge time.Duration
 }
 
 // Audit compares the claims in a store with the claims that should exist. With AuditConfig.Repair it releases orphaned
-// claims, makes missing ones, corrects different ones, and recounts the used amounts. Claims younger than MinAge are
-// neither reported nor changed. Other processes may change claims during the audit: a repair fails with ErrChanged if the
-// claim has changed, or if Want no longer returns the same claim. The error of a repair is in its Finding. The error of
-// Audit itself is that of the store's reads, of Recount or of Want.
+// claims, makes missing ones, corrects different ones, and recounts the used amounts. Claims that changed less than MinAge
+// ago are neither reported nor changed. Other processes may change claims during the audit: a repair fails with ErrChanged
+// if the claim has changed, or if Want no longer returns the same claim. The error of a repair is in its Finding.
+//
+// Errors: those of the store and of Want. If Store.Recount fails, Audit returns its error together with the findings so
+// far, some of which may be repaired. With any other error the findings are nil.
 func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 	have, err := s.Claims(ctx)
 	if err != nil {
@@ -199,16 +206,16 @@ func Audit(ctx context.Context, s Store, cfg AuditConfig) ([]Finding, error) {
 			out[i].Repaired = out[i].Err == nil
 		}
 	}
-	wrong, err := s.Recount(ctx, !cfg.Repair)
-	for _, p := range wrong {
+	miscounted, err := s.Recount(ctx, !cfg.Repair)
+	for _, p := range miscounted {
 		out = append(out, Finding{Kind: "miscounted", Provider: p, Repaired: cfg.Repair})
 	}
 	return out, err
 }
 
-// compareClaims returns the differences between the existing claims and the wanted ones. It skips claims that changed
-// after youngest, because the component may still be writing their records.
-func compareClaims(have, want []Claim, youngest time.Time) (out []Finding) {
+// compareClaims returns the differences between the existing claims and the wanted ones. It skips existing claims that
+// changed after changedBefore, because the component may still be writing their records.
+func compareClaims(have, want []Claim, changedBefore time.Time) (out []Finding) {
 	missing := map[string]*Claim{}
 	for i := range want {
 		missing[want[i].Consumer] = &want[i]
@@ -217,7 +224,7 @@ func compareClaims(have, want []Claim, youngest time.Time) (out []Finding) {
 		w := missing[c.Consumer]
 		delete(missing, c.Consumer)
 		switch {
-		case c.At.After(youngest):
+		case c.At.After(changedBefore):
 		case w == nil || len(w.Allocations) == 0:
 			out = append(out, Finding{Kind: "orphaned", Claim: c})
 		case !sameClaim(&c, w):
@@ -232,33 +239,34 @@ func compareClaims(have, want []Claim, youngest time.Time) (out []Finding) {
 	return out
 }
 
-// repair makes the wanted claim, if Want still returns it.
+// repair makes the claim that should exist, or releases an orphaned claim, if Want still says so. Otherwise it returns
+// ErrChanged.
 func (f *Finding) repair(ctx context.Context, s Store, cfg AuditConfig) error {
-	now, err := cfg.Want(ctx, f.Claim.Consumer)
+	wanted, err := cfg.Want(ctx, f.Claim.Consumer)
 	if err != nil {
 		return err
 	}
-	now = slices.DeleteFunc(now, func(c Claim) bool { return c.Consumer != f.Claim.Consumer || len(c.Allocations) == 0 })
-	should := Claim{Consumer: f.Claim.Consumer}
+	wanted = slices.DeleteFunc(wanted, func(c Claim) bool { return c.Consumer != f.Claim.Consumer || len(c.Allocations) == 0 })
+	repaired := Claim{Consumer: f.Claim.Consumer}
 	switch f.Kind {
 	case "different":
-		should = *f.Want
+		repaired = *f.Want
 	case "missing":
-		should = f.Claim
+		repaired = f.Claim
 	}
-	is := Claim{Consumer: f.Claim.Consumer}
-	if len(now) > 0 {
-		is = now[0]
+	current := Claim{Consumer: f.Claim.Consumer}
+	if len(wanted) > 0 {
+		current = wanted[0]
 	}
-	if !sameClaim(&is, &should) {
+	if !sameClaim(&current, &repaired) {
 		return fmt.Errorf("consumer %s: the wanted claim has changed: %w", f.Claim.Consumer, ErrChanged)
 	}
-	should.Generation = f.Claim.Generation
+	repaired.Generation = f.Claim.Generation
 	if f.Kind == "missing" {
-		should.Generation = 0
+		repaired.Generation = 0
 	}
-	if should.Group != nil { // its policy is not checked, because the consumer is on that host already
-		should.Group = &Group{ID: should.Group.ID}
+	if repaired.Group != nil { // its policy is not checked, because the consumer is on that host already
+		repaired.Group = &Group{ID: repaired.Group.ID}
 	}
-	return s.Claim(ctx, should)
+	return s.Claim(ctx, repaired)
 }

@@ -120,6 +120,46 @@ func TestPlace(t *testing.T) {
 	}
 }
 
+// TestPlaceElsewhere: a consumer whose claim is on a host that is not a candidate host is not placed a second time.
+func TestPlaceElsewhere(t *testing.T) {
+	t.Parallel()
+	s := &placement.Memory{}
+	put(t, s, "n1", 4)
+	put(t, s, "n2", 4)
+	if err := s.Claim(t.Context(), placement.Claim{Consumer: "a", Allocations: []placement.Allocation{{Provider: "n1", Resources: placement.Resources{"VCPU": 1}}}}); err != nil {
+		t.Fatal(err)
+	}
+	p := newPlacer(t, s)
+	p.Hosts = func(ctx context.Context, _ bool) ([]*provider, error) { return s.Providers(ctx, "n2") }
+	got, err := p.Place(t.Context(), vcpus("a", 1))
+	if !errors.Is(err, fault.NotFound) || got != nil || !strings.Contains(err.Error(), "a has its claim on n1, which is not a candidate host") {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+// noRecount is a store whose Recount fails.
+type noRecount struct{ *placement.Memory }
+
+func (noRecount) Recount(context.Context, bool) ([]*placement.Provider, error) {
+	return nil, fault.New(fault.Unavailable, "no database")
+}
+
+// TestAuditWithoutRecount: if Recount fails, Audit returns the findings, with their repairs, beside the error.
+func TestAuditWithoutRecount(t *testing.T) {
+	t.Parallel()
+	s := noRecount{&placement.Memory{}}
+	put(t, s, "n1", 4)
+	if err := s.Claim(t.Context(), placement.Claim{Consumer: "orphan", Allocations: []placement.Allocation{{Provider: "n1", Resources: placement.Resources{"VCPU": 1}}}}); err != nil {
+		t.Fatal(err)
+	}
+	found, err := placement.Audit(t.Context(), s, placement.AuditConfig{
+		MinAge: -1, Repair: true, Want: func(context.Context, ...string) ([]placement.Claim, error) { return nil, nil },
+	})
+	if !errors.Is(err, fault.Unavailable) || len(found) != 1 || found[0].Kind != "orphaned" || !found[0].Repaired {
+		t.Errorf("%+v, %v", found, err)
+	}
+}
+
 // TestPlaceGroup: members that are placed at the same moment get different hosts, although
 // the placers do not know each other's choices.
 func TestPlaceGroup(t *testing.T) {

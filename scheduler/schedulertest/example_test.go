@@ -17,8 +17,8 @@ type shelf struct {
 
 func (s *shelf) Name() string { return s.name }
 
-// A filter with a mistake, < instead of <=, rejects hosts that have just enough room. A simulation finds the mistake.
-// A test calls Run with its *testing.T; this example calls Sim.Run with one seed.
+// The filter has a mistake: it compares with < instead of <=, and so rejects a host that has exactly enough room. A
+// simulation finds the mistake. A test calls Run with its *testing.T; this example calls Sim.Run with one seed.
 func ExampleSim() {
 	wrong := scheduler.FilterFunc("room", func(n int, s *shelf) scheduler.Verdict {
 		if n < s.free {
@@ -33,19 +33,23 @@ func ExampleSim() {
 	}
 	_, err = schedulertest.Sim[int, *shelf]{
 		Scheduler: s,
+		// The hosts at the start of a run.
 		Fleet: func(*rand.Rand) (out []*shelf) {
 			for i := range 2 {
 				out = append(out, &shelf{"shelf-" + strconv.Itoa(i), 5})
 			}
 			return out
 		},
+		// The next request, here always for 5.
 		Request: func(*rand.Rand) int { return 5 },
+		// The rule that the filter should have, written without the filter.
 		Fits: func(n int, s *shelf) error {
 			if n > s.free {
 				return fmt.Errorf("%d of %d", n, s.free)
 			}
 			return nil
 		},
+		// A host with one more request on it.
 		Place: func(n int, s *shelf) *shelf { return &shelf{s.name, s.free - n} },
 	}.Run(context.Background(), 1)
 	fmt.Println(err)

@@ -57,7 +57,7 @@ type Stats struct {
 	Placed, Removed int
 	// NoValidHost is the number of requests that no host could take.
 	NoValidHost int
-	// NoRoom is how often a host that was chosen from an old state did not fit.
+	// NoRoom is the number of choices from an old state whose host did not fit.
 	NoRoom int
 }
 

@@ -21,7 +21,7 @@ func (m *Mux) checkRoute(r *route) {
 	}
 }
 
-// unenforcedRule returns what is wrong with the rule of a route, or "".
+// unenforcedRule returns the fault of the rule of a route, or "" if it has none.
 func (m *Mux) unenforcedRule(r *route) string {
 	if r.Rule == "" || m.cfg.Enforce != nil {
 		return ""

@@ -126,25 +126,30 @@ func bodyError(raw []byte, err error) error {
 	if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
 		field := e.Field[strings.LastIndexByte(e.Field, '.')+1:]
 		value, want := valueAt(raw, e.Offset), schemaType(e.Type)
-		msg := fmt.Sprintf("%s is not of type '%s'", shortenText(formatRepr(value)), want)
+		msg := fmt.Sprintf("%s is not of type '%s'", shortenText(pythonRepr(value)), want)
 		if want == "integer" && strings.HasPrefix(e.Value, "number ") && !bytes.ContainsAny(value, ".eE") {
-			msg = shortenText(formatRepr(value)) + " is out of range"
+			msg = shortenText(pythonRepr(value)) + " is out of range"
 		}
 		if field != "" {
-			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shortenText(formatStr(value)), msg)
+			msg = fmt.Sprintf("Invalid input for field/attribute %s. Value: %s. %s", field, shortenText(pythonStr(value)), msg)
 		}
 		return fieldError(field, msg)
 	}
 	// encoding/json has no type for this error. Its text has been the same since Go 1.10.
 	if quoted, ok := strings.CutPrefix(err.Error(), "json: unknown field "); ok {
 		if name, uerr := strconv.Unquote(quoted); uerr == nil {
-			return fieldError(shortenText(name), fmt.Sprintf("Additional properties are not allowed ('%s' was unexpected)", shortenText(name)))
+			return fieldError(shortenText(name), unexpectedName(name))
 		}
 	}
 	if e, ok := errors.AsType[*fault.Error](err); ok { // from an UnmarshalJSON of the component
 		return e
 	}
 	return fault.New(fault.Invalid, "Malformed request body")
+}
+
+// unexpectedName is the error about a name that does not exist, in the words of Python's jsonschema.
+func unexpectedName(name string) string {
+	return "Additional properties are not allowed (" + quotePython(shortenText(name)) + " was unexpected)"
 }
 
 // valueAt returns the JSON value at the offset of an UnmarshalTypeError: offset is the end of a literal, or

@@ -61,7 +61,7 @@ func (p Pages) Read(r *http.Request) (Page, error) {
 			n, err = p.MaxLimit, nil // a number that does not fit into an int
 		}
 		if err != nil || n < 0 {
-			return Page{}, wrongQuery("limit", s, fmt.Sprintf("'%s' does not match '^[0-9]*$'", shortenText(s)))
+			return Page{}, wrongQuery("limit", s, quotePython(shortenText(s))+" does not match '^[0-9]*$'")
 		}
 		out.Limit = min(n, p.MaxLimit)
 	}
@@ -78,7 +78,7 @@ func (p Pages) Read(r *http.Request) (Page, error) {
 		case slices.Contains(p.Filters, name):
 			out.Filters[name] = values
 		case !p.Lenient:
-			return Page{}, wrongQuery(name, values[0], fmt.Sprintf("Additional properties are not allowed ('%s' was unexpected)", shortenText(name)))
+			return Page{}, wrongQuery(name, values[0], unexpectedName(name))
 		}
 	}
 	return out, nil
@@ -100,7 +100,7 @@ func (p Pages) sort(q url.Values) ([]SortKey, error) {
 	var out []SortKey
 	for i, k := range keys {
 		if !slices.Contains(p.SortKeys, k) {
-			return nil, wrongQuery("sort_key", k, fmt.Sprintf("'%s' is not one of %s", shortenText(k), formatReprOf(p.SortKeys)))
+			return nil, wrongQuery("sort_key", k, quotePython(shortenText(k))+" is not one of "+pythonReprOf(p.SortKeys))
 		}
 		s := SortKey{Key: k}
 		if i < len(dirs) {
@@ -109,7 +109,7 @@ func (p Pages) sort(q url.Values) ([]SortKey, error) {
 				s.Desc = true
 			case "asc", "":
 			default:
-				return nil, wrongQuery("sort_dir", dirs[i], fmt.Sprintf("'%s' is not one of ['asc', 'desc']", shortenText(dirs[i])))
+				return nil, wrongQuery("sort_dir", dirs[i], quotePython(shortenText(dirs[i]))+" is not one of ['asc', 'desc']")
 			}
 		}
 		out = append(out, s)

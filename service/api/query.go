@@ -50,7 +50,7 @@ func (s *schema) checkQuery(raw string) error {
 	}
 	rawInstance, err := json.Marshal(instance)
 	if err != nil {
-		return fault.New(fault.Invalid, "Malformed query")
+		return fault.New(fault.Invalid, "Malformed query: %w", err)
 	}
 	return s.validate(inQuery, rawInstance, instance)
 }

@@ -3,7 +3,6 @@ package api
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"strconv"
 	"unicode/utf8"
 
@@ -89,7 +88,7 @@ func (s *scanner) object(depth int) error {
 		case '"':
 			name := s.text()
 			if !names.add(name) {
-				return fault.New(fault.Invalid, "Malformed request body: an object has the name %s twice", shortenText(fmt.Sprintf("'%s'", name)))
+				return fault.New(fault.Invalid, "Malformed request body: an object has the name %s twice", quotePython(shortenText(string(name))))
 			}
 			if s.next() == ':' {
 				s.at++

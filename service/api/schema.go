@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/santhosh-tekuri/jsonschema/v6"
 	"github.com/santhosh-tekuri/jsonschema/v6/kind"
@@ -18,12 +19,13 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Schema is a JSON Schema (draft 2020-12) for a range of versions.
+// Schema is a JSON Schema (draft 2020-12) for a range of versions, such as "2.1" to "2.36".
 type Schema struct {
 	// Min and Max are the first and the last version to which the schema applies. Empty: the first and the
 	// last version of the route.
 	Min, Max string
-	// JSON is the text of the schema, an object.
+	// JSON is the text of the schema, an object. HandleRoute panics if it is not a valid schema, or if the ranges of two
+	// schemas of a list overlap.
 	JSON string
 }
 
@@ -34,8 +36,8 @@ type schema struct {
 	doc      map[string]any
 }
 
-// compileSchemas compiles schemas. It panics if a text is not a valid schema, or if two schemas are for the
-// same version, because these are programmers' errors.
+// compileSchemas compiles the schemas of HandleRoute. It panics if a text is not a valid schema, or if two schemas are for
+// the same version, because these are programmers' errors.
 func compileSchemas(what string, list []Schema) []*schema {
 	var out []*schema
 	for i, s := range list {
@@ -69,7 +71,7 @@ func compileSchemas(what string, list []Schema) []*schema {
 	return out
 }
 
-// schemaAt returns the schema for a version, or nil.
+// schemaAt returns the schema for a version, or nil if no schema is for it.
 func schemaAt(list []*schema, v Version) *schema {
 	for _, s := range list {
 		if s.has(v) {
@@ -79,14 +81,14 @@ func schemaAt(list []*schema, v Version) *schema {
 	return nil
 }
 
-// What the errors of validate call a value.
+// Where a value is, in the words of the errors of validate.
 const (
 	inBody  = "field/attribute"
 	inQuery = "query parameters"
 )
 
-// validate checks a value that was decoded with numbers as json.Number. raw is the value's text. what is
-// inBody or inQuery.
+// validate checks a value that was decoded with numbers as json.Number. raw is the value's text. what is inBody or
+// inQuery. Invalid: the value does not fit the schema; the error has the name of the field in its Meta.
 func (s *schema) validate(what string, raw []byte, v any) error {
 	err := s.compiled.Validate(v)
 	if err == nil {
@@ -94,10 +96,10 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 	}
 	ve, ok := err.(*jsonschema.ValidationError) //nolint:errorlint // it is never wrapped
 	if !ok {
-		return fault.New(fault.Invalid, "Malformed request body: %w", err)
+		return fault.New(fault.Invalid, "validate %s: %w", what, err)
 	}
 	leaf := firstError(ve)
-	value := lookupValue(raw, leaf.InstanceLocation)
+	value := valueAtPath(raw, leaf.InstanceLocation)
 	msg := s.explain(leaf, value)
 	field := ""
 	if n := len(leaf.InstanceLocation); n > 0 {
@@ -105,14 +107,14 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 		if what == inQuery { // a parameter that is given several times is a list: the error has its name, not an index
 			field = leaf.InstanceLocation[0]
 		}
-		msg = fmt.Sprintf("Invalid input for %s %s. Value: %s. %s", what, shortenText(field), shortenText(formatStr(value)), msg)
+		msg = fmt.Sprintf("Invalid input for %s %s. Value: %s. %s", what, shortenText(field), shortenText(pythonStr(value)), msg)
 	}
 	return fieldError(field, msg)
 }
 
-// firstError returns the one of possibly many errors that the client gets. It is always the same one for the
-// same value: an error of a property comes before an error of the object
-// around it, as in Nova, which validates one property after another.
+// firstError chooses the error that the client gets. Errors are ordered by the path of their value; an error of a
+// property comes before an error of the object around it, as in Nova, which validates one property after another; then
+// errorRank counts. So the same value always gets the same error.
 func firstError(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 	var leaves []*jsonschema.ValidationError
 	var walk func(*jsonschema.ValidationError)
@@ -141,7 +143,7 @@ func firstError(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 	})
 }
 
-// errorRank orders the errors of one value: the lowest is reported.
+// errorRank orders the errors of one value: firstError chooses the lowest.
 func errorRank(k jsonschema.ErrorKind) int {
 	switch k.(type) {
 	case *kind.Type:
@@ -157,40 +159,44 @@ func errorRank(k jsonschema.ErrorKind) int {
 // explain returns the text of an error in the words of Python's jsonschema, which OpenStack's
 // clients and their tests expect. raw is the text of the value.
 func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
-	got := shortenText(formatRepr(raw))
+	got := shortenText(pythonRepr(raw))
 	switch k := e.ErrorKind.(type) {
 	case *kind.Type:
 		return got + " is not of type '" + strings.Join(k.Want, "', '") + "'"
 	case *kind.Required:
-		return "'" + k.Missing[0] + "' is a required property"
+		return quotePython(k.Missing[0]) + " is a required property"
 	case *kind.AdditionalProperties:
 		names := slices.Sorted(slices.Values(k.Properties))
+		for i, name := range names {
+			names[i] = quotePython(name)
+		}
+		list := shortenText(strings.Join(names, ", "))
 		verb, do := "was", "does"
 		if len(names) > 1 {
 			verb, do = "were", "do"
 		}
 		if patterns := s.patterns(e.SchemaURL); len(patterns) > 0 {
-			return shortenText("'"+strings.Join(names, "', '")+"'") + " " + do + " not match any of the regexes: '" + strings.Join(patterns, "', '") + "'"
+			return list + " " + do + " not match any of the regexes: '" + strings.Join(patterns, "', '") + "'"
 		}
-		return "Additional properties are not allowed (" + shortenText("'"+strings.Join(names, "', '")+"'") + " " + verb + " unexpected)"
+		return "Additional properties are not allowed (" + list + " " + verb + " unexpected)"
 	case *kind.Enum:
-		return got + " is not one of " + formatReprOf(k.Want)
+		return got + " is not one of " + pythonReprOf(k.Want)
 	case *kind.Const:
-		return formatReprOf(k.Want) + " was expected"
+		return pythonReprOf(k.Want) + " was expected"
 	case *kind.MinLength, *kind.MinItems:
 		return got + " is too short"
 	case *kind.MaxLength, *kind.MaxItems:
 		return got + " is too long"
 	case *kind.Minimum:
-		return got + " is less than the minimum of " + formatDecimal(k.Want)
+		return got + " is less than the minimum of " + formatBound(k.Want)
 	case *kind.Maximum:
-		return got + " is greater than the maximum of " + formatDecimal(k.Want)
+		return got + " is greater than the maximum of " + formatBound(k.Want)
 	case *kind.ExclusiveMinimum:
-		return got + " is less than or equal to the minimum of " + formatDecimal(k.Want)
+		return got + " is less than or equal to the minimum of " + formatBound(k.Want)
 	case *kind.ExclusiveMaximum:
-		return got + " is greater than or equal to the maximum of " + formatDecimal(k.Want)
+		return got + " is greater than or equal to the maximum of " + formatBound(k.Want)
 	case *kind.MultipleOf:
-		return got + " is not a multiple of " + formatDecimal(k.Want)
+		return got + " is not a multiple of " + formatBound(k.Want)
 	case *kind.Pattern:
 		return got + " does not match '" + k.Want + "'"
 	case *kind.Format:
@@ -209,9 +215,9 @@ func (s *schema) explain(e *jsonschema.ValidationError, raw []byte) string {
 		}
 		return got + " is valid under each of several schemas, and must be under one"
 	case *kind.PropertyNames:
-		return "'" + shortenText(k.Property) + "' is not allowed as a name"
+		return quotePython(shortenText(k.Property)) + " is not allowed as a name"
 	case *kind.DependentRequired:
-		return "'" + k.Missing[0] + "' is a dependency of '" + k.Prop + "'"
+		return quotePython(k.Missing[0]) + " is a dependency of " + quotePython(k.Prop)
 	}
 	return got + " is not valid: " + strings.Join(e.ErrorKind.KeywordPath(), "/")
 }
@@ -240,8 +246,8 @@ func (s *schema) patterns(location string) []string {
 	return slices.Sorted(maps.Keys(patterns))
 }
 
-// lookupValue returns the text of the value at a path, or nil if the path does not exist.
-func lookupValue(raw []byte, path []string) []byte {
+// valueAtPath returns the text of the value at a path, or nil if the path does not exist.
+func valueAtPath(raw []byte, path []string) []byte {
 	for _, step := range path {
 		var list []json.RawMessage
 		var object map[string]json.RawMessage
@@ -258,27 +264,27 @@ func lookupValue(raw []byte, path []string) []byte {
 	return raw
 }
 
-// formatStr formats a value as Python's str does: a string without its quotes.
-func formatStr(raw []byte) string {
+// pythonStr formats a value as Python's str does: a string without its quotes.
+func pythonStr(raw []byte) string {
 	var s string
 	if json.Unmarshal(raw, &s) == nil && bytes.HasPrefix(bytes.TrimSpace(raw), []byte{'"'}) {
 		return s
 	}
-	return formatRepr(raw)
+	return pythonRepr(raw)
 }
 
-// formatReprOf formats a Go value as Python's repr does, or returns "?" if JSON cannot express it.
-func formatReprOf(v any) string {
+// pythonReprOf formats a Go value as Python's repr does, or returns "?" if JSON cannot express it.
+func pythonReprOf(v any) string {
 	raw, err := json.Marshal(v)
 	if err != nil {
 		return "?"
 	}
-	return formatRepr(raw)
+	return pythonRepr(raw)
 }
 
-// formatRepr formats a JSON value as Python's repr does, with names in their order. Of a long value the end may be missing. It
-// returns "?" if raw is not JSON.
-func formatRepr(raw []byte) string {
+// pythonRepr formats a JSON value as Python's repr does. The names of an object keep the order of the text. The end of a
+// long value may be missing, because an error shows only its beginning. It returns "?" if raw is not JSON.
+func pythonRepr(raw []byte) string {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
 	var out strings.Builder
@@ -298,7 +304,7 @@ func writeRepr(out *strings.Builder, dec *json.Decoder) error {
 	case json.Delim:
 		return writeReprItems(out, dec, t)
 	case string:
-		out.WriteString(reprString(t))
+		out.WriteString(quotePython(t))
 	case json.Number:
 		out.WriteString(t.String())
 	case bool:
@@ -319,7 +325,7 @@ func writeReprItems(out *strings.Builder, dec *json.Decoder, open json.Delim) er
 	closing := map[json.Delim]string{'{': "}", '[': "]"}[open]
 	out.WriteString(open.String())
 	for i := 0; dec.More(); i++ {
-		switch { // of an object the decoder returns names and values in turn
+		switch { // the decoder returns the names and values of an object one after the other
 		case i == 0:
 		case open == '{' && i%2 == 1:
 			out.WriteString(": ")
@@ -338,18 +344,43 @@ func writeReprItems(out *strings.Builder, dec *json.Decoder, open json.Delim) er
 	return err
 }
 
-// reprString formats a string as Python's repr does: in single quotes, or in double quotes if it has a single quote only.
-func reprString(s string) string {
+// quotePython formats a string as Python's repr does: in single quotes, or in double quotes if it has single quotes but
+// no double quotes. Characters that cannot be printed, such as control characters, are escaped, so that an error has
+// none of them.
+func quotePython(s string) string {
 	quote := "'"
 	if strings.Contains(s, "'") && !strings.Contains(s, `"`) {
 		quote = `"`
 	}
-	esc := strings.NewReplacer(`\`, `\\`, "\n", `\n`, "\t", `\t`, "\r", `\r`, quote, `\`+quote)
-	return quote + esc.Replace(s) + quote
+	var out strings.Builder
+	out.WriteString(quote)
+	for _, r := range s {
+		switch {
+		case r == '\n':
+			out.WriteString(`\n`)
+		case r == '\t':
+			out.WriteString(`\t`)
+		case r == '\r':
+			out.WriteString(`\r`)
+		case r == '\\' || string(r) == quote:
+			out.WriteByte('\\')
+			out.WriteRune(r)
+		case unicode.IsPrint(r):
+			out.WriteRune(r)
+		case r <= 0xff:
+			fmt.Fprintf(&out, `\x%02x`, r)
+		case r <= 0xffff:
+			fmt.Fprintf(&out, `\u%04x`, r)
+		default:
+			fmt.Fprintf(&out, `\U%08x`, r)
+		}
+	}
+	out.WriteString(quote)
+	return out.String()
 }
 
-// formatDecimal formats a bound of a number as Python does: an integer without a point.
-func formatDecimal(r *big.Rat) string {
+// formatBound formats a bound of a number as Python does: an integer without a point.
+func formatBound(r *big.Rat) string {
 	if r.IsInt() {
 		return r.Num().String()
 	}

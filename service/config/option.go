@@ -119,7 +119,7 @@ func checkTags(tags reflect.StructTag) error {
 	return nil
 }
 
-// flagTags are those of fieldTags that are true or absent.
+// flagTags are the fieldTags whose value is true or absent.
 var flagTags = []string{"required", "secret", "reloadable", "strict", "multi", "protects"}
 
 // isUnset reports whether no source sets the option, and the option has no default.

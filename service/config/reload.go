@@ -162,7 +162,7 @@ func keepFixed[T any](l *loader, old, next *loaded[T], log *slog.Logger) (change
 	return changes
 }
 
-// checkReload returns what the struct's Validate and the check functions say against a change, as Invalid.
+// checkReload returns the objections of the struct's Validate and of the check functions to a change, as Invalid.
 func (c *Config[T]) checkReload(old, next *T) error {
 	var errs []error
 	if v, ok := any(next).(interface{ Validate() error }); ok { // loadStruct validated without the options that stay

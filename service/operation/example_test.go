@@ -22,27 +22,28 @@ type Volume struct {
 	Host    string `json:"host,omitempty"`
 }
 
-// openExample returns the operations in a database in memory, and a runner that is not started.
+// openExample returns an in-memory database, the store of its operations, and a runner that is not started. The caller closes
+// the database.
 func openExample() (*sqlx.DB, *operation.Store, *operation.Runner) {
 	ctx := context.Background()
-	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
+	database, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
 	if err != nil {
 		panic(err)
 	}
-	err = db.Migrate(ctx, d, fstest.MapFS{ // a component has these files among its own
+	err = db.Migrate(ctx, database, fstest.MapFS{ // a component copies these files to its own migrations, with its next numbers
 		"00001_operation.sql": {Data: []byte(operation.Schema)}, "00002_operation.sql": {Data: []byte(operation.Schema2)}, "00003_operation.sql": {Data: []byte(operation.Schema3)},
 	})
 	if err != nil {
 		panic(err)
 	}
-	ops := operation.NewStore(d)
-	return d, ops, operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "node-1", Poll: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	ops := operation.NewStore(database)
+	return database, ops, operation.NewRunner(operation.RunnerConfig{Store: ops, Host: "node-1", Poll: 10 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
 }
 
 // awaitEnd begins an operation, runs it, and returns it when it has ended. A service adds the runner to its App instead.
-func awaitEnd(ops *operation.Store, runner *operation.Runner, k operation.Kind[Volume], v *Volume) *operation.Operation {
+func awaitEnd(ops *operation.Store, runner *operation.Runner, kind operation.Kind[Volume], v *Volume) *operation.Operation {
 	ctx := context.Background()
-	id, err := operation.Begin(ctx, ops, k, "volume-1", v)
+	id, err := operation.Begin(ctx, ops, kind, "volume-1", v)
 	if err != nil {
 		panic(err)
 	}
@@ -52,12 +53,12 @@ func awaitEnd(ops *operation.Store, runner *operation.Runner, k operation.Kind[V
 	defer func() { _ = runner.Stop(ctx) }()
 	runner.Notify(id)
 	for range time.Tick(5 * time.Millisecond) {
-		o, err := ops.Show(ctx, id)
+		op, err := ops.Show(ctx, id)
 		if err != nil {
 			panic(err)
 		}
-		if o.State.Ended() {
-			return o
+		if op.State.Ended() {
+			return op
 		}
 	}
 	panic("unreachable")
@@ -65,10 +66,10 @@ func awaitEnd(ops *operation.Store, runner *operation.Runner, k operation.Kind[V
 
 // Steps share data: each step finds the changes of the steps before.
 func Example() {
-	d, ops, runner := openExample()
-	defer d.Close()
-	grow := operation.Kind[Volume]{Name: "volume.create", Timeout: time.Minute}
-	operation.Handle(runner, grow,
+	database, ops, runner := openExample()
+	defer database.Close()
+	kind := operation.Kind[Volume]{Name: "volume.create", Timeout: time.Minute}
+	operation.Handle(runner, kind,
 		operation.Step[Volume]{Name: "schedule", Do: func(_ context.Context, _ *operation.Op, v *Volume) error {
 			v.Host = "node-7"
 			return nil
@@ -78,19 +79,19 @@ func Example() {
 			return nil
 		}})
 
-	o := awaitEnd(ops, runner, grow, &Volume{SizeGiB: 10})
-	fmt.Println(o.State)
+	ended := awaitEnd(ops, runner, kind, &Volume{SizeGiB: 10})
+	fmt.Println(ended.State)
 	// Output:
 	// volume-1: 10 GiB on node-7
 	// succeeded
 }
 
-// After a step has failed, the runner undoes the steps that are done, the last step first.
+// After a step has failed, the runner compensates the completed steps: it calls their Undo, that of the last step first.
 func ExampleStep_undo() {
-	d, ops, runner := openExample()
-	defer d.Close()
-	k := operation.Kind[Volume]{Name: "volume.create"}
-	operation.Handle(runner, k,
+	database, ops, runner := openExample()
+	defer database.Close()
+	kind := operation.Kind[Volume]{Name: "volume.create"}
+	operation.Handle(runner, kind,
 		operation.Step[Volume]{
 			Name: "claim",
 			Do:   func(context.Context, *operation.Op, *Volume) error { fmt.Println("claimed"); return nil },
@@ -103,24 +104,25 @@ func ExampleStep_undo() {
 			return fault.New(fault.Exhausted, "the pool is full")
 		}})
 
-	fmt.Println(awaitEnd(ops, runner, k, &Volume{}).State)
+	fmt.Println(awaitEnd(ops, runner, kind, &Volume{}).State)
 	// Output:
 	// claimed
 	// released because: the pool is full
 	// failed
 }
 
-// Another process does the work of a step. With the token it asks whether the work is still wanted, and reports the result.
+// Another process does the work of a step. It gets the step's token, asks with Wanted whether the work is still needed, and
+// reports the result with End.
 func ExampleRunner_End() {
-	d, ops, runner := openExample()
-	defer d.Close()
-	k := operation.Kind[Volume]{Name: "volume.create"}
-	messages := make(chan string, 10) // a cast to the host, in a service
-	operation.Handle(runner, k, operation.Step[Volume]{
-		Name: "build", Limit: time.Minute,
+	database, ops, runner := openExample()
+	defer database.Close()
+	kind := operation.Kind[Volume]{Name: "volume.create"}
+	messages := make(chan string, 10) // in a service, rpc.Cast sends the message to the host
+	operation.Handle(runner, kind, operation.Step[Volume]{
+		Name: "build", Limit: time.Minute, // for the whole step, with all attempts and waits
 		Do: func(_ context.Context, op *operation.Op, _ *Volume) error {
 			messages <- op.Token
-			return operation.WaitFor("node-7", 15*time.Second) // then Do is called again
+			return operation.WaitFor("node-7", 15*time.Second) // without a report, Do is called again after 15 s
 		},
 		Reported: func(_ context.Context, _ *sqlx.Tx, op *operation.Op, _ *Volume, err error) error {
 			fmt.Printf("%s was reported, error %v\n", op.Step, err)
@@ -138,7 +140,7 @@ func ExampleRunner_End() {
 		}
 	}()
 
-	fmt.Println(awaitEnd(ops, runner, k, &Volume{}).State)
+	fmt.Println(awaitEnd(ops, runner, kind, &Volume{}).State)
 	// Output:
 	// building
 	// build was reported, error <nil>
@@ -147,28 +149,28 @@ func ExampleRunner_End() {
 
 // The function of OnEnd writes in the transaction in which the operation ends, after success and after failure.
 func ExampleOnEnd() {
-	d, ops, runner := openExample()
-	defer d.Close()
-	k := operation.Kind[Volume]{Name: "volume.create"}
-	operation.Handle(runner, k, operation.Step[Volume]{Name: "build", Do: func(context.Context, *operation.Op, *Volume) error {
+	database, ops, runner := openExample()
+	defer database.Close()
+	kind := operation.Kind[Volume]{Name: "volume.create"}
+	operation.Handle(runner, kind, operation.Step[Volume]{Name: "build", Do: func(context.Context, *operation.Op, *Volume) error {
 		return errors.New("disk on fire")
 	}})
-	operation.OnEnd(runner, k, func(_ context.Context, _ *sqlx.Tx, op *operation.Op, _ *Volume) error {
+	operation.OnEnd(runner, kind, func(_ context.Context, _ *sqlx.Tx, op *operation.Op, _ *Volume) error {
 		fmt.Printf("UPDATE volumes SET status = 'error' -- %s: %v\n", op.State, op.Err) // by tx, in a component
 		return nil
 	})
 
-	awaitEnd(ops, runner, k, &Volume{})
+	awaitEnd(ops, runner, kind, &Volume{})
 	// Output:
 	// UPDATE volumes SET status = 'error' -- failed: disk on fire
 }
 
 // A step defines which errors are retried, and how often.
 func ExampleRetry() {
-	d, ops, runner := openExample()
-	defer d.Close()
-	k := operation.Kind[Volume]{Name: "volume.attach"}
-	operation.Handle(runner, k, operation.Step[Volume]{
+	database, ops, runner := openExample()
+	defer database.Close()
+	kind := operation.Kind[Volume]{Name: "volume.attach"}
+	operation.Handle(runner, kind, operation.Step[Volume]{
 		Name:  "attach",
 		Retry: operation.Retry{Codes: []fault.Code{fault.Conflict}, Max: 5, MinDelay: time.Millisecond},
 		Do: func(_ context.Context, op *operation.Op, _ *Volume) error {
@@ -179,8 +181,8 @@ func ExampleRetry() {
 		},
 	})
 
-	o := awaitEnd(ops, runner, k, &Volume{})
-	for _, e := range o.Events {
+	ended := awaitEnd(ops, runner, kind, &Volume{})
+	for _, e := range ended.Events {
 		fmt.Println(e.Step, e.Result, e.Error)
 	}
 	// Output:
@@ -191,35 +193,35 @@ func ExampleRetry() {
 
 // A step sends its operation back to an earlier step, because the chosen host has failed.
 func ExampleGoTo() {
-	d, ops, runner := openExample()
-	defer d.Close()
-	k := operation.Kind[Volume]{Name: "volume.create"}
-	operation.Handle(runner, k,
+	database, ops, runner := openExample()
+	defer database.Close()
+	kind := operation.Kind[Volume]{Name: "volume.create"}
+	operation.Handle(runner, kind,
 		operation.Step[Volume]{Name: "schedule", Do: func(_ context.Context, _ *operation.Op, v *Volume) error {
 			v.Host = map[string]string{"": "node-1", "node-1": "node-2"}[v.Host]
 			return nil
 		}},
 		operation.Step[Volume]{Name: "build", Do: func(_ context.Context, _ *operation.Op, v *Volume) error {
 			if v.Host == "node-1" {
-				return operation.GoTo("schedule", 3, errors.New("disk on fire"))
+				return operation.GoTo("schedule", 3, errors.New("disk on fire")) // at most 3 times
 			}
 			return nil
 		}})
 
-	o := awaitEnd(ops, runner, k, &Volume{})
-	fmt.Println(o.State, string(o.Data))
+	ended := awaitEnd(ops, runner, kind, &Volume{})
+	fmt.Println(ended.State, string(ended.Data))
 	// Output:
 	// succeeded {"size_gib":0,"host":"node-2"}
 }
 
-// One process at a time does periodic work.
+// Each host has a Leader. Only the Leader that holds the lease calls its function, so node-2 does nothing here.
 func ExampleLeader() {
-	d, ops, _ := openExample()
-	defer d.Close()
+	database, ops, _ := openExample()
+	defer database.Close()
 	for _, host := range []string{"node-1", "node-2"} {
 		leader := operation.NewLeader(operation.LeaderConfig{Store: ops, Name: "audit", Host: host})
-		audit := leader.Only(func(_ context.Context, fence int64) error {
-			fmt.Println(host, "leads with fencing token", fence)
+		audit := leader.Only(func(_ context.Context, token int64) error {
+			fmt.Println(host, "leads with fencing token", token)
 			return nil
 		})
 		if err := audit(context.Background()); err != nil { // service.Loop calls it

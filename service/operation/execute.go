@@ -54,9 +54,9 @@ func (r *Runner) execute(ctx context.Context, k *kind, o *row, s *slot) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer lose(nil)
-	fence := leased.Fence
+	fencingToken := leased.Fence
 	wg.Go(func() {
-		keepLease(held, r.cfg.Lease, func(ctx context.Context) (bool, error) { return x.renewLease(ctx, o.ID, fence) }, lose)
+		keepLease(held, r.cfg.Lease, func(ctx context.Context) (bool, error) { return x.renewLease(ctx, o.ID, fencingToken) }, lose)
 	})
 	for x.next(held) {
 	}
@@ -135,9 +135,9 @@ func (r *Runner) leaseEnd(deadline, now time.Time) time.Time {
 	return end
 }
 
-func (x *execution) renewLease(ctx context.Context, id string, fence int64) (held bool, err error) {
+func (x *execution) renewLease(ctx context.Context, id string, fencingToken int64) (held bool, err error) {
 	n, err := db.Exec(ctx, x.cfg.Store.db, `UPDATE operations SET due_at = ? WHERE id = ? AND fence = ? AND due_at IS NOT NULL AND owner <> ''`,
-		x.leaseEnd(time.UnixMicro(x.deadline.Load()).UTC(), x.now()), id, fence)
+		x.leaseEnd(time.UnixMicro(x.deadline.Load()).UTC(), x.now()), id, fencingToken)
 	return n > 0, err
 }
 

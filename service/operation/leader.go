@@ -38,13 +38,13 @@ func NewLeader(cfg LeaderConfig) *Leader {
 }
 
 // Only returns a function for service.Loop that calls f if this process is the leader or can become it, and otherwise does
-// nothing. The context of f ends when the lease is lost. fence is the fencing token: it is higher for each later leader, so that what
-// keeps the highest one can reject a leader that was thought dead. The lease is kept between calls if they come more
-// often than it ends.
-func (l *Leader) Only(f func(ctx context.Context, fence int64) error) func(ctx context.Context) error {
+// nothing. The context of f ends when the lease is lost. token is the fencing token: each later leader has a higher one. So a
+// resource that remembers the highest token can reject an earlier leader that still runs. Between two calls of the function the
+// lease is kept if the time between them is shorter than LeaderConfig.Lease.
+func (l *Leader) Only(f func(ctx context.Context, token int64) error) func(ctx context.Context) error {
 	return func(ctx context.Context) error {
-		fence, err := l.acquireLease(ctx)
-		if err != nil || fence == 0 {
+		token, err := l.acquireLease(ctx)
+		if err != nil || token == 0 {
 			return err
 		}
 		held, lose := context.WithCancelCause(ctx)
@@ -54,18 +54,18 @@ func (l *Leader) Only(f func(ctx context.Context, fence int64) error) func(ctx c
 		go func() {
 			defer close(done)
 			keepLease(held, l.cfg.Lease, func(ctx context.Context) (bool, error) {
-				fence, err := l.acquireLease(ctx)
-				return fence != 0, err
+				token, err := l.acquireLease(ctx)
+				return token != 0, err
 			}, lose)
 		}()
-		return f(held, fence)
+		return f(held, token)
 	}
 }
 
-// acquireLease takes or renews the lease, and returns the fencing token, or 0 if another process leads.
-func (l *Leader) acquireLease(ctx context.Context) (fence int64, err error) {
+// acquireLease acquires or renews the lease, and returns the fencing token, or 0 if another process leads.
+func (l *Leader) acquireLease(ctx context.Context) (token int64, err error) {
 	err = db.Tx(ctx, l.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
-		fence = 0
+		token = 0
 		now, err := db.Now(ctx, tx)
 		if err != nil {
 			return err
@@ -81,21 +81,21 @@ func (l *Leader) acquireLease(ctx context.Context) (fence int64, err error) {
 		until := now.Add(l.cfg.Lease)
 		switch {
 		case len(have) == 0:
-			fence = 1
+			token = 1
 			_, err = db.Exec(ctx, tx, `INSERT INTO operation_leases (name, owner, fence, until) VALUES (?, ?, 1, ?)`, l.cfg.Name, l.owner, until)
 			return err
 		case have[0].Owner == l.owner:
-			fence = have[0].Fence
+			token = have[0].Fence
 		case have[0].Until.After(now):
 			return nil
 		default:
-			fence = have[0].Fence + 1
+			token = have[0].Fence + 1
 		}
-		_, err = db.Exec(ctx, tx, `UPDATE operation_leases SET owner = ?, fence = ?, until = ? WHERE name = ?`, l.owner, fence, until, l.cfg.Name)
+		_, err = db.Exec(ctx, tx, `UPDATE operation_leases SET owner = ?, fence = ?, until = ? WHERE name = ?`, l.owner, token, until, l.cfg.Name)
 		return err
 	})
 	if errors.Is(err, fault.Conflict) { // another process was the first at the same time
 		return 0, nil
 	}
-	return fence, err
+	return token, err
 }

@@ -25,7 +25,7 @@ type RunnerConfig struct {
 	// Lease is the length of the lease of an operation. If the holder does not renew the lease for so long, another process
 	// continues the operation. The lease is renewed every third of that time. Default 15 s.
 	Lease time.Duration
-	// Poll is how often the runner polls for operations, without a notification. Default 1 s.
+	// Poll is the time between two polls for operations, without a notification. Default 1 s.
 	Poll time.Duration
 	// MaxInFlight is how many operations run at once. Operations with a priority above 0 have a quarter more slots. Default 64.
 	MaxInFlight int
@@ -203,9 +203,9 @@ func (r *Runner) Stop(ctx context.Context) error { return r.Drain(ctx) }
 
 // Stats counts what a [Runner] has done since it was created.
 type Stats struct {
-	// Running is how many operations run in this process now.
+	// Running is the number of operations that run in this process now.
 	Running int
-	// NotUndone is how many steps could not be undone in time, plus how many operations have ended without their [OnEnd]. Their
+	// NotUndone is the number of steps that could not be undone in time, plus that of operations that ended without their [OnEnd]. Their
 	// effects, such as a claim, remain. The log has an error for each.
 	NotUndone uint64
 }

@@ -19,11 +19,11 @@ type Operation struct {
 	Kind     string `json:"kind"`
 	Resource string `json:"resource"`
 	State    State  `json:"state"`
-	// Step is how many steps are done, or, while they are undone, are left. StepName is the one that is done or undone now; it is
-	// empty until a runner has seen the operation.
+	// Step is the number of completed steps. While they are undone, it is the number of those that are left. StepName is the step
+	// that is done or undone now; it is empty until a runner has seen the operation.
 	Step     int    `json:"step"`
 	StepName string `json:"step_name"`
-	// Attempts is how many attempts at the step have failed, one after the other.
+	// Attempts is the number of attempts at the step that have failed in a row.
 	Attempts int `json:"attempts"`
 	// WaitsFor is the peer that the step waits for, see [WaitFor].
 	WaitsFor string `json:"waits_for,omitempty"`
@@ -86,7 +86,7 @@ type Filter struct {
 	Open bool
 	// Marker is the ID of the last operation of the page before.
 	Marker string
-	// Limit is how many operations are returned at most. Default 1000.
+	// Limit is the highest number of operations that are returned. Default 1000.
 	Limit int
 }
 

@@ -25,9 +25,9 @@ type Op struct {
 	State State
 	// Step is the name of the step. It is empty until a runner has seen the operation.
 	Step string
-	// Attempt is how many attempts at the step have failed since it was entered, reported ones too.
+	// Attempt is the number of attempts at the step that have failed since it was entered, reported ones too.
 	Attempt int
-	// Waits is how often the step has returned [WaitFor] since it was entered.
+	// Waits is the number of times that the step has returned [WaitFor] since it was entered.
 	Waits int
 	// Token names this entry into the step. A process that does the step's work uses the token to ask whether the work is
 	// still wanted ([Store.Wanted]) and to report the result ([Runner.End]). All attempts at the step have the same token. A

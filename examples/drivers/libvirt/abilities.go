@@ -36,17 +36,17 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 			return nil
 		case p != compute.Shutdown:
 			return wrongState("resize", id, p)
-		case g.def.meta.Before != nil:
+		case g.def.meta.OldSize != nil:
 			return fault.New(fault.Precondition, "resize: server %s has a resize that is not confirmed or reverted", id)
 		}
-		before := &earlier{VCPUs: has.VCPUs, MemoryMiB: has.MemoryMiB, DiskGiB: has.DiskGiB}
+		before := &oldSize{VCPUs: has.VCPUs, MemoryMiB: has.MemoryMiB, DiskGiB: has.DiskGiB}
 		if to.DiskGiB > has.DiskGiB {
 			var err error
 			if before.File, err = d.opts.grow(ctx, id, to.DiskGiB); err != nil {
 				return err
 			}
 		}
-		g.def.meta.Before = before
+		g.def.meta.OldSize = before
 		g.def.setResources(to)
 		return g.save(conn)
 	})
@@ -55,10 +55,10 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 // ConfirmResize implements compute.Driver. The file of the old disk stays, because it is the backing file of the new disk.
 func (d *Driver) ConfirmResize(ctx context.Context, id string) error {
 	return d.change(ctx, "confirm resize", id, func(_ context.Context, conn *lv.Connect, g *guest, _ compute.PowerState) error {
-		if g.def.meta.Before == nil {
+		if g.def.meta.OldSize == nil {
 			return nil
 		}
-		g.def.meta.Before = nil
+		g.def.meta.OldSize = nil
 		return g.save(conn)
 	})
 }
@@ -66,7 +66,7 @@ func (d *Driver) ConfirmResize(ctx context.Context, id string) error {
 // RevertResize implements compute.Driver.
 func (d *Driver) RevertResize(ctx context.Context, id string) error {
 	return d.change(ctx, "revert resize", id, func(_ context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
-		before := g.def.meta.Before
+		before := g.def.meta.OldSize
 		switch {
 		case before == nil:
 			return nil
@@ -79,7 +79,7 @@ func (d *Driver) RevertResize(ctx context.Context, id string) error {
 				return err
 			}
 		}
-		g.def.meta.Before = nil
+		g.def.meta.OldSize = nil
 		g.def.setResources(compute.Resources{VCPUs: before.VCPUs, MemoryMiB: before.MemoryMiB, DiskGiB: before.DiskGiB})
 		return g.save(conn)
 	})
@@ -100,7 +100,7 @@ func (d *Driver) Rescue(ctx context.Context, id, imageRef string) error {
 		if err := g.stop(); err != nil {
 			return err
 		}
-		g.def.boots(&d.opts, true)
+		g.def.setBootDisks(&d.opts, true)
 		if err := g.save(conn); err != nil {
 			return err
 		}
@@ -120,7 +120,7 @@ func (d *Driver) Unrescue(ctx context.Context, id string) error {
 		if err := g.stop(); err != nil {
 			return err
 		}
-		g.def.boots(&d.opts, false)
+		g.def.setBootDisks(&d.opts, false)
 		if err := g.save(conn); err != nil {
 			return err
 		}
@@ -279,7 +279,7 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	return c, err
 }
 
-// impact returns what a change of a guest's devices affects: the definition, and the guest if it runs.
+// impact returns the parts that a change of a guest's devices affects: the definition, and the guest if it runs.
 func impact(p compute.PowerState) lv.DomainDeviceModifyFlags {
 	if p == compute.Running || p == compute.Paused {
 		return lv.DOMAIN_DEVICE_MODIFY_CONFIG | lv.DOMAIN_DEVICE_MODIFY_LIVE
@@ -367,7 +367,7 @@ func (g *guest) running() (*definition, error) {
 	if err != nil {
 		return nil, err
 	}
-	return parse(doc)
+	return parseDefinition(doc)
 }
 
 func (g *guest) unplug(ctx context.Context, device, alias string, has func(*definition) []string) error {

@@ -15,7 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// metadata is the part of a guest's definition that describes its server.
+// A guest is the libvirt domain of one server, and its definition is the domain's XML. metadata is the element of this XML
+// in which the driver keeps the server's data.
 type metadata struct {
 	XMLName   xml.Name `xml:"https://github.com/armature-go/armature/compute/1 server"`
 	ID        string   `xml:"id,attr"`
@@ -27,11 +28,11 @@ type metadata struct {
 	MemoryMiB int      `xml:"memory_mib,attr"`
 	DiskGiB   int      `xml:"disk_gib,attr"`
 	Rescued   bool     `xml:"rescued,attr"`
-	Before    *earlier `xml:"before"`
+	OldSize   *oldSize `xml:"before"`
 }
 
-// earlier is the size of a guest before a resize that is not confirmed yet.
-type earlier struct {
+// oldSize is the size of a guest before a resize that is not confirmed yet.
+type oldSize struct {
 	VCPUs     int `xml:"vcpus,attr"`
 	MemoryMiB int `xml:"memory_mib,attr"`
 	DiskGiB   int `xml:"disk_gib,attr"`
@@ -46,7 +47,7 @@ func (m *metadata) resources() compute.Resources {
 // domainPrefix begins the names of guests.
 const domainPrefix = "armature-"
 
-// errNotOurs reports that a guest was not created by this driver.
+// errNotOurs means that a domain was not created by this driver.
 var errNotOurs = errors.New("not a guest of this driver")
 
 // definition is a guest's definition, with the driver's metadata decoded.
@@ -56,7 +57,8 @@ type definition struct {
 	meta metadata
 }
 
-func parse(doc string) (*definition, error) {
+// parseDefinition reads a domain's XML. errNotOurs: the domain does not have the driver's metadata.
+func parseDefinition(doc string) (*definition, error) {
 	d := new(definition)
 	if err := d.Unmarshal(doc); err != nil {
 		return nil, err
@@ -67,7 +69,8 @@ func parse(doc string) (*definition, error) {
 	return d, nil
 }
 
-func (d *definition) document() (string, error) {
+// marshalXML writes d.meta into d.Metadata and returns the domain's XML.
+func (d *definition) marshalXML() (string, error) {
 	raw, err := xml.Marshal(&d.meta)
 	if err != nil {
 		return "", err
@@ -83,10 +86,11 @@ const (
 	consoleFile = "console.log"
 )
 
+// file returns the path of a file of the server. With an empty name it is the server's directory.
 func (o *options) file(id, name string) string { return filepath.Join(o.dir, id, name) }
 
-// define returns the definition of a new server.
-func (o *options) define(s compute.Spec) *definition {
+// newDefinition builds the definition of a new server. It does not call libvirt.
+func (o *options) newDefinition(s compute.Spec) *definition {
 	d := &definition{meta: metadata{
 		ID: s.ID, Name: s.Name, Project: s.ProjectID, Image: s.ImageRef, Host: o.host,
 	}}
@@ -121,10 +125,11 @@ func (o *options) define(s compute.Spec) *definition {
 		d.Devices.Videos = []libvirtxml.DomainVideo{{Model: libvirtxml.DomainVideoModel{Type: "vga", VRam: 4096}}}
 	}
 	d.setResources(s.Resources)
-	d.boots(o, false)
+	d.setBootDisks(o, false)
 	return d
 }
 
+// setResources sets the size of the server. It does not change the size of its disk file.
 func (d *definition) setResources(r compute.Resources) {
 	d.meta.VCPUs, d.meta.MemoryMiB, d.meta.DiskGiB = r.VCPUs, r.MemoryMiB, r.DiskGiB
 	d.VCPU = &libvirtxml.DomainVCPU{Value: uint(r.VCPUs)}
@@ -132,22 +137,25 @@ func (d *definition) setResources(r compute.Resources) {
 	d.CurrentMemory = &libvirtxml.DomainCurrentMemory{Value: uint(r.MemoryMiB), Unit: "MiB"}
 }
 
-// boots lets a server boot from its own disk, or, if it is rescued, from the rescue disk with its own disk as the second.
-func (d *definition) boots(o *options, rescued bool) {
+// setBootDisks makes the server boot from its root disk. If rescued is true, it boots from the rescue disk, and the root
+// disk is the second disk. Attached volumes are kept.
+func (d *definition) setBootDisks(o *options, rescued bool) {
 	d.meta.Rescued = rescued
-	own := slices.DeleteFunc(d.Devices.Disks, func(disk libvirtxml.DomainDisk) bool { return volumeOf(&disk) == "" })
+	attached := slices.DeleteFunc(d.Devices.Disks, func(disk libvirtxml.DomainDisk) bool { return volumeOf(&disk) == "" })
 	files := []string{diskFile}
 	if rescued {
 		files = []string{rescueFile, diskFile}
 	}
-	disks := make([]libvirtxml.DomainDisk, 0, len(files)+len(own))
+	disks := make([]libvirtxml.DomainDisk, 0, len(files)+len(attached))
 	for i, name := range files {
-		disks = append(disks, disk(o.file(d.meta.ID, name), "qcow2", "vd"+string(rune('a'+i))))
+		disks = append(disks, newDisk(o.file(d.meta.ID, name), "qcow2", "vd"+string(rune('a'+i))))
 	}
-	d.Devices.Disks = append(disks, own...)
+	d.Devices.Disks = append(disks, attached...)
 }
 
-func disk(path, format, target string) libvirtxml.DomainDisk {
+// newDisk returns a virtio disk. Its source is a block device if path is one now, and otherwise a file. target is the
+// name of the device in the guest, such as vda.
+func newDisk(path, format, target string) libvirtxml.DomainDisk {
 	src := &libvirtxml.DomainDiskSource{File: &libvirtxml.DomainDiskSourceFile{File: path}}
 	if info, err := os.Stat(path); err == nil && info.Mode()&os.ModeDevice != 0 {
 		src = &libvirtxml.DomainDiskSource{Block: &libvirtxml.DomainDiskSourceBlock{Dev: path}}
@@ -166,6 +174,7 @@ const (
 	interfaceAlias = "ua-interface-"
 )
 
+// volumeOf returns the ID of the volume that a disk is, or "" for the server's own disks.
 func volumeOf(d *libvirtxml.DomainDisk) string {
 	if d.Alias == nil {
 		return ""
@@ -177,6 +186,7 @@ func volumeOf(d *libvirtxml.DomainDisk) string {
 	return id
 }
 
+// interfaceOf returns the ID of an attached interface, or "" for any other.
 func interfaceOf(i *libvirtxml.DomainInterface) string {
 	if i.Alias == nil {
 		return ""
@@ -188,6 +198,7 @@ func interfaceOf(i *libvirtxml.DomainInterface) string {
 	return id
 }
 
+// volumes returns the IDs of the attached volumes.
 func (d *definition) volumes() (ids []string) {
 	for i := range d.Devices.Disks {
 		if id := volumeOf(&d.Devices.Disks[i]); id != "" {
@@ -197,6 +208,7 @@ func (d *definition) volumes() (ids []string) {
 	return ids
 }
 
+// interfaces returns the IDs of the attached interfaces.
 func (d *definition) interfaces() (ids []string) {
 	for i := range d.Devices.Interfaces {
 		if id := interfaceOf(&d.Devices.Interfaces[i]); id != "" {
@@ -206,7 +218,8 @@ func (d *definition) interfaces() (ids []string) {
 	return ids
 }
 
-// volumeDisk returns a volume as a disk with a free device name. The first names are reserved for the server's own disks.
+// volumeDisk returns the XML of a disk for the volume, with the first free device name from vdc to vdz. vda and vdb are for
+// the root disk and the rescue disk. Exhausted: all 24 names are in use.
 func (d *definition) volumeDisk(v compute.Volume) (string, error) {
 	taken := make(map[string]bool)
 	for _, disk := range d.Devices.Disks {
@@ -216,18 +229,18 @@ func (d *definition) volumeDisk(v compute.Volume) (string, error) {
 		if taken["vd"+string(c)] {
 			continue
 		}
-		out := disk(v.Path, "raw", "vd"+string(c)) // the format is never guessed, because the guest controls the content
+		out := newDisk(v.Path, "raw", "vd"+string(c)) // the format is never guessed, because the guest controls the content
 		out.Alias = &libvirtxml.DomainAlias{Name: volumeAlias + v.ID}
 		if v.ReadOnly {
 			out.ReadOnly = &libvirtxml.DomainDiskReadOnly{}
 		}
 		return out.Marshal()
 	}
-	return "", fault.New(fault.Exhausted, "server %s has the highest possible number of volumes", d.meta.ID)
+	return "", fault.New(fault.Exhausted, "server %s has volumes at all 24 device names: detach a volume first", d.meta.ID)
 }
 
-// networkCard returns the definition of an interface. The network "user" is QEMU's user network behind the host,
-// "bridge:NAME" is a bridge of the host, and every other name is a network of libvirt.
+// networkCard returns the XML of an interface. The network "user" is QEMU's user-mode network, in which the guest reaches
+// others through the host's address. "bridge:NAME" is a bridge of the host, and every other name is a network of libvirt.
 func networkCard(i compute.Interface) (string, error) {
 	out := libvirtxml.DomainInterface{
 		MAC:   &libvirtxml.DomainInterfaceMAC{Address: i.MAC},

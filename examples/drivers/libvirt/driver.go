@@ -125,7 +125,7 @@ func (d *Driver) guest(dom *lv.Domain) (*guest, error) {
 	if err != nil {
 		return nil, err
 	}
-	def, err := parse(doc)
+	def, err := parseDefinition(doc)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +182,7 @@ func (g *guest) instance() (compute.Instance, error) {
 
 // save writes the guest's definition to libvirt.
 func (g *guest) save(conn *lv.Connect) error {
-	doc, err := g.def.document()
+	doc, err := g.def.marshalXML()
 	if err != nil {
 		return err
 	}
@@ -285,7 +285,7 @@ func (d *Driver) build(ctx context.Context, conn *lv.Connect, s compute.Spec) (*
 	if err := d.opts.overlay(ctx, d.opts.file(s.ID, diskFile), s.ImageRef, s.Resources.DiskGiB); err != nil {
 		return nil, errors.Join(err, os.RemoveAll(d.opts.file(s.ID, "")))
 	}
-	doc, err := d.opts.define(s).document()
+	doc, err := d.opts.newDefinition(s).marshalXML()
 	if err != nil {
 		return nil, err
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/armature-go/armature/service/auth"
 )
 
-// OpenAPI returns the OpenAPI 3.1 document of the API in a microversion. Errors: Invalid, if the API does not support the
-// microversion.
+// OpenAPI returns the OpenAPI 3.1 document of the API in a microversion. Errors: Invalid if version is not of the form 2.N,
+// or if the API does not support it.
 func OpenAPI(version string) (map[string]any, error) {
 	v, err := api.ParseVersion(version)
 	if err != nil {
@@ -18,7 +18,7 @@ func OpenAPI(version string) (map[string]any, error) {
 	low, _ := api.ParseVersion(minVersion)
 	high, _ := api.ParseVersion(maxVersion)
 	if !v.AtLeast(low.Major, low.Minor) || !high.AtLeast(v.Major, v.Minor) {
-		return nil, fault.New(fault.Invalid, "microversion %s is not supported: use %s to %s", v, minVersion, maxVersion)
+		return nil, fault.New(fault.Invalid, "microversion %s is not supported: the lowest is %s, the highest is %s", v, minVersion, maxVersion)
 	}
 	mux := newMux(Config{Authenticate: auth.None(Administrator), Logger: slog.New(slog.DiscardHandler)})
 	return mux.OpenAPI(api.About{

@@ -42,7 +42,7 @@ func TestFilterNames(t *testing.T) {
 		}
 	}
 	_, err = scheduler.New(scheduler.Config{Store: store.New(nil), Filters: []string{"ComputeFilter", "RamFilter"}})
-	if !errors.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), `"RamFilter" does not exist: use some of DISK_GB, MEMORY_MB, VCPU, affinity,`) {
+	if !errors.Is(err, fault.Invalid) || !strings.HasPrefix(err.Error(), `"RamFilter" does not exist: the known names are DISK_GB, MEMORY_MB, VCPU, affinity,`) {
 		t.Errorf("%v", err)
 	}
 }

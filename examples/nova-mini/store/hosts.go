@@ -332,7 +332,7 @@ func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratio
 }
 
 // Claims returns the store of the servers' claims on hosts. A claim is made only while the server waits for a host;
-// otherwise it fails with ErrStale. A claim and a deletion of one server exclude each other.
+// otherwise it fails with [compute.ErrStale]. A claim and a deletion of one server exclude each other.
 func (s *Store) Claims() placement.Store { return claims{s.claims, s} }
 
 type claims struct {

@@ -15,17 +15,20 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// States of a server, as in Nova.
+// Values of vm_state, as in Nova.
 const (
-	Building = "building" // vm_state
+	Building = "building"
 	Active   = "active"
 	Stopped  = "stopped"
 	Error    = "error"
 	Resized  = "resized" // neither confirmed nor reverted
+)
 
-	Scheduling = "scheduling" // task_state: the scheduler chooses a host
+// Values of task_state, as in Nova.
+const (
+	Scheduling = "scheduling" // the scheduler chooses a host
 	Spawning   = "spawning"   // the compute service builds the server
-	Deleting   = "deleting"   // the compute service, or without a host the conductor, removes the server
+	Deleting   = "deleting"   // the compute service removes the server; if the server has no host, the conductor does
 
 	PoweringOff   = "powering-off" // the compute service does an action
 	PoweringOn    = "powering-on"
@@ -75,7 +78,8 @@ type Server struct {
 	// Host is the host on which the server is placed. It is nil before that, and again after a build has failed.
 	Host      *string `db:"host"`
 	FaultCode int     `db:"fault_code"`
-	// FaultMessage is the text of the fault for the server's project. It has no hosts and no amounts.
+	// FaultMessage is the text of the fault for the server's project. It names no hosts and no amounts of resources. The
+	// names of the columns are older than those of the fields: fault_message has the details.
 	FaultMessage string `db:"fault_for_users"`
 	// FaultDetails is the text of the fault for administrators.
 	FaultDetails string           `db:"fault_message"`
@@ -105,7 +109,7 @@ func (s *Server) PowerState() compute.PowerState {
 	return compute.NoState
 }
 
-// Need returns the resources that the server needs of a host.
+// Need returns the resources that the server occupies on its host.
 func (s *Server) Need() compute.Resources {
 	return compute.Resources{VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, DiskGiB: s.DiskGiB}
 }
@@ -129,15 +133,20 @@ const (
 	maxMetadata = 1<<16 - 1 // Metadata as JSON
 )
 
-// CreateServer adds a server that waits for a host, together with the operation that builds the server. The rows have
-// all that a conductor needs. CreateServer sets VMState, CreatedAt and UpdatedAt. Errors: Denied, if the server has no
-// project; Invalid, if its metadata have more than 65,535 bytes as JSON.
+// CreateServer adds a server that waits for a host, together with the operation that builds the server. A conductor can
+// build the server from these rows alone, without the request. CreateServer sets VMState, CreatedAt and UpdatedAt; after an
+// error these fields have no meaning. Errors: Denied if the server has no project; Invalid if its metadata have more than
+// 65,535 bytes as JSON; Conflict with the reason DuplicateKey if the ID exists.
 func (s *Store) CreateServer(ctx context.Context, srv *Server) error {
 	if srv.ProjectID == "" {
 		return fault.New(fault.Denied, "A server needs a project: use a token that is scoped to one.")
 	}
-	if raw, err := srv.Metadata.Value(); err != nil || len(fmt.Sprint(raw)) > maxMetadata {
-		return fault.New(fault.Invalid, "Invalid metadata: all of it may have %d bytes", maxMetadata)
+	raw, err := srv.Metadata.Value()
+	if err != nil {
+		return fault.New(fault.Invalid, "Invalid metadata: %w", err)
+	}
+	if len(fmt.Sprint(raw)) > maxMetadata {
+		return fault.New(fault.Invalid, "Invalid metadata: as JSON they must have at most %d bytes", maxMetadata)
 	}
 	return s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		srv.VMState, srv.CreatedAt, srv.UpdatedAt = Building, now, now
@@ -186,7 +195,7 @@ func (s *Store) BeginDelete(ctx context.Context, id string) error {
 }
 
 // Place sets the host on which a server is to be built. It runs in the transaction that ends the operation's step. Errors:
-// ErrStale, if the server does not exist or has been built.
+// [compute.ErrStale] if the server does not exist or has been built.
 func (s *Store) Place(ctx context.Context, tx *sqlx.Tx, id, host string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET host = ?, vm_state = ?, fault_for_users = '', fault_message = '', fault_at = NULL, updated_at = UTC_TIMESTAMP(6)
 		WHERE id = ? AND launched_at IS NULL`, host, Building, id)
@@ -201,15 +210,15 @@ func (s *Store) Unplace(ctx context.Context, tx *sqlx.Tx, id, details string) er
 	return s.release(ctx, tx, id)
 }
 
-// Activate makes a server that has been built active. It runs in the transaction in which the operation ends. Errors:
-// ErrStale, if the server does not exist.
+// Activate sets vm_state to active and launched_at to now, after the server has been built. It runs in the transaction in
+// which the operation ends. Errors: [compute.ErrStale] if the server does not exist.
 func (s *Store) Activate(ctx context.Context, tx *sqlx.Tx, id string) error {
 	return db.ExecOne(ctx, tx, compute.ErrStale, `UPDATE servers SET vm_state = ?, launched_at = UTC_TIMESTAMP(6), updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, Active, id)
 }
 
 // FailCreate writes that the creation of a server has failed: the server is in ERROR, with a fault and without a host, and
-// its claim is released. A compute service that still has the server then finds an orphan and destroys it. FailCreate
-// runs in the transaction in which the operation ends. A server that does not exist is not an error.
+// its claim is released. If a compute service still has the server, it later detects the server as an orphan and destroys
+// it. FailCreate runs in the transaction in which the operation ends. A server that does not exist is not an error.
 func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, details string) error {
 	n, err := s.fail(ctx, tx, id, message, details)
 	if err == nil && n > 0 {
@@ -218,7 +227,7 @@ func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, detail
 	if err != nil {
 		return err
 	}
-	return s.release(ctx, tx, id) // also of a server that is gone: it may have claimed a host again
+	return s.release(ctx, tx, id) // also if the row is gone: the operation may have claimed a host after the deletion
 }
 
 // FailDelete writes that the deletion of a server has failed: the server is in ERROR, with a fault, and keeps its host and
@@ -244,7 +253,8 @@ func (s *Store) Remove(ctx context.Context, tx *sqlx.Tx, id string) error {
 	return s.release(ctx, tx, id)
 }
 
-// Orphans returns those of the servers ids that the database does not place on host.
+// Orphans returns the ids whose servers the database does not place on host: the server is on another host, has no host, or
+// does not exist. The order is that of ids.
 func (s *Store) Orphans(ctx context.Context, host string, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil
@@ -257,13 +267,13 @@ func (s *Store) Orphans(ctx context.Context, host string, ids []string) ([]strin
 	if err := s.db.SelectContext(ctx, &known, query, args...); err != nil {
 		return nil, db.Error(err)
 	}
-	mine := make(map[string]bool, len(known))
+	placed := make(map[string]bool, len(known))
 	for _, id := range known {
-		mine[id] = true
+		placed[id] = true
 	}
 	var out []string
 	for _, id := range ids {
-		if !mine[id] {
+		if !placed[id] {
 			out = append(out, id)
 		}
 	}

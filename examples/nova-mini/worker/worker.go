@@ -402,7 +402,7 @@ func (s *Service) Audit(ctx context.Context) error {
 	return err
 }
 
-// orphans asks a conductor which of the servers ids the database does not place on this host.
+// orphans asks a conductor for the ids whose servers the database does not place on this host.
 func (s *Service) orphans(ctx context.Context, ids []string) ([]string, error) {
 	if len(ids) == 0 {
 		return nil, nil

@@ -13,48 +13,47 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// missing returns the Debian packages that are not installed: those of the services, and
-// those that tests need: a C compiler for the race detector, curl for the commands that
-// nova-mini prints, the generators of code from .proto files, Python's packages for a driver,
-// OpenStack's command line, and oslo.config and oslo.policy, with which tests compare this
-// project's packages.
-func missing(ctx context.Context) []string {
+// missingPackages returns the Debian packages that are not installed. The services need some of them. The tests need the
+// others: a C compiler for the race detector; curl for the commands that nova-mini prints; protoc and its gRPC plugin to
+// generate code; openssl and Python's gRPC for drivers in Python; OpenStack's command line; and oslo.config and
+// oslo.policy, with which the packages config and policy are compared.
+func missingPackages(ctx context.Context) []string {
 	list := testenv.Missing()
 	for _, tool := range []struct{ program, packages string }{{"gcc", "gcc libc6-dev"}, {"curl", "curl"}, {"protoc", "protobuf-compiler"}, {"grpc_python_plugin", "protobuf-compiler-grpc"}, {"openssl", "openssl"}, {"openstack", "python3-openstackclient"}} {
 		if _, err := exec.LookPath(tool.program); err != nil {
 			list = append(list, strings.Fields(tool.packages)...)
 		}
 	}
-	for _, of := range []struct{ modules, packages string }{{"grpc, google.protobuf", "python3-grpcio python3-protobuf"}, {"oslo_config", "python3-oslo.config"}, {"oslo_policy", "python3-oslo.policy"}} {
-		if exec.CommandContext(ctx, "/usr/bin/python3", "-c", "import "+of.modules).Run() != nil {
-			list = append(list, strings.Fields(of.packages)...)
+	for _, library := range []struct{ modules, packages string }{{"grpc, google.protobuf", "python3-grpcio python3-protobuf"}, {"oslo_config", "python3-oslo.config"}, {"oslo_policy", "python3-oslo.policy"}} {
+		if exec.CommandContext(ctx, "/usr/bin/python3", "-c", "import "+library.modules).Run() != nil {
+			list = append(list, strings.Fields(library.packages)...)
 		}
 	}
 	return list
 }
 
-// install installs the missing packages with apt-get, if this process runs as root on Debian
-// or Ubuntu. Otherwise the error names them. The services of the packages are not started.
-func install(ctx context.Context) error {
-	missing := missing(ctx)
-	if len(missing) == 0 {
+// installMissing installs the missing packages with apt-get. If the user is not root or apt-get does not exist, it returns
+// an error that names the packages. The packages' services are not started.
+func installMissing(ctx context.Context) error {
+	packages := missingPackages(ctx)
+	if len(packages) == 0 {
 		return nil
 	}
 	apt, err := exec.LookPath("apt-get")
 	if err != nil || os.Geteuid() != 0 {
-		return fmt.Errorf("packages are missing: install %s (on Debian or Ubuntu: sudo apt-get install --no-install-recommends %[1]s)",
-			strings.Join(missing, " "))
+		return fmt.Errorf("please install %s (on Debian or Ubuntu: sudo apt-get install --no-install-recommends %[1]s)",
+			strings.Join(packages, " "))
 	}
 	begin := time.Now()
-	fmt.Fprintf(os.Stderr, "testenv: installing %s with apt-get\n", strings.Join(missing, " "))
-	done, err := denyStart()
+	fmt.Fprintf(os.Stderr, "testenv: installing %s with apt-get\n", strings.Join(packages, " "))
+	allowStart, err := denyStart()
 	if err != nil {
-		return err
+		return fmt.Errorf("prevent packages from starting their services: %w", err)
 	}
-	defer done()
+	defer allowStart()
 	for _, args := range [][]string{
 		{"update"},
-		append([]string{"install", "-y", "--no-install-recommends"}, missing...),
+		append([]string{"install", "-y", "--no-install-recommends"}, packages...),
 	} {
 		args = append([]string{"-q", "-o", "DPkg::Lock::Timeout=300"}, args...)
 		cmd := exec.CommandContext(ctx, apt, args...)
@@ -63,18 +62,20 @@ func install(ctx context.Context) error {
 			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	if left := testenv.Missing(); len(left) > 0 {
-		return fmt.Errorf("apt-get succeeded, but the programs of %s cannot be found", strings.Join(left, " "))
+	if missing := missingPackages(ctx); len(missing) > 0 {
+		return fmt.Errorf("install with apt-get: apt-get succeeded, but the programs or modules of %s cannot be found; look whether PATH or another version hides them",
+			strings.Join(missing, " "))
 	}
 	fmt.Fprintf(os.Stderr, "testenv: installed in %.1f s\n", time.Since(begin).Seconds())
 	return nil
 }
 
-// denyStart writes a policy that keeps packages from starting their services, unless the
-// machine has a policy of its own. The returned function removes it.
+// denyStart writes /usr/sbin/policy-rc.d, which prevents packages from starting their services when they are installed. If
+// the file exists, it is the machine's own policy, and denyStart leaves it as it is. The returned function removes the file
+// that denyStart wrote.
 func denyStart() (func(), error) {
 	const policy = "/usr/sbin/policy-rc.d"
-	f, err := os.OpenFile(policy, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700) //nolint:gosec // it is a program
+	f, err := os.OpenFile(policy, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o700) //nolint:gosec // policy-rc.d must be executable
 	if errors.Is(err, fs.ErrExist) {
 		return func() {}, nil
 	}

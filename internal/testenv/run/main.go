@@ -55,7 +55,7 @@ func main() {
 func run(args []string, signals <-chan os.Signal) (code int, err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	defer cancel(nil)
-	if err := install(ctx); err != nil {
+	if err := installMissing(ctx); err != nil {
 		return 1, err
 	}
 	dir, err := os.MkdirTemp("", "armature-")

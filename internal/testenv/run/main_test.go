@@ -108,8 +108,32 @@ func TestUsage(t *testing.T) {
 	}
 }
 
-// processes returns the command lines of all processes with text in their command line,
-// directory or environment.
+// TestInstall: if apt-get succeeds without installing anything, the error names every package that is still missing, also
+// those that only tests need.
+func TestInstall(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" || os.Geteuid() != 0 {
+		t.Skip("only root on Linux installs packages")
+	}
+	dir := t.TempDir()
+	bin := filepath.Join(dir, "run")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, out)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "apt-get"), []byte("#!/bin/sh\nexit 0\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), bin, "--", "/bin/sh", "-c", "echo started")
+	cmd.Env = []string{"PATH=" + dir, "HOME=" + dir, "TMPDIR=" + dir} // without gcc and curl
+	out, err := cmd.CombinedOutput()
+	last := strings.Split(strings.TrimSpace(string(out)), "\n")
+	if text := last[len(last)-1]; err == nil || !strings.Contains(text, "apt-get succeeded") || !strings.Contains(text, "gcc") || !strings.Contains(text, "curl") {
+		t.Errorf("%v\n%s\nwant an error that names gcc and curl", err, out)
+	}
+}
+
+// processes returns the command lines of all that have text in their command
+// line, their directory or their environment.
 func processes(t *testing.T, text string) []string {
 	t.Helper()
 	dirs, err := filepath.Glob("/proc/[0-9]*")
