@@ -40,6 +40,41 @@ func (l *Log) Note(ctx context.Context, log *slog.Logger, level slog.Level, acti
 	log.Log(ctx, l.limiter.Level(level), action+" failed", append([]any{"error", err, "failures", l.failures}, attrs...)...)
 }
 
+// Group is a [Log] of one action on several members, such as queues that one outage makes fail together. The zero value is
+// usable. It is safe for concurrent use.
+type Group struct {
+	mu      sync.Mutex
+	failing map[any]bool // members whose last action failed
+	log     Log
+}
+
+// Note is [Log.Note] for the action on one member, which must be comparable. "<action> works again" is logged when no member
+// fails any more.
+func (g *Group) Note(ctx context.Context, log *slog.Logger, level slog.Level, action string, member any, err error, attrs ...any) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err == nil {
+		delete(g.failing, member)
+		if len(g.failing) > 0 {
+			return
+		}
+	} else {
+		if g.failing == nil {
+			g.failing = make(map[any]bool)
+		}
+		g.failing[member] = true
+	}
+	g.log.Note(ctx, log, level, action, err, false, attrs...)
+}
+
+// Forget removes a member that has ended, and logs nothing. If the member was the last one that failed, the next success of
+// another member is logged as the end of the outage.
+func (g *Group) Forget(member any) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.failing, member)
+}
+
 // Limiter limits the lines about one kind of event that has no visible end. The zero value is usable. It is safe for
 // concurrent use.
 type Limiter struct {

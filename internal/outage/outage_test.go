@@ -60,3 +60,34 @@ func TestLimiter(t *testing.T) {
 		}
 	})
 }
+
+// TestGroup: the outage of two members is one WARN, and it ends when both work.
+func TestGroup(t *testing.T) {
+	t.Parallel()
+	log, lines := logtest.New()
+	var g outage.Group
+	note := func(member string, err error) {
+		g.Note(t.Context(), log, slog.LevelWarn, "consume", member, err, "queue", member)
+	}
+	down := errors.New("down")
+	note("c", nil)
+	for range 2 {
+		note("a", down)
+		note("b", down)
+	}
+	note("c", nil)
+	note("a", nil)
+	if w, d, i := lines.Count(slog.LevelWarn, ""), lines.Count(slog.LevelDebug, ""), lines.Count(slog.LevelInfo, ""); w != 1 || d != 3 || i != 0 {
+		t.Errorf("during the outage: %d WARN, %d DEBUG, %d INFO, want 1, 3, 0", w, d, i)
+	}
+	note("b", nil)
+	if i := lines.Count(slog.LevelInfo, "consume works again"); i != 1 {
+		t.Errorf("%d INFO at the end, want 1", i)
+	}
+	note("a", down)
+	g.Forget("a")
+	note("c", nil)
+	if w, i := lines.Count(slog.LevelWarn, ""), lines.Count(slog.LevelInfo, ""); w != 2 || i != 2 {
+		t.Errorf("after a member has ended: %d WARN, %d INFO, want 2, 2", w, i)
+	}
+}

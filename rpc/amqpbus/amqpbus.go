@@ -40,6 +40,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
@@ -109,6 +110,8 @@ type Bus struct {
 
 	mu        sync.Mutex
 	consumers map[*consumer]bool
+
+	consuming outage.Group // logs which of the consumers fail
 }
 
 // New returns a bus that is not connected. The error, with code Invalid, names
@@ -238,6 +241,7 @@ func (b *Bus) drop(c *consumer) {
 	b.mu.Lock()
 	delete(b.consumers, c)
 	b.mu.Unlock()
+	b.consuming.Forget(c)
 }
 
 // Check returns nil if the bus is connected and all its queues are consumed, and

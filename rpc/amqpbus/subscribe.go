@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	mrand "math/rand/v2"
 	"sync"
 	"time"
@@ -167,6 +168,7 @@ func (c *consumer) run(ctx context.Context) {
 			}
 			first = false
 			c.set(nil)
+			c.logAttempt(ctx, nil)
 			c.set(c.pump(ctx, in))
 			continue
 		}
@@ -175,9 +177,14 @@ func (c *consumer) run(ctx context.Context) {
 			c.ready <- refused(err, "queue "+c.name)
 			return
 		}
-		c.bus.cfg.Logger.Warn("cannot consume, trying again", "queue", c.name, "error", err)
+		c.logAttempt(ctx, err)
 		wait.Wait(ctx)
 	}
+}
+
+// logAttempt logs the result of an attempt to consume. An outage of the broker fails all queues, so one line is for all of them.
+func (c *consumer) logAttempt(ctx context.Context, err error) {
+	c.bus.consuming.Note(ctx, c.bus.cfg.Logger, slog.LevelWarn, "consume queue", c, err, "queue", c.name)
 }
 
 // final reports whether the broker would refuse the queue again. Other refusals

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -49,13 +50,7 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	opts.AllowReconnect, opts.IgnoreAuthErrorAbort = false, true
 	opts.PingInterval, opts.MaxPingsOut = pingEvery, 2
 	opts.ClosedCB = func(*nats.Conn) { close(c.closed) }
-	opts.AsyncErrorCB = func(_ *nats.Conn, s *nats.Subscription, err error) {
-		subject := ""
-		if s != nil {
-			subject = s.Subject
-		}
-		b.cfg.Logger.Warn("NATS client reported an error", "subject", subject, "error", err)
-	}
+	opts.AsyncErrorCB = b.logAsyncError
 	opts.TLSConfig = cmp.Or(b.cfg.TLS, &tls.Config{MinVersion: tls.VersionTLS12}).Clone()
 	opts.Secure = slices.ContainsFunc(b.cfg.URLs, func(u string) bool { return strings.HasPrefix(u, "tls:") })
 	var err error
@@ -76,6 +71,19 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 		return nil, err
 	}
 	return c, nil
+}
+
+// logAsyncError logs an error that nats.go reports outside a call, each kind at most once a minute at WARN, and else at DEBUG:
+// a slow subscriber drops messages again and again.
+func (b *Bus) logAsyncError(_ *nats.Conn, s *nats.Subscription, err error) {
+	subject, text, lines := "", "NATS client reported an error", &b.errorLines
+	if s != nil {
+		subject = s.Subject
+	}
+	if errors.Is(err, nats.ErrSlowConsumer) {
+		text, lines = "NATS client dropped messages of a slow subscriber", &b.dropLines
+	}
+	b.cfg.Logger.Log(context.Background(), lines.Level(slog.LevelWarn), text, "subject", subject, "error", err)
 }
 
 // close closes the connection when NATS has what was written, and waits until nats.go has ended.

@@ -41,6 +41,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/broker"
 	"github.com/armature-go/armature/rpc/internal/life"
@@ -92,6 +93,9 @@ type Bus struct {
 	mu      sync.Mutex
 	endLink func()   // ends the connection and waits for that; nil before Start
 	streams sync.Map // each *stream that is consumed
+
+	consuming             outage.Group   // logs which of the streams fail
+	dropLines, errorLines outage.Limiter // of the lines of logAsyncError
 }
 
 // New returns a bus that is not connected. The error, with code Invalid, names

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
@@ -137,6 +138,7 @@ type stream struct {
 	bytes     int            // the sum of these
 	stopped   bool           // no more is delivered
 	err       error          // why nothing is consumed
+	refused   bool           // JetStream refused a request, and has not accepted one since
 }
 
 // open makes the stream, see subscription.
@@ -146,6 +148,7 @@ func (q *stream) open(ctx context.Context) error { return q.bus.createStream(ctx
 func (q *stream) consume(ctx context.Context) {
 	q.bus.streams.Store(q, true) // for Check
 	defer q.bus.streams.Delete(q)
+	defer q.bus.consuming.Forget(q)
 	for ctx.Err() == nil {
 		if c, epoch, err := q.bus.link.Get(ctx); err == nil {
 			q.consumeOver(ctx, epoch, c)
@@ -254,16 +257,18 @@ func (q *stream) receive(msg *nats.Msg) {
 		q.deliverLocked(msg, md.NumDelivered > 1)
 	case msg.Subject != q.inbox+strconv.Itoa(q.requests): // of an earlier request, or of another program
 	case status == "404", status == "408": // its time is over
-		q.requested, q.err = 0, nil
+		q.requested = 0
+		q.acceptedLocked()
 		q.requestLocked()
 	default:
-		q.requested, q.err = 0, fmt.Errorf("JetStream answers %s %s", status, msg.Header.Get("Description"))
+		q.requested, q.refused, q.err = 0, true, fmt.Errorf("JetStream answers %s %s", status, msg.Header.Get("Description"))
 		q.notify()
 	}
 }
 
 func (q *stream) deliverLocked(msg *nats.Msg, redelivered bool) {
-	q.requested, q.err = max(q.requested-1, 0), nil
+	q.requested = max(q.requested-1, 0)
+	q.acceptedLocked()
 	q.held[msg.Reply] = len(msg.Data)
 	q.bytes += len(msg.Data)
 	q.requestLocked()
@@ -279,6 +284,15 @@ func (q *stream) deliverLocked(msg *nats.Msg, redelivered bool) {
 	}
 }
 
+// acceptedLocked notes that JetStream accepted a request.
+func (q *stream) acceptedLocked() {
+	q.err = nil
+	if q.refused {
+		q.refused = false
+		q.notify() // consumeOver logs it
+	}
+}
+
 // notify has consume look at err and held.
 func (q *stream) notify() {
 	select {
@@ -289,19 +303,32 @@ func (q *stream) notify() {
 
 // restore recreates the stream or its consumer if JetStream has refused a request, and sends another request.
 func (q *stream) restore(ctx context.Context) {
-	why := q.state()
+	q.mu.Lock()
+	why, refused := q.err, q.refused
+	q.mu.Unlock()
+	if !refused {
+		q.logAttempt(ctx, nil)
+	}
 	if why == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiTime)
+	try, cancel := context.WithTimeout(ctx, apiTime)
 	defer cancel()
-	backoff.Sleep(ctx, backoff.Jitter(restoreDelay))
-	err := q.bus.createStream(ctx, q.subject)
-	q.bus.cfg.Logger.Warn("stream was not consumed, consuming again", "stream", streamName(q.subject), "reason", why, "error", err)
+	backoff.Sleep(try, backoff.Jitter(restoreDelay))
+	err := q.bus.createStream(try, q.subject)
+	if err != nil {
+		why = fmt.Errorf("%w; %w", why, err)
+	}
+	q.logAttempt(ctx, why)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.err = err
 	q.requestLocked()
+}
+
+// logAttempt logs whether JetStream accepts the requests. An outage of JetStream fails all streams, so one line is for all of them.
+func (q *stream) logAttempt(ctx context.Context, err error) {
+	q.bus.consuming.Note(ctx, q.bus.cfg.Logger, slog.LevelWarn, "consume stream", q, err, "stream", streamName(q.subject))
 }
 
 // republish publishes a message again that was not delivered when the subscription ended: after a Nack it would be marked
