@@ -166,7 +166,7 @@ func (h *healing) blockBroker() {
 		if spent := time.Since(start); spent > time.Second {
 			h.Errorf("a cast with 200 ms took %v: %v", spent, err)
 		}
-		if err := h.cliBus.Check(ctx); err == nil || !h.cliBus.Capabilities().Stats().Blocked || !strings.Contains(err.Error(), "takes no messages") {
+		if err := h.cliBus.Check(ctx); err == nil || !h.cliBus.Capabilities().Stats().Blocked || !strings.Contains(err.Error(), "accepts no messages") {
 			return fmt.Errorf("Check: %w, Blocked: %v", err, h.cliBus.Capabilities().Stats().Blocked)
 		}
 		if fault.CodeOf(err) != fault.Timeout {

@@ -44,7 +44,9 @@ func TestDropsLogged(t *testing.T) {
 	}
 	sender := open(t, url, exchange)
 	payload := fmt.Sprintf("%600d", 1)
-	drops := func() int { return lines.Count(slog.LevelWarn, "NATS client") + lines.Count(slog.LevelDebug, "NATS client") }
+	drops := func() int {
+		return lines.Count(slog.LevelWarn, "NATS client") + lines.Count(slog.LevelDebug, "NATS client")
+	}
 	const rounds = 4
 	for n := range rounds {
 		waittest.Until(t, "a dropped fanout in the log", func() bool {
@@ -86,7 +88,9 @@ func TestStreamOutageLogged(t *testing.T) {
 	if _, err := js.CreateStream(limited(t), jetstream.StreamConfig{Name: name, Subjects: []string{exchange + ".other"}}); err != nil {
 		t.Fatal(err)
 	}
-	failures := func() int { return lines.Count(slog.LevelWarn, "") + lines.Count(slog.LevelDebug, "consume stream failed") }
+	failures := func() int {
+		return lines.Count(slog.LevelWarn, "") + lines.Count(slog.LevelDebug, "consume stream failed")
+	}
 	waittest.Until(t, "four failed attempts", func() bool { return failures() >= 4 })
 	if err := js.DeleteStream(limited(t), name); err != nil {
 		t.Fatal(err)
