@@ -40,8 +40,8 @@ const (
 const (
 	// barrierDelay is how long messages wait for a common barrier.
 	barrierDelay = 5 * time.Millisecond
-	// expireEvery is how often attempts of Send are ended whose contexts have ended.
-	expireEvery = time.Second
+	// expireInterval is how often attempts of Send are ended whose contexts have ended.
+	expireInterval = time.Second
 	// barrierToken is the last part of the subject of a barrier.
 	barrierToken = "barrier"
 )
@@ -100,7 +100,7 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 	}
 	s.mu.Unlock()
 	if err := s.conn.PublishMsg(msg); err != nil {
-		s.finish(a, publishError(msg, s.conn.MaxPayload(), err))
+		s.endAttempt(a, publishError(msg, s.conn.MaxPayload(), err))
 		return
 	}
 	if o.by != byBarrier && o.by != byBarrierNow {
@@ -133,8 +133,8 @@ func parseAnswerSubject(subject string) (sent int) {
 	return sent
 }
 
-// finish ends an attempt, if it has not ended.
-func (s *attempts) finish(a *attempt, err error) {
+// endAttempt ends an attempt, if it has not ended.
+func (s *attempts) endAttempt(a *attempt, err error) {
 	s.mu.Lock()
 	pending := a != nil && s.pending[a.token] == a
 	if pending {
@@ -154,7 +154,7 @@ func (s *attempts) confirmCall(id string) {
 	s.mu.Lock()
 	a := s.calls[id]
 	s.mu.Unlock()
-	s.finish(a, nil)
+	s.endAttempt(a, nil)
 }
 
 // endExpired ends the attempts whose contexts have ended.
@@ -168,7 +168,7 @@ func (s *attempts) endExpired() {
 	}
 	s.mu.Unlock()
 	for _, a := range expired {
-		s.finish(a, fault.New(fault.Unknown, "NATS did not answer, the message may have been sent: %w", a.ctx.Err()))
+		s.endAttempt(a, fault.New(fault.Unknown, "NATS did not answer, the message may have been sent: %w", a.ctx.Err()))
 	}
 }
 
@@ -208,7 +208,7 @@ func (s *attempts) receiveAnswer(msg *nats.Msg) {
 		s.mu.Lock()
 		a := s.pending[n]
 		s.mu.Unlock()
-		s.finish(a, readAnswer(msg))
+		s.endAttempt(a, readAnswer(msg))
 		return
 	}
 	s.mu.Lock()
@@ -216,7 +216,7 @@ func (s *attempts) receiveAnswer(msg *nats.Msg) {
 	s.barriers = s.barriers[1:]
 	s.mu.Unlock()
 	for _, a := range confirmed {
-		s.finish(a, nil)
+		s.endAttempt(a, nil)
 	}
 }
 

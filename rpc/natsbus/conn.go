@@ -21,12 +21,12 @@ import (
 )
 
 const (
-	// dialTime bounds one attempt on one server, the handshakes included.
-	dialTime = 5 * time.Second
-	// pingEvery is how often NATS is pinged over a quiet connection. The connection is lost when two answers are missing.
-	pingEvery = 5 * time.Second
-	// flushTime bounds the wait for NATS when a subscription or a connection ends.
-	flushTime = time.Second
+	// dialTimeout bounds one attempt on one server, the handshakes included.
+	dialTimeout = 5 * time.Second
+	// pingInterval is how often NATS is pinged over a quiet connection. The connection is lost when two answers are missing.
+	pingInterval = 5 * time.Second
+	// flushTimeout bounds the wait for NATS when a subscription or a connection ends.
+	flushTimeout = time.Second
 )
 
 // conn is one connection. The bus replaces a lost one: nats.go's own reconnection is off, because it hides which
@@ -46,9 +46,9 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	d := &dialer{ctx: ctx}
 	c := &conn{closed: make(chan struct{})}
 	opts := nats.GetDefaultOptions()
-	opts.Servers, opts.Name, opts.Timeout, opts.CustomDialer = b.cfg.URLs, b.cfg.Exchange, dialTime, d
+	opts.Servers, opts.Name, opts.Timeout, opts.CustomDialer = b.cfg.URLs, b.cfg.Exchange, dialTimeout, d
 	opts.AllowReconnect, opts.IgnoreAuthErrorAbort = false, true
-	opts.PingInterval, opts.MaxPingsOut = pingEvery, 2
+	opts.PingInterval, opts.MaxPingsOut = pingInterval, 2
 	opts.ClosedCB = func(*nats.Conn) { close(c.closed) }
 	opts.AsyncErrorCB = b.logAsyncError
 	opts.TLSConfig = cmp.Or(b.cfg.TLS, &tls.Config{MinVersion: tls.VersionTLS12}).Clone()
@@ -88,16 +88,16 @@ func (b *Bus) logAsyncError(_ *nats.Conn, s *nats.Subscription, err error) {
 
 // close closes the connection when NATS has what was written, and waits until nats.go has ended.
 func (c *conn) close() {
-	_ = c.FlushTimeout(flushTime) // after an error it is lost
+	_ = c.FlushTimeout(flushTimeout) // after an error it is lost
 	c.Close()
 	<-c.closed
 }
 
-// hold returns when the connection is lost, or closes it when ctx ends.
-func (b *Bus) hold(ctx context.Context, c *conn) error {
+// watchConnection returns when the connection is lost, or closes it when ctx ends.
+func (b *Bus) watchConnection(ctx context.Context, c *conn) error {
 	b.cfg.Logger.Debug("connected to NATS", "server", c.ConnectedUrlRedacted())
 	defer c.attempts.failAll()
-	expire := time.NewTicker(expireEvery)
+	expire := time.NewTicker(expireInterval)
 	defer expire.Stop()
 	for {
 		select {
@@ -132,7 +132,7 @@ type dialer struct {
 }
 
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
-	c, err := (&net.Dialer{Timeout: dialTime}).DialContext(d.ctx, network, address)
+	c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(d.ctx, network, address)
 	if err != nil {
 		return nil, err
 	}

@@ -50,7 +50,7 @@ func (l *live) open(ctx context.Context) (err error) {
 		}
 	}
 	if err != nil {
-		l.drain()
+		l.drainSubscriptions()
 		return fault.New(fault.Unavailable, "NATS did not answer in time: %w", err)
 	}
 	return nil
@@ -60,12 +60,12 @@ func (l *live) open(ctx context.Context) (err error) {
 func (l *live) subscribe() error {
 	group, receive := liveGroup, l.receiveRejectable
 	if l.s.Mode == bus.Private {
-		group, receive = "", l.receiveOther
+		group, receive = "", l.receiveUnrejectable
 	}
 	sub, err := l.conn.QueueSubscribe(l.bus.subject(l.s.Topic), group, receive)
 	l.subs = []*nats.Subscription{sub}
 	if err == nil && l.s.Fanout != "" {
-		sub, err = l.conn.Subscribe(l.bus.subject(l.s.Fanout), l.receiveOther)
+		sub, err = l.conn.Subscribe(l.bus.subject(l.s.Fanout), l.receiveUnrejectable)
 		l.subs = append(l.subs, sub)
 	}
 	if err == nil && (group == "" || l.s.Fanout != "") {
@@ -74,8 +74,8 @@ func (l *live) subscribe() error {
 	return err
 }
 
-// drain ends the subscriptions; what NATS has sent until then still comes.
-func (l *live) drain() {
+// drainSubscriptions ends the subscriptions; what NATS has sent until then still comes.
+func (l *live) drainSubscriptions() {
 	for _, s := range l.subs {
 		_ = s.Drain() // on an error it is lost with the connection
 	}
@@ -99,9 +99,9 @@ func (l *live) consume(ctx context.Context) {
 	close(l.ended)
 	l.writers.Wait()
 	close(l.out)
-	l.drain()
+	l.drainSubscriptions()
 	if l.epoch.Err() == nil {
-		_ = l.conn.FlushTimeout(flushTime) // then what NATS had sent has been rejected
+		_ = l.conn.FlushTimeout(flushTimeout) // then what NATS had sent has been rejected
 	}
 }
 
@@ -117,11 +117,11 @@ func (l *live) addWriterLocked() bool {
 func (l *live) receiveRejectable(msg *nats.Msg) {
 	d := &rejectable{live: l, msg: msg, m: unmarshal(msg)}
 	sent := max(parseAnswerSubject(msg.Reply), 1)
-	d.deliver(min(minSlotWait<<min(sent-1, 8), maxSlotWait))
+	d.deliverWithin(min(minSlotWait<<min(sent-1, 8), maxSlotWait))
 }
 
-// receiveOther delivers a message that cannot be rejected: of a Private topic, or a fanout. Those behind it wait in nats.go.
-func (l *live) receiveOther(msg *nats.Msg) {
+// receiveUnrejectable delivers a message that cannot be rejected: of a Private topic, or a fanout. Those behind it wait in nats.go.
+func (l *live) receiveUnrejectable(msg *nats.Msg) {
 	m := unmarshal(msg)
 	if s := l.bus.link.State(); s.Epoch != nil {
 		if m.Kind == bus.Reply || m.Kind == bus.Heartbeat {
@@ -156,14 +156,14 @@ type rejectable struct {
 	redelivered bool
 }
 
-// deliver delivers a message. It is rejected if it has no slot within wait, or if too many messages wait.
-func (r *rejectable) deliver(wait time.Duration) {
+// deliverWithin delivers a message. It is rejected if it has no slot within wait, or if too many messages wait.
+func (r *rejectable) deliverWithin(wait time.Duration) {
 	l, size := r.live, len(r.msg.Data)
 	l.mu.Lock()
 	full := l.waiting >= max(l.s.Slots, minWaiting) || l.waiting > 0 && l.bytes+size > l.bus.cfg.MaxInFlight
 	if full || !l.addWriterLocked() {
 		l.mu.Unlock()
-		r.answer(answerRejected)
+		r.answerSender(answerRejected)
 		return
 	}
 	l.waiting++
@@ -191,7 +191,7 @@ func (r *rejectable) deliver(wait time.Duration) {
 		case <-time.After(wait):
 		case <-l.ended:
 		}
-		r.answer(answerRejected)
+		r.answerSender(answerRejected)
 	}()
 }
 
@@ -200,15 +200,15 @@ func (r *rejectable) Settle(ack bool) error {
 	switch {
 	case !ack:
 		r.redelivered = true
-		r.deliver(maxSlotWait)
+		r.deliverWithin(maxSlotWait)
 	case parseAnswerSubject(r.msg.Reply) == 0:
-		r.answer(answerAcked)
+		r.answerSender(answerAcked)
 	}
 	return nil
 }
 
-// answer tells the sender what became of a message.
-func (r *rejectable) answer(text string) {
+// answerSender tells the sender what became of a message.
+func (r *rejectable) answerSender(text string) {
 	if r.msg.Reply != "" {
 		_ = r.live.bus.publishRaw(r.msg.Reply, text) // without a connection the sender sees that it is lost, or its deadline ends
 	}

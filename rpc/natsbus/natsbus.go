@@ -114,7 +114,7 @@ func New(cfg Config) (*Bus, error) {
 	cfg.ConnectTimeout = cmp.Or(max(cfg.ConnectTimeout, 0), 10*time.Second)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
 	b := &Bus{cfg: cfg, life: life.New()}
-	b.link = link.New(link.Config[*conn]{Dial: b.dial, Hold: b.hold})
+	b.link = link.New(link.Config[*conn]{Dial: b.dial, Hold: b.watchConnection})
 	return b, nil
 }
 
@@ -129,19 +129,19 @@ func (b *Bus) Start(ctx context.Context) error {
 		c, err := b.dial(ctx)
 		if err == nil {
 			if _, err = c.js.AccountInfo(ctx); err == nil {
-				b.warnOld(c.ConnectedServerVersion())
-				b.keep(c) //nolint:contextcheck // the connection outlives Start
+				b.warnOldServer(c.ConnectedServerVersion())
+				b.runLink(c) //nolint:contextcheck // the connection outlives Start
 				return nil
 			}
 			c.close()
 		}
-		return fault.New(startCode(err), "connect to NATS at %s: gave up after %v: %v",
+		return fault.New(startErrorCode(err), "connect to NATS at %s: gave up after %v: %v",
 			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
 	})
 }
 
-// keep keeps the connection up. The connection ends after its users, so that they can requeue what they hold.
-func (b *Bus) keep(c *conn) {
+// runLink keeps the connection open. The connection ends after its users, so that they can requeue what they hold.
+func (b *Bus) runLink(c *conn) {
 	ctx, end := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	up := b.link.State().Changed
@@ -152,16 +152,16 @@ func (b *Bus) keep(c *conn) {
 	b.endLink = func() { end(); wg.Wait() }
 }
 
-// warnOld logs that the server is older than NATS 2.10.
-func (b *Bus) warnOld(version string) {
+// warnOldServer logs that the server is older than NATS 2.10.
+func (b *Bus) warnOldServer(version string) {
 	var major, minor int
 	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n == 2 && (major < 2 || major == 2 && minor < 10) {
 		b.cfg.Logger.Warn("NATS is older than 2.10, which natsbus needs: a stream that is deleted may not come back", "version", version)
 	}
 }
 
-// startCodes are the codes of errors of Start. All other errors are Unavailable.
-var startCodes = []struct {
+// startErrorCodes are the codes of errors of Start. All other errors are Unavailable.
+var startErrorCodes = []struct {
 	err  error
 	code fault.Code
 }{
@@ -174,8 +174,8 @@ var startCodes = []struct {
 	{fault.Denied, fault.Denied},
 }
 
-func startCode(err error) fault.Code {
-	for _, c := range startCodes {
+func startErrorCode(err error) fault.Code {
+	for _, c := range startErrorCodes {
 		if errors.Is(err, c.err) {
 			return c.code
 		}
@@ -210,8 +210,8 @@ func (b *Bus) Check(context.Context) error {
 		return fault.New(fault.Unavailable, "the connection to NATS is lost: %v", s.Err)
 	}
 	for k := range b.streams.Range {
-		if q, ok := k.(*stream); ok && q.state() != nil {
-			return fault.New(fault.Unavailable, "%s is not consumed: %w", q.subject, q.state())
+		if q, ok := k.(*stream); ok && q.consumeError() != nil {
+			return fault.New(fault.Unavailable, "%s is not consumed: %w", q.subject, q.consumeError())
 		}
 	}
 	return nil
@@ -287,7 +287,7 @@ func (b *Bus) newSubscription(s bus.Subscription) (subscription, <-chan *bus.Del
 	}
 	q := &stream{
 		bus: b, subject: b.subject(s.Topic), slots: s.Slots, out: make(chan *bus.Delivery, s.Slots),
-		changed: make(chan struct{}, 1), held: make(map[string]int),
+		changed: make(chan struct{}, 1), unacked: make(map[string]int),
 	}
 	return q, q.out
 }

@@ -21,11 +21,11 @@ const (
 	// with jitter.
 	minResend = 5 * time.Millisecond
 	maxResend = 200 * time.Millisecond
-	// publishTime bounds the sending of a message whose context has no deadline.
-	publishTime = time.Minute
-	// attemptTime bounds how long a stored message waits for JetStream's answer before it is sent again. JetStream
+	// publishTimeout bounds the sending of a message whose context has no deadline.
+	publishTimeout = time.Minute
+	// attemptTimeout bounds how long a stored message waits for JetStream's answer before it is sent again. JetStream
 	// sees that it is the same.
-	attemptTime = 5 * time.Second
+	attemptTimeout = 5 * time.Second
 	// grace is how long after a restored connection a topic without a subscriber may only be late: the other processes
 	// have to restore their connections.
 	grace = 3 * time.Second
@@ -47,7 +47,7 @@ type outgoing struct {
 // Publish sends the message and waits for its confirmation, see [bus.Bus]. A message that is larger than
 // Config.MaxMessage or than the server accepts (1 MiB with its metadata, unless it is configured otherwise) is Invalid.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
-	ctx, cancel := b.bounded(ctx)
+	ctx, cancel := b.boundedContext(ctx)
 	defer cancel()
 	outcome := make(chan error, 1)
 	b.send(ctx, topic, m, true, func(err error) { outcome <- err })
@@ -76,7 +76,7 @@ func (b *Bus) send(ctx context.Context, topic string, m *bus.Message, waits bool
 	if o.stored { // its own for each Publish: a message that is published again on purpose is not a duplicate
 		o.msg.Header[jetstream.MsgIDHeader] = []string{m.ID + "/" + rand.Text()}
 	}
-	b.attempt(ctx, o, func(err error) {
+	b.publishOnce(ctx, o, func(err error) {
 		switch {
 		case err == nil:
 			end(nil)
@@ -106,10 +106,10 @@ func confirmedBy(o *outgoing, waits bool) confirmation {
 	}
 }
 
-// bounded returns a context that ends with ctx, when the bus is closed, and after publishTime if ctx has no deadline. Its
+// boundedContext returns a context that ends with ctx, when the bus is closed, and after publishTimeout if ctx has no deadline. Its
 // attempts end with it.
-func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	limit := publishTime
+func (b *Bus) boundedContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := publishTimeout
 	if end, ok := ctx.Deadline(); ok {
 		limit = time.Until(end)
 	}
@@ -123,8 +123,8 @@ func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 	return ctx, func() { expire(); stop(); cancel() }
 }
 
-// attempt sends a message once. done is called with the outcome.
-func (b *Bus) attempt(ctx context.Context, o *outgoing, done func(error)) {
+// publishOnce sends a message once. done is called with the outcome.
+func (b *Bus) publishOnce(ctx context.Context, o *outgoing, done func(error)) {
 	o.sent++
 	if o.unknown == nil {
 		o.began = time.Now()
@@ -138,13 +138,13 @@ func (b *Bus) attempt(ctx context.Context, o *outgoing, done func(error)) {
 		s.Conn.attempts.start(ctx, o, done)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, attemptTime)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	s.Conn.attempts.start(ctx, o, func(err error) { cancel(); done(err) })
 }
 
 // resend sends a message until that succeeds, fails for good or ctx ends. err is how the first attempt ended.
 func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
-	ctx, cancel := b.bounded(ctx)
+	ctx, cancel := b.boundedContext(ctx)
 	defer cancel()
 	outcome := make(chan error, 1)
 	wait := backoff.Backoff{Min: minResend, Max: maxResend}
@@ -156,7 +156,7 @@ func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
 		} else if ctx.Err() != nil {
 			err = fault.New(fault.CodeOf(ctx.Err()), "not sent: %v: %w", err, ctx.Err())
 		} else {
-			b.attempt(ctx, o, func(err error) { outcome <- err })
+			b.publishOnce(ctx, o, func(err error) { outcome <- err })
 			err = <-outcome
 		}
 	}
@@ -175,7 +175,7 @@ func (b *Bus) mayResend(ctx context.Context, o *outgoing, err error) bool {
 		return false
 	case bus.Unknown:
 		o.unknown = cmp.Or(o.unknown, err)
-		return o.stored && time.Since(o.began) < dedupWindow-attemptTime // sent again later it could be a second message
+		return o.stored && time.Since(o.began) < dedupWindow-attemptTimeout // sent again later it could be a second message
 	case bus.Unroutable:
 		if o.stored && !b.link.Restored(grace) {
 			return b.electsLeader(ctx, o.topic)

@@ -22,20 +22,20 @@ const (
 	// consumerName is that of the one consumer of a stream.
 	consumerName = "work"
 	// ackWait is after how long without a heartbeat JetStream delivers a message to another subscriber. The
-	// subscriber that has the message sends a heartbeat every progressEvery.
-	ackWait       = 10 * time.Second
-	progressEvery = ackWait / 4
-	// requestTime is how long a request for messages stands.
-	requestTime = 10 * time.Second
+	// subscriber that has the message sends a heartbeat every progressInterval.
+	ackWait          = 10 * time.Second
+	progressInterval = ackWait / 4
+	// requestTimeout is how long a request for messages stands.
+	requestTimeout = 10 * time.Second
 	// dedupWindow is how long JetStream knows a message that is sent again. A message whose outcome is
 	// still unknown then is not sent again. Streams that exist keep their own.
 	dedupWindow = 2 * time.Minute
 	// restoreDelay is the time between a refused request and the next one.
 	restoreDelay = 250 * time.Millisecond
-	// apiTime bounds one attempt to make a stream.
-	apiTime = 5 * time.Second
-	// republishTime bounds the publishing of a message that was not delivered.
-	republishTime = 5 * time.Second
+	// apiTimeout bounds one attempt to make a stream.
+	apiTimeout = 5 * time.Second
+	// republishTimeout bounds the publishing of a message that was not delivered.
+	republishTimeout = 5 * time.Second
 )
 
 // What a subscriber tells JetStream about a message.
@@ -71,7 +71,7 @@ func (b *Bus) createStream(ctx context.Context, subject string) error {
 	for {
 		c, _, err := b.link.Get(ctx)
 		if err == nil {
-			try, cancel := context.WithTimeout(ctx, apiTime)
+			try, cancel := context.WithTimeout(ctx, apiTimeout)
 			err = b.declare(try, c.js, subject)
 			cancel()
 		}
@@ -134,7 +134,7 @@ type stream struct {
 	requests  int            // the number of the last request
 	requested int            // messages of it that have not come
 	until     time.Time      // when it has ended, if NATS has lost it
-	held      map[string]int // messages that are not acknowledged: their bytes, by the subject for the acknowledgement
+	unacked   map[string]int // messages that are not acknowledged: their bytes, by the subject for the acknowledgement
 	bytes     int            // the sum of these
 	stopped   bool           // no more is delivered
 	err       error          // why nothing is consumed
@@ -182,17 +182,17 @@ func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 	q.conn, q.inbox, q.requested = c, inbox, 0
 	q.requestLocked()
 	q.mu.Unlock()
-	progress := time.NewTicker(progressEvery)
+	progress := time.NewTicker(progressInterval)
 	defer progress.Stop()
 	for epoch.Err() == nil && ctx.Err() == nil {
 		select {
 		case <-progress.C:
-			q.publishHeld(verbProgress)
+			q.publishForUnacked(verbProgress)
 			q.mu.Lock()
 			q.requestLocked() // if NATS has lost a request
 			q.mu.Unlock()
 		case <-q.changed:
-			q.restore(ctx)
+			q.restoreStream(ctx)
 		case <-epoch.Done():
 		case <-ctx.Done():
 		}
@@ -201,8 +201,8 @@ func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 	q.conn = nil
 	q.mu.Unlock()
 	q.awaitRequest(epoch, c)
-	_ = sub.Drain()               // on an error the connection is lost
-	_ = c.FlushTimeout(flushTime) // then all that JetStream had sent has come
+	_ = sub.Drain()                  // on an error the connection is lost
+	_ = c.FlushTimeout(flushTimeout) // then all that JetStream had sent has come
 	for pending, _, err := sub.Pending(); err == nil && pending > 0; pending, _, err = sub.Pending() {
 		backoff.Sleep(epoch, time.Millisecond)
 	}
@@ -211,7 +211,7 @@ func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 // awaitRequest waits until the last request is filled, if there are messages to fill it: JetStream drops a message that it
 // delivers while the subscriber leaves, and delivers it later as a redelivered one.
 func (q *stream) awaitRequest(epoch context.Context, c *conn) {
-	ctx, cancel := context.WithTimeout(epoch, flushTime)
+	ctx, cancel := context.WithTimeout(epoch, flushTimeout)
 	defer cancel()
 	for ctx.Err() == nil {
 		q.mu.Lock()
@@ -234,16 +234,16 @@ func (q *stream) requestLocked() {
 	if q.conn == nil || q.requested > 0 && time.Now().Before(q.until) {
 		return
 	}
-	n := min(q.slots-len(q.held), (q.bus.cfg.MaxInFlight-q.bytes)/q.bus.maxMessage())
-	if len(q.held) == 0 {
+	n := min(q.slots-len(q.unacked), (q.bus.cfg.MaxInFlight-q.bytes)/q.bus.maxMessage())
+	if len(q.unacked) == 0 {
 		n = max(n, 1)
 	}
 	if n <= 0 {
 		return
 	}
 	q.requests++
-	q.requested, q.until = n, time.Now().Add(requestTime+progressEvery)
-	body := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, requestTime)
+	q.requested, q.until = n, time.Now().Add(requestTimeout+progressInterval)
+	body := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, requestTimeout)
 	_ = q.conn.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+streamName(q.subject)+"."+consumerName, q.inbox+strconv.Itoa(q.requests), body) // on an error the connection is lost
 }
 
@@ -262,14 +262,14 @@ func (q *stream) receive(msg *nats.Msg) {
 		q.requestLocked()
 	default:
 		q.requested, q.refused, q.err = 0, true, fmt.Errorf("JetStream answers %s %s", status, msg.Header.Get("Description"))
-		q.notify()
+		q.notifyConsume()
 	}
 }
 
 func (q *stream) deliverLocked(msg *nats.Msg, redelivered bool) {
 	q.requested = max(q.requested-1, 0)
 	q.acceptedLocked()
-	q.held[msg.Reply] = len(msg.Data)
+	q.unacked[msg.Reply] = len(msg.Data)
 	q.bytes += len(msg.Data)
 	q.requestLocked()
 	d := bus.NewDelivery(unmarshal(msg), redelivered, &stored{q, msg.Reply})
@@ -289,20 +289,20 @@ func (q *stream) acceptedLocked() {
 	q.err = nil
 	if q.refused {
 		q.refused = false
-		q.notify() // consumeOver logs it
+		q.notifyConsume() // consumeOver logs it
 	}
 }
 
-// notify has consume look at err and held.
-func (q *stream) notify() {
+// notifyConsume has consume look at err and held.
+func (q *stream) notifyConsume() {
 	select {
 	case q.changed <- struct{}{}:
 	default:
 	}
 }
 
-// restore recreates the stream or its consumer if JetStream has refused a request, and sends another request.
-func (q *stream) restore(ctx context.Context) {
+// restoreStream recreates the stream or its consumer if JetStream has refused a request, and sends another request.
+func (q *stream) restoreStream(ctx context.Context) {
 	q.mu.Lock()
 	why, refused := q.err, q.refused
 	q.mu.Unlock()
@@ -312,7 +312,7 @@ func (q *stream) restore(ctx context.Context) {
 	if why == nil {
 		return
 	}
-	try, cancel := context.WithTimeout(ctx, apiTime)
+	try, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
 	backoff.Sleep(try, backoff.Jitter(restoreDelay))
 	err := q.bus.createStream(try, q.subject)
@@ -335,7 +335,7 @@ func (q *stream) logAttempt(ctx context.Context, err error) {
 // as redelivered, and count as lost with its server. One that is marked already keeps the mark.
 func (q *stream) republish(d *bus.Delivery) {
 	if !d.Redelivered && q.bus.link.State().Epoch != nil {
-		ctx, cancel := context.WithTimeout(q.bus.life, republishTime)
+		ctx, cancel := context.WithTimeout(q.bus.life, republishTimeout)
 		defer cancel()
 		err := q.bus.Publish(ctx, strings.TrimPrefix(q.subject, q.bus.subject("")), d.Message)
 		if err == nil || bus.OutcomeOf(err) == bus.Unknown && !d.Persistent() { // at most once: rather lost than doubled
@@ -359,7 +359,7 @@ func (s *stored) Settle(ack bool) error {
 		verb = verbNack
 	}
 	err := s.queue.bus.publishRaw(s.reply, verb)
-	if !s.queue.release(s.reply) {
+	if !s.queue.removeUnacked(s.reply) {
 		return fault.New(fault.Precondition, "the message was requeued before, when the bus was closed")
 	}
 	if err != nil {
@@ -368,50 +368,50 @@ func (s *stored) Settle(ack bool) error {
 	return nil
 }
 
-// release notes the end of a delivery, and requests another message. It reports whether the message was held.
-func (q *stream) release(reply string) bool {
+// removeUnacked notes the end of a delivery, and requests another message. It reports whether the message was held.
+func (q *stream) removeUnacked(reply string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	size, held := q.held[reply]
-	delete(q.held, reply)
+	size, held := q.unacked[reply]
+	delete(q.unacked, reply)
 	q.bytes -= size
 	q.requestLocked()
 	if q.stopped {
-		q.notify()
+		q.notifyConsume()
 	}
 	return held
 }
 
-// publishHeld sends a verb to JetStream for all messages that are held, and returns how many these are.
-func (q *stream) publishHeld(verb string) int {
+// publishForUnacked sends a verb to JetStream for all messages that are held, and returns how many these are.
+func (q *stream) publishForUnacked(verb string) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for reply := range q.held {
+	for reply := range q.unacked {
 		_ = q.bus.publishRaw(reply, verb) // without a connection the time of the message runs out
 	}
-	return len(q.held)
+	return len(q.unacked)
 }
 
 // awaitAcks sends heartbeats for the messages that were received until they are acknowledged. When the bus is closed they
 // are requeued.
 func (q *stream) awaitAcks() {
-	progress := time.NewTicker(progressEvery)
+	progress := time.NewTicker(progressInterval)
 	defer progress.Stop()
-	for q.publishHeld(verbProgress) > 0 {
+	for q.publishForUnacked(verbProgress) > 0 {
 		select {
 		case <-q.changed:
 		case <-progress.C:
 		case <-q.bus.life.Done():
-			q.publishHeld(verbNack)
+			q.publishForUnacked(verbNack)
 			q.mu.Lock()
-			clear(q.held)
+			clear(q.unacked)
 			q.mu.Unlock()
 		}
 	}
 }
 
-// state returns why nothing is consumed, or nil.
-func (q *stream) state() error {
+// consumeError returns why nothing is consumed, or nil.
+func (q *stream) consumeError() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.err

@@ -39,7 +39,7 @@ func FuzzWire(f *testing.F) {
 		msg := marshal("s", m)
 		for k, vs := range msg.Header {
 			for _, v := range vs {
-				if k == "" || k != textproto.TrimString(k) || reserved(k) || v != textproto.TrimString(v) {
+				if k == "" || k != textproto.TrimString(k) || reservedKey(k) || v != textproto.TrimString(v) {
 					t.Errorf("header %q: %q would not arrive, or be taken for one of NATS's own", k, v)
 				}
 				for _, c := range []byte(k + v) {
@@ -53,6 +53,6 @@ func FuzzWire(f *testing.F) {
 		if diff := cmp.Diff(want, got.Header, cmpopts.EquateEmpty()); diff != "" || got.ID != id {
 			t.Errorf("id %q, metadata (-want +got):\n%s", got.ID, diff)
 		}
-		_ = unmarshal(&nats.Msg{Header: nats.Header{key: {value}, oddHeader: {value}}}) // of another program: no panic
+		_ = unmarshal(&nats.Msg{Header: nats.Header{key: {value}, encodedHeader: {value}}}) // of another program: no panic
 	})
 }
