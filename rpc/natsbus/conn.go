@@ -21,15 +21,15 @@ import (
 )
 
 const (
-	// dialTimeout bounds one attempt on one server, the handshakes included.
+	// dialTimeout bounds one attempt to connect to one server, including the handshakes.
 	dialTimeout = 5 * time.Second
-	// pingInterval is how often NATS is pinged over a quiet connection. The connection is lost when two answers are missing.
+	// pingInterval is the time between two pings of NATS over a quiet connection. The connection is lost when two answers are missing.
 	pingInterval = 5 * time.Second
-	// flushTimeout bounds the wait for NATS when a subscription or a connection ends.
+	// flushTimeout bounds the wait for NATS at the end of a subscription or a connection.
 	flushTimeout = time.Second
 )
 
-// conn is one connection. The bus replaces a lost one: nats.go's own reconnection is off, because it hides which
+// conn is one connection. The bus opens a new one after a loss. nats.go's own reconnection is off, because it does not tell which
 // messages and requests were lost.
 type conn struct {
 	*nats.Conn
@@ -39,7 +39,7 @@ type conn struct {
 	closed   chan struct{}
 }
 
-// dial tries each server once, in random order, until ctx ends.
+// dial connects to one of the servers. It tries each server once, in random order, until ctx ends.
 func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -57,7 +57,7 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	c.Conn, err = opts.Connect()
 	d.connected.Store(err == nil)
 	if errors.Is(err, nats.ErrSecureConnWanted) {
-		return nil, fault.New(fault.Precondition, "TLS is configured, and the server does not offer it: %w", err)
+		return nil, fault.New(fault.Precondition, "the URL or the configuration requires TLS, and the server does not offer it: %w", err)
 	}
 	if err != nil {
 		return nil, cmp.Or(tlsfile.Failure(err), err)
@@ -73,8 +73,8 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	return c, nil
 }
 
-// logAsyncError logs an error that nats.go reports outside a call, each kind at most once a minute at WARN, and else at DEBUG:
-// a slow subscriber drops messages again and again.
+// logAsyncError logs an error that no call of nats.go returns. There is at most one WARN a minute for dropped messages, and one for
+// all other errors. Further lines are DEBUG, because a slow subscriber drops messages again and again.
 func (b *Bus) logAsyncError(_ *nats.Conn, s *nats.Subscription, err error) {
 	subject, text, lines := "", "NATS client reported an error", &b.errorLines
 	if s != nil {
@@ -86,14 +86,15 @@ func (b *Bus) logAsyncError(_ *nats.Conn, s *nats.Subscription, err error) {
 	b.cfg.Logger.Log(context.Background(), lines.Level(slog.LevelWarn), text, "subject", subject, "error", err)
 }
 
-// close closes the connection when NATS has what was written, and waits until nats.go has ended.
+// close closes the connection after NATS has received all written messages, and waits until nats.go has ended.
 func (c *conn) close() {
-	_ = c.FlushTimeout(flushTimeout) // after an error it is lost
+	_ = c.FlushTimeout(flushTimeout) // after an error the connection is lost
 	c.Close()
 	<-c.closed
 }
 
-// watchConnection returns when the connection is lost, or closes it when ctx ends.
+// watchConnection returns when the connection is lost. When ctx ends, it closes the connection and returns. Meanwhile it ends
+// expired attempts.
 func (b *Bus) watchConnection(ctx context.Context, c *conn) error {
 	b.cfg.Logger.Debug("connected to NATS", "server", c.ConnectedUrlRedacted())
 	defer c.attempts.failAll()
@@ -116,7 +117,8 @@ func (b *Bus) watchConnection(ctx context.Context, c *conn) error {
 	}
 }
 
-// publishRaw publishes a text of the bus itself over the present connection.
+// publishRaw publishes a text over the current connection: an answer to a sender, or an acknowledgement for JetStream. It
+// returns errNoConnection if the connection is lost.
 func (b *Bus) publishRaw(subject, text string) error {
 	s := b.link.State()
 	if s.Epoch == nil {
@@ -125,9 +127,10 @@ func (b *Bus) publishRaw(subject, text string) error {
 	return s.Conn.Publish(subject, []byte(text))
 }
 
-// dialer dials for nats.go, whose interface has no context. The handshakes end with ctx, too.
+// dialer is the nats.CustomDialer of one connection. It gives ctx to nats.go, whose interface has no context: the dialing and the
+// handshakes end with ctx.
 type dialer struct {
-	ctx       context.Context //nolint:containedctx // nats.go's interface has none
+	ctx       context.Context //nolint:containedctx // as above
 	connected atomic.Bool     // the handshakes have ended
 }
 

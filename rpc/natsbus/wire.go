@@ -13,15 +13,14 @@ import (
 )
 
 const (
-	// uuidHeader is the header in which watermill-nats keeps a message's UUID.
+	// uuidHeader is the header with the UUID of a message in the format of watermill-nats.
 	uuidHeader = "_watermill_message_uuid"
-	// encodedHeader has the metadata that NATS headers cannot carry as they are,
-	// percent-encoded: "key=value", once for each.
+	// encodedHeader is the header for metadata that a NATS header would change. It has
+	// one percent-encoded "key=value" for each.
 	encodedHeader = "Armature-Metadata"
 )
 
-// marshal puts a message into watermill-nats's format: its id and its metadata
-// are headers.
+// marshal encodes a message in the format of watermill-nats: the id and the metadata are headers.
 func marshal(subject string, m *bus.Message) *nats.Msg {
 	h := make(nats.Header, 5)
 	values := make([]string, 0, 5) // one allocation for most messages
@@ -33,7 +32,7 @@ func marshal(subject string, m *bus.Message) *nats.Msg {
 			h[encodedHeader] = append(h[encodedHeader], url.QueryEscape(k)+"="+url.QueryEscape(v))
 		}
 	}
-	if m.ID != m.Correlation { // once is enough
+	if m.ID != m.Correlation { // otherwise unmarshal uses the correlation id
 		put(uuidHeader, m.ID)
 	}
 	for k, v := range m.Metadata() {
@@ -44,7 +43,7 @@ func marshal(subject string, m *bus.Message) *nats.Msg {
 	return &nats.Msg{Subject: subject, Header: h, Data: m.Payload}
 }
 
-// unmarshal reads a message. Headers that are NATS's own are left out.
+// unmarshal decodes a message. It ignores the headers that belong to NATS.
 func unmarshal(msg *nats.Msg) *bus.Message {
 	id := ""
 	m := bus.Decode("", func(yield func(string, string) bool) {
@@ -60,7 +59,7 @@ func unmarshal(msg *nats.Msg) *bus.Message {
 	return m
 }
 
-// metadata returns the headers of a message as marshal was given them.
+// metadata returns the metadata in the headers of a message, decoded.
 func metadata(h nats.Header) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for k, vs := range h {
@@ -76,7 +75,7 @@ func metadata(h nats.Header) iter.Seq2[string, string] {
 	}
 }
 
-// decodeMetadata reads a value of encodedHeader. Another program's may be unreadable.
+// decodeMetadata decodes one value of encodedHeader. ok is false for an invalid value, which only another program sends.
 func decodeMetadata(s string) (key, value string, ok bool) {
 	key, value, _ = strings.Cut(s, "=")
 	key, err1 := url.QueryUnescape(key)
@@ -84,8 +83,7 @@ func decodeMetadata(s string) (key, value string, ok bool) {
 	return key, value, err1 == nil && err2 == nil
 }
 
-// unchanged reports whether NATS carries a header unchanged, and takes it for none
-// of its own.
+// unchanged reports whether NATS carries a header unchanged and does not treat it as a header of its own.
 func unchanged(k, v string) bool {
 	if k == "" || k == encodedHeader || reservedKey(k) {
 		return false
@@ -101,6 +99,7 @@ func unchanged(k, v string) bool {
 	return v == strings.TrimSpace(v)
 }
 
+// reservedKey reports whether a header belongs to NATS.
 func reservedKey(k string) bool {
 	return len(k) >= 5 && strings.EqualFold(k[:5], "nats-")
 }
