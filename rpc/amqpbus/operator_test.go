@@ -129,13 +129,13 @@ func (h *healing) deleteQueues() {
 // stopBroker closes all connections, then stops and starts the broker. Calls that are handled meanwhile get their replies.
 func (h *healing) stopBroker() {
 	h.Helper()
-	var held []*rpc.Pending[int]
+	var calls []*rpc.Pending[int]
 	for _, host := range []string{"h", rpc.Any} {
 		p, err := rpc.Go(h.Context(), h.client, h.hold, host, new(int))
 		if err != nil {
 			h.Fatal(err)
 		}
-		held = append(held, p)
+		calls = append(calls, p)
 	}
 	h.ctl("close_all_connections", "test")
 	within(h.T, "after all connections were closed", h.works)
@@ -147,7 +147,7 @@ func (h *healing) stopBroker() {
 	within(h.T, "after the broker was stopped and started", h.works)
 	waittest.Pass(h, 2*time.Second, "longer than it takes until the calls of a killed server fail")
 	close(h.gate)
-	for _, p := range held {
+	for _, p := range calls {
 		if _, err := p.Wait(h.Context()); err != nil {
 			h.Errorf("a call that was handled while the broker was stopped: %v, want its reply", err)
 		}
