@@ -31,7 +31,7 @@ func TestLog(t *testing.T) {
 			note(down, false)
 		}
 		want(1, 2, 0)
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
 		note(down, false)
 		want(2, 2, 0)
 		note(down, true)
@@ -54,7 +54,7 @@ func TestLimiter(t *testing.T) {
 				t.Errorf("%v, want %v", got, want)
 			}
 		}
-		time.Sleep(time.Minute)
+		time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
 		if got := l.Level(slog.LevelWarn); got != slog.LevelWarn {
 			t.Errorf("after a minute: %v, want WARN", got)
 		}
