@@ -97,15 +97,15 @@ type Config struct {
 // concurrent use.
 type Bus struct {
 	cfg        Config
-	pub        *connector
-	sub        *connector
-	large      *connector // for large messages, see largeMessage; the first one dials
+	pub        *connector // to publish
+	sub        *connector // to consume
+	large      *connector // to publish large messages, see largeMessage; the first one dials
 	publishers []*publisher
-	next       atomic.Uint64
+	next       atomic.Uint64 // the publishers are used in turn
 
-	largeFrom  atomic.Int64 // the payload above which a message is large
-	largeOnce  sync.Once    // starts large
-	largeSlots chan struct{}
+	largeFrom  atomic.Int64  // the size of a payload, in bytes, above which a message is large
+	largeOnce  sync.Once     // starts large
+	largeSlots chan struct{} // has a token for each large message that is being sent
 
 	life *life.Life
 
@@ -235,12 +235,14 @@ func (b *Bus) Capabilities() bus.Capabilities {
 	}
 }
 
+// stats returns the values for Capabilities.
 func (b *Bus) stats() (s bus.Stats) {
 	s.Blocked = b.pub.State().Blocked != ""
 	s.Reconnects = b.pub.Reconnects() + b.sub.Reconnects()
 	return s
 }
 
+// removeConsumer removes a consumer whose subscription has ended.
 func (b *Bus) removeConsumer(c *consumer) {
 	b.mu.Lock()
 	delete(b.consumers, c)
@@ -300,8 +302,8 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	return b.publishRetrying(ctx, b.newOutgoing(topic, m), nil)
 }
 
-// Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. If ctx has no deadline, the message
-// waits at most 60 s for a broker that is away.
+// Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. The message waits for a
+// broker that is away until ctx ends, at most 60 s.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	o := b.newOutgoing(topic, m)
 	if err := b.checkMessage(topic, m); err != nil {
@@ -341,6 +343,7 @@ func (b *Bus) retrySend(ctx context.Context, topic string, o *outgoing, err erro
 	}
 }
 
+// publishError adds the name of the queue or exchange to an error of a publication; nil stays nil.
 func (b *Bus) publishError(topic string, err error) error {
 	if err == nil {
 		return nil
@@ -348,6 +351,7 @@ func (b *Bus) publishError(topic string, err error) error {
 	return fmt.Errorf("publish to %s: %w", b.queueName(topic), err)
 }
 
+// newOutgoing returns the message with its exchange and routing key.
 func (b *Bus) newOutgoing(topic string, m *bus.Message) *outgoing {
 	o := &outgoing{m: m, key: b.queueName(topic)}
 	if m.Kind == bus.Fanout {
@@ -437,4 +441,5 @@ func (b *Bus) publishOnce(ctx context.Context, o *outgoing) error {
 	}
 }
 
+// queueName returns the name of a topic's queue, or of its fanout exchange.
 func (b *Bus) queueName(topic string) string { return b.cfg.Exchange + "." + topic }

@@ -16,7 +16,7 @@ const (
 	liveGroup = "live"
 	// minWaiting is the minimum number of messages of a Live topic that may wait for a slot, so that a short burst is not rejected.
 	minWaiting = 64
-	// maxQueued is how many fanouts, or messages of a Private topic, may wait in nats.go. It drops more messages, and reports that.
+	// maxQueued is how many fanouts, or messages of a Private topic, may wait in nats.go. It drops further ones, and reports that.
 	maxQueued = 1 << 14
 	// minSlotWait is how long a message waits for a slot at the first attempt. Then it is rejected, and its sender sends it again, to
 	// another subscriber or to this one. At each further attempt it waits twice as long, up to maxSlotWait.
