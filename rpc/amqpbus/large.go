@@ -62,7 +62,7 @@ func (b *Bus) publishLargeOnce(ctx context.Context, o *outgoing) error {
 	}
 }
 
-// publishAlone sends one message on a channel of its own.
+// publishAlone sends one message on a separate channel, and waits for the outcome.
 func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 	ch, err := conn.Channel()
 	if err != nil {

@@ -145,7 +145,7 @@ func openPublishChannel(conn *amqp.Connection, learn func(int)) (*publishChannel
 	return c, nil
 }
 
-// declare declares a fanout exchange, once for each publishChannel, on a channel of its own. Concurrent calls for the same
+// declare creates a fanout exchange, unless it exists, once for each publishChannel, on a separate channel. Concurrent calls for the same
 // exchange wait for one declaration, until ctx ends.
 func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 	if _, ok := c.declared.Load(exchange); ok {

@@ -148,8 +148,8 @@ func (c *consumer) checkUp() error {
 	return fault.New(fault.Unavailable, "queue %s is not consumed: %v", c.name, c.state)
 }
 
-// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. Only if the broker refuses the queue at the first
-// attempt, Subscribe fails.
+// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. If the first attempt fails and isFinal is true,
+// it reports the error to Subscribe and returns.
 func (c *consumer) consumeUntil(ctx context.Context) {
 	defer c.bus.removeConsumer(c)
 	defer c.helpers.Wait()
@@ -289,7 +289,7 @@ func (c *consumer) reopenWider(in *consumeChannel) bool {
 	return err == nil
 }
 
-// declare declares the queue of the topic, and its fanout exchange. It returns the number of the queue's consumers. The
+// declare creates the queue of the topic and its fanout exchange, unless they exist. It returns the number of the queue's consumers. The
 // arguments never change: RabbitMQ refuses to declare an existing queue with other arguments.
 func (c *consumer) declare(ch *amqp.Channel) (consumers int, err error) {
 	var q amqp.Queue

@@ -116,7 +116,7 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 	}
 }
 
-// answerSubject returns the subject for the answer: "<inbox>.<token>". If the sender needs no answer but a rejection, it is
+// answerSubject returns the subject for the answer: "<inbox>.<token>". If the sender waits for a rejection only, it is
 // "<inbox>.<token>-<sent>"; sent is the number of attempts so far.
 func (s *attempts) answerSubject(token uint64, o *outgoing) string {
 	b := strconv.AppendUint(append(make([]byte, 0, 64), s.inbox...), token, 36)
