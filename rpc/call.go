@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync/atomic"
 	"time"
 
@@ -51,7 +52,7 @@ func (c *Client) roundTrip(ctx context.Context, info Info, req any, decode func(
 		}
 		// The server reported the request as expired although the caller's deadline has not passed: one
 		// clock is wrong. Retry with the deadline in the server's clock.
-		c.cfg.Logger.WarnContext(ctx, "server clock disagrees, sending the request again", "method", info.String(), "host", info.Host, "ahead", ahead)
+		c.cfg.Logger.Log(ctx, c.skewLines.Level(slog.LevelWarn), "server clock disagrees, sending the request again", "method", info.String(), "host", info.Host, "ahead", ahead)
 		b, err = c.attempt(ctx, info, req, start, deadline.Add(ahead))
 	}
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/rpc/bus"
 )
 
@@ -77,6 +78,8 @@ type Client struct {
 
 	listening   atomic.Bool // the reply topic is subscribed to
 	subscribing singleflight.Group
+
+	skewLines outage.Limiter // of the lines about servers whose clocks disagree
 
 	life  context.Context //nolint:containedctx // the client's own life, ended by Close
 	end   context.CancelFunc

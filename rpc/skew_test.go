@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/logtest"
 	"github.com/armature-go/armature/rpc"
 	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
@@ -139,4 +140,44 @@ func TestSkew(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestSkewLogged: calls to a server whose clock is wrong are one WARN a minute for the client, not one for each call.
+func TestSkewLogged(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		bus := &skewed{Bus: rpctest.NewBus(t), ahead: time.Hour}
+		srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "a", Logger: slog.New(slog.DiscardHandler)})
+		rpc.Handle(srv, start, func(_ context.Context, s *string) (*string, error) { return s, nil })
+		if err := srv.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		log, lines := logtest.New()
+		c := rpc.NewClient(bus, rpc.ClientConfig{Logger: log})
+		call := func(n int) {
+			for range n {
+				if _, err := rpc.Call(t.Context(), c, start, "a", new(string)); err != nil {
+					t.Error(err)
+				}
+			}
+		}
+		want := func(warn, debug int) {
+			t.Helper()
+			const text = "server clock disagrees"
+			if w, d := lines.Count(slog.LevelWarn, text), lines.Count(slog.LevelDebug, text); w != warn || d != debug {
+				t.Errorf("%d WARN, %d DEBUG, want %d, %d", w, d, warn, debug)
+			}
+		}
+		call(5)
+		want(1, 4)
+		time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
+		call(2)
+		want(2, 5)
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := srv.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }

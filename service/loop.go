@@ -11,8 +11,8 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/reqctx"
-	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // LoopPart calls a function periodically. Make one with [Loop].

@@ -10,50 +10,50 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// tags settles the deliveries of one channel. Acknowledgements that come
-// together go out as one, where no delivery before them is unsettled: the broker
-// tells a queue of each one that it gets.
-type tags struct {
+// acknowledger acknowledges and requeues the deliveries of one channel. The broker does work for each acknowledgement that it
+// receives. So acknowledgements that come together are sent as one, if no earlier delivery is unacknowledged.
+type acknowledger struct {
 	ch *amqp.Channel
 
-	mu      sync.Mutex
-	held    []unsettled   // handed out and not settled, in their order
-	bytes   int           // of their payloads
-	todo    []uint64      // settled, to be acknowledged
-	acking  bool          // a goroutine acknowledges what is in todo
-	retired bool          // nothing is handed out any more
-	idle    chan struct{} // closed when retired and nothing is held or to be acknowledged
+	mu       sync.Mutex
+	open     []unackedDelivery // delivered, and neither acknowledged nor requeued; ordered by tag
+	bytes    int               // the sum of their payloads
+	pending  []uint64          // tags that are to be acknowledged
+	sending  bool              // a goroutine sends the acknowledgements in pending
+	draining bool              // nothing more is delivered
+	drained  chan struct{}     // closed when draining is set, open is empty, and nothing is pending
 }
 
-// unsettled is a delivery that is not settled.
-type unsettled struct {
+// unackedDelivery is a delivery that is neither acknowledged nor requeued.
+type unackedDelivery struct {
 	tag  uint64
-	size int
+	size int // bytes of the payload
 }
 
-func newTags(ch *amqp.Channel) *tags {
-	return &tags{ch: ch, idle: make(chan struct{})}
+func newAcknowledger(ch *amqp.Channel) *acknowledger {
+	return &acknowledger{ch: ch, drained: make(chan struct{})}
 }
 
-// hold notes a delivery of so many bytes, and returns what settles it.
-func (t *tags) hold(tag uint64, size int) *settler {
+// add registers a delivery with a payload of size bytes. The result acknowledges or requeues it.
+func (t *acknowledger) add(tag uint64, size int) *settler {
 	t.mu.Lock()
-	t.held = append(t.held, unsettled{tag, size})
+	t.open = append(t.open, unackedDelivery{tag, size})
 	t.bytes += size
 	t.mu.Unlock()
-	return &settler{tags: t, tag: tag}
+	return &settler{acks: t, tag: tag}
 }
 
+// settler is the [bus.Settler] of one delivery.
 type settler struct {
-	tags *tags
+	acks *acknowledger
 	tag  uint64
 }
 
-// Settle is that of [bus.Settler].
+// Settle acknowledges or requeues the delivery, see [bus.Settler]. It does not wait until an acknowledgement is sent.
 func (s *settler) Settle(ack bool) error {
-	t := s.tags
+	t := s.acks
 	if ack && !t.ch.IsClosed() {
-		t.ack(s.tag)
+		t.acknowledge(s.tag)
 		return nil
 	}
 	err := t.ch.Nack(s.tag, false, true)
@@ -62,88 +62,88 @@ func (s *settler) Settle(ack bool) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.dropLocked(s.tag)
-	t.endLocked()
+	t.removeLocked(s.tag)
+	t.closeDrainedLocked()
 	return err
 }
 
-// dropLocked notes that a delivery is not held any more.
-func (t *tags) dropLocked(tag uint64) {
-	if i, ok := t.findLocked(tag); ok {
-		t.bytes -= t.held[i].size
-		t.held = slices.Delete(t.held, i, i+1)
+// removeLocked removes a delivery from open.
+func (t *acknowledger) removeLocked(tag uint64) {
+	if i, ok := t.indexLocked(tag); ok {
+		t.bytes -= t.open[i].size
+		t.open = slices.Delete(t.open, i, i+1)
 	}
 }
 
-// findLocked returns where a tag is in held, or would be.
-func (t *tags) findLocked(tag uint64) (int, bool) {
-	return slices.BinarySearchFunc(t.held, tag, func(d unsettled, tag uint64) int { return cmp.Compare(d.tag, tag) })
+// indexLocked returns the index of a tag in open, or where the tag would be inserted.
+func (t *acknowledger) indexLocked(tag uint64) (int, bool) {
+	return slices.BinarySearchFunc(t.open, tag, func(d unackedDelivery, tag uint64) int { return cmp.Compare(d.tag, tag) })
 }
 
-// unsettled returns how many deliveries are held, how many of them came after the given one, and the bytes of all.
-func (t *tags) unsettled(after uint64) (all, later, bytes int) {
+// unacked returns the number of unacknowledged deliveries, the number of those after the given tag, and the bytes of all.
+func (t *acknowledger) unacked(after uint64) (all, later, bytes int) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	i, _ := t.findLocked(after + 1)
-	return len(t.held), len(t.held) - i, t.bytes
+	i, _ := t.indexLocked(after + 1)
+	return len(t.open), len(t.open) - i, t.bytes
 }
 
-// ack has the acknowledgement sent. The receiver need not wait for that.
-func (t *tags) ack(tag uint64) {
+// acknowledge starts to acknowledge a delivery. A goroutine sends the acknowledgement.
+func (t *acknowledger) acknowledge(tag uint64) {
 	t.mu.Lock()
-	t.dropLocked(tag)
-	t.todo = append(t.todo, tag)
-	first := !t.acking
-	t.acking = true
+	t.removeLocked(tag)
+	t.pending = append(t.pending, tag)
+	first := !t.sending
+	t.sending = true
 	t.mu.Unlock()
 	if first {
-		go func() { // ends when nothing is to be acknowledged
-			for t.send() {
+		go func() { // ends when nothing is pending
+			for t.sendPending() {
 			}
 		}()
 	}
 }
 
-// send acknowledges what is to be, and reports whether more has come meanwhile.
-func (t *tags) send() bool {
-	runtime.Gosched() // goroutines that are about to acknowledge come along
+// sendPending sends the pending acknowledgements, and reports whether more became pending meanwhile.
+func (t *acknowledger) sendPending() bool {
+	runtime.Gosched() // goroutines that are about to acknowledge can add theirs
 	t.mu.Lock()
-	todo, low := t.todo, uint64(math.MaxUint64) // all before low are settled
-	t.todo = nil
-	if len(t.held) > 0 {
-		low = t.held[0].tag
+	tags, low := t.pending, uint64(math.MaxUint64) // no delivery before low is unacknowledged
+	t.pending = nil
+	if len(t.open) > 0 {
+		low = t.open[0].tag
 	}
 	t.mu.Unlock()
-	var last uint64 // of todo and before low
-	for _, tag := range todo {
+	var last uint64 // the last of tags before low
+	for _, tag := range tags {
 		if tag < low {
 			last = max(last, tag)
 		} else {
-			_ = t.ch.Ack(tag, false) // else it is delivered again
+			_ = t.ch.Ack(tag, false) // after an error the message is redelivered
 		}
 	}
 	if last > 0 {
-		_ = t.ch.Ack(last, true) // as above
+		_ = t.ch.Ack(last, true) // after an error the messages are redelivered
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.acking = len(t.todo) > 0
-	t.endLocked()
-	return t.acking
+	t.sending = len(t.pending) > 0
+	t.closeDrainedLocked()
+	return t.sending
 }
 
-// retire notes that nothing is handed out any more.
-func (t *tags) retire() {
+// drain declares that nothing more is delivered. Then drained is closed after the last acknowledgement.
+func (t *acknowledger) drain() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.retired = true
-	t.endLocked()
+	t.draining = true
+	t.closeDrainedLocked()
 }
 
-// endLocked closes idle if all is done.
-func (t *tags) endLocked() {
-	if t.retired && len(t.held) == 0 && !t.acking {
-		t.retired = false
-		close(t.idle)
+// closeDrainedLocked closes drained if everything is acknowledged or requeued.
+func (t *acknowledger) closeDrainedLocked() {
+	if t.draining && len(t.open) == 0 && !t.sending {
+		t.draining = false // drained is closed once
+		close(t.drained)
 	}
 }

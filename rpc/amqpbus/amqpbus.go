@@ -5,25 +5,26 @@
 //	err = bus.Start(ctx)
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// It keeps two connections, one to publish and one to consume, and a third from the
-// first message of more than 64 KiB. It dials them again when they are lost, and declares all it needs again before it goes on. Every
-// message is confirmed by the broker and, unless it is a fanout, returned when
-// no queue takes it: then the topic has no consumer. The message is sent again only in the 5 s
-// after a connection was restored, in which the other processes restore theirs.
+// The bus has one connection to publish and one to consume. The first message above 64 KiB opens a third one, for large
+// messages. The bus dials a lost connection again, and declares its queues and exchanges again before it uses them.
 //
-// The queues, whose properties are fixed:
+// The broker confirms every message. It returns a message that no queue accepts, unless the message is a fanout: the topic
+// has no consumer. Then Publish fails with bus.ErrNoConsumer. Only in the first 5 s after a connection was restored, the bus
+// sends such a message again, because the consumers in other processes restore their connections at the same time.
+//
+// The names and properties of the queues and exchanges are fixed:
 //
 //	Shared   <exchange>.<topic>   durable; a quorum queue with Config.Quorum
 //	Live     <exchange>.<topic>   durable, x-expires 10 s
 //	Private  <exchange>.<topic>   exclusive
 //	fanout   <exchange>.<topic>   a durable fanout exchange
 //
-// When a subscription ends, messages of a Shared topic that RabbitMQ had sent ahead are published anew, so that they are not
-// marked as redelivered and do not count as lost with a server. With Config.Quorum, RabbitMQ marks the few that
-// it was just sending.
+// When the subscription of a Shared topic ends, the bus publishes the prefetched messages again instead of requeuing them. A
+// requeued message is marked as redelivered, and counts as lost with a server. With Config.Quorum, RabbitMQ still marks the few
+// messages that it sends at that moment.
 //
-// A message's id and metadata are AMQP headers in the format of
-// watermill-amqp; docs/wire.md has the details.
+// The id and the metadata of a message are AMQP headers in the format of watermill-amqp, or AMQP properties. docs/wire.md has
+// the details.
 package amqpbus
 
 import (
@@ -40,6 +41,7 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
@@ -49,70 +51,71 @@ import (
 
 // Config configures a Bus.
 type Config struct {
-	// URLs are those of the cluster's brokers, amqp:// or amqps:// with user,
+	// URLs are the URLs of the cluster's brokers: amqp:// or amqps:// with user,
 	// password, host, port and virtual host. They are tried in random order.
-	// At least one is required. Passwords appear in no log and no error.
+	// At least one is required. Logs and errors have no passwords.
 	URLs []string
 	// Exchange is the first part of the name of every queue and exchange, so
-	// that several components can share a virtual host. Default "armature".
-	// Processes that talk to each other have the same.
+	// that several components can share a virtual host. Processes that exchange
+	// messages need the same value. Default "armature".
 	Exchange string
-	// TLS is for amqps URLs, see package tlsfile. Default: the system's authorities. The server's
-	// certificate must have the URL's host name, or TLS.ServerName if that is set.
+	// TLS is used for amqps URLs, see package tlsfile. Default: the authorities of the system. The
+	// broker's certificate must have the host name of the URL, or TLS.ServerName if it is set.
 	TLS *tls.Config
-	// Channels is how many channels publish side by side. Default 4.
+	// Channels is the number of channels that publish concurrently. Default 4.
 	Channels int
-	// Quorum makes the queues of Shared topics quorum queues, which survive the
-	// loss of a broker of the cluster. Queues that exist keep their type: they
-	// must be deleted first.
+	// Quorum declares the queues of Shared topics as quorum queues, which survive the
+	// loss of one broker of the cluster. It does not change existing queues: an operator
+	// must delete them first.
 	Quorum bool
-	// ConsumerTimeout is the broker's consumer_timeout, after which it takes a
-	// message that was not acknowledged away from its consumer. A server refuses
-	// AtLeastOnce methods that may take longer. Default 30 min, as the broker's.
+	// ConsumerTimeout is the consumer_timeout of the broker's configuration. The broker
+	// requeues a message that is unacknowledged for so long. A server refuses
+	// AtLeastOnce methods that may take longer. Default 30 min, the default of RabbitMQ.
 	ConsumerTimeout time.Duration
-	// ProbeEvery is how often each queue is looked after, on average. Default
-	// 10 s.
+	// ProbeEvery is the average time between two checks of a consumed queue. A check
+	// declares the queue again. Default 10 s.
 	ProbeEvery time.Duration
-	// MaxMessage is the largest message that Publish takes, in bytes, see [bus.Message.Size]. A message above the
-	// broker's own max_message_size, which RabbitMQ does not announce, fails with bus.ErrTooLarge, too.
-	// Default [bus.DefaultMaxMessage].
+	// MaxMessage is the size of the largest message that Publish accepts, in bytes, see [bus.Message.Size]. A larger
+	// message fails with bus.ErrTooLarge. So does a message above max_message_size of the broker's configuration, which
+	// RabbitMQ does not announce. Default [bus.DefaultMaxMessage].
 	MaxMessage int
-	// MaxInFlight is how many bytes of messages, each counted as it is and those that RabbitMQ may still send
-	// as MaxMessage, one subscription may have unsettled. A server has four subscriptions. One message is always
-	// allowed. Default 128 MiB.
+	// MaxInFlight limits the unacknowledged messages of one subscription, in bytes. A delivered message counts with its
+	// size. A message that RabbitMQ may still send counts as MaxMessage. One message is always allowed. A server has
+	// four subscriptions. Default 128 MiB.
 	MaxInFlight int
-	// ConnectTimeout bounds Start, which tries each broker once, and how long Subscribe waits for a
-	// broker that is away. Default 10 s.
+	// ConnectTimeout bounds Start, which tries each broker once. It also bounds how long Subscribe and
+	// CreateTopic wait for a broker that is away. Default 10 s.
 	ConnectTimeout time.Duration
-	// Heartbeat is the interval at which a connection must show life; it is
-	// taken for lost after twice that. Default 10 s.
+	// Heartbeat is the interval of the AMQP heartbeats. A connection without any traffic for
+	// twice that time is lost. Default 10 s.
 	Heartbeat time.Duration
-	// Logger gets what happens to the connections. Default slog.Default().
+	// Logger gets the events of the connections and queues. Default slog.Default().
 	Logger *slog.Logger
 }
 
-// Bus is a [bus.Bus] over RabbitMQ, and a service part. It is safe for
+// Bus is a [bus.Bus] over RabbitMQ. With Start and Stop it is a part of a service. It is safe for
 // concurrent use.
 type Bus struct {
-	cfg  Config
-	pub  *connector
-	sub  *connector
-	bulk *connector // for large messages, see largeMessage; dialed by the first
-	outs []*publisher
-	next atomic.Uint64
+	cfg        Config
+	pub        *connector // to publish
+	sub        *connector // to consume
+	large      *connector // to publish large messages, see largeMessage; the first one dials
+	publishers []*publisher
+	next       atomic.Uint64 // the publishers are used in turn
 
-	largeFrom atomic.Int64 // the payload above which a message is large
-	largeOnce sync.Once    // starts bulk
-	turns     chan struct{}
+	largeFrom  atomic.Int64  // the size of a payload, in bytes, above which a message is large
+	largeOnce  sync.Once     // starts large
+	largeSlots chan struct{} // has a token for each large message that is being sent
 
 	life *life.Life
 
 	mu        sync.Mutex
 	consumers map[*consumer]bool
+
+	consuming outage.Group // logs which of the consumers fail
 }
 
-// New returns a bus that is not connected. The error, with code Invalid, names
-// the URL that is wrong.
+// New returns a bus that is not connected. Errors: Invalid, with the name of the wrong URL or option.
 func New(cfg Config) (*Bus, error) {
 	if err := broker.CheckURLs(cfg.URLs, "amqp", "amqps"); err != nil {
 		return nil, fmt.Errorf("amqpbus: %w", err)
@@ -152,21 +155,25 @@ func New(cfg Config) (*Bus, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	b := &Bus{cfg: cfg, life: life.New(), consumers: make(map[*consumer]bool), turns: make(chan struct{}, largeTurns)}
+	b := &Bus{cfg: cfg, life: life.New(), consumers: make(map[*consumer]bool), largeSlots: make(chan struct{}, maxLargeInFlight)}
 	b.largeFrom.Store(largeMessage)
-	b.pub, b.sub, b.bulk = newConnector("publish", cfg), newConnector("consume", cfg), newConnector("publish large messages", cfg)
-	b.bulk.plain = true
+	b.pub, b.sub, b.large = newConnector("publish", cfg), newConnector("consume", cfg), newConnector("publish large messages", cfg)
+	b.large.direct = true
 	for range cfg.Channels {
-		b.outs = append(b.outs, &publisher{link: b.pub, learn: b.learnLimit})
+		b.publishers = append(b.publishers, &publisher{link: b.pub, learn: b.learnLimit})
 	}
 	return b, nil
 }
 
-// Start connects: it tries each broker once, for at most ConnectTimeout in all. It may be called
-// again after an error. Errors: Unavailable if no broker answers; Unauthenticated if the broker
-// refuses the login; Denied if it refuses the virtual host, or its certificate is not trusted, or
-// it does not take the bus's; Precondition if one side speaks TLS and the other does not, or if the
-// bus is started already; bus.ErrClosed. The error names the brokers, without passwords.
+// Start connects to a broker. It tries each broker once, for at most ConnectTimeout together. After an
+// error it may be called again. The error names the brokers, without passwords. Errors:
+//
+//   - Unavailable: no broker answers.
+//   - Unauthenticated: the broker refuses user and password.
+//   - Denied: the broker refuses the virtual host or the bus's certificate, or the bus does not trust
+//     the broker's certificate.
+//   - Precondition: only one side uses TLS, or the bus is started already.
+//   - bus.ErrClosed: Close was called.
 func (b *Bus) Start(ctx context.Context) error {
 	begin := time.Now()
 	return b.life.Start(ctx, b.cfg.ConnectTimeout, func(ctx context.Context) error {
@@ -179,18 +186,18 @@ func (b *Bus) Start(ctx context.Context) error {
 	})
 }
 
-// connect makes both connections and starts what uses them, or leaves nothing.
+// connect opens both connections and starts the publishers. After an error no connection stays open.
 func (b *Bus) connect(ctx context.Context) error {
 	links, made := []*connector{b.pub, b.sub}, []connection{}
-	end := func() {
+	closeAll := func() {
 		for _, conn := range made {
-			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // it ends either way
+			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // after an error it is closed, too
 		}
 	}
 	for _, l := range links {
 		conn, err := l.dial(ctx)
 		if err != nil {
-			end()
+			closeAll()
 			return err
 		}
 		made = append(made, conn)
@@ -198,13 +205,13 @@ func (b *Bus) connect(ctx context.Context) error {
 	for i, l := range links {
 		up := l.State().Changed
 		if !b.life.Go(func() { l.Run(b.life, &made[i]) }) { //nolint:contextcheck // the bus's own life
-			end()
+			closeAll()
 			return bus.ErrClosed
 		}
 		<-up
 	}
-	for _, p := range b.outs {
-		b.life.Go(func() { p.run(b.life) }) //nolint:contextcheck // as above
+	for _, p := range b.publishers {
+		b.life.Go(func() { p.keepChannelOpen(b.life) }) //nolint:contextcheck // as above
 	}
 	return nil
 }
@@ -212,59 +219,62 @@ func (b *Bus) connect(ctx context.Context) error {
 // Stop is Close, for use as a service part.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
-// Close ends the subscriptions and the connections and waits for the bus's
-// goroutines. What was not acknowledged goes back to its queue. It is
-// idempotent and never fails.
+// Close ends the subscriptions and the connections, and waits for the goroutines of the bus. RabbitMQ
+// requeues the unacknowledged messages. Close is idempotent and never fails.
 func (b *Bus) Close() error {
 	b.life.End()
 	return nil
 }
 
-// Capabilities is that of [bus.Bus]. Stats reports RabbitMQ as blocked when it lacks memory or disk.
+// Capabilities implements [bus.Bus]. Stats().Blocked is true while RabbitMQ accepts no messages because it lacks memory or disk
+// space.
 func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{
-		MaxMessage: b.cfg.MaxMessage, MaxTopic: names.Max - len(b.name("")), ConsumerTimeout: b.cfg.ConsumerTimeout,
+		MaxMessage: b.cfg.MaxMessage, MaxTopic: names.Max - len(b.queueName("")), ConsumerTimeout: b.cfg.ConsumerTimeout,
 		NoConsumer: true, LiveTopics: true, Persistent: true, Stats: b.stats,
 	}
 }
 
+// stats returns the values for Capabilities.
 func (b *Bus) stats() (s bus.Stats) {
 	s.Blocked = b.pub.State().Blocked != ""
 	s.Reconnects = b.pub.Reconnects() + b.sub.Reconnects()
 	return s
 }
 
-func (b *Bus) drop(c *consumer) {
+// removeConsumer removes a consumer whose subscription has ended.
+func (b *Bus) removeConsumer(c *consumer) {
 	b.mu.Lock()
 	delete(b.consumers, c)
 	b.mu.Unlock()
+	b.consuming.Forget(c)
 }
 
-// Check returns nil if the bus is connected and all its queues are consumed, and
-// Unavailable with what is wrong if not. It does not block.
+// Check returns nil if both connections work and all queues of the subscriptions are consumed. Otherwise it
+// returns Unavailable with the reason. It does not block.
 func (b *Bus) Check(context.Context) error {
 	if err := b.life.Usable(); err != nil {
 		return err
 	}
 	for _, l := range []*connector{b.pub, b.sub} {
-		if err := l.check(); err != nil {
+		if err := l.checkUp(); err != nil {
 			return err
 		}
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for c := range b.consumers {
-		if err := c.check(); err != nil {
+		if err := c.checkUp(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// checkTopic returns Invalid if the topic's queue cannot have its name.
-func (b *Bus) checkTopic(topic string) error { return bus.CheckTopic(b.name(topic)) }
+// checkTopic returns Invalid if RabbitMQ cannot have a queue of that name.
+func (b *Bus) checkTopic(topic string) error { return bus.CheckTopic(b.queueName(topic)) }
 
-// checkMessage returns ErrClosed or ErrNotStarted if the bus cannot be used, and Invalid if RabbitMQ could not carry
+// checkMessage returns ErrClosed or ErrNotStarted if the bus cannot be used, and Invalid if RabbitMQ cannot carry
 // the message.
 func (b *Bus) checkMessage(topic string, m *bus.Message) error {
 	err := cmp.Or(b.life.Usable(), b.checkTopic(topic), bus.CheckMessage(m, b.cfg.MaxMessage))
@@ -274,10 +284,10 @@ func (b *Bus) checkMessage(topic string, m *bus.Message) error {
 	return err
 }
 
-// Publish sends the message and waits for its
-// confirmation, see [bus.Bus].
+// Publish sends the message and waits for the broker's confirmation, see [bus.Bus]. If ctx has no deadline, Publish waits at
+// most 60 s.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
-	return b.wrap(topic, b.publish(ctx, topic, m))
+	return b.publishError(topic, b.publish(ctx, topic, m))
 }
 
 func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
@@ -289,76 +299,77 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 		ctx, cancel = context.WithTimeout(ctx, time.Minute)
 		defer cancel()
 	}
-	return b.persist(ctx, b.outgoing(topic, m), nil)
+	return b.publishRetrying(ctx, b.newOutgoing(topic, m), nil)
 }
 
-// Send publishes one message without waiting for its confirmation, see
-// [bus.Bus]. A message whose context has no deadline waits 60 s for a broker
-// that is away.
+// Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. The message waits for a
+// broker that is away until ctx ends, at most 60 s.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
-	o := b.outgoing(topic, m)
+	o := b.newOutgoing(topic, m)
 	if err := b.checkMessage(topic, m); err != nil {
-		done(b.wrap(topic, err))
+		done(b.publishError(topic, err))
 		return
 	}
 	if b.isLarge(o) {
 		if !b.life.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, time.Minute)
 			defer cancel()
-			done(b.wrap(topic, b.persist(ctx, o, nil)))
+			done(b.publishError(topic, b.publishRetrying(ctx, o, nil)))
 		}) {
-			done(b.wrap(topic, bus.ErrClosed))
+			done(b.publishError(topic, bus.ErrClosed))
 		}
 		return
 	}
-	o.settled = func(err error) {
+	o.done = func(err error) {
 		if err == nil {
 			done(nil)
 			return
 		}
-		b.sendAgain(ctx, topic, o, err, done)
+		b.retrySend(ctx, topic, o, err, done)
 	}
-	if err := b.write(ctx, o); err != nil {
-		b.sendAgain(ctx, topic, o, err, done)
+	if err := b.writeMessage(ctx, o); err != nil {
+		b.retrySend(ctx, topic, o, err, done)
 	}
 }
 
-// sendAgain sends a message again whose sending failed, if that is allowed.
-func (b *Bus) sendAgain(ctx context.Context, topic string, o *outgoing, err error, done func(error)) {
-	if !b.mayRepeat(o, err) || !b.life.Go(func() {
+// retrySend sends a message again, in a goroutine, if mayRetry allows it. err is the error of the first attempt.
+func (b *Bus) retrySend(ctx context.Context, topic string, o *outgoing, err error, done func(error)) {
+	if !b.mayRetry(o, err) || !b.life.Go(func() {
 		ctx, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		done(b.wrap(topic, b.persist(ctx, o, err)))
+		done(b.publishError(topic, b.publishRetrying(ctx, o, err)))
 	}) {
-		done(b.wrap(topic, err))
+		done(b.publishError(topic, err))
 	}
 }
 
-func (b *Bus) wrap(topic string, err error) error {
+// publishError adds the name of the queue or exchange to an error of a publication; nil stays nil.
+func (b *Bus) publishError(topic string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("publish to %s: %w", b.name(topic), err)
+	return fmt.Errorf("publish to %s: %w", b.queueName(topic), err)
 }
 
-func (b *Bus) outgoing(topic string, m *bus.Message) *outgoing {
-	o := &outgoing{m: m, key: b.name(topic)}
+// newOutgoing returns the message with its exchange and routing key.
+func (b *Bus) newOutgoing(topic string, m *bus.Message) *outgoing {
+	o := &outgoing{m: m, key: b.queueName(topic)}
 	if m.Kind == bus.Fanout {
 		o.exchange, o.key = o.key, ""
 	}
 	return o
 }
 
-// write hands a message to the connection. It waits for one until ctx ends, or
-// for a minute. If it fails, o.settled is not called.
-func (b *Bus) write(ctx context.Context, o *outgoing) error {
+// writeMessage writes a message to a channel. It waits for a connection until ctx ends, or
+// for a minute. After an error, o.done is not called.
+func (b *Bus) writeMessage(ctx context.Context, o *outgoing) error {
 	if b.life.Err() != nil {
 		return bus.ErrClosed
 	}
 	if err := ctx.Err(); err != nil {
 		return notSent(err)
 	}
-	c, err := b.channel(ctx)
+	c, err := b.awaitChannel(ctx)
 	if err == nil && o.exchange != "" {
 		err = c.declare(ctx, o.exchange)
 	}
@@ -371,21 +382,22 @@ func (b *Bus) write(ctx context.Context, o *outgoing) error {
 	return c.send(o, b.marshal(o.m))
 }
 
-// mayRepeat reports whether a message whose sending ended with err may be sent
-// again: certainly not sent, or to be delivered at least once, or the topic had no consumer
-// just after the connection was restored. Then the other processes may still be about to
-// restore theirs, and a broker that was killed has forgotten queues that were
-// declared a moment before.
-func (b *Bus) mayRepeat(o *outgoing, err error) bool {
+// mayRetry reports whether a message may be sent again after an attempt that ended with err. It may in three cases:
+//
+//   - The message was certainly not sent.
+//   - The outcome is unknown, and the message is delivered at least once.
+//   - The topic had no consumer, and the connection was restored within grace. The other processes may still be
+//     restoring their connections. A killed broker has also lost the queues that were declared just before.
+func (b *Bus) mayRetry(o *outgoing, err error) bool {
 	return errors.Is(err, errNotSent) ||
 		fault.CodeOf(err) == fault.Unknown && o.m.Persistent() ||
 		errors.Is(err, bus.ErrNoConsumer) && b.pub.Restored(grace)
 }
 
-// persist sends o until that succeeds, fails for good or ctx ends. last is how an
-// earlier attempt ended that may be repeated, nil if there was none.
-func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
-	var unknown error // an attempt that may have arrived
+// publishRetrying sends o again and again, with back-off, until an attempt succeeds, mayRetry forbids another one, or
+// ctx ends. last is the error of an earlier attempt that may be retried, or nil.
+func (b *Bus) publishRetrying(ctx context.Context, o *outgoing, last error) error {
+	var unknown error // of an attempt that may have reached the broker
 	wait := backoff.Backoff{Min: minRetry, Max: maxRetry}
 	for {
 		if last != nil {
@@ -394,7 +406,7 @@ func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 			}
 			wait.Wait(ctx)
 		}
-		last = b.attempt(ctx, o)
+		last = b.publishOnce(ctx, o)
 		switch {
 		case last == nil:
 			return nil
@@ -402,7 +414,7 @@ func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 			return bus.ErrClosed
 		case ctx.Err() != nil && unknown == nil && errors.Is(last, errNotSent):
 			return notSent(ctx.Err())
-		case ctx.Err() == nil && b.mayRepeat(o, last):
+		case ctx.Err() == nil && b.mayRetry(o, last):
 		case unknown != nil:
 			return unknown
 		default:
@@ -411,22 +423,23 @@ func (b *Bus) persist(ctx context.Context, o *outgoing, last error) error {
 	}
 }
 
-// attempt sends a copy of o once and waits for the outcome.
-func (b *Bus) attempt(ctx context.Context, o *outgoing) error {
+// publishOnce makes one attempt to send a copy of o, and waits for the outcome.
+func (b *Bus) publishOnce(ctx context.Context, o *outgoing) error {
 	if b.isLarge(o) {
-		return b.attemptLarge(ctx, o)
+		return b.publishLargeOnce(ctx, o)
 	}
 	done := make(chan error, 1)
-	again := &outgoing{m: o.m, exchange: o.exchange, key: o.key, awaited: true, settled: func(err error) { done <- err }}
-	if err := b.write(ctx, again); err != nil {
+	try := &outgoing{m: o.m, exchange: o.exchange, key: o.key, awaited: true, done: func(err error) { done <- err }}
+	if err := b.writeMessage(ctx, try); err != nil {
 		return err
 	}
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message before the end: %w", ctx.Err())
+		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message in time: %w", ctx.Err())
 	}
 }
 
-func (b *Bus) name(topic string) string { return b.cfg.Exchange + "." + topic }
+// queueName returns the name of a topic's queue, or of its fanout exchange.
+func (b *Bus) queueName(topic string) string { return b.cfg.Exchange + "." + topic }

@@ -19,9 +19,9 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	rpctest.ServeLost(dial) // a child of TestLost
+	rpctest.ServeLost(dial) // the server process of TestLost
 	if url := os.Getenv(stormVar); url != "" {
-		stormServer(url) // a child of TestStorm
+		stormServer(url) // the server process of TestStorm
 		return
 	}
 	goleak.VerifyTestMain(m)
@@ -56,7 +56,7 @@ func TestBus(t *testing.T) {
 	})
 }
 
-// TestBusQuorum: the rules hold with quorum queues, too, here of one broker.
+// TestBusQuorum: the rules of the contract hold with quorum queues, too, here on one broker. A queue keeps its type.
 func TestBusQuorum(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -64,13 +64,13 @@ func TestBusQuorum(t *testing.T) {
 		t.Helper()
 		cfg := amqpbus.Config{URLs: []string{url}, Exchange: "test." + strings.ToLower(rand.Text()), Quorum: true}
 		return openWith(t, cfg), openWith(t, cfg)
-	}, "restarts") // RabbitMQ marks what a quorum queue was sending to a consumer that is canceled
+	}, "restarts") // RabbitMQ marks the messages that a quorum queue sends while the consumer is canceled
 	exchange := "test." + strings.ToLower(rand.Text())
 	quorum, classic := openWith(t, amqpbus.Config{URLs: []string{url}, Exchange: exchange, Quorum: true}), open(t, url, exchange)
 	if err := quorum.CreateTopic(t.Context(), "topic"); err != nil {
 		t.Fatal(err)
 	}
 	if err := classic.CreateTopic(t.Context(), "topic"); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), exchange+".topic") {
-		t.Errorf("a bus without quorum queues, on one: %v, want Precondition with its name", err)
+		t.Errorf("CreateTopic without Config.Quorum on a quorum queue: %v, want Precondition with the name of the queue", err)
 	}
 }

@@ -16,9 +16,8 @@ import (
 )
 
 // BenchmarkCompare compares the bus with amqp091-go alone and with watermill-amqp,
-// in interleaved rounds of one run. Those that are compared are open at the same
-// time, and no others. It minds no -benchtime: -args -rounds and -slice say how
-// long.
+// in interleaved rounds of one run. During a row, only the compared programs
+// are connected. It ignores -benchtime: -args -rounds and -slice set the duration.
 func BenchmarkCompare(b *testing.B) {
 	url := envtest.URL(b, testenv.AMQPVar)
 	w := compare.New()
@@ -49,7 +48,7 @@ func BenchmarkCompare(b *testing.B) {
 			{Name: "watermill-amqp, tuned", Op: watermillCall(b, url, tuned(url, false), tunedLanes)},
 			{Name: "watermill requestreply, and JSON", Op: requestReply(b, url)},
 		}
-		for _, callers := range []int{1, 16, 64} { // 256 at once are too many for requestreply
+		for _, callers := range []int{1, 16, 64} { // requestreply does not work with 256 callers
 			w.Row("call", callers, list...)
 		}
 	})
@@ -117,7 +116,7 @@ func benchServer(b *testing.B, url, exchange, host string, register func(*rpc.Se
 	if err := srv.Start(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // nothing runs any more
+	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // no handler runs any more
 }
 
 func benchClient(b *testing.B, url, exchange string) *rpc.Client {

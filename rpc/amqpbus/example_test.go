@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
 
-// A URL that is wrong is an error at once, without its password.
+// New returns an error for a wrong URL. The error has no password.
 func ExampleNew() {
 	_, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqp://nova:secret@rabbit-1:5672/", "ampq://nova:secret@rabbit-2:5672/"}})
 	fmt.Println(fault.CodeOf(err))
@@ -19,7 +19,7 @@ func ExampleNew() {
 	// amqpbus: URL 2 of 2: scheme "ampq" is not amqp or amqps in ampq://nova:xxxxx@rabbit-2:5672/
 }
 
-// A service waits for a broker that is away by calling Start again.
+// A service that waits for a broker calls Start again after an error.
 func ExampleBus_Start() {
 	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqp://nova:secret@127.0.0.1:1/"}, ConnectTimeout: time.Second})
 	if err != nil {
@@ -39,7 +39,7 @@ func ExampleBus_Start() {
 	// check: the bus was not started
 }
 
-// The bus declares what it can do: sizes in bytes, and how long a handler may keep a message.
+// Capabilities returns what the bus can do: its limits in bytes, and how long a handler may take to acknowledge a message.
 func ExampleBus_Capabilities() {
 	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqp://nova:secret@rabbit:5672/"}, Exchange: "nova", MaxMessage: 1 << 20})
 	if err != nil {

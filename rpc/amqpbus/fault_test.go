@@ -26,7 +26,7 @@ var (
 	keep  = rpc.Method[int, rpc.None]{Interface: iface, Name: "keep", Since: rpc.Version{Major: 1}, Delivery: rpc.AtLeastOnce}
 )
 
-// ledger counts what was sent and what was handled.
+// ledger counts the sent and the handled casts.
 type ledger struct {
 	mu   sync.Mutex
 	sent map[int]bool
@@ -45,14 +45,14 @@ func (l *ledger) handle(_ context.Context, n *int) (*rpc.None, error) {
 	return &rpc.None{}, nil
 }
 
-// count returns how many casts were sent.
+// count returns the number of casts that were sent.
 func (l *ledger) count() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.sent)
 }
 
-// wait waits until everything that was sent has been handled.
+// wait waits until all sent casts are handled.
 func (l *ledger) wait(t *testing.T) {
 	t.Helper()
 	deadline := time.After(60 * time.Second)
@@ -76,8 +76,8 @@ func (l *ledger) wait(t *testing.T) {
 	}
 }
 
-// load casts and calls until stop is closed. Every cast that was confirmed is in
-// the ledger; a call may fail, but only typed, and never with another's answer.
+// load sends casts and calls until stop is closed. It records each confirmed cast in the ledger. A call
+// may fail, but only as Unknown, Unavailable or Timeout. No call gets the reply of another call.
 func load(t *testing.T, url, exchange string, l *ledger, stop <-chan struct{}) (calls, failed int64) {
 	t.Helper()
 	srvBus, cliBus := open(t, url, exchange), open(t, url, exchange)
@@ -130,7 +130,7 @@ func load(t *testing.T, url, exchange string, l *ledger, stop <-chan struct{}) (
 	wg.Wait()
 	l.wait(t)
 	if _, err := rpc.Call(t.Context(), client, add, "h", new(int)); err != nil {
-		t.Errorf("a call after it all: %v", err)
+		t.Errorf("a call after the load: %v", err)
 	}
 	_ = client.Close() // never fails
 	if err := srv.Stop(t.Context()); err != nil {
@@ -143,8 +143,8 @@ func newLedger() *ledger {
 	return &ledger{sent: make(map[int]bool), got: make(map[int]int), more: make(chan struct{}, 1)}
 }
 
-// TestCutSockets: connections are reset again and again under load. No
-// confirmed at-least-once cast is lost.
+// TestCutSockets: the connections are reset again and again under load. No
+// confirmed cast of an AtLeastOnce method is lost.
 func TestCutSockets(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -173,13 +173,13 @@ func TestCutSockets(t *testing.T) {
 	})
 	calls, failed := load(t, via, "cut."+t.Name(), l, stop)
 	wg.Wait()
-	t.Logf("%d casts, %d calls, %d calls failed typed", len(l.sent), calls, failed)
+	t.Logf("%d casts, %d calls, %d calls failed", len(l.sent), calls, failed)
 	if len(l.sent) == 0 || calls == 0 {
 		t.Error("nothing was sent")
 	}
 }
 
-// TestBrokerKilled: the broker dies under load and comes back.
+// TestBrokerKilled: the broker is killed under load and restarted. No confirmed cast is lost.
 func TestBrokerKilled(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)
@@ -188,7 +188,7 @@ func TestBrokerKilled(t *testing.T) {
 	l := newLedger()
 	wg.Go(func() {
 		defer close(stop)
-		for range 50 { // some work is done before
+		for range 50 { // some casts are handled before
 			<-l.more
 		}
 		broker.Kill()
@@ -199,18 +199,18 @@ func TestBrokerKilled(t *testing.T) {
 			select {
 			case <-l.more:
 			case <-time.After(30 * time.Second):
-				t.Error("no work was done after the broker came back")
+				t.Error("no cast was handled after the broker came back")
 				return
 			}
 		}
 	})
 	calls, failed := load(t, broker.URL, "kill", l, stop)
 	wg.Wait()
-	t.Logf("%d casts, %d calls, %d calls failed typed", len(l.sent), calls, failed)
+	t.Logf("%d casts, %d calls, %d calls failed", len(l.sent), calls, failed)
 }
 
-// TestLateConsumer: a queue that the broker has forgotten, and whose consumer comes
-// back later than those who publish, is waited for.
+// TestLateConsumer: a queue is deleted, and its consumer reconnects later than the publisher. The publisher
+// waits for the consumer.
 func TestLateConsumer(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)
@@ -241,7 +241,7 @@ func TestLateConsumer(t *testing.T) {
 		if !strings.HasPrefix(q, "late.") || strings.HasPrefix(q, "late.reply.") {
 			continue
 		}
-		if _, err := broker.Ctl(t.Context(), "delete_queue", q); err != nil && !strings.Contains(err.Error(), "not found") { // gone by itself
+		if _, err := broker.Ctl(t.Context(), "delete_queue", q); err != nil && !strings.Contains(err.Error(), "not found") { // the queue was deleted with its connection
 			t.Fatal(err)
 		}
 	}
@@ -258,8 +258,8 @@ func TestLateConsumer(t *testing.T) {
 	}
 }
 
-// TestBadBroker: what is wrong is said at once, or after the time that was
-// given, and never with the password.
+// TestBadBroker: New and Start name the fault of a URL or a broker, at once or after ConnectTimeout. The error never has
+// the password.
 func TestBadBroker(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -281,16 +281,16 @@ func TestBadBroker(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			patience := 300 * time.Millisecond
+			timeout := 300 * time.Millisecond
 			if tt.want == fault.Unauthenticated {
-				patience = 10 * time.Second // RabbitMQ takes 3 s to say that it refuses a password
+				timeout = 10 * time.Second // RabbitMQ takes 3 s to refuse a password
 			}
-			b, err := amqpbus.New(amqpbus.Config{URLs: []string{tt.url}, ConnectTimeout: patience})
+			b, err := amqpbus.New(amqpbus.Config{URLs: []string{tt.url}, ConnectTimeout: timeout})
 			if err == nil {
 				err = b.Start(t.Context())
 			}
 			if fault.CodeOf(err) != tt.want || err == nil || !strings.Contains(fmt.Sprint(err), tt.says) {
-				t.Errorf("error %v (%v), want %v that says %q", err, fault.CodeOf(err), tt.want, tt.says)
+				t.Errorf("error %v (%v), want %v with %q", err, fault.CodeOf(err), tt.want, tt.says)
 			}
 			if strings.Contains(fmt.Sprint(err), password) {
 				t.Errorf("the error has the password: %v", err)
@@ -299,8 +299,8 @@ func TestBadBroker(t *testing.T) {
 	}
 }
 
-// TestAway: while the broker is away publishing waits for its deadline, and
-// Check says why; when it is back all works again.
+// TestAway: while the broker is away, a cast fails at its deadline, and Check fails. When the broker is back, both
+// connections are restored.
 func TestAway(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)
@@ -325,14 +325,14 @@ func TestAway(t *testing.T) {
 	}
 	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
-	if err := rpc.Cast(ctx, client, keep, "nobody", new(int)); !errors.Is(err, rpc.ErrNoConsumer) {
+	if err := rpc.Cast(ctx, client, keep, "absent", new(int)); !errors.Is(err, rpc.ErrNoConsumer) {
 		t.Errorf("cast after the broker came back: %v, want ErrNoConsumer", err)
 	}
-	waittest.Succeeds(t, "the other connection, which comes back by itself, too", func() error { return b.Check(ctx) })
+	waittest.Succeeds(t, "the other connection, which is restored, too", func() error { return b.Check(ctx) })
 }
 
-// TestFanoutBesideOthers: the first fanout on a topic declares an exchange, while others publish on the same channel. amqp091 writes the
-// frames of a declaration between those of a message.
+// TestFanoutBesideOthers: the first fanout on a topic declares an exchange, while other goroutines publish on the same channel. If
+// the exchange was declared on that channel, amqp091 would write frames of the declaration between those of a message.
 func TestFanoutBesideOthers(t *testing.T) {
 	t.Parallel()
 	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "beside." + strings.ToLower(rand.Text()), Channels: 1})

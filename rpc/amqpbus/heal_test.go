@@ -28,8 +28,8 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
 
-// TestEndsWhileFull: a full server requeues calls that wait, and its consumer stays open. Its subscription ends during a
-// requeue, and the connection is lost then. Nothing waits for it.
+// TestEndsWhileFull: a full server requeues the waiting calls, and its consumer stays open. The subscription ends during a
+// requeue, and then the connection is lost. The bus still ends in time.
 func TestEndsWhileFull(t *testing.T) {
 	t.Parallel()
 	raw := envtest.URL(t, testenv.AMQPVar)
@@ -71,14 +71,14 @@ func TestEndsWhileFull(t *testing.T) {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer cancel()
-	for range 3 { // one is run, the others wait at a server that is busy
+	for range 3 { // one is handled, the others wait at the full server
 		wg.Go(func() { _, _ = rpc.Call(ctx, client, add, "h", new(int)) })
 	}
 	<-entered
 	select {
 	case <-asked:
 	case <-time.After(30 * time.Second):
-		t.Fatal("a full server does not requeue the calls that wait")
+		t.Fatal("a full server does not requeue the waiting calls")
 	}
 	if n := consumes.Load(); n != 1 {
 		t.Errorf("the queue of calls was consumed %d times, want once", n)
@@ -104,8 +104,8 @@ func TestEndsWhileFull(t *testing.T) {
 	}
 }
 
-// TestStalled: while the network lets nothing through, every call and cast ends
-// in its time.
+// TestStalled: while the network passes nothing on, every call and every cast ends
+// at its deadline.
 func TestStalled(t *testing.T) {
 	t.Parallel()
 	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
@@ -152,7 +152,7 @@ func TestStalled(t *testing.T) {
 	})
 }
 
-// TestTLS: the host's name is checked, by default and with a configuration.
+// TestTLS: the host name and the authority of the broker's certificate are checked, with and without Config.TLS.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	raw := envtest.URL(t, testenv.AMQPVar)
@@ -220,15 +220,15 @@ func TestTLS(t *testing.T) {
 				t.Errorf("%v (%v), want Denied with the host and the reason", err, fault.CodeOf(err))
 			}
 			if time.Since(start) > 5*time.Second {
-				t.Errorf("it took %v to say so", time.Since(start))
+				t.Errorf("Start took %v", time.Since(start))
 			}
 		})
 	}
 }
 
-// TestOrders runs random orders of starting, stopping, cutting and publishing.
-// Whatever the order: no cast that was confirmed is lost, no call hangs or gets
-// another's answer, and all that was started ends.
+// TestOrders starts and stops servers, cuts connections, casts and calls, in random orders.
+// In each order, no confirmed cast is lost, each call ends at its deadline with its own reply or
+// a typed error, and all servers stop.
 func TestOrders(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -300,7 +300,7 @@ func runOrder(t *testing.T, raw string, seed uint64, i int) {
 	}
 	client := rpc.NewClient(bus, rpc.ClientConfig{})
 	defer client.Close()
-	srv := start() // once, so that the queues exist
+	srv := start() // a first time, so that the queues exist
 	running := true
 	sent := 0
 	var calls sync.WaitGroup

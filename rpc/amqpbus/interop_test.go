@@ -19,8 +19,7 @@ import (
 
 type snapshot struct{ Volume string }
 
-// interop is what a program that knows only watermill-amqp has to be told of an
-// interface.
+// interop is an interface that a program with only watermill-amqp uses.
 var (
 	interop     = &rpc.Interface{Name: "interop", Version: rpc.Version{Major: 2, Minor: 1}}
 	interopTake = rpc.Method[snapshot, rpc.None]{
@@ -29,7 +28,7 @@ var (
 	interopNote = rpc.Method[snapshot, rpc.None]{Interface: interop, Name: "note", Since: rpc.Version{Major: 2}}
 )
 
-// stockPublish sends one message as a program with watermill-amqp alone would.
+// stockPublish publishes one message with only watermill-amqp.
 func stockPublish(t *testing.T, cfg stock.Config, topic string, m *message.Message) {
 	t.Helper()
 	cfg.Publish.ConfirmDelivery = true
@@ -45,7 +44,7 @@ func stockPublish(t *testing.T, cfg stock.Config, topic string, m *message.Messa
 	}
 }
 
-// stockSubscribe subscribes as such a program would.
+// stockSubscribe subscribes with only watermill-amqp.
 func stockSubscribe(t *testing.T, cfg stock.Config, topic string) <-chan *message.Message {
 	t.Helper()
 	s, err := stock.NewSubscriber(cfg, watermill.NopLogger{})
@@ -75,8 +74,8 @@ func interopWait[T any](t *testing.T, ch <-chan T, what string) T {
 	}
 }
 
-// TestInteropToServer: a program with stock watermill-amqp casts to a server, to
-// any and to one by name, and to all.
+// TestInteropToServer: a program with only watermill-amqp casts to any server, to
+// one server, and to all.
 func TestInteropToServer(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, "ARMATURE_TEST_AMQP_URL"), "test."+strings.ToLower(rand.Text())
@@ -116,12 +115,12 @@ func TestInteropToServer(t *testing.T) {
 		}
 	}
 	if st := srv.Stats(); st.Malformed != 0 || st.DeadLettered != 0 || st.Duplicate != 0 {
-		t.Errorf("%+v, want no message that was not understood", st)
+		t.Errorf("%+v, want no malformed, dead-lettered or duplicate message", st)
 	}
 }
 
-// TestInteropFromClient: a program with stock watermill-amqp reads what a client
-// casts.
+// TestInteropFromClient: a program with only watermill-amqp reads the casts of a
+// client.
 func TestInteropFromClient(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, "ARMATURE_TEST_AMQP_URL"), "test."+strings.ToLower(rand.Text())
@@ -163,7 +162,7 @@ func TestInteropFromClient(t *testing.T) {
 			t.Errorf("payload %s", got)
 		}
 		if m.UUID == "" || ids[m.UUID] {
-			t.Errorf("UUID %q, want one of its own", m.UUID)
+			t.Errorf("UUID %q, want a unique one", m.UUID)
 		}
 		ids[m.UUID] = true
 	}

@@ -14,56 +14,55 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// A message that is too large for RabbitMQ costs the channel that it is sent on, with all that is not
-// confirmed there, and RabbitMQ does not announce its limit. So a large message has a channel of its own, on a
-// connection for large messages: nothing else fails, or waits behind it, and it is written from the
-// caller's memory, without a copy.
+// RabbitMQ does not announce its size limit. It closes the channel on which a larger message is sent, and the unconfirmed
+// messages of that channel are lost. So each large message has a channel of its own, on the connection for large messages: no
+// other message fails with it or waits behind it. It is written from the memory of the caller, without a copy.
 const (
-	// largeMessage is the payload, in bytes, from which a message is large, until a refusal shows
-	// that RabbitMQ's limit is lower.
+	// largeMessage is the size of a payload, in bytes, above which a message is large. It becomes lower when a refusal shows
+	// that RabbitMQ's limit is lower, see learnLimit.
 	largeMessage = 64 << 10
-	// largeTurns is how many large messages are on their way at once.
-	largeTurns = 4
+	// maxLargeInFlight is the maximum number of large messages that are sent concurrently.
+	maxLargeInFlight = 4
 )
 
 // isLarge reports whether the message has a channel of its own.
 func (b *Bus) isLarge(o *outgoing) bool { return int64(len(o.m.Payload)) > b.largeFrom.Load() }
 
-// attemptLarge sends a large message once and waits for the outcome.
-func (b *Bus) attemptLarge(ctx context.Context, o *outgoing) error {
+// publishLargeOnce makes one attempt to send a large message, and waits for the outcome.
+func (b *Bus) publishLargeOnce(ctx context.Context, o *outgoing) error {
 	select {
-	case b.turns <- struct{}{}:
+	case b.largeSlots <- struct{}{}:
 	case <-ctx.Done():
 		return notSent(ctx.Err())
 	case <-b.life.Done():
 		return bus.ErrClosed
 	}
-	b.largeOnce.Do(func() { b.life.Go(func() { b.bulk.Run(b.life, nil) }) }) //nolint:contextcheck // the bus's own life
+	b.largeOnce.Do(func() { b.life.Go(func() { b.large.Run(b.life, nil) }) }) //nolint:contextcheck // the bus's own life
 	done := make(chan error, 1)
 	if !b.life.Go(func() {
-		defer func() { <-b.turns }()
+		defer func() { <-b.largeSlots }()
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
 		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
-		conn, err := b.bulk.get(ctx)
+		conn, err := b.large.get(ctx)
 		if err != nil {
 			done <- notSent(err)
 			return
 		}
 		done <- b.publishAlone(conn, o)
 	}) {
-		<-b.turns
+		<-b.largeSlots
 		return bus.ErrClosed
 	}
 	select {
 	case err := <-done:
 		return err
 	case <-ctx.Done():
-		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message before the end: %w", ctx.Err())
+		return fault.New(fault.Unknown, "RabbitMQ did not confirm the message in time: %w", ctx.Err())
 	}
 }
 
-// publishAlone sends one message on a channel of its own.
+// publishAlone sends one message on a separate channel, and waits for the outcome.
 func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 	ch, err := conn.Channel()
 	if err != nil {
@@ -77,7 +76,7 @@ func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 	}
 	if o.exchange != "" {
 		if err := ch.ExchangeDeclare(o.exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
-			return refused(err, "exchange "+o.exchange)
+			return refusalError(err, "exchange "+o.exchange)
 		}
 	}
 	confirm, err := ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, b.marshal(o.m))
@@ -105,11 +104,11 @@ func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 	return errLost
 }
 
-// sizeText is how RabbitMQ refuses a message for its size.
+// sizeText is the text with which RabbitMQ refuses a message that is too large.
 var sizeText = regexp.MustCompile(`message size (\d+)( is)? larger than (configured )?max size (\d+)`)
 
-// sizeRefusal reports whether a channel was closed because a message was too large, with the bytes of its
-// payload and RabbitMQ's limit.
+// sizeRefusal reports whether RabbitMQ closed a channel because a message was too large. size is its payload, and limit is
+// RabbitMQ's limit, both in bytes.
 func sizeRefusal(e *amqp.Error) (size, limit int, ok bool) {
 	if e == nil || e.Code != amqp.PreconditionFailed {
 		return 0, 0, false
@@ -123,31 +122,32 @@ func sizeRefusal(e *amqp.Error) (size, limit int, ok bool) {
 	return size, limit, err1 == nil && err2 == nil
 }
 
-// blame finds out which of the messages that a lost channel has left was too large. RabbitMQ has
-// taken none of those that were sent after it. It returns why each failed that did.
-func (c *outChannel) blame(left []*outgoing) map[*outgoing]error {
+// findTooLarge finds the message that was too large among the unconfirmed messages of a lost channel. RabbitMQ has
+// accepted none of the messages after it. The result has the errors of this message and of those after it. It is nil if
+// the channel was lost for another reason.
+func (c *publishChannel) findTooLarge(unconfirmed []*outgoing) map[*outgoing]error {
 	size, limit, ok := sizeRefusal(<-c.closed)
 	if !ok {
 		return nil
 	}
 	c.learn(limit)
-	slices.SortFunc(left, func(a, b *outgoing) int { return cmp.Compare(a.confirm.DeliveryTag, b.confirm.DeliveryTag) })
-	why := map[*outgoing]error{}
+	slices.SortFunc(unconfirmed, func(a, b *outgoing) int { return cmp.Compare(a.confirm.DeliveryTag, b.confirm.DeliveryTag) })
+	failed := map[*outgoing]error{}
 	found := false
-	for _, o := range left {
+	for _, o := range unconfirmed {
 		switch {
 		case o.confirm.Acked():
 		case found:
-			why[o] = errNotSent
+			failed[o] = errNotSent
 		case len(o.m.Payload) == size:
 			found = true
-			why[o] = bus.TooLarge(size, limit)
+			failed[o] = bus.TooLarge(size, limit)
 		}
 	}
-	return why
+	return failed
 }
 
-// learnLimit makes messages large that may be above RabbitMQ's limit.
+// learnLimit stores RabbitMQ's limit, so that messages above it count as large.
 func (b *Bus) learnLimit(limit int) {
 	for {
 		old := b.largeFrom.Load()

@@ -28,14 +28,13 @@ var (
 	bulk  = rpc.Method[int, string]{Interface: iface, Name: "bulk", Since: rpc.Version{Major: 1}}
 )
 
-// TestBrokerLimit: RabbitMQ refuses a message for its size and closes the channel. That message fails for good,
-// at once, with both sizes; of 2,000 other calls none fails.
+// TestBrokerLimit: RabbitMQ refuses a message that is too large, and closes the channel. That message fails with ErrTooLarge,
+// at once, and the error has both sizes. None of 2,000 concurrent calls fails.
 func TestBrokerLimit(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
-		limit, size int
-		first       bool // the first refusal may cost others that are not repeatable: its limit is not known yet
-	}{{1 << 20, 3 << 20, false}, {32 << 10, 48 << 10, true}} {
+		limit, size int // in bytes
+	}{{1 << 20, 3 << 20}, {32 << 10, 48 << 10}} {
 		t.Run(strconv.Itoa(tt.limit), func(t *testing.T) {
 			t.Parallel()
 			broker := envtest.RabbitMQ(t, fmt.Sprint("max_message_size = ", tt.limit))
@@ -58,7 +57,7 @@ func TestBrokerLimit(t *testing.T) {
 					t.Errorf("%s of %d bytes: %v (%v), want %v with both sizes", what, tt.size, err, fault.CodeOf(err), want)
 				}
 				if d := time.Since(since); d > 5*time.Second {
-					t.Errorf("%s: it took %v to say so", what, d)
+					t.Errorf("%s: the error took %v", what, d)
 				}
 			}
 			var failed, next atomic.Int64
@@ -80,7 +79,7 @@ func TestBrokerLimit(t *testing.T) {
 					}
 				})
 			}
-			waittest.Until(t, "100 calls", func() bool { return next.Load() >= 100 }) // in the midst
+			waittest.Until(t, "100 calls", func() bool { return next.Load() >= 100 }) // so that the refusals come between them
 			for range 3 {
 				begin := time.Now()
 				_, err := rpc.Call(t.Context(), client, blob1, "h", &large)
@@ -100,14 +99,14 @@ func TestBrokerLimit(t *testing.T) {
 			}
 			fits := large[:tt.limit-2]
 			if n, err := rpc.Call(t.Context(), client, blob1, "h", &fits); err != nil || *n != len(fits) {
-				t.Errorf("a call of just the limit: %v", err)
+				t.Errorf("a call of exactly the limit: %v", err)
 			}
 		})
 	}
 }
 
-// TestLargeReceived: messages above the limit of a server become dead letters, whole, and are not held more
-// than once.
+// TestLargeReceived: messages above the limit of a server become dead letters with their whole payload. The server has at most
+// one copy of a message in memory.
 func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the memory of the process
 	url := envtest.URL(t, testenv.AMQPVar)
 	const letters, size = 4, 12 << 20
@@ -130,7 +129,7 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the 
 	runtime.ReadMemStats(&before)
 	srv := rpc.NewServer(small, rpc.ServerConfig{Interface: iface, Host: "h"})
 	rpc.Handle(srv, blobs, func(context.Context, *string) (*rpc.None, error) {
-		t.Error("a message that is too large was handled")
+		t.Error("a message above the limit was handled")
 		return nil, nil
 	})
 	if err := srv.Start(t.Context()); err != nil {
@@ -145,9 +144,9 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the 
 	allocated := now.TotalAlloc - before.TotalAlloc
 	runtime.GC()
 	runtime.ReadMemStats(&now)
-	t.Logf("%d MiB received, %d MiB allocated meanwhile, %d MiB stay", letters*size>>20, allocated>>20, (int64(now.HeapAlloc)-int64(before.HeapAlloc))>>20)
+	t.Logf("%d MiB received, %d MiB allocated meanwhile, %d MiB in use at the end", letters*size>>20, allocated>>20, (int64(now.HeapAlloc)-int64(before.HeapAlloc))>>20)
 	if stays := int64(now.HeapAlloc) - int64(before.HeapAlloc); stays > 2*size {
-		t.Errorf("%d bytes stay in memory", stays)
+		t.Errorf("%d bytes more in use at the end", stays)
 	}
 	client := rpc.NewClient(big, rpc.ClientConfig{})
 	defer client.Close()
@@ -172,7 +171,8 @@ func TestLargeReceived(t *testing.T) { //nolint:paralleltest // it measures the 
 	}
 }
 
-// TestInFlight: the rule of rpctest. Of the large messages, 6 and what is left of the budget is less than one may have.
+// TestInFlight: the rule of rpctest about Config.MaxInFlight. After 6 large messages, the rest of the budget is smaller than
+// Config.MaxMessage, so RabbitMQ may send no further one.
 func TestInFlight(t *testing.T) {
 	t.Parallel()
 	const budget = 16 << 20
@@ -180,7 +180,8 @@ func TestInFlight(t *testing.T) {
 	rpctest.InFlight(t, b, budget, 2<<20, 6)
 }
 
-// TestLargeAway: a large message waits for a broker that is away until its deadline, and no longer than the bus lives.
+// TestLargeAway: while the broker is away, a large message waits until its deadline, the broker is back, or the bus is
+// closed.
 func TestLargeAway(t *testing.T) {
 	t.Parallel()
 	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
@@ -211,7 +212,7 @@ func TestLargeAway(t *testing.T) {
 	}()
 	select {
 	case err := <-failed:
-		t.Errorf("cast while the broker is away: %v, want it to wait", err)
+		t.Errorf("cast while the broker is away ended with %v, want it to wait", err)
 	case <-time.After(200 * time.Millisecond):
 	}
 	p.resume()
@@ -239,9 +240,9 @@ func TestLargeAway(t *testing.T) {
 	select {
 	case err := <-failed:
 		if c := fault.CodeOf(err); c != fault.Unavailable && c != fault.Unknown {
-			t.Errorf("cast on a bus that is closed meanwhile: %v (%v)", err, c)
+			t.Errorf("cast on a bus that was closed meanwhile: %v (%v), want Unavailable or Unknown", err, c)
 		}
 	case <-time.After(5 * time.Second):
-		t.Error("the cast does not end with the bus")
+		t.Error("the cast does not end when the bus is closed")
 	}
 }

@@ -22,7 +22,7 @@ import (
 // lateVar sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of 14 s.
 const lateVar = "ARMATURE_TEST_LATE"
 
-// publishes counts what a broker is sent for each queue. It sees it by the broker's own trace.
+// publishes returns a function that returns how many messages were published to a queue. It counts with the trace of the broker.
 func publishes(t *testing.T, url string) func(queue string) int {
 	t.Helper()
 	conn, err := amqp.Dial(url)
@@ -64,16 +64,16 @@ func publishes(t *testing.T, url string) func(queue string) int {
 	}
 }
 
-// TestLateConfirm: the link of a server stalls for 12.5 s of every 14 s, so that confirmations are later than
-// any timeout of the old code, while the connection lives. Casts do not multiply: there are no more copies
-// than attempts, plus one for each message that was in flight at a lost connection; attempt counts rise, it
-// ends, and each message is handled once or becomes one dead letter.
+// TestLateConfirm: the network of a server stalls for 12.5 s of every 14 s, so confirmations are very late, but the
+// connection stays open. Casts do not multiply: each message has at most one copy for each delivery attempt, and
+// one for each lost connection. Attempts are counted, so the retries end. Each message is handled once or becomes one dead
+// letter.
 func TestLateConfirm(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes half a minute: left out with -short")
 	}
-	const casts, tries = 10, 6 // every second one fails always
+	const casts, tries = 10, 6 // the handler always fails for every second cast
 	const open1, period = 1500 * time.Millisecond, 14 * time.Second
 	length := period
 	if v := os.Getenv(lateVar); v != "" {
@@ -131,7 +131,7 @@ func TestLateConfirm(t *testing.T) {
 		}
 		waittest.Spend(length / 2 / casts)
 	}
-	waittest.Pass(t, time.Until(begin.Add(length)), "the link stalls most of the time")
+	waittest.Pass(t, time.Until(begin.Add(length)), "the network stalls most of the time")
 	close(stop)
 	wg.Wait()
 	letters := map[string]int{}
@@ -163,10 +163,10 @@ func TestLateConfirm(t *testing.T) {
 	for n := range casts {
 		id := fmt.Sprint("late-", n)
 		if n%2 == 1 && (done[n] != 1 || letters[id] != 0) {
-			t.Errorf("cast %d was handled %d times and is %d dead letters, want once and none", n, done[n], letters[id])
+			t.Errorf("cast %d was handled %d times and has %d dead letters, want 1 and 0", n, done[n], letters[id])
 		}
 		if n%2 == 0 && (runs[n] < tries || runs[n] > tries+int(srvBus.Capabilities().Stats().Reconnects) || letters[id] != 1) {
-			t.Errorf("cast %d ran %d times and is %d dead letters, want %d and one", n, runs[n], letters[id], tries)
+			t.Errorf("cast %d was handled %d times and has %d dead letters, want %d and 1", n, runs[n], letters[id], tries)
 		}
 	}
 	left, err := broker.Ctl(t.Context(), "list_queues", "name", "messages")
@@ -175,7 +175,7 @@ func TestLateConfirm(t *testing.T) {
 	}
 	for line := range strings.Lines(left) {
 		if f := strings.Fields(line); len(f) == 2 && strings.HasPrefix(f[0], "late.") && f[1] != "0" {
-			t.Errorf("queue %s holds %s messages at the end", f[0], f[1])
+			t.Errorf("queue %s has %s messages at the end", f[0], f[1])
 		}
 	}
 }

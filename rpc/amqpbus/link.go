@@ -29,8 +29,8 @@ const (
 	// each further one up to maxRetry, with jitter.
 	minRetry = 20 * time.Millisecond
 	maxRetry = time.Second
-	// grace is how long after a restored connection a queue that does not exist may
-	// only be late.
+	// grace is the time after a connection was restored in which a missing queue counts as
+	// late: its consumer may still be restoring its own connection.
 	grace = 5 * time.Second
 )
 
@@ -41,24 +41,25 @@ type connection struct {
 	out *gather.Conn // what it writes to; nil if its writes are not gathered
 }
 
-// connector keeps one connection up. amqp091's own recovery stays off: after it, a
-// late Ack of an old delivery acknowledges another message.
+// connector keeps one connection open, and dials it again when it is lost. amqp091's own recovery stays off: after
+// a recovery, a late acknowledgement of an old delivery would acknowledge another message.
 type connector struct {
 	*link.Link[connection]
 
-	use   string // what the connection is for
-	cfg   Config
-	plain bool // writes are not gathered
+	use    string // the purpose of the connection, such as "publish", in logs and errors
+	cfg    Config
+	direct bool // writes are not gathered
 }
 
 func newConnector(use string, cfg Config) *connector {
 	c := &connector{use: use, cfg: cfg}
-	c.Link = link.New(link.Config[connection]{Dial: c.dial, Hold: c.hold})
+	c.Link = link.New(link.Config[connection]{Dial: c.dial, Hold: c.watchConnection})
 	return c
 }
 
-// hold returns when the connection is lost, or closes it when life ends.
-func (l *connector) hold(life context.Context, conn connection) error {
+// watchConnection returns when the connection is lost. When life ends, it closes the connection and returns. It logs what
+// RabbitMQ reports of the connection.
+func (l *connector) watchConnection(life context.Context, conn connection) error {
 	log := l.cfg.Logger.With("use", l.use, "broker", conn.RemoteAddr().String())
 	lost := conn.NotifyClose(make(chan *amqp.Error, 1))
 	blocked := conn.NotifyBlocked(make(chan amqp.Blocking, 1))
@@ -73,7 +74,7 @@ func (l *connector) hold(life context.Context, conn connection) error {
 			reason := ""
 			if b.Active {
 				reason = b.Reason
-				log.Warn("RabbitMQ takes no messages", "reason", reason)
+				log.Warn("RabbitMQ accepts no messages", "reason", reason)
 			}
 			l.Block(reason)
 		case e := <-lost:
@@ -86,18 +87,18 @@ func (l *connector) hold(life context.Context, conn connection) error {
 			}
 			return err
 		case <-life.Done():
-			_ = conn.CloseDeadline(time.Now().Add(dialTime)) // it ends either way
+			_ = conn.CloseDeadline(time.Now().Add(dialTime)) // after an error it is closed, too
 			return errors.New("the bus was closed")
 		}
 	}
 }
 
-// dial tries each broker once, in random order, until ctx ends. Of several errors it returns the one
-// that no wait mends.
+// dial tries each broker once, in random order, until ctx ends. Of several errors it returns one that another attempt
+// cannot fix, such as a refused password, if there is one.
 func (l *connector) dial(ctx context.Context) (connection, error) {
 	var failure error
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
-		conn, out, err := l.dialOne(ctx, l.cfg.URLs[i])
+		conn, out, err := l.dialBroker(ctx, l.cfg.URLs[i])
 		if err == nil {
 			return connection{conn, out}, nil
 		}
@@ -109,10 +110,10 @@ func (l *connector) dial(ctx context.Context) (connection, error) {
 	return connection{}, failure
 }
 
-func (l *connector) dialOne(ctx context.Context, raw string) (conn *amqp.Connection, out *gather.Conn, err error) {
+func (l *connector) dialBroker(ctx context.Context, raw string) (conn *amqp.Connection, out *gather.Conn, err error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
-	ended := func() bool { return true }
+	stopClose := func() bool { return true } // false: ctx has ended and closed the connection
 	var first *firstByte
 	cfg := amqp.Config{
 		Heartbeat:  l.cfg.Heartbeat,
@@ -122,9 +123,9 @@ func (l *connector) dialOne(ctx context.Context, raw string) (conn *amqp.Connect
 			if err != nil {
 				return nil, err
 			}
-			ended = context.AfterFunc(ctx, func() { _ = c.Close() }) // the handshakes end with ctx, too
+			stopClose = context.AfterFunc(ctx, func() { _ = c.Close() }) // the handshakes end with ctx, too
 			first = &firstByte{Conn: c}
-			if l.plain {
+			if l.direct {
 				return first, nil
 			}
 			out = &gather.Conn{Conn: first}
@@ -134,11 +135,11 @@ func (l *connector) dialOne(ctx context.Context, raw string) (conn *amqp.Connect
 	cfg.Properties.SetClientConnectionName(l.cfg.Exchange + " " + l.use)
 	cfg.TLSClientConfig = l.tlsConfig(raw)
 	conn, err = amqp.DialConfig(raw, cfg)
-	if !ended() { // ctx has closed the connection
+	if !stopClose() {
 		if err == nil {
-			_ = conn.CloseDeadline(time.Now()) // it is closed
+			_ = conn.CloseDeadline(time.Now()) // the socket is closed already
 		}
-		err = fmt.Errorf("no connection in time: %w", cmp.Or(err, context.Cause(ctx)))
+		err = fmt.Errorf("no connection within the timeout: %w", cmp.Or(err, context.Cause(ctx)))
 	}
 	if err != nil {
 		return nil, nil, tlsError(err, cfg.TLSClientConfig == nil && first != nil && first.is(tlsAlert))
@@ -157,29 +158,29 @@ func (l *connector) tlsConfig(raw string) *tls.Config {
 	return cfg
 }
 
-// tlsError returns err, or what it says about TLS. refused: the broker's answer was that of a TLS server to a client
-// without TLS.
-func tlsError(err error, refused bool) error {
+// tlsError returns err, or a clearer error if TLS is the reason. alert: the broker answered a client without TLS with a TLS
+// alert.
+func tlsError(err error, alert bool) error {
 	if failure := tlsfile.Failure(err); failure != nil {
 		return failure
 	}
-	if e, ok := errors.AsType[*amqp.Error](err); ok && strings.HasPrefix(e.Reason, "remote error: tls:") { // amqp091 keeps the text alone
-		return fault.New(fault.Denied, "the broker refuses the TLS connection, perhaps for want of a client certificate that it trusts: %w", err)
+	if e, ok := errors.AsType[*amqp.Error](err); ok && strings.HasPrefix(e.Reason, "remote error: tls:") { // amqp091 keeps only the text of the error
+		return fault.New(fault.Denied, "the broker refuses the TLS connection; perhaps it requires a client certificate that it trusts: %w", err)
 	}
-	if refused {
-		return fault.New(fault.Precondition, "the broker speaks TLS on this port, and the URL does not ask for it: use amqps://")
+	if alert {
+		return fault.New(fault.Precondition, "the broker expects TLS on this port, and the URL is without TLS: use amqps://")
 	}
 	return err
 }
 
-// tlsAlert is how the answer of a TLS server begins that does not understand its client.
+// tlsAlert is the first byte of a TLS alert, with which a TLS server answers a client that does not use TLS.
 const tlsAlert = 21
 
-// firstByte notes the first byte that the other side sends.
+// firstByte is a connection that remembers the first byte that it receives.
 type firstByte struct {
 	net.Conn
 
-	seen atomic.Int32 // the byte plus 1; 0: none yet
+	seen atomic.Int32 // the byte plus 1; 0 before the first byte
 }
 
 func (c *firstByte) Read(p []byte) (int, error) {
@@ -192,31 +193,31 @@ func (c *firstByte) Read(p []byte) (int, error) {
 
 func (c *firstByte) is(b byte) bool { return c.seen.Load() == int32(b)+1 }
 
-// get returns the connection, waiting for it until ctx ends.
+// get returns the connection. It waits for the connection until ctx ends.
 func (l *connector) get(ctx context.Context) (*amqp.Connection, error) {
 	for {
 		conn, epoch, err := l.Get(ctx)
 		if err != nil || !conn.IsClosed() {
 			return conn.Connection, err
 		}
-		select { // its loss is about to be noticed
+		select { // watchConnection is about to see the loss
 		case <-epoch.Done():
 		case <-ctx.Done():
 		}
 	}
 }
 
-func (l *connector) check() error {
+func (l *connector) checkUp() error {
 	switch s := l.State(); {
 	case s.Epoch == nil:
-		return fault.New(fault.Unavailable, "the connection to RabbitMQ to %s is lost: %v", l.use, s.Err)
+		return fault.New(fault.Unavailable, "the connection to RabbitMQ (to %s) is lost: %v", l.use, s.Err)
 	case s.Blocked != "":
-		return fault.New(fault.Unavailable, "RabbitMQ takes no messages: %s", s.Blocked)
+		return fault.New(fault.Unavailable, "RabbitMQ accepts no messages: %s", s.Blocked)
 	}
 	return nil
 }
 
-// dialCode returns the code of an error of dial.
+// dialCode returns the fault code for an error of dial.
 func dialCode(err error) fault.Code {
 	e, ok := errors.AsType[*amqp.Error](err)
 	switch {

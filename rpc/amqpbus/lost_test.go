@@ -21,7 +21,7 @@ func dial(ctx context.Context, url, exchange string) (bus.Bus, error) {
 	return b, b.Start(ctx)
 }
 
-// TestLost: a server process that is killed fails its callers within 2 s, whether it comes back or not.
+// TestLost: when a server process is killed, its calls fail within 2 s, whether it is restarted or not.
 func TestLost(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)

@@ -34,8 +34,8 @@ func within(t *testing.T, what string, f func(context.Context) error) {
 	t.Logf("%s: %v", what, time.Since(start).Round(time.Millisecond))
 }
 
-// TestHeals takes one broker through what its operator may do to it: whatever is
-// taken away comes back within 5 s, without help.
+// TestHeals: an operator deletes queues, closes connections, stops the broker, and takes its memory away. Calls,
+// casts and fanouts work again within 5 s, without a restart of the processes.
 func TestHeals(t *testing.T) {
 	t.Parallel()
 	h := &healing{T: t, broker: envtest.RabbitMQ(t), got: make(chan int, 100), hold: add, gate: make(chan struct{})}
@@ -65,8 +65,8 @@ type healing struct {
 	broker         *testenv.Service
 	srvBus, cliBus *amqpbus.Bus
 	client         *rpc.Client
-	got            chan int             // what casts and fanouts have brought
-	hold           rpc.Method[int, int] // returns after gate was closed
+	got            chan int             // the values of handled casts and fanouts
+	hold           rpc.Method[int, int] // its handler returns when gate is closed
 	gate           chan struct{}
 }
 
@@ -105,7 +105,7 @@ func (h *healing) works(ctx context.Context) error {
 	return errors.Join(h.srvBus.Check(ctx), h.cliBus.Check(ctx))
 }
 
-// deleteQueues: each queue is declared again.
+// deleteQueues deletes one queue after another. The bus declares each one again.
 func (h *healing) deleteQueues() {
 	h.Helper()
 	queues := strings.Fields(h.ctl("list_queues", "name"))
@@ -122,20 +122,20 @@ func (h *healing) deleteQueues() {
 		}
 	}
 	if deleted != 6 {
-		h.Errorf("%d queues were there, want 5 of the server and 1 for replies: %v", deleted, queues)
+		h.Errorf("%d queues existed, want 5 of the server and 1 for replies: %v", deleted, queues)
 	}
 }
 
-// stopBroker: connections that are closed, and a broker that stops and starts. Calls that run meanwhile are answered.
+// stopBroker closes all connections, then stops and starts the broker. Calls that are handled meanwhile get their replies.
 func (h *healing) stopBroker() {
 	h.Helper()
-	var held []*rpc.Pending[int]
+	var calls []*rpc.Pending[int]
 	for _, host := range []string{"h", rpc.Any} {
 		p, err := rpc.Go(h.Context(), h.client, h.hold, host, new(int))
 		if err != nil {
 			h.Fatal(err)
 		}
-		held = append(held, p)
+		calls = append(calls, p)
 	}
 	h.ctl("close_all_connections", "test")
 	within(h.T, "after all connections were closed", h.works)
@@ -145,20 +145,20 @@ func (h *healing) stopBroker() {
 	}
 	h.ctl("start_app")
 	within(h.T, "after the broker was stopped and started", h.works)
-	waittest.Pass(h, 2*time.Second, "longer than a killed server has until its calls fail")
+	waittest.Pass(h, 2*time.Second, "longer than it takes until the calls of a killed server fail")
 	close(h.gate)
-	for _, p := range held {
+	for _, p := range calls {
 		if _, err := p.Wait(h.Context()); err != nil {
-			h.Errorf("a call that ran while the broker was stopped: %v, want its answer", err)
+			h.Errorf("a call that was handled while the broker was stopped: %v, want its reply", err)
 		}
 	}
 }
 
-// blockBroker: a broker without memory takes nothing: every wait ends, and Check says why.
+// blockBroker: a broker without memory accepts no messages. A cast ends at its deadline, and Check gives the reason.
 func (h *healing) blockBroker() {
 	h.Helper()
 	h.ctl("set_vm_memory_high_watermark", "0.00001")
-	within(h.T, "a blocked broker shows", func(ctx context.Context) error {
+	within(h.T, "Check and Stats report the blocked broker", func(ctx context.Context) error {
 		ctx, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
 		defer cancel()
 		start := time.Now()
@@ -166,7 +166,7 @@ func (h *healing) blockBroker() {
 		if spent := time.Since(start); spent > time.Second {
 			h.Errorf("a cast with 200 ms took %v: %v", spent, err)
 		}
-		if err := h.cliBus.Check(ctx); err == nil || !h.cliBus.Capabilities().Stats().Blocked || !strings.Contains(err.Error(), "takes no messages") {
+		if err := h.cliBus.Check(ctx); err == nil || !h.cliBus.Capabilities().Stats().Blocked || !strings.Contains(err.Error(), "accepts no messages") {
 			return fmt.Errorf("Check: %w, Blocked: %v", err, h.cliBus.Capabilities().Stats().Blocked)
 		}
 		if fault.CodeOf(err) != fault.Timeout {
@@ -176,26 +176,26 @@ func (h *healing) blockBroker() {
 	})
 	h.ctl("set_vm_memory_high_watermark", "0.7")
 	within(h.T, "after the broker had memory again", func(ctx context.Context) error {
-		for len(h.got) > 0 { // what was on its way when it was blocked
+		for len(h.got) > 0 { // messages that were sent before the broker was blocked
 			<-h.got
 		}
 		return h.works(ctx)
 	})
 }
 
-// denyUser: a user who may not touch the queues is Denied.
+// denyUser: a server whose user has no permission for the queues gets Denied.
 func (h *healing) denyUser() {
 	h.Helper()
-	h.ctl("add_user", "stranger", "s3cr3t-pw")
-	h.ctl("set_permissions", "stranger", "^other", "^other", "^other")
+	h.ctl("add_user", "outsider", "s3cr3t-pw")
+	h.ctl("set_permissions", "outsider", "^other", "^other", "^other")
 	u, err := url.Parse(h.broker.URL)
 	if err != nil {
 		h.Fatal(err)
 	}
-	u.User = url.UserPassword("stranger", "s3cr3t-pw")
+	u.User = url.UserPassword("outsider", "s3cr3t-pw")
 	bus := open(h.T, u.String(), "heal")
-	stranger := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
-	if err := stranger.Start(h.Context()); fault.CodeOf(err) != fault.Denied || !strings.Contains(fmt.Sprint(err), "heal.fault") || strings.Contains(fmt.Sprint(err), "s3cr3t") {
+	outsider := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface})
+	if err := outsider.Start(h.Context()); fault.CodeOf(err) != fault.Denied || !strings.Contains(fmt.Sprint(err), "heal.fault") || strings.Contains(fmt.Sprint(err), "s3cr3t") {
 		h.Errorf("a server without permission: %v (%v), want Denied that names the queue", err, fault.CodeOf(err))
 	}
 }

@@ -13,16 +13,16 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// proxy stands before a broker and cuts its connections, stalls or slows them.
+// proxy forwards connections to a broker. It can cut, stall or slow them.
 type proxy struct {
 	l    net.Listener
 	to   string
 	wg   sync.WaitGroup
 	mu   sync.Mutex
 	open map[net.Conn]bool
-	gate chan struct{} // closed when bytes may pass
-	slow time.Duration // the pause after each piece
-	look func([]byte)  // sees what clients send before it passes; may be nil
+	gate chan struct{} // closed while data may pass
+	slow time.Duration // the delay of each piece of data
+	look func([]byte)  // is called with the data from clients before it passes; may be nil
 }
 
 func newProxy(t testing.TB, to string) *proxy {
@@ -48,7 +48,7 @@ func proxyOn(t testing.TB, l net.Listener, to string) *proxy {
 	return p
 }
 
-// proxyTo returns a proxy before the broker of an AMQP URL, and the URL of the
+// proxyTo returns a proxy for the broker of an AMQP URL, and the URL of the
 // proxy.
 func proxyTo(t testing.TB, raw string) (*proxy, string) {
 	t.Helper()
@@ -85,7 +85,7 @@ func (p *proxy) accept() {
 	}
 }
 
-// copy ends when either side is closed.
+// copy forwards one direction of a connection. It returns when either side is closed. client: the data comes from the client.
 func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 	buf := make([]byte, 32<<10)
 	for {
@@ -106,7 +106,7 @@ func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 	}
 }
 
-// cut resets all connections, as a firewall that forgot them would.
+// cut resets all connections, as a firewall does that has lost their state. It returns their number.
 func (p *proxy) cut() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -124,7 +124,7 @@ func (p *proxy) cut() int {
 	return n
 }
 
-// stall lets nothing through until resume is called.
+// stall stops all data until resume is called.
 func (p *proxy) stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -141,7 +141,7 @@ func (p *proxy) resume() {
 	}
 }
 
-// delay makes every piece wait.
+// delay delays each piece of data by d.
 func (p *proxy) delay(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -18,8 +18,8 @@ import (
 	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
-// The connection was lost before anything was written, or before the broker
-// said what became of it.
+// Errors of an attempt to send. After errNotSent and errRefused, the message certainly has no effect. After errLost, the
+// broker may have accepted the message.
 var (
 	errNotSent = fault.New(fault.Unavailable, "the connection to RabbitMQ was lost before the message was sent")
 	errRefused = fault.New(fault.Unavailable, "RabbitMQ refused the message")
@@ -30,51 +30,50 @@ var (
 type outgoing struct {
 	m             *bus.Message
 	exchange, key string
-	awaited       bool        // a goroutine waits for settled
-	settled       func(error) // called once when the message was written
+	awaited       bool        // a goroutine waits until done is called
+	done          func(error) // is called once with the outcome, if the message was written
 	confirm       *amqp.DeferredConfirmation
 }
 
-// publisher keeps a channel in confirm mode open. Those who publish write to it
+// publisher keeps one channel in confirm mode open. The goroutines that publish write to the channel
 // themselves.
 type publisher struct {
 	link  *connector
-	learn func(limit int)            // is told the broker's limit of a message's size
-	cur   atomic.Pointer[outChannel] // nil while the channel is closed
+	learn func(limit int)                // is called with the broker's size limit, in bytes
+	cur   atomic.Pointer[publishChannel] // nil while the channel is closed
 }
 
-// run keeps the channel open until life ends.
-func (p *publisher) run(life context.Context) {
+// keepChannelOpen keeps the channel open until life ends.
+func (p *publisher) keepChannelOpen(life context.Context) {
 	for {
 		conn, err := p.link.get(life)
 		if err != nil {
 			return
 		}
-		c, err := openOut(conn, p.learn)
+		c, err := openPublishChannel(conn, p.learn)
 		if err != nil {
 			backoff.Sleep(life, minRetry)
 			continue
 		}
 		p.cur.Store(c)
 		p.link.Notify()
-		<-c.lost // at the latest when the connection is closed: Close of the channel could come between the frames of a message
+		<-c.lost // the end of the connection ends the channel; Close of the channel could write between the frames of a message
 		p.cur.Store(nil)
 	}
 }
 
-// channel returns an open channel, waiting for one until ctx ends, or for a
-// minute.
-func (b *Bus) channel(ctx context.Context) (*outChannel, error) {
-	p := b.outs[b.next.Add(1)%uint64(len(b.outs))]
-	c, changed, full := p.open()
+// awaitChannel returns an open channel. It waits for one until ctx ends, for at most a minute.
+func (b *Bus) awaitChannel(ctx context.Context) (*publishChannel, error) {
+	p := b.publishers[b.next.Add(1)%uint64(len(b.publishers))]
+	c, changed, full := p.openChannel()
 	if c != nil {
 		return c, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
-	for ; c == nil; c, changed, full = p.open() {
+	for ; c == nil; c, changed, full = p.openChannel() {
 		select {
-		case <-full: // never ready if it is nil
+		case <-full: // blocks for ever if full is nil
 		case <-changed:
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -85,9 +84,9 @@ func (b *Bus) channel(ctx context.Context) (*outChannel, error) {
 	return c, nil
 }
 
-// open returns the channel if it may be written to. Else it returns what is
-// closed when that may have changed.
-func (p *publisher) open() (c *outChannel, changed, full <-chan struct{}) {
+// openChannel returns the channel if messages can be written to it. Otherwise c is nil, and changed or full is closed when
+// the caller should try again. full may be nil.
+func (p *publisher) openChannel() (c *publishChannel, changed, full <-chan struct{}) {
 	s := p.link.State()
 	if s.Epoch != nil && s.Conn.out != nil {
 		full = s.Conn.out.Full()
@@ -98,57 +97,57 @@ func (p *publisher) open() (c *outChannel, changed, full <-chan struct{}) {
 	return p.cur.Load(), s.Changed, nil
 }
 
-// lazy is how often the outcome of messages of Send is looked up.
-const lazy = 20 * time.Millisecond
+// confirmInterval is the time between two checks of the confirmations of messages of Send, for which no goroutine waits.
+const confirmInterval = 20 * time.Millisecond
 
-// outChannel is one channel in confirm mode. A goroutine takes what comes back.
-// It wakes up for a confirmation only if Publish waits for it.
+// publishChannel is one channel in confirm mode. One goroutine, collectOutcomes, receives confirmations and returned messages. A
+// confirmation wakes the goroutine only if Publish waits for it.
 //
-// Only messages are sent on it. amqp091 does not lock a channel's other methods against the three frames of a message, and
-// RabbitMQ closes a connection on which they mix.
-type outChannel struct {
+// The channel is used for messages only. amqp091 does not lock the other methods of a channel against the three frames of a
+// message, and RabbitMQ closes a connection on which these frames mix.
+type publishChannel struct {
 	conn   *amqp.Connection
 	ch     *amqp.Channel
 	learn  func(limit int)
-	closed <-chan *amqp.Error // why the channel was closed
-	lost   chan struct{}      // closed when the channel is gone and all is settled
-	wake   chan struct{}      // has a token if awaited is not empty any more
-	tick   *time.Timer        // runs if others is not empty
+	closed <-chan *amqp.Error // has the reason when the channel is closed
+	lost   chan struct{}      // closed when the channel is closed and each message has its outcome
+	wake   chan struct{}      // has a token when awaited has its first message
+	tick   *time.Timer        // runs while others has messages
 
-	mu      sync.Mutex
-	awaited []*outgoing     // sent and not settled, in their order
-	others  []*outgoing     // the same, of messages of Send
-	back    map[string]bool // returned before it was noted as sent
-	gone    error           // of what is sent when the channel is gone; nil while it is there
+	mu        sync.Mutex
+	awaited   []*outgoing     // messages of Publish without an outcome yet, in the order of sending
+	others    []*outgoing     // the same for messages of Send
+	returned  map[string]bool // ids of messages that came back before send added them to a list
+	lostError error           // the outcome of messages that are sent after the channel was closed; nil while it is open
 
 	declared  sync.Map // the fanout exchanges that were declared on this channel
 	declaring singleflight.Group
 }
 
-func openOut(conn *amqp.Connection, learn func(int)) (*outChannel, error) {
+func openPublishChannel(conn *amqp.Connection, learn func(int)) (*publishChannel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
 		return nil, err
 	}
 	closed := ch.NotifyClose(make(chan *amqp.Error, 1))
-	// Without a buffer: the connection's reader hands a return over before it
-	// goes on to the confirmation that follows it.
+	// This channel has no buffer, so that the reader of the connection delivers a returned message before it
+	// reads the confirmation of that message.
 	returns := ch.NotifyReturn(make(chan amqp.Return))
 	if err := ch.Confirm(false); err != nil {
-		_ = ch.Close() // it is unusable either way
+		_ = ch.Close() // after an error it is closed, too
 		return nil, err
 	}
-	c := &outChannel{
-		conn: conn, ch: ch, learn: learn, closed: closed, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(lazy),
-		back: make(map[string]bool),
+	c := &publishChannel{
+		conn: conn, ch: ch, learn: learn, closed: closed, lost: make(chan struct{}), wake: make(chan struct{}, 1), tick: time.NewTimer(confirmInterval),
+		returned: make(map[string]bool),
 	}
-	go c.collect(returns) // ends with the channel, and closes c.lost
+	go c.collectOutcomes(returns) // ends with the channel, and closes c.lost
 	return c, nil
 }
 
-// declare makes sure that a fanout exchange exists. It is declared once for each outChannel, on a channel of its own; all that ask
-// meanwhile wait until that is done, or ctx ends.
-func (c *outChannel) declare(ctx context.Context, exchange string) error {
+// declare creates a fanout exchange, unless it exists, once for each publishChannel, on a separate channel. Concurrent calls for the same
+// exchange wait for one declaration, until ctx ends.
+func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 	if _, ok := c.declared.Load(exchange); ok {
 		return nil
 	}
@@ -157,7 +156,7 @@ func (c *outChannel) declare(ctx context.Context, exchange string) error {
 		if err != nil {
 			return nil, err
 		}
-		defer func() { _ = ch.Close() }() // a refusal has closed it
+		defer func() { _ = ch.Close() }() // after a refusal it is closed already
 		if err = ch.ExchangeDeclare(exchange, amqp.ExchangeFanout, true, false, false, false, nil); err == nil {
 			c.declared.Store(exchange, true)
 		}
@@ -166,9 +165,9 @@ func (c *outChannel) declare(ctx context.Context, exchange string) error {
 	select {
 	case r := <-done:
 		if e, ok := errors.AsType[*amqp.Error](r.Err); ok && (e.Code == amqp.AccessRefused || e.Code == amqp.PreconditionFailed) {
-			return refused(e, "the exchange "+exchange)
+			return refusalError(e, "the exchange "+exchange)
 		}
-		if r.Err != nil { // the connection is gone
+		if r.Err != nil { // the connection is lost
 			return errNotSent
 		}
 		return nil
@@ -179,9 +178,8 @@ func (c *outChannel) declare(ctx context.Context, exchange string) error {
 	}
 }
 
-// send writes one message. It does not block. If it fails, o.settled is not
-// called.
-func (c *outChannel) send(o *outgoing, p amqp.Publishing) (err error) {
+// send writes one message. It does not wait for an outcome. After an error, o.done is not called.
+func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, p)
 	if errors.Is(err, amqp.ErrClosed) {
 		return errNotSent
@@ -191,13 +189,13 @@ func (c *outChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.back[o.m.ID] {
-		delete(c.back, o.m.ID)
+	if c.returned[o.m.ID] {
+		delete(c.returned, o.m.ID)
 		return unroutable(o)
 	}
 	switch {
-	case c.gone != nil:
-		return c.gone
+	case c.lostError != nil:
+		return c.lostError
 	case o.awaited:
 		if len(c.awaited) == 0 {
 			select {
@@ -208,19 +206,19 @@ func (c *outChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 		c.awaited = append(c.awaited, o)
 	default:
 		if len(c.others) == 0 {
-			c.tick.Reset(lazy)
+			c.tick.Reset(confirmInterval)
 		}
 		c.others = append(c.others, o)
 	}
 	return nil
 }
 
-// collect settles messages as they are confirmed and returned.
-func (c *outChannel) collect(returns <-chan amqp.Return) {
+// collectOutcomes calls done of each message that is confirmed or returned, until the channel is closed.
+func (c *publishChannel) collectOutcomes(returns <-chan amqp.Return) {
 	defer close(c.lost)
 	defer c.tick.Stop()
 	for {
-		var next <-chan struct{} // never ready if awaited is empty
+		var next <-chan struct{} // blocks for ever if awaited is empty
 		c.mu.Lock()
 		if len(c.awaited) > 0 {
 			next = c.awaited[0].confirm.Done()
@@ -229,21 +227,21 @@ func (c *outChannel) collect(returns <-chan amqp.Return) {
 		select {
 		case r, ok := <-returns:
 			if !ok {
-				c.settleLost()
+				c.failUnconfirmed()
 				return
 			}
-			c.settleReturned(&r)
+			c.failReturned(&r)
 		case <-next:
-			c.settle(&c.awaited)
+			c.endConfirmed(&c.awaited)
 		case <-c.tick.C:
-			c.settle(&c.others)
+			c.endConfirmed(&c.others)
 		case <-c.wake:
 		}
 	}
 }
 
-// settleReturned settles a message that was returned.
-func (c *outChannel) settleReturned(r *amqp.Return) {
+// failReturned ends a returned message with ErrNoConsumer.
+func (c *publishChannel) failReturned(r *amqp.Return) {
 	id := cmp.Or(r.MessageId, r.CorrelationId)
 	c.mu.Lock()
 	for _, list := range []*[]*outgoing{&c.awaited, &c.others} {
@@ -251,16 +249,16 @@ func (c *outChannel) settleReturned(r *amqp.Return) {
 			o := (*list)[i]
 			*list = slices.Delete(*list, i, i+1)
 			c.mu.Unlock()
-			o.settled(unroutable(o))
+			o.done(unroutable(o))
 			return
 		}
 	}
-	c.back[id] = true
+	c.returned[id] = true
 	c.mu.Unlock()
 }
 
-// settle settles the first messages of a list, up to one that is not confirmed.
-func (c *outChannel) settle(list *[]*outgoing) {
+// endConfirmed ends the messages at the start of a list, up to the first one that is not confirmed.
+func (c *publishChannel) endConfirmed(list *[]*outgoing) {
 	c.mu.Lock()
 	n := 0
 	for n < len(*list) && (*list)[n].confirmed() {
@@ -269,32 +267,33 @@ func (c *outChannel) settle(list *[]*outgoing) {
 	ended := (*list)[:n]
 	*list = (*list)[n:]
 	if list == &c.others && len(*list) > 0 {
-		c.tick.Reset(lazy)
+		c.tick.Reset(confirmInterval)
 	}
 	c.mu.Unlock()
 	for _, o := range ended {
-		o.settled(c.outcome(o))
+		o.done(c.outcome(o))
 	}
-	clear(ended) // no other goroutine has it
+	clear(ended) // frees the messages; no other goroutine uses this part of the list
 }
 
-// settleLost settles what is left when the channel is gone.
-func (c *outChannel) settleLost() {
+// failUnconfirmed ends all remaining messages after the channel was closed.
+func (c *publishChannel) failUnconfirmed() {
 	c.mu.Lock()
-	left := slices.Concat(c.awaited, c.others)
-	why := c.blame(left)
-	c.awaited, c.others, c.gone = nil, nil, errLost
-	if why != nil {
-		c.gone = errNotSent // RabbitMQ reads no more of a channel after it has refused a message
+	remaining := slices.Concat(c.awaited, c.others)
+	failed := c.findTooLarge(remaining)
+	c.awaited, c.others, c.lostError = nil, nil, errLost
+	if failed != nil {
+		c.lostError = errNotSent // RabbitMQ ignores what comes on a channel after a refused message
 	}
 	c.mu.Unlock()
-	for _, o := range left {
-		o.settled(cmp.Or(why[o], c.outcome(o)))
+	for _, o := range remaining {
+		o.done(cmp.Or(failed[o], c.outcome(o)))
 	}
 }
 
-// outcome returns how the broker has confirmed a message.
-func (c *outChannel) outcome(o *outgoing) error {
+// outcome returns nil if the broker accepted a message, errRefused if it refused the message, and errLost if the channel was closed
+// before.
+func (c *publishChannel) outcome(o *outgoing) error {
 	switch {
 	case o.confirm.Acked():
 		return nil
@@ -304,7 +303,7 @@ func (c *outChannel) outcome(o *outgoing) error {
 	return errRefused
 }
 
-// confirmed reports whether the broker has said something.
+// confirmed reports whether the broker has confirmed or refused the message, or the channel is closed.
 func (o *outgoing) confirmed() bool {
 	select {
 	case <-o.confirm.Done():
@@ -314,15 +313,17 @@ func (o *outgoing) confirmed() bool {
 	}
 }
 
-// unroutable is the error of a message that was returned.
+// unroutable returns the error of a message that no queue accepted.
 func unroutable(o *outgoing) error { return fmt.Errorf("queue %q: %w", o.key, bus.ErrNoConsumer) }
 
+// notSent returns the error of a message that was not sent before its context ended. err is the error of the context.
 func notSent(err error) error {
-	return fault.New(fault.CodeOf(err), "not sent, RabbitMQ was away or busy for too long: %w", err)
+	return fault.New(fault.CodeOf(err), "not sent: RabbitMQ was away or busy until the timeout: %w", err)
 }
 
-// refused gives what the broker says about a queue or an exchange a code.
-func refused(err error, what string) error {
+// refusalError returns the error for a queue or an exchange that the broker refuses: Denied or Precondition, or errNotSent if the
+// connection was lost.
+func refusalError(err error, what string) error {
 	e, ok := errors.AsType[*amqp.Error](err)
 	switch {
 	case ok && e.Code == amqp.AccessRefused:

@@ -10,9 +10,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 )
 
-// What the same work costs with amqp091-go alone: the references of the
-// benchmark. They do no more than they must: no JSON, no deadlines, nothing that
-// survives a lost connection.
+// The references of the benchmark: the same work with only amqp091-go. They do the
+// minimum: no JSON unless coded is set, no deadlines, and no recovery of a lost connection.
 
 func rawChannel(b *testing.B, url string) *amqp.Channel {
 	b.Helper()
@@ -49,11 +48,11 @@ func rawConsume(b *testing.B, ch *amqp.Channel, queue string, autoAck bool) <-ch
 	return in
 }
 
-// rawCall returns a function that makes one call: a reply queue, a prefetch of
-// 100 and manual acknowledgements at the server. With safe, requests are
-// mandatory and confirmed; the confirmation is not waited for. With both, so are
-// the replies, as those of rpc. With coded, both sides encode and decode the value
-// that rpc's do, as any program has to.
+// rawCall returns a function that makes one call. It uses one reply queue, and the
+// server has a prefetch of 100 and acknowledges each request. With safe, requests are
+// mandatory and confirmed, but the caller does not wait for the confirmation. With both, the
+// replies are so, too, as those of rpc. With coded, both sides encode and decode the
+// same value as with rpc.
 func rawCall(b *testing.B, url string, safe, both, coded bool) func() {
 	b.Helper()
 	server, out, client, in := rawChannel(b, url), rawChannel(b, url), rawChannel(b, url), rawChannel(b, url)
@@ -126,9 +125,8 @@ func decode(b *testing.B, raw []byte) *blob {
 	return v
 }
 
-// rawCast returns a function that publishes one message, persistent and with its
-// confirmation awaited or transient without, and another one that waits until
-// all have been consumed.
+// rawCast returns two functions. cast publishes one message: with safe, the message is persistent and cast waits for
+// its confirmation; otherwise it is transient. drain waits until all messages are consumed.
 func rawCast(b *testing.B, url string, safe bool) (cast, drain func()) {
 	b.Helper()
 	server, client := rawChannel(b, url), rawChannel(b, url)
@@ -161,7 +159,7 @@ func rawCast(b *testing.B, url string, safe bool) (cast, drain func()) {
 	}, c.drain
 }
 
-// rawFanout is rawCast for an exchange with ten queues. With coded, the body is made from a value, and each consumer decodes it.
+// rawFanout is rawCast for an exchange with ten queues. With coded, cast encodes a value, and each consumer decodes it.
 func rawFanout(b *testing.B, url string, coded bool) (cast, drain func()) {
 	b.Helper()
 	client := rawChannel(b, url)
@@ -208,7 +206,7 @@ func rawFanout(b *testing.B, url string, coded bool) (cast, drain func()) {
 
 const fanoutServers = 10
 
-// counter knows when all that was sent has arrived.
+// counter counts messages that are sent and not received yet.
 type counter struct {
 	mu    sync.Mutex
 	open  int

@@ -26,17 +26,17 @@ import (
 	"github.com/armature-go/armature/rpc/amqpbus"
 )
 
-// The environment variables of the server process of TestStorm: the broker's
-// URL, and the file that lists what was handled.
+// Environment variables of the server process of TestStorm: the URL of the broker,
+// and the file that lists the handled casts.
 const (
 	stormVar = "ARMATURE_STORM_URL"
 	listVar  = "ARMATURE_STORM_LIST"
 )
 
-// stormServer is a server process: it notes each cast in the file, and answers
-// calls, until SIGTERM.
+// stormServer is the server process. Until SIGTERM, it appends each cast to the file, and answers
+// calls.
 func stormServer(url string) {
-	slog.SetDefault(slog.New(slog.DiscardHandler)) // the parent wants what is printed below
+	slog.SetDefault(slog.New(slog.DiscardHandler)) // the parent process reads only the line that is printed below
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	list, err := os.OpenFile(os.Getenv(listVar), os.O_APPEND|os.O_WRONLY, 0)
@@ -53,20 +53,20 @@ func stormServer(url string) {
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "h", MaxInFlight: 32})
 	rpc.Handle(srv, add, func(_ context.Context, n *int) (*int, error) { m := *n + 1; return &m, nil })
 	rpc.Handle(srv, keep, func(_ context.Context, n *int) (*rpc.None, error) {
-		_, err := list.WriteString(strconv.Itoa(*n) + "\n") // at once, and appended
+		_, err := list.WriteString(strconv.Itoa(*n) + "\n") // one write, so that a kill leaves no half line
 		return &rpc.None{}, err
 	})
 	for err = srv.Start(ctx); err != nil && ctx.Err() == nil; err = srv.Start(ctx) {
 		fmt.Fprintln(os.Stderr, err)
 	}
 	<-ctx.Done()
-	_ = srv.Stop(context.Background()) // nothing runs any more
+	_ = srv.Stop(context.Background()) // no handler runs any more
 	_ = bus.Close()                    // never fails
 	st := srv.Stats()
 	fmt.Fprintf(os.Stderr, "the last server process: %d redelivered, %d duplicates suppressed, %d dead letters\n", st.Redelivered, st.Duplicate, st.DeadLettered)
 }
 
-// handled counts how often each cast is in the file.
+// handled returns how often each cast is in the file.
 func handled(t *testing.T, path string) map[int]int {
 	t.Helper()
 	raw, err := os.ReadFile(path)
@@ -77,16 +77,16 @@ func handled(t *testing.T, path string) map[int]int {
 	for in := bufio.NewScanner(bytes.NewReader(raw)); in.Scan(); {
 		n, err := strconv.Atoi(in.Text())
 		if err != nil {
-			t.Fatalf("the list of what was handled: %v", err)
+			t.Fatalf("the list of handled casts: %v", err)
 		}
 		got[n]++
 	}
 	return got
 }
 
-// TestStorm: 20,000 casts and 10,000 calls while connections are cut ten times
-// in every way, the broker is killed once and the server process five times. No
-// cast is lost; every call ends in time with a result or a typed error.
+// TestStorm: 20,000 casts and 10,000 calls, while connections are cut ten times
+// in different ways, the broker is killed once, and the server process five times. No
+// cast is lost. Each call ends at its deadline or before, with a result or a typed error.
 func TestStorm(t *testing.T) {
 	t.Parallel()
 	broker := envtest.RabbitMQ(t)
@@ -113,7 +113,7 @@ func TestStorm(t *testing.T) {
 	var got map[int]int
 	_ = waittest.Poll(time.Minute, func() error { // the result is judged below
 		if got = handled(t, s.list); len(got) != stormCasts+1 {
-			return errors.New("not all are handled")
+			return errors.New("not all casts are handled")
 		}
 		return nil
 	})
@@ -144,10 +144,10 @@ type storm struct {
 	failed []failedCall
 }
 
-// failedCall is a call without an answer.
+// failedCall is a call without a reply.
 type failedCall struct {
 	code fault.Code
-	late time.Duration // after its deadline
+	late time.Duration // how long after its deadline the call ended
 }
 
 // launch starts the server process.
@@ -200,7 +200,7 @@ func (s *storm) call(wg *sync.WaitGroup, client *rpc.Client) {
 					s.mu.Lock()
 					s.failed = append(s.failed, failedCall{fault.CodeOf(err), time.Since(start) - stormCallTime})
 					s.mu.Unlock()
-					if fault.CodeOf(err) == fault.Unavailable { // at once: else all calls would be gone in one outage
+					if fault.CodeOf(err) == fault.Unavailable { // it failed at once; without a delay, all calls would fail in one outage
 						waittest.Spend(20 * time.Millisecond)
 					}
 				}
@@ -246,7 +246,7 @@ func (s *storm) disturb() {
 		cutBoth,
 	}
 	for i, event := range events {
-		// Spread over the work.
+		// the events are spread over the casts
 		for s.sent.Load() < int64(stormCasts*(i+1)/(len(events)+2)) {
 			waittest.Spend(5 * time.Millisecond)
 		}
@@ -254,7 +254,7 @@ func (s *storm) disturb() {
 	}
 }
 
-// judge says what was lost, handled again, and failed.
+// judge logs how many casts were lost or handled again and how many calls failed, and reports errors.
 func (s *storm) judge(got map[int]int) {
 	s.Helper()
 	twice := 0
@@ -283,7 +283,7 @@ func (s *storm) judge(got map[int]int) {
 		s.Errorf("%d calls ended more than a second after their deadlines", hung)
 	}
 	if len(s.failed) > stormCalls/2 {
-		s.Errorf("%d of %d calls failed: too many to prove anything", len(s.failed), stormCalls)
+		s.Errorf("%d of %d calls failed: too many for a meaningful test", len(s.failed), stormCalls)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	mrand "math/rand/v2"
 	"sync"
 	"time"
@@ -16,18 +17,19 @@ import (
 	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
-// liveExpiry is how long the queue of a Live topic outlives its last consumer:
-// long enough for a server to restore its connection, or to restart, without
-// loss; afterwards a call fails at once. It is an argument of queues that may
-// exist, so it never changes.
+// liveExpiry is how long the queue of a Live topic stays after its last consumer has
+// ended. In this time a server can restore its connection, or restart, and no message is
+// lost. After it, a call to the server fails at once. The value never changes, because it is
+// an argument of existing queues.
 const liveExpiry = 10 * time.Second
 
-// A message of a Live topic that finds no slot within firstSlotWait is requeued, so that another server may get it. From then
-// on RabbitMQ's prefetch is requeued within firstSlotWait, and later within twice that time, until a message finds a slot:
-// a full server gets requeued messages again if all are full. ADR 28 has the figures.
+// firstSlotWait is how long a message of a Live topic waits for a free slot. Then it is requeued, so that another server may get
+// it. The other prefetched messages are requeued within firstSlotWait together. Requeued messages come back if all servers are
+// full. Then each round of requeues takes twice that time, until a message gets a slot. ADR 28 has the figures.
 const firstSlotWait = 100 * time.Millisecond
 
-// slotWait returns how long a message waits for a slot after so many in a row were requeued.
+// slotWait returns how long a message waits for a free slot. requeued is the number of requeued messages since the last one
+// that got a slot.
 func (c *consumer) slotWait(requeued int) time.Duration {
 	each := max(firstSlotWait/time.Duration(c.slots), time.Millisecond)
 	switch {
@@ -41,7 +43,7 @@ func (c *consumer) slotWait(requeued int) time.Duration {
 }
 
 // Subscribe consumes the topic's queue until ctx ends, see [bus.Bus]. It waits
-// up to Config.ConnectTimeout for a broker that is away.
+// at most Config.ConnectTimeout for a broker that is away. A lost consumer is opened again, with back-off.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	err := cmp.Or(b.life.Usable(), b.checkTopic(s.Topic))
 	if err == nil && s.Fanout != "" {
@@ -52,12 +54,12 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	c := &consumer{
-		bus: b, name: b.name(s.Topic), mode: s.Mode, slots: max(s.Slots, 1), deliver: s.Receive,
+		bus: b, name: b.queueName(s.Topic), mode: s.Mode, slots: max(s.Slots, 1), receive: s.Receive,
 		out: make(chan *bus.Delivery), ready: make(chan error, 1),
-		state: errors.New("it has not been consumed yet"),
+		state: errors.New("consuming has not begun"),
 	}
 	if s.Fanout != "" {
-		c.fanout = b.name(s.Fanout)
+		c.fanout = b.queueName(s.Fanout)
 	}
 	b.mu.Lock()
 	b.consumers[c] = true
@@ -65,10 +67,10 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	if !b.life.Go(func() {
 		defer cancel()
 		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
-		c.run(ctx)
+		c.consumeUntil(ctx)
 	}) {
 		cancel()
-		b.drop(c)
+		b.removeConsumer(c)
 		return nil, fmt.Errorf("subscribe to %s: %w", c.name, bus.ErrClosed)
 	}
 	wait, stop := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
@@ -81,24 +83,24 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 		return c.out, nil
 	case <-wait.Done():
 		cancel()
-		return nil, fault.New(fault.Unavailable, "subscribe to %s: RabbitMQ did not do it in time: %w: %w", c.name, wait.Err(), c.check())
+		return nil, fault.New(fault.Unavailable, "subscribe to %s: the queue was not consumed within the timeout: %w: %w", c.name, wait.Err(), c.checkUp())
 	}
 }
 
-// CreateTopic makes the queue of a Shared topic, see [bus.Bus]. It waits up to Config.ConnectTimeout for a broker
+// CreateTopic declares the queue of a Shared topic, see [bus.Bus]. It waits at most Config.ConnectTimeout for a broker
 // that is away.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if err := cmp.Or(b.life.Usable(), b.checkTopic(topic)); err != nil {
-		return fmt.Errorf("make queue: %w", err)
+		return fmt.Errorf("declare queue: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
 	defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
-	c := &consumer{bus: b, name: b.name(topic)}
+	c := &consumer{bus: b, name: b.queueName(topic)}
 	for {
 		conn, err := b.sub.get(ctx)
 		if err != nil {
-			return fault.New(fault.Unavailable, "make queue %s: RabbitMQ did not answer in time: %w", c.name, err)
+			return fault.New(fault.Unavailable, "declare queue %s: no connection to RabbitMQ within the timeout: %w", c.name, err)
 		}
 		ch, err := conn.Channel()
 		if err == nil {
@@ -109,35 +111,35 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 			return nil
 		}
 		if !conn.IsClosed() {
-			return fmt.Errorf("make queue: %w", refused(err, "queue "+c.name))
+			return fmt.Errorf("declare queue: %w", refusalError(err, "queue "+c.name))
 		}
 	}
 }
 
-// consumer is one subscription, over all the channels of its life.
+// consumer is one subscription. It uses one channel at a time, and a new one after each loss.
 type consumer struct {
 	bus     *Bus
-	name    string // of the queue
-	fanout  string // of the exchange of which the queue gets a copy; may be empty
+	name    string // name of the queue
+	fanout  string // name of the fanout exchange that the queue is bound to; may be empty
 	mode    bus.Mode
 	slots   int
 	out     chan *bus.Delivery
-	deliver func(*bus.Delivery) // in place of out, if it is not nil
-	ready   chan error          // gets the outcome of the first attempt
-	helped  sync.WaitGroup      // goroutines of the channels
+	receive func(*bus.Delivery) // is called instead of a send to out, if it is not nil
+	ready   chan error          // has the outcome of the first attempt
+	helpers sync.WaitGroup      // the goroutines of the channels
 
 	mu    sync.Mutex
-	state error // why the queue is not consumed now; nil if it is
+	state error // the reason why the queue is not consumed now; nil if it is consumed
 }
 
-func (c *consumer) set(err error) {
+func (c *consumer) setState(err error) {
 	c.mu.Lock()
 	c.state = err
 	c.mu.Unlock()
 }
 
-// check returns Unavailable if the queue is not consumed.
-func (c *consumer) check() error {
+// checkUp returns Unavailable if the queue is not consumed.
+func (c *consumer) checkUp() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.state == nil {
@@ -146,141 +148,149 @@ func (c *consumer) check() error {
 	return fault.New(fault.Unavailable, "queue %s is not consumed: %v", c.name, c.state)
 }
 
-// run consumes until ctx ends. The first attempt decides whether Subscribe
-// fails; later ones are repeated.
-func (c *consumer) run(ctx context.Context) {
-	defer c.bus.drop(c)
-	defer c.helped.Wait()
+// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. If the first attempt fails and isFinal is true,
+// it reports the error to Subscribe and returns.
+func (c *consumer) consumeUntil(ctx context.Context) {
+	defer c.bus.removeConsumer(c)
+	defer c.helpers.Wait()
 	defer close(c.out)
-	first := true
+	first := true // no attempt has succeeded
 	wait := backoff.Backoff{Min: minRetry, Max: maxRetry}
 	for ctx.Err() == nil {
 		conn, err := c.bus.sub.get(ctx)
 		if err != nil {
 			return
 		}
-		in, err := c.consume(conn)
+		in, err := c.startConsuming(conn)
 		if err == nil {
 			wait.Reset()
 			if first {
 				c.ready <- nil
 			}
 			first = false
-			c.set(nil)
-			c.set(c.pump(ctx, in))
+			c.setState(nil)
+			c.logAttempt(ctx, nil)
+			c.setState(c.deliverUntil(ctx, in))
 			continue
 		}
-		c.set(err)
-		if first && final(err) {
-			c.ready <- refused(err, "queue "+c.name)
+		c.setState(err)
+		if first && isFinal(err) {
+			c.ready <- refusalError(err, "queue "+c.name)
 			return
 		}
-		c.bus.cfg.Logger.Warn("cannot consume, trying again", "queue", c.name, "error", err)
+		c.logAttempt(ctx, err)
 		wait.Wait(ctx)
 	}
 }
 
-// final reports whether the broker would refuse the queue again. Other refusals
-// pass: while it has not noticed that a connection is lost, or is just noticing,
-// it holds the exclusive queue of that connection, or takes the new one away.
-func final(err error) bool {
+// logAttempt logs the result of an attempt to consume. All queues of the bus share one WARN, because an outage of the broker affects
+// all of them.
+func (c *consumer) logAttempt(ctx context.Context, err error) {
+	c.bus.consuming.Note(ctx, c.bus.cfg.Logger, slog.LevelWarn, "consume queue", c, err, "queue", c.name)
+}
+
+// isFinal reports whether the broker would refuse the queue at the next attempt, too. Other refusals end by themselves: until
+// the broker has detected the loss of an old connection, the exclusive queue still belongs to that connection, or is deleted
+// with it.
+func isFinal(err error) bool {
 	e, ok := errors.AsType[*amqp.Error](err)
 	return ok && (e.Code == amqp.AccessRefused || e.Code == amqp.PreconditionFailed)
 }
 
-// consume declares what the topic needs and starts to consume it.
-func (c *consumer) consume(conn *amqp.Connection) (*inChannel, error) {
+// startConsuming opens a channel, declares the queue, and starts to consume it.
+func (c *consumer) startConsuming(conn *amqp.Connection) (*consumeChannel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
 		return nil, err
 	}
-	in := &inChannel{
-		ch: ch, lost: make(chan struct{}), end: make(chan struct{}), tags: newTags(ch), timer: time.NewTimer(firstSlotWait), widenAt: time.NewTimer(widenSoon),
+	in := &consumeChannel{
+		ch: ch, lost: make(chan struct{}), ended: make(chan struct{}), acks: newAcknowledger(ch), timer: time.NewTimer(firstSlotWait), widenAt: time.NewTimer(widenSoon),
 		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
 		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}
 	_, err = c.declare(ch)
 	if err == nil {
-		err = c.open(in, c.window(0, 0))
+		err = c.openConsumer(in, c.prefetchWindow(0, 0))
 	}
 	if err != nil {
-		_ = ch.Close() // it is unusable either way
+		_ = ch.Close() // after an error it is closed, too
 		return nil, err
 	}
 	return in, nil
 }
 
-// open starts to consume, with so many messages sent ahead.
-func (c *consumer) open(in *inChannel, prefetch int) (err error) {
+// openConsumer starts to consume on a channel, with the given prefetch.
+func (c *consumer) openConsumer(in *consumeChannel, prefetch int) (err error) {
 	if err = in.ch.Qos(min(prefetch, 65_535), 0, false); err != nil {
 		return err
 	}
 	d, err := in.ch.Consume(c.name, consumerTag, c.mode == bus.Private, false, false, false, nil)
-	if err == nil { // on failure the old delivery channel is closed, so that the consumer learns that it has ended
+	if err == nil { // after an error the old deliveries channel stays; it is closed, and so deliverUntil ends
 		in.deliveries = d
 		in.prefetch, in.base = prefetch, in.last
 	}
 	return err
 }
 
-// window returns how many messages RabbitMQ may send ahead, beside so many unsettled ones with so many
-// bytes. Each may be as large as a message can be, and all together not above Config.MaxInFlight. It is at
-// least one if nothing is unsettled.
-func (c *consumer) window(unsettled, bytes int) int {
+// prefetchWindow returns the prefetch for a new consumer, if unacked messages with so many bytes are unacknowledged. All
+// messages together stay within Config.MaxInFlight, even if each prefetched one has the maximum size. The result is at
+// least one if unacked is 0.
+func (c *consumer) prefetchWindow(unacked, bytes int) int {
 	cfg := &c.bus.cfg
-	n := min(c.slots-unsettled, (cfg.MaxInFlight-bytes)/cfg.MaxMessage)
-	if unsettled == 0 {
+	n := min(c.slots-unacked, (cfg.MaxInFlight-bytes)/cfg.MaxMessage)
+	if unacked == 0 {
 		n = max(n, 1)
 	}
 	return n
 }
 
-// A consumer whose window is full although slots are free, because it was opened for messages that could have
-// been larger, is replaced by one with what is left of Config.MaxInFlight. It is looked at widenSoon after a
-// message filled the window, then every widenLater.
+// The prefetch of a consumer is computed for messages of the maximum size. If the messages are smaller, slots stay free
+// although the prefetch is used up. Then the consumer is canceled, and opened again with a prefetch for the bytes that are left of
+// Config.MaxInFlight. This is checked widenSoon after a message has used up the prefetch, then every widenLater.
 const (
 	widenSoon  = 5 * time.Millisecond
 	widenLater = 50 * time.Millisecond
 )
 
-// full reports whether RabbitMQ sends no more until something is settled.
-func (in *inChannel) full() bool {
-	_, later, _ := in.tags.unsettled(in.base)
+// windowFull reports whether the prefetch is used up: RabbitMQ sends nothing before the next acknowledgement.
+func (in *consumeChannel) windowFull() bool {
+	_, later, _ := in.acks.unacked(in.base)
 	return later >= in.prefetch
 }
 
-// widen cancels the consumer if another one would get more. What RabbitMQ has sent is handed out before
-// that one is opened, so that nothing goes back and counts as redelivered.
-func (c *consumer) widen(in *inChannel) {
-	all, _, bytes := in.tags.unsettled(in.base)
-	if !in.full() || in.widening {
+// cancelToWiden cancels the consumer if a new one would have a larger prefetch. Messages that RabbitMQ has already sent are delivered
+// before reopenWider opens the new one, so that none is requeued and marked as redelivered.
+func (c *consumer) cancelToWiden(in *consumeChannel) {
+	all, _, bytes := in.acks.unacked(in.base)
+	if !in.windowFull() || in.widening {
 		return
 	}
-	if c.window(all, bytes) <= 0 {
+	if c.prefetchWindow(all, bytes) <= 0 {
 		in.widenAt.Reset(widenLater)
 		return
 	}
-	in.rpc.Lock()
-	defer in.rpc.Unlock()
+	in.callMu.Lock()
+	defer in.callMu.Unlock()
 	in.widening = true
-	_ = in.ch.Cancel(consumerTag, false) // else the channel is lost, which the deliveries' end tells
+	_ = in.ch.Cancel(consumerTag, false) // after an error the channel is lost, and deliveries is closed, too
 }
 
-// widened opens the consumer that widen has made place for, and reports whether it did.
-func (c *consumer) widened(in *inChannel) bool {
-	in.rpc.Lock()
-	defer in.rpc.Unlock()
+// reopenWider opens a new consumer after cancelToWiden, and reports whether it did. It does not if the deliveries have ended for
+// another reason.
+func (c *consumer) reopenWider(in *consumeChannel) bool {
+	in.callMu.Lock()
+	defer in.callMu.Unlock()
 	if !in.widening || in.ch.IsClosed() {
 		return false
 	}
-	all, _, bytes := in.tags.unsettled(in.base)
-	err := c.open(in, max(c.window(all, bytes), 1))
+	all, _, bytes := in.acks.unacked(in.base)
+	err := c.openConsumer(in, max(c.prefetchWindow(all, bytes), 1))
 	in.widening = false
 	return err == nil
 }
 
-// declare makes sure that the topic exists, and returns how many consume it. The
-// arguments are fixed: queues that exist would be refused with others.
+// declare creates the queue of the topic and its fanout exchange, unless they exist. It returns the number of the queue's consumers. The
+// arguments never change: RabbitMQ refuses to declare an existing queue with other arguments.
 func (c *consumer) declare(ch *amqp.Channel) (consumers int, err error) {
 	var q amqp.Queue
 	switch c.mode {
@@ -304,98 +314,99 @@ func (c *consumer) declare(ch *amqp.Channel) (consumers int, err error) {
 	return q.Consumers, ch.QueueBind(c.name, "", c.fanout, false, nil)
 }
 
-// consumerTag names the one consumer of a channel.
+// consumerTag is the tag of the only consumer of a channel.
 const consumerTag = "c"
 
-// inChannel is the life of one channel that consumes.
-type inChannel struct {
+// consumeChannel is one channel with one consumer.
+type consumeChannel struct {
 	ch         *amqp.Channel
 	deliveries <-chan amqp.Delivery
 	closed     <-chan *amqp.Error
 	canceled   <-chan string
-	lost       chan struct{} // closed when the channel is gone
-	end        chan struct{} // closed when it is not to be consumed any more
-	why        error         // set before
-	tags       *tags
-	rpc        sync.Mutex // held for each question: amqp091 mixes up the answers else
-	requeued   int        // messages of a Live topic in a row that found no slot
-	timer      *time.Timer
+	lost       chan struct{} // closed when the channel is closed
+	ended      chan struct{} // closed when awaitEnd has returned
+	endReason  error         // the result of awaitEnd; set before ended is closed
+	acks       *acknowledger
+	callMu     sync.Mutex  // held during each call to the broker: amqp091 would mix up the answers to concurrent calls
+	requeued   int         // requeued messages since the last one that got a slot; for a Live topic
+	timer      *time.Timer // ends the wait of a message for a slot
 
-	prefetch   int         // how many messages the broker sends ahead to the consumer that is open
-	last, base uint64      // the last delivery, and that of the consumer before
-	widening   bool        // that consumer is canceled, to be opened with more; guarded by rpc
-	widenAt    *time.Timer // when widen looks again
+	prefetch   int         // the prefetch of the open consumer
+	last, base uint64      // the tag of the last delivery; the same when the open consumer was opened
+	widening   bool        // cancelToWiden has canceled the consumer; guarded by callMu
+	widenAt    *time.Timer // the next check for cancelToWiden
 }
 
-// Why a channel is not consumed any more, besides what a probe finds.
+// Reasons for the end of a consumeChannel, besides the errors of probeQueue.
 var (
 	errChannel  = errors.New("the channel was closed")
 	errCanceled = errors.New("RabbitMQ canceled the consumer")
 	errEnded    = errors.New("the subscription has ended")
 )
 
-// pump hands deliveries out until the channel is lost or ctx ends, and returns
-// why.
-func (c *consumer) pump(ctx context.Context, in *inChannel) error {
-	sick := make(chan error, 1)
-	c.helped.Go(func() {
-		c.probe(in, sick)
+// deliverUntil delivers messages until the channel is closed, a probe fails, or ctx ends. It returns the reason.
+func (c *consumer) deliverUntil(ctx context.Context, in *consumeChannel) error {
+	probeErr := make(chan error, 1)
+	c.helpers.Go(func() {
+		c.probeQueue(in, probeErr)
 		close(in.lost)
 	})
-	c.helped.Go(func() {
-		in.why = in.watch(ctx, sick)
-		close(in.end)
+	c.helpers.Go(func() {
+		in.endReason = in.awaitEnd(ctx, probeErr)
+		close(in.ended)
 	})
 	for {
 		select {
 		case d, ok := <-in.deliveries:
 			switch {
 			case ok:
-				c.handDelivery(in, &d) //nolint:contextcheck // what it puts back has a time of its own
-			case !c.widened(in):
-				c.retire(in, false)
+				c.deliver(in, &d) //nolint:contextcheck // republish has a timeout of its own
+			case !c.reopenWider(in):
+				c.closeAfterAcks(in, false)
 				return errChannel
 			}
 		case <-in.widenAt.C:
 			if c.mayWiden(in) {
-				c.widen(in)
+				c.cancelToWiden(in)
 			}
-		case <-in.end:
+		case <-in.ended:
 			switch {
-			case errors.Is(in.why, errEnded):
-				c.finish(in) //nolint:contextcheck // as above
-			case !errors.Is(in.why, errChannel):
-				c.bus.cfg.Logger.Warn("queue not as it should be, declaring it again", "queue", c.name, "error", in.why)
-				c.retire(in, false)
+			case errors.Is(in.endReason, errEnded):
+				c.endConsumer(in) //nolint:contextcheck // as above
+			case !errors.Is(in.endReason, errChannel):
+				c.bus.cfg.Logger.Warn("queue lost or changed, declaring it again", "queue", c.name, "error", in.endReason)
+				c.closeAfterAcks(in, false)
 			}
-			return in.why
+			return in.endReason
 		}
 	}
 }
 
-// handDelivery hands one delivery out.
-func (c *consumer) handDelivery(in *inChannel, d *amqp.Delivery) {
+// deliver delivers one message to the subscriber, and waits until the subscriber has received it.
+func (c *consumer) deliver(in *consumeChannel, d *amqp.Delivery) {
 	in.last = d.DeliveryTag
-	var settler bus.Settler // a Private queue needs no acknowledgements
+	var settler bus.Settler // stays nil for a Private queue, which needs no acknowledgements
 	if c.mode != bus.Private {
-		settler = in.tags.hold(d.DeliveryTag, len(d.Body))
+		settler = in.acks.add(d.DeliveryTag, len(d.Body))
 	}
 	m := bus.NewDelivery(c.bus.unmarshal(d), d.Redelivered, settler)
-	if c.deliver != nil {
-		c.deliver(m)
+	if c.receive != nil {
+		c.receive(m)
 	} else {
-		c.offer(in, m)
+		c.deliverOrRequeue(in, m)
 	}
-	if c.mayWiden(in) && in.full() {
+	if c.mayWiden(in) && in.windowFull() {
 		in.widenAt.Reset(widenSoon)
 	}
 }
 
-// mayWiden reports whether the consumer may get a larger window.
-func (c *consumer) mayWiden(in *inChannel) bool { return c.mode == bus.Shared && in.prefetch < c.slots }
+// mayWiden reports whether the consumer may get a larger prefetch.
+func (c *consumer) mayWiden(in *consumeChannel) bool {
+	return c.mode == bus.Shared && in.prefetch < c.slots
+}
 
-// watch waits until the channel is not to be consumed any more, and returns why.
-func (in *inChannel) watch(ctx context.Context, sick <-chan error) error {
+// awaitEnd waits until the channel is closed, RabbitMQ cancels the consumer, a probe fails, or ctx ends. It returns the reason.
+func (in *consumeChannel) awaitEnd(ctx context.Context, probeErr <-chan error) error {
 	canceled := in.canceled
 	for {
 		select {
@@ -404,7 +415,7 @@ func (in *inChannel) watch(ctx context.Context, sick <-chan error) error {
 				return errCanceled
 			}
 			canceled = nil
-		case err := <-sick:
+		case err := <-probeErr:
 			return err
 		case <-in.lost:
 			return errChannel
@@ -414,10 +425,11 @@ func (in *inChannel) watch(ctx context.Context, sick <-chan error) error {
 	}
 }
 
-// offer delivers a message, or requeues it: one of a Live topic that finds no slot in time, and each one at the end.
-func (c *consumer) offer(in *inChannel, m *bus.Delivery) {
+// deliverOrRequeue delivers a message. It requeues the message if the subscription ends first, or if a message of a Live topic
+// gets no slot within slotWait.
+func (c *consumer) deliverOrRequeue(in *consumeChannel, m *bus.Delivery) {
 	select {
-	case c.out <- m: // nearly always
+	case c.out <- m: // a slot is free
 		in.requeued = 0
 		return
 	default:
@@ -433,37 +445,37 @@ func (c *consumer) offer(in *inChannel, m *bus.Delivery) {
 		return
 	case <-late:
 		in.requeued++
-	case <-in.end:
-		if c.mode == bus.Shared && errors.Is(in.why, errEnded) && !m.Redelivered && c.putBack(m.Message) {
-			_ = m.Ack() // on an error it is delivered again
+	case <-in.ended:
+		if c.mode == bus.Shared && errors.Is(in.endReason, errEnded) && !m.Redelivered && c.republish(m.Message) {
+			_ = m.Ack() // after an error the message is redelivered
 			return
 		}
 	}
-	_ = m.Nack() // on an error the loss of the channel requeues it
+	_ = m.Nack() // after an error the channel is lost, and RabbitMQ requeues the message
 }
 
-// probe watches the channel until it is closed. From time to time it declares
-// again what the topic needs: a connection may be well and its queue dead.
-func (c *consumer) probe(in *inChannel, sick chan<- error) {
+// probeQueue runs until the channel is closed. It declares the queue again, on average every Config.ProbeEvery, and sends to probeErr
+// if that fails or the queue has no consumer. A queue can be lost while its connection works.
+func (c *consumer) probeQueue(in *consumeChannel, probeErr chan<- error) {
 	every := c.bus.cfg.ProbeEvery
 	t := time.NewTimer(every/2 + mrand.N(every/2))
 	defer t.Stop()
 	for {
 		select {
-		case <-in.closed: //nolint:errcheck // why does not matter: what is not settled comes again
+		case <-in.closed: //nolint:errcheck // the reason has no effect: unacknowledged messages are redelivered
 			return
 		case <-t.C:
 		}
-		in.rpc.Lock()
+		in.callMu.Lock()
 		n, err := c.declare(in.ch)
 		widening := in.widening
-		in.rpc.Unlock()
+		in.callMu.Unlock()
 		if err == nil && n == 0 && !widening {
-			err = errors.New("RabbitMQ knows of no consumer of it")
+			err = errors.New("RabbitMQ reports no consumer of the queue")
 		}
 		if err != nil {
 			select {
-			case sick <- err:
+			case probeErr <- err:
 			default:
 			}
 		}
@@ -471,31 +483,31 @@ func (c *consumer) probe(in *inChannel, sick chan<- error) {
 	}
 }
 
-// finish stops the consumer, gives back what the receiver has not received and leaves the
-// channel open until what was received is settled.
-func (c *consumer) finish(in *inChannel) {
+// endConsumer cancels the consumer at the end of the subscription, and republishes or requeues the messages that the subscriber has
+// not received. The channel stays open until the received ones are acknowledged.
+func (c *consumer) endConsumer(in *consumeChannel) {
 	var rest []*amqp.Delivery
-	ended := make(chan struct{})
-	c.helped.Go(func() {
-		defer close(ended)
+	collected := make(chan struct{})
+	c.helpers.Go(func() {
+		defer close(collected)
 		for d := range in.deliveries { // closed by Cancel, or with the channel
 			rest = append(rest, &d)
 		}
 	})
-	in.rpc.Lock()
-	_ = in.ch.Cancel(consumerTag, false) // else the channel is lost already
-	in.rpc.Unlock()
-	<-ended
+	in.callMu.Lock()
+	_ = in.ch.Cancel(consumerTag, false) // after an error the channel is lost
+	in.callMu.Unlock()
+	<-collected
 	var wg sync.WaitGroup
 	for _, d := range rest {
 		switch {
 		case c.mode == bus.Private:
 		case c.mode == bus.Shared && !d.Redelivered && !in.ch.IsClosed():
 			wg.Go(func() {
-				if c.putBack(c.bus.unmarshal(d)) {
-					_ = d.Ack(false) // else it comes again besides
+				if c.republish(c.bus.unmarshal(d)) {
+					_ = d.Ack(false) // after an error the message comes twice
 				} else {
-					_ = d.Nack(false, true) // else the loss of the channel does it
+					_ = d.Nack(false, true) // after an error the channel is lost, and RabbitMQ requeues the message
 				}
 			})
 		default:
@@ -503,34 +515,33 @@ func (c *consumer) finish(in *inChannel) {
 		}
 	}
 	wg.Wait()
-	c.retire(in, true)
+	c.closeAfterAcks(in, true)
 }
 
-// putBackTime bounds putBack.
-const putBackTime = 5 * time.Second
+// republishTime bounds republish.
+const republishTime = 5 * time.Second
 
-// putBack publishes a message again that this process has not begun, and reports whether the delivery is to
-// be acknowledged: given back it would come marked as redelivered, and count as lost with its server. One that is
-// marked already is not put back, so that the mark stays.
-func (c *consumer) putBack(m *bus.Message) bool {
-	ctx, cancel := context.WithTimeout(c.bus.life, putBackTime)
+// republish publishes a message again that this process has not begun to handle. It reports whether the caller should acknowledge
+// the delivery. A requeued message would be marked as redelivered, and count as lost with its server. Callers requeue
+// a message that has the mark already, so that the mark stays.
+func (c *consumer) republish(m *bus.Message) bool {
+	ctx, cancel := context.WithTimeout(c.bus.life, republishTime)
 	defer cancel()
-	err := c.bus.persist(ctx, &outgoing{m: m, key: c.name}, nil)
-	return err == nil || bus.OutcomeOf(err) == bus.Unknown && !m.Persistent() // at most once: rather lost than doubled
+	err := c.bus.publishRetrying(ctx, &outgoing{m: m, key: c.name}, nil)
+	return err == nil || bus.OutcomeOf(err) == bus.Unknown && !m.Persistent() // a message at most once is rather lost than handled twice
 }
 
-// retire closes the channel when all its deliveries are settled. After the end
-// of the subscription a Live queue is deleted, unless another consumer uses it or
-// messages wait in it.
-func (c *consumer) retire(in *inChannel, ended bool) {
-	in.tags.retire()
-	c.helped.Go(func() {
+// closeAfterAcks closes the channel, in a goroutine, when all its deliveries are acknowledged or requeued. If deleteLive is set, it
+// also deletes the queue of a Live topic, unless the queue has another consumer or messages.
+func (c *consumer) closeAfterAcks(in *consumeChannel, deleteLive bool) {
+	in.acks.drain()
+	c.helpers.Go(func() {
 		select {
-		case <-in.tags.idle:
-			if c.mode == bus.Live && ended {
-				in.rpc.Lock()
-				_, _ = in.ch.QueueDelete(c.name, true, true, false) // else it expires
-				in.rpc.Unlock()
+		case <-in.acks.drained:
+			if c.mode == bus.Live && deleteLive {
+				in.callMu.Lock()
+				_, _ = in.ch.QueueDelete(c.name, true, true, false) // after an error the queue expires
+				in.callMu.Unlock()
 			}
 		case <-in.lost:
 		case <-c.bus.life.Done():

@@ -13,15 +13,14 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 )
 
-// What the same work costs with watermill-amqp, for comparison. Configurations
-// are those that it comes with, but for what the comments name.
+// The same work with watermill-amqp, for comparison. The configurations are those of
+// watermill-amqp, except where a comment names a difference.
 
-// asItComes is the configuration for queues with which watermill's documentation
-// begins.
+// asItComes returns the first configuration for queues in watermill's documentation.
 func asItComes(url string) wamqp.Config { return wamqp.NewDurableQueueConfig(url) }
 
-// tuned is what can be set for speed: channels that stay open, messages sent
-// ahead as to everybody else here, and transient messages where they may be.
+// tuned returns a configuration for speed: channels that stay open, the same prefetch as the
+// other programs here, and transient messages if durable is not set.
 func tuned(url string, durable bool) wamqp.Config {
 	c := wamqp.NewNonDurableQueueConfig(url)
 	if durable {
@@ -34,8 +33,8 @@ func tuned(url string, durable bool) wamqp.Config {
 	return c
 }
 
-// tunedLanes is how many subscriptions a tuned consumer has: each waits for the
-// acknowledgement of one message before it takes the next.
+// tunedLanes is the number of subscriptions of a tuned consumer. Each one waits for the
+// acknowledgement of a message before it receives the next one.
 const tunedLanes = 16
 
 func watermillEnds(b *testing.B, cfg wamqp.Config) (*wamqp.Publisher, *wamqp.Subscriber) {
@@ -48,12 +47,12 @@ func watermillEnds(b *testing.B, cfg wamqp.Config) (*wamqp.Publisher, *wamqp.Sub
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _, _ = pub.Close(), sub.Close() }) // nothing is under way any more
+	b.Cleanup(func() { _, _ = pub.Close(), sub.Close() }) // no message is in flight any more
 	return pub, sub
 }
 
-// consumeAll calls f with each message of a topic. The queue goes when the
-// benchmark ends.
+// consumeAll calls f with each message of a topic. The queue is deleted at the end of the
+// benchmark.
 func consumeAll(b *testing.B, url string, sub *wamqp.Subscriber, topic string, lanes int, f func(*message.Message)) {
 	b.Helper()
 	for range lanes {
@@ -71,8 +70,8 @@ func consumeAll(b *testing.B, url string, sub *wamqp.Subscriber, topic string, l
 	b.Cleanup(func() { _, _ = rawChannel(b, url).QueueDelete(topic, false, false, false) })
 }
 
-// watermillCall returns a function that makes one call, as rawCall does: with a
-// reply queue and correlation ids, all in the benchmark's own hands.
+// watermillCall returns a function that makes one call, as rawCall does. The benchmark itself
+// keeps the reply queue and the correlation ids.
 func watermillCall(b *testing.B, url string, cfg wamqp.Config, lanes int) func() {
 	b.Helper()
 	serverPub, serverSub := watermillEnds(b, cfg)
@@ -110,10 +109,9 @@ func watermillCall(b *testing.B, url string, cfg wamqp.Config, lanes int) func()
 	}
 }
 
-// requestReply returns a function that makes one call with watermill's own
-// component for that, over watermill-amqp as it comes. Replies come through a
-// queue for each call, which expires: with one queue for all, calls that wait at
-// the same time take each other's replies.
+// requestReply returns a function that makes one call with watermill's component
+// requestreply, in the configuration of asItComes. Each call has its own reply queue, which expires. With
+// one queue for all, concurrent calls would consume each other's replies.
 func requestReply(b *testing.B, url string) func() {
 	b.Helper()
 	cfg := asItComes(url)
@@ -159,7 +157,7 @@ func requestReply(b *testing.B, url string) func() {
 	go router.Run(context.Background()) //nolint:errcheck // ends when the router is closed
 	<-router.Running()
 	b.Cleanup(func() {
-		_ = router.Close() // nothing is under way any more
+		_ = router.Close() // no message is in flight any more
 		_, _ = rawChannel(b, url).QueueDelete(queue, false, false, false)
 	})
 	req := payload()

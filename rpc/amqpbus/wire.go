@@ -9,23 +9,21 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// uuidHeader is the header in which watermill-amqp keeps a message's UUID.
+// uuidHeader is the header with the UUID of a message in the format of watermill-amqp.
 const uuidHeader = "_watermill_message_uuid"
 
-// maxShort is the longest text that a property can hold.
+// maxShort is the maximum length of a property, in bytes.
 const maxShort = 255
 
-// marshal puts casts and dead letters into watermill-amqp's format, so that
-// programs with that alone can read them: all metadata and the UUID are headers.
-// Of the others, what AMQP has properties for goes into these, because each header
-// costs the broker some time.
+// marshal encodes a message. Casts and dead letters have the format of watermill-amqp: the UUID and all metadata are
+// headers. So a program that uses only watermill-amqp can read them. Other messages use AMQP properties for
+// the metadata that AMQP has properties for, because each header costs the broker time.
 //
-// Messages have no expiration: it costs time, too, and a server does not run a request
-// that has expired; a topic of calls without a server ends with all
-// its messages.
+// Messages have no expiration, because it costs time, too. It is not needed: a server does not handle an expired request, and
+// the queue of a Live topic without a server is deleted with all its messages.
 func (b *Bus) marshal(m *bus.Message) amqp.Publishing {
 	p := amqp.Publishing{Body: m.Payload, MessageId: m.ID, CorrelationId: m.Correlation}
-	plain := m.Kind == bus.Cast || m.Kind == "" || m.Dead != nil // for stock watermill-amqp
+	stock := m.Kind == bus.Cast || m.Kind == "" || m.Dead != nil // in the format of watermill-amqp
 	header := func(k, v string) {
 		if p.Headers == nil {
 			p.Headers = make(amqp.Table, 4)
@@ -35,20 +33,20 @@ func (b *Bus) marshal(m *bus.Message) amqp.Publishing {
 	for k, v := range m.Metadata() {
 		switch {
 		case k == bus.KeyReplyTo:
-			p.ReplyTo = b.name(v)
+			p.ReplyTo = b.queueName(v)
 		case k == bus.KeyCorrelation:
-		case k == bus.KeyEnvelope && !plain && len(v) <= maxShort:
+		case k == bus.KeyEnvelope && !stock && len(v) <= maxShort:
 			p.Type = v
-		case k == bus.KeyInstance && !plain && len(v) <= maxShort:
+		case k == bus.KeyInstance && !stock && len(v) <= maxShort:
 			p.AppId = v
 		default:
 			header(k, v)
 		}
 	}
 	if p.MessageId == p.CorrelationId {
-		p.MessageId = "" // once is enough
+		p.MessageId = "" // unmarshal uses the correlation id
 	}
-	if plain {
+	if stock {
 		p.ContentType = "application/json"
 		header(uuidHeader, m.ID)
 	}
@@ -58,8 +56,8 @@ func (b *Bus) marshal(m *bus.Message) amqp.Publishing {
 	return p
 }
 
-// unmarshal reads a delivery. Headers that are not text, such as x-death and
-// x-delivery-count, are the broker's and left out.
+// unmarshal decodes a delivery. It ignores headers that are not text, such as x-death and
+// x-delivery-count: the broker has added them.
 func (b *Bus) unmarshal(d *amqp.Delivery) *bus.Message {
 	id := cmp.Or(d.MessageId, d.CorrelationId)
 	if s, ok := d.Headers[uuidHeader].(string); ok {

@@ -22,7 +22,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// frame is what docs/wire.md promises of an AMQP message.
+// frame has the parts of an AMQP message that docs/wire.md specifies.
 type frame struct {
 	Exchange   string            `json:"exchange"`
 	RoutingKey string            `json:"routing_key"`
@@ -32,19 +32,20 @@ type frame struct {
 	Payload    string            `json:"payload"`
 }
 
-// What differs each time.
+// Ids and times, which differ in each run.
 var (
 	idForm   = regexp.MustCompile(`\b[0-9a-f]{32}\b`)
 	timeForm = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z`)
 )
 
+// plain replaces the exchange, ids and times in s by constants.
 func plain(exchange, s string) string {
 	s = strings.ReplaceAll(s, exchange, "EXCHANGE")
 	return timeForm.ReplaceAllString(idForm.ReplaceAllString(s, "ID"), "TIME")
 }
 
-// golden compares a delivery with the file that was committed, or writes it with
-// ARMATURE_UPDATE=1.
+// golden compares a delivery with its golden file. With ARMATURE_UPDATE=1 it writes the
+// file.
 func golden(t *testing.T, name, exchange string, d amqp.Delivery) {
 	t.Helper()
 	f := frame{
@@ -80,8 +81,8 @@ func golden(t *testing.T, name, exchange string, d amqp.Delivery) {
 	}
 }
 
-// TestWire: what goes over the wire is what the golden files have, byte by byte
-// but for ids and times. Another release, or another language, relies on it.
+// TestWire: the messages on the wire are those of the golden files, byte by byte, except for
+// ids and times. Other releases and other languages rely on them.
 func TestWire(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.AMQPVar)
@@ -155,7 +156,7 @@ func TestWire(t *testing.T) {
 	}
 	golden(t, "cancel", exchange, <-calls)
 
-	// What a server answers.
+	// The replies of a server.
 	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: iface, Host: "node-2", MaxDeliveries: 1})
 	long := make(chan struct{})
 	rpc.Handle(srv, list, func(_ context.Context, s *string) (*string, error) {
@@ -198,7 +199,7 @@ func TestWire(t *testing.T) {
 	}
 }
 
-// rawDelete deletes a queue, on a connection of its own.
+// rawDelete deletes a queue, over its own connection.
 func rawDelete(url, queue string) (int, error) {
 	conn, err := amqp.Dial(url)
 	if err != nil {

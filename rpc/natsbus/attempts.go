@@ -16,37 +16,37 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// Answers of the bus of a subscriber of a Live topic: it has acknowledged a message; or it has not, and another
-// subscriber may.
+// Answers to the sender of a message of a Live topic. The bus of the subscriber sends answerAcked when the subscriber has
+// acknowledged the message. It sends answerRejected when the message got no slot; then another subscriber may handle the message.
 const (
 	answerAcked    = "+ok"
 	answerRejected = "-busy"
 )
 
-// confirmation is what confirms that a message was sent. NATS says at once if the subject has no subscriber.
+// confirmation is the event that confirms a message. NATS itself reports at once that a subject has no subscriber.
 type confirmation uint8
 
 const (
 	// byAnswer: JetStream or the subscriber's bus answers.
 	byAnswer confirmation = iota
-	// byReply: a reply or a heartbeat of the call comes, which saves the answer.
+	// byReply: a reply or a heartbeat of the call comes. The server's bus sends no answer, which saves a message.
 	byReply
-	// byBarrier: NATS has processed the message. That is known when a later message of this connection to itself, the
-	// barrier, is back. One serves many messages. byBarrierNow does not wait for others.
+	// byBarrier: NATS has processed the message. The bus knows that when a later message from this connection to itself, the
+	// barrier, comes back. One barrier confirms many messages. byBarrierNow sends the barrier at once.
 	byBarrier
 	byBarrierNow
 )
 
 const (
-	// barrierDelay is how long messages wait for a common barrier.
+	// barrierDelay is how long a message waits for others that share its barrier.
 	barrierDelay = 5 * time.Millisecond
-	// expireEvery is how often attempts of Send are ended whose contexts have ended.
-	expireEvery = time.Second
-	// barrierToken is the last part of the subject of a barrier.
+	// expireInterval is the time between two checks for attempts of Send whose contexts have ended.
+	expireInterval = time.Second
+	// barrierToken is the last token of the subject of a barrier.
 	barrierToken = "barrier"
 )
 
-// attempts are the messages on their way over one connection. Each has a subject of its own for the answer.
+// attempts are the messages of one connection that have no outcome yet. Each has its own subject for the answer.
 type attempts struct {
 	conn  *nats.Conn
 	inbox string // with a dot at the end
@@ -54,18 +54,18 @@ type attempts struct {
 	mu       sync.Mutex
 	last     uint64
 	pending  map[uint64]*attempt // by token; nil when the connection is lost
-	calls    map[string]*attempt // those confirmed by reply, by the id of the message
-	written  []*attempt          // those that wait for the next barrier
-	barriers [][]*attempt        // those that each barrier on its way confirms, the oldest first
-	timer    *time.Timer         // sends the next barrier; nil if none waits
+	calls    map[string]*attempt // the attempts with byReply, by the id of the message
+	written  []*attempt          // the attempts that wait for the next barrier
+	barriers [][]*attempt        // for each barrier that is not back yet, the attempts that it confirms; oldest first
+	timer    *time.Timer         // sends the next barrier; nil if no attempt waits for it
 }
 
-// attempt is one sending of a message.
+// attempt is one attempt to send a message.
 type attempt struct {
 	ctx   context.Context //nolint:containedctx // it bounds the attempt
 	token uint64
-	call  string      // the id of the message, if it is confirmed by reply
-	done  func(error) // called once
+	call  string      // the id of the message with byReply; otherwise empty
+	done  func(error) // called once with the outcome
 }
 
 func newAttempts(c *nats.Conn) (*attempts, error) {
@@ -74,8 +74,8 @@ func newAttempts(c *nats.Conn) (*attempts, error) {
 	return s, err
 }
 
-// start publishes a message. done is called once with the outcome: errRetry, ErrNoConsumer, TooLarge, Invalid, or
-// Unknown, also when ctx ends.
+// start publishes a message. done is called once with the outcome: nil, errRetry, ErrNoConsumer, ErrTooLarge, Invalid, or
+// Unknown. If ctx ends before, the outcome is Unknown.
 func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 	a := &attempt{ctx: ctx, done: done}
 	s.mu.Lock()
@@ -92,15 +92,15 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 		s.calls[a.call] = a
 	}
 	msg := o.msg
-	if o.sent > 1 { // the attempt before may have ended while nats.go still reads its message
+	if o.sent > 1 { // a copy, because nats.go may still read the message of the attempt before
 		msg = &nats.Msg{Subject: msg.Subject, Header: msg.Header, Data: msg.Data}
 	}
-	if o.m.Kind != bus.Fanout { // which needs no subscriber
+	if o.m.Kind != bus.Fanout { // a fanout needs no subscriber
 		msg.Reply = s.answerSubject(a.token, o)
 	}
 	s.mu.Unlock()
 	if err := s.conn.PublishMsg(msg); err != nil {
-		s.finish(a, publishError(msg, s.conn.MaxPayload(), err))
+		s.endAttempt(a, publishError(msg, s.conn.MaxPayload(), err))
 		return
 	}
 	if o.by != byBarrier && o.by != byBarrierNow {
@@ -116,8 +116,8 @@ func (s *attempts) start(ctx context.Context, o *outgoing, done func(error)) {
 	}
 }
 
-// answerSubject returns where an answer goes: "<inbox>.<token>", or "<inbox>.<token>-<sent>" if the sender waits for a
-// rejection alone. sent is how often the message was sent.
+// answerSubject returns the subject for the answer: "<inbox>.<token>". If the sender waits for a rejection only, it is
+// "<inbox>.<token>-<sent>"; sent is the number of attempts so far.
 func (s *attempts) answerSubject(token uint64, o *outgoing) string {
 	b := strconv.AppendUint(append(make([]byte, 0, 64), s.inbox...), token, 36)
 	if o.by != byAnswer {
@@ -126,15 +126,15 @@ func (s *attempts) answerSubject(token uint64, o *outgoing) string {
 	return string(b)
 }
 
-// parseAnswerSubject returns the count of a subject of answerSubject. Zero: the sender waits for an answer.
+// parseAnswerSubject returns the number of attempts in a subject of answerSubject. Zero: the sender waits for answerAcked.
 func parseAnswerSubject(subject string) (sent int) {
 	_, count, _ := strings.Cut(subject[strings.LastIndexByte(subject, '.')+1:], "-")
-	sent, _ = strconv.Atoi(count) // another program's is 0
+	sent, _ = strconv.Atoi(count) // 0 for a subject of another program
 	return sent
 }
 
-// finish ends an attempt, if it has not ended.
-func (s *attempts) finish(a *attempt, err error) {
+// endAttempt ends an attempt with an outcome, unless it has ended already.
+func (s *attempts) endAttempt(a *attempt, err error) {
 	s.mu.Lock()
 	pending := a != nil && s.pending[a.token] == a
 	if pending {
@@ -149,15 +149,15 @@ func (s *attempts) finish(a *attempt, err error) {
 	}
 }
 
-// confirmCall ends the attempt of a call whose server was heard of.
+// confirmCall ends the attempt of a call: its reply or a heartbeat has come.
 func (s *attempts) confirmCall(id string) {
 	s.mu.Lock()
 	a := s.calls[id]
 	s.mu.Unlock()
-	s.finish(a, nil)
+	s.endAttempt(a, nil)
 }
 
-// endExpired ends the attempts whose contexts have ended.
+// endExpired ends the attempts whose contexts have ended, as Unknown.
 func (s *attempts) endExpired() {
 	var expired []*attempt
 	s.mu.Lock()
@@ -168,17 +168,17 @@ func (s *attempts) endExpired() {
 	}
 	s.mu.Unlock()
 	for _, a := range expired {
-		s.finish(a, fault.New(fault.Unknown, "NATS did not answer, the message may have been sent: %w", a.ctx.Err()))
+		s.endAttempt(a, fault.New(fault.Unknown, "NATS did not answer, the message may have been sent: %w", a.ctx.Err()))
 	}
 }
 
-// failAll ends all attempts when the connection is lost.
+// failAll ends all attempts as Unknown when the connection is lost.
 func (s *attempts) failAll() {
 	s.mu.Lock()
-	left := s.pending
+	remaining := s.pending
 	s.pending = nil
 	s.mu.Unlock()
-	for _, a := range left {
+	for _, a := range remaining {
 		a.done(fault.New(fault.Unknown, "the connection to NATS was lost before the message was confirmed"))
 	}
 }
@@ -196,11 +196,11 @@ func (s *attempts) sendBarrierLocked() {
 	}
 	s.barriers = append(s.barriers, s.written)
 	s.written = nil
-	_ = s.conn.Publish(s.inbox+barrierToken, nil) // on an error the connection is lost, which ends all attempts
+	_ = s.conn.Publish(s.inbox+barrierToken, nil) // after an error the connection is lost, and failAll ends all attempts
 }
 
-// receiveAnswer ends the attempts that a message to the inbox is about. nats.go calls it with one after another, in the order in
-// which NATS has sent them.
+// receiveAnswer receives an answer or a barrier, and ends the attempts that it confirms. nats.go calls receiveAnswer for one message after
+// another, in the order in which NATS has sent them.
 func (s *attempts) receiveAnswer(msg *nats.Msg) {
 	token, _, _ := strings.Cut(strings.TrimPrefix(msg.Subject, s.inbox), "-")
 	if token != barrierToken {
@@ -208,7 +208,7 @@ func (s *attempts) receiveAnswer(msg *nats.Msg) {
 		s.mu.Lock()
 		a := s.pending[n]
 		s.mu.Unlock()
-		s.finish(a, readAnswer(msg))
+		s.endAttempt(a, readAnswer(msg))
 		return
 	}
 	s.mu.Lock()
@@ -216,17 +216,17 @@ func (s *attempts) receiveAnswer(msg *nats.Msg) {
 	s.barriers = s.barriers[1:]
 	s.mu.Unlock()
 	for _, a := range confirmed {
-		s.finish(a, nil)
+		s.endAttempt(a, nil)
 	}
 }
 
-// errRetry is in the error of an attempt that certainly had no effect, and may have one later.
+// errRetry is part of the error of an attempt that certainly had no effect. Another attempt may succeed.
 var (
 	errRetry        = errors.New("not accepted")
 	errNoConnection = fmt.Errorf("%w: there is no connection to NATS", errRetry)
 )
 
-// publishError says what an error of nats.go means for a message.
+// publishError returns the outcome of a message for an error of nats.go. limit is the server's size limit, in bytes.
 func publishError(msg *nats.Msg, limit int64, err error) error {
 	switch {
 	case errors.Is(err, nats.ErrConnectionClosed), errors.Is(err, nats.ErrReconnectBufExceeded):
@@ -240,7 +240,7 @@ func publishError(msg *nats.Msg, limit int64, err error) error {
 	}
 }
 
-// readAnswer reads the answer of NATS, JetStream or a subscriber's bus.
+// readAnswer returns the outcome in an answer of NATS, JetStream, or the subscriber's bus.
 func readAnswer(msg *nats.Msg) error {
 	if msg.Header.Get("Status") == "503" {
 		return bus.ErrNoConsumer
@@ -249,16 +249,16 @@ func readAnswer(msg *nats.Msg) error {
 	case answerAcked:
 		return nil
 	case answerRejected:
-		return fmt.Errorf("%w: its servers are busy", errRetry)
+		return fmt.Errorf("%w: the servers have no free slot", errRetry)
 	}
 	var ack struct {
 		Error *struct{ Description string }
 	}
 	if err := json.Unmarshal(msg.Data, &ack); err != nil {
-		return fault.New(fault.Unknown, "another program took the message and answered %.40q", msg.Data)
+		return fault.New(fault.Unknown, "another program received the message and answered %.40q", msg.Data)
 	}
-	if ack.Error != nil { // the stream is full, or has no leader now
-		return fmt.Errorf("%w: JetStream refuses it: %s", errRetry, ack.Error.Description)
+	if ack.Error != nil { // such as a full stream, or one that has no leader at the moment
+		return fmt.Errorf("%w: JetStream refuses the message: %s", errRetry, ack.Error.Description)
 	}
 	return nil
 }

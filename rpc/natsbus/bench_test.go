@@ -17,7 +17,7 @@ import (
 )
 
 // BenchmarkCompare compares the bus with nats.go alone, in interleaved rounds of one run. It ignores -benchtime: -args
-// -rounds and -slice say how long.
+// -rounds and -slice set the duration.
 func BenchmarkCompare(b *testing.B) {
 	url := envtest.URL(b, testenv.NATSVar)
 	w := compare.New()
@@ -121,7 +121,7 @@ func ourCall[T any](b *testing.B, url string, m rpc.Method[T, T], req *T) func()
 	if err := srv.Start(b.Context()); err != nil {
 		b.Fatal(err)
 	}
-	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // nothing runs any more
+	b.Cleanup(func() { _ = srv.Stop(context.Background()) }) // no handler runs any more
 	c := client(b, open(b, url, exchange))
 	return func() {
 		if _, err := rpc.Call(b.Context(), c, m, rpc.Any, req); err != nil {
@@ -130,7 +130,7 @@ func ourCall[T any](b *testing.B, url string, m rpc.Method[T, T], req *T) func()
 	}
 }
 
-// topic makes the Shared topic that is cast to, and returns its exchange.
+// topic creates a Shared topic for casts, and returns its exchange.
 func topic(b *testing.B, url string) string {
 	b.Helper()
 	exchange := newExchange()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"log/slog"
 	"net"
 	"slices"
 	"strings"
@@ -20,15 +21,15 @@ import (
 )
 
 const (
-	// dialTime bounds one attempt on one server, the handshakes included.
-	dialTime = 5 * time.Second
-	// pingEvery is how often NATS is pinged over a quiet connection. The connection is lost when two answers are missing.
-	pingEvery = 5 * time.Second
-	// flushTime bounds the wait for NATS when a subscription or a connection ends.
-	flushTime = time.Second
+	// dialTimeout bounds one attempt to connect to one server, including the handshakes.
+	dialTimeout = 5 * time.Second
+	// pingInterval is the time between two pings of NATS over a quiet connection. The connection is lost when two answers are missing.
+	pingInterval = 5 * time.Second
+	// flushTimeout bounds the wait for NATS at the end of a subscription or a connection.
+	flushTimeout = time.Second
 )
 
-// conn is one connection. The bus replaces a lost one: nats.go's own reconnection is off, because it hides which
+// conn is one connection. The bus opens a new one after a loss. nats.go's own reconnection is off, because it does not tell which
 // messages and requests were lost.
 type conn struct {
 	*nats.Conn
@@ -38,31 +39,25 @@ type conn struct {
 	closed   chan struct{}
 }
 
-// dial tries each server once, in random order, until ctx ends.
+// dial connects to one of the servers. It tries each server once, in random order, until ctx ends.
 func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	d := &dialer{ctx: ctx}
 	c := &conn{closed: make(chan struct{})}
 	opts := nats.GetDefaultOptions()
-	opts.Servers, opts.Name, opts.Timeout, opts.CustomDialer = b.cfg.URLs, b.cfg.Exchange, dialTime, d
+	opts.Servers, opts.Name, opts.Timeout, opts.CustomDialer = b.cfg.URLs, b.cfg.Exchange, dialTimeout, d
 	opts.AllowReconnect, opts.IgnoreAuthErrorAbort = false, true
-	opts.PingInterval, opts.MaxPingsOut = pingEvery, 2
+	opts.PingInterval, opts.MaxPingsOut = pingInterval, 2
 	opts.ClosedCB = func(*nats.Conn) { close(c.closed) }
-	opts.AsyncErrorCB = func(_ *nats.Conn, s *nats.Subscription, err error) {
-		subject := ""
-		if s != nil {
-			subject = s.Subject
-		}
-		b.cfg.Logger.Warn("NATS client reported an error", "subject", subject, "error", err)
-	}
+	opts.AsyncErrorCB = b.logAsyncError
 	opts.TLSConfig = cmp.Or(b.cfg.TLS, &tls.Config{MinVersion: tls.VersionTLS12}).Clone()
 	opts.Secure = slices.ContainsFunc(b.cfg.URLs, func(u string) bool { return strings.HasPrefix(u, "tls:") })
 	var err error
 	c.Conn, err = opts.Connect()
 	d.connected.Store(err == nil)
 	if errors.Is(err, nats.ErrSecureConnWanted) {
-		return nil, fault.New(fault.Precondition, "TLS is configured, and the server does not offer it: %w", err)
+		return nil, fault.New(fault.Precondition, "the URL or the configuration requires TLS, and the server does not offer it: %w", err)
 	}
 	if err != nil {
 		return nil, cmp.Or(tlsfile.Failure(err), err)
@@ -78,18 +73,32 @@ func (b *Bus) dial(ctx context.Context) (*conn, error) {
 	return c, nil
 }
 
-// close closes the connection when NATS has what was written, and waits until nats.go has ended.
+// logAsyncError logs an error that no call of nats.go returns. There is at most one WARN a minute for dropped messages, and one for
+// all other errors. Further lines are DEBUG, because a slow subscriber drops messages again and again.
+func (b *Bus) logAsyncError(_ *nats.Conn, s *nats.Subscription, err error) {
+	subject, text, lines := "", "NATS client reported an error", &b.errorLines
+	if s != nil {
+		subject = s.Subject
+	}
+	if errors.Is(err, nats.ErrSlowConsumer) {
+		text, lines = "NATS client dropped messages of a slow subscriber", &b.dropLines
+	}
+	b.cfg.Logger.Log(context.Background(), lines.Level(slog.LevelWarn), text, "subject", subject, "error", err)
+}
+
+// close closes the connection after NATS has received all written messages, and waits until nats.go has ended.
 func (c *conn) close() {
-	_ = c.FlushTimeout(flushTime) // after an error it is lost
+	_ = c.FlushTimeout(flushTimeout) // after an error the connection is lost
 	c.Close()
 	<-c.closed
 }
 
-// hold returns when the connection is lost, or closes it when ctx ends.
-func (b *Bus) hold(ctx context.Context, c *conn) error {
+// watchConnection returns when the connection is lost. When ctx ends, it closes the connection and returns. Meanwhile it ends
+// expired attempts.
+func (b *Bus) watchConnection(ctx context.Context, c *conn) error {
 	b.cfg.Logger.Debug("connected to NATS", "server", c.ConnectedUrlRedacted())
 	defer c.attempts.failAll()
-	expire := time.NewTicker(expireEvery)
+	expire := time.NewTicker(expireInterval)
 	defer expire.Stop()
 	for {
 		select {
@@ -108,7 +117,8 @@ func (b *Bus) hold(ctx context.Context, c *conn) error {
 	}
 }
 
-// publishRaw publishes a text of the bus itself over the present connection.
+// publishRaw publishes a text over the current connection: an answer to a sender, or an acknowledgement for JetStream. It
+// returns errNoConnection if the connection is lost.
 func (b *Bus) publishRaw(subject, text string) error {
 	s := b.link.State()
 	if s.Epoch == nil {
@@ -117,14 +127,15 @@ func (b *Bus) publishRaw(subject, text string) error {
 	return s.Conn.Publish(subject, []byte(text))
 }
 
-// dialer dials for nats.go, whose interface has no context. The handshakes end with ctx, too.
+// dialer is the nats.CustomDialer of one connection. It gives ctx to nats.go, whose interface has no context: the dialing and the
+// handshakes end with ctx.
 type dialer struct {
-	ctx       context.Context //nolint:containedctx // nats.go's interface has none
+	ctx       context.Context //nolint:containedctx // as above
 	connected atomic.Bool     // the handshakes have ended
 }
 
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
-	c, err := (&net.Dialer{Timeout: dialTime}).DialContext(d.ctx, network, address)
+	c, err := (&net.Dialer{Timeout: dialTimeout}).DialContext(d.ctx, network, address)
 	if err != nil {
 		return nil, err
 	}

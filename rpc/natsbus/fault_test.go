@@ -27,7 +27,7 @@ var (
 	echo  = rpc.Method[string, string]{Interface: iface, Name: "echo", Since: rpc.Version{Major: 1}}
 )
 
-// waitTimeout bounds every wait.
+// waitTimeout bounds each wait of a test.
 const waitTimeout = 30 * time.Second
 
 func limited(t testing.TB) context.Context {
@@ -86,8 +86,8 @@ func client(t testing.TB, b bus.Bus) *rpc.Client {
 	return c
 }
 
-// TestKilled: the server is killed and restarted under load, and no cast that
-// was confirmed is lost; calls meanwhile end by their deadlines.
+// TestKilled: NATS is killed and restarted under load. No confirmed cast is lost, and
+// calls end at their deadlines or before.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -184,8 +184,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestHung: a server that hangs costs a message its own time and no more, and
-// nothing when it goes on.
+// TestHung: while NATS hangs, publishing fails at its deadline. When NATS goes on, messages are
+// delivered again.
 func TestHung(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -210,7 +210,7 @@ func TestHung(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := b.Publish(limited(t), "t", durable("last")); err != nil {
-		t.Errorf("Publish to a server that goes on: %v", err)
+		t.Errorf("Publish after NATS goes on: %v", err)
 	}
 	for id := ""; id != "last"; {
 		m := receive(t, in, "the last message")
@@ -221,7 +221,7 @@ func TestHung(t *testing.T) {
 	}
 }
 
-// TestStreamDeleted: a stream that is deleted under a server comes back.
+// TestStreamDeleted: a stream is deleted while a server consumes it. It is created again.
 func TestStreamDeleted(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -244,24 +244,24 @@ func TestStreamDeleted(t *testing.T) {
 	}
 	c := client(t, b)
 	begin := time.Now()
-	for n := 0; ; n++ { // a stream that is being deleted may still take some
+	for n := 0; ; n++ { // a stream that is being deleted may still accept casts
 		if err := rpc.Cast(limited(t), c, keep, "a", &n); err != nil && !errors.Is(err, rpc.ErrNoConsumer) {
 			t.Fatalf("cast %v after the stream was deleted: %v", time.Since(begin), err)
 		}
 		select {
 		case <-got:
-			t.Logf("it was back after %v", time.Since(begin))
+			t.Logf("the stream works again after %v", time.Since(begin))
 			return
 		case <-time.After(50 * time.Millisecond):
 		}
 		if time.Since(begin) > 5*time.Second {
-			t.Fatalf("it is not back after %v: %v", time.Since(begin), b.Check(t.Context()))
+			t.Fatalf("the stream does not work after %v: %v", time.Since(begin), b.Check(t.Context()))
 		}
 	}
 }
 
-// TestCut: connections that are cut or go silent lose nothing, and what was in
-// hand can be acknowledged over the next one.
+// TestCut: a connection is cut, and later stalls. No message is lost, and a message that was received
+// over a lost connection can be acknowledged over the next one.
 func TestCut(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.NATSVar)
@@ -281,28 +281,28 @@ func TestCut(t *testing.T) {
 		}
 	}
 	send(b, "1", "2")
-	hand := []*bus.Delivery{receive(t, in, "message 1"), receive(t, in, "message 2")}
+	received := []*bus.Delivery{receive(t, in, "message 1"), receive(t, in, "message 2")}
 	p.cut()
 	send(b, "3")
-	hand = append(hand, receive(t, in, "message 3 after the cut"))
-	for _, m := range hand {
+	received = append(received, receive(t, in, "message 3 after the cut"))
+	for _, m := range received {
 		if err := m.Ack(); err != nil {
 			t.Errorf("acknowledge %s after the cut: %v", m.ID, err)
 		}
 	}
-	// One is in hand when its holder falls silent: it goes to another. It is sent
-	// over the same connection, so that NATS has the acknowledgements by then: those
-	// that are still on their way are lost, and their messages come again.
+	// The connection stalls while its subscriber has message 4, so NATS delivers the message to another subscriber. It is
+	// sent over the connection that stalls. So NATS has the earlier acknowledgements by then; those that the stall
+	// stopped would be lost, and their messages redelivered.
 	send(cut, "4")
 	if m := receive(t, in, "message 4"); m.ID != "4" {
-		t.Errorf("got %s, want 4: what was acknowledged came again", m.ID)
+		t.Errorf("got %s, want 4: an acknowledged message was redelivered", m.ID)
 	}
 	p.stall()
 	other, err := b.Subscribe(t.Context(), bus.Subscription{Topic: "t"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := receive(t, other, "message 4 from the one that fell silent")
+	m := receive(t, other, "message 4 of the stalled subscriber")
 	if m.ID != "4" {
 		t.Errorf("got %s, want 4", m.ID)
 	}
@@ -312,9 +312,9 @@ func TestCut(t *testing.T) {
 	p.cut()
 }
 
-// TestHeld: a message that is worked on for longer than NATS waits stays with who
-// has it, also after the subscription has ended.
-func TestHeld(t *testing.T) {
+// TestLongHandler: a message whose handler takes longer than NATS waits for a heartbeat is not redelivered, also
+// after the subscription has ended.
+func TestLongHandler(t *testing.T) {
 	t.Parallel()
 	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())
 	ctx, cancel := context.WithCancel(t.Context())
@@ -333,23 +333,23 @@ func TestHeld(t *testing.T) {
 	}
 	select {
 	case m := <-second:
-		t.Errorf("%s came again while it was worked on", m.ID)
+		t.Errorf("%s was redelivered while it was handled", m.ID)
 	case <-time.After(14 * time.Second): // ackWait is 10 s
 	}
 	if err := m.Nack(); err != nil {
 		t.Fatal(err)
 	}
-	if m = receive(t, second, "the message that was given back"); !m.Redelivered {
-		t.Error("it is not marked as redelivered")
+	if m = receive(t, second, "the requeued message"); !m.Redelivered {
+		t.Error("the message is not marked as redelivered")
 	}
 	if err := m.Ack(); err != nil {
 		t.Error(err)
 	}
 }
 
-// TestPassedOn: what waits for a busy subscriber of a Live topic goes to one that
-// has time, and what it gives back or leaves behind is not lost either.
-func TestPassedOn(t *testing.T) {
+// TestRejectedDelivered: messages that wait for a busy subscriber of a Live topic are delivered to an idle one. So are the
+// messages that the busy one requeues or has not received at its end.
+func TestRejectedDelivered(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
 	a, b := open(t, url, exchange), open(t, url, exchange)
@@ -366,13 +366,13 @@ func TestPassedOn(t *testing.T) {
 			}
 		})
 	}
-	hand := receive(t, busy, "the first")
+	first := receive(t, busy, "the first message")
 	idle, err := b.Subscribe(t.Context(), bus.Subscription{Topic: "t.calls", Mode: bus.Live})
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := map[string]int{hand.ID: 1}
-	take := func(what string) {
+	seen := map[string]int{first.ID: 1}
+	receiveNext := func(what string) {
 		t.Helper()
 		m := receive(t, idle, what)
 		seen[m.ID]++
@@ -381,17 +381,17 @@ func TestPassedOn(t *testing.T) {
 		}
 	}
 	for range total / 2 {
-		take("what the busy one had")
+		receiveNext("a message that waited for the busy subscriber")
 	}
 	cancel()
 	for range total/2 - 1 {
-		take("what the busy one left")
+		receiveNext("a message that the busy subscriber did not receive")
 	}
-	if err := hand.Nack(); err != nil {
+	if err := first.Nack(); err != nil {
 		t.Error(err)
 	}
-	take("what the busy one gave back")
-	seen[hand.ID]--
+	receiveNext("the message that the busy subscriber requeued")
+	seen[first.ID]--
 	for id, n := range seen {
 		if n != 1 {
 			t.Errorf("message %s came %d times, want once", id, n)
@@ -406,7 +406,7 @@ func durable(id string) *bus.Message {
 	return rpctest.Message(id, "cast t.keep 1.0 at-least-once", "{}")
 }
 
-// TestOldestFirst: dead letters are shown in the order in which they came.
+// TestOldestFirst: DeadLetters returns the dead letters in the order of their arrival.
 func TestOldestFirst(t *testing.T) {
 	t.Parallel()
 	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())

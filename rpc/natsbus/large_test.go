@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestLargeReceived: a server whose limit is lower than the sender's handles no message above its own: a cast becomes a
-// dead letter, whole, and a call has its error at once.
+// TestLargeReceived: a server has a lower limit than the sender, and handles no message above it. A cast becomes a
+// dead letter with its whole payload, and a call fails at once.
 func TestLargeReceived(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.NATSVar)
@@ -65,7 +65,7 @@ func TestLargeReceived(t *testing.T) {
 	}
 }
 
-// TestInFlight: the rule of rpctest. The bus asks for messages as if each was as large as NATS carries, 1 MiB.
+// TestInFlight: the rule of rpctest about Config.MaxInFlight. The bus counts each requested message as 1 MiB, the limit of NATS.
 func TestInFlight(t *testing.T) {
 	t.Parallel()
 	const budget = 4 << 20

@@ -25,12 +25,12 @@ import (
 // lateVar sets how long TestLateConfirm stalls the link, such as 2m. Default: one period of 14 s.
 const lateVar = "ARMATURE_TEST_LATE"
 
-// TestLateConfirm: the link of a server stalls for 12.5 s of every 14 s, so that JetStream's answers are late.
-// Casts do not multiply: attempt counts rise, it ends, and each message is handled once or becomes one dead
-// letter.
+// TestLateConfirm: the network of a server stalls for 12.5 s of every 14 s, so JetStream's answers are late.
+// Casts do not multiply. Attempts are counted, so the retries end. Each message is handled once or becomes one
+// dead letter.
 func TestLateConfirm(t *testing.T) {
 	t.Parallel()
-	const casts, tries = 10, 6 // every second one fails always
+	const casts, tries = 10, 6 // the handler always fails for every second cast
 	const open1, period = 1500 * time.Millisecond, 14 * time.Second
 	length := period
 	if v := os.Getenv(lateVar); v != "" {
@@ -46,7 +46,7 @@ func TestLateConfirm(t *testing.T) {
 	}
 	t.Cleanup(conn.Close)
 	var mu sync.Mutex
-	ids := map[string]bool{} // each is one message of JetStream, however often it is sent
+	ids := map[string]bool{} // one for each message of JetStream; a message that is sent again has the same id
 	if _, err := conn.Subscribe("late.backup.h", func(m *nats.Msg) {
 		mu.Lock()
 		defer mu.Unlock()
@@ -136,15 +136,15 @@ func TestLateConfirm(t *testing.T) {
 	for n := range casts {
 		id := fmt.Sprint("late-", n)
 		if n%2 == 1 && (done[n] != 1 || letters[id] != 0) {
-			t.Errorf("cast %d was handled %d times and is %d dead letters, want once and none", n, done[n], letters[id])
+			t.Errorf("cast %d was handled %d times and has %d dead letters, want 1 and 0", n, done[n], letters[id])
 		}
 		if n%2 == 0 && (runs[n] > tries || letters[id] != 1) {
-			t.Errorf("cast %d ran %d times and is %d dead letters, want %d at most and one", n, runs[n], letters[id], tries)
+			t.Errorf("cast %d was handled %d times and has %d dead letters, want %d at most and 1", n, runs[n], letters[id], tries)
 		}
 	}
 }
 
-// counter is a log that counts the lost connections.
+// counter is a log handler that counts the lost connections.
 type counter struct {
 	lost *atomic.Int64
 	slog.Handler

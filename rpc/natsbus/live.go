@@ -14,18 +14,18 @@ import (
 const (
 	// liveGroup is the queue group of the subscribers of a Live topic.
 	liveGroup = "live"
-	// minWaiting is how many messages of a Live topic may wait for a slot at least, so that a burst need not be rejected.
+	// minWaiting is the minimum number of messages of a Live topic that may wait for a slot, so that a short burst is not rejected.
 	minWaiting = 64
-	// maxQueued is how many fanouts, or messages of a Private topic, nats.go keeps before it drops and reports them.
+	// maxQueued is how many fanouts, or messages of a Private topic, may wait in nats.go. It drops further ones, and reports that.
 	maxQueued = 1 << 14
-	// A message that has waited minSlotWait for a slot is rejected, so that its sender sends it to another subscriber, or
-	// to this one again. Then it waits twice as long, up to maxSlotWait.
+	// minSlotWait is how long a message waits for a slot at the first attempt. Then it is rejected, and its sender sends it again, to
+	// another subscriber or to this one. At each further attempt it waits twice as long, up to maxSlotWait.
 	minSlotWait = 50 * time.Millisecond
 	maxSlotWait = 400 * time.Millisecond
 )
 
-// live is a subscription of a Live or Private topic. NATS stores nothing: a message waits in this process for a slot, for
-// a short time, or with its sender.
+// live is a subscription of a Live or Private topic. NATS stores no message: a message waits in this process for a slot for
+// a short time, and otherwise in the process of its sender.
 type live struct {
 	bus   *Bus
 	s     bus.Subscription
@@ -36,36 +36,36 @@ type live struct {
 	ended chan struct{} // closed when the subscription ends
 
 	mu      sync.Mutex
-	stopped bool           // no more is delivered
-	writers sync.WaitGroup // they may write to out
+	stopped bool           // nothing more is delivered
+	writers sync.WaitGroup // the goroutines that may write to out
 	waiting int            // messages that wait for a slot and can be rejected
-	bytes   int            // of their payloads
+	bytes   int            // the sum of their payloads
 }
 
-// open subscribes on the present connection, see subscription.
+// open subscribes on the current connection, see subscription.
 func (l *live) open(ctx context.Context) (err error) {
 	if l.conn, l.epoch, err = l.bus.link.Get(ctx); err == nil {
 		if err = l.subscribe(); err == nil {
-			err = l.conn.FlushWithContext(ctx) // then NATS knows of it
+			err = l.conn.FlushWithContext(ctx) // then NATS has the subscriptions
 		}
 	}
 	if err != nil {
-		l.drain()
+		l.drainSubscriptions()
 		return fault.New(fault.Unavailable, "NATS did not answer in time: %w", err)
 	}
 	return nil
 }
 
-// subscribe makes the subscriptions on the connection.
+// subscribe makes the subscriptions of nats.go: for the topic, and for its fanouts.
 func (l *live) subscribe() error {
 	group, receive := liveGroup, l.receiveRejectable
 	if l.s.Mode == bus.Private {
-		group, receive = "", l.receiveOther
+		group, receive = "", l.receiveUnrejectable
 	}
 	sub, err := l.conn.QueueSubscribe(l.bus.subject(l.s.Topic), group, receive)
 	l.subs = []*nats.Subscription{sub}
 	if err == nil && l.s.Fanout != "" {
-		sub, err = l.conn.Subscribe(l.bus.subject(l.s.Fanout), l.receiveOther)
+		sub, err = l.conn.Subscribe(l.bus.subject(l.s.Fanout), l.receiveUnrejectable)
 		l.subs = append(l.subs, sub)
 	}
 	if err == nil && (group == "" || l.s.Fanout != "") {
@@ -74,14 +74,14 @@ func (l *live) subscribe() error {
 	return err
 }
 
-// drain ends the subscriptions; what NATS has sent until then still comes.
-func (l *live) drain() {
+// drainSubscriptions ends the subscriptions. Messages that NATS has already sent are still received.
+func (l *live) drainSubscriptions() {
 	for _, s := range l.subs {
-		_ = s.Drain() // on an error it is lost with the connection
+		_ = s.Drain() // after an error the connection is lost, and the subscription with it
 	}
 }
 
-// consume renews the subscriptions on each new connection until ctx ends, see subscription.
+// consume makes the subscriptions again on each new connection, until ctx ends, see subscription.
 func (l *live) consume(ctx context.Context) {
 	for ctx.Err() == nil {
 		select {
@@ -89,7 +89,7 @@ func (l *live) consume(ctx context.Context) {
 		case <-l.epoch.Done():
 			if c, epoch, err := l.bus.link.Get(ctx); err == nil {
 				l.conn, l.epoch = c, epoch
-				_ = l.subscribe() // on an error the connection is lost again
+				_ = l.subscribe() // after an error the connection is lost again
 			}
 		}
 	}
@@ -99,13 +99,13 @@ func (l *live) consume(ctx context.Context) {
 	close(l.ended)
 	l.writers.Wait()
 	close(l.out)
-	l.drain()
+	l.drainSubscriptions()
 	if l.epoch.Err() == nil {
-		_ = l.conn.FlushTimeout(flushTime) // then what NATS had sent has been rejected
+		_ = l.conn.FlushTimeout(flushTimeout) // then all messages that NATS had sent are rejected
 	}
 }
 
-// addWriterLocked registers a writer to out, unless the subscription has ended.
+// addWriterLocked adds a writer to out. It returns false, and adds none, if the subscription has ended.
 func (l *live) addWriterLocked() bool {
 	if !l.stopped {
 		l.writers.Add(1)
@@ -113,15 +113,17 @@ func (l *live) addWriterLocked() bool {
 	return !l.stopped
 }
 
-// receiveRejectable delivers a message to a slot within a short time, or rejects it. nats.go calls it with one after another.
+// receiveRejectable delivers a message of a Live topic, or rejects it if no slot becomes free. nats.go calls it for one message after
+// another.
 func (l *live) receiveRejectable(msg *nats.Msg) {
 	d := &rejectable{live: l, msg: msg, m: unmarshal(msg)}
 	sent := max(parseAnswerSubject(msg.Reply), 1)
-	d.deliver(min(minSlotWait<<min(sent-1, 8), maxSlotWait))
+	d.deliverWithin(min(minSlotWait<<min(sent-1, 8), maxSlotWait))
 }
 
-// receiveOther delivers a message that cannot be rejected: of a Private topic, or a fanout. Those behind it wait in nats.go.
-func (l *live) receiveOther(msg *nats.Msg) {
+// receiveUnrejectable delivers a message of a Private topic, or a fanout. It cannot reject the message. nats.go calls it for one message
+// after another, so later messages wait in nats.go.
+func (l *live) receiveUnrejectable(msg *nats.Msg) {
 	m := unmarshal(msg)
 	if s := l.bus.link.State(); s.Epoch != nil {
 		if m.Kind == bus.Reply || m.Kind == bus.Heartbeat {
@@ -129,7 +131,7 @@ func (l *live) receiveOther(msg *nats.Msg) {
 		}
 	}
 	if m.Kind != bus.Fanout && msg.Reply != "" && parseAnswerSubject(msg.Reply) == 0 {
-		_ = l.bus.publishRaw(msg.Reply, answerAcked) // the release before waits for it; without a connection its sender sends again
+		_ = l.bus.publishRaw(msg.Reply, answerAcked) // a sender of the release before waits for this answer; without a connection it sends again
 	}
 	d := bus.NewDelivery(m, false, nil)
 	if l.s.Receive != nil {
@@ -148,7 +150,7 @@ func (l *live) receiveOther(msg *nats.Msg) {
 	}
 }
 
-// rejectable is a message of a Live topic until it is acknowledged or rejected.
+// rejectable is a message of a Live topic that is neither acknowledged nor rejected.
 type rejectable struct {
 	live        *live
 	msg         *nats.Msg
@@ -156,21 +158,22 @@ type rejectable struct {
 	redelivered bool
 }
 
-// deliver delivers a message. It is rejected if it has no slot within wait, or if too many messages wait.
-func (r *rejectable) deliver(wait time.Duration) {
+// deliverWithin delivers a message. It rejects the message if no slot becomes free within wait, or if too many messages wait
+// already. It does not block.
+func (r *rejectable) deliverWithin(wait time.Duration) {
 	l, size := r.live, len(r.msg.Data)
 	l.mu.Lock()
 	full := l.waiting >= max(l.s.Slots, minWaiting) || l.waiting > 0 && l.bytes+size > l.bus.cfg.MaxInFlight
 	if full || !l.addWriterLocked() {
 		l.mu.Unlock()
-		r.answer(answerRejected)
+		r.answerSender(answerRejected)
 		return
 	}
 	l.waiting++
 	l.bytes += size
 	l.mu.Unlock()
 	d := bus.NewDelivery(r.m, r.redelivered, r)
-	end := func() {
+	removeWaiting := func() {
 		l.mu.Lock()
 		l.waiting--
 		l.bytes -= size
@@ -179,37 +182,37 @@ func (r *rejectable) deliver(wait time.Duration) {
 	}
 	select {
 	case l.out <- d: // a slot is free
-		end()
+		removeWaiting()
 		return
 	default:
 	}
 	go func() { // ends when the message is delivered or rejected
-		defer end()
+		defer removeWaiting()
 		select {
 		case l.out <- d:
 			return
 		case <-time.After(wait):
 		case <-l.ended:
 		}
-		r.answer(answerRejected)
+		r.answerSender(answerRejected)
 	}()
 }
 
-// Settle is that of [bus.Settler]. A message is redelivered after Nack, or rejected if the subscription has ended.
+// Settle implements [bus.Settler]. After Nack, the message is delivered again, or rejected if the subscription has ended.
 func (r *rejectable) Settle(ack bool) error {
 	switch {
 	case !ack:
 		r.redelivered = true
-		r.deliver(maxSlotWait)
+		r.deliverWithin(maxSlotWait)
 	case parseAnswerSubject(r.msg.Reply) == 0:
-		r.answer(answerAcked)
+		r.answerSender(answerAcked)
 	}
 	return nil
 }
 
-// answer tells the sender what became of a message.
-func (r *rejectable) answer(text string) {
+// answerSender sends an answer to the sender of the message.
+func (r *rejectable) answerSender(text string) {
 	if r.msg.Reply != "" {
-		_ = r.live.bus.publishRaw(r.msg.Reply, text) // without a connection the sender sees that it is lost, or its deadline ends
+		_ = r.live.bus.publishRaw(r.msg.Reply, text) // without a connection the sender detects the loss itself, or its deadline ends the wait
 	}
 }

@@ -21,7 +21,7 @@ func dial(ctx context.Context, url, exchange string) (bus.Bus, error) {
 	return b, b.Start(ctx)
 }
 
-// TestLost: a server process that is killed fails its callers within 2 s, whether it comes back or not.
+// TestLost: when a server process is killed, its calls fail within 2 s, whether it is restarted or not.
 func TestLost(t *testing.T) {
 	t.Parallel()
 	url := envtest.URL(t, testenv.NATSVar)
@@ -32,7 +32,7 @@ func TestLost(t *testing.T) {
 	})
 }
 
-// TestLostBroker: a call that runs while the broker is killed and started again has its answer.
+// TestLostBroker: a call that is handled while NATS is killed and restarted gets its reply.
 func TestLostBroker(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -56,11 +56,11 @@ func TestLostBroker(t *testing.T) {
 	if err := broker.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(2 * time.Second) // longer than a killed server has
+	<-time.After(2 * time.Second) // longer than it takes until the calls of a killed server fail
 	close(gate)
 	for _, p := range calls {
 		if _, err := p.Wait(limited(t)); err != nil {
-			t.Errorf("a call that ran while the broker was away: %v, want its answer", err)
+			t.Errorf("a call that was handled while NATS was away: %v, want its reply", err)
 		}
 	}
 }

@@ -5,8 +5,8 @@
 //	err = bus.Start(ctx)
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// It needs NATS 2.10 or newer with JetStream, which keeps the casts; calls and their replies go through memory alone. The
-// subjects and streams, whose properties are fixed:
+// It needs NATS 2.10 or newer with JetStream. JetStream stores the casts. Calls and replies are only in memory. The names and
+// properties of the subjects and streams are fixed:
 //
 //	Shared   <exchange>.<topic>   a stream of that name with "~" for ".": a work
 //	                              queue on file, with one durable pull consumer, "work"
@@ -14,16 +14,19 @@
 //	Private  <exchange>.<topic>   a subscription
 //	fanout   <exchange>.<topic>   a subscription for each subscriber
 //
-// A stream that exists is used as it is, so that an operator may set its limits
-// and replicas. A stored message survives the death of a server. It survives the death of the
-// machine, too, if it was written to the disk or has several replicas.
+// The bus uses an existing stream as it is, so an operator can set its limits and replicas. A stored message survives the
+// death of the NATS process. It survives the death of the machine if NATS has written it to the disk, or the stream has
+// several replicas.
 //
-// A call is a request with a reply: a server without a free slot refuses it after 50 ms, and the client sends it to
-// another one. NATS says at once when a topic has no subscriber. Differences
-// to amqpbus: a Live topic ends as soon as its last subscriber does, also when
-// that has only lost its connection. A call that waits at a server is lost with that server's process. Calls that wait are
-// not served in the order of their arrival. A Shared message that a
-// dead process had is redelivered after 10 s. ADR 24 has the reasons.
+// A call is a request with a reply. A server without a free slot rejects a call after 50 ms, and the client sends it again, to
+// another server or the same one. NATS reports at once that a topic has no subscriber. Differences to amqpbus:
+//
+//   - A Live topic ends with its last subscriber, even if that subscriber has only lost its connection.
+//   - A call that waits for a slot of a server is lost when that server's process dies.
+//   - Waiting calls are not handled in the order of their arrival.
+//   - A message of a Shared topic that a dead process had received is redelivered after 10 s.
+//
+// ADR 24 has the reasons.
 package natsbus
 
 import (
@@ -41,6 +44,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/broker"
 	"github.com/armature-go/armature/rpc/internal/life"
@@ -50,52 +54,54 @@ import (
 
 // Config configures a Bus.
 type Config struct {
-	// URLs are those of the cluster's servers, nats:// or tls:// with user,
+	// URLs are the URLs of the cluster's servers: nats:// or tls:// with user,
 	// password, host and port. They are tried in random order. At least one is
-	// required. Passwords appear in no log and no error.
+	// required. Logs and errors have no passwords.
 	URLs []string
 	// Exchange is the first part of every subject, so that several components
-	// can share an account. Default "armature". Processes that talk to each
-	// other have the same.
+	// can share an account. Processes that exchange messages need the same value.
+	// Default "armature".
 	Exchange string
-	// TLS is for tls URLs, and for servers that demand it, see package tlsfile. Default: the system's
-	// authorities. The server's certificate must have the URL's host name, or TLS.ServerName if
-	// that is set.
+	// TLS is used for tls URLs, and for servers that require TLS, see package tlsfile. Default: the
+	// authorities of the system. The server's certificate must have the host name of the URL, or
+	// TLS.ServerName if it is set.
 	TLS *tls.Config
-	// Replicas is how many servers of a cluster keep each Shared topic that
-	// does not exist yet. Default 1.
+	// Replicas is the number of servers in a cluster that store a new Shared topic. It does not
+	// change existing topics. Default 1.
 	Replicas int
-	// MaxMessage is the largest message that Publish accepts, in bytes, see [bus.Message.Size]. What the server announces
-	// as max_payload counts if it is less: 1 MiB, headers included, unless it is configured otherwise.
+	// MaxMessage is the size of the largest message that Publish accepts, in bytes, see [bus.Message.Size]. If the server
+	// announces a lower max_payload, that is the limit. The default of NATS is 1 MiB, including the headers.
 	// Default [bus.DefaultMaxMessage].
 	MaxMessage int
-	// MaxInFlight is how many bytes of messages one subscription may hold, unsettled or waiting for a handler. Of
-	// what JetStream may still send, each message counts as the largest. A server has four subscriptions. One message
-	// is always allowed. A publisher waits, and a fanout is dropped, while there is no room. Default 128 MiB.
+	// MaxInFlight limits the messages of one subscription that are unacknowledged or wait for a handler, in bytes. A message
+	// that JetStream may still send counts as one of the maximum size. One message is always allowed. At the limit,
+	// publishers wait, and fanouts are dropped. A server has four subscriptions. Default 128 MiB.
 	MaxInFlight int
-	// ConnectTimeout bounds Start, which tries each server once, and how long Subscribe waits for a
-	// server that is away. Default 10 s.
+	// ConnectTimeout bounds Start, which tries each server once. It also bounds how long Subscribe and
+	// CreateTopic wait for a server that is away. Default 10 s.
 	ConnectTimeout time.Duration
-	// Logger gets what happens to the connection. Default slog.Default().
+	// Logger gets the events of the connection and the streams. Default slog.Default().
 	Logger *slog.Logger
 }
 
-// Bus is a [bus.Bus] over NATS, and a service part. It is safe for concurrent
-// use.
+// Bus is a [bus.Bus] over NATS. With Start and Stop it is a part of a service. It is safe for
+// concurrent use.
 type Bus struct {
 	cfg  Config
 	life *life.Life
 	link *link.Link[*conn]
 
-	maxPayload atomic.Int64 // what the server has announced, in bytes
+	maxPayload atomic.Int64 // the max_payload that the server announced, in bytes
 
 	mu      sync.Mutex
-	endLink func()   // ends the connection and waits for that; nil before Start
+	endLink func()   // closes the connection and waits for its end; nil before Start
 	streams sync.Map // each *stream that is consumed
+
+	consuming             outage.Group   // logs which of the streams fail
+	dropLines, errorLines outage.Limiter // of the lines of logAsyncError
 }
 
-// New returns a bus that is not connected. The error, with code Invalid, names
-// the URL that is wrong.
+// New returns a bus that is not connected. Errors: Invalid, with the name of the wrong URL or option.
 func New(cfg Config) (*Bus, error) {
 	if err := broker.CheckURLs(cfg.URLs, "nats", "tls"); err != nil {
 		return nil, fmt.Errorf("natsbus: %w", err)
@@ -110,34 +116,39 @@ func New(cfg Config) (*Bus, error) {
 	cfg.ConnectTimeout = cmp.Or(max(cfg.ConnectTimeout, 0), 10*time.Second)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
 	b := &Bus{cfg: cfg, life: life.New()}
-	b.link = link.New(link.Config[*conn]{Dial: b.dial, Hold: b.hold})
+	b.link = link.New(link.Config[*conn]{Dial: b.dial, Hold: b.watchConnection})
 	return b, nil
 }
 
-// Start connects: it tries each server once, for at most ConnectTimeout in all. It may be called
-// again after an error. Errors: Unavailable if no server answers; Unauthenticated if the server
-// refuses the login; Denied if its certificate is not trusted, or it refuses the bus's;
-// Precondition if TLS is asked for and the server has none, if the server has no JetStream, or if
-// the bus is started already; bus.ErrClosed. The error names the servers, without passwords.
+// Start connects to a server. It tries each server once, for at most ConnectTimeout together. After an
+// error it may be called again. The error names the servers, without passwords. Errors:
+//
+//   - Unavailable: no server answers.
+//   - Unauthenticated: the server refuses user and password.
+//   - Denied: the server refuses the bus's certificate, or the bus does not trust the server's
+//     certificate.
+//   - Precondition: TLS is required and the server does not offer it, the server has no JetStream, or
+//     the bus is started already.
+//   - bus.ErrClosed: Close was called.
 func (b *Bus) Start(ctx context.Context) error {
 	begin := time.Now()
 	return b.life.Start(ctx, b.cfg.ConnectTimeout, func(ctx context.Context) error {
 		c, err := b.dial(ctx)
 		if err == nil {
 			if _, err = c.js.AccountInfo(ctx); err == nil {
-				b.warnOld(c.ConnectedServerVersion())
-				b.keep(c) //nolint:contextcheck // the connection outlives Start
+				b.warnOldServer(c.ConnectedServerVersion())
+				b.runLink(c) //nolint:contextcheck // the connection outlives Start
 				return nil
 			}
 			c.close()
 		}
-		return fault.New(startCode(err), "connect to NATS at %s: gave up after %v: %v",
+		return fault.New(startErrorCode(err), "connect to NATS at %s: gave up after %v: %v",
 			broker.Redacted(b.cfg.URLs...), time.Since(begin).Round(time.Millisecond), err)
 	})
 }
 
-// keep keeps the connection up. The connection ends after its users, so that they can requeue what they hold.
-func (b *Bus) keep(c *conn) {
+// runLink keeps the connection open. It is closed after the subscriptions have ended, so that they can requeue their unacknowledged messages.
+func (b *Bus) runLink(c *conn) {
 	ctx, end := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	up := b.link.State().Changed
@@ -148,16 +159,16 @@ func (b *Bus) keep(c *conn) {
 	b.endLink = func() { end(); wg.Wait() }
 }
 
-// warnOld logs that the server is older than NATS 2.10.
-func (b *Bus) warnOld(version string) {
+// warnOldServer logs a WARN if the server is older than NATS 2.10.
+func (b *Bus) warnOldServer(version string) {
 	var major, minor int
 	if n, _ := fmt.Sscanf(version, "%d.%d", &major, &minor); n == 2 && (major < 2 || major == 2 && minor < 10) {
-		b.cfg.Logger.Warn("NATS is older than 2.10, which natsbus needs: a stream that is deleted may not come back", "version", version)
+		b.cfg.Logger.Warn("NATS is older than 2.10, a deleted stream may not come back", "version", version, "minimum", "2.10")
 	}
 }
 
-// startCodes are the codes of errors of Start. All other errors are Unavailable.
-var startCodes = []struct {
+// startErrorCodes are the fault codes for errors of Start. All other errors are Unavailable.
+var startErrorCodes = []struct {
 	err  error
 	code fault.Code
 }{
@@ -170,8 +181,8 @@ var startCodes = []struct {
 	{fault.Denied, fault.Denied},
 }
 
-func startCode(err error) fault.Code {
-	for _, c := range startCodes {
+func startErrorCode(err error) fault.Code {
+	for _, c := range startErrorCodes {
 		if errors.Is(err, c.err) {
 			return c.code
 		}
@@ -182,9 +193,8 @@ func startCode(err error) fault.Code {
 // Stop is Close, for use as a service part.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
-// Close ends the subscriptions and the connection and waits for the bus's
-// goroutines. Messages that were not acknowledged are requeued. It is idempotent
-// and never fails.
+// Close ends the subscriptions and the connection, and waits for the goroutines of the bus. Unacknowledged
+// messages are requeued. Close is idempotent and never fails.
 func (b *Bus) Close() error {
 	b.life.End()
 	b.mu.Lock()
@@ -196,8 +206,8 @@ func (b *Bus) Close() error {
 	return nil
 }
 
-// Check returns nil if the bus is connected and consumes all its Shared topics,
-// and Unavailable with what is wrong if not. It does not block.
+// Check returns nil if the bus is connected and consumes the Shared topics of all its subscriptions. Otherwise
+// it returns Unavailable with the reason. It does not block.
 func (b *Bus) Check(context.Context) error {
 	if err := b.life.Usable(); err != nil {
 		return err
@@ -206,15 +216,14 @@ func (b *Bus) Check(context.Context) error {
 		return fault.New(fault.Unavailable, "the connection to NATS is lost: %v", s.Err)
 	}
 	for k := range b.streams.Range {
-		if q, ok := k.(*stream); ok && q.state() != nil {
-			return fault.New(fault.Unavailable, "%s is not consumed: %w", q.subject, q.state())
+		if q, ok := k.(*stream); ok && q.consumeError() != nil {
+			return fault.New(fault.Unavailable, "%s is not consumed: %w", q.subject, q.consumeError())
 		}
 	}
 	return nil
 }
 
-// Capabilities is that of [bus.Bus]. MaxMessage is Config.MaxMessage, or the limit that the server has announced if
-// that is less.
+// Capabilities implements [bus.Bus]. MaxMessage is Config.MaxMessage, or the server's max_payload if that is lower.
 func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{
 		MaxMessage: b.maxMessage(), MaxTopic: names.Max - len(b.cfg.Exchange) - 1, NoConsumer: true, LiveTopics: true, Persistent: true,
@@ -229,18 +238,18 @@ func (b *Bus) maxMessage() int {
 	return b.cfg.MaxMessage
 }
 
-// subject is what a topic is called in NATS.
+// subject returns the NATS subject of a topic.
 func (b *Bus) subject(topic string) string { return b.cfg.Exchange + "." + topic }
 
 // subscription is a live or a stream.
 type subscription interface {
-	// open returns when messages that are published from then on are not lost.
+	// open makes the subscription. Messages that are published after its return are not lost.
 	open(ctx context.Context) error
-	// consume delivers messages until ctx ends, then it closes the channel.
+	// consume delivers messages until ctx ends. Then it closes the channel.
 	consume(ctx context.Context)
 }
 
-// Subscribe consumes the topic until ctx ends, see [bus.Bus]. It waits up to
+// Subscribe consumes the topic until ctx ends, see [bus.Bus]. It waits at most
 // Config.ConnectTimeout for a server that is away.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	out, err := b.subscribe(ctx, s)
@@ -283,7 +292,7 @@ func (b *Bus) newSubscription(s bus.Subscription) (subscription, <-chan *bus.Del
 	}
 	q := &stream{
 		bus: b, subject: b.subject(s.Topic), slots: s.Slots, out: make(chan *bus.Delivery, s.Slots),
-		changed: make(chan struct{}, 1), held: make(map[string]int),
+		changed: make(chan struct{}, 1), unacked: make(map[string]int),
 	}
 	return q, q.out
 }

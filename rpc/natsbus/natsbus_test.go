@@ -17,7 +17,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	rpctest.ServeLost(dial) // a child of TestLost
+	rpctest.ServeLost(dial) // the server process of TestLost
 	goleak.VerifyTestMain(m)
 }
 
@@ -47,8 +47,8 @@ func TestBus(t *testing.T) {
 	})
 }
 
-// It needs a NATS server with JetStream.
-func ExampleNew() { //nolint:testableexamples // as it says
+// The bus needs a NATS server with JetStream.
+func ExampleNew() { //nolint:testableexamples // it needs a server
 	bus, err := natsbus.New(natsbus.Config{
 		URLs:     []string{"nats://user:password@nats-1:4222", "nats://user:password@nats-2:4222"},
 		Exchange: "backup",
@@ -60,7 +60,7 @@ func ExampleNew() { //nolint:testableexamples // as it says
 	}
 	ctx := context.Background()
 	if err := bus.Start(ctx); err != nil {
-		fmt.Println(err) // what was tried, for how long, without the password
+		fmt.Println(err) // names the servers and the time; has no password
 		return
 	}
 	defer bus.Stop(ctx)

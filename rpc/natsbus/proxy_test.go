@@ -8,12 +8,12 @@ import (
 	"time"
 )
 
-// proxy is between a bus and its server.
+// proxy forwards connections to NATS. It can cut or stall them.
 type proxy struct {
 	url  string
 	mu   sync.Mutex
 	open []net.Conn
-	gate chan struct{} // closed when traffic may flow; nil at first
+	gate chan struct{} // closed while data may pass
 }
 
 func newProxy(t *testing.T, to string) *proxy {
@@ -73,7 +73,7 @@ func (p *proxy) pipe(from, to net.Conn) {
 	}
 }
 
-// cut closes all connections; new ones work.
+// cut closes all connections, and ends a stall. New connections work.
 func (p *proxy) cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -88,7 +88,7 @@ func (p *proxy) cut() {
 	}
 }
 
-// outage closes all connections, and lets nothing through new ones for so long.
+// outage closes all connections, and stops the data of new ones for d.
 func (p *proxy) outage(d time.Duration) {
 	p.mu.Lock()
 	p.gate = make(chan struct{})
@@ -101,7 +101,7 @@ func (p *proxy) outage(d time.Duration) {
 	p.resume()
 }
 
-// stall stops the traffic, new connections' too, until cut or resume.
+// stall stops the data of all connections, also of new ones, until cut or resume.
 func (p *proxy) stall() {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -17,17 +17,17 @@ import (
 )
 
 const (
-	// A message that was not accepted is sent again after minResend, doubled after each further attempt up to maxResend,
-	// with jitter.
+	// minResend is the delay before a message that was not accepted is sent again. It doubles after each further attempt, up
+	// to maxResend, with jitter.
 	minResend = 5 * time.Millisecond
 	maxResend = 200 * time.Millisecond
-	// publishTime bounds the sending of a message whose context has no deadline.
-	publishTime = time.Minute
-	// attemptTime bounds how long a stored message waits for JetStream's answer before it is sent again. JetStream
-	// sees that it is the same.
-	attemptTime = 5 * time.Second
-	// grace is how long after a restored connection a topic without a subscriber may only be late: the other processes
-	// have to restore their connections.
+	// publishTimeout bounds the sending of a message whose context has no deadline.
+	publishTimeout = time.Minute
+	// attemptTimeout is how long a stored message waits for JetStream's answer before it is sent again. JetStream
+	// recognizes the second message as a duplicate.
+	attemptTimeout = 5 * time.Second
+	// grace is the time after a connection was restored in which a missing subscriber counts as late: it may still be restoring
+	// its own connection.
 	grace = 3 * time.Second
 )
 
@@ -37,24 +37,24 @@ type outgoing struct {
 	m      *bus.Message
 	msg    *nats.Msg
 	by     confirmation
-	stored bool // JetStream keeps it, and recognizes a second sending of it
+	stored bool // JetStream stores the message, and recognizes duplicates of it
 
-	sent    int       // attempts
-	unknown error     // of the first attempt that may have arrived; nil: none
+	sent    int       // number of attempts
+	unknown error     // of the first attempt that may have reached NATS; nil if there was none
 	began   time.Time // when that attempt began
 }
 
-// Publish sends the message and waits for its confirmation, see [bus.Bus]. A message that is larger than
-// Config.MaxMessage or than the server accepts (1 MiB with its metadata, unless it is configured otherwise) is Invalid.
+// Publish sends the message and waits for its confirmation, see [bus.Bus]. If ctx has no deadline, it waits at most 60 s. A
+// message above Config.MaxMessage or the server's max_payload fails with bus.ErrTooLarge, which is Invalid.
 func (b *Bus) Publish(ctx context.Context, topic string, m *bus.Message) error {
-	ctx, cancel := b.bounded(ctx)
+	ctx, cancel := b.boundedContext(ctx)
 	defer cancel()
 	outcome := make(chan error, 1)
 	b.send(ctx, topic, m, true, func(err error) { outcome <- err })
 	return <-outcome
 }
 
-// Send sends the message without waiting, see [bus.Bus].
+// Send sends the message and does not wait for its confirmation, see [bus.Bus].
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	b.send(ctx, topic, m, false, done)
 }
@@ -73,10 +73,10 @@ func (b *Bus) send(ctx context.Context, topic string, m *bus.Message, waits bool
 	}
 	o := &outgoing{topic: topic, m: m, msg: marshal(subject, m), stored: m.Dead != nil || m.Durable && m.Kind != bus.Call}
 	o.by = confirmedBy(o, waits)
-	if o.stored { // its own for each Publish: a message that is published again on purpose is not a duplicate
+	if o.stored { // each Publish has an id of its own: a message that is published again on purpose is not a duplicate
 		o.msg.Header[jetstream.MsgIDHeader] = []string{m.ID + "/" + rand.Text()}
 	}
-	b.attempt(ctx, o, func(err error) {
+	b.publishOnce(ctx, o, func(err error) {
 		switch {
 		case err == nil:
 			end(nil)
@@ -89,7 +89,7 @@ func (b *Bus) send(ctx context.Context, topic string, m *bus.Message, waits bool
 	})
 }
 
-// confirmedBy returns what confirms a message whose sender waits, or does not.
+// confirmedBy returns the confirmation of a message. waits reports whether its sender waits for the outcome.
 func confirmedBy(o *outgoing, waits bool) confirmation {
 	switch k := o.m.Kind; {
 	case o.stored:
@@ -106,10 +106,10 @@ func confirmedBy(o *outgoing, waits bool) confirmation {
 	}
 }
 
-// bounded returns a context that ends with ctx, when the bus is closed, and after publishTime if ctx has no deadline. Its
-// attempts end with it.
-func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
-	limit := publishTime
+// boundedContext returns a context that ends with ctx, when the bus is closed, and after publishTimeout if ctx has no deadline. When
+// it ends, its attempts end, too.
+func (b *Bus) boundedContext(ctx context.Context) (context.Context, context.CancelFunc) {
+	limit := publishTimeout
 	if end, ok := ctx.Deadline(); ok {
 		limit = time.Until(end)
 	}
@@ -123,8 +123,8 @@ func (b *Bus) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 	return ctx, func() { expire(); stop(); cancel() }
 }
 
-// attempt sends a message once. done is called with the outcome.
-func (b *Bus) attempt(ctx context.Context, o *outgoing, done func(error)) {
+// publishOnce makes one attempt to send a message. done is called with the outcome.
+func (b *Bus) publishOnce(ctx context.Context, o *outgoing, done func(error)) {
 	o.sent++
 	if o.unknown == nil {
 		o.began = time.Now()
@@ -138,25 +138,26 @@ func (b *Bus) attempt(ctx context.Context, o *outgoing, done func(error)) {
 		s.Conn.attempts.start(ctx, o, done)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, attemptTime)
+	ctx, cancel := context.WithTimeout(ctx, attemptTimeout)
 	s.Conn.attempts.start(ctx, o, func(err error) { cancel(); done(err) })
 }
 
-// resend sends a message until that succeeds, fails for good or ctx ends. err is how the first attempt ended.
+// resend sends a message again and again, with back-off, until an attempt succeeds, mayResend forbids another one, or ctx ends. err
+// is the outcome of the first attempt.
 func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
-	ctx, cancel := b.bounded(ctx)
+	ctx, cancel := b.boundedContext(ctx)
 	defer cancel()
 	outcome := make(chan error, 1)
 	wait := backoff.Backoff{Min: minResend, Max: maxResend}
 	for b.mayResend(ctx, o, err) {
 		wait.Wait(ctx)
-		_, _, _ = b.link.Get(ctx) // if ctx ends, so does the loop
+		_, _, _ = b.link.Get(ctx) // its error is that ctx has ended, which is checked below
 		if b.life.Err() != nil {
 			err = bus.ErrClosed
 		} else if ctx.Err() != nil {
 			err = fault.New(fault.CodeOf(ctx.Err()), "not sent: %v: %w", err, ctx.Err())
 		} else {
-			b.attempt(ctx, o, func(err error) { outcome <- err })
+			b.publishOnce(ctx, o, func(err error) { outcome <- err })
 			err = <-outcome
 		}
 	}
@@ -166,16 +167,19 @@ func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
 	return err
 }
 
-// mayResend reports whether a message may be sent again whose attempt ended with err: it was certainly not sent, or is
-// stored at least once, or the topic had no subscriber just after the connection was restored, or no answer from a
-// stream means that a cluster elects its leader.
+// mayResend reports whether a message may be sent again after an attempt that ended with err. It may in four cases:
+//
+//   - The message was certainly not accepted.
+//   - The outcome is unknown, and JetStream still recognizes a duplicate of the message.
+//   - The topic had no subscriber, and the connection was restored within grace.
+//   - The stream of the topic exists and does not answer: a cluster elects its leader.
 func (b *Bus) mayResend(ctx context.Context, o *outgoing, err error) bool {
 	switch bus.OutcomeOf(err) {
 	case bus.Confirmed:
 		return false
 	case bus.Unknown:
 		o.unknown = cmp.Or(o.unknown, err)
-		return o.stored && time.Since(o.began) < dedupWindow-attemptTime // sent again later it could be a second message
+		return o.stored && time.Since(o.began) < dedupWindow-attemptTimeout // later it would become a second message
 	case bus.Unroutable:
 		if o.stored && !b.link.Restored(grace) {
 			return b.electsLeader(ctx, o.topic)
@@ -186,7 +190,7 @@ func (b *Bus) mayResend(ctx context.Context, o *outgoing, err error) bool {
 	}
 }
 
-// electsLeader reports whether the stream of a topic that does not answer exists.
+// electsLeader reports whether the stream of a topic exists, or may exist. It is asked when the stream does not answer.
 func (b *Bus) electsLeader(ctx context.Context, topic string) bool {
 	c, _, err := b.link.Get(ctx)
 	if err == nil {

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// older is a process of the release before, by its messages.
+// older returns a connection on which a test sends the messages of a process of the release before.
 func older(t *testing.T, url string) *nats.Conn {
 	t.Helper()
 	c, err := nats.Connect(url)
@@ -23,8 +23,8 @@ func older(t *testing.T, url string) *nats.Conn {
 	return c
 }
 
-// TestOlderClient: a client of the release before asks the server's bus to confirm that it has the call, and answers the
-// reply in the same way.
+// TestOlderClient: a client of the release before waits until the server's bus confirms the call, and itself confirms
+// the reply.
 func TestOlderClient(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
@@ -36,7 +36,7 @@ func TestOlderClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, offer := range []string{"", "of a sibling of the release before"} {
+	for _, offer := range []string{"", "a sibling of the release before"} {
 		call := nats.NewMsg(exchange + ".backup.a.calls")
 		call.Header = nats.Header{"_watermill_message_uuid": {"id-1"}, "rpc": {"call backup.echo 1.0"}, "reply_to": {"reply.old"}}
 		if offer != "" {
@@ -60,7 +60,7 @@ func TestOlderClient(t *testing.T) {
 	}
 }
 
-// TestOlderServer: a server of the release before confirms a call when it has come, refuses it when it is busy, and waits
+// TestOlderServer: a server of the release before rejects a call when it is busy, confirms a call that it has received, and waits
 // for the confirmation of its reply.
 func TestOlderServer(t *testing.T) {
 	t.Parallel()
@@ -103,9 +103,9 @@ func TestOlderServer(t *testing.T) {
 	}
 }
 
-// TestBusyRefuses: a call that a busy server cannot take goes back to its sender in time, again and again, and runs once
-// when a slot is free.
-func TestBusyRefuses(t *testing.T) {
+// TestBusyRejects: a busy server rejects a call again and again, in time, and handles it once when a slot is
+// free.
+func TestBusyRejects(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()
 	gate, began := make(chan struct{}), make(chan struct{}, 10)
@@ -122,8 +122,8 @@ func TestBusyRefuses(t *testing.T) {
 	}
 	receive(t, began, "the first call")
 	raw := older(t, url)
-	refusals := make(chan *nats.Msg, 100)
-	if _, err := raw.ChanSubscribe("_INBOX.>", refusals); err != nil {
+	rejections := make(chan *nats.Msg, 100)
+	if _, err := raw.ChanSubscribe("_INBOX.>", rejections); err != nil {
 		t.Fatal(err)
 	}
 	if err := raw.Flush(); err != nil {
@@ -134,7 +134,7 @@ func TestBusyRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for n := 0; n < 3; {
-		if m := receive(t, refusals, "a refusal"); string(m.Data) == "-busy" {
+		if m := receive(t, rejections, "a rejection"); string(m.Data) == "-busy" {
 			n++
 		}
 	}

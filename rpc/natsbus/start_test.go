@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/rpc/natsbus"
 )
 
-// TestStartFails: what is wrong is said in one line, without the password.
+// TestStartFails: the error of Start names the fault and the server in one line, without the password.
 func TestStartFails(t *testing.T) {
 	t.Parallel()
 	const secret = "hunter2"
@@ -59,6 +59,7 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
+// TestNew: New refuses wrong URLs and exchanges, without the password in the error.
 func TestNew(t *testing.T) {
 	t.Parallel()
 	for _, cfg := range []natsbus.Config{
@@ -76,7 +77,7 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// TestInvalid: what NATS cannot carry is refused, at once.
+// TestInvalid: messages that are too large and invalid topics are refused at once.
 func TestInvalid(t *testing.T) {
 	t.Parallel()
 	b := open(t, envtest.URL(t, testenv.NATSVar), newExchange())

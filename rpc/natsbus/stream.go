@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,42 +19,42 @@ import (
 )
 
 const (
-	// consumerName is that of the one consumer of a stream.
+	// consumerName is the name of the only consumer of a stream.
 	consumerName = "work"
-	// ackWait is after how long without a heartbeat JetStream delivers a message to another subscriber. The
-	// subscriber that has the message sends a heartbeat every progressEvery.
-	ackWait       = 10 * time.Second
-	progressEvery = ackWait / 4
-	// requestTime is how long a request for messages stands.
-	requestTime = 10 * time.Second
-	// dedupWindow is how long JetStream knows a message that is sent again. A message whose outcome is
-	// still unknown then is not sent again. Streams that exist keep their own.
+	// ackWait is how long JetStream waits for a heartbeat of the subscriber that has a message. Then it delivers the message
+	// again, to any subscriber. The subscriber sends a heartbeat every progressInterval.
+	ackWait          = 10 * time.Second
+	progressInterval = ackWait / 4
+	// requestTimeout is how long JetStream keeps a request for messages.
+	requestTimeout = 10 * time.Second
+	// dedupWindow is how long JetStream recognizes duplicates of a message. A message whose outcome is still unknown
+	// after it is not sent again. Existing streams keep their own value.
 	dedupWindow = 2 * time.Minute
-	// restoreDelay is the time between a refused request and the next one.
+	// restoreDelay is the maximum delay between a refused request and the next one; the minimum is half of it.
 	restoreDelay = 250 * time.Millisecond
-	// apiTime bounds one attempt to make a stream.
-	apiTime = 5 * time.Second
-	// republishTime bounds the publishing of a message that was not delivered.
-	republishTime = 5 * time.Second
+	// apiTimeout bounds one attempt to create a stream.
+	apiTimeout = 5 * time.Second
+	// republishTimeout bounds republish.
+	republishTimeout = 5 * time.Second
 )
 
-// What a subscriber tells JetStream about a message.
+// Answers of a subscriber to JetStream: acknowledge a message, requeue it, or send a heartbeat for it.
 const (
 	verbAck      = "+ACK"
 	verbNack     = "-NAK"
 	verbProgress = "+WPI"
 )
 
-// streamName returns the name of the stream of a subject.
+// streamName returns the name of the stream for a subject.
 func streamName(subject string) string {
 	return strings.NewReplacer(".", "~", "/", "~", `\`, "~").Replace(subject)
 }
 
-// CreateTopic makes the stream of a Shared topic, see [bus.Bus]. It waits up to Config.ConnectTimeout for a server
+// CreateTopic creates the stream of a Shared topic, see [bus.Bus]. It waits at most Config.ConnectTimeout for a server
 // that is away.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if err := b.life.Usable(); err != nil {
-		return fmt.Errorf("make topic: %w", err)
+		return fmt.Errorf("create topic: %w", err)
 	}
 	if err := bus.CheckTopic(b.subject(topic)); err != nil {
 		return err
@@ -64,13 +65,14 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	return b.createStream(ctx, b.subject(topic))
 }
 
-// createStream makes sure that a stream and its consumer exist. It retries until ctx ends, unless JetStream refuses.
+// createStream creates a stream and its consumer, unless they exist. It retries until ctx ends. Errors: Precondition if JetStream
+// refuses, Unavailable if ctx has ended, bus.ErrClosed.
 func (b *Bus) createStream(ctx context.Context, subject string) error {
 	wait := backoff.Backoff{Min: minResend, Max: time.Second}
 	for {
 		c, _, err := b.link.Get(ctx)
 		if err == nil {
-			try, cancel := context.WithTimeout(ctx, apiTime)
+			try, cancel := context.WithTimeout(ctx, apiTimeout)
 			err = b.declare(try, c.js, subject)
 			cancel()
 		}
@@ -85,12 +87,12 @@ func (b *Bus) createStream(ctx context.Context, subject string) error {
 		case b.life.Err() != nil:
 			return bus.ErrClosed
 		case ctx.Err() != nil:
-			return fault.New(fault.Unavailable, "make stream %s: %w", streamName(subject), err)
+			return fault.New(fault.Unavailable, "create stream %s: %w", streamName(subject), err)
 		}
 	}
 }
 
-// declare makes the stream and its consumer unless they exist.
+// declare makes one attempt to create the stream and its consumer, unless they exist.
 func (b *Bus) declare(ctx context.Context, js jetstream.JetStream, subject string) error {
 	name := streamName(subject)
 	s, err := js.Stream(ctx, name)
@@ -99,7 +101,7 @@ func (b *Bus) declare(ctx context.Context, js jetstream.JetStream, subject strin
 			Name: name, Subjects: []string{subject}, Retention: jetstream.WorkQueuePolicy,
 			Storage: jetstream.FileStorage, Replicas: b.cfg.Replicas, Duplicates: dedupWindow,
 		})
-		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process was faster
+		if errors.Is(err, jetstream.ErrStreamNameAlreadyInUse) { // another process has created it
 			s, err = js.Stream(ctx, name)
 		}
 	}
@@ -107,7 +109,7 @@ func (b *Bus) declare(ctx context.Context, js jetstream.JetStream, subject strin
 		return err
 	}
 	if got := s.CachedInfo().Config.Subjects; len(got) != 1 || got[0] != subject {
-		return fault.New(fault.Precondition, "stream %s is of subjects %q, want %q", name, got, subject)
+		return fault.New(fault.Precondition, "stream %s has the subjects %q, want %q: delete it or use another exchange", name, got, subject)
 	}
 	if _, err = s.Consumer(ctx, consumerName); errors.Is(err, jetstream.ErrConsumerNotFound) {
 		_, err = s.CreateOrUpdateConsumer(ctx, jetstream.ConsumerConfig{
@@ -118,34 +120,37 @@ func (b *Bus) declare(ctx context.Context, js jetstream.JetStream, subject strin
 	return err
 }
 
-// stream is a subscription of a Shared topic. It requests as many messages from JetStream as it has slots free, so that no
-// message waits here for a handler while another server has a slot. One request stands at a time.
+// stream is a subscription of a Shared topic. It requests one message from JetStream for each free slot, so that no
+// message waits here for a handler while another server has a free slot. At most one request is open at a time.
 type stream struct {
 	bus     *Bus
 	subject string
 	slots   int
-	out     chan *bus.Delivery // has room for all that is held
-	changed chan struct{}      // holds a token when consume has to look at err or held
+	out     chan *bus.Delivery // has room for all unacknowledged messages
+	changed chan struct{}      // has a token when err, refused or unacked may have changed
 
 	mu        sync.Mutex
 	conn      *conn          // nil while nothing is requested
-	inbox     string         // for messages and the end of a request, with a dot at the end
+	inbox     string         // prefix of the subjects for requested messages, with a dot at the end
 	requests  int            // the number of the last request
-	requested int            // messages of it that have not come
-	until     time.Time      // when it has ended, if NATS has lost it
-	held      map[string]int // messages that are not acknowledged: their bytes, by the subject for the acknowledgement
-	bytes     int            // the sum of these
-	stopped   bool           // no more is delivered
-	err       error          // why nothing is consumed
+	requested int            // messages of the last request that have not come yet
+	until     time.Time      // the last request has ended by then, even if NATS has lost it
+	unacked   map[string]int // the bytes of each unacknowledged message, by its subject for the acknowledgement
+	bytes     int            // the sum of unacked
+	stopped   bool           // nothing more is delivered
+	err       error          // the reason why the stream is not consumed; nil if it is consumed
+	refused   bool           // JetStream has refused a request and not accepted one since
 }
 
-// open makes the stream, see subscription.
+// open creates the stream, see subscription.
 func (q *stream) open(ctx context.Context) error { return q.bus.createStream(ctx, q.subject) }
 
-// consume consumes until ctx ends, and then waits until what was received is acknowledged, see subscription.
+// consume consumes until ctx ends, see subscription. Then it republishes the messages that the subscriber has not received, and
+// waits until the others are acknowledged.
 func (q *stream) consume(ctx context.Context) {
 	q.bus.streams.Store(q, true) // for Check
 	defer q.bus.streams.Delete(q)
+	defer q.bus.consuming.Forget(q)
 	for ctx.Err() == nil {
 		if c, epoch, err := q.bus.link.Get(ctx); err == nil {
 			q.consumeOver(ctx, epoch, c)
@@ -158,8 +163,8 @@ func (q *stream) consume(ctx context.Context) {
 	for len(q.out) > 0 {
 		select {
 		case d := <-q.out:
-			returning.Go(func() { q.republish(d) }) //nolint:contextcheck // it has a time of its own
-		default: // the subscriber has received it
+			returning.Go(func() { q.republish(d) }) //nolint:contextcheck // it has a timeout of its own
+		default: // the subscriber has received the message
 		}
 	}
 	returning.Wait()
@@ -179,17 +184,17 @@ func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 	q.conn, q.inbox, q.requested = c, inbox, 0
 	q.requestLocked()
 	q.mu.Unlock()
-	progress := time.NewTicker(progressEvery)
+	progress := time.NewTicker(progressInterval)
 	defer progress.Stop()
 	for epoch.Err() == nil && ctx.Err() == nil {
 		select {
 		case <-progress.C:
-			q.publishHeld(verbProgress)
+			q.publishForUnacked(verbProgress)
 			q.mu.Lock()
-			q.requestLocked() // if NATS has lost a request
+			q.requestLocked() // in case NATS has lost the last request
 			q.mu.Unlock()
 		case <-q.changed:
-			q.restore(ctx)
+			q.restoreStream(ctx)
 		case <-epoch.Done():
 		case <-ctx.Done():
 		}
@@ -198,23 +203,23 @@ func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 	q.conn = nil
 	q.mu.Unlock()
 	q.awaitRequest(epoch, c)
-	_ = sub.Drain()               // on an error the connection is lost
-	_ = c.FlushTimeout(flushTime) // then all that JetStream had sent has come
+	_ = sub.Drain()                  // after an error the connection is lost
+	_ = c.FlushTimeout(flushTimeout) // then all messages that JetStream had sent have come
 	for pending, _, err := sub.Pending(); err == nil && pending > 0; pending, _, err = sub.Pending() {
 		backoff.Sleep(epoch, time.Millisecond)
 	}
 }
 
-// awaitRequest waits until the last request is filled, if there are messages to fill it: JetStream drops a message that it
-// delivers while the subscriber leaves, and delivers it later as a redelivered one.
+// awaitRequest waits until the last request has got all its messages, if the stream has so many. JetStream loses a message that it
+// sends while the subscription ends, and delivers it later, marked as redelivered.
 func (q *stream) awaitRequest(epoch context.Context, c *conn) {
-	ctx, cancel := context.WithTimeout(epoch, flushTime)
+	ctx, cancel := context.WithTimeout(epoch, flushTimeout)
 	defer cancel()
 	for ctx.Err() == nil {
 		q.mu.Lock()
-		left := q.requested
+		missing := q.requested
 		q.mu.Unlock()
-		if left == 0 {
+		if missing == 0 {
 			return
 		}
 		info, err := c.js.Consumer(ctx, streamName(q.subject), consumerName)
@@ -225,26 +230,26 @@ func (q *stream) awaitRequest(epoch context.Context, c *conn) {
 	}
 }
 
-// requestLocked requests a message for each free slot, but not more than may have the largest size without there being
-// more bytes than Config.MaxInFlight.
+// requestLocked requests a message for each free slot, unless a request is open. All messages together stay within
+// Config.MaxInFlight, even if each requested one has the maximum size.
 func (q *stream) requestLocked() {
 	if q.conn == nil || q.requested > 0 && time.Now().Before(q.until) {
 		return
 	}
-	n := min(q.slots-len(q.held), (q.bus.cfg.MaxInFlight-q.bytes)/q.bus.maxMessage())
-	if len(q.held) == 0 {
+	n := min(q.slots-len(q.unacked), (q.bus.cfg.MaxInFlight-q.bytes)/q.bus.maxMessage())
+	if len(q.unacked) == 0 {
 		n = max(n, 1)
 	}
 	if n <= 0 {
 		return
 	}
 	q.requests++
-	q.requested, q.until = n, time.Now().Add(requestTime+progressEvery)
-	body := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, requestTime)
-	_ = q.conn.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+streamName(q.subject)+"."+consumerName, q.inbox+strconv.Itoa(q.requests), body) // on an error the connection is lost
+	q.requested, q.until = n, time.Now().Add(requestTimeout+progressInterval)
+	body := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, requestTimeout)
+	_ = q.conn.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+streamName(q.subject)+"."+consumerName, q.inbox+strconv.Itoa(q.requests), body) // after an error the connection is lost
 }
 
-// receive receives a message, or the end of a request. nats.go calls it with one after another.
+// receive receives a message, or the end of a request. nats.go calls it for one message after another.
 func (q *stream) receive(msg *nats.Msg) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -252,87 +257,116 @@ func (q *stream) receive(msg *nats.Msg) {
 	switch status := msg.Header.Get("Status"); {
 	case status == "" && err == nil:
 		q.deliverLocked(msg, md.NumDelivered > 1)
-	case msg.Subject != q.inbox+strconv.Itoa(q.requests): // of an earlier request, or of another program
-	case status == "404", status == "408": // its time is over
-		q.requested, q.err = 0, nil
+	case msg.Subject != q.inbox+strconv.Itoa(q.requests): // the end of an earlier request, or a message of another program
+	case status == "404", status == "408": // requestTimeout is over
+		q.requested = 0
+		q.acceptedLocked()
 		q.requestLocked()
 	default:
-		q.requested, q.err = 0, fmt.Errorf("JetStream answers %s %s", status, msg.Header.Get("Description"))
-		q.notify()
+		q.requested, q.refused, q.err = 0, true, fmt.Errorf("JetStream answers %s %s", status, msg.Header.Get("Description"))
+		q.notifyConsume()
 	}
 }
 
+// deliverLocked delivers a message. It never blocks.
 func (q *stream) deliverLocked(msg *nats.Msg, redelivered bool) {
-	q.requested, q.err = max(q.requested-1, 0), nil
-	q.held[msg.Reply] = len(msg.Data)
+	q.requested = max(q.requested-1, 0)
+	q.acceptedLocked()
+	q.unacked[msg.Reply] = len(msg.Data)
 	q.bytes += len(msg.Data)
 	q.requestLocked()
 	d := bus.NewDelivery(unmarshal(msg), redelivered, &stored{q, msg.Reply})
 	if q.stopped {
-		go q.republish(d) // awaitAcks waits for it
+		go q.republish(d) // awaitAcks waits until it acknowledges or requeues the message
 		return
 	}
 	select {
 	case q.out <- d:
-	default: // more than was requested, because an earlier request was not lost
-		go func() { _ = d.Nack() }() // on an error its time runs out
+	default: // more messages than slots, because NATS had not lost an earlier request
+		go func() { _ = d.Nack() }() // after an error JetStream redelivers the message after ackWait
 	}
 }
 
-// notify has consume look at err and held.
-func (q *stream) notify() {
+// acceptedLocked records that JetStream has accepted a request.
+func (q *stream) acceptedLocked() {
+	q.err = nil
+	if q.refused {
+		q.refused = false
+		q.notifyConsume() // restoreStream logs the end of the outage
+	}
+}
+
+// notifyConsume wakes consume, which looks at err, refused and unacked.
+func (q *stream) notifyConsume() {
 	select {
 	case q.changed <- struct{}{}:
 	default:
 	}
 }
 
-// restore recreates the stream or its consumer if JetStream has refused a request, and sends another request.
-func (q *stream) restore(ctx context.Context) {
-	why := q.state()
-	if why == nil {
+// restoreStream creates the stream and its consumer again if JetStream has refused a request, and sends another request. It logs the
+// result. The end of an outage is logged when JetStream has accepted a request: at the first message, or after requestTimeout.
+func (q *stream) restoreStream(ctx context.Context) {
+	q.mu.Lock()
+	cause, refused := q.err, q.refused
+	q.mu.Unlock()
+	if !refused {
+		q.logAttempt(ctx, nil)
+	}
+	if cause == nil {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, apiTime)
+	try, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	backoff.Sleep(ctx, backoff.Jitter(restoreDelay))
-	err := q.bus.createStream(ctx, q.subject)
-	q.bus.cfg.Logger.Warn("stream was not consumed, consuming again", "stream", streamName(q.subject), "reason", why, "error", err)
+	backoff.Sleep(try, backoff.Jitter(restoreDelay))
+	err := q.bus.createStream(try, q.subject)
+	if err != nil {
+		cause = fmt.Errorf("%w; %w", cause, err)
+	}
+	q.logAttempt(ctx, cause)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.err = err
 	q.requestLocked()
 }
 
-// republish publishes a message again that was not delivered when the subscription ended: after a Nack it would be marked
-// as redelivered, and count as lost with its server. One that is marked already keeps the mark.
+// logAttempt logs whether JetStream accepts requests. All streams of the bus share one WARN, because an outage of JetStream affects
+// all of them.
+func (q *stream) logAttempt(ctx context.Context, err error) {
+	q.bus.consuming.Note(ctx, q.bus.cfg.Logger, slog.LevelWarn, "consume stream", q, err, "stream", streamName(q.subject))
+}
+
+// republish publishes a message again that was not delivered when the subscription ended. A requeued message would be marked
+// as redelivered, and count as lost with its server. republish requeues a message that has the mark already, so that the mark
+// stays, and one that it cannot publish.
 func (q *stream) republish(d *bus.Delivery) {
 	if !d.Redelivered && q.bus.link.State().Epoch != nil {
-		ctx, cancel := context.WithTimeout(q.bus.life, republishTime)
+		ctx, cancel := context.WithTimeout(q.bus.life, republishTimeout)
 		defer cancel()
 		err := q.bus.Publish(ctx, strings.TrimPrefix(q.subject, q.bus.subject("")), d.Message)
-		if err == nil || bus.OutcomeOf(err) == bus.Unknown && !d.Persistent() { // at most once: rather lost than doubled
-			_ = d.Ack() // on an error its time runs out
+		if err == nil || bus.OutcomeOf(err) == bus.Unknown && !d.Persistent() { // a message at most once is rather lost than handled twice
+			_ = d.Ack() // after an error JetStream redelivers the message after ackWait
 			return
 		}
 	}
 	_ = d.Nack() // as above
 }
 
-// stored is a message of a stream that was delivered.
+// stored is the [bus.Settler] of a delivered message of a stream. reply is its subject for the acknowledgement.
 type stored struct {
 	queue *stream
 	reply string
 }
 
-// Settle is that of [bus.Settler]. It can use another connection than that of the delivery.
+// Settle acknowledges or requeues the message, see [bus.Settler]. It uses the current connection, which may be a newer one than that of
+// the delivery.
 func (s *stored) Settle(ack bool) error {
 	verb := verbAck
 	if !ack {
 		verb = verbNack
 	}
 	err := s.queue.bus.publishRaw(s.reply, verb)
-	if !s.queue.release(s.reply) {
+	if !s.queue.removeUnacked(s.reply) {
 		return fault.New(fault.Precondition, "the message was requeued before, when the bus was closed")
 	}
 	if err != nil {
@@ -341,50 +375,50 @@ func (s *stored) Settle(ack bool) error {
 	return nil
 }
 
-// release notes the end of a delivery, and requests another message. It reports whether the message was held.
-func (q *stream) release(reply string) bool {
+// removeUnacked removes a message from unacked, and requests another one. It reports whether the message was in unacked.
+func (q *stream) removeUnacked(reply string) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	size, held := q.held[reply]
-	delete(q.held, reply)
+	size, found := q.unacked[reply]
+	delete(q.unacked, reply)
 	q.bytes -= size
 	q.requestLocked()
 	if q.stopped {
-		q.notify()
+		q.notifyConsume()
 	}
-	return held
+	return found
 }
 
-// publishHeld sends a verb to JetStream for all messages that are held, and returns how many these are.
-func (q *stream) publishHeld(verb string) int {
+// publishForUnacked sends a verb to JetStream for each unacknowledged message, and returns the number of these messages.
+func (q *stream) publishForUnacked(verb string) int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	for reply := range q.held {
-		_ = q.bus.publishRaw(reply, verb) // without a connection the time of the message runs out
+	for reply := range q.unacked {
+		_ = q.bus.publishRaw(reply, verb) // without a connection JetStream redelivers the message after ackWait
 	}
-	return len(q.held)
+	return len(q.unacked)
 }
 
-// awaitAcks sends heartbeats for the messages that were received until they are acknowledged. When the bus is closed they
-// are requeued.
+// awaitAcks waits until all received messages are acknowledged, and sends heartbeats for them. When the bus is closed, it requeues
+// the messages and returns.
 func (q *stream) awaitAcks() {
-	progress := time.NewTicker(progressEvery)
+	progress := time.NewTicker(progressInterval)
 	defer progress.Stop()
-	for q.publishHeld(verbProgress) > 0 {
+	for q.publishForUnacked(verbProgress) > 0 {
 		select {
 		case <-q.changed:
 		case <-progress.C:
 		case <-q.bus.life.Done():
-			q.publishHeld(verbNack)
+			q.publishForUnacked(verbNack)
 			q.mu.Lock()
-			clear(q.held)
+			clear(q.unacked)
 			q.mu.Unlock()
 		}
 	}
 }
 
-// state returns why nothing is consumed, or nil.
-func (q *stream) state() error {
+// consumeError returns the reason why the stream is not consumed, or nil.
+func (q *stream) consumeError() error {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.err

@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/rpc/natsbus"
 )
 
-// TestOldServer: NATS before 2.10 is used with a warning.
+// TestOldServer: the bus works with NATS before 2.10, and logs a WARN.
 func TestOldServer(t *testing.T) {
 	t.Parallel()
 	for version, want := range map[string]bool{"2.9.10": true, "2.10.0": false, "2.15.2": false, "3.0.0": false, "1.4.1": true, "odd": false} {
@@ -42,7 +42,7 @@ func TestOldServer(t *testing.T) {
 	}
 }
 
-// serveInfo is as much of a NATS server of that version as the start of a bus needs.
+// serveInfo implements what Start needs of a NATS server, which has the given version.
 func serveInfo(l net.Listener, version string) {
 	c, err := l.Accept()
 	if err != nil {
@@ -60,7 +60,7 @@ func serveInfo(l net.Listener, version string) {
 		case len(words) == 0:
 		case words[0] == "PING":
 			send("PONG\r\n")
-		case (words[0] == "PUB" || words[0] == "HPUB") && words[1] == "$JS.API.INFO": // any subscription may be that for the answer
+		case (words[0] == "PUB" || words[0] == "HPUB") && words[1] == "$JS.API.INFO": // one of the subscriptions is for the answer; its id is not known here
 			const info = `{"type":"io.nats.jetstream.api.v1.account_info_response"}`
 			for sid := range 9 {
 				send("MSG " + words[2] + " " + string(rune('1'+sid)) + " " + "57\r\n" + info + "\r\n")

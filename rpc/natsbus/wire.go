@@ -13,27 +13,26 @@ import (
 )
 
 const (
-	// uuidHeader is the header in which watermill-nats keeps a message's UUID.
+	// uuidHeader is the header with the UUID of a message in the format of watermill-nats.
 	uuidHeader = "_watermill_message_uuid"
-	// oddHeader has the metadata that NATS headers cannot carry as they are,
-	// percent-encoded: "key=value", once for each.
-	oddHeader = "Armature-Metadata"
+	// encodedHeader is the header for metadata that a NATS header would change. It has
+	// one percent-encoded "key=value" for each.
+	encodedHeader = "Armature-Metadata"
 )
 
-// marshal puts a message into watermill-nats's format: its id and its metadata
-// are headers.
+// marshal encodes a message in the format of watermill-nats: the id and the metadata are headers.
 func marshal(subject string, m *bus.Message) *nats.Msg {
 	h := make(nats.Header, 5)
 	values := make([]string, 0, 5) // one allocation for most messages
 	put := func(k, v string) {
-		if plain(k, v) {
+		if unchanged(k, v) {
 			values = append(values, v)
 			h[k] = slices.Clip(values[len(values)-1:])
 		} else {
-			h[oddHeader] = append(h[oddHeader], url.QueryEscape(k)+"="+url.QueryEscape(v))
+			h[encodedHeader] = append(h[encodedHeader], url.QueryEscape(k)+"="+url.QueryEscape(v))
 		}
 	}
-	if m.ID != m.Correlation { // once is enough
+	if m.ID != m.Correlation { // otherwise unmarshal uses the correlation id
 		put(uuidHeader, m.ID)
 	}
 	for k, v := range m.Metadata() {
@@ -44,11 +43,11 @@ func marshal(subject string, m *bus.Message) *nats.Msg {
 	return &nats.Msg{Subject: subject, Header: h, Data: m.Payload}
 }
 
-// unmarshal reads a message. Headers that are NATS's own are left out.
+// unmarshal decodes a message. It ignores the headers that belong to NATS.
 func unmarshal(msg *nats.Msg) *bus.Message {
 	id := ""
 	m := bus.Decode("", func(yield func(string, string) bool) {
-		for k, v := range texts(msg.Header) {
+		for k, v := range metadata(msg.Header) {
 			if k == uuidHeader {
 				id = v
 			} else if !yield(k, v) {
@@ -60,34 +59,33 @@ func unmarshal(msg *nats.Msg) *bus.Message {
 	return m
 }
 
-// texts returns the headers of a message as marshal was given them.
-func texts(h nats.Header) iter.Seq2[string, string] {
+// metadata returns the metadata in the headers of a message, decoded.
+func metadata(h nats.Header) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for k, vs := range h {
-			if k != oddHeader && len(vs) > 0 && !reserved(k) && !yield(k, vs[0]) {
+			if k != encodedHeader && len(vs) > 0 && !reservedKey(k) && !yield(k, vs[0]) {
 				return
 			}
 		}
-		for _, v := range h[oddHeader] {
-			if key, val, ok := decodeOdd(v); ok && !yield(key, val) {
+		for _, v := range h[encodedHeader] {
+			if key, val, ok := decodeMetadata(v); ok && !yield(key, val) {
 				return
 			}
 		}
 	}
 }
 
-// decodeOdd reads a value of oddHeader. Another program's may be unreadable.
-func decodeOdd(s string) (key, value string, ok bool) {
+// decodeMetadata decodes one value of encodedHeader. ok is false for an invalid value, which only another program sends.
+func decodeMetadata(s string) (key, value string, ok bool) {
 	key, value, _ = strings.Cut(s, "=")
 	key, err1 := url.QueryUnescape(key)
 	value, err2 := url.QueryUnescape(value)
 	return key, value, err1 == nil && err2 == nil
 }
 
-// plain reports whether NATS carries a header unchanged, and takes it for none
-// of its own.
-func plain(k, v string) bool {
-	if k == "" || k == oddHeader || reserved(k) {
+// unchanged reports whether NATS carries a header unchanged and does not treat it as a header of its own.
+func unchanged(k, v string) bool {
+	if k == "" || k == encodedHeader || reservedKey(k) {
 		return false
 	}
 	if strings.Trim(k, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
@@ -101,6 +99,7 @@ func plain(k, v string) bool {
 	return v == strings.TrimSpace(v)
 }
 
-func reserved(k string) bool {
+// reservedKey reports whether a header belongs to NATS.
+func reservedKey(k string) bool {
 	return len(k) >= 5 && strings.EqualFold(k[:5], "nats-")
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// FuzzWire: whatever a message's metadata are, they come out as they went in,
-// except those of the bus's own, and NATS takes none of them for its own.
+// FuzzWire: unmarshal returns the metadata that marshal was given, except the header of the UUID. No key is one
+// that NATS treats as its own.
 func FuzzWire(f *testing.F) {
 	for _, s := range [][3]string{
 		{"id", "rpc", "cast backup.start 2.1 at-least-once"},
@@ -31,16 +31,16 @@ func FuzzWire(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, id, key, value string) {
 		if probe := bus.Decode("", maps.All(map[string]string{key: "x"}), nil); len(probe.Header) == 0 {
-			return // it has a field of the envelope
+			return // the key belongs to the envelope
 		}
 		m := &bus.Message{ID: id, Header: map[string]string{key: value}}
 		want := map[string]string{key: value}
-		delete(want, uuidHeader) // the bus's own do not travel
+		delete(want, uuidHeader) // it is not sent as metadata
 		msg := marshal("s", m)
 		for k, vs := range msg.Header {
 			for _, v := range vs {
-				if k == "" || k != textproto.TrimString(k) || reserved(k) || v != textproto.TrimString(v) {
-					t.Errorf("header %q: %q would not arrive, or be taken for one of NATS's own", k, v)
+				if k == "" || k != textproto.TrimString(k) || reservedKey(k) || v != textproto.TrimString(v) {
+					t.Errorf("header %q: %q would be changed, or treated as one of NATS's own", k, v)
 				}
 				for _, c := range []byte(k + v) {
 					if c < ' ' || c == 0x7f {
@@ -53,6 +53,6 @@ func FuzzWire(f *testing.F) {
 		if diff := cmp.Diff(want, got.Header, cmpopts.EquateEmpty()); diff != "" || got.ID != id {
 			t.Errorf("id %q, metadata (-want +got):\n%s", got.ID, diff)
 		}
-		_ = unmarshal(&nats.Msg{Header: nats.Header{key: {value}, oddHeader: {value}}}) // of another program: no panic
+		_ = unmarshal(&nats.Msg{Header: nats.Header{key: {value}, encodedHeader: {value}}}) // a message of another program does not panic
 	})
 }

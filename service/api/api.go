@@ -28,10 +28,10 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/internal/bodytime"
-	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // None is the type of the body of a request or a reply without a body. A handler

@@ -22,8 +22,8 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/reqctx"
-	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // KeystoneConfig configures a [Keystone]. URL, Username, Password and ProjectName are

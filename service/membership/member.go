@@ -8,7 +8,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
-	"github.com/armature-go/armature/service/internal/outage"
+	"github.com/armature-go/armature/internal/outage"
 )
 
 // MemberConfig configures a [MemberPart]. Kind and Host are required.

@@ -13,8 +13,8 @@ import (
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/service"
-	"github.com/armature-go/armature/service/internal/outage"
 )
 
 // RunnerConfig configures a [Runner]. Store and Host are required.

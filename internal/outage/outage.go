@@ -1,0 +1,101 @@
+// Package outage limits the log lines about an action that fails again and again. The first failure is logged at its
+// level, and so is one failure in each minute after it. The other failures are logged at DEBUG. Without this limit, an
+// outage of the database or the broker would write a line a second to the log of each process.
+package outage
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+)
+
+// interval is the minimum time between two lines at the full level.
+const interval = time.Minute
+
+// Log logs the results of one action whose success can be seen. It counts consecutive failures. The zero value is usable. It
+// is not safe for concurrent use.
+type Log struct {
+	failures int
+	limiter  Limiter
+}
+
+// Note logs the result of a call. An error is logged as "<action> failed" at the level, or at DEBUG if the last line at
+// that level is less than a minute old and always is false. The first success after failures is logged as
+// "<action> works again" at INFO. Other successes are not logged. attrs are added to each line, besides "error" and
+// "failures", the number of consecutive failures.
+func (l *Log) Note(ctx context.Context, log *slog.Logger, level slog.Level, action string, err error, always bool, attrs ...any) {
+	if err == nil {
+		if l.failures > 0 {
+			log.InfoContext(ctx, action+" works again", append(attrs, "failures", l.failures)...)
+		}
+		l.failures = 0
+		l.limiter.reset()
+		return
+	}
+	l.failures++
+	if always {
+		l.limiter.reset()
+	}
+	log.Log(ctx, l.limiter.Level(level), action+" failed", append([]any{"error", err, "failures", l.failures}, attrs...)...)
+}
+
+// Group is a [Log] of one action on several members, such as queues that one outage makes fail together. The zero value is
+// usable. It is safe for concurrent use.
+type Group struct {
+	mu      sync.Mutex
+	failing map[any]bool // members whose last action failed
+	log     Log
+}
+
+// Note is [Log.Note] for the action on one member, which must be comparable. "<action> works again" is logged when no member
+// fails any more.
+func (g *Group) Note(ctx context.Context, log *slog.Logger, level slog.Level, action string, member any, err error, attrs ...any) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err == nil {
+		delete(g.failing, member)
+		if len(g.failing) > 0 {
+			return
+		}
+	} else {
+		if g.failing == nil {
+			g.failing = make(map[any]bool)
+		}
+		g.failing[member] = true
+	}
+	g.log.Note(ctx, log, level, action, err, false, attrs...)
+}
+
+// Forget removes a member that has ended, and logs nothing. If the member was the last one that failed, the next success of
+// another member is logged as the end of the outage.
+func (g *Group) Forget(member any) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.failing, member)
+}
+
+// Limiter limits the lines about one kind of event that has no visible end. The zero value is usable. It is safe for
+// concurrent use.
+type Limiter struct {
+	mu     sync.Mutex
+	logged time.Time // the last line at the full level; zero if there was none
+}
+
+// Level returns the level of the next line: the given level, or DEBUG if Level has returned the given level in the last
+// minute.
+func (l *Limiter) Level(level slog.Level) slog.Level {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.logged.IsZero() && time.Since(l.logged) < interval {
+		return slog.LevelDebug
+	}
+	l.logged = time.Now()
+	return level
+}
+
+func (l *Limiter) reset() {
+	l.mu.Lock()
+	l.logged = time.Time{}
+	l.mu.Unlock()
+}
