@@ -32,6 +32,8 @@ const (
 	// pausedAfter is how long an instance may leave probes unanswered. One that did so before its topic was gone
 	// was paused, not killed: then the heartbeat timeout counts.
 	pausedAfter = time.Second
+	// awayEvery is how often a topic is pinged in which calls wait although no instance is left.
+	awayEvery = time.Second
 	// learnEvery is how often all servers of an interface are asked for their instances while Any is called.
 	learnEvery = 30 * time.Second
 	// forgetAfter is how long an instance is known from which the client does not hear.
@@ -258,6 +260,15 @@ func (c *Client) ping(r *route, topic bool) {
 	c.mu.Unlock()
 	c.bus.Send(ctx, topicOf(m.Kind, r.iface, r.host), m, func(err error) {
 		cancel()
+		if topic {
+			c.mu.Lock()
+			if bus.OutcomeOf(err) == bus.Unroutable {
+				r.pingMissed(now)
+			} else {
+				r.pingFound()
+			}
+			c.mu.Unlock()
+		}
 		if err != nil && fault.CodeOf(err) != fault.Unavailable {
 			c.cfg.Logger.Debug("ping of the servers not sent", "interface", r.iface, "host", r.host, "error", err)
 		}

@@ -63,6 +63,8 @@ type route struct {
 	learnt   time.Time // when all servers were last asked for their instances
 	pinged   time.Time // when its topic was last pinged
 	nameless time.Time // when a message of a server without an instance came
+	missing  time.Time // when the first of the last pings of its topic was sent, all of which found no topic; zero: the last one found it
+	missed   time.Time // when the last of these was sent
 	served   []served  // the pings of its topic that were answered of late
 
 	// Of the calls that are pending, counted by Client.tick:
@@ -89,17 +91,32 @@ func (r *route) suspicious(now time.Time) bool {
 	return !r.unknown.IsZero() && now.Sub(r.unknown) >= suspectAfter
 }
 
-// pingDue reports whether the topic is to be pinged: an instance is gone that may have had a call.
+// pingDue reports whether the topic is to be pinged: an instance is gone that may have had a call, or no instance is left, so that
+// calls wait in the topic until the broker removes it.
 func (r *route) pingDue(now time.Time) bool {
-	if r.unknown.IsZero() || now.Sub(r.pinged) < suspectAfter {
+	quiet := now.Sub(r.pinged)
+	if r.unknown.IsZero() || quiet < suspectAfter {
 		return false
 	}
+	left := false
 	for _, p := range r.peers {
 		if !p.paused && !p.gone.Before(r.unknown) {
 			return true
 		}
+		left = left || !p.lost()
 	}
-	return false
+	return !left && r.suspicious(now) && (quiet >= awayEvery || !r.missing.IsZero())
+}
+
+// pingFound notes that a ping has found the topic, or that the bus cannot tell.
+func (r *route) pingFound() { r.missing = time.Time{} }
+
+// pingMissed notes that a ping has found no topic.
+func (r *route) pingMissed(sent time.Time) {
+	if r.missing.IsZero() {
+		r.missing = sent
+	}
+	r.missed = sent
 }
 
 // answered notes the answer to a ping of the topic.
@@ -115,8 +132,8 @@ func (r *route) answered(s served) {
 
 // lostBefore returns the time until which calls were sent that are lost, if their instance is not known: an instance that
 // lived then is gone, and they do not wait in the topic. Either no instance is left, or one has answered a ping of the topic
-// that was sent later, and has not sent a heartbeat for the call. Servers that name no instance send none, so where such
-// ones are the result is zero: none is lost.
+// that was sent later, and has not sent a heartbeat for the call; or the broker has removed the topic with the calls in it. Servers that
+// name no instance send none, so where such ones are the result is zero: none is lost.
 func (r *route) lostBefore(now time.Time) time.Time {
 	if !r.nameless.IsZero() && now.Sub(r.nameless) < forgetAfter {
 		return time.Time{}
@@ -134,6 +151,9 @@ func (r *route) lostBefore(now time.Time) time.Time {
 		if now.Sub(s.answered) >= servedAfter && s.pinged.After(emptied) {
 			emptied = s.pinged
 		}
+	}
+	if !left && !r.missing.IsZero() && r.missed.Sub(r.missing) >= lostAfter && r.missing.After(gone) {
+		return r.missing
 	}
 	if left && emptied.Before(gone) {
 		return emptied

@@ -118,6 +118,12 @@ func TestLost(t *testing.T, open Dialer, broker func(t *testing.T) Broker) { //n
 			t.Parallel()
 			(&lost{T: t, open: open, broker: broker(t), host: host}).testAway()
 		})
+		for _, warm := range []bool{false, true} {
+			t.Run(map[bool]string{false: "gone", true: "gone, warm"}[warm]+"/"+name, func(t *testing.T) {
+				t.Parallel()
+				(&lost{T: t, open: open, broker: broker(t), host: host}).testGone(warm)
+			})
+		}
 		t.Run("paused/"+name, func(t *testing.T) {
 			t.Parallel()
 			(&lost{T: t, open: open, broker: broker(t), host: host}).testPaused()
@@ -407,6 +413,31 @@ func (l *lost) testAway() {
 		l.Errorf("a call to a server that was away: %v, want its answer", r.err)
 	}
 	l.checkOnce(killed)
+}
+
+// testGone calls a server that was killed a moment ago, and is not started again. A warm client finds out before the call that the
+// instance is gone. A broker that keeps calls for a server that is away drops them after 10 s.
+func (l *lost) testGone(warm bool) {
+	l.Helper()
+	const keeps, within = 10 * time.Second, 6 * time.Second
+	l.newClient(rpc.ClientConfig{})
+	p := l.launch()
+	if warm {
+		if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
+			l.Fatal(r.err)
+		}
+	}
+	killed, gap := killProcess(l, p), 300*time.Millisecond
+	if warm {
+		gap = time.Second
+	}
+	waittest.Pass(l, gap, "the server is away")
+	r := l.wait(l.call(0))
+	took := r.when.Sub(killed)
+	l.Logf("called %v after the kill, warm %v: %v after it, %v", gap, warm, took.Round(time.Millisecond), r.err)
+	if !errors.Is(r.err, rpc.ErrServerLost) && !errors.Is(r.err, rpc.ErrNoConsumer) || took > keeps+within {
+		l.Errorf("a call to a server that is gone: %v after %v, want ErrServerLost or ErrNoConsumer within %v", r.err, took, keeps+within)
+	}
 }
 
 // testPaused stops the server's process with SIGSTOP: its callers get ErrHeartbeatLost.
