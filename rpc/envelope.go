@@ -111,15 +111,26 @@ func decodeContext(header map[string]string) (r reqctx.Request, ok bool, err err
 func newReply(id string, resp any, err error) *bus.Message {
 	var payload []byte
 	if err == nil {
-		if payload, err = encodePayload(resp); err != nil {
-			err = fault.New(fault.Internal, "encode the response: %w", err)
-		}
+		payload, err = encodeResponse(resp)
 	}
 	m := &bus.Message{ID: id, Kind: bus.Reply, Correlation: id, Payload: payload}
 	if err != nil {
 		m.Header = map[string]string{headerError: encodeError(fault.From(err))}
 	}
 	return m
+}
+
+// encodeResponse encodes the response of a handler. A panic, such as in a MarshalJSON, becomes an Internal error.
+func encodeResponse(resp any) (payload []byte, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fault.New(fault.Internal, "encode the response: panic: %v", p)
+		}
+	}()
+	if payload, err = encodePayload(resp); err != nil {
+		err = fault.New(fault.Internal, "encode the response: %w", err)
+	}
+	return payload, err
 }
 
 // encodeError returns an error as JSON of at most maxText bytes. A longer error loses its details and the ends of its texts.

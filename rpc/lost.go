@@ -278,7 +278,7 @@ func (c *Client) ping(r *route, topic bool) {
 // receivePingLocked receives the answer to a ping, and reports whether m is one.
 func (c *Client) receivePingLocked(m *bus.Message) bool {
 	q, ok := c.pings[m.Correlation]
-	if ok && c.heardLocked(q.route, m) != nil && q.topic && m.Header[headerError] == "" {
+	if ok && c.heardLocked(q.route, m) != nil && q.topic && c.limits.Ordered && m.Header[headerError] == "" {
 		q.route.answered(served{q.sent, time.Now()})
 	}
 	return ok

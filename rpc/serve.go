@@ -268,7 +268,10 @@ func (s *Server) invoke(ctx context.Context, d *delivery) (resp any, err error) 
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "%s: decode the request: %w", d.info, err)
 	}
-	return s.chain.invoke(ctx, d.info, req, d.method.call)
+	if resp, err = s.chain.invoke(ctx, d.info, req, d.method.call); err != nil {
+		_ = err.Error() // a panic in it, such as of a nil pointer in err, is one of the handler
+	}
+	return resp, err
 }
 
 // track records that the handler of d runs. It returns false if a message of the same id runs already.

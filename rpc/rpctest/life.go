@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
@@ -185,5 +186,62 @@ func testDescribe(b *bench) {
 	}
 	if _, err := p.Wait(b.ctx()); err != nil {
 		b.Error(err)
+	}
+}
+
+// testStopFull stops one of two full servers while calls wait.
+func testStopFull(b *bench) {
+	const calls, slots = 40, 2
+	work := func(_ context.Context, n *note) (*note, error) {
+		waittest.Spend(100 * time.Millisecond)
+		return n, nil
+	}
+	first := b.serve("a", slots, func(s *rpc.Server) { rpc.Handle(s, echo, work) })
+	b.serve("b", slots, func(s *rpc.Server) { rpc.Handle(s, echo, work) })
+	c := b.newClient()
+	var ended atomic.Int64
+	var wg sync.WaitGroup
+	for i := range calls {
+		wg.Go(func() {
+			if _, err := rpc.Call(b.ctx(), c, echo, rpc.Any, &note{N: i}); err != nil {
+				b.Errorf("call %d: %v", i, err)
+			}
+			ended.Add(1)
+		})
+	}
+	waittest.Until(b, "the first replies", func() bool { return ended.Load() >= 2*slots })
+	if err := first.Stop(b.ctx()); err != nil {
+		b.Error(err)
+	}
+	wg.Wait()
+}
+
+// testHosts sends casts to hosts whose names a bus may have to write in another form.
+func testHosts(b *bench) {
+	c := b.newClient()
+	for i, host := range []string{"50%", "a%20b", "a%d", "%s%s", "a_b-c:d"} {
+		if err := rpc.CheckHost(host); err != nil {
+			continue
+		}
+		got := make(chan int, 10)
+		srv := b.serve(host, 1, func(s *rpc.Server) {
+			rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) { got <- n.N; return nil, nil })
+		})
+		for n := range 2 {
+			if err := rpc.Cast(b.ctx(), c, keep, host, &note{N: 10*i + n}); err != nil {
+				b.Errorf("cast to %s: %v", host, err)
+			}
+		}
+		for n := range 2 {
+			if g := receive(b, got, "the cast to "+host); g != 10*i+n {
+				b.Errorf("host %s has got %d, want %d", host, g, 10*i+n)
+			}
+		}
+		if err := srv.Stop(b.ctx()); err != nil {
+			b.Error(err)
+		}
+		if len(got) > 0 {
+			b.Errorf("host %s has got a cast twice", host)
+		}
 	}
 }
