@@ -15,7 +15,7 @@ import (
 // waiter is a call that waits.
 type waiter struct {
 	ended chan outcome // its buffer holds all three outcomes that may come
-	sent  time.Time
+	sent  time.Time // last, see bus.Message.Resent. Guarded by Client.mu
 	heard time.Time // when a heartbeat came last; zero if the call has no heartbeat timeout. Guarded by Client.mu
 	route *route    // nil if the call is not watched for the loss of its server
 	peer  *peer     // the server that runs the call; nil if not known. Guarded by Client.mu
@@ -80,6 +80,11 @@ func (c *Client) attempt(ctx context.Context, info Info, req any, start, deadlin
 	}
 	if c.limits.NoConsumer && end.Sub(w.sent) > minRest { // otherwise a probe finds out nothing
 		m.FirstHeartbeat = c.watchCall(w, info) //nolint:contextcheck // what it sends is for later calls, too
+	}
+	m.Resent = func() { // instances that were gone by then have not had the call
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		w.sent = time.Now()
 	}
 	c.mu.Lock()
 	w.sent = time.Now() // after the probe: an instance that the probe finds gone has not had the call

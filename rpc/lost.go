@@ -27,8 +27,8 @@ const (
 	// restores its topic sooner.
 	lostAfter = 1200 * time.Millisecond
 	// servedAfter is how long after the answer to a ping the calls that were sent before the ping have left the topic,
-	// and have sent their first heartbeat if they run.
-	servedAfter = 300 * time.Millisecond
+	// and have sent their first heartbeat if they run, or were sent again. A bus delivers a call, or sends it again, within 600 ms.
+	servedAfter = 800 * time.Millisecond
 	// pausedAfter is how long an instance may leave probes unanswered. One that did so before its topic was gone
 	// was paused, not killed: then the heartbeat timeout counts.
 	pausedAfter = time.Second
@@ -278,7 +278,7 @@ func (c *Client) ping(r *route, topic bool) {
 // receivePingLocked receives the answer to a ping, and reports whether m is one.
 func (c *Client) receivePingLocked(m *bus.Message) bool {
 	q, ok := c.pings[m.Correlation]
-	if ok && c.heardLocked(q.route, m) != nil && q.topic && c.limits.Ordered && m.Header[headerError] == "" {
+	if ok && c.heardLocked(q.route, m) != nil && q.topic && m.Header[headerError] == "" {
 		q.route.answered(served{q.sent, time.Now()})
 	}
 	return ok

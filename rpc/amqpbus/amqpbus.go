@@ -231,7 +231,7 @@ func (b *Bus) Close() error {
 func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{
 		MaxMessage: b.cfg.MaxMessage, MaxTopic: names.Max - len(b.queueName("")), ConsumerTimeout: b.cfg.ConsumerTimeout,
-		NoConsumer: true, LiveTopics: true, Ordered: true, Persistent: true, Stats: b.stats,
+		NoConsumer: true, LiveTopics: true, Persistent: true, Stats: b.stats,
 	}
 }
 

@@ -111,9 +111,6 @@ type Capabilities struct {
 	// LiveTopics: a Live topic ends soon after its last subscriber. Without it, a call to a server that has left
 	// waits until its deadline.
 	LiveTopics bool
-	// Ordered: messages that wait in a Live topic for a free slot are delivered in the order in which they were sent. Without
-	// it, an answered ping does not show clients that the calls before it have left the topic.
-	Ordered bool
 	// Persistent: persistent messages survive a restart of the broker.
 	Persistent bool
 	// Stats returns the metrics of the connections. Nil: the bus has none.

@@ -41,7 +41,7 @@ func New() *Bus {
 
 // Capabilities is that of [bus.Bus]: messages have at most [bus.DefaultMaxMessage] bytes.
 func (b *Bus) Capabilities() bus.Capabilities {
-	return bus.Capabilities{MaxMessage: bus.DefaultMaxMessage, NoConsumer: true, LiveTopics: true, Ordered: true}
+	return bus.Capabilities{MaxMessage: bus.DefaultMaxMessage, NoConsumer: true, LiveTopics: true}
 }
 
 // Publish adds the message to the topic, see [bus.Bus]. It blocks only in Subscription.Receive of a Private topic.

@@ -157,6 +157,9 @@ func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
 		} else if ctx.Err() != nil {
 			err = fault.New(fault.CodeOf(ctx.Err()), "not sent: %v: %w", err, ctx.Err())
 		} else {
+			if o.m.Resent != nil && errors.Is(err, errRetry) {
+				o.m.Resent()
+			}
 			b.publishOnce(ctx, o, func(err error) { outcome <- err })
 			err = <-outcome
 		}

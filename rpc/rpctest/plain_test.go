@@ -28,7 +28,7 @@ func (p plain) CreateTopic(ctx context.Context, topic string) error {
 }
 
 func (p plain) Capabilities() bus.Capabilities {
-	return bus.Capabilities{NoConsumer: true, LiveTopics: true, Ordered: true}
+	return bus.Capabilities{NoConsumer: true, LiveTopics: true}
 }
 
 func (p plain) Close() error { return p.bus.Close() }
