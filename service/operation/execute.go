@@ -396,13 +396,19 @@ func (x *execution) retryStep(ctx context.Context, s *step, err error, began tim
 	x.lookAfter(delay, x.row)
 }
 
+// minWait is the shortest delay of [WaitFor].
+const minWait = 10 * time.Millisecond
+
 // wait releases the operation until the peer signals, the delay has passed, or a deadline comes. If the operation was notified while
 // it ran, it is due at once.
 func (x *execution) wait(ctx context.Context, w *waitError, data json.RawMessage) {
 	x.writeRelease(ctx, func(r *row, now time.Time) {
-		due := now.Add(w.delay)
+		due := now.Add(max(w.delay, minWait))
 		if end := r.deadline(); end.Before(due) {
 			due = end
+		}
+		if due.Before(now) { // the time since due_at is one without a runner, see lease
+			due = now
 		}
 		r.DueAt, r.Waits = &due, r.Waits+1
 		if w.peer != "" {

@@ -18,15 +18,21 @@ import (
 //
 // End runs in the transaction of ctx, if ctx has one, so that the report and the caller's changes are written together. End blocks only
 // for the transaction. A runner begins the next step; this runner can do so if it is started. Any process may call End if its runner
-// has the steps of the kind. A repeated report, after a lost answer, changes nothing and is not an error.
+// has the steps of the kind. A repeated report, after a lost answer, changes nothing and is not an error until a later step is
+// reported: only the last report of an operation is recognized. A repeated report of an earlier step is ErrStale.
 //
-// Errors: ErrStale, if the work is not wanted any more; Invalid, if the runner does not know the kind; the error of Step.Reported or of
-// [OnEnd], after which nothing is changed and the report may be repeated.
+// A report without an error calls [Step.DoTx], or Step.UndoTx, after Step.Reported and in the same transaction, with the data that
+// Reported has left.
+//
+// Errors: ErrStale, if the work is not wanted any more; Invalid, if the runner does not know the kind; the error of Step.Reported, DoTx,
+// UndoTx or [OnEnd], after which nothing is changed and the report may be repeated. An error whose methods panic, such as a nil
+// pointer in an error, is Internal.
 func (r *Runner) End(ctx context.Context, token string, err error) error {
 	id, entry, ok := parseToken(token)
 	if !ok {
 		return ErrStale
 	}
+	err = safeError(err, r.logPanic(ctx))
 	var next *row
 	txErr := db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
 		o, readErr := r.cfg.Store.read(ctx, tx, id, "FOR UPDATE")
@@ -94,8 +100,21 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (*
 func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next *row, err error, now time.Time) (*Event, error) {
 	s := &k.steps[o.Step]
 	event := func(result string, err error) *Event { return newEvent(s.name, result, r.cfg.Host, err, o.UpdatedAt) }
+	callTx := func(f stepFunc) error {
+		if f == nil {
+			return nil
+		}
+		data, err := callStep(ctx, tx, f, o.op(), next.data(), nil, r.logPanic(ctx))
+		if err == nil {
+			next.setData(data)
+		}
+		return err
+	}
 	if o.State == Undoing {
 		if err == nil {
+			if txErr := callTx(s.undoTx); txErr != nil {
+				return nil, txErr
+			}
 			k.stepUndone(next, now)
 			return event("undone", nil), nil
 		}
@@ -119,13 +138,16 @@ func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next 
 		case n < 0:
 			return nil, goErr
 		case goErr == nil:
-			k.goBack(next, to, now, 0)
+			k.goBack(next, to, now, s.retry.delay(n))
 			return event("back", g.err), nil
 		}
 		err = Permanent(goErr)
 	}
 	switch {
 	case err == nil:
+		if txErr := callTx(s.doTx); txErr != nil {
+			return nil, txErr
+		}
 		k.stepDone(next, now)
 		return event("done", nil), nil
 	case s.retry.allows(err, o.Attempts):

@@ -419,7 +419,7 @@ func (k *kind) callEnd(ctx context.Context, tx *sqlx.Tx, r *row, onPanic func(an
 	return err
 }
 
-// callStep calls a function of a step, or of OnEnd, and turns a panic into an error.
+// callStep calls a function of a step, or of OnEnd, and turns a panic into an error. The methods of an error that it returns do not panic.
 func callStep(ctx context.Context, tx *sqlx.Tx, f stepFunc, op *Op, data json.RawMessage, report error, onPanic func(any)) (out json.RawMessage, err error) {
 	defer func() {
 		if p := recover(); p != nil {
@@ -427,5 +427,28 @@ func callStep(ctx context.Context, tx *sqlx.Tx, f stepFunc, op *Op, data json.Ra
 			out, err = data, fault.New(fault.Internal, "panic: %v", p)
 		}
 	}()
-	return f(ctx, tx, op, data, report)
+	out, err = f(ctx, tx, op, data, report)
+	return out, safeError(err, onPanic)
+}
+
+// safeError returns err, or an Internal error if the methods of err panic, such as those of a nil pointer in an error.
+func safeError(err error, onPanic func(any)) (safe error) {
+	defer func() {
+		if p := recover(); p != nil {
+			onPanic(p)
+			safe = fault.New(fault.Internal, "panic in the error %T: %v", err, p)
+		}
+	}()
+	readError(err)
+	if g, is := asGoTo(err); is {
+		readError(g.err)
+	}
+	return err
+}
+
+// readError calls the methods of an error.
+func readError(err error) {
+	if err != nil {
+		_, _ = err.Error(), fault.CodeOf(err)
+	}
 }

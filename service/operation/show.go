@@ -90,8 +90,8 @@ type Filter struct {
 	Limit int
 }
 
-// List returns operations, the newest first. Invalid: the marker or the state does not exist, or the limit is
-// negative.
+// List returns operations, the newest first, and those of one creation time in descending order of their IDs. Invalid: the marker or
+// the state does not exist, or the limit is negative.
 func (s *Store) List(ctx context.Context, f Filter) ([]Operation, error) {
 	switch f.State {
 	case "", Running, Undoing, Succeeded, Failed, TimedOut, Canceled:

@@ -61,7 +61,8 @@ type Step[D any] struct {
 	// Do does the step's work at least once: it is called again if the process ends before the step is marked as done.
 	Do func(ctx context.Context, op *Op, data *D) error
 	// DoTx does work exactly once, after Do, in the transaction that marks the step as done. It must have no effect outside
-	// tx, because it is called again if the transaction is rolled back.
+	// tx, because it is called again if the transaction is rolled back. If a report ends the step, DoTx runs in the report's
+	// transaction, see [Runner.End], which returns its error.
 	DoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error
 	// Reported is called in the transaction of a report ([Runner.End]), with the error of the report, or nil. If it
 	// returns nil, the step ends as the report says. With [GoTo] the operation goes back instead. Any other error rolls
@@ -74,7 +75,8 @@ type Step[D any] struct {
 	// Timeout is how long one call of Do, DoTx, Undo or UndoTx may take. Default 1 minute.
 	Timeout time.Duration
 	// Limit is how long the step may take in all, with all attempts and waits, before the operation fails with code
-	// Timeout. Default: as long as the operation. Time in which no runner was alive does not count, see [Runner].
+	// Timeout. Default: as long as the operation. Time in which no runner was alive does not count, see [Runner]. A negative
+	// Timeout or Limit makes [Handle] panic.
 	Limit time.Duration
 	// Retry defines after which errors Do and DoTx are retried, how often, and how soon. It does not apply to undoing.
 	Retry Retry
@@ -88,14 +90,17 @@ type Retry struct {
 	// Max is the highest number of retries after transient errors in a row. Default: limited only by time.
 	Max int
 	// MinDelay is the delay after the first error. The delay doubles with each further error, up to MaxDelay, and is shortened
-	// at random by up to a quarter. Defaults 100 ms and 3 s, so that operations continue within 5 s after an outage.
+	// at random by up to a quarter. MinDelay defaults to 100 ms, and MaxDelay to 3 s or to MinDelay, whichever is longer. With
+	// both defaults operations continue within 5 s after an outage. A MaxDelay below MinDelay is the delay. Negative delays
+	// make [Handle] panic.
 	MinDelay, MaxDelay time.Duration
 }
 
 // delay returns the back-off after a number of failed attempts.
 func (p Retry) delay(attempts int) time.Duration {
-	longest := cmp.Or(p.MaxDelay, 3*time.Second)
-	d := min(cmp.Or(p.MinDelay, 100*time.Millisecond)<<min(attempts, 16), longest)
+	first := cmp.Or(p.MinDelay, 100*time.Millisecond)
+	longest := cmp.Or(p.MaxDelay, max(3*time.Second, first))
+	d := min(first<<min(attempts, 16), longest)
 	if d <= 0 { // the shift has overflown
 		d = longest
 	}
@@ -150,7 +155,8 @@ func mark(err error, transient bool) error {
 // WaitFor is the result of Do or Undo when another process does the work, or when the function has to be called again later. A
 // report ([Runner.End]) ends the step. Without a report, the function is called again when [Runner.Signal] names the peer, when
 // [Runner.Notify] names the operation, and at the latest after the delay. The peer is a name that the component chooses, such as
-// that of a host, of at most 255 bytes; with an empty peer, no signal ends the delay. Waiting is not a failure and writes no event.
+// that of a host, of at most 255 bytes; with an empty peer, no signal ends the delay. A delay below
+// 10 ms, also a negative one, is 10 ms. Waiting is not a failure and writes no event.
 func WaitFor(peer string, delay time.Duration) error { return &waitError{peer, delay} }
 
 type waitError struct {
@@ -197,6 +203,7 @@ func eraseStep[D any](kind string, s Step[D]) step {
 		"has a name of more than 64 bytes": len(s.Name) > maxName,
 		"has nothing to do or to undo":     s.Do == nil && s.DoTx == nil && s.Undo == nil && s.UndoTx == nil,
 		"has Reported and no Do":           s.Reported != nil && s.Do == nil,
+		"has a negative time":              min(s.Timeout, s.Limit, s.Retry.MinDelay, s.Retry.MaxDelay) < 0,
 	} {
 		if is {
 			panic(fmt.Sprintf("operation: step %q of %s %s", s.Name, kind, wrong))

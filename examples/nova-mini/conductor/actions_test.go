@@ -75,7 +75,8 @@ func TestActions(t *testing.T) {
 
 		r = begin(compute.Stop)
 		b.waitsFor(id)
-		if err := b.store.Operations().Cancel(b.Context(), b.operation(id).ID, "no"); err != nil {
+		stop := b.operation(id).ID
+		if err := b.store.Operations().Cancel(b.Context(), stop, "no"); err != nil {
 			b.Fatal(err)
 		}
 		if err := b.wanted(r.Token); !errors.Is(err, compute.ErrStale) {
@@ -85,7 +86,7 @@ func TestActions(t *testing.T) {
 		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "no" {
 			b.Errorf("after a stop that was canceled: %s, %q", s.VMState, s.FaultDetails)
 		}
-		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
+		if err := b.store.Operations().Retry(b.Context(), stop); err != nil {
 			b.Fatal(err)
 		}
 		for before := r.Token; r.Token == before; {
@@ -107,14 +108,15 @@ func TestActions(t *testing.T) {
 		}
 		b.wake(id)
 		get(b, b.destroys)
-		if err := b.store.Operations().Cancel(b.Context(), b.operation(id).ID, "keep it"); err != nil {
+		deletion := b.operation(id).ID
+		if err := b.store.Operations().Cancel(b.Context(), deletion, "keep it"); err != nil {
 			b.Fatal(err)
 		}
 		b.settle(id)
 		if s := b.server(id); s.VMState != store.Error || s.FaultDetails != "keep it" || s.FaultMessage != "Failed to delete instance "+id+"." {
 			b.Errorf("after a deletion that was canceled: %s, %q", s.VMState, s.FaultDetails)
 		}
-		if err := b.store.Operations().Retry(b.Context(), b.operation(id).ID); err != nil {
+		if err := b.store.Operations().Retry(b.Context(), deletion); err != nil {
 			b.Fatal(err)
 		}
 		for d := get(b, b.destroys); ; d = get(b, b.destroys) {

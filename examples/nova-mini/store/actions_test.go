@@ -225,3 +225,40 @@ func TestResize(t *testing.T) {
 		}
 	})
 }
+
+// TestOneTime: what begins an operation on a server asks the database's clock once: the server was changed when its operation began.
+func TestOneTime(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "h1", 8)
+		id := addServer(t, s).ID
+		check := func(what string) {
+			t.Helper()
+			var same bool
+			if err := d.GetContext(ctx, &same, `SELECT s.updated_at = o.created_at FROM servers s JOIN operations o ON o.active = s.id WHERE s.id = ?`, id); err != nil || !same {
+				t.Errorf("%s: the change of the server and its operation have one time: %v, %v", what, same, err)
+			}
+		}
+		check("create")
+		place(t, s, d, id, "h1")
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
+		over(ctx, t, d)
+		for _, tt := range []struct {
+			what  string
+			begin func() error
+		}{
+			{"stop", func() error { return s.BeginAction(ctx, id, compute.Stop) }},
+			{"resize", func() error {
+				return s.BeginResize(ctx, id, &store.Flavor{ID: "2", VCPUs: 2, MemoryMiB: 2, DiskGiB: 2})
+			}},
+			{"delete", func() error { return s.BeginDelete(ctx, id) }},
+		} {
+			if err := tt.begin(); err != nil {
+				t.Fatalf("%s: %v", tt.what, err)
+			}
+			check(tt.what)
+			over(ctx, t, d)
+		}
+	})
+}

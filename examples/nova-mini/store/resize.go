@@ -71,12 +71,12 @@ func (s *Store) BeginResize(ctx context.Context, id string, f *Flavor) error {
 
 func (s *Store) beginAction(ctx context.Context, id string, a compute.Action, data *ActData) error {
 	for {
-		err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
+		err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 			// The operation is locked before the server, in the same order as a runner locks them.
 			if _, err := operation.Begin(ctx, s.ops, Kinds[a], id, data); err != nil {
 				return err
 			}
-			return s.prepareAction(ctx, tx, id, a, data)
+			return s.prepareAction(ctx, tx, id, a, data, now)
 		})
 		if !errors.Is(err, operation.ErrBusy) {
 			return err
@@ -101,7 +101,9 @@ func (s *Store) PrepareAction(ctx context.Context, id string, a compute.Action, 
 	if a != compute.Resize || srv.Resize.V != nil {
 		return srv, checkAction(srv, a)
 	}
-	err = db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error { return s.prepareAction(ctx, tx, id, a, data) })
+	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		return s.prepareAction(ctx, tx, id, a, data, now)
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -121,12 +123,12 @@ func wrongState(id string, a compute.Action, vmState string) error {
 }
 
 // touchServer sets the time of a server's last change if the server's state allows the action, which the database checks in the
-// same statement. Its errors are those of checkAction, and NotFound.
-func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action) error {
+// same statement. now is the database's time. Its errors are those of checkAction, and NotFound.
+func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, now time.Time) error {
 	err := db.UpdateIf(ctx, tx, db.Update{
 		Table: "servers", Key: db.Values{"id": id},
 		If:  db.Values{"vm_state": actions[a].from, "host": db.NotNull},
-		Set: db.Values{"updated_at": db.Expr("UTC_TIMESTAMP(6)")},
+		Set: db.Values{"updated_at": now},
 	})
 	switch {
 	case errors.Is(err, fault.NotFound):
@@ -138,9 +140,9 @@ func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, a compu
 }
 
 // prepareAction checks that a server's state allows an action. For a resize it also claims the resources for both sizes.
-func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData) error {
+func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a compute.Action, data *ActData, now time.Time) error {
 	if data.Resize == nil {
-		return s.touchServer(ctx, tx, id, a)
+		return s.touchServer(ctx, tx, id, a, now)
 	}
 	srv, err := s.lockServer(ctx, tx, id)
 	if err == nil {
@@ -157,7 +159,7 @@ func (s *Store) prepareAction(ctx context.Context, tx *sqlx.Tx, id string, a com
 	default:
 		srv.Resize.V = &Resize{From: srv.size(), To: to, Running: srv.VMState == Active}
 	}
-	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ?, updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, srv.Resize, id); err != nil {
+	if _, err := db.Exec(ctx, tx, `UPDATE servers SET resize = ?, updated_at = ? WHERE id = ?`, srv.Resize, now, id); err != nil {
 		return err
 	}
 	err = s.updateClaim(ctx, tx, srv)

@@ -181,12 +181,12 @@ func (s *Store) lockServer(ctx context.Context, tx *sqlx.Tx, id string) (*Server
 // BeginDelete begins the deletion of a server. A deletion preempts every other operation on the server. If the server is
 // already being deleted, BeginDelete does nothing. Errors: NotFound.
 func (s *Store) BeginDelete(ctx context.Context, id string) error {
-	err := db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error {
+	err := s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
 		// The operation is locked before the server, in the same order as a runner locks them.
 		if _, err := operation.Begin(ctx, s.ops, Delete, id, &struct{}{}); err != nil {
 			return err
 		}
-		return db.ExecOne(ctx, tx, notFound(id), `UPDATE servers SET updated_at = UTC_TIMESTAMP(6) WHERE id = ?`, id)
+		return db.ExecOne(ctx, tx, notFound(id), `UPDATE servers SET updated_at = ? WHERE id = ?`, now, id)
 	})
 	if errors.Is(err, operation.ErrBusy) {
 		return nil

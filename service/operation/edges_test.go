@@ -1,0 +1,292 @@
+package operation_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+	"github.com/armature-go/armature/db/dbtest"
+	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/operation"
+)
+
+// TestWaitForPast: a step that waits without a delay, or returns WaitFor long after its deadline, times out by its limit. It is not
+// called more often than every 10 ms.
+func TestWaitForPast(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		const lease, limit = 300 * time.Millisecond, 600 * time.Millisecond
+		for name, tt := range map[string]struct {
+			delay, works time.Duration
+			calls        int64
+		}{
+			"negative":     {delay: -time.Hour, calls: int64(limit/(10*time.Millisecond)) + 1},
+			"zero":         {calls: int64(limit/(10*time.Millisecond)) + 1},
+			"too long ago": {delay: time.Hour, works: limit + 3*lease, calls: 1},
+		} {
+			b := newBench(t, d, operation.RunnerConfig{Lease: lease})
+			kind := operation.Kind[input]{Name: name, Timeout: time.Minute}
+			var calls atomic.Int64
+			operation.Handle(b.runner, kind, operation.Step[input]{Name: "a", Limit: limit, Do: func(context.Context, *operation.Op, *input) error {
+				calls.Add(1)
+				<-time.After(tt.works) // it does not look at its context
+				return operation.WaitFor("x", tt.delay)
+			}})
+			b.start()
+			id := b.begin(kind, "r")
+			b.runner.Notify(id)
+			o := b.ends(id, operation.TimedOut)
+			if took := o.Ended.Sub(o.Created); took > tt.works+5*limit || calls.Load() > tt.calls {
+				t.Errorf("%s: %d calls, at most %d expected; ended after %v: %s", name, calls.Load(), tt.calls, took, o.Error)
+			}
+		}
+	})
+}
+
+// brokenError is an error of a step whose nil pointer is not nil as an error.
+type brokenError struct{ text string }
+
+func (e *brokenError) Error() string { return e.text }
+
+// TestBrokenError: an error whose methods panic is an Internal error, as the panic of a step is, whichever function returns it.
+func TestBrokenError(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		broken := error((*brokenError)(nil))
+		for _, where := range []string{"Do", "DoTx", "GoTo", "Undo", "UndoTx", "Reported", "reported GoTo", "report", "OnEnd"} {
+			is := func(here string, err error) error {
+				if here == where {
+					return err
+				}
+				return nil
+			}
+			b := newBench(t, d, operation.RunnerConfig{})
+			kind := operation.Kind[input]{Name: where, Timeout: time.Second}
+			waits := strings.Contains(strings.ToLower(where), "report")
+			undoes := strings.HasPrefix(where, "Undo")
+			operation.Handle(b.runner, kind, operation.Step[input]{Name: "first", DoTx: func(context.Context, *sqlx.Tx, *operation.Op, *input) error { return nil }}, operation.Step[input]{
+				Name: "a",
+				Do: func(context.Context, *operation.Op, *input) error {
+					switch {
+					case waits:
+						return operation.WaitFor("x", time.Hour)
+					case undoes:
+						return errors.New("no")
+					}
+					return errors.Join(is("Do", broken), is("GoTo", operation.GoTo("first", 3, broken)))
+				},
+				DoTx:   func(context.Context, *sqlx.Tx, *operation.Op, *input) error { return is("DoTx", broken) },
+				Undo:   func(context.Context, *operation.Op, *input) error { return is("Undo", broken) },
+				UndoTx: func(context.Context, *sqlx.Tx, *operation.Op, *input) error { return is("UndoTx", broken) },
+				Reported: func(context.Context, *sqlx.Tx, *operation.Op, *input, error) error {
+					if where == "reported GoTo" {
+						return operation.GoTo("first", 3, broken)
+					}
+					return is("Reported", broken)
+				},
+			})
+			operation.OnEnd(b.runner, kind, func(_ context.Context, _ *sqlx.Tx, op *operation.Op, _ *input) error {
+				if op.State == operation.Succeeded {
+					return is("OnEnd", broken)
+				}
+				return nil
+			})
+			b.start()
+			id := b.begin(kind, where)
+			b.runner.Notify(id)
+			if waits {
+				b.waitsFor(id, "x")
+				token := b.token(where)
+				err := b.runner.End(t.Context(), token, is("report", broken))
+				if where == "report" {
+					if err != nil {
+						t.Errorf("%s: %v", where, err)
+					}
+				} else if fault.CodeOf(err) != fault.Internal || !strings.Contains(err.Error(), "panic") {
+					t.Errorf("%s: %v", where, err)
+				} else {
+					continue // nothing has changed, and the step still waits
+				}
+			}
+			o := b.ends(id, operation.Failed)
+			got := []string{o.ErrorCode, o.Error}
+			if undoes {
+				got = []string{"Internal", o.Error}
+			}
+			if got[0] != "Internal" || !strings.Contains(got[1], "panic") {
+				t.Errorf("%s: %s; events %s", where, got, events(o))
+			}
+		}
+	})
+}
+
+// TestReportedBackOff: an operation that a report sends back to an earlier step continues after the back-off of the step's Retry.
+func TestReportedBackOff(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		const first = 400 * time.Millisecond
+		told := b.waiting("b")
+		told.Retry.MinDelay = first
+		told.Reported = func(_ context.Context, _ *sqlx.Tx, _ *operation.Op, in *input, err error) error {
+			if err != nil {
+				in.Kept++
+				return operation.GoTo("a", 3, err)
+			}
+			return nil
+		}
+		operation.Handle(b.runner, create, b.step("a", nil, nil), told)
+		b.start()
+		id := b.begin(create, "r")
+		for n := range 2 {
+			b.waitsAtStep("r", "b", n)
+			begin := time.Now()
+			if err := b.runner.End(t.Context(), b.token("r"), errors.New("fire")); err != nil {
+				t.Fatal(err)
+			}
+			b.waitsAtStep("r", "b", n+1)
+			if took, least := time.Since(begin), first<<n*3/4; took < least {
+				t.Errorf("back %d: the step was entered after %v, want at least %v", n+1, took, least)
+			}
+		}
+		if err := b.runner.End(t.Context(), b.token("r"), nil); err != nil {
+			t.Fatal(err)
+		}
+		b.ends(id, operation.Succeeded)
+	})
+}
+
+// TestReportedTx: DoTx and UndoTx run in the transaction of the report that ends the step, exactly once and with the data of
+// Reported. If they fail, nothing has changed.
+func TestReportedTx(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		var refuses bool
+		effect := func(name string) func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input) error {
+			return func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input) error {
+				in.Kept++
+				if _, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, ?, ?)`, op.ID, name, in.Kept); err != nil {
+					return db.Error(err)
+				}
+				if refuses {
+					return fault.New(fault.Unavailable, "no")
+				}
+				return nil
+			}
+		}
+		wait := func(context.Context, *operation.Op, *input) error { return operation.WaitFor("host", time.Hour) }
+		operation.Handle(b.runner, create, operation.Step[input]{
+			Name: "a", Do: wait, DoTx: effect("done"), Undo: wait, UndoTx: effect("undone"),
+			Reported: func(_ context.Context, _ *sqlx.Tx, _ *operation.Op, in *input, _ error) error {
+				in.Kept += 10
+				return nil
+			},
+		}, operation.Step[input]{Name: "b", Do: wait})
+		b.start()
+		id := b.begin(create, "r")
+		end := func(step string, report error) {
+			t.Helper()
+			b.waitsForStep(id, step)
+			token := b.token("r")
+			if refuses = step == "a"; refuses {
+				if err := b.runner.End(t.Context(), token, report); !errors.Is(err, fault.Unavailable) {
+					t.Errorf("the error of a transaction that fails: %v", err)
+				}
+			}
+			refuses = false
+			for range 2 { // the second one repeats the first one
+				if err := b.runner.End(t.Context(), token, report); err != nil {
+					t.Errorf("report of %s: %v", step, err)
+				}
+			}
+		}
+		end("a", nil)
+		end("b", errors.New("fire"))
+		end("a", nil)
+		o := b.ends(id, operation.Failed)
+		var got []string
+		if err := d.SelectContext(t.Context(), &got, `SELECT step FROM effects WHERE operation_id = ? AND (step = 'done' AND n = 11 OR step = 'undone' AND n = 12) ORDER BY step`, id); err != nil {
+			t.Fatal(err)
+		}
+		if fmt.Sprint(got) != "[done undone]" || events(o) != "a:done b:failed a:undone" || !strings.Contains(string(o.Data), `"kept":12`) {
+			t.Errorf("effects %s, events %s, data %s", got, events(o), o.Data)
+		}
+	})
+}
+
+// waitsForStep waits until an operation waits at a step for a report.
+func (b *bench) waitsForStep(id, step string) {
+	b.Helper()
+	waittest.Until(b, "an operation that waits at step "+step, func() bool {
+		o, err := b.ops.Show(b.Context(), id)
+		return err == nil && o.StepName == step && o.WaitsFor != "" && o.Owner == ""
+	})
+}
+
+// TestRepeatedReport: a repeated report is recognized until a later step is reported. After that it is stale.
+func TestRepeatedReport(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		wait := func(context.Context, *operation.Op, *input) error { return operation.WaitFor("host", time.Hour) }
+		operation.Handle(b.runner, create, operation.Step[input]{Name: "a", Do: wait}, b.step("own", nil, nil), operation.Step[input]{Name: "b", Do: wait}, operation.Step[input]{Name: "c", Do: wait})
+		b.start()
+		id := b.begin(create, "r")
+		b.waitsForStep(id, "a")
+		first := b.token("r")
+		if err := b.runner.End(t.Context(), first, nil); err != nil {
+			t.Fatal(err)
+		}
+		b.waitsForStep(id, "b") // a runner has done the step between
+		if err := b.runner.End(t.Context(), first, errors.New("repeated")); err != nil {
+			t.Errorf("the report of the step that was reported last: %v", err)
+		}
+		if err := b.runner.End(t.Context(), b.token("r"), nil); err != nil {
+			t.Fatal(err)
+		}
+		b.waitsForStep(id, "c")
+		if err := b.runner.End(t.Context(), first, nil); !errors.Is(err, operation.ErrStale) {
+			t.Errorf("the report of an earlier step: %v, want ErrStale", err)
+		}
+	})
+}
+
+// TestRetryMinDelay: a MinDelay above the default of MaxDelay is the delay. A negative time is a programmer's error.
+func TestRetryMinDelay(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		var at []time.Time
+		operation.Handle(b.runner, create, operation.Step[input]{Name: "a", Retry: operation.Retry{Max: 1, MinDelay: 5 * time.Second}, Do: func(context.Context, *operation.Op, *input) error {
+			at = append(at, time.Now())
+			return fault.New(fault.Unavailable, "no")
+		}})
+		b.start()
+		b.ends(b.begin(create, "r"), operation.Failed)
+		if took := at[1].Sub(at[0]); took < 5*time.Second*3/4 {
+			t.Errorf("the first retry came after %v, want at least 3.75s", took)
+		}
+		for name, bad := range map[string]operation.Step[input]{
+			"MinDelay": {Retry: operation.Retry{MinDelay: -1}}, "MaxDelay": {Retry: operation.Retry{MaxDelay: -1}}, "Timeout": {Timeout: -1}, "Limit": {Limit: -1},
+		} {
+			bad.Name, bad.Do = "a", func(context.Context, *operation.Op, *input) error { return nil }
+			func() {
+				defer func() {
+					if p := recover(); p == nil || !strings.Contains(fmt.Sprint(p), "negative") {
+						t.Errorf("%s is negative: %v, want a panic that says so", name, p)
+					}
+				}()
+				operation.Handle(b.runner, operation.Kind[input]{Name: name}, bad)
+			}()
+		}
+	})
+}
