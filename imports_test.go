@@ -10,6 +10,7 @@ import (
 	"go/token"
 	"io"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
@@ -193,6 +194,27 @@ func isTest(name string) bool { return strings.HasSuffix(path.Base(name), "test"
 
 func isExample(name string) bool { return match([]string{"examples/..."}, name) != "" }
 
+// rooms are the trees of packages that are each used alone.
+var rooms = []string{"rpc", "scheduler", "driver", "db", "service"}
+
+// roomOf returns the room of a package of this module, or "".
+func roomOf(name string) string {
+	if first, _, _ := strings.Cut(name, "/"); slices.Contains(rooms, first) {
+		return first
+	}
+	return ""
+}
+
+// roomMayUse reports whether a rule of a package of one room allows a package of the other.
+func roomMayUse(room, other string) bool {
+	for name, allowed := range rules {
+		if roomOf(name) == room && slices.ContainsFunc(allowed, func(a string) bool { return roomOf(a) == other }) {
+			return true
+		}
+	}
+	return false
+}
+
 // broken returns a sentence for each breach of the import rule.
 func broken(pkgs map[string]*pkg) (out []string) {
 	var keys []string
@@ -228,8 +250,14 @@ func broken(pkgs map[string]*pkg) (out []string) {
 				say("%s imports %s, which its rule does not allow", name, short(i))
 			}
 		}
+		// Tests of a room use no other room that the room's packages may not use.
+		for _, i := range slices.Concat(p.TestImports, p.XTestImports) {
+			own, other := roomOf(name), roomOf(short(i))
+			if own != "" && other != "" && own != other && !roomMayUse(own, other) {
+				say("a test of %s imports %s: %s is used without %s", name, short(i), own, other)
+			}
+		}
 		// What its imports import counts too: each of these is used alone.
-		rooms := []string{"rpc", "scheduler", "driver", "db", "service"}
 		for _, i := range p.Deps {
 			if slices.Contains(rooms, name) && slices.Contains(rooms, short(i)) {
 				say("%s needs %s: they do not know each other", name, short(i))
@@ -259,6 +287,11 @@ func TestImportRuleBroken(t *testing.T) {
 		{name: "allowed", path: "rpc", pkg: pkg{Imports: []string{"context", module + "/fault", module + "/rpc/bus"}}},
 		{name: "a part of a library", path: "driver", pkg: pkg{Imports: []string{grpc + "/codes"}}},
 		{name: "a test package in tests", path: "rpc", pkg: pkg{XTestImports: []string{module + "/rpc/rpctest", "testing"}}},
+		{
+			name: "another room in a test", path: "rpc/amqpbus", pkg: pkg{XTestImports: []string{module + "/service/api"}},
+			want: []string{"a test of rpc/amqpbus imports service/api: rpc is used without service"},
+		},
+		{name: "a room that the room may use, in a test", path: "service/api", pkg: pkg{XTestImports: []string{module + "/db/dbtest"}}},
 		{name: "examples among themselves", path: "examples/x", pkg: pkg{Imports: []string{module + "/examples/y", amqp}}},
 		{
 			name: "leaf", path: "fault", pkg: pkg{Imports: []string{module + "/reqctx"}},
@@ -310,6 +343,50 @@ func TestImportRuleBroken(t *testing.T) {
 				t.Error(diff)
 			}
 		})
+	}
+}
+
+// documented returns the names of packages in the table of the import rule in docs/architecture.md: those before the first wide
+// space of each line that does not begin with a space.
+func documented(text string) (names []string) {
+	_, section, _ := strings.Cut(text, "\n## The import rule\n")
+	_, section, _ = strings.Cut(section, "```\n")
+	table, _, _ := strings.Cut(section, "```\n")
+	for line := range strings.Lines(table) {
+		left, _, _ := strings.Cut(strings.TrimRight(line, "\n"), "  ")
+		if left == "" || strings.HasPrefix(line, " ") || left == "...test packages" {
+			continue
+		}
+		for name := range strings.SplitSeq(left, ",") {
+			names = append(names, strings.TrimSpace(name))
+		}
+	}
+	return names
+}
+
+// TestImportRuleDocumented: the table in docs/architecture.md names the same packages as rules. It has the test packages in one line.
+func TestImportRuleDocumented(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	names := documented(string(text))
+	if len(names) == 0 {
+		t.Fatal("docs/architecture.md has no table of the import rule")
+	}
+	for i, name := range names {
+		if _, ok := rules[name]; !ok {
+			t.Errorf("docs/architecture.md has a row for %s, which is not in rules", name)
+		}
+		if slices.Contains(names[:i], name) {
+			t.Errorf("docs/architecture.md has two rows for %s", name)
+		}
+	}
+	for name := range rules {
+		if !slices.Contains(names, name) && !isTest(name) {
+			t.Errorf("docs/architecture.md has no row for %s", name)
+		}
 	}
 }
 

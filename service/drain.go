@@ -14,6 +14,7 @@ import (
 // drain drains and then stops the first n parts, the last one first.
 func (a *App) drain(life context.Context, n int) error {
 	wasReady := a.phase.Swap(draining) == running
+	close(a.drains)
 	begin := time.Now()
 	logger := a.cfg.Logger.With("service", a.cfg.Name)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(life), a.cfg.DrainTimeout)
@@ -66,7 +67,7 @@ func (a *App) logInflight(ctx context.Context, logger *slog.Logger) {
 	}
 }
 
-// hardStop is how long a part may take to return after the drain's deadline.
+// hardStop is how long a part may take to return after the drain's deadline, and a reload after the drain's begin.
 const hardStop = time.Second
 
 // callWithin calls f and returns at most hardStop after ctx has ended. An f that does not return by then is

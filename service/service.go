@@ -70,9 +70,12 @@ type Drainer interface {
 }
 
 // Reloader is a [Part] that can change its configuration while it runs. Reload is called
-// for each SIGHUP, of one part after the other, in their order. A Reload that returns an
+// for SIGHUP, of one part after the other, in their order. SIGHUPs that come while a reload waits for
+// another one are one reload. A Reload that returns an
 // error must leave the part as it was. The error ends the reload, so later parts keep
-// their configuration, see [App.Reload]: add the part of the options first.
+// their configuration, see [App.Reload]: add the part of the options first. ctx ends after a minute,
+// or when the drain begins. The drain does not wait for Reload, so Drain and Stop may be called while Reload
+// runs. A Reload that runs for more than 1 s after the begin of the drain is abandoned.
 type Reloader interface {
 	Reload(ctx context.Context) error
 }
@@ -120,8 +123,9 @@ type App struct {
 	inflight Inflight
 	reload   sync.Mutex // held during a reload: reloads do not overlap
 	started  chan struct{}
+	drains   chan struct{}             // closed when the drain begins
 	waiting  atomic.Pointer[partError] // the part that cannot start yet
-	hangup   atomic.Bool               // SIGHUP was received while parts were started
+	hangup   atomic.Bool               // SIGHUP was received, and its reload has not begun
 	sd       notifier                  // set by Run
 }
 
@@ -161,7 +165,7 @@ func New(cfg Config) *App {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	return &App{cfg: cfg, started: make(chan struct{})}
+	return &App{cfg: cfg, started: make(chan struct{}), drains: make(chan struct{})}
 }
 
 // Add appends a part. The name identifies the part in errors, log lines, checks and metrics. Call Add
@@ -235,7 +239,12 @@ func (a *App) Run(ctx context.Context) error {
 		a.phase.Store(running)
 		close(a.started)
 		if a.hangup.Load() { // some parts may have read their files before the signal
-			_ = a.Reload(ctx) // the error is logged
+			reloaded := make(chan struct{})
+			watchers.Go(func() { defer close(reloaded); a.reloadForSignals(ctx, func() {}) })
+			select {
+			case <-reloaded:
+			case <-life.Done():
+			}
 		}
 		a.cfg.Logger.InfoContext(ctx, "ready", "service", a.cfg.Name, "parts", n)
 		a.sd.notify("READY=1", "STATUS=running")

@@ -41,17 +41,30 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 	})
 }
 
-// reloadOnSignal starts a reload. While parts start, it only notes the signal, and Run reloads when all have started.
+// reloadOnSignal starts a reload, unless one that has not begun yet does this signal's work. While parts start, it only notes
+// the signal, and Run reloads when all have started.
 func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
-	a.hangup.Store(true)
-	if a.phase.Load() != running {
+	if a.hangup.Swap(true) || a.phase.Load() != running {
 		return // a reload would end with READY=1, and systemd would take the start for complete
 	}
 	wg.Go(func() {
-		a.sd.reloading()
-		_ = a.Reload(ctx) // logged, unless the App stops
-		a.sd.notify("READY=1")
+		a.reloadForSignals(ctx, a.sd.reloading)
+		if a.phase.Load() == running {
+			a.sd.notify("READY=1")
+		}
 	})
+}
+
+// reloadForSignals waits until no other reload runs, calls begin, and reloads once for all the SIGHUPs until then. It does
+// nothing if another reload has done so. begin comes after the last of these signals, as systemd requires.
+func (a *App) reloadForSignals(ctx context.Context, begin func()) {
+	a.reload.Lock()
+	defer a.reload.Unlock()
+	if a.phase.Load() != running || !a.hangup.Swap(false) {
+		return
+	}
+	begin()
+	_ = a.reloadLocked(ctx) // logged
 }
 
 // reportOnSignal writes the report to Config.ReportTo.
@@ -75,13 +88,28 @@ const reloadTimeout = time.Minute
 // with the error and the later parts keep their configuration, so that a policy does not change together with
 // options that are wrong. One log line says "reloaded", or "reload failed" with the error, the parts that are
 // reloaded and the parts that are not. It is safe for concurrent use: concurrent calls wait for each other.
-// Errors: Unavailable if the App is starting, draining or stopped, and nothing is reloaded; otherwise the error of a part.
+// Reload returns at most 1 s after the drain begins, and then reloads no further part, see [Reloader].
+// Errors: Unavailable if the App is starting, draining or stopped, or if the drain begins during the reload; otherwise the
+// error of a part.
 func (a *App) Reload(ctx context.Context) error {
 	a.reload.Lock()
 	defer a.reload.Unlock()
-	if p := a.phase.Load(); p != running {
-		return fault.New(fault.Unavailable, "%s is %s: nothing is reloaded", a.cfg.Name, phaseNames[p])
+	if err := a.checkRunning(); err != nil {
+		return err
 	}
+	return a.reloadLocked(ctx)
+}
+
+// checkRunning returns Unavailable if the App is not running.
+func (a *App) checkRunning() error {
+	if p := a.phase.Load(); p != running {
+		return fault.New(fault.Unavailable, "%s is %s: parts are reloaded only while it is running", a.cfg.Name, phaseNames[p])
+	}
+	return nil
+}
+
+// reloadLocked is Reload of an App that runs. a.reload must be held.
+func (a *App) reloadLocked(ctx context.Context) error {
 	reloaded, unchanged := []string{}, []string{}
 	var failed error
 	for _, p := range a.parts {
@@ -89,15 +117,13 @@ func (a *App) Reload(ctx context.Context) error {
 		if f, isFuncs := p.Part.(Funcs); !ok || isFuncs && f.OnReload == nil {
 			continue
 		}
-		if failed != nil {
-			unchanged = append(unchanged, p.name)
-			continue
+		if failed == nil {
+			failed = a.checkRunning()
 		}
-		call, cancel := context.WithTimeout(ctx, reloadTimeout)
-		err := r.Reload(call)
-		cancel()
-		if err != nil {
-			failed = &partError{"reload", p.name, err}
+		if failed == nil {
+			failed = a.reloadPart(ctx, p.name, r)
+		}
+		if failed != nil {
 			unchanged = append(unchanged, p.name)
 			continue
 		}
@@ -113,4 +139,30 @@ func (a *App) Reload(ctx context.Context) error {
 	}
 	a.cfg.Logger.ErrorContext(ctx, msg, "service", a.cfg.Name, "error", failed, "reloaded", reloaded, "unchanged", unchanged)
 	return failed
+}
+
+// reloadPart reloads a part. When the drain begins, it ends the part's context and returns within hardStop.
+func (a *App) reloadPart(ctx context.Context, name string, r Reloader) error {
+	life, end := context.WithCancel(context.WithoutCancel(ctx)) // until the drain begins
+	defer end()
+	go func() {
+		select {
+		case <-a.drains:
+			end()
+		case <-life.Done():
+		}
+	}()
+	err := callWithin(life, func(life context.Context) error {
+		call, cancel := context.WithTimeout(ctx, reloadTimeout)
+		defer cancel()
+		defer context.AfterFunc(life, cancel)()
+		return r.Reload(call)
+	})
+	switch {
+	case err == nil:
+		return nil
+	case life.Err() != nil:
+		return fault.New(fault.Unavailable, "reload %s: the drain began before it ended: %v", name, err)
+	}
+	return &partError{"reload", name, err}
 }

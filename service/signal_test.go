@@ -29,7 +29,7 @@ func child(mode string) int {
 		fmt.Println("early")
 		waittest.Spend(300 * time.Millisecond)
 	}
-	if mode == "away" {
+	if mode == "away" || mode == "holds" {
 		here = make(chan os.Signal, 1)
 		signal.Notify(here, syscall.SIGUSR1)
 	}
@@ -50,7 +50,7 @@ func child(mode string) int {
 type childPart string
 
 func (p childPart) Start(context.Context) error {
-	if p == "starting" && waits.Add(1) < 3 {
+	if (p == "starting" || p == "hangs") && waits.Add(1) < 3 {
 		fmt.Println("waits")
 		waittest.Spend(200 * time.Millisecond)
 		return fault.New(fault.Unavailable, "away")
@@ -65,13 +65,19 @@ func (p childPart) Start(context.Context) error {
 	return nil
 }
 
-var waits atomic.Int32
+var waits, reloads atomic.Int32
 
-// here receives the signal after which the part of the mode "away" can start.
+// here receives the signal after which the part of the mode "away" can start, and the first reload of the mode "holds" ends.
 var here chan os.Signal
 
 func (p childPart) Reload(context.Context) error {
 	fmt.Println("reloading")
+	switch {
+	case p == "hangs":
+		waittest.Spend(20 * time.Second)
+	case p == "holds" && reloads.Add(1) == 1:
+		<-here
+	}
 	return nil
 }
 
@@ -116,7 +122,9 @@ func (p childPart) Stop(ctx context.Context) error {
 // that waits for a part. After a SIGHUP the parts are reloaded when all of them have started.
 func TestSignalsWhileStarting(t *testing.T) {
 	t.Parallel()
-	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	ctx, cancel := context.WithTimeout(t.Context(), waittest.Timeout) // without a reload the child runs on
+	defer cancel()
+	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), "SERVICE_TEST_CHILD=starting")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -128,7 +136,7 @@ func TestSignalsWhileStarting(t *testing.T) {
 	var got []string
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		got = append(got, lines.Text())
-		signals := map[string][]os.Signal{"early": {syscall.SIGHUP, syscall.SIGUSR2}, "waits": {syscall.SIGHUP}, "ready": {syscall.SIGTERM}}[lines.Text()]
+		signals := map[string][]os.Signal{"early": {syscall.SIGHUP, syscall.SIGUSR2}, "waits": {syscall.SIGHUP}, "reloading": {syscall.SIGTERM}}[lines.Text()]
 		for _, s := range signals {
 			if err := cmd.Process.Signal(s); err != nil {
 				t.Error(err)
