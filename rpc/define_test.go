@@ -61,16 +61,24 @@ func TestDefineMisuse(t *testing.T) {
 	i := &rpc.Interface{Name: "volumes", Version: rpc.Version{Major: 1}}
 	good := rpc.Method[string, string]{Interface: i, Name: "create", Since: i.Version}
 	rpc.Define(good)
-	none, dotted, newer, foreign := good, good, good, good
+	none, dotted, newer, foreign, durable := good, good, good, good, good
+	durable.Delivery = rpc.AtLeastOnce
+	other := rpc.Method[int, string]{Interface: i, Name: "create", Since: i.Version}
 	none.Interface = nil
 	dotted.Name = "a.b"
 	newer.Name, newer.Since.Minor = "newer", 1
 	foreign.Name = "foreign"
 	for what, f := range map[string]func(){
-		"twice":                      func() { rpc.Define(good) },
-		"without an interface":       func() { rpc.Define(none) },
-		"a name with a dot":          func() { rpc.Define(dotted) },
-		"newer than the interface":   func() { rpc.Define(newer) },
+		"twice":                    func() { rpc.Define(good) },
+		"without an interface":     func() { rpc.Define(none) },
+		"a name with a dot":        func() { rpc.Define(dotted) },
+		"newer than the interface": func() { rpc.Define(newer) },
+		"a handler of another type": func() {
+			rpc.Handle(rpc.NewServer(rpctest.NewBus(t), rpc.ServerConfig{Interface: i}), other, func(context.Context, *int) (*string, error) { return nil, nil })
+		},
+		"a handler of another delivery": func() {
+			rpc.Handle(rpc.NewServer(rpctest.NewBus(t), rpc.ServerConfig{Interface: i}), durable, upper)
+		},
 		"a handler of an undefined ": func() { rpc.Handle(rpc.NewServer(rpctest.NewBus(t), rpc.ServerConfig{Interface: i}), foreign, upper) },
 	} {
 		func() {

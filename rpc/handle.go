@@ -39,11 +39,16 @@ type endpoint struct {
 // Handle panics on a programmer's error: the server was started; the method has a
 // handler already, belongs to another interface, has a name that is not valid, or needs
 // a newer version than the interface has; or the method was not defined with [Define]
-// although other methods of the interface were.
+// although other methods of the interface were, or was defined with other types, another version or another delivery.
 func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) {
 	m.check()
-	if own := s.cfg.Interface; m.Interface.Name == own.Name && !own.knows(m.Name) {
-		panic(fmt.Sprintf("rpc: %s.%s is not a method of the interface: define it with rpc.Define", own.Name, m.Name))
+	if own := s.cfg.Interface; m.Interface.Name == own.Name {
+		switch defined, known := own.defined(m.Name); {
+		case !known:
+			panic(fmt.Sprintf("rpc: %s.%s is not a method of the interface: define it with rpc.Define", own.Name, m.Name))
+		case defined != nil && *defined != m.signature():
+			panic(fmt.Sprintf("rpc: %s.%s is defined as %+v, and its handler is for %+v: use the method that rpc.Define returned", own.Name, m.Name, *defined, m.signature()))
+		}
 	}
 	s.add(m.info("", ""), eraseTypes(m, h))
 }

@@ -87,13 +87,16 @@ func (i *Interface) Methods() []Signature {
 	return slices.SortedFunc(maps.Values(i.methods), func(a, b Signature) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// knows reports whether a server of the interface may have a handler for a method of that name. An interface without
-// defined methods allows every name.
-func (i *Interface) knows(name string) bool {
+// defined returns the defined method of a name. known reports whether a server of the interface may have a handler for
+// the name: an interface without defined methods allows every name, and has no defined method.
+func (i *Interface) defined(name string) (m *Signature, known bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	_, ok := i.methods[name]
-	return ok || len(i.methods) == 0
+	s, ok := i.methods[name]
+	if !ok {
+		return nil, len(i.methods) == 0
+	}
+	return &s, true
 }
 
 // Any is the host of a message that any server of the interface may handle:
