@@ -212,7 +212,7 @@ func (c *Client) endLostLocked(now time.Time) {
 		}
 		delete(c.pending, id)
 		atomic.AddUint64(&c.stats.Lost, 1)
-		w.ended <- outcome{err: fmt.Errorf("the broker has not known the server for %v, and the request may have been executed: %w", lostAfter, ErrServerLost)}
+		w.ended <- outcome{err: fmt.Errorf("%w: the broker has not known it for %v, and the request may have been executed", ErrServerLost, lostAfter)}
 	}
 }
 

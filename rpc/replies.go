@@ -111,6 +111,6 @@ func (c *Client) checkHeartbeats(now time.Time) {
 		}
 		delete(c.pending, id)
 		atomic.AddUint64(&c.stats.HeartbeatLost, 1)
-		w.ended <- outcome{err: fmt.Errorf("no heartbeat for %v: %w", now.Sub(w.heard).Round(time.Millisecond), ErrHeartbeatLost)}
+		w.ended <- outcome{err: fmt.Errorf("%w for %v", ErrHeartbeatLost, now.Sub(w.heard).Round(time.Millisecond))}
 	}
 }

@@ -90,7 +90,7 @@ func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 	if confirm.Acked() {
 		select {
 		case <-returned: // RabbitMQ sends it before the confirmation
-			return unroutable(o)
+			return bus.ErrNoConsumer
 		default:
 			return nil
 		}

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -191,7 +190,7 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	defer c.mu.Unlock()
 	if c.returned[o.m.ID] {
 		delete(c.returned, o.m.ID)
-		return unroutable(o)
+		return bus.ErrNoConsumer
 	}
 	switch {
 	case c.lostError != nil:
@@ -249,7 +248,7 @@ func (c *publishChannel) failReturned(r *amqp.Return) {
 			o := (*list)[i]
 			*list = slices.Delete(*list, i, i+1)
 			c.mu.Unlock()
-			o.done(unroutable(o))
+			o.done(bus.ErrNoConsumer)
 			return
 		}
 	}
@@ -312,9 +311,6 @@ func (o *outgoing) confirmed() bool {
 		return false
 	}
 }
-
-// unroutable returns the error of a message that no queue accepted.
-func unroutable(o *outgoing) error { return fmt.Errorf("queue %q: %w", o.key, bus.ErrNoConsumer) }
 
 // notSent returns the error of a message that was not sent before its context ended. err is the error of the context.
 func notSent(err error) error {
