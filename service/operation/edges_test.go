@@ -23,14 +23,14 @@ import (
 func TestWaitForPast(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		const lease, limit = 300 * time.Millisecond, 600 * time.Millisecond
+		const lease, limit = time.Second, 600 * time.Millisecond
 		for name, tt := range map[string]struct {
 			delay, works time.Duration
 			calls        int64
 		}{
 			"negative":     {delay: -time.Hour, calls: int64(limit/(10*time.Millisecond)) + 1},
 			"zero":         {calls: int64(limit/(10*time.Millisecond)) + 1},
-			"too long ago": {delay: time.Hour, works: limit + 3*lease, calls: 1},
+			"too long ago": {delay: time.Hour, works: limit + 2*lease, calls: 3}, // a busy machine may lose the lease once or twice
 		} {
 			b := newBench(t, d, operation.RunnerConfig{Lease: lease})
 			kind := operation.Kind[input]{Name: name, Timeout: time.Minute}
@@ -44,7 +44,7 @@ func TestWaitForPast(t *testing.T) {
 			id := b.begin(kind, "r")
 			b.runner.Notify(id)
 			o := b.ends(id, operation.TimedOut)
-			if took := o.Ended.Sub(o.Created); took > tt.works+5*limit || calls.Load() > tt.calls {
+			if took := o.Ended.Sub(o.Created); took > 3*tt.works+5*limit || calls.Load() > tt.calls {
 				t.Errorf("%s: %d calls, at most %d expected; ended after %v: %s", name, calls.Load(), tt.calls, took, o.Error)
 			}
 		}
@@ -68,7 +68,7 @@ func TestBrokenError(t *testing.T) {
 				}
 				return nil
 			}
-			b := newBench(t, d, operation.RunnerConfig{})
+			b := newBench(t, d, operation.RunnerConfig{Poll: 200 * time.Millisecond})
 			kind := operation.Kind[input]{Name: where, Timeout: time.Second}
 			waits := strings.Contains(strings.ToLower(where), "report")
 			undoes := strings.HasPrefix(where, "Undo")
@@ -264,14 +264,16 @@ func TestRepeatedReport(t *testing.T) {
 func TestRetryMinDelay(t *testing.T) {
 	t.Parallel()
 	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
-		b := newBench(t, d, operation.RunnerConfig{})
+		b := newBench(t, d, operation.RunnerConfig{Poll: 200 * time.Millisecond})
 		var at []time.Time
 		operation.Handle(b.runner, create, operation.Step[input]{Name: "a", Retry: operation.Retry{Max: 1, MinDelay: 5 * time.Second}, Do: func(context.Context, *operation.Op, *input) error {
 			at = append(at, time.Now())
 			return fault.New(fault.Unavailable, "no")
 		}})
 		b.start()
-		b.ends(b.begin(create, "r"), operation.Failed)
+		id := b.begin(create, "r")
+		waittest.Pass(t, 3*time.Second, "the back-off")
+		b.ends(id, operation.Failed)
 		if took := at[1].Sub(at[0]); took < 5*time.Second*3/4 {
 			t.Errorf("the first retry came after %v, want at least 3.75s", took)
 		}
