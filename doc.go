@@ -247,6 +247,6 @@
 //		app.Add("operations", runner)
 //	}
 //
-// examples/hello is a whole component in one file, which docs/tutorial.md builds. examples/nova-mini is a component with all that
+// examples/hello is a whole component in two files, main.go and wire.go, which docs/tutorial.md builds. examples/nova-mini is a component with all that
 // production needs. docs/architecture.md has the picture.
 package armature

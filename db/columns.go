@@ -1,6 +1,7 @@
 package db
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"sync"
@@ -15,12 +16,13 @@ var (
 )
 
 // Columns returns the columns that sqlx reads into a struct, quoted and joined for a SELECT. The name of a field's column is in
-// its tag db, by default the field's name in lower case. The fields of an embedded struct without a tag are columns, too.
+// its tag db, by default the field's name in lower case. The fields of an embedded struct are columns, too.
 //
 //	err = db.Error(d.GetContext(ctx, &host, "SELECT "+db.Columns[Host]()+" FROM hosts WHERE id = ?", id))
 //
 // Unlike "SELECT *", such a statement still works after a later release has added a column to the table. In a join, names that
-// several tables have are ambiguous. Columns panics if T is not a struct.
+// several tables have are ambiguous. Columns panics if T is not a struct, if a tag
+// has a dot or a quote, or if an embedded field has a tag, because sqlx reads no column into such a field.
 func Columns[T any]() string {
 	t := reflect.TypeFor[T]()
 	if list, ok := columnLists.Load(t); ok {
@@ -31,9 +33,18 @@ func Columns[T any]() string {
 	}
 	var names []string
 	for _, f := range structMapper.TypeMap(t).Index {
-		if !f.Embedded && f.Path != "" && !strings.Contains(f.Path, ".") {
-			names = append(names, quoteName(f.Path))
+		// The path of a field of a column begins with the column and a dot.
+		tagged := f.Field.Tag.Get("db") != ""
+		if f.Path == "" || f.Path != f.Name || f.Embedded && !tagged {
+			continue
 		}
+		if f.Embedded {
+			panic(fmt.Sprintf("db.Columns: %s: sqlx does not read a column into an embedded field: give the field with the tag %q a name", t, f.Name))
+		}
+		if strings.ContainsAny(f.Name, `."`) {
+			panic(fmt.Sprintf("db.Columns: %s: the tag %q is not the name of a column: it has a dot or a quote", t, f.Name))
+		}
+		names = append(names, quoteName(f.Name))
 	}
 	list := strings.Join(names, ", ")
 	columnLists.Store(t, list)

@@ -41,6 +41,52 @@ func TestColumns(t *testing.T) {
 	db.Columns[int]()
 }
 
+type (
+	labels struct {
+		db.JSON[map[string]string] `db:"labels"`
+
+		ID string
+	}
+	stamped struct {
+		time.Time `db:"created_at"`
+
+		ID string
+	}
+	dotted struct {
+		A string `db:"t.a"`
+	}
+	quoted struct {
+		A string `db:"a\" FROM x --"`
+	}
+	embeddedDotted struct {
+		dotted
+
+		B string
+	}
+)
+
+// TestColumnsRefused: a tag that sqlx cannot read as a column panics with the type and the tag.
+func TestColumnsRefused(t *testing.T) {
+	t.Parallel()
+	const embedded = "sqlx does not read a column into an embedded field: give the field with the tag "
+	for name, columns := range map[string]func() string{
+		"db.Columns: db_test.labels: " + embedded + `"labels" a name`:                                              db.Columns[labels],
+		"db.Columns: db_test.stamped: " + embedded + `"created_at" a name`:                                         db.Columns[stamped],
+		`db.Columns: db_test.dotted: the tag "t.a" is not the name of a column: it has a dot or a quote`:           db.Columns[dotted],
+		`db.Columns: db_test.embeddedDotted: the tag "t.a" is not the name of a column: it has a dot or a quote`:   db.Columns[embeddedDotted],
+		`db.Columns: db_test.quoted: the tag "a\" FROM x --" is not the name of a column: it has a dot or a quote`: db.Columns[quoted],
+	} {
+		func() {
+			defer func() {
+				if got := recover(); got != name {
+					t.Errorf("panic %v, want %s", got, name)
+				}
+			}()
+			t.Errorf("columns %s", columns())
+		}()
+	}
+}
+
 func TestNewerColumn(t *testing.T) {
 	t.Parallel()
 	schema := fstest.MapFS{"00001_disks.sql": {Data: []byte(`-- +goose Up

@@ -6,6 +6,7 @@ import (
 	"database/sql/driver"
 	"fmt"
 	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
@@ -19,9 +20,9 @@ import (
 // reasonChanged is the reason of the error of [UpdateIf] if the row has other values.
 const reasonChanged = "Changed"
 
-// Values maps columns to values. In [Update.Key] and [Update.If] nil means NULL, and
-// a slice (except of bytes) means any of its elements, which may be nil. In [Update.If]
-// [NotNull] means any value but NULL.
+// Values maps columns to values. nil means NULL, as do a nil pointer and a nil slice of bytes. In [Update.Key] and
+// [Update.If] a slice (except of bytes) means any of its elements, which may be nil. In [Update.If]
+// [NotNull] means any value but NULL; it cannot be in a slice. In [Update.Set] a value may be an [Expr].
 type Values map[string]any
 
 // NotNull is the condition of a column that must have a value: db.Values{"host": db.NotNull}.
@@ -65,7 +66,8 @@ type Update struct {
 //   - NotFound: the row does not exist.
 //   - Conflict, reason Changed: the row has other values. The message and the details
 //     have each column that differs, with its value as text, NULL for NULL.
-//   - Invalid: Key or Set is empty, or a name has other characters.
+//   - Invalid: Key or Set is empty, a name has other characters, a number is NaN or infinite, or a value has no meaning where it
+//     is: [NotNull] outside of If or in a slice, [Expr] outside of Set or empty, a slice in Set.
 //   - Unavailable, reason Contention: other writers changed the row during each of 20 attempts.
 //   - Internal: Key identifies several rows.
 //   - Those of [Error].
@@ -116,7 +118,58 @@ func (u *Update) checkFields() error {
 	for _, v := range []Values{u.Key, u.If, u.Set} {
 		names = slices.AppendSeq(names, maps.Keys(v))
 	}
-	return checkNames(names...)
+	if err := checkNames(names...); err != nil {
+		return err
+	}
+	for _, field := range []struct {
+		name   string
+		values Values
+	}{{"Key", u.Key}, {"If", u.If}, {"Set", u.Set}} {
+		for _, col := range slices.Sorted(maps.Keys(field.values)) {
+			if wrong := checkValue(field.name, field.values[col]); wrong != "" {
+				return fault.New(fault.Invalid, "update %s: %s %s: %s", u.Table, field.name, col, wrong)
+			}
+		}
+	}
+	return nil
+}
+
+// checkValue returns what is wrong with a value of a field of Update, or "".
+func checkValue(field string, v any) string {
+	if list, ok := listElements(v); ok {
+		if field == "Set" {
+			return "a column cannot be set to a list"
+		}
+		for _, one := range list {
+			if one == NotNull {
+				return "NotNull cannot be in a list"
+			}
+			if wrong := checkValue(field, one); wrong != "" {
+				return wrong
+			}
+		}
+		return ""
+	}
+	switch v := v.(type) {
+	case condition:
+		if field != "If" {
+			return "NotNull is a condition, use it in If"
+		}
+		return ""
+	case Expr:
+		if field != "Set" {
+			return "Expr is a new value, use it in Set"
+		}
+		if strings.TrimSpace(string(v)) == "" {
+			return "Expr is empty"
+		}
+		return ""
+	}
+	plain, err := driver.DefaultParameterConverter.ConvertValue(v)
+	if f, ok := plain.(float64); ok && err == nil && (math.IsNaN(f) || math.IsInf(f, 0)) {
+		return fmt.Sprintf("%v is not a value of a column", f)
+	}
+	return "" // the database's driver judges other values
 }
 
 // rowName returns the table and the key, for messages to operators.
@@ -248,8 +301,15 @@ func isNull(v any) bool {
 	if v == nil {
 		return true
 	}
-	if r := reflect.ValueOf(v); r.Kind() == reflect.Pointer && r.IsNil() {
-		return true
+	switch r := reflect.ValueOf(v); r.Kind() { //nolint:exhaustive // other kinds have no nil that is a value
+	case reflect.Pointer:
+		if r.IsNil() {
+			return true
+		}
+	case reflect.Slice:
+		if _, ok := v.(driver.Valuer); !ok && r.IsNil() && r.Type().Elem().Kind() == reflect.Uint8 {
+			return true
+		}
 	}
 	if val, ok := v.(driver.Valuer); ok {
 		got, err := val.Value()

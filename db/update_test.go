@@ -3,7 +3,9 @@ package db_test
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
+	"math"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -126,6 +128,66 @@ func TestUpdateIf(t *testing.T) {
 			}
 			if tt.want == fault.Conflict && fault.From(err).Reason != "Changed" {
 				t.Errorf("%s: reason %q, want Changed", tt.name, fault.From(err).Reason)
+			}
+		}
+	})
+}
+
+// TestUpdateIfRefused: a value that has no meaning where it stands is refused, and the row stays.
+func TestUpdateIfRefused(t *testing.T) {
+	t.Parallel()
+	nan, inf := math.NaN(), math.Inf(-1)
+	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+		key, set := db.Values{"id": "v", "site": 1}, db.Values{"status": "deleting"}
+		d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version) VALUES ('v', 1, 'in-use', 7), ('IS NOT NULL', 1, 'in-use', 7)")
+		for _, tt := range []struct {
+			name string
+			u    db.Update
+			msg  string // after "update volumes: "
+		}{
+			{"NotNull in Set", db.Update{Key: key, Set: db.Values{"status": db.NotNull}}, "Set status: NotNull is a condition, use it in If"},
+			{"NotNull in Key", db.Update{Key: db.Values{"id": db.NotNull, "site": 1}, Set: set}, "Key id: NotNull is a condition, use it in If"},
+			{"NotNull in a list", db.Update{Key: key, If: db.Values{"status": []any{"x", db.NotNull}}, Set: set}, "If status: NotNull cannot be in a list"},
+			{"Expr in If", db.Update{Key: key, If: db.Values{"version": db.Expr("7")}, Set: set}, "If version: Expr is a new value, use it in Set"},
+			{"Expr in a list", db.Update{Key: key, If: db.Values{"version": []db.Expr{"7"}}, Set: set}, "If version: Expr is a new value, use it in Set"},
+			{"Expr in Key", db.Update{Key: db.Values{"id": db.Expr("'v'"), "site": 1}, Set: set}, "Key id: Expr is a new value, use it in Set"},
+			{"an empty Expr", db.Update{Key: key, Set: db.Values{"version": db.Expr("")}}, "Set version: Expr is empty"},
+			{"a list in Set", db.Update{Key: key, Set: db.Values{"status": []string{"x"}}}, "Set status: a column cannot be set to a list"},
+			{"NaN in Set", db.Update{Key: key, Set: db.Values{"version": nan}}, "Set version: NaN is not a value of a column"},
+			{"NaN in If", db.Update{Key: key, If: db.Values{"version": float32(nan)}, Set: set}, "If version: NaN is not a value of a column"},
+			{"an infinite number in Key", db.Update{Key: db.Values{"id": "v", "site": &inf}, Set: set}, "Key site: -Inf is not a value of a column"},
+			{"an infinite number of a valuer", db.Update{Key: key, If: db.Values{"version": sql.NullFloat64{Float64: inf, Valid: true}}, Set: set}, "If version: -Inf is not a value of a column"},
+			{"NaN in a list", db.Update{Key: key, If: db.Values{"version": []*float64{nil, &nan}}, Set: set}, "If version: NaN is not a value of a column"},
+		} {
+			tt.u.Table = "volumes"
+			if err := db.UpdateIf(t.Context(), d, tt.u); fault.CodeOf(err) != fault.Invalid || err.Error() != "update volumes: "+tt.msg {
+				t.Errorf("%s: %v, want Invalid: %s", tt.name, err, tt.msg)
+			}
+		}
+		var changed int
+		if err := d.GetContext(t.Context(), &changed, "SELECT COUNT(*) FROM volumes WHERE status <> 'in-use' OR version <> 7"); err != nil || changed != 0 {
+			t.Errorf("%d rows were changed, %v", changed, err)
+		}
+	})
+}
+
+// TestUpdateIfNilBytes: a nil slice of bytes is NULL in each place.
+func TestUpdateIfNilBytes(t *testing.T) {
+	t.Parallel()
+	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+		d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, host, version) VALUES ('v', 1, 'in-use', 'h', 7)")
+		for _, v := range []any{[]byte(nil), json.RawMessage(nil)} {
+			key := db.Values{"id": "v", "site": 1}
+			for _, u := range []db.Update{
+				{Key: key, If: db.Values{"host": "h"}, Set: db.Values{"host": v}},
+				{Key: key, If: db.Values{"host": v}, Set: db.Values{"version": 8}},
+				{Key: key, If: db.Values{"host": [][]byte{[]byte("x"), nil}}, Set: db.Values{"version": 9}},
+				{Key: key, If: db.Values{"host": nil}, Set: db.Values{"host": "h"}},
+			} {
+				u.Table = "volumes"
+				if err := db.UpdateIf(t.Context(), d, u); err != nil {
+					t.Errorf("%T: If %v, Set %v: %v", v, u.If, u.Set, err)
+				}
 			}
 		}
 	})

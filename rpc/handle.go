@@ -33,8 +33,8 @@ type endpoint struct {
 //   - After any other error the message is delivered again after a back-off, up to
 //     ServerConfig.MaxDeliveries attempts.
 //
-// After the last attempt the message is dead-lettered. The back-off grows from 100 ms
-// to 30 s, with jitter.
+// After the last attempt the message is dead-lettered. The back-off doubles from 100 ms
+// up to 30 s. Jitter shortens each delay to a random part of it, at least half.
 //
 // Handle panics on a programmer's error: the server was started; the method has a
 // handler already, belongs to another interface, has a name that is not valid, or needs

@@ -170,9 +170,10 @@ func (s *Server) Stats() ServerStats {
 }
 
 // Start subscribes to the interface's topics. When it returns, the broker keeps messages for the server. ctx bounds only
-// Start itself. After an error, except the first of these, Start may be called again:
+// Start itself. After an error Start may be called again, unless the server was started before:
 //
-//   - Precondition: the server was started before, or methods of the interface have no handler; the error names them.
+//   - Precondition: the server was started before.
+//   - Precondition: methods of the interface have no handler, and ServerConfig.Partial is not set. The error names the methods.
 //   - Invalid: the bus cannot carry the names of the server's topics; or the Timeout of an AtLeastOnce method is not
 //     shorter than the bus's Capabilities.ConsumerTimeout, so that the bus would redeliver the message while its handler
 //     runs.

@@ -133,12 +133,13 @@ func (c *component) speak(ctx context.Context, _ *operation.Op, g *Greeting) err
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	said, err := rpc.Call(ctx, c.client, speak, g.Host, g)
+	if err == nil {
+		*g = *said
+		return nil
+	}
 	switch fault.CodeOf(err) { //nolint:exhaustive // the other codes are not about the host
 	case fault.Unavailable, fault.Unknown, fault.Timeout:
 		return operation.GoTo("choose", 20, err)
-	}
-	if err == nil {
-		*g = *said
 	}
 	return err
 }

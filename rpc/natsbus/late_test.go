@@ -17,6 +17,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/natsbus"
 	"github.com/armature-go/armature/rpc/rpctest"
@@ -108,9 +109,9 @@ func TestLateConfirm(t *testing.T) {
 		if err := cliBus.Publish(t.Context(), "backup.h", m); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(length / 2 / casts)
+		waittest.Spend(length / 2 / casts)
 	}
-	<-time.After(time.Until(end))
+	waittest.Pass(t, time.Until(end), "the link stalls and works again")
 	close(stop)
 	wg.Wait()
 	letters := map[string]int{}

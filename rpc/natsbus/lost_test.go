@@ -7,6 +7,7 @@ import (
 
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/natsbus"
@@ -50,13 +51,13 @@ func TestLostBroker(t *testing.T) {
 		calls = append(calls, p)
 		receive(t, began, "the call")
 	}
-	<-time.After(300 * time.Millisecond)
+	waittest.Pass(t, 300*time.Millisecond, "NATS confirms the calls")
 	broker.Kill()
-	<-time.After(2 * time.Second)
+	waittest.Pass(t, 2*time.Second, "the outage of NATS")
 	if err := broker.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	<-time.After(2 * time.Second) // longer than it takes until the calls of a killed server fail
+	waittest.Pass(t, 2*time.Second, "longer than it takes until the calls of a killed server fail")
 	close(gate)
 	for _, p := range calls {
 		if _, err := p.Wait(limited(t)); err != nil {

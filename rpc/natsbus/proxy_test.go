@@ -6,6 +6,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // proxy forwards connections to NATS. It can cut or stall them.
@@ -97,7 +99,7 @@ func (p *proxy) outage(d time.Duration) {
 	}
 	p.open = nil
 	p.mu.Unlock()
-	<-time.After(d)
+	waittest.Spend(d)
 	p.resume()
 }
 

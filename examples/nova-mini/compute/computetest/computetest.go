@@ -32,7 +32,7 @@ import (
 type Config struct {
 	drivertest.Config
 
-	// Image is the image that the servers boot from. Required.
+	// Image is the image that the servers boot from. Default "image", which suits only a driver that does not look at it.
 	Image string
 	// Resources are the resources of the servers. Default 1 VCPU, 64 MiB of memory, 1 GiB of disk.
 	Resources compute.Resources
@@ -51,6 +51,9 @@ type Config struct {
 }
 
 func (c *Config) setDefaults() {
+	if c.Image == "" {
+		c.Image = "image"
+	}
 	if c.Resources == (compute.Resources{}) {
 		c.Resources = compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}
 	}
