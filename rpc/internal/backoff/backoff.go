@@ -27,7 +27,7 @@ func (b *Backoff) Wait(ctx context.Context) { Sleep(ctx, b.Next()) }
 // Reset forgets the failed attempts.
 func (b *Backoff) Reset() { b.failed = 0 }
 
-// Delay returns the delay after failed attempts, of which there is at least one, with jitter. low and high are as Min and
+// Delay returns the delay after a number of failed attempts, with jitter. failed is at least 1. low and high are as Min and
 // Max of [Backoff].
 func Delay(failed int, low, high time.Duration) time.Duration {
 	return Jitter(min(low<<min(failed-1, 16), high))

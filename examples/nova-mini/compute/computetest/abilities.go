@@ -1,0 +1,231 @@
+package computetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/armature-go/armature/examples/nova-mini/compute"
+	"github.com/armature-go/armature/fault"
+)
+
+// testThereAndBack checks two calls: to leads from Running to the state, and back leads to Running again.
+func testThereAndBack(e *env, state compute.PowerState, to, back func(ctx context.Context, d compute.Driver, id string) error) {
+	e.with(func(s compute.Spec) {
+		for range 2 {
+			e.must(fmt.Sprintf("the call that leads to %v", state), func(ctx context.Context, d compute.Driver) error { return to(ctx, d, s.ID) })
+			e.state(fmt.Sprintf("the call that leads to %v", state), s.ID, state)
+		}
+		for range 2 {
+			e.must("the call that leads back", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
+			e.state("the call that leads back", s.ID, compute.Running)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, fmt.Sprintf("the call that leads to %v, in SHUTDOWN", state), func(ctx context.Context, d compute.Driver) error { return to(ctx, d, s.ID) })
+		e.want(fault.Precondition, "the call that leads back, in SHUTDOWN", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
+		e.state("the refused calls", s.ID, compute.Shutdown)
+	})
+}
+
+func testPause(e *env) {
+	testThereAndBack(e, compute.Paused, func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) },
+		func(ctx context.Context, d compute.Driver, id string) error { return d.Unpause(ctx, id) })
+}
+
+func testSuspend(e *env) {
+	testThereAndBack(e, compute.Suspended, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) },
+		func(ctx context.Context, d compute.Driver, id string) error { return d.Resume(ctx, id) })
+}
+
+func testResize(e *env) {
+	e.with(func(s compute.Spec) {
+		to := func(r compute.Resources) func(ctx context.Context, d compute.Driver) error {
+			return func(ctx context.Context, d compute.Driver) error { return d.Resize(ctx, s.ID, r) }
+		}
+		confirm := func(ctx context.Context, d compute.Driver) error { return d.ConfirmResize(ctx, s.ID) }
+		revert := func(ctx context.Context, d compute.Driver) error { return d.RevertResize(ctx, s.ID) }
+		has := func(what string, p compute.PowerState, want compute.Resources) {
+			e.Helper()
+			if got := e.state(what, s.ID, p); got.Resources != want {
+				e.Errorf("%s: the server has %+v, want %+v", what, got.Resources, want)
+			}
+		}
+		e.want(fault.Precondition, "resize of a running server", to(e.cfg.Bigger))
+		e.must("confirm without a resize", confirm)
+		e.must("revert without a resize", revert)
+		e.reach(s.ID, compute.Shutdown)
+		for range 2 {
+			e.must("resize", to(e.cfg.Bigger))
+			has("resize", compute.Shutdown, e.cfg.Bigger)
+		}
+		e.want(fault.Invalid, "a smaller disk", to(e.cfg.Resources))
+		other := e.cfg.Bigger
+		other.MemoryMiB++
+		e.want(fault.Precondition, "another resize before the first is confirmed", to(other))
+		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+		has("power on", compute.Running, e.cfg.Bigger)
+		e.want(fault.Precondition, "revert while it runs", revert)
+		e.reach(s.ID, compute.Shutdown)
+		for range 2 {
+			e.must("revert", revert)
+			has("revert", compute.Shutdown, e.cfg.Resources)
+		}
+		e.must("resize after a revert", to(e.cfg.Bigger))
+		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+		for range 2 {
+			e.must("confirm", confirm)
+			has("confirm", compute.Running, e.cfg.Bigger)
+		}
+		e.must("revert after it was confirmed", revert)
+		has("revert after it was confirmed", compute.Running, e.cfg.Bigger)
+	})
+}
+
+func testRescue(e *env) {
+	e.with(func(s compute.Spec) {
+		for range 2 {
+			e.must("rescue", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, e.cfg.Image) })
+			if got := e.state("rescue", s.ID, compute.Running); !got.Rescued {
+				e.Errorf("Instance.Rescued is false after rescue")
+			}
+		}
+		for range 2 {
+			e.must("unrescue", func(ctx context.Context, d compute.Driver) error { return d.Unrescue(ctx, s.ID) })
+			if got := e.state("unrescue", s.ID, compute.Running); got.Rescued {
+				e.Errorf("Instance.Rescued is true after unrescue")
+			}
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.must("rescue of a stopped server", func(ctx context.Context, d compute.Driver) error { return d.Rescue(ctx, s.ID, "") })
+		e.state("rescue", s.ID, compute.Running)
+	})
+}
+
+func testSnapshot(e *env) {
+	e.with(func(s compute.Spec) {
+		image := "snapshot-" + s.ID
+		for range 2 {
+			e.must("snapshot", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, image) })
+			e.state("snapshot", s.ID, compute.Running)
+		}
+		e.want(fault.Invalid, "a snapshot whose name leads out of the directory of images", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, "../x") })
+		again := e.spec()
+		again.ImageRef = image
+		e.must("spawn from the snapshot", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, again) })
+		e.state("spawn from the snapshot", again.ID, compute.Running)
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, again.ID) })
+	})
+}
+
+func testConsoleLog(e *env) {
+	e.with(func(s compute.Spec) {
+		read := func(lines int) string {
+			var b strings.Builder
+			e.must("console log", func(ctx context.Context, d compute.Driver) error { return d.ConsoleLog(ctx, s.ID, lines, &b) })
+			return b.String()
+		}
+		e.eventually("two lines on the console", func() bool { return strings.Count(read(0), "\n") >= 2 })
+		if one := read(1); strings.Count(strings.TrimSuffix(one, "\n"), "\n") != 0 || one == "" {
+			e.Errorf("one line is %q", one)
+		}
+	})
+}
+
+func testConsole(e *env, t compute.ConsoleType) {
+	e.with(func(s compute.Spec) {
+		get := func(ctx context.Context, d compute.Driver) error {
+			c, err := d.Console(ctx, s.ID, t)
+			if err == nil && c.Path == "" && (c.Host == "" || c.Port == 0) {
+				return fmt.Errorf("neither a path nor a host and a port: %+v", c)
+			}
+			return err
+		}
+		e.must("console", get)
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, "console of a stopped server", get)
+	})
+}
+
+// testAttached is the rule for volumes and for interfaces.
+func testAttached(e *env, id string, of func(compute.Instance) []string, attach, detach func(ctx context.Context, d compute.Driver, server string) error) {
+	has := func(after, server string, state compute.PowerState, want int) {
+		e.Helper()
+		list := of(e.state(after, server, state))
+		if n := len(slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x != id })); n != want {
+			e.Errorf("after %s the server has %v: %s %d times, want %d", after, list, id, n, want)
+		}
+	}
+	e.with(func(s compute.Spec) {
+		for range 2 {
+			e.must("attach", func(ctx context.Context, d compute.Driver) error { return attach(ctx, d, s.ID) })
+			has("attach", s.ID, compute.Running, 1)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		has("power off", s.ID, compute.Shutdown, 1)
+		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
+		has("power on", s.ID, compute.Running, 1)
+		for range 2 {
+			e.must("detach", func(ctx context.Context, d compute.Driver) error { return detach(ctx, d, s.ID) })
+			has("detach", s.ID, compute.Running, 0)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.must("attach to a stopped server", func(ctx context.Context, d compute.Driver) error { return attach(ctx, d, s.ID) })
+		has("attach to a stopped server", s.ID, compute.Shutdown, 1)
+	})
+}
+
+func testVolumes(e *env) {
+	testAttached(e, e.cfg.Volume.ID, func(i compute.Instance) []string { return i.Volumes },
+		func(ctx context.Context, d compute.Driver, server string) error {
+			return d.AttachVolume(ctx, server, e.cfg.Volume)
+		},
+		func(ctx context.Context, d compute.Driver, server string) error {
+			return d.DetachVolume(ctx, server, e.cfg.Volume.ID)
+		})
+}
+
+func testInterfaces(e *env) {
+	testAttached(e, e.cfg.Interface.ID, func(i compute.Instance) []string { return i.Interfaces },
+		func(ctx context.Context, d compute.Driver, server string) error {
+			return d.AttachInterface(ctx, server, e.cfg.Interface)
+		},
+		func(ctx context.Context, d compute.Driver, server string) error {
+			return d.DetachInterface(ctx, server, e.cfg.Interface.ID)
+		})
+}
+
+func testMetrics(e *env) {
+	e.with(func(s compute.Spec) {
+		var last compute.Metrics
+		for range 3 {
+			var m compute.Metrics
+			e.must("metrics", func(ctx context.Context, d compute.Driver) (err error) {
+				m, err = d.Metrics(ctx, s.ID)
+				return err
+			})
+			if m.MemoryMiB < 0 || m.CPUTime < last.CPUTime || m.DiskReadBytes < last.DiskReadBytes || m.DiskWriteBytes < last.DiskWriteBytes ||
+				m.NetReceivedBytes < last.NetReceivedBytes || m.NetSentBytes < last.NetSentBytes {
+				e.Errorf("a counter decreased: from %+v to %+v", last, m)
+			}
+			last = m
+			e.pause(50 * time.Millisecond)
+		}
+		e.reach(s.ID, compute.Shutdown)
+		e.want(fault.Precondition, "metrics of a stopped server", func(ctx context.Context, d compute.Driver) error { _, err := d.Metrics(ctx, s.ID); return err })
+	})
+}
+
+func testDiagnostics(e *env) {
+	e.with(func(s compute.Spec) {
+		e.must("diagnostics", func(ctx context.Context, d compute.Driver) error {
+			got, err := d.Diagnostics(ctx, s.ID)
+			if err == nil && len(got) == 0 {
+				return errors.New("no diagnostics")
+			}
+			return err
+		})
+	})
+}

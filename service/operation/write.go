@@ -1,0 +1,139 @@
+package operation
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime/debug"
+	"time"
+
+	"github.com/jmoiron/sqlx"
+
+	"github.com/armature-go/armature/db"
+)
+
+// endError is an error of the function of OnEnd.
+type endError struct{ error }
+
+func (e *endError) Unwrap() error { return e.error }
+
+// errStep marks the error of a function that is part of a transaction.
+var errStep = errors.New("part of the transaction failed")
+
+// write changes the row, adds an event, calls also, and calls OnEnd if the operation ends, all in one transaction. While the database
+// is down, it retries until the lease is lost. It reports whether this process has to continue. The error is the one of also, or an
+// endError of OnEnd; then nothing was written.
+func (x *execution) write(ctx context.Context, change func(*row), e *Event, also func(context.Context, *sqlx.Tx, *row) error) (more bool, err error) {
+	// A result is written even if ctx has ended, as in a drain.
+	wctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), x.cfg.Lease)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		if lostLease(ctx) {
+			cancel()
+		}
+	})()
+	for attempt := 0; ; attempt++ {
+		next := *x.row
+		change(&next)
+		next.UpdatedAt = x.now()
+		var partErr error
+		err := x.writeOnce(wctx, &next, e, also, &partErr)
+		switch {
+		case err == nil:
+			x.row = &next
+			x.deadline.Store(next.deadline().UnixMicro())
+			if next.State.Ended() {
+				x.log.InfoContext(ctx, "operation ended", "state", string(next.State), "took", next.UpdatedAt.Sub(next.CreatedAt).Round(time.Millisecond))
+			}
+			return next.DueAt != nil && next.Owner != "", nil
+		case errors.Is(err, errLost):
+			return false, nil
+		case errors.Is(err, errStep):
+			return false, partErr
+		case !isTransient(err):
+			x.log.ErrorContext(ctx, "operation not written, left to the end of its lease", "error", err)
+			return false, nil
+		}
+		t := time.NewTimer(Retry{}.delay(min(attempt, 3)))
+		select {
+		case <-t.C:
+		case <-wctx.Done():
+			t.Stop()
+			return false, nil
+		}
+	}
+}
+
+// writeOnce makes one attempt of write. The error wraps errStep if partErr is set.
+func (x *execution) writeOnce(ctx context.Context, next *row, e *Event, also func(context.Context, *sqlx.Tx, *row) error, partErr *error) error {
+	ends := next.State.Ended() && x.kind.onEnd != nil && !x.skipOnEnd
+	if e == nil && also == nil && !ends {
+		n, err := saveRow(ctx, x.cfg.Store.db, x.row, next)
+		if err == nil && n == 0 {
+			err = x.checkWritten(ctx, next)
+		}
+		return err
+	}
+	if e != nil {
+		next.Events++
+	}
+	before := *next
+	err := db.Tx(ctx, x.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error {
+		*next, *partErr = before, nil // the transaction may run several times
+		// First, so that what was committed by an attempt whose answer was lost is not done again.
+		n, err := saveRow(ctx, tx, x.row, next)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return errLost
+		}
+		if *partErr = x.callParts(ctx, tx, next, also, ends); *partErr != nil {
+			return fmt.Errorf("%w: %w", errStep, *partErr)
+		}
+		if e == nil {
+			return nil
+		}
+		return insertEvent(ctx, tx, next.ID, x.row.Events, e, x.now())
+	})
+	if errors.Is(err, errLost) {
+		return x.checkWritten(ctx, next)
+	}
+	return err
+}
+
+// callParts does what belongs to a change of the row in its transaction: also, and OnEnd if the operation ends.
+func (x *execution) callParts(ctx context.Context, tx *sqlx.Tx, next *row, also func(context.Context, *sqlx.Tx, *row) error, ends bool) error {
+	if also != nil {
+		if err := also(ctx, tx, next); err != nil {
+			return err
+		}
+	}
+	if ends {
+		if err := x.callEnd(ctx, tx, next); err != nil {
+			return &endError{err}
+		}
+	}
+	return nil
+}
+
+// callEnd calls the function of OnEnd.
+func (x *execution) callEnd(ctx context.Context, tx *sqlx.Tx, next *row) error {
+	return x.kind.callEnd(ctx, tx, next, func(p any) {
+		x.log.ErrorContext(ctx, "panic in OnEnd", "panic", p, "stack", string(debug.Stack()))
+	})
+}
+
+// checkWritten is called for a change that found no row. It returns nil if an earlier attempt, whose answer was lost, has written the
+// change. Otherwise the lease is lost.
+func (x *execution) checkWritten(ctx context.Context, next *row) error {
+	have, err := x.cfg.Store.read(ctx, x.cfg.Store.db, next.ID, "")
+	if err != nil {
+		return err
+	}
+	if have.Fence == next.Fence && have.State == next.State && have.Entry == next.Entry && have.Events == next.Events && have.Owner == next.Owner {
+		*next = *have // with what parts of the transaction have changed in the data
+		return nil
+	}
+	return errLost
+}
