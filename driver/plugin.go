@@ -419,7 +419,7 @@ func findProgram(kind, name, dir string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, prefix+name)
-	if _, err := os.Stat(path); err == nil {
+	if _, err := os.Lstat(path); err == nil { // openProgram reports a symbolic link that cannot be used
 		return path, nil
 	}
 	entries, err := os.ReadDir(dir)
