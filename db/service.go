@@ -27,8 +27,8 @@ type Service struct {
 // [Migrate] or [Check].
 func (s *Service) Start(ctx context.Context) error {
 	shown := "the database"
-	if w, ok := s.DB.Driver().(*watchedDriver); ok {
-		shown = w.watch.shown
+	if w, ok := s.DB.Driver().(*observedDriver); ok {
+		shown = w.observer.shown
 	}
 	if err := connectDatabase(ctx, s.DB, shown, -1); err != nil {
 		return err
