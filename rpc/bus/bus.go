@@ -29,7 +29,7 @@ import (
 type Bus interface {
 	// Publish sends one message to one subscriber of the topic; a message of kind [Fanout] goes to each topic whose
 	// Subscription.Fanout is this topic. Publish returns when the bus is responsible for the message: the broker has
-	// confirmed it. Publish blocks while the broker is away, until the end of ctx, or for a minute if ctx has no
+	// confirmed it. Publish blocks while the broker cannot be reached, until the end of ctx, or for a minute if ctx has no
 	// deadline. The error says the outcome, see [OutcomeOf]. A message that the bus cannot carry is refused with
 	// Invalid, such as [ErrTooLarge]; other messages neither fail nor wait because of it.
 	//

@@ -51,7 +51,7 @@ func streamName(subject string) string {
 }
 
 // CreateTopic creates the stream of a Shared topic, see [bus.Bus]. It waits at most Config.ConnectTimeout for a server
-// that is away.
+// that is down.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if err := b.life.Usable(); err != nil {
 		return fmt.Errorf("create topic: %w", err)

@@ -61,7 +61,7 @@ type Bus interface {
 	// buses' packages. Before, the bus fails with bus.ErrNotStarted.
 	Start(ctx context.Context) error
 	Stop(ctx context.Context) error
-	// Check fails with Unavailable while the broker is away. It does not block.
+	// Check fails with Unavailable while the broker cannot be reached. It does not block.
 	Check(ctx context.Context) error
 }
 

@@ -145,7 +145,7 @@ func (k Kind[D]) Data(op *Op) (*D, error) {
 }
 
 // Store is the operations of a component. It is safe for concurrent use. Every method may fail with Unavailable while the
-// database is away.
+// database cannot be reached.
 type Store struct{ db *sqlx.DB }
 
 // NewStore returns the operations in d, which has the tables of [Schema] and its successors and stays the caller's.

@@ -148,7 +148,7 @@ func (r *Runner) setClock(ctx context.Context) error {
 	return nil
 }
 
-// Start begins to run operations. Errors: Unavailable if the database is away; Invalid if Host has more than
+// Start begins to run operations. Errors: Unavailable if the database cannot be reached; Invalid if Host has more than
 // 200 bytes or is not UTF-8.
 func (r *Runner) Start(ctx context.Context) error {
 	if err := checkText("host", r.cfg.Host, 200); err != nil { // the owner of a lease is the host and more
