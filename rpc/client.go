@@ -146,10 +146,10 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Start does nothing: with Stop it makes the client a part of a service.
+// Start does nothing and returns nil: with Stop it makes the client a part of a service.
 func (c *Client) Start(context.Context) error { return nil }
 
-// Stop is Close.
+// Stop is Close, without regard to the context.
 func (c *Client) Stop(context.Context) error { return c.Close() }
 
 // Call sends the request to a server, waits for the result and returns it. host

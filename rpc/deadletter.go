@@ -53,7 +53,7 @@ const (
 //
 // Errors: those of [bus.Bus.Subscribe]; those of publishing a letter for Requeue, such
 // as ErrNoConsumer if its topic is gone, or Precondition if the letter was truncated;
-// the context's. After an error, the letter at hand and all that follow are kept.
+// the context's. After an error, the present dead letter and all later ones are kept.
 func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*DeadLetter) Verdict) error {
 	topic := i.Name + suffixDead
 	if err := b.CreateTopic(ctx, topic); err != nil {

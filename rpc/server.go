@@ -45,9 +45,9 @@ type ServerConfig struct {
 }
 
 const (
-	// replyTime bounds the attempts to send a reply while the caller's topic is
+	// replyTimeout is how long a server tries to send a reply while the caller's topic is
 	// missing: the caller has this time to restore its connection.
-	replyTime = 10 * time.Second
+	replyTimeout = 10 * time.Second
 	// stopGrace is how long Stop still waits for handlers after it canceled their
 	// contexts.
 	stopGrace = time.Second

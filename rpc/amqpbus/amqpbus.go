@@ -191,7 +191,7 @@ func (b *Bus) connect(ctx context.Context) error {
 	links, made := []*connector{b.pub, b.sub}, []connection{}
 	closeAll := func() {
 		for _, conn := range made {
-			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // after an error it is closed, too
+			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // an error has no effect: the connection is closed even then
 		}
 	}
 	for _, l := range links {
@@ -216,7 +216,7 @@ func (b *Bus) connect(ctx context.Context) error {
 	return nil
 }
 
-// Stop is Close, for use as a service part.
+// Stop is Close, without regard to the context. It makes the bus a part of a service.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connections, and waits for the goroutines of the bus. RabbitMQ
@@ -398,13 +398,13 @@ func (b *Bus) mayRetry(o *outgoing, err error) bool {
 // ctx ends. last is the error of an earlier attempt that may be retried, or nil.
 func (b *Bus) publishRetrying(ctx context.Context, o *outgoing, last error) error {
 	var unknown error // of an attempt that may have reached the broker
-	wait := backoff.Backoff{Min: minRetry, Max: maxRetry}
+	delay := backoff.Backoff{Min: minRetry, Max: maxRetry}
 	for {
 		if last != nil {
 			if fault.CodeOf(last) == fault.Unknown {
 				unknown = last
 			}
-			wait.Wait(ctx)
+			delay.Wait(ctx)
 		}
 		last = b.publishOnce(ctx, o)
 		switch {

@@ -60,7 +60,7 @@ type Bus interface {
 	Capabilities() Capabilities
 
 	// Close ends all subscriptions and waits for the goroutines of the bus. Calls after Close fail with [ErrClosed].
-	// Close is idempotent.
+	// Close is idempotent. Its error is for the log: the bus is closed even then.
 	Close() error
 }
 
@@ -249,8 +249,8 @@ func TooLarge(size, limit int) error {
 // CheckTopic returns Invalid unless name, which includes all prefixes and suffixes, can be the name of a topic on every
 // broker. It must be UTF-8 of at most 255 bytes, without control characters, spaces, *, > and empty parts between dots.
 func CheckTopic(name string) error {
-	if wrong := names.Fault(name); wrong != "" {
-		return fault.New(fault.Invalid, "topic name %.300q of %d bytes %s", name, len(name), wrong)
+	if detail := names.Fault(name); detail != "" {
+		return fault.New(fault.Invalid, "topic name %.300q of %d bytes %s", name, len(name), detail)
 	}
 	return nil
 }

@@ -190,7 +190,7 @@ func startErrorCode(err error) fault.Code {
 	return fault.Unavailable
 }
 
-// Stop is Close, for use as a service part.
+// Stop is Close, without regard to the context. It makes the bus a part of a service.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connection, and waits for the goroutines of the bus. Unacknowledged

@@ -195,7 +195,8 @@ func (r *Registry) ForceDown(ctx context.Context, kind, host string, down bool) 
 	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET forced_down = ? WHERE kind = ? AND host = ?`, down, kind, host)
 }
 
-// List returns the members of a kind, or all members if kind is empty, sorted by kind and host.
+// List returns the members of a kind, or all members if kind is empty, sorted by kind and host. It reads the database; a
+// kind without members is an empty list. Errors: those of [db.Error].
 func (r *Registry) List(ctx context.Context, kind string) ([]Member, error) {
 	if kind == "" {
 		return r.list(ctx, r.cfg.DB, `ORDER BY kind, host`)
@@ -260,7 +261,8 @@ func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 
 // MinVersion returns the least version of a kind's members that have not left and are not forced down, or 0 without
 // such members. Use only what this version can do. A member without heartbeats counts, because it may come back. (In
-// Nova every service that is not deleted counts, so a host that is lost for good holds all others back.)
+// Nova every service that is not deleted counts, so a host that is lost for good holds all others back.) Errors: those of
+// [db.Error].
 func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 	list, err := r.List(ctx, kind)
 	if err != nil {

@@ -241,7 +241,7 @@ func (r *Runner) send(n notification) {
 
 // Signal makes all operations that wait for a peer ([WaitFor]) continue now, for example when a host is back. Any process may call it
 // on its runner, also if the runner is not started. A signal that comes before the operation waits, while its step runs, has no
-// effect: the delay of WaitFor ends the wait then.
+// effect: the delay of WaitFor ends the wait then. Errors: those of [db.Error].
 func (r *Runner) Signal(ctx context.Context, peer string) error {
 	// What is due already keeps its time, by which its deadlines move.
 	err := db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error { // which repeats it after a deadlock

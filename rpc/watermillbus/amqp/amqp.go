@@ -293,7 +293,7 @@ func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{MaxMessage: cmp.Or(b.cfg.MaxMessage, bus.DefaultMaxMessage), MaxTopic: names.Max - len(b.cfg.Exchange) - len("."), Persistent: true}
 }
 
-// Stop is Close, without regard to the context. It makes the bus a service part.
+// Stop is Close, without regard to the context. It makes the bus a part of a service.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connections. It is idempotent. Errors: as of watermillbus. After a lost connection
