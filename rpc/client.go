@@ -27,12 +27,12 @@ const (
 
 // ClientConfig configures a Client. The zero value is usable.
 type ClientConfig struct {
-	// Timeout is the time limit of a Call or Go whose context has no deadline. It
-	// also bounds how long such a Cast or Fanout waits while the broker cannot be reached.
+	// Timeout is the timeout of a Call or Go whose context has no deadline. It is also how
+	// long a Cast or Fanout without a deadline waits for a broker that cannot be reached.
 	// Default 60 s, as oslo.messaging's rpc_response_timeout.
 	Timeout time.Duration
 	// HeartbeatTimeout is how long a call waits without a heartbeat. Then the call
-	// fails with ErrHeartbeatLost, although its deadline may be far. The server sends
+	// fails with ErrHeartbeatLost, even if its deadline is much later. The server sends
 	// two heartbeats in that time while the handler runs, and none for a call that
 	// waits in a queue. The timeout is checked every HeartbeatTimeout/8, so it is
 	// detected at most that much late. Default 30 s; negative: only the deadline counts.

@@ -65,16 +65,24 @@ type HTTPConfig struct {
 // the files and opens no socket. It does not check Handler, so that a command can check a configuration.
 // [HTTPPart.Start] makes the same checks, and checks Handler, too.
 func (c HTTPConfig) Validate() error {
-	if !strings.HasPrefix(c.Addr, "unix:") {
-		if _, _, err := net.SplitHostPort(c.Addr); err != nil {
-			return fault.New(fault.Invalid, "address %q: %w", c.Addr, err)
-		}
+	if err := c.checkAddr(); err != nil {
+		return err
 	}
 	if c.CertFile == "" && c.KeyFile == "" && c.ClientCAFile == "" {
 		return nil
 	}
 	_, err := (&certificates{cfg: c}).read()
 	return err
+}
+
+func (c HTTPConfig) checkAddr() error {
+	if strings.HasPrefix(c.Addr, "unix:") {
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+		return fault.New(fault.Invalid, "address %q: %w", c.Addr, err)
+	}
+	return nil
 }
 
 // HTTPPart is a listening server of HTTP/1.1 and, with TLS, HTTP/2. Make one with
@@ -129,7 +137,7 @@ func (p *HTTPPart) bind(a *App, name string) {
 // Start listens, and serves in a goroutine until Drain or Stop. It does not block. The contexts of the requests have the
 // values of ctx, but do not end with ctx. Errors:
 //
-//   - Invalid: Handler is nil, or a file for TLS cannot be used.
+//   - Invalid: Handler is nil, Addr is malformed, or a file for TLS cannot be used.
 //   - Conflict: another process listens on the address.
 //   - Canceled or Timeout: ctx has ended.
 //   - Internal: every other error of the system, such as a path that exists and is not a socket.
@@ -143,6 +151,9 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 		if err := p.validate(); err != nil {
 			return err
 		}
+	}
+	if err := p.cfg.checkAddr(); err != nil {
+		return err
 	}
 	var tlsConfig *tls.Config
 	if p.cfg.CertFile != "" || p.cfg.KeyFile != "" || p.cfg.ClientCAFile != "" {

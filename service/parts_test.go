@@ -75,6 +75,17 @@ func TestHTTPListensBeforeStartReturns(t *testing.T) {
 	}
 }
 
+// TestHTTPMalformedAddress: Start and Validate make the same check of the address.
+func TestHTTPMalformedAddress(t *testing.T) {
+	t.Parallel()
+	cfg := service.HTTPConfig{Addr: "127.0.0.1", Handler: http.NotFoundHandler()}
+	for what, err := range map[string]error{"Start": service.NewHTTP(cfg).Start(t.Context()), "Validate": cfg.Validate()} {
+		if err == nil || fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "127.0.0.1") {
+			t.Errorf("%s = %v (%v), want Invalid with the address", what, err, fault.CodeOf(err))
+		}
+	}
+}
+
 // TestHTTPWithoutHandler: a part without a handler does not start; otherwise each request would panic.
 func TestHTTPWithoutHandler(t *testing.T) {
 	t.Parallel()

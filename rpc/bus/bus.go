@@ -241,7 +241,7 @@ func CheckMessage(m *Message, limit int) error {
 	return nil
 }
 
-// TooLarge returns the error for a message of size bytes on a bus that carries limit bytes.
+// TooLarge returns [ErrTooLarge] for a message of size bytes on a bus that carries limit bytes, with both numbers.
 func TooLarge(size, limit int) error {
 	return fault.New(fault.Invalid, "%w: it has %d bytes, and the limit is %d bytes", ErrTooLarge, size, limit)
 }

@@ -46,7 +46,7 @@ var Schema2 string
 type Config struct {
 	// DB is the database with the table. The caller closes it.
 	DB *sqlx.DB
-	// DownAfter is the heartbeat timeout: a member without a heartbeat for so long is down. Default 60 s, as Nova's
+	// DownAfter is the heartbeat timeout: a member without a heartbeat for this time is down. Default 60 s, as Nova's
 	// service_down_time.
 	DownAfter time.Duration
 }
@@ -150,8 +150,8 @@ func (r *Registry) Join(ctx context.Context, s Self) error {
 	return err
 }
 
-// Leave makes a member that stops down at once. A member that does not exist, or that belongs to another instance, is
-// not an error, and nothing is changed.
+// Leave makes a member down at once, because its process stops. It changes nothing, and returns nil, if the member does not
+// exist or belongs to another instance.
 func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		holders, err := r.holders(ctx, tx, `kind = ? AND host = ? FOR UPDATE`, kind, host)
