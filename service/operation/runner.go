@@ -22,7 +22,7 @@ type RunnerConfig struct {
 	Store *Store
 	// Host is this process's name, which operations and events show.
 	Host string
-	// Lease is the length of the lease of an operation. If the holder does not renew the lease for so long, another process
+	// Lease is the length of the lease of an operation. If the holder does not renew the lease for this time, another process
 	// continues the operation. The lease is renewed every third of that time. Default 15 s.
 	Lease time.Duration
 	// Poll is the time between two polls for operations, without a notification. Default 1 s.
