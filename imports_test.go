@@ -391,7 +391,7 @@ func TestImportRuleDocumented(t *testing.T) {
 }
 
 // foreign are words of one component. They have no place in packages for all of
-// them. They are looked for at the begin of a word: NoValidHost is none.
+// them. They are looked for at the beginning of a word: NoValidHost is none.
 var foreign = regexp.MustCompile(`([Nn]ova|[Ff]lavor|[Hh]ypervisor|[Gg]lance|[Kk]eystone|[Nn]eutron|[Cc]inder|` +
 	`NOVA|FLAVOR|HYPERVISOR|GLANCE|KEYSTONE|NEUTRON|CINDER)`)
 

@@ -31,7 +31,7 @@ type programLog struct {
 	ctx context.Context //nolint:containedctx // without values: a log line of a program belongs to no call
 
 	mu      sync.Mutex
-	half    []byte    // the begin of a line whose end is not written yet
+	half    []byte    // the beginning of a line whose end is not written yet
 	cut     bool      // the line was longer than maxLine
 	tail    []string  // the last lines
 	panics  bool      // tail ends with the message of a panic

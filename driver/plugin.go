@@ -49,7 +49,7 @@ type PluginConfig struct {
 	// StartTimeout is the maximum duration of a start, until the driver is open. Default 30 s.
 	StartTimeout time.Duration
 	// PingEvery is the time between heartbeats of a running program, and PingTimeout the
-	// heartbeat timeout: a program without a heartbeat for so long hangs, and is killed and
+	// heartbeat timeout: a program without a heartbeat for PingTimeout hangs, and is killed and
 	// restarted. Defaults 5 s and 10 s.
 	PingEvery, PingTimeout time.Duration
 	// CloseTimeout is the maximum duration of a Close whose context has no deadline. Default 10 s.

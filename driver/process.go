@@ -167,7 +167,7 @@ func (p *process) openDriver(ctx context.Context, kind string) error {
 	return nil
 }
 
-// socketPrefix is the begin of the names of the folders for sockets.
+// socketPrefix is the beginning of the names of the folders for sockets.
 const socketPrefix = "driver-"
 
 // sweepSockets removes the socket folders that killed services have left.

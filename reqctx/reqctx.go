@@ -1,5 +1,5 @@
 // Package reqctx carries the caller's identity, the request ids and the trace in
-// a [context.Context]. The API service makes a [Request], rpc takes it to every
+// a [context.Context]. The API service makes a [Request], rpc carries it to every
 // other process, and [LogHandler] puts its ids on each log line.
 //
 //	ctx = reqctx.With(ctx, reqctx.Request{ID: reqctx.NewID(), ProjectID: "p1"})

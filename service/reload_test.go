@@ -48,17 +48,17 @@ func TestReloadWhileDraining(t *testing.T) {
 				begin := time.Now()
 				stop()
 				if err := <-ended; err != nil || time.Since(begin) > 1500*time.Millisecond {
-					t.Errorf("Run = %v, %s after the begin of the drain", err, time.Since(begin))
+					t.Errorf("Run = %v, %s after the beginning of the drain", err, time.Since(begin))
 				}
 				if stopping.Sub(begin) > 0 {
 					t.Errorf("the drain waited %s for the reload", stopping.Sub(begin))
 				}
 				if err := <-reloaded; fault.CodeOf(err) != fault.Unavailable || time.Since(begin) > 1500*time.Millisecond {
-					t.Errorf("Reload = %v %s after the begin of the drain, want Unavailable", err, time.Since(begin))
+					t.Errorf("Reload = %v %s after the beginning of the drain, want Unavailable", err, time.Since(begin))
 				}
 				<-time.After(30 * time.Second) // an abandoned reload ends
 				if calls := j.entries(); len(calls) > 0 {
-					t.Errorf("calls %q after the begin of the drain", calls)
+					t.Errorf("calls %q after the beginning of the drain", calls)
 				}
 				if !strings.Contains(out.String(), tt.says) {
 					t.Errorf("the log lacks %s:\n%s", tt.says, out)

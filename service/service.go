@@ -75,7 +75,7 @@ type Drainer interface {
 // error must leave the part as it was. The error ends the reload, so later parts keep
 // their configuration, see [App.Reload]: add the part of the options first. ctx ends after a minute,
 // or when the drain begins. The drain does not wait for Reload, so Drain and Stop may be called while Reload
-// runs. A Reload that runs for more than 1 s after the begin of the drain is abandoned.
+// runs. A Reload that runs for more than 1 s after the beginning of the drain is abandoned.
 type Reloader interface {
 	Reload(ctx context.Context) error
 }

@@ -76,7 +76,7 @@ type Env[D driver.Driver] struct {
 // Driver returns the driver. After [Env.Restart] it may be another one.
 func (e *Env[D]) Driver() D { return e.d }
 
-// Info returns the driver's answer to Info at the begin of the rule.
+// Info returns the driver's answer to Info at the beginning of the rule.
 func (e *Env[D]) Info() driver.Info { return e.info }
 
 // Restart restarts the driver: a program is killed and restarted, a driver in process

@@ -69,7 +69,7 @@ type Config struct {
 	// must delete them first.
 	Quorum bool
 	// ConsumerTimeout is the consumer_timeout of the broker's configuration. The broker
-	// requeues a message that is unacknowledged for so long. A server refuses
+	// requeues a message that is unacknowledged for this time. A server refuses
 	// AtLeastOnce methods that may take longer. Default 30 min, the default of RabbitMQ.
 	ConsumerTimeout time.Duration
 	// ProbeEvery is the average time between two checks of a consumed queue. A check
@@ -165,7 +165,7 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// Start connects to a broker. It tries each broker once, for at most ConnectTimeout together. After an
+// Start connects to a broker. It tries each broker once, for at most ConnectTimeout in total. After an
 // error it may be called again. The error names the brokers, without passwords. Errors:
 //
 //   - Unavailable: no broker answers.

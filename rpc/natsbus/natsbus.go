@@ -120,7 +120,7 @@ func New(cfg Config) (*Bus, error) {
 	return b, nil
 }
 
-// Start connects to a server. It tries each server once, for at most ConnectTimeout together. After an
+// Start connects to a server. It tries each server once, for at most ConnectTimeout in total. After an
 // error it may be called again. The error names the servers, without passwords. Errors:
 //
 //   - Unavailable: no server answers.

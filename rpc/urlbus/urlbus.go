@@ -5,7 +5,8 @@
 //	bus, err := urlbus.Open("rabbit://user:password@h1:5672,user:password@h2:5672/vhost", urlbus.Config{Exchange: "volume"})
 //	app.Add("bus", bus)
 //
-// It has the libraries of all brokers in it. Who needs one only takes its package.
+// The package links the libraries of all brokers. A program that needs one broker only imports the package of that bus
+// instead.
 package urlbus
 
 import (
@@ -27,10 +28,10 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// Config is what a URL does not say. The zero value is usable.
+// Config has the settings that are not in a URL. The zero value is usable.
 type Config struct {
 	// Exchange is the first part of the names of all queues. Default "armature".
-	// Processes that talk to each other have the same.
+	// Processes that exchange messages need the same value.
 	Exchange string
 	// Quorum keeps casts in quorum queues on RabbitMQ, see amqpbus.Config.
 	Quorum bool
@@ -39,13 +40,13 @@ type Config struct {
 	MaxMessage int
 	// TLS makes the connections TLS, as the schemes amqps:// and tls:// and the parameter ssl=1 do.
 	TLS bool
-	// TLSFiles are the files for TLS, which is an error without it. Parameters of the URL come before.
-	// memory:// needs none.
+	// TLSFiles are the files for TLS. It is an error to set them without TLS. Parameters of the URL override them.
+	// memory:// does not use them.
 	TLSFiles tlsfile.Client
-	// Schemes opens URLs of further schemes, such as watermill-amqp with package rpc/watermillbus/amqp. It gets the URL
-	// as it is.
+	// Schemes opens URLs of further schemes, such as watermill-amqp with package rpc/watermillbus/amqp. An
+	// Opener gets the unchanged URL.
 	Schemes map[string]Opener
-	// Logger gets what happens to the connections. Default slog.Default().
+	// Logger gets the events of the connections. Default slog.Default().
 	Logger *slog.Logger
 }
 
@@ -70,14 +71,14 @@ type Bus interface {
 //
 //	rabbit:// amqp:// amqps://   RabbitMQ: user:password@host:port, several with commas, and /vhost
 //	nats:// tls://               NATS: the same without a virtual host
-//	memory://                    this process alone; so does an empty URL
+//	memory://                    this process alone, as an empty URL
 //
-// The user of the first host is that of all hosts that name none. The parameters, after a ?, are those
-// of oslo.messaging: ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, and their older names,
-// and besides ssl_server_name, see [tlsfile.Client]. The port of RabbitMQ is by default 5672, with TLS 5671.
+// A host without a user has the user of the first host. The parameters, after a ?, are those of
+// oslo.messaging, ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, with their older names, and
+// ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is 5672, with TLS 5671.
 //
 // Errors: Invalid if the URL has another form, or another parameter, or a file is wrong; Denied if
-// others can read the key. None repeats the URL, as it has a password.
+// others can read the key. No error contains the URL, because a URL has a password.
 func Open(url string, cfg Config) (Bus, error) {
 	name, _, _ := strings.Cut(url, "://")
 	if open := cfg.Schemes[name]; open != nil {
@@ -95,7 +96,7 @@ func Open(url string, cfg Config) (Bus, error) {
 	case err != nil:
 		return nil, err
 	case !cfg.TLS && cfg.TLSFiles != tlsfile.Client{}:
-		return nil, fault.New(fault.Invalid, "files for TLS are given for the bus, and TLS is not asked for: set ssl, or use the scheme amqps:// or tls://")
+		return nil, fault.New(fault.Invalid, "files for TLS are set for the bus, but TLS is not: set ssl, or use the scheme amqps:// or tls://")
 	}
 	if !cfg.TLS {
 		warnPlain(cfg.Logger, urls)

@@ -52,7 +52,7 @@ type Microversions struct {
 	Service string
 	// Min and Max are the first and the last version, such as "3.0" and "3.71".
 	Min, Max string
-	// Prefix is the begin of the paths that have versions, such as "/v3". Empty: all paths.
+	// Prefix is the beginning of the paths that have versions, such as "/v3". Empty: all paths.
 	Prefix string
 	// Headers are older names of the header, such as X-OpenStack-Nova-API-Version. Their value is the
 	// version without SERVICE. OpenStack-API-Version takes precedence.

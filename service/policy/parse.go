@@ -52,7 +52,7 @@ func splitTokens(text string) []token {
 
 func isBlank(c byte) bool { return strings.IndexByte(" \t\r\n", c) >= 0 }
 
-// wordLen returns the length of the word at the begin of text. Blanks within quotes belong to the word. A quote that is
+// wordLen returns the length of the word at the beginning of text. Blanks within quotes belong to the word. A quote that is
 // never closed is an ordinary character.
 func wordLen(text string) int {
 	quote := byte(0)
