@@ -473,20 +473,18 @@ func TestUnixSocket(t *testing.T) {
 // ended, the listener's queue is full, or the socket is not one of streams.
 func TestUnixSocketStays(t *testing.T) {
 	t.Parallel()
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
 	for _, tt := range []struct {
-		name   string
-		listen func(path string) (io.Closer, error)
-		ctx    context.Context
-		code   fault.Code
-		says   string
+		name     string
+		listen   func(path string) (io.Closer, error)
+		canceled bool // the context of Start
+		code     fault.Code
+		says     string
 	}{
-		{"context ended", listenUnix, ended, fault.Canceled, "check whether a process listens on the socket: "},
-		{"queue full", listenFull, t.Context(), fault.Conflict, "address already in use: another process listens there"},
+		{"context canceled", listenUnix, true, fault.Canceled, "check whether a process listens on the socket: "},
+		{"queue full", listenFull, false, fault.Conflict, "address already in use: another process listens there"},
 		{"datagrams", func(path string) (io.Closer, error) {
 			return net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-		}, t.Context(), fault.Internal, "check whether a process listens on the socket: "},
+		}, false, fault.Internal, "check whether a process listens on the socket: "},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
@@ -500,8 +498,13 @@ func TestUnixSocketStays(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			ctx, cancel := context.WithCancel(t.Context())
+			defer cancel()
+			if tt.canceled {
+				cancel()
+			}
 			p := service.HTTP("unix:"+path, http.NotFoundHandler())
-			if err := p.Start(tt.ctx); err == nil || fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {
+			if err := p.Start(ctx); err == nil || fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {
 				t.Errorf("Start = %v (%v), want %v with %q", err, fault.CodeOf(err), tt.code, tt.says)
 			}
 			if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {

@@ -139,7 +139,7 @@ func (l *connector) dialBroker(ctx context.Context, raw string) (conn *amqp.Conn
 		if err == nil {
 			_ = conn.CloseDeadline(time.Now()) // the socket is closed already
 		}
-		err = fmt.Errorf("no connection (%v): %w", ctx.Err(), cmp.Or(err, context.Cause(ctx))) // after the cancellation of Stop, or the timeout
+		err = fmt.Errorf("no connection (%s): %w", ctx.Err().Error(), cmp.Or(err, context.Cause(ctx))) // dialTimeout has passed, or the bus was closed
 	}
 	if err != nil {
 		return nil, nil, tlsError(err, cfg.TLSClientConfig == nil && first != nil && first.is(tlsAlert))

@@ -43,8 +43,8 @@ type Config struct {
 	// TLSFiles are the files for TLS. It is an error to set them without TLS. Parameters of the URL override them.
 	// memory:// does not use them.
 	TLSFiles tlsfile.Client
-	// Schemes opens URLs of further schemes, such as watermill-amqp with package rpc/watermillbus/amqp. An
-	// Opener gets the unchanged URL.
+	// Schemes opens URLs of further schemes, such as watermill-amqp with package rpc/watermillbus/amqp. It gets the URL
+	// as it is.
 	Schemes map[string]Opener
 	// Logger gets the events of the connections. Default slog.Default().
 	Logger *slog.Logger
@@ -73,9 +73,9 @@ type Bus interface {
 //	nats:// tls://               NATS: the same without a virtual host
 //	memory://                    this process alone, as an empty URL
 //
-// A host without a user has the user of the first host. The parameters, after a ?, are those of
-// oslo.messaging, ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, with their older names, and
-// ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is 5672, with TLS 5671.
+// The user of the first host is that of all hosts that name none. The parameters, after a ?, are those
+// of oslo.messaging: ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, and their older names,
+// and besides ssl_server_name, see [tlsfile.Client]. The port of RabbitMQ is by default 5672, with TLS 5671.
 //
 // Errors: Invalid if the URL has another form, or another parameter, or a file is wrong; Denied if
 // others can read the key. No error contains the URL, because a URL has a password.

@@ -22,8 +22,8 @@ var (
 	ErrChanged = fault.Sentinel(fault.Conflict, "ConcurrentUpdate", "changed by another process")
 )
 
-// Any, as a generation, means every generation: the change is made even if another process has changed the claim or the
-// provider.
+// Any is the generation that matches every generation: the change is made even if another process has changed the claim or
+// the provider.
 const Any = -1
 
 // Allocation is the part of a claim on one provider: the amounts that the consumer has reserved there.
