@@ -35,11 +35,11 @@ const (
 	retryLater = time.Second
 )
 
-// settlement is a delivery of an AtLeastOnce cast that is not settled yet.
-type settlement struct {
+// openCast is a delivery of an AtLeastOnce cast that is not yet acknowledged, republished or dead-lettered.
+type openCast struct {
 	progress int           // progressOf the message
 	arrived  chan struct{} // closed when a newer copy of the message has arrived
-	done     chan struct{} // closed when the delivery is settled
+	done     chan struct{} // closed when the delivery has ended
 }
 
 // progressOf returns a number that is greater for each newer copy of a message that servers publish.
@@ -54,17 +54,17 @@ const ended = math.MaxInt
 func lifeKey(m *bus.Message) string { return m.ID + "/" + strconv.Itoa(m.Requeues) }
 
 // serveDurable handles a cast of an AtLeastOnce method. A second delivery of a message waits until the
-// first is settled: then the server knows whether the message was handled, or was replaced by a newer copy.
+// first has ended: then the server knows whether the message was handled, or was replaced by a newer copy.
 // If the second delivery is the newer copy, its arrival tells the first delivery that the publish was confirmed.
 func (s *Server) serveDurable(ctx, work context.Context, d *delivery) {
 	ctx, d.stop = s.handlerContext(ctx, d)
 	defer d.stop()
-	own := &settlement{progressOf(d.Message), make(chan struct{}), make(chan struct{})}
+	own := &openCast{progressOf(d.Message), make(chan struct{}), make(chan struct{})}
 	for {
 		s.mu.Lock()
-		earlier := s.settling[d.id]
+		earlier := s.openCasts[d.id]
 		if earlier == nil {
-			s.settling[d.id] = own
+			s.openCasts[d.id] = own
 		} else if own.progress > earlier.progress {
 			select {
 			case <-earlier.arrived:
@@ -86,18 +86,18 @@ func (s *Server) serveDurable(ctx, work context.Context, d *delivery) {
 	}
 	defer func() {
 		s.mu.Lock()
-		delete(s.settling, d.id)
+		delete(s.openCasts, d.id)
 		s.mu.Unlock()
 		close(own.done)
 	}()
 	open, err := s.attemptOnce(ctx, work, d)
 	d.releaseSlot()
 	if open {
-		s.settle(ctx, work, d, err)
+		s.endCast(ctx, work, d, err)
 	}
 }
 
-// discardCopy ends a second delivery after the first one was settled. It acknowledges the second if the message was
+// discardCopy ends a second delivery after the first one has ended. It acknowledges the second if the message was
 // handled or replaced. Otherwise the first was returned to the bus, and the second is returned, too.
 func (s *Server) discardCopy(ctx context.Context, d *delivery) {
 	if seen, err := s.cfg.Dedup.Seen(context.WithoutCancel(ctx), d.id); err == nil && seen || s.superseded(d.Message) {
@@ -109,7 +109,7 @@ func (s *Server) discardCopy(ctx context.Context, d *delivery) {
 }
 
 // attemptOnce runs the handler of an AtLeastOnce cast, unless the message was handled or replaced before. If open is
-// true, the caller settles the message by err; otherwise the message is settled.
+// true, the caller ends the delivery by err; otherwise the delivery has ended.
 func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool, err error) {
 	seen, err := s.cfg.Dedup.Seen(ctx, d.id)
 	if err == nil && (seen || s.superseded(d.Message)) {
@@ -139,9 +139,9 @@ func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool,
 	return true, nil
 }
 
-// settle ends the delivery of an AtLeastOnce cast after its handler returned err: the message is acknowledged, published
+// endCast ends the delivery of an AtLeastOnce cast after its handler returned err: the message is acknowledged, published
 // for its next delivery attempt, or dead-lettered.
-func (s *Server) settle(ctx, work context.Context, d *delivery, err error) {
+func (s *Server) endCast(ctx, work context.Context, d *delivery, err error) {
 	if err == nil {
 		s.acknowledge(ctx, d)
 		return
@@ -223,13 +223,13 @@ func (s *Server) requeue(ctx, work context.Context, d *delivery, next *bus.Messa
 // replace publishes next in place of m, and acknowledges m when the bus has confirmed next. Until then m stays
 // unacknowledged: an unconfirmed publish has an unknown outcome, and m must not be returned to the bus, where it
 // would be delivered beside next. If the connection is lost before the confirmation, next is published again. On an
-// error the caller settles m: next was certainly not published, or the server ends. [Server.superseded]
+// error the caller ends the delivery of m: next was certainly not published, or the server ends. [Server.superseded]
 // compares with progress.
 func (s *Server) replace(work context.Context, m *bus.Delivery, next *bus.Message, topic string, progress int) error {
 	ctx, cancel := s.untilStopped(work)
 	defer cancel()
 	s.mu.Lock()
-	own := s.settling[m.ID]
+	own := s.openCasts[m.ID]
 	s.mu.Unlock()
 	arrived := func() bool { return false }
 	if own != nil && progress != ended {

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// delivery is a message that the server has received, until it is settled and, if it is a call, answered.
+// delivery is a message that the server has received, until it is acknowledged or returned and, if it is a call, answered.
 type delivery struct {
 	*bus.Delivery
 
@@ -236,7 +236,7 @@ func (s *Server) handlerContext(ctx context.Context, d *delivery) (context.Conte
 	end := d.deadline
 	limit := d.method.timeout
 	if most := s.limits.ConsumerTimeout; d.durable() && limit == 0 && most > 0 {
-		limit = most - most/10 // leaves time to settle the message
+		limit = most - most/10 // leaves time to end the delivery
 	}
 	if limit > 0 {
 		if t := time.Now().Add(limit); end.IsZero() || t.Before(end) {

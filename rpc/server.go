@@ -73,13 +73,13 @@ type Server struct {
 	stopping   chan struct{}
 	done       chan struct{} // closed when intake and handlers have ended
 	running    map[string]*delivery
-	settling   map[string]*settlement // by id, of AtLeastOnce casts
-	replaced   *recent[int]           // by lifeKey, the progress of the newest copy that this server has published
-	heartbeats *time.Timer            // runs sendDueHeartbeats; nil before the first call that wants heartbeats
-	due        time.Time              // when heartbeats fires; zero if it is not set
-	aborted    bool                   // Stop canceled the handlers that still ran: no more heartbeats
-	wg         sync.WaitGroup         // handlers, and replies under way
-	stats      ServerStats            // accessed atomically
+	openCasts  map[string]*openCast // by id, of AtLeastOnce casts
+	replaced   *recent[int]         // by lifeKey, the progress of the newest copy that this server has published
+	heartbeats *time.Timer          // runs sendDueHeartbeats; nil before the first call that wants heartbeats
+	due        time.Time            // when heartbeats fires; zero if it is not set
+	aborted    bool                 // Stop canceled the handlers that still ran: no more heartbeats
+	wg         sync.WaitGroup       // handlers, and replies under way
+	stats      ServerStats          // accessed atomically
 
 	deadTopic atomic.Bool // the topic of dead letters exists
 }
@@ -132,14 +132,14 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	}
 	s := &Server{
 		bus: b, cfg: cfg, chain: newChain(cfg.Interceptors),
-		methods:  make(map[string]endpoint),
-		slots:    make(chan struct{}, cfg.MaxInFlight),
-		baton:    make(chan struct{}),
-		stopping: make(chan struct{}),
-		done:     make(chan struct{}),
-		running:  make(map[string]*delivery),
-		settling: make(map[string]*settlement),
-		replaced: newRecent[int](rememberSize, rememberTime),
+		methods:   make(map[string]endpoint),
+		slots:     make(chan struct{}, cfg.MaxInFlight),
+		baton:     make(chan struct{}),
+		stopping:  make(chan struct{}),
+		done:      make(chan struct{}),
+		running:   make(map[string]*delivery),
+		openCasts: make(map[string]*openCast),
+		replaced:  newRecent[int](rememberSize, rememberTime),
 	}
 	for _, name := range []string{methodPing, methodDescribe} {
 		m := builtinMethod(cfg.Interface, name)

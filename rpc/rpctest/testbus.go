@@ -101,12 +101,12 @@ func rawMessage(b *bench, n int) *bus.Message {
 
 func settleDelivery(b *bench, d *bus.Delivery, ack bool) {
 	b.Helper()
-	settle := d.Nack
+	end := d.Nack
 	if ack {
-		settle = d.Ack
+		end = d.Ack
 	}
-	if err := settle(); err != nil {
-		b.Errorf("settle message %s: %v", d.ID, err)
+	if err := end(); err != nil {
+		b.Errorf("acknowledge or return message %s: %v", d.ID, err)
 	}
 }
 

@@ -128,7 +128,7 @@ func (g *group) laneLoop(ctx context.Context, cancel context.CancelFunc, sub mes
 	for {
 		for m := g.next(in); m != nil; m = g.next(in) {
 			delay.Reset()
-			if !g.deliver(m) || !g.settled(m, stopDelivering) {
+			if !g.deliver(m) || !g.awaitEnd(m, stopDelivering) {
 				return
 			}
 		}
@@ -160,9 +160,9 @@ func (g *group) logRenewal(topic string, err error) {
 	g.bus.cfg.Logger.Log(g.ctx, level, "subscription ended, renewal failed", "topic", topic, "error", err)
 }
 
-// settled waits until a message is settled, and reports whether that was before the end of the subscription, at which it
-// calls ended.
-func (g *group) settled(m *message.Message, ended func()) bool {
+// awaitEnd waits until a message is acknowledged or rejected, and reports whether that was before the end of the subscription,
+// at which it calls ended.
+func (g *group) awaitEnd(m *message.Message, ended func()) bool {
 	select {
 	case <-m.Acked():
 		return true
@@ -214,7 +214,7 @@ func (g *group) deliver(m *message.Message) bool {
 	key := g.bus.cfg.Redelivered
 	redelivered := key != "" && m.Metadata[key] != ""
 	delete(m.Metadata, key) // it must not be sent when the message is published again
-	d := bus.NewDelivery(bus.Decode(m.UUID, maps.All(m.Metadata), m.Payload), redelivered, settler{m})
+	d := bus.NewDelivery(bus.Decode(m.UUID, maps.All(m.Metadata), m.Payload), redelivered, messageAck{m})
 	select {
 	case <-g.ctx.Done():
 		m.Nack()
@@ -238,11 +238,11 @@ func (g *group) deliver(m *message.Message) bool {
 	}
 }
 
-// settler acknowledges a message to its watermill subscriber, which does not report whether the acknowledgement was sent.
-type settler struct{ m *message.Message }
+// messageAck acknowledges a message to its watermill subscriber, which does not report whether the acknowledgement was sent.
+type messageAck struct{ m *message.Message }
 
 // Settle implements [bus.Settler]. It never fails.
-func (s settler) Settle(ack bool) error {
+func (s messageAck) Settle(ack bool) error {
 	if ack {
 		s.m.Ack()
 	} else {

@@ -26,7 +26,7 @@ func testAffinity(b bench) {
 	b.refuses(placement.ErrGroup, "", toN2("a"))
 	b.must(toN2("a"), toN2("b"))
 	b.used(map[string]int64{"n1": 0, "n2": 3})
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testAntiAffinity(b bench) {
@@ -50,7 +50,7 @@ func testAntiAffinity(b bench) {
 	if p := b.provider("n1"); p.Members["g"] != 2 || p.Consumers != 2 {
 		b.Errorf("%+v", p)
 	}
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testSoft(b bench) {
@@ -109,5 +109,5 @@ func testGroupRace(b bench) {
 	if hosts != 1 {
 		b.Errorf("the group with affinity is on %d hosts", hosts)
 	}
-	b.settled()
+	b.wantUsedSums()
 }

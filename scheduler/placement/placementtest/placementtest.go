@@ -139,8 +139,8 @@ func (b bench) claim(consumer string) placement.Claim {
 	return list[0]
 }
 
-// settled checks that the used amounts are the sums of the claims.
-func (b bench) settled() {
+// wantUsedSums checks that the used amounts are the sums of the claims.
+func (b bench) wantUsedSums() {
 	b.Helper()
 	claims, err := b.Claims(b.Context())
 	if err != nil {
@@ -201,7 +201,7 @@ func testClaim(b bench) {
 	if got := b.claim("d"); got.Generation != 0 || len(got.Allocations) != 0 {
 		b.Errorf("after the refused claim: %+v", got)
 	}
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testUnits(b bench) {
@@ -237,7 +237,7 @@ func testSeveral(b bench) {
 	b.refuses(placement.ErrNoRoom, "", placement.Claim{Consumer: "b", Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
 		placement.Claim{Consumer: "c", Allocations: []placement.Allocation{vcpusOf("n1", 2)}})
 	b.used(map[string]int64{"n1": 2})
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testGeneration(b bench) {
@@ -293,7 +293,7 @@ func testChange(b bench) {
 	if c := b.claim("b"); c.Generation != 1 || b.provider("n2").Consumers != 2 {
 		b.Errorf("%+v", c)
 	}
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testRelease(b bench) {
@@ -307,7 +307,7 @@ func testRelease(b bench) {
 	}
 	b.used(map[string]int64{"n1": 0})
 	b.must(placement.Claim{Consumer: "a", Allocations: []placement.Allocation{vcpusOf("n1", 4)}})
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testOverfull(b bench) {
@@ -325,7 +325,7 @@ func testOverfull(b bench) {
 	b.used(map[string]int64{"n1": 9})
 	// Another class of the same provider is not above its capacity.
 	b.must(placement.Claim{Consumer: "c", Allocations: []placement.Allocation{allocationOf("n1", placement.Resources{placement.MemoryMB: 1})}})
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testMove(b bench) {
@@ -374,7 +374,7 @@ func testMove(b bench) {
 	if err := placement.Move(ctx, b, "move-4", placement.Claim{Consumer: "none", Allocations: []placement.Allocation{vcpusOf("n1", 1)}}); !errors.Is(err, fault.Precondition) {
 		b.Errorf("a move of a consumer without a claim: %v", err)
 	}
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testInvalid(b bench) {
@@ -418,7 +418,7 @@ func testRace(b bench) {
 	if got.Load() != 10 || full.Load() != 30 {
 		b.Errorf("%d claims succeeded, %d found no room; want 10 and 30", got.Load(), full.Load())
 	}
-	b.settled()
+	b.wantUsedSums()
 }
 
 func testStorm(b bench) {
@@ -495,5 +495,5 @@ func testStorm(b bench) {
 	close(done)
 	watch.Wait()
 	b.Logf("%d claims, %d of two providers, %d releases, %d moves; %d checks", counts[0].Load(), counts[1].Load(), counts[2].Load(), counts[3].Load(), checks)
-	b.settled()
+	b.wantUsedSums()
 }
