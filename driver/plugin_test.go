@@ -130,7 +130,7 @@ func TestVersions(t *testing.T) {
 	for name, want := range map[string]string{
 		"good": "3", "old": "2",
 		"new":   dir + "/armature-echo-new: it has protocol 4, but this worker supports only 3 and 2",
-		"other": dir + `/armature-echo-other: it is a driver of the kind "volume", not echo`,
+		"other": dir + `/armature-echo-other: it is a driver of the kind "volume", want echo`,
 	} {
 		p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: name, Dir: dir})
 		var got string

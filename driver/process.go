@@ -162,7 +162,7 @@ func (p *process) openDriver(ctx context.Context, kind string) error {
 		return out.err(ctx, filepath.Base(p.path), driverpb.Driver_Open_FullMethodName, err)
 	}
 	if resp.GetKind() != kind {
-		return fault.New(fault.Invalid, "it is a driver of the kind %s, not %s", quoteText(resp.GetKind()), kind)
+		return fault.New(fault.Invalid, "it is a driver of the kind %s, want %s", quoteText(resp.GetKind()), kind)
 	}
 	return nil
 }

@@ -182,7 +182,7 @@ func Call[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], ho
 	}
 	out, ok := resp.(*Resp)
 	if !ok {
-		return nil, fault.New(fault.Internal, "%s: an interceptor returned %T, not %T", m.info(bus.Call, host), resp, out)
+		return nil, fault.New(fault.Internal, "%s: an interceptor returned %T, want %T", m.info(bus.Call, host), resp, out)
 	}
 	return out, nil
 }

@@ -67,7 +67,7 @@ func eraseTypes[Req, Resp any](m Method[Req, Resp], h func(context.Context, *Req
 		call: func(ctx context.Context, req any) (any, error) {
 			r, ok := req.(*Req)
 			if !ok {
-				return nil, fault.New(fault.Internal, "an interceptor passed %T, not %T", req, r)
+				return nil, fault.New(fault.Internal, "an interceptor passed %T, want %T", req, r)
 			}
 			resp, err := h(ctx, r)
 			if err != nil {

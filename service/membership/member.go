@@ -17,8 +17,8 @@ type MemberConfig struct {
 
 	// Every is the time between heartbeats. Default a sixth of DownAfter: 10 s, as Nova's report_interval.
 	Every time.Duration
-	// MinVersion is the least version of its kind beside which the service can run: it does not start while an
-	// older member exists. Default 0: any version.
+	// MinVersion is the oldest version of other members of the same kind with which the service can run: it does not
+	// start while an older member exists. Default 0: any version.
 	MinVersion int
 	// Logger defaults to slog.Default().
 	Logger *slog.Logger
@@ -57,7 +57,7 @@ func (r *Registry) Member(cfg MemberConfig) *MemberPart {
 // member while this one could not send heartbeats.
 func (p *MemberPart) Failed() <-chan error { return p.failed }
 
-// Start joins. Precondition: a member of its kind is older than MinVersion. [ErrHeld]: the member belongs to another
+// Start joins, and begins to send heartbeats. Precondition: a member of its kind is older than MinVersion. [ErrHeld]: the member belongs to another
 // process.
 func (p *MemberPart) Start(ctx context.Context) error {
 	if p.cfg.MinVersion > 0 {
@@ -66,7 +66,7 @@ func (p *MemberPart) Start(ctx context.Context) error {
 			return err
 		}
 		if least > 0 && least < p.cfg.MinVersion {
-			return fault.New(fault.Precondition, "a %s of version %d is a member, and this one works beside version %d and later only: upgrade that one first, or remove it if it is lost for good",
+			return fault.New(fault.Precondition, "start %s: a member of this kind has version %d, but this release needs version %d or later in all members: upgrade that member first, or remove it if its host is lost for good",
 				p.cfg.Kind, least, p.cfg.MinVersion)
 		}
 	}

@@ -161,8 +161,8 @@ func TestMinVersion(t *testing.T) {
 		age(t, d, "old", time.Hour)
 		least(5)
 		late := r.Member(membership.MemberConfig{Self: self("newest", 8), MinVersion: 6})
-		if err := late.Start(ctx); fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), "a worker of version 5 is a member") {
-			t.Errorf("beside one that is too old: %v", err)
+		if err := late.Start(ctx); fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), "start worker: a member of this kind has version 5") {
+			t.Errorf("with a member that is too old: %v", err)
 		}
 		if err := r.ForceDown(ctx, "worker", "old", true); err != nil {
 			t.Error(err)
