@@ -25,7 +25,7 @@ const (
 	dialTimeout = 5 * time.Second
 	// pingInterval is the time between two pings of NATS over a quiet connection. The connection is lost when two answers are missing.
 	pingInterval = 5 * time.Second
-	// flushTimeout bounds the wait for NATS at the end of a subscription or a connection.
+	// flushTimeout is how long the bus waits for NATS at the end of a subscription or a connection.
 	flushTimeout = time.Second
 )
 

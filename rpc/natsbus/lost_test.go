@@ -61,7 +61,7 @@ func TestLostBroker(t *testing.T) {
 	close(gate)
 	for _, p := range calls {
 		if _, err := p.Wait(limited(t)); err != nil {
-			t.Errorf("a call that was handled while NATS was away: %v, want its reply", err)
+			t.Errorf("a call that was handled while NATS could not be reached: %v, want its reply", err)
 		}
 	}
 }

@@ -38,7 +38,7 @@ func testCast(b *bench) {
 		b.Fatalf("cast to a server that is down: %v", err)
 	}
 	b.serve("a", 0, register)
-	if n := receive(b, got, "the cast to the server that was away"); n != 2 {
+	if n := receive(b, got, "the cast to the server that was down"); n != 2 {
 		b.Errorf("got %d, want 2", n)
 	}
 	// A further message shows that no copy of the others is queued before it.

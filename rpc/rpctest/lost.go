@@ -410,7 +410,7 @@ func (l *lost) testAway() {
 	r := l.wait(done)
 	l.Logf("called 1s after the kill: %v after it, %v", r.when.Sub(killed).Round(time.Millisecond), r.err)
 	if r.err != nil {
-		l.Errorf("a call to a server that was away: %v, want its answer", r.err)
+		l.Errorf("a call to a server that was down: %v, want its answer", r.err)
 	}
 	l.checkOnce(killed)
 }

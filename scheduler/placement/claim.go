@@ -76,7 +76,7 @@ type Store interface {
 	// Put adds or replaces a provider and returns it with its new generation. The generation grows by 1 if a field
 	// changes other than the heartbeat, the tasks and the failures. Used, Consumers, Members and At of p are ignored,
 	// and of its aggregates only the names are used. Errors: Precondition if an inventory that is used is removed (its
-	// capacity may become less than the used amount); Invalid; NotFound if an aggregate does not exist; ErrChanged if
+	// capacity may become less than the used amount); Invalid if p is not valid; NotFound if an aggregate does not exist; ErrChanged if
 	// the stored generation is not that of p. In p, 0 stands for a new provider, and [Any] for every generation.
 	Put(ctx context.Context, p *Provider) (*Provider, error)
 	// Remove removes a provider. It is not an error if the provider does not exist. Precondition: the provider is used.
@@ -90,9 +90,9 @@ type Store interface {
 	RemoveAggregate(ctx context.Context, name string) error
 
 	// Claim makes all claims or none. Each claim replaces the consumer's present one. A provider above its capacity does not
-	// fail the call if the claims do not increase the provider's used amount. If a consumer already has the wanted claim, the claim counts as
-	// made, so that a call with an unknown outcome can be repeated. Errors: ErrNoRoom, ErrGroup, ErrChanged; NotFound if
-	// a provider does not exist; Invalid.
+	// fail the call if the claims do not increase the provider's used amount. If a consumer already has the wanted claim,
+	// the claim counts as made, so that a call with an unknown outcome can be repeated. Errors: ErrNoRoom, ErrGroup,
+	// ErrChanged; NotFound if a provider does not exist; Invalid if a claim is not valid.
 	Claim(ctx context.Context, claims ...Claim) error
 	// Claims returns the claims of the given consumers, sorted by consumer. A consumer without a claim has a Claim of
 	// generation 0. If no consumer is given, Claims returns all claims. The caller owns them.
@@ -112,9 +112,9 @@ func Release(ctx context.Context, s Store, consumer string) error {
 
 // Move replaces the claim of next.Consumer by next, usually on another host, and gives the present claim to the consumer
 // holder, in one transaction. next.Generation is ignored. Both hosts stay claimed until the caller confirms the move with a
-// [Release] of holder, or undoes it with [Revert]. holder is an ID without a claim, such as the ID of the move. If the move is already made, for example by a call with an unknown
-// outcome, Move returns nil. Errors: those of Store.Claim; Precondition if the consumer has no claim, or if the holder
-// has one and the move is not made.
+// [Release] of holder, or undoes it with [Revert]. holder is an ID without a claim, such as the ID of the
+// move. If the move is already made, for example by a call with an unknown outcome, Move returns nil. Errors: those of
+// Store.Claim; Precondition if the consumer has no claim, or if the holder has one and the move is not made.
 func Move(ctx context.Context, s Store, holder string, next Claim) error {
 	return retryOn(ctx, ErrChanged, func() error {
 		have, err := s.Claims(ctx, next.Consumer, holder)
@@ -139,8 +139,8 @@ func Move(ctx context.Context, s Store, holder string, next Claim) error {
 	})
 }
 
-// Revert undoes a [Move]: the holder's claim replaces the consumer's claim, and the holder has no claim afterwards. If the holder has no claim, Revert
-// changes nothing and returns nil. group is the consumer's group or nil; its policy is not checked, because the consumer
+// Revert undoes a [Move]: the holder's claim replaces the consumer's claim, and the holder has no claim afterwards. If
+// the holder has no claim, Revert changes nothing and returns nil. group is the consumer's group or nil; its policy is not checked, because the consumer
 // was on that host before. Errors: those of Store.Claim.
 func Revert(ctx context.Context, s Store, consumer, holder string, group *Group) error {
 	return retryOn(ctx, ErrChanged, func() error {
