@@ -8,12 +8,12 @@ import (
 // scoreTable holds the scores of the feasible hosts of a decision. Each weigher has a column of raw scores and a column
 // of scaled scores, with an element for each host. Each host has a total. Later decisions use its memory again.
 type scoreTable struct {
-	multipliers []float64 // of the weighers
+	multipliers []float64 // one for each weigher
 
 	raw, scaled []float64    // the columns, one after the other
 	stride      int          // length of a column
-	ranges      []scoreRange // of the columns
-	totals      []float64    // of the hosts
+	ranges      []scoreRange // one for each column
+	totals      []float64    // one for each host
 	removed     []float64    // temporary memory of removeRow
 }
 
@@ -170,8 +170,8 @@ func (t *scoreTable) removeRow(host int) {
 	}
 }
 
-// updateRange computes the range of a column again after raw scores were added or removed, which are changed. If the range
-// is a new one, it scales the column again and returns true.
+// updateRange computes the range of a weigher's column again after raw scores were added or removed: those in changed. If the
+// range is a new one, updateRange scales the column again and returns true.
 func (t *scoreTable) updateRange(weigher int, changed ...float64) bool {
 	old := t.ranges[weigher]
 	isInside := func(x float64) bool { return old.low < x && x < old.high }

@@ -27,7 +27,7 @@ func (m *Memory) Put(_ context.Context, p *Provider) (*Provider, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	have := m.providers[p.ID]
-	next, err := p.replaces(have)
+	next, err := p.toStored(have)
 	if err != nil {
 		return nil, err
 	}

@@ -9,9 +9,9 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// replaces returns p in the form in which a store keeps it, in place of have. have is nil for a new provider. Errors: as
-// [Store].Put.
-func (p *Provider) replaces(have *Provider) (*Provider, error) {
+// toStored returns p in the form in which a store keeps it, as the replacement of have. have is nil for a new provider. Errors:
+// as [Store].Put.
+func (p *Provider) toStored(have *Provider) (*Provider, error) {
 	next := *p
 	next.Inventories, next.Aggregates = maps.Clone(p.Inventories), nil
 	for _, a := range p.Aggregates {

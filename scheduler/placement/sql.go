@@ -138,7 +138,7 @@ func putProvider(ctx context.Context, tx *sqlx.Tx, p *Provider) (*Provider, erro
 		return nil, err
 	}
 	have := known[p.ID]
-	next, err := p.replaces(have)
+	next, err := p.toStored(have)
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ type rank int
 
 const (
 	rankDefaults  rank = 1
-	rankFile      rank = 2 // of the first file; the next file has 3
+	rankFile      rank = 2 // rank of the first file; the second file has 3
 	rankEnv       rank = math.MaxInt - 2
 	rankFlags     rank = math.MaxInt - 1
 	rankOverrides rank = math.MaxInt
@@ -41,7 +41,7 @@ type loader struct {
 	byCase   map[string]string             // declared sections by their names in lower case
 	families []family
 	strict   *option                      // the option with the tag strict, or nil
-	next     rank                         // of the next file
+	next     rank                         // rank of the next file
 	others   map[string]map[string]string // values in files that are not declared; variables may use them
 	unknown  []unknown
 	places   map[string]string // origins of the options in families, by placeKey

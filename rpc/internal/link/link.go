@@ -19,7 +19,7 @@ const (
 
 // Config says how connections of type C are made and watched.
 type Config[C any] struct {
-	// Dial makes one attempt to connect, which ctx bounds. Required.
+	// Dial makes one attempt to connect, which ends when ctx ends. Required.
 	Dial func(ctx context.Context) (C, error)
 	// Hold owns the connection until its end. It returns the reason when the connection is lost, and closes the
 	// connection when ctx ends. It is called once for each connection. Required.
