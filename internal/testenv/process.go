@@ -56,8 +56,8 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 // Done returns a channel that is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Err returns the result of [exec.Cmd.Wait]; it is not nil for exit status 0 either. Call it
-// only after Done is closed.
+// Err returns why the program has ended: the error of [exec.Cmd.Wait], or an error that says exit status 0. It is never nil.
+// Call it only after Done is closed.
 func (p *Process) Err() error {
 	if p.err == nil {
 		return fmt.Errorf("%s: exit status 0", filepath.Base(p.cmd.Path))
