@@ -88,8 +88,10 @@ func unchanged(k, v string) bool {
 	if k == "" || k == encodedHeader || reservedKey(k) {
 		return false
 	}
-	if strings.Trim(k, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
-		return false
+	for i := range len(k) {
+		if !keyChar[k[i]] {
+			return false
+		}
 	}
 	for i := range len(v) {
 		if v[i] < ' ' || v[i] == 0x7f {
@@ -98,6 +100,14 @@ func unchanged(k, v string) bool {
 	}
 	return v == strings.TrimSpace(v)
 }
+
+// keyChar has the characters that a key may have, so that NATS does not change it.
+var keyChar = func() (is [256]bool) {
+	for _, c := range []byte("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") {
+		is[c] = true
+	}
+	return is
+}()
 
 // reservedKey reports whether a header belongs to NATS.
 func reservedKey(k string) bool {
