@@ -67,7 +67,7 @@ func cloneProject(t *testing.T) string {
 	t.Helper()
 	origin, dir := checkout(t), t.TempDir()
 	for _, doc := range []string{"README.md", "docs/tutorial.md", "docs/operating.md", "docs/writing-a-driver.md"} {
-		if !strings.Contains(read(t, doc), cloneCommand) {
+		if !strings.Contains(readFile(t, doc), cloneCommand) {
 			t.Errorf("%s does not have %s", doc, cloneCommand)
 		}
 	}
@@ -102,7 +102,7 @@ func TestCommands(t *testing.T) {
 func blocksOf(t *testing.T, name string) map[string][]string {
 	t.Helper()
 	blocks := map[string][]string{}
-	for _, b := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(read(t, name), -1) {
+	for _, b := range regexp.MustCompile("(?s)```([a-z]+)\n(.*?)```").FindAllStringSubmatch(readFile(t, name), -1) {
 		blocks[b[1]] = append(blocks[b[1]], b[2])
 	}
 	return blocks
@@ -125,7 +125,7 @@ func ownDriver(t *testing.T, parent string) {
 func readme(t *testing.T, dir string) {
 	t.Helper()
 	const command = "go run ./examples/nova-mini"
-	if !strings.Contains(read(t, "README.md"), "\n    "+cloneCommand+" && cd armature\n    "+command+" ") {
+	if !strings.Contains(readFile(t, "README.md"), "\n    "+cloneCommand+" && cd armature\n    "+command+" ") {
 		t.Fatalf("README.md does not have %s", command)
 	}
 	running := inBackground(t, dir, command, []string{"OS_DEFAULT__OSAPI_COMPUTE_LISTEN_PORT=0", "TMPDIR=" + t.TempDir()})

@@ -16,8 +16,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// block returns the first block of a language in a Markdown text.
-func block(t *testing.T, text, language string) string {
+// firstBlock returns the first block of code of a language in a Markdown text.
+func firstBlock(t *testing.T, text, language string) string {
 	t.Helper()
 	_, rest, found := strings.Cut(text, "```"+language+"\n")
 	out, _, closed := strings.Cut(rest, "```\n")
@@ -31,7 +31,7 @@ func block(t *testing.T, text, language string) string {
 // returns what it printed.
 func goTool(t *testing.T, command, source string) string {
 	t.Helper()
-	readTree(t) // it may need any package of the module
+	readTree(t) // so that go test does not use a cached result after a change of any package
 	file := filepath.Join(t.TempDir(), "main.go")
 	if err := os.WriteFile(file, []byte(source), 0o600); err != nil {
 		t.Fatal(err)
@@ -45,7 +45,7 @@ func goTool(t *testing.T, command, source string) string {
 	return stdout.String()
 }
 
-func read(t *testing.T, name string) string {
+func readFile(t *testing.T, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(name)
 	if err != nil {
@@ -54,15 +54,15 @@ func read(t *testing.T, name string) string {
 	return string(b)
 }
 
-// TestReadme runs the program of the README: it prints what is shown.
+// TestReadme runs the program in README.md and checks that its output is the one that README.md shows.
 func TestReadme(t *testing.T) {
 	t.Parallel()
-	text := read(t, "README.md")
-	program := block(t, text, "go")
+	text := readFile(t, "README.md")
+	program := firstBlock(t, text, "go")
 	if n := strings.Count(program, "\n"); n >= 40 {
-		t.Errorf("the program has %d lines; it must be under 40 to be read", n)
+		t.Errorf("the program has %d lines, want fewer than 40, so that people read it", n)
 	}
-	if diff := cmp.Diff(block(t, text, "text"), goTool(t, "run", program)); diff != "" {
+	if diff := cmp.Diff(firstBlock(t, text, "text"), goTool(t, "run", program)); diff != "" {
 		t.Errorf("shown (-), printed (+):\n%s", diff)
 	}
 }
@@ -99,7 +99,7 @@ var (
 	blocks = regexp.MustCompile("(?s)```.*?```") // of code, which has no links
 )
 
-// TestLinks looks after the links between files.
+// TestLinks: each link of a Markdown file to another file leads to an existing file. Anchors are not checked.
 func TestLinks(t *testing.T) {
 	t.Parallel()
 	files := 0
@@ -108,7 +108,7 @@ func TestLinks(t *testing.T) {
 			return err
 		}
 		files++
-		for _, m := range links.FindAllStringSubmatch(blocks.ReplaceAllString(read(t, name), ""), -1) {
+		for _, m := range links.FindAllStringSubmatch(blocks.ReplaceAllString(readFile(t, name), ""), -1) {
 			if strings.Contains(m[1], "://") {
 				continue
 			}

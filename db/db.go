@@ -130,7 +130,7 @@ func (t *target) openHandle(cfg Config) *sqlx.DB {
 	if t.plain != "" {
 		log.Warn("database connections are not encrypted: add tls=true to the URL, or ssl_ca with the file of the server's authority", "host", t.plain)
 	}
-	t.setWatch(&watch{shown: t.shown, slowAfter: max(cfg.SlowQuery, 0), log: log, observe: cfg.Observe})
+	t.setObserver(&observer{shown: t.shown, slowAfter: max(cfg.SlowQuery, 0), log: log, observe: cfg.Observe})
 	d := sqlx.NewDb(sql.OpenDB(t.connector), t.driver)
 	n := cfg.MaxOpen
 	if n <= 0 {

@@ -112,7 +112,7 @@ func ExampleUpdateIf() {
 	fmt.Println(fault.CodeOf(remove("v3")))
 	// Output:
 	// <nil>
-	// volumes id=v2: status is in-use, not one of available, error
+	// volumes id=v2: status is in-use, want one of available, error
 	// Conflict in-use
 	// NotFound
 }

@@ -112,7 +112,7 @@ func TestJSON(t *testing.T) {
 
 		// A condition of UpdateIf is a text, not a list of values.
 		err := db.UpdateIf(ctx, d, db.Update{Table: "documents", Key: db.Values{"id": 2}, If: db.Values{"names": db.JSONOf([]string{"b"})}, Set: db.Values{"size": db.JSONOf[*size](nil)}})
-		if err == nil || !strings.Contains(err.Error(), `names is ["a","b"], not ["b"]`) {
+		if err == nil || !strings.Contains(err.Error(), `names is ["a","b"], want ["b"]`) {
 			t.Errorf("another value: %v", err)
 		}
 

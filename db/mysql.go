@@ -20,26 +20,26 @@ const rollbackTimeout = time.Second
 type mysqlDB struct {
 	driver.Connector
 
-	watch *watch
+	observer *observer
 }
 
-// Driver returns the driver with the watch of this handle.
+// Driver returns the driver with the observer of this handle.
 func (m *mysqlDB) Driver() driver.Driver {
-	return &watchedDriver{m.Connector.Driver(), m.watch}
+	return &observedDriver{m.Connector.Driver(), m.observer}
 }
 
 // Connect opens a connection and records a failure for Health.
 func (m *mysqlDB) Connect(ctx context.Context) (driver.Conn, error) {
 	c, err := m.Connector.Connect(ctx)
 	if err != nil {
-		m.watch.trouble.recordResult(err, false)
+		m.observer.failure.record(err, false)
 		// The dialer has its own timer for the deadline, which may fire before the context ends.
 		if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && !time.Now().Before(d) {
 			err = fmt.Errorf("connect: %w (%w)", context.DeadlineExceeded, err)
 		}
 		return nil, err
 	}
-	return &mysqlConn{c.(rawMySQL), m.watch}, nil
+	return &mysqlConn{c.(rawMySQL), m.observer}, nil
 }
 
 // rawMySQL has the interfaces of the driver's connection that database/sql uses.
@@ -48,34 +48,34 @@ type rawMySQL interface {
 	driver.NamedValueChecker
 }
 
-// mysqlConn is a connection that reports its statements to a watch.
+// mysqlConn is a connection that reports its statements to an observer.
 type mysqlConn struct {
 	rawMySQL
 
-	watch *watch
+	observer *observer
 }
 
-// ExecContext runs a statement without rows and reports it to the watch.
+// ExecContext runs a statement without rows and reports it to the observer.
 func (c *mysqlConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	end := c.watch.watchStatement(ctx, query)
+	end := c.observer.observeStatement(ctx, query)
 	defer func() { end(res, err) }()
 	return c.rawMySQL.ExecContext(ctx, query, args)
 }
 
-// QueryContext runs a query and reports it to the watch.
+// QueryContext runs a query and reports it to the observer.
 func (c *mysqlConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := c.watch.watchStatement(ctx, query)
+	end := c.observer.observeStatement(ctx, query)
 	defer func() { end(nil, err) }()
 	return c.rawMySQL.QueryContext(ctx, query, args)
 }
 
-// PrepareContext returns a prepared statement that reports to the watch.
+// PrepareContext returns a prepared statement that reports to the observer.
 func (c *mysqlConn) PrepareContext(ctx context.Context, query string) (driver.Stmt, error) {
 	st, err := c.rawMySQL.PrepareContext(ctx, query)
 	if err != nil {
 		return st, err
 	}
-	return &watchedStmt{st.(rawMySQLStmt), c.watch, query}, nil
+	return &observedStmt{st.(rawMySQLStmt), c.observer, query}, nil
 }
 
 // rawMySQLStmt has the interfaces of the driver's prepared statement that database/sql uses.
@@ -84,22 +84,22 @@ type rawMySQLStmt interface {
 	driver.NamedValueChecker
 }
 
-// watchedStmt is a prepared statement that reports to a watch.
-type watchedStmt struct {
+// observedStmt is a prepared statement that reports to an observer.
+type observedStmt struct {
 	rawMySQLStmt
 
-	watch *watch
-	query string
+	observer *observer
+	query    string
 }
 
-func (s *watchedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	end := s.watch.watchStatement(ctx, s.query)
+func (s *observedStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
+	end := s.observer.observeStatement(ctx, s.query)
 	defer func() { end(res, err) }()
 	return s.rawMySQLStmt.ExecContext(ctx, args)
 }
 
-func (s *watchedStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := s.watch.watchStatement(ctx, s.query)
+func (s *observedStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
+	end := s.observer.observeStatement(ctx, s.query)
 	defer func() { end(nil, err) }()
 	return s.rawMySQLStmt.QueryContext(ctx, args)
 }

@@ -114,7 +114,7 @@ func (r DataReports) ExitCode() int {
 	return code
 }
 
-// Print writes a table with a line for each migration. The error is w's.
+// Print writes a table with a line for each migration. It returns the first error of w.
 func (r DataReports) Print(w io.Writer) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(tab, "MIGRATION\tDONE\tLEFT\tERROR") // Flush returns the error

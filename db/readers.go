@@ -146,7 +146,7 @@ func Health(ctx context.Context, d *sqlx.DB) error {
 	case readOnly:
 		return fault.WithReason(fault.New(fault.Unavailable, "the database is read-only"), reasonReadOnly, nil)
 	}
-	if err := lastTrouble(d); err != nil {
+	if err := lastingFailureOf(d); err != nil {
 		_, reason := classifyError(err)
 		return fault.WithPrivate(fault.WithReason(fault.New(fault.Unavailable, "the database rejected a statement: %w", err), reason, nil))
 	}

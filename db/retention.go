@@ -70,10 +70,10 @@ type Part struct {
 // at the same time.
 //
 // Inside a [Tx] on d, Purge joins the transaction, and all batches are part of it.
-// Thus a component can move a row to its history when it deletes the row.
+// So a component can move a row to its history when it deletes the row.
 //
 // Errors: Invalid if Table or Where is empty, or if a name of a table or a column has
-// other characters than letters, digits and _; Precondition if a history table lacks
+// characters other than letters, digits and _; Precondition if a history table lacks
 // columns, with their names; those of [Tx].
 func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 	if r.Key == "" {

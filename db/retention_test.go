@@ -35,7 +35,7 @@ func addServers(t *testing.T, d *sqlx.DB, from, n int) {
 	t.Helper()
 	err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
 		for i := from; i < from+n; i++ {
-			id := fmt.Sprintf("é%06d", i)
+			id := fmt.Sprintf("é%06d", i) // é: a key with a byte above ASCII is compared, too
 			var deleted *time.Time
 			if i%3 == 0 {
 				deleted = &longAgo
@@ -60,7 +60,8 @@ func addServers(t *testing.T, d *sqlx.DB, from, n int) {
 	}
 }
 
-// deletedServers returns the retention of the deleted servers, with history.
+// deletedServers returns the retention of the deleted servers, with history. Where has an OR, which is wrong in a statement that
+// adds terms without parentheses.
 func deletedServers() db.Retention {
 	return db.Retention{
 		Table: "servers", Where: "deleted_at < ? OR name = ?", Args: []any{longAgo.AddDate(1, 0, 0), "none"},
@@ -122,14 +123,14 @@ func TestPurge(t *testing.T) {
 	})
 }
 
-// TestConcurrentPurge: several Purges run while other transactions write. Some of them
-// are cut off by their context. No row is lost, moved twice or half moved.
+// TestConcurrentPurge: several calls of Purge are active while other transactions write. The contexts of most calls end
+// early. No row is lost, moved twice or half moved.
 func TestConcurrentPurge(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, servers, func(t *testing.T, d *sqlx.DB) {
 		addServers(t, d, 0, 600)
 		var wg sync.WaitGroup
-		var known atomic.Int64
+		var reported atomic.Int64
 		for i := range 4 {
 			wg.Go(func() {
 				for round := range 6 {
@@ -140,7 +141,7 @@ func TestConcurrentPurge(t *testing.T) {
 					r := deletedServers()
 					r.Batch = 3 + i
 					n, err := db.Purge(ctx, d, r)
-					known.Add(n)
+					reported.Add(n)
 					if err != nil && (round == 5 || !errors.Is(err, context.DeadlineExceeded)) {
 						t.Error(err)
 					}
@@ -156,7 +157,7 @@ func TestConcurrentPurge(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Logf("of 300 rows the concurrent calls reported %d, the last call %d", known.Load(), n)
+		t.Logf("of 300 rows the concurrent calls reported %d, the last call %d", reported.Load(), n)
 		wantServers(t, d, 600, 300)
 	})
 }
@@ -191,7 +192,7 @@ func TestPurgeErrors(t *testing.T) {
 			r := deletedServers()
 			r.Batch = 3
 			if n, err := db.Purge(ctx, d, r); n != 10 || err != nil {
-				t.Errorf("in a transaction: %d, %v", n, err)
+				t.Errorf("in a transaction: %d, %v; want 10", n, err)
 			}
 			return undo
 		})
@@ -201,8 +202,9 @@ func TestPurgeErrors(t *testing.T) {
 		wantServers(t, d, 30, 0)
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if _, err := db.Purge(ctx, d, deletedServers()); !errors.Is(err, context.Canceled) {
-			t.Errorf("with a context that has ended: %v", err)
+		if n, err := db.Purge(ctx, d, deletedServers()); n != 0 || !errors.Is(err, context.Canceled) {
+			t.Errorf("with a context that has ended: %d, %v; want 0, %v", n, err, context.Canceled)
 		}
+		wantServers(t, d, 30, 0)
 	})
 }

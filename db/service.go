@@ -27,8 +27,8 @@ type Service struct {
 // [Migrate] or [Check].
 func (s *Service) Start(ctx context.Context) error {
 	shown := "the database"
-	if w, ok := s.DB.Driver().(*watchedDriver); ok {
-		shown = w.watch.shown
+	if w, ok := s.DB.Driver().(*observedDriver); ok {
+		shown = w.observer.shown
 	}
 	if err := connectDatabase(ctx, s.DB, shown, -1); err != nil {
 		return err
@@ -43,8 +43,9 @@ func (s *Service) Start(ctx context.Context) error {
 	return err
 }
 
-// Check calls [Health].
+// Check is [Health] of the handle, with its errors.
 func (s *Service) Check(ctx context.Context) error { return Health(ctx, s.DB) }
 
-// Stop closes the handle. It blocks until running queries have ended.
+// Stop closes the handle. It blocks until running queries have ended, without regard to the context. Its error is that of
+// [sql.DB.Close].
 func (s *Service) Stop(context.Context) error { return s.DB.Close() }

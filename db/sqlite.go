@@ -44,9 +44,9 @@ var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 // so that some starve and fail. The connections also give times and FOR UPDATE the
 // meaning that they have on MySQL.
 type sqliteDB struct {
-	dsn    string
-	writer chan struct{} // the lock of the writer: full while a connection writes
-	watch  *watch
+	dsn      string
+	writer   chan struct{} // the lock of the writer: full while a connection writes
+	observer *observer
 }
 
 // newSQLite returns a connector for a file in the form of a URL.
@@ -54,8 +54,8 @@ func newSQLite(file string) *sqliteDB {
 	return &sqliteDB{dsn: file + sqliteOptions, writer: make(chan struct{}, 1)}
 }
 
-// Driver returns the driver with the watch of this handle.
-func (s *sqliteDB) Driver() driver.Driver { return &watchedDriver{sqliteDriver(), s.watch} }
+// Driver returns the driver with the observer of this handle.
+func (s *sqliteDB) Driver() driver.Driver { return &observedDriver{sqliteDriver(), s.observer} }
 
 // Connect opens a connection and records a failure for Health.
 func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
@@ -64,7 +64,7 @@ func (s *sqliteDB) Connect(ctx context.Context) (driver.Conn, error) {
 	}
 	c, err := sqliteDriver().Open(s.dsn)
 	if err != nil {
-		s.watch.trouble.recordResult(err, false)
+		s.observer.failure.record(err, false)
 		return nil, err
 	}
 	return &sqliteConn{rawConn: c.(rawConn), db: s}, nil
@@ -145,7 +145,7 @@ type sqliteTx struct {
 func (t *sqliteTx) Commit() error {
 	defer t.endTx()
 	err := t.Tx.Commit()
-	t.c.db.watch.trouble.recordResult(err, false)
+	t.c.db.observer.failure.record(err, false)
 	return err
 }
 
@@ -170,14 +170,14 @@ func (c *sqliteConn) execWrite(ctx context.Context, f func() (driver.Result, err
 
 // ExecContext runs a statement without rows. It waits for the writer's lock, unless it is inside a transaction.
 func (c *sqliteConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (res driver.Result, err error) {
-	end := c.db.watch.watchStatement(ctx, query)
+	end := c.db.observer.observeStatement(ctx, query)
 	defer func() { end(res, err) }()
 	return c.execWrite(ctx, func() (driver.Result, error) { return c.rawConn.ExecContext(ctx, query, args) })
 }
 
 // QueryContext runs a query without FOR UPDATE, which SQLite does not know. It does not wait for the lock.
 func (c *sqliteConn) QueryContext(ctx context.Context, query string, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := c.db.watch.watchStatement(ctx, query)
+	end := c.db.observer.observeStatement(ctx, query)
 	defer func() { end(nil, err) }()
 	rows, err = c.rawConn.QueryContext(ctx, forUpdate.ReplaceAllString(query, ""), args)
 	return wrapRows(rows, err)
@@ -220,13 +220,13 @@ type sqliteStmt struct {
 }
 
 func (s *sqliteStmt) ExecContext(ctx context.Context, args []driver.NamedValue) (res driver.Result, err error) {
-	end := s.c.db.watch.watchStatement(ctx, s.query)
+	end := s.c.db.observer.observeStatement(ctx, s.query)
 	defer func() { end(res, err) }()
 	return s.c.execWrite(ctx, func() (driver.Result, error) { return s.rawStmt.ExecContext(ctx, args) })
 }
 
 func (s *sqliteStmt) QueryContext(ctx context.Context, args []driver.NamedValue) (rows driver.Rows, err error) {
-	end := s.c.db.watch.watchStatement(ctx, s.query)
+	end := s.c.db.observer.observeStatement(ctx, s.query)
 	defer func() { end(nil, err) }()
 	rows, err = s.rawStmt.QueryContext(ctx, args)
 	return wrapRows(rows, err)

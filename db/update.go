@@ -17,12 +17,13 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// reasonChanged is the reason of the error of [UpdateIf] if the row has other values.
+// reasonChanged is the Reason of the Conflict of [UpdateIf]: the row does not have the expected values.
 const reasonChanged = "Changed"
 
-// Values maps columns to values. nil means NULL, as do a nil pointer and a nil slice of bytes. In [Update.Key] and
-// [Update.If] a slice (except of bytes) means any of its elements, which may be nil. In [Update.If]
-// [NotNull] means any value but NULL; it cannot be in a slice. In [Update.Set] a value may be an [Expr].
+// Values maps columns to values. nil, a nil pointer and a nil []byte mean NULL. In [Update.Key] and [Update.If] a slice means
+// that the column has one of the elements; an element may be nil, and an empty slice matches no row. A []byte and a
+// [driver.Valuer] are one value. In [Update.If] [NotNull] means any value but NULL; it cannot be in a slice. In [Update.Set] a
+// value may be an [Expr].
 type Values map[string]any
 
 // NotNull is the condition of a column that must have a value: db.Values{"host": db.NotNull}.
@@ -31,8 +32,8 @@ const NotNull condition = "IS NOT NULL"
 // condition is SQL that follows the name of a column.
 type condition string
 
-// Expr is SQL as a value of [Update.Set]: db.Expr("generation + 1"). It must not
-// contain another column of Set, because MySQL would use that column's new value.
+// Expr is SQL as a value of [Update.Set]: db.Expr("generation + 1"). The SQL is not checked: never build it from a request. It
+// must not contain another column of Set, because MySQL would use that column's new value.
 type Expr string
 
 // Update is a conditional change of one row. Table, Key and Set are required.
@@ -61,15 +62,17 @@ type Update struct {
 // Inside a transaction the row is locked until the transaction ends, whether the row
 // changed or not. Names of columns and tables have only letters, digits and _.
 //
-// Errors. Their messages for users have no name of a table or a column.
+// Errors. The text for users (see [fault.WithUser]) names no table and no column. The error's own message, which is for
+// operators and logs, does.
 //
 //   - NotFound: the row does not exist.
-//   - Conflict, reason Changed: the row has other values. The message and the details
-//     have each column that differs, with its value as text, NULL for NULL.
-//   - Invalid: Key or Set is empty, a name has other characters, a number is NaN or infinite, or a value has no meaning where it
-//     is: [NotNull] outside of If or in a slice, [Expr] outside of Set or empty, a slice in Set.
+//   - Conflict, reason Changed: the row does not have the values of If. The message names each column that differs, with its
+//     value and the expected one. The details map the column to the row's value as text, "NULL" if it is NULL.
+//   - Invalid: Key or Set is empty; a name has characters other than letters, digits and _; a number is NaN or infinite; or a
+//     value is not allowed in its field: [NotNull] outside of If or in a slice, [Expr] outside of Set or empty, a slice in Set.
 //   - Unavailable, reason Contention: other writers changed the row during each of 20 attempts.
-//   - Internal: Key identifies several rows.
+//   - Internal: Key identifies several rows. They have been changed: roll the transaction back. Outside of a transaction the
+//     change stays.
 //   - Those of [Error].
 //
 // After NotFound or Conflict a transaction can continue: the database did not end it.
@@ -126,15 +129,15 @@ func (u *Update) checkFields() error {
 		values Values
 	}{{"Key", u.Key}, {"If", u.If}, {"Set", u.Set}} {
 		for _, col := range slices.Sorted(maps.Keys(field.values)) {
-			if wrong := checkValue(field.name, field.values[col]); wrong != "" {
-				return fault.New(fault.Invalid, "update %s: %s %s: %s", u.Table, field.name, col, wrong)
+			if detail := checkValue(field.name, field.values[col]); detail != "" {
+				return fault.New(fault.Invalid, "update %s: %s %s: %s", u.Table, field.name, col, detail)
 			}
 		}
 	}
 	return nil
 }
 
-// checkValue returns what is wrong with a value of a field of Update, or "".
+// checkValue returns the detail of the Invalid error for a value in a field of Update, or "" if the value is allowed.
 func checkValue(field string, v any) string {
 	if list, ok := listElements(v); ok {
 		if field == "Set" {
@@ -144,8 +147,8 @@ func checkValue(field string, v any) string {
 			if one == NotNull {
 				return "NotNull cannot be in a list"
 			}
-			if wrong := checkValue(field, one); wrong != "" {
-				return wrong
+			if detail := checkValue(field, one); detail != "" {
+				return detail
 			}
 		}
 		return ""
@@ -211,14 +214,14 @@ func (u *Update) findDifference(ctx context.Context, q sqlx.QueryerContext) erro
 			continue
 		}
 		meta[col] = formatValue(actual)
-		text = append(text, fmt.Sprintf("%s is %s, not %s", col, meta[col], formatValue(u.If[col])))
+		text = append(text, fmt.Sprintf("%s is %s, want %s", col, meta[col], formatValue(u.If[col])))
 	}
 	if len(text) == 0 {
 		return nil
 	}
 	return fault.WithUser(
-		fault.WithReason(fault.New(fault.Conflict, "%s: %s", u.rowName(), strings.Join(text, ", ")), reasonChanged, meta),
-		"The resource has changed, or its state does not allow this.")
+		fault.WithReason(fault.New(fault.Conflict, "%s: %s", u.rowName(), strings.Join(text, "; ")), reasonChanged, meta),
+		"The resource has changed, or its state does not allow the request.")
 }
 
 // clause is a list of SQL terms with their parameters.
@@ -273,7 +276,7 @@ func (c *clause) addEqual(col string, v any) {
 		terms = append(terms, quoteName(col)+" IN (?"+strings.Repeat(", ?", len(list)-1)+")")
 	}
 	if len(terms) == 0 {
-		terms = append(terms, "1 = 0")
+		terms = append(terms, "1 = 0") // an empty list: no row has the value
 	}
 	c.addTerm("("+strings.Join(terms, " OR ")+")", list...)
 }
@@ -301,7 +304,7 @@ func isNull(v any) bool {
 	if v == nil {
 		return true
 	}
-	switch r := reflect.ValueOf(v); r.Kind() { //nolint:exhaustive // other kinds have no nil that is a value
+	switch r := reflect.ValueOf(v); r.Kind() { //nolint:exhaustive // a column value of another kind cannot be nil
 	case reflect.Pointer:
 		if r.IsNil() {
 			return true
@@ -324,7 +327,7 @@ func formatValue(v any) string {
 		return "NULL"
 	}
 	if v == NotNull {
-		return "a value"
+		return "any value but NULL"
 	}
 	if list, ok := listElements(v); ok {
 		var texts []string
@@ -352,8 +355,8 @@ func formatValue(v any) string {
 
 func quoteName(name string) string { return `"` + name + `"` }
 
-// checkNames returns Invalid if a name has characters that need an escape. Thus a
-// name cannot contain other SQL.
+// checkNames returns Invalid if a name is empty or has characters other than ASCII letters, digits and _. So a name cannot
+// end its quotes and inject SQL.
 func checkNames(names ...string) error {
 	for _, name := range names {
 		ok := name != "" && !strings.ContainsFunc(name, func(r rune) bool {

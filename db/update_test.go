@@ -48,35 +48,35 @@ func TestUpdateIf(t *testing.T) {
 				"another value",
 				db.Update{Key: key, If: db.Values{"status": "available"}},
 				fault.Conflict,
-				"volumes id=v site=1: status is in-use, not available",
+				"volumes id=v site=1: status is in-use, want available",
 				map[string]string{"status": "in-use"},
 			},
 			{
 				"another of several",
 				db.Update{Key: key, If: db.Values{"status": []string{"available", "error"}, "version": 7}},
 				fault.Conflict,
-				"volumes id=v site=1: status is in-use, not one of available, error",
+				"volumes id=v site=1: status is in-use, want one of available, error",
 				map[string]string{"status": "in-use"},
 			},
 			{
 				"NULL",
 				db.Update{Key: key, If: db.Values{"host": "h", "version": 8}},
 				fault.Conflict,
-				"volumes id=v site=1: host is NULL, not h, version is 7, not 8",
+				"volumes id=v site=1: host is NULL, want h; version is 7, want 8",
 				map[string]string{"host": "NULL", "version": "7"},
 			},
 			{
 				"not NULL",
 				db.Update{Key: key, If: db.Values{"at": nil}},
 				fault.Conflict,
-				"volumes id=v site=1: at is 2026-11-23T12:00:00.123456Z, not NULL",
+				"volumes id=v site=1: at is 2026-11-23T12:00:00.123456Z, want NULL",
 				map[string]string{"at": "2026-11-23T12:00:00.123456Z"},
 			},
 			{
 				"no value",
 				db.Update{Key: key, If: db.Values{"host": db.NotNull, "at": db.NotNull}},
 				fault.Conflict,
-				"volumes id=v site=1: host is NULL, not a value",
+				"volumes id=v site=1: host is NULL, want any value but NULL",
 				map[string]string{"host": "NULL"},
 			},
 			{"a value", db.Update{Key: key, If: db.Values{"at": db.NotNull, "status": db.NotNull}}, isDone, "", nil},
@@ -223,7 +223,7 @@ func TestUpdateIfReadsCurrent(t *testing.T) {
 			If: db.Values{"status": "available"}, Set: db.Values{"status": "deleting"},
 		})
 	})
-	if err == nil || fault.CodeOf(err) != fault.Conflict || !strings.Contains(err.Error(), "status is in-use, not available") {
+	if err == nil || fault.CodeOf(err) != fault.Conflict || !strings.Contains(err.Error(), "status is in-use, want available") {
 		t.Errorf("%v, want Conflict: status is in-use", err)
 	}
 }

@@ -84,7 +84,7 @@ func (r UpgradeResults) ExitCode() int {
 	return code
 }
 
-// Print writes a table with a line for each check. The error is w's.
+// Print writes a table with a line for each check. It returns the first error of w.
 func (r UpgradeResults) Print(w io.Writer) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	_, _ = fmt.Fprintln(tab, "CHECK\tRESULT\tDETAILS") // Flush returns the error

@@ -28,13 +28,13 @@ type target struct {
 	plain     string // the host, if it is another machine and its connections have no TLS
 }
 
-// setWatch makes the connector's statements report to w.
-func (t *target) setWatch(w *watch) {
+// setObserver makes the connector's statements report to o.
+func (t *target) setObserver(o *observer) {
 	switch c := t.connector.(type) {
 	case *mysqlDB:
-		c.watch = w
+		c.observer = o
 	case *sqliteDB:
-		c.watch = w
+		c.observer = o
 	}
 }
 

@@ -24,7 +24,7 @@
 // reqctx cross the wire. A call while the program is down fails with Unavailable. A call during which the program ends
 // fails with Unknown.
 //
-// Use [Info.Has] to find out whether a driver has an optional ability, never a type
+// Use [Info.Has] to find out whether a driver has a capability, never a type
 // assertion, which does not work through a process boundary or a wrapper.
 package driver
 
@@ -43,10 +43,11 @@ import (
 // Driver has the methods of every driver of every kind. Implementations must be
 // safe for concurrent use.
 type Driver interface {
-	// Info returns the driver's name and abilities. It must return quickly.
+	// Info returns the driver's name and capabilities. It must return quickly.
 	Info(ctx context.Context) (Info, error)
 	// Close releases the resources of the driver in this process, such as connections. The objects that
-	// the driver manages outside of the process stay as they are. No method is called after Close.
+	// the driver manages outside of the process stay as they are. No method is called after Close, also if it
+	// fails; the caller returns the error.
 	Close() error
 }
 
@@ -55,16 +56,16 @@ type Info struct {
 	// Name and Version are the vendor's. They are for people: no decision depends on them.
 	Name    string `json:"name"`
 	Version string `json:"version"`
-	// Capabilities are the optional abilities that the driver has.
+	// Capabilities are the capabilities that the driver has.
 	Capabilities []Capability `json:"capabilities,omitempty"`
 }
 
-// Capability names an optional ability, such as "snapshot". A component
-// declares the capabilities of its kind of driver as constants. If a driver does not have an ability, the
-// methods of this ability return an error with code Unimplemented.
+// Capability is the name of something that a driver may lack, such as "snapshot". A component
+// declares the capabilities of its kind of driver as constants. If a driver does not have a capability, the
+// methods of this capability return an error with code Unimplemented.
 type Capability string
 
-// Has reports whether the driver has the ability.
+// Has reports whether the driver has the capability.
 func (i Info) Has(c Capability) bool { return slices.Contains(i.Capabilities, c) }
 
 // Registry has the drivers that are built into a worker, by the names that

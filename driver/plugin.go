@@ -195,8 +195,8 @@ func newPlugin[D Driver](launch func(context.Context) (D, *supervisor, error)) *
 	return &Plugin[D]{launch: launch, starting: make(chan struct{}, 1), closed: make(chan struct{}), since: time.Now()}
 }
 
-// Launch is [New] and [Plugin.Start] in one call, for tools and tests. A service makes its plugin with New, and its App
-// starts the plugin.
+// Launch is [New] and [Plugin.Start] in one call, with the errors of both, for tools and tests. After an error the plugin
+// is nil, and no process is left. A service makes its plugin with New, and its App starts the plugin.
 func Launch[D Driver](ctx context.Context, k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	p, err := New(k, cfg)
 	if err != nil {
@@ -338,7 +338,7 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 	}
 }
 
-// Stop calls Close. With Start and Stop a Plugin is a part of package service.
+// Stop is [Plugin.Close]. With Start and Stop a Plugin is a part of package service.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
 // New returns a plugin for the driver that a configuration names: a registered driver in this process, with cfg.Options,
@@ -368,7 +368,7 @@ func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D],
 	return p, err
 }
 
-// Launch is [Registry.New] and [Plugin.Start] in one call, as the function [Launch].
+// Launch is [Registry.New] and [Plugin.Start] in one call, with the errors of both, as the function [Launch].
 func (r *Registry[D]) Launch(ctx context.Context, k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	p, err := r.New(k, name, cfg)
 	if err != nil {
@@ -419,7 +419,7 @@ func findProgram(kind, name, dir string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, prefix+name)
-	if _, err := os.Stat(path); err == nil {
+	if _, err := os.Lstat(path); err == nil { // openProgram reports a symbolic link that cannot be used
 		return path, nil
 	}
 	entries, err := os.ReadDir(dir)

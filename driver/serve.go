@@ -33,9 +33,9 @@ const (
 	logLevelKey = "ARMATURE_LOG_LEVEL"
 	// maxRequest is the maximum size of a message to a program, in bytes.
 	maxRequest = 64 << 20
-	// closeTime is how long a program may take to close its driver after its worker has
+	// closeTimeout is how long a program may take to close its driver after its worker has
 	// ended.
-	closeTime = 10 * time.Second
+	closeTimeout = 10 * time.Second
 )
 
 // Serve is the main function of a driver's program. It calls open, which [Registry.Add] describes, when the worker opens
@@ -65,7 +65,7 @@ func Serve[D Driver](k Kind[D], open func(ctx context.Context, options json.RawM
 	s := newServer(k, open)
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin) // the end of the standard input, even by an error, means that the worker has ended
-		time.AfterFunc(closeTime, func() { os.Exit(1) })
+		time.AfterFunc(closeTimeout, func() { os.Exit(1) })
 		if err := s.close(); err != nil {
 			slog.Error("driver close failed", "error", err)
 		}

@@ -20,8 +20,12 @@ const maxLinks = 40
 
 // openProgram opens the program at an absolute path, and checks the file, each folder of its path and
 // each symbolic link: only root and the user of this process may be able to choose which file is executed, see ADR 19.
-// The caller closes the file. NotFound: the program does not exist.
-// Invalid: it is not an executable file. Denied: another user could change it, or its checksum is not pin.
+// The caller closes the file. pin is the program's SHA-256 in hexadecimal; if it is empty, every checksum is accepted. Errors:
+//
+//   - NotFound: the program, or the target of a symbolic link, does not exist.
+//   - Denied: another user could change the file or its path, or the checksum is not pin.
+//   - Invalid: the file is not an executable file, has more than maxLinks symbolic links in its path, or cannot be read.
+//   - Unimplemented: the system does not report the owners of files.
 func openProgram(path, pin string) (*os.File, error) {
 	resolved, err := trustedPath(path)
 	if err != nil {
@@ -72,14 +76,15 @@ func programError(path string, err error) error {
 	return fault.New(code, "the driver's program %s: %w", path, err)
 }
 
-// trustedPath resolves the symbolic links of an absolute path and checks the owner of each folder and each link from /
-// to the file, but not of the file. Other users cannot change folders that were checked, so the result stays true.
+// trustedPath resolves the symbolic links of an absolute path. It checks the owner and the mode of each folder and each link
+// on the way. It does not check the file: [checkProgram] does when the file is open. Other users cannot change a checked
+// folder, so the result stays valid.
 func trustedPath(path string) (string, error) {
 	root, err := os.Lstat(string(filepath.Separator))
-	if err == nil {
-		err = checkOwner(path, string(filepath.Separator), root)
-	}
 	if err != nil {
+		return "", programError(path, err)
+	}
+	if err := checkOwner(path, string(filepath.Separator), root); err != nil {
 		return "", err
 	}
 	w := pathWalk{program: path, at: string(filepath.Separator), rest: splitPath(path)}
@@ -93,12 +98,12 @@ func trustedPath(path string) (string, error) {
 
 func splitPath(path string) []string { return strings.Split(path, string(filepath.Separator)) }
 
-// pathWalk is the way from / to a program.
+// pathWalk is the state of trustedPath: how much of a program's path is resolved.
 type pathWalk struct {
 	program string
 	at      string   // the part that is resolved and checked
-	rest    []string // the names that follow
-	links   int      // that were followed
+	rest    []string // the names that are still to be resolved
+	links   int      // number of symbolic links that were followed
 }
 
 // step resolves and checks the next name.
@@ -118,7 +123,7 @@ func (w *pathWalk) step() error {
 		return programError(w.program, err)
 	}
 	if info.Mode().Type() == fs.ModeSymlink {
-		return w.follow(next, info)
+		return w.followLink(next, info)
 	}
 	if info.IsDir() {
 		if err := checkOwner(w.program, next, info); err != nil {
@@ -129,17 +134,17 @@ func (w *pathWalk) step() error {
 	return nil
 }
 
-// follow puts the names of a symbolic link's target before those that follow.
-func (w *pathWalk) follow(link string, info fs.FileInfo) error {
+// followLink checks a symbolic link and puts the names of its target before the rest of the path.
+func (w *pathWalk) followLink(link string, info fs.FileInfo) error {
 	if w.links++; w.links > maxLinks {
 		return fault.New(fault.Invalid, "the driver's program %s: too many symbolic links", w.program)
 	}
-	target, err := os.Readlink(link)
-	if err == nil {
-		err = checkOwner(w.program, link, info)
-	}
-	if err != nil {
+	if err := checkOwner(w.program, link, info); err != nil {
 		return err
+	}
+	target, err := os.Readlink(link)
+	if err != nil {
+		return programError(w.program, err)
 	}
 	if filepath.IsAbs(target) {
 		w.at = string(filepath.Separator)
@@ -149,8 +154,8 @@ func (w *pathWalk) follow(link string, info fs.FileInfo) error {
 }
 
 // checkOwner returns an error if a user other than root and the user of this process could change a part of
-// a program's path. In a folder with the sticky bit, such as /tmp, other users can only add entries: the
-// owner of the entry in the path is checked separately.
+// a program's path. A folder with the sticky bit, such as /tmp, may be writable by all users: they can add entries, but
+// cannot replace an entry of another user. The owner of the entry in the path is checked, too.
 func checkOwner(program, part string, info fs.FileInfo) error {
 	owner, ok := ownerOf(info)
 	if !ok {
@@ -160,24 +165,24 @@ func checkOwner(program, part string, info fs.FileInfo) error {
 	if kind == "" {
 		kind = "the file"
 	}
-	wrong, mend := "", ""
+	detail, remedy := "", ""
 	switch mode := info.Mode(); {
 	case owner != 0 && owner != os.Geteuid():
-		wrong, mend = "belongs to another user", "chown -h root "+part
+		detail, remedy = "belongs to another user", "chown -h root "+part
 	case mode.Type() == fs.ModeSymlink: // the mode of a link has no effect
 	case mode&0o022 != 0 && (!mode.IsDir() || mode&fs.ModeSticky == 0):
-		wrong, mend = "can be written by its group or by all users", "chmod go-w "+part
+		detail, remedy = "can be written by its group or by all users", "chmod go-w "+part
 	}
-	if wrong == "" {
+	if detail == "" {
 		return nil
 	}
 	trusted := "root"
 	if os.Geteuid() != 0 {
 		trusted += " or " + userName(os.Geteuid())
 	}
-	return fault.New(fault.Denied, "the driver's program %s is not run: %s %s (owner %s, mode %s) %s, who could replace the program; "+
-		"it and each folder of its path must belong to %s and be writable by no other user: run %s",
-		program, kind, part, userName(owner), info.Mode(), wrong, trusted, mend)
+	return fault.New(fault.Denied, "the driver's program %s is not started, because another user could replace it: %s %s (owner %s, mode %s) %s; "+
+		"the program and each folder of its path must belong to %s, and only the owner may write to them: run %s",
+		program, kind, part, userName(owner), info.Mode(), detail, trusted, remedy)
 }
 
 // userName returns the name and the id of a user, for an error.

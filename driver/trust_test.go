@@ -4,14 +4,19 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/waittest"
 )
 
 // otherUID is the id of a user that is neither root nor the user of the tests.
@@ -185,4 +190,50 @@ func TestPinOfAScript(t *testing.T) {
 	}
 	sum := sha256.Sum256(script)
 	launchPlugin(t, driver.PluginConfig{Program: "good", Dir: dir, SHA256: hex.EncodeToString(sum[:])})
+}
+
+// TestUnreadableLink: an error of the file system on the way to the program has a code and the program's path. The link
+// /proc/PID/exe of a process that has ended exists, but has no target.
+func TestUnreadableLink(t *testing.T) {
+	t.Parallel()
+	if runtime.GOOS != "linux" {
+		t.Skip("only Linux has /proc/PID/exe")
+	}
+	child := exec.CommandContext(t.Context(), "true")
+	out, err := child.StdoutPipe()
+	if err == nil {
+		err = child.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer child.Wait() //nolint:errcheck // the child has the exit code 0
+	if _, err := io.ReadAll(out); err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/proc/%d/exe", child.Process.Pid)
+	waittest.Until(t, "the end of the child", func() bool {
+		_, err := os.Readlink(path)
+		return err != nil
+	})
+	p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: path, SocketDir: socketDir(t), Logger: slog.New(slog.DiscardHandler)})
+	if p != nil || fault.CodeOf(err) != fault.NotFound || !strings.Contains(err.Error(), "the driver's program "+path+": readlink ") {
+		t.Errorf("%v: %v\nwant NotFound with the program's path", fault.CodeOf(err), err)
+	}
+}
+
+// TestUnusableEntry: an entry of plugin_dir that exists, but cannot be used, is not reported as missing.
+func TestUnusableEntry(t *testing.T) {
+	t.Parallel()
+	for target, want := range map[string]fault.Code{"armature-echo-circle": fault.Invalid, "absent": fault.NotFound} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "armature-echo-circle")
+		if err := os.Symlink(target, path); err != nil {
+			t.Fatal(err)
+		}
+		p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "circle", Dir: dir, SocketDir: socketDir(t), Logger: slog.New(slog.DiscardHandler)})
+		if p != nil || fault.CodeOf(err) != want || !strings.Contains(err.Error(), "the driver's program "+path+": ") {
+			t.Errorf("a link to %s: %v: %v\nwant %v with the program's path", target, fault.CodeOf(err), err, want)
+		}
+	}
 }

@@ -52,7 +52,7 @@ const (
 	// Exhausted means a quota, a capacity or a size limit was reached.
 	Exhausted
 	// Unimplemented means the peer does not know the method, the version or
-	// the ability.
+	// the capability.
 	Unimplemented
 	// Unavailable means the request was certainly not executed: sending it
 	// again is safe.

@@ -32,7 +32,7 @@ func (k *caps) of(name string) (limit Version, capped bool, at time.Time) {
 // Allows reports whether the client may send a message that needs version v of the
 // interface, so that a caller can choose an older method instead. It does not
 // block and does not call AutoCaps: until [Client.RefreshCaps] or the first message
-// has done so, only ClientConfig.Caps limits.
+// has done so, only ClientConfig.Caps limits the version.
 func (c *Client) Allows(i *Interface, v Version) bool {
 	limit, capped := c.cfg.Caps[i.Name]
 	if !capped {

@@ -27,12 +27,12 @@ const (
 
 // ClientConfig configures a Client. The zero value is usable.
 type ClientConfig struct {
-	// Timeout is the time limit of a Call or Go whose context has no deadline. It
-	// also bounds how long such a Cast or Fanout waits while the broker is away.
+	// Timeout is the timeout of a Call or Go whose context has no deadline. It is also how
+	// long a Cast or Fanout without a deadline waits for a broker that cannot be reached.
 	// Default 60 s, as oslo.messaging's rpc_response_timeout.
 	Timeout time.Duration
 	// HeartbeatTimeout is how long a call waits without a heartbeat. Then the call
-	// fails with ErrHeartbeatLost, although its deadline may be far. The server sends
+	// fails with ErrHeartbeatLost, even if its deadline is much later. The server sends
 	// two heartbeats in that time while the handler runs, and none for a call that
 	// waits in a queue. The timeout is checked every HeartbeatTimeout/8, so it is
 	// detected at most that much late. Default 30 s; negative: only the deadline counts.
@@ -146,10 +146,10 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Start does nothing: with Stop it makes the client a part of a service.
+// Start does nothing and returns nil: with Stop it makes the client a part of a service.
 func (c *Client) Start(context.Context) error { return nil }
 
-// Stop is Close.
+// Stop is Close, without regard to the context.
 func (c *Client) Stop(context.Context) error { return c.Close() }
 
 // Call sends the request to a server, waits for the result and returns it. host
@@ -200,7 +200,7 @@ func Go[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host
 		defer close(p.done)
 		ctx, cancel := context.WithCancel(ctx)
 		defer cancel()
-		defer context.AfterFunc(c.life, cancel)() //nolint:contextcheck // so that Close does not wait for a broker that is away
+		defer context.AfterFunc(c.life, cancel)() //nolint:contextcheck // so that Close does not wait for a broker that cannot be reached
 		p.resp, p.err = Call(ctx, c, m, host, req)
 	}
 	if !c.spawn(exchange) {
@@ -234,7 +234,7 @@ func (p *Pending[Resp]) Wait(ctx context.Context) (*Resp, error) {
 // Cast sends the request to one server and does not wait for it to be handled. host is
 // [Any] or the name of one server. Cast returns when the broker has confirmed the
 // message; the message of an [AtLeastOnce] method then survives a restart of the broker.
-// The message has no deadline: it waits in its queue while the server is away. ctx, or
+// The message has no deadline: it waits in its queue while the server is down. ctx, or
 // ClientConfig.Timeout if ctx has no deadline, bounds only the sending. Errors: as
 // [Call], but the handler's stay in the server's log.
 func Cast[Req, Resp any](ctx context.Context, c *Client, m Method[Req, Resp], host string, req *Req) error {

@@ -12,10 +12,10 @@ import (
 
 const (
 	maxLetters = 65_535 // the greatest prefetch of AMQP
-	// The end of a topic of dead letters is assumed when no letter came for lettersEnd;
-	// before the first letter, for lettersBegin.
-	lettersBegin = time.Second
-	lettersEnd   = 300 * time.Millisecond
+	// A topic of dead letters counts as empty when no dead letter came for deadLetterWait, or for
+	// firstDeadLetterWait before the first one.
+	firstDeadLetterWait = time.Second
+	deadLetterWait      = 300 * time.Millisecond
 )
 
 // DeadLetter is a message that a server has dead-lettered.
@@ -35,25 +35,25 @@ type DeadLetter struct {
 type Verdict uint8
 
 const (
-	// Keep leaves the letter in its queue.
+	// Keep leaves the dead letter in its queue.
 	Keep Verdict = iota
 	// Requeue publishes the message to its topic again, and counts its delivery attempts from zero.
 	Requeue
-	// Drop deletes the letter.
+	// Drop deletes the dead letter.
 	Drop
 )
 
 // DeadLetters calls decide once for each dead letter of an interface, the oldest
-// first, and carries out its verdict. It returns when it has seen all letters, at the
-// earliest after 1 s without any. The letters that decide keeps stay unacknowledged
-// until then, so one run sees at most 65,535 of them, or fewer if the bus bounds the
-// bytes in flight. While DeadLetters runs, no other process sees the letters. decide
-// runs in the caller's goroutine, and owns the DeadLetter but must not change its
-// Payload.
+// first, and carries out the verdict of decide. It returns when it has seen all dead
+// letters: none came for 300 ms, or for 1 s before the first. Dead letters with the
+// verdict Keep stay unacknowledged until then, so one run sees at most 65,535 of them, or
+// fewer if the bus limits the bytes in flight. While DeadLetters runs, no other process sees
+// the dead letters. decide runs in the caller's goroutine; it may keep the DeadLetter, but
+// must not change its Payload.
 //
-// Errors: those of [bus.Bus.Subscribe]; those of publishing a letter for Requeue, such
-// as ErrNoConsumer if its topic is gone, or Precondition if the letter was truncated;
-// the context's. After an error, the letter at hand and all that follow are kept.
+// Errors: those of [bus.Bus.Subscribe]; those of publishing a message for Requeue, such
+// as ErrNoConsumer if its topic is gone, or Precondition if the dead letter was truncated;
+// the context's. After an error, the present dead letter and all later ones are kept.
 func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*DeadLetter) Verdict) error {
 	topic := i.Name + suffixDead
 	if err := b.CreateTopic(ctx, topic); err != nil {
@@ -75,10 +75,10 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 			_ = d.Nack() // as above
 		}
 	}()
-	end := time.NewTimer(lettersBegin)
+	end := time.NewTimer(firstDeadLetterWait)
 	defer end.Stop()
 	for {
-		d, err := nextLetter(ctx, in, end.C)
+		d, err := nextDeadLetter(ctx, in, end.C)
 		if err != nil {
 			return fmt.Errorf("dead letters of %s: %w", i.Name, err)
 		}
@@ -92,12 +92,12 @@ func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*Dead
 		if err != nil {
 			return err
 		}
-		end.Reset(lettersEnd)
+		end.Reset(deadLetterWait)
 	}
 }
 
-// nextLetter returns the next dead letter, or nil if none comes until end.
-func nextLetter(ctx context.Context, in <-chan *bus.Delivery, end <-chan time.Time) (*bus.Delivery, error) {
+// nextDeadLetter returns the next dead letter, or nil if none comes until end.
+func nextDeadLetter(ctx context.Context, in <-chan *bus.Delivery, end <-chan time.Time) (*bus.Delivery, error) {
 	select {
 	case d, ok := <-in:
 		if !ok {
@@ -117,7 +117,7 @@ func executeVerdict(ctx context.Context, b bus.Bus, i *Interface, d *bus.Deliver
 		return true, nil
 	}
 	if v == Requeue {
-		if err := resendLetter(ctx, b, d.Message); err != nil {
+		if err := requeueDeadLetter(ctx, b, d.Message); err != nil {
 			return true, fmt.Errorf("send dead letter %s of %s again: %w", d.ID, i.Name, err)
 		}
 	}
@@ -138,10 +138,10 @@ func newDeadLetter(m *bus.Message) *DeadLetter {
 	return l
 }
 
-// resendLetter publishes the message of a dead letter to its topic, with all counts at zero.
-func resendLetter(ctx context.Context, b bus.Bus, m *bus.Message) error {
+// requeueDeadLetter publishes the message of a dead letter to its topic, with all counts at zero.
+func requeueDeadLetter(ctx context.Context, b bus.Bus, m *bus.Message) error {
 	if m.Dead == nil {
-		return fault.New(fault.Precondition, "the letter has no topic that it was published to; drop it, or send the request anew")
+		return fault.New(fault.Precondition, "the dead letter does not say to which topic the message was published; drop it, or send the request anew")
 	}
 	if m.Dead.Truncated > 0 {
 		return fault.New(fault.Precondition, "its payload of %d bytes was truncated, because the bus could not carry it in a dead letter; drop it, or send the request anew", m.Dead.Truncated)

@@ -40,7 +40,7 @@ func ExampleCast() {
 	stop := serveBackups(bus, "node-1", func(s *rpc.Server) {
 		rpc.Handle(s, remove, func(_ context.Context, name *string) (*rpc.None, error) {
 			if attempts++; attempts < 3 {
-				return nil, fault.New(fault.Unavailable, "the store is away")
+				return nil, fault.New(fault.Unavailable, "the store cannot be reached")
 			}
 			done <- *name
 			return &rpc.None{}, nil

@@ -18,12 +18,13 @@ func TestGuide(t *testing.T) {
 	guidetest.Check(t, "../docs/messaging.md", 4, "example_guide_test.go")
 }
 
-// Clients and servers of these examples import these variables; earlier is the interface of the release before. A component
-// defines its methods with rpc.Define. These examples do not, because each of their servers has only some of the methods.
+// A component has such variables in a package that its clients and servers import. earlier is the interface of the previous
+// release. A component defines its methods with rpc.Define. These examples do not, because each of their servers has only some
+// of the methods.
 var (
 	archive    = &rpc.Interface{Name: "archive", Version: rpc.Version{Major: 1, Minor: 1}}
-	slow       = rpc.Method[string, rpc.None]{Interface: archive, Name: "store", Since: rpc.Version{Major: 1}}
-	fast       = rpc.Method[string, rpc.None]{Interface: archive, Name: "store_fast", Since: rpc.Version{Major: 1, Minor: 1}}
+	storeSlow  = rpc.Method[string, rpc.None]{Interface: archive, Name: "store", Since: rpc.Version{Major: 1}}
+	storeFast  = rpc.Method[string, rpc.None]{Interface: archive, Name: "store_fast", Since: rpc.Version{Major: 1, Minor: 1}}
 	countFiles = rpc.Method[rpc.None, int]{Interface: archive, Name: "count", Since: rpc.Version{Major: 1}}
 	forget     = rpc.Method[string, rpc.None]{Interface: archive, Name: "forget", Since: rpc.Version{Major: 1}}
 
@@ -40,7 +41,7 @@ func serveArchive(b bus.Bus, i *rpc.Interface, host string, add func(*rpc.Server
 	return func() { _ = s.Stop(context.Background()) }
 }
 
-// Hosts are asked at the same time. The error of one does not concern the others.
+// The client calls all hosts at the same time. A host without a server does not affect the others.
 func ExampleGo_manyHosts() {
 	bus := membus.New()
 	defer bus.Close()
@@ -57,7 +58,7 @@ func ExampleGo_manyHosts() {
 	}
 	// Output:
 	// node-1 has 5 files
-	// node-2 is away
+	// node-2 has no server
 	// node-3 has 7 files
 }
 
@@ -73,7 +74,7 @@ func countAll(ctx context.Context, client *rpc.Client, hosts []string) error {
 	for _, host := range hosts {
 		files, err := pending[host].Wait(ctx)
 		if errors.Is(err, rpc.ErrNoConsumer) {
-			fmt.Println(host, "is away")
+			fmt.Println(host, "has no server")
 			continue
 		}
 		if err != nil {
@@ -134,15 +135,15 @@ func ExampleClient_Allows() {
 	fmt.Println(client.RefreshCaps(ctx))
 	fmt.Println(storeFile(ctx, client, "monday"))
 	name := "monday"
-	_, err := rpc.Call(ctx, client, fast, "node-1", &name)
+	_, err := rpc.Call(ctx, client, storeFast, "node-1", &name)
 	fmt.Println(errors.Is(err, rpc.ErrVersionCap))
 
 	stopEarlier() // the host is upgraded
 	defer serveArchive(bus, archive, "node-1", func(s *rpc.Server) {
-		rpc.Handle(s, slow, store)
-		rpc.Handle(s, fast, store)
+		rpc.Handle(s, storeSlow, store)
+		rpc.Handle(s, storeFast, store)
 	})()
-	fmt.Println(client.RefreshCaps(ctx)) // otherwise within CapsEvery
+	fmt.Println(client.RefreshCaps(ctx)) // without this call the client learns it within CapsEvery
 	fmt.Println(storeFile(ctx, client, "monday"))
 	// Output:
 	// <nil>
@@ -170,10 +171,10 @@ func cappedClient(bus bus.Bus, asker *rpc.Client, hosts []string) *rpc.Client {
 }
 
 func storeFile(ctx context.Context, client *rpc.Client, name string) (string, error) {
-	if client.Allows(archive, fast.Since) {
-		_, err := rpc.Call(ctx, client, fast, "node-1", &name)
+	if client.Allows(archive, storeFast.Since) {
+		_, err := rpc.Call(ctx, client, storeFast, "node-1", &name)
 		return "fast", err
 	}
-	_, err := rpc.Call(ctx, client, slow, "node-1", &name)
+	_, err := rpc.Call(ctx, client, storeSlow, "node-1", &name)
 	return "slow", err
 }

@@ -29,7 +29,7 @@ type endpoint struct {
 //   - Invalid, Unauthenticated, Denied, NotFound, Conflict, Precondition and
 //     Unimplemented are final: the message is dead-lettered, see [DeadLetters].
 //   - Unavailable says that nothing was done. The message is delivered again after a
-//     back-off, for ServerConfig.MaxUnavailable in all.
+//     back-off, for ServerConfig.MaxUnavailable in total.
 //   - After any other error the message is delivered again after a back-off, up to
 //     ServerConfig.MaxDeliveries attempts.
 //

@@ -12,15 +12,15 @@ import (
 // probes. When the process is gone, the broker drops that topic at once: a probe then fails with
 // ErrNoConsumer. If only the connection was lost, the topic comes back with the next connection.
 
-// probeTime bounds the publishing of a probe and of its answer.
-const probeTime = time.Second
+// probeTimeout is the timeout of publishing a probe, and of publishing its answer.
+const probeTimeout = time.Second
 
 // openInstanceLocked gives the server an instance. Its topic lasts until leave is called; leave waits for its end.
 func (s *Server) openInstanceLocked(ctx context.Context) (leave func(), err error) {
 	s.instance = newID()
 	topic := prefixReply + s.instance
 	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	keep := context.AfterFunc(ctx, cancel) // ctx bounds only the start
+	keep := context.AfterFunc(ctx, cancel) // ctx is for the start only
 	in, err := s.bus.Subscribe(life, bus.Subscription{Topic: topic, Mode: bus.Private, Slots: replySlots})
 	keep()
 	if err != nil {
@@ -42,7 +42,7 @@ func (s *Server) answerProbe(ctx context.Context, m *bus.Message) {
 	if m.Kind != bus.Probe || m.ReplyTo == "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	if err := s.bus.Publish(ctx, m.ReplyTo, s.signInstance(newHeartbeat(m.ID))); err != nil {
 		s.cfg.Logger.DebugContext(ctx, "probe not answered", "topic", m.ReplyTo, "error", err)

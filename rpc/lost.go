@@ -198,7 +198,7 @@ func (c *Client) duePingsLocked(now time.Time) (due []*route) {
 func (c *Client) forgetLocked(now time.Time) {
 	maps.DeleteFunc(c.routes, func(_ routeKey, r *route) bool { return r.forget(now) })
 	maps.DeleteFunc(c.peers, func(_ string, p *peer) bool { return p.forgotten(now) })
-	maps.DeleteFunc(c.pings, func(_ string, q ping) bool { return now.Sub(q.sent) > 2*probeTime })
+	maps.DeleteFunc(c.pings, func(_ string, q ping) bool { return now.Sub(q.sent) > 2*probeTimeout })
 }
 
 // endLostLocked ends the calls whose servers are lost.
@@ -230,7 +230,7 @@ func (c *Client) probe(p *peer) {
 	c.mu.Lock()
 	p.probed = sent
 	c.mu.Unlock()
-	ctx, cancel := context.WithTimeout(c.life, probeTime)
+	ctx, cancel := context.WithTimeout(c.life, probeTimeout)
 	m := &bus.Message{ID: newID(), Kind: bus.Probe, ReplyTo: c.topic}
 	c.bus.Send(ctx, prefixReply+p.id, m, func(err error) {
 		cancel()
@@ -253,8 +253,8 @@ func (c *Client) ping(r *route, topic bool) {
 		m.Kind = bus.Fanout
 	}
 	now := time.Now()
-	ctx, cancel := context.WithTimeout(c.life, probeTime)
-	m.ReplyTo, m.Deadline = c.topic, now.Add(probeTime)
+	ctx, cancel := context.WithTimeout(c.life, probeTimeout)
+	m.ReplyTo, m.Deadline = c.topic, now.Add(probeTimeout)
 	c.mu.Lock()
 	c.pings[m.ID] = ping{r, now, topic}
 	c.mu.Unlock()

@@ -18,7 +18,7 @@ import (
 // TestServerLost: what a call returns for each answer to the client's probes.
 func TestServerLost(t *testing.T) {
 	t.Parallel()
-	away := fault.New(fault.Timeout, "the broker is away")
+	away := fault.New(fault.Timeout, "the broker cannot be reached")
 	tests := []struct {
 		name string
 		// probe returns the error of a probe that is sent so long after the call.
@@ -41,8 +41,8 @@ func TestServerLost(t *testing.T) {
 			}
 			return nil
 		}, most: 10 * time.Second},
-		{name: "the broker is away", probe: func(time.Duration) error { return away }, most: 10 * time.Second},
-		{name: "the broker is away and back between", probe: func(d time.Duration) error {
+		{name: "the broker cannot be reached", probe: func(time.Duration) error { return away }, most: 10 * time.Second},
+		{name: "the broker cannot be reached and back between", probe: func(d time.Duration) error {
 			if d%time.Second < 500*time.Millisecond {
 				return away
 			}

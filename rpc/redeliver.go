@@ -25,12 +25,12 @@ const (
 	// after which the message counts as the cause and is dead-lettered. It is the default
 	// delivery limit of RabbitMQ's quorum queues.
 	maxRedeliveries = 20
-	// settleTime bounds the publishing of a message for its next delivery attempt, or
-	// as a dead letter, after the server began to stop.
-	settleTime = 10 * time.Second
-	// confirmTime bounds the same publishing while the server runs. The bus waits for the confirmation as
-	// long as its connection lives, so this limit only prevents an endless wait.
-	confirmTime = 24 * time.Hour
+	// republishStopTimeout is the timeout of publishing a message for its next delivery attempt, or as a dead letter,
+	// from the moment when the server begins to stop.
+	republishStopTimeout = 10 * time.Second
+	// republishTimeout is the timeout of the same publishing while the server runs. The bus waits for the confirmation as
+	// long as its connection lives, so this timeout only prevents an endless wait.
+	republishTimeout = 24 * time.Hour
 	// retryLater is the delay before the server returns a message to the bus because it cannot handle it now.
 	retryLater = time.Second
 )
@@ -249,7 +249,7 @@ func (s *Server) replace(work context.Context, m *bus.Delivery, next *bus.Messag
 			}
 		}
 	}
-	wait := backoff.Backoff{Min: minRedeliver, Max: maxRedeliver}
+	delay := backoff.Backoff{Min: minRedeliver, Max: maxRedeliver}
 	for {
 		err := s.bus.Publish(ctx, topic, next)
 		switch {
@@ -266,20 +266,20 @@ func (s *Server) replace(work context.Context, m *bus.Delivery, next *bus.Messag
 			return nil
 		}
 		s.cfg.Logger.WarnContext(ctx, "publish of unknown outcome, publishing again", "topic", topic, "id", m.ID, "error", err)
-		wait.Wait(ctx)
+		delay.Wait(ctx)
 	}
 }
 
-// untilStopped returns a context that ends with work, settleTime after the server begins to stop, or after confirmTime.
+// untilStopped returns a context that ends with work, republishStopTimeout after the server begins to stop, or after republishTimeout.
 func (s *Server) untilStopped(work context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(work, confirmTime)
+	ctx, cancel := context.WithTimeout(work, republishTimeout)
 	go func() {
 		select {
 		case <-ctx.Done():
 			return
 		case <-s.stopping:
 		}
-		backoff.Sleep(ctx, settleTime)
+		backoff.Sleep(ctx, republishStopTimeout)
 		cancel()
 	}()
 	return ctx, cancel
@@ -327,7 +327,7 @@ func (s *Server) createDeadTopic(ctx context.Context, topic string) error {
 	if s.deadTopic.Load() {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	ctx, cancel := context.WithTimeout(ctx, republishStopTimeout)
 	defer cancel()
 	if err := s.bus.CreateTopic(ctx, topic); err != nil {
 		return err

@@ -43,7 +43,7 @@ type shaky struct {
 	seen, add atomic.Bool
 }
 
-var errShaky = errors.New("the store of ids is away")
+var errShaky = errors.New("the store of ids cannot be reached")
 
 func (s *shaky) Seen(ctx context.Context, id string) (bool, error) {
 	if s.seen.Load() {
@@ -278,7 +278,7 @@ func TestCountNotPublished(t *testing.T) {
 		var refuse atomic.Bool
 		bus := &faulty{Bus: rpctest.NewBus(t), meet: func(_ string, m *rpcbus.Message) (bool, error) {
 			if refuse.Load() && m.Failures > 0 {
-				return false, fault.New(fault.Unavailable, "the broker is away")
+				return false, fault.New(fault.Unavailable, "the broker cannot be reached")
 			}
 			return true, nil
 		}}
@@ -302,7 +302,7 @@ func TestCountNotPublished(t *testing.T) {
 // time, an hour by default, and not for a number of attempts. Other errors count as attempts.
 func TestUnavailable(t *testing.T) {
 	t.Parallel()
-	away := fault.New(fault.Unavailable, "the database is away")
+	away := fault.New(fault.Unavailable, "the database cannot be reached")
 	for _, tt := range []struct {
 		name   string
 		limit  time.Duration

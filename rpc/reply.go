@@ -85,7 +85,7 @@ func (s *Server) sendDueHeartbeats() {
 func (s *Server) sendHeartbeat(r *delivery) {
 	wait := r.interval()
 	if wait == 0 {
-		wait = replyTime
+		wait = replyTimeout
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), wait)
 	defer cancel()
@@ -126,14 +126,14 @@ func clockSkew(err error) time.Duration {
 }
 
 // replyUntil sends a reply again, with back-off, until the broker has confirmed it, the caller's deadline has passed, or
-// replyTime. perr is the error of the attempt before. After the server was aborted, only one more attempt
+// replyTimeout. perr is the error of the attempt before. After the server was aborted, only one more attempt
 // follows, for at most stopGrace/2.
 func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, perr error) {
 	ctx, cancel := context.WithDeadline(context.Background(), replyDeadline(r, work.Err() != nil))
 	defer cancel()
 	stopping := s.stopping
 	small := false // the reply was replaced by ErrReplyTooLarge
-	wait := backoff.Backoff{Min: 10 * time.Millisecond, Max: time.Second}
+	delay := backoff.Backoff{Min: 10 * time.Millisecond, Max: time.Second}
 	for {
 		if perr == nil {
 			if perr = s.bus.Publish(ctx, r.ReplyTo, m); perr == nil { //nolint:contextcheck // the reply outlives the handlers' context
@@ -146,7 +146,7 @@ func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, p
 			perr = nil
 			continue
 		}
-		t := time.NewTimer(wait.Next())
+		t := time.NewTimer(delay.Next())
 		select {
 		case <-t.C:
 			if mayPass(perr) {
@@ -171,7 +171,7 @@ func (s *Server) replyUntil(work context.Context, r *delivery, m *bus.Message, p
 
 // replyDeadline returns until when a reply is sent again.
 func replyDeadline(r *delivery, aborted bool) time.Time {
-	end := time.Now().Add(replyTime)
+	end := time.Now().Add(replyTimeout)
 	switch {
 	case aborted:
 		return time.Now().Add(stopGrace / 2)

@@ -356,7 +356,7 @@ func FuzzServer(f *testing.F) {
 			t.Fatal(err)
 		}
 		defer func() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply to a missing topic would be tried until replyTime
+			ctx, cancel := context.WithTimeout(context.Background(), time.Millisecond) // a reply to a missing topic would be tried until replyTimeout
 			defer cancel()
 			_ = srv.Stop(ctx)
 		}()

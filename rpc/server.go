@@ -32,7 +32,7 @@ type ServerConfig struct {
 	// Attempts that failed with Unavailable do not count. Default 10, which takes about a minute.
 	MaxDeliveries int
 	// MaxUnavailable is how long a cast of an AtLeastOnce method is delivered again while it fails with Unavailable.
-	// That code says that nothing was done, for example because a database is away. It bounds the sum of the delays
+	// That code says that nothing was done, for example because a database cannot be reached. It bounds the sum of the delays
 	// between these attempts; then the cast is dead-lettered. Default 1 h.
 	MaxUnavailable time.Duration
 	// Dedup remembers the casts of AtLeastOnce methods that have been handled.
@@ -45,9 +45,9 @@ type ServerConfig struct {
 }
 
 const (
-	// replyTime bounds the attempts to send a reply while the caller's topic is
+	// replyTimeout is how long a server tries to send a reply while the caller's topic is
 	// missing: the caller has this time to restore its connection.
-	replyTime = 10 * time.Second
+	replyTimeout = 10 * time.Second
 	// stopGrace is how long Stop still waits for handlers after it canceled their
 	// contexts.
 	stopGrace = time.Second
@@ -177,7 +177,7 @@ func (s *Server) Stats() ServerStats {
 //   - Invalid: the bus cannot carry the names of the server's topics; or the Timeout of an AtLeastOnce method is not
 //     shorter than the bus's Capabilities.ConsumerTimeout, so that the bus would redeliver the message while its handler
 //     runs.
-//   - Errors of [bus.Bus.Subscribe], such as Unavailable if the broker is away, and the context's.
+//   - Errors of [bus.Bus.Subscribe], such as Unavailable if the broker cannot be reached, and the context's.
 func (s *Server) Start(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

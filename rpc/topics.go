@@ -40,20 +40,20 @@ func topicOf(kind bus.Kind, iface, host string) string {
 
 // CheckHost returns Invalid if a server cannot have the name: it is longer than 255 bytes, is not UTF-8, has
 // control characters, spaces, * or >, has an empty part between two dots, or its last part is the suffix of a
-// topic: calls, fanout or dlq. The empty name, [Any], is valid. The error says what is wrong.
+// topic: calls, fanout or dlq. The empty name, [Any], is valid. The error names the fault.
 func CheckHost(host string) error {
 	if host == Any {
 		return nil
 	}
-	wrong := names.Fault(host)
+	detail := names.Fault(host)
 	switch last := host[strings.LastIndexByte(host, '.')+1:]; {
-	case wrong != "":
+	case detail != "":
 	case "."+last == suffixCalls, "."+last == suffixFanout, "."+last == suffixDead:
-		wrong = "ends in " + last + ", which is the suffix of a topic"
+		detail = "ends in " + last + ", which is the suffix of a topic"
 	default:
 		return nil
 	}
-	return fault.New(fault.Invalid, "host name %.300q of %d bytes is not valid for a server: it %s", host, len(host), wrong)
+	return fault.New(fault.Invalid, "host name %.300q of %d bytes is not valid for a server: it %s", host, len(host), detail)
 }
 
 // checkTopics returns Invalid if the host name is not valid, or if a topic of the interface would have more than maxTopic

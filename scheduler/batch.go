@@ -11,7 +11,7 @@ import (
 // Batch is the result of [Scheduler.RankMany].
 type Batch[H Host] struct {
 	// Hosts are the chosen hosts, one for each request, each in its state before the request was placed on it. A
-	// host that takes several requests appears several times.
+	// host on which several requests are placed appears several times.
 	Hosts []H
 	// Decision is the first decision if all requests are placed; its other ranked hosts can serve as alternates.
 	// Otherwise it is the decision that found no host.

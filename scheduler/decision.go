@@ -96,7 +96,7 @@ func (d Decision[H]) MarshalJSON() ([]byte, error) {
 }
 
 // UnmarshalJSON reads what MarshalJSON has written. H must be [Name], or a type that is a text in JSON and whose Name
-// returns this text.
+// returns this text. Its errors are those of [json.Unmarshal]; after an error the decision may have a part of the content.
 func (d *Decision[H]) UnmarshalJSON(b []byte) error {
 	var w onWire[H]
 	if err := json.Unmarshal(b, &w); err != nil {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -332,7 +333,7 @@ func TestSocketDirectory(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := service.HTTP("unix:"+file+"/run/admin.sock", nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), file) {
+	if err := service.HTTP("unix:"+file+"/run/admin.sock", http.NotFoundHandler()).Start(t.Context()); err == nil || !strings.Contains(err.Error(), file) {
 		t.Errorf("a directory that cannot be made: %v", err)
 	}
 }
@@ -430,7 +431,7 @@ func TestUnixSocket(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := service.HTTP("unix:"+path, nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use: another process listens there") {
+	if err := service.HTTP("unix:"+path, http.NotFoundHandler()).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use: another process listens there") {
 		t.Errorf("a socket in use: %v", err)
 	}
 	port, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
@@ -438,7 +439,7 @@ func TestUnixSocket(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer port.Close()
-	if err := service.HTTP(port.Addr().String(), nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use: another process listens there; stop it") {
+	if err := service.HTTP(port.Addr().String(), http.NotFoundHandler()).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "address already in use: another process listens there; stop it") {
 		t.Errorf("a port in use: %v", err)
 	}
 	old.SetUnlinkOnClose(false)
@@ -463,7 +464,91 @@ func TestUnixSocket(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := service.HTTP("unix:"+path, nil).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "is not a socket") {
+	if err := service.HTTP("unix:"+path, http.NotFoundHandler()).Start(t.Context()); err == nil || !strings.Contains(err.Error(), "is not a socket") {
 		t.Errorf("a file: %v", err)
 	}
+}
+
+// TestUnixSocketStays: Start does not remove a socket if it cannot learn that no process listens on it: its context has
+// ended, the listener's queue is full, or the socket is not one of streams.
+func TestUnixSocketStays(t *testing.T) {
+	t.Parallel()
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, tt := range []struct {
+		name   string
+		listen func(path string) (io.Closer, error)
+		ctx    context.Context
+		code   fault.Code
+		says   string
+	}{
+		{"context ended", listenUnix, ended, fault.Canceled, "check whether a process listens on the socket: "},
+		{"queue full", listenFull, t.Context(), fault.Conflict, "address already in use: another process listens there"},
+		{"datagrams", func(path string) (io.Closer, error) {
+			return net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+		}, t.Context(), fault.Internal, "check whether a process listens on the socket: "},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			t.Parallel()
+			path := filepath.Join(t.TempDir(), "admin.sock")
+			l, err := tt.listen(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			before, err := os.Lstat(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p := service.HTTP("unix:"+path, http.NotFoundHandler())
+			if err := p.Start(tt.ctx); err == nil || fault.CodeOf(err) != tt.code || !strings.Contains(err.Error(), tt.says) {
+				t.Errorf("Start = %v (%v), want %v with %q", err, fault.CodeOf(err), tt.code, tt.says)
+			}
+			if after, err := os.Lstat(path); err != nil || !os.SameFile(before, after) {
+				t.Errorf("the socket was removed: %v", err)
+			}
+			if err := p.Stop(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+func listenUnix(path string) (io.Closer, error) {
+	return net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+}
+
+// listenFull listens on a socket whose queue of connections is full.
+func listenFull(path string) (io.Closer, error) {
+	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		return nil, err
+	}
+	sock := &fullSocket{listener: os.NewFile(uintptr(fd), path)}
+	if err := errors.Join(syscall.Bind(fd, &syscall.SockaddrUnix{Name: path}), syscall.Listen(fd, 0)); err != nil {
+		return nil, errors.Join(err, sock.Close())
+	}
+	for range 10 {
+		c, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: path, Net: "unix"})
+		if errors.Is(err, syscall.EAGAIN) {
+			return sock, nil
+		}
+		if err != nil {
+			return nil, errors.Join(err, sock.Close())
+		}
+		sock.queued = append(sock.queued, c)
+	}
+	return nil, errors.Join(errors.New("the queue of connections does not become full"), sock.Close())
+}
+
+type fullSocket struct {
+	listener *os.File
+	queued   []net.Conn
+}
+
+func (s *fullSocket) Close() error {
+	for _, c := range s.queued {
+		c.Close()
+	}
+	return s.listener.Close()
 }

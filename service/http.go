@@ -21,7 +21,8 @@ import (
 	"github.com/armature-go/armature/service/internal/bodytime"
 )
 
-// The defaults of the limits that stop idle and slow clients from using up the server's memory.
+// The limits that keep idle and slow clients from using up the server's memory. The times are defaults of [HTTPConfig];
+// maxHeaderBytes is fixed.
 const (
 	readHeaderTimeout = 10 * time.Second
 	bodyTimeout       = 30 * time.Second
@@ -32,8 +33,9 @@ const (
 // HTTPConfig configures an [HTTPPart]. Addr and Handler are required.
 type HTTPConfig struct {
 	// Addr is "host:port" or "unix:/path/of.sock". With port 0 the system chooses the port, see
-	// [HTTPPart.Addr]. Only the user of the process can connect to a Unix socket. Start makes the
-	// directory of its path, with mode 0750, if it does not exist, and removes the socket of a killed process.
+	// [HTTPPart.Addr]. Only the user of the process can connect to a Unix socket. If the directory of the
+	// socket does not exist, Start makes it, with mode 0750. Start replaces a socket that refuses connections: its process
+	// was killed. It never removes another file or socket.
 	Addr string
 	// Handler serves the requests.
 	Handler http.Handler
@@ -60,12 +62,11 @@ type HTTPConfig struct {
 }
 
 // Validate returns Invalid if Addr is malformed, or if CertFile, KeyFile or ClientCAFile cannot be used. It reads
-// the files and opens no socket. [HTTPPart].Start makes the same checks.
+// the files and opens no socket. It does not check Handler, so that a command can check a configuration.
+// [HTTPPart.Start] makes the same checks, and checks Handler, too.
 func (c HTTPConfig) Validate() error {
-	if !strings.HasPrefix(c.Addr, "unix:") {
-		if _, _, err := net.SplitHostPort(c.Addr); err != nil {
-			return fault.New(fault.Invalid, "address %q: %w", c.Addr, err)
-		}
+	if err := c.checkAddr(); err != nil {
+		return err
 	}
 	if c.CertFile == "" && c.KeyFile == "" && c.ClientCAFile == "" {
 		return nil
@@ -74,16 +75,26 @@ func (c HTTPConfig) Validate() error {
 	return err
 }
 
+func (c HTTPConfig) checkAddr() error {
+	if strings.HasPrefix(c.Addr, "unix:") {
+		return nil
+	}
+	if _, _, err := net.SplitHostPort(c.Addr); err != nil {
+		return fault.New(fault.Invalid, "address %q: %w", c.Addr, err)
+	}
+	return nil
+}
+
 // HTTPPart is a listening server of HTTP/1.1 and, with TLS, HTTP/2. Make one with
 // [HTTP] or [NewHTTP].
 type HTTPPart struct {
-	cfg     HTTPConfig
-	log     *slog.Logger
-	closing atomic.Bool // Drain was called: replies ask clients to close their connections
+	cfg         HTTPConfig
+	log         *slog.Logger
+	drainCalled atomic.Bool
 
-	validate func() error // checks the configuration in Start; may be nil
-	ending   func() bool  // reports whether the App drains
-	certs    *certificates
+	validate    func() error // checks the configuration in Start; may be nil
+	appDraining func() bool
+	certs       *certificates
 
 	mu       sync.Mutex
 	listener net.Listener
@@ -98,11 +109,9 @@ func HTTP(addr string, h http.Handler) *HTTPPart {
 	return NewHTTP(HTTPConfig{Addr: addr, Handler: h})
 }
 
-// NewHTTP returns a [Part] that serves HTTP. Start listens before it returns: it returns an error if
-// the address is in use (Conflict) or if the certificate cannot be used (Invalid). As soon
-// as the App drains, replies ask clients to close their connections. Drain closes the
-// listener and waits for running requests. If its context ends first, Drain cancels the contexts of these
-// requests and closes their connections. Stop does the same.
+// NewHTTP returns a [Part] that serves HTTP. As soon as the App drains, replies ask clients to close their
+// connections. Drain closes the listener and waits for running requests. If its context ends first, Drain cancels the
+// contexts of these requests and closes their connections. Stop does the same.
 func NewHTTP(cfg HTTPConfig) *HTTPPart {
 	if cfg.CertInterval <= 0 {
 		cfg.CertInterval = 10 * time.Second
@@ -116,23 +125,35 @@ func NewHTTP(cfg HTTPConfig) *HTTPPart {
 	if cfg.IdleTimeout <= 0 {
 		cfg.IdleTimeout = idleTimeout
 	}
-	return &HTTPPart{cfg: cfg, log: slog.Default(), ending: func() bool { return false }, failed: make(chan error, 1)}
+	return &HTTPPart{cfg: cfg, log: slog.Default(), appDraining: func() bool { return false }, failed: make(chan error, 1)}
 }
 
 // bind gives the part the logger and the phase of its App. App.Add calls it.
 func (p *HTTPPart) bind(a *App, name string) {
 	p.log = a.cfg.Logger.With("part", name)
-	p.ending = func() bool { return a.phase.Load() >= draining }
+	p.appDraining = func() bool { return a.phase.Load() >= draining }
 }
 
-// Start listens and serves.
+// Start listens, and serves in a goroutine until Drain or Stop. It does not block. The contexts of the requests have the
+// values of ctx, but do not end with ctx. Errors:
+//
+//   - Invalid: Handler is nil, Addr is malformed, or a file for TLS cannot be used.
+//   - Conflict: another process listens on the address.
+//   - Canceled or Timeout: ctx has ended.
+//   - Internal: every other error of the system, such as a path that exists and is not a socket.
 func (p *HTTPPart) Start(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.cfg.Handler == nil {
+		return fault.New(fault.Invalid, "serve HTTP on %s: HTTPConfig.Handler is nil", p.cfg.Addr)
+	}
 	if p.validate != nil {
 		if err := p.validate(); err != nil {
 			return err
 		}
+	}
+	if err := p.cfg.checkAddr(); err != nil {
+		return err
 	}
 	var tlsConfig *tls.Config
 	if p.cfg.CertFile != "" || p.cfg.KeyFile != "" || p.cfg.ClientCAFile != "" {
@@ -148,7 +169,7 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 	}
 	base, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	srv := &http.Server{
-		Handler:           p.limitBody(p.cfg.Handler),
+		Handler:           p.wrapHandler(p.cfg.Handler),
 		TLSConfig:         tlsConfig,
 		ReadHeaderTimeout: p.cfg.ReadHeaderTimeout,
 		IdleTimeout:       p.cfg.IdleTimeout,
@@ -170,12 +191,11 @@ func (p *HTTPPart) Start(ctx context.Context) error {
 	return nil
 }
 
-// limitBody returns h with a deadline for bodies. As soon as the App drains, replies ask clients to close their
-// connections, because a request that a client sends at the moment when the server closes the connection gets no
-// reply.
-func (p *HTTPPart) limitBody(h http.Handler) http.Handler {
+// wrapHandler adds to h a deadline for bodies. While the App drains, replies have the header "Connection: close": a client
+// that keeps its connection could send the next request just when the server closes the connection, and would get no reply.
+func (p *HTTPPart) wrapHandler(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if p.closing.Load() || p.ending() {
+		if p.drainCalled.Load() || p.appDraining() {
 			w.Header().Set("Connection", "close")
 		}
 		bodytime.Limit(w, r, p.cfg.BodyTimeout)
@@ -197,7 +217,7 @@ func openListener(ctx context.Context, addr string) (net.Listener, error) {
 		}
 		return l, nil
 	}
-	if err := removeStale(ctx, path); err != nil {
+	if err := removeStaleSocket(ctx, path); err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
@@ -218,8 +238,10 @@ func openListener(ctx context.Context, addr string) (net.Listener, error) {
 // errInUse means that another process listens on the address.
 var errInUse = fault.New(fault.Conflict, "address already in use: another process listens there; stop it, or give each service an address of its own")
 
-// removeStale removes the socket of a process that was killed. It returns errInUse if a process listens on the socket.
-func removeStale(ctx context.Context, path string) error {
+// removeStaleSocket removes the socket of a process that was killed: a socket that refuses connections. It removes nothing
+// if it cannot learn whether a process listens, such as when ctx has ended. It returns errInUse if a process
+// listens on the socket.
+func removeStaleSocket(ctx context.Context, path string) error {
 	info, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -232,11 +254,17 @@ func removeStale(ctx context.Context, path string) error {
 	}
 	var d net.Dialer
 	c, err := d.DialContext(ctx, "unix", path)
-	if err == nil {
+	switch {
+	case err == nil:
 		_ = c.Close() // the connection was only to find out whether a process listens
 		return errInUse
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return os.Remove(path)
+	case errors.Is(err, syscall.EAGAIN): // the listener's queue of new connections is full
+		return errInUse
+	default:
+		return fmt.Errorf("check whether a process listens on the socket: %w", err)
 	}
-	return os.Remove(path)
 }
 
 // Addr returns the address on which the server listens, with the port that the system has
@@ -253,7 +281,8 @@ func (p *HTTPPart) Addr() string {
 // Failed implements [Failer]: the channel gets the error after which the server no longer accepts connections.
 func (p *HTTPPart) Failed() <-chan error { return p.failed }
 
-// Reload reads the certificate files again. Invalid: they cannot be used, and the old certificate stays in use.
+// Reload reads the certificate files again. It does nothing without TLS or before Start. Errors: Invalid if the files cannot
+// be used; the old certificate stays in use.
 func (p *HTTPPart) Reload(ctx context.Context) error {
 	p.mu.Lock()
 	certs := p.certs
@@ -272,7 +301,7 @@ func (p *HTTPPart) Drain(ctx context.Context) error {
 	if srv == nil {
 		return nil
 	}
-	p.closing.Store(true)
+	p.drainCalled.Store(true)
 	err := srv.Shutdown(ctx)
 	if err != nil { // connections are closed before contexts are canceled, so that a reply that is cut off does not look complete
 		srv.Close() //nolint:errcheck,gosec // Shutdown's error is the one to return

@@ -15,6 +15,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service"
 )
@@ -58,7 +59,7 @@ func TestHTTPListensBeforeStartReturns(t *testing.T) {
 	if code, body, err := get(t.Context(), client(t), "http://"+p.Addr()); code != 200 || body != "hi" || err != nil {
 		t.Errorf("GET = %d %q %v", code, body, err)
 	}
-	err := service.HTTP(p.Addr(), nil).Start(t.Context())
+	err := service.HTTP(p.Addr(), http.NotFoundHandler()).Start(t.Context())
 	if err == nil || !strings.Contains(err.Error(), p.Addr()) {
 		t.Errorf("second listener: error %v, want one naming the address", err)
 	}
@@ -71,6 +72,29 @@ func TestHTTPListensBeforeStartReturns(t *testing.T) {
 	if c, err := d.DialContext(t.Context(), "tcp", p.Addr()); err == nil {
 		c.Close()
 		t.Error("it still listens after Stop")
+	}
+}
+
+// TestHTTPMalformedAddress: Start and Validate make the same check of the address.
+func TestHTTPMalformedAddress(t *testing.T) {
+	t.Parallel()
+	cfg := service.HTTPConfig{Addr: "127.0.0.1", Handler: http.NotFoundHandler()}
+	for what, err := range map[string]error{"Start": service.NewHTTP(cfg).Start(t.Context()), "Validate": cfg.Validate()} {
+		if err == nil || fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "127.0.0.1") {
+			t.Errorf("%s = %v (%v), want Invalid with the address", what, err, fault.CodeOf(err))
+		}
+	}
+}
+
+// TestHTTPWithoutHandler: a part without a handler does not start; otherwise each request would panic.
+func TestHTTPWithoutHandler(t *testing.T) {
+	t.Parallel()
+	p := service.HTTP("127.0.0.1:0", nil)
+	if err := p.Start(t.Context()); err == nil || fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "Handler is nil") {
+		t.Errorf("Start = %v, want Invalid that names Handler", err)
+	}
+	if err := p.Stop(t.Context()); err != nil {
+		t.Error(err)
 	}
 }
 

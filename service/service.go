@@ -205,7 +205,7 @@ func (a *App) Started() <-chan struct{} { return a.started }
 
 // Run starts the parts in the order in which they were added. It blocks until ctx ends, SIGTERM or
 // SIGINT arrives, or a [Failer] fails, and then drains: the App becomes not ready, DrainDelay
-// passes, and the parts are drained and then stopped in reverse order, within DrainTimeout in all. A
+// passes, and the parts are drained and then stopped in reverse order, within DrainTimeout in total. A
 // second SIGTERM or SIGINT exits the process at once with status 1.
 //
 // Run returns nil if it was asked to stop and every part has stopped. Otherwise the error names

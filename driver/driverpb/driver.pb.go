@@ -46,7 +46,7 @@
 //	FAILED_PRECONDITION  Precondition     the object's state does not allow the request now
 //	RESOURCE_EXHAUSTED   Exhausted        not enough resources
 //	PERMISSION_DENIED    Denied           the request is not allowed
-//	UNIMPLEMENTED        Unimplemented    the driver does not have the ability
+//	UNIMPLEMENTED        Unimplemented    the driver does not have the capability
 //	UNAVAILABLE          Unavailable      certainly not executed; only with armature-fault-bin
 //	DEADLINE_EXCEEDED    Timeout          the deadline has passed
 //	CANCELLED            Canceled         the worker has canceled the call
@@ -212,7 +212,7 @@ type InfoResponse struct {
 	// The vendor's name and version. They are for people: no decision depends on them.
 	Name    string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	Version string `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	// The optional abilities that the driver has. Their names are defined by the kind
+	// The capabilities that the driver has. Their names are defined by the kind
 	// of driver.
 	Capabilities  []string `protobuf:"bytes,3,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
 	unknownFields protoimpl.UnknownFields

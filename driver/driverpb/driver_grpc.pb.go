@@ -46,7 +46,7 @@
 //	FAILED_PRECONDITION  Precondition     the object's state does not allow the request now
 //	RESOURCE_EXHAUSTED   Exhausted        not enough resources
 //	PERMISSION_DENIED    Denied           the request is not allowed
-//	UNIMPLEMENTED        Unimplemented    the driver does not have the ability
+//	UNIMPLEMENTED        Unimplemented    the driver does not have the capability
 //	UNAVAILABLE          Unavailable      certainly not executed; only with armature-fault-bin
 //	DEADLINE_EXCEEDED    Timeout          the deadline has passed
 //	CANCELLED            Canceled         the worker has canceled the call
@@ -94,7 +94,7 @@ type DriverClient interface {
 	// worker's configuration. It is called once, before any call of the kind's
 	// service. INVALID_ARGUMENT: an option is wrong; the message has the option's name.
 	Open(ctx context.Context, in *OpenRequest, opts ...grpc.CallOption) (*OpenResponse, error)
-	// Info returns the driver's name and abilities. It must return quickly.
+	// Info returns the driver's name and capabilities. It must return quickly.
 	Info(ctx context.Context, in *InfoRequest, opts ...grpc.CallOption) (*InfoResponse, error)
 	// Close releases the resources of the driver in its process. The objects that it
 	// manages outside of the process stay as they are. It is the last call.
@@ -149,7 +149,7 @@ type DriverServer interface {
 	// worker's configuration. It is called once, before any call of the kind's
 	// service. INVALID_ARGUMENT: an option is wrong; the message has the option's name.
 	Open(context.Context, *OpenRequest) (*OpenResponse, error)
-	// Info returns the driver's name and abilities. It must return quickly.
+	// Info returns the driver's name and capabilities. It must return quickly.
 	Info(context.Context, *InfoRequest) (*InfoResponse, error)
 	// Close releases the resources of the driver in its process. The objects that it
 	// manages outside of the process stay as they are. It is the last call.

@@ -33,17 +33,17 @@ func (f *flags) databaseCommands() []*cobra.Command {
 		Use: "sync", Short: "Create the tables, or upgrade them", Args: noArguments,
 		RunE: func(cmd *cobra.Command, _ []string) error { return f.withDatabase(cmd.Context(), f.sync) },
 	})
-	upgrade := &cobra.Command{Use: "upgrade", Short: "Prepare an upgrade"}
+	upgrade := &cobra.Command{Use: "upgrade", Short: "Check before an upgrade"}
 	upgrade.AddCommand(&cobra.Command{
 		Use: "check", Args: noArguments,
-		Short: "Check whether the services of this version can start: exit code 0 yes, 1 yes, with warnings, 2 no",
+		Short: "Check whether the services of this version can start. Exit codes: 0 = yes; 1 = yes, with warnings; 2 = no",
 		RunE:  func(cmd *cobra.Command, _ []string) error { return f.withDatabase(cmd.Context(), f.checkUpgrade) },
 	})
 	var repair bool
 	var minAge time.Duration
 	audit := &cobra.Command{
 		Use: "audit", Args: noArguments,
-		Short: "Compare the claims on hosts with the servers: exit code 0 no difference, 3 differences, 4 all differences repaired",
+		Short: "Compare the claims on hosts with the servers. Exit codes: 0 = no difference; 3 = differences; 4 = differences, all repaired",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return f.withSchema(cmd.Context(), func(ctx context.Context, _ *options, d *sqlx.DB) error {
 				return f.auditClaims(ctx, store.New(d), repair, minAge)
@@ -51,12 +51,14 @@ func (f *flags) databaseCommands() []*cobra.Command {
 		},
 	}
 	audit.Flags().BoolVar(&repair, "repair", false, "correct the claims that differ")
-	audit.Flags().DurationVar(&minAge, "min-age", 5*time.Minute, "skip claims that have changed within this time, such as 90s, because their servers may be in the middle of a creation")
+	audit.Flags().DurationVar(&minAge, "min-age", 5*time.Minute, "skip claims that have changed within this time, such as 90s: the server of a new claim may not be stored yet")
 	claims := &cobra.Command{Use: "placement", Short: "Manage the claims on hosts"}
 	claims.AddCommand(audit)
 	return []*cobra.Command{manage, upgrade, claims}
 }
 
+// withDatabase calls do with the database of the configuration. If no connection is configured and the SQLite file of the process
+// with all services exists, it is that file.
 func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *options, *sqlx.DB) error) error {
 	o, err := f.load()
 	if err != nil {

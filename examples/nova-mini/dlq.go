@@ -37,13 +37,13 @@ func (f *flags) dlqCommand() *cobra.Command {
 		},
 	}
 	requeue := &cobra.Command{
-		Use: "requeue ID...", Short: "Send dead letters again to their original topic", Args: cobra.ArbitraryArgs,
+		Use: "requeue {ID... | --all}", Short: "Publish dead letters to their original topic again", Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			return f.dlqEnd(cmd.Context(), ids, all, rpc.Requeue, "requeued")
 		},
 	}
 	drop := &cobra.Command{
-		Use: "drop ID...", Short: "Delete dead letters", Args: cobra.ArbitraryArgs,
+		Use: "drop {ID... | --all}", Short: "Delete dead letters", Args: cobra.ArbitraryArgs,
 		RunE: func(cmd *cobra.Command, ids []string) error {
 			return f.dlqEnd(cmd.Context(), ids, all, rpc.Drop, "dropped")
 		},
@@ -58,7 +58,7 @@ func (f *flags) dlqCommand() *cobra.Command {
 // interfaces are the interfaces that can have dead letters.
 var interfaces = []*rpc.Interface{compute.Worker, compute.Conductor, compute.Scheduler}
 
-// letters calls decide once for each dead letter, with the name of its interface.
+// letters reads the dead-letter queues, and calls decide once for each dead letter, with the name of its interface.
 func (f *flags) letters(ctx context.Context, decide func(iface string, l *rpc.DeadLetter) rpc.Verdict) (err error) {
 	o, err := f.load()
 	if err != nil {
@@ -82,7 +82,7 @@ func (f *flags) letters(ctx context.Context, decide func(iface string, l *rpc.De
 
 func (f *flags) dlqList(ctx context.Context) error {
 	w := tabwriter.NewWriter(f.out, 0, 0, 2, ' ', 0)
-	head := "ID\tINTERFACE\tMETHOD\tFAILURES\tDIED AT\tSERVER\tREASON"
+	head := "ID\tINTERFACE\tMETHOD\tFAILURES\tDEAD-LETTERED AT\tHOST\tREASON"
 	n := 0
 	err := f.letters(ctx, func(iface string, l *rpc.DeadLetter) rpc.Verdict {
 		if n++; n == 1 {
@@ -99,9 +99,10 @@ func (f *flags) dlqList(ctx context.Context) error {
 	return errors.Join(err, w.Flush())
 }
 
-// dlqEach calls do for each dead letter with one of the ids, or for all. Errors: NotFound, if an id does not exist.
+// dlqEach calls do for each dead letter with one of the ids, or for all. Errors: a usageError if an id is empty; NotFound if an id
+// does not exist: the other dead letters are done then.
 func (f *flags) dlqEach(ctx context.Context, ids []string, all bool, do func(*rpc.DeadLetter) rpc.Verdict) error {
-	if slices.Contains(ids, "") { // an empty id would match all letters without an id
+	if slices.Contains(ids, "") { // an empty id would match all dead letters without an id
 		return usageError{fault.New(fault.Invalid, "the id of a dead letter is empty")}
 	}
 	missing := map[string]bool{}
@@ -121,9 +122,10 @@ func (f *flags) dlqEach(ctx context.Context, ids []string, all bool, do func(*rp
 	return err
 }
 
+// dlqEnd requeues or drops the dead letters with the ids, or all, and prints how many. done is the word for it.
 func (f *flags) dlqEnd(ctx context.Context, ids []string, all bool, v rpc.Verdict, done string) error {
 	if (len(ids) == 0) != all {
-		return fault.New(fault.Invalid, "give the ids of the dead letters, or --all, but not both")
+		return usageError{fault.New(fault.Invalid, "give the ids of the dead letters, or --all, but not both")}
 	}
 	n := 0
 	err := f.dlqEach(ctx, ids, all, func(*rpc.DeadLetter) rpc.Verdict {
@@ -135,10 +137,10 @@ func (f *flags) dlqEnd(ctx context.Context, ids []string, all bool, v rpc.Verdic
 }
 
 func printLetter(w io.Writer, l *rpc.DeadLetter) {
-	_, _ = fmt.Fprintf(w, "id        %s\nreason    %s\nfailures  %d\ndied at   %s\nserver    %s\ntopic     %s\nmetadata\n", // standard output
+	_, _ = fmt.Fprintf(w, "id                %s\nreason            %s\nfailures          %d\ndead-lettered at  %s\nhost              %s\ntopic             %s\nmetadata\n", // an error of standard output changes nothing here
 		l.ID, l.Reason, l.Failures, l.DiedAt.Format(time.RFC3339), l.Server, l.Topic)
 	for _, k := range slices.Sorted(maps.Keys(l.Metadata)) {
-		_, _ = fmt.Fprintf(w, "  %s: %s\n", k, l.Metadata[k]) // standard output
+		_, _ = fmt.Fprintf(w, "  %s: %s\n", k, l.Metadata[k]) // as above
 	}
-	_, _ = fmt.Fprintf(w, "payload   %s\n", l.Payload) // standard output
+	_, _ = fmt.Fprintf(w, "payload           %s\n", l.Payload) // as above
 }

@@ -90,7 +90,7 @@ func TestDeadLetters(t *testing.T) {
 		ids[rest[strings.LastIndex(rest, " ")+1:]] = id
 	}
 	shown, err := run("show", ids["server-1"])
-	for _, want := range []string{"id        " + ids["server-1"], "topic     compute.h", "rpc: cast compute.destroy 1.0 at-least-once", `payload   {"server_id":"server-1"}`} {
+	for _, want := range []string{"id                " + ids["server-1"], "topic             compute.h", "rpc: cast compute.destroy 1.0 at-least-once", `payload           {"server_id":"server-1"}`} {
 		if err != nil || !strings.Contains(shown, want) {
 			t.Errorf("show: %v, it lacks %q:\n%s", err, want, shown)
 		}
@@ -120,14 +120,15 @@ func TestDeadLetters(t *testing.T) {
 	}
 }
 
-// TestEmptyLetterID: an empty id, such as the value of an unset shell variable, is refused.
-func TestEmptyLetterID(t *testing.T) {
+// TestDLQUsage: a command line that names no dead letter, an empty id (such as the value of an unset shell variable), or ids and
+// --all is an error of the command line.
+func TestDLQUsage(t *testing.T) {
 	t.Parallel()
-	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}} {
+	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}, {"drop"}, {"requeue"}, {"requeue", "--all", "a"}} {
 		cmd := command(new(bytes.Buffer))
 		cmd.SetArgs(append([]string{"dlq"}, args...))
 		if _, ok := errors.AsType[usageError](cmd.ExecuteContext(t.Context())); !ok {
-			t.Errorf("dlq %q is not refused", args)
+			t.Errorf("dlq %q: not a usageError", args)
 		}
 	}
 }

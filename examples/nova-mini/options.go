@@ -126,7 +126,7 @@ type keystoneOptions struct {
 	ServerName    string        `ini:"ssl_server_name" protects:"true" help:"name that Keystone's certificate must have (default: the host of auth_url)"`
 	Insecure      bool          `ini:"insecure" default:"false" protects:"true" unsupported:"Keystone's certificate is always verified: name its authority in cafile" help:"verify no certificate"`
 	TokenBind     string        `ini:"enforce_token_bind" default:"permissive" protects:"true" unsupported:"nova-mini does not check the client to which a token is bound: leave it out" help:"check the client to which a token is bound"`
-	CacheTime     time.Duration `ini:"token_cache_time" default:"300" min:"1ms" help:"seconds for which a checked token is cached; a revoked token may be accepted for as long"`
+	CacheTime     time.Duration `ini:"token_cache_time" default:"300" min:"1ms" help:"seconds for which a checked token is cached; within this time a revoked token is still accepted"`
 }
 
 // files are the files for TLS to Keystone.

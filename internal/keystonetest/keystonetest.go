@@ -18,7 +18,7 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// Keystone is an identity service for one test, which acts as its administrator. An error in a method
+// Keystone is an identity service for one test. The methods act as the administrator. An error in a method
 // fails the test. Only the test's goroutine may use it.
 type Keystone struct {
 	*testenv.Service
@@ -28,13 +28,14 @@ type Keystone struct {
 
 	t     testing.TB
 	admin *gophercloud.ServiceClient
-	roles map[string]string // their ids, by name
+	roles map[string]string // ids of roles by name
 }
 
 // Password is the password of every user that [Keystone.User] makes.
 const Password = "a password of tests"
 
-// Start starts a Keystone with envtest.Keystone. It ends with the test.
+// Start starts a Keystone, which takes about 10 s, and stops it at the end of the test. With -short it skips the test, as
+// [envtest.Keystone] does.
 func Start(t testing.TB) *Keystone {
 	t.Helper()
 	k := &Keystone{Service: envtest.Keystone(t), t: t, roles: map[string]string{}}
@@ -77,7 +78,7 @@ func (k *Keystone) login(user, password string, scope *gophercloud.AuthScope) *g
 	return c
 }
 
-// Project makes a project and returns its id.
+// Project creates a project in the default domain and returns its id.
 func (k *Keystone) Project(name string) string {
 	k.t.Helper()
 	p, err := projects.Create(k.t.Context(), k.admin, projects.CreateOpts{Name: name, DomainID: "default"}).Extract()
@@ -87,7 +88,7 @@ func (k *Keystone) Project(name string) string {
 	return p.ID
 }
 
-// Role makes a role.
+// Role creates a role.
 func (k *Keystone) Role(name string) {
 	k.t.Helper()
 	r, err := roles.Create(k.t.Context(), k.admin, roles.CreateOpts{Name: name}).Extract()
@@ -97,7 +98,7 @@ func (k *Keystone) Role(name string) {
 	k.roles[name] = r.ID
 }
 
-// User makes a user with the [Password] and returns the id.
+// User creates a user of the default domain with the [Password], and returns the user's id.
 func (k *Keystone) User(name string) string {
 	k.t.Helper()
 	u, err := users.Create(k.t.Context(), k.admin, users.CreateOpts{Name: name, Password: Password, DomainID: "default"}).Extract()
@@ -107,8 +108,8 @@ func (k *Keystone) User(name string) string {
 	return u.ID
 }
 
-// Grant gives a user a role in the project or domain of to, or, if to is empty, in the
-// system.
+// Grant gives a user a role. The role applies to the project to.ProjectID, to the domain to.DomainID, or, if to is empty, to
+// the system. role is the name of a role that Keystone has at its start, such as admin, or of one that [Keystone.Role] has created.
 func (k *Keystone) Grant(userID, role string, to gophercloud.AuthScope) {
 	k.t.Helper()
 	opts := roles.AssignOpts{UserID: userID, ProjectID: to.ProjectID, DomainID: to.DomainID, System: to == gophercloud.AuthScope{}}
@@ -117,7 +118,8 @@ func (k *Keystone) Grant(userID, role string, to gophercloud.AuthScope) {
 	}
 }
 
-// Token logs a user in and returns the token. Its scope is a project, a domain or the system; nil: no scope.
+// Token logs in the user with this name and returns a token of the given scope: a project, a domain or the system. A nil scope
+// makes a token without a scope.
 func (k *Keystone) Token(user string, scope *gophercloud.AuthScope) string {
 	k.t.Helper()
 	return k.login(user, Password, scope).TokenID

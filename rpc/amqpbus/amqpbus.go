@@ -84,7 +84,7 @@ type Config struct {
 	// four subscriptions. Default 128 MiB.
 	MaxInFlight int
 	// ConnectTimeout bounds Start, which tries each broker once. It also bounds how long Subscribe and
-	// CreateTopic wait for a broker that is away. Default 10 s.
+	// CreateTopic wait for a broker that cannot be reached. Default 10 s.
 	ConnectTimeout time.Duration
 	// Heartbeat is the interval of the AMQP heartbeats. A connection without any traffic for
 	// twice that time is lost. Default 10 s.
@@ -191,7 +191,7 @@ func (b *Bus) connect(ctx context.Context) error {
 	links, made := []*connector{b.pub, b.sub}, []connection{}
 	closeAll := func() {
 		for _, conn := range made {
-			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // after an error it is closed, too
+			_ = conn.CloseDeadline(time.Now().Add(time.Second)) // an error has no effect: the connection is closed even then
 		}
 	}
 	for _, l := range links {
@@ -216,7 +216,7 @@ func (b *Bus) connect(ctx context.Context) error {
 	return nil
 }
 
-// Stop is Close, for use as a service part.
+// Stop is Close, without regard to the context. It makes the bus a part of a service.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connections, and waits for the goroutines of the bus. RabbitMQ
@@ -303,7 +303,7 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 }
 
 // Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. The message waits for a
-// broker that is away until ctx ends, at most 60 s.
+// broker that cannot be reached until ctx ends, at most 60 s.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	o := b.newOutgoing(topic, m)
 	if err := b.checkMessage(topic, m); err != nil {

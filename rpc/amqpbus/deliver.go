@@ -11,8 +11,9 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// deliverUntil delivers messages until the channel is closed, a probe fails, or ctx ends. It returns the reason.
-func (c *consumer) deliverUntil(ctx context.Context, in *consumeChannel) error {
+// deliverUntilEnd delivers messages until the AMQP channel is closed, RabbitMQ cancels the consumer, a probe fails, or ctx ends. It
+// returns the reason.
+func (c *consumer) deliverUntilEnd(ctx context.Context, in *consumeChannel) error {
 	probeErr := make(chan error, 1)
 	c.helpers.Go(func() {
 		c.probeQueue(in, probeErr)
@@ -92,8 +93,9 @@ func (in *consumeChannel) awaitEnd(ctx context.Context, probeErr <-chan error) e
 	}
 }
 
-// deliverOrRequeue delivers a message. It requeues the message if the subscription ends first, or if a message of a Live topic
-// gets no slot within slotWait.
+// deliverOrRequeue delivers a message. If the subscription ends first, deliverOrRequeue republishes a message of a Shared topic
+// that is not marked as redelivered, and requeues every other message. It also requeues a message of a Live topic that gets no
+// slot within slotWait.
 func (c *consumer) deliverOrRequeue(in *consumeChannel, m *bus.Delivery) {
 	select {
 	case c.out <- m: // a slot is free
@@ -114,7 +116,7 @@ func (c *consumer) deliverOrRequeue(in *consumeChannel, m *bus.Delivery) {
 		in.requeued++
 	case <-in.ended:
 		if c.mode == bus.Shared && errors.Is(in.endReason, errEnded) && !m.Redelivered && c.republish(m.Message) {
-			_ = m.Ack() // after an error the message is redelivered
+			_ = m.Ack() // after an error the message is redelivered, although it was republished
 			return
 		}
 	}
@@ -143,7 +145,7 @@ func (c *consumer) endConsumer(in *consumeChannel) {
 		case c.mode == bus.Shared && !d.Redelivered && !in.ch.IsClosed():
 			wg.Go(func() {
 				if c.republish(c.bus.unmarshal(d)) {
-					_ = d.Ack(false) // after an error the message comes twice
+					_ = d.Ack(false) // after an error the message is redelivered, although it was republished
 				} else {
 					_ = d.Nack(false, true) // after an error the channel is lost, and RabbitMQ requeues the message
 				}
@@ -156,17 +158,17 @@ func (c *consumer) endConsumer(in *consumeChannel) {
 	c.closeAfterAcks(in, true)
 }
 
-// republishTime bounds republish.
-const republishTime = 5 * time.Second
+// republishTimeout is the timeout of republish.
+const republishTimeout = 5 * time.Second
 
-// republish publishes a message again that this process has not begun to handle. It reports whether the caller should acknowledge
-// the delivery. A requeued message would be marked as redelivered, and count as lost with its server. Callers requeue
-// a message that has the mark already, so that the mark stays.
+// republish publishes again a message that no handler of this process has received. It reports whether the caller should
+// acknowledge the old delivery. RabbitMQ would mark a requeued message as redelivered, and the next server would count that
+// as the loss of this server. Callers requeue a message that already has the mark, so that the mark stays.
 func (c *consumer) republish(m *bus.Message) bool {
-	ctx, cancel := context.WithTimeout(c.bus.life, republishTime)
+	ctx, cancel := context.WithTimeout(c.bus.life, republishTimeout)
 	defer cancel()
 	err := c.bus.publishRetrying(ctx, &outgoing{m: m, key: c.name}, nil)
-	return err == nil || bus.OutcomeOf(err) == bus.Unknown && !m.Persistent() // a message at most once is rather lost than handled twice
+	return err == nil || bus.OutcomeOf(err) == bus.Unknown && !m.Persistent() // an at-most-once message may be lost, but is not handled twice
 }
 
 // closeAfterAcks closes the channel, in a goroutine, when all its deliveries are acknowledged or requeued. If deleteLive is set, it

@@ -301,7 +301,7 @@ func TestBadBroker(t *testing.T) {
 	}
 }
 
-// TestAway: while the broker is away, a cast fails at its deadline, and Check fails. When the broker is back, both
+// TestAway: while the broker cannot be reached, a cast fails at its deadline, and Check fails. When the broker is back, both
 // connections are restored.
 func TestAway(t *testing.T) {
 	t.Parallel()

@@ -180,7 +180,7 @@ func TestInFlight(t *testing.T) {
 	rpctest.InFlight(t, b, budget, 2<<20, 6)
 }
 
-// TestLargeAway: while the broker is away, a large message waits until its deadline, the broker is back, or the bus is
+// TestLargeAway: while the broker cannot be reached, a large message waits until its deadline, the broker is back, or the bus is
 // closed.
 func TestLargeAway(t *testing.T) {
 	t.Parallel()
@@ -202,7 +202,7 @@ func TestLargeAway(t *testing.T) {
 	begin := time.Now()
 	err := rpc.Cast(ctx, client, blobs, "h", &text)
 	if c := fault.CodeOf(err); c != fault.Timeout && c != fault.Unknown || time.Since(begin) > 3*time.Second {
-		t.Errorf("cast while the broker is away: %v (%v) after %v, want Timeout or Unknown at its deadline", err, c, time.Since(begin))
+		t.Errorf("cast while the broker cannot be reached: %v (%v) after %v, want Timeout or Unknown at its deadline", err, c, time.Since(begin))
 	}
 	failed := make(chan error, 1)
 	go func() {
@@ -212,7 +212,7 @@ func TestLargeAway(t *testing.T) {
 	}()
 	select {
 	case err := <-failed:
-		t.Errorf("cast while the broker is away ended with %v, want it to wait", err)
+		t.Errorf("cast while the broker cannot be reached ended with %v, want it to wait", err)
 	case <-time.After(200 * time.Millisecond):
 	}
 	p.resume()

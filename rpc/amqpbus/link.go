@@ -24,8 +24,8 @@ import (
 )
 
 const (
-	// dialTime bounds one attempt on one broker, the handshakes included.
-	dialTime = 5 * time.Second
+	// dialTimeout is the timeout of one attempt on one broker, the handshakes included.
+	dialTimeout = 5 * time.Second
 	// The delay before a message is sent again, or a queue consumed, is minRetry after the first failure, doubled after
 	// each further one up to maxRetry, with jitter.
 	minRetry = 20 * time.Millisecond
@@ -88,7 +88,7 @@ func (l *connector) watchConnection(life context.Context, conn connection) error
 			}
 			return err
 		case <-life.Done():
-			_ = conn.CloseDeadline(time.Now().Add(dialTime)) // after an error it is closed, too
+			_ = conn.CloseDeadline(time.Now().Add(dialTimeout)) // an error has no effect: the connection is closed even then
 			return errors.New("the bus was closed")
 		}
 	}
@@ -112,7 +112,7 @@ func (l *connector) dial(ctx context.Context) (connection, error) {
 }
 
 func (l *connector) dialBroker(ctx context.Context, raw string) (conn *amqp.Connection, out *gather.Conn, err error) {
-	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	stopClose := func() bool { return true } // false: ctx has ended and closed the connection
 	var first *firstByte
@@ -140,7 +140,7 @@ func (l *connector) dialBroker(ctx context.Context, raw string) (conn *amqp.Conn
 		if err == nil {
 			_ = conn.CloseDeadline(time.Now()) // the socket is closed already
 		}
-		err = fmt.Errorf("no connection within the timeout: %w", cmp.Or(err, context.Cause(ctx)))
+		err = fmt.Errorf("no connection (%v): %w", ctx.Err(), cmp.Or(err, context.Cause(ctx))) // after the cancellation of Stop, or the timeout
 	}
 	if err != nil {
 		return nil, nil, tlsError(err, cfg.TLSClientConfig == nil && first != nil && first.is(tlsAlert))

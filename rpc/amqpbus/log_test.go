@@ -1,14 +1,19 @@
 package amqpbus_test
 
 import (
+	"context"
 	"crypto/rand"
+	"errors"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
 
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/logtest"
 	"github.com/armature-go/armature/internal/testenv"
@@ -60,5 +65,35 @@ func TestConsumeFailureLogged(t *testing.T) {
 	waittest.Until(t, "the end of the outage in the log", func() bool { return lines.Count(slog.LevelInfo, "consume queue works again") > 0 })
 	if warn, info := lines.Count(slog.LevelWarn, ""), lines.Count(slog.LevelInfo, ""); warn != 1 || info != 1 {
 		t.Errorf("%d WARN and %d INFO for %d failed attempts, want one of each", warn, info, failures())
+	}
+}
+
+// TestSubscribeEndsEarly: if the context of Subscribe ends at any moment of the start, the error is Unavailable, has
+// the context's error and is well formed, also at the moment when consuming begins.
+func TestSubscribeEndsEarly(t *testing.T) {
+	t.Parallel()
+	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "early", Logger: slog.New(slog.DiscardHandler)})
+	timeout := time.Millisecond // it becomes about the time that an attempt takes
+	failed := 0
+	for i := range 200 {
+		ctx, cancel := context.WithTimeout(t.Context(), timeout)
+		topic := fmt.Sprint("early-", i)
+		_, err := b.Subscribe(ctx, bus.Subscription{Topic: topic, Mode: bus.Private})
+		cancel()
+		if err == nil {
+			timeout = timeout * 95 / 100
+			continue
+		}
+		timeout = timeout * 105 / 100
+		failed++
+		if fault.CodeOf(err) != fault.Unavailable || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), topic) || strings.Contains(err.Error(), "%!") {
+			t.Fatalf("attempt %d: %v (%v), want Unavailable with %v and the queue", i, err, fault.CodeOf(err), context.DeadlineExceeded)
+		}
+	}
+	t.Logf("%d of 200 attempts failed", failed)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := b.Subscribe(ctx, bus.Subscription{Topic: "early", Mode: bus.Private}); !errors.Is(err, context.Canceled) || strings.Contains(err.Error(), "timeout") {
+		t.Errorf("canceled: %v, want an error that says so and names no timeout", err)
 	}
 }

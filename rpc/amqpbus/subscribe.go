@@ -23,9 +23,10 @@ import (
 // an argument of existing queues.
 const liveExpiry = 10 * time.Second
 
-// firstSlotWait is how long a message of a Live topic waits for a free slot. Then it is requeued, so that another server may get
-// it. The other prefetched messages are requeued within firstSlotWait together. Requeued messages come back if all servers are
-// full. Then each round of requeues takes twice that time, until a message gets a slot. ADR 28 has the figures.
+// firstSlotWait is how long a message of a Live topic waits for a free slot. Then the message is requeued, so that another server
+// may get it. After the first message has waited that long, the other prefetched messages wait firstSlotWait in total, not each.
+// If all servers are full, the requeued messages come back. From then on a round of c.slots requeues takes 2*firstSlotWait, or
+// 2 ms for each message if that is more, until a message gets a slot. ADR 28 has the figures.
 const firstSlotWait = 100 * time.Millisecond
 
 // slotWait returns how long a message waits for a free slot. requeued is the number of requeued messages since the last one
@@ -42,8 +43,10 @@ func (c *consumer) slotWait(requeued int) time.Duration {
 	}
 }
 
-// Subscribe consumes the topic's queue until ctx ends, see [bus.Bus]. It waits
-// at most Config.ConnectTimeout for a broker that is away. A lost consumer is opened again, with back-off.
+// Subscribe consumes the topic's queue until ctx ends, see [bus.Bus]. It blocks until the queue is consumed, at most
+// Config.ConnectTimeout. A lost consumer is opened again, with back-off. Errors: Invalid if the topic is not valid; Unavailable if
+// the queue is not consumed within the time, or if ctx ends earlier; Denied or Precondition if RabbitMQ refuses the queue;
+// [bus.ErrClosed] after Stop.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	err := cmp.Or(b.life.Usable(), b.checkTopic(s.Topic))
 	if err == nil && s.Fanout != "" {
@@ -73,7 +76,7 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 		b.removeConsumer(c)
 		return nil, fmt.Errorf("subscribe to %s: %w", c.name, bus.ErrClosed)
 	}
-	wait, stop := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+	waitCtx, stop := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer stop()
 	select {
 	case err := <-c.ready:
@@ -81,14 +84,18 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 			return nil, fmt.Errorf("subscribe to %s: %w", c.name, err)
 		}
 		return c.out, nil
-	case <-wait.Done():
+	case <-waitCtx.Done():
 		cancel()
-		return nil, fault.New(fault.Unavailable, "subscribe to %s: the queue was not consumed within the timeout: %w: %w", c.name, wait.Err(), c.checkUp())
+		err := waitCtx.Err()
+		if reason := c.checkUp(); reason != nil { // nil: consuming began at this moment
+			err = fmt.Errorf("%w: %w", err, reason)
+		}
+		return nil, fault.New(fault.Unavailable, "subscribe to %s: %w", c.name, err)
 	}
 }
 
 // CreateTopic declares the queue of a Shared topic, see [bus.Bus]. It waits at most Config.ConnectTimeout for a broker
-// that is away.
+// that cannot be reached. Its errors are those of Subscribe.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if err := cmp.Or(b.life.Usable(), b.checkTopic(topic)); err != nil {
 		return fmt.Errorf("declare queue: %w", err)
@@ -100,7 +107,7 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	for {
 		conn, err := b.sub.get(ctx)
 		if err != nil {
-			return fault.New(fault.Unavailable, "declare queue %s: no connection to RabbitMQ within the timeout: %w", c.name, err)
+			return fault.New(fault.Unavailable, "declare queue %s: no connection to RabbitMQ: %w", c.name, err)
 		}
 		ch, err := conn.Channel()
 		if err == nil {
@@ -125,7 +132,7 @@ type consumer struct {
 	slots   int
 	out     chan *bus.Delivery
 	receive func(*bus.Delivery) // is called instead of a send to out, if it is not nil
-	ready   chan error          // has the outcome of the first attempt
+	ready   chan error          // gets nil at the first success, or before it an error that is final
 	helpers sync.WaitGroup      // the goroutines of the channels
 
 	mu    sync.Mutex
@@ -148,14 +155,14 @@ func (c *consumer) checkUp() error {
 	return fault.New(fault.Unavailable, "queue %s is not consumed: %v", c.name, c.state)
 }
 
-// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. If the first attempt fails and isFinal is true,
-// it reports the error to Subscribe and returns.
+// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. If an attempt fails with an error for which
+// isFinal is true before any attempt has succeeded, consumeUntil reports the error to Subscribe and returns.
 func (c *consumer) consumeUntil(ctx context.Context) {
 	defer c.bus.removeConsumer(c)
 	defer c.helpers.Wait()
 	defer close(c.out)
-	first := true // no attempt has succeeded
-	wait := backoff.Backoff{Min: minRetry, Max: maxRetry}
+	neverConsumed := true
+	delay := backoff.Backoff{Min: minRetry, Max: maxRetry}
 	for ctx.Err() == nil {
 		conn, err := c.bus.sub.get(ctx)
 		if err != nil {
@@ -163,23 +170,23 @@ func (c *consumer) consumeUntil(ctx context.Context) {
 		}
 		in, err := c.startConsuming(conn)
 		if err == nil {
-			wait.Reset()
-			if first {
+			delay.Reset()
+			if neverConsumed {
 				c.ready <- nil
 			}
-			first = false
+			neverConsumed = false
 			c.setState(nil)
 			c.logAttempt(ctx, nil)
-			c.setState(c.deliverUntil(ctx, in))
+			c.setState(c.deliverUntilEnd(ctx, in))
 			continue
 		}
 		c.setState(err)
-		if first && isFinal(err) {
+		if neverConsumed && isFinal(err) {
 			c.ready <- refusalError(err, "queue "+c.name)
 			return
 		}
 		c.logAttempt(ctx, err)
-		wait.Wait(ctx)
+		delay.Wait(ctx)
 	}
 }
 
@@ -189,9 +196,8 @@ func (c *consumer) logAttempt(ctx context.Context, err error) {
 	c.bus.consuming.Note(ctx, c.bus.cfg.Logger, slog.LevelWarn, "consume queue", c, err, "queue", c.name)
 }
 
-// isFinal reports whether the broker would refuse the queue at the next attempt, too. Other refusals end by themselves: until
-// the broker has detected the loss of an old connection, the exclusive queue still belongs to that connection, or is deleted
-// with it.
+// isFinal reports whether the broker would refuse the queue at the next attempt, too. Other refusals pass: the exclusive queue
+// of a lost connection exists until the broker has detected the loss, and is then deleted.
 func isFinal(err error) bool {
 	e, ok := errors.AsType[*amqp.Error](err)
 	return ok && (e.Code == amqp.AccessRefused || e.Code == amqp.PreconditionFailed)
@@ -213,7 +219,7 @@ func (c *consumer) startConsuming(conn connection) (*consumeChannel, error) {
 		err = c.openConsumer(in, c.prefetchWindow(0, 0))
 	}
 	if err != nil {
-		_ = ch.Close() // after an error it is closed, too
+		_ = ch.Close() // RabbitMQ closes the channel on most errors; a second Close has no effect
 		return nil, err
 	}
 	return in, nil
@@ -225,16 +231,16 @@ func (c *consumer) openConsumer(in *consumeChannel, prefetch int) (err error) {
 		return err
 	}
 	d, err := in.ch.Consume(c.name, consumerTag, c.mode == bus.Private, false, false, false, nil)
-	if err == nil { // after an error the old deliveries channel stays; it is closed, and so deliverUntil ends
+	if err == nil { // on an error in.deliveries stays the old channel, which is closed, so deliverUntilEnd returns
 		in.deliveries = d
 		in.prefetch, in.base = prefetch, in.last
 	}
 	return err
 }
 
-// prefetchWindow returns the prefetch for a new consumer, if unacked messages with so many bytes are unacknowledged. All
-// messages together stay within Config.MaxInFlight, even if each prefetched one has the maximum size. The result is at
-// least one if unacked is 0.
+// prefetchWindow returns the prefetch for a new consumer. unacked and bytes are the number and the total size of the
+// unacknowledged messages. All messages together stay within Config.MaxInFlight, even if each prefetched one has the maximum
+// size. If unacked is 0, the result is at least 1. Otherwise it may be 0 or negative: another message has no room.
 func (c *consumer) prefetchWindow(unacked, bytes int) int {
 	cfg := &c.bus.cfg
 	n := min(c.slots-unacked, (cfg.MaxInFlight-bytes)/cfg.MaxMessage)
@@ -245,8 +251,8 @@ func (c *consumer) prefetchWindow(unacked, bytes int) int {
 }
 
 // The prefetch of a consumer is computed for messages of the maximum size. If the messages are smaller, slots stay free
-// although the prefetch is used up. Then the consumer is canceled, and opened again with a prefetch for the bytes that are left of
-// Config.MaxInFlight. This is checked widenSoon after a message has used up the prefetch, then every widenLater.
+// although the prefetch is used up. Then the consumer is canceled and a new one opened, whose prefetch is computed from the free
+// bytes of Config.MaxInFlight. This is checked widenSoon after a message has used up the prefetch, then every widenLater.
 const (
 	widenSoon  = 5 * time.Millisecond
 	widenLater = 50 * time.Millisecond
@@ -258,7 +264,7 @@ func (in *consumeChannel) windowFull() bool {
 	return later >= in.prefetch
 }
 
-// cancelToWiden cancels the consumer if a new one would have a larger prefetch. Messages that RabbitMQ has already sent are delivered
+// cancelToWiden cancels the consumer if its prefetch is used up and a new consumer could receive more messages. Messages that RabbitMQ has already sent are delivered
 // before reopenWider opens the new one, so that none is requeued and marked as redelivered.
 func (c *consumer) cancelToWiden(in *consumeChannel) {
 	all, _, bytes := in.acks.unacked(in.base)
@@ -331,10 +337,11 @@ type consumeChannel struct {
 	requeued   int         // requeued messages since the last one that got a slot; for a Live topic
 	timer      *time.Timer // ends the wait of a message for a slot
 
-	prefetch   int         // the prefetch of the open consumer
-	last, base uint64      // the tag of the last delivery; the same when the open consumer was opened
-	widening   bool        // cancelToWiden has canceled the consumer; guarded by callMu
-	widenAt    *time.Timer // the next check for cancelToWiden
+	prefetch int         // the prefetch of the open consumer
+	last     uint64      // the tag of the last delivery
+	base     uint64      // the value of last when the open consumer was opened
+	widening bool        // cancelToWiden has canceled the consumer; guarded by callMu
+	widenAt  *time.Timer // the next check for cancelToWiden
 }
 
 // Reasons for the end of a consumeChannel, besides the errors of probeQueue.

@@ -29,7 +29,7 @@ import (
 type Bus interface {
 	// Publish sends one message to one subscriber of the topic; a message of kind [Fanout] goes to each topic whose
 	// Subscription.Fanout is this topic. Publish returns when the bus is responsible for the message: the broker has
-	// confirmed it. Publish blocks while the broker is away, until the end of ctx, or for a minute if ctx has no
+	// confirmed it. Publish blocks while the broker cannot be reached, until the end of ctx, or for a minute if ctx has no
 	// deadline. The error says the outcome, see [OutcomeOf]. A message that the bus cannot carry is refused with
 	// Invalid, such as [ErrTooLarge]; other messages neither fail nor wait because of it.
 	//
@@ -60,7 +60,7 @@ type Bus interface {
 	Capabilities() Capabilities
 
 	// Close ends all subscriptions and waits for the goroutines of the bus. Calls after Close fail with [ErrClosed].
-	// Close is idempotent.
+	// Close is idempotent. Its error is for the log: the bus is closed even then.
 	Close() error
 }
 
@@ -241,7 +241,7 @@ func CheckMessage(m *Message, limit int) error {
 	return nil
 }
 
-// TooLarge returns the error for a message of size bytes on a bus that carries limit bytes.
+// TooLarge returns [ErrTooLarge] for a message of size bytes on a bus that carries limit bytes, with both numbers.
 func TooLarge(size, limit int) error {
 	return fault.New(fault.Invalid, "%w: it has %d bytes, and the limit is %d bytes", ErrTooLarge, size, limit)
 }
@@ -249,8 +249,8 @@ func TooLarge(size, limit int) error {
 // CheckTopic returns Invalid unless name, which includes all prefixes and suffixes, can be the name of a topic on every
 // broker. It must be UTF-8 of at most 255 bytes, without control characters, spaces, *, > and empty parts between dots.
 func CheckTopic(name string) error {
-	if wrong := names.Fault(name); wrong != "" {
-		return fault.New(fault.Invalid, "topic name %.300q of %d bytes %s", name, len(name), wrong)
+	if detail := names.Fault(name); detail != "" {
+		return fault.New(fault.Invalid, "topic name %.300q of %d bytes %s", name, len(name), detail)
 	}
 	return nil
 }

@@ -14,7 +14,7 @@ func ExampleOutcomeOf() {
 	for _, err := range []error{
 		nil,
 		fmt.Errorf("queue backup.node-1: %w", bus.ErrNoConsumer),
-		fault.New(fault.Unavailable, "the broker is away"),
+		fault.New(fault.Unavailable, "the broker cannot be reached"),
 		fault.New(fault.Unknown, "the connection was lost before the broker confirmed the message: %w", errors.New("EOF")),
 	} {
 		fmt.Println([]string{"confirmed", "refused", "unroutable", "unknown"}[bus.OutcomeOf(err)])

@@ -161,8 +161,8 @@ func (b *Bus) Close() error {
 	return nil
 }
 
-// Start does nothing: with Stop it makes the bus a part of a service.
+// Start does nothing and returns nil: with Stop it makes the bus a part of a service.
 func (b *Bus) Start(context.Context) error { return nil }
 
-// Stop is Close.
+// Stop is Close, without regard to the context.
 func (b *Bus) Stop(context.Context) error { return b.Close() }

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// dialTimeout bounds one attempt to connect to one server, including the handshakes.
+	// dialTimeout is the timeout of one attempt to connect to one server, including the handshakes.
 	dialTimeout = 5 * time.Second
 	// pingInterval is the time between two pings of NATS over a quiet connection. The connection is lost when two answers are missing.
 	pingInterval = 5 * time.Second

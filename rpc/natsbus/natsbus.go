@@ -78,7 +78,7 @@ type Config struct {
 	// publishers wait, and fanouts are dropped. A server has four subscriptions. Default 128 MiB.
 	MaxInFlight int
 	// ConnectTimeout bounds Start, which tries each server once. It also bounds how long Subscribe and
-	// CreateTopic wait for a server that is away. Default 10 s.
+	// CreateTopic wait for a server that is down. Default 10 s.
 	ConnectTimeout time.Duration
 	// Logger gets the events of the connection and the streams. Default slog.Default().
 	Logger *slog.Logger
@@ -190,7 +190,7 @@ func startErrorCode(err error) fault.Code {
 	return fault.Unavailable
 }
 
-// Stop is Close, for use as a service part.
+// Stop is Close, without regard to the context. It makes the bus a part of a service.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connection, and waits for the goroutines of the bus. Unacknowledged
@@ -250,7 +250,7 @@ type subscription interface {
 }
 
 // Subscribe consumes the topic until ctx ends, see [bus.Bus]. It waits at most
-// Config.ConnectTimeout for a server that is away.
+// Config.ConnectTimeout for a server that is down.
 func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.Delivery, error) {
 	out, err := b.subscribe(ctx, s)
 	if err != nil {

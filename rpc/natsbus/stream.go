@@ -34,7 +34,7 @@ const (
 	restoreDelay = 250 * time.Millisecond
 	// apiTimeout bounds one attempt to create a stream.
 	apiTimeout = 5 * time.Second
-	// republishTimeout bounds republish.
+	// republishTimeout is the timeout of republish.
 	republishTimeout = 5 * time.Second
 )
 
@@ -51,7 +51,7 @@ func streamName(subject string) string {
 }
 
 // CreateTopic creates the stream of a Shared topic, see [bus.Bus]. It waits at most Config.ConnectTimeout for a server
-// that is away.
+// that is down.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 	if err := b.life.Usable(); err != nil {
 		return fmt.Errorf("create topic: %w", err)
@@ -68,7 +68,7 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 // createStream creates a stream and its consumer, unless they exist. It retries until ctx ends. Errors: Precondition if JetStream
 // refuses, Unavailable if ctx has ended, bus.ErrClosed.
 func (b *Bus) createStream(ctx context.Context, subject string) error {
-	wait := backoff.Backoff{Min: minResend, Max: time.Second}
+	delay := backoff.Backoff{Min: minResend, Max: time.Second}
 	for {
 		c, _, err := b.link.Get(ctx)
 		if err == nil {
@@ -82,7 +82,7 @@ func (b *Bus) createStream(ctx context.Context, subject string) error {
 		if err == nil || errors.Is(err, fault.Precondition) {
 			return err
 		}
-		wait.Wait(ctx)
+		delay.Wait(ctx)
 		switch {
 		case b.life.Err() != nil:
 			return bus.ErrClosed

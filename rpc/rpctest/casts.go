@@ -35,7 +35,7 @@ func testCast(b *bench) {
 		b.Fatal(err)
 	}
 	if err := rpc.Cast(b.ctx(), c, keep, "a", &note{N: 2}); err != nil {
-		b.Fatalf("cast to a server that is away: %v", err)
+		b.Fatalf("cast to a server that is down: %v", err)
 	}
 	b.serve("a", 0, register)
 	if n := receive(b, got, "the cast to the server that was away"); n != 2 {

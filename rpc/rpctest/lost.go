@@ -74,7 +74,7 @@ type Broker struct {
 	URL, ServerURL string
 	// Outage closes the connections through ServerURL and refuses new ones for the duration. It returns after that.
 	Outage func(time.Duration)
-	// Keeps: a call waits for a server that is away for less than 10 s. Otherwise the call fails at once with
+	// Keeps: a call waits for a server that is down for less than 10 s. Otherwise the call fails at once with
 	// ErrNoConsumer.
 	Keeps bool
 }
@@ -396,16 +396,16 @@ func (l *lost) testAway() {
 		l.Fatal(r.err)
 	}
 	killed := killProcess(l, p)
-	waittest.Pass(l, time.Second, "the server is away")
+	waittest.Pass(l, time.Second, "the server is down")
 	begin := time.Now()
 	done := l.call(0)
 	if !l.broker.Keeps {
 		if r := l.wait(done); !errors.Is(r.err, rpc.ErrNoConsumer) || r.when.Sub(begin) > time.Second {
-			l.Errorf("a call to a server that is away: %v after %v, want ErrNoConsumer at once", r.err, r.when.Sub(begin))
+			l.Errorf("a call to a server that is down: %v after %v, want ErrNoConsumer at once", r.err, r.when.Sub(begin))
 		}
 		return
 	}
-	waittest.Pass(l, 2*time.Second, "the server is away")
+	waittest.Pass(l, 2*time.Second, "the server is down")
 	l.launch()
 	r := l.wait(done)
 	l.Logf("called 1s after the kill: %v after it, %v", r.when.Sub(killed).Round(time.Millisecond), r.err)
@@ -416,7 +416,7 @@ func (l *lost) testAway() {
 }
 
 // testGone calls a server that was killed a moment ago, and is not started again. A warm client finds out before the call that the
-// instance is gone. A broker that keeps calls for a server that is away drops them after 10 s.
+// instance is gone. A broker that keeps calls for a server that is down drops them after 10 s.
 func (l *lost) testGone(warm bool) {
 	l.Helper()
 	const keeps, within = 10 * time.Second, 6 * time.Second
@@ -431,7 +431,7 @@ func (l *lost) testGone(warm bool) {
 	if warm {
 		gap = time.Second
 	}
-	waittest.Pass(l, gap, "the server is away")
+	waittest.Pass(l, gap, "the server is down")
 	r := l.wait(l.call(0))
 	took := r.when.Sub(killed)
 	l.Logf("called %v after the kill, warm %v: %v after it, %v", gap, warm, took.Round(time.Millisecond), r.err)

@@ -126,7 +126,7 @@ var rules = []rule{
 	{"go", "Go returns before the handler does, and the Pending gets the result", testGo, nil},
 	{"errors", "a handler's error reaches the caller with its code, reason and text, marked as the server's", testErrors, nil},
 	{"context", "the caller's deadline and request context reach the handler; a call that ends by its deadline has the client's own Timeout", testContext, nil},
-	{"cast", "a cast reaches one server only, and a cast to a server that is away waits for it", testCast, nil},
+	{"cast", "a cast reaches one server only, and a cast to a server that is down waits for it", testCast, nil},
 	{"fanout", "a fanout reaches every server once; without a server it is not an error", testFanout, nil},
 	{"noconsumer", "a message for a topic that does not exist fails at once with ErrNoConsumer", testNoConsumer, noConsumer},
 	{"expired", "a call whose deadline passes while it waits for a slot is never handled", testExpired, nil},

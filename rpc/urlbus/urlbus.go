@@ -60,8 +60,9 @@ type Bus interface {
 	// code is Unavailable if no broker answers and Unauthenticated if it refuses the login; see the
 	// buses' packages. Before, the bus fails with bus.ErrNotStarted.
 	Start(ctx context.Context) error
+	// Stop is Close, without regard to ctx.
 	Stop(ctx context.Context) error
-	// Check fails with Unavailable while the broker is away. It does not block.
+	// Check fails with Unavailable while the broker cannot be reached. It does not block.
 	Check(ctx context.Context) error
 }
 

@@ -102,7 +102,7 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestStartAgain: Start fails soon, with Unavailable, while the broker is away, leaves a bus that says
+// TestStartAgain: Start fails soon, with Unavailable, while the broker cannot be reached, leaves a bus that says
 // that it was not started, and works when it is called again. A login that is refused is
 // Unauthenticated.
 func TestStartAgain(t *testing.T) {
@@ -140,7 +140,7 @@ func TestStartAgain(t *testing.T) {
 				begin := time.Now()
 				err := bus.Start(t.Context())
 				if !errors.Is(err, fault.Unavailable) || !strings.Contains(fmt.Sprint(err), u.Host) || time.Since(begin) > time.Second {
-					t.Errorf("Start while the broker is away: %v after %v, want Unavailable with the address, soon", err, time.Since(begin))
+					t.Errorf("Start while the broker cannot be reached: %v after %v, want Unavailable with the address, soon", err, time.Since(begin))
 				}
 				unstarted("after a failed Start")
 			}

@@ -202,7 +202,7 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 		to = b.cfg.Fanout
 	}
 	var unknown error // of the last attempt whose message may have been sent
-	wait := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
+	delay := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
 	for {
 		err := b.send(ctx, to, topic, m)
 		switch {
@@ -223,7 +223,7 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 		default:
 			return err
 		}
-		wait.Wait(ctx)
+		delay.Wait(ctx)
 	}
 }
 

@@ -124,16 +124,16 @@ func (g *group) laneLoop(ctx context.Context, cancel context.CancelFunc, sub mes
 	}()
 	stopDelivering := sync.OnceFunc(g.delivering.Done)
 	defer stopDelivering()
-	wait := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
+	delay := backoff.Backoff{Min: minBackoff, Max: maxBackoff}
 	for {
 		for m := g.next(in); m != nil; m = g.next(in) {
-			wait.Reset()
+			delay.Reset()
 			if !g.deliver(m) || !g.settled(m, stopDelivering) {
 				return
 			}
 		}
 		if g.ctx.Err() == nil {
-			wait.Wait(g.ctx) //nolint:contextcheck // the context of the subscription, not of the lane
+			delay.Wait(g.ctx) //nolint:contextcheck // the context of the subscription, not of the lane
 		}
 		if g.ctx.Err() != nil {
 			return

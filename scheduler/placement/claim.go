@@ -14,7 +14,7 @@ import (
 
 // Errors of a [Store]. Their texts name the provider, and the amounts or the generations.
 var (
-	// ErrNoRoom means that the provider does not have enough free. Another provider may have.
+	// ErrNoRoom means that the provider has not enough free resources. Another provider may have enough.
 	ErrNoRoom = fault.Sentinel(fault.Exhausted, "NoRoom", "not enough room left")
 	// ErrGroup means that the group's policy forbids the host.
 	ErrGroup = fault.Sentinel(fault.Exhausted, "GroupPolicy", "the group's policy forbids the host")
@@ -22,10 +22,11 @@ var (
 	ErrChanged = fault.Sentinel(fault.Conflict, "ConcurrentUpdate", "changed by another process")
 )
 
-// Any stands for every generation: the change is made even if another process has changed the claim or the provider.
+// Any, as a generation, means every generation: the change is made even if another process has changed the claim or the
+// provider.
 const Any = -1
 
-// Allocation is the resources of one provider that a consumer has.
+// Allocation is the part of a claim on one provider: the amounts that the consumer has reserved there.
 type Allocation struct {
 	Provider string `json:"provider"`
 	// Generation is the provider's generation that the decision used. The claim fails with ErrChanged if the provider
@@ -34,15 +35,16 @@ type Allocation struct {
 	Resources  Resources `json:"resources"`
 }
 
-// Claim is all that a consumer has, or is to have.
+// Claim is the complete set of resources that are reserved for a consumer, or, as an argument, the set to reserve.
 type Claim struct {
 	Consumer string `json:"consumer"`
 	// Generation is the generation of the consumer's present claim as the caller has read it. Each change of the claim
 	// adds 1. 0: the consumer has no claim. [Any]: every generation is accepted.
 	Generation int64 `json:"generation"`
-	// Allocations are all that the consumer has, from one or several providers. Empty: the claim is released.
+	// Allocations are the parts of the claim, one for each provider. Empty: the claim is released.
 	Allocations []Allocation `json:"allocations"`
-	// Host is the provider that counts for the group. Default: the provider of the first allocation.
+	// Host is the provider with which the group's policy is checked, for a claim on several providers. Default: the provider
+	// of the first allocation.
 	Host string `json:"host,omitempty"`
 	// Group is the consumer's group, if any. A claim that a Store returns has the group's ID only.
 	Group *Group `json:"group,omitempty"`
@@ -50,7 +52,7 @@ type Claim struct {
 	At time.Time `json:"at,omitzero"`
 }
 
-// host returns the provider that counts for the group.
+// host returns the provider with which the group's policy is checked.
 func (c *Claim) host() string {
 	if c.Host == "" && len(c.Allocations) > 0 {
 		return c.Allocations[0].Provider
@@ -87,8 +89,8 @@ type Store interface {
 	// RemoveAggregate removes an aggregate, also from all providers. It is not an error if the aggregate does not exist.
 	RemoveAggregate(ctx context.Context, name string) error
 
-	// Claim makes all claims or none. Each claim replaces the consumer's present one. A provider above its capacity may
-	// stay so if the claims do not take more of it. If a consumer already has the wanted claim, the claim counts as
+	// Claim makes all claims or none. Each claim replaces the consumer's present one. A provider above its capacity does not
+	// fail the call if the claims do not increase the provider's used amount. If a consumer already has the wanted claim, the claim counts as
 	// made, so that a call with an unknown outcome can be repeated. Errors: ErrNoRoom, ErrGroup, ErrChanged; NotFound if
 	// a provider does not exist; Invalid.
 	Claim(ctx context.Context, claims ...Claim) error
@@ -108,36 +110,36 @@ func Release(ctx context.Context, s Store, consumer string) error {
 	return s.Claim(ctx, Claim{Consumer: consumer, Generation: Any})
 }
 
-// Move makes the claim that to describes, usually on another host, and gives the consumer's present claim to holder, in
-// one transaction. Both hosts are claimed until [Release] of the holder ends the move, or [Revert] undoes it. holder is
-// an ID without a claim, such as the ID of the move. If the move is already made, for example by a call with an unknown
+// Move replaces the claim of next.Consumer by next, usually on another host, and gives the present claim to the consumer
+// holder, in one transaction. next.Generation is ignored. Both hosts stay claimed until the caller confirms the move with a
+// [Release] of holder, or undoes it with [Revert]. holder is an ID without a claim, such as the ID of the move. If the move is already made, for example by a call with an unknown
 // outcome, Move returns nil. Errors: those of Store.Claim; Precondition if the consumer has no claim, or if the holder
 // has one and the move is not made.
-func Move(ctx context.Context, s Store, holder string, to Claim) error {
+func Move(ctx context.Context, s Store, holder string, next Claim) error {
 	return retryOn(ctx, ErrChanged, func() error {
-		have, err := s.Claims(ctx, to.Consumer, holder)
+		have, err := s.Claims(ctx, next.Consumer, holder)
 		if err != nil {
 			return err
 		}
 		present, held := have[0], have[1]
-		if present.Consumer != to.Consumer {
+		if present.Consumer != next.Consumer {
 			present, held = held, present
 		}
 		switch {
-		case held.Generation > 0 && sameClaim(&present, &to):
+		case held.Generation > 0 && sameClaim(&present, &next):
 			return nil
 		case held.Generation > 0:
-			return fault.New(fault.Precondition, "move of %s: the holder %s has a claim already", to.Consumer, holder)
+			return fault.New(fault.Precondition, "move of %s: the holder %s has a claim already", next.Consumer, holder)
 		case present.Generation == 0:
-			return fault.New(fault.Precondition, "move of %s: the consumer has no claim", to.Consumer)
+			return fault.New(fault.Precondition, "move of %s: the consumer has no claim", next.Consumer)
 		}
-		next := to
-		next.Generation = present.Generation
-		return s.Claim(ctx, next, Claim{Consumer: holder, Allocations: present.Allocations, Host: present.Host})
+		claim := next
+		claim.Generation = present.Generation
+		return s.Claim(ctx, claim, Claim{Consumer: holder, Allocations: present.Allocations, Host: present.Host})
 	})
 }
 
-// Revert undoes a [Move]: the consumer gets the holder's claim in place of its own. If the holder has no claim, Revert
+// Revert undoes a [Move]: the holder's claim replaces the consumer's claim, and the holder has no claim afterwards. If the holder has no claim, Revert
 // changes nothing and returns nil. group is the consumer's group or nil; its policy is not checked, because the consumer
 // was on that host before. Errors: those of Store.Claim.
 func Revert(ctx context.Context, s Store, consumer, holder string, group *Group) error {
@@ -162,14 +164,14 @@ func Revert(ctx context.Context, s Store, consumer, holder string, group *Group)
 	})
 }
 
-// maxRetries is the highest number of times that retryOn calls its function.
-const maxRetries = 20
+// maxAttempts is how often retryOn calls its function at most.
+const maxAttempts = 20
 
-// retryOn calls f until f does not fail with target, at most maxRetries times, with a random back-off of up to 100 ms. It
+// retryOn calls f until f does not fail with target, at most maxAttempts times, with a random back-off of up to 100 ms. It
 // returns the last error of f, or the context's.
 func retryOn(ctx context.Context, target error, f func() error) (err error) {
 	delay := time.Millisecond
-	for range maxRetries {
+	for range maxAttempts {
 		if err = f(); !errors.Is(err, target) {
 			return err
 		}
@@ -236,8 +238,11 @@ func (a *Allocation) check(consumer string) error {
 		return fault.New(fault.Invalid, "claim of %s: the allocation of provider %s has no resources", consumer, a.Provider)
 	}
 	for class, n := range a.Resources {
-		if n <= 0 || n > 1<<53 || !nameRule.MatchString(class) {
-			return fault.New(fault.Invalid, "claim of %s: %d of %q: want 1 to 2^53 of a class with a name of A-Z, 0-9 and _", consumer, n, class)
+		if !nameRule.MatchString(class) {
+			return fault.New(fault.Invalid, "claim of %s: the resource class %q is not valid: use 1 to 255 characters of A-Z, 0-9 and _", consumer, class)
+		}
+		if n <= 0 || n > 1<<53 {
+			return fault.New(fault.Invalid, "claim of %s: the amount %d of %s is not between 1 and 2^53", consumer, n, class)
 		}
 	}
 	return nil
@@ -271,9 +276,9 @@ func sameClaim(have, want *Claim) bool {
 // hasHardPolicy reports whether the store must check the policy.
 func (g *Group) hasHardPolicy() bool { return g.Policy == Affinity || g.Policy == AntiAffinity }
 
-// allows returns ErrGroup if the group's policy forbids a host. others has the number of the other members on each
+// checkHost returns ErrGroup if the group's policy forbids a host. others has the number of the other members on each
 // host.
-func (g *Group) allows(host string, others map[string]int64) error {
+func (g *Group) checkHost(host string, others map[string]int64) error {
 	switch most := max(g.MaxPerHost, 1); {
 	case g.Policy == Affinity && len(others) > 0 && others[host] == 0:
 		return fmt.Errorf("group %s is on host %s, not on %s: %w", g.ID, slices.Min(slices.Collect(maps.Keys(others))), host, ErrGroup)

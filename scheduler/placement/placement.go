@@ -47,8 +47,8 @@ type Resources map[string]int64
 // Inventory is the amount of one resource class that a provider has. Its rules are those of OpenStack's placement.
 type Inventory struct {
 	Total    int64 `json:"total"`
-	Reserved int64 `json:"reserved,omitempty"` // not for consumers
-	// Ratio is the over-commit ratio: the capacity is this many times what is not reserved. 0 means 1.
+	Reserved int64 `json:"reserved,omitempty"` // the part of Total that consumers cannot have
+	// Ratio is the over-commit ratio: the capacity is (Total - Reserved) * Ratio. 0 means 1.
 	Ratio float64 `json:"allocation_ratio,omitempty"`
 	// Min, Max and Step limit the amount of one consumer: at least Min, at most Max, and a multiple of Step. Default 1
 	// for Min and Step, and no limit for Max.
@@ -59,7 +59,7 @@ type Inventory struct {
 	Used int64 `json:"used,omitempty"`
 }
 
-// Capacity returns how much all consumers together may have: what is not reserved, times the ratio, rounded down.
+// Capacity returns the amount that all consumers together may have: (Total - Reserved) * Ratio, rounded down.
 func (i Inventory) Capacity() int64 { return freeOf(&i) + i.Used }
 
 // Free returns the capacity minus the used amount. It is negative if the capacity has shrunk below the used amount.

@@ -50,7 +50,7 @@ type groupChange struct {
 // host, without the consumers that the plan changes; check adds the joining consumers to it.
 func (g *groupChange) check(hosts map[string]int64) error {
 	for _, c := range g.joining {
-		if err := c.Group.allows(c.host(), hosts); err != nil {
+		if err := c.Group.checkHost(c.host(), hosts); err != nil {
 			return err
 		}
 		hosts[c.host()]++

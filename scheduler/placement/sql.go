@@ -252,7 +252,7 @@ func (s *SQL) Providers(ctx context.Context, ids ...string) ([]*Provider, error)
 }
 
 // Generation returns the generation of a provider, or 0 if the provider does not exist. It reads only one row, so it is a
-// cheap way to detect that a provider has changed since an earlier Put or Providers. Unavailable: the database is away.
+// cheap way to detect that a provider has changed since an earlier Put or Providers. Unavailable: the database cannot be reached.
 func (s *SQL) Generation(ctx context.Context, id string) (generation int64, err error) {
 	err = db.Error(s.db.GetContext(ctx, &generation, `SELECT generation FROM placement_providers WHERE id = ?`, id))
 	if errors.Is(err, fault.NotFound) {

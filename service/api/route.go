@@ -132,10 +132,10 @@ func (r *Request[B]) Accepted(location string) {
 	r.ReplyHeader.Set("Location", location)
 }
 
-// Validator is a request body with rules that its types and schema cannot express. Validate is called
-// on a pointer to the decoded body, before the handler. The request is refused with its error; an
-// error without a code is Invalid.
+// Validator is a request body with rules that its types and schema cannot express.
 type Validator interface {
+	// Validate is called on a pointer to the decoded body, before the handler. If it returns an error, the
+	// handler is not called, and the reply has the error; an error without a code is Invalid.
 	Validate() error
 }
 

@@ -36,30 +36,31 @@ type KeystoneConfig struct {
 	// may validate tokens, such as service or admin.
 	Username, Password, UserDomain string // UserDomain is a name; default "Default"
 	ProjectName, ProjectDomain     string // ProjectDomain is a name; default "Default"
-	// ServiceRoles are roles of other services. A request with an expired user's token is accepted
+	// ServiceRoles are roles of other services. A request with a user token that has expired is accepted
 	// if its header X-Service-Token has the valid token of a user with one of these roles: a
-	// service may finish what another service started for the user. Default "service", as in
-	// keystonemiddleware.
+	// service may finish what another service started for the user. Default (nil) "service", as in
+	// keystonemiddleware. Empty, but not nil: no expired token is accepted.
 	ServiceRoles []string
 	// TTL is how long Keystone's answer for a valid token is cached, at most until the token
-	// expires. A revoked token is accepted for as long. Default 5 minutes, as in
+	// expires. Within this time a revoked token is still accepted. Default 5 minutes, as in
 	// keystonemiddleware. Negative: valid tokens are not cached.
 	TTL time.Duration
-	// RefusedTTL is how long the answer for a token that Keystone does not know is cached. Default 10 s.
+	// RefusedTTL is how long a token is cached as unknown: Keystone does not know the token, or the token has expired.
+	// Default 10 s. Negative: Keystone is asked each time.
 	RefusedTTL time.Duration
 	// MaxCached is how many tokens the cache holds. If the cache is full, unknown tokens leave it
 	// before valid ones. Default 10,000.
 	MaxCached int
-	// Timeout bounds the validation of one token, with a new login if necessary. Default 5 s.
+	// Timeout is the timeout of the validation of one token, with a new login if necessary. Default 5 s.
 	Timeout time.Duration
-	// TLS is for an https URL, see package tlsfile. Default: the system's authorities. TLS and
-	// Client exclude each other. It is copied.
+	// TLS is the configuration for an https URL, see package tlsfile. It is copied. Default: the system's
+	// authorities. Set either TLS or Client, not both.
 	TLS *tls.Config
-	// Client sends the requests. It is copied, and the copy does not follow redirects, so that a
-	// token goes to Keystone only. Default: a client with a transport of its own.
+	// Client sends the requests. It is copied, and the copy does not follow redirects, so that
+	// tokens go to Keystone only. Stop closes the idle connections of its transport. Default: a client with a transport of its own.
 	Client *http.Client
-	// Logger gets an error when validations begin to fail because of Keystone and one a minute after that, a
-	// debug line for each other failure, and an info line when they work again. Default [slog.Default].
+	// Logger gets an ERROR for the first validation that fails because of Keystone, and one per minute while
+	// validations fail; a DEBUG for each other failure; an INFO when validations work again. Default [slog.Default].
 	Logger *slog.Logger
 }
 
@@ -82,7 +83,7 @@ type Keystone struct {
 type validation struct {
 	identity reqctx.Request
 	valid    bool
-	until    time.Time // when the cache drops it
+	until    time.Time // after this time the cached answer is not used
 }
 
 // parseURL returns Keystone's URL, with /v3 at its end. It returns the errors of NewKeystone.
@@ -94,9 +95,9 @@ func (cfg *KeystoneConfig) parseURL() (*url.URL, error) {
 	case u.RawQuery != "" || u.Fragment != "":
 		return nil, fault.New(fault.Invalid, "Keystone's URL has the parameters %q: remove them, they have no effect", u.RawQuery+u.Fragment)
 	case cfg.TLS != nil && u.Scheme != "https":
-		return nil, fault.New(fault.Invalid, "Keystone has files for TLS, but its URL begins with http://: use https://, or remove the files")
+		return nil, fault.New(fault.Invalid, "TLS is set, but Keystone's URL begins with http://: use https://, or do not configure TLS")
 	case cfg.TLS != nil && cfg.Client != nil:
-		return nil, fault.New(fault.Invalid, "Keystone has TLS and Client: set one of them")
+		return nil, fault.New(fault.Invalid, "TLS and Client are set for Keystone: set one of them")
 	}
 	if path.Base(u.Path) != "v3" {
 		u = u.JoinPath("v3")
@@ -146,8 +147,9 @@ func (k *Keystone) Challenge() string { return fmt.Sprintf("Keystone uri=%q", k.
 const serviceHeader = "X-Service-Token"
 
 // Authenticate returns the identity that the request's token, in [Header], belongs to. It is for
-// api.Config. If the token is not cached, it blocks until Keystone answers, at most Timeout for each
-// token. Requests with the same token share one call to Keystone. Errors:
+// api.Config. If the token is not cached, it blocks until Keystone answers, at most Timeout, or three times Timeout for
+// a request with an X-Service-Token. The end of the request's context does not end the wait, because requests with the
+// same token share one call to Keystone. Errors:
 //
 //   - Unauthenticated: the request has no token, or Keystone does not know the token.
 //   - Unavailable: Keystone does not answer, or answers with an error. Only cached tokens are valid
@@ -187,7 +189,7 @@ func (k *Keystone) findToken(ctx context.Context, token string, allowExpired boo
 	if cached && time.Now().Before(v.until) {
 		return v, nil
 	}
-	// All requests with the token wait for this call, so that no request's cancellation ends it.
+	// Other requests with this token share the call, so the call does not end with the context of this request.
 	found, err, _ := k.calls.Do(string(sum[:]), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), k.cfg.Timeout)
 		defer cancel()
@@ -239,7 +241,7 @@ func (k *Keystone) evictLocked() {
 	}
 }
 
-// errServiceRejected is the error of a login with which Keystone rejects the service, not a client.
+// errServiceRejected means that Keystone rejects the login of this service. It is not about a client's token.
 var errServiceRejected = errors.New("log in: Keystone rejects the service's own user, password or project")
 
 // validateToken asks Keystone to which identity a token belongs. If Keystone does not accept the
@@ -279,7 +281,7 @@ func (k *Keystone) validateToken(ctx context.Context, token string, allowExpired
 const maxReply = 1 << 20
 
 // sendRequest sends a request to Keystone and returns the reply, with at most maxReply of its body. The
-// caller's request id goes along, so that Keystone's log has it.
+// request has the caller's request id, so that Keystone logs the id.
 func (k *Keystone) sendRequest(req *http.Request) (status int, header http.Header, body []byte, err error) {
 	req.Header.Set("Accept", "application/json")
 	if id := reqctx.From(req.Context()).ID; id != "" {
@@ -387,11 +389,12 @@ func (k *Keystone) logIn(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// Start logs in, with one attempt of at most Timeout. It may be called again after an error. Errors, which have
-// Keystone's URL without a password:
+// Start logs in, with one attempt of at most Timeout. After an error it may be called again. Its errors name Keystone's
+// URL, without a password:
 //
 //   - Unauthenticated: Keystone rejects the service's user, password or project.
-//   - Unavailable: Keystone does not answer, or answers with another error. A service waits for it.
+//   - Unavailable: Keystone does not answer, or answers with another error. An App repeats Start, with
+//     back-off, until Keystone answers.
 func (k *Keystone) Start(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, k.cfg.Timeout)
 	defer cancel()
@@ -402,7 +405,7 @@ func (k *Keystone) Start(ctx context.Context) error {
 	return k.codeError(code, err)
 }
 
-// Stop closes idle connections. It returns nil.
+// Stop closes idle connections, also those of the transport of KeystoneConfig.Client. It returns nil.
 func (k *Keystone) Stop(context.Context) error {
 	k.cfg.Client.CloseIdleConnections()
 	return nil

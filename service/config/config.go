@@ -70,8 +70,8 @@ type Source struct {
 	Files []string
 	// Env are variables in the form of os.Environ. OS_DATABASE__CONNECTION sets the option
 	// connection of [database], and OS_DRIVER_ACME__DIR the option dir of [driver_acme], a section of
-	// a family. In such a section names have the spelling of a file that has them, or else they are
-	// in lower case. An unknown section or option has the same result as in a file. Variables
+	// a family. In such a section a name is spelled as in the files; a name that no file has is in
+	// lower case. An unknown section or option has the same result as in a file. Variables
 	// without a double underscore, such as OS_AUTH_URL, are ignored: they belong to other programs.
 	Env []string
 	// Flags are options of the command line, with keys as in Defaults.

@@ -51,9 +51,9 @@ func parseINI(path, text string) (out []entry, errs []error) {
 			section = s[1 : len(s)-1]
 			out = append(out, entry{line: line, section: section})
 		default:
-			key, value, wrong := splitOption(s)
-			if wrong != "" {
-				fail(wrong)
+			key, value, detail := splitOption(s)
+			if detail != "" {
+				fail(detail)
 				continue
 			}
 			out = append(out, entry{line, section, key, value})
@@ -63,8 +63,8 @@ func parseINI(path, text string) (out []entry, errs []error) {
 	return out, errs
 }
 
-// splitOption splits a line into a key and a value. wrong is the error of a line of another form, or "".
-func splitOption(line string) (key, value, wrong string) {
+// splitOption splits a line into a key and a value. detail is the error of a line of another form, or "".
+func splitOption(line string) (key, value, detail string) {
 	i := strings.IndexAny(line, "=:")
 	if i < 0 {
 		return "", "", "want [section], a comment, or name = value"

@@ -70,7 +70,7 @@ func (o *option) parseConstraints() (err error) {
 	return err
 }
 
-// checkCombinations returns an error if tags exclude each other or do not fit the field's type.
+// checkCombinations returns an error if tags cannot be combined or do not fit the field's type.
 func (o *option) checkCombinations() error {
 	hasDefault := o.tag.Get("default") != ""
 	switch {
@@ -79,7 +79,7 @@ func (o *option) checkCombinations() error {
 	case o.hasTag("multi") && (o.field.Type() != reflect.TypeFor[[]string]() || hasDefault || o.hasTag("secret")):
 		return errors.New("the tag multi requires a []string without the tags default and secret")
 	case o.hasTag("required") && hasDefault:
-		return errors.New("the tags required and default exclude each other")
+		return errors.New("the tags required and default are both set: remove one, because an option with a default is never missing")
 	}
 	return nil
 }

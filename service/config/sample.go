@@ -14,7 +14,7 @@ import (
 
 // Sample writes a configuration file in which each option of the struct is a comment with its default,
 // its help text, its type and its bounds. The file has no effect until an operator removes the # before
-// an option. The struct's values are not read. The error is w's first one. Sample panics as [Load] does.
+// an option. The struct's values are not read. Sample returns the first error of w, and panics as [Load] does.
 func Sample(w io.Writer, opts any) error {
 	work := reflect.New(structOf(opts).Type()).Elem()
 	l := newLoader()

@@ -125,7 +125,7 @@ func (l *FileLock) Instance() Instance {
 	return l.instance
 }
 
-// Stop releases the lock.
+// Stop releases the lock by closing its file. It has no effect before Start and after another Stop.
 func (l *FileLock) Stop(context.Context) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()

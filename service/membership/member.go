@@ -145,7 +145,9 @@ func (p *MemberPart) Check(context.Context) error {
 	return nil
 }
 
-// Stop ends the heartbeats and leaves.
+// Stop ends the heartbeats and makes the member leave, as [Registry.Leave] does. It blocks until a heartbeat that is being
+// written has ended, and until the database answers. Errors: those of Registry.Leave, or that of ctx if it ends first: the
+// member is then down after Config.DownAfter.
 func (p *MemberPart) Stop(ctx context.Context) error {
 	p.cancel()
 	select {

@@ -46,7 +46,7 @@ var Schema2 string
 type Config struct {
 	// DB is the database with the table. The caller closes it.
 	DB *sqlx.DB
-	// DownAfter is the heartbeat timeout: a member without a heartbeat for so long is down. Default 60 s, as Nova's
+	// DownAfter is the heartbeat timeout: a member without a heartbeat for this time is down. Default 60 s, as Nova's
 	// service_down_time.
 	DownAfter time.Duration
 }
@@ -150,8 +150,8 @@ func (r *Registry) Join(ctx context.Context, s Self) error {
 	return err
 }
 
-// Leave makes a member that stops down at once. A member that does not exist, or that belongs to another instance, is
-// not an error, and nothing is changed.
+// Leave makes a member down at once, because its process stops. It changes nothing, and returns nil, if the member does not
+// exist or belongs to another instance.
 func (r *Registry) Leave(ctx context.Context, kind, host, instance string) error {
 	return db.Tx(ctx, r.cfg.DB, func(ctx context.Context, tx *sqlx.Tx) error {
 		holders, err := r.holders(ctx, tx, `kind = ? AND host = ? FOR UPDATE`, kind, host)
@@ -195,7 +195,8 @@ func (r *Registry) ForceDown(ctx context.Context, kind, host string, down bool) 
 	return db.ExecOne(ctx, r.cfg.DB, notFound(kind, host), `UPDATE members SET forced_down = ? WHERE kind = ? AND host = ?`, down, kind, host)
 }
 
-// List returns the members of a kind, or all members if kind is empty, sorted by kind and host.
+// List returns the members of a kind, or all members if kind is empty, sorted by kind and host. It reads the database; a
+// kind without members is an empty list. Errors: those of [db.Error].
 func (r *Registry) List(ctx context.Context, kind string) ([]Member, error) {
 	if kind == "" {
 		return r.list(ctx, r.cfg.DB, `ORDER BY kind, host`)
@@ -260,7 +261,8 @@ func (m Member) judge(downAfter time.Duration) (up bool, why string) {
 
 // MinVersion returns the least version of a kind's members that have not left and are not forced down, or 0 without
 // such members. Use only what this version can do. A member without heartbeats counts, because it may come back. (In
-// Nova every service that is not deleted counts, so a host that is lost for good holds all others back.)
+// Nova every service that is not deleted counts, so a host that is lost for good holds all others back.) Errors: those of
+// [db.Error].
 func (r *Registry) MinVersion(ctx context.Context, kind string) (int, error) {
 	list, err := r.List(ctx, kind)
 	if err != nil {

@@ -387,7 +387,7 @@ func TestDatabaseAway(t *testing.T) {
 		b.start()
 		id := b.begin(create, "disk-1")
 		waittest.Until(t, "the step", func() bool { return strings.Contains(b.j.String(), "a(7)") })
-		waittest.Pass(t, 300*time.Millisecond, "the database is away")
+		waittest.Pass(t, 300*time.Millisecond, "the database cannot be reached")
 		back.Store(true)
 		waittest.Succeeds(t, "the table's return", func() error { return rename("away", "operation_events") })
 		b.ends(id, operation.Succeeded)

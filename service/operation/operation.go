@@ -121,7 +121,7 @@ var ErrStale = fault.Sentinel(fault.Conflict, "StaleStep", "the step is not the 
 // runs them use the same value. D must have a JSON form. Name is required. It is stored, so it must not change.
 type Kind[D any] struct {
 	Name string
-	// Timeout is how long an operation may take in all, and how long undoing it may then take. Default 10 minutes.
+	// Timeout is how long an operation may take in total, and how long undoing it may then take. Default 10 minutes.
 	Timeout time.Duration
 	// Priority orders operations that wait for a slot: the highest first. An operation with a priority above 0 also gets a slot
 	// when operations of priority 0 occupy all other slots of a runner. Default 0.
@@ -145,7 +145,7 @@ func (k Kind[D]) Data(op *Op) (*D, error) {
 }
 
 // Store is the operations of a component. It is safe for concurrent use. Every method may fail with Unavailable while the
-// database is away.
+// database cannot be reached.
 type Store struct{ db *sqlx.DB }
 
 // NewStore returns the operations in d, which has the tables of [Schema] and its successors and stays the caller's.

@@ -55,7 +55,7 @@ func TestOutage(t *testing.T) {
 	}
 	waittest.Until(t, "half of the operations", func() bool { return done.Load() >= total/2 })
 	server.Kill()
-	waittest.Pass(t, 10*time.Second, "the database is away")
+	waittest.Pass(t, 10*time.Second, "the database cannot be reached")
 	if err := server.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}

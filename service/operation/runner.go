@@ -22,7 +22,7 @@ type RunnerConfig struct {
 	Store *Store
 	// Host is this process's name, which operations and events show.
 	Host string
-	// Lease is the length of the lease of an operation. If the holder does not renew the lease for so long, another process
+	// Lease is the length of the lease of an operation. If the holder does not renew the lease for this time, another process
 	// continues the operation. The lease is renewed every third of that time. Default 15 s.
 	Lease time.Duration
 	// Poll is the time between two polls for operations, without a notification. Default 1 s.
@@ -148,7 +148,7 @@ func (r *Runner) setClock(ctx context.Context) error {
 	return nil
 }
 
-// Start begins to run operations. Errors: Unavailable if the database is away; Invalid if Host has more than
+// Start begins to run operations. Errors: Unavailable if the database cannot be reached; Invalid if Host has more than
 // 200 bytes or is not UTF-8.
 func (r *Runner) Start(ctx context.Context) error {
 	if err := checkText("host", r.cfg.Host, 200); err != nil { // the owner of a lease is the host and more
@@ -241,7 +241,7 @@ func (r *Runner) send(n notification) {
 
 // Signal makes all operations that wait for a peer ([WaitFor]) continue now, for example when a host is back. Any process may call it
 // on its runner, also if the runner is not started. A signal that comes before the operation waits, while its step runs, has no
-// effect: the delay of WaitFor ends the wait then.
+// effect: the delay of WaitFor ends the wait then. Errors: those of [db.Error].
 func (r *Runner) Signal(ctx context.Context, peer string) error {
 	// What is due already keeps its time, by which its deadlines move.
 	err := db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error { // which repeats it after a deadlock

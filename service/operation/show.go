@@ -78,7 +78,7 @@ func (r *row) view() Operation {
 	return out
 }
 
-// Filter says which operations to list: those that fulfil all its conditions. The zero value is all.
+// Filter says which operations to list: those that meet all conditions of the filter. The zero value selects all.
 type Filter struct {
 	Resource, Kind string
 	State          State

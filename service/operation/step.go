@@ -74,7 +74,7 @@ type Step[D any] struct {
 	UndoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error
 	// Timeout is how long one call of Do, DoTx, Undo or UndoTx may take. Default 1 minute.
 	Timeout time.Duration
-	// Limit is how long the step may take in all, with all attempts and waits, before the operation fails with code
+	// Limit is how long the step may take in total, with all attempts and waits, before the operation fails with code
 	// Timeout. Default: as long as the operation. Time in which no runner was alive does not count, see [Runner]. A negative
 	// Timeout or Limit makes [Handle] panic.
 	Limit time.Duration

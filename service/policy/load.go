@@ -36,7 +36,8 @@ type override struct {
 // with {} has no rules on purpose.
 func (e *Enforcer) Reload(context.Context) error { return e.loadFiles() }
 
-// Watch reads the files and does what [Enforcer.Reload] does if a file has changed. It is for service.Loop.
+// Watch reads the files and does what [Enforcer.Reload] does, with its errors, if a file has changed. It is for
+// service.Loop, and safe for concurrent use.
 func (e *Enforcer) Watch(context.Context) error {
 	e.mu.Lock()
 	_, sum, err := e.readFilesLocked()

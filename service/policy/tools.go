@@ -119,7 +119,7 @@ func (e *Enforcer) Rules() []Effective {
 
 // Sample writes a policy file in which each rule is a comment with its default, its description, its
 // operations, its scopes, and its older form. The file has no effect until an operator removes the # before
-// a rule. The error is w's first one.
+// a rule. It returns the first error of w.
 func Sample(w io.Writer, rules []Rule) error {
 	out := bufio.NewWriter(w)
 	for i, r := range rules {

@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/serviceprom"
 )
 
-// TestMetrics: the metrics have the documented names and no others.
+// TestMetrics: the metrics have the documented names and no others, and count calls, failures and running work.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	app := service.New(service.Config{NoSignals: true, Logger: slog.New(slog.DiscardHandler)})
@@ -33,7 +33,7 @@ func TestMetrics(t *testing.T) {
 	defer l.Stop(t.Context())
 	for range 2 {
 		if err := l.RunNow(t.Context()); err == nil {
-			t.Error("RunNow = nil")
+			t.Error("RunNow of a loop that fails = nil, want its error")
 		}
 	}
 	for range 3 {
@@ -69,6 +69,6 @@ func TestMetrics(t *testing.T) {
 		documented[f[1]] = true
 	}
 	if diff := cmp.Diff(documented, names); diff != "" {
-		t.Errorf("documented and there (-doc +there):\n%s", diff)
+		t.Errorf("names of metrics (-documented +collected):\n%s", diff)
 	}
 }

@@ -202,9 +202,9 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def PowerOff(self, request, context):
-        """PowerOff asks the guest to shut down, waits for grace_ms, and then cuts the
-        power. It works in every state, and ends in SHUTDOWN. With a grace of 0 the
-        power is cut at once.
+        """PowerOff asks the guest to shut down, waits at most grace_ms for it, and then
+        cuts the power. It works in every state, and ends in SHUTDOWN. With a grace of 0
+        or less the power is cut at once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -221,8 +221,8 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Resources(self, request, context):
-        """Resources returns the amounts that the host has for servers in all, whether
-        they are used or not.
+        """Resources returns the total amounts that the host has for servers, used or
+        free.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -262,7 +262,8 @@ class ComputeServicer(object):
         """Resize changes the resources of a SHUTDOWN server. Until ConfirmResize,
         RevertResize can undo it. Errors: INVALID_ARGUMENT if the disk would shrink;
         RESOURCE_EXHAUSTED if the host has no room; FAILED_PRECONDITION also if an
-        earlier resize is not confirmed. Capability resize.
+        earlier resize to other resources is neither confirmed nor reverted. Capability
+        resize.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -295,7 +296,8 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Unrescue(self, request, context):
-        """Unrescue starts a rescued server from its own disk again. Capability rescue.
+        """Unrescue starts a rescued server from its own disk again, and ends in RUNNING. It
+        is not an error if the server is not rescued. Capability rescue.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -305,7 +307,8 @@ class ComputeServicer(object):
         """Snapshot copies the present content of the server's disk into an image of the
         given name, which SpawnRequest.image_ref may name afterwards. The server
         continues. If the image exists already, an earlier call has taken the snapshot,
-        and the image is not changed. Capability snapshot.
+        and the image is not changed. INVALID_ARGUMENT: the name is not valid, such as
+        ../x. Capability snapshot.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -320,15 +323,16 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Console(self, request, context):
-        """Console returns where the console of a RUNNING server can be reached.
-        Capability vnc-console or serial-console.
+        """Console returns where the console of a RUNNING server can be reached, until the
+        server stops. INVALID_ARGUMENT: the driver does not support the type. Capability
+        vnc-console or serial-console.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LiveMigrate(self, request, context):
-        """LiveMigrate moves a RUNNING server to another host while it runs. When it
+        """LiveMigrate moves a RUNNING server to the host of this name while it runs. When it
         returns, the server is on the other host and no longer on this one. It is not
         an error if the server is there already. Capability live-migrate.
         """
@@ -337,8 +341,9 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AttachVolume(self, request, context):
-        """AttachVolume gives the server another disk, which the server keeps when it is
-        stopped and started. Capability attach-volume.
+        """AttachVolume gives a RUNNING or SHUTDOWN server another disk. The server keeps the
+        disk when it is stopped and started. It is not an error if the server has the
+        volume already. Capability attach-volume.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -353,8 +358,9 @@ class ComputeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def AttachInterface(self, request, context):
-        """AttachInterface gives the server another network interface, which the server
-        keeps when it is stopped and started. Capability attach-interface.
+        """AttachInterface gives a RUNNING or SHUTDOWN server another network interface. The
+        server keeps the interface when it is stopped and started. It is not an error if
+        the server has the interface already. Capability attach-interface.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -386,8 +392,8 @@ class ComputeServicer(object):
 
     def Events(self, request, context):
         """Events reports each change of a server, whatever caused it, until the call is
-        canceled. The first event is BEGAN, and comes at once: every later change is
-        reported; List has the state before. A client misses the changes after the end
+        canceled. The first event is BEGAN, which is sent at once. Every change after it
+        is reported. To learn the state before, call List after BEGAN. A client misses the changes after the end
         of its stream. Capability events.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

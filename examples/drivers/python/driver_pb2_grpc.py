@@ -46,7 +46,7 @@ class DriverServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Info(self, request, context):
-        """Info returns the driver's name and abilities. It must return quickly.
+        """Info returns the driver's name and capabilities. It must return quickly.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

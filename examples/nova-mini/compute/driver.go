@@ -9,7 +9,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Driver is what a vendor implements: the worker's only interface to the software that runs servers on its host.
+// Driver is what a vendor implements: the compute service's only interface to the software that runs the servers of its host.
 // computepb/compute.proto is the same contract for drivers in other languages.
 //
 // A server is named by its id, a UUID. Its life is
@@ -19,18 +19,18 @@ import (
 // and Destroy works in every state. Servers outlive the driver's process: a driver that is started again has the same
 // servers, in their real states.
 //
-// Every call is idempotent by the server's id. If a worker was killed, or lost the driver in the middle of a call, it
-// repeats the call. It is not an error if the server is already in the state that the call leads to.
+// Every call except Reboot is idempotent by the server's id. If a compute service was killed, or lost the driver in the middle of
+// a call, it repeats the call. It is not an error if the server is already in the state that the call leads to.
 //
-// All methods must be safe for concurrent use on different servers. On one server a worker makes only one call at a time
-// that changes it; List, Get, Resources and other calls that only read may run at the same time. A call ends soon after
+// All methods must be safe for concurrent use on different servers. On one server a compute service makes only one
+// call at a time that changes it; List, Get, Resources and other calls that only read may run at the same time. A call ends soon after
 // its context ends. Then the same call, or Destroy, must still succeed later.
 //
 // Errors: NotFound if the server does not exist; Invalid if the id or another argument is not valid in any state;
 // Precondition if the server's state does not allow the call.
 //
-// The methods after Resources are optional. A driver lists its capabilities in its Info, and embeds [Unsupported] for the
-// methods that it lacks.
+// The methods after Resources are optional; the last word of a method's comment is its capability. A driver lists its
+// capabilities in its Info, and embeds [Unsupported] for the methods that it lacks.
 type Driver interface {
 	driver.Driver
 
@@ -47,14 +47,14 @@ type Driver interface {
 	Get(ctx context.Context, id string) (Instance, error)
 	// PowerOn starts a server that is Shutdown or Crashed. It has no effect on a server that is Running.
 	PowerOn(ctx context.Context, id string) error
-	// PowerOff asks the guest to shut down, waits for grace, and then cuts the power. It works in every state, and ends
-	// in Shutdown. With a grace of 0 the power is cut at once.
+	// PowerOff asks the guest to shut down, waits at most grace for it, and then cuts the power. It works in every state,
+	// and ends in Shutdown. With a grace of 0 or less the power is cut at once.
 	PowerOff(ctx context.Context, id string, grace time.Duration) error
 	// Reboot restarts the guest. A soft reboot asks the guest, and works only in Running; if the guest does not answer
 	// within a time that the driver chooses, the reboot becomes a hard one. A hard reboot cuts the power, and works in
 	// every state. Both end in Running. A repeated call may restart the guest again.
 	Reboot(ctx context.Context, id string, hard bool) error
-	// Resources returns the amounts that the host has for servers in all, whether they are used or not.
+	// Resources returns the total amounts that the host has for servers, used or free.
 	Resources(ctx context.Context) (Resources, error)
 
 	// Pause stops the processors of a Running server and keeps its memory. CapPause.
@@ -66,8 +66,8 @@ type Driver interface {
 	// Resume continues a Suspended server where it was suspended. CapSuspend.
 	Resume(ctx context.Context, id string) error
 	// Resize changes the resources of a Shutdown server. Until ConfirmResize, RevertResize can undo it. Errors: Invalid
-	// if the disk would shrink; Exhausted if the host has no room; Precondition also if an earlier resize is not
-	// confirmed. CapResize.
+	// if the disk would shrink; Exhausted if the host has no room; Precondition also if an earlier resize to
+	// other resources is neither confirmed nor reverted. CapResize.
 	Resize(ctx context.Context, id string, to Resources) error
 	// ConfirmResize removes what RevertResize would need. It is not an error if the server has no resize to confirm.
 	// CapResize.
@@ -78,28 +78,30 @@ type Driver interface {
 	// Rescue starts the server from another image, or from its own image if the given one is empty, with the server's
 	// disk as the second disk. It works in every state, and ends in Running with Instance.Rescued set. CapRescue.
 	Rescue(ctx context.Context, id, imageRef string) error
-	// Unrescue starts a rescued server from its own disk again. CapRescue.
+	// Unrescue starts a rescued server from its own disk again, and ends in Running. It is not an error if the server is
+	// not rescued. CapRescue.
 	Unrescue(ctx context.Context, id string) error
 	// Snapshot copies the present content of the server's disk into an image of the given name, which Spec.ImageRef may
 	// name afterwards. The server continues. If the image exists already, an earlier call has taken the snapshot, and
-	// the image is not changed. CapSnapshot.
+	// the image is not changed. Invalid: the name is not valid, such as ../x. CapSnapshot.
 	Snapshot(ctx context.Context, id, imageRef string) error
-	// ConsoleLog writes to w what the guest has written on its console since the server was started: the last lines of
-	// it, or all if lines is 0. CapConsoleLog.
+	// ConsoleLog writes to w what the guest has written on its console since the server was started. lines is how many
+	// lines, the last ones; 0: all. CapConsoleLog.
 	ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error
-	// Console returns where the console of a Running server can be reached. CapVNCConsole, CapSerialConsole.
+	// Console returns where the console of a Running server can be reached, until the server stops. Invalid: the driver
+	// does not support the type. CapVNCConsole for VNC, CapSerialConsole for Serial.
 	Console(ctx context.Context, id string, t ConsoleType) (Console, error)
-	// LiveMigrate moves a Running server to another host while it runs. When it returns, the server is on the other host
+	// LiveMigrate moves a Running server to the host with this name while it runs. When it returns, the server is on the other host
 	// and no longer on this one. It is not an error if the server is there already. CapLiveMigrate.
 	LiveMigrate(ctx context.Context, id, host string) error
-	// AttachVolume gives the server another disk, which the server keeps when it is stopped and started.
-	// CapAttachVolume.
+	// AttachVolume gives a Running or Shutdown server another disk. The server keeps the disk when it is stopped and
+	// started. It is not an error if the server has the volume already. CapAttachVolume.
 	AttachVolume(ctx context.Context, id string, v Volume) error
 	// DetachVolume removes the disk from the server. It is not an error if the server does not have the volume.
 	// CapAttachVolume.
 	DetachVolume(ctx context.Context, id, volumeID string) error
-	// AttachInterface gives the server another network interface, which the server keeps when it is stopped and started.
-	// CapAttachInterface.
+	// AttachInterface gives a Running or Shutdown server another network interface. The server keeps the interface when it
+	// is stopped and started. It is not an error if the server has the interface already. CapAttachInterface.
 	AttachInterface(ctx context.Context, id string, i Interface) error
 	// DetachInterface removes the network interface from the server. It is not an error if the server does not have the
 	// interface. CapAttachInterface.
@@ -110,8 +112,8 @@ type Driver interface {
 	// CapDiagnostics.
 	Diagnostics(ctx context.Context, id string) (map[string]string, error)
 	// Events calls f for each change of a server, whatever caused it, one call after the other. It blocks until ctx ends
-	// or f returns an error, and returns that error. The first event is EventBegan, and comes at once: every later
-	// change is reported; List has the state before. CapEvents.
+	// or f returns an error, and returns the error of ctx or of f. The first event is EventBegan, which is sent at once.
+	// Every change after it is reported. To learn the state before, call List after EventBegan. CapEvents.
 	Events(ctx context.Context, f func(Event) error) error
 }
 
@@ -199,8 +201,8 @@ const (
 	Serial ConsoleType = "serial"
 )
 
-// Console is where a console can be reached: a network address, Host and Port, or the path of a
-// Unix socket or terminal on the host, Path.
+// Console is the address of a console: either Host and Port, or Path, which is a Unix socket or a terminal on the
+// host.
 type Console struct {
 	Host string `json:"host,omitempty"`
 	Port int    `json:"port,omitempty"`
@@ -241,7 +243,7 @@ type EventType string
 
 // The types of events.
 const (
-	EventBegan     EventType = "began"   // the stream has begun; it has no server
+	EventBegan     EventType = "began"   // Events has begun to report; ServerID is empty
 	EventStarted   EventType = "started" // the server is Running: started, resumed or unpaused
 	EventStopped   EventType = "stopped" // the server is Shutdown
 	EventPaused    EventType = "paused"

@@ -12,8 +12,9 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 )
 
-// TestActions: an action is done once, also if its driver, compute service or conductor is killed meanwhile. It is refused
-// in states that do not allow it. A deletion ends it.
+// TestActions: a server reaches the state that an action leads to, also if the driver, the compute service or the conductor is
+// killed meanwhile. The API rejects a second action meanwhile, and an action that the server's state does not allow. A deletion
+// ends an action.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -40,7 +41,7 @@ func TestActions(t *testing.T) {
 	a.deleteAll(a.cl, []string{"node-1", "node-2"})
 }
 
-// actions is a cloud with servers on which actions are done.
+// actions is a cloud with the servers of TestActions.
 type actions struct {
 	*cloud
 
@@ -87,7 +88,7 @@ func (a *actions) flavorOf(id, want string) {
 	}
 }
 
-// testStops: each stop is done once, although processes are killed meanwhile.
+// testStops: each stopped server becomes SHUTOFF, although processes are killed meanwhile. The API rejects a second action.
 func (a *actions) testStops() {
 	a.Helper()
 	for _, id := range append(a.ids, a.crash) {
@@ -106,13 +107,13 @@ func (a *actions) testStops() {
 	}
 }
 
-// testRefusals: what a state or a body does not allow.
+// testRefusals: the API rejects an action that the server's state does not allow, and a malformed body.
 func (a *actions) testRefusals() {
 	a.Helper()
 	a.refused("stop of a stopped server", servers.Stop(a.Context(), a.cl, a.ids[0]).ExtractErr(), http.StatusConflict)
-	a.refused("a soft reboot of one", servers.Reboot(a.Context(), a.cl, a.ids[0], servers.RebootOpts{Type: servers.SoftReboot}).ExtractErr(), http.StatusConflict)
-	a.refused("start of one that runs", servers.Start(a.Context(), a.cl, a.broken).ExtractErr(), http.StatusConflict)
-	a.refused("stop of nothing", servers.Stop(a.Context(), a.cl, "11111111-2222-4333-8444-555555555555").ExtractErr(), http.StatusNotFound)
+	a.refused("soft reboot of a stopped server", servers.Reboot(a.Context(), a.cl, a.ids[0], servers.RebootOpts{Type: servers.SoftReboot}).ExtractErr(), http.StatusConflict)
+	a.refused("start of a running server", servers.Start(a.Context(), a.cl, a.broken).ExtractErr(), http.StatusConflict)
+	a.refused("stop of a server that does not exist", servers.Stop(a.Context(), a.cl, "11111111-2222-4333-8444-555555555555").ExtractErr(), http.StatusNotFound)
 	for body, code := range map[string]int{
 		`{}`: http.StatusBadRequest, `{"explode": null}`: http.StatusBadRequest, `{"os-stop": null, "os-start": null}`: http.StatusBadRequest,
 		`{"reboot": {"type": "GENTLE"}}`: http.StatusBadRequest, `{"os-getConsoleOutput": {"length": "many"}}`: http.StatusBadRequest,
@@ -141,8 +142,8 @@ func (a *actions) testStarts() {
 	}
 }
 
-// testResizes: a resize is done once, whichever process is killed. It ends as the user decides. A resize that the driver cannot do
-// leaves the server unchanged.
+// testResizes: a resize succeeds although a compute service and the conductor are killed meanwhile. A confirmation keeps the new
+// flavor, a revert restores the old one. A resize that the driver cannot do leaves the server unchanged.
 func (a *actions) testResizes() {
 	a.Helper()
 	huge, err := flavors.Create(a.Context(), a.cl, flavors.CreateOpts{Name: "huge", RAM: 1 << 20, VCPUs: 1, Disk: new(1)}).Extract()
@@ -152,7 +153,7 @@ func (a *actions) testResizes() {
 	for what, err := range map[string]error{"no such flavor": a.resize(a.ids[0], "none"), "its own flavor": a.resize(a.ids[0], "1"), "more than the host has": a.resize(a.ids[0], huge.ID)} {
 		a.refused(what, err, http.StatusBadRequest)
 	}
-	a.refused("confirm of nothing", servers.ConfirmResize(a.Context(), a.cl, a.ids[0]).ExtractErr(), http.StatusConflict)
+	a.refused("confirm without a resize", servers.ConfirmResize(a.Context(), a.cl, a.ids[0]).ExtractErr(), http.StatusConflict)
 	for _, id := range append(a.ids, a.norsz, a.rszcrash) {
 		if err := a.resize(id, "2"); err != nil {
 			a.Errorf("resize: %v", err)
@@ -168,11 +169,11 @@ func (a *actions) testResizes() {
 	for _, id := range append(a.ids, a.rszcrash) {
 		a.becomes(id, "VERIFY_RESIZE")
 		a.flavorOf(id, "2")
-		a.refused("stop before it is confirmed", servers.Stop(a.Context(), a.cl, id).ExtractErr(), http.StatusConflict)
+		a.refused("stop before the resize is confirmed", servers.Stop(a.Context(), a.cl, id).ExtractErr(), http.StatusConflict)
 	}
-	end, left := servers.ConfirmResize(a.Context(), a.cl, a.ids[0]).ExtractErr(), servers.RevertResize(a.Context(), a.cl, a.ids[1]).ExtractErr()
-	if end != nil || left != nil {
-		a.Errorf("confirm: %v; revert: %v", end, left)
+	confirmErr, revertErr := servers.ConfirmResize(a.Context(), a.cl, a.ids[0]).ExtractErr(), servers.RevertResize(a.Context(), a.cl, a.ids[1]).ExtractErr()
+	if confirmErr != nil || revertErr != nil {
+		a.Errorf("confirm: %v; revert: %v", confirmErr, revertErr)
 	}
 	a.becomes(a.ids[0], "ACTIVE")
 	a.becomes(a.ids[1], "ACTIVE")
@@ -180,14 +181,15 @@ func (a *actions) testResizes() {
 	a.flavorOf(a.ids[1], "1")
 }
 
-// testFailures: an action that the driver cannot do leaves the server unchanged, and a deletion does not wait for one that hangs.
+// testFailures: an action that the driver cannot do leaves the server unchanged. A deletion does not wait for an action that
+// hangs; deleteAll checks that this server is gone.
 func (a *actions) testFailures() {
 	a.Helper()
 	if err := servers.Stop(a.Context(), a.cl, a.broken).ExtractErr(); err != nil {
 		a.Error(err)
 	}
 	a.becomes(a.broken, "ACTIVE")
-	// A deletion does not wait for an action that hangs: the compute service is killed meanwhile.
+	// The reboot hangs, so only the deletion can end it. The compute service is killed, too.
 	if err := servers.Reboot(a.Context(), a.cl, a.hangs, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr(); err != nil {
 		a.Error(err)
 	}

@@ -169,7 +169,7 @@ func TestKeystoneAtStart(t *testing.T) {
 		return nil
 	})
 	if s := p.log.String(); strings.Contains(s, "msg=ready") || strings.Count(s, "level=WARN") != 1 || !strings.Contains(s, "option auth_url of [keystone_authtoken]") {
-		t.Errorf("while Keystone is away the log is\n%s", s)
+		t.Errorf("while Keystone cannot be reached the log is\n%s", s)
 	}
 	envtest.Forward(t, dead, there)
 	c.client(p)

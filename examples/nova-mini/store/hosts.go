@@ -39,7 +39,8 @@ func (s *Store) Members(downAfter time.Duration) *membership.Registry {
 	return membership.New(membership.Config{DB: s.db, DownAfter: downAfter})
 }
 
-// Number gives a service a number if the service has no number yet. A service calls Number before it joins.
+// Number gives a service a number if the service has no number yet. A member without a number has the number 0 in Services. A
+// number without a member is not in Services.
 func (s *Store) Number(ctx context.Context, kind, host string) error {
 	return s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error { return numberService(ctx, tx, kind, host) })
 }
@@ -173,8 +174,8 @@ func (s *Store) Hosts(ctx context.Context, downAfter time.Duration) ([]*Host, er
 // Ratios are the allocation ratios of a host's resources: the capacity for claims is the host's amount times the ratio.
 type Ratios struct{ CPU, RAM, Disk float64 }
 
-// ClaimHost makes process p the owner of a host: the only process that does the work of the host. Errors: Invalid, if
-// the host's name is not valid or p has no id; membership.ErrHeld, if another process owns the host and has sent a
+// ClaimHost makes process p the owner of a host: the only process that does the work of the host. Errors: Invalid if
+// the host's name is not valid or p has no id; membership.ErrHeld if another process owns the host and has sent a
 // heartbeat within downAfter.
 func (s *Store) ClaimHost(ctx context.Context, host string, p compute.Process, downAfter time.Duration) error {
 	if err := rpc.CheckHost(host); err != nil {
@@ -190,20 +191,21 @@ func (s *Store) ClaimHost(ctx context.Context, host string, p compute.Process, d
 	return s.Number(ctx, ComputeBinary, host)
 }
 
-// LeaveHost frees a host that a process owns. A process that does not own the host changes nothing.
+// LeaveHost ends the ownership of a host. It has no effect if the process does not own the host.
 func (s *Store) LeaveHost(ctx context.Context, host, instance string) error {
 	return s.members.Leave(ctx, ComputeBinary, host, instance)
 }
 
-// HoldsHost returns membership.ErrHeld if a process other than the instance owns the host. With the context of
+// HoldsHost returns membership.ErrHeld if a process other than the instance owns the host. It returns nil if the instance owns the
+// host, or if the host is not known. With the context of
 // [Store.Tx] it reads in that transaction.
 func (s *Store) HoldsHost(ctx context.Context, host, instance string) error {
 	return s.members.Holds(ctx, ComputeBinary, host, instance)
 }
 
 // ReportHost records the heartbeat of a compute service and the resources of its host. A report that changes nothing
-// costs one read and the heartbeat. Errors: Invalid, if the report is not valid, and no host is added;
-// membership.ErrHeld, if the process does not own the host, and nothing changes.
+// costs one read and the heartbeat. Errors: Invalid if the report is not valid; membership.ErrHeld if the process does not
+// own the host. After Invalid no host has been added; after ErrHeld nothing has changed.
 func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ratios) error {
 	if err := rpc.CheckHost(r.Host); err != nil {
 		return err
@@ -216,12 +218,12 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	}
 	err := s.HoldsHost(ctx, r.Host, r.Instance)
 	if r.Instance == "" && errors.Is(err, membership.ErrHeld) {
-		err = s.joinReporter(ctx, r) // a worker of a release that claims no hosts gets the host once the owner of the host is down
+		err = s.joinReporter(ctx, r) // a compute service of an older release claims no host; it becomes the owner here when the old owner is down
 	}
 	if err != nil {
 		return err
 	}
-	generation, err := s.putHost(ctx, r, ratios) // first, because it validates the report
+	generation, err := s.putHost(ctx, r, ratios) // before the heartbeat, because putHost validates the report
 	if err != nil {
 		return err
 	}
@@ -240,7 +242,7 @@ func (s *Store) ReportHost(ctx context.Context, r *compute.HostReport, ratios Ra
 	return err
 }
 
-// joinReporter makes the process that reports a host its owner.
+// joinReporter makes the process that sent a report the owner of the report's host.
 func (s *Store) joinReporter(ctx context.Context, r *compute.HostReport) error {
 	instance := membership.Instance{ID: r.Instance}
 	if r.Claim != nil && r.Claim.ID == r.Instance {
@@ -272,7 +274,8 @@ type reports struct {
 	last map[string]report // by host
 }
 
-// report is what the database has of a host as long as the host's provider has this generation.
+// report is a report that this process has written. The database has this content as long as the generation of the host's
+// provider is the same.
 type report struct {
 	compute.HostReport
 
@@ -281,6 +284,7 @@ type report struct {
 	generation int64
 }
 
+// newReport copies a report without pointers, so that two reports can be compared with ==.
 func newReport(r *compute.HostReport, ratios Ratios, generation int64) report {
 	out := report{HostReport: *r, ratios: ratios, generation: generation}
 	if out.Claim != nil {
@@ -332,7 +336,8 @@ func (s *Store) putHost(ctx context.Context, r *compute.HostReport, ratios Ratio
 }
 
 // Claims returns the store of the servers' claims on hosts. A claim is made only while the server waits for a host;
-// otherwise it fails with [compute.ErrStale]. A claim and a deletion of one server exclude each other.
+// otherwise it fails with [compute.ErrStale]. A claim and a deletion of one server never happen at the same time: both lock the
+// server's operation.
 func (s *Store) Claims() placement.Store { return claims{s.claims, s} }
 
 type claims struct {

@@ -16,7 +16,7 @@ import (
 )
 
 // maxOperationTime is how long an operation may take in all. The steps of an operation give up much earlier, see
-// conductor.Config. Only a deletion waits as long as the host is away.
+// conductor.Config. Only a deletion waits as long as the host is down.
 const maxOperationTime = 24 * time.Hour
 
 // The operations on servers. The resource of each operation is the server's id.

@@ -151,7 +151,7 @@ func TestClaimRace(t *testing.T) {
 		if n := placed.Load(); n != hosts*room {
 			t.Errorf("%d claims succeeded, want all %d that fit", n, hosts*room)
 		}
-		for _, id := range ids { // claims and deletions exclude each other
+		for _, id := range ids { // a claim and a deletion never happen at the same time
 			wg.Go(func() {
 				if err := s.BeginDelete(t.Context(), id); err != nil {
 					t.Errorf("begin the deletion: %v", err)

@@ -24,9 +24,9 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// stopTime is how long the command may take to end after the first signal, and how long
+// stopTimeout is how long the command may take to end after the first signal, and how long
 // the services may take to stop.
-const stopTime = 30 * time.Second
+const stopTimeout = 30 * time.Second
 
 func main() {
 	testenv.EndWithParent()
@@ -131,7 +131,7 @@ func start(ctx context.Context, f starter, dir string) started {
 }
 
 // follow waits for the command. It forwards the first signal to the command's process group.
-// A second signal, or stopTime, kills the group. Processes that the command leaves behind are
+// A second signal, or stopTimeout, kills the group. Processes that the command leaves behind are
 // also killed.
 func follow(p *testenv.Process, signals <-chan os.Signal) int {
 	defer p.SignalGroup(os.Kill)
@@ -141,7 +141,7 @@ func follow(p *testenv.Process, signals <-chan os.Signal) int {
 	case sig := <-signals:
 		p.SignalGroup(sig)
 	}
-	t := time.NewTimer(stopTime)
+	t := time.NewTimer(stopTimeout)
 	defer t.Stop()
 	select {
 	case <-p.Done():
@@ -153,7 +153,7 @@ func follow(p *testenv.Process, signals <-chan os.Signal) int {
 }
 
 func stop(all []started) error {
-	ctx, cancel := context.WithTimeout(context.Background(), stopTime)
+	ctx, cancel := context.WithTimeout(context.Background(), stopTimeout)
 	defer cancel()
 	errs := make([]error, len(all))
 	var wg sync.WaitGroup

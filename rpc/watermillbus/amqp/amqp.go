@@ -11,7 +11,7 @@
 //	}}
 //
 // The bus keeps the same rules of the bus contract as watermillbus, and Start logs a warning about the others: a call to a
-// server that is away waits instead of failing, a call stays with a busy server, and a message whose handler had not begun
+// server that is down waits instead of failing, a call stays with a busy server, and a message whose handler had not begun
 // when its server stopped counts as lost with a server. The queues have the names and properties of those of amqpbus, so
 // both buses may use the same queues.
 //
@@ -131,7 +131,7 @@ func (b *Bus) Start(context.Context) error {
 		return err
 	}
 	b.inner, b.conns = inner, made
-	b.cfg.Logger.Warn("watermill-amqp started: no error for servers that are away, waiting calls stay with busy servers, a lost connection ends the bus")
+	b.cfg.Logger.Warn("watermill-amqp started: no error for servers that are down, waiting calls stay with busy servers, a lost connection ends the bus")
 	return nil
 }
 
@@ -293,7 +293,7 @@ func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{MaxMessage: cmp.Or(b.cfg.MaxMessage, bus.DefaultMaxMessage), MaxTopic: names.Max - len(b.cfg.Exchange) - len("."), Persistent: true}
 }
 
-// Stop is Close, without regard to the context. It makes the bus a service part.
+// Stop is Close, without regard to the context. It makes the bus a part of a service.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
 // Close ends the subscriptions and the connections. It is idempotent. Errors: as of watermillbus. After a lost connection

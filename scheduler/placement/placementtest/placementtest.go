@@ -381,16 +381,16 @@ func testInvalid(b bench) {
 	b.host("n1", 8)
 	claim := func(a ...placement.Allocation) placement.Claim { return placement.Claim{Consumer: "a", Allocations: a} }
 	for want, c := range map[string]placement.Claim{
-		`consumer "": a name has 1 to 255 bytes, and no control characters`:                                  {Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
-		`provider "": a name has 1 to 255 bytes, and no control characters`:                                  claim(vcpusOf("", 1)),
-		`claim of a: provider n1 is listed twice`:                                                            claim(vcpusOf("n1", 1), vcpusOf("n1", 1)),
-		`claim of a: the allocation of provider n1 has no resources`:                                         claim(allocationOf("n1", nil)),
-		`claim of a: 0 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                   claim(vcpusOf("n1", 0)),
-		`claim of a: -1 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                  claim(vcpusOf("n1", -1)),
-		`claim of a: 9223372036854775807 of "VCPU": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`: claim(vcpusOf("n1", 1<<63-1)),
-		`claim of a: 1 of "x": want 1 to 2^53 of a class with a name of A-Z, 0-9 and _`:                      claim(allocationOf("n1", placement.Resources{"x": 1})),
-		`claim of a: its host n2 is not among the providers`:                                                 {Consumer: "a", Host: "n2", Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
-		`group "": a name has 1 to 255 bytes, and no control characters`:                                     {Consumer: "a", Group: &placement.Group{}, Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
+		`consumer "": a name has 1 to 255 bytes, and no control characters`:                          {Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
+		`provider "": a name has 1 to 255 bytes, and no control characters`:                          claim(vcpusOf("", 1)),
+		`claim of a: provider n1 is listed twice`:                                                    claim(vcpusOf("n1", 1), vcpusOf("n1", 1)),
+		`claim of a: the allocation of provider n1 has no resources`:                                 claim(allocationOf("n1", nil)),
+		`claim of a: the amount 0 of VCPU is not between 1 and 2^53`:                                 claim(vcpusOf("n1", 0)),
+		`claim of a: the amount -1 of VCPU is not between 1 and 2^53`:                                claim(vcpusOf("n1", -1)),
+		`claim of a: the amount 9223372036854775807 of VCPU is not between 1 and 2^53`:               claim(vcpusOf("n1", 1<<63-1)),
+		`claim of a: the resource class "x" is not valid: use 1 to 255 characters of A-Z, 0-9 and _`: claim(allocationOf("n1", placement.Resources{"x": 1})),
+		`claim of a: its host n2 is not among the providers`:                                         {Consumer: "a", Host: "n2", Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
+		`group "": a name has 1 to 255 bytes, and no control characters`:                             {Consumer: "a", Group: &placement.Group{}, Allocations: []placement.Allocation{vcpusOf("n1", 1)}},
 	} {
 		b.refuses(fault.Invalid, want, c)
 	}

@@ -55,6 +55,6 @@ func TestMetrics(t *testing.T) {
 		documented[m[1]] = true
 	}
 	if diff := cmp.Diff(documented, names); diff != "" {
-		t.Errorf("documented and there (-doc +there):\n%s", diff)
+		t.Errorf("names of metrics (-documented +collected):\n%s", diff)
 	}
 }

@@ -1,4 +1,4 @@
-// The contract of a compute driver: what a worker of nova-mini needs of the software
+// The contract of a compute driver: what nova-mini's compute service needs of the software
 // that runs servers on its host. A driver program serves this service and
 // armature.driver.v1.Driver. The file of that service says how a program becomes a
 // driver, how errors are transferred, and what the codes mean.
@@ -12,12 +12,12 @@
 // and Destroy works in every state. Servers outlive the driver's process: a driver
 // that is started again has the same servers, in their real states.
 //
-// Every call is idempotent by the server's id. If a worker was killed, or lost the
-// driver in the middle of a call, it repeats the call. It is not an error if the
-// server is already in the state that the call leads to.
+// Every call except Reboot is idempotent by the server's id. If a compute service was
+// killed, or lost the driver in the middle of a call, it repeats the call. It is not an
+// error if the server is already in the state that the call leads to.
 //
-// Calls on different servers run at the same time. On one server a worker makes only
-// one call at a time that changes it; List, Get, Resources and other calls that only
+// Calls on different servers run at the same time. On one server a compute service
+// makes only one call at a time that changes it; List, Get, Resources and other calls that only
 // read may run at the same time. A call ends soon after it is canceled or its deadline
 // has passed. Then the same call, or Destroy, must still succeed later.
 //

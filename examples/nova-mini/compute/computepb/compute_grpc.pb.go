@@ -1,4 +1,4 @@
-// The contract of a compute driver: what a worker of nova-mini needs of the software
+// The contract of a compute driver: what nova-mini's compute service needs of the software
 // that runs servers on its host. A driver program serves this service and
 // armature.driver.v1.Driver. The file of that service says how a program becomes a
 // driver, how errors are transferred, and what the codes mean.
@@ -12,12 +12,12 @@
 // and Destroy works in every state. Servers outlive the driver's process: a driver
 // that is started again has the same servers, in their real states.
 //
-// Every call is idempotent by the server's id. If a worker was killed, or lost the
-// driver in the middle of a call, it repeats the call. It is not an error if the
-// server is already in the state that the call leads to.
+// Every call except Reboot is idempotent by the server's id. If a compute service was
+// killed, or lost the driver in the middle of a call, it repeats the call. It is not an
+// error if the server is already in the state that the call leads to.
 //
-// Calls on different servers run at the same time. On one server a worker makes only
-// one call at a time that changes it; List, Get, Resources and other calls that only
+// Calls on different servers run at the same time. On one server a compute service
+// makes only one call at a time that changes it; List, Get, Resources and other calls that only
 // read may run at the same time. A call ends soon after it is canceled or its deadline
 // has passed. Then the same call, or Destroy, must still succeed later.
 //
@@ -101,17 +101,17 @@ type ComputeClient interface {
 	// PowerOn starts a server that is SHUTDOWN or CRASHED. It has no effect on a
 	// server that is RUNNING.
 	PowerOn(ctx context.Context, in *PowerOnRequest, opts ...grpc.CallOption) (*PowerOnResponse, error)
-	// PowerOff asks the guest to shut down, waits for grace_ms, and then cuts the
-	// power. It works in every state, and ends in SHUTDOWN. With a grace of 0 the
-	// power is cut at once.
+	// PowerOff asks the guest to shut down, waits at most grace_ms for it, and then
+	// cuts the power. It works in every state, and ends in SHUTDOWN. With a grace of 0
+	// or less the power is cut at once.
 	PowerOff(ctx context.Context, in *PowerOffRequest, opts ...grpc.CallOption) (*PowerOffResponse, error)
 	// Reboot restarts the guest. A soft reboot asks the guest, and works only in
 	// RUNNING; if the guest does not answer within a time that the driver chooses,
 	// the reboot becomes a hard one. A hard reboot cuts the power, and works in every
 	// state. Both end in RUNNING. A repeated call may restart the guest again.
 	Reboot(ctx context.Context, in *RebootRequest, opts ...grpc.CallOption) (*RebootResponse, error)
-	// Resources returns the amounts that the host has for servers in all, whether
-	// they are used or not.
+	// Resources returns the total amounts that the host has for servers, used or
+	// free.
 	Resources(ctx context.Context, in *ResourcesRequest, opts ...grpc.CallOption) (*ResourcesResponse, error)
 	// Pause stops the processors of a RUNNING server and keeps its memory. Capability
 	// pause.
@@ -126,7 +126,8 @@ type ComputeClient interface {
 	// Resize changes the resources of a SHUTDOWN server. Until ConfirmResize,
 	// RevertResize can undo it. Errors: INVALID_ARGUMENT if the disk would shrink;
 	// RESOURCE_EXHAUSTED if the host has no room; FAILED_PRECONDITION also if an
-	// earlier resize is not confirmed. Capability resize.
+	// earlier resize to other resources is neither confirmed nor reverted. Capability
+	// resize.
 	Resize(ctx context.Context, in *ResizeRequest, opts ...grpc.CallOption) (*ResizeResponse, error)
 	// ConfirmResize removes what RevertResize would need. It is not an error if the
 	// server has no resize to confirm. Capability resize.
@@ -139,31 +140,36 @@ type ComputeClient interface {
 	// one is empty, with the server's disk as the second disk. It works in every
 	// state, and ends in RUNNING with Instance.rescued set. Capability rescue.
 	Rescue(ctx context.Context, in *RescueRequest, opts ...grpc.CallOption) (*RescueResponse, error)
-	// Unrescue starts a rescued server from its own disk again. Capability rescue.
+	// Unrescue starts a rescued server from its own disk again, and ends in RUNNING. It
+	// is not an error if the server is not rescued. Capability rescue.
 	Unrescue(ctx context.Context, in *UnrescueRequest, opts ...grpc.CallOption) (*UnrescueResponse, error)
 	// Snapshot copies the present content of the server's disk into an image of the
 	// given name, which SpawnRequest.image_ref may name afterwards. The server
 	// continues. If the image exists already, an earlier call has taken the snapshot,
-	// and the image is not changed. Capability snapshot.
+	// and the image is not changed. INVALID_ARGUMENT: the name is not valid, such as
+	// ../x. Capability snapshot.
 	Snapshot(ctx context.Context, in *SnapshotRequest, opts ...grpc.CallOption) (*SnapshotResponse, error)
 	// ConsoleLog returns, in parts, what the guest has written on its console since
 	// the server was started. Capability console-log.
 	ConsoleLog(ctx context.Context, in *ConsoleLogRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ConsoleLogResponse], error)
-	// Console returns where the console of a RUNNING server can be reached.
-	// Capability vnc-console or serial-console.
+	// Console returns where the console of a RUNNING server can be reached, until the
+	// server stops. INVALID_ARGUMENT: the driver does not support the type. Capability
+	// vnc-console or serial-console.
 	Console(ctx context.Context, in *ConsoleRequest, opts ...grpc.CallOption) (*ConsoleResponse, error)
-	// LiveMigrate moves a RUNNING server to another host while it runs. When it
+	// LiveMigrate moves a RUNNING server to the host of this name while it runs. When it
 	// returns, the server is on the other host and no longer on this one. It is not
 	// an error if the server is there already. Capability live-migrate.
 	LiveMigrate(ctx context.Context, in *LiveMigrateRequest, opts ...grpc.CallOption) (*LiveMigrateResponse, error)
-	// AttachVolume gives the server another disk, which the server keeps when it is
-	// stopped and started. Capability attach-volume.
+	// AttachVolume gives a RUNNING or SHUTDOWN server another disk. The server keeps the
+	// disk when it is stopped and started. It is not an error if the server has the
+	// volume already. Capability attach-volume.
 	AttachVolume(ctx context.Context, in *AttachVolumeRequest, opts ...grpc.CallOption) (*AttachVolumeResponse, error)
 	// DetachVolume removes the disk from the server. It is not an error if the server
 	// does not have the volume. Capability attach-volume.
 	DetachVolume(ctx context.Context, in *DetachVolumeRequest, opts ...grpc.CallOption) (*DetachVolumeResponse, error)
-	// AttachInterface gives the server another network interface, which the server
-	// keeps when it is stopped and started. Capability attach-interface.
+	// AttachInterface gives a RUNNING or SHUTDOWN server another network interface. The
+	// server keeps the interface when it is stopped and started. It is not an error if
+	// the server has the interface already. Capability attach-interface.
 	AttachInterface(ctx context.Context, in *AttachInterfaceRequest, opts ...grpc.CallOption) (*AttachInterfaceResponse, error)
 	// DetachInterface removes the network interface from the server. It is not an
 	// error if the server does not have the interface. Capability attach-interface.
@@ -175,8 +181,8 @@ type ComputeClient interface {
 	// that the driver chooses. Capability diagnostics.
 	Diagnostics(ctx context.Context, in *DiagnosticsRequest, opts ...grpc.CallOption) (*DiagnosticsResponse, error)
 	// Events reports each change of a server, whatever caused it, until the call is
-	// canceled. The first event is BEGAN, and comes at once: every later change is
-	// reported; List has the state before. A client misses the changes after the end
+	// canceled. The first event is BEGAN, which is sent at once. Every change after it
+	// is reported. To learn the state before, call List after BEGAN. A client misses the changes after the end
 	// of its stream. Capability events.
 	Events(ctx context.Context, in *EventsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[EventsResponse], error)
 }
@@ -508,17 +514,17 @@ type ComputeServer interface {
 	// PowerOn starts a server that is SHUTDOWN or CRASHED. It has no effect on a
 	// server that is RUNNING.
 	PowerOn(context.Context, *PowerOnRequest) (*PowerOnResponse, error)
-	// PowerOff asks the guest to shut down, waits for grace_ms, and then cuts the
-	// power. It works in every state, and ends in SHUTDOWN. With a grace of 0 the
-	// power is cut at once.
+	// PowerOff asks the guest to shut down, waits at most grace_ms for it, and then
+	// cuts the power. It works in every state, and ends in SHUTDOWN. With a grace of 0
+	// or less the power is cut at once.
 	PowerOff(context.Context, *PowerOffRequest) (*PowerOffResponse, error)
 	// Reboot restarts the guest. A soft reboot asks the guest, and works only in
 	// RUNNING; if the guest does not answer within a time that the driver chooses,
 	// the reboot becomes a hard one. A hard reboot cuts the power, and works in every
 	// state. Both end in RUNNING. A repeated call may restart the guest again.
 	Reboot(context.Context, *RebootRequest) (*RebootResponse, error)
-	// Resources returns the amounts that the host has for servers in all, whether
-	// they are used or not.
+	// Resources returns the total amounts that the host has for servers, used or
+	// free.
 	Resources(context.Context, *ResourcesRequest) (*ResourcesResponse, error)
 	// Pause stops the processors of a RUNNING server and keeps its memory. Capability
 	// pause.
@@ -533,7 +539,8 @@ type ComputeServer interface {
 	// Resize changes the resources of a SHUTDOWN server. Until ConfirmResize,
 	// RevertResize can undo it. Errors: INVALID_ARGUMENT if the disk would shrink;
 	// RESOURCE_EXHAUSTED if the host has no room; FAILED_PRECONDITION also if an
-	// earlier resize is not confirmed. Capability resize.
+	// earlier resize to other resources is neither confirmed nor reverted. Capability
+	// resize.
 	Resize(context.Context, *ResizeRequest) (*ResizeResponse, error)
 	// ConfirmResize removes what RevertResize would need. It is not an error if the
 	// server has no resize to confirm. Capability resize.
@@ -546,31 +553,36 @@ type ComputeServer interface {
 	// one is empty, with the server's disk as the second disk. It works in every
 	// state, and ends in RUNNING with Instance.rescued set. Capability rescue.
 	Rescue(context.Context, *RescueRequest) (*RescueResponse, error)
-	// Unrescue starts a rescued server from its own disk again. Capability rescue.
+	// Unrescue starts a rescued server from its own disk again, and ends in RUNNING. It
+	// is not an error if the server is not rescued. Capability rescue.
 	Unrescue(context.Context, *UnrescueRequest) (*UnrescueResponse, error)
 	// Snapshot copies the present content of the server's disk into an image of the
 	// given name, which SpawnRequest.image_ref may name afterwards. The server
 	// continues. If the image exists already, an earlier call has taken the snapshot,
-	// and the image is not changed. Capability snapshot.
+	// and the image is not changed. INVALID_ARGUMENT: the name is not valid, such as
+	// ../x. Capability snapshot.
 	Snapshot(context.Context, *SnapshotRequest) (*SnapshotResponse, error)
 	// ConsoleLog returns, in parts, what the guest has written on its console since
 	// the server was started. Capability console-log.
 	ConsoleLog(*ConsoleLogRequest, grpc.ServerStreamingServer[ConsoleLogResponse]) error
-	// Console returns where the console of a RUNNING server can be reached.
-	// Capability vnc-console or serial-console.
+	// Console returns where the console of a RUNNING server can be reached, until the
+	// server stops. INVALID_ARGUMENT: the driver does not support the type. Capability
+	// vnc-console or serial-console.
 	Console(context.Context, *ConsoleRequest) (*ConsoleResponse, error)
-	// LiveMigrate moves a RUNNING server to another host while it runs. When it
+	// LiveMigrate moves a RUNNING server to the host of this name while it runs. When it
 	// returns, the server is on the other host and no longer on this one. It is not
 	// an error if the server is there already. Capability live-migrate.
 	LiveMigrate(context.Context, *LiveMigrateRequest) (*LiveMigrateResponse, error)
-	// AttachVolume gives the server another disk, which the server keeps when it is
-	// stopped and started. Capability attach-volume.
+	// AttachVolume gives a RUNNING or SHUTDOWN server another disk. The server keeps the
+	// disk when it is stopped and started. It is not an error if the server has the
+	// volume already. Capability attach-volume.
 	AttachVolume(context.Context, *AttachVolumeRequest) (*AttachVolumeResponse, error)
 	// DetachVolume removes the disk from the server. It is not an error if the server
 	// does not have the volume. Capability attach-volume.
 	DetachVolume(context.Context, *DetachVolumeRequest) (*DetachVolumeResponse, error)
-	// AttachInterface gives the server another network interface, which the server
-	// keeps when it is stopped and started. Capability attach-interface.
+	// AttachInterface gives a RUNNING or SHUTDOWN server another network interface. The
+	// server keeps the interface when it is stopped and started. It is not an error if
+	// the server has the interface already. Capability attach-interface.
 	AttachInterface(context.Context, *AttachInterfaceRequest) (*AttachInterfaceResponse, error)
 	// DetachInterface removes the network interface from the server. It is not an
 	// error if the server does not have the interface. Capability attach-interface.
@@ -582,8 +594,8 @@ type ComputeServer interface {
 	// that the driver chooses. Capability diagnostics.
 	Diagnostics(context.Context, *DiagnosticsRequest) (*DiagnosticsResponse, error)
 	// Events reports each change of a server, whatever caused it, until the call is
-	// canceled. The first event is BEGAN, and comes at once: every later change is
-	// reported; List has the state before. A client misses the changes after the end
+	// canceled. The first event is BEGAN, which is sent at once. Every change after it
+	// is reported. To learn the state before, call List after BEGAN. A client misses the changes after the end
 	// of its stream. Capability events.
 	Events(*EventsRequest, grpc.ServerStreamingServer[EventsResponse]) error
 	mustEmbedUnimplementedComputeServer()

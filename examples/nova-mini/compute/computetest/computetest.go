@@ -32,7 +32,8 @@ import (
 type Config struct {
 	drivertest.Config
 
-	// Image is the image that the servers boot from. Default "image", which suits only a driver that does not look at it.
+	// Image is the image that the servers boot from. With [compute.CapConsoleLog] it must write at least two lines to the
+	// console. Default "image", which suits only a driver that does not look at it.
 	Image string
 	// Resources are the resources of the servers. Default 1 VCPU, 64 MiB of memory, 1 GiB of disk.
 	Resources compute.Resources

@@ -12,32 +12,42 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// testThereAndBack checks two calls: to leads from Running to the state, and back leads to Running again.
-func testThereAndBack(e *env, state compute.PowerState, to, back func(ctx context.Context, d compute.Driver, id string) error) {
+// testThereAndBack checks a pair of methods, such as Pause and Unpause: enter brings a Running server into the state, and exit
+// brings it back to Running. Both are idempotent, and fail with Precondition in Shutdown.
+func testThereAndBack(e *env, state compute.PowerState, enter, exit stateChange) {
 	e.with(func(s compute.Spec) {
 		for range 2 {
-			e.must(fmt.Sprintf("the call that leads to %v", state), func(ctx context.Context, d compute.Driver) error { return to(ctx, d, s.ID) })
-			e.state(fmt.Sprintf("the call that leads to %v", state), s.ID, state)
+			e.must(enter.name, func(ctx context.Context, d compute.Driver) error { return enter.call(ctx, d, s.ID) })
+			e.state(enter.name, s.ID, state)
 		}
 		for range 2 {
-			e.must("the call that leads back", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
-			e.state("the call that leads back", s.ID, compute.Running)
+			e.must(exit.name, func(ctx context.Context, d compute.Driver) error { return exit.call(ctx, d, s.ID) })
+			e.state(exit.name, s.ID, compute.Running)
 		}
 		e.reach(s.ID, compute.Shutdown)
-		e.want(fault.Precondition, fmt.Sprintf("the call that leads to %v, in SHUTDOWN", state), func(ctx context.Context, d compute.Driver) error { return to(ctx, d, s.ID) })
-		e.want(fault.Precondition, "the call that leads back, in SHUTDOWN", func(ctx context.Context, d compute.Driver) error { return back(ctx, d, s.ID) })
-		e.state("the refused calls", s.ID, compute.Shutdown)
+		for _, m := range []stateChange{enter, exit} {
+			e.want(fault.Precondition, m.name+" in SHUTDOWN", func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, s.ID) })
+		}
+		e.state(enter.name+" and "+exit.name+" in SHUTDOWN", s.ID, compute.Shutdown)
 	})
 }
 
+// stateChange is a method of compute.Driver that changes the state of a server.
+type stateChange struct {
+	name string
+	call func(ctx context.Context, d compute.Driver, id string) error
+}
+
 func testPause(e *env) {
-	testThereAndBack(e, compute.Paused, func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) },
-		func(ctx context.Context, d compute.Driver, id string) error { return d.Unpause(ctx, id) })
+	testThereAndBack(e, compute.Paused,
+		stateChange{"Pause", func(ctx context.Context, d compute.Driver, id string) error { return d.Pause(ctx, id) }},
+		stateChange{"Unpause", func(ctx context.Context, d compute.Driver, id string) error { return d.Unpause(ctx, id) }})
 }
 
 func testSuspend(e *env) {
-	testThereAndBack(e, compute.Suspended, func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) },
-		func(ctx context.Context, d compute.Driver, id string) error { return d.Resume(ctx, id) })
+	testThereAndBack(e, compute.Suspended,
+		stateChange{"Suspend", func(ctx context.Context, d compute.Driver, id string) error { return d.Suspend(ctx, id) }},
+		stateChange{"Resume", func(ctx context.Context, d compute.Driver, id string) error { return d.Resume(ctx, id) }})
 }
 
 func testResize(e *env) {
@@ -47,7 +57,7 @@ func testResize(e *env) {
 		}
 		confirm := func(ctx context.Context, d compute.Driver) error { return d.ConfirmResize(ctx, s.ID) }
 		revert := func(ctx context.Context, d compute.Driver) error { return d.RevertResize(ctx, s.ID) }
-		has := func(what string, p compute.PowerState, want compute.Resources) {
+		wantResources := func(what string, p compute.PowerState, want compute.Resources) {
 			e.Helper()
 			if got := e.state(what, s.ID, p); got.Resources != want {
 				e.Errorf("%s: the server has %+v, want %+v", what, got.Resources, want)
@@ -59,28 +69,28 @@ func testResize(e *env) {
 		e.reach(s.ID, compute.Shutdown)
 		for range 2 {
 			e.must("resize", to(e.cfg.Bigger))
-			has("resize", compute.Shutdown, e.cfg.Bigger)
+			wantResources("resize", compute.Shutdown, e.cfg.Bigger)
 		}
 		e.want(fault.Invalid, "a smaller disk", to(e.cfg.Resources))
 		other := e.cfg.Bigger
 		other.MemoryMiB++
 		e.want(fault.Precondition, "another resize before the first is confirmed", to(other))
 		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
-		has("power on", compute.Running, e.cfg.Bigger)
-		e.want(fault.Precondition, "revert while it runs", revert)
+		wantResources("power on", compute.Running, e.cfg.Bigger)
+		e.want(fault.Precondition, "revert of a running server", revert)
 		e.reach(s.ID, compute.Shutdown)
 		for range 2 {
 			e.must("revert", revert)
-			has("revert", compute.Shutdown, e.cfg.Resources)
+			wantResources("revert", compute.Shutdown, e.cfg.Resources)
 		}
 		e.must("resize after a revert", to(e.cfg.Bigger))
 		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
 		for range 2 {
 			e.must("confirm", confirm)
-			has("confirm", compute.Running, e.cfg.Bigger)
+			wantResources("confirm", compute.Running, e.cfg.Bigger)
 		}
 		e.must("revert after it was confirmed", revert)
-		has("revert after it was confirmed", compute.Running, e.cfg.Bigger)
+		wantResources("revert after it was confirmed", compute.Running, e.cfg.Bigger)
 	})
 }
 
@@ -111,12 +121,12 @@ func testSnapshot(e *env) {
 			e.must("snapshot", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, image) })
 			e.state("snapshot", s.ID, compute.Running)
 		}
-		e.want(fault.Invalid, "a snapshot whose name leads out of the directory of images", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, "../x") })
-		again := e.spec()
-		again.ImageRef = image
-		e.must("spawn from the snapshot", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, again) })
-		e.state("spawn from the snapshot", again.ID, compute.Running)
-		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, again.ID) })
+		e.want(fault.Invalid, "a snapshot with the name ../x", func(ctx context.Context, d compute.Driver) error { return d.Snapshot(ctx, s.ID, "../x") })
+		fromSnapshot := e.spec()
+		fromSnapshot.ImageRef = image
+		e.must("spawn from the snapshot", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, fromSnapshot) })
+		e.state("spawn from the snapshot", fromSnapshot.ID, compute.Running)
+		e.must("destroy", func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, fromSnapshot.ID) })
 	})
 }
 
@@ -149,31 +159,32 @@ func testConsole(e *env, t compute.ConsoleType) {
 	})
 }
 
-// testAttached is the rule for volumes and for interfaces.
+// testAttached checks volumes or interfaces: attach and detach are idempotent, attach also works in Shutdown, and a stop and a
+// start keep what is attached.
 func testAttached(e *env, id string, of func(compute.Instance) []string, attach, detach func(ctx context.Context, d compute.Driver, server string) error) {
-	has := func(after, server string, state compute.PowerState, want int) {
+	wantAttached := func(after, server string, state compute.PowerState, want int) {
 		e.Helper()
 		list := of(e.state(after, server, state))
 		if n := len(slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x != id })); n != want {
-			e.Errorf("after %s the server has %v: %s %d times, want %d", after, list, id, n, want)
+			e.Errorf("after %s the server has %v: %d entries of %s, want %d", after, list, n, id, want)
 		}
 	}
 	e.with(func(s compute.Spec) {
 		for range 2 {
 			e.must("attach", func(ctx context.Context, d compute.Driver) error { return attach(ctx, d, s.ID) })
-			has("attach", s.ID, compute.Running, 1)
+			wantAttached("attach", s.ID, compute.Running, 1)
 		}
 		e.reach(s.ID, compute.Shutdown)
-		has("power off", s.ID, compute.Shutdown, 1)
+		wantAttached("power off", s.ID, compute.Shutdown, 1)
 		e.must("power on", func(ctx context.Context, d compute.Driver) error { return d.PowerOn(ctx, s.ID) })
-		has("power on", s.ID, compute.Running, 1)
+		wantAttached("power on", s.ID, compute.Running, 1)
 		for range 2 {
 			e.must("detach", func(ctx context.Context, d compute.Driver) error { return detach(ctx, d, s.ID) })
-			has("detach", s.ID, compute.Running, 0)
+			wantAttached("detach", s.ID, compute.Running, 0)
 		}
 		e.reach(s.ID, compute.Shutdown)
 		e.must("attach to a stopped server", func(ctx context.Context, d compute.Driver) error { return attach(ctx, d, s.ID) })
-		has("attach to a stopped server", s.ID, compute.Shutdown, 1)
+		wantAttached("attach to a stopped server", s.ID, compute.Shutdown, 1)
 	})
 }
 
@@ -206,7 +217,10 @@ func testMetrics(e *env) {
 				m, err = d.Metrics(ctx, s.ID)
 				return err
 			})
-			if m.MemoryMiB < 0 || m.CPUTime < last.CPUTime || m.DiskReadBytes < last.DiskReadBytes || m.DiskWriteBytes < last.DiskWriteBytes ||
+			if m.MemoryMiB < 0 {
+				e.Errorf("MemoryMiB is %d, want 0 or more", m.MemoryMiB)
+			}
+			if m.CPUTime < last.CPUTime || m.DiskReadBytes < last.DiskReadBytes || m.DiskWriteBytes < last.DiskWriteBytes ||
 				m.NetReceivedBytes < last.NetReceivedBytes || m.NetSentBytes < last.NetSentBytes {
 				e.Errorf("a counter decreased: from %+v to %+v", last, m)
 			}
