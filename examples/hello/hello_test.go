@@ -23,6 +23,7 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/config"
 )
 
@@ -187,6 +188,32 @@ func TestOneProcess(t *testing.T) {
 	}
 	if code, _, got := ask(t, http.MethodGet, addr+"/v1/greetings/none", ""); code != http.StatusNotFound || !strings.Contains(got, "Greeting none could not be found.") {
 		t.Errorf("%d %s", code, got)
+	}
+	if code, _, got := ask(t, http.MethodGet, addr+"/readyz", ""); code != http.StatusOK {
+		t.Errorf("readyz: %d %s", code, got)
+	}
+}
+
+// TestToken: with api_token only clients that send the token are served. The probes need no token.
+func TestToken(t *testing.T) {
+	t.Parallel()
+	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t), Exchange: "hello", Token: "s3cret"})[0]
+	for token, want := range map[string]int{"": http.StatusUnauthorized, "S3cret": http.StatusUnauthorized, "s3cret": http.StatusNotFound} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, addr+"/v1/greetings/none", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			r.Header.Set(auth.Header, token)
+		}
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("token %q: %d, want %d", token, res.StatusCode, want)
+		}
 	}
 	if code, _, got := ask(t, http.MethodGet, addr+"/readyz", ""); code != http.StatusOK {
 		t.Errorf("readyz: %d %s", code, got)

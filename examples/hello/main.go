@@ -30,6 +30,7 @@ import (
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/config"
 	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/operation"
@@ -43,6 +44,7 @@ type options struct {
 	Connection string `ini:"connection" default:"sqlite://hello.db" secret:"true" help:"mysql://user:password@host/name or sqlite://file"`
 	Driver     string `ini:"driver" default:"english" help:"english, or NAME for the program armature-hello-NAME in plugin_dir"`
 	Plugins    string `ini:"plugin_dir" help:"directory of the driver programs"`
+	Token      string `ini:"api_token" secret:"true" protects:"true" help:"X-Auth-Token that every client must send (default: the API serves every client)"`
 }
 
 //go:embed migrations/*.sql
@@ -207,9 +209,10 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
 	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Logger: log})
 	rank, rankErr := scheduler.New(scheduler.Config[*Greeting, membership.Member]{
-		Filters:  []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)},
-		Weighers: []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", other), Multiplier: 1}},
-		Picker:   scheduler.Shuffle,
+		Filters:    []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)},
+		Weighers:   []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", other), Multiplier: 1}},
+		Picker:     scheduler.Shuffle,
+		CountsOnly: true, // an error has the counts alone
 	})
 	var drivers driver.Registry[Greeter]
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
@@ -229,7 +232,11 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	operation.Handle(c.runner, say, operation.Step[Greeting]{Name: "choose", Do: c.choose}, operation.Step[Greeting]{Name: "speak", Do: c.speak}, operation.Step[Greeting]{Name: "save", DoTx: c.save})
 	worker := rpc.NewServer(bus, rpc.ServerConfig{Interface: greeter, Host: o.Host, Logger: log})
 	rpc.Handle(worker, speak, c.greet)
-	mux := api.New(api.Config{Inflight: app.Inflight(), Logger: log})
+	authenticate := auth.None(reqctx.Request{})
+	if o.Token != "" {
+		authenticate = auth.Static(map[string]reqctx.Request{o.Token: {UserID: "client"}})
+	}
+	mux := api.New(api.Config{Authenticate: authenticate, Inflight: app.Inflight(), Logger: log})
 	mux.Health(app.Ready)
 	mux.Discover(api.Discovery{ID: "v1", Path: "/v1"})
 	api.HandleRoute(mux, api.Route{Pattern: "POST /v1/greetings", Body: []api.Schema{{

@@ -315,7 +315,7 @@ func matchCapabilities(q *Request) judge {
 			if !ok {
 				return list[i].missing
 			}
-			if !Match(have, list[i].want) {
+			if !matchesSpec(have, list[i].want) {
 				return list[i].wrong
 			}
 		}
@@ -330,7 +330,7 @@ func aggregateSpecs(q *Request) judge {
 	}
 	return func(p *Provider) scheduler.Verdict {
 		for i := range list {
-			found, match := p.metadata(list[i].key, func(v string) bool { return Match(v, list[i].want) })
+			found, match := p.metadata(list[i].key, func(v string) bool { return matchesSpec(v, list[i].want) })
 			if !found {
 				return list[i].missing
 			}

@@ -132,13 +132,6 @@ func (r *Request[B]) Accepted(location string) {
 	r.ReplyHeader.Set("Location", location)
 }
 
-// Validator is a request body with rules that its types and schema cannot express. Validate is called
-// on a pointer to the decoded body, before the handler. The request is refused with its error; an
-// error without a code is Invalid.
-type Validator interface {
-	Validate() error
-}
-
 // Handle registers a handler of all versions for a pattern, see [HandleRoute].
 func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	HandleRoute(m, Route{Pattern: pattern}, h)

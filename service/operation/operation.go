@@ -131,19 +131,6 @@ type Kind[D any] struct {
 	Preempts bool
 }
 
-// Data returns the data of an operation of this kind, with the changes of its steps. Errors: Invalid, if the operation is of another
-// kind, or the data do not have the type D.
-func (k Kind[D]) Data(op *Op) (*D, error) {
-	out := new(D)
-	if op.Kind != k.Name {
-		return nil, fault.New(fault.Invalid, "operation %s is of kind %s, not %s", op.ID, op.Kind, k.Name)
-	}
-	if err := json.Unmarshal(op.data, out); err != nil {
-		return nil, fault.New(fault.Invalid, "data of operation %s: %w", op.ID, err)
-	}
-	return out, nil
-}
-
 // Store is the operations of a component. It is safe for concurrent use. Every method may fail with Unavailable while the
 // database is away.
 type Store struct{ db *sqlx.DB }

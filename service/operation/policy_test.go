@@ -310,12 +310,8 @@ func TestCurrent(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			data, err := create.Data(op)
-			if err != nil || data.Kept != 42 || op.Step != "a" || op.Kind != create.Name || op.Waits != 1 {
-				t.Errorf("locked: %+v, %+v, %v", op, data, err)
-			}
-			if _, err := remove.Data(op); !errors.Is(err, fault.Invalid) {
-				t.Errorf("data of another kind: %v", err)
+			if op.Step != "a" || op.Kind != create.Name || op.Waits != 1 {
+				t.Errorf("locked: %+v", op)
 			}
 			if _, err := b.ops.Lock(ctx, tx, "disk-2"); !errors.Is(err, fault.NotFound) {
 				t.Errorf("lock of nothing: %v", err)
@@ -324,6 +320,9 @@ func TestCurrent(t *testing.T) {
 		})
 		if err != nil {
 			t.Error(err)
+		}
+		if data := b.data(id); data.Kept != 42 {
+			t.Errorf("data: %+v", data)
 		}
 		var current []struct{ Resource, ID, Kind, State, Step string }
 		if err := d.SelectContext(t.Context(), &current, `SELECT * FROM operation_current`); err != nil || len(current) != 1 ||

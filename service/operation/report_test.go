@@ -2,6 +2,7 @@ package operation_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -255,6 +256,19 @@ func TestReported(t *testing.T) {
 	})
 }
 
+// data returns the data of an operation as its steps have changed them.
+func (b *bench) data(id string) (in input) {
+	b.Helper()
+	op, err := b.ops.Show(b.Context(), id)
+	if err == nil && op.Data != nil {
+		err = json.Unmarshal(op.Data, &in)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return in
+}
+
 // waitsAtStep waits until the operation of a resource waits at a step that was entered a number of times.
 func (b *bench) waitsAtStep(resource, step string, entries int) {
 	b.Helper()
@@ -263,9 +277,7 @@ func (b *bench) waitsAtStep(resource, step string, entries int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if data, err := create.Data(op); err != nil {
-			b.Fatal(err)
-		} else if op.Step == step && op.Waits > 0 && data.Kept == entries {
+		if op.Step == step && op.Waits > 0 && b.data(op.ID).Kept == entries {
 			return
 		}
 		if time.Now().After(end) {
