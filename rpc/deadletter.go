@@ -47,7 +47,7 @@ const (
 // first, and carries out its verdict. It returns when it has seen all letters, at the
 // earliest after 1 s without any. The letters that decide keeps stay unacknowledged
 // until then, so one run sees at most 65,535 of them, or fewer if the bus bounds the
-// bytes in flight. While DeadLetters runs, no other process sees the letters. decide
+// bytes in flight or, as watermillbus, the messages that are handled at once. While DeadLetters runs, no other process sees the letters. decide
 // runs in the caller's goroutine, and owns the DeadLetter but must not change its
 // Payload.
 //

@@ -223,10 +223,21 @@ func TestToken(t *testing.T) {
 // TestTwoProcesses: two processes with RabbitMQ and MariaDB. Both hosts greet, whichever API gets the request.
 func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
-	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
+	testTwoProcesses(t, envtest.URL(t, testenv.AMQPVar), "hello")
+}
+
+// TestWatermill: two processes with the bus that is made of watermill-amqp.
+func TestWatermill(t *testing.T) {
+	t.Parallel()
+	testTwoProcesses(t, "watermill-"+envtest.URL(t, testenv.AMQPVar), "hello-watermill")
+}
+
+func testTwoProcesses(t *testing.T, bus, exchange string) {
+	t.Helper()
+	database := dbtest.MySQL(t)
 	var all []*options
 	for _, host := range []string{"h1", "h2"} {
-		all = append(all, &options{Host: host, Listen: "127.0.0.1:0", Driver: "english", Connection: database, Bus: bus, Exchange: "hello"})
+		all = append(all, &options{Host: host, Listen: "127.0.0.1:0", Driver: "english", Connection: database, Bus: bus, Exchange: exchange})
 	}
 	addrs := processes(t, all...)
 	hosts := map[string]bool{}

@@ -27,6 +27,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/urlbus"
+	"github.com/armature-go/armature/rpc/watermillbus/amqp"
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
@@ -39,13 +40,18 @@ import (
 type options struct {
 	Host       string `ini:"host" default:"hello-1" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"name of this process, the same after every restart"`
 	Listen     string `ini:"listen" default:"127.0.0.1:8780" help:"address of the API"`
-	Bus        string `ini:"transport_url" secret:"true" help:"rabbit://user:password@host/vhost or nats://user:password@host (default: all in one process)"`
+	Bus        string `ini:"transport_url" secret:"true" help:"rabbit://user:password@host/vhost, nats://user:password@host or watermill-amqp://user:password@host/vhost (default: all in one process)"`
 	Exchange   string `ini:"control_exchange" default:"hello" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"first part of the names of all queues"`
 	Connection string `ini:"connection" default:"sqlite://hello.db" secret:"true" help:"mysql://user:password@host/name or sqlite://file"`
 	Driver     string `ini:"driver" default:"english" help:"english, or NAME for the program armature-hello-NAME in plugin_dir"`
 	Plugins    string `ini:"plugin_dir" help:"directory of the driver programs"`
 	Token      string `ini:"api_token" secret:"true" protects:"true" help:"X-Auth-Token that every client must send (default: the API serves every client)"`
 }
+
+// schemes are the kinds of buses besides those of package urlbus.
+var schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
+	return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
+}}
 
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -207,7 +213,7 @@ func optionError(option string, err error) error {
 // run runs the component until ctx ends or a signal comes. It sends the address of the API to listens.
 func run(ctx context.Context, o *options, listens chan<- string) error {
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
-	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Logger: log})
+	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Schemes: schemes, Logger: log})
 	rank, rankErr := scheduler.New(scheduler.Config[*Greeting, membership.Member]{
 		Filters:    []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)},
 		Weighers:   []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", other), Multiplier: 1}},
