@@ -115,7 +115,7 @@ func processes(t *testing.T, all ...*options) (addrs []string) {
 	for _, o := range all {
 		ctx, cancel := context.WithCancel(context.Background())
 		listens, ended := make(chan string, 1), make(chan error, 1)
-		go func() { ended <- run(ctx, o, listens) }()
+		go func() { ended <- runComponent(ctx, o, listens) }()
 		t.Cleanup(func() {
 			cancel()
 			if err := <-ended; err != nil {
@@ -364,7 +364,7 @@ func TestBadOptions(t *testing.T) {
 	} {
 		o := good()
 		tt.set(o)
-		err := run(t.Context(), o, make(chan string, 1))
+		err := runComponent(t.Context(), o, make(chan string, 1))
 		for _, want := range tt.wants {
 			if !strings.Contains(fmt.Sprint(err), want) {
 				t.Errorf("%+v: %v; want %s", o, err, want)

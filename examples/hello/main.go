@@ -194,7 +194,7 @@ func main() {
 		err = errors.Join(err, fmt.Errorf("argument %q is not known: -config-file names a file of options", flag.Arg(0)))
 	}
 	if err == nil {
-		err = run(context.Background(), &o, make(chan string, 1))
+		err = runComponent(context.Background(), &o, make(chan string, 1))
 	}
 	if err != nil {
 		slog.Error("hello", "error", err)
@@ -210,8 +210,8 @@ func optionError(option string, err error) error {
 	return fmt.Errorf("option %s: %w", option, err)
 }
 
-// run runs the component until ctx ends or a signal comes. It sends the address of the API to listens.
-func run(ctx context.Context, o *options, listens chan<- string) error {
+// runComponent runs the component until ctx ends or a signal comes. It sends the address of the API to listens.
+func runComponent(ctx context.Context, o *options, listens chan<- string) error {
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
 	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Schemes: schemes, Logger: log})
 	rank, rankErr := scheduler.New(scheduler.Config[*Greeting, membership.Member]{

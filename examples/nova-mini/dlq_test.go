@@ -34,7 +34,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	run := func(args ...string) (string, error) {
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs(append([]string{"dlq", "--config-file", conf}, args...))
 		err := cmd.ExecuteContext(t.Context())
 		return out.String(), err
@@ -126,7 +126,7 @@ func TestDeadLetters(t *testing.T) {
 func TestEmptyLetterID(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}} {
-		cmd := command(new(bytes.Buffer))
+		cmd := newCommand(new(bytes.Buffer))
 		cmd.SetArgs(append([]string{"dlq"}, args...))
 		if _, ok := errors.AsType[usageError](cmd.ExecuteContext(t.Context())); !ok {
 			t.Errorf("dlq %q is not refused", args)
@@ -172,7 +172,7 @@ func TestDeadLettersOfWatermill(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	cmd := command(&out)
+	cmd := newCommand(&out)
 	cmd.SetArgs([]string{"dlq", "--config-file", conf, "list"})
 	if err := cmd.ExecuteContext(t.Context()); err != nil || strings.Count(out.String(), "Exhausted: no driver") != letters {
 		t.Errorf("%d of %d letters, %v:\n%s", strings.Count(out.String(), "Exhausted: no driver"), letters, err, &out)

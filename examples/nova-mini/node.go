@@ -385,8 +385,8 @@ func wireCompute(_ context.Context, n *node) error {
 	return n.addCompute(n.Host)
 }
 
-// drivers returns the built-in drivers.
-func drivers() *driver.Registry[compute.Driver] {
+// builtInDrivers returns the built-in drivers.
+func builtInDrivers() *driver.Registry[compute.Driver] {
 	r := new(driver.Registry[compute.Driver])
 	r.Add("fake", fake.Open)
 	return r
@@ -442,7 +442,7 @@ func (n *node) addWorker(host string) (*worker.Service, error) {
 		return nil, err
 	}
 	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(n.driverName(), host)
-	p, err := drivers().New(compute.Kind, n.ComputeDriver, cfg)
+	p, err := builtInDrivers().New(compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
 		return nil, n.optionError("DEFAULT", "compute_driver", err)
 	}

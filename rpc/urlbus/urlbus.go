@@ -95,7 +95,7 @@ func Open(url string, cfg Config) (Bus, error) {
 	if _, known, ok := strings.Cut(name, "-"); ok && open != nil {
 		url = known + strings.TrimPrefix(url, name)
 	}
-	scheme, urls, err := split(url, &cfg)
+	scheme, urls, err := splitURL(url, &cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -113,12 +113,12 @@ func Open(url string, cfg Config) (Bus, error) {
 		warnPlain(cfg.Logger, urls)
 	}
 	if open != nil {
-		return opened(open(Broker{urls, files}, cfg))
+		return busOrNil(open(Broker{urls, files}, cfg))
 	}
 	if scheme == "nats" || scheme == "tls" {
-		return opened(natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+		return busOrNil(natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 	}
-	return opened(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+	return busOrNil(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 }
 
 // warnPlain logs that other machines are reached without TLS.
@@ -135,8 +135,8 @@ func warnPlain(log *slog.Logger, urls []string) {
 	}
 }
 
-// opened returns a nil Bus with an error, instead of one that has a nil pointer.
-func opened[B Bus](b B, err error) (Bus, error) {
+// busOrNil returns a nil Bus with an error, instead of one that has a nil pointer.
+func busOrNil[B Bus](b B, err error) (Bus, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -154,8 +154,8 @@ var schemes = map[string][2]string{
 	"nats": {"nats", "tls"}, "tls": {"tls", "tls"}, "memory": {"memory", "memory"},
 }
 
-// split returns the scheme of a URL, and the URLs of the brokers in it. It notes the parameters in cfg.
-func split(url string, cfg *Config) (scheme string, urls []string, err error) {
+// splitURL returns the scheme of a URL, and the URLs of the brokers in it. It notes the parameters in cfg.
+func splitURL(url string, cfg *Config) (scheme string, urls []string, err error) {
 	if url == "" {
 		return "memory", nil, nil
 	}
@@ -170,7 +170,7 @@ func split(url string, cfg *Config) (scheme string, urls []string, err error) {
 	rest, query, _ := strings.Cut(rest, "?")
 	hosts, vhost, slash := strings.Cut(rest, "/")
 	cfg.TLS = cfg.TLS || kinds[0] == kinds[1]
-	if err := parameters(query, cfg, kinds[0] == kinds[1]); err != nil {
+	if err := readParameters(query, cfg, kinds[0] == kinds[1]); err != nil {
 		return "", nil, err
 	}
 	scheme = kinds[0]
@@ -209,8 +209,8 @@ var older = map[string]string{
 	"rabbit_use_ssl": "ssl", "kombu_ssl_ca_certs": "ssl_ca_file", "kombu_ssl_certfile": "ssl_cert_file", "kombu_ssl_keyfile": "ssl_key_file",
 }
 
-// parameters reads those of a URL, whose scheme asks for TLS if secure.
-func parameters(query string, cfg *Config, secure bool) error {
+// readParameters reads those of a URL, whose scheme asks for TLS if secure.
+func readParameters(query string, cfg *Config, secure bool) error {
 	values, err := neturl.ParseQuery(query)
 	if err != nil {
 		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read; a ? in a password is %%3F")

@@ -45,8 +45,8 @@ const (
 // is a rule whose name begins with the older name and a colon.
 var splitRules = []string{"os_compute_api:os-hypervisors", "os_compute_api:os-services"}
 
-// deprecated returns the older name of a rule, or nil if the rule had no other name.
-func deprecated(name string) *policy.Deprecated {
+// olderName returns the older name of a rule, or nil if the rule had no other name.
+func olderName(name string) *policy.Deprecated {
 	for _, older := range splitRules {
 		if strings.HasPrefix(name, older+":") {
 			return &policy.Deprecated{Name: older, Reason: "The rule was split.", Since: "21.0.0"}
@@ -95,7 +95,7 @@ func Rules() []policy.Rule {
 	} {
 		rules = append(rules, policy.Rule{
 			Name: r.name, Check: r.check, Description: r.what + ".", Scopes: []string{"project"},
-			Operations: []policy.Operation{{Method: r.method, Path: r.path}}, Deprecated: deprecated(r.name),
+			Operations: []policy.Operation{{Method: r.method, Path: r.path}}, Deprecated: olderName(r.name),
 		})
 	}
 	return rules
