@@ -135,7 +135,7 @@ func ExampleList() {
 		var err error
 		page, more, err = db.List[Volume](ctx, d, db.Page{
 			From: "volumes",
-			Sort: []db.SortKey{{Column: "size", Desc: true, Nulls: db.NullsLast}},
+			Sort: []db.SortKey{{Column: "size", Desc: true}},
 			Key:  "id", Marker: marker, Limit: 2,
 		})
 		if err != nil {

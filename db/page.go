@@ -12,24 +12,11 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Nulls is the place of NULLs in an order.
-type Nulls uint8
-
-const (
-	// NullsSmallest puts NULLs first in ascending order and last in descending
-	// order. Both databases do so by default, so an index can serve this order.
-	NullsSmallest Nulls = iota
-	// NullsFirst puts NULLs first in both directions.
-	NullsFirst
-	// NullsLast puts NULLs last in both directions.
-	NullsLast
-)
-
-// SortKey is a column to sort by. Column may be "table.column".
+// SortKey is a column to sort by. Column may be "table.column". NULLs come first in ascending order and last in descending
+// order. Both databases sort so by default, so an index can serve the order.
 type SortKey struct {
 	Column string
 	Desc   bool
-	Nulls  Nulls
 }
 
 // Page describes the rows that [List] reads: up to Limit rows after a marker, in a
@@ -54,7 +41,7 @@ type Page struct {
 	// Sort is the order. [List] appends Key, in the direction of the last column, so that the
 	// order is total. Columns after Key in Sort have no effect. A column must not be a
 	// FLOAT, because MySQL rounds the values of a FLOAT when it returns them. A page is cheap
-	// with an index on the columns of Sort and Key, if all have one direction and NullsSmallest.
+	// with an index on the columns of Sort and Key, if all have one direction.
 	Sort []SortKey
 	// Key is a unique column without NULLs. Markers are its values.
 	Key string
@@ -173,7 +160,7 @@ func (p *Page) buildQuery(ctx context.Context, q sqlx.QueryerContext) (query str
 	}
 	var order []string
 	for _, k := range keys {
-		order = append(order, k.orderTerms()...)
+		order = append(order, k.orderTerm())
 	}
 	return query + " ORDER BY " + strings.Join(order, ", "), where.args, nil
 }
@@ -196,9 +183,6 @@ func (p *Page) totalOrder() ([]pageKey, error) {
 	for _, k := range append(slices.Clip(p.Sort), end) {
 		if err := checkNames(strings.Split(k.Column, ".")...); err != nil {
 			return nil, fmt.Errorf("sort key: %w", err)
-		}
-		if k.Nulls > NullsLast {
-			return nil, fault.New(fault.Invalid, "sort key %s: Nulls is %d, want NullsSmallest, NullsFirst or NullsLast", k.Column, k.Nulls)
 		}
 		if !seen[k.Column] { // a column has no effect the second time
 			seen[k.Column] = true
@@ -275,7 +259,7 @@ func (p *Page) checkNulls(ctx context.Context, q sqlx.QueryerContext, k *pageKey
 	}
 	var found bool
 	err := sqlx.GetContext(ctx, q, &found, fmt.Sprintf("SELECT EXISTS (SELECT 1 FROM %s WHERE %s IS NULL)", p.From, k.quotedName()))
-	k.notNull = !found && k.Nulls == NullsSmallest // other orders have a term for NULLs
+	k.notNull = !found
 	return Error(err)
 }
 
@@ -338,7 +322,7 @@ func (k pageKey) addAfter(c *clause, v any) {
 
 // nullsLast reports whether NULLs may exist and come last.
 func (k pageKey) nullsLast() bool {
-	return !k.notNull && (k.Nulls == NullsLast || k.Nulls == NullsSmallest && k.Desc)
+	return !k.notNull && k.Desc
 }
 
 // compareSign returns the operator for values that come later.
@@ -349,20 +333,12 @@ func (k pageKey) compareSign() string {
 	return ">"
 }
 
-// orderTerms returns the terms of ORDER BY for the key.
-func (k pageKey) orderTerms() []string {
-	dir := " ASC"
+// orderTerm returns the term of ORDER BY for the key.
+func (k pageKey) orderTerm() string {
 	if k.Desc {
-		dir = " DESC"
+		return k.quotedName() + " DESC"
 	}
-	switch {
-	case k.notNull:
-	case k.Nulls == NullsFirst && k.Desc:
-		return []string{"(" + k.quotedName() + " IS NULL) DESC", k.quotedName() + dir}
-	case k.Nulls == NullsLast && !k.Desc:
-		return []string{"(" + k.quotedName() + " IS NULL) ASC", k.quotedName() + dir}
-	}
-	return []string{k.quotedName() + dir}
+	return k.quotedName() + " ASC"
 }
 
 // quotedName returns the column in quotes, with its table if Column has one.

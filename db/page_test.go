@@ -90,7 +90,7 @@ func compareBy(keys []db.SortKey) func(a, b thing) int {
 				default:
 					c = 1
 				}
-				if k.Nulls == db.NullsLast || k.Nulls == db.NullsSmallest && k.Desc {
+				if k.Desc {
 					c = -c
 				}
 				return true
@@ -136,7 +136,7 @@ func randomSort(r *rand.Rand) (sort, total []db.SortKey) {
 	cols := []string{"n", "name", "x", "at", "kind", "created_at"}
 	r.Shuffle(len(cols), func(i, j int) { cols[i], cols[j] = cols[j], cols[i] })
 	for _, c := range cols[:r.IntN(4)] {
-		sort = append(sort, db.SortKey{Column: c, Desc: r.IntN(2) > 0, Nulls: db.Nulls(r.IntN(3))})
+		sort = append(sort, db.SortKey{Column: c, Desc: r.IntN(2) > 0})
 	}
 	end := db.SortKey{Column: "id"}
 	if n := len(sort); n > 0 {
@@ -307,7 +307,6 @@ func TestPageLimits(t *testing.T) {
 			"no table":       func(p *db.Page) { p.From = "" },
 			"no key":         func(p *db.Page) { p.Key = "" },
 			"an injection":   func(p *db.Page) { p.Sort = []db.SortKey{{Column: `id"; DROP TABLE numbered --`}} },
-			"unknown nulls":  func(p *db.Page) { p.Sort = []db.SortKey{{Column: "id", Nulls: 7}} },
 		} {
 			if _, _, err := page(change); fault.CodeOf(err) != fault.Invalid {
 				t.Errorf("%s: %v, want Invalid", name, err)

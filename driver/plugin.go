@@ -182,7 +182,7 @@ func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 		protocols = append(protocols, k.Protocol-1)
 	}
 	return newPlugin(func(ctx context.Context) (d D, _ *supervisor, _ error) {
-		sup, protocol, err := supervise(ctx, k.Name, protocols, path, cfg)
+		sup, protocol, err := startSupervised(ctx, k.Name, protocols, path, cfg)
 		if err != nil {
 			return d, nil, err
 		}

@@ -36,8 +36,8 @@ type supervisor struct {
 	status Status
 }
 
-// supervise starts the program and keeps it running. It returns the protocol that the program speaks.
-func supervise(ctx context.Context, kind string, protocols []int, path string, cfg PluginConfig) (*supervisor, int, error) {
+// startSupervised starts the program and keeps it running. It returns the protocol that the program speaks.
+func startSupervised(ctx context.Context, kind string, protocols []int, path string, cfg PluginConfig) (*supervisor, int, error) {
 	name := strings.TrimPrefix(filepath.Base(path), "armature-"+kind+"-")
 	s := &supervisor{name: name, kind: kind, path: path, cfg: cfg, log: cfg.Logger.With("driver", name), done: make(chan struct{})}
 	sweepSockets(ctx, &s.cfg, s.log)

@@ -53,7 +53,7 @@ func Describe(ctx context.Context, c *Client, i *Interface, host string) (*Descr
 func (s *Server) describe() *Description {
 	d := &Description{
 		Interface: s.cfg.Interface.Name, Version: s.cfg.Interface.Version,
-		Host: s.cfg.Host, Slots: s.cfg.MaxInFlight, Running: s.Running(),
+		Host: s.cfg.Host, Slots: s.cfg.MaxInFlight, Running: s.listRunning(),
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -66,8 +66,8 @@ func (s *Server) describe() *Description {
 	return d
 }
 
-// Running lists the requests whose handlers run now, the oldest first.
-func (s *Server) Running() []Running {
+// listRunning lists the requests whose handlers run now, the oldest first.
+func (s *Server) listRunning() []Running {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	list := make([]Running, 0, len(s.running))

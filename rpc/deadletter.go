@@ -47,7 +47,7 @@ const (
 // first, and carries out the verdict of decide. It returns when it has seen all dead
 // letters: none came for 300 ms, or for 1 s before the first. Dead letters with the
 // verdict Keep stay unacknowledged until then, so one run sees at most 65,535 of them, or
-// fewer if the bus limits the bytes in flight. While DeadLetters runs, no other process sees
+// fewer if the bus limits the bytes in flight or, as watermillbus, the messages that are handled at once. While DeadLetters runs, no other process sees
 // the dead letters. decide runs in the caller's goroutine; it may keep the DeadLetter, but
 // must not change its Payload.
 //

@@ -325,7 +325,7 @@ func (s *Server) Stop(ctx context.Context) error {
 
 // inFlight names the requests whose handlers run now, for an error.
 func (s *Server) inFlight() string {
-	list := s.Running()
+	list := s.listRunning()
 	if len(list) == 0 {
 		return "replies that the broker has not confirmed"
 	}

@@ -177,23 +177,23 @@ func BenchmarkCompare(b *testing.B) {
 		}{{"most pass", mostPass}, {"few pass", fewPass}} {
 			list := []compare.Contender{{Name: "loop by hand", Op: func() { byHand(a.ask, hosts) }}}
 			for _, e := range []struct {
-				name    string
-				explain scheduler.Explain
-			}{{"Rank, brief", scheduler.Brief}, {"Rank, short", scheduler.Short}, {"Rank, full", scheduler.Full}} {
-				list = append(list, compare.Contender{Name: e.name, Op: ranks(b, e.explain, a.ask, hosts)})
+				name       string
+				countsOnly bool
+			}{{"Rank, counts only", true}, {"Rank", false}} {
+				list = append(list, compare.Contender{Name: e.name, Op: ranks(b, e.countsOnly, a.ask, hosts)})
 			}
 			t.Row(fmt.Sprintf("%d hosts, %s", n, a.name), 1, list...)
 		}
 	}
 	hosts := boxes(10_000)
 	cfg := boxConfig()
-	cfg.Explain = scheduler.Brief
+	cfg.CountsOnly = true
 	s, err := scheduler.New(cfg)
 	if err != nil {
 		b.Fatal(err)
 	}
 	t.Row("10000 hosts", 1,
-		compare.Contender{Name: "Rank", Op: ranks(b, scheduler.Brief, mostPass, hosts)},
+		compare.Contender{Name: "Rank", Op: ranks(b, true, mostPass, hosts)},
 		compare.Contender{Name: "RankMany of 1000", Op: func() {
 			got, err := s.RankMany(b.Context(), mostPass, hosts, 1000, func(b *box) *box {
 				c := *b
@@ -209,10 +209,10 @@ func BenchmarkCompare(b *testing.B) {
 		}})
 }
 
-func ranks(b *testing.B, e scheduler.Explain, a *ask, hosts []*box) func() {
+func ranks(b *testing.B, countsOnly bool, a *ask, hosts []*box) func() {
 	b.Helper()
 	cfg := boxConfig()
-	cfg.Explain = e
+	cfg.CountsOnly = countsOnly
 	s, err := scheduler.New(cfg)
 	if err != nil {
 		b.Fatal(err)
@@ -226,10 +226,10 @@ func ranks(b *testing.B, e scheduler.Explain, a *ask, hosts []*box) func() {
 
 // TestAllocations: the number of a decision's allocations does not grow with the number of hosts.
 func TestAllocations(t *testing.T) {
-	for _, e := range []scheduler.Explain{scheduler.Brief, scheduler.Short, scheduler.Full} {
+	for _, countsOnly := range []bool{true, false} {
 		for name, a := range map[string]*ask{"most pass": mostPass, "few pass": fewPass} {
 			cfg := boxConfig()
-			cfg.Explain = e
+			cfg.CountsOnly = countsOnly
 			s, err := scheduler.New(cfg)
 			if err != nil {
 				t.Fatal(err)
@@ -246,9 +246,9 @@ func TestAllocations(t *testing.T) {
 				return least
 			}
 			few, many := count(boxes(500)), count(boxes(5000))
-			t.Logf("explain %d, %s: %g allocations for 500 hosts, %g for 5000", e, name, few, many)
+			t.Logf("counts only %t, %s: %g allocations for 500 hosts, %g for 5000", countsOnly, name, few, many)
 			if many > few+20 { // lists that grow
-				t.Errorf("explain %d, %s: %g allocations for 500 hosts, %g for 5000", e, name, few, many)
+				t.Errorf("counts only %t, %s: %g allocations for 500 hosts, %g for 5000", countsOnly, name, few, many)
 			}
 		}
 	}
@@ -285,25 +285,25 @@ func BenchmarkRejections(b *testing.B) {
 	hosts := boxes(10_000)
 	full := scheduler.Reject("out of service")
 	for _, c := range []struct {
-		name    string
-		explain scheduler.Explain
-		judge   func(*ask, *box) scheduler.Verdict
+		name       string
+		countsOnly bool
+		judge      func(*ask, *box) scheduler.Verdict
 	}{
-		{"counts only", scheduler.Short, func(*ask, *box) scheduler.Verdict { return full }},
-		{"one reason", scheduler.Full, func(*ask, *box) scheduler.Verdict { return full }},
-		{"numbers", scheduler.Full, func(_ *ask, b *box) scheduler.Verdict {
+		{"counts only", true, func(*ask, *box) scheduler.Verdict { return full }},
+		{"one reason", false, func(*ask, *box) scheduler.Verdict { return full }},
+		{"numbers", false, func(_ *ask, b *box) scheduler.Verdict {
 			return scheduler.RejectNumbers("%d of %d", b.vcpusUsed, b.vcpus)
 		}},
-		{"two reasons", scheduler.Full, func(_ *ask, b *box) scheduler.Verdict {
+		{"two reasons", false, func(_ *ask, b *box) scheduler.Verdict {
 			if b.vcpusUsed%2 == 0 {
 				return full
 			}
 			return scheduler.Reject("odd")
 		}},
-		{"a text for each host", scheduler.Full, func(_ *ask, b *box) scheduler.Verdict { return scheduler.Reject("%s is full", b.name) }},
+		{"a text for each host", false, func(_ *ask, b *box) scheduler.Verdict { return scheduler.Reject("%s is full", b.name) }},
 	} {
 		b.Run(c.name, func(b *testing.B) {
-			s, err := scheduler.New(scheduler.Config[*ask, *box]{Explain: c.explain, Filters: []scheduler.Filter[*ask, *box]{scheduler.FilterFunc("f", c.judge)}})
+			s, err := scheduler.New(scheduler.Config[*ask, *box]{CountsOnly: c.countsOnly, Filters: []scheduler.Filter[*ask, *box]{scheduler.FilterFunc("f", c.judge)}})
 			if err != nil {
 				b.Fatal(err)
 			}

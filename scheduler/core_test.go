@@ -81,16 +81,16 @@ func TestReasons(t *testing.T) {
 	}
 }
 
-func TestExplain(t *testing.T) {
+func TestCountsOnly(t *testing.T) {
 	t.Parallel()
 	cfg := config{Filters: []filter{enabled(), room()}, Weighers: []weighted{byFree(1), byLoad(-2)}}
 	full, err := mustNew(t, cfg).Rank(t.Context(), spec{1024}, fleet())
 	if err != nil || names(full) != "n4 n2 n5" {
 		t.Fatalf("%s, %v", names(full), err)
 	}
-	for _, e := range []scheduler.Explain{scheduler.Full, scheduler.Short, scheduler.Brief} {
+	for _, countsOnly := range []bool{false, true} {
 		for keep := range 5 {
-			cfg.Explain, cfg.MaxRanked = e, keep
+			cfg.CountsOnly, cfg.MaxRanked = countsOnly, keep
 			d, err := mustNew(t, cfg).Rank(t.Context(), spec{1024}, fleet())
 			if err != nil {
 				t.Fatal(err)
@@ -99,17 +99,15 @@ func TestExplain(t *testing.T) {
 			if keep > 0 {
 				want.Ranked = want.Ranked[:min(keep, len(want.Ranked))]
 			}
-			if e == scheduler.Brief {
+			if countsOnly {
 				want.Ranked = slices.Clone(want.Ranked)
 				for i := range want.Ranked {
 					want.Ranked[i].Scores = nil
 				}
-			}
-			if e != scheduler.Full {
 				want.Rejected = []scheduler.Rejected{}
 			}
 			if diff := cmp.Diff(want, viewOf(d), cmp.AllowUnexported(node{})); diff != "" {
-				t.Errorf("explain %d, keep %d (-want +got):\n%s", e, keep, diff)
+				t.Errorf("counts only %t, keep %d (-want +got):\n%s", countsOnly, keep, diff)
 			}
 			if d.Summary() != full.Summary() {
 				t.Errorf("summary %q, want %q", d.Summary(), full.Summary())
@@ -193,7 +191,7 @@ func TestRankMany(t *testing.T) {
 				{Weigher: byFree(0).Weigher, Multiplier: r.NormFloat64()},
 				{Weigher: byLoad(0).Weigher, Multiplier: r.NormFloat64()},
 			},
-			MaxRanked: r.IntN(3), Explain: scheduler.Explain(r.IntN(3)),
+			MaxRanked: r.IntN(3), CountsOnly: r.IntN(2) > 0,
 		}
 		want, n := []string{}, 1+r.IntN(60)
 		s := mustNew(t, cfg)

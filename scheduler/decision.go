@@ -10,7 +10,7 @@ import (
 	"text/tabwriter"
 )
 
-// Decision has the result for every host: each is ranked or rejected. Config.MaxRanked and Config.Explain may shorten
+// Decision has the result for every host: each is ranked or rejected. Config.MaxRanked and Config.CountsOnly shorten
 // the lists; the counts are always complete. It is safe for concurrent use if it is not changed. In JSON a host is its
 // name; decode the JSON as a Decision of [Name].
 type Decision[H Host] struct {
@@ -25,7 +25,7 @@ type Decision[H Host] struct {
 	rejected rejections[H]
 }
 
-// Rejected returns the rejected hosts if Config.Explain is Full, otherwise none. The order is the same for the same
+// Rejected returns the rejected hosts; with Config.CountsOnly, none. The order is the same for the same
 // hosts. Each call makes a new list, which the caller owns.
 func (d *Decision[H]) Rejected() []Rejected {
 	out := make([]Rejected, len(d.rejected.hosts))

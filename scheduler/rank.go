@@ -98,7 +98,7 @@ func (r *ranking[R, H]) filterHosts() error {
 // inner loop of a decision: besides filters it calls only prepareFilter, for a filter's first host, and
 // explainRejection.
 func (r *ranking[R, H]) filterBlock(block []H) error {
-	req, explain := r.req, r.s.cfg.Explain == Full
+	req, explain := r.req, !r.s.cfg.CountsOnly
 nextHost:
 	for _, h := range block {
 		for i := 0; i < len(r.filters); i++ {
@@ -214,7 +214,7 @@ func (r *ranking[R, H]) rejectNonFinite() {
 			raw, _ := r.scores.score(j, i)
 			v := Reject("raw score is %g", raw)
 			by := len(r.s.cfg.Filters) + j
-			if r.counts[by]++; r.s.cfg.Explain == Full {
+			if r.counts[by]++; !r.s.cfg.CountsOnly {
 				r.explainRejection(h, by, &v)
 			}
 			continue
@@ -250,7 +250,7 @@ func (r *ranking[R, H]) rankFeasible() []Ranked[H] {
 	r.sortBest(n)
 	ranked := make([]Ranked[H], n)
 	var scores []Score // of all hosts, in one allocation
-	if r.s.cfg.Explain != Brief {
+	if !r.s.cfg.CountsOnly {
 		scores = make([]Score, n*k)
 	}
 	names := r.s.names[len(r.s.cfg.Filters):]

@@ -122,18 +122,6 @@ func ByName[T interface{ Name() string }](all []T, names []string) ([]T, error) 
 	return out, nil
 }
 
-// Explain is the level of detail of a [Decision]. A lower level costs less time and memory.
-type Explain uint8
-
-const (
-	// Full names every host: with its scores, or with the filter and the reason.
-	Full Explain = iota
-	// Short counts the rejected hosts by filter, without their names and reasons.
-	Short
-	// Brief is Short without scores.
-	Brief
-)
-
 // Config configures a [Scheduler]. With the zero value every host is feasible, and the hosts are ranked in the order
 // given.
 type Config[R any, H Host] struct {
@@ -147,8 +135,9 @@ type Config[R any, H Host] struct {
 	// Rand is the Picker's source of random numbers. The Scheduler owns it: the caller must not use it after New.
 	// Default: a source with a random seed.
 	Rand *rand.Rand
-	// Explain is the level of detail of the decisions. Default [Full].
-	Explain Explain
+	// CountsOnly leaves the scores and the names of rejected hosts out of the decisions: Ranked[i].Scores and
+	// Decision.Rejected are empty. The counts stay. Such a decision costs less time and memory. Default false.
+	CountsOnly bool
 	// MaxRanked is the maximum number of hosts in Decision.Ranked. Default 0: all feasible hosts.
 	MaxRanked int
 }
@@ -213,7 +202,7 @@ func checkNamed(kind, field string, i int, v interface{ Name() string }, names [
 
 // Rank orders the feasible hosts. The host that the picker chose is the first; the others follow as alternates, best
 // first. Hosts with equal totals keep the order of hosts. If no host is feasible, the error is [ErrNoValidHost], and the
-// decision is not nil: it has the reasons, as far as Config.Explain says. Other errors come from ctx, a filter or a weigher;
+// decision is not nil: it has the reasons, and with Config.CountsOnly only their counts. Other errors come from ctx, a filter or a weigher;
 // then the decision is nil.
 //
 // Rank blocks as long as filters and weighers do. It does not change hosts, and keeps only those that are in the

@@ -23,6 +23,7 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
 	"github.com/armature-go/armature/internal/waittest"
+	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/config"
 )
 
@@ -114,7 +115,7 @@ func processes(t *testing.T, all ...*options) (addrs []string) {
 	for _, o := range all {
 		ctx, cancel := context.WithCancel(context.Background())
 		listens, ended := make(chan string, 1), make(chan error, 1)
-		go func() { ended <- run(ctx, o, listens) }()
+		go func() { ended <- runComponent(ctx, o, listens) }()
 		t.Cleanup(func() {
 			cancel()
 			if err := <-ended; err != nil {
@@ -193,13 +194,50 @@ func TestOneProcess(t *testing.T) {
 	}
 }
 
+// TestToken: with api_token only clients that send the token are served. The probes need no token.
+func TestToken(t *testing.T) {
+	t.Parallel()
+	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t), Exchange: "hello", Token: "s3cret"})[0]
+	for token, want := range map[string]int{"": http.StatusUnauthorized, "S3cret": http.StatusUnauthorized, "s3cret": http.StatusNotFound} {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, addr+"/v1/greetings/none", http.NoBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			r.Header.Set(auth.Header, token)
+		}
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		if res.StatusCode != want {
+			t.Errorf("token %q: %d, want %d", token, res.StatusCode, want)
+		}
+	}
+	if code, _, got := ask(t, http.MethodGet, addr+"/readyz", ""); code != http.StatusOK {
+		t.Errorf("readyz: %d %s", code, got)
+	}
+}
+
 // TestTwoProcesses: two processes with RabbitMQ and MariaDB. Both hosts greet, whichever API gets the request.
 func TestTwoProcesses(t *testing.T) {
 	t.Parallel()
-	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
+	testTwoProcesses(t, envtest.URL(t, testenv.AMQPVar), "hello")
+}
+
+// TestWatermill: two processes with the bus that is made of watermill-amqp.
+func TestWatermill(t *testing.T) {
+	t.Parallel()
+	testTwoProcesses(t, "watermill-"+envtest.URL(t, testenv.AMQPVar), "hello-watermill")
+}
+
+func testTwoProcesses(t *testing.T, bus, exchange string) {
+	t.Helper()
+	database := dbtest.MySQL(t)
 	var all []*options
 	for _, host := range []string{"h1", "h2"} {
-		all = append(all, &options{Host: host, Listen: "127.0.0.1:0", Driver: "english", Connection: database, Bus: bus, Exchange: "hello"})
+		all = append(all, &options{Host: host, Listen: "127.0.0.1:0", Driver: "english", Connection: database, Bus: bus, Exchange: exchange})
 	}
 	addrs := processes(t, all...)
 	hosts := map[string]bool{}
@@ -326,7 +364,7 @@ func TestBadOptions(t *testing.T) {
 	} {
 		o := good()
 		tt.set(o)
-		err := run(t.Context(), o, make(chan string, 1))
+		err := runComponent(t.Context(), o, make(chan string, 1))
 		for _, want := range tt.wants {
 			if !strings.Contains(fmt.Sprint(err), want) {
 				t.Errorf("%+v: %v; want %s", o, err, want)

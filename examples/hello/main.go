@@ -27,9 +27,11 @@ import (
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/urlbus"
+	"github.com/armature-go/armature/rpc/watermillbus/amqp"
 	"github.com/armature-go/armature/scheduler"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/api"
+	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/config"
 	"github.com/armature-go/armature/service/membership"
 	"github.com/armature-go/armature/service/operation"
@@ -38,12 +40,18 @@ import (
 type options struct {
 	Host       string `ini:"host" default:"hello-1" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"name of this process, the same after every restart"`
 	Listen     string `ini:"listen" default:"127.0.0.1:8780" help:"address of the API"`
-	Bus        string `ini:"transport_url" secret:"true" help:"rabbit://user:password@host/vhost or nats://user:password@host (default: all in one process)"`
+	Bus        string `ini:"transport_url" secret:"true" help:"rabbit://user:password@host/vhost, nats://user:password@host or watermill-amqp://user:password@host/vhost (default: all in one process)"`
 	Exchange   string `ini:"control_exchange" default:"hello" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"first part of the names of all queues"`
 	Connection string `ini:"connection" default:"sqlite://hello.db" secret:"true" help:"mysql://user:password@host/name or sqlite://file"`
 	Driver     string `ini:"driver" default:"english" help:"english, or NAME for the program armature-hello-NAME in plugin_dir"`
 	Plugins    string `ini:"plugin_dir" help:"directory of the driver programs"`
+	Token      string `ini:"api_token" secret:"true" protects:"true" help:"X-Auth-Token that every client must send (default: the API serves every client)"`
 }
+
+// schemes are the kinds of buses besides those of package urlbus.
+var schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
+	return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
+}}
 
 //go:embed migrations/*.sql
 var migrations embed.FS
@@ -186,7 +194,7 @@ func main() {
 		err = errors.Join(err, fmt.Errorf("argument %q is not known: -config-file names a file of options", flag.Arg(0)))
 	}
 	if err == nil {
-		err = run(context.Background(), &o, make(chan string, 1))
+		err = runComponent(context.Background(), &o, make(chan string, 1))
 	}
 	if err != nil {
 		slog.Error("hello", "error", err)
@@ -202,14 +210,15 @@ func optionError(option string, err error) error {
 	return fmt.Errorf("option %s: %w", option, err)
 }
 
-// run runs the component until ctx ends or a signal comes. It sends the address of the API to listens.
-func run(ctx context.Context, o *options, listens chan<- string) error {
+// runComponent runs the component until ctx ends or a signal comes. It sends the address of the API to listens.
+func runComponent(ctx context.Context, o *options, listens chan<- string) error {
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
-	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Logger: log})
+	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Schemes: schemes, Logger: log})
 	rank, rankErr := scheduler.New(scheduler.Config[*Greeting, membership.Member]{
-		Filters:  []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)},
-		Weighers: []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", other), Multiplier: 1}},
-		Picker:   scheduler.Shuffle,
+		Filters:    []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)},
+		Weighers:   []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", other), Multiplier: 1}},
+		Picker:     scheduler.Shuffle,
+		CountsOnly: true, // an error has the counts alone
 	})
 	var drivers driver.Registry[Greeter]
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })
@@ -229,7 +238,11 @@ func run(ctx context.Context, o *options, listens chan<- string) error {
 	operation.Handle(c.runner, say, operation.Step[Greeting]{Name: "choose", Do: c.choose}, operation.Step[Greeting]{Name: "speak", Do: c.speak}, operation.Step[Greeting]{Name: "save", DoTx: c.save})
 	worker := rpc.NewServer(bus, rpc.ServerConfig{Interface: greeter, Host: o.Host, Logger: log})
 	rpc.Handle(worker, speak, c.greet)
-	mux := api.New(api.Config{Inflight: app.Inflight(), Logger: log})
+	authenticate := auth.None(reqctx.Request{})
+	if o.Token != "" {
+		authenticate = auth.Static(map[string]reqctx.Request{o.Token: {UserID: "client"}})
+	}
+	mux := api.New(api.Config{Authenticate: authenticate, Inflight: app.Inflight(), Logger: log})
 	mux.Health(app.Ready)
 	mux.Discover(api.Discovery{ID: "v1", Path: "/v1"})
 	api.HandleRoute(mux, api.Route{Pattern: "POST /v1/greetings", Body: []api.Schema{{

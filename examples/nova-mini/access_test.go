@@ -25,7 +25,7 @@ func serve(t *testing.T, args ...string) (printed string, err error) {
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		cmd := command(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
 		cmd.SetArgs(args)
 		ended <- cmd.ExecuteContext(ctx)
 	}()

@@ -312,10 +312,10 @@ func (o *options) checkDriver() error {
 	if err != nil {
 		return err
 	}
-	if err := drivers().Validate(compute.Kind, o.ComputeDriver, cfg); err != nil {
+	if err := builtInDrivers().Validate(compute.Kind, o.ComputeDriver, cfg); err != nil {
 		return err
 	}
-	if !slices.Contains(drivers().Names(), o.ComputeDriver) {
+	if !slices.Contains(builtInDrivers().Names(), o.ComputeDriver) {
 		return nil
 	}
 	var given map[string]any
@@ -327,7 +327,7 @@ func (o *options) checkDriver() error {
 	if err != nil {
 		return err
 	}
-	d, err := drivers().Open(context.Background(), o.ComputeDriver, raw)
+	d, err := builtInDrivers().Open(context.Background(), o.ComputeDriver, raw)
 	if err != nil {
 		return err
 	}

@@ -129,7 +129,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 			}
 			for _, args := range [][]string{{"config", "validate"}, {tt.service}} {
 				var out bytes.Buffer
-				cmd := command(&out)
+				cmd := newCommand(&out)
 				cmd.SetArgs(append(args, "--config-file", file))
 				err := cmd.ExecuteContext(t.Context())
 				text := fmt.Sprint(err)
@@ -162,7 +162,7 @@ func TestGoodFiles(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs(append([]string{"config", "validate", "--config-file", file}, args...))
 		err := cmd.ExecuteContext(t.Context())
 		return out.String(), err
@@ -218,7 +218,7 @@ func TestCommandLine(t *testing.T) {
 		"policy explain --rule servers:star": `rule "servers:star" does not exist; the nearest is os_compute_api:servers:start`,
 		"dlq list X":                         `nova-mini dlq list has no arguments: remove "X"`,
 	} {
-		cmd := command(new(bytes.Buffer))
+		cmd := newCommand(new(bytes.Buffer))
 		cmd.SetArgs(append(strings.Fields(args), "--state-path", dir))
 		err := cmd.ExecuteContext(t.Context())
 		if _, ok := errors.AsType[usageError](err); !ok || !strings.Contains(err.Error(), want) {
@@ -251,7 +251,7 @@ func TestStatePath(t *testing.T) { //nolint:paralleltest // the program sets the
 	list := func(args ...string) string {
 		t.Helper()
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs(append([]string{"operation", "list", "--state-path", dir}, args...))
 		if err := cmd.ExecuteContext(t.Context()); err != nil {
 			t.Fatal(err)
@@ -264,7 +264,7 @@ func TestStatePath(t *testing.T) { //nolint:paralleltest // the program sets the
 	if got := list("--limit", "0"); strings.Count(got, "\n") != 1 {
 		t.Errorf("--limit 0 lists\n%s", got)
 	}
-	cmd := command(new(bytes.Buffer))
+	cmd := newCommand(new(bytes.Buffer))
 	cmd.SetArgs([]string{"operation", "list", "--state-path", t.TempDir()})
 	if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "[database] connection: is not set") {
 		t.Errorf("without a database: %v", err)

@@ -26,7 +26,7 @@ func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the def
 	run := func(code int, want string, args ...string) {
 		t.Helper()
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs(append(args, "--config-file", conf))
 		err := cmd.ExecuteContext(t.Context())
 		var got exitError

@@ -64,6 +64,8 @@ func (f *flags) letters(ctx context.Context, decide func(iface string, l *rpc.De
 	if err != nil {
 		return err
 	}
+	// watermill-amqp delivers few messages at once, and amqpbus knows its queues.
+	o.TransportURL = strings.TrimPrefix(o.TransportURL, "watermill-")
 	bus, err := o.openBus(slog.New(slog.DiscardHandler)) // errors are returned, not logged
 	if err != nil {
 		return o.optionError("DEFAULT", "transport_url", err)

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/urlbus"
 )
 
 // TestDeadLetters lists, shows, requeues and drops dead letters of a real broker with the commands.
@@ -32,7 +34,7 @@ func TestDeadLetters(t *testing.T) {
 	}
 	run := func(args ...string) (string, error) {
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs(append([]string{"dlq", "--config-file", conf}, args...))
 		err := cmd.ExecuteContext(t.Context())
 		return out.String(), err
@@ -125,10 +127,55 @@ func TestDeadLetters(t *testing.T) {
 func TestDLQUsage(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}, {"drop"}, {"requeue"}, {"requeue", "--all", "a"}} {
-		cmd := command(new(bytes.Buffer))
+		cmd := newCommand(new(bytes.Buffer))
 		cmd.SetArgs(append([]string{"dlq"}, args...))
 		if _, ok := errors.AsType[usageError](cmd.ExecuteContext(t.Context())); !ok {
 			t.Errorf("dlq %q: not a usageError", args)
 		}
+	}
+}
+
+// TestDeadLettersOfWatermill: the commands find every dead letter of a component that uses watermill-amqp, which delivers
+// only 16 messages at once.
+func TestDeadLettersOfWatermill(t *testing.T) {
+	t.Parallel()
+	url := "watermill-" + envtest.URL(t, testenv.AMQPVar)
+	exchange := "dlq." + strings.ToLower(rand.Text())
+	bus, err := urlbus.Open(url, urlbus.Config{Exchange: exchange, Schemes: schemes, Logger: slog.New(slog.DiscardHandler)})
+	if err == nil {
+		err = bus.Start(t.Context())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bus.Stop(context.Background())
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: compute.Worker, Host: "h", Partial: true, MaxDeliveries: 1, Logger: slog.New(slog.DiscardHandler)})
+	rpc.Handle(srv, compute.Destroy, func(context.Context, *compute.DestroyRequest) (*rpc.None, error) {
+		return nil, fault.New(fault.Exhausted, "no driver")
+	})
+	if err := srv.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+	const letters = 20
+	for i := range letters {
+		if err := rpc.Cast(t.Context(), client, compute.Destroy, "h", &compute.DestroyRequest{ServerID: fmt.Sprint("server-", i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	waittest.Until(t, "dead letters", func() bool { return srv.Stats().DeadLettered == letters })
+	if err := srv.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	conf := filepath.Join(t.TempDir(), "nova.conf")
+	if err := os.WriteFile(conf, fmt.Appendf(nil, "[DEFAULT]\ntransport_url = %s\ncontrol_exchange = %s\n", url, exchange), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	cmd := newCommand(&out)
+	cmd.SetArgs([]string{"dlq", "--config-file", conf, "list"})
+	if err := cmd.ExecuteContext(t.Context()); err != nil || strings.Count(out.String(), "Exhausted: no driver") != letters {
+		t.Errorf("%d of %d letters, %v:\n%s", strings.Count(out.String(), "Exhausted: no driver"), letters, err, &out)
 	}
 }

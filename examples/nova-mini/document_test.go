@@ -67,7 +67,7 @@ func runAll(t *testing.T) string {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		cmd := command(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", dir})
 		if err := cmd.ExecuteContext(ctx); err != nil {
 			t.Errorf("it ended with %v", err)

@@ -52,7 +52,7 @@ func TestOperating(t *testing.T) {
 	run := func(line string) string {
 		t.Helper()
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs(append(strings.Fields(line)[1:], "--config-file", file))
 		if err := cmd.ExecuteContext(t.Context()); err != nil {
 			t.Errorf("%s: %v", line, err)
@@ -72,7 +72,7 @@ func TestOperating(t *testing.T) {
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	validate := command(io.Discard)
+	validate := newCommand(io.Discard)
 	validate.SetArgs([]string{"config", "validate", "--config-file", empty})
 	got := strings.Split(fmt.Sprint(validate.ExecuteContext(t.Context())), "\n")
 	for line := range strings.Lines(strings.Join(blocks["errors"], "")) {
@@ -91,7 +91,7 @@ func TestOperating(t *testing.T) {
 	}
 	help := func(args ...string) string {
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetOut(&out)
 		cmd.SetArgs(append(args, "--help"))
 		if err := cmd.ExecuteContext(t.Context()); err != nil {

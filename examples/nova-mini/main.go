@@ -34,7 +34,7 @@ import (
 )
 
 func main() {
-	cmd := command(os.Stdout)
+	cmd := newCommand(os.Stdout)
 	err := cmd.ExecuteContext(context.Background())
 	if code, ok := errors.AsType[exitError](err); ok {
 		os.Exit(int(code))
@@ -48,8 +48,8 @@ func main() {
 	}
 }
 
-// command returns the command line.
-func command(out io.Writer) *cobra.Command {
+// newCommand returns the command line.
+func newCommand(out io.Writer) *cobra.Command {
 	f := &flags{out: out, config: config.Source{Env: os.Environ()}}
 	root := &cobra.Command{
 		Use:   "nova-mini",
@@ -104,9 +104,9 @@ type usageError struct{ error }
 
 func (e usageError) Unwrap() error { return e.error }
 
-// unknown returns an error about a name that does not exist. The error names the nearest existing name, or all names if
+// unknownName returns an error about a name that does not exist. The error names the nearest existing name, or all names if
 // none is near. Only the last word of the name is compared.
-func unknown(what, name string, known func(yield func(string) bool)) error {
+func unknownName(what, name string, known func(yield func(string) bool)) error {
 	const few = 8
 	hint := text.Nearest(name[strings.LastIndex(name, " ")+1:], known)
 	if all := slices.Collect(known); hint == "" && len(all) <= few {
@@ -136,7 +136,7 @@ func checkArguments(cmd *cobra.Command) {
 			for _, c := range cmd.Commands() {
 				names = append(names, c.Name())
 			}
-			return unknown("command", strings.TrimSpace(strings.TrimPrefix(cmd.CommandPath(), "nova-mini")+" "+args[0]), slices.Values(names))
+			return unknownName("command", strings.TrimSpace(strings.TrimPrefix(cmd.CommandPath(), "nova-mini")+" "+args[0]), slices.Values(names))
 		}
 		if cmd.RunE == nil {
 			cmd.RunE = func(cmd *cobra.Command, _ []string) error { return cmd.Help() }

@@ -60,7 +60,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	var wg sync.WaitGroup
 	var err error
 	wg.Go(func() {
-		cmd := command(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", t.TempDir()})
 		err = cmd.ExecuteContext(ctx)
 	})
@@ -134,7 +134,7 @@ func TestTools(t *testing.T) {
 		"policy explain --rule os_compute_api:servers:stop --role member --project p --owner q": "no   project_id:%(project_id)s",
 	} {
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs(append(strings.Fields(args), "--config-file", nova))
 		if err := cmd.ExecuteContext(t.Context()); err != nil || !strings.Contains(out.String(), want) || strings.Contains(out.String(), "hush") {
 			t.Errorf("%s: %v\n%s\nwant %s", args, err, &out, want)
@@ -146,7 +146,7 @@ func TestTools(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "policy.yaml"), []byte("os_compute_api:servers:stort: '!'\nos_compute_api:servers:stop: 'role:admin and'\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	cmd := command(io.Discard)
+	cmd := newCommand(io.Discard)
 	cmd.SetArgs([]string{"policy", "validate", "--config-file", nova})
 	err := cmd.ExecuteContext(t.Context())
 	for _, want := range []string{"policy.yaml:1: rule os_compute_api:servers:stort does not exist; the nearest is os_compute_api:servers:start", "policy.yaml:2: rule os_compute_api:servers:stop"} {

@@ -62,7 +62,7 @@ func (f *flags) memberRemoveCommand() *cobra.Command {
 		Use: "remove KIND HOST", Short: "Remove a service whose process no longer exists, so that another process can claim its host at once", Args: cobra.ExactArgs(2),
 		PreRunE: func(_ *cobra.Command, args []string) error {
 			if !slices.Contains(kinds, args[0]) {
-				return unknown("kind", args[0], slices.Values(kinds))
+				return unknownName("kind", args[0], slices.Values(kinds))
 			}
 			return nil
 		},

@@ -38,7 +38,7 @@ func TestMemberCommands(t *testing.T) { //nolint:paralleltest // the others set 
 		}
 		run := func(args ...string) (string, error) {
 			var out bytes.Buffer
-			cmd := command(&out)
+			cmd := newCommand(&out)
 			cmd.SetArgs(append(args, "--config-file", conf))
 			err := cmd.ExecuteContext(t.Context())
 			return out.String(), err

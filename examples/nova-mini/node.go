@@ -30,6 +30,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 	rpcbus "github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/urlbus"
+	"github.com/armature-go/armature/rpc/watermillbus/amqp"
 	"github.com/armature-go/armature/service"
 	"github.com/armature-go/armature/service/auth"
 	"github.com/armature-go/armature/service/membership"
@@ -99,13 +100,18 @@ func (o *options) databaseConfig(url string) (db.Config, error) {
 	return db.Config{URL: url, MaxOpen: o.Database.MaxPoolSize}, nil
 }
 
+// schemes are the kinds of buses besides those of package urlbus.
+var schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
+	return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
+}}
+
 // openBus returns the bus of transport_url. The bus is not started.
 func (o *options) openBus(log *slog.Logger) (urlbus.Bus, error) {
 	if o.TransportURL == "" {
 		return nil, fault.New(fault.Invalid, "is not set; use rabbit://user:password@host:port/vhost or nats://user:password@host:port")
 	}
 	bus, err := urlbus.Open(o.TransportURL, urlbus.Config{
-		Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, TLS: o.Rabbit.SSL, TLSFiles: o.Rabbit.files(), Logger: log,
+		Exchange: o.ControlExchange, Quorum: o.Rabbit.QuorumQueue, MaxMessage: o.MaxMessage, TLS: o.Rabbit.SSL, TLSFiles: o.Rabbit.files(), Schemes: schemes, Logger: log,
 	})
 	if err != nil {
 		return nil, err
@@ -379,8 +385,8 @@ func wireCompute(_ context.Context, n *node) error {
 	return n.addCompute(n.Host)
 }
 
-// drivers returns the built-in drivers.
-func drivers() *driver.Registry[compute.Driver] {
+// builtInDrivers returns the built-in drivers.
+func builtInDrivers() *driver.Registry[compute.Driver] {
 	r := new(driver.Registry[compute.Driver])
 	r.Add("fake", fake.Open)
 	return r
@@ -436,7 +442,7 @@ func (n *node) addWorker(host string) (*worker.Service, error) {
 		return nil, err
 	}
 	cfg.Logger, cfg.Observe = n.log.With("host", host), n.tell.drivers.Observe(n.driverName(), host)
-	p, err := drivers().New(compute.Kind, n.ComputeDriver, cfg)
+	p, err := builtInDrivers().New(compute.Kind, n.ComputeDriver, cfg)
 	if err != nil {
 		return nil, n.optionError("DEFAULT", "compute_driver", err)
 	}

@@ -23,7 +23,7 @@ var update = flag.Bool("update", false, "write the golden files")
 func printed(t *testing.T, args ...string) []byte {
 	t.Helper()
 	var out bytes.Buffer
-	cmd := command(&out)
+	cmd := newCommand(&out)
 	cmd.SetArgs(args)
 	if err := cmd.ExecuteContext(t.Context()); err != nil {
 		t.Fatal(err)
@@ -62,7 +62,7 @@ func TestOpenAPI(t *testing.T) {
 		}
 	}
 	for _, version := range []string{"2.0", "2.2", "3.1", "two"} {
-		cmd := command(new(bytes.Buffer))
+		cmd := newCommand(new(bytes.Buffer))
 		cmd.SetArgs([]string{"openapi", "--version", version})
 		if err := cmd.ExecuteContext(t.Context()); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("version %s: %v", version, err)

@@ -65,7 +65,7 @@ func (f *flags) listOperations() *cobra.Command {
 		Use: "list", Short: "List operations, the newest first", Args: noArguments,
 		PreRunE: func(*cobra.Command, []string) error {
 			if state != "" && !slices.Contains(states, state) {
-				return unknown("state", state, slices.Values(states))
+				return unknownName("state", state, slices.Values(states))
 			}
 			if filter.Limit < 0 {
 				return usageError{fault.New(fault.Invalid, "flag --limit: %d is less than 0", filter.Limit)}

@@ -23,7 +23,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // the others se
 	run := func(wantErr string, args ...string) string {
 		t.Helper()
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs(append(args, "--config-file", conf))
 		err := cmd.ExecuteContext(t.Context())
 		if wantErr == "" && err != nil || wantErr != "" && (err == nil || !strings.Contains(err.Error(), wantErr)) {

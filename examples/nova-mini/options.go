@@ -31,7 +31,7 @@ type settings struct {
 	Host             string                       `ini:"host" help:"name of this host; it must stay the same after every restart, and only one compute service at a time can use it (default: the machine's name)"`
 	ComputeDriver    string                       `ini:"compute_driver" default:"fake" help:"driver of the compute service: fake, NAME for the program armature-compute-NAME in plugin_dir, the absolute path of a driver program, or Nova's name, such as libvirt.LibvirtDriver for libvirt"`
 	PluginDir        string                       `ini:"plugin_dir" default:"/usr/lib/armature/plugins" help:"directory of the driver programs"`
-	TransportURL     string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, or nats://user:password@host:port[,...]; with TLS amqps:// or tls://"`
+	TransportURL     string                       `ini:"transport_url" secret:"true" help:"message bus: rabbit://user:password@host:port[,user:password@host:port]/vhost, nats://user:password@host:port[,...], or watermill-amqp://user:password@host:port/vhost; with TLS amqps:// or tls://, or ?ssl=1"`
 	ControlExchange  string                       `ini:"control_exchange" default:"nova" regex:"^[A-Za-z0-9_.-]{1,100}$" help:"first part of the names of all queues"`
 	MaxMessage       int                          `ini:"max_message_size" default:"4194304" min:"65536" help:"size of the largest message on the bus, in bytes; it must be the same for all services, and not above the broker's own max_message_size"`
 	Listen           string                       `ini:"osapi_compute_listen" default:"127.0.0.1" help:"address of the API"`

@@ -82,7 +82,7 @@ func TestDriverPins(t *testing.T) {
 					if args[0] == "compute" && tt.says == "" {
 						continue
 					}
-					cmd := command(new(bytes.Buffer))
+					cmd := newCommand(new(bytes.Buffer))
 					cmd.SetArgs(append(args, "--config-file", file))
 					err := cmd.ExecuteContext(t.Context())
 					if (err != nil) != (tt.says != "") || !strings.HasPrefix(fmt.Sprint(err), says) && tt.says != "" || strings.Contains(fmt.Sprint(err), "\n") {
@@ -134,7 +134,7 @@ func TestProtectingNames(t *testing.T) {
 				if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 					t.Fatal(err)
 				}
-				cmd := command(new(bytes.Buffer))
+				cmd := newCommand(new(bytes.Buffer))
 				cmd.SetArgs([]string{"config", "validate", "--config-file", file})
 				if err := cmd.ExecuteContext(t.Context()); (err != nil) != (want != "") || !strings.Contains(fmt.Sprint(err), want) {
 					t.Errorf("%v\nwant %q", err, want)
@@ -265,7 +265,7 @@ func TestEmptyDatabase(t *testing.T) {
 	for _, args := range []string{
 		"member list", "member remove nova-compute h", "operation list", "operation show x", "operation cancel x", "operation retry x", "placement audit", "placement audit --repair",
 	} {
-		cmd := command(new(bytes.Buffer))
+		cmd := newCommand(new(bytes.Buffer))
 		cmd.SetArgs(append(strings.Fields(args), "--config-file", file))
 		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "run db sync") {
 			t.Errorf("%s: %v, want that db sync is to be run", args, err)

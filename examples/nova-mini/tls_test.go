@@ -67,7 +67,7 @@ func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the def
 	var wg sync.WaitGroup
 	var ended error
 	wg.Go(func() {
-		cmd := command(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", t.TempDir(), "--config-file", conf})
 		ended = cmd.ExecuteContext(ctx)
 	})
@@ -139,7 +139,7 @@ func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets t
 	for name, works := range map[string]bool{"": false, "other.example": false, "there.example": true} {
 		write("[keystone_authtoken]\nauth_url = " + s.URL + "\nusername = u\npassword = p\ncafile = " + ca.File + "\nssl_server_name = " + name + "\n")
 		var out bytes.Buffer
-		cmd := command(&out)
+		cmd := newCommand(&out)
 		cmd.SetArgs([]string{"config", "validate", "--online", "--service", "all-in-one", "--config-file", conf})
 		err := cmd.ExecuteContext(t.Context())
 		if got := strings.Contains(out.String(), "works: [keystone_authtoken] auth_url"); got != works || !works && !strings.Contains(fmt.Sprint(err), "certificate") {
@@ -150,7 +150,7 @@ func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets t
 	ctx, cancel := context.WithCancel(t.Context())
 	out, ended := &output{more: make(chan struct{}, 1)}, make(chan error, 1)
 	go func() {
-		cmd := command(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", dir, "--config-file", conf})
 		ended <- cmd.ExecuteContext(ctx)
 	}()

@@ -36,7 +36,7 @@ func (f *flags) configCommand() *cobra.Command {
 		PreRunE: func(*cobra.Command, []string) error {
 			for _, s := range of {
 				if known := append([]string{allInOneService}, services...); !slices.Contains(known, s) {
-					return unknown("service", s, slices.Values(known))
+					return unknownName("service", s, slices.Values(known))
 				}
 			}
 			return nil
@@ -156,7 +156,7 @@ func (o *options) askDriver(ctx context.Context) error {
 		return err
 	}
 	cfg.Logger = quiet
-	p, err := drivers().Launch(ctx, compute.Kind, o.ComputeDriver, cfg)
+	p, err := builtInDrivers().Launch(ctx, compute.Kind, o.ComputeDriver, cfg)
 	if err != nil {
 		return err
 	}
@@ -227,7 +227,7 @@ func (f *flags) policyExplain() *cobra.Command {
 				names = append(names, r.Name)
 			}
 			if !slices.Contains(names, rule) {
-				return unknown("rule", rule, slices.Values(names))
+				return unknownName("rule", rule, slices.Values(names))
 			}
 			if token != "" {
 				if c, err = o.credentialsOf(cmd.Context(), token); err != nil {

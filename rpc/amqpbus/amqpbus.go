@@ -397,30 +397,18 @@ func (b *Bus) mayRetry(o *outgoing, err error) bool {
 // publishRetrying sends o again and again, with back-off, until an attempt succeeds, mayRetry forbids another one, or
 // ctx ends. last is the error of an earlier attempt that may be retried, or nil.
 func (b *Bus) publishRetrying(ctx context.Context, o *outgoing, last error) error {
-	var unknown error // of an attempt that may have reached the broker
-	delay := backoff.Backoff{Min: minRetry, Max: maxRetry}
-	for {
-		if last != nil {
-			if fault.CodeOf(last) == fault.Unknown {
-				unknown = last
-			}
-			delay.Wait(ctx)
-		}
+	if last == nil {
 		last = b.publishOnce(ctx, o)
-		switch {
-		case last == nil:
-			return nil
-		case b.life.Err() != nil:
-			return bus.ErrClosed
-		case ctx.Err() != nil && unknown == nil && errors.Is(last, errNotSent):
-			return notSent(ctx.Err())
-		case ctx.Err() == nil && b.mayRetry(o, last):
-		case unknown != nil:
-			return unknown
-		default:
-			return last
-		}
 	}
+	err := broker.Attempts{
+		Message: o.m, Backoff: backoff.Backoff{Min: minRetry, Max: maxRetry},
+		MayRepeat: func(err error) bool { return ctx.Err() == nil && b.mayRetry(o, err) },
+		Send:      func(error) error { return b.publishOnce(ctx, o) },
+	}.Resend(ctx, last)
+	if ctx.Err() != nil && errors.Is(err, errNotSent) {
+		return notSent(ctx.Err())
+	}
+	return err
 }
 
 // publishOnce makes one attempt to send a copy of o, and waits for the outcome.

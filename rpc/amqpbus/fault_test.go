@@ -1,6 +1,7 @@
 package amqpbus_test
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -17,6 +18,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/rpc"
 	"github.com/armature-go/armature/rpc/amqpbus"
+	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
@@ -359,4 +361,34 @@ func TestFanoutBesideOthers(t *testing.T) {
 	}
 	ended.Store(true)
 	wg.Wait()
+}
+
+// TestCloseBeforeConfirm: a message that RabbitMQ may have accepted when the bus is closed is reported as Unknown. ErrClosed would say
+// that it was not sent.
+func TestCloseBeforeConfirm(t *testing.T) {
+	t.Parallel()
+	p, url := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
+	b := open(t, url, "close."+strings.ToLower(rand.Text()))
+	if err := b.CreateTopic(t.Context(), "t"); err != nil {
+		t.Fatal(err)
+	}
+	sent := make(chan struct{})
+	once := sync.Once{}
+	p.mu.Lock()
+	p.look = func(data []byte) { // the message passes, and what RabbitMQ answers does not
+		if bytes.Contains(data, []byte("marker")) {
+			once.Do(func() { p.stall(); close(sent) })
+		}
+	}
+	p.mu.Unlock()
+	outcome := make(chan error, 1)
+	go func() {
+		m := &bus.Message{ID: "1", Kind: bus.Cast, Interface: "i", Method: "m", Durable: true, Payload: []byte(`"marker"`)}
+		outcome <- b.Publish(t.Context(), "t", m)
+	}()
+	<-sent
+	_ = b.Close()
+	if err := <-outcome; bus.OutcomeOf(err) != bus.Unknown {
+		t.Errorf("Publish: %v, want Unknown", err)
+	}
 }

@@ -46,10 +46,10 @@ func (b *Bus) publishLargeOnce(ctx context.Context, o *outgoing) error {
 		defer context.AfterFunc(b.life, cancel)() //nolint:contextcheck // the bus's own life
 		conn, err := b.large.get(ctx)
 		if err != nil {
-			done <- notSent(err)
+			done <- cmp.Or(b.life.Usable(), notSent(err))
 			return
 		}
-		done <- b.publishAlone(conn, o)
+		done <- b.publishAlone(conn.Connection, o)
 	}) {
 		<-b.largeSlots
 		return bus.ErrClosed

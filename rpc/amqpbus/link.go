@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	amqp "github.com/rabbitmq/amqp091-go"
@@ -191,14 +192,23 @@ func (c *firstByte) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// SyscallConn gives package gather the socket, so that it can write without blocking.
+func (c *firstByte) SyscallConn() (syscall.RawConn, error) {
+	s, ok := c.Conn.(syscall.Conn)
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	return s.SyscallConn()
+}
+
 func (c *firstByte) is(b byte) bool { return c.seen.Load() == int32(b)+1 }
 
 // get returns the connection. It waits for the connection until ctx ends.
-func (l *connector) get(ctx context.Context) (*amqp.Connection, error) {
+func (l *connector) get(ctx context.Context) (connection, error) {
 	for {
 		conn, epoch, err := l.Get(ctx)
 		if err != nil || !conn.IsClosed() {
-			return conn.Connection, err
+			return conn, err
 		}
 		select { // watchConnection is about to see the loss
 		case <-epoch.Done():

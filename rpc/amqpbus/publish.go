@@ -105,7 +105,7 @@ const confirmInterval = 20 * time.Millisecond
 // The channel is used for messages only. amqp091 does not lock the other methods of a channel against the three frames of a
 // message, and RabbitMQ closes a connection on which these frames mix.
 type publishChannel struct {
-	conn   *amqp.Connection
+	conn   connection
 	ch     *amqp.Channel
 	learn  func(limit int)
 	closed <-chan *amqp.Error // has the reason when the channel is closed
@@ -123,7 +123,7 @@ type publishChannel struct {
 	declaring singleflight.Group
 }
 
-func openPublishChannel(conn *amqp.Connection, learn func(int)) (*publishChannel, error) {
+func openPublishChannel(conn connection, learn func(int)) (*publishChannel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
 		return nil, err
@@ -179,7 +179,9 @@ func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 
 // send writes one message. It does not wait for an outcome. After an error, o.done is not called.
 func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
-	o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, p)
+	c.conn.out.Batch(func() {
+		o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, p)
+	})
 	if errors.Is(err, amqp.ErrClosed) {
 		return errNotSent
 	}

@@ -204,13 +204,13 @@ func isFinal(err error) bool {
 }
 
 // startConsuming opens a channel, declares the queue, and starts to consume it.
-func (c *consumer) startConsuming(conn *amqp.Connection) (*consumeChannel, error) {
+func (c *consumer) startConsuming(conn connection) (*consumeChannel, error) {
 	ch, err := conn.Channel()
 	if err != nil {
 		return nil, err
 	}
 	in := &consumeChannel{
-		ch: ch, lost: make(chan struct{}), ended: make(chan struct{}), acks: newAcknowledger(ch), timer: time.NewTimer(firstSlotWait), widenAt: time.NewTimer(widenSoon),
+		ch: ch, lost: make(chan struct{}), ended: make(chan struct{}), acks: newAcknowledger(ch, conn.out), timer: time.NewTimer(firstSlotWait), widenAt: time.NewTimer(widenSoon),
 		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
 		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}

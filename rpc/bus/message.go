@@ -68,15 +68,15 @@ type Message struct {
 	// Payload is the request or the response. A bus does not look into it.
 	Payload []byte
 
-	// Resent is called by a bus before it sends the message again because a subscriber has rejected it. It must not block. It is not
-	// sent. Nil: nothing is called.
+	// Resent is called by a bus before it sends the message again, if no attempt before has had an effect, such as one that a subscriber
+	// has rejected. It must not block. It is not sent. Nil: nothing is called.
 	Resent func()
 
 	// Malformed is why [Decode] could not read the envelope, with code Invalid. Such a message can be published again
 	// unchanged, but not handled.
 	Malformed error
 
-	unread string // the text of keyRPC of a malformed message
+	unread string // the text of KeyEnvelope of a malformed message
 }
 
 // Dead is why a message is a dead letter.

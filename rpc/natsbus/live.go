@@ -2,6 +2,7 @@ package natsbus
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -35,11 +36,14 @@ type live struct {
 	subs  []*nats.Subscription
 	ended chan struct{} // closed when the subscription ends
 
-	mu      sync.Mutex
-	stopped bool           // nothing more is delivered
-	writers sync.WaitGroup // the goroutines that may write to out
-	waiting int            // messages that wait for a slot and can be rejected
-	bytes   int            // the sum of their payloads
+	mu         sync.Mutex
+	stopped    bool           // nothing more is delivered
+	writers    sync.WaitGroup // the goroutines that may write to out
+	waiting    []*rejectable  // wait for a slot, in the order of their arrival
+	bytes      int            // the sum of their payloads
+	delivering bool           // deliverWaiting runs
+	due        time.Time      // the first expiry of a waiting message, or earlier
+	timer      *time.Timer    // fires at due
 }
 
 // open subscribes on the current connection, see subscription.
@@ -156,6 +160,8 @@ type rejectable struct {
 	msg         *nats.Msg
 	m           *bus.Message
 	redelivered bool
+	delivery    *bus.Delivery // set while it waits for a slot, and so is expiry
+	expiry      time.Time     // when it is rejected
 }
 
 // deliverWithin delivers a message. It rejects the message if no slot becomes free within wait, or if too many messages wait
@@ -163,39 +169,72 @@ type rejectable struct {
 func (r *rejectable) deliverWithin(wait time.Duration) {
 	l, size := r.live, len(r.msg.Data)
 	l.mu.Lock()
-	full := l.waiting >= max(l.s.Slots, minWaiting) || l.waiting > 0 && l.bytes+size > l.bus.cfg.MaxInFlight
-	if full || !l.addWriterLocked() {
-		l.mu.Unlock()
+	defer l.mu.Unlock()
+	if l.stopped || len(l.waiting) >= max(l.s.Slots, minWaiting) || len(l.waiting) > 0 && l.bytes+size > l.bus.cfg.MaxInFlight {
 		r.answerSender(answerRejected)
 		return
 	}
-	l.waiting++
-	l.bytes += size
-	l.mu.Unlock()
-	d := bus.NewDelivery(r.m, r.redelivered, r)
-	removeWaiting := func() {
-		l.mu.Lock()
-		l.waiting--
-		l.bytes -= size
-		l.mu.Unlock()
-		l.writers.Done()
-	}
-	select {
-	case l.out <- d: // a slot is free
-		removeWaiting()
-		return
-	default:
-	}
-	go func() { // ends when the message is delivered or rejected
-		defer removeWaiting()
+	r.delivery = bus.NewDelivery(r.m, r.redelivered, r)
+	if !l.delivering {
 		select {
-		case l.out <- d:
+		case l.out <- r.delivery: // a slot is free
 			return
-		case <-time.After(wait):
-		case <-l.ended:
+		default:
 		}
-		r.answerSender(answerRejected)
-	}()
+		l.delivering = true
+		l.writers.Go(l.deliverWaiting)
+	}
+	r.expiry = time.Now().Add(wait)
+	if len(l.waiting) == 0 || r.expiry.Before(l.due) {
+		l.due = r.expiry
+		l.timer.Reset(wait)
+	}
+	l.waiting = append(l.waiting, r)
+	l.bytes += size
+}
+
+// deliverWaiting delivers the messages that wait, the oldest first. It rejects those that expire, and at the end of the subscription all
+// of them. It returns when no message waits.
+func (l *live) deliverWaiting() {
+	for {
+		l.mu.Lock()
+		if len(l.waiting) == 0 {
+			l.delivering = false
+			l.mu.Unlock()
+			return
+		}
+		oldest := l.waiting[0]
+		l.mu.Unlock()
+		select {
+		case l.out <- oldest.delivery:
+			l.mu.Lock()
+			l.waiting = slices.Delete(l.waiting, 0, 1) // no other goroutine removes messages
+			l.bytes -= len(oldest.msg.Data)
+			l.mu.Unlock()
+		case now := <-l.timer.C:
+			l.rejectExpired(now)
+		case <-l.ended:
+			l.rejectExpired(time.Now().Add(maxSlotWait))
+		}
+	}
+}
+
+// rejectExpired rejects the waiting messages that expire until the given time.
+func (l *live) rejectExpired(until time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.due = until.Add(maxSlotWait) // the latest expiry of those that remain
+	l.waiting = slices.DeleteFunc(l.waiting, func(r *rejectable) bool {
+		expired := !r.expiry.After(until)
+		if expired {
+			l.bytes -= len(r.msg.Data)
+			r.answerSender(answerRejected)
+		} else if r.expiry.Before(l.due) {
+			l.due = r.expiry
+		}
+		return expired
+	})
+	l.timer.Reset(time.Until(l.due))
 }
 
 // Settle implements [bus.Settler]. After Nack, the message is delivered again, or rejected if the subscription has ended.

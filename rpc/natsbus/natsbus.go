@@ -287,7 +287,7 @@ func (b *Bus) subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 
 func (b *Bus) newSubscription(s bus.Subscription) (subscription, <-chan *bus.Delivery) {
 	if s.Mode != bus.Shared {
-		l := &live{bus: b, s: s, out: make(chan *bus.Delivery), ended: make(chan struct{})}
+		l := &live{bus: b, s: s, out: make(chan *bus.Delivery), ended: make(chan struct{}), timer: time.NewTimer(minSlotWait)}
 		return l, l.out
 	}
 	q := &stream{

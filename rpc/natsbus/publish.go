@@ -14,6 +14,7 @@ import (
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/internal/backoff"
+	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
 const (
@@ -40,8 +41,8 @@ type outgoing struct {
 	stored bool // JetStream stores the message, and recognizes duplicates of it
 
 	sent    int       // number of attempts
-	unknown error     // of the first attempt that may have reached NATS; nil if there was none
-	began   time.Time // when that attempt began
+	unknown bool      // an attempt may have reached NATS
+	began   time.Time // when the first such attempt began, or the last attempt
 }
 
 // Publish sends the message and waits for its confirmation, see [bus.Bus]. If ctx has no deadline, it waits at most 60 s. A
@@ -126,7 +127,7 @@ func (b *Bus) boundedContext(ctx context.Context) (context.Context, context.Canc
 // publishOnce makes one attempt to send a message. done is called with the outcome.
 func (b *Bus) publishOnce(ctx context.Context, o *outgoing, done func(error)) {
 	o.sent++
-	if o.unknown == nil {
+	if !o.unknown {
 		o.began = time.Now()
 	}
 	s := b.link.State()
@@ -148,26 +149,21 @@ func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
 	ctx, cancel := b.boundedContext(ctx)
 	defer cancel()
 	outcome := make(chan error, 1)
-	wait := backoff.Backoff{Min: minResend, Max: maxResend}
-	for b.mayResend(ctx, o, err) {
-		wait.Wait(ctx)
-		_, _, _ = b.link.Get(ctx) // its error is that ctx has ended, which is checked below
-		if b.life.Err() != nil {
-			err = bus.ErrClosed
-		} else if ctx.Err() != nil {
-			err = fault.New(fault.CodeOf(ctx.Err()), "not sent: %v: %w", err, ctx.Err())
-		} else {
-			if o.m.Resent != nil && errors.Is(err, errRetry) {
-				o.m.Resent()
+	return broker.Attempts{
+		Message: o.m, Backoff: backoff.Backoff{Min: minResend, Max: maxResend},
+		MayRepeat: func(err error) bool { return b.mayResend(ctx, o, err) },
+		Send: func(last error) error {
+			_, _, _ = b.link.Get(ctx) // its error is that ctx has ended, which is checked below
+			switch {
+			case b.life.Err() != nil:
+				return bus.ErrClosed
+			case ctx.Err() != nil:
+				return fault.New(fault.CodeOf(ctx.Err()), "not sent: %v: %w", last, ctx.Err())
 			}
 			b.publishOnce(ctx, o, func(err error) { outcome <- err })
-			err = <-outcome
-		}
-	}
-	if err != nil && o.unknown != nil {
-		return o.unknown
-	}
-	return err
+			return <-outcome
+		},
+	}.Resend(ctx, err)
 }
 
 // mayResend reports whether a message may be sent again after an attempt that ended with err. It may in four cases:
@@ -178,10 +174,8 @@ func (b *Bus) resend(ctx context.Context, o *outgoing, err error) error {
 //   - The stream of the topic exists and does not answer: a cluster elects its leader.
 func (b *Bus) mayResend(ctx context.Context, o *outgoing, err error) bool {
 	switch bus.OutcomeOf(err) {
-	case bus.Confirmed:
-		return false
 	case bus.Unknown:
-		o.unknown = cmp.Or(o.unknown, err)
+		o.unknown = true
 		return o.stored && time.Since(o.began) < dedupWindow-attemptTimeout // later it would become a second message
 	case bus.Unroutable:
 		if o.stored && !b.link.Restored(grace) {

@@ -25,7 +25,7 @@ func marshal(subject string, m *bus.Message) *nats.Msg {
 	h := make(nats.Header, 5)
 	values := make([]string, 0, 5) // one allocation for most messages
 	put := func(k, v string) {
-		if unchanged(k, v) {
+		if isCarriedUnchanged(k, v) {
 			values = append(values, v)
 			h[k] = slices.Clip(values[len(values)-1:])
 		} else {
@@ -47,7 +47,7 @@ func marshal(subject string, m *bus.Message) *nats.Msg {
 func unmarshal(msg *nats.Msg) *bus.Message {
 	id := ""
 	m := bus.Decode("", func(yield func(string, string) bool) {
-		for k, v := range metadata(msg.Header) {
+		for k, v := range decodedMetadata(msg.Header) {
 			if k == uuidHeader {
 				id = v
 			} else if !yield(k, v) {
@@ -59,8 +59,8 @@ func unmarshal(msg *nats.Msg) *bus.Message {
 	return m
 }
 
-// metadata returns the metadata in the headers of a message, decoded.
-func metadata(h nats.Header) iter.Seq2[string, string] {
+// decodedMetadata returns the metadata in the headers of a message, decoded.
+func decodedMetadata(h nats.Header) iter.Seq2[string, string] {
 	return func(yield func(string, string) bool) {
 		for k, vs := range h {
 			if k != encodedHeader && len(vs) > 0 && !reservedKey(k) && !yield(k, vs[0]) {
@@ -83,13 +83,15 @@ func decodeMetadata(s string) (key, value string, ok bool) {
 	return key, value, err1 == nil && err2 == nil
 }
 
-// unchanged reports whether NATS carries a header unchanged and does not treat it as a header of its own.
-func unchanged(k, v string) bool {
+// isCarriedUnchanged reports whether NATS carries a header unchanged and does not treat it as a header of its own.
+func isCarriedUnchanged(k, v string) bool {
 	if k == "" || k == encodedHeader || reservedKey(k) {
 		return false
 	}
-	if strings.Trim(k, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") != "" {
-		return false
+	for i := range len(k) {
+		if !keyChar[k[i]] {
+			return false
+		}
 	}
 	for i := range len(v) {
 		if v[i] < ' ' || v[i] == 0x7f {
@@ -98,6 +100,14 @@ func unchanged(k, v string) bool {
 	}
 	return v == strings.TrimSpace(v)
 }
+
+// keyChar has the characters that a key may have, so that NATS does not change it.
+var keyChar = func() (is [256]bool) {
+	for _, c := range []byte("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") {
+		is[c] = true
+	}
+	return is
+}()
 
 // reservedKey reports whether a header belongs to NATS.
 func reservedKey(k string) bool {

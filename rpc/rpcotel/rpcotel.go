@@ -53,7 +53,7 @@ func (t *Traces) intercept(call, other trace.SpanKind) rpc.Interceptor {
 		if info.Kind == "call" {
 			kind = call
 		}
-		ctx, span := t.tracer.Start(parent(ctx), info.Interface+"."+info.Method, trace.WithSpanKind(kind), trace.WithAttributes(
+		ctx, span := t.tracer.Start(withParentSpan(ctx), info.Interface+"."+info.Method, trace.WithSpanKind(kind), trace.WithAttributes(
 			attribute.String("rpc.system", "armature"),
 			attribute.String("rpc.service", info.Interface),
 			attribute.String("rpc.method", info.Method),
@@ -61,7 +61,7 @@ func (t *Traces) intercept(call, other trace.SpanKind) rpc.Interceptor {
 			attribute.String("messaging.destination.name", destination(info)),
 		))
 		defer span.End()
-		resp, err := next(carry(ctx), req)
+		resp, err := next(withTraceparent(ctx), req)
 		if err != nil {
 			span.SetAttributes(attribute.String("error.type", fault.CodeOf(err).String()))
 			span.SetStatus(codes.Error, err.Error())
@@ -77,8 +77,8 @@ func destination(info rpc.Info) string {
 	return info.Interface + "." + info.Host
 }
 
-// parent returns ctx with the span of the request's traceparent, unless ctx has a span.
-func parent(ctx context.Context) context.Context {
+// withParentSpan returns ctx with the span of the request's traceparent, unless ctx has a span.
+func withParentSpan(ctx context.Context) context.Context {
 	if trace.SpanContextFromContext(ctx).IsValid() {
 		return ctx
 	}
@@ -89,8 +89,8 @@ func parent(ctx context.Context) context.Context {
 	return propagation.TraceContext{}.Extract(ctx, propagation.MapCarrier{traceparent: from})
 }
 
-// carry sets the traceparent of the reqctx.Request to the current span, for rpc and for log lines.
-func carry(ctx context.Context) context.Context {
+// withTraceparent sets the traceparent of the reqctx.Request to the current span, for rpc and for log lines.
+func withTraceparent(ctx context.Context) context.Context {
 	carrier := propagation.MapCarrier{}
 	propagation.TraceContext{}.Inject(ctx, carrier)
 	r := reqctx.From(ctx)

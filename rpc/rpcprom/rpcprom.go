@@ -239,24 +239,24 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	for _, c := range m.clients {
 		clients = append(clients, c.Stats())
 	}
-	collect(ch, clientStats, clients)
+	collectStats(ch, clientStats, clients)
 	servers := map[string][]rpc.ServerStats{}
 	for _, s := range m.servers {
 		st := s.Stats()
 		servers[st.Interface] = append(servers[st.Interface], st)
 	}
 	for iface, list := range servers {
-		collect(ch, serverStats, list, iface)
+		collectStats(ch, serverStats, list, iface)
 	}
 	var buses []bus.Stats
 	for _, stats := range m.buses {
 		buses = append(buses, stats())
 	}
-	collect(ch, busStats, buses)
+	collectStats(ch, busStats, buses)
 }
 
-// collect sends the sum of each stat over all. Without any there is no metric.
-func collect[T any](ch chan<- prometheus.Metric, stats []stat[T], all []T, labels ...string) {
+// collectStats sends the sum of each stat over all. Without any there is no metric.
+func collectStats[T any](ch chan<- prometheus.Metric, stats []stat[T], all []T, labels ...string) {
 	if len(all) == 0 {
 		return
 	}

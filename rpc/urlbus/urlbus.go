@@ -12,6 +12,7 @@ package urlbus
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"log/slog"
 	"maps"
 	"net"
@@ -43,15 +44,24 @@ type Config struct {
 	// TLSFiles are the files for TLS. It is an error to set them without TLS. Parameters of the URL override them.
 	// memory:// does not use them.
 	TLSFiles tlsfile.Client
-	// Schemes opens URLs of further schemes, such as watermill-amqp with package rpc/watermillbus/amqp. It gets the URL
-	// as it is.
+	// Schemes opens URLs of further schemes. The name of a scheme is a prefix, a hyphen and a scheme of [Open]. Its URLs
+	// have the form and the parameters of that scheme: watermill-amqp://, with package rpc/watermillbus/amqp, has those of
+	// amqp://.
 	Schemes map[string]Opener
 	// Logger gets the events of the connections. Default slog.Default().
 	Logger *slog.Logger
 }
 
-// Opener returns a bus that is not started, as Open does.
-type Opener func(url string, cfg Config) (Bus, error)
+// Broker is what Open has read from a URL for an [Opener], besides the Config.
+type Broker struct {
+	// URLs are those of the brokers, with a user each, and without the prefix of the scheme and without parameters.
+	URLs []string
+	// TLS is the configuration for TLS. If TLS is asked for, the scheme of the URLs is that with TLS, such as amqps.
+	TLS *tls.Config
+}
+
+// Opener returns a bus that is not started, as Open does. It returns Invalid if the bus cannot do what cfg asks for.
+type Opener func(at Broker, cfg Config) (Bus, error)
 
 // Bus is a bus that is a part of package service. It is safe for concurrent use.
 type Bus interface {
@@ -73,6 +83,8 @@ type Bus interface {
 //	nats:// tls://               NATS: the same without a virtual host
 //	memory://                    this process alone, as an empty URL
 //
+// and those of [Config].Schemes.
+//
 // The user of the first host is that of all hosts that name none. The parameters, after a ?, are those
 // of oslo.messaging: ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, and their older names,
 // and besides ssl_server_name, see [tlsfile.Client]. The port of RabbitMQ is by default 5672, with TLS 5671.
@@ -81,14 +93,15 @@ type Bus interface {
 // others can read the key. No error contains the URL, because a URL has a password.
 func Open(url string, cfg Config) (Bus, error) {
 	name, _, _ := strings.Cut(url, "://")
-	if open := cfg.Schemes[name]; open != nil {
-		return open(url, cfg)
+	open := cfg.Schemes[name]
+	if _, known, ok := strings.Cut(name, "-"); ok && open != nil {
+		url = known + strings.TrimPrefix(url, name)
 	}
-	scheme, urls, err := split(url, &cfg)
+	scheme, urls, err := splitURL(url, &cfg)
 	if err != nil {
 		return nil, err
 	}
-	if scheme == "memory" {
+	if scheme == "memory" && open == nil {
 		return inMemory{membus.New()}, nil
 	}
 	files, err := cfg.TLSFiles.Config()
@@ -101,10 +114,13 @@ func Open(url string, cfg Config) (Bus, error) {
 	if !cfg.TLS {
 		warnPlain(cfg.Logger, urls)
 	}
-	if scheme == "nats" || scheme == "tls" {
-		return opened(natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+	if open != nil {
+		return busOrNil(open(Broker{urls, files}, cfg))
 	}
-	return opened(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+	if scheme == "nats" || scheme == "tls" {
+		return busOrNil(natsbus.New(natsbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
+	}
+	return busOrNil(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 }
 
 // warnPlain logs that other machines are reached without TLS.
@@ -121,8 +137,8 @@ func warnPlain(log *slog.Logger, urls []string) {
 	}
 }
 
-// opened returns a nil Bus with an error, instead of one that has a nil pointer.
-func opened[B Bus](b B, err error) (Bus, error) {
+// busOrNil returns a nil Bus with an error, instead of one that has a nil pointer.
+func busOrNil[B Bus](b B, err error) (Bus, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -140,8 +156,8 @@ var schemes = map[string][2]string{
 	"nats": {"nats", "tls"}, "tls": {"tls", "tls"}, "memory": {"memory", "memory"},
 }
 
-// split returns the scheme of a URL, and the URLs of the brokers in it. It notes the parameters in cfg.
-func split(url string, cfg *Config) (scheme string, urls []string, err error) {
+// splitURL returns the scheme of a URL, and the URLs of the brokers in it. It notes the parameters in cfg.
+func splitURL(url string, cfg *Config) (scheme string, urls []string, err error) {
 	if url == "" {
 		return "memory", nil, nil
 	}
@@ -149,12 +165,14 @@ func split(url string, cfg *Config) (scheme string, urls []string, err error) {
 	kinds := schemes[name]
 	if !ok || kinds[0] == "" {
 		// What stands there may be a part of a password.
-		return "", nil, fault.New(fault.Invalid, "the URL of the bus has no scheme that is known: want %s", strings.Join(slices.Sorted(maps.Keys(schemes)), ", "))
+		names := slices.Sorted(maps.Keys(cfg.Schemes))
+		names = append(names, slices.Sorted(maps.Keys(schemes))...)
+		return "", nil, fault.New(fault.Invalid, "the URL of the bus has no scheme that is known: want %s", strings.Join(names, ", "))
 	}
 	rest, query, _ := strings.Cut(rest, "?")
 	hosts, vhost, slash := strings.Cut(rest, "/")
 	cfg.TLS = cfg.TLS || kinds[0] == kinds[1]
-	if err := parameters(query, cfg, kinds[0] == kinds[1]); err != nil {
+	if err := readParameters(query, cfg, kinds[0] == kinds[1]); err != nil {
 		return "", nil, err
 	}
 	scheme = kinds[0]
@@ -193,8 +211,8 @@ var older = map[string]string{
 	"rabbit_use_ssl": "ssl", "kombu_ssl_ca_certs": "ssl_ca_file", "kombu_ssl_certfile": "ssl_cert_file", "kombu_ssl_keyfile": "ssl_key_file",
 }
 
-// parameters reads those of a URL, whose scheme asks for TLS if secure.
-func parameters(query string, cfg *Config, secure bool) error {
+// readParameters reads those of a URL, whose scheme asks for TLS if secure.
+func readParameters(query string, cfg *Config, secure bool) error {
 	values, err := neturl.ParseQuery(query)
 	if err != nil {
 		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read; a ? in a password is %%3F")

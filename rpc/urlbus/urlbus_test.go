@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -99,6 +100,35 @@ func TestRefused(t *testing.T) {
 		if fault.CodeOf(err) != fault.Invalid || strings.Contains(fmt.Sprint(err), "hunter2") {
 			t.Errorf("%s: %v", url, err)
 		}
+	}
+}
+
+// TestSchemes: a bus that the program registers gets the brokers and the protection of the URL, which has the form of the
+// scheme after the hyphen.
+func TestSchemes(t *testing.T) {
+	t.Parallel()
+	var got urlbus.Broker
+	var asked urlbus.Config
+	cfg := urlbus.Config{Exchange: "e", Quorum: true, Schemes: map[string]urlbus.Opener{
+		"own-amqp": func(b urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
+			got, asked = b, cfg
+			return nil, nil
+		},
+	}}
+	if _, err := urlbus.Open("own-amqp://u:p@h1,h2:1/v", cfg); err != nil || got.TLS == nil ||
+		!slices.Equal(got.URLs, []string{"amqp://u:p@h1/v", "amqp://u:p@h2:1/v"}) || asked.Exchange != "e" || !asked.Quorum || asked.TLS {
+		t.Errorf("%+v, %+v, %v", got.URLs, asked, err)
+	}
+	if _, err := urlbus.Open("own-amqp://h/?ssl=1&ssl_server_name=s", cfg); err != nil || !slices.Equal(got.URLs, []string{"amqps://h/"}) || got.TLS.ServerName != "s" || !asked.TLS {
+		t.Errorf("with TLS: %v, %+v, %v", got.URLs, asked, err)
+	}
+	for _, url := range []string{"own-amqp://h/?hunter2=1", "own-nats://u:hunter2@h", "own-amqp://h,u:hunter2@h/"} {
+		if _, err := urlbus.Open(url, cfg); fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "u:hunter2") {
+			t.Errorf("%s: %v, want Invalid", url, err)
+		}
+	}
+	if _, err := urlbus.Open("kafka://h", cfg); err == nil || !strings.Contains(err.Error(), "want own-amqp, amqp, ") {
+		t.Errorf("the error does not name the scheme of the program: %v", err)
 	}
 }
 

@@ -238,8 +238,8 @@ func requiredTraits(q *Request) judge {
 	if len(q.Required)+len(q.Forbidden) == 0 {
 		return nil
 	}
-	missing := rejections("trait %s is missing", q.Required)
-	present := rejections("trait %s is forbidden", q.Forbidden)
+	missing := newRejections("trait %s is missing", q.Required)
+	present := newRejections("trait %s is forbidden", q.Forbidden)
 	return func(p *Provider) scheduler.Verdict {
 		for i, t := range q.Required {
 			if !p.Has(t) {
@@ -255,8 +255,8 @@ func requiredTraits(q *Request) judge {
 	}
 }
 
-// rejections returns a rejection for each text. They are made once for a decision, instead of once for each host.
-func rejections(format string, of []string) []scheduler.Verdict {
+// newRejections returns a rejection for each text. They are made once for a decision, instead of once for each host.
+func newRejections(format string, of []string) []scheduler.Verdict {
 	out := make([]scheduler.Verdict, len(of))
 	for i, s := range of {
 		out[i] = scheduler.Reject(format, s)
@@ -315,7 +315,7 @@ func matchCapabilities(q *Request) judge {
 			if !ok {
 				return list[i].missing
 			}
-			if !Match(have, list[i].want) {
+			if !matchesSpec(have, list[i].want) {
 				return list[i].wrong
 			}
 		}
@@ -330,7 +330,7 @@ func aggregateSpecs(q *Request) judge {
 	}
 	return func(p *Provider) scheduler.Verdict {
 		for i := range list {
-			found, match := p.metadata(list[i].key, func(v string) bool { return Match(v, list[i].want) })
+			found, match := p.metadata(list[i].key, func(v string) bool { return matchesSpec(v, list[i].want) })
 			if !found {
 				return list[i].missing
 			}

@@ -168,6 +168,14 @@ func TestFilters(t *testing.T) {
 // TestMatch has the vectors of Nova's extra specs.
 func TestMatch(t *testing.T) {
 	t.Parallel()
+	f, err := scheduler.ByName(filters(placement.Options{}), []string{"capabilities"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := scheduler.New(scheduler.Config[*request, *provider]{Filters: f})
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, tt := range []struct {
 		value, condition string
 		want             bool
@@ -217,8 +225,10 @@ func TestMatch(t *testing.T) {
 		{"a", "", false},
 		{"a", " ", false},
 	} {
-		if got := placement.Match(tt.value, tt.condition); got != tt.want {
-			t.Errorf("Match(%q, %q) = %v", tt.value, tt.condition, got)
+		q := request{Specs: map[string]string{"capabilities:k": tt.condition}}
+		_, err := s.Rank(t.Context(), &q, []*provider{{ID: "n", Capabilities: map[string]string{"k": tt.value}}})
+		if got := err == nil; got != tt.want || err != nil && !errors.Is(err, scheduler.ErrNoValidHost) {
+			t.Errorf("value %q, condition %q: %v, want %v", tt.value, tt.condition, err, tt.want)
 		}
 	}
 }

@@ -6,19 +6,8 @@ import (
 	"strings"
 )
 
-// Match reports whether a value meets a condition in the grammar of Nova's extra
-// specs:
-//
-//	>= 4, == 4, != 4, <= 4       the value is a number and compares so; "= 4" means ">= 4"
-//	s== a, s!= a, s< a, s>= a    the value compares so as a text; also s<= and s>
-//	<in> a                       the value contains a
-//	<all-in> a b                 the value contains each of them
-//	<or> a <or> b                the value is one of them
-//	a                            the value is a
-//
-// A condition on numbers is not met by a value that is not a number. A condition
-// without a word after its operator is not met by any value.
-func Match(value, condition string) bool {
+// matchesSpec reports whether a value meets a condition, see [Request].Specs.
+func matchesSpec(value, condition string) bool {
 	words := strings.Fields(condition)
 	if len(words) == 0 {
 		return value == condition

@@ -37,8 +37,6 @@ const (
 	VCPU     = "VCPU"
 	MemoryMB = "MEMORY_MB"
 	DiskGB   = "DISK_GB"
-	PCPU     = "PCPU"
-	VGPU     = "VGPU"
 )
 
 // Resources are amounts by resource class.
@@ -247,8 +245,20 @@ type Request struct {
 	Zone      string    `json:"zone,omitempty"`
 	Tenant    string    `json:"tenant,omitempty"`
 	Type      string    `json:"type,omitempty"` // name of the request's type; hosts may be reserved for types
-	// Specs are conditions on capabilities and aggregates, see [Match]. Properties are the properties of the guest.
-	Specs      map[string]string `json:"specs,omitempty"`
+	// Specs are conditions on the capabilities and on the aggregates of a host. A key is "capabilities:NAME",
+	// "aggregate_instance_extra_specs:NAME", or NAME for both. A condition has the grammar of Nova's extra specs:
+	//
+	//	>= 4, == 4, != 4, <= 4       the value is a number and compares so; "= 4" means ">= 4"
+	//	s== a, s!= a, s< a, s>= a    the value compares so as a text; also s<= and s>
+	//	<in> a                       the value contains a
+	//	<all-in> a b                 the value contains each of them
+	//	<or> a <or> b                the value is one of them
+	//	a                            the value is a
+	//
+	// A condition on numbers is not met by a value that is not a number. A condition without a word after its operator
+	// is not met by any value.
+	Specs map[string]string `json:"specs,omitempty"`
+	// Properties are the properties of the guest.
 	Properties map[string]string `json:"properties,omitempty"`
 	Platform   Platform          `json:"platform,omitzero"`
 	Group      *Group            `json:"group,omitempty"`

@@ -63,10 +63,10 @@ func place(job string) error {
 	store := placement.NewSQL(d)
 	var fleet scheduler.Fleet[*provider]
 	s, err := scheduler.New(scheduler.Config[*request, *provider]{
-		Filters:  filters(placement.Options{MaxTasks: 1e6, MaxConsumers: 1e6}),
-		Weighers: placement.Weighers[*request, *provider](placement.Options{}),
-		Picker:   scheduler.Subset(20),
-		Explain:  scheduler.Brief,
+		Filters:    filters(placement.Options{MaxTasks: 1e6, MaxConsumers: 1e6}),
+		Weighers:   placement.Weighers[*request, *provider](placement.Options{}),
+		Picker:     scheduler.Subset(20),
+		CountsOnly: true,
 	})
 	if err != nil {
 		return err

@@ -21,29 +21,16 @@ import (
 // maxShown is the maximum length of a value of the request in an error, in bytes.
 const maxShown = 400
 
-// decode reads the body into v, a pointer, and validates it: by the schema s, or by v's type if s is nil, and by
-// v's Validate.
+// decode reads the body into v, a pointer, and validates it: by the schema s, or by v's type if s is nil.
 func (m *Mux) decode(rec *recorder, r *http.Request, s *schema, v any) error {
 	raw, err := m.body(rec, r)
 	if err != nil {
 		return err
 	}
 	if s != nil {
-		err = decodeBySchema(s, raw, v)
-	} else {
-		err = decodeByType(raw, v)
+		return decodeBySchema(s, raw, v)
 	}
-	if err != nil {
-		return err
-	}
-	if val, ok := v.(Validator); ok {
-		err := val.Validate()
-		if err != nil && fault.CodeOf(err) == fault.Internal {
-			return fault.New(fault.Invalid, "%w", err)
-		}
-		return err
-	}
-	return nil
+	return decodeByType(raw, v)
 }
 
 // body returns the body after a check of its size, content type and form. It reads the body once and keeps it in rec.

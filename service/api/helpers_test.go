@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -41,21 +40,7 @@ type disk struct {
 }
 
 type create struct {
-	Disk *disk `json:"disk"`
-}
-
-var errTooSmall = errors.New("size must be at least 1")
-
-func (c *create) Validate() error {
-	switch {
-	case c.Disk == nil:
-		return api.Missing("disk")
-	case c.Disk.Name == "":
-		return fmt.Errorf("disk: %w", api.Missing("name"))
-	case c.Disk.Size < 1:
-		return errTooSmall
-	}
-	return nil
+	Disk disk `json:"disk"`
 }
 
 // logBuffer keeps the log. It is safe for concurrent use.

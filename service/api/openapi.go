@@ -84,7 +84,7 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 	op := map[string]any{"operationId": first.id, "parameters": params, "responses": describeReplies(e, v)}
 	if first.Action != "" {
 		op["summary"] = "One of the actions; the only name in the body selects it"
-		op["requestBody"] = describeBodyOf(true, map[string]any{"oneOf": actions(e, v)})
+		op["requestBody"] = describeBodyOf(true, map[string]any{"oneOf": describeActions(e, v)})
 		return op
 	}
 	if first.Summary != "" {
@@ -96,8 +96,8 @@ func (m *Mux) operation(e entry, v Version) map[string]any {
 	return op
 }
 
-// actions describes the body of each action.
-func actions(e entry, v Version) []any {
+// describeActions describes the body of each action.
+func describeActions(e entry, v Version) []any {
 	var out []any
 	for _, r := range e {
 		one := map[string]any{"title": r.Action}

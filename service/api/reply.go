@@ -37,8 +37,8 @@ var names = map[int]string{
 	http.StatusNotImplemented:        "notImplemented",
 }
 
-// WithStatus returns err with an HTTP status. Use it where the status of err's code, see [Status], is too general,
-// for example for 410. The reply has err's text for users; but with status 500, 503 or 504 only a text that was set by
+// WithStatus returns err with an HTTP status. Use it where the status of err's code is too general, for
+// example for 410. The reply has err's text for users; but with status 500, 503 or 504 only a text that was set by
 // fault.WithUser.
 func WithStatus(status int, err error) error { return &statusError{status, err} }
 
@@ -51,22 +51,13 @@ type statusError struct {
 func (e *statusError) Error() string { return e.err.Error() }
 func (e *statusError) Unwrap() error { return e.err }
 
-// Missing returns the error for a property that the body must have and does not have, for a
-// [Validator].
-func Missing(field string) error {
-	return fieldError(field, fmt.Sprintf("'%s' is a required property", field))
-}
-
 // fieldError returns the error for a wrong field of a request. Its fault details have the field's name.
 func fieldError(field, text string) error {
 	return fault.WithReason(fault.New(fault.Invalid, "%s", text), "", map[string]string{"field": field})
 }
 
-// Status returns the HTTP status of the reply for err: the status of [WithStatus], or else that of its fault code.
-// Timeout and Unknown are 504 and not 503, because OpenStack's clients send a request again after 503, so
-// 503 must mean that nothing was executed. A private error (fault.IsPrivate), such as one of the database, is a
-// failure of the service: 503 if certainly nothing was executed, 504 if that is not known, and 500 for other errors.
-func Status(err error) int {
+// statusOf returns the HTTP status of the reply for err, see the package's comment.
+func statusOf(err error) int {
 	if e, ok := errors.AsType[*statusError](err); ok {
 		return e.status
 	}
@@ -129,7 +120,7 @@ func clientMessage(err error, status int, id string) string {
 
 // fail answers with the status of err and an error body. If the reply has begun, fail closes the connection.
 func (m *Mux) fail(rec *recorder, r *http.Request, err error) {
-	status := Status(err)
+	status := statusOf(err)
 	if status >= http.StatusInternalServerError {
 		level := slog.LevelError
 		if status == http.StatusNotImplemented { // the client has requested an unsupported feature

@@ -132,13 +132,6 @@ func (r *Request[B]) Accepted(location string) {
 	r.ReplyHeader.Set("Location", location)
 }
 
-// Validator is a request body with rules that its types and schema cannot express.
-type Validator interface {
-	// Validate is called on a pointer to the decoded body, before the handler. If it returns an error, the
-	// handler is not called, and the reply has the error; an error without a code is Invalid.
-	Validate() error
-}
-
 // Handle registers a handler of all versions for a pattern, see [HandleRoute].
 func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Request[B]) (R, error)) {
 	HandleRoute(m, Route{Pattern: pattern}, h)

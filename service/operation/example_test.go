@@ -113,7 +113,7 @@ func ExampleStep_undo() {
 
 // Another process does the work of a step. It gets the step's token, asks with Wanted whether the work is still needed, and
 // reports the result with End.
-func ExampleRunner_End() {
+func ExampleRunner_EndStep() {
 	database, ops, runner := openExample()
 	defer database.Close()
 	kind := operation.Kind[Volume]{Name: "volume.create"}
@@ -125,7 +125,7 @@ func ExampleRunner_End() {
 			return operation.WaitFor("node-7", 15*time.Second) // without a report, Do is called again after 15 s
 		},
 		Reported: func(_ context.Context, _ *sqlx.Tx, op *operation.Op, _ *Volume, err error) error {
-			fmt.Printf("%s was reported, error %v\n", op.Step, err)
+			fmt.Printf("%s was reported, error %v\n", op.StepName, err)
 			return nil // the step ends as reported
 		},
 	})
@@ -135,7 +135,7 @@ func ExampleRunner_End() {
 			return
 		}
 		fmt.Println("building")
-		if err := runner.End(context.Background(), token, nil); err != nil {
+		if err := runner.EndStep(context.Background(), token, nil); err != nil {
 			log.Print(err)
 		}
 	}()
@@ -183,7 +183,7 @@ func ExampleRetry() {
 
 	ended := awaitEnd(ops, runner, kind, &Volume{})
 	for _, e := range ended.Events {
-		fmt.Println(e.Step, e.Result, e.Error)
+		fmt.Println(e.StepName, e.Result, e.Error)
 	}
 	// Output:
 	// attach retry the device is busy

@@ -176,7 +176,7 @@ func (b *bench) ends(id string, want operation.State) *operation.Operation {
 func events(o *operation.Operation) string {
 	var out []string
 	for _, e := range o.Events {
-		out = append(out, e.Step+":"+e.Result)
+		out = append(out, e.StepName+":"+e.Result)
 	}
 	return strings.Join(out, " ")
 }

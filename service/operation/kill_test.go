@@ -358,7 +358,7 @@ func killedAt(t *testing.T, d *sqlx.DB, url string, at int64, kind string) bool 
 	}
 	seen := map[string]int{}
 	for _, e := range o.Events {
-		seen[e.Step+":"+e.Result]++
+		seen[e.StepName+":"+e.Result]++
 	}
 	for k, n := range seen {
 		if n != 1 {

@@ -33,7 +33,7 @@
 //     called in another order, or twice for one kind.
 //  4. Add the Runner to the App after the database: its Start begins to run operations, and polls for those that other processes have
 //     left. A process without a started Runner can still call [Begin].
-//  5. A process that only reports, with [Runner.End], needs a Runner with the same kinds, because the report runs Reported and the
+//  5. A process that only reports, with [Runner.EndStep], needs a Runner with the same kinds, because the report runs Reported and the
 //     function of OnEnd. It does not start that Runner.
 //
 // Processes of different releases may know different kinds: an operation waits for a Runner that knows its kind, at most for twice
@@ -47,7 +47,7 @@
 // # Steps that another process does
 //
 // Do sends the work to the other process, with [Op.Token], and returns [WaitFor]. The other process uses the token to ask whether the
-// work is still wanted ([Store.Wanted]), does the work, and reports the result ([Runner.End]). It usually does both through an RPC
+// work is still wanted ([Store.Wanted]), does the work, and reports the result ([Runner.EndStep]). It usually does both through an RPC
 // server beside the runner. The report ends the step, in one transaction with what the component writes. If the message is lost, Do
 // is called again after the delay, or when [Runner.Signal] names the process.
 //
@@ -129,19 +129,6 @@ type Kind[D any] struct {
 	// Preempts means that the operation ends an operation of another kind on its resource, as Canceled, without undoing it and
 	// without its [OnEnd]. It is for deletions, which clean up after all other operations. It does not end one of its own kind.
 	Preempts bool
-}
-
-// Data returns the data of an operation of this kind, with the changes of its steps. Errors: Invalid, if the operation is of another
-// kind, or the data do not have the type D.
-func (k Kind[D]) Data(op *Op) (*D, error) {
-	out := new(D)
-	if op.Kind != k.Name {
-		return nil, fault.New(fault.Invalid, "operation %s is of kind %s, not %s", op.ID, op.Kind, k.Name)
-	}
-	if err := json.Unmarshal(op.data, out); err != nil {
-		return nil, fault.New(fault.Invalid, "data of operation %s: %w", op.ID, err)
-	}
-	return out, nil
 }
 
 // Store is the operations of a component. It is safe for concurrent use. Every method may fail with Unavailable while the

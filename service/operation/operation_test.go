@@ -82,7 +82,7 @@ func TestCancelAndRetry(t *testing.T) {
 		if err := b.ops.Retry(ctx, id); err != nil {
 			t.Fatal(err)
 		}
-		if o := b.ends(id, operation.Succeeded); o.Error != "" || o.Step != 2 {
+		if o := b.ends(id, operation.Succeeded); o.Error != "" || o.StepsDone != 2 {
 			t.Errorf("after Retry: %+v", o)
 		}
 		if err := b.ops.Retry(ctx, id); fault.CodeOf(err) != fault.Precondition {

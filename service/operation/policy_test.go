@@ -162,13 +162,13 @@ func TestOnEnd(t *testing.T) {
 		id := b.begin(kinds["reports"], "r")
 		b.waits(id, "a", 0)
 		token := b.token("r")
-		if err := b.runner.End(t.Context(), token, nil); err == nil || err.Error() != "stuck" {
+		if err := b.runner.EndStep(t.Context(), token, nil); err == nil || err.Error() != "stuck" {
 			t.Errorf("a report whose end fails: %v", err)
 		}
 		if err := b.ops.Wanted(t.Context(), token); err != nil {
 			t.Errorf("after that the step is not wanted any more: %v", err)
 		}
-		if err := b.runner.End(t.Context(), token, nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), token, nil); err != nil {
 			t.Error(err)
 		}
 		b.ends(id, operation.Succeeded)
@@ -266,7 +266,7 @@ func TestDeadlines(t *testing.T) {
 		second := runner()
 		defer second.runner.Stop(context.WithoutCancel(t.Context()))
 		waittest.Until(t, "two calls of steps after the runners are back", func() bool { return told.Load() >= before+2 })
-		if err := second.runner.End(t.Context(), second.token("reported"), nil); err != nil {
+		if err := second.runner.EndStep(t.Context(), second.token("reported"), nil); err != nil {
 			t.Errorf("a report after the runners are back: %v", err)
 		}
 		second.ends(ids[0], operation.Succeeded)
@@ -281,7 +281,7 @@ func TestDeadlines(t *testing.T) {
 		if _, err := d.ExecContext(t.Context(), `UPDATE operations SET deadline_at = ?, step_deadline_at = ? WHERE id = ?`, time.Now().UTC().Add(-time.Second), time.Now().UTC().Add(-time.Second), id); err != nil {
 			t.Fatal(err)
 		}
-		if err := idle.runner.End(t.Context(), idle.token("late"), nil); err != nil {
+		if err := idle.runner.EndStep(t.Context(), idle.token("late"), nil); err != nil {
 			t.Errorf("a report after the deadline: %v", err)
 		}
 		idle.ends(id, operation.Succeeded)
@@ -300,7 +300,7 @@ func TestCurrent(t *testing.T) {
 		operation.Handle(b.runner, create, s)
 		id := b.begin(create, "disk-1")
 		op, err := b.ops.Current(t.Context(), "disk-1")
-		if err != nil || op.ID != id || op.Step != "" || op.State != operation.Running || op.Err != nil {
+		if err != nil || op.ID != id || op.StepName != "" || op.State != operation.Running || op.Err != nil {
 			t.Errorf("before a runner has seen it: %+v, %v", op, err)
 		}
 		b.start()
@@ -310,12 +310,8 @@ func TestCurrent(t *testing.T) {
 			if err != nil {
 				return err
 			}
-			data, err := create.Data(op)
-			if err != nil || data.Kept != 42 || op.Step != "a" || op.Kind != create.Name || op.Waits != 1 {
-				t.Errorf("locked: %+v, %+v, %v", op, data, err)
-			}
-			if _, err := remove.Data(op); !errors.Is(err, fault.Invalid) {
-				t.Errorf("data of another kind: %v", err)
+			if op.StepName != "a" || op.Kind != create.Name || op.Waits != 1 {
+				t.Errorf("locked: %+v", op)
 			}
 			if _, err := b.ops.Lock(ctx, tx, "disk-2"); !errors.Is(err, fault.NotFound) {
 				t.Errorf("lock of nothing: %v", err)
@@ -324,6 +320,9 @@ func TestCurrent(t *testing.T) {
 		})
 		if err != nil {
 			t.Error(err)
+		}
+		if data := b.data(id); data.Kept != 42 {
+			t.Errorf("data: %+v", data)
 		}
 		var current []struct{ Resource, ID, Kind, State, Step string }
 		if err := d.SelectContext(t.Context(), &current, `SELECT * FROM operation_current`); err != nil || len(current) != 1 ||

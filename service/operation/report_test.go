@@ -2,6 +2,7 @@ package operation_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -63,7 +64,7 @@ func TestReport(t *testing.T) {
 		b.runner.Notify(id)
 		b.waits(id, "a", 0)
 		for _, token := range []string{"", id, id + "/", id + "/-1", id + "/1", id + "/00", "x/0", id + "/0x"} {
-			if err := b.runner.End(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
+			if err := b.runner.EndStep(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
 				t.Errorf("a report with the token %q: %v", token, err)
 			}
 			if err := b.ops.Wanted(t.Context(), token); !errors.Is(err, operation.ErrStale) {
@@ -76,19 +77,19 @@ func TestReport(t *testing.T) {
 		first := b.token("done")
 		sorry := errors.New("sorry")
 		err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
-			if err := b.runner.End(ctx, first, nil); err != nil {
+			if err := b.runner.EndStep(ctx, first, nil); err != nil {
 				return err
 			}
 			return sorry
 		})
-		if o, showErr := b.ops.Show(t.Context(), id); !errors.Is(err, sorry) || showErr != nil || o.Step != 0 || len(o.Events) != 0 {
+		if o, showErr := b.ops.Show(t.Context(), id); !errors.Is(err, sorry) || showErr != nil || o.StepsDone != 0 || len(o.Events) != 0 {
 			t.Errorf("a transaction that is rolled back: %v, %+v, %v", err, o, showErr)
 		}
 		if err := b.ops.Wanted(t.Context(), first); err != nil {
 			t.Errorf("the current step is not wanted: %v", err)
 		}
 		for range 2 { // the answer to the first report was lost
-			if err := b.runner.End(t.Context(), first, nil); err != nil {
+			if err := b.runner.EndStep(t.Context(), first, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -99,14 +100,14 @@ func TestReport(t *testing.T) {
 		b.waits(id, "b", 0)
 		second := b.token("done")
 		for range 2 {
-			if err := b.runner.End(t.Context(), second, nil); err != nil {
+			if err := b.runner.EndStep(t.Context(), second, nil); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if o, err := b.ops.Show(t.Context(), id); err != nil || o.State != operation.Succeeded || events(o) != "a:done b:done" || o.Events[0].Host != "h1" {
 			t.Errorf("the operation after its last step: %+v, %v", o, err)
 		}
-		if err := b.runner.End(t.Context(), first, nil); !errors.Is(err, operation.ErrStale) {
+		if err := b.runner.EndStep(t.Context(), first, nil); !errors.Is(err, operation.ErrStale) {
 			t.Errorf("an older report after the end: %v", err)
 		}
 	})
@@ -125,7 +126,7 @@ func TestReportFailed(t *testing.T) {
 		id := b.begin(create, "failed")
 		n := b.waits(id, "b", 0)
 		first := b.token("failed")
-		if err := b.runner.End(t.Context(), first, fault.New(fault.Unavailable, "not now")); err != nil {
+		if err := b.runner.EndStep(t.Context(), first, fault.New(fault.Unavailable, "not now")); err != nil {
 			t.Fatal(err)
 		}
 		b.runner.Notify(id)
@@ -133,7 +134,7 @@ func TestReportFailed(t *testing.T) {
 		if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
 			t.Errorf("an attempt that has failed is wanted: %v", err)
 		}
-		if err := b.runner.End(t.Context(), b.token("failed"), fault.New(fault.Exhausted, "no room")); err != nil {
+		if err := b.runner.EndStep(t.Context(), b.token("failed"), fault.New(fault.Exhausted, "no room")); err != nil {
 			t.Fatal(err)
 		}
 		if o := b.ends(id, operation.Failed); o.Error != "no room" || o.ErrorCode != "Exhausted" || events(o) != "a:done b:retry b:failed b:undone a:undone" {
@@ -160,7 +161,7 @@ func TestReportWhileItRuns(t *testing.T) {
 		id := b.begin(create, "runs")
 		b.runner.Notify(id)
 		<-entered
-		if err := b.runner.End(t.Context(), b.token("runs"), nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), b.token("runs"), nil); err != nil {
 			t.Fatal(err)
 		}
 		close(leave)
@@ -184,7 +185,7 @@ func TestReportOfCanceled(t *testing.T) {
 		if err := b.ops.Cancel(t.Context(), id, "no longer wanted"); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.runner.End(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
+		if err := b.runner.EndStep(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
 			t.Errorf("an operation that is undone: %v", err)
 		}
 	})
@@ -234,11 +235,11 @@ func TestReported(t *testing.T) {
 				}
 				b.waitsAtStep(tt.resource, "b", i)
 				token := b.token(tt.resource)
-				if refuse = true; !errors.Is(b.runner.End(t.Context(), token, err), fault.Unavailable) {
+				if refuse = true; !errors.Is(b.runner.EndStep(t.Context(), token, err), fault.Unavailable) {
 					t.Error("the refusal is not returned")
 				}
 				refuse = false
-				if err := b.runner.End(t.Context(), token, err); err != nil {
+				if err := b.runner.EndStep(t.Context(), token, err); err != nil {
 					t.Fatal(err)
 				}
 				if tokens[token] {
@@ -255,6 +256,19 @@ func TestReported(t *testing.T) {
 	})
 }
 
+// data returns the data of an operation as its steps have changed them.
+func (b *bench) data(id string) (in input) {
+	b.Helper()
+	op, err := b.ops.Show(b.Context(), id)
+	if err == nil && op.Data != nil {
+		err = json.Unmarshal(op.Data, &in)
+	}
+	if err != nil {
+		b.Fatal(err)
+	}
+	return in
+}
+
 // waitsAtStep waits until the operation of a resource waits at a step that was entered a number of times.
 func (b *bench) waitsAtStep(resource, step string, entries int) {
 	b.Helper()
@@ -263,9 +277,7 @@ func (b *bench) waitsAtStep(resource, step string, entries int) {
 		if err != nil {
 			b.Fatal(err)
 		}
-		if data, err := create.Data(op); err != nil {
-			b.Fatal(err)
-		} else if op.Step == step && op.Waits > 0 && data.Kept == entries {
+		if op.StepName == step && op.Waits > 0 && b.data(op.ID).Kept == entries {
 			return
 		}
 		if time.Now().After(end) {
@@ -288,7 +300,7 @@ func TestReportedUndo(t *testing.T) {
 		b.start()
 		id := b.begin(create, "disk-1")
 		token := <-tokens
-		if err := b.runner.End(t.Context(), token, errors.New("not yet")); err != nil {
+		if err := b.runner.EndStep(t.Context(), token, errors.New("not yet")); err != nil {
 			t.Fatal(err)
 		}
 		if next := <-tokens; next != token {
@@ -297,7 +309,7 @@ func TestReportedUndo(t *testing.T) {
 		if err := b.ops.Wanted(t.Context(), token); err != nil {
 			t.Errorf("the compensation is not wanted: %v", err)
 		}
-		if err := b.runner.End(t.Context(), token, nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), token, nil); err != nil {
 			t.Fatal(err)
 		}
 		if o := b.ends(id, operation.Failed); events(o) != "a:done b:failed b:undone a:retry a:undone" || o.Error != "no" {
@@ -328,11 +340,11 @@ func TestReportedRetries(t *testing.T) {
 		id := b.begin(create, "r")
 		began := time.Now()
 		for range 7 { // three of doing, and four of undoing
-			if err := b.runner.End(t.Context(), <-tokens, fault.New(fault.Unavailable, "away")); err != nil {
+			if err := b.runner.EndStep(t.Context(), <-tokens, fault.New(fault.Unavailable, "away")); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := b.runner.End(t.Context(), <-tokens, nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), <-tokens, nil); err != nil {
 			t.Fatal(err)
 		}
 		// 100 and 200 ms, then 100, 200, 400 and 800 ms, less a quarter at most.

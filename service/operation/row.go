@@ -94,7 +94,7 @@ func (r *row) request() reqctx.Request {
 // op returns the operation as the step's functions see it.
 func (r *row) op() *Op {
 	op := &Op{
-		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, Step: r.StepName, Attempt: r.Attempts, Waits: r.Waits,
+		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, StepName: r.StepName, Attempt: r.Attempts, Waits: r.Waits,
 		Token: r.ID + "/" + strconv.Itoa(r.Entry), data: r.data(),
 	}
 	if r.State != Running && r.State != Succeeded {
@@ -179,13 +179,13 @@ func saveRow(ctx context.Context, q sqlx.ExecerContext, prev, next *row) (int64,
 // insertEvent adds an event to those of an operation.
 func insertEvent(ctx context.Context, tx *sqlx.Tx, id string, seq int, e *Event, now time.Time) error {
 	_, err := db.Exec(ctx, tx, `INSERT INTO operation_events (operation_id, seq, step, result, host, error_code, error, began_at, ended_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)`,
-		id, seq, e.Step, e.Result, e.Host, e.ErrorCode, e.Error, e.Began, now)
+		id, seq, e.StepName, e.Result, e.Host, e.ErrorCode, e.Error, e.Began, now)
 	return err
 }
 
 // newEvent returns the event of an attempt at a step.
 func newEvent(step, result, host string, err error, began time.Time) *Event {
-	e := &Event{Step: step, Result: result, Host: host, Began: began}
+	e := &Event{StepName: step, Result: result, Host: host, Began: began}
 	if err != nil {
 		e.ErrorCode, e.Error = fault.CodeOf(err).String(), db.Cut(err.Error(), maxError)
 	}

@@ -19,10 +19,10 @@ type Operation struct {
 	Kind     string `json:"kind"`
 	Resource string `json:"resource"`
 	State    State  `json:"state"`
-	// Step is the number of completed steps. While they are undone, it is the number of those that are left. StepName is the step
+	// StepsDone is the number of completed steps. While they are undone, it is the number of those that are left. StepName is the step
 	// that is done or undone now; it is empty until a runner has seen the operation.
-	Step     int    `json:"step"`
-	StepName string `json:"step_name"`
+	StepsDone int    `json:"step"`
+	StepName  string `json:"step_name"`
 	// Attempts is the number of attempts at the step that have failed in a row.
 	Attempts int `json:"attempts"`
 	// WaitsFor is the peer that the step waits for, see [WaitFor].
@@ -50,7 +50,7 @@ type Operation struct {
 
 // Event is one attempt at a step.
 type Event struct {
-	Step string `json:"step" db:"step"`
+	StepName string `json:"step" db:"step"`
 	// Result is done, retry, back, failed, undone or not undone; or rerun, without a step, where [Store.Retry] has made the operation
 	// run once more.
 	Result string `json:"result" db:"result"`
@@ -64,13 +64,13 @@ type Event struct {
 
 func (r *row) view() Operation {
 	out := Operation{
-		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, Step: r.Step, StepName: r.StepName, Attempts: r.Attempts,
+		ID: r.ID, Kind: r.Kind, Resource: r.Resource, State: r.State, StepsDone: r.Step, StepName: r.StepName, Attempts: r.Attempts,
 		Input: json.RawMessage(r.Input), Data: json.RawMessage(r.Data), ErrorCode: r.ErrorCode, Error: r.Error, Owner: r.Owner,
 		RequestID: r.RequestID, GlobalRequestID: r.GlobalRequestID, ProjectID: r.ProjectID, UserID: r.UserID,
 		Deadline: r.DeadlineAt, Created: r.CreatedAt, Updated: r.UpdatedAt, Ended: r.EndedAt,
 	}
 	if r.State == Undoing {
-		out.Step++
+		out.StepsDone++
 	}
 	if r.Peer != nil {
 		out.WaitsFor = *r.Peer

@@ -23,14 +23,14 @@ type Op struct {
 	Resource string
 	// State is Running, Undoing, or, for [OnEnd], the state in which the operation ends.
 	State State
-	// Step is the name of the step. It is empty until a runner has seen the operation.
-	Step string
+	// StepName is the name of the step. It is empty until a runner has seen the operation.
+	StepName string
 	// Attempt is the number of attempts at the step that have failed since it was entered, reported ones too.
 	Attempt int
 	// Waits is the number of times that the step has returned [WaitFor] since it was entered.
 	Waits int
 	// Token names this entry into the step. A process that does the step's work uses the token to ask whether the work is
-	// still wanted ([Store.Wanted]) and to report the result ([Runner.End]). All attempts at the step have the same token. A
+	// still wanted ([Store.Wanted]) and to report the result ([Runner.EndStep]). All attempts at the step have the same token. A
 	// later entry, by [GoTo] or [Store.Retry], has another token. It is made of the
 	// operation's random ID and a number, so only a process that has a token of the operation can guess another one. It has at
 	// most 50 bytes.
@@ -62,11 +62,11 @@ type Step[D any] struct {
 	Do func(ctx context.Context, op *Op, data *D) error
 	// DoTx does work exactly once, after Do, in the transaction that marks the step as done. It must have no effect outside
 	// tx, because it is called again if the transaction is rolled back. If a report ends the step, DoTx runs in the report's
-	// transaction, see [Runner.End], which returns its error.
+	// transaction, see [Runner.EndStep], which returns its error.
 	DoTx func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error
-	// Reported is called in the transaction of a report ([Runner.End]), with the error of the report, or nil. If it
+	// Reported is called in the transaction of a report ([Runner.EndStep]), with the error of the report, or nil. If it
 	// returns nil, the step ends as the report says. With [GoTo] the operation goes back instead. Any other error rolls
-	// the transaction back, and End returns it. Nil: the step ends as the report says.
+	// the transaction back, and EndStep returns it. Nil: the step ends as the report says.
 	Reported func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D, err error) error
 	// Undo undoes the work at least once. The work may be done only in part, or not at all.
 	Undo func(ctx context.Context, op *Op, data *D) error
@@ -139,13 +139,13 @@ func (m *markedError) Unwrap() error { return m.error }
 
 // Permanent marks an error of a step as one that ends the operation, for every code. Of nested marks the outermost counts.
 // Permanent(nil) is nil.
-func Permanent(err error) error { return mark(err, false) }
+func Permanent(err error) error { return markError(err, false) }
 
 // Transient marks an error of a step as one after which the step is retried, for every code. Of nested marks the outermost
 // counts. Transient(nil) is nil.
-func Transient(err error) error { return mark(err, true) }
+func Transient(err error) error { return markError(err, true) }
 
-func mark(err error, transient bool) error {
+func markError(err error, transient bool) error {
 	if err == nil {
 		return nil
 	}
@@ -153,7 +153,7 @@ func mark(err error, transient bool) error {
 }
 
 // WaitFor is the result of Do or Undo when another process does the work, or when the function has to be called again later. A
-// report ([Runner.End]) ends the step. Without a report, the function is called again when [Runner.Signal] names the peer, when
+// report ([Runner.EndStep]) ends the step. Without a report, the function is called again when [Runner.Signal] names the peer, when
 // [Runner.Notify] names the operation, and at the latest after the delay. The peer is a name that the component chooses, such as
 // that of a host, of at most 255 bytes; with an empty peer, no signal ends the delay. A delay below
 // 10 ms, also a negative one, is 10 ms. Waiting is not a failure and writes no event.

@@ -104,7 +104,7 @@ func TestDrain(t *testing.T) {
 		if err := b.runner.Drain(hurry); !errors.Is(err, context.Canceled) {
 			t.Errorf("Drain = %v", err)
 		}
-		if o, err := b.ops.Show(t.Context(), id); err != nil || o.Step != 1 || o.Owner != "" {
+		if o, err := b.ops.Show(t.Context(), id); err != nil || o.StepsDone != 1 || o.Owner != "" {
 			t.Errorf("given back: %+v, %v", o, err)
 		}
 		second := newBench(t, d, operation.RunnerConfig{Lease: time.Hour})

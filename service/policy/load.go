@@ -306,18 +306,18 @@ func parseAlternative(one *yaml.Node) (terms allOf, err error) {
 }
 
 // defaultRules makes a set from the rules in code. It returns the renamed rules by their older names, and all errors.
-func (e *Enforcer) defaultRules() (s *ruleSet, renamed map[string]*Rule, errs []error) {
-	s, renamed = &ruleSet{rules: make(map[string]*rule, len(e.rules))}, map[string]*Rule{}
+func (e *Enforcer) defaultRules() (s *ruleSet, renamed map[string][]*Rule, errs []error) {
+	s, renamed = &ruleSet{rules: make(map[string]*rule, len(e.rules))}, map[string][]*Rule{}
 	for i := range e.rules {
 		def := &e.rules[i]
 		if def.Name == "" || s.rules[def.Name] != nil {
 			errs = append(errs, fmt.Errorf("rule %q is defined twice, or has no name", def.Name))
 			continue
 		}
-		r, faults := newRule(def, e.cfg.OldDefaults)
+		r, faults := newRule(def)
 		s.rules[def.Name], errs = r, append(errs, faults...)
 		if def.Deprecated != nil && def.Deprecated.Name != "" {
-			renamed[def.Deprecated.Name] = def
+			renamed[def.Deprecated.Name] = append(renamed[def.Deprecated.Name], def)
 		}
 	}
 	return s, renamed, errs
@@ -331,17 +331,17 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 		overridden[o.name] = true
 	}
 	for _, o := range overrides {
-		r := s.rules[o.name]
-		if def := renamed[o.name]; r == nil && def != nil {
-			e.warnOnceLocked("policy rule was renamed, use its new name", "where", o.where, "rule", o.name, "new_name", def.Name, "reason", def.Deprecated.Reason)
-			if overridden[def.Name] {
-				continue
-			}
-			r = s.rules[def.Name]
-		}
+		r, newer := s.rules[o.name], renamed[o.name]
 		switch {
 		case r != nil:
-			r.check, r.text, r.where = o.check, o.text, o.where
+			r.override(&o)
+		case len(newer) > 0:
+			for _, def := range newer {
+				e.warnOnceLocked("policy rule was renamed, use its new name", "where", o.where, "rule", o.name, "new_name", def.Name, "reason", def.Deprecated.Reason)
+				if !overridden[def.Name] {
+					s.rules[def.Name].override(&o)
+				}
+			}
 		case e.cfg.Lenient:
 			e.warnOnceLocked("policy rule does not exist", "where", o.where, "rule", o.name, "nearest", nearestRule(o.name, s.rules))
 			s.rules[o.name] = o.newRule()
@@ -354,9 +354,8 @@ func (e *Enforcer) compileLocked(overrides []override) (*ruleSet, []error) {
 	return s, append(errs, s.linkRules()...)
 }
 
-// newRule returns a rule of the code with its default, and with the older default as an alternative if oldDefaults is set. It returns all
-// errors.
-func newRule(def *Rule, oldDefaults bool) (r *rule, errs []error) {
+// newRule returns a rule of the code with its default. It returns all errors.
+func newRule(def *Rule) (r *rule, errs []error) {
 	for _, scope := range def.Scopes {
 		if scope != "system" && scope != "domain" && scope != "project" {
 			errs = append(errs, fmt.Errorf("rule %s: scope %q does not exist: use system, domain or project", def.Name, scope))
@@ -368,18 +367,11 @@ func newRule(def *Rule, oldDefaults bool) (r *rule, errs []error) {
 		errs = append(errs, fmt.Errorf("rule %s: %w", def.Name, err))
 		r.check = constant(false)
 	}
-	if def.Deprecated == nil || def.Deprecated.Check == "" {
-		return r, errs
-	}
-	older, err := parseCheck(def.Deprecated.Check)
-	switch {
-	case err != nil:
-		errs = append(errs, fmt.Errorf("rule %s: older check: %w", def.Name, err))
-	case oldDefaults:
-		r.check = anyOf{r.check, older}
-	}
 	return r, errs
 }
+
+// override replaces the rule's check by that of a file.
+func (r *rule) override(o *override) { r.check, r.text, r.where = o.check, o.text, o.where }
 
 // newRule returns the rule that exists in files alone.
 func (o *override) newRule() *rule {

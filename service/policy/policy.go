@@ -55,20 +55,19 @@ type Rule struct {
 	// Scopes restricts the rule to tokens with one of these scopes: "system", "domain",
 	// "project". Default: any scope.
 	Scopes []string
-	// Deprecated is the rule's form in an older release. Default: the rule did not change.
+	// Deprecated is the rule's name in an older release. Default: the name did not change.
 	Deprecated *Deprecated
 }
 
 // Operation is an operation of a REST API: an HTTP method and the pattern of a path.
 type Operation struct{ Method, Path string }
 
-// Deprecated is the form that a rule had in an older release.
+// Deprecated is the name that a rule had in an older release.
 type Deprecated struct {
-	// Name is the older name. A file may still use it: the log has a warning then. The newer name
-	// takes precedence. Default: the name did not change.
+	// Name is the older name. Several rules may have the same older name, if a rule was split. A file may still use it:
+	// then its check counts for all of these rules, and the log has a warning for each. The newer name of a rule takes
+	// precedence.
 	Name string
-	// Check is the older default check, see [Config.OldDefaults]. Default: the check did not change.
-	Check string
 	// Reason says why the rule changed. Since is the release in which it changed. Both are for
 	// operators.
 	Reason, Since string
@@ -85,11 +84,6 @@ type Config struct {
 	// Required are the paths among File and Dirs that must exist, such as a file that the operator
 	// named. A path that is not required and does not exist has no rules.
 	Required []string
-	// OldDefaults allows what a rule's older check allows, in addition to the newer check, unless a
-	// file has the rule. Use it during an upgrade only: while it is set, the rules alone do not
-	// show who may do what. Default false. The option enforce_new_defaults of oslo.policy is the
-	// opposite; it is true by default.
-	OldDefaults bool
 	// Lenient turns a rule in a file that is not defined in code from an error into a warning.
 	Lenient bool
 	// Logger gets warnings about files, each once, and the changes of each reload. Default
@@ -171,9 +165,6 @@ func New(rules []Rule, cfg Config) (*Enforcer, error) {
 	return e, e.loadFiles()
 }
 
-// ErrScope is the error for a token whose scope is not among the rule's Scopes.
-var ErrScope = fault.Sentinel(fault.Denied, "InvalidScope", "the token has another scope")
-
 // Enforce returns nil if the rule name allows the user of the context's request to act on target. The
 // target's keys are the ATTRs of checks. It does not block.
 //
@@ -181,8 +172,8 @@ var ErrScope = fault.Sentinel(fault.Denied, "InvalidScope", "the token has anoth
 // user's objects, and for a new object. A target that is not nil, and lacks these keys, has no owner, so
 // that a check of the owner denies.
 //
-// The error is Denied, with oslo.policy's text. It matches [ErrScope] if the token has a wrong scope. A
-// rule that does not exist denies.
+// The error is Denied, with oslo.policy's text. Its reason is InvalidScope if the token's scope is not among the
+// rule's Scopes, otherwise PolicyNotAuthorized. A rule that does not exist denies.
 func (e *Enforcer) Enforce(ctx context.Context, name string, target map[string]any) error {
 	return e.Check(From(reqctx.From(ctx)), name, target)
 }

@@ -118,7 +118,7 @@ func (e *Enforcer) Rules() []Effective {
 }
 
 // Sample writes a policy file in which each rule is a comment with its default, its description, its
-// operations, its scopes, and its older form. The file has no effect until an operator removes the # before
+// operations, its scopes, and its older name. The file has no effect until an operator removes the # before
 // a rule. It returns the first error of w.
 func Sample(w io.Writer, rules []Rule) error {
 	out := bufio.NewWriter(w)
@@ -141,7 +141,7 @@ func Sample(w io.Writer, rules []Rule) error {
 	return out.Flush()
 }
 
-// describe returns the sentences about an older form in a sample.
+// describe returns the sentences about an older name in a sample.
 func (d *Deprecated) describe() string {
 	note := "Deprecated"
 	if d.Since != "" {
@@ -149,9 +149,6 @@ func (d *Deprecated) describe() string {
 	}
 	if d.Name != "" {
 		note += fmt.Sprintf("; older name: %q", d.Name)
-	}
-	if d.Check != "" {
-		note += fmt.Sprintf("; older check: %q", d.Check)
 	}
 	return strings.TrimRight(note+". "+d.Reason, " ")
 }

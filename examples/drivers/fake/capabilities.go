@@ -158,7 +158,7 @@ func (d *Driver) LiveMigrate(ctx context.Context, id, host string) error {
 			return fault.New(fault.Precondition, "live_migrate: server %s is %v", id, s.Power)
 		}
 		if !arrived {
-			if err := save(filepath.Join(there, incoming), &s); err != nil {
+			if err := saveServer(filepath.Join(there, incoming), &s); err != nil {
 				return err
 			}
 		}
@@ -173,12 +173,12 @@ func (d *Driver) AttachVolume(ctx context.Context, id string, v compute.Volume) 
 	if v.ID == "" {
 		return fault.New(fault.Invalid, "a volume without an id")
 	}
-	return d.set(ctx, "attach_volume", id, nil, func(s *server) { s.Volumes = with(s.Volumes, v.ID) })
+	return d.set(ctx, "attach_volume", id, nil, func(s *server) { s.Volumes = withID(s.Volumes, v.ID) })
 }
 
 // DetachVolume implements compute.Driver.
 func (d *Driver) DetachVolume(ctx context.Context, id, volumeID string) error {
-	return d.set(ctx, "detach_volume", id, nil, func(s *server) { s.Volumes = without(s.Volumes, volumeID) })
+	return d.set(ctx, "detach_volume", id, nil, func(s *server) { s.Volumes = withoutID(s.Volumes, volumeID) })
 }
 
 // AttachInterface implements compute.Driver.
@@ -186,18 +186,18 @@ func (d *Driver) AttachInterface(ctx context.Context, id string, i compute.Inter
 	if i.ID == "" {
 		return fault.New(fault.Invalid, "an interface without an id")
 	}
-	return d.set(ctx, "attach_interface", id, nil, func(s *server) { s.Interfaces = with(s.Interfaces, i.ID) })
+	return d.set(ctx, "attach_interface", id, nil, func(s *server) { s.Interfaces = withID(s.Interfaces, i.ID) })
 }
 
 // DetachInterface implements compute.Driver.
 func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) error {
-	return d.set(ctx, "detach_interface", id, nil, func(s *server) { s.Interfaces = without(s.Interfaces, interfaceID) })
+	return d.set(ctx, "detach_interface", id, nil, func(s *server) { s.Interfaces = withoutID(s.Interfaces, interfaceID) })
 }
 
-// with and without return a new list, because other goroutines read the old list.
-func with(list []string, id string) []string { return append(without(list, id), id) }
+// withID and withoutID return a new list, because other goroutines read the old list.
+func withID(list []string, id string) []string { return append(withoutID(list, id), id) }
 
-func without(list []string, id string) []string {
+func withoutID(list []string, id string) []string {
 	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x == id })
 }
 

@@ -301,11 +301,11 @@ func (d *Driver) set(ctx context.Context, method, id string, from []compute.Powe
 // setPower returns an effect that changes the power state.
 func setPower(p compute.PowerState) func(*server) { return func(s *server) { s.Power = p } }
 
-func states(p ...compute.PowerState) []compute.PowerState { return p }
+func powerStates(p ...compute.PowerState) []compute.PowerState { return p }
 
 // PowerOn implements compute.Driver.
 func (d *Driver) PowerOn(ctx context.Context, id string) error {
-	return d.set(ctx, "power_on", id, states(compute.Shutdown, compute.Crashed, compute.Running), func(s *server) {
+	return d.set(ctx, "power_on", id, powerStates(compute.Shutdown, compute.Crashed, compute.Running), func(s *server) {
 		if s.Power != compute.Running {
 			s.boot()
 		}
@@ -319,7 +319,7 @@ func (d *Driver) PowerOff(ctx context.Context, id string, _ time.Duration) error
 
 // Reboot implements compute.Driver.
 func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
-	from := states(compute.Running)
+	from := powerStates(compute.Running)
 	if hard {
 		from = nil
 	}
@@ -328,22 +328,22 @@ func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
 
 // Pause implements compute.Driver.
 func (d *Driver) Pause(ctx context.Context, id string) error {
-	return d.set(ctx, "pause", id, states(compute.Running, compute.Paused), setPower(compute.Paused))
+	return d.set(ctx, "pause", id, powerStates(compute.Running, compute.Paused), setPower(compute.Paused))
 }
 
 // Unpause implements compute.Driver.
 func (d *Driver) Unpause(ctx context.Context, id string) error {
-	return d.set(ctx, "unpause", id, states(compute.Running, compute.Paused), setPower(compute.Running))
+	return d.set(ctx, "unpause", id, powerStates(compute.Running, compute.Paused), setPower(compute.Running))
 }
 
 // Suspend implements compute.Driver.
 func (d *Driver) Suspend(ctx context.Context, id string) error {
-	return d.set(ctx, "suspend", id, states(compute.Running, compute.Suspended), setPower(compute.Suspended))
+	return d.set(ctx, "suspend", id, powerStates(compute.Running, compute.Suspended), setPower(compute.Suspended))
 }
 
 // Resume implements compute.Driver.
 func (d *Driver) Resume(ctx context.Context, id string) error {
-	return d.set(ctx, "resume", id, states(compute.Running, compute.Suspended), setPower(compute.Running))
+	return d.set(ctx, "resume", id, powerStates(compute.Running, compute.Suspended), setPower(compute.Running))
 }
 
 // remove removes a server if it exists.

@@ -65,7 +65,7 @@ func (d *Driver) load() error {
 			err = os.Remove(path)
 		case filepath.Ext(e.Name()) == ext:
 			var s *server
-			if s, err = read(path); err == nil {
+			if s, err = readServer(path); err == nil {
 				d.servers[s.ID] = s
 			}
 		}
@@ -76,7 +76,7 @@ func (d *Driver) load() error {
 	return nil
 }
 
-func read(path string) (*server, error) {
+func readServer(path string) (*server, error) {
 	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -88,8 +88,8 @@ func read(path string) (*server, error) {
 	return s, nil
 }
 
-// save writes a server's file. If the process is killed, the file has either its old or its new content.
-func save(dir string, s *server) error {
+// saveServer writes a server's file. If the process is killed, the file has either its old or its new content.
+func saveServer(dir string, s *server) error {
 	if dir == "" {
 		return nil
 	}
@@ -132,12 +132,12 @@ func (d *Driver) receive() error {
 
 // receiveFile adds the server of a file, and removes the file.
 func (d *Driver) receiveFile(path string) error {
-	s, err := read(path)
+	s, err := readServer(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err == nil {
-		err = save(d.cfg.Dir, s)
+		err = saveServer(d.cfg.Dir, s)
 	}
 	if err == nil {
 		err = os.Remove(path)
@@ -173,7 +173,7 @@ func (d *Driver) change(id string, f func(s *server) error) error {
 
 // put saves a server, and sends an event if its state has changed.
 func (d *Driver) put(s *server) error {
-	if err := save(d.cfg.Dir, s); err != nil {
+	if err := saveServer(d.cfg.Dir, s); err != nil {
 		return err
 	}
 	old := d.servers[s.ID]

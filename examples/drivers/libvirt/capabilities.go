@@ -192,7 +192,7 @@ func (g *guest) mirror(ctx context.Context, path string) error {
 		if job.End > 0 && job.Cur == job.End {
 			return g.BlockJobAbort("vda", 0) // 0: end the mirror without a pivot to the copy
 		}
-		if err := sleep(ctx, 20*time.Millisecond); err != nil {
+		if err := sleepContext(ctx, 20*time.Millisecond); err != nil {
 			return errors.Join(err, g.BlockJobAbort("vda", 0))
 		}
 	}
@@ -279,8 +279,8 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	return c, err
 }
 
-// impact returns the parts that a change of a guest's devices affects: the definition, and the guest if it runs.
-func impact(p compute.PowerState) lv.DomainDeviceModifyFlags {
+// modifyFlags returns the parts that a change of a guest's devices affects: the definition, and the guest if it runs.
+func modifyFlags(p compute.PowerState) lv.DomainDeviceModifyFlags {
 	if p == compute.Running || p == compute.Paused {
 		return lv.DOMAIN_DEVICE_MODIFY_CONFIG | lv.DOMAIN_DEVICE_MODIFY_LIVE
 	}
@@ -325,7 +325,7 @@ func (d *Driver) attach(ctx context.Context, id, device string, has func(*defini
 		if err != nil {
 			return err
 		}
-		return g.AttachDeviceFlags(doc, impact(p))
+		return g.AttachDeviceFlags(doc, modifyFlags(p))
 	})
 }
 
@@ -349,7 +349,7 @@ func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) er
 // left to do. The guest has to release the device. A guest that is booting ignores the request, so the request is repeated.
 func (d *Driver) detach(ctx context.Context, id, device, alias string, has func(*definition) []string) error {
 	return d.change(ctx, "detach "+device+" from", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
-		if impact(p)&lv.DOMAIN_DEVICE_MODIFY_LIVE != 0 {
+		if modifyFlags(p)&lv.DOMAIN_DEVICE_MODIFY_LIVE != 0 {
 			if err := g.unplug(ctx, device, alias, has); err != nil {
 				return err
 			}
@@ -385,11 +385,11 @@ func (g *guest) unplug(ctx context.Context, device, alias string, has func(*defi
 		}
 		if n%20 == 0 { // the request is repeated every 2 s
 			err := g.DetachDeviceAlias(alias, lv.DOMAIN_DEVICE_MODIFY_LIVE)
-			if err != nil && !is(err, lv.ERR_OPERATION_FAILED) && !is(err, lv.ERR_DEVICE_MISSING) && !is(err, lv.ERR_INTERNAL_ERROR) { // these errors mean that the removal goes on, or is done
+			if err != nil && !hasErrorNumber(err, lv.ERR_OPERATION_FAILED) && !hasErrorNumber(err, lv.ERR_DEVICE_MISSING) && !hasErrorNumber(err, lv.ERR_INTERNAL_ERROR) { // these errors mean that the removal goes on, or is done
 				return err
 			}
 		}
-		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+		if err := sleepContext(ctx, 100*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -448,7 +448,7 @@ func (d *Driver) Diagnostics(ctx context.Context, id string) (out map[string]str
 			"state": p.String(), "libvirt_state": fmt.Sprintf("%d, reason %d", state, reason), "domain": g.def.Name, "virt_type": g.def.Type,
 			"libvirt_version": fmt.Sprintf("%d.%d.%d", version/1_000_000, version/1000%1000, version%1000), "image": g.def.meta.Image,
 		}
-		if disk, err := describe(ctx, d.opts.file(id, diskFile), "qcow2"); err == nil {
+		if disk, err := readDiskInfo(ctx, d.opts.file(id, diskFile), "qcow2"); err == nil {
 			out["disk_bytes"] = strconv.FormatInt(disk.Size, 10)
 		}
 		return nil

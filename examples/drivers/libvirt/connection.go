@@ -102,19 +102,19 @@ func (c *connection) get() (*lv.Connect, <-chan struct{}, error) {
 		}
 	}
 	if err := startLoop(); err != nil {
-		return nil, nil, missing(err)
+		return nil, nil, addMissingPackage(err)
 	}
 	conn, err := lv.NewConnect(c.uri)
 	if err != nil {
-		return nil, nil, fault.New(fault.Unavailable, "connect to libvirt at %s: %w", c.uri, missing(err))
+		return nil, nil, fault.New(fault.Unavailable, "connect to libvirt at %s: %w", c.uri, addMissingPackage(err))
 	}
 	lost := make(chan struct{})
 	var once sync.Once
-	if err := conn.RegisterCloseCallback(func(*lv.Connect, lv.ConnectCloseReason) { once.Do(func() { close(lost) }) }); err != nil && !is(err, lv.ERR_NO_SUPPORT) {
+	if err := conn.RegisterCloseCallback(func(*lv.Connect, lv.ConnectCloseReason) { once.Do(func() { close(lost) }) }); err != nil && !hasErrorNumber(err, lv.ERR_NO_SUPPORT) {
 		_, _ = conn.Close()
 		return nil, nil, err
 	}
-	if err := conn.SetKeepAlive(5, 3); err != nil && !is(err, lv.ERR_NO_SUPPORT) {
+	if err := conn.SetKeepAlive(5, 3); err != nil && !hasErrorNumber(err, lv.ERR_NO_SUPPORT) {
 		_, _ = conn.Close()
 		return nil, nil, err
 	}
@@ -138,8 +138,8 @@ func (c *connection) close() error {
 	return err
 }
 
-// missing adds to an error which Debian package is missing, if the error says so.
-func missing(err error) error {
+// addMissingPackage adds to an error which Debian package is missing, if the error says so.
+func addMissingPackage(err error) error {
 	for says, pkg := range map[string]string{
 		"dlopen": "libvirt0", "libvirt.so": "libvirt0",
 		"No such file or directory": "libvirt-daemon and libvirt-daemon-driver-qemu, and start libvirtd",
@@ -153,13 +153,13 @@ func missing(err error) error {
 	return err
 }
 
-func is(err error, n lv.ErrorNumber) bool {
+func hasErrorNumber(err error, n lv.ErrorNumber) bool {
 	var e lv.Error
 	return errors.As(err, &e) && e.Code == n
 }
 
-// classed gives an error of libvirt's a fault code.
-func classed(what, id string, err error) error {
+// withFaultCode gives an error of libvirt's a fault code.
+func withFaultCode(what, id string, err error) error {
 	if err == nil {
 		return nil
 	}
@@ -185,9 +185,9 @@ func classed(what, id string, err error) error {
 	return fault.New(code, "%s %s: libvirt: %s", what, id, e.Message)
 }
 
-// await runs f, which cannot be interrupted, in a goroutine, and returns when f or ctx has ended. done is called when f has
+// awaitCall runs f, which cannot be interrupted, in a goroutine, and returns when f or ctx has ended. done is called when f has
 // ended.
-func await(ctx context.Context, f func() error, done func()) error {
+func awaitCall(ctx context.Context, f func() error, done func()) error {
 	ended := make(chan error, 1)
 	go func() {
 		defer done()

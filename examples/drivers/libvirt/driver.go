@@ -81,7 +81,7 @@ func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Con
 	if err := d.locks.Lock(ctx, id); err != nil {
 		return fmt.Errorf("%s %s: %w", what, id, err)
 	}
-	err := await(ctx, func() error {
+	err := awaitCall(ctx, func() error {
 		conn, _, err := d.conn.get()
 		if err != nil {
 			return err
@@ -91,7 +91,7 @@ func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Con
 	if _, ok := errors.AsType[*fault.Error](err); ok {
 		return err
 	}
-	return classed(what, id, err)
+	return withFaultCode(what, id, err)
 }
 
 // guest is a server's domain.
@@ -104,7 +104,7 @@ type guest struct {
 // find looks up a server. Errors: NotFound; Conflict, if the domain was not created by this driver.
 func (d *Driver) find(conn *lv.Connect, id string) (*guest, error) {
 	dom, err := conn.LookupDomainByUUIDString(id)
-	if is(err, lv.ERR_NO_DOMAIN) {
+	if hasErrorNumber(err, lv.ERR_NO_DOMAIN) {
 		return nil, fault.New(fault.NotFound, "server %s does not exist", id)
 	}
 	if err != nil {
@@ -200,13 +200,13 @@ func (g *guest) settled(ctx context.Context) (compute.PowerState, error) {
 		if err != nil || p != compute.NoState {
 			return p, err
 		}
-		if err := sleep(ctx, 50*time.Millisecond); err != nil {
+		if err := sleepContext(ctx, 50*time.Millisecond); err != nil {
 			return p, err
 		}
 	}
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
+func sleepContext(ctx context.Context, d time.Duration) error {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
@@ -222,7 +222,7 @@ func (g *guest) start(ctx context.Context) error {
 	for n := 0; ; n++ {
 		err := g.Create()
 		switch {
-		case is(err, lv.ERR_OPERATION_INVALID): // the guest may already run
+		case hasErrorNumber(err, lv.ERR_OPERATION_INVALID): // the guest may already run
 			if p, perr := g.settled(ctx); perr == nil && p == compute.Running {
 				return nil
 			}
@@ -237,7 +237,7 @@ func (g *guest) start(ctx context.Context) error {
 // stop cuts a guest's power and removes saved memory, in every state of the guest.
 func (g *guest) stop() error {
 	err := g.Destroy()
-	if err != nil && !is(err, lv.ERR_OPERATION_INVALID) { // OPERATION_INVALID: the guest does not run
+	if err != nil && !hasErrorNumber(err, lv.ERR_OPERATION_INVALID) { // OPERATION_INVALID: the guest does not run
 		return err
 	}
 	if saved, err := g.HasManagedSaveImage(0); err == nil && saved {
@@ -306,7 +306,7 @@ func (d *Driver) Destroy(ctx context.Context, id string) error {
 				return err
 			}
 			err := g.UndefineFlags(lv.DOMAIN_UNDEFINE_MANAGED_SAVE | lv.DOMAIN_UNDEFINE_SNAPSHOTS_METADATA)
-			if err != nil && !is(err, lv.ERR_NO_DOMAIN) {
+			if err != nil && !hasErrorNumber(err, lv.ERR_NO_DOMAIN) {
 				return err
 			}
 		} else if !errors.Is(err, fault.NotFound) {
@@ -318,7 +318,7 @@ func (d *Driver) Destroy(ctx context.Context, id string) error {
 
 // List implements compute.Driver.
 func (d *Driver) List(ctx context.Context) (out []compute.Instance, err error) {
-	err = await(ctx, func() error {
+	err = awaitCall(ctx, func() error {
 		conn, _, err := d.conn.get()
 		if err != nil {
 			return err
@@ -343,7 +343,7 @@ func (d *Driver) List(ctx context.Context) (out []compute.Instance, err error) {
 		out = list
 		return nil
 	}, func() {})
-	return out, classed("list", "servers", err)
+	return out, withFaultCode("list", "servers", err)
 }
 
 // listGuests returns the servers that have a domain.
@@ -359,14 +359,14 @@ func (d *Driver) listGuests(conn *lv.Connect) (list []compute.Instance, err erro
 	}()
 	for i := range doms {
 		g, err := d.guest(&doms[i])
-		if errors.Is(err, errNotOurs) || is(err, lv.ERR_NO_DOMAIN) { // the latter: gone meanwhile
+		if errors.Is(err, errNotOurs) || hasErrorNumber(err, lv.ERR_NO_DOMAIN) { // the latter: gone meanwhile
 			continue
 		}
 		if err != nil {
 			return nil, err
 		}
 		inst, err := g.instance()
-		if err != nil && !is(err, lv.ERR_NO_DOMAIN) {
+		if err != nil && !hasErrorNumber(err, lv.ERR_NO_DOMAIN) {
 			return nil, err
 		}
 		list = append(list, inst)
@@ -393,7 +393,7 @@ func (d *Driver) read(ctx context.Context, what, id string, f func(conn *lv.Conn
 	if err := checkID(id); err != nil {
 		return err
 	}
-	err := await(ctx, func() error {
+	err := awaitCall(ctx, func() error {
 		conn, _, err := d.conn.get()
 		if err != nil {
 			return err
@@ -408,7 +408,7 @@ func (d *Driver) read(ctx context.Context, what, id string, f func(conn *lv.Conn
 	if _, ok := errors.AsType[*fault.Error](err); ok {
 		return err
 	}
-	return classed(what, id, err)
+	return withFaultCode(what, id, err)
 }
 
 // change locks an existing server and runs f. Errors: NotFound.
@@ -464,11 +464,11 @@ func (g *guest) requestShutdown(ctx context.Context, grace time.Duration) error 
 	end := time.Now().Add(grace)
 	for n := 0; time.Now().Before(end); n++ {
 		if n%10 == 0 {
-			if err := g.Shutdown(); err != nil && !is(err, lv.ERR_OPERATION_INVALID) {
+			if err := g.Shutdown(); err != nil && !hasErrorNumber(err, lv.ERR_OPERATION_INVALID) {
 				return err
 			}
 		}
-		if err := sleep(ctx, min(100*time.Millisecond, time.Until(end))); err != nil {
+		if err := sleepContext(ctx, min(100*time.Millisecond, time.Until(end))); err != nil {
 			return err
 		}
 		if p, err := g.power(); err != nil || p != compute.Running {
@@ -499,7 +499,7 @@ func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
 
 // Resources implements compute.Driver.
 func (d *Driver) Resources(ctx context.Context) (r compute.Resources, err error) {
-	err = await(ctx, func() error {
+	err = awaitCall(ctx, func() error {
 		conn, _, err := d.conn.get()
 		if err != nil {
 			return err
@@ -515,5 +515,5 @@ func (d *Driver) Resources(ctx context.Context) (r compute.Resources, err error)
 		r = compute.Resources{VCPUs: int(node.Cpus), MemoryMiB: int(node.Memory >> 10), DiskGiB: int(disk.Blocks * uint64(disk.Bsize) >> 30)}
 		return nil
 	}, func() {})
-	return r, classed("resources of", d.opts.host, err)
+	return r, withFaultCode("resources of", d.opts.host, err)
 }

@@ -63,7 +63,7 @@ func (o *options) base(ctx context.Context, ref string) (string, error) {
 	if _, err := os.Stat(path); err == nil {
 		return path, nil
 	}
-	if err := inspect(f, format); err != nil {
+	if err := checkImage(f, format); err != nil {
 		return "", fault.New(fault.CodeOf(err), "image %s: %w", source, err)
 	}
 	if err := os.MkdirAll(dir, 0o711); err != nil { //nolint:gosec // QEMU's user needs the x bit
@@ -91,7 +91,7 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 	if err != nil {
 		return err
 	}
-	info, err := describe(ctx, base, "qcow2")
+	info, err := readDiskInfo(ctx, base, "qcow2")
 	if err != nil {
 		return err
 	}
@@ -121,7 +121,7 @@ func restOn(ctx context.Context, path, base, format string, size int64) error {
 // backing file of the new disk. It may be killed at any point and called again: the server's disk is always complete.
 func (o *options) grow(ctx context.Context, id string, gib int) (string, error) {
 	path, want := o.file(id, diskFile), int64(gib)<<30
-	now, err := describe(ctx, path, "qcow2")
+	now, err := readDiskInfo(ctx, path, "qcow2")
 	if err != nil {
 		return "", err
 	}
@@ -168,7 +168,7 @@ type diskInfo struct {
 	Backing string `json:"backing-filename"`
 }
 
-func describe(ctx context.Context, path, format string) (info diskInfo, err error) {
+func readDiskInfo(ctx context.Context, path, format string) (info diskInfo, err error) {
 	out, err := qemuImg(ctx, "info", "-U", "--output=json", "-f", format, path)
 	if err != nil {
 		return info, err

@@ -36,10 +36,10 @@ const (
 	qcowKnown        = 1<<0 | 1<<3 | 1<<4 // dirty, compression type, extended L2 entries: nothing outside of the file
 )
 
-// inspect checks an image. Errors: Invalid, if the image does not have the format of its name, or refers to another file: a
+// checkImage checks an image. Errors: Invalid, if the image does not have the format of its name, or refers to another file: a
 // backing file, or an external data file, as in CVE-2024-32498. It reads only the header, and uses no tool that would follow
 // references in the image.
-func inspect(f io.ReaderAt, format string) error {
+func checkImage(f io.ReaderAt, format string) error {
 	head := make([]byte, qcowHeader)
 	n, err := f.ReadAt(head, 0)
 	if err != nil && !errors.Is(err, io.EOF) {

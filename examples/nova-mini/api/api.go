@@ -134,11 +134,11 @@ func (s *server) notifyConductor(ctx context.Context, id string) {
 	}
 }
 
-// stamp is the form in which Nova writes most times: UTC, in seconds.
-func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
+// formatSeconds is the form in which Nova writes most times: UTC, in seconds.
+func formatSeconds(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
 
-// micros is the other form in which Nova writes times: UTC, in microseconds, without a zone.
-func micros(t *time.Time) *string {
+// formatMicros is the other form in which Nova writes times: UTC, in microseconds, without a zone.
+func formatMicros(t *time.Time) *string {
 	if t == nil {
 		return nil
 	}

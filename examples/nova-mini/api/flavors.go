@@ -107,7 +107,7 @@ type newFlavor struct {
 
 // flavor returns the flavor that the client asks for. Errors: Invalid.
 func (n *newFlavor) flavor() (*store.Flavor, error) {
-	f := &store.Flavor{Name: n.Name, Public: len(n.Public) == 0 || yes(plainText(n.Public))}
+	f := &store.Flavor{Name: n.Name, Public: len(n.Public) == 0 || isTrue(plainText(n.Public))}
 	for _, v := range []struct {
 		name string
 		raw  json.RawMessage
@@ -121,12 +121,12 @@ func (n *newFlavor) flavor() (*store.Flavor, error) {
 		{"swap", n.Swap, 0, &f.SwapMiB},
 	} {
 		var err error
-		if *v.to, err = whole(v.name, v.raw, v.low); err != nil {
+		if *v.to, err = parseWhole(v.name, v.raw, v.low); err != nil {
 			return nil, err
 		}
 	}
 	var err error
-	if f.RxTxFactor, err = factor(n.RxTx); err != nil {
+	if f.RxTxFactor, err = parseFactor(n.RxTx); err != nil {
 		return nil, err
 	}
 	switch f.ID = plainText(n.ID); {

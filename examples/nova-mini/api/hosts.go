@@ -21,22 +21,22 @@ type serviceView struct {
 	DisabledReason *string `json:"disabled_reason"`
 }
 
-func status(disabled bool) string {
+func serviceStatus(disabled bool) string {
 	if disabled {
 		return "disabled"
 	}
 	return "enabled"
 }
 
-func state(up bool) string {
+func serviceState(up bool) string {
 	if up {
 		return "up"
 	}
 	return "down"
 }
 
-// text returns a pointer to s, or nil if s is empty.
-func text(s string) *string {
+// textOrNil returns a pointer to s, or nil if s is empty.
+func textOrNil(s string) *string {
 	if s == "" {
 		return nil
 	}
@@ -59,8 +59,8 @@ func (s *server) listServices(ctx context.Context, r *api.Request[api.None]) (ma
 			z = zone
 		}
 		out = append(out, serviceView{
-			ID: v.Number, Binary: v.Kind, Host: v.Host, Zone: z, Status: status(v.Disabled), State: state(v.Up),
-			UpdatedAt: micros(&v.SeenAt), DisabledReason: text(v.DisabledReason),
+			ID: v.Number, Binary: v.Kind, Host: v.Host, Zone: z, Status: serviceStatus(v.Disabled), State: serviceState(v.Up),
+			UpdatedAt: formatMicros(&v.SeenAt), DisabledReason: textOrNil(v.DisabledReason),
 		})
 	}
 	return map[string][]serviceView{"services": out}, nil
@@ -98,7 +98,7 @@ func (s *server) setService(ctx context.Context, b *setService, disabled bool, r
 	if err := s.cfg.Store.SetDisabled(ctx, b.Binary, b.Host, disabled, reason); err != nil {
 		return nil, err
 	}
-	return map[string]setView{"service": {Host: b.Host, Binary: b.Binary, Status: status(disabled), DisabledReason: reason}}, nil
+	return map[string]setView{"service": {Host: b.Host, Binary: b.Binary, Status: serviceStatus(disabled), DisabledReason: reason}}, nil
 }
 
 type hypervisorBrief struct {
@@ -135,15 +135,15 @@ type hypervisorService struct {
 	DisabledReason *string `json:"disabled_reason"`
 }
 
-func brief(h *store.Host) hypervisorBrief {
-	return hypervisorBrief{ID: h.ID, Hostname: h.Hostname, State: state(h.Service.Up), Status: status(h.Service.Disabled)}
+func briefHypervisor(h *store.Host) hypervisorBrief {
+	return hypervisorBrief{ID: h.ID, Hostname: h.Hostname, State: serviceState(h.Service.Up), Status: serviceStatus(h.Service.Disabled)}
 }
 
 func viewHypervisor(h *store.Host) hypervisorView {
 	cpu, ram, disk := h.Inventories[compute.VCPU], h.Inventories[compute.MemoryMB], h.Inventories[compute.DiskGB]
 	return hypervisorView{
-		hypervisorBrief: brief(h), Type: h.Driver, Version: 1000, HostIP: "127.0.0.1",
-		Service: hypervisorService{ID: h.Service.Number, Host: h.Hostname, DisabledReason: text(h.Service.DisabledReason)},
+		hypervisorBrief: briefHypervisor(h), Type: h.Driver, Version: 1000, HostIP: "127.0.0.1",
+		Service: hypervisorService{ID: h.Service.Number, Host: h.Hostname, DisabledReason: textOrNil(h.Service.DisabledReason)},
 		VCPUs:   cpu.Total, MemoryMB: ram.Total, LocalGB: disk.Total,
 		VCPUsUsed: cpu.Used, MemoryMBUsed: ram.Used, LocalGBUsed: disk.Used,
 		FreeRAM: ram.Total - ram.Used, FreeDisk: disk.Total - disk.Used,
@@ -159,7 +159,7 @@ func (s *server) listHypervisors(ctx context.Context, _ *api.Request[api.None]) 
 	hosts, err := s.hosts(ctx)
 	out := []hypervisorBrief{}
 	for _, h := range hosts {
-		out = append(out, brief(h))
+		out = append(out, briefHypervisor(h))
 	}
 	return map[string][]hypervisorBrief{"hypervisors": out}, err
 }

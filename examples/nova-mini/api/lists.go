@@ -29,25 +29,25 @@ type filter func(q *store.ServerQuery, value string) error
 // serverFilters are all filters that Nova has at microversion 2.1. A filter that is nil is refused: nova-mini has no such
 // attribute, or Nova refuses the filter, too.
 var serverFilters = map[string]filter{
-	"uuid":              is("id"),
-	"project_id":        is("project_id"),
-	"tenant_id":         is("project_id"),
-	"user_id":           is("user_id"),
-	"image":             is("image_ref"),
-	"image_ref":         is("image_ref"),
-	"flavor":            is("flavor_id"),
-	"vm_state":          is("vm_state"),
-	"task_state":        is("task_state"),
-	"host":              is("host"),
-	"name":              like("name", nameOf),
-	"display_name":      like("display_name", nameOf),
-	"node":              like("node", func(s *store.Server) *string { return s.Host }),
-	"power_state":       like("power_state", func(s *store.Server) *string { return new(strconv.Itoa(int(s.PowerState()))) }),
-	"availability_zone": like("availability_zone", func(s *store.Server) *string { return new(zoneOf(s)) }),
-	"created_at":        like("created_at", func(s *store.Server) *string { return new(stamp(s.CreatedAt)) }),
-	"launched_at":       like("launched_at", func(s *store.Server) *string { return micros(s.LaunchedAt) }),
+	"uuid":              columnIs("id"),
+	"project_id":        columnIs("project_id"),
+	"tenant_id":         columnIs("project_id"),
+	"user_id":           columnIs("user_id"),
+	"image":             columnIs("image_ref"),
+	"image_ref":         columnIs("image_ref"),
+	"flavor":            columnIs("flavor_id"),
+	"vm_state":          columnIs("vm_state"),
+	"task_state":        columnIs("task_state"),
+	"host":              columnIs("host"),
+	"name":              matchesRegexp("name", nameOf),
+	"display_name":      matchesRegexp("display_name", nameOf),
+	"node":              matchesRegexp("node", func(s *store.Server) *string { return s.Host }),
+	"power_state":       matchesRegexp("power_state", func(s *store.Server) *string { return new(strconv.Itoa(int(s.PowerState()))) }),
+	"availability_zone": matchesRegexp("availability_zone", func(s *store.Server) *string { return new(zoneOf(s)) }),
+	"created_at":        matchesRegexp("created_at", func(s *store.Server) *string { return new(formatSeconds(s.CreatedAt)) }),
+	"launched_at":       matchesRegexp("launched_at", func(s *store.Server) *string { return formatMicros(s.LaunchedAt) }),
 	"changes-since":     changedSince,
-	"deleted":           deleted,
+	"deleted":           isDeleted,
 	"status":            hasStatus,
 
 	"access_ip_v4": nil, "access_ip_v6": nil, "auto_disk_config": nil, "config_drive": nil, "description": nil, "display_description": nil,
@@ -85,7 +85,7 @@ func filterNames() []string {
 	})
 }
 
-func is(column string) filter {
+func columnIs(column string) filter {
 	return func(q *store.ServerQuery, value string) error {
 		q.Is = append(q.Is, store.Is{Column: column, Value: value})
 		return nil
@@ -94,14 +94,14 @@ func is(column string) filter {
 
 func nameOf(s *store.Server) *string { return &s.Name }
 
-// like filters by a regular expression that must match in the text that of returns. A nil text has no match.
-func like(name string, of func(*store.Server) *string) filter {
+// matchesRegexp filters by a regular expression that must match in the text that of returns. A nil text has no match.
+func matchesRegexp(name string, of func(*store.Server) *string) filter {
 	return func(q *store.ServerQuery, value string) error {
 		re, err := regexp.Compile(value)
 		if err != nil {
 			return wrongQuery(name, value, fmt.Sprintf("'%.100s' is not a 'regex'", value))
 		}
-		if text := literal(value); text != "" && (name == "name" || name == "display_name") {
+		if text := requiredLiteral(value); text != "" && (name == "name" || name == "display_name") {
 			q.NameHas = append(q.NameHas, text)
 		}
 		q.Keep = append(q.Keep, func(s *store.Server) bool {
@@ -112,9 +112,9 @@ func like(name string, of func(*store.Server) *string) filter {
 	}
 }
 
-// literal returns a text that every match of a regular expression contains, or "" if no such text is obvious. With it the
+// requiredLiteral returns a text that every match of a regular expression contains, or "" if no such text is obvious. With it the
 // database can select the rows before the expression is matched.
-func literal(expr string) (text string) {
+func requiredLiteral(expr string) (text string) {
 	re, err := syntax.Parse(expr, syntax.Perl)
 	if err != nil {
 		return ""
@@ -149,10 +149,10 @@ func changedSince(q *store.ServerQuery, value string) error {
 	return wrongQuery("changes-since", value, fmt.Sprintf("'%.100s' is not a 'date-time'", value))
 }
 
-// deleted filters by whether servers are deleted. The database has no deleted servers, so a true value selects nothing. A
+// isDeleted filters by whether servers are deleted. The database has no deleted servers, so a true value selects nothing. A
 // text that is not a boolean counts as false, as in Nova.
-func deleted(q *store.ServerQuery, value string) error {
-	q.Nothing = q.Nothing || yes(strings.TrimSpace(value))
+func isDeleted(q *store.ServerQuery, value string) error {
+	q.Nothing = q.Nothing || isTrue(strings.TrimSpace(value))
 	return nil
 }
 
@@ -290,7 +290,7 @@ func isPublic(values []string) (*bool, error) {
 		return new(true), nil
 	}
 	text := values[len(values)-1]
-	switch got, ok := truth(text); {
+	switch got, ok := parseTruth(text); {
 	case strings.EqualFold(text, "none"):
 		return nil, nil //nolint:nilnil // nil selects both
 	case ok:

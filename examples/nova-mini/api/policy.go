@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"strings"
 
 	"github.com/armature-go/armature/examples/nova-mini/store"
 	"github.com/armature-go/armature/fault"
@@ -39,6 +40,20 @@ const (
 	ruleHypervisorsDe = "os_compute_api:os-hypervisors:list-detail"
 	ruleHypervisor    = "os_compute_api:os-hypervisors:show"
 )
+
+// splitRules are rules that Nova 21.0.0 split. Policy files may still have them, and then they count for their parts: a part
+// is a rule whose name begins with the older name and a colon.
+var splitRules = []string{"os_compute_api:os-hypervisors", "os_compute_api:os-services"}
+
+// olderName returns the older name of a rule, or nil if the rule had no other name.
+func olderName(name string) *policy.Deprecated {
+	for _, older := range splitRules {
+		if strings.HasPrefix(name, older+":") {
+			return &policy.Deprecated{Name: older, Reason: "The rule was split.", Since: "21.0.0"}
+		}
+	}
+	return nil
+}
 
 // Rules returns the rules of the policy, with the default checks of Nova Zed.
 func Rules() []policy.Rule {
@@ -80,7 +95,7 @@ func Rules() []policy.Rule {
 	} {
 		rules = append(rules, policy.Rule{
 			Name: r.name, Check: r.check, Description: r.what + ".", Scopes: []string{"project"},
-			Operations: []policy.Operation{{Method: r.method, Path: r.path}},
+			Operations: []policy.Operation{{Method: r.method, Path: r.path}}, Deprecated: olderName(r.name),
 		})
 	}
 	return rules

@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"log/slog"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -77,5 +79,32 @@ func TestPolicy(t *testing.T) {
 	var sample bytes.Buffer
 	if err := policy.Sample(&sample, api.Rules()); err != nil || !strings.Contains(sample.String(), `#"os_compute_api:servers:create": "rule:project_member_or_admin"`) {
 		t.Errorf("%s, %v", &sample, err)
+	}
+}
+
+// TestOlderNames: a policy file of an older Nova has one rule for all operations on hypervisors, and one for services. It
+// counts for each of the rules into which Nova has split it.
+func TestOlderNames(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "policy.yaml")
+	text := "os_compute_api:os-hypervisors: 'role:operator'\nos_compute_api:os-services: 'role:operator'\nos_compute_api:os-services:update: 'role:chief'\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p, err := policy.New(api.Rules(), policy.Config{File: file, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for rule, want := range map[string]string{
+		"os_compute_api:os-hypervisors:list": "operator", "os_compute_api:os-hypervisors:list-detail": "operator",
+		"os_compute_api:os-hypervisors:show": "operator", "os_compute_api:os-services:list": "operator",
+		"os_compute_api:os-services:update": "chief", "os_compute_api:servers:index:get_all_tenants": "admin",
+	} {
+		for _, role := range []string{"operator", "chief", "admin"} {
+			err := p.Check(policy.Credentials{UserID: "u", ProjectID: "p", Roles: []string{role}}, rule, nil)
+			if (err == nil) != (role == want) {
+				t.Errorf("%s, role %s: %v; the rule is for %s", rule, role, err, want)
+			}
+		}
 	}
 }

@@ -7,15 +7,15 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// fails returns the statuses of the errors that a client of a route may get: those that every route has, and more. The
+// failStatuses returns the statuses of the errors that a client of a route may get: those that every route has, and more. The
 // statuses of a broken service are not listed.
-func fails(more ...int) []int {
+func failStatuses(more ...int) []int {
 	return append([]int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotAcceptable}, more...)
 }
 
 // failsOfBody is like fails, for a route that reads a body.
 func failsOfBody(more ...int) []int {
-	return append(fails(http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType), more...)
+	return append(failStatuses(http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType), more...)
 }
 
 // routes registers all routes. Each is a route of Nova.
@@ -33,13 +33,13 @@ func (s *server) routes(mux *api.Mux) {
 
 func (s *server) flavorRoutes(mux *api.Mux) {
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/flavors", Summary: "List flavors", Query: flavorQuery, Reply: page("flavors", flavorShort), Errors: fails(),
+		Pattern: "GET /v2.1/flavors", Summary: "List flavors", Query: flavorQuery, Reply: pageSchema("flavors", flavorShort), Errors: failStatuses(),
 	}, s.listFlavors)
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/flavors/detail", Summary: "List flavors with details", Query: flavorQuery, Reply: page("flavors", flavorLong), Errors: fails(),
+		Pattern: "GET /v2.1/flavors/detail", Summary: "List flavors with details", Query: flavorQuery, Reply: pageSchema("flavors", flavorLong), Errors: failStatuses(),
 	}, s.listFlavorDetails)
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/flavors/{id}", Summary: "Show a flavor", Reply: flavorOne, Errors: fails(http.StatusNotFound),
+		Pattern: "GET /v2.1/flavors/{id}", Summary: "Show a flavor", Reply: flavorOne, Errors: failStatuses(http.StatusNotFound),
 	}, s.showFlavor)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "POST /v2.1/flavors", Rule: ruleFlavorCreate, Summary: "Create a flavor",
@@ -47,11 +47,11 @@ func (s *server) flavorRoutes(mux *api.Mux) {
 	}, s.createFlavor)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "DELETE /v2.1/flavors/{id}", Rule: ruleFlavorDelete, Summary: "Delete a flavor",
-		Status: http.StatusAccepted, Errors: fails(http.StatusNotFound),
+		Status: http.StatusAccepted, Errors: failStatuses(http.StatusNotFound),
 	}, s.deleteFlavor)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/flavors/{id}/os-flavor-access", Rule: ruleFlavorAccess, Summary: "List the projects that have access to a flavor",
-		Reply: accessList, Errors: fails(http.StatusNotFound),
+		Reply: accessList, Errors: failStatuses(http.StatusNotFound),
 	}, s.showAccess)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "POST /v2.1/flavors/{id}/action", Action: "addTenantAccess", Rule: ruleAddAccess, Summary: "Give a project access to a flavor",
@@ -71,18 +71,18 @@ func (s *server) serverRoutes(mux *api.Mux) {
 	}, s.createServer)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/servers", Rule: ruleIndex, Summary: "List servers",
-		Query: serverQuery, Reply: page("servers", serverShort), Errors: fails(),
+		Query: serverQuery, Reply: pageSchema("servers", serverShort), Errors: failStatuses(),
 	}, s.listServers)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/servers/detail", Rule: ruleDetail, Summary: "List servers with details",
-		Query: serverQuery, Reply: page("servers", serverLong), Errors: fails(),
+		Query: serverQuery, Reply: pageSchema("servers", serverLong), Errors: failStatuses(),
 	}, s.listServerDetails)
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/servers/{id}", Summary: "Show a server", Reply: serverOne, Errors: fails(http.StatusNotFound),
+		Pattern: "GET /v2.1/servers/{id}", Summary: "Show a server", Reply: serverOne, Errors: failStatuses(http.StatusNotFound),
 	}, s.showServer)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "DELETE /v2.1/servers/{id}", Summary: "Delete a server",
-		Status: http.StatusNoContent, Errors: fails(http.StatusNotFound, http.StatusServiceUnavailable),
+		Status: http.StatusNoContent, Errors: failStatuses(http.StatusNotFound, http.StatusServiceUnavailable),
 	}, s.deleteServer)
 }
 
@@ -108,7 +108,7 @@ func (s *server) actionRoutes(mux *api.Mux) {
 
 func (s *server) hostRoutes(mux *api.Mux) {
 	api.HandleRoute(mux, api.Route{
-		Pattern: "GET /v2.1/os-services", Rule: ruleServices, Summary: "List services", Query: serviceQuery, Reply: serviceList, Errors: fails(),
+		Pattern: "GET /v2.1/os-services", Rule: ruleServices, Summary: "List services", Query: serviceQuery, Reply: serviceList, Errors: failStatuses(),
 	}, s.listServices)
 	update := func(name, summary string) api.Route {
 		return api.Route{
@@ -121,14 +121,14 @@ func (s *server) hostRoutes(mux *api.Mux) {
 	api.HandleRoute(mux, update("enable", "Give a host servers again"), s.enableService)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/os-hypervisors", Rule: ruleHypervisors, Summary: "List hypervisors",
-		Reply: always(exact(fields{"hypervisors": list(hypervisorShort)})), Errors: fails(),
+		Reply: allVersions(exactObject(fields{"hypervisors": arrayOf(hypervisorShort)})), Errors: failStatuses(),
 	}, s.listHypervisors)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/os-hypervisors/detail", Rule: ruleHypervisorsDe, Summary: "List hypervisors with details",
-		Reply: always(exact(fields{"hypervisors": list(hypervisorLong)})), Errors: fails(),
+		Reply: allVersions(exactObject(fields{"hypervisors": arrayOf(hypervisorLong)})), Errors: failStatuses(),
 	}, s.listHypervisorDetails)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/os-hypervisors/{id}", Rule: ruleHypervisor, Summary: "Show a hypervisor",
-		Reply: always(exact(fields{"hypervisor": hypervisorLong})), Errors: fails(http.StatusNotFound),
+		Reply: allVersions(exactObject(fields{"hypervisor": hypervisorLong})), Errors: failStatuses(http.StatusNotFound),
 	}, s.showHypervisor)
 }

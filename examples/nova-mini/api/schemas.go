@@ -16,8 +16,8 @@ import (
 // fields are the properties of an object, by name. A property whose name ends with "?" is optional.
 type fields map[string]string
 
-// exact is the schema of an object with these fields and no others.
-func exact(f fields) string {
+// exactObject is the schema of an object with these fields and no others.
+func exactObject(f fields) string {
 	var required, properties []string
 	for _, name := range slices.Sorted(maps.Keys(f)) {
 		plain, optional := strings.CutSuffix(name, "?")
@@ -30,26 +30,26 @@ func exact(f fields) string {
 		`], "properties": {` + strings.Join(properties, ", ") + `}}`
 }
 
-func list(item string) string { return `{"type": "array", "items": ` + item + `}` }
+func arrayOf(item string) string { return `{"type": "array", "items": ` + item + `}` }
 
 func anyOf(schemas ...string) string { return `{"anyOf": [` + strings.Join(schemas, ", ") + `]}` }
 
-// always returns a schema that holds for all microversions.
-func always(schema string) []api.Schema { return []api.Schema{{JSON: schema}} }
+// allVersions returns a schema that holds for all microversions.
+func allVersions(schema string) []api.Schema { return []api.Schema{{JSON: schema}} }
 
-// page is the schema of a list that clients read in pages.
-func page(name, item string) []api.Schema {
-	return always(exact(fields{name: list(item), name + "_links?": list(link)}))
+// pageSchema is the schema of a list that clients read in pages.
+func pageSchema(name, item string) []api.Schema {
+	return allVersions(exactObject(fields{name: arrayOf(item), name + "_links?": arrayOf(link)}))
 }
 
-// query is the schema of a query with these parameters. A parameter may occur any number of times. Other parameters are
+// querySchema is the schema of a query with these parameters. A parameter may occur any number of times. Other parameters are
 // ignored, as in Nova until microversion 2.75.
-func query(params fields) []api.Schema {
+func querySchema(params fields) []api.Schema {
 	var properties []string
 	for _, name := range slices.Sorted(maps.Keys(params)) {
-		properties = append(properties, fmt.Sprintf("%q: %s", name, list(params[name])))
+		properties = append(properties, fmt.Sprintf("%q: %s", name, arrayOf(params[name])))
 	}
-	return always(`{"type": "object", "additionalProperties": true, "properties": {` + strings.Join(properties, ", ") + `}}`)
+	return allVersions(`{"type": "object", "additionalProperties": true, "properties": {` + strings.Join(properties, ", ") + `}}`)
 }
 
 // oneOf is the schema of a text that is one of the keys of columns.
@@ -101,43 +101,43 @@ const (
 )
 
 var (
-	link  = exact(fields{"rel": `{"enum": ["self", "bookmark", "next", "describedby"]}`, "href": `{"type": "string", "format": "uri"}`, "type?": anything})
-	links = list(link)
+	link  = exactObject(fields{"rel": `{"enum": ["self", "bookmark", "next", "describedby"]}`, "href": `{"type": "string", "format": "uri"}`, "type?": anything})
+	links = arrayOf(link)
 )
 
 // Flavors.
 var (
-	flavorQuery = query(fields{
+	flavorQuery = querySchema(fields{
 		"limit": digits, "marker": anything, "is_public": anything, "minRam": anything, "minDisk": anything,
 		"sort_key": oneOf(flavorSorts), "sort_dir": `{"enum": ["asc", "desc"]}`,
 	})
-	flavorCreate = always(exact(fields{"flavor": exact(fields{
+	flavorCreate = allVersions(exactObject(fields{"flavor": exactObject(fields{
 		"name": nameText, "ram": positive, "vcpus": positive, "disk": natural, "swap?": natural, "OS-FLV-EXT-DATA:ephemeral?": natural,
 		"id?":                         `{"type": ["string", "number", "null"], "minLength": 1, "maxLength": 255, "pattern": "^[a-zA-Z0-9._-]([a-zA-Z0-9. _-]*[a-zA-Z0-9._-])?$"}`,
 		"rxtx_factor?":                `{"type": ["number", "string"], "pattern": "^[0-9]+(\\.[0-9]+)?$", "exclusiveMinimum": 0, "maximum": 3.40282e+38}`,
 		"os-flavor-access:is_public?": yesOrNo,
 	})}))
-	flavorShort = exact(fields{"id": flavorIDs, "name": upTo255, "links": links})
-	flavorLong  = exact(fields{
+	flavorShort = exactObject(fields{"id": flavorIDs, "name": upTo255, "links": links})
+	flavorLong  = exactObject(fields{
 		"id": flavorIDs, "name": upTo255, "ram": amount, "vcpus": amount, "disk": amount, "OS-FLV-EXT-DATA:ephemeral": amount,
 		"swap":                     `{"type": ["integer", "string"], "minimum": 1, "maxLength": 0}`, // "" for none, until microversion 2.75
 		"OS-FLV-DISABLED:disabled": boolean, "os-flavor-access:is_public": boolean, "rxtx_factor": `{"type": "number"}`, "links": links,
 	})
-	flavorOne  = always(exact(fields{"flavor": flavorLong}))
-	accessList = always(exact(fields{"flavor_access": list(exact(fields{"flavor_id": flavorIDs, "tenant_id": upTo255}))}))
+	flavorOne  = allVersions(exactObject(fields{"flavor": flavorLong}))
+	accessList = allVersions(exactObject(fields{"flavor_access": arrayOf(exactObject(fields{"flavor_id": flavorIDs, "tenant_id": upTo255}))}))
 )
 
 // accessBody is the body of an action that changes which projects have access to a flavor.
 func accessBody(action string) []api.Schema {
-	return always(exact(fields{action: exact(fields{"tenant": upTo255})}))
+	return allVersions(exactObject(fields{action: exactObject(fields{"tenant": upTo255})}))
 }
 
 // Servers.
 var (
 	// Networks are accepted without effect, because servers have no network yet.
-	networks = list(`{"type": "object", "additionalProperties": false, "properties": {` +
+	networks = arrayOf(`{"type": "object", "additionalProperties": false, "properties": {` +
 		`"fixed_ip": {"type": "string", "anyOf": [{"format": "ipv4"}, {"format": "ipv6"}]}, "port": {"type": ["string", "null"], "format": "uuid"}, "uuid": ` + anything + `}}`)
-	serverCreate = always(exact(fields{"server": exact(fields{
+	serverCreate = allVersions(exactObject(fields{"server": exactObject(fields{
 		"name": nameText, "flavorRef": reference, "metadata?": labels, "networks?": networks,
 		"imageRef?":  `{"type": "string", "maxLength": 255}`, // any text, because nova-mini has no images
 		"key_name?":  nameText,
@@ -145,23 +145,23 @@ var (
 		"availability_zone?": nameText,
 	})}))
 	oneServer   = `{"enum": [1, "1"]}`
-	serverQuery = query(withFilters(fields{
+	serverQuery = querySchema(withFilters(fields{
 		"limit": digits, "marker": anything, "all_tenants": anything, "sort_key": oneOf(serverSorts), "sort_dir": anything,
 	}))
-	serverMade = always(exact(fields{"server": exact(fields{
-		"id": uuidText, "links": links, "OS-DCF:diskConfig": manual, "adminPass": anything, "security_groups": list(exact(fields{"name": anything})),
+	serverMade = allVersions(exactObject(fields{"server": exactObject(fields{
+		"id": uuidText, "links": links, "OS-DCF:diskConfig": manual, "adminPass": anything, "security_groups": arrayOf(exactObject(fields{"name": anything})),
 	})}))
-	serverShort = exact(fields{"id": uuidText, "name": upTo255, "links": links})
-	serverLong  = exact(fields{
+	serverShort = exactObject(fields{"id": uuidText, "name": upTo255, "links": links})
+	serverLong  = exactObject(fields{
 		"id": uuidText, "name": upTo255, "tenant_id": anything, "user_id": anything, "metadata": labels, "links": links,
 		"status":    `{"enum": ["BUILD", "ACTIVE", "REBOOT", "HARD_REBOOT", "RESIZE", "VERIFY_RESIZE", "REVERT_RESIZE", "SHUTOFF", "ERROR"]}`,
 		"hostId":    `{"type": "string", "pattern": "^([0-9a-f]{56})?$"}`,
-		"image":     anyOf(empty, exact(fields{"id": anything, "links": links})),
-		"flavor":    exact(fields{"id": anything, "links": links}),
+		"image":     anyOf(empty, exactObject(fields{"id": anything, "links": links})),
+		"flavor":    exactObject(fields{"id": anything, "links": links}),
 		"created":   seconds,
 		"updated":   seconds,
-		"fault?":    exact(fields{"code": integer, "created": seconds, "message": anything, "details?": anything}),
-		"progress?": amount, "addresses": exact(nil), "accessIPv4": empty, "accessIPv6": empty, "config_drive": empty, "key_name": null,
+		"fault?":    exactObject(fields{"code": integer, "created": seconds, "message": anything, "details?": anything}),
+		"progress?": amount, "addresses": exactObject(nil), "accessIPv4": empty, "accessIPv6": empty, "config_drive": empty, "key_name": null,
 		"OS-DCF:diskConfig": manual, "OS-EXT-AZ:availability_zone": `{"enum": ["", "` + zone + `"]}`,
 		"OS-EXT-STS:vm_state":    `{"enum": ["building", "active", "stopped", "resized", "error"]}`,
 		"OS-EXT-STS:task_state":  optional,
@@ -170,33 +170,33 @@ var (
 		"OS-EXT-SRV-ATTR:host?": optional, "OS-EXT-SRV-ATTR:hypervisor_hostname?": optional, "OS-EXT-SRV-ATTR:instance_name?": anything,
 		"os-extended-volumes:volumes_attached": `{"type": "array", "maxItems": 0}`,
 	})
-	serverOne = always(exact(fields{"server": serverLong}))
+	serverOne = allVersions(exactObject(fields{"server": serverLong}))
 )
 
 // Actions.
 var (
-	rebootBody  = always(exact(fields{"reboot": exact(fields{"type": `{"type": "string", "enum": ["HARD", "Hard", "hard", "SOFT", "Soft", "soft"]}`})}))
-	resizeBody  = always(exact(fields{"resize": exact(fields{"flavorRef": reference, "OS-DCF:diskConfig?": manual})}))
-	consoleBody = always(exact(fields{"os-getConsoleOutput": exact(fields{
+	rebootBody  = allVersions(exactObject(fields{"reboot": exactObject(fields{"type": `{"type": "string", "enum": ["HARD", "Hard", "hard", "SOFT", "Soft", "soft"]}`})}))
+	resizeBody  = allVersions(exactObject(fields{"resize": exactObject(fields{"flavorRef": reference, "OS-DCF:diskConfig?": manual})}))
+	consoleBody = allVersions(exactObject(fields{"os-getConsoleOutput": exactObject(fields{
 		"length?": `{"type": ["integer", "string", "null"], "pattern": "^-?[0-9]+$", "minimum": -1}`, // -1 is all
 	})}))
-	consoleText = always(exact(fields{"output": anything}))
+	consoleText = allVersions(exactObject(fields{"output": anything}))
 )
 
 // Services and hypervisors.
 var (
-	serviceQuery  = query(fields{"host": anything, "binary": anything})
-	serviceUpdate = always(exact(fields{"host": hostText, "binary": upTo255, "disabled_reason?": upTo255}))
-	serviceSet    = always(exact(fields{"service": exact(fields{"host": anything, "binary": anything, "status": turned, "disabled_reason?": anything})}))
-	serviceList   = always(exact(fields{"services": list(exact(fields{
+	serviceQuery  = querySchema(fields{"host": anything, "binary": anything})
+	serviceUpdate = allVersions(exactObject(fields{"host": hostText, "binary": upTo255, "disabled_reason?": upTo255}))
+	serviceSet    = allVersions(exactObject(fields{"service": exactObject(fields{"host": anything, "binary": anything, "status": turned, "disabled_reason?": anything})}))
+	serviceList   = allVersions(exactObject(fields{"services": arrayOf(exactObject(fields{
 		"id": integer, "binary": anything, "host": anything, "zone": `{"enum": ["internal", "` + zone + `"]}`, "status": turned, "state": upOrDown,
 		"updated_at": noMicros, "disabled_reason": optional,
 	}))}))
-	hypervisorShort = exact(fields{"id": integer, "hypervisor_hostname": anything, "state": upOrDown, "status": turned})
-	hypervisorLong  = exact(fields{
+	hypervisorShort = exactObject(fields{"id": integer, "hypervisor_hostname": anything, "state": upOrDown, "status": turned})
+	hypervisorLong  = exactObject(fields{
 		"id": integer, "hypervisor_hostname": anything, "state": upOrDown, "status": turned,
 		"hypervisor_type": anything, "hypervisor_version": integer, "host_ip": `{"type": "string", "format": "ipv4"}`, "cpu_info": anything,
-		"service": exact(fields{"id": integer, "host": anything, "disabled_reason": optional}),
+		"service": exactObject(fields{"id": integer, "host": anything, "disabled_reason": optional}),
 		"vcpus":   amount, "memory_mb": amount, "local_gb": amount, "vcpus_used": amount, "memory_mb_used": amount, "local_gb_used": amount,
 		"free_ram_mb": integer, "free_disk_gb": integer, "disk_available_least": integer, "current_workload": amount, "running_vms": amount,
 	})

@@ -172,9 +172,9 @@ func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 	}
 	v := serverView{
 		ID: srv.ID, Name: srv.Name, Status: srv.Status(), TenantID: srv.ProjectID, UserID: srv.UserID, Metadata: srv.Metadata.V, Image: "",
-		Flavor: marked("flavors", srv.FlavorID), Created: stamp(srv.CreatedAt), Updated: stamp(srv.UpdatedAt),
+		Flavor: marked("flavors", srv.FlavorID), Created: formatSeconds(srv.CreatedAt), Updated: formatSeconds(srv.UpdatedAt),
 		Addresses: map[string]any{}, Links: linksTo(r, "servers", srv.ID), DiskConfig: "MANUAL",
-		LaunchedAt: micros(srv.LaunchedAt),
+		LaunchedAt: formatMicros(srv.LaunchedAt),
 		TaskState:  srv.TaskState, VMState: srv.VMState, PowerState: srv.PowerState(), Zone: zoneOf(srv), VolumesAttached: []map[string]string{},
 	}
 	if srv.ImageRef != "" {
@@ -188,7 +188,7 @@ func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 		v.Progress = new(int)
 	}
 	if v.Status == store.StatusError && srv.FaultAt != nil {
-		v.Fault = &faultView{Code: srv.FaultCode, Created: stamp(*srv.FaultAt), Message: srv.FaultMessage}
+		v.Fault = &faultView{Code: srv.FaultCode, Created: formatSeconds(*srv.FaultAt), Message: srv.FaultMessage}
 		if srv.FaultCode != http.StatusInternalServerError || s.administrator(r.Context()) { // as Nova
 			v.Fault.Details = srv.FaultDetails
 		}

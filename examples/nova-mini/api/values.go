@@ -21,8 +21,8 @@ func plainText(raw json.RawMessage) string {
 	return string(raw)
 }
 
-// whole returns an integer of at least low. It returns low for an empty value. Errors: Invalid.
-func whole(name string, raw json.RawMessage, low int) (int, error) {
+// parseWhole returns an integer of at least low. It returns low for an empty value. Errors: Invalid.
+func parseWhole(name string, raw json.RawMessage, low int) (int, error) {
 	if len(raw) == 0 {
 		return low, nil
 	}
@@ -38,8 +38,8 @@ func whole(name string, raw json.RawMessage, low int) (int, error) {
 	return int(n), nil
 }
 
-// factor returns a positive number. It returns 1 for an empty value. Errors: Invalid.
-func factor(raw json.RawMessage) (float64, error) {
+// parseFactor returns a positive number. It returns 1 for an empty value. Errors: Invalid.
+func parseFactor(raw json.RawMessage) (float64, error) {
 	if len(raw) == 0 {
 		return 1, nil
 	}
@@ -50,8 +50,8 @@ func factor(raw json.RawMessage) (float64, error) {
 	return x, nil
 }
 
-// truth reads a text that stands for a boolean. ok is false if the text does not stand for a boolean.
-func truth(text string) (value, ok bool) {
+// parseTruth reads a text that stands for a boolean. ok is false if the text does not stand for a boolean.
+func parseTruth(text string) (value, ok bool) {
 	switch strings.ToLower(strings.TrimSpace(text)) {
 	case "true", "1", "on", "yes", "t", "y":
 		return true, true
@@ -61,9 +61,9 @@ func truth(text string) (value, ok bool) {
 	return false, false
 }
 
-// yes reports whether a text stands for true.
-func yes(text string) bool {
-	value, _ := truth(text)
+// isTrue reports whether a text stands for true.
+func isTrue(text string) bool {
+	value, _ := parseTruth(text)
 	return value
 }
 
@@ -73,7 +73,7 @@ func allTenants(q map[string][]string) (bool, error) {
 	if len(values) == 0 {
 		return false, nil
 	}
-	value, ok := truth(values[0])
+	value, ok := parseTruth(values[0])
 	if !ok && strings.TrimSpace(values[0]) != "" {
 		return false, fault.New(fault.Invalid, "Invalid input received: Unrecognized value '%.100s', "+
 			"acceptable values are: '0', '1', 'f', 'false', 'n', 'no', 'off', 'on', 't', 'true', 'y', 'yes'", values[0])

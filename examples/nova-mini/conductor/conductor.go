@@ -295,7 +295,7 @@ func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rp
 		if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 			return err
 		}
-		return s.Runner.End(ctx, req.Token, failed)
+		return s.Runner.EndStep(ctx, req.Token, failed)
 	})
 	if err == nil {
 		s.cfg.Logger.InfoContext(ctx, "host reported", "token", req.Token, "host", req.Host, "done", failed == nil)

@@ -210,7 +210,7 @@ func (b *bench) polls() {
 func events(o *operation.Operation) string {
 	var out []string
 	for _, e := range o.Events {
-		out = append(out, e.Step+":"+e.Result)
+		out = append(out, e.StepName+":"+e.Result)
 	}
 	return strings.Join(out, " ")
 }

@@ -132,9 +132,17 @@ func newCloud(t testing.TB, extra string) *cloud {
 	return newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
 }
 
+// configured returns the URL of a bus as oslo.messaging has it.
+func configured(busURL string) string {
+	if rest, ok := strings.CutPrefix(busURL, "amqp://"); ok {
+		return "rabbit://" + rest
+	}
+	return busURL
+}
+
 func newCloudOn(t testing.TB, extra, mysqlURL, busURL string) *cloud {
 	t.Helper()
-	c := &cloud{TB: t, dir: t.TempDir(), busURL: busURL, exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
+	c := &cloud{TB: t, dir: t.TempDir(), busURL: strings.TrimPrefix(busURL, "watermill-"), exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
 	name := "e2e_" + strings.ToLower(rand.Text())
 	admin := c.open(mysqlURL + "mysql")
 	if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
@@ -158,7 +166,7 @@ auth_strategy = noauth2
 %s
 [database]
 connection = %s%s
-`, strings.Replace(busURL, "amqp://", "rabbit://", 1), c.exchange, c.dir, extra, mysqlURL, name)
+`, configured(busURL), c.exchange, c.dir, extra, mysqlURL, name)
 	if err := os.WriteFile(c.conf, []byte(conf), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,39 @@ func TestCloud(t *testing.T) {
 	}
 }
 
+// TestWatermill: a deployment works over the bus that is made of watermill-amqp. Each process says at its start what this bus
+// cannot do.
+func TestWatermill(t *testing.T) {
+	t.Parallel()
+	scenario(t)
+	c := newCloudOn(t, "", envtest.URL(t, testenv.MySQLVar), "watermill-"+envtest.URL(t, testenv.AMQPVar))
+	api := c.start("api", "api-1")
+	for service, host := range map[string]string{"conductor": "conductor-1", "scheduler": "scheduler-1", "compute": "node-1"} {
+		c.start(service, host)
+	}
+	cl := c.client(api)
+	c.hostsUp(cl, 1)
+	const total = 5
+	for i := range total {
+		if _, err := create(t.Context(), cl, fmt.Sprintf("s%d", i), "1", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	by := c.settled(cl, total, 60*time.Second)
+	if n := len(by["ACTIVE"]); n != total {
+		t.Fatalf("%d servers are ACTIVE, want %d; faults: %v", n, total, faults(by["ERROR"]))
+	}
+	if _, err := servers.ShowConsoleOutput(t.Context(), cl, by["ACTIVE"][0].ID, servers.ShowConsoleOutputOpts{}).Extract(); err != nil {
+		t.Errorf("console log, which is a call to the host: %v", err)
+	}
+	c.deleteAll(cl, []string{"node-1"})
+	for host, p := range c.procs {
+		if n := strings.Count(p.log.String(), "watermill-amqp started: no error for servers that are away"); n != 1 {
+			t.Errorf("%s: %d lines say what the bus cannot do, want 1", host, n)
+		}
+	}
+}
+
 func testCloud(t *testing.T, c *cloud) {
 	t.Helper()
 	hosts := []string{"node-1", "node-2", "node-3"}

@@ -100,7 +100,7 @@ func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	rank, err := ranking(&cfg)
+	rank, err := newRanking(&cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -117,12 +117,12 @@ func New(cfg Config) (*Service, error) {
 
 // Validate reports what [New] would refuse. Store is not needed.
 func (c Config) Validate() error {
-	_, err := ranking(&c)
+	_, err := newRanking(&c)
 	return err
 }
 
-// ranking makes the filters and weighers that a configuration names.
-func ranking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
+// newRanking makes the filters and weighers that a configuration names.
+func newRanking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
 	names := filterNames(cfg.Filters)
 	tried := scheduler.FilterFunc("tried", func(s *spec, h *store.Host) scheduler.Verdict {

@@ -355,7 +355,7 @@ func (c claims) Claim(ctx context.Context, list ...placement.Claim) error {
 				return compute.ErrStale
 			case err != nil:
 				return err
-			case op.Kind != Create.Name || op.State != operation.Running || op.Step == StepBuild:
+			case op.Kind != Create.Name || op.State != operation.Running || op.StepName == StepBuild:
 				return compute.ErrStale
 			}
 		}

@@ -88,12 +88,12 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 	failed := retryDriver(ctx, func() error { return s.cfg.Driver().Spawn(ctx, req.Spec) })
 	if failed != nil {
 		if ctx.Err() != nil { // the service stops, and the message is redelivered
-			return nil, redeliver(fmt.Errorf("spawn server %s: %w", id, failed))
+			return nil, askRedelivery(fmt.Errorf("spawn server %s: %w", id, failed))
 		}
 		s.cfg.Logger.ErrorContext(ctx, "spawn failed", "server", id, "error", failed)
 		// The remains are removed before the report, because another host gets the server after the report.
 		if err := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
-			return nil, redeliver(fmt.Errorf("clean up after server %s: %w", id, err))
+			return nil, askRedelivery(fmt.Errorf("clean up after server %s: %w", id, err))
 		}
 	}
 	stale, err := s.endStep(ctx, "build", id, req.Token, failed)
@@ -123,7 +123,7 @@ func (s *Service) beginStep(ctx context.Context, work, id, token string) (wanted
 		s.cfg.Logger.InfoContext(ctx, "request dropped, no longer wanted", "work", work, "server", id)
 		return false, nil
 	case err != nil:
-		return false, redeliver(fmt.Errorf("ask whether %s of server %s is still wanted: %w", work, id, err))
+		return false, askRedelivery(fmt.Errorf("ask whether %s of server %s is still wanted: %w", work, id, err))
 	}
 	return true, nil
 }
@@ -140,7 +140,7 @@ func (s *Service) endStep(ctx context.Context, work, id, token string, failed er
 		s.cfg.Logger.InfoContext(ctx, "step done, but no longer wanted", "work", work, "server", id)
 		return true, nil
 	case err != nil:
-		return false, redeliver(fmt.Errorf("report %s of server %s: %w", work, id, err))
+		return false, askRedelivery(fmt.Errorf("report %s of server %s: %w", work, id, err))
 	case failed == nil:
 		s.cfg.Logger.InfoContext(ctx, "step done", "work", work, "server", id)
 	}
@@ -162,7 +162,7 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 		return &rpc.None{}, err
 	}
 	if err := retryDriver(ctx, func() error { return s.cfg.Driver().Destroy(ctx, id) }); err != nil {
-		return nil, redeliver(fmt.Errorf("destroy server %s: %w", id, err))
+		return nil, askRedelivery(fmt.Errorf("destroy server %s: %w", id, err))
 	}
 	_, err = s.endStep(ctx, "destroy", id, req.Token, nil)
 	return &rpc.None{}, err
@@ -183,7 +183,7 @@ func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, 
 	failed := s.runAction(ctx, req)
 	if failed != nil {
 		if ctx.Err() != nil || errors.Is(failed, errPartial) {
-			return nil, redeliver(fmt.Errorf("%s server %s: %w", work, id, failed))
+			return nil, askRedelivery(fmt.Errorf("%s server %s: %w", work, id, failed))
 		}
 		s.cfg.Logger.ErrorContext(ctx, "action failed", "server", id, "action", work, "error", failed)
 	}
@@ -318,9 +318,9 @@ func askConductor[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[R
 	return resp, err
 }
 
-// redeliver gives an error the code Unavailable, so that the message is redelivered, for every code of the conductor's or
+// askRedelivery gives an error the code Unavailable, so that the message is redelivered, for every code of the conductor's or
 // the driver's error.
-func redeliver(err error) error { return fault.New(fault.Unavailable, "%w", err) }
+func askRedelivery(err error) error { return fault.New(fault.Unavailable, "%w", err) }
 
 // retryDriver repeats a call to the driver while the driver's program is down or its connection is lost (Unavailable or
 // Unknown). Calls are idempotent, and a program that has crashed is restarted soon. The back-off begins with 50 ms and

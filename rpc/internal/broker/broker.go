@@ -1,4 +1,5 @@
-// Package broker checks the URLs of brokers, and removes passwords from them.
+// Package broker has what the buses over a broker share: the check of URLs, which also removes passwords from them, and the loop
+// that sends a message again.
 package broker
 
 import (

@@ -15,7 +15,7 @@ const Max = 255
 // Fault returns what is wrong with a name, as the predicate of a sentence. It is empty if the name is valid.
 func Fault(name string) string {
 	switch {
-	case plain(name): // the usual case, checked fast
+	case isPlain(name): // the usual case, checked fast
 		return ""
 	case len(name) > Max:
 		return "is longer than the 255 bytes that a broker allows"
@@ -31,8 +31,8 @@ func Fault(name string) string {
 	return ""
 }
 
-// plain reports whether a name is valid and all ASCII.
-func plain(name string) bool {
+// isPlain reports whether a name is valid and all ASCII.
+func isPlain(name string) bool {
 	part := false // the part before the next dot is not empty
 	for i := range len(name) {
 		switch c := name[i]; {

@@ -1,13 +1,13 @@
 // Package amqp is a bus over RabbitMQ made of stock watermill-amqp (v3.0.2) alone, for programs that must not link
 // another client of RabbitMQ. All other programs use rpc/amqpbus, which is faster and keeps more rules.
 //
-//	bus, err := amqp.New(amqp.Config{URL: "amqp://user:pw@rabbit:5672/"})
+//	bus, err := amqp.New(amqp.Config{URLs: []string{"amqp://user:pw@rabbit:5672/"}})
 //	err = bus.Start(ctx)
 //
 // Package urlbus opens it for watermill-amqp:// URLs if the program registers it as below. Other programs do not link it:
 //
-//	cfg.Schemes = map[string]urlbus.Opener{"watermill-amqp": func(url string, cfg urlbus.Config) (urlbus.Bus, error) {
-//		return amqp.New(amqp.Config{URL: url, Exchange: cfg.Exchange, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
+//	cfg.Schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
+//		return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 //	}}
 //
 // The bus keeps the same rules of the bus contract as watermillbus, and Start logs a warning about the others: a call to a
@@ -28,7 +28,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync"
 
 	"github.com/ThreeDotsLabs/watermill"
@@ -49,14 +48,16 @@ var ErrConnectionLost = fault.Sentinel(fault.Unavailable, "BusConnectionLost", "
 
 // Config configures a Bus.
 type Config struct {
-	// URL is the broker's URL: amqp://, amqps:// or watermill-amqp:// (which means amqp://), with user, password, host,
-	// port and virtual host. Required. The password does not appear in logs and errors.
-	URL string
+	// URLs has the broker's URL: amqp:// or amqps://, with user, password, host, port and virtual host. Required. The
+	// password does not appear in logs and errors. watermill-amqp knows one broker, so several URLs are Invalid.
+	URLs []string
 	// Exchange is the first part of the name of every queue and exchange. It must be the same in all processes that
 	// talk to each other. Default "armature".
 	Exchange string
 	// TLS is the configuration for amqps URLs. Nil: the system's authorities.
 	TLS *tls.Config
+	// Quorum declares the queues of Shared topics as quorum queues, as that of amqpbus.
+	Quorum bool
 	// MaxMessage is the largest message that Publish accepts, in bytes. Default bus.DefaultMaxMessage.
 	MaxMessage int
 	// Lanes bounds how many messages of a topic are handled at once. Each lane needs a channel. Default 16.
@@ -79,13 +80,13 @@ type Bus struct {
 	closed bool
 }
 
-// New returns a bus that is not connected. The error, with code Invalid, says what is wrong with URL or Exchange.
+// New returns a bus that is not connected. The error, with code Invalid, says what is wrong with URLs or Exchange.
 func New(cfg Config) (*Bus, error) {
-	if rest, ok := strings.CutPrefix(cfg.URL, "watermill-"); ok {
-		cfg.URL = rest
-	}
-	if err := broker.CheckURLs([]string{cfg.URL}, "amqp", "amqps"); err != nil {
+	if err := broker.CheckURLs(cfg.URLs, "amqp", "amqps"); err != nil {
 		return nil, fmt.Errorf("watermill-amqp: %w", err)
+	}
+	if n := len(cfg.URLs); n != 1 {
+		return nil, fault.New(fault.Invalid, "watermill-amqp: %d brokers are given, and it connects to one: name one broker, or use rabbit://", n)
 	}
 	cfg.Exchange = cmp.Or(cfg.Exchange, "armature")
 	if err := bus.CheckTopic(cfg.Exchange); err != nil {
@@ -116,10 +117,10 @@ func (b *Bus) Start(context.Context) error {
 	}
 	var made []*amqp.ConnectionWrapper
 	for range 2 { // to publish and to consume
-		c, err := amqp.NewConnection(amqp.ConnectionConfig{AmqpURI: b.cfg.URL, TLSConfig: b.cfg.TLS}, watermill.NopLogger{})
+		c, err := amqp.NewConnection(amqp.ConnectionConfig{AmqpURI: b.cfg.URLs[0], TLSConfig: b.cfg.TLS}, watermill.NopLogger{})
 		if err != nil {
 			closeAll(made)
-			return fault.New(fault.Unavailable, "connect to RabbitMQ at %s: %v", broker.Redacted(b.cfg.URL), err)
+			return fault.New(fault.Unavailable, "connect to RabbitMQ at %s: %v", broker.Redacted(b.cfg.URLs[0]), err)
 		}
 		lost := c.Connection().NotifyClose(make(chan *amqp091.Error, 1))
 		go b.awaitLoss(lost) // ends with the connection
@@ -131,7 +132,7 @@ func (b *Bus) Start(context.Context) error {
 		return err
 	}
 	b.inner, b.conns = inner, made
-	b.cfg.Logger.Warn("watermill-amqp started: no error for servers that are down, waiting calls stay with busy servers, a lost connection ends the bus")
+	b.cfg.Logger.Warn("watermill-amqp started: no error for servers that are down or die, waiting calls stay with busy servers, a lost connection ends the bus")
 	return nil
 }
 
@@ -144,7 +145,7 @@ func closeAll(list []*amqp.ConnectionWrapper) {
 // assemble makes the bus of watermill-amqp publishers and subscribers.
 func (b *Bus) assemble(publish, consume *amqp.ConnectionWrapper) (*watermillbus.Bus, error) {
 	log := watermill.NopLogger{}
-	queues, fanouts := b.config(amqp.NewDurableQueueConfig(b.cfg.URL)), b.config(amqp.NewDurablePubSubConfig(b.cfg.URL, nil))
+	queues, fanouts := b.config(amqp.NewDurableQueueConfig(b.cfg.URLs[0])), b.config(amqp.NewDurablePubSubConfig(b.cfg.URLs[0], nil))
 	pub, err := amqp.NewPublisherWithConnection(queues, log, publish)
 	if err != nil {
 		return nil, fault.New(fault.Unavailable, "open channels of RabbitMQ: %v", err)
@@ -159,6 +160,9 @@ func (b *Bus) assemble(publish, consume *amqp.ConnectionWrapper) (*watermillbus.
 			c := queues
 			switch s.Mode {
 			case bus.Shared:
+				if b.cfg.Quorum {
+					c.Queue.Arguments = map[string]any{amqp091.QueueTypeArg: amqp091.QueueTypeQuorum}
+				}
 			case bus.Live:
 				c.Queue.Arguments = map[string]any{"x-expires": int32(10_000)}
 			case bus.Private:

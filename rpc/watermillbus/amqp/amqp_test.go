@@ -5,13 +5,14 @@ import (
 	"crypto/rand"
 	"errors"
 	"log/slog"
-	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/envtest"
 	"github.com/armature-go/armature/internal/testenv"
+	"github.com/armature-go/armature/rpc/amqpbus"
 	"github.com/armature-go/armature/rpc/bus"
 	"github.com/armature-go/armature/rpc/rpctest"
 	"github.com/armature-go/armature/rpc/urlbus"
@@ -20,7 +21,7 @@ import (
 
 func open(t *testing.T, broker, exchange string) *amqp.Bus {
 	t.Helper()
-	b, err := amqp.New(amqp.Config{URL: broker, Exchange: exchange, Logger: slog.New(slog.DiscardHandler)})
+	b, err := amqp.New(amqp.Config{URLs: []string{broker}, Exchange: exchange, Logger: slog.New(slog.DiscardHandler)})
 	if err == nil {
 		err = b.Start(t.Context())
 	}
@@ -51,11 +52,11 @@ func TestBus(t *testing.T) {
 func TestStart(t *testing.T) {
 	t.Parallel()
 	for _, broker := range []string{"", "nats://u:hunter2@h", "amqp://u:hunter2@"} {
-		if _, err := amqp.New(amqp.Config{URL: broker}); fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "hunter2") {
+		if _, err := amqp.New(amqp.Config{URLs: []string{broker}}); fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "hunter2") {
 			t.Errorf("New(%q): %v, want Invalid without the password", broker, err)
 		}
 	}
-	b, err := amqp.New(amqp.Config{URL: "amqp://u:hunter2@" + envtest.DeadAddr(t)})
+	b, err := amqp.New(amqp.Config{URLs: []string{"amqp://u:hunter2@" + envtest.DeadAddr(t)}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -73,23 +74,19 @@ func TestStart(t *testing.T) {
 	}
 }
 
+// opener is what a program registers with urlbus.
+var opener = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, cfg urlbus.Config) (urlbus.Bus, error) {
+	return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
+}}
+
 // TestScheme: urlbus opens the bus only for a program that registers it.
 func TestScheme(t *testing.T) {
 	t.Parallel()
-	u, err := url.Parse(envtest.URL(t, testenv.AMQPVar))
-	if err != nil {
-		t.Fatal("the URL of the broker cannot be read")
-	}
-	u.Scheme = "watermill-amqp"
-	if _, err := urlbus.Open(u.String(), urlbus.Config{}); fault.CodeOf(err) != fault.Invalid {
+	url := "watermill-" + envtest.URL(t, testenv.AMQPVar)
+	if _, err := urlbus.Open(url, urlbus.Config{}); fault.CodeOf(err) != fault.Invalid {
 		t.Errorf("without the package: %v, want Invalid", err)
 	}
-	b, err := urlbus.Open(u.String(), urlbus.Config{
-		Exchange: newExchange(), Logger: slog.New(slog.DiscardHandler),
-		Schemes: map[string]urlbus.Opener{"watermill-amqp": func(url string, cfg urlbus.Config) (urlbus.Bus, error) {
-			return amqp.New(amqp.Config{URL: url, Exchange: cfg.Exchange, Logger: cfg.Logger})
-		}},
-	})
+	b, err := urlbus.Open(url, urlbus.Config{Exchange: newExchange(), Logger: slog.New(slog.DiscardHandler), Schemes: opener})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -100,4 +97,50 @@ func TestScheme(t *testing.T) {
 	if err := b.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
+	if _, err := urlbus.Open("watermill-amqp://u:hunter2@a,b/", urlbus.Config{Schemes: opener}); fault.CodeOf(err) != fault.Invalid ||
+		!strings.Contains(err.Error(), "2 brokers are given") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("two brokers: %v, want Invalid", err)
+	}
+}
+
+// TestQuorum: with Quorum the bus shares the quorum queues of amqpbus, which RabbitMQ refuses to a bus without it. A URL
+// that asks for TLS gets TLS or no connection.
+func TestQuorum(t *testing.T) {
+	t.Parallel()
+	broker, exchange := envtest.URL(t, testenv.AMQPVar), newExchange()
+	own, err := amqpbus.New(amqpbus.Config{URLs: []string{broker}, Exchange: exchange, Quorum: true, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	if err := own.CreateTopic(t.Context(), "jobs"); err != nil {
+		t.Fatal(err)
+	}
+	for _, quorum := range []bool{true, false} {
+		b, err := urlbus.Open("watermill-"+broker, urlbus.Config{Exchange: exchange, Quorum: quorum, Logger: slog.New(slog.DiscardHandler), Schemes: opener})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := b.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		_, err = b.Subscribe(ctx, bus.Subscription{Topic: "jobs", Mode: bus.Shared, Slots: 1})
+		if (err == nil) != quorum {
+			t.Errorf("subscribe to a quorum queue with Quorum %v: %v", quorum, err)
+		}
+		cancel()
+		_ = b.Stop(t.Context())
+	}
+	b, err := urlbus.Open("watermill-"+broker+"?ssl=1", urlbus.Config{Exchange: exchange, Logger: slog.New(slog.DiscardHandler), Schemes: opener})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Start(t.Context()); fault.CodeOf(err) != fault.Unavailable {
+		t.Errorf("TLS on a port without TLS: %v, want Unavailable", err)
+	}
+	_ = b.Stop(t.Context())
 }

@@ -45,7 +45,7 @@ func (t *Traces) Handler(next http.Handler) http.Handler {
 			scheme = "https"
 		}
 		attrs := []attribute.KeyValue{
-			attribute.String("http.request.method", method(r.Method)),
+			attribute.String("http.request.method", knownMethod(r.Method)),
 			attribute.String("url.path", r.URL.Path),
 			attribute.String("url.scheme", scheme),
 			attribute.String("server.address", r.Host),
@@ -57,7 +57,7 @@ func (t *Traces) Handler(next http.Handler) http.Handler {
 		if agent := r.UserAgent(); agent != "" {
 			attrs = append(attrs, attribute.String("user_agent.original", agent))
 		}
-		ctx, span := t.tracer.Start(ctx, method(r.Method), trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attrs...))
+		ctx, span := t.tracer.Start(ctx, knownMethod(r.Method), trace.WithSpanKind(trace.SpanKindServer), trace.WithAttributes(attrs...))
 		defer span.End()
 		r = r.WithContext(ctx)
 		r.Header = r.Header.Clone()                          // the original belongs to the server
@@ -66,8 +66,8 @@ func (t *Traces) Handler(next http.Handler) http.Handler {
 	})
 }
 
-// method returns the name of a known method, or _OTHER.
-func method(m string) string {
+// knownMethod returns the name of a known method, or _OTHER.
+func knownMethod(m string) string {
 	switch m {
 	case http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodPatch, http.MethodDelete, http.MethodOptions:
 		return m

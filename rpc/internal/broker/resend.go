@@ -1,0 +1,42 @@
+package broker
+
+import (
+	"context"
+
+	"github.com/armature-go/armature/rpc/bus"
+	"github.com/armature-go/armature/rpc/internal/backoff"
+)
+
+// Attempts sends one message again and again, with back-off.
+type Attempts struct {
+	Message *bus.Message
+	Backoff backoff.Backoff
+	// MayRepeat reports whether another attempt may follow one that ended with err, which is not nil.
+	MayRepeat func(err error) bool
+	// Send makes one attempt and waits for its outcome. last is the outcome of the attempt before.
+	Send func(last error) error
+}
+
+// Resend makes attempts until one succeeds or MayRepeat forbids another one. err is the outcome of the first attempt, which the
+// caller has made. When ctx ends, the wait between two attempts ends. Resend returns nil, or the error of the last attempt. If an attempt
+// may have reached the broker, it returns the error of the first such attempt, because a later refusal does not undo it.
+func (a Attempts) Resend(ctx context.Context, err error) error {
+	var unknown error
+	for err != nil {
+		if unknown == nil && bus.OutcomeOf(err) == bus.Unknown {
+			unknown = err
+		}
+		if !a.MayRepeat(err) {
+			break
+		}
+		a.Backoff.Wait(ctx)
+		if unknown == nil && a.Message.Resent != nil { // no attempt has had an effect
+			a.Message.Resent()
+		}
+		err = a.Send(err)
+	}
+	if err != nil && unknown != nil {
+		return unknown
+	}
+	return err
+}

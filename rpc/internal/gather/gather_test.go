@@ -1,0 +1,110 @@
+package gather_test
+
+import (
+	"encoding/binary"
+	"io"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/armature-go/armature/rpc/internal/gather"
+)
+
+// connect returns both ends of a TCP connection.
+func connect(t *testing.T) (near, far net.Conn) {
+	t.Helper()
+	l, err := new(net.ListenConfig).Listen(t.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if near, err = new(net.Dialer).DialContext(t.Context(), "tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { near.Close(); far.Close() })
+	return near, far
+}
+
+// TestOrder: what several goroutines write, by Write and by Batch, arrives whole, and in the order of each goroutine.
+func TestOrder(t *testing.T) {
+	t.Parallel()
+	near, far := connect(t)
+	c := &gather.Conn{Conn: near, Block: true}
+	const writers, each = 8, 2000
+	var wg sync.WaitGroup
+	for w := range uint32(writers) {
+		wg.Go(func() {
+			for i := range uint32(each) {
+				p := binary.BigEndian.AppendUint32(binary.BigEndian.AppendUint32(nil, w), i)
+				write := func() {
+					if _, err := c.Write(p); err != nil {
+						t.Error(err)
+					}
+				}
+				if i%2 == 0 {
+					c.Batch(write)
+				} else {
+					write()
+				}
+			}
+		})
+	}
+	next := make([]uint32, writers)
+	p := make([]byte, 8)
+	for range writers * each {
+		if _, err := io.ReadFull(far, p); err != nil {
+			t.Fatal(err)
+		}
+		w, i := binary.BigEndian.Uint32(p), binary.BigEndian.Uint32(p[4:])
+		if w >= writers || i != next[w] {
+			t.Fatalf("message %d of writer %d, want the messages in order", i, w)
+		}
+		next[w]++
+	}
+	wg.Wait()
+}
+
+// TestBatchNeverBlocks: while the peer reads nothing, Batch returns until 1 MiB waits, and then Full says so. When the peer
+// reads again, everything arrives.
+func TestBatchNeverBlocks(t *testing.T) {
+	t.Parallel()
+	near, far := connect(t)
+	c := &gather.Conn{Conn: near}
+	p := make([]byte, 64<<10)
+	sent := 0
+	var full <-chan struct{}
+	for full = c.Full(); full == nil; full = c.Full() {
+		for i := range p {
+			p[i] = byte(sent + i)
+		}
+		start := time.Now()
+		c.Batch(func() { _, _ = c.Write(p) })
+		if d := time.Since(start); d > 5*time.Second {
+			t.Fatalf("Batch took %v while the peer read nothing", d)
+		}
+		sent += len(p)
+	}
+	got := make([]byte, sent)
+	if _, err := io.ReadFull(far, got); err != nil {
+		t.Fatalf("after %d bytes: %v", sent, err)
+	}
+	for i, b := range got {
+		if b != byte(i) {
+			t.Fatalf("byte %d of %d is %d, want %d", i, sent, b, byte(i))
+		}
+	}
+}
+
+// TestBatchOfNil: a connection whose writes are not gathered has no Conn, and Batch only calls its function.
+func TestBatchOfNil(t *testing.T) {
+	t.Parallel()
+	called := false
+	(*gather.Conn)(nil).Batch(func() { called = true })
+	if !called {
+		t.Error("the function was not called")
+	}
+}
