@@ -44,9 +44,8 @@ type Config struct {
 	// TLSFiles are the files for TLS. It is an error to set them without TLS. Parameters of the URL override them.
 	// memory:// does not use them.
 	TLSFiles tlsfile.Client
-	// Schemes opens URLs of further schemes. The name of a scheme is a prefix, a hyphen and a scheme of [Open]. Its URLs
-	// have the form and the parameters of that scheme: watermill-amqp://, with package rpc/watermillbus/amqp, has those of
-	// amqp://.
+	// Schemes has the openers of further schemes, by name. A name is a prefix, a hyphen and a scheme of [Open], whose form
+	// and parameters its URLs have: a URL watermill-amqp://, for package rpc/watermillbus/amqp, has those of amqp://.
 	Schemes map[string]Opener
 	// Logger gets the events of the connections. Default slog.Default().
 	Logger *slog.Logger
@@ -54,13 +53,13 @@ type Config struct {
 
 // Broker is what Open has read from a URL for an [Opener], besides the Config.
 type Broker struct {
-	// URLs are those of the brokers, with a user each, and without the prefix of the scheme and without parameters.
+	// URLs are the URLs of the brokers. Each has the user, and neither the prefix of the scheme nor parameters.
 	URLs []string
-	// TLS is the configuration for TLS. If TLS is asked for, the scheme of the URLs is that with TLS, such as amqps.
+	// TLS is the configuration for TLS. If TLS is on, the scheme of the URLs is the one with TLS, such as amqps.
 	TLS *tls.Config
 }
 
-// Opener returns a bus that is not started, as Open does. It returns Invalid if the bus cannot do what cfg asks for.
+// Opener returns a bus that is not started, as Open does. Invalid: the bus cannot do what cfg requires.
 type Opener func(at Broker, cfg Config) (Bus, error)
 
 // Bus is a bus that is a part of package service. It is safe for concurrent use.
@@ -83,11 +82,11 @@ type Bus interface {
 //	nats:// tls://               NATS: the same without a virtual host
 //	memory://                    this process alone, as an empty URL
 //
-// and those of [Config].Schemes.
+// [Config].Schemes adds schemes.
 //
-// The user of the first host is that of all hosts that name none. The parameters, after a ?, are those
-// of oslo.messaging: ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, and their older names,
-// and besides ssl_server_name, see [tlsfile.Client]. The port of RabbitMQ is by default 5672, with TLS 5671.
+// A host without a user has the user of the first host. The parameters, after a ?, are those of
+// oslo.messaging, ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, with their older names, and
+// ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is 5672, with TLS 5671.
 //
 // Errors: Invalid if the URL has another form, or another parameter, or a file is wrong; Denied if
 // others can read the key. No error contains the URL, because a URL has a password.
@@ -182,7 +181,7 @@ func splitURL(url string, cfg *Config) (scheme string, urls []string, err error)
 	switch {
 	case scheme == "memory":
 		if rest != "" || query != "" {
-			return "", nil, fault.New(fault.Invalid, "the URL of the bus is memory:// with something after it")
+			return "", nil, fault.New(fault.Invalid, "the URL of the bus is memory:// with a host or parameters: remove them")
 		}
 		return scheme, nil, nil
 	case scheme == "amqp" || scheme == "amqps":

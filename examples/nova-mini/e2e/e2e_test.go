@@ -67,7 +67,7 @@ func TestWatermill(t *testing.T) {
 	}
 	c.deleteAll(cl, []string{"node-1"})
 	for host, p := range c.procs {
-		if n := strings.Count(p.log.String(), "watermill-amqp started: no error for servers that are away"); n != 1 {
+		if n := strings.Count(p.log.String(), "watermill-amqp started: no error for servers that are down"); n != 1 {
 			t.Errorf("%s: %d lines say what the bus cannot do, want 1", host, n)
 		}
 	}
