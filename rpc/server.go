@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -106,13 +107,13 @@ type ServerStats struct {
 }
 
 // NewServer returns a server without handlers. It starts nothing. The bus stays the
-// caller's. NewServer panics if cfg has no interface, if the interface's name is empty
-// or has a space, or if [CheckHost] refuses cfg.Host.
+// caller's. NewServer panics if cfg has no interface, if the interface's name is not valid,
+// or if [CheckHost] refuses cfg.Host.
 func NewServer(b bus.Bus, cfg ServerConfig) *Server {
-	if cfg.Interface == nil || cfg.Interface.Name == "" || strings.Contains(cfg.Interface.Name, " ") {
-		panic("rpc: NewServer without an interface, or with one whose name has a space")
+	if cfg.Interface == nil {
+		panic("rpc: NewServer without an interface")
 	}
-	if err := CheckHost(cfg.Host); err != nil {
+	if err := cmp.Or(checkInterface(cfg.Interface.Name), CheckHost(cfg.Host)); err != nil {
 		panic("rpc: NewServer: " + err.Error())
 	}
 	if cfg.MaxInFlight <= 0 {
