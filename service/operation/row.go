@@ -123,7 +123,9 @@ func (r *row) newToken() {
 }
 
 // waitsForAnother reports whether the step waits for another peer than this one.
-func (r *row) waitsForAnother(peer string) bool { return r.Peer != nil && *r.Peer != db.Cut(peer, maxID) }
+func (r *row) waitsForAnother(peer string) bool {
+	return r.Peer != nil && *r.Peer != db.Cut(peer, maxID)
+}
 
 // end makes the operation one that has ended.
 func (r *row) end(state State, now time.Time) {
