@@ -60,7 +60,7 @@ func CheckHost(host string) error {
 // checkInterface returns Invalid if an interface cannot have the name. A name with a dot is refused, because a server of interface
 // a on host b.c would have the topics of a server of interface a.b on host c.
 func checkInterface(name string) error {
-	wrong := ""
+	var wrong string
 	switch {
 	case name == "":
 		wrong = "is empty"

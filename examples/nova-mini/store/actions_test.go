@@ -292,7 +292,7 @@ func TestPrepareAction(t *testing.T) {
 			if _, err := s.PrepareAction(ctx, failed, compute.Resize, data); !errors.Is(err, operation.ErrStale) {
 				t.Errorf("%s: %v, want ErrStale", what, err)
 			}
-			if got := used(t, d, "h1"); got != before {
+			if got := used(t, d, "h1"); got != before { //nolint:contextcheck // the test's
 				t.Errorf("%s: %d MiB in use, want %d", what, got, before)
 			}
 		}
