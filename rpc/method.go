@@ -119,7 +119,8 @@ const (
 	// AtLeastOnce means that the message survives a restart of the broker, and is
 	// acknowledged only after the handler has returned. If the server dies before
 	// that, or the handler fails for a temporary reason, the message is delivered
-	// again, so the handler must be idempotent.
+	// again, so the handler must be idempotent. A server drops copies of a message that
+	// it has handled: it remembers the last 10,000 messages, each for an hour.
 	AtLeastOnce
 )
 

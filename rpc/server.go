@@ -36,9 +36,6 @@ type ServerConfig struct {
 	// That code says that nothing was done, for example because a database is away. It bounds the sum of the delays
 	// between these attempts; then the cast is dead-lettered. Default 1 h.
 	MaxUnavailable time.Duration
-	// Dedup remembers the casts of AtLeastOnce methods that have been handled.
-	// Default NewDedup(0, 0), in this process.
-	Dedup Dedup
 	// Interceptors run around each handler, the first outermost.
 	Interceptors []Interceptor
 	// Logger gets the events that no error reports. Default slog.Default().
@@ -76,6 +73,7 @@ type Server struct {
 	running    map[string]*delivery
 	settling   map[string]*settlement // by id, of AtLeastOnce casts
 	replaced   *recent[int]           // by lifeKey, the progress of the newest copy that this server has published
+	handled    *recent[struct{}]      // by id, the AtLeastOnce casts that have been handled, so that a redelivery is not handled again
 	heartbeats *time.Timer            // runs sendDueHeartbeats; nil before the first call that wants heartbeats
 	due        time.Time              // when heartbeats fires; zero if it is not set
 	aborted    bool                   // Stop canceled the handlers that still ran: no more heartbeats
@@ -125,9 +123,6 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	if cfg.MaxDeliveries <= 0 {
 		cfg.MaxDeliveries = 10
 	}
-	if cfg.Dedup == nil {
-		cfg.Dedup = NewDedup(0, 0)
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -141,6 +136,7 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 		running:  make(map[string]*delivery),
 		settling: make(map[string]*settlement),
 		replaced: newRecent[int](rememberSize, rememberTime),
+		handled:  newRecent[struct{}](rememberSize, rememberTime),
 	}
 	for _, name := range []string{methodPing, methodDescribe} {
 		m := builtinMethod(cfg.Interface, name)
