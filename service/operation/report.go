@@ -12,8 +12,8 @@ import (
 )
 
 // EndStep reports the result of the work of a token ([Op.Token]) and ends the step. reporter is the name of the process that did the
-// work, which the caller has verified. If the step waits for a peer ([WaitFor]), only this peer can report. If err is nil, the step is
-// done. Otherwise err is the error of the step, with its code and its text. [Step.Reported] can change that. While the operation is
+// work, which the caller has verified. If the step waits for a peer ([WaitFor]), only this peer can report, also while
+// Do is called once more. If err is nil, the step is done. Otherwise err is the error of the step, with its code and its text. [Step.Reported] can change that. While the operation is
 // being undone, and Undo has returned [WaitFor], the report ends the undoing of the step, or leads to a retry. A report counts as long
 // as the step is the current step, also after its deadline. A runner that runs the step at that moment stops.
 //
