@@ -12,10 +12,11 @@ import (
 )
 
 // EndStep reports the result of the work of a token ([Op.Token]) and ends the step. reporter is the name of the process that did the
-// work, which the caller has verified. If the step waits for a peer ([WaitFor]), only this peer can report, also while
-// Do is called once more. If err is nil, the step is done. Otherwise err is the error of the step, with its code and its text. [Step.Reported] can change that. While the operation is
-// being undone, and Undo has returned [WaitFor], the report ends the undoing of the step, or leads to a retry. A report counts as long
-// as the step is the current step, also after its deadline. A runner that runs the step at that moment stops.
+// work, which the caller has verified. If the step waits for a peer ([WaitFor]), only this peer can report, also while Do is called
+// once more. If err is nil, the step is done. Otherwise err is the error of the step, with its code and its text. [Step.Reported] can
+// change that. While the operation is being undone, and Undo has returned [WaitFor], the report ends the undoing of the step, or
+// leads to a retry. A report counts as long as the step is the current step, also after its deadline. A runner that runs the step at
+// that moment stops.
 //
 // EndStep runs in the transaction of ctx, if ctx has one, so that the report and the caller's changes are written together. EndStep
 // blocks only for the transaction. A runner begins the next step; this runner can do so if it is started. Any process may call EndStep
