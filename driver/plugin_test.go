@@ -67,6 +67,7 @@ func TestErrors(t *testing.T) {
 		{"room:no room at all", fault.Precondition, "host h1: no room at all", errNoRoom},
 		{"unavailable", fault.Unavailable, "not yet", nil},
 		{"panic:button", fault.Internal, "Echo panicked: panic button", nil},
+		{"broken error", fault.Internal, "Echo panicked: runtime error: invalid memory address or nil pointer dereference", nil},
 		{"room:Grüße\n\x00", fault.Precondition, "host h1: Grüße\n\x00", errNoRoom},
 	}
 	for _, tt := range tests {

@@ -172,6 +172,11 @@ func (e *echo) Close() error {
 	return nil
 }
 
+// brokenError is an error whose nil pointer is not nil as an error, and panics in Error.
+type brokenError struct{ text string }
+
+func (e *brokenError) Error() string { return e.text }
+
 func (e *echo) Echo(ctx context.Context, s string) (string, error) {
 	what, arg, _ := strings.Cut(s, ":")
 	switch what {
@@ -182,6 +187,8 @@ func (e *echo) Echo(ctx context.Context, s string) (string, error) {
 		panicInGoroutine("crash")
 	case "panic":
 		panic("panic " + arg)
+	case "broken error":
+		return "", (*brokenError)(nil)
 	case "sleep":
 		d, _ := time.ParseDuration(arg)
 		_ = os.WriteFile(filepath.Join(e.dir, "asleep"), nil, 0o600)

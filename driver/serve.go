@@ -261,7 +261,9 @@ func interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, ne
 			err = toStatus(err, func(md metadata.MD) { _ = grpc.SetTrailer(ctx, md) })
 		}
 	}()
-	return next(ctx, req)
+	resp, err = next(ctx, req)
+	readError(err)
+	return resp, err
 }
 
 // interceptStream is the interceptor of methods with a stream. It does the same as unary.
@@ -275,7 +277,16 @@ func interceptStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
 			err = toStatus(err, ss.SetTrailer)
 		}
 	}()
-	return next(srv, &serverStream{ss, ctx})
+	err = next(srv, &serverStream{ss, ctx})
+	readError(err)
+	return err
+}
+
+// readError calls the methods of a driver's error where a panic in them, such as of a nil pointer in the error, is recovered.
+func readError(err error) {
+	if err != nil {
+		_, _ = err.Error(), fault.From(err)
+	}
 }
 
 // serverStream is a stream with another context.

@@ -51,10 +51,13 @@ const (
 // the dead letters. decide runs in the caller's goroutine; it may keep the DeadLetter, but
 // must not change its Payload.
 //
-// Errors: those of [bus.Bus.Subscribe]; those of publishing a message for Requeue, such
-// as ErrNoConsumer if its topic is gone, or Precondition if the dead letter was truncated;
-// the context's. After an error, the present dead letter and all later ones are kept.
+// Errors: Invalid, if the name of the interface is not valid; those of [bus.Bus.Subscribe]; those of publishing a message for
+// Requeue, such as ErrNoConsumer if its topic is gone, or Precondition if the dead letter was truncated; the context's. After an
+// error, the present dead letter and all later ones are kept.
 func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*DeadLetter) Verdict) error {
+	if err := checkInterface(i.Name); err != nil {
+		return fmt.Errorf("dead letters: %w", err)
+	}
 	topic := i.Name + suffixDead
 	if err := b.CreateTopic(ctx, topic); err != nil {
 		return fmt.Errorf("dead letters of %s: %w", i.Name, err)

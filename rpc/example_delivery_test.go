@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/rpc"
@@ -22,7 +21,7 @@ var (
 
 // serveBackups starts a server, and returns a function that stops it.
 func serveBackups(bus rpcbus.Bus, host string, register func(*rpc.Server)) (stop func()) {
-	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backups, Host: host, Dedup: rpc.NewDedup(1000, time.Hour)})
+	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backups, Host: host})
 	register(srv)
 	if err := srv.Start(context.Background()); err != nil {
 		panic(err)
@@ -30,8 +29,8 @@ func serveBackups(bus rpcbus.Bus, host string, register func(*rpc.Server)) (stop
 	return func() { _ = srv.Stop(context.Background()) } // no handler is cut off
 }
 
-// A cast of an AtLeastOnce method is delivered again until the handler succeeds. Dedup
-// keeps a handled cast from being handled twice.
+// A cast of an AtLeastOnce method is delivered again until the handler succeeds. The server
+// does not handle a handled cast twice.
 func ExampleCast() {
 	bus := membus.New()
 	defer bus.Close()

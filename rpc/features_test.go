@@ -82,33 +82,6 @@ func TestAutoCaps(t *testing.T) {
 	})
 }
 
-// TestDedupLimits: beyond the size the oldest id is forgotten, and after the ttl each.
-func TestDedupLimits(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		d := rpc.NewDedup(2, time.Minute)
-		seen := func(id string) bool {
-			ok, err := d.Seen(t.Context(), id)
-			if err != nil {
-				t.Error(err)
-			}
-			return ok
-		}
-		for _, id := range []string{"a", "b", "a", "c"} {
-			if err := d.Add(t.Context(), id); err != nil {
-				t.Error(err)
-			}
-		}
-		if !seen("a") || seen("b") || !seen("c") {
-			t.Errorf("a %v, b %v, c %v; want b forgotten", seen("a"), seen("b"), seen("c"))
-		}
-		time.Sleep(time.Minute) //nolint:forbidigo // in a synctest bubble
-		if seen("a") || seen("c") {
-			t.Error("an id was not forgotten after the ttl")
-		}
-	})
-}
-
 // lossy is a bus that marks each delivery of the topic backup as redelivered.
 type lossy struct{ *membus.Bus }
 

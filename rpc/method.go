@@ -39,8 +39,8 @@ func (v Version) Accepts(need Version) bool { return v.Major == need.Major && ne
 // offers. [Define] adds methods to it. It must not be copied. Its methods are safe for concurrent use.
 type Interface struct {
 	// Name is the first part of the names of the queues, such as "backup", so it must never
-	// change. It has no spaces and no characters that are special in a broker's names: * # > /.
-	// Required.
+	// change. It has no dots, no spaces, no control characters, and no characters that are special in a broker's
+	// names: * # > /. It is not "reply". Required.
 	Name string
 	// Version is the newest version that this source tree implements.
 	Version Version
@@ -62,8 +62,8 @@ type Signature struct {
 //
 //	var Start = rpc.Define(rpc.Method[StartRequest, StartReply]{Interface: Interface, Name: "start", Since: rpc.Version{Major: 1}})
 //
-// Define panics on a programmer's error: the interface has a method of that name; the method has no interface or no name, or
-// its name has a space, a dot or an @; the method needs a newer version than the interface has.
+// Define panics on a programmer's error: the interface has a method of that name, or a name that is not valid; the method has no
+// interface or no name, or its name has a space, a dot or an @; the method needs a newer version than the interface has.
 func Define[Req, Resp any](m Method[Req, Resp]) Method[Req, Resp] {
 	i := m.Interface
 	m.check()
@@ -119,7 +119,8 @@ const (
 	// AtLeastOnce means that the message survives a restart of the broker, and is
 	// acknowledged only after the handler has returned. If the server dies before
 	// that, or the handler fails for a temporary reason, the message is delivered
-	// again, so the handler must be idempotent.
+	// again, so the handler must be idempotent. A server drops copies of a message that
+	// it has handled: it remembers the last 10,000 messages, each for an hour.
 	AtLeastOnce
 )
 
@@ -163,6 +164,8 @@ func (m Method[Req, Resp]) check() {
 	switch {
 	case m.Interface == nil:
 		panic(fmt.Sprintf("rpc: method %q has no interface", m.Name))
+	case checkInterface(m.Interface.Name) != nil:
+		panic(fmt.Sprintf("rpc: method %q: %v", m.Name, checkInterface(m.Interface.Name)))
 	case m.Name == "" || strings.ContainsAny(m.Name, " .@"):
 		panic(fmt.Sprintf("rpc: method %q of %s has a name with a space, a dot or an @, or no name", m.Name, m.Interface.Name))
 	case !m.Interface.Version.Accepts(m.Since):

@@ -6,6 +6,12 @@ import (
 	"time"
 )
 
+// How many messages a server remembers, and for how long.
+const (
+	rememberSize = 10_000
+	rememberTime = time.Hour
+)
+
 // recent is a map of the last size values that were put, each for ttl. It is safe for concurrent
 // use.
 type recent[V any] struct {

@@ -100,7 +100,7 @@ func (s *Server) serveDurable(ctx, work context.Context, d *delivery) {
 // discardCopy ends a second delivery after the first one has ended. It acknowledges the second if the message was
 // handled or replaced. Otherwise the first was returned to the bus, and the second is returned, too.
 func (s *Server) discardCopy(ctx context.Context, d *delivery) {
-	if seen, err := s.cfg.Dedup.Seen(context.WithoutCancel(ctx), d.id); err == nil && seen || s.superseded(d.Message) {
+	if _, seen := s.handled.get(d.id); seen || s.superseded(d.Message) {
 		atomic.AddUint64(&s.stats.Duplicate, 1)
 		s.acknowledge(ctx, d)
 		return
@@ -111,8 +111,7 @@ func (s *Server) discardCopy(ctx context.Context, d *delivery) {
 // attemptOnce runs the handler of an AtLeastOnce cast, unless the message was handled or replaced before. If open is
 // true, the caller ends the delivery by err; otherwise the delivery has ended.
 func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool, err error) {
-	seen, err := s.cfg.Dedup.Seen(ctx, d.id)
-	if err == nil && (seen || s.superseded(d.Message)) {
+	if _, seen := s.handled.get(d.id); seen || s.superseded(d.Message) {
 		atomic.AddUint64(&s.stats.Duplicate, 1)
 		s.acknowledge(ctx, d)
 		return false, nil
@@ -120,9 +119,6 @@ func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool,
 	if d.Redelivered {
 		s.countLostServer(ctx, work, d)
 		return false, nil
-	}
-	if err != nil {
-		return true, fault.New(fault.Unavailable, "look up whether the message was handled: %v", err)
 	}
 	if !s.track(d) { //nolint:contextcheck // a call has the same id; a heartbeat has its own time limit
 		s.waitRunning(retryLater)
@@ -133,9 +129,7 @@ func (s *Server) attemptOnce(ctx, work context.Context, d *delivery) (open bool,
 	if _, err := s.invoke(ctx, d); err != nil {
 		return true, err
 	}
-	if err := s.cfg.Dedup.Add(context.WithoutCancel(ctx), d.id); err != nil {
-		s.cfg.Logger.WarnContext(ctx, "handled message not recorded, a redelivery would be handled again", "method", d.info.String(), "id", d.id, "error", err)
-	}
+	s.handled.put(d.id, struct{}{})
 	return true, nil
 }
 

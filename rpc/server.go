@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -35,9 +36,6 @@ type ServerConfig struct {
 	// That code says that nothing was done, for example because a database cannot be reached. It bounds the sum of the delays
 	// between these attempts; then the cast is dead-lettered. Default 1 h.
 	MaxUnavailable time.Duration
-	// Dedup remembers the casts of AtLeastOnce methods that have been handled.
-	// Default NewDedup(0, 0), in this process.
-	Dedup Dedup
 	// Interceptors run around each handler, the first outermost.
 	Interceptors []Interceptor
 	// Logger gets the events that no error reports. Default slog.Default().
@@ -75,6 +73,7 @@ type Server struct {
 	running    map[string]*delivery
 	openCasts  map[string]*openCast // by id, of AtLeastOnce casts
 	replaced   *recent[int]         // by lifeKey, the progress of the newest copy that this server has published
+	handled    *recent[struct{}]    // by id, the AtLeastOnce casts that have been handled, so that a redelivery is not handled again
 	heartbeats *time.Timer          // runs sendDueHeartbeats; nil before the first call that wants heartbeats
 	due        time.Time            // when heartbeats fires; zero if it is not set
 	aborted    bool                 // Stop canceled the handlers that still ran: no more heartbeats
@@ -106,13 +105,13 @@ type ServerStats struct {
 }
 
 // NewServer returns a server without handlers. It starts nothing. The bus stays the
-// caller's. NewServer panics if cfg has no interface, if the interface's name is empty
-// or has a space, or if [CheckHost] refuses cfg.Host.
+// caller's. NewServer panics if cfg has no interface, if the interface's name is not valid,
+// or if [CheckHost] refuses cfg.Host.
 func NewServer(b bus.Bus, cfg ServerConfig) *Server {
-	if cfg.Interface == nil || cfg.Interface.Name == "" || strings.Contains(cfg.Interface.Name, " ") {
-		panic("rpc: NewServer without an interface, or with one whose name has a space")
+	if cfg.Interface == nil {
+		panic("rpc: NewServer without an interface")
 	}
-	if err := CheckHost(cfg.Host); err != nil {
+	if err := cmp.Or(checkInterface(cfg.Interface.Name), CheckHost(cfg.Host)); err != nil {
 		panic("rpc: NewServer: " + err.Error())
 	}
 	if cfg.MaxInFlight <= 0 {
@@ -123,9 +122,6 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 	}
 	if cfg.MaxDeliveries <= 0 {
 		cfg.MaxDeliveries = 10
-	}
-	if cfg.Dedup == nil {
-		cfg.Dedup = NewDedup(0, 0)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -140,6 +136,7 @@ func NewServer(b bus.Bus, cfg ServerConfig) *Server {
 		running:   make(map[string]*delivery),
 		openCasts: make(map[string]*openCast),
 		replaced:  newRecent[int](rememberSize, rememberTime),
+		handled:   newRecent[struct{}](rememberSize, rememberTime),
 	}
 	for _, name := range []string{methodPing, methodDescribe} {
 		m := builtinMethod(cfg.Interface, name)

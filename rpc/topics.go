@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"strings"
 
 	"github.com/armature-go/armature/fault"
@@ -56,10 +57,32 @@ func CheckHost(host string) error {
 	return fault.New(fault.Invalid, "host name %.300q of %d bytes is not valid for a server: it %s", host, len(host), detail)
 }
 
-// checkTopics returns Invalid if the host name is not valid, or if a topic of the interface would have more than maxTopic
+// checkInterface returns Invalid if an interface cannot have the name. A name with a dot is refused, because a server of interface
+// a on host b.c would have the topics of a server of interface a.b on host c.
+func checkInterface(name string) error {
+	var wrong string
+	switch {
+	case name == "":
+		wrong = "is empty"
+	case strings.Contains(name, "."):
+		wrong = "has a dot, so that its topics can be those of a host of another interface"
+	case name+"." == prefixReply:
+		wrong = "is the prefix of topics for replies"
+	case strings.ContainsAny(name, "/#"):
+		wrong = "has a / or a #"
+	default:
+		wrong = names.Fault(name)
+	}
+	if wrong == "" {
+		return nil
+	}
+	return fault.New(fault.Invalid, "interface name %.300q of %d bytes is not valid: it %s", name, len(name), wrong)
+}
+
+// checkTopics returns Invalid if the name of the interface or of the host is not valid, or if a topic of the interface would have more than maxTopic
 // bytes. Zero: no such limit. The longest topic of a host is the one of its calls.
 func checkTopics(maxTopic int, iface, host string) error {
-	if err := CheckHost(host); err != nil {
+	if err := cmp.Or(checkInterface(iface), CheckHost(host)); err != nil {
 		return err
 	}
 	topic := topicOf(bus.Call, iface, host)

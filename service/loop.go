@@ -196,12 +196,15 @@ func (l *LoopPart) callOnce(ctx context.Context) error {
 // errPanic means that the function has panicked.
 var errPanic = errors.New("panic")
 
-// callRecovered calls f and turns a panic into an error.
+// callRecovered calls f and turns a panic into an error. The methods of the error that it returns do not panic.
 func (l *LoopPart) callRecovered(ctx context.Context) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
 			err = fmt.Errorf("%w: %v\n%s", errPanic, r, debug.Stack())
 		}
 	}()
-	return l.f(ctx)
+	if err = l.f(ctx); err != nil {
+		_, _ = err.Error(), errors.Is(err, errPanic) // a panic in them, such as of a nil pointer in err, is one of f
+	}
+	return err
 }

@@ -257,6 +257,39 @@ func TestLoopsOfAFleetSpread(t *testing.T) {
 	})
 }
 
+// brokenError is an error whose nil pointer is not nil as an error, and panics in Error.
+type brokenError struct{ text string }
+
+func (e *brokenError) Error() string { return e.text }
+
+// TestLoopBrokenError: an error whose methods panic is an error of the call. It ends neither the loop nor the process.
+func TestLoopBrokenError(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var out bytes.Buffer
+		n := 0
+		loop := service.Loop(time.Second, func(context.Context) error {
+			if n++; n == 1 {
+				return fmt.Errorf("report: %w", error((*brokenError)(nil)))
+			}
+			return (*brokenError)(nil)
+		})
+		app := service.New(service.Config{NoSignals: true, Logger: slog.New(slog.NewTextHandler(&out, nil))})
+		app.Add("report", loop)
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		if err := app.Run(ctx); err != nil {
+			t.Error(err)
+		}
+		if s := loop.Stats(); n < 9 || s.Failed != uint64(n) || !strings.Contains(s.Err, "panic") {
+			t.Errorf("%d calls in 10 s, %d failed, last error %q", n, s.Failed, s.Err)
+		}
+		if !strings.Contains(out.String(), "periodic call failed") || !strings.Contains(out.String(), "panic") {
+			t.Errorf("log:\n%s", &out)
+		}
+	})
+}
+
 func TestLoopGoesOnAfterErrorsAndPanics(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -8,8 +8,9 @@
 // It needs NATS 2.10 or newer with JetStream. JetStream stores the casts. Calls and replies are only in memory. The names and
 // properties of the subjects and streams are fixed:
 //
-//	Shared   <exchange>.<topic>   a stream of that name with "~" for ".": a work
-//	                              queue on file, with one durable pull consumer, "work"
+//	Shared   <exchange>.<topic>   a stream of that name with "~" for ".", and "~~t", "~~s" and
+//	                              "~~b" for "~", "/" and "\": a work queue on file, with one
+//	                              durable pull consumer, "work"
 //	Live     <exchange>.<topic>   a queue group, "live"
 //	Private  <exchange>.<topic>   a subscription
 //	fanout   <exchange>.<topic>   a subscription for each subscriber
@@ -90,6 +91,8 @@ type Bus struct {
 	cfg  Config
 	life *life.Life
 	link *link.Link[*conn]
+
+	olderStreams sync.Map // names of streams that an earlier release has created, by subject
 
 	maxPayload atomic.Int64 // the max_payload that the server announced, in bytes
 

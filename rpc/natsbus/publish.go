@@ -191,7 +191,9 @@ func (b *Bus) mayResend(ctx context.Context, o *outgoing, err error) bool {
 func (b *Bus) electsLeader(ctx context.Context, topic string) bool {
 	c, _, err := b.link.Get(ctx)
 	if err == nil {
-		_, err = c.js.Stream(ctx, streamName(b.subject(topic)))
+		if err = b.findOlder(ctx, c.js, b.subject(topic)); err == nil {
+			_, err = c.js.Stream(ctx, b.streamName(b.subject(topic)))
+		}
 	}
 	return !errors.Is(err, jetstream.ErrStreamNotFound)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -45,9 +46,40 @@ const (
 	verbProgress = "+WPI"
 )
 
-// streamName returns the name of the stream for a subject.
-func streamName(subject string) string {
-	return strings.NewReplacer(".", "~", "/", "~", `\`, "~").Replace(subject)
+// A stream's name cannot have the characters . / and \ of a subject. Two tildes and a letter replace a character that is neither
+// allowed nor a dot. They cannot come from dots, because a subject has no two dots in a row.
+var (
+	escapeStream      = strings.NewReplacer(".", "~", "~", "~~t", "/", "~~s", `\`, "~~b")
+	escapeOlderStream = strings.NewReplacer(".", "~", "/", "~", `\`, "~")
+)
+
+// streamName returns the name of the stream for a subject. Different subjects have different streams.
+func (b *Bus) streamName(subject string) string {
+	if name, ok := b.olderStreams.Load(subject); ok {
+		return name.(string) //nolint:forcetypeassert // findOlder alone stores
+	}
+	return escapeStream.Replace(subject)
+}
+
+// findOlder looks for a stream that an earlier release has created. Its name can be another one, if the subject has one of the
+// characters ~ / \. If the stream exists, it stays the subject's.
+func (b *Bus) findOlder(ctx context.Context, js jetstream.JetStream, subject string) error {
+	older := escapeOlderStream.Replace(subject)
+	if older == escapeStream.Replace(subject) {
+		return nil
+	}
+	s, err := js.Stream(ctx, older)
+	switch {
+	case errors.Is(err, jetstream.ErrStreamNotFound):
+		b.olderStreams.Delete(subject)
+		return nil
+	case err != nil:
+		return err
+	}
+	if slices.Equal(s.CachedInfo().Config.Subjects, []string{subject}) {
+		b.olderStreams.Store(subject, older)
+	}
+	return nil
 }
 
 // CreateTopic creates the stream of a Shared topic, see [bus.Bus]. It waits at most Config.ConnectTimeout for a server
@@ -77,7 +109,7 @@ func (b *Bus) createStream(ctx context.Context, subject string) error {
 			cancel()
 		}
 		if e, ok := errors.AsType[*jetstream.APIError](err); ok && e.Code >= 400 && e.Code < 500 {
-			return fault.New(fault.Precondition, "JetStream refuses stream %s: %w", streamName(subject), err)
+			return fault.New(fault.Precondition, "JetStream refuses stream %s: %w", b.streamName(subject), err)
 		}
 		if err == nil || errors.Is(err, fault.Precondition) {
 			return err
@@ -87,14 +119,17 @@ func (b *Bus) createStream(ctx context.Context, subject string) error {
 		case b.life.Err() != nil:
 			return bus.ErrClosed
 		case ctx.Err() != nil:
-			return fault.New(fault.Unavailable, "create stream %s: %w", streamName(subject), err)
+			return fault.New(fault.Unavailable, "create stream %s: %w", b.streamName(subject), err)
 		}
 	}
 }
 
 // declare makes one attempt to create the stream and its consumer, unless they exist.
 func (b *Bus) declare(ctx context.Context, js jetstream.JetStream, subject string) error {
-	name := streamName(subject)
+	if err := b.findOlder(ctx, js, subject); err != nil {
+		return err
+	}
+	name := b.streamName(subject)
 	s, err := js.Stream(ctx, name)
 	if errors.Is(err, jetstream.ErrStreamNotFound) {
 		s, err = js.CreateStream(ctx, jetstream.StreamConfig{
@@ -222,7 +257,7 @@ func (q *stream) awaitRequest(epoch context.Context, c *conn) {
 		if missing == 0 {
 			return
 		}
-		info, err := c.js.Consumer(ctx, streamName(q.subject), consumerName)
+		info, err := c.js.Consumer(ctx, q.bus.streamName(q.subject), consumerName)
 		if err != nil || info.CachedInfo().NumPending == 0 {
 			return
 		}
@@ -246,7 +281,7 @@ func (q *stream) requestLocked() {
 	q.requests++
 	q.requested, q.until = n, time.Now().Add(requestTimeout+progressInterval)
 	body := fmt.Appendf(nil, `{"batch":%d,"expires":%d}`, n, requestTimeout)
-	_ = q.conn.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+streamName(q.subject)+"."+consumerName, q.inbox+strconv.Itoa(q.requests), body) // after an error the connection is lost
+	_ = q.conn.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+q.bus.streamName(q.subject)+"."+consumerName, q.inbox+strconv.Itoa(q.requests), body) // after an error the connection is lost
 }
 
 // receive receives a message, or the end of a request. nats.go calls it for one message after another.
@@ -333,7 +368,7 @@ func (q *stream) restoreStream(ctx context.Context) {
 // logAttempt logs whether JetStream accepts requests. All streams of the bus share one WARN, because an outage of JetStream affects
 // all of them.
 func (q *stream) logAttempt(ctx context.Context, err error) {
-	q.bus.consuming.Note(ctx, q.bus.cfg.Logger, slog.LevelWarn, "consume stream", q, err, "stream", streamName(q.subject))
+	q.bus.consuming.Note(ctx, q.bus.cfg.Logger, slog.LevelWarn, "consume stream", q, err, "stream", q.bus.streamName(q.subject))
 }
 
 // republish publishes a message again that was not delivered when the subscription ended. A requeued message would be marked

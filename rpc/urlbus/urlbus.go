@@ -164,8 +164,8 @@ func splitURL(url string, cfg *Config) (scheme string, urls []string, err error)
 	kinds := schemes[name]
 	if !ok || kinds[0] == "" {
 		// What stands there may be a part of a password.
-		names := slices.Sorted(maps.Keys(cfg.Schemes))
-		names = append(names, slices.Sorted(maps.Keys(schemes))...)
+		names := slices.AppendSeq(slices.Collect(maps.Keys(schemes)), maps.Keys(cfg.Schemes))
+		slices.Sort(names)
 		return "", nil, fault.New(fault.Invalid, "the URL of the bus has no scheme that is known: want %s", strings.Join(names, ", "))
 	}
 	rest, query, _ := strings.Cut(rest, "?")

@@ -127,7 +127,7 @@ func TestSchemes(t *testing.T) {
 			t.Errorf("%s: %v, want Invalid", url, err)
 		}
 	}
-	if _, err := urlbus.Open("kafka://h", cfg); err == nil || !strings.Contains(err.Error(), "want own-amqp, amqp, ") {
+	if _, err := urlbus.Open("kafka://h", cfg); err == nil || !strings.Contains(err.Error(), "nats, own-amqp, rabbit") {
 		t.Errorf("the error does not name the scheme of the program: %v", err)
 	}
 }

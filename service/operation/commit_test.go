@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/jmoiron/sqlx"
 
@@ -99,7 +100,7 @@ func TestLostCommit(t *testing.T) {
 	if err := db.Migrate(t.Context(), d, migrations); err != nil {
 		t.Fatal(err)
 	}
-	b := newBench(t, d, operation.RunnerConfig{})
+	b := newBench(t, d, operation.RunnerConfig{Lease: 5 * time.Second}) // each lost answer may cost a lease
 	effect := func(step string) operation.Step[input] {
 		return operation.Step[input]{Name: step, DoTx: func(ctx context.Context, tx *sqlx.Tx, op *operation.Op, in *input) error {
 			_, err := tx.ExecContext(ctx, `INSERT INTO effects (operation_id, step, n) VALUES (?, ?, 1)`, op.ID, step)

@@ -105,7 +105,7 @@ func TestBrokenError(t *testing.T) {
 			if waits {
 				b.waitsFor(id, "x")
 				token := b.token(where)
-				err := b.runner.EndStep(t.Context(), token, is("report", broken))
+				err := b.runner.EndStep(t.Context(), token, "x", is("report", broken))
 				if where == "report" {
 					if err != nil {
 						t.Errorf("%s: %v", where, err)
@@ -149,7 +149,7 @@ func TestReportedBackOff(t *testing.T) {
 		for n := range 2 {
 			b.waitsAtStep("r", "b", n)
 			begin := time.Now()
-			if err := b.runner.EndStep(t.Context(), b.token("r"), errors.New("fire")); err != nil {
+			if err := b.runner.EndStep(t.Context(), b.token("r"), "", errors.New("fire")); err != nil {
 				t.Fatal(err)
 			}
 			b.waitsAtStep("r", "b", n+1)
@@ -157,7 +157,7 @@ func TestReportedBackOff(t *testing.T) {
 				t.Errorf("back %d: the step was entered after %v, want at least %v", n+1, took, least)
 			}
 		}
-		if err := b.runner.EndStep(t.Context(), b.token("r"), nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), b.token("r"), "", nil); err != nil {
 			t.Fatal(err)
 		}
 		b.ends(id, operation.Succeeded)
@@ -198,13 +198,13 @@ func TestReportedTx(t *testing.T) {
 			b.waitsForStep(id, step)
 			token := b.token("r")
 			if refuses = step == "a"; refuses {
-				if err := b.runner.EndStep(t.Context(), token, report); !errors.Is(err, fault.Unavailable) {
+				if err := b.runner.EndStep(t.Context(), token, "host", report); !errors.Is(err, fault.Unavailable) {
 					t.Errorf("the error of a transaction that fails: %v", err)
 				}
 			}
 			refuses = false
 			for range 2 { // the second one repeats the first one
-				if err := b.runner.EndStep(t.Context(), token, report); err != nil {
+				if err := b.runner.EndStep(t.Context(), token, "host", report); err != nil {
 					t.Errorf("report of %s: %v", step, err)
 				}
 			}
@@ -243,18 +243,18 @@ func TestRepeatedReport(t *testing.T) {
 		id := b.begin(create, "r")
 		b.waitsForStep(id, "a")
 		first := b.token("r")
-		if err := b.runner.EndStep(t.Context(), first, nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), first, "host", nil); err != nil {
 			t.Fatal(err)
 		}
 		b.waitsForStep(id, "b") // a runner has done the step between
-		if err := b.runner.EndStep(t.Context(), first, errors.New("repeated")); err != nil {
+		if err := b.runner.EndStep(t.Context(), first, "host", errors.New("repeated")); err != nil {
 			t.Errorf("the report of the step that was reported last: %v", err)
 		}
-		if err := b.runner.EndStep(t.Context(), b.token("r"), nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), b.token("r"), "host", nil); err != nil {
 			t.Fatal(err)
 		}
 		b.waitsForStep(id, "c")
-		if err := b.runner.EndStep(t.Context(), first, nil); !errors.Is(err, operation.ErrStale) {
+		if err := b.runner.EndStep(t.Context(), first, "host", nil); !errors.Is(err, operation.ErrStale) {
 			t.Errorf("the report of an earlier step: %v, want ErrStale", err)
 		}
 	})

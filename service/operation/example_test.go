@@ -131,11 +131,11 @@ func ExampleRunner_EndStep() {
 	})
 	go func() { // the host
 		token := <-messages
-		if errors.Is(ops.Wanted(context.Background(), token), operation.ErrStale) {
+		if errors.Is(ops.Wanted(context.Background(), token, "node-7"), operation.ErrStale) {
 			return
 		}
 		fmt.Println("building")
-		if err := runner.EndStep(context.Background(), token, nil); err != nil {
+		if err := runner.EndStep(context.Background(), token, "node-7", nil); err != nil {
 			log.Print(err)
 		}
 	}()

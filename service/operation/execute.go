@@ -90,8 +90,8 @@ func (r *Runner) lease(ctx context.Context, k *kind, o *row) (*row, error) {
 		}
 	}
 	due := r.leaseEnd(next.deadline(), now)
-	next.Owner, next.Fence, next.DueAt, next.Peer = r.cfg.Host+"/"+rand.Text()[:8], o.Fence+1, &due, nil
-	n, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET owner = ?, fence = ?, due_at = ?, deadline_at = ?, step_deadline_at = ?, step_name = ?, peer = NULL
+	next.Owner, next.Fence, next.DueAt = r.cfg.Host+"/"+rand.Text()[:8], o.Fence+1, &due // the peer stays: only it may report
+	n, err := db.Exec(ctx, r.cfg.Store.db, `UPDATE operations SET owner = ?, fence = ?, due_at = ?, deadline_at = ?, step_deadline_at = ?, step_name = ?
 		WHERE id = ? AND fence = ? AND owner = ? AND due_at IS NOT NULL AND (owner = '' OR due_at <= ?)`,
 		next.Owner, next.Fence, next.DueAt, next.DeadlineAt, next.StepDeadlineAt, next.StepName, o.ID, o.Fence, o.Owner, now)
 	if err != nil || n == 0 {
@@ -411,7 +411,7 @@ func (x *execution) wait(ctx context.Context, w *waitError, data json.RawMessage
 			due = now
 		}
 		r.DueAt, r.Waits = &due, r.Waits+1
-		if w.peer != "" {
+		if r.Peer = nil; w.peer != "" {
 			peer := db.Cut(w.peer, maxID)
 			r.Peer = &peer
 		}

@@ -279,13 +279,14 @@ func (s *Store) readActive(ctx context.Context, q sqlx.QueryerContext, resource,
 	return r, err
 }
 
-// Wanted returns nil if the work of a token is still wanted: the operation runs, and its current step has this token. Otherwise it
-// returns ErrStale. A process calls Wanted before it begins the work, because the message may be old.
-func (s *Store) Wanted(ctx context.Context, token string) error {
+// Wanted returns nil if the work of a token is still wanted from the process with this name: the operation runs, its current step has
+// the token, and the step does not wait for another peer. Otherwise it returns ErrStale. A process calls Wanted before it begins the
+// work, because the message may be old.
+func (s *Store) Wanted(ctx context.Context, token, by string) error {
 	id, entry, ok := parseToken(token)
 	var n int
 	if ok {
-		if err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM operations WHERE id = ? AND entry = ? AND state IN (?, ?)`, id, entry, Running, Undoing); err != nil {
+		if err := s.db.GetContext(ctx, &n, `SELECT COUNT(*) FROM operations WHERE id = ? AND entry = ? AND state IN (?, ?) AND (peer IS NULL OR peer = ?)`, id, entry, Running, Undoing, db.Cut(by, maxID)); err != nil {
 			return db.Error(err)
 		}
 	}

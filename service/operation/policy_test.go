@@ -162,13 +162,13 @@ func TestOnEnd(t *testing.T) {
 		id := b.begin(kinds["reports"], "r")
 		b.waits(id, "a", 0)
 		token := b.token("r")
-		if err := b.runner.EndStep(t.Context(), token, nil); err == nil || err.Error() != "stuck" {
+		if err := b.runner.EndStep(t.Context(), token, "", nil); err == nil || err.Error() != "stuck" {
 			t.Errorf("a report whose end fails: %v", err)
 		}
-		if err := b.ops.Wanted(t.Context(), token); err != nil {
+		if err := b.ops.Wanted(t.Context(), token, ""); err != nil {
 			t.Errorf("after that the step is not wanted any more: %v", err)
 		}
-		if err := b.runner.EndStep(t.Context(), token, nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), token, "", nil); err != nil {
 			t.Error(err)
 		}
 		b.ends(id, operation.Succeeded)
@@ -266,7 +266,7 @@ func TestDeadlines(t *testing.T) {
 		second := runner()
 		defer second.runner.Stop(context.WithoutCancel(t.Context()))
 		waittest.Until(t, "two calls of steps after the runners are back", func() bool { return told.Load() >= before+2 })
-		if err := second.runner.EndStep(t.Context(), second.token("reported"), nil); err != nil {
+		if err := second.runner.EndStep(t.Context(), second.token("reported"), "host", nil); err != nil {
 			t.Errorf("a report after the runners are back: %v", err)
 		}
 		second.ends(ids[0], operation.Succeeded)
@@ -281,7 +281,7 @@ func TestDeadlines(t *testing.T) {
 		if _, err := d.ExecContext(t.Context(), `UPDATE operations SET deadline_at = ?, step_deadline_at = ? WHERE id = ?`, time.Now().UTC().Add(-time.Second), time.Now().UTC().Add(-time.Second), id); err != nil {
 			t.Fatal(err)
 		}
-		if err := idle.runner.EndStep(t.Context(), idle.token("late"), nil); err != nil {
+		if err := idle.runner.EndStep(t.Context(), idle.token("late"), "host", nil); err != nil {
 			t.Errorf("a report after the deadline: %v", err)
 		}
 		idle.ends(id, operation.Succeeded)

@@ -11,23 +11,25 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// EndStep reports the result of the work of a token ([Op.Token]) and ends the step. If err is nil, the step is done. Otherwise err is the
-// error of the step, with its code and its text. [Step.Reported] can change that. While the operation is being undone, and Undo has
-// returned [WaitFor], the report ends the undoing of the step, or leads to a retry. A report counts as long as the step is the current
-// step, also after its deadline. A runner that runs the step at that moment stops.
+// EndStep reports the result of the work of a token ([Op.Token]) and ends the step. reporter is the name of the process that did the
+// work, which the caller has verified. If the step waits for a peer ([WaitFor]), only this peer can report, also while Do is called
+// once more. If err is nil, the step is done. Otherwise err is the error of the step, with its code and its text. [Step.Reported] can
+// change that. While the operation is being undone, and Undo has returned [WaitFor], the report ends the undoing of the step, or
+// leads to a retry. A report counts as long as the step is the current step, also after its deadline. A runner that runs the step at
+// that moment stops.
 //
-// EndStep runs in the transaction of ctx, if ctx has one, so that the report and the caller's changes are written together. EndStep blocks only
-// for the transaction. A runner begins the next step; this runner can do so if it is started. Any process may call EndStep if its runner
-// has the steps of the kind. A repeated report, after a lost answer, changes nothing and is not an error until a later step is
+// EndStep runs in the transaction of ctx, if ctx has one, so that the report and the caller's changes are written together. EndStep
+// blocks only for the transaction. A runner begins the next step; this runner can do so if it is started. Any process may call EndStep
+// if its runner has the steps of the kind. A repeated report, after a lost answer, changes nothing and is not an error until a later step is
 // reported: only the last report of an operation is recognized. A repeated report of an earlier step is ErrStale.
 //
 // A report without an error calls [Step.DoTx], or Step.UndoTx, after Step.Reported and in the same transaction, with the data that
 // Reported has left.
 //
-// Errors: ErrStale, if the work is not wanted any more; Invalid, if the runner does not know the kind; the error of Step.Reported, DoTx,
-// UndoTx or [OnEnd], after which nothing is changed and the report may be repeated. An error whose methods panic, such as a nil
+// Errors: ErrStale, if the work is not wanted any more, or not from this reporter; Invalid, if the runner does not know the kind; the
+// error of Step.Reported, DoTx, UndoTx or [OnEnd], after which nothing is changed and the report may be repeated. An error whose methods panic, such as a nil
 // pointer in an error, is Internal.
-func (r *Runner) EndStep(ctx context.Context, token string, err error) error {
+func (r *Runner) EndStep(ctx context.Context, token, reporter string, err error) error {
 	id, entry, ok := parseToken(token)
 	if !ok {
 		return ErrStale
@@ -43,7 +45,7 @@ func (r *Runner) EndStep(ctx context.Context, token string, err error) error {
 			return readErr
 		case o.Reported == entry:
 			return nil
-		case o.Entry != entry || o.State.Ended():
+		case o.Entry != entry || o.State.Ended() || o.waitsForAnother(reporter):
 			return ErrStale
 		}
 		var endErr error

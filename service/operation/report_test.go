@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -64,10 +65,10 @@ func TestReport(t *testing.T) {
 		b.runner.Notify(id)
 		b.waits(id, "a", 0)
 		for _, token := range []string{"", id, id + "/", id + "/-1", id + "/1", id + "/00", "x/0", id + "/0x"} {
-			if err := b.runner.EndStep(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
+			if err := b.runner.EndStep(t.Context(), token, "", nil); !errors.Is(err, operation.ErrStale) {
 				t.Errorf("a report with the token %q: %v", token, err)
 			}
-			if err := b.ops.Wanted(t.Context(), token); !errors.Is(err, operation.ErrStale) {
+			if err := b.ops.Wanted(t.Context(), token, ""); !errors.Is(err, operation.ErrStale) {
 				t.Errorf("the question with the token %q: %v", token, err)
 			}
 		}
@@ -77,7 +78,7 @@ func TestReport(t *testing.T) {
 		first := b.token("done")
 		sorry := errors.New("sorry")
 		err := db.Tx(t.Context(), d, func(ctx context.Context, _ *sqlx.Tx) error {
-			if err := b.runner.EndStep(ctx, first, nil); err != nil {
+			if err := b.runner.EndStep(ctx, first, "", nil); err != nil {
 				return err
 			}
 			return sorry
@@ -85,29 +86,29 @@ func TestReport(t *testing.T) {
 		if o, showErr := b.ops.Show(t.Context(), id); !errors.Is(err, sorry) || showErr != nil || o.StepsDone != 0 || len(o.Events) != 0 {
 			t.Errorf("a transaction that is rolled back: %v, %+v, %v", err, o, showErr)
 		}
-		if err := b.ops.Wanted(t.Context(), first); err != nil {
+		if err := b.ops.Wanted(t.Context(), first, ""); err != nil {
 			t.Errorf("the current step is not wanted: %v", err)
 		}
 		for range 2 { // the answer to the first report was lost
-			if err := b.runner.EndStep(t.Context(), first, nil); err != nil {
+			if err := b.runner.EndStep(t.Context(), first, "", nil); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
+		if err := b.ops.Wanted(t.Context(), first, ""); !errors.Is(err, operation.ErrStale) {
 			t.Errorf("a step that has ended is wanted: %v", err)
 		}
 		b.runner.NotifyResource("done")
 		b.waits(id, "b", 0)
 		second := b.token("done")
 		for range 2 {
-			if err := b.runner.EndStep(t.Context(), second, nil); err != nil {
+			if err := b.runner.EndStep(t.Context(), second, "", nil); err != nil {
 				t.Fatal(err)
 			}
 		}
 		if o, err := b.ops.Show(t.Context(), id); err != nil || o.State != operation.Succeeded || events(o) != "a:done b:done" || o.Events[0].Host != "h1" {
 			t.Errorf("the operation after its last step: %+v, %v", o, err)
 		}
-		if err := b.runner.EndStep(t.Context(), first, nil); !errors.Is(err, operation.ErrStale) {
+		if err := b.runner.EndStep(t.Context(), first, "", nil); !errors.Is(err, operation.ErrStale) {
 			t.Errorf("an older report after the end: %v", err)
 		}
 	})
@@ -126,15 +127,15 @@ func TestReportFailed(t *testing.T) {
 		id := b.begin(create, "failed")
 		n := b.waits(id, "b", 0)
 		first := b.token("failed")
-		if err := b.runner.EndStep(t.Context(), first, fault.New(fault.Unavailable, "not now")); err != nil {
+		if err := b.runner.EndStep(t.Context(), first, "", fault.New(fault.Unavailable, "not now")); err != nil {
 			t.Fatal(err)
 		}
 		b.runner.Notify(id)
 		b.waits(id, "b", n)
-		if err := b.ops.Wanted(t.Context(), first); !errors.Is(err, operation.ErrStale) {
+		if err := b.ops.Wanted(t.Context(), first, ""); !errors.Is(err, operation.ErrStale) {
 			t.Errorf("an attempt that has failed is wanted: %v", err)
 		}
-		if err := b.runner.EndStep(t.Context(), b.token("failed"), fault.New(fault.Exhausted, "no room")); err != nil {
+		if err := b.runner.EndStep(t.Context(), b.token("failed"), "", fault.New(fault.Exhausted, "no room")); err != nil {
 			t.Fatal(err)
 		}
 		if o := b.ends(id, operation.Failed); o.Error != "no room" || o.ErrorCode != "Exhausted" || events(o) != "a:done b:retry b:failed b:undone a:undone" {
@@ -161,7 +162,7 @@ func TestReportWhileItRuns(t *testing.T) {
 		id := b.begin(create, "runs")
 		b.runner.Notify(id)
 		<-entered
-		if err := b.runner.EndStep(t.Context(), b.token("runs"), nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), b.token("runs"), "", nil); err != nil {
 			t.Fatal(err)
 		}
 		close(leave)
@@ -185,7 +186,7 @@ func TestReportOfCanceled(t *testing.T) {
 		if err := b.ops.Cancel(t.Context(), id, "no longer wanted"); err != nil {
 			t.Fatal(err)
 		}
-		if err := b.runner.EndStep(t.Context(), token, nil); !errors.Is(err, operation.ErrStale) {
+		if err := b.runner.EndStep(t.Context(), token, "", nil); !errors.Is(err, operation.ErrStale) {
 			t.Errorf("an operation that is undone: %v", err)
 		}
 	})
@@ -235,11 +236,11 @@ func TestReported(t *testing.T) {
 				}
 				b.waitsAtStep(tt.resource, "b", i)
 				token := b.token(tt.resource)
-				if refuse = true; !errors.Is(b.runner.EndStep(t.Context(), token, err), fault.Unavailable) {
+				if refuse = true; !errors.Is(b.runner.EndStep(t.Context(), token, "", err), fault.Unavailable) {
 					t.Error("the refusal is not returned")
 				}
 				refuse = false
-				if err := b.runner.EndStep(t.Context(), token, err); err != nil {
+				if err := b.runner.EndStep(t.Context(), token, "", err); err != nil {
 					t.Fatal(err)
 				}
 				if tokens[token] {
@@ -267,6 +268,52 @@ func (b *bench) data(id string) (in input) {
 		b.Fatal(err)
 	}
 	return in
+}
+
+// TestReporter: only the peer for which a step waits can ask for it and end it, and a process with the token of one step cannot
+// guess the token of the next one.
+func TestReporter(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{Poll: time.Hour})
+		waitsFor := func(name, peer string) operation.Step[input] {
+			return b.step(name, func(*operation.Op) error { return operation.WaitFor(peer, time.Hour) }, nil)
+		}
+		operation.Handle(b.runner, create, waitsFor("a", "h1"), waitsFor("b", "h2"))
+		b.start()
+		id := b.begin(create, "r")
+		b.runner.Notify(id)
+		b.waitsFor(id, "h1")
+		first := b.token("r")
+		for _, other := range []string{"h2", ""} {
+			if err := b.runner.EndStep(t.Context(), first, other, nil); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("a report of %q for a step that waits for h1: %v, want ErrStale", other, err)
+			}
+			if err := b.ops.Wanted(t.Context(), first, other); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("a question of %q: %v, want ErrStale", other, err)
+			}
+		}
+		if err := b.ops.Wanted(t.Context(), first, "h1"); err != nil {
+			t.Error(err)
+		}
+		if err := b.runner.EndStep(t.Context(), first, "h1", nil); err != nil {
+			t.Fatal(err)
+		}
+		b.runner.NotifyResource("r")
+		b.waitsFor(id, "h2")
+		n, err := strconv.Atoi(first[strings.LastIndex(first, "/")+1:])
+		if err != nil {
+			t.Fatal(err)
+		}
+		for guess := n - 2; guess < n+20; guess++ {
+			if err := b.ops.Wanted(t.Context(), fmt.Sprintf("%s/%d", id, guess), "h2"); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("the token after %s is guessed with %d: %v", first, guess, err)
+			}
+		}
+		if err := b.runner.EndStep(t.Context(), b.token("r"), "h2", nil); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // waitsAtStep waits until the operation of a resource waits at a step that was entered a number of times.
@@ -300,16 +347,16 @@ func TestReportedUndo(t *testing.T) {
 		b.start()
 		id := b.begin(create, "disk-1")
 		token := <-tokens
-		if err := b.runner.EndStep(t.Context(), token, errors.New("not yet")); err != nil {
+		if err := b.runner.EndStep(t.Context(), token, "host", errors.New("not yet")); err != nil {
 			t.Fatal(err)
 		}
 		if next := <-tokens; next != token {
 			t.Errorf("the next attempt to undo has the token %s, the first one %s", next, token)
 		}
-		if err := b.ops.Wanted(t.Context(), token); err != nil {
+		if err := b.ops.Wanted(t.Context(), token, "host"); err != nil {
 			t.Errorf("the compensation is not wanted: %v", err)
 		}
-		if err := b.runner.EndStep(t.Context(), token, nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), token, "host", nil); err != nil {
 			t.Fatal(err)
 		}
 		if o := b.ends(id, operation.Failed); events(o) != "a:done b:failed b:undone a:retry a:undone" || o.Error != "no" {
@@ -340,11 +387,11 @@ func TestReportedRetries(t *testing.T) {
 		id := b.begin(create, "r")
 		began := time.Now()
 		for range 7 { // three of doing, and four of undoing
-			if err := b.runner.EndStep(t.Context(), <-tokens, fault.New(fault.Unavailable, "away")); err != nil {
+			if err := b.runner.EndStep(t.Context(), <-tokens, "", fault.New(fault.Unavailable, "away")); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if err := b.runner.EndStep(t.Context(), <-tokens, nil); err != nil {
+		if err := b.runner.EndStep(t.Context(), <-tokens, "", nil); err != nil {
 			t.Fatal(err)
 		}
 		// 100 and 200 ms, then 100, 200, 400 and 800 ms, less a quarter at most.

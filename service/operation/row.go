@@ -2,6 +2,8 @@ package operation
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"fmt"
 	"strconv"
@@ -26,7 +28,7 @@ type row struct {
 	Outcome         State      `db:"outcome"`   // the state of the end after undoing
 	Step            int        `db:"step"`      // the step to do or to undo
 	StepName        string     `db:"step_name"` // "" until a runner has seen the operation
-	Entry           int        `db:"entry"`     // how many steps were entered before this one
+	Entry           int        `db:"entry"`     // the number of the token: another random one for each entry into a step, 0 for the first
 	Reported        int        `db:"reported"`  // the entry that a report has ended last, or -1
 	Attempts        int        `db:"attempts"`  // attempts that have failed in a row in this entry
 	Waits           int        `db:"waits"`     // how often the step has waited in this entry
@@ -110,6 +112,21 @@ func parseToken(token string) (id string, entry int, ok bool) {
 	return id, entry, found && err == nil && entry >= 0 && strconv.Itoa(entry) == n
 }
 
+// newToken gives the operation another token. The number is random, so that a process with an earlier token cannot guess this one.
+// It fits the column of 32 bits.
+func (r *row) newToken() {
+	for last := r.Entry; r.Entry == last || r.Entry == r.Reported; {
+		var b [4]byte
+		_, _ = rand.Read(b[:]) // never fails
+		r.Entry = int(binary.BigEndian.Uint32(b[:]) >> 1)
+	}
+}
+
+// waitsForAnother reports whether the step waits for another peer than this one.
+func (r *row) waitsForAnother(peer string) bool {
+	return r.Peer != nil && *r.Peer != db.Cut(peer, maxID)
+}
+
 // end makes the operation one that has ended.
 func (r *row) end(state State, now time.Time) {
 	r.State, r.Active, r.DueAt, r.EndedAt, r.Peer, r.StepDeadlineAt = state, nil, nil, &now, nil, nil
@@ -123,7 +140,8 @@ func (r *row) retryLater(now time.Time, delay time.Duration) {
 
 // enter makes a step the next one to do or to undo.
 func (k *kind) enter(r *row, step int, now time.Time) {
-	r.Step, r.Entry, r.Attempts, r.Waits, r.Peer, r.StepDeadlineAt, r.StepName = step, r.Entry+1, 0, 0, nil, nil, ""
+	r.newToken()
+	r.Step, r.Attempts, r.Waits, r.Peer, r.StepDeadlineAt, r.StepName = step, 0, 0, nil, nil, ""
 	if step >= 0 && step < len(k.steps) {
 		r.StepName = k.steps[step].name
 		if limit := k.steps[step].limit; limit > 0 && r.State == Running {

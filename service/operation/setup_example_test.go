@@ -81,7 +81,7 @@ func Example_setup() {
 
 	// Another process, such as the RPC server that the host calls: it reports with a runner of its own, which is not started.
 	reporter := newRunner(ops, "conductor-2", messages)
-	fmt.Println("report:", reporter.EndStep(ctx, <-messages, nil))
+	fmt.Println("report:", reporter.EndStep(ctx, <-messages, "node-7", nil))
 
 	var status string
 	err = d.GetContext(ctx, &status, `SELECT status FROM volumes`)

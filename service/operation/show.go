@@ -174,7 +174,8 @@ func (s *Store) change(ctx context.Context, id string, f func(ctx context.Contex
 		if err := f(ctx, tx, &next, now); err != nil {
 			return err
 		}
-		next.Fence, next.Entry, next.Attempts, next.Waits, next.Peer, next.StepDeadlineAt = r.Fence+1, r.Entry+1, 0, 0, nil, nil
+		next.newToken()
+		next.Fence, next.Attempts, next.Waits, next.Peer, next.StepDeadlineAt = r.Fence+1, 0, 0, nil, nil
 		next.DeadlineAt, next.UpdatedAt = now.Add(r.timeout()), now
 		if r.Owner == "" || r.State.Ended() { // otherwise the lease ends first, so that no two runners work on it
 			next.Owner, next.DueAt = "", &now

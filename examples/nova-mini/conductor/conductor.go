@@ -261,7 +261,7 @@ type actor struct {
 
 // castAct casts the request to do the action to the compute service.
 func (s actor) castAct(ctx context.Context, op *operation.Op, data *store.ActData) error {
-	srv, err := s.cfg.Store.PrepareAction(ctx, op.Resource, s.action, data)
+	srv, err := s.cfg.Store.PrepareAction(ctx, op, s.action, data)
 	if err != nil {
 		return err
 	}
@@ -281,7 +281,7 @@ func (s *Service) BeginStep(ctx context.Context, req *compute.StepRequest) (*rpc
 	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 		return nil, err
 	}
-	return &rpc.None{}, staleOf(s.cfg.Store.Operations().Wanted(ctx, req.Token))
+	return &rpc.None{}, staleOf(s.cfg.Store.Operations().Wanted(ctx, req.Token, req.Host))
 }
 
 // EndStep ends a step with the result that a compute service reports, see compute.EndStep.
@@ -295,7 +295,7 @@ func (s *Service) EndStep(ctx context.Context, req *compute.EndStepRequest) (*rp
 		if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 			return err
 		}
-		return s.Runner.EndStep(ctx, req.Token, failed)
+		return s.Runner.EndStep(ctx, req.Token, req.Host, failed)
 	})
 	if err == nil {
 		s.cfg.Logger.InfoContext(ctx, "host reported", "token", req.Token, "host", req.Host, "done", failed == nil)

@@ -262,3 +262,63 @@ func TestOneTime(t *testing.T) {
 		}
 	})
 }
+
+// TestPrepareAction: a conductor whose step is not the current one any more claims nothing. Without the check an operation that has
+// ended would leave a claim that no operation releases.
+func TestPrepareAction(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
+		ctx := t.Context()
+		addHost(t, s, "h1", 4)
+		id := addServer(t, s).ID
+		place(t, s, d, id, "h1")
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
+		over(ctx, t, d)
+		before := used(t, d, "h1")
+		if err := s.BeginResize(ctx, id, &store.Flavor{ID: "large", Name: "large", VCPUs: 2, MemoryMiB: 1024, DiskGiB: 2}); err != nil {
+			t.Fatal(err)
+		}
+		data := &store.ActData{Resize: &store.Size{FlavorID: "large", Has: compute.Resources{VCPUs: 2, MemoryMiB: 1024, DiskGiB: 2}}}
+		failed, err := s.Operations().Current(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
+			return s.EndAction(ctx, tx, id, compute.Resize, errors.New("no luck"))
+		})
+		over(ctx, t, d)
+		stale := func(what string) {
+			t.Helper()
+			if _, err := s.PrepareAction(ctx, failed, compute.Resize, data); !errors.Is(err, operation.ErrStale) {
+				t.Errorf("%s: %v, want ErrStale", what, err)
+			}
+			if got := used(t, d, "h1"); got != before { //nolint:contextcheck // the test's
+				t.Errorf("%s: %d MiB in use, want %d", what, got, before)
+			}
+		}
+		stale("after the end of the operation")
+		if err := s.BeginAction(ctx, id, compute.HardReboot); err != nil {
+			t.Fatal(err)
+		}
+		stale("during another operation")
+		over(ctx, t, d)
+		// An operator runs the failed operation once more.
+		if _, err := d.ExecContext(ctx, `UPDATE operations SET state = ? WHERE id = ?`, operation.Failed, failed.ID); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Operations().Retry(ctx, failed.ID); err != nil {
+			t.Fatal(err)
+		}
+		stale("with the token of before the retry")
+		again, err := s.Operations().Current(ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			srv, err := s.PrepareAction(ctx, again, compute.Resize, data)
+			if err != nil || srv.Resize.V == nil || used(t, d, "h1") != 1024 {
+				t.Errorf("the current step: %+v, %d MiB in use, %v", srv, used(t, d, "h1"), err)
+			}
+		}
+	})
+}

@@ -92,8 +92,10 @@ func (s *Store) beginAction(ctx context.Context, id string, a compute.Action, da
 }
 
 // PrepareAction checks that a server's state allows the action of its operation. For a resize it claims the resources if
-// they are not claimed yet. It returns the server. Errors: those of BeginResize.
-func (s *Store) PrepareAction(ctx context.Context, id string, a compute.Action, data *ActData) (*Server, error) {
+// they are not claimed yet, as after operation.Store.Retry. It returns the server. Errors: those of BeginResize; operation.ErrStale,
+// if the claim is to be made and the step of op is not the current one any more.
+func (s *Store) PrepareAction(ctx context.Context, op *operation.Op, a compute.Action, data *ActData) (*Server, error) {
+	id := op.Resource
 	srv, err := s.Server(ctx, id)
 	if err != nil {
 		return nil, err
@@ -102,6 +104,12 @@ func (s *Store) PrepareAction(ctx context.Context, id string, a compute.Action, 
 		return srv, checkAction(srv, a)
 	}
 	err = s.tx(ctx, func(ctx context.Context, tx *sqlx.Tx, now time.Time) error {
+		switch current, err := s.ops.Lock(ctx, tx, id); {
+		case errors.Is(err, fault.NotFound), err == nil && current.Token != op.Token:
+			return operation.ErrStale
+		case err != nil:
+			return err
+		}
 		return s.prepareAction(ctx, tx, id, a, data, now)
 	})
 	if err != nil {
