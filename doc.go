@@ -137,12 +137,12 @@
 // The handle is a *sqlx.DB. A transaction runs again if the database has aborted it because of another transaction. Errors have
 // codes.
 //
-//	func database(ctx context.Context, url string, migrations fs.FS) (*sqlx.DB, error) {
+//	func database(ctx context.Context, url string, own db.Migrations) (*sqlx.DB, error) {
 //		d, err := db.Open(ctx, db.Config{URL: url}) // mysql://user:password@host/backup, sqlite:///path/backup.db
 //		if err != nil {
 //			return nil, err
 //		}
-//		return d, db.Migrate(ctx, d, migrations)
+//		return d, db.Migrate(ctx, d, operation.Migrations, own) // the tables of the packages, then the component's
 //	}
 //
 //	func claimSpace(ctx context.Context, d *sqlx.DB, host string, gib int) error {

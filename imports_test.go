@@ -73,7 +73,7 @@ var rules = map[string][]string{
 	"driver/driverprom": {"driver", "fault", prometheus},
 	"driver/drivertest": {"driver", "internal/goldentest", "fault", "reqctx", plugin, grpc, protobuf},
 
-	"db":        {"fault", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite", "github.com/pressly/goose/v3"},
+	"db":        {"fault", "tlsfile", "internal/text", "github.com/jmoiron/sqlx", mysql, "modernc.org/sqlite"},
 	"db/dbprom": {"db", "fault", prometheus},
 	"db/dbtest": {"db", "fault", mysql, "github.com/jmoiron/sqlx", "internal/envtest", "internal/testenv"},
 

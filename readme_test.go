@@ -77,7 +77,7 @@ func TestTour(t *testing.T) {
 	var b strings.Builder
 	b.WriteString("package tour\n\nimport (\n")
 	for _, i := range []string{
-		"context", "encoding/json", "errors", "fmt", "io/fs", "log/slog", "os", "time",
+		"context", "encoding/json", "errors", "fmt", "log/slog", "os", "time",
 		"github.com/jmoiron/sqlx",
 		module + "/db", module + "/driver", module + "/fault", module + "/reqctx", module + "/rpc", module + "/rpc/amqpbus", module + "/rpc/bus",
 		module + "/rpc/membus", module + "/scheduler", module + "/scheduler/placement", module + "/service", module + "/service/api", module + "/service/auth", module + "/service/config",

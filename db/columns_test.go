@@ -92,7 +92,7 @@ func TestNewerColumn(t *testing.T) {
 	schema := fstest.MapFS{"00001_disks.sql": {Data: []byte(`-- +goose Up
 CREATE TABLE disks (id VARCHAR(36) PRIMARY KEY, created_at DATETIME(6) NOT NULL, labels TEXT NOT NULL, "order" INTEGER, next_release VARCHAR(10));
 INSERT INTO disks VALUES ('a', '2026-01-02 03:04:05', '{"k":"v"}', NULL, 'new'), ('b', '2026-01-02 03:04:05', '{}', 4, NULL);`)}}
-	dbtest.Each(t, schema, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(schema), func(t *testing.T, d *sqlx.DB) {
 		var one disk
 		if err := d.GetContext(t.Context(), &one, "SELECT "+db.Columns[disk]()+" FROM disks WHERE id = ?", "b"); err != nil || one.Order == nil || *one.Order != 4 || one.CreatedAt.Year() != 2026 {
 			t.Errorf("%+v, %v", one, err)

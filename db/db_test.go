@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/url"
 	"os"
@@ -17,14 +18,14 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jmoiron/sqlx"
-	"go.uber.org/goleak"
 
 	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/fault"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// only returns the migrations of a component without libraries.
+func only(files fs.FS) []db.Migrations { return []db.Migrations{{Files: files}} }
 
 // schema returns migrations with one file for each statement.
 func schema(statements ...string) fstest.MapFS {
@@ -193,7 +194,7 @@ func TestTimes(t *testing.T) {
 		base.Add(123456 * time.Microsecond),
 		base.Add(time.Second),
 	}
-	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
 		for i := range times {
 			i = (i*5 + 3) % len(times) // not in the order of the times
 			exec(t, d, "INSERT INTO things (id, name, made_at) VALUES (?, ?, ?)", i, i, times[i])
@@ -246,7 +247,7 @@ func TestTimes(t *testing.T) {
 // clock of statements.
 func TestNow(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
 		last := time.Now().Add(-time.Minute)
 		now := func(q sqlx.QueryerContext) {
 			t.Helper()
@@ -330,7 +331,7 @@ func TestNowInTx(t *testing.T) {
 // TestSameSQL: SQL that the two databases read differently by default has one meaning.
 func TestSameSQL(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
 		exec(t, d, `INSERT INTO things (id, name) VALUES ('1', 'a'), ('2', 'B')`)
 		for query, want := range map[string]int{
 			`SELECT COUNT(*) FROM things WHERE name = 'A'`:               0, // texts are case-sensitive
@@ -367,7 +368,7 @@ func TestSameSQL(t *testing.T) {
 // changes. No statement fails because the database is busy.
 func TestReadersWhileWriting(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
 		exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
 		err := db.Tx(t.Context(), d, func(_ context.Context, tx *sqlx.Tx) error {
 			exec(t, tx, "UPDATE things SET n = 1")                   //nolint:contextcheck // exec uses the test's context
@@ -434,7 +435,7 @@ func TestReadersWhileWriting(t *testing.T) {
 func TestMemory(t *testing.T) {
 	t.Parallel()
 	d := mustOpen(t, "sqlite:///:memory:")
-	if err := db.Migrate(t.Context(), d, things); err != nil {
+	if err := db.Migrate(t.Context(), d, only(things)...); err != nil {
 		t.Fatal(err)
 	}
 	var wg sync.WaitGroup
@@ -449,7 +450,7 @@ func TestMemory(t *testing.T) {
 	if n := get[int](t, d, "SELECT COUNT(*) FROM things"); n != 8 {
 		t.Errorf("%d rows, want 8", n)
 	}
-	if err := db.Check(t.Context(), mustOpen(t, "sqlite:///:memory:"), things); fault.CodeOf(err) != fault.Precondition {
+	if _, err := db.Check(t.Context(), mustOpen(t, "sqlite:///:memory:"), only(things)...); fault.CodeOf(err) != fault.Precondition {
 		t.Errorf("a second database in memory has the schema of the first: %v", err)
 	}
 }

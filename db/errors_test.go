@@ -41,7 +41,7 @@ func TestError(t *testing.T) {
 		{name: "syntax", query: "SELEKT", code: fault.Internal},
 		{name: "no table", query: "SELECT * FROM nonesuch", code: fault.Internal},
 	}
-	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
 		exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'a')")
 		exec(t, d, "INSERT INTO parts (id, thing_id) VALUES (1, '1')")
 		isMySQL := d.DriverName() == "mysql"
@@ -147,7 +147,7 @@ func TestCut(t *testing.T) {
 			t.Errorf("Cut(%q, %d) = %q, want %q", tt.text, tt.most, got, tt.want)
 		}
 	}
-	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
 		exec(t, d, "INSERT INTO things (id, name) VALUES ('1', ?)", db.Cut(strings.Repeat("x\xff", 100), 20))
 	})
 }

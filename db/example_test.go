@@ -31,7 +31,7 @@ func Example() {
 		return
 	}
 	defer d.Close()
-	if err := db.Migrate(ctx, d, migrations); err != nil {
+	if err := db.Migrate(ctx, d, only(migrations)...); err != nil {
 		fmt.Println(err)
 		return
 	}

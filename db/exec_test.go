@@ -21,7 +21,7 @@ var errGone = fault.Sentinel(fault.Conflict, "Gone", "the task is gone")
 
 func TestExec(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(volumes), func(t *testing.T, d *sqlx.DB) {
 		ctx := t.Context()
 		insert := "INSERT INTO volumes (id, site, status, version) VALUES (?, ?, 'new', 1)"
 		for site := range 2 {
@@ -74,7 +74,7 @@ CREATE TABLE documents (id INTEGER NOT NULL PRIMARY KEY, tags TEXT NOT NULL, nam
 
 func TestJSON(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, documents, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(documents), func(t *testing.T, d *sqlx.DB) {
 		ctx := t.Context()
 		want := []document{
 			{ID: 1, Opaque: db.JSONOf(json.RawMessage("[]"))},

@@ -19,7 +19,7 @@ import (
 // TestPrivate: users do not see a database's error, nor names of tables and columns.
 func TestPrivate(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
 		exec(t, d, "INSERT INTO things (id, name) VALUES ('1', 'secret name')")
 		_, cause := d.ExecContext(t.Context(), "INSERT INTO things (id, name) VALUES ('2', 'secret name')")
 		err := db.Error(cause)

@@ -1,89 +1,136 @@
 package db
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"database/sql"
 	"database/sql/driver"
-	"encoding/hex"
+	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
+	"strings"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/jmoiron/sqlx"
-	"github.com/pressly/goose/v3"
-	"github.com/pressly/goose/v3/database"
 
 	"github.com/armature-go/armature/fault"
 )
 
-// versionTable is the table with a row for each applied migration.
-const versionTable = "schema_migrations"
-
 // migrateTimeout is how long Migrate waits for another process that migrates.
 const migrateTimeout = 5 * time.Minute
 
-// Migrate applies the migrations that the database does not have yet. They are the
-// files in the root of dir, usually an [embed.FS], with names such as
-// NNNN_what.sql. A file begins with "-- +goose Up". Each file is applied once, in
-// the order of the numbers, and never undone. An applied file must not change.
+// Migrations is a sequence of migrations of a library or of a component. Each sequence has a table of its own for the versions that
+// were applied.
 //
-// Any number of processes may call Migrate at the same time: one migrates, the
-// others wait, at most 5 minutes. On SQLite either all files are applied or none.
-// MySQL commits after each statement that changes the schema, so a file should have
-// only one such statement. The first migration makes utf8mb4_bin the default of a
-// MySQL database, so that texts compare as on SQLite.
+// Each migration is a file with a name such as 0007_what.sql, where the number is the version. A file has SQL statements; each ends with a
+// semicolon at the end of a line. An applied file must not change. Lines that begin with "-- +db " declare something:
 //
-// Errors, with the file's name: Precondition if an applied file has changed or is
-// missing, if a new file has a lower number than an applied one, or if the schema
-// is newer than the files; Invalid if dir has no file, or a malformed one;
-// Unavailable if another process migrates for longer than 5 minutes; those of [Error].
-func Migrate(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
-	s, err := newSchema(d, dir)
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(goose.DialectCustom, d.DB, dir,
-		goose.WithStore(s), goose.WithSessionLocker(s), goose.WithLogger(goose.NopLogger()),
-		goose.WithDisableGlobalRegistry(true),
-		// SQLite's lock is one transaction around all files, so a file must not begin another.
-		goose.WithIsolateDDL(s.sqlite))
-	if err != nil {
-		return fault.New(fault.Invalid, "migrations: %w", err)
-	}
-	// Up looks for new files before it calls SessionLock, and skips SessionLock if it
-	// finds none. Then nothing would verify the applied files.
-	if _, err := s.checkVersion(ctx, d); err != nil {
-		return err
-	}
-	if _, err := p.Up(ctx); err != nil {
-		return fmt.Errorf("migrate: %w", Error(err))
-	}
-	return nil
+//	-- +db breaks 5
+//	        Programs whose last version is 5 or lower do not work with the schema any more. Without this line, they do: the
+//	        migration only adds something. See [Check].
+//	-- +db applied-if SELECT step_name FROM operations LIMIT 0
+//	        The database has this migration already if the query succeeds. It counts only if the database has no table of
+//	        versions for the sequence: the component had copied the SQL into its own migrations.
+//	-- +db replaces 00012_old.sql 3f0c...
+//	        This file, which is the first one, replaces all files up to its own version. A database whose last migration is the named one
+//	        (version, name and SHA-256), has it already. Databases with older versions are refused.
+//
+// Everything after a line "-- +goose Down" is ignored, and so are other lines of goose.
+type Migrations struct {
+	// Name is the first part of the name of the table of versions, NAME_migrations. Default "schema", for a component.
+	Name string
+	// Files has the files in its root, usually an [embed.FS].
+	Files fs.FS
 }
 
-// Check returns nil if the schema is the one that the files of dir make. Otherwise
-// it fails with Precondition: the schema is older (reason SchemaOlder) or newer, with
-// both versions in the error, or other files made it. A service calls Check at its
-// start. Check changes nothing. Other errors are those of [Error].
-func Check(ctx context.Context, d *sqlx.DB, dir fs.FS) error {
-	s, err := newSchema(d, dir)
+// Embedded returns the migrations of a library or a component that are in the folder "migrations" of an [embed.FS]:
+//
+//	//go:embed migrations/*.sql
+//	var files embed.FS
+//
+//	var Migrations = db.Embedded("volumes", files)
+func Embedded(name string, files embed.FS) Migrations {
+	dir, _ := fs.Sub(files, "migrations") // cannot fail: the name is valid
+	return Migrations{Name: name, Files: dir}
+}
+
+func (m Migrations) table() string {
+	if m.Name == "" {
+		return "schema_migrations"
+	}
+	return m.Name + "_migrations"
+}
+
+// Migrate applies the migrations that the database does not have yet: those of the first sequence, then those of the next one. A
+// component names the sequences of its libraries first, and its own last. Each file is applied once, in the order of the versions, and never
+// undone.
+//
+// Any number of processes may call Migrate at the same time: one migrates, the others wait, at most 5 minutes. If a process dies in
+// the middle, the next call goes on where that stopped. On SQLite either all files are applied or none. MySQL commits after
+// each statement that changes the schema, so Migrate notes each statement. The first call makes utf8mb4_bin the default of a
+// MySQL database, so that texts compare as on SQLite.
+//
+// A schema that is newer than the files, and works with this program, stays as it is, see [Check].
+//
+// Errors, with the file's name: Precondition if an applied file has changed or is missing, if a new file has a lower version than an applied one,
+// or if the schema is newer and does not work with this program; Invalid for a sequence without a file, or with a malformed one; Unavailable if
+// another process migrates for longer than 5 minutes; those of [Error].
+func Migrate(ctx context.Context, d *sqlx.DB, list ...Migrations) error {
+	scripts, err := readScripts(list)
 	if err != nil {
 		return err
 	}
-	have, err := s.checkVersion(ctx, d)
+	c, err := d.Conn(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("migrate: %w", Error(err))
 	}
-	if want := s.files[len(s.files)-1].version; have < want {
-		return fault.WithReason(
-			fault.New(fault.Precondition, "the database schema is at version %d, older than version %d of this program: run db sync", have, want),
-			reasonOlder, nil)
+	defer func() { _ = c.Close() }() // it only goes back to the pool
+	m := &migrator{conn: c, sqlite: isSQLite(d)}
+	if err := m.lock(ctx); err != nil {
+		return fmt.Errorf("migrate: %w", Error(err))
 	}
-	return nil
+	for _, s := range scripts {
+		if err = m.apply(ctx, s); err != nil {
+			err = fmt.Errorf("migrate: %w", Error(err))
+			break
+		}
+	}
+	return errors.Join(err, Error(m.unlock(context.WithoutCancel(ctx), err == nil)))
+}
+
+// Check returns nil if this program works with the schema: the migrations of the files have been applied, or a newer program has applied
+// further ones that break nothing for this one. In the second case, warning names both versions; it is for the log. Otherwise
+// Check fails with Precondition: the schema is older (reason SchemaOlder), or newer and does not work with this program, with both
+// versions in the error, or other files made it. A service calls Check at its start. Check changes nothing. Other errors are those
+// of [Migrate].
+func Check(ctx context.Context, d *sqlx.DB, list ...Migrations) (warning string, err error) {
+	scripts, err := readScripts(list)
+	if err != nil {
+		return "", err
+	}
+	c, err := d.Conn(ctx)
+	if err != nil {
+		return "", fmt.Errorf("check the database schema: %w", Error(err))
+	}
+	defer func() { _ = c.Close() }() // it only goes back to the pool
+	m := &migrator{conn: c, sqlite: isSQLite(d)}
+	var warnings []string
+	for _, s := range scripts {
+		st, err := m.state(ctx, s)
+		if err != nil {
+			return "", fmt.Errorf("check the database schema: %w", Error(err))
+		}
+		switch want := s.last(); {
+		case len(st.todo) > 0:
+			return "", fault.WithReason(fault.New(fault.Precondition,
+				"the database schema (%s) is at version %d, older than version %d of this program: run db sync", s.table, st.version, want), reasonOlder, nil)
+		case st.version > want:
+			warnings = append(warnings, fmt.Sprintf("the database schema (%s) is at version %d, newer than version %d of this program, and works with it", s.table, st.version, want))
+		}
+	}
+	return strings.Join(warnings, "; "), nil
 }
 
 // reasonOlder is the reason of the error for a schema that is older than the program's.
@@ -92,259 +139,334 @@ const reasonOlder = "SchemaOlder"
 // errOlder matches that error.
 var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 
-// schema implements the interfaces through which goose uses the database: a store of
-// versions and a lock.
-type schema struct {
+// migrator reads and changes the schema over one connection.
+type migrator struct {
+	conn   *sql.Conn
 	sqlite bool
-	files  []migration // in the order of their versions
 }
 
-// migration is a file: its number, its name and the SHA-256 of its text.
-type migration struct {
+// state is what a database has of a sequence.
+type state struct {
+	table   bool     // the table of versions exists
+	version int64    // the highest version; 0 for an empty database
+	todo    []script // the files that are not applied
+	begun   int      // how many statements of the first one of todo are done; -1: none has begun
+}
+
+// appliedRow is a row of a table of versions.
+type appliedRow struct {
 	version   int64
 	name, sum string
+	breaks    int64
+	done      sql.NullInt64 // statements that are done; NULL: all
 }
 
-// newSchema reads the files of dir. Line ends do not count in their checksums.
-func newSchema(d *sqlx.DB, dir fs.FS) (*schema, error) {
-	names, err := fs.Glob(dir, "*.sql")
+// state compares the database with a sequence.
+func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error) {
+	st.begun = -1
+	if st.table, err = m.hasTable(ctx, s.table); err != nil {
+		return st, err
+	}
+	if !st.table {
+		return m.adopted(ctx, s)
+	}
+	rows, err := m.rows(ctx, s.table)
+	if err != nil {
+		return st, err
+	}
+	first := s.files[0]
+	if n := len(rows); n > 0 && first.replaces.sum != "" {
+		switch i := slices.IndexFunc(rows, func(r appliedRow) bool { return r.version == first.version }); {
+		case i < 0 && rows[n-1].version < first.version:
+			return st, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and this program upgrades from version %d or later: first run db sync of an earlier release",
+				s.table, rows[n-1].version, first.version)
+		case i >= 0 && rows[i].name == first.replaces.name && rows[i].sum == first.replaces.sum:
+			rows[i].name, rows[i].sum = first.name, first.sum
+			rows = rows[i:]
+		}
+	}
+	for _, r := range rows {
+		if !r.done.Valid || r.version > s.last() {
+			st.version = r.version
+		}
+		i := slices.IndexFunc(s.files, func(f script) bool { return f.version == r.version })
+		switch {
+		case r.version > s.last():
+			if r.breaks >= s.last() {
+				return st, fault.New(fault.Precondition, "migration %s does not work with version %d of this program, and the database schema (%s) has it: upgrade the program", r.name, s.last(), s.table)
+			}
+		case i < 0:
+			return st, fault.New(fault.Precondition, "migration %s was applied, but this program does not have the file", r.name)
+		case r.done.Valid: // the file may have been corrected after the statement that failed
+			st.begun = int(r.done.Int64)
+			st.todo = append(st.todo, s.files[i])
+		case s.files[i].sum != r.sum:
+			return st, fault.New(fault.Precondition, "migration %s has changed since it was applied: restore the file and write a new migration", s.files[i].name)
+		}
+	}
+	for _, f := range s.files {
+		if slices.ContainsFunc(rows, func(r appliedRow) bool { return r.version == f.version }) {
+			continue
+		}
+		if f.version < st.version {
+			return st, fault.New(fault.Precondition, "migration %s is new, but the database schema (%s) is at version %d already: give the file a higher number", f.name, s.table, st.version)
+		}
+		st.todo = append(st.todo, f)
+	}
+	return st, nil
+}
+
+// adopted returns the state of a database without a table of versions. It has the first files if their SQL was copied.
+func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err error) {
+	st.begun = -1
+	for i, f := range s.files {
+		missing, err := f.appliedIf == "", error(nil)
+		if !missing {
+			missing, err = m.fails(ctx, f.appliedIf)
+		}
+		if err != nil {
+			return st, err
+		}
+		if missing {
+			st.todo = s.files[i:]
+			return st, nil
+		}
+		st.version = f.version
+	}
+	return st, nil
+}
+
+// rows returns the rows of a table of versions, in the order of the versions. A table of an earlier release lacks the last two columns.
+func (m *migrator) rows(ctx context.Context, table string) (list []appliedRow, err error) {
+	query := "SELECT version, name, sha256, breaks, done FROM " + table + " ORDER BY version" //nolint:gosec // the name of a table of the program
+	rows, err := m.conn.QueryContext(ctx, query)
+	if isMissing(err) {
+		rows, err = m.conn.QueryContext(ctx, strings.Replace(query, "breaks, done", "0, NULL", 1))
+	}
 	if err != nil {
 		return nil, err
 	}
-	if len(names) == 0 {
-		return nil, fault.New(fault.Invalid, "migrations: the directory has no .sql file")
-	}
-	s := &schema{sqlite: isSQLite(d)}
-	for _, name := range names {
-		v, err := goose.NumericComponent(name)
-		if err != nil {
-			return nil, fault.New(fault.Invalid, "migration %s: %w", name, err)
-		}
-		text, err := fs.ReadFile(dir, name)
-		if err != nil {
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var r appliedRow
+		if err := rows.Scan(&r.version, &r.name, &r.sum, &r.breaks, &r.done); err != nil {
 			return nil, err
 		}
-		sum := sha256.Sum256(bytes.ReplaceAll(text, []byte("\r\n"), []byte("\n")))
-		s.files = append(s.files, migration{v, name, hex.EncodeToString(sum[:])})
+		list = append(list, r)
 	}
-	slices.SortFunc(s.files, func(a, b migration) int { return int(a.version - b.version) })
-	return s, nil
+	return list, rows.Err()
 }
 
-// checkVersion returns the version of the schema, and fails if the files did not make the schema.
-func (s *schema) checkVersion(ctx context.Context, d *sqlx.DB) (version int64, err error) {
-	c, err := d.Conn(ctx)
-	if err == nil {
-		version, err = s.verifyApplied(ctx, c)
-		_ = c.Close()
+// apply applies the files of a sequence that the database does not have.
+func (m *migrator) apply(ctx context.Context, s *sequence) error {
+	st, err := m.state(ctx, s)
+	if err == nil && !st.table {
+		err = m.createTable(ctx, s, st.version)
+	} else if err == nil && len(st.todo) > 0 {
+		err = m.completeTable(ctx, s)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("check the database schema: %w", Error(err))
+		return err
 	}
-	return version, nil
+	for _, f := range st.todo {
+		if err := m.applyFile(ctx, s.table, f, st.begun); err != nil {
+			return fmt.Errorf("%s: %w", f.name, err)
+		}
+		st.begun = -1
+	}
+	return nil
 }
 
-// verifyApplied compares the applied migrations with the files and returns the
-// schema's version. The version of an empty database is 0.
-func (s *schema) verifyApplied(ctx context.Context, c *sql.Conn) (version int64, err error) {
-	exists, err := s.hasVersionTable(ctx, c)
-	if err != nil || !exists {
-		return 0, err
+// createTable creates the table of versions, with a row for each file that the database has already. The table gets its name last, so
+// that it is never without these rows.
+func (m *migrator) createTable(ctx context.Context, s *sequence, adopted int64) error {
+	next := s.table + "_new"
+	statements := []string{
+		"ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_bin",
+		"DROP TABLE IF EXISTS " + next, // of a call that died here
+		"CREATE TABLE " + next + ` (version BIGINT NOT NULL PRIMARY KEY, name VARCHAR(255) NOT NULL, sha256 CHAR(64) NOT NULL,
+			applied_at DATETIME(6) NOT NULL, breaks BIGINT NOT NULL DEFAULT 0, done INTEGER)`,
 	}
-	rows, err := c.QueryContext(ctx, "SELECT version, name, sha256 FROM "+versionTable+" ORDER BY version")
-	if err != nil {
-		return 0, err
+	if m.sqlite {
+		statements = statements[1:]
 	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	last := s.files[len(s.files)-1].version
-	applied := make(map[int64]bool)
-	var bad error
-	for rows.Next() {
-		var m migration
-		if err := rows.Scan(&m.version, &m.name, &m.sum); err != nil {
-			return 0, err
+	for _, q := range statements {
+		if _, err := m.conn.ExecContext(ctx, q); err != nil {
+			return err
 		}
-		version = m.version
-		applied[version] = true
-		i := slices.IndexFunc(s.files, func(f migration) bool { return f.version == m.version })
-		switch {
-		case bad != nil || m.version > last:
-		case i < 0:
-			bad = fault.New(fault.Precondition, "migration %s was applied, but this program does not have the file", m.name)
-		case s.files[i].sum != m.sum:
-			bad = fault.New(fault.Precondition, "migration %s has changed since it was applied: restore the file and write a new migration", s.files[i].name)
-		}
-	}
-	if err := rows.Err(); err != nil {
-		return 0, err
-	}
-	if version > last {
-		return 0, fault.New(fault.Precondition,
-			"the database schema is at version %d, newer than version %d of this program: upgrade the program", version, last)
 	}
 	for _, f := range s.files {
-		if bad == nil && f.version < version && !applied[f.version] {
-			bad = fault.New(fault.Precondition, "migration %s is new, but the database schema is at version %d already: give the file a higher number", f.name, version)
+		if f.version <= adopted {
+			if err := m.insertRow(ctx, next, f, sql.NullInt64{}); err != nil {
+				return err
+			}
 		}
 	}
-	return version, bad
+	_, err := m.conn.ExecContext(ctx, "ALTER TABLE "+next+" RENAME TO "+s.table)
+	return err
 }
 
-// SessionLock blocks other processes until SessionUnlock or until the connection
-// ends. It verifies the applied migrations and creates the table of versions.
-func (s *schema) SessionLock(ctx context.Context, c *sql.Conn) (err error) {
-	if s.sqlite {
-		if _, err := c.ExecContext(ctx, "BEGIN IMMEDIATE"); err != nil {
-			return err
+// completeTable adds the columns that a table of versions of an earlier release lacks.
+func (m *migrator) completeTable(ctx context.Context, s *sequence) error {
+	for _, column := range []string{"breaks BIGINT NOT NULL DEFAULT 0", "done INTEGER"} {
+		name, _, _ := strings.Cut(column, " ")
+		missing, err := m.fails(ctx, "SELECT "+name+" FROM "+s.table+" LIMIT 0")
+		if err == nil && missing {
+			_, err = m.conn.ExecContext(ctx, "ALTER TABLE "+s.table+" ADD COLUMN "+column)
 		}
-	} else {
-		var got sql.NullInt64
-		err := c.QueryRowContext(ctx, "SELECT GET_LOCK("+lockName+", ?)", migrateTimeout.Seconds()).Scan(&got)
 		if err != nil {
 			return err
 		}
-		if got.Int64 != 1 {
-			return fault.New(fault.Unavailable, "another process has been migrating for %v", migrateTimeout)
+	}
+	return nil
+}
+
+// insertRow records a file. done is the number of its statements that are done, NULL if all are.
+func (m *migrator) insertRow(ctx context.Context, table string, f script, done sql.NullInt64) error {
+	_, err := m.conn.ExecContext(ctx, "INSERT INTO "+table+" (version, name, sha256, applied_at, breaks, done) VALUES (?, ?, ?, UTC_TIMESTAMP(6), ?, ?)", //nolint:gosec // as above
+		f.version, f.name, f.sum, f.breaks, done)
+	return err
+}
+
+// applyFile applies a file. begun is the number of statements that an earlier call has done, -1 if it has not begun the file. After each statement it notes how
+// many are done.
+func (m *migrator) applyFile(ctx context.Context, table string, f script, begun int) error {
+	if begun < 0 {
+		if err := m.insertRow(ctx, table, f, sql.NullInt64{Valid: true}); err != nil {
+			return err
 		}
 	}
-	defer func() {
+	for i := max(begun, 0); i < len(f.statements); i++ {
+		query := f.statements[i]
+		note := func() error { return m.updateRow(ctx, table, f, sql.NullInt64{Valid: true, Int64: int64(i + 1)}) }
+		var err error
+		if m.sqlite || changesSchema(query) {
+			_, err = m.conn.ExecContext(ctx, query)
+			if i == begun && isDone(err) { // the earlier call died before it noted this statement
+				err = nil
+			}
+			if err == nil {
+				err = note()
+			}
+		} else {
+			err = m.inTx(ctx, query, note)
+		}
 		if err != nil {
-			err = errors.Join(err, s.releaseLock(context.WithoutCancel(ctx), c, false))
+			return fmt.Errorf("statement %d of %d: %w", i+1, len(f.statements), err)
 		}
-	}()
-	if _, err := s.verifyApplied(ctx, c); err != nil {
+	}
+	return m.updateRow(ctx, table, f, sql.NullInt64{})
+}
+
+// updateRow changes the row of insertRow.
+func (m *migrator) updateRow(ctx context.Context, table string, f script, done sql.NullInt64) error {
+	_, err := m.conn.ExecContext(ctx, "UPDATE "+table+" SET name = ?, sha256 = ?, applied_at = UTC_TIMESTAMP(6), breaks = ?, done = ? WHERE version = ?", //nolint:gosec // as above
+		f.name, f.sum, f.breaks, done, f.version)
+	return err
+}
+
+// inTx executes a statement and calls note in one transaction of MySQL.
+func (m *migrator) inTx(ctx context.Context, query string, note func() error) error {
+	if _, err := m.conn.ExecContext(ctx, "START TRANSACTION"); err != nil {
 		return err
 	}
-	if exists, err := s.hasVersionTable(ctx, c); err != nil || exists {
+	_, err := m.conn.ExecContext(ctx, query)
+	if err == nil {
+		err = note()
+	}
+	if err != nil {
+		_, rollback := m.conn.ExecContext(context.WithoutCancel(ctx), "ROLLBACK")
+		return errors.Join(err, rollback)
+	}
+	_, err = m.conn.ExecContext(ctx, "COMMIT")
+	return err
+}
+
+// fails reports whether a query fails because a table, a view or a column is missing.
+func (m *migrator) fails(ctx context.Context, query string) (bool, error) {
+	var found bool
+	err := m.conn.QueryRowContext(ctx, "SELECT EXISTS ("+query+")").Scan(&found)
+	if isMissing(err) {
+		return true, nil
+	}
+	return false, err
+}
+
+// lock blocks other processes until unlock, or until the connection ends.
+func (m *migrator) lock(ctx context.Context) error {
+	if m.sqlite {
+		_, err := m.conn.ExecContext(ctx, "BEGIN IMMEDIATE")
 		return err
 	}
-	return s.CreateVersionTable(ctx, c)
+	var got sql.NullInt64
+	if err := m.conn.QueryRowContext(ctx, "SELECT GET_LOCK("+lockName+", ?)", migrateTimeout.Seconds()).Scan(&got); err != nil {
+		return err
+	}
+	if got.Int64 != 1 {
+		return fault.New(fault.Unavailable, "another process has been migrating for %v", migrateTimeout)
+	}
+	return nil
 }
 
 // lockName is the SQL for the name of MySQL's lock. The name differs between the
 // databases of a server. It has at most 64 characters, which is MySQL's limit.
 const lockName = "CONCAT('armature-', MD5(DATABASE()))"
 
-// SessionUnlock ends the lock of SessionLock. On SQLite it commits if the last file
-// is applied, and rolls back otherwise: goose does not say whether it succeeded.
-func (s *schema) SessionUnlock(ctx context.Context, c *sql.Conn) error {
-	complete := false
-	if s.sqlite {
-		v, err := s.GetLatestVersion(ctx, c)
-		complete = err == nil && v == s.files[len(s.files)-1].version
-	}
-	return s.releaseLock(ctx, c, complete)
-}
-
-// releaseLock releases the lock. If that fails, it drops the connection, which
-// releases the lock, too.
-func (s *schema) releaseLock(ctx context.Context, c *sql.Conn, commit bool) error {
+// unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. If it fails, it drops the connection, which
+// ends the lock, too; its error is nil if nothing was to be committed.
+func (m *migrator) unlock(ctx context.Context, commit bool) error {
 	query := "DO RELEASE_LOCK(" + lockName + ")"
 	switch {
-	case s.sqlite && commit:
+	case m.sqlite && commit:
 		query = "COMMIT"
-	case s.sqlite:
+	case m.sqlite:
 		query = "ROLLBACK"
 	}
-	_, err := c.ExecContext(ctx, query)
+	_, err := m.conn.ExecContext(ctx, query)
 	if err == nil {
 		return nil
 	}
-	_ = c.Raw(func(any) error { return driver.ErrBadConn })
-	if commit {
+	_ = m.conn.Raw(func(any) error { return driver.ErrBadConn })
+	if m.sqlite && commit {
 		return err
 	}
-	return nil // goose has the error that broke the connection
+	return nil
 }
 
-// hasVersionTable reports whether the table of versions exists.
-func (s *schema) hasVersionTable(ctx context.Context, q database.DBTxConn) (bool, error) {
+func (m *migrator) hasTable(ctx context.Context, name string) (bool, error) {
 	query := "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?"
-	if s.sqlite {
+	if m.sqlite {
 		query = "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = ?"
 	}
 	var n int
-	err := q.QueryRowContext(ctx, query, versionTable).Scan(&n)
+	err := m.conn.QueryRowContext(ctx, query, name).Scan(&n)
 	return n > 0, err
 }
 
-// The methods below implement goose's store. Goose uses the store, and would create
-// the table, before it takes the lock. Therefore TableExists returns true, and
-// ListMigrations adds version 0, which is never stored.
-
-// Tablename returns the name of the table of versions.
-func (s *schema) Tablename() string { return versionTable }
-
-// TableExists returns true, see above.
-func (s *schema) TableExists(context.Context, database.DBTxConn) (bool, error) { return true, nil }
-
-// CreateVersionTable creates the table of versions, and sets the collation of a MySQL database.
-func (s *schema) CreateVersionTable(ctx context.Context, q database.DBTxConn) error {
-	if !s.sqlite {
-		if _, err := q.ExecContext(ctx, "ALTER DATABASE CHARACTER SET utf8mb4 COLLATE utf8mb4_bin"); err != nil {
-			return err
-		}
+// isMissing reports whether err says that a table, a view or a column does not exist.
+func isMissing(err error) bool {
+	if my, ok := errors.AsType[*mysql.MySQLError](err); ok {
+		return my.Number == 1146 || my.Number == 1054 // ER_NO_SUCH_TABLE, ER_BAD_FIELD_ERROR
 	}
-	_, err := q.ExecContext(ctx, `CREATE TABLE `+versionTable+` (
-		version BIGINT NOT NULL PRIMARY KEY, name VARCHAR(255) NOT NULL,
-		sha256 CHAR(64) NOT NULL, applied_at DATETIME(6) NOT NULL)`)
-	return err
+	if _, ok := sqliteCode(err); ok { // SQLite has one code for all errors of a statement
+		return strings.Contains(err.Error(), "no such table") || strings.Contains(err.Error(), "no such column")
+	}
+	return false
 }
 
-// Insert stores an applied migration with its name and checksum.
-func (s *schema) Insert(ctx context.Context, q database.DBTxConn, req database.InsertRequest) error {
-	i := slices.IndexFunc(s.files, func(f migration) bool { return f.version == req.Version })
-	if i < 0 {
-		return database.ErrVersionNotFound
-	}
-	m := s.files[i]
-	_, err := q.ExecContext(ctx, "INSERT INTO "+versionTable+" (version, name, sha256, applied_at) VALUES (?, ?, ?, UTC_TIMESTAMP(6))",
-		m.version, m.name, m.sum)
-	return err
+// doneErrors are the errors of MySQL for a statement that has changed the schema before.
+var doneErrors = []uint16{
+	1050, // ER_TABLE_EXISTS_ERROR
+	1051, // ER_BAD_TABLE_ERROR: the dropped table does not exist
+	1054, // ER_BAD_FIELD_ERROR: the renamed column does not exist
+	1060, // ER_DUP_FIELDNAME
+	1061, // ER_DUP_KEYNAME
+	1091, // ER_CANT_DROP_FIELD_OR_KEY
+	1146, // ER_NO_SUCH_TABLE: the renamed table does not exist
 }
 
-// Delete returns an error: a migration cannot be undone.
-func (s *schema) Delete(context.Context, database.DBTxConn, int64) error {
-	return database.ErrNotImplemented
-}
-
-// GetMigration returns an applied migration.
-func (s *schema) GetMigration(ctx context.Context, q database.DBTxConn, version int64) (*database.GetMigrationResult, error) {
-	res := database.GetMigrationResult{IsApplied: true}
-	err := q.QueryRowContext(ctx, "SELECT applied_at FROM "+versionTable+" WHERE version = ?", version).Scan(&res.Timestamp)
-	if errors.Is(err, sql.ErrNoRows) {
-		return nil, database.ErrVersionNotFound
-	}
-	return &res, err
-}
-
-// GetLatestVersion returns the highest version, 0 for an empty database.
-func (s *schema) GetLatestVersion(ctx context.Context, q database.DBTxConn) (int64, error) {
-	list, err := s.ListMigrations(ctx, q)
-	if err != nil {
-		return 0, err
-	}
-	return list[0].Version, nil
-}
-
-// ListMigrations returns the applied migrations, the latest first, and version 0 at the end.
-func (s *schema) ListMigrations(ctx context.Context, q database.DBTxConn) (list []*database.ListMigrationsResult, err error) {
-	zero := &database.ListMigrationsResult{IsApplied: true}
-	exists, err := s.hasVersionTable(ctx, q)
-	if err != nil || !exists {
-		return []*database.ListMigrationsResult{zero}, err
-	}
-	rows, err := q.QueryContext(ctx, "SELECT version FROM "+versionTable+" ORDER BY version DESC")
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	for rows.Next() {
-		m := database.ListMigrationsResult{IsApplied: true}
-		if err := rows.Scan(&m.Version); err != nil {
-			return nil, err
-		}
-		list = append(list, &m)
-	}
-	return append(list, zero), rows.Err()
+// isDone reports whether err says that a statement has changed the schema before.
+func isDone(err error) bool {
+	my, ok := errors.AsType[*mysql.MySQLError](err)
+	return ok && slices.Contains(doneErrors, my.Number)
 }

@@ -38,10 +38,10 @@ func TestMigrateAtOnce(t *testing.T) {
 					return
 				}
 				defer d.Close()
-				if err := db.Migrate(t.Context(), d, dir); err != nil {
+				if err := db.Migrate(t.Context(), d, only(dir)...); err != nil {
 					t.Errorf("Migrate: %v", err)
 				}
-				if err := db.Check(t.Context(), d, dir); err != nil {
+				if _, err := db.Check(t.Context(), d, only(dir)...); err != nil {
 					t.Errorf("Check: %v", err)
 				}
 			})
@@ -58,6 +58,8 @@ func TestMigrateSteps(t *testing.T) {
 	t.Parallel()
 	v2 := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)")
 	v3 := schema("CREATE TABLE a (i INTEGER)", "CREATE TABLE b (i INTEGER)", "CREATE TABLE c (i INTEGER)")
+	v4 := maps.Clone(v3)
+	v4["0004_step.sql"] = &fstest.MapFile{Data: []byte("-- +db breaks 2\nALTER TABLE b ADD COLUMN j INTEGER;\n")}
 	changed := maps.Clone(v2)
 	changed["0001_step.sql"] = &fstest.MapFile{Data: []byte("-- +goose Up\nCREATE TABLE a (i BIGINT);\n")}
 	crlf := maps.Clone(v2)
@@ -66,15 +68,19 @@ func TestMigrateSteps(t *testing.T) {
 	delete(late, "0002_step.sql")
 	late["0003_step.sql"] = v3["0003_step.sql"]
 	missing := fstest.MapFS{"0002_step.sql": v2["0002_step.sql"]}
-	dbtest.Each(t, late, func(t *testing.T, d *sqlx.DB) {
-		for _, err := range []error{db.Migrate(t.Context(), d, v3), db.Check(t.Context(), d, v3)} {
+	migrate := func(ctx context.Context, d *sqlx.DB, files fs.FS) error { return db.Migrate(ctx, d, only(files)...) }
+	check := func(ctx context.Context, d *sqlx.DB, files fs.FS) error {
+		_, err := db.Check(ctx, d, only(files)...)
+		return err
+	}
+	dbtest.Each(t, only(late), func(t *testing.T, d *sqlx.DB) {
+		for _, err := range []error{migrate(t.Context(), d, v3), check(t.Context(), d, v3)} {
 			if fault.CodeOf(err) != fault.Precondition || !strings.Contains(err.Error(), "0002_step.sql is new") {
 				t.Errorf("a new file with a lower number: %v, want Precondition", err)
 			}
 		}
 	})
 	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
-		migrate, check := db.Migrate, db.Check
 		for _, tt := range []struct {
 			name string
 			do   func(context.Context, *sqlx.DB, fs.FS) error
@@ -92,8 +98,13 @@ func TestMigrateSteps(t *testing.T) {
 			{"check with other line ends", check, crlf, ""},
 			{"upgrade", migrate, v3, ""},
 			{"check upgraded", check, v3, ""},
-			{"check newer", check, v2, "version 3, newer than version 2"},
-			{"migrate newer", migrate, v2, "version 3, newer than version 2"},
+			{"check newer", check, v2, ""},
+			{"migrate newer", migrate, v2, ""},
+			{"check newer after that", check, v3, ""},
+			{"a migration that breaks version 2", migrate, v4, ""},
+			{"check broken", check, v2, "migration 0004_step.sql does not work with version 2 of this program"},
+			{"migrate broken", migrate, v2, "migration 0004_step.sql does not work with version 2 of this program"},
+			{"check not broken", check, v3, ""},
 		} {
 			err := tt.do(t.Context(), d, tt.dir)
 			switch {
@@ -116,22 +127,22 @@ func TestMigrateFails(t *testing.T) {
 	bad := maps.Clone(good)
 	bad["0002_step.sql"] = &fstest.MapFile{Data: []byte("-- +goose Up\nCREATE TABEL b (i INTEGER);\n")}
 	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
-		if err := db.Migrate(t.Context(), d, bad); err == nil || !strings.Contains(err.Error(), "version:2") {
+		if err := db.Migrate(t.Context(), d, only(bad)...); err == nil || !strings.Contains(err.Error(), "0002_step.sql") {
 			t.Fatalf("Migrate = %v, want an error with the version", err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if err := db.Migrate(ctx, d, good); fault.CodeOf(err) != fault.Canceled {
+		if err := db.Migrate(ctx, d, only(good)...); fault.CodeOf(err) != fault.Canceled {
 			t.Errorf("Migrate = %v, want Canceled", err)
 		}
-		want := "version 1"
+		want := "at version 1"
 		if d.DriverName() != "mysql" {
-			want = "version 0"
+			want = "at version 0"
 		}
-		if err := db.Check(t.Context(), d, good); err == nil || !strings.Contains(err.Error(), want) {
+		if _, err := db.Check(t.Context(), d, only(good)...); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("Check = %v, want %s", err, want)
 		}
-		if err := db.Migrate(t.Context(), d, good); err != nil {
+		if err := db.Migrate(t.Context(), d, only(good)...); err != nil {
 			t.Errorf("Migrate with the corrected file: %v", err)
 		}
 	})
@@ -146,7 +157,7 @@ func TestWrongMigrations(t *testing.T) {
 		"no number": {"first.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}},
 		"duplicate": {"1_a.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}, "01_b.sql": {Data: []byte("-- +goose Up\nSELECT 1;\n")}},
 	} {
-		if err := db.Migrate(t.Context(), d, dir); fault.CodeOf(err) != fault.Invalid {
+		if err := db.Migrate(t.Context(), d, only(dir)...); fault.CodeOf(err) != fault.Invalid {
 			t.Errorf("%s: %v (%v), want Invalid", name, err, fault.CodeOf(err))
 		}
 	}

@@ -50,7 +50,7 @@ var givenNames = db.DataMigration{
 // rows, and run in several processes.
 func TestMigrateData(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, people, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(people), func(t *testing.T, d *sqlx.DB) {
 		add := func(from, n int, name string) {
 			err := db.Tx(t.Context(), d, func(ctx context.Context, tx *sqlx.Tx) error {
 				for i := from; i < from+n; i++ {
@@ -80,7 +80,7 @@ func TestMigrateData(t *testing.T) {
 		}
 		check := func(code int, text string) {
 			t.Helper()
-			got := db.CheckUpgrade(t.Context(), db.SchemaCheck(d, people), db.DataCheck(d, givenNames))
+			got := db.CheckUpgrade(t.Context(), db.SchemaCheck(d, only(people)...), db.DataCheck(d, givenNames))
 			var out strings.Builder
 			if err := got.Print(&out); err != nil || got.ExitCode() != code || !strings.Contains(out.String(), text) {
 				t.Errorf("upgrade check: exit code %d, %v\n%s\nwant %d with %q", got.ExitCode(), err, out.String(), code, text)
@@ -161,7 +161,7 @@ func TestCheckUpgrade(t *testing.T) {
 		t.Errorf("printed:\n%s\nwant:\n%s", out.String(), want)
 	}
 	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
-		got := db.CheckUpgrade(t.Context(), db.SchemaCheck(d, people), db.DataCheck(d, givenNames))
+		got := db.CheckUpgrade(t.Context(), db.SchemaCheck(d, only(people)...), db.DataCheck(d, givenNames))
 		if got.ExitCode() != 2 || !strings.Contains(got[0].Err.Error(), "run db sync") || got[1].Err == nil {
 			t.Errorf("without a schema: %+v", got)
 		}

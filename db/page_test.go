@@ -149,7 +149,7 @@ func randomSort(r *rand.Rand) (sort, total []db.SortKey) {
 // right order.
 func TestPages(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, pages, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(pages), func(t *testing.T, d *sqlx.DB) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		r := rand.New(rand.NewPCG(seed, 0))
@@ -203,7 +203,7 @@ func TestPages(t *testing.T) {
 // time exactly once, in order, while other rows are inserted and deleted.
 func TestPagesWhileWriting(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, pages, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(pages), func(t *testing.T, d *sqlx.DB) {
 		seed := rand.Uint64()
 		t.Logf("seed %d", seed)
 		r := rand.New(rand.NewPCG(seed, 0))
@@ -263,7 +263,7 @@ func TestPagesWhileWriting(t *testing.T) {
 // TestPageLimits: empty pages, markers that do not exist or are outside of Within, joins, and wrong fields.
 func TestPageLimits(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, pages, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(pages), func(t *testing.T, d *sqlx.DB) {
 		d.MustExecContext(t.Context(), "CREATE TABLE numbered (id BIGINT NOT NULL PRIMARY KEY, tag VARCHAR(9) NOT NULL)")
 		d.MustExecContext(t.Context(), "INSERT INTO numbered (id, tag) VALUES (12, 'a'), (13, 'a'), (14, 'b')")
 		insertThings(t.Context(), t, d, thing{ID: "1", Kind: "a", Name: new("z"), CreatedAt: time.Now().UTC()})
@@ -340,7 +340,7 @@ func TestPagePlans(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.Close()
-		if err := db.Migrate(t.Context(), d, pages); err != nil {
+		if err := db.Migrate(t.Context(), d, only(pages)...); err != nil {
 			t.Fatal(err)
 		}
 		r := rand.New(rand.NewPCG(1, 0))

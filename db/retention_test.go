@@ -93,7 +93,7 @@ func wantServers(t *testing.T, d *sqlx.DB, left, moved int) {
 // TestPurge: Purge moves or deletes the right number of rows, with Batch and Max.
 func TestPurge(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, servers, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(servers), func(t *testing.T, d *sqlx.DB) {
 		addServers(t, d, 0, 300)
 		for _, tt := range []struct {
 			name       string
@@ -127,7 +127,7 @@ func TestPurge(t *testing.T) {
 // early. No row is lost, moved twice or half moved.
 func TestConcurrentPurge(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, servers, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(servers), func(t *testing.T, d *sqlx.DB) {
 		addServers(t, d, 0, 600)
 		var wg sync.WaitGroup
 		var reported atomic.Int64
@@ -166,7 +166,7 @@ func TestConcurrentPurge(t *testing.T) {
 // no row.
 func TestPurgeErrors(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, servers, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(servers), func(t *testing.T, d *sqlx.DB) {
 		addServers(t, d, 0, 30)
 		for name, tt := range map[string]struct {
 			change func(r *db.Retention)

@@ -1,9 +1,10 @@
 package db
 
 import (
+	"cmp"
 	"context"
 	"errors"
-	"io/fs"
+	"log/slog"
 
 	"github.com/jmoiron/sqlx"
 
@@ -11,19 +12,21 @@ import (
 )
 
 // Service makes a database a part of package service: the database is ready before the parts that use it
-// start, and is closed after they have stopped. DB and Dir are required.
+// start, and is closed after they have stopped. DB and Migrations are required.
 type Service struct {
 	// DB is a handle of [New]. Stop closes it.
 	DB *sqlx.DB
-	// Dir has the migrations, see the functions [Migrate] and [Check].
-	Dir fs.FS
+	// Migrations has the sequences of the libraries, and last the component's, see [Migrate] and [Check].
+	Migrations []Migrations
 	// Migrate makes Start call [Migrate]. Default: Start calls [Check], which changes nothing.
 	Migrate bool
+	// Logger gets a WARN if the schema is newer than the program, and works with it. Default slog.Default().
+	Logger *slog.Logger
 }
 
 // Start makes one attempt to connect, and then migrates or checks the schema. It may be called again after
 // an error: package service does so on Unavailable. Errors: Unavailable if the database is down, or if its
-// schema is missing or older than Dir's, because "db sync" may be running; those of [Open]; those of
+// schema is missing or older than the program's, because "db sync" may be running; those of [Open]; those of
 // [Migrate] or [Check].
 func (s *Service) Start(ctx context.Context) error {
 	shown := "the database"
@@ -34,11 +37,16 @@ func (s *Service) Start(ctx context.Context) error {
 		return err
 	}
 	if s.Migrate {
-		return Migrate(ctx, s.DB, s.Dir)
+		if err := Migrate(ctx, s.DB, s.Migrations...); err != nil {
+			return err
+		}
 	}
-	err := Check(ctx, s.DB, s.Dir)
+	warning, err := Check(ctx, s.DB, s.Migrations...)
 	if errors.Is(err, errOlder) {
 		return fault.New(fault.Unavailable, "%w", err)
+	}
+	if warning != "" {
+		cmp.Or(s.Logger, slog.Default()).WarnContext(ctx, warning)
 	}
 	return err
 }

@@ -24,11 +24,11 @@ func TestService(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := (&db.Service{DB: d, Dir: things}).Start(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "run db sync") {
+	if err := (&db.Service{DB: d, Migrations: only(things)}).Start(t.Context()); fault.CodeOf(err) != fault.Unavailable || !strings.Contains(err.Error(), "run db sync") {
 		t.Errorf("Start without a schema: %v, want Unavailable", err)
 	}
 	for _, migrate := range []bool{true, true, false} {
-		p := &db.Service{DB: d, Dir: things, Migrate: migrate}
+		p := &db.Service{DB: d, Migrations: only(things), Migrate: migrate}
 		if err := p.Start(t.Context()); err != nil {
 			t.Errorf("migrate %v: %v", migrate, err)
 		}
@@ -36,15 +36,15 @@ func TestService(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	p := &db.Service{DB: d, Dir: things}
+	p := &db.Service{DB: d, Migrations: only(things)}
 	if err := p.Stop(t.Context()); err != nil {
 		t.Error(err)
 	}
 	if err := p.Check(t.Context()); err == nil {
 		t.Error("closed database is healthy")
 	}
-	dbtest.Each(t, things, func(t *testing.T, d *sqlx.DB) {
-		p := &db.Service{DB: d, Dir: things}
+	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {
+		p := &db.Service{DB: d, Migrations: only(things)}
 		if err := errors.Join(p.Start(t.Context()), p.Check(t.Context())); err != nil {
 			t.Error(err)
 		}
@@ -76,7 +76,7 @@ func TestServiceWaits(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p := &db.Service{DB: d, Dir: things, Migrate: true}
+		p := &db.Service{DB: d, Migrations: only(things), Migrate: true}
 		defer p.Stop(t.Context())
 		return p.Start(t.Context())
 	}

@@ -21,7 +21,7 @@ func TestSQLiteHandles(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)
 	handles := []*sqlx.DB{mustOpen(t, url), mustOpen(t, url)}
-	if err := db.Migrate(t.Context(), handles[0], things); err != nil {
+	if err := db.Migrate(t.Context(), handles[0], only(things)...); err != nil {
 		t.Fatal(err)
 	}
 	exec(t, handles[0], "INSERT INTO things (id, name) VALUES ('1', 'a')")
@@ -58,7 +58,7 @@ func TestSQLiteWriterWaits(t *testing.T) {
 	t.Parallel()
 	url := dbtest.SQLite(t)
 	d := mustOpen(t, url)
-	if err := db.Migrate(t.Context(), d, things); err != nil {
+	if err := db.Migrate(t.Context(), d, only(things)...); err != nil {
 		t.Fatal(err)
 	}
 	holder, err := d.BeginTxx(t.Context(), nil)
@@ -104,7 +104,7 @@ func TestSQLiteWriterWaits(t *testing.T) {
 func TestSQLiteErrors(t *testing.T) {
 	t.Parallel()
 	d := mustOpen(t, dbtest.SQLite(t))
-	if err := db.Migrate(t.Context(), d, things); err != nil {
+	if err := db.Migrate(t.Context(), d, only(things)...); err != nil {
 		t.Fatal(err)
 	}
 	for _, tt := range []struct {

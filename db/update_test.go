@@ -33,7 +33,7 @@ const isDone = 255
 func TestUpdateIf(t *testing.T) {
 	t.Parallel()
 	at := time.Date(2026, 11, 23, 12, 0, 0, 123456000, time.UTC)
-	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(volumes), func(t *testing.T, d *sqlx.DB) {
 		d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version, at) VALUES ('v', 1, 'in-use', 7, ?), ('v', 2, 'error', 7, NULL)", at)
 		key := db.Values{"id": "v", "site": 1}
 		set := db.Values{"version": db.Expr("version + 1"), "status": "deleting"}
@@ -137,7 +137,7 @@ func TestUpdateIf(t *testing.T) {
 func TestUpdateIfRefused(t *testing.T) {
 	t.Parallel()
 	nan, inf := math.NaN(), math.Inf(-1)
-	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(volumes), func(t *testing.T, d *sqlx.DB) {
 		key, set := db.Values{"id": "v", "site": 1}, db.Values{"status": "deleting"}
 		d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version) VALUES ('v', 1, 'in-use', 7), ('IS NOT NULL', 1, 'in-use', 7)")
 		for _, tt := range []struct {
@@ -174,7 +174,7 @@ func TestUpdateIfRefused(t *testing.T) {
 // TestUpdateIfNilBytes: a nil slice of bytes is NULL in each place.
 func TestUpdateIfNilBytes(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(volumes), func(t *testing.T, d *sqlx.DB) {
 		d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, host, version) VALUES ('v', 1, 'in-use', 'h', 7)")
 		for _, v := range []any{[]byte(nil), json.RawMessage(nil)} {
 			key := db.Values{"id": "v", "site": 1}
@@ -202,7 +202,7 @@ func TestUpdateIfReadsCurrent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer d.Close()
-	if err := db.Migrate(t.Context(), d, volumes); err != nil {
+	if err := db.Migrate(t.Context(), d, only(volumes)...); err != nil {
 		t.Fatal(err)
 	}
 	d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version) VALUES ('v', 1, 'available', 1)")
@@ -232,7 +232,7 @@ func TestUpdateIfReadsCurrent(t *testing.T) {
 // succeeds, with and without a transaction.
 func TestUpdateIfOneWins(t *testing.T) {
 	t.Parallel()
-	dbtest.Each(t, volumes, func(t *testing.T, d *sqlx.DB) {
+	dbtest.Each(t, only(volumes), func(t *testing.T, d *sqlx.DB) {
 		d.MustExecContext(t.Context(), "INSERT INTO volumes (id, site, status, version) VALUES ('v', 1, 'available', 0)")
 		const writers, rounds = 8, 25
 		var won, lost atomic.Int64

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"io/fs"
 	"strings"
 	"text/tabwriter"
 
@@ -23,8 +22,8 @@ type UpgradeCheck struct {
 }
 
 // SchemaCheck returns an UpgradeCheck that calls [Check].
-func SchemaCheck(d *sqlx.DB, dir fs.FS) UpgradeCheck {
-	return UpgradeCheck{"Schema", func(ctx context.Context) (string, error) { return "", Check(ctx, d, dir) }}
+func SchemaCheck(d *sqlx.DB, list ...Migrations) UpgradeCheck {
+	return UpgradeCheck{"Schema", func(ctx context.Context) (string, error) { return Check(ctx, d, list...) }}
 }
 
 // DataCheck returns an UpgradeCheck that fails with Precondition if rows still have

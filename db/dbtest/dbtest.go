@@ -17,7 +17,6 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	"io/fs"
 	"net/url"
 	"path/filepath"
 	"strings"
@@ -33,9 +32,9 @@ import (
 )
 
 // Each runs f in two parallel subtests, "sqlite" and "mysql". Each subtest has its own
-// database, to which migrations are applied unless migrations is nil. The database is
+// database, to which migrations are applied unless there are none. The database is
 // closed and removed when the subtest ends.
-func Each(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
+func Each(t *testing.T, migrations []db.Migrations, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
 	EachURL(t, func(t *testing.T, rawURL string) { run(t, rawURL, migrations, f) })
 }
@@ -45,7 +44,7 @@ func Each(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
 // clock of a server cannot be faked, and a wait for its socket does not block a bubble durably. In a bubble f must
 // not call t.Run or t.Parallel, and all goroutines that f starts must end with the test. A loop without a pause keeps the fake clock from
 // going on.
-func EachInBubble(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
+func EachInBubble(t *testing.T, migrations []db.Migrations, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {
 		t.Parallel()
@@ -59,7 +58,7 @@ func EachInBubble(t *testing.T, migrations fs.FS, f func(t *testing.T, d *sqlx.D
 }
 
 // run opens the database of a subtest and runs f.
-func run(t *testing.T, rawURL string, migrations fs.FS, f func(t *testing.T, d *sqlx.DB)) {
+func run(t *testing.T, rawURL string, migrations []db.Migrations, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
 	d, err := db.Open(t.Context(), db.Config{URL: rawURL})
 	if err != nil {
@@ -70,8 +69,8 @@ func run(t *testing.T, rawURL string, migrations fs.FS, f func(t *testing.T, d *
 			t.Errorf("close the database: %v", err)
 		}
 	})
-	if migrations != nil {
-		if err := db.Migrate(t.Context(), d, migrations); err != nil {
+	if len(migrations) > 0 {
+		if err := db.Migrate(t.Context(), d, migrations...); err != nil {
 			t.Fatal(err)
 		}
 	}

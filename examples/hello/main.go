@@ -13,7 +13,6 @@ import (
 	"errors"
 	"flag"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"time"
@@ -55,6 +54,9 @@ var schemes = map[string]urlbus.Opener{"watermill-amqp": func(at urlbus.Broker, 
 
 //go:embed migrations/*.sql
 var migrations embed.FS
+
+// tables are the migrations of the packages that need tables, and then the component's own.
+var tables = []db.Migrations{membership.Migrations, operation.Migrations, db.Embedded("", migrations)}
 
 // Greeting is the resource of the component.
 type Greeting struct {
@@ -227,7 +229,6 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	if err := errors.Join(optionError("transport_url", busErr), rankErr, optionError("driver", pluginErr), optionError("connection", dbErr)); err != nil {
 		return err // all errors at once
 	}
-	tables, _ := fs.Sub(migrations, "migrations") // the folder is compiled in
 
 	app := service.New(service.Config{Name: "hello", Logger: log})
 	c := &component{
@@ -251,7 +252,7 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	api.Handle(mux, "GET /v1/greetings/{id}", c.show)
 	server := service.HTTP(o.Listen, mux)
 
-	app.AddLabeled("database", "option connection", &db.Service{DB: d, Dir: tables, Migrate: true})
+	app.AddLabeled("database", "option connection", &db.Service{DB: d, Migrations: tables, Migrate: true})
 	app.AddLabeled("driver", "option driver", plugin)
 	app.AddLabeled("bus", "option transport_url", bus)
 	app.Add("client", c.client)

@@ -65,21 +65,3 @@ func TestTutorial(t *testing.T) {
 		}
 	}
 }
-
-// TestMigrations: the migrations of the packages' tables are the schemas that the packages export.
-func TestMigrations(t *testing.T) {
-	t.Parallel()
-	for file, of := range map[string]string{"00002_membership.sql": "membership/schema.sql", "00003_operation.sql": "operation/schema.sql", "00004_operation.sql": "operation/schema2.sql", "00005_member_instance.sql": "membership/schema2.sql", "00006_operation_steps.sql": "operation/schema3.sql"} {
-		have, err := os.ReadFile(filepath.Join("migrations", file))
-		if err != nil {
-			t.Fatal(err)
-		}
-		want, err := os.ReadFile(filepath.Join("../../service", of))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(have) != string(want) {
-			t.Errorf("%s is not %s", file, of)
-		}
-	}
-}

@@ -89,7 +89,7 @@ func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *opti
 // withSchema is like withDatabase, for commands that need the tables of this program's version.
 func (f *flags) withSchema(ctx context.Context, do func(context.Context, *options, *sqlx.DB) error) error {
 	return f.withDatabase(ctx, func(ctx context.Context, o *options, d *sqlx.DB) error {
-		if err := db.Check(ctx, d, store.Migrations()); err != nil {
+		if _, err := db.Check(ctx, d, store.Migrations()...); err != nil {
 			return err
 		}
 		return do(ctx, o, d)
@@ -103,7 +103,7 @@ func (o *options) embedded() (connection, path string, err error) {
 }
 
 func (f *flags) sync(ctx context.Context, _ *options, d *sqlx.DB) error {
-	if err := db.Migrate(ctx, d, store.Migrations()); err != nil {
+	if err := db.Migrate(ctx, d, store.Migrations()...); err != nil {
 		return err
 	}
 	_, err := fmt.Fprintln(f.out, "the database has the schema of this version")
@@ -111,7 +111,7 @@ func (f *flags) sync(ctx context.Context, _ *options, d *sqlx.DB) error {
 }
 
 func (f *flags) checkUpgrade(ctx context.Context, o *options, d *sqlx.DB) error {
-	got := db.CheckUpgrade(ctx, db.SchemaCheck(d, store.Migrations()), db.UpgradeCheck{
+	got := db.CheckUpgrade(ctx, db.SchemaCheck(d, store.Migrations()...), db.UpgradeCheck{
 		Name: "Services",
 		Run: func(ctx context.Context) (string, error) {
 			services, err := store.New(d).Services(ctx, o.ServiceDownTime)

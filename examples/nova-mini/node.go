@@ -147,7 +147,7 @@ func (n *node) wireStore(url string, migrate bool) error {
 	}
 	n.close = append(n.close, d.Close) // for a process that never starts
 	n.store = store.New(d)
-	n.app.AddLabeled("database", n.label("database", "connection"), &db.Service{DB: d, Dir: store.Migrations(), Migrate: migrate})
+	n.app.AddLabeled("database", n.label("database", "connection"), &db.Service{DB: d, Migrations: store.Migrations(), Migrate: migrate})
 	return nil
 }
 

@@ -135,7 +135,8 @@ func (o *options) askDatabase(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(db.Check(ctx, d, store.Migrations()), d.Close())
+	_, err = db.Check(ctx, d, store.Migrations()...)
+	return errors.Join(err, d.Close())
 }
 
 func (o *options) askKeystone(ctx context.Context) error {

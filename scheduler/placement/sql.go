@@ -2,7 +2,7 @@ package placement
 
 import (
 	"context"
-	_ "embed" // for Schema
+	"embed"
 	"errors"
 	"fmt"
 	"maps"
@@ -15,13 +15,14 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Schema creates the tables of [SQL] on MySQL, MariaDB and SQLite. It is a migration: a component copies it into one of
-// its own migration files, for db.Migrate.
-//
-//go:embed schema.sql
-var Schema string
+// Migrations creates the tables of [SQL], on MySQL, MariaDB and SQLite. A component gives them to [db.Migrate] and [db.Check], before
+// its own.
+var Migrations = db.Embedded("placement", migrations)
 
-// SQL is a [Store] in a component's database, with the tables of [Schema].
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// SQL is a [Store] in a component's database, with the tables of [Migrations].
 type SQL struct{ db *sqlx.DB }
 
 // NewSQL returns a Store in d. Package db must have opened d, which stays the caller's.

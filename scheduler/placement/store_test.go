@@ -12,15 +12,14 @@ import (
 	"github.com/armature-go/armature/scheduler/placement/placementtest"
 )
 
-// migrations are those of a component with placement's tables only.
-// The migrations end with a later release's, so that all tests show that newer columns are no error.
-var migrations = fstest.MapFS{"00001_placement.sql": {Data: []byte(placement.Schema)}, "00002_next.sql": {Data: []byte(`-- +goose Up
+// migrations end with columns of a later release, so that all tests show that these do no harm.
+var migrations = []db.Migrations{placement.Migrations, {Files: fstest.MapFS{"00001_next.sql": {Data: []byte(`
 ALTER TABLE placement_providers ADD COLUMN next_release VARCHAR(10);
 ALTER TABLE placement_inventories ADD COLUMN next_release VARCHAR(10);
 ALTER TABLE placement_consumers ADD COLUMN next_release VARCHAR(10);
 ALTER TABLE placement_allocations ADD COLUMN next_release VARCHAR(10);
 ALTER TABLE placement_aggregates ADD COLUMN next_release VARCHAR(10);
-ALTER TABLE placement_groups ADD COLUMN next_release VARCHAR(10);`)}}
+ALTER TABLE placement_groups ADD COLUMN next_release VARCHAR(10);`)}}}}
 
 func TestMemory(t *testing.T) {
 	t.Parallel()
@@ -51,7 +50,7 @@ func open(t testing.TB, url string) *sqlx.DB {
 			t.Error(err)
 		}
 	})
-	if err := db.Migrate(t.Context(), d, migrations); err != nil {
+	if err := db.Migrate(t.Context(), d, migrations...); err != nil {
 		t.Fatal(err)
 	}
 	return d

@@ -18,7 +18,7 @@ import (
 func openMembers(ctx context.Context) *sqlx.DB {
 	d, err := db.Open(ctx, db.Config{URL: "sqlite:///:memory:"})
 	if err == nil {
-		err = db.Migrate(ctx, d, migrations)
+		err = db.Migrate(ctx, d, migrations...)
 	}
 	if err != nil {
 		panic(err)

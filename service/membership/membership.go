@@ -14,13 +14,13 @@
 // If only one process may be a member, such as the worker of a host, its [Self] has an [Instance]: a second process
 // with the same kind and host is refused. With a [FileLock] a process that replaces a killed one is accepted at once.
 //
-// The table is that of [Schema] and [Schema2], which a component copies into its migrations.
+// The table is that of [Migrations].
 package membership
 
 import (
 	"cmp"
 	"context"
-	_ "embed" // the schema
+	"embed"
 	"fmt"
 	"time"
 
@@ -31,16 +31,11 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Schema makes the table on MySQL, MariaDB and SQLite. It is a migration: a component copies it into a file of its own
-// migrations, for db.Migrate.
-//
-//go:embed schema.sql
-var Schema string
+// Migrations creates the table, on MySQL, MariaDB and SQLite. A component gives them to [db.Migrate] and [db.Check], before its own.
+var Migrations = db.Embedded("membership", migrations)
 
-// Schema2 is the migration after Schema.
-//
-//go:embed schema2.sql
-var Schema2 string
+//go:embed migrations/*.sql
+var migrations embed.FS
 
 // Config configures a [Registry]. DB is required.
 type Config struct {

@@ -26,7 +26,7 @@ func BenchmarkOperation(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer d.Close()
-	if err := db.Migrate(b.Context(), d, migrations); err != nil {
+	if err := db.Migrate(b.Context(), d, migrations...); err != nil {
 		b.Fatal(err)
 	}
 	ops := operation.NewStore(d)

@@ -97,7 +97,7 @@ func TestLostCommit(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = d.Close() })
-	if err := db.Migrate(t.Context(), d, migrations); err != nil {
+	if err := db.Migrate(t.Context(), d, migrations...); err != nil {
 		t.Fatal(err)
 	}
 	b := newBench(t, d, operation.RunnerConfig{Lease: 5 * time.Second}) // each lost answer may cost a lease

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log"
 	"log/slog"
-	"testing/fstest"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -30,10 +29,7 @@ func openExample() (*sqlx.DB, *operation.Store, *operation.Runner) {
 	if err != nil {
 		panic(err)
 	}
-	err = db.Migrate(ctx, database, fstest.MapFS{ // a component copies these files to its own migrations, with its next numbers
-		"00001_operation.sql": {Data: []byte(operation.Schema)}, "00002_operation.sql": {Data: []byte(operation.Schema2)}, "00003_operation.sql": {Data: []byte(operation.Schema3)},
-	})
-	if err != nil {
+	if err = db.Migrate(ctx, database, operation.Migrations); err != nil { // a component adds its own
 		panic(err)
 	}
 	ops := operation.NewStore(database)

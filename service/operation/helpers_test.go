@@ -16,6 +16,7 @@ import (
 	"github.com/jmoiron/sqlx"
 	"go.uber.org/goleak"
 
+	"github.com/armature-go/armature/db"
 	"github.com/armature-go/armature/reqctx"
 	"github.com/armature-go/armature/service/operation"
 )
@@ -30,18 +31,15 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// The migrations end with a later release's, so that all tests show that newer columns are no error.
-var migrations = fstest.MapFS{
-	"00099_next.sql": {Data: []byte(`-- +goose Up
+// migrations end with columns of a later release, so that all tests show that these do no harm.
+var migrations = []db.Migrations{operation.Migrations, {Files: fstest.MapFS{
+	"00002_next.sql": {Data: []byte(`
 ALTER TABLE operations ADD COLUMN next_release VARCHAR(10);
 ALTER TABLE operation_events ADD COLUMN next_release VARCHAR(10);
 ALTER TABLE operation_leases ADD COLUMN next_release VARCHAR(10);`)},
-	"00001_operations.sql": {Data: []byte(operation.Schema)},
-	"00003_requests.sql":   {Data: []byte(operation.Schema2)},
-	"00004_steps.sql":      {Data: []byte(operation.Schema3)},
-	"00002_effects.sql": {Data: []byte(`-- +goose Up
+	"00001_effects.sql": {Data: []byte(`
 CREATE TABLE effects (operation_id VARCHAR(36) NOT NULL, step VARCHAR(64) NOT NULL, n INTEGER NOT NULL, PRIMARY KEY (operation_id, step));`)},
-}
+}}}
 
 type input struct {
 	Size int    `json:"size"`

@@ -181,7 +181,7 @@ func TestDeadlineOfKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	if err := db.Migrate(t.Context(), d, migrations); err != nil {
+	if err := db.Migrate(t.Context(), d, migrations...); err != nil {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
@@ -241,7 +241,7 @@ func TestKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	if err := db.Migrate(t.Context(), d, migrations); err != nil {
+	if err := db.Migrate(t.Context(), d, migrations...); err != nil {
 		t.Fatal(err)
 	}
 	slots := make(chan struct{}, 4)

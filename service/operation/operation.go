@@ -26,8 +26,7 @@
 //
 // The example Setup is a whole component. In order:
 //
-//  1. Copy [Schema], [Schema2] and [Schema3], each into its own numbered file among the component's migrations. A file begins with the
-//     line "-- +goose Up", as the strings do, and is never changed afterwards. [db.Migrate] creates the tables.
+//  1. Give [Migrations] to [db.Migrate], [db.Check] or [db.Service], before the component's own migrations. They create the tables.
 //  2. Make one [Store] for each process with [NewStore], and one [Runner] with [NewRunner]. Host is the process's name.
 //  3. Call [Handle] for each kind, and then [OnEnd] for each kind whose end changes data of the component. Both panic if they are
 //     called in another order, or twice for one kind.
@@ -61,7 +60,7 @@ package operation
 
 import (
 	"context"
-	_ "embed" // the schema
+	"embed"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -76,23 +75,13 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// Schema creates the tables, on MySQL, MariaDB and SQLite. It is a migration for [db.Migrate], and begins with "-- +goose Up". A
-// component copies it into a file of its own, which has nothing else.
-//
-//go:embed schema.sql
-var Schema string
+// Migrations creates the tables, on MySQL, MariaDB and SQLite. A component gives them to [db.Migrate] and [db.Check], before its own.
+// The view operation_current is for components, which may join it: one row for each operation that has not ended, with the columns
+// resource, id, kind, state, and step, the name of the step, which is empty until a runner has seen the operation.
+var Migrations = db.Embedded("operation", migrations)
 
-// Schema2 is a later migration, which follows Schema.
-//
-//go:embed schema2.sql
-var Schema2 string
-
-// Schema3 is a later migration, which follows Schema2. It creates the view operation_current, which a component may join:
-// one row for each operation that has not ended, with the columns resource, id, kind, state, and step, the name of the
-// step, which is empty until a runner has seen the operation.
-//
-//go:embed schema3.sql
-var Schema3 string
+//go:embed migrations/*.sql
+var migrations embed.FS
 
 // State is the state of an operation.
 type State string

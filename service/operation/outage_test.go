@@ -26,7 +26,7 @@ func TestOutage(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { d.Close() })
-	if err := db.Migrate(t.Context(), d, migrations); err != nil {
+	if err := db.Migrate(t.Context(), d, migrations...); err != nil {
 		t.Fatal(err)
 	}
 	b := newBench(t, d, operation.RunnerConfig{Lease: 3 * time.Second})

@@ -17,14 +17,10 @@ import (
 // Attach is a kind of operation. All processes of the component share this variable.
 var Attach = operation.Kind[Volume]{Name: "volume.attach", Timeout: time.Minute}
 
-// tables are the component's migrations. In a component they are files: each schema is copied into a file of its own, which begins
-// with "-- +goose Up".
-var tables = fstest.MapFS{
-	"00001_volumes.sql":   {Data: []byte("-- +goose Up\nCREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, status VARCHAR(20) NOT NULL);\n")},
-	"00002_operation.sql": {Data: []byte(operation.Schema)},
-	"00003_operation.sql": {Data: []byte(operation.Schema2)},
-	"00004_operation.sql": {Data: []byte(operation.Schema3)},
-}
+// tables are the migrations of the library, and those of the component. In a component they are files, see [db.Embedded].
+var tables = []db.Migrations{operation.Migrations, {Files: fstest.MapFS{
+	"00001_volumes.sql": {Data: []byte("CREATE TABLE volumes (id VARCHAR(36) NOT NULL PRIMARY KEY, status VARCHAR(20) NOT NULL);\n")},
+}}}
 
 // newRunner returns a runner that knows the steps of all kinds. A process that runs operations starts it, as a part of its App. A
 // process that only reports, with End, needs the same kinds, and does not start it.
@@ -58,7 +54,7 @@ func Example_setup() {
 	runner := newRunner(ops, "conductor-1", messages)
 
 	app := service.New(service.Config{Name: "volume-conductor", NoSignals: true, Logger: slog.New(slog.DiscardHandler)})
-	app.Add("tables", service.Funcs{OnStart: func(ctx context.Context) error { return db.Migrate(ctx, d, tables) }})
+	app.Add("tables", service.Funcs{OnStart: func(ctx context.Context) error { return db.Migrate(ctx, d, tables...) }})
 	app.Add("operations", runner) // after the database that it needs
 	ended := make(chan error, 1)
 	go func() { ended <- app.Run(ctx) }()

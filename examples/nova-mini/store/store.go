@@ -6,7 +6,6 @@ package store
 import (
 	"context"
 	"embed"
-	"io/fs"
 	"time"
 
 	"github.com/jmoiron/sqlx"
@@ -21,13 +20,9 @@ import (
 //go:embed migrations/*.sql
 var files embed.FS
 
-// Migrations returns the schema, for db.Migrate.
-func Migrations() fs.FS {
-	dir, err := fs.Sub(files, "migrations")
-	if err != nil {
-		panic(err) // the directory is compiled in
-	}
-	return dir
+// Migrations returns the schema, for db.Migrate: that of the libraries, and that of the component.
+func Migrations() []db.Migrations {
+	return []db.Migrations{placement.Migrations, operation.Migrations, membership.Migrations, db.Embedded("", files)}
 }
 
 // Store reads and writes the database. It is safe for concurrent use. Every method may fail with
@@ -68,4 +63,4 @@ func (s *Store) tx(ctx context.Context, f func(ctx context.Context, tx *sqlx.Tx,
 }
 
 // Migrate creates the tables, or upgrades them to the current schema.
-func (s *Store) Migrate(ctx context.Context) error { return db.Migrate(ctx, s.db, Migrations()) }
+func (s *Store) Migrate(ctx context.Context) error { return db.Migrate(ctx, s.db, Migrations()...) }

@@ -1,8 +1,7 @@
 package store_test
 
 import (
-	"fmt"
-	"io/fs"
+	"os"
 	"testing"
 	"testing/fstest"
 	"time"
@@ -14,95 +13,99 @@ import (
 	"github.com/armature-go/armature/db/dbtest"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
-	"github.com/armature-go/armature/scheduler/placement"
-	"github.com/armature-go/armature/service/membership"
+	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestSchemas: the migrations for the libraries' tables are the schemas that the libraries export, unchanged.
-func TestSchemas(t *testing.T) {
-	t.Parallel()
-	for name, want := range map[string]string{
-		"00002_placement.sql": placement.Schema, "00005_operation.sql": operation.Schema, "00006_membership.sql": membership.Schema,
-		"00008_operation_requests.sql": operation.Schema2, "00011_member_instance.sql": membership.Schema2, "00012_operation_steps.sql": operation.Schema3,
-	} {
-		got, err := fs.ReadFile(store.Migrations(), name)
-		if err != nil || string(got) != want {
-			t.Errorf("%s is not the library's schema, %v", name, err)
-		}
+// columns are the columns of all tables and views but those of versions.
+func columns(t *testing.T, d *sqlx.DB) (list []string) {
+	t.Helper()
+	query := `SELECT CONCAT(table_name, '.', column_name, ' ', column_type, ' ', is_nullable, ' ', COALESCE(column_default, ''), ' ', column_key)
+		FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name NOT LIKE '%_migrations' ORDER BY 1`
+	if d.DriverName() != "mysql" {
+		query = `SELECT m.name || '.' || c.name || ' ' || c.type || ' ' || c."notnull" || ' ' || COALESCE(c.dflt_value, '') || ' ' || c.pk
+			FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type IN ('table', 'view') AND m.name NOT LIKE '%_migrations' ORDER BY 1`
 	}
-}
-
-// TestUpgrade migrates a database of the first release. Claims of before package placement still exist and count. Tasks
-// of before package operation go on as operations. Services keep their numbers and the reasons for which they are disabled.
-func TestUpgrade(t *testing.T) {
-	t.Parallel()
-	first, err := fs.ReadFile(store.Migrations(), "00001_init.sql")
-	if err != nil {
+	if err := d.SelectContext(t.Context(), &list, query); err != nil {
 		t.Fatal(err)
 	}
-	dbtest.Each(t, fstest.MapFS{"00001_init.sql": {Data: first}}, func(t *testing.T, d *sqlx.DB) {
+	return list
+}
+
+// TestTakeOver: a database of the release before, whose component had copied the SQL of the libraries into its own migrations, gets
+// the schema of an empty database, and keeps its rows. A database of an older release is refused.
+func TestTakeOver(t *testing.T) {
+	t.Parallel()
+	old := []db.Migrations{{Files: os.DirFS("testdata/version13")}}
+	older := fstest.MapFS{}
+	for _, name := range []string{"00001_init.sql", "00002_placement.sql"} {
+		text, err := os.ReadFile("testdata/version13/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		older[name] = &fstest.MapFile{Data: text}
+	}
+	dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
+		if err := db.Migrate(t.Context(), d, old...); err != nil {
+			t.Fatal(err)
+		}
 		for _, q := range []string{
+			`ALTER TABLE schema_migrations DROP COLUMN breaks`, // the table of the release before has neither
+			`ALTER TABLE schema_migrations DROP COLUMN done`,
 			`INSERT INTO hosts (id, name, driver, driver_version) VALUES (1, 'h1', 'fake', '1')`,
-			`INSERT INTO inventories (host, class, total, reserved, ratio, used) VALUES ('h1', 'VCPU', 4, 0, 2, 3), ('h1', 'MEMORY_MB', 2048, 0, 1, 512), ('h1', 'DISK_GB', 10, 0, 1, 0)`,
-			`INSERT INTO allocations (server_id, class, host, amount) VALUES ('s1', 'VCPU', 'h1', 3), ('s1', 'MEMORY_MB', 'h1', 512), ('s1', 'DISK_GB', 'h1', 0)`,
+			`INSERT INTO service_numbers (id, kind, host) VALUES (7, 'nova-compute', 'h1')`,
+			`INSERT INTO members (kind, host, id, version, data, disabled, disabled_reason, forced_down, departed, joined_at, seen_at, created_at)
+				VALUES ('nova-compute', 'h1', 'm1', 1, '', TRUE, 'fan', FALSE, FALSE, UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
+			`INSERT INTO placement_providers (id, generation, data) VALUES ('h1', 1, '{}')`,
+			`INSERT INTO placement_inventories (provider, class, total, reserved, ratio, min_unit, max_unit, step_size, capacity, used, generation) VALUES ('h1', 'VCPU', 4, 0, 1, 0, 0, 0, 4, 3, 1)`,
+			`INSERT INTO placement_consumers (id, generation, host, group_id, changed_at) VALUES ('s1', 1, 'h1', '', UTC_TIMESTAMP(6))`,
+			`INSERT INTO placement_allocations (consumer, provider, class, amount) VALUES ('s1', 'h1', 'VCPU', 3)`,
 		} {
 			if _, err := d.ExecContext(t.Context(), q); err != nil {
+				t.Fatalf("%s: %v", q, err)
+			}
+		}
+		for range 2 { // the second call changes nothing
+			if err := db.Migrate(t.Context(), d, store.Migrations()...); err != nil {
 				t.Fatal(err)
 			}
 		}
-		for i, task := range []string{"scheduling", "deleting", "rebooting_hard", "", ""} {
-			var state *string
-			if task != "" {
-				state = &task
-			}
-			d.MustExecContext(t.Context(), `INSERT INTO servers (id, name, project_id, user_id, request_id, image_ref, flavor_id, vcpus, memory_mib, disk_gib, metadata,
-				vm_state, task_state, host, generation, attempts, tried, fault_code, fault_message, lease, due_at, task_since, created_at, updated_at)
-				VALUES (?, 'n', 'p', 'u', 'req-1', '', '1', 1, 1, 1, '{}', 'active', ?, 'h1', 1, 1, '[]', 0, '', '', UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6), UTC_TIMESTAMP(6))`,
-				fmt.Sprintf("server-%d", i), state)
-		}
-		for id, why := range map[string]string{"server-3": "No valid host was found. 0 of 2 hosts: 2 MEMORY_MB", "server-4": "host h1: disk on fire"} {
-			d.MustExecContext(t.Context(), `UPDATE servers SET fault_message = ?, fault_at = UTC_TIMESTAMP(6) WHERE id = ?`, why, id)
-		}
-		d.MustExecContext(t.Context(), `INSERT INTO services (id, binary_name, host, disabled, disabled_reason, seen_at) VALUES (7, 'nova-compute', 'h1', TRUE, 'fan', UTC_TIMESTAMP(6))`)
-		if err := db.Migrate(t.Context(), d, store.Migrations()); err != nil {
-			t.Fatal(err)
+		if warning, err := db.Check(t.Context(), d, store.Migrations()...); warning != "" || err != nil {
+			t.Errorf("Check: %q, %v", warning, err)
 		}
 		s := store.New(d)
-		ops, err := s.Operations().List(t.Context(), operation.Filter{Open: true})
-		kinds := map[string]string{}
-		for _, o := range ops {
-			kinds[o.Resource] = o.Kind + " " + string(o.State) + " " + o.RequestID
-		}
-		if diff := cmp.Diff(map[string]string{
-			"server-0": "server.create running req-1", "server-1": "server.delete running req-1", "server-2": "server.hard_reboot running req-1",
-		}, kinds); err != nil || diff != "" {
-			t.Errorf("operations after the upgrade, %v (-want +got):\n%s", err, diff)
-		}
 		if list, err := s.Services(t.Context(), time.Minute); err != nil || len(list) != 1 || list[0].Number != 7 || !list[0].Up || list[0].DisabledReason != "fan" {
 			t.Errorf("services after the upgrade: %+v, %v", list, err)
 		}
-		for id, want := range map[string][2]string{
-			"server-0": {"", ""},
-			"server-3": {"No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 2 hosts: 2 MEMORY_MB"},
-			"server-4": {"Build of instance server-4 aborted.", "host h1: disk on fire"},
-		} {
-			if srv, err := s.Server(t.Context(), id); err != nil || srv.FaultMessage != want[0] || srv.FaultDetails != want[1] {
-				t.Errorf("%s after the upgrade has the fault %q, %q, %v; want %q", id, srv.FaultMessage, srv.FaultDetails, err, want)
-			}
-		}
-		d.MustExecContext(t.Context(), `DELETE FROM servers`)
-		addHost(t, s, "h1", 4)
-		hosts, err := s.Hosts(t.Context(), time.Minute)
-		if err != nil || len(hosts) != 1 || hosts[0].Consumers != 1 || hosts[0].Inventories[compute.VCPU].Free() != 1 || hosts[0].Inventories[compute.MemoryMB].Free() != 3*512 {
-			t.Fatalf("%+v, %v", hosts[0].Provider, err)
-		}
 		claims, err := s.Claims().Claims(t.Context(), "s1")
-		if err != nil || claims[0].Generation != 1 || claims[0].Host != "h1" || claims[0].Allocations[0].Resources[compute.VCPU] != 3 {
-			t.Errorf("%+v, %v", claims, err)
+		if err != nil || len(claims) != 1 || claims[0].Host != "h1" || claims[0].Allocations[0].Resources[compute.VCPU] != 3 {
+			t.Errorf("claims after the upgrade: %+v, %v", claims, err)
 		}
-		if wrong, err := s.Claims().Recount(t.Context(), true); err != nil || len(wrong) > 0 {
-			t.Errorf("counted wrong: %+v, %v", wrong, err)
+		if _, err := s.Operations().List(t.Context(), operation.Filter{}); err != nil {
+			t.Error(err)
+		}
+		got := columns(t, d)
+		t.Run("fresh", func(t *testing.T) {
+			url := dbtest.SQLite
+			if d.DriverName() == "mysql" {
+				url = dbtest.MySQL
+			}
+			empty, err := db.Open(t.Context(), db.Config{URL: url(t)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer empty.Close()
+			if err := db.Migrate(t.Context(), empty, store.Migrations()...); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(columns(t, empty), got); diff != "" {
+				t.Errorf("columns of an empty database (-) and of an upgraded one (+):\n%s", diff)
+			}
+		})
+	})
+	dbtest.Each(t, []db.Migrations{{Files: older}}, func(t *testing.T, d *sqlx.DB) {
+		if err := db.Migrate(t.Context(), d, store.Migrations()...); fault.CodeOf(err) != fault.Precondition {
+			t.Errorf("a database of an older release: %v, want Precondition", err)
 		}
 	})
 }

@@ -1,4 +1,4 @@
--- +goose Up
+-- +db applied-if SELECT step FROM operation_current LIMIT 0
 -- step_name is the step by its name. entry counts the entries into a step, which a token names; reported is the entry
 -- that a report has ended last. waits counts how often a step has waited in its entry, peer is what it waits for, and
 -- step_deadline_at ends the step.

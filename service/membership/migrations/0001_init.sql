@@ -1,4 +1,4 @@
--- +goose Up
+-- +db applied-if SELECT id FROM members LIMIT 0
 -- The table of service/membership.
 CREATE TABLE members (
     kind            VARCHAR(64) NOT NULL,

@@ -1,4 +1,4 @@
--- +goose Up
+-- +db applied-if SELECT id FROM operations LIMIT 0
 -- The tables of service/operation. active is the resource while the operation is not
 -- over, and null after: so there is one at a time. due_at is when somebody is to look at
 -- it: the end of a lease, or of a pause; null when it is over. fence is counted up with

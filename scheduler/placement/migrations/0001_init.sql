@@ -1,4 +1,4 @@
--- +goose Up
+-- +db applied-if SELECT id FROM placement_groups LIMIT 0
 -- The tables of scheduler/placement. used is the sum of the allocations, and
 -- capacity follows from the columns before it: so one UPDATE can check and take.
 -- generation is the provider's, repeated for the same reason.

@@ -1,0 +1,167 @@
+package db
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// sequence is what [Migrations] has, read.
+type sequence struct {
+	table string
+	files []script // at least one, in the order of the versions
+}
+
+func (s *sequence) last() int64 { return s.files[len(s.files)-1].version }
+
+// script is a file of migrations.
+type script struct {
+	version    int64
+	name, sum  string // sum is the SHA-256 of the text, with \n as line ends
+	statements []string
+	breaks     int64    // programs up to this version do not work with the schema; 0: none
+	appliedIf  string   // a query; empty: none
+	replaces   struct { // the last of the files that this one replaces; empty: none
+		name, sum string
+	}
+}
+
+// readScripts reads the files of all sequences.
+func readScripts(list []Migrations) ([]*sequence, error) {
+	if len(list) == 0 {
+		return nil, fault.New(fault.Invalid, "migrations: none are given")
+	}
+	out := make([]*sequence, 0, len(list))
+	for _, m := range list {
+		s, err := m.read()
+		if err != nil {
+			return nil, err
+		}
+		if slices.ContainsFunc(out, func(o *sequence) bool { return o.table == s.table }) {
+			return nil, fault.New(fault.Invalid, "migrations: two sequences have the table of versions %s: give each library's its Name", s.table)
+		}
+		out = append(out, s)
+	}
+	return out, nil
+}
+
+func (m Migrations) read() (*sequence, error) {
+	s := &sequence{table: m.table()}
+	for _, r := range m.Name {
+		if r != '_' && (r < 'a' || r > 'z') {
+			return nil, fault.New(fault.Invalid, "migrations: name %q: want small letters and _", m.Name)
+		}
+	}
+	if m.Files == nil {
+		return nil, fault.New(fault.Invalid, "migrations (%s): Files is not set", s.table)
+	}
+	names, err := fs.Glob(m.Files, "*.sql")
+	if err != nil {
+		return nil, err
+	}
+	if len(names) == 0 {
+		return nil, fault.New(fault.Invalid, "migrations (%s): the directory has no .sql file", s.table)
+	}
+	for _, name := range names {
+		text, err := fs.ReadFile(m.Files, name)
+		if err != nil {
+			return nil, err
+		}
+		f, err := parseScript(name, string(text))
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "migration %s: %w", name, err)
+		}
+		s.files = append(s.files, f)
+	}
+	slices.SortFunc(s.files, func(a, b script) int { return int(a.version - b.version) })
+	for i := range s.files {
+		if i > 0 && s.files[i].version == s.files[i-1].version {
+			return nil, fault.New(fault.Invalid, "migrations %s and %s have the same version", s.files[i-1].name, s.files[i].name)
+		}
+		if i > 0 && s.files[i].replaces.sum != "" {
+			return nil, fault.New(fault.Invalid, "migration %s: only the first file can replace others", s.files[i].name)
+		}
+	}
+	return s, nil
+}
+
+// declaration is the beginning of a line that declares something, see [Migrations].
+const declaration = "-- +db "
+
+// parseScript reads a file.
+func parseScript(name, text string) (f script, err error) {
+	text = strings.ReplaceAll(text, "\r\n", "\n")
+	sum := sha256.Sum256([]byte(text))
+	f.name, f.sum = name, hex.EncodeToString(sum[:])
+	number, _, _ := strings.Cut(strings.TrimSuffix(name, ".sql"), "_")
+	if f.version, err = strconv.ParseInt(number, 10, 64); err != nil || f.version < 1 {
+		return f, fault.New(fault.Invalid, "the name does not begin with a number, such as 0007_what.sql")
+	}
+	var statement strings.Builder
+	whole := false // until the line StatementEnd
+	end := func() {
+		f.statements = append(f.statements, strings.TrimSpace(statement.String()))
+		statement.Reset()
+	}
+	for line := range strings.Lines(text) {
+		trimmed := strings.TrimSpace(line)
+		switch rest, declares := strings.CutPrefix(trimmed, declaration); {
+		case declares:
+			if err := f.declare(rest); err != nil {
+				return f, err
+			}
+		case trimmed == "-- +goose Down":
+			text = ""
+		case trimmed == "-- +goose StatementBegin":
+			whole = true
+		case trimmed == "-- +goose StatementEnd":
+			whole = false
+			end()
+		case strings.HasPrefix(trimmed, "--"), trimmed == "":
+		default:
+			statement.WriteString(line)
+			if strings.HasSuffix(trimmed, ";") && !whole {
+				end()
+			}
+		}
+		if text == "" {
+			break
+		}
+	}
+	if rest := strings.TrimSpace(statement.String()); rest != "" || whole {
+		return f, fault.New(fault.Invalid, "the last statement has no end: want a semicolon at the end of a line: %.60s", rest)
+	}
+	return f, nil
+}
+
+// declare reads what a line declares.
+func (f *script) declare(s string) error {
+	what, rest, _ := strings.Cut(s, " ")
+	fields := strings.Fields(rest)
+	switch {
+	case what == "breaks" && len(fields) == 1:
+		n, err := strconv.ParseInt(fields[0], 10, 64)
+		if err != nil || n < 1 || n >= f.version {
+			return fault.New(fault.Invalid, "%s%s: want the last version of the programs that do not work any more, lower than %d", declaration, s, f.version)
+		}
+		f.breaks = n
+	case what == "applied-if" && len(fields) > 1:
+		f.appliedIf = rest
+	case what == "replaces" && len(fields) == 2 && len(fields[1]) == 2*sha256.Size:
+		f.replaces.name, f.replaces.sum = fields[0], fields[1]
+	default:
+		return fault.New(fault.Invalid, "%s%s: want breaks VERSION, applied-if QUERY, or replaces NAME SHA256", declaration, s)
+	}
+	return nil
+}
+
+// changesSchema reports whether MySQL commits after the statement, because it changes the schema.
+func changesSchema(statement string) bool {
+	word, _, _ := strings.Cut(strings.Join(strings.Fields(statement), " "), " ")
+	return slices.Contains([]string{"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"}, strings.ToUpper(word))
+}
