@@ -8,15 +8,12 @@ import (
 	"sync"
 
 	amqp "github.com/rabbitmq/amqp091-go"
-
-	"github.com/armature-go/armature/rpc/internal/gather"
 )
 
 // acknowledger acknowledges and requeues the deliveries of one channel. The broker does work for each acknowledgement that it
 // receives. So acknowledgements that come together are sent as one, if no earlier delivery is unacknowledged.
 type acknowledger struct {
-	ch  *amqp.Channel
-	out *gather.Conn // what ch writes to
+	ch *amqp.Channel
 
 	mu       sync.Mutex
 	open     []unackedDelivery // delivered, and neither acknowledged nor requeued; ordered by tag
@@ -33,8 +30,8 @@ type unackedDelivery struct {
 	size int // bytes of the payload
 }
 
-func newAcknowledger(ch *amqp.Channel, out *gather.Conn) *acknowledger {
-	return &acknowledger{ch: ch, out: out, drained: make(chan struct{})}
+func newAcknowledger(ch *amqp.Channel) *acknowledger {
+	return &acknowledger{ch: ch, drained: make(chan struct{})}
 }
 
 // add registers a delivery with a payload of size bytes. The result acknowledges or requeues it.
@@ -117,19 +114,17 @@ func (t *acknowledger) sendPending() bool {
 		low = t.open[0].tag
 	}
 	t.mu.Unlock()
-	t.out.Batch(func() {
-		var last uint64 // the last of tags before low
-		for _, tag := range tags {
-			if tag < low {
-				last = max(last, tag)
-			} else {
-				_ = t.ch.Ack(tag, false) // after an error the message is redelivered
-			}
+	var last uint64 // the last of tags before low
+	for _, tag := range tags {
+		if tag < low {
+			last = max(last, tag)
+		} else {
+			_ = t.ch.Ack(tag, false) // after an error the message is redelivered
 		}
-		if last > 0 {
-			_ = t.ch.Ack(last, true) // after an error the messages are redelivered
-		}
-	})
+	}
+	if last > 0 {
+		_ = t.ch.Ack(last, true) // after an error the messages are redelivered
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.sending = len(t.pending) > 0

@@ -39,7 +39,22 @@ const (
 type connection struct {
 	*amqp.Connection
 
-	out *gather.Conn // what it writes to; nil if its writes are not gathered
+	out  *gather.Conn                               // what it writes to; nil if its writes are not gathered
+	last *atomic.Pointer[amqp.DeferredConfirmation] // of the last message that was published over it
+}
+
+// busy reports whether the last message that was published is not confirmed yet.
+func (c connection) busy() bool {
+	last := c.last.Load()
+	if last == nil {
+		return false
+	}
+	select {
+	case <-last.Done():
+		return false
+	default:
+		return true
+	}
 }
 
 // connector keeps one connection open, and dials it again when it is lost. amqp091's own recovery stays off: after
@@ -101,7 +116,7 @@ func (l *connector) dial(ctx context.Context) (connection, error) {
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
 		conn, out, err := l.dialBroker(ctx, l.cfg.URLs[i])
 		if err == nil {
-			return connection{conn, out}, nil
+			return connection{conn, out, new(atomic.Pointer[amqp.DeferredConfirmation])}, nil
 		}
 		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", broker.Redacted(l.cfg.URLs[i]), "error", err)
 		if failure == nil || dialCode(failure) == fault.Unavailable {

@@ -179,15 +179,21 @@ func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 
 // send writes one message. It does not wait for an outcome. After an error, o.done is not called.
 func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
-	c.conn.out.Batch(func() {
+	publish := func() {
 		o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, p)
-	})
+	}
+	if c.conn.busy() { // others publish, too: their messages are written together
+		publish()
+	} else {
+		c.conn.out.Batch(publish)
+	}
 	if errors.Is(err, amqp.ErrClosed) {
 		return errNotSent
 	}
 	if err != nil {
 		return fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err)
 	}
+	c.conn.last.Store(o.confirm)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.returned[o.m.ID] {

@@ -210,7 +210,7 @@ func (c *consumer) startConsuming(conn connection) (*consumeChannel, error) {
 		return nil, err
 	}
 	in := &consumeChannel{
-		ch: ch, lost: make(chan struct{}), ended: make(chan struct{}), acks: newAcknowledger(ch, conn.out), timer: time.NewTimer(firstSlotWait), widenAt: time.NewTimer(widenSoon),
+		ch: ch, lost: make(chan struct{}), ended: make(chan struct{}), acks: newAcknowledger(ch), timer: time.NewTimer(firstSlotWait), widenAt: time.NewTimer(widenSoon),
 		closed:   ch.NotifyClose(make(chan *amqp.Error, 1)),
 		canceled: ch.NotifyCancel(make(chan string, 1)),
 	}

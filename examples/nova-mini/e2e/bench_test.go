@@ -18,7 +18,7 @@ func BenchmarkServers(b *testing.B) {
 	for _, hosts := range []int{4, 1000} {
 		b.Run(fmt.Sprintf("one process, %d hosts", hosts), func(b *testing.B) {
 			c := newCloud(b, room+fmt.Sprintf("hosts = %d\n", hosts))
-			p := c.startWith("", "all", "OS_DEFAULT__TRANSPORT_URL=", "OS_DATABASE__CONNECTION=sqlite://"+c.dir+"/nova.db", "OS_DEFAULT__REPORT_INTERVAL=10")
+			p := c.startWith("", "all", "OS_DEFAULT__TRANSPORT_URL=", "OS_DATABASE__CONNECTION=sqlite://"+c.dir+"/nova.db", "OS_DEFAULT__REPORT_INTERVAL=10", "OS_DEFAULT__SERVICE_DOWN_TIME=60")
 			cl := c.client(p)
 			c.hostsUp(cl, hosts)
 			benchServers(b, c, cl, cl)

@@ -52,7 +52,7 @@ func (c *Conn) Write(p []byte) (int, error) {
 }
 
 // Batch calls f. Afterwards it writes what waits to be written, in the goroutine of the caller, as far as the connection accepts it
-// without blocking. That is faster than a Write alone, because no goroutine has to be started. c may be nil: then Batch only calls f.
+// without blocking. For a writer that is alone this is faster than Write, because no goroutine has to be started. c may be nil: then Batch only calls f.
 func (c *Conn) Batch(f func()) {
 	if c == nil {
 		f()
@@ -66,7 +66,6 @@ func (c *Conn) Batch(f func()) {
 }
 
 func (c *Conn) endBatch() {
-	runtime.Gosched() // goroutines that are about to write join this write
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.batches--
