@@ -3,7 +3,7 @@
 // [*sqlx.DB], and everything else is a function that takes the handle.
 //
 //	d, err := db.Open(ctx, db.Config{URL: "mysql://nova:secret@db1:3306/nova"})
-//	err = db.Check(ctx, d, migrations) // db.Migrate made the schema
+//	warning, err := db.Check(ctx, d, migrations) // db.Migrate made the schema
 //	err = db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
 //		_, err := tx.ExecContext(ctx, "UPDATE hosts SET free = free - ? WHERE id = ?", n, id)
 //		return err

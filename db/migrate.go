@@ -34,14 +34,16 @@ const migrateTimeout = 5 * time.Minute
 //	        The database has this migration already if the query succeeds. It counts only if the database has no table of
 //	        versions for the sequence: the component had copied the SQL into its own migrations.
 //	-- +db replaces 00012_old.sql 3f0c...
-//	        This file, which is the first one, replaces all files up to its own version. A database whose last migration is the named one
-//	        (version, name and SHA-256), has it already. Databases with older versions are refused.
+//	        This file, which is the first one, replaces all files up to its own version, such as copies of a library's SQL. It has the
+//	        version of the last of them, and makes the tables that all of them together made, without the library's. A database whose last
+//	        migration is the named file, with the SHA-256 that sha256sum prints for it, has it already. Databases with older versions are
+//	        refused.
 //
 // Everything after a line "-- +goose Down" is ignored, and so are other lines of goose.
 type Migrations struct {
 	// Name is the first part of the name of the table of versions, NAME_migrations. Default "schema", for a component.
 	Name string
-	// Files has the files in its root, usually an [embed.FS].
+	// Files has the files in its root. [Embedded] makes it from the folder "migrations" of an [embed.FS].
 	Files fs.FS
 }
 
@@ -90,6 +92,10 @@ func Migrate(ctx context.Context, d *sqlx.DB, list ...Migrations) error {
 	m := &migrator{conn: c, sqlite: isSQLite(d)}
 	if err := m.lock(ctx); err != nil {
 		return fmt.Errorf("migrate: %w", Error(err))
+	}
+	m.empty, err = m.isEmpty(ctx)
+	if err != nil {
+		return errors.Join(fmt.Errorf("migrate: %w", Error(err)), Error(m.unlock(context.WithoutCancel(ctx), false)))
 	}
 	for _, s := range scripts {
 		if err = m.apply(ctx, s); err != nil {
@@ -143,6 +149,7 @@ var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 type migrator struct {
 	conn   *sql.Conn
 	sqlite bool
+	empty  bool // the database had no table when Migrate began
 }
 
 // state is what a database has of a sequence.
@@ -220,7 +227,7 @@ func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error)
 func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err error) {
 	st.begun = -1
 	for i, f := range s.files {
-		missing, err := f.appliedIf == "", error(nil)
+		missing, err := m.empty || f.appliedIf == "", error(nil)
 		if !missing {
 			missing, err = m.fails(ctx, f.appliedIf)
 		}
@@ -431,6 +438,17 @@ func (m *migrator) unlock(ctx context.Context, commit bool) error {
 		return err
 	}
 	return nil
+}
+
+// isEmpty reports whether the database has no table.
+func (m *migrator) isEmpty(ctx context.Context) (bool, error) {
+	query := "SELECT COUNT(*) FROM information_schema.tables WHERE table_schema = DATABASE()"
+	if m.sqlite {
+		query = "SELECT COUNT(*) FROM sqlite_master"
+	}
+	var n int
+	err := m.conn.QueryRowContext(ctx, query).Scan(&n)
+	return n == 0, err
 }
 
 func (m *migrator) hasTable(ctx context.Context, name string) (bool, error) {

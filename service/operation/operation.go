@@ -24,7 +24,7 @@
 //
 // # Set-up
 //
-// The example Setup is a whole component. In order:
+// The example Setup (setup_example_test.go) is a whole component. In order:
 //
 //  1. Give [Migrations] to [db.Migrate], [db.Check] or [db.Service], before the component's own migrations. They create the tables.
 //  2. Make one [Store] for each process with [NewStore], and one [Runner] with [NewRunner]. Host is the process's name.
@@ -124,7 +124,7 @@ type Kind[D any] struct {
 // database cannot be reached.
 type Store struct{ db *sqlx.DB }
 
-// NewStore returns the operations in d, which has the tables of [Schema] and its successors and stays the caller's.
+// NewStore returns the operations in d, which has the tables of [Migrations] and stays the caller's.
 func NewStore(d *sqlx.DB) *Store { return &Store{d} }
 
 const defaultTimeout = 10 * time.Minute
