@@ -181,34 +181,12 @@ func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error)
 	if err != nil {
 		return st, err
 	}
-	first := s.files[0]
-	if n := len(rows); n > 0 && first.replaces.sum != "" {
-		switch i := slices.IndexFunc(rows, func(r appliedRow) bool { return r.version == first.version }); {
-		case i < 0 && rows[n-1].version < first.version:
-			return st, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and this program upgrades from version %d or later: first run db sync of an earlier release",
-				s.table, rows[n-1].version, first.version)
-		case i >= 0 && rows[i].name == first.replaces.name && rows[i].sum == first.replaces.sum:
-			rows[i].name, rows[i].sum = first.name, first.sum
-			rows = rows[i:]
-		}
+	if rows, err = s.replaced(rows); err != nil {
+		return st, err
 	}
 	for _, r := range rows {
-		if !r.done.Valid || r.version > s.last() {
-			st.version = r.version
-		}
-		i := slices.IndexFunc(s.files, func(f script) bool { return f.version == r.version })
-		switch {
-		case r.version > s.last():
-			if r.breaks >= s.last() {
-				return st, fault.New(fault.Precondition, "migration %s does not work with version %d of this program, and the database schema (%s) has it: upgrade the program", r.name, s.last(), s.table)
-			}
-		case i < 0:
-			return st, fault.New(fault.Precondition, "migration %s was applied, but this program does not have the file", r.name)
-		case r.done.Valid: // the file may have been corrected after the statement that failed
-			st.begun = int(r.done.Int64)
-			st.todo = append(st.todo, s.files[i])
-		case s.files[i].sum != r.sum:
-			return st, fault.New(fault.Precondition, "migration %s has changed since it was applied: restore the file and write a new migration", s.files[i].name)
+		if err := st.add(s, r); err != nil {
+			return st, err
 		}
 	}
 	for _, f := range s.files {
@@ -221,6 +199,48 @@ func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error)
 		st.todo = append(st.todo, f)
 	}
 	return st, nil
+}
+
+// replaced returns the rows without those of the files that the first file of the sequence replaces.
+func (s *sequence) replaced(rows []appliedRow) ([]appliedRow, error) {
+	first := s.files[0]
+	if len(rows) == 0 || first.replaces.sum == "" {
+		return rows, nil
+	}
+	i := slices.IndexFunc(rows, func(r appliedRow) bool { return r.version == first.version })
+	if last := rows[len(rows)-1].version; i < 0 && last < first.version {
+		return nil, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and this program upgrades from version %d or later: first run db sync of an earlier release",
+			s.table, last, first.version)
+	}
+	if i < 0 || rows[i].name != first.replaces.name || rows[i].sum != first.replaces.sum {
+		return rows, nil
+	}
+	rows[i].name, rows[i].sum = first.name, first.sum
+	return rows[i:], nil
+}
+
+// add adds a row to the state. It fails if the row and the files contradict each other.
+func (st *state) add(s *sequence, r appliedRow) error {
+	if !r.done.Valid || r.version > s.last() {
+		st.version = r.version
+	}
+	if r.version > s.last() {
+		if r.breaks >= s.last() {
+			return fault.New(fault.Precondition, "migration %s does not work with version %d of this program, and the database schema (%s) has it: upgrade the program", r.name, s.last(), s.table)
+		}
+		return nil
+	}
+	i := slices.IndexFunc(s.files, func(f script) bool { return f.version == r.version })
+	switch {
+	case i < 0:
+		return fault.New(fault.Precondition, "migration %s was applied, but this program does not have the file", r.name)
+	case r.done.Valid: // the file may have been corrected after the statement that failed
+		st.begun = int(r.done.Int64)
+		st.todo = append(st.todo, s.files[i])
+	case s.files[i].sum != r.sum:
+		return fault.New(fault.Precondition, "migration %s has changed since it was applied: restore the file and write a new migration", s.files[i].name)
+	}
+	return nil
 }
 
 // adopted returns the state of a database without a table of versions. It has the first files if their SQL was copied.
@@ -344,25 +364,24 @@ func (m *migrator) applyFile(ctx context.Context, table string, f script, begun 
 		}
 	}
 	for i := max(begun, 0); i < len(f.statements); i++ {
-		query := f.statements[i]
 		note := func() error { return m.updateRow(ctx, table, f, sql.NullInt64{Valid: true, Int64: int64(i + 1)}) }
-		var err error
-		if m.sqlite || changesSchema(query) {
-			_, err = m.conn.ExecContext(ctx, query)
-			if i == begun && isDone(err) { // the earlier call died before it noted this statement
-				err = nil
-			}
-			if err == nil {
-				err = note()
-			}
-		} else {
-			err = m.inTx(ctx, query, note)
-		}
-		if err != nil {
+		if err := m.execute(ctx, f.statements[i], i == begun, note); err != nil {
 			return fmt.Errorf("statement %d of %d: %w", i+1, len(f.statements), err)
 		}
 	}
 	return m.updateRow(ctx, table, f, sql.NullInt64{})
+}
+
+// execute executes a statement and calls note, which records that. repeated: an earlier call may have died between the two.
+func (m *migrator) execute(ctx context.Context, query string, repeated bool, note func() error) error {
+	if !m.sqlite && !changesSchema(query) {
+		return m.inTx(ctx, query, note)
+	}
+	_, err := m.conn.ExecContext(ctx, query)
+	if err != nil && (!repeated || !isDone(err)) {
+		return err
+	}
+	return note()
 }
 
 // updateRow changes the row of insertRow.

@@ -52,10 +52,8 @@ func readScripts(list []Migrations) ([]*sequence, error) {
 
 func (m Migrations) read() (*sequence, error) {
 	s := &sequence{table: m.table()}
-	for _, r := range m.Name {
-		if r != '_' && (r < 'a' || r > 'z') {
-			return nil, fault.New(fault.Invalid, "migrations: name %q: want small letters and _", m.Name)
-		}
+	if strings.Trim(m.Name, "abcdefghijklmnopqrstuvwxyz_") != "" {
+		return nil, fault.New(fault.Invalid, "migrations: name %q: want small letters and _", m.Name)
 	}
 	if m.Files == nil {
 		return nil, fault.New(fault.Invalid, "migrations (%s): Files is not set", s.table)
@@ -79,15 +77,20 @@ func (m Migrations) read() (*sequence, error) {
 		s.files = append(s.files, f)
 	}
 	slices.SortFunc(s.files, func(a, b script) int { return int(a.version - b.version) })
-	for i := range s.files {
-		if i > 0 && s.files[i].version == s.files[i-1].version {
-			return nil, fault.New(fault.Invalid, "migrations %s and %s have the same version", s.files[i-1].name, s.files[i].name)
-		}
-		if i > 0 && s.files[i].replaces.sum != "" {
-			return nil, fault.New(fault.Invalid, "migration %s: only the first file can replace others", s.files[i].name)
+	return s, s.checkFiles()
+}
+
+// checkFiles returns Invalid if two files have the same version, or a later file replaces others.
+func (s *sequence) checkFiles() error {
+	for i := range s.files[1:] {
+		switch before, f := s.files[i], s.files[i+1]; {
+		case before.version == f.version:
+			return fault.New(fault.Invalid, "migrations %s and %s have the same version", before.name, f.name)
+		case f.replaces.sum != "":
+			return fault.New(fault.Invalid, "migration %s: only the first file can replace others", f.name)
 		}
 	}
-	return s, nil
+	return nil
 }
 
 // declaration is the beginning of a line that declares something, see [Migrations].
@@ -102,35 +105,27 @@ func parseScript(name, text string) (f script, err error) {
 	if f.version, err = strconv.ParseInt(number, 10, 64); err != nil || f.version < 1 {
 		return f, fault.New(fault.Invalid, "the name does not begin with a number, such as 0007_what.sql")
 	}
+	text, _, _ = strings.Cut(text, "\n-- +goose Down")
 	var statement strings.Builder
 	whole := false // until the line StatementEnd
-	end := func() {
-		f.statements = append(f.statements, strings.TrimSpace(statement.String()))
-		statement.Reset()
-	}
 	for line := range strings.Lines(text) {
-		trimmed := strings.TrimSpace(line)
-		switch rest, declares := strings.CutPrefix(trimmed, declaration); {
-		case declares:
-			if err := f.declare(rest); err != nil {
+		end := false
+		switch trimmed := strings.TrimSpace(line); {
+		case strings.HasPrefix(trimmed, declaration):
+			if err := f.declare(strings.TrimPrefix(trimmed, declaration)); err != nil {
 				return f, err
 			}
-		case trimmed == "-- +goose Down":
-			text = ""
 		case trimmed == "-- +goose StatementBegin":
 			whole = true
 		case trimmed == "-- +goose StatementEnd":
-			whole = false
-			end()
-		case strings.HasPrefix(trimmed, "--"), trimmed == "":
-		default:
+			whole, end = false, true
+		case trimmed != "" && !strings.HasPrefix(trimmed, "--"):
 			statement.WriteString(line)
-			if strings.HasSuffix(trimmed, ";") && !whole {
-				end()
-			}
+			end = strings.HasSuffix(trimmed, ";") && !whole
 		}
-		if text == "" {
-			break
+		if end {
+			f.statements = append(f.statements, strings.TrimSpace(statement.String()))
+			statement.Reset()
 		}
 	}
 	if rest := strings.TrimSpace(statement.String()); rest != "" || whole {
