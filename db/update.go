@@ -140,18 +140,7 @@ func (u *Update) checkFields() error {
 // checkValue returns the detail of the Invalid error for a value in a field of Update, or "" if the value is allowed.
 func checkValue(field string, v any) string {
 	if list, ok := listElements(v); ok {
-		if field == "Set" {
-			return "a column cannot be set to a list"
-		}
-		for _, one := range list {
-			if one == NotNull {
-				return "NotNull cannot be in a list"
-			}
-			if detail := checkValue(field, one); detail != "" {
-				return detail
-			}
-		}
-		return ""
+		return checkListValue(field, list)
 	}
 	switch v := v.(type) {
 	case condition:
@@ -173,6 +162,22 @@ func checkValue(field string, v any) string {
 		return fmt.Sprintf("%v is not a value of a column", f)
 	}
 	return "" // the database's driver judges other values
+}
+
+// checkListValue is checkValue for a list.
+func checkListValue(field string, list []any) string {
+	if field == "Set" {
+		return "a column cannot be set to a list"
+	}
+	for _, one := range list {
+		if one == NotNull {
+			return "NotNull cannot be in a list"
+		}
+		if detail := checkValue(field, one); detail != "" {
+			return detail
+		}
+	}
+	return ""
 }
 
 // rowName returns the table and the key, for messages to operators.

@@ -102,19 +102,9 @@ func (r *Runner) endStep(ctx context.Context, tx *sqlx.Tx, o *row, err error) (*
 func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next *row, err error, now time.Time) (*Event, error) {
 	s := &k.steps[o.Step]
 	event := func(result string, err error) *Event { return newEvent(s.name, result, r.cfg.Host, err, o.UpdatedAt) }
-	callTx := func(f stepFunc) error {
-		if f == nil {
-			return nil
-		}
-		data, err := callStep(ctx, tx, f, o.op(), next.data(), nil, r.logPanic(ctx))
-		if err == nil {
-			next.setData(data)
-		}
-		return err
-	}
 	if o.State == Undoing {
 		if err == nil {
-			if txErr := callTx(s.undoTx); txErr != nil {
+			if txErr := r.callTx(ctx, tx, s.undoTx, o, next); txErr != nil {
 				return nil, txErr
 			}
 			k.stepUndone(next, now)
@@ -147,7 +137,7 @@ func (r *Runner) applyReport(ctx context.Context, tx *sqlx.Tx, k *kind, o, next 
 	}
 	switch {
 	case err == nil:
-		if txErr := callTx(s.doTx); txErr != nil {
+		if txErr := r.callTx(ctx, tx, s.doTx, o, next); txErr != nil {
 			return nil, txErr
 		}
 		k.stepDone(next, now)
@@ -169,4 +159,16 @@ func (r *Runner) logPanic(ctx context.Context) func(any) {
 	return func(p any) {
 		r.cfg.Logger.ErrorContext(ctx, "panic in the report of a step", "panic", p, "stack", string(debug.Stack()))
 	}
+}
+
+// callTx calls DoTx or UndoTx of a step, if it has one, with the data of next, and stores there what it changes.
+func (r *Runner) callTx(ctx context.Context, tx *sqlx.Tx, f stepFunc, o, next *row) error {
+	if f == nil {
+		return nil
+	}
+	data, err := callStep(ctx, tx, f, o.op(), next.data(), nil, r.logPanic(ctx))
+	if err == nil {
+		next.setData(data)
+	}
+	return err
 }
