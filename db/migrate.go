@@ -39,7 +39,10 @@ const migrateTimeout = 5 * time.Minute
 //	        migration is the named file, with the SHA-256 that sha256sum prints for it, has it already. Databases with older versions are
 //	        refused.
 //
-// Everything after a line "-- +goose Down" is ignored, and so are other lines of goose.
+// A statement of several lines that has semicolons at their ends stands between lines "-- +goose StatementBegin" and "-- +goose StatementEnd".
+// Everything after a line "-- +goose Down" is ignored, and so are other lines of goose. Statements that change the session or the
+// transaction, such as SET or COMMIT, are refused. Indexes and constraints need names: after a crash a statement that adds one
+// without a name may be executed twice.
 type Migrations struct {
 	// Name is the first part of the name of the table of versions, NAME_migrations. Default "schema", for a component.
 	Name string
@@ -157,7 +160,9 @@ type state struct {
 	table   bool     // the table of versions exists
 	version int64    // the highest version; 0 for an empty database
 	todo    []script // the files that are not applied
-	begun   int      // how many statements of the first one of todo are done; -1: none has begun
+	begun   bool     // the first one of todo has a row
+	done    int      // how many of its statements are done
+	maybe   bool     // the next statement may be done, too: the process died before it could note that
 }
 
 // appliedRow is a row of a table of versions.
@@ -165,12 +170,11 @@ type appliedRow struct {
 	version   int64
 	name, sum string
 	breaks    int64
-	done      sql.NullInt64 // statements that are done; NULL: all
+	done      sql.NullInt64 // statements that are done; NULL: all; -1-n: n are done, and the next one has failed
 }
 
 // state compares the database with a sequence.
 func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error) {
-	st.begun = -1
 	if st.table, err = m.hasTable(ctx, s.table); err != nil {
 		return st, err
 	}
@@ -234,8 +238,14 @@ func (st *state) add(s *sequence, r appliedRow) error {
 	switch {
 	case i < 0:
 		return fault.New(fault.Precondition, "migration %s was applied, but this program does not have the file", r.name)
-	case r.done.Valid: // the file may have been corrected after the statement that failed
-		st.begun = int(r.done.Int64)
+	case r.done.Valid:
+		st.begun, st.done, st.maybe = true, int(r.done.Int64), true
+		if st.done < 0 {
+			st.done, st.maybe = -1-st.done, false
+		}
+		if s.files[i].sumOf(st.done) != r.sum { // a later statement may have been corrected
+			return fault.New(fault.Precondition, "migration %s was begun with another text, and %d of its statements are done: restore these", r.name, st.done)
+		}
 		st.todo = append(st.todo, s.files[i])
 	case s.files[i].sum != r.sum:
 		return fault.New(fault.Precondition, "migration %s has changed since it was applied: restore the file and write a new migration", s.files[i].name)
@@ -245,7 +255,6 @@ func (st *state) add(s *sequence, r appliedRow) error {
 
 // adopted returns the state of a database without a table of versions. It has the first files if their SQL was copied.
 func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err error) {
-	st.begun = -1
 	for i, f := range s.files {
 		missing, err := m.empty || f.appliedIf == "", error(nil)
 		if !missing {
@@ -295,11 +304,13 @@ func (m *migrator) apply(ctx context.Context, s *sequence) error {
 	if err != nil {
 		return err
 	}
-	for _, f := range st.todo {
-		if err := m.applyFile(ctx, s.table, f, st.begun); err != nil {
+	for i, f := range st.todo {
+		if i > 0 {
+			st.begun, st.done, st.maybe = false, 0, false
+		}
+		if err := m.applyFile(ctx, s.table, f, &st); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
-		st.begun = -1
 	}
 	return nil
 }
@@ -324,7 +335,7 @@ func (m *migrator) createTable(ctx context.Context, s *sequence, adopted int64) 
 	}
 	for _, f := range s.files {
 		if f.version <= adopted {
-			if err := m.insertRow(ctx, next, f, sql.NullInt64{}); err != nil {
+			if err := m.insertRow(ctx, next, f, f.sum, sql.NullInt64{}); err != nil {
 				return err
 			}
 		}
@@ -348,28 +359,36 @@ func (m *migrator) completeTable(ctx context.Context, s *sequence) error {
 	return nil
 }
 
-// insertRow records a file. done is the number of its statements that are done, NULL if all are.
-func (m *migrator) insertRow(ctx context.Context, table string, f script, done sql.NullInt64) error {
+// insertRow records a file. done is the number of its statements that are done, NULL if all are. sum is the checksum of the file, or of
+// these statements.
+func (m *migrator) insertRow(ctx context.Context, table string, f script, sum string, done sql.NullInt64) error {
 	_, err := m.conn.ExecContext(ctx, "INSERT INTO "+table+" (version, name, sha256, applied_at, breaks, done) VALUES (?, ?, ?, UTC_TIMESTAMP(6), ?, ?)", //nolint:gosec // as above
-		f.version, f.name, f.sum, f.breaks, done)
+		f.version, f.name, sum, f.breaks, done)
 	return err
 }
 
-// applyFile applies a file. begun is the number of statements that an earlier call has done, -1 if it has not begun the file. After each statement it notes how
-// many are done.
-func (m *migrator) applyFile(ctx context.Context, table string, f script, begun int) error {
-	if begun < 0 {
-		if err := m.insertRow(ctx, table, f, sql.NullInt64{Valid: true}); err != nil {
+// applyFile applies the statements of a file that are not done, and notes each.
+func (m *migrator) applyFile(ctx context.Context, table string, f script, st *state) error {
+	if !st.begun {
+		if err := m.insertRow(ctx, table, f, f.sumOf(0), sql.NullInt64{Valid: true}); err != nil {
 			return err
 		}
 	}
-	for i := max(begun, 0); i < len(f.statements); i++ {
-		note := func() error { return m.updateRow(ctx, table, f, sql.NullInt64{Valid: true, Int64: int64(i + 1)}) }
-		if err := m.execute(ctx, f.statements[i], i == begun, note); err != nil {
-			return fmt.Errorf("statement %d of %d: %w", i+1, len(f.statements), err)
+	for i := st.done; i < len(f.statements); i++ {
+		note := func() error {
+			return m.updateRow(ctx, table, f, f.sumOf(i+1), sql.NullInt64{Valid: true, Int64: int64(i + 1)})
 		}
+		err := m.execute(ctx, f.statements[i], st.maybe && i == st.done, note)
+		if err == nil {
+			continue
+		}
+		err = fmt.Errorf("statement %d of %d: %w", i+1, len(f.statements), err)
+		if !m.sqlite && !isConnectionLost(err) && ctx.Err() == nil { // the statement has had no effect: the next call must not take its error for success
+			err = errors.Join(err, m.updateRow(ctx, table, f, f.sumOf(i), sql.NullInt64{Valid: true, Int64: int64(-1 - i)}))
+		}
+		return err
 	}
-	return m.updateRow(ctx, table, f, sql.NullInt64{})
+	return m.updateRow(ctx, table, f, f.sum, sql.NullInt64{})
 }
 
 // execute executes a statement and calls note, which records that. repeated: an earlier call may have died between the two.
@@ -385,9 +404,9 @@ func (m *migrator) execute(ctx context.Context, query string, repeated bool, not
 }
 
 // updateRow changes the row of insertRow.
-func (m *migrator) updateRow(ctx context.Context, table string, f script, done sql.NullInt64) error {
+func (m *migrator) updateRow(ctx context.Context, table string, f script, sum string, done sql.NullInt64) error {
 	_, err := m.conn.ExecContext(ctx, "UPDATE "+table+" SET name = ?, sha256 = ?, applied_at = UTC_TIMESTAMP(6), breaks = ?, done = ? WHERE version = ?", //nolint:gosec // as above
-		f.name, f.sum, f.breaks, done, f.version)
+		f.name, sum, f.breaks, done, f.version)
 	return err
 }
 
@@ -493,13 +512,22 @@ func isMissing(err error) bool {
 
 // doneErrors are the errors of MySQL for a statement that has changed the schema before.
 var doneErrors = []uint16{
+	1005, // ER_CANT_CREATE_TABLE: the foreign key exists
 	1050, // ER_TABLE_EXISTS_ERROR
 	1051, // ER_BAD_TABLE_ERROR: the dropped table does not exist
 	1054, // ER_BAD_FIELD_ERROR: the renamed column does not exist
 	1060, // ER_DUP_FIELDNAME
 	1061, // ER_DUP_KEYNAME
+	1068, // ER_MULTIPLE_PRI_KEY
 	1091, // ER_CANT_DROP_FIELD_OR_KEY
 	1146, // ER_NO_SUCH_TABLE: the renamed table does not exist
+	1304, // ER_SP_ALREADY_EXISTS
+	1359, // ER_TRG_ALREADY_EXISTS
+	1360, // ER_TRG_DOES_NOT_EXIST
+	1517, // ER_SAME_NAME_PARTITION
+	1826, // ER_DUP_CONSTRAINT_NAME
+	4091, // ER_UNKNOWN_SEQUENCES
+	4092, // ER_UNKNOWN_VIEW
 }
 
 // isDone reports whether err says that a statement has changed the schema before.

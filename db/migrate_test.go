@@ -162,3 +162,93 @@ func TestWrongMigrations(t *testing.T) {
 		}
 	}
 }
+
+// file returns a directory of one migration.
+func file(name, text string) fstest.MapFS { return fstest.MapFS{name: {Data: []byte(text)}} }
+
+// TestMigrateFailedTwice: a statement that fails because of a table that exists, or does not, fails at the next call, too. Only after the death of
+// the process such an error can mean that the statement was executed.
+func TestMigrateFailedTwice(t *testing.T) {
+	t.Parallel()
+	for name, statement := range map[string]string{
+		"table exists": "CREATE TABLE a (i INTEGER);", "no table": "ALTER TABLE aa ADD COLUMN j INTEGER;", "no column": "ALTER TABLE a DROP COLUMN nope;",
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, only(file("1_a.sql", "CREATE TABLE a (i INTEGER, j INTEGER);")), func(t *testing.T, d *sqlx.DB) {
+				files := file("1_a.sql", "CREATE TABLE a (i INTEGER, j INTEGER);")
+				files["2_b.sql"] = &fstest.MapFile{Data: []byte("CREATE TABLE b (i INTEGER);\n" + statement)}
+				for i := range 3 {
+					if err := db.Migrate(t.Context(), d, only(files)...); err == nil || !strings.Contains(err.Error(), "2_b.sql") {
+						t.Errorf("call %d: %v, want the statement's error", i+1, err)
+					}
+				}
+				if _, err := db.Check(t.Context(), d, only(files)...); err == nil {
+					t.Error("Check succeeds after a migration that failed")
+				}
+			})
+		})
+	}
+}
+
+// TestMigrateCorrected: after a failure, the statements from the failed one on may be corrected. If the others change, or the file is another
+// one, Migrate refuses to continue on MySQL; on SQLite nothing of the file was done.
+func TestMigrateCorrected(t *testing.T) {
+	t.Parallel()
+	const first = "CREATE TABLE a (i INTEGER);\n"
+	for name, tt := range map[string]struct {
+		text string
+		ok   bool
+	}{
+		"corrected":          {first + "CREATE TABLE b (i INTEGER);\nINSERT INTO b (i) VALUES (1);\n", true},
+		"a statement before": {"CREATE TABLE z (i INTEGER);\n" + first + "CREATE TABLE b (i INTEGER);\n", false},
+		"another file":       {"CREATE TABLE o1 (i INTEGER);\nCREATE TABLE o2 (i INTEGER);\n", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dbtest.Each(t, nil, func(t *testing.T, d *sqlx.DB) {
+				if err := db.Migrate(t.Context(), d, only(file("1_a.sql", first+"CREATE TABEL b (i INTEGER);\n"))...); err == nil {
+					t.Fatal("a wrong statement succeeds")
+				}
+				err := db.Migrate(t.Context(), d, only(file("1_a.sql", tt.text))...)
+				if ok := tt.ok || d.DriverName() != "mysql"; ok && err != nil || !ok && fault.CodeOf(err) != fault.Precondition {
+					t.Errorf("%v, want success: %t", err, ok)
+				}
+			})
+		})
+	}
+}
+
+// TestMigrationText: what a file may have.
+func TestMigrationText(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"no end": "CREATE TABLE b (i INTEGER)", "SET": "SET @x = 1;", "commit": "INSERT INTO a (t) VALUES ('');\nCOMMIT;",
+		"commit after a comment": "/* x */ commit;", "a query with a semicolon": "-- +db applied-if SELECT 1;\nSELECT 1;", "an unknown declaration": "--+db brakes 1\nSELECT 1;",
+	} {
+		if err := db.Migrate(t.Context(), mustOpen(t, "sqlite:///:memory:"), only(file("2_a.sql", text))...); fault.CodeOf(err) != fault.Invalid {
+			t.Errorf("%s: %v, want Invalid", name, err)
+		}
+	}
+	if err := db.Migrate(t.Context(), mustOpen(t, "sqlite:///:memory:"), only(file("2_A.SQL", "SELECT 1;"))...); fault.CodeOf(err) != fault.Invalid {
+		t.Errorf("2_A.SQL: %v, want Invalid", err)
+	}
+	for name, text := range map[string]string{
+		"plain":                "CREATE TABLE a (t TEXT);\nINSERT INTO a (t) VALUES ('x');\n",
+		"a comment at the end": "CREATE TABLE a (t TEXT); -- one\nINSERT INTO a (t) VALUES ('x'); -- two",
+		"down":                 "-- +goose Up\nCREATE TABLE a (t TEXT);\nINSERT INTO a (t) VALUES ('x');\n--  +GOOSE down\nDROP TABLE a;\n",
+		"line ends":            "-- a comment\rCREATE TABLE a (t TEXT);\rINSERT INTO a (t) VALUES ('x');\r",
+		"a byte order mark":    "\ufeff-- +db breaks 1\nCREATE TABLE a (t TEXT);\nINSERT INTO a (t) VALUES ('x');\n",
+	} {
+		dbtest.Each(t, only(file("2_a.sql", text)), func(t *testing.T, d *sqlx.DB) {
+			if got := get[string](t, d, "SELECT t FROM a"); got != "x" {
+				t.Errorf("%s: %q", name, got)
+			}
+		})
+	}
+	dbtest.Each(t, only(file("2_a.sql", "CREATE TABLE a (t TEXT);\nINSERT INTO a (t) VALUES ('x\n-- y\n\nz');\n")), func(t *testing.T, d *sqlx.DB) {
+		if got := get[string](t, d, "SELECT t FROM a"); got != "x\n-- y\n\nz" {
+			t.Errorf("a text of several lines: %q", got)
+		}
+	})
+}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"io/fs"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -52,13 +53,13 @@ func readScripts(list []Migrations) ([]*sequence, error) {
 
 func (m Migrations) read() (*sequence, error) {
 	s := &sequence{table: m.table()}
-	if strings.Trim(m.Name, "abcdefghijklmnopqrstuvwxyz_") != "" {
-		return nil, fault.New(fault.Invalid, "migrations: name %q: want small letters and _", m.Name)
+	if strings.Trim(m.Name, "abcdefghijklmnopqrstuvwxyz_") != "" || len(m.Name) > 40 {
+		return nil, fault.New(fault.Invalid, "migrations: name %.50q: want at most 40 small letters and _", m.Name)
 	}
 	if m.Files == nil {
 		return nil, fault.New(fault.Invalid, "migrations (%s): Files is not set", s.table)
 	}
-	names, err := fs.Glob(m.Files, "*.sql")
+	names, err := fs.Glob(m.Files, "*.[sS][qQ][lL]")
 	if err != nil {
 		return nil, err
 	}
@@ -98,32 +99,38 @@ const declaration = "-- +db "
 
 // parseScript reads a file.
 func parseScript(name, text string) (f script, err error) {
-	text = strings.ReplaceAll(text, "\r\n", "\n")
-	sum := sha256.Sum256([]byte(text))
-	f.name, f.sum = name, hex.EncodeToString(sum[:])
+	text = strings.ReplaceAll(strings.ReplaceAll(strings.TrimPrefix(text, "\ufeff"), "\r\n", "\n"), "\r", "\n")
+	f.name, f.sum = name, checksum(text)
+	if !strings.HasSuffix(name, ".sql") {
+		return f, fault.New(fault.Invalid, "the name does not end in .sql")
+	}
 	number, _, _ := strings.Cut(strings.TrimSuffix(name, ".sql"), "_")
 	if f.version, err = strconv.ParseInt(number, 10, 64); err != nil || f.version < 1 {
 		return f, fault.New(fault.Invalid, "the name does not begin with a number, such as 0007_what.sql")
 	}
-	text, _, _ = strings.Cut(text, "\n-- +goose Down")
+	if down := gooseDown.FindStringIndex(text); down != nil {
+		text = text[:down[0]]
+	}
 	var statement strings.Builder
 	whole := false // until the line StatementEnd
 	for line := range strings.Lines(text) {
 		end := false
-		switch trimmed := strings.TrimSpace(line); {
-		case strings.HasPrefix(trimmed, declaration):
-			if err := f.declare(strings.TrimPrefix(trimmed, declaration)); err != nil {
+		trimmed := strings.TrimSpace(line)
+		switch found := annotation.FindStringSubmatch(trimmed); {
+		case found != nil && found[1] == "db":
+			if err := f.declare(found[2]); err != nil {
 				return f, err
 			}
-		case trimmed == "-- +goose StatementBegin":
+		case found != nil && found[2] == "StatementBegin":
 			whole = true
-		case trimmed == "-- +goose StatementEnd":
+		case found != nil && found[2] == "StatementEnd":
 			whole, end = false, true
-		case trimmed != "" && !strings.HasPrefix(trimmed, "--"):
+		case found != nil, statement.Len() == 0 && (trimmed == "" || strings.HasPrefix(trimmed, "--")):
+		default: // a line with two hyphens may be a part of a text
 			statement.WriteString(line)
-			end = strings.HasSuffix(trimmed, ";") && !whole
+			end = statementEnd.MatchString(trimmed) && !whole
 		}
-		if end {
+		if end && statement.Len() > 0 {
 			f.statements = append(f.statements, strings.TrimSpace(statement.String()))
 			statement.Reset()
 		}
@@ -131,7 +138,42 @@ func parseScript(name, text string) (f script, err error) {
 	if rest := strings.TrimSpace(statement.String()); rest != "" || whole {
 		return f, fault.New(fault.Invalid, "the last statement has no end: want a semicolon at the end of a line: %.60s", rest)
 	}
+	for _, one := range f.statements {
+		if word := firstWord(one); slices.Contains(refusedWords, word) {
+			return f, fault.New(fault.Invalid, "%s is refused in a migration, because another process may execute the rest of the file: %.60s", word, one)
+		}
+	}
 	return f, nil
+}
+
+// refusedWords begin statements that change the session or the transaction.
+var refusedWords = []string{"SET", "USE", "LOCK", "UNLOCK", "BEGIN", "START", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE", "END", "ATTACH", "DETACH"}
+
+var (
+	// annotation is a line of package db or of goose.
+	annotation = regexp.MustCompile(`^--\s*\+(db|goose)\s+(.*)$`)
+	gooseDown  = regexp.MustCompile(`(?im)^\s*--\s*\+goose\s+down\s*$`)
+	// statementEnd is the end of a line that ends a statement: a semicolon, and perhaps a comment.
+	statementEnd = regexp.MustCompile(`;(\s*--[^']*)?$`)
+	// blockComment is a comment before a statement.
+	blockComment = regexp.MustCompile(`^(\s*/\*(?s:.*?)\*/|\s*--[^\n]*\n)*\s*`)
+)
+
+// firstWord returns the first word of a statement, in capital letters.
+func firstWord(statement string) string {
+	word, _, _ := strings.Cut(strings.Join(strings.Fields(statement[len(blockComment.FindString(statement)):]), " "), " ")
+	return strings.ToUpper(strings.TrimSuffix(word, ";"))
+}
+
+// checksum returns the SHA-256 of a text.
+func checksum(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return hex.EncodeToString(sum[:])
+}
+
+// sumOf returns the checksum of the first n statements, or of all if there are fewer.
+func (f *script) sumOf(n int) string {
+	return checksum(strings.Join(f.statements[:min(n, len(f.statements))], "\x00"))
 }
 
 // declare reads what a line declares.
@@ -145,7 +187,7 @@ func (f *script) declare(s string) error {
 			return fault.New(fault.Invalid, "%s%s: want the last version of the programs that do not work any more, lower than %d", declaration, s, f.version)
 		}
 		f.breaks = n
-	case what == "applied-if" && len(fields) > 1:
+	case what == "applied-if" && len(fields) > 1 && !strings.Contains(rest, ";"):
 		f.appliedIf = rest
 	case what == "replaces" && len(fields) == 2 && len(fields[1]) == 2*sha256.Size:
 		f.replaces.name, f.replaces.sum = fields[0], fields[1]
@@ -157,6 +199,5 @@ func (f *script) declare(s string) error {
 
 // changesSchema reports whether MySQL commits after the statement, because it changes the schema.
 func changesSchema(statement string) bool {
-	word, _, _ := strings.Cut(strings.Join(strings.Fields(statement), " "), " ")
-	return slices.Contains([]string{"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"}, strings.ToUpper(word))
+	return slices.Contains([]string{"CREATE", "ALTER", "DROP", "RENAME", "TRUNCATE"}, firstWord(statement))
 }
