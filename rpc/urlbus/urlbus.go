@@ -213,8 +213,13 @@ var older = map[string]string{
 // readParameters reads those of a URL, whose scheme asks for TLS if secure.
 func readParameters(query string, cfg *Config, secure bool) error {
 	values, err := neturl.ParseQuery(query)
-	if err != nil {
-		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read; a ? in a password is %%3F")
+	if err != nil || strings.Contains(query, "@") { // perhaps a part of a password, which no error shows
+		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read; a ? in a password is %%3F, an @ in a value is %%40")
+	}
+	for old, name := range older {
+		if values.Has(old) && values.Has(name) {
+			return fault.New(fault.Invalid, "parameter %s of the bus's URL is given twice, also as %s", name, old)
+		}
 	}
 	names := []string{"ssl", "ssl_ca_file", "ssl_cert_file", "ssl_key_file", "ssl_server_name"}
 	into := []*string{nil, &cfg.TLSFiles.CAFile, &cfg.TLSFiles.CertFile, &cfg.TLSFiles.KeyFile, &cfg.TLSFiles.ServerName}

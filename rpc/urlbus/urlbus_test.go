@@ -232,3 +232,19 @@ func TestPlainWarning(t *testing.T) {
 		}
 	}
 }
+
+// TestQuestionMark: a password with a ? that is not encoded is refused, and no part of it is in the error. A parameter that is given by both of
+// its names is refused.
+func TestQuestionMark(t *testing.T) {
+	t.Parallel()
+	for _, url := range []string{"rabbit://u:a?hunter2@h/", "nats://u:a?hunter2=x@h", "amqp://u:a?ssl=hunter2@h/"} {
+		if _, err := urlbus.Open(url, urlbus.Config{}); fault.CodeOf(err) != fault.Invalid || strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: %v, want Invalid without the password", url, err)
+		}
+	}
+	for range 20 { // the order of the parameters does not matter
+		if _, err := urlbus.Open("rabbit://h/?rabbit_use_ssl=0&ssl=1", urlbus.Config{}); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "given twice") {
+			t.Fatalf("both names of a parameter: %v, want Invalid", err)
+		}
+	}
+}
