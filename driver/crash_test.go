@@ -24,18 +24,22 @@ import (
 // driver works after the restart.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	p := launchPlugin(t, driver.PluginConfig{})
+	dir := t.TempDir()
+	p := launchPlugin(t, driver.PluginConfig{Options: options(t, echoOptions{Dir: dir})})
 	d := p.Driver()
 	for i, ask := range []string{"exit:3", "crash", "kill"} {
 		before := p.Status()
 		var err error
 		if ask == "kill" {
-			got := make(chan error)
+			got := make(chan error, 1)
 			go func() {
 				_, err := d.Echo(t.Context(), "sleep:1h")
 				got <- err
 			}()
-			time.AfterFunc(20*time.Millisecond, func() { _ = syscall.Kill(before.PID, syscall.SIGKILL) })
+			waittest.Until(t, "the call to reach the program", exists(dir, "asleep"))
+			if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
 			err = <-got
 		} else {
 			_, err = d.Echo(t.Context(), ask)
@@ -94,7 +98,7 @@ func TestDown(t *testing.T) {
 			if err := os.Remove(file); err != nil {
 				t.Fatal(err)
 			}
-			waittest.Until(t, "the next try", up(p))
+			waittest.Until(t, "the next restart", up(p))
 			if err := p.Check(t.Context()); err != nil {
 				t.Errorf("check when it is up: %v", err)
 			}
@@ -148,12 +152,12 @@ func TestCloseOfHung(t *testing.T) {
 		t.Errorf("close: %v", err)
 	}
 	if runs(pid) {
-		t.Error("it still runs")
+		t.Errorf("process %d still runs", pid)
 	}
 }
 
 // TestRestartsUnderLoad: with 64 callers and a program that is killed 20 times no
-// call hangs, each error tells whether the call may have been executed, and no process and no folder is
+// call hangs, each error tells whether the call may have been executed, and no process and no directory is
 // left; goleak checks the goroutines.
 func TestRestartsUnderLoad(t *testing.T) {
 	t.Parallel()
@@ -192,6 +196,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 				default:
 					if err != nil || got != ask {
 						t.Errorf("call %s: %q, %v", ask, got, err)
+						continue
 					}
 					ok.Add(1)
 				}
