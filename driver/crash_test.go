@@ -62,6 +62,18 @@ func TestCrash(t *testing.T) {
 	}
 }
 
+// TestShortCrashWindow: the crash that has just happened counts, however short CrashWindow is.
+func TestShortCrashWindow(t *testing.T) {
+	t.Parallel()
+	p := launchPlugin(t, quick(driver.PluginConfig{CrashWindow: time.Nanosecond}))
+	for i := range 2 {
+		if _, err := p.Driver().Echo(t.Context(), "crash"); fault.CodeOf(err) != fault.Unknown {
+			t.Errorf("crash: %v", err)
+		}
+		waittest.Until(t, "the restart", func() bool { return p.Status().Restarts == i+1 && up(p)() })
+	}
+}
+
 // TestDown: while the program is down, calls fail at once with Unavailable, and Check
 // returns the reason; after too many crashes the program is restarted only after Cooldown.
 func TestDown(t *testing.T) {
