@@ -24,7 +24,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// checkout copies the project into an empty folder, as a new user has it.
+// checkout copies the project into an empty directory, as a new user has it.
 func checkout(t *testing.T) string {
 	t.Helper()
 	dir, root := t.TempDir(), "."
@@ -61,8 +61,8 @@ func checkout(t *testing.T) string {
 // cloneCommand is how the documents get the project.
 const cloneCommand = "git clone https://github.com/armature-go/armature"
 
-// cloneProject runs the command, in an empty folder, with a repository of the files of this module in the place of the
-// project's. It returns the folder.
+// cloneProject runs the command, in an empty directory, with a repository of the files of this module in the place of the
+// project's. It returns the directory.
 func cloneProject(t *testing.T) string {
 	t.Helper()
 	origin, dir := checkout(t), t.TempDir()
@@ -83,12 +83,12 @@ func cloneProject(t *testing.T) string {
 }
 
 // TestCommands runs the first commands of README.md, what the program prints to be pasted, and the commands of
-// docs/tutorial.md and docs/writing-a-driver.md, as they stand there, in an empty folder: only ports are others, as
+// docs/tutorial.md and docs/writing-a-driver.md, as they stand there, in an empty directory: only ports are others, as
 // several tests run at once.
 func TestCommands(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
-		t.Skip("builds the module in an empty folder: left out with -short")
+		t.Skip("builds the module in an empty directory: left out with -short")
 	}
 	readTree(t) // it needs every package of the module
 	parent := cloneProject(t)
@@ -113,7 +113,7 @@ func ownDriver(t *testing.T, parent string) {
 	t.Helper()
 	blocks := blocksOf(t, "docs/writing-a-driver.md")["sh"]
 	if len(blocks) != 2 || blocks[0] != cloneCommand+"\n" || strings.Count(blocks[1], "/tmp/servers") != 1 {
-		t.Fatalf("want the clone, and the module with a folder /tmp/servers: %q", blocks)
+		t.Fatalf("want the clone, and the module with a directory /tmp/servers: %q", blocks)
 	}
 	out, err := sh(t, parent, strings.Replace(blocks[1], "/tmp/servers", filepath.Join(t.TempDir(), "servers"), 1))
 	if err != nil || !strings.Contains(out, " rules kept, 0 broken") {

@@ -73,8 +73,8 @@
 //
 // # scheduler: choosing a host
 //
-// Filters reject hosts, with a reason in numbers. Weighers rank the feasible hosts. The decision is data: it has the scores or the
-// rejection reason of every host.
+// Filters reject hosts. The reason has the numbers: "needs 5 GiB, 3 GiB free". Weighers rank the feasible hosts. The decision is data:
+// it has the scores or the rejection reason of every host.
 //
 //	type Node struct {
 //		Host string
@@ -147,14 +147,7 @@
 //
 //	func claimSpace(ctx context.Context, d *sqlx.DB, host string, gib int) error {
 //		return db.Tx(ctx, d, func(ctx context.Context, tx *sqlx.Tx) error {
-//			res, err := tx.ExecContext(ctx, `UPDATE nodes SET free = free - ? WHERE host = ? AND free >= ?`, gib, host, gib)
-//			if err != nil {
-//				return err
-//			}
-//			if n, err := res.RowsAffected(); err != nil || n == 1 {
-//				return err
-//			}
-//			return ErrFull
+//			return db.ExecOne(ctx, tx, ErrFull, `UPDATE nodes SET free = free - ? WHERE host = ? AND free >= ?`, gib, host, gib)
 //		})
 //	}
 //
@@ -162,7 +155,7 @@
 // rest: replicas, history, upgrades.
 //
 //	func remove(ctx context.Context, d *sqlx.DB, volume string) error {
-//		return db.UpdateIf(ctx, d, db.Update{ // Conflict: "volumes id=photos: status is in-use, not available"
+//		return db.UpdateIf(ctx, d, db.Update{ // Conflict: "volumes id=photos: status is in-use, want available"
 //			Table: "volumes",
 //			Key:   db.Values{"id": volume},
 //			If:    db.Values{"status": "available"},

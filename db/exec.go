@@ -18,8 +18,8 @@ func Exec(ctx context.Context, q sqlx.ExecerContext, query string, args ...any) 
 	return n, Error(err)
 }
 
-// ExecOne is [Exec] for a statement about one row: it returns missing if the statement matches no row. After
-// missing a transaction can continue. A statement that matches several rows is an Internal error, because its
+// ExecOne is [Exec] for a statement about one row: it returns the error missing if the statement matches no row. A
+// transaction can continue after this error. A statement that matches several rows is an Internal error, because its
 // condition does not identify a row: roll back then. missing must not be nil.
 func ExecOne(ctx context.Context, q sqlx.ExecerContext, missing error, query string, args ...any) error {
 	n, err := Exec(ctx, q, query, args...)

@@ -50,7 +50,7 @@ type Migrations struct {
 	Files fs.FS
 }
 
-// Embedded returns the migrations of a library or a component that are in the folder "migrations" of an [embed.FS]:
+// Embedded returns the migrations of a library or a component that are in the directory "migrations" of an [embed.FS]:
 //
 //	//go:embed migrations/*.sql
 //	var files embed.FS

@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Service makes a database a part of package service: the database is ready before the parts that use it
+// Service makes a database a service.Part: the database is ready before the parts that use it
 // start, and is closed after they have stopped. DB and Migrations are required.
 type Service struct {
 	// DB is a handle of [New]. Stop closes it.

@@ -3,7 +3,9 @@ package driver_test
 import (
 	"context"
 	"log/slog"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -17,6 +19,7 @@ import (
 	"github.com/armature-go/armature/driver"
 	"github.com/armature-go/armature/fault"
 	"github.com/armature-go/armature/internal/compare"
+	"github.com/armature-go/armature/internal/waittest"
 	"github.com/armature-go/armature/reqctx"
 )
 
@@ -110,7 +113,8 @@ func BenchmarkCall(b *testing.B) {
 // BenchmarkCrash measures the time from SIGKILL until the running call fails,
 // and until the next call succeeds.
 func BenchmarkCrash(b *testing.B) {
-	p := launchPlugin(b, driver.PluginConfig{MaxCrashes: 1 << 30, CrashWindow: time.Nanosecond, Logger: slog.New(slog.DiscardHandler)})
+	dir := b.TempDir()
+	p := launchPlugin(b, driver.PluginConfig{Options: options(b, echoOptions{Dir: dir}), MaxCrashes: 1 << 30, CrashWindow: time.Nanosecond, Logger: slog.New(slog.DiscardHandler)})
 	var noticed, back []time.Duration
 	for b.Loop() {
 		failed := make(chan error)
@@ -118,7 +122,10 @@ func BenchmarkCrash(b *testing.B) {
 			_, err := p.Driver().Echo(b.Context(), "sleep:1h")
 			failed <- err
 		}()
-		time.Sleep(20 * time.Millisecond) //nolint:forbidigo // the call is to be under way
+		waittest.Until(b, "the call to reach the program", exists(dir, "asleep"))
+		if err := os.Remove(filepath.Join(dir, "asleep")); err != nil {
+			b.Fatal(err)
+		}
 		began := time.Now()
 		if err := syscall.Kill(p.Status().PID, syscall.SIGKILL); err != nil {
 			b.Fatal(err)

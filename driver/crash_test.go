@@ -24,18 +24,22 @@ import (
 // driver works after the restart.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	p := launchPlugin(t, driver.PluginConfig{})
+	dir := t.TempDir()
+	p := launchPlugin(t, driver.PluginConfig{Options: options(t, echoOptions{Dir: dir})})
 	d := p.Driver()
 	for i, ask := range []string{"exit:3", "crash", "kill"} {
 		before := p.Status()
 		var err error
 		if ask == "kill" {
-			got := make(chan error)
+			got := make(chan error, 1)
 			go func() {
 				_, err := d.Echo(t.Context(), "sleep:1h")
 				got <- err
 			}()
-			time.AfterFunc(20*time.Millisecond, func() { _ = syscall.Kill(before.PID, syscall.SIGKILL) })
+			waittest.Until(t, "the call to reach the program", exists(dir, "asleep"))
+			if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
 			err = <-got
 		} else {
 			_, err = d.Echo(t.Context(), ask)
@@ -55,6 +59,18 @@ func TestCrash(t *testing.T) {
 		if !strings.Contains(st.Err.Error(), want) {
 			t.Errorf("after %s the error is %v, want %q in it", ask, st.Err, want)
 		}
+	}
+}
+
+// TestShortCrashWindow: the crash that has just happened counts, however short CrashWindow is.
+func TestShortCrashWindow(t *testing.T) {
+	t.Parallel()
+	p := launchPlugin(t, quick(driver.PluginConfig{CrashWindow: time.Nanosecond}))
+	for i := range 2 {
+		if _, err := p.Driver().Echo(t.Context(), "crash"); fault.CodeOf(err) != fault.Unknown {
+			t.Errorf("crash: %v", err)
+		}
+		waittest.Until(t, "the restart", func() bool { return p.Status().Restarts == i+1 && up(p)() })
 	}
 }
 
@@ -94,7 +110,7 @@ func TestDown(t *testing.T) {
 			if err := os.Remove(file); err != nil {
 				t.Fatal(err)
 			}
-			waittest.Until(t, "the next try", up(p))
+			waittest.Until(t, "the next restart", up(p))
 			if err := p.Check(t.Context()); err != nil {
 				t.Errorf("check when it is up: %v", err)
 			}
@@ -148,12 +164,12 @@ func TestCloseOfHung(t *testing.T) {
 		t.Errorf("close: %v", err)
 	}
 	if runs(pid) {
-		t.Error("it still runs")
+		t.Errorf("process %d still runs", pid)
 	}
 }
 
 // TestRestartsUnderLoad: with 64 callers and a program that is killed 20 times no
-// call hangs, each error tells whether the call may have been executed, and no process and no folder is
+// call hangs, each error tells whether the call may have been executed, and no process and no directory is
 // left; goleak checks the goroutines.
 func TestRestartsUnderLoad(t *testing.T) {
 	t.Parallel()
@@ -192,6 +208,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 				default:
 					if err != nil || got != ask {
 						t.Errorf("call %s: %q, %v", ask, got, err)
+						continue
 					}
 					ok.Add(1)
 				}

@@ -66,7 +66,7 @@ func TestUser(t *testing.T) {
 	for _, pin := range []string{"", hex.EncodeToString(sum[:])} {
 		p := launchPlugin(t, driver.PluginConfig{Program: "good", Dir: dir, SocketDir: "/var/tmp", User: unprivileged, SHA256: pin})
 		if got, err := p.Driver().Echo(t.Context(), "uid"); got == "0" || err != nil {
-			t.Errorf("it runs as %s, %v", got, err)
+			t.Errorf("the program runs as user %s, %v", got, err)
 		}
 	}
 	if _, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: dir, User: "no-such-user"}); fault.CodeOf(err) != fault.Invalid {

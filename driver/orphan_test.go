@@ -60,7 +60,7 @@ func startWorker(t *testing.T, env ...string) (*exec.Cmd, int) {
 	return nil, 0
 }
 
-// TestSocketsOfKilled: the folder of a killed service is removed at the next start; that of a running service
+// TestSocketsOfKilled: the directory of a killed service is removed at the next start; that of a running service
 // is not.
 func TestSocketsOfKilled(t *testing.T) {
 	t.Parallel()
@@ -73,7 +73,7 @@ func TestSocketsOfKilled(t *testing.T) {
 	_ = killed.Wait()
 	left, err := os.ReadDir(sockets)
 	if err != nil || len(left) != 1 {
-		t.Fatalf("a killed worker leaves %v, %v; want one folder", left, err)
+		t.Fatalf("a killed worker leaves %v, %v; want one directory", left, err)
 	}
 	living, pid := startWorker(t, env...)
 	now, err := os.ReadDir(sockets)

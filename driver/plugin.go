@@ -23,9 +23,9 @@ type PluginConfig struct {
 	Program string
 	// Args are the program's arguments. Default: none.
 	Args []string
-	// Dir is the directory in which drivers' programs are installed. The program, each folder of its path and
+	// Dir is the directory in which drivers' programs are installed. The program, each directory of its path and
 	// each symbolic link in it must belong to root or to the user of this process, and no other
-	// user may be able to write there; in a sticky folder, such as /tmp, others may add files.
+	// user may be able to write there; in a sticky directory, such as /tmp, others may add files.
 	Dir string
 	// Options are the driver's own: a JSON object, or nil. They are sent over the
 	// connection, so they are not visible in a list of processes.
@@ -42,7 +42,7 @@ type PluginConfig struct {
 	// MaxFiles is the maximum number of open files of the program, and MaxMemoryMiB the maximum of its
 	// private writable memory (RLIMIT_DATA), in MiB. 0: no limit. Linux only.
 	MaxFiles, MaxMemoryMiB int
-	// SocketDir is the directory in which a folder for the program's socket is made. Default: the
+	// SocketDir is the directory in which a directory for the program's socket is made. Default: the
 	// directory of temporary files.
 	SocketDir string
 
@@ -338,7 +338,7 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 	}
 }
 
-// Stop is [Plugin.Close]. With Start and Stop a Plugin is a part of package service.
+// Stop is [Plugin.Close]. With Start and Stop a Plugin is a service.Part.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
 // New returns a plugin for the driver that a configuration names: a registered driver in this process, with cfg.Options,

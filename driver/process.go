@@ -58,7 +58,7 @@ type process struct {
 	stdout *io.PipeReader             // the line of the handshake, if it is valid
 	log    *programLog
 	client *goplugin.Client
-	dir    *tempdir.Dir // the folder of the socket; nil before it is made
+	dir    *tempdir.Dir // the directory of the socket; nil before it is made
 
 	conn     *grpc.ClientConn
 	protocol int
@@ -75,7 +75,7 @@ type process struct {
 // or could be changed by another user.
 var errRefused = errors.New("it was not started")
 
-// startProcess runs the program and opens its driver before ctx ends. After an error no process and no folder is left.
+// startProcess runs the program and opens its driver before ctx ends. After an error no process and no directory is left.
 func startProcess(ctx context.Context, kind string, protocols []int, path string, cfg *PluginConfig, log *slog.Logger) (*process, error) {
 	program, err := openProgram(path, cfg.SHA256)
 	if err != nil {
@@ -167,10 +167,10 @@ func (p *process) openDriver(ctx context.Context, kind string) error {
 	return nil
 }
 
-// socketPrefix is the beginning of the names of the folders for sockets.
+// socketPrefix is the beginning of the names of the directories for sockets.
 const socketPrefix = "driver-"
 
-// sweepSockets removes the socket folders that killed services have left.
+// sweepSockets removes the socket directories that killed services have left.
 func sweepSockets(ctx context.Context, cfg *PluginConfig, log *slog.Logger) {
 	var owners []int // besides the user of this process
 	if u, err := user.Lookup(cfg.User); cfg.User != "" && err == nil {
@@ -180,10 +180,10 @@ func sweepSockets(ctx context.Context, cfg *PluginConfig, log *slog.Logger) {
 	}
 	removed, err := tempdir.Sweep(cfg.SocketDir, socketPrefix, owners...)
 	if len(removed) > 0 {
-		log.InfoContext(ctx, "socket folders of killed services removed", "folders", removed)
+		log.InfoContext(ctx, "socket directories of killed services removed", "directories", removed)
 	}
 	if err != nil {
-		log.WarnContext(ctx, "removal of socket folders of killed services failed", "error", err)
+		log.WarnContext(ctx, "removal of socket directories of killed services failed", "error", err)
 	}
 }
 
@@ -411,7 +411,7 @@ func (p *process) ping(ctx context.Context) error {
 }
 
 // cleanUp waits for the end of a program that was told to end or has ended. Then it closes the connection and removes the
-// socket's folder.
+// socket's directory.
 func (p *process) cleanUp() {
 	if p.pid() != 0 {
 		<-p.exited

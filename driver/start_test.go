@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestNewStartsNothing: a plugin that is not started has neither a process nor a folder, and its status is NotStarted;
+// TestNewStartsNothing: a plugin that is not started has neither a process nor a directory, and its status is NotStarted;
 // errors of the configuration are found without a start.
 func TestNewStartsNothing(t *testing.T) {
 	t.Parallel()
@@ -143,7 +143,7 @@ func TestCloseWhileStarting(t *testing.T) {
 		t.Errorf("start: %v", err)
 	}
 	if left, err := os.ReadDir(sockets); len(left) > 0 || err != nil {
-		t.Errorf("it leaves %v, %v", left, err)
+		t.Errorf("the failed start leaves %v, %v", left, err)
 	}
 }
 

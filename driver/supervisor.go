@@ -76,10 +76,10 @@ func (s *supervisor) restartLoop(ctx context.Context, p *process) {
 		s.setDown(Restarting, fault.New(fault.Unavailable, "its program has ended"), time.Now())
 		p.cleanUp()
 		for err := p.explain(nil); err != nil; {
-			if !errors.Is(err, errRefused) {
+			crashes = slices.DeleteFunc(crashes, func(at time.Time) bool { return time.Since(at) > s.cfg.CrashWindow })
+			if !errors.Is(err, errRefused) { // this crash counts, however short the window is
 				crashes = append(crashes, time.Now())
 			}
-			crashes = slices.DeleteFunc(crashes, func(at time.Time) bool { return time.Since(at) > s.cfg.CrashWindow })
 			if !s.awaitRestart(ctx, err, len(crashes)) {
 				return
 			}

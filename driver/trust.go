@@ -18,7 +18,7 @@ import (
 // maxLinks is how many symbolic links a path may have, as on Linux.
 const maxLinks = 40
 
-// openProgram opens the program at an absolute path, and checks the file, each folder of its path and
+// openProgram opens the program at an absolute path, and checks the file, each directory of its path and
 // each symbolic link: only root and the user of this process may be able to choose which file is executed, see ADR 19.
 // The caller closes the file. pin is the program's SHA-256 in hexadecimal; if it is empty, every checksum is accepted. Errors:
 //
@@ -76,9 +76,9 @@ func programError(path string, err error) error {
 	return fault.New(code, "the driver's program %s: %w", path, err)
 }
 
-// trustedPath resolves the symbolic links of an absolute path. It checks the owner and the mode of each folder and each link
+// trustedPath resolves the symbolic links of an absolute path. It checks the owner and the mode of each directory and each link
 // on the way. It does not check the file: [checkProgram] does when the file is open. Other users cannot change a checked
-// folder, so the result stays valid.
+// directory, so the result stays valid.
 func trustedPath(path string) (string, error) {
 	root, err := os.Lstat(string(filepath.Separator))
 	if err != nil {
@@ -154,14 +154,14 @@ func (w *pathWalk) followLink(link string, info fs.FileInfo) error {
 }
 
 // checkOwner returns an error if a user other than root and the user of this process could change a part of
-// a program's path. A folder with the sticky bit, such as /tmp, may be writable by all users: they can add entries, but
+// a program's path. A directory with the sticky bit, such as /tmp, may be writable by all users: they can add entries, but
 // cannot replace an entry of another user. The owner of the entry in the path is checked, too.
 func checkOwner(program, part string, info fs.FileInfo) error {
 	owner, ok := ownerOf(info)
 	if !ok {
 		return fault.New(fault.Unimplemented, "the driver's program %s: this system does not report the owner of %s", program, part)
 	}
-	kind := map[fs.FileMode]string{fs.ModeDir: "the folder", fs.ModeSymlink: "the symbolic link"}[info.Mode().Type()]
+	kind := map[fs.FileMode]string{fs.ModeDir: "the directory", fs.ModeSymlink: "the symbolic link"}[info.Mode().Type()]
 	if kind == "" {
 		kind = "the file"
 	}
@@ -181,7 +181,7 @@ func checkOwner(program, part string, info fs.FileInfo) error {
 		trusted += " or " + userName(os.Geteuid())
 	}
 	return fault.New(fault.Denied, "the driver's program %s is not started, because another user could replace it: %s %s (owner %s, mode %s) %s; "+
-		"the program and each folder of its path must belong to %s, and only the owner may write to them: run %s",
+		"the program and each directory of its path must belong to %s, and only the owner may write to them: run %s",
 		program, kind, part, userName(owner), info.Mode(), detail, trusted, remedy)
 }
 

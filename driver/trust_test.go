@@ -23,7 +23,7 @@ import (
 const otherUID = 65534
 
 // TestTrust: a program is run only if no other user than root and that of this process could replace it:
-// the file, a folder of its path, a symbolic link or what that points to. The error says which part it
+// the file, a directory of its path, a symbolic link or what that points to. The error says which part it
 // is, its owner and mode, and what to do.
 func TestTrust(t *testing.T) {
 	t.Parallel()
@@ -39,7 +39,7 @@ func TestTrust(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		root bool // it takes root
-		// spoil gets a folder top with the folder top/in that has the program, and returns the plugin_dir and
+		// spoil gets a directory top with the directory top/in that has the program, and returns the plugin_dir and
 		// the part of the path that is wrong; "" if none is.
 		spoil func(t *testing.T, top string) (dir, wrong string, err error)
 		says  string
@@ -51,24 +51,24 @@ func TestTrust(t *testing.T) {
 		{"plugin_dir for its group", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top + "/in", os.Chmod(top+"/in", 0o775)
 		}, "mode drwxrwxr-x"},
-		{"a folder above for all", false, func(_ *testing.T, top string) (string, string, error) {
+		{"a directory above for all", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top, os.Chmod(top, 0o777)
 		}, "chmod go-w "},
-		{"a sticky folder above", false, func(_ *testing.T, top string) (string, string, error) {
+		{"a sticky directory above", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", "", os.Chmod(top, 0o777|os.ModeSticky)
 		}, ""},
 		{"the program for its group", false, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top + "/in/" + name, os.Chmod(top+"/in/"+name, 0o775)
 		}, "mode -rwxrwxr-x"},
-		{"a link out of a folder for all", false, func(t *testing.T, top string) (string, string, error) {
+		{"a link out of a directory for all", false, func(t *testing.T, top string) (string, string, error) {
 			link := t.TempDir()
 			return link, link, errors.Join(os.Symlink(top+"/in/"+name, filepath.Join(link, name)), os.Chmod(link, 0o777))
 		}, "mode drwxrwxrwx"},
-		{"a link into a folder for all", false, func(t *testing.T, top string) (string, string, error) {
+		{"a link into a directory for all", false, func(t *testing.T, top string) (string, string, error) {
 			link := t.TempDir()
 			return link, top + "/in", errors.Join(os.Symlink(top+"/in/"+name, filepath.Join(link, name)), os.Chmod(top+"/in", 0o777))
 		}, "mode drwxrwxrwx"},
-		{"plugin_dir is a link into a folder for all", false, func(t *testing.T, top string) (string, string, error) {
+		{"plugin_dir is a link into a directory for all", false, func(t *testing.T, top string) (string, string, error) {
 			link := filepath.Join(t.TempDir(), "plugins")
 			return link, top, errors.Join(os.Symlink(top+"/in", link), os.Chmod(top, 0o777))
 		}, "mode drwxrwxrwx"},
@@ -84,10 +84,10 @@ func TestTrust(t *testing.T) {
 		{"plugin_dir of another user", true, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top + "/in", os.Chown(top+"/in", otherUID, 0)
 		}, "chown -h root "},
-		{"another user's program in a sticky folder", true, func(_ *testing.T, top string) (string, string, error) {
+		{"another user's program in a sticky directory", true, func(_ *testing.T, top string) (string, string, error) {
 			return top + "/in", top + "/in/" + name, errors.Join(os.Chmod(top+"/in", 0o777|os.ModeSticky), os.Chown(top+"/in/"+name, otherUID, 0))
 		}, "the file"},
-		{"another user's link in a sticky folder", true, func(t *testing.T, top string) (string, string, error) {
+		{"another user's link in a sticky directory", true, func(t *testing.T, top string) (string, string, error) {
 			link := t.TempDir()
 			return link, link + "/" + name, errors.Join(os.Symlink(top+"/in/"+name, link+"/"+name), os.Chmod(link, 0o777|os.ModeSticky), os.Lchown(link+"/"+name, otherUID, 0))
 		}, "the symbolic link"},

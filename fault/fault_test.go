@@ -62,7 +62,7 @@ func TestAcrossTheWire(t *testing.T) {
 		}
 	}
 	if errors.Is(got, fault.NotFound) || errors.Is(got, fault.Sentinel(fault.Exhausted, "Other", "")) {
-		t.Error("it matches what it is not")
+		t.Error("the error matches another code or another reason")
 	}
 	if !fault.IsRemote(fmt.Errorf("call: %w", got)) {
 		t.Error("IsRemote = false for an error that a peer sent")
@@ -214,7 +214,7 @@ func TestWith(t *testing.T) {
 		}
 	}
 	if !errors.Is(tests[1].err, fault.Sentinel(fault.Exhausted, "NoDisk", "")) {
-		t.Error("it does not match its own reason")
+		t.Error("the error does not match its own reason")
 	}
 	for _, err := range []error{fault.WithReason(nil, "X", nil), fault.WithPrivate(nil), fault.WithUser(nil, "x")} {
 		if err != nil {

@@ -114,7 +114,7 @@ func TestJSON(t *testing.T) {
 	}
 	const text = `{"request_id":"req-1","global_request_id":"req-2","user_id":"u","project_id":"p","domain_id":"d","system_scope":"all","roles":["reader"],"traceparent":"00-1"}`
 	if raw, err := json.Marshal(full); string(raw) != text || err != nil {
-		t.Errorf("it is written as %s, %v", raw, err)
+		t.Errorf("the request is written as %s, %v", raw, err)
 	}
 	for name, tt := range map[string]struct {
 		text string

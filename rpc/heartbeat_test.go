@@ -163,13 +163,13 @@ type unsure struct {
 	after time.Duration
 }
 
-func (u unsure) Send(ctx context.Context, topic string, m *rpcbus.Message, settled func(error)) {
+func (u unsure) Send(ctx context.Context, topic string, m *rpcbus.Message, done func(error)) {
 	err := u.Publish(ctx, topic, m)
 	if m.Kind != rpcbus.Call || err != nil {
-		settled(err)
+		done(err)
 		return
 	}
-	time.AfterFunc(u.after, func() { settled(fault.New(fault.Unknown, "the connection was lost")) })
+	time.AfterFunc(u.after, func() { done(fault.New(fault.Unknown, "the connection was lost")) })
 }
 
 // TestUnknown: if it is not known whether a request was sent, the call still waits for its reply for

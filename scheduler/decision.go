@@ -62,8 +62,8 @@ type Ranked[H Host] struct {
 // Score is one weigher's score of a host.
 type Score struct {
 	Weigher string `json:"weigher"`
-	// Raw is the raw score in the weigher's own unit. Scaled is its position between the decision's lowest raw score,
-	// which is 0, and the highest, which is 1.
+	// Raw is the raw score in the weigher's own unit. Scaled is Raw normalized over the decision: the lowest raw score becomes
+	// 0, the highest 1. If all raw scores are equal, all become 0.
 	Raw        float64 `json:"raw"`
 	Scaled     float64 `json:"scaled"`
 	Multiplier float64 `json:"multiplier"`
@@ -86,7 +86,7 @@ func (n Name) Name() string { return string(n) }
 type onWire[H Host] struct {
 	Ranked   []Ranked[H] `json:"ranked"`
 	Rejected []Rejected  `json:"rejected"`
-	Feasible int         `json:"passed"`
+	Feasible int         `json:"passed"` // the older word, which stays on the wire
 	Counts   []Count     `json:"counts"`
 }
 

@@ -42,7 +42,7 @@ func running(t *testing.T, app *service.App, cfg service.AdminConfig) (url strin
 	for app.Ready(t.Context()) != nil && strings.HasSuffix(admin.Addr(), ":0") {
 		select {
 		case err := <-ended:
-			t.Fatalf("it ended: %v", err)
+			t.Fatalf("the app ended: %v", err)
 		case <-time.After(time.Millisecond):
 		}
 	}

@@ -71,7 +71,7 @@ func TestHTTPListensBeforeStartReturns(t *testing.T) {
 	var d net.Dialer
 	if c, err := d.DialContext(t.Context(), "tcp", p.Addr()); err == nil {
 		c.Close()
-		t.Error("it still listens after Stop")
+		t.Error("the part still listens after Stop")
 	}
 }
 

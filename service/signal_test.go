@@ -254,14 +254,14 @@ func TestSystemd(t *testing.T) {
 				for said := ""; !strings.HasPrefix(said, want); {
 					n, err := sd.Read(buf)
 					if err != nil {
-						t.Fatalf("it does not say %q: %v", want, err)
+						t.Fatalf("the process does not notify %q: %v", want, err)
 					}
 					said = string(buf[:n])
 					if tt.mode == "away" && said == "READY=1" {
-						t.Error("it says READY=1 before it is")
+						t.Error("the process notifies READY=1 before it is ready")
 					}
 					if tt.never != "" && strings.HasPrefix(said, tt.never) {
-						t.Errorf("it says %q", said)
+						t.Errorf("the process notifies %q", said)
 					}
 				}
 			}

@@ -163,7 +163,7 @@ func greeted(t *testing.T, addr, name string) (g Greeting) {
 	}
 	for end := time.Now().Add(30 * time.Second); g.Text == ""; {
 		if time.Now().After(end) {
-			t.Fatalf("it was not said: %+v", g)
+			t.Fatalf("the greeting was not said: %+v", g)
 		}
 		if code, _, body = ask(t, http.MethodGet, addr+header.Get("Location"), ""); code != http.StatusOK || json.Unmarshal([]byte(body), &g) != nil {
 			t.Fatalf("GET: %d %s", code, body)

@@ -69,7 +69,7 @@ func status(t *testing.T, printed, path string) int {
 	t.Helper()
 	url := regexp.MustCompile(`(?m)^nova-mini listens on (\S+)$`).FindStringSubmatch(printed)
 	if url == nil {
-		t.Fatalf("it prints %s", printed)
+		t.Fatalf("nova-mini prints %s", printed)
 	}
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url[1]+path, http.NoBody)
 	if err != nil {
@@ -151,7 +151,7 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 			printed, err := serve(t, args...)
 			if tt.want == 0 {
 				if err == nil || !strings.Contains(fmt.Sprint(err), tt.says) {
-					t.Errorf("it starts: %v, want %s", err, tt.says)
+					t.Errorf("nova-mini starts: %v, want %s", err, tt.says)
 				}
 				return
 			}

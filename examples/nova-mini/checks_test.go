@@ -143,7 +143,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 					t.Errorf("%v: the error has a password: %v", args, err)
 				}
 				if args[0] == "config" && !strings.Contains(out.String(), "read "+file+"\n") {
-					t.Errorf("it does not say that it has read %s: %s", file, &out)
+					t.Errorf("the output does not say that %s was read: %s", file, &out)
 				}
 			}
 		})

@@ -70,7 +70,7 @@ func runAll(t *testing.T) string {
 		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", dir})
 		if err := cmd.ExecuteContext(ctx); err != nil {
-			t.Errorf("it ended with %v", err)
+			t.Errorf("nova-mini ended with %v", err)
 		}
 	})
 	t.Cleanup(func() {
@@ -80,7 +80,7 @@ func runAll(t *testing.T) string {
 	select {
 	case <-out.more:
 	case <-time.After(30 * time.Second):
-		t.Fatal("it does not listen")
+		t.Fatal("nova-mini has printed nothing: it does not listen")
 	}
 	return regexp.MustCompile(`http://\S+`).FindString(out.String())
 }

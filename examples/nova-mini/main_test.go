@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// output passes each line that the program prints to a channel.
+// output keeps what the program prints, and signals more after each write.
 type output struct {
 	mu   sync.Mutex
 	buf  bytes.Buffer
@@ -38,11 +38,12 @@ type output struct {
 func (o *output) Write(p []byte) (int, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	n, err := o.buf.Write(p)
 	select {
 	case o.more <- struct{}{}:
-	default:
+	default: // a signal waits already
 	}
-	return o.buf.Write(p)
+	return n, err
 }
 
 func (o *output) String() string {
@@ -68,13 +69,13 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 		cancel()
 		wg.Wait()
 		if err != nil {
-			t.Errorf("it ended with %v", err)
+			t.Errorf("nova-mini ended with %v", err)
 		}
 	}()
 	select {
 	case <-out.more:
 	case <-time.After(30 * time.Second):
-		t.Fatal("it does not listen")
+		t.Fatal("nova-mini has printed nothing: it does not listen")
 	}
 	commands := regexp.MustCompile(`(?m)^  (.*)$`).FindAllString(out.String(), -1)
 	if len(commands) != 3 {
@@ -98,15 +99,22 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	if id == nil || strings.Count(string(got), `"name":"demo"`) < 3 || !strings.Contains(string(got), `"status":"ACTIVE"`) {
 		t.Errorf("the commands print %s", got)
 	}
-	for path, want := range map[string]string{
-		"readyz": `"name": "database"`, "metrics": `armature_service_loop_calls_total{loop="policy files"}`,
-		"metrics?api": `armature_api_requests_total{method="POST",route="/v2.1/servers",status="202"} 1`, "metrics?rpc": `armature_rpc_server_requests_total{code="OK",interface="scheduler"`,
-		"metrics?driver": `armature_driver_up{driver="fake",host="node-1"} 1`, "debug/loops": `"name": "compute node-1 audit"`,
-		"debug/loglevel": `"INFO"`, "debug/report": "==== goroutines ====", "debug/report?operations": "0 run here; 0 steps were not undone", "debug/report?fleet": "4 hosts, reports ", "debug/config": `"name": "compute_driver"`,
+	for path, parts := range map[string][]string{
+		"readyz": {`"name": "database"`},
+		"metrics": {
+			`armature_service_loop_calls_total{loop="policy files"}`, `armature_api_requests_total{method="POST",route="/v2.1/servers",status="202"} 1`,
+			`armature_rpc_server_requests_total{code="OK",interface="scheduler"`, `armature_driver_up{driver="fake",host="node-1"} 1`,
+		},
+		"debug/loops":    {`"name": "compute node-1 audit"`},
+		"debug/loglevel": {`"INFO"`},
+		"debug/report":   {"==== goroutines ====", "0 run here; 0 steps were not undone", "4 hosts, reports "},
+		"debug/config":   {`"name": "compute_driver"`},
 	} {
 		got, err := exec.CommandContext(t.Context(), "curl", "-s", "--unix-socket", admin, "http://admin/"+path).Output()
-		if err != nil || !strings.Contains(string(got), want) {
-			t.Errorf("%s: %v, %.300s; want %s", path, err, got, want)
+		for _, want := range parts {
+			if err != nil || !strings.Contains(string(got), want) {
+				t.Errorf("%s: %v, %.300s; want %s", path, err, got, want)
+			}
 		}
 	}
 }

@@ -75,13 +75,13 @@ func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the def
 		cancel()
 		wg.Wait()
 		if ended != nil {
-			t.Errorf("it ended with %v", ended)
+			t.Errorf("nova-mini ended with %v", ended)
 		}
 	}()
 	select {
 	case <-out.more:
 	case <-time.After(30 * time.Second):
-		t.Fatal("it does not listen")
+		t.Fatal("nova-mini has printed nothing: it does not listen")
 	}
 	_, rest, _ := strings.Cut(out.String(), "listens on ")
 	url, _, _ := strings.Cut(rest, "\n")

@@ -1,5 +1,5 @@
-// Package tempdir makes temporary folders. If a process is killed before it has removed its folder, a later process
-// removes the folder. Each folder has a file that is locked while its process runs.
+// Package tempdir makes temporary directories. If a process is killed before it has removed its directory, a later process
+// removes the directory. Each directory has a file that is locked while its process runs.
 package tempdir
 
 import (
@@ -13,21 +13,21 @@ import (
 	"github.com/armature-go/armature/internal/filelock"
 )
 
-// lockName is the name of the locked file in a folder, and marker is its content. A folder of another program is not
+// lockName is the name of the locked file in a directory, and marker is its content. A directory of another program is not
 // removed, even if it has a file of this name, because the file has another content.
 const (
 	lockName = ".lock"
 	marker   = "temporary folder of an Armature service, removed when its process has ended\n"
 )
 
-// Dir is a temporary folder of this process.
+// Dir is a temporary directory of this process.
 type Dir struct {
-	// Path is the folder's path.
+	// Path is the directory's path.
 	Path string
 	lock *os.File
 }
 
-// Make makes a folder in parent, whose name begins with prefix. Only the user of this process can use it.
+// Make makes a directory in parent, whose name begins with prefix. Only the user of this process can use it.
 // The caller removes it.
 func Make(parent, prefix string) (*Dir, error) {
 	path, err := os.MkdirTemp(parent, prefix)
@@ -57,7 +57,7 @@ func (d *Dir) lockFolder() (err error) {
 	return os.Rename(early, filepath.Join(d.Path, lockName))
 }
 
-// Remove removes the folder and its contents, and then releases the lock.
+// Remove removes the directory and its contents, and then releases the lock.
 func (d *Dir) Remove() error {
 	err := os.RemoveAll(d.Path)
 	if d.lock != nil {
@@ -66,10 +66,10 @@ func (d *Dir) Remove() error {
 	return err
 }
 
-// Sweep removes the folders in parent whose names begin with prefix, and whose processes have ended without
-// removing them. It returns their paths. A folder is kept if [Make] has not made it, if its process runs, if its
-// lock file does not belong to the user of this process, or if the folder belongs to a user that is neither that user
-// nor one of owners. The error lists the folders that could not be removed. On a system
+// Sweep removes the directories in parent whose names begin with prefix, and whose processes have ended without
+// removing them. It returns their paths. A directory is kept if [Make] has not made it, if its process runs, if its
+// lock file does not belong to the user of this process, or if the directory belongs to a user that is neither that user
+// nor one of owners. The error lists the directories that could not be removed. On a system
 // without file locks Sweep does nothing.
 func Sweep(parent, prefix string, owners ...int) (removed []string, err error) {
 	if !filelock.Supported {
@@ -85,14 +85,14 @@ func Sweep(parent, prefix string, owners ...int) (removed []string, err error) {
 		if gone {
 			removed = append(removed, path)
 		}
-		if !errors.Is(one, fs.ErrNotExist) { // the folder's process, or another sweep, has removed it
+		if !errors.Is(one, fs.ErrNotExist) { // the directory's process, or another sweep, has removed it
 			err = errors.Join(err, one)
 		}
 	}
 	return removed, err
 }
 
-// sweepDir removes a folder whose process has ended, and reports whether it has done so.
+// sweepDir removes a directory whose process has ended, and reports whether it has done so.
 func sweepDir(path string, owners []int) (bool, error) {
 	dir, err := os.Lstat(path)
 	if err != nil || !dir.IsDir() || !ownedBy(dir, owners...) {

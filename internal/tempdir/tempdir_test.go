@@ -10,7 +10,7 @@ import (
 	"github.com/armature-go/armature/internal/tempdir"
 )
 
-// TestSweep: Sweep removes the folder of a process that has ended, and nothing else.
+// TestSweep: Sweep removes the directory of a process that has ended, and nothing else.
 func TestSweep(t *testing.T) {
 	t.Parallel()
 	parent := t.TempDir()
@@ -20,7 +20,7 @@ func TestSweep(t *testing.T) {
 	}
 	marker, err := os.ReadFile(filepath.Join(first.Path, ".lock"))
 	if err != nil || len(marker) == 0 {
-		t.Fatalf("the lock of a folder has %q, %v", marker, err)
+		t.Fatalf("the lock of a directory has %q, %v", marker, err)
 	}
 	if err := first.Remove(); err != nil {
 		t.Fatal(err)
@@ -61,7 +61,7 @@ func TestSweep(t *testing.T) {
 		kept = append(kept, foreign, lock)
 		defer func() {
 			if _, err := os.Stat(allowed); err == nil {
-				t.Error("the folder of an allowed user is left")
+				t.Error("the directory of an allowed user is left")
 			}
 		}()
 	}
@@ -75,7 +75,7 @@ func TestSweep(t *testing.T) {
 		t.Errorf("swept %v, %v; want %s", removed, err, dead)
 	}
 	if _, err := os.Stat(dead); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the folder of a dead process is left: %v", err)
+		t.Errorf("the directory of a dead process is left: %v", err)
 	}
 	for _, path := range kept {
 		if _, err := os.Lstat(path); err != nil || slices.Contains(removed, path) {
@@ -86,6 +86,6 @@ func TestSweep(t *testing.T) {
 		t.Error(err)
 	}
 	if _, err := os.Stat(mine.Path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("it is not removed: %v", err)
+		t.Errorf("the directory is not removed: %v", err)
 	}
 }

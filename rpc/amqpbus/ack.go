@@ -35,22 +35,22 @@ func newAcknowledger(ch *amqp.Channel) *acknowledger {
 }
 
 // add registers a delivery with a payload of size bytes. The result acknowledges or requeues it.
-func (t *acknowledger) add(tag uint64, size int) *settler {
+func (t *acknowledger) add(tag uint64, size int) *deliveryAck {
 	t.mu.Lock()
 	t.open = append(t.open, unackedDelivery{tag, size})
 	t.bytes += size
 	t.mu.Unlock()
-	return &settler{acks: t, tag: tag}
+	return &deliveryAck{acks: t, tag: tag}
 }
 
-// settler is the [bus.Settler] of one delivery.
-type settler struct {
+// deliveryAck is the [bus.Acknowledger] of one delivery.
+type deliveryAck struct {
 	acks *acknowledger
 	tag  uint64
 }
 
-// Settle acknowledges or requeues the delivery, see [bus.Settler]. It does not wait until an acknowledgement is sent.
-func (s *settler) Settle(ack bool) error {
+// EndDelivery acknowledges or requeues the delivery, see [bus.Acknowledger]. It does not wait until an acknowledgement is sent.
+func (s *deliveryAck) EndDelivery(ack bool) error {
 	t := s.acks
 	if ack && !t.ch.IsClosed() {
 		t.acknowledge(s.tag)

@@ -8,9 +8,10 @@
 // The bus has one connection to publish and one to consume. The first message above 64 KiB opens a third one, for large
 // messages. The bus dials a lost connection again, and declares its queues and exchanges again before it uses them.
 //
-// The broker confirms every message. It returns a message that no queue accepts, unless the message is a fanout: the topic
-// has no consumer. Then Publish fails with bus.ErrNoConsumer. Only in the first 5 s after a connection was restored, the bus
-// sends such a message again, because the consumers in other processes restore their connections at the same time.
+// The broker confirms every message. If no queue accepts a message, the topic has no consumer: the broker returns the message,
+// and Publish fails with bus.ErrNoConsumer. The broker does not return a fanout. Only in the first 5 s after a connection was
+// restored, the bus sends a returned message again, because the consumers in other processes restore their connections at the same
+// time.
 //
 // The names and properties of the queues and exchanges are fixed:
 //
@@ -20,8 +21,8 @@
 //	fanout   <exchange>.<topic>   a durable fanout exchange
 //
 // When the subscription of a Shared topic ends, the bus publishes the prefetched messages again instead of requeuing them. A
-// requeued message is marked as redelivered, and counts as lost with a server. With Config.Quorum, RabbitMQ still marks the few
-// messages that it sends at that moment.
+// requeued message is marked as redelivered, which the next server counts as an attempt whose server was lost. With Config.Quorum,
+// a few messages are still marked: those that RabbitMQ sends while the subscription ends.
 //
 // The id and the metadata of a message are AMQP headers in the format of watermill-amqp, or AMQP properties. docs/wire.md has
 // the details.
@@ -80,14 +81,16 @@ type Config struct {
 	// RabbitMQ does not announce. Default [bus.DefaultMaxMessage].
 	MaxMessage int
 	// MaxInFlight limits the unacknowledged messages of one subscription, in bytes. A delivered message counts with its
-	// size. A message that RabbitMQ may still send counts as MaxMessage. One message is always allowed. A server has
-	// four subscriptions. Default 128 MiB.
+	// size. Each slot of the prefetch without a message counts as MaxMessage, because RabbitMQ may fill the slot at any time.
+	// One message is always allowed. A server has four subscriptions. Default 128 MiB.
 	MaxInFlight int
 	// ConnectTimeout bounds Start, which tries each broker once. It also bounds how long Subscribe and
 	// CreateTopic wait for a broker that cannot be reached. Default 10 s.
 	ConnectTimeout time.Duration
-	// Heartbeat is the interval of the AMQP heartbeats. A connection without any traffic for
-	// twice that time is lost. Default 10 s.
+	// Heartbeat is the timeout of the AMQP heartbeats, in whole seconds; New refuses other values. The lower one of this value
+	// and RabbitMQ's counts. Each side sends a heartbeat after half of that time without other traffic. The bus gives up a
+	// connection on which nothing arrives for one and a half times that time. A heartbeat parameter in a URL replaces Heartbeat.
+	// Default 10 s, also for values up to 0.
 	Heartbeat time.Duration
 	// Logger gets the events of the connections and queues. Default slog.Default().
 	Logger *slog.Logger
@@ -99,7 +102,7 @@ type Bus struct {
 	cfg        Config
 	pub        *connector // to publish
 	sub        *connector // to consume
-	large      *connector // to publish large messages, see largeMessage; the first one dials
+	large      *connector // to publish large messages, see largeMessage; dialed for the first of them
 	publishers []*publisher
 	next       atomic.Uint64 // the publishers are used in turn
 
@@ -151,6 +154,9 @@ func New(cfg Config) (*Bus, error) {
 	}
 	if cfg.Heartbeat <= 0 {
 		cfg.Heartbeat = 10 * time.Second
+	}
+	if cfg.Heartbeat%time.Second != 0 { // AMQP has no fractions, and amqp091 would use RabbitMQ's value instead of one below a second
+		return nil, fault.New(fault.Invalid, "amqpbus: heartbeat %v: AMQP has only whole seconds, use at least 1s", cfg.Heartbeat)
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -238,7 +244,7 @@ func (b *Bus) Capabilities() bus.Capabilities {
 // stats returns the values for Capabilities.
 func (b *Bus) stats() (s bus.Stats) {
 	s.Blocked = b.pub.State().Blocked != ""
-	s.Reconnects = b.pub.Reconnects() + b.sub.Reconnects()
+	s.Reconnects = b.pub.Reconnects() + b.sub.Reconnects() + b.large.Reconnects()
 	return s
 }
 
@@ -302,8 +308,10 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 	return b.publishRetrying(ctx, b.newOutgoing(topic, m), nil)
 }
 
-// Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. The message waits for a
-// broker that cannot be reached until ctx ends, at most 60 s.
+// Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. While RabbitMQ cannot be reached or
+// accepts no messages, and while the exchange of a fanout is declared, Send itself blocks: until ctx ends, at most 60 s. A large
+// message (above 64 KiB) does not block it. If the first attempt fails and the message may be sent again, this goes on in the
+// background, until ctx ends, at most 60 s more.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	o := b.newOutgoing(topic, m)
 	if err := b.checkMessage(topic, m); err != nil {
@@ -387,7 +395,8 @@ func (b *Bus) writeMessage(ctx context.Context, o *outgoing) error {
 //   - The message was certainly not sent.
 //   - The outcome is unknown, and the message is delivered at least once.
 //   - The topic had no consumer, and the connection was restored within grace. The other processes may still be
-//     restoring their connections. A killed broker has also lost the queues that were declared just before.
+//     restoring their connections. A broker that was killed has lost the queues that were
+//     declared shortly before; their consumers declare them again.
 func (b *Bus) mayRetry(o *outgoing, err error) bool {
 	return errors.Is(err, errNotSent) ||
 		fault.CodeOf(err) == fault.Unknown && o.m.Persistent() ||
@@ -417,8 +426,8 @@ func (b *Bus) publishOnce(ctx context.Context, o *outgoing) error {
 		return b.publishLargeOnce(ctx, o)
 	}
 	done := make(chan error, 1)
-	try := &outgoing{m: o.m, exchange: o.exchange, key: o.key, awaited: true, done: func(err error) { done <- err }}
-	if err := b.writeMessage(ctx, try); err != nil {
+	attempt := &outgoing{m: o.m, exchange: o.exchange, key: o.key, awaited: true, done: func(err error) { done <- err }}
+	if err := b.writeMessage(ctx, attempt); err != nil {
 		return err
 	}
 	select {

@@ -53,11 +53,11 @@ func (c *consumer) deliverUntilEnd(ctx context.Context, in *consumeChannel) erro
 // deliver delivers one message to the subscriber, and waits until the subscriber has received it.
 func (c *consumer) deliver(in *consumeChannel, d *amqp.Delivery) {
 	in.last = d.DeliveryTag
-	var settler bus.Settler // stays nil for a Private queue, which needs no acknowledgements
+	var ack bus.Acknowledger // stays nil for a Private queue, which needs no acknowledgements
 	if c.mode != bus.Private {
-		settler = in.acks.add(d.DeliveryTag, len(d.Body))
+		ack = in.acks.add(d.DeliveryTag, len(d.Body))
 	}
-	m := bus.NewDelivery(c.bus.unmarshal(d), d.Redelivered, settler)
+	m := bus.NewDelivery(c.bus.unmarshal(d), d.Redelivered, ack)
 	if c.receive != nil {
 		c.receive(m)
 	} else {

@@ -140,7 +140,7 @@ func TestStalled(t *testing.T) {
 				t.Errorf("%v (%v), want Timeout or Unknown", err, c)
 			}
 			if late := time.Since(start) - 500*time.Millisecond; late > time.Second {
-				t.Errorf("it ended %v after its deadline", late)
+				t.Errorf("the call ended %v after its deadline", late)
 			}
 		})
 	}

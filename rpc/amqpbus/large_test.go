@@ -246,3 +246,18 @@ func TestLargeAway(t *testing.T) {
 		t.Error("the cast does not end when the bus is closed")
 	}
 }
+
+// TestLargeReconnects: Stats.Reconnects counts the connection for large messages, too.
+func TestLargeReconnects(t *testing.T) {
+	t.Parallel()
+	p, via := proxyTo(t, envtest.URL(t, testenv.AMQPVar))
+	b := open(t, via, "large.reconnects")
+	if err := b.CreateTopic(t.Context(), "fault.h"); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.Publish(t.Context(), "fault.h", rpctest.Message("large", "cast fault.blobs 1.0 at-least-once", `"`+strings.Repeat("x", 1<<20)+`"`)); err != nil {
+		t.Fatal(err)
+	}
+	p.cut()
+	waittest.Until(t, "three connections to be restored", func() bool { return b.Capabilities().Stats().Reconnects >= 3 })
+}

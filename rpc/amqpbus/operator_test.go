@@ -199,3 +199,16 @@ func (h *healing) denyUser() {
 		h.Errorf("a server without permission: %v (%v), want Denied that names the queue", err, fault.CodeOf(err))
 	}
 }
+
+// TestHeartbeatSeconds: New refuses a heartbeat that AMQP cannot carry.
+func TestHeartbeatSeconds(t *testing.T) {
+	t.Parallel()
+	for heartbeat, ok := range map[time.Duration]bool{
+		0: true, time.Second: true, time.Minute: true, time.Millisecond: false, 500 * time.Millisecond: false, 1500 * time.Millisecond: false,
+	} {
+		_, err := amqpbus.New(amqpbus.Config{URLs: []string{"amqp://127.0.0.1:1/"}, Heartbeat: heartbeat})
+		if ok != (err == nil) || !ok && (fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), "heartbeat "+heartbeat.String())) {
+			t.Errorf("heartbeat %v: %v (%v)", heartbeat, err, fault.CodeOf(err))
+		}
+	}
+}

@@ -38,7 +38,8 @@ type Bus interface {
 	Publish(ctx context.Context, topic string, m *Message) error
 
 	// Send is Publish without waiting: it calls done once with the error that Publish would have returned, perhaps
-	// before Send returns. done must not block. Send itself blocks only while too many messages are unconfirmed.
+	// before Send returns. done must not block. Send itself blocks while too many messages are unconfirmed, and may block
+	// while the broker cannot be reached or accepts no messages: until the end of ctx, or for a minute if that is earlier.
 	Send(ctx context.Context, topic string, m *Message, done func(error))
 
 	// Subscribe delivers the topic's messages on the returned channel until ctx ends. Then the channel is closed,
@@ -177,33 +178,34 @@ type Delivery struct {
 	// bus in the memory of its subscribers' process need not set it.
 	Redelivered bool
 
-	settler Settler
-	settled atomic.Bool
+	acks  Acknowledger
+	ended atomic.Bool // Ack or Nack was called
 }
 
-// Settler is the part of a bus that ends a delivery: it acknowledges the message, or returns it to its topic. After an
-// error the message is delivered again, whether ack is true or false. Settle is called at most once for each delivery.
-type Settler interface{ Settle(ack bool) error }
+// Acknowledger is the part of a bus that ends a delivery. If ack is true, it acknowledges the message, otherwise it requeues the
+// message: the topic delivers it again. After an error the message is delivered again, whether ack is true or false. EndDelivery is
+// called at most once for each delivery.
+type Acknowledger interface{ EndDelivery(ack bool) error }
 
-// NewDelivery returns a delivery of m. Ack and Nack call s, which may be nil if the bus needs neither, as for a Private
+// NewDelivery returns a delivery of m. Ack and Nack call acks, which may be nil if the bus needs neither, as for a Private
 // topic.
-func NewDelivery(m *Message, redelivered bool, s Settler) *Delivery {
-	return &Delivery{Message: m, Redelivered: redelivered, settler: s}
+func NewDelivery(m *Message, redelivered bool, acks Acknowledger) *Delivery {
+	return &Delivery{Message: m, Redelivered: redelivered, acks: acks}
 }
 
 // Ack acknowledges the message, which is then not delivered again. After an error it is delivered again: the connection
 // was lost. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
-func (d *Delivery) Ack() error { return d.settle(true) }
+func (d *Delivery) Ack() error { return d.end(true) }
 
 // Nack returns the message to its topic, which delivers it again. After an error the broker
 // does so later, by itself. Only the first Ack or Nack of a delivery has an effect; a later one returns nil.
-func (d *Delivery) Nack() error { return d.settle(false) }
+func (d *Delivery) Nack() error { return d.end(false) }
 
-func (d *Delivery) settle(ack bool) error {
-	if d.settler == nil || !d.settled.CompareAndSwap(false, true) {
+func (d *Delivery) end(ack bool) error {
+	if d.acks == nil || !d.ended.CompareAndSwap(false, true) {
 		return nil
 	}
-	return d.settler.Settle(ack)
+	return d.acks.EndDelivery(ack)
 }
 
 // Attempt returns the number of this delivery attempt, from 1. Earlier attempts that failed, and attempts whose server

@@ -99,15 +99,15 @@ func TestOutcome(t *testing.T) {
 	}
 }
 
-// settlements records the acks that Settle got.
-type settlements []bool
+// acknowledgements records the acks that EndDelivery got.
+type acknowledgements []bool
 
-func (s *settlements) Settle(ack bool) error { *s = append(*s, ack); return nil }
+func (s *acknowledgements) EndDelivery(ack bool) error { *s = append(*s, ack); return nil }
 
 // TestDelivery: only the first Ack or Nack of a delivery counts.
 func TestDelivery(t *testing.T) {
 	t.Parallel()
-	var got settlements
+	var got acknowledgements
 	d := bus.NewDelivery(&bus.Message{Failures: 2, Redeliveries: 1}, true, &got)
 	if n := d.Attempt(); n != 5 {
 		t.Errorf("attempt %d, want 5", n)
@@ -117,11 +117,11 @@ func TestDelivery(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if diff := cmp.Diff(settlements{false}, got); diff != "" {
-		t.Errorf("settled (-want +got):\n%s", diff)
+	if diff := cmp.Diff(acknowledgements{false}, got); diff != "" {
+		t.Errorf("calls of EndDelivery (-want +got):\n%s", diff)
 	}
 	if err := bus.NewDelivery(&bus.Message{}, false, nil).Ack(); err != nil {
-		t.Errorf("Ack of a delivery without a settler: %v", err)
+		t.Errorf("Ack of a delivery without an Acknowledger: %v", err)
 	}
 }
 

@@ -48,14 +48,14 @@ func (q *queue) subscribed() bool {
 // add puts a new message at the end.
 func (q *queue) add(m *bus.Message) { q.put(q.deliver(m), false) }
 
-// requeuer is the bus.Settler of a message: Nack returns the message to its queue.
+// requeuer is the bus.Acknowledger of a message: Nack returns the message to its queue.
 type requeuer struct {
 	q *queue
 	m *bus.Message
 }
 
-// Settle implements [bus.Settler].
-func (r *requeuer) Settle(ack bool) error {
+// EndDelivery implements [bus.Acknowledger].
+func (r *requeuer) EndDelivery(ack bool) error {
 	if !ack {
 		r.q.put(r.q.deliver(r.m), true)
 	}

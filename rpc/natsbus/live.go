@@ -237,8 +237,8 @@ func (l *live) rejectExpired(until time.Time) {
 	l.timer.Reset(time.Until(l.due))
 }
 
-// Settle implements [bus.Settler]. After Nack, the message is delivered again, or rejected if the subscription has ended.
-func (r *rejectable) Settle(ack bool) error {
+// EndDelivery implements [bus.Acknowledger]. After Nack, the message is delivered again, or rejected if the subscription has ended.
+func (r *rejectable) EndDelivery(ack bool) error {
 	switch {
 	case !ack:
 		r.redelivered = true

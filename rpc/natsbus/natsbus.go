@@ -271,9 +271,9 @@ func (b *Bus) subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	sub, out := b.newSubscription(s)
 	ctx, end := context.WithCancel(ctx)
 	stop := context.AfterFunc(b.life, end) //nolint:contextcheck // the bus's own life
-	try, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+	attempt, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
-	err := sub.open(try)
+	err := sub.open(attempt)
 	if err == nil && !b.life.Go(func() {
 		defer end()
 		defer stop()

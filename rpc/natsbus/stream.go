@@ -104,8 +104,8 @@ func (b *Bus) createStream(ctx context.Context, subject string) error {
 	for {
 		c, _, err := b.link.Get(ctx)
 		if err == nil {
-			try, cancel := context.WithTimeout(ctx, apiTimeout)
-			err = b.declare(try, c.js, subject)
+			attempt, cancel := context.WithTimeout(ctx, apiTimeout)
+			err = b.declare(attempt, c.js, subject)
 			cancel()
 		}
 		if e, ok := errors.AsType[*jetstream.APIError](err); ok && e.Code >= 400 && e.Code < 500 {
@@ -351,10 +351,10 @@ func (q *stream) restoreStream(ctx context.Context) {
 	if cause == nil {
 		return
 	}
-	try, cancel := context.WithTimeout(ctx, apiTimeout)
+	attempt, cancel := context.WithTimeout(ctx, apiTimeout)
 	defer cancel()
-	backoff.Sleep(try, backoff.Jitter(restoreDelay))
-	err := q.bus.createStream(try, q.subject)
+	backoff.Sleep(attempt, backoff.Jitter(restoreDelay))
+	err := q.bus.createStream(attempt, q.subject)
 	if err != nil {
 		cause = fmt.Errorf("%w; %w", cause, err)
 	}
@@ -387,15 +387,15 @@ func (q *stream) republish(d *bus.Delivery) {
 	_ = d.Nack() // as above
 }
 
-// stored is the [bus.Settler] of a delivered message of a stream. reply is its subject for the acknowledgement.
+// stored is the [bus.Acknowledger] of a delivered message of a stream. reply is its subject for the acknowledgement.
 type stored struct {
 	queue *stream
 	reply string
 }
 
-// Settle acknowledges or requeues the message, see [bus.Settler]. It uses the current connection, which may be a newer one than that of
+// EndDelivery acknowledges or requeues the message, see [bus.Acknowledger]. It uses the current connection, which may be a newer one than that of
 // the delivery.
-func (s *stored) Settle(ack bool) error {
+func (s *stored) EndDelivery(ack bool) error {
 	verb := verbAck
 	if !ack {
 		verb = verbNack

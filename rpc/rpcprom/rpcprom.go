@@ -10,7 +10,7 @@
 //
 // The metrics, all with the prefix armature_rpc_:
 //
-//	client_requests_total            counter    interface, method, kind, code  sent requests by their end
+//	client_requests_total            counter    interface, method, kind, code  sent requests by result code
 //	client_request_duration_seconds  histogram  interface, method, kind        until the reply came, or the broker confirmed the message
 //	client_in_flight                 gauge      interface                      requests that wait now
 //	client_no_consumer_total         counter    interface                      requests that failed with ErrNoConsumer
@@ -18,13 +18,13 @@
 //	client_canceled_total            counter                                   cancel messages sent to servers
 //	client_heartbeat_lost_total      counter                                   calls that failed with ErrHeartbeatLost
 //	client_lost_total                counter                                   calls that failed with ErrServerLost
-//	server_requests_total            counter    interface, method, kind, code  handled requests by their end
+//	server_requests_total            counter    interface, method, kind, code  handled requests by result code
 //	server_request_duration_seconds  histogram  interface, method, kind        duration of the handler
 //	server_in_flight                 gauge      interface                      handlers that run now
 //	server_expired_total             counter    interface                      requests dropped because their deadline had passed
 //	server_canceled_total            counter    interface                      running handlers canceled by their callers
 //	server_redelivered_total         counter    interface                      casts published again for their next delivery attempt
-//	server_duplicate_total           counter    interface                      deliveries of casts that had been handled or replaced
+//	server_duplicate_total           counter    interface                      deliveries of casts that were handled before, or published again for a newer attempt
 //	server_dead_lettered_total       counter    interface                      dead-lettered messages
 //	server_malformed_total           counter    interface                      messages that could not be read or were too large
 //	server_lost_replies_total        counter    interface                      replies that could not be sent to their callers
@@ -91,8 +91,8 @@ func New() *Metrics {
 		}
 	}
 	m := &Metrics{
-		client: newSide("client", "Sent requests by their end.", "Duration until the reply came, or the broker confirmed the message."),
-		server: newSide("server", "Handled requests by their end.", "Duration of the handler."),
+		client: newSide("client", "Sent requests by result code.", "Duration until the reply came, or the broker confirmed the message."),
+		server: newSide("server", "Handled requests by result code.", "Duration of the handler."),
 	}
 	m.client.flight = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: prefix + "client_in_flight", Help: "Requests that wait now.",
@@ -196,7 +196,7 @@ var serverStats = []stat[rpc.ServerStats]{
 	newStat("server_expired_total", "Requests dropped because their deadline had passed.", counter, func(s rpc.ServerStats) uint64 { return s.Expired }, "interface"),
 	newStat("server_canceled_total", "Running handlers canceled by their callers.", counter, func(s rpc.ServerStats) uint64 { return s.Canceled }, "interface"),
 	newStat("server_redelivered_total", "Casts published again for their next delivery attempt.", counter, func(s rpc.ServerStats) uint64 { return s.Redelivered }, "interface"),
-	newStat("server_duplicate_total", "Deliveries of casts that had been handled or replaced.", counter, func(s rpc.ServerStats) uint64 { return s.Duplicate }, "interface"),
+	newStat("server_duplicate_total", "Deliveries of casts that were handled before, or published again for a newer attempt.", counter, func(s rpc.ServerStats) uint64 { return s.Duplicate }, "interface"),
 	newStat("server_dead_lettered_total", "Dead-lettered messages.", counter, func(s rpc.ServerStats) uint64 { return s.DeadLettered }, "interface"),
 	newStat("server_malformed_total", "Messages that could not be read or were too large.", counter, func(s rpc.ServerStats) uint64 { return s.Malformed }, "interface"),
 	newStat("server_lost_replies_total", "Replies that could not be sent to their callers.", counter, func(s rpc.ServerStats) uint64 { return s.LostReplies }, "interface"),
@@ -255,7 +255,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	collectStats(ch, busStats, buses)
 }
 
-// collectStats sends the sum of each stat over all. Without any there is no metric.
+// collectStats sends the sum of each stat over all. It sends nothing if all is empty.
 func collectStats[T any](ch chan<- prometheus.Metric, stats []stat[T], all []T, labels ...string) {
 	if len(all) == 0 {
 		return

@@ -216,14 +216,14 @@ func testRequeue(b *bench) {
 	for range 5 {
 		m := receive(b, first, "a message")
 		seen[string(m.Payload)]++
-		settleDelivery(b, m, true)
+		endDelivery(b, m, true)
 	}
 	held := receive(b, first, "a message to return")
 	cancel()
 	for m := range first { // closed, because the subscription has ended
-		settleDelivery(b, m, false)
+		endDelivery(b, m, false)
 	}
-	settleDelivery(b, held, false)
+	endDelivery(b, held, false)
 	second, err := b.server.Subscribe(b.ctx(), bus.Subscription{Topic: "requeue", Slots: 10})
 	if err != nil {
 		b.Fatal(err)
@@ -231,7 +231,7 @@ func testRequeue(b *bench) {
 	for range total - 5 {
 		m := receive(b, second, "the rest")
 		seen[string(m.Payload)]++
-		settleDelivery(b, m, true)
+		endDelivery(b, m, true)
 	}
 	for i := range total {
 		if n := seen[strconv.Itoa(i)]; n != 1 {

@@ -281,7 +281,7 @@ func (l *lost) testKill(after time.Duration, back, warm bool) {
 		if r := l.wait(l.callAndWait(0, 0)); r.err != nil {
 			l.Fatal(r.err)
 		}
-		waittest.Pass(l, 50*time.Millisecond, "the server settles the first call")
+		waittest.Pass(l, 50*time.Millisecond, "the server ends the delivery of the first call")
 	}
 	done := l.callAndWait(time.Minute, after)
 	killed := killProcess(l, p)

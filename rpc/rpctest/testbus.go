@@ -99,7 +99,7 @@ func rawMessage(b *bench, n int) *bus.Message {
 	return Message(fmt.Sprintf("id-%d", n), "cast suite.raw 1.0 at-least-once", strconv.Itoa(n))
 }
 
-func settleDelivery(b *bench, d *bus.Delivery, ack bool) {
+func endDelivery(b *bench, d *bus.Delivery, ack bool) {
 	b.Helper()
 	end := d.Nack
 	if ack {

@@ -149,7 +149,7 @@ func startURL(t *testing.T, raw string, cfg urlbus.Config) error {
 	begin := time.Now()
 	err = bus.Start(t.Context())
 	if took := time.Since(begin); err != nil && took > 5*time.Second {
-		t.Errorf("it took %v to fail", took)
+		t.Errorf("Start took %v to fail", took)
 	}
 	if err == nil {
 		err = bus.Check(t.Context())

@@ -62,7 +62,7 @@ type Broker struct {
 // Opener returns a bus that is not started, as Open does. Invalid: the bus cannot do what cfg requires.
 type Opener func(at Broker, cfg Config) (Bus, error)
 
-// Bus is a bus that is a part of package service. It is safe for concurrent use.
+// Bus is a [bus.Bus] and a service.Part. It is safe for concurrent use.
 type Bus interface {
 	bus.Bus
 

@@ -30,7 +30,7 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 		return nil, fmt.Errorf("subscribe: %w", err)
 	}
 	s.Slots = max(s.Slots, 1)
-	g := &group{bus: b, private: s.Mode == bus.Private, receive: s.Receive, out: make(chan *bus.Delivery)}
+	g := &subscription{bus: b, private: s.Mode == bus.Private, receive: s.Receive, out: make(chan *bus.Delivery)}
 	g.ctx, g.cancel = context.WithCancel(ctx)
 	opened := make(chan error, 1)
 	ok := b.spawn(func() { //nolint:contextcheck // the goroutine uses the subscription's context
@@ -62,11 +62,11 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	}
 }
 
-// group is one subscription of the bus. It has several lanes, from one or two subscribers; a lane is one watermill
-// subscription, with one message at a time.
-type group struct {
+// subscription is one subscription of the bus, from which one consumer, the caller of Subscribe, receives. It has several lanes, from
+// one or two of watermill's subscribers; a lane is one watermill subscription, with one message at a time.
+type subscription struct {
 	bus         *Bus
-	private     bool            // the subscriber need not acknowledge messages
+	private     bool            // the consumer need not acknowledge messages
 	ctx         context.Context //nolint:containedctx // the subscription's own life
 	cancel      context.CancelFunc
 	receive     func(*bus.Delivery) // used instead of out if it is not nil
@@ -78,7 +78,7 @@ type group struct {
 }
 
 // open opens the subscribers and their lanes. After an error the lanes that were opened end.
-func (g *group) open(s bus.Subscription) error {
+func (g *subscription) open(s bus.Subscription) error {
 	err := g.addSubscriber(g.bus.cfg.Subscriber, s, s.Topic)
 	if err == nil && s.Fanout != "" {
 		err = g.addSubscriber(g.bus.cfg.FanoutSubscriber, s, s.Fanout)
@@ -91,7 +91,7 @@ func (g *group) open(s bus.Subscription) error {
 }
 
 // addSubscriber opens a subscriber and its lanes for the topic.
-func (g *group) addSubscriber(open func(bus.Subscription) (message.Subscriber, error), s bus.Subscription, topic string) error {
+func (g *subscription) addSubscriber(open func(bus.Subscription) (message.Subscriber, error), s bus.Subscription, topic string) error {
 	sub, err := open(s)
 	if err != nil {
 		return err
@@ -99,7 +99,7 @@ func (g *group) addSubscriber(open func(bus.Subscription) (message.Subscriber, e
 	g.subscribers = append(g.subscribers, sub)
 	for range min(s.Slots, g.bus.cfg.Lanes) {
 		// The lane's context must not end with the subscription: some subscribers
-		// return a message whose handler still runs when their context ends.
+		// requeue a message whose handler still runs when their context ends.
 		ctx, cancel := context.WithCancel(context.WithoutCancel(g.ctx))
 		in, err := sub.Subscribe(ctx, topic)
 		if err != nil {
@@ -113,9 +113,9 @@ func (g *group) addSubscriber(open func(bus.Subscription) (message.Subscriber, e
 }
 
 // laneLoop delivers one message after the other until the subscription ends, and then
-// waits until the last one is acknowledged or rejected. When its channel is closed
-// before, it subscribes again.
-func (g *group) laneLoop(ctx context.Context, cancel context.CancelFunc, sub message.Subscriber, topic string, in <-chan *message.Message) {
+// waits until the last one is acknowledged or rejected. If the subscriber closes its
+// channel while the subscription lasts, laneLoop subscribes again.
+func (g *subscription) laneLoop(ctx context.Context, cancel context.CancelFunc, sub message.Subscriber, topic string, in <-chan *message.Message) {
 	defer func() {
 		cancel()
 		for m := range in { // messages that the subscriber has prefetched
@@ -146,9 +146,9 @@ func (g *group) laneLoop(ctx context.Context, cancel context.CancelFunc, sub mes
 	}
 }
 
-// logRenewal logs a failed renewal. Only the first one of all lanes is a warning, because each lane repeats its attempts
-// every second.
-func (g *group) logRenewal(topic string, err error) {
+// logRenewal logs a failed renewal. The first failure after a renewal that succeeded, in any lane, is a warning. The others are at
+// DEBUG, because each lane repeats its attempts every second.
+func (g *subscription) logRenewal(topic string, err error) {
 	if err == nil {
 		g.failing.Store(false)
 		return
@@ -160,23 +160,23 @@ func (g *group) logRenewal(topic string, err error) {
 	g.bus.cfg.Logger.Log(g.ctx, level, "subscription ended, renewal failed", "topic", topic, "error", err)
 }
 
-// awaitEnd waits until a message is acknowledged or rejected, and reports whether that was before the end of the subscription,
-// at which it calls ended.
-func (g *group) awaitEnd(m *message.Message, ended func()) bool {
+// awaitEnd waits until a message is acknowledged or rejected, and returns true. If the subscription ends first, it calls
+// stopDelivering, waits on, and returns false.
+func (g *subscription) awaitEnd(m *message.Message, stopDelivering func()) bool {
 	select {
 	case <-m.Acked():
 		return true
 	case <-m.Nacked():
 		return true
 	case <-g.ctx.Done():
-		ended()
+		stopDelivering()
 		g.awaitAck(m)
 		return false
 	}
 }
 
 // next waits for the next message. It returns nil when the channel is closed or the subscription has ended.
-func (g *group) next(in <-chan *message.Message) *message.Message {
+func (g *subscription) next(in <-chan *message.Message) *message.Message {
 	for {
 		select {
 		case m, ok := <-in:
@@ -194,9 +194,9 @@ func (g *group) next(in <-chan *message.Message) *message.Message {
 }
 
 // awaitAck waits until a message that was delivered before the end of the subscription
-// is acknowledged or rejected, and then for ackNoticeDelay, so that the subscriber notices
-// that before its context ends. Otherwise it might return the message.
-func (g *group) awaitAck(m *message.Message) {
+// is acknowledged or rejected, and then ackNoticeDelay longer. If the lane's context ended before watermill's
+// subscriber has seen the acknowledgement, the subscriber might requeue the message.
+func (g *subscription) awaitAck(m *message.Message) {
 	select {
 	case <-m.Acked():
 	case <-m.Nacked():
@@ -208,9 +208,9 @@ func (g *group) awaitAck(m *message.Message) {
 	<-t.C
 }
 
-// deliver passes m to the subscriber. At the end of the subscription it rejects m and
+// deliver passes m to the consumer. At the end of the subscription it rejects m and
 // returns false.
-func (g *group) deliver(m *message.Message) bool {
+func (g *subscription) deliver(m *message.Message) bool {
 	key := g.bus.cfg.Redelivered
 	redelivered := key != "" && m.Metadata[key] != ""
 	delete(m.Metadata, key) // it must not be sent when the message is published again
@@ -228,7 +228,7 @@ func (g *group) deliver(m *message.Message) bool {
 	}
 	select {
 	case g.out <- d:
-		if g.private { // the subscriber may never acknowledge it
+		if g.private { // the consumer may never acknowledge it
 			m.Ack()
 		}
 		return true
@@ -241,8 +241,8 @@ func (g *group) deliver(m *message.Message) bool {
 // messageAck acknowledges a message to its watermill subscriber, which does not report whether the acknowledgement was sent.
 type messageAck struct{ m *message.Message }
 
-// Settle implements [bus.Settler]. It never fails.
-func (s messageAck) Settle(ack bool) error {
+// EndDelivery implements [bus.Acknowledger]. It never fails.
+func (s messageAck) EndDelivery(ack bool) error {
 	if ack {
 		s.m.Ack()
 	} else {
@@ -258,7 +258,7 @@ func isPhantom(m *message.Message) bool {
 }
 
 // closeSubscribers waits for the lanes and closes the subscribers.
-func (g *group) closeSubscribers() {
+func (g *subscription) closeSubscribers() {
 	g.lanes.Wait()
 	var err error
 	for _, p := range g.subscribers {

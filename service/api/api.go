@@ -165,8 +165,11 @@ func New(cfg Config) *Mux {
 // while ready, such as service.App's Ready, returns an error. The context of ready ends after 5 s. Both routes need no
 // authentication, so a reply has only the text for users of the outermost [fault.Error]. The log has the whole error and
 // the id of the request: of consecutive errors the first, each with a new reason, and one a minute as WARN, the others
-// as DEBUG.
+// as DEBUG. Health panics if ready is nil.
 func (m *Mux) Health(ready func(ctx context.Context) error) {
+	if ready == nil {
+		panic("api: Health needs a function, such as service.App's Ready")
+	}
 	type health struct {
 		Status string `json:"status"`
 		Reason string `json:"reason,omitempty"`

@@ -62,3 +62,15 @@ func TestHealth(t *testing.T) {
 		t.Errorf("the end of the outage in the log:\n%s", s)
 	}
 }
+
+// TestHealthWithoutReady: a mistake in the program fails at the start, not in a request.
+func TestHealthWithoutReady(t *testing.T) {
+	t.Parallel()
+	m, _ := newMux(api.Config{})
+	defer func() {
+		if got, _ := recover().(string); !strings.Contains(got, "Health") {
+			t.Errorf("Health(nil) panics with %q", got)
+		}
+	}()
+	m.Health(nil)
+}

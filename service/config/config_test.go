@@ -321,14 +321,14 @@ func TestInspect(t *testing.T) {
 	}
 	dir := t.TempDir()
 	path, second := filepath.Join(dir, "a.conf"), filepath.Join(dir, "b.conf")
-	text := "[DEFAULT]\nworkers = 0\nthis is not an option\nname = x\n  continued\nhosts = a,z\n= 3\n[broken\nnaem = y\n"
+	text := "[DEFAULT]\nworkers = 0\nthis is not an option\nname = x\n  continued\nhosts = a,z\n= 3\nnaem = y\n[broken\nlost = 1\n  more\n"
 	if err := errors.Join(os.WriteFile(path, []byte(text), 0o600), os.WriteFile(second, []byte("name = z\n"), 0o600)); err != nil {
 		t.Fatal(err)
 	}
 	c, err := config.Inspect[options](config.Source{Files: []string{dir}})
 	for _, want := range []string{
 		path + ":2: [DEFAULT] workers: \"0\" is less than 1", path + ":3: want [section]", path + ":6: [DEFAULT] hosts",
-		path + ":7: the name before the value is missing", path + ":8: the head of a section", path + ":9: [DEFAULT] naem: no such option; the nearest is name",
+		path + ":7: the name before the value is missing", path + ":8: [DEFAULT] naem: no such option; the nearest is name", path + ":9: the head of a section",
 	} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("the error lacks %s:\n%v", want, err)

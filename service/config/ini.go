@@ -18,11 +18,12 @@ type entry struct {
 // pair of quotes around a value is removed; nothing is unescaped. The package
 // gopkg.in/ini.v1 does not have these rules, and does not tell line numbers.
 //
-// Any other line is an error and is skipped. An error does not contain the line, because the line may be
-// a part of a password.
+// A line [name] begins a section. An empty line, and a comment, end a value, as in oslo.config. Any other line is an error and is
+// skipped. Options after a malformed section head are skipped, too, until the next section head, because their section is not
+// known. An error does not contain the line, because the line may be a part of a password.
 func parseINI(path, text string) (out []entry, errs []error) {
-	section := defaultSection
-	open := false // the next line may continue the last entry
+	section, known := defaultSection, true // known is false after a malformed section head
+	open := false                          // the next line may continue the last entry
 	line := 0
 	fail := func(what string) {
 		errs = append(errs, fault.New(fault.Invalid, "%s:%d: %s", path, line, what))
@@ -35,7 +36,10 @@ func parseINI(path, text string) (out []entry, errs []error) {
 		case s == "":
 			open = false
 		case s[0] == ' ' || s[0] == '\t':
-			if !open {
+			switch {
+			case !known: // it continues a skipped option
+				continue
+			case !open:
 				fail("the line begins with a blank, but no option above can be continued; write an option in the first column")
 				continue
 			}
@@ -44,7 +48,7 @@ func parseINI(path, text string) (out []entry, errs []error) {
 			open = false
 		case s[0] == '[':
 			open = false
-			if len(s) < 3 || s[len(s)-1] != ']' {
+			if known = len(s) > 2 && s[len(s)-1] == ']'; !known {
 				fail("the head of a section has the form [name]")
 				continue
 			}
@@ -56,6 +60,9 @@ func parseINI(path, text string) (out []entry, errs []error) {
 				fail(detail)
 				continue
 			}
+			if !known {
+				continue
+			}
 			out = append(out, entry{line, section, key, value})
 			open = true
 		}
@@ -63,7 +70,8 @@ func parseINI(path, text string) (out []entry, errs []error) {
 	return out, errs
 }
 
-// splitOption splits a line into a key and a value. detail is the error of a line of another form, or "".
+// splitOption splits a line into a key and a value. If the line is not an option, detail says what is wrong; otherwise
+// detail is empty.
 func splitOption(line string) (key, value, detail string) {
 	i := strings.IndexAny(line, "=:")
 	if i < 0 {

@@ -55,7 +55,8 @@ func TestVariables(t *testing.T) {
 }
 
 // TestListsAndSections: each item of a list is checked against the tags regex and choices. An option with the tag multi
-// takes one item from each line of all files, at most max. A name in a family of sections keeps its case.
+// takes one item from each line of all files, at most max. The name after the prefix of a family of
+// sections, such as Acme in [Driver_Acme], keeps its case.
 func TestListsAndSections(t *testing.T) {
 	t.Parallel()
 	type options struct {
@@ -86,8 +87,8 @@ func TestListsAndSections(t *testing.T) {
 	}
 }
 
-// TestFind: Find returns for each file name the first existing path, in the order of its directories. Files come before
-// directories.
+// TestFind: for each file name, Find searches the directories ~/.PROJECT, ~, /etc/PROJECT, /etc in this order and returns the first
+// path that exists. In the result, files come before directories.
 func TestFind(t *testing.T) {
 	t.Parallel()
 	home := t.TempDir()
@@ -111,8 +112,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// FuzzValue: an option of each type accepts any value, or its error has the code Invalid. Values shows an accepted value in
-// a form that, as a value, gives the same options.
+// FuzzValue: an option of each type accepts any value, or its error has the code Invalid. If the
+// text that Values shows is loaded again, the options are the same.
 func FuzzValue(f *testing.F) {
 	for _, seed := range []string{"", "1", "1.5", "1m30s", "a,b", "'a,b',c", "a:1,b:2", "a:'x", "true", "::1", "1e400", "-0", "$x", "${x.y}", "$$", "\x00", "ü,ö:é", "'", `"`, ",,,", ":,:"} {
 		f.Add(seed, true)

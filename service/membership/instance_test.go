@@ -207,7 +207,7 @@ func TestBeatAfterLeave(t *testing.T) {
 	})
 }
 
-// TestFileLock: one lock at a time; each start has an ID and a greater number; a copy of the folder is
+// TestFileLock: one lock at a time; each start has an ID and a greater number; a copy of the directory is
 // another lock.
 func TestFileLock(t *testing.T) {
 	t.Parallel()
@@ -257,7 +257,7 @@ func TestFileLock(t *testing.T) {
 		t.Error(err)
 	}
 	if err := membership.NewFileLock("worker", "h1", filepath.Join(path, "below", "a", "file")).Start(ctx); err == nil || errors.Is(err, membership.ErrHeld) {
-		t.Errorf("a folder that cannot be made: %v", err)
+		t.Errorf("a directory that cannot be made: %v", err)
 	}
 }
 

@@ -18,7 +18,7 @@ import (
 )
 
 // FileLock is the lock of a file, which a process holds until it ends. It makes the [Instance] of this start of the
-// process. It is a part of package service, and safe for concurrent use. Make one with [NewFileLock].
+// process. It is a service.Part, and safe for concurrent use. Make one with [NewFileLock].
 type FileLock struct {
 	kind, host, path string
 
@@ -33,7 +33,7 @@ func NewFileLock(kind, host, path string) *FileLock {
 	return &FileLock{kind: kind, host: host, path: path}
 }
 
-// Start acquires the lock. It makes the file and its folder if they do not exist. [ErrHeld]: another process holds the
+// Start acquires the lock. It makes the file and its directory if they do not exist. [ErrHeld]: another process holds the
 // lock; the error names it. Other errors are those of the file system.
 //
 // The kernel releases the lock when the process ends, however it ends. A copy of the file is another lock, and so is

@@ -24,7 +24,7 @@ type MemberConfig struct {
 	Logger *slog.Logger
 }
 
-// MemberPart is a service's membership, as a part of package service. Make one with
+// MemberPart is a service's membership, as a service.Part. Make one with
 // [Registry.Member].
 type MemberPart struct {
 	r   *Registry

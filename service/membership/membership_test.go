@@ -78,7 +78,7 @@ func TestMembers(t *testing.T) {
 		}
 		first := is("joined", true, "")
 		if first.Version != 3 || first.Data != `{"zone": "a"}` || first.ID == "" || time.Since(first.CreatedAt).Abs() > time.Minute {
-			t.Errorf("it is %+v", first)
+			t.Errorf("the member is %+v", first)
 		}
 		age(t, d, "h1", 29*time.Second)
 		is("silent for less", true, "")
@@ -90,7 +90,7 @@ func TestMembers(t *testing.T) {
 		is("left", false, "it was stopped")
 		must(r.Join(ctx, self("h1", 4)))
 		if m := is("back", true, ""); m.ID != first.ID || m.Version != 4 || !m.CreatedAt.Equal(first.CreatedAt) || !m.JoinedAt.After(first.JoinedAt) {
-			t.Errorf("it came back as %+v, was %+v", m, first)
+			t.Errorf("the member came back as %+v, was %+v", m, first)
 		}
 		must(r.ForceDown(ctx, "worker", "h1", true))
 		must(r.Heartbeat(ctx, "worker", "h1", ""))

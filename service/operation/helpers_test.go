@@ -159,14 +159,14 @@ func (b *bench) ends(id string, want operation.State) *operation.Operation {
 		}
 		if o.State.Ended() {
 			if o.State != want {
-				b.Errorf("it ended as %s: %s; want %s", o.State, o.Error, want)
+				b.Errorf("the operation ended as %s: %s; want %s", o.State, o.Error, want)
 			}
 			return o
 		}
 		select {
 		case <-time.After(5 * time.Millisecond):
 		case <-end:
-			b.Fatalf("it does not end: %+v", o)
+			b.Fatalf("the operation does not end: %+v", o)
 		}
 	}
 }

@@ -219,7 +219,7 @@ func TestDeadlineOfKilled(t *testing.T) {
 		}
 		if o.State.Ended() {
 			if o.State != operation.TimedOut {
-				t.Errorf("it ended as %s: %s", o.State, o.Error)
+				t.Errorf("the operation ended as %s: %s", o.State, o.Error)
 			}
 			return
 		}

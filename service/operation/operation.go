@@ -54,8 +54,9 @@
 //
 // Times come from the database's clock; the process measures only durations. A deadline runs only while a runner could have received
 // a report: if no runner has looked at an operation for longer than a lease after it was due, the deadlines of the operation and of
-// its step move by the time that the operation has waited, and at least a lease is left. Time before the operation was due is not
-// known to have had no runner: a step with a Limit returns [WaitFor] with a delay that is short beside the Limit.
+// its step move by the time that the operation has waited, and at least a lease is left. While an
+// operation is not due, no runner looks at it, so such time always counts. Therefore a step with a Limit returns [WaitFor] with a delay
+// that is short compared with the Limit.
 package operation
 
 import (

@@ -125,6 +125,37 @@ func TestTimeout(t *testing.T) {
 	})
 }
 
+// TestManyUnknown: operations of unknown kinds that still have time do not hide one whose time is over.
+func TestManyUnknown(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{})
+		operation.Handle(b.runner, create, b.step("a", nil, nil))
+		long, short := create, create
+		long.Name, short.Name, long.Timeout, short.Timeout = "long", "short", 24*time.Hour, time.Second
+		var kept []string
+		for range 120 {
+			kept = append(kept, b.begin(long, ""))
+		}
+		over := []string{b.begin(short, ""), b.begin(short, "")}
+		past := func(ago time.Duration) time.Time { return time.Now().UTC().Add(-ago) }
+		for kind, due := range map[string]time.Time{"long": past(2 * time.Hour), "short": past(time.Hour)} {
+			if _, err := d.ExecContext(t.Context(), `UPDATE operations SET due_at = ?, deadline_at = ? WHERE kind = ?`, due, past(time.Hour), kind); err != nil {
+				t.Fatal(err)
+			}
+		}
+		b.start()
+		for _, id := range over {
+			b.ends(id, operation.TimedOut)
+		}
+		for _, id := range kept {
+			if o, err := b.ops.Show(t.Context(), id); err != nil || o.State != operation.Running {
+				t.Fatalf("an operation with time left: %+v, %v", o, err)
+			}
+		}
+	})
+}
+
 // TestOrder: operations with a higher priority run first, and have slots that other operations cannot use.
 func TestOrder(t *testing.T) {
 	t.Parallel()

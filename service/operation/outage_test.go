@@ -73,6 +73,6 @@ func TestOutage(t *testing.T) {
 	took := time.Since(back)
 	t.Logf("all were over %v after the database was back", took)
 	if took > 5*time.Second {
-		t.Errorf("it took %v until all were over, want at most 5 s", took)
+		t.Errorf("all operations had ended %v after the database was back, want at most 5 s", took)
 	}
 }

@@ -62,7 +62,7 @@ func TestRetry(t *testing.T) {
 					t.Errorf("events %s, error %q; want %s, %q", events(o), o.Error, tt.events, tt.says)
 				}
 				if took := o.Ended.Sub(o.Created); took < tt.took {
-					t.Errorf("it took %v, want at least %v", took, tt.took)
+					t.Errorf("the operation took %v, want at least %v", took, tt.took)
 				}
 			})
 		})
@@ -213,6 +213,41 @@ func TestSignal(t *testing.T) {
 	})
 }
 
+// TestNotifyWithoutSlot: an operation that waits, and that is notified while all slots are busy, continues when a slot is free, and not
+// at the end of its delay.
+func TestNotifyWithoutSlot(t *testing.T) {
+	t.Parallel()
+	dbtest.EachInBubble(t, migrations, func(t *testing.T, d *sqlx.DB) {
+		b := newBench(t, d, operation.RunnerConfig{MaxInFlight: 1})
+		busy, release := make(chan struct{}), make(chan struct{})
+		operation.Handle(b.runner, create, b.stepIn("a", func(op *operation.Op, _ *input) error {
+			switch {
+			case op.Resource == "busy":
+				close(busy)
+				<-release
+				return nil
+			case op.Waits > 0:
+				return nil
+			}
+			return operation.WaitFor("host-1", time.Hour)
+		}, nil))
+		operation.Handle(b.runner, remove, b.step("b", nil, nil)) // its priority has a slot of its own
+		b.start()
+		waiting := b.begin(create, "waiting")
+		b.waitsFor(waiting, "host-1")
+		occupies := b.begin(create, "busy")
+		<-busy
+		b.runner.Notify(waiting)
+		b.runner.NotifyResource("waiting")
+		next := b.begin(remove, "next")
+		b.runner.Notify(next)
+		b.ends(next, operation.Succeeded) // the notifications before it are handled
+		close(release)
+		b.ends(occupies, operation.Succeeded)
+		b.ends(waiting, operation.Succeeded)
+	})
+}
+
 // waitsFor waits until an operation waits for a peer.
 func (b *bench) waitsFor(id, peer string) {
 	b.Helper()
@@ -225,7 +260,7 @@ func (b *bench) waitsFor(id, peer string) {
 			return
 		}
 		if o.State.Ended() || time.Now().After(end) {
-			b.Fatalf("it does not wait for %s: %+v", peer, o)
+			b.Fatalf("the operation does not wait for %s: %+v", peer, o)
 		}
 		waittest.Spend(5 * time.Millisecond)
 	}

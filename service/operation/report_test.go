@@ -37,7 +37,7 @@ func (b *bench) waits(id, step string, n int) int {
 			return did
 		}
 		if o.State.Ended() || time.Now().After(end) {
-			b.Fatalf("it does not wait at %s, but did %s: %+v", step, &b.j, o)
+			b.Fatalf("the operation does not wait at %s, but did %s: %+v", step, &b.j, o)
 		}
 		waittest.Spend(5 * time.Millisecond)
 	}
@@ -142,7 +142,7 @@ func TestReportFailed(t *testing.T) {
 			t.Errorf("%+v; events %s", o, events(o))
 		}
 		if !strings.HasSuffix(b.j.String(), "b(7) -b -a no room/Exhausted") {
-			t.Errorf("it did %s", &b.j)
+			t.Errorf("the operation did %s", &b.j)
 		}
 	})
 }
@@ -328,7 +328,7 @@ func (b *bench) waitsAtStep(resource, step string, entries int) {
 			return
 		}
 		if time.Now().After(end) {
-			b.Fatalf("it does not wait at %s: %+v", step, op)
+			b.Fatalf("the operation does not wait at %s: %+v", step, op)
 		}
 		waittest.Spend(5 * time.Millisecond)
 	}
@@ -419,7 +419,7 @@ func TestCancelOfLaterStep(t *testing.T) {
 		}
 		b.start()
 		if o := b.ends(id, operation.Canceled); b.j.String() != "-a" || events(o) != "a:undone" {
-			t.Errorf("it did %s, events %s", &b.j, events(o))
+			t.Errorf("the operation did %s, events %s", &b.j, events(o))
 		}
 	})
 }

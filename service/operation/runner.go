@@ -4,7 +4,9 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"log/slog"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,7 +37,7 @@ type RunnerConfig struct {
 	Logger *slog.Logger
 }
 
-// Runner runs operations. It is a part of package service, and safe for concurrent use. Any number of processes may have
+// Runner runs operations. It is a [service.Part], and safe for concurrent use. Any number of processes may have
 // one on the same tables.
 type Runner struct {
 	cfg    RunnerConfig
@@ -65,7 +67,7 @@ type slot struct {
 // notification names an operation to look at now, by its ID or by its resource.
 type notification struct {
 	id, resource string
-	due          time.Time // if not zero, the operation is not looked at if it is due later than that: it was run meanwhile
+	due          time.Time // if set, the operation is skipped when it is now due later: it has run since the notification was scheduled
 }
 
 // kind is a Kind with its steps.
@@ -89,7 +91,7 @@ func NewRunner(cfg RunnerConfig) *Runner {
 // steps already or a step is not as [Step] says: these are programmers' errors.
 func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
 	if k.Name == "" || len(k.Name) > maxName || len(steps) == 0 || r.kinds[k.Name] != nil {
-		panic("operation: kind " + k.Name + " has no name, one of more than 64 bytes, no steps, or steps already")
+		panic("operation: kind " + k.Name + ": need a name of 1 to " + strconv.Itoa(maxName) + " bytes, at least one step, and one call of Handle")
 	}
 	out := &kind{}
 	for _, s := range steps {
@@ -100,10 +102,10 @@ func Handle[D any](r *Runner, k Kind[D], steps ...Step[D]) {
 
 // OnEnd sets the function that is called when an operation of a kind ends, in the transaction of its end: after it has
 // succeeded, or after its steps are undone. op.State and op.Err say how it ends. What the function changes in the data is stored.
-// It only writes to tx, and is called again if the transaction is rolled back. An error of it after the last step is treated as an error of that
-// step. After undoing it is called again after every error, with a back-off, until the time for undoing is over; then the operation ends
-// without it, which is logged and counted, see [Stats]. The function is not called for an operation that another one preempts, and for
-// one of a kind that no runner knows.
+// The function must have no effect outside tx, because it is called again if the transaction is rolled back. If it fails after the last
+// step, its error is treated as an error of that step. If it fails after undoing, it is called again, with a back-off, until the time for
+// undoing is over; then the operation ends without it, which is logged and counted, see [Stats]. The function is not called for an
+// operation that another one preempts, nor for an operation of a kind that no runner knows.
 //
 // OnEnd must be called after [Handle] for the kind and before Start, and panics otherwise or if it is called twice.
 func OnEnd[D any](r *Runner, k Kind[D], f func(ctx context.Context, tx *sqlx.Tx, op *Op, data *D) error) {
@@ -114,16 +116,17 @@ func OnEnd[D any](r *Runner, k Kind[D], f func(ctx context.Context, tx *sqlx.Tx,
 	known.onEnd = eraseTx(f)
 }
 
-// clock is the database's clock as this process knows it: measured at each poll, and in between counted on by
-// the process's monotonic clock, which is never set.
+// clock is the database's clock as this process knows it. It is measured at each poll. Between two polls the time of the process's
+// monotonic clock, which cannot be set, is added.
 type clock struct {
 	at       time.Time // the database's time
 	measured time.Time // when, with a monotonic reading
-	last     time.Time // the last time that now returned
+	last     time.Time // the result of the last call of Runner.now
 }
 
-// now returns the database's time. It does not go back, unless the database's clock was set back by more than a second, which is
-// more than the error of measuring it.
+// now returns the database's time. It is ahead of the database's clock by at most the duration of the query that has measured it,
+// which is usually milliseconds, and which dispatch bounds. It never goes back by less than a second. It goes back by more if the
+// database's clock was set back, or if the query before had taken that much longer.
 func (r *Runner) now() time.Time {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -144,7 +147,9 @@ func (r *Runner) setClock(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.clock.at, r.clock.measured = at, before // the earliest moment, so that a lease ends late rather than early
+	// The earliest moment, so that now is ahead and a lease that this process writes ends late rather than early. A lease of another
+	// process seems to end early by the same time; the fencing token then stops the writes of that process.
+	r.clock.at, r.clock.measured = at, before
 	return nil
 }
 
@@ -201,12 +206,13 @@ func (r *Runner) Drain(ctx context.Context) error {
 // Stop is [Runner.Drain]. It has no effect after Drain.
 func (r *Runner) Stop(ctx context.Context) error { return r.Drain(ctx) }
 
-// Stats counts what a [Runner] has done since it was created.
+// Stats are the present load of a [Runner], and a count since it was created.
 type Stats struct {
 	// Running is the number of operations that run in this process now.
 	Running int
-	// NotUndone is the number of steps that could not be undone in time, plus that of operations that ended without their [OnEnd]. Their
-	// effects, such as a claim, remain. The log has an error for each.
+	// NotUndone is the number of steps that could not be undone in time, plus the number of operations that ended without their [OnEnd]
+	// because it failed. Their effects, such as a claim, remain. The log has an error for each. Operations of a kind that no process
+	// knows do not count.
 	NotUndone uint64
 }
 
@@ -217,8 +223,11 @@ func (r *Runner) Stats() Stats {
 	return Stats{Running: len(r.running), NotUndone: r.notUndone.Load()}
 }
 
-// Notify makes the runner look at an operation now, also if the operation waits. It does not block. A lost notification only delays
-// the operation until the next poll.
+// Notify makes the runner look at an operation now, also if the operation waits ([WaitFor]). It does not block. If all slots are busy,
+// the operation becomes due in the database, and the first process with a free slot continues it. A notification is lost if 256 others
+// are queued in this runner, if the database cannot be reached, and if another process runs the operation. Then an operation that is
+// due is delayed until the next poll, and an operation that waits until the end of the delay of WaitFor. [Runner.Signal] reports
+// its errors, and does not depend on the queue.
 func (r *Runner) Notify(id string) { r.send(notification{id: id}) }
 
 // NotifyResource is [Runner.Notify] for the operation on a resource that has not ended, if there is one.
@@ -235,7 +244,7 @@ func (r *Runner) lookAfter(delay time.Duration, o *row) {
 func (r *Runner) send(n notification) {
 	select {
 	case r.notify <- n:
-	default: // 256 are waiting, so the next poll comes soon
+	default: // lost, see Notify
 	}
 }
 
@@ -243,15 +252,20 @@ func (r *Runner) send(n notification) {
 // on its runner, also if the runner is not started. A signal that comes before the operation waits, while its step runs, has no
 // effect: the delay of WaitFor ends the wait then. Errors: those of [db.Error].
 func (r *Runner) Signal(ctx context.Context, peer string) error {
-	// What is due already keeps its time, by which its deadlines move.
-	err := db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error { // which repeats it after a deadlock
-		_, err := db.Exec(ctx, tx, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE peer = ? AND owner = '' AND due_at > UTC_TIMESTAMP(6)`, peer)
-		return err
-	})
+	err := r.makeDue(ctx, `peer = ?`, peer)
 	if err == nil {
 		r.send(notification{}) // a poll
 	}
 	return err
+}
+
+// makeDue makes the waiting operations that match a condition due now. Rows that are due already are left alone: lease moves the
+// deadlines by the time since due_at.
+func (r *Runner) makeDue(ctx context.Context, where, arg string) error {
+	return db.Tx(ctx, r.cfg.Store.db, func(ctx context.Context, tx *sqlx.Tx) error { // which repeats it after a deadlock
+		_, err := db.Exec(ctx, tx, `UPDATE operations SET due_at = UTC_TIMESTAMP(6) WHERE `+where+` AND owner = '' AND due_at > UTC_TIMESTAMP(6)`, arg)
+		return err
+	})
 }
 
 // dispatch polls for operations until ctx ends.
@@ -313,8 +327,8 @@ func (r *Runner) lookAt(ctx context.Context, n notification) error {
 	return r.acquireRows(ctx, true, `active = ? AND due_at IS NOT NULL AND kind IN (?)`, n.resource, r.names)
 }
 
-// acquireRows acquires the operations that fulfil a condition, as long as slots are free. notified means that the operation was
-// notified.
+// acquireRows acquires the operations that match a condition, as long as slots are free. notified means that the operation was
+// notified: without a free slot the operation becomes due now, so that a poll finds it.
 func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, args ...any) error {
 	query, args, err := sqlx.In(selectRows+`WHERE `+where, args...)
 	if err != nil {
@@ -324,10 +338,13 @@ func (r *Runner) acquireRows(ctx context.Context, notified bool, where string, a
 	if err := r.cfg.Store.db.SelectContext(ctx, &list, query, args...); err != nil {
 		return db.Error(err)
 	}
+	var errs []error
 	for i := range list {
-		r.runInSlot(&list[i], notified) //nolint:contextcheck // the operation runs on after the poll
+		if !r.runInSlot(&list[i], notified) && notified { //nolint:contextcheck // the operation runs on after the poll
+			errs = append(errs, r.makeDue(ctx, `id = ?`, list[i].ID))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // markNotified marks an operation as notified if it runs in this process, and reports whether it runs in this process.
@@ -341,8 +358,8 @@ func (r *Runner) markNotified(id string) bool {
 	return s != nil
 }
 
-// runInSlot runs an operation if a slot is free.
-func (r *Runner) runInSlot(o *row, notified bool) {
+// runInSlot runs an operation if a slot is free. It returns false if no slot is free, or the runner ends.
+func (r *Runner) runInSlot(o *row, notified bool) bool {
 	slots := r.cfg.MaxInFlight
 	if o.Priority > 0 {
 		slots += (slots + 3) / 4
@@ -351,10 +368,10 @@ func (r *Runner) runInSlot(o *row, notified bool) {
 	defer r.mu.Unlock()
 	if s := r.running[o.ID]; s != nil {
 		s.notified = s.notified || notified
-		return
+		return true
 	}
 	if r.ending || len(r.running) >= slots {
-		return
+		return false
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	s := &slot{cancel: cancel}
@@ -366,42 +383,51 @@ func (r *Runner) runInSlot(o *row, notified bool) {
 			defer r.mu.Unlock()
 			delete(r.running, o.ID)
 			if s.notified && !r.ending {
-				r.Notify(o.ID) // a report may have ended the step meanwhile
+				r.Notify(o.ID) // EndStep may have ended the step in the database while it ran here
 			}
 		}()
 		r.execute(ctx, r.kinds[o.Kind], o, s)
 	})
+	return true
 }
 
-// giveUp ends operations of kinds that this process does not know, and that no other process has run for twice their timeout: once
-// for doing and once for undoing.
+// giveUp ends operations whose kind this process does not know, and whose deadline passed more than one timeout ago: one timeout is
+// for the steps, one for undoing.
 func (r *Runner) giveUp(ctx context.Context) error {
+	const batch = 100
 	now := r.now()
-	query, args, err := sqlx.In(selectRows+`WHERE due_at <= ? AND deadline_at <= ? AND kind NOT IN (?) LIMIT 100`, now, now, r.names)
-	if err != nil {
-		return err
-	}
-	var list []row
-	if err := r.cfg.Store.db.SelectContext(ctx, &list, query, args...); err != nil {
-		return db.Error(err)
-	}
-	for i := range list {
-		o, next := &list[i], list[i]
-		if o.DeadlineAt.Add(o.timeout()).After(now) {
-			continue
-		}
-		next.setError(fault.New(fault.Timeout, "no process knows the kind %s", o.Kind))
-		next.end(TimedOut, now)
-		next.Fence, next.UpdatedAt = o.Fence+1, now
-		n, err := saveRow(ctx, r.cfg.Store.db, o, &next)
+	for kept, read := 0, batch; read == batch; {
+		query, args, err := sqlx.In(selectRows+`WHERE due_at <= ? AND deadline_at <= ? AND kind NOT IN (?) ORDER BY due_at, id LIMIT ? OFFSET ?`, now, now, r.names, batch, kept)
 		if err != nil {
 			return err
 		}
-		if n > 0 {
-			r.cfg.Logger.ErrorContext(ctx, "operation given up, no process knows its kind", "operation", o.ID, "kind", o.Kind, "resource", o.Resource)
+		var list []row
+		if err := r.cfg.Store.db.SelectContext(ctx, &list, query, args...); err != nil {
+			return db.Error(err)
+		}
+		read = len(list)
+		for i := range list {
+			if o := &list[i]; o.DeadlineAt.Add(o.timeout()).After(now) {
+				kept++
+			} else if err := r.giveUpRow(ctx, o, now); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
+}
+
+// giveUpRow ends an operation, unless its row has changed since it was read.
+func (r *Runner) giveUpRow(ctx context.Context, o *row, now time.Time) error {
+	next := *o
+	next.setError(fault.New(fault.Timeout, "no process knows the kind %s", o.Kind))
+	next.end(TimedOut, now)
+	next.Fence, next.UpdatedAt = o.Fence+1, now
+	n, err := saveRow(ctx, r.cfg.Store.db, o, &next)
+	if n > 0 {
+		r.cfg.Logger.ErrorContext(ctx, "operation given up, no process knows its kind", "operation", o.ID, "kind", o.Kind, "resource", o.Resource)
+	}
+	return err
 }
 
 // callEnd calls the function of OnEnd for an operation that has ended, and stores the function's changes of the data.

@@ -217,7 +217,7 @@ func TestRuns(t *testing.T) {
 					t.Errorf("data %s", o.Data)
 				}
 				if o.RequestID != "req-1" || o.GlobalRequestID != "req-0" || o.UserID != "u" || o.ProjectID != "p" || o.Ended == nil || string(o.Input) != `{"size":7}` {
-					t.Errorf("it is %+v", o)
+					t.Errorf("the operation is %+v", o)
 				}
 				for _, e := range o.Events {
 					if e.Host != "h1" || e.Ended.Before(e.Began) || e.Began.Before(o.Created.Add(-time.Second)) {

@@ -7,16 +7,19 @@
 // The metrics, all with the prefix armature_service_:
 //
 //	loop_calls_total             counter  loop   calls of a periodic loop that have ended
-//	loop_failures_total          counter  loop   calls of them that ended with an error or a panic
+//	loop_failures_total          counter  loop   calls of a periodic loop that ended with an error or a panic
 //	loop_duration_seconds_total  counter  loop   duration of all calls together
 //	loop_last_timestamp_seconds  gauge    loop   start of the last call
-//	inflight                     gauge    kind   number of running requests, RPCs, tasks
-//	inflight_oldest_seconds      gauge    kind   age of the oldest running one
+//	inflight                     gauge    kind   number of running requests, RPCs or tasks
+//	inflight_oldest_seconds      gauge    kind   age of the oldest running request, RPC or task; 0 if none runs
 //	loop_seconds_total           counter  loop   deprecated: loop_duration_seconds_total
+//
+// inflight and inflight_oldest_seconds have a kind from the first collection at which work of this kind runs. They keep it, with 0,
+// until Add is called with another App.
 package serviceprom
 
 import (
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -28,14 +31,20 @@ const prefix = "armature_service_"
 
 // Metrics is a [prometheus.Collector]. It is safe for concurrent use. Make one with [New].
 type Metrics struct {
-	app atomic.Pointer[service.App]
+	mu    sync.Mutex
+	app   *service.App
+	kinds map[string]bool // the kinds of work that have run at a collection of app
 
 	calls, failures, duration, seconds, last, count, oldest *prometheus.Desc
 }
 
 // Add makes app the App whose metrics are collected. It replaces an earlier App, because a process runs one at a time.
 // Before Add no metrics are collected.
-func (m *Metrics) Add(app *service.App) { m.app.Store(app) }
+func (m *Metrics) Add(app *service.App) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.app, m.kinds = app, map[string]bool{}
+}
 
 // New returns Metrics without an App, see [Metrics.Add].
 func New() *Metrics {
@@ -49,7 +58,7 @@ func New() *Metrics {
 		seconds:  desc("loop_seconds_total", "Deprecated: use loop_duration_seconds_total.", "loop"),
 		last:     desc("loop_last_timestamp_seconds", "Start of the last call of a periodic loop.", "loop"),
 		count:    desc("inflight", "Number of running requests, RPCs or tasks.", "kind"),
-		oldest:   desc("inflight_oldest_seconds", "Age of the oldest running one.", "kind"),
+		oldest:   desc("inflight_oldest_seconds", "Age of the oldest running request, RPC or task; 0 if none runs.", "kind"),
 	}
 }
 
@@ -62,8 +71,9 @@ func (m *Metrics) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect implements prometheus.Collector.
 func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
-	app := m.app.Load()
-	if app == nil {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.app == nil {
 		return
 	}
 	counter := func(d *prometheus.Desc, v float64, label string) {
@@ -72,7 +82,7 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 	gauge := func(d *prometheus.Desc, v float64, label string) {
 		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, label)
 	}
-	for _, l := range app.Loops() {
+	for _, l := range m.app.Loops() {
 		counter(m.calls, float64(l.Calls), l.Name)
 		counter(m.failures, float64(l.Failed), l.Name)
 		counter(m.duration, l.Total.Seconds(), l.Name)
@@ -82,13 +92,18 @@ func (m *Metrics) Collect(ch chan<- prometheus.Metric) {
 		}
 	}
 	count, oldest := map[string]int{}, map[string]time.Time{}
-	for _, w := range app.Inflight().List() { // the oldest first
+	for _, w := range m.app.Inflight().List() { // the oldest first
+		m.kinds[w.Kind] = true
 		if count[w.Kind]++; count[w.Kind] == 1 {
 			oldest[w.Kind] = w.Since
 		}
 	}
-	for kind, n := range count {
-		gauge(m.count, float64(n), kind)
-		gauge(m.oldest, time.Since(oldest[kind]).Seconds(), kind)
+	for kind := range m.kinds {
+		age := 0.0
+		if since, runs := oldest[kind]; runs {
+			age = time.Since(since).Seconds()
+		}
+		gauge(m.count, float64(count[kind]), kind)
+		gauge(m.oldest, age, kind)
 	}
 }

@@ -16,7 +16,8 @@ import (
 	"github.com/armature-go/armature/service/serviceprom"
 )
 
-// TestMetrics: the metrics have the documented names and no others, and count calls, failures and running work.
+// TestMetrics: the metrics have the documented names and no others, and count calls, failures and running work. A kind of work that
+// no longer runs has the number 0.
 func TestMetrics(t *testing.T) {
 	t.Parallel()
 	app := service.New(service.Config{NoSignals: true, Logger: slog.New(slog.DiscardHandler)})
@@ -36,6 +37,12 @@ func TestMetrics(t *testing.T) {
 			t.Error("RunNow of a loop that fails = nil, want its error")
 		}
 	}
+	rpc := service.Work{Kind: "rpc", Name: "backup.start"}
+	end := app.Inflight().Begin(t.Context(), rpc)
+	if _, err := reg.Gather(); err != nil { // the kind rpc is collected once
+		t.Fatal(err)
+	}
+	end()
 	for range 3 {
 		defer app.Inflight().Begin(t.Context(), service.Work{Kind: "request", Name: "GET /"})()
 	}
@@ -55,7 +62,7 @@ func TestMetrics(t *testing.T) {
 	}
 	want := map[string]float64{
 		"loop_calls_total{audit}": 2, "loop_failures_total{audit}": 2, "loop_calls_total{idle}": 0, "loop_failures_total{idle}": 0,
-		"inflight{request}": 3,
+		"inflight{request}": 3, "inflight{rpc}": 0,
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("metrics (-want +got):\n%s", diff)

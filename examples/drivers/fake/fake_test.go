@@ -170,7 +170,7 @@ func TestCountsSurvive(t *testing.T) {
 		t.Errorf("%d crashes, want 2: before the effect and after it", n)
 	}
 	if got := ids(t, p.Driver()); got != "s1" {
-		t.Errorf("it has %s", got)
+		t.Errorf("the driver has the servers %s", got)
 	}
 }
 

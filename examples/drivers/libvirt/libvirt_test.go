@@ -163,7 +163,7 @@ func (g *guest) testReboot() {
 	wait(g.T, "the guest to be ready again", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready") })
 	g.must("power off", g.d.PowerOff(g.ctx, guestID, 60*time.Second))
 	if log := console(g.T, g.d, 0); !strings.Contains(log, "guest powers off") {
-		g.Errorf("it did not shut down by itself: %s", log[max(0, len(log)-200):])
+		g.Errorf("the guest did not shut down by itself: %s", log[max(0, len(log)-200):])
 	}
 }
 

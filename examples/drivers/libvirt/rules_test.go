@@ -61,9 +61,9 @@ func TestRules(t *testing.T) {
 	})
 }
 
-// TestRulesOfTest checks the rules on libvirt's own test driver, which uses no QEMU. Rules about features that it does not
-// have are left out. Its guests exist only as long as the connection.
-func TestRulesOfTest(t *testing.T) {
+// TestRulesOnTestDriver checks the rules on libvirt's own test driver, which uses no QEMU. Rules about features that this driver does
+// not have are left out. Its guests exist only as long as the connection.
+func TestRulesOnTestDriver(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{
 		"restart":             "guests of test:// end with the connection",

@@ -19,7 +19,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// Config configures the handler.
+// Config configures the handler. Store, Client, Ready, Bus and Authenticate are required.
 type Config struct {
 	Store  *store.Store
 	Client *rpc.Client
@@ -31,7 +31,7 @@ type Config struct {
 	// DownAfter is how long a service without heartbeats is still up.
 	DownAfter time.Duration
 	// Authenticate returns the identity of the client, see package auth. Challenge is the WWW-Authenticate header of
-	// replies to clients without an identity. Authenticate is required; auth.None makes every client the administrator.
+	// replies to clients without an identity. auth.None(Administrator) makes every client the administrator.
 	Authenticate func(*http.Request) (reqctx.Request, error)
 	Challenge    string
 	// Policy decides which client may do what, by the rules of [Rules]. Default: the rules with their default checks.
@@ -60,8 +60,22 @@ const minVersion, maxVersion = "2.1", "2.1"
 
 type server struct{ cfg Config }
 
-// New returns the handler of the whole API.
+// New returns the handler of the whole API. It panics if a required field of cfg is not set.
 func New(cfg Config) http.Handler {
+	for _, field := range []struct {
+		name    string
+		missing bool
+	}{
+		{"Store", cfg.Store == nil},
+		{"Client", cfg.Client == nil},
+		{"Ready", cfg.Ready == nil},
+		{"Bus", cfg.Bus == nil},
+		{"Authenticate", cfg.Authenticate == nil},
+	} {
+		if field.missing {
+			panic("nova-mini/api: Config." + field.name + " is not set")
+		}
+	}
 	mux := newMux(cfg)
 	mux.Health(cfg.Ready)
 	return mux
@@ -71,9 +85,6 @@ func newMux(cfg Config) *api.Mux {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
-	if cfg.Authenticate == nil {
-		panic("nova-mini/api: Config.Authenticate is not set")
-	}
 	if cfg.Policy == nil {
 		p, err := policy.New(Rules(), policy.Config{Logger: cfg.Logger})
 		if err != nil {
@@ -82,12 +93,12 @@ func newMux(cfg Config) *api.Mux {
 		cfg.Policy = p
 	}
 	s := &server{cfg}
-	var pages *api.CORS
+	var cors *api.CORS
 	if len(cfg.CORS) > 0 {
-		pages = &api.CORS{Origins: cfg.CORS}
+		cors = &api.CORS{Origins: cfg.CORS}
 	}
 	mux := api.New(api.Config{
-		CORS:             pages,
+		CORS:             cors,
 		PublicURL:        cfg.PublicURL,
 		BodyTimeout:      cfg.BodyTimeout,
 		RequestIDHeaders: []string{"x-compute-request-id"},
@@ -115,8 +126,8 @@ func linksTo(r *http.Request, kind, id string) []api.Link {
 // pages are the rules of all lists. Unknown parameters are ignored, as in Nova's first microversions.
 var pages = api.Pages{MaxLimit: MaxLimit, Lenient: true}
 
-// checkBus returns Unavailable while the other services cannot be reached, because a request is not accepted if it would
-// have to wait for a broken service. The client may retry. The cause is only in the log.
+// checkBus returns Unavailable while the other services cannot be reached: the client learns at once that the request would only
+// wait, and may retry. The cause is only in the log.
 func (s *server) checkBus(ctx context.Context) error {
 	if err := s.cfg.Bus(ctx); err != nil {
 		return fault.WithUser(fault.New(fault.Unavailable, "other services cannot be reached: %w", err), "The service cannot accept this now: other services cannot be reached.")

@@ -19,6 +19,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/api"
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 	"github.com/armature-go/armature/examples/nova-mini/store"
+	"github.com/armature-go/armature/rpc"
+	"github.com/armature-go/armature/rpc/membus"
 	"github.com/armature-go/armature/scheduler/placement"
 	"github.com/armature-go/armature/service/auth"
 )
@@ -70,7 +72,13 @@ func newAPI(t *testing.T) http.Handler {
 		t.Fatal(err)
 	}
 	fine := func(context.Context) error { return nil }
-	return checked(t, api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Ready: fine, Bus: fine, Logger: slog.New(slog.DiscardHandler)}))
+	bus := membus.New()
+	client := rpc.NewClient(bus, rpc.ClientConfig{Logger: slog.New(slog.DiscardHandler)})
+	t.Cleanup(func() {
+		client.Close()
+		_ = bus.Close() // membus closes without error
+	})
+	return checked(t, api.New(api.Config{Authenticate: auth.None(api.Administrator), Store: s, Client: client, Ready: fine, Bus: fine, Logger: slog.New(slog.DiscardHandler)}))
 }
 
 // ask returns the status, the name of the error and its message.

@@ -82,7 +82,7 @@ func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	})
 }
 
-// checked returns a handler that answers with an own status if a reply of h is not what the OpenAPI document says.
+// checked returns a handler that answers with a status of its own if a reply of h is not what the OpenAPI document says.
 func checked(t *testing.T, h http.Handler) http.Handler {
 	t.Helper()
 	doc, err := api.OpenAPI("2.1")

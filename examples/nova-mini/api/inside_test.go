@@ -90,8 +90,12 @@ func TestDatabaseStaysInside(t *testing.T) {
 		d.SetMaxIdleConns(0) // the request opens a new connection, which sees the change
 		out := &locked{}
 		fine := func(context.Context) error { return nil }
+		bus := membus.New()
+		defer bus.Close()
+		client := rpc.NewClient(bus, rpc.ClientConfig{})
+		defer client.Close()
 		h := api.New(api.Config{
-			Authenticate: auth.None(api.Administrator), Store: store.New(d), Ready: fine, Bus: fine,
+			Authenticate: auth.None(api.Administrator), Store: store.New(d), Client: client, Ready: fine, Bus: fine,
 			Logger: slog.New(reqctx.LogHandler(slog.NewTextHandler(out, nil))),
 		})
 		run(tt.breakIt, name, user)
@@ -169,4 +173,32 @@ func TestTexts(t *testing.T) {
 			t.Errorf("%v, %.20q, %d bytes", err, srv.FaultMessage, len(srv.FaultDetails))
 		}
 	})
+}
+
+// TestRequired: New refuses a configuration without a required field, which would panic in a request.
+func TestRequired(t *testing.T) {
+	t.Parallel()
+	bus := membus.New()
+	defer bus.Close()
+	client := rpc.NewClient(bus, rpc.ClientConfig{})
+	defer client.Close()
+	fine := func(context.Context) error { return nil }
+	whole := api.Config{
+		Authenticate: auth.None(api.Administrator), Store: store.New(nil), Client: client, Ready: fine, Bus: fine,
+	}
+	for field, remove := range map[string]func(*api.Config){
+		"": func(*api.Config) {}, "Store": func(c *api.Config) { c.Store = nil }, "Client": func(c *api.Config) { c.Client = nil },
+		"Ready": func(c *api.Config) { c.Ready = nil }, "Bus": func(c *api.Config) { c.Bus = nil }, "Authenticate": func(c *api.Config) { c.Authenticate = nil },
+	} {
+		cfg := whole
+		remove(&cfg)
+		func() {
+			defer func() {
+				if got, _ := recover().(string); (field == "") != (got == "") || !strings.Contains(got, field) {
+					t.Errorf("without %q New panics with %q", field, got)
+				}
+			}()
+			api.New(cfg)
+		}()
+	}
 }

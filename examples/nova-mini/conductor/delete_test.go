@@ -39,7 +39,7 @@ func TestDelete(t *testing.T) {
 			}
 		}
 		if b.server(id).Task() != store.Deleting {
-			b.Error("it is gone by an old report")
+			b.Error("an old report has removed the server")
 		}
 		if err := b.wanted(d.Token); err != nil {
 			b.Errorf("the question of its host: %v", err)
@@ -71,7 +71,7 @@ func TestRetryOfDeleted(t *testing.T) {
 			waittest.Succeeds(b, "the end of operation "+op, func() error {
 				o, err := b.store.Operations().Show(b.Context(), op)
 				if err == nil && !o.State.Ended() {
-					err = fmt.Errorf("it has not ended: %+v", o)
+					err = fmt.Errorf("the operation has not ended: %+v", o)
 				}
 				return err
 			})

@@ -64,7 +64,7 @@ func (a *actions) becomes(id, status string) {
 	a.poll("server "+id+" to be "+status, 60*time.Second, func() error {
 		got, err := servers.Get(a.Context(), a.cl, id).Extract()
 		if err == nil && (got.Status != status || got.TaskState != "") {
-			err = fmt.Errorf("it is %s, task %q", got.Status, got.TaskState)
+			err = fmt.Errorf("the server is %s, task %q", got.Status, got.TaskState)
 		}
 		return err
 	})

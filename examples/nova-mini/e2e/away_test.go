@@ -74,17 +74,17 @@ func TestAwayAtStart(t *testing.T) {
 				body, err := io.ReadAll(resp.Body)
 				return resp.StatusCode, string(body), err
 			}
-			c.poll("it waits", 20*time.Second, func() error {
+			c.poll("the service to wait for "+n.part, 20*time.Second, func() error {
 				status, body, err := ready()
 				if err == nil && (status != http.StatusServiceUnavailable || !strings.Contains(body, n.part) || !strings.Contains(body, u.Host)) {
 					err = fmt.Errorf("%d %s", status, body)
 				}
 				return err
 			})
-			c.poll("it tries more than once, and warns once", 20*time.Second, func() error {
+			c.poll("more than one attempt, and one warning", 20*time.Second, func() error {
 				select {
 				case <-p.Done():
-					c.Fatalf("it ended: %v\n%s", p.Err(), p.log)
+					c.Fatalf("the process ended: %v\n%s", p.Err(), p.log)
 				default:
 				}
 				if !strings.Contains(p.log.String(), "waiting for a part to start") {
@@ -132,7 +132,7 @@ func TestRefusedLogin(t *testing.T) {
 			select {
 			case <-p.Done():
 			case <-time.After(20 * time.Second):
-				t.Fatalf("it goes on:\n%s", p.log)
+				t.Fatalf("the process goes on:\n%s", p.log)
 			}
 			lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
 			last := lines[len(lines)-1]
@@ -162,7 +162,7 @@ func TestKeystoneAtStart(t *testing.T) {
 		return []string{"OS_API__AUTH_STRATEGY=keystone", "OS_KEYSTONE_AUTHTOKEN__AUTH_URL=" + auth, "OS_KEYSTONE_AUTHTOKEN__USERNAME=nova", "OS_KEYSTONE_AUTHTOKEN__PASSWORD=" + password}
 	}
 	p := c.startWith("api", "api-1", env(u.String(), keystonetest.Password)...)
-	c.poll("it waits", 20*time.Second, func() error {
+	c.poll("the service to wait for Keystone", 20*time.Second, func() error {
 		if !strings.Contains(p.log.String(), "waiting for a part to start") {
 			return errors.New(p.log.String())
 		}
@@ -179,7 +179,7 @@ func TestKeystoneAtStart(t *testing.T) {
 	select {
 	case <-p.Done():
 	case <-time.After(20 * time.Second):
-		t.Fatalf("it goes on:\n%s", p.log)
+		t.Fatalf("the process goes on:\n%s", p.log)
 	}
 	lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
 	if last := lines[len(lines)-1]; p.ExitCode() != 1 || !strings.Contains(last, "option auth_url of [keystone_authtoken]") || strings.Contains(p.log.String(), wrong) {

@@ -330,7 +330,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alo
 			}
 			waittest.Spend(20 * time.Second)
 			if err := p.Signal(syscall.SIGCONT); err != nil {
-				t.Errorf("it ended while it was paused: %v", err)
+				t.Errorf("the process ended while it was paused: %v", err)
 			}
 		},
 		restart("database", database.Kill, database.Restart),

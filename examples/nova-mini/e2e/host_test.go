@@ -142,7 +142,7 @@ func TestHostOfTwo(t *testing.T) {
 			again := c.startNode("compute", "again", state)
 			t.Logf("ready again %v after the start", again.ready(30*time.Second))
 			if strings.Contains(again.log.String(), "waiting for a part") {
-				t.Errorf("it has waited:\n%s", again.log)
+				t.Errorf("the restarted service has waited:\n%s", again.log)
 			}
 
 			// A newly installed machine has another state path.
@@ -171,7 +171,7 @@ func TestHostOfTwo(t *testing.T) {
 			last := c.startNode("compute", "last", filepath.Join(c.dir, "last"))
 			last.ready(30 * time.Second)
 			if strings.Contains(last.log.String(), "waiting for a part") {
-				t.Errorf("it has waited:\n%s", last.log)
+				t.Errorf("the last service has waited:\n%s", last.log)
 			}
 		})
 	}
@@ -292,7 +292,7 @@ func TestHostAllInOne(t *testing.T) {
 	third := c.startNode("", "third", state)
 	third.ready(30 * time.Second)
 	if strings.Contains(third.log.String(), "waiting for a part") {
-		t.Errorf("it has waited:\n%s", third.log)
+		t.Errorf("the third service has waited:\n%s", third.log)
 	}
 }
 
@@ -327,7 +327,7 @@ func TestDeafDriver(t *testing.T) {
 		}
 	}
 	if !seen || warned != 1 {
-		t.Errorf("it was not ready because of its driver: %v, with %d lines:\n%s", seen, warned, n.log)
+		t.Errorf("the service was not ready because of its driver: %v, with %d lines:\n%s", seen, warned, n.log)
 	}
 }
 
@@ -350,7 +350,7 @@ func TestSignalWhileDriverStarts(t *testing.T) {
 	select {
 	case <-n.Done():
 	case <-time.After(20 * time.Second):
-		t.Fatalf("it goes on:\n%s", n.log)
+		t.Fatalf("the process goes on:\n%s", n.log)
 	}
 	if took := time.Since(began); n.ExitCode() != 0 || took > 5*time.Second {
 		t.Errorf("exit code %d after %v:\n%s", n.ExitCode(), took, n.log)

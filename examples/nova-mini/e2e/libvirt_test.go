@@ -64,7 +64,7 @@ func TestLibvirt(t *testing.T) {
 		c.poll("the console to say "+what, 60*time.Second, func() error {
 			out, err := servers.ShowConsoleOutput(t.Context(), cl, s.ID, servers.ShowConsoleOutputOpts{}).Extract()
 			if err == nil && !strings.Contains(out, what) {
-				err = fmt.Errorf("it says %q", out[max(0, len(out)-200):])
+				err = fmt.Errorf("the console says %q", out[max(0, len(out)-200):])
 			}
 			return err
 		})
@@ -74,7 +74,7 @@ func TestLibvirt(t *testing.T) {
 		c.poll("the server to be "+status, 90*time.Second, func() error {
 			got, err := servers.Get(t.Context(), cl, s.ID).Extract()
 			if err == nil && (got.Status != status || got.TaskState != "") {
-				err = fmt.Errorf("it is %s, task %q, fault %q", got.Status, got.TaskState, got.Fault.Details)
+				err = fmt.Errorf("the server is %s, task %q, fault %q", got.Status, got.TaskState, got.Fault.Details)
 			}
 			return err
 		})

@@ -297,8 +297,8 @@ func startUnits(t *testing.T, unit, guide, dir string, env []string) {
 			t.Errorf("the unit does not have %s", line)
 		}
 	}
-	for _, folder := range []string{"run", "state"} { // as systemd does
-		if err := os.MkdirAll(filepath.Join(dir, folder), 0o750); err != nil { // config validate --online may have created the second folder
+	for _, directory := range []string{"run", "state"} { // as systemd does
+		if err := os.MkdirAll(filepath.Join(dir, directory), 0o750); err != nil { // config validate --online may have created the second directory
 			t.Fatal(err)
 		}
 	}

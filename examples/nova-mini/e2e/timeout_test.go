@@ -84,7 +84,7 @@ func (c *cloud) gone(left int) {
 	c.Helper()
 	c.poll("the hosts to have what is ACTIVE alone", 90*time.Second, func() error {
 		if n := len(c.onHosts()); n != left {
-			return fmt.Errorf("they have %d servers, want %d", n, left)
+			return fmt.Errorf("the hosts have %d servers, want %d", n, left)
 		}
 		return nil
 	})

@@ -36,7 +36,7 @@ func (p Projects) where() (text string, args []any) {
 	return "project_id = ?", []any{p.id}
 }
 
-// ServerQuery selects and sorts the servers of a list. A server is in the list if it fulfils all conditions.
+// ServerQuery selects and sorts the servers of a list. A server is in the list if it matches all conditions.
 type ServerQuery struct {
 	// In selects the projects whose servers are listed. The marker must be a server of these projects.
 	In Projects
@@ -50,7 +50,7 @@ type ServerQuery struct {
 	ChangedSince time.Time
 	// Nothing makes the list empty.
 	Nothing bool
-	// Keep lists conditions that SQL cannot express. They are called for each server that fulfils all other
+	// Keep lists conditions that SQL cannot express. They are called for each server that matches all other
 	// conditions, until the page is full.
 	Keep []func(*Server) bool
 	// Sort is the order. Servers that are equal by these keys are sorted by id, in the direction of the last key.

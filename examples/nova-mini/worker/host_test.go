@@ -106,13 +106,13 @@ func TestLoseHost(t *testing.T) {
 		t.Errorf("the report: %v", err)
 	}
 	if err := <-svc.Failed(); !errors.Is(err, membership.ErrHeld) || !strings.Contains(err.Error(), "process 7") {
-		t.Errorf("it fails with %v", err)
+		t.Errorf("the service fails with %v", err)
 	}
 	if _, err := svc.Guard(t.Context(), rpc.Info{}, nil, func(context.Context, any) (any, error) { t.Error("a message is handled"); return nil, nil }); !errors.Is(err, fault.Unavailable) {
 		t.Errorf("a message that comes later: %v, want Unavailable", err)
 	}
 	if err := svc.Check(t.Context()); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("it is ready: %v", err)
+		t.Errorf("the service is ready: %v", err)
 	}
 	if err := svc.Stop(t.Context()); err != nil || len(left) > 0 {
 		t.Errorf("stop: %v, and it frees the host of another", err)

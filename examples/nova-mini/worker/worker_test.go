@@ -437,11 +437,11 @@ func TestResize(t *testing.T) {
 				power = compute.Shutdown
 			}
 			if err != nil || is.Resources != tt.want || is.Power != power {
-				t.Errorf("it is %v with %+v, %v; want %v with %+v", is.Power, is.Resources, err, power, tt.want)
+				t.Errorf("the server is %v with %+v, %v; want %v with %+v", is.Power, is.Resources, err, power, tt.want)
 			}
 			info, err := d.Diagnostics(t.Context(), "s1")
 			if err != nil || info["boots"] != strconv.Itoa(tt.boots) {
-				t.Errorf("it was started %s times, %v; want %d", info["boots"], err, tt.boots)
+				t.Errorf("the server was started %s times, %v; want %d", info["boots"], err, tt.boots)
 			}
 		})
 	}
