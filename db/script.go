@@ -111,6 +111,19 @@ func parseScript(name, text string) (f script, err error) {
 	if down := gooseDown.FindStringIndex(text); down != nil {
 		text = text[:down[0]]
 	}
+	if err := f.readLines(text); err != nil {
+		return f, err
+	}
+	for _, one := range f.statements {
+		if word := firstWord(one); slices.Contains(refusedWords, word) {
+			return f, fault.New(fault.Invalid, "%s is refused in a migration, because another process may execute the rest of the file: %.60s", word, one)
+		}
+	}
+	return f, nil
+}
+
+// readLines reads the declarations and the statements of a file.
+func (f *script) readLines(text string) error {
 	var statement strings.Builder
 	whole := false // until the line StatementEnd
 	for line := range strings.Lines(text) {
@@ -119,13 +132,12 @@ func parseScript(name, text string) (f script, err error) {
 		switch found := annotation.FindStringSubmatch(trimmed); {
 		case found != nil && found[1] == "db":
 			if err := f.declare(found[2]); err != nil {
-				return f, err
+				return err
 			}
-		case found != nil && found[2] == "StatementBegin":
-			whole = true
-		case found != nil && found[2] == "StatementEnd":
-			whole, end = false, true
-		case found != nil, statement.Len() == 0 && (trimmed == "" || strings.HasPrefix(trimmed, "--")):
+		case found != nil:
+			begins, ends := found[2] == "StatementBegin", found[2] == "StatementEnd"
+			whole, end = begins || whole && !ends, ends
+		case statement.Len() == 0 && (trimmed == "" || strings.HasPrefix(trimmed, "--")):
 		default: // a line with two hyphens may be a part of a text
 			statement.WriteString(line)
 			end = statementEnd.MatchString(trimmed) && !whole
@@ -136,14 +148,9 @@ func parseScript(name, text string) (f script, err error) {
 		}
 	}
 	if rest := strings.TrimSpace(statement.String()); rest != "" || whole {
-		return f, fault.New(fault.Invalid, "the last statement has no end: want a semicolon at the end of a line: %.60s", rest)
+		return fault.New(fault.Invalid, "the last statement has no end: want a semicolon at the end of a line: %.60s", rest)
 	}
-	for _, one := range f.statements {
-		if word := firstWord(one); slices.Contains(refusedWords, word) {
-			return f, fault.New(fault.Invalid, "%s is refused in a migration, because another process may execute the rest of the file: %.60s", word, one)
-		}
-	}
-	return f, nil
+	return nil
 }
 
 // refusedWords begin statements that change the session or the transaction.

@@ -128,38 +128,20 @@ func New(cfg Config) (*Bus, error) {
 			return nil, fault.New(fault.Invalid, "amqpbus: %s is not an AMQP URI", broker.Redacted(u))
 		}
 	}
-	if cfg.Exchange == "" {
-		cfg.Exchange = "armature"
-	}
+	cfg.Exchange = cmp.Or(cfg.Exchange, "armature")
 	if err := bus.CheckTopic(cfg.Exchange); err != nil {
 		return nil, fmt.Errorf("amqpbus: exchange: %w", err)
 	}
-	if cfg.MaxMessage <= 0 {
-		cfg.MaxMessage = bus.DefaultMaxMessage
-	}
-	if cfg.MaxInFlight <= 0 {
-		cfg.MaxInFlight = 128 << 20
-	}
-	if cfg.Channels <= 0 {
-		cfg.Channels = 4
-	}
-	if cfg.ConsumerTimeout <= 0 {
-		cfg.ConsumerTimeout = 30 * time.Minute
-	}
-	if cfg.ProbeEvery <= 0 {
-		cfg.ProbeEvery = 10 * time.Second
-	}
-	if cfg.ConnectTimeout <= 0 {
-		cfg.ConnectTimeout = 10 * time.Second
-	}
-	if cfg.Heartbeat <= 0 {
-		cfg.Heartbeat = 10 * time.Second
-	}
+	cfg.MaxMessage = cmp.Or(max(cfg.MaxMessage, 0), bus.DefaultMaxMessage)
+	cfg.MaxInFlight = cmp.Or(max(cfg.MaxInFlight, 0), 128<<20)
+	cfg.Channels = cmp.Or(max(cfg.Channels, 0), 4)
+	cfg.ConsumerTimeout = cmp.Or(max(cfg.ConsumerTimeout, 0), 30*time.Minute)
+	cfg.ProbeEvery = cmp.Or(max(cfg.ProbeEvery, 0), 10*time.Second)
+	cfg.ConnectTimeout = cmp.Or(max(cfg.ConnectTimeout, 0), 10*time.Second)
+	cfg.Heartbeat = cmp.Or(max(cfg.Heartbeat, 0), 10*time.Second)
+	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
 	if cfg.Heartbeat%time.Second != 0 { // AMQP has no fractions, and amqp091 would use RabbitMQ's value instead of one below a second
 		return nil, fault.New(fault.Invalid, "amqpbus: heartbeat %v: AMQP has only whole seconds, use at least 1s", cfg.Heartbeat)
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.Default()
 	}
 	b := &Bus{cfg: cfg, life: life.New(), consumers: make(map[*consumer]bool), largeSlots: make(chan struct{}, maxLargeInFlight)}
 	b.largeFrom.Store(largeMessage)
