@@ -1,0 +1,149 @@
+package db
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/armature-go/armature/fault"
+)
+
+// state is what a database has of a sequence.
+type state struct {
+	table   bool     // the table of versions exists
+	version int64    // the highest version; 0 for an empty database
+	todo    []script // the files that are not applied
+	begun   bool     // the first one of todo has a row
+	done    int      // how many of its statements are done
+	maybe   bool     // the next statement may be done, too: the process died before it could note that
+}
+
+// appliedRow is a row of a table of versions.
+type appliedRow struct {
+	version   int64
+	name, sum string
+	breaks    int64
+	done      sql.NullInt64 // statements that are done; NULL: all; -1-n: n are done, and the next one has failed
+}
+
+// state compares the database with a sequence.
+func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error) {
+	if st.table, err = m.hasTable(ctx, s.table); err != nil {
+		return st, err
+	}
+	if !st.table {
+		return m.adopted(ctx, s)
+	}
+	rows, err := m.rows(ctx, s.table)
+	if err != nil {
+		return st, err
+	}
+	if rows, err = s.replaced(rows); err != nil {
+		return st, err
+	}
+	for _, r := range rows {
+		if err := st.add(s, r); err != nil {
+			return st, err
+		}
+	}
+	for _, f := range s.files {
+		if slices.ContainsFunc(rows, func(r appliedRow) bool { return r.version == f.version }) {
+			continue
+		}
+		if f.version < st.version {
+			return st, fault.New(fault.Precondition, "migration %s is new, but the database schema (%s) is at version %d already: give the file a higher number", f.name, s.table, st.version)
+		}
+		st.todo = append(st.todo, f)
+	}
+	return st, nil
+}
+
+// replaced returns the rows without those of the files that the first file of the sequence replaces.
+func (s *sequence) replaced(rows []appliedRow) ([]appliedRow, error) {
+	first := s.files[0]
+	if len(rows) == 0 || first.replaces.sum == "" {
+		return rows, nil
+	}
+	i := slices.IndexFunc(rows, func(r appliedRow) bool { return r.version == first.version })
+	if last := rows[len(rows)-1].version; i < 0 && last < first.version {
+		return nil, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and this program upgrades from version %d or later: first run db sync of an earlier release",
+			s.table, last, first.version)
+	}
+	if i < 0 || rows[i].name != first.replaces.name || rows[i].sum != first.replaces.sum {
+		return rows, nil
+	}
+	rows[i].name, rows[i].sum = first.name, first.sum
+	return rows[i:], nil
+}
+
+// add adds a row to the state. It fails if the row and the files contradict each other.
+func (st *state) add(s *sequence, r appliedRow) error {
+	if !r.done.Valid || r.version > s.last() {
+		st.version = r.version
+	}
+	if r.version > s.last() {
+		if r.breaks >= s.last() {
+			return fault.New(fault.Precondition, "migration %s does not work with version %d of this program, and the database schema (%s) has it: upgrade the program", r.name, s.last(), s.table)
+		}
+		return nil
+	}
+	i := slices.IndexFunc(s.files, func(f script) bool { return f.version == r.version })
+	switch {
+	case i < 0:
+		return fault.New(fault.Precondition, "migration %s was applied, but this program does not have the file", r.name)
+	case r.done.Valid:
+		st.begun, st.done, st.maybe = true, int(r.done.Int64), true
+		if st.done < 0 {
+			st.done, st.maybe = -1-st.done, false
+		}
+		if s.files[i].sumOf(st.done) != r.sum { // a later statement may have been corrected
+			return fault.New(fault.Precondition, "migration %s was begun with another text, and %d of its statements are done: restore these", r.name, st.done)
+		}
+		st.todo = append(st.todo, s.files[i])
+	case s.files[i].sum != r.sum:
+		return fault.New(fault.Precondition, "migration %s has changed since it was applied: restore the file and write a new migration", s.files[i].name)
+	}
+	return nil
+}
+
+// adopted returns the state of a database without a table of versions. It has the first files if their SQL was copied.
+func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err error) {
+	for i, f := range s.files {
+		missing, err := m.empty || f.appliedIf == "", error(nil)
+		if !missing {
+			missing, err = m.fails(ctx, f.appliedIf)
+		}
+		if err != nil {
+			return st, err
+		}
+		if missing {
+			st.todo = s.files[i:]
+			return st, nil
+		}
+		st.version = f.version
+	}
+	return st, nil
+}
+
+// rows returns the rows of a table of versions, in the order of the versions. A table of an earlier release lacks the last two columns.
+func (m *migrator) rows(ctx context.Context, table string) (list []appliedRow, err error) {
+	query := "SELECT version, name, sha256, breaks, done FROM " + table + " ORDER BY version" //nolint:gosec // the name of a table of the program
+	rows, err := m.conn.QueryContext(ctx, query)
+	if isMissing(err) {
+		rows, err = m.conn.QueryContext(ctx, strings.Replace(query, "breaks, done", "0, NULL", 1))
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	for rows.Next() {
+		var r appliedRow
+		if err := rows.Scan(&r.version, &r.name, &r.sum, &r.breaks, &r.done); err != nil {
+			return nil, err
+		}
+		list = append(list, r)
+	}
+	return list, rows.Err()
+}
