@@ -165,15 +165,16 @@ type rejectable struct {
 }
 
 // deliverWithin delivers a message. It rejects the message if no slot becomes free within wait, or if too many messages wait
-// already. It does not block.
+// already. It blocks only while an answer waits for a connection that is full.
 func (r *rejectable) deliverWithin(wait time.Duration) {
 	l, size := r.live, len(r.msg.Data)
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	if l.stopped || len(l.waiting) >= max(l.s.Slots, minWaiting) || len(l.waiting) > 0 && l.bytes+size > l.bus.cfg.MaxInFlight {
+		l.mu.Unlock() // an answer waits for a connection that is full
 		r.answerSender(answerRejected)
 		return
 	}
+	defer l.mu.Unlock()
 	r.delivery = bus.NewDelivery(r.m, r.redelivered, r)
 	if !l.delivering {
 		select {
@@ -221,20 +222,24 @@ func (l *live) deliverWaiting() {
 
 // rejectExpired rejects the waiting messages that expire until the given time.
 func (l *live) rejectExpired(until time.Time) {
+	var rejected []*rejectable
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.due = until.Add(maxSlotWait) // the latest expiry of those that remain
 	l.waiting = slices.DeleteFunc(l.waiting, func(r *rejectable) bool {
 		expired := !r.expiry.After(until)
 		if expired {
 			l.bytes -= len(r.msg.Data)
-			r.answerSender(answerRejected)
+			rejected = append(rejected, r)
 		} else if r.expiry.Before(l.due) {
 			l.due = r.expiry
 		}
 		return expired
 	})
 	l.timer.Reset(time.Until(l.due))
+	l.mu.Unlock()
+	for _, r := range rejected { // without the lock, because an answer waits for a connection that is full
+		r.answerSender(answerRejected)
+	}
 }
 
 // EndDelivery implements [bus.Acknowledger]. After Nack, the message is delivered again, or rejected if the subscription has ended.
