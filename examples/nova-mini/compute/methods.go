@@ -215,9 +215,9 @@ var Scheduler = &rpc.Interface{Name: "scheduler", Version: v1}
 
 // Select chooses a host for a server and claims its resources there. If the server
 // already has a claim, Select returns the host of that claim. Errors:
-// ErrNoValidHost, whose text counts the reasons; Unavailable if no host is up, or if
-// every attempt failed because other claims were first; Conflict if the server does
-// not need a host now.
+// ErrNoValidHost, whose text counts the reasons; Unavailable if no host is up, or if in
+// 20 decisions no ranked host accepted the claim; Conflict if the server does not need a
+// host now.
 var Select = rpc.Define(rpc.Method[SelectRequest, SelectReply]{Interface: Scheduler, Name: "select", Since: v1})
 
 // SelectRequest asks for a host.
