@@ -47,7 +47,7 @@ type listener struct {
 	late chan struct{} // receives a value when got is full
 }
 
-// addListener adds a listener, which receives all events until it is dropped.
+// addListener adds a listener, which receives all events until it is removed.
 func (c *connection) addListener() *listener {
 	c.listenersMu.Lock()
 	defer c.listenersMu.Unlock()

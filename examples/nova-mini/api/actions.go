@@ -88,17 +88,17 @@ type console struct {
 	} `json:"os-getConsoleOutput"`
 }
 
-// lines returns how many lines of a log the client asks for; 0: all.
+// lines returns the number of lines that the client asks for. 0: all lines.
 func (c *console) lines() int {
 	n, err := strconv.Atoi(plainText(c.Console.Length))
 	if err != nil { // the request has no number of lines, or a number above the largest int
 		return 0
 	}
-	return max(n, 0) // -1 is all
+	return max(n, 0) // -1 means all lines
 }
 
-// hideDetails gives an error of another service the text that clients read, because the text of the error itself names
-// hosts and topics. Codes that only this service can have caused become Internal.
+// hideDetails adds to an error of another service the text that clients read, because the text of the error itself names
+// hosts and topics. A code that would blame the client's request, such as Invalid or Denied, becomes Internal.
 func hideDetails(err error, text string) error {
 	code := fault.CodeOf(err)
 	switch code {

@@ -1,5 +1,5 @@
-// Package api is nova-mini's API service: it implements a part of the Nova v2.1 REST API. A request that changes
-// something is written to the database. Then a conductor is notified, which does the work.
+// Package api is nova-mini's API service. It implements a part of the Nova v2.1 REST API. It writes a request that changes
+// something to the database. Then it notifies a conductor, which does the work.
 package api
 
 import (
@@ -28,13 +28,13 @@ type Config struct {
 	// Bus reports whether the other services can be reached. While Bus returns an error, a request that needs other
 	// services is refused with Unavailable. Bus must not block.
 	Bus func(context.Context) error
-	// DownAfter is how long a service without heartbeats is still up.
+	// DownAfter is how long after its last heartbeat a service is shown as up.
 	DownAfter time.Duration
 	// Authenticate returns the identity of the client, see package auth. Challenge is the WWW-Authenticate header of
 	// replies to clients without an identity. auth.None(Administrator) makes every client the administrator.
 	Authenticate func(*http.Request) (reqctx.Request, error)
 	Challenge    string
-	// Policy decides which client may do what, by the rules of [Rules]. Default: the rules with their default checks.
+	// Policy decides what a client may do, by the rules of [Rules]. Default: the rules with their default checks.
 	Policy *policy.Enforcer
 	// PublicURL is the start of the links in replies. BodyTimeout limits how long a client may take to send a body. See
 	// package service/api for both.
@@ -126,8 +126,8 @@ func linksTo(r *http.Request, kind, id string) []api.Link {
 // pages are the rules of all lists. Unknown parameters are ignored, as in Nova's first microversions.
 var pages = api.Pages{MaxLimit: MaxLimit, Lenient: true}
 
-// checkBus returns Unavailable while the other services cannot be reached: the client learns at once that the request would only
-// wait, and may retry. The cause is only in the log.
+// checkBus returns Unavailable while the other services cannot be reached. Otherwise the request would only wait; with the error
+// the client knows at once, and may retry. The cause is only in the log.
 func (s *server) checkBus(ctx context.Context) error {
 	if err := s.cfg.Bus(ctx); err != nil {
 		return fault.WithUser(fault.New(fault.Unavailable, "other services cannot be reached: %w", err), "The service cannot accept this now: other services cannot be reached.")
@@ -145,10 +145,10 @@ func (s *server) notifyConductor(ctx context.Context, id string) {
 	}
 }
 
-// formatSeconds is the form in which Nova writes most times: UTC, in seconds.
+// formatSeconds formats a time as Nova formats most times: in UTC, with seconds.
 func formatSeconds(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05Z") }
 
-// formatMicros is the other form in which Nova writes times: UTC, in microseconds, without a zone.
+// formatMicros formats a time as Nova formats the others: in UTC, with microseconds, without a zone.
 func formatMicros(t *time.Time) *string {
 	if t == nil {
 		return nil

@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// TestBroken: a reply about a failure inside names no brokers, hosts, ports or users. The log has the cause under the id
+// TestBroken: a reply about an internal failure does not name brokers, hosts, ports or users. The log has the cause under the id
 // of the request.
 func TestBroken(t *testing.T) {
 	t.Parallel()
@@ -28,7 +28,7 @@ func TestBroken(t *testing.T) {
 			c.Fatal(err)
 		}
 		const secret = "dial tcp 10.9.8.7:5672: user nova is refused"
-		// broken sends a request, and wants a status and a text without the secret, which the log must have.
+		// broken sends a request. It wants a status, and a text without the secret. The log must have the secret.
 		broken := func(method, path, body string, status int, says, secret string) {
 			c.Helper()
 			c.log.Reset()

@@ -31,8 +31,8 @@ const (
 	image    = `"imageRef": "208655eb-63a9-42b9-b006-4a93cb26dfa8"`
 )
 
-// newAPI returns the API of a cloud with an active and a stopped server and without any other service: a request that is
-// refused needs no other service.
+// newAPI returns an API with an active and a stopped server in its database. No other service runs, because a request that is
+// refused needs none.
 func newAPI(t *testing.T) http.Handler {
 	t.Helper()
 	d, err := db.Open(t.Context(), db.Config{URL: dbtest.SQLite(t)})
@@ -116,7 +116,7 @@ func TestCaptures(t *testing.T) {
 		name, method, path, body string
 		status                   int
 		message                  string
-		// differs is the reason why our answer, which status and message are, differs from Nova's.
+		// differs is the reason why our answer (status and message) differs from Nova's.
 		differs string
 	}{
 		{"008", "POST", "/v2.1/flavors", `{"flavor": {"name": "cap.2.1", "ram": 256, "vcpus": 2, "disk": 2, "id": "cap-2.1", "OS-FLV-EXT-DATA:ephemeral": 1, "swap": 64, "rxtx_factor": 1.0, "os-flavor-access:is_public": true}}`, 409, "Flavor with ID cap-2.1 already exists.", ""},
@@ -159,7 +159,7 @@ func TestCaptures(t *testing.T) {
 	}
 }
 
-// TestCaptureOfVersion: microversions that are refused.
+// TestCaptureOfVersion: the errors for microversions that are malformed or not supported.
 func TestCaptureOfVersion(t *testing.T) {
 	t.Parallel()
 	h := newAPI(t)

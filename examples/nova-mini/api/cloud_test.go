@@ -28,7 +28,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// people are the identities of the clients, by their token.
+// people are the identities of the clients, by their tokens.
 var people = map[string]reqctx.Request{
 	"admin":    {UserID: "root", ProjectID: "p1", Roles: []string{"admin", "member", "reader"}},
 	"member":   {UserID: "u1", ProjectID: "p1", Roles: []string{"member", "reader"}},
@@ -82,7 +82,7 @@ func eachCloudWith(t *testing.T, rules []policy.Rule, f func(c *cloud)) {
 	})
 }
 
-// checked returns a handler that answers with a status of its own if a reply of h is not what the OpenAPI document says.
+// checked returns a handler that answers with a status of its own if a reply of h differs from the OpenAPI document.
 func checked(t *testing.T, h http.Handler) http.Handler {
 	t.Helper()
 	doc, err := api.OpenAPI("2.1")
@@ -138,7 +138,7 @@ func (c *cloud) list(who, kind, query string) (items []item, refused string) {
 // item is one element of a list as a client sees it.
 type item map[string]any
 
-// text returns an attribute as a text, "" if the item does not have it.
+// text returns an attribute as a text, or "" if the item does not have it.
 func (i item) text(name string) string {
 	switch v := i[name].(type) {
 	case nil:

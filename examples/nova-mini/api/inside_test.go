@@ -42,7 +42,7 @@ func (l *locked) String() string {
 	return l.buf.String()
 }
 
-// TestDatabaseStaysInside: an error of the database is a failure of the service. The client reads a general text and the
+// TestDatabaseStaysInside: an error of the database is a failure of the service. The client gets a general text and the
 // request's id. The log has the cause under that id.
 func TestDatabaseStaysInside(t *testing.T) {
 	t.Parallel()
@@ -79,7 +79,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 	}{
 		{"a right is lost", "POST", "/v2.1/servers", create, "REVOKE INSERT ON %[1]s.* FROM '%[2]s'@'%%'", "GRANT INSERT ON %[1]s.* TO '%[2]s'@'%%'", 503},
 		{"a right is lost, reading", "GET", "/v2.1/servers", "", "REVOKE SELECT ON %[1]s.* FROM '%[2]s'@'%%'", "GRANT SELECT ON %[1]s.* TO '%[2]s'@'%%'", 503},
-		{"the password is another one", "GET", "/v2.1/flavors", "", "ALTER USER '%[2]s'@'%%' IDENTIFIED BY 'new'", "ALTER USER '%[2]s'@'%%' IDENTIFIED BY 'old'", 503},
+		{"the password was changed", "GET", "/v2.1/flavors", "", "ALTER USER '%[2]s'@'%%' IDENTIFIED BY 'new'", "ALTER USER '%[2]s'@'%%' IDENTIFIED BY 'old'", 503},
 		{"a table is gone", "GET", "/v2.1/servers/detail", "", "RENAME TABLE %[1]s.servers TO %[1]s.gone", "RENAME TABLE %[1]s.gone TO %[1]s.servers", 500},
 		{"a column is too short", "POST", "/v2.1/servers", create, "ALTER TABLE %[1]s.servers MODIFY project_id VARCHAR(1)", "ALTER TABLE %[1]s.servers MODIFY project_id VARCHAR(255)", 500},
 	} {
@@ -120,7 +120,7 @@ func TestDatabaseStaysInside(t *testing.T) {
 	}
 }
 
-// TestTexts: a text that is too long for its column is refused at once, and texts of faults are cut, on both databases.
+// TestTexts: on both databases, a text that is too long for its column is refused at once, and the texts of faults are cut.
 func TestTexts(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
@@ -175,7 +175,7 @@ func TestTexts(t *testing.T) {
 	})
 }
 
-// TestRequired: New refuses a configuration without a required field, which would panic in a request.
+// TestRequired: New panics if a required field is not set. Otherwise the first request would panic.
 func TestRequired(t *testing.T) {
 	t.Parallel()
 	bus := membus.New()

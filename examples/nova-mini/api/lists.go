@@ -26,8 +26,8 @@ import (
 // A filter adds the condition of one value of a parameter to a query.
 type filter func(q *store.ServerQuery, value string) error
 
-// serverFilters are all filters that Nova has at microversion 2.1. A filter that is nil is refused: nova-mini has no such
-// attribute, or Nova refuses the filter, too.
+// serverFilters are all filters that Nova has at microversion 2.1. A nil filter is refused, because nova-mini does not have the
+// attribute, or because Nova refuses the filter, too.
 var serverFilters = map[string]filter{
 	"uuid":              columnIs("id"),
 	"project_id":        columnIs("project_id"),
@@ -112,8 +112,8 @@ func matchesRegexp(name string, of func(*store.Server) *string) filter {
 	}
 }
 
-// requiredLiteral returns a text that every match of a regular expression contains, or "" if no such text is obvious. With it the
-// database can select the rows before the expression is matched.
+// requiredLiteral returns a text that every match of a regular expression contains, or "" if it finds no such text. With the text the
+// database can exclude rows before the expression is matched.
 func requiredLiteral(expr string) (text string) {
 	re, err := syntax.Parse(expr, syntax.Perl)
 	if err != nil {
@@ -149,8 +149,8 @@ func changedSince(q *store.ServerQuery, value string) error {
 	return wrongQuery("changes-since", value, fmt.Sprintf("'%.100s' is not a 'date-time'", value))
 }
 
-// isDeleted filters by whether servers are deleted. The database has no deleted servers, so a true value selects nothing. A
-// text that is not a boolean counts as false, as in Nova.
+// isDeleted is the filter deleted. The database has no deleted servers, so a true value selects no server. A text that is not a
+// boolean counts as false, as in Nova.
 func isDeleted(q *store.ServerQuery, value string) error {
 	q.Nothing = q.Nothing || isTrue(strings.TrimSpace(value))
 	return nil
@@ -172,7 +172,7 @@ func (s *server) administrator(ctx context.Context) bool {
 	return s.cfg.Policy.Enforce(ctx, ruleAdmin, nil) == nil
 }
 
-// viewer returns which flavors the client sees.
+// viewer returns the client as a viewer of flavors.
 func (s *server) viewer(ctx context.Context) store.FlavorViewer {
 	return store.FlavorViewer{Project: reqctx.From(ctx).ProjectID, All: s.administrator(ctx)}
 }
@@ -200,8 +200,8 @@ func (s *server) serverQuery(ctx context.Context, r *http.Request, allRule strin
 	return q, err
 }
 
-// projects returns the projects whose servers are listed: that of the client, or all if the client asks for that and the
-// rule allows it.
+// projects returns the projects whose servers are listed: the client's project, or all projects if the client asks for all and
+// the rule allows this.
 func (s *server) projects(ctx context.Context, values url.Values, allRule string) (store.Projects, error) {
 	all, err := allTenants(values)
 	if err != nil || !all {
@@ -210,8 +210,8 @@ func (s *server) projects(ctx context.Context, values url.Values, allRule string
 	return store.AllProjects(), s.cfg.Policy.Enforce(ctx, allRule, nil)
 }
 
-// filterServers applies the filter that a parameter of a list names. A name that is not a filter has no effect, as before
-// microversion 2.75 in Nova, unless the name begins with an underscore.
+// filterServers applies the filter that a parameter of a list names. A name that is not a filter has no effect, as in Nova before
+// microversion 2.75. A name that begins with an underscore is refused.
 func (s *server) filterServers(ctx context.Context, q *store.ServerQuery, name string, values []string) error {
 	filter, known := serverFilters[name]
 	switch {
@@ -230,8 +230,8 @@ func (s *server) filterServers(ctx context.Context, q *store.ServerQuery, name s
 	return nil
 }
 
-// sortKeys reads the parameters sort_key and sort_dir. A key without a direction has the first given direction. The
-// schema of the query has already checked the keys.
+// sortKeys reads the parameters sort_key and sort_dir. A key without a direction has the first given direction. key and dir are the
+// defaults. The schema of the query has already checked the keys.
 func sortKeys(q url.Values, columns map[string]string, key, dir string) ([]db.SortKey, error) {
 	keys, dirs := q["sort_key"], q["sort_dir"]
 	if len(dirs) > 0 {

@@ -17,8 +17,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// The names that Nova has at microversion 2.1 (nova/api/openstack/compute/schemas, servers
-// and flavors): filters, joined tables that it refuses, sort keys, and sort keys that it
+// These are Nova's names at microversion 2.1 (nova/api/openstack/compute/schemas, servers
+// and flavors): filters, joined tables that Nova refuses, sort keys, and sort keys that Nova
 // ignores.
 const (
 	novaFilters = `user_id project_id tenant_id launch_index image_ref image kernel_id ramdisk_id hostname key_name power_state
@@ -246,7 +246,7 @@ func (c *cloud) ordered(kind, query string, keys []string, shown map[string]stri
 	}
 }
 
-// compare compares values that clients see. A missing value is the smallest.
+// compare compares two values of replies. A missing value is the smallest.
 func compare(a, b any) int {
 	if m, ok := a.(map[string]any); ok {
 		a = m["id"]
@@ -398,7 +398,7 @@ func TestHostLists(t *testing.T) {
 	})
 }
 
-// TestMarkers: the marker of a page must be a server or a flavor that the client sees.
+// TestMarkers: the marker of a page must be a server that the client may see.
 func TestMarkers(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {

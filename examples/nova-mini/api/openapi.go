@@ -22,6 +22,6 @@ func OpenAPI(version string) (map[string]any, error) {
 	}
 	mux := newMux(Config{Authenticate: auth.None(Administrator), Logger: slog.New(slog.DiscardHandler)})
 	return mux.OpenAPI(api.About{
-		Title: "nova-mini", Version: v.String(), Description: "The part of the Nova v2.1 REST API that nova-mini speaks.",
+		Title: "nova-mini", Version: v.String(), Description: "The part of the Nova v2.1 REST API that nova-mini implements.",
 	}, v), nil
 }

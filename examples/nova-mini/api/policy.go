@@ -41,8 +41,8 @@ const (
 	ruleHypervisor    = "os_compute_api:os-hypervisors:show"
 )
 
-// splitRules are rules that Nova 21.0.0 split. Policy files may still have them, and then they count for their parts: a part
-// is a rule whose name begins with the older name and a colon.
+// splitRules are rules that Nova 21.0.0 split. Policy files may still have such a rule. Then it counts for its parts: the rules
+// whose names begin with the older name and a colon.
 var splitRules = []string{"os_compute_api:os-hypervisors", "os_compute_api:os-services"}
 
 // olderName returns the older name of a rule, or nil if the rule had no other name.
@@ -58,11 +58,11 @@ func olderName(name string) *policy.Deprecated {
 // Rules returns the rules of the policy, with the default checks of Nova Zed.
 func Rules() []policy.Rule {
 	rules := []policy.Rule{
-		{Name: ruleAdmin, Check: "role:admin", Description: "Who is an administrator."},
+		{Name: ruleAdmin, Check: "role:admin", Description: "An administrator."},
 		{Name: "project_member_api", Check: "role:member and project_id:%(project_id)s", Description: "A member of the project."},
-		{Name: "project_reader_api", Check: "role:reader and project_id:%(project_id)s", Description: "Who may read what the project has."},
+		{Name: "project_reader_api", Check: "role:reader and project_id:%(project_id)s", Description: "A reader of the project."},
 		{Name: "project_member_or_admin", Check: "rule:project_member_api or rule:context_is_admin", Description: "A member of the project, or an administrator."},
-		{Name: "project_reader_or_admin", Check: "rule:project_reader_api or rule:context_is_admin", Description: "Who may read what the project has, or an administrator."},
+		{Name: "project_reader_or_admin", Check: "rule:project_reader_api or rule:context_is_admin", Description: "A reader of the project, or an administrator."},
 	}
 	const server, action = "/servers/{server_id}", "/servers/{server_id}/action"
 	for _, r := range []struct{ name, check, what, method, path string }{
@@ -86,7 +86,7 @@ func Rules() []policy.Rule {
 		{ruleFlavorDelete, "rule:context_is_admin", "Delete a flavor", "DELETE", "/flavors/{flavor_id}"},
 		{ruleFlavorAccess, "rule:context_is_admin", "List the projects that have access to a flavor", "GET", "/flavors/{flavor_id}/os-flavor-access"},
 		{ruleAddAccess, "rule:context_is_admin", "Give a project access to a flavor", "POST", "/flavors/{flavor_id}/action (addTenantAccess)"},
-		{ruleRemoveAccess, "rule:context_is_admin", "Take a project's access to a flavor", "POST", "/flavors/{flavor_id}/action (removeTenantAccess)"},
+		{ruleRemoveAccess, "rule:context_is_admin", "Remove a project's access to a flavor", "POST", "/flavors/{flavor_id}/action (removeTenantAccess)"},
 		{ruleServices, "rule:context_is_admin", "List services", "GET", "/os-services"},
 		{ruleServiceUpdate, "rule:context_is_admin", "Enable or disable a service", "PUT", "/os-services/enable"},
 		{ruleHypervisors, "rule:context_is_admin", "List hypervisors", "GET", "/os-hypervisors"},
@@ -101,8 +101,8 @@ func Rules() []policy.Rule {
 	return rules
 }
 
-// server returns a server if the rule allows the client to act on it. Errors: NotFound, if the server does not exist, or
-// belongs to another project and the rule denies, as in Nova; Denied, if the rule denies for the client's own project.
+// server returns a server if the rule allows the client's request. Errors: NotFound if the server does not exist; if the rule denies
+// the request, Denied for a server of the client's own project, and otherwise NotFound, as in Nova.
 func (s *server) server(ctx context.Context, rule, id string) (*store.Server, error) {
 	srv, err := s.cfg.Store.Server(ctx, id)
 	if err != nil {

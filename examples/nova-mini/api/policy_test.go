@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// TestPolicy checks for every rule which roles and scopes it allows.
+// TestPolicy checks which roles and scopes each rule allows.
 func TestPolicy(t *testing.T) {
 	t.Parallel()
 	p, err := policy.New(api.Rules(), policy.Config{Logger: slog.New(slog.DiscardHandler)})
@@ -73,7 +73,7 @@ func TestPolicy(t *testing.T) {
 	}
 	for name := range want {
 		if !seen[name] {
-			t.Errorf("there is no rule %s", name)
+			t.Errorf("rule %s does not exist", name)
 		}
 	}
 	var sample bytes.Buffer
@@ -82,8 +82,8 @@ func TestPolicy(t *testing.T) {
 	}
 }
 
-// TestOlderNames: a policy file of an older Nova has one rule for all operations on hypervisors, and one for services. It
-// counts for each of the rules into which Nova has split it.
+// TestOlderNames: a policy file of an older Nova has one rule for all operations on hypervisors, and one for services. Each counts
+// for all rules into which Nova has split it.
 func TestOlderNames(t *testing.T) {
 	t.Parallel()
 	file := filepath.Join(t.TempDir(), "policy.yaml")

@@ -7,13 +7,13 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// failStatuses returns the statuses of the errors that a client of a route may get: those that every route has, and more. The
-// statuses of a broken service are not listed.
+// failStatuses returns the error statuses of a route: those of every route, and more. The statuses of an internal failure are not
+// listed.
 func failStatuses(more ...int) []int {
 	return append([]int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusNotAcceptable}, more...)
 }
 
-// failsOfBody is like fails, for a route that reads a body.
+// failsOfBody is like failStatuses, for a route that reads a body.
 func failsOfBody(more ...int) []int {
 	return append(failStatuses(http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType), more...)
 }
@@ -58,7 +58,7 @@ func (s *server) flavorRoutes(mux *api.Mux) {
 		Body: accessBody("addTenantAccess"), Reply: accessList, Errors: failsOfBody(http.StatusNotFound, http.StatusConflict),
 	}, s.addAccess)
 	api.HandleRoute(mux, api.Route{
-		Pattern: "POST /v2.1/flavors/{id}/action", Action: "removeTenantAccess", Rule: ruleRemoveAccess, Summary: "Take a project's access to a flavor",
+		Pattern: "POST /v2.1/flavors/{id}/action", Action: "removeTenantAccess", Rule: ruleRemoveAccess, Summary: "Remove a project's access to a flavor",
 		Body: accessBody("removeTenantAccess"), Reply: accessList, Errors: failsOfBody(http.StatusNotFound),
 	}, s.removeAccess)
 }
@@ -97,9 +97,9 @@ func (s *server) actionRoutes(mux *api.Mux) {
 	api.HandleRoute(mux, action("os-start", "Start a server", accepted, nil), s.actionHandler(ruleStart, compute.Start))
 	api.HandleRoute(mux, action("os-stop", "Stop a server", accepted, nil), s.actionHandler(ruleStop, compute.Stop))
 	api.HandleRoute(mux, action("reboot", "Reboot a server", accepted, rebootBody), s.reboot)
-	api.HandleRoute(mux, action("resize", "Give a server another flavor", accepted, resizeBody), s.resize)
-	api.HandleRoute(mux, action("confirmResize", "Keep the new size", http.StatusNoContent, nil), s.actionHandler(ruleConfirmResize, compute.ConfirmResize))
-	api.HandleRoute(mux, action("revertResize", "Go back to the old size", accepted, nil), s.actionHandler(ruleRevertResize, compute.RevertResize))
+	api.HandleRoute(mux, action("resize", "Resize a server to another flavor", accepted, resizeBody), s.resize)
+	api.HandleRoute(mux, action("confirmResize", "Confirm a resize", http.StatusNoContent, nil), s.actionHandler(ruleConfirmResize, compute.ConfirmResize))
+	api.HandleRoute(mux, action("revertResize", "Revert a resize", accepted, nil), s.actionHandler(ruleRevertResize, compute.RevertResize))
 	console := action("os-getConsoleOutput", "Read the end of a server's console log", http.StatusOK, consoleBody)
 	console.Reply = consoleText
 	console.Errors = append(console.Errors, http.StatusNotImplemented)
@@ -116,9 +116,9 @@ func (s *server) hostRoutes(mux *api.Mux) {
 			Body: serviceUpdate, Reply: serviceSet, Errors: failsOfBody(http.StatusNotFound),
 		}
 	}
-	api.HandleRoute(mux, update("disable", "Give a host no more servers"), s.disableService)
-	api.HandleRoute(mux, update("disable-log-reason", "Give a host no more servers, and say why"), s.disableServiceFor)
-	api.HandleRoute(mux, update("enable", "Give a host servers again"), s.enableService)
+	api.HandleRoute(mux, update("disable", "Disable a service: its host gets no more servers"), s.disableService)
+	api.HandleRoute(mux, update("disable-log-reason", "Disable a service with a reason"), s.disableServiceFor)
+	api.HandleRoute(mux, update("enable", "Enable a service"), s.enableService)
 	api.HandleRoute(mux, api.Route{
 		Pattern: "GET /v2.1/os-hypervisors", Rule: ruleHypervisors, Summary: "List hypervisors",
 		Reply: allVersions(exactObject(fields{"hypervisors": arrayOf(hypervisorShort)})), Errors: failStatuses(),

@@ -10,8 +10,8 @@ import (
 )
 
 // This file has the JSON Schemas of requests and replies. They check requests, and the OpenAPI document shows them.
-// Bodies and queries accept what Nova 2.1 accepts. Of a feature that nova-mini has in part, they accept only that part,
-// such as one server for each request. Schemas of replies are exact.
+// Schemas of bodies and queries accept what Nova 2.1 accepts. If nova-mini has only a part of a feature, they accept only that
+// part, such as one server for each request. Schemas of replies are exact.
 
 // fields are the properties of an object, by name. A property whose name ends with "?" is optional.
 type fields map[string]string
@@ -34,7 +34,7 @@ func arrayOf(item string) string { return `{"type": "array", "items": ` + item +
 
 func anyOf(schemas ...string) string { return `{"anyOf": [` + strings.Join(schemas, ", ") + `]}` }
 
-// allVersions returns a schema that holds for all microversions.
+// allVersions returns the schema for all microversions.
 func allVersions(schema string) []api.Schema { return []api.Schema{{JSON: schema}} }
 
 // pageSchema is the schema of a list that clients read in pages.

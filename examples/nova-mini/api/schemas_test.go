@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// TestBodies: bodies that Nova accepts are accepted, and bodies that Nova refuses are refused with Nova's text. A feature
-// that nova-mini does not have is refused.
+// TestBodies: bodies that Nova accepts are accepted, and bodies that Nova refuses are refused with Nova's text. A body with a
+// feature that nova-mini does not have is refused, too.
 func TestBodies(t *testing.T) {
 	t.Parallel()
 	h := newAPI(t)
@@ -18,7 +18,7 @@ func TestBodies(t *testing.T) {
 	)
 	long := strings.Repeat("x", 256)
 	server := func(more string) string { return `{"server": {"name": "x", "flavorRef": "none"` + more + `}}` }
-	// The error of a server that is refused only because of its flavor: the body has passed the schema.
+	// content is the error if the body has passed the schema: then only the flavor is wrong.
 	const content = "Flavor none could not be found."
 	flavor := func(more string) string {
 		return `{"flavor": {"name": "f", "ram": 1, "vcpus": 1, "disk": 0` + more + `}}`

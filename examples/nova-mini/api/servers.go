@@ -19,14 +19,14 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// maxMetadata is how many items of metadata a server may have: Nova's quota metadata_items.
+// maxMetadata is the highest number of metadata items of a server: Nova's quota metadata_items.
 const maxMetadata = 128
 
 type createServer struct {
 	Server newServer `json:"server"`
 }
 
-// newServer has those fields of the schema that have an effect.
+// newServer has the fields of the schema that have an effect.
 type newServer struct {
 	Name      string            `json:"name"`
 	FlavorRef json.RawMessage   `json:"flavorRef"`
@@ -181,7 +181,7 @@ func (s *server) viewServer(r *http.Request, srv *store.Server) serverView {
 		v.Image = marked("images", srv.ImageRef)
 	}
 	if srv.Host != nil {
-		sum := sha256.Sum224([]byte(srv.ProjectID + *srv.Host)) // tells hosts apart without naming them, as Nova does
+		sum := sha256.Sum224([]byte(srv.ProjectID + *srv.Host)) // distinguishes hosts without naming them, as in Nova
 		v.HostID = hex.EncodeToString(sum[:])
 	}
 	if slices.Contains(progressing, v.Status) {

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Nova also accepts numbers as text, and checks the number in the text only after the schema, with other error messages.
-// The functions in this file do the same.
+// Nova also accepts numbers as text. It checks such a number only after the schema, with other error messages. The functions in
+// this file do the same.
 
 // plainText returns a JSON text, or the digits of a JSON number. It returns "" for null and for an empty value.
 func plainText(raw json.RawMessage) string {

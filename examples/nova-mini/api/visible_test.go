@@ -16,7 +16,7 @@ import (
 	"github.com/armature-go/armature/service/policy"
 )
 
-// TestTenancy: a client whose token has no project sees and creates no servers, also if an operator's policy allows
+// TestTenancy: a client whose token has no project sees and creates no servers, even if an operator's policy allows
 // everything. Only all_tenants lists the servers of all projects.
 func TestTenancy(t *testing.T) {
 	t.Parallel()
@@ -117,7 +117,7 @@ func TestPrivateFlavors(t *testing.T) {
 		must(200, "admin", "POST", action, add, "p1")
 		must(202, "admin", "DELETE", "/flavors/secret", "", "")
 		must(200, "admin", "POST", "/flavors", `{"flavor": {"id": "secret", "name": "new", "ram": 1, "vcpus": 1, "disk": 1, "os-flavor-access:is_public": false}}`, "new")
-		visible("member", false) // the access was the old one's
+		visible("member", false) // the access was to the deleted flavor
 	})
 }
 
@@ -128,8 +128,8 @@ func must(items []item, refused string) []item {
 	return items
 }
 
-// TestAttributes: members see the attributes of a server that Nova's policies allow: not its host, and in its fault
-// neither hosts nor amounts.
+// TestAttributes: members see only the attributes of a server that Nova's policies allow. They do not see its host, and its fault
+// shows them neither hosts nor amounts.
 func TestAttributes(t *testing.T) {
 	t.Parallel()
 	const message, details = "No valid host was found. There are not enough hosts available.", "No valid host was found. 0 of 4 hosts: 3 MEMORY_MB, 1 node-7 disabled"
@@ -182,7 +182,7 @@ func TestAttributes(t *testing.T) {
 	}
 }
 
-// TestResizeWithoutRoom: the refusal names neither hosts nor amounts.
+// TestResizeWithoutRoom: the error for a resize without room names neither hosts nor amounts.
 func TestResizeWithoutRoom(t *testing.T) {
 	t.Parallel()
 	eachCloud(t, func(c *cloud) {

@@ -184,7 +184,7 @@ func TestTimeouts(t *testing.T) {
 }
 
 // TestNoHostUp: while no host is up, a server waits, because the free resources of the hosts are not known. The wait ends with the
-// awaitBuild timeout.
+// build timeout.
 func TestNoHostUp(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
