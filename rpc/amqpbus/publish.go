@@ -182,10 +182,10 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	publish := func() {
 		o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, p)
 	}
-	if c.conn.busy() { // others publish, too: their messages are written together
-		publish()
-	} else {
+	if c.conn.recent.senderIsAlone() {
 		c.conn.out.Batch(publish)
+	} else { // others publish, too: their messages are written together
+		publish()
 	}
 	if errors.Is(err, amqp.ErrClosed) {
 		return errNotSent
@@ -193,7 +193,7 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	if err != nil {
 		return fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err)
 	}
-	c.conn.last.Store(o.confirm)
+	c.conn.recent.last.Store(o.confirm)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.returned[o.m.ID] {
