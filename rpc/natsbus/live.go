@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
 )
 
@@ -122,7 +123,7 @@ func (l *live) addWriterLocked() bool {
 func (l *live) receiveRejectable(msg *nats.Msg) {
 	d := &rejectable{live: l, msg: msg, m: unmarshal(msg)}
 	sent := max(parseAnswerSubject(msg.Reply), 1)
-	d.deliverWithin(min(minSlotWait<<min(sent-1, 8), maxSlotWait))
+	d.deliverWithin(backoff.Exponential(sent, minSlotWait, maxSlotWait))
 }
 
 // receiveUnrejectable delivers a message of a Private topic, or a fanout. It cannot reject the message. nats.go calls it for one message
