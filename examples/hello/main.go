@@ -252,7 +252,7 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	api.Handle(mux, "GET /v1/greetings/{id}", c.show)
 	server := service.HTTP(o.Listen, mux)
 
-	app.AddLabeled("database", "option connection", &db.Service{DB: d, Migrations: tables, Migrate: true})
+	app.AddLabeled("database", "option connection", &db.Service{DB: d, Migrations: tables, Migrate: true, Logger: log})
 	app.AddLabeled("driver", "option driver", plugin)
 	app.AddLabeled("bus", "option transport_url", bus)
 	app.Add("client", c.client)
