@@ -141,20 +141,20 @@ func testNames(b *bench) {
 	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
 	c := b.newClient()
 	names := map[string]string{
-		"300 bytes":                  strings.Repeat("h", 300),
-		"249 bytes and a suffix":     strings.Repeat("h", 249),
-		"a line break":               "a\nb",
-		"a zero byte":                "a\x00",
-		"a control above ASCII":      "a\u0085b",
-		"invalid UTF-8":              "a\xffb",
-		"a space":                    "a b",
-		"a wildcard":                 "a.*",
-		"a wildcard for the rest":    "a.>",
-		"an empty part":              "a..b",
-		"a dot at the end":           "a.",
-		"the name of a topic":        "calls",
-		"a topic of another host":    "a.calls",
-		"the dead letters":           "dlq",
+		"300 bytes":               strings.Repeat("h", 300),
+		"249 bytes and a suffix":  strings.Repeat("h", 249),
+		"a line break":            "a\nb",
+		"a zero byte":             "a\x00",
+		"a control above ASCII":   "a\u0085b",
+		"invalid UTF-8":           "a\xffb",
+		"a space":                 "a b",
+		"a wildcard":              "a.*",
+		"a wildcard for the rest": "a.>",
+		"an empty part":           "a..b",
+		"a dot at the end":        "a.",
+		"the name of a topic":     "calls",
+		"a topic of another host": "a.calls",
+		"the dead letters":        "dlq",
 	}
 	for what, host := range names {
 		since := time.Now()

@@ -76,8 +76,9 @@ type Store interface {
 	// Put adds or replaces a provider and returns it with its new generation. The generation grows by 1 if a field
 	// changes other than the heartbeat, the tasks and the failures. Used, Consumers, Members and At of p are ignored,
 	// and of its aggregates only the names are used. Errors: Precondition if an inventory that is used is removed (its
-	// capacity may become less than the used amount); Invalid if p is not valid; NotFound if an aggregate does not exist; ErrChanged if
-	// the stored generation is not that of p. In p, 0 stands for a new provider, and [Any] for every generation.
+	// capacity may become less than the used amount); Invalid if p is not valid; NotFound if an aggregate does not exist;
+	// ErrChanged if the stored generation is not that of p. In p, 0 stands for a new provider, and [Any] for every
+	// generation.
 	Put(ctx context.Context, p *Provider) (*Provider, error)
 	// Remove removes a provider. It is not an error if the provider does not exist. Precondition: the provider is used.
 	Remove(ctx context.Context, id string) error
@@ -140,8 +141,8 @@ func Move(ctx context.Context, s Store, holder string, next Claim) error {
 }
 
 // Revert undoes a [Move]: the holder's claim replaces the consumer's claim, and the holder has no claim afterwards. If
-// the holder has no claim, Revert changes nothing and returns nil. group is the consumer's group or nil; its policy is not checked, because the consumer
-// was on that host before. Errors: those of Store.Claim.
+// the holder has no claim, Revert changes nothing and returns nil. group is the consumer's group or nil. Its policy is not
+// checked, because the consumer was on that host before. Errors: those of Store.Claim.
 func Revert(ctx context.Context, s Store, consumer, holder string, group *Group) error {
 	return retryOn(ctx, ErrChanged, func() error {
 		have, err := s.Claims(ctx, consumer, holder)
