@@ -115,8 +115,12 @@ func Release(ctx context.Context, s Store, consumer string) error {
 // holder, in one transaction. next.Generation is ignored. Both hosts stay claimed until the caller confirms the move with a
 // [Release] of holder, or undoes it with [Revert]. holder is an ID without a claim, such as the ID of the
 // move. If the move is already made, for example by a call with an unknown outcome, Move returns nil. Errors: those of
-// Store.Claim; Precondition if the consumer has no claim, or if the holder has one and the move is not made.
+// Store.Claim; Precondition if the consumer has no claim, or if the holder has one and the move is not made; Invalid if holder is
+// the consumer.
 func Move(ctx context.Context, s Store, holder string, next Claim) error {
+	if holder == next.Consumer {
+		return fault.New(fault.Invalid, "move of %s: the holder must not be the consumer itself", next.Consumer)
+	}
 	return retryOn(ctx, ErrChanged, func() error {
 		have, err := s.Claims(ctx, next.Consumer, holder)
 		if err != nil {
@@ -142,8 +146,11 @@ func Move(ctx context.Context, s Store, holder string, next Claim) error {
 
 // Revert undoes a [Move]: the holder's claim replaces the consumer's claim, and the holder has no claim afterwards. If
 // the holder has no claim, Revert changes nothing and returns nil. group is the consumer's group or nil. Its policy is not
-// checked, because the consumer was on that host before. Errors: those of Store.Claim.
+// checked, because the consumer was on that host before. Errors: those of Store.Claim; Invalid if holder is the consumer.
 func Revert(ctx context.Context, s Store, consumer, holder string, group *Group) error {
+	if holder == consumer {
+		return fault.New(fault.Invalid, "revert of %s: the holder must not be the consumer itself", consumer)
+	}
 	return retryOn(ctx, ErrChanged, func() error {
 		have, err := s.Claims(ctx, consumer, holder)
 		if err != nil {
