@@ -34,13 +34,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 const (
@@ -50,6 +50,8 @@ const (
 	// drop an idle connection. It also lets a pool find a new primary by itself.
 	connLifetime = 4 * time.Minute
 	pingTimeout  = 5 * time.Second // of one attempt to connect
+
+	minConnectDelay, maxConnectDelay = 40 * time.Millisecond, time.Second // between attempts to connect
 )
 
 // Config names the database and its settings. URL is required.
@@ -154,7 +156,6 @@ func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time
 		timeout = defaultConnectTimeout
 	}
 	begin := time.Now()
-	delay := 20 * time.Millisecond
 	for attempt := 1; ; attempt++ {
 		ping, cancel := context.WithTimeout(ctx, min(pingTimeout, max(timeout, time.Second)))
 		err := d.PingContext(ping)
@@ -172,14 +173,13 @@ func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time
 			e := Error(err)
 			return fault.New(fault.CodeOf(e), "connect to %s: %w", shown, e)
 		}
-		delay = min(2*delay, time.Second)
-		jittered := delay/2 + rand.N(delay/2)
-		if spent := time.Since(begin); spent+jittered > timeout {
+		delay := backoff.Delay(attempt, minConnectDelay, maxConnectDelay)
+		if spent := time.Since(begin); spent+delay > timeout {
 			return fault.New(fault.Unavailable, "connect to %s: %d attempts in %v: %w",
 				shown, attempt, spent.Round(10*time.Millisecond), err)
 		}
-		if err := sleepContext(ctx, jittered); err != nil {
-			return fmt.Errorf("connect to %s: %w", shown, err)
+		if !backoff.Sleep(ctx, delay) {
+			return fmt.Errorf("connect to %s: %w", shown, context.Cause(ctx))
 		}
 	}
 }
@@ -216,16 +216,4 @@ func Now(ctx context.Context, q sqlx.QueryerContext) (time.Time, error) {
 		o.now.Store(&now)
 	}
 	return now, nil
-}
-
-// sleepContext blocks for d and returns nil, or until ctx ends and returns the cause.
-func sleepContext(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 const (
@@ -109,8 +110,8 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 			return total, nil
 		}
 		last = keys[size-1]
-		if err := sleepContext(ctx, r.Pause); err != nil {
-			return total, fmt.Errorf("purge %s: %w", r.Table, err)
+		if !backoff.Sleep(ctx, r.Pause) {
+			return total, fmt.Errorf("purge %s: %w", r.Table, context.Cause(ctx))
 		}
 	}
 }

@@ -6,7 +6,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 const (
@@ -52,7 +52,6 @@ func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx
 	if o := currentTx(ctx, d); o != nil {
 		return o.joinTx(ctx, f)
 	}
-	delay := minDelay
 	for attempt := 1; ; attempt++ {
 		err := runOnce(ctx, d, f)
 		if err == nil || fault.CodeOf(err) == fault.Unknown {
@@ -64,10 +63,9 @@ func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx
 		if attempt == maxAttempts {
 			return fault.New(fault.Unavailable, "transaction failed %d times because of other transactions: %w", attempt, Error(err))
 		}
-		if serr := sleepContext(ctx, rand.N(delay)); serr != nil {
-			return fmt.Errorf("transaction failed %d times because of other transactions: %w: %w", attempt, serr, err)
+		if !backoff.Sleep(ctx, backoff.FullJitter(attempt, minDelay, maxDelay)) {
+			return fmt.Errorf("transaction failed %d times because of other transactions: %w: %w", attempt, context.Cause(ctx), err)
 		}
-		delay = min(2*delay, maxDelay)
 	}
 }
 

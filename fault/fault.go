@@ -167,7 +167,7 @@ func (e *Error) Is(target error) bool {
 // message for users of each error among args, see [UserMessage].
 func New(code Code, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	out := &Error{Code: code, Msg: err.Error(), cause: unwrap(err)}
+	out := &Error{Code: code, Msg: err.Error(), cause: wrappedBy(err)}
 	var public []any
 	for i, a := range args {
 		e, ok := a.(error)
@@ -259,9 +259,9 @@ func IsPrivate(err error) bool {
 	return ok && e.Private
 }
 
-// unwrap keeps what %w wrapped without the text, which Msg already has. Several
+// wrappedBy keeps what %w wrapped without the text, which Msg already has. Several
 // %w verbs keep the whole error, because it is what joins them.
-func unwrap(err error) error {
+func wrappedBy(err error) error {
 	if u, ok := err.(interface{ Unwrap() error }); ok {
 		return u.Unwrap()
 	}

@@ -29,7 +29,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"sync"
@@ -37,6 +36,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // Part is a component that is started and stopped with the process, such as a listener,
@@ -291,12 +291,12 @@ func (n *namedPart) watchFailure(failed <-chan error, end context.CancelCauseFun
 	}
 }
 
-// maxStartDelay is the maximum back-off between two attempts to start a part.
-const maxStartDelay = 5 * time.Second
+// Bounds of the back-off between two attempts to start a part.
+const minStartDelay, maxStartDelay = 200 * time.Millisecond, 5 * time.Second
 
 // startPart starts a part. It repeats the attempt, with a back-off, as long as the error is Unavailable.
 func (a *App) startPart(ctx context.Context, p namedPart) error {
-	delay := 100 * time.Millisecond
+	delay := backoff.Backoff{Min: minStartDelay, Max: maxStartDelay}
 	logged := map[string]bool{} // by reason
 	for attempt := 1; ; attempt++ {
 		err := p.Start(ctx)
@@ -317,12 +317,7 @@ func (a *App) startPart(ctx context.Context, p namedPart) error {
 		}
 		a.waiting.Store(failed) // after the log line, so that an operator who sees it at /readyz finds the line
 		a.sd.waiting(failed)
-		delay = min(2*delay, maxStartDelay)
-		t := time.NewTimer(delay/2 + rand.N(delay/2))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !delay.Wait(ctx) {
 			return failed
 		}
 	}

@@ -49,7 +49,7 @@ func (n notifier) waiting(failed error) {
 
 // reloading tells systemd that a reload begins. Type=notify-reload requires the time.
 func (n notifier) reloading() {
-	n.notify("RELOADING=1", "MONOTONIC_USEC="+monotonic())
+	n.notify("RELOADING=1", "MONOTONIC_USEC="+monotonicMicroseconds())
 }
 
 // feedWatchdog feeds systemd's watchdog, twice as often as needed, as long as every check returns. The watchdog of

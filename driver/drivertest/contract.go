@@ -21,7 +21,7 @@ const UpdateVar = goldentest.UpdateVar
 // part was removed or changed.
 func Contract(t testing.TB, path string, file protoreflect.FileDescriptor) {
 	t.Helper()
-	now := promises(file)
+	now := contractLines(file)
 	goldentest.Contract(t, string(file.Package()), path, strings.Join(now, "\n")+"\n", "; it promised", func(old string) (broken []string, err error) {
 		for line := range strings.Lines(old) {
 			if line = strings.TrimSuffix(line, "\n"); !slices.Contains(now, line) {
@@ -32,8 +32,8 @@ func Contract(t testing.TB, path string, file protoreflect.FileDescriptor) {
 	})
 }
 
-// promises returns the parts of a .proto file on which clients and servers rely, one line for each.
-func promises(file protoreflect.FileDescriptor) (out []string) {
+// contractLines returns the parts of a .proto file on which clients and servers rely, one line for each.
+func contractLines(file protoreflect.FileDescriptor) (out []string) {
 	for i := range file.Services().Len() {
 		s := file.Services().Get(i)
 		for j := range s.Methods().Len() {

@@ -39,22 +39,31 @@ const (
 type connection struct {
 	*amqp.Connection
 
-	out  *gather.Conn                               // gathers the writes; nil if they are not gathered
-	last *atomic.Pointer[amqp.DeferredConfirmation] // the confirmation of the last message that was published
+	out    *gather.Conn // gathers the writes; nil if they are not gathered
+	recent *recent
 }
 
-// busy reports whether the last message that was published is not confirmed yet.
-func (c connection) busy() bool {
-	last := c.last.Load()
-	if last == nil {
-		return false
+// recent is what was published last over a connection.
+type recent struct {
+	last    atomic.Pointer[amqp.DeferredConfirmation]
+	inOrder atomic.Int32 // how many messages in a row were published after the one before was confirmed, at most aloneAfter
+}
+
+// aloneAfter is after how many such messages the sender counts as alone. Of 16 concurrent callers, one often finds that all
+// earlier messages are confirmed, and must still leave its message to be written together with those of the others.
+const aloneAfter = 16
+
+// senderIsAlone reports whether messages were published only one after another lately. Each message asks once.
+func (r *recent) senderIsAlone() bool {
+	if last := r.last.Load(); last != nil {
+		select {
+		case <-last.Done():
+		default:
+			r.inOrder.Store(0)
+			return false
+		}
 	}
-	select {
-	case <-last.Done():
-		return false
-	default:
-		return true
-	}
+	return r.inOrder.Load() >= aloneAfter || r.inOrder.Add(1) >= aloneAfter
 }
 
 // connector keeps one connection open, and dials it again when it is lost. amqp091's own recovery stays off: after
@@ -116,7 +125,7 @@ func (l *connector) dial(ctx context.Context) (connection, error) {
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
 		conn, out, err := l.dialBroker(ctx, l.cfg.URLs[i])
 		if err == nil {
-			return connection{conn, out, new(atomic.Pointer[amqp.DeferredConfirmation])}, nil
+			return connection{conn, out, new(recent)}, nil
 		}
 		l.cfg.Logger.Debug("cannot connect to RabbitMQ", "use", l.use, "broker", broker.Redacted(l.cfg.URLs[i]), "error", err)
 		if failure == nil || dialCode(failure) == fault.Unavailable {

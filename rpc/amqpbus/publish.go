@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // Errors of an attempt to send. After errNotSent and errRefused, the message certainly has no effect. After errLost, the
@@ -182,10 +182,10 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	publish := func() {
 		o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, p)
 	}
-	if c.conn.busy() { // others publish, too: their messages are written together
-		publish()
-	} else {
+	if c.conn.recent.senderIsAlone() {
 		c.conn.out.Batch(publish)
+	} else { // others publish, too: their messages are written together
+		publish()
 	}
 	if errors.Is(err, amqp.ErrClosed) {
 		return errNotSent
@@ -193,7 +193,7 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	if err != nil {
 		return fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err)
 	}
-	c.conn.last.Store(o.confirm)
+	c.conn.recent.last.Store(o.confirm)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.returned[o.m.ID] {

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
 )
 
@@ -121,15 +122,15 @@ func (l *live) addWriterLocked() bool {
 // receiveRejectable delivers a message of a Live topic, or rejects it if no slot becomes free. nats.go calls it for one message after
 // another.
 func (l *live) receiveRejectable(msg *nats.Msg) {
-	d := &rejectable{live: l, msg: msg, m: unmarshal(msg)}
+	d := &rejectable{live: l, msg: msg, m: decodeMessage(msg)}
 	sent := max(parseAnswerSubject(msg.Reply), 1)
-	d.deliverWithin(min(minSlotWait<<min(sent-1, 8), maxSlotWait))
+	d.deliverWithin(backoff.Exponential(sent, minSlotWait, maxSlotWait))
 }
 
 // receiveUnrejectable delivers a message of a Private topic, or a fanout. It cannot reject the message. nats.go calls it for one message
 // after another, so later messages wait in nats.go.
 func (l *live) receiveUnrejectable(msg *nats.Msg) {
-	m := unmarshal(msg)
+	m := decodeMessage(msg)
 	if s := l.bus.link.State(); s.Epoch != nil {
 		if m.Kind == bus.Reply || m.Kind == bus.Heartbeat {
 			s.Conn.attempts.confirmCall(m.Correlation)

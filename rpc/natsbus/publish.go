@@ -12,8 +12,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
@@ -72,7 +72,7 @@ func (b *Bus) send(ctx context.Context, topic string, m *bus.Message, waits bool
 		end(err)
 		return
 	}
-	o := &outgoing{topic: topic, m: m, msg: marshal(subject, m), stored: m.Dead != nil || m.Durable && m.Kind != bus.Call}
+	o := &outgoing{topic: topic, m: m, msg: encodeMessage(subject, m), stored: m.Dead != nil || m.Durable && m.Kind != bus.Call}
 	o.by = confirmedBy(o, waits)
 	if o.stored { // each Publish has an id of its own: a message that is published again on purpose is not a duplicate
 		o.msg.Header[jetstream.MsgIDHeader] = []string{m.ID + "/" + rand.Text()}

@@ -16,8 +16,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 const (
@@ -308,7 +308,7 @@ func (q *stream) deliverLocked(msg *nats.Msg, redelivered bool) {
 	q.unacked[msg.Reply] = len(msg.Data)
 	q.bytes += len(msg.Data)
 	q.requestLocked()
-	d := bus.NewDelivery(unmarshal(msg), redelivered, &stored{q, msg.Reply})
+	d := bus.NewDelivery(decodeMessage(msg), redelivered, &stored{q, msg.Reply})
 	if q.stopped {
 		go q.republish(d) // awaitAcks waits until it acknowledges or requeues the message
 		return

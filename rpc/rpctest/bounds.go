@@ -45,7 +45,7 @@ func checkRefusal(b *bench, what string, err, want error, since time.Time, texts
 func testTooLarge(b *bench) {
 	limit := maxMessage(b)
 	took := make(chan int, 10)
-	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a"}, func(s *rpc.Server) {
+	srv := startServer(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a"}, func(s *rpc.Server) {
 		rpc.Handle(s, echo, func(_ context.Context, n *note) (*note, error) {
 			switch {
 			case n.N < 0:
@@ -138,7 +138,7 @@ func manyKeys(n int) map[string]string {
 }
 
 func testNames(b *bench) {
-	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
+	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoNote) })
 	c := b.newClient()
 	names := map[string]string{
 		"300 bytes":               strings.Repeat("h", 300),

@@ -71,7 +71,7 @@ type bench struct {
 
 func (b *bench) serve(host string, slots int, register func(*rpc.Server)) *rpc.Server {
 	b.Helper()
-	return start(b, b.server, rpc.ServerConfig{Interface: iface, Host: host, MaxInFlight: slots}, register)
+	return startServer(b, b.server, rpc.ServerConfig{Interface: iface, Host: host, MaxInFlight: slots}, register)
 }
 
 func (b *bench) ctx() context.Context {
@@ -110,7 +110,7 @@ func endDelivery(b *bench, d *bus.Delivery, ack bool) {
 	}
 }
 
-func echoes(_ context.Context, n *note) (*note, error) { return n, nil }
+func echoNote(_ context.Context, n *note) (*note, error) { return n, nil }
 
 type rule struct {
 	name, rule string

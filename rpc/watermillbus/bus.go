@@ -56,8 +56,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // Config configures a Bus. The Bus owns the publishers, and the subscribers that it opens, and closes them.

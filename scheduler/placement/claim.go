@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // Errors of a [Store]. Their texts name the provider, and the amounts or the generations.
@@ -178,19 +178,13 @@ const maxAttempts = 20
 // retryOn calls f until f does not fail with target, at most maxAttempts times, with a random back-off of up to 100 ms. It
 // returns the last error of f, or the context's.
 func retryOn(ctx context.Context, target error, f func() error) (err error) {
-	delay := time.Millisecond
-	for range maxAttempts {
+	for attempt := range maxAttempts {
 		if err = f(); !errors.Is(err, target) {
 			return err
 		}
-		t := time.NewTimer(rand.N(delay))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !backoff.Sleep(ctx, backoff.FullJitter(attempt+1, time.Millisecond, 100*time.Millisecond)) {
 			return ctx.Err()
 		}
-		delay = min(2*delay, 100*time.Millisecond)
 	}
 	return err
 }

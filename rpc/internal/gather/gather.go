@@ -35,6 +35,7 @@ type Conn struct {
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.Block {
 		for full := c.Full(); full != nil; full = c.Full() {
+			c.startFlush() // inside of Batch no other goroutine may be writing
 			<-full
 		}
 	}
@@ -44,11 +45,24 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, c.err
 	}
 	c.next = append(c.next, p...)
-	if !c.writing && c.batches == 0 { // otherwise flush or Batch writes these bytes, too
+	if c.batches == 0 { // otherwise Batch writes these bytes, too
+		c.startFlushLocked()
+	}
+	return len(p), nil
+}
+
+func (c *Conn) startFlush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.startFlushLocked()
+}
+
+// startFlushLocked starts flush, unless a write is in progress.
+func (c *Conn) startFlushLocked() {
+	if !c.writing {
 		c.writing = true
 		go c.flush() // ends when all is written, or the connection is closed
 	}
-	return len(p), nil
 }
 
 // Batch calls f. Then it writes the bytes that wait, in the goroutine of the caller, as far as the connection accepts them without

@@ -1,6 +1,7 @@
 package gather_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
@@ -95,6 +96,29 @@ func TestBatchNeverBlocks(t *testing.T) {
 	for i, b := range got {
 		if b != byte(i) {
 			t.Fatalf("byte %d of %d is %d, want %d", i, sent, b, byte(i))
+		}
+	}
+}
+
+// TestBatchOfMuch: with Block, one Batch may write more than 1 MiB.
+func TestBatchOfMuch(t *testing.T) {
+	t.Parallel()
+	near, far := connect(t)
+	c := &gather.Conn{Conn: near, Block: true}
+	const writes, size = 40, 64 << 10
+	go c.Batch(func() {
+		for i := range writes {
+			_, _ = c.Write(bytes.Repeat([]byte{byte(i)}, size)) // an error is seen below: too little arrives
+		}
+	})
+	_ = far.SetReadDeadline(time.Now().Add(10 * time.Second))
+	got := make([]byte, writes*size)
+	if n, err := io.ReadFull(far, got); err != nil {
+		t.Fatalf("%d of %d bytes arrived: %v", n, len(got), err)
+	}
+	for i, b := range got {
+		if b != byte(i/size) {
+			t.Fatalf("byte %d is %d, want %d", i, b, i/size)
 		}
 	}
 }
