@@ -40,7 +40,7 @@ func TestTrust(t *testing.T) {
 		name string
 		root bool // the case needs root
 		// spoil changes the directory top, whose directory top/in has the program. It returns the plugin_dir and the part
-		// of the path that another user could change, or "" if there is none.
+		// of the path that another user could change, or "" if no part is wrong.
 		spoil func(t *testing.T, top string) (dir, wrong string, err error)
 		says  string
 	}{
