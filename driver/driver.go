@@ -46,8 +46,8 @@ type Driver interface {
 	// Info returns the driver's name and capabilities. It must return quickly.
 	Info(ctx context.Context) (Info, error)
 	// Close releases the resources of the driver in this process, such as connections. The objects that
-	// the driver manages outside of the process stay as they are. No method is called after Close, also if it
-	// fails; the caller returns the error.
+	// the driver manages outside of the process stay as they are. No method is called after Close, even if Close
+	// has failed. The caller returns the error.
 	Close() error
 }
 

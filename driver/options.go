@@ -32,7 +32,8 @@ import (
 // A field is a string, bool, int, float64 or [time.Duration] (seconds, or a form such as 1m30s). A
 // value may be a text, as all values of a configuration file are, or a JSON boolean or number. A field whose option is
 // not set keeps its value. A map[string]string field whose tag ends with an asterisk, such as
-// "label_*", has every option whose name begins with the text before the asterisk; its keys are the rests of the names.
+// "label_*", has every option whose name begins with the text before the asterisk. Its keys are the rests of the names. If
+// a name belongs to several such fields, the field with the longest text before the asterisk has the option.
 //
 // An option that the struct does not have, or a value that is not of the field's type, is an error
 // with code Invalid. The error has the option's name in its text and as Meta["option"]. A misspelled option is never
@@ -101,13 +102,14 @@ func optionFields(into any) (names, families map[string]reflect.Value) {
 // optionKinds are the kinds of fields; a time.Duration is an Int64.
 var optionKinds = []reflect.Kind{reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64}
 
-// addToFamily adds an option to the family that it belongs to, and returns false if it belongs to none.
+// addToFamily adds an option to the family with the longest prefix of its name, and returns false if it belongs to none.
 func addToFamily(families map[string]reflect.Value, name, value string) bool {
-	for prefix, f := range families {
-		rest, ok := strings.CutPrefix(name, prefix)
-		if !ok || rest == "" {
+	for end := len(name) - 1; end >= 0; end-- {
+		f, ok := families[name[:end]]
+		if !ok {
 			continue
 		}
+		rest := name[end:]
 		if f.IsNil() {
 			f.Set(reflect.MakeMap(f.Type()))
 		}

@@ -152,9 +152,9 @@ type Plugin[D Driver] struct {
 }
 
 // New returns a plugin for a driver's program. It starts nothing, and returns every error that can be found without a
-// start. The error has the program's path. NotFound: the program does not exist. Invalid: it is not an executable file,
-// or a field of cfg is wrong. Denied: its checksum differs, or another user could replace it. New panics if k is
-// incomplete.
+// start. An error about the program has its path, and an error about an option has the option's name. NotFound: the program
+// does not exist. Invalid: it is not an executable file, or a field of cfg is wrong. Denied: its checksum differs, or another
+// user could replace it. New panics if k is incomplete.
 func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
 	cfg.setDefaults()
@@ -341,10 +341,10 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 // Stop is [Plugin.Close]. With Start and Stop a Plugin is a service.Part.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
-// New returns a plugin for the driver that a configuration names: a registered driver in this process, with cfg.Options,
-// or a program, as the function [New] returns it, with name as cfg.Program. It starts nothing and opens no driver, so it
-// does not check the driver's own options. Fields that are for a program, such as SHA256 or User, are Invalid for a
-// driver in this process, because they would have no effect.
+// New returns a plugin for the driver that a configuration names. A registered name is a driver in this process, with
+// cfg.Options. Any other name is a program: New sets cfg.Program to it and calls the function [New]. It starts nothing and
+// opens no driver, so it does not check the driver's own options. Fields that are for a program, such as SHA256 or User, are
+// Invalid for a driver in this process, because they would have no effect.
 func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	r.mu.RLock()
 	builtIn := r.open[name] != nil

@@ -316,7 +316,7 @@ func (p *process) Wait(context.Context) error { <-p.exited; return p.status }
 // Kill implements go-plugin's Runner.
 func (p *process) Kill(context.Context) error { p.kill(); return nil }
 
-// kill kills the program, if it runs. It cannot kill another process with the same id: os.Process knows whether its
+// kill kills the program, if it runs. It never kills a later process with the same id, because os.Process knows whether its
 // process has ended.
 func (p *process) kill() {
 	if proc := p.proc.Load(); proc != nil {
@@ -358,7 +358,7 @@ func (p *process) HostToPlugin(network, addr string) (string, string, error) {
 	return network, addr, nil
 }
 
-// setRunning notes the running process. It kills the process if fail was called before.
+// setRunning stores the running process. It kills the process if fail was called before.
 func (p *process) setRunning() {
 	p.proc.Store(p.cmd.Process)
 	p.mu.Lock()
@@ -368,7 +368,7 @@ func (p *process) setRunning() {
 	}
 }
 
-// fail kills the program and notes the reason. Only the first reason is kept.
+// fail kills the program and stores the reason. Only the first reason is kept.
 func (p *process) fail(reason error) {
 	p.mu.Lock()
 	if p.failure == nil {

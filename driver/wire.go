@@ -130,7 +130,7 @@ func toStatus(err error, setTrailer func(metadata.MD)) error {
 }
 
 // outgoingContext puts the request of package reqctx into a call's metadata. Programs that were built with an older
-// driver.proto read the id and the global id by other names, so they are written, too.
+// driver.proto read the id and the global id by older names, so both are also written under these names.
 func outgoingContext(ctx context.Context) context.Context {
 	r := reqctx.From(ctx)
 	if r.IsZero() {

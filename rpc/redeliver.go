@@ -21,12 +21,12 @@ const (
 	// failure, doubled after each further one up to maxRedeliver, with jitter.
 	minRedeliver = 100 * time.Millisecond
 	maxRedeliver = 30 * time.Second
-	// maxRedeliveries is the number of servers that are lost while they have a message,
-	// after which the message counts as the cause and is dead-lettered. It is the default
+	// maxRedeliveries is the number of servers that may be lost while they have a message.
+	// Then the message counts as the cause and is dead-lettered. The number is the default
 	// delivery limit of RabbitMQ's quorum queues.
 	maxRedeliveries = 20
-	// republishStopTimeout is the timeout of publishing a message for its next delivery attempt, or as a dead letter,
-	// from the moment when the server begins to stop.
+	// republishStopTimeout is the timeout of publishing a message for its next delivery attempt, or as a dead letter. It
+	// runs from the moment when the server begins to stop.
 	republishStopTimeout = 10 * time.Second
 	// republishTimeout is the timeout of the same publishing while the server runs. The bus waits for the confirmation as
 	// long as its connection lives, so this timeout only prevents an endless wait.

@@ -17,12 +17,12 @@ type delivery struct {
 	*bus.Delivery
 
 	server   *Server
-	topic    string         // that delivered the message
-	id       string         // of the message, or a new one if the message has none
-	info     Info           // of the message
-	method   endpoint       // zero unless known
+	topic    string         // the topic that delivered the message
+	id       string         // the message's id, or a new one if the message has none
+	info     Info           // describes the message
+	method   endpoint       // the message's method; zero unless known
 	known    bool           // the server has a handler for the method
-	from     reqctx.Request // of the caller
+	from     reqctx.Request // the request of the caller
 	named    bool           // from is not empty
 	deadline time.Time      // by the monotonic clock, which does not jump; zero: none
 	slot     bool           // the delivery holds a handler slot

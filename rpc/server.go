@@ -33,8 +33,8 @@ type ServerConfig struct {
 	// Attempts that failed with Unavailable do not count. Default 10, which takes about a minute.
 	MaxDeliveries int
 	// MaxUnavailable is how long a cast of an AtLeastOnce method is delivered again while it fails with Unavailable.
-	// That code says that nothing was done, for example because a database cannot be reached. It bounds the sum of the delays
-	// between these attempts; then the cast is dead-lettered. Default 1 h.
+	// That code says that nothing was done, for example because a database cannot be reached. MaxUnavailable bounds the sum
+	// of the delays between these attempts. After that the cast is dead-lettered. Default 1 h.
 	MaxUnavailable time.Duration
 	// Interceptors run around each handler, the first outermost.
 	Interceptors []Interceptor

@@ -79,8 +79,8 @@ func checkInterface(name string) error {
 	return fault.New(fault.Invalid, "interface name %.300q of %d bytes is not valid: it %s", name, len(name), wrong)
 }
 
-// checkTopics returns Invalid if the name of the interface or of the host is not valid, or if a topic of the interface would have more than maxTopic
-// bytes. Zero: no such limit. The longest topic of a host is the one of its calls.
+// checkTopics returns Invalid if the name of the interface or of the host is not valid, or if a topic of the interface would have more
+// than maxTopic bytes. If maxTopic is zero, there is no such limit. The longest topic of a host is that of its calls.
 func checkTopics(maxTopic int, iface, host string) error {
 	if err := cmp.Or(checkInterface(iface), CheckHost(host)); err != nil {
 		return err

@@ -247,7 +247,7 @@ func TestAllocations(t *testing.T) {
 			}
 			few, many := count(boxes(500)), count(boxes(5000))
 			t.Logf("counts only %t, %s: %g allocations for 500 hosts, %g for 5000", countsOnly, name, few, many)
-			if many > few+20 { // lists that grow
+			if many > few+20 { // 20 for lists that grow
 				t.Errorf("counts only %t, %s: %g allocations for 500 hosts, %g for 5000", countsOnly, name, few, many)
 			}
 		}

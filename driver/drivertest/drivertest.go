@@ -138,8 +138,8 @@ type Config struct {
 	Skip map[string]string
 }
 
-// Main makes the test binary also the driver's program. Call it in TestMain: it serves the
-// driver if a worker has started the binary, and otherwise runs the tests. It does not
+// Main makes the test binary the driver's program, too. Call it in TestMain. If a worker has
+// started the binary, Main serves the driver, and otherwise it runs the tests. It does not
 // return.
 func Main[D driver.Driver](m *testing.M, k driver.Kind[D], open func(context.Context, json.RawMessage) (D, error)) {
 	if os.Getenv("ARMATURE_DRIVER") != "" {

@@ -26,8 +26,8 @@ import (
 const (
 	// dialTimeout is the timeout of one attempt on one broker, the handshakes included.
 	dialTimeout = 5 * time.Second
-	// The delay before a message is sent again, or a queue consumed, is minRetry after the first failure, doubled after
-	// each further one up to maxRetry, with jitter.
+	// minRetry and maxRetry bound the back-off before a message is sent again, and before another attempt to consume a queue.
+	// The delay is minRetry after the first failure and doubles after each further one, up to maxRetry, with jitter.
 	minRetry = 20 * time.Millisecond
 	maxRetry = time.Second
 	// grace is the time after a connection was restored in which a missing queue counts as
@@ -39,7 +39,7 @@ const (
 type connection struct {
 	*amqp.Connection
 
-	out    *gather.Conn // what it writes to; nil if its writes are not gathered
+	out    *gather.Conn // gathers the writes; nil if they are not gathered
 	recent *recent
 }
 
@@ -118,8 +118,8 @@ func (l *connector) watchConnection(life context.Context, conn connection) error
 	}
 }
 
-// dial tries each broker once, in random order, until ctx ends. Of several errors it returns one that another attempt
-// cannot fix, such as a refused password, if there is one.
+// dial tries each broker once, in random order, until ctx ends. If all attempts fail, it returns the first error that another
+// attempt cannot fix, such as a refused password. If all errors are Unavailable, it returns the last one.
 func (l *connector) dial(ctx context.Context) (connection, error) {
 	var failure error
 	for _, i := range rand.Perm(len(l.cfg.URLs)) {
@@ -183,8 +183,8 @@ func (l *connector) tlsConfig(raw string) *tls.Config {
 	return cfg
 }
 
-// tlsError returns err, or a clearer error if TLS is the reason. alert: the broker answered a client without TLS with a TLS
-// alert.
+// tlsError returns err, or a clearer error if TLS is the reason. alert reports that the bus used no TLS and the broker answered
+// with a TLS alert.
 func tlsError(err error, alert bool) error {
 	if failure := tlsfile.Failure(err); failure != nil {
 		return failure

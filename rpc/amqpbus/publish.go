@@ -144,8 +144,8 @@ func openPublishChannel(conn connection, learn func(int)) (*publishChannel, erro
 	return c, nil
 }
 
-// declare creates a fanout exchange, unless it exists, once for each publishChannel, on a separate channel. Concurrent calls for the same
-// exchange wait for one declaration, until ctx ends.
+// declare creates a fanout exchange unless it exists. It does so once for each publishChannel, on a separate channel. Concurrent
+// calls for the same exchange wait for one declaration, until ctx ends.
 func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 	if _, ok := c.declared.Load(exchange); ok {
 		return nil
@@ -299,7 +299,7 @@ func (c *publishChannel) failUnconfirmed() {
 }
 
 // outcome returns nil if the broker accepted a message, errRefused if it refused the message, and errLost if the channel was closed
-// before.
+// before the broker did either.
 func (c *publishChannel) outcome(o *outgoing) error {
 	switch {
 	case o.confirm.Acked():
@@ -322,7 +322,7 @@ func (o *outgoing) confirmed() bool {
 
 // notSent returns the error of a message that was not sent before its context ended. err is the error of the context.
 func notSent(err error) error {
-	return fault.New(fault.CodeOf(err), "not sent: RabbitMQ was away or busy until the timeout: %w", err)
+	return fault.New(fault.CodeOf(err), "not sent: RabbitMQ could not be reached or accepted no messages: %w", err)
 }
 
 // refusalError returns the error for a queue or an exchange that the broker refuses: Denied or Precondition, or errNotSent if the

@@ -222,8 +222,9 @@ func (d *Delivery) Attempt() int {
 // and the broker closes a connection that sends a longer frame.
 const maxMetadata = 64 << 10
 
-// CheckMessage returns Invalid if a bus with the limit, in bytes, cannot carry the message: [ErrTooLarge] if the message's
-// size is above the limit, except for a dead letter, whose message a broker has carried before.
+// CheckMessage returns Invalid if a bus with the given limit, in bytes, cannot carry the message. It is [ErrTooLarge] if the
+// message's size is above the limit, or its metadata above 64 KiB. The limit does not hold for a dead letter, because a broker has
+// carried its message before.
 func CheckMessage(m *Message, limit int) error {
 	size := m.metadataSize()
 	if len(m.ID) > names.Max || len(m.Correlation) > names.Max || len(m.ReplyTo) > names.Max {

@@ -227,7 +227,7 @@ func testHeartbeat(b *bench) {
 		b.Fatal(err)
 	}
 	receive(b, entered, "the first call")
-	// It waits for the slot of the other call, without heartbeats.
+	// The second call waits for the slot of the first one, without heartbeats.
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
 	if !errors.Is(err, rpc.ErrHeartbeatLost) || fault.CodeOf(err) != fault.Unknown {
 		b.Errorf("a call that waits for a slot: %v, want ErrHeartbeatLost", err)

@@ -218,7 +218,7 @@ func testRequeue(b *bench) {
 		seen[string(m.Payload)]++
 		endDelivery(b, m, true)
 	}
-	held := receive(b, first, "a message to return")
+	held := receive(b, first, "a message to requeue")
 	cancel()
 	for m := range first { // closed, because the subscription has ended
 		endDelivery(b, m, false)

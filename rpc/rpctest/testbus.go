@@ -106,7 +106,7 @@ func endDelivery(b *bench, d *bus.Delivery, ack bool) {
 		end = d.Ack
 	}
 	if err := end(); err != nil {
-		b.Errorf("acknowledge or return message %s: %v", d.ID, err)
+		b.Errorf("acknowledge or requeue message %s: %v", d.ID, err)
 	}
 }
 

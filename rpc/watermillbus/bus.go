@@ -25,7 +25,7 @@
 //     is idle. A server cannot tell a subscriber that all slots are in use.
 //   - restarts: a message that a stopping server has received, and whose handler has not
 //     begun, counts as if the server had crashed with it: such messages are
-//     dead-lettered after 20 servers. A subscriber returns its prefetched messages
+//     dead-lettered after 20 servers. A subscriber requeues its prefetched messages
 //     by itself.
 //
 // Four more limits have no rule in rpctest:
@@ -105,8 +105,8 @@ type Config struct {
 }
 
 const (
-	// A publish or subscribe that failed is repeated after a back-off from minBackoff
-	// to maxBackoff, with jitter.
+	// minBackoff and maxBackoff bound the back-off, with jitter, before a failed publish or
+	// subscribe is repeated.
 	minBackoff = 20 * time.Millisecond
 	maxBackoff = time.Second
 	// ackNoticeDelay is the time in which a subscriber notices that a message was

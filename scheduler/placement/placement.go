@@ -175,7 +175,7 @@ func (p *Provider) Has(trait string) bool {
 	return ok
 }
 
-// With returns a copy of the provider with one more consumer, for decisions before the provider's next report.
+// With returns a copy of the provider with one more consumer and one more task, for decisions before the provider's next report.
 func (p *Provider) With(q *Request) *Provider {
 	out := *p
 	out.Inventories = maps.Clone(p.Inventories)

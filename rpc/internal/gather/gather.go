@@ -19,7 +19,7 @@ type Conn struct {
 	net.Conn
 
 	// Block makes Write wait while 1 MiB or more waits to be written. Otherwise Write never blocks, and the writer calls
-	// Full before. Set it before the first Write.
+	// Full before it writes. Set Block before the first Write.
 	Block bool
 
 	mu      sync.Mutex
@@ -65,8 +65,9 @@ func (c *Conn) startFlushLocked() {
 	}
 }
 
-// Batch calls f. Afterwards it writes what waits to be written, in the goroutine of the caller, as far as the connection accepts it
-// without blocking. For a writer that is alone this is faster than Write, because no goroutine has to be started. c may be nil: then Batch only calls f.
+// Batch calls f. Then it writes the bytes that wait, in the goroutine of the caller, as far as the connection accepts them without
+// blocking. If there is only one writer, this is faster than Write, because no goroutine has to be started. c may be nil: then Batch
+// only calls f.
 func (c *Conn) Batch(f func()) {
 	if c == nil {
 		f()

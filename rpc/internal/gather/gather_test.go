@@ -30,7 +30,7 @@ func connect(t *testing.T) (near, far net.Conn) {
 	return near, far
 }
 
-// TestOrder: what several goroutines write, by Write and by Batch, arrives whole, and in the order of each goroutine.
+// TestOrder: several goroutines write, by Write and by Batch. All messages arrive whole, and those of each goroutine in order.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	near, far := connect(t)
@@ -69,8 +69,8 @@ func TestOrder(t *testing.T) {
 	wg.Wait()
 }
 
-// TestBatchNeverBlocks: while the peer reads nothing, Batch returns until 1 MiB waits, and then Full says so. When the peer
-// reads again, everything arrives.
+// TestBatchNeverBlocks: while the peer reads nothing, Batch does not block. When 1 MiB waits to be written, Full reports it. When
+// the peer reads again, everything arrives.
 func TestBatchNeverBlocks(t *testing.T) {
 	t.Parallel()
 	near, far := connect(t)
@@ -123,7 +123,7 @@ func TestBatchOfMuch(t *testing.T) {
 	}
 }
 
-// TestBatchOfNil: a connection whose writes are not gathered has no Conn, and Batch only calls its function.
+// TestBatchOfNil: Batch of a nil Conn only calls its function. A connection whose writes are not gathered has a nil Conn.
 func TestBatchOfNil(t *testing.T) {
 	t.Parallel()
 	called := false
