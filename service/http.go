@@ -61,9 +61,9 @@ type HTTPConfig struct {
 	IdleTimeout time.Duration
 }
 
-// Validate returns Invalid if Addr is malformed, or if CertFile, KeyFile or ClientCAFile cannot be used. It reads
-// the files and opens no socket. It does not check Handler, so that a command can check a configuration.
-// [HTTPPart.Start] makes the same checks, and checks Handler, too.
+// Validate returns Invalid if Addr is malformed, or if CertFile, KeyFile or ClientCAFile cannot be used, and Denied if
+// other users can read or change KeyFile. It reads the files and opens no socket. It does not check Handler, so that a
+// command can check a configuration. [HTTPPart.Start] makes the same checks, and checks Handler, too.
 func (c HTTPConfig) Validate() error {
 	if err := c.checkAddr(); err != nil {
 		return err
@@ -138,6 +138,7 @@ func (p *HTTPPart) bind(a *App, name string) {
 // values of ctx, but do not end with ctx. Errors:
 //
 //   - Invalid: Handler is nil, Addr is malformed, or a file for TLS cannot be used.
+//   - Denied: other users can read or change KeyFile.
 //   - Conflict: another process listens on the address.
 //   - Canceled or Timeout: ctx has ended.
 //   - Internal: every other error of the system, such as a path that exists and is not a socket.
@@ -282,7 +283,7 @@ func (p *HTTPPart) Addr() string {
 func (p *HTTPPart) Failed() <-chan error { return p.failed }
 
 // Reload reads the certificate files again. It does nothing without TLS or before Start. Errors: Invalid if the files cannot
-// be used; the old certificate stays in use.
+// be used, and Denied if other users can read or change KeyFile. After an error the old certificate stays in use.
 func (p *HTTPPart) Reload(ctx context.Context) error {
 	p.mu.Lock()
 	certs := p.certs
