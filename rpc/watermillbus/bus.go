@@ -10,9 +10,12 @@
 //	})
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// The bus adds what the contract of bus.Bus requires and watermill lacks: many
-// messages at once, deadlines, repeated sending of persistent messages until they
-// arrive, renewal of subscriptions, typed errors, and a Close that ends in bounded time.
+// The bus adds what the contract of bus.Bus requires and watermill lacks:
+//
+//   - many messages at once, and deadlines
+//   - repeated sending of persistent messages until they arrive
+//   - renewal of subscriptions
+//   - typed errors, and a Close that ends in bounded time
 //
 // It does not keep these rules of rpctest.TestBus:
 //

@@ -147,9 +147,12 @@ func (p *Placer[R, H]) claim(req R, h H) Claim {
 
 // Finding is a difference that [Audit] has found.
 type Finding struct {
-	// Kind is one of these. "orphaned": a consumer has a claim and should have none. "missing": a consumer should have
-	// a claim and has none. "different": a consumer's claim is not the one that it should have. "miscounted": the used
-	// amounts of a provider are not the sums of its claims.
+	// Kind is one of these:
+	//
+	//   - "orphaned": a consumer has a claim and should have none.
+	//   - "missing": a consumer should have a claim and has none.
+	//   - "different": a consumer's claim is not the one that it should have.
+	//   - "miscounted": the used amounts of a provider are not the sums of its claims.
 	Kind string `json:"kind"`
 	// Claim is the existing claim; for "missing" it is the claim that should exist. Want is set for "different" only: the
 	// claim that should exist. Provider is set for "miscounted" only: the provider with its amounts before the repair.
