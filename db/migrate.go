@@ -151,6 +151,7 @@ var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 // migrator reads and changes the schema over one connection.
 type migrator struct {
 	conn   *sql.Conn
+	tx     *sql.Tx // on SQLite: the transaction in which conn migrates
 	sqlite bool
 	empty  bool // the database had no table when Migrate began
 }
@@ -302,7 +303,8 @@ func (m *migrator) fails(ctx context.Context, query string) (bool, error) {
 // lock blocks other processes until unlock, or until the connection ends.
 func (m *migrator) lock(ctx context.Context) error {
 	if m.sqlite {
-		_, err := m.conn.ExecContext(ctx, "BEGIN IMMEDIATE")
+		var err error
+		m.tx, err = m.conn.BeginTx(ctx, nil) // it also has the lock of this process's writers
 		return err
 	}
 	var got sql.NullInt64
@@ -319,23 +321,18 @@ func (m *migrator) lock(ctx context.Context) error {
 // databases of a server. It has at most 64 characters, which is MySQL's limit.
 const lockName = "CONCAT('armature-', MD5(DATABASE()))"
 
-// unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. If it fails, it drops the connection, which
-// ends the lock, too; its error is nil if nothing was to be committed.
+// unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. On MySQL it drops the connection, which ends the
+// lock, too, if it cannot release it.
 func (m *migrator) unlock(ctx context.Context, commit bool) error {
-	query := "DO RELEASE_LOCK(" + lockName + ")"
 	switch {
 	case m.sqlite && commit:
-		query = "COMMIT"
+		return m.tx.Commit()
 	case m.sqlite:
-		query = "ROLLBACK"
-	}
-	_, err := m.conn.ExecContext(ctx, query)
-	if err == nil {
+		_ = m.tx.Rollback() // fails only if the transaction has ended
 		return nil
 	}
-	_ = m.conn.Raw(func(any) error { return driver.ErrBadConn })
-	if m.sqlite && commit {
-		return err
+	if _, err := m.conn.ExecContext(ctx, "DO RELEASE_LOCK("+lockName+")"); err != nil {
+		_ = m.conn.Raw(func(any) error { return driver.ErrBadConn })
 	}
 	return nil
 }

@@ -44,6 +44,10 @@ func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error)
 		return st, err
 	}
 	for _, r := range rows {
+		if r.version > s.last() && r.breaks >= s.last() {
+			return st, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and its migration %s does not work with version %d of this program: upgrade the program",
+				s.table, rows[len(rows)-1].version, r.name, s.last())
+		}
 		if err := st.add(s, r); err != nil {
 			return st, err
 		}
@@ -84,9 +88,6 @@ func (st *state) add(s *sequence, r appliedRow) error {
 		st.version = r.version
 	}
 	if r.version > s.last() {
-		if r.breaks >= s.last() {
-			return fault.New(fault.Precondition, "migration %s does not work with version %d of this program, and the database schema (%s) has it: upgrade the program", r.name, s.last(), s.table)
-		}
 		return nil
 	}
 	i := slices.IndexFunc(s.files, func(f script) bool { return f.version == r.version })
