@@ -267,7 +267,7 @@ func ExampleReaders() {
 	// Output: <nil> 1 0
 }
 
-// A statement about one row says what it means that the row does not match, and a
+// ExecOne returns the given error if no row matches, and a
 // column of text holds a Go value.
 func ExampleExecOne() {
 	ctx := context.Background()

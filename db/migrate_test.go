@@ -216,8 +216,8 @@ func TestWrongMigrations(t *testing.T) {
 // file returns a directory of one migration.
 func file(name, text string) fstest.MapFS { return fstest.MapFS{name: {Data: []byte(text)}} }
 
-// TestMigrateFailedTwice: a statement that fails because of a table that exists, or does not, fails at the next call, too. Only after the death of
-// the process such an error can mean that the statement was executed.
+// TestMigrateFailedTwice: a statement that fails because a table exists or does not exist also fails at the next call. Only after the
+// process has died can such an error mean that the statement was executed.
 func TestMigrateFailedTwice(t *testing.T) {
 	t.Parallel()
 	for name, statement := range map[string]string{
@@ -241,8 +241,8 @@ func TestMigrateFailedTwice(t *testing.T) {
 	}
 }
 
-// TestMigrateCorrected: after a failure, the statements from the failed one on may be corrected. If the others change, or the file is another
-// one, Migrate refuses to continue on MySQL; on SQLite nothing of the file was done.
+// TestMigrateCorrected: after a failure, the failed statement and those after it may be corrected. If an earlier statement changes, or the
+// file is another one, Migrate refuses to continue on MySQL. On SQLite it continues, because nothing of the file was done.
 func TestMigrateCorrected(t *testing.T) {
 	t.Parallel()
 	const first = "CREATE TABLE a (i INTEGER);\n"
@@ -269,7 +269,7 @@ func TestMigrateCorrected(t *testing.T) {
 	}
 }
 
-// TestMigrationText: what a file may have.
+// TestMigrationText: texts that a file may have, and texts that Migrate rejects.
 func TestMigrationText(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{
