@@ -209,9 +209,11 @@ const maxTypos = 2
 // (seconds, or a form such as 1m) set the fields of these names. All other options are the driver's own
 // and are added to Options, where they override options of the same name.
 //
-// Errors have code Invalid, and the option's name in the text and as Meta["option"]: a value is empty, negative or not of
-// the option's type; or a name is unknown and begins with plugin_, or is similar to one of the options above. So a
-// misspelled option that protects, such as the checksum, is never ignored.
+// Configure returns Invalid, with the option's name in the text and as Meta["option"], in two cases:
+//
+//   - A value is empty, negative, or not of the option's type.
+//   - A name is unknown, and it begins with plugin_ or is similar to one of the options above. So a misspelled option that
+//     protects, such as the checksum, is never ignored.
 func (c *PluginConfig) Configure(section map[string]string) error {
 	own := map[string]any{}
 	if len(c.Options) > 0 {

@@ -25,8 +25,8 @@ type acmeOptions struct {
 	Other int
 }
 
-// TestParseOptions: options are assigned by their exact names; any other name is an error
-// with the name and the nearest one, and an error never has a value.
+// TestParseOptions: options are assigned by their exact names. Any other name is an error
+// with the name and the nearest one. An error never has a value.
 func TestParseOptions(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {

@@ -43,9 +43,9 @@ import (
 // started may keep the output open for ever.
 const outputTimeout = 200 * time.Millisecond
 
-// process is one run of a driver's program. It replaces go-plugin's own runner, which
-// does not end programs that hang or whose children keep the output open, and which
-// panics at some log lines.
+// process is one run of a driver's program. It replaces go-plugin's own runner. That runner
+// does not end programs that hang, or whose children keep the output open, and it panics at
+// some log lines.
 type process struct {
 	cfg       *PluginConfig
 	path      string
@@ -426,7 +426,7 @@ func (p *process) cleanUp() {
 }
 
 // explain returns the reason why a program did not start or has ended, with the program's path and its last output. err is
-// the error of the start or of a call; it is used if no better reason is known.
+// the error of the start or of a call. explain uses it if no better reason is known.
 func (p *process) explain(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -249,8 +249,8 @@ func (s *server) close() error {
 	return o.d.Close()
 }
 
-// interceptUnary is the interceptor of methods without a stream: it adds the request of package reqctx to the context, and turns
-// panics and errors into gRPC's.
+// interceptUnary is the interceptor of methods without a stream. It adds the request of package reqctx to the context, and turns
+// panics and errors into gRPC statuses.
 func interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	ctx = incomingContext(ctx)
 	defer func() {

@@ -93,7 +93,7 @@ func (o *outcome) err(ctx context.Context, name, method string, err error) error
 	return fault.New(fault.Unknown, "driver %s: its program was lost during %s: %s", name, shortMethod(method), s.Message())
 }
 
-// deadlineOver returns the reason if ctx has ended, or ends within slack: gRPC and the driver watch the deadline with timers of
+// deadlineOver returns the reason if ctx has ended, or ends within slack. gRPC and the driver watch the deadline with timers of
 // their own, so the driver may report a passed deadline a little before ctx ends.
 func deadlineOver(ctx context.Context) error {
 	if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(d) < slack {

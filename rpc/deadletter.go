@@ -51,9 +51,12 @@ const (
 // are handled at once. While DeadLetters runs, no other process sees the dead letters. decide
 // runs in the caller's goroutine; it may keep the DeadLetter, but must not change its Payload.
 //
-// Errors: Invalid, if the name of the interface is not valid; those of [bus.Bus.Subscribe]; those of publishing a message for
-// Requeue, such as ErrNoConsumer if its topic is gone, or Precondition if the dead letter was truncated; the context's. After an
-// error, the present dead letter and all later ones are kept.
+// After an error, the present dead letter and all later ones are kept. Errors:
+//
+//   - Invalid: the name of the interface is not valid.
+//   - Errors of [bus.Bus.Subscribe], and the context's.
+//   - For Requeue: errors of publishing the message, such as ErrNoConsumer if its topic is gone; Precondition if the dead letter
+//     was truncated, or does not say to which topic the message was published.
 func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*DeadLetter) Verdict) error {
 	if err := checkInterface(i.Name); err != nil {
 		return fmt.Errorf("dead letters: %w", err)

@@ -330,8 +330,8 @@ func (s *Server) createDeadTopic(ctx context.Context, topic string) error {
 	return nil
 }
 
-// truncateLetter returns a dead letter that every bus can carry: it keeps the beginning of a payload and of metadata
-// that are too large, and Dead.Truncated says how many bytes the payload had.
+// truncateLetter returns a dead letter that every bus can carry. It keeps the beginning of a payload that is too large, and
+// drops most metadata. Dead.Truncated says how many bytes the payload had.
 func truncateLetter(m *bus.Message) *bus.Message {
 	c := *m
 	if len(c.Envelope()) > maxText {

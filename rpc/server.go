@@ -284,8 +284,8 @@ func (s *Server) consume(work context.Context, in [4]inlet, leave func()) {
 
 // Stop ends the subscriptions, waits until the handlers have returned and their
 // replies are sent, and returns nil. If ctx ends first, Stop cancels the handlers'
-// contexts and waits at most 1 s longer; its error, with code Timeout or Canceled,
-// names the requests that were cut off. Stop is idempotent, and returns at
+// contexts and waits at most 1 s longer. Then its error has code Timeout or Canceled,
+// and names the requests that were cut off. Stop is idempotent, and returns at
 // once if the server was never started.
 func (s *Server) Stop(ctx context.Context) error {
 	s.mu.Lock()

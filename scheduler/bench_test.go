@@ -280,7 +280,7 @@ func TestByHand(t *testing.T) {
 }
 
 // BenchmarkRejections measures the cost of a reason for every rejected host: without reasons, with one reason for all
-// hosts, whose format is kept once, with two reasons that alternate, and with a text for each host.
+// hosts, with two reasons that alternate, and with a text for each host. The format of one reason for all is kept once.
 func BenchmarkRejections(b *testing.B) {
 	hosts := boxes(10_000)
 	full := scheduler.Reject("out of service")

@@ -151,8 +151,12 @@ type Scheduler[R any, H Host] struct {
 	mu       sync.Mutex // guards cfg.Rand
 }
 
-// New returns a Scheduler. Invalid: a filter or a weigher is nil or has no name; two filters, or two weighers, have the
-// same name; a multiplier is NaN, or its absolute value is greater than 1e100; MaxRanked is negative.
+// New returns a Scheduler. It returns Invalid in these cases:
+//
+//   - A filter or a weigher is nil or has no name.
+//   - Two filters, or two weighers, have the same name.
+//   - A multiplier is NaN, or its absolute value is greater than 1e100.
+//   - MaxRanked is negative.
 func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	cfg.Filters, cfg.Weighers = slices.Clone(cfg.Filters), slices.Clone(cfg.Weighers)
 	s := &Scheduler[R, H]{}

@@ -149,8 +149,8 @@ func Main[D driver.Driver](m *testing.M, k driver.Kind[D], open func(context.Con
 	os.Exit(m.Run())
 }
 
-// Run checks a driver that is written in Go, in two subtests: in process, and as a program, which is the test
-// binary itself, see [Main].
+// Run checks a driver that is written in Go, in two subtests: in process, and as a program. The program is the test binary
+// itself, see [Main].
 func Run[D driver.Driver](t *testing.T, k driver.Kind[D], open func(context.Context, json.RawMessage) (D, error), cfg Config, cases []Case[D]) {
 	t.Helper()
 	t.Run("in process", func(t *testing.T) {

@@ -43,14 +43,14 @@ type connection struct {
 	recent *recent
 }
 
-// recent is what was published last over a connection.
+// recent says how the last messages were published over a connection.
 type recent struct {
-	last    atomic.Pointer[amqp.DeferredConfirmation]
-	inOrder atomic.Int32 // how many messages in a row were published after the one before was confirmed, at most aloneAfter
+	last    atomic.Pointer[amqp.DeferredConfirmation] // the confirmation of the last message
+	inOrder atomic.Int32                              // how many messages in a row were published after the one before was confirmed, at most aloneAfter
 }
 
-// aloneAfter is after how many such messages the sender counts as alone. Of 16 concurrent callers, one often finds that all
-// earlier messages are confirmed, and must still leave its message to be written together with those of the others.
+// aloneAfter is the value of inOrder at which the sender counts as alone. A smaller value would be wrong: of 16 concurrent callers,
+// one often finds that all earlier messages are confirmed, although its message should be written together with those of the others.
 const aloneAfter = 16
 
 // senderIsAlone reports whether messages were published only one after another lately. Each message asks once.

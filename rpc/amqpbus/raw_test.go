@@ -125,8 +125,8 @@ func decode(b *testing.B, raw []byte) *blob {
 	return v
 }
 
-// rawCast returns two functions. cast publishes one message: with safe, the message is persistent and cast waits for
-// its confirmation; otherwise it is transient. drain waits until all messages are consumed.
+// rawCast returns two functions. cast publishes one transient message. If safe is true, the message is persistent, and
+// cast waits for its confirmation. drain waits until all messages are consumed.
 func rawCast(b *testing.B, url string, safe bool) (cast, drain func()) {
 	b.Helper()
 	server, client := rawChannel(b, url), rawChannel(b, url)

@@ -17,10 +17,10 @@ import (
 // the same value. No other case uses that bus. The opener closes both ends when the test ends.
 type Opener func(t *testing.T) (server, client bus.Bus)
 
-// TestBus checks each rule of the bus contract in a sub-test, in parallel. A failure prints
-// the rule. A rule is skipped if it needs a capability that the bus does not declare, or if
-// its name is in without, for rules that the bus is known not to keep. A name in without
-// that is not a rule fails the test.
+// TestBus checks each rule of the bus contract in a subtest, in parallel. A failure prints
+// the rule. without has the names of rules that the bus is known not to keep. TestBus skips
+// them, and rules that need a capability that the bus does not declare. A name in without
+// that is not the name of a rule fails the test.
 func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // the caller decides
 	t.Helper()
 	for _, name := range without {

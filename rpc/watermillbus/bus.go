@@ -10,9 +10,12 @@
 //	})
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// The bus adds what the contract of bus.Bus requires and watermill lacks: many
-// messages at once, deadlines, repeated sending of persistent messages until they
-// arrive, renewal of subscriptions, typed errors, and a Close that ends in bounded time.
+// The bus adds what the contract of bus.Bus requires and watermill lacks:
+//
+//   - many messages at once, and deadlines
+//   - repeated sending of persistent messages until they arrive
+//   - renewal of subscriptions
+//   - typed errors, and a Close that ends in bounded time
 //
 // It does not keep these rules of rpctest.TestBus:
 //
@@ -23,9 +26,9 @@
 //     deadline.
 //   - busy: a call that was sent to a busy server waits there, although another server
 //     is idle. A server cannot tell a subscriber that all slots are in use.
-//   - restarts: a message that a stopping server has received, and whose handler has not
-//     begun, counts as if the server had crashed with it: such messages are
-//     dead-lettered after 20 servers. A subscriber requeues its prefetched messages
+//   - restarts: if a server stops after it has received a message and before the handler
+//     has begun, the message counts as if the server had crashed with it. Such messages
+//     are dead-lettered after 20 servers. A subscriber requeues its prefetched messages
 //     by itself.
 //
 // Four more limits have no rule in rpctest:

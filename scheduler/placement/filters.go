@@ -70,7 +70,7 @@ func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) schedule
 	return func(h H) scheduler.Verdict { return j(h.Placement()) }, nil
 }
 
-// Filters returns all ready-made filters, in an order that suits most components: filters that are cheap or reject
+// Filters returns all filters of this package. Their order suits most components: filters that are cheap or reject
 // many hosts come first. scheduler.ByName selects filters. docs/scheduling.md has their names, and Nova's names for
 // them.
 //

@@ -47,7 +47,7 @@ type groupChange struct {
 }
 
 // check returns ErrGroup if the policy forbids the host of a joining consumer. hosts has the number of members on each
-// host, without the consumers that the plan changes; check adds the joining consumers to it.
+// host, without the consumers that the plan changes. check adds the joining consumers to hosts.
 func (g *groupChange) check(hosts map[string]int64) error {
 	for _, c := range g.joining {
 		if err := c.Group.checkHost(c.host(), hosts); err != nil {

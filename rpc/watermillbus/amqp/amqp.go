@@ -10,14 +10,18 @@
 //		return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 //	}}
 //
-// The bus keeps the same rules of the bus contract as watermillbus, and Start logs a warning about the others: a call to a
-// server that is down waits instead of failing, a call stays with a busy server, and a message whose handler had not begun
-// when its server stopped counts as lost with a server. The queues have the names and properties of those of amqpbus, so
-// both buses may use the same queues.
+// The bus keeps the same rules of the bus contract as watermillbus. It does not keep the others, and Start logs a warning
+// about them:
 //
-// The bus does not survive a lost connection, because watermill-amqp v3.0.2 publishes nothing after that. The bus ends
-// with its first lost connection: later calls fail at once with [ErrConnectionLost], Check fails, and Failed reports the
-// loss, so that package service ends the process and the supervisor starts it again.
+//   - A call to a server that is down waits instead of failing.
+//   - A call stays with a busy server.
+//   - If a server stops before a message's handler has begun, the message counts as lost with the server.
+//
+// The queues have the names and properties of those of amqpbus, so both buses may use the same queues.
+//
+// The bus does not survive a lost connection, because watermill-amqp v3.0.2 publishes nothing after that. It ends with its
+// first lost connection: later calls fail at once with [ErrConnectionLost], Check fails, and Failed reports the loss. Then
+// package service ends the process, and the supervisor starts it again.
 package amqp
 
 import (
