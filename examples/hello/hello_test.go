@@ -29,7 +29,7 @@ import (
 
 // rules are the rules that every greeter keeps.
 var rules = []drivertest.Case[Greeter]{{
-	Name: "greets", Rule: "A greeter greets who is named.",
+	Name: "greets", Rule: "A greeter returns a greeting for a name.",
 	Run: func(e *drivertest.Env[Greeter]) {
 		for range 2 {
 			if text, err := e.Driver().Greet(e.Context(), "Ada"); err != nil || text == "" {
@@ -163,7 +163,7 @@ func greeted(t *testing.T, addr, name string) (g Greeting) {
 	}
 	for end := time.Now().Add(30 * time.Second); g.Text == ""; {
 		if time.Now().After(end) {
-			t.Fatalf("the greeting was not said: %+v", g)
+			t.Fatalf("the greeting was not made within 30 s: %+v", g)
 		}
 		if code, _, body = ask(t, http.MethodGet, addr+header.Get("Location"), ""); code != http.StatusOK || json.Unmarshal([]byte(body), &g) != nil {
 			t.Fatalf("GET: %d %s", code, body)
@@ -194,7 +194,7 @@ func TestOneProcess(t *testing.T) {
 	}
 }
 
-// TestToken: with api_token only clients that send the token are served. The probes need no token.
+// TestToken: with api_token, only clients that send the token are served. /readyz needs no token.
 func TestToken(t *testing.T) {
 	t.Parallel()
 	addr := processes(t, &options{Host: "h1", Listen: "127.0.0.1:0", Driver: "english", Connection: dbtest.SQLite(t), Exchange: "hello", Token: "s3cret"})[0]
@@ -284,7 +284,7 @@ func start(t *testing.T, host, database, bus, exchange string) (*exec.Cmd, strin
 	return cmd, "http://" + addr
 }
 
-// TestKilled: of two processes one is killed while both accept requests. Each of the 30 accepted greetings is made.
+// TestKilled: two processes accept requests, and one of them is killed meanwhile. Each of the 30 accepted greetings is made.
 func TestKilled(t *testing.T) {
 	t.Parallel()
 	bus, database := envtest.URL(t, testenv.AMQPVar), dbtest.MySQL(t)
@@ -328,14 +328,13 @@ func TestKilled(t *testing.T) {
 			done++
 		}
 	}
-	t.Logf("%d of 30 orders are done %v after the kill", done, time.Since(killed).Round(time.Millisecond))
+	t.Logf("%d of 30 greetings are made %v after the kill", done, time.Since(killed).Round(time.Millisecond))
 	if done != 30 {
-		t.Errorf("%d of 30 orders are done", done)
+		t.Errorf("%d of 30 greetings are made", done)
 	}
 }
 
-// TestBadNames: a name that cannot be the name of a host, or a part of the names of queues, is refused when the options are
-// read.
+// TestBadNames: config.Load refuses a host and an exchange whose names cannot be a part of the name of a queue.
 func TestBadNames(t *testing.T) {
 	t.Parallel()
 	for _, variable := range []string{"OS_DEFAULT__HOST", "OS_DEFAULT__CONTROL_EXCHANGE"} {

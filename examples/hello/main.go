@@ -115,7 +115,7 @@ func hostIsFit(_ *Greeting, m membership.Member) scheduler.Verdict {
 	return scheduler.Pass
 }
 
-// isOtherHost is a weigher. It ranks the host that was called before, and did not answer, last.
+// isOtherHost is a weigher. It ranks last the host that was called before and did not answer.
 func isOtherHost(g *Greeting, m membership.Member) float64 {
 	if m.Host == g.Host {
 		return 0
@@ -220,7 +220,7 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 		Filters:    []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", hostIsFit)},
 		Weighers:   []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", isOtherHost), Multiplier: 1}},
 		Picker:     scheduler.Shuffle,
-		CountsOnly: true, // an error has the counts alone
+		CountsOnly: true, // the error of choose uses only the counts
 	})
 	var drivers driver.Registry[Greeter]
 	drivers.Add("english", func(context.Context, json.RawMessage) (Greeter, error) { return english{}, nil })

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/driver"
 )
 
-// Kind describes how greeters run as programs, such as armature-hello-latin. One method with a text as request and reply
-// needs no .proto file.
+// Kind describes how greeters run as programs, such as armature-hello-latin. There is no .proto file, because request and reply of
+// the only method are texts.
 var Kind = driver.Kind[Greeter]{
 	Name: "hello", Protocol: 1,
 	Register: func(s grpc.ServiceRegistrar, d Greeter) { s.RegisterService(&wire, d) },

@@ -17,15 +17,15 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// serve runs a command until the test ends, and returns what it prints when it listens, or the
-// error with which it ends before.
+// serve runs a command until the test ends. It returns what the command has printed when it
+// listens, or the error with which the command has ended before that.
 func serve(t *testing.T, args ...string) (printed string, err error) {
 	t.Helper()
 	out := &output{more: make(chan struct{}, 1)}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
 		cmd.SetArgs(args)
 		ended <- cmd.ExecuteContext(ctx)
 	}()
@@ -111,18 +111,18 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 		{"noauth2 on every address", "api", "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n[api]\nauth_strategy = noauth2\n", "", 0, "noauth2_remote"},
 		{"noauth2 on every address, IPv6", "api", "[DEFAULT]\nosapi_compute_listen = ::\n[api]\nauth_strategy = noauth2\n", "", 0, "noauth2_remote"},
 		{"the default on every address, all in one process", "", "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n", "", 0, "noauth2_remote"},
-		{"noauth2 on every address, as it is meant", "", "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n[api]\nnoauth2_remote = true\n", "", 200, ""},
+		{"noauth2 on every address, allowed", "", "[DEFAULT]\nosapi_compute_listen = 0.0.0.0\n[api]\nnoauth2_remote = true\n", "", 200, ""},
 		{"IPv6 in brackets", "", "[DEFAULT]\nosapi_compute_listen = [::1]\n", "", 200, ""},
-		{"misspelt, lenient", "", "[DEFAULT]\nstrict = false\n[api]\nauth_strategi = keystone\n", "", 0, "auth_strategi"},
-		{"misspelt in the environment, lenient", "", "[DEFAULT]\nstrict = false\n", "OS_API__AUTH_STRATEGI=keystone", 0, "OS_API__AUTH_STRATEGI"},
+		{"misspelled, lenient", "", "[DEFAULT]\nstrict = false\n[api]\nauth_strategi = keystone\n", "", 0, "auth_strategi"},
+		{"misspelled in the environment, lenient", "", "[DEFAULT]\nstrict = false\n", "OS_API__AUTH_STRATEGI=keystone", 0, "OS_API__AUTH_STRATEGI"},
 		{"in the environment", "api", keystone, "OS_API__AUTH_STRATEGY=noauth2", 200, ""},
 		{"another strategy", "api", "[api]\nauth_strategy = noauth\n", "", 0, "not one of keystone, noauth2"},
 		{"a policy file that does not exist", "", "[oslo_policy]\npolicy_file = missing.yaml\n", "", 0, "missing.yaml does not exist"},
 		{"a policy file that does not exist, its older place", "", "[DEFAULT]\npolicy_file = missing.yaml\n", "", 0, "missing.yaml does not exist"},
 		{"policy directories that do not exist", "", "[oslo_policy]\npolicy_dirs = missing.d\n", "", 0, "missing.d does not exist"},
-		{"misspelt policy file, lenient", "", "[DEFAULT]\nstrict = false\n[oslo_policy]\npolicy_fil = policy.yaml\n", "", 0, "policy_fil"},
+		{"misspelled policy file, lenient", "", "[DEFAULT]\nstrict = false\n[oslo_policy]\npolicy_fil = policy.yaml\n", "", 0, "policy_fil"},
 		{"an admin listener on every address", "", "[DEFAULT]\nadmin_listen = 0.0.0.0:0\n", "", 0, "admin_listen"},
-		{"an admin listener on every address, as it is meant", "", "[DEFAULT]\nadmin_listen = 0.0.0.0:0\nadmin_hosts = node1\n", "", 200, ""},
+		{"an admin listener on every address, allowed", "", "[DEFAULT]\nadmin_listen = 0.0.0.0:0\nadmin_hosts = node1\n", "", 200, ""},
 	} {
 		t.Run(strings.ReplaceAll(tt.name, " ", "_"), func(t *testing.T) {
 			if name, value, ok := strings.Cut(tt.env, "="); ok {
@@ -162,7 +162,7 @@ func TestWhoIsLetIn(t *testing.T) { //nolint:paralleltest // the program sets th
 				t.Errorf("without a token: %d, want %d", got, tt.want)
 			}
 			if strings.Contains(printed, "X-Auth-Token") != (tt.want == 401) {
-				t.Errorf("the commands that are printed would not be answered:\n%s", printed)
+				t.Errorf("the printed commands do not suit the authentication:\n%s", printed)
 			}
 		})
 	}

@@ -35,8 +35,8 @@ var services = []string{"api", "conductor", "scheduler", "compute"}
 type check struct {
 	// of lists the services to which the check applies, separated by spaces. "" means all services and all commands.
 	of string
-	// options lists the checked options as SECTION.NAME, separated by spaces. The error names the place of the first. The
-	// check is skipped if the value of one of them is already known to be wrong.
+	// options lists the checked options as SECTION.NAME, separated by spaces. The error names the first one that is set, or the
+	// first one if none is set. The check is skipped if the value of one of them is already known to be wrong.
 	options string
 	judge   func(o *options) error
 }
@@ -211,8 +211,8 @@ func (o *options) label(section string, names ...string) string {
 	return strings.Join(out, "; ")
 }
 
-// checkSections refuses sections of drivers that are not in use, because the name may be misspelt, and then the checksum
-// of the driver in use would not be checked.
+// checkSections refuses sections of drivers that are not in use. The name of such a section may be misspelled, and then the
+// checksum of the driver in use would not be checked.
 func (o *options) checkSections() (errs []error) {
 	want := "driver_" + o.driverSection()
 	for _, name := range slices.Sorted(maps.Keys(o.Drivers)) {
@@ -277,7 +277,7 @@ func (o *options) checkAdmin() error {
 	return nil
 }
 
-// placeholder matches what looks like a placeholder, or like a part of one.
+// placeholder matches a text that looks like a placeholder or a part of one.
 var placeholder = regexp.MustCompile(`\{[^}]*\}?|\}`)
 
 // maxSocketPath is the highest number of bytes in the path of a Unix socket on Linux.

@@ -95,7 +95,7 @@ func TestBadFiles(t *testing.T) { //nolint:paralleltest // services set the defa
 		{"no such driver", "compute", good + "[DEFAULT]\ncompute_driver = acme\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "armature-compute-acme"},
 		{"a driver that all can write", "compute", good + "[DEFAULT]\ncompute_driver = open\nplugin_dir = DIR\n", "FILE:9: [DEFAULT] compute_driver", "chmod go-w"},
 		{"another checksum", "compute", good + "[DEFAULT]\ncompute_driver = fine\nplugin_dir = DIR\n[driver_fine]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:12: [driver_fine] plugin_sha256", "the configuration requires 000"},
-		{"misspelt checksum", "compute", good + "[driver_fake]\nplugin_sha265 = 0\n", "FILE:9: [driver_fake] plugin_sha265", "the nearest is plugin_sha256"},
+		{"misspelled checksum", "compute", good + "[driver_fake]\nplugin_sha265 = 0\n", "FILE:9: [driver_fake] plugin_sha265", "the nearest is plugin_sha256"},
 		{"a checksum of what is built in", "compute", good + "[driver_fake]\nplugin_sha256 = " + strings.Repeat("0", 64) + "\n", "FILE:9: [driver_fake] plugin_sha256", "built in"},
 		{"option of the driver", "compute", good + "[driver_fake]\nvcpu = 4\n", "FILE:9: [driver_fake] vcpu", "the nearest is vcpus"},
 		{"host of the driver", "compute", good + "[driver_fake]\nhost = other\n", "FILE:9: [driver_fake] host", "cannot be set here"},
@@ -178,7 +178,7 @@ func TestGoodFiles(t *testing.T) {
 		}
 	}
 	if left, err := os.ReadDir(dir); err != nil || len(left) != 1 {
-		t.Errorf("validate has made something: %v, %v", left, err)
+		t.Errorf("validate has created files: %v, %v", left, err)
 	}
 	const none = "[DEFAULT]\n"
 	if _, err := validate(none, "--service", "all-in-one"); err == nil || strings.Contains(err.Error(), "transport_url") || !strings.Contains(err.Error(), "auth_url") {
@@ -196,7 +196,7 @@ func TestGoodFiles(t *testing.T) {
 	}
 	if out, err := validate(good, "--online"); !strings.Contains(out, "not tried: [keystone_authtoken] auth_url") || err == nil || strings.Count(err.Error(), "\n") != 1 ||
 		!strings.Contains(err.Error(), file+":2: [DEFAULT] transport_url: ") || !strings.Contains(err.Error(), file+":5: [database] connection: ") {
-		t.Errorf("online, and nothing is there: %v", err)
+		t.Errorf("online, without a bus and a database: %v", err)
 	}
 }
 

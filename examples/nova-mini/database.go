@@ -58,8 +58,8 @@ func (f *flags) databaseCommands() []*cobra.Command {
 	return []*cobra.Command{manage, upgrade, claims}
 }
 
-// withDatabase calls do with the database of the configuration. If no connection is configured and the SQLite file of the process
-// with all services exists, it is that file.
+// withDatabase calls do with the database of the configuration. If no connection is configured, it uses the SQLite file of the
+// process with all services, if that file exists.
 func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *options, *sqlx.DB) error) error {
 	o, err := f.load()
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// TestUpgrade runs the commands of an operator's upgrade: check, sync, check.
+// TestUpgrade runs the commands with which an operator upgrades: check, sync, check. Then it runs the audit of claims.
 func TestUpgrade(t *testing.T) { //nolint:paralleltest // the others set the default logger
 	dir := t.TempDir()
 	url := "sqlite://" + filepath.ToSlash(filepath.Join(dir, "nova.db"))

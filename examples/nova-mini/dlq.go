@@ -64,7 +64,7 @@ func (f *flags) letters(ctx context.Context, decide func(iface string, l *rpc.De
 	if err != nil {
 		return err
 	}
-	// watermill-amqp delivers few messages at once, and amqpbus knows its queues.
+	// watermill-amqp delivers only few messages at once. amqpbus has no such limit, and can read the same queues.
 	o.TransportURL = strings.TrimPrefix(o.TransportURL, "watermill-")
 	bus, err := o.openBus(slog.New(slog.DiscardHandler)) // errors are returned, not logged
 	if err != nil {
@@ -91,7 +91,7 @@ func (f *flags) dlqList(ctx context.Context) error {
 			_, _ = fmt.Fprintln(w, head) // Flush returns the error
 		}
 		reason, _, _ := strings.Cut(l.Reason, "\n")
-		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.ID, iface, l.Info.Method, l.Failures, // Flush returns the error
+		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\t%s\t%s\n", l.ID, iface, l.Info.Method, l.Failures, // as above
 			l.DiedAt.Format(time.DateTime), l.Server, reason)
 		return rpc.Keep
 	})
@@ -102,7 +102,7 @@ func (f *flags) dlqList(ctx context.Context) error {
 }
 
 // dlqEach calls do for each dead letter with one of the ids, or for all. Errors: a usageError if an id is empty; NotFound if an id
-// does not exist: the other dead letters are done then.
+// does not exist, after do was called for the others.
 func (f *flags) dlqEach(ctx context.Context, ids []string, all bool, do func(*rpc.DeadLetter) rpc.Verdict) error {
 	if slices.Contains(ids, "") { // an empty id would match all dead letters without an id
 		return usageError{fault.New(fault.Invalid, "the id of a dead letter is empty")}
@@ -124,7 +124,8 @@ func (f *flags) dlqEach(ctx context.Context, ids []string, all bool, do func(*rp
 	return err
 }
 
-// dlqEnd requeues or drops the dead letters with the ids, or all, and prints how many. done is the word for it.
+// dlqEnd requeues or drops the dead letters with the ids, or all, and prints how many. done is the word that is printed, such as
+// dropped.
 func (f *flags) dlqEnd(ctx context.Context, ids []string, all bool, v rpc.Verdict, done string) error {
 	if (len(ids) == 0) != all {
 		return usageError{fault.New(fault.Invalid, "give the ids of the dead letters, or --all, but not both")}
@@ -139,7 +140,7 @@ func (f *flags) dlqEnd(ctx context.Context, ids []string, all bool, v rpc.Verdic
 }
 
 func printLetter(w io.Writer, l *rpc.DeadLetter) {
-	_, _ = fmt.Fprintf(w, "id                %s\nreason            %s\nfailures          %d\ndead-lettered at  %s\nhost              %s\ntopic             %s\nmetadata\n", // an error of standard output changes nothing here
+	_, _ = fmt.Fprintf(w, "id                %s\nreason            %s\nfailures          %d\ndead-lettered at  %s\nhost              %s\ntopic             %s\nmetadata\n", // an error of standard output is ignored
 		l.ID, l.Reason, l.Failures, l.DiedAt.Format(time.RFC3339), l.Server, l.Topic)
 	for _, k := range slices.Sorted(maps.Keys(l.Metadata)) {
 		_, _ = fmt.Fprintf(w, "  %s: %s\n", k, l.Metadata[k]) // as above

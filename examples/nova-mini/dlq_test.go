@@ -40,7 +40,7 @@ func TestDeadLetters(t *testing.T) {
 		return out.String(), err
 	}
 	if out, err := run("list"); err != nil || out != "no dead letters\n" {
-		t.Errorf("list of nothing: %q, %v", out, err)
+		t.Errorf("list without dead letters: %q, %v", out, err)
 	}
 
 	bus, err := amqpbus.New(amqpbus.Config{URLs: []string{url}, Exchange: exchange})
@@ -98,10 +98,10 @@ func TestDeadLetters(t *testing.T) {
 		}
 	}
 	if _, err := run("show", "nobody"); fault.CodeOf(err) != fault.NotFound || !strings.Contains(fmt.Sprint(err), "nobody") {
-		t.Errorf("show of one that is not there: %v", err)
+		t.Errorf("show of a dead letter that does not exist: %v", err)
 	}
 	if _, err := run("drop"); fault.CodeOf(err) != fault.Invalid {
-		t.Errorf("drop of nothing in particular: %v", err)
+		t.Errorf("drop without ids: %v", err)
 	}
 	if out, err := run("drop", ids["server-0"]); err != nil || out != "1 dead letters dropped\n" {
 		t.Errorf("drop: %q, %v", out, err)
@@ -118,12 +118,12 @@ func TestDeadLetters(t *testing.T) {
 		t.Error(err)
 	}
 	if out, err := run("list"); err != nil || out != "no dead letters\n" {
-		t.Errorf("list after all: %q, %v", out, err)
+		t.Errorf("list at the end: %q, %v", out, err)
 	}
 }
 
-// TestDLQUsage: a command line that names no dead letter, an empty id (such as the value of an unset shell variable), or ids and
-// --all is an error of the command line.
+// TestDLQUsage: these command lines are errors: without an id, with an empty id (such as the value of an unset shell variable), and
+// with both ids and --all.
 func TestDLQUsage(t *testing.T) {
 	t.Parallel()
 	for _, args := range [][]string{{"drop", ""}, {"requeue", "a", ""}, {"show", ""}, {"drop"}, {"requeue"}, {"requeue", "--all", "a"}} {
@@ -176,6 +176,6 @@ func TestDeadLettersOfWatermill(t *testing.T) {
 	cmd := newCommand(&out)
 	cmd.SetArgs([]string{"dlq", "--config-file", conf, "list"})
 	if err := cmd.ExecuteContext(t.Context()); err != nil || strings.Count(out.String(), "Exhausted: no driver") != letters {
-		t.Errorf("%d of %d letters, %v:\n%s", strings.Count(out.String(), "Exhausted: no driver"), letters, err, &out)
+		t.Errorf("%d of %d dead letters, %v:\n%s", strings.Count(out.String(), "Exhausted: no driver"), letters, err, &out)
 	}
 }

@@ -67,7 +67,7 @@ func runAll(t *testing.T) string {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", dir})
 		if err := cmd.ExecuteContext(ctx); err != nil {
 			t.Errorf("nova-mini ended with %v", err)
@@ -136,8 +136,8 @@ func (j *judge) check(raw []byte, place ...string) error {
 	return s.Validate(v)
 }
 
-// do sends a request, and checks that the document has the reply. The values replace the parameters of the path; the last
-// value may be a query.
+// do sends a request, and checks the reply with the document. The values replace the parameters of the path, one after the other;
+// a value that begins with ? is the query.
 func (j *judge) do(want int, method, path, body string, values ...string) []byte {
 	j.Helper()
 	op, ok := j.doc.Paths[path][strings.ToLower(method)]
@@ -163,7 +163,7 @@ func (j *judge) do(want int, method, path, body string, values ...string) []byte
 	}
 	if body != "" && status < 400 {
 		if err := j.check([]byte(body), "paths", path, strings.ToLower(method), "requestBody"); err != nil {
-			j.Errorf("%s was taken, but the document does not allow the body: %v", what, err)
+			j.Errorf("%s was accepted, but the document does not allow the body: %v", what, err)
 		}
 	}
 	response, ok := op.Responses[strconv.Itoa(status)]
@@ -232,7 +232,7 @@ func (j *judge) send(method, path, body string) (int, http.Header, []byte) {
 	return resp.StatusCode, resp.Header, raw
 }
 
-// await shows a server until it has a status and no task.
+// await reads a server until it has a status and no task.
 func (j *judge) await(id, status string) {
 	j.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
@@ -260,7 +260,7 @@ func (j *judge) await(id, status string) {
 	}
 }
 
-// missed returns the successful replies of the document that were not tested, and those errors that a test can cause.
+// missed returns the replies of the document that were not tested: the successful ones, and the errors that a test can cause.
 func (j *judge) missed() (out []string) {
 	for path, ops := range j.doc.Paths {
 		for method, op := range ops {
@@ -291,7 +291,7 @@ func TestDocument(t *testing.T) { //nolint:paralleltest // the program sets the 
 	j.servers()
 	j.hosts()
 	for _, what := range j.missed() {
-		t.Errorf("the document has what was not exercised: %s", what)
+		t.Errorf("the document has a reply or an action that was not tested: %s", what)
 	}
 	// This test can fail: a reply that was not tested is reported, and so is a wrong reply.
 	delete(j.seen, "DELETE /v2.1/servers/{id}: 204")

@@ -68,7 +68,7 @@ func TestOperating(t *testing.T) {
 			t.Errorf("%s: %s", line, out)
 		}
 	}
-	empty := filepath.Join(dir, "empty.conf") // as no file, but also where the machine has a default file
+	empty := filepath.Join(dir, "empty.conf") // has the effect of no file, also on a machine with a default file
 	if err := os.WriteFile(empty, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -70,7 +70,7 @@ func newCommand(out io.Writer) *cobra.Command {
 		if len(f.config.Files) > 0 || cmd == root { // the process with all services needs no files, and reads only files that a flag names
 			return nil
 		}
-		home, _ := os.UserHomeDir() // without a home directory only those of the system count
+		home, _ := os.UserHomeDir() // without a home directory, only the files of the system are read
 		f.config.Files = config.Find(home, "nova-mini", "")
 		return nil
 	}
@@ -123,7 +123,7 @@ func noArguments(cmd *cobra.Command, args []string) error {
 	return nil
 }
 
-// checkArguments turns errors of the command line, and commands that do not exist, into a usageError.
+// checkArguments makes a command and its subcommands return a usageError for wrong arguments, wrong flags and unknown commands.
 func checkArguments(cmd *cobra.Command) {
 	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	args := cmd.Args

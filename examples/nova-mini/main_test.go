@@ -52,7 +52,7 @@ func (o *output) String() string {
 	return o.buf.String()
 }
 
-// TestGreeting runs all services in one process, and the commands that the process prints, exactly as printed.
+// TestGreeting runs all services in one process. It runs the commands that this process prints, exactly as printed.
 func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	admin := filepath.Join(t.TempDir(), "admin")
 	t.Setenv("OS_DEFAULT__ADMIN_LISTEN", "unix:"+admin)
@@ -61,7 +61,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	var wg sync.WaitGroup
 	var err error
 	wg.Go(func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", t.TempDir()})
 		err = cmd.ExecuteContext(ctx)
 	})
@@ -119,7 +119,7 @@ func TestGreeting(t *testing.T) { //nolint:paralleltest // the program sets the 
 	}
 }
 
-// TestTools: the commands about options and rules.
+// TestTools: the commands about options and rules print what they should, without passwords.
 func TestTools(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -47,7 +47,7 @@ func TestMemberCommands(t *testing.T) { //nolint:paralleltest // the others set 
 			t.Errorf("member list: %v\n%s", err, out)
 		}
 		if _, err := run("member", "remove", "nova-compute", "node-1"); !errors.Is(err, fault.Precondition) || !strings.Contains(err.Error(), "--force") {
-			t.Errorf("remove one that is up: %v", err)
+			t.Errorf("remove of a service that is up: %v", err)
 		}
 		if err := s.ClaimHost(t.Context(), "node-1", second, time.Minute); !errors.Is(err, fault.Unavailable) {
 			t.Errorf("claim by another process: %v", err)
@@ -59,7 +59,7 @@ func TestMemberCommands(t *testing.T) { //nolint:paralleltest // the others set 
 			t.Errorf("claim after it was removed: %v", err)
 		}
 		if _, err := run("member", "remove", "--force", "nova-compute", "node-9"); !errors.Is(err, fault.NotFound) {
-			t.Errorf("remove one that is not known: %v", err)
+			t.Errorf("remove of a service that does not exist: %v", err)
 		}
 		if _, err := run("member", "remove", "nova-compote", "node-1"); !errors.As(err, new(usageError)) || !strings.Contains(err.Error(), "nova-compute") {
 			t.Errorf("a kind that does not exist: %v", err)

@@ -47,16 +47,16 @@ type node struct {
 	log    *slog.Logger
 	out    io.Writer
 	bus    rpcbus.Bus
-	reach  func(context.Context) error // nil while the bus works
+	reach  func(context.Context) error // returns nil while the bus works
 	client *rpc.Client
 	store  *store.Store
 	tell   *telemetry
-	close  []func() error // closes what was opened while wiring
+	close  []func() error // called at the end, the last one first
 
-	draining atomic.Bool // failed heartbeats are then expected
+	draining atomic.Bool // while it is true, heartbeats are expected to fail
 }
 
-// noteDrain notes that the process drains. It is for the OnDrain of a part.
+// noteDrain sets draining. It is for the OnDrain of a part.
 func (n *node) noteDrain(context.Context) error {
 	n.draining.Store(true)
 	return nil
@@ -134,7 +134,8 @@ func (n *node) wireBus() error {
 	return nil
 }
 
-// wireStore adds the database. If migrate is set, the start creates or upgrades the tables; otherwise "db sync" has to.
+// wireStore adds the database. If migrate is true, the start creates or upgrades the tables. Otherwise an operator does so with
+// "db sync".
 func (n *node) wireStore(url string, migrate bool) error {
 	cfg, err := n.databaseConfig(url)
 	if err != nil {
@@ -145,7 +146,7 @@ func (n *node) wireStore(url string, migrate bool) error {
 	if err != nil {
 		return n.optionError("database", "connection", err)
 	}
-	n.close = append(n.close, d.Close) // for a process that never starts
+	n.close = append(n.close, d.Close) // the App closes it, too, but not if the App does not start
 	n.store = store.New(d)
 	n.app.AddLabeled("database", n.label("database", "connection"), &db.Service{DB: d, Migrations: store.Migrations(), Migrate: migrate})
 	return nil
@@ -172,7 +173,7 @@ func (n *node) track(ctx context.Context, info rpc.Info, req any, next func(cont
 	return next(ctx, req)
 }
 
-// heartbeat returns a function that a loop calls often, and that calls f when a heartbeat is due: every report_interval,
+// heartbeat returns a function that a loop calls often. The function calls f when a heartbeat is due: every report_interval,
 // and after failures with a back-off that begins with a second and doubles up to report_interval. Of several failures in a
 // row, the log has a line for the first failure and a line for the next success. While the process stops, failures are
 // expected, because the call is canceled or the conductor in the same process has drained. They are logged at DEBUG.
@@ -234,22 +235,22 @@ func (n *node) addAPI() error {
 		Store: n.store, Client: n.client, Ready: n.app.Ready, Bus: n.reach, DownAfter: n.ServiceDownTime, Inflight: n.app.Inflight(), Observe: n.tell.observe,
 		CORS: n.CORS.Origins, PublicURL: n.API.LinkPrefix, BodyTimeout: n.WSGI.BodyTimeout, Logger: n.log,
 	}))
-	door := service.NewHTTP(service.HTTPConfig{
+	server := service.NewHTTP(service.HTTPConfig{
 		Addr: n.address(), Handler: handler, CertFile: n.WSGI.CertFile, KeyFile: n.WSGI.KeyFile, ClientCAFile: n.WSGI.CAFile, BodyTimeout: n.WSGI.BodyTimeout,
 	})
-	n.app.AddLabeled("api", n.label("DEFAULT", "osapi_compute_listen", "osapi_compute_listen_port"), door)
-	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return n.greet(n.out, n.scheme()+"://"+door.Addr()) }})
+	n.app.AddLabeled("api", n.label("DEFAULT", "osapi_compute_listen", "osapi_compute_listen_port"), server)
+	n.app.Add("greeting", service.Funcs{OnStart: func(context.Context) error { return n.greet(n.out, n.scheme()+"://"+server.Addr()) }})
 	return nil
 }
 
-// identity determines the identity of clients.
+// identity is the way in which clients are authenticated.
 type identity struct {
 	authenticate func(*http.Request) (reqctx.Request, error)
 	challenge    string       // for clients without an identity
 	part         service.Part // may be nil
 }
 
-// identity returns how clients are identified according to the options.
+// identity returns the way in which the options say that clients are authenticated.
 func (o *options) identity(log *slog.Logger) (*identity, error) {
 	if o.API.AuthStrategy == "noauth2" {
 		if err := o.checkOpenAccess(); err != nil {
@@ -421,8 +422,8 @@ func (n *node) addCompute(hosts ...string) error {
 	return nil
 }
 
-// firstAudit destroys the orphans on a host before the host's first heartbeat, so that the reported resources are really
-// free. It takes at most 10 s.
+// firstAudit destroys the orphans on a host before the host's first heartbeat, so that they no longer use resources of the host.
+// It takes at most 10 s.
 func (n *node) firstAudit(ctx context.Context, host string, w *worker.Service) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -431,9 +432,9 @@ func (n *node) firstAudit(ctx context.Context, host string, w *worker.Service) {
 	}
 }
 
-// addWorker adds the compute service of a host, without its reports. The order of its parts ensures that a second process
-// for the same host does not disturb the first: first the lock in the state path, then the driver, then the claim of the
-// host at a conductor, and only then the RPC server, which receives messages.
+// addWorker adds the compute service of a host, without its reports. The order of its parts ensures that a second process for
+// the same host does not disturb the first one: the lock in the state path, the driver, the claim of the host at a conductor,
+// and last the RPC server, which receives messages.
 func (n *node) addWorker(host string) (*worker.Service, error) {
 	lock := membership.NewFileLock(store.ComputeBinary, host, filepath.Join(n.StatePath, "hosts", host+".lock"))
 	n.app.AddLabeled("lock of host "+host, n.label("DEFAULT", "host", "state_path"), lock)

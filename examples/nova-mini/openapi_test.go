@@ -46,7 +46,7 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(string(got), "\n")); diff != "" {
-		t.Errorf("the API is not what %s says; -update writes it anew (-want +got):\n%s", golden, diff)
+		t.Errorf("the document differs from %s; -update writes that file again (-want +got):\n%s", golden, diff)
 	}
 	doc, err := libopenapi.NewDocument(got)
 	if err != nil {

@@ -43,7 +43,8 @@ func (f *flags) withOperations(do func(ctx context.Context, ops *operation.Store
 	}
 }
 
-// eachOperation returns the function of a command that changes each operation it names, and prints what has happened to it.
+// eachOperation returns the function of a command that calls do for each of its arguments, which are ids of operations. After each
+// call it prints the id and done.
 func (f *flags) eachOperation(done string, do func(ctx context.Context, ops *operation.Store, id string) error) func(*cobra.Command, []string) error {
 	return f.withOperations(func(ctx context.Context, ops *operation.Store, ids []string) error {
 		for _, id := range ids {

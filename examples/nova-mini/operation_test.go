@@ -50,7 +50,7 @@ func TestOperationCommand(t *testing.T) { //nolint:paralleltest // the others se
 		t.Errorf("list: %s", got)
 	}
 	if got := run("", "operation", "list", "--state", "failed"); strings.Contains(got, id) {
-		t.Errorf("list of those that failed: %s", got)
+		t.Errorf("list of failed operations: %s", got)
 	}
 	run("is running", "operation", "retry", id)
 	if got := run("", "operation", "cancel", "--reason", "too\x1b[2J late", id); got != id+" is canceled\n" {

@@ -95,7 +95,7 @@ type filterOptions struct {
 }
 
 type apiOptions struct {
-	AuthStrategy string `ini:"auth_strategy" default:"keystone" choices:"keystone, noauth2" protects:"true" deprecated:"DEFAULT.auth_strategy" help:"how clients are authenticated: keystone, by a token of Keystone; or noauth2, not at all, so that every client is the administrator, which is the default only for all services in one process"`
+	AuthStrategy string `ini:"auth_strategy" default:"keystone" choices:"keystone, noauth2" protects:"true" deprecated:"DEFAULT.auth_strategy" help:"how clients are authenticated: keystone: by a token of Keystone; noauth2: not at all, so that every client is the administrator; noauth2 is the default only for all services in one process"`
 	OpenRemote   bool   `ini:"noauth2_remote" default:"false" protects:"true" help:"allow noauth2 on an address that other machines can reach"`
 	LinkPrefix   string `ini:"compute_link_prefix" regex:"^(https?://[^/?#@ ]+(/[^?# ]*)?)?$" deprecated:"DEFAULT.osapi_compute_link_prefix" help:"start of the links in replies: the URL of the proxy in front of the API, such as https://nova.example.org (default: the address that the client has used)"`
 }
@@ -152,7 +152,7 @@ type sslOptions struct {
 
 type rabbitOptions struct {
 	QuorumQueue bool   `ini:"rabbit_quorum_queue" default:"false" help:"store casts in quorum queues; existing queues keep their type"`
-	SSL         bool   `ini:"ssl" default:"false" protects:"true" deprecated:"rabbit_use_ssl" help:"connect to the bus with TLS, as with amqps://, tls:// and ?ssl=1; it also holds for NATS; the default port of RabbitMQ is then 5671"`
+	SSL         bool   `ini:"ssl" default:"false" protects:"true" deprecated:"rabbit_use_ssl" help:"connect to the bus with TLS, as with amqps://, tls:// and ?ssl=1; it also applies to NATS; the default port of RabbitMQ is then 5671"`
 	SSLCAFile   string `ini:"ssl_ca_file" protects:"true" deprecated:"kombu_ssl_ca_certs" help:"authorities that are trusted for the certificates of the bus (default: the system's)"`
 	SSLCertFile string `ini:"ssl_cert_file" protects:"true" deprecated:"kombu_ssl_certfile" help:"client certificate for the bus"`
 	SSLKeyFile  string `ini:"ssl_key_file" protects:"true" deprecated:"kombu_ssl_keyfile" help:"private key of ssl_cert_file, with mode 0600, or 0640 if the file belongs to root"`
@@ -173,13 +173,13 @@ type flags struct {
 	port      string
 }
 
-// openByDefault makes noauth2 the default. It is for the process with all services. If an option of
-// [keystone_authtoken] is set, the default stays keystone.
+// openByDefault makes noauth2 the default of the process with all services. If an option of [keystone_authtoken] is set, the
+// default stays keystone.
 func (f *flags) openByDefault() error {
 	const strategy = "api.auth_strategy"
 	f.config.Defaults = map[string]string{strategy: "noauth2"}
 	src := f.source()
-	src.Logger = slog.New(slog.DiscardHandler) // load logs the same
+	src.Logger = slog.New(slog.DiscardHandler) // load reads the options again and logs their warnings
 	c, err := config.Inspect[settings](src)
 	if c == nil {
 		return err
@@ -206,8 +206,8 @@ func (f *flags) source() config.Source {
 	return src
 }
 
-// load reads the options and validates them for the services that will use them. The error has a line for each wrong
-// option. The command of an operator names no service.
+// load reads the options and validates them for the services that will use them. An operator's command names no service. The
+// error has a line for each wrong option.
 func (f *flags) load(of ...string) (*options, error) {
 	c, err := config.Inspect[settings](f.source())
 	if c == nil {
@@ -284,7 +284,8 @@ func (o *options) admin() service.AdminConfig {
 	return service.AdminConfig{Addr: strings.ReplaceAll(o.Admin, servicePlaceholder, o.service), Hosts: o.AdminHosts, Level: &o.level, Config: func() any { return o.config.Values() }}
 }
 
-// policy returns where the operator's rules are. A file or directory that an option names must exist.
+// policy returns the configuration of the policy, with the files of the operator's rules. A file or directory that an option
+// names must exist.
 func (o *options) policy(log *slog.Logger) policy.Config {
 	cfg := policy.Config{File: o.Policy.File, Dirs: o.Policy.Dirs, Logger: log}
 	for _, v := range o.config.Values() {
@@ -321,8 +322,8 @@ func (o *options) driverConfig(host string) (driver.PluginConfig, error) {
 	return cfg, nil
 }
 
-// driverSection returns the name, after driver_, of the section of compute_driver. If no section has the exact name, upper
-// and lower case are equal, and so are - and _, because names in the environment have neither lower case nor -.
+// driverSection returns the name, after driver_, of the section of compute_driver. If no section has the exact name, it finds a
+// section without regard to case, with - and _ as equal: names in the environment have neither lower case nor -.
 func (o *options) driverSection() string {
 	name := o.driverName()
 	if _, ok := o.Drivers[name]; ok {

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// TestNovaConf: with strict = false, a file that was written for Nova sets the options that nova-mini knows, and each
-// other option is named once in the log. With strict = true the file is refused.
+// TestNovaConf: with strict = false, a file that was written for Nova sets the options that nova-mini knows, and the log names each
+// other option once. With strict = true the file is refused.
 func TestNovaConf(t *testing.T) {
 	t.Parallel()
 	const file = "testdata/nova.conf"
@@ -57,7 +57,7 @@ func TestNovaConf(t *testing.T) {
 			t.Errorf("%v, want %v", tt.got, tt.want)
 		}
 	}
-	// Every unknown option is named once, and an unknown section as a whole.
+	// The log names every unknown option once. An unknown section has one line for all its options.
 	raw, err := os.ReadFile(file)
 	if err != nil {
 		t.Fatal(err)

@@ -58,9 +58,9 @@ func TestDriverPins(t *testing.T) {
 		{"in a file", "[driver_acme]\nplugin_sha256 = " + wrong, nil, "FILE:12: [driver_acme] plugin_sha256: the driver's program"},
 		{"section in another case", "[Driver_ACME]\nplugin_sha256 = " + wrong, nil, "FILE:12: [driver_ACME] plugin_sha256: the driver's program"},
 		{"empty", "", []string{pin}, "environment OS_DRIVER_ACME__PLUGIN_SHA256: [driver_acme] plugin_sha256: "},
-		{"misspelt option", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA265=" + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA265: [driver_acme] plugin_sha265: option plugin_sha265: no such option; the nearest is plugin_sha256"},
-		{"misspelt driver", "", []string{"OS_DRIVER_ACMEE__PLUGIN_SHA256=" + wrong}, "environment OS_DRIVER_ACMEE__PLUGIN_SHA256: [driver_acmee]: compute_driver = acme has the section [driver_acme]"},
-		{"misspelt family", "", []string{"OS_DRIVR_ACME__PLUGIN_SHA256=" + wrong}, "environment OS_DRIVR_ACME__PLUGIN_SHA256: [drivr_acme]: no such section; the nearest is driver_..."},
+		{"misspelled option", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA265=" + wrong}, "environment OS_DRIVER_ACME__PLUGIN_SHA265: [driver_acme] plugin_sha265: option plugin_sha265: no such option; the nearest is plugin_sha256"},
+		{"misspelled driver", "", []string{"OS_DRIVER_ACMEE__PLUGIN_SHA256=" + wrong}, "environment OS_DRIVER_ACMEE__PLUGIN_SHA256: [driver_acmee]: compute_driver = acme has the section [driver_acme]"},
+		{"misspelled family", "", []string{"OS_DRIVR_ACME__PLUGIN_SHA256=" + wrong}, "environment OS_DRIVR_ACME__PLUGIN_SHA256: [drivr_acme]: no such section; the nearest is driver_..."},
 		{"hyphen", "[DEFAULT]\ncompute_driver = ac-me", []string{"OS_DRIVER_AC_ME__PLUGIN_SHA256=" + wrong}, "environment OS_DRIVER_AC_ME__PLUGIN_SHA256: [driver_ac_me] plugin_sha256: the driver's program"},
 		{"two sections", "[DEFAULT]\ncompute_driver = ac-me\n[driver_ac-me]\n[driver_ac_me]", nil, "FILE:14: [driver_ac_me]: compute_driver = ac-me has the section [driver_ac-me]"},
 	} {
@@ -94,8 +94,8 @@ func TestDriverPins(t *testing.T) {
 	}
 }
 
-// TestProtectingNames: an unknown name that may be meant for protection is an error, also with strict = false, in files and
-// in the environment. Variables of OpenStack's clients are no errors.
+// TestProtectingNames: an unknown name that is similar to an option that protects is an error in files and in the environment, also
+// with strict = false. Variables of OpenStack's clients are not errors.
 func TestProtectingNames(t *testing.T) {
 	for _, tt := range []struct {
 		text, env       string
@@ -243,7 +243,7 @@ func TestReloadWrong(t *testing.T) { //nolint:paralleltest // the program sets t
 		t.Errorf("a reload with a wrong option: %d %s", code, body)
 	}
 	if got := status(t, printed, path); got != http.StatusOK {
-		t.Errorf("after it: %d, want the policy of before", got)
+		t.Errorf("after it: %d, want the old policy", got)
 	}
 	write("nova.conf", text)
 	if code, body := reload(); code != http.StatusOK {
@@ -268,7 +268,7 @@ func TestEmptyDatabase(t *testing.T) {
 		cmd := newCommand(new(bytes.Buffer))
 		cmd.SetArgs(append(strings.Fields(args), "--config-file", file))
 		if err := cmd.ExecuteContext(t.Context()); err == nil || !strings.Contains(err.Error(), "run db sync") {
-			t.Errorf("%s: %v, want that db sync is to be run", args, err)
+			t.Errorf("%s: %v, want an error with run db sync", args, err)
 		}
 	}
 }

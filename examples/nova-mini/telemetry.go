@@ -114,7 +114,7 @@ func (t *telemetry) metrics() http.Handler {
 	return promhttp.HandlerFor(t.registry, promhttp.HandlerOpts{})
 }
 
-// around returns a handler that makes a span of each request to h.
+// around returns a handler that records a span for each request to h.
 func (t *telemetry) around(h http.Handler) http.Handler {
 	if t.traces == nil {
 		return h
@@ -122,7 +122,7 @@ func (t *telemetry) around(h http.Handler) http.Handler {
 	return t.traces.Handler(h)
 }
 
-// observe counts a request to the API.
+// observe adds a request of the API to the metrics and the traces.
 func (t *telemetry) observe(ctx context.Context, o api.Observation) {
 	t.requests.Observe(ctx, o)
 	if t.traces != nil {

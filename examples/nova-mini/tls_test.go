@@ -54,8 +54,8 @@ func certificate(t *testing.T) (pool *x509.CertPool, file string) {
 	return pool, file
 }
 
-// TestHTTPS: with a certificate the API uses HTTPS with HTTP/2, also in the links of its replies, and also for the pages of
-// a dashboard in allowed_origin.
+// TestHTTPS: with a certificate the API uses HTTPS with HTTP/2, and the links in its replies begin with https://. A page of a
+// dashboard in allowed_origin may use it.
 func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the default logger
 	pool, file := certificate(t)
 	conf := filepath.Join(t.TempDir(), "nova-mini.conf")
@@ -67,7 +67,7 @@ func TestHTTPS(t *testing.T) { //nolint:paralleltest // the program sets the def
 	var wg sync.WaitGroup
 	var ended error
 	wg.Go(func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", t.TempDir(), "--config-file", conf})
 		ended = cmd.ExecuteContext(ctx)
 	})
@@ -150,7 +150,7 @@ func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets t
 	ctx, cancel := context.WithCancel(t.Context())
 	out, ended := &output{more: make(chan struct{}, 1)}, make(chan error, 1)
 	go func() {
-		cmd := newCommand(out) //nolint:contextcheck // cobra hands the context on
+		cmd := newCommand(out) //nolint:contextcheck // cobra passes the context on
 		cmd.SetArgs([]string{"--port", "0", "--state-path", dir, "--config-file", conf})
 		ended <- cmd.ExecuteContext(ctx)
 	}()
@@ -163,6 +163,6 @@ func TestServerNames(t *testing.T) { //nolint:paralleltest // the program sets t
 		t.Error(err)
 	}
 	if len(traces) == 0 {
-		t.Error("the collector has got no traces by TLS")
+		t.Error("the collector has received no traces over TLS")
 	}
 }

@@ -52,7 +52,7 @@ func (f *flags) configCommand() *cobra.Command {
 	return cmd
 }
 
-// validate prints the files that are read, and the value and the place of each option. The error has all that is wrong.
+// validate prints the files that are read, and the value and the place of each option. The error has one line for each fault.
 func (f *flags) validate(ctx context.Context, of []string, online bool) error {
 	c, err := config.Inspect[settings](f.source())
 	if c == nil {
@@ -83,7 +83,7 @@ const onlineTimeout = 10 * time.Second
 // errNotTried is the result for an option that has no effect because of the other options.
 var errNotTried = errors.New("not tried")
 
-// checkOnline connects to each service that the options name. The error has all that do not work.
+// checkOnline connects to each service that the options name. The error has one line for each service that does not work.
 func (o *options) checkOnline(ctx context.Context, w io.Writer, of []string) error {
 	var errs []error
 	for _, a := range []struct {
@@ -112,7 +112,7 @@ func (o *options) checkOnline(ctx context.Context, w io.Writer, of []string) err
 	return errors.Join(errs...)
 }
 
-// quiet is the logger of the functions that ask a service: they return errors and do not log them.
+// quiet is the logger of the ask functions, which return errors and do not log them.
 var quiet = slog.New(slog.DiscardHandler)
 
 func (o *options) askBus(ctx context.Context) error {
@@ -148,7 +148,7 @@ func (o *options) askKeystone(ctx context.Context) error {
 		return errNotTried
 	}
 	defer who.part.Stop(ctx)                     //nolint:errcheck // it closes idle connections
-	return who.part.(service.Checker).Check(ctx) //nolint:forcetypeassert // it is one
+	return who.part.(service.Checker).Check(ctx) //nolint:forcetypeassert // auth.Keystone is a Checker
 }
 
 func (o *options) askDriver(ctx context.Context) error {
@@ -217,7 +217,7 @@ func (f *flags) policyExplain() *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "explain", Short: "Show which part of a rule denies or allows a request", Args: noArguments,
 		Long: "Show which part of a rule denies or allows a request. The first line ends with \"allows\" or \"denies\". " +
-			"The exit code is 0 for both answers, and 1 only if there is no answer, for example because the rule does not exist.",
+			"The exit code is 0 for both answers. It is 1 if there is no answer, for example because Keystone rejects the token, and 2 if the rule does not exist.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, p, err := f.rules()
 			if err != nil {

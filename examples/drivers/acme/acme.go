@@ -29,7 +29,8 @@ type Driver struct {
 	servers map[string]compute.Instance
 }
 
-// Open returns a driver. Its only option is dir, the directory for its servers. Errors: Invalid.
+// Open returns a driver. The compute service sets the options: dir is the directory for the driver's servers, and host is not used.
+// Errors: Invalid for a wrong option; an error without a code if the servers cannot be read.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	var opts struct {
 		Host string `option:"host"`

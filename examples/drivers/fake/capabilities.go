@@ -17,7 +17,7 @@ import (
 
 // Resize implements compute.Driver.
 func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) error {
-	_, err := d.on(ctx, "resize", id, func(s *server) error {
+	_, err := d.applyTo(ctx, "resize", id, func(s *server) error {
 		switch {
 		case to.VCPUs < 1 || to.MemoryMiB < 1 || to.DiskGiB < s.Resources.DiskGiB:
 			return fault.New(fault.Invalid, "a server with %+v cannot have %+v", s.Resources, to)
@@ -37,12 +37,12 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 
 // ConfirmResize implements compute.Driver.
 func (d *Driver) ConfirmResize(ctx context.Context, id string) error {
-	return d.set(ctx, "confirm_resize", id, nil, func(s *server) { s.Before = nil })
+	return d.applyInState(ctx, "confirm_resize", id, nil, func(s *server) { s.Before = nil })
 }
 
 // RevertResize implements compute.Driver.
 func (d *Driver) RevertResize(ctx context.Context, id string) error {
-	_, err := d.on(ctx, "revert_resize", id, func(s *server) error {
+	_, err := d.applyTo(ctx, "revert_resize", id, func(s *server) error {
 		switch {
 		case s.Before == nil:
 			return nil
@@ -57,7 +57,7 @@ func (d *Driver) RevertResize(ctx context.Context, id string) error {
 
 // Rescue implements compute.Driver.
 func (d *Driver) Rescue(ctx context.Context, id, _ string) error {
-	return d.set(ctx, "rescue", id, nil, func(s *server) {
+	return d.applyInState(ctx, "rescue", id, nil, func(s *server) {
 		if !s.Rescued || s.Power != compute.Running {
 			s.Rescued = true
 			s.boot()
@@ -67,7 +67,7 @@ func (d *Driver) Rescue(ctx context.Context, id, _ string) error {
 
 // Unrescue implements compute.Driver.
 func (d *Driver) Unrescue(ctx context.Context, id string) error {
-	return d.set(ctx, "unrescue", id, nil, func(s *server) {
+	return d.applyInState(ctx, "unrescue", id, nil, func(s *server) {
 		if s.Rescued || s.Power != compute.Running {
 			s.Rescued = false
 			s.boot()
@@ -80,11 +80,11 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 	if checkID(imageRef) != nil {
 		return fault.New(fault.Invalid, "%q is not an image's name", imageRef)
 	}
-	s, err := d.look(id)
+	s, err := d.serverCopy(id)
 	if err != nil {
 		return err
 	}
-	return d.around(ctx, "snapshot", id, s.Metadata, func() error {
+	return d.withFaults(ctx, "snapshot", id, s.Metadata, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
 		d.images[imageRef] = true
@@ -97,7 +97,7 @@ func (d *Driver) Snapshot(ctx context.Context, id, imageRef string) error {
 
 // ConsoleLog implements compute.Driver.
 func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error {
-	s, err := d.on(ctx, "console_log", id, nil)
+	s, err := d.applyTo(ctx, "console_log", id, nil)
 	if err != nil {
 		return err
 	}
@@ -116,7 +116,7 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 
 // Console implements compute.Driver. No process listens at the returned address.
 func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) (compute.Console, error) {
-	s, err := d.on(ctx, "console", id, nil)
+	s, err := d.applyTo(ctx, "console", id, nil)
 	switch {
 	case err != nil:
 		return compute.Console{}, err
@@ -142,7 +142,7 @@ func (d *Driver) LiveMigrate(ctx context.Context, id, host string) error {
 	if _, err := os.Stat(filepath.Join(there, incoming)); err != nil {
 		return fault.New(fault.NotFound, "host %s: %w", host, err)
 	}
-	s, err := d.look(id)
+	s, err := d.serverCopy(id)
 	arrived := slices.ContainsFunc([]string{there, filepath.Join(there, incoming)}, func(dir string) bool {
 		_, err := os.Stat(filepath.Join(dir, id+ext))
 		return err == nil
@@ -153,7 +153,7 @@ func (d *Driver) LiveMigrate(ctx context.Context, id, host string) error {
 	if err != nil {
 		return err
 	}
-	return d.around(ctx, "live_migrate", id, s.Metadata, func() error {
+	return d.withFaults(ctx, "live_migrate", id, s.Metadata, func() error {
 		if s.Power != compute.Running {
 			return fault.New(fault.Precondition, "live_migrate: server %s is %v", id, s.Power)
 		}
@@ -164,34 +164,34 @@ func (d *Driver) LiveMigrate(ctx context.Context, id, host string) error {
 		}
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		return d.remove(id)
+		return d.removeServer(id)
 	})
 }
 
 // AttachVolume implements compute.Driver.
 func (d *Driver) AttachVolume(ctx context.Context, id string, v compute.Volume) error {
 	if v.ID == "" {
-		return fault.New(fault.Invalid, "a volume without an id")
+		return fault.New(fault.Invalid, "attach_volume: the volume has no id")
 	}
-	return d.set(ctx, "attach_volume", id, nil, func(s *server) { s.Volumes = withID(s.Volumes, v.ID) })
+	return d.applyInState(ctx, "attach_volume", id, nil, func(s *server) { s.Volumes = withID(s.Volumes, v.ID) })
 }
 
 // DetachVolume implements compute.Driver.
 func (d *Driver) DetachVolume(ctx context.Context, id, volumeID string) error {
-	return d.set(ctx, "detach_volume", id, nil, func(s *server) { s.Volumes = withoutID(s.Volumes, volumeID) })
+	return d.applyInState(ctx, "detach_volume", id, nil, func(s *server) { s.Volumes = withoutID(s.Volumes, volumeID) })
 }
 
 // AttachInterface implements compute.Driver.
 func (d *Driver) AttachInterface(ctx context.Context, id string, i compute.Interface) error {
 	if i.ID == "" {
-		return fault.New(fault.Invalid, "an interface without an id")
+		return fault.New(fault.Invalid, "attach_interface: the interface has no id")
 	}
-	return d.set(ctx, "attach_interface", id, nil, func(s *server) { s.Interfaces = withID(s.Interfaces, i.ID) })
+	return d.applyInState(ctx, "attach_interface", id, nil, func(s *server) { s.Interfaces = withID(s.Interfaces, i.ID) })
 }
 
 // DetachInterface implements compute.Driver.
 func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) error {
-	return d.set(ctx, "detach_interface", id, nil, func(s *server) { s.Interfaces = withoutID(s.Interfaces, interfaceID) })
+	return d.applyInState(ctx, "detach_interface", id, nil, func(s *server) { s.Interfaces = withoutID(s.Interfaces, interfaceID) })
 }
 
 // withID and withoutID return a new list, because other goroutines read the old list.
@@ -203,7 +203,7 @@ func withoutID(list []string, id string) []string {
 
 // Metrics implements compute.Driver. Every guest uses a tenth of its CPU time.
 func (d *Driver) Metrics(ctx context.Context, id string) (compute.Metrics, error) {
-	s, err := d.on(ctx, "metrics", id, nil)
+	s, err := d.applyTo(ctx, "metrics", id, nil)
 	if err != nil {
 		return compute.Metrics{}, err
 	}
@@ -220,7 +220,7 @@ func (d *Driver) Metrics(ctx context.Context, id string) (compute.Metrics, error
 
 // Diagnostics implements compute.Driver.
 func (d *Driver) Diagnostics(ctx context.Context, id string) (map[string]string, error) {
-	s, err := d.on(ctx, "diagnostics", id, nil)
+	s, err := d.applyTo(ctx, "diagnostics", id, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -232,7 +232,7 @@ const backlog = 1024
 
 // Events implements compute.Driver.
 func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error {
-	if err := d.around(ctx, "events", "", nil, func() error { return nil }); err != nil {
+	if err := d.withFaults(ctx, "events", "", nil, func() error { return nil }); err != nil {
 		return err
 	}
 	w := make(chan compute.Event, backlog)
@@ -268,13 +268,13 @@ func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error 
 				return fault.New(fault.Unavailable, "events were lost: the listener is too slow, or the driver is closed")
 			}
 		case <-storm:
-			e = d.any()
+			e = d.anyEvent()
 		}
 	}
 }
 
-// any returns an event with the current state of any server.
-func (d *Driver) any() compute.Event {
+// anyEvent returns an event with the current state of any server.
+func (d *Driver) anyEvent() compute.Event {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for id, s := range d.servers {
@@ -283,8 +283,8 @@ func (d *Driver) any() compute.Event {
 	return compute.Event{ServerID: "00000000-0000-0000-0000-000000000000", Type: compute.EventDestroyed, Time: time.Now().UTC()}
 }
 
-// tell sends an event to all listeners. A listener with too many unread events is cut off, and has to call List again.
-func (d *Driver) tell(id string, t compute.EventType) {
+// sendEvent sends an event to all listeners. A listener with too many unread events is cut off, and has to call List again.
+func (d *Driver) sendEvent(id string, t compute.EventType) {
 	e := compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}
 	for w := range d.watchers {
 		select {

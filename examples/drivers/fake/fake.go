@@ -2,16 +2,17 @@
 // drivers. A driver is one host. A process can have thousands of drivers, and a host thousands of servers. The servers are
 // kept in a directory, so that they exist after the process has ended, as those of a hypervisor do.
 //
-// Calls fail as the configuration demands: the option fault_METHOD holds for all servers, the metadata fake:METHOD for one
-// server. METHOD is the name of a method such as spawn or power_off. The value is a list of faults separated by ";", each
-// with the words
+// The configuration defines which calls fail. The option fault_METHOD is for all servers. The metadata fake:METHOD of a server
+// is for this server. METHOD is the name of a method such as spawn or power_off. The value is a list of faults separated by ";".
+// Each fault has the form
 //
 //	slow DURATION | fail [CODE] | hang | crash | wrong STATE   [after] [TIMES] [on HOST[,HOST]]
 //
 // such as "slow 2s", "fail Exhausted on node-1,node-2", "fail 2" (two calls fail, the next succeeds), "crash after 1" (the
 // process dies once, after the effect and before the answer), "hang" (until the call's context ends) and "wrong CRASHED"
-// (the call succeeds, but the server is in the given, wrong state). TIMES counts across crashes of the process. The metadata
-// fake:dies is the time after a start until the guest crashes.
+// (the call succeeds, but the server is in the given, wrong state). TIMES is the number of calls that have the fault; the count
+// continues after a crash of the process if the driver has a directory. The metadata fake:dies is the time after a start until
+// the guest crashes.
 package fake
 
 import (
@@ -34,7 +35,7 @@ import (
 
 // Config configures a Driver.
 type Config struct {
-	// Host is the name of the simulated host. Required.
+	// Host is the name of the host that the driver simulates. Required.
 	Host string
 	// Dir is the directory of the servers. Only one driver may use it. It is created if it does not exist. Servers migrate
 	// between drivers whose directories are siblings and are named like their hosts. Without Dir, the servers exist only as
@@ -44,33 +45,33 @@ type Config struct {
 	Resources compute.Resources
 	// Faults maps the names of methods to the faults of their calls, in the form described above.
 	Faults map[string]string
-	// EventStorm is how many needless events a second each stream of events has.
+	// EventStorm is how many needless events a second each stream of events has. Default 0.
 	EventStorm int
-	// Crash is called by the fault crash. Default: it kills the process.
+	// Crash is called by the fault crash. Default: a function that kills the process.
 	Crash func()
 
-	faults map[string][]trouble
+	faults map[string][]callFault
 }
 
 // Driver is a compute.Driver. It is safe for concurrent use.
 type Driver struct {
 	cfg Config
 
-	mu       sync.Mutex
-	servers  map[string]*server
-	counts   map[string]int // of faults that end
-	images   map[string]bool
-	received time.Time
-	watchers map[chan compute.Event]bool
-	dying    map[string]*time.Timer
-	closed   bool
+	mu          sync.Mutex
+	servers     map[string]*server
+	counts      map[string]int // of faults that end
+	images      map[string]bool
+	received    time.Time
+	watchers    map[chan compute.Event]bool
+	crashTimers map[string]*time.Timer
+	closed      bool
 }
 
 var _ compute.Driver = (*Driver)(nil)
 
 // Open returns a driver with the options of a configuration file, all of them texts: host, dir, vcpus, memory_mib,
-// disk_gib, event_storm and fault_METHOD, with the defaults of Config. The option hosts is for a process that simulates a
-// fleet, see [Hosts]; a driver is always one host. Open is for a driver.Registry and for driver.Serve. Errors: Invalid.
+// disk_gib, event_storm and fault_METHOD, with the defaults of Config. The option hosts is only checked: it is for a process that
+// simulates a fleet, see [Hosts], and a driver is always one host. Open is for a driver.Registry and for driver.Serve. Errors: Invalid.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	opts := struct {
 		Host       string            `option:"host"`
@@ -143,7 +144,7 @@ func New(cfg Config) (*Driver, error) {
 			select {}
 		}
 	}
-	cfg.faults = make(map[string][]trouble)
+	cfg.faults = make(map[string][]callFault)
 	for method, text := range cfg.Faults {
 		if !slices.Contains(methods, method) {
 			return nil, fault.New(fault.Invalid, "option fault_%s: the method does not exist; use one of: %s", method, strings.Join(methods, ", "))
@@ -155,9 +156,9 @@ func New(cfg Config) (*Driver, error) {
 	}
 	d := &Driver{
 		cfg: cfg, servers: make(map[string]*server), counts: make(map[string]int), images: make(map[string]bool),
-		watchers: make(map[chan compute.Event]bool), dying: make(map[string]*time.Timer),
+		watchers: make(map[chan compute.Event]bool), crashTimers: make(map[string]*time.Timer),
 	}
-	return d, d.load()
+	return d, d.loadServers()
 }
 
 // Info implements driver.Driver.
@@ -167,7 +168,7 @@ func (d *Driver) Info(ctx context.Context) (driver.Info, error) {
 		compute.CapVNCConsole, compute.CapSerialConsole, compute.CapLiveMigrate, compute.CapAttachVolume,
 		compute.CapAttachInterface, compute.CapMetrics, compute.CapDiagnostics, compute.CapEvents,
 	}}
-	return info, d.around(ctx, "info", "", nil, func() error { return nil })
+	return info, d.withFaults(ctx, "info", "", nil, func() error { return nil })
 }
 
 // Close implements driver.Driver. The servers stay in the directory.
@@ -175,7 +176,7 @@ func (d *Driver) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.closed = true
-	for _, t := range d.dying {
+	for _, t := range d.crashTimers {
 		t.Stop()
 	}
 	for w := range d.watchers {
@@ -187,7 +188,7 @@ func (d *Driver) Close() error {
 
 // Resources implements compute.Driver.
 func (d *Driver) Resources(ctx context.Context) (compute.Resources, error) {
-	return d.cfg.Resources, d.around(ctx, "resources", "", nil, func() error { return nil })
+	return d.cfg.Resources, d.withFaults(ctx, "resources", "", nil, func() error { return nil })
 }
 
 // Spawn implements compute.Driver.
@@ -203,10 +204,10 @@ func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 			return fault.New(fault.Invalid, "metadata fake:dies: %w", err)
 		}
 	}
-	return d.around(ctx, "spawn", spec.ID, spec.Metadata, func() error {
+	return d.withFaults(ctx, "spawn", spec.ID, spec.Metadata, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if err := d.receive(); err != nil {
+		if err := d.receiveServers(); err != nil {
 			return err
 		}
 		s := &server{
@@ -220,7 +221,7 @@ func (d *Driver) Spawn(ctx context.Context, spec compute.Spec) error {
 			*s = *old
 		}
 		s.boot()
-		return d.put(s)
+		return d.putServer(s)
 	})
 }
 
@@ -230,26 +231,26 @@ func (d *Driver) Destroy(ctx context.Context, id string) error {
 		return err
 	}
 	var metadata map[string]string
-	if s, err := d.look(id); err == nil {
+	if s, err := d.serverCopy(id); err == nil {
 		metadata = s.Metadata
 	}
-	return d.around(ctx, "destroy", id, metadata, func() error {
+	return d.withFaults(ctx, "destroy", id, metadata, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if err := d.remove(id); err != nil {
+		if err := d.removeServer(id); err != nil {
 			return err
 		}
-		d.forget(id)
+		d.forgetCounts(id)
 		return nil
 	})
 }
 
 // List implements compute.Driver.
 func (d *Driver) List(ctx context.Context) (list []compute.Instance, err error) {
-	err = d.around(ctx, "list", "", nil, func() error {
+	err = d.withFaults(ctx, "list", "", nil, func() error {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		if err := d.receive(); err != nil {
+		if err := d.receiveServers(); err != nil {
 			return err
 		}
 		list = make([]compute.Instance, 0, len(d.servers))
@@ -264,31 +265,31 @@ func (d *Driver) List(ctx context.Context) (list []compute.Instance, err error) 
 
 // Get implements compute.Driver.
 func (d *Driver) Get(ctx context.Context, id string) (compute.Instance, error) {
-	s, err := d.on(ctx, "get", id, nil)
+	s, err := d.applyTo(ctx, "get", id, nil)
 	return s.Instance, err
 }
 
-// on applies the effect of a method to an existing server, and returns the server after that. A nil effect only reads the
+// applyTo applies the effect of a method to an existing server, and returns the server after that. A nil effect only reads the
 // server.
-func (d *Driver) on(ctx context.Context, method, id string, effect func(s *server) error) (server, error) {
-	s, err := d.look(id)
+func (d *Driver) applyTo(ctx context.Context, method, id string, effect func(s *server) error) (server, error) {
+	s, err := d.serverCopy(id)
 	if err != nil {
 		return server{}, err
 	}
-	if err := d.around(ctx, method, id, s.Metadata, func() error {
+	if err := d.withFaults(ctx, method, id, s.Metadata, func() error {
 		if effect == nil {
 			return nil
 		}
-		return d.change(id, effect)
+		return d.changeServer(id, effect)
 	}); err != nil {
 		return server{}, err
 	}
-	return d.look(id)
+	return d.serverCopy(id)
 }
 
-// set applies the effect of a method to a server that is in one of the states from. Without from, every state is allowed.
-func (d *Driver) set(ctx context.Context, method, id string, from []compute.PowerState, effect func(s *server)) error {
-	_, err := d.on(ctx, method, id, func(s *server) error {
+// applyInState applies the effect of a method to a server that is in one of the states from. Without from, every state is allowed.
+func (d *Driver) applyInState(ctx context.Context, method, id string, from []compute.PowerState, effect func(s *server)) error {
+	_, err := d.applyTo(ctx, method, id, func(s *server) error {
 		if len(from) > 0 && !slices.Contains(from, s.Power) {
 			return fault.New(fault.Precondition, "%s: server %s is %v", method, id, s.Power)
 		}
@@ -305,7 +306,7 @@ func powerStates(p ...compute.PowerState) []compute.PowerState { return p }
 
 // PowerOn implements compute.Driver.
 func (d *Driver) PowerOn(ctx context.Context, id string) error {
-	return d.set(ctx, "power_on", id, powerStates(compute.Shutdown, compute.Crashed, compute.Running), func(s *server) {
+	return d.applyInState(ctx, "power_on", id, powerStates(compute.Shutdown, compute.Crashed, compute.Running), func(s *server) {
 		if s.Power != compute.Running {
 			s.boot()
 		}
@@ -314,7 +315,7 @@ func (d *Driver) PowerOn(ctx context.Context, id string) error {
 
 // PowerOff implements compute.Driver. Its guests shut down at once.
 func (d *Driver) PowerOff(ctx context.Context, id string, _ time.Duration) error {
-	return d.set(ctx, "power_off", id, nil, setPower(compute.Shutdown))
+	return d.applyInState(ctx, "power_off", id, nil, setPower(compute.Shutdown))
 }
 
 // Reboot implements compute.Driver.
@@ -323,32 +324,32 @@ func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
 	if hard {
 		from = nil
 	}
-	return d.set(ctx, "reboot", id, from, (*server).boot)
+	return d.applyInState(ctx, "reboot", id, from, (*server).boot)
 }
 
 // Pause implements compute.Driver.
 func (d *Driver) Pause(ctx context.Context, id string) error {
-	return d.set(ctx, "pause", id, powerStates(compute.Running, compute.Paused), setPower(compute.Paused))
+	return d.applyInState(ctx, "pause", id, powerStates(compute.Running, compute.Paused), setPower(compute.Paused))
 }
 
 // Unpause implements compute.Driver.
 func (d *Driver) Unpause(ctx context.Context, id string) error {
-	return d.set(ctx, "unpause", id, powerStates(compute.Running, compute.Paused), setPower(compute.Running))
+	return d.applyInState(ctx, "unpause", id, powerStates(compute.Running, compute.Paused), setPower(compute.Running))
 }
 
 // Suspend implements compute.Driver.
 func (d *Driver) Suspend(ctx context.Context, id string) error {
-	return d.set(ctx, "suspend", id, powerStates(compute.Running, compute.Suspended), setPower(compute.Suspended))
+	return d.applyInState(ctx, "suspend", id, powerStates(compute.Running, compute.Suspended), setPower(compute.Suspended))
 }
 
 // Resume implements compute.Driver.
 func (d *Driver) Resume(ctx context.Context, id string) error {
-	return d.set(ctx, "resume", id, powerStates(compute.Running, compute.Suspended), setPower(compute.Running))
+	return d.applyInState(ctx, "resume", id, powerStates(compute.Running, compute.Suspended), setPower(compute.Running))
 }
 
-// remove removes a server if it exists.
-func (d *Driver) remove(id string) error {
-	if err := d.receive(); err != nil {
+// removeServer removes a server if it exists.
+func (d *Driver) removeServer(id string) error {
+	if err := d.receiveServers(); err != nil {
 		return err
 	}
 	if d.servers[id] == nil {
@@ -359,11 +360,11 @@ func (d *Driver) remove(id string) error {
 			return fmt.Errorf("destroy %s: %w", id, err)
 		}
 	}
-	if t := d.dying[id]; t != nil {
+	if t := d.crashTimers[id]; t != nil {
 		t.Stop()
-		delete(d.dying, id)
+		delete(d.crashTimers, id)
 	}
 	delete(d.servers, id)
-	d.tell(id, compute.EventDestroyed)
+	d.sendEvent(id, compute.EventDestroyed)
 	return nil
 }

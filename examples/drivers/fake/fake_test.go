@@ -49,7 +49,7 @@ func ids(t *testing.T, d compute.Driver) string {
 	return strings.Join(out, ",")
 }
 
-// TestKilledWhileWriting: a half-written file is no server. After the last server is destroyed, no file is left.
+// TestKilledWhileWriting: a half-written file is not a server. After the last server is destroyed, no file is left.
 func TestKilledWhileWriting(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -75,7 +75,7 @@ func TestKilledWhileWriting(t *testing.T) {
 	}
 }
 
-// TestFaults: calls fail as a server's metadata or the options demand.
+// TestFaults: calls fail as a server's metadata or the options define.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -303,7 +303,7 @@ func TestLiveMigrate(t *testing.T) {
 		}
 	}
 	if err := a.LiveMigrate(ctx, "s2", "b"); fault.CodeOf(err) != fault.NotFound {
-		t.Errorf("of nothing: %v", err)
+		t.Errorf("a server that does not exist: %v", err)
 	}
 }
 
@@ -336,7 +336,7 @@ func TestOpen(t *testing.T) {
 		t.Errorf("resources %+v, %v", got, err)
 	}
 	if _, err := fake.New(fake.Config{Host: "h", Dir: "/dev/null/x"}); err == nil {
-		t.Error("a directory that cannot be")
+		t.Error("no error for a directory that cannot be created")
 	}
 }
 

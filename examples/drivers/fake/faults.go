@@ -22,8 +22,8 @@ var methods = []string{
 	"attach_volume", "detach_volume", "attach_interface", "detach_interface", "metrics", "diagnostics", "events", "info",
 }
 
-// trouble is one fault of a call.
-type trouble struct {
+// callFault is one fault of a call.
+type callFault struct {
 	what  string        // slow, fail, hang, crash or wrong
 	after bool          // the fault comes after the effect of the call
 	times int           // for how many calls; 0: for all
@@ -33,11 +33,11 @@ type trouble struct {
 	state compute.PowerState
 }
 
-// parseFaults reads a list of faults, separated by ";". Each fault has the words
+// parseFaults reads a list of faults, separated by ";". Each fault has the form
 //
 //	slow DURATION | fail [CODE] | hang | crash | wrong STATE   [after] [TIMES] [on HOST[,HOST]]
-func parseFaults(text string) ([]trouble, error) {
-	var out []trouble
+func parseFaults(text string) ([]callFault, error) {
+	var out []callFault
 	for one := range strings.SplitSeq(text, ";") {
 		words := strings.Fields(one)
 		if len(words) == 0 {
@@ -52,22 +52,23 @@ func parseFaults(text string) ([]trouble, error) {
 	return out, nil
 }
 
-// effects are what a fault does to a call, by its first word. Each reads its own words and returns the rest.
-var effects = map[string]func(t *trouble, words []string) (rest []string, err error){
+// faultParsers has for the first word of a fault the function that reads the words after it. The function returns the words that it
+// has not read.
+var faultParsers = map[string]func(t *callFault, words []string) (rest []string, err error){
 	"slow":  parseSlow,
 	"fail":  parseFail,
-	"hang":  func(_ *trouble, words []string) ([]string, error) { return words, nil },
-	"crash": func(_ *trouble, words []string) ([]string, error) { return words, nil },
+	"hang":  func(_ *callFault, words []string) ([]string, error) { return words, nil },
+	"crash": func(_ *callFault, words []string) ([]string, error) { return words, nil },
 	"wrong": parseWrong,
 }
 
-func parseFault(words []string) (t trouble, err error) {
+func parseFault(words []string) (t callFault, err error) {
 	t.what = words[0]
-	effect := effects[t.what]
-	if effect == nil {
+	parse := faultParsers[t.what]
+	if parse == nil {
 		return t, fmt.Errorf("%q is not one of slow, fail, hang, crash and wrong", t.what)
 	}
-	if words, err = effect(&t, words[1:]); err != nil {
+	if words, err = parse(&t, words[1:]); err != nil {
 		return t, err
 	}
 	for len(words) > 0 {
@@ -88,7 +89,7 @@ func parseFault(words []string) (t trouble, err error) {
 	return t, nil
 }
 
-func parseSlow(t *trouble, words []string) ([]string, error) {
+func parseSlow(t *callFault, words []string) ([]string, error) {
 	if len(words) > 0 {
 		var err error
 		if t.took, err = time.ParseDuration(words[0]); err == nil {
@@ -98,8 +99,8 @@ func parseSlow(t *trouble, words []string) ([]string, error) {
 	return nil, errors.New("slow needs a duration, such as 2s")
 }
 
-// parseFail reads a code, if there is one.
-func parseFail(t *trouble, words []string) ([]string, error) {
+// parseFail reads the code, if words begins with one.
+func parseFail(t *callFault, words []string) ([]string, error) {
 	for c := fault.Internal; len(words) > 0 && c <= fault.Canceled; c++ {
 		if strings.EqualFold(c.String(), words[0]) {
 			t.code = c
@@ -109,7 +110,7 @@ func parseFail(t *trouble, words []string) ([]string, error) {
 	return words, nil
 }
 
-func parseWrong(t *trouble, words []string) ([]string, error) {
+func parseWrong(t *callFault, words []string) ([]string, error) {
 	name := ""
 	if len(words) > 0 {
 		name, words = words[0], words[1:]
@@ -123,9 +124,9 @@ func parseWrong(t *trouble, words []string) ([]string, error) {
 	return nil, fmt.Errorf("%q is not a state, such as CRASHED", name)
 }
 
-// around runs the effect of a call, with the faults that the configuration and the server's metadata demand. id and
+// withFaults runs the effect of a call, with the faults that the configuration and the server's metadata define. id and
 // metadata are empty for a call that is not about one server.
-func (d *Driver) around(ctx context.Context, method, id string, metadata map[string]string, effect func() error) error {
+func (d *Driver) withFaults(ctx context.Context, method, id string, metadata map[string]string, effect func() error) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%s %s: %w", method, id, err)
 	}
@@ -137,20 +138,20 @@ func (d *Driver) around(ctx context.Context, method, id string, metadata map[str
 		}
 		list = slices.Concat(list, more)
 	}
-	if err := d.sufferAll(ctx, method, id, list, false); err != nil {
+	if err := d.injectFaults(ctx, method, id, list, false); err != nil {
 		return err
 	}
 	if err := effect(); err != nil {
 		return err
 	}
-	return d.sufferAll(ctx, method, id, list, true)
+	return d.injectFaults(ctx, method, id, list, true)
 }
 
-// sufferAll makes the faults happen that come before, or after, the effect of a call.
-func (d *Driver) sufferAll(ctx context.Context, method, id string, list []trouble, after bool) error {
+// injectFaults injects those of the faults that come before the effect of a call, or if after is true, those that come after it.
+func (d *Driver) injectFaults(ctx context.Context, method, id string, list []callFault, after bool) error {
 	for i := range list {
 		if t := &list[i]; after == (t.after || t.what == "wrong") {
-			if err := d.suffer(ctx, method, id, i, t); err != nil {
+			if err := d.injectFault(ctx, method, id, i, t); err != nil {
 				return err
 			}
 		}
@@ -158,7 +159,7 @@ func (d *Driver) sufferAll(ctx context.Context, method, id string, list []troubl
 	return nil
 }
 
-func (d *Driver) suffer(ctx context.Context, method, id string, i int, t *trouble) error {
+func (d *Driver) injectFault(ctx context.Context, method, id string, i int, t *callFault) error {
 	if t.hosts != nil && !slices.Contains(t.hosts, d.cfg.Host) {
 		return nil
 	}
@@ -182,12 +183,13 @@ func (d *Driver) suffer(ctx context.Context, method, id string, i int, t *troubl
 	case "crash":
 		d.cfg.Crash()
 	case "wrong":
-		return d.change(id, func(s *server) error { s.Power = t.state; return nil })
+		return d.changeServer(id, func(s *server) error { s.Power = t.state; return nil })
 	}
 	return nil
 }
 
-// countFault counts a fault, also across crashes of the process, and reports whether the count is not above limit.
+// countFault counts a fault, and reports whether the count is not above limit. With a directory the count survives crashes of the
+// process.
 func (d *Driver) countFault(key string, limit int) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -206,8 +208,8 @@ func (d *Driver) countFault(key string, limit int) bool {
 	return true
 }
 
-// forget drops the counts of a server's faults.
-func (d *Driver) forget(id string) {
+// forgetCounts drops the counts of a server's faults.
+func (d *Driver) forgetCounts(id string) {
 	for key := range d.counts {
 		if strings.Contains(key, "-"+id+"-") {
 			delete(d.counts, key)

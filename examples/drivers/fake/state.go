@@ -44,8 +44,8 @@ func checkID(id string) error {
 	return nil
 }
 
-// load reads the servers of the directory.
-func (d *Driver) load() error {
+// loadServers reads the servers of the directory.
+func (d *Driver) loadServers() error {
 	if d.cfg.Dir == "" {
 		return nil
 	}
@@ -104,8 +104,8 @@ func saveServer(dir string, s *server) error {
 	return os.Rename(tmp, filepath.Join(dir, s.ID+ext))
 }
 
-// receive adds the servers that other hosts have sent.
-func (d *Driver) receive() error {
+// receiveServers adds the servers that other hosts have sent.
+func (d *Driver) receiveServers() error {
 	if d.cfg.Dir == "" {
 		return nil
 	}
@@ -126,7 +126,7 @@ func (d *Driver) receive() error {
 			return err
 		}
 	}
-	d.received = info.ModTime() // older than our own removals, so the directory is read once more
+	d.received = info.ModTime() // the removals above change the time, so the next call reads the directory once more
 	return nil
 }
 
@@ -146,18 +146,18 @@ func (d *Driver) receiveFile(path string) error {
 		return err
 	}
 	d.servers[s.ID] = s
-	d.tell(s.ID, compute.EventStarted)
+	d.sendEvent(s.ID, compute.EventStarted)
 	return nil
 }
 
-// change changes a server and saves it. Errors: NotFound.
-func (d *Driver) change(id string, f func(s *server) error) error {
+// changeServer changes a server and saves it. Errors: NotFound.
+func (d *Driver) changeServer(id string, f func(s *server) error) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.receive(); err != nil {
+	if err := d.receiveServers(); err != nil {
 		return err
 	}
 	old := d.servers[id]
@@ -168,37 +168,37 @@ func (d *Driver) change(id string, f func(s *server) error) error {
 	if err := f(&s); err != nil {
 		return err
 	}
-	return d.put(&s)
+	return d.putServer(&s)
 }
 
-// put saves a server, and sends an event if its state has changed.
-func (d *Driver) put(s *server) error {
+// putServer saves a server, and sends an event if its state has changed.
+func (d *Driver) putServer(s *server) error {
 	if err := saveServer(d.cfg.Dir, s); err != nil {
 		return err
 	}
 	old := d.servers[s.ID]
 	d.servers[s.ID] = s
 	if old == nil || s.Boots != old.Boots {
-		d.doom(s)
+		d.scheduleCrash(s)
 	}
 	if old == nil || s.Power != old.Power || s.Boots != old.Boots {
-		d.tell(s.ID, eventOf[s.Power])
+		d.sendEvent(s.ID, eventOf[s.Power])
 	}
 	return nil
 }
 
-// doom lets a started guest crash after the time in its metadata fake:dies.
-func (d *Driver) doom(s *server) {
+// scheduleCrash makes a started guest crash after the time in its metadata fake:dies.
+func (d *Driver) scheduleCrash(s *server) {
 	after, err := time.ParseDuration(s.Metadata["fake:dies"])
 	if err != nil || d.closed {
 		return // not set; Spawn has refused invalid values
 	}
-	if t := d.dying[s.ID]; t != nil {
+	if t := d.crashTimers[s.ID]; t != nil {
 		t.Stop()
 	}
 	id, boots := s.ID, s.Boots
-	d.dying[id] = time.AfterFunc(after, func() {
-		_ = d.change(id, func(s *server) error { // the server may be destroyed meanwhile
+	d.crashTimers[id] = time.AfterFunc(after, func() {
+		_ = d.changeServer(id, func(s *server) error { // the server may be destroyed meanwhile
 			if s.Boots == boots && s.Power == compute.Running {
 				s.Power = compute.Crashed
 			}
@@ -214,14 +214,14 @@ var eventOf = map[compute.PowerState]compute.EventType{
 
 func notFound(id string) error { return fault.New(fault.NotFound, "server %s does not exist", id) }
 
-// look returns a copy of a server. The caller must not change what the copy points to.
-func (d *Driver) look(id string) (server, error) {
+// serverCopy returns a copy of a server. The caller must not change what the copy points to.
+func (d *Driver) serverCopy(id string) (server, error) {
 	if err := checkID(id); err != nil {
 		return server{}, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if err := d.receive(); err != nil {
+	if err := d.receiveServers(); err != nil {
 		return server{}, err
 	}
 	s := d.servers[id]

@@ -25,7 +25,8 @@ import (
 
 func (d *Driver) qemu() bool { return d.opts.virtType != "test" }
 
-// Resize implements compute.Driver. The disk grows first, so that a repeated call finds it grown.
+// Resize implements compute.Driver. The disk is enlarged first. If the call is interrupted and repeated, the repeated call finds the
+// larger disk.
 func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) error {
 	return d.change(ctx, "resize", id, func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error {
 		has := g.def.meta.resources()
@@ -42,13 +43,13 @@ func (d *Driver) Resize(ctx context.Context, id string, to compute.Resources) er
 		before := &oldSize{VCPUs: has.VCPUs, MemoryMiB: has.MemoryMiB, DiskGiB: has.DiskGiB}
 		if to.DiskGiB > has.DiskGiB {
 			var err error
-			if before.File, err = d.opts.grow(ctx, id, to.DiskGiB); err != nil {
+			if before.File, err = d.opts.growDisk(ctx, id, to.DiskGiB); err != nil {
 				return err
 			}
 		}
 		g.def.meta.OldSize = before
 		g.def.setResources(to)
-		return g.save(conn)
+		return g.saveDefinition(conn)
 	})
 }
 
@@ -59,7 +60,7 @@ func (d *Driver) ConfirmResize(ctx context.Context, id string) error {
 			return nil
 		}
 		g.def.meta.OldSize = nil
-		return g.save(conn)
+		return g.saveDefinition(conn)
 	})
 }
 
@@ -81,7 +82,7 @@ func (d *Driver) RevertResize(ctx context.Context, id string) error {
 		}
 		g.def.meta.OldSize = nil
 		g.def.setResources(compute.Resources{VCPUs: before.VCPUs, MemoryMiB: before.MemoryMiB, DiskGiB: before.DiskGiB})
-		return g.save(conn)
+		return g.saveDefinition(conn)
 	})
 }
 
@@ -101,7 +102,7 @@ func (d *Driver) Rescue(ctx context.Context, id, imageRef string) error {
 			return err
 		}
 		g.def.setBootDisks(&d.opts, true)
-		if err := g.save(conn); err != nil {
+		if err := g.saveDefinition(conn); err != nil {
 			return err
 		}
 		return g.start(ctx)
@@ -121,7 +122,7 @@ func (d *Driver) Unrescue(ctx context.Context, id string) error {
 			return err
 		}
 		g.def.setBootDisks(&d.opts, false)
-		if err := g.save(conn); err != nil {
+		if err := g.saveDefinition(conn); err != nil {
 			return err
 		}
 		if err := os.Remove(d.opts.file(id, rescueFile)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -203,7 +204,7 @@ func (d *Driver) ConsoleLog(ctx context.Context, id string, lines int, w io.Writ
 	if !d.qemu() {
 		return d.Unsupported.ConsoleLog(ctx, id, lines, w)
 	}
-	if err := d.read(ctx, "console log", id, func(*lv.Connect, *guest) error { return nil }); err != nil {
+	if err := d.withGuest(ctx, "console log", id, func(*lv.Connect, *guest) error { return nil }); err != nil {
 		return err
 	}
 	f, err := os.Open(d.opts.file(id, consoleFile))
@@ -261,9 +262,9 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	if !d.qemu() || t != compute.VNC || d.opts.vnc == "none" {
 		return d.Unsupported.Console(ctx, id, t)
 	}
-	err = d.read(ctx, "console", id, func(_ *lv.Connect, g *guest) error {
-		if p, err := g.power(); err != nil || p != compute.Running {
-			return errors.Join(err, wrongState("console", id, p))
+	err = d.withGuest(ctx, "console", id, func(_ *lv.Connect, g *guest) error {
+		if err := g.mustRun("console", id); err != nil {
+			return err
 		}
 		running, err := g.running()
 		if err != nil {
@@ -279,7 +280,16 @@ func (d *Driver) Console(ctx context.Context, id string, t compute.ConsoleType) 
 	return c, err
 }
 
-// modifyFlags returns the parts that a change of a guest's devices affects: the definition, and the guest if it runs.
+// mustRun returns Precondition if the guest does not run.
+func (g *guest) mustRun(what, id string) error {
+	p, err := g.power()
+	if err == nil && p != compute.Running {
+		err = wrongState(what, id, p)
+	}
+	return err
+}
+
+// modifyFlags returns what a change of a guest's devices affects: the definition, and the guest itself if it runs.
 func modifyFlags(p compute.PowerState) lv.DomainDeviceModifyFlags {
 	if p == compute.Running || p == compute.Paused {
 		return lv.DOMAIN_DEVICE_MODIFY_CONFIG | lv.DOMAIN_DEVICE_MODIFY_LIVE
@@ -345,8 +355,8 @@ func (d *Driver) DetachInterface(ctx context.Context, id, interfaceID string) er
 	return d.detach(ctx, id, interfaceID, interfaceAlias+interfaceID, (*definition).interfaces)
 }
 
-// detach removes a device, first from the running guest, then from the definition, so that a repeated call knows what is
-// left to do. The guest has to release the device. A guest that is booting ignores the request, so the request is repeated.
+// detach removes a device, first from the running guest, then from the definition. So a repeated call still finds the device in
+// the definition. The guest has to release the device. A guest that is booting ignores the request, so the request is repeated.
 func (d *Driver) detach(ctx context.Context, id, device, alias string, has func(*definition) []string) error {
 	return d.change(ctx, "detach "+device+" from", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
 		if modifyFlags(p)&lv.DOMAIN_DEVICE_MODIFY_LIVE != 0 {
@@ -381,11 +391,11 @@ func (g *guest) unplug(ctx context.Context, device, alias string, has func(*defi
 			return nil
 		}
 		if time.Now().After(end) {
-			return fault.New(fault.Timeout, "the guest did not give %s back within %v", device, g.d.opts.detach)
+			return fault.New(fault.Timeout, "the guest did not release %s within %v", device, g.d.opts.detach)
 		}
 		if n%20 == 0 { // the request is repeated every 2 s
 			err := g.DetachDeviceAlias(alias, lv.DOMAIN_DEVICE_MODIFY_LIVE)
-			if err != nil && !hasErrorNumber(err, lv.ERR_OPERATION_FAILED) && !hasErrorNumber(err, lv.ERR_DEVICE_MISSING) && !hasErrorNumber(err, lv.ERR_INTERNAL_ERROR) { // these errors mean that the removal goes on, or is done
+			if err != nil && !hasErrorNumber(err, lv.ERR_OPERATION_FAILED) && !hasErrorNumber(err, lv.ERR_DEVICE_MISSING) && !hasErrorNumber(err, lv.ERR_INTERNAL_ERROR) { // after these errors the removal is still running, or is done
 				return err
 			}
 		}
@@ -400,13 +410,16 @@ func (d *Driver) Metrics(ctx context.Context, id string) (m compute.Metrics, err
 	if !d.qemu() {
 		return d.Unsupported.Metrics(ctx, id)
 	}
-	err = d.read(ctx, "metrics", id, func(conn *lv.Connect, g *guest) error {
-		if p, err := g.power(); err != nil || p != compute.Running {
-			return errors.Join(err, wrongState("metrics", id, p))
+	err = d.withGuest(ctx, "metrics", id, func(conn *lv.Connect, g *guest) error {
+		if err := g.mustRun("metrics", id); err != nil {
+			return err
 		}
 		all, err := conn.GetAllDomainStats([]*lv.Domain{g.Domain}, lv.DOMAIN_STATS_CPU_TOTAL|lv.DOMAIN_STATS_BALLOON|lv.DOMAIN_STATS_INTERFACE|lv.DOMAIN_STATS_BLOCK, 0)
-		if err != nil || len(all) != 1 {
-			return errors.Join(err, wrongState("metrics", id, compute.NoState))
+		if err != nil {
+			return err
+		}
+		if len(all) != 1 {
+			return wrongState("metrics", id, compute.NoState)
 		}
 		s := &all[0]
 		defer func() { _ = s.Domain.Free() }()
@@ -431,7 +444,7 @@ func (d *Driver) Metrics(ctx context.Context, id string) (m compute.Metrics, err
 
 // Diagnostics implements compute.Driver.
 func (d *Driver) Diagnostics(ctx context.Context, id string) (out map[string]string, err error) {
-	err = d.read(ctx, "diagnostics", id, func(conn *lv.Connect, g *guest) error {
+	err = d.withGuest(ctx, "diagnostics", id, func(conn *lv.Connect, g *guest) error {
 		p, err := g.power()
 		if err != nil {
 			return err
@@ -465,8 +478,8 @@ func (d *Driver) Events(ctx context.Context, f func(compute.Event) error) error 
 	if err != nil {
 		return err
 	}
-	l := d.conn.listen()
-	defer d.conn.drop(l)
+	l := d.conn.addListener()
+	defer d.conn.removeListener(l)
 	e := compute.Event{Type: compute.EventBegan, Time: time.Now().UTC()}
 	for {
 		if err := f(e); err != nil {

@@ -37,8 +37,8 @@ type connection struct {
 	conn *lv.Connect
 	lost chan struct{} // closed when conn is closed
 
-	hearing   sync.Mutex
-	listeners map[*listener]bool
+	listenersMu sync.Mutex
+	listeners   map[*listener]bool
 }
 
 // listener is a stream of events.
@@ -47,10 +47,10 @@ type listener struct {
 	late chan struct{} // receives a value when got is full
 }
 
-// listen adds a listener, which receives all events until it is dropped.
-func (c *connection) listen() *listener {
-	c.hearing.Lock()
-	defer c.hearing.Unlock()
+// addListener adds a listener, which receives all events until it is dropped.
+func (c *connection) addListener() *listener {
+	c.listenersMu.Lock()
+	defer c.listenersMu.Unlock()
 	l := &listener{make(chan compute.Event, backlog), make(chan struct{}, 1)}
 	if c.listeners == nil {
 		c.listeners = make(map[*listener]bool)
@@ -59,23 +59,23 @@ func (c *connection) listen() *listener {
 	return l
 }
 
-func (c *connection) drop(l *listener) {
-	c.hearing.Lock()
-	defer c.hearing.Unlock()
+func (c *connection) removeListener(l *listener) {
+	c.listenersMu.Lock()
+	defer c.listenersMu.Unlock()
 	delete(c.listeners, l)
 }
 
-// hear is libvirt's callback, which must not block. Each connection registers it only once, because libvirt treats a removed
-// callback as still registered for a while.
-func (c *connection) hear(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEventLifecycle) {
+// receiveEvent is the callback for libvirt's events. It must not block. Each connection registers it only once, because libvirt
+// treats a removed callback as still registered for a while.
+func (c *connection) receiveEvent(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEventLifecycle) {
 	t := eventType(e)
 	name, err := dom.GetName()
 	id, ours := strings.CutPrefix(name, domainPrefix)
 	if t == "" || err != nil || !ours {
 		return
 	}
-	c.hearing.Lock()
-	defer c.hearing.Unlock()
+	c.listenersMu.Lock()
+	defer c.listenersMu.Unlock()
 	for l := range c.listeners {
 		select {
 		case l.got <- compute.Event{ServerID: id, Type: t, Time: time.Now().UTC()}:
@@ -88,7 +88,8 @@ func (c *connection) hear(_ *lv.Connect, dom *lv.Domain, e *lv.DomainEventLifecy
 	}
 }
 
-// get returns the connection, and a channel that is closed when it is lost.
+// get returns the connection, and a channel that is closed when the connection is lost. If the connection was lost, get opens it
+// again. Errors: Unavailable if libvirtd cannot be reached.
 func (c *connection) get() (*lv.Connect, <-chan struct{}, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -118,7 +119,7 @@ func (c *connection) get() (*lv.Connect, <-chan struct{}, error) {
 		_, _ = conn.Close()
 		return nil, nil, err
 	}
-	if _, err := conn.DomainEventLifecycleRegister(nil, c.hear); err != nil {
+	if _, err := conn.DomainEventLifecycleRegister(nil, c.receiveEvent); err != nil {
 		_, _ = conn.Close()
 		return nil, nil, err
 	}
@@ -158,7 +159,7 @@ func hasErrorNumber(err error, n lv.ErrorNumber) bool {
 	return errors.As(err, &e) && e.Code == n
 }
 
-// withFaultCode gives an error of libvirt's a fault code.
+// withFaultCode gives an error of libvirt a fault code, and adds to every error what was being done, on which server.
 func withFaultCode(what, id string, err error) error {
 	if err == nil {
 		return nil
@@ -185,7 +186,7 @@ func withFaultCode(what, id string, err error) error {
 	return fault.New(code, "%s %s: libvirt: %s", what, id, e.Message)
 }
 
-// awaitCall runs f, which cannot be interrupted, in a goroutine, and returns when f or ctx has ended. done is called when f has
+// awaitCall runs f in a goroutine, because f cannot be interrupted. It returns when f or ctx has ended. done is called when f has
 // ended.
 func awaitCall(ctx context.Context, f func() error, done func()) error {
 	ended := make(chan error, 1)

@@ -174,7 +174,7 @@ const (
 	interfaceAlias = "ua-interface-"
 )
 
-// volumeOf returns the ID of the volume that a disk is, or "" for the server's own disks.
+// volumeOf returns the ID of a disk's volume, or "" for the server's own disks.
 func volumeOf(d *libvirtxml.DomainDisk) string {
 	if d.Alias == nil {
 		return ""
@@ -240,7 +240,7 @@ func (d *definition) volumeDisk(v compute.Volume) (string, error) {
 }
 
 // networkCard returns the XML of an interface. The network "user" is QEMU's user-mode network, in which the guest reaches
-// others through the host's address. "bridge:NAME" is a bridge of the host, and every other name is a network of libvirt.
+// other machines through the host's address. "bridge:NAME" is a bridge of the host, and every other name is a network of libvirt.
 func networkCard(i compute.Interface) (string, error) {
 	out := libvirtxml.DomainInterface{
 		MAC:   &libvirtxml.DomainInterfaceMAC{Address: i.MAC},

@@ -7,14 +7,14 @@
 // The program is built with cgo and the tag libvirt_dlopen. The build needs no libvirt. The host that runs the program needs
 // libvirtd with the QEMU driver, qemu-system-x86 and qemu-img.
 //
-// The options of [driver_libvirt], named as in nova.conf where Nova has them:
+// These are the options of [driver_libvirt]. An option that Nova has, too, has the name that it has in nova.conf:
 //
 //	connection_uri            address of libvirtd; default qemu:///system
 //	virt_type                 kvm, qemu for software emulation, or test with test:///default; default kvm
 //	images_path               directory of the images: NAME.qcow2, or NAME.img or NAME.raw for raw images. Required.
 //	                          An image is refused if its format is not the one of its name, or if it refers to another
-//	                          file (a backing file, an external data file). Other images are converted once into the
-//	                          driver's own cache, the directory _base; these copies are the backing files of disks
+//	                          file (a backing file, an external data file). Every other image is converted once, into the
+//	                          driver's own cache, the directory _base. These copies are the backing files of disks
 //	machine_type              QEMU's machine; default pc
 //	cpu_model                 the guests' processor; default host-model with kvm, qemu64 with qemu
 //	vnc_listen                address of VNC consoles; default 127.0.0.1; "none": guests have no VNC console
@@ -24,6 +24,6 @@
 // The compute service sets host and dir: the name of the host, and the directory of the servers. Each server has a
 // directory there, with its disk and its console log.
 //
-// The state of a server is only in libvirt's definition of the guest, whose metadata have the server's id. The driver ignores
-// guests without this metadata. So a restarted driver finds all its servers, and needs no other storage.
+// The state of a server is only in libvirt's definition of the guest. The metadata of the definition have the server's id. The
+// driver ignores guests without this metadata. So a restarted driver finds all its servers, and needs no other storage.
 package libvirt

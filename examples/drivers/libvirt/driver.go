@@ -27,13 +27,13 @@ type Driver struct {
 
 	opts  options
 	conn  connection
-	locks keylock.Locks // by server id: a canceled call goes on in libvirt, and the next call waits for it
+	locks keylock.Locks // by server id; a canceled call continues in libvirt, and the next call waits for its end
 }
 
 var _ compute.Driver = (*Driver)(nil)
 
 // Open connects to libvirt. It is for driver.Serve. Errors: Invalid for a wrong option; Unavailable if libvirtd cannot be
-// reached, with the missing package.
+// reached. The error names the Debian package that may be missing.
 func Open(_ context.Context, raw json.RawMessage) (compute.Driver, error) {
 	o, err := parseOptions(raw)
 	if err != nil {
@@ -70,8 +70,9 @@ func checkID(id string) error {
 	return nil
 }
 
-// on locks a server and runs f. f checks ctx between its steps.
-func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect) error) error {
+// withLock locks a server and runs f. If ctx ends, withLock returns, but f continues and keeps the lock until it has ended. So f
+// must check ctx between its steps.
+func (d *Driver) withLock(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect) error) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
@@ -98,11 +99,11 @@ func (d *Driver) on(ctx context.Context, what, id string, f func(ctx context.Con
 type guest struct {
 	*lv.Domain
 	d   *Driver
-	def *definition // the persistent definition, not that of the running guest
+	def *definition // the stored definition; that of the running guest may differ
 }
 
-// find looks up a server. Errors: NotFound; Conflict, if the domain was not created by this driver.
-func (d *Driver) find(conn *lv.Connect, id string) (*guest, error) {
+// findGuest looks up a server. Errors: NotFound; Conflict, if the domain was not created by this driver.
+func (d *Driver) findGuest(conn *lv.Connect, id string) (*guest, error) {
 	dom, err := conn.LookupDomainByUUIDString(id)
 	if hasErrorNumber(err, lv.ERR_NO_DOMAIN) {
 		return nil, fault.New(fault.NotFound, "server %s does not exist", id)
@@ -135,7 +136,7 @@ func (d *Driver) guest(dom *lv.Domain) (*guest, error) {
 	return &guest{dom, d, def}, nil
 }
 
-func (g *guest) free() { _ = g.Free() } // releases the reference in this process
+func (g *guest) free() { _ = g.Free() } // releases this process's reference to the domain
 
 // power returns the power state of a guest.
 func (g *guest) power() (compute.PowerState, error) {
@@ -180,8 +181,8 @@ func (g *guest) instance() (compute.Instance, error) {
 	}, err
 }
 
-// save writes the guest's definition to libvirt.
-func (g *guest) save(conn *lv.Connect) error {
+// saveDefinition writes the guest's definition to libvirt.
+func (g *guest) saveDefinition(conn *lv.Connect) error {
 	doc, err := g.def.marshalXML()
 	if err != nil {
 		return err
@@ -193,8 +194,9 @@ func (g *guest) save(conn *lv.Connect) error {
 	return dom.Free()
 }
 
-// settled waits until libvirt has finished the call of a driver that was killed, and returns the guest's power state.
-func (g *guest) settled(ctx context.Context) (compute.PowerState, error) {
+// awaitSettled waits until libvirt no longer changes the guest, for example for a call of a driver that was killed. It returns the
+// guest's power state.
+func (g *guest) awaitSettled(ctx context.Context) (compute.PowerState, error) {
 	for {
 		p, err := g.power()
 		if err != nil || p != compute.NoState {
@@ -223,7 +225,7 @@ func (g *guest) start(ctx context.Context) error {
 		err := g.Create()
 		switch {
 		case hasErrorNumber(err, lv.ERR_OPERATION_INVALID): // the guest may already run
-			if p, perr := g.settled(ctx); perr == nil && p == compute.Running {
+			if p, perr := g.awaitSettled(ctx); perr == nil && p == compute.Running {
 				return nil
 			}
 			return err
@@ -234,7 +236,7 @@ func (g *guest) start(ctx context.Context) error {
 	}
 }
 
-// stop cuts a guest's power and removes saved memory, in every state of the guest.
+// stop cuts a guest's power and removes its saved memory. It works in every state of the guest.
 func (g *guest) stop() error {
 	err := g.Destroy()
 	if err != nil && !hasErrorNumber(err, lv.ERR_OPERATION_INVALID) { // OPERATION_INVALID: the guest does not run
@@ -246,16 +248,16 @@ func (g *guest) stop() error {
 	return nil
 }
 
-// Spawn implements compute.Driver. It creates the disk, then defines the guest, then starts it. Each step continues with
-// what an interrupted call has left.
+// Spawn implements compute.Driver. It creates the disk, then defines the guest, then starts it. Each step accepts what an
+// interrupted call has left.
 func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 	if r := s.Resources; r.VCPUs < 1 || r.MemoryMiB < 1 || r.DiskGiB < 0 {
 		return fault.New(fault.Invalid, "a server cannot have %+v", r)
 	}
-	return d.on(ctx, "spawn", s.ID, func(ctx context.Context, conn *lv.Connect) error {
-		g, err := d.find(conn, s.ID)
+	return d.withLock(ctx, "spawn", s.ID, func(ctx context.Context, conn *lv.Connect) error {
+		g, err := d.findGuest(conn, s.ID)
 		if errors.Is(err, fault.NotFound) {
-			if g, err = d.build(ctx, conn, s); err != nil {
+			if g, err = d.createGuest(ctx, conn, s); err != nil {
 				return err
 			}
 		} else if err != nil {
@@ -265,7 +267,7 @@ func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		switch p, err := g.settled(ctx); {
+		switch p, err := g.awaitSettled(ctx); {
 		case err != nil:
 			return err
 		case p == compute.Running:
@@ -278,7 +280,7 @@ func (d *Driver) Spawn(ctx context.Context, s compute.Spec) error {
 	})
 }
 
-func (d *Driver) build(ctx context.Context, conn *lv.Connect, s compute.Spec) (*guest, error) {
+func (d *Driver) createGuest(ctx context.Context, conn *lv.Connect, s compute.Spec) (*guest, error) {
 	if err := os.MkdirAll(d.opts.file(s.ID, ""), 0o711); err != nil { //nolint:gosec // QEMU's user needs the x bit
 		return nil, err
 	}
@@ -298,8 +300,8 @@ func (d *Driver) build(ctx context.Context, conn *lv.Connect, s compute.Spec) (*
 
 // Destroy implements compute.Driver. It removes the files last, because List returns the server as long as files exist.
 func (d *Driver) Destroy(ctx context.Context, id string) error {
-	return d.on(ctx, "destroy", id, func(_ context.Context, conn *lv.Connect) error {
-		g, err := d.find(conn, id)
+	return d.withLock(ctx, "destroy", id, func(_ context.Context, conn *lv.Connect) error {
+		g, err := d.findGuest(conn, id)
 		if err == nil {
 			defer g.free()
 			if err := g.stop(); err != nil {
@@ -335,7 +337,7 @@ func (d *Driver) List(ctx context.Context) (out []compute.Instance, err error) {
 		if err != nil {
 			return err
 		}
-		for _, e := range entries { // servers that are built or destroyed in part
+		for _, e := range entries { // servers that are only partly built or destroyed
 			if checkID(e.Name()) == nil && !seen[e.Name()] {
 				list = append(list, compute.Instance{ID: e.Name()})
 			}
@@ -359,7 +361,7 @@ func (d *Driver) listGuests(conn *lv.Connect) (list []compute.Instance, err erro
 	}()
 	for i := range doms {
 		g, err := d.guest(&doms[i])
-		if errors.Is(err, errNotOurs) || hasErrorNumber(err, lv.ERR_NO_DOMAIN) { // the latter: gone meanwhile
+		if errors.Is(err, errNotOurs) || hasErrorNumber(err, lv.ERR_NO_DOMAIN) { // NO_DOMAIN: the domain was removed meanwhile
 			continue
 		}
 		if err != nil {
@@ -376,20 +378,20 @@ func (d *Driver) listGuests(conn *lv.Connect) (list []compute.Instance, err erro
 
 // Get implements compute.Driver.
 func (d *Driver) Get(ctx context.Context, id string) (inst compute.Instance, err error) {
-	err = d.read(ctx, "get", id, func(_ *lv.Connect, g *guest) error {
+	err = d.withGuest(ctx, "get", id, func(_ *lv.Connect, g *guest) error {
 		inst, err = g.instance()
 		return err
 	})
 	if errors.Is(err, fault.NotFound) {
 		if _, serr := os.Stat(d.opts.file(id, "")); serr == nil {
-			return compute.Instance{ID: id}, nil // built or destroyed in part
+			return compute.Instance{ID: id}, nil // only partly built or destroyed
 		}
 	}
 	return inst, err
 }
 
-// read runs f with a server, without the server's lock.
-func (d *Driver) read(ctx context.Context, what, id string, f func(conn *lv.Connect, g *guest) error) error {
+// withGuest runs f with a server, without the server's lock.
+func (d *Driver) withGuest(ctx context.Context, what, id string, f func(conn *lv.Connect, g *guest) error) error {
 	if err := checkID(id); err != nil {
 		return err
 	}
@@ -398,7 +400,7 @@ func (d *Driver) read(ctx context.Context, what, id string, f func(conn *lv.Conn
 		if err != nil {
 			return err
 		}
-		g, err := d.find(conn, id)
+		g, err := d.findGuest(conn, id)
 		if err != nil {
 			return err
 		}
@@ -413,13 +415,13 @@ func (d *Driver) read(ctx context.Context, what, id string, f func(conn *lv.Conn
 
 // change locks an existing server and runs f. Errors: NotFound.
 func (d *Driver) change(ctx context.Context, what, id string, f func(ctx context.Context, conn *lv.Connect, g *guest, p compute.PowerState) error) error {
-	return d.on(ctx, what, id, func(ctx context.Context, conn *lv.Connect) error {
-		g, err := d.find(conn, id)
+	return d.withLock(ctx, what, id, func(ctx context.Context, conn *lv.Connect) error {
+		g, err := d.findGuest(conn, id)
 		if err != nil {
 			return err
 		}
 		defer g.free()
-		p, err := g.settled(ctx)
+		p, err := g.awaitSettled(ctx)
 		if err != nil {
 			return err
 		}
@@ -442,13 +444,13 @@ func (d *Driver) PowerOff(ctx context.Context, id string, grace time.Duration) e
 		if err := g.stop(); err != nil {
 			return err
 		}
-		return g.settle(p)
+		return g.clearCrash(p)
 	})
 }
 
-// settle turns a crashed guest into one that is shut down. libvirt remembers the crash until the guest is started or defined
+// clearCrash turns a crashed guest into one that is shut down. libvirt remembers the crash until the guest is started or defined
 // again.
-func (g *guest) settle(p compute.PowerState) error {
+func (g *guest) clearCrash(p compute.PowerState) error {
 	if p != compute.Crashed {
 		return nil
 	}
@@ -458,8 +460,8 @@ func (g *guest) settle(p compute.PowerState) error {
 	return g.stop()
 }
 
-// requestShutdown asks a guest to shut down until the guest is off or grace is over. It repeats the request, because a guest
-// that is booting ignores it.
+// requestShutdown asks a guest to shut down, and waits until the guest is off, at most for grace. It repeats the request every
+// second, because a guest that is booting ignores it.
 func (g *guest) requestShutdown(ctx context.Context, grace time.Duration) error {
 	end := time.Now().Add(grace)
 	for n := 0; time.Now().Before(end); n++ {
@@ -478,8 +480,7 @@ func (g *guest) requestShutdown(ctx context.Context, grace time.Duration) error 
 	return nil
 }
 
-// Reboot implements compute.Driver. As in Nova, a soft reboot is a shutdown and a
-// start.
+// Reboot implements compute.Driver. As in Nova, a soft reboot is a shutdown and a start.
 func (d *Driver) Reboot(ctx context.Context, id string, hard bool) error {
 	return d.change(ctx, "reboot", id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
 		if !hard {

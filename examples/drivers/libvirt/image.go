@@ -20,9 +20,9 @@ import (
 
 var imageName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 
-// image returns an image's file and its format. The format is the one of the file's name. It is not guessed from the
+// findImage returns an image's file and its format. The format is the one of the file's name. It is not guessed from the
 // content, because a guest may have written the content.
-func (o *options) image(ref string) (path, format string, err error) {
+func (o *options) findImage(ref string) (path, format string, err error) {
 	if !imageName.MatchString(ref) {
 		return "", "", fault.New(fault.Invalid, "%q is not an image's name", ref)
 	}
@@ -42,11 +42,11 @@ func (o *options) image(ref string) (path, format string, err error) {
 // baseDir is the cache of images in the driver's directory, as in Nova. It belongs to no server.
 const baseDir = "_base"
 
-// base returns the copy of an image in the driver's cache, which is the backing file of disks. The copy is made once for each
-// content, by conversion, after the image was inspected. So neither references in the image itself nor later changes of its
-// file get into a disk's chain.
-func (o *options) base(ctx context.Context, ref string) (string, error) {
-	source, format, err := o.image(ref)
+// cachedImage returns the copy of an image in the driver's cache. The copy is the backing file of disks. An image is inspected and
+// then converted once for each version of its file (size and time of the last change). So neither references in the image nor later
+// changes of its file affect a disk.
+func (o *options) cachedImage(ctx context.Context, ref string) (string, error) {
+	source, format, err := o.findImage(ref)
 	if err != nil {
 		return "", err
 	}
@@ -75,7 +75,7 @@ func (o *options) base(ctx context.Context, ref string) (string, error) {
 	}
 	tmp := path + ".new-" + rand.Text()   // concurrent calls may each make a copy: the last copy stays
 	defer func() { _ = os.Remove(tmp) }() // of an incomplete copy
-	// The open file, because another file may have the name by now, and would not be inspected.
+	// The open file is converted: another file may have the name by now, and was not inspected.
 	if _, err := qemuImgOn(ctx, f, "convert", "-q", "-f", format, "-O", "qcow2", inherited, tmp); err != nil {
 		return "", fmt.Errorf("image %s: %w", source, err)
 	}
@@ -91,7 +91,7 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 	if _, err := os.Stat(path); err == nil {
 		return nil
 	}
-	base, err := o.base(ctx, imageRef)
+	base, err := o.cachedImage(ctx, imageRef)
 	if err != nil {
 		return err
 	}
@@ -106,11 +106,11 @@ func (o *options) overlay(ctx context.Context, path, imageRef string, gib int) e
 		}
 		size = want
 	}
-	return restOn(ctx, path, base, "qcow2", size)
+	return createOnBase(ctx, path, base, "qcow2", size)
 }
 
-// restOn creates a disk of size bytes at path with the backing file base. It replaces an existing file in one step.
-func restOn(ctx context.Context, path, base, format string, size int64) error {
+// createOnBase creates a disk of size bytes at path with the backing file base. It replaces an existing file in one step.
+func createOnBase(ctx context.Context, path, base, format string, size int64) error {
 	tmp := path + ".new"
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -121,15 +121,15 @@ func restOn(ctx context.Context, path, base, format string, size int64) error {
 	return os.Rename(tmp, path)
 }
 
-// grow enlarges the disk of a server that is shut down. It returns the name of the file with the old disk, which is the
+// growDisk enlarges the disk of a server that is shut down. It returns the name of the file with the old disk, which is the
 // backing file of the new disk. It may be killed at any point and called again: the server's disk is always complete.
-func (o *options) grow(ctx context.Context, id string, gib int) (string, error) {
+func (o *options) growDisk(ctx context.Context, id string, gib int) (string, error) {
 	path, want := o.file(id, diskFile), int64(gib)<<30
 	now, err := readDiskInfo(ctx, path, "qcow2")
 	if err != nil {
 		return "", err
 	}
-	if now.Size >= want { // an interrupted call has done it, or the image is as large
+	if now.Size >= want { // an interrupted call has enlarged it, or the image is large enough
 		if filepath.Dir(now.Backing) != filepath.Dir(path) {
 			return "", nil
 		}
@@ -139,11 +139,11 @@ func (o *options) grow(ctx context.Context, id string, gib int) (string, error) 
 	if err != nil {
 		return "", err
 	}
-	return name, restOn(ctx, path, o.file(id, name), "qcow2", want)
+	return name, createOnBase(ctx, path, o.file(id, name), "qcow2", want)
 }
 
-// linkOld gives the disk of a server a second name, under which it remains as the backing file of a new one. The name is the
-// first that is free, or that an interrupted call has given to the same disk.
+// linkOld gives the disk of a server a second name and returns it. The disk keeps this name when it becomes the backing file of a new
+// disk. The name is the first that is free, or that an interrupted call has given to the same disk.
 func (o *options) linkOld(id string) (string, error) {
 	path := o.file(id, diskFile)
 	for n := 1; ; n++ {
@@ -183,14 +183,14 @@ func readDiskInfo(ctx context.Context, path, format string) (info diskInfo, err 
 	return info, nil
 }
 
-// inherited is the path under which qemu-img finds the open file of qemuImgOn.
+// inherited is the path at which qemu-img finds the open file of qemuImgOn.
 const inherited = "/dev/fd/3"
 
 func qemuImg(ctx context.Context, args ...string) ([]byte, error) {
 	return qemuImgOn(ctx, nil, args...)
 }
 
-// qemuImgOn runs qemu-img with the open file f, which has the path inherited there.
+// qemuImgOn runs qemu-img. If f is not nil, qemu-img has the open file at the path inherited.
 func qemuImgOn(ctx context.Context, f *os.File, args ...string) ([]byte, error) {
 	cmd := exec.CommandContext(ctx, "qemu-img", args...)
 	if f != nil {

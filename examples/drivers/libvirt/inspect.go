@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// magics are the first bytes of files of other formats than raw. A raw image that begins with one of them is refused,
-// because a tool that guesses formats would follow the references in the file.
+// magics are the bytes by which files of formats other than raw are recognized. A raw image that has them is refused, because a
+// tool that guesses formats would follow the references in the file.
 var magics = []struct {
 	format string
 	at     int64
@@ -33,7 +33,7 @@ var magics = []struct {
 const (
 	qcowHeader       = 104
 	qcowExternalData = 1 << 2
-	qcowKnown        = 1<<0 | 1<<3 | 1<<4 // dirty, compression type, extended L2 entries: nothing outside of the file
+	qcowKnown        = 1<<0 | 1<<3 | 1<<4 // dirty, compression type, extended L2 entries: none refers to another file
 )
 
 // checkImage checks an image. Errors: Invalid, if the image does not have the format of its name, or refers to another file: a

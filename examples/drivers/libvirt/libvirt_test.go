@@ -152,13 +152,13 @@ func (g *guest) testSpawn() {
 	}
 }
 
-// testReboot: a soft reboot and a shutdown are done by the guest itself.
+// testReboot: the guest itself does a soft reboot and a shutdown.
 func (g *guest) testReboot() {
 	g.Helper()
 	began := time.Now()
 	g.must("soft reboot", g.d.Reboot(g.ctx, guestID, false))
 	if took := time.Since(began); took > 50*time.Second {
-		g.Errorf("the guest did not hear the soft reboot: it took %v", took)
+		g.Errorf("the guest did not react to the soft reboot: it took %v", took)
 	}
 	wait(g.T, "the guest to be ready again", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready") })
 	g.must("power off", g.d.PowerOff(g.ctx, guestID, 60*time.Second))
@@ -188,11 +188,11 @@ func (g *guest) testResize() {
 	wait(g.T, "the bigger guest to be ready", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready: 2 CPUs, 2") })
 	g.must("power off", g.d.PowerOff(g.ctx, guestID, 0))
 	if got := size(); got != 2 {
-		g.Errorf("resized, its disk has %d GiB", got)
+		g.Errorf("after the resize, the disk has %d GiB", got)
 	}
 	g.must("revert", g.d.RevertResize(g.ctx, guestID))
 	if is, err := os.Stat(disk); err != nil || !os.SameFile(was, is) || size() != 1 {
-		g.Errorf("reverted, the disk is not what it was: %v, %d GiB", err, size())
+		g.Errorf("after the revert, the disk is not the old one: %v, %d GiB", err, size())
 	}
 	g.must("power on", g.d.PowerOn(g.ctx, guestID))
 	wait(g.T, "the old guest to be ready", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready: 1 CPUs") })
@@ -203,7 +203,7 @@ func (g *guest) testResize() {
 	g.must("revert after it is confirmed", g.d.RevertResize(g.ctx, guestID))
 	wait(g.T, "the bigger guest to be ready", func() bool { return strings.Contains(console(g.T, g.d, 0), "guest ready: 2 CPUs, 2") })
 	if got := size(); got != 2 {
-		g.Errorf("confirmed, its disk has %d GiB", got)
+		g.Errorf("after the confirmation, the disk has %d GiB", got)
 	}
 }
 
@@ -216,11 +216,11 @@ func (g *guest) testCrash() {
 	g.must("kill QEMU", syscall.Kill(qemu(g.T), syscall.SIGKILL))
 	g.hears(compute.EventCrashed)
 	if p := power(g.T, g.d); p != compute.Crashed {
-		g.Errorf("after its QEMU was killed it is %v", p)
+		g.Errorf("after its QEMU was killed, the guest is %v", p)
 	}
 	g.must("power on", g.d.PowerOn(g.ctx, guestID))
 	if p := power(g.T, g.d); p != compute.Running {
-		g.Errorf("started again it is %v", p)
+		g.Errorf("after it was started again, the guest is %v", p)
 	}
 }
 
@@ -238,7 +238,7 @@ func (g *guest) testRestart() {
 	g.must("restart of libvirtd", g.lv.Restart(g.ctx))
 	wait(g.T, "libvirtd to be used again", func() bool { _, err := g.d.Get(g.ctx, guestID); return err == nil })
 	if p := power(g.T, g.d); p != compute.Running || qemu(g.T) != pid {
-		g.Errorf("after a restart of libvirtd it is %v, in process %d; it was in %d", p, qemu(g.T), pid)
+		g.Errorf("after a restart of libvirtd, the guest is %v in process %d; before, it was in process %d", p, qemu(g.T), pid)
 	}
 }
 
@@ -255,11 +255,11 @@ func (g *guest) testForeign() {
 		g.Errorf("list: %+v, %v", list, err)
 	}
 	if err := g.d.Destroy(g.ctx, "99999999-2222-4333-8444-555555555555"); fault.CodeOf(err) != fault.Conflict {
-		g.Errorf("destroy of another's guest: %v", err)
+		g.Errorf("destroy of a guest that the driver has not created: %v", err)
 	}
 }
 
-// testDestroy: nothing is left but the cache of images, and guests of others.
+// testDestroy: only the cache of images and guests that the driver has not created are left.
 func (g *guest) testDestroy() {
 	g.Helper()
 	g.must("destroy", g.d.Destroy(g.ctx, guestID))
@@ -271,7 +271,8 @@ func (g *guest) testDestroy() {
 	}
 }
 
-// TestImages: images that are refused, and that nothing is left after the error.
+// TestImages: the driver refuses an image that is missing, has another format than its name, refers to another file, or is too large.
+// No file is left after the error.
 func TestImages(t *testing.T) {
 	t.Parallel()
 	lv := envtest.Libvirt(t)
@@ -298,9 +299,9 @@ func TestImages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named := bytes.Clone(outside) // the name without the feature
+	named := bytes.Clone(outside) // the header names a data file, but the feature bit is not set
 	named[79] &^= 4
-	named[95] = 0 // and without the feature that makes the file raw
+	named[95] = 0 // the bit for a raw data file is not set either
 	unknown := bytes.Clone(fine)
 	unknown[72] |= 0x80
 	for name, content := range map[string][]byte{
@@ -347,7 +348,7 @@ func TestImages(t *testing.T) {
 	}
 }
 
-// TestOpen: wrong options, and a libvirtd that does not exist.
+// TestOpen: the errors for wrong options, and for a libvirtd that does not run.
 func TestOpen(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -61,8 +61,8 @@ func TestRules(t *testing.T) {
 	})
 }
 
-// TestRulesOnTestDriver checks the rules on libvirt's own test driver, which uses no QEMU. Rules about features that this driver does
-// not have are left out. Its guests exist only as long as the connection.
+// TestRulesOnTestDriver checks the rules on libvirt's own test driver, which uses no QEMU. Its guests exist only as long as the
+// connection, so the rules about restarts are skipped.
 func TestRulesOnTestDriver(t *testing.T) {
 	t.Parallel()
 	known := map[string]string{

@@ -11,8 +11,8 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/compute"
 )
 
-// transition is a change of a guest's power state. A guest that is in the state already stays as it is, and a guest in
-// a state that the transition does not start from is a Precondition error.
+// transition is a change of a guest's power state. A guest that already has the state to stays as it is. A guest whose state is
+// neither to nor one of from is a Precondition error.
 type transition struct {
 	name string
 	from []compute.PowerState
@@ -28,13 +28,13 @@ var (
 	resume  = transition{"resume", []compute.PowerState{compute.Suspended}, compute.Running, (*guest).start}
 )
 
-// libvirt calls a pause suspend, and a suspend managed save.
+// libvirt has other names: its Suspend is a pause, and its ManagedSave is a suspend.
 func (g *guest) pause(context.Context) error   { return g.Suspend() }
 func (g *guest) unpause(context.Context) error { return g.Resume() }
 func (g *guest) suspend(context.Context) error { return g.ManagedSave(0) }
 
-// transit makes a transition of a server.
-func (d *Driver) transit(ctx context.Context, id string, t transition) error {
+// changePower makes a transition of a server.
+func (d *Driver) changePower(ctx context.Context, id string, t transition) error {
 	return d.change(ctx, t.name, id, func(ctx context.Context, _ *lv.Connect, g *guest, p compute.PowerState) error {
 		switch {
 		case p == t.to:
@@ -48,20 +48,24 @@ func (d *Driver) transit(ctx context.Context, id string, t transition) error {
 }
 
 // PowerOn implements compute.Driver.
-func (d *Driver) PowerOn(ctx context.Context, id string) error { return d.transit(ctx, id, powerOn) }
+func (d *Driver) PowerOn(ctx context.Context, id string) error {
+	return d.changePower(ctx, id, powerOn)
+}
 
 // Pause implements compute.Driver.
-func (d *Driver) Pause(ctx context.Context, id string) error { return d.transit(ctx, id, pause) }
+func (d *Driver) Pause(ctx context.Context, id string) error { return d.changePower(ctx, id, pause) }
 
 // Unpause implements compute.Driver.
-func (d *Driver) Unpause(ctx context.Context, id string) error { return d.transit(ctx, id, unpause) }
+func (d *Driver) Unpause(ctx context.Context, id string) error {
+	return d.changePower(ctx, id, unpause)
+}
 
 // Suspend implements compute.Driver.
 func (d *Driver) Suspend(ctx context.Context, id string) error {
 	if !d.qemu() {
 		return d.Unsupported.Suspend(ctx, id)
 	}
-	return d.transit(ctx, id, suspend)
+	return d.changePower(ctx, id, suspend)
 }
 
 // Resume implements compute.Driver.
@@ -69,5 +73,5 @@ func (d *Driver) Resume(ctx context.Context, id string) error {
 	if !d.qemu() {
 		return d.Unsupported.Resume(ctx, id)
 	}
-	return d.transit(ctx, id, resume)
+	return d.changePower(ctx, id, resume)
 }

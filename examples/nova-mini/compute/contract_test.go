@@ -7,7 +7,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestContracts: processes of different releases talk to each other, so the interfaces stay
+// TestContracts: processes of different releases communicate, so the interfaces must stay
 // compatible within a major version.
 func TestContracts(t *testing.T) {
 	t.Parallel()

@@ -85,8 +85,8 @@ type Driver interface {
 	// name afterwards. The server continues. If the image exists already, an earlier call has taken the snapshot, and
 	// the image is not changed. Invalid: the name is not valid, such as ../x. CapSnapshot.
 	Snapshot(ctx context.Context, id, imageRef string) error
-	// ConsoleLog writes to w what the guest has written on its console since the server was started. lines is how many
-	// lines, the last ones; 0: all. CapConsoleLog.
+	// ConsoleLog writes to w what the guest has written on its console since the server was started. lines is the number of lines
+	// from the end; 0: all lines. CapConsoleLog.
 	ConsoleLog(ctx context.Context, id string, lines int, w io.Writer) error
 	// Console returns where the console of a Running server can be reached, until the server stops. Invalid: the driver
 	// does not support the type. CapVNCConsole for VNC, CapSerialConsole for Serial.
@@ -108,7 +108,7 @@ type Driver interface {
 	DetachInterface(ctx context.Context, id, interfaceID string) error
 	// Metrics returns what a Running server has used since it was started. CapMetrics.
 	Metrics(ctx context.Context, id string) (Metrics, error)
-	// Diagnostics returns facts for an operator who looks for a fault, under names that the driver chooses.
+	// Diagnostics returns facts that help an operator to find a fault, under names that the driver chooses.
 	// CapDiagnostics.
 	Diagnostics(ctx context.Context, id string) (map[string]string, error)
 	// Events calls f for each change of a server, whatever caused it, one call after the other. It blocks until ctx ends
@@ -228,7 +228,7 @@ type Interface struct {
 
 // Metrics are what a server has used since it was started. The counters do not decrease while the server runs.
 type Metrics struct {
-	// CPUTime is the time that the server's processors worked, the sum of all.
+	// CPUTime is the sum of the times that the server's processors worked.
 	CPUTime time.Duration `json:"cpu_time_ns"`
 	// MemoryMiB is how much of the host's memory the server uses now.
 	MemoryMiB        int   `json:"memory_mib"`

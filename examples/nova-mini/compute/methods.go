@@ -51,7 +51,7 @@ type ActRequest struct {
 	Action   Action `json:"action"`
 	// Resources are the server's resources after a Resize.
 	Resources Resources `json:"resources,omitzero"`
-	// Running says whether the server runs after a Resize or a RevertResize, or is off.
+	// Running reports whether the server runs after a Resize or a RevertResize. If not, it is off.
 	Running bool `json:"running,omitempty"`
 	// Token identifies the step of the server's operation, see operation.Op.
 	Token string `json:"token,omitempty"`
@@ -92,8 +92,8 @@ type DestroyRequest struct {
 var Conductor = &rpc.Interface{Name: "conductor", Version: v13}
 
 var (
-	// Notify says that work waits for a server. The work is in the database, so without the notification the conductor finds
-	// it later, at its next poll.
+	// Notify tells the conductor that a server has work. The work is in the database, so without the notification the conductor
+	// finds it later, at its next poll.
 	Notify = rpc.Define(rpc.Method[NotifyRequest, rpc.None]{Interface: Conductor, Name: "wake", Since: v1})
 	// BeginStep asks whether the step of a token is still the current one. ErrStale: it is not, so the worker drops the
 	// request.
@@ -116,7 +116,7 @@ var (
 	// process, which is up; the text names that process. Since 1.2 every request of a worker has its instance, and fails with
 	// the same error if the host belongs to another instance.
 	ClaimHost = rpc.Define(rpc.Method[ClaimHostRequest, rpc.None]{Interface: Conductor, Name: "claim_host", Since: v12})
-	// LeaveHost says that the process stops. Its host is down at once, and another process may claim it.
+	// LeaveHost tells the conductor that the process stops. Its host is down at once, and another process may claim it.
 	LeaveHost = rpc.Define(rpc.Method[LeaveHostRequest, rpc.None]{Interface: Conductor, Name: "leave_host", Since: v12})
 	// Orphans returns the orphans among the servers on a host: servers that the database does not place there. The worker
 	// destroys them.
@@ -193,7 +193,7 @@ type HostReport struct {
 	Resources     Resources `json:"resources"`
 	// Instance is the ID of the [Process] that reports.
 	Instance string `json:"instance,omitempty"`
-	// Claim describes that process. If an operator has removed the host, the report claims it again with it.
+	// Claim describes that process. If an operator has removed the host, the report claims the host again for this process.
 	Claim *Process `json:"claim,omitempty"`
 }
 
@@ -215,8 +215,8 @@ var Scheduler = &rpc.Interface{Name: "scheduler", Version: v1}
 
 // Select chooses a host for a server and claims its resources there. If the server
 // already has a claim, Select returns the host of that claim. Errors:
-// ErrNoValidHost, whose text counts the reasons; Unavailable if no host is up, or if
-// other claims took the room first too often; Conflict if the server does not need a
+// ErrNoValidHost, whose text counts the reasons; Unavailable if no host is up, or if in
+// 20 decisions no ranked host accepted the claim; Conflict if the server does not need a
 // host now.
 var Select = rpc.Define(rpc.Method[SelectRequest, SelectReply]{Interface: Scheduler, Name: "select", Since: v1})
 

@@ -11,15 +11,15 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestActions: after an action that failed or timed out the server keeps its state and gets a fault; after a resize that
-// timed out it is in ERROR. An action that is canceled is not begun. A client that sees the server without a task can begin
-// the next action.
+// TestActions: after an action that failed or timed out the server keeps its state and gets a fault. After a resize that
+// timed out the server is in ERROR. A compute service does not begin an action that was canceled. A client that sees the server
+// without a task can begin the next action.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
 		b.start()
-		id := b.add()
-		b.wake(id)
+		id := b.addServer()
+		b.notify(id)
 		if err := b.report("h1", get(b, b.builds).Token, ""); err != nil {
 			b.Fatal(err)
 		}
@@ -34,9 +34,9 @@ func TestActions(t *testing.T) {
 			if err != nil {
 				b.Fatalf("%s: %v", a, err)
 			}
-			b.wake(id)
+			b.notify(id)
 			r := get(b, b.acts)
-			for want := b.token(id); r.Token != want; { // told twice, the one before
+			for want := b.token(id); r.Token != want; { // a repeated request of the action before
 				r = get(b, b.acts)
 			}
 			if err := b.wanted(r.Token); err != nil {
@@ -50,7 +50,7 @@ func TestActions(t *testing.T) {
 				b.Errorf("report: %v, want %v", err, want)
 			}
 		}
-		for range 20 { // at once, each time
+		for range 20 { // each action begins as soon as the one before has ended
 			for _, a := range []compute.Action{compute.Stop, compute.Start} {
 				end(begin(a), "", nil)
 			}
@@ -58,7 +58,7 @@ func TestActions(t *testing.T) {
 		for range 20 {
 			r := begin(compute.Stop)
 			end(r, "no power", nil)
-			b.settle(id)
+			b.awaitNoTask(id)
 			end(r, "no power", nil)
 			if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "no power" || s.FaultMessage != "Failed to stop instance "+id+"." {
 				b.Fatalf("after a stop that failed: %s, %q", s.VMState, s.FaultDetails)
@@ -66,7 +66,7 @@ func TestActions(t *testing.T) {
 		}
 
 		r := begin(compute.Stop)
-		b.waitsFor(id)
+		b.awaitPeer(id)
 		b.expireStep(id)
 		end(r, "", compute.ErrStale)
 		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "step act not done within 1m0s" {
@@ -74,15 +74,15 @@ func TestActions(t *testing.T) {
 		}
 
 		r = begin(compute.Stop)
-		b.waitsFor(id)
+		b.awaitPeer(id)
 		stop := b.operation(id).ID
 		if err := b.store.Operations().Cancel(b.Context(), stop, "no"); err != nil {
 			b.Fatal(err)
 		}
 		if err := b.wanted(r.Token); !errors.Is(err, compute.ErrStale) {
-			b.Errorf("what is canceled is wanted: %v", err)
+			b.Errorf("a canceled action: %v, want ErrStale", err)
 		}
-		b.settle(id)
+		b.awaitNoTask(id)
 		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "no" {
 			b.Errorf("after a stop that was canceled: %s, %q", s.VMState, s.FaultDetails)
 		}
@@ -98,7 +98,7 @@ func TestActions(t *testing.T) {
 		}
 
 		begin(compute.Resize)
-		b.waitsFor(id)
+		b.awaitPeer(id)
 		b.expireStep(id)
 		if s := b.server(id); s.VMState != store.Error || s.Resize.V == nil || s.Holds().VCPUs != 2 {
 			b.Errorf("after a resize that never ended: %s, %+v", s.VMState, s.Resize.V)
@@ -106,13 +106,13 @@ func TestActions(t *testing.T) {
 		if err := b.store.BeginDelete(b.Context(), id); err != nil {
 			b.Fatal(err)
 		}
-		b.wake(id)
+		b.notify(id)
 		get(b, b.destroys)
 		deletion := b.operation(id).ID
 		if err := b.store.Operations().Cancel(b.Context(), deletion, "keep it"); err != nil {
 			b.Fatal(err)
 		}
-		b.settle(id)
+		b.awaitNoTask(id)
 		if s := b.server(id); s.VMState != store.Error || s.FaultDetails != "keep it" || s.FaultMessage != "Failed to delete instance "+id+"." {
 			b.Errorf("after a deletion that was canceled: %s, %q", s.VMState, s.FaultDetails)
 		}
@@ -126,12 +126,12 @@ func TestActions(t *testing.T) {
 				b.Fatal(err)
 			}
 		}
-		b.unclaimed()
+		b.wantNoClaims()
 	})
 }
 
-// waitsFor waits until a server's operation waits for the compute service.
-func (b *bench) waitsFor(id string) {
+// awaitPeer waits until a server's operation waits for the compute service.
+func (b *bench) awaitPeer(id string) {
 	b.Helper()
 	waittest.Until(b, "an operation that waits for a report", func() bool { return b.operation(id).Owner == "" })
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// Before version 1.4 of the interface compute, a compute service names a step by the server, the task, and the generation
-// of the request. The functions in this file map these to the token of the step.
+// Before version 1.4 of the interface compute, a compute service names a step by the server, the task and the generation
+// of the request. The functions in this file find the token of such a step.
 
 // generationOf returns the generation that a request with this token carries for earlier releases: a hash of the token.
 func generationOf(token string) int64 {
@@ -35,7 +35,7 @@ func (s *Service) tokenOf(ctx context.Context, a *compute.AttemptRequest) (strin
 	case a.Generation != 0 || op.Kind != store.Delete.Name:
 		return "", compute.ErrStale
 	}
-	// Generation 0 means the deletion on this host, for every attempt.
+	// Generation 0 means any attempt of the deletion on this host.
 	srv, err := s.cfg.Store.Server(ctx, a.ServerID)
 	if err == nil && (srv.Host == nil || *srv.Host != a.Host) {
 		err = compute.ErrStale

@@ -17,8 +17,8 @@ func TestEarlierWorker(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
 		b.start()
-		id := b.add()
-		b.wake(id)
+		id := b.addServer()
+		b.notify(id)
 		earlier, conductor := rpc.Version{Major: 1, Minor: 2}, &rpc.Interface{Name: "conductor", Version: rpc.Version{Major: 1, Minor: 2}}
 		type none = rpc.None
 		begin := rpc.Method[compute.AttemptRequest, none]{Interface: conductor, Name: "begin_build", Since: earlier}
@@ -42,7 +42,7 @@ func TestEarlierWorker(t *testing.T) {
 			if _, err := rpc.Call(b.Context(), b.cfg.Client, begin, rpc.Any, &at); err != nil {
 				b.Errorf("%s: begin: %v", what, err)
 			}
-			if what == "end_destroy" { // in whatever generation
+			if what == "end_destroy" { // generation 0 means any attempt
 				at.Generation = 0
 			}
 			if _, err := rpc.Call(b.Context(), b.cfg.Client, end[what], rpc.Any, &compute.EndBuildRequest{AttemptRequest: at}); err != nil {
@@ -56,7 +56,7 @@ func TestEarlierWorker(t *testing.T) {
 		if err := b.store.BeginAction(b.Context(), id, compute.Stop); err != nil {
 			b.Fatal(err)
 		}
-		b.wake(id)
+		b.notify(id)
 		act := get(b, b.acts)
 		work("end_act", act.Task, act.Generation)
 		if s := b.server(id); s.VMState != store.Stopped || act.Task != store.PoweringOff {
@@ -65,8 +65,8 @@ func TestEarlierWorker(t *testing.T) {
 		if err := b.store.BeginDelete(b.Context(), id); err != nil {
 			b.Fatal(err)
 		}
-		b.wake(id)
+		b.notify(id)
 		work("end_destroy", store.Deleting, get(b, b.destroys).Generation)
-		b.unclaimed()
+		b.wantNoClaims()
 	})
 }

@@ -1,6 +1,6 @@
-// Package conductor is nova-mini's conductor service. It runs the operations on servers, so that each operation ends even
-// if any process dies meanwhile. The whole state is in the database; a message only starts work earlier than the next
-// poll. Any number of conductors may run.
+// Package conductor is nova-mini's conductor service. It runs the operations on servers. Each operation ends even if any
+// process dies meanwhile. The whole state is in the database; a message only starts work earlier than the next poll. Any
+// number of conductors may run.
 //
 //	server.create   schedule: the scheduler chooses a host; build: the compute service builds the server. After a
 //	                failed build the operation goes back to schedule. In the end the server is active, or in error
@@ -11,8 +11,8 @@
 //	                act: the compute service does the action. In the end the server is in the state that the action
 //	                leads to, or in its old state with a fault
 //
-// The conductor starts a step of a compute service by a cast, and repeats the cast while no report has come. The step ends
-// with the compute service's report, in the transaction that changes the server.
+// The conductor casts the request for a step to a compute service, and repeats the cast until a report comes. The report ends the
+// step in the transaction that changes the server.
 package conductor
 
 import (
@@ -50,10 +50,11 @@ type Config struct {
 	// DownAfter is how long a compute service without heartbeats still owns its host. After that another process can
 	// claim the host. Default 60 s.
 	DownAfter time.Duration
-	// Resend is the first delay after which the request to a compute service is repeated if no report has come. It
-	// doubles each time, up to 5 minutes, or a tenth of BuildTimeout for a build or an action. Resend is also the length of the lease of an operation. Default 15 s.
+	// Resend is the first delay after which the request to a compute service is repeated if no report has come. The delay
+	// doubles each time, up to 5 minutes, and for a build or an action up to a tenth of BuildTimeout. Resend is also the length
+	// of the lease of an operation. Default 15 s.
 	Resend time.Duration
-	// Poll is how often the database is polled for operations, without a notification. Default 1 s.
+	// Poll is the interval at which the database is polled for operations. Default 1 s.
 	Poll     time.Duration
 	Inflight *service.Inflight
 	Logger   *slog.Logger
@@ -139,7 +140,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 	if errors.Is(err, scheduler.ErrNoValidHost) {
 		text := err.Error()
 		if f, ok := errors.AsType[*fault.Error](err); ok {
-			text = f.Msg // without the names of the calls on the way
+			text = f.Msg // without the name of the RPC method
 		}
 		if data.LastError != "" {
 			text += "; the last build failed: " + data.LastError
@@ -149,7 +150,7 @@ func (s *Service) chooseHost(ctx context.Context, op *operation.Op, data *store.
 	if err != nil {
 		return err
 	}
-	if slices.Contains(data.Tried, got.Host) { // a choice of an earlier attempt has claimed the host late
+	if slices.Contains(data.Tried, got.Host) { // an earlier call of select has claimed the host late
 		if err := s.cfg.Store.ReleaseClaim(ctx, op.Resource); err != nil {
 			return err
 		}
@@ -163,8 +164,8 @@ func (s *Service) placeServer(ctx context.Context, tx *sqlx.Tx, op *operation.Op
 	return s.cfg.Store.Place(ctx, tx, op.Resource, data.Host)
 }
 
-// castBuild casts the request to build to the compute service. The runner calls castBuild again while no report has come:
-// the compute service may be busy or away, or the message lost.
+// castBuild casts the request to build to the compute service. The runner calls castBuild again until a report comes, because
+// the compute service may be busy or down, or the message may be lost.
 func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.CreateData) error {
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	if err != nil {
@@ -179,12 +180,12 @@ func (s *Service) castBuild(ctx context.Context, op *operation.Op, _ *store.Crea
 }
 
 // maxResend is the longest delay after which the request to a compute service is repeated. After a compute service has
-// started, its requests are repeated at once, see ClaimHost. While a step has a time limit, the delay is at most a tenth of the
-// limit, because the limit is known to stop only after the delay, if no conductor is alive.
+// started, its requests are repeated at once, see ClaimHost. For a step with a time limit, the delay is at most a tenth of the
+// limit, because an outage of all conductors that is shorter than the delay does not move the deadline.
 const maxResend = 5 * time.Minute
 
-// waitForReport returns the result of a step that has cast a request to a compute service: err, if the cast has failed,
-// otherwise that the step waits for a report of the host.
+// waitForReport returns the result of a step that has cast a request to a compute service. err is the result of the cast. If it is
+// nil, the step waits for a report of the host.
 func (s *Service) waitForReport(op *operation.Op, host string, err error) error {
 	if err != nil {
 		return err
@@ -196,8 +197,8 @@ func (s *Service) waitForReport(op *operation.Op, host string, err error) error 
 	return operation.WaitFor(host, min(s.cfg.Resend<<min(op.Waits, 10), longest))
 }
 
-// buildReported handles the report of a build. After a failed build the operation goes back to the step schedule. The
-// compute service has already removed the remains of the build.
+// buildReported handles the report of a build. After a failed build the operation goes back to the step schedule. Before its
+// report, the compute service has removed the remains of the build.
 func (s *Service) buildReported(ctx context.Context, tx *sqlx.Tx, op *operation.Op, data *store.CreateData, failed error) error {
 	if failed == nil {
 		return nil
@@ -227,7 +228,8 @@ func (s *Service) endCreate(ctx context.Context, tx *sqlx.Tx, op *operation.Op, 
 	return s.cfg.Store.FailCreate(ctx, tx, op.Resource, message, details)
 }
 
-// castDestroy casts the request to destroy the server to the compute service. A server without a host needs none.
+// castDestroy casts the request to destroy the server to the compute service. For a server without a host the step has nothing to
+// do.
 func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}) error {
 	srv, err := s.cfg.Store.Server(ctx, op.Resource)
 	switch {
@@ -243,7 +245,7 @@ func (s *Service) castDestroy(ctx context.Context, op *operation.Op, _ *struct{}
 	}))
 }
 
-// endDelete removes a server that its host has destroyed from the database, or puts it into ERROR if its deletion has
+// endDelete removes the server from the database after its host has destroyed it, or puts it into ERROR if its deletion has
 // failed.
 func (s *Service) endDelete(ctx context.Context, tx *sqlx.Tx, op *operation.Op, _ *struct{}) error {
 	if op.Err == nil {
@@ -333,7 +335,7 @@ func (s *Service) ReportHost(ctx context.Context, req *compute.HostReport) (*rpc
 	return &rpc.None{}, s.cfg.Store.ReportHost(ctx, req, s.cfg.Ratios)
 }
 
-// Orphans returns those of a host's servers that the database does not place there, see compute.Orphans.
+// Orphans returns the orphans among a host's servers, see compute.Orphans.
 func (s *Service) Orphans(ctx context.Context, req *compute.OrphansRequest) (*compute.OrphansReply, error) {
 	if err := s.cfg.Store.HoldsHost(ctx, req.Host, req.Instance); err != nil {
 		return nil, err

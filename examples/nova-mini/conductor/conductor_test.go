@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// bench is a conductor with a real scheduler and a real database. The test plays the compute services.
+// bench is a conductor with a real scheduler and a real database. The test takes the part of the compute services.
 type bench struct {
 	*testing.T
 
@@ -41,13 +41,13 @@ type bench struct {
 // poll is how often a conductor polls the database.
 const poll = 20 * time.Millisecond
 
-// each runs f on every database: on SQLite in a bubble of testing/synctest, on MariaDB in real time, because its leases, delays and
-// heartbeats go by the clock of its server. Host h1 has room for two servers.
+// each runs f on every database. On SQLite, f runs in a bubble of testing/synctest. On MariaDB, f runs in real time, because leases,
+// delays and heartbeats use the clock of the database server. Host h1 has room for two servers.
 func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 	t.Helper()
 	dbtest.EachInBubble(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
 		t.Helper()
-		cfg := cfg // each database has its own
+		cfg := cfg // a copy for each database
 		b := &bench{T: t, store: store.New(d), db: d, builds: make(chan compute.BuildRequest, 10), destroys: make(chan compute.DestroyRequest, 10), acts: make(chan compute.ActRequest, 100)}
 		bus := rpctest.NewBus(t)
 		quiet := slog.New(slog.DiscardHandler)
@@ -68,8 +68,8 @@ func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 		}{
 			{compute.Conductor, "c", b.svc.Register},
 			{compute.Scheduler, "s", sched.Register},
-			{compute.Worker, "h1", b.work},
-			{compute.Worker, "h2", b.work},
+			{compute.Worker, "h1", b.registerWorker},
+			{compute.Worker, "h2", b.registerWorker},
 		} {
 			srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: s.iface, Host: s.host, Partial: true, Logger: quiet})
 			s.add(srv)
@@ -87,7 +87,7 @@ func each(t *testing.T, cfg conductor.Config, f func(b *bench)) {
 	})
 }
 
-func (b *bench) work(srv *rpc.Server) {
+func (b *bench) registerWorker(srv *rpc.Server) {
 	rpc.Handle(srv, compute.Build, func(_ context.Context, r *compute.BuildRequest) (*rpc.None, error) {
 		b.builds <- *r
 		return &rpc.None{}, nil
@@ -110,7 +110,7 @@ func (b *bench) addHost(name string) {
 	}
 }
 
-func (b *bench) add() string {
+func (b *bench) addServer() string {
 	b.Helper()
 	srv := &store.Server{ID: uuid.NewString(), Name: "s", ProjectID: "p", VCPUs: 1, MemoryMiB: 1, DiskGiB: 1}
 	if err := b.store.CreateServer(b.Context(), srv); err != nil {
@@ -119,7 +119,7 @@ func (b *bench) add() string {
 	return srv.ID
 }
 
-func (b *bench) wake(id string) {
+func (b *bench) notify(id string) {
 	b.Helper()
 	if _, err := b.svc.Notify(b.Context(), &compute.NotifyRequest{ServerID: id}); err != nil {
 		b.Fatal(err)
@@ -160,8 +160,8 @@ func (b *bench) start() {
 	})
 }
 
-// past sets a column of all rows of a table to the time two hours ago.
-func (b *bench) past(table, column string) {
+// setPast sets a column of all rows of a table to the time two hours ago.
+func (b *bench) setPast(table, column string) {
 	b.Helper()
 	if _, err := b.db.ExecContext(b.Context(), `UPDATE `+table+` SET `+column+` = ? WHERE `+column+` IS NOT NULL`, time.Now().UTC().Add(-2*time.Hour)); err != nil {
 		b.Fatal(err)
@@ -169,10 +169,10 @@ func (b *bench) past(table, column string) {
 }
 
 // expire ends all leases and delays of operations.
-func (b *bench) expire() { b.Helper(); b.past("operations", "due_at") }
+func (b *bench) expire() { b.Helper(); b.setPast("operations", "due_at") }
 
-// operation returns the operation on a server that has not ended, or else the only one. Of several that have ended the newest one is
-// not known: in a bubble, where no time passes, they have one created_at.
+// operation returns the operation on a server that has not ended, or if there is none, the only operation that has ended. If several
+// have ended, the newest one cannot be found: in a bubble, where no time passes, all have the same created_at.
 func (b *bench) operation(id string) *operation.Operation {
 	b.Helper()
 	list, err := b.store.Operations().List(b.Context(), operation.Filter{Resource: id, Open: true})
@@ -189,8 +189,8 @@ func (b *bench) operation(id string) *operation.Operation {
 	return o
 }
 
-// waits waits until a server's operation waits for a report or a delay, and returns it.
-func (b *bench) waits(id string) *operation.Operation {
+// awaitWait waits until a server's operation waits for a report or a delay, and returns it.
+func (b *bench) awaitWait(id string) *operation.Operation {
 	b.Helper()
 	var o *operation.Operation
 	waittest.Until(b, "an operation that waits for a report or a delay", func() bool {
@@ -200,9 +200,9 @@ func (b *bench) waits(id string) *operation.Operation {
 	return o
 }
 
-// polls lets the conductor poll the database a few times. In a bubble that takes no time, and all that the conductor does then is
-// done; on a server it takes real time.
-func (b *bench) polls() {
+// awaitPolls lets the conductor poll the database a few times. In a bubble this takes no real time, and all work of the conductor has
+// ended after it. With a database server it takes real time.
+func (b *bench) awaitPolls() {
 	b.Helper()
 	waittest.Pass(b, 5*poll, "the conductor polls the database")
 }
@@ -231,9 +231,9 @@ func (b *bench) wanted(token string) error {
 	return err
 }
 
-// build waits for the request of a server's current attempt. A request may come twice, the second time after the attempt
-// has ended, and such a request is skipped.
-func (b *bench) build(id string) (compute.BuildRequest, string) {
+// awaitBuild waits for the request of a server's current attempt, and returns the request and the host. It skips requests of attempts
+// that have ended, because a request may come twice.
+func (b *bench) awaitBuild(id string) (compute.BuildRequest, string) {
 	b.Helper()
 	for {
 		r := get(b, b.builds)
@@ -253,13 +253,13 @@ func (b *bench) token(id string) string {
 	return op.Token
 }
 
-// settle waits until a server has no task.
-func (b *bench) settle(id string) {
+// awaitNoTask waits until a server has no task.
+func (b *bench) awaitNoTask(id string) {
 	b.Helper()
 	waittest.Until(b, "a server without a task", func() bool { return b.server(id).TaskState == nil })
 }
 
-func (b *bench) unclaimed() {
+func (b *bench) wantNoClaims() {
 	b.Helper()
 	var n int
 	if err := b.db.GetContext(b.Context(), &n, `SELECT COUNT(*) FROM placement_allocations`); err != nil || n != 0 {
@@ -271,7 +271,7 @@ func (b *bench) unclaimed() {
 func (b *bench) expireStep(id string) {
 	b.Helper()
 	waittest.Until(b, "a server without a task", func() bool {
-		// A runner that has the operation writes its own time over this one.
+		// A runner that executes the operation overwrites this time, so the update is repeated.
 		if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET step_deadline_at = ? WHERE active = ? AND owner = ''`, time.Now().UTC().Add(-2*time.Hour), id); err != nil {
 			b.Fatal(err)
 		}
@@ -280,8 +280,8 @@ func (b *bench) expireStep(id string) {
 	})
 }
 
-// down sets a host's last heartbeat to an hour ago.
-func (b *bench) down(host string) {
+// setDown sets a host's last heartbeat to an hour ago.
+func (b *bench) setDown(host string) {
 	b.Helper()
 	if _, err := b.db.ExecContext(b.Context(), `UPDATE members SET seen_at = ? WHERE host = ?`, time.Now().UTC().Add(-time.Hour), host); err != nil {
 		b.Fatal(err)

@@ -18,22 +18,22 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// TestLostMessages: the notification is lost, then the message to the compute service, then the report is sent twice. The
+// TestLostMessages: the notification is lost, then the message to the compute service is lost, then the report is sent twice. The
 // server is built once.
 func TestLostMessages(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
 		b.start()
-		id := b.add() // the conductor is not notified
+		id := b.addServer() // the conductor is not notified
 		first := get(b, b.builds)
-		b.waits(id)
-		b.polls()
+		b.awaitWait(id)
+		b.awaitPolls()
 		if len(b.builds) != 0 {
-			b.Error("the worker was told again before its time")
+			b.Error("the request was repeated before the delay had passed")
 		}
-		b.expire() // the worker is silent
+		b.expire() // the delay has passed without a report
 		if second := get(b, b.builds); second.Token != first.Token || second.Spec.ID != id {
-			b.Errorf("told %+v at first and %+v then, want the same attempt", first, second)
+			b.Errorf("the first request is %+v and the second %+v, want the same attempt", first, second)
 		}
 		for range 2 {
 			if err := b.report("h1", first.Token, ""); err != nil {
@@ -53,7 +53,7 @@ func TestLostMessages(t *testing.T) {
 func TestDeadConductor(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
-		id := b.add()
+		id := b.addServer()
 		if _, err := b.db.ExecContext(b.Context(), `UPDATE operations SET owner = 'dead', fence = fence + 1, due_at = ?`, time.Now().UTC().Add(time.Hour)); err != nil {
 			b.Fatal(err)
 		}
@@ -62,12 +62,12 @@ func TestDeadConductor(t *testing.T) {
 		}}); err != nil {
 			b.Fatal(err)
 		}
-		b.addHost("h2") // empty, and so the better one
+		b.addHost("h2") // empty, and so the better host
 		b.start()
-		b.wake(id)
-		b.polls()
+		b.notify(id)
+		b.awaitPolls()
 		if len(b.builds) != 0 {
-			b.Error("a leased operation was touched")
+			b.Error("an operation that another conductor has leased was continued")
 		}
 		b.expire()
 		get(b, b.builds)
@@ -77,17 +77,17 @@ func TestDeadConductor(t *testing.T) {
 	})
 }
 
-// TestNextHost: after a failed build the next host is chosen. After the last host the server gets a fault that says what
-// happened.
+// TestNextHost: after a failed build the next host is chosen. After the last host the server gets a fault with the tried hosts and
+// the last error.
 func TestNextHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{MaxAttempts: 2}, func(b *bench) {
 		b.addHost("h2")
 		b.start()
-		id := b.add()
-		b.wake(id)
+		id := b.addServer()
+		b.notify(id)
 		for range 2 {
-			r, host := b.build(id)
+			r, host := b.awaitBuild(id)
 			if _, err := b.svc.BeginStep(b.Context(), new(step(host, r.Token))); err != nil {
 				b.Errorf("begin: %v", err)
 			}
@@ -98,35 +98,35 @@ func TestNextHost(t *testing.T) {
 				b.Errorf("begin after the end: %v, want ErrStale", err)
 			}
 		}
-		b.settle(id)
+		b.awaitNoTask(id)
 		s := b.server(id)
 		if s.VMState != store.Error || !strings.Contains(s.FaultDetails, "retries") || !strings.Contains(s.FaultDetails, "disk on fire") || !strings.Contains(s.FaultDetails, "tried [h1 h2]") && !strings.Contains(s.FaultDetails, "tried [h2 h1]") ||
 			s.FaultMessage != "Exceeded maximum number of retries. Exhausted all hosts available for retrying build failures for instance "+id+"." {
 			b.Errorf("server %s, fault %q; want an error after two hosts", s.VMState, s.FaultDetails)
 		}
-		b.unclaimed()
+		b.wantNoClaims()
 		o := b.operation(id)
 		if events(o) != "schedule:done build:back schedule:done build:back schedule:failed" || o.State != operation.Failed || o.Error != s.FaultDetails || !strings.Contains(o.Events[1].Error, "disk on fire") {
 			b.Errorf("operation %+v", o)
 		}
 
-		// An operator has put the fire out.
+		// An operator has removed the cause.
 		if err := b.store.Operations().Retry(b.Context(), o.ID); err != nil {
 			b.Fatal(err)
 		}
-		r, host := b.build(id)
-		if err := b.report(host, r.Token, "disk on fire"); err != nil { // the hosts count anew
+		r, host := b.awaitBuild(id)
+		if err := b.report(host, r.Token, "disk on fire"); err != nil { // the attempts are counted from zero again
 			b.Errorf("report: %v", err)
 		}
-		r, host = b.build(id)
+		r, host = b.awaitBuild(id)
 		if err := b.report(host, r.Token, ""); err != nil {
 			b.Errorf("report: %v", err)
 		}
 		if s := b.server(id); s.VMState != store.Active || s.FaultDetails != "" || b.operation(id).State != operation.Succeeded {
-			b.Errorf("done again it is %s, fault %q", s.VMState, s.FaultDetails)
+			b.Errorf("after the retry the server is %s, fault %q", s.VMState, s.FaultDetails)
 		}
 		if err := b.store.Operations().Retry(b.Context(), o.ID); !errors.Is(err, fault.Precondition) {
-			b.Errorf("retry of what has succeeded: %v", err)
+			b.Errorf("retry of an operation that has succeeded: %v", err)
 		}
 	})
 }
@@ -141,13 +141,13 @@ func TestNoRoom(t *testing.T) {
 		}
 		b.start()
 		for range 2 {
-			id := b.add()
-			b.wake(id)
-			b.build(id) // it has its place
+			id := b.addServer()
+			b.notify(id)
+			b.awaitBuild(id) // after this the server has a host
 		}
-		id := b.add()
-		b.wake(id)
-		b.settle(id)
+		id := b.addServer()
+		b.notify(id)
+		b.awaitNoTask(id)
 		if s := b.server(id); s.VMState != store.Error || s.FaultCode != 500 || s.FaultDetails != "No valid host was found. 0 of 2 hosts: 1 VCPU, 1 disabled" ||
 			s.FaultMessage != "No valid host was found. There are not enough hosts available." {
 			b.Errorf("server %s, fault %d %q: %q", s.VMState, s.FaultCode, s.FaultMessage, s.FaultDetails)
@@ -155,27 +155,27 @@ func TestNoRoom(t *testing.T) {
 	})
 }
 
-// TestTimeouts: no server stays in BUILD for ever.
+// TestTimeouts: a server whose host does not report in time is in ERROR and on no host.
 func TestTimeouts(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
 		b.start()
-		id := b.add()
-		b.wake(id)
+		id := b.addServer()
+		b.notify(id)
 		r := get(b, b.builds)
-		b.waits(id)
+		b.awaitWait(id)
 		b.expireStep(id)
 		if s := b.server(id); s.VMState != store.Error || s.FaultDetails != "host h1: step build not done within 1m0s" || s.Host != nil || s.FaultMessage != "Build of instance "+id+" aborted." {
-			b.Errorf("server %s, fault %q, host %v; want an error that names the host, and no host, so that h1 destroys what it has", s.VMState, s.FaultDetails, s.Host)
+			b.Errorf("server %s, fault %q, host %v; want an error that names the host, and no host, so that h1 destroys the server", s.VMState, s.FaultDetails, s.Host)
 		}
-		b.unclaimed()
+		b.wantNoClaims()
 		if err := b.report("h1", r.Token, ""); !errors.Is(err, compute.ErrStale) {
 			b.Errorf("a report after the end: %v, want ErrStale", err)
 		}
 		if err := b.store.BeginDelete(b.Context(), id); err != nil {
 			b.Fatal(err)
 		}
-		b.wake(id)
+		b.notify(id)
 		waittest.Until(b, "a server without a host that is deleted", func() bool {
 			_, err := b.store.Server(b.Context(), id)
 			return errors.Is(err, fault.NotFound)
@@ -183,17 +183,17 @@ func TestTimeouts(t *testing.T) {
 	})
 }
 
-// TestNoHostUp: while no host is up, a server waits, because nothing is known about the room on the hosts. The wait ends
-// with the build timeout.
+// TestNoHostUp: while no host is up, a server waits, because the free resources of the hosts are not known. The wait ends with the
+// awaitBuild timeout.
 func TestNoHostUp(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{BuildTimeout: time.Minute}, func(b *bench) {
-		b.down("h1")
+		b.setDown("h1")
 		b.start()
-		id, late := b.add(), b.add()
+		id, late := b.addServer(), b.addServer()
 		for _, id := range []string{id, late} {
-			b.wake(id)
-			if o := b.waits(id); events(o)[:len("schedule:retry")] != "schedule:retry" || o.Events[0].ErrorCode != "Unavailable" {
+			b.notify(id)
+			if o := b.awaitWait(id); events(o)[:len("schedule:retry")] != "schedule:retry" || o.Events[0].ErrorCode != "Unavailable" {
 				b.Errorf("operation %+v, want one that is retried", o)
 			}
 			if s := b.server(id); s.Task() != store.Scheduling {
@@ -215,7 +215,7 @@ func TestNoHostUp(t *testing.T) {
 func TestManyConductors(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
-		id := b.add()
+		id := b.addServer()
 		b.start()
 		var wg sync.WaitGroup
 		for i := range 4 {
@@ -233,16 +233,16 @@ func TestManyConductors(t *testing.T) {
 			for range 2 {
 				wg.Go(func() {
 					if _, err := other.Notify(b.Context(), &compute.NotifyRequest{ServerID: id}); err != nil {
-						b.Errorf("wake: %v", err)
+						b.Errorf("notify: %v", err)
 					}
 				})
 			}
 		}
 		wg.Wait()
 		r := get(b, b.builds)
-		b.waits(id)
-		b.polls()
-		// A conductor that was notified while it ran looks once more. It repeats the request of the same attempt.
+		b.awaitWait(id)
+		b.awaitPolls()
+		// A conductor that was notified while it ran the step runs the step once more. It repeats the request of the same attempt.
 		for len(b.builds) > 0 {
 			if more := get(b, b.builds); more.Token != r.Token {
 				b.Errorf("tokens %s and %s", r.Token, more.Token)

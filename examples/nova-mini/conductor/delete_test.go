@@ -18,17 +18,17 @@ func TestDelete(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
 		b.start()
-		id := b.add()
-		b.wake(id)
+		id := b.addServer()
+		b.notify(id)
 		r := get(b, b.builds)
-		b.waits(id)
+		b.awaitWait(id)
 		if err := b.store.BeginDelete(b.Context(), id); err != nil {
 			b.Fatal(err)
 		}
-		b.wake(id)
+		b.notify(id)
 		d := get(b, b.destroys)
 		if d.ServerID != id || d.Token != b.token(id) {
-			b.Errorf("told to destroy %+v", d)
+			b.Errorf("the request to destroy is %+v", d)
 		}
 		for _, token := range []string{r.Token, d.Token + "1", ""} {
 			if err := b.report("h1", token, ""); !errors.Is(err, compute.ErrStale) {
@@ -49,18 +49,18 @@ func TestDelete(t *testing.T) {
 				b.Errorf("end: %v", err)
 			}
 		}
-		b.unclaimed()
+		b.wantNoClaims()
 		if _, err := b.store.Server(b.Context(), id); !errors.Is(err, fault.NotFound) {
 			b.Errorf("after the end: %v", err)
 		}
 	})
 }
 
-// TestRetryOfDeleted: the creation of a server that is gone, done once more, leaves no claim.
+// TestRetryOfDeleted: if the creation of a deleted server is retried, no claim is left.
 func TestRetryOfDeleted(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
-		id := b.add()
+		id := b.addServer()
 		created := b.operation(id).ID
 		if err := b.store.BeginDelete(b.Context(), id); err != nil {
 			b.Fatal(err)
@@ -85,6 +85,6 @@ func TestRetryOfDeleted(t *testing.T) {
 			b.Fatal(err)
 		}
 		ended(created)
-		b.unclaimed()
+		b.wantNoClaims()
 	})
 }

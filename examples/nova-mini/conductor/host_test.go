@@ -36,8 +36,8 @@ func TestHostOfOneProcess(t *testing.T) {
 		must(b.svc.LeaveHost(ctx, &compute.LeaveHostRequest{Host: "h1"}))
 		must(b.svc.ClaimHost(ctx, claim("h1", "i-1")))
 
-		id := b.add()
-		b.wake(id)
+		id := b.addServer()
+		b.notify(id)
 		r := get(b, b.builds)
 		for _, other := range []string{"i-2", ""} {
 			at := compute.StepRequest{Token: r.Token, Host: "h1", Instance: other}
@@ -45,7 +45,7 @@ func TestHostOfOneProcess(t *testing.T) {
 			for what, do := range map[string]func() error{
 				"claim_host": func() error {
 					if other == "" {
-						return membership.ErrHeld // Invalid, see below
+						return membership.ErrHeld // the claim without an id is tested below
 					}
 					_, err := b.svc.ClaimHost(ctx, claim("h1", other))
 					return err
@@ -69,7 +69,7 @@ func TestHostOfOneProcess(t *testing.T) {
 			b.Errorf("claim without an id: %v", err)
 		}
 		if srv, err := b.store.Server(ctx, id); err != nil || srv.TaskState == nil {
-			b.Errorf("the server is %+v, %v; the report of another process has ended its building", srv, err)
+			b.Errorf("the server is %+v, %v; the report of another process has ended its build", srv, err)
 		}
 		hosts, err := b.store.Hosts(ctx, time.Minute)
 		if err != nil || len(hosts) != 1 || hosts[0].Driver != "d" || !hosts[0].Service.Up || hosts[0].Inventories[compute.VCPU].Total != 2 {

@@ -13,17 +13,17 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestOtherHost: a compute service can end only the steps of its own host. It can neither use the token of another host nor guess
-// the next token of an operation of which it has had a token.
+// TestOtherHost: a compute service can end only the steps of its own host. It cannot use the token of another host. If it has had a
+// token of an operation, it cannot guess the next token.
 func TestOtherHost(t *testing.T) {
 	t.Parallel()
 	each(t, conductor.Config{}, func(b *bench) {
 		b.start()
-		id := b.add()
-		b.wake(id)
+		id := b.addServer()
+		b.notify(id)
 		r := get(b, b.builds)
 		waittest.Until(b, "an operation that waits for h1", func() bool { return b.operation(id).WaitsFor == "h1" })
-		if err := b.svc.Runner.Stop(b.Context()); err != nil { // it would repeat the step after a late notification
+		if err := b.svc.Runner.Stop(b.Context()); err != nil { // a running one would repeat the step after a late notification
 			b.Fatal(err)
 		}
 		if peer := b.operation(id).WaitsFor; peer != "h1" {

@@ -23,18 +23,18 @@ import (
 // Config configures a Service.
 type Config struct {
 	Store *store.Store
-	// DownAfter is how long a compute service may be silent and still get
+	// DownAfter is how long after its last heartbeat a compute service still gets
 	// servers.
 	DownAfter time.Duration
-	// Filters are the names of those to use, in this order: of this package and
-	// of package placement, or Nova's. Default: [DefaultFilters].
+	// Filters are the names of the filters, in the order of their use: names of
+	// this package, of package placement, or Nova's. Default: [DefaultFilters].
 	Filters []string
-	// Multipliers are of the weighers, by name. One that is not named has the
-	// multiplier of package placement.
+	// Multipliers are the multipliers of the weighers, by name. A weigher that is
+	// not named has the multiplier of package placement.
 	Multipliers map[string]float64
-	// SubsetSize is among how many of the best hosts one is drawn, so that
-	// several schedulers do not all want the same one (Nova's host_subset_size).
-	// Default 1.
+	// SubsetSize is the number of best hosts of which one is chosen at random, so
+	// that several schedulers do not all choose the same host (Nova's
+	// host_subset_size). Default 1.
 	SubsetSize int
 	Logger     *slog.Logger
 }
@@ -46,14 +46,14 @@ type Service struct {
 	placer placement.Placer[*spec, *store.Host]
 }
 
-// RefreshInterval is how often [Service.Refresh] should be called. A decision is made from hosts that are older by
-// the time between two calls, at most maxAge: the claim decides, see [placement.Placer].
+// RefreshInterval is the interval at which [Service.Refresh] should be called. The hosts of a decision are as old as the last
+// call. Hosts that are older than maxAge are rejected. The claim uses the database, see [placement.Placer].
 const (
 	RefreshInterval = 2 * time.Second
 	maxAge          = 5 * time.Second
 )
 
-// maxRanked is how many hosts of a decision are claimed on at most before the fleet is read again.
+// maxRanked is how many hosts a decision ranks. The Placer tries to claim on at most five of them before it reads the hosts again.
 const maxRanked = 10
 
 // spec is a request as filters and weighers see it.
@@ -68,7 +68,7 @@ type filter = scheduler.Filter[*spec, *store.Host]
 // DefaultFilters are the filters that are used if the configuration names none.
 var DefaultFilters = []string{"tried", "disabled", "down", placement.VCPU, placement.MemoryMB, placement.DiskGB}
 
-// nova are the names that Nova has for filters, with ours.
+// nova has Nova's names of filters, with the names of the filters here that do the same.
 var nova = map[string][]string{
 	"ComputeFilter":                     {"disabled", "down"},
 	"ComputeCapabilitiesFilter":         {"capabilities"},
@@ -87,15 +87,15 @@ var nova = map[string][]string{
 	"AggregateTypeAffinityFilter":       {"aggregate_type"},
 }
 
-// builtIn are Nova's filters whose work is done without a filter.
+// builtIn has Nova's filters that need no filter here, with the reason.
 var builtIn = map[string]string{
 	"RetryFilter":            "a host on which a build has failed is not asked again",
-	"AvailabilityZoneFilter": "there are no availability zones, so that every host is in the zone that is asked for",
+	"AvailabilityZoneFilter": "nova-mini has no availability zones, so every host is in the requested zone",
 }
 
-// New returns a service. Invalid if there is no filter of a name that the
-// configuration has; the error names all known ones. Filters of Nova that are built in are
-// taken, and the log says so.
+// New returns a service. Errors: Invalid if the configuration names a filter that does not
+// exist; the error lists the known names. Filters of Nova that are built in are accepted, and
+// the log names them.
 func New(cfg Config) (*Service, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -115,13 +115,13 @@ func New(cfg Config) (*Service, error) {
 	return s, nil
 }
 
-// Validate reports what [New] would refuse. Store is not needed.
+// Validate returns the error that [New] would return for the filters. It does not use Store.
 func (c Config) Validate() error {
 	_, err := newRanking(&c)
 	return err
 }
 
-// newRanking makes the filters and weighers that a configuration names.
+// newRanking returns a scheduler with the filters and weighers of a configuration.
 func newRanking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 	o := placement.Options{DownAfter: cfg.DownAfter, Multipliers: cfg.Multipliers}
 	names := filterNames(cfg.Filters)
@@ -143,8 +143,7 @@ func newRanking(cfg *Config) (*scheduler.Scheduler[*spec, *store.Host], error) {
 	})
 }
 
-// filterNames returns the names of filters in this package and in package placement for configured names, which may be
-// Nova's.
+// filterNames returns the names of the filters in this package and in package placement. The configured names may be Nova's.
 func filterNames(configured []string) []string {
 	if len(configured) == 0 {
 		return DefaultFilters
@@ -156,7 +155,7 @@ func filterNames(configured []string) []string {
 			ours = []string{n}
 		}
 		for _, n := range ours {
-			if !slices.Contains(names, n) { // several of Nova's filters may be one of ours
+			if !slices.Contains(names, n) { // several of Nova's filters may be one filter here
 				names = append(names, n)
 			}
 		}
@@ -167,7 +166,7 @@ func filterNames(configured []string) []string {
 // Register adds the service's handlers to a server.
 func (s *Service) Register(srv *rpc.Server) { rpc.Handle(srv, compute.Select, s.Select) }
 
-// Refresh reads all hosts from the database, so that decisions need not. It is for a loop, see [RefreshInterval].
+// Refresh reads all hosts from the database, so that decisions do not have to. It is for a loop, see [RefreshInterval].
 // Without the loop each decision reads the hosts itself.
 func (s *Service) Refresh(ctx context.Context) error {
 	began := time.Now()
@@ -176,19 +175,19 @@ func (s *Service) Refresh(ctx context.Context) error {
 		return err
 	}
 	s.fleet.Report(hosts...)
-	s.fleet.Forget(time.Since(began)) // those that the database no longer has
+	s.fleet.Forget(time.Since(began)) // the hosts that the database no longer has
 	return nil
 }
 
-// WriteReport writes how many hosts the fleet has, and how old their reports are: for an operator who looks for a fault.
+// WriteReport writes how many hosts the fleet has, and how old their reports are. It is for the report of SIGUSR2.
 func (s *Service) WriteReport(w io.Writer) error {
 	newest, oldest := s.fleet.Age()
 	_, err := fmt.Fprintf(w, "%d hosts, reports %s to %s old\n", len(s.fleet.Hosts()), newest.Round(time.Millisecond), oldest.Round(time.Millisecond))
 	return err
 }
 
-// hosts returns all hosts, as the last Refresh has read them, or as they are now if fresh is set. Unavailable: none of
-// them is up.
+// hosts returns all hosts as the last Refresh has read them. If fresh is true, it reads them now, and fails with Unavailable if
+// no host is up.
 func (s *Service) hosts(ctx context.Context, fresh bool) ([]*store.Host, error) {
 	if !fresh {
 		return s.fleet.Hosts(), nil
@@ -198,21 +197,21 @@ func (s *Service) hosts(ctx context.Context, fresh bool) ([]*store.Host, error) 
 	}
 	hosts := s.fleet.Hosts()
 	if !slices.ContainsFunc(hosts, func(h *store.Host) bool { return h.Service.Up }) {
-		// The cloud starts, or has an outage. That passes, and says nothing about free resources.
+		// The cloud is starting, or has an outage. This is temporary, and not a lack of resources.
 		return nil, fault.New(fault.Unavailable, "none of the %d compute hosts is up", len(hosts))
 	}
 	return hosts, nil
 }
 
-// currentClaims are claims that are made only on hosts whose compute service takes servers now, whatever the fleet
-// says.
+// currentClaims is a store of claims that also checks in the database whether the host's compute service accepts servers, because
+// the fleet may be out of date.
 type currentClaims struct {
 	placement.Store
 
 	members *membership.Registry
 }
 
-// Claim implements placement.Store. placement.ErrChanged: the host's compute service takes no servers any more.
+// Claim implements placement.Store. Errors: placement.ErrChanged, if the host's compute service does not accept servers.
 func (c currentClaims) Claim(ctx context.Context, claims ...placement.Claim) error {
 	for i := range claims {
 		for _, a := range claims[i].Allocations {
@@ -224,7 +223,7 @@ func (c currentClaims) Claim(ctx context.Context, claims ...placement.Claim) err
 				return err
 			}
 			if reason := m.Unfit(); reason != "" {
-				return fmt.Errorf("host %s takes no servers: %s: %w", a.Provider, reason, placement.ErrChanged)
+				return fmt.Errorf("host %s accepts no servers: %s: %w", a.Provider, reason, placement.ErrChanged)
 			}
 		}
 	}
@@ -239,7 +238,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 	case errors.Is(err, scheduler.ErrNoValidHost):
 		s.cfg.Logger.InfoContext(ctx, "no valid host", "server", req.ServerID, "decision", placed.Decision.String())
 		f := fault.From(err)
-		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // as users read it
+		text := fault.New(f.Code, "No valid host was found. %s", placed.Decision.Summary()) // without the context of the error
 		return nil, fault.WithReason(text, f.Reason, f.Meta)
 	case err != nil:
 		return nil, err
@@ -248,7 +247,7 @@ func (s *Service) Select(ctx context.Context, req *compute.SelectRequest) (*comp
 		s.fleet.Update(placed.Host.Name(), func(h *store.Host) *store.Host { // until the next Refresh
 			next := *h
 			next.Provider = h.With(&q.Request)
-			next.Tasks = h.Tasks // of which the database has no number
+			next.Tasks = h.Tasks // the database does not count tasks
 			return &next
 		})
 	}

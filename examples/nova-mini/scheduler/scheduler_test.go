@@ -18,8 +18,8 @@ import (
 	rank "github.com/armature-go/armature/scheduler"
 )
 
-// TestFilterNames: filters go by their own names and by Nova's; what is neither
-// stops the start.
+// TestFilterNames: New accepts the names of filters of this project and of Nova, and
+// refuses all others.
 func TestFilterNames(t *testing.T) {
 	t.Parallel()
 	for _, names := range [][]string{
@@ -38,7 +38,7 @@ func TestFilterNames(t *testing.T) {
 	})
 	for _, name := range []string{"filter=RetryFilter", "filter=AvailabilityZoneFilter"} {
 		if err != nil || !strings.Contains(log.String(), name) || strings.Count(log.String(), "is built in") != 2 {
-			t.Errorf("%v; the log does not say once that %s is built in:\n%s", err, name, &log)
+			t.Errorf("%v; the log does not have one line that %s is built in:\n%s", err, name, &log)
 		}
 	}
 	_, err = scheduler.New(scheduler.Config{Store: store.New(nil), Filters: []string{"ComputeFilter", "RamFilter"}})
@@ -47,18 +47,18 @@ func TestFilterNames(t *testing.T) {
 	}
 }
 
-// TestDownHosts: a host whose service was stopped, removed, forced down, disabled, or was not seen for too long gets
-// no server, also if its clock, or the database's, has been moved.
+// TestDownHosts: a host gets no server if its compute service was stopped, removed, forced down or disabled, or if its last
+// heartbeat is too old or in the future.
 func TestDownHosts(t *testing.T) {
 	t.Parallel()
 	const b = `WHERE kind = 'nova-compute' AND host = 'b'`
 	for name, change := range map[string]string{
-		"stopped":     `UPDATE members SET departed = TRUE ` + b,
-		"removed":     `DELETE FROM members ` + b,
-		"forced down": `UPDATE members SET forced_down = TRUE ` + b,
-		"disabled":    `UPDATE members SET disabled = TRUE, disabled_reason = 'work' ` + b,
-		"silent":      `UPDATE members SET seen_at = '2020-01-01 00:00:00.000000' ` + b,
-		"from future": `UPDATE members SET seen_at = '2100-01-01 00:00:00.000000' ` + b,
+		"stopped":       `UPDATE members SET departed = TRUE ` + b,
+		"removed":       `DELETE FROM members ` + b,
+		"forced down":   `UPDATE members SET forced_down = TRUE ` + b,
+		"disabled":      `UPDATE members SET disabled = TRUE, disabled_reason = 'work' ` + b,
+		"no heartbeat":  `UPDATE members SET seen_at = '2020-01-01 00:00:00.000000' ` + b,
+		"in the future": `UPDATE members SET seen_at = '2100-01-01 00:00:00.000000' ` + b,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -98,15 +98,15 @@ func TestDownHosts(t *testing.T) {
 				on["c"] = 0 // other ids
 				choose(12)
 				if before == 0 || on["b"] != before {
-					t.Errorf("the host has %d servers from before, and got %d then", before, on["b"]-before)
+					t.Errorf("the host had %d servers before the change, and got %d after it; want more than 0, and 0", before, on["b"]-before)
 				}
 			})
 		})
 	}
 }
 
-// TestFleet: a decision does not read the fleet, and the claim, which goes by the database, corrects what a decision
-// does not know: a host that is disabled, one that is full, one that is new.
+// TestFleet: a decision does not read the hosts from the database. The claim does, and so it detects a host that is disabled or
+// full. A new host is found when it is needed.
 func TestFleet(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, store.Migrations(), func(t *testing.T, d *sqlx.DB) {
@@ -146,7 +146,7 @@ func TestFleet(t *testing.T) {
 		if err := svc.Refresh(t.Context()); err != nil {
 			t.Fatal(err)
 		}
-		rename("hosts", "away") // what a look at the fleet reads
+		rename("hosts", "away") // a decision that reads the hosts fails
 		choose("a")
 		choose("a") // the claims of this scheduler count at once: 1 is left on a, 2 on b
 		choose("b")
@@ -155,9 +155,9 @@ func TestFleet(t *testing.T) {
 		if err := s.SetDisabled(t.Context(), store.ComputeBinary, "a", true, "work"); err != nil {
 			t.Fatal(err)
 		}
-		choose("b") // not a, of which the fleet knows nothing yet
+		choose("b") // not a: the fleet does not know yet that it is disabled, but the claim does
 		report("c", 1)
-		choose("c") // a is disabled, b full, c was not known
+		choose("c") // a is disabled, b is full, and the fleet did not have c
 		if err := s.SetDisabled(t.Context(), store.ComputeBinary, "a", false, ""); err != nil {
 			t.Fatal(err)
 		}

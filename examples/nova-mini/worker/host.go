@@ -15,10 +15,10 @@ import (
 // leaveTime is how long Stop tries to free the host. It is short because the conductors may have stopped, too.
 const leaveTime = 2 * time.Second
 
-// Start asks the driver for the resources of the host, and then claims the host: only one process does the work of a
-// host. Start must succeed before the RPC server with the service's handlers is started. Errors: membership.ErrHeld, which
-// names the other process, while another process owns the host; Unavailable, while the driver or the conductors do not
-// answer, or all conductors are of a release without claims of hosts.
+// Start asks the driver for the resources of the host, and then claims the host, because only one process may own a host. Start
+// must succeed before the RPC server with the service's handlers is started. Errors: membership.ErrHeld, which names the other
+// process, while another process owns the host; Unavailable, while the driver or the conductors do not answer, or while all
+// conductors are of a release without claims of hosts.
 func (s *Service) Start(ctx context.Context) error {
 	if _, err := s.inspectHost(ctx); err != nil {
 		return err
@@ -44,8 +44,8 @@ func (s *Service) Start(ctx context.Context) error {
 	}
 }
 
-// Stop frees the host, so that another process can claim it at once. It waits up to 2 s for a conductor. Without an
-// answer, the host is free as soon as this process counts as down. Stop does not fail.
+// Stop frees the host, so that another process can claim it at once. It waits up to 2 s for a conductor. If no conductor
+// answers, the host is free when service_down_time has passed since the last heartbeat. Stop does not fail.
 func (s *Service) Stop(ctx context.Context) error {
 	if s.instance == "" || s.held.Err() != nil {
 		return nil
@@ -67,7 +67,7 @@ func (s *Service) loseHost(err error) {
 	})
 }
 
-// Failed implements service.Failer: the service fails when another process has become the owner of the host.
+// Failed implements service.Failer. The service fails when another process has become the owner of the host.
 func (s *Service) Failed() <-chan error { return s.lost }
 
 // Check reports whether the service is ready. Errors: Unavailable, when another process owns the host, and while the
@@ -76,8 +76,8 @@ func (s *Service) Check(context.Context) error {
 	if err := s.checkHeld(); err != nil {
 		return err
 	}
-	if blind := s.blind.Load(); blind != nil {
-		return *blind
+	if err := s.inspectErr.Load(); err != nil {
+		return *err
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/armature-go/armature/service/membership"
 )
 
-// TestLoseHost: a compute service claims its host before it works and frees the host when it stops. Once an answer says
+// TestLoseHost: a compute service claims its host before it works and frees the host when it stops. When a conductor answers
 // that another process owns the host, running handlers are canceled and new messages return to the queue.
 func TestLoseHost(t *testing.T) {
 	t.Parallel()
@@ -29,7 +29,7 @@ func TestLoseHost(t *testing.T) {
 	left := make(chan string, 1)
 	refuse := func(what string) error {
 		if held.Load() {
-			return errors.Join(membership.ErrHeld, errors.New(what+" is of process 7"))
+			return errors.Join(membership.ErrHeld, errors.New(what+" belongs to process 7"))
 		}
 		return nil
 	}
@@ -78,7 +78,7 @@ func TestLoseHost(t *testing.T) {
 		t.Error(err)
 	}
 	if id := <-left; id != "i-1" {
-		t.Errorf("the instance that left is %q", id)
+		t.Errorf("the instance %q has freed the host", id)
 	}
 
 	go func() {
@@ -92,15 +92,15 @@ func TestLoseHost(t *testing.T) {
 	<-started
 	held.Store(true)
 	if _, err := svc.Build(t.Context(), &build); !errors.Is(err, fault.Unavailable) {
-		t.Errorf("a build that is refused: %v, want Unavailable, so that the message goes back", err)
+		t.Errorf("a build that is refused: %v, want Unavailable, so that the message returns to the queue", err)
 	}
 	select {
 	case err := <-ended:
 		if err == nil {
-			t.Error("what ran has ended without an error")
+			t.Error("the running handler has ended without an error")
 		}
 	case <-time.After(10 * time.Second):
-		t.Fatal("what ran goes on")
+		t.Fatal("the running handler was not canceled within 10 s")
 	}
 	if err := svc.Report(t.Context()); !errors.Is(err, membership.ErrHeld) {
 		t.Errorf("the report: %v", err)
@@ -115,7 +115,7 @@ func TestLoseHost(t *testing.T) {
 		t.Errorf("the service is ready: %v", err)
 	}
 	if err := svc.Stop(t.Context()); err != nil || len(left) > 0 {
-		t.Errorf("stop: %v, and it frees the host of another", err)
+		t.Errorf("stop: %v, or it frees the host of another process", err)
 	}
 	if len(d.log) > 0 {
 		t.Errorf("the driver did %v", d.log)

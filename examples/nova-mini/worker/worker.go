@@ -47,7 +47,7 @@ type Service struct {
 	cancelHeld context.CancelFunc // called by loseHost
 	lost       chan error
 	once       sync.Once             // of loseHost
-	blind      atomic.Pointer[error] // last error of the driver when asked for the resources of the host
+	inspectErr atomic.Pointer[error] // result of the last inspectHost; nil: it succeeded
 }
 
 // New returns a service. The driver stays the caller's.
@@ -72,9 +72,9 @@ func (s *Service) Register(srv *rpc.Server) {
 	rpc.Handle(srv, compute.ReadConsole, s.ReadConsole)
 }
 
-// Build makes one attempt to build a server and reports the result to the conductor. It returns Unavailable, so that the
-// message is redelivered, if the result could not be reported, if the remains of a failed build could not be removed, and
-// if the service stops.
+// Build makes one attempt to build a server and reports the result to the conductor. Build returns Unavailable, so that the
+// message is redelivered, in three cases: the result could not be reported, the remains of a failed build could not be
+// removed, or the service stops.
 func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.None, error) {
 	id := req.Spec.ID
 	if !s.locks.TryLock(id) {
@@ -97,23 +97,23 @@ func (s *Service) Build(ctx context.Context, req *compute.BuildRequest) (*rpc.No
 		}
 	}
 	stale, err := s.endStep(ctx, "build", id, req.Token, failed)
-	if stale { // the conductor has given the build up: the server stays only if the database still places it on this host
+	if stale { // the build is no longer wanted: the server stays only if the database still places it on this host
 		err = s.evictLocked(ctx, id)
 	}
 	return &rpc.None{}, err
 }
 
-// dropRequest drops a request because other work on the server goes on. The request does not wait, because it would
+// dropRequest drops a request because other work on the server is running. The request does not wait, because it would
 // occupy a slot. As long as the step is wanted, the conductor repeats the request.
 func (s *Service) dropRequest(ctx context.Context, work, id string) (*rpc.None, error) {
-	s.cfg.Logger.DebugContext(ctx, "request dropped, other work on the server goes on", "work", work, "server", id)
+	s.cfg.Logger.DebugContext(ctx, "request dropped, other work on the server is running", "work", work, "server", id)
 	return &rpc.None{}, nil
 }
 
 // beginStep asks the conductor whether a step is still wanted. While the message waited in the queue, the server may have
 // been deleted, built, or placed on another host.
 func (s *Service) beginStep(ctx context.Context, work, id, token string) (wanted bool, err error) {
-	if token == "" { // a conductor of this release repeats the request with a token
+	if token == "" { // the conductors of this release repeat the request with a token
 		s.cfg.Logger.InfoContext(ctx, "request of an earlier release dropped", "work", work, "server", id)
 		return false, nil
 	}
@@ -128,7 +128,8 @@ func (s *Service) beginStep(ctx context.Context, work, id, token string) (wanted
 	return true, nil
 }
 
-// endStep reports the result of a step to the conductor. stale reports that the step was no longer wanted.
+// endStep reports the result of a step to the conductor. failed is the error of the step. stale reports that the step was no
+// longer wanted.
 func (s *Service) endStep(ctx context.Context, work, id, token string, failed error) (stale bool, err error) {
 	end := compute.EndStepRequest{StepRequest: compute.StepRequest{Token: token, Host: s.cfg.Host, Instance: s.instance}}
 	if failed != nil {
@@ -147,9 +148,9 @@ func (s *Service) endStep(ctx context.Context, work, id, token string, failed er
 	return false, nil
 }
 
-// Destroy destroys a server, if the conductor confirms that the server is to be deleted on this host, and reports that it
-// is destroyed. It waits for other work on the server. It returns Unavailable, so that the message is redelivered, if the
-// server could not be destroyed or the result could not be reported.
+// Destroy asks the conductor whether the server is to be deleted on this host. If so, it destroys the server and reports that
+// the server is destroyed. It waits for other work on the server. It returns Unavailable, so that the message is redelivered,
+// if the server could not be destroyed or the result could not be reported.
 func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rpc.None, error) {
 	id := req.ServerID
 	if err := s.lock(ctx, id); err != nil {
@@ -168,8 +169,8 @@ func (s *Service) Destroy(ctx context.Context, req *compute.DestroyRequest) (*rp
 	return &rpc.None{}, err
 }
 
-// Act does an action on a server and reports the result. It returns Unavailable, so that the message is redelivered, if
-// the result could not be reported, if the action is done in part, and if the service stops.
+// Act does an action on a server and reports the result. Act returns Unavailable, so that the message is redelivered, in three
+// cases: the result could not be reported, the action is done in part, or the service stops.
 func (s *Service) Act(ctx context.Context, req *compute.ActRequest) (*rpc.None, error) {
 	id, work := req.ServerID, string(req.Action)
 	if !s.locks.TryLock(id) {
@@ -202,7 +203,7 @@ func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error 
 	case compute.SoftReboot:
 		return retryDriver(ctx, func() error {
 			err := d.Reboot(ctx, id, false)
-			if errors.Is(err, fault.Precondition) { // a reboot before was interrupted, or the guest has stopped meanwhile
+			if errors.Is(err, fault.Precondition) { // an earlier reboot was interrupted, or the guest has stopped meanwhile
 				err = d.Reboot(ctx, id, true)
 			}
 			return err
@@ -220,7 +221,7 @@ func (s *Service) runAction(ctx context.Context, req *compute.ActRequest) error 
 	}
 }
 
-// errPartial reports that a server is neither in the state of before the action nor in the state after it.
+// errPartial means that a server has neither its state before the action nor its state after it.
 var errPartial = errors.New("done in part")
 
 // resize gives the server its new size. If that fails, resize gives the server its old size back.
@@ -240,7 +241,7 @@ func (s *Service) resize(ctx context.Context, req *compute.ActRequest) error {
 	case !slices.Contains(info.Capabilities, compute.CapResize): // checked before the server is stopped
 		return fault.New(fault.Unimplemented, "driver %s cannot resize servers", info.Name)
 	case is.Resources == req.Resources && (is.Power == compute.Running || !req.Running):
-		return nil // an earlier delivery has done it, and the report was lost
+		return nil // an earlier delivery of the message has resized the server, and the report was lost
 	}
 	if is.Resources != req.Resources {
 		err = retryDriver(ctx, func() error { return d.PowerOff(ctx, id, s.cfg.ShutdownTimeout) })
@@ -265,7 +266,7 @@ func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
 	d, id := s.cfg.Driver(), req.ServerID
 	err := retryDriver(ctx, func() error {
 		err := d.RevertResize(ctx, id)
-		if errors.Is(err, fault.Precondition) { // the server runs; without a resize to revert the driver returns no error, and the server is not stopped
+		if errors.Is(err, fault.Precondition) { // the server runs, and has a resize to revert; without one it need not be stopped
 			if err = d.PowerOff(ctx, id, s.cfg.ShutdownTimeout); err == nil {
 				err = d.RevertResize(ctx, id)
 			}
@@ -281,7 +282,7 @@ func (s *Service) revert(ctx context.Context, req *compute.ActRequest) error {
 	return err
 }
 
-// maxConsole is how many bytes of a console log are returned at most: Nova's MAX_CONSOLE_BYTES.
+// maxConsole is the highest number of bytes of a console log that are returned: Nova's MAX_CONSOLE_BYTES.
 const maxConsole = 100 << 10
 
 // ReadConsole returns the end of a server's console log, see compute.ReadConsole.
@@ -307,7 +308,7 @@ func (t *tailBuffer) Write(b []byte) (int, error) {
 // stop at once, a compute service must return its message to the queue instead of waiting for a stopped conductor.
 const askTimeout = 8 * time.Second
 
-// askConductor calls a conductor. If the answer is that another process owns the host, all work stops, see loseHost.
+// askConductor calls a conductor. If the conductor answers that another process owns the host, all work stops, see loseHost.
 func askConductor[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[Req, Resp], req *Req) (*Resp, error) {
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
@@ -318,13 +319,13 @@ func askConductor[Req, Resp any](ctx context.Context, s *Service, m rpc.Method[R
 	return resp, err
 }
 
-// askRedelivery gives an error the code Unavailable, so that the message is redelivered, for every code of the conductor's or
-// the driver's error.
+// askRedelivery gives an error of the conductor or the driver the code Unavailable, whatever its own code, so that the message is
+// redelivered.
 func askRedelivery(err error) error { return fault.New(fault.Unavailable, "%w", err) }
 
 // retryDriver repeats a call to the driver while the driver's program is down or its connection is lost (Unavailable or
 // Unknown). Calls are idempotent, and a program that has crashed is restarted soon. The back-off begins with 50 ms and
-// doubles; retryDriver gives up after about 10 s.
+// doubles up to 3.2 s. retryDriver gives up after about 6 s.
 func retryDriver(ctx context.Context, call func() error) error {
 	for wait := 50 * time.Millisecond; ; wait *= 2 {
 		err := call()
@@ -368,10 +369,11 @@ func (s *Service) inspectHost(ctx context.Context) (*compute.HostReport, error) 
 	if err != nil {
 		err = fault.New(fault.Unavailable, "read the resources of host %s from the driver: %w", s.cfg.Host, err)
 	}
-	s.blind.Store(&err)
 	if err != nil {
+		s.inspectErr.Store(&err)
 		return nil, err
 	}
+	s.inspectErr.Store(nil)
 	out := &compute.HostReport{Host: s.cfg.Host, Driver: info.Name, DriverVersion: info.Version, Resources: have, Instance: s.instance}
 	if s.cfg.Process != nil && s.instance != "" {
 		p := s.cfg.Process()

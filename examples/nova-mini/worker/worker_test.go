@@ -115,7 +115,7 @@ func newBench(t *testing.T) *bench {
 	b.client = rpc.NewClient(bus, rpc.ClientConfig{})
 	t.Cleanup(func() { b.client.Close() })
 	b.svc = worker.New(worker.Config{Host: "h1", Driver: func() compute.Driver { return b.driver }, Client: b.client, Logger: quiet})
-	// The answer is read first, because tell lets the test go on and change it.
+	// The answer is read first, because tell lets the test continue and change it.
 	answer := func(err *error, tell func()) (*rpc.None, error) {
 		b.mu.Lock()
 		is := *err
@@ -209,8 +209,8 @@ func TestFailedBuild(t *testing.T) {
 	}
 }
 
-// TestUncleanBuild: while the remains of a failed build cannot be removed, no other host may get the server. So nothing
-// is reported, and the message is redelivered.
+// TestUncleanBuild: while the remains of a failed build cannot be removed, no other host may get the server. So the compute service
+// does not report the failure, and the message is redelivered.
 func TestUncleanBuild(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -256,7 +256,7 @@ func TestReportFails(t *testing.T) {
 	}
 }
 
-// TestStaleReport: a server whose build was given up meanwhile stays only if the database places it on this host, as the
+// TestStaleReport: if a build is no longer wanted when it ends, the server stays only if the database places it on this host, as the
 // result of another build attempt.
 func TestStaleReport(t *testing.T) {
 	t.Parallel()
@@ -319,8 +319,8 @@ func TestOneAtATime(t *testing.T) {
 	}
 }
 
-// TestDestroyNotWanted: a message to destroy a server that the conductor does not delete on this host destroys nothing,
-// such as an old message or one of another service.
+// TestDestroyNotWanted: a message to destroy a server, such as an old message or one of another service, has no effect if the
+// conductor answers that the server is not to be deleted on this host.
 func TestDestroyNotWanted(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
@@ -350,7 +350,7 @@ func TestAudit(t *testing.T) {
 	t.Parallel()
 	b := newBench(t)
 	if err := b.svc.Audit(t.Context()); err != nil {
-		t.Errorf("audit of nothing: %v", err)
+		t.Errorf("audit without servers: %v", err)
 	}
 	b.driver.servers = map[string]bool{"mine": true, "ghost": true}
 	b.mine = map[string]bool{"mine": true}
@@ -374,8 +374,8 @@ func TestReport(t *testing.T) {
 	}
 }
 
-// TestResize: after a resize that failed the server has its old size, and runs if it ran before. A resize that was done is
-// not repeated. A resize that can be neither done nor undone is not reported; its message is redelivered.
+// TestResize: after a failed resize the server has its old size, and runs if it ran before. A resize that was done is not
+// repeated. If a resize can be neither done nor undone, it is not reported, and its message is redelivered.
 func TestResize(t *testing.T) {
 	b := newBench(t)
 	small, large := compute.Resources{VCPUs: 1, MemoryMiB: 64, DiskGiB: 1}, compute.Resources{VCPUs: 2, MemoryMiB: 128, DiskGiB: 2}
@@ -390,11 +390,11 @@ func TestResize(t *testing.T) {
 		boots  int // how often the guest has been started
 	}{
 		{name: "done", action: compute.Resize, want: large, boots: 2},
-		{name: "of a stopped one", stop: true, action: compute.Resize, want: large, boots: 1},
+		{name: "of a stopped server", stop: true, action: compute.Resize, want: large, boots: 1},
 		{name: "no room", faults: map[string]string{"resize": "fail exhausted"}, action: compute.Resize, says: "resize is configured to fail", want: small, boots: 2},
 		{name: "does not start", faults: map[string]string{"power_on": "fail internal 1"}, action: compute.Resize, says: "power_on is configured to fail", want: small, boots: 2},
-		{name: "lost and done", faults: map[string]string{"resize": "fail unknown after 1"}, action: compute.Resize, want: large, boots: 2},
-		{name: "does not go back", faults: map[string]string{"power_on": "fail internal 1", "revert_resize": "fail internal"}, action: compute.Resize, again: true, want: large, boots: 1},
+		{name: "done, but the answer of the driver was lost", faults: map[string]string{"resize": "fail unknown after 1"}, action: compute.Resize, want: large, boots: 2},
+		{name: "cannot be reverted", faults: map[string]string{"power_on": "fail internal 1", "revert_resize": "fail internal"}, action: compute.Resize, again: true, want: large, boots: 1},
 		{name: "nothing to revert", action: compute.RevertResize, want: small, boots: 1},
 		{name: "unknown", action: "explode", says: "does not know the action", want: small, boots: 1},
 	} {

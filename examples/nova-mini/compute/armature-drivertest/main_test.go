@@ -14,7 +14,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// stubborn is a driver that breaks two rules.
+// stubborn is a driver that breaks two rules: Pause has no effect, and PowerOn never returns.
 type stubborn struct{ compute.Driver }
 
 func (stubborn) Pause(context.Context, string) error   { return nil }

@@ -159,8 +159,8 @@ func testConsole(e *env, t compute.ConsoleType) {
 	})
 }
 
-// testAttached checks volumes or interfaces: attach and detach are idempotent, attach also works in Shutdown, and a stop and a
-// start keep what is attached.
+// testAttached checks volumes or interfaces: attach and detach are idempotent, attach also works in Shutdown, and the device stays
+// attached when the server is stopped and started.
 func testAttached(e *env, id string, of func(compute.Instance) []string, attach, detach func(ctx context.Context, d compute.Driver, server string) error) {
 	wantAttached := func(after, server string, state compute.PowerState, want int) {
 		e.Helper()

@@ -342,11 +342,13 @@ func testCanceled(e *env) {
 	cancel()
 	s := e.spec()
 	if err := e.Driver().Spawn(ended, s); err == nil {
-		e.Errorf("a spawn whose context had ended before succeeded")
+		e.Errorf("a spawn succeeded although its context had ended before the call")
 	} else {
 		checkCanceled("a spawn", err)
 	}
-	r := rand.New(rand.NewPCG(rand.Uint64(), 1))
+	seed := rand.Uint64()
+	e.Logf("seed %d", seed)
+	r := rand.New(rand.NewPCG(seed, 1))
 	for i := range e.cfg.Crashes {
 		s := e.spec()
 		after := time.Duration(r.Int64N(int64(20*time.Millisecond) << (2 * i)))
@@ -405,7 +407,7 @@ func testCrashes(e *env) {
 		e.must(what+" again", call)
 		took[what] = max(took[what], time.Since(began))
 	}
-	defer func() { e.Logf("the kill of the driver interrupted %d of %d calls", hit, all) }()
+	defer func() { e.Logf("killing the driver interrupted %d of %d calls", hit, all) }()
 	for range e.cfg.Crashes {
 		s := e.spec()
 		crashed("spawn", func(ctx context.Context, d compute.Driver) error { return d.Spawn(ctx, s) })

@@ -33,7 +33,7 @@ type Config struct {
 	drivertest.Config
 
 	// Image is the image that the servers boot from. With [compute.CapConsoleLog] it must write at least two lines to the
-	// console. Default "image", which suits only a driver that does not look at it.
+	// console. Default "image", which suits only a driver that ignores the image.
 	Image string
 	// Resources are the resources of the servers. Default 1 VCPU, 64 MiB of memory, 1 GiB of disk.
 	Resources compute.Resources
@@ -105,7 +105,7 @@ func (e *env) call(f func(ctx context.Context, d compute.Driver) error) error {
 	return f(ctx, e.Driver())
 }
 
-// must is call for f that must succeed: an error ends the rule.
+// must is like call. An error of f breaks the rule and ends it.
 func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) error) {
 	e.Helper()
 	if err := e.call(f); err != nil {
@@ -113,7 +113,7 @@ func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) er
 	}
 }
 
-// want is call for f that must fail: an error with another code, or no error, breaks the rule.
+// want is like call. f must fail with the code: another code, or no error, breaks the rule.
 func (e *env) want(code fault.Code, what string, f func(ctx context.Context, d compute.Driver) error) {
 	e.Helper()
 	if err := e.call(f); err == nil || fault.CodeOf(err) != code {
@@ -157,7 +157,7 @@ func (e *env) with(f func(s compute.Spec)) {
 	f(s)
 }
 
-// state checks that a server is in the state want, and returns the server.
+// state checks that a server is in the state want, and returns the server. after is the call before, for the failure.
 func (e *env) state(after, id string, want compute.PowerState) compute.Instance {
 	e.Helper()
 	var got compute.Instance
@@ -219,7 +219,7 @@ type method struct {
 	name string
 	need driver.Capability // "": every driver has the method
 	call func(ctx context.Context, d compute.Driver, id string) error
-	// For a call that changes a server: the server's state before and after the call. 0: the call does not change it.
+	// from and to are the states of the server before and after the call. 0: the call does not change the server.
 	from, to compute.PowerState
 }
 
