@@ -33,7 +33,7 @@ func Columns[T any]() string {
 	}
 	var names []string
 	for _, f := range structMapper.TypeMap(t).Index {
-		// The path of a field of a column begins with the column and a dot.
+		// A field inside of a column's type is not a column. Its path has a dot, and its name does not.
 		tagged := f.Field.Tag.Get("db") != ""
 		if f.Path == "" || f.Path != f.Name || f.Embedded && !tagged {
 			continue

@@ -25,7 +25,7 @@ type (
 	}
 )
 
-// TestColumns: a type is read by the names of its columns, so a column that a later release has added is no error.
+// TestColumns: Columns returns the columns of a struct, and panics for a type that is not a struct.
 func TestColumns(t *testing.T) {
 	t.Parallel()
 	for range 2 { // the second time from the cache
@@ -87,6 +87,7 @@ func TestColumnsRefused(t *testing.T) {
 	}
 }
 
+// TestNewerColumn: rows are read by the names of their columns, so that a column of a later release does no harm.
 func TestNewerColumn(t *testing.T) {
 	t.Parallel()
 	schema := fstest.MapFS{"00001_disks.sql": {Data: []byte(`-- +goose Up

@@ -15,10 +15,10 @@
 //
 //   - A parameter is ?. Identifiers are in ", texts in '. || joins texts. Texts
 //     compare and sort byte by byte, and LIKE is case-sensitive.
-//   - A time is a column of type DATETIME(6). A [time.Time] is stored in UTC with
+//   - The column of a time has the type DATETIME(6). A [time.Time] is stored in UTC with
 //     microseconds (smaller units are cut off) and read in UTC. Times compare and
-//     sort in SQL. UTC_TIMESTAMP(6) is the database's clock in a statement, [Now]
-//     returns it outside of one.
+//     sort in SQL. In a statement UTC_TIMESTAMP(6) is the time of the database's clock;
+//     outside of a statement [Now] returns this time.
 //   - A transaction that reads a row and then writes the row locks it with SELECT
 //     ... FOR UPDATE, at the end of the statement. SQLite ignores FOR UPDATE: its
 //     write transactions run one at a time.
@@ -34,13 +34,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"github.com/go-sql-driver/mysql"
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 const (
@@ -49,7 +49,9 @@ const (
 	// connLifetime is shorter than the time after which load balancers and servers
 	// drop an idle connection. It also lets a pool find a new primary by itself.
 	connLifetime = 4 * time.Minute
-	pingTimeout  = 5 * time.Second // of one attempt to connect
+	pingTimeout  = 5 * time.Second // the maximum for one attempt to connect
+
+	minConnectDelay, maxConnectDelay = 40 * time.Millisecond, time.Second // between attempts to connect
 )
 
 // Config names the database and its settings. URL is required.
@@ -63,18 +65,18 @@ type Config struct {
 	//   - sqlite:///absolute/path or sqlite://path/relative/to/the/process.
 	//   - sqlite:///:memory:, a database that exists as long as the handle.
 	//
-	// TLS to MySQL is on with tls=true, which trusts the system's authorities, or with the names of
+	// TLS to MySQL is on with tls=true, which trusts the system's authorities, or with the options of
 	// SQLAlchemy: ssl_ca, ssl_cert and ssl_key, see package tlsfile. The server's certificate must
-	// have the name of the URL's host, or ssl_server_name. With ssl_check_hostname=false only the
-	// certificate's authority is verified, with tls=skip-verify nothing. A connection to another
-	// machine without TLS logs one warning.
+	// have the name of the URL's host, or the name in ssl_server_name. With ssl_check_hostname=false only the
+	// certificate's authority is verified, and with tls=skip-verify nothing. A handle whose connections go to
+	// another machine without TLS logs one warning.
 	URL string
 	// MaxOpen bounds the open connections of the handle. Idle connections stay open. Default 20. A
 	// database in memory always has one: while a transaction runs, all other uses of the
 	// handle wait.
 	MaxOpen int
 	// ConnectTimeout is how long [Open] waits for a database that is down. Default 10 s. Negative:
-	// Open makes one attempt.
+	// Open makes one attempt, which takes at most 1 s.
 	ConnectTimeout time.Duration
 	// SlowQuery is the duration from which a statement is logged, with its text and its duration,
 	// at level Warn. The duration includes the time that the statement waits for other writers of
@@ -92,8 +94,9 @@ type Config struct {
 
 // New returns a handle on a database. It does not connect: the first statement does, or [Service.Start].
 // The caller closes the handle, or gives it to a [Service]. The handle replaces lost connections by
-// itself and is safe for concurrent use. ConnectTimeout has no effect. Invalid: the URL is wrong; the
-// error does not contain the URL, because a URL has a password.
+// itself and is safe for concurrent use. ConnectTimeout has no effect. New fails with Invalid if the URL, or a file that
+// it names, is wrong, and with Denied if other users can read or change the key in ssl_key. The error does not contain
+// the URL, because a URL has a password.
 func New(cfg Config) (*sqlx.DB, error) {
 	t, err := parseURL(cfg.URL)
 	if err != nil {
@@ -105,10 +108,10 @@ func New(cfg Config) (*sqlx.DB, error) {
 // Open is [New] for a tool or a test: it blocks until the database answers. A service gives the handle of
 // New to a [Service] instead. No error contains the password:
 //
-//   - Invalid: the URL is wrong.
+//   - Invalid, and Denied for the key in ssl_key, at once: as for New.
 //   - Unauthenticated or Denied, at once: the database rejects the user, or its certificate is not trusted.
-//   - Precondition, at once: the server does not have the database or does not use TLS, or the file is not
-//     a database.
+//   - Precondition, at once: the server does not have the database or does not use TLS, or the file cannot be
+//     opened or is not a database.
 //   - Unavailable: the database did not answer within ConnectTimeout.
 //   - The context's error.
 func Open(ctx context.Context, cfg Config) (*sqlx.DB, error) {
@@ -146,15 +149,14 @@ func (t *target) openHandle(cfg Config) *sqlx.DB {
 	return d
 }
 
-// connectDatabase sends pings, with a back-off of up to 1 s, until the database answers, fails with an error
-// that is not transient, or the timeout has passed. A timeout of 0 is the default, a negative one allows
-// one attempt.
+// connectDatabase sends pings, with a back-off of up to 1 s, until the database answers or fails with an error
+// that is not transient, or until the timeout has passed. A timeout of 0 means the default. With a negative one
+// it makes one attempt of at most 1 s.
 func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time.Duration) error {
 	if timeout == 0 {
 		timeout = defaultConnectTimeout
 	}
 	begin := time.Now()
-	delay := 20 * time.Millisecond
 	for attempt := 1; ; attempt++ {
 		ping, cancel := context.WithTimeout(ctx, min(pingTimeout, max(timeout, time.Second)))
 		err := d.PingContext(ping)
@@ -172,14 +174,13 @@ func connectDatabase(ctx context.Context, d *sqlx.DB, shown string, timeout time
 			e := Error(err)
 			return fault.New(fault.CodeOf(e), "connect to %s: %w", shown, e)
 		}
-		delay = min(2*delay, time.Second)
-		jittered := delay/2 + rand.N(delay/2)
-		if spent := time.Since(begin); spent+jittered > timeout {
+		delay := backoff.Delay(attempt, minConnectDelay, maxConnectDelay)
+		if spent := time.Since(begin); spent+delay > timeout {
 			return fault.New(fault.Unavailable, "connect to %s: %d attempts in %v: %w",
 				shown, attempt, spent.Round(10*time.Millisecond), err)
 		}
-		if err := sleepContext(ctx, jittered); err != nil {
-			return fmt.Errorf("connect to %s: %w", shown, err)
+		if !backoff.Sleep(ctx, delay) {
+			return fmt.Errorf("connect to %s: %w", shown, context.Cause(ctx))
 		}
 	}
 }
@@ -199,8 +200,8 @@ func isTransient(err error) bool {
 
 // Now returns the time of the database's clock in UTC, with microseconds. SQLite's
 // clock is the machine's. Leases and heartbeats use the database's clock, because
-// the clocks of hosts differ. In a transaction of [Tx] with its context the clock is read once: every
-// Now returns the same time, so that all of a change has one time. Errors are those of [Error].
+// the clocks of hosts differ. In a transaction of [Tx], with the context that Tx gives, the clock is read once: every
+// Now returns the same time, so that all rows of a change have one time. Errors are those of [Error].
 func Now(ctx context.Context, q sqlx.QueryerContext) (time.Time, error) {
 	o := txOf(ctx, q)
 	if o != nil {
@@ -216,16 +217,4 @@ func Now(ctx context.Context, q sqlx.QueryerContext) (time.Time, error) {
 		o.now.Store(&now)
 	}
 	return now, nil
-}
-
-// sleepContext blocks for d and returns nil, or until ctx ends and returns the cause.
-func sleepContext(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
 }

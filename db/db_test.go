@@ -286,7 +286,7 @@ func TestNow(t *testing.T) {
 	})
 }
 
-// TestNowInTx: a transaction reads the clock once, and each attempt at it anew.
+// TestNowInTx: each attempt to run a transaction reads the clock once.
 func TestNowInTx(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
@@ -328,7 +328,7 @@ func TestNowInTx(t *testing.T) {
 	})
 }
 
-// TestSameSQL: SQL that the two databases read differently by default has one meaning.
+// TestSameSQL: SQL that the two databases interpret differently by default has one meaning.
 func TestSameSQL(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(things), func(t *testing.T, d *sqlx.DB) {

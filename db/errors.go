@@ -32,17 +32,17 @@ const (
 
 // Error returns a database driver's error with a fault code. The cause stays in the
 // error's tree for [errors.Is] and [errors.AsType]. Error returns err itself if err is
-// nil, has a code, is a context's error, or is not a driver's error.
+// nil, has a code, is a context's error, or is none of the errors in the list below.
 //
-// The error is private (see [fault.Error]): its code is for the component. If users shall know of an
-// error, such as a DuplicateKey or a NotFound, the component translates it into an error of its own.
+// The error is private (see [fault.Error]): its code is for the component. If users need to know of an
+// error, such as a DuplicateKey or a NotFound, the component must translate it into an error of its own.
 // For users any other error is a failure of the component.
 //
 //   - NotFound: the query has no rows.
 //   - Conflict, reason DuplicateKey: the unique key exists already. The detail
 //     "key" is the key's name on MySQL and its columns on SQLite.
-//   - Precondition: a foreign key forbids the change (reason ForeignKey), or the
-//     database does not exist.
+//   - Precondition: a foreign key forbids the change (reason ForeignKey), the
+//     database does not exist, or SQLite's file cannot be opened or is not a database.
 //   - Invalid: the column does not accept the value.
 //   - Exhausted: the disk or the table is full, or the statement is too large.
 //   - Unauthenticated, Denied: the database rejects the user.

@@ -193,12 +193,12 @@ func ExampleMigrateData() {
 	bytes := db.DataMigration{
 		Name: "sizes in bytes",
 		Left: func(ctx context.Context, q sqlx.QueryerContext) (n int64, err error) {
-			err = sqlx.GetContext(ctx, q, &n, "SELECT COUNT(*) FROM volumes WHERE bytes IS NULL")
+			err = sqlx.GetContext(ctx, q, &n, "SELECT COUNT(*) FROM volumes WHERE bytes IS NULL OR bytes <> gib * 1073741824")
 			return n, err
 		},
 		Batch: func(ctx context.Context, tx *sqlx.Tx, n int) (int, error) {
 			var ids []string
-			err := tx.SelectContext(ctx, &ids, "SELECT id FROM volumes WHERE bytes IS NULL ORDER BY id LIMIT ? FOR UPDATE", n)
+			err := tx.SelectContext(ctx, &ids, "SELECT id FROM volumes WHERE bytes IS NULL OR bytes <> gib * 1073741824 ORDER BY id LIMIT ? FOR UPDATE", n)
 			for _, id := range ids {
 				if err == nil {
 					_, err = tx.ExecContext(ctx, "UPDATE volumes SET bytes = gib * 1073741824 WHERE id = ?", id)
@@ -267,7 +267,7 @@ func ExampleReaders() {
 	// Output: <nil> 1 0
 }
 
-// A statement about one row says what it means that the row does not match, and a
+// ExecOne returns the given error if no row matches, and a
 // column of text holds a Go value.
 func ExampleExecOne() {
 	ctx := context.Background()

@@ -8,8 +8,8 @@ import (
 )
 
 // JSON is a column of text that holds a T as JSON, as a field of a row or as an argument of a statement.
-// A nil map is stored as {}, a nil slice as [], and a nil pointer as NULL. NULL is read as the zero T. An
-// encoding that fails, and a text that is not the JSON of a T, fail the statement.
+// A nil map is stored as {}, a nil slice as [], and a nil pointer as NULL. NULL is read as the zero T. A statement
+// fails if V cannot be encoded. Reading a row fails if its text is not the JSON of a T.
 //
 //	type volume struct {
 //		ID   string                     `db:"id"`

@@ -25,24 +25,24 @@ const migrateTimeout = 5 * time.Minute
 // were applied.
 //
 // Each migration is a file with a name such as 0007_what.sql, where the number is the version. A file has SQL statements; each ends with a
-// semicolon at the end of a line. An applied file must not change. Lines that begin with "-- +db " declare something:
+// semicolon at the end of a line. An applied file must not change. Lines that begin with "-- +db " are declarations:
 //
 //	-- +db breaks 5
-//	        Programs whose last version is 5 or lower do not work with the schema any more. Without this line, they do: the
-//	        migration only adds something. See [Check].
+//	        Programs whose last version is 5 or lower do not work with the schema any more. Without this line they do, because
+//	        the migration only adds something. See [Check].
 //	-- +db applied-if SELECT step_name FROM operations LIMIT 0
-//	        The database has this migration already if the query succeeds. It counts only if the database has no table of
-//	        versions for the sequence: the component had copied the SQL into its own migrations.
+//	        If the query succeeds, the database has this migration already. This line is for a component that had copied the SQL
+//	        into its own migrations. It has an effect only while the database has no table of versions for the sequence.
 //	-- +db replaces 00012_old.sql 3f0c...
-//	        This file, which is the first one, replaces all files up to its own version, such as copies of a library's SQL. It has the
-//	        version of the last of them, and makes the tables that all of them together made, without the library's. A database whose last
-//	        migration is the named file, with the SHA-256 that sha256sum prints for it, has it already. Databases with older versions are
-//	        refused.
+//	        This file replaces all files up to its own version, such as copies of a library's SQL. It must be the first file of the
+//	        sequence, and has the version of the last file that it replaces. It makes the tables that the replaced files made
+//	        together, without those of the library. If the last migration of a database is the named file, with the SHA-256 that
+//	        sha256sum prints for it, the database has this file already. A database with an older version is refused.
 //
-// A statement of several lines that has semicolons at their ends stands between lines "-- +goose StatementBegin" and "-- +goose StatementEnd".
-// Everything after a line "-- +goose Down" is ignored, and so are other lines of goose. Statements that change the session or the
-// transaction, such as SET or COMMIT, are refused. Indexes and constraints need names: after a crash a statement that adds one
-// without a name may be executed twice.
+// If a statement has a semicolon at the end of a line within it, it must stand between the lines "-- +goose StatementBegin" and
+// "-- +goose StatementEnd". Everything after a line "-- +goose Down" is ignored, and so are other lines of goose. Statements that change
+// the session or the transaction, such as SET or COMMIT, are refused. Indexes and constraints need names, because after a crash a
+// statement that adds one without a name may be executed twice.
 type Migrations struct {
 	// Name is the first part of the name of the table of versions, NAME_migrations. Default "schema", for a component.
 	Name string
@@ -72,16 +72,20 @@ func (m Migrations) table() string {
 // component names the sequences of its libraries first, and its own last. Each file is applied once, in the order of the versions, and never
 // undone.
 //
-// Any number of processes may call Migrate at the same time: one migrates, the others wait, at most 5 minutes. If a process dies in
-// the middle, the next call goes on where that stopped. On SQLite either all files are applied or none. MySQL commits after
+// Any number of processes may call Migrate at the same time: one migrates, and the others wait, at most 5 minutes. If a process dies in
+// the middle, the next call continues where that process stopped. On SQLite either all files are applied or none. MySQL commits after
 // each statement that changes the schema, so Migrate notes each statement. The first call makes utf8mb4_bin the default of a
 // MySQL database, so that texts compare as on SQLite.
 //
 // A schema that is newer than the files, and works with this program, stays as it is, see [Check].
 //
-// Errors, with the file's name: Precondition if an applied file has changed or is missing, if a new file has a lower version than an applied one,
-// or if the schema is newer and does not work with this program; Invalid for a sequence without a file, or with a malformed one; Unavailable if
-// another process migrates for longer than 5 minutes; those of [Error].
+// Errors, with the file's name:
+//
+//   - Precondition: an applied file has changed or is missing, a new file has a lower version than an applied one, the database is
+//     older than a file that replaces others, or the schema is newer and does not work with this program.
+//   - Invalid: no sequence is given, a sequence has no file or a malformed one, or two sequences have the same name.
+//   - Unavailable: another process has been migrating for 5 minutes.
+//   - Those of [Error].
 func Migrate(ctx context.Context, d *sqlx.DB, list ...Migrations) error {
 	scripts, err := readScripts(list)
 	if err != nil {
@@ -109,11 +113,14 @@ func Migrate(ctx context.Context, d *sqlx.DB, list ...Migrations) error {
 	return errors.Join(err, Error(m.unlock(context.WithoutCancel(ctx), err == nil)))
 }
 
-// Check returns nil if this program works with the schema: the migrations of the files have been applied, or a newer program has applied
-// further ones that break nothing for this one. In the second case, warning names both versions; it is for the log. Otherwise
-// Check fails with Precondition: the schema is older (reason SchemaOlder), or newer and does not work with this program, with both
-// versions in the error, or other files made it. A service calls Check at its start. Check changes nothing. Other errors are those
-// of [Migrate].
+// Check returns nil if this program works with the schema: all migrations of the files have been applied, and further migrations of a
+// newer program break nothing for this one. If there are further migrations, warning names both versions. It is for the log.
+//
+// Otherwise Check fails with Precondition. The schema is older (reason SchemaOlder), and the error has both versions; or the schema is
+// newer and does not work with this program, and the error has the program's version and the migration that breaks it; or other files
+// made the schema. Other errors are those of [Migrate].
+//
+// A service calls Check at its start. Check changes nothing.
 func Check(ctx context.Context, d *sqlx.DB, list ...Migrations) (warning string, err error) {
 	scripts, err := readScripts(list)
 	if err != nil {
@@ -151,6 +158,7 @@ var errOlder = fault.Sentinel(fault.Precondition, reasonOlder, "schema too old")
 // migrator reads and changes the schema over one connection.
 type migrator struct {
 	conn   *sql.Conn
+	tx     *sql.Tx // on SQLite: the transaction in which conn migrates
 	sqlite bool
 	empty  bool // the database had no table when Migrate began
 }
@@ -177,8 +185,8 @@ func (m *migrator) apply(ctx context.Context, s *sequence) error {
 	return nil
 }
 
-// createTable creates the table of versions, with a row for each file that the database has already. The table gets its name last, so
-// that it is never without these rows.
+// createTable creates the table of versions, with a row for each file that the database has already. The table gets its name after
+// these rows were inserted, so that no process sees the table without them.
 func (m *migrator) createTable(ctx context.Context, s *sequence, adopted int64) error {
 	next := s.table + "_new"
 	statements := []string{
@@ -221,8 +229,8 @@ func (m *migrator) completeTable(ctx context.Context, s *sequence) error {
 	return nil
 }
 
-// insertRow records a file. done is the number of its statements that are done, NULL if all are. sum is the checksum of the file, or of
-// these statements.
+// insertRow records a file. done is the number of its statements that are done, or NULL if all are done. sum is the checksum of these
+// statements, or of the file.
 func (m *migrator) insertRow(ctx context.Context, table string, f script, sum string, done sql.NullInt64) error {
 	_, err := m.conn.ExecContext(ctx, "INSERT INTO "+table+" (version, name, sha256, applied_at, breaks, done) VALUES (?, ?, ?, UTC_TIMESTAMP(6), ?, ?)", //nolint:gosec // as above
 		f.version, f.name, sum, f.breaks, done)
@@ -245,7 +253,7 @@ func (m *migrator) applyFile(ctx context.Context, table string, f script, st *st
 			continue
 		}
 		err = fmt.Errorf("statement %d of %d: %w", i+1, len(f.statements), err)
-		if !m.sqlite && !isConnectionLost(err) && ctx.Err() == nil { // the statement has had no effect: the next call must not take its error for success
+		if !m.sqlite && !isConnectionLost(err) && ctx.Err() == nil { // the statement had no effect, so the next call must not take its error for a sign that it is done
 			err = errors.Join(err, m.updateRow(ctx, table, f, f.sumOf(i), sql.NullInt64{Valid: true, Int64: int64(-1 - i)}))
 		}
 		return err
@@ -253,7 +261,8 @@ func (m *migrator) applyFile(ctx context.Context, table string, f script, st *st
 	return m.updateRow(ctx, table, f, f.sum, sql.NullInt64{})
 }
 
-// execute executes a statement and calls note, which records that. repeated: an earlier call may have died between the two.
+// execute executes a statement and calls note, which records that the statement is done. repeated reports that an earlier process may
+// have died between the two. In this case an error that says that the statement was done before is a success.
 func (m *migrator) execute(ctx context.Context, query string, repeated bool, note func() error) error {
 	if !m.sqlite && !changesSchema(query) {
 		return m.inTx(ctx, query, note)
@@ -302,7 +311,8 @@ func (m *migrator) fails(ctx context.Context, query string) (bool, error) {
 // lock blocks other processes until unlock, or until the connection ends.
 func (m *migrator) lock(ctx context.Context) error {
 	if m.sqlite {
-		_, err := m.conn.ExecContext(ctx, "BEGIN IMMEDIATE")
+		var err error
+		m.tx, err = m.conn.BeginTx(ctx, nil) // it also has the lock of this process's writers
 		return err
 	}
 	var got sql.NullInt64
@@ -319,23 +329,18 @@ func (m *migrator) lock(ctx context.Context) error {
 // databases of a server. It has at most 64 characters, which is MySQL's limit.
 const lockName = "CONCAT('armature-', MD5(DATABASE()))"
 
-// unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. If it fails, it drops the connection, which
-// ends the lock, too; its error is nil if nothing was to be committed.
+// unlock ends the lock. On SQLite it commits if commit is set, and rolls back otherwise. On MySQL it drops the connection, which ends the
+// lock, too, if it cannot release it.
 func (m *migrator) unlock(ctx context.Context, commit bool) error {
-	query := "DO RELEASE_LOCK(" + lockName + ")"
 	switch {
 	case m.sqlite && commit:
-		query = "COMMIT"
+		return m.tx.Commit()
 	case m.sqlite:
-		query = "ROLLBACK"
-	}
-	_, err := m.conn.ExecContext(ctx, query)
-	if err == nil {
+		_ = m.tx.Rollback() // fails only if the transaction has ended
 		return nil
 	}
-	_ = m.conn.Raw(func(any) error { return driver.ErrBadConn })
-	if m.sqlite && commit {
-		return err
+	if _, err := m.conn.ExecContext(ctx, "DO RELEASE_LOCK("+lockName+")"); err != nil {
+		_ = m.conn.Raw(func(any) error { return driver.ErrBadConn })
 	}
 	return nil
 }
@@ -372,7 +377,7 @@ func isMissing(err error) bool {
 	return false
 }
 
-// doneErrors are the errors of MySQL for a statement that has changed the schema before.
+// doneErrors are the errors of MySQL for a statement that has already changed the schema.
 var doneErrors = []uint16{
 	1005, // ER_CANT_CREATE_TABLE: the foreign key exists
 	1050, // ER_TABLE_EXISTS_ERROR
@@ -392,7 +397,7 @@ var doneErrors = []uint16{
 	4092, // ER_UNKNOWN_VIEW
 }
 
-// isDone reports whether err says that a statement has changed the schema before.
+// isDone reports whether err says that a statement has already changed the schema.
 func isDone(err error) bool {
 	my, ok := errors.AsType[*mysql.MySQLError](err)
 	return ok && slices.Contains(doneErrors, my.Number)

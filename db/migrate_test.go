@@ -2,6 +2,7 @@ package db_test
 
 import (
 	"context"
+	"errors"
 	"io/fs"
 	"maps"
 	"strings"
@@ -53,6 +54,55 @@ func TestMigrateAtOnce(t *testing.T) {
 	})
 }
 
+// TestMigrateReleasesAtOnce: db sync of two releases run at the same time, on an empty database and on one of the release before. The
+// database then has the newer schema, each file is applied once, and the older program can start; and it cannot if the newer release
+// breaks it, whichever came first.
+func TestMigrateReleasesAtOnce(t *testing.T) {
+	t.Parallel()
+	texts := []string{"CREATE TABLE a (i INTEGER NOT NULL PRIMARY KEY)", "INSERT INTO a (i) VALUES (1)", "UPDATE a SET i = i + 1", "ALTER TABLE a ADD COLUMN j INTEGER"}
+	breaking := schema(texts...)
+	breaking["0005_step.sql"] = &fstest.MapFile{Data: []byte("-- +db breaks 3\nALTER TABLE a ADD COLUMN k INTEGER;\n")}
+	older := schema(texts[:3]...)
+	for name, newer := range map[string]fstest.MapFS{"compatible": schema(texts...), "incompatible": breaking} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			dbtest.EachURL(t, func(t *testing.T, url string) {
+				var wg sync.WaitGroup
+				for i := range 8 {
+					files := older
+					if i%2 == 0 {
+						files = newer
+					}
+					wg.Go(func() {
+						d, err := db.Open(t.Context(), db.Config{URL: url, MaxOpen: 2})
+						if err != nil {
+							t.Errorf("Open: %v", err)
+							return
+						}
+						defer d.Close()
+						err = db.Migrate(t.Context(), d, only(files)...)
+						refused := i%2 == 1 && name == "incompatible" && errors.Is(err, fault.Precondition) && strings.Contains(err.Error(), "at version 5, ") && strings.Contains(err.Error(), "version 3 of this program: upgrade the program")
+						if err != nil && !refused {
+							t.Errorf("Migrate: %v", err)
+						}
+					})
+				}
+				wg.Wait()
+				d := mustOpen(t, url)
+				if i := get[int](t, d, "SELECT SUM(i) FROM a"); i != 2 {
+					t.Errorf("sum = %d, want 2: each file is applied once", i)
+				}
+				if warning, err := db.Check(t.Context(), d, only(newer)...); err != nil || warning != "" {
+					t.Errorf("the newer program: %q, %v", warning, err)
+				}
+				if warning, err := db.Check(t.Context(), d, only(older)...); (err == nil) != (name == "compatible") || (err == nil) != (warning != "") {
+					t.Errorf("the older program: %q, %v", warning, err)
+				}
+			})
+		})
+	}
+}
+
 // TestMigrateSteps: an upgrade, and each difference that files and schema may have.
 func TestMigrateSteps(t *testing.T) {
 	t.Parallel()
@@ -102,8 +152,8 @@ func TestMigrateSteps(t *testing.T) {
 			{"migrate newer", migrate, v2, ""},
 			{"check newer after that", check, v3, ""},
 			{"a migration that breaks version 2", migrate, v4, ""},
-			{"check broken", check, v2, "migration 0004_step.sql does not work with version 2 of this program"},
-			{"migrate broken", migrate, v2, "migration 0004_step.sql does not work with version 2 of this program"},
+			{"check broken", check, v2, "at version 4, and its migration 0004_step.sql does not work with version 2 of this program: upgrade the program"},
+			{"migrate broken", migrate, v2, "at version 4, and its migration 0004_step.sql does not work with version 2 of this program: upgrade the program"},
 			{"check not broken", check, v3, ""},
 		} {
 			err := tt.do(t.Context(), d, tt.dir)
@@ -166,8 +216,8 @@ func TestWrongMigrations(t *testing.T) {
 // file returns a directory of one migration.
 func file(name, text string) fstest.MapFS { return fstest.MapFS{name: {Data: []byte(text)}} }
 
-// TestMigrateFailedTwice: a statement that fails because of a table that exists, or does not, fails at the next call, too. Only after the death of
-// the process such an error can mean that the statement was executed.
+// TestMigrateFailedTwice: a statement that fails because a table exists or does not exist also fails at the next call. Only after the
+// process has died can such an error mean that the statement was executed.
 func TestMigrateFailedTwice(t *testing.T) {
 	t.Parallel()
 	for name, statement := range map[string]string{
@@ -191,8 +241,8 @@ func TestMigrateFailedTwice(t *testing.T) {
 	}
 }
 
-// TestMigrateCorrected: after a failure, the statements from the failed one on may be corrected. If the others change, or the file is another
-// one, Migrate refuses to continue on MySQL; on SQLite nothing of the file was done.
+// TestMigrateCorrected: after a failure, the failed statement and those after it may be corrected. If an earlier statement changes, or the
+// file is another one, Migrate refuses to continue on MySQL. On SQLite it continues, because nothing of the file was done.
 func TestMigrateCorrected(t *testing.T) {
 	t.Parallel()
 	const first = "CREATE TABLE a (i INTEGER);\n"
@@ -219,7 +269,7 @@ func TestMigrateCorrected(t *testing.T) {
 	}
 }
 
-// TestMigrationText: what a file may have.
+// TestMigrationText: texts that a file may have, and texts that Migrate rejects.
 func TestMigrationText(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{

@@ -118,8 +118,8 @@ type mysqlTx struct {
 	c   *mysqlConn
 }
 
-// Commit sends COMMIT and returns at the latest when the context ends. The driver
-// has closed the connection then, unless it did not send COMMIT.
+// Commit sends COMMIT and returns at the latest when the context ends. If the context ends first, the
+// driver has closed the connection, unless it did not send COMMIT.
 func (t *mysqlTx) Commit() error {
 	_, err := t.c.ExecContext(t.ctx, "COMMIT", nil)
 	if _, answered := errors.AsType[*mysql.MySQLError](err); err != nil && !answered && t.c.IsValid() {

@@ -95,9 +95,12 @@ func (r DataReports) Done() (n int64) {
 	return n
 }
 
-// ExitCode returns the exit code of nova-manage db online_data_migrations: 0 if all
-// rows are converted; 1 if some rows were converted and others are left, so the
-// command must run again; 2 if only errors are left.
+// ExitCode returns the exit code of nova-manage db online_data_migrations:
+//
+//   - 0: all rows are converted.
+//   - 1: the command must run again. A migration stopped at the limit, or a migration failed
+//     but rows were converted.
+//   - 2: a migration failed, and no row was converted.
 func (r DataReports) ExitCode() int {
 	code := 0
 	for _, one := range r {

@@ -46,8 +46,8 @@ var givenNames = db.DataMigration{
 	},
 }
 
-// TestMigrateData: reports, exit codes and the upgrade check for migrations that end, fail, reach the limit, leave
-// rows, and run in several processes.
+// TestMigrateData: reports, exit codes and the upgrade check are right for migrations that complete, fail, reach the limit,
+// leave rows, or run in several processes.
 func TestMigrateData(t *testing.T) {
 	t.Parallel()
 	dbtest.Each(t, only(people), func(t *testing.T, d *sqlx.DB) {

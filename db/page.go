@@ -13,7 +13,7 @@ import (
 )
 
 // SortKey is a column to sort by. Column may be "table.column". NULLs come first in ascending order and last in descending
-// order. Both databases sort so by default, so an index can serve the order.
+// order. This is the default of both databases, so that an index can serve the order.
 type SortKey struct {
 	Column string
 	Desc   bool
@@ -34,8 +34,8 @@ type Page struct {
 	// Where is a condition for the rows of the page, as SQL. Args are its parameters.
 	Where string
 	Args  []any
-	// Within is a condition for the rows of the page and for the marker's row, as SQL, such as
-	// the tenant: a marker of another tenant is not found. WithinArgs are its parameters.
+	// Within is a condition for the rows of the page and for the marker's row, as SQL. If it restricts
+	// the tenant, a marker of another tenant is not found. WithinArgs are its parameters.
 	Within     string
 	WithinArgs []any
 	// Sort is the order. [List] appends Key, in the direction of the last column, so that the
@@ -67,8 +67,8 @@ type Page struct {
 // chooses a column of Sort, the component first looks it up in a list of allowed
 // columns.
 //
-// Errors: Invalid, reason MarkerNotFound, if the marker's row does not exist (it may
-// be deleted) or does not match Within; Invalid if a field of the page is wrong;
+// Errors: Invalid, reason MarkerNotFound, if the marker's row does not exist (it may have
+// been deleted) or does not match Within; Invalid if a field of the page is wrong;
 // Internal if Key is not unique; those of [Error].
 func List[T any](ctx context.Context, q sqlx.QueryerContext, p Page) (rows []T, more bool, err error) {
 	p.Columns = columnsOr[T](p.Columns)
@@ -286,8 +286,8 @@ func addAfter(c *clause, keys []pageKey, values []any) {
 		}
 	}
 	text.WriteString(strings.Repeat(")", len(keys)))
-	// The bound of the first key follows from the condition above. But no planner
-	// finds that: without this term each page reads all rows before the page.
+	// The bound of the first key follows from the condition above, but no planner
+	// finds this bound. Without this term each page would read all rows before the page.
 	k := keys[0]
 	if v := values[0]; len(keys) > 1 && v != nil {
 		var gt clause

@@ -38,10 +38,10 @@ func NewReaders(primary *sqlx.DB, replicas ...*sqlx.DB) *Readers {
 	return &Readers{primary: primary, replicas: replicas, failures: make([]error, len(replicas))}
 }
 
-// For returns the handle to read from with ctx: the transaction on the primary that
-// ctx belongs to, if any; the primary if the session of ctx has written (see
-// [WithSession]) or if no replica is healthy; otherwise a healthy replica, round
-// robin. A replica may lag behind the primary: a read may return older rows.
+// For returns the handle to read from with ctx. If ctx belongs to a transaction on the
+// primary, this is the transaction. If the session of ctx has written (see [WithSession]),
+// or if no replica is healthy, it is the primary. Otherwise it is a healthy replica, by round
+// robin. A replica may lag behind the primary, so a read may return older rows.
 func (r *Readers) For(ctx context.Context) sqlx.ExtContext {
 	if o := currentTx(ctx, r.primary); o != nil {
 		return o.tx
@@ -63,8 +63,7 @@ func (r *Readers) For(ctx context.Context) sqlx.ExtContext {
 
 // Check runs [Health] on all replicas and returns their errors. A replica with an
 // error is not used until a later Check finds it healthy. A replica that is
-// read-only is healthy. Check blocks for up to 5 s. A component calls it every few
-// seconds.
+// read-only is healthy. Check blocks for up to 5 s. Call it every few seconds.
 func (r *Readers) Check(ctx context.Context) error {
 	found := make([]error, len(r.replicas))
 	var wg sync.WaitGroup
@@ -103,8 +102,8 @@ func (s *session) hasWritten(d *sqlx.DB) bool {
 
 // WithSession returns a context with a new session. After the first [Tx] with this
 // context that may have written, [Readers.For] returns the primary, so that the
-// session reads what it wrote. A session does not cross processes: a client that
-// gets a reply from one process and then asks another one may read older rows.
+// session reads what it wrote. A session does not cross processes. A client that
+// gets a reply from one process and then sends a request to another one may read older rows.
 func WithSession(ctx context.Context) context.Context {
 	return context.WithValue(ctx, sessionKey{}, &session{written: map[*sqlx.DB]bool{}})
 }
@@ -128,8 +127,8 @@ const healthTimeout = 5 * time.Second
 // Unavailable. It returns within 5 s, and when ctx ends, also if the server hangs.
 //
 // The reason is ReadOnly if the server is read-only. A query alone does not show all failures.
-// Therefore Health also fails for 30 s after a statement of this handle failed because the database is
-// full, read-only, or rejects the user, unless a later statement wrote a row. On a database in memory
+// Therefore Health also fails if a statement of this handle failed in the last 30 s because the database is
+// full or read-only, or rejects the user, unless a later statement wrote a row. On a database in memory
 // Health waits for the transaction that has the only connection.
 func Health(ctx context.Context, d *sqlx.DB) error {
 	ctx, cancel := context.WithTimeout(ctx, healthTimeout)

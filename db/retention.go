@@ -10,6 +10,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 const (
@@ -48,17 +49,17 @@ type Retention struct {
 	Batch int
 	// Max bounds the rows of Table that one call removes. Default 0: no bound.
 	Max int
-	// Pause is the time between two batches, in which other writers get their
-	// turn. Default 0.
+	// Pause is the time between two batches. In this time other writers can
+	// write. Default 0.
 	Pause time.Duration
 }
 
 // Part describes rows of another table that are removed together with a row.
 type Part struct {
 	Table string
-	// Column refers to Retention.Key.
+	// Column has the value of Retention.Key of the row that this row belongs to.
 	Column string
-	// History is a table as Retention.History.
+	// History is the table that the rows are moved to, as Retention.History.
 	History string
 }
 
@@ -109,8 +110,8 @@ func Purge(ctx context.Context, d *sqlx.DB, r Retention) (int64, error) {
 			return total, nil
 		}
 		last = keys[size-1]
-		if err := sleepContext(ctx, r.Pause); err != nil {
-			return total, fmt.Errorf("purge %s: %w", r.Table, err)
+		if !backoff.Sleep(ctx, r.Pause) {
+			return total, fmt.Errorf("purge %s: %w", r.Table, context.Cause(ctx))
 		}
 	}
 }

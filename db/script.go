@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// sequence is what [Migrations] has, read.
+// sequence is the content of a [Migrations].
 type sequence struct {
 	table string
 	files []script // at least one, in the order of the versions
@@ -94,7 +94,7 @@ func (s *sequence) checkFiles() error {
 	return nil
 }
 
-// declaration is the beginning of a line that declares something, see [Migrations].
+// declaration is the beginning of a line with a declaration, see [Migrations].
 const declaration = "-- +db "
 
 // parseScript reads a file.
@@ -125,7 +125,7 @@ func parseScript(name, text string) (f script, err error) {
 // readLines reads the declarations and the statements of a file.
 func (f *script) readLines(text string) error {
 	var statement strings.Builder
-	whole := false // until the line StatementEnd
+	whole := false // between the lines StatementBegin and StatementEnd
 	for line := range strings.Lines(text) {
 		end := false
 		trimmed := strings.TrimSpace(line)
@@ -183,7 +183,7 @@ func (f *script) sumOf(n int) string {
 	return checksum(strings.Join(f.statements[:min(n, len(f.statements))], "\x00"))
 }
 
-// declare reads what a line declares.
+// declare reads the declaration s of a line.
 func (f *script) declare(s string) error {
 	what, rest, _ := strings.Cut(s, " ")
 	fields := strings.Fields(rest)

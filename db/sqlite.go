@@ -19,7 +19,7 @@ import (
 // wait in a queue. For a writer of another process SQLite polls.
 const busyTimeout = 10 * time.Second
 
-// sqliteOptions are the driver's options that give SQLite the behaviour of the package comment.
+// sqliteOptions are the driver's options with which SQLite behaves as the package comment says.
 const sqliteOptions = "?_txlock=immediate&_dqs=0&_error_rc=1" +
 	"&_pragma=busy_timeout(10000)&_pragma=journal_mode(WAL)&_pragma=synchronous(NORMAL)" +
 	"&_pragma=foreign_keys(1)&_pragma=case_sensitive_like(1)"
@@ -39,8 +39,8 @@ var sqliteDriver = sync.OnceValue(func() *sqlite.Driver {
 	return d
 })
 
-// sqliteDB is a connector. Of its connections one may write at a time, first come,
-// first served, while all others may read. SQLite itself lets waiting writers poll,
+// sqliteDB is a connector. Only one of its connections writes at a time, in the order
+// of their requests, and all others may read meanwhile. SQLite itself lets waiting writers poll,
 // so that some starve and fail. The connections also give times and FOR UPDATE the
 // meaning that they have on MySQL.
 type sqliteDB struct {

@@ -10,14 +10,14 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// state is what a database has of a sequence.
+// state says which files of a sequence a database has.
 type state struct {
 	table   bool     // the table of versions exists
 	version int64    // the highest version; 0 for an empty database
-	todo    []script // the files that are not applied
-	begun   bool     // the first one of todo has a row
-	done    int      // how many of its statements are done
-	maybe   bool     // the next statement may be done, too: the process died before it could note that
+	todo    []script // the files that are not applied, or not completely
+	begun   bool     // the first file of todo has a row in the table of versions
+	done    int      // how many statements of the first file are done
+	maybe   bool     // the next statement may be done, too: the process may have died before it noted that
 }
 
 // appliedRow is a row of a table of versions.
@@ -44,6 +44,10 @@ func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error)
 		return st, err
 	}
 	for _, r := range rows {
+		if r.version > s.last() && r.breaks >= s.last() {
+			return st, fault.New(fault.Precondition, "the database schema (%s) is at version %d, and its migration %s does not work with version %d of this program: upgrade the program",
+				s.table, rows[len(rows)-1].version, r.name, s.last())
+		}
 		if err := st.add(s, r); err != nil {
 			return st, err
 		}
@@ -60,7 +64,8 @@ func (m *migrator) state(ctx context.Context, s *sequence) (st state, err error)
 	return st, nil
 }
 
-// replaced returns the rows without those of the files that the first file of the sequence replaces.
+// replaced returns the rows without those of the files that the first file of the sequence replaces. If the database has the
+// last of these files, its row becomes that of the first file.
 func (s *sequence) replaced(rows []appliedRow) ([]appliedRow, error) {
 	first := s.files[0]
 	if len(rows) == 0 || first.replaces.sum == "" {
@@ -84,9 +89,6 @@ func (st *state) add(s *sequence, r appliedRow) error {
 		st.version = r.version
 	}
 	if r.version > s.last() {
-		if r.breaks >= s.last() {
-			return fault.New(fault.Precondition, "migration %s does not work with version %d of this program, and the database schema (%s) has it: upgrade the program", r.name, s.last(), s.table)
-		}
 		return nil
 	}
 	i := slices.IndexFunc(s.files, func(f script) bool { return f.version == r.version })
@@ -99,7 +101,7 @@ func (st *state) add(s *sequence, r appliedRow) error {
 			st.done, st.maybe = -1-st.done, false
 		}
 		if s.files[i].sumOf(st.done) != r.sum { // a later statement may have been corrected
-			return fault.New(fault.Precondition, "migration %s was begun with another text, and %d of its statements are done: restore these", r.name, st.done)
+			return fault.New(fault.Precondition, "migration %s was begun with another text, and its first %d statements are done: restore the text of these statements", r.name, st.done)
 		}
 		st.todo = append(st.todo, s.files[i])
 	case s.files[i].sum != r.sum:
@@ -108,7 +110,8 @@ func (st *state) add(s *sequence, r appliedRow) error {
 	return nil
 }
 
-// adopted returns the state of a database without a table of versions. It has the first files if their SQL was copied.
+// adopted returns the state of a database without a table of versions. The database may still have the first files, because a
+// component had copied their SQL: then their applied-if queries succeed.
 func (m *migrator) adopted(ctx context.Context, s *sequence) (st state, err error) {
 	for i, f := range s.files {
 		missing, err := m.empty || f.appliedIf == "", error(nil)

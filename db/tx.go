@@ -6,7 +6,6 @@ import (
 	"database/sql/driver"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,6 +14,7 @@ import (
 	"github.com/jmoiron/sqlx"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 const (
@@ -30,10 +30,10 @@ const (
 // a conflict at COMMIT, a busy file), Tx rolls back and runs f again: at most 20
 // attempts, with a random delay that grows up to 0.5 s, until ctx ends. Therefore:
 //
-//   - f may run several times. It changes nothing but tx, and sets its results anew
+//   - f may run several times. It must change nothing except by tx, and must set its results anew
 //     in each run.
-//   - f returns each error of tx, because a deadlock has ended the transaction.
-//   - f uses no other connection of d: a second transaction may wait for this one
+//   - f must return each error of tx, because a deadlock has ended the transaction.
+//   - f must not use another connection of d, because a second transaction may wait for this one
 //     for ever.
 //
 // A Tx on d with the context of f, or a context made from it, joins the transaction:
@@ -42,17 +42,22 @@ const (
 // that error, even if f ignores the error, because a part of the inner function may
 // be done. A Tx on another handle is a separate transaction.
 //
-// Errors: f's own, with a code as by [Error] if it has none; Unavailable if all
-// attempts failed, or if the connection was lost before COMMIT was sent, so that
-// nothing is done; Unknown if the connection was lost, or ctx ended, after COMMIT was
-// sent, so that the transaction may be done; Precondition if ctx belongs to a
-// transaction that has ended; the context's. Tx returns within one second after ctx
-// ends, if f returns. Tx is safe for concurrent use, a transaction is not.
+// Errors:
+//
+//   - The error of f. If it has no code, it gets one as by [Error].
+//   - Unavailable: all attempts failed, or the connection was lost before COMMIT was
+//     sent. Nothing is done.
+//   - Unknown: the connection was lost, or ctx ended, after COMMIT was sent. The
+//     transaction may be done.
+//   - Precondition: ctx belongs to a transaction that has ended.
+//   - The context's error.
+//
+// Tx returns within one second after ctx ends, if f returns. Tx is safe for concurrent use,
+// a transaction is not.
 func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx) error) error {
 	if o := currentTx(ctx, d); o != nil {
 		return o.joinTx(ctx, f)
 	}
-	delay := minDelay
 	for attempt := 1; ; attempt++ {
 		err := runOnce(ctx, d, f)
 		if err == nil || fault.CodeOf(err) == fault.Unknown {
@@ -64,10 +69,9 @@ func Tx(ctx context.Context, d *sqlx.DB, f func(ctx context.Context, tx *sqlx.Tx
 		if attempt == maxAttempts {
 			return fault.New(fault.Unavailable, "transaction failed %d times because of other transactions: %w", attempt, Error(err))
 		}
-		if serr := sleepContext(ctx, rand.N(delay)); serr != nil {
-			return fmt.Errorf("transaction failed %d times because of other transactions: %w: %w", attempt, serr, err)
+		if !backoff.Sleep(ctx, backoff.FullJitter(attempt, minDelay, maxDelay)) {
+			return fmt.Errorf("transaction failed %d times because of other transactions: %w: %w", attempt, context.Cause(ctx), err)
 		}
-		delay = min(2*delay, maxDelay)
 	}
 }
 
@@ -94,7 +98,7 @@ func currentTx(ctx context.Context, d *sqlx.DB) *openTx {
 	return o
 }
 
-// txOf returns the transaction that ctx carries and q is, or nil.
+// txOf returns the transaction of q if ctx carries that transaction, or nil.
 func txOf(ctx context.Context, q sqlx.QueryerContext) *openTx {
 	tx, ok := q.(*sqlx.Tx)
 	o, _ := ctx.Value(txKey{}).(*openTx)
@@ -140,7 +144,7 @@ func (o *openTx) markFailed(err error) {
 	}
 }
 
-// endTx ends the time in which functions can join. It returns the first error of a joined function.
+// endTx makes later calls of joinTx fail. It returns the first error of a joined function.
 func (o *openTx) endTx() error {
 	o.mu.Lock()
 	defer o.mu.Unlock()

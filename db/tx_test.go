@@ -73,7 +73,7 @@ func TestTxDeadlock(t *testing.T) {
 						<-met[1-me]
 					}
 					if _, err := tx.ExecContext(ctx, "UPDATE things SET n = n + 1 WHERE id = ?", rows[1-me]); err != nil {
-						return fmt.Errorf("wrapped: %w", db.Error(err)) // Tx must still find the deadlock
+						return fmt.Errorf("wrapped: %w", db.Error(err)) // Tx must find the deadlock in the wrapped error
 					}
 					return nil
 				})

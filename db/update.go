@@ -49,8 +49,8 @@ type Update struct {
 
 // UpdateIf changes a row if the row has the expected values. It is a compare-and-swap in
 // one statement: if several writers expect the same value and change it, one succeeds
-// and the others get a Conflict. It does what Cinder's conditional_update and Nova's
-// save(expected_task_state) do, and also tells why it failed.
+// and the others get a Conflict. UpdateIf does what Cinder's conditional_update and Nova's
+// save(expected_task_state) do. In addition, its error says why the update failed.
 //
 //	err := db.UpdateIf(ctx, tx, db.Update{
 //		Table: "volumes",

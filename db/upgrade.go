@@ -27,8 +27,8 @@ func SchemaCheck(d *sqlx.DB, list ...Migrations) UpgradeCheck {
 }
 
 // DataCheck returns an UpgradeCheck that fails with Precondition if rows still have
-// an old form. The list has the data migrations of the version before: it reads the
-// old form and converts the rows, the new version does not.
+// an old form. The list has the data migrations of the version before, because the new
+// version neither reads the old form nor converts the rows.
 func DataCheck(d *sqlx.DB, list ...DataMigration) UpgradeCheck {
 	return UpgradeCheck{"Data migrations", func(ctx context.Context) (string, error) {
 		var text []string

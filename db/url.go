@@ -13,7 +13,7 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// The drivers' names in sqlx. By the name sqlx knows the form of parameters.
+// The drivers' names in sqlx. The name tells sqlx which form parameters have.
 const (
 	driverMySQL  = "mysql"
 	driverSQLite = "sqlite3"

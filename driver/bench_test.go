@@ -23,7 +23,7 @@ import (
 	"github.com/armature-go/armature/reqctx"
 )
 
-// barePlugin is the same driver with go-plugin alone.
+// barePlugin is the driver of echoKind with go-plugin alone.
 type barePlugin struct {
 	goplugin.NetRPCUnsupportedPlugin
 }

@@ -75,7 +75,7 @@ func TestShortCrashWindow(t *testing.T) {
 }
 
 // TestDown: while the program is down, calls fail at once with Unavailable, and Check
-// returns the reason; after too many crashes the program is restarted only after Cooldown.
+// returns the reason. After too many crashes the program is restarted only after Cooldown.
 func TestDown(t *testing.T) {
 	t.Parallel()
 	for what, says := range map[string]string{"crash": "panic: Open wants to crash", "fail": "the array cannot be reached"} {
@@ -136,7 +136,7 @@ func TestHang(t *testing.T) {
 	}
 }
 
-// stopped reports whether every thread of a process has stopped: SIGSTOP takes effect late.
+// stopped reports whether every thread of a process has stopped. SIGSTOP takes effect with a delay.
 func stopped(pid int) bool {
 	threads, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
 	return len(threads) > 0 && !slices.ContainsFunc(threads, func(file string) bool {
@@ -168,9 +168,9 @@ func TestCloseOfHung(t *testing.T) {
 	}
 }
 
-// TestRestartsUnderLoad: with 64 callers and a program that is killed 20 times no
-// call hangs, each error tells whether the call may have been executed, and no process and no directory is
-// left; goleak checks the goroutines.
+// TestRestartsUnderLoad: 64 callers call a program that is killed 20 times. No call hangs, and each error tells
+// whether the call may have been executed. At the end no process and no directory is left; goleak checks the
+// goroutines.
 func TestRestartsUnderLoad(t *testing.T) {
 	t.Parallel()
 	seed := uint64(time.Now().UnixNano())
@@ -234,7 +234,7 @@ func TestRestartsUnderLoad(t *testing.T) {
 	wg.Wait()
 	t.Logf("%d calls succeeded, %d unknown, %d unavailable", ok.Load(), unknown.Load(), unavailable.Load())
 	if ok.Load() == 0 || unknown.Load()+unavailable.Load() == 0 {
-		t.Error("nothing was proved")
+		t.Error("no call succeeded, or no call failed")
 	}
 	if n := p.Status().Restarts; n != kills {
 		t.Errorf("%d restarts, want %d", n, kills)

@@ -2,7 +2,7 @@
 // have one interface. A driver is built into the worker, or it is a vendor's program, which may be written in any
 // language that has gRPC.
 //
-// A component embeds [Driver] in the interface of its own kind of driver, describes with
+// A component embeds [Driver] in the interface of its own kind of driver. It describes with
 // a [Kind] how that interface crosses a process boundary, and registers the drivers that are
 // built in. A name that is not registered is the name of a program. The component uses both in the same way:
 //
@@ -46,8 +46,8 @@ type Driver interface {
 	// Info returns the driver's name and capabilities. It must return quickly.
 	Info(ctx context.Context) (Info, error)
 	// Close releases the resources of the driver in this process, such as connections. The objects that
-	// the driver manages outside of the process stay as they are. No method is called after Close, also if it
-	// fails; the caller returns the error.
+	// the driver manages outside of the process stay as they are. No method is called after Close, even if Close
+	// has failed. The caller returns the error.
 	Close() error
 }
 

@@ -96,7 +96,7 @@ func TestOpenPassesContext(t *testing.T) {
 	var r driver.Registry[volumeDriver]
 	r.Add("slow", func(ctx context.Context, _ json.RawMessage) (volumeDriver, error) {
 		<-ctx.Done()
-		return &fakeDriver{}, ctx.Err() // what comes with an error is not handed out
+		return &fakeDriver{}, ctx.Err() // Open returns no driver with an error
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

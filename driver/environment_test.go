@@ -40,8 +40,8 @@ func TestUser(t *testing.T) {
 	t.Parallel()
 	if os.Geteuid() != 0 {
 		_, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{Program: "good", Dir: installPrograms(t, "good"), User: unprivileged})
-		if err == nil || !strings.Contains(err.Error(), "option user") {
-			t.Errorf("%v, want that it takes root", err)
+		if err == nil || !strings.Contains(err.Error(), "option plugin_user") {
+			t.Errorf("%v, want an error of the option plugin_user, which needs root", err)
 		}
 		return
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// A vendor's program is started, used, and ended. In this example it is the test
-// itself; echoKind and the driver are in program_test.go.
+// A vendor's program is started, used, and ended. In this example the program is the
+// test binary itself. echoKind and the driver are in program_test.go.
 func ExampleLaunch() {
 	ctx := context.Background()
 	self, err := os.Executable()

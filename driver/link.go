@@ -57,7 +57,7 @@ func (l *link) begin() (*grpc.ClientConn, error) {
 	return c, nil
 }
 
-// ended notes the end of a call.
+// ended records the end of a call.
 func (l *link) ended() {
 	if l.n.Add(-1) == 0 && l.shut.Load() {
 		select {

@@ -32,7 +32,8 @@ import (
 // A field is a string, bool, int, float64 or [time.Duration] (seconds, or a form such as 1m30s). A
 // value may be a text, as all values of a configuration file are, or a JSON boolean or number. A field whose option is
 // not set keeps its value. A map[string]string field whose tag ends with an asterisk, such as
-// "label_*", has every option whose name begins with the text before the asterisk; its keys are the rests of the names.
+// "label_*", has every option whose name begins with the text before the asterisk. Its keys are the rests of the names. If
+// a name belongs to several such fields, the field with the longest text before the asterisk has the option.
 //
 // An option that the struct does not have, or a value that is not of the field's type, is an error
 // with code Invalid. The error has the option's name in its text and as Meta["option"]. A misspelled option is never
@@ -101,13 +102,14 @@ func optionFields(into any) (names, families map[string]reflect.Value) {
 // optionKinds are the kinds of fields; a time.Duration is an Int64.
 var optionKinds = []reflect.Kind{reflect.String, reflect.Bool, reflect.Int, reflect.Int64, reflect.Float64}
 
-// addToFamily adds an option to the family that it belongs to, and returns false if it belongs to none.
+// addToFamily adds an option to the family with the longest prefix of its name, and returns false if it belongs to none.
 func addToFamily(families map[string]reflect.Value, name, value string) bool {
-	for prefix, f := range families {
-		rest, ok := strings.CutPrefix(name, prefix)
-		if !ok || rest == "" {
+	for end := len(name) - 1; end >= 0; end-- {
+		f, ok := families[name[:end]]
+		if !ok {
 			continue
 		}
+		rest := name[end:]
 		if f.IsNil() {
 			f.Set(reflect.MakeMap(f.Type()))
 		}
@@ -207,9 +209,11 @@ const maxTypos = 2
 // (seconds, or a form such as 1m) set the fields of these names. All other options are the driver's own
 // and are added to Options, where they override options of the same name.
 //
-// Errors have code Invalid, and the option's name in the text and as Meta["option"]: a value is empty, negative or not of
-// the option's type; or a name is unknown and begins with plugin_, or is similar to one of the options above. So a
-// misspelled option that protects, such as the checksum, is never ignored.
+// Configure returns Invalid, with the option's name in the text and as Meta["option"], in two cases:
+//
+//   - A value is empty, negative, or not of the option's type.
+//   - A name is unknown, and it begins with plugin_ or is similar to one of the options above. So a misspelled option that
+//     protects, such as the checksum, is never ignored.
 func (c *PluginConfig) Configure(section map[string]string) error {
 	own := map[string]any{}
 	if len(c.Options) > 0 {

@@ -20,12 +20,13 @@ type acmeOptions struct {
 	Quiet  bool              `option:"quiet"`
 	Wait   time.Duration     `option:"wait"`
 	Labels map[string]string `option:"label_*"`
+	Colors map[string]string `option:"label_color_*"`
 
 	Other int
 }
 
-// TestParseOptions: options are assigned by their exact names; any other name is an error
-// with the name and the nearest one, and an error never has a value.
+// TestParseOptions: options are assigned by their exact names. Any other name is an error
+// with the name and the nearest one. An error never has a value.
 func TestParseOptions(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
@@ -38,6 +39,7 @@ func TestParseOptions(t *testing.T) {
 		{"texts", `{"host":"h1","vcpus":"4","ratio":"1.5","quiet":"Yes","wait":"90"}`, acmeOptions{Host: "h1", VCPUs: 4, Ratio: 1.5, Quiet: true, Wait: 90 * time.Second}, ""},
 		{"JSON's own", `{"vcpus":4,"ratio":1.5,"quiet":true,"wait":"1m30s"}`, acmeOptions{VCPUs: 4, Ratio: 1.5, Quiet: true, Wait: 90 * time.Second}, ""},
 		{"a family", `{"label_a":"1","label_b":"2"}`, acmeOptions{VCPUs: 16, Labels: map[string]string{"a": "1", "b": "2"}}, ""},
+		{"a family in a family", `{"label_a":"1","label_color_b":"2"}`, acmeOptions{VCPUs: 16, Labels: map[string]string{"a": "1"}, Colors: map[string]string{"b": "2"}}, ""},
 		{"misspelt", `{"dri":"/x"}`, acmeOptions{}, "option dri: no such option; the nearest is dir"},
 		{"another case", `{"Dir":"/x"}`, acmeOptions{}, "option Dir: no such option; the nearest is dir"},
 		{"no tag", `{"Other":"1"}`, acmeOptions{}, "option Other: no such option"},

@@ -90,8 +90,8 @@ func TestSocketsOfKilled(t *testing.T) {
 	_ = living.Wait()
 }
 
-// runWorker is the worker of TestNoOrphan and TestSocketsOfKilled, in a process of its own: it launches a driver of a directory, prints
-// the driver's PID, and waits to be killed. TestMain calls it.
+// runWorker is the worker of TestNoOrphan and TestSocketsOfKilled, in a process of its own. It launches the driver program good of
+// a directory, prints the driver's PID, and waits to be killed. TestMain calls it.
 func runWorker(programs, sockets string) {
 	p, err := driver.Launch(context.Background(), echoKind, driver.PluginConfig{Program: "good", Dir: programs, SocketDir: sockets})
 	if err != nil {

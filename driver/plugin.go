@@ -24,8 +24,8 @@ type PluginConfig struct {
 	// Args are the program's arguments. Default: none.
 	Args []string
 	// Dir is the directory in which drivers' programs are installed. The program, each directory of its path and
-	// each symbolic link in it must belong to root or to the user of this process, and no other
-	// user may be able to write there; in a sticky directory, such as /tmp, others may add files.
+	// each symbolic link in it must belong to root or to the user of this process. No other user may be able to
+	// write there, except that others may add files to a sticky directory, such as /tmp.
 	Dir string
 	// Options are the driver's own: a JSON object, or nil. They are sent over the
 	// connection, so they are not visible in a list of processes.
@@ -58,8 +58,8 @@ type PluginConfig struct {
 	// MinDelay after the first crash within CrashWindow, up to twice as long after each further
 	// one, and MaxDelay at most. Defaults 100 ms and 30 s.
 	MinDelay, MaxDelay time.Duration
-	// After more than MaxCrashes crashes within CrashWindow the circuit opens: the
-	// state is Broken, and the program is restarted after Cooldown. Defaults 5, 1 min and 1 min.
+	// MaxCrashes is the number of crashes within CrashWindow after which the circuit opens at the next
+	// crash: the state is Broken, and the program is restarted after Cooldown. Defaults 5, 1 min and 1 min.
 	MaxCrashes            int
 	CrashWindow, Cooldown time.Duration
 
@@ -152,9 +152,9 @@ type Plugin[D Driver] struct {
 }
 
 // New returns a plugin for a driver's program. It starts nothing, and returns every error that can be found without a
-// start. The error has the program's path. NotFound: the program does not exist. Invalid: it is not an executable file,
-// or a field of cfg is wrong. Denied: its checksum differs, or another user could replace it. New panics if k is
-// incomplete.
+// start. An error about the program has its path, and an error about an option has the option's name. NotFound: the program
+// does not exist. Invalid: it is not an executable file, or a field of cfg is wrong. Denied: its checksum differs, or another
+// user could replace it. New panics if k is incomplete.
 func New[D Driver](k Kind[D], cfg PluginConfig) (*Plugin[D], error) {
 	k.check()
 	cfg.setDefaults()
@@ -216,10 +216,13 @@ func startNew[D Driver](ctx context.Context, p *Plugin[D]) (*Plugin[D], error) {
 // Start starts the driver, and returns when it is open. From then on its program is restarted whenever it
 // ends or hangs, until Close. The end of ctx cancels the start only. Start on a started driver has no effect.
 //
-// Start returns the error of the driver's own open function. For a program it also returns the errors of [New], Invalid
-// if the program is not a driver of this kind and protocol, and Timeout if it does not start within StartTimeout or
-// before the deadline of ctx. After an error no process is left, and Start may be called again. Precondition: the plugin
-// is closed.
+// After an error no process is left, and Start may be called again. Errors:
+//
+//   - The error of the driver's own open function.
+//   - For a program, the errors of [New].
+//   - Invalid: the program is not a driver of this kind and protocol.
+//   - Timeout: the program does not start within StartTimeout, or before the deadline of ctx.
+//   - Precondition: the plugin is closed.
 //
 // The program never outlives this process, even if this process is killed.
 func (p *Plugin[D]) Start(ctx context.Context) error {
@@ -341,10 +344,10 @@ func (p *Plugin[D]) closeDriver(ctx context.Context) {
 // Stop is [Plugin.Close]. With Start and Stop a Plugin is a service.Part.
 func (p *Plugin[D]) Stop(ctx context.Context) error { return p.Close(ctx) }
 
-// New returns a plugin for the driver that a configuration names: a registered driver in this process, with cfg.Options,
-// or a program, as the function [New] returns it, with name as cfg.Program. It starts nothing and opens no driver, so it
-// does not check the driver's own options. Fields that are for a program, such as SHA256 or User, are Invalid for a
-// driver in this process, because they would have no effect.
+// New returns a plugin for the driver that a configuration names. A registered name is a driver in this process, with
+// cfg.Options. Any other name is a program: New sets cfg.Program to it and calls the function [New]. It starts nothing and
+// opens no driver, so it does not check the driver's own options. Fields that are for a program, such as SHA256 or User, are
+// Invalid for a driver in this process, because they would have no effect.
 func (r *Registry[D]) New(k Kind[D], name string, cfg PluginConfig) (*Plugin[D], error) {
 	r.mu.RLock()
 	builtIn := r.open[name] != nil

@@ -43,9 +43,9 @@ import (
 // started may keep the output open for ever.
 const outputTimeout = 200 * time.Millisecond
 
-// process is one run of a driver's program. It replaces go-plugin's own runner, which
-// does not end programs that hang or whose children keep the output open, and which
-// panics at some log lines.
+// process is one run of a driver's program. It replaces go-plugin's own runner. That runner
+// does not end programs that hang, or whose children keep the output open, and it panics at
+// some log lines.
 type process struct {
 	cfg       *PluginConfig
 	path      string
@@ -316,7 +316,7 @@ func (p *process) Wait(context.Context) error { <-p.exited; return p.status }
 // Kill implements go-plugin's Runner.
 func (p *process) Kill(context.Context) error { p.kill(); return nil }
 
-// kill kills the program, if it runs. It cannot kill another process with the same id: os.Process knows whether its
+// kill kills the program, if it runs. It never kills a later process with the same id, because os.Process knows whether its
 // process has ended.
 func (p *process) kill() {
 	if proc := p.proc.Load(); proc != nil {
@@ -358,7 +358,7 @@ func (p *process) HostToPlugin(network, addr string) (string, string, error) {
 	return network, addr, nil
 }
 
-// setRunning notes the running process. It kills the process if fail was called before.
+// setRunning stores the running process. It kills the process if fail was called before.
 func (p *process) setRunning() {
 	p.proc.Store(p.cmd.Process)
 	p.mu.Lock()
@@ -368,7 +368,7 @@ func (p *process) setRunning() {
 	}
 }
 
-// fail kills the program and notes the reason. Only the first reason is kept.
+// fail kills the program and stores the reason. Only the first reason is kept.
 func (p *process) fail(reason error) {
 	p.mu.Lock()
 	if p.failure == nil {
@@ -426,7 +426,7 @@ func (p *process) cleanUp() {
 }
 
 // explain returns the reason why a program did not start or has ended, with the program's path and its last output. err is
-// the error of the start or of a call; it is used if no better reason is known.
+// the error of the start or of a call. explain uses it if no better reason is known.
 func (p *process) explain(err error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

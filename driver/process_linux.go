@@ -24,7 +24,7 @@ func (p *process) secure(dirs ...string) error {
 	}
 	u, err := user.Lookup(p.cfg.User)
 	if err != nil {
-		return fault.New(fault.Invalid, "option user: %w", err)
+		return optionError("plugin_user", err.Error())
 	}
 	uid, _ := strconv.ParseUint(u.Uid, 10, 32) // on Linux ids are numbers
 	gid, _ := strconv.ParseUint(u.Gid, 10, 32)
@@ -36,14 +36,14 @@ func (p *process) secure(dirs ...string) error {
 	}
 	for _, dir := range dirs {
 		if err := os.Chown(dir, int(uid), int(gid)); err != nil {
-			return fault.New(fault.Denied, "option user: only root can run a program as another user: %w", err)
+			return fault.New(fault.Denied, "option plugin_user: only root can run a program as another user: %w", err)
 		}
 	}
 	return nil
 }
 
 // executeOpen makes the command execute the open file, whose checksum was compared, even if another file
-// gets its name in the meantime. The program has the file as its file descriptor 3, so that the interpreter
+// gets its name meanwhile. The program has the file as its file descriptor 3, so that the interpreter
 // of a script can read the file.
 func (p *process) executeOpen() {
 	p.cmd.Path, p.cmd.Err = "/proc/self/fd/3", nil
@@ -77,8 +77,8 @@ func (p *process) limit() error {
 		resource int
 		n        uint64
 	}{
-		{"max_files", unix.RLIMIT_NOFILE, uint64(max(p.cfg.MaxFiles, 0))},
-		{"max_memory_mib", unix.RLIMIT_DATA, uint64(max(p.cfg.MaxMemoryMiB, 0)) << 20},
+		{"plugin_max_files", unix.RLIMIT_NOFILE, uint64(max(p.cfg.MaxFiles, 0))},
+		{"plugin_max_memory_mib", unix.RLIMIT_DATA, uint64(max(p.cfg.MaxMemoryMiB, 0)) << 20},
 	} {
 		if l.n == 0 {
 			continue

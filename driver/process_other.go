@@ -8,7 +8,7 @@ import "github.com/armature-go/armature/fault"
 // worker ends.
 func (p *process) secure(...string) error {
 	if p.cfg.User != "" || p.cfg.MaxFiles != 0 || p.cfg.MaxMemoryMiB != 0 {
-		return fault.New(fault.Unimplemented, "the options user, max_files and max_memory_mib work on Linux only")
+		return fault.New(fault.Unimplemented, "the options plugin_user, plugin_max_files and plugin_max_memory_mib work on Linux only")
 	}
 	return nil
 }

@@ -126,7 +126,7 @@ func TestPin(t *testing.T) {
 	_, _ = p.Driver().Echo(t.Context(), "exit:1")
 	waittest.Until(t, "the refusal", func() bool { return p.Status().State == driver.Refused })
 	first := p.Status().Next
-	waittest.Until(t, "ten more looks", func() bool { return p.Status().Next.Sub(first) > 200*time.Millisecond })
+	waittest.Until(t, "ten more checks of the file", func() bool { return p.Status().Next.Sub(first) > 200*time.Millisecond })
 	if st := p.Status(); st.State != driver.Refused || fault.CodeOf(st.Err) != fault.Denied {
 		t.Errorf("%+v", st)
 	}

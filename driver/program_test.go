@@ -172,7 +172,7 @@ func (e *echo) Close() error {
 	return nil
 }
 
-// brokenError is an error whose nil pointer is not nil as an error, and panics in Error.
+// brokenError is an error type for a common mistake: a nil *brokenError is not a nil error, and its Error panics.
 type brokenError struct{ text string }
 
 func (e *brokenError) Error() string { return e.text }

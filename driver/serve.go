@@ -105,8 +105,8 @@ type server struct {
 	driverpb.UnimplementedDriverServer
 
 	kind     string
-	services services // of the kind, without an implementation
-	make     func(ctx context.Context, options json.RawMessage) (Driver, services, error)
+	services services                                                                     // of the kind, without an implementation
+	make     func(ctx context.Context, options json.RawMessage) (Driver, services, error) // opens the driver
 
 	mu  sync.Mutex             // held by Open and Close
 	cur atomic.Pointer[opened] // nil before Open and after Close
@@ -249,8 +249,8 @@ func (s *server) close() error {
 	return o.d.Close()
 }
 
-// interceptUnary is the interceptor of methods without a stream: it adds the request of package reqctx to the context, and turns
-// panics and errors into gRPC's.
+// interceptUnary is the interceptor of methods without a stream. It adds the request of package reqctx to the context, and turns
+// panics and errors into gRPC statuses.
 func interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (resp any, err error) {
 	ctx = incomingContext(ctx)
 	defer func() {
@@ -266,7 +266,7 @@ func interceptUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, ne
 	return resp, err
 }
 
-// interceptStream is the interceptor of methods with a stream. It does the same as unary.
+// interceptStream is the interceptor of methods with a stream. It does the same as interceptUnary.
 func interceptStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	ctx := incomingContext(ss.Context())
 	defer func() {
@@ -282,7 +282,8 @@ func interceptStream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo,
 	return err
 }
 
-// readError calls the methods of a driver's error where a panic in them, such as of a nil pointer in the error, is recovered.
+// readError calls the methods of a driver's error. They may panic, for example because the error is a nil pointer. The
+// interceptors, which call readError, recover the panic.
 func readError(err error) {
 	if err != nil {
 		_, _ = err.Error(), fault.From(err)

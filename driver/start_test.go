@@ -16,8 +16,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestNewStartsNothing: a plugin that is not started has neither a process nor a directory, and its status is NotStarted;
-// errors of the configuration are found without a start.
+// TestNewStartsNothing: a plugin that is not started has neither a process nor a directory, and its status is NotStarted.
+// New finds errors of the configuration.
 func TestNewStartsNothing(t *testing.T) {
 	t.Parallel()
 	ran := filepath.Join(t.TempDir(), "ran")
@@ -33,8 +33,8 @@ func TestNewStartsNothing(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		cfg  driver.PluginConfig
-		code fault.Code // Internal: it is right
-		says string
+		code fault.Code // the code of the error; not used if says is empty
+		says string     // a part of the error; empty: New returns no error
 	}{
 		{"good", driver.PluginConfig{}, fault.Internal, ""},
 		{"touch", driver.PluginConfig{}, fault.Internal, ""},
@@ -76,8 +76,7 @@ func TestNewStartsNothing(t *testing.T) {
 	}
 }
 
-// TestStartAgain: a start that fails, or that is canceled because the service stops, leaves no process,
-// and may be repeated.
+// TestStartAgain: a start that fails, or is canceled, leaves no process and no directory, and may be repeated.
 func TestStartAgain(t *testing.T) {
 	t.Parallel()
 	flag := filepath.Join(t.TempDir(), "flag")
@@ -104,9 +103,9 @@ func TestStartAgain(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	time.AfterFunc(100*time.Millisecond, cancel)
 	if began := time.Now(); fault.CodeOf(made["waits"].Start(ctx)) != fault.Canceled || time.Since(began) > 10*time.Second {
-		t.Errorf("a start that is given up took %v", time.Since(began))
+		t.Errorf("a canceled start took %v", time.Since(began))
 	}
-	empty("a start that is given up")
+	empty("a canceled start")
 	if err := os.WriteFile(flag, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -147,8 +146,8 @@ func TestCloseWhileStarting(t *testing.T) {
 	}
 }
 
-// TestCloseOfDeaf: a driver in this process whose open or Close does not return is abandoned when the context of
-// the plugin's Close ends, and is closed when open returns later.
+// TestCloseOfDeaf: the open function or the Close of a driver in this process does not return. The plugin's Close
+// abandons the driver when its context ends. If the open function returns later, the driver is closed then.
 func TestCloseOfDeaf(t *testing.T) {
 	t.Parallel()
 	for _, where := range []string{"open", "close"} {

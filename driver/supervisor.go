@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // supervisor keeps a driver's program running.
@@ -126,15 +127,14 @@ func (s *supervisor) awaitRestart(ctx context.Context, err error, crashes int) b
 func (s *supervisor) backOff(ctx context.Context, err error, n int) bool {
 	state, delay := Restarting, s.cfg.Cooldown
 	if n <= s.cfg.MaxCrashes {
-		top := min(s.cfg.MaxDelay, s.cfg.MinDelay<<min(n-1, 20))
-		delay = rand.N(top) + 1
+		delay = backoff.FullJitter(n, s.cfg.MinDelay, s.cfg.MaxDelay)
 	} else {
 		state = Broken
 		delay += rand.N(delay/10 + 1)
 	}
 	s.setDown(state, err, time.Now().Add(delay))
 	s.log.ErrorContext(ctx, "driver program is down", "error", err, "crashes", n, "window", s.cfg.CrashWindow, "state", string(state), "restart_in", delay)
-	return sleepFor(ctx, delay)
+	return backoff.Sleep(ctx, delay)
 }
 
 // awaitRecheck waits before the next check of a program that was refused. A refusal is not a crash: an operator must
@@ -147,19 +147,7 @@ func (s *supervisor) awaitRecheck(ctx context.Context, err error) bool {
 	}
 	s.setDown(Refused, err, time.Now().Add(s.cfg.MaxDelay))
 	s.log.Log(ctx, level, "driver program refused", "error", err, "retry_in", s.cfg.MaxDelay)
-	return sleepFor(ctx, s.cfg.MaxDelay)
-}
-
-// sleepFor waits for d, and returns false if ctx ends first.
-func sleepFor(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
+	return backoff.Sleep(ctx, s.cfg.MaxDelay)
 }
 
 // setUp makes p the process that gets the calls.

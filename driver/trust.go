@@ -18,9 +18,9 @@ import (
 // maxLinks is how many symbolic links a path may have, as on Linux.
 const maxLinks = 40
 
-// openProgram opens the program at an absolute path, and checks the file, each directory of its path and
-// each symbolic link: only root and the user of this process may be able to choose which file is executed, see ADR 19.
-// The caller closes the file. pin is the program's SHA-256 in hexadecimal; if it is empty, every checksum is accepted. Errors:
+// openProgram opens the program at an absolute path. It checks the file, each directory of its path and each symbolic
+// link: only root and the user of this process may be able to choose which file is executed, see ADR 19. The caller closes
+// the file. pin is the program's SHA-256 in hexadecimal. If pin is empty, every checksum is accepted. Errors:
 //
 //   - NotFound: the program, or the target of a symbolic link, does not exist.
 //   - Denied: another user could change the file or its path, or the checksum is not pin.

@@ -22,9 +22,9 @@ import (
 // otherUID is the id of a user that is neither root nor the user of the tests.
 const otherUID = 65534
 
-// TestTrust: a program is run only if no other user than root and that of this process could replace it:
-// the file, a directory of its path, a symbolic link or what that points to. The error says which part it
-// is, its owner and mode, and what to do.
+// TestTrust: a program runs only if root and the user of this process alone could replace it. A part that another user
+// could change is the file, a directory of its path, a symbolic link or the link's target. The error has this part, its
+// owner and mode, and the remedy.
 func TestTrust(t *testing.T) {
 	t.Parallel()
 	self, err := os.Executable()
@@ -38,9 +38,9 @@ func TestTrust(t *testing.T) {
 	const name = "armature-echo-good"
 	for _, tt := range []struct {
 		name string
-		root bool // it takes root
-		// spoil gets a directory top with the directory top/in that has the program, and returns the plugin_dir and
-		// the part of the path that is wrong; "" if none is.
+		root bool // the case needs root
+		// spoil changes the directory top, whose directory top/in has the program. It returns the plugin_dir and the part
+		// of the path that another user could change, or "" if no part is wrong.
 		spoil func(t *testing.T, top string) (dir, wrong string, err error)
 		says  string
 	}{
@@ -152,31 +152,31 @@ func TestPinOfTheFileThatRuns(t *testing.T) {
 			put(raw)
 		}
 	}()
-	taken, refused := 0, 0
+	started, refused := 0, 0
 	for range 40 {
 		p, err := driver.Launch(t.Context(), echoKind, driver.PluginConfig{
 			Program: "good", Dir: dir, SHA256: hex.EncodeToString(sum[:]), SocketDir: socketDir(t), Logger: slog.New(slog.DiscardHandler),
 		})
 		switch {
 		case err == nil:
-			taken++
+			started++
 			if err := p.Close(t.Context()); err != nil {
 				t.Error(err)
 			}
 		case errors.Is(err, fault.Denied):
 			refused++
 		default:
-			t.Errorf("neither taken nor refused: %v", err)
+			t.Errorf("neither started nor refused: %v", err)
 		}
 	}
 	if _, err := os.Stat(evil); err == nil {
-		t.Error("a file that has another sum was executed")
+		t.Error("a file with another checksum was executed")
 	}
-	t.Logf("%d taken, %d refused", taken, refused)
+	t.Logf("%d started, %d refused", started, refused)
 	t.Cleanup(func() { <-ended })
 }
 
-// TestPinOfAScript: the interpreter of a script with a checksum can read the script, also as another user.
+// TestPinOfAScript: the interpreter of a script with a checksum can read the script.
 func TestPinOfAScript(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -93,7 +93,7 @@ func (o *outcome) err(ctx context.Context, name, method string, err error) error
 	return fault.New(fault.Unknown, "driver %s: its program was lost during %s: %s", name, shortMethod(method), s.Message())
 }
 
-// deadlineOver returns the reason if ctx has ended, or ends within slack: gRPC and the driver watch the deadline with timers of
+// deadlineOver returns the reason if ctx has ended, or ends within slack. gRPC and the driver watch the deadline with timers of
 // their own, so the driver may report a passed deadline a little before ctx ends.
 func deadlineOver(ctx context.Context) error {
 	if d, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(d) < slack {
@@ -130,7 +130,7 @@ func toStatus(err error, setTrailer func(metadata.MD)) error {
 }
 
 // outgoingContext puts the request of package reqctx into a call's metadata. Programs that were built with an older
-// driver.proto read the id and the global id by other names, so they are written, too.
+// driver.proto read the id and the global id by older names, so both are also written under these names.
 func outgoingContext(ctx context.Context) context.Context {
 	r := reqctx.From(ctx)
 	if r.IsZero() {

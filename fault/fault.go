@@ -162,12 +162,13 @@ func (e *Error) Is(target error) bool {
 }
 
 // New returns an error with a code and a message made as by [fmt.Errorf]. The
-// format may use %w: the error then matches what it wraps, too, and takes over
-// its reason and details when it crosses the wire. The message for users has the
-// message for users of each error among args, see [UserMessage].
+// format may use %w. The error then also matches the wrapped error, and has the
+// reason and the details of the wrapped error when it crosses the wire. If an error
+// among args is private or has a message for users, the new error has a message for
+// users, too, in which the [UserMessage] of that error stands for its text.
 func New(code Code, format string, args ...any) error {
 	err := fmt.Errorf(format, args...)
-	out := &Error{Code: code, Msg: err.Error(), cause: unwrap(err)}
+	out := &Error{Code: code, Msg: err.Error(), cause: wrappedBy(err)}
 	var public []any
 	for i, a := range args {
 		e, ok := a.(error)
@@ -194,9 +195,9 @@ func isServiceFailure(c Code) bool {
 }
 
 // WithReason returns err with a reason, by which errors.Is matches it, and with details for programs,
-// such as the name of a field. The result wraps err and has its code, its text and its details; where
-// both have a detail, the new one counts. If reason is empty, the result has the reason of err. WithReason
-// copies details. It returns nil for nil.
+// such as the name of a field. The result wraps err and has its code, its text and its details. If
+// both have a detail of the same name, the new one counts. If reason is empty, the result has the reason of err.
+// WithReason copies details. It returns nil for nil.
 //
 //	fault.WithReason(fault.New(fault.Invalid, "size %d is too large", n), "", map[string]string{"field": "size"})
 func WithReason(err error, reason string, details map[string]string) error {
@@ -214,8 +215,8 @@ func WithReason(err error, reason string, details map[string]string) error {
 	return out
 }
 
-// WithUser returns err with a message for users: they read nothing else of it. The result wraps err, has
-// the code and the reason of err, and is not private. It returns nil for nil.
+// WithUser returns err with a message for users, who read no other text of it. The result wraps err, has
+// the code and the reason of err, and is not private. WithUser returns nil for nil.
 func WithUser(err error, message string) error {
 	if err == nil {
 		return nil
@@ -225,8 +226,8 @@ func WithUser(err error, message string) error {
 	return out
 }
 
-// WithPrivate returns err as an error about the component's own parts, see [Error]: users do not read its
-// text. The result wraps err and has its code and its reason. It returns nil for nil.
+// WithPrivate returns err as an error about the component's own parts, see [Error]. Users do not read its
+// text. The result wraps err and has its code and its reason. WithPrivate returns nil for nil.
 func WithPrivate(err error) error {
 	if err == nil {
 		return nil
@@ -259,9 +260,9 @@ func IsPrivate(err error) bool {
 	return ok && e.Private
 }
 
-// unwrap keeps what %w wrapped without the text, which Msg already has. Several
-// %w verbs keep the whole error, because it is what joins them.
-func unwrap(err error) error {
+// wrappedBy returns the error that %w wrapped, without the text around it, which Msg already
+// has. If the format has several %w, wrappedBy returns err itself, because only err joins the wrapped errors.
+func wrappedBy(err error) error {
 	if u, ok := err.(interface{ Unwrap() error }); ok {
 		return u.Unwrap()
 	}
@@ -279,7 +280,7 @@ func Sentinel(code Code, reason, msg string) error {
 
 // CodeOf returns the code of the first error in err's tree that has one. A
 // context's error is [Timeout] or [Canceled]; every other error is [Internal].
-// It must not be called with nil, which has no code; it returns Internal then.
+// Do not call CodeOf with nil, which has no code: the result would be Internal.
 func CodeOf(err error) Code {
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code
@@ -296,9 +297,15 @@ func CodeOf(err error) Code {
 	return Internal
 }
 
-// From returns the form in which err crosses a process boundary: the code of
-// [CodeOf], the whole text, and the first reason and details found in its
-// tree, and the message of [UserMessage]. It returns nil for nil. The result shares no memory with err.
+// From returns the form in which err crosses a process boundary. It has the code of
+// [CodeOf], the whole text, the first reason in err's tree, and all details in the
+// tree, where an outer detail replaces an inner one of the same name.
+//
+// User is the message for users of the outermost [Error], or its text if plain errors are
+// around it, because their texts are not for users. If the outermost Error has no message for
+// users, User stays empty for a private error and for the codes Internal, Unavailable, Timeout and Unknown.
+//
+// From returns nil for nil. The result shares no memory with err.
 func From(err error) *Error {
 	if err == nil {
 		return nil
@@ -307,7 +314,7 @@ func From(err error) *Error {
 	if e, ok := errors.AsType[*Error](err); ok {
 		out.Private, out.User = e.Private, e.User
 		if out.User == "" && e.Msg != out.Msg && !e.Private && !isServiceFailure(out.Code) {
-			out.User = e.Error() // without the plain errors that wrap it: they name callers inside
+			out.User = e.Error() // without the texts of the plain errors around it, which name internal callers
 		}
 	}
 	for e, ok := errors.AsType[*Error](err); ok; e, ok = errors.AsType[*Error](e.cause) {

@@ -19,7 +19,7 @@ import (
 )
 
 // Request says on whose behalf work is done. The zero value stands for work that
-// a service started itself, without a caller. Its JSON form is its form on every wire.
+// a service started itself, without a caller. The JSON form of a Request is its form on every wire.
 type Request struct {
 	// ID identifies the request in the component that accepted it. The API
 	// service makes it: "req-" and a UUID.
@@ -41,7 +41,7 @@ type Request struct {
 	Traceparent string `json:"traceparent,omitempty"`
 }
 
-// IsZero reports whether r says nothing: no identity, no id and no trace.
+// IsZero reports whether r is empty: it has no identity, no id and no trace.
 func (r Request) IsZero() bool {
 	return r.ID == "" && r.GlobalID == "" && r.UserID == "" && r.ProjectID == "" && r.DomainID == "" &&
 		r.SystemScope == "" && len(r.Roles) == 0 && r.Traceparent == ""

@@ -15,8 +15,8 @@ import (
 // waiter is a call that waits.
 type waiter struct {
 	ended chan outcome // its buffer holds all three outcomes that may come
-	sent  time.Time    // last, see bus.Message.Resent. Guarded by Client.mu
-	heard time.Time    // when a heartbeat came last; zero if the call has no heartbeat timeout. Guarded by Client.mu
+	sent  time.Time    // when the request was last sent, see bus.Message.Resent. Guarded by Client.mu
+	heard time.Time    // when the last heartbeat came; zero if the call has no heartbeat timeout. Guarded by Client.mu
 	route *route       // nil if the call is not watched for the loss of its server
 	peer  *peer        // the server that runs the call; nil if not known. Guarded by Client.mu
 }

@@ -22,7 +22,7 @@ const (
 type DeadLetter struct {
 	ID       string
 	Reason   string            // a fault code and the last error, or "malformed: ..."
-	Topic    string            // that the message was published to
+	Topic    string            // the topic that the message was published to
 	Failures int               // failed delivery attempts
 	DiedAt   time.Time         // when the server dead-lettered it; zero if unknown
 	Server   string            // the host that dead-lettered it; empty if that server has no host name
@@ -46,14 +46,17 @@ const (
 // DeadLetters calls decide once for each dead letter of an interface, the oldest
 // first, and carries out the verdict of decide. It returns when it has seen all dead
 // letters: none came for 300 ms, or for 1 s before the first. Dead letters with the
-// verdict Keep stay unacknowledged until then, so one run sees at most 65,535 of them, or
-// fewer if the bus limits the bytes in flight or, as watermillbus, the messages that are handled at once. While DeadLetters runs, no other process sees
-// the dead letters. decide runs in the caller's goroutine; it may keep the DeadLetter, but
-// must not change its Payload.
+// verdict Keep stay unacknowledged until then, so one run sees at most 65,535 of them. It
+// sees fewer if the bus limits the bytes in flight or, as watermillbus does, the messages that
+// are handled at once. While DeadLetters runs, no other process sees the dead letters. decide
+// runs in the caller's goroutine; it may keep the DeadLetter, but must not change its Payload.
 //
-// Errors: Invalid, if the name of the interface is not valid; those of [bus.Bus.Subscribe]; those of publishing a message for
-// Requeue, such as ErrNoConsumer if its topic is gone, or Precondition if the dead letter was truncated; the context's. After an
-// error, the present dead letter and all later ones are kept.
+// After an error, the present dead letter and all later ones are kept. Errors:
+//
+//   - Invalid: the name of the interface is not valid.
+//   - Errors of [bus.Bus.Subscribe], and the context's.
+//   - For Requeue: errors of publishing the message, such as ErrNoConsumer if its topic is gone; Precondition if the dead letter
+//     was truncated, or does not say to which topic the message was published.
 func DeadLetters(ctx context.Context, b bus.Bus, i *Interface, decide func(*DeadLetter) Verdict) error {
 	if err := checkInterface(i.Name); err != nil {
 		return fmt.Errorf("dead letters: %w", err)
@@ -114,7 +117,7 @@ func nextDeadLetter(ctx context.Context, in <-chan *bus.Delivery, end <-chan tim
 	}
 }
 
-// executeVerdict does with a dead letter what a verdict says, and reports whether the letter stays in its topic.
+// executeVerdict carries out a verdict, and reports whether the dead letter stays in its topic.
 func executeVerdict(ctx context.Context, b bus.Bus, i *Interface, d *bus.Delivery, v Verdict) (keep bool, err error) {
 	if v == Keep {
 		return true, nil

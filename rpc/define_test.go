@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestDefine: an interface knows its methods. A server without a handler for one of them does not start, and names the
-// missing ones; a Partial server starts.
+// TestDefine: Methods returns the defined methods. A server without a handler for one of them does not start, and its error
+// names the missing handlers. A Partial server starts.
 func TestDefine(t *testing.T) {
 	t.Parallel()
 	volumes := &rpc.Interface{Name: "volumes", Version: rpc.Version{Major: 1}}
@@ -79,7 +79,7 @@ func TestDefineMisuse(t *testing.T) {
 		"a handler of another delivery": func() {
 			rpc.Handle(rpc.NewServer(rpctest.NewBus(t), rpc.ServerConfig{Interface: i}), durable, upper)
 		},
-		"a handler of an undefined ": func() { rpc.Handle(rpc.NewServer(rpctest.NewBus(t), rpc.ServerConfig{Interface: i}), foreign, upper) },
+		"an undefined method": func() { rpc.Handle(rpc.NewServer(rpctest.NewBus(t), rpc.ServerConfig{Interface: i}), foreign, upper) },
 	} {
 		func() {
 			defer func() {

@@ -36,10 +36,15 @@ type endpoint struct {
 // After the last attempt the message is dead-lettered. The back-off doubles from 100 ms
 // up to 30 s. Jitter shortens each delay to a random part of it, at least half.
 //
-// Handle panics on a programmer's error: the server was started; the method has a
-// handler already, belongs to another interface, has a name that is not valid, or needs
-// a newer version than the interface has; or the method was not defined with [Define]
-// although other methods of the interface were, or was defined with other types, another version or another delivery.
+// Handle panics on a programmer's error:
+//
+//   - The server was started.
+//   - The method has a handler already.
+//   - The method belongs to another interface, has a name that is not valid, or needs a
+//     version that the interface does not have.
+//   - The method was not defined with [Define], although other methods of the interface
+//     were.
+//   - The method was defined with other types, another version or another delivery.
 func Handle[Req, Resp any](s *Server, m Method[Req, Resp], h func(context.Context, *Req) (*Resp, error)) {
 	m.check()
 	if own := s.cfg.Interface; m.Interface.Name == own.Name {

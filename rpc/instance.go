@@ -15,7 +15,7 @@ import (
 // probeTimeout is the timeout of publishing a probe, and of publishing its answer.
 const probeTimeout = time.Second
 
-// openInstanceLocked gives the server an instance. Its topic lasts until leave is called; leave waits for its end.
+// openInstanceLocked gives the server an instance. leave ends the instance's topic, and waits for the goroutine that answers probes.
 func (s *Server) openInstanceLocked(ctx context.Context) (leave func(), err error) {
 	s.instance = newID()
 	topic := prefixReply + s.instance
@@ -49,7 +49,7 @@ func (s *Server) answerProbe(ctx context.Context, m *bus.Message) {
 	}
 }
 
-// signInstance names the instance in a reply or a heartbeat.
+// signInstance sets the server's instance in a reply or a heartbeat, and returns the message.
 func (s *Server) signInstance(m *bus.Message) *bus.Message {
 	m.Instance = s.instance
 	return m

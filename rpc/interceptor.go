@@ -8,7 +8,7 @@ import (
 // Interceptor runs around each message of a client or a server, for what
 // all methods have in common: metrics, tracing, access rules. It calls next
 // once, or returns a result of its own without calling next. req is the method's
-// *Req and the result its *Resp; the result of a cast or a fanout is nil. In a
+// *Req. The result of a call is its *Resp, that of a cast or a fanout is nil. In a
 // client, next returns when the reply has come, or the broker has confirmed the
 // message. In a server, next returns when the handler has returned.
 //

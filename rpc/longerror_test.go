@@ -12,8 +12,8 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// TestLongError: an error that is too long for the metadata of a message is cut. What it is stays: its code and reason, that it is private,
-// and the text for users.
+// TestLongError: an error that is too long for the metadata of a message is cut. It keeps its code, its reason, whether it is
+// private, and the beginnings of its texts.
 func TestLongError(t *testing.T) {
 	t.Parallel()
 	bus := rpctest.NewBus(t)

@@ -13,11 +13,11 @@ import (
 
 // How a client learns that the process of a server is gone: see ADR 21.
 const (
-	// firstBeat is how soon a server sends the first heartbeat of a call that runs, which names its instance; atOnce is
-	// used while the client knows no instance.
+	// firstBeat is how soon after the start of a call's handler the server sends the first heartbeat, which names its
+	// instance. atOnce is used instead while the client knows no instance.
 	firstBeat = 100 * time.Millisecond
 	atOnce    = time.Millisecond
-	// watchEvery is how often the pending calls are checked, and instances probed whose topics are gone. Other
+	// watchEvery is how often the pending calls are checked, and the instances whose topics are gone are probed. Other
 	// instances are probed when the client has not heard from them for probeAfter, or for suspectAfter if a call has no
 	// heartbeat by then.
 	watchEvery   = 100 * time.Millisecond
@@ -26,21 +26,22 @@ const (
 	// lostAfter is for how long all probes of an instance must find no topic. A server that only lost its connection
 	// restores its topic sooner.
 	lostAfter = 1200 * time.Millisecond
-	// servedAfter is how long after the answer to a ping the calls that were sent before the ping have left the topic,
-	// and have sent their first heartbeat if they run, or were sent again. A bus delivers a call, or sends it again, within 600 ms.
+	// servedAfter is a time after the answer to a ping. By then, every call that was sent before the ping has left the topic:
+	// its server has sent the first heartbeat, or the bus has sent the call again. A bus delivers a call, or sends it again,
+	// within 600 ms.
 	servedAfter = 800 * time.Millisecond
-	// pausedAfter is how long an instance may leave probes unanswered. One that did so before its topic was gone
-	// was paused, not killed: then the heartbeat timeout counts.
+	// pausedAfter is how long an instance may leave probes unanswered. If it left them unanswered for longer before its topic
+	// was gone, its process was paused and not killed. Then the heartbeat timeout ends its calls.
 	pausedAfter = time.Second
-	// awayEvery is how often a topic is pinged in which calls wait although no instance is left.
+	// awayEvery is how often a topic is pinged if calls wait in it although no instance is left.
 	awayEvery = time.Second
 	// learnEvery is how often all servers of an interface are asked for their instances while Any is called.
 	learnEvery = 30 * time.Second
-	// forgetAfter is how long an instance is known from which the client does not hear.
+	// forgetAfter is how long the client remembers an instance from which it does not hear.
 	forgetAfter = 10 * time.Minute
 	// maxProbes is how many instances of one route are probed at once.
 	maxProbes = 64
-	// minRest is how far its deadline must be so that a call is watched.
+	// minRest is the least time until the deadline of a call that is watched.
 	minRest = time.Second
 )
 
@@ -48,11 +49,11 @@ const (
 type ping struct {
 	route *route
 	sent  time.Time
-	topic bool // it goes through the topic of the calls, behind them; otherwise to all servers
+	topic bool // the ping goes through the topic of the calls, behind them; otherwise to all servers
 }
 
-// watchCall has the server of a call watched, and returns how soon the call wants its first heartbeat. What it sends is
-// sent before the call: an instance that is found gone then has not had the call.
+// watchCall begins to watch the server of a call, and returns how soon the call wants its first heartbeat. It sends its pings
+// and probes before the call is sent. So an instance that they find gone has not had the call.
 func (c *Client) watchCall(w *waiter, info Info) (first time.Duration) {
 	c.mu.Lock()
 	r := c.routeLocked(info)
@@ -97,7 +98,7 @@ func (c *Client) startTickingLocked() {
 	c.ticking = true
 }
 
-// heardLocked notes a message that a server of a route has sent, and returns the server's instance, or nil if it names
+// heardLocked records a message from a server of a route. It returns the server's instance, or nil if the message names
 // none.
 func (c *Client) heardLocked(r *route, m *bus.Message) *peer {
 	now := time.Now()
@@ -118,7 +119,7 @@ func (c *Client) heardLocked(r *route, m *bus.Message) *peer {
 }
 
 // tick checks the pending calls: it ends those that are lost, probes the instances that may be gone, and pings the topics
-// whose calls may be lost with them.
+// whose calls may be lost with these instances.
 func (c *Client) tick() {
 	c.mu.Lock()
 	if c.life.Err() != nil {

@@ -21,7 +21,7 @@ func TestServerLost(t *testing.T) {
 	away := fault.New(fault.Timeout, "the broker cannot be reached")
 	tests := []struct {
 		name string
-		// probe returns the error of a probe that is sent so long after the call.
+		// probe returns the error of a probe that is sent the given time after the call.
 		probe func(time.Duration) error
 		mute  bool // the server does not answer probes
 		old   bool // the server names no instance, as older releases
@@ -35,14 +35,14 @@ func TestServerLost(t *testing.T) {
 			}
 			return nil
 		}, want: rpc.ErrServerLost, most: 5 * time.Second},
-		{name: "gone for a second, again and again", probe: func(d time.Duration) error {
+		{name: "gone for every other second", probe: func(d time.Duration) error {
 			if d%(2*time.Second) < time.Second {
 				return rpc.ErrNoConsumer
 			}
 			return nil
 		}, most: 10 * time.Second},
 		{name: "the broker cannot be reached", probe: func(time.Duration) error { return away }, most: 10 * time.Second},
-		{name: "the broker cannot be reached and back between", probe: func(d time.Duration) error {
+		{name: "gone, but every other probe does not reach the broker", probe: func(d time.Duration) error {
 			if d%time.Second < 500*time.Millisecond {
 				return away
 			}

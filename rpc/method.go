@@ -62,8 +62,12 @@ type Signature struct {
 //
 //	var Start = rpc.Define(rpc.Method[StartRequest, StartReply]{Interface: Interface, Name: "start", Since: rpc.Version{Major: 1}})
 //
-// Define panics on a programmer's error: the interface has a method of that name, or a name that is not valid; the method has no
-// interface or no name, or its name has a space, a dot or an @; the method needs a newer version than the interface has.
+// Define panics on a programmer's error:
+//
+//   - The method has no interface, or one whose name is not valid.
+//   - The interface has a method of that name already.
+//   - The method has no name, or its name has a space, a dot or an @.
+//   - The method needs a version that the interface does not have.
 func Define[Req, Resp any](m Method[Req, Resp]) Method[Req, Resp] {
 	i := m.Interface
 	m.check()
@@ -87,8 +91,8 @@ func (i *Interface) Methods() []Signature {
 	return slices.SortedFunc(maps.Values(i.methods), func(a, b Signature) int { return strings.Compare(a.Name, b.Name) })
 }
 
-// defined returns the defined method of a name. known reports whether a server of the interface may have a handler for
-// the name: an interface without defined methods allows every name, and has no defined method.
+// defined returns the defined method of a name, or nil. known reports whether a server of the interface may have a handler
+// for the name. If the interface has no defined methods, it may have one for every name.
 func (i *Interface) defined(name string) (m *Signature, known bool) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -148,10 +152,10 @@ type Method[Req, Resp any] struct {
 	// Delivery applies to casts. Default AtMostOnce. A call is always acknowledged
 	// before its handler runs: its caller waits, and gets an error if the server dies.
 	Delivery Delivery
-	// Timeout is how long a handler may run before its context ends. Default: the
-	// handler of a call has until the caller's deadline; that of a cast of an
-	// AtLeastOnce method has nine tenths of the bus's Capabilities.ConsumerTimeout,
-	// if the bus has one; any other has no limit.
+	// Timeout is how long a handler may run before its context ends. The context of a
+	// call's handler ends at the caller's deadline at the latest. Default for a cast of
+	// an AtLeastOnce method: nine tenths of the bus's Capabilities.ConsumerTimeout, if
+	// the bus has one. Default for other handlers: no limit but the deadline.
 	Timeout time.Duration
 }
 

@@ -10,9 +10,9 @@ import (
 	"github.com/armature-go/armature/rpc/membus"
 )
 
-// TestInterfaceNames: an interface whose topics could be those of another interface is refused: as a programmer's error where it is
-// defined or served, and as Invalid where a message would be sent. A server of interface a on host b.c has the topics of a server of
-// interface a.b on host c.
+// TestInterfaceNames: an interface whose topics could be those of another interface is refused. For example, a server of interface a
+// on host b.c has the topics of a server of interface a.b on host c. Define and NewServer panic, and the functions that would send a
+// message return Invalid.
 func TestInterfaceNames(t *testing.T) {
 	t.Parallel()
 	bus := membus.New()

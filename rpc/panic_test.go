@@ -11,7 +11,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// nilError is an error whose text needs a value.
+// nilError is an error whose Error panics if the pointer is nil.
 type nilError struct{ text string }
 
 func (e *nilError) Error() string { return e.text }
@@ -21,8 +21,8 @@ type brokenResponse struct{ N int }
 
 func (brokenResponse) MarshalJSON() ([]byte, error) { panic("no text") }
 
-// TestPanicOfResult: what a handler returns may panic when it is used: an error with a nil pointer, or the encoding of a response. The
-// caller gets Internal, and the server goes on.
+// TestPanicOfResult: a handler may return an error that is a nil pointer, or a response whose encoding panics. The caller gets
+// Internal, and the server answers the next call.
 func TestPanicOfResult(t *testing.T) {
 	t.Parallel()
 	bus := rpctest.NewBus(t)

@@ -2,20 +2,21 @@ package rpc
 
 import "time"
 
-// peer is an instance of a server, as a client sees it. Its methods are its rules; Client.mu guards it.
+// peer is an instance of a server, as a client sees it. Its methods decide when to probe it and when it is lost. Client.mu
+// guards it.
 type peer struct {
 	id    string
-	heard time.Time // when the last message from it came
+	heard time.Time // when the last message from the instance came
 
 	probed     time.Time // when the last probe was sent
-	probing    bool      // it has no outcome yet
-	unanswered time.Time // when the first probe was sent that was not answered; zero: none
-	gone       time.Time // when the first of the last probes was sent, all of which found no topic; zero: the last one found it
-	goneUntil  time.Time // when the last of these was sent
-	paused     bool      // probes were unanswered before its topic was gone
+	probing    bool      // the last probe has no outcome yet
+	unanswered time.Time // when the first unanswered probe was sent; zero: no probe is unanswered
+	gone       time.Time // when the first probe without a topic was sent, since the last one that found the topic; zero: the last probe found it
+	goneUntil  time.Time // when the last probe without a topic was sent
+	paused     bool      // probes were unanswered for more than pausedAfter before the topic was gone
 }
 
-// hear notes that a message came from the instance.
+// hear records that a message came from the instance.
 func (p *peer) hear(now time.Time) {
 	p.heard, p.unanswered, p.gone, p.paused = now, time.Time{}, time.Time{}, false
 }
@@ -26,7 +27,7 @@ func (p *peer) probeDue(now time.Time, quiet time.Duration) bool {
 	return !p.probing && (!p.gone.IsZero() || now.Sub(p.heard) >= quiet && now.Sub(p.probed) >= quiet)
 }
 
-// probeFound notes that a probe has found the topic of the instance, or that the bus cannot tell.
+// probeFound records that a probe has found the topic of the instance, or that the bus cannot tell.
 func (p *peer) probeFound(sent time.Time) {
 	p.probing, p.gone = false, time.Time{}
 	if p.unanswered.IsZero() && p.heard.Before(sent) {
@@ -34,7 +35,7 @@ func (p *peer) probeFound(sent time.Time) {
 	}
 }
 
-// probeMissed notes that a probe has found no topic of the instance.
+// probeMissed records that a probe has found no topic of the instance.
 func (p *peer) probeMissed(sent time.Time) {
 	if p.gone.IsZero() {
 		p.gone = sent
@@ -48,32 +49,33 @@ func (p *peer) lost() bool {
 	return !p.gone.IsZero() && !p.paused && p.goneUntil.Sub(p.gone) >= lostAfter
 }
 
-// forgotten reports whether nothing is left to be known of the instance.
+// forgotten reports whether the client need not remember the instance any longer.
 func (p *peer) forgotten(now time.Time) bool { return !p.probing && now.Sub(p.heard) > forgetAfter }
 
-// route is where calls go: an interface and a host, or [Any]. Its methods are its rules; Client.mu guards it.
+// route is the destination of calls: an interface and a host, or [Any]. Its methods decide when to ping its topic and which calls
+// are lost. Client.mu guards it.
 type route struct {
 	iface  string
 	major  int
 	host   string
 	peers  map[string]*peer // the instances that serve its calls, by id
-	recent *peer            // the one that was heard last; nil: none is known
+	recent *peer            // the instance that sent the last message; nil: no instance is known
 
 	used     time.Time // when the last call was sent
 	learnt   time.Time // when all servers were last asked for their instances
 	pinged   time.Time // when its topic was last pinged
-	nameless time.Time // when a message of a server without an instance came
-	missing  time.Time // when the first of the last pings of its topic was sent, all of which found no topic; zero: the last one found it
-	missed   time.Time // when the last of these was sent
-	served   []served  // the pings of its topic that were answered of late
+	nameless time.Time // when the last message that names no instance came
+	missing  time.Time // when the first ping without a topic was sent, since the last one that found the topic; zero: the last ping found it
+	missed   time.Time // when the last ping without a topic was sent
+	served   []served  // the recently answered pings of its topic
 
 	// Of the calls that are pending, counted by Client.tick:
 	calls     int
-	unknown   time.Time // when the first was sent whose instance is not known; zero: none
-	lostUntil time.Time // calls that were sent until then, and whose instance is not known, are lost; zero: none
+	unknown   time.Time // when the first call without a known instance was sent; zero: there is no such call
+	lostUntil time.Time // calls without a known instance that were sent until then are lost; zero: no call is lost
 }
 
-// served says that the calls that were sent before a ping of their topic are not waiting there any more.
+// served is an answered ping of a topic. The calls that were sent before the ping no longer wait in the topic.
 type served struct{ pinged, answered time.Time }
 
 type routeKey struct{ iface, host string }
@@ -86,13 +88,13 @@ func (r *route) count(w *waiter) {
 	}
 }
 
-// suspicious reports whether a call has no heartbeat although it wants one.
+// suspicious reports whether a call has waited for its first heartbeat for suspectAfter.
 func (r *route) suspicious(now time.Time) bool {
 	return !r.unknown.IsZero() && now.Sub(r.unknown) >= suspectAfter
 }
 
-// pingDue reports whether the topic is to be pinged: an instance is gone that may have had a call, or no instance is left, so that
-// calls wait in the topic until the broker removes it.
+// pingDue reports whether the topic is to be pinged. It is pinged if an instance that may have had a call is gone. It is also pinged
+// if no instance is left: then calls wait in the topic until the broker removes it.
 func (r *route) pingDue(now time.Time) bool {
 	quiet := now.Sub(r.pinged)
 	if r.unknown.IsZero() || quiet < suspectAfter {
@@ -108,10 +110,10 @@ func (r *route) pingDue(now time.Time) bool {
 	return !left && r.suspicious(now) && (quiet >= awayEvery || !r.missing.IsZero())
 }
 
-// pingFound notes that a ping has found the topic, or that the bus cannot tell.
+// pingFound records that a ping has found the topic, or that the bus cannot tell.
 func (r *route) pingFound() { r.missing = time.Time{} }
 
-// pingMissed notes that a ping has found no topic.
+// pingMissed records that a ping has found no topic.
 func (r *route) pingMissed(sent time.Time) {
 	if r.missing.IsZero() {
 		r.missing = sent
@@ -119,7 +121,7 @@ func (r *route) pingMissed(sent time.Time) {
 	r.missed = sent
 }
 
-// answered notes the answer to a ping of the topic.
+// answered records the answer to a ping of the topic.
 func (r *route) answered(s served) {
 	recent := r.served[:0]
 	for _, o := range r.served {
@@ -130,10 +132,15 @@ func (r *route) answered(s served) {
 	r.served = append(recent, s)
 }
 
-// lostBefore returns the time until which calls were sent that are lost, if their instance is not known: an instance that
-// lived then is gone, and they do not wait in the topic. Either no instance is left, or one has answered a ping of the topic
-// that was sent later, and has not sent a heartbeat for the call; or the broker has removed the topic with the calls in it. Servers that
-// name no instance send none, so where such ones are the result is zero: none is lost.
+// lostBefore returns a time. The calls without a known instance that were sent until then are lost: an instance that may have had
+// them is gone, and they do not wait in the topic. This is so in three cases:
+//
+//   - No instance is left.
+//   - An instance is left and has answered a ping of the topic that was sent after the calls. It has sent no heartbeat for them.
+//   - The broker has removed the topic, and the calls with it.
+//
+// Zero: no call is lost. The result is also zero while messages come that name no instance, because the loss of their servers cannot
+// be detected.
 func (r *route) lostBefore(now time.Time) time.Time {
 	if !r.nameless.IsZero() && now.Sub(r.nameless) < forgetAfter {
 		return time.Time{}
@@ -161,7 +168,7 @@ func (r *route) lostBefore(now time.Time) time.Time {
 	return gone
 }
 
-// forget drops what is not needed by a pending call, and reports whether nothing is left.
+// forget drops what no pending call needs, and reports whether the route itself is no longer needed.
 func (r *route) forget(now time.Time) bool {
 	if r.calls > 0 {
 		return false

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/internal/text"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/names"
 )
 
@@ -21,12 +21,12 @@ const (
 	// failure, doubled after each further one up to maxRedeliver, with jitter.
 	minRedeliver = 100 * time.Millisecond
 	maxRedeliver = 30 * time.Second
-	// maxRedeliveries is the number of servers that are lost while they have a message,
-	// after which the message counts as the cause and is dead-lettered. It is the default
+	// maxRedeliveries is the number of servers that may be lost while they have a message.
+	// Then the message counts as the cause and is dead-lettered. The number is the default
 	// delivery limit of RabbitMQ's quorum queues.
 	maxRedeliveries = 20
-	// republishStopTimeout is the timeout of publishing a message for its next delivery attempt, or as a dead letter,
-	// from the moment when the server begins to stop.
+	// republishStopTimeout is the timeout of publishing a message for its next delivery attempt, or as a dead letter. It
+	// runs from the moment when the server begins to stop.
 	republishStopTimeout = 10 * time.Second
 	// republishTimeout is the timeout of the same publishing while the server runs. The bus waits for the confirmation as
 	// long as its connection lives, so this timeout only prevents an endless wait.
@@ -330,8 +330,8 @@ func (s *Server) createDeadTopic(ctx context.Context, topic string) error {
 	return nil
 }
 
-// truncateLetter returns a dead letter that every bus can carry: it keeps the beginning of a payload and of metadata
-// that are too large, and Dead.Truncated says how many bytes the payload had.
+// truncateLetter returns a dead letter that every bus can carry. It keeps the beginning of a payload that is too large, and
+// drops most metadata. Dead.Truncated says how many bytes the payload had.
 func truncateLetter(m *bus.Message) *bus.Message {
 	c := *m
 	if len(c.Envelope()) > maxText {

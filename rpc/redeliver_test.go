@@ -23,7 +23,7 @@ import (
 // faulty is a bus that may refuse or lose each message that is published.
 type faulty struct {
 	*membus.Bus
-	// meet reports whether the message is published, and returns the error of Publish if not.
+	// meet reports whether the message is published. If not, it returns the error of Publish, which may be nil.
 	meet func(topic string, m *rpcbus.Message) (bool, error)
 }
 
@@ -332,7 +332,7 @@ func TestUnavailable(t *testing.T) {
 				pass(3 * time.Hour)
 				end := time.Duration(last.Load())
 				if st := srv.Stats(); st.DeadLettered != tt.dead || end < tt.within[0] || end > tt.within[1] || mistakes.Load() != 0 && mistakes.Load() != 10 {
-					t.Errorf("the last of %d runs, of which %d by mistake, was after %v, and %d dead letters; want %v and %d", runs.Load(), mistakes.Load(), end, st.DeadLettered, tt.within, tt.dead)
+					t.Errorf("the last of %d runs, of which %d had another error, was after %v, and %d dead letters; want %v and %d", runs.Load(), mistakes.Load(), end, st.DeadLettered, tt.within, tt.dead)
 				}
 			})
 		})

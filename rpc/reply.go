@@ -7,8 +7,8 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // minHeartbeat is the shortest interval between two heartbeats. If the caller wants the first one sooner, it is sent

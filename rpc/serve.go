@@ -17,12 +17,12 @@ type delivery struct {
 	*bus.Delivery
 
 	server   *Server
-	topic    string         // that delivered the message
-	id       string         // of the message, or a new one if the message has none
-	info     Info           // of the message
-	method   endpoint       // zero unless known
+	topic    string         // the topic that delivered the message
+	id       string         // the message's id, or a new one if the message has none
+	info     Info           // describes the message
+	method   endpoint       // the message's method; zero unless known
 	known    bool           // the server has a handler for the method
-	from     reqctx.Request // of the caller
+	from     reqctx.Request // the request of the caller
 	named    bool           // from is not empty
 	deadline time.Time      // by the monotonic clock, which does not jump; zero: none
 	slot     bool           // the delivery holds a handler slot
@@ -77,8 +77,8 @@ func (d *delivery) releaseSlot() {
 }
 
 // workLoop is one of the goroutines that run handlers. Only one of them receives at a time. When it has a slot and a
-// message, it first passes the receiving to another goroutine, by the baton or by starting one, and then handles its
-// message itself: no message changes goroutines.
+// message, it first passes the receiving on: by the baton to a waiting goroutine, or to a new one. Then it handles its
+// message itself, so no message changes goroutines.
 func (s *Server) workLoop(work context.Context, in *[4]inlet) {
 	for {
 		m, topic := s.receive(in)
@@ -214,7 +214,8 @@ func (s *Server) serveOneWay(ctx, work context.Context, d *delivery) {
 }
 
 // runOnce acknowledges a message before it runs the handler, so that the message is not handled twice. ran is false if
-// the message could not be acknowledged, or a copy of it runs, which only a bus that delivers twice sends.
+// the message could not be acknowledged, or if the handler of a copy runs. Only a bus that delivers a message twice sends a
+// copy.
 func (s *Server) runOnce(ctx context.Context, d *delivery) (resp any, err error, ran bool) { //nolint:revive // the error is the handler's
 	if err := d.Ack(); err != nil {
 		s.cfg.Logger.DebugContext(ctx, "message not acknowledged, left for its redelivery", "method", d.info.String(), "error", err)

@@ -33,8 +33,8 @@ type ServerConfig struct {
 	// Attempts that failed with Unavailable do not count. Default 10, which takes about a minute.
 	MaxDeliveries int
 	// MaxUnavailable is how long a cast of an AtLeastOnce method is delivered again while it fails with Unavailable.
-	// That code says that nothing was done, for example because a database cannot be reached. It bounds the sum of the delays
-	// between these attempts; then the cast is dead-lettered. Default 1 h.
+	// That code says that nothing was done, for example because a database cannot be reached. MaxUnavailable bounds the sum
+	// of the delays between these attempts. After that the cast is dead-lettered. Default 1 h.
 	MaxUnavailable time.Duration
 	// Interceptors run around each handler, the first outermost.
 	Interceptors []Interceptor
@@ -284,8 +284,8 @@ func (s *Server) consume(work context.Context, in [4]inlet, leave func()) {
 
 // Stop ends the subscriptions, waits until the handlers have returned and their
 // replies are sent, and returns nil. If ctx ends first, Stop cancels the handlers'
-// contexts and waits at most 1 s longer; its error, with code Timeout or Canceled,
-// names the requests that were cut off. Stop is idempotent, and returns at
+// contexts and waits at most 1 s longer. Then its error has code Timeout or Canceled,
+// and names the requests that were cut off. Stop is idempotent, and returns at
 // once if the server was never started.
 func (s *Server) Stop(ctx context.Context) error {
 	s.mu.Lock()

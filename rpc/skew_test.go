@@ -53,7 +53,7 @@ func (s *skewed) Subscribe(ctx context.Context, sub rpcbus.Subscription) (<-chan
 	return out, nil
 }
 
-// seen is a message whose times are shifted to the receiver's clock.
+// seen returns a copy of a message with its times shifted to the receiver's clock.
 func (s *skewed) seen(m *rpcbus.Message) *rpcbus.Message {
 	c := *m
 	if !m.Deadline.IsZero() {
@@ -142,7 +142,7 @@ func TestSkew(t *testing.T) {
 	}
 }
 
-// TestSkewLogged: calls to a server whose clock is wrong are one WARN a minute for the client, not one for each call.
+// TestSkewLogged: a client that calls a server with a wrong clock logs one WARN a minute, not one for each call.
 func TestSkewLogged(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

@@ -39,9 +39,13 @@ func topicOf(kind bus.Kind, iface, host string) string {
 	return iface
 }
 
-// CheckHost returns Invalid if a server cannot have the name: it is longer than 255 bytes, is not UTF-8, has
-// control characters, spaces, * or >, has an empty part between two dots, or its last part is the suffix of a
-// topic: calls, fanout or dlq. The empty name, [Any], is valid. The error names the fault.
+// CheckHost returns Invalid if a server cannot have the name. The error names the fault. The empty name, [Any], is
+// valid. Any other name must meet these rules:
+//
+//   - It has at most 255 bytes of UTF-8.
+//   - It has no control characters, spaces, * or >.
+//   - It has no empty part before, between or after dots.
+//   - Its last part is not the suffix of a topic: calls, fanout or dlq.
 func CheckHost(host string) error {
 	if host == Any {
 		return nil
@@ -79,8 +83,8 @@ func checkInterface(name string) error {
 	return fault.New(fault.Invalid, "interface name %.300q of %d bytes is not valid: it %s", name, len(name), wrong)
 }
 
-// checkTopics returns Invalid if the name of the interface or of the host is not valid, or if a topic of the interface would have more than maxTopic
-// bytes. Zero: no such limit. The longest topic of a host is the one of its calls.
+// checkTopics returns Invalid if the name of the interface or of the host is not valid, or if a topic of the interface would have more
+// than maxTopic bytes. If maxTopic is zero, there is no such limit. The longest topic of a host is that of its calls.
 func checkTopics(maxTopic int, iface, host string) error {
 	if err := cmp.Or(checkInterface(iface), CheckHost(host)); err != nil {
 		return err

@@ -247,7 +247,7 @@ func TestAllocations(t *testing.T) {
 			}
 			few, many := count(boxes(500)), count(boxes(5000))
 			t.Logf("counts only %t, %s: %g allocations for 500 hosts, %g for 5000", countsOnly, name, few, many)
-			if many > few+20 { // lists that grow
+			if many > few+20 { // 20 for lists that grow
 				t.Errorf("counts only %t, %s: %g allocations for 500 hosts, %g for 5000", countsOnly, name, few, many)
 			}
 		}
@@ -280,7 +280,7 @@ func TestByHand(t *testing.T) {
 }
 
 // BenchmarkRejections measures the cost of a reason for every rejected host: without reasons, with one reason for all
-// hosts, whose format is kept once, with two reasons that alternate, and with a text for each host.
+// hosts, with two reasons that alternate, and with a text for each host. The format of one reason for all is kept once.
 func BenchmarkRejections(b *testing.B) {
 	hosts := boxes(10_000)
 	full := scheduler.Reject("out of service")

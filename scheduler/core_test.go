@@ -168,8 +168,8 @@ func TestShuffle(t *testing.T) {
 	}
 }
 
-// TestRankMany: a batch chooses as many single decisions would, with the chosen host changed after
-// each.
+// TestRankMany: a batch chooses the same hosts as single decisions, between which the test places a request on the
+// chosen host.
 func TestRankMany(t *testing.T) {
 	t.Parallel()
 	seed := rand.Uint64()
@@ -251,7 +251,7 @@ func TestRankManyGroup(t *testing.T) {
 	clear(taken)
 	_, err = s.RankMany(t.Context(), spec{}, hosts, 4, func(n *node) *node { taken[n.name[:1]] = true; return n })
 	if want := "no valid host for 1 of 4 requests: 0 of 5 hosts: 5 anti"; err == nil || err.Error() != want {
-		t.Errorf("four of three racks: %v, want %s", err, want)
+		t.Errorf("four requests on three racks: %v, want %s", err, want)
 	}
 }
 

@@ -6,7 +6,7 @@ import (
 )
 
 // Picker chooses one of the feasible hosts by their totals and returns its index. totals has at least two elements, in
-// the order of the hosts; a Picker must neither keep nor change it. A Scheduler calls its Picker from one goroutine at a
+// the order of the hosts. A Picker must neither keep nor change it. A Scheduler calls its Picker from one goroutine at a
 // time.
 type Picker func(totals []float64, r *rand.Rand) int
 

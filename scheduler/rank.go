@@ -10,7 +10,7 @@ import (
 const blockSize = 256
 
 // ranking computes one decision: it filters the hosts, weighs the feasible ones and makes the Decision. Later decisions
-// use its memory again.
+// reuse its memory.
 type ranking[R any, H Host] struct {
 	s     *Scheduler[R, H]
 	ctx   context.Context //nolint:containedctx // only during the call
@@ -20,8 +20,8 @@ type ranking[R any, H Host] struct {
 	filters  []preparedFilter[R, H] // without those whose Prepare returned nil
 	feasible []H
 
-	counts     []int   // of rejected hosts, by filters and weighers
-	lastFormat []int32 // of rejections, by filters and weighers; -1: none
+	counts     []int   // the number of rejected hosts, for each filter, then for each weigher
+	lastFormat []int32 // the index of the format in rejected that was used last, for each of them; -1: none
 	rejected   rejections[H]
 
 	weighers []func(H) float64 // nil: Prepare returned nil

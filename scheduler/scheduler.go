@@ -62,9 +62,9 @@ type Weigher[R any, H Host] interface {
 	Prepare(ctx context.Context, req R, hosts []H) (func(H) float64, error)
 }
 
-// Weighted is a weigher with its multiplier. The total of a host is the sum of its scaled scores, which are between 0
-// (the lowest raw score of the decision) and 1 (the highest), each times its multiplier. A negative Multiplier prefers low raw scores. With 0 the decision shows the scores,
-// but they do not count.
+// Weighted is a weigher with its multiplier. The total of a host is the sum of its scaled scores, each times its multiplier.
+// A scaled score is between 0 (the lowest raw score of the decision) and 1 (the highest). A negative Multiplier prefers low
+// raw scores. With 0 the decision shows the scores, but they do not count.
 type Weighted[R any, H Host] struct {
 	Weigher    Weigher[R, H]
 	Multiplier float64
@@ -151,8 +151,12 @@ type Scheduler[R any, H Host] struct {
 	mu       sync.Mutex // guards cfg.Rand
 }
 
-// New returns a Scheduler. Invalid: a filter or a weigher is nil or has no name; two filters, or two weighers, have the
-// same name; a multiplier is NaN, or its absolute value is greater than 1e100; MaxRanked is negative.
+// New returns a Scheduler. It returns Invalid in these cases:
+//
+//   - A filter or a weigher is nil or has no name.
+//   - Two filters, or two weighers, have the same name.
+//   - A multiplier is NaN, or its absolute value is greater than 1e100.
+//   - MaxRanked is negative.
 func New[R any, H Host](cfg Config[R, H]) (*Scheduler[R, H], error) {
 	cfg.Filters, cfg.Weighers = slices.Clone(cfg.Filters), slices.Clone(cfg.Weighers)
 	s := &Scheduler[R, H]{}
@@ -202,8 +206,8 @@ func checkNamed(kind, field string, i int, v interface{ Name() string }, names [
 
 // Rank orders the feasible hosts. The host that the picker chose is the first; the others follow as alternates, best
 // first. Hosts with equal totals keep the order of hosts. If no host is feasible, the error is [ErrNoValidHost], and the
-// decision is not nil: it has the reasons, and with Config.CountsOnly only their counts. Other errors come from ctx, a filter or a weigher;
-// then the decision is nil.
+// decision is not nil: it has the reasons, or with Config.CountsOnly only their counts. Other errors come from ctx, a filter
+// or a weigher; then the decision is nil.
 //
 // Rank blocks as long as filters and weighers do. It does not change hosts, and keeps only those that are in the
 // decision.

@@ -59,7 +59,7 @@ func TestErrorsEndTheDecision(t *testing.T) {
 	t.Parallel()
 	boom := errors.New("boom")
 	broken := prepared{"broken", func([]*node) (func(*node) scheduler.Verdict, error) { return nil, boom }}
-	cancelled, cancel := context.WithCancel(t.Context())
+	canceled, cancel := context.WithCancel(t.Context())
 	cancel()
 	for _, tt := range []struct {
 		name string
@@ -70,8 +70,8 @@ func TestErrorsEndTheDecision(t *testing.T) {
 	}{
 		{"filter", t.Context(), config{Filters: []filter{broken}}, boom, "filter broken: boom"},
 		{"weigher", t.Context(), config{Weighers: []weighted{{Weigher: failingWeigher{boom}, Multiplier: 1}}}, boom, "weigher broken: boom"},
-		{"context in filters", cancelled, config{Filters: []filter{room()}}, context.Canceled, "context canceled"},
-		{"context in weighers", cancelled, config{Weighers: []weighted{byFree(1)}}, context.Canceled, "context canceled"},
+		{"context in filters", canceled, config{Filters: []filter{room()}}, context.Canceled, "context canceled"},
+		{"context in weighers", canceled, config{Weighers: []weighted{byFree(1)}}, context.Canceled, "context canceled"},
 	} {
 		d, err := mustNew(t, tt.cfg).Rank(tt.ctx, spec{}, fleet())
 		if !errors.Is(err, tt.err) || err.Error() != tt.text || d != nil {

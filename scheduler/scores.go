@@ -6,7 +6,7 @@ import (
 )
 
 // scoreTable holds the scores of the feasible hosts of a decision. Each weigher has a column of raw scores and a column
-// of scaled scores, with an element for each host. Each host has a total. Later decisions use its memory again.
+// of scaled scores, with an element for each host. Each host has a total. Later decisions reuse its memory.
 type scoreTable struct {
 	multipliers []float64 // one for each weigher
 
@@ -170,8 +170,8 @@ func (t *scoreTable) removeRow(host int) {
 	}
 }
 
-// updateRange computes the range of a weigher's column again after raw scores were added or removed: those in changed. If the
-// range is a new one, updateRange scales the column again and returns true.
+// updateRange computes the range of a weigher's column again. changed has the raw scores that were added or removed. If the
+// range has changed, updateRange scales the column again and returns true.
 func (t *scoreTable) updateRange(weigher int, changed ...float64) bool {
 	old := t.ranges[weigher]
 	isInside := func(x float64) bool { return old.low < x && x < old.high }

@@ -23,13 +23,13 @@ func TestScale(t *testing.T) {
 		wantOrder  string
 	}{
 		{"spread", []float64{2, 10, 4}, 1, []float64{0, 1, 0.25}, "b c a"},
-		{"all equal are 0, not 1", []float64{7, 7, 7}, 1, []float64{0, 0, 0}, "a b c"},
+		{"equal raw scores become 0, not 1", []float64{7, 7, 7}, 1, []float64{0, 0, 0}, "a b c"},
 		{"negative weights", []float64{-2, -10, -4}, 1, []float64{1, 0, 0.75}, "a c b"},
 		{"negative multiplier", []float64{2, 10, 4}, -1.5, []float64{0, 1, 0.25}, "a c b"},
 		{"zero multiplier", []float64{2, 10, 4}, 0, []float64{0, 1, 0.25}, "a b c"},
 		{"ties in the order given", []float64{10, 2, 10}, 1, []float64{1, 0, 1}, "a c b"},
-		{"a span beyond float64", []float64{-math.MaxFloat64, math.MaxFloat64, 0}, 1, []float64{0, 1, 0.5}, "b c a"},
-		{"one survivor is not weighed", []float64{5}, 1, nil, "a"},
+		{"a range above the largest float64", []float64{-math.MaxFloat64, math.MaxFloat64, 0}, 1, []float64{0, 1, 0.5}, "b c a"},
+		{"a single feasible host is not weighed", []float64{5}, 1, nil, "a"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -25,16 +25,16 @@ type AdminConfig struct {
 	Addr string
 	// Hosts are the names and addresses by which clients on other machines reach the listener, such as
 	// "node1.example.org". Default: none. An Addr that is not a loopback address is valid only with Hosts:
-	// set them only where a firewall admits operators alone. A request over TCP whose Host
-	// header names neither one of Hosts nor this machine ("localhost", 127.0.0.1, [::1]) is
-	// refused, so that a web page cannot reach the listener through a DNS name of its own.
+	// set them only where a firewall lets only operators through.
+	// A request over TCP is refused if its Host header names neither one of Hosts nor this machine ("localhost",
+	// 127.0.0.1, [::1]). So a web page cannot reach the listener through a DNS name of its own.
 	Hosts []string
 	// Metrics serves /metrics. Default: /metrics does not exist.
 	Metrics http.Handler
 	// Config returns what /debug/config shows, as JSON: each option's value and where the value
 	// came from, without secrets. It must be safe for concurrent use. Default: an empty object.
 	Config func() any
-	// Level is the log level that /debug/loglevel shows and sets. Default: both answer 501.
+	// Level is the log level that /debug/loglevel shows and sets. Default: GET and PUT are answered with 501.
 	Level *slog.LevelVar
 }
 
@@ -61,7 +61,7 @@ func isLoopback(host string) bool {
 	return err == nil && ip.IsLoopback() || strings.EqualFold(host, "localhost")
 }
 
-// Admin returns a part that serves an operator, by default of this machine only:
+// Admin returns a part with an HTTP listener for operators. By default only clients on this machine can reach it:
 //
 //	GET  /livez                 200 while the process serves requests
 //	GET  /readyz                200 or 503, with the name and the error of each check
@@ -119,8 +119,8 @@ func (a *App) Admin(cfg AdminConfig) *HTTPPart {
 }
 
 // guard refuses requests that a web page in a browser on this machine could send. A browser sends the
-// page's origin in the Origin header; and if the page's own DNS name points to this machine, that name is in the
-// Host header.
+// page's origin in the Origin header. If the page's own DNS name points to this machine, the browser may send no Origin,
+// but that name is in the Host header.
 func (c AdminConfig) guard(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		host := r.Host

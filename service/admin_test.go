@@ -37,7 +37,7 @@ func running(t *testing.T, app *service.App, cfg service.AdminConfig) (url strin
 	go func() { ended <- app.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		<-ended //nolint:errcheck // tests that mind run it themselves
+		<-ended //nolint:errcheck // a test that checks the error calls Run itself
 	})
 	for app.Ready(t.Context()) != nil && strings.HasSuffix(admin.Addr(), ":0") {
 		select {
@@ -124,7 +124,7 @@ func ask(t *testing.T, method, url, body string, header ...string) (int, string)
 	return res.StatusCode, string(out)
 }
 
-// TestAdmin: each page, and its reply to a wrong request.
+// TestAdmin: each page replies as documented, also to a wrong request.
 func TestAdmin(t *testing.T) {
 	t.Parallel()
 	var level slog.LevelVar
@@ -197,8 +197,8 @@ func TestAdmin(t *testing.T) {
 	}
 }
 
-// TestInflight: the work that has begun and has not ended, the oldest first, whatever the order in
-// which it ends.
+// TestInflight: List returns the work that has begun and has not ended, the oldest first. The order in
+// which work ends does not matter.
 func TestInflight(t *testing.T) {
 	t.Parallel()
 	var f service.Inflight
@@ -338,8 +338,8 @@ func TestSocketDirectory(t *testing.T) {
 	}
 }
 
-// TestHungCheck: a check that hangs makes the App not ready, is not called again while it
-// does, and delays no caller longer than its timeout.
+// TestHungCheck: a check that hangs makes the App not ready. It is not called again while it
+// hangs, and delays no caller longer than its timeout.
 func TestHungCheck(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -376,8 +376,8 @@ func TestHungCheck(t *testing.T) {
 	})
 }
 
-// TestRunNow: a call on demand, also of a loop that is disabled, never at the same time
-// as another.
+// TestRunNow: RunNow calls the function of a loop, also of one that is disabled, but never while another call
+// runs.
 func TestRunNow(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -422,8 +422,8 @@ func TestRunNow(t *testing.T) {
 	})
 }
 
-// TestUnixSocket: only the user can use it; the socket of a killed process is replaced, what
-// is in use, or is not a socket, is left alone.
+// TestUnixSocket: only the user of the process can use the socket. Start replaces the socket of a killed process. It
+// does not replace a socket in use, or a file that is not a socket.
 func TestUnixSocket(t *testing.T) {
 	t.Parallel()
 	path := filepath.Join(t.TempDir(), "admin.sock")

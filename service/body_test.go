@@ -21,12 +21,13 @@ import (
 	"github.com/armature-go/armature/service/api"
 )
 
-// unread is a server with handlers that read a body and handlers that do not: a plain one, and those of package api.
+// unread starts a server with handlers that read a body and handlers that do not. Some are plain handlers, others belong to
+// package api.
 func unread(t *testing.T, cfg service.HTTPConfig) *service.HTTPPart {
 	t.Helper()
 	log := slog.New(slog.DiscardHandler)
 	m := api.New(api.Config{
-		Logger: log, BodyTimeout: -1, // the server's own counts
+		Logger: log, BodyTimeout: -1, // so that the server's own timeout ends the wait
 		Authenticate: func(*http.Request) (reqctx.Request, error) {
 			return reqctx.Request{}, fault.New(fault.Unauthenticated, "who?")
 		},
@@ -93,7 +94,7 @@ func TestUnsentBodies(t *testing.T) {
 	}
 	done := make(chan struct{})
 	go func() { clients.Wait(); close(done) }()
-	for served := false; ; { // the others
+	for served := false; ; { // requests of other clients
 		select {
 		case <-done:
 			if !served {

@@ -16,11 +16,11 @@ type Check struct {
 	Name string
 	// Err is the reason why the part is not ready, or nil.
 	Err error
-	// Took is how long the check took. If the check still runs, it is how long it has been running.
+	// Took is how long the check took. For a check that still runs, Took is how long it has been running.
 	Took time.Duration
 }
 
-// checking is a [Checker] with its running call. There is at most one, because a check that
+// checking is a [Checker] with its running call. At most one call runs at a time, because a check that
 // hangs must not be called again.
 type checking struct {
 	checker Checker
@@ -44,7 +44,7 @@ func (c *checking) check(ctx context.Context, timeout time.Duration) (time.Durat
 	if run == nil {
 		run = &checkRun{began: time.Now(), done: make(chan struct{})}
 		c.run = run
-		// All callers that come meanwhile share the call, so it must not end with the first caller's context.
+		// Callers that arrive while the check runs share the call, so it must not end with the first caller's context.
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		go func() {
 			defer cancel()
@@ -79,9 +79,9 @@ const grace = time.Second
 // errHung is the error of a check that does not return when its context ends.
 var errHung = errors.New("the check hangs")
 
-// Checks calls every [Checker] at the same time, and returns the results in the order of
-// the parts. A check that does not return within CheckTimeout and one second, or before ctx ends, has
-// failed with Timeout; it is not called again while it hangs. Checks is safe for concurrent use.
+// Checks calls all [Checker]s at the same time, and returns the results in the order of
+// the parts. If a check does not return within CheckTimeout plus one second, or before ctx ends, its result is
+// Timeout. A check is not called again while it hangs. Checks is safe for concurrent use.
 func (a *App) Checks(ctx context.Context) []Check {
 	var out []Check
 	var wg sync.WaitGroup

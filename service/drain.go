@@ -25,7 +25,7 @@ func (a *App) drain(life context.Context, n int) error {
 	if wasReady && a.cfg.DrainDelay > 0 {
 		<-time.After(a.cfg.DrainDelay)
 	}
-	// The work is logged just before the deadline: work that is cut off leaves the list.
+	// The work is logged just before the deadline, because work that is cut off leaves the list.
 	defer time.AfterFunc(a.cfg.DrainTimeout-min(a.cfg.DrainTimeout/10, 20*time.Millisecond), func() { a.logInflight(ctx, logger) }).Stop()
 	var errs []error
 	var late []string
@@ -52,7 +52,7 @@ func (a *App) drain(life context.Context, n int) error {
 			a.cfg.Name, a.cfg.DrainTimeout, strings.Join(late, ", ")))
 	}
 	level := slog.LevelInfo
-	if life.Err() == nil { // after a failed start the last line is to be its error, which main logs
+	if life.Err() == nil { // after a failed start, the last line should be the start's error, which main logs
 		level = slog.LevelDebug
 	}
 	logger.Log(ctx, level, "stopped", "took", time.Since(begin), "cut_off", late)
@@ -67,7 +67,8 @@ func (a *App) logInflight(ctx context.Context, logger *slog.Logger) {
 	}
 }
 
-// hardStop is how long a part may take to return after the drain's deadline, and a reload after the drain's begin.
+// hardStop is how long a part may take to return after the drain's deadline, and how long a reload may take to return
+// after the drain has begun.
 const hardStop = time.Second
 
 // callWithin calls f and returns at most hardStop after ctx has ended. An f that does not return by then is

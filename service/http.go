@@ -34,19 +34,19 @@ const (
 type HTTPConfig struct {
 	// Addr is "host:port" or "unix:/path/of.sock". With port 0 the system chooses the port, see
 	// [HTTPPart.Addr]. Only the user of the process can connect to a Unix socket. If the directory of the
-	// socket does not exist, Start makes it, with mode 0750. Start replaces a socket that refuses connections: its process
-	// was killed. It never removes another file or socket.
+	// socket does not exist, Start makes it, with mode 0750. Start replaces a socket that refuses connections, because
+	// the socket's process was killed. It never removes another file or socket.
 	Addr string
 	// Handler serves the requests.
 	Handler http.Handler
 	// CertFile and KeyFile are the server's certificate chain and its key, in PEM form. With them the part
-	// serves HTTPS, with HTTP/1.1 and HTTP/2, TLS 1.2 or later. They are read again on SIGHUP, and when a
-	// client connects after they have changed, at most once in each CertInterval. If the new files cannot
-	// be used, the old certificate stays in use and the log has the error. Default: HTTP without TLS.
+	// serves HTTPS, with HTTP/1.1 and HTTP/2, TLS 1.2 or later. The files are read again on SIGHUP. They are also read
+	// when a client connects after they have changed; this is checked at most once in each CertInterval. If the new
+	// files cannot be used, the old certificate stays in use and the log has the error. Default: HTTP without TLS.
 	CertFile, KeyFile string
 	// ClientCAFile has the certificates, in PEM form, of the authorities that sign the certificates of
-	// clients. With it a client without such a certificate cannot connect. It needs CertFile and KeyFile,
-	// and is read again with them. Default: clients need no certificate.
+	// clients. If it is set, a client without such a certificate cannot connect. ClientCAFile needs CertFile and
+	// KeyFile, and is read again with them. Default: clients need no certificate.
 	ClientCAFile string
 	// CertInterval is the minimum time between two checks whether the files have changed. Default 10 s.
 	CertInterval time.Duration
@@ -57,13 +57,13 @@ type HTTPConfig struct {
 	// on. It applies to every request, even if the Handler never reads the body. The connection of a
 	// client that is too slow is closed. Default 30 s; negative: no limit.
 	BodyTimeout time.Duration
-	// IdleTimeout is how long a connection may have no request. Then it is closed. Default 2 minutes.
+	// IdleTimeout is how long a connection without a request stays open. Default 2 minutes.
 	IdleTimeout time.Duration
 }
 
-// Validate returns Invalid if Addr is malformed, or if CertFile, KeyFile or ClientCAFile cannot be used. It reads
-// the files and opens no socket. It does not check Handler, so that a command can check a configuration.
-// [HTTPPart.Start] makes the same checks, and checks Handler, too.
+// Validate returns Invalid if Addr is malformed, or if CertFile, KeyFile or ClientCAFile cannot be used, and Denied if
+// other users can read or change KeyFile. It reads the files and opens no socket. It does not check Handler, so that a
+// command can check a configuration. [HTTPPart.Start] makes the same checks, and checks Handler, too.
 func (c HTTPConfig) Validate() error {
 	if err := c.checkAddr(); err != nil {
 		return err
@@ -138,6 +138,7 @@ func (p *HTTPPart) bind(a *App, name string) {
 // values of ctx, but do not end with ctx. Errors:
 //
 //   - Invalid: Handler is nil, Addr is malformed, or a file for TLS cannot be used.
+//   - Denied: other users can read or change KeyFile.
 //   - Conflict: another process listens on the address.
 //   - Canceled or Timeout: ctx has ended.
 //   - Internal: every other error of the system, such as a path that exists and is not a socket.
@@ -282,7 +283,7 @@ func (p *HTTPPart) Addr() string {
 func (p *HTTPPart) Failed() <-chan error { return p.failed }
 
 // Reload reads the certificate files again. It does nothing without TLS or before Start. Errors: Invalid if the files cannot
-// be used; the old certificate stays in use.
+// be used, and Denied if other users can read or change KeyFile. After an error the old certificate stays in use.
 func (p *HTTPPart) Reload(ctx context.Context) error {
 	p.mu.Lock()
 	certs := p.certs
@@ -293,7 +294,7 @@ func (p *HTTPPart) Reload(ctx context.Context) error {
 	return certs.load(ctx)
 }
 
-// Drain implements [Drainer] as [NewHTTP] says.
+// Drain implements [Drainer], see [NewHTTP].
 func (p *HTTPPart) Drain(ctx context.Context) error {
 	p.mu.Lock()
 	srv, cancel := p.server, p.cancel
@@ -311,5 +312,6 @@ func (p *HTTPPart) Drain(ctx context.Context) error {
 	return err
 }
 
-// Stop does what Drain does, unless Drain was called. Repeated calls, and a call without a Start, do nothing.
+// Stop does what Drain does, unless Drain was called before. Repeated calls do nothing, and neither does a call without
+// a Start.
 func (p *HTTPPart) Stop(ctx context.Context) error { return p.Drain(ctx) }

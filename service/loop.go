@@ -51,12 +51,13 @@ type LoopStats struct {
 }
 
 // Loop returns a [Part] that calls f periodically. The first call starts after a random
-// part of every, so that processes that start at the same time do not call f at the same time. From then on
-// a call starts once in every interval of length every. Calls never overlap: after a call that takes longer than
-// every, the next call starts at the next multiple of every. The loop continues after an error or a panic. Of
-// consecutive failures the first one, each panic, and one a minute are logged as ERROR, the others as DEBUG, and the
-// success that ends them as INFO. The context of each call has its own request id. Stop cancels the context of a
-// running call and waits for its end.
+// time of less than every, so that processes that start at the same time do not call f at the same time. From then
+// on a call starts once in every interval of length every. Calls never overlap: after a call that takes longer than
+// every, the next call starts at the next multiple of every.
+//
+// The loop continues after an error or a panic. Of consecutive failures, the first one, each panic, and one a minute
+// are logged as ERROR, and the others as DEBUG. The success that ends them is logged as INFO. The context of each call
+// has its own request id. Stop cancels the context of a running call and waits for its end.
 //
 // If every is negative, only [LoopPart.RunNow] calls f. Loop panics if every is 0, which is a programmer's
 // error. Work that must be done before the service is ready belongs in a Start, not in a loop.
@@ -196,7 +197,8 @@ func (l *LoopPart) callOnce(ctx context.Context) error {
 // errPanic means that the function has panicked.
 var errPanic = errors.New("panic")
 
-// callRecovered calls f and turns a panic into an error. The methods of the error that it returns do not panic.
+// callRecovered calls f and turns a panic into an error. It also calls the methods of f's error: some panic, for example
+// on a nil pointer, and then the result is the error of that panic.
 func (l *LoopPart) callRecovered(ctx context.Context) (err error) {
 	defer func() {
 		if r := recover(); r != nil {
@@ -204,7 +206,7 @@ func (l *LoopPart) callRecovered(ctx context.Context) (err error) {
 		}
 	}()
 	if err = l.f(ctx); err != nil {
-		_, _ = err.Error(), errors.Is(err, errPanic) // a panic in them, such as of a nil pointer in err, is one of f
+		_, _ = err.Error(), errors.Is(err, errPanic)
 	}
 	return err
 }

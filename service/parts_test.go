@@ -183,8 +183,8 @@ func TestHTTPBoundsHeaders(t *testing.T) {
 	}
 }
 
-// TestLoopInterval counts calls on the fake clock: the first within one interval,
-// then one in each interval. No call is doubled, and no calls pile up behind a slow one.
+// TestLoopInterval counts calls on the fake clock: the first starts within one interval,
+// then one starts in each interval. After a slow call no calls are made up for.
 func TestLoopInterval(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -195,7 +195,7 @@ func TestLoopInterval(t *testing.T) {
 			at = append(at, time.Since(begin))
 			ids[reqctx.From(ctx).ID] = true
 			if len(at) == 2 {
-				<-time.After(150 * time.Second) // misses two turns
+				<-time.After(150 * time.Second) // the next two intervals begin meanwhile
 			}
 			return nil
 		})
@@ -214,10 +214,10 @@ func TestLoopInterval(t *testing.T) {
 			t.Error("called after Stop")
 		}
 		if at[0] >= time.Minute {
-			t.Errorf("first call after %v, want less than the spacing", at[0])
+			t.Errorf("first call after %v, want less than one interval", at[0])
 		}
 		if n != 8 || len(ids) != n {
-			t.Errorf("%d calls under %d ids, want 8: ten turns, two of them missed", n, len(ids))
+			t.Errorf("%d calls under %d ids, want 8: one in each of ten intervals, except two during the slow call", n, len(ids))
 		}
 		for i := 1; i < n; i++ {
 			want := time.Minute

@@ -24,8 +24,8 @@ func (a *App) AddReport(name string, write func(io.Writer) error) {
 
 // Report writes a report for an operator who looks for a fault: the build, the phase, the
 // checks, the running work with its age, the loops, the added sections, and every
-// goroutine's stack. oslo.reports calls it a Guru Meditation Report. It blocks as [App.Checks] does, and
-// returns the first error of w. It is safe for concurrent use.
+// goroutine's stack. oslo.reports calls such a report a Guru Meditation Report. Report blocks as [App.Checks] does,
+// and returns the first error of w. It is safe for concurrent use.
 func (a *App) Report(ctx context.Context, w io.Writer) error {
 	r := &reporter{w: w}
 	r.printf("==== %s: report of %s ====\n", a.cfg.Name, time.Now().UTC().Format(time.RFC3339))

@@ -29,7 +29,6 @@ import (
 	"errors"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"os"
 	"slices"
 	"sync"
@@ -37,6 +36,7 @@ import (
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // Part is a component that is started and stopped with the process, such as a listener,
@@ -54,36 +54,38 @@ type Part interface {
 	Stop(ctx context.Context) error
 }
 
-// Failer is a [Part] that can fail after its start. The first error that the App receives
-// drains it, and [App.Run] returns this error. Failed is called once, after Start. The
+// Failer is a [Part] that can fail after its start. The first error from such a channel makes the App
+// drain, and [App.Run] returns this error. Failed is called once, after Start has succeeded. The
 // channel may be closed without an error, or stay open.
 type Failer interface {
 	Failed() <-chan error
 }
 
 // Drainer is a [Part] that takes work. Drain is called before any part is stopped, in
-// reverse order. It takes no new work and waits for the running work, which may still use
+// reverse order. Drain takes no new work and waits for the running work, which may still use
 // every part that was added before. When ctx ends, Drain cancels the running work and returns
 // ctx's error within a second. Stop follows. A part that is not a Drainer does all of this in Stop.
 type Drainer interface {
 	Drain(ctx context.Context) error
 }
 
-// Reloader is a [Part] that can change its configuration while it runs. Reload is called
-// for SIGHUP, of one part after the other, in their order. SIGHUPs that come while a reload waits for
-// another one are one reload. A Reload that returns an
-// error must leave the part as it was. The error ends the reload, so later parts keep
-// their configuration, see [App.Reload]: add the part of the options first. ctx ends after a minute,
-// or when the drain begins. The drain does not wait for Reload, so Drain and Stop may be called while Reload
-// runs. A Reload that runs for more than 1 s after the beginning of the drain is abandoned.
+// Reloader is a [Part] that can change its configuration while it runs. On SIGHUP the App calls
+// Reload of one part after the other, in their order. Several SIGHUPs that arrive while another reload
+// runs cause only one further reload.
+//
+// A Reload that returns an error must leave the part as it was. The error ends the reload, so that the later
+// parts keep their configuration, see [App.Reload]. Therefore add the part that reads the options first.
+//
+// ctx ends after a minute, or when the drain begins. The drain does not wait for Reload, so Drain and Stop may
+// be called while Reload runs. A Reload that runs for more than 1 s after the drain has begun is abandoned.
 type Reloader interface {
 	Reload(ctx context.Context) error
 }
 
 // Checker is a [Part] that may be not ready although it has started, such as an RPC
 // server whose broker cannot be reached. Check returns the reason, or nil if the part is ready. Its ctx
-// ends after [Config].CheckTimeout. Check must be safe for concurrent use: it is also called while the part is
-// started, reloaded or stopped.
+// ends after [Config].CheckTimeout. Check must be safe for concurrent use and in every phase: it is also called
+// before the part is started, and while the part is started, reloaded or stopped.
 type Checker interface {
 	Check(ctx context.Context) error
 }
@@ -94,7 +96,7 @@ type Config struct {
 	Name string
 	// DrainDelay is the time between the moment when the App becomes not ready and the drain of the
 	// first part. Parts still take work in this time, so that load balancers can stop sending requests
-	// first. It counts as a part of DrainTimeout and must be less. Default 0.
+	// first. DrainDelay is a part of DrainTimeout and must be less. Default 0.
 	DrainDelay time.Duration
 	// DrainTimeout bounds the whole drain. Work that still runs at its end is cut off.
 	// Default 60 s. It should be less than the time after which the supervisor, such as systemd, kills
@@ -174,8 +176,8 @@ func New(cfg Config) *App {
 func (a *App) Add(name string, p Part) { a.AddLabeled(name, "", p) }
 
 // AddLabeled is [App.Add] with a label that tells an operator what to look at, such as "option transport_url".
-// Errors and log lines about a start that fails or waits, and about a failure, have the label after the name.
-// Checks, loops and metrics have the name alone.
+// Errors and log lines about the part have the label besides the name. So has /readyz while the App waits for
+// the part to start. Checks, loops and metrics have the name alone.
 func (a *App) AddLabeled(name, label string, p Part) {
 	switch {
 	case name == "" || p == nil:
@@ -204,14 +206,19 @@ func (a *App) Inflight() *Inflight { return &a.inflight }
 func (a *App) Started() <-chan struct{} { return a.started }
 
 // Run starts the parts in the order in which they were added. It blocks until ctx ends, SIGTERM or
-// SIGINT arrives, or a [Failer] fails, and then drains: the App becomes not ready, DrainDelay
+// SIGINT arrives, or a [Failer] fails. Then it drains: the App becomes not ready, DrainDelay
 // passes, and the parts are drained and then stopped in reverse order, within DrainTimeout in total. A
 // second SIGTERM or SIGINT exits the process at once with status 1.
 //
-// Run returns nil if it was asked to stop and every part has stopped. Otherwise the error names
-// the part that did not start (the parts before it are stopped), the part that failed,
-// the parts whose Drain or Stop returned an error, and, with code Timeout, the parts that were cut off.
-// Invalid: DrainDelay is not less than DrainTimeout. Precondition: Run was called before; an App runs once.
+// Run returns nil if it was asked to stop and every part has stopped. Otherwise the error names these parts:
+//
+//   - the part that did not start; the parts before it are stopped;
+//   - the part that failed;
+//   - the parts whose Drain or Stop returned an error;
+//   - the parts that were cut off, with code Timeout.
+//
+// Other errors are Invalid if DrainDelay is not less than DrainTimeout, and Precondition if Run was called
+// before, because an App runs once.
 func (a *App) Run(ctx context.Context) error {
 	if a.cfg.DrainDelay >= a.cfg.DrainTimeout {
 		return fault.New(fault.Invalid, "%s: drain delay %s leaves no time for the drain, whose timeout is %s: choose a shorter delay",
@@ -291,12 +298,12 @@ func (n *namedPart) watchFailure(failed <-chan error, end context.CancelCauseFun
 	}
 }
 
-// maxStartDelay is the maximum back-off between two attempts to start a part.
-const maxStartDelay = 5 * time.Second
+// Bounds of the back-off between two attempts to start a part.
+const minStartDelay, maxStartDelay = 200 * time.Millisecond, 5 * time.Second
 
 // startPart starts a part. It repeats the attempt, with a back-off, as long as the error is Unavailable.
 func (a *App) startPart(ctx context.Context, p namedPart) error {
-	delay := 100 * time.Millisecond
+	delay := backoff.Backoff{Min: minStartDelay, Max: maxStartDelay}
 	logged := map[string]bool{} // by reason
 	for attempt := 1; ; attempt++ {
 		err := p.Start(ctx)
@@ -317,12 +324,7 @@ func (a *App) startPart(ctx context.Context, p namedPart) error {
 		}
 		a.waiting.Store(failed) // after the log line, so that an operator who sees it at /readyz finds the line
 		a.sd.waiting(failed)
-		delay = min(2*delay, maxStartDelay)
-		t := time.NewTimer(delay/2 + rand.N(delay/2))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !delay.Wait(ctx) {
 			return failed
 		}
 	}

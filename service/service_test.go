@@ -143,8 +143,8 @@ func TestStartFails(t *testing.T) {
 	}
 }
 
-// TestStopWhileStarting: a start that takes long ends when the App is stopped, and that is not
-// a failure.
+// TestStopWhileStarting: a start that takes long ends when the App is stopped, and Run returns no
+// error.
 func TestStopWhileStarting(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -234,7 +234,7 @@ func TestDrainIsOneDeadline(t *testing.T) {
 	})
 }
 
-// TestDrainContextIsAlive: the parts are stopped with another context than the one
+// TestDrainContextIsAlive: the context of the parts' Stop is not the one
 // that was canceled to stop the App.
 func TestDrainContextIsAlive(t *testing.T) {
 	t.Parallel()
@@ -374,8 +374,8 @@ func (p *awayPart) Start(context.Context) error {
 
 func (*awayPart) Stop(context.Context) error { return nil }
 
-// TestStartWaits: a part whose Start returns Unavailable is started again until it works; one warning
-// names the part for which the App waits, with its label; so does the error of Ready.
+// TestStartWaits: a part whose Start returns Unavailable is started again until it works. One warning
+// and the error of Ready name the part for which the App waits, with its label.
 func TestStartWaits(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -440,8 +440,8 @@ func TestStartWaitsForAnother(t *testing.T) {
 	})
 }
 
-// TestStartGivesUp: any other error ends the start at once; the error has the label, and its log line is
-// the last one. An App that waits can be stopped.
+// TestStartGivesUp: any other error ends the start at once. The error has the label, and no log line about a drain follows.
+// An App that waits can be stopped.
 func TestStartGivesUp(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -459,7 +459,7 @@ func TestStartGivesUp(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 		defer cancel()
 		if err := app.Run(ctx); err != nil {
-			t.Errorf("told to stop while it waits: %v", err)
+			t.Errorf("Run of an App that is stopped while it waits = %v, want nil", err)
 		}
 	})
 }

@@ -41,8 +41,8 @@ func (a *App) watchSignals(ctx context.Context, wg *sync.WaitGroup, end context.
 	})
 }
 
-// reloadOnSignal starts a reload, unless one that has not begun yet does this signal's work. While parts start, it only notes
-// the signal, and Run reloads when all have started.
+// reloadOnSignal starts a reload. It starts none if another reload waits to begin, because that one also serves this
+// signal. While parts start, it only notes the signal, and Run reloads when all parts have started.
 func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	if a.hangup.Swap(true) || a.phase.Load() != running {
 		return // a reload would end with READY=1, and systemd would take the start for complete
@@ -55,8 +55,9 @@ func (a *App) reloadOnSignal(ctx context.Context, wg *sync.WaitGroup) {
 	})
 }
 
-// reloadForSignals waits until no other reload runs, calls begin, and reloads once for all the SIGHUPs until then. It does
-// nothing if another reload has done so. begin comes after the last of these signals, as systemd requires.
+// reloadForSignals waits until no other reload runs, calls begin, and reloads once for all SIGHUPs that have arrived
+// until then. It does nothing if another reload has already served these signals, or if the App is not running. systemd
+// requires that begin is called after the last of these signals.
 func (a *App) reloadForSignals(ctx context.Context, begin func()) {
 	a.reload.Lock()
 	defer a.reload.Unlock()
@@ -74,8 +75,8 @@ func (a *App) reportOnSignal(ctx context.Context) {
 	}
 }
 
-// CatchSignals prevents SIGHUP and SIGUSR2 from killing the process before [App.Run] is called: call it
-// in the first line of main. Until Run is called, SIGTERM and SIGINT end the process at once, because
+// CatchSignals prevents SIGHUP and SIGUSR2 from killing the process before [App.Run] is called. Call it
+// in the first line of main. Before Run is called, SIGTERM and SIGINT still end the process at once, because
 // nothing is open that needs a drain.
 func CatchSignals() {
 	signal.Notify(make(chan os.Signal, 1), sigReload, sigReport)
@@ -87,10 +88,11 @@ const reloadTimeout = time.Minute
 // Reload reloads every [Reloader], in the parts' order, as SIGHUP does. The first error ends the reload: the part
 // with the error and the later parts keep their configuration, so that a policy does not change together with
 // options that are wrong. One log line says "reloaded", or "reload failed" with the error, the parts that are
-// reloaded and the parts that are not. It is safe for concurrent use: concurrent calls wait for each other.
-// Reload returns at most 1 s after the drain begins, and then reloads no further part, see [Reloader].
-// Errors: Unavailable if the App is starting, draining or stopped, or if the drain begins during the reload; otherwise the
-// error of a part.
+// reloaded and the parts that are not. Reload is safe for concurrent use: concurrent calls wait for each other.
+//
+// When the drain begins, Reload reloads no further part and returns within 1 s, see [Reloader].
+// Errors: Unavailable if the App is not running (it has not started, or it drains or is stopped), or if the drain begins
+// during the reload; otherwise the error of a part.
 func (a *App) Reload(ctx context.Context) error {
 	a.reload.Lock()
 	defer a.reload.Unlock()

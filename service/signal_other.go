@@ -10,4 +10,4 @@ const (
 	sigReport = syscall.Signal(-2)
 )
 
-func monotonic() string { return "0" }
+func monotonicMicroseconds() string { return "0" }

@@ -24,7 +24,7 @@ import (
 // child is the main function of the test binary when a test starts it as a child: it
 // runs an App and writes its state to its standard output.
 func child(mode string) int {
-	if mode == "starting" { // as a main that takes its time before it runs the App
+	if mode == "starting" { // like a main function that does other work before it calls Run
 		service.CatchSignals()
 		fmt.Println("early")
 		waittest.Spend(300 * time.Millisecond)
@@ -87,7 +87,7 @@ func (p childPart) Check(context.Context) error {
 	case "unready":
 		return errBoom
 	case "stuck":
-		if stuck.Add(1) > 2 { // the first ones let it become ready
+		if stuck.Add(1) > 2 { // the first two checks succeed, so that the App becomes ready
 			select {}
 		}
 	}
@@ -122,7 +122,7 @@ func (p childPart) Stop(ctx context.Context) error {
 // that waits for a part. After a SIGHUP the parts are reloaded when all of them have started.
 func TestSignalsWhileStarting(t *testing.T) {
 	t.Parallel()
-	ctx, cancel := context.WithTimeout(t.Context(), waittest.Timeout) // without a reload the child runs on
+	ctx, cancel := context.WithTimeout(t.Context(), waittest.Timeout) // a child that is not reloaded does not end
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0])
 	cmd.Env = append(os.Environ(), "SERVICE_TEST_CHILD=starting")
@@ -211,7 +211,7 @@ func TestSystemd(t *testing.T) {
 	const waiting = "EXTEND_TIMEOUT_USEC=90000000\nSTATUS=waiting: start part (option x): dial: refused; and more"
 	for _, tt := range []struct {
 		mode  string
-		wants []string // in this order, others between
+		wants []string // in this order; other notifications may come between them
 		never string
 	}{
 		{"good", []string{"READY=1\nSTATUS=running", "WATCHDOG=1\nSTATUS=running", "RELOADING=1\nMONOTONIC_USEC=", "READY=1", "WATCHDOG=1", "STOPPING=1\nSTATUS=draining"}, ""},

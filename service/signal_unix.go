@@ -14,8 +14,8 @@ const (
 	sigReport = syscall.SIGUSR2
 )
 
-// monotonic returns the time since the start of the machine, in microseconds, or "0" if the clock cannot be read.
-func monotonic() string {
+// monotonicMicroseconds returns the time since the start of the machine, in microseconds, or "0" if the clock cannot be read.
+func monotonicMicroseconds() string {
 	var now unix.Timespec
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &now) != nil {
 		return "0"

@@ -37,8 +37,8 @@ func (n notifier) notify(lines ...string) {
 	}
 }
 
-// startTimeout is how long an attempt to start a part may take, including the back-off before it, once the
-// App waits for a part. It is systemd's default of TimeoutStartSec.
+// startTimeout is how long an attempt to start a part may take, including the back-off before it, after the
+// part's first attempt has failed. It is systemd's default of TimeoutStartSec.
 const startTimeout = 90 * time.Second
 
 // waiting tells systemd which part the App waits for, and asks for the time of one more attempt. Each attempt
@@ -49,12 +49,12 @@ func (n notifier) waiting(failed error) {
 
 // reloading tells systemd that a reload begins. Type=notify-reload requires the time.
 func (n notifier) reloading() {
-	n.notify("RELOADING=1", "MONOTONIC_USEC="+monotonic())
+	n.notify("RELOADING=1", "MONOTONIC_USEC="+monotonicMicroseconds())
 }
 
-// feedWatchdog feeds systemd's watchdog, twice as often as needed, as long as every check returns. The watchdog of
-// a process that is not ready is fed, too, because a restart does not bring a database back. The watchdog of a process
-// with a hanging check is not fed, so that systemd restarts it.
+// feedWatchdog feeds systemd's watchdog, twice as often as needed, as long as every check returns. A process that is
+// not ready feeds the watchdog, too, because a restart does not bring a database back. A process with a check that hangs
+// does not feed it, so that systemd restarts the process.
 func (a *App) feedWatchdog(life context.Context, wg *sync.WaitGroup) {
 	sd := a.sd
 	if sd.watchdog <= 0 {

@@ -25,7 +25,7 @@ type certificates struct {
 	seen    [3]fileState // of the files that were last read, even if they could not be used
 }
 
-// fileState is the state of a file by which a change is detected.
+// fileState is what is compared to find out whether a file has changed.
 type fileState struct {
 	size  int64
 	mtime time.Time
@@ -65,7 +65,7 @@ func (c *certificates) load(ctx context.Context) error {
 // read reads the files and returns a new configuration. It does not change c.
 func (c *certificates) read() (*tls.Config, error) {
 	if c.cfg.CertFile == "" || c.cfg.KeyFile == "" {
-		return nil, fault.New(fault.Invalid, "certificate file %q with key file %q: HTTPS needs both files, also if clients must have certificates", c.cfg.CertFile, c.cfg.KeyFile)
+		return nil, fault.New(fault.Invalid, "certificate file %q with key file %q: HTTPS needs both files, and so does a file of authorities for clients' certificates", c.cfg.CertFile, c.cfg.KeyFile)
 	}
 	pair, err := tlsfile.Pair(c.cfg.CertFile, c.cfg.KeyFile)
 	if err != nil {

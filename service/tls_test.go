@@ -100,8 +100,8 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-// TestTLS: HTTP/2, a certificate that changes while connections are open, files that cannot be
-// used, and clients that must have a certificate.
+// TestTLS: a server with TLS uses HTTP/2, serves a changed certificate to new connections, rejects files that cannot be
+// used, and requires a certificate of its clients.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -200,6 +200,6 @@ func TestTLS(t *testing.T) {
 	}
 	cfg.ClientCAFile = file("me.key")
 	if err := service.NewHTTP(cfg).Start(ctx); fault.CodeOf(err) != fault.Invalid {
-		t.Errorf("Start with authorities that are none: %v", err)
+		t.Errorf("Start with a file without certificates as ClientCAFile: %v", err)
 	}
 }

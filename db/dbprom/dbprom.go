@@ -7,7 +7,7 @@
 // The metrics, all with the prefix armature_db_:
 //
 //	statements_total             counter    verb, code   statements that the database has answered
-//	statement_duration_seconds   histogram  verb         until the answer came
+//	statement_duration_seconds   histogram  verb         time from the start of a statement to the database's answer
 //
 // verb is SELECT, INSERT, UPDATE, DELETE or other; code is OK or a fault code such as Unavailable.
 package dbprom
@@ -37,7 +37,7 @@ func New() *Metrics {
 	return &Metrics{
 		total: prometheus.NewCounterVec(prometheus.CounterOpts{Name: prefix + "statements_total", Help: "Statements that the database has answered."}, []string{"verb", "code"}),
 		seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: prefix + "statement_duration_seconds", Help: "How long statements took.", Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8),
+			Name: prefix + "statement_duration_seconds", Help: "Duration of statements.", Buckets: prometheus.ExponentialBuckets(0.0005, 4, 8),
 		}, []string{"verb"}),
 	}
 }
@@ -55,7 +55,7 @@ func (m *Metrics) Observe(_ context.Context, query string) func(error) {
 	}
 }
 
-// verbOf returns the first word of a statement, if it is one of those that have a value of the label.
+// verbOf returns the value of the label verb: the first word of a statement, or "other".
 func verbOf(query string) string {
 	verb := strings.ToUpper(query[:min(len(query), 6)])
 	if slices.Contains([]string{"SELECT", "INSERT", "UPDATE", "DELETE"}, verb) {

@@ -39,11 +39,11 @@ func Each(t *testing.T, migrations []db.Migrations, f func(t *testing.T, d *sqlx
 	EachURL(t, func(t *testing.T, rawURL string) { run(t, rawURL, migrations, f) })
 }
 
-// EachInBubble is [Each] for tests with timers: the subtest "sqlite" runs in a bubble of testing/synctest, so that it takes no
-// time. SQLite's clock is the process's, and so the bubble's. The subtest "mysql" takes the time that it says, because the
+// EachInBubble is [Each] for tests with timers. The subtest "sqlite" runs in a bubble of testing/synctest, so that its waits take no
+// time. SQLite uses the clock of the process, and so the fake clock of the bubble. The subtest "mysql" runs in real time, because the
 // clock of a server cannot be faked, and a wait for its socket does not block a bubble durably. In a bubble f must
-// not call t.Run or t.Parallel, and all goroutines that f starts must end with the test. A loop without a pause keeps the fake clock from
-// going on.
+// not call t.Run or t.Parallel, and all goroutines that f starts must end with the test. During a loop without a wait the fake clock
+// stands still.
 func EachInBubble(t *testing.T, migrations []db.Migrations, f func(t *testing.T, d *sqlx.DB)) {
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {
@@ -77,8 +77,8 @@ func run(t *testing.T, rawURL string, migrations []db.Migrations, f func(t *test
 	f(t, d)
 }
 
-// EachURL is [Each] for tests that open the database themselves, perhaps in another
-// process: f gets the URL of an empty database.
+// EachURL is [Each] for tests that open the database themselves, for example in another
+// process. f gets the URL of an empty database.
 func EachURL(t *testing.T, f func(t *testing.T, url string)) {
 	t.Helper()
 	t.Run("sqlite", func(t *testing.T) {

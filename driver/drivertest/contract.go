@@ -14,14 +14,14 @@ import (
 // UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
 const UpdateVar = goldentest.UpdateVar
 
-// Contract fails the test if the contents of a .proto file differ from the committed list in the file path. No service,
-// method, message, field or value of an enum may be removed or changed while programs that were built with the .proto
-// file are in use, which is until the kind's protocol gets a new version and the .proto file a new package. A part that
-// was added to the .proto file must be added to the list: with ARMATURE_UPDATE=1 Contract writes the list, unless a
-// part was removed or changed.
+// Contract fails the test if the contents of a .proto file differ from the committed list in the file path. While programs
+// that were built with the .proto file are in use, no service, method, message, field or value of an enum may be removed or
+// changed. They are in use until the kind's protocol gets a new version, and the .proto file a new package. A part that was
+// added to the .proto file must be added to the list: with ARMATURE_UPDATE=1 Contract writes the list, unless a part was
+// removed or changed.
 func Contract(t testing.TB, path string, file protoreflect.FileDescriptor) {
 	t.Helper()
-	now := promises(file)
+	now := contractLines(file)
 	goldentest.Contract(t, string(file.Package()), path, strings.Join(now, "\n")+"\n", "; it promised", func(old string) (broken []string, err error) {
 		for line := range strings.Lines(old) {
 			if line = strings.TrimSuffix(line, "\n"); !slices.Contains(now, line) {
@@ -32,8 +32,8 @@ func Contract(t testing.TB, path string, file protoreflect.FileDescriptor) {
 	})
 }
 
-// promises returns the parts of a .proto file on which clients and servers rely, one line for each.
-func promises(file protoreflect.FileDescriptor) (out []string) {
+// contractLines returns the parts of a .proto file on which clients and servers rely, one line for each.
+func contractLines(file protoreflect.FileDescriptor) (out []string) {
 	for i := range file.Services().Len() {
 		s := file.Services().Get(i)
 		for j := range s.Methods().Len() {

@@ -138,8 +138,8 @@ type Config struct {
 	Skip map[string]string
 }
 
-// Main makes the test binary also the driver's program. Call it in TestMain: it serves the
-// driver if a worker has started the binary, and otherwise runs the tests. It does not
+// Main makes the test binary the driver's program, too. Call it in TestMain. If a worker has
+// started the binary, Main serves the driver, and otherwise it runs the tests. It does not
 // return.
 func Main[D driver.Driver](m *testing.M, k driver.Kind[D], open func(context.Context, json.RawMessage) (D, error)) {
 	if os.Getenv("ARMATURE_DRIVER") != "" {
@@ -149,8 +149,8 @@ func Main[D driver.Driver](m *testing.M, k driver.Kind[D], open func(context.Con
 	os.Exit(m.Run())
 }
 
-// Run checks a driver that is written in Go, in two subtests: in process, and as a program, which is the test
-// binary itself, see [Main].
+// Run checks a driver that is written in Go, in two subtests: in process, and as a program. The program is the test binary
+// itself, see [Main].
 func Run[D driver.Driver](t *testing.T, k driver.Kind[D], open func(context.Context, json.RawMessage) (D, error), cfg Config, cases []Case[D]) {
 	t.Helper()
 	t.Run("in process", func(t *testing.T) {

@@ -95,8 +95,8 @@ func launchSelf() (*drivertest.Env[Clock], func(), error) {
 	})
 }
 
-// A command checks a vendor's program by the component's rules, without package testing. In this example the
-// program is the test itself.
+// A command checks a vendor's program by the component's rules, without a *testing.T. In this example the
+// program is the test binary itself.
 func ExampleCheck() {
 	env, end, err := launchSelf()
 	if err != nil {
@@ -117,7 +117,7 @@ func ExampleCheck() {
 	// light: skipped: the driver does not have the capability light
 }
 
-// A rule fails the test of a vendor whose driver breaks it, and its text says why the rule exists.
+// If a vendor's driver breaks a rule, the vendor's test fails. The text of the rule says why the rule exists.
 func ExampleCase() {
 	rule := drivertest.Case[Clock]{
 		Name: "name",

@@ -107,16 +107,16 @@ func (c *component) show(ctx context.Context, r *api.Request[api.None]) (g Greet
 	return g, err
 }
 
-// fit is a filter. It rejects hosts that are down or disabled.
-func fit(_ *Greeting, m membership.Member) scheduler.Verdict {
+// hostIsFit is a filter. It rejects hosts that are down or disabled.
+func hostIsFit(_ *Greeting, m membership.Member) scheduler.Verdict {
 	if why := m.Unfit(); why != "" {
 		return scheduler.Reject("%s", why)
 	}
 	return scheduler.Pass
 }
 
-// other is a weigher. It ranks last the host that was called before and did not answer.
-func other(g *Greeting, m membership.Member) float64 {
+// isOtherHost is a weigher. It ranks last the host that was called before and did not answer.
+func isOtherHost(g *Greeting, m membership.Member) float64 {
 	if m.Host == g.Host {
 		return 0
 	}
@@ -217,8 +217,8 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	log := slog.New(reqctx.LogHandler(slog.NewTextHandler(os.Stderr, nil)))
 	bus, busErr := urlbus.Open(o.Bus, urlbus.Config{Exchange: o.Exchange, Schemes: schemes, Logger: log})
 	rank, rankErr := scheduler.New(scheduler.Config[*Greeting, membership.Member]{
-		Filters:    []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", fit)},
-		Weighers:   []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", other), Multiplier: 1}},
+		Filters:    []scheduler.Filter[*Greeting, membership.Member]{scheduler.FilterFunc("fit", hostIsFit)},
+		Weighers:   []scheduler.Weighted[*Greeting, membership.Member]{{Weigher: scheduler.WeigherFunc("other", isOtherHost), Multiplier: 1}},
 		Picker:     scheduler.Shuffle,
 		CountsOnly: true, // the error of choose uses only the counts
 	})
@@ -252,7 +252,7 @@ func runComponent(ctx context.Context, o *options, listens chan<- string) error 
 	api.Handle(mux, "GET /v1/greetings/{id}", c.show)
 	server := service.HTTP(o.Listen, mux)
 
-	app.AddLabeled("database", "option connection", &db.Service{DB: d, Migrations: tables, Migrate: true})
+	app.AddLabeled("database", "option connection", &db.Service{DB: d, Migrations: tables, Migrate: true, Logger: log})
 	app.AddLabeled("driver", "option driver", plugin)
 	app.AddLabeled("bus", "option transport_url", bus)
 	app.Add("client", c.client)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"net/url"
 	"os"
@@ -73,6 +74,8 @@ func (f *flags) withDatabase(ctx context.Context, do func(context.Context, *opti
 		}
 		if _, err := os.Stat(path); err == nil {
 			connection = embedded
+		} else if !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("the database of the embedded process: %w", err)
 		}
 	}
 	cfg, err := o.databaseConfig(connection)

@@ -8,9 +8,9 @@ import (
 	"testing"
 )
 
-var goBlock = regexp.MustCompile("(?s)```go\n(.*?)```")
+var codeBlock = regexp.MustCompile("(?s)```(?:go|sql)\n(.*?)```")
 
-// Check fails the test if a block of Go in the document guide is not a part of one of the files, character by character, so that
+// Check fails the test if a block of Go or SQL in the document guide is not a part of one of the files, character by character, so that
 // it neither compiles nor runs in a test; or if the guide has fewer than least blocks. The paths are relative to the test's package.
 func Check(t testing.TB, guide string, least int, files ...string) {
 	t.Helper()
@@ -25,9 +25,9 @@ func Check(t testing.TB, guide string, least int, files ...string) {
 	for _, file := range files {
 		code.WriteString(read(file))
 	}
-	blocks := goBlock.FindAllStringSubmatch(read(guide), -1)
+	blocks := codeBlock.FindAllStringSubmatch(read(guide), -1)
 	if len(blocks) < least {
-		t.Errorf("%s has %d blocks of Go, want at least %d", guide, len(blocks), least)
+		t.Errorf("%s has %d blocks of Go and SQL, want at least %d", guide, len(blocks), least)
 	}
 	for _, b := range blocks {
 		if !strings.Contains(code.String(), b[1]) {

@@ -9,9 +9,9 @@
 // messages. The bus dials a lost connection again, and declares its queues and exchanges again before it uses them.
 //
 // The broker confirms every message. If no queue accepts a message, the topic has no consumer: the broker returns the message,
-// and Publish fails with bus.ErrNoConsumer. The broker does not return a fanout. Only in the first 5 s after a connection was
-// restored, the bus sends a returned message again, because the consumers in other processes restore their connections at the same
-// time.
+// and Publish fails with bus.ErrNoConsumer. The broker does not return a fanout. There is one exception: in the first 5 s after a
+// connection was restored, the bus sends a returned message again, because other processes may still be restoring the connections
+// of their consumers.
 //
 // The names and properties of the queues and exchanges are fixed:
 //
@@ -42,9 +42,9 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/internal/outage"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
 	"github.com/armature-go/armature/rpc/internal/life"
 	"github.com/armature-go/armature/rpc/internal/names"
@@ -292,8 +292,8 @@ func (b *Bus) publish(ctx context.Context, topic string, m *bus.Message) error {
 
 // Send publishes the message and does not wait for the broker's confirmation, see [bus.Bus]. While RabbitMQ cannot be reached or
 // accepts no messages, and while the exchange of a fanout is declared, Send itself blocks: until ctx ends, at most 60 s. A large
-// message (above 64 KiB) does not block it. If the first attempt fails and the message may be sent again, this goes on in the
-// background, until ctx ends, at most 60 s more.
+// message (above 64 KiB) does not block Send. If the first attempt fails and the message may be sent again, the bus repeats it in
+// the background, until ctx ends, at most 60 s more.
 func (b *Bus) Send(ctx context.Context, topic string, m *bus.Message, done func(error)) {
 	o := b.newOutgoing(topic, m)
 	if err := b.checkMessage(topic, m); err != nil {
@@ -350,8 +350,8 @@ func (b *Bus) newOutgoing(topic string, m *bus.Message) *outgoing {
 	return o
 }
 
-// writeMessage writes a message to a channel. It waits for a connection until ctx ends, or
-// for a minute. After an error, o.done is not called.
+// writeMessage writes a message to a channel. It waits for a connection until ctx ends, at most
+// a minute. After an error, o.done is not called.
 func (b *Bus) writeMessage(ctx context.Context, o *outgoing) error {
 	if b.life.Err() != nil {
 		return bus.ErrClosed

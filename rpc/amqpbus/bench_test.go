@@ -34,7 +34,7 @@ func BenchmarkCompare(b *testing.B) {
 	b.Run("json", func(b *testing.B) {
 		list := []compare.Contender{
 			{Name: "amqp091-go, mandatory, confirmed", Op: rawCall(b, url, true, false, true)},
-			{Name: "amqp091-go, and so the replies", Op: rawCall(b, url, true, true, true)},
+			{Name: "amqp091-go, replies mandatory and confirmed, too", Op: rawCall(b, url, true, true, true)},
 			{Name: "rpc on amqpbus", Op: ourCall(b, url, echo, payload())},
 		}
 		for _, callers := range []int{1, 16, 64, 256} {

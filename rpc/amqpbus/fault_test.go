@@ -190,7 +190,7 @@ func TestBrokerKilled(t *testing.T) {
 	l := newLedger()
 	wg.Go(func() {
 		defer close(stop)
-		for range 50 { // some casts are handled before
+		for range 50 { // some casts are handled before the broker is killed
 			<-l.more
 		}
 		broker.Kill()
@@ -334,7 +334,7 @@ func TestAway(t *testing.T) {
 }
 
 // TestFanoutBesideOthers: the first fanout on a topic declares an exchange, while other goroutines publish on the same channel. If
-// the exchange was declared on that channel, amqp091 would write frames of the declaration between those of a message.
+// the bus declared the exchange on that channel, amqp091 would write frames of the declaration between those of a message.
 func TestFanoutBesideOthers(t *testing.T) {
 	t.Parallel()
 	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "beside." + strings.ToLower(rand.Text()), Channels: 1})
@@ -375,7 +375,7 @@ func TestCloseBeforeConfirm(t *testing.T) {
 	sent := make(chan struct{})
 	once := sync.Once{}
 	p.mu.Lock()
-	p.look = func(data []byte) { // the message passes, and what RabbitMQ answers does not
+	p.look = func(data []byte) { // the message passes, RabbitMQ's answer does not
 		if bytes.Contains(data, []byte("marker")) {
 			once.Do(func() { p.stall(); close(sent) })
 		}

@@ -104,7 +104,7 @@ func TestEndsWhileFull(t *testing.T) {
 	}
 }
 
-// TestStalled: while the network passes nothing on, every call and every cast ends
+// TestStalled: while the network forwards nothing, every call and every cast ends
 // at its deadline.
 func TestStalled(t *testing.T) {
 	t.Parallel()

@@ -19,7 +19,7 @@ import (
 
 type snapshot struct{ Volume string }
 
-// interop is an interface that a program with only watermill-amqp uses.
+// interop is an interface whose other side is a program that uses only watermill-amqp.
 var (
 	interop     = &rpc.Interface{Name: "interop", Version: rpc.Version{Major: 2, Minor: 1}}
 	interopTake = rpc.Method[snapshot, rpc.None]{

@@ -76,7 +76,7 @@ func (b *Bus) publishAlone(conn *amqp.Connection, o *outgoing) error {
 	}
 	if o.exchange != "" {
 		if err := ch.ExchangeDeclare(o.exchange, amqp.ExchangeFanout, true, false, false, false, nil); err != nil {
-			return refusalError(err, "exchange "+o.exchange)
+			return refusalError(err, "the exchange "+o.exchange)
 		}
 	}
 	confirm, err := ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, b.marshal(o.m))

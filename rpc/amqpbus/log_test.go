@@ -68,8 +68,8 @@ func TestConsumeFailureLogged(t *testing.T) {
 	}
 }
 
-// TestSubscribeEndsEarly: if the context of Subscribe ends at any moment of the start, the error is Unavailable, has
-// the context's error and is well formed, also at the moment when consuming begins.
+// TestSubscribeEndsEarly: the context of Subscribe may end at any moment of the start, also when consuming begins. The
+// error is Unavailable, has the context's error and is well formed.
 func TestSubscribeEndsEarly(t *testing.T) {
 	t.Parallel()
 	b := openWith(t, amqpbus.Config{URLs: []string{envtest.URL(t, testenv.AMQPVar)}, Exchange: "early", Logger: slog.New(slog.DiscardHandler)})

@@ -85,7 +85,8 @@ func (p *proxy) accept() {
 	}
 }
 
-// copy forwards one direction of a connection. It returns when either side is closed. client: the data comes from the client.
+// copy forwards one direction of a connection. It returns when either side is closed. client reports whether the data comes from
+// the client.
 func (p *proxy) copy(to io.Writer, from io.Reader, client bool) {
 	buf := make([]byte, 32<<10)
 	for {

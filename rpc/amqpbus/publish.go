@@ -13,8 +13,8 @@ import (
 	"golang.org/x/sync/singleflight"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // Errors of an attempt to send. After errNotSent and errRefused, the message certainly has no effect. After errLost, the
@@ -144,8 +144,8 @@ func openPublishChannel(conn connection, learn func(int)) (*publishChannel, erro
 	return c, nil
 }
 
-// declare creates a fanout exchange, unless it exists, once for each publishChannel, on a separate channel. Concurrent calls for the same
-// exchange wait for one declaration, until ctx ends.
+// declare creates a fanout exchange unless it exists. It does so once for each publishChannel, on a separate channel. Concurrent
+// calls for the same exchange wait for one declaration, until ctx ends.
 func (c *publishChannel) declare(ctx context.Context, exchange string) error {
 	if _, ok := c.declared.Load(exchange); ok {
 		return nil
@@ -182,10 +182,10 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	publish := func() {
 		o.confirm, err = c.ch.PublishWithDeferredConfirm(o.exchange, o.key, o.exchange == "", false, p)
 	}
-	if c.conn.busy() { // others publish, too: their messages are written together
-		publish()
-	} else {
+	if c.conn.recent.senderIsAlone() {
 		c.conn.out.Batch(publish)
+	} else { // others publish, too: their messages are written together
+		publish()
 	}
 	if errors.Is(err, amqp.ErrClosed) {
 		return errNotSent
@@ -193,7 +193,7 @@ func (c *publishChannel) send(o *outgoing, p amqp.Publishing) (err error) {
 	if err != nil {
 		return fault.New(fault.Unknown, "the connection to RabbitMQ was lost while the message was sent: %w", err)
 	}
-	c.conn.last.Store(o.confirm)
+	c.conn.recent.last.Store(o.confirm)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.returned[o.m.ID] {
@@ -299,7 +299,7 @@ func (c *publishChannel) failUnconfirmed() {
 }
 
 // outcome returns nil if the broker accepted a message, errRefused if it refused the message, and errLost if the channel was closed
-// before.
+// before the broker did either.
 func (c *publishChannel) outcome(o *outgoing) error {
 	switch {
 	case o.confirm.Acked():
@@ -322,7 +322,7 @@ func (o *outgoing) confirmed() bool {
 
 // notSent returns the error of a message that was not sent before its context ended. err is the error of the context.
 func notSent(err error) error {
-	return fault.New(fault.CodeOf(err), "not sent: RabbitMQ was away or busy until the timeout: %w", err)
+	return fault.New(fault.CodeOf(err), "not sent: RabbitMQ could not be reached or accepted no messages: %w", err)
 }
 
 // refusalError returns the error for a queue or an exchange that the broker refuses: Denied or Precondition, or errNotSent if the

@@ -48,11 +48,11 @@ func rawConsume(b *testing.B, ch *amqp.Channel, queue string, autoAck bool) <-ch
 	return in
 }
 
-// rawCall returns a function that makes one call. It uses one reply queue, and the
+// rawCall returns a function that makes one call. All calls share one reply queue. The
 // server has a prefetch of 100 and acknowledges each request. With safe, requests are
 // mandatory and confirmed, but the caller does not wait for the confirmation. With both, the
-// replies are so, too, as those of rpc. With coded, both sides encode and decode the
-// same value as with rpc.
+// replies are mandatory and confirmed, too, as the replies of rpc are. With coded, both sides
+// encode and decode the same value as in the benchmark of rpc.
 func rawCall(b *testing.B, url string, safe, both, coded bool) func() {
 	b.Helper()
 	server, out, client, in := rawChannel(b, url), rawChannel(b, url), rawChannel(b, url), rawChannel(b, url)
@@ -125,8 +125,8 @@ func decode(b *testing.B, raw []byte) *blob {
 	return v
 }
 
-// rawCast returns two functions. cast publishes one message: with safe, the message is persistent and cast waits for
-// its confirmation; otherwise it is transient. drain waits until all messages are consumed.
+// rawCast returns two functions. cast publishes one transient message. If safe is true, the message is persistent, and
+// cast waits for its confirmation. drain waits until all messages are consumed.
 func rawCast(b *testing.B, url string, safe bool) (cast, drain func()) {
 	b.Helper()
 	server, client := rawChannel(b, url), rawChannel(b, url)

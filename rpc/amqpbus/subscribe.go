@@ -13,8 +13,8 @@ import (
 	amqp "github.com/rabbitmq/amqp091-go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // liveExpiry is how long the queue of a Live topic stays after its last consumer has
@@ -118,7 +118,7 @@ func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
 			return nil
 		}
 		if !conn.IsClosed() {
-			return fmt.Errorf("declare queue: %w", refusalError(err, "queue "+c.name))
+			return fmt.Errorf("declare queue: %w", refusalError(err, "the queue "+c.name))
 		}
 	}
 }
@@ -155,8 +155,8 @@ func (c *consumer) checkUp() error {
 	return fault.New(fault.Unavailable, "queue %s is not consumed: %v", c.name, c.state)
 }
 
-// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. If an attempt fails with an error for which
-// isFinal is true before any attempt has succeeded, consumeUntil reports the error to Subscribe and returns.
+// consumeUntil consumes until ctx ends. It retries failed attempts with back-off. There is one exception: as long as no attempt has
+// succeeded, an error for which isFinal is true ends consumeUntil, which reports the error to Subscribe.
 func (c *consumer) consumeUntil(ctx context.Context) {
 	defer c.bus.removeConsumer(c)
 	defer c.helpers.Wait()
@@ -182,7 +182,7 @@ func (c *consumer) consumeUntil(ctx context.Context) {
 		}
 		c.setState(err)
 		if neverConsumed && isFinal(err) {
-			c.ready <- refusalError(err, "queue "+c.name)
+			c.ready <- refusalError(err, "the queue "+c.name)
 			return
 		}
 		c.logAttempt(ctx, err)
@@ -264,8 +264,8 @@ func (in *consumeChannel) windowFull() bool {
 	return later >= in.prefetch
 }
 
-// cancelToWiden cancels the consumer if its prefetch is used up and a new consumer could receive more messages. Messages that RabbitMQ has already sent are delivered
-// before reopenWider opens the new one, so that none is requeued and marked as redelivered.
+// cancelToWiden cancels the consumer if its prefetch is used up and a new consumer could receive more messages. Messages that
+// RabbitMQ has already sent are delivered before reopenWider opens the new consumer. So none is requeued and marked as redelivered.
 func (c *consumer) cancelToWiden(in *consumeChannel) {
 	all, _, bytes := in.acks.unacked(in.base)
 	if !in.windowFull() || in.widening {
@@ -281,8 +281,8 @@ func (c *consumer) cancelToWiden(in *consumeChannel) {
 	_ = in.ch.Cancel(consumerTag, false) // after an error the channel is lost, and deliveries is closed, too
 }
 
-// reopenWider opens a new consumer after cancelToWiden, and reports whether it did. It does not if the deliveries have ended for
-// another reason.
+// reopenWider opens a new consumer after cancelToWiden, and reports whether it did. If the deliveries have ended for another
+// reason, it opens none.
 func (c *consumer) reopenWider(in *consumeChannel) bool {
 	in.callMu.Lock()
 	defer in.callMu.Unlock()
@@ -295,8 +295,8 @@ func (c *consumer) reopenWider(in *consumeChannel) bool {
 	return err == nil
 }
 
-// declare creates the queue of the topic and its fanout exchange, unless they exist. It returns the number of the queue's consumers. The
-// arguments never change: RabbitMQ refuses to declare an existing queue with other arguments.
+// declare creates the queue of the topic and its fanout exchange, unless they exist. It returns the number of the queue's
+// consumers. The arguments never change: RabbitMQ refuses to declare an existing queue with other arguments.
 func (c *consumer) declare(ch *amqp.Channel) (consumers int, err error) {
 	var q amqp.Queue
 	switch c.mode {

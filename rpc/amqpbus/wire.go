@@ -19,8 +19,8 @@ const maxShort = 255
 // headers. So a program that uses only watermill-amqp can read them. Other messages use AMQP properties for
 // the metadata that AMQP has properties for, because each header costs the broker time.
 //
-// Messages have no expiration, because it costs time, too. It is not needed: a server does not handle an expired request, and
-// the queue of a Live topic without a server is deleted with all its messages.
+// Messages have no expiration, because an expiration costs the broker time, too. It is not needed: a server does not handle an
+// expired request, and the queue of a Live topic without a server is deleted with all its messages.
 func (b *Bus) marshal(m *bus.Message) amqp.Publishing {
 	p := amqp.Publishing{Body: m.Payload, MessageId: m.ID, CorrelationId: m.Correlation}
 	stock := m.Kind == bus.Cast || m.Kind == "" || m.Dead != nil // in the format of watermill-amqp

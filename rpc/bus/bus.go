@@ -38,8 +38,8 @@ type Bus interface {
 	Publish(ctx context.Context, topic string, m *Message) error
 
 	// Send is Publish without waiting: it calls done once with the error that Publish would have returned, perhaps
-	// before Send returns. done must not block. Send itself blocks while too many messages are unconfirmed, and may block
-	// while the broker cannot be reached or accepts no messages: until the end of ctx, or for a minute if that is earlier.
+	// before Send returns. done must not block. Send itself blocks while too many messages are unconfirmed. It may block
+	// while the broker cannot be reached or accepts no messages, until the end of ctx, but at most for a minute.
 	Send(ctx context.Context, topic string, m *Message, done func(error))
 
 	// Subscribe delivers the topic's messages on the returned channel until ctx ends. Then the channel is closed,
@@ -48,9 +48,9 @@ type Bus interface {
 	// Unavailable if the broker does not answer in time, Denied and Precondition if the broker refuses the topic,
 	// Invalid if the topic has an impossible name, ErrClosed, ErrNotStarted.
 	//
-	// The channel has no buffer: a message that the subscriber has not received goes to another subscriber if this
-	// process dies. The subscriber ends each delivery with Ack or Nack, in any order, and may receive other
-	// messages before that. A message is delivered again after Nack, and when the subscriber's process dies before Ack.
+	// If this process dies, a message that the subscriber has not received from the channel goes to another subscriber.
+	// The subscriber ends each delivery with Ack or Nack, in any order, and may receive other messages before that. A
+	// message is delivered again after Nack, and when the subscriber's process dies before Ack.
 	Subscribe(ctx context.Context, s Subscription) (<-chan *Delivery, error)
 
 	// CreateTopic makes a Shared topic, so that messages for it are kept before it has a subscriber. It is not an error
@@ -222,8 +222,9 @@ func (d *Delivery) Attempt() int {
 // and the broker closes a connection that sends a longer frame.
 const maxMetadata = 64 << 10
 
-// CheckMessage returns Invalid if a bus with the limit, in bytes, cannot carry the message: [ErrTooLarge] if the message's
-// size is above the limit, except for a dead letter, whose message a broker has carried before.
+// CheckMessage returns Invalid if a bus with the given limit, in bytes, cannot carry the message. It is [ErrTooLarge] if the
+// message's size is above the limit, or its metadata above 64 KiB. The limit does not hold for a dead letter, because a broker has
+// carried its message before.
 func CheckMessage(m *Message, limit int) error {
 	size := m.metadataSize()
 	if len(m.ID) > names.Max || len(m.Correlation) > names.Max || len(m.ReplyTo) > names.Max {

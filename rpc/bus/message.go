@@ -68,8 +68,8 @@ type Message struct {
 	// Payload is the request or the response. A bus does not look into it.
 	Payload []byte
 
-	// Resent is called by a bus before it sends the message again, if no attempt before has had an effect, such as one that a subscriber
-	// has rejected. It must not block. It is not sent. Nil: nothing is called.
+	// Resent, if it is not nil, is called by a bus before it sends the message again, as long as no attempt can have had an effect.
+	// An attempt has none if a subscriber rejected the message, for example. Resent must not block. It is not sent.
 	Resent func()
 
 	// Malformed is why [Decode] could not read the envelope, with code Invalid. Such a message can be published again
@@ -82,7 +82,7 @@ type Message struct {
 // Dead is why a message is a dead letter.
 type Dead struct {
 	Reason    string    // a fault code and the last error, or "malformed: ..."
-	Topic     string    // that the message was published to
+	Topic     string    // the topic that the message was published to
 	Server    string    // the host that dead-lettered the message; empty if that server has no host name
 	At        time.Time // when the message was dead-lettered
 	Truncated int       // size of the whole payload in bytes, if the bus could not carry it; otherwise 0

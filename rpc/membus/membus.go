@@ -39,7 +39,7 @@ func New() *Bus {
 	return &Bus{queues: make(map[string]*queue), fanout: make(map[string][]*queue), life: life, end: end}
 }
 
-// Capabilities is that of [bus.Bus]: messages have at most [bus.DefaultMaxMessage] bytes.
+// Capabilities implements [bus.Bus]. A message has at most [bus.DefaultMaxMessage] bytes.
 func (b *Bus) Capabilities() bus.Capabilities {
 	return bus.Capabilities{MaxMessage: bus.DefaultMaxMessage, NoConsumer: true, LiveTopics: true}
 }

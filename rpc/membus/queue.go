@@ -48,7 +48,7 @@ func (q *queue) subscribed() bool {
 // add puts a new message at the end.
 func (q *queue) add(m *bus.Message) { q.put(q.deliver(m), false) }
 
-// requeuer is the bus.Acknowledger of a message: Nack returns the message to its queue.
+// requeuer is the bus.Acknowledger of a message: Nack requeues the message.
 type requeuer struct {
 	q *queue
 	m *bus.Message
@@ -67,7 +67,7 @@ func (q *queue) deliver(m *bus.Message) *bus.Delivery {
 	return bus.NewDelivery(m, false, &requeuer{q, m})
 }
 
-// put adds a delivery: at the front if its message was returned, otherwise at the end.
+// put adds a delivery: at the front if its message was requeued, otherwise at the end.
 func (q *queue) put(d *bus.Delivery, front bool) {
 	q.mu.Lock()
 	if len(q.list) == 0 {
@@ -178,7 +178,7 @@ func (q *queue) offerEach(life context.Context, d *bus.Delivery, subs []subscrib
 }
 
 // first returns the first delivery whose deadline has not passed, and the subscribers. It ends the subscriptions whose
-// context has ended, and drops expired deliveries.
+// contexts have ended, and drops expired deliveries.
 func (q *queue) first() (*bus.Delivery, []subscriber) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -208,7 +208,7 @@ func (q *queue) remove(d *bus.Delivery) {
 	if i := slices.Index(q.list, d); i == 0 {
 		q.list[0] = nil
 		q.list = q.list[1:]
-	} else { // a returned message was put in front in the meantime
+	} else { // a requeued message was put in front meanwhile
 		q.list = slices.Delete(q.list, i, i+1)
 	}
 }

@@ -184,8 +184,8 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// TestHung: while NATS hangs, publishing fails at its deadline. When NATS goes on, messages are
-// delivered again.
+// TestHung: while NATS hangs, publishing fails at its deadline. After NATS resumes, messages are
+// delivered.
 func TestHung(t *testing.T) {
 	t.Parallel()
 	broker := envtest.NATS(t)
@@ -210,7 +210,7 @@ func TestHung(t *testing.T) {
 		t.Fatal(err)
 	}
 	if err := b.Publish(limited(t), "t", durable("last")); err != nil {
-		t.Errorf("Publish after NATS goes on: %v", err)
+		t.Errorf("Publish after NATS resumes: %v", err)
 	}
 	for id := ""; id != "last"; {
 		m := receive(t, in, "the last message")
@@ -290,9 +290,9 @@ func TestCut(t *testing.T) {
 			t.Errorf("acknowledge %s after the cut: %v", m.ID, err)
 		}
 	}
-	// The connection stalls while its subscriber has message 4, so NATS delivers the message to another subscriber. It is
-	// sent over the connection that stalls. So NATS has the earlier acknowledgements by then; those that the stall
-	// stopped would be lost, and their messages redelivered.
+	// The connection stalls while its subscriber has message 4, so NATS delivers message 4 to another subscriber. Message 4 is
+	// published over the same connection as the acknowledgements before it. So NATS has those acknowledgements when message 4
+	// comes. The stall would stop an acknowledgement that NATS does not have yet, and NATS would redeliver its message.
 	send(cut, "4")
 	if m := receive(t, in, "message 4"); m.ID != "4" {
 		t.Errorf("got %s, want 4: an acknowledged message was redelivered", m.ID)

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
 )
 
@@ -17,7 +18,8 @@ const (
 	liveGroup = "live"
 	// minWaiting is the minimum number of messages of a Live topic that may wait for a slot, so that a short burst is not rejected.
 	minWaiting = 64
-	// maxQueued is how many fanouts, or messages of a Private topic, may wait in nats.go. It drops further ones, and reports that.
+	// maxQueued is how many fanouts, or messages of a Private topic, may wait in nats.go. nats.go drops further ones, and reports
+	// the loss to logAsyncError.
 	maxQueued = 1 << 14
 	// minSlotWait is how long a message waits for a slot at the first attempt. Then it is rejected, and its sender sends it again, to
 	// another subscriber or to this one. At each further attempt it waits twice as long, up to maxSlotWait.
@@ -120,22 +122,22 @@ func (l *live) addWriterLocked() bool {
 // receiveRejectable delivers a message of a Live topic, or rejects it if no slot becomes free. nats.go calls it for one message after
 // another.
 func (l *live) receiveRejectable(msg *nats.Msg) {
-	d := &rejectable{live: l, msg: msg, m: unmarshal(msg)}
+	d := &rejectable{live: l, msg: msg, m: decodeMessage(msg)}
 	sent := max(parseAnswerSubject(msg.Reply), 1)
-	d.deliverWithin(min(minSlotWait<<min(sent-1, 8), maxSlotWait))
+	d.deliverWithin(backoff.Exponential(sent, minSlotWait, maxSlotWait))
 }
 
 // receiveUnrejectable delivers a message of a Private topic, or a fanout. It cannot reject the message. nats.go calls it for one message
 // after another, so later messages wait in nats.go.
 func (l *live) receiveUnrejectable(msg *nats.Msg) {
-	m := unmarshal(msg)
+	m := decodeMessage(msg)
 	if s := l.bus.link.State(); s.Epoch != nil {
 		if m.Kind == bus.Reply || m.Kind == bus.Heartbeat {
 			s.Conn.attempts.confirmCall(m.Correlation)
 		}
 	}
 	if m.Kind != bus.Fanout && msg.Reply != "" && parseAnswerSubject(msg.Reply) == 0 {
-		_ = l.bus.publishRaw(msg.Reply, answerAcked) // a sender of the release before waits for this answer; without a connection it sends again
+		_ = l.bus.publishRaw(msg.Reply, answerAcked) // a sender of the previous release waits for this answer; after an error it sends again
 	}
 	d := bus.NewDelivery(m, false, nil)
 	if l.s.Receive != nil {
@@ -160,17 +162,17 @@ type rejectable struct {
 	msg         *nats.Msg
 	m           *bus.Message
 	redelivered bool
-	delivery    *bus.Delivery // set while it waits for a slot, and so is expiry
-	expiry      time.Time     // when it is rejected
+	delivery    *bus.Delivery // the message as it is delivered to out; set by deliverWithin
+	expiry      time.Time     // when the message is rejected; set while it waits for a slot
 }
 
 // deliverWithin delivers a message. It rejects the message if no slot becomes free within wait, or if too many messages wait
-// already. It blocks only while an answer waits for a connection that is full.
+// already. It blocks only if it rejects the message at once and the connection is full: the answer waits for the connection.
 func (r *rejectable) deliverWithin(wait time.Duration) {
 	l, size := r.live, len(r.msg.Data)
 	l.mu.Lock()
 	if l.stopped || len(l.waiting) >= max(l.s.Slots, minWaiting) || len(l.waiting) > 0 && l.bytes+size > l.bus.cfg.MaxInFlight {
-		l.mu.Unlock() // an answer waits for a connection that is full
+		l.mu.Unlock() // answerSender may wait for a full connection
 		r.answerSender(answerRejected)
 		return
 	}
@@ -194,8 +196,8 @@ func (r *rejectable) deliverWithin(wait time.Duration) {
 	l.bytes += size
 }
 
-// deliverWaiting delivers the messages that wait, the oldest first. It rejects those that expire, and at the end of the subscription all
-// of them. It returns when no message waits.
+// deliverWaiting delivers the waiting messages, the oldest first. It rejects each message that expires. At the end of the
+// subscription it rejects all that wait. It returns when no message waits.
 func (l *live) deliverWaiting() {
 	for {
 		l.mu.Lock()
@@ -220,7 +222,7 @@ func (l *live) deliverWaiting() {
 	}
 }
 
-// rejectExpired rejects the waiting messages that expire until the given time.
+// rejectExpired rejects the waiting messages whose expiry is at or before until.
 func (l *live) rejectExpired(until time.Time) {
 	var rejected []*rejectable
 	l.mu.Lock()
@@ -237,7 +239,7 @@ func (l *live) rejectExpired(until time.Time) {
 	})
 	l.timer.Reset(time.Until(l.due))
 	l.mu.Unlock()
-	for _, r := range rejected { // without the lock, because an answer waits for a connection that is full
+	for _, r := range rejected { // without the lock: answerSender may wait for a full connection
 		r.answerSender(answerRejected)
 	}
 }

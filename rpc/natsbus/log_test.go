@@ -18,7 +18,7 @@ import (
 	"github.com/armature-go/armature/rpc/rpctest"
 )
 
-// openLogged is open with a log that counts, and a limit of unacknowledged bytes.
+// openLogged is open with a log whose lines are counted, and with inFlight as the limit of unacknowledged bytes.
 func openLogged(t *testing.T, url, exchange string, inFlight int) (*natsbus.Bus, *logtest.Lines) {
 	t.Helper()
 	log, lines := logtest.New()
@@ -62,8 +62,8 @@ func TestDropsLogged(t *testing.T) {
 	}
 }
 
-// TestStreamOutageLogged: a stream of that name for another subject stands in the way, so each attempt to consume fails. That is
-// one WARN, and one INFO when the stream is right again.
+// TestStreamOutageLogged: the stream is deleted, and another program creates one with the same name and another subject. Each
+// attempt to consume it fails. That is one WARN, and one INFO when the stream is consumed again.
 func TestStreamOutageLogged(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()

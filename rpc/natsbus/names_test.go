@@ -13,8 +13,8 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// TestStreamNames: the streams of ordinary topics keep their names, two topics have two streams, and a stream that an earlier
-// release has created under another name is used further, with its messages.
+// TestStreamNames: the streams of ordinary topics keep their names, and two topics have two streams. A stream that an earlier
+// release has created under another name stays in use, with its messages.
 func TestStreamNames(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()

@@ -101,7 +101,7 @@ type Bus struct {
 	streams sync.Map // each *stream that is consumed
 
 	consuming             outage.Group   // logs which of the streams fail
-	dropLines, errorLines outage.Limiter // of the lines of logAsyncError
+	dropLines, errorLines outage.Limiter // limit the lines of logAsyncError
 }
 
 // New returns a bus that is not connected. Errors: Invalid, with the name of the wrong URL or option.
@@ -150,7 +150,8 @@ func (b *Bus) Start(ctx context.Context) error {
 	})
 }
 
-// runLink keeps the connection open. It is closed after the subscriptions have ended, so that they can requeue their unacknowledged messages.
+// runLink keeps the connection open until endLink is called. Close calls endLink after the subscriptions have ended, so that they can
+// still requeue their unacknowledged messages.
 func (b *Bus) runLink(c *conn) {
 	ctx, end := context.WithCancel(context.Background())
 	var wg sync.WaitGroup

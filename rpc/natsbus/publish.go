@@ -12,8 +12,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 	"github.com/armature-go/armature/rpc/internal/broker"
 )
 
@@ -41,8 +41,8 @@ type outgoing struct {
 	stored bool // JetStream stores the message, and recognizes duplicates of it
 
 	sent    int       // number of attempts
-	unknown bool      // an attempt may have reached NATS
-	began   time.Time // when the first such attempt began, or the last attempt
+	unknown bool      // an attempt has ended as Unknown: NATS may have the message
+	began   time.Time // when the first attempt that ended as Unknown began; before that, when the last attempt began
 }
 
 // Publish sends the message and waits for its confirmation, see [bus.Bus]. If ctx has no deadline, it waits at most 60 s. A
@@ -72,7 +72,7 @@ func (b *Bus) send(ctx context.Context, topic string, m *bus.Message, waits bool
 		end(err)
 		return
 	}
-	o := &outgoing{topic: topic, m: m, msg: marshal(subject, m), stored: m.Dead != nil || m.Durable && m.Kind != bus.Call}
+	o := &outgoing{topic: topic, m: m, msg: encodeMessage(subject, m), stored: m.Dead != nil || m.Durable && m.Kind != bus.Call}
 	o.by = confirmedBy(o, waits)
 	if o.stored { // each Publish has an id of its own: a message that is published again on purpose is not a duplicate
 		o.msg.Header[jetstream.MsgIDHeader] = []string{m.ID + "/" + rand.Text()}
@@ -176,7 +176,7 @@ func (b *Bus) mayResend(ctx context.Context, o *outgoing, err error) bool {
 	switch bus.OutcomeOf(err) {
 	case bus.Unknown:
 		o.unknown = true
-		return o.stored && time.Since(o.began) < dedupWindow-attemptTimeout // later it would become a second message
+		return o.stored && time.Since(o.began) < dedupWindow-attemptTimeout // later, JetStream would store it as a second message
 	case bus.Unroutable:
 		if o.stored && !b.link.Restored(grace) {
 			return b.electsLeader(ctx, o.topic)

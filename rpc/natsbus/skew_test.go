@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/rpc"
 )
 
-// older returns a connection on which a test sends the messages of a process of the release before.
+// older returns a connection on which a test sends the messages of a process of the previous release.
 func older(t *testing.T, url string) *nats.Conn {
 	t.Helper()
 	c, err := nats.Connect(url)
@@ -23,7 +23,7 @@ func older(t *testing.T, url string) *nats.Conn {
 	return c
 }
 
-// TestOlderClient: a client of the release before waits until the server's bus confirms the call, and itself confirms
+// TestOlderClient: a client of the previous release waits until the server's bus confirms the call, and itself confirms
 // the reply.
 func TestOlderClient(t *testing.T) {
 	t.Parallel()
@@ -36,7 +36,7 @@ func TestOlderClient(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, offer := range []string{"", "a sibling of the release before"} {
+	for _, offer := range []string{"", "a sibling of the previous release"} {
 		call := nats.NewMsg(exchange + ".backup.a.calls")
 		call.Header = nats.Header{"_watermill_message_uuid": {"id-1"}, "rpc": {"call backup.echo 1.0"}, "reply_to": {"reply.old"}}
 		if offer != "" {
@@ -60,8 +60,8 @@ func TestOlderClient(t *testing.T) {
 	}
 }
 
-// TestOlderServer: a server of the release before rejects a call when it is busy, confirms a call that it has received, and waits
-// for the confirmation of its reply.
+// TestOlderServer: a server of the previous release rejects a call when it is busy, confirms a call that it has received, and
+// waits for the confirmation of its reply.
 func TestOlderServer(t *testing.T) {
 	t.Parallel()
 	url, exchange := envtest.URL(t, testenv.NATSVar), newExchange()

@@ -1,6 +1,7 @@
 package natsbus
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,8 +16,8 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 const (
@@ -61,8 +62,8 @@ func (b *Bus) streamName(subject string) string {
 	return escapeStream.Replace(subject)
 }
 
-// findOlder looks for a stream that an earlier release has created. Its name can be another one, if the subject has one of the
-// characters ~ / \. If the stream exists, it stays the subject's.
+// findOlder looks for a stream that an earlier release has created for the subject. If the subject has one of the characters ~ / \,
+// that stream has another name than a new one. If the stream exists and has only this subject, the bus goes on using it.
 func (b *Bus) findOlder(ctx context.Context, js jetstream.JetStream, subject string) error {
 	older := escapeOlderStream.Replace(subject)
 	if older == escapeStream.Replace(subject) {
@@ -85,11 +86,8 @@ func (b *Bus) findOlder(ctx context.Context, js jetstream.JetStream, subject str
 // CreateTopic creates the stream of a Shared topic, see [bus.Bus]. It waits at most Config.ConnectTimeout for a server
 // that is down.
 func (b *Bus) CreateTopic(ctx context.Context, topic string) error {
-	if err := b.life.Usable(); err != nil {
+	if err := cmp.Or(b.life.Usable(), bus.CheckTopic(b.subject(topic))); err != nil {
 		return fmt.Errorf("create topic: %w", err)
-	}
-	if err := bus.CheckTopic(b.subject(topic)); err != nil {
-		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 	defer cancel()
@@ -245,8 +243,8 @@ func (q *stream) consumeOver(ctx, epoch context.Context, c *conn) {
 	}
 }
 
-// awaitRequest waits until the last request has got all its messages, if the stream has so many. JetStream loses a message that it
-// sends while the subscription ends, and delivers it later, marked as redelivered.
+// awaitRequest waits until all messages of the last request have come, or the stream has no more, at most flushTimeout. Otherwise a
+// message that JetStream sends while the subscription ends would be lost, and delivered later, marked as redelivered.
 func (q *stream) awaitRequest(epoch context.Context, c *conn) {
 	ctx, cancel := context.WithTimeout(epoch, flushTimeout)
 	defer cancel()
@@ -310,14 +308,14 @@ func (q *stream) deliverLocked(msg *nats.Msg, redelivered bool) {
 	q.unacked[msg.Reply] = len(msg.Data)
 	q.bytes += len(msg.Data)
 	q.requestLocked()
-	d := bus.NewDelivery(unmarshal(msg), redelivered, &stored{q, msg.Reply})
+	d := bus.NewDelivery(decodeMessage(msg), redelivered, &stored{q, msg.Reply})
 	if q.stopped {
 		go q.republish(d) // awaitAcks waits until it acknowledges or requeues the message
 		return
 	}
 	select {
 	case q.out <- d:
-	default: // more messages than slots, because NATS had not lost an earlier request
+	default: // more messages than slots, because NATS answered an earlier request that was taken for lost
 		go func() { _ = d.Nack() }() // after an error JetStream redelivers the message after ackWait
 	}
 }
@@ -331,7 +329,7 @@ func (q *stream) acceptedLocked() {
 	}
 }
 
-// notifyConsume wakes consume, which looks at err, refused and unacked.
+// notifyConsume tells consumeOver or awaitAcks that err, refused or unacked may have changed.
 func (q *stream) notifyConsume() {
 	select {
 	case q.changed <- struct{}{}:
@@ -371,15 +369,15 @@ func (q *stream) logAttempt(ctx context.Context, err error) {
 	q.bus.consuming.Note(ctx, q.bus.cfg.Logger, slog.LevelWarn, "consume stream", q, err, "stream", q.bus.streamName(q.subject))
 }
 
-// republish publishes a message again that was not delivered when the subscription ended. A requeued message would be marked
-// as redelivered, and count as lost with its server. republish requeues a message that has the mark already, so that the mark
-// stays, and one that it cannot publish.
+// republish publishes again a message that no subscriber had received when the subscription ended. JetStream would mark a requeued
+// message as redelivered, and the next server would count that as the loss of this server. republish requeues a message that
+// already has the mark, so that the mark stays. It also requeues a message that it cannot publish.
 func (q *stream) republish(d *bus.Delivery) {
 	if !d.Redelivered && q.bus.link.State().Epoch != nil {
 		ctx, cancel := context.WithTimeout(q.bus.life, republishTimeout)
 		defer cancel()
 		err := q.bus.Publish(ctx, strings.TrimPrefix(q.subject, q.bus.subject("")), d.Message)
-		if err == nil || bus.OutcomeOf(err) == bus.Unknown && !d.Persistent() { // a message at most once is rather lost than handled twice
+		if err == nil || bus.OutcomeOf(err) == bus.Unknown && !d.Persistent() { // an at-most-once message may be lost, but is not handled twice
 			_ = d.Ack() // after an error JetStream redelivers the message after ackWait
 			return
 		}
@@ -393,8 +391,8 @@ type stored struct {
 	reply string
 }
 
-// EndDelivery acknowledges or requeues the message, see [bus.Acknowledger]. It uses the current connection, which may be a newer one than that of
-// the delivery.
+// EndDelivery acknowledges or requeues the message, see [bus.Acknowledger]. It uses the current connection, which may be newer than
+// the connection of the delivery.
 func (s *stored) EndDelivery(ack bool) error {
 	verb := verbAck
 	if !ack {

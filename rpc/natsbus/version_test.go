@@ -42,7 +42,7 @@ func TestOldServer(t *testing.T) {
 	}
 }
 
-// serveInfo implements what Start needs of a NATS server, which has the given version.
+// serveInfo is a NATS server of the given version, as far as Start needs one.
 func serveInfo(l net.Listener, version string) {
 	c, err := l.Accept()
 	if err != nil {

@@ -20,8 +20,8 @@ const (
 	encodedHeader = "Armature-Metadata"
 )
 
-// marshal encodes a message in the format of watermill-nats: the id and the metadata are headers.
-func marshal(subject string, m *bus.Message) *nats.Msg {
+// encodeMessage encodes a message in the format of watermill-nats: the id and the metadata are headers.
+func encodeMessage(subject string, m *bus.Message) *nats.Msg {
 	h := make(nats.Header, 5)
 	values := make([]string, 0, 5) // one allocation for most messages
 	put := func(k, v string) {
@@ -32,7 +32,7 @@ func marshal(subject string, m *bus.Message) *nats.Msg {
 			h[encodedHeader] = append(h[encodedHeader], url.QueryEscape(k)+"="+url.QueryEscape(v))
 		}
 	}
-	if m.ID != m.Correlation { // otherwise unmarshal uses the correlation id
+	if m.ID != m.Correlation { // otherwise decodeMessage uses the correlation id
 		put(uuidHeader, m.ID)
 	}
 	for k, v := range m.Metadata() {
@@ -43,8 +43,8 @@ func marshal(subject string, m *bus.Message) *nats.Msg {
 	return &nats.Msg{Subject: subject, Header: h, Data: m.Payload}
 }
 
-// unmarshal decodes a message. It ignores the headers that belong to NATS.
-func unmarshal(msg *nats.Msg) *bus.Message {
+// decodeMessage decodes a message. It ignores the headers that belong to NATS.
+func decodeMessage(msg *nats.Msg) *bus.Message {
 	id := ""
 	m := bus.Decode("", func(yield func(string, string) bool) {
 		for k, v := range decodedMetadata(msg.Header) {

@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// FuzzWire: unmarshal returns the metadata that marshal was given, except the header of the UUID. No key is one
+// FuzzWire: decodeMessage returns the metadata that encodeMessage was given, except the header of the UUID. No key is one
 // that NATS treats as its own.
 func FuzzWire(f *testing.F) {
 	for _, s := range [][3]string{
@@ -36,7 +36,7 @@ func FuzzWire(f *testing.F) {
 		m := &bus.Message{ID: id, Header: map[string]string{key: value}}
 		want := map[string]string{key: value}
 		delete(want, uuidHeader) // it is not sent as metadata
-		msg := marshal("s", m)
+		msg := encodeMessage("s", m)
 		for k, vs := range msg.Header {
 			for _, v := range vs {
 				if k == "" || k != textproto.TrimString(k) || reservedKey(k) || v != textproto.TrimString(v) {
@@ -49,10 +49,10 @@ func FuzzWire(f *testing.F) {
 				}
 			}
 		}
-		got := unmarshal(msg)
+		got := decodeMessage(msg)
 		if diff := cmp.Diff(want, got.Header, cmpopts.EquateEmpty()); diff != "" || got.ID != id {
 			t.Errorf("id %q, metadata (-want +got):\n%s", got.ID, diff)
 		}
-		_ = unmarshal(&nats.Msg{Header: nats.Header{key: {value}, encodedHeader: {value}}}) // a message of another program does not panic
+		_ = decodeMessage(&nats.Msg{Header: nats.Header{key: {value}, encodedHeader: {value}}}) // a message of another program does not panic
 	})
 }

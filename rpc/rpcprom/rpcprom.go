@@ -70,7 +70,7 @@ type side struct {
 	total    *prometheus.CounterVec
 	duration *prometheus.HistogramVec
 	seconds  *prometheus.HistogramVec // the deprecated name of duration
-	flight   *prometheus.GaugeVec     // of clients; that of servers is in rpc.ServerStats
+	flight   *prometheus.GaugeVec     // of clients; nil for servers, whose value is in rpc.ServerStats
 }
 
 // New returns metrics. Give clients and servers their interceptors, and add clients, servers and buses.

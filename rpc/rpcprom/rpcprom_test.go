@@ -93,7 +93,7 @@ func TestMetrics(t *testing.T) {
 	m.AddBus(wire{})
 
 	for _, req := range []string{"yes", "yes", "no", "panic"} {
-		_, _ = rpc.Call(t.Context(), c, start, rpc.Any, &req) // the metrics show the end
+		_, _ = rpc.Call(t.Context(), c, start, rpc.Any, &req) // the metrics show the outcome
 	}
 	_, err := rpc.Call(t.Context(), c, start, "missing", new(string))
 	if !errors.Is(err, rpc.ErrNoConsumer) {

@@ -45,7 +45,7 @@ func checkRefusal(b *bench, what string, err, want error, since time.Time, texts
 func testTooLarge(b *bench) {
 	limit := maxMessage(b)
 	took := make(chan int, 10)
-	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a"}, func(s *rpc.Server) {
+	srv := startServer(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a"}, func(s *rpc.Server) {
 		rpc.Handle(s, echo, func(_ context.Context, n *note) (*note, error) {
 			switch {
 			case n.N < 0:
@@ -114,7 +114,7 @@ func testTooLarge(b *bench) {
 		"a reply topic of 300 bytes":  func(m *bus.Message) { m.ReplyTo = strings.Repeat("r", 300) },
 		"a correlation of 300 bytes":  func(m *bus.Message) { m.Correlation = strings.Repeat("c", 300) },
 		"metadata in 20,000 keys":     func(m *bus.Message) { m.Header = manyKeys(20_000) },
-		"a dead letter of 100 KiB md": func(m *bus.Message) { m.Dead = &bus.Dead{Reason: strings.Repeat("x", 100<<10)} },
+		"a dead letter's long reason": func(m *bus.Message) { m.Dead = &bus.Dead{Reason: strings.Repeat("x", 100<<10)} },
 	} {
 		m := rawMessage(b, 1)
 		change(m)
@@ -138,23 +138,23 @@ func manyKeys(n int) map[string]string {
 }
 
 func testNames(b *bench) {
-	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
+	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoNote) })
 	c := b.newClient()
 	names := map[string]string{
-		"300 bytes":                  strings.Repeat("h", 300),
-		"250 bytes, without suffix":  strings.Repeat("h", 249),
-		"a line break":               "a\nb",
-		"a zero byte":                "a\x00",
-		"a control character beyond": "a\u0085b",
-		"no UTF-8":                   "a\xffb",
-		"a space":                    "a b",
-		"a wildcard":                 "a.*",
-		"a wildcard for the rest":    "a.>",
-		"an empty part":              "a..b",
-		"a dot at the end":           "a.",
-		"the name of a topic":        "calls",
-		"a topic of another host":    "a.calls",
-		"the dead letters":           "dlq",
+		"300 bytes":               strings.Repeat("h", 300),
+		"249 bytes and a suffix":  strings.Repeat("h", 249),
+		"a line break":            "a\nb",
+		"a zero byte":             "a\x00",
+		"a control above ASCII":   "a\u0085b",
+		"invalid UTF-8":           "a\xffb",
+		"a space":                 "a b",
+		"a wildcard":              "a.*",
+		"a wildcard for the rest": "a.>",
+		"an empty part":           "a..b",
+		"a dot at the end":        "a.",
+		"the name of a topic":     "calls",
+		"a topic of another host": "a.calls",
+		"the dead letters":        "dlq",
 	}
 	for what, host := range names {
 		since := time.Now()

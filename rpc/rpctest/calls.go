@@ -18,7 +18,7 @@ import (
 )
 
 func testCall(b *bench) {
-	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
+	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoNote) })
 	c := b.newClient()
 	var wg sync.WaitGroup
 	for i := range 20 {
@@ -124,7 +124,7 @@ func testContext(b *bench) {
 }
 
 func testNoConsumer(b *bench) {
-	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoes) })
+	b.serve("a", 0, func(s *rpc.Server) { rpc.Handle(s, echo, echoNote) })
 	c := b.newClient()
 	_, callErr := rpc.Call(b.ctx(), c, echo, "missing", &note{})
 	for what, err := range map[string]error{"call": callErr, "cast": rpc.Cast(b.ctx(), c, keep, "missing", &note{})} {
@@ -227,7 +227,7 @@ func testHeartbeat(b *bench) {
 		b.Fatal(err)
 	}
 	receive(b, entered, "the first call")
-	// It waits for the slot of the other call, without heartbeats.
+	// The second call waits for the slot of the first one, without heartbeats.
 	_, err = rpc.Call(b.ctx(), c, echo, "a", &note{N: 2})
 	if !errors.Is(err, rpc.ErrHeartbeatLost) || fault.CodeOf(err) != fault.Unknown {
 		b.Errorf("a call that waits for a slot: %v, want ErrHeartbeatLost", err)

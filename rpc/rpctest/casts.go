@@ -218,7 +218,7 @@ func testRequeue(b *bench) {
 		seen[string(m.Payload)]++
 		endDelivery(b, m, true)
 	}
-	held := receive(b, first, "a message to return")
+	held := receive(b, first, "a message to requeue")
 	cancel()
 	for m := range first { // closed, because the subscription has ended
 		endDelivery(b, m, false)
@@ -333,7 +333,7 @@ func testDuplicate(b *bench) {
 func testDead(b *bench) {
 	var fixed atomic.Bool
 	got := make(chan int, 10)
-	srv := start(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a", MaxDeliveries: 2}, func(s *rpc.Server) {
+	srv := startServer(b, b.server, rpc.ServerConfig{Interface: iface, Host: "a", MaxDeliveries: 2}, func(s *rpc.Server) {
 		rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
 			if !fixed.Load() {
 				return nil, fault.New([]fault.Code{fault.Exhausted, fault.Invalid}[n.N%2], "not %d", n.N)

@@ -89,8 +89,8 @@ func check(t *testing.T, file string, v rpc.Version, methods ...func(*rpc.Interf
 	return j.said
 }
 
-// TestContract: each broken rule is named; an addition needs a new version and a new file.
-func TestContract(t *testing.T) { // the environment variable is the process's
+// TestContract: the failure names each broken rule. An addition needs a higher version and a new file.
+func TestContract(t *testing.T) { // not parallel: the environment variable belongs to the process
 	file := filepath.Join(t.TempDir(), "backup.json")
 	v1, v11, v2 := rpc.Version{Major: 1}, rpc.Version{Major: 1, Minor: 1}, rpc.Version{Major: 2}
 	start := add[ask, ask]("start", v1, rpc.AtMostOnce)

@@ -39,7 +39,7 @@ var (
 	remove  = rpc.Define(rpc.Method[string, rpc.None]{Interface: volumes, Name: "remove", Since: volumes.Version, Delivery: rpc.AtLeastOnce})
 )
 
-// A test of a client serves the methods that it needs, in its own process: the others fail with ErrNoSuchMethod.
+// A test of a client serves only the methods that the client needs. Calls of other methods fail with ErrNoSuchMethod.
 func ExampleServe() {
 	t := new(example) // in a test, its own t
 	defer t.end()

@@ -13,9 +13,9 @@ import (
 	"github.com/armature-go/armature/rpc/bus"
 )
 
-// InFlight checks a bus that bounds the unacknowledged bytes of one subscription. The running handlers of a server have
-// at most budget bytes of messages at once; at least atOnce of messages with size bytes run at once, and of small messages
-// as many as the server has slots. When the large messages are acknowledged, the next ones are delivered.
+// InFlight checks a bus that bounds the unacknowledged bytes of one subscription. The messages of a server's running handlers have
+// at most budget bytes in total. At least atOnce handlers of messages with size bytes run at once. Handlers of small messages run in
+// all slots of the server. When the large messages are acknowledged, the next ones are delivered.
 func InFlight(t *testing.T, b bus.Bus, budget, size, atOnce int) {
 	t.Helper()
 	const slots = 64

@@ -59,7 +59,7 @@ func testLoad(b *bench) {
 	all := make(chan struct{})
 	for _, host := range []string{"a", "b"} {
 		b.serve(host, 8, func(s *rpc.Server) {
-			rpc.Handle(s, echo, echoes)
+			rpc.Handle(s, echo, echoNote)
 			rpc.Handle(s, keep, func(_ context.Context, n *note) (*rpc.None, error) {
 				if _, dup := casts.LoadOrStore(n.N, true); dup {
 					b.Errorf("cast %d was handled twice although nothing failed", n.N)
@@ -119,7 +119,7 @@ func testClose(b *bench) {
 
 func testGone(b *bench) {
 	register := func(s *rpc.Server) {
-		rpc.Handle(s, echo, echoes)
+		rpc.Handle(s, echo, echoNote)
 		rpc.Handle(s, keep, func(context.Context, *note) (*rpc.None, error) { return nil, nil })
 	}
 	s := b.serve("a", 0, register)

@@ -33,11 +33,11 @@ func NewBus(t testing.TB) *membus.Bus {
 func Serve(t testing.TB, iface *rpc.Interface, register func(*rpc.Server)) *rpc.Client {
 	t.Helper()
 	b := NewBus(t)
-	start(t, b, rpc.ServerConfig{Interface: iface, Host: "host", Partial: true}, register)
+	startServer(t, b, rpc.ServerConfig{Interface: iface, Host: "host", Partial: true}, register)
 	return newClient(t, b, rpc.ClientConfig{})
 }
 
-func start(t testing.TB, on bus.Bus, cfg rpc.ServerConfig, register func(*rpc.Server)) *rpc.Server {
+func startServer(t testing.TB, on bus.Bus, cfg rpc.ServerConfig, register func(*rpc.Server)) *rpc.Server {
 	t.Helper()
 	s := rpc.NewServer(on, cfg)
 	register(s)

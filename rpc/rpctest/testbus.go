@@ -17,10 +17,10 @@ import (
 // the same value. No other case uses that bus. The opener closes both ends when the test ends.
 type Opener func(t *testing.T) (server, client bus.Bus)
 
-// TestBus checks each rule of the bus contract in a sub-test, in parallel. A failure prints
-// the rule. A rule is skipped if it needs a capability that the bus does not declare, or if
-// its name is in without, for rules that the bus is known not to keep. A name in without
-// that is not a rule fails the test.
+// TestBus checks each rule of the bus contract in a subtest, in parallel. A failure prints
+// the rule. without has the names of rules that the bus is known not to keep. TestBus skips
+// them, and rules that need a capability that the bus does not declare. A name in without
+// that is not the name of a rule fails the test.
 func TestBus(t *testing.T, open Opener, without ...string) { //nolint:tparallel // the caller decides
 	t.Helper()
 	for _, name := range without {
@@ -71,7 +71,7 @@ type bench struct {
 
 func (b *bench) serve(host string, slots int, register func(*rpc.Server)) *rpc.Server {
 	b.Helper()
-	return start(b, b.server, rpc.ServerConfig{Interface: iface, Host: host, MaxInFlight: slots}, register)
+	return startServer(b, b.server, rpc.ServerConfig{Interface: iface, Host: host, MaxInFlight: slots}, register)
 }
 
 func (b *bench) ctx() context.Context {
@@ -106,11 +106,11 @@ func endDelivery(b *bench, d *bus.Delivery, ack bool) {
 		end = d.Ack
 	}
 	if err := end(); err != nil {
-		b.Errorf("acknowledge or return message %s: %v", d.ID, err)
+		b.Errorf("acknowledge or requeue message %s: %v", d.ID, err)
 	}
 }
 
-func echoes(_ context.Context, n *note) (*note, error) { return n, nil }
+func echoNote(_ context.Context, n *note) (*note, error) { return n, nil }
 
 type rule struct {
 	name, rule string

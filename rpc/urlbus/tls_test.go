@@ -20,7 +20,7 @@ import (
 	"github.com/armature-go/armature/tlsfile"
 )
 
-// files are those of the tests of TLS.
+// files are the certificate and key files of the TLS tests.
 type files struct {
 	ca, cert, key  string // of the client
 	server, secret string // certificate of the server, for localhost and queue.example, and its key
@@ -82,8 +82,8 @@ func password(u *url.Userinfo) string {
 	return pw
 }
 
-// TestTLS: TLS that is asked for, by the URL or by the configuration, is TLS with a verified server, or an
-// error that says why, at once.
+// TestTLS: if the URL or the configuration asks for TLS, the bus uses TLS and verifies the server. Otherwise Start
+// fails at once, with the reason.
 func TestTLS(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -112,8 +112,8 @@ func TestTLS(t *testing.T) {
 					t.Parallel()
 					host := cmp.Or(tt.host, "localhost")
 					err := startURL(t, fmt.Sprintf("%s://%s@%s:%s/%s", b.scheme, b.user, host, b.port, tt.query), tt.cfg)
-					// By TLS 1.3 a server judges the client's certificate after the handshake: what it says may be lost
-					// with the connection. Then the broker counts as away, and the start is made again.
+					// In TLS 1.3 a server checks the client's certificate after the handshake, and its refusal may be
+					// lost with the connection. Then Start returns Unavailable, and the test repeats it.
 					for i := 0; i < 20 && tt.name == "no certificate" && errors.Is(err, fault.Unavailable); i++ {
 						err = startURL(t, fmt.Sprintf("%s://%s@%s:%s/%s", b.scheme, b.user, host, b.port, tt.query), tt.cfg)
 					}
@@ -125,7 +125,7 @@ func TestTLS(t *testing.T) {
 			t.Run("plain text", func(t *testing.T) {
 				t.Parallel()
 				err := startURL(t, fmt.Sprintf("%s://%s@localhost:%s/", b.scheme, b.user, b.port), urlbus.Config{})
-				// NATS says that it wants TLS, and gets it, with an authority that is not trusted.
+				// NATS announces that it requires TLS. The bus then uses TLS, and does not trust the server's authority.
 				want, says := fault.Precondition, "amqps://"
 				if b.scheme == "nats" {
 					want, says = fault.Denied, "x509"
@@ -162,7 +162,7 @@ func startURL(t *testing.T, raw string, cfg urlbus.Config) error {
 	return errors.Join(err, bus.Stop(t.Context()))
 }
 
-// TestPlainServer: TLS to a broker that has none is an error that says so.
+// TestPlainServer: Start fails with Precondition if TLS is asked for and the broker does not offer it.
 func TestPlainServer(t *testing.T) {
 	t.Parallel()
 	for name, variable := range brokers {
@@ -176,7 +176,7 @@ func TestPlainServer(t *testing.T) {
 	}
 }
 
-// TestParameters: a parameter that is unknown, or has no effect, is an error that names it.
+// TestParameters: Open refuses a parameter that is unknown or has no effect. The error names it.
 func TestParameters(t *testing.T) {
 	t.Parallel()
 	f := newFiles(t)
@@ -206,7 +206,7 @@ func TestParameters(t *testing.T) {
 	}
 }
 
-// TestOneUser: the user of the first host is that of all hosts that have none of their own.
+// TestOneUser: a host without a user has the user of the first host.
 func TestOneUser(t *testing.T) {
 	t.Parallel()
 	for name, variable := range brokers {
@@ -217,7 +217,7 @@ func TestOneUser(t *testing.T) {
 				t.Fatal("the URL of the broker cannot be read")
 			}
 			there := u.Host
-			// The first host is dead: it is the second that has to know the user.
+			// No broker listens on the first host, so the bus logs in on the second.
 			u.Host = envtest.DeadAddr(t) + "," + there
 			if err := call(t.Context(), u.Scheme+"://"+u.User.String()+"@"+u.Host+u.Path); err != nil {
 				t.Error(err)

@@ -1,11 +1,11 @@
-// Package urlbus opens the bus that a URL names, in oslo.messaging's form of a
-// transport_url, so that a line of configuration decides between RabbitMQ, NATS and one
-// process alone:
+// Package urlbus opens the bus that a URL names. The URL has the form of oslo.messaging's
+// transport_url. So one line of configuration decides between RabbitMQ, NATS and the in-memory
+// bus of one process:
 //
 //	bus, err := urlbus.Open("rabbit://user:password@h1:5672,user:password@h2:5672/vhost", urlbus.Config{Exchange: "volume"})
 //	app.Add("bus", bus)
 //
-// The package links the libraries of all brokers. A program that needs one broker only imports the package of that bus
+// The package links the libraries of all brokers. A program that needs only one broker can import the package of that bus
 // instead.
 package urlbus
 
@@ -37,15 +37,16 @@ type Config struct {
 	// Quorum keeps casts in quorum queues on RabbitMQ, see amqpbus.Config.
 	Quorum bool
 	// MaxMessage is the largest message that is sent or handled, in bytes, see bus.Message.Size. Default
-	// bus.DefaultMaxMessage, which is also that of memory://, always.
+	// bus.DefaultMaxMessage. memory:// always has the default.
 	MaxMessage int
 	// TLS makes the connections TLS, as the schemes amqps:// and tls:// and the parameter ssl=1 do.
 	TLS bool
 	// TLSFiles are the files for TLS. It is an error to set them without TLS. Parameters of the URL override them.
 	// memory:// does not use them.
 	TLSFiles tlsfile.Client
-	// Schemes has the openers of further schemes, by name. A name is a prefix, a hyphen and a scheme of [Open], whose form
-	// and parameters its URLs have: a URL watermill-amqp://, for package rpc/watermillbus/amqp, has those of amqp://.
+	// Schemes has the openers of further schemes, by the name of the scheme. The name is a prefix, a hyphen and a scheme of
+	// [Open]. The URLs have the form and the parameters of the scheme after the hyphen. For example, a watermill-amqp:// URL,
+	// for package rpc/watermillbus/amqp, has those of an amqp:// URL.
 	Schemes map[string]Opener
 	// Logger gets the events of the connections. Default slog.Default().
 	Logger *slog.Logger
@@ -59,16 +60,17 @@ type Broker struct {
 	TLS *tls.Config
 }
 
-// Opener returns a bus that is not started, as Open does. Invalid: the bus cannot do what cfg requires.
+// Opener returns a bus that is not started, as Open does. Errors: Invalid if the bus cannot do what cfg requires.
 type Opener func(at Broker, cfg Config) (Bus, error)
 
 // Bus is a [bus.Bus] and a service.Part. It is safe for concurrent use.
 type Bus interface {
 	bus.Bus
 
-	// Start connects, with one attempt for each broker. It may be called again after an error, whose
-	// code is Unavailable if no broker answers and Unauthenticated if it refuses the login; see the
-	// buses' packages. Before, the bus fails with bus.ErrNotStarted.
+	// Start connects. It tries each broker once. After an error it may be called again. Errors:
+	// Unavailable if no broker answers, Unauthenticated if the broker refuses user and password; the
+	// packages of the buses list the others. Until Start succeeds, the methods of the bus fail with
+	// bus.ErrNotStarted. memory:// needs no Start.
 	Start(ctx context.Context) error
 	// Stop is Close, without regard to ctx.
 	Stop(ctx context.Context) error
@@ -76,20 +78,22 @@ type Bus interface {
 	Check(ctx context.Context) error
 }
 
-// Open returns a bus that is not started. Without TLS to another machine there is one WARN in the log.
+// Open returns a bus that is not started. It logs one WARN if the URL names another machine and TLS is off.
 //
 //	rabbit:// amqp:// amqps://   RabbitMQ: user:password@host:port, several with commas, and /vhost
 //	nats:// tls://               NATS: the same without a virtual host
-//	memory://                    this process alone, as an empty URL
+//	memory://                    the in-memory bus of this process, as for an empty URL
 //
 // [Config].Schemes adds schemes.
 //
-// A host without a user has the user of the first host. The parameters, after a ?, are those of
-// oslo.messaging, ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file, with their older names, and
-// ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is 5672, with TLS 5671.
+// A host without a user has the user of the first host. The parameters come after a "?". Those of
+// oslo.messaging are ssl (1 or 0), ssl_ca_file, ssl_cert_file and ssl_key_file; their older names work,
+// too. A further parameter is ssl_server_name, see [tlsfile.Client]. The default port of RabbitMQ is
+// 5672, with TLS 5671.
 //
-// Errors: Invalid if the URL has another form, or another parameter, or a file is wrong; Denied if
-// others can read the key. No error contains the URL, because a URL has a password.
+// Errors: Invalid if the URL has another form or another parameter, or a file is wrong; Denied if
+// other users of the machine can read the key file. No error contains the URL, because a URL has a
+// password.
 func Open(url string, cfg Config) (Bus, error) {
 	name, _, _ := strings.Cut(url, "://")
 	open := cfg.Schemes[name]
@@ -122,7 +126,7 @@ func Open(url string, cfg Config) (Bus, error) {
 	return busOrNil(amqpbus.New(amqpbus.Config{URLs: urls, Exchange: cfg.Exchange, TLS: files, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger}))
 }
 
-// warnPlain logs that other machines are reached without TLS.
+// warnPlain logs one WARN if a URL names another machine, which the bus reaches without TLS.
 func warnPlain(log *slog.Logger, urls []string) {
 	for _, raw := range urls {
 		u, err := neturl.Parse(raw)
@@ -136,7 +140,7 @@ func warnPlain(log *slog.Logger, urls []string) {
 	}
 }
 
-// busOrNil returns a nil Bus with an error, instead of one that has a nil pointer.
+// busOrNil returns b. With an error it returns a nil interface, not a Bus that holds a nil pointer.
 func busOrNil[B Bus](b B, err error) (Bus, error) {
 	if err != nil {
 		return nil, err
@@ -149,13 +153,13 @@ type inMemory struct{ *membus.Bus }
 
 func (inMemory) Check(context.Context) error { return nil }
 
-// schemes are those of URLs, and what the libraries call them, without TLS and with it.
+// schemes maps the scheme of a URL to the broker library's schemes: the one without TLS, and the one with TLS.
 var schemes = map[string][2]string{
 	"rabbit": {"amqp", "amqps"}, "amqp": {"amqp", "amqps"}, "amqps": {"amqps", "amqps"},
 	"nats": {"nats", "tls"}, "tls": {"tls", "tls"}, "memory": {"memory", "memory"},
 }
 
-// splitURL returns the scheme of a URL, and the URLs of the brokers in it. It notes the parameters in cfg.
+// splitURL returns the library's scheme for a URL, and the URLs of the brokers in it. It writes the parameters to cfg.
 func splitURL(url string, cfg *Config) (scheme string, urls []string, err error) {
 	if url == "" {
 		return "memory", nil, nil
@@ -163,10 +167,10 @@ func splitURL(url string, cfg *Config) (scheme string, urls []string, err error)
 	name, rest, ok := strings.Cut(url, "://")
 	kinds := schemes[name]
 	if !ok || kinds[0] == "" {
-		// What stands there may be a part of a password.
+		// The error does not show the name, which may be a part of a password.
 		names := slices.AppendSeq(slices.Collect(maps.Keys(schemes)), maps.Keys(cfg.Schemes))
 		slices.Sort(names)
-		return "", nil, fault.New(fault.Invalid, "the URL of the bus has no scheme that is known: want %s", strings.Join(names, ", "))
+		return "", nil, fault.New(fault.Invalid, "the URL of the bus has no known scheme: want one of %s", strings.Join(names, ", "))
 	}
 	rest, query, _ := strings.Cut(rest, "?")
 	hosts, vhost, slash := strings.Cut(rest, "/")
@@ -187,7 +191,7 @@ func splitURL(url string, cfg *Config) (scheme string, urls []string, err error)
 	case scheme == "amqp" || scheme == "amqps":
 		vhost = "/" + vhost
 	case slash && vhost != "":
-		return "", nil, fault.New(fault.Invalid, "the URL of the bus has a path after the host, which %s:// has no use for", name)
+		return "", nil, fault.New(fault.Invalid, "the URL of the bus has a path after the host, which a %s:// URL cannot have: remove it", name)
 	}
 	user := ""
 	for i, h := range strings.Split(hosts, ",") {
@@ -198,23 +202,23 @@ func splitURL(url string, cfg *Config) (scheme string, urls []string, err error)
 		case own == 0:
 			h = user + h
 		case user == "": // perhaps a comma in the password
-			return "", nil, fault.New(fault.Invalid, "the URL of the bus has a user for a later host and none for the first; a comma in a password is %%2C")
+			return "", nil, fault.New(fault.Invalid, "the URL of the bus has a user for a later host, but none for the first: add it; write a comma in a password as %%2C")
 		}
 		urls = append(urls, scheme+"://"+h+vhost)
 	}
 	return scheme, urls, nil
 }
 
-// older are the names that parameters had before, in oslo.messaging.
+// older maps the older parameter names of oslo.messaging to the present ones.
 var older = map[string]string{
 	"rabbit_use_ssl": "ssl", "kombu_ssl_ca_certs": "ssl_ca_file", "kombu_ssl_certfile": "ssl_cert_file", "kombu_ssl_keyfile": "ssl_key_file",
 }
 
-// readParameters reads those of a URL, whose scheme asks for TLS if secure.
+// readParameters writes the parameters of a URL to cfg. secure reports whether the scheme of the URL requires TLS.
 func readParameters(query string, cfg *Config, secure bool) error {
 	values, err := neturl.ParseQuery(query)
 	if err != nil || strings.Contains(query, "@") { // perhaps a part of a password, which no error shows
-		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read; a ? in a password is %%3F, an @ in a value is %%40")
+		return fault.New(fault.Invalid, "the parameters of the bus's URL cannot be read: write a ? in a password as %%3F, and an @ in a value as %%40")
 	}
 	for old, name := range older {
 		if values.Has(old) && values.Has(name) {
@@ -238,9 +242,9 @@ func readParameters(query string, cfg *Config, secure bool) error {
 		on, err := strconv.ParseBool(strings.ToLower(v[0]))
 		switch {
 		case err != nil:
-			return fault.New(fault.Invalid, "parameter %s of the bus's URL is neither 1 nor 0", given)
+			return fault.New(fault.Invalid, "parameter %s of the bus's URL is neither true nor false: use 1 or 0", given)
 		case !on && (secure || cfg.TLS):
-			return fault.New(fault.Invalid, "parameter %s of the bus's URL is off, and the scheme or the configuration asks for TLS", given)
+			return fault.New(fault.Invalid, "parameter %s of the bus's URL turns TLS off, but the scheme or the configuration turns it on: remove one of them", given)
 		}
 		cfg.TLS = on
 	}

@@ -24,7 +24,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// brokers are the variables that have their URLs.
+// brokers maps the name of a broker to the environment variable with its URL.
 var brokers = map[string]string{"RabbitMQ": testenv.AMQPVar, "NATS": testenv.NATSVar}
 
 var (
@@ -61,7 +61,7 @@ func call(ctx context.Context, url string) (err error) {
 	return err
 }
 
-// TestOpen: each kind of URL is a bus that works, with one broker or several.
+// TestOpen: the bus of each kind of URL works, with one broker or several.
 func TestOpen(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"", "memory://"} {
@@ -89,13 +89,13 @@ func TestOpen(t *testing.T) {
 	}
 }
 
-// TestRefused: a URL that is wrong is Invalid, and nothing of it is in the error.
+// TestRefused: a wrong URL is Invalid, and the error has no part of a password.
 func TestRefused(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"hunter2", "hunter2://a", "kafka://u:hunter2@a", "nats://u:hunter2@a/hunter2", "memory://hunter2", "rabbit://u:hunter2@a b/", "rabbit://"} {
 		bus, err := urlbus.Open(url, urlbus.Config{})
 		if bus != nil {
-			t.Errorf("%s: there is a bus beside the error", url)
+			t.Errorf("%s: Open returned a bus, want nil", url)
 		}
 		if fault.CodeOf(err) != fault.Invalid || strings.Contains(fmt.Sprint(err), "hunter2") {
 			t.Errorf("%s: %v", url, err)
@@ -103,8 +103,8 @@ func TestRefused(t *testing.T) {
 	}
 }
 
-// TestSchemes: a bus that the program registers gets the brokers and the protection of the URL, which has the form of the
-// scheme after the hyphen.
+// TestSchemes: a URL with a registered scheme has the form of the scheme after the hyphen. The opener of the scheme gets the
+// brokers and the TLS configuration of the URL.
 func TestSchemes(t *testing.T) {
 	t.Parallel()
 	var got urlbus.Broker
@@ -132,9 +132,8 @@ func TestSchemes(t *testing.T) {
 	}
 }
 
-// TestStartAgain: Start fails soon, with Unavailable, while the broker cannot be reached, leaves a bus that says
-// that it was not started, and works when it is called again. A login that is refused is
-// Unauthenticated.
+// TestStartAgain: while the broker cannot be reached, Start fails soon with Unavailable, and the methods of the bus
+// return ErrNotStarted. When the broker is back, Start succeeds. A refused login is Unauthenticated.
 func TestStartAgain(t *testing.T) {
 	t.Parallel()
 	for name, brokerVar := range brokers {
@@ -207,7 +206,7 @@ func Example() {
 	// Output: <nil> <nil>
 }
 
-// TestPlainWarning: a broker of another machine without TLS is one warning, which names the host.
+// TestPlainWarning: Open logs one warning with the host if the broker is on another machine and TLS is off.
 func TestPlainWarning(t *testing.T) {
 	t.Parallel()
 	for raw, want := range map[string]int{
@@ -233,8 +232,8 @@ func TestPlainWarning(t *testing.T) {
 	}
 }
 
-// TestQuestionMark: a password with a ? that is not encoded is refused, and no part of it is in the error. A parameter that is given by both of
-// its names is refused.
+// TestQuestionMark: a password with a ? that is not encoded is refused, and no part of it is in the error. A parameter that is
+// given by both of its names is refused, too.
 func TestQuestionMark(t *testing.T) {
 	t.Parallel()
 	for _, url := range []string{"rabbit://u:a?hunter2@h/", "nats://u:a?hunter2=x@h", "amqp://u:a?ssl=hunter2@h/"} {

@@ -10,7 +10,7 @@ import (
 )
 
 // BenchmarkMessage measures the cost of a bus.Message, of a watermill message, and of the conversion from one to the other
-// and back, which a bus of stock watermill parts needs for each message (ADR 23).
+// and back. A bus of stock watermill parts needs this conversion for each message (ADR 23).
 func BenchmarkMessage(b *testing.B) {
 	envelope := &bus.Message{
 		ID: "0123456789abcdef", Kind: bus.Call, Interface: "backup", Method: "list", Version: struct{ Major, Minor int }{2, 1},

@@ -10,9 +10,12 @@
 //	})
 //	srv := rpc.NewServer(bus, rpc.ServerConfig{Interface: backup.Interface, Host: "node-1"})
 //
-// The bus adds what the contract of bus.Bus requires and watermill lacks: many
-// messages at once, deadlines, repeated sending of persistent messages until they
-// arrive, renewal of subscriptions, typed errors, and a Close that ends in bounded time.
+// The bus adds what the contract of bus.Bus requires and watermill lacks:
+//
+//   - many messages at once, and deadlines
+//   - repeated sending of persistent messages until they arrive
+//   - renewal of subscriptions
+//   - typed errors, and a Close that ends in bounded time
 //
 // It does not keep these rules of rpctest.TestBus:
 //
@@ -23,9 +26,9 @@
 //     deadline.
 //   - busy: a call that was sent to a busy server waits there, although another server
 //     is idle. A server cannot tell a subscriber that all slots are in use.
-//   - restarts: a message that a stopping server has received, and whose handler has not
-//     begun, counts as if the server had crashed with it: such messages are
-//     dead-lettered after 20 servers. A subscriber returns its prefetched messages
+//   - restarts: if a server stops after it has received a message and before the handler
+//     has begun, the message counts as if the server had crashed with it. Such messages
+//     are dead-lettered after 20 servers. A subscriber requeues its prefetched messages
 //     by itself.
 //
 // Four more limits have no rule in rpctest:
@@ -56,8 +59,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // Config configures a Bus. The Bus owns the publishers, and the subscribers that it opens, and closes them.
@@ -105,8 +108,8 @@ type Config struct {
 }
 
 const (
-	// A publish or subscribe that failed is repeated after a back-off from minBackoff
-	// to maxBackoff, with jitter.
+	// minBackoff and maxBackoff bound the back-off, with jitter, before a failed publish or
+	// subscribe is repeated.
 	minBackoff = 20 * time.Millisecond
 	maxBackoff = time.Second
 	// ackNoticeDelay is the time in which a subscriber notices that a message was

@@ -109,7 +109,7 @@ func TestPublish(t *testing.T) {
 		want  fault.Code
 		tries int64
 	}{
-		{name: "well", tries: 1},
+		{name: "success", tries: 1},
 		{name: "may have been sent", fails: []error{broken}, want: fault.Unknown, tries: 1},
 		{name: "may have been sent, durable", mark: durable, fails: []error{broken, broken}, tries: 3},
 		{name: "certainly not sent", fails: []error{down, down}, tries: 3},
@@ -210,15 +210,15 @@ func TestLanes(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var hand []*rpcbus.Delivery
+	var received []*rpcbus.Delivery
 	for range slots {
-		hand = append(hand, <-in)
+		received = append(received, <-in)
 	}
 	cancel()
 	if m, ok := <-in; ok {
 		t.Errorf("got %s after the end, want the channel closed", m.ID)
 	}
-	for _, m := range hand {
+	for _, m := range received {
 		if err := m.Ack(); err != nil {
 			t.Error(err)
 		}

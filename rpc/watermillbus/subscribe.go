@@ -13,8 +13,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill/message"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // Subscribe opens one subscriber, or two if s.Fanout is set, see [bus.Bus]. A watermill
@@ -62,8 +62,8 @@ func (b *Bus) Subscribe(ctx context.Context, s bus.Subscription) (<-chan *bus.De
 	}
 }
 
-// subscription is one subscription of the bus, from which one consumer, the caller of Subscribe, receives. It has several lanes, from
-// one or two of watermill's subscribers; a lane is one watermill subscription, with one message at a time.
+// subscription is one subscription of the bus. Its consumer is the caller of Subscribe. It has one or two watermill subscribers, and
+// each of them has several lanes. A lane is one watermill subscription, which delivers one message at a time.
 type subscription struct {
 	bus         *Bus
 	private     bool            // the consumer need not acknowledge messages

@@ -57,7 +57,7 @@ var (
 	}
 )
 
-// eight filters and four weighers.
+// benchConfig has eight filters and four weighers.
 func benchConfig(t testing.TB, countsOnly bool) scheduler.Config[*request, *provider] {
 	t.Helper()
 	f, err := scheduler.ByName(filters(placement.Options{}), []string{"disabled", "zone", "VCPU", "MEMORY_MB", "DISK_GB", "traits", "tasks", "consumers"})
@@ -78,7 +78,7 @@ type scored struct {
 	raw   [4]float64
 }
 
-// free does the arithmetic of Inventory.Free without a copy, which costs more.
+// free is Inventory.Free without a copy of the Inventory, which would cost time.
 func free(i *placement.Inventory) int64 {
 	n := i.Total - i.Reserved
 	if i.Ratio != 0 && i.Ratio != 1 {
@@ -180,7 +180,7 @@ func BenchmarkCompare(b *testing.B) {
 			for _, c := range []struct {
 				name string
 				q    *request
-			}{{"most pass", common}, {"every filter turns some away", spread}, {"the first ones turn most away", selective}} {
+			}{{"most pass", common}, {"every filter rejects some", spread}, {"the first filters reject most", selective}} {
 				list := []compare.Contender{{Name: "loop by hand", Op: func() { byHand(c.q, hosts) }}}
 				for _, e := range []struct {
 					name       string

@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/armature-go/armature/fault"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // Errors of a [Store]. Their texts name the provider, and the amounts or the generations.
@@ -76,8 +76,9 @@ type Store interface {
 	// Put adds or replaces a provider and returns it with its new generation. The generation grows by 1 if a field
 	// changes other than the heartbeat, the tasks and the failures. Used, Consumers, Members and At of p are ignored,
 	// and of its aggregates only the names are used. Errors: Precondition if an inventory that is used is removed (its
-	// capacity may become less than the used amount); Invalid if p is not valid; NotFound if an aggregate does not exist; ErrChanged if
-	// the stored generation is not that of p. In p, 0 stands for a new provider, and [Any] for every generation.
+	// capacity may become less than the used amount); Invalid if p is not valid; NotFound if an aggregate does not exist;
+	// ErrChanged if the stored generation is not that of p. In p, 0 stands for a new provider, and [Any] for every
+	// generation.
 	Put(ctx context.Context, p *Provider) (*Provider, error)
 	// Remove removes a provider. It is not an error if the provider does not exist. Precondition: the provider is used.
 	Remove(ctx context.Context, id string) error
@@ -114,8 +115,12 @@ func Release(ctx context.Context, s Store, consumer string) error {
 // holder, in one transaction. next.Generation is ignored. Both hosts stay claimed until the caller confirms the move with a
 // [Release] of holder, or undoes it with [Revert]. holder is an ID without a claim, such as the ID of the
 // move. If the move is already made, for example by a call with an unknown outcome, Move returns nil. Errors: those of
-// Store.Claim; Precondition if the consumer has no claim, or if the holder has one and the move is not made.
+// Store.Claim; Precondition if the consumer has no claim, or if the holder has one and the move is not made; Invalid if holder is
+// the consumer.
 func Move(ctx context.Context, s Store, holder string, next Claim) error {
+	if holder == next.Consumer {
+		return fault.New(fault.Invalid, "move of %s: the holder must not be the consumer itself", next.Consumer)
+	}
 	return retryOn(ctx, ErrChanged, func() error {
 		have, err := s.Claims(ctx, next.Consumer, holder)
 		if err != nil {
@@ -140,9 +145,12 @@ func Move(ctx context.Context, s Store, holder string, next Claim) error {
 }
 
 // Revert undoes a [Move]: the holder's claim replaces the consumer's claim, and the holder has no claim afterwards. If
-// the holder has no claim, Revert changes nothing and returns nil. group is the consumer's group or nil; its policy is not checked, because the consumer
-// was on that host before. Errors: those of Store.Claim.
+// the holder has no claim, Revert changes nothing and returns nil. group is the consumer's group or nil. Its policy is not
+// checked, because the consumer was on that host before. Errors: those of Store.Claim; Invalid if holder is the consumer.
 func Revert(ctx context.Context, s Store, consumer, holder string, group *Group) error {
+	if holder == consumer {
+		return fault.New(fault.Invalid, "revert of %s: the holder must not be the consumer itself", consumer)
+	}
 	return retryOn(ctx, ErrChanged, func() error {
 		have, err := s.Claims(ctx, consumer, holder)
 		if err != nil {
@@ -170,19 +178,13 @@ const maxAttempts = 20
 // retryOn calls f until f does not fail with target, at most maxAttempts times, with a random back-off of up to 100 ms. It
 // returns the last error of f, or the context's.
 func retryOn(ctx context.Context, target error, f func() error) (err error) {
-	delay := time.Millisecond
-	for range maxAttempts {
+	for attempt := range maxAttempts {
 		if err = f(); !errors.Is(err, target) {
 			return err
 		}
-		t := time.NewTimer(rand.N(delay))
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
+		if !backoff.Sleep(ctx, backoff.FullJitter(attempt+1, time.Millisecond, 100*time.Millisecond)) {
 			return ctx.Err()
 		}
-		delay = min(2*delay, 100*time.Millisecond)
 	}
 	return err
 }

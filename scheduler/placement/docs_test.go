@@ -35,7 +35,7 @@ func TestDocs(t *testing.T) {
 		want = append(want, w.Name())
 	}
 	if diff := cmp.Diff(want, got); diff != "" || !slices.Contains(got, "version") {
-		t.Errorf("docs/scheduling.md (-there are +it has):\n%s", diff)
+		t.Errorf("docs/scheduling.md (-package +document):\n%s", diff)
 	}
 }
 

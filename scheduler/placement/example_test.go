@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/scheduler/placement"
 )
 
-// A request is placed: a host is chosen, and the request's resources are claimed on
-// it, so that no other scheduler gives them to another request.
+// Place chooses a host for a request, and claims the request's resources on that host. So no
+// other scheduler gives them to another request.
 func ExamplePlacer() {
 	ctx := context.Background()
 	store := &placement.Memory{} // NewSQL in production

@@ -15,9 +15,9 @@ import (
 type Options struct {
 	// DownAfter is the heartbeat timeout of a provider. Default 1 minute, as Nova's service_down_time.
 	DownAfter time.Duration
-	// A host with MaxTasks tasks, or with MaxConsumers consumers, gets no new consumer. Defaults 8 and 50, as Nova's
-	// max_io_ops_per_host and max_instances_per_host. Metadata with these names in an aggregate of the host replaces
-	// them; of several, the lowest number is used.
+	// MaxTasks and MaxConsumers are limits of a host: a host with so many tasks or consumers gets no new consumer. Defaults
+	// 8 and 50, as Nova's max_io_ops_per_host and max_instances_per_host. Metadata with Nova's names in an aggregate of the
+	// host replace the limits. If several aggregates have such metadata, the lowest number counts.
 	MaxTasks, MaxConsumers int64
 	// HalfLife is the time in which the weight of a failure halves. Default 1 hour.
 	HalfLife time.Duration
@@ -70,7 +70,7 @@ func (f filter[R, H]) Prepare(_ context.Context, req R, _ []H) (func(H) schedule
 	return func(h H) scheduler.Verdict { return j(h.Placement()) }, nil
 }
 
-// Filters returns all ready-made filters, in an order that suits most components: filters that are cheap or reject
+// Filters returns all filters of this package. Their order suits most components: filters that are cheap or reject
 // many hosts come first. scheduler.ByName selects filters. docs/scheduling.md has their names, and Nova's names for
 // them.
 //
@@ -144,10 +144,14 @@ func disabledHosts(*Request) judge {
 func (o Options) down(*Request) judge {
 	now := time.Now()
 	return func(p *Provider) scheduler.Verdict {
-		if age := now.Sub(p.SeenAt); age.Abs() > o.DownAfter && !p.SeenAt.IsZero() { // as in Nova, a time in the future counts as no heartbeat
+		switch age := now.Sub(p.SeenAt); {
+		case p.SeenAt.IsZero() || age.Abs() <= o.DownAfter:
+			return scheduler.Pass
+		case age < 0: // as in Nova, a heartbeat too far in the future does not count
+			return scheduler.RejectNumbers("the last heartbeat is %d s in the future, at most %d s are allowed", int64(-age/time.Second), int64(o.DownAfter/time.Second))
+		default:
 			return scheduler.RejectNumbers("no heartbeat for %d s, down after %d s", int64(age/time.Second), int64(o.DownAfter/time.Second))
 		}
-		return scheduler.Pass
 	}
 }
 
@@ -189,7 +193,7 @@ func roomFor(class string) prepare {
 	}
 }
 
-// roomRest judges the seldom cases of roomFor: no inventory, and the limits of one consumer.
+// roomRest judges the rare cases of roomFor: no inventory, and the limits of one consumer.
 func roomRest(i *Inventory, ok bool, n int64) scheduler.Verdict {
 	if !ok {
 		return scheduler.Reject("the host has none")

@@ -58,6 +58,8 @@ func TestFilters(t *testing.T) {
 		{"down", request{}, provider{}, ""},
 		{"down", request{}, provider{SeenAt: now.Add(-50 * time.Second)}, ""},
 		{"down", request{}, provider{SeenAt: now.Add(-75*time.Second - time.Second/2)}, "no heartbeat for 75 s, down after 60 s"},
+		{"down", request{}, provider{SeenAt: now.Add(50 * time.Second)}, ""},
+		{"down", request{}, provider{SeenAt: now.Add(76 * time.Second)}, "the last heartbeat is 75 s in the future, at most 60 s are allowed"},
 		{"zone", request{}, provider{Zone: "a"}, ""},
 		{"zone", request{Zone: "a"}, provider{Zone: "a"}, ""},
 		{"zone", request{Zone: "a"}, provider{Zone: "b"}, "not in zone a"},

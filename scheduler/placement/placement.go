@@ -1,9 +1,13 @@
-// Package placement has what most schedulers need besides package scheduler: providers of resources, with inventories,
-// traits and aggregates; the usual filters and weighers for them; and claims that never over-commit, even if many
-// schedulers claim at the same time.
+// Package placement has what most schedulers need besides package scheduler:
 //
-//	type Node struct{ *placement.Provider; ... }  // the component's own host
-//	type Spec struct{ placement.Request; ... }    // and request
+//   - providers of resources, with inventories, traits and aggregates
+//   - the usual filters and weighers for them
+//   - claims that never over-commit, even if many schedulers claim at the same time
+//
+// A component embeds a provider in its hosts and a request in its requests:
+//
+//	type Node struct{ *placement.Provider; ... }  // a host
+//	type Spec struct{ placement.Request; ... }    // a request
 //
 //	filters, err := scheduler.ByName(placement.Filters[*Spec, *Node](opts), cfg.EnabledFilters)
 //	s, err := scheduler.New(scheduler.Config[*Spec, *Node]{Filters: filters, ...})
@@ -175,7 +179,7 @@ func (p *Provider) Has(trait string) bool {
 	return ok
 }
 
-// With returns a copy of the provider with one more consumer, for decisions before the provider's next report.
+// With returns a copy of the provider with one more consumer and one more task, for decisions before the provider's next report.
 func (p *Provider) With(q *Request) *Provider {
 	out := *p
 	out.Inventories = maps.Clone(p.Inventories)

@@ -54,10 +54,13 @@ const (
 // idempotent: if the consumer has a claim already, Place returns the host of that claim. Place blocks as long as Hosts, the
 // filters and the store do.
 //
-// Errors: scheduler.ErrNoValidHost if no host is feasible in its current state; then Placed is not nil and has the
-// decision. With all other errors Placed is nil: Unavailable if in 20 decisions no ranked host accepted the claim, which
-// wraps the error of the last claim; NotFound if the consumer has a claim on a host that is not a candidate host; and the
-// errors of the store, of Hosts, of the filters and of the weighers.
+// Errors:
+//
+//   - scheduler.ErrNoValidHost: no host is feasible in its current state. Placed is not nil and has the decision. With all
+//     other errors Placed is nil.
+//   - Unavailable: no ranked host accepted the claim in 20 decisions. It wraps the error of the last claim.
+//   - NotFound: the consumer has a claim on a host that is not a candidate host.
+//   - The errors of the store, of Hosts, of the filters and of the weighers.
 func (p *Placer[R, H]) Place(ctx context.Context, req R) (*Placed[H], error) {
 	var last error
 	for round, fresh := 0, false; round < maxRounds; round++ {
@@ -147,9 +150,12 @@ func (p *Placer[R, H]) claim(req R, h H) Claim {
 
 // Finding is a difference that [Audit] has found.
 type Finding struct {
-	// Kind is one of these. "orphaned": a consumer has a claim and should have none. "missing": a consumer should have
-	// a claim and has none. "different": a consumer's claim is not the one that it should have. "miscounted": the used
-	// amounts of a provider are not the sums of its claims.
+	// Kind is one of these:
+	//
+	//   - "orphaned": a consumer has a claim and should have none.
+	//   - "missing": a consumer should have a claim and has none.
+	//   - "different": a consumer's claim is not the one that it should have.
+	//   - "miscounted": the used amounts of a provider are not the sums of its claims.
 	Kind string `json:"kind"`
 	// Claim is the existing claim; for "missing" it is the claim that should exist. Want is set for "different" only: the
 	// claim that should exist. Provider is set for "miscounted" only: the provider with its amounts before the repair.

@@ -13,8 +13,8 @@ import (
 
 // claimPlan says what a call of Claim changes: claims of consumers, members of groups and used amounts of providers. It
 // depends only on the new claims and on the consumers' present claims, so all stores decide alike. A store reads the
-// consumers' present claims, makes the plan, checks and changes each group and each provider, and writes the consumers'
-// claims, all or nothing. Each list is sorted, so that two calls that change the same rows lock them in the same
+// consumers' present claims and makes the plan. Then it checks the groups, checks and changes the providers, and writes the
+// consumers' claims, all or nothing. Each list is sorted, so that two calls that change the same rows lock them in the same
 // order.
 type claimPlan struct {
 	consumers []consumerChange
@@ -47,7 +47,7 @@ type groupChange struct {
 }
 
 // check returns ErrGroup if the policy forbids the host of a joining consumer. hosts has the number of members on each
-// host, without the consumers that the plan changes; check adds the joining consumers to it.
+// host, without the consumers that the plan changes. check adds the joining consumers to hosts.
 func (g *groupChange) check(hosts map[string]int64) error {
 	for _, c := range g.joining {
 		if err := c.Group.checkHost(c.host(), hosts); err != nil {
@@ -61,7 +61,7 @@ func (g *groupChange) check(hosts map[string]int64) error {
 // providerChange changes the used amounts of one provider.
 type providerChange struct {
 	id         string
-	generation int64 // that the provider must have; 0: any
+	generation int64 // the generation that the provider must have; 0: any
 	classes    []classChange
 }
 

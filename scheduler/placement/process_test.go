@@ -25,7 +25,8 @@ import (
 )
 
 // placerVar is the environment variable that makes the test binary a scheduler process. It has the form
-// "URL first n": the database, and which requests the process places.
+// "URL first n": the URL of the database, the number of the first request that the process places, and how many
+// requests it places.
 const placerVar = "ARMATURE_TEST_PLACER"
 
 func TestMain(m *testing.M) {
@@ -39,15 +40,16 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// tally is the result of a scheduler process.
+// tally counts requests of a scheduler process: those that it placed, those that had a claim before, the refused claims,
+// and the calls of Place that were repeated.
 type tally struct{ Placed, Again, Refused, Late int }
 
 func (t *tally) add(o tally) {
 	t.Placed, t.Again, t.Refused, t.Late = t.Placed+o.Placed, t.Again+o.Again, t.Refused+o.Refused, t.Late+o.Late
 }
 
-// place runs a scheduler process: it has its own state of the hosts for its decisions, and
-// places one request after the other.
+// place runs a scheduler process. The process has its own state of the hosts for its decisions,
+// and places one request after the other.
 func place(job string) error {
 	var u string
 	var first, n int
@@ -115,7 +117,7 @@ const (
 // TestProcesses: many scheduler processes use one database. Every request is placed,
 // although the hosts have room for no more than all requests, and no host is ever above
 // its capacity. This also holds while the processes are killed at random, and while
-// COMMIT fails as on a Galera cluster, where a transaction of another node was first.
+// COMMIT fails as on a Galera cluster if a transaction of another node was first.
 func TestProcesses(t *testing.T) { //nolint:tparallel // one after the other: each needs the machine
 	t.Parallel()
 	if testing.Short() {
@@ -125,7 +127,7 @@ func TestProcesses(t *testing.T) { //nolint:tparallel // one after the other: ea
 		name     string
 		kill     bool
 		conflict float64
-	}{{"in peace", false, 0}, {"killed", true, 0}, {"conflicts at COMMIT", false, 0.1}} {
+	}{{"undisturbed", false, 0}, {"killed", true, 0}, {"conflicts at COMMIT", false, 0.1}} {
 		t.Run(tt.name, func(t *testing.T) {
 			run := &crowd{t: t, url: dbtest.MySQL(t)}
 			d := open(t, run.url)
@@ -166,7 +168,7 @@ func TestProcesses(t *testing.T) { //nolint:tparallel // one after the other: ea
 			close(done)
 			audit.Wait()
 			t.Logf("%d processes placed %d requests in %v, %.0f a second: %d claims refused, %d placed by a process before it was killed, %d decided again; "+
-				"%d processes killed, %d conflicts at COMMIT; no host over its capacity in %d looks",
+				"%d processes killed, %d conflicts at COMMIT; no host over its capacity in %d checks",
 				processes, run.Placed, took.Round(time.Millisecond), float64(run.Placed)/took.Seconds(), run.Refused, run.Again, run.Late, run.killed, run.injected.Load(), looks)
 			if run.Placed != processes*requests || looks < 3 || tt.kill && run.killed == 0 || tt.conflict > 0 && run.injected.Load() < 100 {
 				t.Errorf("%d placed, want %d; %d killed, %d conflicts, %d checks", run.Placed, processes*requests, run.killed, run.injected.Load(), looks)

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// toStored returns p in the form in which a store keeps it, as the replacement of have. have is nil for a new provider. Errors:
-// as [Store].Put.
+// toStored returns p in the form in which a store keeps it, as the replacement of have. have is nil for a new provider. Its
+// errors are those of [Store].Put.
 func (p *Provider) toStored(have *Provider) (*Provider, error) {
 	next := *p
 	next.Inventories, next.Aggregates = maps.Clone(p.Inventories), nil

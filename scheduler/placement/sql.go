@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Migrations creates the tables of [SQL], on MySQL, MariaDB and SQLite. A component gives them to [db.Migrate] and [db.Check], before
-// its own.
+// Migrations create the tables of [SQL], on MySQL, MariaDB and SQLite. A component passes them to [db.Migrate] and [db.Check],
+// before its own.
 var Migrations = db.Embedded("placement", migrations)
 
 //go:embed migrations/*.sql

@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// Claim implements [Store]. It is one transaction, which is repeated if another claim was first. Unavailable: another claim was
-// first in each of 20 attempts.
+// Claim implements [Store]. It is one transaction, which is repeated if another claim was first. Unavailable: another claim
+// was first in each of 20 attempts.
 func (s *SQL) Claim(ctx context.Context, claims ...Claim) error {
 	err := retryOn(ctx, errLost, func() error {
 		return db.Tx(ctx, s.db, func(ctx context.Context, tx *sqlx.Tx) error { return s.ClaimTx(ctx, tx, claims...) })

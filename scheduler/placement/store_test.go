@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/scheduler/placement/placementtest"
 )
 
-// migrations end with columns of a later release, so that all tests show that these do no harm.
+// migrations end with columns of a later release, so that all tests show that this release works with such columns.
 var migrations = []db.Migrations{placement.Migrations, {Files: fstest.MapFS{"00001_next.sql": {Data: []byte(`
 ALTER TABLE placement_providers ADD COLUMN next_release VARCHAR(10);
 ALTER TABLE placement_inventories ADD COLUMN next_release VARCHAR(10);

@@ -1,6 +1,6 @@
-// Package schedulertest simulates a component's filters and weighers with random fleets and requests, which a seed
-// determines. It checks every choice: no host gets more than fits, no request fails while a host could take it, and the
-// component's own rules hold.
+// Package schedulertest runs a component's filters and weighers on random fleets and requests, which a seed determines. It
+// checks every choice: no host gets more than fits, no request fails while a host could take it, and the component's own
+// rules hold.
 //
 //	schedulertest.Run(t, schedulertest.Sim[*Spec, *Node]{
 //		Scheduler: s,
@@ -40,8 +40,8 @@ type Sim[R any, H scheduler.Host] struct {
 	// Steps is the number of requests in one run. Default 500. Each step may also remove an earlier request.
 	Steps int
 	// Stale is the greatest age, in steps, of the state of the hosts in a decision. It simulates hosts that report
-	// seldom and other schedulers that place, too. The ranked hosts are tried in order on the current state; if none
-	// fits, a new decision uses the current state. Default 0: decisions use the current state.
+	// rarely, and other schedulers that place requests, too. The ranked hosts are tried in order on the current state. If
+	// none fits, a new decision uses the current state. Default 0: decisions use the current state.
 	Stale int
 }
 

@@ -160,8 +160,8 @@ func TestFilters(t *testing.T) {
 	}
 }
 
-// TestFound: a missing filter, a filter that is too strict, and a broken rule of Check are
-// found, with the host and the decision.
+// TestFound: Run finds a missing filter, a filter that is too strict, and a broken rule of
+// Check. The error has the host and the decision.
 func TestFound(t *testing.T) {
 	t.Parallel()
 	without := func(name string) []scheduler.Filter[*request, *provider] {
@@ -179,8 +179,8 @@ func TestFound(t *testing.T) {
 		}
 		return scheduler.Pass
 	})
-	promise := cloud(t, all())
-	promise.Check = func(hosts []*provider, _ []schedulertest.Placed[*request]) error {
+	broken := cloud(t, all())
+	broken.Check = func(hosts []*provider, _ []schedulertest.Placed[*request]) error {
 		for _, h := range hosts {
 			if h.Consumers > 3 {
 				return errors.New("more than three on " + h.ID)
@@ -195,10 +195,10 @@ func TestFound(t *testing.T) {
 		want  []string
 	}{
 		{"no filter for a class", cloud(t, without(placement.VCPU)), 0, []string{"was chosen for", "does not fit: VCPU", "hosts"}},
-		{"the same with an old picture", cloud(t, without(placement.VCPU)), 5, []string{"was chosen for", "does not fit: VCPU", "hosts"}},
+		{"no filter for a class, and an old state", cloud(t, without(placement.VCPU)), 5, []string{"was chosen for", "does not fit: VCPU", "hosts"}},
 		{"no filter for groups", cloud(t, without("anti_affinity")), 0, []string{"was chosen for", "anti-affinity"}},
 		{"too strict a filter", cloud(t, append(all(), strict)), 0, []string{"no host was found for", "fits:", "enough"}},
-		{"a promise that is not kept", promise, 0, []string{"more than three on n"}},
+		{"a broken rule of Check", broken, 0, []string{"more than three on n"}},
 	} {
 		tt.sim.Stale = tt.stale
 		var err error

@@ -98,10 +98,10 @@ type Config struct {
 	Inflight *service.Inflight
 	// Observe is called after each request. It must be safe for concurrent use. Nil: it is not called.
 	Observe func(ctx context.Context, o Observation)
-	// Logger gets an INFO line for each request, with its status, as an access log; of health probes the
-	// line is at DEBUG. It gets an ERROR line for each reply with a status of 500 or more, except
-	// 501, which a client can cause: that one is at DEBUG. Its handler should be a
-	// [reqctx.LogHandler], which adds the ids. The default is one around slog.Default().
+	// Logger gets an INFO line for each request, with its status, as an access log. For a health probe the
+	// line is at DEBUG. It also gets an ERROR line for each error that is answered with a status of 500 or more. For
+	// 501, which a client can cause, this line is at DEBUG. The Logger's handler should be a
+	// [reqctx.LogHandler], which adds the ids. Default: a logger with such a handler around that of slog.Default().
 	Logger *slog.Logger
 }
 
@@ -118,7 +118,7 @@ type Mux struct {
 
 	readinessMu sync.Mutex
 	readiness   outage.Log // of GET /readyz
-	notReady    string     // the reason of the last failed one
+	notReady    string     // the reason of the last check, if it failed
 }
 
 // Observation describes one request that was answered.
@@ -163,9 +163,10 @@ func New(cfg Config) *Mux {
 
 // Health registers GET /livez, which answers 200 while the process serves requests, and GET /readyz, which answers 503
 // while ready, such as service.App's Ready, returns an error. The context of ready ends after 5 s. Both routes need no
-// authentication, so a reply has only the text for users of the outermost [fault.Error]. The log has the whole error and
-// the id of the request: of consecutive errors the first, each with a new reason, and one a minute as WARN, the others
-// as DEBUG. Health panics if ready is nil.
+// authentication, so a reply has only the text for users of the outermost [fault.Error].
+//
+// The log has the whole error and the id of the request. Of consecutive errors, the first, each with a new reason, and one
+// a minute are logged as WARN, the others as DEBUG. Health panics if ready is nil.
 func (m *Mux) Health(ready func(ctx context.Context) error) {
 	if ready == nil {
 		panic("api: Health needs a function, such as service.App's Ready")

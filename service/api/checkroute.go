@@ -11,8 +11,8 @@ import (
 	"strings"
 )
 
-// checkRoute panics if a part of a route has no effect, because that is a programmer's error which
-// a request would never show.
+// checkRoute panics if a part of a route has no effect. This is a programmer's error that
+// no request would show.
 func (m *Mux) checkRoute(r *route) {
 	for _, problem := range []string{m.unenforcedRule(r), m.unusedVersions(r), r.unusedBody()} {
 		if problem != "" {
@@ -21,7 +21,7 @@ func (m *Mux) checkRoute(r *route) {
 	}
 }
 
-// unenforcedRule returns the fault of the rule of a route, or "" if it has none.
+// unenforcedRule returns an error text if the route has a rule that is never enforced, or "".
 func (m *Mux) unenforcedRule(r *route) string {
 	if r.Rule == "" || m.cfg.Enforce != nil {
 		return ""
@@ -29,7 +29,7 @@ func (m *Mux) unenforcedRule(r *route) string {
 	return fmt.Sprintf("rule %s is never enforced: Config.Enforce is nil", r.Rule)
 }
 
-// unusedVersions returns which versions of a route or of its schemas no request can have, or "".
+// unusedVersions returns an error text with the versions of a route or of its schemas that no request can have, or "".
 func (m *Mux) unusedVersions(r *route) string {
 	if m.versions != nil {
 		all := span{m.versions.min, m.versions.max}
@@ -50,8 +50,8 @@ func (m *Mux) unusedVersions(r *route) string {
 	return ""
 }
 
-// unusedBody returns which part of the schemas of the body the handler cannot see, or which name in NoEffect is not such a
-// part, or "".
+// unusedBody returns an error text with the part of the schemas of the body that the handler cannot see, or with the names in
+// NoEffect that are not such parts. Otherwise it returns "".
 func (r *route) unusedBody() string {
 	if len(r.body) > 0 && r.in == reflect.TypeFor[None]() && r.Action == "" {
 		return "the body has a schema, but the handler takes None and never reads the body"
@@ -147,7 +147,8 @@ func (e *effect) resolve(ref string) any {
 	return at
 }
 
-// allowsOneValue reports whether a schema allows at most one value, so that the handler loses nothing without a field for it.
+// allowsOneValue reports whether a schema allows at most one value. Such a property needs no field, because its value is
+// known.
 func allowsOneValue(schema any) bool {
 	switch s := schema.(type) {
 	case bool:
@@ -189,7 +190,7 @@ func callerLine() string {
 	}
 }
 
-// registeredAt matches the places in a panic of ServeMux. They are all in this package, so they do not help.
+// registeredAt matches the lines of code in a panic of ServeMux. They are all in this package, so they do not help the caller.
 var registeredAt = regexp.MustCompile(` \(registered at [^)]*\)`)
 
 // conflict returns the text of a panic of ServeMux with the lines of the callers instead of those in this package.

@@ -93,7 +93,7 @@ func (m *Mux) read(rec *recorder, r *http.Request) ([]byte, error) {
 		rec.Header().Set("Connection", "close") // the rest of the body is not read
 		return nil, tooLarge()
 	}
-	// MaxBytesReader needs the server's own writer, because it tells that one to close the connection.
+	// MaxBytesReader needs the server's own writer, because it tells that writer to close the connection.
 	raw, err := io.ReadAll(http.MaxBytesReader(rec.ResponseWriter, r.Body, m.cfg.MaxBody))
 	switch {
 	case err == nil:
@@ -173,7 +173,7 @@ func shortenText(s string) string {
 	return s
 }
 
-// schemaType returns the type of JSON Schema from which the Go type t is decoded.
+// schemaType returns the JSON Schema type of the values that can be decoded into the Go type t.
 func schemaType(t reflect.Type) string {
 	switch t.Kind() {
 	case reflect.String:

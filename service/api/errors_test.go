@@ -61,6 +61,7 @@ func TestErrors(t *testing.T) {
 		{"unimplemented", fault.New(fault.Unimplemented, "later"), 501, "notImplemented", "later"},
 		{"unavailable", fault.New(fault.Unavailable, "no bus at 10.0.0.7"), 503, "diskFault", unavailable},
 		{"unavailable, with a text for users", fault.WithUser(fault.New(fault.Unavailable, "no bus at 10.0.0.7"), "We move house."), 503, "diskFault", "We move house."},
+		{"internal, with a text for users", fault.WithUser(fault.New(fault.Internal, "no bus at 10.0.0.7"), "We move house."), 500, "diskFault", broken},
 		{"unavailable, through a plain error and a peer", fmt.Errorf("call x.y: %w", fault.Remote(*fault.From(fmt.Errorf("n1: %w", fault.New(fault.Unavailable, "no bus at 10.0.0.7"))))), 503, "diskFault", unavailable},
 		{"timeout", context.DeadlineExceeded, 504, "diskFault", late},
 		{"unknown", fault.New(fault.Unknown, "lost"), 504, "diskFault", late},
@@ -125,7 +126,7 @@ func TestPanic(t *testing.T) {
 	m, out := newMux(api.Config{})
 	api.Handle(m, "GET /panic", func(context.Context, *api.Request[api.None]) (api.None, error) { panic("argh") })
 	api.Handle(m, "GET /nojson", func(context.Context, *api.Request[api.None]) (chan int, error) { return nil, nil })
-	for range 2 { // it lives
+	for range 2 { // the second request shows that the process still runs
 		if w := send(t, m, "GET", "/panic", ""); w.Code != 500 || strings.Contains(w.Body.String(), "argh") {
 			t.Errorf("panic: %d %s", w.Code, w.Body)
 		}

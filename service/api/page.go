@@ -41,11 +41,12 @@ type Pages struct {
 	Lenient bool
 }
 
-// Read reads the query of a request: limit, marker, the filters, and sort_key and sort_dir, which may be repeated,
-// or sort with "key:dir,key". A limit that is larger than
-// MaxLimit is MaxLimit; without limit the page has MaxLimit items, and limit=0 is an empty page, as in OpenStack.
-// Invalid: the query is malformed, has an unknown parameter (see Lenient) or sort key, or a limit or direction that
-// cannot be parsed.
+// Read reads the query of a request: limit, marker, the filters, and the order. The order is in sort_key and sort_dir, which
+// may be repeated, or in sort, as "key:dir,key". Without a limit, or with one that is larger than MaxLimit, the limit is
+// MaxLimit. limit=0 requests an empty page, as in OpenStack.
+//
+// Read fails with Invalid if the query is malformed, if it has an unknown parameter (see Lenient) or sort key, or if the
+// limit or a direction cannot be parsed.
 func (p Pages) Read(r *http.Request) (Page, error) {
 	q, err := parseQuery(r.URL.RawQuery)
 	if err != nil {

@@ -55,8 +55,8 @@ func (s *schema) checkQuery(raw string) error {
 	return s.validate(inQuery, rawInstance, instance)
 }
 
-// parseParameter returns the value of a parameter of a schema's type, or the text if it cannot be parsed: the
-// validation by the schema then fails.
+// parseParameter returns the value of a parameter for a type of JSON Schema. If the text cannot be parsed, it returns the
+// text, and the validation by the schema fails later.
 func parseParameter(typ, text string) any {
 	switch typ {
 	case "integer", "number":

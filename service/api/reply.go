@@ -38,8 +38,8 @@ var names = map[int]string{
 }
 
 // WithStatus returns err with an HTTP status. Use it where the status of err's code is too general, for
-// example for 410. The reply has err's text for users; but with status 500, 503 or 504 only a text that was set by
-// fault.WithUser.
+// example for 410. The reply has err's text for users, with two exceptions. With status 503 or 504 it has such a text only
+// if fault.WithUser has set it, and a general text otherwise. With status 500 it always has a general text.
 func WithStatus(status int, err error) error { return &statusError{status, err} }
 
 // statusError is an error with an HTTP status, see WithStatus.
@@ -102,8 +102,8 @@ var general = map[int]string{
 	http.StatusGatewayTimeout:      "The service has not got an answer in time; the request may have been executed.",
 }
 
-// clientMessage returns the text of err for the client: the outermost fault's text for users. The texts of plain
-// errors around that fault are only in the log.
+// clientMessage returns the text of err for the client: the outermost fault's text for users, or a general text, see
+// WithStatus. The texts of plain errors around that fault are only in the log.
 func clientMessage(err error, status int, id string) string {
 	e, ok := errors.AsType[*fault.Error](err)
 	if text := general[status]; text != "" && (!ok || e.User == "" || status == http.StatusInternalServerError) {

@@ -29,8 +29,8 @@ type Route struct {
 	// as "3.4". Empty: the first and the last version of the API. Several handlers may have one
 	// pattern, each for its own range of versions.
 	Min, Max string
-	// Body are the schemas of the body, each for a range of versions. If no schema is for the
-	// version, the body must fit the handler's type and have no other fields.
+	// Body are the schemas of the body, each for a range of versions. In a version without a schema, the body must
+	// fit the handler's type and have no other fields.
 	Body []Schema
 	// NoEffect names the properties of the body that a schema allows although the handler's type
 	// has no field for them: clients may send them, and they change nothing. The form is
@@ -39,8 +39,8 @@ type Route struct {
 	NoEffect []string
 	// Query are the schemas of the query, each for a range of versions: an object whose properties are
 	// the parameters. A property of type array has all values of a parameter that is given several times.
-	// A property of type integer, number or boolean has the parsed value. If no schema is for
-	// the version, every query is accepted.
+	// A property of type integer, number or boolean has the parsed value. In a version without a schema,
+	// every query is accepted.
 	Query []Schema
 	// Reply are the schemas of the reply, each for a range of versions. The OpenAPI document has them, and
 	// package apitest compares replies with that document in tests. Replies are not checked in production.
@@ -138,17 +138,18 @@ func Handle[B, R any](m *Mux, pattern string, h func(ctx context.Context, r *Req
 }
 
 // HandleRoute registers a typed handler. It must not be called while the Mux serves requests. It panics
-// on a route that is malformed, that conflicts with another one, such as one for the same pattern and version, or
-// that has a part without effect: a Rule without a Config.Enforce, versions that the API does not have, a property
+// if the route is malformed, or conflicts with another one, such as one for the same pattern and version. It also panics
+// if a part of the route has no effect: a Rule without a Config.Enforce, versions that the API does not have, or a property
 // of the body for which the type has no field (see [Route.NoEffect]). The panic has the caller's line.
 //
-// If the body type B is [None], the request may have any body, which is not read. Otherwise
-// the body must be one JSON value
+// If the body type B is [None], the request may have any body, which is not read. Otherwise the body must be one JSON
+// value with the content type application/json, and have at most MaxBody bytes. The replies to other bodies are 415 and
+// 413. The reply is 400, with the name of a wrong field, if the body
 //
-//   - with the content type application/json, else the reply is 415;
-//   - of at most MaxBody bytes, else 413;
-//   - that fits the route's schema, or, without a schema, the type B without other fields; that is nested at most
-//     MaxDepth deep; and in which no object has a name twice. Else 400, with the name of the field if one is wrong.
+//   - does not fit the route's schema, or, without a schema, does not fit the type B or has other fields;
+//   - is nested more than MaxDepth deep;
+//   - has an object with a name twice;
+//   - is not valid UTF-8, or has half of a surrogate pair.
 //
 // A request whose pattern has no handler for its version is answered with 404, or with 405 if another method of the
 // path has a handler.

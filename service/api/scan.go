@@ -9,9 +9,13 @@ import (
 	"github.com/armature-go/armature/fault"
 )
 
-// scanBody returns an error for a body that encoding/json accepts although it is dangerous: an object with a name twice,
-// of which one program uses the first value and another the last; bytes that are not UTF-8; half of a surrogate pair;
-// values nested deeper than maxDepth. raw need not be JSON, because the decoder finds all other errors.
+// scanBody returns an error for a body that encoding/json accepts although it is dangerous:
+//
+//   - an object with a name twice, because one program uses the first value and another program the last;
+//   - bytes that are not UTF-8, or half of a surrogate pair;
+//   - values nested deeper than maxDepth.
+//
+// raw need not be JSON, because the decoder finds all other errors.
 func scanBody(raw []byte, maxDepth int) error {
 	if !utf8.Valid(raw) {
 		return fault.New(fault.Invalid, "Malformed request body: it is not UTF-8")
@@ -24,7 +28,7 @@ func scanBody(raw []byte, maxDepth int) error {
 	return err
 }
 
-// scanner reads a body once, from its begin to its end.
+// scanner reads a body once, from its beginning to its end.
 type scanner struct {
 	raw []byte
 	at  int // index of the next byte
@@ -103,14 +107,14 @@ func (s *scanner) object(depth int) error {
 	}
 }
 
-// nameSet is a set of the names of an object. Up to 16 names need no memory of the heap.
+// nameSet is a set of the names of an object. It allocates no memory for up to 16 names.
 type nameSet struct {
 	few  [16][]byte
 	n    int             // of few
-	many map[string]bool // all names, if they are more
+	many map[string]bool // all names, if there are more than 16; otherwise nil
 }
 
-// add adds a name, and returns false if the set has it.
+// add adds a name. It returns false if the set had the name before.
 func (s *nameSet) add(name []byte) bool {
 	if s.many == nil {
 		for _, known := range s.few[:s.n] {
@@ -178,8 +182,9 @@ func (s *scanner) text() []byte {
 	return s.raw[min(start, len(s.raw)):]
 }
 
-// escape reads an escape except its last byte, or both halves of a surrogate pair. It notes a half without the
-// other one, because encoding/json would replace it by another character.
+// escape moves at from a backslash to the byte after it, from which text continues. The digits of \uXXXX then count as
+// ordinary bytes. For a surrogate pair, escape moves to the byte after the second backslash. It sets lone for a half without
+// the other half, because encoding/json would replace such a half by another character.
 func (s *scanner) escape() {
 	s.at++
 	switch r := s.unit(s.at); {
@@ -191,7 +196,7 @@ func (s *scanner) escape() {
 	}
 }
 
-// unit returns the code unit of the text uXXXX at an index, or 0 if the text has another form.
+// unit returns the UTF-16 code unit of the text uXXXX at an index, or 0 if the text has another form.
 func (s *scanner) unit(at int) uint64 {
 	if at+5 > len(s.raw) || s.raw[at] != 'u' {
 		return 0

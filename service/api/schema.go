@@ -112,9 +112,9 @@ func (s *schema) validate(what string, raw []byte, v any) error {
 	return fieldError(field, msg)
 }
 
-// firstError chooses the error that the client gets. Errors are ordered by the path of their value; an error of a
-// property comes before an error of the object around it, as in Nova, which validates one property after another; then
-// errorRank counts. So the same value always gets the same error.
+// firstError chooses the error that the client gets, so that the same value always gets the same error. Errors are ordered
+// by the path of their value. An error of a property comes before an error of the object around it, as in Nova, which
+// validates one property after another. Errors of one value are ordered by errorRank.
 func firstError(e *jsonschema.ValidationError) *jsonschema.ValidationError {
 	var leaves []*jsonschema.ValidationError
 	var walk func(*jsonschema.ValidationError)

@@ -95,8 +95,8 @@ func (v *versioned) under(path string) bool {
 	return ok && (rest == "" || rest[0] == '/' || v.Prefix == "")
 }
 
-// negotiate returns the version that a request with the header h has selected, and adds it to the reply's header. Errors are
-// those that [Microversions] describes.
+// negotiate returns the version that a request with the header h has selected, and adds the version to the reply's header. Its
+// errors are those that [Microversions] describes.
 func (v *versioned) negotiate(h, reply http.Header) (Version, error) {
 	reply.Add("Vary", versionHeader)
 	for _, name := range v.Headers {

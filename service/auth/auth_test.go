@@ -68,7 +68,7 @@ type fakeKeystone struct {
 	mu        sync.Mutex
 	tokens    map[string]string // Keystone's description of each client's token
 	own       string            // the token of the service
-	status    int               // the status of each reply; 0: as the request deserves
+	status    int               // the status of each reply; 0: the status that Keystone would send
 	logins    atomic.Int32
 	validated atomic.Int32
 }
@@ -283,8 +283,9 @@ func TestKeystoneCache(t *testing.T) {
 	})
 }
 
-// TestKeystoneStart: Start logs in. Without Keystone it fails with Unavailable, for which a service waits, and may be
-// called again; a login that Keystone rejects is Unauthenticated, which ends the service. No error has the password.
+// TestKeystoneStart: Start logs in. Without Keystone it fails with Unavailable, so that a service waits and calls Start
+// again. If Keystone rejects the login, Start fails with Unauthenticated, which ends the service. No error has the
+// password.
 func TestKeystoneStart(t *testing.T) {
 	t.Parallel()
 	f := newKeystone(t)

@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/service/auth"
 )
 
-// TestFailsClosed: no reply but Keystone's own description of a valid token gives a client an identity, and no other server
-// learns a token.
+// TestFailsClosed: only Keystone's own description of a valid token gives a client an identity, and no other server
+// gets a token.
 func TestFailsClosed(t *testing.T) {
 	t.Parallel()
 	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

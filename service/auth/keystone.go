@@ -37,8 +37,8 @@ type KeystoneConfig struct {
 	Username, Password, UserDomain string // UserDomain is a name; default "Default"
 	ProjectName, ProjectDomain     string // ProjectDomain is a name; default "Default"
 	// ServiceRoles are roles of other services. A request with a user token that has expired is accepted
-	// if its header X-Service-Token has the valid token of a user with one of these roles: a
-	// service may finish what another service started for the user. Default (nil) "service", as in
+	// if its header X-Service-Token has the valid token of a user with one of these roles. So a
+	// service can finish what another service started for the user. Default (nil) "service", as in
 	// keystonemiddleware. Empty, but not nil: no expired token is accepted.
 	ServiceRoles []string
 	// TTL is how long Keystone's answer for a valid token is cached, at most until the token
@@ -57,15 +57,17 @@ type KeystoneConfig struct {
 	// authorities. Set either TLS or Client, not both.
 	TLS *tls.Config
 	// Client sends the requests. It is copied, and the copy does not follow redirects, so that
-	// tokens go to Keystone only. Stop closes the idle connections of its transport. Default: a client with a transport of its own.
+	// tokens go to Keystone only. Stop closes the idle connections of its transport. Default: a client with a transport
+	// of its own.
 	Client *http.Client
 	// Logger gets an ERROR for the first validation that fails because of Keystone, and one per minute while
-	// validations fail; a DEBUG for each other failure; an INFO when validations work again. Default [slog.Default].
+	// validations fail. It gets a DEBUG for each other failure, and an INFO when validations work again.
+	// Default [slog.Default].
 	Logger *slog.Logger
 }
 
-// Keystone validates tokens with Keystone's v3 API and caches the answers. The service's own token is
-// renewed when Keystone does not accept it any more. A Keystone is safe for concurrent use, and is a
+// Keystone validates tokens with Keystone's v3 API and caches the answers. It renews the service's own token
+// when Keystone does not accept that token any more. A Keystone is safe for concurrent use, and is a
 // Part and a Checker of package service.
 type Keystone struct {
 	cfg   KeystoneConfig
@@ -151,9 +153,10 @@ const serviceHeader = "X-Service-Token"
 // a request with an X-Service-Token. The end of the request's context does not end the wait, because requests with the
 // same token share one call to Keystone. Errors:
 //
-//   - Unauthenticated: the request has no token, or Keystone does not know the token.
-//   - Unavailable: Keystone does not answer, or answers with an error. Only cached tokens are valid
-//     then. The reason is in the log, not in the error.
+//   - Unauthenticated: the request has no token, Keystone does not know the token, or the token has expired and is
+//     not accepted, see [KeystoneConfig].ServiceRoles.
+//   - Unavailable: Keystone does not answer, answers with an error, or rejects the service's own login. In this case
+//     only cached tokens are accepted. The reason is in the log, not in the error.
 func (k *Keystone) Authenticate(r *http.Request) (reqctx.Request, error) {
 	token := r.Header.Get(Header)
 	if token == "" {
@@ -221,8 +224,8 @@ func (k *Keystone) cacheToken(ctx context.Context, sum [32]byte, token string, a
 	return v, nil
 }
 
-// evictLocked removes tokens until the cache is nine tenths full: those out of date, then unknown
-// tokens, then any. Unknown tokens go before valid ones because a client can send any number of them.
+// evictLocked removes tokens until the cache is nine tenths full: first those out of date, then unknown
+// tokens, then any. It removes unknown tokens before valid ones because a client can send any number of unknown tokens.
 func (k *Keystone) evictLocked() {
 	now := time.Now()
 	for _, evict := range []func(validation) bool{
@@ -389,8 +392,8 @@ func (k *Keystone) logIn(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// Start logs in, with one attempt of at most Timeout. After an error it may be called again. Its errors name Keystone's
-// URL, without a password:
+// Start makes one attempt to log in, which takes at most Timeout. After an error it may be called again. Its errors name
+// Keystone's URL, without a password:
 //
 //   - Unauthenticated: Keystone rejects the service's user, password or project.
 //   - Unavailable: Keystone does not answer, or answers with another error. An App repeats Start, with

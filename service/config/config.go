@@ -1,7 +1,7 @@
 // Package config fills a struct of options from INI files, the environment and
 // flags, as oslo.config does. One rule differs: an option or a section that is
-// not declared is an error, because otherwise a misspelled option would silently have
-// no effect.
+// not declared is an error, because a misspelled option would otherwise have
+// no effect, and no message.
 //
 //	type Options struct {
 //		Workers  int    `ini:"workers" default:"4" min:"1" help:"calls handled at once"`
@@ -33,23 +33,24 @@
 //	reloadable   "true": a change takes effect without a restart
 //	deprecated   older names, each NAME or SECTION.NAME, separated by commas
 //	removed      a reason: the option has no effect any more, setting it is a warning
-//	unsupported  a reason: any value but the default is an error, which is never ignored
+//	unsupported  a reason: any value but the default is an error, also in lenient mode
 //	protects     "true": the option protects the service, by identity, TLS or a checksum. An
-//	             unknown option or section with a similar name, or a name similar to an older
-//	             one, is an error, even if unknown names are only warnings elsewhere. So is a
-//	             name in a declared section that is about TLS or identity by its words, such
-//	             as ssl, cert or cafile, with a value that is not empty or false
-//	strict       "true": a bool; while it is false, unknown options are warnings
+//	             unknown option or section whose name is similar to the option's, to one of its
+//	             older names, or to its section, is an error, also in lenient mode
+//	strict       "true": a bool; false selects the lenient mode, see [Source].Lenient
+//
+// In lenient mode, an unknown option in a declared section is also an error if a word of its name is about TLS
+// or identity, such as ssl, cert or cafile, and its value is not empty, false, no, off, 0 or none. No tag is
+// necessary.
 //
 // An option belongs to [DEFAULT], or to the section that the struct field around it names. A map
 // field with the tag sections is a family: it takes each section whose name begins with the tag's
-// value, with raw values. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. With the tag
-// protects a section with a similar name, such as [drivr_acme], is always an error. Fields
-// of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.
+// value, with raw values. Its key is the rest of the name: [driver_acme] is Drivers["acme"]. If the field has
+// the tag protects, a section with a similar name, such as [drivr_acme], is an error, also in lenient mode.
+// Fields of an embedded struct belong to the outer struct. Fields without one of these tags stay as they are.
 //
 // The names of sections are case-insensitive, except DEFAULT. The package does not read the
-// environment by itself. It expands variables only in lenient mode, so that otherwise a password may
-// contain a $.
+// environment by itself. It expands variables only in lenient mode. In strict mode a password may contain a $.
 package config
 
 import (
@@ -58,9 +59,9 @@ import (
 	"reflect"
 )
 
-// Source names the sources of values. Later sources override earlier ones, as in oslo.config: an
-// option's default, Defaults, Files, Env, Flags, Overrides. Within one source the last value counts. An
-// option's name overrides its older names.
+// Source names the sources of values. Later sources override earlier ones, as in oslo.config. The order is: an
+// option's default, Defaults, Files, Env, Flags, Overrides. Within one source the last value counts, and a value
+// under the option's name overrides values under its older names.
 type Source struct {
 	// Defaults override the defaults of options, for a component that wants other ones. Keys are
 	// NAME for [DEFAULT] and SECTION.NAME otherwise: "workers", "database.connection".
@@ -70,18 +71,19 @@ type Source struct {
 	Files []string
 	// Env are variables in the form of os.Environ. OS_DATABASE__CONNECTION sets the option
 	// connection of [database], and OS_DRIVER_ACME__DIR the option dir of [driver_acme], a section of
-	// a family. In such a section a name is spelled as in the files; a name that no file has is in
-	// lower case. An unknown section or option has the same result as in a file. Variables
-	// without a double underscore, such as OS_AUTH_URL, are ignored: they belong to other programs.
+	// a family. The names of such a section and of its options are spelled as in the files; names that no file
+	// has are in lower case. An unknown section or option has the same result as in a file. Variables
+	// without a double underscore, such as OS_AUTH_URL, are ignored, because they belong to other programs.
 	Env []string
 	// Flags are options of the command line, with keys as in Defaults.
 	Flags map[string]string
 	// Overrides are values that the program insists on, with keys as in Defaults.
 	Overrides map[string]string
-	// Lenient accepts files that were written for a program with oslo.config. Unknown options and
-	// sections in files and in the environment are warnings. In all values $name, ${name} and
-	// ${section.name} are replaced by the value of that option, and $$ by $; a variable without a
-	// value is an error. Default false. An option with the tag strict has the same effect.
+	// Lenient selects the lenient mode, for files that were written for a program with oslo.config. Unknown options
+	// and sections in files and in the environment are warnings, except those that may be meant for protection, see
+	// the package comment. In all values $name, ${name} and ${section.name} are replaced by the value of that option,
+	// and $$ by $. A variable that names no option is an error. Default false: strict mode, unless an option
+	// with the tag strict is false.
 	Lenient bool
 	// Logger gets the warnings, each once, and the changes of each reload. Default [slog.Default].
 	Logger *slog.Logger
@@ -101,9 +103,9 @@ func (s *Source) AddFlags(fs FlagSet) {
 }
 
 // Load sets the options in the struct that opts points to. If the struct has a method Validate() error,
-// Load calls it when all options are valid by themselves. Invalid: a source has an error. The error has a
-// line for each, with its file and line, or its variable or flag; opts is unchanged then. Load panics if
-// the struct does not follow the package comment, which is a programmer's error.
+// Load calls it when all options are valid by themselves. Load fails with Invalid if the sources have errors, or if
+// Validate fails. The text has a line for each error, with its file and line, or its variable or flag. After an error
+// opts is unchanged. Load panics if the struct does not follow the package comment, which is a programmer's error.
 func Load(opts any, src Source) error {
 	target := structOf(opts)
 	work := reflect.New(target.Type()).Elem()
@@ -136,7 +138,7 @@ type Value struct {
 	// Where is the origin of the value: default, FILE:LINE, environment NAME, flag NAME, program's
 	// default NAME, program's override NAME.
 	Where string `json:"where"`
-	// Wrong reports that the error of [Inspect] is about this value. [Config.Current] has the default
-	// then.
+	// Wrong reports that the error of [Inspect] is about this value. In this case [Config.Current] has the
+	// default.
 	Wrong bool `json:"wrong,omitempty"`
 }

@@ -126,7 +126,7 @@ pool_size=6
 			want:  func(o *options) { o.Workers, o.Slots, o.Database.PoolSize = 9, 2, 8 },
 		},
 		{
-			name: "a wrong value that a stronger source overrides does no harm", files: []string{"workers = many\n"}, flags: map[string]string{"workers": "9"},
+			name: "a wrong value that a later source overrides is ignored", files: []string{"workers = many\n"}, flags: map[string]string{"workers": "9"},
 			want: func(o *options) { o.Workers = 9 },
 		},
 	}
@@ -172,9 +172,9 @@ func TestErrors(t *testing.T) {
 		flags map[string]string
 		want  string
 	}{
-		{"misspelt option", "\n[database]\nconnektion = x\n", nil, nil, "DIR/1.conf:3: [database] connektion: no such option; the nearest is connection"},
+		{"misspelled option", "\n[database]\nconnektion = x\n", nil, nil, "DIR/1.conf:3: [database] connektion: no such option; the nearest is connection"},
 		{"in the wrong section", "[DEFAULT]\nconnection = x\n", nil, nil, "DIR/1.conf:2: [DEFAULT] connection: no such option; it belongs to [database]"},
-		{"misspelt section, one error", "[databases]\nconnection = x\npool_size = 1\n", nil, nil, "DIR/1.conf:1: [databases]: no such section; the nearest is database"},
+		{"misspelled section, one error", "[databases]\nconnection = x\npool_size = 1\n", nil, nil, "DIR/1.conf:1: [databases]: no such section; the nearest is database"},
 		{"the prefix alone", "[driver_]\nx = y\n", nil, nil, "DIR/1.conf:1: [driver_]: no such section; the nearest is driver_..."},
 		{"integer", "workers = many\n", nil, nil, `DIR/1.conf:1: [DEFAULT] workers: "many" is not an integer`},
 		{"empty integer", "workers =\n", nil, nil, `DIR/1.conf:1: [DEFAULT] workers: "" is not an integer`},
@@ -350,5 +350,24 @@ func TestInspect(t *testing.T) {
 	}
 	if c, err := config.Inspect[options](config.Source{Files: []string{dir + "/missing"}}); c != nil || err == nil {
 		t.Errorf("a file that does not exist: %v, %v; want nil and an error", c, err)
+	}
+}
+
+// TestInspectUnsupported: an option with a value that is not supported has its default, even if the value also has another
+// error, such as one out of bounds.
+func TestInspectUnsupported(t *testing.T) {
+	t.Parallel()
+	type options struct {
+		Mode string `ini:"mode" default:"a" choices:"a,b" unsupported:"there is one mode"`
+		Size int    `ini:"size" default:"1" max:"4" unsupported:"there is one size"`
+	}
+	for _, text := range []string{"mode = b\nsize = 3\n", "mode = z\nsize = 9\n", "mode = \nsize = x\n"} {
+		c, err := config.Inspect[options](config.Source{Files: write(t, text)})
+		if err == nil || strings.Count(err.Error(), "is not supported") != 2 {
+			t.Errorf("%q: %v, want two errors", text, err)
+		}
+		if got, want := *c.Current(), (options{Mode: "a", Size: 1}); got != want {
+			t.Errorf("%q: options %+v, want the defaults %+v", text, got, want)
+		}
 	}
 }

@@ -34,7 +34,7 @@ func (l *loader) expandVariables() {
 }
 
 // expandText replaces the variables in a text of a section. The path has the options whose values led to
-// this text, so that a cycle is found. Errors have the variables' names.
+// this text, so that a cycle is found. An error names the variable.
 func (l *loader) expandText(section, text string, path []string) (string, error) {
 	var errs []error
 	out := variablePattern.ReplaceAllStringFunc(text, func(found string) string {
@@ -58,8 +58,8 @@ func (l *loader) expandText(section, text string, path []string) (string, error)
 	return out, errors.Join(errs...)
 }
 
-// lookUp returns the value of the option that a variable names, and the section in which the option stands. A name without a
-// section is one of the section of the variable, or of the default section.
+// lookUp returns the value of the option that a variable names, and the section of the option. A name without a
+// section is looked up in the section of the variable, and then in the default section.
 func (l *loader) lookUp(section, name string) (home, value string, ok bool) {
 	homes := []string{section, defaultSection}
 	if s, key, qualified := strings.Cut(name, "."); qualified {

@@ -40,7 +40,8 @@ func Find(home, project, program string) []string {
 // dirSuffix is the end of the name of a directory of configuration files.
 const dirSuffix = ".conf.d"
 
-// findFirst returns the first path of a name in directories that is of the kind that its end says, or "".
+// findFirst returns the path of name+ext in the first directory that has it, or "". The path must be a directory if ext is
+// dirSuffix, and must not be one otherwise.
 func findFirst(dirs []string, name, ext string) string {
 	if name == "" {
 		return ""

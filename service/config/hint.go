@@ -61,8 +61,8 @@ func (f *family) isNear(section string) bool {
 	return false
 }
 
-// guardWords are the words, between underscores, of names about TLS or identity. A word that ends with an
-// asterisk stands for all that begin so.
+// guardWords are the words of names about TLS or identity. An underscore, a hyphen or a point separates the words of a name.
+// A guard word with an asterisk at its end stands for all words with this beginning.
 var guardWords = []string{
 	"ssl*", "tls*", "https", "x509", "cert", "certs", "certfile", "certificate", "certificates", "ca", "cafile", "capath",
 	"keyfile", "insecure", "noauth*", "sha256", "checksum", "fingerprint",
@@ -83,9 +83,10 @@ func isGuardName(name string) bool {
 // requestsNothing are the values, in lower case, with which an option of TLS or identity requests no protection.
 var requestsNothing = []string{"", "false", "no", "off", "0", "none"}
 
-// mayProtect returns why an unknown name may be meant for protection, or "". In a declared section it is a
-// name similar to an option with the tag protects, or about TLS or identity with a value that requests
-// protection. If name is empty, the section is unknown: one with such an option has a similar name.
+// mayProtect returns why an unknown option, or an unknown section if name is empty, may be meant for protection. Otherwise
+// it returns "". An option may be meant for protection if its name is similar to that of an option with the tag protects, or
+// if its name is about TLS or identity and its value requests protection. A section may be meant for protection if its name
+// is similar to that of a section with such an option, or of a family with the tag protects.
 func (l *loader) mayProtect(section, name, value string) string {
 	const similar = "an option that protects the service has a similar name"
 	nearFamily := func(f family) bool { return f.protects && f.isNear(section) }

@@ -116,7 +116,8 @@ func loadStruct(work reflect.Value, src Source) (*loader, error) {
 	return l, errors.Join(l.errs...)
 }
 
-// reportUnknown makes errors of the unknown options, or warnings if they are ignored and cannot be meant for protection.
+// reportUnknown reports unknown options and sections as errors. In lenient mode it reports those that cannot be meant for
+// protection as warnings.
 func (l *loader) reportUnknown(lenient bool) {
 	for _, u := range l.unknown {
 		switch {
@@ -130,7 +131,7 @@ func (l *loader) reportUnknown(lenient bool) {
 	}
 }
 
-// assignFields sets the fields of all options, and collects what is wrong with their values.
+// assignFields sets the fields of all options, and collects the errors of their values.
 func (l *loader) assignFields() {
 	for o := range l.allOptions() {
 		switch {
@@ -145,7 +146,7 @@ func (l *loader) assignFields() {
 			continue
 		case o.tag.Get("unsupported") != "" && o.where != "default" && !o.hasDefaultValue():
 			l.addError("%s: [%s] %s = %s is not supported: %s", o.where, o.section, o.name, o.maskedValue(), o.tag.Get("unsupported"))
-			o.bad = true
+			o.resetDefault()
 			continue
 		case o.isUnset():
 			continue // the field has its zero value
@@ -157,7 +158,7 @@ func (l *loader) assignFields() {
 	}
 }
 
-// hasDefaultValue reports whether the value means the same as the default: "False" is false.
+// hasDefaultValue reports whether the value means the same as the default: "False" is false. It changes the field.
 func (o *option) hasDefaultValue() bool {
 	if text := o.tag.Get("default"); o.value == text || o.assignValue(o.value) != nil {
 		return o.value == text

@@ -102,7 +102,7 @@ func (o *option) assignDefault() error {
 	return nil
 }
 
-// checkTags returns an error if a tag of a field does not exist, or a tag that is set or not has a value other than true.
+// checkTags returns an error if a field has a tag that does not exist, or if one of flagTags has a value other than "true".
 func checkTags(tags reflect.StructTag) error {
 	for rest := string(tags); rest != ""; {
 		name, _, ok := strings.Cut(rest, ":\"")
@@ -192,8 +192,8 @@ func (o *option) checkBounds() error {
 	return nil
 }
 
-// compareBound compares the field with a bound, as cmp.Compare does. Of a text, list or map the length counts, so the verb is
-// "has". It panics if the bound is not of the type.
+// compareBound compares the field with a bound, as cmp.Compare does, and returns the verb for the error. For a text, list or
+// map it compares the length, and the verb is "has"; otherwise the verb is "is". It panics if the bound cannot be parsed.
 func (o *option) compareBound(tag, text string) (c int, verb string) {
 	f := o.field
 	counts := f.Kind() == reflect.Slice || f.Kind() == reflect.Map || f.Kind() == reflect.String

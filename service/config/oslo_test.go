@@ -45,10 +45,10 @@ type osloCase struct {
 	shown string // the files' contents, for a failure's message
 }
 
-// osloValues are values of each option. The first two are right. Some differences are on purpose and are
-// not tested: quotes and empty items in lists, numbers with underscores, nan and inf, and a MultiStrOpt in
-// the environment, which oslo.config reads as a list of letters. The option word is a flag and not in files:
-// in oslo.config a flag and a file override each other by their order on the command line.
+// osloValues are values of each option. The first two are right. Some differences from oslo.config are on purpose and
+// are not tested: quotes and empty items in lists, numbers with underscores, nan and inf, and a MultiStrOpt in
+// the environment, which oslo.config reads as a list of letters. The option word is set by a flag and not in files,
+// because in oslo.config a flag and a file override each other by their order on the command line.
 var osloValues = map[string][]string{
 	"text":           {"", "a", " b c ", "x=y", "q: r", "# no comment", "'single'", `"double"`, `"mixed'`, "$num", "${database.pool}", "p$$q", `p\$q`, "a$1", "$", "$nope", "${nope}", "${database.nope}"},
 	"num":            {"0", "7", "100", "101", "-1", "x", "1.5", "$num", "'8'"},

@@ -40,7 +40,7 @@ func TestFamiliesInEnvironment(t *testing.T) {
 		{"no section", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA256=w"}, map[string]map[string]string{"acme": {"plugin_sha256": "w"}}, "driver_acme", "environment OS_DRIVER_ACME__PLUGIN_SHA256"},
 		{"empty section", "[driver_acme]", []string{"OS_DRIVER_ACME__PLUGIN_SHA256=w"}, map[string]map[string]string{"acme": {"plugin_sha256": "w"}}, "driver_acme", "environment OS_DRIVER_ACME__PLUGIN_SHA256"},
 		{"over a file", "[driver_acme]\nplugin_sha256 = r\ndir = d", []string{"OS_DRIVER_ACME__PLUGIN_SHA256=w"}, map[string]map[string]string{"acme": {"plugin_sha256": "w", "dir": "d"}}, "driver_acme", "environment OS_DRIVER_ACME__PLUGIN_SHA256"},
-		{"misspelt", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA265=w"}, map[string]map[string]string{"acme": {"plugin_sha265": "w"}}, "driver_acme", ""},
+		{"misspelled", "", []string{"OS_DRIVER_ACME__PLUGIN_SHA265=w"}, map[string]map[string]string{"acme": {"plugin_sha265": "w"}}, "driver_acme", ""},
 		{"spelling of the file", "[driver_Ac-me]\nMaxSize = 1", []string{"OS_DRIVER_AC_ME__MAXSIZE=2", "OS_DRIVER_AC_ME__PLUGIN_SHA256=w"}, map[string]map[string]string{"Ac-me": {"MaxSize": "2", "plugin_sha256": "w"}}, "driver_Ac-me", "environment OS_DRIVER_AC_ME__PLUGIN_SHA256"},
 		{"two underscores", "[driver_a__b]", []string{"OS_DRIVER_A__B__PLUGIN_SHA256=w"}, map[string]map[string]string{"a__b": {"plugin_sha256": "w"}}, "driver_a__b", "environment OS_DRIVER_A__B__PLUGIN_SHA256"},
 		{"case of sections", "[Driver_Acme]\nplugin_sha256 = r\n[driver_ACME]\nplugin_sha256 = w", nil, map[string]map[string]string{"Acme": {"plugin_sha256": "w"}}, "driver_acme", "FILE:4"},
@@ -96,9 +96,9 @@ func TestUnknownSections(t *testing.T) {
 	}
 }
 
-// TestLenientProtects: in lenient mode a name that may be meant for protection is an error: a section similar
-// to those of a family, a name similar to an older one, and, in a declared section, a name about TLS or
-// identity with a value that asks for protection.
+// TestLenientProtects: in lenient mode a name that may be meant for protection is an error. Such a name is a section similar
+// to those of a family, a name similar to an older one, or a name about TLS or identity in a declared section with a value
+// that requests protection.
 func TestLenientProtects(t *testing.T) {
 	t.Parallel()
 	for text, want := range map[string]string{

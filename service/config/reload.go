@@ -67,10 +67,9 @@ func Inspect[T any](src Source) (*Config[T], error) {
 // change the result.
 func (c *Config[T]) Files() []string { return c.current.Load().files }
 
-// Where returns the origin of an option's value, as Value.Where. The option may belong to a family of
-// sections, whose names are case-insensitive; with an empty name the result is the origin of the section's
-// head, or of its first option if it has no head. If the option or the
-// section does not exist, the result is "".
+// Where returns the origin of an option's value, as Value.Where. The option may belong to a section of a family,
+// whose name is case-insensitive. For such a section and an empty name, the result is the origin of the section's
+// head, or of its first option if it has no head. If the option or the section does not exist, the result is "".
 func (c *Config[T]) Where(section, name string) string {
 	now := c.current.Load()
 	for _, v := range now.values {
@@ -99,8 +98,8 @@ func (c *Config[T]) OnChange(check func(old, next *T) error, apply func(old, nex
 	c.hooks = append(c.hooks, hook[T]{check, apply})
 }
 
-// Reload loads the configuration again. Options with the tag reloadable change, all together or, on an
-// error, not at all. A change of any other option, or of a family of sections, is logged and takes effect
+// Reload loads the configuration again. Options with the tag reloadable change all together. After an
+// error none has changed. A change of any other option, or of a family of sections, is logged and takes effect
 // after a restart. The error is that of [Load] or of a check function, with code Invalid. One reload runs at
 // a time; a second one waits.
 func (c *Config[T]) Reload(context.Context) error {

@@ -60,8 +60,8 @@ func (l *loader) setEnv(env []string) {
 	}
 }
 
-// setVariable sets the option of a family that a variable names. Any other variable with a section and an
-// option is unknown. A variable without a double underscore belongs to another program.
+// setVariable sets the option of a family that a variable names. Any other variable with a double underscore names an unknown
+// section or option. A variable without a double underscore belongs to another program.
 func (l *loader) setVariable(k, value string) {
 	where := "environment " + k
 	longest := ""
@@ -194,7 +194,7 @@ func (l *loader) setKnown(r rank, where, section, key, value string) bool {
 }
 
 // setFamily sets an option in a section of a family. An empty key stands for the head of the section. Sections
-// whose names differ by upper and lower case are one; it has the name that comes first.
+// whose names differ only in upper and lower case are one section, with the name that comes first.
 func (l *loader) setFamily(f *family, where, rest, key, value string) {
 	for _, known := range slices.Sorted(maps.Keys(f.values)) {
 		if strings.EqualFold(known, rest) {
@@ -216,8 +216,9 @@ func (l *loader) setFamily(f *family, where, rest, key, value string) {
 // placeKey is the key of an option in places.
 func placeKey(section, name string) string { return strings.ToLower(section) + "." + name }
 
-// addUnknown collects an option or a section that is not declared. In a file or in the environment it may
-// belong to another program, unless why is not empty; in any other source it is an error.
+// addUnknown collects an option or a section that is not declared. If it is in a file or in the environment,
+// reportUnknown decides later whether it is an error, because it may belong to another program; see unknown.why. In any
+// other source it is an error at once.
 func (l *loader) addUnknown(r rank, why, format string, args ...any) {
 	if r.isFile() || r == rankEnv {
 		l.unknown = append(l.unknown, unknown{fmt.Sprintf(format, args...), why})
@@ -242,7 +243,8 @@ func (o *option) setValue(r rank, where, value string, byAlias bool) {
 // maxSecret bounds the size of a file with a secret, in bytes.
 const maxSecret = 64 << 10
 
-// readSecret sets an option from the file that key names. Other users must not be able to read the file.
+// readSecret sets an option from the file at path, which is the value of key. Other users must not be able to read or write
+// the file.
 func (l *loader) readSecret(o *option, r rank, where, key, path string) {
 	fail := func(format string, args ...any) {
 		o.bad = true

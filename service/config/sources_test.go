@@ -12,7 +12,7 @@ import (
 	"github.com/armature-go/armature/service/config"
 )
 
-// TestPrecedence: each source overrides the ones before, also if it uses an older name.
+// TestPrecedence: each source overrides the sources before it, even if it uses an older name of an option.
 func TestPrecedence(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

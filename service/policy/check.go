@@ -141,8 +141,8 @@ func (m *comparison) isTrue(q *query) bool {
 
 func (m *comparison) String() string { return m.kind + ":" + m.want.text }
 
-// matchesValue reports whether the value at path is want. Dots in path lead into nested maps. A key with
-// dots is found, too. Of a list one element must match.
+// matchesValue reports whether the value at path is want. Dots in path lead into nested maps, or belong to
+// a key. A list matches if one of its elements matches.
 func matchesValue(in any, path, want string) bool {
 	switch v := in.(type) {
 	case map[string]any:

@@ -29,11 +29,12 @@ type override struct {
 	check             check
 }
 
-// Reload reads the files again and logs the rules whose checks changed. SIGHUP calls it. Only one reload
-// runs at a time; decisions go on meanwhile. On an error the active rules stay as they are. The error is
-// Invalid, with all errors at once, each with its file and line, as those of [New]. A file that had rules
-// and now has none, or does not exist, is an error, too, so that a lost file does not open an API: a file
-// with {} has no rules on purpose.
+// Reload reads the files again and logs the rules whose checks changed. Package service calls it on SIGHUP. Only one
+// reload runs at a time, and decisions continue meanwhile. After an error the active rules stay as they are. The error is
+// Invalid and lists all problems, as that of [New] does.
+//
+// It is also an error if a file that had rules has none now or does not exist, so that a lost file does not open an API.
+// To remove all rules of a file, write {} into it.
 func (e *Enforcer) Reload(context.Context) error { return e.loadFiles() }
 
 // Watch reads the files and does what [Enforcer.Reload] does, with its errors, if a file has changed. It is for
@@ -239,8 +240,8 @@ func parseFile(name string, raw []byte) (out file, errs []error) {
 }
 
 // parseYAML parses the value of a rule: a text, or a list of lists of texts. The list is true if all texts
-// of one inner list are true. Decisions are equal to oslo.policy's. But a value that oslo.policy reads as
-// "always true", although its author surely meant something else, is an error: for example an unquoted !,
+// of one inner list are true. Decisions are equal to oslo.policy's, with one exception: a value that oslo.policy reads as
+// "always true", although its author surely meant something else, is an error. An example is an unquoted !,
 // which in YAML is a tag without a value.
 func parseYAML(v *yaml.Node) (check, string, error) {
 	switch {

@@ -107,8 +107,8 @@ func newOsloCase(t *testing.T, rng *rand.Rand) osloCase {
 }
 
 // TestOslo compares the decisions of this package with those of oslo.policy itself, for random files and
-// requests. They are equal, except that this package may reject a file that oslo.policy cannot parse, or
-// that has a value which oslo.policy reads as "always true" against its author's intent.
+// requests. They are equal. But this package may reject a file that oslo.policy cannot parse, and a file
+// with a value that oslo.policy reads as "always true" against its author's intent.
 func TestOslo(t *testing.T) {
 	t.Parallel()
 	if err := exec.CommandContext(t.Context(), "/usr/bin/python3", "-c", "import oslo_policy").Run(); err != nil {

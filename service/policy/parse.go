@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// maxDepth bounds how deep parentheses and nots may be nested, so that a check cannot overflow the stack.
+// maxDepth is the maximum depth of nested parentheses and of "not", so that a check cannot overflow the stack.
 const maxDepth = 100
 
 // parseCheck parses the text of a check. An error has the column, from 1.
@@ -23,7 +23,7 @@ func parseCheck(text string) (check, error) {
 		return nil, err
 	}
 	if len(p.tokens) > 0 {
-		return nil, p.syntaxError("and, or or the end")
+		return nil, p.syntaxError(`"and", "or" or the end`)
 	}
 	return c, nil
 }
@@ -86,9 +86,9 @@ func splitParentheses(word string, column int) (out []token) {
 	return out
 }
 
-// parser is a recursive descent parser. Its methods consume tokens. They take the depth of nesting.
+// parser is a recursive descent parser. Its parse methods consume tokens. Their parameter is the depth of nesting.
 type parser struct {
-	tokens []token // that are not parsed yet
+	tokens []token // the tokens that are not parsed yet
 	last   int     // column of the last parsed token
 }
 
@@ -159,7 +159,7 @@ func (p *parser) parseNot(depth int) (check, error) {
 	case p.acceptWord("("):
 		c, err := p.parseOr(depth + 1)
 		if err == nil && !p.acceptWord(")") {
-			err = p.syntaxError("and, or or )")
+			err = p.syntaxError(`"and", "or" or ")"`)
 		}
 		return c, err
 	case len(p.tokens) == 0:

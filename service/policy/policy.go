@@ -64,9 +64,9 @@ type Operation struct{ Method, Path string }
 
 // Deprecated is the name that a rule had in an older release.
 type Deprecated struct {
-	// Name is the older name. Several rules may have the same older name, if a rule was split. A file may still use it:
-	// then its check counts for all of these rules, and the log has a warning for each. The newer name of a rule takes
-	// precedence.
+	// Name is the older name. Several rules may have the same older name, if a rule was split. If a file still uses the
+	// older name, its check counts for all of these rules, and the log has a warning for each. A check under the newer
+	// name of a rule takes precedence.
 	Name string
 	// Reason says why the rule changed. Since is the release in which it changed. Both are for
 	// operators.
@@ -77,8 +77,8 @@ type Deprecated struct {
 type Config struct {
 	// File is a file in YAML or JSON. It maps names of rules to checks. Dirs are directories. All
 	// their files, with any extension, are read after File, in the order of their names; a later file
-	// overrides an earlier one. Not read are hidden files, directories below (both as in
-	// oslo.policy), and editors' copies (name~ and #name#).
+	// overrides an earlier one. Three kinds of entries are not read: hidden files and directories below, as in
+	// oslo.policy, and editors' copies (name~ and #name#).
 	File string
 	Dirs []string
 	// Required are the paths among File and Dirs that must exist, such as a file that the operator
@@ -148,15 +148,15 @@ type rule struct {
 	where string // the check's origin: "default", or file:line
 }
 
-// New returns an Enforcer with the given rules and those of the operator's files, which it reads. The
-// caller must not change a rule's Operations, Scopes and Deprecated afterwards. Invalid, with all errors
-// at once, each in a file with its line:
+// New reads the operator's files, and returns an Enforcer with the given rules and those of the files. The
+// caller must not change a rule's Operations, Scopes and Deprecated afterwards. New fails with Invalid if one of the
+// following is true. The error lists all problems, each problem of a file with its line:
 //
-//   - a rule is defined twice or has no name, or a scope is unknown;
-//   - a check cannot be parsed;
-//   - a rule refers to a rule that does not exist, or refers to itself, perhaps through other rules;
-//   - a file cannot be read, a required one does not exist, or it has a rule that is not defined (but see
-//     [Config.Lenient]; a rule that only other rules in files use is not an error).
+//   - A rule is defined twice or has no name, or a scope is unknown.
+//   - A check cannot be parsed.
+//   - A rule refers to a rule that does not exist, or refers to itself, directly or through other rules.
+//   - A file cannot be read, or a required path does not exist.
+//   - A file has a rule that is not defined, unless another rule in the files refers to it, or [Config].Lenient is set.
 func New(rules []Rule, cfg Config) (*Enforcer, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
@@ -168,8 +168,8 @@ func New(rules []Rule, cfg Config) (*Enforcer, error) {
 // Enforce returns nil if the rule name allows the user of the context's request to act on target. The
 // target's keys are the ATTRs of checks. It does not block.
 //
-// If target is nil, the target's project_id and user_id are the user's own, as in Nova: for a list of the
-// user's objects, and for a new object. A target that is not nil, and lacks these keys, has no owner, so
+// If target is nil, the target's project_id and user_id are the user's own, as in Nova. This is for a list of the
+// user's objects, and for a new object. A target that is not nil and lacks these keys has no owner, so
 // that a check of the owner denies.
 //
 // The error is Denied, with oslo.policy's text. Its reason is InvalidScope if the token's scope is not among the

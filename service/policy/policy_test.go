@@ -78,10 +78,10 @@ func TestChecks(t *testing.T) {
 	for check, want := range map[string]string{
 		"role:a and":    `after column 8: want a check, not the end`,
 		"and role:a":    `column 1: want a check, not "and"`,
-		"role:a role:b": `column 8: want and, or or the end, not "role:b"`,
-		"(role:a":       `after column 2: want and, or or ), not the end`,
-		"role:a)":       `column 7: want and, or or the end, not ")"`,
-		"not(role:a)":   `column 11: want and, or or the end, not ")"`,
+		"role:a role:b": `column 8: want "and", "or" or the end, not "role:b"`,
+		"(role:a":       `after column 2: want "and", "or" or ")", not the end`,
+		"role:a)":       `column 7: want "and", "or" or the end, not ")"`,
+		"not(role:a)":   `column 11: want "and", "or" or the end, not ")"`,
 		"nothing":       `column 1: want KIND:VALUE, @ or !, not "nothing"`,
 		":x":            `want KIND:VALUE`,
 		"user_id:%(x":   `has a %( without a name and )s`,
@@ -164,8 +164,8 @@ func TestBadRules(t *testing.T) {
 	}
 }
 
-// TestSample: the sample has all rules, and does not change a decision, neither as it is nor with all its
-// rules uncommented.
+// TestSample: the sample has all rules. It does not change a decision, neither as it is nor after all its
+// rules are uncommented.
 func TestSample(t *testing.T) {
 	t.Parallel()
 	rules := []policy.Rule{
@@ -200,7 +200,7 @@ func TestSample(t *testing.T) {
 	}
 }
 
-// TestExplain: an explanation shows each evaluated part, so also the part that denies.
+// TestExplain: an explanation shows each evaluated part, including the part that denies.
 func TestExplain(t *testing.T) {
 	t.Parallel()
 	e := enforcer(t, policy.Config{}, policy.Rule{Name: "owner", Check: "project_id:%(project_id)s"},

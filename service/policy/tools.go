@@ -20,7 +20,7 @@ type Explanation struct {
 	// Where is the origin of the rule's check: "default", or file:line. It is "" if the rule does not
 	// exist.
 	Where string
-	// Parts are the parts of the check that were evaluated: each part first, then the parts within
+	// Parts are the parts of the check that were evaluated. Each part comes before the parts within
 	// it. A part that could not change the result is not evaluated.
 	Parts []Part
 }
@@ -75,8 +75,8 @@ func (e *Enforcer) Explain(c Credentials, name string, target map[string]any) *E
 	return x
 }
 
-// parentsFirst returns a list, in which each part follows the parts within it, in the order of
-// Explanation.Parts.
+// parentsFirst reorders a list in which each part follows the parts within it. In the result each part comes before the
+// parts within it, as in Explanation.Parts.
 func parentsFirst(in []Part) []Part {
 	if len(in) == 0 {
 		return nil

@@ -14,8 +14,8 @@
 //	inflight_oldest_seconds      gauge    kind   age of the oldest running request, RPC or task; 0 if none runs
 //	loop_seconds_total           counter  loop   deprecated: loop_duration_seconds_total
 //
-// inflight and inflight_oldest_seconds have a kind from the first collection at which work of this kind runs. They keep it, with 0,
-// until Add is called with another App.
+// inflight and inflight_oldest_seconds get a kind at the first collection during which work of this kind runs. When no such
+// work runs any more, they still have the kind, with the value 0, until Add is called again.
 package serviceprom
 
 import (

@@ -28,8 +28,12 @@ func (o *options) findImage(ref string) (path, format string, err error) {
 	}
 	for _, f := range [][2]string{{".qcow2", "qcow2"}, {".img", "raw"}, {".raw", "raw"}} {
 		path := filepath.Join(o.images, ref+f[0])
-		if _, err := os.Stat(path); err == nil {
+		_, err := os.Stat(path)
+		if err == nil {
 			return path, f[1], nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return "", "", fmt.Errorf("image %s: %w", ref, err)
 		}
 	}
 	return "", "", fault.New(fault.Precondition, "this host has no image %s: none of %s.qcow2, .img and .raw exists", ref, filepath.Join(o.images, ref))

@@ -95,9 +95,10 @@ type cloud struct {
 type process struct {
 	*testenv.Process
 
-	name string
-	url  chan string // receives the URL of the API
-	log  *safeBuffer
+	name  string
+	admin string      // the address for operators, in tests that give one
+	url   chan string // receives the URL of the API
+	log   *safeBuffer
 }
 
 // safeBuffer keeps the output of a process. It is safe for concurrent use.
@@ -142,7 +143,18 @@ func configured(busURL string) string {
 
 func newCloudOn(t testing.TB, extra, mysqlURL, busURL string) *cloud {
 	t.Helper()
-	c := &cloud{TB: t, dir: t.TempDir(), busURL: strings.TrimPrefix(busURL, "watermill-"), exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
+	return newCloudWith(t, "", extra, mysqlURL, busURL)
+}
+
+// newCloudOf is newCloud for a program.
+func newCloudOf(t testing.TB, program, extra string) *cloud {
+	t.Helper()
+	return newCloudWith(t, program, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
+}
+
+func newCloudWith(t testing.TB, program, extra, mysqlURL, busURL string) *cloud {
+	t.Helper()
+	c := &cloud{TB: t, program: program, dir: t.TempDir(), busURL: strings.TrimPrefix(busURL, "watermill-"), exchange: "e2e-" + strings.ToLower(rand.Text()), procs: map[string]*process{}}
 	name := "e2e_" + strings.ToLower(rand.Text())
 	admin := c.open(mysqlURL + "mysql")
 	if _, err := admin.ExecContext(t.Context(), "CREATE DATABASE "+name); err != nil {
@@ -184,6 +196,20 @@ connection = %s%s
 		}
 	})
 	return c
+}
+
+// confOf writes a copy of the configuration for a release, with more lines of the section DEFAULT, and returns its path.
+func (c *cloud) confOf(release, lines string) string {
+	c.Helper()
+	raw, err := os.ReadFile(c.conf)
+	if err != nil {
+		c.Fatal(err)
+	}
+	path := filepath.Join(c.dir, "nova-"+release+".conf")
+	if err := os.WriteFile(path, []byte(strings.Replace(string(raw), "[DEFAULT]\n", "[DEFAULT]\n"+lines, 1)), 0o600); err != nil {
+		c.Fatal(err)
+	}
+	return path
 }
 
 func (c *cloud) open(u string) *sqlx.DB {

@@ -30,6 +30,22 @@ func (b *balancer) add(url string) {
 	b.ready[url] = false
 }
 
+func (b *balancer) remove(url string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.ready, url)
+}
+
+// knows returns nil if the balancer sends requests to a URL.
+func (b *balancer) knows(url string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.ready[url] {
+		return errors.New("it is not ready")
+	}
+	return nil
+}
+
 // probe runs until ctx ends.
 func (b *balancer) probe(ctx context.Context) {
 	probes := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -51,7 +67,9 @@ func (b *balancer) probe(ctx context.Context) {
 					}
 				}
 				b.mu.Lock()
-				b.ready[u] = ok
+				if _, known := b.ready[u]; known {
+					b.ready[u] = ok
+				}
 				b.mu.Unlock()
 			})
 		}
@@ -126,14 +144,7 @@ func TestRollingRestart(t *testing.T) {
 		c.hostsUp(cl, 1)
 		url := strings.TrimSuffix(cl.Endpoint, "/v2.1/")
 		b.add(url)
-		c.poll(name+" to be ready", 30*time.Second, func() error {
-			b.mu.Lock()
-			defer b.mu.Unlock()
-			if !b.ready[url] {
-				return errors.New("it is not")
-			}
-			return nil
-		})
+		c.poll(name+" to be ready", 30*time.Second, func() error { return b.knows(url) })
 	}
 	apis := []string{"api-1", "api-2", "api-3"}
 	for _, name := range apis {

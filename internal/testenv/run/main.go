@@ -37,8 +37,8 @@ func main() {
 	if len(args) > 0 && args[0] == "--" {
 		args = args[1:]
 	}
-	if len(args) == 0 {
-		fmt.Fprintln(os.Stderr, "usage: go run ./internal/testenv/run -- COMMAND [ARGUMENT...]")
+	if len(args) == 0 || len(args[0]) > 0 && args[0][0] == '-' {
+		fmt.Fprintln(os.Stderr, "usage: testenv -- COMMAND [ARGUMENT...]\nRuns the command with a private RabbitMQ, NATS and MariaDB, whose URLs are in its environment.")
 		os.Exit(2)
 	}
 	signals := make(chan os.Signal, 4)

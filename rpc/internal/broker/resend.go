@@ -3,8 +3,8 @@ package broker
 import (
 	"context"
 
+	"github.com/armature-go/armature/internal/backoff"
 	"github.com/armature-go/armature/rpc/bus"
-	"github.com/armature-go/armature/rpc/internal/backoff"
 )
 
 // Attempts sends one message again and again, with back-off.

@@ -19,7 +19,7 @@ type Conn struct {
 	net.Conn
 
 	// Block makes Write wait while 1 MiB or more waits to be written. Otherwise Write never blocks, and the writer calls
-	// Full before. Set it before the first Write.
+	// Full before it writes. Set Block before the first Write.
 	Block bool
 
 	mu      sync.Mutex
@@ -35,6 +35,7 @@ type Conn struct {
 func (c *Conn) Write(p []byte) (int, error) {
 	if c.Block {
 		for full := c.Full(); full != nil; full = c.Full() {
+			c.startFlush() // inside of Batch no other goroutine may be writing
 			<-full
 		}
 	}
@@ -44,15 +45,29 @@ func (c *Conn) Write(p []byte) (int, error) {
 		return 0, c.err
 	}
 	c.next = append(c.next, p...)
-	if !c.writing && c.batches == 0 { // otherwise flush or Batch writes these bytes, too
-		c.writing = true
-		go c.flush() // ends when all is written, or the connection is closed
+	if c.batches == 0 { // otherwise Batch writes these bytes, too
+		c.startFlushLocked()
 	}
 	return len(p), nil
 }
 
-// Batch calls f. Afterwards it writes what waits to be written, in the goroutine of the caller, as far as the connection accepts it
-// without blocking. For a writer that is alone this is faster than Write, because no goroutine has to be started. c may be nil: then Batch only calls f.
+func (c *Conn) startFlush() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.startFlushLocked()
+}
+
+// startFlushLocked starts flush, unless a write is in progress.
+func (c *Conn) startFlushLocked() {
+	if !c.writing {
+		c.writing = true
+		go c.flush() // ends when all is written, or the connection is closed
+	}
+}
+
+// Batch calls f. Then it writes the bytes that wait, in the goroutine of the caller, as far as the connection accepts them without
+// blocking. If there is only one writer, this is faster than Write, because no goroutine has to be started. c may be nil: then Batch
+// only calls f.
 func (c *Conn) Batch(f func()) {
 	if c == nil {
 		f()

@@ -1,6 +1,7 @@
 package gather_test
 
 import (
+	"bytes"
 	"encoding/binary"
 	"io"
 	"net"
@@ -29,7 +30,7 @@ func connect(t *testing.T) (near, far net.Conn) {
 	return near, far
 }
 
-// TestOrder: what several goroutines write, by Write and by Batch, arrives whole, and in the order of each goroutine.
+// TestOrder: several goroutines write, by Write and by Batch. All messages arrive whole, and those of each goroutine in order.
 func TestOrder(t *testing.T) {
 	t.Parallel()
 	near, far := connect(t)
@@ -68,8 +69,8 @@ func TestOrder(t *testing.T) {
 	wg.Wait()
 }
 
-// TestBatchNeverBlocks: while the peer reads nothing, Batch returns until 1 MiB waits, and then Full says so. When the peer
-// reads again, everything arrives.
+// TestBatchNeverBlocks: while the peer reads nothing, Batch does not block. When 1 MiB waits to be written, Full reports it. When
+// the peer reads again, everything arrives.
 func TestBatchNeverBlocks(t *testing.T) {
 	t.Parallel()
 	near, far := connect(t)
@@ -99,7 +100,30 @@ func TestBatchNeverBlocks(t *testing.T) {
 	}
 }
 
-// TestBatchOfNil: a connection whose writes are not gathered has no Conn, and Batch only calls its function.
+// TestBatchOfMuch: with Block, one Batch may write more than 1 MiB.
+func TestBatchOfMuch(t *testing.T) {
+	t.Parallel()
+	near, far := connect(t)
+	c := &gather.Conn{Conn: near, Block: true}
+	const writes, size = 40, 64 << 10
+	go c.Batch(func() {
+		for i := range writes {
+			_, _ = c.Write(bytes.Repeat([]byte{byte(i)}, size)) // an error is seen below: too little arrives
+		}
+	})
+	_ = far.SetReadDeadline(time.Now().Add(10 * time.Second))
+	got := make([]byte, writes*size)
+	if n, err := io.ReadFull(far, got); err != nil {
+		t.Fatalf("%d of %d bytes arrived: %v", n, len(got), err)
+	}
+	for i, b := range got {
+		if b != byte(i/size) {
+			t.Fatalf("byte %d is %d, want %d", i, b, i/size)
+		}
+	}
+}
+
+// TestBatchOfNil: Batch of a nil Conn only calls its function. A connection whose writes are not gathered has a nil Conn.
 func TestBatchOfNil(t *testing.T) {
 	t.Parallel()
 	called := false

@@ -53,7 +53,7 @@ func (l *Life) Start(ctx context.Context, timeout time.Duration, connect func(co
 	case closed:
 		return bus.ErrClosed
 	case was != idle:
-		return fault.New(fault.Precondition, "start the bus: it is started already, or starting")
+		return fault.New(fault.Precondition, "the bus is started already, or starting")
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()

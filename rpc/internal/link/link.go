@@ -8,7 +8,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/armature-go/armature/rpc/internal/backoff"
+	"github.com/armature-go/armature/internal/backoff"
 )
 
 // Bounds of the delay before a lost connection is dialed again, see [backoff.Redial].

@@ -10,14 +10,18 @@
 //		return amqp.New(amqp.Config{URLs: at.URLs, TLS: at.TLS, Exchange: cfg.Exchange, Quorum: cfg.Quorum, MaxMessage: cfg.MaxMessage, Logger: cfg.Logger})
 //	}}
 //
-// The bus keeps the same rules of the bus contract as watermillbus, and Start logs a warning about the others: a call to a
-// server that is down waits instead of failing, a call stays with a busy server, and a message whose handler had not begun
-// when its server stopped counts as lost with a server. The queues have the names and properties of those of amqpbus, so
-// both buses may use the same queues.
+// The bus keeps the same rules of the bus contract as watermillbus. It does not keep the others, and Start logs a warning
+// about them:
 //
-// The bus does not survive a lost connection, because watermill-amqp v3.0.2 publishes nothing after that. The bus ends
-// with its first lost connection: later calls fail at once with [ErrConnectionLost], Check fails, and Failed reports the
-// loss, so that package service ends the process and the supervisor starts it again.
+//   - A call to a server that is down waits instead of failing.
+//   - A call stays with a busy server.
+//   - If a server stops before a message's handler has begun, the message counts as lost with the server.
+//
+// The queues have the names and properties of those of amqpbus, so both buses may use the same queues.
+//
+// The bus does not survive a lost connection, because watermill-amqp v3.0.2 publishes nothing after that. It ends with its
+// first lost connection: later calls fail at once with [ErrConnectionLost], Check fails, and Failed reports the loss. Then
+// package service ends the process, and the supervisor starts it again.
 package amqp
 
 import (
@@ -56,7 +60,7 @@ type Config struct {
 	Exchange string
 	// TLS is the configuration for amqps URLs. Nil: the system's authorities.
 	TLS *tls.Config
-	// Quorum declares the queues of Shared topics as quorum queues, as that of amqpbus.
+	// Quorum declares the queues of Shared topics as quorum queues, as amqpbus.Config.Quorum does.
 	Quorum bool
 	// MaxMessage is the largest message that Publish accepts, in bytes. Default bus.DefaultMaxMessage.
 	MaxMessage int
@@ -86,7 +90,7 @@ func New(cfg Config) (*Bus, error) {
 		return nil, fmt.Errorf("watermill-amqp: %w", err)
 	}
 	if n := len(cfg.URLs); n != 1 {
-		return nil, fault.New(fault.Invalid, "watermill-amqp: %d brokers are given, and it connects to one: name one broker, or use rabbit://", n)
+		return nil, fault.New(fault.Invalid, "watermill-amqp: %d brokers are given, but watermill-amqp connects to one: name one broker, or use rabbit://", n)
 	}
 	cfg.Exchange = cmp.Or(cfg.Exchange, "armature")
 	if err := bus.CheckTopic(cfg.Exchange); err != nil {
@@ -105,7 +109,7 @@ func New(cfg Config) (*Bus, error) {
 
 // Start connects, and logs a warning about the rules that the bus does not keep. Errors: Unavailable if the broker does
 // not answer, after which Start may be called again; Precondition if the bus is started already; bus.ErrClosed.
-// watermill-amqp has no context here, so the context is ignored, and Start blocks as long as watermill-amqp does.
+// watermill-amqp connects without a context, so Start ignores its context, and blocks as long as watermill-amqp does.
 func (b *Bus) Start(context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -300,8 +304,8 @@ func (b *Bus) Capabilities() bus.Capabilities {
 // Stop is Close, without regard to the context. It makes the bus a part of a service.
 func (b *Bus) Stop(context.Context) error { return b.Close() }
 
-// Close ends the subscriptions and the connections. It is idempotent. Errors: as of watermillbus. After a lost connection
-// it returns at once, and closes in the background, because watermill-amqp may hang.
+// Close ends the subscriptions and the connections. It is idempotent. Its errors are those of [watermillbus.Bus.Close]. After a
+// lost connection it returns nil at once, and closes in the background, because watermill-amqp may hang.
 func (b *Bus) Close() error {
 	b.mu.Lock()
 	inner, conns := b.inner, b.conns

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -373,6 +374,11 @@ func testMove(b bench) {
 	b.used(map[string]int64{"n2": 4})
 	if err := placement.Move(ctx, b, "move-4", placement.Claim{Consumer: "none", Allocations: []placement.Allocation{vcpusOf("n1", 1)}}); !errors.Is(err, fault.Precondition) {
 		b.Errorf("a move of a consumer without a claim: %v", err)
+	}
+	for what, err := range map[string]error{"move": placement.Move(ctx, b, "vm", to), "revert": placement.Revert(ctx, b, "vm", "vm", group)} {
+		if !errors.Is(err, fault.Invalid) || !strings.Contains(err.Error(), what+" of vm") {
+			b.Errorf("%s with the consumer as the holder: %v, want Invalid", what, err)
+		}
 	}
 	b.wantUsedSums()
 }

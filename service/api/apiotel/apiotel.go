@@ -4,11 +4,11 @@
 //	mux := api.New(api.Config{Observe: traces.Observe})
 //	app.Add("http", service.HTTP(":8776", traces.Handler(mux)))
 //
-// A span is the child of the span in the request's W3C traceparent header, if it has one. Its name is
-// the method and the route, such as "GET /v3/volumes/{id}". It has the attributes of
+// If the request has a W3C traceparent header, its span is a child of the span in that header. The span's name is
+// the method and the route, such as "GET /v3/volumes/{id}". The span has the attributes of
 // OpenTelemetry's conventions for a server, and the request id. A reply with a status of 500 or
-// more marks the span as an error. In the handler the span is in the context, and it is the
-// Traceparent of reqctx.Request, which log lines and calls of package rpc have.
+// more marks the span as an error. In the handler the span is in the context, and in the field
+// Traceparent of reqctx.Request, which package rpc sends with each call.
 package apiotel
 
 import (

@@ -11,8 +11,8 @@ import (
 // Limit gives the request's body a deadline, d from now, even if no handler reads the body. After the
 // deadline reads fail with os.ErrDeadlineExceeded, and an HTTP/1.1 connection whose body is still
 // incomplete is closed after the reply. The deadline is removed when the body has been read to its
-// end, so that it does not cancel a handler that still works. A request without a body has no deadline, and
-// a d of 0 or less sets none. Of two calls for one request the earlier deadline counts.
+// end, so that the deadline does not cancel a handler that still works. Limit does nothing for a request without a
+// body, or if d is 0 or less. If Limit is called twice for one request, the earlier deadline counts.
 func Limit(w http.ResponseWriter, r *http.Request, d time.Duration) {
 	if r.Body == nil || r.Body == http.NoBody || d <= 0 {
 		return

@@ -101,7 +101,7 @@ func testUnknownOptions(e *env) {
 			e.Fatalf("%v", err)
 		}
 		if err = e.Open(raw); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), name) {
-			e.Errorf("open with an option %q that does not exist: %v, want Invalid with its name", name, describe(err))
+			e.Errorf("open with an option %q that does not exist: %v, want Invalid with its name", name, errorText(err))
 		}
 	}
 }
@@ -229,7 +229,7 @@ func testHonest(e *env) {
 		for _, m := range e.cfg.methods() {
 			err := e.call(func(ctx context.Context, d compute.Driver) error { return m.call(ctx, d, newID()) })
 			if has := m.need == "" || e.Info().Has(m.need); has == errors.Is(err, fault.Unimplemented) {
-				e.Errorf("%s: %s; the driver lists the capability %q: %v", m.name, describe(err), m.need, has)
+				e.Errorf("%s: %s; the driver lists the capability %q: %v", m.name, errorText(err), m.need, has)
 			}
 		}
 		if !e.Info().Has(compute.CapEvents) {
@@ -267,7 +267,7 @@ func testEvents(e *env) {
 					return
 				}
 			case err := <-ended:
-				e.Fatalf("the stream ended before the event %s: %v", want, describe(err))
+				e.Fatalf("the stream ended before the event %s: %v", want, errorText(err))
 			case <-timeout:
 				e.Fatalf("no event %s of %q within %v", want, id, e.cfg.Timeout)
 			}
@@ -288,12 +288,12 @@ func testEvents(e *env) {
 	await(s.ID, compute.EventDestroyed)
 	cancel()
 	if err := <-ended; fault.CodeOf(err) != fault.Canceled {
-		e.Errorf("the canceled stream ended with %s, want Canceled", describe(err))
+		e.Errorf("the canceled stream ended with %s, want Canceled", errorText(err))
 	}
 	if err := e.call(func(ctx context.Context, d compute.Driver) error {
 		return d.Events(ctx, func(compute.Event) error { return errEnough })
 	}); !errors.Is(err, errEnough) {
-		e.Errorf("a stream whose listener returned an error: %s, want that error", describe(err))
+		e.Errorf("a stream whose listener returned an error: %s, want that error", errorText(err))
 	}
 }
 
@@ -322,7 +322,7 @@ func testManyServers(e *env) {
 			} {
 				ctx, cancel := context.WithTimeout(e.Context(), e.cfg.Timeout*time.Duration(e.cfg.Servers))
 				if err := step.call(ctx, d); err != nil {
-					e.Errorf("%s of %s among %d servers: %s", step.name, s.ID, e.cfg.Servers, describe(err))
+					e.Errorf("%s of %s among %d servers: %s", step.name, s.ID, e.cfg.Servers, errorText(err))
 				}
 				cancel()
 			}
@@ -335,7 +335,7 @@ func testCanceled(e *env) {
 	checkCanceled := func(what string, err error) {
 		e.Helper()
 		if c := fault.CodeOf(err); err != nil && c != fault.Timeout && c != fault.Canceled {
-			e.Errorf("%s that was canceled: %s, want no error, Timeout or Canceled", what, describe(err))
+			e.Errorf("%s that was canceled: %s, want no error, Timeout or Canceled", what, errorText(err))
 		}
 	}
 	ended, cancel := context.WithCancel(e.Context())
@@ -395,7 +395,7 @@ func testCrashes(e *env) {
 		e.Crash(after)
 		err := <-done
 		if err != nil && fault.CodeOf(err) != fault.Unknown && fault.CodeOf(err) != fault.Unavailable {
-			e.Errorf("%s, whose driver was killed after %v: %s, want Unknown or Unavailable", what, after, describe(err))
+			e.Errorf("%s, whose driver was killed after %v: %s, want Unknown or Unavailable", what, after, errorText(err))
 		}
 		if all++; fault.CodeOf(err) == fault.Unknown {
 			hit++

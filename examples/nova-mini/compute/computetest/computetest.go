@@ -117,11 +117,11 @@ func (e *env) must(what string, f func(ctx context.Context, d compute.Driver) er
 func (e *env) want(code fault.Code, what string, f func(ctx context.Context, d compute.Driver) error) {
 	e.Helper()
 	if err := e.call(f); err == nil || fault.CodeOf(err) != code {
-		e.Errorf("%s: %v, want an error with code %v", what, describe(err), code)
+		e.Errorf("%s: %v, want an error with code %v", what, errorText(err), code)
 	}
 }
 
-func describe(err error) string {
+func errorText(err error) string {
 	if err == nil {
 		return "no error"
 	}
@@ -149,7 +149,7 @@ func (e *env) with(f func(s compute.Spec)) {
 		e.Helper()
 		err := e.call(func(ctx context.Context, d compute.Driver) error { return d.Destroy(ctx, s.ID) })
 		if err != nil {
-			e.Errorf("destroy: %v", describe(err))
+			e.Errorf("destroy: %v", errorText(err))
 		}
 		e.gone(s.ID)
 	}()

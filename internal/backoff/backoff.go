@@ -1,4 +1,4 @@
-// Package backoff computes the delays between attempts, for all retry loops of rpc and its buses.
+// Package backoff computes the delays between attempts, for the retry loops of all library packages.
 package backoff
 
 import (
@@ -21,8 +21,8 @@ func (b *Backoff) Next() time.Duration {
 	return Delay(b.failed, b.Min, b.Max)
 }
 
-// Wait counts a failed attempt and waits until the next one, or until ctx ends.
-func (b *Backoff) Wait(ctx context.Context) { Sleep(ctx, b.Next()) }
+// Wait counts a failed attempt and waits until the next one. It returns false if ctx ends first.
+func (b *Backoff) Wait(ctx context.Context) bool { return Sleep(ctx, b.Next()) }
 
 // Reset forgets the failed attempts.
 func (b *Backoff) Reset() { b.failed = 0 }
@@ -30,7 +30,23 @@ func (b *Backoff) Reset() { b.failed = 0 }
 // Delay returns the delay after a number of failed attempts, with jitter. failed is at least 1. low and high are as Min and
 // Max of [Backoff].
 func Delay(failed int, low, high time.Duration) time.Duration {
-	return Jitter(min(low<<min(failed-1, 16), high))
+	return Jitter(Exponential(failed, low, high))
+}
+
+// FullJitter returns a random delay of more than zero and at most [Exponential]'s. It is for attempts that collide, such as
+// transactions, and for many processes that fail together.
+func FullJitter(failed int, low, high time.Duration) time.Duration {
+	return rand.N(max(Exponential(failed, low, high), 1)) + 1
+}
+
+// Exponential returns the delay after a number of failed attempts, without jitter: low after the first, doubled after each further
+// one, and at most high. failed is at least 1.
+func Exponential(failed int, low, high time.Duration) time.Duration {
+	d := low << min(failed-1, 62)
+	if failed > 1 && d>>min(failed-1, 62) != low { // overflow
+		return high
+	}
+	return min(d, high)
 }
 
 // Jitter returns a random delay between half of d and d.
@@ -44,12 +60,14 @@ func Redial(lost time.Time, low, high time.Duration) time.Duration {
 	return rand.N(min(max(time.Since(lost)/8, low), high))
 }
 
-// Sleep waits for d, or until ctx ends.
-func Sleep(ctx context.Context, d time.Duration) {
+// Sleep waits for d. It returns false if ctx ends first.
+func Sleep(ctx context.Context, d time.Duration) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
 	case <-t.C:
+		return true
 	case <-ctx.Done():
+		return false
 	}
 }

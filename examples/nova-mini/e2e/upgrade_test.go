@@ -1,0 +1,402 @@
+package e2e_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/gophercloud/gophercloud/v2"
+	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
+
+	"github.com/armature-go/armature/internal/waittest"
+)
+
+// upgradeOrder is the documented order in which the processes of a cloud are replaced, after the schema.
+var upgradeOrder = []string{"conductor-1", "conductor-2", "scheduler-1", "scheduler-2", "node-1", "node-2", "api-1", "api-2"}
+
+// upgradeServices are the services, by process.
+var upgradeServices = map[string]string{
+	"conductor-1": "conductor", "conductor-2": "conductor", "scheduler-1": "scheduler", "scheduler-2": "scheduler",
+	"node-1": "compute", "node-2": "compute", "api-1": "api", "api-2": "api",
+}
+
+// upgradeRelease is a program and its configuration.
+type upgradeRelease struct{ name, program, conf string }
+
+// upgrade is a cloud whose processes are replaced while clients use it.
+type upgrade struct {
+	*cloud
+
+	rng      *rand.Rand // used only by the goroutine of the test
+	balancer *balancer
+	urls     map[string]string // of the APIs, by process
+
+	mu       sync.Mutex
+	kept     map[string]bool // ids of servers that must exist
+	deleted  map[string]bool // ids of servers whose deletion was accepted
+	lost     []string        // names of servers whose creation had no answer
+	failures []string        // requests that failed
+
+	requests, created atomic.Int64
+	kills             int
+}
+
+// newUpgrade starts a cloud of a release.
+func newUpgrade(t *testing.T, seed uint64, r *upgradeRelease) *upgrade {
+	t.Helper()
+	u := &upgrade{
+		rng: rand.New(rand.NewPCG(seed, 0)), kept: map[string]bool{}, deleted: map[string]bool{}, urls: map[string]string{},
+		balancer: &balancer{ready: map[string]bool{}, client: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}},
+	}
+	u.cloud = newCloudOf(t, r.program, "drain_delay = 1\n[driver_fake]\nvcpus = 10000\nmemory_mib = 10000000\ndisk_gib = 100000\n")
+	r.conf = u.conf
+	ctx, cancel := context.WithCancel(t.Context())
+	var probing sync.WaitGroup
+	probing.Go(func() { u.balancer.probe(ctx) })
+	t.Cleanup(func() { cancel(); probing.Wait() })
+	for _, host := range upgradeOrder {
+		u.launch(host, r)
+	}
+	for _, host := range upgradeOrder {
+		u.awaitReady(host)
+	}
+	u.hostsUp(u.newClient(u.urls["api-1"]), 2)
+	return u
+}
+
+// launch starts a process of a release.
+func (u *upgrade) launch(host string, r *upgradeRelease) {
+	u.Helper()
+	l, err := new(net.ListenConfig).Listen(u.Context(), "tcp", "127.0.0.1:0")
+	if err != nil {
+		u.Fatal(err)
+	}
+	admin := l.Addr().String()
+	_ = l.Close()
+	u.program, u.conf = r.program, r.conf
+	p := u.startWith(upgradeServices[host], host, "OS_DEFAULT__ADMIN_LISTEN="+admin)
+	p.admin = admin
+}
+
+// awaitReady waits until a process can work, and the balancer knows it if it is an API.
+func (u *upgrade) awaitReady(host string) {
+	u.Helper()
+	p := u.procs[host]
+	u.poll(host+" to be ready", 60*time.Second, func() error {
+		select {
+		case <-p.Done():
+			u.Fatalf("%s ended: %v\n%s", host, p.Err(), tail(p.log.String(), 3000))
+		default:
+		}
+		return probe(u.Context(), "http://"+p.admin+"/readyz")
+	})
+	if upgradeServices[host] != "api" {
+		return
+	}
+	url := strings.TrimSuffix(u.client(p).Endpoint, "/v2.1/")
+	u.balancer.remove(u.urls[host])
+	u.urls[host] = url
+	u.balancer.add(url)
+	u.poll("the balancer to find "+host, 30*time.Second, func() error { return u.balancer.knows(url) })
+}
+
+func tail(text string, n int) string { return text[max(0, len(text)-n):] }
+
+// probe returns nil if a URL answers 200.
+func probe(ctx context.Context, url string) error {
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, http.NoBody)
+	if err != nil {
+		return err
+	}
+	res, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	text, _ := io.ReadAll(res.Body)
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %.300s", res.Status, text)
+	}
+	return nil
+}
+
+// replace replaces a process by one of another release. With kill the old one is killed, started again on the newer schema and killed
+// once more, and so is the new one.
+func (u *upgrade) replace(host string, from, to *upgradeRelease, kill bool) {
+	u.Helper()
+	if kill {
+		for range 2 {
+			u.procs[host].Kill()
+			u.kills++
+			u.launch(host, from)
+			u.awaitReady(host)
+		}
+		u.procs[host].Kill()
+		u.kills++
+		u.launch(host, to)
+		waittest.Spend(time.Duration(u.rng.IntN(1000)) * time.Millisecond)
+		u.procs[host].Kill()
+		u.kills++
+	} else {
+		p := u.procs[host]
+		if err := p.Signal(syscall.SIGTERM); err != nil {
+			u.Fatalf("%s: %v\n%s", host, err, tail(p.log.String(), 3000))
+		}
+		select {
+		case <-p.Done():
+			if p.ExitCode() != 0 {
+				u.Errorf("%s of release %s ended with %v\n%s", host, from.name, p.Err(), tail(p.log.String(), 3000))
+			}
+		case <-time.After(90 * time.Second):
+			u.Fatalf("%s of release %s does not end", host, from.name)
+		}
+	}
+	u.launch(host, to)
+	u.awaitReady(host)
+}
+
+// use creates servers and acts on them until stop is closed. A request is sent once.
+func (u *upgrade) use(ctx context.Context, client int, stop <-chan struct{}) {
+	for n := 0; ; n++ {
+		select {
+		case <-stop:
+			return
+		case <-ctx.Done():
+			return
+		default:
+		}
+		u.useServer(ctx, fmt.Sprintf("upgrade-%d-%d", client, n), n)
+	}
+}
+
+func (u *upgrade) useServer(ctx context.Context, name string, n int) {
+	var id string
+	err := u.request(ctx, "create "+name, func(cl *gophercloud.ServiceClient) error {
+		s, err := create(ctx, cl, name, "1", map[string]string{"fake:spawn": "slow 200ms"})
+		if err == nil {
+			id = s.ID
+		}
+		return err
+	})
+	if err != nil {
+		u.mu.Lock()
+		u.lost = append(u.lost, name)
+		u.mu.Unlock()
+		waittest.Spend(200 * time.Millisecond)
+		return
+	}
+	u.mu.Lock()
+	u.kept[id] = true
+	u.mu.Unlock()
+	u.created.Add(1)
+	acts := []struct {
+		name string
+		act  func(cl *gophercloud.ServiceClient) error
+	}{
+		{"stop", func(cl *gophercloud.ServiceClient) error { return servers.Stop(ctx, cl, id).ExtractErr() }},
+		{"start", func(cl *gophercloud.ServiceClient) error { return servers.Start(ctx, cl, id).ExtractErr() }},
+		{"reboot", func(cl *gophercloud.ServiceClient) error {
+			return servers.Reboot(ctx, cl, id, servers.RebootOpts{Type: servers.HardReboot}).ExtractErr()
+		}},
+	}
+	for _, a := range acts {
+		if !u.idle(ctx, id) {
+			return
+		}
+		if err := u.request(ctx, a.name+" "+name, a.act); err != nil {
+			waittest.Spend(200 * time.Millisecond)
+		}
+	}
+	if n%2 == 0 || !u.idle(ctx, id) {
+		return
+	}
+	u.mu.Lock()
+	delete(u.kept, id)
+	u.mu.Unlock()
+	if u.request(ctx, "delete "+name, func(cl *gophercloud.ServiceClient) error { return servers.Delete(ctx, cl, id).ExtractErr() }) == nil {
+		u.mu.Lock()
+		u.deleted[id] = true
+		u.mu.Unlock()
+	}
+}
+
+// request sends one request to an API that is ready, and records a failure.
+func (u *upgrade) request(ctx context.Context, what string, f func(cl *gophercloud.ServiceClient) error) error {
+	at, err := u.balancer.pick()
+	if err == nil {
+		u.requests.Add(1)
+		cl := u.newClient(at)
+		cl.HTTPClient.Timeout = 30 * time.Second
+		err = f(cl)
+	}
+	if err != nil && ctx.Err() == nil {
+		u.mu.Lock()
+		u.failures = append(u.failures, fmt.Sprintf("%s: %s: %v", time.Now().Format("15:04:05.000"), what, err))
+		u.mu.Unlock()
+	}
+	return err
+}
+
+// idle waits until a server has no task. It returns false if that does not happen within 90 s.
+func (u *upgrade) idle(ctx context.Context, id string) bool {
+	for end := time.Now().Add(90 * time.Second); ctx.Err() == nil; {
+		var s *servers.Server
+		err := u.request(ctx, "show "+id, func(cl *gophercloud.ServiceClient) (err error) {
+			s, err = servers.Get(ctx, cl, id).Extract()
+			return err
+		})
+		if err == nil && s.TaskState == "" && s.Status != "BUILD" {
+			return s.Status != "ERROR"
+		}
+		if time.Now().After(end) {
+			u.Errorf("server %s is not idle after 90 s: %v", id, err)
+			return false
+		}
+		waittest.Spend(200 * time.Millisecond)
+	}
+	return false
+}
+
+// judge waits until no server has a task, and counts what went wrong. With killed, requests may have failed.
+func (u *upgrade) judge(what string, killed bool) {
+	u.Helper()
+	cl := u.newClient(u.urls["api-1"])
+	var list []servers.Server
+	stuck := 0
+	for end := time.Now().Add(90 * time.Second); ; {
+		stuck = 0
+		pages, err := servers.List(cl, servers.ListOpts{}).AllPages(u.Context())
+		if err == nil {
+			list, err = servers.ExtractServers(pages)
+		}
+		for _, s := range list {
+			if s.TaskState != "" || s.Status == "BUILD" {
+				stuck++
+			}
+		}
+		if err == nil && stuck == 0 || time.Now().After(end) {
+			break
+		}
+		waittest.Spend(500 * time.Millisecond)
+	}
+	lost, broken, doubled := 0, 0, 0
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for id := range u.kept {
+		if !slices.ContainsFunc(list, func(s servers.Server) bool { return s.ID == id }) {
+			u.Logf("lost: %s", id)
+			lost++
+		}
+	}
+	byName := map[string]int{}
+	for _, s := range list {
+		byName[s.Name]++
+		switch {
+		case u.deleted[s.ID]:
+			u.Logf("lost: the deletion of %s", s.ID)
+			lost++
+		case s.Status == "ERROR":
+			u.Logf("ERROR: %s: %+v", s.ID, s.Fault)
+			broken++
+		case s.TaskState != "" || s.Status == "BUILD":
+			u.Logf("stuck: %s: %s, task %q, host %q", s.ID, s.Status, s.TaskState, s.Host)
+		}
+	}
+	for name, n := range byName {
+		if n > 1 {
+			u.Logf("doubled: %s", name)
+			doubled++
+		}
+	}
+	made := 0
+	for _, name := range u.lost {
+		made += byName[name]
+	}
+	fmt.Printf("upgrade, %s: %d requests, %d servers, %d SIGKILLs; failed %d, lost %d, stuck %d, doubled %d, ERROR %d; of %d creations without an answer %d made a server\n",
+		what, u.requests.Load(), u.created.Load(), u.kills, len(u.failures), lost, stuck, doubled, broken, len(u.lost), made)
+	if len(u.failures) > 0 && !killed {
+		u.Errorf("%d requests failed, want 0:\n%s", len(u.failures), strings.Join(u.failures[:min(len(u.failures), 20)], "\n"))
+	}
+	if lost+stuck+doubled+broken > 0 {
+		u.Errorf("%s: lost %d, stuck %d, doubled %d, ERROR %d; want 0", what, lost, stuck, doubled, broken)
+	}
+}
+
+// upgradeRound upgrades a cloud to a release, and goes back if back is set, while eight clients use it.
+func upgradeRound(t *testing.T, seed uint64, from, to *upgradeRelease, order []string, kill, back bool) {
+	t.Helper()
+	u := newUpgrade(t, seed, from)
+	to.conf = u.confOf(to.name, "")
+	ctx := t.Context()
+	stop := make(chan struct{})
+	var using sync.WaitGroup
+	for i := range 8 {
+		using.Go(func() { u.use(ctx, i, stop) })
+	}
+	waittest.Spend(time.Second)
+	u.program, u.conf = to.program, to.conf
+	if out, err := u.command("db", "sync").CombinedOutput(); err != nil {
+		t.Errorf("db sync of release %s: %v: %s", to.name, err, out)
+	}
+	for _, host := range order {
+		u.replace(host, from, to, kill)
+	}
+	waittest.Spend(time.Second)
+	if back {
+		for _, host := range slices.Backward(order) {
+			u.replace(host, to, from, kill)
+		}
+		waittest.Spend(time.Second)
+	}
+	close(stop)
+	using.Wait()
+	u.judge(fmt.Sprintf("%s to %s%s%s", from.name, to.name, map[bool]string{true: " and back"}[back], map[bool]string{true: ", killed"}[kill]), kill)
+}
+
+// TestUpgrade: a cloud is upgraded to the next release, and goes back, while clients use it. No request fails; with SIGKILL nothing is
+// lost. ARMATURE_UPGRADE_ROUNDS is the number of random orders (make upgrade-test).
+func TestUpgrade(t *testing.T) { //nolint:paralleltest // it needs the machine alone
+	scenario(t)
+	seed := uint64(time.Now().UnixNano())
+	if text := os.Getenv("ARMATURE_UPGRADE_SEED"); text != "" {
+		if _, err := fmt.Sscan(text, &seed); err != nil {
+			t.Fatal(err)
+		}
+	}
+	rounds, all := 1, false
+	if text := os.Getenv("ARMATURE_UPGRADE_ROUNDS"); text != "" {
+		all = true
+		if _, err := fmt.Sscan(text, &rounds); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 1))
+	this := &upgradeRelease{name: "this", program: mustBuild(t, thisRelease)}
+	next := &upgradeRelease{name: "next", program: mustBuild(t, nextRelease)}
+	run := func(name string, f func(t *testing.T)) { t.Run(name, f) }
+	if all {
+		previous := &upgradeRelease{name: "previous", program: mustBuild(t, previousRelease)}
+		run("previous", func(t *testing.T) { upgradeRound(t, seed, previous, this, upgradeOrder, false, false) })
+	}
+	run("documented", func(t *testing.T) { upgradeRound(t, seed, this, next, upgradeOrder, false, true) })
+	for i := range rounds {
+		order := slices.Clone(upgradeOrder)
+		rng.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+		if all {
+			run(fmt.Sprintf("random-%d", i), func(t *testing.T) { upgradeRound(t, seed+uint64(i), this, next, order, false, true) })
+		}
+		run(fmt.Sprintf("killed-%d", i), func(t *testing.T) { upgradeRound(t, seed+uint64(i), this, next, order, true, true) })
+	}
+}
