@@ -15,8 +15,8 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// over ends all operations, as the conductor does in the transaction of their result.
-func over(ctx context.Context, t *testing.T, d *sqlx.DB) {
+// endOperations ends all operations, as the conductor does in the transaction that records their result.
+func endOperations(ctx context.Context, t *testing.T, d *sqlx.DB) {
 	t.Helper()
 	if _, err := d.ExecContext(ctx, `UPDATE operations SET state = ?, active = NULL, due_at = NULL`, operation.Succeeded); err != nil {
 		t.Fatal(err)
@@ -31,11 +31,11 @@ func TestActions(t *testing.T) {
 		addHost(t, s, "h1", 8)
 		id := addServer(t, s).ID
 		if err := s.BeginAction(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict || err.Error() != "Cannot 'stop' instance "+id+" while it is in task_state scheduling" {
-			t.Errorf("stop of one that is not built: %v", err)
+			t.Errorf("stop of a server that is not built: %v", err)
 		}
 		place(t, s, d, id, "h1")
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
-		over(ctx, t, d)
+		endOperations(ctx, t, d)
 		for _, tt := range []struct{ host, vmState, id, want string }{
 			{"", store.Error, id, "Cannot 'stop' instance " + id + " while it is in vm_state error"},
 			{"", store.Stopped, id, "Cannot 'stop' instance " + id + " while it is in vm_state stopped"},
@@ -52,7 +52,7 @@ func TestActions(t *testing.T) {
 		for _, tt := range []struct {
 			from   string
 			action compute.Action
-			task   string // "": it is refused
+			task   string // "": the action is refused
 			to     string
 		}{
 			{store.Active, compute.Start, "", ""},
@@ -88,7 +88,7 @@ func TestActions(t *testing.T) {
 				t.Errorf("operations of %s: %+v, %v", tt.action, open, err)
 			}
 			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, tt.action, nil) })
-			over(ctx, t, d)
+			endOperations(ctx, t, d)
 			if srv, err = s.Server(ctx, id); err != nil || srv.VMState != tt.to || srv.TaskState != nil {
 				t.Errorf("after %s it is %s, %v; want %s", tt.action, srv.VMState, err, tt.to)
 			}
@@ -100,16 +100,16 @@ func TestActions(t *testing.T) {
 			return s.EndAction(ctx, tx, id, compute.Stop, errors.New("no power"))
 		})
 		if srv, err := s.Server(ctx, id); err != nil || srv.VMState != store.Active || srv.FaultDetails != "no power" {
-			t.Errorf("after a stop that failed: %+v, %v", srv, err)
+			t.Errorf("after a failed stop: %+v, %v", srv, err)
 		}
 		if err := s.BeginAction(ctx, "none", compute.Stop); fault.CodeOf(err) != fault.NotFound {
-			t.Errorf("stop of nothing: %v", err)
+			t.Errorf("stop of a server that does not exist: %v", err)
 		}
 	})
 }
 
-// TestResize: the size, the claim and the state of a server at each point of a resize, for each way in which a resize
-// may end.
+// TestResize checks the size, the claim and the state of a server after each step of a resize, for each way in which
+// a resize can end.
 func TestResize(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -118,7 +118,7 @@ func TestResize(t *testing.T) {
 		id := addServer(t, s).ID
 		place(t, s, d, id, "h1")
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
-		over(ctx, t, d)
+		endOperations(ctx, t, d)
 		size := func(name string, n, disk int) *store.Flavor {
 			return &store.Flavor{ID: name, Name: name, VCPUs: n, MemoryMiB: 512 * n, DiskGiB: disk}
 		}
@@ -136,7 +136,7 @@ func TestResize(t *testing.T) {
 		end := func(a compute.Action, failed error) {
 			t.Helper()
 			inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.EndAction(ctx, tx, id, a, failed) }) //nolint:contextcheck // the test's
-			over(ctx, t, d)
+			endOperations(ctx, t, d)
 		}
 		begin := func(f *store.Flavor) {
 			t.Helper()
@@ -161,8 +161,8 @@ func TestResize(t *testing.T) {
 			if err := s.BeginResize(ctx, id, bad.f); fault.CodeOf(err) != fault.Invalid || !strings.Contains(err.Error(), bad.says) {
 				t.Errorf("resize to %s: %v", bad.f.ID, err)
 			}
-			if srv := check("after what was refused", store.Active, "1", 512); srv.TaskState != nil || srv.Resize.V != nil {
-				t.Errorf("what was refused left %+v", srv)
+			if srv := check("after a refused resize", store.Active, "1", 512); srv.TaskState != nil || srv.Resize.V != nil {
+				t.Errorf("a refused resize changed the server: %+v", srv)
 			}
 		}
 		for _, a := range []compute.Action{compute.ConfirmResize, compute.RevertResize} {
@@ -174,11 +174,11 @@ func TestResize(t *testing.T) {
 		begin(size("3", 3, 2))
 		check("begun", store.Active, "1", 3*512)
 		if err := s.BeginResize(ctx, id, size("2", 2, 2)); fault.CodeOf(err) != fault.Conflict {
-			t.Errorf("two resizes at once: %v", err)
+			t.Errorf("a second resize during the first: %v", err)
 		}
 		end(compute.Resize, errors.New("the driver cannot"))
 		if srv := check("failed", store.Active, "1", 512); srv.FaultDetails != "the driver cannot" || srv.Resize.V != nil {
-			t.Errorf("after one that failed: %+v", srv)
+			t.Errorf("after a failed resize: %+v", srv)
 		}
 
 		begin(size("3", 3, 2))
@@ -187,7 +187,7 @@ func TestResize(t *testing.T) {
 			t.Errorf("resized: %+v", srv.Resize.V)
 		}
 		if err := s.BeginAction(ctx, id, compute.Stop); fault.CodeOf(err) != fault.Conflict {
-			t.Errorf("stop before it is confirmed: %v", err)
+			t.Errorf("stop before the resize is confirmed: %v", err)
 		}
 		act(compute.RevertResize)
 		end(compute.RevertResize, errors.New("not now"))
@@ -215,8 +215,8 @@ func TestResize(t *testing.T) {
 
 		// After a resize whose result is not known the claim covers both sizes.
 		begin(size("3", 3, 1))
-		end(compute.Resize, fault.New(fault.Timeout, "the host is silent"))
-		check("given up", store.Error, "1", 3*512)
+		end(compute.Resize, fault.New(fault.Timeout, "the host does not answer"))
+		check("result not known", store.Error, "1", 3*512)
 		if err := s.BeginDelete(ctx, id); err != nil {
 			t.Error(err)
 		}
@@ -226,7 +226,8 @@ func TestResize(t *testing.T) {
 	})
 }
 
-// TestOneTime: what begins an operation on a server asks the database's clock once: the server was changed when its operation began.
+// TestOneTime: a method that begins an operation reads the database's clock once, so the updated_at of the server is the
+// created_at of its operation.
 func TestOneTime(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -237,13 +238,13 @@ func TestOneTime(t *testing.T) {
 			t.Helper()
 			var same bool
 			if err := d.GetContext(ctx, &same, `SELECT s.updated_at = o.created_at FROM servers s JOIN operations o ON o.active = s.id WHERE s.id = ?`, id); err != nil || !same {
-				t.Errorf("%s: the change of the server and its operation have one time: %v, %v", what, same, err)
+				t.Errorf("%s: server's updated_at = operation's created_at: %v, %v; want true", what, same, err)
 			}
 		}
 		check("create")
 		place(t, s, d, id, "h1")
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
-		over(ctx, t, d)
+		endOperations(ctx, t, d)
 		for _, tt := range []struct {
 			what  string
 			begin func() error
@@ -258,13 +259,13 @@ func TestOneTime(t *testing.T) {
 				t.Fatalf("%s: %v", tt.what, err)
 			}
 			check(tt.what)
-			over(ctx, t, d)
+			endOperations(ctx, t, d)
 		}
 	})
 }
 
-// TestPrepareAction: a conductor whose step is not the current one any more claims nothing. Without the check an operation that has
-// ended would leave a claim that no operation releases.
+// TestPrepareAction: a conductor whose step is no longer the current step claims nothing. Without this check an operation
+// that has ended would leave a claim that no operation releases.
 func TestPrepareAction(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -273,7 +274,7 @@ func TestPrepareAction(t *testing.T) {
 		id := addServer(t, s).ID
 		place(t, s, d, id, "h1")
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.Activate(ctx, tx, id) })
-		over(ctx, t, d)
+		endOperations(ctx, t, d)
 		before := used(t, d, "h1")
 		if err := s.BeginResize(ctx, id, &store.Flavor{ID: "large", Name: "large", VCPUs: 2, MemoryMiB: 1024, DiskGiB: 2}); err != nil {
 			t.Fatal(err)
@@ -286,7 +287,7 @@ func TestPrepareAction(t *testing.T) {
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
 			return s.EndAction(ctx, tx, id, compute.Resize, errors.New("no luck"))
 		})
-		over(ctx, t, d)
+		endOperations(ctx, t, d)
 		stale := func(what string) {
 			t.Helper()
 			if _, err := s.PrepareAction(ctx, failed, compute.Resize, data); !errors.Is(err, operation.ErrStale) {
@@ -301,15 +302,15 @@ func TestPrepareAction(t *testing.T) {
 			t.Fatal(err)
 		}
 		stale("during another operation")
-		over(ctx, t, d)
-		// An operator runs the failed operation once more.
+		endOperations(ctx, t, d)
+		// An operator retries the failed operation.
 		if _, err := d.ExecContext(ctx, `UPDATE operations SET state = ? WHERE id = ?`, operation.Failed, failed.ID); err != nil {
 			t.Fatal(err)
 		}
 		if err := s.Operations().Retry(ctx, failed.ID); err != nil {
 			t.Fatal(err)
 		}
-		stale("with the token of before the retry")
+		stale("with the token from before the retry")
 		again, err := s.Operations().Current(ctx, id)
 		if err != nil {
 			t.Fatal(err)

@@ -30,16 +30,15 @@ func Need(r compute.Resources) placement.Resources {
 //   - A server with a task but without a host may have a claim: the server waits for a host, or is deleted.
 //   - Any other server has no claim.
 //
-// Claims that have changed within minAge are not judged; 0 judges all claims. Audit is safe while all services run.
+// Claims that have changed within minAge are not compared; with minAge 0 all claims are. Audit is safe while all services run.
 func (s *Store) Audit(ctx context.Context, repair bool, minAge time.Duration) ([]placement.Finding, error) {
 	if minAge == 0 {
-		minAge = -1 // judge claims of every age
+		minAge = -1 // compare claims of every age
 	}
 	return placement.Audit(ctx, repairs{s.claims, s}, placement.AuditConfig{Want: s.wanted, Repair: repair, MinAge: minAge})
 }
 
-// wanted returns the claims that the servers should have. ids limits the result to these servers; without ids, all
-// servers count.
+// wanted returns the claims that the servers should have. With ids it returns only the claims of these servers.
 func (s *Store) wanted(ctx context.Context, ids ...string) ([]placement.Claim, error) {
 	query, args := `SELECT `+db.Columns[Server]()+` FROM `+serversWithTasks, []any(nil)
 	if len(ids) > 0 {

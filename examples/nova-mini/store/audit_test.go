@@ -12,7 +12,7 @@ import (
 )
 
 // TestAudit: claims that differ from the servers are found and repaired. Claims of servers that are being created or
-// deleted are left alone.
+// deleted are not changed.
 func TestAudit(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {

@@ -64,7 +64,7 @@ type FlavorQuery struct {
 	// For is the client. The marker must be a flavor that the client sees.
 	For FlavorViewer
 	// Public selects flavors by their access. True: flavors that are public or accessible for the viewer's
-	// project. False: flavors that are not public. Nil: all that the viewer sees.
+	// project. False: flavors that are not public. Nil: all flavors that the viewer sees.
 	Public *bool
 	// MinMemoryMiB and MinDiskGiB are the least memory and disk of a flavor.
 	MinMemoryMiB, MinDiskGiB int

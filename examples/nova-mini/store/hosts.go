@@ -39,8 +39,8 @@ func (s *Store) Members(downAfter time.Duration) *membership.Registry {
 	return membership.New(membership.Config{DB: s.db, DownAfter: downAfter})
 }
 
-// Number gives a service a number if the service has no number yet. A member without a number has the number 0 in Services. A
-// number without a member is not in Services.
+// Number gives a service a number if the service has no number yet. In the result of Services, a member without a number
+// has the number 0; a number without a member is left out.
 func (s *Store) Number(ctx context.Context, kind, host string) error {
 	return s.retryNumbering(ctx, func(ctx context.Context, tx *sqlx.Tx) error { return numberService(ctx, tx, kind, host) })
 }
@@ -196,9 +196,8 @@ func (s *Store) LeaveHost(ctx context.Context, host, instance string) error {
 	return s.members.Leave(ctx, ComputeBinary, host, instance)
 }
 
-// HoldsHost returns membership.ErrHeld if a process other than the instance owns the host. It returns nil if the instance owns the
-// host, or if the host is not known. With the context of
-// [Store.Tx] it reads in that transaction.
+// HoldsHost returns membership.ErrHeld if a process other than the instance owns the host. It returns nil if the
+// instance owns the host, or if the host is not known. With the context of [Store.Tx] it reads in that transaction.
 func (s *Store) HoldsHost(ctx context.Context, host, instance string) error {
 	return s.members.Holds(ctx, ComputeBinary, host, instance)
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// maxOperationTime is how long an operation may take in all. The steps of an operation give up much earlier, see
+// maxOperationTime is how long an operation may take in all. The steps of an operation time out much earlier, see
 // conductor.Config. Only a deletion waits as long as the host is down.
 const maxOperationTime = 24 * time.Hour
 

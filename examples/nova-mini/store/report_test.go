@@ -9,12 +9,12 @@ import (
 	"github.com/armature-go/armature/examples/nova-mini/store"
 )
 
-// TestReportAgain: a report that changes nothing is only a heartbeat. A report that changes something is written, also if
+// TestReportAgain: a report that changes nothing is only a heartbeat. A report that changes something is written, even if
 // another process has written a report in between.
 func TestReportAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
-		other := store.New(d) // of another conductor
+		other := store.New(d) // the store of another conductor
 		report := func(s *store.Store, vcpus int) error {
 			return s.ReportHost(t.Context(), &compute.HostReport{Host: "a", Driver: "fake", Resources: compute.Resources{VCPUs: vcpus, MemoryMiB: 1, DiskGiB: 1}}, store.Ratios{CPU: 1, RAM: 1, Disk: 1})
 		}
@@ -32,12 +32,12 @@ func TestReportAgain(t *testing.T) {
 		if err := report(s, 4); err != nil {
 			t.Fatal(err)
 		}
-		rename("hosts", "away") // only a report with news writes to it
+		rename("hosts", "away") // only a report with changes writes to this table
 		if err := report(s, 4); err != nil {
 			t.Errorf("the same report again: %v", err)
 		}
 		if err := report(s, 5); err == nil {
-			t.Error("another report was not written")
+			t.Error("a report with changes was not written")
 		}
 		rename("away", "hosts")
 		for i, step := range []struct {
@@ -50,10 +50,10 @@ func TestReportAgain(t *testing.T) {
 		}
 		d.MustExecContext(t.Context(), `DELETE FROM members`) // an operator removes the service
 		if err := report(other, 6); err != nil {
-			t.Errorf("a report of a service that was removed: %v", err)
+			t.Errorf("a report of a removed service: %v", err)
 		}
 		if list, err := s.Members(0).List(t.Context(), store.ComputeBinary); err != nil || len(list) != 1 || !list[0].Up {
-			t.Errorf("after it: %+v, %v", list, err)
+			t.Errorf("services after that report: %+v, %v", list, err)
 		}
 	})
 }

@@ -61,7 +61,7 @@ func (s *Store) BeginAction(ctx context.Context, id string, a compute.Action) er
 	return s.beginAction(ctx, id, a, &ActData{})
 }
 
-// BeginResize begins to give a server another size on its host. The resources for both sizes are claimed at once. Errors:
+// BeginResize begins to give a server another size on its host, and claims the resources for both sizes. Errors:
 // those of BeginAction; Invalid, with Nova's text, if the server already has the flavor or its disk would shrink;
 // [placement.ErrNoRoom], if the host has too little. The text of ErrNoRoom names the host and amounts, which the server's
 // project must not see.
@@ -93,7 +93,7 @@ func (s *Store) beginAction(ctx context.Context, id string, a compute.Action, da
 
 // PrepareAction checks that a server's state allows the action of its operation. For a resize it claims the resources if
 // they are not claimed yet, as after operation.Store.Retry. It returns the server. Errors: those of BeginResize; operation.ErrStale,
-// if the claim is to be made and the step of op is not the current one any more.
+// if the resources are not claimed yet and the step of op is no longer the current step.
 func (s *Store) PrepareAction(ctx context.Context, op *operation.Op, a compute.Action, data *ActData) (*Server, error) {
 	id := op.Resource
 	srv, err := s.Server(ctx, id)
@@ -141,7 +141,7 @@ func (s *Store) touchServer(ctx context.Context, tx *sqlx.Tx, id string, a compu
 	switch {
 	case errors.Is(err, fault.NotFound):
 		return notFound(id)
-	case errors.Is(err, fault.Conflict): // the row's vm_state if it is the reason; otherwise the server has no host, and so it is in ERROR
+	case errors.Is(err, fault.Conflict): // Meta has vm_state if that is the reason; otherwise the server has no host, so it is in ERROR
 		return wrongState(id, a, cmp.Or(fault.From(err).Meta["vm_state"], Error))
 	}
 	return err

@@ -227,7 +227,7 @@ func (s *Store) FailCreate(ctx context.Context, tx *sqlx.Tx, id, message, detail
 	if err != nil {
 		return err
 	}
-	return s.release(ctx, tx, id) // also if the row is gone: the operation may have claimed a host after the deletion
+	return s.release(ctx, tx, id) // even if the row no longer exists: the operation may have claimed a host after the deletion
 }
 
 // FailDelete writes that the deletion of a server has failed: the server is in ERROR, with a fault, and keeps its host and

@@ -20,7 +20,7 @@ import (
 //go:embed migrations/*.sql
 var files embed.FS
 
-// Migrations returns the schema, for db.Migrate: that of the libraries, and that of the component.
+// Migrations returns the migrations of the libraries and of the component, for db.Migrate.
 func Migrations() []db.Migrations {
 	return []db.Migrations{placement.Migrations, operation.Migrations, membership.Migrations, db.Embedded("", files)}
 }
@@ -36,7 +36,7 @@ type Store struct {
 	reports reports
 }
 
-// New returns a store on a migrated database, which stays the caller's.
+// New returns a store on a migrated database. The store does not close the database.
 func New(d *sqlx.DB) *Store {
 	return &Store{db: d, claims: placement.NewSQL(d), ops: operation.NewStore(d), members: membership.New(membership.Config{DB: d})}
 }

@@ -167,14 +167,14 @@ func TestClaimRace(t *testing.T) {
 		wg.Wait()
 		for i := range hosts {
 			if n := used(t, d, fmt.Sprintf("h%d", i)); n != 0 {
-				t.Errorf("h%d: %d MiB are left of deleted servers", i, n)
+				t.Errorf("h%d: deleted servers still use %d MiB", i, n)
 			}
 		}
 	})
 }
 
 // TestClaimAgain: a claim can be repeated, but a different claim for the same server is refused. So the next
-// conductor can go on after the first has died between the claim and its record.
+// conductor can continue after the first has died between the claim and its record.
 func TestClaimAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -193,13 +193,13 @@ func TestClaimAgain(t *testing.T) {
 			t.Errorf("%d and %d MiB used, want 512 and 0", a, b)
 		}
 		if err := claim(t, s, "none", "a"); !errors.Is(err, compute.ErrStale) {
-			t.Errorf("claim for no server: %v, want ErrStale", err)
+			t.Errorf("claim for a server that does not exist: %v, want ErrStale", err)
 		}
 	})
 }
 
 // TestAttempts: a server is on the host that builds it. After a build or the creation has failed, it is on no host. Its
-// claim follows.
+// claim changes with its host.
 func TestAttempts(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, s *store.Store, d *sqlx.DB) {
@@ -245,12 +245,12 @@ func TestAttempts(t *testing.T) {
 		}
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error { return s.FailCreate(ctx, tx, id, "aborted", "no time") })
 		if srv := task(store.Spawning, ""); srv.VMState != store.Error || srv.FaultMessage != "aborted" || srv.FaultDetails != "no time" || used(t, d, "b") != 0 {
-			t.Errorf("given up: %+v", srv)
+			t.Errorf("failed: %+v", srv)
 		}
 		inTx(t, d, func(ctx context.Context, tx *sqlx.Tx) error {
 			return errors.Join(s.Place(ctx, tx, id, "a"), s.Activate(ctx, tx, id))
 		})
-		over(ctx, t, d)
+		endOperations(ctx, t, d)
 		if srv := task("", "a"); srv.VMState != store.Active || srv.LaunchedAt == nil || srv.FaultDetails != "" {
 			t.Errorf("built: %+v", srv)
 		}
@@ -277,7 +277,7 @@ func TestDeletePreempts(t *testing.T) {
 			t.Errorf("server: %+v, %v", srv, err)
 		}
 		if open, err := s.Operations().List(ctx, operation.Filter{Resource: id, Open: true}); err != nil || len(open) != 1 || open[0].Kind != "server.delete" {
-			t.Errorf("operations that have not ended: %+v, %v; want the deletion alone", open, err)
+			t.Errorf("operations that have not ended: %+v, %v; want only the deletion", open, err)
 		}
 		for range 2 {
 			remove(t, s, d, id)
@@ -294,7 +294,7 @@ func TestDeletePreempts(t *testing.T) {
 	})
 }
 
-// TestPages: every server is on exactly one page, for every length of a page, also if many servers were created at the
+// TestPages: every server is on exactly one page, for every length of a page, even if many servers were created at the
 // same moment.
 func TestPages(t *testing.T) {
 	t.Parallel()
@@ -335,7 +335,7 @@ func TestPages(t *testing.T) {
 	})
 }
 
-// TestServices: many services may join at once. Each gets a number of its own and keeps it. A service without
+// TestServices: many services may join at the same time. Each gets its own number and keeps it. A service without
 // heartbeats is down.
 func TestServices(t *testing.T) {
 	t.Parallel()
@@ -355,7 +355,7 @@ func TestServices(t *testing.T) {
 			}
 			return out
 		}
-		come := func() {
+		joinAll := func() {
 			var wg sync.WaitGroup
 			for i := range 8 {
 				wg.Go(func() {
@@ -370,19 +370,19 @@ func TestServices(t *testing.T) {
 			}
 			wg.Wait()
 		}
-		come()
+		joinAll()
 		first := numbers()
 		addHost(t, s, "silent", 1)
 		addHost(t, s, "silent", 1)
 		d.MustExecContext(ctx, `UPDATE members SET seen_at = ? WHERE host = 'silent'`, time.Now().Add(-time.Hour))
-		come()
+		joinAll()
 		second := numbers()
 		if len(first) != 8 || len(second) != 9 {
 			t.Errorf("services %v, then %v", first, second)
 		}
 		for host, n := range first {
 			if second[host] != n {
-				t.Errorf("%s had number %d, and has %d", host, n, second[host])
+				t.Errorf("%s had number %d, and now has %d", host, n, second[host])
 			}
 		}
 		if err := s.SetDisabled(ctx, "x", "y", true, ""); !errors.Is(err, fault.NotFound) || err.Error() != "Could not find binary x on host y." {

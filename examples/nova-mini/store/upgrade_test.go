@@ -17,7 +17,7 @@ import (
 	"github.com/armature-go/armature/service/operation"
 )
 
-// columns are the columns of all tables and views but those of versions.
+// columns returns the columns of all tables and views, except the tables of migrations.
 func columns(t *testing.T, d *sqlx.DB) (list []string) {
 	t.Helper()
 	query := `SELECT CONCAT(table_name, '.', column_name, ' ', column_type, ' ', is_nullable, ' ', COALESCE(column_default, ''), ' ', column_key)
@@ -32,8 +32,8 @@ func columns(t *testing.T, d *sqlx.DB) (list []string) {
 	return list
 }
 
-// TestTakeOver: a database of the release before, whose component had copied the SQL of the libraries into its own migrations, gets
-// the schema of an empty database, and keeps its rows. A database of an older release is refused.
+// TestTakeOver: in the previous release nova-mini's own migrations had a copy of the libraries' SQL. A database of that
+// release is upgraded to the schema of a new database, and keeps its rows. A database of an older release is refused.
 func TestTakeOver(t *testing.T) {
 	t.Parallel()
 	old := []db.Migrations{{Files: os.DirFS("testdata/version13")}}
@@ -50,7 +50,7 @@ func TestTakeOver(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, q := range []string{
-			`ALTER TABLE schema_migrations DROP COLUMN breaks`, // the table of the release before has neither
+			`ALTER TABLE schema_migrations DROP COLUMN breaks`, // the previous release has neither column
 			`ALTER TABLE schema_migrations DROP COLUMN done`,
 			`INSERT INTO hosts (id, name, driver, driver_version) VALUES (1, 'h1', 'fake', '1')`,
 			`INSERT INTO service_numbers (id, kind, host) VALUES (7, 'nova-compute', 'h1')`,
@@ -99,7 +99,7 @@ func TestTakeOver(t *testing.T) {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(columns(t, empty), got); diff != "" {
-				t.Errorf("columns of an empty database (-) and of an upgraded one (+):\n%s", diff)
+				t.Errorf("columns of a new database (-) and of an upgraded database (+):\n%s", diff)
 			}
 		})
 	})
