@@ -12,9 +12,9 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 )
 
-// TestActions: a server reaches the state that an action leads to, also if the driver, the compute service or the conductor is
-// killed meanwhile. The API rejects a second action meanwhile, and an action that the server's state does not allow. A deletion
-// ends an action.
+// TestActions: a server reaches the state that an action leads to, even if the driver, the compute service or the conductor
+// is killed during the action. The API rejects a second action on the server during the first, and an action that the
+// server's state does not allow. A deletion ends an action.
 func TestActions(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -88,7 +88,8 @@ func (a *actions) flavorOf(id, want string) {
 	}
 }
 
-// testStops: each stopped server becomes SHUTOFF, although processes are killed meanwhile. The API rejects a second action.
+// testStops: each stopped server becomes SHUTOFF, although processes are killed meanwhile. The API rejects a second action
+// on a server during the first.
 func (a *actions) testStops() {
 	a.Helper()
 	for _, id := range append(a.ids, a.crash) {
@@ -182,7 +183,7 @@ func (a *actions) testResizes() {
 }
 
 // testFailures: an action that the driver cannot do leaves the server unchanged. A deletion does not wait for an action that
-// hangs; deleteAll checks that this server is gone.
+// hangs; deleteAll checks that this server is deleted.
 func (a *actions) testFailures() {
 	a.Helper()
 	if err := servers.Stop(a.Context(), a.cl, a.broken).ExtractErr(); err != nil {

@@ -17,13 +17,13 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// need is a server, such as a broker, that a service needs at its start.
+// need is something that a service of nova-mini needs at its start: a broker or the database.
 type need struct {
-	name, env string // env is the variable of the test environment with the URL of the real server
-	part      string // name of the service's part
+	name, env string // env is the variable of the test environment with the URL of the real broker or database
+	part      string // the name of the part in the service
 	option    string // the option as errors name it
 	variable  string // the environment variable that sets the option
-	path      string // of the URL: a database
+	path      string // the path of the URL, for a database
 	scheme    string
 }
 
@@ -33,12 +33,12 @@ var needs = []need{
 	{"MariaDB", testenv.MySQLVar, "database", "option connection of [database]", "OS_DATABASE__CONNECTION", "/e2e", "mysql"},
 }
 
-// url returns the URL of the real server, with the cloud's database.
+// url returns the URL of the real broker or database, with the name of the cloud's database.
 func (n *need) url(c *cloud) *url.URL {
 	c.Helper()
 	u, err := url.Parse(envtest.URL(c, n.env))
 	if err != nil {
-		c.Fatal("the URL of the service cannot be read")
+		c.Fatal("the URL of the broker or database is not valid")
 	}
 	u.Scheme = n.scheme
 	if n.path != "" {
@@ -51,8 +51,8 @@ func (n *need) url(c *cloud) *url.URL {
 	return u
 }
 
-// TestAwayAtStart: a service whose broker or database is down at the start waits. Meanwhile /readyz says what it waits for,
-// and the log has one warning with the option. The service becomes ready when the broker or database is up.
+// TestAwayAtStart: a service whose broker or database is down at the start waits. Meanwhile /readyz names what the service
+// waits for, and the log has one warning with the option. The service becomes ready when the broker or database is up.
 func TestAwayAtStart(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -81,7 +81,7 @@ func TestAwayAtStart(t *testing.T) {
 				}
 				return err
 			})
-			c.poll("more than one attempt, and one warning", 20*time.Second, func() error {
+			c.poll("the warning in the log", 20*time.Second, func() error {
 				select {
 				case <-p.Done():
 					c.Fatalf("the process ended: %v\n%s", p.Err(), p.log)
@@ -93,7 +93,7 @@ func TestAwayAtStart(t *testing.T) {
 				return nil
 			})
 			envtest.Forward(t, u.Host, there)
-			c.poll("it is ready", 20*time.Second, func() error {
+			c.poll("the service to be ready", 20*time.Second, func() error {
 				status, body, err := ready()
 				if err == nil && status != http.StatusOK {
 					err = fmt.Errorf("%d %s", status, body)
@@ -132,7 +132,7 @@ func TestRefusedLogin(t *testing.T) {
 			select {
 			case <-p.Done():
 			case <-time.After(20 * time.Second):
-				t.Fatalf("the process goes on:\n%s", p.log)
+				t.Fatalf("the process does not end:\n%s", p.log)
 			}
 			lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
 			last := lines[len(lines)-1]
@@ -179,7 +179,7 @@ func TestKeystoneAtStart(t *testing.T) {
 	select {
 	case <-p.Done():
 	case <-time.After(20 * time.Second):
-		t.Fatalf("the process goes on:\n%s", p.log)
+		t.Fatalf("the process does not end:\n%s", p.log)
 	}
 	lines := strings.Split(strings.TrimSpace(p.log.String()), "\n")
 	if last := lines[len(lines)-1]; p.ExitCode() != 1 || !strings.Contains(last, "option auth_url of [keystone_authtoken]") || strings.Contains(p.log.String(), wrong) {

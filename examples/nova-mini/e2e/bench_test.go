@@ -10,9 +10,10 @@ import (
 	"github.com/gophercloud/gophercloud/v2/openstack/compute/v2/servers"
 )
 
-// BenchmarkServers measures how many servers a second become ACTIVE, from POST on, with 8 clients at once: all services
-// in one process with 4 and with 1,000 simulated hosts, and separate processes on RabbitMQ and MariaDB. The hosts have
-// room for all servers. The number of hosts should change little.
+// BenchmarkServers measures how many servers a second are created: from the POST until the server is ACTIVE, with 8
+// concurrent clients. It measures all services in one process with 4 and with 1,000 simulated hosts, and separate
+// processes on RabbitMQ and MariaDB. The hosts have room for all servers. The result should depend little on the number
+// of hosts.
 func BenchmarkServers(b *testing.B) {
 	const room = "[driver_fake]\nvcpus = 100000\nmemory_mib = 100000000\ndisk_gib = 1000000\n"
 	for _, hosts := range []int{4, 1000} {
@@ -84,7 +85,7 @@ func benchServers(b *testing.B, c *cloud, clients ...*gophercloud.ServiceClient)
 	})
 	b.StopTimer()
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "servers/s")
-	for _, p := range c.procs { // a run is a cloud of its own
+	for _, p := range c.procs { // each run has its own cloud
 		p.Kill()
 	}
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/armature-go/armature/internal/testenv"
 )
 
-// permissions returns the permissions in docs/operating.md for the user of one host, as expressions: to configure, write
-// and read.
+// permissions returns the permissions in docs/operating.md for the broker user of one host. The result has three regular
+// expressions: the permissions to configure, to write and to read.
 func permissions(t *testing.T, exchange, host string) []string {
 	t.Helper()
 	guide, err := os.ReadFile("../../../docs/operating.md")
@@ -33,8 +33,8 @@ func permissions(t *testing.T, exchange, host string) []string {
 	return out
 }
 
-// TestBrokerUsers: each host has a broker user of its own, with the permissions in docs/operating.md. With these a host
-// builds and destroys servers, but cannot read messages for another host.
+// TestBrokerUsers: each host has its own broker user, with the permissions in docs/operating.md. With these a host can
+// build and destroy servers, but cannot read messages for another host.
 func TestBrokerUsers(t *testing.T) {
 	t.Parallel()
 	scenario(t)

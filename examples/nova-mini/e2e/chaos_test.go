@@ -24,16 +24,17 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// hole is a proxy before a service that at times swallows all bytes without closing connections.
+// hole is a proxy in front of a broker or a database. While it swallows bytes, it forwards nothing and closes no
+// connection.
 type hole struct {
 	to string
 	l  net.Listener
 
 	mu   sync.Mutex
-	gate chan struct{} // closed while bytes pass
+	gate chan struct{} // closed while bytes are forwarded
 }
 
-// newHole returns a hole before the service at a URL, and the URL of the hole.
+// newHole returns a hole in front of the service at a URL, and the URL of the hole.
 func newHole(t *testing.T, raw string) (*hole, string) {
 	t.Helper()
 	u, err := url.Parse(raw)
@@ -82,7 +83,7 @@ func (h *hole) copy(to, from net.Conn) {
 	}
 }
 
-// swallow stops all bytes for a time.
+// swallow forwards nothing for a time.
 func (h *hole) swallow(d time.Duration) {
 	h.mu.Lock()
 	gate := make(chan struct{})
@@ -101,7 +102,7 @@ var chaosServices = map[string]string{
 	"node-1": "compute", "node-2": "compute", "node-3": "compute", "node-4": "compute",
 }
 
-// chaos disturbs a cloud, and records which answers the clients got.
+// chaos is a cloud whose processes are killed, with a record of the answers that the clients got.
 type chaos struct {
 	*cloud
 
@@ -149,7 +150,7 @@ func (c *chaos) disturb(ctx context.Context, whole time.Duration, events []func(
 			next++
 		}
 		host := hosts[c.rng.IntN(len(hosts))]
-		c.replace(host) //nolint:contextcheck // the process runs on after the disturbance
+		c.replace(host) //nolint:contextcheck // the process continues when ctx has ended
 	}
 }
 
@@ -198,7 +199,7 @@ func (c *chaos) try(ctx context.Context, n int, f func(cl *gophercloud.ServiceCl
 	}
 }
 
-// use creates a server and acts on it. Every third server is deleted.
+// use creates a server, and stops, starts and reboots it. Every third server is deleted.
 func (c *chaos) use(ctx context.Context, n int) {
 	name := fmt.Sprintf("chaos-%d", n)
 	var id string
@@ -280,7 +281,7 @@ func (c *chaos) idle(ctx context.Context, n int, id string) error {
 func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alone
 	whole, err := time.ParseDuration(os.Getenv("ARMATURE_CHAOS"))
 	if err != nil {
-		t.Skip("run it with make chaos, which says in ARMATURE_CHAOS how long it takes")
+		t.Skip("run it with make chaos, which sets its duration in ARMATURE_CHAOS")
 	}
 	seed := uint64(time.Now().UnixNano())
 	if _, err := fmt.Sscan(os.Getenv("ARMATURE_CHAOS_SEED"), &seed); err != nil && !errors.Is(err, io.EOF) && os.Getenv("ARMATURE_CHAOS_SEED") != "" {
@@ -311,11 +312,11 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alo
 
 	restart := func(what string, kill func(), again func(context.Context) error) func() {
 		return func() {
-			t.Logf("the %s is killed, and away for 10 s", what)
+			t.Logf("the %s is killed, and down for 10 s", what)
 			kill()
 			waittest.Spend(10 * time.Second)
 			if err := again(t.Context()); err != nil {
-				t.Errorf("the %s does not come back: %v", what, err)
+				t.Errorf("the %s does not start again: %v", what, err)
 			}
 		}
 	}
@@ -335,14 +336,14 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alo
 		},
 		restart("database", database.Kill, database.Restart),
 		func() {
-			t.Log("a black hole swallows all for 25 s")
+			t.Log("the broker and the database cannot be reached for 25 s; connections stay open")
 			var wg sync.WaitGroup
 			wg.Go(func() { busHole.swallow(25 * time.Second) })
 			wg.Go(func() { dbHole.swallow(25 * time.Second) })
 			wg.Wait()
 		},
 	}
-	// The clients spread their servers over the time, and end when all is done.
+	// The clients create their servers evenly over the time, and end when every server has had all its actions.
 	ctx, cancel := context.WithTimeout(t.Context(), whole+2*time.Minute)
 	defer cancel()
 	calm, end := context.WithCancel(ctx)
@@ -364,7 +365,7 @@ func TestChaos(t *testing.T) { //nolint:paralleltest // it needs the machine alo
 	waittest.Pass(t, whole, "the cloud is disturbed")
 	end()
 	disturbing.Wait()
-	for host := range chaosServices { // all run again
+	for host := range chaosServices { // start every process that has ended
 		select {
 		case <-c.procs[host].Done():
 			c.launch(host)
@@ -451,7 +452,7 @@ func (c *chaos) judge(begin time.Time) {
 	fmt.Printf("chaos: %v, %d SIGKILLs; %d servers accepted, %d of them deleted, %d creations without an answer; lost %d, stuck %d, doubled %d, orphaned %d, missing on their host %d, ERROR %d\n",
 		time.Since(begin).Round(time.Second), c.kills, accepted, accepted-int64(len(c.accepted)), c.unknown.Load(), lost, stuck, doubled, orphaned, missing, broken)
 	if lost+stuck+doubled+orphaned+missing+broken > 0 || accepted != total {
-		c.Errorf("want %d accepted, and 0 of all others", total)
+		c.Errorf("want %d servers accepted, and 0 lost, stuck, doubled, orphaned, missing or in ERROR", total)
 	}
 	if out, err := c.command("placement", "audit", "--min-age", "0").CombinedOutput(); err != nil {
 		c.Errorf("claims differ from the servers: %v\n%s", err, out)

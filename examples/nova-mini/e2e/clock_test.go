@@ -19,8 +19,8 @@ import (
 // clockVar, with a value SECONDS@AFTER, moves the clock of a process by SECONDS, AFTER seconds after the process's start.
 const clockVar = "ARMATURE_TEST_CLOCK"
 
-// moved builds the program with a time.Now that obeys clockVar. Nothing else differs. The monotonic clock goes on, as when
-// an administrator sets the date.
+// moved builds the program with a time.Now that obeys clockVar. Nothing else differs. The monotonic clock is not changed,
+// as when an administrator sets the date.
 var moved = sync.OnceValues(func() (string, error) {
 	out, err := exec.CommandContext(context.Background(), "go", "env", "GOROOT").Output()
 	if err != nil {
@@ -33,7 +33,7 @@ var moved = sync.OnceValues(func() (string, error) {
 	}
 	const now = "sec, nsec, mono := runtimeNow()\n"
 	if strings.Count(string(raw), now) != 1 {
-		return "", errors.New("time.Now is not as it was in Go 1.26: this test has to learn how it is")
+		return "", errors.New("the source of time.Now differs from that of Go 1.26: this test must be adapted")
 	}
 	changed, added, overlay := filepath.Join(built, "time.go"), filepath.Join(built, "moved.go"), filepath.Join(built, "overlay.json")
 	list, err := json.Marshal(map[string]any{"Replace": map[string]string{filepath.Join(dir, "time.go"): changed, filepath.Join(dir, "moved.go"): added}})
@@ -82,9 +82,9 @@ func moved(mono int64) int64 {
 	return path, compile(path, "..", "-overlay", overlay)
 })
 
-// TestClocks: the clocks of a conductor, a scheduler, an API service and a compute service are set an hour forward or back
-// while they work. Then the processes with right clocks are killed. Every accepted server is built in time, and exactly
-// the running services are up.
+// TestClocks: the clocks of a conductor, a scheduler, the API service and both compute services are set an hour forward or
+// back while they work. Then the conductor with the right clock is killed. Every accepted server is built in time, and
+// exactly the running services are up.
 func TestClocks(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -120,7 +120,7 @@ func TestClocks(t *testing.T) {
 		build(1)
 		c.settled(cl, len(ids), 30*time.Second)
 	}
-	for host, by := range map[string]time.Duration{"late": time.Hour, "node-2": -time.Hour, "api-1": -time.Hour} { // the services that log at that time
+	for host, by := range map[string]time.Duration{"late": time.Hour, "node-2": -time.Hour, "api-1": -time.Hour} { // the processes that log during this time
 		shows := func(at time.Time) bool {
 			return strings.Contains(c.procs[host].log.String(), "time="+at.UTC().Add(by).Format("2006-01-02T15"))
 		}
@@ -144,11 +144,11 @@ func TestClocks(t *testing.T) {
 	}
 	c.poll("two servers stopped", 30*time.Second, func() error {
 		if off := c.settled(cl, len(ids), 30*time.Second)["SHUTOFF"]; len(off) != 2 {
-			return fmt.Errorf("%d are", len(off))
+			return fmt.Errorf("%d servers are stopped", len(off))
 		}
 		return nil
 	})
-	c.poll("the dead one alone is down", 30*time.Second, func() error {
+	c.poll("only the killed conductor to be down", 30*time.Second, func() error {
 		got := map[string]string{}
 		for _, s := range c.services(cl) {
 			got[s.Host] = s.State

@@ -31,11 +31,11 @@ import (
 	"github.com/armature-go/armature/service/api/apitest"
 )
 
-// The program under test is built once: for tests with the race detector, for benchmarks without.
+// The program under test is built once for tests, with the race detector, and once for benchmarks, without it.
 var (
 	raced = sync.OnceValues(func() (string, error) { return build("-race") })
 	plain = sync.OnceValues(func() (string, error) { return build() })
-	built string // the directory of the programs
+	built string // the directory of the built programs
 
 	// sim builds the fake driver as the program of a driver with the name sim.
 	sim = sync.OnceValues(func() (string, error) {
@@ -83,7 +83,7 @@ func TestMain(m *testing.M) {
 type cloud struct {
 	testing.TB
 
-	program             string // path of the program; "": built by the test
+	program             string // the path of the program; "": the test builds it
 	dir, exchange, conf string
 	db                  *sqlx.DB
 	busURL              string
@@ -96,7 +96,7 @@ type process struct {
 	*testenv.Process
 
 	name  string
-	admin string      // the address for operators, in tests that give one
+	admin string      // the admin address, in tests that set one
 	url   chan string // receives the URL of the API
 	log   *safeBuffer
 }
@@ -119,11 +119,12 @@ func (b *safeBuffer) String() string {
 	return b.buf.String()
 }
 
-// scenario skips a test of whole processes with -short. TestStatements, which runs all services in one process, stays.
+// scenario skips a test that starts processes if -short is set. With -short only tests without processes run, such as
+// TestStatements.
 func scenario(t *testing.T) {
 	t.Helper()
 	if testing.Short() {
-		t.Skip("whole processes: left out with -short")
+		t.Skip("starts processes: skipped with -short")
 	}
 }
 
@@ -133,7 +134,7 @@ func newCloud(t testing.TB, extra string) *cloud {
 	return newCloudOn(t, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
 }
 
-// configured returns the URL of a bus as oslo.messaging has it.
+// configured returns the URL of a bus in oslo.messaging's form.
 func configured(busURL string) string {
 	if rest, ok := strings.CutPrefix(busURL, "amqp://"); ok {
 		return "rabbit://" + rest
@@ -146,7 +147,7 @@ func newCloudOn(t testing.TB, extra, mysqlURL, busURL string) *cloud {
 	return newCloudWith(t, "", extra, mysqlURL, busURL)
 }
 
-// newCloudOf is newCloud for a program.
+// newCloudOf is like newCloud, with the path of a program.
 func newCloudOf(t testing.TB, program, extra string) *cloud {
 	t.Helper()
 	return newCloudWith(t, program, extra, envtest.URL(t, testenv.MySQLVar), envtest.URL(t, testenv.AMQPVar))
@@ -289,7 +290,8 @@ func (c *cloud) client(p *process) *gophercloud.ServiceClient {
 	return nil
 }
 
-// newClient returns a client of an API. In tests a reply that is not what the OpenAPI document says is an error.
+// newClient returns a client of an API. In tests, but not in benchmarks, a reply that differs from the OpenAPI document is
+// an error.
 func (c *cloud) newClient(u string) *gophercloud.ServiceClient {
 	c.Helper()
 	p := &gophercloud.ProviderClient{TokenID: "none"}
@@ -348,7 +350,7 @@ func (c *cloud) dump() {
 	}
 }
 
-// hostsUp waits until n hosts can take servers.
+// hostsUp waits until exactly n hosts are up.
 func (c *cloud) hostsUp(cl *gophercloud.ServiceClient, n int) {
 	c.Helper()
 	c.poll("hosts up", 60*time.Second, func() error {
@@ -381,7 +383,7 @@ func create(ctx context.Context, cl *gophercloud.ServiceClient, name, flavor str
 func (c *cloud) settled(cl *gophercloud.ServiceClient, want int, limit time.Duration) map[string][]servers.Server {
 	c.Helper()
 	var by map[string][]servers.Server
-	c.poll("servers settle", limit, func() error {
+	c.poll("servers without a task", limit, func() error {
 		pages, err := servers.List(cl, servers.ListOpts{Limit: 25}).AllPages(c.Context())
 		if err != nil {
 			return err

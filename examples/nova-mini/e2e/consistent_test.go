@@ -168,7 +168,7 @@ func (c *cloud) streamsEmpty() {
 			}
 		}
 		if list.Err() == nil && n == 0 {
-			return errors.New("there are no streams")
+			return errors.New("no stream exists")
 		}
 		return list.Err()
 	})

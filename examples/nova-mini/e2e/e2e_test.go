@@ -40,7 +40,7 @@ func TestCloud(t *testing.T) {
 	}
 }
 
-// TestWatermill: a deployment works over the bus that is made of watermill-amqp. Each process says at its start what this bus
+// TestWatermill: a deployment works over the bus that uses watermill-amqp. Each process logs at its start what this bus
 // cannot do.
 func TestWatermill(t *testing.T) {
 	t.Parallel()
@@ -68,7 +68,7 @@ func TestWatermill(t *testing.T) {
 	c.deleteAll(cl, []string{"node-1"})
 	for host, p := range c.procs {
 		if n := strings.Count(p.log.String(), "watermill-amqp started: no error for servers that are down"); n != 1 {
-			t.Errorf("%s: %d lines say what the bus cannot do, want 1", host, n)
+			t.Errorf("%s: %d lines of the log name what the bus cannot do, want 1", host, n)
 		}
 	}
 }
@@ -138,7 +138,7 @@ func (c *cloud) services(cl *gophercloud.ServiceClient) []services.Service {
 	return list
 }
 
-// allUp checks the services of testCloud.
+// allUp checks that all services of testCloud are up.
 func (c *cloud) allUp(cl *gophercloud.ServiceClient) {
 	c.Helper()
 	list := c.services(cl)
@@ -234,8 +234,8 @@ func TestDrain(t *testing.T) {
 	c.deleteAll(cl[1], hosts)
 }
 
-// TestReschedule: after a failed build the next host is chosen, up to three hosts. Without room the server is in ERROR, and
-// the text of its fault counts the rejection reasons.
+// TestReschedule: after a failed build the server is built on another host; at most three hosts are tried. If no host has
+// room, the server is in ERROR, and the text of its fault counts the rejection reasons.
 func TestReschedule(t *testing.T) {
 	t.Parallel()
 	scenario(t)

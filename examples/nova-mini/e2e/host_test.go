@@ -84,8 +84,8 @@ func (n *node) refused(holder *node) {
 
 // TestHostOfTwo: of several processes with the same host, one owns the host. A second process with the same state path, on
 // a clone of the machine, or with another state path is not ready, names the owner, and receives neither casts nor calls.
-// A killed process owns the host at once after its restart. A newly installed machine owns the host after an operator has
-// removed the old one.
+// A killed process owns the host at once after its restart. The process of a newly installed machine owns the host after an
+// operator has removed the member of the old machine.
 func TestHostOfTwo(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -137,7 +137,7 @@ func TestHostOfTwo(t *testing.T) {
 				n.Kill()
 			}
 
-			// A process that is killed under load owns the host at once after its restart, long before it counts as down.
+			// A killed process owns the host at once after its restart, long before its member is down.
 			first.Kill()
 			again := c.startNode("compute", "again", state)
 			t.Logf("ready again %v after the start", again.ready(30*time.Second))
@@ -156,7 +156,7 @@ func TestHostOfTwo(t *testing.T) {
 				return string(out), err
 			}
 			if out, err := remove(); err == nil || !strings.Contains(out, "is up") || !strings.Contains(out, "--force") {
-				t.Errorf("member remove of one that counts as up: %v %s", err, out)
+				t.Errorf("member remove of a member that is up: %v %s", err, out)
 			}
 			if out, err := remove("--force"); err != nil {
 				t.Errorf("member remove --force: %v %s", err, out)
@@ -205,7 +205,7 @@ func TestHostReplaced(t *testing.T) {
 			select {
 			case <-first.Done():
 			case <-time.After(60 * time.Second):
-				t.Fatalf("the first one goes on:\n%s", first.log)
+				t.Fatalf("the first process does not end:\n%s", first.log)
 			}
 			lines := strings.Split(strings.TrimSpace(first.log.String()), "\n")
 			if last := lines[len(lines)-1]; first.ExitCode() != 1 || !strings.Contains(last, "option host") || !strings.Contains(last, fmt.Sprintf("process %d on machine", second.PID())) {
@@ -220,7 +220,7 @@ func TestHostReplaced(t *testing.T) {
 			}
 			c.settled(cl, total, 60*time.Second)
 			if got, err := filepath.Glob(filepath.Join(fresh, "instances", "node-1", "*.json")); len(got) != total || err != nil {
-				t.Errorf("the second one has %d servers, want %d", len(got), total)
+				t.Errorf("the second process has %d servers, want %d", len(got), total)
 			}
 		})
 	}
@@ -244,7 +244,7 @@ func TestHostKeptInOutage(t *testing.T) {
 	second := c.startNode("compute", "second", clone)
 	second.refused(first)
 	broker.Kill()
-	c.poll("the first one to notice", 30*time.Second, func() error {
+	c.poll("the first process to be not ready", 30*time.Second, func() error {
 		status, body, err := first.readyz()
 		if err == nil && status != http.StatusServiceUnavailable {
 			err = fmt.Errorf("%d %s", status, body)
@@ -263,9 +263,9 @@ func TestHostKeptInOutage(t *testing.T) {
 		return at
 	}
 	heartbeat := get()
-	c.poll("a heartbeat of the first one", 30*time.Second, func() error {
+	c.poll("a heartbeat of the first process", 30*time.Second, func() error {
 		if at := get(); !at.After(heartbeat) {
-			return fmt.Errorf("the last one was at %v", at)
+			return fmt.Errorf("the last heartbeat was at %v", at)
 		}
 		return nil
 	})
@@ -350,12 +350,12 @@ func TestSignalWhileDriverStarts(t *testing.T) {
 	select {
 	case <-n.Done():
 	case <-time.After(20 * time.Second):
-		t.Fatalf("the process goes on:\n%s", n.log)
+		t.Fatalf("the process does not end:\n%s", n.log)
 	}
 	if took := time.Since(began); n.ExitCode() != 0 || took > 5*time.Second {
-		t.Errorf("exit code %d after %v:\n%s", n.ExitCode(), took, n.log)
+		t.Errorf("exit code %d after %v; want 0 within 5 s:\n%s", n.ExitCode(), took, n.log)
 	}
 	if left, err := filepath.Glob(filepath.Join(temp, "driver-*")); len(left) > 0 || err != nil {
-		t.Errorf("%v are left", left)
+		t.Errorf("the driver's directories are left: %v", left)
 	}
 }

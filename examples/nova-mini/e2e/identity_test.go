@@ -32,7 +32,7 @@ func TestIdentity(t *testing.T) {
 	i.testKeystoneAway()
 }
 
-// identities is a cloud whose clients Keystone knows.
+// identities is a cloud with users in Keystone.
 type identities struct {
 	*cloud
 
@@ -105,7 +105,7 @@ func (i *identities) ask(user, method, path, body string) (int, string, http.Hea
 	return res.StatusCode, string(raw), res.Header
 }
 
-// testRequests: what each user may do, and what the API says.
+// testRequests: for each user, the status and the text of the reply to each request.
 func (i *identities) testRequests() {
 	i.Helper()
 	const flavor = `{"flavor": {"name": "f", "ram": 1, "vcpus": 1, "disk": 1}}`
@@ -147,7 +147,7 @@ func (i *identities) testRequests() {
 	}
 }
 
-// testSight: no user sees the servers of other projects in a list, and only administrators see hosts.
+// testSight: no user sees the servers of other projects in a list, and only administrators see the host of a server.
 func (i *identities) testSight() {
 	i.Helper()
 	for user, other := range map[string]string{"eve": i.bob, "root": i.ada} {
@@ -163,7 +163,7 @@ func (i *identities) testSight() {
 	}
 }
 
-// testCommandLine: the answers of nova-mini policy explain and of OpenStack's own client.
+// testCommandLine: the output of nova-mini policy explain and of OpenStack's own client.
 func (i *identities) testCommandLine() {
 	i.Helper()
 	if out, err := i.command("policy", "explain", "--rule", "os_compute_api:os-services:list", "--token", i.token["ada"]).CombinedOutput(); err != nil || !strings.Contains(string(out), "denies\n") {
@@ -187,7 +187,7 @@ func (i *identities) testCommandLine() {
 	}
 }
 
-// testPolicyFile: the operator allows readers to create servers.
+// testPolicyFile: when the operator writes a policy file that allows readers to create servers, a reader can.
 func (i *identities) testPolicyFile() {
 	i.Helper()
 	if err := os.WriteFile(filepath.Join(i.dir, "policy.yaml"), []byte("os_compute_api:servers:create: 'role:reader'\n"), 0o600); err != nil {
@@ -201,14 +201,14 @@ func (i *identities) testPolicyFile() {
 	})
 }
 
-// testKeystoneAway: tokens that are cached are valid, others are not.
+// testKeystoneAway: while Keystone is down, a request with a cached token succeeds. With any other token it gets 503.
 func (i *identities) testKeystoneAway() {
 	i.Helper()
 	i.ks.Kill()
 	if code, body, h := i.ask("new", "GET", "servers", ""); code != 503 || h.Get("Retry-After") == "" {
-		i.Errorf("while Keystone is dead: %d %s", code, body)
+		i.Errorf("a new token while Keystone is down: %d %s", code, body)
 	}
 	if code, body, _ := i.ask("eve", "GET", "servers", ""); code != 200 {
-		i.Errorf("a token that is remembered: %d %s", code, body)
+		i.Errorf("a cached token while Keystone is down: %d %s", code, body)
 	}
 }

@@ -17,9 +17,9 @@ import (
 	"github.com/armature-go/armature/internal/envtest"
 )
 
-// TestLibvirt: a server that is created through REST is a QEMU guest that boots, also if the compute service and the
-// driver's program are killed meanwhile. Its console log is read, and it is stopped, started, rebooted and resized. After
-// its deletion libvirt has no domain and the disk no file of the server.
+// TestLibvirt: a server that is created through REST is a QEMU guest that boots, even if the compute service and the
+// driver's program are killed meanwhile. The test reads the console log, and stops, starts, reboots and resizes the server.
+// After the deletion libvirt has no domain of the server, and its files are removed.
 func TestLibvirt(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -56,7 +56,7 @@ func TestLibvirt(t *testing.T) {
 	if got := domains(); len(got) != 1 || got[0] != "armature-"+s.ID {
 		t.Errorf("libvirt has %v", got)
 	}
-	c.procs["node-1"].Kill() // its driver's program ends, too
+	c.procs["node-1"].Kill() // the driver's program ends, too
 	c.start("compute", "node-1")
 	dir := filepath.Join(c.dir, "instances", "node-1", s.ID)
 	says := func(what string) {
@@ -122,10 +122,10 @@ func TestLibvirt(t *testing.T) {
 	becomes("ACTIVE")
 	says("guest ready: 2 CPUs")
 	if got, err := servers.Get(t.Context(), cl, s.ID).Extract(); err != nil || got.Flavor["id"] != large.ID {
-		t.Errorf("its flavor is %v, %v", got.Flavor, err)
+		t.Errorf("the server's flavor is %v, %v", got.Flavor, err)
 	}
 	if out, err := exec.CommandContext(t.Context(), "qemu-img", "info", "-U", filepath.Join(dir, "disk.qcow2")).Output(); err != nil || !strings.Contains(string(out), "2 GiB") {
-		t.Errorf("its disk: %s, %v", out, err)
+		t.Errorf("the server's disk: %s, %v; want 2 GiB", out, err)
 	}
 	c.deleteAll(cl, nil)
 	if got := domains(); len(got) != 0 {

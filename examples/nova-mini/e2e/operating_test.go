@@ -43,8 +43,8 @@ type operated struct {
 
 	ks   *keystonetest.Keystone
 	text string                // the file, with the test's own addresses
-	user gophercloud.AuthScope // of the user ada
-	env  []string              // of all processes
+	user gophercloud.AuthScope // the scope of the user ada
+	env  []string              // the environment of all processes
 	cl   *gophercloud.ServiceClient
 }
 
@@ -105,7 +105,8 @@ func (o *operated) command(text string, args ...string) (string, int) {
 	return string(out), 0
 }
 
-// testValidate: config validate --online tries each service, and names the option that fails.
+// testValidate: config validate --online tries the broker, the database, Keystone and the driver, and names the option that
+// fails.
 func (o *operated) testValidate() {
 	o.Helper()
 	tried := []string{"[DEFAULT] transport_url", "[database] connection", "[keystone_authtoken] auth_url", "[DEFAULT] compute_driver"}
@@ -123,7 +124,7 @@ func (o *operated) testValidate() {
 				line, want = ": "+option+": ", 1
 			}
 			if !strings.Contains(out, line) {
-				o.Errorf("%s: it does not print %q:\n%s", tt.to, line, out)
+				o.Errorf("%s: config validate does not print %q:\n%s", tt.to, line, out)
 			}
 		}
 		if code != want || !strings.Contains(out, tt.says) {
@@ -192,9 +193,9 @@ func (o *operated) ask(token, method, path, body string) (int, string) {
 	return res.StatusCode, string(raw)
 }
 
-// TestInstalling: after the commands of "Installing" in docs/operating.md on an empty machine, the four services run with
-// the command line of their unit, are ready, and report that to systemd. Only paths, ports and the clone differ. Commands
-// that need systemd, or that create a user of the machine, are left out.
+// TestInstalling runs the commands of "Installing" in docs/operating.md. Then the four services run with the command line
+// of their unit, are ready, and report that to systemd. Only paths and ports differ. The test leaves out the clone, and
+// commands that need systemd or create a user of the machine.
 func TestInstalling(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -264,7 +265,7 @@ func TestInstalling(t *testing.T) {
 		}
 	}
 	if run != 7 || !strings.Contains(last, "nova-compute") || !strings.Contains(last, "controller-1") {
-		t.Errorf("%d steps; the last one prints:\n%s", run, last)
+		t.Errorf("%d steps, want 7; the last step prints:\n%s", run, last)
 	}
 	second := exec.CommandContext(t.Context(), filepath.Join(dir, "bin", "nova-mini"), "compute") // a second compute service of the same host
 	second.Dir, second.Env = dir, env
@@ -274,7 +275,7 @@ func TestInstalling(t *testing.T) {
 	if exit, ok := errors.AsType[*exec.ExitError](err); !ok || exit.ExitCode() != 1 || !strings.Contains(says, "option admin_listen") || !strings.Contains(says, filepath.Join(dir, "run", "compute.sock")+": address already in use: another process listens there; stop it") {
 		t.Errorf("a second compute service: %v, want exit code 1 and the socket in the last line:\n%s", err, out)
 	}
-	if out := shell("openstack compute service list"); !strings.Contains(out, "controller-1") { // by the address in the catalog
+	if out := shell("openstack compute service list"); !strings.Contains(out, "controller-1") { // with the address from the catalog
 		t.Errorf("OpenStack's command line prints:\n%s", out)
 	}
 }
@@ -283,7 +284,7 @@ func parseURL(t *testing.T, raw string) *url.URL {
 	t.Helper()
 	u, err := url.Parse(raw)
 	if err != nil {
-		t.Fatal("the URL of a service cannot be read")
+		t.Fatal("the URL of a broker, database or Keystone is not valid")
 	}
 	return u
 }
@@ -339,7 +340,7 @@ func startUnits(t *testing.T, unit, guide, dir string, env []string) {
 			if named() {
 				return nil
 			}
-			return fmt.Errorf("the log of %s does not have its name:\n%s", name[1], log)
+			return fmt.Errorf("the log of the service %s does not have the service's name:\n%s", name[1], log)
 		}); err != nil {
 			t.Error(err)
 		}

@@ -47,7 +47,7 @@ func request(t *testing.T, method, url, contentType string, body io.Reader) answ
 
 const demo = `{"server": {"name": "x", "flavorRef": "1", "imageRef": "i"}}`
 
-// databaseAway returns how long the database is down, from ARMATURE_TEST_OUTAGE.
+// databaseAway returns how long TestOutage stops the database: ARMATURE_TEST_OUTAGE, or 40 s.
 func databaseAway() time.Duration {
 	if d, err := time.ParseDuration(os.Getenv("ARMATURE_TEST_OUTAGE")); err == nil {
 		return d
@@ -55,9 +55,9 @@ func databaseAway() time.Duration {
 	return 40 * time.Second
 }
 
-// TestOutage: the database and the broker of a running cloud are stopped. The API answers 503 and is not ready, and works
-// again without help when they are back. Servers that were being built when the database stopped are ACTIVE in the end,
-// and no message is dead-lettered, although ten delivery attempts would take only 34 s.
+// TestOutage: the broker or the database of a running cloud is stopped and started again. Meanwhile the API answers 503
+// and is not ready. Afterwards the API works again without help. Servers that were being built when the database stopped
+// are ACTIVE in the end, and no message is dead-lettered, although ten delivery attempts would take only 34 s.
 func TestOutage(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -93,7 +93,7 @@ func TestOutage(t *testing.T) {
 			c.poll("the servers to be built", 30*time.Second, func() error {
 				var n int
 				if err := c.db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operation_current WHERE kind = 'server.create' AND step = 'build'`); err != nil || n != building {
-					return fmt.Errorf("%d are: %w", n, err)
+					return fmt.Errorf("%d servers are being built: %w", n, err)
 				}
 				return nil
 			})
@@ -121,7 +121,7 @@ func TestOutage(t *testing.T) {
 				if a := request(t, r.method, base+r.path, "application/json", strings.NewReader(r.body)); a.status != r.want {
 					t.Errorf("%s %s without the %s: %v, want %d", r.method, r.path, tt.name, a, r.want)
 				} else if strings.Contains(a.body, "127.0.0.1") {
-					t.Errorf("%s %s without the %s tells addresses: %v", r.method, r.path, tt.name, a)
+					t.Errorf("%s %s without the %s names an address: %v", r.method, r.path, tt.name, a)
 				}
 			}
 			<-back
@@ -134,7 +134,7 @@ func TestOutage(t *testing.T) {
 				}
 				return nil
 			})
-			// A service may be down for a moment, because it could not send heartbeats.
+			// The compute service may be down for a moment, because it could not send heartbeats.
 			c.hostsUp(cl, 1)
 			s, err := create(t.Context(), cl, "after", "1", nil)
 			if err != nil {
@@ -216,15 +216,15 @@ func TestBadInput(t *testing.T) {
 	t.Cleanup(func() { // when the sub-tests are done
 		var servers, flavors int
 		if err := c.db.Get(&servers, `SELECT COUNT(*) FROM servers`); err != nil || servers != 0 {
-			t.Errorf("%d servers, error %v; bad input changed something", servers, err)
+			t.Errorf("%d servers, error %v; want 0: a bad request created a server", servers, err)
 		}
 		if err := c.db.Get(&flavors, `SELECT COUNT(*) FROM flavors`); err != nil || flavors != 5 {
-			t.Errorf("%d flavors, error %v; bad input changed something", flavors, err)
+			t.Errorf("%d flavors, error %v; want 5: a bad request changed the flavors", flavors, err)
 		}
 	})
 }
 
-// TestMicroversions: only microversion 2.1 is supported, and the replies say so.
+// TestMicroversions: only microversion 2.1 is supported, and each reply names its microversion.
 func TestMicroversions(t *testing.T) {
 	t.Parallel()
 	scenario(t)

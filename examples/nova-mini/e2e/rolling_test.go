@@ -14,8 +14,8 @@ import (
 	"time"
 )
 
-// balancer is a load balancer before several APIs. It checks ten times a second which APIs are ready, and sends requests
-// to these. A request is never repeated.
+// balancer is a load balancer in front of several APIs. It checks ten times a second which APIs are ready, and sends
+// requests to these. It never repeats a request.
 type balancer struct {
 	client *http.Client
 
@@ -41,12 +41,12 @@ func (b *balancer) knows(url string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.ready[url] {
-		return errors.New("it is not ready")
+		return errors.New("the API is not ready")
 	}
 	return nil
 }
 
-// probe runs until ctx ends.
+// probe checks which APIs are ready until ctx ends.
 func (b *balancer) probe(ctx context.Context) {
 	probes := &http.Client{Timeout: time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
 	for ctx.Err() == nil {

@@ -28,8 +28,8 @@ import (
 	"github.com/armature-go/armature/service/auth"
 )
 
-// TestStatements prints the SQL statements of a request to the API, which carry the request's id, and limits their number in all
-// services together, without BEGIN and COMMIT. The scheduler knows the hosts before, as in a running cloud.
+// TestStatements prints the SQL statements that all services together run for one request to the API, and limits their
+// number. BEGIN and COMMIT do not count. The caches, such as the scheduler's hosts, are filled by an earlier request.
 func TestStatements(t *testing.T) {
 	t.Parallel()
 	dbtest.EachURL(t, func(t *testing.T, url string) {
@@ -77,8 +77,8 @@ func TestStatements(t *testing.T) {
 			})
 			return ids
 		}
-		// fewest returns the statements of the request that needed the fewest of three: a conductor may try once more to take an
-		// operation that has ended meanwhile.
+		// fewest makes three requests, prints the statements of the request that needed the fewest, and checks their number.
+		// A request may need more statements, when a conductor tries to lease an operation that has just ended.
 		fewest := func(what string, most int, request func(i int) (id string)) {
 			var least []string
 			for i := range 3 {

@@ -9,8 +9,8 @@ import (
 	"github.com/armature-go/armature/internal/waittest"
 )
 
-// TestAwayLongerThanBuildTimeout: during twelve builds the compute services, or the conductors, are stopped for longer than
-// the build timeout. Every server ends ACTIVE, or in ERROR and removed from its host.
+// TestAwayLongerThanBuildTimeout: during twelve builds the compute service, or the conductors, are killed or paused for
+// longer than the build timeout. Every server ends ACTIVE, or in ERROR and removed from its host.
 func TestAwayLongerThanBuildTimeout(t *testing.T) {
 	t.Parallel()
 	scenario(t)
@@ -43,17 +43,17 @@ func TestAwayLongerThanBuildTimeout(t *testing.T) {
 			c.poll("the servers to be built", 30*time.Second, func() error {
 				var n int
 				if err := c.db.GetContext(t.Context(), &n, `SELECT COUNT(*) FROM operation_current WHERE kind = 'server.create' AND step = 'build'`); err != nil || n != total {
-					return fmt.Errorf("%d are: %w", n, err)
+					return fmt.Errorf("%d servers are being built: %w", n, err)
 				}
 				return nil
 			})
-			waittest.Pass(t, time.Second, "the middle of Spawn comes")
+			waittest.Pass(t, time.Second, "until the driver is in the middle of Spawn")
 			for _, v := range tt.victims {
 				if err := c.procs[v[1]].Signal(tt.signal); err != nil {
 					t.Fatal(err)
 				}
 			}
-			waittest.Pass(t, timeout+4*time.Second, "services are away for longer than the build timeout, by the database's clock")
+			waittest.Pass(t, timeout+4*time.Second, "services are down for longer than the build timeout, by the database's clock")
 			for _, v := range tt.victims {
 				if tt.signal == syscall.SIGKILL {
 					<-c.procs[v[1]].Done()
@@ -64,7 +64,7 @@ func TestAwayLongerThanBuildTimeout(t *testing.T) {
 			}
 			by := c.settled(cl, total, 90*time.Second)
 			if tt.active && len(by["ACTIVE"]) != total {
-				t.Errorf("%d of %d are ACTIVE; faults: %v", len(by["ACTIVE"]), total, faults(by["ERROR"]))
+				t.Errorf("%d of %d servers are ACTIVE; faults: %v", len(by["ACTIVE"]), total, faults(by["ERROR"]))
 			}
 			for _, s := range by["ERROR"] {
 				if s.Host != "" {
@@ -82,7 +82,7 @@ func TestAwayLongerThanBuildTimeout(t *testing.T) {
 // gone waits until exactly left servers are on the hosts.
 func (c *cloud) gone(left int) {
 	c.Helper()
-	c.poll("the hosts to have what is ACTIVE alone", 90*time.Second, func() error {
+	c.poll("the hosts to have only the ACTIVE servers", 90*time.Second, func() error {
 		if n := len(c.onHosts()); n != left {
 			return fmt.Errorf("the hosts have %d servers, want %d", n, left)
 		}

@@ -18,7 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// collected has the spans that an OTLP collector has received, by id.
+// collected is an OTLP collector. It keeps the spans that it receives, by id.
 type collected struct {
 	mu    sync.Mutex
 	spans map[string]*otlp.Span
@@ -62,7 +62,7 @@ func (c *collected) below(trace string) []string {
 }
 
 // TestTraces: a client's request is one trace, from the client's own span through the API, the conductor and the scheduler
-// to the host. The logs of all services have the trace's and the request's id.
+// to the host. The logs of the API, the conductor and the host have the client's request id.
 func TestTraces(t *testing.T) {
 	t.Parallel()
 	scenario(t)
