@@ -16,8 +16,8 @@ import (
 // findRow matches a row of the table "Where to find what" in docs/architecture.md: behavior, search word, file.
 var findRow = regexp.MustCompile("(?m)^\\| ([^|]+) \\| `([^`]+)` \\| \\[`([^`]+)`\\]\\(\\.\\./([^)]+)\\) \\|$")
 
-// TestFind: each search word in docs/architecture.md leads to the file beside it. A reader greps for the word without regard
-// to case and looks at the three files with the most lines that have it, so the file must be one of these.
+// TestFind: each search word in docs/architecture.md leads to the file in the same row. A reader searches the code for the
+// word, in upper or lower case, and opens the three files with the most matching lines. So the file must be one of these.
 func TestFind(t *testing.T) {
 	t.Parallel()
 	raw, err := os.ReadFile("docs/architecture.md")
@@ -45,8 +45,8 @@ func TestFind(t *testing.T) {
 	}
 }
 
-// readSources returns the lines, in lower case, of each Go file that is neither a test, nor generated, nor in a package for
-// tests, by path.
+// readSources returns the lines of Go files, in lower case, by the path of the file. It skips tests, generated files and
+// packages for tests.
 func readSources(t *testing.T) map[string][]string {
 	t.Helper()
 	out := map[string][]string{}

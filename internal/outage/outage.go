@@ -20,10 +20,10 @@ type Log struct {
 	limiter  Limiter
 }
 
-// Note logs the result of a call. An error is logged as "<action> failed" at the level, or at DEBUG if the last line at
-// that level is less than a minute old and always is false. The first success after failures is logged as
-// "<action> works again" at INFO. Other successes are not logged. attrs are added to each line, besides "error" and
-// "failures", the number of consecutive failures.
+// Note logs the result of a call. An error is logged as "<action> failed". The line has the given level if always is true,
+// or if no failure was logged at this level in the last minute; otherwise it is at DEBUG. The first success after failures
+// is logged as "<action> works again" at INFO. Other successes are not logged. Each line has attrs, and "failures", the
+// number of consecutive failures. A line about a failure also has "error".
 func (l *Log) Note(ctx context.Context, log *slog.Logger, level slog.Level, action string, err error, always bool, attrs ...any) {
 	if err == nil {
 		if l.failures > 0 {

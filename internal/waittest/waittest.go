@@ -44,9 +44,9 @@ func Poll(limit time.Duration, f func() error) error {
 	}
 }
 
-// Pass blocks for d. It is for tests in which real time must pass and no signal shows that it has passed: the clock of a
-// database or a broker must advance, or a fault must last so long. why names the clock or the fault. Use a signal or a bubble
-// of testing/synctest wherever possible.
+// Pass blocks for d. It is for tests in which real time must pass and no signal shows that it has passed. For example, the
+// clock of a database or a broker must advance, or a fault must last so long. why names the clock or the fault. Use a signal or
+// a bubble of testing/synctest wherever possible.
 func Pass(t testing.TB, d time.Duration, why string) {
 	t.Helper()
 	t.Logf("%s pass: %s", d, why)
