@@ -11,10 +11,12 @@ import (
 // UpdateVar is the name of the environment variable that makes [Contract] write its file if its value is not empty.
 const UpdateVar = "ARMATURE_UPDATE"
 
-// Contract fails the test if text, the contract of name, is not the content of file. broken gets the content of the file and
-// returns the parts of it that text no longer keeps, one line for each. If there are any, Contract fails with them and with
-// remedy, a text that says what a broken contract requires (it may be empty), and never writes the file. Otherwise text has only new parts:
-// with ARMATURE_UPDATE=1 Contract writes it to file.
+// Contract fails the test if text, the contract of name, is not the content of file.
+//
+// broken gets the content of the file and returns the promises in it that text no longer keeps, one line for each. If there
+// are any, the failure has these lines and remedy, and Contract never writes the file. remedy says what to do about a broken
+// contract; it may be empty. If no promise is broken, text has only new promises, and with ARMATURE_UPDATE=1 Contract
+// writes text to file.
 func Contract(t testing.TB, name, file, text, remedy string, broken func(old string) ([]string, error)) {
 	t.Helper()
 	update := os.Getenv(UpdateVar) != ""
