@@ -24,7 +24,7 @@ FUZZ      ?= 20000x
 WITH := exec bin/testenv --
 SELF := $(MAKE) --no-print-directory
 
-.PHONY: run test short lint bench chaos soak fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
+.PHONY: run test short lint bench chaos soak release-check fuzz generate fmt clean checks vet tidy vuln unit bin/testenv
 .NOTPARALLEL: # tests that measure time must not share the cores with other targets
 
 run:
@@ -98,6 +98,10 @@ chaos: bin/testenv
 
 soak: bin/testenv
 	$(WITH) env ARMATURE_TEST_LATE=2m ARMATURE_TEST_OUTAGE=60s $(GO) test -race $(TAGS) -count $(ROUNDS) -timeout 6h ./...
+
+# release-check compares the tree with the last release, see testdata/last-release.
+release-check:
+	$(GO) run ./internal/releasecheck
 
 # generate makes the Go and Python code of the .proto files. TestGenerated fails if the committed code
 # differs.

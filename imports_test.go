@@ -99,6 +99,7 @@ var rules = map[string][]string{
 	"internal/keystonetest": {"internal/envtest", "internal/testenv", "github.com/gophercloud/gophercloud/v2"},
 	"internal/compare":      {},
 	"internal/goldentest":   {},
+	"internal/releasecheck": {"github.com/pb33f/libopenapi"},
 	"internal/backoff":      {},
 	"internal/keylock":      {},
 	"internal/text":         {},
